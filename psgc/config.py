@@ -1,0 +1,303 @@
+"""The run's YAML: what may stand in it, and one line about the first thing that is wrong with it.
+
+`psgc.yaml_source` turns text and `--set` overrides into plain dictionaries; the pydantic models here say
+what is allowed in them. Every problem of either becomes a UserError of one line: where, dotted key, what
+is wrong, what would be right. Paths stay as given: relative to the current directory, as in any MPI program.
+"""
+
+import re
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from psgc.errors import UserError
+from psgc.yaml_source import Key, Source, printable, shown, to_text
+
+
+def _refuse(text: str, *keys: str) -> PydanticCustomError:
+    """An error at `keys[0]`, below the section that raises it, or at another one if --set wrote that."""
+    return PydanticCustomError("psgc", "{text}", {"text": text, "keys": keys})
+
+
+def _expect(text: str) -> WrapValidator:
+    """Replaces pydantic's words about a wrong value by `expected <text>, got <value>`."""
+
+    def check(value: Any, inner: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return inner(value)
+        except ValidationError as error:
+            first = error.errors()[0]
+            if first["loc"]:  # about something inside the value, which has its own words
+                raise
+            upper = f" and <= {first['ctx']['le']}" if first["type"] == "less_than_equal" else ""
+            raise _refuse(f"expected {text}{upper}, got {shown(value)}") from None
+
+    return WrapValidator(check)
+
+
+def _one_line(text: str) -> str:
+    if len(text.splitlines()) != 1 or "\0" in text or not text.encode():
+        raise ValueError("not one line of text")
+    return text
+
+
+def _rank(key: Any) -> Any:
+    if key != "all" and not re.fullmatch("[1-9][0-9]{0,8}", str(key)):
+        raise _refuse(f"expected a worker's rank (1, 2, ...) or 'all', got {shown(key)}")
+    return key if key == "all" else int(key)
+
+
+_LARGEST = 2**31 - 1
+Count = Annotated[int, Field(ge=1, le=_LARGEST), _expect("a whole number >= 1")]
+Natural = Annotated[int, Field(ge=0, le=_LARGEST), _expect("a whole number >= 0")]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), _expect("a number > 0")]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False), _expect("a number >= 0")]
+Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False), _expect("a number >= 0 and < 1")]
+PathText = Annotated[str, AfterValidator(_one_line), _expect("a path")]
+Rank = Annotated[int | Literal["all"], BeforeValidator(_rank)]
+PerRank = Annotated[dict[Rank, Positive], Field(min_length=1)]
+
+
+class Section(BaseModel):
+    """A mapping with fixed keys."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keys(cls, data: Any) -> Any:
+        if isinstance(data, BaseModel):
+            return data
+        keys = ", ".join(cls.model_fields)
+        if not isinstance(data, dict):
+            raise _refuse(f"expected a mapping with the keys {keys}, got {shown(data)}")
+        for key in data:
+            if key not in cls.model_fields:
+                near = get_close_matches(key, cls.model_fields, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"expected one of {keys}"
+                raise _refuse(f"unknown key, {hint}", key)
+        for key, field in cls.model_fields.items():
+            if field.is_required() and key not in data:
+                raise _refuse(f"missing, expected {field.description}", key)
+        return data
+
+    def _unused(self, key: str, owner: str) -> None:
+        """Refuses a value the chosen kind ignores; defaults pass, since config.yaml is written in full."""
+        if getattr(self, key) != type(self).model_fields[key].default:
+            raise _refuse(f"{owner} does not use it", key)
+
+
+_DOTTED = r"[^\W\d]\w*(\.[^\W\d]\w*)*"
+_PROBLEMS = "least_squares, logistic, softmax, mlp or python: 'module:object'"
+
+
+class BuiltinProblem(Section):
+    kind: Annotated[Literal["least_squares", "logistic", "softmax", "mlp"], _expect(_PROBLEMS)] = Field(
+        description=_PROBLEMS
+    )
+    l2: NotNegative = 0.0
+    hidden: Count = 64
+
+    @model_validator(mode="after")
+    def _hidden_is_for_mlp(self) -> Self:
+        if self.kind != "mlp":
+            self._unused("hidden", f"kind {self.kind}")
+        return self
+
+
+class PythonProblem(Section):
+    kind: Annotated[Literal["python"], _expect("no kind, or python, beside the key python")] = "python"
+    python: Annotated[str, Field(pattern=rf"^{_DOTTED}:{_DOTTED}$"), _expect("'module:object'")] = Field(
+        description="'module:object'"
+    )
+    options: Annotated[dict[str, Any], _expect("a mapping of keyword arguments")] = {}
+
+
+class Data(Section):
+    path: PathText = Field(description="a file: .npz, .npy (with labels: another .npy) or LIBSVM text")
+    labels: PathText | None = None
+    test: PathText | None = None
+    test_labels: PathText | None = None
+
+    @model_validator(mode="after")
+    def _labels_of_something(self) -> Self:
+        if self.test_labels is not None and self.test is None:
+            raise _refuse("labels without data, give data.test as well", "test_labels", "test")
+        return self
+
+
+_OPTIMIZERS = "sgd, momentum, nesterov or adam"
+
+
+class Optimizer(Section):
+    kind: Literal["sgd", "momentum", "nesterov", "adam"] = Field(description=_OPTIMIZERS)
+    lr: Positive = Field(description="a number > 0")
+    momentum: Fraction = 0.9
+    beta1: Fraction = 0.9
+    beta2: Fraction = 0.999
+    epsilon: Positive = 1e-8
+
+    @model_validator(mode="after")
+    def _only_what_the_kind_uses(self) -> Self:
+        if self.kind not in ("momentum", "nesterov"):
+            self._unused("momentum", f"kind {self.kind}")
+        if self.kind != "adam":
+            for key in ("beta1", "beta2", "epsilon"):
+                self._unused(key, f"kind {self.kind}")
+        return self
+
+
+class AssignmentFile(Section):
+    kind: Literal["file"] = Field(description="file")
+    path: PathText = Field(description="a .npy file with a 0/1 matrix, chunks x workers")
+
+
+AssignmentName = Annotated[
+    Literal["blocks", "cyclic", "fractional", "graph"],
+    _expect("blocks, cyclic, fractional, graph or {kind: file, path: ...}"),
+]
+
+
+class Coding(Section):
+    chunks_per_worker: Count = 8
+    replication: Count = 3
+    assignment: Annotated[
+        Annotated[AssignmentName, Tag("<name>")] | Annotated[AssignmentFile, Tag("<file>")],
+        Discriminator(lambda value: "<file>" if isinstance(value, (dict, AssignmentFile)) else "<name>"),
+    ] = "blocks"
+    parts: Count = 1
+    coding_matrix: Literal["spread", "gaussian"] = "spread"
+
+    @model_validator(mode="after")
+    def _enough_holders(self) -> Self:
+        if isinstance(self.assignment, str) and self.parts > self.replication:
+            text = f"parts {self.parts} is more than replication {self.replication}, each needs a holder"
+            raise _refuse(text, "parts", "replication")
+        return self
+
+
+class Faults(Section):
+    collect_timeout: Positive = 30.0  # seconds
+
+
+class Stragglers(Section):
+    """Emulated slowness: workers take `factor` times as long, or (a mean of) `seconds` for each chunk."""
+
+    kind: Literal["none", "slow", "exponential"] = "none"
+    factor: Annotated[PerRank, _expect("a mapping {rank or all: a number > 0}")] | None = None
+    seconds: Annotated[PerRank, _expect("a mapping {rank or all: seconds > 0}")] | None = None
+
+    @model_validator(mode="after")
+    def _one_amount(self) -> Self:
+        if self.kind == "none":
+            self._unused("factor", "kind none")
+            self._unused("seconds", "kind none")
+        elif (self.factor is None) == (self.seconds is None):
+            text = f"kind {self.kind} needs either factor or seconds, for example factor: {{3: 10}}"
+            raise _refuse(text, "factor", "seconds", "kind")
+        return self
+
+    def amount(self, rank: int) -> float | None:
+        """This rank's factor or seconds, whichever is given: its own, else that of "all", else None."""
+        amounts = self.factor or self.seconds or {}
+        return amounts.get(rank, amounts.get("all"))
+
+
+def _problem_tag(value: Any) -> str:
+    if isinstance(value, dict):
+        return "<python>" if "python" in value or value.get("kind") == "python" else "<builtin>"
+    return "<python>" if isinstance(value, PythonProblem) else "<builtin>"
+
+
+class Config(Section):
+    """A run, validated. Read-only; the attributes are those of design section 5."""
+
+    problem: Annotated[
+        Annotated[BuiltinProblem, Tag("<builtin>")] | Annotated[PythonProblem, Tag("<python>")],
+        Discriminator(_problem_tag),
+    ] = Field(description="a mapping, for example {kind: logistic}")
+    data: Data | None = None
+    optimizer: Optimizer = Field(description="a mapping, for example {kind: nesterov, lr: 0.5}")
+    iterations: Count = Field(description="a whole number >= 1")
+    batch: Count | None = None  # rows sampled from every chunk; None: all of them
+    coding: Coding = Coding()
+    schedule: Literal["uncoded", "full", "random", "static", "skipping"] = "skipping"
+    transfer: Literal["auto", "per_chunk", "combined"] = "auto"
+    backend: Literal["auto", "numpy", "cupy"] = "auto"
+    dtype: Literal["float64", "float32"] = "float64"
+    faults: Faults = Faults()
+    stragglers: Stragglers = Stragglers()
+    output: PathText = Field(description="the run directory, for example runs/quickstart")
+    seed: Natural = 0
+
+    @model_validator(mode="after")
+    def _builtin_problems_need_data(self) -> Self:
+        if self.data is None and isinstance(self.problem, BuiltinProblem):
+            raise _refuse(f"missing, problem {self.problem.kind} needs data: {{path: ...}}", "data")
+        return self
+
+    def to_yaml(self) -> str:
+        """The configuration, defaults included, as text that `from_yaml_text` reads back to an equal one."""
+        return to_text(self.model_dump())
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Reads a run's YAML file and applies `--set` overrides ("coding.parts=2", the value is YAML) in order.
+
+    Raises UserError, one line, for the first thing wrong: the file, the YAML, a key, a value, an override.
+    """
+    source = Source.from_file(path)
+    for override in overrides:
+        source.override(override)
+    return _validated(source)
+
+
+def from_yaml_text(text: str, name: str = "config.yaml") -> Config:
+    """The configuration in `text`; `name` is what errors call it. Raises UserError."""
+    return _validated(Source(text, printable(name)))
+
+
+def _validated(source: Source) -> Config:
+    if source.tree is None:
+        keys = ", ".join(Config.model_fields)
+        raise UserError(f"{source.name}: empty, expected a mapping with the keys {keys}")
+    try:
+        return Config.model_validate(source.tree)
+    except ValidationError as error:
+        raise _first(error, source) from None
+
+
+def _first(error: ValidationError, source: Source) -> UserError:
+    """The first of pydantic's errors, at the place where its key (else the nearest parent) was written."""
+    first = error.errors(include_url=False)[0]
+    tags = ("<builtin>", "<python>", "<name>", "<file>", "[key]")
+    key: Key = tuple(str(name) for name in first["loc"] if name not in tags)
+    context = first.get("ctx", {})
+    below = [(*key, name) for name in context.get("keys", ())]
+    if below:  # blame the command line rather than the file
+        key = next((k for k in below if source.place(k).startswith("--set ")), below[0])
+    if first["type"] == "psgc":
+        text = str(context["text"])
+    elif first["type"] == "literal_error":
+        text = f"expected {context['expected'].replace(chr(39), '')}, got {shown(first['input'])}"
+    else:
+        text = str(first["msg"])
+    place, dotted = source.place(key), printable(".".join(key))
+    said = not key or place.startswith(f"--set {dotted}=")
+    return UserError(f"{place}: {text}" if said else f"{place}: {dotted}: {text}")

@@ -1,0 +1,180 @@
+"""YAML text and `--set` overrides as plain Python, with the place where every key was written.
+
+The YAML is the plain core of YAML 1.2, so that text means what it looks like: `1e-3` is a number, `no` and
+`2013-01-01` are text. Tags, aliases and a second value for a key are refused. All errors are UserErrors.
+"""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from psgc.errors import UserError
+
+Key = tuple[str, ...]  # ("coding", "parts")
+MAX_DEPTH = 20
+MAX_DIGITS = 100
+
+
+class Source:
+    """What a YAML file and the overrides after it say.
+
+    `tree` is made of dict (text keys), list, str, int, float, bool and None; it is None for an empty file.
+    """
+
+    def __init__(self, text: str, name: str) -> None:
+        self.name = name
+        self._places: dict[Key, str] = {}
+        self.tree = self._read(text, (), lambda line: f"{name}:{line}")
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> "Source":
+        name = printable(str(path))
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except FileNotFoundError:
+            raise UserError(f"{name}: no such file") from None
+        except UnicodeDecodeError:
+            raise UserError(f"{name}: not UTF-8 text, expected YAML") from None
+        except OSError as error:
+            raise UserError(f"{name}: cannot be read: {error.strerror}") from None
+        except ValueError:  # a NUL in the path
+            raise UserError(f"{name}: cannot be read: not a path") from None
+        return cls(text, name)
+
+    def place(self, key: Key) -> str:
+        """Where `key`, else its nearest parent, was written: "run.yaml:7" or "--set coding.parts=2"."""
+        return next(
+            (self._places[key[:n]] for n in range(len(key), 0, -1) if key[:n] in self._places), self.name
+        )
+
+    def override(self, text: str) -> None:
+        """Puts `key.key=value`, the value being YAML, in the place of what is there."""
+        place = f"--set {printable(text)}"
+        dotted, equals, value = text.partition("=")
+        key = tuple(dotted.strip().split("."))
+        if not equals or not all(key):
+            raise UserError(f"{place}: expected key=value, for example coding.parts=2")
+        for old in [old for old in self._places if old[: len(key)] == key]:
+            del self._places[old]
+        section = self.tree = {} if self.tree is None else self.tree
+        for depth, name in enumerate(key, start=1):
+            if not isinstance(section, dict):
+                above = printable(".".join(key[: depth - 1])) or self.name
+                raise UserError(f"{place}: {above} is {shown(section)}, not a mapping")
+            self._places.setdefault(key[:depth], place)
+            if depth == len(key):
+                section[name] = self._read(value, key, lambda line: place)
+            elif section.get(name) is None:
+                section[name] = {}
+            section = section[name]
+
+    def _read(self, text: str, key: Key, place_of: Callable[[int], str]) -> Any:
+        try:
+            node = yaml.compose(text, Loader=_Loader)
+        except yaml.MarkedYAMLError as error:
+            line = error.problem_mark.line + 1 if error.problem_mark else 1
+            raise UserError(f"{place_of(line)}: not valid YAML: {printable(str(error.problem))}") from None
+        except yaml.reader.ReaderError as error:
+            line = text.count("\n", 0, error.position) + 1
+            raise UserError(f"{place_of(line)}: not valid YAML: a character that is not text") from None
+        except (ValueError, OverflowError):  # PyYAML passes "\U00110000" and the like on to chr()
+            raise UserError(
+                f"{place_of(1)}: not valid YAML: a character or number that does not exist"
+            ) from None
+        return None if node is None else self._plain(node, key, place_of)
+
+    def _plain(self, node: yaml.Node, key: Key, place_of: Callable[[int], str]) -> Any:
+        if isinstance(node, yaml.ScalarNode):
+            return _scalar(node, key, place_of)
+        if isinstance(node, yaml.SequenceNode):
+            return [self._plain(item, (*key, str(i)), place_of) for i, item in enumerate(node.value)]
+        mapping: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            place = place_of(key_node.start_mark.line + 1)
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise UserError(f"{place}: expected a plain word as key, got {shown(key_node.value)}")
+            name = (*key, key_node.value)
+            if key_node.value in mapping:
+                raise UserError(
+                    f"{place}: {printable('.'.join(name))}: given twice, first at {self._places[name]}"
+                )
+            self._places[name] = place
+            mapping[key_node.value] = self._plain(value_node, name, place_of)
+        return mapping
+
+
+def to_text(tree: Any) -> str:
+    """YAML that `Source` reads back to the same tree."""
+    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False)
+
+
+def printable(text: str) -> str:
+    """`text` on one line of at most 100 characters."""
+    text = text if text.isprintable() else repr(text)[1:-1]
+    return text if len(text) <= 100 else f"{text[:97]}..."
+
+
+def shown(value: Any) -> str:
+    """A value of the tree, short, for the end of "expected ..., got ..."."""
+    if value is None or isinstance(value, bool):
+        return {None: "nothing", True: "true", False: "false"}[value]
+    if isinstance(value, (dict, list)):
+        return "a mapping" if isinstance(value, dict) else "a list"
+    return repr(value) if len(repr(value)) <= 60 else f"{repr(value)[:57]}..."
+
+
+class _Loader(yaml.SafeLoader):
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+        problem = ""
+        if isinstance(event, yaml.AliasEvent):
+            problem = "aliases (*name) are not supported"
+        elif event.tag is not None:
+            problem = "tags (!name) are not supported"
+        elif self.depth == MAX_DEPTH:
+            problem = f"nested more than {MAX_DEPTH} deep"
+        if problem:
+            raise yaml.composer.ComposerError(None, None, problem, event.start_mark)
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that either `_Loader` or a YAML 1.1 reader would take for something else."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+_INT, _FLOAT, _BOOL, _NULL = (f"tag:yaml.org,2002:{name}" for name in ("int", "float", "bool", "null"))
+_Loader.yaml_implicit_resolvers = {}
+for _tag, _pattern, _starts in (
+    (_INT, r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", list("-+0123456789")),
+    (_FLOAT, r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", list("-+.0123456789")),
+    (_FLOAT, r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", list("-+.")),
+    (_BOOL, r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    (_NULL, r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+):
+    for _class in (_Loader, _Dumper):
+        _class.add_implicit_resolver(_tag, re.compile(rf"(?:{_pattern})\Z"), _starts)
+
+
+def _scalar(node: yaml.ScalarNode, key: Key, place_of: Callable[[int], str]) -> Any:
+    text: str = node.value
+    if node.tag in (_INT, _FLOAT) and len(text) > MAX_DIGITS:
+        place, name = place_of(node.start_mark.line + 1), printable(".".join(key))
+        raise UserError(f"{place}: {name}: expected at most {MAX_DIGITS} digits, got {len(text)}")
+    if node.tag == _INT:
+        return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
+    if node.tag == _FLOAT:
+        return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
+    if node.tag == _BOOL:
+        return text.lower() == "true"
+    return None if node.tag == _NULL else text

@@ -1,0 +1,343 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from psgc.config import BuiltinProblem, Config, PythonProblem, from_yaml_text, load
+from psgc.errors import UserError
+from psgc.yaml_source import to_text
+
+RUN = """\
+problem: {kind: logistic}
+data: {path: data/train.npz}
+iterations: 10
+optimizer: {kind: nesterov, lr: 1e-1}
+coding:
+  replication: 3
+output: runs/x
+"""
+
+
+@pytest.fixture
+def run_yaml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    Path("run.yaml").write_text(RUN)
+    return Path("run.yaml")
+
+
+def refusal(path: str | Path, *overrides: str) -> str:
+    with pytest.raises(UserError) as caught:
+        load(path, overrides)
+    assert caught.value.exit_code == 2
+    assert len(str(caught.value).splitlines()) == 1
+    return str(caught.value)
+
+
+def test_defaults(run_yaml: Path) -> None:
+    config = load(run_yaml)
+    assert config.problem == BuiltinProblem(kind="logistic")
+    assert (config.schedule, config.transfer, config.backend, config.dtype) == (
+        "skipping",
+        "auto",
+        "auto",
+        "float64",
+    )
+    assert config.coding.model_dump() == {
+        "chunks_per_worker": 8,
+        "replication": 3,
+        "assignment": "blocks",
+        "parts": 1,
+        "coding_matrix": "spread",
+    }
+    assert config.optimizer.model_dump() == {
+        "kind": "nesterov",
+        "lr": 0.1,
+        "momentum": 0.9,
+        "beta1": 0.9,
+        "beta2": 0.999,
+        "epsilon": 1e-8,
+    }
+    assert (config.batch, config.seed, config.stragglers.kind, config.faults.collect_timeout) == (
+        None,
+        0,
+        "none",
+        30.0,
+    )
+    assert config.data is not None
+    assert (config.data.path, config.data.labels, config.output) == ("data/train.npz", None, "runs/x")
+
+
+def test_a_config_is_read_only(run_yaml: Path) -> None:
+    with pytest.raises(ValidationError):
+        load(run_yaml).seed = 3
+
+
+def test_overrides_take_effect_in_order(run_yaml: Path) -> None:
+    config = load(
+        run_yaml, ["coding.parts=2", "coding.parts=3", "coding.assignment={kind: file, path: A.npy}"]
+    )
+    assert config.coding.parts == 3
+    assert not isinstance(config.coding.assignment, str)
+    assert config.coding.assignment.path == "A.npy"
+
+
+def test_a_matrix_from_a_file_decides_its_own_replication(run_yaml: Path) -> None:
+    overrides = ["coding.assignment={kind: file, path: A.npy}", "coding.parts=5"]
+    assert load(run_yaml, overrides).coding.parts == 5
+
+
+def test_a_users_problem_needs_no_data(run_yaml: Path) -> None:
+    config = load(run_yaml, ["problem={python: 'my.models:Net', options: {width: 3, names: [a]}}", "data="])
+    assert config.problem == PythonProblem(python="my.models:Net", options={"width": 3, "names": ["a"]})
+    assert config.data is None
+    assert from_yaml_text(config.to_yaml()) == config
+
+
+def test_straggler_amounts(run_yaml: Path) -> None:
+    stragglers = load(run_yaml, ["stragglers={kind: slow, factor: {all: 2, 3: 10.5}}"]).stragglers
+    assert [stragglers.amount(rank) for rank in (1, 3)] == [2.0, 10.5]
+    stragglers = load(run_yaml, ["stragglers={kind: exponential, seconds: {3: 0.1}}"]).stragglers
+    assert [stragglers.amount(rank) for rank in (1, 3)] == [None, 0.1]
+    assert load(run_yaml).stragglers.amount(1) is None
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "problem={kind: mlp, hidden: 3, l2: 0.1}",
+        "optimizer={kind: adam, lr: 3, beta1: 0, epsilon: 1e-30}",
+        "optimizer={kind: sgd, lr: 1e-3}",
+        "coding.assignment={kind: file, path: 1e3.npy}",
+        "stragglers={kind: slow, seconds: {all: 0.5, 2: 1}}",
+        "output='1e3'",
+        'output="é: # 漢 2013-01-01"',
+        "data={path: X.npy, labels: y.npy, test: T.npy, test_labels: t.npy}",
+    ],
+)
+def test_the_resolved_text_reads_back_equal(run_yaml: Path, override: str) -> None:
+    config = load(run_yaml, [override])
+    text = config.to_yaml()
+    assert from_yaml_text(text) == config
+    assert yaml.safe_load(text) == config.model_dump()  # any YAML 1.1 reader sees the same
+
+
+WHOLE = "run.yaml:3: iterations: expected a whole number >= 1"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("  repli", "  repl", "run.yaml:6: coding.replcation: unknown key, did you mean 'replication'?"),
+        ("iterations: 10", "iterations: ten", f"{WHOLE}, got 'ten'"),
+        ("iterations: 10", "iterations: 10.0", f"{WHOLE}, got 10.0"),
+        ("iterations: 10", "iterations: true", f"{WHOLE}, got true"),
+        ("iterations: 10", "iterations: '10'", f"{WHOLE}, got '10'"),
+        ("iterations: 10", "iterations:", f"{WHOLE}, got nothing"),
+        ("iterations: 10\n", "", "run.yaml: iterations: missing, expected a whole number >= 1"),
+        (
+            "problem: {kind: logistic}\n",
+            "",
+            "run.yaml: problem: missing, expected a mapping, for example {kind: logistic}",
+        ),
+        (
+            "optimizer: {kind: nesterov, lr: 1e-1}\n",
+            "",
+            "run.yaml: optimizer: missing, expected a mapping, for example {kind: nesterov, lr: 0.5}",
+        ),
+        (
+            "output: runs/x\n",
+            "",
+            "run.yaml: output: missing, expected the run directory, for example runs/quickstart",
+        ),
+        (
+            "data: {path: data/train.npz}\n",
+            "",
+            "run.yaml: data: missing, problem logistic needs data: {path: ...}",
+        ),
+        (", lr: 1e-1", "", "run.yaml:4: optimizer.lr: missing, expected a number > 0"),
+        (
+            "kind: nesterov, ",
+            "",
+            "run.yaml:4: optimizer.kind: missing, expected sgd, momentum, nesterov or adam",
+        ),
+        ("lr: 1e-1", "lr: 0", "run.yaml:4: optimizer.lr: expected a number > 0, got 0"),
+        ("coding:\n", "coding: [\n", "run.yaml:7: not valid YAML: expected ',' or ']', but got ':'"),
+        ("output:", "seed: 1\nseed: 2\noutput:", "run.yaml:8: seed: given twice, first at run.yaml:7"),
+        ("  replication: 3", "  replication: 3\n  parts: 4", "run.yaml:7: coding.parts: parts 4 is more than "
+         "replication 3, each needs a holder"),
+    ],
+)  # fmt: skip
+def test_refused_files(run_yaml: Path, old: str, new: str, message: str) -> None:
+    assert RUN.count(old) == 1
+    run_yaml.write_text(RUN.replace(old, new))
+    assert refusal(run_yaml) == message
+
+
+NUMBER = "expected a number > 0"
+NAMES = "expected blocks, cyclic, fractional, graph or {kind: file, path: ...}"
+PROBLEMS = "expected least_squares, logistic, softmax, mlp or python: 'module:object'"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("iterations=99999999999", "expected a whole number >= 1 and <= 2147483647, got 99999999999"),
+        ("seed=-1", "expected a whole number >= 0, got -1"),
+        ("batch=0", "expected a whole number >= 1, got 0"),
+        ("problem.l2=-1", "expected a number >= 0, got -1"),
+        ("problem.l2=.nan", "expected a number >= 0, got nan"),
+        ("optimizer.lr=.inf", f"{NUMBER}, got inf"),
+        ("optimizer.lr=true", f"{NUMBER}, got true"),
+        ("optimizer.momentum=1", "expected a number >= 0 and < 1, got 1"),
+        ("optimizer.kind=adagrad", "expected sgd, momentum, nesterov or adam, got 'adagrad'"),
+        ("optimizer.beta1=0.5", "kind nesterov does not use it"),
+        ("stragglers=slow", "expected a mapping with the keys kind, factor, seconds, got 'slow'"),
+        ("schedule=dynamic", "expected uncoded, full, random, static or skipping, got 'dynamic'"),
+        ("schedule=[1]", "expected uncoded, full, random, static or skipping, got a list"),
+        ("transfer=3", "expected auto, per_chunk or combined, got 3"),
+        ("backend=torch", "expected auto, numpy or cupy, got 'torch'"),
+        ("dtype=float16", "expected float64 or float32, got 'float16'"),
+        ("faults.collect_timeout=0", f"{NUMBER}, got 0"),
+        ("faults.adopt=true", "unknown key, expected one of collect_timeout"),
+        ("recovery.mode=exact",
+         "recovery: unknown key, expected one of problem, data, optimizer, iterations, "
+         "batch, coding, schedule, transfer, backend, dtype, faults, stragglers, output, seed"),
+        ("codng.parts=2", "codng: unknown key, did you mean 'coding'?"),
+        ("coding.parts=4", "parts 4 is more than replication 3, each needs a holder"),
+        ("coding.coding_matrix=identity", "expected spread or gaussian, got 'identity'"),
+        ("coding.assignment=ring", f"{NAMES}, got 'ring'"),
+        ("coding.assignment=3", f"{NAMES}, got 3"),
+        ("coding.assignment={kind: file}",
+         "coding.assignment.path: missing, expected a .npy file with a 0/1 matrix, chunks x workers"),
+        ("coding.assignment={path: A.npy}", "coding.assignment.kind: missing, expected file"),
+        ("coding.assignment={kind: cyclic, path: x}",
+         "coding.assignment.kind: expected file, got 'cyclic'"),
+        ("problem.kind=svm", f"{PROBLEMS}, got 'svm'"),
+        ("problem={}", f"problem.kind: missing, {PROBLEMS}"),
+        ("problem=mlp", "expected a mapping with the keys kind, l2, hidden, got 'mlp'"),
+        ("problem.hidden=3", "kind logistic does not use it"),
+        ("problem={python: model.py}", "problem.python: expected 'module:object', got 'model.py'"),
+        ("problem={kind: python}", "problem.python: missing, expected 'module:object'"),
+        ("problem={python: 'a:b', kind: mlp}",
+         "problem.kind: expected no kind, or python, beside the key python, got 'mlp'"),
+        ("problem={python: 'a:b', options: 3}",
+         "problem.options: expected a mapping of keyword arguments, got 3"),
+        ("data={}",
+         "data.path: missing, expected a file: .npz, .npy (with labels: another .npy) or LIBSVM text"),
+        ("data.path=", "expected a path, got nothing"),
+        ("data.path=''", "expected a path, got ''"),
+        (r'output="a\nb"', r"expected a path, got 'a\nb'"),
+        (r'output="a\0b"', r"expected a path, got 'a\x00b'"),
+        (r'output="\ud800"', r"expected a path, got '\ud800'"),
+        ("data.test_labels=t.npy", "labels without data, give data.test as well"),
+        ("stragglers.kind=trace", "expected none, slow or exponential, got 'trace'"),
+        ("stragglers.kind=slow", "kind slow needs either factor or seconds, for example factor: {3: 10}"),
+        ("stragglers.factor.3=2", "stragglers.factor: kind none does not use it"),
+        ("stragglers={kind: slow, factor: 3}",
+         "stragglers.factor: expected a mapping {rank or all: a number > 0}, got 3"),
+        ("stragglers={kind: slow, factor: {}}",
+         "stragglers.factor: expected a mapping {rank or all: a number > 0}, got a mapping"),
+        ("stragglers={kind: slow, factor: {3: -1}}", f"stragglers.factor.3: {NUMBER}, got -1"),
+        ("stragglers={kind: slow, seconds: {0: 1}}",
+         "stragglers.seconds.0: expected a worker's rank (1, 2, ...) or 'all', got '0'"),
+        ("stragglers={kind: slow, seconds: {3: 1}, factor: {3: 1}}",
+         "stragglers.factor: kind slow needs either factor or seconds, for example factor: {3: 10}"),
+    ],
+)  # fmt: skip
+def test_refused_overrides(run_yaml: Path, override: str, message: str) -> None:
+    assert refusal(run_yaml, override) == f"--set {override}: {message}"
+
+
+def test_of_two_keys_that_clash_the_overridden_one_is_blamed(run_yaml: Path) -> None:
+    run_yaml.write_text(RUN.replace("  replication: 3", "  replication: 3\n  parts: 3"))
+    assert refusal(run_yaml, "coding.replication=2") == (
+        "--set coding.replication=2: parts 3 is more than replication 2, each needs a holder"
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "run.yaml: empty, expected a mapping with the keys problem, data, "),
+        (b"# nothing\n", "run.yaml: empty, expected a mapping with the keys problem, data, "),
+        (b"- 1\n", "run.yaml: expected a mapping with the keys problem, data, "),
+        (b"\xff\xfe", "run.yaml: not UTF-8 text, expected YAML"),
+    ],
+)
+def test_files_that_are_no_mapping(run_yaml: Path, content: bytes, message: str) -> None:
+    run_yaml.write_bytes(content)
+    assert refusal(run_yaml).startswith(message)
+
+
+def test_files_that_cannot_be_read(run_yaml: Path) -> None:
+    assert refusal("other.yaml") == "other.yaml: no such file"
+    assert refusal(".") == ".: cannot be read: Is a directory"
+    assert refusal("a\0b") == r"a\x00b: cannot be read: not a path"
+
+
+KEYS = [*Config.model_fields, "kind", "lr", "python", "parts", "factor", "path", "all", "3", "lr ", ""]
+values = st.recursive(
+    st.sampled_from(
+        ["logistic", "blocks", "slow", "file", "a:b", 0, 1, -1, 2**70, 0.5, True, None, float("nan")]
+    )
+    | st.text(max_size=5)
+    | st.floats(),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=4),
+    max_leaves=8,
+)
+
+
+def refused_or_equal(read: Callable[[], Config], *places: str) -> None:
+    message = ""
+    try:
+        config = read()
+    except UserError as error:
+        message = str(error)
+    if message:
+        assert len(message.splitlines()) == 1
+        assert message.startswith(places)
+    else:
+        assert from_yaml_text(config.to_yaml()) == config
+
+
+@given(st.text(max_size=60))
+def test_any_text_is_one_line_or_a_config(text: str) -> None:
+    refused_or_equal(lambda: from_yaml_text(text), "config.yaml:")
+
+
+@given(
+    st.text(alphabet="aeilnrstu:{}[]-'\"\n #0123456789", max_size=20),
+    st.integers(0, len(RUN)),
+    st.integers(0, 9),
+)
+def test_any_damage_to_a_good_file_is_one_line_or_a_config(inserted: str, at: int, removed: int) -> None:
+    refused_or_equal(lambda: from_yaml_text(RUN[:at] + inserted + RUN[at + removed :]), "config.yaml:")
+
+
+@given(st.dictionaries(st.sampled_from(KEYS), values, max_size=4))
+def test_any_values_are_one_line_or_a_config(changes: dict[str, Any]) -> None:
+    refused_or_equal(lambda: from_yaml_text(to_text({**yaml.safe_load(RUN), **changes})), "config.yaml:")
+
+
+@given(
+    st.lists(
+        st.text(max_size=20)
+        | st.builds(
+            lambda keys, v: f"{'.'.join(keys)}={v}", st.lists(st.sampled_from(KEYS), max_size=3), values
+        )
+        | st.builds(lambda key, v: f"{key}={to_text(v)}", st.sampled_from(KEYS), values),
+        min_size=1,
+        max_size=3,
+    )
+)
+def test_any_overrides_are_one_line_or_a_config(
+    tmp_path_factory: pytest.TempPathFactory, overrides: list[str]
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "fuzzed.yaml"
+    path.write_text(RUN)
+    refused_or_equal(lambda: load(path, overrides), "--set ", str(path))
