@@ -210,7 +210,7 @@ class Stragglers(Section):
             self._unused("seconds", "kind none")
         elif (self.factor is None) == (self.seconds is None):
             text = f"kind {self.kind} needs either factor or seconds, for example factor: {{3: 10}}"
-            raise _refuse(text, "factor", "seconds", "kind")
+            raise _refuse(text, "kind", "factor", "seconds")
         return self
 
     def amount(self, rank: int) -> float | None:

@@ -246,7 +246,7 @@ PROBLEMS = "expected least_squares, logistic, softmax, mlp or python: 'module:ob
         ("stragglers={kind: slow, seconds: {0: 1}}",
          "stragglers.seconds.0: expected a worker's rank (1, 2, ...) or 'all', got '0'"),
         ("stragglers={kind: slow, seconds: {3: 1}, factor: {3: 1}}",
-         "stragglers.factor: kind slow needs either factor or seconds, for example factor: {3: 10}"),
+         "stragglers.kind: kind slow needs either factor or seconds, for example factor: {3: 10}"),
     ],
 )  # fmt: skip
 def test_refused_overrides(run_yaml: Path, override: str, message: str) -> None:
