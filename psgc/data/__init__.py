@@ -1,0 +1,7 @@
+"""Training data: files opened as memory maps, and cut into chunks."""
+
+from psgc.data.chunks import Chunk, ChunkSource
+from psgc.data.dataset import Dataset, open_data
+from psgc.data.npz import write_dense, write_sparse
+
+__all__ = ["Chunk", "ChunkSource", "Dataset", "open_data", "write_dense", "write_sparse"]

@@ -1,0 +1,86 @@
+"""Chunks: the rows that one gradient is computed over, as they lie in the memory of whoever computes it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from psgc.backend import Array, Backend
+from psgc.data.dataset import Dataset
+from psgc.errors import UserError
+
+
+@dataclass(frozen=True, eq=False)
+class Chunk:
+    """Chunk number `index` of the data.
+
+    X: (rows, num_features), an array or a sparse CSR matrix of the backend; None when the problem brings
+        its own data.
+    y: (rows,) labels, of X's dtype; None likewise.
+    weight: share of the whole data, rows / num_rows; the weights of all chunks add up to 1.
+    """
+
+    index: int
+    X: Any
+    y: Array
+    weight: float
+
+    def sample(self, batch: int, rng: np.random.Generator) -> "Chunk":
+        """This chunk with `batch` of its rows drawn without replacement; all of them when it has no more.
+
+        The weight stays, so a mean over the sample estimates the mean over the chunk without bias.
+        """
+        if self.X is None or batch >= self.X.shape[0]:
+            return self
+        drawn = np.sort(rng.choice(self.X.shape[0], batch, replace=False))
+        return Chunk(self.index, self.X[drawn], self.y[drawn], self.weight)
+
+
+class ChunkSource:
+    """The chunks of a data set, made on first use and kept: chunk i is rows i*n//N to (i+1)*n//N - 1.
+
+    Arrays are converted to `dtype` once. A map that has it already, aligned and contiguous, is used in place,
+    so that the processes of a node share its pages; anything else is copied here, because BLAS would copy it
+    on every call.
+
+    Raises UserError when there are more chunks than rows.
+    """
+
+    def __init__(self, dataset: Dataset | None, num_chunks: int, dtype: Any, backend: Backend) -> None:
+        if dataset is not None and num_chunks > dataset.num_rows:
+            raise UserError(
+                f"{dataset.path}: {dataset.num_rows} rows cannot be cut into {num_chunks} chunks; "
+                "use fewer workers or coding.chunks_per_worker"
+            )
+        self._dataset, self._num_chunks = dataset, num_chunks
+        self._dtype, self._backend = np.dtype(dtype), backend
+        self._chunks: dict[int, Chunk] = {}
+
+    def chunk(self, i: int) -> Chunk:
+        """Chunk i, 0 <= i < num_chunks."""
+        if not 0 <= i < self._num_chunks:
+            raise UserError(f"chunk {i} does not exist, there are {self._num_chunks}")
+        if i not in self._chunks:
+            self._chunks[i] = self._load(i)
+        return self._chunks[i]
+
+    def _load(self, i: int) -> Chunk:
+        if self._dataset is None:
+            return Chunk(i, None, None, 1 / self._num_chunks)
+        num_rows = self._dataset.num_rows
+        lo, hi = i * num_rows // self._num_chunks, (i + 1) * num_rows // self._num_chunks
+        X, y = self._dataset.rows(lo, hi)
+        if self._dataset.sparse:
+            values, indices, indptr = self._usable(X.data), _in_place(X.indices), _in_place(X.indptr)
+            X = self._backend.csr(self._backend.asarray(values), indices, indptr, X.shape)
+        else:
+            X = self._backend.asarray(self._usable(X))
+        return Chunk(i, X, self._backend.asarray(self._usable(y)), (hi - lo) / num_rows)
+
+    def _usable(self, array: np.ndarray) -> np.ndarray:
+        return _in_place(array, self._dtype)
+
+
+def _in_place(array: np.ndarray, dtype: Any = None) -> np.ndarray:
+    """`array` as BLAS and SciPy can use it without copying: aligned, C-contiguous, of `dtype`."""
+    return np.require(np.asarray(array), dtype, ["C", "A"])

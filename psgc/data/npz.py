@@ -1,0 +1,149 @@
+"""Arrays in .npy and .npz files, memory-mapped where the bytes on disk are the bytes in memory.
+
+An .npz file is a zip archive of .npy files. NumPy reads its members through zipfile; a member that is
+stored uncompressed can be mapped at its place in the archive instead, so that the processes of a node share
+one copy and read only the pages they touch. NumPy puts members at odd addresses, which BLAS cannot use in
+place; `write_dense` and `write_sparse` pad the zip headers so that every array starts at a multiple of 64.
+
+Every byte of a file is foreign: whatever is wrong with it becomes a UserError. Nothing is ever unpickled.
+"""
+
+import io
+import math
+import os
+import struct
+import zipfile
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import scipy.sparse
+
+from psgc.errors import UserError
+
+ALIGNMENT = 64
+_LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, ..., length of the name, length of the extra field
+_PADDING_ID = 0xD935  # the extra field that other tools use to align members too
+
+
+def map_npy(path: str) -> np.ndarray:
+    """The array of an .npy file, memory-mapped."""
+    with _foreign(path, "an .npy file"), open(path, "rb") as file:
+        return _map(path, file, 0, os.path.getsize(path))
+
+
+def map_npz(path: str) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file by name: memory-mapped where stored uncompressed, read where compressed."""
+    with _foreign(path, "an .npz file"), open(path, "rb") as file, zipfile.ZipFile(file) as archive:
+        return {
+            info.filename.removesuffix(".npy"): _member(path, file, archive, info)
+            for info in archive.infolist()
+        }
+
+
+def write_dense(path: str | os.PathLike[str], X: Any, y: Any) -> None:
+    """Write X, (num_rows, num_features), and y, (num_rows,), to an .npz file that `open_data` maps.
+
+    The file appears whole or not at all. Raises UserError when the shapes do not match.
+    """
+    X, y = np.asarray(X), np.asarray(y)
+    if X.ndim != 2 or y.shape != X.shape[:1]:
+        raise UserError(f"{path}: expected X (rows, features) and y (rows,), got {X.shape} and {y.shape}")
+    _write(Path(path), {"X": X, "y": y})
+
+
+def write_sparse(path: str | os.PathLike[str], X: Any, y: Any) -> None:
+    """Write X, sparse (num_rows, num_features), and y, (num_rows,), to an .npz file that `open_data` maps.
+
+    The layout is that of `scipy.sparse.save_npz` with `y` added. The file appears whole or not at all.
+    Raises UserError when the shapes do not match.
+    """
+    X, y = scipy.sparse.csr_array(X), np.asarray(y)
+    if X.ndim != 2 or y.shape != X.shape[:1]:
+        raise UserError(f"{path}: expected X (rows, features) and y (rows,), got {X.shape} and {y.shape}")
+    arrays = {"data": X.data, "indices": X.indices, "indptr": X.indptr, "shape": np.array(X.shape)}
+    _write(Path(path), {**arrays, "format": np.array(b"csr"), "y": y})
+
+
+class _foreign:
+    """Turns whatever a parser says about foreign bytes into one UserError.
+
+    zipfile, zlib, ast and NumPy have a dozen exceptions for damaged input and promise none of them.
+    """
+
+    def __init__(self, path: str, expected: str) -> None:
+        self._path, self._expected = path, expected
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, OSError) and error.strerror:
+            raise UserError(f"{self._path}: cannot read it: {error.strerror.lower()}") from error
+        if isinstance(error, Exception) and not isinstance(error, UserError):
+            said = " ".join(str(error).split()) or type(error).__name__
+            raise UserError(f"{self._path}: expected {self._expected}, but it is damaged: {said}") from error
+
+
+def _member(path: str, file: BinaryIO, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
+    if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:  # bit 0: encrypted, read() refuses it
+        return _parse(archive.read(info))
+    file.seek(info.header_offset)
+    signature, name_length, extra_length = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
+    if signature != b"PK\x03\x04":
+        raise ValueError(f"no local header for {info.filename}")
+    start = info.header_offset + _LOCAL_HEADER.size + name_length + extra_length
+    return _map(path, file, start, start + info.file_size)
+
+
+def _map(path: str, file: BinaryIO, start: int, end: int) -> np.ndarray:
+    """The .npy array between two offsets of a file."""
+    file.seek(start)
+    shape, fortran, dtype, size = _header(file)
+    offset = file.tell()
+    if offset + size > min(end, os.path.getsize(path)):
+        raise ValueError(f"an array of shape {shape} needs {size} bytes, {max(0, end - offset)} are there")
+    if size == 0:  # nothing to map
+        return np.empty(shape, dtype)
+    return np.memmap(path, dtype, "r", offset, shape, "F" if fortran else "C")
+
+
+def _parse(content: bytes) -> np.ndarray:
+    """The .npy array that `content` holds."""
+    stream = io.BytesIO(content)
+    shape, fortran, dtype, _ = _header(stream)
+    flat = np.frombuffer(content, dtype, math.prod(shape), stream.tell())
+    return flat.reshape(shape, order="F" if fortran else "C")
+
+
+def _header(stream: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
+    """Shape, Fortran order, dtype and size in bytes; leaves the stream at the first byte of the array."""
+    version = np.lib.format.read_magic(stream)
+    if version == (1, 0):
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+    elif version == (2, 0):
+        shape, fortran, dtype = np.lib.format.read_array_header_2_0(stream)
+    else:
+        raise ValueError(f".npy version {version} holds no plain numbers")
+    if dtype.kind not in "fiubS":
+        raise ValueError(f"an array of {dtype} where plain numbers belong")
+    if any(length < 0 for length in shape):
+        raise ValueError(f"shape {shape}")
+    return shape, fortran, dtype, math.prod(shape) * dtype.itemsize
+
+
+def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file, zipfile.ZipFile(file, "w") as archive:
+            for name, array in arrays.items():
+                info = zipfile.ZipInfo(f"{name}.npy")
+                header = 30 + len(info.filename) + 20 + 4  # zip header, name, zip64 field, padding's head
+                padding = -(file.tell() + header) % ALIGNMENT
+                info.extra = struct.pack("<HH", _PADDING_ID, padding) + bytes(padding)
+                with archive.open(info, "w", force_zip64=True) as member:
+                    np.lib.format.write_array(member, np.asarray(array, order="C"), allow_pickle=False)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

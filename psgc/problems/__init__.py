@@ -1,0 +1,19 @@
+"""What psgc optimises: the Problem protocol and the built-in models."""
+
+from psgc.problems.base import Problem, evaluate
+from psgc.problems.build import check_labels, load_python, make_problem
+from psgc.problems.linear import LeastSquares, Logistic
+from psgc.problems.mlp import Mlp
+from psgc.problems.softmax import Softmax
+
+__all__ = [
+    "LeastSquares",
+    "Logistic",
+    "Mlp",
+    "Problem",
+    "Softmax",
+    "check_labels",
+    "evaluate",
+    "load_python",
+    "make_problem",
+]

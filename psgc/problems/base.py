@@ -1,0 +1,84 @@
+"""What psgc optimises: the Problem protocol, which a user's own model follows as the built-in ones do.
+
+The objective is a sum over chunks, L = sum over i of loss_i, and a worker computes gradients of loss_i. For
+the built-in problems
+
+    loss_i = weight_i * (mean over the rows of chunk i of the row's loss  +  l2 / 2 * |params|^2)
+
+with weight_i = rows of chunk i / rows of the data, so that L is the mean row loss plus l2 / 2 |params|^2
+however the data is cut, and a batch drawn from a chunk gives an unbiased estimate.
+
+A complete problem of one's own, fitting the mean of the labels:
+
+    class Mean:
+        dim = 1
+
+        def initial_params(self):
+            return np.zeros(1)
+
+        def gradient(self, params, chunk, rng):
+            return chunk.weight * (params - chunk.y.mean())
+"""
+
+import sys
+from collections.abc import Callable
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+
+from psgc.backend import Array
+from psgc.data import Chunk
+
+Evaluation: TypeAlias = Callable[[Array, Chunk, np.random.Generator], tuple[float, Array]]
+
+
+class Problem(Protocol):
+    """What a problem must have. Copies of a chunk must agree, so `gradient` depends on its arguments alone.
+
+    Optional, used when present:
+        loss(params, chunk) -> float                            loss_i, for the progress shown and recorded
+        loss_and_gradient(params, chunk, rng) -> (float, vector)   both at the price of one
+        accuracy(params, chunk) -> float                        fraction of the chunk's rows classified right
+    """
+
+    dim: int
+    """Number of parameters, d."""
+
+    def initial_params(self) -> np.ndarray:
+        """The parameters training starts from: (dim,) float64."""
+
+    def gradient(self, params: Array, chunk: Chunk, rng: np.random.Generator) -> Array:
+        """Gradient of loss_i at `params`: (dim,), of the dtype and on the device of `params`.
+
+        rng: seeded by (seed, iteration, chunk); the only source of randomness allowed.
+        """
+
+
+def evaluate(problem: Problem) -> Evaluation:
+    """A function (params, chunk, rng) -> (loss, gradient), by the cheapest way the problem offers.
+
+    The loss is nan for a problem that has only a gradient.
+    """
+    both: Evaluation | None = getattr(problem, "loss_and_gradient", None)
+    if both is not None:
+        return both
+    loss: Callable[[Array, Chunk], float] | None = getattr(problem, "loss", None)
+
+    def separately(params: Array, chunk: Chunk, rng: np.random.Generator) -> tuple[float, Array]:
+        gradient = problem.gradient(params, chunk, rng)
+        return (float("nan") if loss is None else loss(params, chunk)), gradient
+
+    return separately
+
+
+def array_namespace(array: Array) -> Any:
+    """numpy or cupy, whichever `array` belongs to."""
+    return sys.modules["cupy"] if type(array).__module__.partition(".")[0] == "cupy" else np
+
+
+def regularise(loss: Any, gradient: Array, params: Array, weight: float, l2: float) -> tuple[float, Array]:
+    """Add the l2 term: weight * (loss + l2 / 2 |params|^2), and `gradient` with its part added in place."""
+    if l2:
+        gradient += (weight * l2) * params
+        loss = loss + l2 / 2 * (params @ params)
+    return weight * float(loss), gradient

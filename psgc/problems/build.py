@@ -1,0 +1,122 @@
+"""Problems from their names: the built-in ones by kind, the user's own by "module:object"."""
+
+import importlib
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any, cast
+
+import numpy as np
+
+from psgc.data import Dataset
+from psgc.errors import UserError
+from psgc.problems.base import Problem
+from psgc.problems.linear import LeastSquares, Logistic
+from psgc.problems.mlp import Mlp
+from psgc.problems.softmax import Softmax
+
+
+def make_problem(kind: str, *, dataset: Dataset, l2: float = 0.0, hidden: int = 64, seed: int = 0) -> Problem:
+    """The built-in problem `kind` for the rows of `dataset`.
+
+    kind: least_squares, logistic, softmax or mlp.
+    l2: weight of the regularisation.
+    hidden, seed: units of the hidden layer and seed of the initial parameters (mlp).
+
+    Raises UserError when the labels do not fit the problem, see `check_labels`.
+    """
+    num_classes = check_labels(kind, dataset)
+    match kind:
+        case "least_squares":
+            return LeastSquares(dataset.num_features, l2)
+        case "logistic":
+            return Logistic(dataset.num_features, l2)
+        case "softmax":
+            return Softmax(dataset.num_features, num_classes, l2)
+        case _:
+            return Mlp(dataset.num_features, num_classes, hidden, l2, seed)
+
+
+def check_labels(kind: str, dataset: Dataset, num_classes: int | None = None) -> int:
+    """Check that the labels of `dataset` fit the problem `kind`; the number of classes (0 for least_squares).
+
+    num_classes: the classes of the training set, for a test set, in which some may be missing.
+
+    Raises UserError: labels not finite, not 0/1 or -1/+1 (logistic), not 0..C-1 (softmax, mlp).
+    """
+    if kind not in ("least_squares", "logistic", "softmax", "mlp"):
+        raise UserError(f"problem.kind: expected least_squares, logistic, softmax or mlp, got {kind!r}")
+    where = f"labels of {dataset.path}"
+    if not np.isfinite(dataset.y).all():
+        row = int(np.flatnonzero(~np.isfinite(dataset.y))[0])
+        raise UserError(f"{where}: row {row} has {dataset.y[row]}, expected finite numbers")
+    if kind == "least_squares":
+        return 0
+    found = np.unique(dataset.y)
+    if kind == "logistic":
+        if not (np.isin(found, (0, 1)).all() or np.isin(found, (-1, 1)).all()):
+            raise UserError(f"{where} are {_shown(found)}; logistic needs 0/1 or -1/+1")
+        return 2
+    if num_classes is None:
+        if len(found) < 2 or not np.array_equal(found, np.arange(len(found))):
+            raise UserError(f"{where} are {_shown(found)}; {kind} needs all the whole numbers 0..C-1, C >= 2")
+        return len(found)
+    if not np.isin(found, np.arange(num_classes)).all():
+        raise UserError(f"{where} are {_shown(found)}; the training data has 0..{num_classes - 1}")
+    return num_classes
+
+
+def load_python(target: str, options: Mapping[str, Any]) -> Problem:
+    """The user's problem named "module:object"; modules in the current directory are found.
+
+    The object is a problem, or a class or function that makes one when called with `options`.
+
+    Raises UserError: the module or object is missing or fails, or it gives no problem (see `Problem`).
+    """
+    where = f"problem.python: {target}"
+    module_name, _, object_name = target.partition(":")
+    if not module_name or not object_name:
+        raise UserError(f"{where}: expected 'module:object'")
+    made = _import(where, module_name)
+    for name in object_name.split("."):
+        if not hasattr(made, name):
+            raise UserError(f"{where}: {module_name} has no {object_name}")
+        made = getattr(made, name)
+    if isinstance(made, type) or not hasattr(made, "gradient"):
+        if not callable(made):
+            raise UserError(f"{where}: expected a problem, or a class or function that makes one")
+        try:
+            made = made(**options)
+        except Exception as error:  # the user's code: anything can come, and --debug shows where from
+            raise UserError(f"{where}: calling it with {dict(options)} failed: {_said(error)}") from error
+    elif options:
+        raise UserError(f"{where}: is a problem already and takes no options, got {dict(options)}")
+    for method in ("initial_params", "gradient"):
+        if not callable(getattr(made, method, None)):
+            raise UserError(f"{where}: {type(made).__name__} has no method {method}")
+    dim = getattr(made, "dim", None)
+    if not isinstance(dim, int | np.integer) or dim < 1:
+        raise UserError(f"{where}: {type(made).__name__}.dim: expected a whole number >= 1, got {dim!r}")
+    return cast(Problem, made)
+
+
+def _import(where: str, module_name: str) -> Any:
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        return importlib.import_module(module_name)
+    except Exception as error:  # the user's code, as above
+        missing = getattr(error, "name", None) if isinstance(error, ModuleNotFoundError) else None
+        if missing and f"{module_name}.".startswith(f"{missing}."):
+            raise UserError(f"{where}: no module {missing!r} here or installed") from error
+        raise UserError(f"{where}: importing {module_name} failed: {_said(error)}") from error
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def _shown(values: np.ndarray) -> str:
+    """At most five of the sorted values, in one line."""
+    shown = [f"{value:g}" for value in values]
+    return ", ".join(shown if len(shown) <= 5 else [*shown[:4], "...", shown[-1]])
