@@ -1,0 +1,32 @@
+"""The mathematics of psgc: who holds which chunk, in which order, coded how, and how good that can be.
+
+No MPI and no files; usable on its own. Workers are counted from 0 (MPI ranks minus one). Words and symbols: N chunks,
+m workers, l = `parts`, A = `assignment`, O = `ordering`, R = `coding_matrix`.
+"""
+
+from psgc.coding.assignment import blocks, check, cyclic, fractional, from_matrix, graph
+from psgc.coding.bounds import clairvoyant_bound, fluid_limit
+from psgc.coding.coding_matrix import coding_matrix, worst_condition
+from psgc.coding.coefficients import decoding_coefficients, encoding_coefficients, squared_error_measure
+from psgc.coding.ordering import ordering, primary_copies, queues, random_ordering, worst_case
+
+__all__ = [
+    "blocks",
+    "check",
+    "clairvoyant_bound",
+    "coding_matrix",
+    "cyclic",
+    "decoding_coefficients",
+    "encoding_coefficients",
+    "fluid_limit",
+    "fractional",
+    "from_matrix",
+    "graph",
+    "ordering",
+    "primary_copies",
+    "queues",
+    "random_ordering",
+    "squared_error_measure",
+    "worst_case",
+    "worst_condition",
+]

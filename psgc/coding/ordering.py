@@ -1,0 +1,240 @@
+"""In which order a worker does its chunks: the ordering O of an assignment A.
+
+An ordering is a `scipy.sparse.csr_array` of int32 with the sparsity of A: O[i, j] = 1-based position of chunk i in
+worker j's queue.
+
+Orderings are made of *rounds*: a round gives every chunk one of its holders, and shares the chunks out as evenly
+as A allows. Round 1 is the own share where there is one. For a square regular A the rounds are perfect matchings, a
+chunk has each position 1 .. delta at exactly one worker, and this is the paper's optimal ordering.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import numpy as np
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import maximum_bipartite_matching
+
+from psgc.coding.arguments import whole
+from psgc.coding.assignment import Assignment, check, from_matrix
+from psgc.coding.flow import Network
+from psgc.errors import UserError
+
+Ordering: TypeAlias = "csr_array[np.int32, tuple[int, int]]"
+
+
+def ordering(assignment: Assignment) -> Ordering:
+    """Order any assignment: own share first, then the backups round by round.
+
+    Args:
+        assignment: A, shape (N, m), any 0/1 matrix in which every chunk has a holder.
+
+    Returns:
+        O, shape (N, m).
+
+    Raises:
+        UserError: `assignment` is not such a matrix.
+
+    Notes:
+        Round 1 is done in natural order. In later rounds a worker takes first the chunks that come last in the queue of
+        their round-1 holder: those are the ones a slow holder is least likely to have finished.
+
+    References:
+        arXiv:2405.19509, Section 4 (optimal chunk ordering for square regular assignments).
+
+    Example:
+        Two copies of each chunk, one at each position: Q_max meets the paper's optimum N*delta - (delta-l+1)(delta-l+2)/2.
+
+        >>> from psgc.coding.assignment import cyclic
+        >>> A = cyclic(5, 5, 3)
+        >>> O = ordering(A)
+        >>> sorted(O[[0], :].data.tolist())
+        [1, 2, 3]
+        >>> worst_case(A, O, parts=2) == 5 * 3 - (3 - 2 + 1) * (3 - 2 + 2) // 2
+        True
+    """
+    assignment = from_matrix(assignment)
+    chunk, worker = _edges(assignment)
+    round_ = _rounds(chunk, worker, *assignment.shape)
+    own = round_ == 1  # exactly one edge a chunk, so worker[own] is indexed by chunk
+    place = _places(worker[own], np.arange(assignment.shape[0]))
+    lateness = np.where(own, place[chunk], -place[chunk])
+    return _with_positions(assignment, _places(worker, round_, lateness, chunk))
+
+
+def random_ordering(assignment: Assignment, seed: int) -> Ordering:
+    """Every worker's queue shuffled.
+
+    Args:
+        assignment: A, shape (N, m).
+        seed: makes the ordering reproducible.
+
+    Returns:
+        O, shape (N, m).
+
+    Raises:
+        UserError: `assignment` is not an assignment.
+
+    Example:
+        >>> O = random_ordering(np.ones((4, 2)), seed=0)
+        >>> [sorted(queue) for queue in queues(O)]
+        [[0, 1, 2, 3], [0, 1, 2, 3]]
+    """
+    assignment = from_matrix(assignment)
+    shuffled = np.random.default_rng(whole("seed", seed, 0)).random(assignment.nnz)
+    return _with_positions(assignment, _places(assignment.indices, shuffled))
+
+
+def queues(ordering: Ordering) -> list[list[int]]:
+    """Each worker's chunks in the order in which it does them.
+
+    Args:
+        ordering: O, shape (N, m).
+
+    Returns:
+        m lists of chunk numbers.
+
+    Example:
+        >>> queues(csr_array([[1, 2], [2, 1]]))
+        [[0, 1], [1, 0]]
+    """
+    chunk, worker = _edges(ordering)
+    in_turn = chunk[np.lexsort((ordering.data, worker))]
+    ends = np.cumsum(np.bincount(worker, minlength=ordering.shape[1]))
+    return [queue.tolist() for queue in np.split(in_turn, ends[:-1])]
+
+
+def primary_copies(assignment: Assignment, ordering: Ordering, parts: int) -> Assignment:
+    """The copies to use when no machine is slow: `parts` holders a chunk, the work shared out evenly.
+
+    Args:
+        assignment: A, shape (N, m).
+        ordering: O, shape (N, m).
+        parts: l.
+
+    Returns:
+        A sub-assignment of A, shape (N, m), all row sums l and the largest column sum as small as A allows.
+
+    Raises:
+        UserError: a chunk has fewer than l holders, or the shapes differ.
+
+    Notes:
+        The first ceil(N*l/m) places of every queue when they hold every chunk l times (own shares do, and the paper's
+        matchings); otherwise a flow with the smallest capacity.
+
+    Example:
+        >>> from psgc.coding.assignment import cyclic
+        >>> A = cyclic(4, 4, 3)
+        >>> primary_copies(A, ordering(A), parts=2).sum(axis=0).tolist()
+        [2, 2, 2, 2]
+    """
+    assignment = _checked(assignment, ordering, parts)
+    n, m = assignment.shape
+    early = ordering.data <= -(-n * parts // m)
+    chunk, worker = _edges(ordering)
+    if (np.bincount(chunk[early], minlength=n) == parts).all():
+        ones = np.ones(n * parts, np.int8)
+        return csr_array((ones, (chunk[early], worker[early])), shape=(n, m))
+    network = Network(assignment, parts)
+    return network.chosen(network.smallest_capacity())
+
+
+def worst_case(assignment: Assignment, ordering: Ordering, parts: int) -> int:
+    """Q_max: the most chunks the cluster can have finished before the whole gradient is determined.
+
+    Args:
+        assignment: A, shape (N, m).
+        ordering: O, shape (N, m).
+        parts: l.
+
+    Returns:
+        Q_max = max_i Q_i. As soon as Q_max + 1 chunks are finished, wherever, every chunk has l copies.
+
+    Raises:
+        UserError: a chunk has fewer than l holders, or the shapes differ.
+
+    Notes:
+        Q_i is the most that can be finished while chunk i has been finished fewer than l times. Every holder j stops
+        just before i and leaves delta_j - O[i, j] + 1 chunks undone, except for l - 1 holders, best those that would
+        leave the most. Hence Q_i = (number of ones of A) - (all that holders would leave, but for the l - 1 largest).
+
+    References:
+        arXiv:2405.19509, Section 4 (Q_max and its optimal value).
+
+    Example:
+        Both workers hold both chunks in the same order: three of the four copies can be done and chunk 1 still miss
+        its second copy; in opposite orders too. One copy of each is there after 3 and 2 + 1.
+
+        >>> A = np.ones((2, 2))
+        >>> [worst_case(A, csr_array(O), 1) for O in ([[1, 1], [2, 2]], [[1, 2], [2, 1]])]
+        [2, 1]
+    """
+    assignment = _checked(assignment, ordering, parts)
+    chunk, worker = _edges(assignment)
+    load = np.bincount(worker, minlength=assignment.shape[1])
+    undone = load[worker] - ordering.data + 1
+    counted = _places(chunk, -undone) >= parts  # all but the parts - 1 largest of each chunk
+    return int(assignment.nnz - np.bincount(chunk[counted], undone[counted]).min())
+
+
+def _rounds(chunk: Any, worker: Any, n: int, m: int) -> Any:
+    """For each edge the round (1, 2, ...) in which its worker is given its chunk."""
+    round_ = np.zeros(len(chunk), np.int64)
+    if n % m == 0:
+        own = worker == chunk // (n // m)
+        if own.sum() == n:
+            round_[own] = 1
+    while (round_ == 0).any():
+        left = np.flatnonzero(round_ == 0)
+        round_[left[_one_holder_each(chunk[left], worker[left], n, m)]] = round_.max() + 1
+    return round_
+
+
+def _one_holder_each(chunk: Any, worker: Any, n: int, m: int) -> Any:
+    """Choose one edge for each chunk that has any, the largest number for a worker being as small as possible."""
+    per_chunk, per_worker = np.bincount(chunk, minlength=n), np.bincount(worker, minlength=m)
+    degree, share = per_chunk[0], n // m
+    if (per_chunk == degree).all() and (per_worker == share * degree).all():
+        # Cut every worker in `share` pieces of `degree` edges: a square regular graph, so a perfect matching exists.
+        piece = _places(worker, chunk) - 1
+        piece = worker * share + piece // degree
+        square = csr_array((np.ones(len(chunk), np.int8), (chunk, piece)), shape=(n, n))
+        holder = maximum_bipartite_matching(square, perm_type="column") // share
+    else:
+        edges: Assignment = csr_array((np.ones(len(chunk), np.int8), (chunk, worker)), shape=(n, m))
+        network = Network(edges, per_chunk > 0)
+        one_each = network.chosen(network.smallest_capacity())
+        holder = np.full(n, -1)
+        holder[one_each.nonzero()[0]] = one_each.nonzero()[1]
+    return worker == holder[chunk]
+
+
+def _places(group: Any, *keys: Any) -> Any:
+    """The 1-based rank of each element among those of its group, sorted by the first key, then the next ones."""
+    order = np.lexsort((*reversed(keys), group))
+    sizes = np.bincount(group)
+    starts = np.repeat(np.cumsum(sizes) - sizes, sizes)
+    places = np.empty(len(order), np.int64)
+    places[order] = np.arange(1, len(order) + 1) - starts
+    return places
+
+
+def _edges(matrix: Any) -> tuple[Any, Any]:
+    """(chunk, worker) of every stored entry, in storage order."""
+    return np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr)), matrix.indices
+
+
+def _with_positions(assignment: Assignment, positions: Any) -> Ordering:
+    return csr_array(
+        (positions.astype(np.int32), assignment.indices, assignment.indptr), shape=assignment.shape
+    )
+
+
+def _checked(assignment: Assignment, ordering: Ordering, parts: int) -> Assignment:
+    assignment = from_matrix(assignment)
+    check(assignment, parts)
+    same = assignment.shape == ordering.shape and np.array_equal(assignment.indptr, ordering.indptr)
+    if not same or not np.array_equal(assignment.indices, ordering.indices):
+        raise UserError("the ordering does not belong to this assignment: they have different entries")
+    return assignment
