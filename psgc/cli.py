@@ -1,0 +1,88 @@
+"""The command `psgc`: what it takes, and which exit code it gives (0 done, 1 the run failed, 2 the user's mistake)."""
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import NoReturn
+
+from psgc import __version__
+from psgc.errors import PsgcError
+
+EXAMPLES = """examples:
+  psgc launch run.yaml -n 9                        a server and 8 workers on this machine
+  mpirun -n 9 psgc train run.yaml                  the same, with an mpirun line of your own
+  psgc launch run.yaml -n 9 --set coding.parts=2   with a setting changed
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run `psgc` with these arguments (default: the command line's) and exit."""
+    options = _parser().parse_args(arguments)
+    try:
+        sys.exit(options.run(options))
+    except PsgcError as error:
+        if options.debug:
+            traceback.print_exc()
+        print(f"psgc: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="psgc",
+        description="Exact synchronous distributed training that never waits for its slowest machine.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"psgc {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    train = commands.add_parser("train", help="train, inside the ranks that mpirun started")
+    _common(train)
+    train.set_defaults(run=_train)
+
+    launch = commands.add_parser("launch", help="find the right mpirun line for this machine and run it")
+    _common(launch)
+    launch.add_argument(
+        "-n", type=int, required=True, dest="ranks", metavar="RANKS", help="ranks: one server, the others workers"
+    )
+    launch.add_argument("--print", action="store_true", dest="print_only", help="only print the mpirun line")
+    launch.set_defaults(run=_launch)
+    return parser
+
+
+def _common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", metavar="run.yaml", help="the run, see README.md")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="overrides",
+        metavar="KEY=VALUE",
+        help="change a value of the YAML, for example --set coding.parts=2 (repeatable)",
+    )
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+
+def _train(options: argparse.Namespace) -> NoReturn:
+    _limit_threads()
+    from psgc.train import train  # imports MPI, NumPy and the rest: not before the threads are limited
+
+    train(options.config, options.overrides, options.debug)
+
+
+def _launch(options: argparse.Namespace) -> int:
+    from psgc.launch import launch
+
+    return launch(options.config, options.ranks, options.overrides, options.print_only)
+
+
+def _limit_threads() -> None:
+    """Leave each rank its share of the cores: BLAS libraries take all by default, and read this when loaded."""
+    environment = os.environ
+    local = environment.get("OMPI_COMM_WORLD_LOCAL_SIZE") or environment.get("MPI_LOCALNRANKS") or "1"
+    share = max(1, (os.cpu_count() or 1) // int(local)) if local.isdigit() and int(local) else 1
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        environment.setdefault(name, str(share))

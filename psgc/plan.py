@@ -1,0 +1,131 @@
+"""Who holds what in a run, built once on rank 0 and sent to everybody: assignment, queues and coding matrix.
+
+Here the columns 0..m-1 of the mathematics become the ranks 1..m of the cluster.
+"""
+
+import io
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import scipy.sparse
+
+from psgc import coding
+from psgc.config import Coding
+from psgc.errors import UserError
+
+
+@dataclass(frozen=True)
+class Plan:
+    """assignment: (num_chunks, num_workers) 0/1; coding_matrix: (num_workers, parts).
+
+    queues[rank]: the chunks of the worker of that rank, in order; own_chunks: (num_workers,) how many chunks each worker
+    would do if no chunk were done more than `parts` times.
+    """
+
+    assignment: scipy.sparse.csr_array
+    queues: dict[int, list[int]]
+    coding_matrix: np.ndarray
+    own_chunks: np.ndarray
+
+    @property
+    def num_chunks(self) -> int:
+        return int(self.assignment.shape[0])
+
+    @property
+    def num_workers(self) -> int:
+        return int(self.assignment.shape[1])
+
+    @property
+    def parts(self) -> int:
+        return int(self.coding_matrix.shape[1])
+
+    def holders(self) -> list[list[int]]:
+        """For each chunk the ranks that hold it."""
+        indices = (self.assignment.indices + 1).tolist()
+        indptr = self.assignment.indptr.tolist()
+        return [indices[first:end] for first, end in pairwise(indptr)]
+
+    def to_bytes(self) -> bytes:
+        """The plan as an .npz archive in memory."""
+        archive = io.BytesIO()
+        queues = [self.queues[rank] for rank in range(1, self.num_workers + 1)]
+        np.savez(
+            archive,
+            indices=self.assignment.indices,
+            indptr=self.assignment.indptr,
+            shape=np.array(self.assignment.shape),
+            queues=np.array([chunk for queue in queues for chunk in queue], np.int64),
+            loads=np.array([len(queue) for queue in queues]),
+            coding_matrix=self.coding_matrix,
+            own_chunks=self.own_chunks,
+        )
+        return archive.getvalue()
+
+    @staticmethod
+    def from_bytes(data: bytes) -> "Plan":
+        """The inverse of `to_bytes`."""
+        with np.load(io.BytesIO(data), allow_pickle=False) as archive:
+            indices, indptr = archive["indices"], archive["indptr"]
+            ones = np.ones(len(indices), np.int8)
+            assignment = scipy.sparse.csr_array((ones, indices, indptr), shape=tuple(archive["shape"]))
+            split = np.split(archive["queues"], np.cumsum(archive["loads"])[:-1])
+            queues = {rank: queue.tolist() for rank, queue in enumerate(split, start=1)}
+            return Plan(assignment, queues, archive["coding_matrix"], archive["own_chunks"])
+
+
+def make_plan(settings: Coding, schedule: str, num_workers: int, seed: int) -> Plan:
+    """The plan for `num_workers` workers.
+
+    Raises UserError when the settings and the number of workers do not fit each other.
+    """
+    assignment = _assignment(settings, num_workers, seed)
+    coding.check(assignment, settings.parts)
+    ordering = coding.ordering(assignment)
+    primary = coding.primary_copies(assignment, ordering, settings.parts)
+    if schedule == "random":
+        ordering = coding.random_ordering(assignment, seed)
+    if schedule == "uncoded":
+        assignment, ordering = primary, scipy.sparse.csr_array(ordering.multiply(primary))
+    queues = dict(enumerate(coding.queues(ordering), start=1))
+    matrix = coding.coding_matrix(settings.coding_matrix, assignment, settings.parts, seed)
+    return Plan(assignment, queues, matrix, primary.sum(axis=0))
+
+
+def _assignment(settings: Coding, num_workers: int, seed: int) -> scipy.sparse.csr_array:
+    num_chunks = settings.chunks_per_worker * num_workers
+    match settings.assignment:
+        case "blocks":
+            return coding.blocks(num_chunks, num_workers, settings.replication, seed)
+        case "cyclic":
+            return coding.cyclic(num_chunks, num_workers, settings.chunks_per_worker * settings.replication)
+        case "fractional":
+            return coding.fractional(num_chunks, num_workers, settings.replication)
+        case "graph":
+            return coding.graph(num_chunks, num_workers, settings.replication, seed)
+    matrix = read_assignment(settings.assignment.path)
+    if matrix.shape[1] != num_workers:
+        raise UserError(
+            f"{settings.assignment.path}: the assignment has {matrix.shape[1]} columns (workers), but this run has "
+            f"{num_workers} workers; start {matrix.shape[1] + 1} ranks, one of them is the server"
+        )
+    return matrix
+
+
+def read_assignment(path: str) -> scipy.sparse.csr_array:
+    """A 0/1 matrix (chunks, workers) from an .npy file, or a sparse one from scipy.sparse.save_npz.
+
+    Raises UserError when the file is missing, unreadable or not a 0/1 matrix.
+    """
+    try:
+        sparse = Path(path).suffix == ".npz"
+        matrix = scipy.sparse.load_npz(path) if sparse else np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; coding.assignment needs a 0/1 matrix in .npy or sparse .npz") from None
+    except Exception as error:  # NumPy and zipfile raise many kinds for a damaged file
+        raise UserError(f"{path}: not a readable .npy or sparse .npz matrix ({error})") from None
+    try:
+        return coding.from_matrix(matrix)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None

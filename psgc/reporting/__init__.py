@@ -1,0 +1,1 @@
+"""The record of a run: its directory, live progress, and the summary at the end."""

@@ -1,0 +1,58 @@
+"""What a run shows while it goes: a live bar on a terminal, a plain line every few seconds in a log."""
+
+import os
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+EVERY = 5.0  # seconds between two plain lines
+
+
+class RunProgress:
+    """Shows `iterations` going by.
+
+    A rank cannot see where mpirun writes its output (mpirun gives it a terminal of its own even in a batch job), so
+    `psgc launch` says so: PSGC_TERMINAL=COLUMNS means that a person is watching.
+    """
+
+    def __init__(self, iterations: int) -> None:
+        self._iterations = iterations
+        self._done = 0
+        self._began = self._last = time.monotonic()
+        columns = os.environ.get("PSGC_TERMINAL", "")
+        self._bar: Progress | None = None
+        if columns.isdigit():
+            console = Console(force_terminal=True, width=int(columns), legacy_windows=False)
+            self._bar = Progress(
+                TextColumn("iteration"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[state]}"),
+                TimeRemainingColumn(),
+                console=console,
+                refresh_per_second=4,
+            )
+            self._task = self._bar.add_task("", total=iterations, state="")
+            self._bar.start()
+
+    def update(self, loss: float, seconds: float) -> None:
+        """One more iteration: its loss and how long it took."""
+        self._done += 1
+        if self._bar is not None:
+            self._bar.update(self._task, advance=1, state=f"loss {loss:.6f}  {1e3 * seconds:.1f} ms")
+            return
+        now = time.monotonic()
+        if now - self._last >= EVERY or self._done in (1, self._iterations):
+            self._last = now
+            rate = (now - self._began) / self._done
+            print(
+                f"iteration {self._done}/{self._iterations}  loss {loss:.6f}  {1e3 * seconds:.1f} ms  "
+                f"about {rate * (self._iterations - self._done):.0f} s left",
+                flush=True,
+            )
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        if self._bar is not None:
+            self._bar.stop()

@@ -1,0 +1,87 @@
+"""The end of a run in numbers (summary.json) and in a few lines for a person."""
+
+import math
+import statistics
+from typing import Any
+
+import numpy as np
+
+from psgc import __version__
+from psgc.reporting.records import Recorder
+
+
+def summarise(recorder: Recorder, seconds: float, settings: dict[str, Any], status: str, reason: str) -> dict[str, Any]:
+    """What summary.json holds. seconds: wall time of the training; status: done, failed or interrupted."""
+    timeline = recorder.timeline()
+    done = np.isin(timeline["fate"], (0, 1))
+    used = timeline["fate"] == 0
+    spent = float(timeline["seconds"].sum())
+    efficiency = [b / s for b, s in zip(recorder.bounds, recorder.seconds, strict=True)]
+    return {
+        "version": __version__,
+        "status": status,
+        "reason": reason,
+        **settings,
+        "iterations": len(recorder.seconds),
+        "final_loss": _or_none(recorder.final_loss),
+        "seconds": seconds,
+        "seconds_per_iteration": _median(recorder.seconds),
+        "uncoded_seconds_per_iteration": _median(recorder.uncoded),
+        "bound_seconds_per_iteration": _median(recorder.bounds),
+        "efficiency": _or_none(statistics.fmean(efficiency)) if efficiency else None,
+        "chunks_used": int(used.sum()),
+        "chunks_late": int((done & ~used).sum()),
+        "chunks_abandoned": int((~done).sum()),
+        "work_thrown_away": float(timeline["seconds"][~used].sum()) / spent if spent else 0.0,
+        "bytes": recorder.bytes,
+    }
+
+
+def lines(summary: dict[str, Any]) -> list[str]:
+    """The summary for a person."""
+    text = [f"{summary['status']} after {summary['iterations']} iterations in {summary['seconds']:.1f} s"]
+    if summary["final_loss"] is not None:
+        text.append(f"  final loss         {summary['final_loss']:.6f}")
+    for key, name in (("test_loss", "held-out loss"), ("test_accuracy", "held-out accuracy")):
+        if summary.get(key) is not None:
+            text.append(f"  {name:<18} {summary[key]:.4f}")
+    if summary.get("training_accuracy") is not None:
+        text.append(f"  training accuracy  {summary['training_accuracy']:.4f}")
+    if summary["seconds_per_iteration"] is None:
+        return text
+    per, uncoded = summary["seconds_per_iteration"], summary["uncoded_seconds_per_iteration"]
+    text.append(
+        f"  per iteration      {_ms(per)}; waiting for everybody, without redundancy: at least {_ms(uncoded)} "
+        f"({uncoded / per:.1f} x)"
+    )
+    if summary["efficiency"] is not None:
+        bound = summary["bound_seconds_per_iteration"]
+        text.append(f"  clairvoyant bound  {_ms(bound)}; efficiency T*/T {summary['efficiency']:.2f}")
+    text.append(
+        f"  work thrown away   {100 * summary['work_thrown_away']:.1f} % of the computing time "
+        f"({summary['chunks_late']} chunks too late, {summary['chunks_abandoned']} abandoned, "
+        f"{summary['chunks_used']} used)"
+    )
+    text.append(f"  bytes moved        {_bytes(summary['bytes'])} in and out of the server")
+    return text
+
+
+def _median(values: Any) -> float | None:
+    return _or_none(statistics.median(values)) if len(values) else None
+
+
+def _or_none(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None  # JSON has no NaN
+
+
+def _ms(seconds: float) -> str:
+    return f"{1e3 * seconds:.1f} ms" if seconds < 10 else f"{seconds:.1f} s"
+
+
+def _bytes(count: int) -> str:
+    size = float(count)
+    for unit in ("B", "KB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"

@@ -1,0 +1,312 @@
+"""`psgc train`: what every rank of an MPI run does, from the YAML to the exit code.
+
+Rank 0 reads and checks everything first and tells the others; nobody starts unless everybody could.
+"""
+
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+
+from psgc import __version__
+from psgc import config as configuration
+from psgc.backend import Backend, open_backend
+from psgc.config import Config, PythonProblem
+from psgc.data import ChunkSource, Dataset, open_data
+from psgc.errors import PsgcError, RunFailed, UserError
+from psgc.plan import Plan, make_plan
+from psgc.problems import Problem, check_labels, evaluate, load_python, make_problem
+from psgc.reporting.progress import RunProgress
+from psgc.reporting.records import Recorder
+from psgc.reporting.summary import lines, summarise
+from psgc.server.loop import IterationRecord, Observer, Server
+from psgc.server.optimizer import make_optimizer
+from psgc.transport import Transport
+from psgc.workers.compute import ComputeThread
+from psgc.workers.desk import Desk
+from psgc.workers.emulation import Emulation
+from psgc.workers.encoder import Encoder
+from psgc.workers.loop import WorkerLoop
+from psgc.workers.state import WorkerState
+
+PER_CHUNK_BYTES = 16 << 20  # per iteration into the server, up to which `auto` sends every chunk by itself
+STOP_TIMEOUT = 3.0  # seconds that the workers have to say goodbye
+EVALUATION_ROWS = 10_000  # rows that the server looks at together when it measures accuracy
+
+
+def train(config_path: str, overrides: Sequence[str], debug: bool) -> NoReturn:
+    """Run this rank of `psgc train`; ends the process with the exit code of design section 5."""
+    transport = Transport()
+    stopped_by = _catch_signals(transport.rank)
+    try:
+        code, everybody_left = (
+            _serve(transport, config_path, overrides, stopped_by) if transport.rank == 0 else _work(transport)
+        )
+    except PsgcError as error:
+        code, everybody_left = error.exit_code, isinstance(error, UserError)
+        if transport.rank == 0 or not everybody_left:  # what is wrong with the YAML is said once, by rank 0
+            print(f"psgc: {error}", file=sys.stderr, flush=True)
+        if debug:
+            traceback.print_exc()
+    except BaseException:
+        traceback.print_exc()
+        code, everybody_left = 1, False
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if everybody_left:
+        transport.finalize()
+    os._exit(code)  # a compute thread may be deep inside a gradient, and nobody waits for it
+
+
+def _catch_signals(rank: int) -> list[int]:
+    """Rank 0 ends the run in order on SIGINT, SIGTERM and SIGUSR1 (the list fills); the others let it."""
+    caught: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        if rank == 0:
+            signal.signal(number, lambda number, _frame: caught.append(number))
+        elif number == signal.SIGTERM:
+            signal.signal(number, lambda *_: signal.alarm(5))  # the server will say stop; if not, SIGALRM ends us
+        else:
+            signal.signal(number, signal.SIG_IGN)
+    return caught
+
+
+# the server's side
+
+
+def _serve(transport: Transport, config_path: str, overrides: Sequence[str], stopped_by: list[int]) -> tuple[int, bool]:
+    try:
+        config, plan, problem, dataset, backend = _prepare(transport, config_path, overrides)
+        test = _open_test(config, problem)
+        recorder = Recorder(
+            Path(config.output), config.to_yaml(), plan.assignment, plan.parts, plan.own_chunks.tolist()
+        )
+    except UserError:
+        transport.broadcast(b"")
+        raise
+    transport.broadcast(config.to_yaml().encode())
+    transport.broadcast(plan.to_bytes())
+    for rank, problem_text in enumerate(transport.gather("")):
+        if problem_text:
+            raise UserError(f"worker {rank} on {transport.hosts[rank]}: {problem_text}")
+    print(_opening_line(transport, config, plan, problem, backend), flush=True)
+
+    progress = RunProgress(config.iterations)
+
+    def interrupted() -> str | None:
+        return signal.Signals(stopped_by[0]).name if stopped_by else None
+
+    server = make_server(transport, config, plan, backend, _Observer(recorder, progress), interrupted)
+    began = time.monotonic()
+    status, reason, code = "done", "", 0
+    try:
+        server.run(_initial_params(problem, backend, config.dtype), config.iterations)
+    except RunFailed as error:
+        status, reason, code = "failed", str(error), 1
+        if stopped_by:
+            status, code = "interrupted", 128 + stopped_by[0]
+    progress.close()
+    seconds = time.monotonic() - began
+    settings = {
+        "workers": plan.num_workers,
+        "chunks": plan.num_chunks,
+        "schedule": config.schedule,
+        "transfer": config.transfer,
+    }
+    summary = summarise(recorder, seconds, settings, status, reason)
+    params = backend.to_host(server.params)
+    recorder.finish(params, summary)  # first of all: whoever interrupts a run may kill it soon
+    everybody_left = server.stop_workers(STOP_TIMEOUT)
+    if status == "done":
+        recorder.complete_bounds()
+        summary = summarise(recorder, seconds, settings, status, reason)
+        summary |= _quality(problem, server.params, dataset, test, config.dtype, backend)
+        recorder.finish(params, summary)
+    for line in lines(summary):
+        print(line)
+    print(f"  run directory      {config.output}", flush=True)
+    if status != "done":
+        print(f"psgc: {status}: {reason}; what there is lies in {config.output}", file=sys.stderr, flush=True)
+    return code, everybody_left
+
+
+def make_server(
+    transport: Transport,
+    config: Config,
+    plan: Plan,
+    backend: Backend,
+    observer: Observer,
+    interrupted: Callable[[], str | None],
+) -> Server:
+    """The server of a run whose settings are resolved (no `auto` left in transfer)."""
+    transport.start(plan.num_chunks)
+    return Server(
+        transport,
+        plan,
+        config.schedule,
+        backend,
+        make_optimizer(**config.optimizer.model_dump()),
+        observer,
+        config.dtype,
+        config.transfer == "combined",
+        config.faults.collect_timeout,
+        interrupted,
+    )
+
+
+def _prepare(
+    transport: Transport, config_path: str, overrides: Sequence[str]
+) -> tuple[Config, Plan, Problem, Dataset | None, Backend]:
+    config = configuration.load(config_path, overrides)
+    num_workers = transport.size - 1
+    if num_workers < 1:
+        raise UserError(
+            "psgc train needs a server and at least one worker, but this is a single rank; "
+            f"start it with: psgc launch {config_path} -n 9   (or mpirun -n 9 psgc train {config_path})"
+        )
+    named = [rank for rank in (config.stragglers.factor or config.stragglers.seconds or {}) if rank != "all"]
+    if named and max(map(int, named)) > num_workers:
+        raise UserError(f"stragglers: rank {max(map(int, named))} is named, but the workers are ranks 1..{num_workers}")
+    dataset, problem = _open_problem(config)
+    plan = make_plan(config.coding, config.schedule, num_workers, config.seed)
+    backend = open_backend(config.backend, transport.local_rank)
+    ChunkSource(dataset, plan.num_chunks, config.dtype, backend)  # refuses more chunks than rows
+    if config.transfer == "auto":
+        incoming = plan.num_chunks * problem.dim * np.dtype(config.dtype).itemsize
+        config = config.model_copy(update={"transfer": "per_chunk" if incoming <= PER_CHUNK_BYTES else "combined"})
+    return config, plan, problem, dataset, backend
+
+
+def _open_problem(config: Config) -> tuple[Dataset | None, Problem]:
+    dataset = open_data(config.data.path, config.data.labels) if config.data else None
+    if isinstance(config.problem, PythonProblem):
+        return dataset, load_python(config.problem.python, config.problem.options)
+    if dataset is None:
+        raise UserError(f"data: problem {config.problem.kind} needs data: {{path: ...}}")
+    built = make_problem(
+        config.problem.kind,
+        dataset=dataset,
+        l2=config.problem.l2,
+        hidden=config.problem.hidden,
+        seed=config.seed,
+    )
+    return dataset, built
+
+
+def _open_test(config: Config, problem: Problem) -> Dataset | None:
+    if config.data is None or config.data.test is None:
+        return None
+    test = open_data(config.data.test, config.data.test_labels)
+    if not isinstance(config.problem, PythonProblem):
+        train_set = open_data(config.data.path, config.data.labels)
+        if test.num_features != train_set.num_features:
+            raise UserError(
+                f"{config.data.test}: {test.num_features} features, but {config.data.path} has {train_set.num_features}"
+            )
+        check_labels(config.problem.kind, test, getattr(problem, "num_classes", None))
+    return test
+
+
+def _initial_params(problem: Problem, backend: Backend, dtype: str) -> Any:
+    params = np.array(problem.initial_params(), dtype)
+    if params.shape != (problem.dim,) or not np.isfinite(params).all():
+        raise RunFailed(f"initial_params() must give {problem.dim} finite numbers, got shape {params.shape}")
+    return backend.asarray(params)
+
+
+def _quality(
+    problem: Problem, params: Any, dataset: Dataset | None, test: Dataset | None, dtype: str, backend: Backend
+) -> dict[str, float]:
+    """Loss and accuracy of `params`, on the held-out data where there is some."""
+    data, name = (test, "test") if test is not None else (dataset, "training")
+    if data is None:
+        return {}
+    pieces = -(-data.num_rows // EVALUATION_ROWS)
+    source = ChunkSource(data, pieces, dtype, backend)
+    found = {}
+    for what in ("loss", "accuracy"):
+        measure = getattr(problem, what, None)
+        if measure is not None and not (what == "loss" and name == "training"):
+            weights = [source.chunk(i).weight if what == "accuracy" else 1.0 for i in range(pieces)]
+            found[f"{name}_{what}"] = float(
+                sum(w * float(measure(params, source.chunk(i))) for i, w in enumerate(weights))
+            )
+    return found
+
+
+def _opening_line(transport: Transport, config: Config, plan: Plan, problem: Problem, backend: Backend) -> str:
+    assignment = config.coding.assignment
+    name = assignment if isinstance(assignment, str) else assignment.path
+    hosts = len(set(transport.hosts))
+    return (
+        f"psgc {__version__}: {plan.num_workers} workers on {hosts} host{'s' if hosts > 1 else ''}, "
+        f"{plan.num_chunks} chunks in {plan.assignment.nnz} copies ({name}), parts {plan.parts}, "
+        f"schedule {config.schedule}, transfer {config.transfer}, {problem.dim} parameters, "
+        f"{backend.name} {config.dtype}, {transport.library}"
+    )
+
+
+class _Observer:
+    """Passes what the server sees to the record and to the screen."""
+
+    def __init__(self, recorder: Recorder, progress: RunProgress) -> None:
+        self.chunk: Callable[[int, int, int, float, float, int], None] = recorder.chunk
+        self.failure_text = recorder.failure_text
+        self._recorder = recorder
+        self._progress = progress
+
+    def iteration(self, row: IterationRecord) -> None:
+        self._recorder.iteration(row)
+        self._progress.update(row.loss, row.seconds)
+
+
+# a worker's side
+
+
+def _work(transport: Transport) -> tuple[int, bool]:
+    text = transport.broadcast(None)
+    if not text:  # rank 0 found something wrong and says what
+        return UserError.exit_code, True
+    config = configuration.from_yaml_text(text.decode())
+    plan = Plan.from_bytes(transport.broadcast(None))
+    trouble = ""
+    try:
+        dataset, problem = _open_problem(config)
+        backend = open_backend(config.backend, transport.local_rank)
+        chunks = ChunkSource(dataset, plan.num_chunks, config.dtype, backend)
+    except UserError as error:
+        trouble = str(error)
+    if any(transport.gather(trouble)):
+        return UserError.exit_code, True
+    make_worker(transport, config, plan, backend, problem, chunks).run()
+    return 0, True
+
+
+def make_worker(
+    transport: Transport, config: Config, plan: Plan, backend: Backend, problem: Problem, chunks: ChunkSource
+) -> WorkerLoop:
+    """The worker of this rank, for the same settings as the server's."""
+    transport.start(plan.num_chunks)
+    combined = config.transfer == "combined"
+    encoder = Encoder(backend, plan.coding_matrix, transport.rank, problem.dim, config.dtype)
+    desk = Desk(WorkerState(plan.queues[transport.rank], combined), encoder, combined)
+    slow = config.stragglers
+    compute = ComputeThread(
+        desk,
+        evaluate(problem),
+        chunks,
+        backend,
+        problem.dim,
+        config.dtype,
+        Emulation(slow.kind, transport.rank, config.seed, slow.factor, slow.seconds),
+        config.seed,
+        config.batch,
+    )
+    silence = min(1.0, config.faults.collect_timeout / 4)
+    return WorkerLoop(transport, desk, encoder, compute, backend, problem.dim, config.dtype, silence)

@@ -1,0 +1,299 @@
+"""The server's loop: MPI on one side, coordinator, decoder and optimizer on the other.
+
+Read `Server.run` first: it is the training loop. `_gradient` is one iteration, `_handle` what each message means.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any, Protocol
+
+import numpy as np
+
+from psgc.backend import Array, Backend
+from psgc.errors import RunFailed
+from psgc.messages import TAIL, Kind, Records, record
+from psgc.plan import Plan
+from psgc.server.coordinator import Collect, Commit, Coordinator, Discard, Finish, Instruction
+from psgc.server.decoder import Decoder
+from psgc.server.optimizer import Optimizer
+from psgc.server.scheduler import Queue, Skip, make_schedule
+from psgc.transport import Control, Transport, Vector
+
+POOL_BYTES = 64 << 20  # memory for receives, at least two vectors and at most one per worker
+CHECK_EVERY = 0.05  # seconds between two looks at the deadlines
+HOT_BYTES = 1 << 16  # vectors from which it pays to poll without sleeping
+
+
+class Fate(IntEnum):
+    """What became of a chunk that a worker worked on."""
+
+    USED = 0  # its copy is part of the gradient
+    LATE = 1  # done, but not needed any more
+    ABANDONED = 2  # known not to be needed before the worker was through, or still in work when the iteration ended
+    LOST = 3  # the worker was lost before it could deliver
+
+
+@dataclass
+class IterationRecord:
+    """One iteration as the server saw it.
+
+    seconds: from sending the parameters to having the gradient; loss: at these parameters, before the step.
+    """
+
+    iteration: int
+    seconds: float = 0.0
+    loss: float = 0.0
+    recovered: int = 0
+    redundant: int = 0  # copies that were done and not used
+    bytes: int = 0  # in and out of the server
+    reports: dict[tuple[int, int], tuple[float, float]] = field(default_factory=dict)  # (worker, chunk): start, seconds
+    losses: dict[int, float] = field(default_factory=dict)  # of each recovered chunk
+
+
+class Observer(Protocol):
+    """Who keeps the record of a run."""
+
+    def chunk(self, worker: int, chunk: int, iteration: int, start: float, seconds: float, fate: Fate) -> None: ...
+
+    def iteration(self, row: IterationRecord) -> None: ...
+
+    def failure_text(self, worker: int, text: str) -> str: ...
+
+
+class Interrupted(RunFailed):
+    """The run was asked to end before it was through."""
+
+
+class Server:
+    """Trains: sends parameters, lets the coordinator decide what counts, decodes, steps.
+
+    combined: transfer (else per_chunk); collect_timeout: seconds without a sign of life, or without an answer to
+    *collect*, after which a worker is given up; interrupted: polled, a reason to end early or None.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        plan: Plan,
+        schedule: str,
+        backend: Backend,
+        optimizer: Optimizer,
+        observer: Observer,
+        dtype: Any,
+        combined: bool,
+        collect_timeout: float,
+        interrupted: Callable[[], str | None],
+    ) -> None:
+        self._transport = transport
+        self._plan = plan
+        self._backend = backend
+        self._optimizer = optimizer
+        self._observer = observer
+        self._dtype = dtype
+        self._combined = combined
+        self._timeout = collect_timeout
+        self._interrupted = interrupted
+        self._workers = range(1, plan.num_workers + 1)
+        self._coordinator = Coordinator(plan.holders(), plan.parts, make_schedule(schedule, plan.queues), combined)
+        self._outbox: dict[int, list[Records]] = {}
+        self._finished = False
+        self._goodbyes: set[int] = set()
+        self._row = IterationRecord(-1)
+        self._clock = _PolledClock()
+        self._heard = dict.fromkeys(self._workers, 0.0)  # when, on that clock
+        self._collecting_since = self._next_check = 0.0
+
+    def run(self, params: Array, iterations: int) -> Array:
+        """Train for `iterations` from `params` (dim,); returns the parameters after the last step.
+
+        Raises RunFailed when the run cannot go on; `self.params` then holds the last good parameters.
+        """
+        self.params = params
+        self._decoder = Decoder(self._backend, self._plan.coding_matrix, params.size, self._dtype)
+        self._length = self._decoder.message_length + (0 if self._combined else TAIL)
+        for _ in range(self._pool_size()):
+            self._transport.post(self._backend.message_buffer(self._length, self._dtype))
+        for iteration in range(iterations):
+            gradient = self._gradient(iteration)
+            self.params = self._optimizer.step(self.params, gradient)
+        self._close_row()
+        return self.params
+
+    def _gradient(self, iteration: int) -> Array:
+        """One iteration: from the parameters to the exact gradient."""
+        began = time.monotonic()
+        traffic = self._transport.bytes_sent + self._transport.bytes_received
+        params = self._backend.to_message(self.params)
+        for worker in self._workers:
+            self._transport.send_vector(worker, iteration, 0, params)
+        self._close_row()  # of the iteration before, while the workers are busy with this one
+        self._row = IterationRecord(iteration)
+        self._decoder.begin()
+        self._finished = False
+        self._carry_out(self._coordinator.begin(iteration))
+        while not self._finished:
+            self._poll(iteration)
+            self._check()
+        self._row.seconds = time.monotonic() - began
+        self._row.bytes = self._transport.bytes_sent + self._transport.bytes_received - traffic
+        self._row.recovered = self._coordinator.recovered
+        self._row.loss = sum(self._row.losses.values())
+        return self._decoder.gradient
+
+    def _poll(self, iteration: int) -> None:
+        for message in self._transport.poll(iteration):
+            self._heard[message.source] = self._clock.now
+            if isinstance(message, Vector):
+                self._handle_vector(message)
+                self._transport.post(message.buffer)
+            else:
+                self._handle_control(message)
+        for worker, records in self._outbox.items():
+            self._transport.send(worker, records)
+        self._outbox.clear()
+        large = self._length * np.dtype(self._dtype).itemsize >= HOT_BYTES
+        self._transport.wait(expecting_large=large and self._coordinator.phase == "collecting")
+        self._clock.tick()
+
+    # what messages mean
+
+    def _handle_vector(self, message: Vector) -> None:
+        vector = self._backend.asarray(message.buffer[: message.length])
+        worker, iteration, chunk = message.source, message.iteration, message.chunk
+        if self._combined:
+            self._decoder.add_accumulator(worker, vector)
+            self._carry_out(self._coordinator.delivered(worker, iteration))
+            return
+        start, seconds, loss = (float(x) for x in self._backend.to_host(vector[-TAIL:]))
+        if iteration == self._coordinator.iteration and self._coordinator.phase == "working":
+            self._decoder.hold(worker, chunk, vector[:-TAIL])
+        self._report(worker, iteration, chunk, start, seconds, loss)
+
+    def _handle_control(self, message: Control) -> None:
+        worker = message.source
+        for entry in message.records:
+            iteration, chunk = int(entry["iteration"]), int(entry["chunk"])
+            start, seconds = float(entry["start"]), float(entry["seconds"])
+            match entry["kind"]:
+                case Kind.REPORT:
+                    self._report(worker, iteration, chunk, start, seconds, float(entry["loss"]))
+                case Kind.ABANDONED:
+                    self._observer.chunk(worker, chunk, iteration, start, seconds, Fate.ABANDONED)
+                case Kind.FAILED:
+                    self._fail(worker, iteration, chunk)
+                case Kind.GOODBYE:
+                    self._goodbyes.add(worker)
+
+    def _report(self, worker: int, iteration: int, chunk: int, start: float, seconds: float, loss: float) -> None:
+        if iteration == self._row.iteration:
+            self._row.reports[worker, chunk] = (start, seconds)
+            self._row.losses.setdefault(chunk, loss)
+        else:  # of an iteration whose row is closed
+            self._observer.chunk(worker, chunk, iteration, start, seconds, Fate.LATE)
+        self._carry_out(self._coordinator.report(worker, iteration, chunk))
+
+    def _fail(self, worker: int, iteration: int, chunk: int) -> None:
+        text = self._transport.receive_text(worker, timeout=5.0)
+        reason = self._observer.failure_text(worker, text)
+        host = self._transport.hosts[worker]
+        raise RunFailed(f"worker {worker} on {host}, chunk {chunk}, iteration {iteration}: {reason}")
+
+    # what the coordinator wants done
+
+    def _carry_out(self, instructions: list[Instruction]) -> None:
+        iteration = self._coordinator.iteration
+        for instruction in instructions:
+            match instruction:
+                case Commit(chunk, contributors) if self._combined:
+                    for to in contributors:
+                        for worker in contributors:
+                            last = worker == contributors[-1]
+                            self._tell(to, record(Kind.COMMIT, iteration, chunk, worker, last=last))
+                case Commit(chunk, contributors):
+                    self._decoder.commit(chunk, contributors)
+                case Discard(worker, chunk) if not self._combined:
+                    self._decoder.discard(worker, chunk)
+                case Discard(worker, chunk) | Skip(worker, chunk):
+                    self._tell(worker, record(Kind.DISCARD, iteration, chunk))
+                case Queue(worker, chunks):
+                    for place, chunk in enumerate(chunks, start=1):
+                        self._tell(worker, record(Kind.QUEUE, iteration, chunk, last=place == len(chunks)))
+                case Collect(worker):
+                    self._tell(worker, record(Kind.COLLECT, iteration))
+                    self._collecting_since = self._clock.now
+                case Finish():
+                    self._finished = True
+
+    def _tell(self, worker: int, records: Records) -> None:
+        self._outbox.setdefault(worker, []).append(records)
+
+    # records, deadlines, the end
+
+    def _close_row(self) -> None:
+        row = self._row
+        if row.iteration < 0:
+            return
+        for (worker, chunk), (start, seconds) in row.reports.items():
+            used = worker in self._coordinator.contributors(chunk)
+            row.redundant += not used
+            fate = Fate.USED if used else Fate.LATE
+            self._observer.chunk(worker, chunk, row.iteration, start, seconds, fate)
+        self._observer.iteration(row)
+        self._row = IterationRecord(-1)
+
+    def _check(self) -> None:
+        if (reason := self._interrupted()) is not None:
+            raise Interrupted(reason)
+        now = self._clock.now
+        if now < self._next_check:
+            return
+        self._next_check = now + CHECK_EVERY
+        for worker, heard in self._heard.items():
+            if now - heard > self._timeout:
+                raise self._silent(worker, "has not been heard")
+        if self._coordinator.phase == "collecting" and now - self._collecting_since > self._timeout:
+            raise self._silent(min(self._coordinator.owing), "has not delivered what it was asked for")
+
+    def _silent(self, worker: int, what: str) -> RunFailed:
+        return RunFailed(
+            f"worker {worker} on {self._transport.hosts[worker]} {what} for {self._timeout:g} s "
+            f"(faults.collect_timeout) in iteration {self._coordinator.iteration}"
+        )
+
+    def stop_workers(self, timeout: float) -> bool:
+        """Tell every worker to stop and drain what they still send; whether all of them said goodbye in time."""
+        for _ in range(self._pool_size()):  # a failure may have left none posted
+            self._transport.post(self._backend.message_buffer(self._length, self._dtype))
+        for worker in self._workers:
+            self._transport.send(worker, [record(Kind.STOP)])
+        end = time.monotonic() + timeout
+        while len(self._goodbyes) < len(self._workers) or self._transport.sending():
+            if time.monotonic() > end:
+                return False
+            for message in self._transport.poll(self._coordinator.iteration):
+                if isinstance(message, Vector):
+                    self._transport.post(message.buffer)
+                else:
+                    self._goodbyes.update(message.source for e in message.records if e["kind"] == Kind.GOODBYE)
+            self._transport.wait()
+        return True
+
+    def _pool_size(self) -> int:
+        affordable = int(POOL_BYTES // (self._length * np.dtype(self._dtype).itemsize))
+        return max(2, min(len(self._workers), affordable))
+
+
+class _PolledClock:
+    """Seconds of time in which this process was running: a rank that was stopped and continued (Ctrl-Z, a suspended
+    virtual machine) must not take its own absence for the silence of the others."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self._last = time.monotonic()
+
+    def tick(self) -> None:
+        current = time.monotonic()
+        self.now += min(current - self._last, 1.0)
+        self._last = current

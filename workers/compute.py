@@ -1,0 +1,81 @@
+"""The compute thread of a worker: takes chunks from the desk, computes their gradients, brings the results back."""
+
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from psgc.backend import Array, Backend
+from psgc.data import ChunkSource
+from psgc.workers.desk import Desk, Result, Work
+from psgc.workers.emulation import Emulation
+
+Evaluate = Callable[[Array, Any, np.random.Generator], tuple[float, Array]]  # (params, chunk, rng) -> loss, gradient
+
+
+class ComputeThread(threading.Thread):
+    """Runs until the desk stops. Everything random in a chunk is drawn from (seed, iteration, chunk).
+
+    evaluate: loss and gradient (dim,) of a chunk; batch: rows sampled per chunk, None for all of them.
+    """
+
+    def __init__(
+        self,
+        desk: Desk,
+        evaluate: Evaluate,
+        chunks: ChunkSource,
+        backend: Backend,
+        dim: int,
+        dtype: Any,
+        emulation: Emulation,
+        seed: int,
+        batch: int | None,
+    ) -> None:
+        super().__init__(name="psgc-compute", daemon=True)  # a gradient that never returns must not keep the rank alive
+        self._desk = desk
+        self._evaluate = evaluate
+        self._chunks = chunks
+        self._backend = backend
+        self._dim = dim
+        self._dtype = dtype
+        self._emulation = emulation
+        self._seed = seed
+        self._batch = batch
+
+    def run(self) -> None:
+        self._backend.use_in_thread()
+        while (work := self._desk.take()) is not None:
+            start = time.monotonic()
+            try:
+                loss, gradient = self._gradient(work)
+            except Exception as error:  # whatever the user's model raises belongs to the run, not to this thread
+                reason = str(error) if isinstance(error, _BadGradient) else traceback.format_exc()
+                self._desk.failed(work, reason)
+                continue
+            extra = self._emulation.extra(work.iteration, time.monotonic() - start)
+            if extra > 0:
+                self._desk.wait_stale(work, extra)
+            seconds = time.monotonic() - start
+            self._desk.finished(work, Result(gradient, loss, start - work.begun, seconds))
+
+    def _gradient(self, work: Work) -> tuple[float, Array]:
+        chunk = self._chunks.chunk(work.chunk)
+        rng = np.random.default_rng((self._seed, work.iteration, work.chunk))
+        if self._batch is not None:
+            chunk = chunk.sample(self._batch, rng)
+        loss, gradient = self._evaluate(work.params, chunk, rng)
+        gradient = self._backend.xp.ascontiguousarray(self._backend.asarray(gradient), self._dtype)
+        if gradient.shape != (self._dim,):
+            raise _BadGradient(f"the gradient has shape {gradient.shape}, expected ({self._dim},)")
+        with np.errstate(all="ignore"):
+            total = float(gradient.sum())  # one cheap pass; only a suspect sum is looked at entry by entry
+            if not np.isfinite(total) and not bool(self._backend.xp.isfinite(gradient).all()):
+                raise _BadGradient("the gradient has entries that are NaN or infinite")
+        return float(loss), gradient
+
+
+class _BadGradient(Exception):
+    """The gradient came back, but cannot be used; the text says why."""

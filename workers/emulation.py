@@ -1,0 +1,50 @@
+"""Emulated stragglers for experiments: how much longer a chunk is made to take on this worker."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+
+class Emulation:
+    """Stretches the chunks of one worker, by a factor of what they took or to a number of seconds.
+
+    kind: `none`, `slow` (always the same) or `exponential` (once per iteration, a draw of Exp(1) multiplies the
+    factor or the seconds: the paper's model of speeds). factor, seconds: by rank or "all", a rank's own value first;
+    at most one of them is given. A chunk never takes less than its gradient did.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        rank: int,
+        seed: int,
+        factor: Mapping[Any, float] | None = None,
+        seconds: Mapping[Any, float] | None = None,
+    ) -> None:
+        self._kind = kind
+        self._rank = rank
+        self._seed = seed
+        self._factor = _own(factor, rank)
+        self._seconds = _own(seconds, rank)
+
+    def extra(self, iteration: int, computed: float) -> float:
+        """Seconds to wait after a gradient that took `computed` seconds.
+
+        >>> Emulation("slow", 3, 0, factor={3: 10}).extra(0, 0.5)
+        4.5
+        >>> Emulation("slow", 2, 0, factor={3: 10}).extra(0, 0.5)
+        0.0
+        """
+        draw = 1.0
+        if self._kind == "exponential":
+            draw = np.random.default_rng((self._seed, iteration, self._rank)).exponential()
+        if self._factor is not None:
+            return max(0.0, self._factor * draw - 1.0) * computed
+        if self._seconds is not None:
+            return max(0.0, self._seconds * draw - computed)
+        return 0.0
+
+
+def _own(values: Mapping[Any, float] | None, rank: int) -> float | None:
+    return None if values is None else values.get(rank, values.get("all"))
