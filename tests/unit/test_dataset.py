@@ -1,0 +1,168 @@
+"""open_data: four formats give the same rows, and any damage gives one line of UserError and nothing else."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.sparse
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from psgc.data import open_data, write_dense, write_sparse
+from psgc.errors import UserError
+
+X = np.array([[1.0, 0.0, 2.0], [0.0, 0.0, 0.0], [0.0, 3.0, 0.0], [4.0, 5.0, 6.0]])
+y = np.array([0, 1, 1, 0])
+
+
+def files(folder):
+    """The same data in every format: (path, labels)."""
+    write_dense(folder / "dense.npz", X, y)
+    write_sparse(folder / "sparse.npz", X, y)
+    np.savez_compressed(folder / "packed.npz", X=X, y=y)
+    np.save(folder / "X.npy", X)
+    np.save(folder / "y.npy", y)
+    np.savez(folder / "features.npz", X=X)
+    lines = (
+        " ".join([str(label), *(f"{j + 1}:{value}" for j, value in enumerate(row) if value)])
+        for row, label in zip(X, y, strict=True)
+    )
+    (folder / "text.svm").write_text("\n".join(lines))
+    labels = str(folder / "y.npy")
+    names = ("dense.npz", "sparse.npz", "packed.npz", "text.svm")
+    return [(str(folder / name), None) for name in names] + [
+        (str(folder / "X.npy"), labels),
+        (str(folder / "features.npz"), labels),
+    ]
+
+
+def test_every_format_gives_the_same_rows(tmp_path):
+    for path, labels in files(tmp_path):
+        dataset = open_data(path, labels)
+        assert (dataset.num_rows, dataset.num_features, dataset.path) == (4, 3, path)
+        assert dataset.sparse == ("sparse" in path or "text" in path)
+        for lo, hi in ((0, 4), (1, 2), (1, 4)):
+            rows, row_labels = dataset.rows(lo, hi)
+            assert np.array_equal(rows.toarray() if dataset.sparse else rows, X[lo:hi])
+            assert np.array_equal(row_labels, y[lo:hi])
+
+
+@pytest.mark.parametrize("index_type", [np.int8, np.int32, np.int64, np.uint16])
+def test_any_integer_type_of_sparse_index_works(tmp_path, index_type):
+    csr = scipy.sparse.csr_array(X)
+    arrays = {name: getattr(csr, name).astype(index_type) for name in ("indices", "indptr")}
+    np.savez(tmp_path / "a.npz", data=csr.data, shape=np.array([4, 3]), y=y, **arrays)
+    assert np.array_equal(open_data(str(tmp_path / "a.npz")).rows(1, 4)[0].toarray(), X[1:4])
+
+
+def save(path, **arrays):
+    np.savez(path, **arrays)
+    return str(path)
+
+
+CSR = {
+    "data": np.ones(2), "indices": np.array([0, 2]), "indptr": np.array([0, 1, 2]),
+    "shape": np.array([2, 3]), "y": np.ones(2),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arrays", "said"),
+    [
+        ({"A": X}, "expected X and y, or data, indices, indptr, shape and y"),
+        ({"X": X}, "holds features only"),
+        ({"X": X[0], "y": y}, r"expected X of shape \(rows, features\), found \(3,\)"),
+        ({"X": X, "y": y[:3]}, r"one label for each of 4 rows, found y of shape \(3,\)"),
+        ({"X": X, "y": y[:, None]}, r"one label for each of 4 rows, found y of shape \(4, 1\)"),
+        ({"X": X, "y": np.array([b"a", b"b", b"c", b"d"])}, "expected numbers in y, found dtype"),
+        ({"X": X * 1j, "y": y}, "complex128"),
+        ({"X": X[:0], "y": y[:0]}, "holds no data: 0 rows of 3 features"),
+        ({**CSR, "indptr": np.array([0, 2, 1])}, "expected indptr of 3 entries ascending from 0 to 2"),
+        ({**CSR, "indptr": np.array([0, 3, 2])}, "expected indptr of 3 entries ascending from 0 to 2"),
+        ({**CSR, "indptr": np.array([0, 2])}, "expected indptr of 3 entries ascending from 0 to 2"),
+        ({**CSR, "indices": np.ones(2)}, "expected whole numbers in indices, found dtype float64"),
+        ({**CSR, "data": np.ones(3)}, "data and indices of one length"),
+        ({**CSR, "shape": np.array([2, 3, 1])}, r"expected shape \(2,\)"),
+        ({**CSR, "format": np.array(b"csc")}, "expected sparse format csr, found b'csc'"),
+    ],
+)
+def test_wrong_arrays_are_refused(tmp_path, arrays, said):
+    path = save(tmp_path / "a.npz", **arrays)
+    with pytest.raises(UserError, match=said) as caught:
+        open_data(path)
+    assert str(caught.value).startswith(path)
+
+
+@pytest.mark.parametrize("column", [-1, 3])
+def test_a_column_that_does_not_exist_is_refused_when_its_rows_are_read(tmp_path, column):
+    path = save(tmp_path / "a.npz", **{**CSR, "indices": np.array([0, column])})
+    dataset = open_data(path)
+    dataset.rows(0, 1)
+    with pytest.raises(UserError, match=r"rows 1 to 1 hold columns outside 0\.\.2"):
+        dataset.rows(1, 2)
+
+
+def test_labels_given_twice_or_not_at_all_are_refused(tmp_path):
+    files(tmp_path)
+    labels = str(tmp_path / "y.npy")
+    for name in ("dense.npz", "text.svm"):
+        with pytest.raises(UserError, match="leave out labels"):
+            open_data(str(tmp_path / name), labels)
+    with pytest.raises(UserError, match=r"name the \.npy file with y as labels"):
+        open_data(str(tmp_path / "X.npy"))
+
+
+def test_a_test_set_must_have_the_features_of_its_training_set(tmp_path):
+    for path, labels in files(tmp_path):
+        if path.endswith(".svm"):
+            assert open_data(path, num_features=5).rows(0, 4)[0].shape == (4, 5)
+        else:
+            with pytest.raises(UserError, match="has 3 features, but the data it must match has 5"):
+                open_data(path, labels, num_features=5)
+
+
+@pytest.mark.parametrize("name", ["a.npz", "a.npy", "a.svm"])
+def test_files_that_cannot_be_read_are_named(tmp_path, name):
+    path = tmp_path / name
+    with pytest.raises(UserError, match=f"{name}: cannot read it: no such file"):
+        open_data(str(path), str(path) if name == "a.npy" else None)
+    path.mkdir()
+    with pytest.raises(UserError, match=f"{name}: cannot read it: is a directory"):
+        open_data(str(path), str(path) if name == "a.npy" else None)
+
+
+@pytest.fixture(scope="module")
+def originals(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("originals")
+    return folder, [(path, labels, Path(path).read_bytes()) for path, labels in files(folder)]
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=400)
+@given(
+    which=st.integers(0, 5),
+    cut=st.none() | st.floats(0, 1),
+    changes=st.lists(
+        st.tuples(st.floats(0, 1, exclude_max=True), st.binary(min_size=1, max_size=4)), max_size=4
+    ),
+)
+def test_damaged_files_give_user_errors_only(originals, which, cut, changes):
+    folder, contents = originals
+    path, labels, content = contents[which]
+    damaged = bytearray(content if cut is None else content[: int(cut * len(content))])
+    for place, new in changes:
+        at = int(place * len(damaged))
+        damaged[at : at + len(new)] = new[: len(damaged) - at]
+    target = folder / f"damaged.{path.rpartition('.')[2]}"
+    target.write_bytes(damaged)
+    said = f"nothing of {folder}"
+    try:
+        dataset = open_data(str(target), labels)
+        rows, row_labels = dataset.rows(0, dataset.num_rows)
+        if dataset.num_features < 10**6:
+            rows @ np.ones(dataset.num_features)  # would crash or warn on indices out of range
+        assert rows.shape == (dataset.num_rows, dataset.num_features)
+        assert row_labels.shape == (dataset.num_rows,)
+    except UserError as error:
+        said = str(error)
+    assert "\n" not in said
+    assert str(folder) in said

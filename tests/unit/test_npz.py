@@ -1,0 +1,95 @@
+"""Arrays mapped out of .npy and .npz files, written aligned, and never read past their end."""
+
+import os
+import zipfile
+
+import numpy as np
+import pytest
+import scipy.sparse
+
+from psgc.data.npz import ALIGNMENT, map_npy, map_npz, write_dense, write_sparse
+from psgc.errors import UserError
+
+
+def test_written_arrays_come_back_mapped_and_aligned(tmp_path):
+    path = str(tmp_path / "new" / "a.npz")
+    X, y = np.arange(35.0).reshape(7, 5), np.arange(7)
+    write_dense(path, X, y)
+    arrays = map_npz(path)
+    for name, written in (("X", X), ("y", y)):
+        assert isinstance(arrays[name], np.memmap)
+        assert arrays[name].filename == path
+        assert arrays[name].offset % ALIGNMENT == 0
+        assert not arrays[name].flags.writeable
+        assert np.array_equal(arrays[name], written)
+    assert os.listdir(tmp_path / "new") == ["a.npz"]
+
+
+def test_other_tools_read_what_is_written(tmp_path):
+    path = tmp_path / "a.npz"
+    X = scipy.sparse.csr_array(np.diag([1.0, 0.0, 3.0]))
+    write_sparse(path, X, np.ones(3))
+    assert zipfile.ZipFile(path).testzip() is None
+    assert (scipy.sparse.load_npz(path) != X).nnz == 0
+    assert np.array_equal(np.load(path, allow_pickle=False)["y"], np.ones(3))
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("dtype", ["f8", ">f4", "i2", "?"])
+def test_what_numpy_writes_is_mapped_or_read(tmp_path, order, dtype):
+    X = np.asarray(np.arange(12).reshape(3, 4), dtype, order=order)
+    np.savez(tmp_path / "plain.npz", X=X)
+    np.savez_compressed(tmp_path / "packed.npz", X=X)
+    np.save(tmp_path / "X.npy", X)
+    plain = map_npz(str(tmp_path / "plain.npz"))["X"]
+    packed = map_npz(str(tmp_path / "packed.npz"))["X"]
+    alone = map_npy(str(tmp_path / "X.npy"))
+    assert isinstance(plain, np.memmap)
+    assert isinstance(alone, np.memmap)
+    assert not isinstance(packed, np.memmap)
+    for array in (plain, packed, alone):
+        assert array.dtype == np.dtype(dtype)
+        assert np.array_equal(array, X)
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "a.npz"
+    write_dense(path, np.ones((2, 2)), np.ones(2))
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="Object arrays"):
+        write_dense(path, np.array([[object()]]), np.ones(1))
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["a.npz"]
+
+
+@pytest.mark.parametrize("write", [write_dense, write_sparse])
+def test_shapes_that_do_not_match_are_not_written(tmp_path, write):
+    with pytest.raises(
+        UserError, match=r"expected X \(rows, features\) and y \(rows,\), got \(2, 3\) and \(3,\)"
+    ):
+        write(tmp_path / "a.npz", np.ones((2, 3)), np.ones(3))
+    assert os.listdir(tmp_path) == []
+
+
+def test_pickled_objects_are_refused(tmp_path):
+    np.savez(tmp_path / "a.npz", X=np.array([{}, []], object))
+    np.save(tmp_path / "a.npy", np.array([{}, []], object))
+    with pytest.raises(UserError, match="plain numbers"):
+        map_npz(str(tmp_path / "a.npz"))
+    with pytest.raises(UserError, match="plain numbers"):
+        map_npy(str(tmp_path / "a.npy"))
+
+
+def test_a_header_that_promises_more_than_the_member_holds_is_refused(tmp_path):
+    path = tmp_path / "a.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        np.save(tmp_path / "a.npy", np.zeros(100))
+        archive.writestr("X.npy", (tmp_path / "a.npy").read_bytes()[:-8])
+        archive.writestr("y.npy", bytes(4096))  # the bytes that a reckless map would show
+    with pytest.raises(UserError, match="needs 800 bytes, 792 are there"):
+        map_npz(str(path))
+
+
+def test_an_empty_array_needs_no_map(tmp_path):
+    np.savez(tmp_path / "a.npz", X=np.zeros((0, 3)))
+    assert map_npz(str(tmp_path / "a.npz"))["X"].shape == (0, 3)
