@@ -8,6 +8,7 @@ place; `write_dense` and `write_sparse` pad the zip headers so that every array 
 Every byte of a file is foreign: whatever is wrong with it becomes a UserError. Nothing is ever unpickled.
 """
 
+import errno
 import io
 import math
 import os
@@ -78,7 +79,9 @@ class _foreign:
         pass
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        if isinstance(error, OSError) and error.strerror:
+        if (
+            isinstance(error, OSError) and error.strerror and error.errno != errno.EINVAL
+        ):  # that is a wild seek
             raise UserError(f"{self._path}: cannot read it: {error.strerror.lower()}") from error
         if isinstance(error, Exception) and not isinstance(error, UserError):
             said = " ".join(str(error).split()) or type(error).__name__
