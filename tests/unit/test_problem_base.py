@@ -1,4 +1,4 @@
-"""What every built-in problem owes: true gradients, dense or sparse, summing over chunks, unbiased on samples."""
+"""What every built-in problem owes: true gradients, dense or sparse, sums over chunks, unbiased samples."""
 
 import itertools
 import math

@@ -1,4 +1,4 @@
-"""Problems by name: labels are checked before anything starts, and a user's own problem is found or refused."""
+"""Problems by name: labels are checked before anything starts, a user's problem is found or refused."""
 
 import sys
 
