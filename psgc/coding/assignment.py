@@ -47,7 +47,7 @@ def cyclic(num_chunks: int, num_workers: int, load: int) -> Assignment:
         half-open interval of length load*m/N: exactly load*m/N of them.
 
     References:
-        arXiv:2405.19509, Section 5 (the cyclic assignment).
+        arXiv:2405.19509, the cyclic assignment of its experiments.
 
     Example:
         >>> cyclic(4, 4, 2).toarray().tolist()
@@ -57,9 +57,7 @@ def cyclic(num_chunks: int, num_workers: int, load: int) -> Assignment:
     if load > n:
         raise UserError(f"cyclic: load {load} is larger than the number of chunks {n}")
     if load * m % n:
-        raise UserError(
-            f"cyclic: load {load} x {m} workers = {load * m} copies cannot be shared equally by {n} chunks"
-        )
+        raise UserError(f"cyclic: load {load} x {m} workers = {load * m} copies cannot be shared equally by {n} chunks")
     worker = np.repeat(np.arange(m), load)
     chunk = (worker * n // m + np.tile(np.arange(load), m)) % n
     return _from_pairs(chunk, worker, n, m)
@@ -112,10 +110,10 @@ def graph(num_chunks: int, num_workers: int, replication: int, seed: int) -> Ass
 
     Notes:
         Graphs are drawn until the second largest |eigenvalue| is within 1 % of 2 sqrt(gamma - 1), about the
-        smallest that large graphs can have (Alon-Boppana); after a bounded number of draws the best one is taken.
+        smallest that large graphs can have (Alon-Boppana); failing that, the best of 20 draws is taken.
 
     References:
-        arXiv:2405.19509, Section 5 (the random regular graph assignment).
+        arXiv:2405.19509, the random regular graph assignment of its experiments.
 
     Example:
         >>> A = graph(6, 6, 5, seed=0)  # the only 5-regular graph on 6 vertices is the complete one
@@ -162,10 +160,10 @@ def blocks(num_chunks: int, num_workers: int, replication: int, seed: int) -> As
         UserError: m does not divide N, or replication > m.
 
     Notes:
-        With p a random permutation of the distances 1 .. m-1, backup r = 1 .. gamma-1 of worker j's c-th chunk
-        is worker j + p[(c + floor((r-1)(m-1)/(gamma-1))) mod (m-1)] mod m. The gamma-1 starting points are
-        distinct, so a chunk's holders are; and they are spread evenly, so a worker's b(gamma-1) backups belong
-        to min(b(gamma-1), m-1) different workers, as many as possible.
+        With p a random permutation of the distances 1 .. m-1, backup r = 0 .. gamma-2 of worker j's chunk c is
+        worker j + p[(c + floor(r(m-1)/(gamma-1))) mod (m-1)] mod m. The gamma-1 starting points are distinct,
+        so a chunk's holders are; and they are spread evenly, so a worker's b(gamma-1) backups belong to
+        min(b(gamma-1), m-1) different workers, as many as possible.
 
     Example:
         >>> A = blocks(12, 6, 3, seed=0)
@@ -182,11 +180,9 @@ def blocks(num_chunks: int, num_workers: int, replication: int, seed: int) -> As
     b, backups = n // m, replication - 1
     chunk = np.arange(n)
     owner, c = chunk // b, chunk % b
-    holders = [owner]
-    if backups:
-        distance = 1 + np.random.default_rng(seed).permutation(m - 1)
-        for r in range(backups):
-            holders.append((owner + distance[(c + r * (m - 1) // backups) % (m - 1)]) % m)
+    distance = 1 + np.random.default_rng(seed).permutation(m - 1)
+    distances = [distance[(c + r * (m - 1) // backups) % (m - 1)] for r in range(backups)]
+    holders = [owner, *((owner + d) % m for d in distances)]
     return _from_pairs(np.tile(chunk, replication), np.concatenate(holders), n, m)
 
 
@@ -214,9 +210,7 @@ def from_matrix(matrix: Any) -> Assignment:
     if matrix.ndim != 2 or 0 in matrix.shape:
         raise UserError(f"the assignment matrix has shape {matrix.shape}; it must be (chunks, workers)")
     if matrix.dtype.kind not in "biuf":
-        raise UserError(
-            f"the assignment matrix holds {matrix.dtype} entries; they must be the numbers 0 and 1"
-        )
+        raise UserError(f"the assignment matrix holds {matrix.dtype} entries; they must be 0 or 1")
     sparse = matrix if isinstance(matrix, csr_array) else csr_array(matrix)
     if not sparse.has_canonical_format:
         sparse = sparse.copy()
@@ -260,9 +254,7 @@ def check(assignment: Assignment, parts: int) -> None:
         raise UserError(f"chunk {fewest} is held by no worker")
     if holders[fewest] < parts:
         count = int(holders[fewest])
-        raise UserError(
-            f"parts is {parts}, but chunk {fewest} is held by only {count} worker{'s' * (count > 1)}"
-        )
+        raise UserError(f"parts is {parts}, but chunk {fewest} is held by only {count} worker{'s' * (count > 1)}")
 
 
 def _from_pairs(chunk: Any, worker: Any, num_chunks: int, num_workers: int) -> Assignment:

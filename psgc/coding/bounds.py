@@ -45,20 +45,20 @@ def clairvoyant_bound(assignment: Assignment, parts: int, seconds_per_chunk: Arr
         seconds_per_chunk: s_j > 0 of every worker, shape (m,); inf for a worker that failed.
 
     Returns:
-        Seconds; always k*s_j for some worker j and whole number k; inf when the live workers cannot recover at all.
+        Seconds, always k*s_j for some worker j and whole number k; inf when the live workers cannot recover.
 
     Raises:
         UserError: shapes do not match, a time is NaN, zero or negative, a chunk has fewer than l holders.
 
     Notes:
-        By T worker j can have finished at most min(floor(T/s_j), delta_j) chunks. T* is the smallest T at which a
-        flow of N*l units exists from the workers (these capacities) through A (one unit an edge) to the chunks
-        (capacity l). The search runs over the sorted finishing times k*s_j, k <= delta_j, and counts those up to
-        T, so nothing is ever divided and rounded. It starts where the total capacity reaches N*l and every chunk
-        has l holders that have finished something, which is usually the answer.
+        By T worker j can have finished at most min(floor(T/s_j), delta_j) chunks. T* is the smallest T at which
+        a flow of N*l units exists from the workers (these capacities) through A (one unit an edge) to the
+        chunks (capacity l). The search runs over the sorted finishing times k*s_j, k <= delta_j, and counts
+        those up to T, so nothing is ever divided and rounded. It starts where the total capacity reaches N*l
+        and every chunk has l holders that have finished something, which is usually the answer.
 
     Example:
-        With A complete and l = 1, T* is where the workers together finish N chunks: at or after the fluid limit.
+        With A complete and l = 1, T* is where the workers together finish N chunks, never before the fluid limit.
 
         >>> A = np.ones((6, 2))
         >>> clairvoyant_bound(A, 1, [1.0, 2.0]), fluid_limit(6, 1, [1.0, 2.0])
@@ -69,9 +69,8 @@ def clairvoyant_bound(assignment: Assignment, parts: int, seconds_per_chunk: Arr
     assignment = from_matrix(assignment)
     check(assignment, parts)
     seconds = _seconds(seconds_per_chunk)
-    n, m = assignment.shape
-    if len(seconds) != m:
-        raise UserError(f"seconds_per_chunk has {len(seconds)} entries, but there are {m} workers")
+    if len(seconds) != assignment.shape[1]:
+        raise UserError(f"seconds_per_chunk has {len(seconds)} entries, but there are {assignment.shape[1]} workers")
     return _clairvoyant_bound(assignment, int(parts), seconds)
 
 
@@ -108,7 +107,5 @@ def _every_chunk_has(parts: int, assignment: Assignment, seconds: Any, finished:
 def _seconds(seconds_per_chunk: ArrayLike) -> Any:
     seconds = real_array("seconds_per_chunk", seconds_per_chunk, 1)
     if not len(seconds) or (seconds <= 0).any():
-        raise UserError(
-            "seconds_per_chunk must hold times > 0 (inf for a failed worker), one for each worker"
-        )
+        raise UserError("seconds_per_chunk must hold a time > 0 for each worker (inf for a failed one)")
     return seconds

@@ -1,11 +1,22 @@
-"""The coding matrix R, shape (num_workers, parts): row j is worker j's coding vector."""
+"""The coding matrix R, shape (m, l): row j is worker j's coding vector, l = `parts`.
+
+To decode a chunk the server inverts R[S], S the l workers that did it, so R[S] must be well conditioned for every
+S that can occur: for every *meeting set*, l workers that share a chunk. Other sets never meet, and the spread matrix
+owes its quality to leaving them alone. It is built in two steps:
+
+1. Colour the workers so that those who share a chunk differ, and give each colour a vector. There are few
+   colours however many workers there are. Two parts: the k colours take k angles at equal distances.
+2. Three parts and more: search vectors for the colours, then for the single workers, moving one at a time to the
+   best of many random candidates. The potential to be lowered is the sum over meeting sets of
+   ||R[S]^-1||_F^32, in which only the worst sets count.
+"""
 
 from __future__ import annotations
 
-from itertools import combinations
+from itertools import combinations, count, islice
+from math import comb
 from typing import Any
 
-import networkx as nx
 import numpy as np
 
 from psgc.coding.arguments import real_array, whole
@@ -13,39 +24,198 @@ from psgc.coding.assignment import Assignment, check, from_matrix
 from psgc.coding.coefficients import Matrix
 from psgc.errors import UserError
 
+_RECOLOURINGS = 500
+_RECOLOURED_WORKERS = 200_000  # recolourings x workers: a second or two
+_CANDIDATES = 200
+_SWEEPS = (3, 20)  # fewest worth doing, most worth doing
+_WORK = 2_000_000  # sweeps x meeting sets x l (l - 1): a few seconds
+_EXPONENT = 32
+_SAMPLE = 300_000  # meeting sets looked at when there are more
+_BATCH = 100_000  # matrices in one batched SVD
+
 
 def coding_matrix(kind: str, assignment: Assignment, parts: int, seed: int) -> Matrix:
-    """R."""
+    """The workers' coding vectors.
+
+    Args:
+        kind: "gaussian" draws every entry from N(0, 1), as the paper does; "spread" is well conditioned on the
+            sets of workers that share a chunk.
+        assignment: A, shape (N, m).
+        parts: l, at most the number of holders of every chunk.
+        seed: makes the matrix reproducible.
+
+    Returns:
+        R, shape (m, l), float64. All ones when l = 1: nothing is coded then.
+
+    Raises:
+        UserError: unknown kind, or a chunk has fewer than l holders.
+
+    Notes:
+        Two unit vectors at an angle phi <= pi/2 have condition number cot(phi/2), so k colours at the angles
+        pi*c/k give cot(pi/(2k)), about 2k/pi, at worst.
+
+    References:
+        arXiv:2405.19509, the random coding matrix ("gaussian").
+
+    Example:
+        Three workers share each chunk and three colours do for six workers: cot(pi/6) = sqrt(3).
+
+        >>> from psgc.coding.assignment import cyclic
+        >>> A = cyclic(6, 6, 3)
+        >>> R = coding_matrix("spread", A, parts=2, seed=0)
+        >>> round(worst_condition(R, A) / 3**0.5, 9)
+        1.0
+    """
     assignment = from_matrix(assignment)
     check(assignment, parts)
     rng = np.random.default_rng(whole("seed", seed, 0))
-    m = assignment.shape[1]
     if kind not in ("gaussian", "spread"):
         raise UserError(f"coding_matrix is {kind!r}; it must be 'gaussian' or 'spread'")
     if parts == 1:
-        return np.ones((m, 1))
+        return np.ones((assignment.shape[1], 1))
     if kind == "gaussian":
-        return rng.standard_normal((m, parts))
-    together = assignment.T.astype(int) @ assignment
-    together.setdiag(0)
-    together.eliminate_zeros()
-    colour_of = nx.greedy_color(nx.from_scipy_sparse_array(together), "DSATUR")
-    colour = np.array([colour_of[j] for j in range(m)])
-    if parts == 2:
-        angle = np.pi * colour / (colour.max() + 1)
-        return np.stack([np.cos(angle), np.sin(angle)], axis=1)
-    vectors = rng.standard_normal((colour.max() + 1, parts))
-    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True))[colour]
+        return rng.standard_normal((assignment.shape[1], parts))
+    return _spread(assignment, parts, rng)
 
 
 def worst_condition(coding_matrix: Matrix, assignment: Assignment) -> float:
-    """Worst condition number."""
-    matrix = real_array("coding_matrix", coding_matrix, 2)
-    assignment = from_matrix(assignment)
-    check(assignment, matrix.shape[1])
-    return float(np.linalg.cond(matrix[_meeting_sets(assignment, matrix.shape[1])]).max())
+    """The largest condition number of R[S] over all sets S of l workers that share a chunk.
+
+    Args:
+        coding_matrix: R, shape (m, l).
+        assignment: A, shape (N, m).
+
+    Returns:
+        The 2-norm condition number, at least 1; inf when some R[S] is singular.
+
+    Raises:
+        UserError: shapes do not match, or a chunk has fewer than l holders.
+
+    Notes:
+        Exhaustive: the work grows with the number of meeting sets, up to N * binomial(gamma, l).
+
+    Example:
+        >>> worst_condition([[1.0, 0.0], [0.0, 2.0]], [[1, 1]])
+        2.0
+    """
+    matrix, assignment = real_array("coding_matrix", coding_matrix, 2), from_matrix(assignment)
+    m, parts = matrix.shape
+    if m != assignment.shape[1]:
+        raise UserError(f"the coding matrix has {m} rows, but there are {assignment.shape[1]} workers")
+    check(assignment, parts)
+    worst = 1.0
+    for holders in _holder_groups(assignment):
+        subsets = combinations(range(holders.shape[1]), parts)
+        while batch := list(islice(subsets, max(1, _BATCH // len(holders)))):
+            worst = max(worst, float(np.linalg.cond(matrix[holders[:, batch]]).max()))
+    return worst
 
 
-def _meeting_sets(assignment: Assignment, parts: int) -> Any:
-    holders = np.split(assignment.indices, assignment.indptr[1:-1])
-    return np.unique([s for h in holders for s in combinations(sorted(h), parts)], axis=0)
+def _spread(assignment: Assignment, parts: int, rng: np.random.Generator) -> Matrix:
+    colour = _colours(assignment, rng)
+    num_colours = int(colour.max()) + 1
+    if parts == 2:
+        angle = np.pi * colour / num_colours
+        return np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    most = _WORK // (_SWEEPS[0] * parts * (parts - 1))
+    sets = _meeting_sets(assignment, parts, rng)
+    if comb(num_colours, parts) <= most:
+        colour_sets = np.array(list(combinations(range(num_colours), parts)))
+    else:
+        colour_sets = np.unique(np.sort(colour[sets], axis=1), axis=0)
+        colour_sets = colour_sets[rng.permutation(len(colour_sets))[:most]]
+    vectors: Matrix = _unit(rng.standard_normal((num_colours, parts)))
+    _search(vectors, colour_sets, rng)
+    vectors = vectors[colour]
+    if len(sets) <= most:
+        _search(vectors, sets, rng)
+    return vectors
+
+
+def _colours(assignment: Assignment, rng: np.random.Generator) -> Any:
+    """A colour (0, 1, ...) for each worker, different for workers that share a chunk; few colours.
+
+    Iterated greedy colouring: colouring again class by class, in any order of the classes, never needs more
+    colours and sometimes fewer. It stops at the size of the largest set of holders, which is a lower bound.
+    """
+    m, fewest = assignment.shape[1], int(np.diff(assignment.indptr).max())
+    incidence = assignment.astype(np.int32)
+    sharing: Any = incidence.T @ incidence  # its pattern: who shares a chunk with whom (and with himself)
+    sharing = sharing.tocsr()
+    neighbours = [row.tolist() for row in np.split(sharing.indices, sharing.indptr[1:-1])]
+    order = np.argsort(-np.diff(sharing.indptr), kind="stable")
+    for _ in range(1 + min(_RECOLOURINGS, _RECOLOURED_WORKERS // m)):
+        colour = [-1] * m
+        for j in order.tolist():
+            taken = {colour[other] for other in neighbours[j]}
+            colour[j] = next(c for c in count() if c not in taken)
+        if max(colour) + 1 == fewest:
+            break
+        order = np.argsort(rng.permutation(max(colour) + 1)[colour], kind="stable")
+    return np.array(colour)
+
+
+def _search(vectors: Matrix, sets: Any, rng: np.random.Generator) -> None:
+    """Move the unit vectors (k, l), in place, to lower the potential over `sets` (n, l) of their indices."""
+    num_vectors, parts = vectors.shape
+    member = sets.T.ravel()
+    others = np.concatenate([np.delete(sets, place, axis=1) for place in range(parts)])
+    others = others[np.argsort(member, kind="stable")]
+    others_of = np.split(others, np.cumsum(np.bincount(member, minlength=num_vectors))[:-1])
+    sweeps = int(np.clip(_WORK // (sets.size * (parts - 1)), *_SWEEPS))
+    for sweep in range(sweeps):
+        step = 0.5 * 0.01 ** (sweep / sweeps)  # half of the candidates are near, nearer and nearer
+        for j in rng.permutation(num_vectors):
+            if len(others_of[j]):
+                far = rng.standard_normal((_CANDIDATES // 2, parts))
+                near = vectors[j] + step * rng.standard_normal((_CANDIDATES // 2, parts))
+                candidates = np.concatenate([vectors[[j]], _unit(far), _unit(near)])
+                norms = _squared_inverse_norms(vectors[others_of[j]], candidates)
+                vectors[j] = candidates[np.argmin((norms ** (_EXPONENT // 2)).sum(axis=0))]
+
+
+def _squared_inverse_norms(others: Any, candidates: Any) -> Any:
+    """||M^-1||_F^2 = trace (M M^T)^-1 for each M made of l - 1 unit rows and one candidate as the last row.
+
+    Args:
+        others: the rows O of each set, shape (n, l - 1, l).
+        candidates: unit vectors x, shape (c, l).
+
+    Returns:
+        Shape (n, c). By block inversion, with G = O O^T and s = 1 - (Ox)^T G^-1 (Ox), the squared distance of x
+        from the span of O: trace G^-1 + (1 + ||G^-1 O x||^2) / s.
+    """
+    inverse = np.linalg.inv(others @ others.swapaxes(1, 2))
+    projected = others @ candidates.T
+    solved = inverse @ projected
+    distance = np.maximum(1e-15, 1 - (projected * solved).sum(axis=1))
+    trace = np.trace(inverse, axis1=1, axis2=2)[:, None]
+    return trace + (1 + (solved * solved).sum(axis=1)) / distance
+
+
+def _meeting_sets(assignment: Assignment, parts: int, rng: np.random.Generator) -> Any:
+    """All sets of `parts` workers that share a chunk, shape (n, parts), or a sample when they are too many."""
+    groups = _holder_groups(assignment)
+    subsets = np.array([comb(holders.shape[1], parts) for holders in groups], dtype=float)
+    total = sum(subsets * [len(holders) for holders in groups])
+    found = []
+    for holders in groups:
+        rows, size = holders.shape
+        if total <= _SAMPLE:
+            found.append(holders[:, list(combinations(range(size), parts))].reshape(-1, parts))
+        else:
+            wanted = int(_SAMPLE * rows * comb(size, parts) / total)
+            row = rng.integers(rows, size=(wanted, 1))
+            found.append(holders[row, rng.random((wanted, size)).argsort(axis=1)[:, :parts]])
+    return np.unique(np.sort(np.concatenate(found), axis=1), axis=0)
+
+
+def _holder_groups(assignment: Assignment) -> list[Any]:
+    """The different sets of holders that chunks have, those of one size as the rows of one array."""
+    size = np.diff(assignment.indptr)
+    by_size = [assignment.indices[np.repeat(size == s, size)].reshape(-1, s) for s in np.unique(size)]
+    return [np.unique(rows, axis=0) for rows in by_size]
+
+
+def _unit(vectors: Matrix) -> Matrix:
+    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)

@@ -1,7 +1,7 @@
 """Encoding and decoding coefficients: what multiplies the parts of a gradient, and what undoes it.
 
-All functions work on the small matrix R[S], the rows of the coding matrix that belong to the contributors S of
-one chunk: shape (s, l), s = |S|, l = `parts`.
+R[S] is the small matrix made of the rows of the coding matrix R that belong to the contributors S of one
+chunk: shape (s, l), s = |S|, l = `parts`.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ def encoding_coefficients(rows: ArrayLike) -> Matrix:
         UserError: `rows` is not a matrix of finite numbers.
 
     Notes:
-        X = (R[S]^+)^T in all three cases. The server forms part k as sum_j R[j, k] y_j, that is R[S]^T X g: g itself
-        when R[S] has rank l, otherwise the projection of g on the row space of R[S].
+        X = (R[S]^+)^T in all three cases. The server forms part k as sum_j R[j, k] y_j, that is R[S]^T X g: g
+        itself when R[S] has rank l, otherwise the projection of g on the row space of R[S].
 
     References:
-        arXiv:2405.19509, Section 4 (encoding after the contributors are known).
+        arXiv:2405.19509, the protocol in which workers encode once their contributors are known.
 
     Example:
         >>> R = np.array([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
@@ -42,7 +42,7 @@ def encoding_coefficients(rows: ArrayLike) -> Matrix:
         >>> bool(np.allclose(R.T @ X, np.eye(2)))
         True
     """
-    return np.linalg.pinv(_finite_matrix(rows)).T
+    return np.asarray(np.linalg.pinv(_finite_matrix(rows)).T, np.float64)
 
 
 def decoding_coefficients(rows: ArrayLike) -> Matrix:
@@ -67,7 +67,7 @@ def decoding_coefficients(rows: ArrayLike) -> Matrix:
     if matrix.shape[0] != matrix.shape[1]:
         raise UserError(f"decoding needs as many contributors as parts, got rows of shape {matrix.shape}")
     try:
-        return np.linalg.inv(matrix)
+        return np.asarray(np.linalg.inv(matrix), np.float64)
     except np.linalg.LinAlgError:
         raise UserError("these contributors cannot decode: their coding vectors are dependent") from None
 
@@ -86,7 +86,7 @@ def squared_error_measure(copies: ArrayLike, parts: int) -> int:
         UserError: `copies` is not a vector of whole numbers >= 0, or parts < 1.
 
     References:
-        arXiv:2405.19509, Section 5 (approximate gradient coding).
+        arXiv:2405.19509, the error measure of approximate gradient coding.
 
     Example:
         >>> squared_error_measure([3, 1, 0], parts=2)

@@ -1,11 +1,11 @@
 """In which order a worker does its chunks: the ordering O of an assignment A.
 
-An ordering is a `scipy.sparse.csr_array` of int32 with the sparsity of A: O[i, j] = 1-based position of chunk i in
-worker j's queue.
+An ordering is a `scipy.sparse.csr_array` of int32 with the sparsity of A: O[i, j] = 1-based position of chunk i
+in worker j's queue.
 
 Orderings are made of *rounds*: a round gives every chunk one of its holders, and shares the chunks out as evenly
-as A allows. Round 1 is the own share where there is one. For a square regular A the rounds are perfect matchings, a
-chunk has each position 1 .. delta at exactly one worker, and this is the paper's optimal ordering.
+as A allows. Round 1 is the own share where every worker holds it. For a square regular A the rounds are perfect
+matchings, a chunk has each position 1 .. delta at exactly one worker, and this is the paper's optimal ordering.
 """
 
 from __future__ import annotations
@@ -37,14 +37,16 @@ def ordering(assignment: Assignment) -> Ordering:
         UserError: `assignment` is not such a matrix.
 
     Notes:
-        Round 1 is done in natural order. In later rounds a worker takes first the chunks that come last in the queue of
-        their round-1 holder: those are the ones a slow holder is least likely to have finished.
+        A worker does its round-1 chunks first, then those of round 2, and so on; so the first l rounds recover
+        everything when nobody is slow, and the backups of one slow worker start on different chunks. Round 1 is
+        done in natural order. In later rounds a worker takes first what comes last in the queue of its round-1
+        holder: the chunks a slow holder is least likely to have finished.
 
     References:
-        arXiv:2405.19509, Section 4 (optimal chunk ordering for square regular assignments).
+        arXiv:2405.19509, the optimal ordering of square regular assignments.
 
     Example:
-        Two copies of each chunk, one at each position: Q_max meets the paper's optimum N*delta - (delta-l+1)(delta-l+2)/2.
+        A chunk has each position once, so Q_max is the paper's optimum N*delta - (delta-l+1)(delta-l+2)/2.
 
         >>> from psgc.coding.assignment import cyclic
         >>> A = cyclic(5, 5, 3)
@@ -120,8 +122,8 @@ def primary_copies(assignment: Assignment, ordering: Ordering, parts: int) -> As
         UserError: a chunk has fewer than l holders, or the shapes differ.
 
     Notes:
-        The first ceil(N*l/m) places of every queue when they hold every chunk l times (own shares do, and the paper's
-        matchings); otherwise a flow with the smallest capacity.
+        The first ceil(N*l/m) places of every queue when they hold every chunk l times, as own shares and the
+        paper's matchings do; otherwise a flow with the smallest capacity.
 
     Example:
         >>> from psgc.coding.assignment import cyclic
@@ -155,16 +157,16 @@ def worst_case(assignment: Assignment, ordering: Ordering, parts: int) -> int:
         UserError: a chunk has fewer than l holders, or the shapes differ.
 
     Notes:
-        Q_i is the most that can be finished while chunk i has been finished fewer than l times. Every holder j stops
-        just before i and leaves delta_j - O[i, j] + 1 chunks undone, except for l - 1 holders, best those that would
-        leave the most. Hence Q_i = (number of ones of A) - (all that holders would leave, but for the l - 1 largest).
+        Q_i is the most that can be finished while chunk i has been finished fewer than l times. A holder j that
+        stops just before i leaves delta_j - O[i, j] + 1 chunks undone. All holders stop but l - 1, best those that
+        would leave the most; so Q_i is the number of ones of A minus all but the l - 1 largest of these numbers.
 
     References:
-        arXiv:2405.19509, Section 4 (Q_max and its optimal value).
+        arXiv:2405.19509, the definition of Q_max and its optimal value.
 
     Example:
-        Both workers hold both chunks in the same order: three of the four copies can be done and chunk 1 still miss
-        its second copy; in opposite orders too. One copy of each is there after 3 and 2 + 1.
+        Two workers hold two chunks: in the same order both can do chunk 0 and leave chunk 1 undone, in opposite
+        orders the second finished chunk is always the missing one.
 
         >>> A = np.ones((2, 2))
         >>> [worst_case(A, csr_array(O), 1) for O in ([[1, 1], [2, 2]], [[1, 2], [2, 1]])]
@@ -192,11 +194,12 @@ def _rounds(chunk: Any, worker: Any, n: int, m: int) -> Any:
 
 
 def _one_holder_each(chunk: Any, worker: Any, n: int, m: int) -> Any:
-    """Choose one edge for each chunk that has any, the largest number for a worker being as small as possible."""
+    """Mask of one edge for each chunk that has any, the most of one worker being as few as possible."""
     per_chunk, per_worker = np.bincount(chunk, minlength=n), np.bincount(worker, minlength=m)
     degree, share = per_chunk[0], n // m
     if (per_chunk == degree).all() and (per_worker == share * degree).all():
-        # Cut every worker in `share` pieces of `degree` edges: a square regular graph, so a perfect matching exists.
+        # Cut every worker in `share` pieces of `degree` edges each: the graph becomes square and regular, and such
+        # a graph has a perfect matching.
         piece = _places(worker, chunk) - 1
         piece = worker * share + piece // degree
         square = csr_array((np.ones(len(chunk), np.int8), (chunk, piece)), shape=(n, n))
@@ -211,7 +214,7 @@ def _one_holder_each(chunk: Any, worker: Any, n: int, m: int) -> Any:
 
 
 def _places(group: Any, *keys: Any) -> Any:
-    """The 1-based rank of each element among those of its group, sorted by the first key, then the next ones."""
+    """The 1-based rank of each element in its group, sorted by the first key, ties by the next ones."""
     order = np.lexsort((*reversed(keys), group))
     sizes = np.bincount(group)
     starts = np.repeat(np.cumsum(sizes) - sizes, sizes)
@@ -226,9 +229,8 @@ def _edges(matrix: Any) -> tuple[Any, Any]:
 
 
 def _with_positions(assignment: Assignment, positions: Any) -> Ordering:
-    return csr_array(
-        (positions.astype(np.int32), assignment.indices, assignment.indptr), shape=assignment.shape
-    )
+    data = positions.astype(np.int32)
+    return csr_array((data, assignment.indices, assignment.indptr), shape=assignment.shape)
 
 
 def _checked(assignment: Assignment, ordering: Ordering, parts: int) -> Assignment:
