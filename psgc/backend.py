@@ -5,8 +5,8 @@ Encoding, accumulation and decoding are written once, against `Backend`:
 * a gradient of `dim` entries is seen as `parts` rows of `dim // parts` entries; the `dim % parts` entries
   left over make one further column, so nothing is ever padded or copied (`part_length`, `encode`, `decode`);
 * everything that costs memory traffic is one operation, `combine`: target += coefficients @ rows, done in a
-  single pass. On the CPU it is BLAS gemv through SciPy, which reaches the speed of a plain copy where
-  einsum reaches a third of it (`scripts/bench_encode.py`); on the GPU it is one fused kernel;
+  single pass. On the CPU it is BLAS through SciPy, which reaches the speed of a plain copy where einsum
+  reaches a third of it (`scripts/bench_encode.py`); on the GPU it is one fused kernel;
 * MPI sees *message buffers*: host arrays, pinned for CuPy, or device arrays when the MPI is CUDA-aware.
 """
 
@@ -63,12 +63,17 @@ class Backend:
     def combine(self, target: Array, coefficients: np.ndarray, rows: Array) -> None:
         """target += coefficients @ rows, in place, in one pass over memory.
 
-        target: (p,) contiguous; coefficients: (k,) host array; rows: (k, p) contiguous, of target's dtype.
+        target: (a, p) contiguous; coefficients: (a, b) host array; rows: (b, p) contiguous; all of target's dtype.
         """
-        gemv = blas.dgemv if target.dtype == np.float64 else blas.sgemv
-        result = gemv(1.0, rows.T, coefficients, beta=1.0, y=target, overwrite_y=1)
-        if result is not target:  # f2py copies what it cannot use in place, and would lose the sum
-            raise TypeError(f"combine needs contiguous float32 or float64 vectors, got {target.dtype}")
+        double = target.dtype == np.float64
+        if len(target) == 1:  # the matrix-vector product is the faster one where it is enough
+            gemv = blas.dgemv if double else blas.sgemv
+            result = gemv(1.0, rows.T, coefficients[0], beta=1.0, y=target[0], overwrite_y=1)
+        else:
+            gemm = blas.dgemm if double else blas.sgemm
+            result = gemm(1.0, rows.T, coefficients.T, beta=1.0, c=target.T, overwrite_c=1)
+        if not np.may_share_memory(result, target):  # f2py copies what it cannot use in place, and would lose the sum
+            raise TypeError(f"combine needs contiguous float32 or float64 arrays, got {target.dtype}")
 
 
 class CupyBackend(Backend):
@@ -82,9 +87,11 @@ class CupyBackend(Backend):
         self._cuda_aware = cuda_aware
         self.use_in_thread()
         self._combine = cupy.ElementwiseKernel(
-            "raw T coefficients, raw T rows, int32 k, int64 p",
+            "raw T coefficients, raw T rows, int64 b, int64 p",
             "T target",
-            "T sum = 0; for (int r = 0; r < k; ++r) sum += coefficients[r] * rows[r * p + i]; target += sum;",
+            "T sum = 0;"
+            "for (int r = 0; r < b; ++r) sum += coefficients[i / p * b + r] * rows[r * p + i % p];"
+            "target += sum;",
             "psgc_combine",
         )
 
@@ -130,26 +137,25 @@ def encode(backend: Backend, coded: Array, coefficients: np.ndarray, gradient: A
     parts = len(coefficients)
     columns = gradient.size // parts
     coefficients = np.ascontiguousarray(coefficients, coded.dtype)
-    backend.combine(coded[:columns], coefficients, gradient[: parts * columns].reshape(parts, columns))
+    whole = gradient[: parts * columns].reshape(parts, columns)
+    backend.combine(coded[None, :columns], coefficients[None], whole)
     rest = gradient[parts * columns :]
     if rest.size:
         coded[columns:] += rest @ backend.asarray(coefficients[: rest.size])
 
 
-def decode(backend: Backend, gradient: Array, coefficients: np.ndarray, coded: Array) -> None:
+def decode(backend: Backend, gradient: Array, coefficients: np.ndarray, coded: Array, rest: Array) -> None:
     """gradient[part k] += sum_s coefficients[k, s] * coded[s] for every part k, in place: the transpose of `encode`.
 
-    gradient: (dim,); coefficients: (parts, s); coded: (s, part_length(dim, parts)), contiguous.
+    gradient: (dim,); coefficients: (parts, s); coded: (s, dim // parts) contiguous; rest: (s, 0 or 1), the further
+    entry that each coded gradient has when parts does not divide dim.
     """
-    parts = len(coefficients)
-    columns = gradient.size // parts
     coefficients = np.ascontiguousarray(coefficients, gradient.dtype)
-    whole = coded if coded.shape[1] == columns else backend.xp.ascontiguousarray(coded[:, :columns])
-    for part, row in enumerate(coefficients):
-        backend.combine(gradient[part * columns : (part + 1) * columns], row, whole)
-    rest = gradient[parts * columns :]
-    if rest.size:
-        rest += backend.asarray(coefficients[: rest.size]) @ coded[:, columns]
+    parts, columns = len(coefficients), coded.shape[1]
+    backend.combine(gradient[: parts * columns].reshape(parts, columns), coefficients, coded)
+    last = gradient[parts * columns :]
+    if last.size:
+        last += backend.asarray(coefficients[: last.size]) @ rest[:, 0]
 
 
 def open_backend(name: str, local_rank: int = 0, environ: Any = os.environ) -> Backend:

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -67,16 +68,20 @@ def _common(parser: argparse.ArgumentParser) -> None:
 
 
 def _train(options: argparse.Namespace) -> NoReturn:
+    stopped_by: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, lambda number, _frame: stopped_by.append(number))
     _limit_threads()
-    from psgc.train import train  # imports MPI, NumPy and the rest: not before the threads are limited
+    from psgc.train import train  # imports MPI, NumPy and the rest: not before signals are caught and threads limited
 
-    train(options.config, options.overrides, options.debug)
+    train(options.config, options.overrides, options.debug, stopped_by)
 
 
 def _launch(options: argparse.Namespace) -> int:
     from psgc.launch import launch
 
-    return launch(options.config, options.ranks, options.overrides, options.print_only)
+    debug = ["--debug"] if options.debug else []
+    return launch(options.config, options.ranks, options.overrides, options.print_only, debug)
 
 
 def _limit_threads() -> None:

@@ -20,8 +20,8 @@ from psgc.errors import UserError
 class Plan:
     """assignment: (num_chunks, num_workers) 0/1; coding_matrix: (num_workers, parts).
 
-    queues[rank]: the chunks of the worker of that rank, in order; own_chunks: (num_workers,) how many chunks each worker
-    would do if no chunk were done more than `parts` times.
+    queues[rank]: the chunks of the worker of that rank, in order; own_chunks: (num_workers,) how many chunks each
+    worker would do if no chunk were done more than `parts` times.
     """
 
     assignment: scipy.sparse.csr_array

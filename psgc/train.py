@@ -40,17 +40,23 @@ STOP_TIMEOUT = 3.0  # seconds that the workers have to say goodbye
 EVALUATION_ROWS = 10_000  # rows that the server looks at together when it measures accuracy
 
 
-def train(config_path: str, overrides: Sequence[str], debug: bool) -> NoReturn:
-    """Run this rank of `psgc train`; ends the process with the exit code of design section 5."""
+def train(config_path: str, overrides: Sequence[str], debug: bool, stopped_by: Sequence[int]) -> NoReturn:
+    """Run this rank of `psgc train`; ends the process with the exit code of design section 5.
+
+    stopped_by: the signals that have asked this process to end, filled by a handler; rank 0 then ends the run in order.
+    """
     transport = Transport()
-    stopped_by = _catch_signals(transport.rank)
+    serving = transport.rank == 0
+    if not serving:
+        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(5))  # the server will say stop; if not, SIGALRM ends us
     try:
-        code, everybody_left = (
-            _serve(transport, config_path, overrides, stopped_by) if transport.rank == 0 else _work(transport)
-        )
+        if serving:
+            code, everybody_left = _serve(transport, config_path, overrides, stopped_by)
+        else:
+            code, everybody_left = _work(transport)
     except PsgcError as error:
         code, everybody_left = error.exit_code, isinstance(error, UserError)
-        if transport.rank == 0 or not everybody_left:  # what is wrong with the YAML is said once, by rank 0
+        if serving or not everybody_left:  # what is wrong with the YAML is said once, by rank 0
             print(f"psgc: {error}", file=sys.stderr, flush=True)
         if debug:
             traceback.print_exc()
@@ -61,29 +67,23 @@ def train(config_path: str, overrides: Sequence[str], debug: bool) -> NoReturn:
     sys.stderr.flush()
     if everybody_left:
         transport.finalize()
+        if not serving:
+            code = 0  # mpirun passes on rank 0's code, and comments at length on any other that is not 0
+        elif code:
+            time.sleep(0.2)  # ... and on rank 0's as well, unless the others have left before
     os._exit(code)  # a compute thread may be deep inside a gradient, and nobody waits for it
-
-
-def _catch_signals(rank: int) -> list[int]:
-    """Rank 0 ends the run in order on SIGINT, SIGTERM and SIGUSR1 (the list fills); the others let it."""
-    caught: list[int] = []
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        if rank == 0:
-            signal.signal(number, lambda number, _frame: caught.append(number))
-        elif number == signal.SIGTERM:
-            signal.signal(number, lambda *_: signal.alarm(5))  # the server will say stop; if not, SIGALRM ends us
-        else:
-            signal.signal(number, signal.SIG_IGN)
-    return caught
 
 
 # the server's side
 
 
-def _serve(transport: Transport, config_path: str, overrides: Sequence[str], stopped_by: list[int]) -> tuple[int, bool]:
+def _serve(
+    transport: Transport, config_path: str, overrides: Sequence[str], stopped_by: Sequence[int]
+) -> tuple[int, bool]:
+    """The server from the YAML to the summary: its exit code, and whether every worker has left in order."""
     try:
         config, plan, problem, dataset, backend = _prepare(transport, config_path, overrides)
-        test = _open_test(config, problem)
+        test = _open_test(config, problem, dataset)
         recorder = Recorder(
             Path(config.output), config.to_yaml(), plan.assignment, plan.parts, plan.own_chunks.tolist()
         )
@@ -199,16 +199,11 @@ def _open_problem(config: Config) -> tuple[Dataset | None, Problem]:
     return dataset, built
 
 
-def _open_test(config: Config, problem: Problem) -> Dataset | None:
-    if config.data is None or config.data.test is None:
+def _open_test(config: Config, problem: Problem, dataset: Dataset | None) -> Dataset | None:
+    if config.data is None or config.data.test is None or dataset is None:
         return None
-    test = open_data(config.data.test, config.data.test_labels)
+    test = open_data(config.data.test, config.data.test_labels, dataset.num_features)
     if not isinstance(config.problem, PythonProblem):
-        train_set = open_data(config.data.path, config.data.labels)
-        if test.num_features != train_set.num_features:
-            raise UserError(
-                f"{config.data.test}: {test.num_features} features, but {config.data.path} has {train_set.num_features}"
-            )
         check_labels(config.problem.kind, test, getattr(problem, "num_classes", None))
     return test
 
@@ -270,6 +265,7 @@ class _Observer:
 
 
 def _work(transport: Transport) -> tuple[int, bool]:
+    """A worker from the server's settings to goodbye: its exit code, and whether it left in order."""
     text = transport.broadcast(None)
     if not text:  # rank 0 found something wrong and says what
         return UserError.exit_code, True

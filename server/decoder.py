@@ -17,10 +17,11 @@ class Decoder:
     def __init__(self, backend: Backend, coding_matrix: np.ndarray, dim: int, dtype: Any) -> None:
         self._backend = backend
         self._coding_matrix = coding_matrix
-        self._dim = dim
-        self._dtype = dtype
-        self._held: dict[tuple[int, int], Array] = {}  # (worker, chunk) -> coded gradient that waits for others
+        self._parts = coding_matrix.shape[1]
+        self._columns = dim // self._parts
+        self._held: dict[int, _Copies] = {}  # chunk -> coded gradients that wait for others
         self._decoding: dict[tuple[int, ...], np.ndarray] = {}  # S_i -> inverse of R[S_i]
+        self.message_length = part_length(dim, self._parts)  # entries of one coded gradient
         self.gradient = backend.xp.zeros(dim, dtype)
 
     def begin(self) -> None:
@@ -30,7 +31,9 @@ class Decoder:
 
     def hold(self, worker: int, chunk: int, coded: Array) -> None:
         """Keep a copy of a coded gradient (`per_chunk`) until the chunk is committed."""
-        self._held[worker, chunk] = self._backend.xp.array(coded)
+        if chunk not in self._held:
+            self._held[chunk] = _Copies(self._backend.xp.empty((self._parts, coded.size), coded.dtype), self._columns)
+        self._held[chunk].add(worker, coded, self._backend)
 
     def commit(self, chunk: int, contributors: tuple[int, ...]) -> None:
         """Decode a chunk (`per_chunk`) from the copies of its contributors: R[S_i] G = Y."""
@@ -38,20 +41,37 @@ class Decoder:
         if inverse is None:
             rows = self._coding_matrix[[worker - 1 for worker in contributors]]
             inverse = self._decoding[contributors] = decoding_coefficients(rows)
-        copies = [self._held.pop((worker, chunk)) for worker in contributors]
-        coded = copies[0][None] if len(copies) == 1 else self._backend.xp.stack(copies)
-        decode(self._backend, self.gradient, inverse, coded)
-
-    def discard(self, worker: int, chunk: int) -> None:
-        """Forget a copy that came too late (`per_chunk`)."""
-        self._held.pop((worker, chunk), None)
+        decode(self._backend, self.gradient, inverse, *self._held.pop(chunk).of(contributors))
 
     def add_accumulator(self, worker: int, accumulator: Array) -> None:
         """Add a worker's accumulator (`combined`): part k of the gradient is sum_j R[j, k] y_j."""
-        vector = self._coding_matrix[worker - 1]
-        decode(self._backend, self.gradient, vector[:, None], accumulator[None])
+        coefficients = self._coding_matrix[worker - 1][:, None]
+        coded, rest = accumulator[None, : self._columns], accumulator[None, self._columns :]
+        decode(self._backend, self.gradient, coefficients, coded, rest)
 
-    @property
-    def message_length(self) -> int:
-        """Entries of one coded gradient."""
-        return part_length(self._dim, self._coding_matrix.shape[1])
+
+class _Copies:
+    """The coded gradients of one chunk that are here, side by side, as `decode` reads them."""
+
+    def __init__(self, space: Array, columns: int) -> None:
+        # `space` is cut into a contiguous (parts, columns) array and what is left of every row
+        parts = len(space)
+        flat = space.reshape(-1)
+        self._coded = flat[: parts * columns].reshape(parts, columns)
+        self._rest = flat[parts * columns :].reshape(parts, -1)
+        self._workers: list[int] = []
+
+    def add(self, worker: int, coded: Array, backend: Backend) -> None:
+        place, columns = len(self._workers), self._coded.shape[1]
+        if place == len(self._coded):  # more than `parts` are here before any counts (schedule `full`)
+            self._coded = backend.xp.concatenate([self._coded, backend.xp.empty_like(self._coded)])
+            self._rest = backend.xp.concatenate([self._rest, backend.xp.empty_like(self._rest)])
+        self._coded[place], self._rest[place] = coded[:columns], coded[columns:]
+        self._workers.append(worker)
+
+    def of(self, contributors: tuple[int, ...]) -> tuple[Array, Array]:
+        """(s, columns) and (s, 0 or 1): the copies of these workers, in this order."""
+        places = [self._workers.index(worker) for worker in contributors]
+        if places == list(range(len(places))):
+            return self._coded[: len(places)], self._rest[: len(places)]
+        return self._coded[places], self._rest[places]

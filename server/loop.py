@@ -167,7 +167,7 @@ class Server:
             self._carry_out(self._coordinator.delivered(worker, iteration))
             return
         start, seconds, loss = (float(x) for x in self._backend.to_host(vector[-TAIL:]))
-        if iteration == self._coordinator.iteration and self._coordinator.phase == "working":
+        if iteration == self._coordinator.iteration and not self._coordinator.contributors(chunk):
             self._decoder.hold(worker, chunk, vector[:-TAIL])
         self._report(worker, iteration, chunk, start, seconds, loss)
 
@@ -213,8 +213,8 @@ class Server:
                             self._tell(to, record(Kind.COMMIT, iteration, chunk, worker, last=last))
                 case Commit(chunk, contributors):
                     self._decoder.commit(chunk, contributors)
-                case Discard(worker, chunk) if not self._combined:
-                    self._decoder.discard(worker, chunk)
+                case Discard() if not self._combined:
+                    pass  # the worker kept nothing, and neither did we
                 case Discard(worker, chunk) | Skip(worker, chunk):
                     self._tell(worker, record(Kind.DISCARD, iteration, chunk))
                 case Queue(worker, chunks):

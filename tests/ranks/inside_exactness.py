@@ -1,0 +1,108 @@
+"""Inside the ranks: twenty iterations of every combination against a single process that computes the full gradient.
+
+Not collected by itself; `test_exactness.py` starts it as `mpirun -n 5..9 python -m pytest --only-mpi` on this file.
+Each number of workers takes its share of the combinations, PSGC_EVERY_CASE=1 takes all of them.
+"""
+
+import itertools
+import os
+import tempfile
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from mpi4py import MPI  # before psgc's transport, which would leave MPI uninitialised for pytest-mpi
+
+from psgc.backend import Backend
+from psgc.config import from_yaml_text
+from psgc.data import ChunkSource, open_data, write_dense
+from psgc.plan import Plan, make_plan
+from psgc.problems import make_problem
+from psgc.train import make_server, make_worker
+from psgc.transport import Transport
+
+ITERATIONS = 20
+TOLERANCE = {"float64": 1e-10, "float32": 1e-4}
+CASES = list(
+    itertools.product(
+        ["blocks", "cyclic", "fractional", "graph"],
+        [1, 2, 3],
+        ["per_chunk", "combined"],
+        ["uncoded", "full", "random", "static", "skipping"],
+        ["float64", "float32"],
+    )
+)
+WORKERS = MPI.COMM_WORLD.Get_size() - 1
+MINE = [case for place, case in enumerate(CASES) if place % 5 == WORKERS % 5 or os.environ.get("PSGC_EVERY_CASE")]
+
+
+def replication(assignment: str, parts: int) -> int:
+    """The smallest that this many workers allow for the assignment."""
+    for candidate in range(max(2, parts), WORKERS + 1):
+        if assignment == "fractional" and WORKERS % candidate:
+            continue
+        if assignment == "graph" and (candidate >= WORKERS or WORKERS * candidate % 2):
+            continue
+        return candidate
+    raise AssertionError(f"no replication for {assignment} with {WORKERS} workers")
+
+
+def settings(assignment: str, parts: int, transfer: str, schedule: str, dtype: str) -> str:
+    return f"""
+problem: {{kind: softmax, l2: 0.01}}
+data: {{path: unused}}
+optimizer: {{kind: nesterov, lr: 0.5}}
+iterations: {ITERATIONS}
+coding: {{assignment: {assignment}, parts: {parts}, replication: {replication(assignment, parts)}, chunks_per_worker: 2}}
+transfer: {transfer}
+schedule: {schedule}
+dtype: {dtype}
+stragglers: {{kind: slow, seconds: {{2: 0.003}}}}
+output: unused
+seed: 7
+"""
+
+
+@pytest.fixture(scope="module")
+def data():
+    rng = np.random.default_rng(3)
+    X, y = rng.normal(size=(90, 6)), rng.integers(0, 5, 90)  # 35 parameters: 2 and 3 parts leave a rest
+    y[:5] = range(5)
+    with tempfile.TemporaryDirectory() as folder:  # not tmp_path: the ranks would clean up each other's
+        write_dense(f"{folder}/data.npz", X, y.astype(float))
+        return open_data(f"{folder}/data.npz")
+
+
+def single_process(problem, dataset, config):
+    """The same training, with the gradient of all rows at once."""
+    chunk = ChunkSource(dataset, 1, "float64", Backend()).chunk(0)
+    params, velocity = problem.initial_params(), 0.0
+    for _ in range(ITERATIONS):
+        gradient = problem.gradient(params, chunk, None)
+        velocity = 0.9 * velocity + gradient
+        params = params - config.optimizer.lr * (gradient + 0.9 * velocity)
+    return params
+
+
+@pytest.mark.mpi(min_size=5)
+@pytest.mark.parametrize("case", MINE, ids=lambda case: "-".join(map(str, case)))
+def test_parameters_equal_those_of_a_single_process(case, data):
+    config = from_yaml_text(settings(*case))
+    problem = make_problem("softmax", dataset=data, l2=0.01)
+    transport = Transport()
+    try:
+        plan = make_plan(config.coding, config.schedule, WORKERS, config.seed) if transport.rank == 0 else None
+        plan = Plan.from_bytes(transport.broadcast(plan.to_bytes() if plan else None))
+        if transport.rank == 0:
+            silent = SimpleNamespace(chunk=lambda *_: None, iteration=lambda _: None, failure_text=lambda _, text: text)
+            server = make_server(transport, config, plan, Backend(), silent, lambda: None)
+            params = server.run(problem.initial_params().astype(config.dtype), ITERATIONS)
+            assert server.stop_workers(timeout=10)
+            expected = single_process(problem, data, config)
+            assert params.dtype == config.dtype
+            assert np.linalg.norm(params - expected) <= TOLERANCE[config.dtype] * np.linalg.norm(expected)
+        else:
+            chunks = ChunkSource(data, plan.num_chunks, config.dtype, Backend())
+            make_worker(transport, config, plan, Backend(), problem, chunks).run()
+    finally:
+        transport.close()

