@@ -218,4 +218,4 @@ def _holder_groups(assignment: Assignment) -> list[Any]:
 
 
 def _unit(vectors: Matrix) -> Matrix:
-    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return np.asarray(vectors / np.linalg.norm(vectors, axis=-1, keepdims=True), np.float64)

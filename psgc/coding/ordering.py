@@ -183,25 +183,32 @@ def worst_case(assignment: Assignment, ordering: Ordering, parts: int) -> int:
 def _rounds(chunk: Any, worker: Any, n: int, m: int) -> Any:
     """For each edge the round (1, 2, ...) in which its worker is given its chunk."""
     round_ = np.zeros(len(chunk), np.int64)
+    owner = np.zeros(n, np.int64)  # the holder of round 1, once there is one
     if n % m == 0:
         own = worker == chunk // (n // m)
         if own.sum() == n:
             round_[own] = 1
+            owner = np.arange(n) // (n // m)
     while (round_ == 0).any():
         left = np.flatnonzero(round_ == 0)
-        round_[left[_one_holder_each(chunk[left], worker[left], n, m)]] = round_.max() + 1
+        given = left[_one_holder_each(chunk[left], worker[left], owner, n, m)]
+        if round_.max() == 0:
+            owner[chunk[given]] = worker[given]
+        round_[given] = round_.max() + 1
     return round_
 
 
-def _one_holder_each(chunk: Any, worker: Any, n: int, m: int) -> Any:
+def _one_holder_each(chunk: Any, worker: Any, owner: Any, n: int, m: int) -> Any:
     """Mask of one edge for each chunk that has any, the most of one worker being as few as possible."""
     per_chunk, per_worker = np.bincount(chunk, minlength=n), np.bincount(worker, minlength=m)
     degree, share = per_chunk[0], n // m
     if (per_chunk == degree).all() and (per_worker == share * degree).all():
         # Cut every worker in `share` pieces of `degree` edges each: the graph becomes square and regular, and such
-        # a graph has a perfect matching.
-        piece = _places(worker, chunk) - 1
-        piece = worker * share + piece // degree
+        # a graph has a perfect matching, which takes one edge of every piece. A piece holds chunks of one owner as
+        # far as possible, so that one round spreads an owner's chunks over as many workers as possible.
+        _, pair, size = np.unique(worker.astype(np.int64) * m + owner[chunk], return_inverse=True, return_counts=True)
+        unpaired = _places(pair, chunk) > size[pair] // degree * degree
+        piece = worker * share + (_places(worker, unpaired, pair, chunk) - 1) // degree
         square = csr_array((np.ones(len(chunk), np.int8), (chunk, piece)), shape=(n, n))
         holder = maximum_bipartite_matching(square, perm_type="column") // share
     else:

@@ -1,0 +1,174 @@
+"""Assignments: who holds which chunk."""
+
+import numpy as np
+import pytest
+import scipy.sparse
+from hypothesis import given
+from hypothesis import strategies as st
+
+from psgc.coding import blocks, check, cyclic, fractional, from_matrix, graph
+from psgc.errors import UserError
+from tests.unit.doctests import assert_examples_hold
+
+
+def assert_regular(assignment, num_chunks, num_workers, replication):
+    """Canonical form, ones only, equal row sums and equal column sums."""
+    assert isinstance(assignment, scipy.sparse.csr_array)
+    assert assignment.shape == (num_chunks, num_workers)
+    assert assignment.dtype == np.int8
+    assert assignment.has_canonical_format
+    assert (assignment.data == 1).all()
+    dense = assignment.toarray()
+    assert (dense.sum(axis=1) == replication).all()
+    assert (dense.sum(axis=0) * num_workers == replication * num_chunks).all()
+
+
+def test_examples():
+    assert_examples_hold("psgc.coding.assignment")
+
+
+@given(st.integers(1, 20), st.integers(1, 20), st.integers(1, 20))
+def test_cyclic_is_regular_or_refused(num_chunks, num_workers, load):
+    if load > num_chunks or load * num_workers % num_chunks:
+        with pytest.raises(UserError, match=f"load {load}"):
+            cyclic(num_chunks, num_workers, load)
+        return
+    assignment = cyclic(num_chunks, num_workers, load)
+    assert_regular(assignment, num_chunks, num_workers, load * num_workers // num_chunks)
+    dense = assignment.toarray()
+    for j in range(num_workers):
+        start = j * num_chunks // num_workers
+        assert all(dense[(start + k) % num_chunks, j] == 1 for k in range(load))
+
+
+@given(st.integers(1, 24), st.integers(1, 12), st.integers(1, 12))
+def test_fractional_groups_hold_the_same(num_chunks, num_workers, replication):
+    if num_workers % replication or num_chunks % (num_workers // replication):
+        with pytest.raises(UserError, match="fractional"):
+            fractional(num_chunks, num_workers, replication)
+        return
+    assignment = fractional(num_chunks, num_workers, replication)
+    assert_regular(assignment, num_chunks, num_workers, replication)
+    dense = assignment.toarray()
+    for j in range(num_workers):
+        assert (dense[:, j] == dense[:, j // replication * replication]).all()
+    if num_chunks % num_workers == 0:
+        b = num_chunks // num_workers
+        assert all(dense[i, i // b] == 1 for i in range(num_chunks))
+
+
+@given(st.integers(1, 3), st.integers(2, 14), st.integers(1, 13), st.integers(0, 99))
+def test_graph_is_the_neighbourhoods_of_a_regular_graph(b, num_workers, replication, seed):
+    if replication >= num_workers or replication * num_workers % 2:
+        with pytest.raises(UserError, match=f"replication {replication}"):
+            graph(b * num_workers, num_workers, replication, seed)
+        return
+    assignment = graph(b * num_workers, num_workers, replication, seed)
+    assert_regular(assignment, b * num_workers, num_workers, replication)
+    adjacency = assignment.toarray()[::b]
+    assert (np.repeat(adjacency, b, axis=0) == assignment.toarray()).all()
+    assert (adjacency == adjacency.T).all()
+    assert (adjacency.diagonal() == 0).all()
+
+
+@pytest.mark.parametrize("num_workers", [200, 700])
+def test_graph_expands(num_workers):
+    assignment = graph(num_workers, num_workers, 8, seed=3)
+    eigenvalues = np.sort(np.abs(np.linalg.eigvalsh(assignment.toarray().astype(float))))
+    assert eigenvalues[-1] == pytest.approx(8)
+    assert eigenvalues[-2] <= 1.02 * 2 * np.sqrt(7)
+
+
+@given(st.integers(1, 6), st.integers(1, 12), st.integers(1, 12), st.integers(0, 99))
+def test_blocks_scatter_the_backups(b, num_workers, replication, seed):
+    if replication > num_workers:
+        with pytest.raises(UserError, match=f"replication {replication}"):
+            blocks(b * num_workers, num_workers, replication, seed)
+        return
+    assignment = blocks(b * num_workers, num_workers, replication, seed)
+    assert_regular(assignment, b * num_workers, num_workers, replication)
+    for j in range(num_workers):
+        held = assignment.toarray()[:, j].nonzero()[0]
+        assert set(range(j * b, j * b + b)) <= set(held.tolist())
+        others = {i // b for i in held.tolist()} - {j}
+        assert len(others) == min(b * (replication - 1), num_workers - 1)
+
+
+def test_seeds_reproduce_and_differ():
+    for make in (graph, blocks):
+        first, again, other = make(40, 20, 4, 1), make(40, 20, 4, 1), make(40, 20, 4, 2)
+        assert (first != again).nnz == 0
+        assert (first != other).nnz > 0
+
+
+@pytest.mark.parametrize("make", [graph, blocks])
+def test_a_remainder_is_refused(make):
+    with pytest.raises(UserError, match="7 chunks cannot be shared equally by 3 workers"):
+        make(7, 3, 2, 0)
+
+
+@pytest.mark.parametrize("number", [0, -1, 2.0, True, "3", None])
+def test_counts_are_whole_numbers(number):
+    for make in (cyclic, fractional):
+        for place in range(3):
+            arguments = [4, 4, 2]
+            arguments[place] = number
+            with pytest.raises(UserError, match="whole number"):
+                make(*arguments)
+    with pytest.raises(UserError, match="seed"):
+        graph(4, 4, 2, -1)
+
+
+@given(st.lists(st.lists(st.integers(0, 1), min_size=3, max_size=3), min_size=1, max_size=5))
+def test_from_matrix_keeps_the_entries(rows):
+    dense = np.array(rows)
+    forms = [rows, dense, dense.astype(bool), dense.astype(float)]
+    forms += [scipy.sparse.coo_matrix(dense), scipy.sparse.csc_array(dense)]
+    for form in forms:
+        if not dense.any(axis=1).all():
+            empty = int(np.flatnonzero(~dense.any(axis=1))[0])
+            with pytest.raises(UserError, match=f"chunk {empty} is held by no worker"):
+                from_matrix(form)
+            continue
+        assignment = from_matrix(form)
+        assert assignment.dtype == np.int8
+        assert assignment.has_canonical_format
+        assert (assignment.toarray() == dense).all()
+        assert from_matrix(assignment) is assignment
+
+
+def test_from_matrix_leaves_its_argument_alone():
+    stored_zero = scipy.sparse.csr_array((np.array([1, 0, 1]), [1, 0, 0], [0, 2, 3]), shape=(2, 2))
+    assignment = from_matrix(stored_zero)
+    assert assignment.nnz == 2
+    assert stored_zero.indices.tolist() == [1, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("matrix", "complaint"),
+    [
+        ([[1, 0], [2, 1]], "entry 2 at chunk 1, worker 0"),
+        ([[1.0, np.nan]], "entry nan at chunk 0, worker 1"),
+        ([[1, -1]], "entry -1"),
+        ([[0.5, 1.0]], "entry 0.5"),
+        ([1, 0], "shape"),
+        ([[[1]]], "shape"),
+        (np.zeros((0, 3)), "shape"),
+        (np.zeros((3, 0)), "shape"),
+        ([["a", "b"]], "entries"),
+        ([[1, 0], [1]], "different lengths"),
+        (scipy.sparse.coo_array(([1, 1], ([0, 0], [0, 0])), shape=(1, 1)), "entry 2"),
+    ],
+)
+def test_from_matrix_refuses(matrix, complaint):
+    with pytest.raises(UserError, match=complaint):
+        from_matrix(matrix)
+
+
+def test_check_names_chunk_and_numbers():
+    assignment = from_matrix([[1, 1], [0, 1]])
+    check(assignment, 1)
+    with pytest.raises(UserError, match=r"parts is 2, but chunk 1 is held by only 1 worker$"):
+        check(assignment, 2)
+    with pytest.raises(UserError, match="parts"):
+        check(assignment, 0)

@@ -1,0 +1,153 @@
+"""Coding matrices: well conditioned wherever workers meet."""
+
+import importlib
+import time
+from itertools import combinations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from psgc.coding import blocks, coding_matrix, cyclic, fractional, from_matrix, graph, worst_condition
+from psgc.coding.coding_matrix import _colours, _meeting_sets, _squared_inverse_norms
+from psgc.errors import UserError
+from tests.unit.doctests import assert_examples_hold
+
+module = importlib.import_module("psgc.coding.coding_matrix")  # the package exports a function of this name
+
+
+@st.composite
+def assignments(draw):
+    """Any 0/1 matrix without an empty row."""
+    n, m = draw(st.integers(1, 5)), draw(st.integers(1, 5))
+    rows = st.lists(st.integers(0, 1), min_size=m, max_size=m).filter(any)
+    return from_matrix(draw(st.lists(rows, min_size=n, max_size=n)))
+
+
+def meeting_sets_by_brute_force(assignment, parts):
+    holders = [row.nonzero()[0].tolist() for row in assignment.toarray()]
+    return sorted({subset for held in holders for subset in combinations(held, parts)})
+
+
+def test_examples():
+    assert_examples_hold("psgc.coding.coding_matrix")
+
+
+@pytest.mark.parametrize(("parts", "limit"), [(2, 15), (3, 100)])
+def test_two_hundred_workers_on_a_graph(parts, limit):
+    assignment = graph(200, 200, 8, seed=0)
+    start = time.process_time()
+    matrix = coding_matrix("spread", assignment, parts, seed=0)
+    assert time.process_time() - start < 10
+    assert matrix.shape == (200, parts)
+    np.testing.assert_allclose(np.linalg.norm(matrix, axis=1), 1)
+    assert worst_condition(matrix, assignment) <= limit
+    gaussian = coding_matrix("gaussian", assignment, parts, seed=0)
+    assert worst_condition(gaussian, assignment) > 10 * limit
+
+
+@pytest.mark.parametrize("num_workers", [4, 7, 10])
+def test_small_clusters(num_workers):
+    """As good as sensible from replication 1 to m: never singular, orthogonal where that is possible."""
+    for replication in range(1, num_workers + 1):
+        assignment = blocks(num_workers, num_workers, replication, seed=0)
+        for parts in range(1, min(replication, 4) + 1):
+            condition = worst_condition(coding_matrix("spread", assignment, parts, seed=0), assignment)
+            assert condition <= {1: 1, 2: 7, 3: 40, 4: 120}[parts]
+
+
+@pytest.mark.parametrize("parts", range(2, 9))
+def test_disjoint_groups_of_as_many_as_parts_are_orthogonal(parts):
+    assignment = fractional(16, 2 * parts, parts)
+    matrix = coding_matrix("spread", assignment, parts, seed=0)
+    assert worst_condition(matrix, assignment) <= 1.1
+
+
+@given(assignments(), st.integers(0, 5), st.data())
+@settings(max_examples=25, deadline=None)
+def test_any_assignment_can_be_decoded(assignment, seed, data):
+    parts = data.draw(st.integers(1, int(np.diff(assignment.indptr).min())))
+    matrix = coding_matrix("spread", assignment, parts, seed)
+    assert matrix.shape == (assignment.shape[1], parts)
+    assert worst_condition(matrix, assignment) < 100
+
+
+@given(assignments(), st.integers(0, 10**6), st.data())
+def test_worst_condition_agrees_with_brute_force(assignment, seed, data):
+    parts = data.draw(st.integers(1, int(np.diff(assignment.indptr).min())))
+    matrix = np.random.default_rng(seed).standard_normal((assignment.shape[1], parts))
+    sets = meeting_sets_by_brute_force(assignment, parts)
+    assert worst_condition(matrix, assignment) == max(np.linalg.cond(matrix[list(s)]) for s in sets)
+    assert _meeting_sets(assignment, parts, np.random.default_rng(0)).tolist() == [list(s) for s in sets]
+
+
+def test_meeting_sets_are_sampled_when_too_many(monkeypatch):
+    monkeypatch.setattr(module, "_SAMPLE", 50)
+    assignment = cyclic(12, 12, 6)
+    sample = _meeting_sets(assignment, 3, np.random.default_rng(0))
+    possible = meeting_sets_by_brute_force(assignment, 3)
+    assert 25 < len(sample) <= 50 < len(possible)
+    assert {tuple(s) for s in sample.tolist()} <= set(possible)
+
+
+def test_too_many_workers_share_the_vectors_of_their_colours(monkeypatch):
+    assignment = graph(60, 60, 6, seed=0)
+    single = coding_matrix("spread", assignment, 3, seed=0)
+    monkeypatch.setattr(module, "_SAMPLE", 1000)
+    monkeypatch.setattr(module, "_WORK", 9_000)  # 500 sets: enough for the colours, too few for the workers
+    shared = coding_matrix("spread", assignment, 3, seed=0)
+    assert len(np.unique(single, axis=0)) == 60
+    assert len(np.unique(shared, axis=0)) < 20
+    assert worst_condition(single, assignment) < 40
+    assert worst_condition(shared, assignment) < 60
+
+
+@given(assignments(), st.integers(0, 9))
+def test_workers_who_share_a_chunk_differ_in_colour(assignment, seed):
+    colour = _colours(assignment, np.random.default_rng(seed))
+    assert set(colour.tolist()) == set(range(colour.max() + 1))
+    for i, j in meeting_sets_by_brute_force(assignment, 2):
+        assert colour[i] != colour[j]
+
+
+@given(st.integers(2, 5), st.integers(0, 10**6))
+def test_inverse_norms_by_blocks_agree_with_the_inverse(parts, seed):
+    vectors = np.random.default_rng(seed).standard_normal((parts + 2, parts))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    others, candidates = vectors[None, : parts - 1], vectors[parts - 1 :]
+    for candidate, found in zip(candidates, _squared_inverse_norms(others, candidates)[0], strict=True):
+        matrix = np.vstack([others[0], candidate])
+        if np.linalg.cond(matrix) < 1e4:
+            assert found == pytest.approx(np.linalg.norm(np.linalg.inv(matrix)) ** 2, rel=1e-5)
+
+
+def test_seeds_reproduce_and_differ():
+    assignment = cyclic(12, 12, 5)
+    for kind in ("gaussian", "spread"):
+        first, again, other = (coding_matrix(kind, assignment, 3, seed) for seed in (1, 1, 2))
+        assert (first == again).all()
+        assert (first != other).any()
+
+
+def test_one_part_is_not_coded():
+    for kind in ("gaussian", "spread"):
+        assert coding_matrix(kind, cyclic(3, 3, 2), 1, 0).tolist() == [[1.0]] * 3
+
+
+def test_singular_is_infinite():
+    assert worst_condition(np.ones((3, 2)), cyclic(3, 3, 2)) > 1e15
+
+
+def test_refusals():
+    assignment = cyclic(4, 4, 2)
+    with pytest.raises(UserError, match="'gaussian' or 'spread'"):
+        coding_matrix("gausian", assignment, 2, 0)
+    with pytest.raises(UserError, match="parts is 3"):
+        coding_matrix("spread", assignment, 3, 0)
+    with pytest.raises(UserError, match="seed"):
+        coding_matrix("spread", assignment, 2, None)
+    with pytest.raises(UserError, match="3 rows, but there are 4 workers"):
+        worst_condition(np.ones((3, 2)), assignment)
+    with pytest.raises(UserError, match="parts is 3"):
+        worst_condition(np.ones((4, 3)), assignment)

@@ -1,0 +1,86 @@
+"""Encoding and decoding: the algebra that makes the gradient exact."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from psgc.coding import decoding_coefficients, encoding_coefficients, squared_error_measure
+from psgc.errors import UserError
+from tests.unit.doctests import assert_examples_hold
+
+sizes = st.tuples(st.integers(1, 6), st.integers(1, 5), st.integers(0, 10**6))
+
+
+def gaussian(size):
+    contributors, parts, seed = size
+    return np.random.default_rng(seed).standard_normal((contributors, parts))
+
+
+def test_examples():
+    assert_examples_hold("psgc.coding.coefficients")
+
+
+@given(sizes)
+def test_encoding_recovers_or_projects(size):
+    rows = gaussian(size)
+    contributors, parts = rows.shape
+    coefficients = encoding_coefficients(rows)
+    product = rows.T @ coefficients  # the server's sum_j R[j, k] y_j, as a matrix on the parts
+    scale = 1 + np.abs(coefficients).max()
+    assert coefficients.shape == rows.shape
+    if contributors >= parts:
+        np.testing.assert_allclose(product, np.eye(parts), atol=1e-9 * scale**2)
+    else:
+        np.testing.assert_allclose(product @ product, product, atol=1e-9 * scale**2)  # a projection
+        np.testing.assert_allclose(product, product.T, atol=1e-9 * scale**2)  # an orthogonal one
+        np.testing.assert_allclose(rows @ product, rows, atol=1e-9 * scale**2)  # on the row space of R[S]
+
+
+def test_encoding_is_of_minimum_norm():
+    rows = gaussian((4, 2, 0))
+    coefficients = encoding_coefficients(rows)
+    null = np.linalg.svd(rows.T)[2][2:]  # adding these to X solves the equation as well
+    np.testing.assert_allclose(null @ coefficients, 0, atol=1e-12)
+
+
+@given(st.integers(1, 5), st.integers(0, 10**6))
+def test_both_protocols_give_the_same_parts(parts, seed):
+    """Per chunk (decode l coded gradients) and combined (encode knowing S) are two ways to the same gradient."""
+    rows = gaussian((parts, parts, seed))
+    gradient = np.random.default_rng(seed + 1).standard_normal((parts, 7))
+    per_chunk = decoding_coefficients(rows) @ (rows @ gradient)
+    combined = rows.T @ (encoding_coefficients(rows) @ gradient)
+    atol = 1e-12 * np.linalg.cond(rows) ** 2
+    np.testing.assert_allclose(per_chunk, gradient, atol=atol)
+    np.testing.assert_allclose(combined, gradient, atol=atol)
+
+
+def test_one_part_counts_the_copy_once():
+    assert encoding_coefficients([[1.0]]).tolist() == [[1.0]]
+    assert decoding_coefficients([[1.0]]).tolist() == [[1.0]]
+
+
+@given(st.lists(st.integers(0, 9), max_size=20), st.integers(1, 6))
+def test_error_measure_counts_missing_copies(copies, parts):
+    assert squared_error_measure(copies, parts) == sum(max(0, parts - c) for c in copies)
+
+
+@pytest.mark.parametrize("function", [encoding_coefficients, decoding_coefficients])
+@pytest.mark.parametrize("rows", [[1.0], [[np.nan]], [[np.inf]], [["a"]], [[1.0], [1.0, 2.0]], [[[1.0]]]])
+def test_rows_are_a_finite_matrix(function, rows):
+    with pytest.raises(UserError, match="rows"):
+        function(rows)
+
+
+def test_decoding_needs_a_square_invertible_matrix():
+    with pytest.raises(UserError, match=r"\(3, 2\)"):
+        decoding_coefficients(np.ones((3, 2)))
+    with pytest.raises(UserError, match="dependent"):
+        decoding_coefficients(np.ones((2, 2)))
+
+
+@pytest.mark.parametrize(("copies", "parts"), [([-1], 1), ([0.5], 1), ([np.inf], 1), ([[1]], 1), ([1], 0)])
+def test_error_measure_refuses(copies, parts):
+    with pytest.raises(UserError):
+        squared_error_measure(copies, parts)
