@@ -65,6 +65,8 @@ class Backend:
 
         target: (a, p) contiguous; coefficients: (a, b) host array; rows: (b, p) contiguous; all of target's dtype.
         """
+        if not target.size:  # fewer entries than parts: all of them are the rest; BLAS refuses empty arrays
+            return
         double = target.dtype == np.float64
         if len(target) == 1:  # the matrix-vector product is the faster one where it is enough
             gemv = blas.dgemv if double else blas.sgemv
