@@ -1,0 +1,99 @@
+"""From coded gradients back to the gradient, in whatever order they come."""
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from psgc.backend import Backend, part_length
+from psgc.messages import TAIL
+from psgc.server.decoder import Decoder
+from psgc.workers.encoder import Encoder
+
+FLOATS = pytest.mark.parametrize(("dtype", "exact"), [("float64", 1e-9), ("float32", 2e-2)])
+
+
+def coded(matrix, rank, gradient):
+    return Encoder(Backend(), matrix, rank, gradient.size, gradient.dtype).coded(gradient, 0, 0, 0)[:-TAIL]
+
+
+def matrix_for(parts, num_workers, rng):
+    return np.ones((num_workers, 1)) if parts == 1 else rng.standard_normal((num_workers, parts))
+
+
+@FLOATS
+@settings(deadline=None, max_examples=60)
+@given(
+    data=st.data(), parts=st.integers(1, 4), extra=st.integers(0, 3), dim=st.integers(1, 17), seed=st.integers(0, 99)
+)
+def test_chunks_are_decoded_from_any_copies_however_they_arrive(dtype, exact, data, parts, extra, dim, seed):
+    """Copies of several chunks arrive interleaved, more of them than needed; S_i has an order of its own."""
+    rng = np.random.default_rng(seed)
+    matrix = matrix_for(parts, num_workers := parts + extra, rng)
+    decoder = Decoder(Backend(), matrix, dim, dtype)
+    for _ in range(2):  # iterations
+        gradients = rng.standard_normal((3, dim)).astype(dtype)
+        arrivals = data.draw(st.permutations([(w, c) for w in range(1, num_workers + 1) for c in range(3)]))
+        contributors = {c: tuple(data.draw(st.permutations(range(1, num_workers + 1)))[:parts]) for c in range(3)}
+        assume(all(np.linalg.cond(matrix[[w - 1 for w in of]]) < 50 for of in contributors.values()))
+        decoder.begin()
+        assert not decoder.gradient.any()
+        expected, here, committed = np.zeros(dim), set(), set()
+        for worker, chunk in arrivals:
+            if chunk in committed:
+                continue
+            buffer = coded(matrix, worker, gradients[chunk])
+            decoder.hold(worker, chunk, buffer)
+            buffer.fill(np.nan)  # the receive buffer is used again
+            here.add((worker, chunk))
+            if {(w, chunk) for w in contributors[chunk]} <= here:
+                decoder.commit(chunk, contributors[chunk])
+                committed.add(chunk)
+                expected += gradients[chunk]
+            np.testing.assert_allclose(decoder.gradient, expected, rtol=0, atol=exact)
+        assert committed == {0, 1, 2}
+    assert decoder.gradient.dtype == dtype
+
+
+@FLOATS
+@settings(deadline=None, max_examples=60)
+@given(parts=st.integers(1, 4), extra=st.integers(0, 3), dim=st.integers(1, 17), seed=st.integers(0, 99))
+def test_part_k_is_the_sum_of_accumulators_weighted_by_column_k(dtype, exact, parts, extra, dim, seed):
+    rng = np.random.default_rng(seed)
+    matrix = matrix_for(parts, parts + extra, rng)
+    decoder = Decoder(Backend(), matrix, dim, dtype)
+    for _ in range(2):
+        decoder.begin()
+        accumulators = rng.standard_normal((parts + extra, decoder.message_length)).astype(dtype)
+        for worker in rng.permutation(parts + extra) + 1:
+            decoder.add_accumulator(int(worker), accumulators[worker - 1])
+        sums = matrix.T @ accumulators
+        columns = dim // parts
+        expected = np.concatenate([sums[:, :columns].reshape(-1), sums[: dim % parts, columns:].reshape(-1)])
+        np.testing.assert_allclose(decoder.gradient, expected, rtol=0, atol=exact)
+
+
+def test_a_copy_held_twice_counts_once():
+    decoder = Decoder(Backend(), np.eye(2), 4, "float64")
+    decoder.begin()
+    decoder.hold(2, 5, np.array([3.0, 4.0]))
+    decoder.hold(2, 5, np.array([3.0, 4.0]))
+    decoder.hold(1, 5, np.array([1.0, 2.0]))
+    decoder.commit(5, (2, 1))
+    assert decoder.gradient.tolist() == [1, 2, 3, 4]
+
+
+def test_what_was_held_does_not_survive_into_the_next_iteration():
+    decoder = Decoder(Backend(), np.ones((2, 1)), 2, "float64")
+    decoder.begin()
+    decoder.hold(1, 0, np.array([7.0, 7.0]))
+    decoder.begin()
+    decoder.hold(2, 0, np.array([1.0, 2.0]))
+    decoder.commit(0, (2,))
+    assert decoder.gradient.tolist() == [1, 2]
+
+
+@given(dim=st.integers(1, 50), parts=st.integers(1, 5))
+def test_a_message_has_one_part_rounded_up(dim, parts):
+    decoder = Decoder(Backend(), np.ones((5, parts)), dim, "float64")
+    assert decoder.message_length == part_length(dim, parts) == int(np.ceil(dim / parts))
