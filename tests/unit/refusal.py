@@ -1,0 +1,26 @@
+"""What a refused event must leave behind: a ProtocolError, and every state machine exactly as it was."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from psgc.errors import ProtocolError
+
+
+def snapshot(thing: Any) -> Any:
+    """A deep copy of everything `thing` holds, comparable with ==."""
+    if hasattr(thing, "__dict__"):
+        return {name: snapshot(value) for name, value in vars(thing).items()}
+    return copy.deepcopy(thing)
+
+
+@contextmanager
+def refused(*machines: Any) -> Iterator[None]:
+    """The event inside raises ProtocolError, in one line, and changes none of `machines`."""
+    before = [snapshot(machine) for machine in machines]
+    with pytest.raises(ProtocolError, match=r"^\w+: .* is not allowed .*$"):
+        yield
+    assert [snapshot(machine) for machine in machines] == before

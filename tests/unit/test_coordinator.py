@@ -1,0 +1,225 @@
+"""The coordinator: every answer to every report, in any order, against the rules written down a second time."""
+
+import itertools
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from refusal import refused, snapshot
+
+from psgc.errors import ProtocolError
+from psgc.server.coordinator import Collect, Commit, Coordinator, Discard, Finish
+from psgc.server.scheduler import FixedSchedule, Queue, Skip, make_schedule
+
+COMBINED = pytest.mark.parametrize("combined", [True, False], ids=["combined", "per_chunk"])
+
+
+def coordinator(holders, parts, name="static", combined=True):
+    return Coordinator(holders, parts, make_schedule(name, loads(holders)), combined)
+
+
+def loads(holders):
+    workers = sorted(set(itertools.chain(*holders)))
+    return {worker: [chunk for chunk, of in enumerate(holders) if worker in of] for worker in workers}
+
+
+class Rules:
+    """What must come of a report, decided anew each time from everything heard so far in the iteration."""
+
+    def __init__(self, holders, parts, name, combined):
+        self.holders, self.parts, self.name, self.combined = holders, parts, name, combined
+        self.heard = []
+
+    def counting(self, heard):
+        """The copies that count, in the order in which they began to."""
+        if self.name != "full":
+            return list(heard)
+        load = {worker: len(chunks) for worker, chunks in loads(self.holders).items()}
+        counting = []
+        for place, (worker, _) in enumerate(heard):
+            done = [copy for copy in heard[: place + 1] if copy[0] == worker]
+            counting += done if len(done) == load[worker] else []
+        return counting
+
+    def committed(self, counting):
+        copies = {chunk: [w for w, c in counting if c == chunk] for chunk in range(len(self.holders))}
+        return {chunk: tuple(ws[: self.parts]) for chunk, ws in copies.items() if len(ws) >= self.parts}
+
+    def report(self, worker, chunk):
+        before = self.counting(self.heard)
+        done = len(self.committed(before)) == len(self.holders)
+        if done or (worker, chunk) in self.heard:
+            return []
+        self.heard.append((worker, chunk))
+        after = self.counting(self.heard)
+        expected = []
+        for place in range(len(before), len(after)):
+            who, what = after[place]
+            contributors = self.committed(after[: place + 1]).get(what, ())
+            if contributors and who not in contributors:
+                expected.append(Discard(who, what))
+            elif contributors:
+                expected.append(Commit(what, contributors))
+                others = [w for w in self.holders[what] if (w, what) not in self.heard]
+                expected += [Skip(w, what) for w in others if self.name == "skipping"]
+        committed = self.committed(after)
+        if len(committed) == len(self.holders):
+            everybody = sorted(set(itertools.chain(*committed.values())))
+            expected += [Collect(w) for w in everybody] if self.combined else [Finish()]
+        return expected
+
+
+@st.composite
+def clusters(draw):
+    """holders of 1 to 5 chunks among 1 to 5 workers, and parts that they allow."""
+    num_workers = draw(st.integers(1, 5))
+    parts = draw(st.integers(1, min(3, num_workers)))
+    holders = st.lists(st.integers(1, num_workers), min_size=parts, unique=True).map(sorted)
+    return draw(st.lists(holders, min_size=1, max_size=5)), parts
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    data=st.data(),
+    cluster=clusters(),
+    name=st.sampled_from(["uncoded", "full", "random", "static", "skipping"]),
+    combined=st.booleans(),
+)
+def test_every_answer_follows_from_the_rules(data, cluster, name, combined):
+    holders, parts = cluster
+    it = coordinator(holders, parts, name, combined)
+    copies = [(worker, chunk) for chunk, of in enumerate(holders) for worker in of]
+    for iteration in (0, 1, 5):
+        assert it.begin(iteration) == []
+        assert snapshot(it) == snapshot(begun(coordinator(holders, parts, name, combined), iteration))
+        rules = Rules(holders, parts, name, combined)
+        again = data.draw(st.lists(st.sampled_from(copies), max_size=6))
+        for worker, chunk in data.draw(st.permutations(copies + again)):
+            assert it.report(worker, iteration, chunk) == rules.report(worker, chunk)
+            before = snapshot(it)
+            assert it.report(worker, iteration, chunk) == []
+            assert it.report(worker, data.draw(st.integers(0, iteration)), chunk) == []
+            assert snapshot(it) == before
+        committed = rules.committed(rules.counting(rules.heard))
+        assert {chunk: it.contributors(chunk) for chunk in range(len(holders))} == committed
+        assert it.recovered == len(holders)
+        if combined:
+            everybody = set(itertools.chain(*committed.values()))
+            assert it.owing == everybody
+            *early, last = data.draw(st.permutations(sorted(everybody)))
+            assert [it.delivered(worker, iteration) for worker in early] == [[]] * len(early)
+            assert it.owing == {last}
+            assert it.delivered(last, iteration) == [Finish()]
+        assert it.phase == "idle"
+        assert it.owing == set()
+
+
+def begun(it, iteration):
+    it.begin(iteration)
+    return it
+
+
+@COMBINED
+@pytest.mark.parametrize("parts", [1, 2])
+def test_two_workers_two_chunks_in_all_orders(parts, combined):
+    copies = list(itertools.product([1, 2], [0, 1]))
+    for order in itertools.permutations(copies):
+        it = begun(coordinator([[1, 2], [1, 2]], parts, combined=combined), 0)
+        answers = list(itertools.chain(*(it.report(worker, 0, chunk) for worker, chunk in order)))
+        commits = [answer for answer in answers if isinstance(answer, Commit)]
+        assert sorted(commit.chunk for commit in commits) == [0, 1]
+        for commit in commits:
+            assert commit.contributors == tuple(w for w, chunk in order if chunk == commit.chunk)[:parts]
+        assert answers[-1] == Finish() if not combined else isinstance(answers[-1], Collect)
+
+
+def test_a_copy_that_comes_too_late_is_discarded_and_nobody_skips_with_static():
+    it = begun(coordinator([[1, 2, 3], [1, 2, 3]], 2), 0)
+    assert it.report(3, 0, 1) == []
+    assert it.report(2, 0, 1) == [Commit(1, (3, 2))]
+    assert it.report(1, 0, 1) == [Discard(1, 1)]
+    assert it.contributors(0) == ()
+    assert it.recovered == 1
+
+
+def test_skipping_tells_those_that_have_not_reported():
+    it = begun(coordinator([[1, 2, 3, 4], [3, 4]], 2, "skipping"), 0)
+    assert it.report(3, 0, 0) == []
+    assert it.report(1, 0, 0) == [Commit(0, (3, 1)), Skip(2, 0), Skip(4, 0)]
+    assert it.report(4, 0, 0) == [Discard(4, 0)]  # it was past skipping
+
+
+def test_full_counts_nobody_before_the_whole_load_is_done():
+    it = begun(coordinator([[1, 2], [1], [2]], 1, "full", combined=False), 3)
+    assert it.report(1, 3, 0) == []
+    assert it.report(2, 3, 2) == []
+    assert it.report(2, 3, 0) == [Commit(2, (2,)), Commit(0, (2,))]
+    assert it.report(1, 3, 1) == [Discard(1, 0), Commit(1, (1,)), Finish()]
+
+
+def test_a_schedule_may_give_new_queues_at_the_start():
+    class Reversed(FixedSchedule):
+        def begin(self):
+            return [Queue(1, (1, 0))]
+
+    it = Coordinator([[1], [1]], 1, Reversed(), combined=True)
+    assert it.begin(0) == [Queue(1, (1, 0))]
+
+
+@COMBINED
+def test_before_the_first_iteration_nothing_is_allowed(combined):
+    it = coordinator([[1, 2]], 1, combined=combined)
+    for do in (
+        lambda: it.report(1, 0, 0),
+        lambda: it.report(1, -1, 0),
+        lambda: it.delivered(1, 0),
+        lambda: it.begin(-1),
+    ):
+        with refused(it):
+            do()
+
+
+@COMBINED
+def test_what_no_correct_worker_sends_is_refused_and_changes_nothing(combined):
+    it = coordinator([[1, 2], [2, 3]], 1, combined=combined)
+    impossible = [
+        lambda: it.begin(it.iteration),
+        lambda: it.begin(it.iteration - 1),
+        lambda: it.report(3, it.iteration, 0),  # does not hold it
+        lambda: it.report(0, it.iteration, 0),
+        lambda: it.report(2, it.iteration, 2),  # no such chunk
+        lambda: it.report(2, it.iteration, -1),
+        lambda: it.report(2, it.iteration + 1, 0),
+        lambda: it.report(2, -1, 0),
+        lambda: it.report(3, it.iteration - 1, 0),  # an old iteration excuses nothing
+        lambda: it.delivered(3, it.iteration),  # never contributes here
+        lambda: it.delivered(1, it.iteration + 1),
+        lambda: it.delivered(1, it.iteration - 1),
+    ]
+    for iteration in (0, 4):
+        it.begin(iteration)
+        for worker, chunk in [(1, 0), (2, 1)]:
+            assert it.phase == "working"
+            for do in [*impossible, lambda: it.begin(it.iteration + 1), lambda: it.delivered(1, it.iteration)]:
+                with refused(it):
+                    do()
+            it.report(worker, iteration, chunk)
+        for worker in (1, 2) if combined else ():
+            assert it.phase == "collecting"
+            for do in [*impossible, lambda: it.begin(it.iteration + 1)]:
+                with refused(it):
+                    do()
+            it.delivered(worker, iteration)
+            with refused(it):
+                it.delivered(worker, iteration)
+        assert it.phase == "idle"
+        for do in [*impossible, lambda: it.delivered(1, it.iteration)]:
+            with refused(it):
+                do()
+
+
+def test_a_refusal_names_event_phase_and_iteration():
+    it = begun(coordinator([[1], [2]], 1), 7)
+    text = r"^coordinator: report\(worker=1, iteration=7, chunk=1\) is not allowed while working in iteration 7$"
+    with pytest.raises(ProtocolError, match=text):
+        it.report(1, 7, 1)
