@@ -1,0 +1,283 @@
+"""The desk: what two threads share. Threads are joined with a limit, never slept for."""
+
+import random
+import sys
+import threading
+import weakref
+
+import numpy as np
+import pytest
+from refusal import refused
+
+from psgc.backend import Backend
+from psgc.messages import TAIL, Kind
+from psgc.workers.desk import CodedGradient, Desk, Failure, Result
+from psgc.workers.encoder import Encoder
+from psgc.workers.state import WorkerState
+
+LIMIT = 20.0  # seconds until a thread counts as stuck
+COMBINED = pytest.mark.parametrize("combined", [True, False], ids=["combined", "per_chunk"])
+PARAMS = np.array([1.0, 2.0, 3.0])
+
+
+class Worker:
+    def __init__(self, queue, combined, parts=1):
+        self.state = WorkerState(queue, combined)
+        self.encoder = Encoder(Backend(), np.ones((2, parts)), 1, 3, "float64")
+        self.desk = Desk(self.state, self.encoder, combined)
+        self.desk.begin(0, PARAMS)
+
+    def compute(self, start=0.5, seconds=0.25, loss=7.0):
+        """One chunk from the queue to the outbox: its work, and a weak reference to its gradient."""
+        work = self.desk.take()
+        gradient = np.full(3, float(work.chunk + 1))
+        self.desk.finished(work, Result(gradient, loss, start, seconds))
+        return work, weakref.ref(gradient)
+
+
+def told(desk):
+    """(kind, iteration, chunk) of the records in the outbox."""
+    return [(Kind(r["kind"]), int(r["iteration"]), int(r["chunk"])) for records in desk.outgoing() for r in records]
+
+
+def in_thread(function):
+    """Start it; its answer comes from what this returns."""
+    answers = []
+    thread = threading.Thread(target=lambda: answers.append(function()), daemon=True)
+    thread.start()
+
+    def answer():
+        thread.join(LIMIT)
+        assert not thread.is_alive(), "it still waits"
+        return answers[0]
+
+    return answer
+
+
+def test_work_carries_what_belongs_to_its_iteration():
+    worker = Worker([2, 0], combined=True)
+    work = worker.desk.take()
+    assert (work.iteration, work.chunk) == (0, 2)
+    assert work.params is PARAMS
+    newer = PARAMS + 1
+    worker.desk.finished(work, Result(np.ones(3), 0.0, 0.0, 0.0))
+    worker.desk.begin(1, newer)
+    later = worker.desk.take()
+    assert (later.iteration, later.chunk) == (1, 2)
+    assert later.params is newer
+    assert later.begun >= work.begun
+
+
+def test_a_done_chunk_is_reported_and_its_gradient_encoded_when_it_is_committed():
+    worker = Worker([2, 0], combined=True)
+    _, gradient = worker.compute()
+    (records,) = worker.desk.outgoing()
+    assert records.tolist() == [(Kind.REPORT, 1, 0, 2, 0, 0.5, 0.25, 7.0)]
+    assert worker.desk.outgoing() == []
+    assert gradient() is not None
+    worker.desk.commit(0, 2, [1])
+    assert gradient() is None
+    assert worker.encoder.accumulator.tolist() == [3, 3, 3]
+
+
+def test_discard_and_collect_free_what_is_held():
+    worker = Worker([2, 0, 1], combined=True)
+    _, late = worker.compute()
+    _, kept = worker.compute()
+    _, undecided = worker.compute()
+    worker.desk.discard(0, 2)
+    assert late() is None
+    worker.desk.commit(0, 0, [1])
+    assert kept() is None
+    assert undecided() is not None
+    assert worker.desk.collect(0)
+    assert undecided() is None
+    assert worker.encoder.accumulator.tolist() == [1, 1, 1]
+
+
+def test_collect_of_an_older_iteration_delivers_nothing():
+    worker = Worker([2], combined=True)
+    worker.desk.begin(1, PARAMS)
+    assert not worker.desk.collect(0)
+    assert worker.compute()[0].chunk == 2
+
+
+def test_a_new_iteration_frees_what_the_old_one_held():
+    worker = Worker([2, 0], combined=True)
+    _, gradient = worker.compute()
+    worker.desk.begin(1, PARAMS)
+    assert gradient() is None
+    worker.desk.commit(0, 2, [1])  # of the old iteration: nothing happens
+    assert not worker.encoder.accumulator.any()
+
+
+def test_per_chunk_sends_the_coded_gradient_with_the_tail_of_its_report_and_keeps_nothing():
+    worker = Worker([2], combined=False, parts=3)
+    work, gradient = worker.compute()
+    (message,) = worker.desk.outgoing()
+    assert isinstance(message, CodedGradient)
+    assert (message.iteration, message.chunk) == (work.iteration, work.chunk)
+    assert message.vector.tolist() == [9.0, 0.5, 0.25, 7.0]
+    assert len(message.vector) == 1 + TAIL
+    assert gradient() is None
+
+
+@COMBINED
+def test_an_abandoned_chunk_costs_a_record_and_no_memory(combined):
+    worker = Worker([2, 0], combined)
+    stale = worker.desk.take()
+    worker.desk.begin(1, PARAMS)
+    worker.desk.finished(stale, Result(np.ones(3), 7.0, 0.5, 0.25))
+    (records,) = worker.desk.outgoing()
+    assert records.tolist() == [(Kind.ABANDONED, 1, 0, 2, 0, 0.5, 0.25, 0.0)]
+    unwanted = worker.desk.take()
+    worker.desk.discard(1, 2)
+    gradient = np.ones(3)
+    freed = weakref.ref(gradient)
+    worker.desk.finished(unwanted, Result(gradient, 7.0, 0.5, 0.25))
+    del gradient
+    assert freed() is None
+    assert told(worker.desk) == [(Kind.ABANDONED, 1, 2)]
+    assert worker.compute()[0].chunk == 0
+
+
+@COMBINED
+def test_a_failure_is_told_unless_nobody_needs_the_chunk(combined):
+    worker = Worker([2, 0, 1], combined)
+    worker.desk.failed(worker.desk.take(), "division by zero")
+    assert worker.desk.outgoing() == [Failure(0, 2, "division by zero")]
+    work = worker.desk.take()
+    worker.desk.discard(0, 0)
+    worker.desk.failed(work, "nobody minds")
+    work = worker.desk.take()
+    worker.desk.begin(1, PARAMS)
+    worker.desk.failed(work, "nobody minds")
+    assert worker.desk.outgoing() == []
+
+
+@COMBINED
+def test_every_message_wakes_the_communication_thread(combined):
+    worker = Worker([2, 0], combined)
+    assert not worker.desk.wakeup.is_set()
+    worker.compute()
+    assert worker.desk.wakeup.is_set()
+    worker.desk.wakeup.clear()
+    worker.desk.failed(worker.desk.take(), "")
+    assert worker.desk.wakeup.is_set()
+
+
+def test_what_the_state_machine_refuses_leaves_the_desk_as_it_was():
+    worker = Worker([2, 0], combined=True)
+    _, gradient = worker.compute()
+    for do in (
+        lambda: worker.desk.begin(0, PARAMS),
+        lambda: worker.desk.commit(0, 0, [1]),
+        lambda: worker.desk.commit(1, 2, [1]),
+        lambda: worker.desk.discard(0, 5),
+        lambda: worker.desk.queue(0, [5]),
+        lambda: worker.desk.collect(1),
+    ):
+        with refused(worker.state):
+            do()
+    assert gradient() is not None
+    worker.desk.commit(0, 2, [1])
+    assert worker.encoder.accumulator.tolist() == [3, 3, 3]
+
+
+@pytest.mark.parametrize("wake", ["begin", "queue"])
+def test_a_free_compute_thread_waits_until_there_is_work(wake):
+    worker = Worker([2], combined=True)
+    worker.compute()
+    if wake == "queue":
+        worker.desk.begin(1, PARAMS)
+        worker.desk.discard(1, 2)
+    answer = in_thread(worker.desk.take)
+    if wake == "queue":
+        worker.desk.queue(1, [2])
+    else:
+        worker.desk.begin(1, PARAMS)
+    work = answer()
+    assert (work.iteration, work.chunk) == (1, 2)
+
+
+def test_stop_ends_every_wait():
+    worker = Worker([2], combined=True)
+    work = worker.desk.take()
+    waiting = in_thread(lambda: worker.desk.wait_stale(work, 1e6))
+    worker.desk.stop()
+    assert waiting() is None
+    assert worker.desk.take() is None
+    idle = Worker([], combined=True)
+    answer = in_thread(idle.desk.take)
+    idle.desk.stop()
+    assert answer() is None
+
+
+def test_an_emulated_delay_ends_with_its_iteration():
+    worker = Worker([2], combined=True)
+    work = worker.desk.take()
+    waiting = in_thread(lambda: worker.desk.wait_stale(work, 1e6))
+    worker.desk.begin(1, PARAMS)
+    assert waiting() is None
+    worker.desk.wait_stale(work, 1e6)  # nor does it begin any more
+    worker.desk.finished(work, Result(np.ones(3), 0.0, 0.0, 0.0))
+    worker.desk.wait_stale(worker.desk.take(), 0.0)
+
+
+@pytest.fixture
+def restless():
+    """Threads change places as often as Python allows."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+@COMBINED
+@pytest.mark.usefixtures("restless")
+def test_two_threads_at_full_speed_lose_nothing_and_mix_nothing(combined):
+    """The compute thread works without a pause while iterations begin, end and discard under it."""
+    worker = Worker([0, 1, 2, 3], combined)
+    desk, mixed = worker.desk, []
+
+    def compute():
+        taken = 0
+        while (work := desk.take()) is not None:
+            taken += 1
+            if work.params[0] != work.iteration:
+                mixed.append(work)
+            desk.finished(work, Result(np.full(3, work.iteration * 10.0 + work.chunk), 0.0, 0.0, 0.0))
+        return taken
+
+    def heard():
+        for message in desk.outgoing():
+            if isinstance(message, CodedGradient):
+                assert (message.vector[:3] == message.iteration * 10 + message.chunk).all()
+                yield Kind.REPORT, message.iteration, message.chunk
+            else:
+                yield from ((Kind(r["kind"]), int(r["iteration"]), int(r["chunk"])) for r in message)
+
+    desk.begin(1, np.full(3, 1.0))
+    answer = in_thread(compute)
+    rng = random.Random(5)
+    messages = 0
+    for iteration in range(2, 200):
+        worker.encoder.begin(lambda _: False)
+        desk.begin(iteration, np.full(3, float(iteration)))
+        unwanted, reported = rng.randrange(4), []
+        for _ in range(rng.randrange(20)):
+            desk.discard(iteration, unwanted)
+            for kind, when, chunk in heard():
+                messages += 1
+                if (kind, when) == (Kind.REPORT, iteration) and chunk != unwanted:
+                    reported.append(chunk)
+                    if combined:
+                        desk.commit(iteration, chunk, [1])
+        assert len(reported) == len(set(reported))
+        if combined:
+            assert (worker.encoder.accumulator == sum(iteration * 10 + chunk for chunk in reported)).all()
+            assert desk.collect(iteration)
+            assert worker.state.held == set()
+    desk.stop()
+    assert answer() == messages + len(list(heard()))
+    assert not mixed
