@@ -88,8 +88,8 @@ def test_what_was_held_does_not_survive_into_the_next_iteration():
     decoder.begin()
     decoder.hold(1, 0, np.array([7.0, 7.0]))
     decoder.begin()
-    decoder.hold(2, 0, np.array([1.0, 2.0]))
-    decoder.commit(0, (2,))
+    decoder.hold(1, 0, np.array([1.0, 2.0]))
+    decoder.commit(0, (1,))
     assert decoder.gradient.tolist() == [1, 2]
 
 

@@ -319,6 +319,7 @@ class World:
             assert instructions == []
             assert snapshot(self.coordinator) == before
         self.carry_out(instructions)
+        self.check_nobody_forgotten()
 
     def carry_out(self, instructions: list[Instruction]) -> None:
         for instruction in instructions:
@@ -370,6 +371,16 @@ class World:
             assert self.case.schedule not in FIXED, "discarded twice"
         self.dropped.add((worker, chunk))
 
+    def check_nobody_forgotten(self) -> None:
+        """Who did a chunk in vain has been told, and with `skipping` also who need not begin it."""
+        for chunk, contributors in self.commits.items():
+            for worker in set(self.holders[chunk]) - set(contributors):
+                done = (worker, chunk) in self.heard
+                if self.case.schedule == "full":
+                    done = {(worker, own) for own in self.plan.queues[worker]} <= self.heard
+                if done or self.case.schedule == "skipping":
+                    assert (worker, chunk) in self.dropped
+
     def contributors(self) -> set[int]:
         return set().union(*self.commits.values()) if self.case.combined else set()
 
@@ -391,6 +402,7 @@ class World:
         node.desk.begin(iteration, np.full(self.case.dim, float(iteration)))
         assert node.alive() == 0, "gradients of an older iteration are still in memory"
         fresh = WorkerState(node.standing, self.case.combined)
+        node.early = [entry for entry in node.early if entry[1] >= iteration]
         for kind, when, what in node.early:
             (fresh.discard if kind == Kind.DISCARD else fresh.queue)(when, what)
         fresh.begin(iteration)
@@ -410,6 +422,7 @@ class World:
             case Kind.DISCARD:
                 node.told.add((iteration, what))
                 node.desk.discard(iteration, what)
+                assert iteration != node.state.iteration or what not in node.state.held
                 if self.choose(8) == 0:
                     node.control.append((kind, iteration, what))
             case Kind.QUEUE:

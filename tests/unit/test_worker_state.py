@@ -152,7 +152,7 @@ def test_queues_and_discards_that_arrive_before_their_iteration_wait_for_it_in_o
     state.begin(2)
     assert rest(state) == [3, 1]
     state.begin(3)
-    assert rest(state) == [0, 1, 2, 3]
+    assert snapshot(state) == snapshot(begun([0, 1, 2, 3], iteration=3))
 
 
 def test_early_events_of_an_iteration_that_never_began_here_are_dropped():
