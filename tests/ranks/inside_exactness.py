@@ -53,7 +53,8 @@ problem: {{kind: softmax, l2: 0.01}}
 data: {{path: unused}}
 optimizer: {{kind: nesterov, lr: 0.5}}
 iterations: {ITERATIONS}
-coding: {{assignment: {assignment}, parts: {parts}, replication: {replication(assignment, parts)}, chunks_per_worker: 2}}
+coding:
+  {{assignment: {assignment}, parts: {parts}, replication: {replication(assignment, parts)}, chunks_per_worker: 2}}
 transfer: {transfer}
 schedule: {schedule}
 dtype: {dtype}

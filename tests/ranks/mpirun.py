@@ -43,9 +43,9 @@ class MpiRun:
         self.token = uuid.uuid4().hex
         environment = {k: v for k, v in os.environ.items() if not k.startswith(INHERITED)}
         environment |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1", "OMPI_MCA_btl": "^ofi"}
-        environment |= {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+        environment |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
         environment |= {TOKEN: self.token, **(env or {})}
-        self._out, self._err = tempfile.TemporaryFile(), tempfile.TemporaryFile()
+        self._out, self._err = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115  closed on leaving
         self._began = time.monotonic()
         self.process = subprocess.Popen(
             command, cwd=cwd, env=environment, stdout=self._out, stderr=self._err, stdin=subprocess.DEVNULL,
@@ -62,13 +62,11 @@ class MpiRun:
 
     def processes(self) -> list[int]:
         """The living processes of this run, without mpirun itself."""
-        found = []
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit() and int(entry.name) != self.process.pid and self._is_ours(entry):
-                found.append(int(entry.name))
-        return found
+        pids = (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
+        return [pid for pid in pids if pid != self.process.pid and self._is_ours(pid)]
 
-    def _is_ours(self, entry: Path) -> bool:
+    def _is_ours(self, pid: int) -> bool:
+        entry = Path(f"/proc/{pid}")
         try:
             state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
             return state not in "ZX" and f"{TOKEN}={self.token}".encode() in (entry / "environ").read_bytes()
@@ -118,9 +116,7 @@ def mpirun(ranks: int, arguments: Sequence[str]) -> list[str]:
     return [mpirun_path(), "-n", str(ranks), "--oversubscribe", "--bind-to", "none", sys.executable, *arguments]
 
 
-def run(
-    command: Sequence[str], cwd: Path, timeout: float = 60, env: Mapping[str, str] | None = None
-) -> Finished:
+def run(command: Sequence[str], cwd: Path, timeout: float = 60, env: Mapping[str, str] | None = None) -> Finished:
     """Run a command to its end."""
     with MpiRun(command, cwd, env) as running:
         return running.wait(timeout)

@@ -1,0 +1,218 @@
+"""`psgc train` and `psgc launch` as their users see them: exit codes, the one line that says what is wrong, the run
+directory, and what is left behind when a run is stopped."""
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from psgc.data import write_dense
+from tests.ranks.mpirun import MpiRun, mpirun, run
+
+RUN_FILES = {"config.yaml", "iterations.csv", "timeline.npz", "summary.json", "params.npy"}
+CONFIG = """
+problem: {kind: softmax}
+data: {path: data.npz}
+optimizer: {kind: sgd, lr: 0.5}
+iterations: 5
+coding: {chunks_per_worker: 2, replication: 2}
+output: out
+"""
+MODEL = '''
+import time
+import numpy as np
+
+class Model:
+    """Pulls params to 1; goes wrong in the way asked for, at iteration `when` (counted by params), chunk 3."""
+    dim = 4
+
+    def __init__(self, how="well", seconds=0.0):
+        self.how, self.seconds = how, seconds
+
+    def initial_params(self):
+        return np.zeros(4)
+
+    def loss_and_gradient(self, params, chunk, rng):
+        time.sleep(self.seconds)
+        gradient = chunk.weight * (params - 1.0)
+        iteration = round(float(np.log2(1.0 / (1.0 - params[0]))))
+        if chunk.index == 3 and iteration == 2:
+            if self.how == "nan":
+                gradient[1] = np.nan
+            elif self.how == "infinite":
+                gradient[1] = np.inf
+            elif self.how == "raise":
+                raise ValueError("the model is broken")
+            elif self.how == "shape":
+                gradient = gradient[:2]
+        return 0.0, gradient
+
+    def gradient(self, params, chunk, rng):
+        return self.loss_and_gradient(params, chunk, rng)[1]
+'''
+PYTHON_CONFIG = """
+problem: {python: "model:Model", options: {how: HOW, seconds: SECONDS}}
+optimizer: {kind: sgd, lr: 0.5}
+iterations: 1000
+coding: {chunks_per_worker: 2, replication: 2}
+schedule: static
+output: out
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    rng = np.random.default_rng(0)
+    write_dense(str(tmp_path / "data.npz"), rng.random((80, 5)), np.arange(80.0) % 3)
+    (tmp_path / "run.yaml").write_text(CONFIG)
+    (tmp_path / "model.py").write_text(MODEL)
+    return tmp_path
+
+
+def train(folder, *arguments, ranks=4):
+    return run(mpirun(ranks, ["-m", "psgc", "train", "run.yaml", *arguments]), folder)
+
+
+def one_line(finished):
+    """The single line on stderr that is psgc's; nothing else of psgc's, no traceback."""
+    assert "Traceback" not in finished.said
+    said = [line for line in finished.stderr.splitlines() if line.startswith("psgc")]
+    assert len(said) == 1, finished.said
+    return said[0]
+
+
+def test_a_run_leaves_a_whole_run_directory(folder):
+    finished = train(folder)
+    assert finished.returncode == 0, finished.said
+    assert {path.name for path in (folder / "out").iterdir()} == RUN_FILES
+    rows = (folder / "out/iterations.csv").read_text().splitlines()
+    assert len(rows) == 6
+    summary = json.loads((folder / "out/summary.json").read_text())
+    assert (summary["status"], summary["iterations"], summary["chunks_used"]) == ("done", 5, 30)
+    assert "training accuracy" in finished.stdout
+    timeline = np.load(folder / "out/timeline.npz")
+    assert set(timeline["worker"]) <= {1, 2, 3}
+    assert not finished.orphans
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--set", "coding.replicaton=3"], "did you mean 'replication'?"),
+        (["--set", "iterations=ten"], "expected a whole number >= 1, got 'ten'"),
+        (["--set", "data.path=nowhere.npz"], "nowhere.npz"),
+        (["--set", "coding.parts=3"], "parts 3 is more than replication 2"),
+        (["--set", "problem.kind=logistic"], "logistic needs 0/1 or -1/+1"),
+        (["--set", "coding.assignment={kind: file, path: A.npy}"], "A.npy: the assignment has 2 columns"),
+        (["--set", "coding.replication=4"], "4"),
+        (["--set", "stragglers={kind: slow, factor: {9: 2}}"], "the workers are ranks 1..3"),
+        (["--set", "backend=cupy"], "use backend: numpy or auto"),
+        (["--set", "coding.chunks_per_worker=100"], "80 rows cannot be cut into 300 chunks"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_2(folder, arguments, expected):
+    np.save(folder / "A.npy", np.ones((4, 2), np.int8))
+    finished = train(folder, *arguments)
+    assert finished.returncode == 2, finished.said
+    assert expected in one_line(finished)
+    assert not (folder / "out").exists()
+
+
+def test_a_missing_yaml_is_one_line_and_exit_2(folder):
+    (folder / "run.yaml").unlink()
+    finished = train(folder)
+    assert finished.returncode == 2
+    assert "run.yaml: no such file" in one_line(finished)
+
+
+def test_one_rank_alone_is_told_how_to_launch(folder):
+    finished = run([sys.executable, "-m", "psgc", "train", "run.yaml"], folder)
+    assert finished.returncode == 2, finished.said
+    assert "psgc launch run.yaml -n 9" in one_line(finished)
+
+
+def test_data_that_only_a_worker_cannot_read_is_one_line_and_exit_2(folder):
+    # chunks are cut the same everywhere; a problem module that fails off rank 0 stands for a missing file there
+    (folder / "model.py").write_text(
+        "import os\nif os.environ['OMPI_COMM_WORLD_RANK'] == '2': raise OSError('gone')\n" + MODEL
+    )
+    (folder / "run.yaml").write_text(PYTHON_CONFIG.replace("HOW", "well").replace("SECONDS", "0.0"))
+    finished = train(folder)
+    assert finished.returncode == 2, finished.said
+    assert "worker 2 on " in one_line(finished)
+    assert "gone" in one_line(finished)
+
+
+@pytest.mark.parametrize("transfer", ["per_chunk", "combined"])
+@pytest.mark.parametrize(
+    ("how", "expected"),
+    [("nan", "NaN or infinite"), ("infinite", "NaN or infinite"), ("raise", "the model is broken"), ("shape", "shape")],
+)
+def test_a_bad_gradient_ends_the_run_with_the_last_good_parameters(folder, how, expected, transfer):
+    (folder / "run.yaml").write_text(PYTHON_CONFIG.replace("HOW", how).replace("SECONDS", "0.001"))
+    finished = train(folder, "--set", f"transfer={transfer}")
+    assert finished.returncode == 1, finished.said
+    line = one_line(finished)
+    assert "chunk 3, iteration 2" in line
+    assert "worker " in line
+    assert expected in line
+    np.testing.assert_allclose(np.load(folder / "out/params.npy"), 0.75)  # after two halvings of the distance to 1
+    assert json.loads((folder / "out/summary.json").read_text())["status"] == "failed"
+    if how == "raise":
+        (traceback,) = (folder / "out").glob("worker-*-error.txt")
+        assert "ValueError: the model is broken" in traceback.read_text()
+    assert not finished.orphans
+
+
+@pytest.mark.parametrize("how", ["mpirun", "launch"])
+def test_ctrl_c_ends_every_rank_and_leaves_a_whole_run_directory(folder, how):
+    (folder / "run.yaml").write_text(PYTHON_CONFIG.replace("HOW", "well").replace("SECONDS", "0.01"))
+    launch = [sys.executable, "-m", "psgc", "launch", "run.yaml", "-n", "4"]
+    command = mpirun(4, ["-m", "psgc", "train", "run.yaml"]) if how == "mpirun" else launch
+    with MpiRun(command, folder) as running:
+        wait_until(lambda: (folder / "out/iterations.csv").exists() and len(rows(folder)) > 10)
+        os.kill(running.process.pid, signal.SIGINT)
+        finished = running.wait(timeout=5)
+    assert not finished.orphans
+    assert finished.returncode == (130 if how == "launch" else 1), finished.said
+    assert {path.name for path in (folder / "out").iterdir()} == RUN_FILES
+    summary = json.loads((folder / "out/summary.json").read_text())
+    assert summary["status"] == "interrupted"
+    assert summary["iterations"] == len(rows(folder)) - 1 >= 10
+    assert np.isfinite(np.load(folder / "out/params.npy")).all()
+    np.load(folder / "out/timeline.npz")["fate"]
+
+
+def test_idle_ranks_leave_the_cores_alone(folder):
+    (folder / "run.yaml").write_text(PYTHON_CONFIG.replace("HOW", "well").replace("SECONDS", "30"))
+    with MpiRun(mpirun(9, ["-m", "psgc", "train", "run.yaml"]), folder) as running:
+        wait_until(lambda: "psgc" in running.output())
+        ranks = [pid for pid in running.processes() if b"train" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        assert len(ranks) == 9
+        time.sleep(0.5)  # everybody has the parameters and is in its first chunk, which sleeps
+        before, began = [ticks(pid) for pid in ranks], time.monotonic()
+        time.sleep(4.0)  # what is measured: nine ranks with nothing to do for four seconds
+        seconds = time.monotonic() - began
+        shares = [(ticks(pid) - b) / os.sysconf("SC_CLK_TCK") / seconds for pid, b in zip(ranks, before, strict=True)]
+    assert max(shares) < 0.05, shares
+
+
+def ticks(pid):
+    user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+    return int(user) + int(system)
+
+
+def rows(folder):
+    return (folder / "out/iterations.csv").read_text().splitlines()
+
+
+def wait_until(condition, timeout=30.0):
+    end = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < end, "it did not come to that"
+        time.sleep(0.02)
