@@ -5,6 +5,7 @@ however it ends.
 """
 
 import csv
+import io
 import json
 import os
 from array import array
@@ -123,7 +124,7 @@ class Recorder:
         }
         if self._assignment.nnz > INLINE_COPIES:
             self._late.append((values, speeds))
-        self._write_row(values)
+        self._writer.writerow(_formatted(values))
 
     def failure_text(self, worker: int, text: str) -> str:
         """Keep a worker's traceback; returns its last line, which names the error, and where the rest is."""
@@ -147,13 +148,15 @@ class Recorder:
         """Compute the bounds that were too large to compute during the run, and write iterations.csv anew."""
         if not self._late:
             return
-        self._csv.seek(0)
-        self._csv.truncate()
-        self._writer.writerow(COLUMNS)
+        self._csv.close()
+        text = io.StringIO(newline="")
+        writer = csv.writer(text)
+        writer.writerow(COLUMNS)
         for place, (values, speeds) in enumerate(self._late):
             self.bounds[place] = coding.clairvoyant_bound(self._assignment, self._parts, speeds)
             values |= {"bound": self.bounds[place], "efficiency": self.bounds[place] / values["seconds"]}
-            self._write_row(values)
+            writer.writerow(_formatted(values))
+        write_text(self._directory / "iterations.csv", text.getvalue())
         self._late.clear()
 
     def timeline(self) -> dict[str, np.ndarray]:
@@ -167,10 +170,6 @@ class Recorder:
             "fate": np.array(self._fate, np.int8),
             "fates": np.array(["used", "late", "abandoned", "lost"]),
         }
-
-    def _write_row(self, row: dict[str, Any]) -> None:
-        values = (row[column] for column in COLUMNS)
-        self._writer.writerow(f"{value:.9g}" if isinstance(value, float) else value for value in values)
 
     def _seconds_per_chunk(self, row: Row) -> np.ndarray:
         # A worker that finished nothing by T had more than T seconds per chunk, so infinity changes no bound below T.
@@ -186,6 +185,11 @@ class Recorder:
         # the slowest worker's own chunks at its speed: this iteration's, else its mean, else the longest it abandoned
         mean = np.divide(self._finished_seconds, self._finished, out=self._abandoned.copy(), where=self._finished > 0)
         return float((self._own_chunks * np.where(np.isfinite(speeds), speeds, mean)).max())
+
+
+def _formatted(row: dict[str, Any]) -> list[Any]:
+    values = (row[column] for column in COLUMNS)
+    return [f"{value:.9g}" if isinstance(value, float) else value for value in values]
 
 
 def _make_room(directory: Path) -> None:
