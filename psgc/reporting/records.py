@@ -193,9 +193,13 @@ def _formatted(row: dict[str, Any]) -> list[Any]:
 
 
 def _make_room(directory: Path) -> None:
-    """Make the run directory; an earlier run of the same name is kept under a number."""
+    """Make the run directory; an earlier run of the same name is kept under a number, other files are never moved."""
     try:
         if directory.exists() and any(directory.iterdir()):
+            if not directory.name or not (directory / "iterations.csv").exists():
+                raise UserError(
+                    f"output: {directory}: holds files that psgc will not move aside; give the run a directory of its own"
+                )
             number = 1
             while directory.with_name(f"{directory.name}.{number}").exists():
                 number += 1
