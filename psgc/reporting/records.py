@@ -198,7 +198,7 @@ def _make_room(directory: Path) -> None:
         if directory.exists() and any(directory.iterdir()):
             if not directory.name or not (directory / "iterations.csv").exists():
                 raise UserError(
-                    f"output: {directory}: holds files that psgc will not move aside; give the run a directory of its own"
+                    f"output: {directory}: holds other files, which stay where they are; give the run its own directory"
                 )
             number = 1
             while directory.with_name(f"{directory.name}.{number}").exists():
