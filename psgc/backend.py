@@ -167,13 +167,17 @@ def open_backend(name: str, local_rank: int = 0, environ: Any = os.environ) -> B
     """
     if name == "numpy":
         return Backend()
+    count, reason = 0, "CuPy finds no GPU"
     try:
         import cupy
 
-        count = cupy.cuda.runtime.getDeviceCount() if cupy.cuda.is_available() else 0
-        reason = "CuPy finds no GPU"
+        count = cupy.cuda.runtime.getDeviceCount()
+    except ModuleNotFoundError:
+        reason = "CuPy is not installed (pip install 'psgc-mpi[cuda13]' or 'psgc-mpi[cuda12]')"
     except ImportError:
-        count, reason = 0, "CuPy is not installed (pip install 'psgc-mpi[cuda13]' or 'psgc-mpi[cuda12]')"
+        reason = "CuPy cannot be loaded (python -c 'import cupy' says why)"
+    except Exception as error:  # CUDA's own: no device, no driver, a driver that is too old
+        reason += f" ({error})"
     if count:
         return CupyBackend(cupy, local_rank % count, environ.get("PSGC_CUDA_AWARE") == "1")
     if name == "auto":
