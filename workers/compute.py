@@ -48,18 +48,20 @@ class ComputeThread(threading.Thread):
     def run(self) -> None:
         self._backend.use_in_thread()
         while (work := self._desk.take()) is not None:
-            start = time.monotonic()
             try:
-                loss, gradient = self._gradient(work)
-            except Exception as error:  # whatever the user's model raises belongs to the run, not to this thread
+                self._do(work)
+            except BaseException as error:  # even sys.exit() in a model: without this thread the run would hang
                 reason = str(error) if isinstance(error, _BadGradient) else traceback.format_exc()
                 self._desk.failed(work, reason)
-                continue
-            extra = self._emulation.extra(work.iteration, time.monotonic() - start)
-            if extra > 0:
-                self._desk.wait_stale(work, extra)
-            seconds = time.monotonic() - start
-            self._desk.finished(work, Result(gradient, loss, start - work.begun, seconds))
+
+    def _do(self, work: Work) -> None:
+        start = time.monotonic()
+        loss, gradient = self._gradient(work)
+        extra = self._emulation.extra(work.iteration, time.monotonic() - start)
+        if extra > 0:
+            self._desk.wait_stale(work, extra)
+        seconds = time.monotonic() - start
+        self._desk.finished(work, Result(gradient, loss, start - work.begun, seconds))
 
     def _gradient(self, work: Work) -> tuple[float, Array]:
         chunk = self._chunks.chunk(work.chunk)
@@ -67,10 +69,10 @@ class ComputeThread(threading.Thread):
         if self._batch is not None:
             chunk = chunk.sample(self._batch, rng)
         loss, gradient = self._evaluate(work.params, chunk, rng)
-        gradient = self._backend.xp.ascontiguousarray(self._backend.asarray(gradient), self._dtype)
-        if gradient.shape != (self._dim,):
-            raise _BadGradient(f"the gradient has shape {gradient.shape}, expected ({self._dim},)")
         with np.errstate(all="ignore"):
+            gradient = self._backend.xp.ascontiguousarray(self._backend.asarray(gradient), self._dtype)
+            if gradient.shape != (self._dim,):
+                raise _BadGradient(f"the gradient has shape {gradient.shape}, expected ({self._dim},)")
             total = float(gradient.sum())  # one cheap pass; only a suspect sum is looked at entry by entry
             if not np.isfinite(total) and not bool(self._backend.xp.isfinite(gradient).all()):
                 raise _BadGradient("the gradient has entries that are NaN or infinite")
