@@ -7,6 +7,7 @@ however it ends.
 import csv
 import io
 import json
+import math
 import os
 from array import array
 from collections.abc import Sequence
@@ -141,7 +142,8 @@ class Recorder:
         write_whole(
             self._directory / "timeline.npz", lambda stream: np.savez(stream, allow_pickle=False, **self.timeline())
         )
-        write_text(self._directory / "summary.json", json.dumps(summary, indent=2) + "\n")
+        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in summary.items()}
+        write_text(self._directory / "summary.json", json.dumps(finite, indent=2, allow_nan=False) + "\n")
         self._csv.close()
 
     def complete_bounds(self) -> None:
