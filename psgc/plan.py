@@ -4,6 +4,7 @@ Here the columns 0..m-1 of the mathematics become the ranks 1..m of the cluster.
 """
 
 import io
+import zipfile
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -118,14 +119,19 @@ def read_assignment(path: str) -> scipy.sparse.csr_array:
 
     Raises UserError when the file is missing, unreadable or not a 0/1 matrix.
     """
+    needed = "coding.assignment needs a 0/1 matrix in .npy or sparse .npz"
     try:
-        sparse = Path(path).suffix == ".npz"
-        matrix = scipy.sparse.load_npz(path) if sparse else np.load(path, allow_pickle=False)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; coding.assignment needs a 0/1 matrix in .npy or sparse .npz") from None
-    except Exception as error:  # NumPy and zipfile raise many kinds for a damaged file
-        raise UserError(f"{path}: not a readable .npy or sparse .npz matrix ({error})") from None
-    try:
-        return coding.from_matrix(matrix)
+        with open(path, "rb") as stream:
+            if Path(path).suffix != ".npz":
+                return coding.from_matrix(np.lib.format.read_array(stream, allow_pickle=False))
+            with zipfile.ZipFile(stream):
+                matrix = scipy.sparse.load_npz(path)
+            if hasattr(matrix, "check_format"):  # else a wrong index reads and writes memory of others
+                matrix.check_format()
+            return coding.from_matrix(matrix)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
+    except OSError as error:
+        raise UserError(f"{path}: {(error.strerror or str(error)).lower()}; {needed}") from None
+    except Exception as error:  # NumPy and zipfile raise many kinds for a damaged file
+        raise UserError(f"{path}: damaged ({' '.join(str(error).split())}); {needed}") from None
