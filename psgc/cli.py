@@ -88,6 +88,7 @@ def _limit_threads() -> None:
     """Leave each rank its share of the cores: BLAS libraries take all by default, and read this when loaded."""
     environment = os.environ
     local = environment.get("OMPI_COMM_WORLD_LOCAL_SIZE") or environment.get("MPI_LOCALNRANKS") or "1"
-    share = max(1, (os.cpu_count() or 1) // int(local)) if local.isdigit() and int(local) else 1
+    share = (os.cpu_count() or 1) // int(local) if local.isdigit() and int(local) else 1
+    share = max(1, min(share, len(os.sched_getaffinity(0))))  # SLURM and mpirun may have bound this rank to fewer cores
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         environment.setdefault(name, str(share))
