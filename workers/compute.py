@@ -76,6 +76,8 @@ class ComputeThread(threading.Thread):
             total = float(gradient.sum())  # one cheap pass; only a suspect sum is looked at entry by entry
             if not np.isfinite(total) and not bool(self._backend.xp.isfinite(gradient).all()):
                 raise _BadGradient("the gradient has entries that are NaN or infinite")
+        if hasattr(gradient, "setflags"):
+            gradient.setflags(write=False)  # it is kept for a while: a model that writes to it again must hear of it
         return float(loss), gradient
 
 
