@@ -211,6 +211,8 @@ def from_matrix(matrix: Any) -> Assignment:
         raise UserError(f"the assignment matrix has shape {matrix.shape}; it must be (chunks, workers)")
     if matrix.dtype.kind not in "biuf":
         raise UserError(f"the assignment matrix holds {matrix.dtype} entries; they must be 0 or 1")
+    if not matrix.dtype.isnative or matrix.dtype == np.float16:  # scipy.sparse takes neither
+        matrix = matrix.astype(np.float64)
     sparse = matrix if isinstance(matrix, csr_array) else csr_array(matrix)
     if not sparse.has_canonical_format:
         sparse = sparse.copy()
