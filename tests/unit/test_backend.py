@@ -1,0 +1,304 @@
+"""Encode, decode, sparse matrices and message buffers against plain NumPy, and on a GPU where there is one."""
+
+import itertools
+import sys
+import threading
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import scipy.sparse
+
+from psgc.backend import Backend, CupyBackend, decode, encode, open_backend, part_length
+from psgc.errors import UserError
+from psgc.messages import TAIL
+from tests.unit.doctests import assert_examples_hold
+
+FLOATS = pytest.mark.parametrize(("dtype", "exact"), [("float64", 1e-12), ("float32", 1e-4)])
+# (entries, parts): with and without a rest, and with fewer entries than parts
+CUTS = list(itertools.product((1, 2, 3, 4, 5, 6, 7, 11, 12, 60, 61, 64, 100), (1, 2, 3, 4, 5)))
+
+
+def opened(name):
+    if name == "numpy":
+        return Backend()
+    try:
+        return open_backend("cupy", environ={"PSGC_CUDA_AWARE": "1" if "aware" in name else "0"})
+    except UserError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(params=["numpy", pytest.param("cupy", marks=pytest.mark.gpu)])
+def backend(request):
+    return opened(request.param)
+
+
+def cut(gradient, parts):
+    """The gradient's parts as float64 rows of equal length; the entries left over fill the last column from the top."""
+    columns, left = divmod(len(gradient), parts)
+    rows = np.zeros((parts, columns + (left > 0)))
+    for k in range(parts):
+        rows[k, :columns] = gradient[k * columns : (k + 1) * columns]
+    for k in range(left):
+        rows[k, -1] = gradient[parts * columns + k]
+    return rows
+
+
+def joined(rows, dim):
+    """The inverse of `cut`."""
+    parts = len(rows)
+    columns, left = divmod(dim, parts)
+    return np.concatenate([*rows[:, :columns], rows[:left, columns] if left else []])
+
+
+def on(backend, array, dtype=None):
+    return backend.asarray(np.ascontiguousarray(array, dtype))
+
+
+def test_examples():
+    assert_examples_hold("psgc.backend")
+
+
+def test_part_length_is_the_fewest_entries_with_which_the_parts_cover_the_gradient():
+    for dim in range(1, 40):
+        for parts in range(1, 8):
+            assert part_length(dim, parts) == next(n for n in range(dim + 1) if n * parts >= dim)
+
+
+@FLOATS
+def test_encode_adds_the_weighted_parts(backend, dtype, exact):
+    rng = np.random.default_rng(0)
+    for dim, parts in CUTS:
+        gradient = rng.standard_normal(dim).astype(dtype)
+        before = rng.standard_normal(part_length(dim, parts)).astype(dtype)
+        coefficients = rng.standard_normal(parts)
+        coded, sent = on(backend, before.copy()), on(backend, gradient)
+        encode(backend, coded, coefficients, sent)
+        np.testing.assert_allclose(
+            backend.to_host(coded), before + coefficients @ cut(gradient, parts), rtol=0, atol=exact
+        )
+        assert coded.dtype == dtype
+        np.testing.assert_array_equal(backend.to_host(sent), gradient)
+
+
+@FLOATS
+def test_decode_adds_to_every_part_its_share_of_every_copy(backend, dtype, exact):
+    rng = np.random.default_rng(0)
+    for (dim, parts), copies in itertools.product(CUTS, (1, 2, 5)):
+        before = rng.standard_normal(dim).astype(dtype)
+        coded = rng.standard_normal((copies, part_length(dim, parts))).astype(dtype)
+        coefficients = rng.standard_normal((parts, copies))
+        columns = dim // parts
+        gradient = on(backend, before.copy())
+        decode(backend, gradient, coefficients, on(backend, coded[:, :columns]), on(backend, coded[:, columns:]))
+        np.testing.assert_allclose(
+            backend.to_host(gradient), before + joined(coefficients @ coded, dim), rtol=0, atol=exact
+        )
+        assert gradient.dtype == dtype
+
+
+@FLOATS
+def test_parts_copies_recover_the_gradient_to_rounding(backend, dtype, exact):
+    rng = np.random.default_rng(0)
+    for dim, parts in CUTS:
+        matrix = np.linalg.qr(rng.standard_normal((parts, parts)))[0]  # orthogonal: rounding is not magnified
+        gradient = rng.standard_normal(dim).astype(dtype)
+        copies = backend.xp.zeros((parts, part_length(dim, parts)), dtype)
+        for copy, row in zip(copies, matrix, strict=True):
+            encode(backend, copy, row, on(backend, gradient))
+        columns = dim // parts
+        recovered = backend.xp.zeros(dim, dtype)
+        decode(backend, recovered, matrix.T, backend.xp.ascontiguousarray(copies[:, :columns]), copies[:, columns:])
+        difference = np.abs(backend.to_host(recovered) - gradient).max()
+        assert difference <= 4 * parts * np.finfo(dtype).eps * np.abs(gradient).max()
+
+
+@FLOATS
+def test_the_sum_of_the_copies_times_their_rows_is_the_sum_of_the_gradients(backend, dtype, exact):
+    """Combined transfer: with X^T R = I, part k is sum_j R[j, k] y_j."""
+    rng = np.random.default_rng(0)
+    for dim, parts in CUTS:
+        matrix = np.linalg.qr(rng.standard_normal((parts, parts)))[0]
+        gradients = rng.standard_normal((3, dim)).astype(dtype)
+        total, columns = backend.xp.zeros(dim, dtype), dim // parts
+        for row in matrix:  # of an orthogonal R: X = R
+            accumulator = backend.xp.zeros(part_length(dim, parts), dtype)
+            for gradient in gradients:
+                encode(backend, accumulator, row, on(backend, gradient))
+            decode(backend, total, row[:, None], accumulator[None, :columns], accumulator[None, columns:])
+        np.testing.assert_allclose(backend.to_host(total), gradients.sum(0, dtype="float64"), rtol=0, atol=exact)
+
+
+@FLOATS
+def test_the_tail_of_a_message_and_what_lies_beside_a_view_are_left_alone(backend, dtype, exact):
+    rng = np.random.default_rng(0)
+    gradient = rng.standard_normal(10).astype(dtype)
+    message = backend.xp.full(1 + 4 + TAIL, 7.0, dtype)
+    encode(backend, message[1:5], np.array([2.0, -1.0, 0.5]), on(backend, gradient))  # starts unaligned
+    message = backend.to_host(message)
+    assert message[0] == 7
+    assert (message[5:] == 7).all()
+    np.testing.assert_allclose(message[1:5], 7 + np.array([2.0, -1.0, 0.5]) @ cut(gradient, 3), rtol=0, atol=exact)
+
+
+@FLOATS
+def test_combine_is_a_product_added_in_place(backend, dtype, exact):
+    rng = np.random.default_rng(1)
+    for a, b, p in [(1, 1, 1), (1, 4, 9), (3, 1, 9), (3, 4, 1), (4, 3, 1000)]:
+        target, rows = (rng.standard_normal(shape).astype(dtype) for shape in ((a, p), (b, p)))
+        coefficients = rng.standard_normal((a, b)).astype(dtype)
+        expected = target.astype("float64") + coefficients.astype("float64") @ rows
+        where = on(backend, target)
+        assert backend.combine(where, coefficients, on(backend, rows)) is None
+        np.testing.assert_allclose(backend.to_host(where), expected, rtol=0, atol=exact)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda target: np.repeat(target, 2, axis=1)[:, ::2],  # strided
+        lambda target: target.astype("int64"),
+        lambda target: target.astype("float16"),
+        lambda target: target.astype(">f8"),
+        lambda target: target.astype("complex128"),
+        lambda target: target[:, ::-1],
+    ],
+    ids=["strided", "int64", "float16", "foreign byte order", "complex", "reversed"],
+)
+@pytest.mark.filterwarnings("ignore::numpy.exceptions.ComplexWarning")
+def test_combine_refuses_what_blas_would_copy_and_lose(rows, spoil):
+    target = spoil(np.ones((rows, 8)))
+    with pytest.raises(TypeError, match="combine needs contiguous float32 or float64 arrays"):
+        Backend().combine(target, np.ones((rows, 2)), np.ones((2, 8)))
+    assert (target == 1).all()
+
+
+def test_encode_refuses_a_gradient_that_it_cannot_accumulate_into():
+    with pytest.raises(TypeError, match="combine needs contiguous"):
+        encode(Backend(), np.zeros(8)[::2], np.ones(2), np.ones(8))
+    with pytest.raises(TypeError, match="combine needs contiguous"):
+        decode(Backend(), np.zeros(8, int), np.ones((2, 1)), np.ones((1, 4)), np.ones((1, 0)))
+
+
+def test_a_csr_matrix_multiplies_like_a_dense_one(backend):
+    rng = np.random.default_rng(2)
+    dense = np.where(rng.random((7, 5)) < 0.4, rng.standard_normal((7, 5)), 0.0)
+    csr = scipy.sparse.csr_array(dense)
+    matrix = backend.csr(backend.asarray(csr.data), csr.indices, csr.indptr, csr.shape)
+    assert matrix.shape == (7, 5)
+    right, left = rng.standard_normal(5), rng.standard_normal(7)
+    np.testing.assert_allclose(backend.to_host(matrix @ backend.asarray(right)), dense @ right, atol=1e-12)
+    np.testing.assert_allclose(backend.to_host(matrix.T @ backend.asarray(left)), dense.T @ left, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "numpy",
+        pytest.param("cupy", marks=pytest.mark.gpu),
+        pytest.param("cupy, CUDA-aware MPI", marks=pytest.mark.gpu),
+    ],
+)
+def test_what_is_put_in_a_message_comes_out_of_a_message_buffer(name, dtype):
+    backend = opened(name)
+    values = np.arange(5.0).astype(dtype)
+    array = backend.asarray(values)
+    message = backend.to_message(array)
+    buffer = backend.message_buffer(9, dtype)
+    assert (message.dtype, buffer.dtype, buffer.shape) == (dtype, dtype, (9,))
+    assert buffer.flags.c_contiguous
+    buffer[:5] = message  # what MPI does
+    received = backend.asarray(buffer[:5])
+    assert type(received) is type(array)
+    np.testing.assert_array_equal(backend.to_host(received), values)
+    assert type(backend.to_host(received)) is np.ndarray
+
+
+def test_another_thread_computes_on_the_same_device(backend):
+    sums = []
+
+    def compute():
+        backend.use_in_thread()
+        sums.append(float(backend.xp.arange(4.0).sum()))
+
+    thread = threading.Thread(target=compute)
+    thread.start()
+    thread.join(20)
+    assert sums == [6.0]
+
+
+def test_nothing_is_copied_on_the_host():
+    array = np.arange(3.0)
+    assert Backend().asarray(array) is array
+    assert Backend().to_host(array) is array
+    assert Backend().to_message(array) is array
+    matrix = scipy.sparse.csr_array(np.eye(3))
+    made = Backend().csr(matrix.data, matrix.indices, matrix.indptr, (3, 3))
+    assert np.shares_memory(made.data, matrix.data)
+    assert np.shares_memory(made.indices, matrix.indices)
+
+
+# which backend it is
+
+
+class FakeCupy:
+    """As much of CuPy as choosing a device takes."""
+
+    ElementwiseKernel = SimpleNamespace
+
+    def __init__(self, devices):
+        self.used = []
+
+        def count():
+            if isinstance(devices, Exception):
+                raise devices
+            return devices
+
+        device = lambda number: SimpleNamespace(use=lambda: self.used.append(number))  # noqa: E731
+        self.cuda = SimpleNamespace(runtime=SimpleNamespace(getDeviceCount=count), Device=device)
+        self.ElementwiseKernel = lambda *text: None
+
+
+NO_GPU = {
+    "not installed": (None, r"CuPy is not installed \(pip install 'psgc-mpi\[cuda13\]' or 'psgc-mpi\[cuda12\]'\)"),
+    "no device": (FakeCupy(RuntimeError("cudaErrorNoDevice: none")), r"CuPy finds no GPU \(cudaErrorNoDevice: none\)"),
+    "zero devices": (FakeCupy(0), "CuPy finds no GPU"),
+}
+
+
+@pytest.mark.parametrize("cupy", NO_GPU)
+def test_without_a_gpu_cupy_is_one_clear_line_and_auto_is_numpy(monkeypatch, cupy):
+    module, reason = NO_GPU[cupy]
+    monkeypatch.setitem(sys.modules, "cupy", module)
+    with pytest.raises(UserError, match=f"^backend: cupy was asked for, but {reason}; use backend: numpy or auto$"):
+        open_backend("cupy")
+    assert type(open_backend("auto")) is Backend
+
+
+def test_a_cupy_that_does_not_load_is_not_called_missing(monkeypatch, tmp_path):
+    (tmp_path / "cupy.py").write_text("raise ImportError('====\\nFailed to import CuPy.\\n====')")
+    monkeypatch.delitem(sys.modules, "cupy", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match=r"^backend: .* CuPy cannot be loaded \(python -c 'import cupy' says why\); .+"):
+        open_backend("cupy")
+    assert type(open_backend("auto")) is Backend
+
+
+@pytest.mark.parametrize("name", ["cupy", "auto"])
+def test_the_ranks_of_a_host_share_its_gpus_in_turn(monkeypatch, name):
+    chosen = []
+    for local_rank in range(5):
+        cupy = FakeCupy(devices=2)
+        monkeypatch.setitem(sys.modules, "cupy", cupy)
+        assert type(open_backend(name, local_rank, {})) is CupyBackend
+        chosen += cupy.used
+    assert chosen == [0, 1, 0, 1, 0]
+
+
+def test_numpy_never_looks_for_a_gpu(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", FakeCupy(devices=2))
+    backend = open_backend("numpy", 1)
+    assert type(backend) is Backend
+    assert (backend.name, backend.xp) == ("numpy", np)

@@ -1,0 +1,67 @@
+"""Emulated stragglers: how long a chunk is made to take, and that everybody draws for himself."""
+
+import numpy as np
+import pytest
+
+from psgc.workers.emulation import Emulation
+from tests.unit.doctests import assert_examples_hold
+
+
+def test_examples():
+    assert_examples_hold("psgc.workers.emulation")
+
+
+def extras(kind, rank, iterations=4000, computed=0.5, seed=0, **amounts):
+    emulation = Emulation(kind, rank, seed, **amounts)
+    return np.array([emulation.extra(iteration, computed) for iteration in range(iterations)])
+
+
+@pytest.mark.parametrize(
+    ("amounts", "rank", "total"),
+    [
+        ({}, 1, 0.5),
+        ({"factor": {1: 10}}, 1, 5.0),
+        ({"factor": {1: 10}}, 2, 0.5),
+        ({"factor": {"all": 3}}, 2, 1.5),
+        ({"factor": {"all": 3, 2: 4.0}}, 2, 2.0),
+        ({"factor": {"all": 3, 2: 4.0}}, 1, 1.5),
+        ({"factor": {1: 0.1}}, 1, 0.5),
+        ({"seconds": {1: 2.0}}, 1, 2.0),
+        ({"seconds": {1: 2.0}}, 2, 0.5),
+        ({"seconds": {"all": 2.0, 1: 3.0}}, 1, 3.0),
+        ({"seconds": {1: 0.25}}, 1, 0.5),
+    ],
+)
+def test_a_slow_worker_always_takes_the_same(amounts, rank, total):
+    assert (0.5 + extras("slow", rank, 5, **amounts)).tolist() == pytest.approx([total] * 5)
+
+
+def test_exponential_times_have_the_mean_that_is_asked_for():
+    totals = 1e-9 + extras("exponential", 1, computed=1e-9, seconds={"all": 2.0})
+    assert totals.mean() == pytest.approx(2.0, rel=0.1)
+    assert np.median(totals) == pytest.approx(2.0 * np.log(2), rel=0.1)
+    assert len(np.unique(totals)) == len(totals)
+
+
+def test_exponential_factors_never_shorten_the_gradient_itself():
+    extra = extras("exponential", 1, factor={"all": 2.0})
+    assert extra.min() == 0
+    draws = np.random.default_rng(0).exponential(size=200_000)
+    assert extra.mean() == pytest.approx(0.5 * np.maximum(0, 2 * draws - 1).mean(), rel=0.1)
+
+
+def test_every_worker_iteration_and_seed_has_a_draw_of_its_own_that_is_the_same_for_all_chunks():
+    draws = {
+        (seed, rank): extras("exponential", rank, 20, computed=0.0, seed=seed, seconds={"all": 1.0}).tolist()
+        for seed in (0, 1)
+        for rank in (1, 2, 3)
+    }
+    assert len({value for values in draws.values() for value in values}) == 2 * 3 * 20
+    again = Emulation("exponential", 2, 1, seconds={"all": 1.0})
+    assert [again.extra(7, 0.0), again.extra(7, 0.0)] == [draws[1, 2][7]] * 2
+
+
+@pytest.mark.parametrize("kind", ["none", "slow", "exponential"])
+def test_without_an_amount_nothing_is_stretched(kind):
+    assert not extras(kind, 1, 10).any()
+    assert not extras(kind, 1, 10, factor={2: 10.0}).any()

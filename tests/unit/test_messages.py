@@ -1,0 +1,62 @@
+"""Control records: plain memory with nothing hidden in it."""
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from psgc.messages import BATCH, RECORD, TAIL, Kind, record
+from tests.unit.doctests import assert_examples_hold
+
+int32 = st.integers(-(2**31), 2**31 - 1)
+floats = st.floats(allow_nan=False)
+FIELDS = {
+    "iteration": st.integers(-(2**63), 2**63 - 1),
+    "chunk": int32,
+    "worker": int32,
+    "start": floats,
+    "seconds": floats,
+    "loss": floats,
+    "last": st.booleans(),
+}
+
+
+def test_examples():
+    assert_examples_hold("psgc.messages")
+
+
+def test_a_record_has_no_padding_and_a_batch_is_sent_eagerly():
+    assert RECORD.itemsize == sum(RECORD[name].itemsize for name in RECORD.names)
+    assert BATCH * RECORD.itemsize == 3 * 1024
+    assert not RECORD.hasobject
+
+
+@settings(deadline=None)
+@given(kind=st.sampled_from(Kind), values=st.fixed_dictionaries(FIELDS))
+def test_every_value_lands_in_its_field_and_survives_as_bytes(kind, values):
+    sent = record(kind, **values)
+    assert (sent.shape, sent.dtype) == ((1,), RECORD)
+    buffer = np.frombuffer(sent.view(np.uint8).tobytes(), RECORD)
+    assert {name: buffer[0][name].item() for name in RECORD.names} == {"kind": kind, **values}
+
+
+def test_fields_that_a_kind_does_not_use_are_zero_and_a_record_is_the_last_of_its_list():
+    assert record(Kind.STOP).tolist() == [(Kind.STOP, 1, 0, 0, 0, 0.0, 0.0, 0.0)]
+
+
+def test_records_make_one_message():
+    both = np.concatenate([record(Kind.COMMIT, worker=1, last=False), record(Kind.COMMIT, worker=2)])
+    assert both.dtype == RECORD
+    assert both["worker"].tolist() == [1, 2]
+    assert both["last"].tolist() == [0, 1]
+
+
+def test_a_received_kind_matches_its_name():
+    match record(Kind.QUEUE)[0]["kind"]:
+        case Kind.QUEUE:
+            pass
+        case other:
+            raise AssertionError(other)
+
+
+def test_the_tail_holds_start_seconds_and_loss():
+    assert len(("start", "seconds", "loss")) == TAIL

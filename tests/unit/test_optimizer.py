@@ -1,0 +1,152 @@
+"""Each optimizer against its formula written a second time, entry by entry, and against closed forms."""
+
+import math
+
+import numpy as np
+import pytest
+
+from psgc import config
+from psgc.errors import UserError
+from psgc.server.optimizer import make_optimizer
+
+KINDS = ("sgd", "momentum", "nesterov", "adam")
+ALL = pytest.mark.parametrize("kind", KINDS)
+SETTINGS = {
+    "sgd": {"lr": 0.3},
+    "momentum": {"lr": 0.1, "momentum": 0.8},
+    "nesterov": {"lr": 0.1, "momentum": 0.8},
+    "adam": {"lr": 0.05, "beta1": 0.7, "beta2": 0.95, "epsilon": 1e-3},
+}
+
+
+def reference(kind, theta, gradients):
+    """Where one number goes, by the formula of the optimizer."""
+    s = SETTINGS[kind]
+    v = m = second = 0.0
+    for t, g in enumerate(gradients, start=1):
+        match kind:
+            case "sgd":
+                theta -= s["lr"] * g
+            case "momentum":
+                v = s["momentum"] * v + g
+                theta -= s["lr"] * v
+            case "nesterov":
+                v = s["momentum"] * v + g
+                theta -= s["lr"] * (g + s["momentum"] * v)
+            case "adam":
+                m = s["beta1"] * m + (1 - s["beta1"]) * g
+                second = s["beta2"] * second + (1 - s["beta2"]) * g * g
+                right_m, right_second = m / (1 - s["beta1"] ** t), second / (1 - s["beta2"] ** t)
+                theta -= s["lr"] * right_m / (math.sqrt(right_second) + s["epsilon"])
+    return theta
+
+
+def run(optimizer, params, gradients):
+    for gradient in gradients:
+        params = optimizer.step(params, gradient)
+    return params
+
+
+@ALL
+@pytest.mark.parametrize("steps", [1, 2, 3, 12])
+def test_steps_follow_the_formula(kind, steps):
+    rng = np.random.default_rng(steps)
+    start, gradients = rng.standard_normal(5), rng.standard_normal((steps, 5))
+    found = run(make_optimizer(kind, **SETTINGS[kind]), start, gradients)
+    expected = [reference(kind, start[i], gradients[:, i]) for i in range(5)]
+    np.testing.assert_allclose(found, expected, rtol=1e-13)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7])
+def test_a_constant_gradient_has_a_closed_form(steps):
+    g = np.array([0.5, -2.0])
+    zero, gradients = np.zeros(2), [g] * steps
+    np.testing.assert_allclose(run(make_optimizer("sgd", 0.3), zero, gradients), -0.3 * steps * g)
+    mu = 0.8
+    velocities = [(1 - mu**k) / (1 - mu) for k in range(1, steps + 1)]
+    found = run(make_optimizer("momentum", 0.1, momentum=mu), zero, gradients)
+    np.testing.assert_allclose(found, -0.1 * g * sum(velocities))
+    found = run(make_optimizer("nesterov", 0.1, momentum=mu), zero, gradients)
+    np.testing.assert_allclose(found, -0.1 * g * sum(1 + mu * v for v in velocities))
+    found = run(make_optimizer("adam", 0.05, epsilon=1e-30), zero, gradients)
+    np.testing.assert_allclose(found, -0.05 * steps * np.sign(g))  # corrected for their bias, the moments are g and g^2
+
+
+def test_nesterov_looks_ahead_as_in_the_paper():
+    """Sutskever et al.: v <- mu v - lr grad(theta + mu v), theta <- theta + v; our params are their theta + mu v."""
+    hessian, lr, mu = np.array([[3.0, 1.0], [1.0, 2.0]]), 0.1, 0.8
+    theta, velocity = np.array([1.0, -1.0]), np.zeros(2)
+    params, optimizer = theta, make_optimizer("nesterov", lr, momentum=mu)
+    for _ in range(10):
+        velocity = mu * velocity - lr * hessian @ (theta + mu * velocity)
+        theta = theta + velocity
+        params = optimizer.step(params, hessian @ params)
+        np.testing.assert_allclose(params, theta + mu * velocity, rtol=1e-12)
+
+
+def test_without_momentum_momentum_and_nesterov_are_sgd():
+    gradients = np.random.default_rng(0).standard_normal((4, 3))
+    expected = run(make_optimizer("sgd", 0.3), np.ones(3), gradients)
+    for kind in ("momentum", "nesterov"):
+        np.testing.assert_allclose(run(make_optimizer(kind, 0.3, momentum=0.0), np.ones(3), gradients), expected)
+
+
+def test_the_first_step_of_adam_is_lr_long_whatever_the_gradients_size():
+    step = make_optimizer("adam", 0.05).step(np.zeros(3), np.array([1e-3, -5.0, 1e6]))
+    np.testing.assert_allclose(step, [-0.05, 0.05, -0.05], rtol=1e-4)
+
+
+@ALL
+def test_a_zero_gradient_moves_nothing(kind):
+    params = run(make_optimizer(kind, **SETTINGS[kind]), np.array([1.0, -2.0]), np.zeros((3, 2)))
+    assert params.tolist() == [1, -2]
+
+
+@pytest.mark.parametrize(("kind", "lr", "steps"), [("sgd", 0.3, 200), ("momentum", 0.05, 300), ("nesterov", 0.05, 300),
+                                                   ("adam", 0.05, 1500)])  # fmt: skip
+def test_a_quadratic_is_minimised(kind, lr, steps):
+    hessian, least = np.diag([0.5, 1.0, 3.0]), np.array([2.0, -1.0, 0.5])
+    params, optimizer = np.zeros(3), make_optimizer(kind, lr)
+    for _ in range(steps):
+        params = optimizer.step(params, hessian @ (params - least))
+    np.testing.assert_allclose(params, least, atol=1e-4)
+
+
+@ALL
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_dtype_stays_and_neither_argument_is_changed(kind, dtype):
+    optimizer, params, gradient = make_optimizer(kind, **SETTINGS[kind]), np.ones(3, dtype), np.full(3, 0.25, dtype)
+    params.setflags(write=False)
+    gradient.setflags(write=False)
+    first = optimizer.step(params, gradient)
+    kept = first.copy()
+    second = optimizer.step(first, gradient)
+    assert first.dtype == second.dtype == dtype
+    assert not np.shares_memory(first, second)
+    assert (first == kept).all()
+
+
+@ALL
+def test_the_gradients_memory_may_be_used_again(kind):
+    """The decoder sums every iteration's gradient in the same array."""
+    gradients = np.random.default_rng(1).standard_normal((5, 3))
+    expected = run(make_optimizer(kind, **SETTINGS[kind]), np.ones(3), gradients)
+    buffer, params, optimizer = np.empty(3), np.ones(3), make_optimizer(kind, **SETTINGS[kind])
+    for gradient in gradients:
+        buffer[:] = gradient
+        params = optimizer.step(params, buffer)
+        buffer.fill(0)
+    np.testing.assert_array_equal(params, expected)
+
+
+@ALL
+def test_the_defaults_are_those_of_the_yaml(kind):
+    settings = config.Optimizer(kind=kind, lr=0.1).model_dump()
+    gradients = np.random.default_rng(2).standard_normal((4, 3))
+    ours, yamls = make_optimizer(kind, 0.1), make_optimizer(**settings)
+    np.testing.assert_array_equal(run(ours, np.ones(3), gradients), run(yamls, np.ones(3), gradients))
+
+
+def test_another_name_is_refused():
+    with pytest.raises(UserError, match=r"^optimizer.kind: expected sgd, momentum, nesterov or adam, got 'lbfgs'$"):
+        make_optimizer("lbfgs", 0.1)

@@ -1,0 +1,283 @@
+"""The plan: who holds what, for every assignment and schedule, on this side and on the other of a broadcast."""
+
+import re
+
+import numpy as np
+import pytest
+import scipy.sparse
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from psgc import coding
+from psgc.config import AssignmentFile, Coding
+from psgc.errors import UserError
+from psgc.plan import Plan, make_plan, read_assignment
+
+NAMES = ("blocks", "cyclic", "fractional", "graph")
+SCHEDULES = ("uncoded", "full", "random", "static", "skipping")
+EVERY = pytest.mark.parametrize("name", NAMES)
+
+
+def plan_of(name="blocks", schedule="skipping", workers=6, chunks=2, replication=3, parts=1, seed=0, matrix="spread"):
+    wanted = Coding(
+        assignment=name, chunks_per_worker=chunks, replication=replication, parts=parts, coding_matrix=matrix
+    )
+    return make_plan(wanted, schedule, workers, seed)
+
+
+def same(one, other):
+    return (
+        (one.assignment != other.assignment).nnz == 0
+        and one.assignment.shape == other.assignment.shape
+        and one.queues == other.queues
+        and np.array_equal(one.coding_matrix, other.coding_matrix)
+        and np.array_equal(one.own_chunks, other.own_chunks)
+    )
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    name=st.sampled_from(NAMES),
+    schedule=st.sampled_from(SCHEDULES),
+    workers=st.sampled_from([1, 2, 4, 6]),
+    chunks=st.integers(1, 3),
+    replication=st.integers(1, 4),
+    matrix=st.sampled_from(["spread", "gaussian"]),
+    seed=st.integers(0, 9),
+    data=st.data(),
+)
+def test_a_plan_that_was_sent_is_the_same_plan(name, schedule, workers, chunks, replication, matrix, seed, data):
+    parts = data.draw(st.integers(1, replication))
+    try:
+        plan = plan_of(name, schedule, workers, chunks, replication, parts, seed, matrix)
+    except UserError:
+        assume(False)  # does not fit together
+    received = Plan.from_bytes(plan.to_bytes())
+    assert same(plan, received)
+    assert received.assignment.dtype == plan.assignment.dtype == np.int8
+    assert received.assignment.has_canonical_format
+    assert received.holders() == plan.holders()
+    assert received.coding_matrix.dtype == np.float64
+    assert (received.num_chunks, received.num_workers, received.parts) == (chunks * workers, workers, parts)
+    assert all(type(chunk) is int for queue in received.queues.values() for chunk in queue)
+
+
+def test_idle_workers_and_empty_queues_survive_the_journey():
+    assignment = coding.from_matrix([[1, 0, 1], [1, 0, 0]])
+    plan = Plan(assignment, {1: [1, 0], 2: [], 3: [0]}, np.ones((3, 1)), np.array([1, 0, 1]))
+    assert same(Plan.from_bytes(plan.to_bytes()), plan)
+
+
+@EVERY
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("parts", [1, 2])
+def test_queues_holders_and_assignment_tell_the_same(name, schedule, parts):
+    plan = plan_of(name, schedule, parts=parts)
+    dense = plan.assignment.toarray()
+    assert dense.shape == (12, 6)
+    assert plan.holders() == [[j + 1 for j in range(6) if row[j]] for row in dense]
+    assert sorted(plan.queues) == [1, 2, 3, 4, 5, 6]
+    for rank, queue in plan.queues.items():
+        assert sorted(queue) == np.flatnonzero(dense[:, rank - 1]).tolist()
+    assert plan.coding_matrix.shape == (6, parts)
+    assert plan.own_chunks.sum() == 12 * parts
+
+
+@EVERY
+@pytest.mark.parametrize("parts", [1, 2, 3])
+def test_uncoded_has_no_copy_too_many_and_shares_the_work_equally(name, parts):
+    full, uncoded = plan_of(name, "static", parts=parts), plan_of(name, "uncoded", parts=parts)
+    assert [len(holders) for holders in uncoded.holders()] == [parts] * 12
+    assert all(set(few) <= set(many) for few, many in zip(uncoded.holders(), full.holders(), strict=True))
+    loads = [len(uncoded.queues[rank]) for rank in range(1, 7)]
+    assert loads == uncoded.own_chunks.tolist() == full.own_chunks.tolist() == [2 * parts] * 6
+    for rank, queue in uncoded.queues.items():
+        assert queue == [chunk for chunk in full.queues[rank] if chunk in queue]
+
+
+@pytest.mark.parametrize("name", ["blocks", "cyclic", "fractional"])
+def test_a_worker_begins_with_its_own_share(name):
+    for rank, queue in plan_of(name, chunks=3).queues.items():
+        assert queue[:3] == [3 * (rank - 1), 3 * (rank - 1) + 1, 3 * (rank - 1) + 2]
+
+
+@EVERY
+def test_only_the_random_schedule_changes_the_order(name):
+    plans = {schedule: plan_of(name, schedule) for schedule in ("full", "static", "skipping", "random")}
+    ordering = coding.ordering(plans["static"].assignment)
+    expected = dict(enumerate(coding.queues(ordering), start=1))
+    assert plans["static"].queues == plans["skipping"].queues == plans["full"].queues == expected
+    assert plans["random"].queues != expected
+    assert plans["random"].queues != plan_of(name, "random", seed=1).queues
+
+
+@EVERY
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_the_seed_decides_everything(name, schedule):
+    assert same(plan_of(name, schedule, seed=5, parts=2), plan_of(name, schedule, seed=5, parts=2))
+
+
+def test_the_assignments_are_those_of_their_names():
+    wanted = {
+        "blocks": coding.blocks(12, 6, 3, 7),
+        "cyclic": coding.cyclic(12, 6, 6),
+        "fractional": coding.fractional(12, 6, 3),
+        "graph": coding.graph(12, 6, 3, 7),
+    }
+    for name, assignment in wanted.items():
+        assert (plan_of(name, seed=7).assignment != assignment).nnz == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"replication": 7}, "blocks: replication 7 is larger than the number of workers 6"),
+        (
+            {"name": "fractional", "replication": 4},
+            "fractional: 6 workers cannot be split into groups of",
+        ),
+        ({"name": "cyclic", "replication": 7}, "cyclic: load 14 is larger than the number of chunks 12"),
+        ({"name": "graph", "workers": 5}, "graph: replication 3 x 5 workers is odd"),
+    ],
+)
+def test_numbers_that_clash_are_named(settings, text):
+    with pytest.raises(UserError, match=text):
+        plan_of(**settings)
+
+
+# an assignment from a file
+
+MATRIX = np.array([[1, 1, 0], [0, 1, 1], [1, 0, 1], [1, 1, 1]])
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def from_file(path, workers=3, parts=1, schedule="skipping"):
+    return make_plan(Coding(assignment=AssignmentFile(kind="file", path=path), parts=parts), schedule, workers, 0)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "bool", "float64", "uint16", "float16", ">i4"])
+def test_a_dense_file(folder, dtype):
+    np.save("A.npy", np.asfortranarray(MATRIX.astype(dtype)))
+    plan = from_file("A.npy", parts=2)
+    assert plan.assignment.toarray().tolist() == MATRIX.tolist()
+    assert plan.assignment.dtype == np.int8
+    assert plan.own_chunks.sum() == 8
+
+
+@pytest.mark.parametrize("layout", ["csr", "csc", "coo", "bsr", "dia"])
+@pytest.mark.parametrize("kind", [scipy.sparse.csr_array, scipy.sparse.csr_matrix])
+def test_a_sparse_file(folder, layout, kind):
+    scipy.sparse.save_npz("A.npz", kind(MATRIX).asformat(layout))
+    assert read_assignment("A.npz").toarray().tolist() == MATRIX.tolist()
+
+
+def test_uncoded_from_a_file_of_unequal_rows(folder):
+    np.save("A.npy", MATRIX)
+    plan = from_file("A.npy", schedule="uncoded", parts=2)
+    assert [len(holders) for holders in plan.holders()] == [2, 2, 2, 2]
+    assert sorted(plan.own_chunks.tolist()) == [2, 3, 3]
+
+
+def refusal(path, **arguments):
+    with pytest.raises(UserError) as caught:
+        from_file(path, **arguments)
+    text = str(caught.value)
+    assert len(text.splitlines()) == 1
+    assert text.startswith(f"{path}: ")
+    return text.removeprefix(f"{path}: ")
+
+
+def test_the_number_of_ranks_must_be_the_matrixs(folder):
+    np.save("A.npy", MATRIX)
+    assert refusal("A.npy", workers=4) == (
+        "the assignment has 3 columns (workers), but this run has 4 workers; start 4 ranks, one of them is the server"
+    )
+
+
+def test_too_few_holders_are_named(folder):
+    np.save("A.npy", MATRIX)
+    with pytest.raises(UserError, match="parts is 3, but chunk 0 is held by only 2 workers"):
+        from_file("A.npy", parts=3)
+
+
+NOT_A_MATRIX_OF_0_AND_1 = {
+    "a two": (2 * MATRIX, "has the entry 2 at chunk 0, worker 0"),
+    "a minus": (-MATRIX, "has the entry -1 at chunk 0, worker 0"),
+    "nan": (np.where(MATRIX == 1, np.nan, 0.0), "has the entry nan at chunk 0, worker 0"),
+    "half": (MATRIX / 2, "has the entry 0.5 at chunk 0, worker 0"),
+    "complex": (MATRIX + 0j, "holds complex128 entries; they must be 0 or 1"),
+    "text": (MATRIX.astype(str), "entries; they must be 0 or 1"),
+    "one row": (MATRIX[0], re.escape("has shape (3,); it must be (chunks, workers)")),
+    "nothing": (np.ones((0, 3)), re.escape("has shape (0, 3); it must be (chunks, workers)")),
+    "an orphan": (MATRIX * [[1], [1], [0], [1]], "chunk 2 is held by no worker"),
+}
+
+
+@pytest.mark.parametrize("what", NOT_A_MATRIX_OF_0_AND_1)
+def test_a_file_with_another_matrix(folder, what):
+    matrix, text = NOT_A_MATRIX_OF_0_AND_1[what]
+    np.save("A.npy", matrix)
+    assert re.search(text, refusal("A.npy"))
+    if matrix.ndim == 2 and matrix.dtype.kind in "if" and matrix.size:
+        scipy.sparse.save_npz("A.npz", scipy.sparse.csc_array(matrix))
+        assert re.search(text, refusal("A.npz"))
+
+
+NEEDED = "coding.assignment needs a 0/1 matrix in .npy or sparse .npz"
+
+
+def test_a_file_that_is_not_there_or_not_a_file(folder):
+    assert refusal("A.npy") == refusal("A.npz") == f"no such file or directory; {NEEDED}"
+    (folder / "B.npy").mkdir()
+    assert refusal("B.npy") == f"is a directory; {NEEDED}"
+
+
+class Trap:
+    """Unpickling it would be noticed."""
+
+    def __reduce__(self):
+        return pytest.fail, ("something was unpickled",)
+
+
+def test_nothing_is_unpickled(folder):
+    trap = np.array([[Trap()]], object)
+    np.save("A.npy", trap, allow_pickle=True)
+    np.savez("A.npz", format="csr", shape=[1, 1], data=trap, indices=[0], indptr=[0, 1])
+    trap.dump("raw.npy")
+    for path in ("A.npy", "A.npz", "raw.npy"):
+        assert refusal(path).endswith(NEEDED)
+        assert "unsafe" not in refusal(path)
+
+
+@pytest.mark.parametrize("name", ["A.npy", "A.npz"])
+def test_a_damaged_file(folder, name):
+    np.save("A.npy", MATRIX)
+    scipy.sparse.save_npz("A.npz", scipy.sparse.csr_array(MATRIX))
+    whole = (folder / name).read_bytes()
+    for broken in (b"", b"A", b"no matrix at all", whole[:20], whole[: len(whole) // 2], whole[:-1], b"\0" + whole):
+        (folder / name).write_bytes(broken)
+        text = refusal(name)
+        assert text.startswith("damaged (")
+        assert text.endswith(NEEDED)
+
+
+def test_an_archive_of_something_else(folder):
+    np.savez("A.npz", X=MATRIX)
+    assert refusal("A.npz").endswith(NEEDED)
+    (folder / "A.npz").rename("A.npy")
+    assert refusal("A.npy").endswith(NEEDED)
+
+
+@pytest.mark.parametrize("layout", ["csr", "csc"])
+@pytest.mark.parametrize(
+    ("indices", "indptr"),
+    [([0, 1, 2], [0, 1, 2, 9]), ([0, 1, 9], [0, 1, 2, 3]), ([0, -1, 2], [0, 1, 2, 3]), ([0, 1, 2], [0, 2, 1, 3])],
+)
+def test_sparse_indices_that_lead_outside_the_matrix(folder, layout, indices, indptr):
+    np.savez("A.npz", format=layout, shape=[3, 3], data=np.ones(3), indices=indices, indptr=indptr, _is_array=True)
+    assert refusal("A.npz").endswith(NEEDED)
