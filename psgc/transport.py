@@ -33,7 +33,8 @@ from psgc.messages import BATCH, RECORD, Records  # noqa: E402
 CONTROL_TAG, TEXT_TAG = 1, 2
 RING = 16  # posted control receives
 LARGE = 1 << 16  # bytes from which a transfer is worth polling without sleeping
-SPINS = 50  # polls before the first sleep
+SPINS = 5  # polls before the first sleep: each is 10 us of Python, which on a shared core is somebody's gradient
+HOT_SPINS = 2000  # the same while a large transfer is under way: about 20 ms
 SHORTEST, LONGEST = 20e-6, 1e-3  # seconds of sleep
 TEXT_LIMIT = 1 << 16
 
@@ -66,13 +67,16 @@ class Vector:
 
 
 class Transport:
-    """This process's place in MPI: rank, size, hosts, and messages in both directions."""
+    """This process's place in MPI: rank, size, hosts, and messages in both directions.
 
-    def __init__(self) -> None:
+    world: the ranks of the run, when they are not all of MPI's.
+    """
+
+    def __init__(self, world: MPI.Intracomm | None = None) -> None:
         die_with_parent()
         if not MPI.Is_initialized():
             MPI.Init_thread(MPI.THREAD_FUNNELED)
-        world = MPI.COMM_WORLD
+        world = self._world = world or MPI.COMM_WORLD
         self.rank, self.size = world.Get_rank(), world.Get_size()
         self._control, self._vectors = world.Dup(), world.Dup()
         self.library = MPI.Get_library_version().split(",")[0].split("\n")[0]
@@ -95,18 +99,18 @@ class Transport:
     def broadcast(self, data: bytes | None) -> bytes:
         """The bytes that rank 0 gives, on every rank. Collective."""
         length = np.array([len(data) if data is not None else 0], np.int64)
-        self._collective(MPI.COMM_WORLD.Ibcast(length, 0))
+        self._collective(self._world.Ibcast(length, 0))
         buffer = np.empty(int(length[0]), np.uint8)
         if data is not None:
             buffer[:] = np.frombuffer(data, np.uint8)
-        self._collective(MPI.COMM_WORLD.Ibcast(buffer, 0))
+        self._collective(self._world.Ibcast(buffer, 0))
         return buffer.tobytes()
 
     def gather(self, text: str) -> list[str]:
         """The text of every rank, on every rank, cut at 512 bytes. Collective."""
         mine = np.frombuffer(text.encode()[:512].ljust(512, b"\0"), np.uint8)
         everyone = np.empty((self.size, 512), np.uint8)
-        self._collective(MPI.COMM_WORLD.Iallgather(mine, everyone))
+        self._collective(self._world.Iallgather(mine, everyone))
         return [row.tobytes().rstrip(b"\0").decode(errors="ignore") for row in everyone]
 
     @staticmethod
@@ -223,7 +227,7 @@ class Transport:
         """
         self._polls += 1
         large = expecting_large or any(size >= LARGE for _, size in self._sent_buffers)
-        if self._polls <= (SPINS * 200 if large else SPINS):
+        if self._polls <= (HOT_SPINS if large else SPINS):
             if wakeup is None or not wakeup.wait(0):
                 return
         elif wakeup is None:

@@ -1,7 +1,7 @@
 """Inside the ranks: twenty iterations of every combination against a single process that computes the full gradient.
 
-Not collected by itself; `test_exactness.py` starts it as `mpirun -n 5..9 python -m pytest --only-mpi` on this file.
-Each number of workers takes its share of the combinations, PSGC_EVERY_CASE=1 takes all of them.
+Not collected by itself; `test_exactness.py` starts it in nine ranks, a case uses as many as it needs.
+Each number of workers takes its share of the combinations; with PSGC_EVERY_CASE=1 each takes all of them.
 """
 
 import itertools
@@ -32,33 +32,40 @@ CASES = list(
         ["float64", "float32"],
     )
 )
-WORKERS = MPI.COMM_WORLD.Get_size() - 1
-MINE = [case for place, case in enumerate(CASES) if place % 5 == WORKERS % 5 or os.environ.get("PSGC_EVERY_CASE")]
+RUNS = [
+    (workers, *case)
+    for place, case in enumerate(CASES)
+    for workers in (4, 5, 6, 7, 8)
+    if place % 5 == workers - 4 or os.environ.get("PSGC_EVERY_CASE")
+]
 
 
-def replication(assignment: str, parts: int) -> int:
+def replication(workers: int, assignment: str, parts: int) -> int:
     """The smallest that this many workers allow for the assignment."""
-    for candidate in range(max(2, parts), WORKERS + 1):
-        if assignment == "fractional" and WORKERS % candidate:
+    for candidate in range(max(2, parts), workers + 1):
+        if assignment == "fractional" and workers % candidate:
             continue
-        if assignment == "graph" and (candidate >= WORKERS or WORKERS * candidate % 2):
+        if assignment == "graph" and (candidate >= workers or workers * candidate % 2):
             continue
         return candidate
-    raise AssertionError(f"no replication for {assignment} with {WORKERS} workers")
+    raise AssertionError(f"no replication for {assignment} with {workers} workers")
 
 
-def settings(assignment: str, parts: int, transfer: str, schedule: str, dtype: str) -> str:
+def settings(workers: int, assignment: str, parts: int, transfer: str, schedule: str, dtype: str) -> str:
     return f"""
 problem: {{kind: softmax, l2: 0.01}}
 data: {{path: unused}}
 optimizer: {{kind: nesterov, lr: 0.5}}
 iterations: {ITERATIONS}
 coding:
-  {{assignment: {assignment}, parts: {parts}, replication: {replication(assignment, parts)}, chunks_per_worker: 2}}
+  assignment: {assignment}
+  parts: {parts}
+  replication: {replication(workers, assignment, parts)}
+  chunks_per_worker: 2
 transfer: {transfer}
 schedule: {schedule}
 dtype: {dtype}
-stragglers: {{kind: slow, seconds: {{2: 0.003}}}}
+stragglers: {{kind: slow, seconds: {{2: 0.001}}}}
 output: unused
 seed: 7
 """
@@ -85,14 +92,23 @@ def single_process(problem, dataset, config):
     return params
 
 
-@pytest.mark.mpi(min_size=5)
-@pytest.mark.parametrize("case", MINE, ids=lambda case: "-".join(map(str, case)))
+@pytest.mark.mpi(min_size=9)
+@pytest.mark.parametrize("case", RUNS, ids=lambda case: "-".join(map(str, case)))
 def test_parameters_equal_those_of_a_single_process(case, data):
+    workers = case[0]
+    taking_part = MPI.COMM_WORLD.Get_rank() <= workers
+    world = MPI.COMM_WORLD.Split(0 if taking_part else MPI.UNDEFINED)
+    if taking_part:
+        train_and_compare(case, data, world)
+        world.Free()
+
+
+def train_and_compare(case, data, world):
     config = from_yaml_text(settings(*case))
     problem = make_problem("softmax", dataset=data, l2=0.01)
-    transport = Transport()
+    transport = Transport(world)
     try:
-        plan = make_plan(config.coding, config.schedule, WORKERS, config.seed) if transport.rank == 0 else None
+        plan = make_plan(config.coding, config.schedule, case[0], config.seed) if transport.rank == 0 else None
         plan = Plan.from_bytes(transport.broadcast(plan.to_bytes() if plan else None))
         if transport.rank == 0:
             silent = SimpleNamespace(chunk=lambda *_: None, iteration=lambda _: None, failure_text=lambda _, text: text)
