@@ -1,0 +1,347 @@
+"""The compute thread: the same gradient for the same chunk everywhere, and every way in which a model can go wrong."""
+
+import sys
+import threading
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from psgc.backend import Backend
+from psgc.data import ChunkSource, Dataset
+from psgc.messages import Kind
+from psgc.workers import compute
+from psgc.workers.compute import ComputeThread
+from psgc.workers.desk import Desk, Failure, Work
+from psgc.workers.emulation import Emulation
+from psgc.workers.encoder import Encoder
+from psgc.workers.state import WorkerState
+
+DIM, CHUNKS = 3, 4
+PARAMS = np.array([1.0, 2.0, 3.0])
+ROWS = np.arange(40.0)
+DATASET = Dataset("data.npz", 40, 1, False, ROWS[:, None], ROWS)  # chunk i is the rows 10 i .. 10 i + 9
+
+
+class Clock:
+    """Stands in for the time module."""
+
+    def __init__(self):
+        self.now = 100.0
+
+    def monotonic(self):
+        return self.now
+
+
+class FakeDesk:
+    """Hands out `works`, then stops; keeps what comes back."""
+
+    def __init__(self, works, clock):
+        self.works, self.clock = list(works), clock
+        self.results, self.failures, self.waits = {}, {}, []
+
+    def take(self):
+        return self.works.pop(0) if self.works else None
+
+    def wait_stale(self, work, seconds):
+        self.waits.append((work.chunk, seconds))
+        self.clock.now += seconds
+
+    def finished(self, work, result):
+        self.results[work.iteration, work.chunk] = result
+
+    def failed(self, work, text):
+        self.failures[work.iteration, work.chunk] = text
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(compute, "time", clock)
+    return clock
+
+
+def mean_row(params, chunk, rng):
+    return float(chunk.y.sum()), np.full(DIM, chunk.y.mean())
+
+
+def thread_for(desk, evaluate, rank=1, seed=0, batch=None, dtype="float64", emulation=None, backend=None, dim=DIM):
+    backend = backend or Backend()
+    chunks = ChunkSource(DATASET, CHUNKS, dtype, backend)
+    emulation = emulation or Emulation("none", rank, seed)
+    return ComputeThread(desk, evaluate, chunks, backend, dim, dtype, emulation, seed, batch)
+
+
+@pytest.fixture
+def run(clock):
+    """Computes (iteration, chunk) pairs in this thread, and gives back the desk."""
+
+    def compute_all(evaluate, pairs=((0, 2),), params=PARAMS, **arguments):
+        desk = FakeDesk([Work(iteration, chunk, params, clock.now - 7.0) for iteration, chunk in pairs], clock)
+        thread_for(desk, evaluate, **arguments).run()
+        return desk
+
+    return compute_all
+
+
+def test_gradient_and_loss_of_every_chunk_come_back(run):
+    desk = run(mean_row, [(0, 2), (0, 0), (1, 2)])
+    assert list(desk.results) == [(0, 2), (0, 0), (1, 2)]
+    assert {key: result.gradient.tolist() for key, result in desk.results.items()} == {
+        (0, 2): [24.5] * 3,
+        (0, 0): [4.5] * 3,
+        (1, 2): [24.5] * 3,
+    }
+    assert desk.results[0, 2].loss == 245.0
+    assert (desk.failures, desk.waits) == ({}, [])
+
+
+def test_the_model_gets_the_parameters_of_the_work(run):
+    seen = []
+    run(lambda params, chunk, rng: seen.append((params, chunk.index)) or mean_row(params, chunk, rng), [(0, 3)])
+    assert seen[0][0] is PARAMS
+    assert seen[0][1] == 3
+
+
+# what is random in a chunk
+
+
+def batch_and_draw(params, chunk, rng):
+    return rng.random(), np.array([chunk.y.sum(), (chunk.y**2).sum(), chunk.weight])
+
+
+def found(desk):
+    return {key: (*result.gradient.tolist(), result.loss) for key, result in desk.results.items()}
+
+
+@pytest.mark.parametrize("batch", [None, 4])
+def test_copies_of_a_chunk_are_the_same_on_every_worker_and_in_any_order(run, batch):
+    pairs = [(iteration, chunk) for iteration in range(3) for chunk in range(CHUNKS)]
+    slow = Emulation("slow", 2, 9, factor={2: 10})
+    one = run(batch_and_draw, pairs, rank=1, batch=batch, seed=9)
+    two = run(batch_and_draw, pairs[::-1], rank=2, batch=batch, seed=9, emulation=slow)
+    assert found(one) == found(two)
+    assert len({loss for *_, loss in found(one).values()}) == 12  # each iteration and chunk draws for itself
+    other = run(batch_and_draw, pairs, batch=batch, seed=10)
+    assert not {loss for *_, loss in found(one).values()} & {loss for *_, loss in found(other).values()}
+
+
+def test_a_batch_is_that_many_rows_of_the_chunk_drawn_anew_in_every_iteration(run):
+    batches = []
+
+    def evaluate(params, chunk, rng):
+        batches.append(chunk.y.tolist())
+        return 0.0, np.zeros(DIM)
+
+    run(evaluate, [(iteration, 1) for iteration in range(200)], batch=4)
+    assert all(len(set(rows)) == 4 for rows in batches)
+    assert len({tuple(rows) for rows in batches}) > 100
+    counts = Counter(row for rows in batches for row in rows)
+    assert set(counts) == set(range(10, 20))
+    assert min(counts.values()) > 40
+
+
+def test_without_a_batch_every_row_is_used(run):
+    assert run(mean_row, [(0, 1), (1, 1)]).results[1, 1].loss == sum(range(10, 20))
+
+
+# what a gradient must be
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    "given",
+    [
+        np.array([1.5, -2.0, 0.25]),
+        np.array([1.5, -2.0, 0.25], np.float32),
+        np.array([1.5, 9.0, -2.0, 9.0, 0.25])[::2],
+        [1.5, -2.0, 0.25],
+    ],
+    ids=["float64", "float32", "strided", "list"],
+)
+def test_the_gradient_is_cast_to_the_runs_type(run, dtype, given):
+    gradient = run(lambda *_: (1, given), dtype=dtype).results[0, 2].gradient
+    assert gradient.dtype == dtype
+    assert gradient.flags.c_contiguous
+    assert gradient.tolist() == [1.5, -2.0, 0.25]
+
+
+def test_a_gradient_of_the_right_type_is_not_copied(run):
+    gradient = np.ones(DIM)
+    assert run(lambda *_: (0.0, gradient)).results[0, 2].gradient is gradient
+
+
+def test_a_model_that_writes_into_its_last_gradient_hears_of_it(run):
+    """The gradient may still be waiting for its commit, and the sum would be silently wrong."""
+    buffer = np.empty(DIM)
+
+    def evaluate(params, chunk, rng):
+        buffer[:] = chunk.index
+        return 0.0, buffer
+
+    desk = run(evaluate, [(0, 2), (0, 0)])
+    assert desk.results[0, 2].gradient.tolist() == [2, 2, 2]
+    assert "read-only" in desk.failures[0, 0]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_nan_and_infinity_are_failures(run, bad, dtype):
+    desk = run(lambda *_: (0.0, np.array([1.0, bad, 2.0])), dtype=dtype)
+    assert desk.failures == {(0, 2): "the gradient has entries that are NaN or infinite"}
+    assert desk.results == {}
+
+
+def test_opposite_infinities_do_not_cancel(run):
+    desk = run(lambda *_: (0.0, np.array([np.inf, -np.inf, 0.0])))
+    assert desk.failures == {(0, 2): "the gradient has entries that are NaN or infinite"}
+
+
+def test_finite_entries_whose_sum_overflows_are_fine(run):
+    desk = run(lambda *_: (0.0, np.full(DIM, 3e38, np.float32)), dtype="float32")
+    assert desk.failures == {}
+    assert desk.results[0, 2].gradient.tolist() == np.full(DIM, 3e38, np.float32).tolist()
+
+
+def test_what_overflows_in_the_cast_is_a_failure_and_no_warning(run):
+    desk = run(lambda *_: (0.0, np.full(DIM, 1e300)), dtype="float32")
+    assert desk.failures == {(0, 2): "the gradient has entries that are NaN or infinite"}
+
+
+@pytest.mark.parametrize(
+    ("given", "shape"), [(np.ones(2), "(2,)"), (np.ones((3, 1)), "(3, 1)"), (1.0, "(1,)"), (None, "(1,)")]
+)
+def test_another_shape_is_a_failure(run, given, shape):
+    assert run(lambda *_: (0.0, given)).failures == {(0, 2): f"the gradient has shape {shape}, expected (3,)"}
+
+
+def test_a_loss_that_is_not_a_number_is_for_information_only(run):
+    assert np.isnan(run(lambda *_: (np.nan, np.ones(DIM))).results[0, 2].loss)
+
+
+def leave(*_):
+    sys.exit("enough")
+
+
+def divide(*_):
+    raise ZeroDivisionError("no rows left")
+
+
+MISTAKES = {
+    "raises": (divide, "ZeroDivisionError: no rows left"),
+    "exits": (leave, "SystemExit: enough"),
+    "returns no pair": (lambda *_: np.ones(DIM), "ValueError: too many values to unpack (expected 2)"),
+    "returns text": (lambda *_: (0.0, ["a", "b", "c"]), "ValueError: could not convert string to float: "),
+    "loss is a vector": (lambda *_: (np.ones(2), np.ones(DIM)), "TypeError: "),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_of_the_model_is_told_with_its_traceback_and_the_next_chunk_computed(run, mistake):
+    evaluate, last_line = MISTAKES[mistake]
+    desk = run(lambda params, chunk, rng: (evaluate if chunk.index == 2 else mean_row)(params, chunk, rng),
+               [(0, 2), (0, 1)])  # fmt: skip
+    lines = desk.failures[0, 2].strip().splitlines()
+    assert lines[0] == "Traceback (most recent call last):"
+    assert lines[-1].startswith(last_line)
+    assert list(desk.results) == [(0, 1)]
+
+
+def test_a_gradient_that_cannot_be_coded_is_a_failure_as_well(run, clock):
+    class Full(FakeDesk):
+        def finished(self, work, result):
+            raise MemoryError("no room for the coded gradient")
+
+    desk = Full([Work(0, 2, PARAMS, 0.0)], clock)
+    thread_for(desk, mean_row).run()
+    assert desk.failures[0, 2].strip().endswith("MemoryError: no room for the coded gradient")
+
+
+# time
+
+
+def test_times_are_measured_from_the_iterations_begin(run, clock):
+    def evaluate(params, chunk, rng):
+        clock.now += 2.0
+        return 0.0, np.zeros(DIM)
+
+    result = run(evaluate).results[0, 2]
+    assert (result.start, result.seconds) == (7.0, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("emulation", "extra"),
+    [
+        (Emulation("slow", 1, 0, factor={1: 10}), 18.0),
+        (Emulation("slow", 1, 0, seconds={1: 5.0}), 3.0),
+        (Emulation("slow", 1, 0, factor={2: 10}), 0.0),
+        (Emulation("slow", 1, 0, seconds={1: 0.5}), 0.0),
+    ],
+)
+def test_an_emulated_straggler_waits_and_reports_the_longer_time(run, clock, emulation, extra):
+    def evaluate(params, chunk, rng):
+        clock.now += 2.0
+        return 0.0, np.zeros(DIM)
+
+    desk = run(evaluate, emulation=emulation)
+    assert desk.waits == ([(2, extra)] if extra else [])
+    assert desk.results[0, 2].seconds == 2.0 + extra
+
+
+# as a thread
+
+
+def test_a_gradient_that_never_returns_keeps_no_rank_alive():
+    thread = thread_for(FakeDesk([], None), mean_row)
+    assert (thread.daemon, thread.name) == (True, "psgc-compute")
+
+
+def test_the_thread_chooses_its_gpu_before_anything_else():
+    class Seen(Backend):
+        def use_in_thread(self):
+            order.append(threading.current_thread())
+
+    class NoWork(FakeDesk):
+        def take(self):
+            order.append("take")
+
+    order = []
+    thread = thread_for(NoWork([], None), mean_row, backend=Seen())
+    thread.start()
+    thread.join(20)
+    assert order == [thread, "take"]
+
+
+@pytest.mark.parametrize("combined", [True, False], ids=["combined", "per_chunk"])
+def test_with_a_real_desk_every_chunk_is_reported_or_failed(combined):
+    def evaluate(params, chunk, rng):
+        if chunk.index == 1:
+            raise ValueError("not this one")
+        return float(chunk.index), np.full(DIM, float(chunk.index))
+
+    encoder = Encoder(Backend(), np.ones((1, 1)), 1, DIM, "float64")
+    desk = Desk(WorkerState([2, 1, 0], combined), encoder, combined)
+    desk.begin(0, PARAMS)
+    thread = thread_for(desk, evaluate)
+    thread.start()
+    messages = []
+    while len(messages) < 3:
+        assert desk.wakeup.wait(20)
+        desk.wakeup.clear()
+        messages += desk.outgoing()
+    desk.stop()
+    thread.join(20)
+    assert not thread.is_alive()
+    first, failure, last = messages
+    assert isinstance(failure, Failure)
+    assert (failure.iteration, failure.chunk) == (0, 1)
+    assert failure.text.strip().endswith("ValueError: not this one")
+    if combined:
+        assert [(m["kind"][0], m["chunk"][0], m["loss"][0]) for m in (first, last)] == [
+            (Kind.REPORT, 2, 2.0),
+            (Kind.REPORT, 0, 0.0),
+        ]
+        desk.commit(0, 2, [1])
+        assert encoder.accumulator.tolist() == [2, 2, 2]
+    else:
+        assert [(m.chunk, m.vector[:DIM].tolist()) for m in (first, last)] == [(2, [2, 2, 2]), (0, [0, 0, 0])]
