@@ -1,0 +1,201 @@
+"""The command `psgc`: arguments, exit codes, one line for a mistake, and what it leaves unloaded until it is needed."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from psgc import __version__
+from psgc.cli import main
+from psgc.errors import RunFailed, UserError
+
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+LOCAL_SIZES = ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS")
+
+
+def exit_code(*arguments):
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    return 0 if caught.value.code is None else caught.value.code
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """What psgc.launch.launch is called with; set `answer` to an exit code or an exception."""
+
+    class Launch:
+        answer = 0
+
+        def __call__(self, *arguments):
+            self.arguments = arguments
+            if isinstance(self.answer, Exception):
+                raise self.answer
+            return self.answer
+
+    launch = Launch()
+    monkeypatch.setattr("psgc.launch.launch", launch)
+    return launch
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """What psgc.train.train is called with, and the environment it sees; signals and environment are put back."""
+
+    class Train:
+        def __call__(self, *arguments):
+            self.arguments = arguments
+            self.environment = dict(os.environ)
+            sys.exit(0)
+
+    train = Train()
+    monkeypatch.setattr("psgc.train.train", train)
+    for name in (*THREADS, *LOCAL_SIZES):
+        monkeypatch.setenv(name, "")  # so that what psgc sets is taken back
+        monkeypatch.delenv(name)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    yield train
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+# arguments
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["launch", "--help"]])
+def test_help(capsys, arguments):
+    assert exit_code(*arguments) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("usage: psgc")
+    assert ("KEY=VALUE" in out) == (len(arguments) == 2)
+    if len(arguments) == 1:
+        assert "mpirun -n 9 psgc train run.yaml" in out
+        assert "train" in out
+        assert "launch" in out
+
+
+def test_version(capsys):
+    assert exit_code("--version") == 0
+    assert capsys.readouterr().out == f"psgc {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "the following arguments are required: COMMAND"),
+        (["nonsense"], "invalid choice: 'nonsense'"),
+        (["train"], "the following arguments are required: run.yaml"),
+        (["launch", "run.yaml"], "the following arguments are required: -n"),
+        (["launch", "run.yaml", "-n", "many"], "invalid int value: 'many'"),
+        (["launch", "run.yaml", "-n", "3", "--fast"], "unrecognized arguments: --fast"),
+        (["train", "run.yaml", "--set"], "expected one argument"),
+    ],
+)
+def test_a_wrong_command_is_exit_2(capsys, arguments, said):
+    assert exit_code(*arguments) == 2
+    captured = capsys.readouterr()
+    assert said in captured.err
+    assert captured.out == ""
+
+
+def test_launch_passes_on_what_it_was_given(launched):
+    assert exit_code("launch", "run.yaml", "-n", "9") == 0
+    assert launched.arguments == ("run.yaml", 9, [], False, [])
+    exit_code("launch", "run.yaml", "--set", "a.b=1", "-n", "3", "--print", "--set", "c=[x, y]", "--debug")
+    assert launched.arguments == ("run.yaml", 3, ["a.b=1", "c=[x, y]"], True, ["--debug"])
+
+
+@pytest.mark.parametrize("code", [0, 1, 2, 130])
+def test_launchs_exit_code_is_ours(launched, code):
+    launched.answer = code
+    assert exit_code("launch", "run.yaml", "-n", "9") == code
+
+
+# errors
+
+
+@pytest.mark.parametrize(("error", "code"), [(UserError("iterations: expected more"), 2), (RunFailed("it broke"), 1)])
+def test_an_error_is_one_line_on_stderr(launched, capsys, error, code):
+    launched.answer = error
+    assert exit_code("launch", "run.yaml", "-n", "9") == code
+    captured = capsys.readouterr()
+    assert captured.err == f"psgc: {error}\n"
+    assert captured.out == ""
+
+
+def test_debug_shows_the_traceback_above_it(launched, capsys):
+    launched.answer = UserError("iterations: expected more")
+    assert exit_code("launch", "run.yaml", "-n", "9", "--debug") == 2
+    err = capsys.readouterr().err.splitlines()
+    assert err[0] == "Traceback (most recent call last):"
+    assert err[-1] == "psgc: iterations: expected more"
+
+
+def test_a_defect_of_ours_is_not_hidden(launched):
+    launched.answer = ZeroDivisionError("a defect")
+    with pytest.raises(ZeroDivisionError):
+        main(["launch", "run.yaml", "-n", "9"])
+
+
+# train
+
+
+def test_train_passes_on_what_it_was_given(trained):
+    assert exit_code("train", "run.yaml", "--set", "seed=1", "--debug") == 0
+    assert trained.arguments == ("run.yaml", ["seed=1"], True, [])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_signals_are_noted_for_the_run_to_end_in_order(trained, number):
+    exit_code("train", "run.yaml")
+    signal.raise_signal(number)
+    signal.raise_signal(number)
+    assert trained.arguments[3] == [number, number]
+
+
+@pytest.mark.parametrize(
+    ("environment", "cores", "bound_to", "threads"),
+    [
+        ({}, 64, 64, 64),
+        ({"OMPI_COMM_WORLD_LOCAL_SIZE": "9"}, 64, 64, 7),
+        ({"MPI_LOCALNRANKS": "16"}, 64, 64, 4),
+        ({"OMPI_COMM_WORLD_LOCAL_SIZE": "9"}, 2, 2, 1),
+        ({"OMPI_COMM_WORLD_LOCAL_SIZE": "2"}, 64, 1, 1),  # bound to one core
+        ({}, 128, 4, 4),  # srun --cpus-per-task=4
+        ({"OMPI_COMM_WORLD_LOCAL_SIZE": "0"}, 8, 8, 1),  # who knows
+        ({"OMPI_COMM_WORLD_LOCAL_SIZE": "nine"}, 8, 8, 1),
+    ],
+)
+def test_each_rank_takes_its_share_of_the_cores(trained, monkeypatch, environment, cores, bound_to, threads):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(bound_to)))
+    exit_code("train", "run.yaml")
+    assert [trained.environment[name] for name in THREADS] == [str(threads)] * 3
+
+
+def test_threads_that_the_user_has_chosen_stay(trained, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    exit_code("train", "run.yaml")
+    assert trained.environment["OMP_NUM_THREADS"] == "5"
+    assert trained.environment["MKL_NUM_THREADS"] != "5"
+
+
+# what is loaded when
+
+
+def python(code):
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert finished.returncode == 0, finished.stderr
+    return finished.stdout.split()
+
+
+def test_nothing_that_reads_thread_limits_is_loaded_before_they_are_set():
+    assert python("import sys, psgc.cli; print(*({'numpy', 'scipy', 'mpi4py', 'psgc.train'} & set(sys.modules)))") == []
+
+
+def test_to_import_the_training_is_not_to_start_mpi():
+    assert python("import psgc.train; from mpi4py import MPI; print(MPI.Is_initialized())") == ["False"]

@@ -1,0 +1,100 @@
+"""Progress: few plain lines in a log, a bar where somebody is watching."""
+
+import re
+import threading
+
+import pytest
+
+from psgc.reporting import progress
+from psgc.reporting.progress import EVERY, RunProgress
+
+
+class Clock:
+    """Stands in for the time module."""
+
+    def __init__(self):
+        self.now = 1000.0
+
+    def monotonic(self):
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(progress, "time", clock)
+    monkeypatch.delenv("PSGC_TERMINAL", raising=False)
+    return clock
+
+
+def numbers(text):
+    return [int(n) for n in re.findall(r"^iteration (\d+)/", text, re.MULTILINE)]
+
+
+def test_plain_lines_come_every_few_seconds_and_for_the_first_and_the_last(clock, capsys):
+    shown = RunProgress(100)
+    for _ in range(100):
+        clock.now += 1.0
+        shown.update(0.5, 1.0)
+    shown.close()
+    every = int(EVERY)
+    assert numbers(capsys.readouterr().out) == [1, *range(1 + every, 100, every), 100]
+
+
+def test_slow_iterations_have_a_line_each(clock, capsys):
+    shown = RunProgress(4)
+    for _ in range(4):
+        clock.now += 60.0
+        shown.update(0.5, 60.0)
+    assert numbers(capsys.readouterr().out) == [1, 2, 3, 4]
+
+
+def test_a_line_says_loss_time_and_what_is_left(clock, capsys):
+    shown = RunProgress(10)
+    clock.now += 2.0
+    shown.update(1 / 3, 0.0125)
+    clock.now += 10.0
+    shown.update(0.25, 10.0)
+    assert capsys.readouterr().out.splitlines() == [
+        "iteration 1/10  loss 0.333333  12.5 ms  about 18 s left",
+        "iteration 2/10  loss 0.250000  10000.0 ms  about 48 s left",
+    ]
+
+
+def test_a_log_has_no_control_characters(clock, capsys):
+    shown = RunProgress(3)
+    for _ in range(3):
+        clock.now += 9.0
+        shown.update(float("nan"), 1.0)
+    shown.close()
+    out = capsys.readouterr().out
+    assert all(c == "\n" or c.isprintable() for c in out)
+
+
+@pytest.mark.parametrize("columns", ["", "no", "-80"])
+def test_only_a_number_of_columns_means_a_terminal(clock, capsys, monkeypatch, columns):
+    monkeypatch.setenv("PSGC_TERMINAL", columns)
+    shown = RunProgress(2)
+    shown.update(0.5, 1.0)
+    shown.close()
+    assert numbers(capsys.readouterr().out) == [1]
+
+
+def test_a_terminal_gets_a_bar_that_ends_with_the_run(capsys, monkeypatch):
+    monkeypatch.setenv("PSGC_TERMINAL", "100")
+    before = threading.enumerate()
+    shown = RunProgress(3)
+    for loss in (0.5, 0.25, 0.125):
+        shown.update(loss, 0.0125)
+    added = set(threading.enumerate()) - set(before)
+    shown.close()
+    for thread in added:
+        thread.join(20)
+        assert not thread.is_alive()
+    out = capsys.readouterr().out
+    assert "3/3" in out
+    assert "loss 0.125000  12.5 ms" in out
+    assert "about" not in out
+    assert out.count("\x1b[?25l") == out.count("\x1b[?25h") == 1  # the cursor is hidden, and shown again
+    widest = max(len(re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", line)) for line in re.split(r"[\r\n]", out))
+    assert widest <= 100

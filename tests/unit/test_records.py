@@ -1,0 +1,278 @@
+"""The run directory: what is in each file, against cases computed by hand, and what happens to an earlier one."""
+
+import csv
+import json
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from psgc import coding
+from psgc.errors import UserError
+from psgc.reporting import records
+from psgc.reporting.records import COLUMNS, Recorder
+from psgc.reporting.summary import summarise
+from psgc.server.loop import Fate, IterationRecord
+
+BOTH_HOLD_ALL = coding.from_matrix(np.ones((3, 2)))
+
+
+@pytest.fixture
+def recorder_in(monkeypatch):  # before the current directory is changed back
+    """Makes recorders, and closes those that the test leaves open."""
+    made = []
+
+    def make(directory, assignment=BOTH_HOLD_ALL, parts=1, own_chunks=(2, 1)):
+        made.append(Recorder(directory, "seed: 0\n", assignment, parts, own_chunks))
+        return made[-1]
+
+    yield make
+    for recorder in made:
+        recorder.finish(np.zeros(1), {})
+
+
+def add(recorder, iteration, reports, seconds=2.0, **values):
+    """An iteration whose reports, {(worker, chunk): seconds}, were all used."""
+    for (worker, chunk), took in reports.items():
+        recorder.chunk(worker, chunk, iteration, 0.0, took, Fate.USED)
+    with_start = {key: (0.0, took) for key, took in reports.items()}
+    recorder.iteration(IterationRecord(iteration, seconds, reports=with_start, **values))
+
+
+def rows_of(directory):
+    with (directory / "iterations.csv").open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def column(directory, name):
+    return [float(row[name]) for row in rows_of(directory)]
+
+
+# iterations.csv
+
+
+def test_one_row_an_iteration(recorder_in, tmp_path):
+    recorder = recorder_in(tmp_path / "out")
+    add(recorder, 0, {(1, 0): 1.0, (1, 1): 1.0, (2, 2): 0.5}, 3.0, loss=1 / 3, recovered=3, redundant=1, bytes=12345)
+    (row,) = rows_of(tmp_path / "out")
+    assert list(row) == [
+        "iteration", "loss", "seconds", "bound", "efficiency", "error_measure", "recovered", "redundant", "bytes",
+        "lost",
+    ]  # fmt: skip
+    assert tuple(row) == COLUMNS
+    assert list(row.values()) == ["0", "0.333333333", "3", "1", "0.333333333", "0", "3", "1", "12345", "0"]
+    assert recorder.bytes == 12345
+    assert recorder.final_loss == 1 / 3
+
+
+def test_an_unfinished_run_leaves_every_row_so_far(recorder_in, tmp_path):
+    recorder = recorder_in(tmp_path / "out")
+    assert rows_of(tmp_path / "out") == []
+    for iteration in range(5):
+        add(recorder, iteration, {(1, 0): 1.0, (1, 1): 1.0, (2, 2): 0.5})
+        assert column(tmp_path / "out", "iteration") == list(range(iteration + 1))
+    assert sorted(os.listdir(tmp_path / "out")) == ["config.yaml", "iterations.csv"]
+    assert (tmp_path / "out/config.yaml").read_text() == "seed: 0\n"
+
+
+# the bound and the time without redundancy
+
+EVEN = {(1, 0): 1.0, (2, 1): 1.0, (2, 2): 1.0}
+
+
+@pytest.mark.parametrize(
+    ("reports", "parts", "bound"),
+    [
+        (EVEN, 1, 2.0),
+        ({(1, 0): 1.0, (1, 1): 3.0, (2, 2): 1.0}, 1, 2.0),  # 2 s and 1 s a chunk: one and two chunks by then
+        ({(1, 0): 1.0, (1, 1): 1.0, (1, 2): 1.0}, 1, 3.0),  # the other one finished nothing
+        ({(1, 0): 1.0, (1, 1): 1.0, (2, 2): 0.25}, 1, 0.75),  # the fast one could have done all
+        ({(w, c): float(w) for w in (1, 2) for c in range(3)}, 2, 6.0),  # everybody has to do everything
+    ],
+)
+def test_the_bound_is_the_clairvoyants_at_this_iterations_speeds(recorder_in, tmp_path, reports, parts, bound):
+    recorder = recorder_in(tmp_path / "out", parts=parts)
+    add(recorder, 0, reports, seconds=8.0)
+    assert recorder.bounds.tolist() == [bound]
+    assert column(tmp_path / "out", "bound") == [bound]
+    assert column(tmp_path / "out", "efficiency") == [bound / 8]
+
+
+def test_a_chunk_that_only_a_slow_worker_holds_waits_for_it(recorder_in, tmp_path):
+    recorder = recorder_in(tmp_path / "out", coding.from_matrix([[1, 0], [1, 1], [0, 1]]))
+    add(recorder, 0, {(1, 0): 0.5, (1, 1): 0.5, (2, 2): 5.0})
+    assert recorder.bounds.tolist() == [5.0]
+
+
+def test_without_redundancy_an_iteration_takes_what_the_slowest_own_share_takes(recorder_in, tmp_path):
+    recorder = recorder_in(tmp_path / "out")  # worker 1 would do two chunks, worker 2 one
+    add(recorder, 0, {(1, 0): 1.0, (1, 1): 1.0, (2, 2): 1.5})
+    add(recorder, 1, {(1, 0): 1.0, (1, 1): 2.0, (2, 2): 9.0})
+    assert recorder.uncoded.tolist() == [2.0, 9.0]
+
+
+def test_a_worker_that_finished_nothing_is_as_slow_as_it_ever_was(recorder_in, tmp_path):
+    recorder = recorder_in(tmp_path / "out")
+    alone = {(1, 0): 1.0, (1, 1): 1.0, (1, 2): 1.0}
+    add(recorder, 0, alone)  # nothing is known of worker 2
+    recorder.chunk(2, 2, 0, 0.0, 5.0, Fate.ABANDONED)
+    recorder.chunk(2, 2, 0, 0.0, 4.0, Fate.ABANDONED)
+    add(recorder, 1, alone)  # it takes longer than it worked on what it abandoned
+    recorder.chunk(2, 2, 1, 0.0, 12.0, Fate.LATE)
+    recorder.chunk(2, 1, 1, 0.0, 10.0, Fate.USED)
+    add(recorder, 2, alone)  # the mean of all that it finished
+    assert recorder.uncoded.tolist() == [2.0, 5.0, 11.0]
+    assert recorder.bounds.tolist() == [3.0, 3.0, 3.0]
+
+
+def test_bounds_of_a_large_run_are_computed_when_it_is_over(recorder_in, tmp_path, monkeypatch):
+    """In the order in which psgc train does it: all files first, then the bounds, then all files again."""
+    rng = np.random.default_rng(0)
+    inline = recorder_in(tmp_path / "inline")
+    with monkeypatch.context() as patch:
+        patch.setattr(records, "INLINE_COPIES", BOTH_HOLD_ALL.nnz - 1)
+        deferred = recorder_in(tmp_path / "deferred")
+        for iteration in range(4):
+            first, second = rng.random(2)
+            reports = {(1, 0): first, (1, 1): first, (2, 2): second}
+            add(deferred, iteration, reports, loss=0.1)
+            patch.setattr(records, "INLINE_COPIES", BOTH_HOLD_ALL.nnz)
+            add(inline, iteration, reports, loss=0.1)
+            patch.setattr(records, "INLINE_COPIES", BOTH_HOLD_ALL.nnz - 1)
+    assert all(math.isnan(bound) for bound in deferred.bounds)
+    assert all(math.isnan(bound) for bound in column(tmp_path / "deferred", "bound"))
+    deferred.finish(np.zeros(2), summarise(deferred, 1.0, {}, "done", ""))
+    deferred.complete_bounds()
+    deferred.finish(np.zeros(2), summarise(deferred, 1.0, {}, "done", ""))
+    assert deferred.bounds == inline.bounds
+    assert rows_of(tmp_path / "deferred") == rows_of(tmp_path / "inline")
+    assert json.loads((tmp_path / "deferred/summary.json").read_text())["efficiency"] is not None
+    complete = (tmp_path / "inline/iterations.csv").read_bytes()
+    inline.complete_bounds()  # nothing to do
+    assert (
+        (tmp_path / "inline/iterations.csv").read_bytes()
+        == complete
+        == (tmp_path / "deferred/iterations.csv").read_bytes()
+    )
+
+
+# the other files
+
+
+def test_the_timeline_has_every_chunk_and_what_became_of_it(recorder_in, tmp_path):
+    recorder = recorder_in(tmp_path / "out")
+    recorder.chunk(1, 2, 0, 0.125, 0.5, Fate.USED)
+    recorder.chunk(2, 2, 0, 0.25, 0.75, Fate.LATE)
+    recorder.chunk(2, 1, 1, 0.5, 1.5, Fate.ABANDONED)
+    recorder.chunk(1, 0, 1, 0.0, 0.0, Fate.LOST)
+    recorder.finish(np.arange(3.0), {})
+    with np.load(tmp_path / "out/timeline.npz", allow_pickle=False) as timeline:
+        assert {name: timeline[name].tolist() for name in timeline} == {
+            "worker": [1, 2, 2, 1],
+            "chunk": [2, 2, 1, 0],
+            "iteration": [0, 0, 1, 1],
+            "start": [0.125, 0.25, 0.5, 0.0],
+            "seconds": [0.5, 0.75, 1.5, 0.0],
+            "fate": [0, 1, 2, 3],
+            "fates": ["used", "late", "abandoned", "lost"],
+        }
+        assert [str(name) for name in timeline["fates"]] == [fate.name.lower() for fate in Fate]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_finished_run_has_all_its_files_and_no_other(recorder_in, tmp_path, dtype):
+    recorder = recorder_in(tmp_path / "out")
+    params = np.arange(4, dtype=dtype)
+    recorder.finish(params, {"status": "failed", "iterations": 0})
+    recorder.finish(params + 1, {"status": "done", "iterations": 7})
+    assert sorted(os.listdir(tmp_path / "out")) == [
+        "config.yaml", "iterations.csv", "params.npy", "summary.json", "timeline.npz",
+    ]  # fmt: skip
+    saved = np.load(tmp_path / "out/params.npy", allow_pickle=False)
+    assert (saved.dtype, saved.tolist()) == (dtype, [1, 2, 3, 4])
+    assert json.loads((tmp_path / "out/summary.json").read_text()) == {"status": "done", "iterations": 7}
+
+
+def test_the_summary_is_json_whatever_the_numbers(recorder_in, tmp_path):
+    recorder_in(tmp_path / "out").finish(np.zeros(1), {"a": float("nan"), "b": -math.inf, "c": 0.5, "d": np.float64(2)})
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is not JSON")
+
+    text = (tmp_path / "out/summary.json").read_text()
+    assert json.loads(text, parse_constant=refuse) == {"a": None, "b": None, "c": 0.5, "d": 2.0}
+
+
+def test_a_traceback_is_kept_and_its_last_line_told(recorder_in, tmp_path):
+    recorder = recorder_in(tmp_path / "out")
+    text = "Traceback (most recent call last):\n  File ...\nValueError: the model is broken\n"
+    path = tmp_path / "out/worker-3-error.txt"
+    assert recorder.failure_text(3, text) == f"ValueError: the model is broken (traceback in {path})"
+    assert path.read_text() == text
+
+
+@pytest.mark.parametrize(("text", "told"), [("it is NaN\n", "it is NaN"), ("", "it failed without a reason")])
+def test_one_line_needs_no_file(recorder_in, tmp_path, text, told):
+    assert recorder_in(tmp_path / "out").failure_text(3, text) == told
+    assert sorted(os.listdir(tmp_path / "out")) == ["config.yaml", "iterations.csv"]
+
+
+# making room
+
+
+def test_earlier_runs_are_kept_under_a_number(recorder_in, tmp_path):
+    for run in range(3):
+        recorder = recorder_in(tmp_path / "runs/out")
+        add(recorder, run, EVEN)
+        if run != 1:  # whether it came to an end or not
+            recorder.finish(np.array([run]), {})
+    assert sorted(os.listdir(tmp_path / "runs")) == ["out", "out.1", "out.2"]
+    assert [column(tmp_path / "runs" / name, "iteration") for name in ("out.1", "out.2", "out")] == [[0], [1], [2]]
+
+
+@pytest.mark.parametrize("output", ["out", "a/b/out", "."])
+def test_an_empty_directory_or_none_becomes_the_runs(recorder_in, tmp_path, monkeypatch, output):
+    monkeypatch.chdir(tmp_path)
+    if output == "out":
+        Path("out").mkdir()
+    recorder_in(Path(output)).finish(np.zeros(1), {})
+    assert Path(output, "summary.json").exists()
+    assert len(os.listdir(tmp_path)) == (5 if output == "." else 1)
+
+
+def refusal(recorder_in, output):
+    with pytest.raises(UserError) as caught:
+        recorder_in(Path(output))
+    text = str(caught.value)
+    assert text.startswith(f"output: {output}: ")
+    assert len(text.splitlines()) == 1
+    return text
+
+
+@pytest.mark.parametrize("output", ["data", "."])
+def test_other_files_are_neither_moved_nor_joined(recorder_in, tmp_path, monkeypatch, output):
+    monkeypatch.chdir(tmp_path)
+    Path("data").mkdir()
+    Path("data/train.npz").write_bytes(b"precious")
+    assert "stay where they are; give the run its own directory" in refusal(recorder_in, output)
+    assert os.listdir(tmp_path) == ["data"]
+    assert os.listdir("data") == ["train.npz"]
+
+
+def test_the_current_directory_is_not_renamed_under_our_feet(recorder_in, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recorder_in(Path("."))
+    assert "give the run its own directory" in refusal(recorder_in, ".")
+
+
+def test_an_output_that_cannot_be_written_is_one_line(recorder_in, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("")
+    assert refusal(recorder_in, "file") == "output: file: Not a directory; a directory that can be written is needed"
+    assert "Not a directory" in refusal(recorder_in, "file/out")
+    assert "File name too long" in refusal(recorder_in, "x" * 300)
+    Path("locked").mkdir()
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert "Permission denied" in refusal(recorder_in, "locked")

@@ -1,0 +1,125 @@
+"""The summary: its numbers against a run computed by hand, and its lines for a person."""
+
+import json
+
+import numpy as np
+import pytest
+
+from psgc import __version__, coding
+from psgc.reporting.records import Recorder
+from psgc.reporting.summary import lines, summarise
+from psgc.server.loop import Fate, IterationRecord
+
+SETTINGS = {"workers": 2, "chunks": 2, "schedule": "skipping", "transfer": "combined"}
+
+
+@pytest.fixture
+def empty(tmp_path):
+    """The recorder of a run that has just begun."""
+    recorder = Recorder(tmp_path / "out", "", coding.from_matrix(np.ones((2, 2))), 1, [1, 1])
+    yield recorder
+    recorder.finish(np.zeros(1), {})
+
+
+@pytest.fixture
+def recorder(empty):
+    """Three iterations of 2, 4 and 6 s; worker 2 takes 1, 3 and 3 s a chunk, worker 1 always 1 s."""
+    recorder = empty
+    for iteration, (seconds, slow) in enumerate([(2.0, 1.0), (4.0, 3.0), (6.0, 3.0)]):
+        recorder.chunk(1, 0, iteration, 0.0, 1.0, Fate.USED)
+        recorder.chunk(2, 1, iteration, 0.0, slow, Fate.USED)
+        reports = {(1, 0): (0.0, 1.0), (2, 1): (0.0, slow)}
+        recorder.iteration(IterationRecord(iteration, seconds, 0.5 / (iteration + 1), 2, 0, 1500, reports))
+    recorder.chunk(1, 1, 1, 1.0, 1.0, Fate.LATE)
+    recorder.chunk(1, 1, 2, 1.0, 2.0, Fate.ABANDONED)
+    return recorder
+
+
+def parsed(summary):
+    """The summary after a journey through strict JSON."""
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is not JSON")
+
+    return json.loads(json.dumps(summary), parse_constant=refuse)
+
+
+def test_the_numbers(recorder):
+    summary = summarise(recorder, 12.5, SETTINGS, "done", "")
+    assert parsed(summary) == summary
+    assert summary == {
+        "version": __version__,
+        "status": "done",
+        "reason": "",
+        **SETTINGS,
+        "iterations": 3,
+        "final_loss": 0.5 / 3,
+        "seconds": 12.5,
+        "seconds_per_iteration": 4.0,
+        "uncoded_seconds_per_iteration": 3.0,
+        "bound_seconds_per_iteration": 2.0,  # 1, 2 and 2: the fast worker does both
+        "efficiency": pytest.approx((1 / 2 + 2 / 4 + 2 / 6) / 3),
+        "chunks_used": 6,
+        "chunks_late": 1,
+        "chunks_abandoned": 1,
+        "work_thrown_away": pytest.approx(3 / 13),
+        "bytes": 4500,
+    }
+
+
+def test_the_lines(recorder):
+    summary = summarise(recorder, 12.5, SETTINGS, "done", "")
+    assert lines(summary | {"test_loss": 0.25, "test_accuracy": 0.975}) == [
+        "done after 3 iterations in 12.5 s",
+        "  final loss         0.166667",
+        "  held-out loss      0.2500",
+        "  held-out accuracy  0.9750",
+        "  per iteration      4000.0 ms; waiting for everybody, without redundancy: at least 3000.0 ms (0.8 x)",
+        "  clairvoyant bound  2000.0 ms; efficiency T*/T 0.44",
+        "  work thrown away   23.1 % of the computing time (1 chunks too late, 1 abandoned, 6 used)",
+        "  bytes moved        4.5 KB in and out of the server",
+    ]
+    assert "  training accuracy  0.5000" in lines(summary | {"training_accuracy": 0.5})
+
+
+def test_before_the_first_iteration_there_is_little_to_say(empty):
+    summary = summarise(empty, 0.25, SETTINGS, "interrupted", "SIGINT")
+    assert parsed(summary) == summary
+    assert (summary["iterations"], summary["work_thrown_away"], summary["bytes"]) == (0, 0.0, 0)
+    for name in ("final_loss", "seconds_per_iteration", "uncoded_seconds_per_iteration", "efficiency",
+                 "bound_seconds_per_iteration"):  # fmt: skip
+        assert summary[name] is None
+    assert lines(summary) == ["interrupted after 0 iterations in 0.2 s"]
+
+
+def test_a_problem_without_a_loss_and_a_run_without_bounds(empty, monkeypatch):
+    monkeypatch.setattr("psgc.reporting.records.INLINE_COPIES", 0)
+    recorder = empty
+    recorder.chunk(1, 0, 0, 0.0, 1.0, Fate.USED)
+    recorder.chunk(1, 1, 0, 0.0, 1.0, Fate.USED)
+    reports = {(1, 0): (0.0, 1.0), (1, 1): (0.0, 1.0)}
+    recorder.iteration(IterationRecord(0, 2.0, float("nan"), 2, 0, 10, reports))
+    summary = summarise(recorder, 2.0, SETTINGS, "failed", "it broke")
+    assert parsed(summary) == summary
+    assert (summary["reason"], summary["final_loss"], summary["efficiency"]) == ("it broke", None, None)
+    text = "\n".join(lines(summary))
+    assert "per iteration" in text
+    assert "nan" not in text
+    assert "None" not in text
+    assert "loss" not in text
+    assert "bound" not in text
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "0 B"), (999, "999 B"), (1500, "1.5 KB"), (2_500_000, "2.5 MB"), (7.2e9, "7.2 GB"), (3e15, "3000.0 TB")],
+)
+def test_bytes_are_readable(recorder, count, text):
+    summary = summarise(recorder, 1.0, SETTINGS, "done", "") | {"bytes": int(count)}
+    assert lines(summary)[-1] == f"  bytes moved        {text} in and out of the server"
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0.00123, "1.2 ms"), (9.99, "9990.0 ms"), (12.34, "12.3 s")])
+def test_times_are_readable(recorder, seconds, text):
+    summary = summarise(recorder, 1.0, SETTINGS, "done", "") | {"seconds_per_iteration": seconds}
+    assert any(line.startswith(f"  per iteration      {text};") for line in lines(summary))
