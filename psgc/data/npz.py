@@ -36,10 +36,7 @@ def map_npy(path: str) -> np.ndarray:
 def map_npz(path: str) -> dict[str, np.ndarray]:
     """The arrays of an .npz file by name: memory-mapped where stored uncompressed, read where compressed."""
     with _foreign(path, "an .npz file"), open(path, "rb") as file, zipfile.ZipFile(file) as archive:
-        return {
-            info.filename.removesuffix(".npy"): _member(path, file, archive, info)
-            for info in archive.infolist()
-        }
+        return {info.filename.removesuffix(".npy"): _member(path, file, archive, info) for info in archive.infolist()}
 
 
 def write_dense(path: str | os.PathLike[str], X: Any, y: Any) -> None:
@@ -79,9 +76,7 @@ class _foreign:
         pass
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        if (
-            isinstance(error, OSError) and error.strerror and error.errno != errno.EINVAL
-        ):  # that is a wild seek
+        if isinstance(error, OSError) and error.strerror and error.errno != errno.EINVAL:  # that is a wild seek
             raise UserError(f"{self._path}: cannot read it: {error.strerror.lower()}") from error
         if isinstance(error, Exception) and not isinstance(error, UserError):
             said = " ".join(str(error).split()) or type(error).__name__

@@ -16,9 +16,7 @@ class Mlp:
     The scores of a row x are z = tanh(x V + a) W + b, its loss is that of `Softmax`.
     """
 
-    def __init__(
-        self, num_features: int, num_classes: int, hidden: int = 64, l2: float = 0.0, seed: int = 0
-    ) -> None:
+    def __init__(self, num_features: int, num_classes: int, hidden: int = 64, l2: float = 0.0, seed: int = 0) -> None:
         self.num_features, self.num_classes, self.hidden = num_features, num_classes, hidden
         self.dim = (num_features + 1) * hidden + (hidden + 1) * num_classes
         self.l2 = l2

@@ -78,9 +78,7 @@ def test_a_config_is_read_only(run_yaml: Path) -> None:
 
 
 def test_overrides_take_effect_in_order(run_yaml: Path) -> None:
-    config = load(
-        run_yaml, ["coding.parts=2", "coding.parts=3", "coding.assignment={kind: file, path: A.npy}"]
-    )
+    config = load(run_yaml, ["coding.parts=2", "coding.parts=3", "coding.assignment={kind: file, path: A.npy}"])
     assert config.coding.parts == 3
     assert not isinstance(config.coding.assignment, str)
     assert config.coding.assignment.path == "A.npy"
@@ -282,9 +280,7 @@ def test_files_that_cannot_be_read(run_yaml: Path) -> None:
 
 KEYS = [*Config.model_fields, "kind", "lr", "python", "parts", "factor", "path", "all", "3", "lr ", ""]
 values = st.recursive(
-    st.sampled_from(
-        ["logistic", "blocks", "slow", "file", "a:b", 0, 1, -1, 2**70, 0.5, True, None, float("nan")]
-    )
+    st.sampled_from(["logistic", "blocks", "slow", "file", "a:b", 0, 1, -1, 2**70, 0.5, True, None, float("nan")])
     | st.text(max_size=5)
     | st.floats(),
     lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=4),
@@ -327,17 +323,13 @@ def test_any_values_are_one_line_or_a_config(changes: dict[str, Any]) -> None:
 @given(
     st.lists(
         st.text(max_size=20)
-        | st.builds(
-            lambda keys, v: f"{'.'.join(keys)}={v}", st.lists(st.sampled_from(KEYS), max_size=3), values
-        )
+        | st.builds(lambda keys, v: f"{'.'.join(keys)}={v}", st.lists(st.sampled_from(KEYS), max_size=3), values)
         | st.builds(lambda key, v: f"{key}={to_text(v)}", st.sampled_from(KEYS), values),
         min_size=1,
         max_size=3,
     )
 )
-def test_any_overrides_are_one_line_or_a_config(
-    tmp_path_factory: pytest.TempPathFactory, overrides: list[str]
-) -> None:
+def test_any_overrides_are_one_line_or_a_config(tmp_path_factory: pytest.TempPathFactory, overrides: list[str]) -> None:
     path = tmp_path_factory.getbasetemp() / "fuzzed.yaml"
     path.write_text(RUN)
     refused_or_equal(lambda: load(path, overrides), "--set ", str(path))

@@ -141,9 +141,7 @@ def originals(tmp_path_factory):
 @given(
     which=st.integers(0, 5),
     cut=st.none() | st.floats(0, 1),
-    changes=st.lists(
-        st.tuples(st.floats(0, 1, exclude_max=True), st.binary(min_size=1, max_size=4)), max_size=4
-    ),
+    changes=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.binary(min_size=1, max_size=4)), max_size=4),
 )
 def test_damaged_files_give_user_errors_only(originals, which, cut, changes):
     folder, contents = originals

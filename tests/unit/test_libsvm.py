@@ -21,8 +21,7 @@ def read(tmp_path_factory, text, num_features=None):
 @given(rows=rows)
 def test_round_trip(tmp_path_factory, rows):
     text = "".join(
-        " ".join([repr(label), *(f"{index}:{row[index]!r}" for index in sorted(row))]) + "\n"
-        for label, row in rows
+        " ".join([repr(label), *(f"{index}:{row[index]!r}" for index in sorted(row))]) + "\n" for label, row in rows
     )
     X, y = read(tmp_path_factory, text, num_features=40)
     expected = np.zeros((len(rows), 40))

@@ -64,9 +64,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
 
 @pytest.mark.parametrize("write", [write_dense, write_sparse])
 def test_shapes_that_do_not_match_are_not_written(tmp_path, write):
-    with pytest.raises(
-        UserError, match=r"expected X \(rows, features\) and y \(rows,\), got \(2, 3\) and \(3,\)"
-    ):
+    with pytest.raises(UserError, match=r"expected X \(rows, features\) and y \(rows,\), got \(2, 3\) and \(3,\)"):
         write(tmp_path / "a.npz", np.ones((2, 3)), np.ones(3))
     assert os.listdir(tmp_path) == []
 

@@ -85,8 +85,7 @@ def test_the_chunks_add_up_to_the_whole(kind):
 def test_the_mean_over_all_samples_is_the_chunk(kind):
     problem, point, part = PROBLEMS[kind], params(kind), chunk(kind, 4, 10)
     samples = [
-        Chunk(0, part.X[list(rows)], part.y[list(rows)], part.weight)
-        for rows in itertools.combinations(range(6), 2)
+        Chunk(0, part.X[list(rows)], part.y[list(rows)], part.weight) for rows in itertools.combinations(range(6), 2)
     ]
     mean = sum(problem.gradient(point, sample, rng) for sample in samples) / len(samples)
     assert np.allclose(mean, problem.gradient(point, part, rng), rtol=1e-12, atol=1e-14)

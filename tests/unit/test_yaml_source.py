@@ -158,8 +158,7 @@ def test_printable_and_shown_are_short_and_on_one_line() -> None:
 
 
 @given(
-    st.text(alphabet=st.characters(), max_size=40)
-    | st.text(alphabet="a1:-[]{}&*!|>'\"%@,#?\\U \n\t.<=", max_size=30)
+    st.text(alphabet=st.characters(), max_size=40) | st.text(alphabet="a1:-[]{}&*!|>'\"%@,#?\\U \n\t.<=", max_size=30)
 )
 def test_any_text_is_read_or_refused_in_one_line(text: str) -> None:
     message = "run.yaml:1: fine"
