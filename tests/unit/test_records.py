@@ -223,13 +223,14 @@ def test_one_line_needs_no_file(recorder_in, tmp_path, text, told):
 
 
 def test_earlier_runs_are_kept_under_a_number(recorder_in, tmp_path):
-    for run in range(3):
+    for run in range(4):
         recorder = recorder_in(tmp_path / "runs/out")
         add(recorder, run, EVEN)
         if run != 1:  # whether it came to an end or not
             recorder.finish(np.array([run]), {})
-    assert sorted(os.listdir(tmp_path / "runs")) == ["out", "out.1", "out.2"]
-    assert [column(tmp_path / "runs" / name, "iteration") for name in ("out.1", "out.2", "out")] == [[0], [1], [2]]
+    assert sorted(os.listdir(tmp_path / "runs")) == ["out", "out.1", "out.2", "out.3"]
+    kept = [column(tmp_path / "runs" / name, "iteration") for name in ("out.1", "out.2", "out.3", "out")]
+    assert kept == [[0], [1], [2], [3]]
 
 
 @pytest.mark.parametrize("output", ["out", "a/b/out", "."])
