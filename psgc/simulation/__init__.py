@@ -1,0 +1,1 @@
+"""How long schedules take on given speeds: closed forms, the production coordinator on a virtual clock, the paper."""

@@ -1,0 +1,100 @@
+"""How fast the workers of each trial are: arrays of seconds per chunk, shape (trials, workers), inf for a failed one.
+
+Workers are counted from 0 here. Nothing is scaled: a measured trace of seconds per round is taken as seconds per
+chunk, which changes all times by one factor and no ratio.
+"""
+
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from psgc.errors import UserError
+
+Seconds: TypeAlias = "np.ndarray[tuple[int, ...], np.dtype[np.float64]]"
+Shape: TypeAlias = "tuple[int, int]"
+
+
+def exponential(rng: np.random.Generator, shape: Shape, mean: float) -> Seconds:
+    """Exponential with this mean: the paper's model with mean 1."""
+    return rng.exponential(mean, shape)
+
+
+def shifted_exponential(rng: np.random.Generator, shape: Shape, shift: float, mean: float) -> Seconds:
+    """`shift` seconds that everybody needs, plus an exponential with this mean."""
+    return shift + rng.exponential(mean, shape)
+
+
+def pareto(rng: np.random.Generator, shape: Shape, exponent: float, minimum: float) -> Seconds:
+    """Pareto: P(s > x) = (minimum / x)^exponent for x >= minimum."""
+    return minimum * (1 + rng.pareto(exponent, shape))
+
+
+def two_speed(rng: np.random.Generator, shape: Shape, fast: float, slow: float, slow_fraction: float) -> Seconds:
+    """`slow` seconds with probability `slow_fraction`, independently for every worker and trial; else `fast`."""
+    return np.where(rng.random(shape) < slow_fraction, slow, fast)
+
+
+def trace(path: str, shape: Shape) -> Seconds:
+    """Measured times from an .npy file (rounds, workers): trial t is round t mod rounds, its first m workers.
+
+    Raises UserError: unreadable, a time that is not > 0, fewer workers than needed.
+    """
+    trials, workers = shape
+    rounds = _read(path, "rounds x workers")
+    if rounds.shape[1] < workers:
+        raise UserError(f"{path}: the trace has {rounds.shape[1]} workers, but {workers} are needed")
+    return rounds[np.arange(trials) % len(rounds), :workers]
+
+
+def from_file(path: str, shape: Shape) -> Seconds:
+    """Seconds per chunk from an .npy file (trials, workers).
+
+    Raises UserError: unreadable, a time that is not > 0, another number of workers, fewer trials than asked for.
+    """
+    trials, workers = shape
+    seconds = _read(path, "trials x workers")
+    if seconds.shape[1] != workers:
+        raise UserError(f"{path}: it has {seconds.shape[1]} workers (columns), but the assignment has {workers}")
+    if len(seconds) < trials:
+        raise UserError(f"{path}: it has {len(seconds)} rows (trials), but trials is {trials}")
+    return seconds[:trials]
+
+
+def with_failures(seconds: Seconds, failed: int, seed: int) -> Seconds:
+    """The same times with `failed` random workers of each trial at inf.
+
+    The workers that fail with a smaller number are among those that fail with a larger one, so that numbers of
+    failures are compared on the same luck. Raises UserError when nobody would be left.
+    """
+    trials, workers = seconds.shape
+    if not 0 <= failed < workers:
+        raise UserError(f"failed is {failed}; with {workers} workers it must be at least 0 and less than {workers}")
+    unlucky = np.argsort(np.random.default_rng(seed).random((trials, workers)), axis=1)[:, :failed]
+    result = np.array(seconds)
+    np.put_along_axis(result, unlucky, np.inf, axis=1)
+    return result
+
+
+def estimates(seconds: Seconds, relative_error: float, seed: int) -> Seconds:
+    """What a server believes that knows these times up to a relative (log-normal) error."""
+    return seconds * np.exp(relative_error * np.random.default_rng(seed).standard_normal(seconds.shape))
+
+
+def _read(path: str, what: str) -> Seconds:
+    needed = f"expected an .npy file with seconds > 0, {what}"
+    try:
+        with Path(path).open("rb") as stream:
+            array: Any = np.lib.format.read_array(stream, allow_pickle=False)
+    except OSError as error:
+        raise UserError(f"{path}: {(error.strerror or str(error)).lower()}; {needed}") from None
+    except Exception as error:  # NumPy raises many kinds for a damaged file
+        raise UserError(f"{path}: damaged ({' '.join(str(error).split())}); {needed}") from None
+    if array.dtype.kind not in "iuf" or array.ndim != 2 or 0 in array.shape:
+        raise UserError(f"{path}: it holds {array.dtype} of shape {array.shape}; {needed}")
+    seconds: Seconds = array.astype(np.float64)
+    wrong = np.argwhere(~(seconds > 0))
+    if len(wrong):
+        row, column = wrong[0]
+        raise UserError(f"{path}: {seconds[row, column]} in row {row}, column {column}; {needed} (inf: it failed)")
+    return seconds
