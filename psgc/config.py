@@ -1,114 +1,46 @@
-"""The run's YAML: what may stand in it, and one line about the first thing that is wrong with it.
+"""The run's YAML: what may stand in it.
 
-`psgc.yaml_source` turns text and `--set` overrides into plain dictionaries; the pydantic models here say
-what is allowed in them. Every problem of either becomes a UserError of one line: where, dotted key, what
-is wrong, what would be right. Paths stay as given: relative to the current directory, as in any MPI program.
+`psgc.validation` says how it is read and refused. Paths stay as given: relative to the current directory, as in any
+MPI program.
 """
 
 import re
 from collections.abc import Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Discriminator,
-    Field,
-    Tag,
-    ValidationError,
-    ValidatorFunctionWrapHandler,
-    WrapValidator,
-    model_validator,
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
+
+from psgc.validation import (
+    Count,
+    Fraction,
+    Natural,
+    NotNegative,
+    PathText,
+    Positive,
+    Section,
+    expect,
+    refuse,
+    validated,
 )
-from pydantic_core import PydanticCustomError
-
-from psgc.errors import UserError
-from psgc.yaml_source import Key, Source, printable, shown, to_text
-
-
-def _refuse(text: str, *keys: str) -> PydanticCustomError:
-    """An error at `keys[0]`, below the section that raises it, or at another one if --set wrote that."""
-    return PydanticCustomError("psgc", "{text}", {"text": text, "keys": keys})
-
-
-def _expect(text: str) -> WrapValidator:
-    """Replaces pydantic's words about a wrong value by `expected <text>, got <value>`."""
-
-    def check(value: Any, inner: ValidatorFunctionWrapHandler) -> Any:
-        try:
-            return inner(value)
-        except ValidationError as error:
-            first = error.errors()[0]
-            if first["loc"]:  # about something inside the value, which has its own words
-                raise
-            upper = f" and <= {first['ctx']['le']}" if first["type"] == "less_than_equal" else ""
-            raise _refuse(f"expected {text}{upper}, got {shown(value)}") from None
-
-    return WrapValidator(check)
-
-
-def _one_line(text: str) -> str:
-    if len(text.splitlines()) != 1 or "\0" in text or not text.encode():
-        raise ValueError("not one line of text")
-    return text
+from psgc.yaml_source import Source, printable, shown, to_text
 
 
 def _rank(key: Any) -> Any:
     if key != "all" and not re.fullmatch("[1-9][0-9]{0,8}", str(key)):
-        raise _refuse(f"expected a worker's rank (1, 2, ...) or 'all', got {shown(key)}")
+        raise refuse(f"expected a worker's rank (1, 2, ...) or 'all', got {shown(key)}")
     return key if key == "all" else int(key)
 
 
-_LARGEST = 2**31 - 1
-Count = Annotated[int, Field(ge=1, le=_LARGEST), _expect("a whole number >= 1")]
-Natural = Annotated[int, Field(ge=0, le=_LARGEST), _expect("a whole number >= 0")]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), _expect("a number > 0")]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False), _expect("a number >= 0")]
-Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False), _expect("a number >= 0 and < 1")]
-PathText = Annotated[str, AfterValidator(_one_line), _expect("a path")]
 Rank = Annotated[int | Literal["all"], BeforeValidator(_rank)]
 PerRank = Annotated[dict[Rank, Positive], Field(min_length=1)]
-
-
-class Section(BaseModel):
-    """A mapping with fixed keys."""
-
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _keys(cls, data: Any) -> Any:
-        if isinstance(data, BaseModel):
-            return data
-        keys = ", ".join(cls.model_fields)
-        if not isinstance(data, dict):
-            raise _refuse(f"expected a mapping with the keys {keys}, got {shown(data)}")
-        for key in data:
-            if key not in cls.model_fields:
-                near = get_close_matches(key, cls.model_fields, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"expected one of {keys}"
-                raise _refuse(f"unknown key, {hint}", key)
-        for key, field in cls.model_fields.items():
-            if field.is_required() and key not in data:
-                raise _refuse(f"missing, expected {field.description}", key)
-        return data
-
-    def _unused(self, key: str, owner: str) -> None:
-        """Refuses a value the chosen kind ignores; defaults pass, since config.yaml is written in full."""
-        if getattr(self, key) != type(self).model_fields[key].default:
-            raise _refuse(f"{owner} does not use it", key)
-
 
 _DOTTED = r"[^\W\d]\w*(\.[^\W\d]\w*)*"
 _PROBLEMS = "least_squares, logistic, softmax, mlp or python: 'module:object'"
 
 
 class BuiltinProblem(Section):
-    kind: Annotated[Literal["least_squares", "logistic", "softmax", "mlp"], _expect(_PROBLEMS)] = Field(
+    kind: Annotated[Literal["least_squares", "logistic", "softmax", "mlp"], expect(_PROBLEMS)] = Field(
         description=_PROBLEMS
     )
     l2: NotNegative = 0.0
@@ -122,11 +54,11 @@ class BuiltinProblem(Section):
 
 
 class PythonProblem(Section):
-    kind: Annotated[Literal["python"], _expect("no kind, or python, beside the key python")] = "python"
-    python: Annotated[str, Field(pattern=rf"^{_DOTTED}:{_DOTTED}$"), _expect("'module:object'")] = Field(
+    kind: Annotated[Literal["python"], expect("no kind, or python, beside the key python")] = "python"
+    python: Annotated[str, Field(pattern=rf"^{_DOTTED}:{_DOTTED}$"), expect("'module:object'")] = Field(
         description="'module:object'"
     )
-    options: Annotated[dict[str, Any], _expect("a mapping of keyword arguments")] = {}
+    options: Annotated[dict[str, Any], expect("a mapping of keyword arguments")] = Field(default_factory=dict)
 
 
 class Data(Section):
@@ -138,7 +70,7 @@ class Data(Section):
     @model_validator(mode="after")
     def _labels_of_something(self) -> Self:
         if self.test_labels is not None and self.test is None:
-            raise _refuse("labels without data, give data.test as well", "test_labels", "test")
+            raise refuse("labels without data, give data.test as well", "test_labels", "test")
         return self
 
 
@@ -170,7 +102,7 @@ class AssignmentFile(Section):
 
 AssignmentName = Annotated[
     Literal["blocks", "cyclic", "fractional", "graph"],
-    _expect("blocks, cyclic, fractional, graph or {kind: file, path: ...}"),
+    expect("blocks, cyclic, fractional, graph or {kind: file, path: ...}"),
 ]
 
 
@@ -188,7 +120,7 @@ class Coding(Section):
     def _enough_holders(self) -> Self:
         if isinstance(self.assignment, str) and self.parts > self.replication:
             text = f"parts {self.parts} is more than replication {self.replication}, each needs a holder"
-            raise _refuse(text, "parts", "replication")
+            raise refuse(text, "parts", "replication")
         return self
 
 
@@ -200,8 +132,8 @@ class Stragglers(Section):
     """Emulated slowness: workers take `factor` times as long, or (a mean of) `seconds` for each chunk."""
 
     kind: Literal["none", "slow", "exponential"] = "none"
-    factor: Annotated[PerRank, _expect("a mapping {rank or all: a number > 0}")] | None = None
-    seconds: Annotated[PerRank, _expect("a mapping {rank or all: seconds > 0}")] | None = None
+    factor: Annotated[PerRank, expect("a mapping {rank or all: a number > 0}")] | None = None
+    seconds: Annotated[PerRank, expect("a mapping {rank or all: seconds > 0}")] | None = None
 
     @model_validator(mode="after")
     def _one_amount(self) -> Self:
@@ -210,7 +142,7 @@ class Stragglers(Section):
             self._unused("seconds", "kind none")
         elif (self.factor is None) == (self.seconds is None):
             text = f"kind {self.kind} needs either factor or seconds, for example factor: {{3: 10}}"
-            raise _refuse(text, "kind", "factor", "seconds")
+            raise refuse(text, "kind", "factor", "seconds")
         return self
 
     def amount(self, rank: int) -> float | None:
@@ -249,7 +181,7 @@ class Config(Section):
     @model_validator(mode="after")
     def _builtin_problems_need_data(self) -> Self:
         if self.data is None and isinstance(self.problem, BuiltinProblem):
-            raise _refuse(f"missing, problem {self.problem.kind} needs data: {{path: ...}}", "data")
+            raise refuse(f"missing, problem {self.problem.kind} needs data: {{path: ...}}", "data")
         return self
 
     def to_yaml(self) -> str:
@@ -265,39 +197,9 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     source = Source.from_file(path)
     for override in overrides:
         source.override(override)
-    return _validated(source)
+    return validated(Config, source)
 
 
 def from_yaml_text(text: str, name: str = "config.yaml") -> Config:
     """The configuration in `text`; `name` is what errors call it. Raises UserError."""
-    return _validated(Source(text, printable(name)))
-
-
-def _validated(source: Source) -> Config:
-    if source.tree is None:
-        keys = ", ".join(Config.model_fields)
-        raise UserError(f"{source.name}: empty, expected a mapping with the keys {keys}")
-    try:
-        return Config.model_validate(source.tree)
-    except ValidationError as error:
-        raise _first(error, source) from None
-
-
-def _first(error: ValidationError, source: Source) -> UserError:
-    """The first of pydantic's errors, at the place where its key (else the nearest parent) was written."""
-    first = error.errors(include_url=False)[0]
-    tags = ("<builtin>", "<python>", "<name>", "<file>", "[key]")
-    key: Key = tuple(str(name) for name in first["loc"] if name not in tags)
-    context = first.get("ctx", {})
-    below = [(*key, name) for name in context.get("keys", ())]
-    if below:  # blame the command line rather than the file
-        key = next((k for k in below if source.place(k).startswith("--set ")), below[0])
-    if first["type"] == "psgc":
-        text = str(context["text"])
-    elif first["type"] == "literal_error":
-        text = f"expected {context['expected'].replace(chr(39), '')}, got {shown(first['input'])}"
-    else:
-        text = str(first["msg"])
-    place, dotted = source.place(key), printable(".".join(key))
-    said = not key or place.startswith(f"--set {dotted}=")
-    return UserError(f"{place}: {text}" if said else f"{place}: {dotted}: {text}")
+    return validated(Config, Source(text, printable(name)))

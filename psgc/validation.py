@@ -1,0 +1,146 @@
+"""How a YAML file is held against a pydantic model: the building blocks of models, and errors of one line.
+
+`psgc.yaml_source` turns text and `--set` overrides into plain dictionaries; the models of `psgc.config` and
+`psgc.simulation.settings` say what is allowed in them. Every problem of either becomes a UserError of one line:
+where, dotted key, what is wrong, what would be right.
+"""
+
+from difflib import get_close_matches
+from typing import Annotated, Any, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from psgc.errors import UserError
+from psgc.yaml_source import Key, Source, printable, shown
+
+
+def refuse(text: str, *keys: str) -> PydanticCustomError:
+    """An error at `keys[0]`, below the section that raises it, or at another one if --set wrote that."""
+    return PydanticCustomError("psgc", "{text}", {"text": text, "keys": keys})
+
+
+def expect(text: str) -> WrapValidator:
+    """Replaces pydantic's words about a wrong value by `expected <text>, got <value>`."""
+
+    def check(value: Any, inner: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return inner(value)
+        except ValidationError as error:
+            first = error.errors()[0]
+            if first["loc"]:  # about something inside the value, which has its own words
+                raise
+            upper = f" and <= {first['ctx']['le']}" if first["type"] == "less_than_equal" else ""
+            raise refuse(f"expected {text}{upper}, got {shown(value)}") from None
+
+    return WrapValidator(check)
+
+
+def tag_of_kind(value: Any) -> str:
+    """The tag, "<kind>", of a member of a union whose models have a key `kind`; see `known_kind`."""
+    return f"<{value['kind'] if isinstance(value, dict) else value.kind}>"
+
+
+def known_kind(kinds: str) -> BeforeValidator:
+    """Refuses whatever is not a mapping with a `kind` among `kinds`, such as "a, b or c"."""
+
+    def check(value: Any) -> Any:
+        if isinstance(value, BaseModel):
+            return value
+        if not isinstance(value, dict):
+            raise refuse(f"expected a mapping with kind: {kinds}, got {shown(value)}")
+        if "kind" not in value:
+            raise refuse(f"missing, expected {kinds}", "kind")
+        if value["kind"] not in kinds.replace(" or ", ", ").split(", "):
+            raise refuse(f"expected {kinds}, got {shown(value['kind'])}", "kind")
+        return value
+
+    return BeforeValidator(check)
+
+
+def _one_line(text: str) -> str:
+    if len(text.splitlines()) != 1 or "\0" in text or not text.encode():
+        raise ValueError("not one line of text")
+    return text
+
+
+_LARGEST = 2**31 - 1
+Count = Annotated[int, Field(ge=1, le=_LARGEST), expect("a whole number >= 1")]
+Natural = Annotated[int, Field(ge=0, le=_LARGEST), expect("a whole number >= 0")]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), expect("a number > 0")]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False), expect("a number >= 0")]
+Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False), expect("a number >= 0 and < 1")]
+PathText = Annotated[str, AfterValidator(_one_line), expect("a path")]
+
+
+class Section(BaseModel):
+    """A mapping with fixed keys."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keys(cls, data: Any) -> Any:
+        if isinstance(data, BaseModel):
+            return data
+        keys = ", ".join(cls.model_fields)
+        if not isinstance(data, dict):
+            raise refuse(f"expected a mapping with the keys {keys}, got {shown(data)}")
+        for key in data:
+            if key not in cls.model_fields:
+                near = get_close_matches(key, cls.model_fields, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"expected one of {keys}"
+                raise refuse(f"unknown key, {hint}", key)
+        for key, field in cls.model_fields.items():
+            if field.is_required() and key not in data:
+                raise refuse(f"missing, expected {field.description}", key)
+        return data
+
+    def _unused(self, key: str, owner: str) -> None:
+        """Refuses a value the chosen kind ignores; defaults pass, since config.yaml is written in full."""
+        if getattr(self, key) != type(self).model_fields[key].default:
+            raise refuse(f"{owner} does not use it", key)
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def validated(model: type[Model], source: Source) -> Model:
+    """What `source` says, as a `model`. Raises UserError, one line, for the first thing that is wrong."""
+    if source.tree is None:
+        keys = ", ".join(model.model_fields)
+        raise UserError(f"{source.name}: empty, expected a mapping with the keys {keys}")
+    try:
+        return model.model_validate(source.tree)
+    except ValidationError as error:
+        raise _first(error, source) from None
+
+
+def _first(error: ValidationError, source: Source) -> UserError:
+    """The first of pydantic's errors, at the place where its key (else the nearest parent) was written."""
+    first = error.errors(include_url=False)[0]
+    names = (str(name) for name in first["loc"])
+    key: Key = tuple(name for name in names if name != "[key]" and not (name[0] == "<" and name[-1] == ">"))
+    context = first.get("ctx", {})
+    below = [(*key, name) for name in context.get("keys", ())]
+    if below:  # blame the command line rather than the file
+        key = next((k for k in below if source.place(k).startswith("--set ")), below[0])
+    if first["type"] == "psgc":
+        text = str(context["text"])
+    elif first["type"] == "literal_error":
+        text = f"expected {context['expected'].replace(chr(39), '')}, got {shown(first['input'])}"
+    else:
+        text = str(first["msg"])
+    place, dotted = source.place(key), printable(".".join(key))
+    said = not key or place.startswith(f"--set {dotted}=")
+    return UserError(f"{place}: {text}" if said else f"{place}: {dotted}: {text}")
