@@ -23,6 +23,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     options = _parser().parse_args(arguments)
     try:
         sys.exit(options.run(options))
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
     except PsgcError as error:
         if options.debug:
             traceback.print_exc()

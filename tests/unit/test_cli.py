@@ -30,7 +30,7 @@ def launched(monkeypatch):
 
         def __call__(self, *arguments):
             self.arguments = arguments
-            if isinstance(self.answer, Exception):
+            if isinstance(self.answer, BaseException):
                 raise self.answer
             return self.answer
 
@@ -122,6 +122,12 @@ def test_an_error_is_one_line_on_stderr(launched, capsys, error, code):
     captured = capsys.readouterr()
     assert captured.err == f"psgc: {error}\n"
     assert captured.out == ""
+
+
+def test_ctrl_c_before_there_is_an_mpirun_to_stop_is_no_traceback(launched, capsys):
+    launched.answer = KeyboardInterrupt()
+    assert exit_code("launch", "run.yaml", "-n", "9") == 130
+    assert capsys.readouterr() == ("", "")
 
 
 def test_debug_shows_the_traceback_above_it(launched, capsys):
