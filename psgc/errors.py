@@ -23,3 +23,15 @@ class RunFailed(PsgcError):
 
 class ProtocolError(PsgcError):
     """An event that the protocol does not allow in this state: a defect of psgc, never of the user."""
+
+
+def one_line(error: BaseException) -> str:
+    """Name and text of somebody else's error, on one line of at most 300 characters and without control characters.
+
+    >>> one_line(ValueError("first\\n second\\x1b[31m"))
+    'ValueError: first second[31m'
+    """
+    text = " ".join(str(error).split())
+    text = "".join(character for character in text if character.isprintable())
+    line = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return line if len(line) <= 300 else f"{line[:297]}..."

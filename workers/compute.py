@@ -10,6 +10,7 @@ import numpy as np
 
 from psgc.backend import Array, Backend
 from psgc.data import ChunkSource
+from psgc.errors import one_line
 from psgc.workers.desk import Desk, Result, Work
 from psgc.workers.emulation import Emulation
 
@@ -51,8 +52,8 @@ class ComputeThread(threading.Thread):
             try:
                 self._do(work)
             except BaseException as error:  # even sys.exit() in a model: without this thread the run would hang
-                reason = str(error) if isinstance(error, _BadGradient) else traceback.format_exc()
-                self._desk.failed(work, reason)
+                known = isinstance(error, _BadGradient)
+                self._desk.failed(work, str(error) if known else f"{one_line(error)}\n{traceback.format_exc()}")
 
     def _do(self, work: Work) -> None:
         start = time.monotonic()
@@ -70,15 +71,26 @@ class ComputeThread(threading.Thread):
             chunk = chunk.sample(self._batch, rng)
         loss, gradient = self._evaluate(work.params, chunk, rng)
         with np.errstate(all="ignore"):
-            gradient = self._backend.xp.ascontiguousarray(self._backend.asarray(gradient), self._dtype)
+            gradient = self._backend.xp.asarray(self._backend.asarray(gradient))
+            if not np.can_cast(
+                gradient.dtype, self._dtype, "same_kind"
+            ):  # complex, objects: a cast would lose or invent
+                raise _BadGradient(f"the gradient is of dtype {gradient.dtype}, expected {np.dtype(self._dtype)}")
             if gradient.shape != (self._dim,):
                 raise _BadGradient(f"the gradient has shape {gradient.shape}, expected ({self._dim},)")
+            gradient = self._backend.xp.ascontiguousarray(gradient, self._dtype)
             total = float(gradient.sum())  # one cheap pass; only a suspect sum is looked at entry by entry
             if not np.isfinite(total) and not bool(self._backend.xp.isfinite(gradient).all()):
                 raise _BadGradient("the gradient has entries that are NaN or infinite")
-        if hasattr(gradient, "setflags"):
-            gradient.setflags(write=False)  # it is kept for a while: a model that writes to it again must hear of it
+        _lock(gradient)
         return float(loss), gradient
+
+
+def _lock(array: Any) -> None:
+    """It is kept for a while: a model that writes to it again, or to what it is a view of, must hear of it."""
+    while isinstance(array, np.ndarray):
+        array.setflags(write=False)
+        array = array.base
 
 
 class _BadGradient(Exception):

@@ -9,7 +9,7 @@ from typing import Any, cast
 import numpy as np
 
 from psgc.data import Dataset
-from psgc.errors import UserError
+from psgc.errors import UserError, one_line
 from psgc.problems.base import Problem
 from psgc.problems.linear import LeastSquares, Logistic
 from psgc.problems.mlp import Mlp
@@ -87,8 +87,8 @@ def load_python(target: str, options: Mapping[str, Any]) -> Problem:
             raise UserError(f"{where}: expected a problem, or a class or function that makes one")
         try:
             made = made(**options)
-        except Exception as error:  # the user's code: anything can come, and --debug shows where from
-            raise UserError(f"{where}: calling it with {dict(options)} failed: {_said(error)}") from error
+        except (Exception, SystemExit) as error:  # the user's code: anything can come, --debug shows where from
+            raise UserError(f"{where}: calling it with {dict(options)} failed: {one_line(error)}") from error
     elif options:
         raise UserError(f"{where}: is a problem already and takes no options, got {dict(options)}")
     for method in ("initial_params", "gradient"):
@@ -105,15 +105,11 @@ def _import(where: str, module_name: str) -> Any:
         sys.path.insert(0, os.getcwd())
     try:
         return importlib.import_module(module_name)
-    except Exception as error:  # the user's code, as above
+    except (Exception, SystemExit) as error:  # the user's code, as above
         missing = getattr(error, "name", None) if isinstance(error, ModuleNotFoundError) else None
         if missing and f"{module_name}.".startswith(f"{missing}."):
             raise UserError(f"{where}: no module {missing!r} here or installed") from error
-        raise UserError(f"{where}: importing {module_name} failed: {_said(error)}") from error
-
-
-def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise UserError(f"{where}: importing {module_name} failed: {one_line(error)}") from error
 
 
 def _shown(values: np.ndarray) -> str:

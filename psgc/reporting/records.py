@@ -128,13 +128,13 @@ class Recorder:
         self._writer.writerow(_formatted(values))
 
     def failure_text(self, worker: int, text: str) -> str:
-        """Keep a worker's traceback; returns its last line, which names the error, and where the rest is."""
+        """Keep a worker's text; returns its first line, which names the error, and where the traceback is."""
         lines = text.strip().splitlines() or ["it failed without a reason"]
         if len(lines) == 1:
             return lines[0]
         path = self._directory / f"worker-{worker}-error.txt"
         write_text(path, text)
-        return f"{lines[-1]} (traceback in {path})"
+        return f"{lines[0]} (traceback in {path})"
 
     def finish(self, params: np.ndarray, summary: dict[str, Any]) -> None:
         """Write what a finished, failed or interrupted run leaves: params, timeline, summary."""

@@ -184,6 +184,18 @@ def test_a_model_that_writes_into_its_last_gradient_hears_of_it(run):
     assert "read-only" in desk.failures[0, 0]
 
 
+def test_also_when_what_it_returns_is_a_view(run):
+    buffer = np.empty((2, DIM))
+
+    def evaluate(params, chunk, rng):
+        buffer[1] = chunk.index
+        return 0.0, buffer.reshape(-1)[DIM:]
+
+    desk = run(evaluate, [(0, 2), (0, 0)])
+    assert desk.results[0, 2].gradient.tolist() == [2, 2, 2]
+    assert "read-only" in desk.failures[0, 0]
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_nan_and_infinity_are_failures(run, bad, dtype):
@@ -209,10 +221,25 @@ def test_what_overflows_in_the_cast_is_a_failure_and_no_warning(run):
 
 
 @pytest.mark.parametrize(
-    ("given", "shape"), [(np.ones(2), "(2,)"), (np.ones((3, 1)), "(3, 1)"), (1.0, "(1,)"), (None, "(1,)")]
+    ("given", "shape"), [(np.ones(2), "(2,)"), (np.ones((3, 1)), "(3, 1)"), (np.ones((1, 3)), "(1, 3)"), (1.0, "()")]
 )
 def test_another_shape_is_a_failure(run, given, shape):
     assert run(lambda *_: (0.0, given)).failures == {(0, 2): f"the gradient has shape {shape}, expected (3,)"}
+
+
+@pytest.mark.parametrize(
+    ("given", "dtype"),
+    [
+        (None, "object"),
+        (np.array([1, 2, None]), "object"),
+        (np.array([1, 2j, 3]), "complex128"),
+        (["a", "b", "c"], "<U1"),
+    ],
+    ids=["None", "objects", "complex", "text"],
+)
+def test_what_cannot_be_cast_without_loss_is_a_failure(run, given, dtype):
+    said = f"the gradient is of dtype {dtype}, expected float64"
+    assert run(lambda *_: (0.0, given)).failures == {(0, 2): said}
 
 
 def test_a_loss_that_is_not_a_number_is_for_information_only(run):
@@ -231,19 +258,20 @@ MISTAKES = {
     "raises": (divide, "ZeroDivisionError: no rows left"),
     "exits": (leave, "SystemExit: enough"),
     "returns no pair": (lambda *_: np.ones(DIM), "ValueError: too many values to unpack (expected 2)"),
-    "returns text": (lambda *_: (0.0, ["a", "b", "c"]), "ValueError: could not convert string to float: "),
+    "returns rows of different lengths": (lambda *_: (0.0, [[1], [1, 2]]), "ValueError: "),
     "loss is a vector": (lambda *_: (np.ones(2), np.ones(DIM)), "TypeError: "),
 }
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_of_the_model_is_told_with_its_traceback_and_the_next_chunk_computed(run, mistake):
-    evaluate, last_line = MISTAKES[mistake]
+    evaluate, first_line = MISTAKES[mistake]
     desk = run(lambda params, chunk, rng: (evaluate if chunk.index == 2 else mean_row)(params, chunk, rng),
                [(0, 2), (0, 1)])  # fmt: skip
     lines = desk.failures[0, 2].strip().splitlines()
-    assert lines[0] == "Traceback (most recent call last):"
-    assert lines[-1].startswith(last_line)
+    assert lines[0].startswith(first_line)
+    assert lines[1] == "Traceback (most recent call last):"
+    assert lines[-1].startswith(first_line)
     assert list(desk.results) == [(0, 1)]
 
 

@@ -78,6 +78,8 @@ def make(dim):
     return Shift(dim)
 def nothing():
     return None
+def leaves():
+    raise SystemExit("enough")
 class NoDim(Shift):
     def __init__(self):
         pass
@@ -122,6 +124,7 @@ def test_an_instance_a_class_and_a_function_are_taken():
         ("own_problem:make", {}, "calling it with {} failed: TypeError: make() missing"),
         ("own_problem:Shift", {"size": 3}, "failed: TypeError"),
         ("own_problem:nothing", {}, "NoneType has no method initial_params"),
+        ("own_problem:leaves", {}, "calling it with {} failed: SystemExit: enough"),
         ("own_problem:number", {}, "expected a problem, or a class or function that makes one"),
         ("own_problem:NoDim", {}, "NoDim.dim: expected a whole number >= 1, got None"),
         ("own_problem:NoStart", {}, "NoStart has no method initial_params"),

@@ -205,9 +205,9 @@ def test_the_summary_is_json_whatever_the_numbers(recorder_in, tmp_path):
     assert json.loads(text, parse_constant=refuse) == {"a": None, "b": None, "c": 0.5, "d": 2.0}
 
 
-def test_a_traceback_is_kept_and_its_last_line_told(recorder_in, tmp_path):
+def test_a_traceback_is_kept_and_its_first_line_told(recorder_in, tmp_path):
     recorder = recorder_in(tmp_path / "out")
-    text = "Traceback (most recent call last):\n  File ...\nValueError: the model is broken\n"
+    text = "ValueError: the model is broken\nTraceback (most recent call last):\n  File ...\nValueError: ...\n"
     path = tmp_path / "out/worker-3-error.txt"
     assert recorder.failure_text(3, text) == f"ValueError: the model is broken (traceback in {path})"
     assert path.read_text() == text
