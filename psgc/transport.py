@@ -206,18 +206,19 @@ class Transport:
             self._polls = 0
         return messages
 
-    def receive_text(self, source: int, timeout: float) -> str:
+    def receive_text(self, source: int = MPI.ANY_SOURCE, timeout: float = 0.0) -> str:
         """The text that `source` has sent or is about to send; empty when it does not come within `timeout` seconds."""
         end = time.monotonic() + timeout
-        while time.monotonic() < end:
+        while True:
             status = MPI.Status()
             message = self._control.Improbe(source, TEXT_TAG, status)
             if message is not None:
                 buffer = np.empty(status.Get_count(MPI.BYTE), np.uint8)
                 message.Recv([buffer, MPI.BYTE])
                 return buffer.tobytes().decode(errors="replace")
+            if time.monotonic() >= end:
+                return ""
             time.sleep(LONGEST)
-        return ""
 
     def wait(self, wakeup: Wakeup | None = None, expecting_large: bool = False) -> None:
         """Pause between two polls: not at all for a while after the last message, then longer and longer.

@@ -272,6 +272,7 @@ class Server:
         while len(self._goodbyes) < len(self._workers) or self._transport.sending():
             if time.monotonic() > end:
                 return False
+            self._transport.receive_text()  # more than one worker may have failed, and waits until its text has left
             for message in self._transport.poll(self._coordinator.iteration):
                 if isinstance(message, Vector):
                     self._transport.post(message.buffer)
