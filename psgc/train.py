@@ -19,7 +19,7 @@ from psgc import config as configuration
 from psgc.backend import Backend, open_backend
 from psgc.config import Config, PythonProblem
 from psgc.data import ChunkSource, Dataset, open_data
-from psgc.errors import PsgcError, RunFailed, UserError
+from psgc.errors import PsgcError, RunFailed, UserError, one_line
 from psgc.plan import Plan, make_plan
 from psgc.problems import Problem, check_labels, evaluate, load_python, make_problem
 from psgc.reporting.progress import RunProgress
@@ -60,6 +60,11 @@ def train(config_path: str, overrides: Sequence[str], debug: bool, stopped_by: S
             print(f"psgc: {error}", file=sys.stderr, flush=True)
         if debug:
             traceback.print_exc()
+    except OSError as error:  # the run directory: a full disk, a server that went away
+        print(f"psgc: failed: {one_line(error)}", file=sys.stderr, flush=True)
+        code, everybody_left = 1, False
+        if debug:
+            traceback.print_exc()
     except BaseException:
         traceback.print_exc()
         code, everybody_left = 1, False
@@ -83,6 +88,7 @@ def _serve(
     """The server from the YAML to the summary: its exit code, and whether every worker has left in order."""
     try:
         config, plan, problem, dataset, backend = _prepare(transport, config_path, overrides)
+        initial = _initial_params(problem, config.dtype)
         test = _open_test(config, problem, dataset)
         recorder = Recorder(
             Path(config.output), config.to_yaml(), plan.assignment, plan.parts, plan.own_chunks.tolist()
@@ -106,7 +112,7 @@ def _serve(
     began = time.monotonic()
     status, reason, code = "done", "", 0
     try:
-        server.run(_initial_params(problem, backend, config.dtype), config.iterations)
+        server.run(backend.asarray(initial), config.iterations)
     except RunFailed as error:
         status, reason, code = "failed", str(error), 1
         if stopped_by:
@@ -208,11 +214,16 @@ def _open_test(config: Config, problem: Problem, dataset: Dataset | None) -> Dat
     return test
 
 
-def _initial_params(problem: Problem, backend: Backend, dtype: str) -> Any:
-    params = np.array(problem.initial_params(), dtype)
-    if params.shape != (problem.dim,) or not np.isfinite(params).all():
-        raise RunFailed(f"initial_params() must give {problem.dim} finite numbers, got shape {params.shape}")
-    return backend.asarray(params)
+def _initial_params(problem: Problem, dtype: str) -> np.ndarray:
+    try:
+        params = np.array(problem.initial_params(), dtype)
+    except (Exception, SystemExit) as error:  # the user's code: anything can come, --debug shows where from
+        raise UserError(f"problem: initial_params() failed: {one_line(error)}") from error
+    if params.shape != (problem.dim,):
+        raise UserError(f"problem: initial_params() gave the shape {params.shape}, expected ({problem.dim},)")
+    if not np.isfinite(params).all():
+        raise UserError("problem: initial_params() gave NaN or infinity, expected finite numbers")
+    return params
 
 
 def _quality(
@@ -229,9 +240,12 @@ def _quality(
         measure = getattr(problem, what, None)
         if measure is not None and not (what == "loss" and name == "training"):
             weights = [source.chunk(i).weight if what == "accuracy" else 1.0 for i in range(pieces)]
-            found[f"{name}_{what}"] = float(
-                sum(w * float(measure(params, source.chunk(i))) for i, w in enumerate(weights))
-            )
+            try:
+                value = float(sum(w * float(measure(params, source.chunk(i))) for i, w in enumerate(weights)))
+            except Exception as error:  # the user's code; the run itself is done and well
+                print(f"psgc: no {name} {what}: {one_line(error)}", file=sys.stderr)
+            else:
+                found[f"{name}_{what}"] = value
     return found
 
 

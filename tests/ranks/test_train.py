@@ -35,19 +35,21 @@ class Model:
         self.how, self.seconds = how, seconds
 
     def initial_params(self):
-        return np.zeros(4)
+        return np.full(4, np.nan) if self.how == "no start" else np.zeros(4)
 
     def loss_and_gradient(self, params, chunk, rng):
         time.sleep(self.seconds)
         gradient = chunk.weight * (params - 1.0)
         iteration = round(float(np.log2(1.0 / (1.0 - params[0]))))
-        if chunk.index == 3 and iteration == 2:
+        if iteration == 2 and (chunk.index == 3 or self.how == "babble"):
             if self.how == "nan":
                 gradient[1] = np.nan
             elif self.how == "infinite":
                 gradient[1] = np.inf
             elif self.how == "raise":
                 raise ValueError("the model is broken")
+            elif self.how == "babble":
+                raise ValueError("the model\\nis broken " + 100_000 * "x")
             elif self.how == "shape":
                 gradient = gradient[:2]
         return 0.0, gradient
@@ -146,6 +148,25 @@ def test_data_that_only_a_worker_cannot_read_is_one_line_and_exit_2(folder):
     assert finished.returncode == 2, finished.said
     assert "worker 2 on " in one_line(finished)
     assert "gone" in one_line(finished)
+
+
+def test_a_model_without_a_start_is_one_line_and_exit_2(folder):
+    (folder / "run.yaml").write_text(PYTHON_CONFIG.replace("HOW", "no start").replace("SECONDS", "0.0"))
+    finished = train(folder)
+    assert finished.returncode == 2, finished.said
+    assert "initial_params() gave NaN or infinity" in one_line(finished)
+    assert not (folder / "out").exists()
+
+
+def test_workers_that_fail_together_with_much_to_say_end_in_order(folder):
+    (folder / "run.yaml").write_text(PYTHON_CONFIG.replace("HOW", "babble").replace("SECONDS", "0.001"))
+    finished = train(folder)
+    assert finished.returncode == 1, finished.said
+    line = one_line(finished)
+    assert "ValueError: the model is broken xxx" in line
+    assert len(line) < 500
+    assert finished.stderr.strip() == line  # mpirun has nothing to add, since everybody left MPI
+    assert not finished.orphans
 
 
 @pytest.mark.parametrize("transfer", ["per_chunk", "combined"])
