@@ -15,6 +15,7 @@ EXAMPLES = """examples:
   psgc launch run.yaml -n 9                        a server and 8 workers on this machine
   mpirun -n 9 psgc train run.yaml                  the same, with an mpirun line of your own
   psgc launch run.yaml -n 9 --set coding.parts=2   with a setting changed
+  psgc simulate scripts/simulate.yaml              how long schedules would take
 """
 
 
@@ -43,28 +44,34 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     train = commands.add_parser("train", help="train, inside the ranks that mpirun started")
-    _common(train)
+    _common(train, "run.yaml", "the run, see README.md", "coding.parts=2")
     train.set_defaults(run=_train)
 
     launch = commands.add_parser("launch", help="find the right mpirun line for this machine and run it")
-    _common(launch)
+    _common(launch, "run.yaml", "the run, see README.md", "coding.parts=2")
     launch.add_argument(
         "-n", type=int, required=True, dest="ranks", metavar="RANKS", help="ranks: one server, the others workers"
     )
     launch.add_argument("--print", action="store_true", dest="print_only", help="only print the mpirun line")
     launch.set_defaults(run=_launch)
+
+    simulate = commands.add_parser("simulate", help="simulate schedules on random, given or recorded speeds")
+    _common(simulate, "sim.yaml", "the simulation, see scripts/simulate.yaml", "trials=100")
+    simulate.add_argument("--json", metavar="FILE", help="write the table there as JSON")
+    simulate.add_argument("--plot", metavar="FILE", help="draw it there (.png, .pdf, .svg); needs matplotlib")
+    simulate.set_defaults(run=_simulate)
     return parser
 
 
-def _common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", metavar="run.yaml", help="the run, see README.md")
+def _common(parser: argparse.ArgumentParser, config: str, what: str, example: str) -> None:
+    parser.add_argument("config", metavar=config, help=what)
     parser.add_argument(
         "--set",
         action="append",
         default=[],
         dest="overrides",
         metavar="KEY=VALUE",
-        help="change a value of the YAML, for example --set coding.parts=2 (repeatable)",
+        help=f"change a value of the YAML, for example --set {example} (repeatable)",
     )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
@@ -84,6 +91,13 @@ def _launch(options: argparse.Namespace) -> int:
 
     debug = ["--debug"] if options.debug else []
     return launch(options.config, options.ranks, options.overrides, options.print_only, debug)
+
+
+def _simulate(options: argparse.Namespace) -> int:
+    _limit_threads()
+    from psgc.simulation.command import simulate
+
+    return simulate(options.config, options.overrides, options.json, options.plot)
 
 
 def _limit_threads() -> None:

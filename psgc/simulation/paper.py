@@ -25,7 +25,7 @@ import numpy as np
 from psgc import coding
 from psgc.reporting.files import write_text
 from psgc.simulation import closed_form as cf
-from psgc.simulation import speeds
+from psgc.simulation import plots, speeds
 
 N = 200
 LOAD = 8
@@ -201,17 +201,42 @@ def _line(row: str, outcome: Outcome) -> str:
     )
 
 
+def draw(times: list[Outcome], errors: list[Outcome], directory: Path) -> None:
+    """The paper's two figures, with the published means as crosses."""
+    figure = plots.new_figure(11)
+    for axes, where in zip(figure.subplots(1, 2, sharey=True), WHERE, strict=False):
+        here = [o for o in times if o.what == where]
+        series = {s: [(o.parts, o.mean, o.values.std()) for o in here if o.scheme == s] for s in SCHEMES}
+        plots.draw_times(axes, series)
+        axes.plot([o.parts for o in here], [o.published for o in here], "kx", label="published")
+        axes.set_title(where)
+        axes.legend()
+    plots.save(figure, directory / "exact.png")
+
+    figure = plots.new_figure(7)
+    axes = figure.subplots()
+    named = {f"{scheme}, l = {parts}": (scheme, parts) for scheme, parts in PUBLISHED_ERRORS}
+    by_name = {name: [o.mean for o in errors if (o.scheme, o.parts) == key] for name, key in named.items()}
+    plots.draw_errors(axes, DEADLINES, by_name)
+    shown = [o for o in errors if o.published]
+    axes.plot(*np.array([(o.deadline, o.published) for o in shown]).T, "kx", label="published")
+    axes.set_title(errors[0].what)
+    axes.legend()
+    plots.save(figure, directory / "approximate.png")
+
+
 def main(arguments: list[str] | None = None) -> None:
-    """Run everything and write paper.md into the output directory."""
+    """Run everything; write paper.md, exact.png and approximate.png into the output directory."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--output", default="runs/paper", type=Path, metavar="DIR")
     parser.add_argument("--seed", default=0, type=int)
     options = parser.parse_args(arguments)
     times, errors = exact(seed=options.seed), approximate(seed=options.seed)
     options.output.mkdir(parents=True, exist_ok=True)
-    write_text(options.output / "paper.md", markdown(times, errors))
-    print(f"{options.output / 'paper.md'}")
-    print(markdown(times, errors))
+    text = markdown(times, errors)
+    write_text(options.output / "paper.md", text)
+    draw(times, errors, options.output)
+    print(f"{text}\nwritten to {options.output}: paper.md, exact.png, approximate.png")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from psgc.errors import UserError
 
 Seconds: TypeAlias = "np.ndarray[tuple[int, ...], np.dtype[np.float64]]"
 Shape: TypeAlias = "tuple[int, int]"
+Seed: TypeAlias = "int | list[int]"
 
 
 def exponential(rng: np.random.Generator, shape: Shape, mean: float) -> Seconds:
@@ -61,7 +62,7 @@ def from_file(path: str, shape: Shape) -> Seconds:
     return seconds[:trials]
 
 
-def with_failures(seconds: Seconds, failed: int, seed: int) -> Seconds:
+def with_failures(seconds: Seconds, failed: int, seed: Seed) -> Seconds:
     """The same times with `failed` random workers of each trial at inf.
 
     The workers that fail with a smaller number are among those that fail with a larger one, so that numbers of
@@ -76,7 +77,7 @@ def with_failures(seconds: Seconds, failed: int, seed: int) -> Seconds:
     return result
 
 
-def estimates(seconds: Seconds, relative_error: float, seed: int) -> Seconds:
+def estimates(seconds: Seconds, relative_error: float, seed: Seed) -> Seconds:
     """What a server believes that knows these times up to a relative (log-normal) error."""
     return seconds * np.exp(relative_error * np.random.default_rng(seed).standard_normal(seconds.shape))
 

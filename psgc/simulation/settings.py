@@ -1,0 +1,134 @@
+"""The simulation's YAML: what may stand in it. `psgc.validation` says how it is read and refused."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Discriminator, Field, Tag
+
+from psgc.config import AssignmentFile
+from psgc.validation import (
+    Count,
+    Fraction,
+    Natural,
+    NotNegative,
+    PathText,
+    Positive,
+    Section,
+    expect,
+    known_kind,
+    refuse,
+    tag_of_kind,
+    validated,
+)
+from psgc.yaml_source import Source, shown
+
+
+def _failed(value: Any) -> Any:
+    whole = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    if not whole and value not in ("load", "load - 1", "load - parts"):
+        raise refuse(f"expected a whole number >= 0, load, load - 1 or load - parts, got {shown(value)}")
+    return value
+
+
+Failed = Annotated[int | str, BeforeValidator(_failed)]
+
+
+class BuiltAssignment(Section):
+    """An assignment of psgc.coding, in which every worker holds `load` chunks."""
+
+    kind: Literal["cyclic", "fractional", "graph", "blocks"]
+    chunks: Count = Field(description="a whole number >= 1")
+    workers: Count = Field(description="a whole number >= 1")
+    load: Count = Field(description="a whole number >= 1, the chunks that a worker holds")
+
+
+class Speeds(Section):
+    """Seconds per chunk; `failed` workers of every trial, drawn at random, never finish any."""
+
+    failed: Failed = 0
+
+
+class Exponential(Speeds):
+    kind: Literal["exponential"]
+    mean: Positive = 1.0
+
+
+class ShiftedExponential(Speeds):
+    kind: Literal["shifted_exponential"]
+    shift: Positive = Field(description="seconds that every chunk takes at least, a number > 0")
+    mean: Positive = Field(description="the mean of what comes on top, a number > 0")
+
+
+class Pareto(Speeds):
+    kind: Literal["pareto"]
+    shape: Positive = Field(description="a number > 0, the smaller the heavier the tail")
+    minimum: Positive = 1.0
+
+
+class TwoSpeed(Speeds):
+    kind: Literal["two_speed"]
+    fast: Positive = 1.0
+    slow: Positive = Field(description="seconds per chunk of a slow worker, a number > 0")
+    slow_fraction: Fraction = Field(description="the probability to be slow, a number >= 0 and < 1")
+
+
+class Trace(Speeds):
+    """Measured times; trial t is round t mod rounds."""
+
+    kind: Literal["trace"]
+    path: PathText = Field(description="an .npy file with seconds, rounds x workers")
+
+
+class SpeedsFile(Speeds):
+    kind: Literal["file"]
+    path: PathText = Field(description="an .npy file with seconds per chunk, trials x workers")
+
+
+AnyAssignment = Annotated[
+    Annotated[BuiltAssignment, Tag("<cyclic>")]
+    | Annotated[BuiltAssignment, Tag("<fractional>")]
+    | Annotated[BuiltAssignment, Tag("<graph>")]
+    | Annotated[BuiltAssignment, Tag("<blocks>")]
+    | Annotated[AssignmentFile, Tag("<file>")],
+    Discriminator(tag_of_kind),
+    known_kind("cyclic, fractional, graph, blocks or file"),
+]
+AnySpeeds = Annotated[
+    Annotated[Exponential, Tag("<exponential>")]
+    | Annotated[ShiftedExponential, Tag("<shifted_exponential>")]
+    | Annotated[Pareto, Tag("<pareto>")]
+    | Annotated[TwoSpeed, Tag("<two_speed>")]
+    | Annotated[Trace, Tag("<trace>")]
+    | Annotated[SpeedsFile, Tag("<file>")],
+    Discriminator(tag_of_kind),
+    known_kind("exponential, shifted_exponential, pareto, two_speed, trace or file"),
+]
+Schedule = Literal["uncoded", "full", "random", "static", "skipping", "dynamic"]
+
+
+class Settings(Section):
+    """A simulation, validated. Read-only; the attributes are those of design section 5."""
+
+    assignment: AnyAssignment = Field(
+        description="a mapping, for example {kind: cyclic, chunks: 200, workers: 200, load: 8}"
+    )
+    parts: Annotated[list[Count], expect("a list of at least one whole number >= 1")] = Field([1], min_length=1)
+    schedules: Annotated[list[Schedule], expect("a list of at least one schedule")] = Field(
+        ["uncoded", "full", "static", "skipping", "dynamic"], min_length=1
+    )
+    speeds: AnySpeeds = Field(description="a mapping, for example {kind: exponential, mean: 1.0}")
+    known_speeds: NotNegative | None = None  # relative error of what `dynamic` starts with; None: it knows nothing
+    trials: Count = 1000
+    clock: Positive | None = None  # completion times are rounded up to its multiples; None: they are not
+    deadlines: Annotated[list[Positive], expect("a list of numbers > 0")] = Field([])
+    bound: Annotated[bool, expect("true or false")] = False  # also T* and T / T*
+    seed: Natural = 0
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Settings:
+    """Reads a simulation's YAML file and applies `--set` overrides in order. Raises UserError, one line."""
+    source = Source.from_file(path)
+    for override in overrides:
+        source.override(override)
+    return validated(Settings, source)
