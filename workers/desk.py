@@ -109,6 +109,7 @@ class Desk:
         """Tell the server that a chunk's gradient cannot be had here, unless nobody needs it any more."""
         with self._changed:
             if not isinstance(self._state.finished(work.iteration, work.chunk), Abandon):
+                self._state.discard(work.iteration, work.chunk)  # there is no gradient to hold, nor to free later
                 self._post(Failure(work.iteration, work.chunk, text))
 
     def _current(self, work: Work) -> bool:

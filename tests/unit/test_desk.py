@@ -156,6 +156,17 @@ def test_a_failure_is_told_unless_nobody_needs_the_chunk(combined):
 
 
 @COMBINED
+def test_what_comes_for_a_failed_chunk_before_the_run_ends_changes_nothing(combined):
+    worker = Worker([1, 0], combined)
+    worker.desk.failed(worker.desk.take(), "division by zero")
+    worker.desk.discard(0, 1)  # somebody else has done it meanwhile
+    assert worker.state.held == frozenset()
+    worker.compute()
+    if combined:
+        assert worker.desk.collect(0)
+
+
+@COMBINED
 def test_every_message_wakes_the_communication_thread(combined):
     worker = Worker([2, 0], combined)
     assert not worker.desk.wakeup.is_set()
