@@ -169,7 +169,7 @@ class Config(Section):
     iterations: Count = Field(description="a whole number >= 1")
     batch: Count | None = None  # rows sampled from every chunk; None: all of them
     coding: Coding = Coding()
-    schedule: Literal["uncoded", "full", "random", "static", "skipping"] = "skipping"
+    schedule: Literal["uncoded", "full", "random", "static", "skipping", "dynamic"] = "dynamic"
     transfer: Literal["auto", "per_chunk", "combined"] = "auto"
     backend: Literal["auto", "numpy", "cupy"] = "auto"
     dtype: Literal["float64", "float32"] = "float64"

@@ -5,9 +5,10 @@ Here the columns 0..m-1 of the mathematics become the ranks 1..m of the cluster.
 
 import io
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import scipy.sparse
@@ -21,14 +22,16 @@ from psgc.errors import UserError
 class Plan:
     """assignment: (num_chunks, num_workers) 0/1; coding_matrix: (num_workers, parts).
 
-    queues[rank]: the chunks of the worker of that rank, in order; own_chunks: (num_workers,) how many chunks each
-    worker would do if no chunk were done more than `parts` times.
+    queues[rank]: the chunks that the worker of that rank does unless it is told otherwise, in order; backups[rank]: the
+    other chunks that it holds, in order of preference (schedule `dynamic`: queues are the workers' own shares);
+    own_chunks: (num_workers,) how many chunks each worker would do if no chunk were done more than `parts` times.
     """
 
     assignment: scipy.sparse.csr_array
     queues: dict[int, list[int]]
     coding_matrix: np.ndarray
     own_chunks: np.ndarray
+    backups: dict[int, list[int]] = field(default_factory=dict)
 
     @property
     def num_chunks(self) -> int:
@@ -51,16 +54,15 @@ class Plan:
     def to_bytes(self) -> bytes:
         """The plan as an .npz archive in memory."""
         archive = io.BytesIO()
-        queues = [self.queues[rank] for rank in range(1, self.num_workers + 1)]
         np.savez(
             archive,
             indices=self.assignment.indices,
             indptr=self.assignment.indptr,
             shape=np.array(self.assignment.shape),
-            queues=np.array([chunk for queue in queues for chunk in queue], np.int64),
-            loads=np.array([len(queue) for queue in queues]),
             coding_matrix=self.coding_matrix,
             own_chunks=self.own_chunks,
+            **_flat("queues", self.queues),
+            **_flat("backups", self.backups),
         )
         return archive.getvalue()
 
@@ -71,9 +73,20 @@ class Plan:
             indices, indptr = archive["indices"], archive["indptr"]
             ones = np.ones(len(indices), np.int8)
             assignment = scipy.sparse.csr_array((ones, indices, indptr), shape=tuple(archive["shape"]))
-            split = np.split(archive["queues"], np.cumsum(archive["loads"])[:-1])
-            queues = {rank: queue.tolist() for rank, queue in enumerate(split, start=1)}
-            return Plan(assignment, queues, archive["coding_matrix"], archive["own_chunks"])
+            queues, backups = (_unflat(name, archive) for name in ("queues", "backups"))
+            return Plan(assignment, queues, archive["coding_matrix"], archive["own_chunks"], backups)
+
+
+def _flat(name: str, lists: dict[int, list[int]]) -> dict[str, Any]:
+    """Lists of chunks by rank as three arrays."""
+    chunks = np.array([chunk for queue in lists.values() for chunk in queue], np.int64)
+    return {name: chunks, f"{name}_ranks": np.array(list(lists), int), f"{name}_lengths": [*map(len, lists.values())]}
+
+
+def _unflat(name: str, archive: Any) -> dict[int, list[int]]:
+    ends = np.cumsum(archive[f"{name}_lengths"], dtype=int)
+    split = np.split(archive[name], ends[:-1])
+    return {int(rank): chunks.tolist() for rank, chunks in zip(archive[f"{name}_ranks"], split, strict=False)}
 
 
 def make_plan(settings: Coding, schedule: str, num_workers: int, seed: int) -> Plan:
@@ -90,8 +103,24 @@ def make_plan(settings: Coding, schedule: str, num_workers: int, seed: int) -> P
     if schedule == "uncoded":
         assignment, ordering = primary, scipy.sparse.csr_array(ordering.multiply(primary))
     queues = dict(enumerate(coding.queues(ordering), start=1))
+    backups: dict[int, list[int]] = {}
+    if schedule == "dynamic":
+        queues, backups = own_share_first(queues, primary)
     matrix = coding.coding_matrix(settings.coding_matrix, assignment, settings.parts, seed)
-    return Plan(assignment, queues, matrix, primary.sum(axis=0))
+    return Plan(assignment, queues, matrix, primary.sum(axis=0), backups)
+
+
+def own_share_first(
+    queues: dict[int, list[int]], primary: scipy.sparse.csr_array
+) -> tuple[dict[int, list[int]], dict[int, list[int]]]:
+    """Each rank's queue in two: its own share, which are the chunks that `primary` gives it, and its backups."""
+    by_worker = scipy.sparse.csc_array(primary)
+    own, backups = {}, {}
+    for rank, queue in queues.items():
+        mine = set(by_worker.indices[by_worker.indptr[rank - 1] : by_worker.indptr[rank]].tolist())
+        own[rank] = [chunk for chunk in queue if chunk in mine]
+        backups[rank] = [chunk for chunk in queue if chunk not in mine]
+    return own, backups
 
 
 def _assignment(settings: Coding, num_workers: int, seed: int) -> scipy.sparse.csr_array:

@@ -305,7 +305,8 @@ def make_worker(
     transport.start(plan.num_chunks)
     combined = config.transfer == "combined"
     encoder = Encoder(backend, plan.coding_matrix, transport.rank, problem.dim, config.dtype)
-    desk = Desk(WorkerState(plan.queues[transport.rank], combined), encoder, combined)
+    state = WorkerState(plan.queues[transport.rank], combined, plan.backups.get(transport.rank, ()))
+    desk = Desk(state, encoder, combined)
     slow = config.stragglers
     compute = ComputeThread(
         desk,

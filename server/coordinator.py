@@ -18,6 +18,7 @@ The rules, said once:
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Literal
 
 from psgc.errors import ProtocolError
@@ -102,14 +103,14 @@ class Coordinator:
         self.phase = "working"
         return list(self._schedule.begin())
 
-    def report(self, worker: int, iteration: int, chunk: int) -> list[Instruction]:
-        """`worker` has done `chunk` of `iteration` (with `per_chunk`: and its coded gradient is here)."""
-        if (
-            not 0 <= chunk < len(self._holders)
-            or worker not in self._holders[chunk]
-            or not 0 <= iteration <= self.iteration
-        ):
-            raise self._illegal(f"report({worker=}, {iteration=}, {chunk=})")
+    def report(
+        self, worker: int, iteration: int, chunk: int, now: float = 0.0, seconds: float = 0.0
+    ) -> list[Instruction]:
+        """`worker` has done `chunk` of `iteration` (with `per_chunk`: and its coded gradient is here).
+
+        now: seconds since the iteration began; seconds: what the chunk took the worker.
+        """
+        self._check("report", worker, iteration, chunk)
         if iteration < self.iteration or self.phase != "working" or (worker, chunk) in self._reported:
             return []
         self._reported.add((worker, chunk))
@@ -117,8 +118,26 @@ class Coordinator:
         for counted in self._schedule.counts(worker, chunk):
             instructions += self._count(worker, counted)
         if len(self._committed) == len(self._holders):
-            instructions += self._everything_committed()
-        return instructions
+            return instructions + self._everything_committed()
+        return instructions + list(self._schedule.freed(worker, chunk, now, seconds, done=True))
+
+    def abandoned(
+        self, worker: int, iteration: int, chunk: int, now: float = 0.0, seconds: float = 0.0
+    ) -> list[Instruction]:
+        """`worker` is through with `chunk`, which it was told to skip meanwhile, and has dropped it."""
+        self._check("abandoned", worker, iteration, chunk)
+        if iteration < self.iteration or self.phase != "working" or (worker, chunk) in self._reported:
+            return []
+        return list(self._schedule.freed(worker, chunk, now, seconds, done=False))
+
+    @property
+    def wake(self) -> float:
+        """When the schedule wants a `tick`, in seconds since the iteration began; infinite for never."""
+        return self._schedule.wake if self.phase == "working" else inf
+
+    def tick(self, now: float) -> list[Instruction]:
+        """Time has passed: it is `now` seconds since the iteration began."""
+        return list(self._schedule.tick(now)) if self.phase == "working" else []
 
     def delivered(self, worker: int, iteration: int) -> list[Instruction]:
         """The accumulator of `worker` for `iteration` has arrived (transfer `combined`)."""
@@ -151,6 +170,11 @@ class Coordinator:
     def _finish(self) -> list[Instruction]:
         self.phase = "idle"
         return [Finish()]
+
+    def _check(self, event: str, worker: int, iteration: int, chunk: int) -> None:
+        held = 0 <= chunk < len(self._holders) and worker in self._holders[chunk]
+        if not held or not 0 <= iteration <= self.iteration:
+            raise self._illegal(f"{event}({worker=}, {iteration=}, {chunk=})")
 
     def _illegal(self, event: str) -> ProtocolError:
         return ProtocolError(f"coordinator: {event} is not allowed while {self.phase} in iteration {self.iteration}")

@@ -96,9 +96,12 @@ class Server:
         self._timeout = collect_timeout
         self._interrupted = interrupted
         self._workers = range(1, plan.num_workers + 1)
-        self._coordinator = Coordinator(plan.holders(), plan.parts, make_schedule(schedule, plan.queues), combined)
+        holders = plan.holders()
+        rules = make_schedule(schedule, plan.queues, plan.backups, holders, plan.parts)
+        self._coordinator = Coordinator(holders, plan.parts, rules, combined)
         self._outbox: dict[int, list[Records]] = {}
         self._finished = False
+        self._began = 0.0  # when the iteration did, time.monotonic() seconds
         self._goodbyes: set[int] = set()
         self._row = IterationRecord(-1)
         self._clock = _PolledClock()
@@ -123,7 +126,7 @@ class Server:
 
     def _gradient(self, iteration: int) -> Array:
         """One iteration: from the parameters to the exact gradient."""
-        began = time.monotonic()
+        self._began = time.monotonic()
         traffic = self._transport.bytes_sent + self._transport.bytes_received
         params = self._backend.to_message(self.params)
         for worker in self._workers:
@@ -136,7 +139,7 @@ class Server:
         while not self._finished:
             self._poll(iteration)
             self._check()
-        self._row.seconds = time.monotonic() - began
+        self._row.seconds = time.monotonic() - self._began
         self._row.bytes = self._transport.bytes_sent + self._transport.bytes_received - traffic
         self._row.recovered = self._coordinator.recovered
         self._row.loss = sum(self._row.losses.values())
@@ -150,6 +153,8 @@ class Server:
                 self._transport.post(message.buffer)
             else:
                 self._handle_control(message)
+        if (now := time.monotonic() - self._began) >= self._coordinator.wake:
+            self._carry_out(self._coordinator.tick(now))
         for worker, records in self._outbox.items():
             self._transport.send(worker, records)
         self._outbox.clear()
@@ -181,6 +186,8 @@ class Server:
                     self._report(worker, iteration, chunk, start, seconds, float(entry["loss"]))
                 case Kind.ABANDONED:
                     self._observer.chunk(worker, chunk, iteration, start, seconds, Fate.ABANDONED)
+                    now = time.monotonic() - self._began
+                    self._carry_out(self._coordinator.abandoned(worker, iteration, chunk, now, seconds))
                 case Kind.FAILED:
                     self._fail(worker, iteration, chunk)
                 case Kind.GOODBYE:
@@ -192,7 +199,8 @@ class Server:
             self._row.losses.setdefault(chunk, loss)
         else:  # of an iteration whose row is closed
             self._observer.chunk(worker, chunk, iteration, start, seconds, Fate.LATE)
-        self._carry_out(self._coordinator.report(worker, iteration, chunk))
+        now = time.monotonic() - self._began
+        self._carry_out(self._coordinator.report(worker, iteration, chunk, now, seconds))
 
     def _fail(self, worker: int, iteration: int, chunk: int) -> None:
         text = self._transport.receive_text(worker, timeout=5.0)
@@ -218,8 +226,8 @@ class Server:
                 case Discard(worker, chunk) | Skip(worker, chunk):
                     self._tell(worker, record(Kind.DISCARD, iteration, chunk))
                 case Queue(worker, chunks):
-                    for place, chunk in enumerate(chunks, start=1):
-                        self._tell(worker, record(Kind.QUEUE, iteration, chunk, last=place == len(chunks)))
+                    for place, chunk in enumerate(chunks or (-1,), start=1):
+                        self._tell(worker, record(Kind.QUEUE, iteration, chunk, last=place >= len(chunks)))
                 case Collect(worker):
                     self._tell(worker, record(Kind.COLLECT, iteration))
                     self._collecting_since = self._clock.now

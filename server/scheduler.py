@@ -1,19 +1,28 @@
 """Who should do which chunk next: the schedules, pure (no clock, no MPI, no arrays).
 
-A schedule is asked three things by the coordinator, and nothing else:
+A schedule hears from the coordinator and answers with orders to workers: `Skip` one chunk, or take a new `Queue`.
 
-* `begin`      an iteration starts: which queues differ from the standing ones?
+* `begin`      an iteration starts;
 * `counts`     a worker reports a chunk: which of its copies count from now on?
-* `committed`  a chunk is recovered: what should the workers that still have it before them do?
+* `committed`  a chunk is recovered;
+* `freed`      a worker is through with a chunk, reported or abandoned, and goes on with the next in its queue;
+* `tick`       time has passed; asked for with `wake`.
 
-Its answers are orders to workers: `Skip` one chunk, or take a whole new `Queue`. A schedule that learns from
-the reports (`dynamic`) is one more class here and one more line in `make_schedule`.
+All times are seconds since the iteration began, and come with the events.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from heapq import heappop, heappush
+from math import inf
 
 from psgc.errors import UserError
+
+QUEUE_OF_OTHERS = 2.0  # chunks a worker is expected to do up to a given backup, that one included
+UNKNOWN = 2.0  # a worker never heard of, after e seconds: expected to need this times e more
+LEARNING_RATE = 0.5  # weight of a worker's newest chunk in its estimated seconds per chunk
+GAIN = 0.5  # share of its time for a chunk by which a backup must be sooner
+LEAD = 0.1  # share of a chunk's time before its predicted end at which the next one is decided once more
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +62,19 @@ class FixedSchedule:
         """Orders when `chunk` is recovered; `unreported` are its holders that have not reported it."""
         return []
 
+    def freed(self, worker: int, chunk: int, now: float, seconds: float, done: bool) -> list[Order]:
+        """Orders when `worker` is through with `chunk`, done or abandoned, after `seconds`; `counts` comes first."""
+        return []
+
+    @property
+    def wake(self) -> float:
+        """When `tick` should be called."""
+        return inf
+
+    def tick(self, now: float) -> list[Order]:
+        """Orders that are due because time has passed."""
+        return []
+
 
 class FullSchedule(FixedSchedule):
     """Original gradient coding: what a worker has done counts only when its whole load is done."""
@@ -78,8 +100,316 @@ class SkippingSchedule(FixedSchedule):
         return [Skip(worker, chunk) for worker in unreported]
 
 
-def make_schedule(name: str, queues: Mapping[int, Sequence[int]]) -> FixedSchedule:
-    """The schedule called `name` for workers with these standing queues. Raises UserError for an unknown name."""
+class DynamicSchedule(FixedSchedule):
+    """Own shares first, evened out as the workers' paces show; then backups of what is predicted to be recovered last.
+
+    holders[i]: the workers that hold chunk i; own[w]: the standing queue of worker w; backups[w]: the other chunks it
+    holds, in order of preference; parts: l; costs[i]: what chunk i takes relative to an average one (None: all equal).
+
+    1. A worker *pulls*: it takes over chunks that it holds from holders that have a longer way to go, the longest
+       first, as long as it would still be through sooner than they. Often at first, when there is most to learn, and
+       when it has one chunk left.
+    2. A worker that was told nothing more *chooses*: the chunk predicted to be recovered last without it (the rarest of
+       several), if it would have it sooner than those that are in it or were told to do it.
+    3. When nothing would be gained the worker rests, until `wake` at the latest.
+
+    Choices are made ahead, so that nobody waits for an answer: when a worker starts the last chunk it was told, once
+    more shortly before the predicted end, and again when somebody else starts or recovers what it was told.
+
+    The predictions, at time `now`:
+
+    * a worker takes its estimated seconds per chunk, an exponentially weighted mean that survives across iterations.
+      A chunk that is overdue takes as much longer as it is late: |expected - elapsed|;
+    * a worker never heard of needs UNKNOWN times what it has taken so far;
+    * a holder that was told a chunk comes to it at the end of what it was told; one that was not, QUEUE_OF_OTHERS
+      chunks later;
+    * a chunk is recovered when the last of the copies that it still needs is done.
+    """
+
+    def __init__(
+        self,
+        holders: Sequence[Sequence[int]],
+        own: Mapping[int, Sequence[int]],
+        backups: Mapping[int, Sequence[int]],
+        parts: int,
+        costs: Sequence[float] | None = None,
+    ) -> None:
+        self._holders = holders
+        self._own = own
+        self._chunks = {worker: (*own[worker], *backups[worker]) for worker in own}
+        self._parts = parts
+        self._costs = costs
+        self.estimates: dict[int, float] = {}  # seconds per average chunk
+
+    # events
+
+    def begin(self) -> list[Order]:
+        informed = len(self.estimates) == len(self._own)
+        self._copies = [0] * len(self._holders)  # that count
+        self._started = [0] * len(self._holders)  # copies done or in work
+        self._committed = bytearray(len(self._holders))
+        self._taken: dict[int, set[int]] = {worker: set() for worker in self._own}  # done or in work
+        # what each worker will do next, in order; once paces are known, a share of one chunk is no good guide
+        self._told = {
+            worker: dict.fromkeys(() if informed and len(chunks) <= self._parts else chunks)
+            for worker, chunks in self._own.items()
+        }
+        self._chosen: set[int] = set()  # workers that were told one chunk, and that may still be changed
+        self._running: dict[int, int | None] = dict.fromkeys(self._own)
+        self._since = dict.fromkeys(self._own, 0.0)
+        self._reports = dict.fromkeys(self._own, 0)
+        self._bare: dict[int, None] = {}  # workers that have lost the last chunk they were told
+        self._alarms: list[tuple[float, int]] = []
+        self._alarm: dict[int, float] = {}  # the one alarm of each worker that is valid
+        orders: list[Order] = []
+        for worker in self._own:
+            self._start_next(worker, 0.0)
+        for worker in sorted(self._own, key=lambda w: self.estimates.get(w, 0.0)):
+            changes = self._choose(worker, 0.0) if not self._told[worker] else self._pull(worker, 0.0)
+            first = () if self._running[worker] is None else (self._running[worker],)
+            orders += [  # they may arrive before the parameters, and are then all that will be done
+                Queue(worker, (*first, *order.chunks)) if isinstance(order, Queue) else order for order in changes
+            ]
+        return orders
+
+    def counts(self, worker: int, chunk: int) -> Sequence[int]:
+        self._copies[chunk] += 1
+        return (chunk,)
+
+    def committed(self, chunk: int, unreported: Sequence[int]) -> list[Order]:
+        self._committed[chunk] = True
+        return self._withdraw(chunk, unreported)
+
+    def freed(self, worker: int, chunk: int, now: float, seconds: float, done: bool) -> list[Order]:
+        self._learn(worker, chunk, seconds)
+        orders: list[Order] = []
+        if self._running[worker] == chunk or self._running[worker] is None:
+            orders += self._start_next(worker, now)
+        else:  # an order crossed its report: it did this chunk first, and has begun the one we thought it was in
+            self._forget(worker, chunk)
+            self._since[worker] = now
+        if done:
+            self._taken[worker].add(chunk)
+        else:  # told to skip it when it was in it already; it may be told to do it after all
+            self._started[chunk] -= chunk in self._taken[worker]
+            self._taken[worker].discard(chunk)
+        self._reports[worker] += 1
+        count = self._reports[worker]
+        if len(self._told[worker]) <= 1 or count & (count - 1) == 0:  # often at first, when there is most to learn
+            orders += self._pull(worker, now)
+        if not self._told[worker]:
+            self._bare[worker] = None
+        return orders + self._choose_for_the_bare(now)
+
+    def tick(self, now: float) -> list[Order]:
+        orders: list[Order] = []
+        while self._alarms and self._alarms[0][0] <= now:
+            when, worker = heappop(self._alarms)
+            if self._alarm.get(worker) != when:
+                continue
+            del self._alarm[worker]
+            if not self._told[worker] or worker in self._chosen:
+                orders += self._choose(worker, now)
+        return orders + self._choose_for_the_bare(now)
+
+    @property
+    def wake(self) -> float:
+        while self._alarms and self._alarm.get(self._alarms[0][1]) != self._alarms[0][0]:
+            heappop(self._alarms)
+        return self._alarms[0][0] if self._alarms else inf
+
+    # what they lead to
+
+    def _start_next(self, worker: int, now: float) -> list[Order]:
+        """`worker` goes on with the head of what it was told; nobody else needs to begin with that then."""
+        self._alarm.pop(worker, None)
+        self._since[worker] = now
+        if not self._told[worker]:
+            self._running[worker] = None
+            return []
+        chunk = next(iter(self._told[worker]))
+        self._forget(worker, chunk)
+        self._running[worker] = chunk
+        self._taken[worker].add(chunk)
+        self._started[chunk] += 1
+        if self._started[chunk] < self._parts:
+            return []
+        return self._withdraw(chunk, [w for w in self._holders[chunk] if w != worker and self._running[w] != chunk])
+
+    def _withdraw(self, chunk: int, workers: Sequence[int]) -> list[Order]:
+        orders: list[Order] = []
+        for worker in workers:
+            if chunk in self._told[worker]:
+                self._forget(worker, chunk)
+                if not self._told[worker]:
+                    self._bare[worker] = None
+            elif self._running[worker] != chunk:
+                continue
+            orders.append(Skip(worker, chunk))
+        return orders
+
+    def _forget(self, worker: int, chunk: int) -> None:
+        if chunk in self._told[worker]:
+            del self._told[worker][chunk]
+            self._chosen.discard(worker)
+
+    def _pull(self, worker: int, now: float) -> list[Order]:
+        """Take over what holders with a longer way to go were told, as long as `worker` would be through sooner."""
+        pace = self.estimates.get(worker)
+        if pace is None or pace == inf or worker in self._chosen:
+            return []
+        told, taken = self._told[worker], self._taken[worker]
+        orders: list[Order] = []
+        through = self._through(worker, now)
+        while True:
+            busiest, latest, moved = -1, through + pace, -1
+            for chunk in self._chunks[worker]:
+                if self._committed[chunk] or chunk in taken or chunk in told:
+                    continue
+                for other in self._holders[chunk]:
+                    if chunk in self._told[other] and (end := self._through(other, now)) > latest:
+                        busiest, latest, moved = other, end, chunk
+            if busiest < 0:
+                break
+            self._forget(busiest, moved)
+            if not self._told[busiest]:
+                self._bare[busiest] = None
+            orders.append(Skip(busiest, moved))
+            told[moved] = None
+            through += pace
+        if orders and self._running[worker] is None:
+            queue = tuple(told)
+            orders += [*self._start_next(worker, now), Queue(worker, queue)]
+        elif orders:
+            orders.append(Queue(worker, tuple(told)))
+        return orders
+
+    def _choose_for_the_bare(self, now: float) -> list[Order]:
+        orders: list[Order] = []
+        while self._bare:
+            worker = next(iter(self._bare))
+            del self._bare[worker]
+            if not self._told[worker]:
+                orders += self._choose(worker, now)
+        return orders
+
+    def _choose(self, worker: int, now: float) -> list[Order]:
+        """Decide what `worker` does after the chunk it is in, or at once when it rests."""
+        before = tuple(self._told[worker])
+        for chunk in before:
+            self._forget(worker, chunk)
+        orders: list[Order] = []
+        queue: tuple[int, ...] = ()
+        resting = self._running[worker] is None
+        best = self._best(worker, now)
+        if resting and best is not None:
+            self._told[worker][best] = None
+            orders += self._start_next(worker, now)
+            queue, best = (best,), self._best(worker, now)
+        if best is not None:
+            self._told[worker][best] = None
+            self._chosen.add(worker)
+            queue = (*queue, best)
+        self._set_alarm(worker, now)
+        if queue != before:
+            orders.append(Queue(worker, queue))
+        return orders
+
+    def _best(self, worker: int, now: float) -> int | None:
+        """The chunk whose recovery is predicted last without `worker`, if it would be sooner; the rarest of several."""
+        pace = self.estimates.get(worker)
+        free = now if pace is None else self._free(worker, pace, now)
+        taken = self._taken[worker]
+        best, best_key = None, (-inf, 0)
+        for chunk in self._chunks[worker]:
+            if self._committed[chunk] or chunk in taken:
+                continue
+            others: list[float] = []
+            certain: list[float] = []  # of those that are in it or have been told to do it
+            for other in self._holders[chunk]:
+                running = self._running[other] == chunk
+                if other == worker or (chunk in self._taken[other] and not running):
+                    continue
+                expected = self._expected(other, chunk, now)
+                others.append(expected)
+                if running or chunk in self._told[other]:
+                    certain.append(expected)
+            need = self._parts - self._copies[chunk]
+            key = (_nth(others, need), -len(others))
+            if key > best_key and (pace is None or free + GAIN * pace * self._cost(chunk) < _nth(certain, need)):
+                best, best_key = chunk, key
+        return best
+
+    def _expected(self, worker: int, chunk: int, now: float) -> float:
+        """When `worker` is predicted to have done `chunk`, if nobody else does it."""
+        if chunk in self._told[worker]:
+            return self._through(worker, now)
+        pace, free = self._pace_and_free(worker, now)
+        if self._running[worker] == chunk:
+            return free
+        return free + pace * ((0 if worker in self._chosen else len(self._told[worker])) + QUEUE_OF_OTHERS)
+
+    def _through(self, worker: int, now: float) -> float:
+        """When `worker` is predicted to be through with all it was told."""
+        pace, free = self._pace_and_free(worker, now)
+        return free + pace * len(self._told[worker])
+
+    def _pace_and_free(self, worker: int, now: float) -> tuple[float, float]:
+        """Predicted seconds per chunk, and when the worker will be through with the chunk it is in."""
+        pace = self.estimates.get(worker)
+        if pace is None:
+            elapsed = now - self._since[worker]
+            return (1 + UNKNOWN) * elapsed, now + UNKNOWN * elapsed
+        return pace, self._free(worker, pace, now)
+
+    def _free(self, worker: int, pace: float, now: float) -> float:
+        running = self._running[worker]
+        return now if running is None else now + abs(self._since[worker] + pace * self._cost(running) - now)
+
+    def _set_alarm(self, worker: int, now: float) -> None:
+        pace = self.estimates.get(worker)
+        if pace is None or pace == inf:
+            return
+        if self._running[worker] is not None:
+            when = self._free(worker, pace, now) - LEAD * pace
+        else:  # a backup gains something once another holder is as late as this worker would need for it
+            late = [
+                self._since[other] + (pace + self.estimates[other] if other in self.estimates else pace / UNKNOWN)
+                for chunk in self._chunks[worker]
+                if not self._committed[chunk] and chunk not in self._taken[worker]
+                for other in self._holders[chunk]
+                if self._running[other] == chunk or (self._running[other] is not None and chunk in self._told[other])
+            ]
+            when = max(min(late, default=inf), now + LEAD * pace)
+        if now < when < inf:
+            self._alarm[worker] = when
+            heappush(self._alarms, (when, worker))
+
+    def _learn(self, worker: int, chunk: int, seconds: float) -> None:
+        pace = seconds / self._cost(chunk)
+        old = self.estimates.get(worker, pace)
+        self.estimates[worker] = old + LEARNING_RATE * (pace - old)
+
+    def _cost(self, chunk: int) -> float:
+        return 1.0 if self._costs is None else self._costs[chunk]
+
+
+def _nth(times: list[float], n: int) -> float:
+    """The n-th smallest, infinite when there are fewer."""
+    return sorted(times)[n - 1] if len(times) >= n else inf
+
+
+def make_schedule(
+    name: str,
+    queues: Mapping[int, Sequence[int]],
+    backups: Mapping[int, Sequence[int]] | None = None,
+    holders: Sequence[Sequence[int]] = (),
+    parts: int = 1,
+) -> FixedSchedule:
+    """The schedule called `name` for workers with these standing queues. Raises UserError for an unknown name.
+
+    backups, holders and parts are what `dynamic` needs besides, see `DynamicSchedule`.
+    """
     match name:
         case "uncoded" | "random" | "static":
             return FixedSchedule()
@@ -87,4 +417,6 @@ def make_schedule(name: str, queues: Mapping[int, Sequence[int]]) -> FixedSchedu
             return FullSchedule(queues)
         case "skipping":
             return SkippingSchedule()
-    raise UserError(f"schedule: expected uncoded, full, random, static or skipping, got {name!r}")
+        case "dynamic":
+            return DynamicSchedule(holders, queues, backups or dict.fromkeys(queues, ()), parts)
+    raise UserError(f"schedule: expected uncoded, full, random, static, skipping or dynamic, got {name!r}")

@@ -85,7 +85,7 @@ class WorkerLoop:
                 self._list.append(chunk)
                 if entry["last"]:
                     chunks, self._list = self._list, []
-                    self._desk.queue(iteration, chunks)
+                    self._desk.queue(iteration, [chunk for chunk in chunks if chunk >= 0])
             case Kind.DISCARD:
                 self._desk.discard(iteration, chunk)
             case Kind.COLLECT:

@@ -62,12 +62,13 @@ class Deliver:
 class WorkerState:
     """What one worker has to do, is doing, and holds.
 
-    queue: its chunks in their standing order; combined: whether done chunks are held until they are committed.
+    queue: the chunks it does unless it is told otherwise, in order; backups: the other chunks that it holds;
+    combined: whether done chunks are held until they are committed.
     """
 
-    def __init__(self, queue: Sequence[int], combined: bool) -> None:
+    def __init__(self, queue: Sequence[int], combined: bool, backups: Sequence[int] = ()) -> None:
         self._standing = tuple(queue)
-        self._chunks = frozenset(queue)
+        self._chunks = frozenset((*queue, *backups))
         self._combined = combined
         self.iteration = -1
         self._queue: deque[int] = deque()
@@ -133,6 +134,8 @@ class WorkerState:
             self._early.append((iteration, tuple(chunks)))
         elif iteration == self.iteration:
             running = self._running[1] if self._running and self._running[0] == iteration else None
+            if running in chunks:
+                self._unwanted = False
             self._queue = deque(c for c in dict.fromkeys(chunks) if c not in self._done and c != running)
 
     def commit(self, iteration: int, chunk: int, contributors: Sequence[int]) -> list[Encode]:

@@ -42,7 +42,7 @@ def test_defaults(run_yaml: Path) -> None:
     config = load(run_yaml)
     assert config.problem == BuiltinProblem(kind="logistic")
     assert (config.schedule, config.transfer, config.backend, config.dtype) == (
-        "skipping",
+        "dynamic",
         "auto",
         "auto",
         "float64",
@@ -195,8 +195,8 @@ PROBLEMS = "expected least_squares, logistic, softmax, mlp or python: 'module:ob
         ("optimizer.kind=adagrad", "expected sgd, momentum, nesterov or adam, got 'adagrad'"),
         ("optimizer.beta1=0.5", "kind nesterov does not use it"),
         ("stragglers=slow", "expected a mapping with the keys kind, factor, seconds, got 'slow'"),
-        ("schedule=dynamic", "expected uncoded, full, random, static or skipping, got 'dynamic'"),
-        ("schedule=[1]", "expected uncoded, full, random, static or skipping, got a list"),
+        ("schedule=dynamics", "expected uncoded, full, random, static, skipping or dynamic, got 'dynamics'"),
+        ("schedule=[1]", "expected uncoded, full, random, static, skipping or dynamic, got a list"),
         ("transfer=3", "expected auto, per_chunk or combined, got 3"),
         ("backend=torch", "expected auto, numpy or cupy, got 'torch'"),
         ("dtype=float16", "expected float64 or float32, got 'float16'"),

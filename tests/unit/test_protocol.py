@@ -63,7 +63,11 @@ class Reordering(FixedSchedule):
 
 
 def schedule(name: str, plan: Plan) -> FixedSchedule:
-    return Reordering(plan.queues) if name == "reordering" else make_schedule(name, plan.queues)
+    return (
+        Reordering(plan.queues)
+        if name == "reordering"
+        else make_schedule(name, plan.queues, plan.backups, plan.holders(), plan.parts)
+    )
 
 
 # what a run is made of

@@ -24,9 +24,9 @@ def test_every_schedule_has_its_name(name, kind):
     assert type(make_schedule(name, QUEUES)) is kind
 
 
-@pytest.mark.parametrize("name", ["dynamic", "", "Static", "skip"])
+@pytest.mark.parametrize("name", ["dynamics", "", "Static", "skip"])
 def test_an_unknown_schedule_is_refused_with_what_there_is(name):
-    expected = f"^schedule: expected uncoded, full, random, static or skipping, got '{name}'$"
+    expected = f"^schedule: expected uncoded, full, random, static, skipping or dynamic, got '{name}'$"
     with pytest.raises(UserError, match=expected):
         make_schedule(name, QUEUES)
 
