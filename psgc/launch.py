@@ -26,6 +26,7 @@ from psgc.errors import UserError
 
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 PROBE_SECONDS = 20.0
+STOPPERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)  # the last is SLURM's warning, if asked for
 # What a stopped run gets, one after the other, and how many seconds it has to act on each.
 LAST_WORDS = ((signal.SIGUSR1, 4.0), (signal.SIGTERM, 2.0))
 
@@ -160,7 +161,7 @@ def _run(command: Sequence[str], environ: Mapping[str, str]) -> tuple[int, int |
     def note(number: int, frame: FrameType | None) -> None:
         received.append(number)
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    before = {number: signal.signal(number, note) for number in STOPPERS}
     try:
         sys.stdout.flush()
         process = subprocess.Popen(

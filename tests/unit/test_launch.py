@@ -238,7 +238,9 @@ def signals() -> list[str]:
     return Path("signals").read_text().split()
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGUSR1, 138)]
+)
 def test_a_stop_is_first_a_request(mpirun: MakeMpirun, number: signal.Signals, code: int) -> None:
     process = start(mpirun(STUBBORN.format(usr1="kill -9 $(cat rank); exit 130", term="")))
     process.send_signal(number)
