@@ -48,6 +48,11 @@ class Backend:
         """The same values as a NumPy array."""
         return np.asarray(array)
 
+    def all_finite(self, array: Array) -> bool:
+        """Whether no entry is NaN or infinite: one cheap pass; only a suspect sum is looked at entry by entry."""
+        with np.errstate(all="ignore"):
+            return bool(np.isfinite(float(array.sum()))) or bool(self.xp.isfinite(array).all())
+
     def csr(self, data: Array, indices: Array, indptr: Array, shape: tuple[int, int]) -> Any:
         """A sparse CSR matrix over the given arrays."""
         return scipy.sparse.csr_array((data, indices, indptr), shape=shape)

@@ -120,9 +120,20 @@ class Server:
             self._transport.post(self._backend.message_buffer(self._length, self._dtype))
         for iteration in range(iterations):
             gradient = self._gradient(iteration)
-            self.params = self._optimizer.step(self.params, gradient)
+            self.params = self._step(gradient)
         self._close_row()
         return self.params
+
+    def _step(self, gradient: Array) -> Array:
+        with np.errstate(all="ignore"):
+            params = self._optimizer.step(self.params, gradient)
+        if not self._backend.all_finite(params):
+            self._close_row()
+            raise RunFailed(
+                f"the step of iteration {self._coordinator.iteration} makes parameters NaN or infinite, those before "
+                "it are kept; a smaller optimizer.lr may help"
+            )
+        return params
 
     def _gradient(self, iteration: int) -> Array:
         """One iteration: from the parameters to the exact gradient."""

@@ -79,9 +79,8 @@ class ComputeThread(threading.Thread):
             if gradient.shape != (self._dim,):
                 raise _BadGradient(f"the gradient has shape {gradient.shape}, expected ({self._dim},)")
             gradient = self._backend.xp.ascontiguousarray(gradient, self._dtype)
-            total = float(gradient.sum())  # one cheap pass; only a suspect sum is looked at entry by entry
-            if not np.isfinite(total) and not bool(self._backend.xp.isfinite(gradient).all()):
-                raise _BadGradient("the gradient has entries that are NaN or infinite")
+        if not self._backend.all_finite(gradient):
+            raise _BadGradient("the gradient has entries that are NaN or infinite")
         _lock(gradient)
         return float(loss), gradient
 

@@ -150,6 +150,14 @@ def test_data_that_only_a_worker_cannot_read_is_one_line_and_exit_2(folder):
     assert "gone" in one_line(finished)
 
 
+def test_a_step_that_overflows_ends_the_run_with_the_parameters_before_it(folder):
+    finished = train(folder, "--set", "problem.kind=least_squares", "--set", "optimizer={kind: nesterov, lr: 1.0e+308}")
+    assert finished.returncode == 1, finished.said
+    assert "the step of iteration 0 makes parameters NaN or infinite" in one_line(finished)
+    assert "Warning" not in finished.stderr
+    np.testing.assert_array_equal(np.load(folder / "out/params.npy"), 0)
+
+
 def test_a_model_without_a_start_is_one_line_and_exit_2(folder):
     (folder / "run.yaml").write_text(PYTHON_CONFIG.replace("HOW", "no start").replace("SECONDS", "0.0"))
     finished = train(folder)

@@ -181,6 +181,14 @@ def test_encode_refuses_a_gradient_that_it_cannot_accumulate_into():
         decode(Backend(), np.zeros(8, int), np.ones((2, 1)), np.ones((1, 4)), np.ones((1, 0)))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_all_finite_looks_again_when_only_the_sum_is_not(dtype):
+    largest = np.finfo(dtype).max
+    assert Backend().all_finite(np.array([largest, largest, 1], dtype))
+    assert not Backend().all_finite(np.array([np.inf, -np.inf, 1], dtype))
+    assert not Backend().all_finite(np.array([np.nan, 1], dtype))
+
+
 def test_a_csr_matrix_multiplies_like_a_dense_one(backend):
     rng = np.random.default_rng(2)
     dense = np.where(rng.random((7, 5)) < 0.4, rng.standard_normal((7, 5)), 0.0)
