@@ -145,7 +145,7 @@ def least_squares_errors(assignment: Any, seconds: Seconds, deadlines: ArrayLike
     _check(assignment, 1, seconds)
     n, m = assignment.shape
     dense = assignment.T.toarray().astype(np.float64)
-    finished = seconds * dense.sum(axis=1)
+    finished = seconds * np.maximum(1, dense.sum(axis=1))  # 0 x inf is no number
     limits = np.asarray(deadlines, np.float64)
     errors = np.empty((len(seconds), len(limits)))
     gram = np.ones((m + 1, m + 1)) * n

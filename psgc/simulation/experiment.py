@@ -141,7 +141,7 @@ class _Trials:
         believed = None if error is None else speeds.estimates(self._seconds, error, [self._settings.seed, 2])
         times, computed = np.empty((2, len(self._seconds)))
         for t, seconds in enumerate(self._seconds):
-            plan = make_schedule(schedule, holders, queues, backups, self._parts)
+            plan = make_schedule(schedule, queues, backups, holders, self._parts)
             cluster = VirtualCluster(holders, queues, backups, self._parts, plan)
             if believed is not None:
                 cluster.know(dict(enumerate(believed[t].tolist(), start=1)))

@@ -204,13 +204,13 @@ def _line(row: str, outcome: Outcome) -> str:
 def draw(times: list[Outcome], errors: list[Outcome], directory: Path) -> None:
     """The paper's two figures, with the published means as crosses."""
     figure = plots.new_figure(11)
-    for axes, where in zip(figure.subplots(1, 2, sharey=True), WHERE, strict=False):
+    for axes, where in zip(figure.subplots(1, 2), WHERE, strict=False):
         here = [o for o in times if o.what == where]
         series = {s: [(o.parts, o.mean, o.values.std()) for o in here if o.scheme == s] for s in SCHEMES}
         plots.draw_times(axes, series)
         axes.plot([o.parts for o in here], [o.published for o in here], "kx", label="published")
         axes.set_title(where)
-        axes.legend()
+        axes.legend(fontsize="small")
     plots.save(figure, directory / "exact.png")
 
     figure = plots.new_figure(7)
@@ -221,7 +221,7 @@ def draw(times: list[Outcome], errors: list[Outcome], directory: Path) -> None:
     shown = [o for o in errors if o.published]
     axes.plot(*np.array([(o.deadline, o.published) for o in shown]).T, "kx", label="published")
     axes.set_title(errors[0].what)
-    axes.legend()
+    axes.legend(fontsize="small")
     plots.save(figure, directory / "approximate.png")
 
 

@@ -62,7 +62,7 @@ def draw_times(axes: Any, series: dict[str, list[Any]]) -> None:
     axes.set_xticks(sorted({point[0] for points in series.values() for point in points}))
     axes.set_ylim(bottom=0)
     if axes.get_legend_handles_labels()[0]:
-        axes.legend()
+        axes.legend(fontsize="small")
 
 
 def draw_errors(axes: Any, deadlines: Sequence[float], series: dict[str, list[float]]) -> None:
@@ -75,7 +75,7 @@ def draw_errors(axes: Any, deadlines: Sequence[float], series: dict[str, list[fl
     axes.set_ylabel("mean error")
     if axes.get_legend_handles_labels()[0]:
         axes.set_yscale("log")
-        axes.legend()
+        axes.legend(fontsize="small")
 
 
 def save(figure: Figure, path: Path) -> None:

@@ -1,0 +1,120 @@
+"""`psgc simulate`: the table, the JSON, the figure, and exit codes."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from psgc.cli import main
+from psgc.simulation import command, experiment
+
+SIMULATION = """\
+assignment: {kind: cyclic, chunks: 12, workers: 12, load: 4}
+speeds: {kind: exponential, failed: "load - parts"}
+schedules: [uncoded, static, dynamic]
+parts: [1, 2]
+trials: 5
+deadlines: [1, 2]
+bound: true
+"""
+KEYS = ["parts", "schedule", "mean_time", "std_time", "mean_bound", "mean_ratio", "mean_errors"]
+
+
+@pytest.fixture(autouse=True)
+def sim_yaml(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.setenv(name, "1")
+    Path("sim.yaml").write_text(SIMULATION)
+
+
+def exit_code(*arguments):
+    with pytest.raises(SystemExit) as caught:
+        main(["simulate", "sim.yaml", *arguments])
+    return caught.value.code
+
+
+def test_a_table_with_a_line_for_every_row(capsys):
+    assert exit_code() == 0
+    out, err = capsys.readouterr()
+    title, head, *lines = out.splitlines()
+    assert title == "5 trials, means over those that recover; seconds"
+    assert " ".join(head.split()) == "l schedule mean time std T* T / T* copies impossible error at 1 error at 2"
+    assert [line.split()[:2] for line in lines] == [
+        [parts, s] for parts in "12" for s in ("uncoded", "static", "dynamic")
+    ]
+    assert err == ""  # no progress bar where nobody watches
+
+
+def test_json_is_a_list_of_rows(capsys):
+    assert exit_code("--json", "rows.json", "--set", "trials=3", "--set", "speeds.failed=0") == 0
+    rows = json.loads(Path("rows.json").read_text())
+    assert len(rows) == 6
+    for row in rows:
+        assert list(row) == [*KEYS, "impossible", "mean_computed"]
+        assert row["mean_ratio"] >= 1
+        assert row["impossible"] == 0
+        assert row["mean_errors"] is None if row["schedule"] == "dynamic" else len(row["mean_errors"]) == 2
+
+
+def test_json_has_null_where_there_is_no_mean(capsys):
+    assert exit_code("--json", "rows.json", "--set", "speeds.failed=11", "--set", "bound=false") == 0
+    text = Path("rows.json").read_text()
+    assert "NaN" not in text
+    assert "Infinity" not in text
+    for row in json.loads(text):
+        assert row["impossible"] == 5
+        assert row["mean_time"] is row["std_time"] is row["mean_ratio"] is row["mean_bound"] is None
+
+
+def test_json_is_whole_or_not_there_at_all(capsys, monkeypatch):
+    Path("rows.json").write_text("the old one")
+
+    def broken(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(experiment, "run", broken)
+    assert exit_code("--json", "rows.json") == 130
+    assert Path("rows.json").read_text() == "the old one"
+    monkeypatch.setattr(Path, "replace", broken)
+    with pytest.raises(KeyboardInterrupt):
+        command.write_rows(Path("rows.json"), [])
+    assert sorted(path.name for path in Path().iterdir()) == ["rows.json", "sim.yaml"]
+    assert Path("rows.json").read_text() == "the old one"
+
+
+def test_a_plot_is_a_png(capsys):
+    pytest.importorskip("matplotlib")
+    assert exit_code("--plot", "figure.png") == 0
+    assert Path("figure.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--json", "none/rows.json"], "--json none/rows.json: expected a file in a directory that exists"),
+        (["--plot", "none/f.png"], "--plot none/f.png: expected a file in a directory that exists"),
+        (["--json", "."], "--json .: expected a file in a directory that exists"),
+        (["--set", "trials=0"], "--set trials=0: expected a whole number >= 1, got 0"),
+        (["--set", "parts=[9]"], "parts is 9, but chunk 0 is held by only 4 workers"),
+        (["--set", "assignment={kind: file, path: no.npy}"], "no.npy: no such file or directory"),
+    ],
+)
+def test_a_mistake_is_exit_2_and_one_line_before_anything_is_simulated(capsys, monkeypatch, arguments, said):
+    monkeypatch.setattr(experiment.coding, "ordering", lambda *arguments: pytest.fail("simulated"))
+    assert exit_code(*arguments) == 2
+    out, err = capsys.readouterr()
+    assert err.startswith(f"psgc: {said}")
+    assert len(err.splitlines()) == 1
+    assert out == ""
+
+
+def test_a_wrong_name_and_no_matplotlib_are_exit_2(capsys, monkeypatch):
+    pytest.importorskip("matplotlib")
+    assert exit_code("--plot", "figure.doc") == 2
+    assert "expected a name that ends in .png, .pdf or .svg" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.delitem(sys.modules, "psgc.simulation.plots", raising=False)
+    assert exit_code("--plot", "figure.png") == 2
+    assert capsys.readouterr().err == "psgc: plots need matplotlib: pip install 'psgc-mpi[plots]'\n"

@@ -1,0 +1,258 @@
+"""From settings to rows: the same speeds for everybody, the bound below everything, impossible trials counted."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from psgc import coding
+from psgc.errors import UserError
+from psgc.simulation import closed_form, experiment
+from psgc.simulation.settings import Settings
+
+ALL = ["uncoded", "full", "random", "static", "skipping", "dynamic"]
+
+
+def simulation(**changes: object) -> Settings:
+    base = {
+        "assignment": {"kind": "cyclic", "chunks": 12, "workers": 12, "load": 4},
+        "speeds": {"kind": "exponential", "failed": "load - parts"},
+        "trials": 20,
+        "bound": True,
+    }
+    return Settings.model_validate(base | changes)
+
+
+def given_speeds(directory: Path, assignment: object, seconds: object, **changes: object) -> Settings:
+    """A simulation of exactly this assignment on exactly these speeds."""
+    np.save(directory / "A.npy", np.asarray(assignment))
+    np.save(directory / "S.npy", np.asarray(seconds, float))
+    changes.setdefault("trials", len(np.asarray(seconds)))
+    return simulation(
+        assignment={"kind": "file", "path": str(directory / "A.npy")},
+        speeds={"kind": "file", "path": str(directory / "S.npy")},
+        **changes,
+    )
+
+
+def test_every_schedule_and_every_parts_has_its_row():
+    rows = experiment.run(simulation(schedules=ALL, parts=[1, 2], deadlines=[1.0, 3.0]))
+    assert [(row.parts, row.schedule) for row in rows] == [(parts, name) for parts in (1, 2) for name in ALL]
+    for row in rows:
+        assert row.mean_errors is None if row.schedule in ("skipping", "dynamic") else len(row.mean_errors) == 2
+        if row.schedule == "uncoded":
+            continue
+        assert row.impossible == 0
+        assert row.mean_ratio >= 1
+        assert row.mean_time > row.mean_bound > 0
+        assert row.mean_computed >= 12 * row.parts
+    times = {(row.parts, row.schedule): row.mean_time for row in rows}
+    for parts in (1, 2):
+        assert times[parts, "dynamic"] <= times[parts, "skipping"] < times[parts, "static"] < times[parts, "full"]
+
+
+def test_the_same_seed_gives_the_same_rows_and_another_one_others():
+    changes = {"schedules": ALL, "known_speeds": 0.1, "assignment": {"kind": "graph"} | SQUARE}
+    first = experiment.run(simulation(**changes))
+    assert experiment.run(simulation(**changes)) == first
+    assert experiment.run(simulation(**changes, seed=1))[2].mean_time != first[2].mean_time
+
+
+SQUARE = {"chunks": 12, "workers": 12, "load": 4}
+
+
+@pytest.mark.parametrize(
+    ("assignment", "build"),
+    [
+        ({"kind": "cyclic"} | SQUARE, lambda: coding.cyclic(12, 12, 4)),
+        ({"kind": "fractional"} | SQUARE, lambda: coding.fractional(12, 12, 4)),
+        ({"kind": "graph"} | SQUARE, lambda: coding.graph(12, 12, 4, 5)),
+        ({"kind": "blocks", "chunks": 24, "workers": 12, "load": 6}, lambda: coding.blocks(24, 12, 3, 5)),
+    ],
+)
+def test_assignments_are_those_of_coding(assignment, build):
+    (row,) = experiment.run(simulation(assignment=assignment, schedules=["static"], seed=5, speeds=PLAIN))
+    seconds = np.random.default_rng([5, 0]).exponential(size=(20, 12))
+    times = closed_form.completion_times(coding.ordering(build()), 1, seconds)
+    assert row.mean_time == pytest.approx(times.mean())
+    assert row.std_time == pytest.approx(times.std())
+
+
+PLAIN = {"kind": "exponential"}
+
+
+@pytest.mark.parametrize(
+    "speeds",
+    [
+        {"kind": "shifted_exponential", "shift": 1.0, "mean": 0.5},
+        {"kind": "pareto", "shape": 1.5},
+        {"kind": "two_speed", "slow": 10.0, "slow_fraction": 0.2},
+    ],
+)
+def test_every_model_of_speeds_runs(speeds):
+    for row in experiment.run(simulation(speeds=speeds | {"failed": 1}, schedules=["static", "dynamic"])):
+        assert row.impossible == 0
+        assert row.mean_ratio >= 1
+
+
+def test_a_trace_runs(tmp_path):
+    np.save(tmp_path / "t.npy", np.random.default_rng(0).uniform(1, 2, (7, 15)).astype(np.float32))
+    (row,) = experiment.run(simulation(speeds={"kind": "trace", "path": str(tmp_path / "t.npy")}, schedules=["full"]))
+    assert 4 < row.mean_time <= 8
+
+
+def test_known_numbers(tmp_path):
+    """Two workers hold both chunks; the second is slower, then dead."""
+    settings = given_speeds(tmp_path, [[1, 1], [1, 1]], [[1.0, 1.9], [1.0, np.inf]], schedules=["uncoded", "static"])
+    uncoded, static = experiment.run(settings)
+    assert (uncoded.impossible, static.impossible) == (1, 0)
+    assert (uncoded.mean_time, uncoded.std_time, uncoded.mean_bound, uncoded.mean_ratio) == (1.9, 0.0, 1.9, 1.0)
+    assert (static.mean_time, static.mean_bound, static.mean_ratio) == pytest.approx((1.95, 1.95, 1.0))
+    assert static.mean_computed == 2.0
+
+
+def test_a_clock_rounds_times_and_bounds(tmp_path):
+    settings = given_speeds(tmp_path, [[1, 1], [1, 1]], [[1.0, 1.9]], schedules=["static", "dynamic"], clock=0.75)
+    for row in experiment.run(settings):
+        assert (row.mean_time, row.mean_bound, row.mean_ratio) == (2.25, 2.25, 1.0)
+
+
+def test_trials_that_cannot_recover_are_counted_and_not_averaged(tmp_path):
+    inf = np.inf
+    seconds = [[1.0, 2.0, inf], [inf, inf, 1.0], [1.0, 1.0, 1.0]]
+    settings = given_speeds(tmp_path, np.ones((3, 3), int), seconds, schedules=ALL, parts=[2], deadlines=[100.0])
+    for row in experiment.run(settings):
+        assert row.impossible == (2 if row.schedule == "uncoded" else 1)
+        assert row.mean_time < 10
+        assert row.mean_ratio >= 1
+        if row.schedule == "static":
+            assert row.mean_errors == pytest.approx([np.sqrt(3) / 3])  # errors are over all trials
+
+
+def test_when_no_trial_recovers_there_is_no_mean(tmp_path):
+    settings = given_speeds(tmp_path, [[1, 1], [1, 1]], [[1.0, np.inf]], schedules=ALL, parts=[2])
+    for row in experiment.run(settings):
+        assert row.impossible == 1
+        assert row.mean_time is row.std_time is row.mean_bound is row.mean_ratio is row.mean_computed is None
+
+
+def test_steps_are_as_many_as_announced():
+    settings, seen = simulation(parts=[1, 2], schedules=ALL, trials=3), []
+    experiment.run(settings, seen.append)
+    assert len(seen) == experiment.steps(settings) == 2 * 3 * 3
+    assert seen[0] == "bound, l = 1"
+    assert seen[-1] == "dynamic, l = 2"
+
+
+def test_original_gradient_coding_is_approximated_by_least_squares_where_the_paper_does():
+    settings = simulation(parts=[1, 2], schedules=["full"], deadlines=[4.0], speeds=PLAIN)
+    one, two = experiment.run(settings)
+    seconds = np.random.default_rng([0, 0]).exponential(size=(20, 12))
+    assignment = coding.cyclic(12, 12, 4)
+    expected = closed_form.least_squares_errors(assignment, seconds, [4.0]).mean()
+    assert one.mean_errors == pytest.approx([expected])
+    counted = closed_form.error_measures(closed_form.full_positions(assignment), 2, seconds, [4.0]).mean()
+    assert two.mean_errors == pytest.approx([counted])
+
+
+# what every schedule owes, on anything
+
+
+@st.composite
+def live_clusters(draw):
+    """(matrix, seconds, parts): any assignment in which every chunk keeps `parts` live holders."""
+    n, m, trials = draw(st.integers(1, 10)), draw(st.integers(1, 6)), draw(st.integers(1, 3))
+    parts = draw(st.integers(1, m))
+    rng = np.random.default_rng(draw(st.integers(0, 10**6)))
+    seconds = rng.choice([0.5, 1.0, 1.0, 3.0], (trials, m)) * rng.choice([1.0, rng.random() + 0.1], (trials, m))
+    dead = rng.permutation(m)[: draw(st.integers(0, m - parts))]
+    seconds[:, dead] = np.inf
+    matrix = rng.random((n, m)) < draw(st.sampled_from([0.2, 0.6]))
+    alive = np.setdiff1d(np.arange(m), dead)
+    for row in matrix:
+        row[rng.permutation(alive)[:parts]] = True
+    return matrix.astype(int), seconds, parts
+
+
+@hypothesis_settings(max_examples=40, deadline=None)
+@given(live_clusters(), st.sampled_from([None, 0.0, 0.3]))
+def test_every_schedule_recovers_and_none_beats_the_bound(tmp_path_factory, cluster, known):
+    matrix, seconds, parts = cluster
+    directory = tmp_path_factory.getbasetemp()
+    settings = given_speeds(directory, matrix, seconds[:1], parts=[parts], schedules=ALL[1:], known_speeds=known)
+    for t in range(len(seconds)):
+        np.save(directory / "S.npy", seconds[t : t + 1])
+        for row in experiment.run(settings):
+            assert row.impossible == 0
+            assert row.mean_time >= row.mean_bound * (1 - 1e-12)
+
+
+@hypothesis_settings(max_examples=40, deadline=None)
+@given(live_clusters(), st.sampled_from(["static", "full"]))
+def test_the_production_code_on_a_virtual_clock_agrees_with_the_closed_forms(tmp_path_factory, cluster, schedule):
+    matrix, seconds, parts = cluster
+    seconds = seconds * np.random.default_rng(0).uniform(1, 1.001, seconds.shape)  # no two events at once
+    settings = given_speeds(tmp_path_factory.getbasetemp(), matrix, seconds, parts=[parts])
+    trials = experiment._Trials(settings, coding.from_matrix(matrix), parts, seconds, lambda what: None)
+    for on_clock, closed in zip(trials._event_by_event(schedule), trials._in_closed_form(schedule), strict=True):
+        assert on_clock == pytest.approx(closed, rel=1e-9)
+
+
+# bad input
+
+
+def refusal(settings: Settings) -> str:
+    with pytest.raises(UserError) as caught:
+        experiment.run(settings)
+    assert len(str(caught.value).splitlines()) == 1
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("matrix", "seconds", "said"),
+    [
+        ([[1, 2], [1, 1]], [[1, 1]], r"A.npy: the assignment matrix has the entry 2 at chunk 0, worker 1"),
+        ([[0, 0], [1, 1]], [[1, 1]], r"A.npy: chunk 0 is held by no worker"),
+        ([[1, 1], [0, 1]], [[1, 1]], "parts is 2, but chunk 1 is held by only 1 worker"),
+        ([[1, 1], [1, 1]], [[1, -1]], r"S.npy: -1.0 in row 0, column 1"),
+        ([[1, 1], [1, 1]], [[1, 1, 1]], r"S.npy: it has 3 workers (columns), but the assignment has 2"),
+    ],
+)
+def test_bad_files(tmp_path, matrix, seconds, said):
+    assert said in refusal(given_speeds(tmp_path, matrix, seconds, parts=[2]))
+
+
+def test_a_trace_with_fewer_workers_than_needed(tmp_path):
+    np.save(tmp_path / "t.npy", np.ones((3, 11)))
+    said = refusal(simulation(speeds={"kind": "trace", "path": str(tmp_path / "t.npy")}))
+    assert said == f"{tmp_path}/t.npy: the trace has 11 workers, but 12 are needed"
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"parts": [1, 5]}, "parts is 5, but chunk 0 is held by only 4 workers"),
+        ({"speeds": {"kind": "exponential", "failed": 12}}, "failed is 12; with 12 workers it must be"),
+        ({"assignment": {"kind": "blocks", "chunks": 24, "workers": 12, "load": 5}}, "assignment: load 5 x 12 workers"),
+        ({"assignment": {"kind": "graph", "chunks": 12, "workers": 12, "load": 12}}, "graph: replication 12"),
+        ({"assignment": {"kind": "cyclic", "chunks": 12, "workers": 12, "load": 13}}, "cyclic: load 13"),
+    ],
+)
+def test_settings_that_do_not_fit_each_other(changes, said):
+    assert said in refusal(simulation(**changes))
+
+
+def test_failures_by_the_load_need_one_load(tmp_path):
+    settings = given_speeds(tmp_path, [[1, 1], [0, 1]], [[1, 1]])
+    uneven = {"assignment": settings.assignment.model_dump(), "speeds": {"kind": "exponential", "failed": "load - 1"}}
+    assert "speeds.failed is 'load - 1', but in this assignment workers hold 1 to 2" in refusal(simulation(**uneven))
+
+
+def test_failures_beyond_the_holders_are_impossible_trials_and_not_an_error():
+    changes = {"speeds": {"kind": "exponential", "failed": 8}, "schedules": ["static", "dynamic"], "trials": 40}
+    static, dynamic = experiment.run(simulation(**changes))
+    assert 0 < static.impossible == dynamic.impossible < 40
+    assert np.isfinite([static.mean_time, dynamic.mean_time, static.mean_ratio]).all()

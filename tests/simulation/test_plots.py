@@ -1,0 +1,84 @@
+"""The figures: real files with what was simulated in them, whole or not at all."""
+
+import struct
+import sys
+
+import pytest
+
+pytest.importorskip("matplotlib")
+
+from psgc.errors import UserError
+from psgc.simulation import plots
+from psgc.simulation.experiment import Row
+
+ROWS = [
+    Row(1, "static", 2.0, 0.5, None, None, [3.0, 0.1], 0, 20.0),
+    Row(2, "static", 3.0, 0.5, None, None, [4.0, 0.0], 0, 30.0),
+    Row(1, "dynamic", 1.0, 0.2, None, None, None, 0, 15.0),
+    Row(2, "dynamic", None, None, None, None, None, 5, None),
+]
+
+
+def drawn(draw, *arguments):
+    axes = plots.new_figure(6).subplots()
+    draw(axes, *arguments)
+    return axes
+
+
+@pytest.mark.parametrize("deadlines", [[], [1.0, 2.0]])
+def test_a_png_is_a_png(tmp_path, deadlines):
+    path = tmp_path / "figure.png"
+    plots.write_figure(path, ROWS, deadlines)
+    data = path.read_bytes()
+    assert data[:8] == b"\x89PNG\r\n\x1a\n"
+    width, height = struct.unpack(">II", data[16:24])
+    assert (width, height) == ((1650, 675) if deadlines else (900, 675))
+    assert data.endswith(b"IEND\xaeB`\x82")
+
+
+def test_svg_and_pdf(tmp_path):
+    for name, start in (("f.svg", b"<?xml"), ("f.pdf", b"%PDF")):
+        plots.write_figure(tmp_path / name, ROWS, [1.0, 2.0])
+        assert (tmp_path / name).read_bytes().startswith(start)
+
+
+def test_times_have_bars_of_one_standard_deviation():
+    axes = drawn(plots.draw_times, {"static": [(1, 2.0, 0.5), (2, 3.0, 0.25)], "never": []})
+    (bars,) = axes.containers
+    assert bars.get_label() == "static"
+    assert bars.lines[0].get_ydata().tolist() == [2.0, 3.0]
+    (segments,) = (collection.get_segments() for collection in bars.lines[2])
+    assert [segment[:, 1].tolist() for segment in segments] == [[1.5, 2.5], [2.75, 3.25]]
+    assert axes.get_xticks().tolist() == [1, 2]
+
+
+def test_errors_are_logarithmic_and_zeros_left_out():
+    axes = drawn(plots.draw_errors, [2.0, 1.0, 3.0], {"a": [0.1, 3.0, 0.0], "gone": [0.0, 0.0, 0.0]})
+    (line,) = axes.lines
+    assert (line.get_xdata().tolist(), line.get_ydata().tolist()) == ([1.0, 2.0], [3.0, 0.1])
+    assert axes.get_yscale() == "log"
+
+
+def test_nothing_to_draw_is_an_empty_figure(tmp_path):
+    nothing = [Row(1, "static", None, None, None, None, [0.0], 3, None)]
+    plots.write_figure(tmp_path / "f.png", nothing, [1.0])
+    assert (tmp_path / "f.png").stat().st_size > 1000
+
+
+def test_a_name_must_say_what_it_is():
+    for name in ("f", "f.foo", "f.png.gz"):
+        with pytest.raises(UserError, match=r"expected a name that ends in \.png, \.pdf or \.svg"):
+            plots.check_format(name)
+
+
+def test_a_figure_that_cannot_be_written_leaves_nothing(tmp_path):
+    with pytest.raises(UserError, match="cannot be written: No such file"):
+        plots.write_figure(tmp_path / "none" / "f.png", ROWS, [])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_matplotlib_one_line_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.delitem(sys.modules, "psgc.simulation.plots")
+    with pytest.raises(UserError, match=r"^plots need matplotlib: pip install 'psgc-mpi\[plots\]'$"):
+        import psgc.simulation.plots  # noqa: F401

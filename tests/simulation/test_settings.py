@@ -1,0 +1,137 @@
+"""The simulation's YAML: what stands in it, and one line for whatever is wrong."""
+
+from pathlib import Path
+
+import pytest
+
+from psgc.config import AssignmentFile
+from psgc.errors import UserError
+from psgc.simulation import settings
+from psgc.simulation.settings import BuiltAssignment, Exponential, Pareto, SpeedsFile, Trace, TwoSpeed, load
+
+SIMULATION = """\
+assignment: {kind: cyclic, chunks: 20, workers: 20, load: 8}
+speeds:
+  kind: exponential
+  failed: load - parts
+"""
+
+
+@pytest.fixture
+def sim_yaml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.chdir(tmp_path)
+    Path("sim.yaml").write_text(SIMULATION)
+    return "sim.yaml"
+
+
+def test_defaults(sim_yaml):
+    loaded = load(sim_yaml)
+    assert loaded.assignment == BuiltAssignment(kind="cyclic", chunks=20, workers=20, load=8)
+    assert loaded.speeds == Exponential(kind="exponential", mean=1.0, failed="load - parts")
+    assert (loaded.parts, loaded.trials, loaded.deadlines, loaded.bound, loaded.seed) == ([1], 1000, [], False, 0)
+    assert loaded.schedules == ["uncoded", "full", "static", "skipping", "dynamic"]
+    assert loaded.clock is None
+    assert loaded.known_speeds is None
+
+
+def test_the_example_in_scripts_is_valid():
+    example = load(Path(__file__).parents[2] / "scripts/simulate.yaml")
+    assert example.parts == [1, 2, 3]
+    assert "dynamic" in example.schedules
+
+
+@pytest.mark.parametrize(
+    ("override", "speeds"),
+    [
+        ("{kind: pareto, shape: 1.5}", Pareto(kind="pareto", shape=1.5, minimum=1.0)),
+        (
+            "{kind: two_speed, slow: 10, slow_fraction: 0.1, failed: 2}",
+            TwoSpeed(kind="two_speed", fast=1.0, slow=10.0, slow_fraction=0.1, failed=2),
+        ),
+        (
+            "{kind: shifted_exponential, shift: 1, mean: 2}",
+            settings.ShiftedExponential(kind="shifted_exponential", shift=1.0, mean=2.0),
+        ),
+        ("{kind: trace, path: t.npy}", Trace(kind="trace", path="t.npy")),
+        ("{kind: file, path: S.npy, failed: load}", SpeedsFile(kind="file", path="S.npy", failed="load")),
+    ],
+)
+def test_every_kind_of_speeds(sim_yaml, override, speeds):
+    assert load(sim_yaml, [f"speeds={override}"]).speeds == speeds
+
+
+@pytest.mark.parametrize("kind", ["cyclic", "fractional", "graph", "blocks"])
+def test_every_kind_of_assignment(sim_yaml, kind):
+    assert load(sim_yaml, [f"assignment.kind={kind}"]).assignment.kind == kind
+
+
+def test_an_assignment_from_a_file(sim_yaml):
+    loaded = load(sim_yaml, ["assignment={kind: file, path: A.npy}"])
+    assert loaded.assignment == AssignmentFile(kind="file", path="A.npy")
+
+
+KINDS = "exponential, shifted_exponential, pareto, two_speed, trace or file"
+WHOLES = "a list of at least one whole number >= 1"
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("parts=3", f"expected {WHOLES}, got 3"),
+        ("parts=[]", f"expected {WHOLES}, got a list"),
+        ("parts=[1, 0]", "parts.1: expected a whole number >= 1, got 0"),
+        ("schedules=static", "expected a list of at least one schedule, got 'static'"),
+        (
+            "schedules=[dynamc]",
+            "schedules.0: expected uncoded, full, random, static, skipping or dynamic, got 'dynamc'",
+        ),
+        ("speeds=3", f"expected a mapping with kind: {KINDS}, got 3"),
+        ("speeds={mean: 2}", f"speeds.kind: missing, expected {KINDS}"),
+        ("speeds.kind=paretto", f"expected {KINDS}, got 'paretto'"),
+        ("speeds.kind=[1]", f"expected {KINDS}, got a list"),
+        ("speeds.shape=2", "unknown key, expected one of failed, kind, mean"),
+        ("speeds.maen=2", "unknown key, did you mean 'mean'?"),
+        ("speeds.mean=-1", "expected a number > 0, got -1"),
+        ("speeds.mean=.inf", "expected a number > 0, got inf"),
+        ("speeds={kind: pareto}", "speeds.shape: missing, expected a number > 0, the smaller the heavier the tail"),
+        ("speeds={kind: two_speed, slow: 2, slow_fraction: 1}", "expected a number >= 0 and < 1, got 1"),
+        ("speeds.failed=-1", "expected a whole number >= 0, load, load - 1 or load - parts, got -1"),
+        ("speeds.failed=load + 1", "expected a whole number >= 0, load, load - 1 or load - parts, got 'load + 1'"),
+        ("speeds.failed=true", "expected a whole number >= 0, load, load - 1 or load - parts, got true"),
+        ("assignment.kind=circle", "expected cyclic, fractional, graph, blocks or file, got 'circle'"),
+        ("assignment.lod=3", "unknown key, did you mean 'load'?"),
+        ("assignment={kind: graph, chunks: 3}", "assignment.workers: missing, expected a whole number >= 1"),
+        ("assignment={kind: file}", "assignment.path: missing, expected a .npy file with a 0/1 matrix"),
+        ("deadlines=[1, -2]", "deadlines.1: expected a number > 0, got -2"),
+        ("deadlines=5", "expected a list of numbers > 0, got 5"),
+        ("bound=3", "expected true or false, got 3"),
+        ("trials=0", "expected a whole number >= 1, got 0"),
+        ("clock=0", "expected a number > 0, got 0"),
+        ("known_speeds=well", "expected a number >= 0, got 'well'"),
+        ("sedd=3", "unknown key, did you mean 'seed'?"),
+    ],
+)
+def test_refused_overrides(sim_yaml, override, said):
+    with pytest.raises(UserError) as caught:
+        load(sim_yaml, [override])
+    text = str(caught.value)
+    assert text.startswith(f"--set {override}: ")
+    assert said in text
+    assert len(text.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "sim.yaml: empty, expected a mapping with the keys assignment, parts, "),
+        (SIMULATION + "trials: 1e3\n", "sim.yaml:5: trials: expected a whole number >= 1, got 1000.0"),
+        (SIMULATION + "  men: 1\n", "sim.yaml:5: speeds.men: unknown key, did you mean 'mean'?"),
+        ("speeds: {kind: exponential}\n", "sim.yaml: assignment: missing, expected a mapping, for example"),
+        (SIMULATION.replace("kind: exp", "knid: exp"), "sim.yaml:2: speeds.kind: missing, expected exponential"),
+    ],
+)
+def test_refused_files(sim_yaml, text, said):
+    Path(sim_yaml).write_text(text)
+    with pytest.raises(UserError) as caught:
+        load(sim_yaml)
+    assert str(caught.value).startswith(said)

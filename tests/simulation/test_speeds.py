@@ -1,0 +1,133 @@
+"""Seconds per chunk: distributions by their moments, failures, files and what is refused in them."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from psgc.errors import UserError
+from psgc.simulation import speeds
+
+SHAPE = (400, 500)
+
+
+def rng() -> np.random.Generator:
+    return np.random.default_rng(7)
+
+
+def saved(path: Path, array: object) -> str:
+    np.save(path, np.asarray(array))
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("drawn", "mean", "std", "least"),
+    [
+        (lambda: speeds.exponential(rng(), SHAPE, 2.0), 2.0, 2.0, 0.0),
+        (lambda: speeds.shifted_exponential(rng(), SHAPE, 3.0, 0.5), 3.5, 0.5, 3.0),
+        (lambda: speeds.pareto(rng(), SHAPE, 5.0, 2.0), 2.0 * 5 / 4, 2.0 * np.sqrt(5 / (4**2 * 3)), 2.0),
+        (lambda: speeds.two_speed(rng(), SHAPE, 1.0, 11.0, 0.2), 3.0, 4.0, 1.0),
+    ],
+)
+def test_distributions_have_their_moments(drawn, mean, std, least):
+    seconds = drawn()
+    assert seconds.shape == SHAPE
+    assert seconds.mean() == pytest.approx(mean, rel=0.02)
+    assert seconds.std() == pytest.approx(std, rel=0.04)
+    assert least <= seconds.min() < least + 0.01 * mean
+
+
+def test_pareto_has_its_tail():
+    seconds = speeds.pareto(rng(), SHAPE, 1.5, 1.0)
+    for x in (2.0, 10.0):
+        assert (seconds > x).mean() == pytest.approx(x**-1.5, rel=0.05)
+
+
+def test_two_speeds_are_two():
+    assert set(np.unique(speeds.two_speed(rng(), SHAPE, 1.0, 11.0, 0.2))) == {1.0, 11.0}
+
+
+@given(st.integers(1, 20), st.integers(2, 12), st.integers(0, 100), st.data())
+def test_that_many_workers_of_each_trial_fail_and_the_others_are_as_before(trials, workers, seed, data):
+    few = data.draw(st.integers(0, workers - 1))
+    many = data.draw(st.integers(few, workers - 1))
+    seconds = speeds.exponential(rng(), (trials, workers), 1.0)
+    before = seconds.copy()
+    failed = [np.isinf(speeds.with_failures(seconds, count, seed)) for count in (few, many)]
+    assert (failed[0].sum(axis=1) == few).all()
+    assert (failed[1].sum(axis=1) == many).all()
+    assert (failed[0] <= failed[1]).all()
+    assert (speeds.with_failures(seconds, many, seed)[~failed[1]] == before[~failed[1]]).all()
+    assert (seconds == before).all()
+
+
+def test_failures_are_spread_over_workers_and_trials():
+    failed = np.isinf(speeds.with_failures(np.ones((4000, 10)), 3, 0)).mean(axis=0)
+    assert np.abs(failed - 0.3).max() < 4 * np.sqrt(0.3 * 0.7 / 4000)
+
+
+@pytest.mark.parametrize("count", [-1, 5, 6])
+def test_somebody_must_be_left(count):
+    with pytest.raises(UserError, match=f"failed is {count}; with 5 workers"):
+        speeds.with_failures(np.ones((2, 5)), count, 0)
+
+
+def test_estimates_are_off_by_their_relative_error():
+    seconds = speeds.exponential(rng(), SHAPE, 1.0)
+    off = np.log(speeds.estimates(seconds, 0.1, 3) / seconds)
+    assert off.std() == pytest.approx(0.1, rel=0.02)
+    assert abs(off.mean()) < 0.001
+    assert (speeds.estimates(seconds, 0.0, 3) == seconds).all()
+    assert np.isinf(speeds.estimates(np.full((1, 2), np.inf), 0.1, 0)).all()
+
+
+def test_a_trace_is_repeated_round_by_round(tmp_path):
+    rounds = np.arange(1, 13, dtype=np.float32).reshape(3, 4)
+    seconds = speeds.trace(saved(tmp_path / "t.npy", rounds), (5, 2))
+    assert seconds.tolist() == [[1, 2], [5, 6], [9, 10], [1, 2], [5, 6]]
+    assert seconds.dtype == np.float64
+
+
+def test_a_file_is_taken_row_by_row(tmp_path):
+    path = saved(tmp_path / "s.npy", [[1, 2], [3, np.inf], [5, 6]])
+    assert speeds.from_file(path, (2, 2)).tolist() == [[1, 2], [3, np.inf]]
+
+
+@pytest.mark.parametrize(
+    ("array", "said"),
+    [
+        ([[1.0, 2.0, -3.0]], r"-3\.0 in row 0, column 2"),
+        ([[1.0, 2.0, 1.0], [1.0, 0.0, 1.0]], r"0\.0 in row 1, column 1"),
+        ([[1.0, np.nan, 2.0]], r"nan in row 0, column 1"),
+        ([1.0, 2.0, 3.0], r"shape \(3,\)"),
+        (np.ones((0, 3)), r"shape \(0, 3\)"),
+        ([["a", "b", "c"]], "<U1"),
+        (np.array([[None]]), "damaged .*allow_pickle"),
+    ],
+)
+@pytest.mark.parametrize("read", [speeds.trace, speeds.from_file])
+def test_times_that_cannot_be(tmp_path, array, said, read):
+    path = saved(tmp_path / "s.npy", array)
+    with pytest.raises(UserError, match=f"^{path}: .*{said}") as caught:
+        read(path, (1, 3))
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_files_that_do_not_fit(tmp_path):
+    path = saved(tmp_path / "s.npy", np.ones((2, 3)))
+    with pytest.raises(UserError, match="the trace has 3 workers, but 4 are needed"):
+        speeds.trace(path, (1, 4))
+    with pytest.raises(UserError, match=r"it has 3 workers \(columns\), but the assignment has 2"):
+        speeds.from_file(path, (1, 2))
+    with pytest.raises(UserError, match=r"it has 2 rows \(trials\), but trials is 3"):
+        speeds.from_file(path, (3, 3))
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    with pytest.raises(UserError, match="no such file"):
+        speeds.trace(str(tmp_path / "none.npy"), (1, 1))
+    (tmp_path / "cut.npy").write_bytes(b"\x93NUMPY" + bytes(20))
+    with pytest.raises(UserError, match="damaged"):
+        speeds.trace(str(tmp_path / "cut.npy"), (1, 1))

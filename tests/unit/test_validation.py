@@ -1,0 +1,94 @@
+"""The building blocks that models of YAML are made of, and where they say that something is wrong."""
+
+from typing import Annotated, Literal
+
+import pytest
+from pydantic import Discriminator, Field, Tag
+
+from psgc.errors import UserError
+from psgc.validation import Count, Fraction, PathText, Positive, Section, expect, known_kind, tag_of_kind, validated
+from psgc.yaml_source import Source
+
+
+class Round(Section):
+    kind: Literal["round"]
+    radius: Positive = Field(description="a number > 0")
+
+
+class Square(Section):
+    kind: Literal["square"]
+    side: Count = 1
+
+
+Shape = Annotated[
+    Annotated[Round, Tag("<round>")] | Annotated[Square, Tag("<square>")],
+    Discriminator(tag_of_kind),
+    known_kind("round or square"),
+]
+
+
+class Drawing(Section):
+    shape: Shape = Field(description="a mapping")
+    file: PathText = "out"
+    grey: Fraction = 0.0
+    numbers: Annotated[list[Count], expect("a list of whole numbers >= 1")] = Field([])
+
+
+def read(text: str, *overrides: str) -> Drawing:
+    source = Source(text, "drawing.yaml")
+    for override in overrides:
+        source.override(override)
+    return validated(Drawing, source)
+
+
+def test_the_kind_chooses_the_model():
+    assert read("shape: {kind: round, radius: 2}").shape == Round(kind="round", radius=2.0)
+    assert read("shape: {kind: square}").shape == Square(kind="square", side=1)
+    again = Drawing(shape=Square(kind="square", side=3))  # models made in Python pass as well
+    assert again.shape.side == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "drawing.yaml: empty, expected a mapping with the keys shape, file, grey, numbers"),
+        ("[1]", "drawing.yaml: expected a mapping with the keys shape, file, grey, numbers, got a list"),
+        ("file: x", "drawing.yaml: shape: missing, expected a mapping"),
+        ("shape: round", "drawing.yaml:1: shape: expected a mapping with kind: round or square, got 'round'"),
+        ("shape: {side: 1}", "drawing.yaml:1: shape.kind: missing, expected round or square"),
+        ("shape:\n  kind: rund", "drawing.yaml:2: shape.kind: expected round or square, got 'rund'"),
+        ("shape: {kind: 'round or square'}", "drawing.yaml:1: shape.kind: expected round or square, got 'round or"),
+        ("shape: {kind: round or square}", "drawing.yaml:1: shape.kind: expected round or square, got 'round or"),
+        ("shape: {kind: [round]}", "drawing.yaml:1: shape.kind: expected round or square, got a list"),
+        ("shape: {kind: round}", "drawing.yaml:1: shape.radius: missing, expected a number > 0"),
+        ("shape:\n  kind: square\n  sides: 2", "drawing.yaml:3: shape.sides: unknown key, did you mean 'side'?"),
+        ("shape:\n  kind: square\n  side: 0", "drawing.yaml:3: shape.side: expected a whole number >= 1, got 0"),
+        ("shape: {kind: square, side: 1e1}", "drawing.yaml:1: shape.side: expected a whole number >= 1, got 10.0"),
+        ("shape: {kind: square, side: 9999999999}", "drawing.yaml:1: shape.side: expected a whole number >= 1 and <= "),
+        ("shape: {kind: square}\nnumbers: 3", "drawing.yaml:2: numbers: expected a list of whole numbers >= 1, got 3"),
+        (
+            "shape: {kind: square}\nnumbers: [1, x]",
+            "drawing.yaml:2: numbers.1: expected a whole number >= 1, got 'x'",
+        ),
+        ("shape: {kind: square}\ngrey: 1", "drawing.yaml:2: grey: expected a number >= 0 and < 1, got 1"),
+        ('shape: {kind: square}\nfile: "a\\nb"', "drawing.yaml:2: file: expected a path, got 'a\\nb'"),
+    ],
+)
+def test_one_line_about_the_first_thing_that_is_wrong(text, said):
+    with pytest.raises(UserError) as caught:
+        read(text)
+    assert str(caught.value).startswith(said)
+    assert len(str(caught.value).splitlines()) == 1
+    assert caught.value.exit_code == 2
+
+
+def test_an_override_is_blamed_for_what_it_wrote():
+    with pytest.raises(UserError, match=r"^--set shape\.side=x: expected a whole number >= 1, got 'x'$"):
+        read("shape: {kind: square}", "shape.side=x")
+    with pytest.raises(UserError, match=r"^--set shape=\{kind: square, sid: 2\}: shape\.sid: unknown key"):
+        read("shape: {kind: round}", "shape={kind: square, sid: 2}")
+
+
+def test_a_section_is_read_only():
+    with pytest.raises(ValueError, match="frozen"):
+        read("shape: {kind: square}").file = "other"
