@@ -60,6 +60,17 @@ def _parser() -> argparse.ArgumentParser:
     simulate.add_argument("--json", metavar="FILE", help="write the table there as JSON")
     simulate.add_argument("--plot", metavar="FILE", help="draw it there (.png, .pdf, .svg); needs matplotlib")
     simulate.set_defaults(run=_simulate)
+
+    order = commands.add_parser("order", help="order any assignment matrix; Q_max and what no ordering can beat")
+    order.add_argument(
+        "assignment", metavar="assignment.npy", help="0/1 matrix, chunks x workers (.npy, or .npz: sparse)"
+    )
+    order.add_argument("--parts", type=int, metavar="L", help="order for this l alone (default: all that are possible)")
+    order.add_argument(
+        "--output", metavar="FILE", help="write each chunk's place in the queues (.npy, or .npz: sparse)"
+    )
+    order.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    order.set_defaults(run=_order)
     return parser
 
 
@@ -98,6 +109,13 @@ def _simulate(options: argparse.Namespace) -> int:
     from psgc.simulation.command import simulate
 
     return simulate(options.config, options.overrides, options.json, options.plot)
+
+
+def _order(options: argparse.Namespace) -> int:
+    _limit_threads()
+    from psgc.order import order
+
+    return order(options.assignment, options.parts, options.output)
 
 
 def _limit_threads() -> None:

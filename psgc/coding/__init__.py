@@ -9,6 +9,7 @@ from psgc.coding.bounds import clairvoyant_bound, fluid_limit
 from psgc.coding.coding_matrix import coding_matrix, worst_condition
 from psgc.coding.coefficients import decoding_coefficients, encoding_coefficients, squared_error_measure
 from psgc.coding.ordering import ordering, primary_copies, queues, random_ordering, worst_case
+from psgc.coding.worst_case_bound import worst_case_bound
 
 __all__ = [
     "blocks",
@@ -28,5 +29,6 @@ __all__ = [
     "random_ordering",
     "squared_error_measure",
     "worst_case",
+    "worst_case_bound",
     "worst_condition",
 ]

@@ -5,7 +5,8 @@ in worker j's queue.
 
 Orderings are made of *rounds*: a round gives every chunk one of its holders, and shares the chunks out as evenly
 as A allows. Round 1 is the own share where every worker holds it. For a square regular A the rounds are perfect
-matchings, a chunk has each position 1 .. delta at exactly one worker, and this is the paper's optimal ordering.
+matchings, a chunk has each position 1 .. delta at exactly one worker, and this is the paper's ordering. For all
+other matrices a local search (`psgc.coding.ordering_search`) goes on from there.
 """
 
 from __future__ import annotations
@@ -19,22 +20,27 @@ from scipy.sparse.csgraph import maximum_bipartite_matching
 from psgc.coding.arguments import whole
 from psgc.coding.assignment import Assignment, check, from_matrix
 from psgc.coding.flow import Network
+from psgc.coding.ordering_search import improve
+from psgc.coding.worst_case_bound import least_undone_bound
 from psgc.errors import UserError
+
+_LEVELS = 8  # as many l are looked at when all matter
 
 Ordering: TypeAlias = "csr_array[np.int32, tuple[int, int]]"
 
 
-def ordering(assignment: Assignment) -> Ordering:
+def ordering(assignment: Assignment, parts: int | None = None) -> Ordering:
     """Order any assignment: own share first, then the backups round by round.
 
     Args:
         assignment: A, shape (N, m), any 0/1 matrix in which every chunk has a holder.
+        parts: l, when only Q_max for this l matters; by default for every l that A allows, together.
 
     Returns:
         O, shape (N, m).
 
     Raises:
-        UserError: `assignment` is not such a matrix.
+        UserError: `assignment` is not such a matrix, or a chunk has fewer than l holders.
 
     Notes:
         A worker does its round-1 chunks first, then those of round 2, and so on; so the first l rounds recover
@@ -42,11 +48,15 @@ def ordering(assignment: Assignment) -> Ordering:
         done in natural order. In later rounds a worker takes first what comes last in the queue of its round-1
         holder: the chunks a slow holder is least likely to have finished.
 
+        With equal row and column sums, and N = m or an own share held by all, this is the ordering. Otherwise
+        exchanges within the queues lower Q_max: within the rounds if row and column sums are equal and m divides N,
+        else anywhere but in the own share.
+
     References:
-        arXiv:2405.19509, the optimal ordering of square regular assignments.
+        arXiv:2405.19509, the ordering of square regular assignments.
 
     Example:
-        A chunk has each position once, so Q_max is the paper's optimum N*delta - (delta-l+1)(delta-l+2)/2.
+        A chunk has each position once, so Q_max is the paper's N*delta - (delta-l+1)(delta-l+2)/2.
 
         >>> from psgc.coding.assignment import cyclic
         >>> A = cyclic(5, 5, 3)
@@ -57,12 +67,27 @@ def ordering(assignment: Assignment) -> Ordering:
         True
     """
     assignment = from_matrix(assignment)
+    check(assignment, 1 if parts is None else parts)
+    n, m = assignment.shape
     chunk, worker = _edges(assignment)
-    round_ = _rounds(chunk, worker, *assignment.shape)
-    own = round_ == 1  # exactly one edge a chunk, so worker[own] is indexed by chunk
-    place = _places(worker[own], np.arange(assignment.shape[0]))
-    lateness = np.where(own, place[chunk], -place[chunk])
-    return _with_positions(assignment, _places(worker, round_, lateness, chunk))
+    round_ = _rounds(chunk, worker, n, m)
+    first = round_ == 1  # exactly one edge a chunk, so worker[first] is indexed by chunk
+    place = _places(worker[first], np.arange(n))
+    lateness = np.where(first, place[chunk], -place[chunk])
+    positions = _places(worker, round_, lateness, chunk)
+
+    gamma, load = np.diff(assignment.indptr), np.bincount(worker, minlength=m)
+    regular = n % m == 0 and (gamma == gamma[0]).all() and (load == load[0]).all()
+    own = _own(chunk, worker, n, m)
+    if regular and (n == m or own.any()):
+        return _with_positions(assignment, positions)
+    # Edges with the same number may be exchanged.
+    queue = worker * (int(round_.max()) + 1) + round_ if regular else worker.astype(np.int64)
+    queue[own] = m + chunk[own]
+    levels = [parts] if parts else np.unique(np.linspace(1, gamma.min(), _LEVELS).astype(int)).tolist()
+    aims = {copies: least_undone_bound(assignment, copies) for copies in levels}
+    undone = improve(chunk, queue, load[worker] - positions + 1, aims)
+    return _with_positions(assignment, load[worker] - undone + 1)
 
 
 def random_ordering(assignment: Assignment, seed: int) -> Ordering:
@@ -184,11 +209,10 @@ def _rounds(chunk: Any, worker: Any, n: int, m: int) -> Any:
     """For each edge the round (1, 2, ...) in which its worker is given its chunk."""
     round_ = np.zeros(len(chunk), np.int64)
     owner = np.zeros(n, np.int64)  # the holder of round 1, once there is one
-    if n % m == 0:
-        own = worker == chunk // (n // m)
-        if own.sum() == n:
-            round_[own] = 1
-            owner = np.arange(n) // (n // m)
+    own = _own(chunk, worker, n, m)
+    if own.any():
+        round_[own] = 1
+        owner = worker[own]
     while (round_ == 0).any():
         left = np.flatnonzero(round_ == 0)
         given = left[_one_holder_each(chunk[left], worker[left], owner, n, m)]
@@ -196,6 +220,12 @@ def _rounds(chunk: Any, worker: Any, n: int, m: int) -> Any:
             owner[chunk[given]] = worker[given]
         round_[given] = round_.max() + 1
     return round_
+
+
+def _own(chunk: Any, worker: Any, n: int, m: int) -> Any:
+    """Mask of the edges between a chunk and the worker whose own share it is; empty unless all hold their share."""
+    own = worker == chunk // max(1, n // m)
+    return own if n % m == 0 and own.sum() == n else np.zeros(len(chunk), bool)
 
 
 def _one_holder_each(chunk: Any, worker: Any, owner: Any, n: int, m: int) -> Any:

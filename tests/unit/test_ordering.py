@@ -1,10 +1,11 @@
 """Orderings: the paper's optimum, own share first, and Q_max against brute force."""
 
-from itertools import product
+import math
+from itertools import permutations, product
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_array
 
@@ -19,6 +20,7 @@ from psgc.coding import (
     queues,
     random_ordering,
     worst_case,
+    worst_case_bound,
 )
 from psgc.coding.ordering import _rounds
 from psgc.errors import UserError
@@ -92,6 +94,87 @@ def test_square_regular_is_the_papers_optimum(assignment):
         assert sorted(order[[i], :].data.tolist()) == list(range(1, load + 1))
     for parts in range(1, load + 1):
         assert worst_case(assignment, order, parts) == n * load - (load - parts + 1) * (load - parts + 2) // 2
+
+
+def every_ordering(dense):
+    """The positions of every ordering of a small assignment."""
+    held = [np.flatnonzero(column) for column in dense.T]
+    for places in product(*(list(permutations(range(1, len(chunks) + 1))) for chunks in held)):
+        positions = np.zeros(dense.shape, int)
+        for j, (chunks, place) in enumerate(zip(held, places, strict=True)):
+            positions[chunks, j] = place
+        yield positions
+
+
+def q_max(dense, positions, parts):
+    """All holders but the parts - 1 with the most left behind a chunk stop just before it."""
+    left = np.where(dense > 0, dense.sum(axis=0) - positions + 1, 0)
+    left = -np.sort(-left, axis=1)  # zeros, of workers that do not hold the chunk, last
+    return int(dense.sum() - left[:, parts - 1 :].sum(axis=1).min())
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(assignments(max_chunks=5, max_workers=4), st.data())
+def test_small_orderings_are_nearly_the_best_of_all_and_none_beats_the_bound(assignment, data):
+    dense = assignment.toarray()
+    count = np.prod([float(math.factorial(load)) for load in dense.sum(axis=0)])
+    assume(count <= 3000)
+    parts = data.draw(st.integers(1, fewest_holders(assignment)))
+    best = min(q_max(dense, positions, parts) for positions in every_ordering(dense))
+    assert worst_case_bound(assignment, parts) <= best <= worst_case(assignment, ordering(assignment), parts)
+    gap = worst_case(assignment, ordering(assignment, parts), parts) - best
+    assert 0 <= gap <= (1 if has_own_share(dense) else 0)
+
+
+def has_own_share(dense):
+    n, m = dense.shape
+    return n % m == 0 and all(dense[i, i // (n // m)] for i in range(n))
+
+
+def random_rows(num_chunks, num_workers, replication, seed):
+    """Every chunk at random workers, as many as drawn from `replication`: the columns are irregular."""
+    random = np.random.default_rng(seed)
+    dense = np.zeros((num_chunks, num_workers), int)
+    for row in dense:
+        row[random.choice(num_workers, random.choice(replication), replace=False)] = 1
+    return from_matrix(dense)
+
+
+@pytest.mark.parametrize(
+    "assignment",
+    [
+        random_rows(60, 20, [3], 0),
+        random_rows(200, 200, [8], 0),
+        random_rows(200, 200, range(6, 11), 0),
+        random_rows(40, 130, range(3, 7), 0),
+        graph(320, 40, 4, 0),
+        cyclic(60, 40, 3),
+    ],
+    ids=["tall", "square", "uneven", "wide", "regular", "regular, not a multiple"],
+)
+def test_the_search_comes_close_to_the_bound(assignment):
+    fewest = min(3, fewest_holders(assignment))
+    together = ordering(assignment)
+    for parts in range(1, fewest + 1):
+        bound = worst_case_bound(assignment, parts)
+        undone = assignment.nnz - bound  # what the ordering decides about
+        alone = worst_case(assignment, ordering(assignment, parts), parts)
+        assert bound <= alone <= bound + (undone // 50 if parts == 1 else 1 + undone // 8)
+        assert bound <= worst_case(assignment, together, parts) <= bound + 1 + undone // 6
+
+
+def test_the_search_is_the_same_every_time():
+    assignment = random_rows(60, 20, [3], 1)
+    assert (ordering(assignment).data == ordering(assignment).data).all()
+
+
+def test_an_irregular_assignment_keeps_its_own_share_first():
+    dense = blocks(40, 8, 3, 0).toarray()
+    dense[3, dense[3].nonzero()[0][-1]] = 0
+    dense[20] = 1
+    order = ordering(from_matrix(dense))
+    for j, queue in enumerate(queues(order)):
+        assert queue[:5] == list(range(5 * j, 5 * j + 5))
 
 
 def test_the_papers_optimum_is_an_optimum():
@@ -195,11 +278,26 @@ def test_random_ordering_follows_its_seed():
 
 def test_large_assignments_are_ordered_sparsely():
     for assignment in (cyclic(20_000, 20_000, 8), blocks(20_000, 20_000, 8, 0)):
-        assert worst_case(assignment, ordering(assignment), 2) == 20_000 * 8 - 28
+        order = ordering(assignment)
+        assert worst_case(assignment, order, 1) == worst_case_bound(assignment, 1) == 20_000 * 8 - 36
+        assert worst_case(assignment, order, 2) == 20_000 * 8 - 28
+
+
+def test_a_chunk_held_by_everybody_and_long_queues_stay_cheap():
+    random = np.random.default_rng(0)
+    dense = random.random((1500, 12)) < 0.4
+    dense[:, 0] |= ~dense.any(axis=1)
+    wide = random.random((30, 2000)) < 0.01
+    wide[0], wide[:, 0] = True, True
+    for assignment in (from_matrix(dense), from_matrix(wide)):
+        order = ordering(assignment, 1)
+        assert worst_case(assignment, order, 1) <= worst_case(assignment, random_ordering(assignment, 0), 1)
 
 
 def test_refusals():
     assignment, other = cyclic(4, 4, 2), cyclic(4, 4, 3)
+    with pytest.raises(UserError, match="parts is 3"):
+        ordering(assignment, 3)
     with pytest.raises(UserError, match="does not belong"):
         worst_case(assignment, ordering(other), 1)
     with pytest.raises(UserError, match="does not belong"):

@@ -1,0 +1,79 @@
+"""`psgc order assignment.npy`: orders any assignment matrix and says how good the ordering is.
+
+Q_max is the most chunks the cluster can have finished while some chunk still has fewer than l copies; the lower bound
+is what no ordering can beat (both in `psgc.coding`).
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.sparse
+
+from psgc import coding
+from psgc.errors import UserError
+from psgc.plan import read_assignment
+from psgc.reporting.files import write_whole
+
+DENSE_LIMIT = 2**30  # bytes that an .npy may take
+
+
+def order(path: str, parts: int | None = None, output: str | None = None) -> int:
+    """Prints Q_max, bound and gap for this l, or for every l; writes the ordering to `output` (.npy or .npz).
+
+    Returns 0. Raises UserError: the file is no assignment, a chunk has fewer than l holders, or `output` cannot be
+    written.
+    """
+    assignment = read_assignment(path)
+    if output is not None:
+        _check_output(output, assignment.shape)
+    try:
+        ordering = coding.ordering(assignment, parts)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+    num_chunks, num_workers = assignment.shape
+    replication = np.diff(assignment.indptr)
+    load = np.bincount(assignment.indices, minlength=num_workers)
+    print(f"{path}: {num_chunks} chunks, {num_workers} workers, {assignment.nnz} copies")
+    print(f"replication (workers that hold a chunk)  {_range(replication)}")
+    print(f"load (chunks that a worker holds)        {_range(load)}")
+    print(f"\n{'parts':>5} {'Q_max':>12} {'lower bound':>12} {'gap':>8}", flush=True)
+    for copies in range(1, int(replication.min()) + 1) if parts is None else [parts]:
+        q_max, bound = coding.worst_case(assignment, ordering, copies), coding.worst_case_bound(assignment, copies)
+        optimal = "  optimal" if q_max == bound else ""
+        print(f"{copies:>5} {q_max:>12} {bound:>12} {q_max - bound:>8}{optimal}", flush=True)
+    if output is not None:
+        _write(output, ordering)
+        print(f"\nordering written to {output}")
+    return 0
+
+
+def _range(counts: Any) -> str:
+    least, most = int(counts.min()), int(counts.max())
+    return f"{least}" if least == most else f"{least} to {most}, mean {counts.mean():.4g}"
+
+
+def _check_output(output: str, shape: tuple[int, int]) -> None:
+    """Refuse early what would fail after the work is done."""
+    path = Path(output)
+    if path.suffix not in (".npy", ".npz"):
+        raise UserError(f"--output {output}: name a file that ends in .npy (dense) or .npz (sparse)")
+    if not path.parent.is_dir():
+        raise UserError(f"--output {output}: there is no directory {path.parent}")
+    if path.suffix == ".npy" and 4 * shape[0] * shape[1] > DENSE_LIMIT:
+        size = 4 * shape[0] * shape[1] / 2**30
+        raise UserError(f"--output {output}: a dense {shape[0]} x {shape[1]} matrix takes {size:.0f} GiB; name an .npz")
+
+
+def _write(output: str, ordering: scipy.sparse.csr_array) -> None:
+    def fill(stream: Any) -> None:
+        if Path(output).suffix == ".npz":
+            scipy.sparse.save_npz(stream, ordering)
+        else:
+            np.save(stream, ordering.toarray())
+
+    try:
+        write_whole(Path(output), fill)
+    except OSError as error:
+        raise UserError(f"--output {output}: {(error.strerror or str(error)).lower()}") from None

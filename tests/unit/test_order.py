@@ -1,0 +1,149 @@
+"""`psgc order`: what it prints and writes, and one line for a mistake."""
+
+import re
+
+import numpy as np
+import pytest
+import scipy.sparse
+
+from psgc import coding
+from psgc.cli import main
+
+
+def run(capsys, *arguments):
+    """Exit code, lines on stdout, stderr."""
+    with pytest.raises(SystemExit) as caught:
+        main(["order", *map(str, arguments)])
+    out, err = capsys.readouterr()
+    return caught.value.code, out.splitlines(), err
+
+
+def rows(lines):
+    """parts -> (Q_max, bound, gap, whether they are said to meet)"""
+    found = [re.fullmatch(r" *(\d+) +(\d+) +(\d+) +(\d+)(  optimal)?", line) for line in lines]
+    return {int(m[1]): (int(m[2]), int(m[3]), int(m[4]), m[5] is not None) for m in found if m}
+
+
+@pytest.fixture
+def uneven(tmp_path):
+    """A file with 12 chunks on 5 workers, held by 2 to 4 of them."""
+    random = np.random.default_rng(0)
+    matrix = np.zeros((12, 5), np.int8)
+    for row in matrix:
+        row[random.choice(5, random.integers(2, 5), replace=False)] = 1
+    np.save(tmp_path / "A.npy", matrix)
+    return tmp_path / "A.npy"
+
+
+@pytest.fixture
+def square(tmp_path):
+    np.save(tmp_path / "S.npy", coding.cyclic(12, 12, 3).toarray())
+    return tmp_path / "S.npy"
+
+
+def test_every_l_that_is_possible(capsys, uneven):
+    matrix = np.load(uneven)
+    code, lines, err = run(capsys, uneven)
+    assert (code, err) == (0, "")
+    assert lines[0] == f"{uneven}: 12 chunks, 5 workers, {matrix.sum()} copies"
+    assert re.fullmatch(r"replication .* 2 to 4, mean [\d.]+", lines[1])
+    assert re.fullmatch(rf"load .* {matrix.sum(axis=0).min()} to {matrix.sum(axis=0).max()}, mean [\d.]+", lines[2])
+    ordering = coding.ordering(matrix)
+    assert set(rows(lines)) == {1, 2}
+    for parts, (q_max, bound, gap, optimal) in rows(lines).items():
+        assert q_max == coding.worst_case(coding.from_matrix(matrix), ordering, parts)
+        assert bound == coding.worst_case_bound(matrix, parts)
+        assert gap == q_max - bound
+        assert optimal == (gap == 0)
+
+
+def test_a_square_regular_matrix_has_the_papers_q_max(capsys, square):
+    _, lines, _ = run(capsys, square)
+    assert lines[1].split()[-1] == lines[2].split()[-1] == "3"
+    assert rows(lines) == {l: (q, q, 0, True) for l, q in ((1, 30), (2, 33), (3, 35))}  # noqa: E741
+
+
+def test_one_l(capsys, uneven):
+    code, lines, _ = run(capsys, uneven, "--parts", 2)
+    assert code == 0
+    assert set(rows(lines)) == {2}
+
+
+@pytest.mark.parametrize("name", ["O.npy", "O.npz"])
+def test_the_ordering_is_written(capsys, uneven, name):
+    matrix, output = np.load(uneven), uneven.parent / name
+    code, lines, _ = run(capsys, uneven, "--parts", 1, "--output", output)
+    assert code == 0
+    assert lines[-1] == f"ordering written to {output}"
+    written = np.load(output) if name == "O.npy" else scipy.sparse.load_npz(output).toarray()
+    assert written.dtype == np.int32
+    assert ((written > 0) == (matrix > 0)).all()
+    for j in range(5):
+        assert sorted(written[:, j][written[:, j] > 0]) == list(range(1, matrix[:, j].sum() + 1))
+    ordering = scipy.sparse.csr_array(written)
+    assert rows(lines)[1][0] == coding.worst_case(coding.from_matrix(matrix), ordering, 1)
+
+
+def test_a_sparse_file_and_short_output_for_a_large_matrix(capsys, tmp_path):
+    scipy.sparse.save_npz(tmp_path / "A.npz", coding.cyclic(20_000, 20_000, 3))
+    code, lines, _ = run(capsys, tmp_path / "A.npz", "--output", tmp_path / "O.npz")
+    assert code == 0
+    assert len("".join(lines)) < 1000
+    assert all(optimal for _, _, _, optimal in rows(lines).values())
+    assert scipy.sparse.load_npz(tmp_path / "O.npz").nnz == 60_000
+
+
+def refusal(capsys, *arguments):
+    """The one line on stderr; exit code 2 and nothing on stdout."""
+    code, lines, err = run(capsys, *arguments)
+    assert (code, lines) == (2, [])
+    assert err.startswith("psgc: ")
+    assert err.count("\n") == 1
+    return err
+
+
+def test_files_that_are_no_assignment(capsys, tmp_path):
+    path = tmp_path / "A.npy"
+    assert "no such file" in refusal(capsys, path)
+    np.save(path, [[1, 2], [1, 0]])
+    assert f"{path}: the assignment matrix has the entry 2 at chunk 0, worker 1" in refusal(capsys, path)
+    np.save(path, [[1, 1], [0, 0]])
+    assert "chunk 1 is held by no worker" in refusal(capsys, path)
+    np.save(path, [1, 1])
+    assert "shape (2,)" in refusal(capsys, path)
+    np.save(path, np.array([[1, None]]), allow_pickle=True)
+    assert "allow_pickle=False" in refusal(capsys, path)
+    path.write_bytes(b"\x93NUMPY")
+    assert "damaged" in refusal(capsys, path)
+
+
+def test_too_many_parts(capsys, uneven):
+    few = int((np.load(uneven).sum(axis=1) < 3).argmax())
+    assert f"parts is 3, but chunk {few} is held by only 2 workers" in refusal(capsys, uneven, "--parts", 3)
+    assert "parts is 0" in refusal(capsys, uneven, "--parts", 0)
+
+
+def test_outputs_that_cannot_be(capsys, uneven):
+    folder = uneven.parent
+    assert "ends in .npy (dense) or .npz (sparse)" in refusal(capsys, uneven, "--output", folder / "O.txt")
+    assert "there is no directory" in refusal(capsys, uneven, "--output", folder / "none" / "O.npy")
+    (folder / "D.npy").mkdir()
+    assert "is a directory" in run(capsys, uneven, "--output", folder / "D.npy")[2]
+    assert sorted(path.name for path in folder.iterdir()) == ["A.npy", "D.npy"]
+
+
+def test_a_dense_output_that_is_too_large(capsys, tmp_path):
+    scipy.sparse.save_npz(tmp_path / "A.npz", coding.cyclic(20_000, 20_000, 1))
+    assert "a dense 20000 x 20000 matrix takes 1 GiB" in refusal(capsys, tmp_path / "A.npz", "--output", "O.npy")
+
+
+def test_the_output_is_whole_or_not_there(capsys, uneven, monkeypatch):
+    def disk_full(stream, array):
+        stream.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("psgc.order.np.save", disk_full)
+    output = uneven.parent / "O.npy"
+    code, _, err = run(capsys, uneven, "--output", output)
+    assert (code, err) == (2, f"psgc: --output {output}: no space left on device\n")
+    assert [path.name for path in uneven.parent.iterdir()] == ["A.npy"]

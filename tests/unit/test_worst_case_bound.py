@@ -1,0 +1,99 @@
+"""The bound on Q_max: met where the paper's ordering is optimal, and honest where it is not."""
+
+import numpy as np
+import pytest
+from scipy.sparse import csr_array
+
+from psgc.coding import cyclic, fractional, from_matrix, graph, ordering, worst_case, worst_case_bound
+from psgc.errors import UserError
+from tests.unit.doctests import assert_examples_hold
+
+# tests/unit/test_ordering.py compares the bound with the best of all orderings of small assignments.
+
+
+def test_examples():
+    assert_examples_hold("psgc.coding.worst_case_bound")
+
+
+def papers_q_max(n, load, parts):
+    return n * load - (load - parts + 1) * (load - parts + 2) // 2
+
+
+@pytest.mark.parametrize(
+    "assignment",
+    [cyclic(12, 12, 4), fractional(12, 12, 3), graph(30, 30, 4, 1), from_matrix(np.ones((4, 4))), cyclic(7, 7, 2)],
+    ids=["cyclic", "fractional", "graph", "complete", "pairs"],
+)
+def test_square_and_regular_with_load_up_to_4_meets_the_paper_for_every_l(assignment):
+    n, load = assignment.shape[0], int(assignment.nnz / assignment.shape[0])
+    for parts in range(1, load + 1):
+        assert worst_case_bound(assignment, parts) == papers_q_max(n, load, parts)
+
+
+@pytest.mark.parametrize("load", range(5, 13))
+def test_square_and_regular_meets_the_paper_for_the_first_and_last_l(load):
+    assignment = cyclic(20, 20, load)
+    for parts in (1, load):
+        assert worst_case_bound(assignment, parts) == papers_q_max(20, load, parts)
+    for parts in range(2, load):
+        assert papers_q_max(20, load, parts) - load < worst_case_bound(assignment, parts)
+        assert worst_case_bound(assignment, parts) <= papers_q_max(20, load, parts)
+
+
+def test_the_papers_formula_is_not_a_bound_from_load_5_on():
+    """Six workers hold all of six chunks, l = 2: this ordering has Q_max = 20, and 36 - 5*6/2 is 21."""
+    undone = [[1, 1, 2, 6, 6, 6]] * 2 + [[1, 2, 3, 5, 5, 5]] * 2 + [[2, 3, 3, 4, 4, 4]] * 2  # of each chunk
+    left = [list(row) for row in undone]
+    positions = np.zeros((6, 6), int)
+    for worker in range(6):
+        taken = all_different(left)
+        for chunk, value in enumerate(taken):
+            left[chunk].remove(value)
+            positions[chunk, worker] = 6 - value + 1
+    assert (np.sort(positions, axis=0) == np.arange(1, 7)[:, None]).all()
+    assignment = from_matrix(np.ones((6, 6)))
+    assert worst_case(assignment, csr_array(positions), 2) == worst_case_bound(assignment, 2) == 20
+    assert worst_case(assignment, ordering(assignment), 2) == papers_q_max(6, 6, 2) == 21
+
+
+def all_different(left, chunk=0, used=()):
+    """One value of every chunk, all different."""
+    if chunk == len(left):
+        return list(used)
+    for value in dict.fromkeys(left[chunk]):
+        if value not in used and (found := all_different(left, chunk + 1, (*used, value))):
+            return found
+    return None
+
+
+def test_chunks_in_each_others_way():
+    """Chunks 0 and 1 are held by worker 0 alone: one of them is behind the other, whatever the order of the rest."""
+    dense = np.zeros((6, 3), int)
+    dense[:2, 0], dense[2:] = 1, 1
+    assert worst_case_bound(dense, 1) == dense.sum() - (6 - 1)
+    assert worst_case(from_matrix(dense), ordering(dense), 1) == dense.sum() - 5
+
+
+def test_one_chunk_held_by_few():
+    dense = np.ones((4, 3), int)
+    dense[0, 1:] = 0
+    assert worst_case_bound(dense, 1) == dense.sum() - 4  # worker 0 can do no more than put it first
+
+
+def test_coarse_values_of_long_queues_stay_a_bound():
+    random = np.random.default_rng(0)
+    dense = random.random((240, 8)) < 0.6
+    dense[dense.sum(axis=1) < 3] = True
+    assignment = from_matrix(dense)
+    for parts in (1, 2):
+        bound = worst_case_bound(assignment, parts)
+        reached = worst_case(assignment, ordering(assignment, parts), parts)
+        assert bound <= reached
+        assert reached - bound <= 0.25 * (assignment.nnz - bound)
+
+
+def test_refusals():
+    with pytest.raises(UserError, match="parts is 3"):
+        worst_case_bound(cyclic(4, 4, 2), 3)
+    with pytest.raises(UserError, match="entry"):
+        worst_case_bound([[2]], 1)
