@@ -40,6 +40,7 @@ class Kind(IntEnum):
     COMMIT = 1  # iteration, chunk, worker: one record per contributor in S_i's order, `last` on the last of them
     DISCARD = 2  # iteration, chunk: this worker's copy of the chunk is not needed, done or not
     QUEUE = 3  # iteration, chunk: one record per chunk of the new queue, `last` on the last; chunk -1: an empty queue
+    SKIP = 6  # iteration, chunk: not to be done, unless it has been begun
     COLLECT = 4  # iteration: send the accumulator
     STOP = 5  # the run is over
     # worker -> server

@@ -119,7 +119,7 @@ class Coordinator:
             instructions += self._count(worker, counted)
         if len(self._committed) == len(self._holders):
             return instructions + self._everything_committed()
-        return instructions + list(self._schedule.freed(worker, chunk, now, seconds, done=True))
+        return instructions + list(self._schedule.freed(worker, chunk, now, seconds))
 
     def abandoned(
         self, worker: int, iteration: int, chunk: int, now: float = 0.0, seconds: float = 0.0
@@ -128,7 +128,7 @@ class Coordinator:
         self._check("abandoned", worker, iteration, chunk)
         if iteration < self.iteration or self.phase != "working" or (worker, chunk) in self._reported:
             return []
-        return list(self._schedule.freed(worker, chunk, now, seconds, done=False))
+        return list(self._schedule.freed(worker, chunk, now, seconds))
 
     @property
     def wake(self) -> float:

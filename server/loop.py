@@ -234,8 +234,10 @@ class Server:
                     self._decoder.commit(chunk, contributors)
                 case Discard() if not self._combined:
                     pass  # the worker kept nothing, and neither did we
-                case Discard(worker, chunk) | Skip(worker, chunk):
+                case Discard(worker, chunk) | Skip(worker, chunk, True):
                     self._tell(worker, record(Kind.DISCARD, iteration, chunk))
+                case Skip(worker, chunk):
+                    self._tell(worker, record(Kind.SKIP, iteration, chunk))
                 case Queue(worker, chunks):
                     for place, chunk in enumerate(chunks or (-1,), start=1):
                         self._tell(worker, record(Kind.QUEUE, iteration, chunk, last=place >= len(chunks)))

@@ -27,10 +27,11 @@ LEAD = 0.1  # share of a chunk's time before its predicted end at which the next
 
 @dataclass(frozen=True, slots=True)
 class Skip:
-    """`worker` need not do `chunk` any more; harmless when it has done it already."""
+    """`worker` need not do `chunk`: at all when it is recovered, else unless it has begun (then its copy may count)."""
 
     worker: int
     chunk: int
+    recovered: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,7 @@ class FixedSchedule:
         """Orders when `chunk` is recovered; `unreported` are its holders that have not reported it."""
         return []
 
-    def freed(self, worker: int, chunk: int, now: float, seconds: float, done: bool) -> list[Order]:
+    def freed(self, worker: int, chunk: int, now: float, seconds: float) -> list[Order]:
         """Orders when `worker` is through with `chunk`, done or abandoned, after `seconds`; `counts` comes first."""
         return []
 
@@ -97,7 +98,7 @@ class SkippingSchedule(FixedSchedule):
     """The fixed order, but a recovered chunk is dropped from the queues that still hold it."""
 
     def committed(self, chunk: int, unreported: Sequence[int]) -> list[Order]:
-        return [Skip(worker, chunk) for worker in unreported]
+        return [Skip(worker, chunk, recovered=True) for worker in unreported]
 
 
 class DynamicSchedule(FixedSchedule):
@@ -161,15 +162,11 @@ class DynamicSchedule(FixedSchedule):
         self._bare: dict[int, None] = {}  # workers that have lost the last chunk they were told
         self._alarms: list[tuple[float, int]] = []
         self._alarm: dict[int, float] = {}  # the one alarm of each worker that is valid
-        orders: list[Order] = []
         for worker in self._own:
             self._start_next(worker, 0.0)
+        orders: list[Order] = []
         for worker in sorted(self._own, key=lambda w: self.estimates.get(w, 0.0)):
-            changes = self._choose(worker, 0.0) if not self._told[worker] else self._pull(worker, 0.0)
-            first = () if self._running[worker] is None else (self._running[worker],)
-            orders += [  # they may arrive before the parameters, and are then all that will be done
-                Queue(worker, (*first, *order.chunks)) if isinstance(order, Queue) else order for order in changes
-            ]
+            orders += self._choose(worker, 0.0) if not self._told[worker] else self._pull(worker, 0.0)
         return orders
 
     def counts(self, worker: int, chunk: int) -> Sequence[int]:
@@ -180,7 +177,7 @@ class DynamicSchedule(FixedSchedule):
         self._committed[chunk] = True
         return self._withdraw(chunk, unreported)
 
-    def freed(self, worker: int, chunk: int, now: float, seconds: float, done: bool) -> list[Order]:
+    def freed(self, worker: int, chunk: int, now: float, seconds: float) -> list[Order]:
         self._learn(worker, chunk, seconds)
         orders: list[Order] = []
         if self._running[worker] == chunk or self._running[worker] is None:
@@ -188,11 +185,7 @@ class DynamicSchedule(FixedSchedule):
         else:  # an order crossed its report: it did this chunk first, and has begun the one we thought it was in
             self._forget(worker, chunk)
             self._since[worker] = now
-        if done:
-            self._taken[worker].add(chunk)
-        else:  # told to skip it when it was in it already; it may be told to do it after all
-            self._started[chunk] -= chunk in self._taken[worker]
-            self._taken[worker].discard(chunk)
+        self._taken[worker].add(chunk)
         self._reports[worker] += 1
         count = self._reports[worker]
         if len(self._told[worker]) <= 1 or count & (count - 1) == 0:  # often at first, when there is most to learn
@@ -243,9 +236,9 @@ class DynamicSchedule(FixedSchedule):
                 self._forget(worker, chunk)
                 if not self._told[worker]:
                     self._bare[worker] = None
-            elif self._running[worker] != chunk:
+            elif not self._committed[chunk] or self._running[worker] != chunk:
                 continue
-            orders.append(Skip(worker, chunk))
+            orders.append(Skip(worker, chunk, bool(self._committed[chunk])))
         return orders
 
     def _forget(self, worker: int, chunk: int) -> None:
@@ -274,15 +267,12 @@ class DynamicSchedule(FixedSchedule):
             self._forget(busiest, moved)
             if not self._told[busiest]:
                 self._bare[busiest] = None
-            orders.append(Skip(busiest, moved))
+            orders.append(Skip(busiest, moved, recovered=False))
             told[moved] = None
             through += pace
         if orders and self._running[worker] is None:
-            queue = tuple(told)
-            orders += [*self._start_next(worker, now), Queue(worker, queue)]
-        elif orders:
-            orders.append(Queue(worker, tuple(told)))
-        return orders
+            orders += self._start_next(worker, now)
+        return [*orders, self._queue(worker)] if orders else []
 
     def _choose_for_the_bare(self, now: float) -> list[Order]:
         orders: list[Order] = []
@@ -299,21 +289,26 @@ class DynamicSchedule(FixedSchedule):
         for chunk in before:
             self._forget(worker, chunk)
         orders: list[Order] = []
-        queue: tuple[int, ...] = ()
-        resting = self._running[worker] is None
         best = self._best(worker, now)
-        if resting and best is not None:
+        rested = self._running[worker] is None
+        if rested and best is not None:
             self._told[worker][best] = None
             orders += self._start_next(worker, now)
-            queue, best = (best,), self._best(worker, now)
+            best = self._best(worker, now)
         if best is not None:
             self._told[worker][best] = None
             self._chosen.add(worker)
-            queue = (*queue, best)
         self._set_alarm(worker, now)
-        if queue != before:
-            orders.append(Queue(worker, queue))
+        begun = rested and self._running[worker] is not None
+        if begun or tuple(self._told[worker]) != before:
+            orders.append(self._queue(worker))
         return orders
+
+    def _queue(self, worker: int) -> Queue:
+        """What `worker` was told, and before it what it is in: it may not have begun that when the order arrives."""
+        running = self._running[worker]
+        first = () if running is None or self._committed[running] else (running,)
+        return Queue(worker, (*first, *self._told[worker]))
 
     def _best(self, worker: int, now: float) -> int | None:
         """The chunk whose recovery is predicted last without `worker`, if it would be sooner; the rarest of several."""

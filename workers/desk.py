@@ -152,6 +152,10 @@ class Desk:
         with self._changed:
             self._free(self._state.discard(iteration, chunk))
 
+    def skip(self, iteration: int, chunk: int) -> None:
+        with self._changed:
+            self._state.skip(iteration, chunk)
+
     def collect(self, iteration: int) -> bool:
         """Drop what is left of `iteration`; whether the accumulator is to be delivered."""
         with self._changed:

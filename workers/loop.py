@@ -88,6 +88,8 @@ class WorkerLoop:
                     self._desk.queue(iteration, [chunk for chunk in chunks if chunk >= 0])
             case Kind.DISCARD:
                 self._desk.discard(iteration, chunk)
+            case Kind.SKIP:
+                self._desk.skip(iteration, chunk)
             case Kind.COLLECT:
                 if self._desk.collect(iteration):
                     accumulator = self._backend.to_message(self._encoder.accumulator)

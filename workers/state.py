@@ -13,14 +13,16 @@ The rules, said once:
 4. A discarded chunk is not done: dropped from the queue, or, when the compute thread is in it, *abandoned*: its result
    is never reported.
 5. `collect` ends the work on the iteration; a new queue for the same iteration would start it again.
-6. Events of an older iteration change nothing. A queue or discard may arrive before the parameters of its
+6. A skipped chunk is dropped from the queue; one that has been begun goes on and is reported.
+7. Events of an older iteration change nothing. A queue, discard or skip may arrive before the parameters of its
    iteration (they travel separately): it is kept for `begin`. A commit or collect cannot, and raises ProtocolError,
    as does a commit of a chunk that is not held; a raising event changes nothing.
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from psgc.errors import ProtocolError
 
@@ -76,7 +78,7 @@ class WorkerState:
         self._held: set[int] = set()
         self._running: tuple[int, int] | None = None  # (iteration, chunk) that the compute thread is in
         self._unwanted = False  # the running chunk was discarded
-        self._early: list[tuple[int, Sequence[int] | int]] = []  # (iteration, new queue or discarded chunk)
+        self._early: list[tuple[int, Callable[[int, Any], object], Any]] = []  # (iteration, event, its argument)
 
     @property
     def held(self) -> frozenset[int]:
@@ -120,18 +122,16 @@ class WorkerState:
         self._held = set()
         self._unwanted = False
         early, self._early = self._early, [event for event in self._early if event[0] > iteration]
-        for when, what in early:
-            if when == iteration and isinstance(what, int):
-                self.discard(iteration, what)
-            elif when == iteration and not isinstance(what, int):
-                self.queue(iteration, what)
+        for when, event, what in early:
+            if when == iteration:
+                event(iteration, what)
 
     def queue(self, iteration: int, chunks: Sequence[int]) -> None:
         """Do these chunks next, in this order; what is done or running already is left out."""
         if not self._chunks.issuperset(chunks):
             raise self._illegal(f"queue({iteration=}, {chunks=})")
         if iteration > self.iteration:
-            self._early.append((iteration, tuple(chunks)))
+            self._early.append((iteration, self.queue, tuple(chunks)))
         elif iteration == self.iteration:
             running = self._running[1] if self._running and self._running[0] == iteration else None
             if running in chunks:
@@ -152,7 +152,7 @@ class WorkerState:
         if chunk not in self._chunks:
             raise self._illegal(f"discard({iteration=}, {chunk=})")
         if iteration > self.iteration:
-            self._early.append((iteration, chunk))
+            self._early.append((iteration, self.discard, chunk))
         if iteration != self.iteration:
             return []
         if chunk in self._held:
@@ -163,6 +163,15 @@ class WorkerState:
         elif chunk in self._queue:
             self._queue.remove(chunk)
         return []
+
+    def skip(self, iteration: int, chunk: int) -> None:
+        """This worker need not begin `chunk`."""
+        if chunk not in self._chunks:
+            raise self._illegal(f"skip({iteration=}, {chunk=})")
+        if iteration > self.iteration:
+            self._early.append((iteration, self.skip, chunk))
+        elif iteration == self.iteration and chunk in self._queue:
+            self._queue.remove(chunk)
 
     def collect(self, iteration: int) -> list[Free | Deliver]:
         """Everything is committed: hand over the accumulator, forget the rest."""

@@ -91,6 +91,8 @@ class VirtualCluster:
     def _carry_out(self, instructions: Sequence[Instruction]) -> None:
         for instruction in instructions:
             match instruction:
+                case Skip(rank, chunk, False):
+                    self._workers[rank].skip(self._iteration, chunk)
                 case Skip(rank, chunk) | Discard(rank, chunk):
                     self._workers[rank].discard(self._iteration, chunk)
                 case Queue(rank, chunks):
