@@ -28,7 +28,7 @@ CASES = list(
         ["blocks", "cyclic", "fractional", "graph"],
         [1, 2, 3],
         ["per_chunk", "combined"],
-        ["uncoded", "full", "random", "static", "skipping"],
+        ["uncoded", "full", "random", "static", "skipping", "dynamic"],
         ["float64", "float32"],
     )
 )

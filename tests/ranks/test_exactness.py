@@ -14,4 +14,4 @@ def test_every_combination_is_exact():
     command = mpirun(9, [*inside, "tests/ranks/inside_exactness.py"])
     finished = run(command, ROOT, timeout=110, env=patient)
     assert finished.returncode == 0, finished.said
-    assert re.findall(r"(\d+) passed", finished.stdout) == ["240"] * 9, finished.said
+    assert re.findall(r"(\d+) passed", finished.stdout) == ["288"] * 9, finished.said

@@ -61,7 +61,7 @@ class Rules:
             elif contributors:
                 expected.append(Commit(what, contributors))
                 others = [w for w in self.holders[what] if (w, what) not in self.heard]
-                expected += [Skip(w, what) for w in others if self.name == "skipping"]
+                expected += [Skip(w, what, True) for w in others if self.name == "skipping"]
         committed = self.committed(after)
         if len(committed) == len(self.holders):
             everybody = sorted(set(itertools.chain(*committed.values())))
@@ -146,7 +146,7 @@ def test_a_copy_that_comes_too_late_is_discarded_and_nobody_skips_with_static():
 def test_skipping_tells_those_that_have_not_reported():
     it = begun(coordinator([[1, 2, 3, 4], [3, 4]], 2, "skipping"), 0)
     assert it.report(3, 0, 0) == []
-    assert it.report(1, 0, 0) == [Commit(0, (3, 1)), Skip(2, 0), Skip(4, 0)]
+    assert it.report(1, 0, 0) == [Commit(0, (3, 1)), Skip(2, 0, True), Skip(4, 0, True)]
     assert it.report(4, 0, 0) == [Discard(4, 0)]  # it was past skipping
 
 

@@ -45,7 +45,7 @@ def test_skipping_tells_exactly_the_holders_that_have_not_reported(chunk, unrepo
     schedule = make_schedule("skipping", QUEUES)
     assert schedule.begin() == []
     assert list(schedule.counts(1, chunk)) == [chunk]
-    assert schedule.committed(chunk, unreported) == [Skip(worker, chunk) for worker in unreported]
+    assert schedule.committed(chunk, unreported) == [Skip(worker, chunk, recovered=True) for worker in unreported]
 
 
 @settings(deadline=None)

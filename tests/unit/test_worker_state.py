@@ -228,7 +228,7 @@ class Model:
         self.iteration, self.order, self.past = iteration, list(self.standing), []
         for kind, when, what in self.early:
             if when == iteration:
-                (self.queue if kind == "queue" else self.discard)(when, what)
+                {"queue": self.queue, "discard": self.discard, "skip": self.skip}[kind](when, what)
 
     def did(self, *kinds):
         return {chunk for kind, chunk in self.past if kind in kinds}
@@ -245,7 +245,8 @@ class Model:
 
     def finished(self):
         (iteration, chunk, since), self.running = self.running, None
-        if iteration != self.iteration or {("dropped", chunk), ("collected", None)} & set(self.past[since:]):
+        said = [kind for kind, what in self.past[since:] if kind == "collected" or what == chunk]
+        if iteration != self.iteration or (said and said[-1] != "wanted"):
             return Abandon(chunk)
         self.past.append(("done", chunk))
         return Report(chunk)
@@ -256,6 +257,13 @@ class Model:
         elif iteration == self.iteration:
             busy = {self.running[1]} if self.running and self.running[0] == iteration else set()
             self.order = [c for c in chunks if c not in self.did("done") | busy]
+            self.past += [("wanted", chunk) for chunk in busy & set(chunks)]
+
+    def skip(self, iteration, chunk):
+        if iteration > self.iteration:
+            self.early.append(("skip", iteration, chunk))
+        elif iteration == self.iteration:
+            self.order = [c for c in self.order if c != chunk]
 
     def discard(self, iteration, chunk):
         if iteration > self.iteration:
@@ -282,7 +290,7 @@ class Model:
         return [*map(Free, freed), Deliver()]
 
 
-EVENTS = ["take", "take", "finished", "finished", "begin", "queue", "discard", "discard", "commit", "collect"]
+EVENTS = ["take", "take", "finished", "finished", "begin", "queue", "discard", "discard", "skip", "commit", "collect"]
 
 
 @settings(deadline=None, max_examples=300)
@@ -321,6 +329,9 @@ def test_any_sequence_of_events_goes_by_the_rules(standing, combined, events):
             model.queue(when, chunks[:chunk])
         elif kind == "discard":
             assert state.discard(when, chunk) == model.discard(when, chunk)
+        elif kind == "skip":
+            state.skip(when, chunk)
+            model.skip(when, chunk)
         elif kind == "commit" and (when > now or (when == now and chunk not in model.held)):
             with refused(state):
                 state.commit(when, chunk, [1])
