@@ -78,7 +78,7 @@ class WorkerState:
         self._held: set[int] = set()
         self._running: tuple[int, int] | None = None  # (iteration, chunk) that the compute thread is in
         self._unwanted = False  # the running chunk was discarded
-        self._early: list[tuple[int, Callable[[int, Any], object], Any]] = []  # (iteration, event, its argument)
+        self._early: list[tuple[int, str, Any]] = []  # (iteration, event, its argument)
 
     @property
     def held(self) -> frozenset[int]:
@@ -122,16 +122,18 @@ class WorkerState:
         self._held = set()
         self._unwanted = False
         early, self._early = self._early, [event for event in self._early if event[0] > iteration]
+        events: dict[str, Callable[[int, Any], object]]
+        events = {"queue": self.queue, "discard": self.discard, "skip": self.skip}
         for when, event, what in early:
             if when == iteration:
-                event(iteration, what)
+                events[event](iteration, what)
 
     def queue(self, iteration: int, chunks: Sequence[int]) -> None:
         """Do these chunks next, in this order; what is done or running already is left out."""
         if not self._chunks.issuperset(chunks):
             raise self._illegal(f"queue({iteration=}, {chunks=})")
         if iteration > self.iteration:
-            self._early.append((iteration, self.queue, tuple(chunks)))
+            self._early.append((iteration, "queue", tuple(chunks)))
         elif iteration == self.iteration:
             running = self._running[1] if self._running and self._running[0] == iteration else None
             if running in chunks:
@@ -152,7 +154,7 @@ class WorkerState:
         if chunk not in self._chunks:
             raise self._illegal(f"discard({iteration=}, {chunk=})")
         if iteration > self.iteration:
-            self._early.append((iteration, self.discard, chunk))
+            self._early.append((iteration, "discard", chunk))
         if iteration != self.iteration:
             return []
         if chunk in self._held:
@@ -169,7 +171,7 @@ class WorkerState:
         if chunk not in self._chunks:
             raise self._illegal(f"skip({iteration=}, {chunk=})")
         if iteration > self.iteration:
-            self._early.append((iteration, self.skip, chunk))
+            self._early.append((iteration, "skip", chunk))
         elif iteration == self.iteration and chunk in self._queue:
             self._queue.remove(chunk)
 
