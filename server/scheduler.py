@@ -162,12 +162,12 @@ class DynamicSchedule(FixedSchedule):
         self._bare: dict[int, None] = {}  # workers that have lost the last chunk they were told
         self._alarms: list[tuple[float, int]] = []
         self._alarm: dict[int, float] = {}  # the one alarm of each worker that is valid
-        for worker in self._own:
-            self._start_next(worker, 0.0)
-        orders: list[Order] = []
+        orders = [order for worker in self._own for order in self._start_next(worker, 0.0)]
         for worker in sorted(self._own, key=lambda w: self.estimates.get(w, 0.0)):
             orders += self._choose(worker, 0.0) if not self._told[worker] else self._pull(worker, 0.0)
-        return orders
+        orders += self._choose_for_the_bare(0.0)
+        # who rests must hear so: it would do its own share
+        return orders + [Queue(w, ()) for w, running in self._running.items() if running is None and self._own[w]]
 
     def counts(self, worker: int, chunk: int) -> Sequence[int]:
         self._copies[chunk] += 1
@@ -180,12 +180,14 @@ class DynamicSchedule(FixedSchedule):
     def freed(self, worker: int, chunk: int, now: float, seconds: float) -> list[Order]:
         self._learn(worker, chunk, seconds)
         orders: list[Order] = []
-        if self._running[worker] == chunk or self._running[worker] is None:
+        running = self._running[worker]
+        self._forget(worker, chunk)
+        self._started[chunk] += chunk not in self._taken[worker]
+        self._taken[worker].add(chunk)
+        if running is None or running == chunk or self._committed[running]:
             orders += self._start_next(worker, now)
         else:  # an order crossed its report: it did this chunk first, and has begun the one we thought it was in
-            self._forget(worker, chunk)
             self._since[worker] = now
-        self._taken[worker].add(chunk)
         self._reports[worker] += 1
         count = self._reports[worker]
         if len(self._told[worker]) <= 1 or count & (count - 1) == 0:  # often at first, when there is most to learn
@@ -365,9 +367,11 @@ class DynamicSchedule(FixedSchedule):
         pace = self.estimates.get(worker)
         if pace is None or pace == inf:
             return
-        if self._running[worker] is not None:
+        running = self._running[worker]
+        if running is not None and not self._committed[running]:
             when = self._free(worker, pace, now) - LEAD * pace
-        else:  # a backup gains something once another holder is as late as this worker would need for it
+        else:  # at rest (it may have heard that its chunk is recovered before it began it, and reports nothing then):
+            # a backup gains something once another holder is as late as this worker would need for it
             late = [
                 self._since[other] + (pace + self.estimates[other] if other in self.estimates else pace / UNKNOWN)
                 for chunk in self._chunks[worker]
