@@ -5,13 +5,16 @@ the two loops and for MPI. Hypothesis chooses who holds what, and at every step 
 thread goes on. Per worker, control records keep their order in both directions and so do parameters, but parameters
 and control overtake each other, and vectors to the server come in any order. Workers are *deaf* (nothing
 reaches them), *slow* (no chunk gets done) or *mute* (nothing of theirs arrives) for whole iterations, as long as the
-others can go on. Whatever may be heard twice is, now and then. What must hold is asserted where it happens.
+others can go on; in one test they never come back. Whatever may be heard twice is, now and then. Time passes between
+any two events, the server's clock goes off early, late and when nothing else can happen, and what a chunk took a worker
+is any number of seconds. What must hold is asserted where it happens.
 """
 
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -26,13 +29,16 @@ from psgc.messages import TAIL, Kind
 from psgc.plan import Plan, make_plan
 from psgc.server.coordinator import Collect, Commit, Coordinator, Discard, Finish, Instruction
 from psgc.server.decoder import Decoder
-from psgc.server.scheduler import FixedSchedule, Order, Queue, Skip, make_schedule
+from psgc.server.scheduler import DynamicSchedule, FixedSchedule, Order, Queue, Skip, make_schedule
 from psgc.workers.desk import CodedGradient, Desk, Result, Work
 from psgc.workers.encoder import Encoder
 from psgc.workers.state import WorkerState
 
 FIXED = ("uncoded", "full", "random", "static")  # nothing is skipped
-SCHEDULES = (*FIXED, "skipping", "reordering")
+LEARNING = "dynamic"  # skips, and takes back, whatever it likes
+SCHEDULES = (*FIXED, "skipping", "reordering", LEARNING)
+PATIENCE = 30  # times in a row that the schedule may wake up while nothing else can happen
+SECONDS = (1.0, 0.1, 1.0, 3.0, 1.0, 0.01, 1.0, 50.0)  # that a chunk takes, and that pass between two events
 
 
 class Reordering(FixedSchedule):
@@ -57,7 +63,7 @@ class Reordering(FixedSchedule):
             left = self._left[worker]
             left.remove(chunk)
             left[:] = left[1:] + left[:1]
-            orders += [Skip(worker, chunk)] if (worker + chunk) % 2 else []
+            orders += [Skip(worker, chunk, recovered=True)] if (worker + chunk) % 2 else []
             orders += [Queue(worker, tuple(left))] if left else []
         return orders
 
@@ -75,12 +81,16 @@ def schedule(name: str, plan: Plan) -> FixedSchedule:
 
 @dataclass(frozen=True)
 class Nap:
-    """A worker is deaf, slow or mute from `first` on for `length` iterations, unless nothing else can happen."""
+    """A worker is deaf, slow or mute from `first` on for `length` iterations, unless nothing else can happen.
+
+    dead: from that many steps into iteration `first` on and forever, whatever else can happen.
+    """
 
     kind: str
     worker: int
     first: int
     length: int
+    dead: int | None = None
 
 
 @dataclass(frozen=True)
@@ -122,21 +132,29 @@ def catalogue_plans(draw: st.DrawFn, schedule: str) -> Plan:
 
 
 @st.composite
-def irregular_plans(draw: st.DrawFn) -> Plan:
-    """Any chunk at any `parts` or more workers, in queues of any order; some workers may hold nothing."""
+def irregular_plans(draw: st.DrawFn, with_backups: bool) -> Plan:
+    """Any chunk at any `parts` or more workers, in queues of any order; some workers may hold nothing.
+
+    With backups, whatever a worker's own share is: nothing, everything, a chunk that others think is theirs.
+    """
     num_workers = draw(st.integers(1, 5))
     parts = draw(st.integers(1, min(3, num_workers)))
     holders = draw(st.lists(st.sets(st.integers(0, num_workers - 1), min_size=parts), min_size=1, max_size=6))
     assignment = from_matrix(np.array([[j in of for j in range(num_workers)] for of in holders], int))
     queues = {j + 1: draw(st.permutations([i for i, of in enumerate(holders) if j in of])) for j in range(num_workers)}
     matrix = coding_matrix("gaussian", assignment, parts, seed=draw(st.integers(0, 9)))
-    return Plan(assignment, queues, matrix, np.zeros(num_workers, int))
+    backups: dict[int, list[int]] = {}
+    if with_backups:
+        shares = {rank: draw(st.integers(0, len(queue))) for rank, queue in queues.items()}
+        backups = {rank: queue[shares[rank] :] for rank, queue in queues.items()}
+        queues = {rank: queue[: shares[rank]] for rank, queue in queues.items()}
+    return Plan(assignment, queues, matrix, np.zeros(num_workers, int), backups)
 
 
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
-    name = draw(st.sampled_from(SCHEDULES))
-    plan = draw(catalogue_plans(name) | irregular_plans())
+    name = draw(st.sampled_from(SCHEDULES) | st.just(LEARNING))
+    plan = draw(catalogue_plans(name) | irregular_plans(with_backups=name == LEARNING))
     kind, worker = st.sampled_from(["deaf", "slow", "mute"]), st.integers(1, plan.num_workers)
     nap = st.builds(Nap, kind, worker, first=st.integers(0, 3), length=st.integers(1, 4))
     return Case(
@@ -171,18 +189,20 @@ class Node:
     def __init__(self, case: Case, rank: int) -> None:
         self.rank = rank
         self.standing = case.plan.queues[rank]
+        self.backups = case.plan.backups.get(rank, [])
         self.combined = case.combined
-        self.state = ImpatientState(self.standing, case.combined)
+        self.state = ImpatientState(self.standing, case.combined, self.backups)
         self.encoder = Encoder(Backend(), case.plan.coding_matrix, rank, case.dim, "float64")
         self.desk = Desk(self.state, self.encoder, case.combined)
         self.params: deque[int] = deque()
         self.control: deque[tuple[Kind, int, Any]] = deque()
-        self.reports: deque[tuple[int, int]] = deque()
+        self.reports: deque[tuple[Kind, int, int]] = deque()  # done and abandoned chunks
         self.vectors: list[tuple[int, int | None, np.ndarray]] = []  # chunk None: an accumulator
         self.work: Work | None = None
         self.waiting = False
         self.taken: list[int] = []  # in this iteration
         self.told: set[tuple[int, int]] = set()  # (iteration, chunk) that it need not do
+        self.skipped: set[tuple[int, int]] = set()  # that it need not begin, unless it is told otherwise
         self.done = 0
         self.collected = -1
         self.early: list[tuple[Kind, int, Any]] = []
@@ -199,7 +219,8 @@ class World:
         self.case = case
         self.plan = case.plan
         self.holders = case.plan.holders()
-        self.coordinator = self.new_coordinator()
+        self.rules = schedule(case.schedule, self.plan)
+        self.coordinator = Coordinator(self.holders, self.plan.parts, self.rules, case.combined)
         self.decoder = Decoder(Backend(), case.plan.coding_matrix, case.dim, "float64")
         self.nodes = [Node(case, rank) for rank in range(1, case.plan.num_workers + 1)]
         self.steps = 0
@@ -207,10 +228,9 @@ class World:
         self.table = np.random.default_rng(7).integers(-9, 10, shape).astype(float)
         self.iteration = -1
         self.finished = True
-
-    def new_coordinator(self) -> Coordinator:
-        rules = schedule(self.case.schedule, self.plan)
-        return Coordinator(self.holders, self.plan.parts, rules, self.case.combined)
+        self.now = 0.0  # since the iteration began
+        self.idle = 0  # steps since anything but time could go on
+        self.began = 0  # the step in which it did
 
     def choose(self, below: int) -> int:
         self.steps += 1
@@ -244,8 +264,12 @@ class World:
         self.collecting: set[int] = set()
         self.delivered: set[int] = set()
         self.decoder.begin()
+        rules = schedule(self.case.schedule, self.plan)
+        if isinstance(rules, DynamicSchedule) and isinstance(self.rules, DynamicSchedule):
+            rules.estimates = dict(self.rules.estimates)  # the only thing that is meant to survive
+        self.now, self.began = 0.0, self.steps
         instructions = self.coordinator.begin(iteration)
-        fresh = self.new_coordinator()
+        fresh = Coordinator(self.holders, self.plan.parts, rules, self.case.combined)
         assert fresh.begin(iteration) == instructions
         assert snapshot(fresh) == snapshot(self.coordinator), "something survived into this iteration"
         self.carry_out(instructions)
@@ -255,10 +279,12 @@ class World:
         assert self.steps < 20_000, "it never ends"
         able: list[tuple[Callable[[Node], None], Node]] = []
         asleep: list[tuple[Callable[[Node], None], Node]] = []
-        napping = {(n.kind, n.worker) for n in self.case.naps if n.first <= self.iteration < n.first + n.length}
+        dead: list[tuple[Callable[[Node], None], Node]] = []
+        napping, gone = self.napping()
         for node in self.nodes:
             to_node, in_node, from_node = (
-                asleep if (kind, node.rank) in napping else able for kind in ("deaf", "slow", "mute")
+                dead if (kind, node.rank) in gone else asleep if (kind, node.rank) in napping else able
+                for kind in ("deaf", "slow", "mute")
             )
             if node.params:
                 to_node.append((self.params_arrive, node))
@@ -272,15 +298,34 @@ class World:
                 from_node.append((self.report_arrives, node))
             if node.vectors:
                 from_node.append((self.vector_arrives, node))
+        self.idle = 0 if able else self.idle + 1
+        if self.coordinator.wake < inf and 0 < self.idle <= PATIENCE:
+            self.now = max(self.now, self.coordinator.wake)
+            self.tick()
+            return True
         if not (able := able or asleep):
             return False
+        if self.choose(3) == 0:
+            self.now += SECONDS[self.choose(len(SECONDS))]
+        if self.choose(8) == 0 or self.coordinator.wake <= self.now:
+            self.tick()
         what, node = able[self.choose(len(able))]
         what(node)
+        self.check_nothing_lost()
         live = node.alive()
         assert live == len(node.state.held), "gradients in memory and chunks held are not the same"
         if self.choose(6) == 0:
             self.misbehave(node)
         return True
+
+    def napping(self) -> tuple[set[tuple[str, int]], set[tuple[str, int]]]:
+        """What does not happen now, as (kind, worker): for a while, and never again."""
+        now, steps = self.iteration, self.steps - self.began
+        naps = self.case.naps
+        return (
+            {(n.kind, n.worker) for n in naps if n.dead is None and n.first <= now < n.first + n.length},
+            {(n.kind, n.worker) for n in naps if n.dead is not None and (n.first, n.dead) <= (now, steps)},
+        )
 
     def assert_exact(self) -> None:
         expected = self.table[self.iteration].sum(axis=0)
@@ -292,10 +337,13 @@ class World:
     # what the server's loop does
 
     def report_arrives(self, node: Node) -> None:
-        iteration, chunk = node.reports.popleft()
+        kind, iteration, chunk = node.reports.popleft()
+        if kind == Kind.ABANDONED:
+            self.abandoned(node.rank, iteration, chunk)
+            return
         self.report(node.rank, iteration, chunk)
         if self.choose(8) == 0:
-            node.reports.append((iteration, chunk))
+            node.reports.append((kind, iteration, chunk))
 
     def vector_arrives(self, node: Node) -> None:
         iteration, chunk, vector = node.vectors.pop(self.choose(len(node.vectors)))
@@ -318,12 +366,36 @@ class World:
         before = snapshot(self.coordinator) if changes_nothing else None
         if not changes_nothing:
             self.heard.add((worker, chunk))
-        instructions = self.coordinator.report(worker, iteration, chunk)
+        seconds = SECONDS[self.choose(len(SECONDS))]
+        instructions = self.coordinator.report(worker, iteration, chunk, self.now, seconds)
         if changes_nothing:
             assert instructions == []
             assert snapshot(self.coordinator) == before
         self.carry_out(instructions)
         self.check_nobody_forgotten()
+        self.check_rules()
+
+    def abandoned(self, worker: int, iteration: int, chunk: int) -> None:
+        changes_nothing = iteration < self.iteration or self.coordinator.phase != "working"
+        before = snapshot(self.coordinator) if changes_nothing or (worker, chunk) in self.heard else None
+        seconds = SECONDS[self.choose(len(SECONDS))]
+        instructions = self.coordinator.abandoned(worker, iteration, chunk, self.now, seconds)
+        if before is not None:
+            assert instructions == []
+            assert snapshot(self.coordinator) == before
+        self.carry_out(instructions)
+        self.check_rules()
+
+    def tick(self) -> None:
+        working = self.coordinator.phase == "working"
+        due = self.coordinator.wake <= self.now
+        before = self.coordinator.wake
+        instructions = self.coordinator.tick(self.now)
+        assert due or not instructions, "ordered something before it was time"
+        assert self.coordinator.wake > self.now if due else self.coordinator.wake == before
+        assert working or (not due and before == inf)
+        self.carry_out(instructions)
+        self.check_rules()
 
     def carry_out(self, instructions: list[Instruction]) -> None:
         for instruction in instructions:
@@ -340,12 +412,15 @@ class World:
                     self.check_dropped(worker, chunk)
                     if self.case.combined:  # with per_chunk neither side keeps anything
                         self.tell(worker, Kind.DISCARD, chunk, chunk)
-                case Skip(worker, chunk):
+                case Skip(worker, chunk, recovered):
                     assert self.case.schedule not in FIXED, "this schedule skips nothing"
                     assert (worker, chunk) not in self.heard
-                    self.check_dropped(worker, chunk)
-                    self.tell(worker, Kind.DISCARD, chunk, chunk)
+                    assert recovered == (chunk in self.commits)
+                    if recovered:
+                        self.check_dropped(worker, chunk)
+                    self.tell(worker, Kind.DISCARD if recovered else Kind.SKIP, chunk, chunk)
                 case Queue(worker, chunks):
+                    assert len(set(chunks)) == len(chunks), "told twice to do the same"
                     self.tell(worker, Kind.QUEUE, list(chunks), *chunks)
                 case Collect(worker):
                     assert self.commits.keys() == set(range(self.plan.num_chunks))
@@ -385,6 +460,40 @@ class World:
                 if done or self.case.schedule == "skipping":
                     assert (worker, chunk) in self.dropped
 
+    def check_rules(self) -> None:
+        """What a schedule that learns believes of each worker does not contradict itself."""
+        it = self.rules
+        if not isinstance(it, DynamicSchedule) or self.coordinator.phase != "working":
+            return
+        assert not it._bare
+        for chunk, holders in enumerate(self.holders):
+            assert it._committed[chunk] == (chunk in self.commits)
+            assert it._started[chunk] == sum(chunk in it._taken[worker] for worker in holders)
+        for node in self.nodes:
+            told, taken, running = it._told[node.rank], it._taken[node.rank], it._running[node.rank]
+            assert {*told, *taken} <= {*node.standing, *node.backups}
+            assert not taken & told.keys()
+            assert not any(it._committed[chunk] for chunk in told)
+            assert running is None or running in taken
+            assert running is not None or not told, "rests, but was told something"
+            assert {chunk for worker, chunk in self.heard if worker == node.rank} <= taken
+            assert node.rank not in it._chosen or len(told) == 1
+
+    def check_nothing_lost(self) -> None:
+        """What a schedule that learns counts on is what its workers are going to do, once all have heard everything."""
+        it = self.rules
+        if not isinstance(it, DynamicSchedule) or self.coordinator.phase != "working":
+            return
+        for node in self.nodes:
+            if node.params or node.control or node.reports or node.vectors:
+                continue
+            will = {*node.state._queue}
+            if node.work is not None and node.work.iteration == self.iteration:
+                will.add(node.work.chunk)
+            believed = {it._running[node.rank], *it._told[node.rank]} - {None, *self.commits}
+            assert believed <= will, "lost"
+            assert len(will - believed) <= 1, "does more than the one chunk that an order crossed"
+
     def contributors(self) -> set[int]:
         return set().union(*self.commits.values()) if self.case.combined else set()
 
@@ -405,10 +514,10 @@ class World:
         assert not node.encoder.accumulator.any()
         node.desk.begin(iteration, np.full(self.case.dim, float(iteration)))
         assert node.alive() == 0, "gradients of an older iteration are still in memory"
-        fresh = WorkerState(node.standing, self.case.combined)
+        fresh = WorkerState(node.standing, self.case.combined, node.backups)
         node.early = [entry for entry in node.early if entry[1] >= iteration]
         for kind, when, what in node.early:
-            (fresh.discard if kind == Kind.DISCARD else fresh.queue)(when, what)
+            {Kind.DISCARD: fresh.discard, Kind.SKIP: fresh.skip, Kind.QUEUE: fresh.queue}[kind](when, what)
         fresh.begin(iteration)
         state, expected = snapshot(node.state), snapshot(fresh)
         state.pop("_running"), expected.pop("_running")  # the compute thread may be deep inside an older chunk
@@ -429,7 +538,11 @@ class World:
                 assert iteration != node.state.iteration or what not in node.state.held
                 if self.choose(8) == 0:
                     node.control.append((kind, iteration, what))
+            case Kind.SKIP:
+                node.skipped.add((iteration, what))
+                node.desk.skip(iteration, what)
             case Kind.QUEUE:
+                node.skipped -= {(iteration, chunk) for chunk in what}
                 node.desk.queue(iteration, what)
             case Kind.COLLECT:
                 assert node.desk.collect(iteration), "the server waits for this worker"
@@ -447,11 +560,11 @@ class World:
         iteration, chunk = node.work.iteration, node.work.chunk
         assert iteration == node.state.iteration
         assert (node.work.params == iteration).all(), "parameters of another iteration"
-        assert (iteration, chunk) not in node.told, "told not to do this chunk"
+        assert (iteration, chunk) not in node.told | node.skipped, "told not to do this chunk"
         assert iteration != node.collected
         assert chunk not in node.taken
         node.taken.append(chunk)
-        if self.case.schedule != "reordering":
+        if self.case.schedule not in ("reordering", LEARNING):
             passed = node.standing[: node.standing.index(chunk) + 1]
             assert node.taken == [c for c in passed if c in node.taken], "not in the standing order"
             assert {(iteration, c) for c in passed} - {(iteration, c) for c in node.taken} <= node.told
@@ -477,9 +590,8 @@ class World:
         (entry,) = message
         assert (entry["iteration"], entry["chunk"]) == (work.iteration, work.chunk)
         assert entry["kind"] == (Kind.ABANDONED if unwanted else Kind.REPORT)
-        if not unwanted:
-            assert self.case.combined
-            node.reports.append((work.iteration, work.chunk))
+        assert unwanted or self.case.combined
+        node.reports.append((Kind(entry["kind"]), work.iteration, work.chunk))
 
     # what nobody may do
 
@@ -497,6 +609,8 @@ class World:
         yield it, lambda: it.report(self.holders[0][0], -1, 0)
         yield it, lambda: it.report(worker, now, len(chunks))
         yield it, lambda: it.report(worker, now, -1)
+        yield it, lambda: it.abandoned(worker, now, len(chunks))
+        yield it, lambda: it.abandoned(worker, now + 1, 0)
         yield it, lambda: it.delivered(worker, now - 1)
         yield it, lambda: it.delivered(worker, now + 1)
         if it.phase != "idle":
@@ -506,6 +620,7 @@ class World:
         for chunk in chunks:
             if worker not in self.holders[chunk]:
                 yield it, lambda chunk=chunk: it.report(worker, now, chunk)
+                yield it, lambda chunk=chunk: it.abandoned(worker, now, chunk)
 
     def illegal_at_worker(self, node: Node) -> Iterator[tuple[Any, Callable[[], object]]]:
         it, now = node.state, node.state.iteration
@@ -520,7 +635,7 @@ class World:
             yield it, lambda: it.collect(now)
         if node.work is not None:
             yield it, it.take
-        for chunk in node.standing:
+        for chunk in (*node.standing, *node.backups):
             if chunk not in it.held:
                 yield it, lambda chunk=chunk: it.commit(now, chunk, [node.rank])
 
@@ -531,12 +646,34 @@ def test_every_interleaving_gives_the_exact_gradient(case: Case) -> None:
     World(case).run()
 
 
+@st.composite
+def cases_with_the_dead(draw: st.DrawFn) -> Case:
+    """Some workers are gone from some moment on, but each chunk has `parts` holders that are not."""
+    case = draw(cases().filter(lambda case: case.schedule != "uncoded"))
+    naps = [nap for nap in case.naps if nap.kind == "slow"] if draw(st.booleans()) else []
+    gone: set[int] = set()
+    for worker in draw(st.permutations(range(1, case.plan.num_workers + 1))):
+        if all(len({*holders} - gone - {worker}) >= case.plan.parts for holders in case.plan.holders()):
+            gone.add(worker)
+            # with `combined` transfer, who has contributed must still be able to deliver
+            kind = "slow" if case.combined else draw(st.sampled_from(["slow", "mute", "deaf"]))
+            first = draw(st.integers(0, case.num_iterations - 1))
+            naps.append(Nap(kind, worker, first, 1, dead=draw(st.integers(0, 60))))
+    return replace(case, naps=naps)
+
+
+@settings(deadline=None, max_examples=200)
+@given(case=cases_with_the_dead())
+def test_nobody_waits_for_the_dead(case: Case) -> None:
+    World(case).run()
+
+
 @settings(deadline=None, max_examples=40)
 @given(
     plan=st.sampled_from([(4, 3, 1), (4, 3, 2), (4, 2, 1)]).map(
         lambda x: make_plan(Coding(chunks_per_worker=2, replication=x[1], parts=x[2]), "skipping", x[0], seed=0)
     ),
-    name=st.sampled_from(["random", "static", "skipping"]),
+    name=st.sampled_from(["random", "static", "skipping", LEARNING]),
     combined=st.booleans(),
     straggler=st.integers(0, 3),
     choices=st.binary(min_size=200, max_size=200),
