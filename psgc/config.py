@@ -129,26 +129,29 @@ class Faults(Section):
 
 
 class Stragglers(Section):
-    """Emulated slowness: workers take `factor` times as long, or (a mean of) `seconds` for each chunk."""
+    """Emulated slowness: workers take `factor` times as long, (a mean of) `seconds` per chunk, or what was recorded."""
 
-    kind: Literal["none", "slow", "exponential"] = "none"
+    kind: Literal["none", "slow", "exponential", "trace"] = "none"
     factor: Annotated[PerRank, expect("a mapping {rank or all: a number > 0}")] | None = None
     seconds: Annotated[PerRank, expect("a mapping {rank or all: seconds > 0}")] | None = None
 
+    path: PathText | None = None  # trace: seconds per chunk, .npy of rounds (iterations) x workers
+    scale: Positive = 1.0  # trace: multiplies them
+
     @model_validator(mode="after")
     def _one_amount(self) -> Self:
-        if self.kind == "none":
-            self._unused("factor", "kind none")
-            self._unused("seconds", "kind none")
+        if self.kind != "trace":
+            self._unused("path", f"kind {self.kind}")
+            self._unused("scale", f"kind {self.kind}")
+        elif self.path is None:
+            raise refuse("kind trace needs path: a .npy file, rounds x workers", "kind", "path")
+        if self.kind in ("none", "trace"):
+            self._unused("factor", f"kind {self.kind}")
+            self._unused("seconds", f"kind {self.kind}")
         elif (self.factor is None) == (self.seconds is None):
             text = f"kind {self.kind} needs either factor or seconds, for example factor: {{3: 10}}"
             raise refuse(text, "kind", "factor", "seconds")
         return self
-
-    def amount(self, rank: int) -> float | None:
-        """This rank's factor or seconds, whichever is given: its own, else that of "all", else None."""
-        amounts = self.factor or self.seconds or {}
-        return amounts.get(rank, amounts.get("all"))
 
 
 def _problem_tag(value: Any) -> str:

@@ -148,7 +148,7 @@ def read_assignment(path: str) -> scipy.sparse.csr_array:
 
     Raises UserError when the file is missing, unreadable or not a 0/1 matrix.
     """
-    needed = "coding.assignment needs a 0/1 matrix in .npy or sparse .npz"
+    needed = "an assignment is a 0/1 matrix in .npy or sparse .npz"
     try:
         with open(path, "rb") as stream:
             if Path(path).suffix != ".npz":

@@ -27,6 +27,7 @@ from psgc.reporting.records import Recorder
 from psgc.reporting.summary import lines, summarise
 from psgc.server.loop import IterationRecord, Observer, Server
 from psgc.server.optimizer import make_optimizer
+from psgc.simulation import speeds
 from psgc.transport import Transport
 from psgc.workers.compute import ComputeThread
 from psgc.workers.desk import Desk
@@ -179,6 +180,7 @@ def _prepare(
     named = [rank for rank in (config.stragglers.factor or config.stragglers.seconds or {}) if rank != "all"]
     if named and max(map(int, named)) > num_workers:
         raise UserError(f"stragglers: rank {max(map(int, named))} is named, but the workers are ranks 1..{num_workers}")
+    _trace(config, num_workers)
     dataset, problem = _open_problem(config)
     plan = make_plan(config.coding, config.schedule, num_workers, config.seed)
     backend = open_backend(config.backend, transport.local_rank)
@@ -187,6 +189,12 @@ def _prepare(
         incoming = plan.num_chunks * problem.dim * np.dtype(config.dtype).itemsize
         config = config.model_copy(update={"transfer": "per_chunk" if incoming <= PER_CHUNK_BYTES else "combined"})
     return config, plan, problem, dataset, backend
+
+
+def _trace(config: Config, num_workers: int) -> np.ndarray | None:
+    """Emulated seconds per chunk, (iterations, workers). Raises UserError when the file does not give them."""
+    slow = config.stragglers
+    return None if slow.path is None else slow.scale * speeds.trace(slow.path, (config.iterations, num_workers))
 
 
 def _open_problem(config: Config) -> tuple[Dataset | None, Problem]:
@@ -315,7 +323,7 @@ def make_worker(
         backend,
         problem.dim,
         config.dtype,
-        Emulation(slow.kind, transport.rank, config.seed, slow.factor, slow.seconds),
+        Emulation(slow.kind, transport.rank, config.seed, slow.factor, slow.seconds, _trace(config, plan.num_workers)),
         config.seed,
         config.batch,
     )

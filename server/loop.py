@@ -62,10 +62,6 @@ class Observer(Protocol):
     def failure_text(self, worker: int, text: str) -> str: ...
 
 
-class Interrupted(RunFailed):
-    """The run was asked to end before it was through."""
-
-
 class Server:
     """Trains: sends parameters, lets the coordinator decide what counts, decodes, steps.
 
@@ -266,7 +262,7 @@ class Server:
 
     def _check(self) -> None:
         if (reason := self._interrupted()) is not None:
-            raise Interrupted(reason)
+            raise RunFailed(reason)
         now = self._clock.now
         if now < self._next_check:
             return

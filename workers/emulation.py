@@ -9,9 +9,10 @@ import numpy as np
 class Emulation:
     """Stretches the chunks of one worker, by a factor of what they took or to a number of seconds.
 
-    kind: `none`, `slow` (always the same) or `exponential` (once per iteration, a draw of Exp(1) multiplies the
-    factor or the seconds: the paper's model of speeds). factor, seconds: by rank or "all", a rank's own value first;
-    at most one of them is given. A chunk never takes less than its gradient did.
+    kind: `none`, `slow` (always the same), `exponential` (once per iteration, a draw of Exp(1) multiplies the factor
+    or the seconds: the paper's model of speeds) or `trace` (seconds per chunk as recorded: trace[iteration modulo
+    rounds, rank - 1]). factor, seconds: by rank or "all", a rank's own value first; at most one of them is given.
+    A chunk never takes less than its gradient did.
     """
 
     def __init__(
@@ -21,12 +22,14 @@ class Emulation:
         seed: int,
         factor: Mapping[Any, float] | None = None,
         seconds: Mapping[Any, float] | None = None,
+        trace: np.ndarray | None = None,
     ) -> None:
         self._kind = kind
         self._rank = rank
         self._seed = seed
         self._factor = _own(factor, rank)
         self._seconds = _own(seconds, rank)
+        self._trace = None if trace is None else trace[:, rank - 1]
 
     def extra(self, iteration: int, computed: float) -> float:
         """Seconds to wait after a gradient that took `computed` seconds.
@@ -36,6 +39,8 @@ class Emulation:
         >>> Emulation("slow", 2, 0, factor={3: 10}).extra(0, 0.5)
         0.0
         """
+        if self._trace is not None:
+            return max(0.0, float(self._trace[iteration % len(self._trace)]) - computed)
         draw = 1.0
         if self._kind == "exponential":
             draw = np.random.default_rng((self._seed, iteration, self._rank)).exponential()

@@ -64,14 +64,13 @@ def _show(settings: Settings, rows: Sequence[Row]) -> None:
         table.add_column(name, justify="left" if name == "schedule" else "right")
     for row in rows:
         numbers = (row.mean_time, row.std_time, row.mean_bound, row.mean_ratio)
-        errors = row.mean_errors if row.mean_errors is not None else [None] * len(settings.deadlines)
         table.add_row(
             str(row.parts),
             row.schedule,
             *(_shown(number, ".4g") for number in numbers),
             _shown(row.mean_computed, ".1f"),
             str(row.impossible or ""),
-            *(_shown(error, ".3f") for error in errors),
+            *(_shown(error, ".3f") for error in row.mean_errors),
         )
     console = Console()
     if not console.is_terminal:  # a file or a pipe: never cut

@@ -28,8 +28,8 @@ Step = Callable[[str], object]
 class Row:
     """Means over the trials that recovered; None where there is none, or nothing was asked for.
 
-    mean_time, std_time, mean_bound: seconds. mean_errors: over all trials, one per deadline; None for a schedule that
-    is simulated event by event. impossible: trials that never recover. mean_computed: copies finished until then.
+    mean_time, std_time, mean_bound: seconds. mean_errors: over all trials, one per deadline. impossible: trials that
+    never recover. mean_computed: copies finished until then.
     """
 
     parts: int
@@ -38,7 +38,7 @@ class Row:
     std_time: float | None
     mean_bound: float | None
     mean_ratio: float | None
-    mean_errors: list[float] | None
+    mean_errors: list[float]
     impossible: int
     mean_computed: float | None
 
@@ -80,7 +80,7 @@ class _Trials:
         rows = []
         for schedule in self._settings.schedules:
             simulate = self._event_by_event if schedule in LOOKING else self._in_closed_form
-            times, computed = simulate(schedule)
+            times, computed, errors = simulate(schedule)
             times = closed_form.rounded_up(times, self._settings.clock)
             done = np.isfinite(times)
             rows.append(
@@ -91,7 +91,7 @@ class _Trials:
                     float(times[done].std()) if done.any() else None,
                     None if bounds is None else _mean(bounds[done]),
                     None if bounds is None else _mean(times[done] / bounds[done]),
-                    None if schedule in LOOKING else self._errors(schedule),
+                    errors,
                     int((~done).sum()),
                     _mean(computed[done]),
                 )
@@ -115,10 +115,10 @@ class _Trials:
                 return coding.random_ordering(self._assignment, self._settings.seed)
         return self._ordering
 
-    def _in_closed_form(self, schedule: str) -> tuple[speeds.Seconds, speeds.Seconds]:
+    def _in_closed_form(self, schedule: str) -> tuple[speeds.Seconds, speeds.Seconds, list[float]]:
         positions = self._positions(schedule)
         times = closed_form.completion_times(positions, self._parts, self._seconds)
-        return times, closed_form.copies_computed(positions, self._seconds, times)
+        return times, closed_form.copies_computed(positions, self._seconds, times), self._errors(schedule)
 
     def _errors(self, schedule: str) -> list[float]:
         deadlines = self._settings.deadlines
@@ -129,7 +129,7 @@ class _Trials:
             errors = closed_form.error_measures(positions, self._parts, self._seconds, deadlines)
         return [float(mean) for mean in errors.mean(axis=0)]
 
-    def _event_by_event(self, schedule: str) -> tuple[speeds.Seconds, speeds.Seconds]:
+    def _event_by_event(self, schedule: str) -> tuple[speeds.Seconds, speeds.Seconds, list[float]]:
         """The production coordinator and scheduler, each trial on a new cluster that knows only what it is told."""
         holders = [(row + 1).tolist() for row in np.split(self._assignment.indices, self._assignment.indptr[1:-1])]
         queues = dict(enumerate(coding.queues(self._ordering), start=1))
@@ -140,6 +140,8 @@ class _Trials:
         error = self._settings.known_speeds
         believed = None if error is None else speeds.estimates(self._seconds, error, [self._settings.seed, 2])
         times, computed = np.empty((2, len(self._seconds)))
+        copies = self._assignment.shape[0] * self._parts
+        errors = np.empty((len(self._seconds), len(self._settings.deadlines)))
         for t, seconds in enumerate(self._seconds):
             plan = make_schedule(schedule, queues, backups, holders, self._parts)
             cluster = VirtualCluster(holders, queues, backups, self._parts, plan)
@@ -147,8 +149,10 @@ class _Trials:
                 cluster.know(dict(enumerate(believed[t].tolist(), start=1)))
             trial = cluster.recover(dict(enumerate(seconds.tolist(), start=1)))
             times[t], computed[t] = trial.time, trial.computed
+            useful = closed_form.rounded_up(np.array(trial.useful), self._settings.clock)
+            errors[t] = np.sqrt(copies - np.searchsorted(useful, self._settings.deadlines, side="right"))
             self._step(f"{schedule}, l = {self._parts}")
-        return times, computed
+        return times, computed, [float(mean) for mean in errors.mean(axis=0)]
 
 
 def _assignment(settings: s.Settings) -> Any:

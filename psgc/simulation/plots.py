@@ -41,11 +41,7 @@ def write_figure(path: Path, rows: Sequence[Row], deadlines: Sequence[float]) ->
     draw_times(axes[0], {name: [point for point in points if point[1] is not None] for name, points in times.items()})
     if deadlines:
         many = len({row.parts for row in rows}) > 1
-        errors = {
-            f"{row.schedule}, l = {row.parts}" if many else row.schedule: row.mean_errors
-            for row in rows
-            if row.mean_errors is not None
-        }
+        errors = {f"{row.schedule}, l = {row.parts}" if many else row.schedule: row.mean_errors for row in rows}
         draw_errors(axes[1], deadlines, errors)
     save(figure, path)
 

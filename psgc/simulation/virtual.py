@@ -16,10 +16,14 @@ from psgc.workers.state import Report, WorkerState
 
 @dataclass(frozen=True)
 class Trial:
-    """time: seconds until recovery, inf when it is impossible; computed: chunk copies finished by then."""
+    """time: seconds until recovery, inf when it is impossible; computed: chunk copies finished by then.
+
+    useful: when each copy was finished that a chunk still needed, ascending (N * l of them when it recovered).
+    """
 
     time: float
     computed: int
+    useful: tuple[float, ...] = ()
 
 
 class VirtualCluster:
@@ -37,6 +41,7 @@ class VirtualCluster:
         schedule: FixedSchedule,
     ) -> None:
         self._schedule = schedule
+        self._num_chunks, self._parts = len(holders), parts
         self._coordinator = Coordinator(holders, parts, schedule, combined=False)
         self._workers = {rank: WorkerState(queue, False, backups.get(rank, ())) for rank, queue in queues.items()}
         self._in: dict[int, int] = {}  # rank -> the chunk it is in
@@ -63,22 +68,27 @@ class VirtualCluster:
         for rank in self._workers:
             self._take(rank)
         computed = 0
+        useful: list[float] = []
+        needed = dict.fromkeys(range(self._num_chunks), self._parts)
         while not self._recovered:
             wake = self._coordinator.wake
             if not self._ends and wake == inf:
-                return self._give_up(computed)
+                return Trial(inf, computed, tuple(useful))
             if not self._ends or wake < self._ends[0][0]:
                 self._now = wake
                 self._carry_out(self._coordinator.tick(wake))
                 continue
             self._now, rank, chunk = heappop(self._ends)
             computed += 1
+            if needed[chunk]:
+                needed[chunk] -= 1
+                useful.append(self._now)
             del self._in[rank]
             done = self._workers[rank].finished(self._iteration, chunk)
             self._take(rank)
             event = self._coordinator.report if isinstance(done, Report) else self._coordinator.abandoned
             self._carry_out(event(rank, self._iteration, chunk, self._now, seconds[rank]))
-        return Trial(self._now, computed)
+        return Trial(self._now, computed, tuple(useful))
 
     def _take(self, rank: int) -> None:
         chunk = self._workers[rank].take()
@@ -101,7 +111,3 @@ class VirtualCluster:
                         self._take(rank)
                 case Finish():
                     self._recovered = True
-
-    def _give_up(self, computed: int) -> Trial:
-        """Nothing more will happen: a cluster that cannot recover is of no further use."""
-        return Trial(inf, computed)

@@ -14,8 +14,8 @@ from psgc.simulation.experiment import Row
 ROWS = [
     Row(1, "static", 2.0, 0.5, None, None, [3.0, 0.1], 0, 20.0),
     Row(2, "static", 3.0, 0.5, None, None, [4.0, 0.0], 0, 30.0),
-    Row(1, "dynamic", 1.0, 0.2, None, None, None, 0, 15.0),
-    Row(2, "dynamic", None, None, None, None, None, 5, None),
+    Row(1, "dynamic", 1.0, 0.2, None, None, [2.0, 0.0], 0, 15.0),
+    Row(2, "dynamic", None, None, None, None, [3.0, 1.0], 5, None),
 ]
 
 

@@ -96,14 +96,6 @@ def test_a_users_problem_needs_no_data(run_yaml: Path) -> None:
     assert from_yaml_text(config.to_yaml()) == config
 
 
-def test_straggler_amounts(run_yaml: Path) -> None:
-    stragglers = load(run_yaml, ["stragglers={kind: slow, factor: {all: 2, 3: 10.5}}"]).stragglers
-    assert [stragglers.amount(rank) for rank in (1, 3)] == [2.0, 10.5]
-    stragglers = load(run_yaml, ["stragglers={kind: exponential, seconds: {3: 0.1}}"]).stragglers
-    assert [stragglers.amount(rank) for rank in (1, 3)] == [None, 0.1]
-    assert load(run_yaml).stragglers.amount(1) is None
-
-
 @pytest.mark.parametrize(
     "override",
     [
@@ -194,7 +186,7 @@ PROBLEMS = "expected least_squares, logistic, softmax, mlp or python: 'module:ob
         ("optimizer.momentum=1", "expected a number >= 0 and < 1, got 1"),
         ("optimizer.kind=adagrad", "expected sgd, momentum, nesterov or adam, got 'adagrad'"),
         ("optimizer.beta1=0.5", "kind nesterov does not use it"),
-        ("stragglers=slow", "expected a mapping with the keys kind, factor, seconds, got 'slow'"),
+        ("stragglers=slow", "expected a mapping with the keys kind, factor, seconds, path, scale, got 'slow'"),
         ("schedule=dynamics", "expected uncoded, full, random, static, skipping or dynamic, got 'dynamics'"),
         ("schedule=[1]", "expected uncoded, full, random, static, skipping or dynamic, got a list"),
         ("transfer=3", "expected auto, per_chunk or combined, got 3"),
@@ -233,7 +225,8 @@ PROBLEMS = "expected least_squares, logistic, softmax, mlp or python: 'module:ob
         (r'output="a\0b"', r"expected a path, got 'a\x00b'"),
         (r'output="\ud800"', r"expected a path, got '\ud800'"),
         ("data.test_labels=t.npy", "labels without data, give data.test as well"),
-        ("stragglers.kind=trace", "expected none, slow or exponential, got 'trace'"),
+        ("stragglers.kind=traces", "expected none, slow, exponential or trace, got 'traces'"),
+        ("stragglers.kind=trace", "kind trace needs path: a .npy file, rounds x workers"),
         ("stragglers.kind=slow", "kind slow needs either factor or seconds, for example factor: {3: 10}"),
         ("stragglers.factor.3=2", "stragglers.factor: kind none does not use it"),
         ("stragglers={kind: slow, factor: 3}",

@@ -11,6 +11,11 @@ def test_examples():
     assert_examples_hold("psgc.workers.emulation")
 
 
+def test_a_trace_gives_each_worker_its_column_round_by_round():
+    emulation = Emulation("trace", 2, 0, trace=np.array([[1.0, 0.5], [1.0, 0.25]]))
+    assert [emulation.extra(iteration, 0.125) for iteration in range(3)] == [0.375, 0.125, 0.375]
+
+
 def extras(kind, rank, iterations=4000, computed=0.5, seed=0, **amounts):
     emulation = Emulation(kind, rank, seed, **amounts)
     return np.array([emulation.extra(iteration, computed) for iteration in range(iterations)])

@@ -228,7 +228,7 @@ def test_a_file_with_another_matrix(folder, what):
         assert re.search(text, refusal("A.npz"))
 
 
-NEEDED = "coding.assignment needs a 0/1 matrix in .npy or sparse .npz"
+NEEDED = "an assignment is a 0/1 matrix in .npy or sparse .npz"
 
 
 def test_a_file_that_is_not_there_or_not_a_file(folder):
