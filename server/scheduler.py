@@ -262,7 +262,11 @@ class DynamicSchedule(FixedSchedule):
                 if self._committed[chunk] or chunk in taken or chunk in told:
                     continue
                 for other in self._holders[chunk]:
-                    if chunk in self._told[other] and (end := self._through(other, now)) > latest:
+                    if chunk not in self._told[other]:
+                        continue
+                    if other not in self.estimates and now - self._since[other] <= (1 + LEAD) * pace:
+                        continue  # as fast as `worker`, for all we know: its report may be under way
+                    if (end := self._through(other, now)) > latest:
                         busiest, latest, moved = other, end, chunk
             if busiest < 0:
                 break
