@@ -96,7 +96,7 @@ def make_plan(settings: Coding, schedule: str, num_workers: int, seed: int) -> P
     """
     assignment = _assignment(settings, num_workers, seed)
     coding.check(assignment, settings.parts)
-    ordering = coding.ordering(assignment)
+    ordering = coding.ordering(assignment, settings.parts)
     primary = coding.primary_copies(assignment, ordering, settings.parts)
     if schedule == "random":
         ordering = coding.random_ordering(assignment, seed)
