@@ -295,6 +295,9 @@ class DynamicSchedule(FixedSchedule):
         for chunk in before:
             self._forget(worker, chunk)
         orders: list[Order] = []
+        running, pace = self._running[worker], self.estimates.get(worker, inf)
+        if running is not None and self._committed[running] and now > self._since[worker] + pace * self._cost(running):
+            self._running[worker] = None  # it heard that the chunk is recovered before it began it, and reports nothing
         best = self._best(worker, now)
         rested = self._running[worker] is None
         if rested and best is not None:
@@ -374,8 +377,7 @@ class DynamicSchedule(FixedSchedule):
         running = self._running[worker]
         if running is not None and not self._committed[running]:
             when = self._free(worker, pace, now) - LEAD * pace
-        else:  # at rest (it may have heard that its chunk is recovered before it began it, and reports nothing then):
-            # a backup gains something once another holder is as late as this worker would need for it
+        else:  # a backup gains something once another holder is as late as this worker would need for it
             late = [
                 self._since[other] + (pace + self.estimates[other] if other in self.estimates else pace / UNKNOWN)
                 for chunk in self._chunks[worker]
