@@ -37,7 +37,7 @@ from psgc.workers.state import WorkerState
 FIXED = ("uncoded", "full", "random", "static")  # nothing is skipped
 LEARNING = "dynamic"  # skips, and takes back, whatever it likes
 SCHEDULES = (*FIXED, "skipping", "reordering", LEARNING)
-PATIENCE = 30  # times in a row that the schedule may wake up while nothing else can happen
+PATIENCE = 200  # times in a row that the schedule may wake up while nothing else can happen
 SECONDS = (1.0, 0.1, 1.0, 3.0, 1.0, 0.01, 1.0, 50.0)  # that a chunk takes, and that pass between two events
 
 

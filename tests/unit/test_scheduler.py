@@ -1,11 +1,21 @@
-"""Schedules: what counts when, and who is told to skip."""
+"""Schedules: what counts when, who is told to skip, and what `dynamic` makes of the paces it sees."""
+
+from math import inf
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from psgc.errors import UserError
-from psgc.server.scheduler import FixedSchedule, FullSchedule, Skip, SkippingSchedule, make_schedule
+from psgc.server.scheduler import (
+    DynamicSchedule,
+    FixedSchedule,
+    FullSchedule,
+    Queue,
+    Skip,
+    SkippingSchedule,
+    make_schedule,
+)
 
 QUEUES = {1: [0, 2], 2: [1, 0], 3: [2, 1, 0], 4: []}
 
@@ -18,6 +28,7 @@ QUEUES = {1: [0, 2], 2: [1, 0], 3: [2, 1, 0], 4: []}
         ("static", FixedSchedule),
         ("full", FullSchedule),
         ("skipping", SkippingSchedule),
+        ("dynamic", DynamicSchedule),
     ],
 )
 def test_every_schedule_has_its_name(name, kind):
@@ -62,3 +73,167 @@ def test_full_counts_a_whole_load_at_its_last_report(data, queues):
             complete = len(heard[worker]) == len(queues[worker])
             assert list(schedule.counts(worker, chunk)) == (heard[worker] if complete else [])
             assert schedule.committed(chunk, [worker]) == []
+
+
+# dynamic, small enough to follow by hand
+
+
+def dynamic(own, backups, estimates=(), **arguments):
+    chunks = {worker: {*own[worker], *backups[worker]} for worker in own}
+    holders = [[w for w in chunks if i in chunks[w]] for i in sorted(set().union(*chunks.values()))]
+    schedule = DynamicSchedule(holders, own, backups, **{"parts": 1} | arguments)
+    schedule.estimates.update(estimates)
+    return schedule
+
+
+def done(schedule, worker, chunk, now, seconds, others=()):
+    """What the coordinator does with a report when one copy is enough; others: who has not reported the chunk."""
+    assert list(schedule.counts(worker, chunk)) == [chunk]
+    return schedule.committed(chunk, others) + schedule.freed(worker, chunk, now, seconds)
+
+
+def two_workers(**arguments):
+    """Each has a share of four chunks, and holds the other's too, its last first."""
+    return dynamic({1: [0, 1, 2, 3], 2: [4, 5, 6, 7]}, {1: [7, 6, 5, 4], 2: [3, 2, 1, 0]}, **arguments)
+
+
+def test_dynamic_begins_with_own_shares():
+    for estimates in ({}, {1: 1.0, 2: 1.0}):
+        schedule = two_workers(estimates=estimates)
+        assert schedule.begin() == []
+        assert schedule.wake == inf
+
+
+def test_dynamic_leaves_equals_alone():
+    schedule = two_workers()
+    for _ in range(2):
+        assert schedule.begin() == []
+        for step, (first, second) in enumerate([(0, 4), (1, 5), (2, 6)], start=1):
+            assert schedule.wake == inf
+            assert done(schedule, 1, first, step, 1.0, [2]) == []
+            assert done(schedule, 2, second, step, 1.0, [1]) == []
+        assert schedule.wake == pytest.approx(3.9)  # shortly before they are through: nothing to back up
+        assert schedule.tick(3.9) == []
+        assert schedule.wake == inf
+
+
+def test_dynamic_takes_over_from_one_that_is_not_heard():
+    """At 2 the first worker has done two chunks; the silent one is taken to need 4 more, and 6 for each of three."""
+    schedule = two_workers()
+    assert schedule.begin() == []
+    assert done(schedule, 1, 0, 1.0, 1.0, [2]) == []  # the other may be as fast, its report under way
+    assert done(schedule, 1, 1, 2.0, 1.0, [2]) == [
+        Skip(2, 7, recovered=False),  # through at 5 instead of 6 + 18
+        Skip(2, 6, recovered=False),  # at 6 instead of 6 + 12
+        Skip(2, 5, recovered=False),  # at 7 instead of 6 + 6; but 4 is begun
+        Queue(1, (2, 3, 7, 6, 5)),
+        Queue(2, (4, 5)),  # has nothing left: what is predicted last, and first in its order
+    ]
+
+
+def test_dynamic_takes_over_only_what_it_would_do_sooner():
+    """Through at 4 and at 12, with chunk 7 moved at 5 and 9, with 6 at 6 and 6: no more."""
+    schedule = two_workers(estimates={1: 1.0, 2: 3.0})
+    moved = [Skip(2, 7, recovered=False), Skip(2, 6, recovered=False)]
+    assert schedule.begin() == [*moved, Queue(1, (0, 1, 2, 3, 7, 6))]
+
+
+def test_dynamic_begins_no_chunk_twice_without_need():
+    """Who begins a chunk of another's share takes it off the other's queue, also when orders cross."""
+    schedule = two_workers(estimates={1: 1.0, 2: 3.0})
+    schedule.begin()
+    for now, chunk in enumerate([0, 1, 2], start=1):
+        assert done(schedule, 1, chunk, now, 1.0, [2]) == []
+    # 2 did not hear in time and has done 6, while 1 begins with 3 and still has 7 and 6 before it
+    assert done(schedule, 2, 6, 3.0, 3.0, [1]) == [Skip(1, 6, recovered=True)]
+    # 2 is in 4 until 6, and would be through with 5 at 9
+    assert done(schedule, 1, 3, 4.0, 1.0, [2]) == [Skip(2, 5, recovered=False), Queue(1, (7, 5))]
+
+
+def test_dynamic_backs_up_what_is_predicted_last():
+    """Paces 1, 4 and 6, shares of two; the first holds everything, the others only their own."""
+    paces = {1: 1.0, 2: 4.0, 3: 6.0}
+    schedule = dynamic({1: [0, 1], 2: [2, 3], 3: [4, 5]}, {1: [2, 3, 4, 5], 2: [], 3: []}, paces)
+    # through at 3 with 5 instead of 12, at 4 with 3 instead of 8
+    moved = [Skip(3, 5, recovered=False), Skip(2, 3, recovered=False)]
+    assert schedule.begin() == [*moved, Queue(1, (0, 1, 5, 3))]
+    assert done(schedule, 1, 0, 1.0, 1.0) == []
+    assert done(schedule, 1, 1, 2.0, 1.0) == []
+    # its last chunk until 4; then 2 is at its end with chunk 2, but chunk 4 is not there before 6
+    assert done(schedule, 1, 5, 3.0, 1.0, [3]) == [Queue(1, (3, 4))]
+    assert schedule.wake == pytest.approx(3.6)  # 2 is through at 4, 1 too, but its choice is due at 3.9
+    assert schedule.tick(3.6) == []
+    assert done(schedule, 1, 3, 4.0, 1.0, [2]) == []
+    assert done(schedule, 2, 2, 4.0, 4.0, [1]) == []
+    # the copy of 1 is there first, and what 3 is in is not needed
+    assert done(schedule, 1, 4, 5.0, 1.0, [3]) == [Skip(3, 4, recovered=True)]
+
+
+def one_chunk_each():
+    """Three workers that hold everything, with paces 1, 4 and 2: one chunk for each is no good guide."""
+    backups = {worker: [chunk for chunk in (0, 1, 2) if chunk != worker - 1] for worker in (1, 2, 3)}
+    return dynamic({1: [0], 2: [1], 3: [2]}, backups, {1: 1.0, 2: 4.0, 3: 2.0})
+
+
+def test_dynamic_lets_the_slowest_rest():
+    """1 does two chunks until 2, and 3 its own until 2; 2 would have none before 4, and must not begin its share."""
+    schedule = one_chunk_each()
+    assert schedule.begin() == [Queue(1, (0, 1)), Queue(3, (2,)), Queue(2, ())]
+    assert done(schedule, 1, 0, 1.0, 1.0, [2, 3]) == []
+    assert done(schedule, 1, 1, 2.0, 1.0, [2, 3]) == []
+
+
+def test_who_rests_wakes_when_the_others_are_as_late_as_it_would_need():
+    schedule = one_chunk_each()
+    schedule.begin()
+    assert schedule.wake == pytest.approx(0.9)  # 1 begins its second soon: still the right one
+    assert schedule.tick(0.9) == []
+    assert schedule.wake == pytest.approx(1.8)
+    assert schedule.tick(1.8) == [Queue(3, (2, 1))]  # 1 is late by 0.8: at 3.6 with chunk 1, and 3 free at 2
+    assert schedule.wake == 5.0  # chunk 0 was due at 1, and 2 needs 4
+    # as late as they are now: 1 has chunk 0 at 9, and then 1 at 10; 3 has chunk 2 at 8, and then 1 at 10
+    assert schedule.tick(5.0) == [Skip(1, 1, recovered=False), Skip(3, 1, recovered=False), Queue(2, (1,))]
+
+
+def test_who_may_not_have_begun_what_is_recovered_wakes_too():
+    """2 heard that its chunk 1 is recovered before it began it: it reports nothing, and 1 never comes."""
+    schedule = dynamic({1: [0], 2: [1], 3: []}, {1: [], 2: [0], 3: [1]}, {1: 2.0, 2: 4.0, 3: 9.0})
+    assert schedule.begin() == [Queue(1, (0,)), Queue(2, (1,))]
+    assert done(schedule, 3, 1, 0.1, 0.1, [2]) == [Skip(2, 1, recovered=True)]
+    orders = []
+    while not orders and schedule.wake < inf:
+        when = schedule.wake
+        orders = schedule.tick(when)
+    assert (when, orders) == (6.0, [Queue(2, (0,))])  # 1 was due at 2, and 2 needs 4
+
+
+def test_estimates_follow_within_a_few_chunks_and_survive():
+    schedule = dynamic({1: list(range(6))}, {1: []})
+    schedule.begin()
+    seen = []
+    for chunk, seconds in enumerate([1.0, 1.0, 4.0, 4.0, 4.0]):
+        done(schedule, 1, chunk, 0.0, seconds)
+        seen.append(schedule.estimates[1])
+    assert seen == [1.0, 1.0, 2.5, 3.25, 3.625]
+    schedule.begin()
+    assert schedule.estimates == {1: 3.625}
+
+
+def test_an_abandoned_chunk_teaches_as_well_and_is_not_done_again():
+    schedule = two_workers(estimates={1: 1.0, 2: 1.0})
+    schedule.begin()
+    done(schedule, 1, 0, 1.0, 1.0, [2])
+    schedule.committed(4, [2])
+    assert schedule.freed(2, 4, 2.0, 2.0) == []
+    assert schedule.estimates[2] == 1.5
+
+
+@pytest.mark.parametrize(("order", "alarm"), [([0, 1], 2.9), ([1, 0], 2.9)])
+def test_costs_are_taken_out_of_what_is_learned_and_into_what_is_predicted(order, alarm):
+    """Chunk 0 takes twice as long as an average one: what took 2, or 1, is the same pace, and the end is at 3."""
+    schedule = dynamic({1: order}, {1: []}, costs=[2.0, 1.0])
+    schedule.begin()
+    first = [2.0, 1.0][order[0]]
+    done(schedule, 1, order[0], first, first)
+    assert schedule.estimates == {1: 1.0}
+    assert schedule.wake == pytest.approx(alarm)

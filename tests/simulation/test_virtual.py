@@ -1,0 +1,166 @@
+"""The production protocol on a virtual clock: against the closed forms, against T*, and against everything at once."""
+
+from dataclasses import dataclass, replace
+from math import inf
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from psgc import coding
+from psgc.config import Coding
+from psgc.plan import Plan, make_plan, own_share_first
+from psgc.server.scheduler import DynamicSchedule, make_schedule
+from psgc.simulation import closed_form
+from psgc.simulation.virtual import Trial, VirtualCluster
+
+ALL = ["uncoded", "full", "random", "static", "skipping", "dynamic"]
+
+
+def cluster(name: str, plan: Plan) -> VirtualCluster:
+    rules = make_schedule(name, plan.queues, plan.backups, plan.holders(), plan.parts)
+    return VirtualCluster(plan.holders(), plan.queues, plan.backups, plan.parts, rules)
+
+
+def by_rank(seconds: list[float]) -> dict[int, float]:
+    return dict(enumerate(seconds, start=1))
+
+
+@dataclass(frozen=True)
+class Case:
+    """An assignment in any order, what its workers take for a chunk in each iteration, and what is believed of them."""
+
+    name: str
+    plan: Plan
+    seconds: list[list[float]]
+    believed: list[float] | None = None
+
+    def run(self) -> list[Trial]:
+        """Until the first iteration that cannot recover."""
+        virtual, trials = cluster(self.name, self.plan), []
+        if self.believed is not None:
+            virtual.know(by_rank(self.believed))
+        for seconds in self.seconds:
+            trials.append(virtual.recover(by_rank(seconds)))
+            if trials[-1].time == inf:
+                break
+        return trials
+
+
+@st.composite
+def cases(draw: st.DrawFn, names: list[str]) -> Case:
+    name = draw(st.sampled_from(names))
+    m = draw(st.integers(1, 6))
+    parts = draw(st.integers(1, min(3, m)))
+    holders = draw(st.lists(st.sets(st.integers(0, m - 1), min_size=parts), min_size=1, max_size=9))
+    assignment = coding.from_matrix(np.array([[j in of for j in range(m)] for of in holders], int))
+    ordering = coding.random_ordering(assignment, draw(st.integers(0, 9)))
+    primary = coding.primary_copies(assignment, ordering, parts)
+    if name == "uncoded":
+        assignment, ordering = primary, coding.random_ordering(primary, 0)
+    queues, backups = by_rank(coding.queues(ordering)), {}
+    if name == "dynamic" and draw(st.booleans()):
+        queues, backups = own_share_first(queues, primary)
+    elif name == "dynamic":  # any other share
+        kept = {rank: draw(st.integers(0, len(queue))) for rank, queue in queues.items()}
+        backups = {rank: queue[kept[rank] :] for rank, queue in queues.items()}
+        queues = {rank: queue[: kept[rank]] for rank, queue in queues.items()}
+    plan = Plan(assignment, queues, np.ones((m, parts)), np.zeros(m, int), backups)
+    times = st.integers(1, 40).map(lambda quarters: quarters / 4) | st.floats(1e-3, 1e3)
+    gone = draw(st.sets(st.integers(0, m - 1), max_size=draw(st.sampled_from([0, 1, m]))))
+    seconds = [[inf if j in gone else draw(times) for j in range(m)] for _ in range(draw(st.integers(1, 4)))]
+    known = draw(st.booleans())
+    believed = [draw(times) if j not in gone or draw(st.booleans()) else inf for j in range(m)] if known else None
+    return Case(name, plan, seconds, believed)
+
+
+@settings(deadline=None, max_examples=200)
+@given(case=cases(["full", "random", "static"]))
+def test_schedules_that_never_look_are_as_in_closed_form(case):
+    ordering = case.plan.assignment.astype(np.int32)
+    if case.name == "full":
+        positions = closed_form.full_positions(case.plan.assignment)
+    else:
+        place = {(chunk, rank): k for rank, queue in case.plan.queues.items() for k, chunk in enumerate(queue, 1)}
+        rows, columns = ordering.nonzero()
+        ordering[rows, columns] = [place[i, j + 1] for i, j in zip(rows.tolist(), columns.tolist(), strict=True)]
+        positions = ordering
+    trials = case.run()
+    seconds = np.array(case.seconds[: len(trials)])
+    expected = closed_form.completion_times(positions, case.plan.parts, seconds)
+    np.testing.assert_allclose([trial.time for trial in trials], expected, rtol=1e-12)
+    if (
+        np.where(seconds < inf, seconds, 1) * 4 % 1 == 0
+    ).all():  # the sums are exact, and so is what is done at the same moment
+        assert [trial.time for trial in trials] == expected.tolist()
+        most = closed_form.copies_computed(positions, seconds, expected)
+        assert all(trial.computed <= copies for trial, copies in zip(trials, most, strict=True))
+
+
+@settings(deadline=None, max_examples=500)
+@given(case=cases(ALL) | cases(["dynamic"]))
+def test_every_schedule_recovers_when_it_can_and_none_beats_the_bound(case):
+    trials = case.run()
+    for trial, seconds in zip(trials, case.seconds, strict=False):
+        bound = coding.clairvoyant_bound(case.plan.assignment, case.plan.parts, seconds)
+        alive = [sum(seconds[rank - 1] < inf for rank in of) for of in case.plan.holders()]
+        assert (bound < inf) == (min(alive) >= case.plan.parts)
+        assert (trial.time < inf) == (bound < inf)
+        assert trial.time >= bound * (1 - 1e-9)
+        held = sum(map(len, case.plan.holders()))
+        assert trial.computed <= held
+        assert trial.time == inf or trial.computed >= case.plan.num_chunks * case.plan.parts
+
+
+@settings(deadline=None, max_examples=100)
+@given(case=cases(["dynamic", "skipping"]), scale=st.sampled_from([0.25, 2.0, 1024.0]))
+def test_the_same_again_is_the_same_and_a_slower_clock_changes_nothing(case, scale):
+    trials = case.run()
+    assert case.run() == trials
+    believed = None if case.believed is None else [scale * second for second in case.believed]
+    seconds = [[scale * second for second in of] for of in case.seconds]
+    scaled = replace(case, seconds=seconds, believed=believed).run()
+    assert scaled == [
+        Trial(scale * trial.time, trial.computed, tuple(scale * when for when in trial.useful)) for trial in trials
+    ]
+
+
+@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize("second", [1.0, 0.1, 1 / 3])
+@pytest.mark.parametrize(("parts", "replication"), [(1, 3), (2, 3), (3, 3)])
+@pytest.mark.parametrize("assignment", ["blocks", "cyclic", "fractional"])
+@pytest.mark.parametrize(("name", "workers"), [("static", 6), ("skipping", 6), ("dynamic", 6), ("dynamic", 15)])
+def test_nothing_is_redundant_when_nobody_straggles(name, workers, assignment, parts, replication, second, known):
+    settings = Coding(
+        chunks_per_worker=8,
+        replication=replication,
+        assignment=assignment,
+        parts=parts,
+        coding_matrix="gaussian",
+    )
+    plan = make_plan(settings, name, workers, seed=0)
+    virtual = cluster(name, plan)
+    if known:
+        virtual.know(dict.fromkeys(plan.queues, second))
+    for _ in range(3):
+        trial = virtual.recover(dict.fromkeys(plan.queues, second))
+        assert trial.time == pytest.approx(8 * parts * second)
+        assert trial.computed == 8 * workers * parts
+
+
+def test_a_worker_that_changes_speed_is_followed():
+    """Four times slower from one iteration on: the first of them is late, the later ones know."""
+    plan = make_plan(Coding(chunks_per_worker=8, replication=3), "dynamic", 4, seed=0)
+    rules = make_schedule("dynamic", plan.queues, plan.backups, plan.holders(), 1)
+    assert isinstance(rules, DynamicSchedule)
+    virtual = VirtualCluster(plan.holders(), plan.queues, plan.backups, 1, rules)
+    before, after = by_rank([1.0, 1.0, 1.0, 1.0]), by_rank([1.0, 1.0, 1.0, 4.0])
+    bound = coding.clairvoyant_bound(plan.assignment, 1, list(after.values()))
+    for _ in range(2):
+        virtual.recover(before)
+    times = [virtual.recover(after).time for _ in range(4)]
+    assert max(times) <= 1.2 * bound < 32  # what the straggler would take for its own share
+    assert rules.estimates[1] == 1.0
+    assert rules.estimates[4] > 3.5
+    assert times[-1] <= times[0]
