@@ -1,0 +1,60 @@
+"""`dynamic`, with nothing known beforehand, never loses to `static` or `skipping` by more than 2 % on average."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from psgc.config import Coding
+from psgc.plan import make_plan
+from psgc.server.scheduler import make_schedule
+from psgc.simulation import speeds
+from psgc.simulation.virtual import VirtualCluster
+
+TRACES = Path(__file__).parents[3] / "shared" / "traces"
+BLOCKS = 16, Coding(assignment="blocks", chunks_per_worker=8, replication=3, coding_matrix="gaussian")
+GRAPH = 60, Coding(assignment="graph", chunks_per_worker=1, replication=8, coding_matrix="gaussian")
+MODELS = {
+    "exponential": lambda rng, shape: speeds.exponential(rng, shape, 1.0),
+    "shifted exponential": lambda rng, shape: speeds.shifted_exponential(rng, shape, 1.0, 0.5),
+    "pareto": lambda rng, shape: speeds.pareto(rng, shape, 2.0, 1.0),
+    "two speeds": lambda rng, shape: speeds.two_speed(rng, shape, 1.0, 4.0, 0.2),
+    "nearly equal": lambda rng, shape: rng.uniform(0.99, 1.01, shape),
+}
+
+
+def mean_time(schedule: str, workers: int, coding: Coding, seconds: np.ndarray) -> float:
+    """Each trial on a cluster that has never been seen before."""
+    plan = make_plan(coding, schedule, workers, seed=0)
+    times = []
+    for second in seconds:
+        rules = make_schedule(schedule, plan.queues, plan.backups, plan.holders(), plan.parts)
+        cluster = VirtualCluster(plan.holders(), plan.queues, plan.backups, plan.parts, rules)
+        times.append(cluster.recover(dict(enumerate(second.tolist(), start=1))).time)
+    return float(np.mean(times))
+
+
+def check(workers: int, coding: Coding, parts: int, seconds: np.ndarray) -> None:
+    coding = coding.model_copy(update={"parts": parts})
+    dynamic, static, skipping = (
+        mean_time(name, workers, coding, seconds) for name in ("dynamic", "static", "skipping")
+    )
+    assert dynamic <= 1.02 * min(static, skipping)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("cluster", [BLOCKS, GRAPH], ids=["blocks", "graph"])
+@pytest.mark.parametrize("model", MODELS)
+def test_on_every_model(model, cluster, parts):
+    workers, coding = cluster
+    check(workers, coding, parts, MODELS[model](np.random.default_rng(1), (40, workers)))
+
+
+@pytest.mark.parametrize("cluster", [BLOCKS, GRAPH], ids=["blocks", "graph"])
+@pytest.mark.parametrize("name", ["cloud-cnn", "cloud-cnn-short", "cloud-resnet18"])
+def test_on_measured_times(name, cluster):
+    path = TRACES / f"{name}.npy"
+    if not path.exists():
+        pytest.skip(f"no {path.name} beside the repository")
+    workers, coding = cluster
+    check(workers, coding, 1, speeds.trace(str(path), (25, workers)))
