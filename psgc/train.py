@@ -109,7 +109,8 @@ def _serve(
     def interrupted() -> str | None:
         return signal.Signals(stopped_by[0]).name if stopped_by else None
 
-    server = make_server(transport, config, plan, backend, _Observer(recorder, progress), interrupted)
+    costs = None if config.batch else ChunkSource(dataset, plan.num_chunks, config.dtype, backend).costs()
+    server = make_server(transport, config, plan, backend, _Observer(recorder, progress), interrupted, costs)
     began = time.monotonic()
     status, reason, code = "done", "", 0
     try:
@@ -150,8 +151,9 @@ def make_server(
     backend: Backend,
     observer: Observer,
     interrupted: Callable[[], str | None],
+    costs: Sequence[float] | None = None,
 ) -> Server:
-    """The server of a run whose settings are resolved (no `auto` left in transfer)."""
+    """The server of a run whose settings are resolved (no `auto` left in transfer); costs of the chunks, if known."""
     transport.start(plan.num_chunks)
     return Server(
         transport,
@@ -164,6 +166,7 @@ def make_server(
         config.transfer == "combined",
         config.faults.collect_timeout,
         interrupted,
+        costs,
     )
 
 

@@ -4,7 +4,7 @@ Read `Server.run` first: it is the training loop. `_gradient` is one iteration, 
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, Protocol
@@ -66,7 +66,8 @@ class Server:
     """Trains: sends parameters, lets the coordinator decide what counts, decodes, steps.
 
     combined: transfer (else per_chunk); collect_timeout: seconds without a sign of life, or without an answer to
-    *collect*, after which a worker is given up; interrupted: polled, a reason to end early or None.
+    *collect*, after which a worker is given up; interrupted: polled, a reason to end early or None; costs: of each
+    chunk relative to an average one, None when they are not known.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class Server:
         combined: bool,
         collect_timeout: float,
         interrupted: Callable[[], str | None],
+        costs: Sequence[float] | None,
     ) -> None:
         self._transport = transport
         self._plan = plan
@@ -93,7 +95,7 @@ class Server:
         self._interrupted = interrupted
         self._workers = range(1, plan.num_workers + 1)
         holders = plan.holders()
-        rules = make_schedule(schedule, plan.queues, plan.backups, holders, plan.parts)
+        rules = make_schedule(schedule, plan.queues, plan.backups, holders, plan.parts, costs)
         self._coordinator = Coordinator(holders, plan.parts, rules, combined)
         self._outbox: dict[int, list[Records]] = {}
         self._finished = False

@@ -19,7 +19,7 @@ from math import inf
 from psgc.errors import UserError
 
 QUEUE_OF_OTHERS = 2.0  # chunks a worker is expected to do up to a given backup, that one included
-UNKNOWN = 2.0  # a worker never heard of, after e seconds: expected to need this times e more
+UNKNOWN = 5.0  # a worker never heard of, after e seconds: expected to need this times e more
 LEARNING_RATE = 0.5  # weight of a worker's newest chunk in its estimated seconds per chunk
 GAIN = 0.5  # share of its time for a chunk by which a backup must be sooner
 LEAD = 0.1  # share of a chunk's time before its predicted end at which the next one is decided once more
@@ -155,6 +155,7 @@ class DynamicSchedule(FixedSchedule):
             worker: dict.fromkeys(() if informed and len(chunks) <= self._parts else chunks)
             for worker, chunks in self._own.items()
         }
+        self._ahead = {worker: sum(map(self._cost, chunks)) for worker, chunks in self._told.items()}  # their cost
         self._chosen: set[int] = set()  # workers that were told one chunk, and that may still be changed
         self._running: dict[int, int | None] = dict.fromkeys(self._own)
         self._since = dict.fromkeys(self._own, 0.0)
@@ -243,9 +244,14 @@ class DynamicSchedule(FixedSchedule):
             orders.append(Skip(worker, chunk, bool(self._committed[chunk])))
         return orders
 
+    def _tell(self, worker: int, chunk: int) -> None:
+        self._told[worker][chunk] = None
+        self._ahead[worker] += self._cost(chunk)
+
     def _forget(self, worker: int, chunk: int) -> None:
         if chunk in self._told[worker]:
             del self._told[worker][chunk]
+            self._ahead[worker] -= self._cost(chunk)
             self._chosen.discard(worker)
 
     def _pull(self, worker: int, now: float) -> list[Order]:
@@ -257,7 +263,7 @@ class DynamicSchedule(FixedSchedule):
         orders: list[Order] = []
         through = self._through(worker, now)
         while True:
-            busiest, latest, moved = -1, through + pace, -1
+            busiest, latest, moved = -1, through, -1
             for chunk in self._chunks[worker]:
                 if self._committed[chunk] or chunk in taken or chunk in told:
                     continue
@@ -266,7 +272,8 @@ class DynamicSchedule(FixedSchedule):
                         continue
                     if other not in self.estimates and now - self._since[other] <= (1 + LEAD) * pace:
                         continue  # as fast as `worker`, for all we know: its report may be under way
-                    if (end := self._through(other, now)) > latest:
+                    end = self._through(other, now)
+                    if end > latest and end > through + pace * self._cost(chunk):
                         busiest, latest, moved = other, end, chunk
             if busiest < 0:
                 break
@@ -274,8 +281,8 @@ class DynamicSchedule(FixedSchedule):
             if not self._told[busiest]:
                 self._bare[busiest] = None
             orders.append(Skip(busiest, moved, recovered=False))
-            told[moved] = None
-            through += pace
+            self._tell(worker, moved)
+            through += pace * self._cost(moved)
         if orders and self._running[worker] is None:
             orders += self._start_next(worker, now)
         return [*orders, self._queue(worker)] if orders else []
@@ -301,11 +308,11 @@ class DynamicSchedule(FixedSchedule):
         best = self._best(worker, now)
         rested = self._running[worker] is None
         if rested and best is not None:
-            self._told[worker][best] = None
+            self._tell(worker, best)
             orders += self._start_next(worker, now)
             best = self._best(worker, now)
         if best is not None:
-            self._told[worker][best] = None
+            self._tell(worker, best)
             self._chosen.add(worker)
         self._set_alarm(worker, now)
         begun = rested and self._running[worker] is not None
@@ -351,12 +358,12 @@ class DynamicSchedule(FixedSchedule):
         pace, free = self._pace_and_free(worker, now)
         if self._running[worker] == chunk:
             return free
-        return free + pace * ((0 if worker in self._chosen else len(self._told[worker])) + QUEUE_OF_OTHERS)
+        return free + pace * ((0 if worker in self._chosen else self._ahead[worker]) + QUEUE_OF_OTHERS)
 
     def _through(self, worker: int, now: float) -> float:
         """When `worker` is predicted to be through with all it was told."""
         pace, free = self._pace_and_free(worker, now)
-        return free + pace * len(self._told[worker])
+        return free + pace * self._ahead[worker]
 
     def _pace_and_free(self, worker: int, now: float) -> tuple[float, float]:
         """Predicted seconds per chunk, and when the worker will be through with the chunk it is in."""
@@ -410,10 +417,11 @@ def make_schedule(
     backups: Mapping[int, Sequence[int]] | None = None,
     holders: Sequence[Sequence[int]] = (),
     parts: int = 1,
+    costs: Sequence[float] | None = None,
 ) -> FixedSchedule:
     """The schedule called `name` for workers with these standing queues. Raises UserError for an unknown name.
 
-    backups, holders and parts are what `dynamic` needs besides, see `DynamicSchedule`.
+    backups, holders, parts and costs are what `dynamic` needs besides, see `DynamicSchedule`.
     """
     match name:
         case "uncoded" | "random" | "static":
@@ -423,5 +431,5 @@ def make_schedule(
         case "skipping":
             return SkippingSchedule()
         case "dynamic":
-            return DynamicSchedule(holders, queues, backups or dict.fromkeys(queues, ()), parts)
+            return DynamicSchedule(holders, queues, backups or dict.fromkeys(queues, ()), parts, costs)
     raise UserError(f"schedule: expected uncoded, full, random, static, skipping or dynamic, got {name!r}")

@@ -56,6 +56,17 @@ class ChunkSource:
         self._dtype, self._backend = np.dtype(dtype), backend
         self._chunks: dict[int, Chunk] = {}
 
+    def costs(self) -> list[float] | None:
+        """What the gradient of each chunk costs relative to an average one, by its rows (sparse: its stored entries).
+
+        None without a data set, when nothing is known.
+        """
+        if self._dataset is None:
+            return None
+        ends = np.arange(self._num_chunks + 1) * self._dataset.num_rows // self._num_chunks
+        sizes = np.diff(self._dataset.features[2][ends] if self._dataset.sparse else ends)
+        return (sizes / sizes.mean()).clip(0.01).tolist() if sizes.any() else None
+
     def chunk(self, i: int) -> Chunk:
         """Chunk i, 0 <= i < num_chunks."""
         if not 0 <= i < self._num_chunks:

@@ -134,3 +134,13 @@ def test_every_sample_is_equally_likely():
     drawn = [tuple(chunk.sample(2, generator).y) for _ in range(1200)]
     for pair in itertools.combinations(range(4), 2):
         assert 140 < drawn.count(pair) < 260  # 200 expected, standard deviation 13
+
+
+def test_costs_go_by_rows_or_by_stored_entries(tmp_path):
+    write_dense(str(tmp_path / "dense.npz"), np.ones((5, 2)), np.zeros(5))
+    dense = ChunkSource(open_data(str(tmp_path / "dense.npz")), 2, "float64", Backend())
+    assert dense.costs() == pytest.approx([2 / 2.5, 3 / 2.5])
+    write_sparse(str(tmp_path / "sparse.npz"), scipy.sparse.csr_array([[1, 1, 1], [0, 0, 1]]), np.zeros(2))
+    sparse = ChunkSource(open_data(str(tmp_path / "sparse.npz")), 2, "float64", Backend())
+    assert sparse.costs() == pytest.approx([1.5, 0.5])
+    assert ChunkSource(None, 2, "float64", Backend()).costs() is None

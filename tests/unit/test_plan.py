@@ -104,7 +104,7 @@ def test_a_worker_begins_with_its_own_share(name):
 @EVERY
 def test_only_the_random_schedule_changes_the_order(name):
     plans = {schedule: plan_of(name, schedule) for schedule in ("full", "static", "skipping", "random")}
-    ordering = coding.ordering(plans["static"].assignment)
+    ordering = coding.ordering(plans["static"].assignment, plans["static"].parts)
     expected = dict(enumerate(coding.queues(ordering), start=1))
     assert plans["static"].queues == plans["skipping"].queues == plans["full"].queues == expected
     assert plans["random"].queues != expected
