@@ -237,3 +237,11 @@ def test_costs_are_taken_out_of_what_is_learned_and_into_what_is_predicted(order
     done(schedule, 1, order[0], first, first)
     assert schedule.estimates == {1: 1.0}
     assert schedule.wake == pytest.approx(alarm)
+
+
+def test_who_was_spared_a_chunk_before_it_began_is_in_the_next_but_one():
+    schedule = dynamic({1: [0, 1, 2], 2: []}, {1: [], 2: [0]}, {1: 1.0, 2: 9.0})
+    schedule.begin()
+    assert done(schedule, 2, 0, 0.5, 0.5, [1]) == [Skip(1, 0, recovered=True)]
+    assert done(schedule, 1, 1, 1.0, 1.0) == []
+    assert schedule.wake == pytest.approx(1.9)  # shortly before the end of chunk 2, its last
