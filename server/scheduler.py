@@ -13,13 +13,14 @@ All times are seconds since the iteration began, and come with the events.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush, heapreplace
 from math import inf
 
 from psgc.errors import UserError
 
 QUEUE_OF_OTHERS = 2.0  # chunks a worker is expected to do up to a given backup, that one included
 UNKNOWN = 5.0  # a worker never heard of, after e seconds: expected to need this times e more
+TRUSTED = 0.08  # surprise up to which what one iteration has taught is believed in the next
 LEARNING_RATE = 0.5  # weight of a worker's newest chunk in its estimated seconds per chunk
 GAIN = 0.5  # share of its time for a chunk by which a backup must be sooner
 LEAD = 0.1  # share of a chunk's time before its predicted end at which the next one is decided once more
@@ -141,18 +142,31 @@ class DynamicSchedule(FixedSchedule):
         self._parts = parts
         self._costs = costs
         self.estimates: dict[int, float] = {}  # seconds per average chunk
+        self._last: dict[int, float] = {}  # each worker's newest pace, or the least it can have been
+        self._reports: dict[int, int] = {}  # of each worker in this iteration
+        self._latest = 0.0  # when something was last heard in this iteration
+        self._surprise = 0.0  # how far paces are from those of the iteration before, as a share; a weighted mean
 
     # events
 
     def begin(self) -> list[Order]:
-        informed = len(self.estimates) == len(self._own)
+        for worker in self._own:  # who was to report in the iteration before, and did not, surprises as well
+            if not self._reports.get(worker, 1) and self._last.get(worker, inf) < self._latest:
+                self._be_surprised(1 - self._last[worker] / self._latest)
+                self._last[worker] = self._latest
+        self._latest = 0.0
+        if self._surprise > TRUSTED:  # paces that change at every iteration mislead: begin as for the first time
+            self.estimates.clear()
+        latest = self._could_be_done() if len(self.estimates) == len(self._own) else inf
         self._copies = [0] * len(self._holders)  # that count
         self._started = [0] * len(self._holders)  # copies done or in work
         self._committed = bytearray(len(self._holders))
         self._taken: dict[int, set[int]] = {worker: set() for worker in self._own}  # done or in work
-        # what each worker will do next, in order; once paces are known, a share of one chunk is no good guide
+        # what each worker will do next, in order; who is too slow for its share of one chunk does not begin with it
         self._told = {
-            worker: dict.fromkeys(() if informed and len(chunks) <= self._parts else chunks)
+            worker: dict.fromkeys(
+                () if len(chunks) <= self._parts and self.estimates.get(worker, 0) > latest else chunks
+            )
             for worker, chunks in self._own.items()
         }
         self._ahead = {worker: sum(map(self._cost, chunks)) for worker, chunks in self._told.items()}  # their cost
@@ -180,6 +194,7 @@ class DynamicSchedule(FixedSchedule):
 
     def freed(self, worker: int, chunk: int, now: float, seconds: float) -> list[Order]:
         self._learn(worker, chunk, seconds)
+        self._latest = now
         orders: list[Order] = []
         running = self._running[worker]
         self._forget(worker, chunk)
@@ -397,10 +412,26 @@ class DynamicSchedule(FixedSchedule):
             self._alarm[worker] = when
             heappush(self._alarms, (when, worker))
 
+    def _be_surprised(self, share: float) -> None:
+        self._surprise += (share - self._surprise) / len(self._own)
+
     def _learn(self, worker: int, chunk: int, seconds: float) -> None:
         pace = seconds / self._cost(chunk)
+        before = self._last.get(worker)
+        if before is not None and self._reports[worker] == 0 and before < inf:
+            self._be_surprised(abs(pace - before) / max(pace, before, 1e-300))
+        self._last[worker] = pace
         old = self.estimates.get(worker, pace)
         self.estimates[worker] = old + LEARNING_RATE * (pace - old)
+
+    def _could_be_done(self) -> float:
+        """When as many chunks could be done as are needed, if everybody held all of them."""
+        ends = [(pace, pace) for pace in self.estimates.values()]
+        heapify(ends)
+        for _ in range(len(self._holders) * self._parts - 1):
+            end, pace = ends[0]
+            heapreplace(ends, (end + pace, pace))
+        return ends[0][0]
 
     def _cost(self, chunk: int) -> float:
         return 1.0 if self._costs is None else self._costs[chunk]

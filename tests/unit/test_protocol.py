@@ -10,6 +10,7 @@ any two events, the server's clock goes off early, late and when nothing else ca
 is any number of seconds. What must hold is asserted where it happens.
 """
 
+import copy
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -266,7 +267,14 @@ class World:
         self.decoder.begin()
         rules = schedule(self.case.schedule, self.plan)
         if isinstance(rules, DynamicSchedule) and isinstance(self.rules, DynamicSchedule):
-            rules.estimates = dict(self.rules.estimates)  # the only thing that is meant to survive
+            for name in (
+                "estimates",
+                "_last",
+                "_surprise",
+                "_latest",
+                "_reports",
+            ):  # what is known of the paces survives
+                setattr(rules, name, copy.copy(getattr(self.rules, name)))
         self.now, self.began = 0.0, self.steps
         instructions = self.coordinator.begin(iteration)
         fresh = Coordinator(self.holders, self.plan.parts, rules, self.case.combined)
