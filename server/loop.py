@@ -19,11 +19,10 @@ from psgc.server.coordinator import Collect, Commit, Coordinator, Discard, Finis
 from psgc.server.decoder import Decoder
 from psgc.server.optimizer import Optimizer
 from psgc.server.scheduler import Queue, Skip, make_schedule
-from psgc.transport import Control, Transport, Vector
+from psgc.transport import LARGE, Control, Transport, Vector
 
 POOL_BYTES = 64 << 20  # memory for receives, at least two vectors and at most one per worker
 CHECK_EVERY = 0.05  # seconds between two looks at the deadlines
-HOT_BYTES = 1 << 16  # vectors from which it pays to poll without sleeping
 
 
 class Fate(IntEnum):
@@ -167,7 +166,7 @@ class Server:
         for worker, records in self._outbox.items():
             self._transport.send(worker, records)
         self._outbox.clear()
-        large = self._length * np.dtype(self._dtype).itemsize >= HOT_BYTES
+        large = self._length * np.dtype(self._dtype).itemsize >= LARGE
         self._transport.wait(expecting_large=large and self._coordinator.phase == "collecting")
         self._clock.tick()
 

@@ -22,7 +22,7 @@ QUEUE_OF_OTHERS = 2.0  # chunks a worker is expected to do up to a given backup,
 UNKNOWN = 5.0  # a worker never heard of, after e seconds: expected to need this times e more
 TRUSTED = 0.08  # surprise up to which what one iteration has taught is believed in the next
 LEARNING_RATE = 0.5  # weight of a worker's newest chunk in its estimated seconds per chunk
-GAIN = 0.5  # share of its time for a chunk by which a backup must be sooner
+GAIN = 0.5  # share of a chunk that must be done before the others are predicted to be: predictions err
 LEAD = 0.1  # share of a chunk's time before its predicted end at which the next one is decided once more
 
 
@@ -112,7 +112,7 @@ class DynamicSchedule(FixedSchedule):
        first, as long as it would still be through sooner than they. Often at first, when there is most to learn, and
        when it has one chunk left.
     2. A worker that was told nothing more *chooses*: the chunk predicted to be recovered last without it (the rarest of
-       several), if it would have it sooner than those that are in it or were told to do it.
+       several), if it would be GAIN of the way through before those that are in it or were told to do it are done.
     3. When nothing would be gained the worker rests, until `wake` at the latest.
 
     Choices are made ahead, so that nobody waits for an answer: when a worker starts the last chunk it was told, once

@@ -51,7 +51,7 @@ class Row(Protocol):
 class Recorder:
     """Keeps the record of a run in `directory`.
 
-    assignment: (chunks, workers), without the schedule's restrictions; parts: copies that determine a chunk;
+    assignment: (chunks, workers), what the workers hold under the schedule; parts: copies that determine a chunk;
     own_chunks: how many chunks each worker would do if nothing were redundant.
     """
 
