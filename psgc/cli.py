@@ -53,6 +53,16 @@ def _parser() -> argparse.ArgumentParser:
         "-n", type=int, required=True, dest="ranks", metavar="RANKS", help="ranks: one server, the others workers"
     )
     launch.add_argument("--print", action="store_true", dest="print_only", help="only print the mpirun line")
+    launch.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in the run directory")
+    where = launch.add_mutually_exclusive_group()
+    where.add_argument("--host", metavar="LIST", help="run there instead of here, for example a:5,b:4")
+    where.add_argument("--hostfile", metavar="FILE", help="the same from a file, in mpirun's own format")
+    launch.add_argument(
+        "--no-fault-tolerance",
+        action="store_false",
+        dest="fault_tolerance",
+        help="leave MPI all its transports (UCX, InfiniBand): a dead rank then ends the run, and --resume goes on",
+    )
     launch.set_defaults(run=_launch)
 
     simulate = commands.add_parser("simulate", help="simulate schedules on random, given or recorded speeds")
@@ -99,9 +109,18 @@ def _train(options: argparse.Namespace) -> NoReturn:
 
 def _launch(options: argparse.Namespace) -> int:
     from psgc.launch import launch
+    from psgc.mpirun import Placement
 
-    debug = ["--debug"] if options.debug else []
-    return launch(options.config, options.ranks, options.overrides, options.print_only, debug)
+    return launch(
+        options.config,
+        options.ranks,
+        options.overrides,
+        print_only=options.print_only,
+        debug=options.debug,
+        resume=options.resume,
+        placement=Placement(options.host, options.hostfile),
+        fault_tolerance=options.fault_tolerance,
+    )
 
 
 def _simulate(options: argparse.Namespace) -> int:

