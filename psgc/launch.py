@@ -66,8 +66,8 @@ def launch(
     mpirun_code, stopped_by = _run(command, {**environ, **additions}, left.over)
     code = _exit_code(mpirun_code, stopped_by, left)
     if code not in (0, 2) and left.can_resume(resume):
-        again = ["psgc", "launch", config_path, "-n", str(num_ranks), *placement.arguments(), *settings, "--resume"]
-        again += [] if fault_tolerance else ["--no-fault-tolerance"]
+        again = ["psgc", "launch", config_path, "-n", str(num_ranks), *placement.arguments()]
+        again += [*([] if fault_tolerance else ["--no-fault-tolerance"]), *settings, "--resume"]
         print(f"psgc launch: to go on from the last checkpoint: {shlex.join(again)}", file=sys.stderr)
     return code
 

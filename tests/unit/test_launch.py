@@ -124,12 +124,24 @@ def test_a_failed_run_with_a_checkpoint_says_how_to_go_on(
 def test_it_repeats_all_that_was_given(mpirun: MakeMpirun, capsys: pytest.CaptureFixture[str]) -> None:
     mpirun(f"{CHECKPOINT.replace('out/', 'my?runs/')}; exit 1".replace("my?runs/", "'my runs'/"))
     Path("run.yaml").rename("a run.yaml")
-    given = ["a run.yaml", "-n", "9", "--host", "a:5,b:4", "--set", "output=my runs", "--set", "seed=3", "--debug"]
+    given = [
+        "a run.yaml",
+        "-n",
+        "9",
+        "--host",
+        "a:5,b:4",
+        "--no-fault-tolerance",
+        "--set",
+        "output=my runs",
+        "--set",
+        "seed=3",
+        "--debug",
+    ]
     placement = Placement(host="a:5,b:4")
     overrides = ["output=my runs", "seed=3"]
     assert launch("a run.yaml", 9, overrides, debug=True, placement=placement, fault_tolerance=False) == 1
     said = shlex.split(how_to_go_on(capsys))
-    assert said == ["psgc", "launch", *given, "--resume", "--no-fault-tolerance"]
+    assert said == ["psgc", "launch", *given, "--resume"]
 
 
 @pytest.mark.parametrize(
