@@ -45,6 +45,7 @@ def _parser() -> argparse.ArgumentParser:
 
     train = commands.add_parser("train", help="train, inside the ranks that mpirun started")
     _common(train, "run.yaml", "the run, see README.md", "coding.parts=2")
+    train.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in the run directory")
     train.set_defaults(run=_train)
 
     launch = commands.add_parser("launch", help="find the right mpirun line for this machine and run it")
@@ -104,7 +105,7 @@ def _train(options: argparse.Namespace) -> NoReturn:
     _limit_threads()
     from psgc.train import train  # imports MPI, NumPy and the rest: not before signals are caught and threads limited
 
-    train(options.config, options.overrides, options.debug, stopped_by)
+    train(options.config, options.overrides, options.debug, stopped_by, options.resume)
 
 
 def _launch(options: argparse.Namespace) -> int:

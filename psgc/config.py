@@ -128,6 +128,11 @@ class Faults(Section):
     collect_timeout: Positive = 30.0  # seconds
 
 
+class Checkpoint(Section):
+    every: Natural = 50  # iterations between two; 0: only at the end
+    keep: Count = 3
+
+
 class Stragglers(Section):
     """Emulated slowness: workers take `factor` times as long, (a mean of) `seconds` per chunk, or what was recorded."""
 
@@ -177,6 +182,7 @@ class Config(Section):
     backend: Literal["auto", "numpy", "cupy"] = "auto"
     dtype: Literal["float64", "float32"] = "float64"
     faults: Faults = Faults()
+    checkpoint: Checkpoint = Checkpoint()
     stragglers: Stragglers = Stragglers()
     output: PathText = Field(description="the run directory, for example runs/quickstart")
     seed: Natural = 0

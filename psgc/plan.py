@@ -89,12 +89,12 @@ def _unflat(name: str, archive: Any) -> dict[int, list[int]]:
     return {int(rank): chunks.tolist() for rank, chunks in zip(archive[f"{name}_ranks"], split, strict=False)}
 
 
-def make_plan(settings: Coding, schedule: str, num_workers: int, seed: int) -> Plan:
-    """The plan for `num_workers` workers.
+def make_plan(settings: Coding, schedule: str, num_workers: int, seed: int, num_chunks: int | None = None) -> Plan:
+    """The plan for `num_workers` workers; num_chunks: N, if it is not to be chunks_per_worker for each of them.
 
     Raises UserError when the settings and the number of workers do not fit each other.
     """
-    assignment = _assignment(settings, num_workers, seed)
+    assignment = _assignment(settings, num_workers, seed, num_chunks or settings.chunks_per_worker * num_workers)
     coding.check(assignment, settings.parts)
     ordering = coding.ordering(assignment, settings.parts)
     primary = coding.primary_copies(assignment, ordering, settings.parts)
@@ -123,13 +123,18 @@ def own_share_first(
     return own, backups
 
 
-def _assignment(settings: Coding, num_workers: int, seed: int) -> scipy.sparse.csr_array:
-    num_chunks = settings.chunks_per_worker * num_workers
+def _assignment(settings: Coding, num_workers: int, seed: int, num_chunks: int) -> scipy.sparse.csr_array:
     match settings.assignment:
         case "blocks":
             return coding.blocks(num_chunks, num_workers, settings.replication, seed)
         case "cyclic":
-            return coding.cyclic(num_chunks, num_workers, settings.chunks_per_worker * settings.replication)
+            load, rest = divmod(num_chunks * settings.replication, num_workers)
+            if rest:
+                raise UserError(
+                    f"cyclic: {num_chunks} chunks x replication {settings.replication} copies cannot be shared equally "
+                    f"by {num_workers} workers"
+                )
+            return coding.cyclic(num_chunks, num_workers, load)
         case "fractional":
             return coding.fractional(num_chunks, num_workers, settings.replication)
         case "graph":

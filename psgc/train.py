@@ -14,18 +14,20 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from psgc import __version__
+from psgc import __version__, resume
 from psgc import config as configuration
 from psgc.backend import Backend, open_backend
 from psgc.config import Config, PythonProblem
 from psgc.data import ChunkSource, Dataset, open_data
 from psgc.errors import PsgcError, RunFailed, UserError, one_line
-from psgc.plan import Plan, make_plan
+from psgc.keeper import Keeper
+from psgc.plan import Plan
 from psgc.problems import Problem, check_labels, evaluate, load_python, make_problem
 from psgc.reporting.progress import RunProgress
 from psgc.reporting.records import Recorder
 from psgc.reporting.summary import lines, summarise
-from psgc.server.loop import IterationRecord, Observer, Server
+from psgc.server.checkpoint import Checkpoint, CheckpointWriter, load_newest
+from psgc.server.loop import Observer, Server
 from psgc.server.optimizer import make_optimizer
 from psgc.simulation import speeds
 from psgc.transport import Transport
@@ -38,12 +40,16 @@ from psgc.workers.state import WorkerState
 
 PER_CHUNK_BYTES = 16 << 20  # per iteration into the server, up to which `auto` sends every chunk by itself
 STOP_TIMEOUT = 3.0  # seconds that the workers have to say goodbye
+CHECKPOINT_TIMEOUT = 120.0  # seconds that the last checkpoint has to reach the disk
 EVALUATION_ROWS = 10_000  # rows that the server looks at together when it measures accuracy
 
 
-def train(config_path: str, overrides: Sequence[str], debug: bool, stopped_by: Sequence[int]) -> NoReturn:
+def train(
+    config_path: str, overrides: Sequence[str], debug: bool, stopped_by: Sequence[int], resuming: bool = False
+) -> NoReturn:
     """Run this rank of `psgc train`; ends the process with the exit code of design section 5.
 
+    resuming: go on from the newest checkpoint in the run directory, if there is one;
     stopped_by: the signals that have asked this process to end, filled by a handler; rank 0 then ends the run in order.
     """
     transport = Transport()
@@ -52,7 +58,7 @@ def train(config_path: str, overrides: Sequence[str], debug: bool, stopped_by: S
         signal.signal(signal.SIGTERM, lambda *_: signal.alarm(5))  # the server will say stop; if not, SIGALRM ends us
     try:
         if serving:
-            code, everybody_left = _serve(transport, config_path, overrides, stopped_by)
+            code, everybody_left = _serve(transport, config_path, overrides, stopped_by, resuming)
         else:
             code, everybody_left = _work(transport)
     except PsgcError as error:
@@ -84,41 +90,77 @@ def train(config_path: str, overrides: Sequence[str], debug: bool, stopped_by: S
 
 
 def _serve(
-    transport: Transport, config_path: str, overrides: Sequence[str], stopped_by: Sequence[int]
+    transport: Transport, config_path: str, overrides: Sequence[str], stopped_by: Sequence[int], resuming: bool
 ) -> tuple[int, bool]:
     """The server from the YAML to the summary: its exit code, and whether every worker has left in order."""
     try:
-        config, plan, problem, dataset, backend = _prepare(transport, config_path, overrides)
-        initial = _initial_params(problem, config.dtype)
+        config, plan, problem, dataset, backend, checkpoint = _prepare(transport, config_path, overrides, resuming)
+        directory = Path(config.output)
+        first = checkpoint.iteration if checkpoint else 0
+        if first >= config.iterations and resume.is_done(directory):
+            print(f"nothing to do: {directory} has done {first} iterations, iterations is {config.iterations}")
+            os.utime(directory / "summary.json")  # still true: `psgc launch` looks whether this run has left one
+            transport.broadcast(b"")
+            return 0, True
+        initial = checkpoint.params if checkpoint else _initial_params(problem, config.dtype)
         test = _open_test(config, problem, dataset)
-        recorder = Recorder(
-            Path(config.output), config.to_yaml(), plan.assignment, plan.parts, plan.own_chunks.tolist()
-        )
+        own_chunks = plan.own_chunks.tolist()
+        resume_at = first if checkpoint else None
+        recorder = Recorder(directory, config.to_yaml(), plan.assignment, plan.parts, own_chunks, resume_at)
     except UserError:
         transport.broadcast(b"")
         raise
     transport.broadcast(config.to_yaml().encode())
     transport.broadcast(plan.to_bytes())
+    transport.broadcast(str(first).encode())
     for rank, problem_text in enumerate(transport.gather("")):
         if problem_text:
             raise UserError(f"worker {rank} on {transport.hosts[rank]}: {problem_text}")
     print(_opening_line(transport, config, plan, problem, backend), flush=True)
 
-    progress = RunProgress(config.iterations)
+    began = time.monotonic() - (checkpoint.seconds if checkpoint else 0.0)
+    data = resume.fingerprint(dataset)
+
+    def snapshot(done: int) -> Checkpoint:
+        state = server.optimizer.state()
+        return Checkpoint(
+            iteration=done,
+            params=backend.to_host(server.params),
+            optimizer={k: backend.to_host(v) if getattr(v, "ndim", 0) else v for k, v in state.items()},
+            estimates=server.estimates,
+            num_chunks=plan.num_chunks,
+            num_workers=plan.num_workers,
+            seed=config.seed,
+            seconds=time.monotonic() - began,
+            data=data,
+            config=config.to_yaml(),
+            version=__version__,
+        )
 
     def interrupted() -> str | None:
-        return signal.Signals(stopped_by[0]).name if stopped_by else None
+        return f"asked to stop ({signal.Signals(stopped_by[0]).name})" if stopped_by else None
 
+    progress = RunProgress(config.iterations, first)
+    writer = CheckpointWriter(directory / "checkpoints", config.checkpoint.keep)
+    keeper = Keeper(recorder, progress, writer, config.checkpoint.every, snapshot, first, checkpoint is not None)
     costs = None if config.batch else ChunkSource(dataset, plan.num_chunks, config.dtype, backend).costs()
-    server = make_server(transport, config, plan, backend, _Observer(recorder, progress), interrupted, costs)
-    began = time.monotonic()
+    server = make_server(transport, config, plan, backend, keeper, interrupted, costs)
+    if checkpoint:
+        vectors = {k: backend.asarray(v) if isinstance(v, np.ndarray) else v for k, v in checkpoint.optimizer.items()}
+        server.optimizer.load(vectors)
+        server.estimates = resume.estimates_for(plan, checkpoint)
     status, reason, code = "done", "", 0
     try:
-        server.run(backend.asarray(initial), config.iterations)
+        server.run(backend.asarray(initial), config.iterations, first)
     except RunFailed as error:
         status, reason, code = "failed", str(error), 1
         if stopped_by:
             status, code = "interrupted", 128 + stopped_by[0]
+    except BaseException:
+        keeper.save_last()
+        writer.flush(CHECKPOINT_TIMEOUT)
+        raise
+    keeper.save_last()  # while all the rest is brought to its end
     progress.close()
     seconds = time.monotonic() - began
     settings = {
@@ -136,11 +178,18 @@ def _serve(
         summary = summarise(recorder, seconds, settings, status, reason)
         summary |= _quality(problem, server.params, dataset, test, config.dtype, backend)
         recorder.finish(params, summary)
+    if not writer.flush(CHECKPOINT_TIMEOUT):
+        print(f"psgc: the last checkpoint is not in {directory / 'checkpoints'}", file=sys.stderr, flush=True)
     for line in lines(summary):
         print(line)
     print(f"  run directory      {config.output}", flush=True)
     if status != "done":
-        print(f"psgc: {status}: {reason}; what there is lies in {config.output}", file=sys.stderr, flush=True)
+        go_on = resume.command(config_path, overrides, transport.size)
+        print(
+            f"psgc: {status}: {reason}; what there is lies in {config.output}; go on with: {go_on}",
+            file=sys.stderr,
+            flush=True,
+        )
     return code, everybody_left
 
 
@@ -171,8 +220,8 @@ def make_server(
 
 
 def _prepare(
-    transport: Transport, config_path: str, overrides: Sequence[str]
-) -> tuple[Config, Plan, Problem, Dataset | None, Backend]:
+    transport: Transport, config_path: str, overrides: Sequence[str], resuming: bool
+) -> tuple[Config, Plan, Problem, Dataset | None, Backend, Checkpoint | None]:
     config = configuration.load(config_path, overrides)
     num_workers = transport.size - 1
     if num_workers < 1:
@@ -185,13 +234,30 @@ def _prepare(
         raise UserError(f"stragglers: rank {max(map(int, named))} is named, but the workers are ranks 1..{num_workers}")
     _trace(config, num_workers)
     dataset, problem = _open_problem(config)
-    plan = make_plan(config.coding, config.schedule, num_workers, config.seed)
+    checkpoint = _checkpoint(config, problem, dataset) if resuming else None
+    plan, remark = resume.plan_for(config, num_workers, checkpoint)
+    if remark:
+        print(remark, flush=True)
     backend = open_backend(config.backend, transport.local_rank)
     ChunkSource(dataset, plan.num_chunks, config.dtype, backend)  # refuses more chunks than rows
     if config.transfer == "auto":
         incoming = plan.num_chunks * problem.dim * np.dtype(config.dtype).itemsize
         config = config.model_copy(update={"transfer": "per_chunk" if incoming <= PER_CHUNK_BYTES else "combined"})
-    return config, plan, problem, dataset, backend
+    return config, plan, problem, dataset, backend, checkpoint
+
+
+def _checkpoint(config: Config, problem: Problem, dataset: Dataset | None) -> Checkpoint | None:
+    """The newest checkpoint in the run directory; says where the run goes on."""
+    directory = Path(config.output) / "checkpoints"
+    checkpoint, complaints = load_newest(directory)
+    for complaint in complaints:
+        print(f"psgc: {complaint}; the one before it is used", file=sys.stderr, flush=True)
+    if checkpoint is None:
+        print(f"no checkpoint in {directory}: starting from the beginning", flush=True)
+    else:
+        resume.check(checkpoint, config, problem.dim, resume.fingerprint(dataset))
+        print(f"going on from iteration {checkpoint.iteration}, by the checkpoint in {directory}", flush=True)
+    return checkpoint
 
 
 def _trace(config: Config, num_workers: int) -> np.ndarray | None:
@@ -272,20 +338,6 @@ def _opening_line(transport: Transport, config: Config, plan: Plan, problem: Pro
     )
 
 
-class _Observer:
-    """Passes what the server sees to the record and to the screen."""
-
-    def __init__(self, recorder: Recorder, progress: RunProgress) -> None:
-        self.chunk: Callable[[int, int, int, float, float, int], None] = recorder.chunk
-        self.failure_text = recorder.failure_text
-        self._recorder = recorder
-        self._progress = progress
-
-    def iteration(self, row: IterationRecord) -> None:
-        self._recorder.iteration(row)
-        self._progress.update(row.loss, row.seconds)
-
-
 # a worker's side
 
 
@@ -296,6 +348,7 @@ def _work(transport: Transport) -> tuple[int, bool]:
         return UserError.exit_code, True
     config = configuration.from_yaml_text(text.decode())
     plan = Plan.from_bytes(transport.broadcast(None))
+    first = int(transport.broadcast(None))
     trouble = ""
     try:
         dataset, problem = _open_problem(config)
@@ -305,14 +358,20 @@ def _work(transport: Transport) -> tuple[int, bool]:
         trouble = str(error)
     if any(transport.gather(trouble)):
         return UserError.exit_code, True
-    make_worker(transport, config, plan, backend, problem, chunks).run()
+    make_worker(transport, config, plan, backend, problem, chunks, first).run()
     return 0, True
 
 
 def make_worker(
-    transport: Transport, config: Config, plan: Plan, backend: Backend, problem: Problem, chunks: ChunkSource
+    transport: Transport,
+    config: Config,
+    plan: Plan,
+    backend: Backend,
+    problem: Problem,
+    chunks: ChunkSource,
+    first: int = 0,
 ) -> WorkerLoop:
-    """The worker of this rank, for the same settings as the server's."""
+    """The worker of this rank, for the same settings as the server's, in a run that begins with iteration `first`."""
     transport.start(plan.num_chunks)
     combined = config.transfer == "combined"
     encoder = Encoder(backend, plan.coding_matrix, transport.rank, problem.dim, config.dtype)
@@ -331,4 +390,4 @@ def make_worker(
         config.batch,
     )
     silence = min(1.0, config.faults.collect_timeout / 4)
-    return WorkerLoop(transport, desk, encoder, compute, backend, problem.dim, config.dtype, silence)
+    return WorkerLoop(transport, desk, encoder, compute, backend, problem.dim, config.dtype, silence, first)

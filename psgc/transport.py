@@ -167,6 +167,11 @@ class Transport:
         """Whether a send of `buffer` (or, without one, any send) is not complete."""
         return any(buffer is None or kept is buffer for kept, _ in self._sent_buffers)
 
+    @property
+    def distinct_iterations(self) -> int:
+        """How many iterations in a row the vectors' tags tell apart."""
+        return self._tag_limit // self._chunks_in_tag
+
     def _tag(self, iteration: int, chunk: int) -> int:
         return iteration % (self._tag_limit // self._chunks_in_tag) * self._chunks_in_tag + chunk
 

@@ -1,4 +1,10 @@
-"""From coded gradients to the gradient (design section 2, *Coding*), on the server's backend."""
+"""From coded gradients to the gradient (design section 2, *Coding*), on the server's backend.
+
+With `per_chunk` transfer and one part the sum is taken in a fixed order, a binary tree over the chunk indices: then
+the gradient is the same to the last bit, whoever sent what when. Otherwise it cannot be: which workers a chunk with
+several parts is decoded from (and so with which rounding) depends on who was fast, and with `combined` so does the
+order in which the workers' own sums were formed.
+"""
 
 from typing import Any
 
@@ -20,14 +26,23 @@ class Decoder:
         self._parts = coding_matrix.shape[1]
         self._columns = dim // self._parts
         self._held: dict[int, _Copies] = {}  # chunk -> coded gradients that wait for others
+        self._tree: _Tree | None = _Tree() if self._parts == 1 else None  # `per_chunk`
         self._decoding: dict[tuple[int, ...], np.ndarray] = {}  # S_i -> inverse of R[S_i]
         self.message_length = part_length(dim, self._parts)  # entries of one coded gradient
-        self.gradient = backend.xp.zeros(dim, dtype)
+        self._sum = backend.xp.zeros(dim, dtype)  # of all that is not in the tree
+
+    @property
+    def gradient(self) -> Array:
+        """(dim,): the sum of what was committed and added since `begin`; valid until the next of these calls."""
+        total = self._tree.total() if self._tree is not None else None
+        return self._sum if total is None else total
 
     def begin(self) -> None:
         """A new iteration: the sum is zero and nothing is held."""
         self._held.clear()
-        self.gradient.fill(0)
+        self._sum.fill(0)
+        if self._tree is not None:
+            self._tree.clear()
 
     def hold(self, worker: int, chunk: int, coded: Array) -> None:
         """Keep a copy of a coded gradient (`per_chunk`) until the chunk is committed."""
@@ -37,17 +52,53 @@ class Decoder:
 
     def commit(self, chunk: int, contributors: tuple[int, ...]) -> None:
         """Decode a chunk (`per_chunk`) from the copies of its contributors: R[S_i] G = Y."""
+        coded, rest = self._held.pop(chunk).of(contributors)
+        if self._tree is not None:  # R = 1: there is nothing to invert, the copy is the gradient
+            self._tree.add(chunk, coded[0])
+            return
         inverse = self._decoding.get(contributors)
         if inverse is None:
             rows = self._coding_matrix[[worker - 1 for worker in contributors]]
             inverse = self._decoding[contributors] = decoding_coefficients(rows)
-        decode(self._backend, self.gradient, inverse, *self._held.pop(chunk).of(contributors))
+        decode(self._backend, self._sum, inverse, coded, rest)
 
     def add_accumulator(self, worker: int, accumulator: Array) -> None:
         """Add a worker's accumulator (`combined`): part k of the gradient is sum_j R[j, k] y_j."""
         coefficients = self._coding_matrix[worker - 1][:, None]
         coded, rest = accumulator[None, : self._columns], accumulator[None, self._columns :]
-        decode(self._backend, self.gradient, coefficients, coded, rest)
+        decode(self._backend, self._sum, coefficients, coded, rest)
+
+
+class _Tree:
+    """The sum of one vector per index, in an order that depends on the indices alone.
+
+    Two neighbours become one node as soon as both are there, in the memory of one of them; so do two nodes. At the end
+    a node is left for every 1 in the binary number of indices.
+    """
+
+    def __init__(self) -> None:
+        self._nodes: dict[tuple[int, int], Array] = {}  # (level, place): the sum of indices place * 2^level and on
+
+    def clear(self) -> None:
+        self._nodes.clear()
+
+    def add(self, index: int, vector: Array) -> None:
+        """`vector` is the tree's from now on."""
+        level, place = 0, index
+        while (sibling := self._nodes.pop((level, place ^ 1), None)) is not None:
+            vector += sibling  # a + b and b + a are the same number
+            level, place = level + 1, place >> 1
+        self._nodes[level, place] = vector
+
+    def total(self) -> Array | None:
+        """The sum of everything; None when there is nothing."""
+        if len(self._nodes) <= 1:
+            return next(iter(self._nodes.values()), None)
+        first, second, *others = (self._nodes[node] for node in sorted(self._nodes))  # the smaller ones first
+        total = first + second
+        for vector in others:
+            total += vector
+        return total
 
 
 class _Copies:

@@ -18,7 +18,7 @@ from psgc.plan import Plan
 from psgc.server.coordinator import Collect, Commit, Coordinator, Discard, Finish, Instruction
 from psgc.server.decoder import Decoder
 from psgc.server.optimizer import Optimizer
-from psgc.server.scheduler import Queue, Skip, make_schedule
+from psgc.server.scheduler import DynamicSchedule, Queue, Skip, make_schedule
 from psgc.transport import LARGE, Control, Transport, Vector
 
 POOL_BYTES = 64 << 20  # memory for receives, at least two vectors and at most one per worker
@@ -47,6 +47,7 @@ class IterationRecord:
     recovered: int = 0
     redundant: int = 0  # copies that were done and not used
     bytes: int = 0  # in and out of the server
+    lost: int = 0  # workers that were not there
     reports: dict[tuple[int, int], tuple[float, float]] = field(default_factory=dict)  # (worker, chunk): start, seconds
     losses: dict[int, float] = field(default_factory=dict)  # of each recovered chunk
 
@@ -57,6 +58,12 @@ class Observer(Protocol):
     def chunk(self, worker: int, chunk: int, iteration: int, start: float, seconds: float, fate: Fate) -> None: ...
 
     def iteration(self, row: IterationRecord) -> None: ...
+
+    def stepped(self, done: int) -> None: ...
+
+    def lost(self, worker: int, host: str, iteration: int, reason: str) -> None: ...
+
+    def returned(self, worker: int, iteration: int) -> None: ...
 
     def failure_text(self, worker: int, text: str) -> str: ...
 
@@ -86,7 +93,7 @@ class Server:
         self._transport = transport
         self._plan = plan
         self._backend = backend
-        self._optimizer = optimizer
+        self.optimizer = optimizer
         self._observer = observer
         self._dtype = dtype
         self._combined = combined
@@ -94,8 +101,8 @@ class Server:
         self._interrupted = interrupted
         self._workers = range(1, plan.num_workers + 1)
         holders = plan.holders()
-        rules = make_schedule(schedule, plan.queues, plan.backups, holders, plan.parts, costs)
-        self._coordinator = Coordinator(holders, plan.parts, rules, combined)
+        self._rules = make_schedule(schedule, plan.queues, plan.backups, holders, plan.parts, costs)
+        self._coordinator = Coordinator(holders, plan.parts, self._rules, combined)
         self._outbox: dict[int, list[Records]] = {}
         self._finished = False
         self._began = 0.0  # when the iteration did, time.monotonic() seconds
@@ -105,8 +112,18 @@ class Server:
         self._heard = dict.fromkeys(self._workers, 0.0)  # when, on that clock
         self._collecting_since = self._next_check = 0.0
 
-    def run(self, params: Array, iterations: int) -> Array:
-        """Train for `iterations` from `params` (dim,); returns the parameters after the last step.
+    @property
+    def estimates(self) -> dict[int, float]:
+        """Seconds per chunk by rank, as far as the schedule has learnt them; can be set before `run`."""
+        return dict(self._rules.estimates) if isinstance(self._rules, DynamicSchedule) else {}
+
+    @estimates.setter
+    def estimates(self, seconds: dict[int, float]) -> None:
+        if isinstance(self._rules, DynamicSchedule):
+            self._rules.estimates = {worker: seconds[worker] for worker in self._workers if worker in seconds}
+
+    def run(self, params: Array, iterations: int, first: int = 0) -> Array:
+        """Train from iteration `first`, with `params` (dim,), up to `iterations`; returns the parameters at the end.
 
         Raises RunFailed when the run cannot go on; `self.params` then holds the last good parameters.
         """
@@ -115,15 +132,16 @@ class Server:
         self._length = self._decoder.message_length + (0 if self._combined else TAIL)
         for _ in range(self._pool_size()):
             self._transport.post(self._backend.message_buffer(self._length, self._dtype))
-        for iteration in range(iterations):
+        for iteration in range(first, iterations):
             gradient = self._gradient(iteration)
             self.params = self._step(gradient)
+            self._observer.stepped(iteration + 1)
         self._close_row()
         return self.params
 
     def _step(self, gradient: Array) -> Array:
         with np.errstate(all="ignore"):
-            params = self._optimizer.step(self.params, gradient)
+            params = self.optimizer.step(self.params, gradient)
         if not self._backend.all_finite(params):
             self._close_row()
             raise RunFailed(
@@ -150,7 +168,7 @@ class Server:
         self._row.seconds = time.monotonic() - self._began
         self._row.bytes = self._transport.bytes_sent + self._transport.bytes_received - traffic
         self._row.recovered = self._coordinator.recovered
-        self._row.loss = sum(self._row.losses.values())
+        self._row.loss = sum(self._row.losses[chunk] for chunk in sorted(self._row.losses))  # always the same rounding
         return self._decoder.gradient
 
     def _poll(self, iteration: int) -> None:

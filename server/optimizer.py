@@ -1,6 +1,7 @@
 """The steps that gradient descent takes with the exact gradient, on NumPy or CuPy arrays."""
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 from psgc.backend import Array
 from psgc.errors import UserError
@@ -13,6 +14,14 @@ class Optimizer(ABC):
     def step(self, params: Array, gradient: Array) -> Array:
         """The parameters after one step, in a new array of params' dtype."""
 
+    @abstractmethod
+    def state(self) -> dict[str, Any]:
+        """What the steps so far have left: vectors (dim,), never changed later, and numbers, by name."""
+
+    @abstractmethod
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` of an optimizer of the same kind gave, vectors being arrays of the backend."""
+
 
 class Sgd(Optimizer):
     """theta - lr * g."""
@@ -22,6 +31,12 @@ class Sgd(Optimizer):
 
     def step(self, params: Array, gradient: Array) -> Array:
         return params - self._lr * gradient
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def load(self, state: dict[str, Any]) -> None:
+        pass  # nothing is kept
 
 
 class Momentum(Optimizer):
@@ -40,6 +55,12 @@ class Momentum(Optimizer):
         ahead = gradient + self._momentum * self._velocity if self._nesterov else self._velocity
         return params - self._lr * ahead
 
+    def state(self) -> dict[str, Any]:
+        return {"velocity": self._velocity}
+
+    def load(self, state: dict[str, Any]) -> None:
+        self._velocity = state["velocity"]
+
 
 class Adam(Optimizer):
     """Bias-corrected first and second moments. Source: Kingma and Ba, "Adam" (ICLR 2015), algorithm 1."""
@@ -57,6 +78,12 @@ class Adam(Optimizer):
         first = self._first / (1 - self._beta1**self._steps)
         second = self._second / (1 - self._beta2**self._steps)
         return params - self._lr * first / (second**0.5 + self._epsilon)
+
+    def state(self) -> dict[str, Any]:
+        return {"first": self._first, "second": self._second, "steps": self._steps}
+
+    def load(self, state: dict[str, Any]) -> None:
+        self._first, self._second, self._steps = state["first"], state["second"], state["steps"]
 
 
 def make_optimizer(

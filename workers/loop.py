@@ -21,7 +21,8 @@ SWITCH_INTERVAL = 5e-4  # seconds; at Python's 5 ms a gradient in pure Python st
 class WorkerLoop:
     """Carries messages between the server and the desk until the server says stop.
 
-    dim: entries of the parameters; silence: seconds without a message after which the server is told that all is well.
+    dim: entries of the parameters; silence: seconds without a message after which the server is told that all is well;
+    first: the iteration that the run begins with.
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class WorkerLoop:
         dim: int,
         dtype: Any,
         silence: float,
+        first: int = 0,
     ) -> None:
         self._transport = transport
         self._desk = desk
@@ -43,7 +45,7 @@ class WorkerLoop:
         self._dim = dim
         self._dtype = dtype
         self._silence = silence
-        self._iteration = -1
+        self._iteration = first - 1
         self._list: list[int] = []  # what has come so far of a commit's contributors or of a queue
         self._stopped = False
         self._last_sent = time.monotonic()
@@ -54,7 +56,8 @@ class WorkerLoop:
         self._post_params()
         self._compute.start()
         while not self._stopped:
-            for message in self._transport.poll(self._iteration + 1):
+            # parameters are always newer than those before them, and a worker may have missed some iterations
+            for message in self._transport.poll(self._iteration + self._transport.distinct_iterations):
                 if isinstance(message, Vector):
                     self._begin(message.iteration, message.buffer)
                 else:

@@ -145,19 +145,20 @@ def graph(num_chunks: int, num_workers: int, replication: int, seed: int) -> Ass
 
 
 def blocks(num_chunks: int, num_workers: int, replication: int, seed: int) -> Assignment:
-    """Every worker's own share of b chunks, with the backups of a share scattered over many workers.
+    """Every worker's own share of the chunks, with the backups of a share scattered over many workers.
 
     Args:
-        num_chunks: N = b*m; worker j owns the chunks j*b .. j*b + b - 1.
+        num_chunks: N; worker j owns the chunks floor(j*N/m) .. floor((j+1)*N/m) - 1, which are b when N = b*m.
         num_workers: m.
         replication: gamma, the holders of every chunk, its owner among them; at most m.
         seed: permutes the workers' distances.
 
     Returns:
-        A, shape (N, m), with row sums gamma and column sums b*gamma.
+        A, shape (N, m), with row sums gamma and, when N = b*m, column sums b*gamma. Otherwise own shares differ by
+        at most one chunk.
 
     Raises:
-        UserError: m does not divide N, or replication > m.
+        UserError: replication > m.
 
     Notes:
         With p a random permutation of the distances 1 .. m-1, backup r = 0 .. gamma-2 of worker j's chunk c is
@@ -173,13 +174,12 @@ def blocks(num_chunks: int, num_workers: int, replication: int, seed: int) -> As
     """
     n, m = whole("num_chunks", num_chunks), whole("num_workers", num_workers)
     replication, seed = whole("replication", replication), whole("seed", seed, 0)
-    if n % m:
-        raise UserError(f"blocks: {n} chunks cannot be shared equally by {m} workers")
     if replication > m:
         raise UserError(f"blocks: replication {replication} is larger than the number of workers {m}")
-    b, backups = n // m, replication - 1
-    chunk = np.arange(n)
-    owner, c = chunk // b, chunk % b
+    backups = replication - 1
+    chunk, first = np.arange(n), np.arange(m) * n // m
+    owner = np.searchsorted(first, chunk, side="right") - 1
+    c = chunk - first[owner]
     distance = 1 + np.random.default_rng(seed).permutation(m - 1)
     distances = [distance[(c + r * (m - 1) // backups) % (m - 1)] for r in range(backups)]
     holders = [owner, *((owner + d) % m for d in distances)]

@@ -10,15 +10,15 @@ EVERY = 5.0  # seconds between two plain lines
 
 
 class RunProgress:
-    """Shows `iterations` going by.
+    """Shows `iterations` going by, of which `done` were done before.
 
     A rank cannot see where mpirun writes its output (mpirun gives it a terminal of its own even in a batch job), so
     `psgc launch` says so: PSGC_TERMINAL=COLUMNS means that a person is watching.
     """
 
-    def __init__(self, iterations: int) -> None:
+    def __init__(self, iterations: int, done: int = 0) -> None:
         self._iterations = iterations
-        self._done = 0
+        self._first = self._done = done
         self._began = self._last = time.monotonic()
         columns = os.environ.get("PSGC_TERMINAL", "")
         self._bar: Progress | None = None
@@ -33,7 +33,7 @@ class RunProgress:
                 console=console,
                 refresh_per_second=4,
             )
-            self._task = self._bar.add_task("", total=iterations, state="")
+            self._task = self._bar.add_task("", total=iterations, completed=done, state="")
             self._bar.start()
 
     def update(self, loss: float, seconds: float) -> None:
@@ -43,14 +43,21 @@ class RunProgress:
             self._bar.update(self._task, advance=1, state=f"loss {loss:.6f}  {1e3 * seconds:.1f} ms")
             return
         now = time.monotonic()
-        if now - self._last >= EVERY or self._done in (1, self._iterations):
+        if now - self._last >= EVERY or self._done in (self._first + 1, self._iterations):
             self._last = now
-            rate = (now - self._began) / self._done
+            rate = (now - self._began) / (self._done - self._first)
             print(
                 f"iteration {self._done}/{self._iterations}  loss {loss:.6f}  {1e3 * seconds:.1f} ms  "
                 f"about {rate * (self._iterations - self._done):.0f} s left",
                 flush=True,
             )
+
+    def say(self, text: str) -> None:
+        """A line of its own, above the bar where there is one."""
+        if self._bar is not None:
+            self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        else:
+            print(text, flush=True)
 
     def close(self) -> None:
         """Leave the terminal as it was."""

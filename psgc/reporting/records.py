@@ -1,7 +1,7 @@
-"""The run directory: config.yaml, iterations.csv, timeline.npz, params.npy, summary.json (design section 5).
+"""The run directory: config.yaml, iterations.csv, lost.csv, timeline.npz, params.npy, summary.json (design section 5).
 
-`iterations.csv` grows row by row and is readable at any moment; the other files are written whole when the run ends,
-however it ends.
+`iterations.csv` grows row by row and is readable at any moment, and so is `lost.csv`, which is there when a worker was
+lost; the other files are written whole when the run ends, however it ends.
 """
 
 import csv
@@ -10,9 +10,9 @@ import json
 import math
 import os
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 import numpy as np
 import scipy.sparse
@@ -33,6 +33,7 @@ COLUMNS = (
     "bytes",
     "lost",
 )
+LOST_COLUMNS = ("iteration", "worker", "host", "event", "reason")
 INLINE_COPIES = 20_000  # chunk copies up to which the bound is a matter of a millisecond or so
 
 
@@ -45,6 +46,7 @@ class Row(Protocol):
     recovered: int
     redundant: int
     bytes: int
+    lost: int
     reports: dict[tuple[int, int], tuple[float, float]]
 
 
@@ -53,6 +55,8 @@ class Recorder:
 
     assignment: (chunks, workers), what the workers hold under the schedule; parts: copies that determine a chunk;
     own_chunks: how many chunks each worker would do if nothing were redundant.
+    resume_at: go on with the record in `directory` from this iteration on; what it has of later ones is dropped. An
+    earlier part that was killed has left no timeline, and then chunks are counted from here on.
     """
 
     def __init__(
@@ -62,29 +66,41 @@ class Recorder:
         assignment: scipy.sparse.csr_array,
         parts: int,
         own_chunks: Sequence[int],
+        resume_at: int | None = None,
     ) -> None:
         self._directory = directory
         self._assignment = assignment
         self._parts = parts
         self._own_chunks = np.asarray(own_chunks)
-        _make_room(directory)
-        write_text(directory / "config.yaml", config_text)
-        self._csv = (directory / "iterations.csv").open("w", newline="", buffering=1, encoding="utf-8")
+        if resume_at is None:
+            _make_room(directory)
+        earlier = [] if resume_at is None else _earlier_rows(directory / "iterations.csv", resume_at)
+        try:
+            (directory / "summary.json").unlink(missing_ok=True)  # the run has not come to its end
+            write_text(directory / "config.yaml", config_text)
+            write_text(directory / "iterations.csv", _csv_text(COLUMNS, *(row.values() for row in earlier)))
+            self._csv = (directory / "iterations.csv").open("a", newline="", buffering=1, encoding="utf-8")
+        except OSError as error:
+            raise _unwritable(directory, error) from None
         self._writer = csv.writer(self._csv)
-        self._writer.writerow(COLUMNS)
         self._worker, self._chunk, self._iteration, self._fate = array("i"), array("i"), array("i"), array("b")
         self._start, self._seconds = array("d"), array("d")
         workers = assignment.shape[1]
         self._finished_seconds, self._finished = np.zeros(workers), np.zeros(workers)
         self._abandoned = np.zeros(workers)  # longest time after which a worker abandoned a chunk
-        self.seconds = array("d")  # of each iteration
-        self.bounds = array("d")
-        self.uncoded = array("d")  # what each iteration would have taken without redundancy
-        self.bytes = 0
-        self.final_loss = float("nan")
-        self._late: list[
-            tuple[dict[str, Any], np.ndarray]
-        ] = []  # rows whose bound is still to be computed, with speeds
+        self._earlier = earlier  # rows of iterations.csv from before this part of the run
+        self.seconds = array("d", (float(row["seconds"]) for row in earlier))  # of each iteration
+        self.bounds = array("d", (float(row["bound"]) for row in earlier))
+        self.uncoded = array("d")  # what each iteration of this part would have taken without redundancy
+        self.bytes = sum(int(row["bytes"]) for row in earlier)
+        self.final_loss = float(earlier[-1]["loss"]) if earlier else float("nan")
+        # rows whose bound is still to be computed, with who held what and how fast everybody was
+        self._late: list[tuple[dict[str, Any], scipy.sparse.csr_array, np.ndarray]] = []
+        self.losses: list[dict[str, Any]] = []  # workers lost and returned: the rows of lost.csv
+        self._lost_csv: IO[str] | None = None
+        if resume_at is not None:
+            self.losses = _earlier_losses(directory / "lost.csv")
+            self._take_timeline(directory / "timeline.npz", resume_at)
 
     def chunk(self, worker: int, chunk: int, iteration: int, start: float, seconds: float, fate: int) -> None:
         """One chunk that a worker worked on; start: seconds after the worker had the iteration's parameters."""
@@ -105,7 +121,7 @@ class Recorder:
         speeds = self._seconds_per_chunk(row)
         bound = float("nan")
         if self._assignment.nnz <= INLINE_COPIES:
-            bound = coding.clairvoyant_bound(self._assignment, self._parts, speeds)
+            bound = coding.clairvoyant_bound(self._held(row), self._parts, speeds)
         self.seconds.append(row.seconds)
         self.bounds.append(bound)
         self.uncoded.append(self._uncoded_seconds(speeds))
@@ -121,11 +137,30 @@ class Recorder:
             "recovered": row.recovered,
             "redundant": row.redundant,
             "bytes": row.bytes,
-            "lost": 0,
+            "lost": row.lost,
         }
         if self._assignment.nnz > INLINE_COPIES:
-            self._late.append((values, speeds))
+            self._late.append((values, self._held(row), speeds))
         self._writer.writerow(_formatted(values))
+
+    def lost(self, worker: int, host: str, iteration: int, reason: str) -> str:
+        """A worker is not there any more, or will not be asked again; returns the line to show."""
+        self._lost_row(iteration, worker, host, "lost", reason)
+        return f"worker {worker} on {host} lost in iteration {iteration}: {reason}"
+
+    def returned(self, worker: int, iteration: int) -> str:
+        """A lost worker takes part again; returns the line to show."""
+        self._lost_row(iteration, worker, "", "returned", "")
+        return f"worker {worker} is back in iteration {iteration}"
+
+    def _lost_row(self, *values: Any) -> None:
+        self.losses.append(dict(zip(LOST_COLUMNS, values, strict=True)))
+        if self._lost_csv is None:
+            path = self._directory / "lost.csv"
+            self._lost_csv = path.open("a", newline="", buffering=1, encoding="utf-8")
+            if not path.stat().st_size:
+                csv.writer(self._lost_csv).writerow(LOST_COLUMNS)
+        csv.writer(self._lost_csv).writerow(values)
 
     def failure_text(self, worker: int, text: str) -> str:
         """Keep a worker's text; returns its first line, which names the error, and where the traceback is."""
@@ -145,20 +180,22 @@ class Recorder:
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in summary.items()}
         write_text(self._directory / "summary.json", json.dumps(finite, indent=2, allow_nan=False) + "\n")
         self._csv.close()
+        if self._lost_csv is not None:
+            self._lost_csv.close()
+            self._lost_csv = None
 
     def complete_bounds(self) -> None:
         """Compute the bounds that were too large to compute during the run, and write iterations.csv anew."""
         if not self._late:
             return
         self._csv.close()
-        text = io.StringIO(newline="")
-        writer = csv.writer(text)
-        writer.writerow(COLUMNS)
-        for place, (values, speeds) in enumerate(self._late):
-            self.bounds[place] = coding.clairvoyant_bound(self._assignment, self._parts, speeds)
+        rows = []
+        for place, (values, held, speeds) in enumerate(self._late, start=len(self._earlier)):
+            self.bounds[place] = coding.clairvoyant_bound(held, self._parts, speeds)
             values |= {"bound": self.bounds[place], "efficiency": self.bounds[place] / values["seconds"]}
-            writer.writerow(_formatted(values))
-        write_text(self._directory / "iterations.csv", text.getvalue())
+            rows.append(_formatted(values))
+        text = _csv_text(COLUMNS, *(row.values() for row in self._earlier), *rows)
+        write_text(self._directory / "iterations.csv", text)
         self._late.clear()
 
     def timeline(self) -> dict[str, np.ndarray]:
@@ -172,6 +209,29 @@ class Recorder:
             "fate": np.array(self._fate, np.int8),
             "fates": np.array(["used", "late", "abandoned", "lost"]),
         }
+
+    def _take_timeline(self, path: Path, resume_at: int) -> None:
+        """What the timeline of an earlier part has of iterations before `resume_at`, if it is there and whole."""
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                names = ("worker", "chunk", "iteration", "start", "seconds", "fate")
+                columns = [archive[name] for name in names]
+                before = columns[2] < resume_at
+                entries = list(zip(*(column[before].tolist() for column in columns), strict=True))
+        except Exception:  # NumPy and zipfile raise many kinds
+            return
+        workers = self._assignment.shape[1]
+        for worker, *others in entries:
+            if worker <= workers:
+                self.chunk(worker, *others)
+
+    def _held(self, row: Row) -> scipy.sparse.csr_array:
+        """Who could do what in this iteration: the assignment, and when workers are lost also what others adopted."""
+        if not row.lost or not row.reports:
+            return self._assignment
+        workers, chunks = np.array(list(row.reports)).T
+        done = scipy.sparse.csr_array((np.ones(len(chunks)), (chunks, workers - 1)), shape=self._assignment.shape)
+        return coding.from_matrix((self._assignment + done > 0).astype(np.int8))
 
     def _seconds_per_chunk(self, row: Row) -> np.ndarray:
         # A worker that finished nothing by T had more than T seconds per chunk, so infinity changes no bound below T.
@@ -194,6 +254,46 @@ def _formatted(row: dict[str, Any]) -> list[Any]:
     return [f"{value:.9g}" if isinstance(value, float) else value for value in values]
 
 
+def _csv_text(*rows: Iterable[Any]) -> str:
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows(rows)
+    return text.getvalue()
+
+
+def _read_csv(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+    """The whole rows of a file that a killed process may have left with a broken last line."""
+    try:
+        rows = list(csv.reader(path.read_text(encoding="utf-8", errors="replace").splitlines()))
+    except (OSError, csv.Error):
+        return []
+    if not rows or tuple(rows[0]) != tuple(columns):
+        return []
+    return [dict(zip(columns, row, strict=True)) for row in rows[1:] if len(row) == len(columns)]
+
+
+def _earlier_rows(path: Path, resume_at: int) -> list[dict[str, str]]:
+    kept: list[dict[str, str]] = []
+    for row in _read_csv(path, COLUMNS):
+        try:
+            numbers = {column: float(value) for column, value in row.items()}
+            int(row["bytes"])
+        except ValueError:
+            continue
+        if (int(kept[-1]["iteration"]) if kept else -1) < numbers["iteration"] < resume_at:
+            kept.append(row)
+    return kept
+
+
+def _earlier_losses(path: Path) -> list[dict[str, Any]]:
+    rows = _read_csv(path, LOST_COLUMNS)
+    whole = [row for row in rows if row["iteration"].isdecimal() and row["worker"].isdecimal()]
+    return [{**row, "iteration": int(row["iteration"]), "worker": int(row["worker"])} for row in whole]
+
+
+def _unwritable(directory: Path, error: OSError) -> UserError:
+    return UserError(f"output: {directory}: {error.strerror}; a directory that can be written is needed")
+
+
 def _make_room(directory: Path) -> None:
     """Make the run directory; an earlier run of the same name is kept under a number, other files are never moved."""
     try:
@@ -210,4 +310,4 @@ def _make_room(directory: Path) -> None:
         if not os.access(directory, os.W_OK):
             raise PermissionError(13, "Permission denied")
     except OSError as error:
-        raise UserError(f"output: {directory}: {error.strerror}; a directory that can be written is needed") from None
+        raise _unwritable(directory, error) from None

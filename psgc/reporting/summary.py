@@ -9,6 +9,8 @@ import numpy as np
 from psgc import __version__
 from psgc.reporting.records import Recorder
 
+NAMED = 4  # losses and returns that the summary for a person tells
+
 
 def summarise(recorder: Recorder, seconds: float, settings: dict[str, Any], status: str, reason: str) -> dict[str, Any]:
     """What summary.json holds. seconds: wall time of the training; status: done, failed or interrupted."""
@@ -16,7 +18,8 @@ def summarise(recorder: Recorder, seconds: float, settings: dict[str, Any], stat
     done = np.isin(timeline["fate"], (0, 1))
     used = timeline["fate"] == 0
     spent = float(timeline["seconds"].sum())
-    efficiency = [b / s for b, s in zip(recorder.bounds, recorder.seconds, strict=True)]
+    known = [b for b in recorder.bounds if math.isfinite(b)]
+    efficiency = [b / s for b, s in zip(recorder.bounds, recorder.seconds, strict=True) if math.isfinite(b)]
     return {
         "version": __version__,
         "status": status,
@@ -27,13 +30,14 @@ def summarise(recorder: Recorder, seconds: float, settings: dict[str, Any], stat
         "seconds": seconds,
         "seconds_per_iteration": _median(recorder.seconds),
         "uncoded_seconds_per_iteration": _median(recorder.uncoded),
-        "bound_seconds_per_iteration": _median(recorder.bounds),
+        "bound_seconds_per_iteration": _median(known),
         "efficiency": _or_none(statistics.fmean(efficiency)) if efficiency else None,
         "chunks_used": int(used.sum()),
         "chunks_late": int((done & ~used).sum()),
         "chunks_abandoned": int((~done).sum()),
         "work_thrown_away": float(timeline["seconds"][~used].sum()) / spent if spent else 0.0,
         "bytes": recorder.bytes,
+        "lost": recorder.losses,
     }
 
 
@@ -50,10 +54,10 @@ def lines(summary: dict[str, Any]) -> list[str]:
     if summary["seconds_per_iteration"] is None:
         return text
     per, uncoded = summary["seconds_per_iteration"], summary["uncoded_seconds_per_iteration"]
-    text.append(
-        f"  per iteration      {_ms(per)}; waiting for everybody, without redundancy: at least {_ms(uncoded)} "
-        f"({uncoded / per:.1f} x)"
-    )
+    without = ""
+    if uncoded is not None:
+        without = f"; waiting for everybody, without redundancy: at least {_ms(uncoded)} ({uncoded / per:.1f} x)"
+    text.append(f"  per iteration      {_ms(per)}{without}")
     if summary["efficiency"] is not None:
         bound = summary["bound_seconds_per_iteration"]
         text.append(f"  clairvoyant bound  {_ms(bound)}; efficiency T*/T {summary['efficiency']:.2f}")
@@ -63,7 +67,22 @@ def lines(summary: dict[str, Any]) -> list[str]:
         f"{summary['chunks_used']} used)"
     )
     text.append(f"  bytes moved        {_bytes(summary['bytes'])} in and out of the server")
+    if summary["lost"]:
+        text.append(f"  workers lost       {_losses(summary['lost'])}")
     return text
+
+
+def _losses(events: list[dict[str, Any]]) -> str:
+    """Who was lost, when and why, and who came back: the first few of them."""
+    told = []
+    for event in events[:NAMED]:
+        if event["event"] == "lost":
+            reason = event["reason"] if len(event["reason"]) <= 60 else f"{event['reason'][:57]}..."
+            told.append(f"{event['worker']} on {event['host']} in iteration {event['iteration']} ({reason})")
+        else:
+            told.append(f"{event['worker']} back in iteration {event['iteration']}")
+    more = f", and {len(events) - NAMED} more in lost.csv" if len(events) > NAMED else ""
+    return ", ".join(told) + more
 
 
 def _median(values: Any) -> float | None:

@@ -111,7 +111,12 @@ def train_and_compare(case, data, world):
         plan = make_plan(config.coding, config.schedule, case[0], config.seed) if transport.rank == 0 else None
         plan = Plan.from_bytes(transport.broadcast(plan.to_bytes() if plan else None))
         if transport.rank == 0:
-            silent = SimpleNamespace(chunk=lambda *_: None, iteration=lambda _: None, failure_text=lambda _, text: text)
+            silent = SimpleNamespace(
+                chunk=lambda *_: None,
+                iteration=lambda _: None,
+                stepped=lambda _: None,
+                failure_text=lambda _, text: text,
+            )
             server = make_server(transport, config, plan, Backend(), silent, lambda: None)
             params = server.run(problem.initial_params().astype(config.dtype), ITERATIONS)
             assert server.stop_workers(timeout=10)

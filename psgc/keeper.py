@@ -1,0 +1,63 @@
+"""What the server sees of a run, passed on to who keeps it: the record, the screen, the checkpoints."""
+
+from collections.abc import Callable
+
+from psgc.reporting.progress import RunProgress
+from psgc.reporting.records import Recorder
+from psgc.server.checkpoint import Checkpoint, CheckpointWriter
+from psgc.server.loop import IterationRecord
+
+
+class Keeper:
+    """The observer of a run (`psgc.server.loop.Observer`).
+
+    every: iterations between two checkpoints, 0 for none before the end; snapshot: the checkpoint of now, given how
+    many iterations are done; done: how many are at the start; saved: whether there is a checkpoint of them already.
+    """
+
+    def __init__(
+        self,
+        recorder: Recorder,
+        progress: RunProgress,
+        writer: CheckpointWriter,
+        every: int,
+        snapshot: Callable[[int], Checkpoint],
+        done: int,
+        saved: bool,
+    ) -> None:
+        self.chunk: Callable[[int, int, int, float, float, int], None] = recorder.chunk
+        self.failure_text = recorder.failure_text
+        self._recorder = recorder
+        self._progress = progress
+        self._writer = writer
+        self._every = every
+        self._snapshot = snapshot
+        self._done = done
+        self._saved = done if saved else -1  # the iteration of the newest checkpoint
+        self._pending: Checkpoint | None = None  # waits for the row of the iteration before it: no row may be missing
+
+    def iteration(self, row: IterationRecord) -> None:
+        self._recorder.iteration(row)
+        self._progress.update(row.loss, row.seconds)
+        if self._pending is not None:
+            self._write(self._pending)
+
+    def stepped(self, done: int) -> None:
+        self._done = done
+        if self._every and done % self._every == 0:
+            self._pending = self._snapshot(done)
+
+    def lost(self, worker: int, host: str, iteration: int, reason: str) -> None:
+        self._progress.say(self._recorder.lost(worker, host, iteration, reason))
+
+    def returned(self, worker: int, iteration: int) -> None:
+        self._progress.say(self._recorder.returned(worker, iteration))
+
+    def save_last(self) -> None:
+        """Have the state after the last good step written, unless it has been."""
+        if self._saved != self._done:
+            self._write(self._snapshot(self._done))
+
+    def _write(self, checkpoint: Checkpoint) -> None:
+        self._writer.write(checkpoint)
+        self._saved, self._pending = checkpoint.iteration, None

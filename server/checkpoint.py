@@ -1,0 +1,224 @@
+"""Checkpoints: everything that a run needs to go on, in one file that is whole or not there.
+
+`checkpoints/00000050-0123456789abcdef.npz` is the state before iteration 50; the hexadecimal digits are the
+beginning of the file's SHA-256, so damage is noticed before anything is used. Nothing is pickled. The parameters and
+the vectors of the optimizer are arrays of the archive, all the rest is JSON in one more, `about`.
+"""
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import re
+import sys
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from psgc.errors import UserError, one_line
+
+FORMAT = 1  # of the file; another one is not read
+_NAME = re.compile(r"([0-9]{8,})-([0-9a-f]{16})\.npz")
+_VECTOR = "optimizer."  # before the names of the optimizer's vectors
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """The state of a run between two iterations.
+
+    iteration: the next one to do; params: (dim,) of the run's dtype; optimizer: `Optimizer.state()` in host memory;
+    estimates: seconds per chunk of each worker by rank, as far as they are known; seconds: the training so far;
+    data: tells the training data from others; config: the settings, as YAML; version: of psgc.
+    """
+
+    iteration: int
+    params: np.ndarray
+    optimizer: dict[str, Any]
+    estimates: dict[int, float]
+    num_chunks: int
+    num_workers: int
+    seed: int
+    seconds: float
+    data: str
+    config: str
+    version: str
+
+
+def save(checkpoint: Checkpoint, directory: Path) -> Path:
+    """Write `checkpoint` under its name, safe on the disk when this returns. Raises OSError."""
+    temporary = directory / f".{checkpoint.iteration:08d}.{os.getpid()}.tmp"
+    try:
+        with temporary.open("wb") as stream:
+            hashing = _Hashing(stream)
+            _write(checkpoint, hashing)
+            stream.flush()
+            os.fsync(stream.fileno())
+        path = directory / f"{checkpoint.iteration:08d}-{hashing.hash.hexdigest()[:16]}.npz"
+        temporary.replace(path)
+        _sync(directory)
+        return path
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _write(checkpoint: Checkpoint, stream: Any) -> None:
+    about = {k: v for k, v in vars(checkpoint).items() if k not in ("params", "optimizer")}
+    numbers = {name: value for name, value in checkpoint.optimizer.items() if not isinstance(value, np.ndarray)}
+    about |= {"format": FORMAT, "optimizer": numbers}
+    vectors = {_VECTOR + name: value for name, value in checkpoint.optimizer.items() if name not in numbers}
+    text = np.frombuffer(json.dumps(about).encode(), np.uint8)  # JSON gives back every float as it was
+    np.savez(stream, allow_pickle=False, about=text, params=checkpoint.params, **vectors)
+
+
+class _Hashing(io.RawIOBase):
+    """What is written goes on to `stream`, and into `hash`. It cannot seek, so nothing is written twice."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self.hash = hashlib.sha256()
+        self._stream = stream
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self.hash.update(data)
+        return self._stream.write(data)
+
+
+def _sync(directory: Path) -> None:
+    """Make a new name in `directory` last."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def load(path: Path) -> Checkpoint:
+    """The checkpoint in a file called as `save` calls it. Raises ValueError with the reason when it cannot be used."""
+    if (reason := _damage(path)) is not None:
+        raise ValueError(reason)
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            about = json.loads(archive["about"].tobytes())
+            if about.pop("format") != FORMAT:
+                raise ValueError("written by a version of psgc whose checkpoints this one does not read")
+            vectors = {name.removeprefix(_VECTOR): archive[name] for name in archive if name.startswith(_VECTOR)}
+            about["estimates"] = {int(rank): seconds for rank, seconds in about["estimates"].items()}
+            return Checkpoint(params=archive["params"], **about | {"optimizer": about["optimizer"] | vectors})
+    except ValueError:
+        raise
+    except Exception as error:  # whole, and yet not a checkpoint: NumPy and zipfile raise many kinds
+        raise ValueError(f"not a checkpoint of psgc ({type(error).__name__})") from None
+
+
+def _damage(path: Path) -> str | None:
+    """Why the file is not what was written, None when it is."""
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as stream:
+            while piece := stream.read(1 << 20):
+                digest.update(piece)
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    return None if digest.hexdigest()[:16] == path.stem.partition("-")[2] else "damaged, its checksum is wrong"
+
+
+def _newest_first(directory: Path) -> list[Path]:
+    names = [name for name in os.listdir(directory) if _NAME.fullmatch(name)] if directory.is_dir() else []
+    return [directory / name for name in sorted(names, key=lambda name: int(name.partition("-")[0]), reverse=True)]
+
+
+def load_newest(directory: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint that can be used, None when there is no file at all; and a line about each newer one.
+
+    Raises UserError when there are some, and none can be used.
+    """
+    complaints: list[str] = []
+    try:
+        paths = _newest_first(directory)
+    except OSError as error:
+        raise UserError(f"{directory}: cannot be read: {error.strerror}") from None
+    for path in paths:
+        try:
+            return load(path), complaints
+        except ValueError as error:
+            complaints.append(f"{path}: {error}")
+    if complaints:
+        raise UserError(
+            f"no checkpoint can be used: {'; '.join(complaints)}; without --resume the run starts from the beginning"
+        )
+    return None, []
+
+
+class CheckpointWriter:
+    """Writes checkpoints into `directory` in a thread of its own, and keeps the newest `keep` of them.
+
+    A checkpoint that waits for the one before it to be written gives way to a newer one. A write that fails is
+    reported on stderr, once until one succeeds again, and nothing else happens: the run goes on.
+    """
+
+    def __init__(self, directory: Path, keep: int) -> None:
+        self._directory = directory
+        self._keep = keep
+        self._changed = threading.Condition()
+        self._waiting: Checkpoint | None = None
+        self._busy = False
+        self._failing = False
+        self._whole: dict[Path, bool] = {}  # what is known of files: each is read at most once
+        threading.Thread(target=self._run, name="psgc-checkpoint", daemon=True).start()
+
+    def write(self, checkpoint: Checkpoint) -> None:
+        """Have it written soon; its arrays must not change any more."""
+        with self._changed:
+            self._waiting = checkpoint
+            self._changed.notify_all()
+
+    def flush(self, timeout: float) -> bool:
+        """Wait until all is written; whether the newest one is on the disk after at most `timeout` seconds."""
+        with self._changed:
+            ended = self._changed.wait_for(lambda: self._waiting is None and not self._busy, timeout)
+            return ended and not self._failing
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting is not None)
+                checkpoint, self._waiting, self._busy = self._waiting, None, True
+            assert checkpoint is not None
+            failure = self._save(checkpoint)
+            with self._changed:
+                if failure and not self._failing:
+                    print(f"psgc: no checkpoint of iteration {checkpoint.iteration}: {failure}; the run goes on",
+                          file=sys.stderr, flush=True)  # fmt: skip
+                self._failing, self._busy = bool(failure), False
+                self._changed.notify_all()
+
+    def _save(self, checkpoint: Checkpoint) -> str:
+        """Why it could not be written; empty when it is."""
+        try:
+            self._directory.mkdir(exist_ok=True)
+            self._whole[save(checkpoint, self._directory)] = True
+        except OSError as error:
+            return f"{self._directory}: {error.strerror or error}"
+        except Exception as error:  # no memory, for example: this thread must live on
+            return one_line(error)
+        with contextlib.suppress(OSError):  # what is not removed now will be another time
+            self._remove_old()
+        return ""
+
+    def _remove_old(self) -> None:
+        kept = 0
+        for path in _newest_first(self._directory):
+            if path not in self._whole:
+                self._whole[path] = _damage(path) is None
+            kept += self._whole[path]
+            if kept > self._keep or not self._whole[path]:
+                path.unlink(missing_ok=True)
+        for left_behind in self._directory.glob(".*.tmp"):  # by a process that was killed while it wrote
+            left_behind.unlink(missing_ok=True)
