@@ -103,8 +103,8 @@ def test_a_run_that_was_asked_to_stop_says_how_to_go_on_and_more_iterations_exte
     summary = json.loads((folder / "asked/summary.json").read_text())
     assert (summary["status"], summary["reason"]) == ("interrupted", "asked to stop (SIGUSR1)")
     said = next(line for line in finished.stderr.splitlines() if line.startswith("psgc"))
-    go_on = "go on with: psgc launch asked.yaml -n 4 --set 'stragglers={kind: exponential, seconds: {all: 0.02}}' --resume"
-    assert said.endswith(go_on), finished.said
+    go_on = f"psgc launch asked.yaml -n 4 --set '{SLOWLY[1]}' --resume"
+    assert said.endswith(f"lies in asked; go on with: {go_on}"), finished.said
     assert checkpoints(folder / "asked")[0] == summary["iterations"]
 
     resumed = train(folder, "asked", "--resume", "--set", f"iterations={summary['iterations']}")

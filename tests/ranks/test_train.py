@@ -14,7 +14,7 @@ import pytest
 from psgc.data import write_dense
 from tests.ranks.mpirun import MpiRun, mpirun, run
 
-RUN_FILES = {"config.yaml", "iterations.csv", "timeline.npz", "summary.json", "params.npy"}
+RUN_FILES = {"config.yaml", "iterations.csv", "timeline.npz", "summary.json", "params.npy", "checkpoints"}
 CONFIG = """
 problem: {kind: softmax}
 data: {path: data.npz}

@@ -101,10 +101,20 @@ def test_seeds_reproduce_and_differ():
         assert (first != other).nnz > 0
 
 
-@pytest.mark.parametrize("make", [graph, blocks])
-def test_a_remainder_is_refused(make):
+def test_a_remainder_is_refused():
     with pytest.raises(UserError, match="7 chunks cannot be shared equally by 3 workers"):
-        make(7, 3, 2, 0)
+        graph(7, 3, 2, 0)
+
+
+@given(st.integers(1, 40), st.integers(1, 9), st.data())
+def test_blocks_of_any_number_of_chunks(num_chunks, num_workers, data):
+    replication = data.draw(st.integers(1, num_workers))
+    dense = blocks(num_chunks, num_workers, replication, 0).toarray()
+    assert (dense.sum(axis=1) == replication).all()
+    ends = np.arange(num_workers + 1) * num_chunks // num_workers
+    assert set(np.diff(ends)) <= {num_chunks // num_workers, -(-num_chunks // num_workers)}
+    for j in range(num_workers):
+        assert dense[ends[j] : ends[j + 1], j].all()  # its own share
 
 
 @pytest.mark.parametrize("number", [0, -1, 2.0, True, "3", None])

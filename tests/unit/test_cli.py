@@ -158,7 +158,9 @@ def test_a_defect_of_ours_is_not_hidden(launched):
 
 def test_train_passes_on_what_it_was_given(trained):
     assert exit_code("train", "run.yaml", "--set", "seed=1", "--debug") == 0
-    assert trained.arguments == ("run.yaml", ["seed=1"], True, [])
+    assert trained.arguments == ("run.yaml", ["seed=1"], True, [], False)
+    exit_code("train", "run.yaml", "--resume")
+    assert trained.arguments == ("run.yaml", [], False, [], True)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])

@@ -196,7 +196,7 @@ PROBLEMS = "expected least_squares, logistic, softmax, mlp or python: 'module:ob
         ("faults.adopt=true", "unknown key, expected one of collect_timeout"),
         ("recovery.mode=exact",
          "recovery: unknown key, expected one of problem, data, optimizer, iterations, "
-         "batch, coding, schedule, transfer, backend, dtype, faults, stragglers, output, seed"),
+         "batch, coding, schedule, transfer, backend, dtype, faults, checkpoint, stragglers, output, seed"),
         ("codng.parts=2", "codng: unknown key, did you mean 'coding'?"),
         ("coding.parts=4", "parts 4 is more than replication 3, each needs a holder"),
         ("coding.coding_matrix=identity", "expected spread or gaussian, got 'identity'"),
@@ -225,6 +225,8 @@ PROBLEMS = "expected least_squares, logistic, softmax, mlp or python: 'module:ob
         (r'output="a\0b"', r"expected a path, got 'a\x00b'"),
         (r'output="\ud800"', r"expected a path, got '\ud800'"),
         ("data.test_labels=t.npy", "labels without data, give data.test as well"),
+        ("checkpoint.every=-1", "expected a whole number >= 0, got -1"),
+        ("checkpoint.keep=0", "expected a whole number >= 1, got 0"),
         ("stragglers.kind=traces", "expected none, slow, exponential or trace, got 'traces'"),
         ("stragglers.kind=trace", "kind trace needs path: a .npy file, rounds x workers"),
         ("stragglers.kind=slow", "kind slow needs either factor or seconds, for example factor: {3: 10}"),

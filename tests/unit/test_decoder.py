@@ -73,6 +73,48 @@ def test_part_k_is_the_sum_of_accumulators_weighted_by_column_k(dtype, exact, pa
         np.testing.assert_allclose(decoder.gradient, expected, rtol=0, atol=exact)
 
 
+@settings(deadline=None)
+@given(data=st.data(), num_chunks=st.integers(1, 20), dtype=st.sampled_from(["float64", "float32"]))
+def test_the_sum_of_whole_gradients_does_not_depend_on_who_sent_what_when(data, num_chunks, dtype):
+    """To the last bit, in several iterations of one decoder, and with copies held that do not count."""
+    rng = np.random.default_rng(num_chunks)
+    gradients = (rng.standard_normal((num_chunks, 5)) * 10.0 ** rng.integers(-6, 7, (num_chunks, 1))).astype(dtype)
+    decoder, sums = Decoder(Backend(), np.ones((4, 1)), 5, dtype), []
+    for order in (range(num_chunks), data.draw(st.permutations(range(num_chunks)))):
+        decoder.begin()
+        for chunk in order:
+            workers = data.draw(st.permutations([1, 2, 3, 4]))[: data.draw(st.integers(1, 4))]
+            for worker in workers:
+                decoder.hold(worker, chunk, gradients[chunk])
+            decoder.commit(chunk, (workers[-1],))
+        sums.append(decoder.gradient.tobytes())
+    assert sums[0] == sums[1]
+    assert decoder.gradient.dtype == dtype
+    np.testing.assert_allclose(decoder.gradient, gradients.sum(0), rtol=1e-4, atol=1)
+
+
+def test_the_sum_is_a_tree_over_the_chunks():
+    values = [1e16, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]
+    decoder = Decoder(Backend(), np.ones((1, 1)), 1, "float64")
+    decoder.begin()
+    for chunk in (4, 1, 6, 0, 3, 5, 2):
+        decoder.hold(1, chunk, np.array([values[chunk]]))
+        decoder.commit(chunk, (1,))
+    a, b, c, d, e, f, g = values
+    assert decoder.gradient.tolist() == [((a + b) + (c + d)) + ((e + f) + g)]
+    assert decoder.gradient[0] != 1e16  # which it is from left to right
+
+
+def test_what_waits_for_a_neighbour_is_all_that_is_kept():
+    decoder = Decoder(Backend(), np.ones((1, 1)), 3, "float64")
+    decoder.begin()
+    for chunk in range(64):
+        decoder.hold(1, chunk, np.ones(3))
+        decoder.commit(chunk, (1,))
+        assert len(decoder._tree._nodes) == (chunk + 1).bit_count()
+    assert decoder.gradient.tolist() == [64, 64, 64]
+
+
 def test_a_copy_held_twice_counts_once():
     decoder = Decoder(Backend(), np.eye(2), 4, "float64")
     decoder.begin()

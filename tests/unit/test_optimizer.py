@@ -1,5 +1,6 @@
 """Each optimizer against its formula written a second time, entry by entry, and against closed forms."""
 
+import copy
 import math
 
 import numpy as np
@@ -137,6 +138,25 @@ def test_the_gradients_memory_may_be_used_again(kind):
         params = optimizer.step(params, buffer)
         buffer.fill(0)
     np.testing.assert_array_equal(params, expected)
+
+
+@ALL
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("before", [0, 3])
+def test_going_on_from_a_state_is_going_on(kind, dtype, before):
+    gradients = np.random.default_rng(1).standard_normal((7, 3)).astype(dtype)
+    optimizer = make_optimizer(kind, **SETTINGS[kind])
+    params = run(optimizer, np.ones(3, dtype), gradients[:before])
+    state = optimizer.state()
+    kept = copy.deepcopy(state)
+    expected = run(optimizer, params, gradients[before:])
+    for name, value in kept.items():  # later steps have not changed what was taken before
+        assert np.array_equal(state[name], value)
+    other = make_optimizer(kind, **SETTINGS[kind])
+    other.load(state)
+    found = run(other, params, gradients[before:])
+    assert found.tobytes() == expected.tobytes()
+    assert found.dtype == dtype
 
 
 @ALL

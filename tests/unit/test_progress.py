@@ -61,6 +61,27 @@ def test_a_line_says_loss_time_and_what_is_left(clock, capsys):
     ]
 
 
+def test_a_run_that_goes_on_counts_from_where_it_was(clock, capsys):
+    shown = RunProgress(50, done=40)
+    for _ in range(10):
+        clock.now += 1.0
+        shown.update(0.5, 1.0)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "iteration 41/50  loss 0.500000  1000.0 ms  about 9 s left"
+    assert [line.split()[1] for line in lines] == ["41/50", "46/50", "50/50"]
+
+
+@pytest.mark.parametrize("columns", ["", "30"])
+def test_what_is_said_meanwhile_is_a_line_of_its_own(capsys, monkeypatch, columns):
+    monkeypatch.setenv("PSGC_TERMINAL", columns)
+    shown = RunProgress(2)
+    text = "worker 3 on [n1] lost in iteration 12: killed, and more than a line has room for"
+    shown.say(text)
+    shown.update(0.5, 1.0)
+    shown.close()
+    assert text in capsys.readouterr().out
+
+
 def test_a_log_has_no_control_characters(clock, capsys):
     shown = RunProgress(3)
     for _ in range(3):

@@ -219,6 +219,107 @@ def test_one_line_needs_no_file(recorder_in, tmp_path, text, told):
     assert sorted(os.listdir(tmp_path / "out")) == ["config.yaml", "iterations.csv"]
 
 
+# workers that are not there
+
+
+def test_a_loss_is_told_and_written_down_at_once(recorder_in, tmp_path):
+    recorder = recorder_in(tmp_path / "out")
+    assert not (tmp_path / "out/lost.csv").exists()
+    assert recorder.lost(2, "n1", 12, "killed") == "worker 2 on n1 lost in iteration 12: killed"
+    header = "iteration,worker,host,event,reason"
+    assert (tmp_path / "out/lost.csv").read_text().splitlines() == [header, "12,2,n1,lost,killed"]
+    assert recorder.returned(2, 15) == "worker 2 is back in iteration 15"
+    assert (tmp_path / "out/lost.csv").read_text().splitlines()[2:] == ["15,2,,returned,"]
+    recorder.finish(np.zeros(1), {})
+    recorder.lost(2, "n1", 16, "silent, again")  # while the run is brought to its end
+    assert (tmp_path / "out/lost.csv").read_text().splitlines()[3:] == ['16,2,n1,lost,"silent, again"']
+    assert [event["event"] for event in recorder.losses] == ["lost", "returned", "lost"]
+
+
+def test_the_bound_is_that_of_the_workers_that_are_there(recorder_in, tmp_path):
+    recorder = recorder_in(tmp_path / "out", coding.from_matrix([[1, 0], [1, 1], [0, 1]]))
+    add(recorder, 0, {(1, 0): 1.0, (1, 1): 1.0, (1, 2): 1.0}, lost=1)  # worker 1 has adopted chunk 2
+    assert recorder.bounds.tolist() == [3.0]
+    assert column(tmp_path / "out", "lost") == [1]
+
+
+# going on with an earlier record
+
+
+def stopped_run(recorder_in, directory, finish):
+    recorder = recorder_in(directory)
+    for iteration in range(5):
+        add(recorder, iteration, EVEN, loss=0.5 / (iteration + 1), bytes=10)
+    recorder.lost(2, "n1", 3, "killed")
+    if finish:
+        recorder.finish(np.zeros(1), {"status": "interrupted"})
+
+
+def going_on(directory, resume_at):
+    return Recorder(directory, "seed: 1\n", BOTH_HOLD_ALL, 1, (2, 1), resume_at)
+
+
+@pytest.mark.parametrize("finish", [True, False])
+def test_a_record_goes_on_where_the_checkpoint_is(recorder_in, tmp_path, finish):
+    stopped_run(recorder_in, tmp_path / "out", finish)
+    recorder = going_on(tmp_path / "out", 3)
+    assert os.listdir(tmp_path) == ["out"]
+    assert not (tmp_path / "out/summary.json").exists()  # it runs
+    assert (tmp_path / "out/config.yaml").read_text() == "seed: 1\n"
+    assert column(tmp_path / "out", "iteration") == [0, 1, 2]
+    nothing_more = summarise(recorder, 1.0, {}, "done", "")
+    assert (nothing_more["iterations"], nothing_more["final_loss"]) == (3, pytest.approx(0.5 / 3))
+    add(recorder, 3, EVEN, loss=0.01, bytes=7)
+    recorder.returned(2, 3)
+    recorder.finish(np.ones(1), {})
+    assert column(tmp_path / "out", "iteration") == [0, 1, 2, 3]
+    assert column(tmp_path / "out", "loss") == pytest.approx([0.5, 0.25, 0.5 / 3, 0.01])
+    assert (tmp_path / "out/lost.csv").read_text().splitlines()[1:] == ["3,2,n1,lost,killed", "3,2,,returned,"]
+    summary = summarise(recorder, 1.0, {}, "done", "")
+    assert (summary["iterations"], summary["bytes"], summary["seconds_per_iteration"]) == (4, 37, 2.0)
+    assert (summary["bound_seconds_per_iteration"], summary["efficiency"]) == (2.0, 1.0)
+    assert [event["event"] for event in summary["lost"]] == ["lost", "returned"]
+    # the timeline of a run that was killed was never written
+    timeline = np.load(tmp_path / "out/timeline.npz")
+    assert sorted(set(timeline["iteration"].tolist())) == ([0, 1, 2, 3] if finish else [3])
+    assert summary["chunks_used"] == len(timeline["fate"]) == (12 if finish else 3)
+
+
+@pytest.mark.parametrize("damage", ["half a row", "not csv", "gone", "other columns", "nothing"])
+def test_what_is_whole_of_a_damaged_record_is_kept(recorder_in, tmp_path, damage):
+    stopped_run(recorder_in, tmp_path / "out", finish=True)
+    path = tmp_path / "out/iterations.csv"
+    (tmp_path / "out/timeline.npz").write_bytes(b"damaged")
+    text = path.read_text()
+    match damage:
+        case "half a row":
+            path.write_text("\n".join([*text.splitlines()[:3], text.splitlines()[3][:9]]))
+        case "not csv":
+            path.write_bytes(b"\xff\0" + text.encode())
+        case "gone":
+            path.unlink()
+        case "other columns":
+            path.write_text(text.replace("loss", "lots"))
+        case "nothing":
+            path.write_text("")
+    recorder = going_on(tmp_path / "out", 5)
+    add(recorder, 5, EVEN)
+    recorder.finish(np.ones(1), summarise(recorder, 1.0, {}, "done", ""))
+    assert column(tmp_path / "out", "iteration") == ([0, 1, 5] if damage == "half a row" else [5])
+
+
+def test_bounds_computed_late_leave_the_earlier_rows_alone(recorder_in, tmp_path, monkeypatch):
+    stopped_run(recorder_in, tmp_path / "out", finish=True)
+    monkeypatch.setattr(records, "INLINE_COPIES", 0)
+    recorder = going_on(tmp_path / "out", 2)
+    add(recorder, 2, {(1, 0): 1.0, (1, 1): 3.0, (2, 2): 0.25})
+    recorder.finish(np.ones(1), {})
+    recorder.complete_bounds()
+    recorder.finish(np.ones(1), {})
+    assert column(tmp_path / "out", "bound") == [2.0, 2.0, 0.75]
+    assert recorder.bounds.tolist() == [2.0, 2.0, 0.75]
+
+
 # making room
 
 

@@ -13,6 +13,10 @@ from psgc.server.loop import Fate, IterationRecord
 SETTINGS = {"workers": 2, "chunks": 2, "schedule": "skipping", "transfer": "combined"}
 
 
+def row(iteration, seconds, loss, size, reports):
+    return IterationRecord(iteration, seconds=seconds, loss=loss, recovered=2, bytes=size, reports=reports)
+
+
 @pytest.fixture
 def empty(tmp_path):
     """The recorder of a run that has just begun."""
@@ -29,7 +33,7 @@ def recorder(empty):
         recorder.chunk(1, 0, iteration, 0.0, 1.0, Fate.USED)
         recorder.chunk(2, 1, iteration, 0.0, slow, Fate.USED)
         reports = {(1, 0): (0.0, 1.0), (2, 1): (0.0, slow)}
-        recorder.iteration(IterationRecord(iteration, seconds, 0.5 / (iteration + 1), 2, 0, 1500, reports))
+        recorder.iteration(row(iteration, seconds, 0.5 / (iteration + 1), 1500, reports))
     recorder.chunk(1, 1, 1, 1.0, 1.0, Fate.LATE)
     recorder.chunk(1, 1, 2, 1.0, 2.0, Fate.ABANDONED)
     return recorder
@@ -64,6 +68,7 @@ def test_the_numbers(recorder):
         "chunks_abandoned": 1,
         "work_thrown_away": pytest.approx(3 / 13),
         "bytes": 4500,
+        "lost": [],
     }
 
 
@@ -82,8 +87,29 @@ def test_the_lines(recorder):
     assert "  training accuracy  0.5000" in lines(summary | {"training_accuracy": 0.5})
 
 
+def test_who_was_lost_is_said(recorder):
+    recorder.lost(2, "n1", 1, "killed")
+    recorder.returned(2, 3)
+    recorder.lost(1, "n0", 4, "ValueError: " + 99 * "x")
+    summary = summarise(recorder, 12.5, SETTINGS, "done", "")
+    assert parsed(summary) == summary
+    assert summary["lost"][:2] == [
+        {"iteration": 1, "worker": 2, "host": "n1", "event": "lost", "reason": "killed"},
+        {"iteration": 3, "worker": 2, "host": "", "event": "returned", "reason": ""},
+    ]
+    assert lines(summary)[-1] == (
+        "  workers lost       2 on n1 in iteration 1 (killed), 2 back in iteration 3, "
+        f"1 on n0 in iteration 4 (ValueError: {45 * 'x'}...)"
+    )
+    for iteration in range(5, 8):
+        recorder.returned(1, iteration)
+    assert lines(summarise(recorder, 12.5, SETTINGS, "done", ""))[-1].endswith(
+        "), 1 back in iteration 5, and 2 more in lost.csv"
+    )
+
+
 def test_before_the_first_iteration_there_is_little_to_say(empty):
-    summary = summarise(empty, 0.25, SETTINGS, "interrupted", "SIGINT")
+    summary = summarise(empty, 0.25, SETTINGS, "interrupted", "asked to stop (SIGINT)")
     assert parsed(summary) == summary
     assert (summary["iterations"], summary["work_thrown_away"], summary["bytes"]) == (0, 0.0, 0)
     for name in ("final_loss", "seconds_per_iteration", "uncoded_seconds_per_iteration", "efficiency",
@@ -98,7 +124,7 @@ def test_a_problem_without_a_loss_and_a_run_without_bounds(empty, monkeypatch):
     recorder.chunk(1, 0, 0, 0.0, 1.0, Fate.USED)
     recorder.chunk(1, 1, 0, 0.0, 1.0, Fate.USED)
     reports = {(1, 0): (0.0, 1.0), (1, 1): (0.0, 1.0)}
-    recorder.iteration(IterationRecord(0, 2.0, float("nan"), 2, 0, 10, reports))
+    recorder.iteration(row(0, 2.0, float("nan"), 10, reports))
     summary = summarise(recorder, 2.0, SETTINGS, "failed", "it broke")
     assert parsed(summary) == summary
     assert (summary["reason"], summary["final_loss"], summary["efficiency"]) == ("it broke", None, None)

@@ -1,0 +1,213 @@
+"""Checkpoints: what is read is what was written or nothing, and writing disturbs nobody."""
+
+import errno
+import json
+import os
+import threading
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from psgc.errors import UserError
+from psgc.server import checkpoint as module
+from psgc.server.checkpoint import Checkpoint, CheckpointWriter, load, load_newest, save
+
+
+def made(iteration=50, dtype="float64", **changes):
+    values = {
+        "iteration": iteration,
+        "params": np.linspace(0, 1, 7, dtype=dtype),
+        "optimizer": {"first": np.full(7, 0.1, dtype), "second": 0.0, "steps": 50},
+        "estimates": {1: 0.1, 3: 1 / 3},
+        "num_chunks": 12,
+        "num_workers": 3,
+        "seed": 5,
+        "seconds": 1.5,
+        "data": "80 rows",
+        "config": "seed: 5\n",
+        "version": "0.1.0",
+    }
+    return Checkpoint(**values | changes)
+
+
+def same(one, other):
+    for name, value in vars(one).items():
+        found = getattr(other, name)
+        if name == "optimizer":
+            assert list(found) == sorted(value) or set(found) == set(value)
+            for key in value:
+                assert type(found[key]) is type(value[key])
+                assert np.asarray(found[key]).tobytes() == np.asarray(value[key]).tobytes()
+        elif name == "params":
+            assert (found.dtype, found.tobytes()) == (value.dtype, value.tobytes())
+        else:
+            assert found == value
+    return True
+
+
+def names(directory):
+    return sorted(os.listdir(directory))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_what_is_read_is_what_was_written(tmp_path, dtype):
+    written = made(dtype=dtype, estimates={2: 1e-300, 1: 0.1 + 0.2})
+    path = save(written, tmp_path)
+    assert same(written, load(path))
+    assert path.name.startswith("00000050-")
+    assert names(tmp_path) == [path.name]
+
+
+def test_the_newest_is_found(tmp_path):
+    assert load_newest(tmp_path / "nowhere") == (None, [])
+    assert load_newest(tmp_path) == (None, [])
+    for iteration in (100, 9, 200_000_000):
+        save(made(iteration), tmp_path)
+    (tmp_path / ".00000300.1.tmp").write_bytes(b"")
+    (tmp_path / "00000400.npz").write_bytes(b"")
+    found, complaints = load_newest(tmp_path)
+    assert (found.iteration, complaints) == (200_000_000, [])
+
+
+@settings(deadline=None, max_examples=40)
+@given(data=st.data())
+def test_any_damage_is_noticed(tmp_path_factory, data):
+    folder = tmp_path_factory.mktemp("damage")
+    save(made(1), folder)
+    path = save(made(2), folder)
+    whole = path.read_bytes()
+    place = data.draw(st.integers(0, len(whole) - 1))
+    if data.draw(st.booleans()):
+        path.write_bytes(whole[:place])
+    else:
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << data.draw(st.integers(0, 7))
+        path.write_bytes(flipped)
+    found, complaints = load_newest(folder)
+    assert found.iteration == 1
+    assert complaints == [f"{path}: damaged, its checksum is wrong"]
+
+
+def test_a_file_of_another_format_or_none_of_ours_is_not_used(tmp_path, monkeypatch):
+    save(made(1), tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "FORMAT", 99)
+        newer = save(made(3), tmp_path)
+    foreign = tmp_path / "x.npz"
+    np.savez(foreign, a=np.zeros(3))
+    digest = module.hashlib.sha256(foreign.read_bytes()).hexdigest()[:16]
+    foreign.rename(tmp_path / f"00000002-{digest}.npz")
+    found, complaints = load_newest(tmp_path)
+    assert found.iteration == 1
+    assert complaints == [
+        f"{newer}: written by a version of psgc whose checkpoints this one does not read",
+        f"{tmp_path}/00000002-{digest}.npz: not a checkpoint of psgc (KeyError)",
+    ]
+
+
+def test_nothing_is_unpickled(tmp_path):
+    path = tmp_path / "x.npz"
+    about = np.frombuffer(json.dumps({"format": 1, "optimizer": {}, "estimates": {}}).encode(), np.uint8)
+    np.savez(path, about=about, params=np.array([pytest.fail], object))
+    digest = module.hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    path = path.rename(tmp_path / f"00000002-{digest}.npz")
+    with pytest.raises(ValueError):
+        load(path)
+
+
+def test_when_all_are_damaged_they_are_named(tmp_path):
+    for iteration in (1, 2):
+        path = save(made(iteration), tmp_path)
+        path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(UserError) as caught:
+        load_newest(tmp_path)
+    text = str(caught.value)
+    assert all(str(tmp_path / name) in text for name in names(tmp_path))
+    assert len(text.splitlines()) == 1
+
+
+def test_the_file_and_its_name_are_on_the_disk_before_it_is_called_written(tmp_path, monkeypatch):
+    events = []
+    monkeypatch.setattr(module.os, "fsync", lambda fd: events.append(os.readlink(f"/proc/self/fd/{fd}")))
+    path = save(made(), tmp_path)
+    assert events == [str(tmp_path / f".00000050.{os.getpid()}.tmp"), str(tmp_path)]
+    assert path.exists()
+
+
+# the writer
+
+
+@pytest.fixture
+def gate(monkeypatch):
+    """Holds the writer's thread inside `save` until it is opened."""
+    opened, inside = threading.Event(), threading.Event()
+
+    def slow(checkpoint, directory):
+        inside.set()
+        assert opened.wait(20)
+        return save(checkpoint, directory)
+
+    monkeypatch.setattr(module, "save", slow)
+    yield opened, inside
+    opened.set()
+
+
+def test_the_newest_that_waits_is_the_one_that_is_written(tmp_path, gate):
+    opened, inside = gate
+    writer = CheckpointWriter(tmp_path / "checkpoints", keep=3)
+    writer.write(made(1))
+    assert inside.wait(20)
+    for iteration in (2, 3, 4):
+        writer.write(made(iteration))
+    assert not writer.flush(timeout=0.01)
+    opened.set()
+    assert writer.flush(timeout=20)
+    assert [name[:8] for name in names(tmp_path / "checkpoints")] == ["00000001", "00000004"]
+
+
+def test_the_newest_whole_ones_are_kept(tmp_path):
+    for iteration in (1, 2, 3, 4):
+        path = save(made(iteration), tmp_path)
+        if iteration in (2, 4):
+            path.write_bytes(b"damaged")
+    (tmp_path / ".00000002.17.tmp").write_bytes(b"left by a process that was killed")
+    (tmp_path / "notes.txt").write_text("not ours")
+    writer = CheckpointWriter(tmp_path, keep=2)
+    writer.write(made(5))
+    assert writer.flush(20)
+    assert [name[:8] for name in names(tmp_path)] == ["00000003", "00000005", "notes.tx"]
+    for iteration in (6, 7):
+        writer.write(made(iteration))
+        assert writer.flush(20)
+    assert [name[:8] for name in names(tmp_path)] == ["00000006", "00000007", "notes.tx"]
+    assert same(made(7), load_newest(tmp_path)[0])
+
+
+def test_a_full_disk_is_reported_once_and_leaves_no_half_file(tmp_path, monkeypatch, capfd):
+    def full(stream, **arrays):
+        stream.write(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    writer = CheckpointWriter(tmp_path, keep=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(module.np, "savez", full)
+        for iteration in (1, 2):
+            writer.write(made(iteration))
+            assert not writer.flush(20)
+    assert names(tmp_path) == []
+    writer.write(made(3))
+    assert writer.flush(20)
+    assert load_newest(tmp_path)[0].iteration == 3
+    assert capfd.readouterr().err == (
+        f"psgc: no checkpoint of iteration 1: {tmp_path}: No space left on device; the run goes on\n"
+    )
+
+
+def test_a_directory_that_cannot_be_made_is_reported(tmp_path, capfd):
+    (tmp_path / "file").write_text("")
+    writer = CheckpointWriter(tmp_path / "file/checkpoints", keep=2)
+    writer.write(made())
+    assert not writer.flush(20)
+    assert "Not a directory; the run goes on" in capfd.readouterr().err

@@ -1,0 +1,82 @@
+"""When checkpoints are taken and handed on, against a record, a screen and a writer that only listen."""
+
+from types import SimpleNamespace
+
+from psgc.keeper import Keeper
+from psgc.server.loop import IterationRecord
+
+
+def kept(every, done=0, saved=False):
+    """A keeper, what its record and writer have heard in order, and what was said on the screen."""
+    heard, said = [], []
+    recorder = SimpleNamespace(
+        chunk=None,
+        failure_text=None,
+        iteration=lambda row: heard.append(("row", row.iteration)),
+        lost=lambda worker, host, iteration, reason: f"{worker} lost",
+        returned=lambda worker, iteration: f"{worker} back",
+    )
+    progress = SimpleNamespace(update=lambda loss, seconds: None, say=said.append)
+    writer = SimpleNamespace(write=lambda checkpoint: heard.append(("checkpoint", checkpoint.iteration)))
+    keeper = Keeper(recorder, progress, writer, every, lambda n: SimpleNamespace(iteration=n), done, saved)
+    return keeper, heard, said
+
+
+def train(keeper, first, iterations):
+    """As the server does: the row of an iteration is closed when the next one has begun."""
+    for iteration in range(first, iterations):
+        keeper.stepped(iteration + 1)
+        keeper.iteration(IterationRecord(iteration))
+
+
+def checkpoints(heard):
+    return [iteration for what, iteration in heard if what == "checkpoint"]
+
+
+def test_every_so_often_and_at_the_end_and_no_row_before_it_is_missing():
+    keeper, heard, _ = kept(every=3)
+    train(keeper, 0, 8)
+    keeper.save_last()
+    assert checkpoints(heard) == [3, 6, 8]
+    assert heard[2:4] == [("row", 2), ("checkpoint", 3)]
+
+
+def test_the_last_one_is_not_written_twice():
+    keeper, heard, _ = kept(every=4)
+    train(keeper, 0, 8)
+    keeper.save_last()
+    assert checkpoints(heard) == [4, 8]
+
+
+def test_zero_is_only_at_the_end_even_without_a_step():
+    keeper, heard, _ = kept(every=0)
+    train(keeper, 0, 8)
+    keeper.save_last()
+    assert checkpoints(heard) == [8]
+    keeper, heard, _ = kept(every=0)
+    keeper.save_last()
+    assert checkpoints(heard) == [0]
+
+
+def test_a_run_that_went_on_without_a_step_has_its_checkpoint_already():
+    keeper, heard, _ = kept(every=5, done=10, saved=True)
+    keeper.save_last()
+    assert checkpoints(heard) == []
+    train(keeper, 10, 12)
+    keeper.save_last()
+    assert checkpoints(heard) == [12]
+
+
+def test_a_run_that_fails_before_the_row_is_closed_saves_the_step_it_made():
+    keeper, heard, _ = kept(every=2)
+    train(keeper, 0, 1)
+    keeper.stepped(2)  # and then something breaks
+    keeper.save_last()
+    assert checkpoints(heard) == [2]
+
+
+def test_losses_are_shown():
+    keeper, _, said = kept(every=1)
+    keeper.lost(3, "n1", 12, "killed")
+    keeper.returned(3, 15)
+    assert said == ["3 lost", "3 back"]

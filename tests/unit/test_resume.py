@@ -1,0 +1,175 @@
+"""Which checkpoints a run can go on from, and with which chunks."""
+
+import os
+
+import numpy as np
+import pytest
+import scipy.sparse
+
+from psgc import resume
+from psgc.config import from_yaml_text
+from psgc.data import open_data, write_dense, write_sparse
+from psgc.errors import UserError
+from psgc.server.checkpoint import Checkpoint
+
+CONFIG = """
+problem: {kind: softmax, l2: 0.1}
+data: {path: data.npz}
+optimizer: {kind: momentum, lr: 0.5}
+iterations: 40
+output: runs/out
+"""
+
+
+def config(**changes):
+    """The run's settings; dotted keys with two underscores."""
+    text = from_yaml_text(CONFIG).model_dump()
+    for key, value in changes.items():
+        *sections, last = key.split("__")
+        place = text
+        for section in sections:
+            place = place[section]
+        place[last] = value
+    return type(from_yaml_text(CONFIG)).model_validate(text)
+
+
+def checkpoint(num_chunks=64, num_workers=8, text=None, **changes):
+    values = {
+        "iteration": 10,
+        "params": np.zeros(6),
+        "optimizer": {},
+        "estimates": {1: 0.5, 8: 0.25},
+        "num_chunks": num_chunks,
+        "num_workers": num_workers,
+        "seed": 0,
+        "seconds": 1.0,
+        "data": "this",
+        "config": text or config().to_yaml(),
+        "version": "0.1.0",
+    }
+    return Checkpoint(**values | changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"iterations": 5, "schedule": "static", "transfer": "combined", "output": "elsewhere", "backend": "numpy"},
+        {"optimizer__lr": 0.01, "optimizer__momentum": 0.5},
+        {"coding__replication": 2, "coding__parts": 2, "coding__chunks_per_worker": 3, "coding__assignment": "cyclic"},
+        {"checkpoint__every": 1, "faults__collect_timeout": 1.0, "data__path": "moved.npz"},
+        {"stragglers": {"kind": "slow", "factor": {"3": 10.0}}},
+    ],
+)
+def test_what_may_change(changes):
+    resume.check(checkpoint(), config(**changes), 6, "this")
+
+
+@pytest.mark.parametrize(
+    ("changes", "dim", "data", "text"),
+    [
+        ({"seed": 1}, 6, "this", "seed: 1 cannot go on from "),
+        ({"batch": 5}, 6, "this", "batch: 5 cannot go on from "),
+        ({"dtype": "float32"}, 6, "this", "dtype: float32 cannot go on from "),
+        ({"optimizer": {"kind": "sgd", "lr": 0.5}}, 6, "this", "optimizer.kind: sgd cannot go on from "),
+        ({"problem__l2": 0.2}, 6, "this", 'problem: {"kind": "softmax", "l2": 0.2, "hidden": 64} cannot go on from '),
+        ({}, 7, "this", "parameters: 7 cannot go on from "),
+        ({}, 6, "that", "data: that cannot go on from "),
+    ],
+)
+def test_what_may_not_is_named_with_both_values(changes, dim, data, text):
+    with pytest.raises(UserError) as caught:
+        resume.check(checkpoint(), config(**changes), dim, data)
+    line = str(caught.value)
+    assert line.startswith(text + "the checkpoint of iteration 10 in runs/out, which has ")
+    assert line.endswith("; set it back, or leave out --resume to start from the beginning")
+    assert len(line.splitlines()) == 1
+
+
+def test_settings_of_another_version_are_refused():
+    with pytest.raises(UserError, match=r"this version of psgc cannot go on from it \(9.9 wrote it\)$"):
+        resume.check(checkpoint(text=CONFIG + "novelty: 3\n", version="9.9"), config(), 6, "this")
+
+
+# the plan
+
+
+@pytest.mark.parametrize("num_workers", [3, 5, 7, 8, 9, 16])
+@pytest.mark.parametrize("schedule", ["uncoded", "static", "dynamic"])
+def test_the_chunks_stay_whatever_the_number_of_workers(num_workers, schedule):
+    plan, remark = resume.plan_for(config(schedule=schedule), num_workers, checkpoint())
+    assert (plan.num_chunks, plan.num_workers, remark) == (64, num_workers, "")
+    assert sorted({chunk for queue in plan.queues.values() for chunk in queue}) == list(range(64))
+
+
+@pytest.mark.parametrize(
+    ("changes", "num_workers", "chunks", "reason"),
+    [
+        ({"coding__assignment": "cyclic"}, 7, 56, "cyclic: 64 chunks x replication 3 copies cannot be shared equally"),
+        ({"coding__assignment": "fractional"}, 9, 72, "fractional: 64 chunks cannot be shared equally by 3 groups"),
+        ({"coding__assignment": "graph"}, 6, 48, "graph: 64 chunks cannot be shared equally by 6 workers"),
+        ({"coding__chunks_per_worker": 4}, 8, 32, "coding.chunks_per_worker has changed"),
+    ],
+)
+def test_where_they_cannot_stay_it_is_said(changes, num_workers, chunks, reason):
+    plan, remark = resume.plan_for(config(**changes), num_workers, checkpoint())
+    assert plan.num_chunks == chunks
+    assert remark.startswith(f"{chunks} chunks instead of 64 from now on ({reason}")
+    assert remark.endswith("results will differ in rounding")
+    assert resume.plan_for(config(**changes, batch=3), num_workers, checkpoint())[1].endswith("in what is sampled")
+    estimates = resume.estimates_for(plan, checkpoint())
+    assert estimates[1] * chunks == pytest.approx(0.5 * 64)
+
+
+def test_cyclic_and_fractional_keep_them_where_they_can():
+    for name, num_workers in (("cyclic", 4), ("cyclic", 6), ("fractional", 6), ("graph", 4)):
+        plan, remark = resume.plan_for(config(coding__assignment=name), num_workers, checkpoint())
+        assert (plan.num_chunks, remark) == (64, "")
+
+
+def test_a_number_of_workers_that_fits_nothing_is_the_users_mistake():
+    with pytest.raises(UserError, match="blocks: replication 3 is larger than the number of workers 2"):
+        resume.plan_for(config(), 2, checkpoint())
+
+
+def test_without_a_checkpoint_it_is_the_usual_plan():
+    plan, remark = resume.plan_for(config(), 5, None)
+    assert (plan.num_chunks, remark) == (40, "")
+
+
+# the data
+
+
+def test_data_are_known_by_what_they_are(tmp_path):
+    rng = np.random.default_rng(0)
+    X, y = rng.random((300, 4)), rng.random(300)
+    prints = set()
+    for number, (rows, labels) in enumerate([(X, y), (X[:299], y[:299]), (X[:, :3], y), (X + 1, y), (X, y + 1)]):
+        write_dense(tmp_path / f"{number}.npz", rows, labels)
+        prints.add(resume.fingerprint(open_data(str(tmp_path / f"{number}.npz"))))
+    write_sparse(tmp_path / "sparse.npz", scipy.sparse.csr_array(X * (X > 0.5)), y)
+    prints.add(resume.fingerprint(open_data(str(tmp_path / "sparse.npz"))))
+    assert len(prints) == 6
+    os.rename(tmp_path / "0.npz", tmp_path / "moved.npz")
+    assert resume.fingerprint(open_data(str(tmp_path / "moved.npz"))) in prints
+    assert resume.fingerprint(None) == "none"
+
+
+# the command, and the end
+
+
+def test_the_command_can_be_pasted():
+    assert resume.command("run.yaml", [], 9) == "psgc launch run.yaml -n 9 --resume"
+    assert resume.command("my run.yaml", ["a.b=1", "c=[x, y]"], 3) == (
+        "psgc launch 'my run.yaml' -n 3 --set a.b=1 --set 'c=[x, y]' --resume"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "done"),
+    [('{"status": "done"}', True), ('{"status": "failed"}', False), ("{", False), ("[]", False), ("{}", False)],
+)
+def test_only_a_whole_summary_says_done(tmp_path, text, done):
+    assert not resume.is_done(tmp_path)
+    (tmp_path / "summary.json").write_text(text)
+    assert resume.is_done(tmp_path) == done
