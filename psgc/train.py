@@ -171,15 +171,16 @@ def _serve(
     }
     summary = summarise(recorder, seconds, settings, status, reason)
     params = backend.to_host(server.params)
-    recorder.finish(params, summary)  # first of all: whoever interrupts a run may kill it soon
+    # first of all: whoever interrupts a run may kill it soon; `psgc launch` waits while it says "evaluating"
+    recorder.finish(params, summary | {"evaluating": True})
     everybody_left = server.stop_workers(STOP_TIMEOUT)
     if status == "done":
         recorder.complete_bounds()
         summary = summarise(recorder, seconds, settings, status, reason)
         summary |= _quality(problem, server.params, dataset, test, config.dtype, backend)
-        recorder.finish(params, summary)
     if not writer.flush(CHECKPOINT_TIMEOUT):
         print(f"psgc: the last checkpoint is not in {directory / 'checkpoints'}", file=sys.stderr, flush=True)
+    recorder.finish(params, summary)
     for line in lines(summary):
         print(line)
     print(f"  run directory      {config.output}", flush=True)
