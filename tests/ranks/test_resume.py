@@ -99,7 +99,7 @@ def test_a_run_that_was_asked_to_stop_says_how_to_go_on_and_more_iterations_exte
     with MpiRun(command(folder, "asked", *SLOWLY), folder) as running:
         wait_until(lambda: (folder / "asked/iterations.csv").exists() and len(rows(folder / "asked")) > 3)
         os.kill(running.process.pid, signal.SIGUSR1)  # mpirun passes it on
-        finished = running.wait(20)
+        finished = running.wait(60)
     summary = json.loads((folder / "asked/summary.json").read_text())
     assert (summary["status"], summary["reason"]) == ("interrupted", "asked to stop (SIGUSR1)")
     said = next(line for line in finished.stderr.splitlines() if line.startswith("psgc"))

@@ -240,7 +240,7 @@ def rows(folder):
     return (folder / "out/iterations.csv").read_text().splitlines()
 
 
-def wait_until(condition, timeout=30.0):
+def wait_until(condition, timeout=60.0):
     end = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < end, "it did not come to that"
