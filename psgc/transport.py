@@ -8,16 +8,29 @@
 * Waiting spins for a moment and then sleeps, since Open MPI's blocking calls burn a core per rank.
 * Control and vectors have a communicator each. A vector's tag carries its iteration and chunk.
 * Collectives (`broadcast`, `gather`) are for setting up, when every rank is known to be there.
+
+Under fault-tolerant MPI (`mpirun --with-ft ulfm`) ranks may die. What has arrived from a rank is given out first, then
+`Died`, then nothing of it any more; sends to it are dropped. What Open MPI does, and every line on deaths rests on:
+
+* A receive from any source that is tested after a death raises ERR_PROC_FAILED_PENDING until the death is acknowledged
+  on its communicator, and stays valid. The ring's head is tested in every poll: this is how deaths are noticed.
+* A receive that has been found pending so and *then* completes goes on raising the same error for ever. It is told from
+  a pending one by its status, which is filled in, and it has to be freed by hand.
+* A receive from any source that matched a message whose sender died before all of it had come never completes, never
+  fails and cannot be cancelled. The dead may have left more such messages behind, for buffers not yet posted.
+* Testsome raises ERR_IN_STATUS then. Its statuses are those of the complete requests, null from then on, and of all
+  pending ones, in order; a pending one's tells whom it matched. So deaths are never acknowledged on the communicator
+  of the vectors: that is how a buffer that waits for a dead rank is found, whenever that happens.
 """
 
-import ctypes
-import signal
-import socket
+import os
+import sys
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import mpi4py
 
@@ -29,6 +42,7 @@ from mpi4py import MPI  # noqa: E402  the settings above must come before
 from psgc.backend import Array  # noqa: E402
 from psgc.errors import RunFailed  # noqa: E402
 from psgc.messages import BATCH, RECORD, Records  # noqa: E402
+from psgc.processes import Identity, die_with_parent  # noqa: E402
 
 CONTROL_TAG, TEXT_TAG = 1, 2
 RING = 16  # posted control receives
@@ -37,6 +51,8 @@ SPINS = 5  # polls before the first sleep: each is 10 us of Python, which on a s
 HOT_SPINS = 2000  # the same while a large transfer is under way: about 20 ms
 SHORTEST, LONGEST = 20e-6, 1e-3  # seconds of sleep
 TEXT_LIMIT = 1 << 16
+PATIENCE = 2.0  # seconds for what should take none: a text under way, the last processes of a run
+DEATHS = (MPI.ERR_PROC_FAILED, MPI.ERR_PROC_FAILED_PENDING)
 
 
 class Wakeup(Protocol):
@@ -66,31 +82,59 @@ class Vector:
     length: int
 
 
+@dataclass(frozen=True, slots=True)
+class Died:
+    """MPI reports that the process of `rank` has ended; nothing more comes from it."""
+
+    rank: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """A buffer that MPI may still read."""
+
+    buffer: Array
+    size: int  # bytes
+    dest: int
+
+
 class Transport:
     """This process's place in MPI: rank, size, hosts, and messages in both directions.
 
-    world: the ranks of the run, when they are not all of MPI's.
+    world: the ranks of the run, when they are not all of MPI's; interrupted: looked at while collectives wait, a reason
+    to end or None. Raises RunFailed when a rank dies meanwhile, or for that reason; so do `broadcast` and `gather`.
     """
 
-    def __init__(self, world: MPI.Intracomm | None = None) -> None:
+    def __init__(self, world: MPI.Intracomm | None = None, interrupted: Callable[[], str | None] | None = None) -> None:
         die_with_parent()
         if not MPI.Is_initialized():
             MPI.Init_thread(MPI.THREAD_FUNNELED)
         world = self._world = world or MPI.COMM_WORLD
         self.rank, self.size = world.Get_rank(), world.Get_size()
-        self._control, self._vectors = world.Dup(), world.Dup()
+        self._group = world.Get_group()
+        self._interrupted = interrupted
         self.library = MPI.Get_library_version().split(",")[0].split("\n")[0]
-        local = world.Split_type(MPI.COMM_TYPE_SHARED)
-        self.local_rank = local.Get_rank()
-        local.Free()
-        self.hosts = self.gather(socket.gethostname())
+        self._processes: list[Identity] = []
+        self._dead: dict[int, None] = {}  # in the order in which their deaths were noticed
+        self._told: set[int] = set()  # the dead that `poll` has given out
+        self._forgotten: set[int] = set()
+        self._graves: list[
+            tuple[MPI.Request, Array]
+        ] = []  # transfers that were cut off: MPI may still touch the memory
+        world.Set_errhandler(MPI.ERRORS_RETURN)
+        self._control, self._vectors = self._duplicate(), self._duplicate()
+        self._processes = [Identity.from_text(text) for text in self.gather(Identity.own().text())]
+        self.hosts = [process.host for process in self._processes]
+        self.pids = [process.pid for process in self._processes]
+        self.local_rank = sum(process.is_near(self._processes[self.rank]) for process in self._processes[: self.rank])
         self.bytes_sent = self.bytes_received = 0
         self._tag_limit = int(world.Get_attr(MPI.TAG_UB) or 32767) + 1
         self._chunks_in_tag = 1
         self._sends: list[MPI.Request] = []
-        self._sent_buffers: list[tuple[Array, int]] = []  # (buffer, bytes), beside _sends
-        self._posted: list[MPI.Request] = []
+        self._sent: list[_Sent] = []  # beside _sends
+        self._posted: list[MPI.Request] = []  # from any source
         self._posted_buffers: list[Array] = []
+        self._named: list[tuple[MPI.Request, Array]] = []  # from one source
         self._ring: deque[tuple[MPI.Request, np.ndarray]] = deque()
         self._polls = 0
 
@@ -99,24 +143,57 @@ class Transport:
     def broadcast(self, data: bytes | None) -> bytes:
         """The bytes that rank 0 gives, on every rank. Collective."""
         length = np.array([len(data) if data is not None else 0], np.int64)
-        self._collective(self._world.Ibcast(length, 0))
+        self._collective(lambda: self._world.Ibcast(length, 0))
         buffer = np.empty(int(length[0]), np.uint8)
         if data is not None:
             buffer[:] = np.frombuffer(data, np.uint8)
-        self._collective(self._world.Ibcast(buffer, 0))
+        self._collective(lambda: self._world.Ibcast(buffer, 0))
         return buffer.tobytes()
 
     def gather(self, text: str) -> list[str]:
         """The text of every rank, on every rank, cut at 512 bytes. Collective."""
         mine = np.frombuffer(text.encode()[:512].ljust(512, b"\0"), np.uint8)
         everyone = np.empty((self.size, 512), np.uint8)
-        self._collective(self._world.Iallgather(mine, everyone))
+        self._collective(lambda: self._world.Iallgather(mine, everyone))
         return [row.tobytes().rstrip(b"\0").decode(errors="ignore") for row in everyone]
 
-    @staticmethod
-    def _collective(request: MPI.Request) -> None:
-        while not request.Test():  # rank 0 may still be reading data: nobody spins meanwhile
-            time.sleep(LONGEST)
+    def _duplicate(self) -> MPI.Intracomm:
+        made: list[MPI.Intracomm] = []
+
+        def begin() -> MPI.Request:
+            comm, request = self._world.Idup()
+            made.append(comm)
+            return request
+
+        self._collective(begin)
+        made[0].Set_errhandler(MPI.ERRORS_RETURN)
+        return made[0]
+
+    def _collective(self, begin: Callable[[], MPI.Request]) -> None:
+        broken = False
+        try:
+            request = begin()
+            self._graves.append((request, None))  # in case that we leave before it is complete
+        except MPI.Exception as error:
+            self._forgive(error)
+            broken = True
+        while not broken:
+            try:
+                if request.Test():
+                    self._graves.pop()
+                    return
+            except MPI.Exception as error:
+                self._forgive(error)
+                broken = True
+            if broken or self._failed(self._world):  # not every rank's collective fails by itself
+                break
+            if self._interrupted is not None and (reason := self._interrupted()) is not None:
+                raise RunFailed(reason)
+            time.sleep(LONGEST)  # rank 0 may still be reading data: nobody spins meanwhile
+        who = "a rank"
+        for rank in self._failed(self._world)[:1]:  # the others may have left because of the first
+            who = f"rank {rank} on {self._processes[rank].host}" if self._processes else f"rank {rank}"
+        raise RunFailed(f"{who} died while the run was being set up")
 
     def start(self, num_chunks: int) -> None:
         """Post the control receives, and let vector tags tell `num_chunks` chunks apart."""
@@ -127,17 +204,46 @@ class Transport:
             self._post_control(np.empty(BATCH, RECORD))
 
     def close(self) -> None:
-        """Withdraw what is posted. Every rank calls it, with nothing more to send or to receive."""
-        for request in [*self._posted, *(request for request, _ in self._ring)]:
+        """Withdraw what is posted. Every rank calls it, with nothing more to send or to receive, and nobody dead."""
+        posted = [*self._posted, *(request for request, _ in [*self._named, *self._ring])]
+        for request in posted:
             request.Cancel()
-            request.Wait()
+        end = time.monotonic() + PATIENCE
+        while not MPI.Request.Testall(posted) and time.monotonic() < end:
+            time.sleep(LONGEST)
         self._control.Free()
         self._vectors.Free()
 
     def finalize(self) -> None:
-        """`close`, and leave MPI for good."""
+        """`close`, and leave MPI for good. After a death only `leave` ends a process reliably."""
         self.close()
         MPI.Finalize()
+
+    def leave(self, code: int, others: Collection[int] = ()) -> NoReturn:
+        """End this process without leaving MPI, since Finalize and Abort hang after a death.
+
+        Rank 0 waits up to 2 s for the processes of the ranks `others` to be gone, so that mpirun's exit code is `code`.
+        """
+        end = time.monotonic() + PATIENCE
+        while self.rank == 0 and not self._all_gone(others) and time.monotonic() < end:
+            with suppress(MPI.Exception):
+                self._world.Iprobe(self.rank)  # moves what is still on its way
+            time.sleep(LONGEST)
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):  # a pipe that nobody reads any more
+                stream.flush()
+        os._exit(code)
+
+    def _all_gone(self, ranks: Collection[int]) -> bool:
+        left = set(ranks) - set(self._failed(self._world))
+        return all(self._is_near(rank) and self._processes[rank].is_gone() for rank in left)
+
+    def kill(self, rank: int) -> bool:
+        """SIGKILL the process of `rank`, if it is on this host; whether that was done, or it was gone already."""
+        return self._is_near(rank) and self._processes[rank].kill()
+
+    def _is_near(self, rank: int) -> bool:
+        return bool(self._processes) and self._processes[rank].is_near(self._processes[self.rank])
 
     # sending
 
@@ -146,26 +252,41 @@ class Transport:
         everything = np.concatenate(list(records))
         for first in range(0, len(everything), BATCH):
             batch = everything[first : first + BATCH]
-            self._keep(self._control.Isend([batch.view(np.uint8), MPI.BYTE], dest, CONTROL_TAG), batch)
+            self._send(self._control, [batch.view(np.uint8), MPI.BYTE], dest, CONTROL_TAG, batch)
 
     def send_text(self, dest: int, text: str) -> None:
         """Send a text of at most 64 KiB, for a receiver that calls `receive_text` at the right moment."""
         buffer = np.frombuffer(text.encode()[:TEXT_LIMIT], np.uint8)
-        self._keep(self._control.Isend([buffer, MPI.BYTE], dest, TEXT_TAG), buffer)
+        self._send(self._control, [buffer, MPI.BYTE], dest, TEXT_TAG, buffer)
 
     def send_vector(self, dest: int, iteration: int, chunk: int, buffer: Array) -> None:
         """Send a vector, which must not change until `sending` says so."""
-        self._keep(self._vectors.Isend(buffer, dest, self._tag(iteration, chunk)), buffer)
+        self._send(self._vectors, buffer, dest, self._tag(iteration, chunk), buffer)
 
-    def _keep(self, request: MPI.Request, buffer: Array) -> None:
+    def _send(self, comm: MPI.Intracomm, message: Any, dest: int, tag: int, buffer: Array) -> None:
+        if dest in self._dead:
+            return
+        try:
+            request = comm.Isend(message, dest, tag)
+        except MPI.Exception as error:
+            self._forgive(error)
+            return
         self._polls = 0
         self.bytes_sent += buffer.nbytes
         self._sends.append(request)
-        self._sent_buffers.append((buffer, buffer.nbytes))
+        self._sent.append(_Sent(buffer, buffer.nbytes, dest))
 
     def sending(self, buffer: Array | None = None) -> bool:
-        """Whether a send of `buffer` (or, without one, any send) is not complete."""
-        return any(buffer is None or kept is buffer for kept, _ in self._sent_buffers)
+        """Whether a send of `buffer` (or, without one, any) is not complete; those to dead and forgotten ranks are."""
+        return any((buffer is None or s.buffer is buffer) and s.dest not in self._forgotten for s in self._sent)
+
+    def forget(self, rank: int) -> None:
+        """Wait no longer for sends to `rank`, which may be stopped or cut off; they are not withdrawn."""
+        self._forgotten.add(rank)
+
+    def remember(self, rank: int) -> None:
+        """Undo `forget`: `rank` has been heard again."""
+        self._forgotten.discard(rank)
 
     @property
     def distinct_iterations(self) -> int:
@@ -179,51 +300,103 @@ class Transport:
 
     def post(self, buffer: Array, source: int = MPI.ANY_SOURCE) -> None:
         """Receive the next vector from `source` into `buffer`; `poll` gives it back."""
-        self._posted.append(self._vectors.Irecv(buffer, source, MPI.ANY_TAG))
+        try:
+            request = self._vectors.Irecv(buffer, source, MPI.ANY_TAG)
+        except MPI.Exception as error:  # from a dead rank
+            self._forgive(error)
+            return
+        if source != MPI.ANY_SOURCE:
+            self._named.append((request, buffer))
+            return
+        self._posted.append(request)
         self._posted_buffers.append(buffer)
 
     def _post_control(self, buffer: np.ndarray) -> None:
         request = self._control.Irecv([buffer.view(np.uint8), MPI.BYTE], MPI.ANY_SOURCE, CONTROL_TAG)
         self._ring.append((request, buffer))
 
-    def poll(self, iteration: int) -> list[Control | Vector]:
+    def poll(self, iteration: int) -> list[Control | Vector | Died]:
         """What has arrived since the last poll. `iteration` is the newest that a vector can belong to."""
-        messages: list[Control | Vector] = []
-        status = MPI.Status()
-        while self._ring and self._ring[0][0].Test(status):
-            _, buffer = self._ring.popleft()
-            records = buffer[: status.Get_count(MPI.BYTE) // RECORD.itemsize].copy()
-            self._post_control(buffer)
-            self.bytes_received += records.nbytes
-            messages.append(Control(status.Get_source(), records))
-        statuses: list[MPI.Status] = []
-        for index in _completed(self._posted, statuses):
-            buffer, status = self._posted_buffers[index], statuses.pop(0)
-            length = status.Get_count(MPI.BYTE) // buffer.itemsize
-            self.bytes_received += length * buffer.itemsize
-            when, chunk = divmod(status.Get_tag(), self._chunks_in_tag)
-            when = iteration - (iteration - when) % (self._tag_limit // self._chunks_in_tag)
-            messages.append(Vector(status.Get_source(), when, chunk, buffer, length))
-        self._posted, self._posted_buffers = _without_null(self._posted, self._posted_buffers)
-        if _completed(self._sends, []):
-            self._sends, self._sent_buffers = _without_null(self._sends, self._sent_buffers)
+        messages: list[Control | Vector | Died] = []
+        self._poll_control(messages)
+        self._poll_vectors(iteration, messages)
+        self._poll_sends()
+        if len(self._dead) > len(self._told):
+            self._tell(iteration, messages)
         if messages:
             self._polls = 0
         return messages
 
+    def _poll_control(self, messages: list[Control | Vector | Died]) -> None:
+        while self._ring and self._test(self._ring[0][0], status := MPI.Status()):
+            _, buffer = self._ring.popleft()
+            records = buffer[: status.Get_count(MPI.BYTE) // RECORD.itemsize].copy()
+            self._post_control(buffer)
+            self.bytes_received += records.nbytes
+            if (source := status.Get_source()) not in self._told:
+                messages.append(Control(source, records))
+
+    def _poll_vectors(self, iteration: int, messages: list[Control | Vector | Died]) -> None:
+        statuses: list[MPI.Status] = []
+        try:
+            indices = _completed(self._posted, statuses)
+            arrived = [(self._posted_buffers[index], status) for index, status in zip(indices, statuses, strict=True)]
+        except MPI.Exception as error:
+            arrived = self._sort_out(error, statuses)
+        if statuses:
+            self._posted, self._posted_buffers = _without_null(self._posted, self._posted_buffers)
+        for request, buffer in self._named:
+            if self._test(request, status := MPI.Status()):
+                arrived.append((buffer, status))
+        if self._named:
+            self._named = [(request, buffer) for request, buffer in self._named if request != MPI.REQUEST_NULL]
+        for buffer, status in arrived:
+            source, length = status.Get_source(), status.Get_count(MPI.BYTE) // buffer.itemsize
+            self.bytes_received += length * buffer.itemsize
+            if source in self._told:
+                self.post(buffer)
+                continue
+            when, chunk = divmod(status.Get_tag(), self._chunks_in_tag)
+            when = iteration - (iteration - when) % (self._tag_limit // self._chunks_in_tag)
+            messages.append(Vector(source, when, chunk, buffer, length))
+
+    def _poll_sends(self) -> None:
+        try:
+            done = bool(_completed(self._sends, []))
+        except MPI.Exception as error:
+            done = True
+            self._forgive(error)
+        if done:
+            self._sends, self._sent = _without_null(self._sends, self._sent)
+
     def receive_text(self, source: int = MPI.ANY_SOURCE, timeout: float = 0.0) -> str:
-        """The text that `source` has sent or is about to send; empty when it does not come within `timeout` seconds."""
+        """The text that `source` has sent or is about to send.
+
+        Empty when it does not come within `timeout` seconds, or its sender dies or stops while it is under way.
+        """
         end = time.monotonic() + timeout
         while True:
-            status = MPI.Status()
-            message = self._control.Improbe(source, TEXT_TAG, status)
+            status, message = MPI.Status(), None
+            try:
+                message = self._control.Improbe(source, TEXT_TAG, status)
+            except MPI.Exception as error:
+                self._forgive(error)
             if message is not None:
-                buffer = np.empty(status.Get_count(MPI.BYTE), np.uint8)
-                message.Recv([buffer, MPI.BYTE])
-                return buffer.tobytes().decode(errors="replace")
-            if time.monotonic() >= end:
+                return self._receive_matched(message, status)
+            if time.monotonic() >= end or source in self._dead:
                 return ""
             time.sleep(LONGEST)
+
+    def _receive_matched(self, message: MPI.Message, status: MPI.Status) -> str:
+        buffer = np.empty(status.Get_count(MPI.BYTE), np.uint8)
+        request = message.Irecv([buffer, MPI.BYTE])
+        end = time.monotonic() + PATIENCE
+        while not self._test(request, MPI.Status()):
+            if request == MPI.REQUEST_NULL or status.Get_source() in self._dead or time.monotonic() >= end:
+                self._graves.append((request, buffer))
+                return ""
+            time.sleep(SHORTEST)
+        return buffer.tobytes().decode(errors="replace")
 
     def wait(self, wakeup: Wakeup | None = None, expecting_large: bool = False) -> None:
         """Pause between two polls: not at all for a while after the last message, then longer and longer.
@@ -232,7 +405,7 @@ class Transport:
         help MPI moves its data only while it is polled. `wakeup`, when another thread sets it, ends the pause.
         """
         self._polls += 1
-        large = expecting_large or any(size >= LARGE for _, size in self._sent_buffers)
+        large = expecting_large or any(s.size >= LARGE and s.dest not in self._forgotten for s in self._sent)
         if self._polls <= (HOT_SPINS if large else SPINS):
             if wakeup is None or not wakeup.wait(0):
                 return
@@ -247,6 +420,78 @@ class Transport:
     def _pause(self) -> float:
         return float(min(LONGEST, SHORTEST * 1.5 ** min(self._polls - SPINS, 20)))
 
+    # deaths
+
+    def _failed(self, comm: MPI.Intracomm) -> list[int]:
+        """The ranks that MPI reports dead, in the order in which it learnt of them."""
+        group = comm.Get_failed()
+        ranks = group.Translate_ranks(None, self._group) if group.Get_size() else []
+        group.Free()
+        return ranks
+
+    def _forgive(self, error: MPI.Exception, statuses: Sequence[MPI.Status] = ()) -> None:
+        """Take note when a death is the reason for `error`; otherwise raise it."""
+        errors = {status.Get_error() for status in statuses} | {error.Get_error_class()}
+        if not errors <= {MPI.SUCCESS, MPI.ERR_IN_STATUS, *DEATHS}:
+            raise error
+        if self._ring:
+            self._notice()
+
+    def _notice(self) -> None:
+        """Learn who is dead, drop what is being sent to them, and let control messages go on."""
+        failed = self._failed(self._control)
+        self._control.Ack_failed(len(failed))
+        self._dead |= dict.fromkeys(failed)
+        pairs = list(zip(self._sends, self._sent, strict=True))
+        self._graves += [(request, sent.buffer) for request, sent in pairs if sent.dest in self._dead]
+        pairs = [(request, sent) for request, sent in pairs if sent.dest not in self._dead]
+        self._sends, self._sent = [request for request, _ in pairs], [sent for _, sent in pairs]
+
+    def _test(self, request: MPI.Request, status: MPI.Status) -> bool:
+        """Whether a receive is complete; `status` must be a new one. One from a dead rank never is, and null then."""
+        try:
+            return request.Test(status)
+        except MPI.Exception as error:
+            self._forgive(error)
+            if status.Get_source() == MPI.ANY_SOURCE or error.Get_error_class() != MPI.ERR_PROC_FAILED_PENDING:
+                return False
+            request.Free()  # complete, with the error of the time when it was not
+            return True
+
+    def _sort_out(self, error: MPI.Exception, statuses: Sequence[MPI.Status]) -> list[tuple[Array, MPI.Status]]:
+        """Buffers that have been filled, although Testsome raised `error` over these statuses.
+
+        A buffer that waits for the rest of a dead rank's message is replaced.
+        """
+        self._forgive(error, statuses)
+        arrived, cut_off = [], []
+        complete = iter([status for status in statuses if status.Get_error() == MPI.SUCCESS])
+        whole = len(statuses) == len(self._posted)  # else the death came in the middle of Testsome: see next time
+        for index, (request, buffer) in enumerate(zip(self._posted, self._posted_buffers, strict=True)):
+            if request == MPI.REQUEST_NULL:
+                arrived.append((buffer, next(complete)))
+            elif whole and (source := statuses[index].Get_source()) != MPI.ANY_SOURCE:
+                if self._test(request, status := MPI.Status()):
+                    arrived.append((buffer, status))
+                elif source in self._dead:
+                    self._graves.append((request, buffer))
+                    self._posted[index] = MPI.REQUEST_NULL
+                    cut_off.append(buffer)
+        for buffer in cut_off:
+            self.post(np.empty_like(buffer))  # at the end: the list is in the order of posting
+        return arrived
+
+    def _tell(self, iteration: int, messages: list[Control | Vector | Died]) -> None:
+        """Let the dead have their last word, and tell of their deaths."""
+        for _ in range(RING):  # the living may go on for ever
+            before = len(messages)
+            self._poll_control(messages)
+            self._poll_vectors(iteration, messages)
+            if len(messages) == before:
+                break
+        messages += [Died(rank) for rank in self._dead if rank not in self._told]
+        self._told |= set(self._dead)
+
 
 def _completed(requests: list[MPI.Request], statuses: list[MPI.Status]) -> list[int]:
     """Indices of the requests that are complete (and null from now on), their statuses added beside them."""
@@ -256,11 +501,3 @@ def _completed(requests: list[MPI.Request], statuses: list[MPI.Status]) -> list[
 def _without_null(requests: list[MPI.Request], beside: list[Any]) -> tuple[list[MPI.Request], list[Any]]:
     kept = [(request, what) for request, what in zip(requests, beside, strict=True) if request != MPI.REQUEST_NULL]
     return [request for request, _ in kept], [what for _, what in kept]
-
-
-def die_with_parent() -> None:
-    """Have the kernel kill this process when its launcher dies: a killed mpirun leaves no orphans (Linux only)."""
-    try:
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    except (OSError, AttributeError):
-        return

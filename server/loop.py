@@ -19,7 +19,7 @@ from psgc.server.coordinator import Collect, Commit, Coordinator, Discard, Finis
 from psgc.server.decoder import Decoder
 from psgc.server.optimizer import Optimizer
 from psgc.server.scheduler import DynamicSchedule, Queue, Skip, make_schedule
-from psgc.transport import LARGE, Control, Transport, Vector
+from psgc.transport import LARGE, Control, Died, Transport, Vector
 
 POOL_BYTES = 64 << 20  # memory for receives, at least two vectors and at most one per worker
 CHECK_EVERY = 0.05  # seconds between two looks at the deadlines
@@ -173,6 +173,8 @@ class Server:
 
     def _poll(self, iteration: int) -> None:
         for message in self._transport.poll(iteration):
+            if isinstance(message, Died):
+                raise RunFailed(f"worker {message.rank} on {self._transport.hosts[message.rank]} died")
             self._heard[message.source] = self._clock.now
             if isinstance(message, Vector):
                 self._handle_vector(message)
@@ -312,7 +314,7 @@ class Server:
             for message in self._transport.poll(self._coordinator.iteration):
                 if isinstance(message, Vector):
                     self._transport.post(message.buffer)
-                else:
+                elif isinstance(message, Control):
                     self._goodbyes.update(message.source for e in message.records if e["kind"] == Kind.GOODBYE)
             self._transport.wait()
         return True

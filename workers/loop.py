@@ -9,7 +9,7 @@ from typing import Any
 
 from psgc.backend import Array, Backend
 from psgc.messages import Kind, Records, record
-from psgc.transport import Transport, Vector
+from psgc.transport import Control, Transport, Vector
 from psgc.workers.compute import ComputeThread
 from psgc.workers.desk import CodedGradient, Desk, Failure
 from psgc.workers.encoder import Encoder
@@ -60,7 +60,7 @@ class WorkerLoop:
             for message in self._transport.poll(self._iteration + self._transport.distinct_iterations):
                 if isinstance(message, Vector):
                     self._begin(message.iteration, message.buffer)
-                else:
+                elif isinstance(message, Control):
                     for entry in message.records:
                         self._handle(entry)
             self._send_outbox()

@@ -111,9 +111,11 @@ def mpirun_path() -> str:
     return found
 
 
-def mpirun(ranks: int, arguments: Sequence[str]) -> list[str]:
-    """The command that runs `python ARGUMENTS` in so many ranks."""
-    return [mpirun_path(), "-n", str(ranks), "--oversubscribe", "--bind-to", "none", sys.executable, *arguments]
+def mpirun(ranks: int, arguments: Sequence[str], ulfm: bool = False) -> list[str]:
+    """The command that runs `python ARGUMENTS` in so many ranks; ulfm: with Open MPI's fault tolerance."""
+    tolerant = ["--with-ft", "ulfm"] if ulfm else []
+    ranks_where = ["-n", str(ranks), "--oversubscribe", "--bind-to", "none"]
+    return [mpirun_path(), *tolerant, *ranks_where, sys.executable, *arguments]
 
 
 def run(command: Sequence[str], cwd: Path, timeout: float = 60, env: Mapping[str, str] | None = None) -> Finished:

@@ -1,0 +1,85 @@
+"""Processes of this machine: which one is meant, whether it still runs, and its end. Knows no MPI."""
+
+import ctypes
+import os
+import signal
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """One process, told apart from every other that had or will have its pid.
+
+    host: for people; machine: equal for processes that can see each other's pids; started: clock ticks since the
+    machine booted, empty where the system does not say (then the process is never taken for another one, nor killed).
+    """
+
+    host: str
+    machine: str
+    pid: int
+    started: str
+
+    @classmethod
+    def own(cls) -> "Identity":
+        """Of the calling process."""
+        return cls(socket.gethostname()[:255], _machine(), os.getpid(), _state_and_start(os.getpid())[1])
+
+    @classmethod
+    def from_text(cls, text: str) -> "Identity":
+        """What `text()` described."""
+        host, machine, pid, started = text.split("\n")
+        return cls(host, machine, int(pid), started)
+
+    def text(self) -> str:
+        """For sending, under 400 bytes."""
+        return f"{self.host}\n{self.machine}\n{self.pid}\n{self.started}"
+
+    def is_near(self, other: "Identity") -> bool:
+        """Whether both are on one host and can see each other."""
+        return (self.host, self.machine) == (other.host, other.machine)
+
+    def is_gone(self) -> bool:
+        """Whether a process of this machine has ended; only true when that is certain."""
+        state, started = _state_and_start(self.pid)
+        return bool(self.started) and (started != self.started or state in "ZX")
+
+    def kill(self) -> bool:
+        """SIGKILL a process of this machine; whether it was sent, or the process had ended already."""
+        if not self.started:
+            return False
+        if not self.is_gone():
+            try:
+                os.kill(self.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                return True
+            except PermissionError:
+                return False
+        return True
+
+
+def _machine() -> str:
+    """Boot and pid namespace: what has to be equal for two processes to mean the same by a pid."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return ""
+
+
+def _state_and_start(pid: int) -> tuple[str, str]:
+    """State letter and start time of a process; empty when there is none, or no /proc to ask."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()  # a name may hold anything
+    except OSError:
+        return "", ""
+    return fields[0], fields[19]
+
+
+def die_with_parent() -> None:
+    """Have the kernel kill this process when its launcher dies: a killed mpirun leaves no orphans (Linux only)."""
+    try:
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    except (OSError, AttributeError):
+        return

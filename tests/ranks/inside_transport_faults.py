@@ -1,0 +1,320 @@
+"""Inside the ranks of one run: ranks die, the others say what their transport told them of it.
+
+    mpirun --with-ft ulfm -n 4 python -m tests.ranks.inside_transport_faults CASE
+
+Every rank that lives to see the end of a case prints one line, "rank R ok"; an assertion that fails leaves a traceback
+and no such line. Not collected by itself; `test_transport.py` starts it.
+"""
+
+import os
+import signal
+import sys
+import time
+import traceback
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from psgc.errors import RunFailed
+from psgc.messages import Kind, record
+from psgc.transport import Control, Died, Transport, Vector
+
+LARGE = 1 << 21  # entries of a large vector: 16 MiB
+TIMEOUT = 15.0
+
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Ear:
+    """Polls, and keeps what has come: the records and vectors of each rank in order, and who died when."""
+
+    def __init__(self, transport):
+        self.transport = transport
+        self.records = {rank: [] for rank in range(transport.size)}
+        self.vectors = {rank: [] for rank in range(transport.size)}
+        self.died = {}
+        self.news = []
+
+    def listen(self):
+        self.news = self.transport.poll(1 << 20)
+        for message in self.news:
+            match message:
+                case Died(rank):
+                    assert rank not in self.died, f"rank {rank} died twice"
+                    self.died[rank] = time.monotonic()
+                case Control(source, records):
+                    assert source not in self.died, f"{source} was heard after its death"
+                    self.records[source] += records.tolist()
+                case Vector(source, iteration, _, buffer, length):
+                    assert source not in self.died, f"{source} was heard after its death"
+                    assert (buffer[:length] == buffer[0]).all()
+                    self.vectors[source].append((iteration, float(buffer[0]), length))
+                    self.transport.post(buffer, *([0] if self.transport.rank else []))
+        self.transport.wait()
+
+    def until(self, condition, what):
+        end = time.monotonic() + TIMEOUT
+        while not condition():
+            assert time.monotonic() < end, f"{what}: {self.died} {[len(x) for x in self.records.values()]}"
+            self.listen()
+
+    def until_died(self, *ranks):
+        self.until(lambda: set(ranks) <= set(self.died), f"the death of {ranks}")
+
+    def until_kind(self, rank, kind):
+        self.until(lambda: any(entry[0] == kind for entry in self.records[rank]), f"{kind} from {rank}")
+
+
+def start(buffers=2, length=LARGE):
+    """A transport that is ready, everybody's, and its ear."""
+    transport = Transport()
+    transport.start(4)
+    for _ in range(buffers if transport.rank == 0 else 1):
+        transport.post(np.empty(length), *([0] if transport.rank else []))
+    transport.gather("")
+    return transport, Ear(transport)
+
+
+def finish(transport, ear, code=0):
+    """The server dismisses the living; everybody leaves."""
+    living = [rank for rank in range(1, transport.size) if rank not in ear.died]
+    if transport.rank == 0:
+        for rank in living:
+            transport.send(rank, [record(Kind.STOP)])
+        for rank in living:
+            ear.until_kind(rank, Kind.GOODBYE)
+        ear.until(lambda: not transport.sending(), "the last sends")
+    else:
+        ear.until_kind(0, Kind.STOP)
+        transport.send(0, [record(Kind.GOODBYE)])
+        ear.until(lambda: not transport.sending(), "goodbye")
+    print(f"rank {transport.rank} ok\n", end="", flush=True)
+    transport.leave(code if transport.rank == 0 else 0, living)
+
+
+def idle(*victims):
+    """Nobody sends anything; everybody notices."""
+    transport, ear = start()
+    if transport.rank in map(int, victims):
+        print(f"killed {time.monotonic()}\n", end="", flush=True)
+        die()
+    ear.until_died(*map(int, victims))
+    print(f"noticed {max(ear.died[int(victim)] for victim in victims)}\n", end="", flush=True)
+    finish(transport, ear)
+
+
+def traffic(count="3000", length="1000"):
+    """Numbered records and vectors in both directions; rank 2 dies on the way, nothing of the others is lost."""
+    transport, ear = start(buffers=3, length=int(length))
+    count, window, every = int(count), 40, 5
+    want = [*range(count)], [*range(0, count, every)]
+    if transport.rank == 0:
+        answered = Counter()
+        living = [rank for rank in range(1, transport.size) if rank != 2]
+
+        def serve():
+            for rank in range(1, transport.size):
+                for n in range(answered[rank], len(ear.records[rank])):
+                    transport.send(rank, [record(Kind.ALIVE, iteration=ear.records[rank][n][2])])
+                answered[rank] = len(ear.records[rank])
+                for n in range(answered[-rank], len(ear.vectors[rank])):
+                    iteration, value, length = ear.vectors[rank][n]
+                    transport.send_vector(rank, iteration, 1, np.full(length, value))
+                answered[-rank] = len(ear.vectors[rank])
+            return all(len(ear.records[rank]) >= count for rank in living) and 2 in ear.died
+
+        ear.until(serve, "everything")
+        for rank in range(1, transport.size):
+            numbers = [entry[2] for entry in ear.records[rank] if entry[0] == Kind.REPORT]
+            vectors = [vector[0] for vector in ear.vectors[rank]]
+            if rank == 2:
+                assert 0 < len(numbers) < count
+                assert numbers == want[0][: len(numbers)]
+                assert vectors == want[1][: len(vectors)]
+            else:
+                assert numbers == want[0]
+                ear.until(lambda rank=rank: serve() and len(ear.vectors[rank]) == len(want[1]), "the vectors")
+                assert [vector[0] for vector in ear.vectors[rank]] == want[1]
+                assert all(vector[:2] == (vector[0], float(vector[0])) for vector in ear.vectors[rank])
+        assert list(ear.died) == [2]
+    else:
+        sent = 0
+
+        def work():
+            nonlocal sent
+            while sent < count and sent - len(ear.records[0]) < window:
+                transport.send(0, [record(Kind.REPORT, iteration=sent)])
+                if sent % every == 0:
+                    transport.send_vector(0, sent, 1, np.full(int(length), float(sent)))
+                sent += 1
+                if transport.rank == 2 and sent == count // 3:
+                    die()
+            return len(ear.records[0]) >= count and len(ear.vectors[0]) == len(want[1])
+
+        ear.until(work, "the echo")
+        assert [entry[2] for entry in ear.records[0] if entry[0] == Kind.ALIVE] == want[0]
+        assert [vector[0] for vector in ear.vectors[0]] == want[1]
+    finish(transport, ear)
+
+
+def sending(milliseconds="0", each="4"):
+    """Rank 2 dies with large vectors half sent; the server's two buffers go on serving the others."""
+    transport, ear = start()
+    each = int(each)
+    if transport.rank == 0:
+        living = [rank for rank in range(1, transport.size) if rank != 2]
+        ear.until_died(2)
+        for rank in living:
+            transport.send(rank, [record(Kind.ALIVE)])
+        ear.until(lambda: all(len(ear.vectors[rank]) == each for rank in living), "the living's vectors")
+        for rank in living:
+            assert ear.vectors[rank] == [(n, float(n + rank), LARGE) for n in range(each)], ear.vectors
+    elif transport.rank == 2:
+        began = time.monotonic()
+        for n in range(each):
+            transport.send_vector(0, n, 0, np.full(LARGE, float(n)))
+        while time.monotonic() - began < float(milliseconds) / 1000:
+            transport.poll(0)
+        die()
+    else:
+        ear.until_kind(0, Kind.ALIVE)
+        for n in range(each):
+            transport.send_vector(0, n, 0, np.full(LARGE, float(n + transport.rank)))
+    finish(transport, ear)
+
+
+def receiving(milliseconds="0"):
+    """Rank 2 dies while the server sends it large vectors; sends to it end, and more of them are no matter."""
+    transport, ear = start()
+    if transport.rank == 0:
+        for n in range(3):
+            for rank in range(1, transport.size):
+                transport.send_vector(rank, n, 0, np.full(LARGE, float(n)))
+        ear.until_died(2)
+        for rank in range(1, transport.size):
+            transport.send(rank, 100 * [record(Kind.ALIVE)])
+            transport.send_text(rank, "x" * 60_000)
+            transport.send_vector(rank, 3, 0, np.full(LARGE, 3.0))
+    elif transport.rank == 2:
+        end = time.monotonic() + float(milliseconds) / 1000
+        while time.monotonic() < end:
+            transport.poll(0)
+        die()
+    else:
+        ear.until(lambda: len(ear.vectors[0]) == 4, "the vectors")
+        assert [vector[0] for vector in ear.vectors[0]] == [0, 1, 2, 3]
+        assert len(transport.receive_text(0, 5.0)) == 60_000
+        ear.until(lambda: len(ear.records[0]) >= 100, "the records")
+    finish(transport, ear)
+
+
+def server_dies():
+    """The others all see it, and go."""
+    transport, ear = start()
+    if transport.rank == 0:
+        die()
+    ear.until_died(0)
+    transport.send(0, [record(Kind.GOODBYE)])
+    assert not transport.sending()
+    print(f"rank {transport.rank} ok\n", end="", flush=True)
+    transport.leave(0)
+
+
+def setup(when, victim):
+    """A rank dies while the others wait for it or for each other; everybody gets the same error."""
+    transport = Transport()
+    dying = transport.rank == int(victim)
+    if dying and when != "gather":
+        die()
+    if transport.rank == 0 and when == "late":  # its collective, begun after the death, alone would not learn of it
+        while Path(f"/proc/{transport.pids[int(victim)]}").exists():
+            time.sleep(0.001)
+    with pytest.raises(RunFailed) as caught:
+        for _ in range(3):
+            transport.broadcast(b"x" * 100_000 if transport.rank == 0 else None)
+            if dying:
+                die()
+            transport.gather("")
+    assert str(caught.value) == f"rank {victim} on {transport.hosts[int(victim)]} died while the run was being set up"
+    print(f"rank {transport.rank} ok\n", end="", flush=True)
+    transport.leave(1 if transport.rank == 0 else 0, [r for r in range(1, transport.size) if r != int(victim)])
+
+
+def interrupted():
+    """Rank 0 waits for rank 1, which does not come, until it is told to end."""
+    began = time.monotonic()
+    transport = Transport(interrupted=lambda: "SIGINT" if time.monotonic() > began + 0.5 else None)
+    if transport.rank:
+        signal.pause()
+    with pytest.raises(RunFailed, match="SIGINT"):
+        transport.gather("")
+    assert transport.kill(1)
+    print("rank 0 ok\n", end="", flush=True)
+    transport.leave(1, [1])
+
+
+def stopped():
+    """Rank 2 is stopped: the server forgets it, remembers it when it comes back, and gets and sends everything."""
+    transport, ear = start()
+    if transport.rank == 2:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    if transport.rank == 0:
+        while Path(f"/proc/{transport.pids[2]}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+            time.sleep(0.001)
+        vectors = [np.full(LARGE, float(n)) for n in range(2)]
+        for n, vector in enumerate(vectors):
+            transport.send_vector(2, n, 0, vector)
+            transport.send_vector(1, n, 0, vector)
+        ear.until(lambda: any(entry[0] == Kind.ALIVE for entry in ear.records[1]), "rank 1")
+        assert transport.sending()
+        transport.forget(2)
+        ear.until(lambda: not transport.sending(), "forgetting")
+        assert not transport.sending(vectors[0])
+        transport.remember(2)
+        assert transport.sending()
+        transport.forget(2)
+        os.kill(transport.pids[2], signal.SIGCONT)
+        ear.until_kind(2, Kind.ALIVE)
+        transport.remember(2)
+        ear.until(lambda: not transport.sending(), "remembering")
+        assert not ear.died
+    else:
+        ear.until(lambda: len(ear.vectors[0]) == 2, "the vectors")
+        transport.send(0, [record(Kind.ALIVE)])
+    finish(transport, ear)
+
+
+def killed():
+    """A stopped rank is killed by the server; its texts, half sent, hold nobody up; the exit code is the server's."""
+    transport, ear = start()
+    if transport.rank == 2:
+        transport.send_text(0, "y" * 60_000)  # too long to leave before the receiver asks for it
+        os.kill(os.getpid(), signal.SIGSTOP)
+    if transport.rank == 1:
+        transport.send_text(0, "z" * 60_000)
+    if transport.rank == 0:
+        while Path(f"/proc/{transport.pids[2]}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+            time.sleep(0.001)
+        transport.send_vector(2, 0, 0, np.ones(LARGE))
+        assert transport.kill(2)
+        ear.until_died(2)
+        assert transport.kill(2)
+        assert not transport.sending()
+        began = time.monotonic()
+        assert transport.receive_text(2, timeout=5.0) == ""
+        assert time.monotonic() - began < 1.0
+        assert transport.receive_text(1, timeout=5.0) == "z" * 60_000
+    finish(transport, ear, code=3)
+
+
+if __name__ == "__main__":
+    try:
+        globals()[sys.argv[1]](*sys.argv[2:])
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)

@@ -1,0 +1,62 @@
+"""What the transport does when ranks die, under real mpirun: see inside_transport_faults.py."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.ranks.mpirun import mpirun, run
+
+ROOT = Path(__file__).parents[2]
+
+
+def case(ranks, *arguments, living, code=0, env=None):
+    """Run a case to its end: every rank that lives is content, nothing is left behind, mpirun says the server's code."""
+    inside = ["-m", "tests.ranks.inside_transport_faults", *arguments]
+    finished = run(mpirun(ranks, inside, ulfm=True), ROOT, timeout=30, env=env)
+    assert sorted(map(int, re.findall(r"rank (\d+) ok", finished.stdout))) == sorted(living), finished.said
+    assert finished.returncode == code, finished.said
+    assert not finished.orphans
+    return finished
+
+
+@pytest.mark.parametrize("victims", [[2], [1, 3]])
+def test_a_death_is_noticed_by_everybody_at_once(victims):
+    finished = case(5, "idle", *map(str, victims), living={0, 1, 2, 3, 4} - set(victims))
+    killed = max(float(when) for when in re.findall(r"killed ([\d.]+)", finished.stdout))
+    noticed = sorted(float(when) for when in re.findall(r"noticed ([\d.]+)", finished.stdout))
+    assert noticed[0] - killed < 0.05, finished.said  # 6 to 15 ms on an idle machine
+
+
+def test_nothing_of_the_living_is_lost_or_doubled_or_overtaken():
+    case(4, "traffic", living=[0, 1, 3])
+
+
+@pytest.mark.parametrize("milliseconds", [0, 20])
+def test_a_sender_that_dies_in_the_middle_of_large_vectors_takes_no_buffer_with_it(milliseconds):
+    case(4, "sending", str(milliseconds), living=[0, 1, 3])
+
+
+def test_a_receiver_that_dies_in_the_middle_of_large_vectors_holds_nobody_up():
+    case(4, "receiving", living=[0, 1, 3])
+
+
+def test_without_the_server_everybody_goes():
+    assert case(4, "server_dies", living=[1, 2, 3]).seconds < 10
+
+
+@pytest.mark.parametrize(("when", "victim"), [("broadcast", 0), ("gather", 3), ("late", 1)])
+def test_a_death_while_setting_up_is_the_same_error_everywhere(when, victim):
+    case(5, "setup", when, str(victim), living={0, 1, 2, 3, 4} - {victim}, code=1 if victim else 0)
+
+
+def test_setting_up_can_be_interrupted():
+    case(2, "interrupted", living=[0], code=1)
+
+
+def test_a_stopped_rank_is_forgotten_and_remembered():
+    case(3, "stopped", living=[0, 1, 2])
+
+
+def test_a_stopped_rank_is_killed_and_the_exit_code_is_the_servers():
+    case(3, "killed", living=[0, 1], code=3)
