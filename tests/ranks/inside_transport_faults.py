@@ -233,12 +233,16 @@ def setup(when, victim):
     if transport.rank == 0 and when == "late":  # its collective, begun after the death, alone would not learn of it
         while Path(f"/proc/{transport.pids[int(victim)]}").exists():
             time.sleep(0.001)
-    with pytest.raises(RunFailed) as caught:
+
+    def set_up():
         for _ in range(3):
             transport.broadcast(b"x" * 100_000 if transport.rank == 0 else None)
             if dying:
                 die()
             transport.gather("")
+
+    with pytest.raises(RunFailed) as caught:
+        set_up()
     assert str(caught.value) == f"rank {victim} on {transport.hosts[int(victim)]} died while the run was being set up"
     print(f"rank {transport.rank} ok\n", end="", flush=True)
     transport.leave(1 if transport.rank == 0 else 0, [r for r in range(1, transport.size) if r != int(victim)])

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def case(ranks, *arguments, living, code=0, env=None):
-    """Run a case to its end: every rank that lives is content, nothing is left behind, mpirun says the server's code."""
+    """Run a case to its end: who lives is content, nothing is left behind, mpirun's exit code is the server's."""
     inside = ["-m", "tests.ranks.inside_transport_faults", *arguments]
     finished = run(mpirun(ranks, inside, ulfm=True), ROOT, timeout=30, env=env)
     assert sorted(map(int, re.findall(r"rank (\d+) ok", finished.stdout))) == sorted(living), finished.said

@@ -3,14 +3,15 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 from psgc.processes import Identity
 
 
 def sleeper():
-    """A process, stopped before anything else happens in it."""
+    """A process that waits for a signal, and its identity."""
     process = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"])
-    started = open(f"/proc/{process.pid}/stat").read().rpartition(")")[2].split()[19]  # noqa: SIM115
+    started = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[19]
     return process, replace(Identity.own(), pid=process.pid, started=started)
 
 
