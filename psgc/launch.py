@@ -68,7 +68,8 @@ def launch(
     if code not in (0, 2) and left.can_resume(resume):
         again = ["psgc", "launch", config_path, "-n", str(num_ranks), *placement.arguments()]
         again += [*([] if fault_tolerance else ["--no-fault-tolerance"]), *settings, "--resume"]
-        print(f"psgc launch: to go on from the last checkpoint: {shlex.join(again)}", file=sys.stderr)
+        hint = "" if placement == ANYWHERE else f", with -n and {placement.arguments()[0]} for the hosts that are left"
+        print(f"psgc launch: to go on from the last checkpoint{hint}: {shlex.join(again)}", file=sys.stderr)
     return code
 
 
@@ -81,7 +82,7 @@ def _exit_code(code: int, stopped_by: int | None, left: "_RunDirectory") -> int:
         return 128 + stopped_by
     if status is None and code in (1, 2):  # rank 0, or mpirun, has said why
         return code
-    why = _reason(code) if code else f"rank 0 or its host was lost: mpirun ended, but {left.summary} was not written"
+    why = _reason(code) if code else f"rank 0 or a host was lost: mpirun ended, but {left.summary} was not written"
     print(f"psgc launch: the run failed: {why}", file=sys.stderr)
     return 1
 

@@ -18,6 +18,7 @@ from tests.unit.fake_mpirun import MakeMpirun
 SUMMARY = 'echo \'{{"status": "{status}"}}\' > out/summary.json'
 CHECKPOINT = "mkdir -p out/checkpoints; echo > out/checkpoints/2.npz"
 ON = "psgc launch: to go on from the last checkpoint: "
+ON_HOSTS = "psgc launch: to go on from the last checkpoint, with -n and --host for the hosts that are left: "
 
 
 def summary(status: str) -> str:
@@ -67,7 +68,7 @@ def test_exit_0_without_a_new_summary_is_a_failure(
         Path("out/summary.json").write_text(json.dumps({"status": old}))
     assert launch("run.yaml", 2) == 1
     assert capsys.readouterr().err == (
-        "psgc launch: the run failed: rank 0 or its host was lost: mpirun ended, but out/summary.json was not written\n"
+        "psgc launch: the run failed: rank 0 or a host was lost: mpirun ended, but out/summary.json was not written\n"
     )
 
 
@@ -106,10 +107,10 @@ def test_other_ends(mpirun: MakeMpirun, capsys: pytest.CaptureFixture[str], body
 # ---------------------------------------------------------------- going on
 
 
-def how_to_go_on(capsys: pytest.CaptureFixture[str]) -> str:
+def how_to_go_on(capsys: pytest.CaptureFixture[str], on: str = ON) -> str:
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith(ON)
-    return last.removeprefix(ON)
+    assert last.startswith(on)
+    return last.removeprefix(on)
 
 
 @pytest.mark.parametrize("end", ["exit 0", "exit 1", "exit 137", summary("failed") + "; exit 1"])
@@ -140,7 +141,7 @@ def test_it_repeats_all_that_was_given(mpirun: MakeMpirun, capsys: pytest.Captur
     placement = Placement(host="a:5,b:4")
     overrides = ["output=my runs", "seed=3"]
     assert launch("a run.yaml", 9, overrides, debug=True, placement=placement, fault_tolerance=False) == 1
-    said = shlex.split(how_to_go_on(capsys))
+    said = shlex.split(how_to_go_on(capsys, ON_HOSTS))
     assert said == ["psgc", "launch", *given, "--resume"]
 
 

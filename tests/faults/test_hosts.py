@@ -1,0 +1,111 @@
+"""Runs over several hosts, and what becomes of them when a link or a host is lost."""
+
+import csv
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from psgc.data import write_dense
+from tests.faults.hosts import Hosts, wait_until
+from tests.ranks.mpirun import Finished, MpiRun
+
+ITERATIONS = 40
+CONFIG = f"""
+problem: {{kind: softmax, l2: 0.01}}
+data: {{path: data.npz}}
+optimizer: {{kind: nesterov, lr: 0.1}}
+iterations: {ITERATIONS}
+coding: {{chunks_per_worker: 4, replication: 2}}
+transfer: per_chunk
+checkpoint: {{every: 5, keep: 2}}
+output: whole
+"""
+SLOWLY = "stragglers={kind: exponential, seconds: {all: 0.02}}"  # time enough to be disturbed in
+GO_ON = "psgc launch: to go on from the last checkpoint, with -n and --host for the hosts that are left: psgc launch"
+
+
+class Cluster:
+    """Hosts, and a folder that all of them share."""
+
+    def __init__(self, hosts: Hosts, folder: Path) -> None:
+        self.hosts = hosts
+        self.folder = folder
+
+    def start(
+        self, places: str, output: str, *settings: str, resume: bool = False, at: str = "a", **environment: str
+    ) -> MpiRun:
+        """`psgc launch`, on the host `at`, of as many ranks as `places` ("a:3,b:3") has room for."""
+        ranks = sum(int(place.partition(":")[2]) for place in places.split(","))
+        command = [sys.executable, "-m", "psgc", "launch", "run.yaml", "-n", str(ranks), "--host", places]
+        for setting in (f"output={output}", *settings):
+            command += ["--set", setting]
+        command += ["--resume"] if resume else []
+        return MpiRun(self.hosts.command(at, command), self.folder, {**self.hosts.environment, **environment})
+
+    def run(self, places: str, output: str, *settings: str, resume: bool = False) -> Finished:
+        with self.start(places, output, *settings, resume=resume) as running:
+            return running.wait(60)
+
+    def rows(self, output: str) -> list[dict[str, str]]:
+        """Of iterations.csv, as far as it has been written."""
+        try:
+            with (self.folder / output / "iterations.csv").open(newline="") as stream:
+                return list(csv.DictReader(stream))
+        except FileNotFoundError:
+            return []
+
+    def wait_for_iteration(self, output: str, iteration: int) -> None:
+        wait_until(lambda: len(self.rows(output)) > iteration)
+
+    def assert_done(self, finished: Finished, output: str) -> None:
+        """With what the undisturbed run has come to, and nothing left on any host."""
+        assert finished.returncode == 0, finished.said
+        assert json.loads((self.folder / output / "summary.json").read_text())["status"] == "done"
+        assert [row["iteration"] for row in self.rows(output)] == [str(i) for i in range(ITERATIONS)]
+        whole, found = (np.load(self.folder / name / "params.npy") for name in ("whole", output))
+        np.testing.assert_allclose(found, whole, rtol=1e-10)
+        self.assert_nothing_left()
+
+    def assert_nothing_left(self) -> None:
+        wait_until(lambda: not any(self.hosts.processes(name) for name in self.hosts.names))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With the data, and in `whole` the run that nothing disturbs, on one host."""
+    folder = tmp_path_factory.mktemp("hosts")
+    rng = np.random.default_rng(0)
+    write_dense(str(folder / "data.npz"), rng.normal(size=(240, 5)), rng.integers(0, 3, 240).astype(float))
+    (folder / "run.yaml").write_text(CONFIG)
+    with Hosts("a") as hosts:
+        finished = Cluster(hosts, folder).run("a:3", "whole")
+    assert finished.returncode == 0, finished.said
+    return folder
+
+
+@pytest.fixture
+def cluster(folder: Path) -> Iterator[Cluster]:
+    with Hosts("a", "b", "c") as hosts:
+        yield Cluster(hosts, folder)
+
+
+@pytest.mark.parametrize("transfer", ["per_chunk", "combined"])
+def test_a_run_over_several_hosts(cluster: Cluster, transfer: str) -> None:
+    finished = cluster.run("a:2,b:2,c:1", transfer, f"transfer={transfer}")
+    assert "4 workers on 3 hosts" in finished.stdout, finished.said
+    cluster.assert_done(finished, transfer)
+
+
+def test_a_host_that_is_shut_down_ends_the_run_and_the_others_go_on_with_it(cluster: Cluster) -> None:
+    with cluster.start("a:3,b:3", "down", SLOWLY) as running:
+        cluster.wait_for_iteration("down", 6)
+        cluster.hosts.shut_down("b")
+        finished = running.wait(60)
+    assert finished.returncode == 1, finished.said
+    assert GO_ON in finished.stderr.splitlines()[-1], finished.said
+    cluster.assert_nothing_left()
+    cluster.assert_done(cluster.run("a:3,c:2", "down", resume=True), "down")
