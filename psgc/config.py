@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
+from psgc.errors import visible
 from psgc.validation import (
     Count,
     Fraction,
@@ -23,7 +24,7 @@ from psgc.validation import (
     refuse,
     validated,
 )
-from psgc.yaml_source import Source, printable, shown, to_text
+from psgc.yaml_source import Source, shown, to_text
 
 
 def _rank(key: Any) -> Any:
@@ -211,4 +212,4 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 def from_yaml_text(text: str, name: str = "config.yaml") -> Config:
     """The configuration in `text`; `name` is what errors call it. Raises UserError."""
-    return validated(Config, Source(text, printable(name)))
+    return validated(Config, Source(text, visible(name)))

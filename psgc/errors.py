@@ -6,9 +6,12 @@ on stderr without a traceback (`--debug` shows one) and exits with `exit_code`.
 
 
 class PsgcError(Exception):
-    """Base of every error psgc raises on purpose."""
+    """Base of every error psgc raises on purpose. Its text is one printable line, whatever a file may be called."""
 
     exit_code = 1
+
+    def __init__(self, text: str = "") -> None:
+        super().__init__(visible(text))
 
 
 class UserError(PsgcError, ValueError):
@@ -23,6 +26,15 @@ class RunFailed(PsgcError):
 
 class ProtocolError(PsgcError):
     """An event that the protocol does not allow in this state: a defect of psgc, never of the user."""
+
+
+def visible(text: str) -> str:
+    """`text` with every character that a terminal would not show, or would obey, escaped.
+
+    >>> visible("a\\nb\\x1b[31m é")
+    'a\\\\nb\\\\x1b[31m é'
+    """
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def one_line(error: BaseException) -> str:

@@ -5,6 +5,7 @@
 where, dotted key, what is wrong, what would be right.
 """
 
+import re
 from difflib import get_close_matches
 from typing import Annotated, Any, TypeVar
 
@@ -130,7 +131,7 @@ def _first(error: ValidationError, source: Source) -> UserError:
     """The first of pydantic's errors, at the place where its key (else the nearest parent) was written."""
     first = error.errors(include_url=False)[0]
     names = (str(name) for name in first["loc"])
-    key: Key = tuple(name for name in names if name != "[key]" and not (name[0] == "<" and name[-1] == ">"))
+    key: Key = tuple(name for name in names if name != "[key]" and not re.fullmatch("<.*>", name))
     context = first.get("ctx", {})
     below = [(*key, name) for name in context.get("keys", ())]
     if below:  # blame the command line rather than the file

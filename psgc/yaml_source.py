@@ -1,9 +1,10 @@
 """YAML text and `--set` overrides as plain Python, with the place where every key was written.
 
 The YAML is the plain core of YAML 1.2, so that text means what it looks like: `1e-3` is a number, `no` and
-`2013-01-01` are text. Tags, aliases and a second value for a key are refused. All errors are UserErrors.
+`2013-01-01` are text. Tags, anchors, directives and a second value for a key are refused. All errors are UserErrors.
 """
 
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -11,11 +12,13 @@ from typing import Any
 
 import yaml
 
-from psgc.errors import UserError
+from psgc.errors import UserError, visible
+from psgc.regular_files import open_regular
 
 Key = tuple[str, ...]  # ("coding", "parts")
 MAX_DEPTH = 20
 MAX_DIGITS = 100
+MAX_BYTES = 2**18  # of a file: PyYAML takes seconds for more
 
 
 class Source:
@@ -31,17 +34,19 @@ class Source:
 
     @classmethod
     def from_file(cls, path: str | Path) -> "Source":
-        name = printable(str(path))
+        name = visible(str(path))
         try:
-            text = Path(path).read_text(encoding="utf-8")
+            with open_regular(path) as file:
+                content = file.read(MAX_BYTES + 1)
+            text = content.decode("utf-8")
         except FileNotFoundError:
             raise UserError(f"{name}: no such file") from None
+        except OSError as error:
+            raise UserError(f"{name}: cannot be read: {(error.strerror or str(error)).lower()}") from None
         except UnicodeDecodeError:
             raise UserError(f"{name}: not UTF-8 text, expected YAML") from None
-        except OSError as error:
-            raise UserError(f"{name}: cannot be read: {error.strerror}") from None
-        except ValueError:  # a NUL in the path
-            raise UserError(f"{name}: cannot be read: not a path") from None
+        if len(content) > MAX_BYTES:
+            raise UserError(f"{name}: has more than {MAX_BYTES} bytes, expected a short YAML file")
         return cls(text, name)
 
     def place(self, key: Key) -> str:
@@ -55,6 +60,8 @@ class Source:
         key = tuple(dotted.strip().split("."))
         if not equals or not all(key):
             raise UserError(f"{place}: expected key=value, for example coding.parts=2")
+        if len(key) > MAX_DEPTH:
+            raise UserError(f"{place}: nested more than {MAX_DEPTH} deep")
         for old in [old for old in self._places if old[: len(key)] == key]:
             del self._places[old]
         section = self.tree = {} if self.tree is None else self.tree
@@ -71,7 +78,7 @@ class Source:
 
     def _read(self, text: str, key: Key, place_of: Callable[[int], str]) -> Any:
         try:
-            node = yaml.compose(text, Loader=_Loader)
+            node = _compose(text, len(key))
         except yaml.MarkedYAMLError as error:
             line = error.problem_mark.line + 1 if error.problem_mark else 1
             raise UserError(f"{place_of(line)}: not valid YAML: {printable(str(error.problem))}") from None
@@ -107,7 +114,7 @@ def to_text(tree: Any) -> str:
 
 def printable(text: str) -> str:
     """`text` on one line of at most 100 characters."""
-    text = text if text.isprintable() else repr(text)[1:-1]
+    text = visible(text)
     return text if len(text) <= 100 else f"{text[:97]}..."
 
 
@@ -123,11 +130,16 @@ def shown(value: Any) -> str:
 class _Loader(yaml.SafeLoader):
     depth = 0
 
+    def fetch_directive(self) -> None:
+        raise yaml.scanner.ScannerError(None, None, "directives (%NAME) are not supported", self.get_mark())
+
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         event: Any = self.peek_event()  # type: ignore[no-untyped-call]
         problem = ""
         if isinstance(event, yaml.AliasEvent):
             problem = "aliases (*name) are not supported"
+        elif event.anchor is not None:
+            problem = "anchors (&name) are not supported"
         elif event.tag is not None:
             problem = "tags (!name) are not supported"
         elif self.depth == MAX_DEPTH:
@@ -138,6 +150,16 @@ class _Loader(yaml.SafeLoader):
         node = super().compose_node(parent, index)
         self.depth -= 1
         return node
+
+
+def _compose(text: str, depth: int) -> yaml.Node | None:
+    """The tree of nodes in `text`, which itself stands so many levels deep; None when it is empty."""
+    loader = _Loader(text)
+    loader.depth = depth
+    try:
+        return loader.get_single_node()
+    finally:
+        loader.dispose()
 
 
 class _Dumper(yaml.SafeDumper):
@@ -168,7 +190,11 @@ def _scalar(node: yaml.ScalarNode, key: Key, place_of: Callable[[int], str]) -> 
     if node.tag == _INT:
         return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
     if node.tag == _FLOAT:
-        return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
+        number = float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
+        if (math.isinf(number) and text[-1] in "0123456789.") or (number == 0 and re.match("[^eE]*[1-9]", text)):
+            place, name = place_of(node.start_mark.line + 1), printable(".".join(key))
+            raise UserError(f"{place}: {name}: expected a number that a float64 can hold, got {text}")
+        return number
     if node.tag == _BOOL:
         return text.lower() == "true"
     return None if node.tag == _NULL else text

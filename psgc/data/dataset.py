@@ -103,8 +103,10 @@ def _from_npz(path: str, labels: str | None) -> Dataset:
     y = arrays["y"] if "y" in arrays else _read_labels(path, labels)
     if not is_sparse:
         return _dense(path, arrays["X"], y)
-    if "format" in arrays and arrays["format"].tobytes() != b"csr":
-        raise UserError(f"{path}: expected sparse format csr, found {arrays['format'].tobytes()[:20]!r}")
+    if "X" in arrays:
+        raise UserError(f"{path}: holds X and a sparse matrix (data, indices, indptr, shape), expected one of them")
+    if "format" in arrays and (arrays["format"].nbytes > 100 or arrays["format"].tobytes() != b"csr"):
+        raise UserError(f"{path}: expected sparse format csr, found {arrays['format'].ravel()[:1].tobytes()[:20]!r}")
     return _sparse(path, arrays["data"], arrays["indices"], arrays["indptr"], arrays["shape"], y)
 
 
@@ -133,6 +135,8 @@ def _sparse(
             f"found {shape.shape}, {data.shape} and {indices.shape}"
         )
     num_rows, num_features = (int(length) for length in shape)
+    if num_features > _LARGEST_INT32:
+        raise UserError(f"{path}: expected at most {_LARGEST_INT32} features, found {num_features}")
     if indptr.shape != (num_rows + 1,) or indptr[0] != 0 or indptr[-1] != data.size or _descends(indptr):
         raise UserError(
             f"{path}: expected indptr of {num_rows + 1} entries ascending from 0 to {data.size}: damaged file"

@@ -1,5 +1,6 @@
 """LIBSVM text, a row a line, `label index:value index:value ...`, indices ascending from 1; `#` comments."""
 
+import io
 from array import array
 from collections.abc import Iterable
 
@@ -7,8 +8,10 @@ import numpy as np
 import scipy.sparse
 
 from psgc.errors import UserError
+from psgc.regular_files import open_regular
 
 _LARGEST_INDEX = 2**31 - 1
+_LONGEST_LINE = 2**26  # characters; a file of zeros is one line
 _EXPECTED = "expected 'label index:value index:value ...'"
 
 
@@ -21,8 +24,8 @@ def read_libsvm(path: str, num_features: int | None = None) -> tuple[scipy.spars
     Raises UserError with file and line.
     """
     try:
-        with open(path, encoding="utf-8") as file:
-            return _parse(path, file, num_features)
+        with io.TextIOWrapper(open_regular(path), encoding="utf-8") as file:
+            return _parse(path, iter(lambda: file.readline(_LONGEST_LINE), ""), num_features)
     except OSError as error:
         raise UserError(f"{path}: cannot read it: {(error.strerror or str(error)).lower()}") from error
     except UnicodeDecodeError as error:
@@ -33,10 +36,16 @@ def _parse(path: str, lines: Iterable[str], num_features: int | None) -> tuple[s
     labels, values = array("d"), array("d")
     indices, indptr = array("i"), array("q", [0])
     for number, line in enumerate(lines, start=1):
-        fields = line.partition("#")[0].split()
+        where = f"{path}:{number}"
+        if len(line) == _LONGEST_LINE:
+            raise UserError(f"{where}: {_EXPECTED}, got a line of more than {_LONGEST_LINE} characters")
+        text = line.partition("#")[0]
+        fields = text.split()
         if not fields:
             continue
-        where = f"{path}:{number}"
+        if "_" in text or not text.isascii():  # Python would read 1_0 as 10, and the digits of any script
+            strange = next(field for field in fields if "_" in field or not field.isascii())
+            raise UserError(f"{where}: {_EXPECTED}, got {strange[:40]!r}")
         try:
             labels.append(float(fields[0]))
         except ValueError:

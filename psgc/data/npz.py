@@ -21,6 +21,7 @@ import numpy as np
 import scipy.sparse
 
 from psgc.errors import UserError
+from psgc.regular_files import open_regular, to_replace
 
 ALIGNMENT = 64
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, ..., length of the name, length of the extra field
@@ -29,14 +30,21 @@ _PADDING_ID = 0xD935  # the extra field that other tools use to align members to
 
 def map_npy(path: str) -> np.ndarray:
     """The array of an .npy file, memory-mapped."""
-    with _foreign(path, "an .npy file"), open(path, "rb") as file:
+    with _foreign(path, "an .npy file"), open_regular(path) as file:
         return _map(path, file, 0, os.path.getsize(path))
 
 
 def map_npz(path: str) -> dict[str, np.ndarray]:
     """The arrays of an .npz file by name: memory-mapped where stored uncompressed, read where compressed."""
-    with _foreign(path, "an .npz file"), open(path, "rb") as file, zipfile.ZipFile(file) as archive:
-        return {info.filename.removesuffix(".npy"): _member(path, file, archive, info) for info in archive.infolist()}
+    arrays: dict[str, np.ndarray] = {}
+    with _foreign(path, "an .npz file"), open_regular(path) as file, zipfile.ZipFile(file) as archive:
+        _check_memory(path, archive.infolist())
+        for info in archive.infolist():
+            name = info.filename.removesuffix(".npy")
+            if name in arrays:
+                raise UserError(f"{path}: damaged: it holds {name!r:.40} twice")
+            arrays[name] = _member(path, file, archive, info)
+    return arrays
 
 
 def write_dense(path: str | os.PathLike[str], X: Any, y: Any) -> None:
@@ -79,11 +87,24 @@ class _foreign:
         if isinstance(error, OSError) and error.strerror and error.errno != errno.EINVAL:  # that is a wild seek
             raise UserError(f"{self._path}: cannot read it: {error.strerror.lower()}") from error
         if isinstance(error, Exception) and not isinstance(error, UserError):
-            said = " ".join(str(error).split()) or type(error).__name__
+            said = " ".join(str(error).split())[:200] or type(error).__name__
             raise UserError(f"{self._path}: expected {self._expected}, but it is damaged: {said}") from error
 
 
+def _check_memory(path: str, members: list[zipfile.ZipInfo]) -> None:
+    """Refuse what cannot be read into memory; a few bytes of zip can claim, and hold, any amount of zeros."""
+    needed = sum(info.file_size for info in members if info.compress_type != zipfile.ZIP_STORED)
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > there:
+        raise UserError(
+            f"{path}: decompressed it takes {needed / 2**30:.1f} GiB, and this machine has {there / 2**30:.1f}; "
+            "write it uncompressed (numpy.savez, psgc.data.write_dense), then it is mapped"
+        )
+
+
 def _member(path: str, file: BinaryIO, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # one byte of others can be a gigabyte
+        raise ValueError(f"{info.filename!r:.40} is compressed in a way that NumPy does not use")
     if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:  # bit 0: encrypted, read() refuses it
         return _parse(archive.read(info))
     file.seek(info.header_offset)
@@ -123,7 +144,7 @@ def _header(stream: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype[Any], int
         shape, fortran, dtype = np.lib.format.read_array_header_2_0(stream)
     else:
         raise ValueError(f".npy version {version} holds no plain numbers")
-    if dtype.kind not in "fiubS":
+    if dtype.kind not in "fiubS" or dtype.itemsize == 0:
         raise ValueError(f"an array of {dtype} where plain numbers belong")
     if any(length < 0 for length in shape):
         raise ValueError(f"shape {shape}")
@@ -132,6 +153,7 @@ def _header(stream: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype[Any], int
 
 def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
+    path = Path(to_replace(path))
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file, zipfile.ZipFile(file, "w") as archive:

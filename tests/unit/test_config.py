@@ -269,7 +269,7 @@ def test_files_that_are_no_mapping(run_yaml: Path, content: bytes, message: str)
 
 def test_files_that_cannot_be_read(run_yaml: Path) -> None:
     assert refusal("other.yaml") == "other.yaml: no such file"
-    assert refusal(".") == ".: cannot be read: Is a directory"
+    assert refusal(".") == ".: cannot be read: is a directory"
     assert refusal("a\0b") == r"a\x00b: cannot be read: not a path"
 
 
