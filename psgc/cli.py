@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from psgc import __version__
-from psgc.errors import PsgcError
+from psgc.errors import PsgcError, one_line
 
 EXAMPLES = """examples:
   psgc launch run.yaml -n 9                        a server and 8 workers on this machine
@@ -31,6 +31,11 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             traceback.print_exc()
         print(f"psgc: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except MemoryError as error:
+        if options.debug:
+            traceback.print_exc()
+        print(f"psgc: not enough memory: {one_line(error)}", file=sys.stderr)
+        sys.exit(1)
 
 
 def _parser() -> argparse.ArgumentParser:

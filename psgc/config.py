@@ -122,6 +122,9 @@ class Coding(Section):
         if isinstance(self.assignment, str) and self.parts > self.replication:
             text = f"parts {self.parts} is more than replication {self.replication}, each needs a holder"
             raise refuse(text, "parts", "replication")
+        if isinstance(self.assignment, AssignmentFile):
+            for key in ("chunks_per_worker", "replication"):
+                self._unused(key, "an assignment from a file")
         return self
 
 

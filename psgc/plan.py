@@ -4,7 +4,6 @@ Here the columns 0..m-1 of the mathematics become the ranks 1..m of the cluster.
 """
 
 import io
-import zipfile
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -15,7 +14,10 @@ import scipy.sparse
 
 from psgc import coding
 from psgc.config import Coding
-from psgc.errors import UserError
+from psgc.data.npz import map_npy, map_npz
+from psgc.errors import UserError, one_line
+
+MAX_WORKERS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -155,17 +157,24 @@ def read_assignment(path: str) -> scipy.sparse.csr_array:
     """
     needed = "an assignment is a 0/1 matrix in .npy or sparse .npz"
     try:
-        with open(path, "rb") as stream:
-            if Path(path).suffix != ".npz":
-                return coding.from_matrix(np.lib.format.read_array(stream, allow_pickle=False))
-            with zipfile.ZipFile(stream):
-                matrix = scipy.sparse.load_npz(path)
-            if hasattr(matrix, "check_format"):  # else a wrong index reads and writes memory of others
-                matrix.check_format()
-            return coding.from_matrix(matrix)
+        matrix = _sparse_matrix(path) if Path(path).suffix == ".npz" else map_npy(path)
+    except UserError as error:
+        raise UserError(f"{error}; {needed}") from None
+    try:
+        return coding.from_matrix(matrix)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    except OSError as error:
-        raise UserError(f"{path}: {(error.strerror or str(error)).lower()}; {needed}") from None
-    except Exception as error:  # NumPy and zipfile raise many kinds for a damaged file
-        raise UserError(f"{path}: damaged ({' '.join(str(error).split())}); {needed}") from None
+
+
+def _sparse_matrix(path: str) -> Any:
+    map_npz(path)  # refuses all that is not plain arrays of the sizes that they claim
+    try:
+        matrix: Any = scipy.sparse.load_npz(path)
+        if hasattr(matrix, "check_format"):  # else a wrong index reads and writes memory of others
+            matrix.check_format()
+    except Exception as error:  # SciPy raises many kinds for arrays that do not fit each other
+        raise UserError(f"{path}: damaged ({one_line(error)})") from None
+    if len(matrix.shape) == 2 and (matrix.shape[0] > matrix.nnz or matrix.shape[1] > MAX_WORKERS):
+        chunks, workers = matrix.shape
+        raise UserError(f"{path}: {matrix.nnz} entries cannot assign {chunks} chunks to {workers} workers")
+    return matrix

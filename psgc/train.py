@@ -262,9 +262,9 @@ def _checkpoint(config: Config, problem: Problem, dataset: Dataset | None) -> Ch
 
 
 def _trace(config: Config, num_workers: int) -> np.ndarray | None:
-    """Emulated seconds per chunk, (iterations, workers). Raises UserError when the file does not give them."""
+    """Emulated seconds per chunk, (rounds, workers). Raises UserError when the file does not give them."""
     slow = config.stragglers
-    return None if slow.path is None else slow.scale * speeds.trace(slow.path, (config.iterations, num_workers))
+    return None if slow.path is None else slow.scale * speeds.rounds(slow.path, num_workers)
 
 
 def _open_problem(config: Config) -> tuple[Dataset | None, Problem]:

@@ -25,6 +25,7 @@ Assignment: TypeAlias = "csr_array[np.int8, tuple[int, int]]"
 
 _GRAPH_TRIES = 20
 _NEAR_RAMANUJAN = 1.01  # accept a graph whose second eigenvalue is within 1 % of 2 sqrt(d - 1)
+_LARGEST = 10_000_000  # copies of chunks, or workers
 _DENSE_LIMIT = 600  # up to this many vertices a dense eigensolver is the faster one
 
 
@@ -58,6 +59,7 @@ def cyclic(num_chunks: int, num_workers: int, load: int) -> Assignment:
         raise UserError(f"cyclic: load {load} is larger than the number of chunks {n}")
     if load * m % n:
         raise UserError(f"cyclic: load {load} x {m} workers = {load * m} copies cannot be shared equally by {n} chunks")
+    _check_size("cyclic", n, m, load * m)
     worker = np.repeat(np.arange(m), load)
     chunk = (worker * n // m + np.tile(np.arange(load), m)) % n
     return _from_pairs(chunk, worker, n, m)
@@ -88,6 +90,7 @@ def fractional(num_chunks: int, num_workers: int, replication: int) -> Assignmen
     groups = m // replication
     if n % groups:
         raise UserError(f"fractional: {n} chunks cannot be shared equally by {groups} groups of workers")
+    _check_size("fractional", n, m, n * replication)
     chunk = np.repeat(np.arange(n), replication)
     worker = chunk // (n // groups) * replication + np.tile(np.arange(replication), n)
     return _from_pairs(chunk, worker, n, m)
@@ -128,6 +131,7 @@ def graph(num_chunks: int, num_workers: int, replication: int, seed: int) -> Ass
         raise UserError(f"graph: replication {degree} must be smaller than the number of workers {m}")
     if degree * m % 2:
         raise UserError(f"graph: replication {degree} x {m} workers is odd; no such regular graph exists")
+    _check_size("graph", n, m, n * degree)
     best, best_eigenvalue = None, np.inf
     for draw in np.random.default_rng(seed).integers(2**31, size=_GRAPH_TRIES):
         drawn = nx.random_regular_graph(degree, m, seed=int(draw))
@@ -176,6 +180,7 @@ def blocks(num_chunks: int, num_workers: int, replication: int, seed: int) -> As
     replication, seed = whole("replication", replication), whole("seed", seed, 0)
     if replication > m:
         raise UserError(f"blocks: replication {replication} is larger than the number of workers {m}")
+    _check_size("blocks", n, m, n * replication)
     backups = replication - 1
     chunk, first = np.arange(n), np.arange(m) * n // m
     owner = np.searchsorted(first, chunk, side="right") - 1
@@ -257,6 +262,13 @@ def check(assignment: Assignment, parts: int) -> None:
     if holders[fewest] < parts:
         count = int(holders[fewest])
         raise UserError(f"parts is {parts}, but chunk {fewest} is held by only {count} worker{'s' * (count > 1)}")
+
+
+def _check_size(kind: str, num_chunks: int, num_workers: int, copies: int) -> None:
+    """Refuse a typing error before it takes all the memory there is."""
+    if max(num_workers, copies) > _LARGEST:
+        sizes = f"{num_chunks} chunks in {copies} copies on {num_workers} workers"
+        raise UserError(f"{kind}: {sizes} are too many, expected at most {_LARGEST} copies and workers")
 
 
 def _from_pairs(chunk: Any, worker: Any, num_chunks: int, num_workers: int) -> Assignment:

@@ -30,14 +30,17 @@ _PADDING_ID = 0xD935  # the extra field that other tools use to align members to
 
 def map_npy(path: str) -> np.ndarray:
     """The array of an .npy file, memory-mapped."""
-    with _foreign(path, "an .npy file"), open_regular(path) as file:
+    with _foreign(path, "no .npy file of plain numbers"), open_regular(path) as file:
         return _map(path, file, 0, os.path.getsize(path))
 
 
 def map_npz(path: str) -> dict[str, np.ndarray]:
     """The arrays of an .npz file by name: memory-mapped where stored uncompressed, read where compressed."""
     arrays: dict[str, np.ndarray] = {}
-    with _foreign(path, "an .npz file"), open_regular(path) as file, zipfile.ZipFile(file) as archive:
+    with _foreign(path, "no .npz file of plain numbers"), open_regular(path) as file, zipfile.ZipFile(file) as archive:
+        file.seek(0)
+        if file.read(2) != b"PK":  # zipfile looks for the end only, numpy.load for the beginning
+            raise ValueError("it does not begin as an archive does")
         _check_memory(path, archive.infolist())
         for info in archive.infolist():
             name = info.filename.removesuffix(".npy")
@@ -88,7 +91,7 @@ class _foreign:
             raise UserError(f"{self._path}: cannot read it: {error.strerror.lower()}") from error
         if isinstance(error, Exception) and not isinstance(error, UserError):
             said = " ".join(str(error).split())[:200] or type(error).__name__
-            raise UserError(f"{self._path}: expected {self._expected}, but it is damaged: {said}") from error
+            raise UserError(f"{self._path}: damaged, or {self._expected}: {said}") from error
 
 
 def _check_memory(path: str, members: list[zipfile.ZipInfo]) -> None:

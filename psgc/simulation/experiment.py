@@ -19,6 +19,7 @@ from psgc.simulation import closed_form, speeds
 from psgc.simulation import settings as s
 from psgc.simulation.virtual import VirtualCluster
 
+MAX_TIMES = 1_000_000_000  # speeds of a worker in a trial, all of which are in memory
 LOOKING = ("skipping", "dynamic")  # these see what happens: no closed form
 
 Step = Callable[[str], object]
@@ -176,6 +177,8 @@ def _assignment(settings: s.Settings) -> Any:
 
 def _speeds(settings: s.Settings, workers: int) -> speeds.Seconds:
     shape, rng = (settings.trials, workers), np.random.default_rng([settings.seed, 0])
+    if (numbers := settings.trials * workers) > MAX_TIMES:
+        raise UserError(f"trials: {settings.trials} x {workers} workers are {numbers} times, expected <= {MAX_TIMES}")
     match settings.speeds:
         case s.Exponential(mean=mean):
             return speeds.exponential(rng, shape, mean)

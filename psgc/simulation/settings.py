@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from psgc.config import AssignmentFile
 from psgc.validation import (
@@ -124,6 +124,12 @@ class Settings(Section):
     deadlines: Annotated[list[Positive], expect("a list of numbers > 0")] = Field([])
     bound: Annotated[bool, expect("true or false")] = False  # also T* and T / T*
     seed: Natural = 0
+
+    @model_validator(mode="after")
+    def _known_to_somebody(self) -> Self:
+        if self.known_speeds is not None and "dynamic" not in self.schedules:
+            raise refuse("only the schedule dynamic uses it", "known_speeds", "schedules")
+        return self
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Settings:

@@ -4,11 +4,11 @@ Workers are counted from 0 here. Nothing is scaled: a measured trace of seconds 
 chunk, which changes all times by one factor and no ratio.
 """
 
-from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 
+from psgc.data.npz import map_npy
 from psgc.errors import UserError
 
 Seconds: TypeAlias = "np.ndarray[tuple[int, ...], np.dtype[np.float64]]"
@@ -42,10 +42,16 @@ def trace(path: str, shape: Shape) -> Seconds:
     Raises UserError: unreadable, a time that is not > 0, fewer workers than needed.
     """
     trials, workers = shape
-    rounds = _read(path, "rounds x workers")
-    if rounds.shape[1] < workers:
-        raise UserError(f"{path}: the trace has {rounds.shape[1]} workers, but {workers} are needed")
-    return rounds[np.arange(trials) % len(rounds), :workers]
+    measured = rounds(path, workers)
+    return measured[np.arange(trials) % len(measured)]
+
+
+def rounds(path: str, workers: int) -> Seconds:
+    """Measured times, (rounds, workers): the first m workers of an .npy file. Raises UserError as `trace` does."""
+    measured = _read(path, "rounds x workers")
+    if measured.shape[1] < workers:
+        raise UserError(f"{path}: the trace has {measured.shape[1]} workers, but {workers} are needed")
+    return measured[:, :workers]
 
 
 def from_file(path: str, shape: Shape) -> Seconds:
@@ -85,12 +91,9 @@ def estimates(seconds: Seconds, relative_error: float, seed: Seed) -> Seconds:
 def _read(path: str, what: str) -> Seconds:
     needed = f"expected an .npy file with seconds > 0, {what}"
     try:
-        with Path(path).open("rb") as stream:
-            array: Any = np.lib.format.read_array(stream, allow_pickle=False)
-    except OSError as error:
-        raise UserError(f"{path}: {(error.strerror or str(error)).lower()}; {needed}") from None
-    except Exception as error:  # NumPy raises many kinds for a damaged file
-        raise UserError(f"{path}: damaged ({' '.join(str(error).split())}); {needed}") from None
+        array = map_npy(path)
+    except UserError as error:
+        raise UserError(f"{error}; {needed}") from None
     if array.dtype.kind not in "iuf" or array.ndim != 2 or 0 in array.shape:
         raise UserError(f"{path}: it holds {array.dtype} of shape {array.shape}; {needed}")
     seconds: Seconds = array.astype(np.float64)

@@ -98,7 +98,7 @@ def test_a_plot_is_a_png(capsys):
         (["--json", "."], "--json .: expected a file in a directory that exists"),
         (["--set", "trials=0"], "--set trials=0: expected a whole number >= 1, got 0"),
         (["--set", "parts=[9]"], "parts is 9, but chunk 0 is held by only 4 workers"),
-        (["--set", "assignment={kind: file, path: no.npy}"], "no.npy: no such file or directory"),
+        (["--set", "assignment={kind: file, path: no.npy}"], "no.npy: cannot read it: no such file or directory"),
     ],
 )
 def test_a_mistake_is_exit_2_and_one_line_before_anything_is_simulated(capsys, monkeypatch, arguments, said):

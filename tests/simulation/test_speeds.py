@@ -104,7 +104,7 @@ def test_a_file_is_taken_row_by_row(tmp_path):
         ([1.0, 2.0, 3.0], r"shape \(3,\)"),
         (np.ones((0, 3)), r"shape \(0, 3\)"),
         ([["a", "b", "c"]], "<U1"),
-        (np.array([[None]]), "damaged .*allow_pickle"),
+        (np.array([[None]]), "an array of object where plain numbers belong"),
     ],
 )
 @pytest.mark.parametrize("read", [speeds.trace, speeds.from_file])

@@ -210,8 +210,9 @@ NOT_A_MATRIX_OF_0_AND_1 = {
     "a minus": (-MATRIX, "has the entry -1 at chunk 0, worker 0"),
     "nan": (np.where(MATRIX == 1, np.nan, 0.0), "has the entry nan at chunk 0, worker 0"),
     "half": (MATRIX / 2, "has the entry 0.5 at chunk 0, worker 0"),
-    "complex": (MATRIX + 0j, "holds complex128 entries; they must be 0 or 1"),
-    "text": (MATRIX.astype(str), "entries; they must be 0 or 1"),
+    "complex": (MATRIX + 0j, "an array of complex128 where plain numbers belong"),
+    "text": (MATRIX.astype(str), "an array of <U21 where plain numbers belong"),
+    "bytes": (MATRIX.astype("S1"), "entries; they must be 0 or 1"),
     "one row": (MATRIX[0], re.escape("has shape (3,); it must be (chunks, workers)")),
     "nothing": (np.ones((0, 3)), re.escape("has shape (0, 3); it must be (chunks, workers)")),
     "an orphan": (MATRIX * [[1], [1], [0], [1]], "chunk 2 is held by no worker"),
@@ -232,9 +233,9 @@ NEEDED = "an assignment is a 0/1 matrix in .npy or sparse .npz"
 
 
 def test_a_file_that_is_not_there_or_not_a_file(folder):
-    assert refusal("A.npy") == refusal("A.npz") == f"no such file or directory; {NEEDED}"
+    assert refusal("A.npy") == refusal("A.npz") == f"cannot read it: no such file or directory; {NEEDED}"
     (folder / "B.npy").mkdir()
-    assert refusal("B.npy") == f"is a directory; {NEEDED}"
+    assert refusal("B.npy") == f"cannot read it: is a directory; {NEEDED}"
 
 
 class Trap:
@@ -262,7 +263,7 @@ def test_a_damaged_file(folder, name):
     for broken in (b"", b"A", b"no matrix at all", whole[:20], whole[: len(whole) // 2], whole[:-1], b"\0" + whole):
         (folder / name).write_bytes(broken)
         text = refusal(name)
-        assert text.startswith("damaged (")
+        assert text.startswith("damaged, or no ")
         assert text.endswith(NEEDED)
 
 
