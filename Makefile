@@ -16,7 +16,7 @@ help:
 run: .venv/installed data/digits-train.npz
 	$(BIN)/psgc launch scripts/quickstart.yaml -n 9
 
-test: .venv/installed
+test: .venv/installed .venv/mpich/bin/mpirun
 	$(BIN)/python -m pytest
 
 paper: .venv/installed
@@ -36,6 +36,12 @@ data/digits-train.npz: .venv/installed
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --editable '.[$(EXTRAS)]'
 	touch .venv/installed
+
+# an MPICH for the tests alone, where nothing finds it that is not told of it
+.PHONY: .venv/mpich
+.venv/mpich: .venv/mpich/bin/mpirun
+.venv/mpich/bin/mpirun: | .venv/installed
+	$(BIN)/python -m pip install --quiet --no-deps --prefix .venv/mpich 'mpich>=5'
 
 clean:
 	rm -rf .venv build *.egg-info

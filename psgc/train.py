@@ -83,6 +83,7 @@ def train(
             code = 0  # mpirun passes on rank 0's code, and comments at length on any other that is not 0
         elif code:
             time.sleep(0.2)  # ... and on rank 0's as well, unless the others have left before
+        transport.end(code)
     os._exit(code)  # a compute thread may be deep inside a gradient, and nobody waits for it
 
 
@@ -117,6 +118,9 @@ def _serve(
         if problem_text:
             raise UserError(f"worker {rank} on {transport.hosts[rank]}: {problem_text}")
     print(_opening_line(transport, config, plan, problem, backend), flush=True)
+    if not transport.survives_deaths and config.checkpoint.every:  # said now: MPICH leaves rank 0 no time for it then
+        go_on = resume.command(config_path, overrides, transport.size)
+        print(f"no fault tolerance: a dead rank ends this run, and this goes on with it: {go_on}", flush=True)
 
     began = time.monotonic() - (checkpoint.seconds if checkpoint else 0.0)
     data = resume.fingerprint(dataset)
@@ -173,6 +177,8 @@ def _serve(
     params = backend.to_host(server.params)
     # first of all: whoever interrupts a run may kill it soon; `psgc launch` waits while it says "evaluating"
     recorder.finish(params, summary | {"evaluating": True})
+    if status == "interrupted":  # likewise: Open MPI's mpirun lets half a second pass between SIGTERM and SIGKILL
+        _say_how_to_go_on(status, reason, config, config_path, overrides, transport.size)
     everybody_left = server.stop_workers(STOP_TIMEOUT)
     if status == "done":
         recorder.complete_bounds()
@@ -184,14 +190,20 @@ def _serve(
     for line in lines(summary):
         print(line)
     print(f"  run directory      {config.output}", flush=True)
-    if status != "done":
-        go_on = resume.command(config_path, overrides, transport.size)
-        print(
-            f"psgc: {status}: {reason}; what there is lies in {config.output}; go on with: {go_on}",
-            file=sys.stderr,
-            flush=True,
-        )
+    if status == "failed":
+        _say_how_to_go_on(status, reason, config, config_path, overrides, transport.size)
     return code, everybody_left
+
+
+def _say_how_to_go_on(
+    status: str, reason: str, config: Config, config_path: str, overrides: Sequence[str], num_ranks: int
+) -> None:
+    go_on = resume.command(config_path, overrides, num_ranks)
+    print(
+        f"psgc: {status}: {reason}; what there is lies in {config.output}; go on with: {go_on}",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def make_server(

@@ -23,8 +23,10 @@ Under fault-tolerant MPI (`mpirun --with-ft ulfm`) ranks may die. What has arriv
   of the vectors: that is how a buffer that waits for a dead rank is found, whenever that happens.
 """
 
+import ctypes
 import os
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -113,7 +115,8 @@ class Transport:
         self.rank, self.size = world.Get_rank(), world.Get_size()
         self._group = world.Get_group()
         self._interrupted = interrupted
-        self.library = MPI.Get_library_version().split(",")[0].split("\n")[0]
+        self.library = " ".join(MPI.Get_library_version().split(",")[0].split("\n")[0].split())
+        self.survives_deaths = os.environ.get("OMPI_MCA_mpi_ft_enable") == "1"  # noqa: SIM112  mpirun --with-ft ulfm's
         self._processes: list[Identity] = []
         self._dead: dict[int, None] = {}  # in the order in which their deaths were noticed
         self._told: set[int] = set()  # the dead that `poll` has given out
@@ -215,9 +218,22 @@ class Transport:
         self._vectors.Free()
 
     def finalize(self) -> None:
-        """`close`, and leave MPI for good. After a death only `leave` ends a process reliably."""
+        """`close`, and leave MPI for good; `end` follows. After a death only `leave` ends a process reliably."""
         self.close()
         MPI.Finalize()
+
+    def end(self, code: int) -> NoReturn:
+        """End this process after `finalize`, whatever its other threads are at.
+
+        MPICH tells its mpirun that a process ends in order from a handler of the C library's exit; without it mpirun
+        takes the end for a crash, kills the others and exits with 9.
+        """
+        if "Open MPI" not in self.library:
+            last_resort = threading.Timer(PATIENCE, os._exit, (code,))  # another library's handler may wait for ever
+            last_resort.daemon = True
+            last_resort.start()
+            ctypes.CDLL(None).exit(code)
+        os._exit(code)
 
     def leave(self, code: int, others: Collection[int] = ()) -> NoReturn:
         """End this process without leaving MPI, since Finalize and Abort hang after a death.

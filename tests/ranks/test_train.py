@@ -209,6 +209,7 @@ def test_ctrl_c_ends_every_rank_and_leaves_a_whole_run_directory(folder, how):
         finished = running.wait(timeout=5)
     assert not finished.orphans
     assert finished.returncode == (130 if how == "launch" else 1), finished.said
+    assert ("no fault tolerance" in finished.stdout) == (how == "mpirun")
     assert {path.name for path in (folder / "out").iterdir()} == RUN_FILES
     summary = json.loads((folder / "out/summary.json").read_text())
     assert summary["status"] == "interrupted"

@@ -1,0 +1,176 @@
+"""Runs where a dead rank cannot be survived: Open MPI without its fault tolerance, and MPICH.
+
+They do what they do elsewhere as long as nobody dies, and say how to go on when somebody does. MPICH lies in a
+directory of its own (`make .venv/mpich`); mpi4py's wheels take the library that MPI4PY_LIBMPI names.
+"""
+
+import importlib.util
+import json
+import os
+import shlex
+import signal
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from psgc.data import write_dense
+from tests.ranks.mpirun import MpiRun, mpirun_path, run
+
+CONFIG = """
+problem: {kind: softmax}
+data: {path: data.npz}
+optimizer: {kind: sgd, lr: 0.5}
+iterations: 15
+coding: {chunks_per_worker: 2, replication: 2}
+checkpoint: {every: 5}
+output: out
+"""
+SLOWLY = ("--set", "stragglers={kind: exponential, seconds: {all: 0.01}}")  # time enough to be killed in
+ON = "psgc launch: to go on from the last checkpoint: "
+PROMPT = 5.0  # seconds in which a run with a dead rank is over, whatever else the machine does
+
+
+@dataclass
+class Mpi:
+    """env: what chooses it; mpirun: its bare command; options: what `psgc launch` needs to go without survival."""
+
+    name: str
+    mpirun: list[str]
+    env: dict[str, str] = field(default_factory=dict)
+    options: tuple[str, ...] = ()
+
+    def launch(self, *arguments: str) -> list[str]:
+        return [sys.executable, "-m", "psgc", "launch", "run.yaml", "-n", "4", *self.options, *arguments]
+
+    def train(self, *arguments: str) -> list[str]:
+        return [*self.mpirun, "-n", "4", sys.executable, "-m", "psgc", "train", "run.yaml", *arguments]
+
+
+def mpich() -> Mpi:
+    directory = Path(os.environ.get("PSGC_TEST_MPICH", Path(sys.prefix) / "mpich"))
+    command, library = directory / "bin/mpirun", directory / "lib/libmpi.so.12"
+    if not command.exists():
+        pytest.skip(f"no MPICH in {directory}: make .venv/mpich")
+    (package,) = importlib.util.find_spec("mpi4py").submodule_search_locations
+    if not list(Path(package).glob("MPI.mpich.*")):
+        pytest.skip("this mpi4py is built for one MPI alone, expected the wheel")
+    env = {"PATH": f"{directory / 'bin'}:{os.environ['PATH']}", "MPI4PY_LIBMPI": str(library)}
+    return Mpi("MPICH", [str(command)], env)
+
+
+@pytest.fixture(params=["Open MPI", "MPICH"])
+def mpi(request):
+    if request.param == "MPICH":
+        return mpich()
+    command = [mpirun_path(), "--oversubscribe", "--bind-to", "none"]
+    return Mpi("Open MPI", command, options=("--no-fault-tolerance",))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    rng = np.random.default_rng(0)
+    write_dense(str(tmp_path / "data.npz"), rng.random((80, 5)), np.arange(80.0) % 3)
+    (tmp_path / "run.yaml").write_text(CONFIG)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory):
+    """The parameters at the end, computed without psgc's servers and workers."""
+    rng = np.random.default_rng(0)
+    X, y = rng.random((80, 5)), (np.arange(80) % 3)
+    X = np.hstack([X, np.ones((80, 1))])
+    W = np.zeros((6, 3))
+    for _ in range(15):
+        scores = np.exp(X @ W)
+        W -= 0.5 * X.T @ (scores / scores.sum(axis=1, keepdims=True) - np.eye(3)[y]) / 80
+    return W
+
+
+def wait_until(condition, timeout=60.0):
+    end = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < end, "it did not come to that"
+        time.sleep(0.02)
+
+
+def kill(running, rank):
+    marks = {f"OMPI_COMM_WORLD_RANK={rank}".encode(), f"PMI_RANK={rank}".encode()}
+    (pid,) = [p for p in running.processes() if marks & set(Path(f"/proc/{p}/environ").read_bytes().split(b"\0"))]
+    os.kill(pid, signal.SIGKILL)
+
+
+def kill_after_a_checkpoint(running, folder, rank):
+    wait_until(lambda: list((folder / "out").glob("checkpoints/*.npz")) or running.process.poll() is not None)
+    kill(running, rank)
+    finished = running.wait(PROMPT)
+    assert not finished.orphans
+    return finished
+
+
+def assert_done(folder, expected):
+    summary = json.loads((folder / "out/summary.json").read_text())
+    assert (summary["status"], summary["iterations"], summary["workers"]) == ("done", 15, 3)
+    np.testing.assert_allclose(np.load(folder / "out/params.npy"), expected.ravel(), atol=1e-10)
+
+
+@pytest.mark.parametrize(("transfer", "parts"), [("per_chunk", 1), ("combined", 2)])
+def test_a_run_without_faults_is_the_same(mpi, folder, expected, transfer, parts):
+    finished = run(mpi.launch("--set", f"transfer={transfer}", "--set", f"coding.parts={parts}"), folder, env=mpi.env)
+    assert finished.returncode == 0, finished.said
+    assert finished.stderr == ""
+    assert f", {mpi.name} " in finished.stdout.splitlines()[0]
+    assert not finished.orphans
+    assert_done(folder, expected)
+
+
+def test_mpichs_mpirun_alone_has_the_right_exit_code(folder):
+    mpi = mpich()  # whose hydra kills ranks that end without its leave
+    finished = run(mpi.train(), folder, env=mpi.env)
+    assert (finished.returncode, finished.stderr) == (0, ""), finished.said
+    refused = run(mpi.train("--set", "problem.kind=logistic"), folder, env=mpi.env)
+    assert refused.returncode == 2, refused.said
+    assert refused.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(("transfer", "rank"), [("combined", 2), ("per_chunk", 0)])
+def test_a_dead_rank_ends_the_run_with_the_command_that_goes_on(mpi, folder, expected, transfer, rank):
+    with MpiRun(mpi.launch("--set", f"transfer={transfer}", *SLOWLY), folder, mpi.env) as running:
+        finished = kill_after_a_checkpoint(running, folder, rank)
+    assert finished.returncode == 1, finished.said
+    last = finished.stderr.splitlines()[-1]
+    assert last.startswith(ON), finished.said
+    again = shlex.split(last.removeprefix(ON))
+    assert again[-1] == "--resume"
+    assert set(mpi.options) <= set(again)
+    resumed = run([sys.executable, "-m", *again], folder, env=mpi.env)
+    assert resumed.returncode == 0, resumed.said
+    assert "going on from iteration " in resumed.stdout
+    assert_done(folder, expected)
+
+
+def test_mpirun_alone_has_said_how_to_go_on(mpi, folder):
+    with MpiRun(mpi.train(*SLOWLY), folder, mpi.env) as running:
+        finished = kill_after_a_checkpoint(running, folder, 1)
+    assert finished.returncode not in (0, 2), finished.said
+    go_on = f"psgc launch run.yaml -n 4 --set '{SLOWLY[1]}' --resume"
+    assert f"no fault tolerance: a dead rank ends this run, and this goes on with it: {go_on}\n" in finished.stdout
+    if mpi.name == "Open MPI":  # which sends a SIGTERM first, so that rank 0 also closes its books
+        assert f"go on with: {go_on}\n" in finished.stderr
+        assert json.loads((folder / "out/summary.json").read_text())["status"] == "interrupted"
+
+
+def test_ctrl_c_is_an_orderly_end_under_mpich(folder):
+    mpi = mpich()
+    with MpiRun(mpi.launch(*SLOWLY), folder, mpi.env) as running:
+        wait_until(lambda: list((folder / "out").glob("checkpoints/*.npz")))
+        os.kill(running.process.pid, signal.SIGINT)
+        finished = running.wait(PROMPT)
+    assert finished.returncode == 130, finished.said
+    assert finished.stderr.splitlines()[-1].startswith(ON)
+    assert json.loads((folder / "out/summary.json").read_text())["status"] == "interrupted"
+    assert not finished.orphans
