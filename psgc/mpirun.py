@@ -107,6 +107,9 @@ def launch_command(
         if fault_tolerance and mpirun.fault_tolerant and _leaves_ob1(environ.get("OMPI_MCA_pml", "ob1")):
             flags += ["--with-ft", "ulfm"]
             additions["OMPI_MCA_pml"] = "ob1"  # a cluster's own default of another one would not start
+            # mpirun ends the job when it finds a host gone. Let it not look: a host without power or link is
+            # then no more than some workers that are not heard, and if it comes back, so do they.
+            additions["PRTE_MCA_oob_tcp_keepalive_time"] = "0"
         if os.geteuid() == 0:
             additions |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
         additions["OMPI_MCA_btl"] = "^ofi"  # probing libfabric costs a second at every start

@@ -89,7 +89,7 @@ class Hosts:
     @property
     def environment(self) -> dict[str, str]:
         """What makes mpirun start its daemons on these hosts."""
-        agent = f"{sys.executable} -S {DOOR} ssh {self.folder}"
+        agent = f"{sys.executable} -S {DOOR} ssh"
         return {"PRTE_MCA_plm_ssh_agent": agent, "OMPI_MCA_btl_tcp_if_include": "eth0"}
 
     def unplug(self, name: str) -> None:

@@ -12,6 +12,7 @@ from tests.unit.fake_mpirun import MakeMpirun
 
 CUDA = "mca:mpi:base:param:mpi_built_with_cuda_support:value:"
 FT = "options:ft_mpi_support:"
+KEEPALIVE = "PRTE_MCA_oob_tcp_keepalive_time"
 HYDRA = "HYDRA build details:\n    Version:                5.0.2"
 INTEL = "Intel(R) MPI Library for Linux* OS, Version 2021.9 Build 20230307 (id: d82b3071db)"
 
@@ -30,7 +31,8 @@ def test_open_mpi_line(mpirun: MakeMpirun, tmp_path: Path, monkeypatch: pytest.M
     command, additions = launch_command(5, ["train", "run.yaml", "--set", "seed=1"], mpirun())
     assert command[:6] == [str(tmp_path / "bin/mpirun"), "-n", "5", "--bind-to", "none", "--oversubscribe"]
     assert command[-7:] == [sys.executable, "-m", "psgc", "train", "run.yaml", "--set", "seed=1"]
-    assert additions == {**dict.fromkeys(THREADS, "3"), "OMPI_MCA_btl": "^ofi", "OMPI_MCA_pml": "ob1"}
+    tolerant = {"OMPI_MCA_pml": "ob1", KEEPALIVE: "0"}
+    assert additions == {**dict.fromkeys(THREADS, "3"), "OMPI_MCA_btl": "^ofi", **tolerant}
     assert exported(command) == set(THREADS)
     assert "--stream-buffering" not in command
 
@@ -47,9 +49,9 @@ def test_root_is_allowed(mpirun: MakeMpirun, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_what_the_user_has_set_stays(mpirun: MakeMpirun) -> None:
-    environ = {**mpirun(), "OMP_NUM_THREADS": "7", "OMPI_MCA_btl": "tcp,self"}
-    command, additions = launch_command(2, [], environ)
-    assert not {"OMP_NUM_THREADS", "OMPI_MCA_btl"} & additions.keys()
+    chosen = {"OMP_NUM_THREADS": "7", "OMPI_MCA_btl": "tcp,self", KEEPALIVE: "300"}
+    command, additions = launch_command(2, [], {**mpirun(), **chosen})
+    assert not chosen.keys() & additions.keys()
     assert "OMP_NUM_THREADS" in exported(command)
 
 
@@ -117,6 +119,7 @@ def test_fault_tolerance_is_asked_for_where_there_is_some(
     command, additions = launch_command(2, [], mpirun(version=version, info=info))
     assert ("--with-ft" in command) == expected
     assert additions.get("OMPI_MCA_pml") == ("ob1" if expected else None)
+    assert additions.get(KEEPALIVE) == ("0" if expected else None)
     if expected:
         assert value_after(command, "--with-ft") == "ulfm"
 
