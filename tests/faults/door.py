@@ -2,11 +2,11 @@
 
     door.py serve FOLDER HOST         the first process of HOST, in namespaces of its own
     door.py ssh HOST COMMAND ...      mpirun's launch agent: a shell command, asked for over the hosts' network
-    door.py run FOLDER HOST WORD ...  for tests: a program, in the caller's directory and environment (save TMPDIR); asked
-                                      for at the socket FOLDER/HOST, which needs no network
+    door.py run FOLDER HOST WORD ...  for tests: a program, in the caller's directory and environment (save TMPDIR);
+                                      asked for at the socket FOLDER/HOST, which needs no network
 
-Knows nothing but Python, since it is pid 1 of a host and runs beside mpirun. `ssh` does as ssh does: it ends with the exit
-code of its command, with 255 when it cannot connect, and waits for ever once the connection has gone dead.
+Knows nothing but Python, since it is pid 1 of a host and runs beside mpirun. `ssh` does as ssh does: it ends with the
+exit code of its command, with 255 when it cannot connect, and waits for ever once the connection has gone dead.
 """
 
 import json
