@@ -21,7 +21,8 @@ EXAMPLES = """examples:
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run `psgc` with these arguments (default: the command line's) and exit."""
-    options = _parser().parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    options = _parser().parse_args(given, argparse.Namespace(given=given))
     try:
         sys.exit(options.run(options))
     except KeyboardInterrupt:
@@ -69,7 +70,51 @@ def _parser() -> argparse.ArgumentParser:
         dest="fault_tolerance",
         help="leave MPI all its transports (UCX, InfiniBand): a dead rank then ends the run, and --resume goes on",
     )
+    launch.add_argument(
+        "--requeue",
+        type=float,
+        metavar="SECONDS",
+        help="in a SLURM job that gets SIGUSR1 so many seconds before its time limit: end by then, and put the job "
+        "back into the queue; the same after the loss of a host",
+    )
     launch.set_defaults(run=_launch)
+
+    submit = commands.add_parser("submit", help="write the SLURM batch script of a run or a sweep, or submit it")
+    _common(submit, "run.yaml", "the run, see README.md", "coding.parts=2")
+    submit.add_argument("--nodes", type=int, required=True, metavar="N", help="nodes of the cluster")
+    submit.add_argument(
+        "--ranks-per-node", type=int, required=True, metavar="R", help="on the first, one of them serves"
+    )
+    submit.add_argument("--time", required=True, metavar="H:M:S", help="the time limit of a start")
+    submit.add_argument("--cpus-per-rank", type=int, default=1, metavar="C", help="also the threads of BLAS (1)")
+    submit.add_argument("--gpus-per-rank", type=int, default=0, metavar="G")
+    submit.add_argument("--partition", metavar="NAME")
+    submit.add_argument("--account", metavar="NAME")
+    submit.add_argument("--name", help="of the job and its log (the YAML's)")
+    submit.add_argument(
+        "--sweep",
+        action="append",
+        default=[],
+        dest="sweeps",
+        metavar="KEY=VALUE,...",
+        help="a job array, a run for each value; repeat it for every combination",
+    )
+    submit.add_argument(
+        "--warning",
+        type=int,
+        default=60,
+        metavar="SECONDS",
+        help="before the time limit, to write a checkpoint in (60)",
+    )
+    submit.add_argument(
+        "--sbatch", action="append", default=[], metavar="OPTION", help="one more for SLURM, as in --sbatch=--qos=long"
+    )
+    submit.add_argument(
+        "--resume", action="store_true", help="go on from the newest checkpoint at the first start, too"
+    )
+    submit.add_argument("--output", metavar="FILE", help="the script (the run directory's name with .sbatch)")
+    submit.add_argument("--go", action="store_true", help="submit it as well")
+    submit.set_defaults(run=_submit)
 
     simulate = commands.add_parser("simulate", help="simulate schedules on random, given or recorded speeds")
     _common(simulate, "sim.yaml", "the simulation, see scripts/simulate.yaml", "trials=100")
@@ -126,6 +171,35 @@ def _launch(options: argparse.Namespace) -> int:
         resume=options.resume,
         placement=Placement(options.host, options.hostfile),
         fault_tolerance=options.fault_tolerance,
+        requeue=options.requeue,
+    )
+
+
+def _submit(options: argparse.Namespace) -> int:
+    _limit_threads()
+    from psgc.submit import Job, job_name, submit
+
+    job = Job(
+        nodes=options.nodes,
+        ranks_per_node=options.ranks_per_node,
+        time=options.time,
+        name=options.name or job_name(options.config),
+        cpus_per_rank=options.cpus_per_rank,
+        gpus_per_rank=options.gpus_per_rank,
+        partition=options.partition,
+        account=options.account,
+        warning=options.warning,
+        options=tuple(options.sbatch),
+    )
+    return submit(
+        options.config,
+        job,
+        options.overrides,
+        options.sweeps,
+        resume=options.resume,
+        output=options.output,
+        go=options.go,
+        written_by=["psgc", *options.given],
     )
 
 

@@ -13,6 +13,7 @@ import contextlib
 import ctypes
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -23,13 +24,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
+from psgc import slurm
 from psgc.config import load
-from psgc.errors import UserError
+from psgc.errors import PsgcError, UserError
 from psgc.mpirun import ANYWHERE, Placement, launch_command
 
 STOPPERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)  # the last is SLURM's warning, if asked for
 # What a stopped run gets, one after the other, and how many seconds it has to act on each.
 LAST_WORDS = ((signal.SIGUSR1, 4.0), (signal.SIGTERM, 2.0))
+RESERVE = 10.0  # of the seconds that SLURM leaves a job after its warning: for those who did not heed it, and the queue
 GRACE = 10.0  # seconds after a run's end in which mpirun has to end; a hung process that nobody could kill keeps it
 
 
@@ -43,14 +46,23 @@ def launch(
     resume: bool = False,
     placement: Placement = ANYWHERE,
     fault_tolerance: bool = True,
+    requeue: float | None = None,
 ) -> int:
     """Runs (or, with `print_only`, prints) `mpirun ... psgc train config_path --set ... [--resume] [--debug]`.
 
     Returns the exit code: 0 when the run left a new summary that says done, whatever mpirun said; 2 when rank 0 refused
     what it was given; 128 + signal (130 for Ctrl-C) when this process was told to stop; 1 otherwise, with the way to go
     on as the last line on stderr when there is a checkpoint.
-    Raises UserError for a wrong YAML or override, fewer than two ranks, a missing host file, a machine without mpirun.
+
+    requeue: this is a SLURM job, and gets SIGUSR1 so many seconds before its time limit. The run has most of them to
+    end in; and when it was this signal, or a lost host, that ended it after a new checkpoint, then the job goes back
+    into the queue. (A run that gets no further than its last start did is not tried for ever.)
+    Raises UserError for a wrong YAML or override, fewer than two ranks, a missing host file, a machine without mpirun,
+    `requeue` outside of a SLURM job.
     """
+    job = slurm.job_id(os.environ)
+    if requeue is not None and not job:
+        raise UserError("--requeue: this is no SLURM job; `psgc submit` writes one")
     config = load(config_path, overrides)
     settings = [argument for override in overrides for argument in ("--set", override)]
     settings += ["--debug"] if debug else []
@@ -63,8 +75,16 @@ def launch(
         print(" ".join([*(f"{name}={shlex.quote(value)}" for name, value in additions.items()), shlex.join(command)]))
         return 0
     left = _RunDirectory(Path(config.output))
-    mpirun_code, stopped_by = _run(command, {**environ, **additions}, left.over)
+    patience = LAST_WORDS[0][1] if requeue is None else max(LAST_WORDS[0][1], requeue - RESERVE)
+    mpirun_code, stopped_by = _run(command, {**environ, **additions}, left.over, patience)
     code = _exit_code(mpirun_code, stopped_by, left)
+    if requeue is not None and job and _cut_off(mpirun_code, stopped_by, left.status()) and left.got_further(resume):
+        try:
+            if slurm.requeue(job):
+                print(f"psgc launch: job {job} is back in the queue, to go on from its checkpoint", file=sys.stderr)
+                return code
+        except PsgcError as error:
+            print(f"psgc launch: {error}", file=sys.stderr)
     if code not in (0, 2) and left.can_resume(resume):
         again = ["psgc", "launch", config_path, "-n", str(num_ranks), *placement.arguments()]
         again += [*([] if fault_tolerance else ["--no-fault-tolerance"]), *settings, "--resume"]
@@ -85,6 +105,13 @@ def _exit_code(code: int, stopped_by: int | None, left: "_RunDirectory") -> int:
     why = _reason(code) if code else f"rank 0 or a host was lost: mpirun ended, but {left.summary} was not written"
     print(f"psgc launch: the run failed: {why}", file=sys.stderr)
     return 1
+
+
+def _cut_off(code: int, stopped_by: int | None, status: str | None) -> bool:
+    """Whether a run might have gone on elsewhere or later: it ended by SIGUSR1, or by the loss of ranks or hosts."""
+    if stopped_by is not None:
+        return stopped_by == signal.SIGUSR1 and status in (None, "interrupted")
+    return status == "interrupted" or (status is None and code not in (1, 2))  # these are rank 0's own
 
 
 class _RunDirectory:
@@ -114,6 +141,11 @@ class _RunDirectory:
         """Whether there is a checkpoint of this run (or, if it was itself a resumed one, any)."""
         return bool(self._list_checkpoints() - (set() if resumed else self._old_checkpoints))
 
+    def got_further(self, resumed: bool) -> bool:
+        """Whether this run left a checkpoint, and if it was itself a resumed one, one of a later iteration."""
+        new = self._list_checkpoints() - self._old_checkpoints
+        return bool(new) and not (resumed and _newest(new) <= _newest(self._old_checkpoints))
+
     def _read(self) -> dict[str, object]:
         if _stamp(self.summary) == self._old_summary:
             return {}
@@ -128,6 +160,11 @@ class _RunDirectory:
             return {(file.name, _stamp(file)) for file in self._checkpoints.iterdir() if not file.name.startswith(".")}
         except OSError:
             return set()
+
+
+def _newest(checkpoints: set[tuple[str, tuple[int, int] | None]]) -> int:
+    """The iteration of the newest of some checkpoints, of which the name tells."""
+    return max((int(digits[0]) for name, _ in checkpoints if (digits := re.match("[0-9]+", name))), default=-1)
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:
@@ -152,10 +189,13 @@ def _reason(code: int) -> str:
 # ---------------------------------------------------------------- keeping mpirun
 
 
-def _run(command: Sequence[str], environ: Mapping[str, str], over: Callable[[], bool]) -> tuple[int, int | None]:
+def _run(
+    command: Sequence[str], environ: Mapping[str, str], over: Callable[[], bool], patience: float
+) -> tuple[int, int | None]:
     """mpirun's exit code (negative: the signal that killed it) and the signal that stopped us, if one did.
 
-    over: polled, whether the run is over and mpirun should long have ended.
+    over: polled, whether the run is over and mpirun should long have ended; patience: seconds for a run to end in
+    after SIGUSR1 (any other signal: as LAST_WORDS says).
     """
     received: list[int] = []
 
@@ -171,6 +211,7 @@ def _run(command: Sequence[str], environ: Mapping[str, str], over: Callable[[], 
         ended = _ends(process, lambda: bool(received) or over())
         for number, seconds in LAST_WORDS if received else LAST_WORDS[1:]:
             if not ended:
+                seconds = patience if received[:1] == [number] == [signal.SIGUSR1] else seconds
                 process.send_signal(number)
                 ended = _ends(process, _impatience(seconds, received))
         if not ended:

@@ -105,12 +105,15 @@ def test_launch_passes_on_what_it_was_given(launched):
     assert exit_code("launch", "run.yaml", "-n", "9") == 0
     assert launched.arguments == ("run.yaml", 9, [])
     plain = {"print_only": False, "debug": False, "resume": False, "placement": Placement(), "fault_tolerance": True}
+    plain["requeue"] = None
     assert launched.named == plain
     exit_code("launch", "run.yaml", "--set", "a.b=1", "-n", "3", "--print", "--set", "c=[x, y]", "--debug", "--resume")
     assert launched.arguments == ("run.yaml", 3, ["a.b=1", "c=[x, y]"])
     assert launched.named == {**plain, "print_only": True, "debug": True, "resume": True}
     exit_code("launch", "run.yaml", "-n", "9", "--host", "a:5,b:4", "--no-fault-tolerance")
     assert launched.named == {**plain, "placement": Placement("a:5,b:4"), "fault_tolerance": False}
+    exit_code("launch", "run.yaml", "-n", "9", "--requeue", "60")
+    assert launched.named == {**plain, "requeue": 60.0}
     exit_code("launch", "run.yaml", "-n", "9", "--hostfile", "hosts")
     assert launched.named == {**plain, "placement": Placement(hostfile="hosts")}
 
