@@ -17,12 +17,14 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 
 PACKAGES = "slurm-wlm munge"
 TOKEN = "PSGC_SLURM_TOKEN"  # in the environment of all that this cluster runs
 DAEMONS = "/usr/sbin:/sbin"
 CLIENT_SECONDS = 30.0  # sbatch, scontrol: they try again for long where nobody answers
+REVOKED = 3.0  # seconds: a node launches nothing for a job within the second in which it has killed it
 CONFIG = """\
 ClusterName=psgc
 SlurmctldHost=localhost(127.0.0.1)
@@ -123,14 +125,18 @@ class Cluster:
             assert time.monotonic() < deadline, f"no {what} after {seconds} s:\n{self.logs()}"
             time.sleep(0.05)
 
+    def end_jobs(self) -> None:
+        """Cancel all jobs and wait until SLURM has ended them."""
+        jobs = self.client("squeue", "-h", "-o", "%A").stdout.split()
+        if jobs:
+            self.client("scancel", *jobs)
+        self._until(lambda: not self.client("squeue", "-h").stdout, 30, "end of the jobs")
+
     def stop(self) -> None:
-        """Cancel all jobs, end all daemons, remove the folder, and then see to it that nothing is left running."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
+        """End all jobs and daemons, remove the folder, and then see to it that nothing is left running."""
+        with contextlib.suppress(subprocess.TimeoutExpired, AssertionError):
             if len(self._daemons) > 1 and self._daemons[1][1].poll() is None:
-                jobs = self.client("squeue", "-h", "-o", "%A").stdout.split()
-                if jobs:
-                    self.client("scancel", "--full", "-s", "KILL", *jobs)
-                    self.client("scancel", *jobs)
+                self.end_jobs()
         for _, process in reversed(self._daemons):  # munged last
             process.terminate()
             try:
@@ -143,16 +149,11 @@ class Cluster:
                 os.kill(pid, signal.SIGKILL)
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def processes(self) -> list[int]:
-        """All living processes of this cluster: daemons, and whatever jobs have started."""
-        mark = f"{TOKEN}={self.environ[TOKEN]}".encode()
-        found = []
-        for entry in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):
-                state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
-                if state not in "ZX" and mark in (entry / "environ").read_bytes().split(b"\0"):
-                    found.append(int(entry.name))
-        return found
+    def processes(self, job: str = "") -> list[int]:
+        """The living processes of this cluster: daemons, and whatever jobs have started; or those of one job."""
+        marks = {f"{TOKEN}={self.environ[TOKEN]}", *([f"SLURM_JOB_ID={job}"] if job else [])}
+        pids = (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
+        return [pid for pid in pids if marks <= environ_of(pid)]
 
     def logs(self) -> str:
         """The end of what each daemon has said."""
@@ -176,20 +177,34 @@ class Cluster:
         said = self.client("scontrol", "-o", "show", "job", job_id).stdout
         return dict(re.findall(r"(\w[\w:/]*)=(\S*)", said))
 
-    def wait_for(self, job_id: str, states: Sequence[str], seconds: float, restarts: int = 0) -> dict[str, str]:
-        """Wait until the job has been started again so often, and is in one of `states`; what SLURM knows of it then.
+    def wait_for(self, job_id: str, states: Sequence[str], seconds: float) -> dict[str, str]:
+        """Wait until the job is in one of `states`; what SLURM knows of it then.
 
-        A job that has been put back into the queue is started at once, instead of after SLURM's two minutes.
+        A job that has been put back into the queue is started soon, instead of after SLURM's two minutes.
         """
         deadline = time.monotonic() + seconds
-        while True:
-            job = self.job(job_id)
-            if job.get("Restarts") == str(restarts) and job.get("JobState") in states:
-                return job
-            if job.get("JobState") == "PENDING" and job.get("Reason") == "BeginTime":
+        while (job := self.job(job_id)).get("JobState") not in states:
+            if job.get("Reason") == "BeginTime" and _age(job["SubmitTime"]) > REVOKED:
                 self.client("scontrol", "update", f"jobid={job_id}", "StartTime=now")
             assert time.monotonic() < deadline, f"{job_id} not {states} after {seconds} s: {job}\n{self.logs()}"
             time.sleep(0.2)
+        return job
+
+
+def _age(when: str) -> float:
+    """Seconds since a time as SLURM writes it."""
+    return (datetime.now() - datetime.fromisoformat(when)).total_seconds()
+
+
+def environ_of(pid: int) -> set[str]:
+    """The variables of a living process that we may look into, as NAME=value; else none."""
+    entry = Path(f"/proc/{pid}")
+    try:
+        if (entry / "stat").read_text().rpartition(")")[2].split()[0] in "ZX":
+            return set()
+        return set((entry / "environ").read_bytes().decode(errors="replace").split("\0"))
+    except OSError:
+        return set()
 
 
 def _free_ports(count: int) -> list[int]:

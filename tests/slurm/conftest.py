@@ -1,0 +1,27 @@
+import pytest
+
+from tests.slurm.cluster import Cluster, environ_of
+from tests.slurm.workplace import Workplace
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.parent.name == "slurm":
+            item.add_marker(pytest.mark.slurm)
+
+
+@pytest.fixture(scope="session")
+def cluster():
+    """Four virtual nodes; nothing that their jobs started outlives the tests."""
+    with Cluster(nodes=4, cpus=8) as cluster:
+        yield cluster
+        cluster.end_jobs()
+        left = [pid for pid in cluster.processes() if any(v.startswith("SLURM_JOB_ID=") for v in environ_of(pid))]
+    assert not left, "processes of jobs outlived them"
+    assert cluster.processes() == []
+
+
+@pytest.fixture
+def work(cluster, tmp_path):
+    """A folder with a run that takes a while, and the cluster to run it on."""
+    return Workplace(cluster, tmp_path)

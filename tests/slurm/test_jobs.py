@@ -1,0 +1,128 @@
+"""What `psgc submit` makes of a run, on a live SLURM of several nodes: jobs that end, are cut off, and go on."""
+
+import os
+import signal
+
+import pytest
+
+from tests.slurm.cluster import environ_of
+from tests.slurm.workplace import ITERATIONS, Workplace
+
+pytestmark = pytest.mark.timeout(200)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cluster, tmp_path_factory):
+    """The parameters after a run of four ranks on two nodes that nothing happened to."""
+    work = Workplace(cluster, tmp_path_factory.mktemp("undisturbed"))
+    work.end(work.submit())
+    return work.params()
+
+
+def assert_whole(work, undisturbed, output="out"):
+    assert work.summary(output)["status"] == "done"
+    assert work.iterations(output) == list(range(ITERATIONS))
+    assert work.params(output) == undisturbed
+
+
+def test_a_job_runs_through_on_all_of_its_nodes(work):
+    said = work.end(work.submit("--cpus-per-rank", "3", "--set", "iterations=20", nodes=4))
+    assert "done after 20 iterations" in said
+    assert (work.summary()["status"], work.summary()["workers"]) == ("done", 7)
+    where = {int(path.name): path.read_text().split()[:-1] for path in (work.folder / "where").iterdir()}
+    assert where == {rank: [f"n{rank // 2 + 1}", "3", "3", "3"] for rank in range(1, 8)}
+
+
+def test_a_job_that_is_warned_goes_back_into_the_queue_and_finishes_from_its_checkpoint(work, undisturbed):
+    job = work.submit(slow=True)
+    work.until(work.checkpoints)
+    work.cluster.client("scancel", "--batch", "--signal=USR1", job)
+    work.until(lambda: work.cluster.job(job)["Restarts"] == "1")
+    reached = work.checkpoints()[-1]
+    work.hurry()
+    said = work.end(job, restarts=1)
+    assert 0 < reached < ITERATIONS
+    assert f"psgc launch: job {job} is back in the queue, to go on from its checkpoint" in said
+    assert f"going on from iteration {reached}, " in said
+    assert_whole(work, undisturbed)
+
+
+def test_a_job_at_its_time_limit_does_the_same(work, undisturbed):
+    job = work.submit("--time", "1:00", "--warning", "15", slow=True)
+    work.until(lambda: work.cluster.job(job)["Restarts"] == "1", 75)
+    work.hurry()
+    said = work.end(job, restarts=1)
+    assert "asked to stop (SIGUSR1)" in said
+    assert_whole(work, undisturbed)
+
+
+def test_a_job_whose_server_is_killed_does_the_same(work, undisturbed):
+    job = work.submit(slow=True)
+    work.until(work.checkpoints)
+    (server,) = (pid for pid in work.cluster.processes(job) if "OMPI_COMM_WORLD_RANK=0" in environ_of(pid))
+    os.kill(server, signal.SIGKILL)
+    work.until(lambda: work.cluster.job(job)["Restarts"] == "1")
+    work.hurry()
+    said = work.end(job, restarts=1)
+    assert f"job {job} is back in the queue" in said
+    assert_whole(work, undisturbed)
+
+
+def test_a_job_that_loses_a_node_does_the_same(work, undisturbed):
+    job = work.submit(slow=True)
+    work.until(work.checkpoints)
+    work.cluster.client("scontrol", "update", "nodename=n2", "state=down", "reason=test")
+    work.until(lambda: work.cluster.job(job)["Restarts"] == "1")
+    work.hurry()
+    said = work.end(job, restarts=1)
+    assert "DUE TO NODE FAILURE" in said
+    assert "going on from iteration " in said
+    assert_whole(work, undisturbed)
+
+
+def test_a_killed_worker_is_survived_in_the_same_start(work, undisturbed):
+    job = work.submit(slow=True)
+    work.until(work.checkpoints)
+    os.kill(work.pid(3), signal.SIGKILL)
+    work.hurry()
+    work.end(job, restarts=0)
+    lost = (work.folder / "out/lost.csv").read_text().splitlines()
+    assert len(lost) == 2, lost
+    assert lost[1].split(",")[1] == "3", lost
+    assert_whole(work, undisturbed)
+
+
+def test_a_job_that_is_cancelled_stays_so(work):
+    job = work.submit(slow=True)
+    work.until(work.checkpoints)
+    work.cluster.client("scancel", job)
+    work.end(job, "CANCELLED")
+    work.until(lambda: not work.cluster.processes(job), 20)
+    work.end(job, "CANCELLED")
+
+
+def test_a_mistake_is_not_tried_again(work):
+    (work.folder / "model.py").write_text("class Model: dim = 'six'")
+    said = work.end(work.submit(), "FAILED")
+    assert "psgc: problem" in said
+
+
+def test_a_sweep_is_an_array_whose_runs_go_on_each_by_itself(work, undisturbed):
+    job = work.submit("--sweep", "optimizer.lr=0.05,0.1", slow=True)
+    outputs = ["out/0_optimizer.lr=0.05", "out/1_optimizer.lr=0.1"]
+    work.until(lambda: work.checkpoints(outputs[0]))
+    work.cluster.client("scancel", "--batch", "--signal=USR1", f"{job}_0")
+    work.until(lambda: work.cluster.job(f"{job}_0")["Restarts"] == "1")
+    work.hurry()
+    for i in range(2):
+        work.end(f"{job}_{i}", restarts=int(i == 0), log=f"run-{job}_{i}.log")
+    assert_whole(work, undisturbed, outputs[0])
+    assert work.summary(outputs[1])["status"] == "done"
+    assert work.params(outputs[1]) != undisturbed
+
+
+def test_a_partition_that_does_not_exist_is_one_clear_line(work):
+    refused = work.psgc_submit("--partition", "gpu", "--go")
+    assert refused.returncode == 2
+    assert refused.stderr == "psgc: --partition gpu: SLURM has no such partition, expected test\n"
+    assert refused.stdout == ""
