@@ -110,6 +110,9 @@ def _parser() -> argparse.ArgumentParser:
         "--sbatch", action="append", default=[], metavar="OPTION", help="one more for SLURM, as in --sbatch=--qos=long"
     )
     submit.add_argument(
+        "--local-dir", metavar="DIR", help="copy the data there on each node first, for example '$TMPDIR'"
+    )
+    submit.add_argument(
         "--resume", action="store_true", help="go on from the newest checkpoint at the first start, too"
     )
     submit.add_argument("--output", metavar="FILE", help="the script (the run directory's name with .sbatch)")
@@ -177,7 +180,8 @@ def _launch(options: argparse.Namespace) -> int:
 
 def _submit(options: argparse.Namespace) -> int:
     _limit_threads()
-    from psgc.submit import Job, job_name, submit
+    from psgc.slurm_script import Job, job_name
+    from psgc.submit import submit
 
     job = Job(
         nodes=options.nodes,
@@ -197,6 +201,7 @@ def _submit(options: argparse.Namespace) -> int:
         options.overrides,
         options.sweeps,
         resume=options.resume,
+        local_dir=options.local_dir,
         output=options.output,
         go=options.go,
         written_by=["psgc", *options.given],

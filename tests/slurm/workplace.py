@@ -47,7 +47,7 @@ RUN = {
 
 
 class Workplace:
-    """A folder with run.yaml for jobs to run in. While `slow` lies there, an iteration takes 0.2 s, else next to none."""
+    """A folder with run.yaml for jobs. While `slow` lies there, an iteration takes 0.2 s, else very little."""
 
     def __init__(self, cluster: Cluster, folder: Path) -> None:
         self.cluster, self.folder = cluster, folder

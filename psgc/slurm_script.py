@@ -1,0 +1,160 @@
+"""The SLURM batch script of a run, or of an array of runs.
+
+The job runs `psgc launch` over all of its nodes: mpirun, not srun, which has no fault tolerance. It is warned before
+its time limit, writes a checkpoint, puts itself back into the queue, and goes on from there at its next start.
+"""
+
+import re
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from psgc.errors import UserError
+from psgc.mpirun import THREADS
+from psgc.yaml_source import printable
+
+PROGRAM = Path(sys.executable).with_name("psgc")  # a relative one is meant from where sbatch is called
+MIN_WARNING = 15  # seconds: `psgc launch` keeps ten of them for itself
+_WORD = "[A-Za-z0-9][A-Za-z0-9._+@,-]*"  # what needs no quotes in an #SBATCH line, which no shell reads
+_OPTION = r"--[a-z][a-z-]*(=[^\s\"'\\#]+)?"
+_LOCAL = r"([A-Za-z0-9._/+@=,-]|\$\w+|\$\{\w+\})+"  # also a variable of the job's, hence within double quotes
+_TIME = r"(?:(?P<days>\d+)-)?(?P<first>\d+)(?::(?P<second>\d\d?))?(?::(?P<third>\d\d?))?"
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What a job asks of SLURM, checked. name: also of its log; warning: seconds before the time limit.
+
+    options: further options for SLURM, such as --qos=long. Raises UserError for the first value that cannot be.
+    """
+
+    nodes: int
+    ranks_per_node: int
+    time: str
+    name: str
+    cpus_per_rank: int = 1
+    gpus_per_rank: int = 0
+    partition: str | None = None
+    account: str | None = None
+    warning: int = 60
+    options: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value, option = getattr(self, field.name), f"--{field.name.replace('_', '-')}"
+            least = {"gpus_per_rank": 0, "warning": MIN_WARNING}.get(field.name, 1)
+            if isinstance(value, int) and not least <= value <= 65535:
+                raise UserError(f"{option} {value}: expected a whole number from {least} to 65535")
+            if field.name in ("name", "partition", "account") and value is not None and not re.fullmatch(_WORD, value):
+                raise UserError(f"{option} {printable(value)}: expected letters, digits and . _ + @ , -")
+        if self.ranks < 2:
+            raise UserError(
+                "--nodes 1 --ranks-per-node 1: expected 2 ranks or more, one to serve and the others to work"
+            )
+        if self.seconds() <= self.warning:
+            raise UserError(
+                f"--time {self.time}: expected more than the --warning of {self.warning} seconds before its end"
+            )
+        for option in self.options:
+            if not re.fullmatch(_OPTION, option):
+                raise UserError(f"--sbatch {printable(option)}: expected one option without blanks, such as --qos=long")
+
+    @property
+    def ranks(self) -> int:
+        return self.nodes * self.ranks_per_node
+
+    def seconds(self) -> int:
+        """The time limit. SLURM reads 90 as minutes, 90:00 as minutes and seconds, 1-12 as a day and 12 hours."""
+        found = re.fullmatch(_TIME, self.time)
+        if not found:
+            raise UserError(
+                f"--time {printable(self.time)}: expected hours:minutes:seconds or days-hours:minutes:seconds"
+            )
+        days, *parts = (int(part) if part else None for part in found.groups())
+        units = [3600, 60, 1] if days is not None or parts[2] is not None else [60, 1, 0]
+        return 86400 * (days or 0) + sum(unit * (part or 0) for unit, part in zip(units, parts, strict=True))
+
+    def directives(self, log: str, array: str) -> list[str]:
+        """The options of sbatch."""
+        optional = {
+            "--gpus-per-node": self.gpus_per_rank * self.ranks_per_node,
+            "--partition": self.partition,
+            "--account": self.account,
+            "--array": array,
+        }
+        return [
+            f"--job-name={self.name}",
+            f"--nodes={self.nodes}",
+            f"--ntasks-per-node={self.ranks_per_node}",
+            f"--cpus-per-task={self.cpus_per_rank}",
+            f"--time={self.time}",
+            *(f"{option}={value}" for option, value in optional.items() if value),
+            f"--output={log}",
+            "--open-mode=append",
+            f"--signal=B:USR1@{self.warning}",
+            "--requeue",
+            *self.options,
+        ]
+
+
+def batch_script(
+    config_path: str,
+    job: Job,
+    overrides: Sequence[str],
+    points: Sequence[Sequence[str]],
+    resume: bool,
+    local_dir: str | None,
+    data: Mapping[str, str],
+    written_by: Sequence[str],
+) -> str:
+    """The text of the script.
+
+    points: the overrides of each run of an array, or none; resume: the first start goes on as well; data: the files
+    that each node copies to `local_dir` first, by their keys in the YAML; written_by: the command that is named on top.
+    Raises UserError for a local_dir that cannot be.
+    """
+    log = "%x-%A_%a.log" if points else "%x-%j.log"
+    array = f"0-{len(points) - 1}" if points else ""
+    lines = ["#!/bin/bash", f"# Written by: {' '.join(shlex.join(written_by).split())}"]
+    lines += [f"#SBATCH {directive}" for directive in job.directives(log, array)]
+    place = ("" if PROGRAM.is_absolute() else '"$PWD"/') + shlex.quote(str(PROGRAM.parent))
+    lines += ["", f'export PATH={place}:"$PATH"']
+    lines += ["export " + " ".join(f"{name}={job.cpus_per_rank}" for name in THREADS), ""]
+    if points:
+        lines += ["case $SLURM_ARRAY_TASK_ID in"]
+        lines += [f"  {i}) run=({_settings(point)}) ;;" for i, point in enumerate(points)]
+        lines += ["esac", ""]
+    local = {key: f"$local-{key.replace('.', '-')}{_suffix(path)}" for key, path in data.items()}
+    if local_dir is not None:
+        if not re.fullmatch(_LOCAL, local_dir):
+            raise UserError(f"--local-dir {printable(local_dir)}: expected a path without blanks, such as $TMPDIR")
+        lines += ["set -eu", f'local="{local_dir}/psgc-$SLURM_JOB_ID"']
+        lines += [f'sbcast --force {shlex.quote(path)} "{local[key]}"' for key, path in data.items()]
+        lines += [""]
+    lines += ["trap '' USR1 # SLURM's warning is for psgc launch"]
+    again = "--resume" if resume else "${SLURM_RESTART_COUNT:+--resume}"
+    launch = ["exec psgc launch", shlex.quote(config_path), f"-n {job.ranks}", _settings(overrides)]
+    launch += [f"--set \"{key}='{copy}'\"" for key, copy in local.items()]
+    launch += ['"${run[@]}"' if points else "", f"--requeue {job.warning}", again]
+    return "\n".join([*lines, f"{' '.join(filter(None, launch))}\n"])
+
+
+def _settings(overrides: Sequence[str]) -> str:
+    return " ".join(f"--set {shlex.quote(override)}" for override in overrides)
+
+
+def _suffix(path: str) -> str:
+    """That of a file, which says how it is read."""
+    suffix = Path(path).suffix
+    return suffix if re.fullmatch("[.][A-Za-z0-9]+", suffix) else ""
+
+
+def job_name(config_path: str) -> str:
+    """The name of a job by default: the YAML's, as far as SLURM takes it.
+
+    >>> job_name("runs/my run.yaml")
+    'my-run'
+    """
+    return re.sub("[^A-Za-z0-9._+@-]+", "-", Path(config_path).stem).lstrip("._+@-") or "psgc"

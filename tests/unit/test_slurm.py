@@ -1,0 +1,231 @@
+"""What psgc makes of SLURM's commands, here made of shell, and when `psgc launch --requeue` puts a job back."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from psgc import slurm
+from psgc.errors import RunFailed, UserError
+from psgc.launch import launch
+from tests.unit.fake_mpirun import MakeMpirun
+
+MakeClient = Callable[[str, str], None]
+CHECKPOINT = "mkdir -p out/checkpoints; echo > out/checkpoints/0000000{}-0123456789abcdef.npz"
+INTERRUPTED = """echo '{"status": "interrupted"}' > out/summary.json"""
+FAILED = """echo '{"status": "failed"}' > out/summary.json"""
+DONE = """echo '{"status": "done"}' > out/summary.json"""
+
+
+@pytest.fixture
+def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeClient:
+    """Call it with a command's name and its shell; no other command of SLURM's is on the PATH then."""
+    bin_ = tmp_path / "slurm"
+    bin_.mkdir()
+    monkeypatch.setenv("PATH", str(bin_))
+    monkeypatch.chdir(tmp_path)
+
+    def make(name: str, body: str) -> None:
+        (bin_ / name).write_text(f"#!/bin/sh\n{body}\n")
+        (bin_ / name).chmod(0o755)
+
+    return make
+
+
+# ---------------------------------------------------------------- submitting
+
+
+@pytest.mark.parametrize(("said", "number"), [("12", "12"), ("12;cluster", "12")])
+def test_submit_tells_the_number(client: MakeClient, said: str, number: str) -> None:
+    client("sbatch", f"""[ "$*" = "--parsable a b.sbatch" ] && echo '{said}'""")
+    assert slurm.submit(Path("a b.sbatch")) == number
+
+
+@pytest.mark.parametrize(
+    ("said", "line"),
+    [
+        (
+            "sbatch: error: invalid partition specified: x\n"
+            "sbatch: error: Batch job submission failed: Invalid partition name specified\n",
+            "SLURM refuses a.sbatch: invalid partition specified: x; Invalid partition name specified",
+        ),
+        ("sbatch: error: Invalid --time specification\n", "SLURM refuses a.sbatch: Invalid --time specification"),
+        ("sbatch: unrecognized option '--foo'\n", "SLURM refuses a.sbatch: unrecognized option '--foo'"),
+        ("", "SLURM refuses a.sbatch: sbatch exited with 3"),
+    ],
+)
+def test_what_slurm_refuses_is_the_users_to_mend(client: MakeClient, said: str, line: str) -> None:
+    Path("said").write_text(said)
+    client("sbatch", 'while read line; do echo "$line" >&2; done < said; exit 3')
+    with pytest.raises(UserError) as caught:
+        slurm.submit(Path("a.sbatch"))
+    assert str(caught.value) == line
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "sbatch: error: Batch job submission failed: Unable to contact slurm controller (connect failure)",
+        'sbatch: error: Munge encode failed: Failed to access "/x": No such file or directory',
+        "sbatch: error: Batch job submission failed: Protocol authentication error",
+        "sbatch: fatal: Unable to process configuration file",
+        "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation",
+    ],
+)
+def test_a_slurm_that_is_out_of_order_is_not_the_users_mistake(client: MakeClient, said: str) -> None:
+    client("sbatch", f"echo '{said}' >&2; exit 1")
+    with pytest.raises(RunFailed, match=r"^SLURM is out of order: .*(contact|unge|auth|config|timed)"):
+        slurm.submit(Path("a.sbatch"))
+
+
+def test_a_slurm_that_does_not_answer_is_not_waited_for(client: MakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slurm, "CLIENT_SECONDS", 0.2)
+    client("sbatch", "exec /usr/bin/sleep 60")
+    with pytest.raises(RunFailed, match=r"^SLURM: no answer to sbatch within 0 s; is slurmctld up\?$"):
+        slurm.submit(Path("a.sbatch"))
+
+
+def test_no_slurm_here(client: MakeClient) -> None:
+    with pytest.raises(UserError, match=r"^sbatch: not found, expected SLURM's commands on the PATH$"):
+        slurm.submit(Path("a.sbatch"))
+    assert slurm.partitions() == []
+
+
+def test_partitions(client: MakeClient) -> None:
+    client("sinfo", """[ "$*" = "--noheader --format=%R" ] && printf 'long\\ngpu\\nlong\\n'""")
+    assert slurm.partitions() == ["gpu", "long"]
+
+
+# ---------------------------------------------------------------- going back into the queue
+
+
+@pytest.mark.parametrize(
+    ("environ", "job"),
+    [
+        ({}, None),
+        ({"SLURM_JOB_ID": "12"}, "12"),
+        ({"SLURM_JOB_ID": "14", "SLURM_ARRAY_JOB_ID": "12", "SLURM_ARRAY_TASK_ID": "0"}, "12_0"),
+    ],
+)
+def test_how_slurm_calls_this_job(environ: dict[str, str], job: str | None) -> None:
+    assert slurm.job_id(environ) == job
+
+
+@pytest.mark.parametrize("state", ["CANCELLED", "COMPLETING", "PENDING", "TIMEOUT", ""])
+def test_a_job_that_is_no_longer_running_is_left_alone(client: MakeClient, state: str) -> None:
+    client("squeue", f"echo {state}")
+    client("scontrol", "echo > requeued")
+    assert not slurm.requeue("12")
+    assert not Path("requeued").exists()
+
+
+@pytest.fixture
+def in_job(mpirun: MakeMpirun, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, bool]]:
+    """`psgc launch --requeue 60` in job 12 with an mpirun that does `body`: its exit code, and whether it requeued."""
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+
+    def run(body: str, resume: bool = False, requeue: str = "echo $* > requeued") -> tuple[int, bool]:
+        mpirun(body)
+        for name, script in (("squeue", "[ $2 = --jobs=12 ] && echo RUNNING"), ("scontrol", requeue)):
+            Path("bin", name).write_text(f"#!/bin/sh\n{script}\n")
+            Path("bin", name).chmod(0o755)
+        code = launch("run.yaml", 2, resume=resume, requeue=60)
+        requeued = Path("requeued")
+        assert not requeued.exists() or requeued.read_text() == "requeue 12\n"
+        return code, requeued.exists()
+
+    return run
+
+
+ASKED = "trap '' USR1 TERM; kill -{} $PPID; sleep 0.3"  # as SLURM does; the ranks end in their own way
+WARNED = f"{ASKED.format('USR1')}; {INTERRUPTED}; exit 138"
+
+
+@pytest.mark.parametrize(
+    ("end", "code"),
+    [
+        (WARNED, 138),
+        (f"{ASKED.format('USR1')}; exit 143", 138),  # the summary did not make it
+        ("exit 0", 1),  # rank 0 or a host was lost
+        ("exit 137", 1),  # a rank was lost, without fault tolerance
+        (f"{INTERRUPTED}; exit 137", 1),  # and mpirun asked the others to stop
+    ],
+)
+def test_a_run_that_was_cut_off_goes_back(
+    in_job: Callable[..., tuple[int, bool]], capsys: pytest.CaptureFixture[str], end: str, code: int
+) -> None:
+    assert in_job(f"{CHECKPOINT.format(2)}; {end}") == (code, True)
+    assert capsys.readouterr().err.endswith("psgc launch: job 12 is back in the queue, to go on from its checkpoint\n")
+
+
+@pytest.mark.parametrize(
+    ("end", "code"),
+    [
+        (f"{DONE}; exit 0", 0),
+        (f"{DONE}; exit 137", 0),
+        (f"{ASKED.format('USR1')}; {DONE}", 0),  # just in time
+        (f"{FAILED}; exit 1", 1),
+        ("exit 1", 1),  # rank 0's own words
+        ("exit 2", 2),
+        (f"{ASKED.format('TERM')}; {INTERRUPTED}; exit 138", 143),  # scancel
+        (f"{ASKED.format('USR1')}; {FAILED}; exit 1", 1),
+    ],
+)
+def test_any_other_end_is_final(in_job: Callable[..., tuple[int, bool]], end: str, code: int) -> None:
+    assert in_job(f"{CHECKPOINT.format(2)}; {end}") == (code, False)
+
+
+def test_a_run_that_gets_nowhere_does_not_go_back_for_ever(in_job: Callable[..., tuple[int, bool]]) -> None:
+    assert in_job(WARNED) == (138, False)
+    assert in_job(CHECKPOINT.format(5))[1]
+    Path("requeued").unlink()
+    assert in_job(WARNED, resume=True) == (138, False)
+    assert in_job(f"{CHECKPOINT.format(5)}; {WARNED}", resume=True) == (138, False)  # the same again
+    assert in_job(f"{CHECKPOINT.format(6)}; {WARNED}", resume=True) == (138, True)
+
+
+def test_a_queue_that_does_not_take_it_is_said(
+    in_job: Callable[..., tuple[int, bool]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    refusal = "echo 'Requested operation is presently disabled for job 12' >&2; exit 1"
+    assert in_job(f"{CHECKPOINT.format(2)}; {WARNED}", requeue=refusal) == (138, False)
+    first, last = capsys.readouterr().err.splitlines()
+    reason = "Requested operation is presently disabled for job 12"
+    assert first == f"psgc launch: SLURM does not put job 12 back into the queue: {reason}"
+    assert last == "psgc launch: to go on from the last checkpoint: psgc launch run.yaml -n 2 --resume"
+
+
+def test_requeue_outside_of_a_job_is_refused(mpirun: MakeMpirun, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    mpirun("touch started")
+    with pytest.raises(UserError, match=r"^--requeue: this is no SLURM job; `psgc submit` writes one$"):
+        launch("run.yaml", 2, requeue=60)
+    assert not Path("started").exists()
+
+
+PROGRAM = "import sys, psgc.launch as l; l.LAST_WORDS = ((10, 0.2), (15, 0.2)); l.RESERVE = {}; sys.exit(l.launch({}))"
+
+
+@pytest.mark.parametrize(
+    ("number", "reserve", "saved"),
+    [(signal.SIGUSR1, 1, True), (signal.SIGUSR1, 60, False), (signal.SIGTERM, 1, False)],
+)
+def test_a_warned_run_has_the_time_that_slurm_gives_it(
+    mpirun: MakeMpirun, number: signal.Signals, reserve: int, saved: bool
+) -> None:
+    """An mpirun that needs 1.5 s to write its checkpoint: more than others get to end in, less than the warning."""
+    environ = mpirun("trap 'sleep 1.5; touch saved; exit 138' USR1; touch ready; while :; do sleep 0.1; done")
+    program = PROGRAM.format(reserve, "'run.yaml', 2, requeue=60")
+    process = subprocess.Popen([sys.executable, "-c", program], env={**os.environ, **environ, "SLURM_JOB_ID": "12"})
+    deadline = time.monotonic() + 20
+    while not Path("ready").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(number)
+    assert process.wait(20) == 128 + number
+    assert Path("saved").exists() == saved

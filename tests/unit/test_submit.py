@@ -1,0 +1,323 @@
+"""`psgc submit`: the script that it writes, what it refuses, and the examples, which are such scripts."""
+
+import os
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from psgc.cli import main
+from psgc.config import load
+from psgc.slurm_script import Job
+from psgc.submit import sweep_points
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = sorted((ROOT / "scripts/slurm").glob("*.sbatch"))
+RUN = """\
+problem: {kind: logistic}
+data: {path: data/train.npz, test: t.npz}
+optimizer: {kind: sgd, lr: 0.1}
+iterations: 3
+output: runs/a
+"""
+PLAIN = ("run.yaml", "--nodes", "2", "--ranks-per-node", "3", "--time", "2:00:00")
+
+
+@pytest.fixture
+def submit(tmp_path, monkeypatch, capsys):
+    """`psgc submit` in a folder with run.yaml: exit code, stdout, stderr."""
+    monkeypatch.chdir(tmp_path)
+    Path("run.yaml").write_text(RUN)
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as caught:
+            main(["submit", *arguments])
+        return caught.value.code, *capsys.readouterr()
+
+    return run
+
+
+def written(submit, *arguments, to="runs/a.sbatch"):
+    """The lines of the script."""
+    code, out, err = submit(*PLAIN, *arguments)
+    assert (code, err) == (0, "")
+    assert out.endswith(f"; submit it with: sbatch {shlex.quote(to)}\n")
+    return Path(to).read_text().splitlines()
+
+
+def directives(lines):
+    """The options of sbatch, by name."""
+    options = [line.removeprefix("#SBATCH ") for line in lines if line.startswith("#SBATCH ")]
+    assert len({option.partition("=")[0] for option in options}) == len(options)
+    return {name: value for name, _, value in (option.partition("=") for option in options)}
+
+
+def executed(lines, **environ):
+    """What the last command is when bash has read the script, and the variables that it sees."""
+    script = "\n".join(
+        [*lines[:-1], re.sub("^exec psgc", "echo -n ran; printf '\\\\0%s' psgc", lines[-1]), "echo -e '\\0'"]
+    )
+    script = (
+        'sbcast() { echo -n "sbcast $*|"; }\n'
+        + script
+        + "\necho -n $PATH/$OMP_NUM_THREADS/$OPENBLAS_NUM_THREADS/$MKL_NUM_THREADS"
+    )
+    environ = {"PATH": os.environ["PATH"], **environ}
+    finished = subprocess.run(["bash", "-c", script], capture_output=True, text=True, env=environ, timeout=20)
+    assert finished.stderr == ""
+    before, *words, after = finished.stdout.split("\0")
+    return words, before.removesuffix("ran"), after.strip()
+
+
+# the script
+
+
+def test_the_script_of_a_run(submit):
+    lines = written(submit)
+    assert lines[:2] == ["#!/bin/bash", f"# Written by: psgc submit {' '.join(PLAIN)}"]
+    assert directives(lines) == {
+        "--job-name": "run",
+        "--nodes": "2",
+        "--ntasks-per-node": "3",
+        "--cpus-per-task": "1",
+        "--time": "2:00:00",
+        "--output": "%x-%j.log",
+        "--open-mode": "append",
+        "--signal": "B:USR1@60",
+        "--requeue": "",
+    }
+    words, _, after = executed(lines)
+    assert words == ["psgc", "launch", "run.yaml", "-n", "6", "--requeue", "60"]
+    assert after.endswith("/1/1/1")
+
+
+def test_only_a_start_after_the_first_goes_on(submit):
+    assert executed(written(submit), SLURM_RESTART_COUNT="1")[0][-1] == "--resume"
+    assert executed(written(submit, "--resume"))[0][-1] == "--resume"
+
+
+def test_what_a_job_asks_for(submit):
+    asked = ["--cpus-per-rank", "4", "--gpus-per-rank", "2", "--partition", "gpu", "--account", "a-1", "--name", "n"]
+    lines = written(submit, *asked, "--warning", "120", "--sbatch=--qos=long", "--sbatch=--exclusive")
+    expected = {
+        "--job-name": "n",
+        "--cpus-per-task": "4",
+        "--gpus-per-node": "6",
+        "--partition": "gpu",
+        "--account": "a-1",
+        "--signal": "B:USR1@120",
+        "--qos": "long",
+        "--exclusive": "",
+    }
+    assert expected.items() <= directives(lines).items()
+    words, _, after = executed(lines)
+    assert words[-2:] == ["--requeue", "120"]
+    assert after.endswith("/4/4/4")
+
+
+NASTY = ["output=o $(touch hacked); `touch hacked` 'x' \"y\" #", "coding={parts: 2, replication: 3}", "seed=2"]
+
+
+def test_no_text_of_the_users_is_read_by_the_shell(submit):
+    Path("my $(touch hacked) run.yaml").write_text(RUN)
+    given = [argument for text in NASTY for argument in ("--set", text)]
+    code, _, err = submit("my $(touch hacked) run.yaml", *PLAIN[1:], *given, "--output", "s")
+    assert (code, err) == (0, "")
+    words = executed(Path("s").read_text().splitlines())[0]
+    assert words == ["psgc", "launch", "my $(touch hacked) run.yaml", "-n", "6", *given, "--requeue", "60"]
+    assert not Path("hacked").exists()
+
+
+def test_a_line_break_in_the_command_cannot_add_an_option(submit):
+    lines = written(submit, "--set", "seed=1\n#SBATCH --uid=0")
+    first_command = next(i for i, line in enumerate(lines) if line and not line.startswith("#"))
+    assert "--uid" not in directives(lines[:first_command])
+
+
+def test_the_directory_of_the_script_is_made(submit):
+    written(submit, "--output", "deep/er/s.sbatch", to="deep/er/s.sbatch")
+
+
+# sweeps
+
+
+def test_a_sweep_is_an_array_of_every_combination(submit):
+    lines = written(
+        submit, "--sweep", "optimizer.lr=0.1, 0.3", "--sweep", "coding={parts: 2},{parts: 1}", "--set", "seed=4"
+    )
+    assert directives(lines)["--array"] == "0-3"
+    assert directives(lines)["--output"] == "%x-%A_%a.log"
+    runs = []
+    for index in range(4):
+        words = executed(lines, SLURM_ARRAY_TASK_ID=str(index))[0]
+        overrides = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
+        config = load("run.yaml", overrides)
+        assert config.seed == 4
+        runs.append((config.optimizer.lr, config.coding.parts, config.output))
+    assert [run[:2] for run in runs] == [(0.1, 2), (0.1, 1), (0.3, 2), (0.3, 1)]
+    assert len({run[2] for run in runs}) == 4
+    assert all(
+        re.fullmatch(rf"runs/a/{i}_optimizer\.lr=0\.[13]_coding=_parts_[12]_", run[2]) for i, run in enumerate(runs)
+    )
+
+
+def test_values_are_taken_apart_as_yaml():
+    assert [point[0] for point in sweep_points(["a=1,[2, 3], {b: 4, c: 5},'6,7',"], "o")] == [
+        "a=1",
+        "a=[2, 3]",
+        "a={b: 4, c: 5}",
+        "a='6,7'",
+    ]
+
+
+@pytest.mark.parametrize(
+    "sweep", ["optimizer.lr", "optimizer.lr=", "seed=1]", "seed=1],[2", "seed=1,,2", "seed=1\n,2", "seed=*a"]
+)
+def test_a_sweep_without_values(submit, sweep):
+    code, _, err = submit(*PLAIN, "--sweep", sweep)
+    assert code == 2
+    assert err.count("\n") == 1
+    assert "--sweep " in err or "--set " in err
+
+
+# refusals
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--set", "iterations=0"], "--set iterations=0: expected a whole number >= 1, got 0"),
+        (["--set", "coding.replication=6"], "replication"),
+        (["--sweep", "coding.replication=2,6"], "coding.replication=6 output=runs/a/1_coding.replication=6: "),
+        (["--sweep", "iterations=5,x"], "--set iterations=x: "),
+        (["--sweep", "seed=1", "--sweep", "seed=2"], "--sweep seed=2: seed: given twice"),
+        (["--sweep", "output=a,b"], "--sweep output=a,b: output: every run of a sweep has its own"),
+        (["--nodes", "0"], "--nodes 0: expected a whole number from 1 to 65535"),
+        (["--nodes", "1", "--ranks-per-node", "1"], "expected 2 ranks or more"),
+        (["--cpus-per-rank", "0"], "--cpus-per-rank 0: expected a whole number from 1"),
+        (["--gpus-per-rank", "-1"], "--gpus-per-rank -1: expected a whole number from 0"),
+        (["--warning", "5"], "--warning 5: expected a whole number from 15"),
+        (["--time", "1:00"], "--time 1:00: expected more than the --warning of 60 seconds before its end"),
+        (["--time", "soon"], "--time soon: expected hours:minutes:seconds"),
+        (["--partition", "a b"], "--partition a b: expected letters, digits"),
+        (["--partition", "a\n#SBATCH --uid=0"], "--partition a\\n#SBATCH --uid=0: expected letters"),
+        (["--account", "-x"], "expected one argument"),
+        (["--account", ""], "--account : expected letters, digits"),
+        (["--name", "%x"], "--name %x: expected letters, digits"),
+        (["--sbatch", "qos=long"], "--sbatch qos=long: expected one option without blanks, such as --qos=long"),
+        (["--sbatch=--comment=a b"], "--sbatch --comment=a b: expected one option"),
+        (["--local-dir", "/tmp/$(id)"], "--local-dir /tmp/$(id): expected a path without blanks, such as $TMPDIR"),
+        (["--local-dir", "/tmp", "--sweep", "data.path=a,b"], "--local-dir: the data of all runs must be the same"),
+        (["--local-dir", "/tmp", "--set", "problem={python: 'a:b'}", "--set", "data=null"], "the YAML has no data"),
+        (["--output", "run.yaml/x"], "run.yaml/x: cannot be written: "),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line_and_nothing_is_written(submit, arguments, said):
+    code, out, err = submit(*PLAIN, *arguments)
+    assert (code, out) == (2, "")
+    assert said in err
+    assert err.startswith("usage: ") or err.count("\n") == 1
+    assert {path.name for path in Path().iterdir()} == {"run.yaml"}
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("90", 5400),
+        ("90:30", 5430),
+        ("2:00:05", 7205),
+        ("1-12", 129600),
+        ("1-00:30", 88200),
+        ("1-02:03:04", 93784),
+    ],
+)
+def test_times_are_read_as_slurm_reads_them(text, seconds):
+    assert Job(nodes=1, ranks_per_node=2, time=text, name="x").seconds() == seconds
+
+
+# local copies
+
+
+def test_data_is_copied_to_every_node_first(submit):
+    Path("run.yaml").write_text(RUN.replace("t.npz", "my test.npz"))
+    lines = written(submit, "--local-dir", "${TMPDIR}/x", "--set", "data.labels=y.npy")
+    words, before, _ = executed(lines, TMPDIR="/local disk", SLURM_JOB_ID="7")
+    copies = {
+        "data.path": "/local disk/x/psgc-7-data-path.npz",
+        "data.labels": "/local disk/x/psgc-7-data-labels.npy",
+        "data.test": "/local disk/x/psgc-7-data-test.npz",
+    }
+    assert before.split("|")[:-1] == [
+        f"sbcast --force {source} {copy}"
+        for source, copy in zip(["data/train.npz", "y.npy", "my test.npz"], copies.values(), strict=True)
+    ]
+    overrides = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
+    data = load("run.yaml", overrides).data.model_dump()
+    assert {f"data.{key}": value for key, value in data.items() if value} == copies
+
+
+# submitting
+
+
+@pytest.fixture
+def sbatch(tmp_path, monkeypatch):
+    """Call it with the shell of sbatch; sinfo knows the partitions cpu and gpu."""
+    bin_ = tmp_path / "bin"
+    bin_.mkdir()
+    monkeypatch.setenv("PATH", f"{bin_}:{os.environ['PATH']}")
+
+    def make(body):
+        for name, script in (("sbatch", body), ("sinfo", "printf 'cpu\\ngpu\\n'")):
+            (bin_ / name).write_text(f"#!/bin/sh\n{script}\n")
+            (bin_ / name).chmod(0o755)
+
+    return make
+
+
+def test_go_submits_it(submit, sbatch):
+    sbatch("cp $2 submitted; echo 12")
+    assert submit(*PLAIN, "--go") == (
+        0,
+        "job 12: a run on 2 x 3 ranks, as runs/a.sbatch says; it writes run-12.log\n",
+        "",
+    )
+    assert Path("submitted").read_text() == Path("runs/a.sbatch").read_text()
+    _, out, _ = submit(*PLAIN, "--go", "--sweep", "seed=1,2")
+    assert out == "job 12: 2 runs on 2 x 3 ranks, as runs/a.sbatch says; it writes run-12_*.log\n"
+
+
+@pytest.mark.parametrize(
+    ("refusal", "partition", "code", "said"),
+    [
+        ("Invalid partition name specified", "x", 2, "--partition x: SLURM has no such partition, expected cpu, gpu"),
+        ("Invalid qos specification", "cpu", 2, "SLURM refuses runs/a.sbatch: Invalid qos specification"),
+        ("Unable to contact slurm controller", "cpu", 1, "SLURM is out of order: Unable to contact slurm controller"),
+    ],
+)
+def test_what_slurm_says_is_one_line(submit, sbatch, refusal, partition, code, said):
+    sbatch(f"echo 'sbatch: error: Batch job submission failed: {refusal}' >&2; exit 1")
+    assert submit(*PLAIN, "--go", "--partition", partition) == (code, "", f"psgc: {said}\n")
+
+
+# the examples
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
+def test_the_examples_are_what_psgc_submit_writes(example, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("psgc.slurm_script.PROGRAM", Path(".venv/bin/psgc"))
+    text = example.read_text()
+    arguments = shlex.split(text.splitlines()[1].removeprefix("# Written by: psgc "))
+    place = arguments.index("--output") + 1
+    assert arguments[place] == f"scripts/slurm/{example.name}"
+    arguments[place] = str(tmp_path / "s")
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 0
+    assert (tmp_path / "s").read_text().splitlines()[2:] == text.splitlines()[2:]
+
+
+def test_there_are_examples():
+    assert {path.name for path in EXAMPLES} == {"cpu.sbatch", "gpu.sbatch", "sweep.sbatch"}
