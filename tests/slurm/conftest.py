@@ -16,9 +16,12 @@ def cluster():
     with Cluster(nodes=4, cpus=8) as cluster:
         yield cluster
         cluster.end_jobs()
-        left = [pid for pid in cluster.processes() if any(v.startswith("SLURM_JOB_ID=") for v in environ_of(pid))]
-    assert not left, "processes of jobs outlived them"
+        cluster.until(lambda: not jobs_processes(cluster), 15, "end of all that jobs have started")
     assert cluster.processes() == []
+
+
+def jobs_processes(cluster):
+    return [pid for pid in cluster.processes() if any(v.startswith("SLURM_JOB_ID=") for v in environ_of(pid))]
 
 
 @pytest.fixture

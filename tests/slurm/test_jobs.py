@@ -1,11 +1,7 @@
 """What `psgc submit` makes of a run, on a live SLURM of several nodes: jobs that end, are cut off, and go on."""
 
-import os
-import signal
-
 import pytest
 
-from tests.slurm.cluster import environ_of
 from tests.slurm.workplace import ITERATIONS, Workplace
 
 pytestmark = pytest.mark.timeout(200)
@@ -17,6 +13,13 @@ def undisturbed(cluster, tmp_path_factory):
     work = Workplace(cluster, tmp_path_factory.mktemp("undisturbed"))
     work.end(work.submit())
     return work.params()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def limited(cluster, tmp_path_factory):
+    """A job that begins before the first test and reaches its time limit, of a minute, during the others."""
+    work = Workplace(cluster, tmp_path_factory.mktemp("limited"))
+    return work, work.submit("--time", "1:00", "--warning", "15", slow=True)
 
 
 def assert_whole(work, undisturbed, output="out"):
@@ -44,51 +47,6 @@ def test_a_job_that_is_warned_goes_back_into_the_queue_and_finishes_from_its_che
     assert 0 < reached < ITERATIONS
     assert f"psgc launch: job {job} is back in the queue, to go on from its checkpoint" in said
     assert f"going on from iteration {reached}, " in said
-    assert_whole(work, undisturbed)
-
-
-def test_a_job_at_its_time_limit_does_the_same(work, undisturbed):
-    job = work.submit("--time", "1:00", "--warning", "15", slow=True)
-    work.until(lambda: work.cluster.job(job)["Restarts"] == "1", 75)
-    work.hurry()
-    said = work.end(job, restarts=1)
-    assert "asked to stop (SIGUSR1)" in said
-    assert_whole(work, undisturbed)
-
-
-def test_a_job_whose_server_is_killed_does_the_same(work, undisturbed):
-    job = work.submit(slow=True)
-    work.until(work.checkpoints)
-    (server,) = (pid for pid in work.cluster.processes(job) if "OMPI_COMM_WORLD_RANK=0" in environ_of(pid))
-    os.kill(server, signal.SIGKILL)
-    work.until(lambda: work.cluster.job(job)["Restarts"] == "1")
-    work.hurry()
-    said = work.end(job, restarts=1)
-    assert f"job {job} is back in the queue" in said
-    assert_whole(work, undisturbed)
-
-
-def test_a_job_that_loses_a_node_does_the_same(work, undisturbed):
-    job = work.submit(slow=True)
-    work.until(work.checkpoints)
-    work.cluster.client("scontrol", "update", "nodename=n2", "state=down", "reason=test")
-    work.until(lambda: work.cluster.job(job)["Restarts"] == "1")
-    work.hurry()
-    said = work.end(job, restarts=1)
-    assert "DUE TO NODE FAILURE" in said
-    assert "going on from iteration " in said
-    assert_whole(work, undisturbed)
-
-
-def test_a_killed_worker_is_survived_in_the_same_start(work, undisturbed):
-    job = work.submit(slow=True)
-    work.until(work.checkpoints)
-    os.kill(work.pid(3), signal.SIGKILL)
-    work.hurry()
-    work.end(job, restarts=0)
-    lost = (work.folder / "out/lost.csv").read_text().splitlines()
-    assert len(lost) == 2, lost
-    assert lost[1].split(",")[1] == "3", lost
     assert_whole(work, undisturbed)
 
 
@@ -126,3 +84,26 @@ def test_a_partition_that_does_not_exist_is_one_clear_line(work):
     assert refused.returncode == 2
     assert refused.stderr == "psgc: --partition gpu: SLURM has no such partition, expected test\n"
     assert refused.stdout == ""
+
+
+def test_a_job_at_its_time_limit_goes_back_as_well(limited, undisturbed):
+    work, job = limited
+    work.until(lambda: work.cluster.job(job)["Restarts"] == "1", 75)
+    reached = work.checkpoints()[-1]
+    work.hurry()
+    said = work.end(job, restarts=1)
+    assert "asked to stop (SIGUSR1)" in said
+    assert f"going on from iteration {reached}, " in said
+    assert_whole(work, undisturbed)
+
+
+def test_a_job_that_loses_a_node_goes_back_as_well(work, undisturbed):
+    job = work.submit(slow=True)
+    work.until(work.checkpoints)
+    work.cluster.client("scontrol", "update", "nodename=n2", "state=down", "reason=test")
+    work.until(lambda: work.cluster.job(job)["Restarts"] == "1")
+    work.hurry()
+    said = work.end(job, restarts=1)
+    assert "DUE TO NODE FAILURE" in said
+    assert "going on from iteration " in said
+    assert_whole(work, undisturbed)

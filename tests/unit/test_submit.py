@@ -12,6 +12,7 @@ from psgc.cli import main
 from psgc.config import load
 from psgc.slurm_script import Job
 from psgc.submit import sweep_points
+from tests.unit.doctests import assert_examples_hold
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted((ROOT / "scripts/slurm").glob("*.sbatch"))
@@ -180,6 +181,11 @@ def test_a_sweep_without_values(submit, sweep):
     assert code == 2
     assert err.count("\n") == 1
     assert "--sweep " in err or "--set " in err
+
+
+@pytest.mark.parametrize("module", ["psgc.slurm_script", "psgc.submit"])
+def test_examples(module):
+    assert_examples_hold(module)
 
 
 # refusals
