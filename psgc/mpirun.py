@@ -13,6 +13,7 @@ from pathlib import Path
 from psgc.errors import UserError
 
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+AGENTS = ("plm_ssh_agent", "plm_rsh_agent")  # ends of the variables that make Open MPI use another ssh
 PROBE_SECONDS = 20.0
 FAMILIES = {
     "Open MPI": r"\((?:Open MPI|OpenRTE)\) ([0-9][0-9.]*)",
@@ -110,6 +111,8 @@ def launch_command(
             # mpirun ends the job when it finds a host gone. Let it not look: a host without power or link is
             # then no more than some workers that are not heard, and if it comes back, so do they.
             additions["PRTE_MCA_oob_tcp_keepalive_time"] = "0"
+            if placement != ANYWHERE and not any(name.endswith(AGENTS) for name in environ):
+                additions["PRTE_MCA_plm_ssh_args"] = "-o ServerAliveInterval=0"  # whatever ~/.ssh/config says
         if os.geteuid() == 0:
             additions |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
         additions["OMPI_MCA_btl"] = "^ofi"  # probing libfabric costs a second at every start

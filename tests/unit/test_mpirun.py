@@ -157,6 +157,15 @@ def test_hosts(mpirun: MakeMpirun, version: str, flag: str) -> None:
     assert not additions.keys() & set(THREADS)  # each rank takes its share of its own host
 
 
+def test_ssh_does_not_look_for_lost_hosts_either(mpirun: MakeMpirun) -> None:
+    hosts, environ = Placement(host="a:5,b:4"), mpirun()
+    assert launch_command(9, [], environ, hosts)[1]["PRTE_MCA_plm_ssh_args"] == "-o ServerAliveInterval=0"
+    for choice in ({"PRTE_MCA_plm_ssh_agent": "rsh"}, {"OMPI_MCA_plm_rsh_agent": "blaunch"}):
+        assert "PRTE_MCA_plm_ssh_args" not in launch_command(9, [], {**environ, **choice}, hosts)[1]
+    assert "PRTE_MCA_plm_ssh_args" not in launch_command(9, [], environ)[1]
+    assert "PRTE_MCA_plm_ssh_args" not in launch_command(9, [], environ, hosts, fault_tolerance=False)[1]
+
+
 @pytest.mark.parametrize(("version", "flag"), [("mpirun (Open MPI) 5.0.11", "--hostfile"), (HYDRA, "-f")])
 def test_host_file(mpirun: MakeMpirun, version: str, flag: str) -> None:
     environ = mpirun(version=version)
