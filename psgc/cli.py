@@ -15,6 +15,7 @@ EXAMPLES = """examples:
   psgc launch run.yaml -n 9                        a server and 8 workers on this machine
   mpirun -n 9 psgc train run.yaml                  the same, with an mpirun line of your own
   psgc launch run.yaml -n 9 --set coding.parts=2   with a setting changed
+  psgc doctor                                      what a run here would survive
   psgc simulate scripts/simulate.yaml              how long schedules would take
 """
 
@@ -119,6 +120,15 @@ def _parser() -> argparse.ArgumentParser:
     submit.add_argument("--go", action="store_true", help="submit it as well")
     submit.set_defaults(run=_submit)
 
+    doctor = commands.add_parser("doctor", help="probe this machine: what a run here survives, how to launch it")
+    doctor.add_argument("output", nargs="?", default="runs", help="the directory that runs will write to (runs)")
+    doctor.add_argument("-n", type=int, dest="ranks", metavar="RANKS", help="ranks of the run to come")
+    where = doctor.add_mutually_exclusive_group()
+    where.add_argument("--host", metavar="LIST", help="probe these hosts, for example a:5,b:4")
+    where.add_argument("--hostfile", metavar="FILE", help="the same from a file, in mpirun's own format")
+    doctor.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    doctor.set_defaults(run=_doctor)
+
     simulate = commands.add_parser("simulate", help="simulate schedules on random, given or recorded speeds")
     _common(simulate, "sim.yaml", "the simulation, see scripts/simulate.yaml", "trials=100")
     simulate.add_argument("--json", metavar="FILE", help="write the table there as JSON")
@@ -206,6 +216,13 @@ def _submit(options: argparse.Namespace) -> int:
         go=options.go,
         written_by=["psgc", *options.given],
     )
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from psgc.doctor import doctor
+    from psgc.mpirun import Placement
+
+    return doctor(options.output, options.ranks, Placement(options.host, options.hostfile))
 
 
 def _simulate(options: argparse.Namespace) -> int:

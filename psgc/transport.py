@@ -141,6 +141,12 @@ class Transport:
         self._ring: deque[tuple[MPI.Request, np.ndarray]] = deque()
         self._polls = 0
 
+    @property
+    def thread_level(self) -> str:
+        """What MPI grants this process; psgc needs no more than "funneled"."""
+        levels = {MPI.THREAD_SINGLE: "single", MPI.THREAD_FUNNELED: "funneled", MPI.THREAD_SERIALIZED: "serialized"}
+        return levels.get(MPI.Query_thread(), "multiple")
+
     # setting up and ending
 
     def broadcast(self, data: bytes | None) -> bytes:

@@ -1,0 +1,161 @@
+"""What `psgc doctor` has done in processes of their own, since it may hang or crash: `python -m psgc.probe WHAT ...`.
+
+    mpirun ... ranks     three or more ranks exchange vectors; then the last one kills itself, and the others look
+    gpu                  import CuPy and compute on every GPU
+    files DIRECTORY      find the file system of a directory (it need not exist yet) and write there as a run does
+
+Whatever is found is printed as soon as it is: a line of `MARK` and JSON. What is not printed was not found.
+"""
+
+import json
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from psgc.machine import mount_of, usable_cores
+
+MARK = "psgc-probe "
+ENTRIES = 1 << 20  # of the vectors that ranks exchange: 8 MiB
+PATIENCE = 8.0  # seconds for the death to be noticed, and for everything else that should take none
+
+
+def say(**found: object) -> None:
+    """Print findings, in one piece: ranks share a pipe."""
+    os.write(1, f"{MARK}{json.dumps(found)}\n".encode())
+
+
+def ranks() -> None:
+    """One rank of a small job: exchange vectors as a run does, then lose the last rank, and leave in order."""
+    import numpy as np
+
+    from psgc.messages import Kind, record
+    from psgc.transport import Control, Died, Transport, Vector
+
+    transport = Transport()
+    everyone = [json.loads(text) for text in transport.gather(json.dumps({"cores": usable_cores(), "blas": _blas()}))]
+    serving, victim = transport.rank == 0, transport.size - 1
+    workers = range(1, transport.size)
+    if serving:
+        say(
+            size=transport.size,
+            library=transport.library,
+            threads=transport.thread_level,
+            hosts=len(set(transport.hosts)),
+            ranks=everyone,
+        )
+    if transport.size < 3:
+        transport.finalize()
+        transport.end(0)
+    transport.start(1)
+    for rank in workers if serving else [0]:
+        transport.post(np.empty(ENTRIES), rank)
+    heard: set[tuple[int, int | str]] = set()  # what has come: (rank, kind of record), (rank, "vector" or "died")
+
+    def until(*wanted: tuple[int, int | str]) -> None:
+        end = time.monotonic() + PATIENCE
+        while not heard.issuperset(wanted):
+            if time.monotonic() > end:
+                transport.leave(1)
+            for message in transport.poll(0):
+                match message:
+                    case Control(source, records):
+                        heard.update((source, int(kind)) for kind in records["kind"])
+                    case Vector(source):
+                        heard.add((source, "vector"))
+                    case Died(rank):
+                        heard.add((rank, "died"))
+            transport.wait(expecting_large=True)
+
+    vector = np.ones(ENTRIES)
+    if serving:
+        began = time.monotonic()
+        for rank in workers:
+            transport.send_vector(rank, 0, 0, vector)
+        until(*((rank, "vector") for rank in workers))
+        say(exchanged=time.monotonic() - began, bytes=2 * vector.nbytes * len(workers))
+        began = time.monotonic()
+        transport.send(victim, [record(Kind.STOP)])
+        until((victim, "died"))
+        say(noticed=time.monotonic() - began)
+        until(*((rank, Kind.GOODBYE) for rank in workers if rank != victim))
+        say(survived=True)
+        transport.leave(0, [rank for rank in workers if rank != victim])
+    until((0, "vector"))
+    transport.send_vector(0, 0, 0, vector)
+    if transport.rank == victim:
+        until((0, Kind.STOP))
+        os.kill(os.getpid(), signal.SIGKILL)
+    until((victim, "died"))
+    transport.send(0, [record(Kind.GOODBYE)])
+    while transport.sending():
+        transport.poll(0)
+    transport.leave(0)
+
+
+def _blas() -> int | None:
+    """Threads that the BLAS of this process will use at most; None where threadpoolctl cannot tell."""
+    try:
+        import scipy.linalg.blas  # noqa: F401  the library to be asked for
+        from threadpoolctl import threadpool_info
+    except ImportError:
+        return None
+    pools = [int(pool["num_threads"]) for pool in threadpool_info() if pool["user_api"] in ("blas", "openmp")]
+    return max(pools, default=None)
+
+
+def gpu() -> None:
+    """Whether CuPy is there, what keeps it from a GPU, and what every GPU is called."""
+    try:
+        import cupy
+    except Exception as error:  # a CuPy whose libraries are missing raises whatever it likes
+        say(cupy=None, reason="" if isinstance(error, ModuleNotFoundError) else str(error))
+        return
+    try:
+        names = []
+        for number in range(cupy.cuda.runtime.getDeviceCount()):
+            with cupy.cuda.Device(number):
+                float(cupy.arange(5.0).sum())  # compiles and runs a kernel
+            properties = cupy.cuda.runtime.getDeviceProperties(number)
+            names.append(f"{properties['name'].decode()}, {properties['totalGlobalMem'] / 2**30:.0f} GiB")
+    except Exception as error:  # CUDA's own: no device, no driver, one that is too old
+        say(cupy=cupy.__version__, reason=str(error))
+    else:
+        say(cupy=cupy.__version__, gpus=names)
+
+
+def files(directory: str) -> None:
+    """The file system that `directory` lies in, and whether a run can write there: written, synced, renamed, read."""
+    wanted = Path(os.path.abspath(directory))
+    there = next(path for path in (wanted, *wanted.parents) if path.exists())
+    place, kind = mount_of(os.path.realpath(there), Path("/proc/self/mountinfo").read_text())
+    say(directory=str(there), mount=place, kind=kind, free=shutil.disk_usage(there).free)
+    content = os.urandom(1 << 20)
+    began = time.monotonic()
+    try:
+        with tempfile.TemporaryDirectory(prefix=".psgc-doctor-", dir=there) as scratch:
+            unfinished, finished = Path(scratch, "unfinished"), Path(scratch, "finished")
+            with unfinished.open("wb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+            unfinished.rename(finished)
+            descriptor = os.open(scratch, os.O_RDONLY)
+            os.fsync(descriptor)
+            os.close(descriptor)
+            say(written=finished.read_bytes() == content, seconds=time.monotonic() - began)
+    except OSError as error:
+        say(written=False, reason=error.strerror)
+
+
+if __name__ == "__main__":
+    match sys.argv[1:]:
+        case ["ranks"]:
+            ranks()
+        case ["gpu"]:
+            gpu()
+        case ["files", directory]:
+            files(directory)

@@ -1,0 +1,57 @@
+import os
+import time
+from pathlib import Path
+
+from psgc.ask import Answer, Question
+from psgc.probe import MARK
+
+
+def shell(script: str, seconds: float = 20.0) -> Question:
+    return Question(["sh", "-c", script], os.environ, seconds)
+
+
+def test_an_answer() -> None:
+    with shell("echo yes; echo no >&2; exit 3") as question:
+        answer = question.answer()
+        assert (answer.code, answer.out, answer.err) == (3, "yes\n", "no\n")
+        assert question.answer().out == "yes\n"
+
+
+def test_who_is_late_is_killed_with_all_that_it_started(tmp_path: Path) -> None:
+    began = time.monotonic()
+    with shell(f"setsid sh -c 'echo $$ > {tmp_path}/pid; exec sleep 60' & echo begun; wait", 1.0) as question:
+        answer = question.answer()
+        assert question.answer() == answer
+    assert (answer.code, answer.out) == (None, "begun\n")
+    assert time.monotonic() - began < 15
+    end = time.monotonic() + 10
+    while Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}/cmdline").exists() and time.monotonic() < end:
+        time.sleep(0.02)
+    assert not Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}").exists()
+
+
+def test_who_keeps_the_pipe_open_keeps_nobody_waiting() -> None:
+    began = time.monotonic()
+    with shell("setsid sleep 5 & echo done") as question:
+        assert question.answer().out == "done\n"
+    assert time.monotonic() - began < 4
+
+
+def test_a_question_that_nobody_waits_for_ends_with_its_block() -> None:
+    with shell("sleep 60") as question:
+        process = question._process
+        assert process is not None
+        assert process.poll() is None
+    assert process.poll() is not None
+
+
+def test_no_such_command() -> None:
+    with Question(["/nowhere/sinfo"], {}, 1.0) as question:
+        assert question.answer() == Answer(None, "", "/nowhere/sinfo: No such file or directory", 0.0)
+
+
+def test_what_the_probe_found() -> None:
+    out = f'noise\n{MARK}{{"size": 3}}\nrank 1: {MARK}{{"exchanged": 0.5, "size": 4}}\n{MARK}{{"half'
+    answer = Answer(0, out, "", 1.0)
+    assert answer.lines() == [{"size": 3}, {"exchanged": 0.5, "size": 4}]
+    assert answer.found() == {"size": 4, "exchanged": 0.5}

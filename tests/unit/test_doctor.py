@@ -1,0 +1,150 @@
+"""The whole of `psgc doctor` with an mpirun, a SLURM and file systems made of shell. A real one: tests/ranks."""
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from psgc.cli import main
+from psgc.doctor import default_ranks, doctor
+from psgc.errors import UserError
+from psgc.probe import MARK
+from tests.unit.fake_mpirun import MakeMpirun
+
+RANKS = [{"cores": 2, "blas": 1}] * 3
+JOB = [
+    {"size": 3, "library": "Open MPI v5.0.11", "threads": "funneled", "hosts": 1, "ranks": RANKS},
+    {"exchanged": 0.01, "bytes": 1 << 25},
+    {"noticed": 0.01},
+    {"survived": True},
+]
+SAY = "\n".join(f"echo '{MARK}{json.dumps(line)}'" for line in JOB)
+
+
+@pytest.fixture(autouse=True)
+def cluster(mpirun: MakeMpirun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A SLURM that answers, before whatever this machine has; outside of any job."""
+    mpirun()
+    (tmp_path / "bin/sinfo").write_text('#!/bin/sh\n[ "$1" = --version ] && echo slurm 1.2 || echo "all up 3"\n')
+    (tmp_path / "bin/sinfo").chmod(0o755)
+    for name in ("SLURM_JOB_ID", "SLURM_NTASKS", "SLURM_JOB_NUM_NODES"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def levels(said: str) -> dict[str, str]:
+    lines = [line for line in said.splitlines() if line[2:9].strip() in ("ok", "note", "problem")]
+    return {line[11:27].strip(): line[2:9].strip() for line in lines}
+
+
+def test_a_machine_where_all_is_well(mpirun: MakeMpirun, capsys: pytest.CaptureFixture[str]) -> None:
+    mpirun(f'echo "$*" >> arguments; env >> environment\n{SAY}')
+    assert doctor("out", 3) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert "\x1b" not in out
+    found = levels(out)
+    assert "problem" not in found.values()
+    assert {name for name, level in found.items() if level == "note"} <= {
+        "transport", "cores", "GPU", "output", "killed rank 0", "lost host",
+    }  # fmt: skip
+    last = out.splitlines()[-2:]
+    assert last[0] == "Launch it with   psgc launch run.yaml -n 3"
+    assert last[1].endswith("-m psgc train run.yaml")
+    (arguments,) = Path("arguments").read_text().splitlines()
+    assert "-n 3 " in arguments
+    assert " --with-ft ulfm " in arguments  # the line of psgc launch
+    assert arguments.endswith("-m psgc.probe ranks")
+    assert "OMPI_MCA_pml=ob1\n" in Path("environment").read_text()
+
+
+def test_ranks_get_the_threads_of_the_run_to_come(
+    mpirun: MakeMpirun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(12)))
+    mpirun(f'echo "$OMP_NUM_THREADS" >> threads\n{SAY}')
+    doctor("out", 6)
+    assert Path("threads").read_text() == "2\n"
+    assert levels(capsys.readouterr().out)["cores"] == "ok"
+
+
+def test_named_hosts_get_all_ranks(mpirun: MakeMpirun, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mpirun(f'echo "$*" >> arguments\n{SAY.replace(json.dumps(3), json.dumps(9))}')
+    with pytest.raises(SystemExit) as ended:
+        main(["doctor", "out", "-n", "9", "--host", "a:5,b:4"])
+    assert ended.value.code == 0
+    assert "-n 9 --host a:5,b:4 " in Path("arguments").read_text()
+    out = capsys.readouterr().out
+    assert "Launch it with   psgc launch run.yaml -n 9 --host a:5,b:4\n" in out
+    assert "cores" not in levels(out)  # this host's say nothing about theirs
+
+
+def test_no_mpirun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("psgc.mpirun.sys.executable", str(tmp_path / "python"))
+    assert doctor("out") == 1
+    out = capsys.readouterr().out
+    assert levels(out)["mpirun"] == "problem"
+    assert "no mpirun on the PATH" in out
+    assert "Launch" not in out
+    assert levels(out)["output"] in ("ok", "note")  # the rest is looked at all the same
+
+
+def test_an_mpirun_that_never_ends(
+    mpirun: MakeMpirun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("psgc.doctor.LIMIT", 1.0)
+    mpirun("echo $$ > pid; exec sleep 60")
+    began = time.monotonic()
+    assert doctor("out") == 1
+    assert time.monotonic() - began < 20
+    assert "did not start: no end after" in capsys.readouterr().out
+    assert not Path(f"/proc/{Path('pid').read_text().strip()}").exists()
+
+
+def test_an_mpirun_that_does_not_even_say_its_version(
+    mpirun: MakeMpirun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("psgc.doctor.MPIRUN_LIMIT", 0.3)
+    Path("bin/mpirun").write_text("#!/bin/sh\nexec sleep 60\n")
+    assert doctor("out") == 1
+    assert "mpirun --version: no answer, expected a working MPI" in capsys.readouterr().out
+
+
+def test_everything_that_hangs_is_given_up(
+    mpirun: MakeMpirun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("psgc.doctor.PROBE", ["sh", "-c", "exec sleep 60"])
+    for limit in ("GPU_LIMIT", "FILES_LIMIT", "SLURM_LIMIT"):
+        monkeypatch.setattr(f"psgc.doctor.{limit}", 0.5)
+    mpirun(SAY)
+    Path("bin/sinfo").write_text('#!/bin/sh\n[ "$1" = --version ] && echo slurm 1.2 || exec sleep 60\n')
+    began = time.monotonic()
+    assert doctor("out") == 1
+    assert time.monotonic() - began < 20
+    out = capsys.readouterr().out
+    assert "slurm 1.2, but its controller does not answer" in out
+    assert "out: no end after" in out  # the output directory: no run could write there
+    assert levels(out)["GPU"] == "note"
+
+
+def test_a_run_directory_that_is_a_file(mpirun: MakeMpirun, capsys: pytest.CaptureFixture[str]) -> None:
+    mpirun(SAY)
+    Path("taken").touch()
+    assert doctor("taken/runs") == 1
+    assert "taken: Not a directory" in capsys.readouterr().out
+
+
+def test_fewer_than_two_ranks(mpirun: MakeMpirun) -> None:
+    mpirun(SAY)
+    with pytest.raises(UserError, match="-n 1: expected at least 2 ranks"):
+        doctor("out", 1)
+
+
+@pytest.mark.parametrize(
+    ("environ", "cores", "expected"),
+    [({}, 8, 9), ({}, 1, 3), ({"SLURM_NTASKS": "64"}, 8, 64), ({"SLURM_NTASKS": "1"}, 8, 2)],
+)
+def test_ranks_to_look_after(environ: dict[str, str], cores: int, expected: int) -> None:
+    assert default_ranks(environ, cores) == expected

@@ -1,0 +1,240 @@
+"""What answers mean: every level of every line."""
+
+import json
+from typing import Any
+
+import pytest
+
+from psgc.ask import Answer
+from psgc.findings import (
+    Finding,
+    core_findings,
+    gpu_findings,
+    job_findings,
+    mpirun_finding,
+    output_finding,
+    slurm_finding,
+    survival,
+)
+from psgc.mpirun import Mpirun
+from psgc.probe import MARK
+
+OPEN_MPI = Mpirun("/bin/mpirun", "Open MPI", "5.0.11", fault_tolerant=True, cuda_aware=False)
+OPEN_MPI_4 = Mpirun("/bin/mpirun", "Open MPI", "4.1.2", fault_tolerant=False, cuda_aware=False)
+NOT_BUILT = Mpirun("/bin/mpirun", "Open MPI", "5.0.11", fault_tolerant=False, cuda_aware=False)
+MPICH = Mpirun("/bin/mpirun", "MPICH", "5.0.2", fault_tolerant=False, cuda_aware=False)
+UNKNOWN = Mpirun("/bin/mpirun", "", "", fault_tolerant=False, cuda_aware=False)
+
+STARTED = {"size": 3, "library": "Open MPI v5.0.11", "threads": "funneled", "hosts": 1, "ranks": []}
+EXCHANGED = {"exchanged": 0.01, "bytes": 1 << 25}
+NOTICED, SURVIVED = {"noticed": 0.0123}, {"survived": True}
+LAYERS = """\
+[h:1] select: component ob1 selected
+[h:1] mca: bml: Using self btl for send to x
+[h:1] mca: bml: Using sm btl for send to x
+"""
+BOX = "-----\nNo components were able to be opened in the pml framework.\n\nThis typically\n-----\n"
+
+
+def answer(*found: dict[str, Any], code: int | None = 0, out: str = "", err: str = "") -> Answer:
+    return Answer(code, out + "".join(f"{MARK}{json.dumps(line)}\n" for line in found), err, 2.0)
+
+
+def level_and_text(findings: list[Finding], name: str) -> tuple[str, str]:
+    (found,) = (finding for finding in findings if finding.name == name)
+    return found.level, found.text
+
+
+def test_mpirun() -> None:
+    assert mpirun_finding(OPEN_MPI) == Finding("ok", "mpirun", "/bin/mpirun, Open MPI 5.0.11")
+    assert mpirun_finding(UNKNOWN).level == "note"
+
+
+def test_a_job_that_survives() -> None:
+    findings = job_findings(OPEN_MPI, True, answer(STARTED, EXCHANGED, NOTICED, SURVIVED, err=LAYERS), 3)
+    assert {finding.level for finding in findings} == {"ok"}
+    assert level_and_text(findings, "MPI library")[1].startswith(
+        "Open MPI v5.0.11, 3 ranks on 1 host, thread level fun"
+    )
+    assert level_and_text(findings, "messages")[1] == "8 MiB to each of 2 workers and back, 3.4 GB/s"
+    assert level_and_text(findings, "transport")[1] == "pml ob1, btl sm"
+    assert level_and_text(findings, "a dead rank")[1].startswith("seen by the others after 12 ms")
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (answer(code=None), "no end after 2 s"),
+        (answer(code=1, err=LAYERS + BOX), "exit 1 (No components were able to be opened in the pml framework.)"),
+        (answer(code=1, err="Traceback (most\n  line\nImportError: no numpy\n===\n"), "exit 1 (ImportError: no numpy)"),
+        (answer(code=127, out="said here\n"), "exit 127 (said here)"),
+        (answer(code=1), "exit 1"),
+        (Answer(None, "", "/bin/mpirun: Exec format error", 0.0), "/bin/mpirun: Exec format error"),
+    ],
+)
+def test_a_job_that_does_not_start(given: Answer, expected: str) -> None:
+    (finding,) = job_findings(OPEN_MPI, True, given, 3)
+    assert finding == Finding("problem", "MPI library", f"a job of 3 ranks did not start: {expected}")
+
+
+@pytest.mark.parametrize("given", [answer(*3 * [STARTED | {"size": 1}]), answer(STARTED | {"size": 1})])
+def test_an_mpirun_of_another_mpi(given: Answer) -> None:
+    (finding,) = job_findings(MPICH, False, given, 3)
+    assert finding.level == "problem"
+    assert "mpirun is MPICH, mpi4py uses Open MPI v5.0.11" in finding.text
+
+
+def test_an_mpi_without_threads() -> None:
+    findings = job_findings(OPEN_MPI, True, answer(STARTED | {"threads": "single"}, EXCHANGED, NOTICED, SURVIVED), 3)
+    assert level_and_text(findings, "MPI library")[0] == "problem"
+
+
+def test_vectors_that_do_not_come() -> None:
+    assert job_findings(OPEN_MPI, True, answer(STARTED, code=1), 3)[-1] == Finding(
+        "problem", "messages", "vectors of 8 MiB did not come back: exit 1"
+    )
+
+
+@pytest.mark.parametrize(
+    ("err", "out", "level", "expected"),
+    [
+        ("[h:1] select: component ucx selected\n", "", "ok", "pml ucx"),
+        ("", "==== UCX netmod Capability ====\n", "ok", "netmod UCX between hosts, shared memory inside"),
+        ("", "", "note", "this MPI does not say what it uses"),
+    ],
+)
+def test_transports(err: str, out: str, level: str, expected: str) -> None:
+    findings = job_findings(OPEN_MPI, True, answer(STARTED, EXCHANGED, code=137, err=err, out=out), 3)
+    assert level_and_text(findings, "transport") == (level, expected)
+
+
+@pytest.mark.parametrize(
+    ("mpirun", "tolerant", "found", "code", "expected"),
+    [
+        (OPEN_MPI, True, [NOTICED, SURVIVED], None, "seen by the others, but then mpirun did not end"),
+        (OPEN_MPI, True, [NOTICED], 1, "seen by the server, but not by all others"),
+        (OPEN_MPI, True, [], 1, "NOT survived, although mpirun took --with-ft ulfm: exit 1"),
+        (OPEN_MPI, False, [], 137, "ends the job (mpirun ended by itself with 137): OMPI_MCA_pml leaves out ob1"),
+        (OPEN_MPI_4, False, [], 137, "Open MPI 4.1.2 cannot; Open MPI 5 can"),
+        (NOT_BUILT, False, [], 137, "was built without fault tolerance"),
+        (MPICH, False, [], 9, "ends the job (mpirun ended by itself with 9): MPICH 5.0.2 cannot"),
+        (UNKNOWN, False, [], None, "ends the job (mpirun did not end): this MPI cannot"),
+    ],
+)
+def test_a_dead_rank(
+    mpirun: Mpirun, tolerant: bool, found: list[dict[str, Any]], code: int | None, expected: str
+) -> None:
+    findings = job_findings(mpirun, tolerant, answer(STARTED, EXCHANGED, *found, code=code), 3)
+    level, text = level_and_text(findings, "a dead rank")
+    assert level == "note"
+    assert expected in text
+
+
+@pytest.mark.parametrize(
+    ("ranks", "cores", "threads", "wanted", "levels", "expected"),
+    [
+        (5, 4, 1, None, ["ok", "ok"], "1 in each rank"),
+        (6, 4, 1, None, ["note", "ok"], "1 in each rank"),
+        (3, 16, 8, None, ["ok", "ok"], "8 in each rank"),
+        (3, 8, 8, "8", ["ok", "note"], "8 in each rank, 16 on 8 cores: unset OMP_NUM_THREADS=8"),
+        (3, 8, 8, None, ["ok", "note"], "8 in each rank, 16 on 8 cores: the BLAS does not heed OMP_NUM_THREADS"),
+        (
+            3,
+            8,
+            None,
+            None,
+            ["ok", "note"],
+            "as OMP_NUM_THREADS says; pip install threadpoolctl to have the library asked",
+        ),
+    ],
+)
+def test_cores_and_threads(
+    ranks: int, cores: int, threads: int | None, wanted: str | None, levels: list[str], expected: str
+) -> None:
+    findings = core_findings(ranks, cores, threads, wanted)
+    assert [finding.level for finding in findings] == levels
+    assert level_and_text(findings, "BLAS threads")[1] == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "aware", "driver", "levels", "expected"),
+    [
+        (answer({"cupy": None, "reason": ""}), False, False, ["ok"], "no CuPy: backend numpy"),
+        (answer({"cupy": None, "reason": ""}), False, True, ["note"], "nvidia-smi is there, but no CuPy"),
+        (answer({"cupy": None, "reason": "libnvrtc"}), False, False, ["note"], "cannot be imported (libnvrtc)"),
+        (answer({"cupy": "13.6", "reason": "no device"}), False, False, ["note"], "finds none (no device)"),
+        (answer({"cupy": "13.6", "gpus": []}), False, False, ["note"], "finds none (no device)"),
+        (answer({"cupy": "13.6", "gpus": ["H100, 80 GiB"]}), True, True, ["ok", "ok"], "1 found: H100, 80 GiB"),
+        (answer({"cupy": "13.6", "gpus": ["H100, 80 GiB"]}), False, True, ["ok", "note"], "1 found: H100, 80 GiB"),
+        (answer(code=None), False, False, ["note"], "CuPy cannot be asked: no end after 2 s"),
+        (answer(code=-11), False, False, ["note"], "CuPy cannot be asked: exit -11"),
+    ],
+)
+def test_gpus(given: Answer, aware: bool, driver: bool, levels: list[str], expected: str) -> None:
+    findings = gpu_findings(given, aware, driver)
+    assert [finding.level for finding in findings] == levels
+    assert expected in findings[0].text
+
+
+ABSENT, VERSION = Answer(None, "", "sinfo: No such file or directory", 0.0), Answer(0, "slurm-wlm 24.11.5\n", "", 0.1)
+
+
+@pytest.mark.parametrize(
+    ("version", "partitions", "environ", "level", "expected"),
+    [
+        (ABSENT, ABSENT, {}, "ok", "none"),
+        (VERSION, answer(code=None), {}, "note", "slurm-wlm 24.11.5, but its controller does not answer"),
+        (answer(code=1, err="sinfo: fatal\n"), answer(code=1), {}, "note", "does not work: exit 1 (sinfo: fatal)"),
+        (
+            VERSION,
+            answer(out="gpu* up 4\nbig down 1\n"),
+            {},
+            "ok",
+            "5, partitions gpu* (up, 4 nodes), big (down, 1 node)",
+        ),
+        (VERSION, answer(out="gpu* up 4\n"), {"SLURM_JOB_ID": "7"}, "ok", "inside job 7; partitions gpu*"),
+    ],
+)
+def test_slurm(version: Answer, partitions: Answer, environ: dict[str, str], level: str, expected: str) -> None:
+    finding = slurm_finding(version, partitions, environ)
+    assert finding.level == level
+    assert expected in finding.text
+
+
+PLACE = {"directory": "/scratch", "mount": "/scratch", "kind": "lustre", "free": 5 * 10**12}
+WRITTEN = {"written": True, "seconds": 0.0123}
+
+
+@pytest.mark.parametrize(
+    ("given", "level", "expected"),
+    [
+        (
+            answer(PLACE, WRITTEN),
+            "ok",
+            "runs on lustre (/scratch), 5000 GB free, fsync and rename work (12 ms); shared",
+        ),
+        (answer(PLACE | {"kind": "ext4"}, WRITTEN), "ok", "this host's own"),
+        (answer(PLACE | {"kind": "tmpfs"}, WRITTEN), "note", "it is gone when"),
+        (answer(PLACE, {"written": False, "reason": "Read-only file system"}), "problem", ": Read-only file system"),
+        (answer(PLACE, {"written": False}), "problem", "what was written is not what is read"),
+        (answer(PLACE, code=None), "problem", "nothing can be written in /scratch: no end after 2 s"),
+        (answer(code=None), "problem", "runs: no end after 2 s"),
+    ],
+)
+def test_output(given: Answer, level: str, expected: str) -> None:
+    finding = output_finding("runs", given)
+    assert finding.level == level
+    assert expected in finding.text
+
+
+@pytest.mark.parametrize("survived", [False, True])
+@pytest.mark.parametrize("slurm", [False, True])
+def test_survival(survived: bool, slurm: bool) -> None:
+    lines = {line.name: line for line in survival(survived, True, slurm, "psgc launch run.yaml -n 9")}
+    assert list(lines) == ["killed worker", "hung worker", "killed rank 0", "lost host", "time limit"]
+    assert (lines["killed worker"].level == "ok") == (lines["hung worker"].level == "ok") == survived
+    assert (lines["time limit"].level == "ok") == slurm
+    for name in ["killed rank 0"] + ["killed worker"] * (not survived):
+        assert "psgc launch run.yaml -n 9 --resume" in lines[name].text
+    assert lines["lost host"].text.endswith("--resume goes on with those that are left")
+    assert "needs output where they all see it" in survival(survived, False, slurm, "")[3].text

@@ -1,0 +1,69 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from psgc.machine import mount_of, usable_cores
+
+
+@pytest.fixture
+def cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16)))
+
+
+def cgroup(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    read = Path.read_text
+    monkeypatch.setattr(Path, "read_text", lambda path: text if str(path) == "/proc/self/cgroup" else read(path))
+
+
+@pytest.mark.usefixtures("cores")
+@pytest.mark.parametrize(("quota", "expected"), [("max 100000", 16), ("250000 100000", 2), ("1000 100000", 1)])
+def test_a_quota_of_a_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quota: str, expected: int) -> None:
+    (tmp_path / "a/b").mkdir(parents=True)
+    (tmp_path / "a/cpu.max").write_text(quota)
+    (tmp_path / "a/b/cpu.max").write_text("1200000 100000")
+    cgroup(monkeypatch, "0::/a/b\n")
+    assert usable_cores(tmp_path) == min(expected, 12)
+
+
+@pytest.mark.usefixtures("cores")
+def test_a_quota_of_version_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cpu/a").mkdir(parents=True)
+    for name, value in (("cpu.cfs_quota_us", 300_000), ("cpu.cfs_period_us", 100_000)):
+        (tmp_path / "cpu/a" / name).write_text(f"{value}\n")
+    (tmp_path / "cpu/cpu.cfs_quota_us").write_text("-1\n")
+    (tmp_path / "cpu/cpu.cfs_period_us").write_text("100000\n")
+    cgroup(monkeypatch, "5:memory:/x\n4:cpu,cpuacct:/a\n0::/\n")
+    assert usable_cores(tmp_path) == 3
+
+
+@pytest.mark.usefixtures("cores")
+def test_no_quota(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cgroup(monkeypatch, "0::/nowhere\n")
+    assert usable_cores(tmp_path) == 16
+
+
+MOUNTS = """\
+27 1 8:1 / / rw,relatime - ext4 /dev/sda1 rw
+30 27 0:40 / /scratch rw shared:1 - tmpfs none rw
+31 27 0:41 / /scratch rw shared:2 master:1 - lustre 10.0.0.1@tcp:/fs rw
+32 27 0:42 / /my\\040runs rw - nfs4 server:/runs rw
+33 27 0:43 / /home rw - autofs auto rw
+34 33 0:44 / /home/me rw - nfs server:/me rw
+"""
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("/tmp/runs", ("/", "ext4")),
+        ("/scratch/a", ("/scratch", "lustre")),  # what was mounted last covers what was there
+        ("/scratchy/a", ("/", "ext4")),
+        ("/my runs", ("/my runs", "nfs4")),
+        ("/home/me/a", ("/home/me", "nfs")),
+        ("/home/you", ("/home", "autofs")),
+    ],
+)
+def test_the_mount_of_a_path(path: str, expected: tuple[str, str]) -> None:
+    assert mount_of(path, MOUNTS) == expected
+    assert mount_of(path, "") == ("/", "unknown")
