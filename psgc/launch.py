@@ -78,7 +78,7 @@ def launch(
     patience = LAST_WORDS[0][1] if requeue is None else max(LAST_WORDS[0][1], requeue - RESERVE)
     mpirun_code, stopped_by = _run(command, {**environ, **additions}, left.over, patience)
     code = _exit_code(mpirun_code, stopped_by, left)
-    if requeue is not None and job and _cut_off(mpirun_code, stopped_by, left.status()) and left.got_further(resume):
+    if requeue is not None and job and _cut_off(stopped_by, left.status()) and left.got_further(resume):
         try:
             if slurm.requeue(job):
                 print(f"psgc launch: job {job} is back in the queue, to go on from its checkpoint", file=sys.stderr)
@@ -107,11 +107,12 @@ def _exit_code(code: int, stopped_by: int | None, left: "_RunDirectory") -> int:
     return 1
 
 
-def _cut_off(code: int, stopped_by: int | None, status: str | None) -> bool:
-    """Whether a run might have gone on elsewhere or later: it ended by SIGUSR1, or by the loss of ranks or hosts."""
-    if stopped_by is not None:
-        return stopped_by == signal.SIGUSR1 and status in (None, "interrupted")
-    return status == "interrupted" or (status is None and code not in (1, 2))  # these are rank 0's own
+def _cut_off(stopped_by: int | None, status: str | None) -> bool:
+    """Whether a run might have gone on elsewhere or later: it ended by SIGUSR1, or by the loss of ranks or hosts.
+
+    mpirun's code tells nothing: a lost host makes it exit with 0, 1 or a code of a rank's.
+    """
+    return status in (None, "interrupted") and stopped_by in (None, signal.SIGUSR1)
 
 
 class _RunDirectory:

@@ -152,6 +152,7 @@ WARNED = f"{ASKED.format('USR1')}; {INTERRUPTED}; exit 138"
         (WARNED, 138),
         (f"{ASKED.format('USR1')}; exit 143", 138),  # the summary did not make it
         ("exit 0", 1),  # rank 0 or a host was lost
+        ("exit 1", 1),  # a host was lost, says SLURM
         ("exit 137", 1),  # a rank was lost, without fault tolerance
         (f"{INTERRUPTED}; exit 137", 1),  # and mpirun asked the others to stop
     ],
@@ -170,8 +171,6 @@ def test_a_run_that_was_cut_off_goes_back(
         (f"{DONE}; exit 137", 0),
         (f"{ASKED.format('USR1')}; {DONE}", 0),  # just in time
         (f"{FAILED}; exit 1", 1),
-        ("exit 1", 1),  # rank 0's own words
-        ("exit 2", 2),
         (f"{ASKED.format('TERM')}; {INTERRUPTED}; exit 138", 143),  # scancel
         (f"{ASKED.format('USR1')}; {FAILED}; exit 1", 1),
     ],
@@ -182,6 +181,8 @@ def test_any_other_end_is_final(in_job: Callable[..., tuple[int, bool]], end: st
 
 def test_a_run_that_gets_nowhere_does_not_go_back_for_ever(in_job: Callable[..., tuple[int, bool]]) -> None:
     assert in_job(WARNED) == (138, False)
+    assert in_job("exit 1") == (1, False)  # rank 0, or mpirun, has said why
+    assert in_job("exit 2") == (2, False)
     assert in_job(CHECKPOINT.format(5))[1]
     Path("requeued").unlink()
     assert in_job(WARNED, resume=True) == (138, False)
