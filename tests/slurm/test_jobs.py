@@ -1,7 +1,12 @@
 """What `psgc submit` makes of a run, on a live SLURM of several nodes: jobs that end, are cut off, and go on."""
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 
+from psgc.config import load
+from psgc.data import write_dense
 from tests.slurm.workplace import ITERATIONS, Workplace
 
 pytestmark = pytest.mark.timeout(200)
@@ -29,11 +34,18 @@ def assert_whole(work, undisturbed, output="out"):
 
 
 def test_a_job_runs_through_on_all_of_its_nodes(work):
-    said = work.end(work.submit("--cpus-per-rank", "3", "--set", "iterations=20", nodes=4))
+    write_dense(str(work.folder / "data.npz"), np.ones((50, 1)), np.ones(50))
+    (work.folder / "local").mkdir()
+    settings = ["--set", "iterations=20", "--set", "data={path: data.npz}"]
+    job = work.submit("--cpus-per-rank", "3", *settings, "--local-dir", str(work.folder / "local"), nodes=4)
+    said = work.end(job)
     assert "done after 20 iterations" in said
     assert (work.summary()["status"], work.summary()["workers"]) == ("done", 7)
     where = {int(path.name): path.read_text().split()[:-1] for path in (work.folder / "where").iterdir()}
     assert where == {rank: [f"n{rank // 2 + 1}", "3", "3", "3"] for rank in range(1, 8)}
+    used = Path(load(work.folder / "out/config.yaml").data.path)
+    assert used == work.folder / f"local/psgc-{job}-data-path.npz"
+    assert used.read_bytes() == (work.folder / "data.npz").read_bytes()
 
 
 def test_a_job_that_is_warned_goes_back_into_the_queue_and_finishes_from_its_checkpoint(work, undisturbed):
