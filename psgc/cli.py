@@ -16,6 +16,7 @@ EXAMPLES = """examples:
   mpirun -n 9 psgc train run.yaml                  the same, with an mpirun line of your own
   psgc launch run.yaml -n 9 --set coding.parts=2   with a setting changed
   psgc doctor                                      what a run here would survive
+  psgc submit run.yaml --nodes 4 --ranks-per-node 8 --time 2:00:00 --go    the same through SLURM
   psgc simulate scripts/simulate.yaml              how long schedules would take
 """
 

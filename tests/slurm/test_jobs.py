@@ -1,5 +1,6 @@
 """What `psgc submit` makes of a run, on a live SLURM of several nodes: jobs that end, are cut off, and go on."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 
 from psgc.config import load
 from psgc.data import write_dense
-from tests.slurm.workplace import ITERATIONS, Workplace
+from tests.slurm.workplace import ITERATIONS, ROOT, Workplace
 
 pytestmark = pytest.mark.timeout(200)
 
@@ -66,9 +67,11 @@ def test_a_job_that_is_cancelled_stays_so(work):
     job = work.submit(slow=True)
     work.until(work.checkpoints)
     work.cluster.client("scancel", job)
+    again = ["-c", f"from psgc import slurm; print(slurm.requeue('{job}'))"]
+    said = work.cluster.client(sys.executable, *again, env={"PYTHONPATH": str(ROOT)})
+    assert said.stdout == "False\n", said.stderr
     work.end(job, "CANCELLED")
     work.until(lambda: not work.cluster.processes(job), 20)
-    work.end(job, "CANCELLED")
 
 
 def test_a_mistake_is_not_tried_again(work):
