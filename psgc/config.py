@@ -128,8 +128,36 @@ class Coding(Section):
         return self
 
 
+class Injection(Section):
+    """A fault on purpose: what happens to the process of this rank, once, at this point of the protocol."""
+
+    kind: Literal["kill", "stop", "exit", "raise", "hang", "hold"] = Field(
+        description="kill, stop, exit, raise, hang or hold"
+    )
+    rank: Natural = Field(description="a rank, 0 for the server")
+    iteration: Natural = Field(description="a whole number >= 0")
+    step: Literal["begin", "gradient", "before_report", "after_report", "after_commit", "sending"] = "gradient"
+    seconds: Positive | None = None  # stop: until it goes on, None for never; hold: how long
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.kind in ("raise", "hang", "hold") and self.step != "gradient":
+            raise refuse(f"kind {self.kind} happens in the gradient, expected step: gradient", "step", "kind")
+        if self.rank == 0 and (self.kind, self.step) != ("kill", "begin"):
+            raise refuse(
+                "the server, rank 0, computes nothing: expected kind: kill, step: begin", "rank", "kind", "step"
+            )
+        if self.kind not in ("stop", "hold"):
+            self._unused("seconds", f"kind {self.kind}")
+        elif self.kind == "hold" and self.seconds is None:
+            raise refuse("kind hold needs seconds", "kind", "seconds")
+        return self
+
+
 class Faults(Section):
     collect_timeout: Positive = 30.0  # seconds
+    adopt: bool = True  # whether workers take chunks they do not hold when too few holders are left
+    inject: Annotated[list[Injection], expect("a list of {kind, rank, iteration, step}")] = []
 
 
 class Checkpoint(Section):
@@ -195,6 +223,16 @@ class Config(Section):
     def _builtin_problems_need_data(self) -> Self:
         if self.data is None and isinstance(self.problem, BuiltinProblem):
             raise refuse(f"missing, problem {self.problem.kind} needs data: {{path: ...}}", "data")
+        return self
+
+    @model_validator(mode="after")
+    def _faults_can_happen(self) -> Self:
+        for fault in self.faults.inject:
+            if fault.iteration >= self.iterations:
+                text = f"faults.inject: iteration {fault.iteration} is none of 0..{self.iterations - 1}"
+                raise refuse(text, "faults", "iterations")
+            if fault.step == "after_commit" and self.transfer == "per_chunk":
+                raise refuse("faults.inject: per_chunk has no commit, expected another step", "faults", "transfer")
         return self
 
     def to_yaml(self) -> str:

@@ -5,10 +5,15 @@ that its line below names; the others are 0.
 
 *Vectors* are arrays of the run's dtype. Which iteration and chunk a vector belongs to travels in its MPI tag:
 
-* server -> worker: the parameters of an iteration (`dim` entries); this is what starts the iteration;
+* server -> worker: the parameters of an iteration (`dim` entries); this is what starts the iteration. In the place of
+  the chunk: how many STANDING messages (modulo STANDINGS) the worker must have read before, since control messages and
+  vectors overtake each other;
 * worker -> server, `per_chunk`: a coded gradient (dim / parts entries) followed by the `TAIL` of its report:
   start, seconds and loss, so that the report needs no message of its own;
-* worker -> server, `combined`: the accumulator of everything committed (dim / parts entries).
+* worker -> server, `combined`: the accumulator of everything committed (dim / parts entries). In the place of the
+  chunk: the role that it is coded in.
+
+A *role* is a row of the coding matrix: a worker's own rank, unless it does what a lost worker was to do.
 """
 
 from enum import IntEnum
@@ -22,12 +27,15 @@ RECORD = np.dtype(
         ("iteration", np.int64),
         ("chunk", np.int32),
         ("worker", np.int32),
+        ("role", np.int32),
+        ("again", np.int32),
         ("start", np.float64),
         ("seconds", np.float64),
         ("loss", np.float64),
     ]
 )
-BATCH = 64  # records in one message: 3 KiB, which every MPI sends eagerly
+BATCH = 64  # records in one message: 3.5 KiB, which every MPI sends eagerly
+STANDINGS = 64  # a worker is never behind by as many standing queues
 TAIL = 3  # entries after a coded gradient: start, seconds, loss
 
 Records = np.ndarray  # one-dimensional, of dtype RECORD
@@ -37,17 +45,26 @@ class Kind(IntEnum):
     """What a record says, and the fields it uses."""
 
     # server -> worker
-    COMMIT = 1  # iteration, chunk, worker: one record per contributor in S_i's order, `last` on the last of them
+    COMMIT = 1  # iteration, chunk, worker, role: one record per contributor in S_i's order, `last` on the last of them;
+    #             role: which of them this worker's copy is
     DISCARD = 2  # iteration, chunk: this worker's copy of the chunk is not needed, done or not
     QUEUE = 3  # iteration, chunk: one record per chunk of the new queue, `last` on the last; chunk -1: an empty queue
     SKIP = 6  # iteration, chunk: not to be done, unless it has been begun
-    COLLECT = 4  # iteration: send the accumulator
+    COLLECT = 4  # iteration, role: send the accumulator
     STOP = 5  # the run is over
+    STANDING = 7  # iteration, chunk: as QUEUE, from this iteration on
+    ADOPT = (
+        8  # iteration, chunk, role: from now on the worker codes this chunk in this role, which may be its own again
+    )
+    REOPEN = 9  # iteration, chunk, again: what was done of the chunk does not count; it may have to be done once more
+    NEXT = 10  # iteration, chunk: to be done before everything else
+    KILL = 16  # worker: end the process of this worker, which hangs on the same host
+    LEAVE = 17  # last: whether everybody leaves in order, through MPI's Finalize
     # worker -> server
-    REPORT = 11  # iteration, chunk, start, seconds, loss (combined only)
-    ABANDONED = 12  # iteration, chunk, start, seconds: worked on, and not needed any more when it was done
+    REPORT = 11  # iteration, chunk, again, start, seconds, loss (combined only)
+    ABANDONED = 12  # iteration, chunk, again, start, seconds: worked on, and not needed any more when it was done
     FAILED = 13  # iteration, chunk: a chunk's gradient raised or is not finite; a text message follows
-    ALIVE = 14  # nothing else was sent for a while
+    ALIVE = 14  # chunk, seconds: nothing else was sent for a while; in which chunk, and for how long, or chunk -1
     GOODBYE = 15  # nothing more will be sent
 
 
@@ -56,6 +73,8 @@ def record(
     iteration: int = 0,
     chunk: int = 0,
     worker: int = 0,
+    role: int = 0,
+    again: int = 0,
     start: float = 0.0,
     seconds: float = 0.0,
     loss: float = 0.0,
@@ -66,4 +85,4 @@ def record(
     >>> record(Kind.DISCARD, iteration=3, chunk=7)["chunk"].tolist()
     [7]
     """
-    return np.array([(kind, last, iteration, chunk, worker, start, seconds, loss)], RECORD)
+    return np.array([(kind, last, iteration, chunk, worker, role, again, start, seconds, loss)], RECORD)

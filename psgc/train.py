@@ -21,6 +21,7 @@ from psgc.config import Config, PythonProblem
 from psgc.data import ChunkSource, Dataset, open_data
 from psgc.errors import PsgcError, RunFailed, UserError, one_line
 from psgc.keeper import Keeper
+from psgc.messages import STANDINGS
 from psgc.plan import Plan
 from psgc.problems import Problem, check_labels, evaluate, load_python, make_problem
 from psgc.reporting.progress import RunProgress
@@ -35,6 +36,7 @@ from psgc.workers.compute import ComputeThread
 from psgc.workers.desk import Desk
 from psgc.workers.emulation import Emulation
 from psgc.workers.encoder import Encoder
+from psgc.workers.injection import Fault, Injector
 from psgc.workers.loop import WorkerLoop
 from psgc.workers.state import WorkerState
 
@@ -75,16 +77,19 @@ def train(
     except BaseException:
         traceback.print_exc()
         code, everybody_left = 1, False
+        if not serving:  # a death that MPI reports: the others go on without this worker
+            sys.stderr.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
     sys.stdout.flush()
     sys.stderr.flush()
-    if everybody_left:
-        transport.finalize()
-        if not serving:
-            code = 0  # mpirun passes on rank 0's code, and comments at length on any other that is not 0
-        elif code:
-            time.sleep(0.2)  # ... and on rank 0's as well, unless the others have left before
-        transport.end(code)
-    os._exit(code)  # a compute thread may be deep inside a gradient, and nobody waits for it
+    if not serving:
+        code = 0  # mpirun passes on rank 0's code, and comments at length on any other that is not 0
+    if not everybody_left:
+        transport.leave(code, range(1, transport.size))
+    transport.finalize()
+    if code:
+        time.sleep(0.2)  # mpirun comments on rank 0's code as well, unless the others have left before
+    transport.end(code)  # a compute thread may be deep inside a gradient, and nobody waits for it
 
 
 # the server's side
@@ -155,7 +160,8 @@ def _serve(
         server.estimates = resume.estimates_for(plan, checkpoint)
     status, reason, code = "done", "", 0
     try:
-        server.run(backend.asarray(initial), config.iterations, first)
+        injector = _injector(config, transport.rank)
+        server.run(backend.asarray(initial), config.iterations, first, lambda i: injector.at("begin", i))
     except RunFailed as error:
         status, reason, code = "failed", str(error), 1
         if stopped_by:
@@ -216,7 +222,7 @@ def make_server(
     costs: Sequence[float] | None = None,
 ) -> Server:
     """The server of a run whose settings are resolved (no `auto` left in transfer); costs of the chunks, if known."""
-    transport.start(plan.num_chunks)
+    transport.start(_tags(plan))
     return Server(
         transport,
         plan,
@@ -227,9 +233,21 @@ def make_server(
         config.dtype,
         config.transfer == "combined",
         config.faults.collect_timeout,
+        config.faults.adopt,
         interrupted,
         costs,
+        config.seed,
     )
+
+
+def _tags(plan: Plan) -> int:
+    """What may stand in the place of the chunk in a vector's tag: a chunk, a role, a count of standing queues."""
+    return max(plan.num_chunks, plan.num_workers + 1, STANDINGS)
+
+
+def _injector(config: Config, rank: int) -> Injector:
+    faults = [fault for fault in config.faults.inject if fault.rank == rank]
+    return Injector(Fault(fault.kind, fault.iteration, fault.step, fault.seconds) for fault in faults)
 
 
 def _prepare(
@@ -245,6 +263,8 @@ def _prepare(
     named = [rank for rank in (config.stragglers.factor or config.stragglers.seconds or {}) if rank != "all"]
     if named and max(map(int, named)) > num_workers:
         raise UserError(f"stragglers: rank {max(map(int, named))} is named, but the workers are ranks 1..{num_workers}")
+    if any(fault.rank > num_workers for fault in config.faults.inject):
+        raise UserError(f"faults.inject: this run has ranks 0..{num_workers}")
     _trace(config, num_workers)
     dataset, problem = _open_problem(config)
     checkpoint = _checkpoint(config, problem, dataset) if resuming else None
@@ -256,6 +276,8 @@ def _prepare(
     if config.transfer == "auto":
         incoming = plan.num_chunks * problem.dim * np.dtype(config.dtype).itemsize
         config = config.model_copy(update={"transfer": "per_chunk" if incoming <= PER_CHUNK_BYTES else "combined"})
+        if config.transfer == "per_chunk" and any(fault.step == "after_commit" for fault in config.faults.inject):
+            raise UserError("faults.inject: per_chunk (transfer: auto) has no commit; give transfer: combined")
     return config, plan, problem, dataset, backend, checkpoint
 
 
@@ -371,8 +393,7 @@ def _work(transport: Transport) -> tuple[int, bool]:
         trouble = str(error)
     if any(transport.gather(trouble)):
         return UserError.exit_code, True
-    make_worker(transport, config, plan, backend, problem, chunks, first).run()
-    return 0, True
+    return 0, make_worker(transport, config, plan, backend, problem, chunks, first).run()
 
 
 def make_worker(
@@ -385,10 +406,11 @@ def make_worker(
     first: int = 0,
 ) -> WorkerLoop:
     """The worker of this rank, for the same settings as the server's, in a run that begins with iteration `first`."""
-    transport.start(plan.num_chunks)
+    transport.start(_tags(plan))
     combined = config.transfer == "combined"
-    encoder = Encoder(backend, plan.coding_matrix, transport.rank, problem.dim, config.dtype)
-    state = WorkerState(plan.queues[transport.rank], combined, plan.backups.get(transport.rank, ()))
+    encoder = Encoder(backend, plan.coding_matrix, problem.dim, config.dtype)
+    state = WorkerState(transport.rank, plan.queues[transport.rank], plan.num_chunks, combined)
+    injector = _injector(config, transport.rank)
     desk = Desk(state, encoder, combined)
     slow = config.stragglers
     compute = ComputeThread(
@@ -399,8 +421,9 @@ def make_worker(
         problem.dim,
         config.dtype,
         Emulation(slow.kind, transport.rank, config.seed, slow.factor, slow.seconds, _trace(config, plan.num_workers)),
+        injector,
         config.seed,
         config.batch,
     )
     silence = min(1.0, config.faults.collect_timeout / 4)
-    return WorkerLoop(transport, desk, encoder, compute, backend, problem.dim, config.dtype, silence, first)
+    return WorkerLoop(transport, desk, encoder, compute, backend, problem.dim, config.dtype, silence, injector, first)

@@ -13,7 +13,12 @@ The rules, said once:
 4. Reports from an older iteration, after the last commit, or heard before, change nothing.
 5. An event that no correct worker can send (a chunk it does not hold, an iteration that has not begun, a delivery
    that nobody asked for) raises ProtocolError and changes nothing.
-6. Nothing survives into the next iteration.
+6. A worker that is lost delivers nothing any more. Copies of it that were to be collected do not count: chunks that
+   are not committed wait for other copies; a committed one is *reopened*: any one live worker that holds it does it
+   again, in the role of the lost one, and S_i stays what it is. What was delivered before, and with `per_chunk` what
+   was reported, counts. Chunks with too few live workers that can still do them are adopted.
+7. What a lost worker sends changes nothing, and neither does a copy that was done before its chunk was reopened.
+8. Nothing survives into the next iteration, but who lives; the lost come back between two iterations (`regroup`).
 """
 
 from collections.abc import Sequence
@@ -22,15 +27,20 @@ from math import inf
 from typing import Literal
 
 from psgc.errors import ProtocolError
-from psgc.server.scheduler import FixedSchedule, Order
+from psgc.server.group import Group
+from psgc.server.scheduler import FixedSchedule, Loss, Order
 
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """`chunk` is recovered from the copies of exactly these workers (S_i), in the order they counted."""
+    """`chunk` is recovered from the copies in exactly these roles (S_i), in the order they counted.
+
+    told: the workers that still have to hear so, each with the role of its copy.
+    """
 
     chunk: int
     contributors: tuple[int, ...]
+    told: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +53,28 @@ class Discard:
 
 @dataclass(frozen=True, slots=True)
 class Collect:
-    """Ask `worker` for its accumulator."""
+    """Ask `worker` for its accumulator in this role."""
 
     worker: int
+    role: int
+
+
+@dataclass(frozen=True, slots=True)
+class Adopt:
+    """`worker` holds `chunk` from now on, and codes it in `role`."""
+
+    worker: int
+    chunk: int
+    role: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reopen:
+    """What `worker` knows of `chunk` is not so any more: it may have to do it, for the `again`-th time over."""
+
+    worker: int
+    chunk: int
+    again: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,19 +82,18 @@ class Finish:
     """Everything has arrived: the gradient is determined."""
 
 
-Instruction = Commit | Discard | Collect | Finish | Order
+Instruction = Commit | Discard | Collect | Adopt | Reopen | Finish | Order
 
 
 class Coordinator:
     """Decides, report by report, which copies count, and knows when the gradient is there.
 
-    holders: for each chunk 0..N-1 the workers that hold it; parts: copies that determine a chunk;
-    combined: whether contributors keep their work until they are asked for it (transfer `combined`).
+    group: who lives and holds what, the coordinator's from now on; combined: whether contributors keep their work until
+    they are asked for it (transfer `combined`).
     """
 
-    def __init__(self, holders: Sequence[Sequence[int]], parts: int, schedule: FixedSchedule, combined: bool) -> None:
-        self._holders = holders
-        self._parts = parts
+    def __init__(self, group: Group, schedule: FixedSchedule, combined: bool) -> None:
+        self.group = group
         self._schedule = schedule
         self._combined = combined
         self.iteration = -1
@@ -74,23 +102,33 @@ class Coordinator:
 
     def _forget(self) -> None:
         self._reported: set[tuple[int, int]] = set()  # (worker, chunk)
-        self._copies: dict[int, list[int]] = {}  # chunk -> workers whose copies count, while fewer than parts
+        self._copies: dict[int, list[tuple[int, int]]] = {}  # chunk -> (worker, role) that count, fewer than parts
         self._committed: dict[int, tuple[int, ...]] = {}  # chunk -> S_i
-        self._owing: set[int] = set()  # contributors that have not delivered
+        self._again: dict[int, int] = {}  # chunk -> how many times it was reopened
+        self._open: dict[int, list[int]] = {}  # reopened chunk -> roles in which it is to be done
+        self._used: set[tuple[int, int, int]] = set()  # (worker, chunk, again) of copies that are in the gradient
+        self._owing: dict[tuple[int, int], list[int]] = {}  # (worker, role) -> committed chunks, not asked for
+        self._asked: dict[
+            tuple[int, int], list[list[int]]
+        ] = {}  # (worker, role) -> the same, for each time it was asked
 
     def contributors(self, chunk: int) -> tuple[int, ...]:
         """S_i of this iteration: empty while the chunk is not committed."""
         return self._committed.get(chunk, ())
 
+    def used(self, worker: int, chunk: int, again: int = 0) -> bool:
+        """Whether the copy that `worker` did, `again` times reopened, is part of the gradient."""
+        return (worker, chunk, again) in self._used
+
     @property
     def recovered(self) -> int:
-        """How many chunks are committed in this iteration."""
-        return len(self._committed)
+        """How many chunks are recovered in this iteration."""
+        return len(self._committed) - len(self._open)
 
     @property
     def owing(self) -> frozenset[int]:
-        """The contributors that have not delivered their accumulators."""
-        return frozenset(self._owing)
+        """The contributors that have been asked for an accumulator and have not delivered it."""
+        return frozenset(worker for worker, _ in self._asked)
 
     # events
 
@@ -104,31 +142,67 @@ class Coordinator:
         return list(self._schedule.begin())
 
     def report(
-        self, worker: int, iteration: int, chunk: int, now: float = 0.0, seconds: float = 0.0
+        self, worker: int, iteration: int, chunk: int, now: float = 0.0, seconds: float = 0.0, again: int = 0
     ) -> list[Instruction]:
         """`worker` has done `chunk` of `iteration` (with `per_chunk`: and its coded gradient is here).
 
-        now: seconds since the iteration began; seconds: what the chunk took the worker.
+        now: seconds since the iteration began; seconds: what the chunk took the worker; again: how often the chunk had
+        been reopened, as far as the worker knew.
         """
-        self._check("report", worker, iteration, chunk)
-        if iteration < self.iteration or self.phase != "working" or (worker, chunk) in self._reported:
+        self._check("report", worker, iteration, chunk, again)
+        if self._is_late(worker, iteration) or (worker, chunk) in self._reported:
             return []
+        if again < self._again.get(chunk, 0):  # the worker has dropped it since
+            return list(self._schedule.freed(worker, chunk, now, seconds, done=False))
         self._reported.add((worker, chunk))
         instructions: list[Instruction] = []
         for counted in self._schedule.counts(worker, chunk):
             instructions += self._count(worker, counted)
-        if len(self._committed) == len(self._holders):
+        if self.recovered == len(self.group.holders):
             return instructions + self._everything_committed()
         return instructions + list(self._schedule.freed(worker, chunk, now, seconds))
 
     def abandoned(
-        self, worker: int, iteration: int, chunk: int, now: float = 0.0, seconds: float = 0.0
+        self, worker: int, iteration: int, chunk: int, now: float = 0.0, seconds: float = 0.0, again: int = 0
     ) -> list[Instruction]:
         """`worker` is through with `chunk`, which it was told to skip meanwhile, and has dropped it."""
-        self._check("abandoned", worker, iteration, chunk)
-        if iteration < self.iteration or self.phase != "working" or (worker, chunk) in self._reported:
+        self._check("abandoned", worker, iteration, chunk, again)
+        if self._is_late(worker, iteration) or (worker, chunk) in self._reported:
             return []
-        return list(self._schedule.freed(worker, chunk, now, seconds))
+        done = again == self._again.get(chunk, 0)
+        return list(self._schedule.freed(worker, chunk, now, seconds, done=done))
+
+    def lost(self, worker: int, now: float = 0.0) -> list[Instruction]:
+        """`worker` is not there any more. Raises RunFailed when those who are left cannot do what is needed."""
+        if worker not in self.group.live:
+            raise self._illegal(f"lost({worker=})")
+        held = self.group.lose(worker)
+        if self.phase == "idle":
+            return []
+        dropped, reopened = self._take_back(worker, held) if self._combined else ([], [])
+        affected = dict.fromkeys([*held, *reopened])
+        adopted = [adopt for chunk in affected for adopt in self._adopt(chunk)]
+        instructions: list[Instruction] = [*adopted]
+        for chunk in reopened:
+            instructions += [Reopen(holder, chunk, self._again[chunk]) for holder in self.group.holders[chunk]]
+        if self.recovered == len(self.group.holders):
+            return instructions
+        loss = Loss(
+            worker=worker,
+            dropped=tuple(dropped),
+            reopened={chunk: (len(self._open[chunk]), self._able(chunk)) for chunk in affected if chunk in self._open},
+            adopted=tuple((adopt.worker, adopt.chunk) for adopt in adopted),
+            holders=self.group.holders,
+            collected=self.phase == "collecting",
+        )
+        self.phase = "working"
+        return instructions + list(self._schedule.lost(loss, now))
+
+    def regroup(self, group: Group, schedule: FixedSchedule) -> None:
+        """From the next iteration on these live, hold and are scheduled so."""
+        if self.phase != "idle":
+            raise self._illegal("regroup()")
+        self.group, self._schedule = group, schedule
 
     @property
     def wake(self) -> float:
@@ -139,42 +213,111 @@ class Coordinator:
         """Time has passed: it is `now` seconds since the iteration began."""
         return list(self._schedule.tick(now)) if self.phase == "working" else []
 
-    def delivered(self, worker: int, iteration: int) -> list[Instruction]:
-        """The accumulator of `worker` for `iteration` has arrived (transfer `combined`)."""
-        if iteration != self.iteration or self.phase != "collecting" or worker not in self._owing:
-            raise self._illegal(f"delivered({worker=}, {iteration=})")
-        self._owing.remove(worker)
-        return [] if self._owing else self._finish()
+    def delivered(self, worker: int, iteration: int, role: int) -> list[Instruction] | None:
+        """The accumulator of `worker` in this role is here (transfer `combined`); None when it is not to be used."""
+        if iteration < self.iteration or worker not in self.group.live:
+            return None
+        if iteration > self.iteration or (worker, role) not in self._asked:
+            raise self._illegal(f"delivered({worker=}, {iteration=}, {role=})")
+        batches = self._asked[worker, role]
+        batches.pop(0)
+        if not batches:
+            del self._asked[worker, role]
+        return self._finish() if self.phase == "collecting" and not self._asked else []
 
     # what they lead to
 
     def _count(self, worker: int, chunk: int) -> list[Instruction]:
-        if chunk in self._committed:
+        again = self._again.get(chunk, 0)
+        if chunk in self._open:
+            roles = self._open[chunk]
+            told: tuple[tuple[int, int], ...] = ((worker, roles.pop(0)),)
+            if not roles:
+                del self._open[chunk]
+        elif chunk in self._committed:
             return [Discard(worker, chunk)]
-        copies = self._copies.setdefault(chunk, [])
-        copies.append(worker)
-        if len(copies) < self._parts:
-            return []
-        self._committed[chunk] = tuple(self._copies.pop(chunk))
+        else:
+            copies = self._copies.setdefault(chunk, [])
+            copies.append((worker, self.group.role(worker, chunk)))
+            if len(copies) < self.group.parts:
+                return []
+            told = tuple(self._copies.pop(chunk))
+            self._committed[chunk] = tuple(role for _, role in told)
+        self._used.update((contributor, chunk, again) for contributor, _ in told)
         if self._combined:
-            self._owing.update(copies)
-        unreported = [w for w in self._holders[chunk] if (w, chunk) not in self._reported]
-        return [Commit(chunk, tuple(copies)), *self._schedule.committed(chunk, unreported)]
+            for copy in told:
+                self._owing.setdefault(copy, []).append(chunk)
+        commit = Commit(chunk, self._committed[chunk], told)
+        if chunk in self._open:
+            return [commit]
+        unreported = [w for w in self.group.holders[chunk] if (w, chunk) not in self._reported]
+        return [commit, *self._schedule.committed(chunk, unreported)]
 
     def _everything_committed(self) -> list[Instruction]:
         if not self._combined:
             return self._finish()
         self.phase = "collecting"
-        return [Collect(worker) for worker in sorted(self._owing)]
+        owing, self._owing = sorted(self._owing.items()), {}
+        for copy, chunks in owing:
+            self._asked.setdefault(copy, []).append(chunks)
+        return [Collect(worker, role) for (worker, role), _ in owing]
 
     def _finish(self) -> list[Instruction]:
         self.phase = "idle"
         return [Finish()]
 
-    def _check(self, event: str, worker: int, iteration: int, chunk: int) -> None:
-        held = 0 <= chunk < len(self._holders) and worker in self._holders[chunk]
-        if not held or not 0 <= iteration <= self.iteration:
-            raise self._illegal(f"{event}({worker=}, {iteration=}, {chunk=})")
+    def _take_back(self, worker: int, held: Sequence[int]) -> tuple[list[int], list[int]]:
+        """Nothing that `worker` has not delivered counts: the chunks that have a copy less, and those reopened."""
+        dropped = []
+        for chunk in held:
+            copies = self._copies.get(chunk, ())
+            kept = [copy for copy in copies if copy[0] != worker]
+            if len(kept) < len(copies):
+                self._copies[chunk] = kept
+                dropped.append(chunk)
+        duties = [(role, self._owing.pop((w, role))) for w, role in sorted(self._owing) if w == worker]
+        for w, role in sorted(self._asked):
+            if w == worker:
+                duties += [(role, chunks) for chunks in self._asked.pop((w, role))]
+        for role, chunks in duties:
+            for chunk in chunks:
+                self._open.setdefault(chunk, []).append(role)
+        reopened = list(dict.fromkeys(chunk for _, chunks in duties for chunk in chunks))
+        for chunk in reopened:
+            self._used -= {(worker, chunk, again) for again in range(self._again.get(chunk, 0) + 1)}
+            self._again[chunk] = self._again.get(chunk, 0) + 1
+            self._reported -= {(holder, chunk) for holder in self.group.holders[chunk]}
+        return dropped, reopened
+
+    def _adopt(self, chunk: int) -> list[Adopt]:
+        """Find workers until there are enough that can do `chunk`."""
+        adopted: list[Adopt] = []
+        copies = self._copies.get(chunk, ())
+        needed = self.group.parts - len(copies)
+        if chunk in self._committed:
+            needed = len(self._open.get(chunk, ()))
+        while len(self._able(chunk)) < needed:
+            worker = self.group.adopt(chunk, copies)
+            adopted.append(Adopt(worker, chunk, self.group.role(worker, chunk)))
+        return adopted
+
+    def _able(self, chunk: int) -> list[int]:
+        """The live workers whose copies of `chunk` would count from now on."""
+        holders = self.group.holders[chunk]
+        if chunk in self._open:
+            return [worker for worker in holders if (worker, chunk) not in self._reported]
+        done = {worker for worker, _ in self._copies.get(chunk, ())}
+        return [worker for worker in holders if worker not in done]  # `full`: one may have reported, and not count yet
+
+    def _is_late(self, worker: int, iteration: int) -> bool:
+        return iteration < self.iteration or self.phase != "working" or worker not in self.group.live
+
+    def _check(self, event: str, worker: int, iteration: int, chunk: int, again: int) -> None:
+        known = 0 <= chunk < len(self.group.holders) and 0 <= iteration <= self.iteration
+        if known and iteration == self.iteration and worker in self.group.live:
+            known = worker in self.group.holders[chunk] and 0 <= again <= self._again.get(chunk, 0)
+        if not known:
+            raise self._illegal(f"{event}({worker=}, {iteration=}, {chunk=}, {again=})")
 
     def _illegal(self, event: str) -> ProtocolError:
         return ProtocolError(f"coordinator: {event} is not allowed while {self.phase} in iteration {self.iteration}")

@@ -13,16 +13,20 @@ import numpy as np
 
 from psgc.backend import Array, Backend
 from psgc.errors import RunFailed
-from psgc.messages import TAIL, Kind, Records, record
+from psgc.messages import STANDINGS, TAIL, Kind, Records, record
 from psgc.plan import Plan
-from psgc.server.coordinator import Collect, Commit, Coordinator, Discard, Finish, Instruction
+from psgc.server.coordinator import Adopt, Collect, Commit, Coordinator, Discard, Finish, Instruction, Reopen
 from psgc.server.decoder import Decoder
+from psgc.server.group import Group
 from psgc.server.optimizer import Optimizer
-from psgc.server.scheduler import DynamicSchedule, Queue, Skip, make_schedule
+from psgc.server.regroup import queues_for
+from psgc.server.rollcall import RollCall
+from psgc.server.scheduler import DynamicSchedule, Next, Queue, Skip, make_schedule
 from psgc.transport import LARGE, Control, Died, Transport, Vector
 
 POOL_BYTES = 64 << 20  # memory for receives, at least two vectors and at most one per worker
 CHECK_EVERY = 0.05  # seconds between two looks at the deadlines
+LAST_CHANCE = 0.5  # seconds for workers that are lost to say goodbye all the same, before they are killed
 
 
 class Fate(IntEnum):
@@ -47,8 +51,10 @@ class IterationRecord:
     recovered: int = 0
     redundant: int = 0  # copies that were done and not used
     bytes: int = 0  # in and out of the server
-    lost: int = 0  # workers that were not there
-    reports: dict[tuple[int, int], tuple[float, float]] = field(default_factory=dict)  # (worker, chunk): start, seconds
+    lost: int = 0  # workers that were not there, or not to the end
+    gone: set[int] = field(default_factory=set)  # the latter
+    # (worker, chunk, how often it was reopened before): start, seconds
+    reports: dict[tuple[int, int, int], tuple[float, float]] = field(default_factory=dict)
     losses: dict[int, float] = field(default_factory=dict)  # of each recovered chunk
 
 
@@ -72,8 +78,8 @@ class Server:
     """Trains: sends parameters, lets the coordinator decide what counts, decodes, steps.
 
     combined: transfer (else per_chunk); collect_timeout: seconds without a sign of life, or without an answer to
-    *collect*, after which a worker is given up; interrupted: polled, a reason to end early or None; costs: of each
-    chunk relative to an average one, None when they are not known.
+    *collect*, after which a worker is lost; adopting: whether others may take the chunks of the lost; interrupted:
+    polled, a reason to end early or None; costs: of each chunk relative to an average one, None when not known.
     """
 
     def __init__(
@@ -87,8 +93,10 @@ class Server:
         dtype: Any,
         combined: bool,
         collect_timeout: float,
+        adopting: bool,
         interrupted: Callable[[], str | None],
         costs: Sequence[float] | None,
+        seed: int = 0,
     ) -> None:
         self._transport = transport
         self._plan = plan
@@ -97,20 +105,26 @@ class Server:
         self._observer = observer
         self._dtype = dtype
         self._combined = combined
-        self._timeout = collect_timeout
         self._interrupted = interrupted
+        self._costs = costs
+        self._seed = seed
         self._workers = range(1, plan.num_workers + 1)
-        holders = plan.holders()
-        self._rules = make_schedule(schedule, plan.queues, plan.backups, holders, plan.parts, costs)
-        self._coordinator = Coordinator(holders, plan.parts, self._rules, combined)
+        self._schedule = schedule
+        self._everybody = Group(plan.holders(), plan.parts, adopting)
+        group = self._everybody.without([])
+        self._rules = make_schedule(schedule, plan.queues, plan.backups, group.holders, plan.parts, costs)
+        self._coordinator = Coordinator(group, self._rules, combined)
+        self._rollcall = RollCall(self._workers, collect_timeout)
+        self._standings = dict.fromkeys(self._workers, 0)  # how many standing queues each worker was sent
+        self._adopted: dict[int, set[int]] = {worker: set() for worker in self._workers}  # as they know themselves
+        self._failures: dict[int, int] = {}  # chunk -> the worker on which its gradient failed
         self._outbox: dict[int, list[Records]] = {}
         self._finished = False
+        self._changed = False  # somebody was lost since the last iteration began
         self._began = 0.0  # when the iteration did, time.monotonic() seconds
-        self._goodbyes: set[int] = set()
         self._row = IterationRecord(-1)
         self._clock = _PolledClock()
-        self._heard = dict.fromkeys(self._workers, 0.0)  # when, on that clock
-        self._collecting_since = self._next_check = 0.0
+        self._next_check = 0.0
 
     @property
     def estimates(self) -> dict[int, float]:
@@ -122,9 +136,12 @@ class Server:
         if isinstance(self._rules, DynamicSchedule):
             self._rules.estimates = {worker: seconds[worker] for worker in self._workers if worker in seconds}
 
-    def run(self, params: Array, iterations: int, first: int = 0) -> Array:
+    def run(
+        self, params: Array, iterations: int, first: int = 0, begins: Callable[[int], object] = lambda _: None
+    ) -> Array:
         """Train from iteration `first`, with `params` (dim,), up to `iterations`; returns the parameters at the end.
 
+        begins: called with the number of each iteration, before it.
         Raises RunFailed when the run cannot go on; `self.params` then holds the last good parameters.
         """
         self.params = params
@@ -133,6 +150,7 @@ class Server:
         for _ in range(self._pool_size()):
             self._transport.post(self._backend.message_buffer(self._length, self._dtype))
         for iteration in range(first, iterations):
+            begins(iteration)
             gradient = self._gradient(iteration)
             self.params = self._step(gradient)
             self._observer.stepped(iteration + 1)
@@ -154,11 +172,12 @@ class Server:
         """One iteration: from the parameters to the exact gradient."""
         self._began = time.monotonic()
         traffic = self._transport.bytes_sent + self._transport.bytes_received
+        self._regroup(iteration)
         params = self._backend.to_message(self.params)
-        for worker in self._workers:
-            self._transport.send_vector(worker, iteration, 0, params)
+        for worker in self._coordinator.group.live:
+            self._transport.send_vector(worker, iteration, self._standings[worker] % STANDINGS, params)
         self._close_row()  # of the iteration before, while the workers are busy with this one
-        self._row = IterationRecord(iteration)
+        self._row = IterationRecord(iteration, lost=len(self._rollcall.away))
         self._decoder.begin()
         self._finished = False
         self._carry_out(self._coordinator.begin(iteration))
@@ -171,11 +190,35 @@ class Server:
         self._row.loss = sum(self._row.losses[chunk] for chunk in sorted(self._row.losses))  # always the same rounding
         return self._decoder.gradient
 
+    def _regroup(self, iteration: int) -> None:
+        """Welcome who is back, and have those who are there share the chunks among themselves anew."""
+        back = self._rollcall.welcome(self._clock.now)
+        if not (back or self._changed):
+            return
+        self._changed = False
+        for worker in back:
+            self._transport.remember(worker)
+            self._observer.returned(worker, iteration)
+        group = self._everybody.without(self._rollcall.away)
+        queues, backups = queues_for(group, self._schedule, self._seed, iteration)
+        rules = make_schedule(self._schedule, queues, backups, group.holders, group.parts, self._costs)
+        rules.inherit(self._rules)
+        self._rules = rules
+        self._coordinator.regroup(group, rules)
+        for worker, queue in queues.items():
+            adopted = set(group.adopted(worker))
+            for chunk in sorted(adopted | self._adopted[worker]):
+                self._tell(worker, record(Kind.ADOPT, iteration, chunk, role=group.role(worker, chunk)))
+            self._adopted[worker] = adopted
+            self._tell_list(worker, Kind.STANDING, iteration, queue)
+            self._standings[worker] += 1
+
     def _poll(self, iteration: int) -> None:
         for message in self._transport.poll(iteration):
             if isinstance(message, Died):
-                raise RunFailed(f"worker {message.rank} on {self._transport.hosts[message.rank]} died")
-            self._heard[message.source] = self._clock.now
+                self._lose(message.rank, "its process died", dead=True)
+                continue
+            self._rollcall.heard(message.source, self._clock.now)
             if isinstance(message, Vector):
                 self._handle_vector(message)
                 self._transport.post(message.buffer)
@@ -183,12 +226,33 @@ class Server:
                 self._handle_control(message)
         if (now := time.monotonic() - self._began) >= self._coordinator.wake:
             self._carry_out(self._coordinator.tick(now))
-        for worker, records in self._outbox.items():
-            self._transport.send(worker, records)
-        self._outbox.clear()
+        self._send_outbox()
         large = self._length * np.dtype(self._dtype).itemsize >= LARGE
         self._transport.wait(expecting_large=large and self._coordinator.phase == "collecting")
         self._clock.tick()
+
+    def _send_outbox(self) -> None:
+        for worker, records in self._outbox.items():
+            self._transport.send(worker, records)
+        self._outbox.clear()
+
+    def _lose(self, worker: int, reason: str, dead: bool = False, failed: bool = False) -> None:
+        """Go on without `worker`."""
+        if not self._rollcall.lost(worker, dead, failed):
+            return  # it was lost before
+        iteration = self._coordinator.iteration
+        self._row.lost += 1
+        self._row.gone.add(worker)
+        self._changed = True
+        self._outbox.pop(worker, None)
+        self._transport.forget(worker)
+        self._observer.lost(worker, self._transport.hosts[worker], iteration, reason)
+        try:
+            self._carry_out(self._coordinator.lost(worker, time.monotonic() - self._began))
+        except RunFailed as error:
+            raise RunFailed(
+                f"worker {worker} on {self._transport.hosts[worker]}, iteration {iteration}: {reason}; {error}"
+            ) from None
 
     # what messages mean
 
@@ -196,45 +260,60 @@ class Server:
         vector = self._backend.asarray(message.buffer[: message.length])
         worker, iteration, chunk = message.source, message.iteration, message.chunk
         if self._combined:
-            self._decoder.add_accumulator(worker, vector)
-            self._carry_out(self._coordinator.delivered(worker, iteration))
+            instructions = self._coordinator.delivered(worker, iteration, role := chunk)
+            if instructions is not None:
+                self._decoder.add_accumulator(role, vector)
+                if worker not in self._coordinator.owing:
+                    self._rollcall.delivered(worker)
+                self._carry_out(instructions)
             return
         start, seconds, loss = (float(x) for x in self._backend.to_host(vector[-TAIL:]))
-        if iteration == self._coordinator.iteration and not self._coordinator.contributors(chunk):
-            self._decoder.hold(worker, chunk, vector[:-TAIL])
+        current = iteration == self._coordinator.iteration and worker in self._coordinator.group.live
+        if current and not self._coordinator.contributors(chunk):
+            self._decoder.hold(self._coordinator.group.role(worker, chunk), chunk, vector[:-TAIL])
         self._report(worker, iteration, chunk, start, seconds, loss)
 
     def _handle_control(self, message: Control) -> None:
         worker = message.source
         for entry in message.records:
-            iteration, chunk = int(entry["iteration"]), int(entry["chunk"])
+            iteration, chunk, again = int(entry["iteration"]), int(entry["chunk"]), int(entry["again"])
             start, seconds = float(entry["start"]), float(entry["seconds"])
             match entry["kind"]:
                 case Kind.REPORT:
-                    self._report(worker, iteration, chunk, start, seconds, float(entry["loss"]))
+                    self._report(worker, iteration, chunk, start, seconds, float(entry["loss"]), again)
                 case Kind.ABANDONED:
+                    self._rollcall.through(worker, seconds)
                     self._observer.chunk(worker, chunk, iteration, start, seconds, Fate.ABANDONED)
                     now = time.monotonic() - self._began
-                    self._carry_out(self._coordinator.abandoned(worker, iteration, chunk, now, seconds))
+                    self._carry_out(self._coordinator.abandoned(worker, iteration, chunk, now, seconds, again))
                 case Kind.FAILED:
                     self._fail(worker, iteration, chunk)
-                case Kind.GOODBYE:
-                    self._goodbyes.add(worker)
+                case Kind.ALIVE:
+                    self._rollcall.busy(worker, chunk, seconds, self._clock.now)
 
-    def _report(self, worker: int, iteration: int, chunk: int, start: float, seconds: float, loss: float) -> None:
+    def _report(
+        self, worker: int, iteration: int, chunk: int, start: float, seconds: float, loss: float, again: int = 0
+    ) -> None:
+        self._rollcall.through(worker, seconds)
         if iteration == self._row.iteration:
-            self._row.reports[worker, chunk] = (start, seconds)
+            self._row.reports[worker, chunk, again] = (start, seconds)
             self._row.losses.setdefault(chunk, loss)
         else:  # of an iteration whose row is closed
             self._observer.chunk(worker, chunk, iteration, start, seconds, Fate.LATE)
         now = time.monotonic() - self._began
-        self._carry_out(self._coordinator.report(worker, iteration, chunk, now, seconds))
+        self._carry_out(self._coordinator.report(worker, iteration, chunk, now, seconds, again))
 
     def _fail(self, worker: int, iteration: int, chunk: int) -> None:
+        """On one worker it is the worker, which is not asked again; on two it is the data or the model."""
         text = self._transport.receive_text(worker, timeout=5.0)
         reason = self._observer.failure_text(worker, text)
-        host = self._transport.hosts[worker]
-        raise RunFailed(f"worker {worker} on {host}, chunk {chunk}, iteration {iteration}: {reason}")
+        other = self._failures.setdefault(chunk, worker)
+        if other != worker:
+            raise RunFailed(
+                f"worker {worker} on {self._transport.hosts[worker]}, chunk {chunk}, iteration {iteration}: {reason}; "
+                f"as before on worker {other} on {self._transport.hosts[other]}"
+            )
+        self._lose(worker, f"chunk {chunk}: {reason}", failed=True)
 
     # what the coordinator wants done
 
@@ -242,11 +321,11 @@ class Server:
         iteration = self._coordinator.iteration
         for instruction in instructions:
             match instruction:
-                case Commit(chunk, contributors) if self._combined:
-                    for to in contributors:
-                        for worker in contributors:
-                            last = worker == contributors[-1]
-                            self._tell(to, record(Kind.COMMIT, iteration, chunk, worker, last=last))
+                case Commit(chunk, contributors, told) if self._combined:
+                    for to, role in told:
+                        for contributor in contributors:
+                            last = contributor == contributors[-1]
+                            self._tell(to, record(Kind.COMMIT, iteration, chunk, contributor, role, last=last))
                 case Commit(chunk, contributors):
                     self._decoder.commit(chunk, contributors)
                 case Discard() if not self._combined:
@@ -256,16 +335,26 @@ class Server:
                 case Skip(worker, chunk):
                     self._tell(worker, record(Kind.SKIP, iteration, chunk))
                 case Queue(worker, chunks):
-                    for place, chunk in enumerate(chunks or (-1,), start=1):
-                        self._tell(worker, record(Kind.QUEUE, iteration, chunk, last=place >= len(chunks)))
-                case Collect(worker):
-                    self._tell(worker, record(Kind.COLLECT, iteration))
-                    self._collecting_since = self._clock.now
+                    self._tell_list(worker, Kind.QUEUE, iteration, chunks)
+                case Next(worker, chunk):
+                    self._tell(worker, record(Kind.NEXT, iteration, chunk))
+                case Collect(worker, role):
+                    self._tell(worker, record(Kind.COLLECT, iteration, role=role))
+                    self._rollcall.asked(worker, self._clock.now)
+                case Adopt(worker, chunk, role):
+                    self._adopted[worker].add(chunk)
+                    self._tell(worker, record(Kind.ADOPT, iteration, chunk, role=role))
+                case Reopen(worker, chunk, again):
+                    self._tell(worker, record(Kind.REOPEN, iteration, chunk, again=again))
                 case Finish():
                     self._finished = True
 
     def _tell(self, worker: int, records: Records) -> None:
         self._outbox.setdefault(worker, []).append(records)
+
+    def _tell_list(self, worker: int, kind: Kind, iteration: int, chunks: Sequence[int]) -> None:
+        for place, chunk in enumerate(chunks or (-1,), start=1):
+            self._tell(worker, record(kind, iteration, chunk, last=place >= len(chunks)))
 
     # records, deadlines, the end
 
@@ -273,10 +362,10 @@ class Server:
         row = self._row
         if row.iteration < 0:
             return
-        for (worker, chunk), (start, seconds) in row.reports.items():
-            used = worker in self._coordinator.contributors(chunk)
+        for (worker, chunk, again), (start, seconds) in row.reports.items():
+            used = self._coordinator.used(worker, chunk, again)
             row.redundant += not used
-            fate = Fate.USED if used else Fate.LATE
+            fate = Fate.USED if used else Fate.LOST if worker in row.gone else Fate.LATE
             self._observer.chunk(worker, chunk, row.iteration, start, seconds, fate)
         self._observer.iteration(row)
         self._row = IterationRecord(-1)
@@ -288,36 +377,47 @@ class Server:
         if now < self._next_check:
             return
         self._next_check = now + CHECK_EVERY
-        for worker, heard in self._heard.items():
-            if now - heard > self._timeout:
-                raise self._silent(worker, "has not been heard")
-        if self._coordinator.phase == "collecting" and now - self._collecting_since > self._timeout:
-            raise self._silent(min(self._coordinator.owing), "has not delivered what it was asked for")
-
-    def _silent(self, worker: int, what: str) -> RunFailed:
-        return RunFailed(
-            f"worker {worker} on {self._transport.hosts[worker]} {what} for {self._timeout:g} s "
-            f"(faults.collect_timeout) in iteration {self._coordinator.iteration}"
-        )
+        for worker, reason in self._rollcall.missing(now):
+            self._lose(worker, reason)
 
     def stop_workers(self, timeout: float) -> bool:
-        """Tell every worker to stop and drain what they still send; whether all of them said goodbye in time."""
+        """Have every process end, those that hang by force; whether all of them leave in order.
+
+        timeout: seconds that workers have to say goodbye; a fraction of it for those that were lost.
+        """
         for _ in range(self._pool_size()):  # a failure may have left none posted
             self._transport.post(self._backend.message_buffer(self._length, self._dtype))
+        self._outbox.clear()
         for worker in self._workers:
             self._transport.send(worker, [record(Kind.STOP)])
+        gone, goodbyes = set(self._rollcall.dead), set[int]()
+        self._wait_for(goodbyes, gone, set(self._rollcall.answering), timeout)
+        self._wait_for(goodbyes, gone, set(self._workers), LAST_CHANCE)
+        hanging = set(self._workers) - goodbyes - gone
+        for worker in hanging:
+            host = self._transport.hosts[worker]
+            neighbour = next((near for near in goodbyes if self._transport.hosts[near] == host), None)
+            if not self._transport.kill(worker) and neighbour is not None:
+                self._transport.send(neighbour, [record(Kind.KILL, worker=worker)])
+        in_order = len(goodbyes) == len(self._workers)
+        for worker in goodbyes:
+            self._transport.send(worker, [record(Kind.LEAVE, last=in_order)])
+        self._wait_for(set(), gone, set(), LAST_CHANCE)  # until it has left
+        return in_order
+
+    def _wait_for(self, goodbyes: set[int], gone: set[int], wanted: set[int], timeout: float) -> None:
+        """Until the wanted workers have said goodbye or are gone, and what is being sent has left."""
         end = time.monotonic() + timeout
-        while len(self._goodbyes) < len(self._workers) or self._transport.sending():
-            if time.monotonic() > end:
-                return False
+        while (wanted - goodbyes - gone or self._transport.sending()) and time.monotonic() < end:
             self._transport.receive_text()  # more than one worker may have failed, and waits until its text has left
             for message in self._transport.poll(self._coordinator.iteration):
-                if isinstance(message, Vector):
+                if isinstance(message, Died):
+                    gone.add(message.rank)
+                elif isinstance(message, Vector):
                     self._transport.post(message.buffer)
-                elif isinstance(message, Control):
-                    self._goodbyes.update(message.source for e in message.records if e["kind"] == Kind.GOODBYE)
+                else:
+                    goodbyes.update(message.source for e in message.records if e["kind"] == Kind.GOODBYE)
             self._transport.wait()
-        return True
 
     def _pool_size(self) -> int:
         affordable = int(POOL_BYTES // (self._length * np.dtype(self._dtype).itemsize))

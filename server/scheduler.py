@@ -1,11 +1,13 @@
 """Who should do which chunk next: the schedules, pure (no clock, no MPI, no arrays).
 
-A schedule hears from the coordinator and answers with orders to workers: `Skip` one chunk, or take a new `Queue`.
+A schedule hears from the coordinator and answers with orders to workers: `Skip` one chunk, do one `Next`, or take a
+new `Queue`.
 
 * `begin`      an iteration starts;
 * `counts`     a worker reports a chunk: which of its copies count from now on?
 * `committed`  a chunk is recovered;
 * `freed`      a worker is through with a chunk, reported or abandoned, and goes on with the next in its queue;
+* `lost`       a worker is not there any more;
 * `tick`       time has passed; asked for with `wake`.
 
 All times are seconds since the iteration began, and come with the events.
@@ -43,17 +45,49 @@ class Queue:
     chunks: tuple[int, ...]
 
 
-Order = Skip | Queue
+@dataclass(frozen=True, slots=True)
+class Next:
+    """`worker` does `chunk` before all else, after the chunk it is in."""
+
+    worker: int
+    chunk: int
+
+
+Order = Skip | Queue | Next
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What the loss of `worker` has changed.
+
+    dropped: chunks, not recovered, that have one copy less; reopened: chunks that were recovered before this or an
+    earlier loss and are not now: how many copies they need, and the live workers whose copies would count;
+    adopted: (worker, chunk) that came about; holders[i]: the live workers that hold chunk i, adopters among them;
+    collected: whether the workers had been told that there is nothing more to do.
+    """
+
+    worker: int
+    dropped: Sequence[int]
+    reopened: Mapping[int, tuple[int, Sequence[int]]]
+    adopted: Sequence[tuple[int, int]]
+    holders: Sequence[Sequence[int]]
+    collected: bool
 
 
 class FixedSchedule:
     """Every worker goes through its standing queue and skips nothing: `uncoded`, `random` and `static`.
 
-    They differ only in the queues that the workers were given (`psgc.plan`).
+    They differ only in the queues that the workers were given (`psgc.plan`). What a lost worker has left is shared out
+    at once, so that whoever does most of it in the lost one's stead is through as soon as possible.
     """
+
+    def __init__(self) -> None:
+        self._paces: dict[int, float] = {}  # seconds that each worker took for its newest chunk
+        self._substitutes: dict[int, dict[int, None]] = {}  # worker -> chunks of this iteration that it was told next
 
     def begin(self) -> list[Order]:
         """Orders at the start of an iteration."""
+        self._substitutes = {}
         return []
 
     def counts(self, worker: int, chunk: int) -> Sequence[int]:
@@ -64,9 +98,38 @@ class FixedSchedule:
         """Orders when `chunk` is recovered; `unreported` are its holders that have not reported it."""
         return []
 
-    def freed(self, worker: int, chunk: int, now: float, seconds: float) -> list[Order]:
-        """Orders when `worker` is through with `chunk`, done or abandoned, after `seconds`; `counts` comes first."""
+    def freed(self, worker: int, chunk: int, now: float, seconds: float, done: bool = True) -> list[Order]:
+        """Orders when `worker` is through with `chunk`, done or abandoned, after `seconds`; `counts` comes first.
+
+        done: False when its copy was from before the chunk was reopened, and it may be told to do it again.
+        """
+        self._paces[worker] = seconds
         return []
+
+    def lost(self, loss: Loss, now: float) -> list[Order]:
+        """Orders when a worker is lost and not everything is recovered."""
+        self._substitutes.pop(loss.worker, None)
+        orders: list[Order] = []
+        for worker, chunk in loss.adopted:
+            if chunk not in loss.reopened:
+                orders.append(self._next(worker, chunk))
+        for chunk, (needed, able) in loss.reopened.items():
+            told = [worker for worker in able if chunk in self._substitutes.get(worker, {})]
+            others = sorted((worker for worker in able if worker not in told), key=self._time_for_one_more)
+            orders += [self._next(worker, chunk) for worker in [*told, *others][:needed]]
+        return orders
+
+    def _next(self, worker: int, chunk: int) -> Order:
+        self._substitutes.setdefault(worker, {})[chunk] = None
+        return Next(worker, chunk)
+
+    def _time_for_one_more(self, worker: int) -> tuple[float, int]:
+        usual = max(self._paces.values(), default=1.0)  # nobody knows: as slow as any
+        return (len(self._substitutes.get(worker, ())) + 1) * self._paces.get(worker, usual), worker
+
+    def inherit(self, other: "FixedSchedule") -> None:
+        """Know what `other`, the schedule of the iterations before, has learnt of the workers."""
+        self._paces = dict(other._paces)
 
     @property
     def wake(self) -> float:
@@ -82,17 +145,38 @@ class FullSchedule(FixedSchedule):
     """Original gradient coding: what a worker has done counts only when its whole load is done."""
 
     def __init__(self, queues: Mapping[int, Sequence[int]]) -> None:
-        self._load = {worker: len(chunks) for worker, chunks in queues.items()}
-        self._done: dict[int, list[int]] = {}
+        super().__init__()
+        self._load = {worker: frozenset(chunks) for worker, chunks in queues.items()}
+        self._done: dict[int, dict[int, None]] = {}  # worker -> chunks of its load, in the order of their reports
+        self._counted: set[tuple[int, int]] = set()  # (worker, chunk), before the load was done
 
     def begin(self) -> list[Order]:
-        self._done = {worker: [] for worker in self._load}
-        return []
+        self._done = {worker: {} for worker in self._load}
+        self._counted.clear()
+        return super().begin()
 
     def counts(self, worker: int, chunk: int) -> Sequence[int]:
-        done = self._done[worker]
-        done.append(chunk)
-        return done if len(done) == self._load[worker] else ()
+        done, load = self._done[worker], self._load[worker]
+        if chunk in load and len(done) < len(load):
+            done[chunk] = None
+            if len(done) == len(load):
+                return [c for c in done if (worker, c) not in self._counted]
+        elif len(done) == len(load):
+            return (chunk,)
+        if chunk not in self._substitutes.get(worker, ()):
+            return ()
+        self._counted.add((worker, chunk))  # what was lost is needed at once
+        return (chunk,)
+
+    def lost(self, loss: Loss, now: float) -> list[Order]:
+        orders = super().lost(loss, now)
+        for chunk, (_, able) in loss.reopened.items():
+            for worker in able:  # what it had done of its load, and did not count yet, has to be done again
+                if chunk in self._done[worker] and len(self._done[worker]) < len(self._load[worker]):
+                    del self._done[worker][chunk]
+                    if chunk not in self._substitutes.get(worker, ()):
+                        orders.append(self._next(worker, chunk))
+        return orders
 
 
 class SkippingSchedule(FixedSchedule):
@@ -136,8 +220,9 @@ class DynamicSchedule(FixedSchedule):
         parts: int,
         costs: Sequence[float] | None = None,
     ) -> None:
+        super().__init__()
         self._holders = holders
-        self._own = own
+        self._own = dict(own)
         self._chunks = {worker: (*own[worker], *backups[worker]) for worker in own}
         self._parts = parts
         self._costs = costs
@@ -192,14 +277,18 @@ class DynamicSchedule(FixedSchedule):
         self._committed[chunk] = True
         return self._withdraw(chunk, unreported)
 
-    def freed(self, worker: int, chunk: int, now: float, seconds: float) -> list[Order]:
+    def freed(self, worker: int, chunk: int, now: float, seconds: float, done: bool = True) -> list[Order]:
         self._learn(worker, chunk, seconds)
         self._latest = now
         orders: list[Order] = []
         running = self._running[worker]
-        self._forget(worker, chunk)
-        self._started[chunk] += chunk not in self._taken[worker]
-        self._taken[worker].add(chunk)
+        if done:
+            self._forget(worker, chunk)
+            self._started[chunk] += chunk not in self._taken[worker]
+            self._taken[worker].add(chunk)
+        elif running == chunk:
+            self._taken[worker].discard(chunk)
+            self._started[chunk] -= 1
         if running is None or running == chunk or self._committed[running]:
             orders += self._start_next(worker, now)
         else:  # an order crossed its report: it did this chunk first, and has begun the one we thought it was in
@@ -211,6 +300,44 @@ class DynamicSchedule(FixedSchedule):
         if not self._told[worker]:
             self._bare[worker] = None
         return orders + self._choose_for_the_bare(now)
+
+    def lost(self, loss: Loss, now: float) -> list[Order]:
+        worker, self._holders = loss.worker, loss.holders
+        if (running := self._running.pop(worker)) is not None:
+            self._started[running] -= 1
+        for what in (self._own, self._chunks, self._told, self._taken, self._ahead, self._since, self._reports):
+            del what[worker]
+        for where in (self._bare, self._alarm):
+            where.pop(worker, None)
+        self._chosen.discard(worker)
+        if loss.collected:  # everybody has dropped everything
+            self._chosen.clear()
+            self._alarm.clear()
+            self._running = dict.fromkeys(self._own)
+            self._told = {w: {} for w in self._own}
+            self._ahead = dict.fromkeys(self._own, 0.0)
+        for chunk in loss.dropped:
+            self._copies[chunk] -= 1
+            self._started[chunk] -= 1
+        for adopter, chunk in loss.adopted:
+            self._chunks[adopter] = (*self._chunks[adopter], chunk)
+        for chunk, (needed, able) in loss.reopened.items():
+            in_it = [w for w in able if self._running[w] == chunk]
+            for w in able:
+                self._taken[w].discard(chunk)
+            for w in in_it:
+                self._taken[w].add(chunk)
+            self._committed[chunk] = False
+            self._copies[chunk] = self._parts - needed
+            self._started[chunk] = self._copies[chunk] + len(in_it)
+        self._bare |= dict.fromkeys(w for w in self._own if not self._told[w])
+        return self._choose_for_the_bare(now)
+
+    def inherit(self, other: FixedSchedule) -> None:
+        if isinstance(other, DynamicSchedule):
+            self.estimates = {worker: pace for worker, pace in other.estimates.items() if worker in self._own}
+            self._last = {worker: pace for worker, pace in other._last.items() if worker in self._own}
+            self._surprise = other._surprise
 
     def tick(self, now: float) -> list[Order]:
         orders: list[Order] = []

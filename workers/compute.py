@@ -13,6 +13,7 @@ from psgc.data import ChunkSource
 from psgc.errors import one_line
 from psgc.workers.desk import Desk, Result, Work
 from psgc.workers.emulation import Emulation
+from psgc.workers.injection import Injector
 
 Evaluate = Callable[[Array, Any, np.random.Generator], tuple[float, Array]]  # (params, chunk, rng) -> loss, gradient
 
@@ -32,6 +33,7 @@ class ComputeThread(threading.Thread):
         dim: int,
         dtype: Any,
         emulation: Emulation,
+        injector: Injector,
         seed: int,
         batch: int | None,
     ) -> None:
@@ -43,6 +45,7 @@ class ComputeThread(threading.Thread):
         self._dim = dim
         self._dtype = dtype
         self._emulation = emulation
+        self._injector = injector
         self._seed = seed
         self._batch = batch
 
@@ -62,9 +65,11 @@ class ComputeThread(threading.Thread):
         if extra > 0:
             self._desk.wait_stale(work, extra)
         seconds = time.monotonic() - start
+        self._injector.at("before_report", work.iteration)
         self._desk.finished(work, Result(gradient, loss, start - work.begun, seconds))
 
     def _gradient(self, work: Work) -> tuple[float, Array]:
+        self._injector.at("gradient", work.iteration)
         chunk = self._chunks.chunk(work.chunk)
         rng = np.random.default_rng((self._seed, work.iteration, work.chunk))
         if self._batch is not None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from psgc.backend import Array
 from psgc.messages import Kind, Records, record
 from psgc.workers.encoder import Encoder
-from psgc.workers.state import Abandon, Deliver, Free, WorkerState
+from psgc.workers.state import Abandon, Deliver, Free, Report, WorkerState
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +64,7 @@ class Desk:
         self._stopped = False
         self._params: Array = None
         self._begun = 0.0
+        self._taken = 0.0  # when the compute thread took its chunk
         self._held: dict[int, Array] = {}
         self._outbox: deque[Records | CodedGradient | Failure] = deque()
         self.wakeup = threading.Event()
@@ -76,6 +77,7 @@ class Desk:
             while not self._stopped:
                 chunk = self._state.take()
                 if chunk is not None:
+                    self._taken = time.monotonic()
                     return Work(self._state.iteration, chunk, self._params, self._begun)
                 self._changed.wait()
         return None
@@ -91,19 +93,20 @@ class Desk:
         """Report a chunk, or abandon it when nobody needs it any more."""
         coded = None
         if not self._combined and self._current(work):  # coded outside the lock: the server's events need not wait
-            coded = self._encoder.coded(result.gradient, result.start, result.seconds, result.loss)
+            role = self._state.role(work.chunk)
+            coded = self._encoder.coded(result.gradient, role, result.start, result.seconds, result.loss)
         with self._changed:
             match self._state.finished(work.iteration, work.chunk):
-                case Abandon():
+                case Abandon(_, again):
                     kind, loss = Kind.ABANDONED, 0.0
                 case _ if coded is not None:
                     self._post(CodedGradient(work.iteration, work.chunk, coded))
                     return
-                case _:
+                case Report(_, again):
                     self._held[work.chunk] = result.gradient
                     kind, loss = Kind.REPORT, result.loss
             start, seconds = result.start, result.seconds
-            self._post(record(kind, work.iteration, work.chunk, start=start, seconds=seconds, loss=loss))
+            self._post(record(kind, work.iteration, work.chunk, again=again, start=start, seconds=seconds, loss=loss))
 
     def failed(self, work: Work, text: str) -> None:
         """Tell the server that a chunk's gradient cannot be had here, unless nobody needs it any more."""
@@ -136,17 +139,41 @@ class Desk:
             self._held.clear()
             self._changed.notify_all()
 
+    def running(self) -> tuple[int, float]:
+        """The chunk that the compute thread is in and for how many seconds; chunk -1: in none."""
+        with self._changed:
+            chunk = self._state.running
+            return (-1, 0.0) if chunk is None else (chunk, time.monotonic() - self._taken)
+
+    def standing(self, iteration: int, chunks: list[int]) -> None:
+        with self._changed:
+            self._state.standing(iteration, chunks)
+            self._changed.notify_all()
+
     def queue(self, iteration: int, chunks: list[int]) -> None:
         with self._changed:
             self._state.queue(iteration, chunks)
             self._changed.notify_all()
 
-    def commit(self, iteration: int, chunk: int, contributors: list[int]) -> None:
+    def next(self, iteration: int, chunk: int) -> None:
         with self._changed:
-            encodes = self._state.commit(iteration, chunk, contributors)
+            self._state.next(iteration, chunk)
+            self._changed.notify_all()
+
+    def adopt(self, iteration: int, chunk: int, role: int) -> None:
+        with self._changed:
+            self._state.adopt(iteration, chunk, role)
+
+    def reopen(self, iteration: int, chunk: int, again: int) -> None:
+        with self._changed:
+            self._free(self._state.reopen(iteration, chunk, again))
+
+    def commit(self, iteration: int, chunk: int, contributors: list[int], role: int) -> None:
+        with self._changed:
+            encodes = self._state.commit(iteration, chunk, contributors, role)
             gradients = [self._held.pop(encode.chunk) for encode in encodes]
         for encode, gradient in zip(encodes, gradients, strict=True):
-            self._encoder.add(gradient, encode.contributors)
+            self._encoder.add(gradient, encode.contributors, encode.role)
 
     def discard(self, iteration: int, chunk: int) -> None:
         with self._changed:
@@ -156,10 +183,10 @@ class Desk:
         with self._changed:
             self._state.skip(iteration, chunk)
 
-    def collect(self, iteration: int) -> bool:
-        """Drop what is left of `iteration`; whether the accumulator is to be delivered."""
+    def collect(self, iteration: int, role: int) -> bool:
+        """Drop what is left of `iteration`; whether the accumulator of this role is to be delivered."""
         with self._changed:
-            instructions = self._state.collect(iteration)
+            instructions = self._state.collect(iteration, role)
             self._free(instructions)
         return any(isinstance(instruction, Deliver) for instruction in instructions)
 

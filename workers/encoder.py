@@ -11,38 +11,54 @@ from psgc.messages import TAIL
 
 
 class Encoder:
-    """Codes the gradients of the worker of this rank.
+    """Codes the gradients of a worker, in its own role or in that of a lost worker.
 
-    coding_matrix: R, (num_workers, parts), row j - 1 for the worker of rank j; dim: entries of the gradient.
+    coding_matrix: R, (num_workers, parts), row j - 1 for role j; dim: entries of the gradient.
     """
 
-    def __init__(self, backend: Backend, coding_matrix: np.ndarray, rank: int, dim: int, dtype: Any) -> None:
+    def __init__(self, backend: Backend, coding_matrix: np.ndarray, dim: int, dtype: Any) -> None:
         self._backend = backend
         self._coding_matrix = coding_matrix
-        self._rank = rank
         self._length = part_length(dim, coding_matrix.shape[1])
         self._dtype = dtype
-        self._coefficients: dict[tuple[int, ...], np.ndarray] = {}  # S_i -> this worker's row of X_i
-        self.accumulator = backend.xp.zeros(self._length, dtype)
+        self._coefficients: dict[tuple[int, ...], np.ndarray] = {}  # role and S_i -> the role's row of X_i
+        self._accumulators: dict[int, Array] = {}  # by role, of this iteration
+        self._others: list[Array] = []  # of iterations before; some may still be on their way
 
     def begin(self, sending: Callable[[Array], bool]) -> None:
-        """A new iteration: an empty accumulator, and not the one that is still being sent."""
-        if sending(self.accumulator):
-            self.accumulator = self._backend.xp.zeros(self._length, self._dtype)
-        else:
-            self.accumulator.fill(0)
+        """A new iteration: empty accumulators, and none that is still being sent."""
+        self._others += self._accumulators.values()
+        self._accumulators = {}
+        self._sending = sending
 
-    def add(self, gradient: Array, contributors: tuple[int, ...]) -> None:
-        """Accumulate a committed chunk (`combined`): y_j += sum_k X_i[j, k] g_i[k]."""
-        row = self._coefficients.get(contributors)
+    def add(self, gradient: Array, contributors: tuple[int, ...], role: int) -> None:
+        """Accumulate a committed chunk (`combined`): y_j += sum_k X_i[j, k] g_i[k], where j is the role."""
+        key = (role, *contributors)
+        row = self._coefficients.get(key)
         if row is None:
             coefficients = encoding_coefficients(self._coding_matrix[[worker - 1 for worker in contributors]])
-            row = self._coefficients[contributors] = coefficients[contributors.index(self._rank)]
-        encode(self._backend, self.accumulator, row, gradient)
+            row = self._coefficients[key] = coefficients[contributors.index(role)]
+        if role not in self._accumulators:
+            self._accumulators[role] = self._empty()
+        encode(self._backend, self._accumulators[role], row, gradient)
 
-    def coded(self, gradient: Array, start: float, seconds: float, loss: float) -> Array:
-        """One coded gradient with the tail of its report (`per_chunk`): sum_k R[j, k] g_i[k], start, seconds, loss."""
+    def deliver(self, role: int) -> Array:
+        """The accumulator of this role, which is empty from now on; not to be changed."""
+        accumulator = self._accumulators.pop(role)
+        self._others.append(accumulator)
+        return accumulator
+
+    def _empty(self) -> Array:
+        for place, accumulator in enumerate(self._others):
+            if not self._sending(accumulator):
+                del self._others[place]
+                accumulator.fill(0)
+                return accumulator
+        return self._backend.xp.zeros(self._length, self._dtype)
+
+    def coded(self, gradient: Array, role: int, start: float, seconds: float, loss: float) -> Array:
+        """A coded gradient with the tail of its report (`per_chunk`): sum_k R[role, k] g_i[k], start, seconds, loss."""
         message = self._backend.xp.zeros(self._length + TAIL, self._dtype)
-        encode(self._backend, message[: self._length], self._coding_matrix[self._rank - 1], gradient)
+        encode(self._backend, message[: self._length], self._coding_matrix[role - 1], gradient)
         message[self._length :] = self._backend.asarray(np.array([start, seconds, loss], self._dtype))
         return self._backend.to_message(message)

@@ -7,14 +7,16 @@ import sys
 import time
 from typing import Any
 
-from psgc.backend import Array, Backend
-from psgc.messages import Kind, Records, record
-from psgc.transport import Control, Transport, Vector
+from psgc.backend import Backend
+from psgc.messages import STANDINGS, Kind, Records, record
+from psgc.transport import Control, Died, Transport, Vector
 from psgc.workers.compute import ComputeThread
 from psgc.workers.desk import CodedGradient, Desk, Failure
 from psgc.workers.encoder import Encoder
+from psgc.workers.injection import Injector
 
 SERVER = 0
+LAST_WORD = 30.0  # seconds in which the server says how to leave, after goodbye
 SWITCH_INTERVAL = 5e-4  # seconds; at Python's 5 ms a gradient in pure Python starves this loop
 
 
@@ -35,6 +37,7 @@ class WorkerLoop:
         dim: int,
         dtype: Any,
         silence: float,
+        injector: Injector,
         first: int = 0,
     ) -> None:
         self._transport = transport
@@ -45,35 +48,60 @@ class WorkerLoop:
         self._dim = dim
         self._dtype = dtype
         self._silence = silence
+        self._injector = injector
         self._iteration = first - 1
         self._list: list[int] = []  # what has come so far of a commit's contributors or of a queue
+        self._standings = 0  # standing queues that have come
+        self._early: Vector | None = None  # parameters that wait for a standing queue
         self._stopped = False
+        self._in_order: bool | None = None  # how to leave, once the server has said so
         self._last_sent = time.monotonic()
+        self._reported = -1  # iteration of the newest report
 
-    def run(self) -> None:
-        """Work until the server says stop and everything sent has left."""
+    def run(self) -> bool:
+        """Work until the server says stop, or is gone; whether everybody leaves in order."""
         sys.setswitchinterval(SWITCH_INTERVAL)
         self._post_params()
         self._compute.start()
         while not self._stopped:
-            # parameters are always newer than those before them, and a worker may have missed some iterations
-            for message in self._transport.poll(self._iteration + self._transport.distinct_iterations):
-                if isinstance(message, Vector):
-                    self._begin(message.iteration, message.buffer)
-                elif isinstance(message, Control):
-                    for entry in message.records:
-                        self._handle(entry)
+            self._poll()
             self._send_outbox()
+            if self._reported == self._iteration and not self._transport.sending():
+                self._injector.at("after_report", self._iteration)
             self._transport.wait(self._desk.wakeup)
-        self._say_goodbye()
+        self._desk.stop()
+        self._transport.send(SERVER, [record(Kind.GOODBYE)])
+        end = time.monotonic() + LAST_WORD
+        while (self._in_order is None or self._transport.sending()) and time.monotonic() < end:
+            self._poll()
+            self._transport.wait()
+        return bool(self._in_order)
 
-    def _begin(self, iteration: int, params: Array) -> None:
-        self._iteration = iteration
-        params = self._backend.asarray(params)
+    def _poll(self) -> None:
+        # parameters are always newer than those before them, and a worker may have missed some iterations
+        for message in self._transport.poll(self._iteration + self._transport.distinct_iterations):
+            match message:
+                case Vector():
+                    self._early = message
+                case Control(_, records):
+                    for entry in records:
+                        self._begin_when_ready()
+                        self._handle(entry)
+                case Died(rank) if rank == SERVER:
+                    self._stopped, self._in_order = True, False
+            self._begin_when_ready()
+
+    def _begin_when_ready(self) -> None:
+        if self._early is None or (self._standings - self._early.chunk) % STANDINGS >= STANDINGS // 2:
+            return  # a standing queue that these parameters need is still on its way
+        message, self._early = self._early, None
+        self._iteration = message.iteration
+        params = self._backend.asarray(message.buffer)
         if hasattr(params, "setflags"):
             params.setflags(write=False)  # a model that steps in place would break exactness silently
         self._encoder.begin(self._transport.sending)
-        self._desk.begin(iteration, params)
+        self._injector.at("begin", self._iteration)
+        self._desk.begin(self._iteration, params)
         self._post_params()
 
     def _handle(self, entry: Any) -> None:
@@ -82,23 +110,42 @@ class WorkerLoop:
             case Kind.COMMIT:
                 self._list.append(int(entry["worker"]))
                 if entry["last"]:
-                    contributors, self._list = self._list, []
-                    self._desk.commit(iteration, chunk, contributors)
+                    self._desk.commit(iteration, chunk, self._take_list(), int(entry["role"]))
+                    self._injector.at("after_commit", iteration)
             case Kind.QUEUE:
                 self._list.append(chunk)
                 if entry["last"]:
-                    chunks, self._list = self._list, []
-                    self._desk.queue(iteration, [chunk for chunk in chunks if chunk >= 0])
+                    self._desk.queue(iteration, self._take_list())
+            case Kind.STANDING:
+                self._list.append(chunk)
+                if entry["last"]:
+                    self._standings += 1
+                    self._desk.standing(iteration, self._take_list())
             case Kind.DISCARD:
                 self._desk.discard(iteration, chunk)
             case Kind.SKIP:
                 self._desk.skip(iteration, chunk)
+            case Kind.ADOPT:
+                self._desk.adopt(iteration, chunk, int(entry["role"]))
+            case Kind.REOPEN:
+                self._desk.reopen(iteration, chunk, int(entry["again"]))
+            case Kind.NEXT:
+                self._desk.next(iteration, chunk)
             case Kind.COLLECT:
-                if self._desk.collect(iteration):
-                    accumulator = self._backend.to_message(self._encoder.accumulator)
-                    self._transport.send_vector(SERVER, iteration, 0, accumulator)
+                if self._desk.collect(iteration, role := int(entry["role"])):
+                    accumulator = self._backend.to_message(self._encoder.deliver(role))
+                    self._transport.send_vector(SERVER, iteration, role, accumulator)
+                    self._injector.at("sending", iteration)
             case Kind.STOP:
                 self._stopped = True
+            case Kind.KILL:
+                self._transport.kill(int(entry["worker"]))
+            case Kind.LEAVE:
+                self._in_order = bool(entry["last"])
+
+    def _take_list(self) -> list[int]:
+        values, self._list = self._list, []
+        return [value for value in values if value >= 0]
 
     def _send_outbox(self) -> None:
         records: list[Records] = []
@@ -106,14 +153,19 @@ class WorkerLoop:
             match message:
                 case CodedGradient(iteration, chunk, vector):
                     self._transport.send_vector(SERVER, iteration, chunk, vector)
+                    self._injector.at("sending", iteration)
+                    self._reported = iteration
                 case Failure(iteration, chunk, text):
                     self._transport.send_text(SERVER, text)
                     records.append(record(Kind.FAILED, iteration, chunk))
                 case _:
                     records.append(message)
+                    if message["kind"][0] == Kind.REPORT:
+                        self._reported = int(message["iteration"][0])
         now = time.monotonic()
         if not records and now - self._last_sent > self._silence:
-            records.append(record(Kind.ALIVE))
+            chunk, seconds = self._desk.running()
+            records.append(record(Kind.ALIVE, chunk=chunk, seconds=seconds))
         if records:
             self._transport.send(SERVER, records)
             self._last_sent = now
@@ -121,14 +173,3 @@ class WorkerLoop:
     def _post_params(self) -> None:
         # a buffer of its own for every iteration: the compute thread may still be reading an older one
         self._transport.post(self._backend.message_buffer(self._dim, self._dtype), source=SERVER)
-
-    def _say_goodbye(self) -> None:
-        self._desk.stop()
-        self._drain()
-        self._transport.send(SERVER, [record(Kind.GOODBYE)])
-        self._drain()
-
-    def _drain(self) -> None:
-        while self._transport.sending():
-            self._transport.poll(self._iteration + 1)
-            self._transport.wait()

@@ -12,11 +12,15 @@ The rules, said once:
    With `per_chunk` it travels with its report and nothing is held.
 4. A discarded chunk is not done: dropped from the queue, or, when the compute thread is in it, *abandoned*: its result
    is never reported.
-5. `collect` ends the work on the iteration; a new queue for the same iteration would start it again.
+5. `collect` ends the work on the iteration; a new queue for the same iteration, or a chunk to be done next, would start
+   it again.
 6. A skipped chunk is dropped from the queue; one that has been begun goes on and is reported.
-7. Events of an older iteration change nothing. A queue, discard or skip may arrive before the parameters of its
-   iteration (they travel separately): it is kept for `begin`. A commit or collect cannot, and raises ProtocolError,
-   as does a commit of a chunk that is not held; a raising event changes nothing.
+7. A reopened chunk has not been done, whatever was reported of it: what is held of it is freed, and when it is done
+   (again), its report says how often it was reopened.
+8. A standing queue is for that iteration and all later ones, and so is the role in which an adopted chunk is coded.
+9. Events of an older iteration change nothing. Orders may arrive before the parameters of their iteration (they travel
+   separately): they are kept for `begin`. A commit or collect cannot, and raises ProtocolError, as does a commit of a
+   chunk that is not held; a raising event changes nothing.
 """
 
 from collections import deque
@@ -29,9 +33,10 @@ from psgc.errors import ProtocolError
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Tell the server that `chunk` is done."""
+    """Tell the server that `chunk` is done, having been reopened so many times."""
 
     chunk: int
+    again: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,14 +44,16 @@ class Abandon:
     """Forget the result of `chunk`; the server only hears what it cost."""
 
     chunk: int
+    again: int
 
 
 @dataclass(frozen=True, slots=True)
 class Encode:
-    """Add the held gradient of `chunk`, coded for these contributors (S_i), to the accumulator; then free it."""
+    """Add the held gradient of `chunk`, coded in `role`, one of S_i, to that role's accumulator; then free it."""
 
     chunk: int
     contributors: tuple[int, ...]
+    role: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,19 +65,23 @@ class Free:
 
 @dataclass(frozen=True, slots=True)
 class Deliver:
-    """Send the accumulator to the server."""
+    """Send the accumulator of this role to the server."""
+
+    role: int
 
 
 class WorkerState:
     """What one worker has to do, is doing, and holds.
 
-    queue: the chunks it does unless it is told otherwise, in order; backups: the other chunks that it holds;
+    rank: its own role; queue: the chunks it does unless it is told otherwise, in order; num_chunks: of the run;
     combined: whether done chunks are held until they are committed.
     """
 
-    def __init__(self, queue: Sequence[int], combined: bool, backups: Sequence[int] = ()) -> None:
+    def __init__(self, rank: int, queue: Sequence[int], num_chunks: int, combined: bool) -> None:
+        self._rank = rank
         self._standing = tuple(queue)
-        self._chunks = frozenset((*queue, *backups))
+        self._num_chunks = num_chunks
+        self._roles: dict[int, int] = {}  # of adopted chunks
         self._combined = combined
         self.iteration = -1
         self._queue: deque[int] = deque()
@@ -78,12 +89,22 @@ class WorkerState:
         self._held: set[int] = set()
         self._running: tuple[int, int] | None = None  # (iteration, chunk) that the compute thread is in
         self._unwanted = False  # the running chunk was discarded
+        self._again: dict[int, int] = {}  # how often a chunk of this iteration was reopened
         self._early: list[tuple[int, str, Any]] = []  # (iteration, event, its argument)
 
     @property
     def held(self) -> frozenset[int]:
         """Chunks of this iteration that wait for a commit or a discard."""
         return frozenset(self._held)
+
+    @property
+    def running(self) -> int | None:
+        """The chunk that the compute thread is in."""
+        return None if self._running is None else self._running[1]
+
+    def role(self, chunk: int) -> int:
+        """The role in which `chunk` is coded."""
+        return self._roles.get(chunk, self._rank)
 
     # events of the compute thread
 
@@ -102,13 +123,14 @@ class WorkerState:
         if self._running != (iteration, chunk):
             raise self._illegal(f"finished({iteration=}, {chunk=})")
         self._running = None
+        again = self._again.get(chunk, 0) if iteration == self.iteration else 0
         if iteration < self.iteration or self._unwanted:
             self._unwanted = False
-            return Abandon(chunk)
+            return Abandon(chunk, again)
         self._done.add(chunk)
         if self._combined:
             self._held.add(chunk)
-        return Report(chunk)
+        return Report(chunk, again)
 
     # events from the server
 
@@ -120,42 +142,71 @@ class WorkerState:
         self._queue = deque(self._standing)
         self._done = set()
         self._held = set()
+        self._again = {}
         self._unwanted = False
         early, self._early = self._early, [event for event in self._early if event[0] > iteration]
-        events: dict[str, Callable[[int, Any], object]]
-        events = {"queue": self.queue, "discard": self.discard, "skip": self.skip}
-        for when, event, what in early:
-            if when == iteration:
-                events[event](iteration, what)
+        events: dict[str, Callable[..., object]] = {
+            "standing": self.standing,
+            "queue": self.queue,
+            "next": self.next,
+            "discard": self.discard,
+            "skip": self.skip,
+            "adopt": self.adopt,
+            "reopen": self.reopen,
+        }
+        for when, event, arguments in early:
+            if when == iteration or event in ("standing", "adopt"):  # these last, even if their iteration was missed
+                events[event](iteration, *arguments)
+
+    def standing(self, iteration: int, chunks: Sequence[int]) -> None:
+        """From `iteration` on do these chunks in this order, in every iteration."""
+        if self._is_now("standing", iteration, chunks):
+            self._standing = tuple(chunks)
+            self.queue(iteration, chunks)
 
     def queue(self, iteration: int, chunks: Sequence[int]) -> None:
         """Do these chunks next, in this order; what is done or running already is left out."""
-        if not self._chunks.issuperset(chunks):
-            raise self._illegal(f"queue({iteration=}, {chunks=})")
-        if iteration > self.iteration:
-            self._early.append((iteration, "queue", tuple(chunks)))
-        elif iteration == self.iteration:
+        if self._is_now("queue", iteration, chunks):
             running = self._running[1] if self._running and self._running[0] == iteration else None
             if running in chunks:
                 self._unwanted = False
             self._queue = deque(c for c in dict.fromkeys(chunks) if c not in self._done and c != running)
 
-    def commit(self, iteration: int, chunk: int, contributors: Sequence[int]) -> list[Encode]:
-        """The held copy of `chunk` counts, together with those of the other contributors."""
+    def next(self, iteration: int, chunk: int) -> None:
+        """Do this chunk before all others, unless it is done or running."""
+        if self._is_now("next", iteration, chunk):
+            self.queue(iteration, [chunk, *self._queue])
+
+    def adopt(self, iteration: int, chunk: int, role: int) -> None:
+        """Code `chunk` in this role from now on."""
+        if self._is_now("adopt", iteration, chunk, role):
+            self._roles[chunk] = role
+
+    def reopen(self, iteration: int, chunk: int, again: int) -> list[Free]:
+        """What was done of `chunk` does not count; it may have to be done once more."""
+        if not self._is_now("reopen", iteration, chunk, again):
+            return []
+        self._again[chunk] = again
+        self._done.discard(chunk)
+        if self._running == (iteration, chunk):
+            self._unwanted = False
+        if chunk not in self._held:
+            return []
+        self._held.remove(chunk)
+        return [Free(chunk)]
+
+    def commit(self, iteration: int, chunk: int, contributors: Sequence[int], role: int) -> list[Encode]:
+        """The held copy of `chunk` counts in this role, together with those in the other contributors' roles."""
         if iteration > self.iteration or (iteration == self.iteration and chunk not in self._held):
             raise self._illegal(f"commit({iteration=}, {chunk=})")
         if iteration < self.iteration:
             return []
         self._held.remove(chunk)
-        return [Encode(chunk, tuple(contributors))]
+        return [Encode(chunk, tuple(contributors), role)]
 
     def discard(self, iteration: int, chunk: int) -> list[Free]:
         """This worker's copy of `chunk` is not needed, whether it is done or not."""
-        if chunk not in self._chunks:
-            raise self._illegal(f"discard({iteration=}, {chunk=})")
-        if iteration > self.iteration:
-            self._early.append((iteration, "discard", chunk))
-        if iteration != self.iteration:
+        if not self._is_now("discard", iteration, chunk):
             return []
         if chunk in self._held:
             self._held.remove(chunk)
@@ -168,15 +219,11 @@ class WorkerState:
 
     def skip(self, iteration: int, chunk: int) -> None:
         """This worker need not begin `chunk`."""
-        if chunk not in self._chunks:
-            raise self._illegal(f"skip({iteration=}, {chunk=})")
-        if iteration > self.iteration:
-            self._early.append((iteration, "skip", chunk))
-        elif iteration == self.iteration and chunk in self._queue:
+        if self._is_now("skip", iteration, chunk) and chunk in self._queue:
             self._queue.remove(chunk)
 
-    def collect(self, iteration: int) -> list[Free | Deliver]:
-        """Everything is committed: hand over the accumulator, forget the rest."""
+    def collect(self, iteration: int, role: int) -> list[Free | Deliver]:
+        """Everything is committed: hand over the accumulator of `role`, forget the rest."""
         if iteration > self.iteration or not self._combined:
             raise self._illegal(f"collect({iteration})")
         if iteration < self.iteration:
@@ -185,7 +232,20 @@ class WorkerState:
         self._held.clear()
         self._queue.clear()
         self._unwanted = self._running is not None
-        return [*freed, Deliver()]
+        return [*freed, Deliver(role)]
+
+    def _is_now(self, event: str, iteration: int, chunks: int | Sequence[int], *arguments: int) -> bool:
+        """Whether an order is for this iteration; one for a later iteration is kept."""
+        self._check(event, iteration, *([chunks] if isinstance(chunks, int) else chunks))
+        if iteration > self.iteration:
+            kept = chunks if isinstance(chunks, int) else tuple(chunks)
+            self._early.append((iteration, event, (kept, *arguments)))
+        return iteration == self.iteration
+
+    def _check(self, event: str, iteration: int, *chunks: int) -> None:
+        for chunk in chunks:
+            if not 0 <= chunk < self._num_chunks:
+                raise self._illegal(f"{event}({iteration=}, {chunk=})")
 
     def _illegal(self, event: str) -> ProtocolError:
         return ProtocolError(f"worker: {event} is not allowed in iteration {self.iteration}, running {self._running}")

@@ -38,7 +38,7 @@ INLINE_COPIES = 20_000  # chunk copies up to which the bound is a matter of a mi
 
 
 class Row(Protocol):
-    """What the server knows of an iteration; `reports` maps (worker, chunk) to (start, seconds)."""
+    """What the server knows of an iteration; `reports` maps (worker, chunk, which time) to (start, seconds)."""
 
     iteration: int
     seconds: float
@@ -47,7 +47,7 @@ class Row(Protocol):
     redundant: int
     bytes: int
     lost: int
-    reports: dict[tuple[int, int], tuple[float, float]]
+    reports: dict[tuple[int, int, int], tuple[float, float]]
 
 
 class Recorder:
@@ -229,14 +229,14 @@ class Recorder:
         """Who could do what in this iteration: the assignment, and when workers are lost also what others adopted."""
         if not row.lost or not row.reports:
             return self._assignment
-        workers, chunks = np.array(list(row.reports)).T
+        workers, chunks, _ = np.array(list(row.reports)).T
         done = scipy.sparse.csr_array((np.ones(len(chunks)), (chunks, workers - 1)), shape=self._assignment.shape)
         return coding.from_matrix((self._assignment + done > 0).astype(np.int8))
 
     def _seconds_per_chunk(self, row: Row) -> np.ndarray:
         # A worker that finished nothing by T had more than T seconds per chunk, so infinity changes no bound below T.
         total, count = np.zeros(len(self._finished)), np.zeros(len(self._finished))
-        for (worker, _), (_, seconds) in row.reports.items():
+        for (worker, *_), (_, seconds) in row.reports.items():
             total[worker - 1] += seconds
             count[worker - 1] += 1
         speeds = np.full(len(count), np.inf)

@@ -145,7 +145,7 @@ class _Trials:
         errors = np.empty((len(self._seconds), len(self._settings.deadlines)))
         for t, seconds in enumerate(self._seconds):
             plan = make_schedule(schedule, queues, backups, holders, self._parts)
-            cluster = VirtualCluster(holders, queues, backups, self._parts, plan)
+            cluster = VirtualCluster(holders, queues, self._parts, plan)
             if believed is not None:
                 cluster.know(dict(enumerate(believed[t].tolist(), start=1)))
             trial = cluster.recover(dict(enumerate(seconds.tolist(), start=1)))

@@ -10,6 +10,7 @@ from heapq import heappop, heappush
 from math import inf, isfinite
 
 from psgc.server.coordinator import Coordinator, Discard, Finish, Instruction
+from psgc.server.group import Group
 from psgc.server.scheduler import DynamicSchedule, FixedSchedule, Queue, Skip
 from psgc.workers.state import Report, WorkerState
 
@@ -29,21 +30,20 @@ class Trial:
 class VirtualCluster:
     """Workers and a server that live as long as several iterations do, so that a schedule can learn.
 
-    holders[i]: ranks that hold chunk i; queues, backups: by rank, as in psgc.plan.Plan; parts: l.
+    holders[i]: ranks that hold chunk i; queues: by rank, as in psgc.plan.Plan; parts: l.
     """
 
     def __init__(
         self,
         holders: Sequence[Sequence[int]],
         queues: Mapping[int, Sequence[int]],
-        backups: Mapping[int, Sequence[int]],
         parts: int,
         schedule: FixedSchedule,
     ) -> None:
         self._schedule = schedule
         self._num_chunks, self._parts = len(holders), parts
-        self._coordinator = Coordinator(holders, parts, schedule, combined=False)
-        self._workers = {rank: WorkerState(queue, False, backups.get(rank, ())) for rank, queue in queues.items()}
+        self._coordinator = Coordinator(Group(holders, parts), schedule, combined=False)
+        self._workers = {rank: WorkerState(rank, queue, len(holders), False) for rank, queue in queues.items()}
         self._in: dict[int, int] = {}  # rank -> the chunk it is in
         self._iteration = -1
 

@@ -37,7 +37,7 @@ def add(recorder, iteration, reports, seconds=2.0, **values):
     """An iteration whose reports, {(worker, chunk): seconds}, were all used."""
     for (worker, chunk), took in reports.items():
         recorder.chunk(worker, chunk, iteration, 0.0, took, Fate.USED)
-    with_start = {key: (0.0, took) for key, took in reports.items()}
+    with_start = {(worker, chunk, 0): (0.0, took) for (worker, chunk), took in reports.items()}
     recorder.iteration(IterationRecord(iteration, seconds, reports=with_start, **values))
 
 

@@ -32,7 +32,7 @@ def recorder(empty):
     for iteration, (seconds, slow) in enumerate([(2.0, 1.0), (4.0, 3.0), (6.0, 3.0)]):
         recorder.chunk(1, 0, iteration, 0.0, 1.0, Fate.USED)
         recorder.chunk(2, 1, iteration, 0.0, slow, Fate.USED)
-        reports = {(1, 0): (0.0, 1.0), (2, 1): (0.0, slow)}
+        reports = {(1, 0, 0): (0.0, 1.0), (2, 1, 0): (0.0, slow)}
         recorder.iteration(row(iteration, seconds, 0.5 / (iteration + 1), 1500, reports))
     recorder.chunk(1, 1, 1, 1.0, 1.0, Fate.LATE)
     recorder.chunk(1, 1, 2, 1.0, 2.0, Fate.ABANDONED)
@@ -123,7 +123,7 @@ def test_a_problem_without_a_loss_and_a_run_without_bounds(empty, monkeypatch):
     recorder = empty
     recorder.chunk(1, 0, 0, 0.0, 1.0, Fate.USED)
     recorder.chunk(1, 1, 0, 0.0, 1.0, Fate.USED)
-    reports = {(1, 0): (0.0, 1.0), (1, 1): (0.0, 1.0)}
+    reports = {(1, 0, 0): (0.0, 1.0), (1, 1, 0): (0.0, 1.0)}
     recorder.iteration(row(0, 2.0, float("nan"), 10, reports))
     summary = summarise(recorder, 2.0, SETTINGS, "failed", "it broke")
     assert parsed(summary) == summary

@@ -1,0 +1,92 @@
+"""Who is left: the workers that live, what they hold, and who does what in a lost worker's stead.
+
+A worker codes what it does in a *role*, a row of the coding matrix: its own, or, for chunks that it has adopted, that
+of a lost worker which held them. Every chunk is so decoded from the rows that were planned for it, and the conditions
+that the coding matrix was chosen for hold after any number of deaths.
+"""
+
+from collections.abc import Collection, Iterable, Sequence
+
+from psgc.errors import RunFailed
+
+
+class Group:
+    """planned[i]: the ranks that hold chunk i as long as nobody is lost; parts: live holders that a chunk needs.
+
+    adopting: whether a live worker may take a chunk that it did not hold (it reads it from the data source).
+
+    >>> group = Group([[1, 2], [2, 3], [1, 3]], parts=2)
+    >>> group.lose(2)
+    [0, 1]
+    >>> group.adopt(0), group.role(3, 0)  # chunk 0 has one live holder left: worker 3 does it in the role of worker 2
+    (3, 2)
+    """
+
+    def __init__(self, planned: Sequence[Sequence[int]], parts: int, adopting: bool = True) -> None:
+        self.planned = planned
+        self.parts = parts
+        self._adopting = adopting
+        self.holders = [list(workers) for workers in planned]  # live ones, adopters among them
+        self._held: dict[int, set[int]] = {}  # worker -> chunks
+        for chunk, workers in enumerate(planned):
+            for worker in workers:
+                self._held.setdefault(worker, set()).add(chunk)
+        self._roles: dict[tuple[int, int], int] = {}  # (worker, chunk) of adopters
+
+    @property
+    def live(self) -> Collection[int]:
+        """The workers that are there."""
+        return self._held.keys()
+
+    def without(self, lost: Iterable[int]) -> "Group":
+        """A new group in which these are lost, and each chunk has `parts` live holders again. Raises RunFailed."""
+        group = Group(self.planned, self.parts, self._adopting)
+        for worker in lost:
+            group.lose(worker)
+        for chunk, workers in enumerate(group.holders):
+            while len(workers) < self.parts:
+                group.adopt(chunk)
+        return group
+
+    def held(self, worker: int) -> Collection[int]:
+        """The chunks that a live worker holds."""
+        return self._held[worker]
+
+    def role(self, worker: int, chunk: int) -> int:
+        """The role in which a live worker codes a chunk that it holds."""
+        return self._roles.get((worker, chunk), worker)
+
+    def adopted(self, worker: int) -> list[int]:
+        """The chunks that a live worker has adopted."""
+        return sorted(chunk for chunk in self._held[worker] if (worker, chunk) in self._roles)
+
+    def lose(self, worker: int) -> list[int]:
+        """`worker` is not there any more; the chunks that it held. Raises RunFailed when too few workers are left."""
+        chunks = sorted(self._held.pop(worker))
+        if len(self._held) < self.parts:
+            there = f"{len(self._held)} worker{' is' if len(self._held) == 1 else 's are'} left"
+            raise RunFailed(f"{there}, parts {self.parts} needs {self.parts}" if self._held else "no worker is left")
+        for chunk in chunks:
+            self.holders[chunk].remove(worker)
+            self._roles.pop((worker, chunk), None)
+        return chunks
+
+    def adopt(self, chunk: int, taken: Collection[tuple[int, int]] = ()) -> int:
+        """The worker that holds `chunk` from now on, the one with the least to hold of those that can.
+
+        taken: (worker, role) of copies that are there already; neither of them can be had once more.
+        Raises RunFailed when nobody can, or may.
+        """
+        workers = {*self.holders[chunk], *(worker for worker, _ in taken)}
+        roles = {*(self.role(worker, chunk) for worker in self.holders[chunk]), *(role for _, role in taken)}
+        able = [worker for worker in self._held if worker not in workers]
+        # none is free only for a chunk that is committed already, which is done again in other roles
+        role = next((role for role in self.planned[chunk] if role not in roles), self.planned[chunk][0])
+        if not self._adopting or not able:
+            hint = "" if self._adopting else "; faults.adopt: true would let others take it"
+            raise RunFailed(f"chunk {chunk} has {len(self.holders[chunk])} live holders, parts {self.parts}{hint}")
+        worker = min(able, key=lambda w: (len(self._held[w]), w))
+        self.holders[chunk].append(worker)
+        self._held[worker].add(chunk)
+        self._roles[worker, chunk] = role
+        return worker

@@ -1,0 +1,39 @@
+"""Order and queues for the workers that are left (design section 3, *Faults*): the plan of a run, made anew between two
+iterations when somebody was lost or is back."""
+
+import numpy as np
+import scipy.sparse
+
+from psgc import coding
+from psgc.plan import own_share_first
+from psgc.server.group import Group
+
+Queues = dict[int, list[int]]
+
+
+def queues_for(group: Group, schedule: str, seed: int, iteration: int) -> tuple[Queues, Queues]:
+    """Queue and backups (schedule `dynamic`) of each live worker, as `psgc.plan.make_plan` gives them at the start.
+
+    >>> group = Group([[1, 2], [2, 3], [1, 3]], parts=1).without([2])
+    >>> queues, backups = queues_for(group, "dynamic", seed=0, iteration=5)
+    >>> sorted(chunk for queue in queues.values() for chunk in queue), sorted(queues)
+    ([0, 1, 2], [1, 3])
+    """
+    live = sorted(group.live)
+    column = {worker: place for place, worker in enumerate(live)}
+    lengths = [len(workers) for workers in group.holders]
+    columns = [column[worker] for workers in group.holders for worker in sorted(workers)]
+    rows = np.repeat(np.arange(len(lengths)), lengths)
+    held = scipy.sparse.csr_array((np.ones(len(columns), np.int8), (rows, columns)), shape=(len(lengths), len(live)))
+    ordering = coding.ordering(held, group.parts)
+    primary = coding.primary_copies(held, ordering, group.parts)
+    if schedule == "random":
+        ordering = coding.random_ordering(held, seed + iteration)
+    if schedule == "uncoded":
+        ordering = scipy.sparse.csr_array(ordering.multiply(primary))
+    queues = {live[place]: queue for place, queue in enumerate(coding.queues(ordering))}
+    if schedule != "dynamic":
+        return queues, {worker: [] for worker in live}
+    own = own_share_first(dict(enumerate(queues.values(), start=1)), primary)
+    by_rank = [{live[place - 1]: chunks for place, chunks in part.items()} for part in own]
+    return by_rank[0], by_rank[1]

@@ -1,0 +1,119 @@
+"""Who of the workers can still be counted on: what the server heard of each, and when. Pure: time comes with events.
+
+A worker is *here* until it is lost. It is lost when its process died, when it was silent for too long, when it did not
+deliver what it was asked for, when its gradient does not return, or when its gradient failed. Who is lost and heard
+again is *back*, and welcome at the next iteration, unless it failed or has been lost too often.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import inf
+
+PATIENCE = 10.0  # times the slowest chunk that anybody has reported: longer, and a gradient is taken not to return
+CHANCES = 3  # losses after which a worker is not welcome any more
+
+
+@dataclass(slots=True)
+class _Worker:
+    heard: float = 0.0
+    asked: float = inf  # since when it owes an accumulator
+    chunk: int = -1  # that it said it is in, since `since`
+    since: float = 0.0
+    here: bool = True
+    back: bool = False
+    dead: bool = False
+    failed: bool = False
+    losses: int = 0
+
+
+class RollCall:
+    """timeout: seconds without a sign of life, without a delivery, or in one chunk (faults.collect_timeout)."""
+
+    def __init__(self, workers: Iterable[int], timeout: float) -> None:
+        self._workers = {worker: _Worker() for worker in workers}
+        self._timeout = timeout
+        self._slowest = 0.0  # seconds of any chunk that was reported
+
+    @property
+    def away(self) -> list[int]:
+        """Who is lost and does not take part."""
+        return [rank for rank, worker in self._workers.items() if not worker.here]
+
+    @property
+    def answering(self) -> list[int]:
+        """Whose processes should hear what they are told: those that are here, failed, or back."""
+        return [rank for rank, w in self._workers.items() if not w.dead and (w.here or w.failed or w.back)]
+
+    @property
+    def dead(self) -> list[int]:
+        """Whose processes have ended."""
+        return [rank for rank, worker in self._workers.items() if worker.dead]
+
+    # what is heard
+
+    def heard(self, rank: int, now: float) -> None:
+        """Anything came from the worker."""
+        worker = self._workers[rank]
+        worker.heard = now
+        worker.back = not worker.here and worker.chunk < 0
+
+    def through(self, rank: int, seconds: float) -> None:
+        """The worker has done or abandoned a chunk that took it so long."""
+        self._workers[rank].chunk = -1
+        self._slowest = max(self._slowest, seconds)
+
+    def busy(self, rank: int, chunk: int, seconds: float, now: float) -> None:
+        """The worker says that it has been in `chunk` for so long; chunk -1: in none."""
+        worker = self._workers[rank]
+        worker.chunk, worker.since = chunk, now - seconds
+
+    def asked(self, rank: int, now: float) -> None:
+        """The worker was asked for its accumulator."""
+        self._workers[rank].asked = now
+
+    def delivered(self, rank: int) -> None:
+        """The worker owes nothing."""
+        self._workers[rank].asked = inf
+
+    # who is lost, and who is back
+
+    def missing(self, now: float) -> list[tuple[int, str]]:
+        """Those here who are to be given up, and why."""
+        found = []
+        limit = f"for {self._timeout:g} s (faults.collect_timeout)"
+        for rank, worker in self._workers.items():
+            if not worker.here:
+                continue
+            if now - worker.heard > self._timeout:
+                found.append((rank, f"not heard {limit}"))
+            elif now - worker.asked > self._timeout:
+                found.append((rank, f"has not delivered what it was asked for {limit}"))
+            elif (
+                worker.chunk >= 0
+                and self._slowest
+                and now - worker.since > max(self._timeout, PATIENCE * self._slowest)
+            ):
+                found.append(
+                    (rank, f"in chunk {worker.chunk} for {now - worker.since:.1f} s, its gradient does not return")
+                )
+        return found
+
+    def lost(self, rank: int, dead: bool = False, failed: bool = False) -> bool:
+        """The worker does not take part any more; whether it did until now."""
+        worker = self._workers[rank]
+        was_here, worker.here = worker.here, False
+        worker.dead |= dead
+        worker.failed |= failed
+        worker.back = False
+        worker.asked = inf
+        worker.losses += was_here
+        return was_here
+
+    def welcome(self, now: float) -> list[int]:
+        """Those who are back take part again."""
+        ranks = []
+        for rank, worker in self._workers.items():
+            if worker.back and not (worker.dead or worker.failed) and worker.losses < CHANCES:
+                worker.here, worker.back, worker.heard = True, False, now
+                ranks.append(rank)
+        return ranks

@@ -1,0 +1,66 @@
+"""Faults on purpose, for tests and experiments: a process dies, stops or hangs at a known point of the protocol."""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+Step = Literal["begin", "gradient", "before_report", "after_report", "after_commit", "sending"]
+
+# Continues the process that started it, unless that has ended meanwhile; a stopped process cannot wake itself.
+_WAKE = """
+import os, signal, sys, time
+pid, end = int(sys.argv[1]), time.monotonic() + float(sys.argv[2])
+while os.getppid() == pid and time.monotonic() < end:
+    time.sleep(0.02)
+if os.getppid() == pid:
+    os.kill(pid, signal.SIGCONT)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What happens, once: kill (SIGKILL), stop (SIGSTOP, for `seconds` or for ever), exit (os._exit(3)), raise (in the
+    gradient), hang (the gradient does not return), hold (the gradient keeps the interpreter lock for `seconds`)."""
+
+    kind: Literal["kill", "stop", "exit", "raise", "hang", "hold"]
+    iteration: int
+    step: Step
+    seconds: float | None = None
+
+
+class Injector:
+    """The faults of this rank; asked at every step of every iteration, from whichever thread is there."""
+
+    def __init__(self, faults: Iterable[Fault] = ()) -> None:
+        self._faults = list(faults)
+
+    def at(self, step: Step, iteration: int) -> None:
+        """Have the faults of this step happen, if there are any."""
+        for fault in [fault for fault in self._faults if (fault.step, fault.iteration) == (step, iteration)]:
+            self._faults.remove(fault)
+            _happen(fault)
+
+
+def _happen(fault: Fault) -> None:
+    match fault.kind:
+        case "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "stop":
+            if fault.seconds is not None:
+                subprocess.Popen([sys.executable, "-c", _WAKE, str(os.getpid()), str(fault.seconds)])
+            os.kill(os.getpid(), signal.SIGSTOP)
+        case "exit":
+            os._exit(3)
+        case "raise":
+            raise RuntimeError("a fault on purpose (faults.inject)")
+        case "hang":
+            while True:
+                time.sleep(3600)
+        case "hold":
+            ctypes.PyDLL(None).usleep(int(1e6 * (fault.seconds or 0)))  # PyDLL: the lock is kept meanwhile
