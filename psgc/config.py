@@ -157,7 +157,7 @@ class Injection(Section):
 class Faults(Section):
     collect_timeout: Positive = 30.0  # seconds
     adopt: bool = True  # whether workers take chunks they do not hold when too few holders are left
-    inject: Annotated[list[Injection], expect("a list of {kind, rank, iteration, step}")] = []
+    inject: Annotated[list[Injection], expect("a list of {kind, rank, iteration, step}")] = Field(default_factory=list)
 
 
 class Checkpoint(Section):
