@@ -9,6 +9,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,7 +20,7 @@ from psgc import config as configuration
 from psgc.backend import Backend, open_backend
 from psgc.config import Config, PythonProblem
 from psgc.data import ChunkSource, Dataset, open_data
-from psgc.errors import PsgcError, RunFailed, UserError, one_line
+from psgc.errors import RunFailed, UserError, one_line
 from psgc.keeper import Keeper
 from psgc.messages import STANDINGS
 from psgc.plan import Plan
@@ -54,37 +55,36 @@ def train(
     resuming: go on from the newest checkpoint in the run directory, if there is one;
     stopped_by: the signals that have asked this process to end, filled by a handler; rank 0 then ends the run in order.
     """
-    transport = Transport()
+    transport = Transport(interrupted=lambda: _interruption(stopped_by))
     serving = transport.rank == 0
     if not serving:
         signal.signal(signal.SIGTERM, lambda *_: signal.alarm(5))  # the server will say stop; if not, SIGALRM ends us
+    ending = _Ending()
     try:
         if serving:
-            code, everybody_left = _serve(transport, config_path, overrides, stopped_by, resuming)
+            code = _serve(transport, config_path, overrides, stopped_by, resuming, ending)
         else:
-            code, everybody_left = _work(transport)
-    except PsgcError as error:
-        code, everybody_left = error.exit_code, isinstance(error, UserError)
-        if serving or not everybody_left:  # what is wrong with the YAML is said once, by rank 0
+            code = _work(transport, ending)
+    except (UserError, RunFailed) as error:  # others than the server's are told by the server
+        code = 128 + stopped_by[0] if stopped_by else error.exit_code
+        if serving:
             print(f"psgc: {error}", file=sys.stderr, flush=True)
         if debug:
             traceback.print_exc()
-    except OSError as error:  # the run directory: a full disk, a server that went away
-        print(f"psgc: failed: {one_line(error)}", file=sys.stderr, flush=True)
-        code, everybody_left = 1, False
-        if debug:
+    except BaseException as error:
+        code = 1
+        if serving and isinstance(error, OSError):  # the run directory: a full disk, a server that went away
+            print(f"psgc: failed: {one_line(error)}", file=sys.stderr)
+        else:
             traceback.print_exc()
-    except BaseException:
-        traceback.print_exc()
-        code, everybody_left = 1, False
-        if not serving:  # a death that MPI reports: the others go on without this worker
-            sys.stderr.flush()
+        sys.stderr.flush()
+        if not ending.told:  # a death that MPI reports is what the others hear of: the server's, or a worker's
             os.kill(os.getpid(), signal.SIGKILL)
     sys.stdout.flush()
     sys.stderr.flush()
     if not serving:
         code = 0  # mpirun passes on rank 0's code, and comments at length on any other that is not 0
-    if not everybody_left:
+    if not ending.in_order:
         transport.leave(code, range(1, transport.size))
     transport.finalize()
     if code:
@@ -92,13 +92,30 @@ def train(
     transport.end(code)  # a compute thread may be deep inside a gradient, and nobody waits for it
 
 
+@dataclass
+class _Ending:
+    """told: every process knows that the run is over; in_order: and all of them leave through MPI's Finalize."""
+
+    told: bool = False
+    in_order: bool = False
+
+
+def _interruption(stopped_by: Sequence[int]) -> str | None:
+    return f"asked to stop ({signal.Signals(stopped_by[0]).name})" if stopped_by else None
+
+
 # the server's side
 
 
 def _serve(
-    transport: Transport, config_path: str, overrides: Sequence[str], stopped_by: Sequence[int], resuming: bool
-) -> tuple[int, bool]:
-    """The server from the YAML to the summary: its exit code, and whether every worker has left in order."""
+    transport: Transport,
+    config_path: str,
+    overrides: Sequence[str],
+    stopped_by: Sequence[int],
+    resuming: bool,
+    ending: _Ending,
+) -> int:
+    """The server from the YAML to the summary: its exit code."""
     try:
         config, plan, problem, dataset, backend, checkpoint = _prepare(transport, config_path, overrides, resuming)
         directory = Path(config.output)
@@ -106,21 +123,22 @@ def _serve(
         if first >= config.iterations and resume.is_done(directory):
             print(f"nothing to do: {directory} has done {first} iterations, iterations is {config.iterations}")
             os.utime(directory / "summary.json")  # still true: `psgc launch` looks whether this run has left one
-            transport.broadcast(b"")
-            return 0, True
+            _call_off(transport, ending)
+            return 0
         initial = checkpoint.params if checkpoint else _initial_params(problem, config.dtype)
         test = _open_test(config, problem, dataset)
         own_chunks = plan.own_chunks.tolist()
         resume_at = first if checkpoint else None
         recorder = Recorder(directory, config.to_yaml(), plan.assignment, plan.parts, own_chunks, resume_at)
-    except UserError:
-        transport.broadcast(b"")
+    except Exception:
+        _call_off(transport, ending)
         raise
     transport.broadcast(config.to_yaml().encode())
     transport.broadcast(plan.to_bytes())
     transport.broadcast(str(first).encode())
     for rank, problem_text in enumerate(transport.gather("")):
         if problem_text:
+            ending.told = ending.in_order = True
             raise UserError(f"worker {rank} on {transport.hosts[rank]}: {problem_text}")
     print(_opening_line(transport, config, plan, problem, backend), flush=True)
     if not transport.survives_deaths and config.checkpoint.every:  # said now: MPICH leaves rank 0 no time for it then
@@ -146,59 +164,70 @@ def _serve(
             version=__version__,
         )
 
-    def interrupted() -> str | None:
-        return f"asked to stop ({signal.Signals(stopped_by[0]).name})" if stopped_by else None
-
     progress = RunProgress(config.iterations, first)
     writer = CheckpointWriter(directory / "checkpoints", config.checkpoint.keep)
     keeper = Keeper(recorder, progress, writer, config.checkpoint.every, snapshot, first, checkpoint is not None)
     costs = None if config.batch else ChunkSource(dataset, plan.num_chunks, config.dtype, backend).costs()
-    server = make_server(transport, config, plan, backend, keeper, interrupted, costs)
+    server = make_server(transport, config, plan, backend, keeper, lambda: _interruption(stopped_by), costs)
     if checkpoint:
         vectors = {k: backend.asarray(v) if isinstance(v, np.ndarray) else v for k, v in checkpoint.optimizer.items()}
         server.optimizer.load(vectors)
         server.estimates = resume.estimates_for(plan, checkpoint)
-    status, reason, code = "done", "", 0
     try:
-        injector = _injector(config, transport.rank)
-        server.run(backend.asarray(initial), config.iterations, first, lambda i: injector.at("begin", i))
-    except RunFailed as error:
-        status, reason, code = "failed", str(error), 1
-        if stopped_by:
-            status, code = "interrupted", 128 + stopped_by[0]
-    except BaseException:
-        keeper.save_last()
+        status, reason, code = "done", "", 0
+        try:
+            injector = _injector(config, transport.rank)
+            server.run(backend.asarray(initial), config.iterations, first, lambda i: injector.at("begin", i))
+        except RunFailed as error:
+            status, reason, code = "failed", str(error), 1
+            if stopped_by:
+                status, code = "interrupted", 128 + stopped_by[0]
+        finally:
+            keeper.save_last()  # while all the rest is brought to its end
+            progress.close()
+        seconds = time.monotonic() - began
+        settings = {
+            "workers": plan.num_workers,
+            "chunks": plan.num_chunks,
+            "schedule": config.schedule,
+            "transfer": config.transfer,
+        }
+        summary = summarise(recorder, seconds, settings, status, reason)
+        params = backend.to_host(server.params)
+        # first of all: whoever interrupts a run may kill it soon; `psgc launch` waits while it says "evaluating"
+        recorder.finish(params, summary | {"evaluating": True})
+        if status == "interrupted":  # likewise: Open MPI's mpirun lets half a second pass between SIGTERM and SIGKILL
+            _say_how_to_go_on(status, reason, config, config_path, overrides, transport.size)
+        _stop(server, ending)
+        if status == "done":
+            recorder.complete_bounds()
+            summary = summarise(recorder, seconds, settings, status, reason)
+            summary |= _quality(problem, server.params, dataset, test, config.dtype, backend)
+        if not writer.flush(CHECKPOINT_TIMEOUT):
+            print(f"psgc: the last checkpoint is not in {directory / 'checkpoints'}", file=sys.stderr, flush=True)
+        recorder.finish(params, summary)
+    except BaseException:  # a full disk, or a defect
+        if not ending.told:
+            _stop(server, ending)
         writer.flush(CHECKPOINT_TIMEOUT)
         raise
-    keeper.save_last()  # while all the rest is brought to its end
-    progress.close()
-    seconds = time.monotonic() - began
-    settings = {
-        "workers": plan.num_workers,
-        "chunks": plan.num_chunks,
-        "schedule": config.schedule,
-        "transfer": config.transfer,
-    }
-    summary = summarise(recorder, seconds, settings, status, reason)
-    params = backend.to_host(server.params)
-    # first of all: whoever interrupts a run may kill it soon; `psgc launch` waits while it says "evaluating"
-    recorder.finish(params, summary | {"evaluating": True})
-    if status == "interrupted":  # likewise: Open MPI's mpirun lets half a second pass between SIGTERM and SIGKILL
-        _say_how_to_go_on(status, reason, config, config_path, overrides, transport.size)
-    everybody_left = server.stop_workers(STOP_TIMEOUT)
-    if status == "done":
-        recorder.complete_bounds()
-        summary = summarise(recorder, seconds, settings, status, reason)
-        summary |= _quality(problem, server.params, dataset, test, config.dtype, backend)
-    if not writer.flush(CHECKPOINT_TIMEOUT):
-        print(f"psgc: the last checkpoint is not in {directory / 'checkpoints'}", file=sys.stderr, flush=True)
-    recorder.finish(params, summary)
     for line in lines(summary):
         print(line)
     print(f"  run directory      {config.output}", flush=True)
     if status == "failed":
         _say_how_to_go_on(status, reason, config, config_path, overrides, transport.size)
-    return code, everybody_left
+    return code
+
+
+def _call_off(transport: Transport, ending: _Ending) -> None:
+    """Tell the others, who wait for the settings, that there is no run."""
+    transport.broadcast(b"")
+    ending.told = ending.in_order = True
+
+
+def _stop(server: Server, ending: _Ending) -> None:
+    ending.in_order = server.stop_workers(STOP_TIMEOUT)
+    ending.told = True
 
 
 def _say_how_to_go_on(
@@ -376,11 +405,12 @@ def _opening_line(transport: Transport, config: Config, plan: Plan, problem: Pro
 # a worker's side
 
 
-def _work(transport: Transport) -> tuple[int, bool]:
-    """A worker from the server's settings to goodbye: its exit code, and whether it left in order."""
+def _work(transport: Transport, ending: _Ending) -> int:
+    """A worker from the server's settings to goodbye: its exit code."""
     text = transport.broadcast(None)
     if not text:  # rank 0 found something wrong and says what
-        return UserError.exit_code, True
+        ending.told = ending.in_order = True
+        return UserError.exit_code
     config = configuration.from_yaml_text(text.decode())
     plan = Plan.from_bytes(transport.broadcast(None))
     first = int(transport.broadcast(None))
@@ -392,8 +422,10 @@ def _work(transport: Transport) -> tuple[int, bool]:
     except UserError as error:
         trouble = str(error)
     if any(transport.gather(trouble)):
-        return UserError.exit_code, True
-    return 0, make_worker(transport, config, plan, backend, problem, chunks, first).run()
+        ending.told = ending.in_order = True
+        return UserError.exit_code
+    ending.in_order = make_worker(transport, config, plan, backend, problem, chunks, first).run()
+    return 0
 
 
 def make_worker(
