@@ -155,7 +155,8 @@ class WorkerState:
             "reopen": self.reopen,
         }
         for when, event, arguments in early:
-            if when == iteration or event in ("standing", "adopt"):  # these last, even if their iteration was missed
+            lasting = event in ("standing", "adopt")  # even if their iteration was missed
+            if when == iteration or (when < iteration and lasting):
                 events[event](iteration, *arguments)
 
     def standing(self, iteration: int, chunks: Sequence[int]) -> None:

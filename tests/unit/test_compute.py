@@ -15,6 +15,7 @@ from psgc.workers.compute import ComputeThread
 from psgc.workers.desk import Desk, Failure, Work
 from psgc.workers.emulation import Emulation
 from psgc.workers.encoder import Encoder
+from psgc.workers.injection import Fault, Injector
 from psgc.workers.state import WorkerState
 
 DIM, CHUNKS = 3, 4
@@ -65,11 +66,13 @@ def mean_row(params, chunk, rng):
     return float(chunk.y.sum()), np.full(DIM, chunk.y.mean())
 
 
-def thread_for(desk, evaluate, rank=1, seed=0, batch=None, dtype="float64", emulation=None, backend=None, dim=DIM):
+def thread_for(
+    desk, evaluate, rank=1, seed=0, batch=None, dtype="float64", emulation=None, backend=None, dim=DIM, faults=()
+):
     backend = backend or Backend()
     chunks = ChunkSource(DATASET, CHUNKS, dtype, backend)
     emulation = emulation or Emulation("none", rank, seed)
-    return ComputeThread(desk, evaluate, chunks, backend, dim, dtype, emulation, seed, batch)
+    return ComputeThread(desk, evaluate, chunks, backend, dim, dtype, emulation, Injector(faults), seed, batch)
 
 
 @pytest.fixture
@@ -285,6 +288,39 @@ def test_a_gradient_that_cannot_be_coded_is_a_failure_as_well(run, clock):
     assert desk.failures[0, 2].strip().endswith("MemoryError: no room for the coded gradient")
 
 
+def test_a_fault_on_purpose_happens_in_the_gradient_of_its_iteration_and_once(run):
+    computed = []
+
+    def evaluate(params, chunk, rng):
+        computed.append(chunk.index)
+        return mean_row(params, chunk, rng)
+
+    pairs = [(0, 2), (1, 2), (1, 0)]
+    desk = run(evaluate, pairs, faults=[Fault("raise", 1, "gradient")])
+    assert list(desk.failures) == [(1, 2)]
+    assert desk.failures[1, 2].startswith("RuntimeError: a fault on purpose (faults.inject)\n")
+    assert list(desk.results) == [(0, 2), (1, 0)]
+    assert computed == [2, 0]
+
+
+def test_before_report_is_after_the_gradient_and_before_anybody_hears_of_it(run, monkeypatch):
+    seen = []
+
+    def at(self, step, iteration):
+        seen.append((step, iteration))
+
+    monkeypatch.setattr(Injector, "at", at)
+    finished = FakeDesk.finished
+
+    def finish(self, work, result):
+        seen.append("finished")
+        finished(self, work, result)
+
+    monkeypatch.setattr(FakeDesk, "finished", finish)
+    run(lambda *arguments: seen.append("model") or mean_row(*arguments), [(4, 2)])
+    assert seen == [("gradient", 4), "model", ("before_report", 4), "finished"]
+
+
 # time
 
 
@@ -347,8 +383,9 @@ def test_with_a_real_desk_every_chunk_is_reported_or_failed(combined):
             raise ValueError("not this one")
         return float(chunk.index), np.full(DIM, float(chunk.index))
 
-    encoder = Encoder(Backend(), np.ones((1, 1)), 1, DIM, "float64")
-    desk = Desk(WorkerState([2, 1, 0], combined), encoder, combined)
+    encoder = Encoder(Backend(), np.ones((1, 1)), DIM, "float64")
+    encoder.begin(lambda _: False)
+    desk = Desk(WorkerState(1, [2, 1, 0], CHUNKS, combined), encoder, combined)
     desk.begin(0, PARAMS)
     thread = thread_for(desk, evaluate)
     thread.start()
@@ -369,7 +406,7 @@ def test_with_a_real_desk_every_chunk_is_reported_or_failed(combined):
             (Kind.REPORT, 2, 2.0),
             (Kind.REPORT, 0, 0.0),
         ]
-        desk.commit(0, 2, [1])
-        assert encoder.accumulator.tolist() == [2, 2, 2]
+        desk.commit(0, 2, [1], 1)
+        assert encoder.deliver(1).tolist() == [2, 2, 2]
     else:
         assert [(m.chunk, m.vector[:DIM].tolist()) for m in (first, last)] == [(2, [2, 2, 2]), (0, [0, 0, 0])]

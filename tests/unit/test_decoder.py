@@ -14,7 +14,7 @@ FLOATS = pytest.mark.parametrize(("dtype", "exact"), [("float64", 1e-9), ("float
 
 
 def coded(matrix, rank, gradient):
-    return Encoder(Backend(), matrix, rank, gradient.size, gradient.dtype).coded(gradient, 0, 0, 0)[:-TAIL]
+    return Encoder(Backend(), matrix, gradient.size, gradient.dtype).coded(gradient, rank, 0, 0, 0)[:-TAIL]
 
 
 def matrix_for(parts, num_workers, rng):

@@ -4,6 +4,7 @@ import random
 import sys
 import threading
 import weakref
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from refusal import refused
 
 from psgc.backend import Backend
 from psgc.messages import TAIL, Kind
+from psgc.workers import desk
 from psgc.workers.desk import CodedGradient, Desk, Failure, Result
 from psgc.workers.encoder import Encoder
 from psgc.workers.state import WorkerState
@@ -22,8 +24,9 @@ PARAMS = np.array([1.0, 2.0, 3.0])
 
 class Worker:
     def __init__(self, queue, combined, parts=1):
-        self.state = WorkerState(queue, combined)
-        self.encoder = Encoder(Backend(), np.ones((2, parts)), 1, 3, "float64")
+        self.state = WorkerState(1, queue, 5, combined)
+        self.encoder = Encoder(Backend(), np.ones((2, parts)), 3, "float64")
+        self.encoder.begin(lambda _: False)
         self.desk = Desk(self.state, self.encoder, combined)
         self.desk.begin(0, PARAMS)
 
@@ -72,12 +75,12 @@ def test_a_done_chunk_is_reported_and_its_gradient_encoded_when_it_is_committed(
     worker = Worker([2, 0], combined=True)
     _, gradient = worker.compute()
     (records,) = worker.desk.outgoing()
-    assert records.tolist() == [(Kind.REPORT, 1, 0, 2, 0, 0.5, 0.25, 7.0)]
+    assert records.tolist() == [(Kind.REPORT, 1, 0, 2, 0, 0, 0, 0.5, 0.25, 7.0)]
     assert worker.desk.outgoing() == []
     assert gradient() is not None
-    worker.desk.commit(0, 2, [1])
+    worker.desk.commit(0, 2, [1], 1)
     assert gradient() is None
-    assert worker.encoder.accumulator.tolist() == [3, 3, 3]
+    assert worker.encoder.deliver(1).tolist() == [3, 3, 3]
 
 
 def test_discard_and_collect_free_what_is_held():
@@ -87,18 +90,18 @@ def test_discard_and_collect_free_what_is_held():
     _, undecided = worker.compute()
     worker.desk.discard(0, 2)
     assert late() is None
-    worker.desk.commit(0, 0, [1])
+    worker.desk.commit(0, 0, [1], 1)
     assert kept() is None
     assert undecided() is not None
-    assert worker.desk.collect(0)
+    assert worker.desk.collect(0, 1)
     assert undecided() is None
-    assert worker.encoder.accumulator.tolist() == [1, 1, 1]
+    assert worker.encoder.deliver(1).tolist() == [1, 1, 1]
 
 
 def test_collect_of_an_older_iteration_delivers_nothing():
     worker = Worker([2], combined=True)
     worker.desk.begin(1, PARAMS)
-    assert not worker.desk.collect(0)
+    assert not worker.desk.collect(0, 1)
     assert worker.compute()[0].chunk == 2
 
 
@@ -107,8 +110,65 @@ def test_a_new_iteration_frees_what_the_old_one_held():
     _, gradient = worker.compute()
     worker.desk.begin(1, PARAMS)
     assert gradient() is None
-    worker.desk.commit(0, 2, [1])  # of the old iteration: nothing happens
-    assert not worker.encoder.accumulator.any()
+    worker.desk.commit(0, 2, [1], 1)  # of the old iteration: nothing happens
+    worker.compute()
+    worker.desk.commit(1, 2, [1], 1)
+    assert worker.encoder.deliver(1).tolist() == [3, 3, 3]
+
+
+def test_a_reopened_chunk_is_freed_and_may_be_done_in_another_role():
+    worker = Worker([2, 0], combined=True)
+    _, first = worker.compute()
+    worker.desk.reopen(0, 2, 1)
+    assert first() is None
+    worker.desk.adopt(0, 2, 2)
+    worker.desk.next(0, 2)
+    _, second = worker.compute()
+    (_, records) = worker.desk.outgoing()
+    assert (records["kind"][0], records["chunk"][0], records["again"][0]) == (Kind.REPORT, 2, 1)
+    worker.desk.commit(0, 2, [2], 2)
+    assert second() is None
+    assert worker.desk.collect(0, 2)
+    assert worker.encoder.deliver(2).tolist() == [3, 3, 3]
+
+
+def test_per_chunk_codes_an_adopted_chunk_in_its_role():
+    worker = Worker([2, 1], combined=False, parts=3)
+    worker.desk.adopt(0, 2, 2)
+    worker.encoder._coding_matrix[1] = 5
+    worker.compute()
+    worker.compute()
+    assert [message.vector[0] for message in worker.desk.outgoing()] == [45.0, 6.0]
+
+
+def test_a_standing_queue_is_done_in_every_iteration():
+    worker = Worker([2], combined=True)
+    worker.desk.standing(0, [1, 2])
+    assert worker.compute()[0].chunk == 1
+    worker.desk.begin(1, PARAMS)
+    assert [worker.compute()[0].chunk for _ in range(2)] == [1, 2]
+
+
+@COMBINED
+def test_it_can_be_asked_which_chunk_the_compute_thread_is_in_and_for_how_long(combined, monkeypatch):
+    clock = SimpleNamespace(now=100.0, monotonic=lambda: clock.now)
+    monkeypatch.setattr(desk, "time", clock)
+    worker = Worker([2, 0], combined)
+    clock.now += 5
+    assert worker.desk.running() == (-1, 0.0)
+    work = worker.desk.take()
+    clock.now += 7
+    assert worker.desk.running() == (2, 7.0)
+    worker.desk.begin(1, PARAMS)  # the old chunk still keeps the thread
+    clock.now += 2
+    assert worker.desk.running() == (2, 9.0)
+    worker.desk.finished(work, Result(np.ones(3), 0.0, 0.0, 0.0))
+    assert worker.desk.running() == (-1, 0.0)
+    work = worker.desk.take()
+    clock.now += 1
+    assert worker.desk.running() == (2, 1.0)
+    worker.desk.failed(work, "")
+    assert worker.desk.running() == (-1, 0.0)
 
 
 def test_per_chunk_sends_the_coded_gradient_with_the_tail_of_its_report_and_keeps_nothing():
@@ -129,7 +189,7 @@ def test_an_abandoned_chunk_costs_a_record_and_no_memory(combined):
     worker.desk.begin(1, PARAMS)
     worker.desk.finished(stale, Result(np.ones(3), 7.0, 0.5, 0.25))
     (records,) = worker.desk.outgoing()
-    assert records.tolist() == [(Kind.ABANDONED, 1, 0, 2, 0, 0.5, 0.25, 0.0)]
+    assert records.tolist() == [(Kind.ABANDONED, 1, 0, 2, 0, 0, 0, 0.5, 0.25, 0.0)]
     unwanted = worker.desk.take()
     worker.desk.discard(1, 2)
     gradient = np.ones(3)
@@ -163,7 +223,7 @@ def test_what_comes_for_a_failed_chunk_before_the_run_ends_changes_nothing(combi
     assert worker.state.held == frozenset()
     worker.compute()
     if combined:
-        assert worker.desk.collect(0)
+        assert worker.desk.collect(0, 1)
 
 
 @COMBINED
@@ -182,31 +242,34 @@ def test_what_the_state_machine_refuses_leaves_the_desk_as_it_was():
     _, gradient = worker.compute()
     for do in (
         lambda: worker.desk.begin(0, PARAMS),
-        lambda: worker.desk.commit(0, 0, [1]),
-        lambda: worker.desk.commit(1, 2, [1]),
+        lambda: worker.desk.commit(0, 0, [1], 1),
+        lambda: worker.desk.commit(1, 2, [1], 1),
         lambda: worker.desk.discard(0, 5),
         lambda: worker.desk.queue(0, [5]),
-        lambda: worker.desk.collect(1),
+        lambda: worker.desk.standing(0, [5]),
+        lambda: worker.desk.next(0, 5),
+        lambda: worker.desk.skip(0, 5),
+        lambda: worker.desk.adopt(0, 5, 1),
+        lambda: worker.desk.reopen(0, 5, 1),
+        lambda: worker.desk.collect(1, 1),
     ):
         with refused(worker.state):
             do()
     assert gradient() is not None
-    worker.desk.commit(0, 2, [1])
-    assert worker.encoder.accumulator.tolist() == [3, 3, 3]
+    worker.desk.commit(0, 2, [1], 1)
+    assert worker.encoder.deliver(1).tolist() == [3, 3, 3]
 
 
-@pytest.mark.parametrize("wake", ["begin", "queue"])
+@pytest.mark.parametrize("wake", ["begin", "queue", "standing", "next"])
 def test_a_free_compute_thread_waits_until_there_is_work(wake):
     worker = Worker([2], combined=True)
     worker.compute()
-    if wake == "queue":
+    if wake != "begin":
         worker.desk.begin(1, PARAMS)
         worker.desk.discard(1, 2)
     answer = in_thread(worker.desk.take)
-    if wake == "queue":
-        worker.desk.queue(1, [2])
-    else:
-        worker.desk.begin(1, PARAMS)
+    what = {"begin": PARAMS, "queue": [2], "standing": [2], "next": 2}
+    getattr(worker.desk, wake)(1, what[wake])
     work = answer()
     assert (work.iteration, work.chunk) == (1, 2)
 
@@ -283,11 +346,12 @@ def test_two_threads_at_full_speed_lose_nothing_and_mix_nothing(combined):
                 if (kind, when) == (Kind.REPORT, iteration) and chunk != unwanted:
                     reported.append(chunk)
                     if combined:
-                        desk.commit(iteration, chunk, [1])
+                        desk.commit(iteration, chunk, [1], 1)
         assert len(reported) == len(set(reported))
         if combined:
-            assert (worker.encoder.accumulator == sum(iteration * 10 + chunk for chunk in reported)).all()
-            assert desk.collect(iteration)
+            assert desk.collect(iteration, 1)
+            if reported:  # else the server would not ask
+                assert (worker.encoder.deliver(1) == sum(iteration * 10 + chunk for chunk in reported)).all()
             assert worker.state.held == set()
     desk.stop()
     assert answer() == messages + len(list(heard()))

@@ -1,5 +1,7 @@
 """What a worker sends: per chunk and combined, for every cut of the gradient."""
 
+import weakref
+
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
@@ -30,27 +32,23 @@ def matrix_for(parts, num_workers, rng):
     return np.ones((num_workers, 1)) if parts == 1 else rng.standard_normal((num_workers, parts))
 
 
-def encoders(matrix, dim, dtype):
-    return {rank: Encoder(Backend(), matrix, rank, dim, dtype) for rank in range(1, len(matrix) + 1)}
-
-
 SHAPES = {"parts": st.integers(1, 4), "extra": st.integers(0, 3), "dim": st.integers(1, 23), "seed": st.integers(0, 99)}
 
 
 @FLOATS
 @settings(deadline=None, max_examples=60)
 @given(**SHAPES)
-def test_per_chunk_is_the_workers_row_times_the_parts(dtype, exact, parts, extra, dim, seed):
+def test_per_chunk_is_the_roles_row_times_the_parts(dtype, exact, parts, extra, dim, seed):
     rng = np.random.default_rng(seed)
     matrix = matrix_for(parts, parts + extra, rng)
     gradient = rng.standard_normal(dim).astype(dtype)
     untouched = gradient.copy()
-    for rank, encoder in encoders(matrix, dim, dtype).items():
-        message = encoder.coded(gradient, start=0.5, seconds=0.25, loss=-3.0)
+    encoder = Encoder(Backend(), matrix, dim, dtype)
+    for role in range(1, len(matrix) + 1):
+        message = encoder.coded(gradient, role, start=0.5, seconds=0.25, loss=-3.0)
         assert message.dtype == dtype
-        np.testing.assert_allclose(message[:-TAIL], matrix[rank - 1] @ cut(gradient, parts), rtol=0, atol=exact)
+        np.testing.assert_allclose(message[:-TAIL], matrix[role - 1] @ cut(gradient, parts), rtol=0, atol=exact)
         assert message[-TAIL:].tolist() == [0.5, 0.25, -3.0]
-        assert not encoder.accumulator.any()
     np.testing.assert_array_equal(gradient, untouched)
 
 
@@ -58,20 +56,32 @@ def test_per_chunk_is_the_workers_row_times_the_parts(dtype, exact, parts, extra
 @settings(deadline=None, max_examples=60)
 @given(**SHAPES, data=st.data())
 def test_combined_accumulators_give_the_sum_of_what_was_committed(dtype, exact, parts, extra, dim, seed, data):
-    """Part k of the gradient is sum_j R[j, k] y_j, whoever contributed to which chunk and in which order."""
+    """Part k of the gradient is sum_j R[j, k] y_j over roles, whoever of two workers did what, in which order."""
     rng = np.random.default_rng(seed)
     matrix = matrix_for(parts, parts + extra, rng)
-    workers = encoders(matrix, dim, dtype)
-    total = np.zeros(dim)
+    workers = begun(matrix, dim, dtype), begun(matrix, dim, dtype)
+    total, owing, delivered = np.zeros(dim), set(), []
     for _ in range(data.draw(st.integers(0, 4))):
         gradient = rng.standard_normal(dim).astype(dtype)
         contributors = tuple(data.draw(st.permutations(range(1, parts + extra + 1)))[:parts])
-        assume(np.linalg.cond(matrix[[rank - 1 for rank in contributors]]) < 50)
-        for rank in contributors:
-            workers[rank].add(gradient, contributors)
+        assume(np.linalg.cond(matrix[[role - 1 for role in contributors]]) < 50)
+        for role in contributors:
+            place = data.draw(st.integers(0, 1))
+            workers[place].add(gradient, contributors, role)
+            owing.add((place, role))
         total += gradient
-    parts_sum = sum(np.outer(matrix[rank - 1], encoder.accumulator) for rank, encoder in workers.items())
+        if owing and data.draw(st.booleans()):  # a reopened chunk: more is committed after some was collected
+            place, role = owing.pop()
+            delivered.append((role, workers[place].deliver(role).copy()))  # "sent": it is used again
+    delivered += [(role, workers[place].deliver(role)) for place, role in sorted(owing)]
+    parts_sum = sum((np.outer(matrix[role - 1], part) for role, part in delivered), np.zeros(cut(total, parts).shape))
     np.testing.assert_allclose(parts_sum, cut_like(total, parts, parts_sum), rtol=0, atol=100 * exact)
+
+
+def begun(matrix, dim, dtype="float64", sending=not_sending):
+    encoder = Encoder(Backend(), matrix, dim, dtype)
+    encoder.begin(sending)
+    return encoder
 
 
 def cut_like(total, parts, parts_sum):
@@ -85,35 +95,69 @@ def cut_like(total, parts, parts_sum):
 def test_any_parts_copies_decode_a_chunk():
     rng = np.random.default_rng(1)
     matrix, gradient = matrix_for(3, 5, rng), rng.standard_normal(12)
-    copies = {rank: e.coded(gradient, 0, 0, 0)[:-TAIL] for rank, e in encoders(matrix, 12, "float64").items()}
+    encoder = begun(matrix, 12)
+    copies = {role: encoder.coded(gradient, role, 0, 0, 0)[:-TAIL] for role in range(1, 6)}
     for contributors in [(1, 2, 3), (5, 1, 4), (3, 2, 4)]:
-        inverse = decoding_coefficients(matrix[[rank - 1 for rank in contributors]])
-        decoded = inverse @ np.stack([copies[rank] for rank in contributors])
+        inverse = decoding_coefficients(matrix[[role - 1 for role in contributors]])
+        decoded = inverse @ np.stack([copies[role] for role in contributors])
         np.testing.assert_allclose(decoded.reshape(-1), gradient, rtol=0, atol=1e-10)
 
 
-def test_with_one_part_the_committed_copy_counts_once():
-    encoder = Encoder(Backend(), np.ones((3, 1)), 2, 4, "float64")
-    encoder.add(np.arange(4.0), (2,))
-    encoder.add(np.ones(4), (2,))
-    assert encoder.accumulator.tolist() == [1, 2, 3, 4]
+def test_with_one_part_the_committed_copy_counts_once_in_its_role():
+    encoder = begun(np.ones((3, 1)), 4)
+    encoder.add(np.arange(4.0), (2,), 2)
+    encoder.add(np.ones(4), (2,), 2)
+    encoder.add(np.full(4, 7.0), (3,), 3)
+    assert encoder.deliver(2).tolist() == [1, 2, 3, 4]
+    assert encoder.deliver(3).tolist() == [7, 7, 7, 7]
+
+
+def test_a_delivered_role_starts_from_zero_and_leaves_what_is_being_sent():
+    delivered = []
+    encoder = begun(np.ones((3, 1)), 4, "float32", sending=lambda buffer: any(buffer is other for other in delivered))
+    encoder.add(np.ones(4, np.float32), (1,), 1)
+    delivered.append(encoder.deliver(1))
+    encoder.add(np.full(4, 5, np.float32), (1,), 1)
+    assert delivered[0].tolist() == [1, 1, 1, 1]
+    assert encoder.deliver(1).tolist() == [5, 5, 5, 5]
 
 
 def test_a_new_iteration_starts_from_zero_and_leaves_what_is_being_sent():
-    encoder = Encoder(Backend(), np.ones((3, 1)), 1, 4, "float32")
-    encoder.begin(not_sending)
-    encoder.add(np.ones(4, np.float32), (1,))
-    first = encoder.accumulator
+    encoder = begun(np.ones((3, 1)), 4, "float32")
+    encoder.add(np.ones(4, np.float32), (1,), 1)
+    first = encoder.deliver(1)
     asked = []
     encoder.begin(lambda buffer: asked.append(buffer) is None)
+    encoder.add(np.full(4, 2, np.float32), (1,), 1)
     assert len(asked) == 1
     assert asked[0] is first
-    assert encoder.accumulator is not first
     assert first.tolist() == [1, 1, 1, 1]
-    assert encoder.accumulator.tolist() == [0, 0, 0, 0]
-    assert encoder.accumulator.dtype == np.float32
-    encoder.add(np.ones(4, np.float32), (1,))
-    second = encoder.accumulator
+    second = encoder.deliver(1)
+    assert second.tolist() == [2, 2, 2, 2]
+    assert second.dtype == np.float32
+    encoder.begin(lambda buffer: buffer is first)
+    encoder.add(np.full(4, 3, np.float32), (1,), 1)
+    assert encoder.deliver(1) is second  # sent: used again, from zero
+    assert second.tolist() == [3, 3, 3, 3]
+
+
+def test_what_was_not_asked_for_does_not_survive_into_the_next_iteration_and_its_memory_does():
+    encoder = begun(np.ones((3, 1)), 4)
+    encoder.add(np.ones(4), (1,), 1)
+    kept = weakref.ref(next(iter(encoder._accumulators.values())))
     encoder.begin(not_sending)
-    assert encoder.accumulator is second  # sent: used again
-    assert second.tolist() == [0, 0, 0, 0]
+    encoder.add(np.full(4, 2.0), (3,), 3)
+    delivered = encoder.deliver(3)
+    assert delivered is kept()
+    assert delivered.tolist() == [2, 2, 2, 2]
+
+
+def test_many_iterations_need_no_more_memory_than_is_being_sent():
+    encoder = begun(np.ones((3, 1)), 4)
+    seen = set()
+    for _ in range(20):
+        encoder.begin(not_sending)
+        for role in (1, 2):
+            encoder.add(np.ones(4), (role,), role)
+        seen |= {id(encoder.deliver(role)) for role in (1, 2)}
+    assert len(seen) == 2

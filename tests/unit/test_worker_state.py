@@ -10,15 +10,22 @@ from psgc.workers.state import Abandon, Deliver, Encode, Free, Report, WorkerSta
 COMBINED = pytest.mark.parametrize("combined", [True, False], ids=["combined", "per_chunk"])
 
 
+RANK, CHUNKS = 1, 6
+
+
+def worker(queue, combined=True):
+    return WorkerState(RANK, queue, CHUNKS, combined)
+
+
 def begun(queue, combined=True, iteration=0):
-    state = WorkerState(queue, combined)
+    state = worker(queue, combined)
     state.begin(iteration)
     return state
 
 
-def do_next(state):
+def do_next(state, again=0):
     chunk = state.take()
-    assert state.finished(state.iteration, chunk) == Report(chunk)
+    assert state.finished(state.iteration, chunk) == Report(chunk, again)
     return chunk
 
 
@@ -32,12 +39,12 @@ def rest(state):
 
 
 def test_nothing_to_do_before_the_first_iteration():
-    assert WorkerState([2, 0], combined=True).take() is None
+    assert worker([2, 0]).take() is None
 
 
 @COMBINED
 def test_the_standing_queue_again_in_every_iteration(combined):
-    state = WorkerState([3, 1, 2], combined)
+    state = worker([3, 1, 2], combined)
     for iteration in (0, 1, 7):
         state.begin(iteration)
         assert [do_next(state), do_next(state)] == [3, 1]
@@ -48,11 +55,11 @@ def test_a_done_chunk_is_held_until_it_is_committed_or_discarded():
     state = begun([3, 1, 2])
     assert [do_next(state) for _ in range(3)] == [3, 1, 2]
     assert state.held == {1, 2, 3}
-    assert state.commit(0, 1, [5, 4]) == [Encode(1, (5, 4))]
+    assert state.commit(0, 1, [5, 4], 4) == [Encode(1, (5, 4), 4)]
     assert state.discard(0, 3) == [Free(3)]
     assert state.held == {2}
     assert state.discard(0, 3) == []  # heard again
-    assert state.collect(0) == [Free(2), Deliver()]
+    assert state.collect(0, RANK) == [Free(2), Deliver(RANK)]
     assert state.held == set()
 
 
@@ -75,7 +82,7 @@ def test_a_chunk_discarded_while_it_runs_is_abandoned_and_only_that_one(combined
     state = begun([3, 1], combined)
     state.take()
     assert state.discard(0, 3) == []
-    assert state.finished(0, 3) == Abandon(3)
+    assert state.finished(0, 3) == Abandon(3, 0)
     assert state.held == set()
     assert do_next(state) == 1
 
@@ -86,7 +93,7 @@ def test_a_chunk_of_an_older_iteration_is_abandoned_and_only_that_one(combined):
     state.take()
     state.begin(1)
     assert state.discard(1, 1) == []
-    assert state.finished(0, 3) == Abandon(3)
+    assert state.finished(0, 3) == Abandon(3, 0)
     assert state.held == set()
     assert rest(state) == [3]
 
@@ -96,7 +103,7 @@ def test_a_chunk_discarded_while_it_ran_in_an_older_iteration_is_done_in_the_new
     state.take()
     state.discard(0, 3)
     state.begin(1)
-    assert state.finished(0, 3) == Abandon(3)
+    assert state.finished(0, 3) == Abandon(3, 0)
     assert do_next(state) == 3
 
 
@@ -105,7 +112,7 @@ def test_a_discard_does_not_meet_the_same_chunk_running_in_an_older_iteration():
     state.take()
     state.begin(1)
     assert state.discard(1, 3) == []
-    assert state.finished(0, 3) == Abandon(3)
+    assert state.finished(0, 3) == Abandon(3, 0)
     assert rest(state) == [1]
 
 
@@ -113,8 +120,8 @@ def test_collect_ends_the_work():
     state = begun([3, 1, 2])
     do_next(state)
     state.take()
-    assert state.collect(0) == [Free(3), Deliver()]
-    assert state.finished(0, 1) == Abandon(1)
+    assert state.collect(0, RANK) == [Free(3), Deliver(RANK)]
+    assert state.finished(0, 1) == Abandon(1, 0)
     assert state.take() is None
     state.begin(1)
     assert rest(state) == [3, 1, 2]
@@ -125,7 +132,7 @@ def test_a_new_queue_leaves_out_what_is_done_or_running():
     assert do_next(state) == 0
     assert state.take() == 1
     state.queue(0, [4, 1, 2, 0, 4])
-    assert state.finished(0, 1) == Report(1)
+    assert state.finished(0, 1) == Report(1, 0)
     assert rest(state) == [4, 2]
 
 
@@ -139,7 +146,7 @@ def test_a_new_queue_may_hold_what_runs_in_an_older_iteration():
 
 
 def test_queues_and_discards_that_arrive_before_their_iteration_wait_for_it_in_order():
-    state = WorkerState([0, 1, 2, 3], combined=True)
+    state = worker([0, 1, 2, 3])
     state.discard(0, 1)
     state.queue(2, [3, 1, 0])
     state.discard(1, 0)
@@ -156,7 +163,7 @@ def test_queues_and_discards_that_arrive_before_their_iteration_wait_for_it_in_o
 
 
 def test_early_events_of_an_iteration_that_never_began_here_are_dropped():
-    state = WorkerState([0, 1], combined=True)
+    state = worker([0, 1])
     state.discard(1, 0)
     state.queue(1, [1])
     state.begin(2)
@@ -172,10 +179,15 @@ def test_events_of_an_older_iteration_change_nothing(combined):
     assert state.discard(2, 0) == []
     assert state.discard(2, 1) == []
     assert state.discard(2, 2) == []
-    assert state.commit(2, 0, [1]) == []
+    assert state.commit(2, 0, [1], 1) == []
     state.queue(2, [2])
+    state.standing(2, [2])
+    state.next(2, 1)
+    state.skip(2, 2)
+    state.adopt(2, 2, 3)
+    assert state.reopen(2, 0, 1) == []
     if combined:
-        assert state.collect(2) == []
+        assert state.collect(2, 1) == []
     assert snapshot(state) == before
 
 
@@ -191,51 +203,245 @@ def test_what_no_correct_server_sends_is_refused_and_changes_nothing():
         lambda: state.take(),
         lambda: state.finished(3, 1),
         lambda: state.finished(2, 2),
-        lambda: state.commit(4, 1, [1]),
-        lambda: state.commit(3, 0, [1]),  # freed
-        lambda: state.commit(3, 2, [1]),  # running
-        lambda: state.commit(3, 3, [1]),  # not begun
+        lambda: state.commit(4, 1, [1], 1),
+        lambda: state.commit(3, 0, [1], 1),  # freed
+        lambda: state.commit(3, 2, [1], 1),  # running
+        lambda: state.commit(3, 3, [1], 1),  # not begun
         lambda: state.discard(3, 9),
         lambda: state.discard(4, 9),
         lambda: state.queue(3, [3, 9]),
         lambda: state.queue(4, [9]),
-        lambda: state.collect(4),
+        lambda: state.standing(3, [CHUNKS]),
+        lambda: state.next(4, -1),
+        lambda: state.skip(3, 9),
+        lambda: state.adopt(3, 9, 1),
+        lambda: state.reopen(4, 9, 1),
+        lambda: state.collect(4, 1),
     ):
         with refused(state):
             do()
-    state.commit(3, 1, [1])
+    state.commit(3, 1, [1], 1)
     with refused(state):
-        state.commit(3, 1, [1])
+        state.commit(3, 1, [1], 1)
 
 
 def test_per_chunk_has_nothing_to_commit_or_collect():
     state = begun([0], combined=False)
     do_next(state)
-    for do in (lambda: state.collect(0), lambda: state.commit(0, 0, [1])):
+    for do in (lambda: state.collect(0, 1), lambda: state.commit(0, 0, [1], 1)):
         with refused(state):
             do()
+
+
+# rule 7: reopened chunks
+
+
+@COMBINED
+def test_a_reopened_chunk_is_done_again_when_it_is_asked_for_and_says_so(combined):
+    state = begun([3, 1], combined)
+    do_next(state)
+    assert state.reopen(0, 3, 1) == ([Free(3)] if combined else [])
+    assert state.held == set()
+    assert do_next(state) == 1  # reopened is not ordered: the server says who does it
+    assert state.take() is None
+    state.next(0, 3)
+    assert do_next(state, again=1) == 3
+    assert state.reopen(0, 3, 2) == ([Free(3)] if combined else [])
+    state.queue(0, [1, 3])
+    assert do_next(state, again=2) == 3
+    assert state.held == ({1, 3} if combined else set())
+
+
+def test_a_copy_from_before_a_reopening_cannot_be_committed_and_one_from_after_it_can():
+    state = begun([3])
+    do_next(state)
+    state.commit(0, 3, [1], 1)
+    assert state.reopen(0, 3, 1) == []  # encoded long ago: nothing to free
+    with refused(state):
+        state.commit(0, 3, [1], 1)
+    state.next(0, 3)
+    do_next(state, again=1)
+    assert state.commit(0, 3, [2, 1], 2) == [Encode(3, (2, 1), 2)]
+
+
+@pytest.mark.parametrize("before", ["nothing", "discard", "collect"])
+def test_a_chunk_reopened_while_it_runs_counts_when_it_is_done(before):
+    state = begun([3, 1])
+    state.take()
+    if before == "discard":
+        state.discard(0, 3)
+    elif before == "collect":
+        state.collect(0, 1)
+    assert state.reopen(0, 3, 1) == []
+    assert state.finished(0, 3) == Report(3, 1)
+    assert state.held == {3}
+
+
+def test_a_reopening_is_nothing_to_the_chunk_that_runs_beside_it():
+    state = begun([3, 1])
+    state.take()
+    state.discard(0, 3)
+    state.reopen(0, 1, 1)
+    assert state.finished(0, 3) == Abandon(3, 0)
+    assert do_next(state, again=1) == 1
+
+
+def test_a_reopened_chunk_that_is_dropped_says_how_often_it_was_reopened():
+    state = begun([3])
+    state.take()
+    state.reopen(0, 3, 2)
+    state.discard(0, 3)
+    assert state.finished(0, 3) == Abandon(3, 2)
+
+
+def test_reopenings_end_with_their_iteration():
+    state = begun([3])
+    state.take()
+    state.reopen(0, 3, 1)
+    state.begin(1)
+    assert state.finished(0, 3) == Abandon(3, 0)
+    assert do_next(state, again=0) == 3
+    state.begin(2)
+    state.reopen(1, 3, 1)
+    assert do_next(state, again=0) == 3
+
+
+def test_a_reopening_is_nothing_to_the_same_chunk_running_in_an_older_iteration():
+    state = begun([3])
+    state.take()
+    state.begin(1)
+    state.reopen(1, 3, 1)
+    assert state.finished(0, 3) == Abandon(3, 0)
+    assert do_next(state, again=1) == 3
+
+
+# rule 8: what holds for later iterations, too
+
+
+def test_a_standing_queue_is_for_this_iteration_and_all_later_ones():
+    state = begun([0, 1, 2])
+    assert do_next(state) == 0
+    state.standing(0, [2, 0, 3])
+    assert rest(state) == [2, 3]
+    state.begin(1)
+    assert rest(state) == [2, 0, 3]
+    state.standing(1, [])
+    assert rest(state) == []
+    state.begin(2)
+    assert rest(state) == []
+
+
+def test_a_standing_queue_of_an_iteration_that_is_over_is_not_the_newest():
+    state = begun([0, 1], iteration=3)
+    state.standing(2, [1])
+    assert rest(state) == [0, 1]
+    state.begin(4)
+    assert rest(state) == [0, 1]
+
+
+def test_standing_queues_and_roles_that_arrive_early_hold_from_their_iteration_on():
+    state = begun([0, 1])
+    state.adopt(1, 4, 3)
+    state.standing(1, [4, 1])
+    state.queue(1, [1])
+    assert (rest(state), state.role(4)) == ([0, 1], RANK)
+    state.begin(1)
+    assert (rest(state), state.role(4)) == ([1], 3)
+    state.begin(2)
+    assert (rest(state), state.role(4)) == ([4, 1], 3)
+
+
+def test_standing_queues_and_roles_of_a_missed_iteration_hold_and_its_other_orders_do_not():
+    state = begun([0, 1])
+    state.adopt(1, 4, 3)
+    state.standing(1, [4, 1, 2])
+    state.reopen(1, 4, 1)
+    state.discard(1, 4)
+    state.skip(1, 1)
+    state.next(1, 2)
+    state.standing(5, [5])
+    state.begin(3)
+    assert state.role(4) == 3
+    assert [do_next(state, again=0) for _ in range(3)] == [4, 1, 2]
+    state.begin(5)
+    assert rest(state) == [5]
+
+
+def test_a_role_may_become_the_workers_own_again():
+    state = begun([0])
+    assert [state.role(chunk) for chunk in range(CHUNKS)] == [RANK] * CHUNKS
+    state.adopt(0, 4, 3)
+    state.adopt(0, 4, RANK)
+    assert state.role(4) == RANK
+
+
+def test_next_comes_before_all_others_unless_it_is_done_or_running():
+    state = begun([0, 1, 2, 3])
+    do_next(state)
+    state.take()
+    for chunk in (3, 1, 0, 5):
+        state.next(0, chunk)
+    state.finished(0, 1)
+    assert rest(state) == [5, 3, 2]
+
+
+def test_next_wants_what_runs_after_all():
+    state = begun([0, 1])
+    state.take()
+    state.discard(0, 0)
+    state.next(0, 0)
+    assert state.finished(0, 0) == Report(0, 0)
+
+
+def test_work_may_go_on_after_collect_and_is_delivered_once_more():
+    state = begun([0, 1])
+    do_next(state)
+    state.commit(0, 0, [1], 1)
+    assert state.collect(0, 1) == [Deliver(1)]
+    state.adopt(0, 4, 3)
+    state.next(0, 4)
+    assert do_next(state) == 4
+    assert state.commit(0, 4, [3], 3) == [Encode(4, (3,), 3)]
+    assert state.collect(0, 3) == [Deliver(3)]
 
 
 class Model:
     """The rules once more, without a thought for speed: the past of this iteration decides everything."""
 
     def __init__(self, standing, combined):
-        self.standing, self.combined = standing, combined
+        self.usual, self.combined = list(standing), combined
         self.iteration, self.running = -1, None
-        self.early, self.order, self.past = [], [], []
+        self.early, self.order, self.past, self.roles = [], [], [], {}
 
     def begin(self, iteration):
-        self.iteration, self.order, self.past = iteration, list(self.standing), []
-        for kind, when, what in self.early:
-            if when == iteration:
-                {"queue": self.queue, "discard": self.discard, "skip": self.skip}[kind](when, what)
+        self.iteration, self.order, self.past = iteration, list(self.usual), []
+        early, self.early = self.early, [event for event in self.early if event[1] > iteration]
+        for kind, when, what in early:
+            if when == iteration or (when < iteration and kind in ("standing", "adopt")):
+                self.order_of(kind, iteration, *what)
 
-    def did(self, *kinds):
-        return {chunk for kind, chunk in self.past if kind in kinds}
+    def order_of(self, kind, iteration, *what):
+        """An order that may come early: what the worker has to free."""
+        if iteration > self.iteration:
+            self.early.append((kind, iteration, what))
+        return getattr(self, kind)(*what) or [] if iteration == self.iteration else []
+
+    def last(self, chunk, *kinds):
+        return max([-1, *(place for place, event in enumerate(self.past) if event[0] in kinds and event[1] == chunk)])
+
+    def is_done(self, chunk):
+        return self.last(chunk, "done") > self.last(chunk, "reopened")
 
     @property
     def held(self):
-        return self.did("done") - self.did("committed", "freed") if self.combined else set()
+        def is_held(chunk):
+            return self.last(chunk, "done") > self.last(chunk, "reopened", "committed", "freed")
+
+        return set(filter(is_held, range(CHUNKS))) if self.combined else set()
+
+    def again(self, chunk):
+        place = self.last(chunk, "reopened")
+        return self.past[place][2] if place >= 0 else 0
 
     def take(self):
         if not self.order:
@@ -245,55 +451,71 @@ class Model:
 
     def finished(self):
         (iteration, chunk, since), self.running = self.running, None
-        said = [kind for kind, what in self.past[since:] if kind == "collected" or what == chunk]
-        if iteration != self.iteration or (said and said[-1] != "wanted"):
-            return Abandon(chunk)
-        self.past.append(("done", chunk))
-        return Report(chunk)
-
-    def queue(self, iteration, chunks):
-        if iteration > self.iteration:
-            self.early.append(("queue", iteration, chunks))
-        elif iteration == self.iteration:
-            busy = {self.running[1]} if self.running and self.running[0] == iteration else set()
-            self.order = [c for c in chunks if c not in self.did("done") | busy]
-            self.past += [("wanted", chunk) for chunk in busy & set(chunks)]
-
-    def skip(self, iteration, chunk):
-        if iteration > self.iteration:
-            self.early.append(("skip", iteration, chunk))
-        elif iteration == self.iteration:
-            self.order = [c for c in self.order if c != chunk]
-
-    def discard(self, iteration, chunk):
-        if iteration > self.iteration:
-            self.early.append(("discard", iteration, chunk))
         if iteration != self.iteration:
-            return []
+            return Abandon(chunk, 0)
+        said = [kind for kind, what, *_ in self.past[since:] if kind == "collected" or what == chunk]
+        if said and said[-1] in ("dropped", "collected"):
+            return Abandon(chunk, self.again(chunk))
+        self.past.append(("done", chunk))
+        return Report(chunk, self.again(chunk))
+
+    def standing(self, chunks):
+        self.usual = list(chunks)
+        self.queue(chunks)
+
+    def queue(self, chunks):
+        busy = {self.running[1]} if self.running and self.running[0] == self.iteration else set()
+        self.order = [c for c in dict.fromkeys(chunks) if c not in busy and not self.is_done(c)]
+        self.past += [("wanted", chunk) for chunk in busy & set(chunks)]
+
+    def next(self, chunk):
+        self.queue([chunk, *self.order])
+
+    def skip(self, chunk):
+        self.order = [c for c in self.order if c != chunk]
+
+    def adopt(self, chunk, role):
+        self.roles[chunk] = role
+
+    def reopen(self, chunk, again):
+        freed = [Free(chunk)] if chunk in self.held else []
+        self.past.append(("reopened", chunk, again))
+        return freed
+
+    def discard(self, chunk):
         freed = [Free(chunk)] if chunk in self.held else []
         self.past += [("dropped", chunk)] + [("freed", chunk)] * len(freed)
         self.order = [c for c in self.order if c != chunk]
         return freed
 
-    def commit(self, iteration, chunk):
+    def commit(self, iteration, chunk, role):
         if iteration < self.iteration:
             return []
         self.past.append(("committed", chunk))
-        return [Encode(chunk, (1,))]
+        return [Encode(chunk, (1,), role)]
 
-    def collect(self, iteration):
+    def collect(self, iteration, role):
         if iteration < self.iteration:
             return []
         freed = sorted(self.held)
         self.past += [("collected", None)] + [("freed", chunk) for chunk in freed]
         self.order = []
-        return [*map(Free, freed), Deliver()]
+        return [*map(Free, freed), Deliver(role)]
 
 
-EVENTS = ["take", "take", "finished", "finished", "begin", "queue", "discard", "discard", "skip", "commit", "collect"]
+ORDERS = {  # what may come early, and its arguments
+    "standing": lambda chunk, chunks: (chunks[:chunk],),
+    "queue": lambda chunk, chunks: (chunks[:chunk],),
+    "next": lambda chunk, _: (chunk,),
+    "discard": lambda chunk, _: (chunk,),
+    "skip": lambda chunk, _: (chunk,),
+    "adopt": lambda chunk, chunks: (chunk, chunks[0]),
+    "reopen": lambda chunk, chunks: (chunk, 1 + chunks[0]),
+}
+EVENTS = ["take", "take", "finished", "finished", "begin", "commit", "collect", "discard", "reopen", *ORDERS]
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=500)
 @given(
     standing=st.permutations(range(4)),
     combined=st.booleans(),
@@ -304,9 +526,9 @@ EVENTS = ["take", "take", "finished", "finished", "begin", "queue", "discard", "
 )
 def test_any_sequence_of_events_goes_by_the_rules(standing, combined, events):
     """Whatever comes in, in any order: the same answers as the model, or a refusal that changes nothing."""
-    state, model = WorkerState(standing, combined), Model(standing, combined)
+    state, model = worker(standing, combined), Model(standing, combined)
     for kind, ahead, chunk, chunks in events:
-        when, now = model.iteration + ahead, model.iteration
+        when, now, role = model.iteration + ahead, model.iteration, chunks[0]
         if kind == "take" and model.running is None:
             assert state.take() == model.take()
         elif kind == "take":
@@ -324,23 +546,21 @@ def test_any_sequence_of_events_goes_by_the_rules(standing, combined, events):
         elif kind == "begin":
             state.begin(when)
             model.begin(when)
-        elif kind == "queue":
-            state.queue(when, chunks[:chunk])
-            model.queue(when, chunks[:chunk])
-        elif kind == "discard":
-            assert state.discard(when, chunk) == model.discard(when, chunk)
-        elif kind == "skip":
-            state.skip(when, chunk)
-            model.skip(when, chunk)
+        elif kind in ORDERS:
+            arguments = ORDERS[kind](chunk, chunks)
+            freed = getattr(state, kind)(when, *arguments)
+            assert (freed or []) == model.order_of(kind, when, *arguments)
         elif kind == "commit" and (when > now or (when == now and chunk not in model.held)):
             with refused(state):
-                state.commit(when, chunk, [1])
+                state.commit(when, chunk, [1], role)
         elif kind == "commit":
-            assert state.commit(when, chunk, [1]) == model.commit(when, chunk)
+            assert state.commit(when, chunk, [1], role) == model.commit(when, chunk, role)
         elif kind == "collect" and (when > now or not combined):
             with refused(state):
-                state.collect(when)
+                state.collect(when, role)
         elif kind == "collect":
-            assert state.collect(when) == model.collect(when)
+            assert state.collect(when, role) == model.collect(when, role)
         assert state.iteration == model.iteration
         assert state.held == model.held
+        assert state.running == (model.running and model.running[1])
+        assert [state.role(c) for c in range(4)] == [model.roles.get(c, RANK) for c in range(4)]
