@@ -156,7 +156,8 @@ class Injection(Section):
 
 class Faults(Section):
     collect_timeout: Positive = 30.0  # seconds
-    adopt: bool = True  # whether workers take chunks they do not hold when too few holders are left
+    # whether workers take chunks that they do not hold when too few holders are left
+    adopt: Annotated[bool, expect("true or false")] = True
     inject: Annotated[list[Injection], expect("a list of {kind, rank, iteration, step}")] = Field(default_factory=list)
 
 

@@ -68,6 +68,7 @@ def test_defaults(run_yaml: Path) -> None:
         "none",
         30.0,
     )
+    assert (config.faults.adopt, config.faults.inject) == (True, [])
     assert config.data is not None
     assert (config.data.path, config.data.labels, config.output) == ("data/train.npz", None, "runs/x")
 
@@ -107,6 +108,8 @@ def test_a_users_problem_needs_no_data(run_yaml: Path) -> None:
         "output='1e3'",
         'output="é: # 漢 2013-01-01"',
         "data={path: X.npy, labels: y.npy, test: T.npy, test_labels: t.npy}",
+        "faults={adopt: false, inject: [{kind: kill, rank: 3, iteration: 5}, "
+        "{kind: stop, rank: 1, iteration: 0, step: sending, seconds: 0.5}]}",
     ],
 )
 def test_the_resolved_text_reads_back_equal(run_yaml: Path, override: str) -> None:
@@ -193,7 +196,8 @@ PROBLEMS = "expected least_squares, logistic, softmax, mlp or python: 'module:ob
         ("backend=torch", "expected auto, numpy or cupy, got 'torch'"),
         ("dtype=float16", "expected float64 or float32, got 'float16'"),
         ("faults.collect_timeout=0", f"{NUMBER}, got 0"),
-        ("faults.adopt=true", "unknown key, expected one of collect_timeout"),
+        ("faults.adopt=1", "expected true or false, got 1"),
+        ("faults.adop=true", "unknown key, did you mean 'adopt'?"),
         ("recovery.mode=exact",
          "recovery: unknown key, expected one of problem, data, optimizer, iterations, "
          "batch, coding, schedule, transfer, backend, dtype, faults, checkpoint, stragglers, output, seed"),
@@ -244,6 +248,63 @@ PROBLEMS = "expected least_squares, logistic, softmax, mlp or python: 'module:ob
 )  # fmt: skip
 def test_refused_overrides(run_yaml: Path, override: str, message: str) -> None:
     assert refusal(run_yaml, override) == f"--set {override}: {message}"
+
+
+INJECT = "expected a list of {kind, rank, iteration, step}"
+KINDS = "expected kill, stop, exit, raise, hang or hold"
+ONLY_THE_GRADIENT = "happens in the gradient, expected step: gradient"
+ONLY_KILL = "the server, rank 0, computes nothing: expected kind: kill, step: begin"
+
+
+@pytest.mark.parametrize(
+    ("faults", "message"),
+    [
+        ("kill", f"{INJECT}, got 'kill'"),
+        ("{kind: kill}", f"{INJECT}, got a mapping"),
+        ("", f"{INJECT}, got nothing"),
+        ("[kill]",
+         "faults.inject.0: expected a mapping with the keys kind, rank, iteration, step, seconds, got 'kill'"),
+        ("[{kind: shoot, rank: 3, iteration: 5}]", f"faults.inject.0.kind: {KINDS}, got 'shoot'"),
+        ("[{rank: 3, iteration: 5}]", f"faults.inject.0.kind: missing, {KINDS}"),
+        ("[{kind: kill, iteration: 5}]", "faults.inject.0.rank: missing, expected a rank, 0 for the server"),
+        ("[{kind: kill, rank: -1, iteration: 5}]", "faults.inject.0.rank: expected a whole number >= 0, got -1"),
+        ("[{kind: kill, rank: 1}]", "faults.inject.0.iteration: missing, expected a whole number >= 0"),
+        ("[{kind: kill, rank: 1, iteration: x}]", "faults.inject.0.iteration: expected a whole number >= 0, got 'x'"),
+        ("[{kind: kill, rank: 1, iteration: 1, when: begin}]",
+         "faults.inject.0.when: unknown key, expected one of kind, rank, iteration, step, seconds"),
+        ("[{kind: kill, rank: 1, iteration: 1, step: end}]",
+         "faults.inject.0.step: expected begin, gradient, before_report, after_report, after_commit or sending, "
+         "got 'end'"),
+        ("[{kind: raise, rank: 1, iteration: 1, step: begin}]",
+         f"faults.inject.0.step: kind raise {ONLY_THE_GRADIENT}"),
+        ("[{kind: hang, rank: 1, iteration: 1, step: sending}]",
+         f"faults.inject.0.step: kind hang {ONLY_THE_GRADIENT}"),
+        ("[{kind: hold, rank: 1, iteration: 1, seconds: 2, step: after_report}]",
+         f"faults.inject.0.step: kind hold {ONLY_THE_GRADIENT}"),
+        ("[{kind: hold, rank: 1, iteration: 1}]", "faults.inject.0.kind: kind hold needs seconds"),
+        ("[{kind: hold, rank: 1, iteration: 1, seconds: 0}]", f"faults.inject.0.seconds: {NUMBER}, got 0"),
+        ("[{kind: kill, rank: 1, iteration: 1, seconds: 2}]", "faults.inject.0.seconds: kind kill does not use it"),
+        ("[{kind: kill, rank: 0, iteration: 1}]", f"faults.inject.0.rank: {ONLY_KILL}"),
+        ("[{kind: stop, rank: 0, iteration: 1, step: begin}]", f"faults.inject.0.rank: {ONLY_KILL}"),
+    ],
+)  # fmt: skip
+def test_faults_that_cannot_be_injected(run_yaml: Path, faults: str, message: str) -> None:
+    assert refusal(run_yaml, f"faults.inject={faults}") == f"--set faults.inject={faults}: {message}"
+
+
+def test_a_fault_in_the_file_is_blamed_by_its_line(run_yaml: Path) -> None:
+    run_yaml.write_text(
+        RUN
+        + "faults:\n  inject:\n  - {kind: kill, rank: 0, iteration: 2, step: begin}\n  - {kind: hold, rank: 1, iteration: 2}\n"
+    )
+    assert refusal(run_yaml) == "run.yaml:11: faults.inject.1.kind: kind hold needs seconds"
+
+
+def test_there_is_nothing_after_a_commit_where_there_is_none(run_yaml: Path) -> None:
+    fault = "faults.inject=[{kind: kill, rank: 1, iteration: 1, step: after_commit}]"
+    assert load(run_yaml, [fault, "transfer=combined"]).faults.inject[0].step == "after_commit"
+    said = "faults.inject: per_chunk has no commit, expected another step"
+    assert refusal(run_yaml, fault, "transfer=per_chunk") == f"--set {fault}: faults: {said}"
 
 
 def test_of_two_keys_that_clash_the_overridden_one_is_blamed(run_yaml: Path) -> None:

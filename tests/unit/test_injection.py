@@ -1,0 +1,156 @@
+"""Faults on purpose: each does to a process what it says. The victims are processes of their own."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from psgc.workers.injection import Fault, Injector
+
+LIMIT = 30.0  # seconds until a victim counts as stuck
+VICTIM = """
+import sys, threading, time
+from psgc.workers.injection import Fault, Injector
+injector = Injector([Fault({fault})])
+began = time.monotonic()
+{code}
+print(f"after {{time.monotonic() - began:.3f}}", flush=True)
+"""
+
+
+class Victim:
+    def __init__(self, fault, code="injector.at('begin', 3)"):
+        text = VICTIM.format(fault=fault, code=code)
+        self.process = subprocess.Popen([sys.executable, "-c", text], stdout=subprocess.PIPE, text=True)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.kill()
+        self.process.wait(LIMIT)
+        self.process.stdout.close()
+
+    def end(self):
+        """Its exit code and what it said."""
+        said, _ = self.process.communicate(timeout=LIMIT)
+        return self.process.returncode, said
+
+    def wait_until_stopped(self):
+        wait_until(lambda: state(self.process.pid) == "T")
+
+    def children(self):
+        return [
+            int(pid) for pid in Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        ]
+
+
+def state(pid):
+    """The letter of /proc, Z for a process that is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "Z"
+
+
+def wait_until(condition):
+    end = time.monotonic() + LIMIT
+    while not condition():
+        assert time.monotonic() < end, "it did not come to that"
+        time.sleep(0.01)
+
+
+def test_kill_is_sigkill():
+    with Victim("'kill', 3, 'begin'") as victim:
+        assert victim.end() == (-signal.SIGKILL, "")
+
+
+def test_exit_skips_everything_that_python_does_at_the_end():
+    with Victim(
+        "'exit', 3, 'begin'", "import atexit; atexit.register(print, 'at exit'); injector.at('begin', 3)"
+    ) as victim:
+        assert victim.end() == (3, "")
+
+
+def test_stop_is_for_ever_unless_somebody_continues_it():
+    with Victim("'stop', 3, 'begin'") as victim:
+        victim.wait_until_stopped()
+        assert victim.children() == []
+        os.kill(victim.process.pid, signal.SIGCONT)
+        assert victim.end()[0] == 0
+
+
+def test_stop_with_seconds_continues_by_itself():
+    with Victim("'stop', 3, 'begin', 1.0") as victim:
+        victim.wait_until_stopped()
+        code, said = victim.end()
+        assert code == 0
+        assert float(said.removeprefix("after ")) >= 0.9
+
+
+def test_who_would_continue_a_stopped_process_ends_with_it():
+    with Victim("'stop', 3, 'begin', 1000.0") as victim:
+        victim.wait_until_stopped()
+        (waker,) = victim.children()
+        victim.process.kill()
+        wait_until(lambda: state(waker) in "ZX")
+
+
+def test_hold_lets_no_other_thread_run():
+    code = """
+times = [began]
+def watch():
+    while True:
+        times.append(time.monotonic())
+        time.sleep(0.001)
+threading.Thread(target=watch, daemon=True).start()
+while len(times) < 10:
+    time.sleep(0.001)
+injector.at("gradient", 3)
+while times[-1] < time.monotonic() - 0.05 or len(times) < 20:
+    time.sleep(0.001)
+print(max(later - earlier for earlier, later in zip(times, times[1:])))
+"""
+    with Victim("'hold', 3, 'gradient', 1.5", code) as victim:
+        code, said = victim.end()
+    assert code == 0
+    assert float(said.splitlines()[0]) >= 1.4
+
+
+def test_hang_never_returns_and_lets_others_run():
+    code = """
+thread = threading.Thread(target=injector.at, args=("gradient", 3), daemon=True)
+thread.start()
+thread.join(0.5)
+print(thread.is_alive())
+"""
+    with Victim("'hang', 3, 'gradient'", code) as victim:
+        code, said = victim.end()
+    assert (code, said.splitlines()[0]) == (0, "True")
+
+
+def test_raise_raises():
+    with pytest.raises(RuntimeError, match="on purpose"):
+        Injector([Fault("raise", 3, "gradient")]).at("gradient", 3)
+
+
+def test_a_fault_happens_once_at_its_step_of_its_iteration():
+    injector = Injector([Fault("raise", 3, "gradient"), Fault("raise", 4, "begin")])
+    for step, iteration in [("begin", 3), ("gradient", 2), ("gradient", 4), ("sending", 3)]:
+        injector.at(step, iteration)
+    for step, iteration in [("gradient", 3), ("begin", 4)]:
+        with pytest.raises(RuntimeError):
+            injector.at(step, iteration)
+        injector.at(step, iteration)
+
+
+def test_two_faults_of_one_step_both_happen():
+    injector = Injector([Fault("raise", 3, "gradient"), Fault("raise", 3, "gradient")])
+    for _ in range(2):
+        with pytest.raises(RuntimeError):
+            injector.at("gradient", 3)
+    injector.at("gradient", 3)
