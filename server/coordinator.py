@@ -107,10 +107,9 @@ class Coordinator:
         self._again: dict[int, int] = {}  # chunk -> how many times it was reopened
         self._open: dict[int, list[int]] = {}  # reopened chunk -> roles in which it is to be done
         self._used: set[tuple[int, int, int]] = set()  # (worker, chunk, again) of copies that are in the gradient
-        self._owing: dict[tuple[int, int], list[int]] = {}  # (worker, role) -> committed chunks, not asked for
-        self._asked: dict[
-            tuple[int, int], list[list[int]]
-        ] = {}  # (worker, role) -> the same, for each time it was asked
+        # (worker, role) -> (chunk, again) of its copies that are committed: not asked for yet, and asked for
+        self._owing: dict[tuple[int, int], list[tuple[int, int]]] = {}
+        self._asked: dict[tuple[int, int], list[tuple[int, int]]] = {}
 
     def contributors(self, chunk: int) -> tuple[int, ...]:
         """S_i of this iteration: empty while the chunk is not committed."""
@@ -185,6 +184,9 @@ class Coordinator:
         instructions: list[Instruction] = [*adopted]
         for chunk in reopened:
             instructions += [Reopen(holder, chunk, self._again[chunk]) for holder in self.group.holders[chunk]]
+        for adopt in adopted:  # one that adopts a chunk reopened before has to know so, too
+            if (again := self._again.get(adopt.chunk, 0)) and adopt.chunk not in reopened:
+                instructions.append(Reopen(adopt.worker, adopt.chunk, again))
         if self.recovered == len(self.group.holders):
             return instructions
         loss = Loss(
@@ -219,11 +221,10 @@ class Coordinator:
             return None
         if iteration > self.iteration or (worker, role) not in self._asked:
             raise self._illegal(f"delivered({worker=}, {iteration=}, {role=})")
-        batches = self._asked[worker, role]
-        batches.pop(0)
-        if not batches:
-            del self._asked[worker, role]
-        return self._finish() if self.phase == "collecting" and not self._asked else []
+        del self._asked[worker, role]
+        if self.phase != "collecting":
+            return []
+        return self._collect(worker, role) if (worker, role) in self._owing else [] if self._asked else self._finish()
 
     # what they lead to
 
@@ -246,7 +247,7 @@ class Coordinator:
         self._used.update((contributor, chunk, again) for contributor, _ in told)
         if self._combined:
             for copy in told:
-                self._owing.setdefault(copy, []).append(chunk)
+                self._owing.setdefault(copy, []).append((chunk, again))
         commit = Commit(chunk, self._committed[chunk], told)
         if chunk in self._open:
             return [commit]
@@ -257,10 +258,12 @@ class Coordinator:
         if not self._combined:
             return self._finish()
         self.phase = "collecting"
-        owing, self._owing = sorted(self._owing.items()), {}
-        for copy, chunks in owing:
-            self._asked.setdefault(copy, []).append(chunks)
-        return [Collect(worker, role) for (worker, role), _ in owing]
+        # who has not delivered yet is asked once more when it has: two accumulators of a role may overtake each other
+        return [collect for copy in sorted(self._owing.keys() - self._asked) for collect in self._collect(*copy)]
+
+    def _collect(self, worker: int, role: int) -> list[Instruction]:
+        self._asked[worker, role] = self._owing.pop((worker, role))
+        return [Collect(worker, role)]
 
     def _finish(self) -> list[Instruction]:
         self.phase = "idle"
@@ -275,19 +278,17 @@ class Coordinator:
             if len(kept) < len(copies):
                 self._copies[chunk] = kept
                 dropped.append(chunk)
-        duties = [(role, self._owing.pop((w, role))) for w, role in sorted(self._owing) if w == worker]
-        for w, role in sorted(self._asked):
-            if w == worker:
-                duties += [(role, chunks) for chunks in self._asked.pop((w, role))]
-        for role, chunks in duties:
-            for chunk in chunks:
-                self._open.setdefault(chunk, []).append(role)
-        reopened = list(dict.fromkeys(chunk for _, chunks in duties for chunk in chunks))
+        reopened: dict[int, None] = {}
+        for where in (self._owing, self._asked):
+            for role in sorted(role for w, role in where if w == worker):
+                for chunk, again in where.pop((worker, role)):
+                    self._open.setdefault(chunk, []).append(role)
+                    self._used.remove((worker, chunk, again))
+                    reopened[chunk] = None
         for chunk in reopened:
-            self._used -= {(worker, chunk, again) for again in range(self._again.get(chunk, 0) + 1)}
             self._again[chunk] = self._again.get(chunk, 0) + 1
             self._reported -= {(holder, chunk) for holder in self.group.holders[chunk]}
-        return dropped, reopened
+        return dropped, list(reopened)
 
     def _adopt(self, chunk: int) -> list[Adopt]:
         """Find workers until there are enough that can do `chunk`."""
@@ -314,6 +315,7 @@ class Coordinator:
 
     def _check(self, event: str, worker: int, iteration: int, chunk: int, again: int) -> None:
         known = 0 <= chunk < len(self.group.holders) and 0 <= iteration <= self.iteration
+        known = known and worker in self.group.workers
         if known and iteration == self.iteration and worker in self.group.live:
             known = worker in self.group.holders[chunk] and 0 <= again <= self._again.get(chunk, 0)
         if not known:

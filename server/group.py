@@ -13,7 +13,8 @@ from psgc.errors import RunFailed
 class Group:
     """planned[i]: the ranks that hold chunk i as long as nobody is lost; parts: live holders that a chunk needs.
 
-    adopting: whether a live worker may take a chunk that it did not hold (it reads it from the data source).
+    workers: all ranks, when there are some that hold nothing; adopting: whether a live worker may take a chunk that it
+    did not hold (it reads it from the data source).
 
     >>> group = Group([[1, 2], [2, 3], [1, 3]], parts=2)
     >>> group.lose(2)
@@ -22,15 +23,22 @@ class Group:
     (3, 2)
     """
 
-    def __init__(self, planned: Sequence[Sequence[int]], parts: int, adopting: bool = True) -> None:
+    def __init__(
+        self,
+        planned: Sequence[Sequence[int]],
+        parts: int,
+        adopting: bool = True,
+        workers: Collection[int] | None = None,
+    ) -> None:
         self.planned = planned
+        self.workers = {worker for of in planned for worker in of} if workers is None else workers
         self.parts = parts
         self._adopting = adopting
         self.holders = [list(workers) for workers in planned]  # live ones, adopters among them
-        self._held: dict[int, set[int]] = {}  # worker -> chunks
-        for chunk, workers in enumerate(planned):
-            for worker in workers:
-                self._held.setdefault(worker, set()).add(chunk)
+        self._held: dict[int, set[int]] = {worker: set() for worker in sorted(self.workers)}  # worker -> chunks
+        for chunk, of in enumerate(planned):
+            for worker in of:
+                self._held[worker].add(chunk)
         self._roles: dict[tuple[int, int], int] = {}  # (worker, chunk) of adopters
 
     @property
@@ -40,7 +48,7 @@ class Group:
 
     def without(self, lost: Iterable[int]) -> "Group":
         """A new group in which these are lost, and each chunk has `parts` live holders again. Raises RunFailed."""
-        group = Group(self.planned, self.parts, self._adopting)
+        group = Group(self.planned, self.parts, self._adopting, self.workers)
         for worker in lost:
             group.lose(worker)
         for chunk, workers in enumerate(group.holders):

@@ -110,7 +110,7 @@ class Server:
         self._seed = seed
         self._workers = range(1, plan.num_workers + 1)
         self._schedule = schedule
-        self._everybody = Group(plan.holders(), plan.parts, adopting)
+        self._everybody = Group(plan.holders(), plan.parts, adopting, self._workers)
         group = self._everybody.without([])
         self._rules = make_schedule(schedule, plan.queues, plan.backups, group.holders, plan.parts, costs)
         self._coordinator = Coordinator(group, self._rules, combined)

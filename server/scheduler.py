@@ -149,34 +149,47 @@ class FullSchedule(FixedSchedule):
         self._load = {worker: frozenset(chunks) for worker, chunks in queues.items()}
         self._done: dict[int, dict[int, None]] = {}  # worker -> chunks of its load, in the order of their reports
         self._counted: set[tuple[int, int]] = set()  # (worker, chunk), before the load was done
+        self._urgent: set[int] = set()  # chunks that were lost after they were recovered: they count at once
 
     def begin(self) -> list[Order]:
         self._done = {worker: {} for worker in self._load}
         self._counted.clear()
+        self._urgent.clear()
         return super().begin()
 
     def counts(self, worker: int, chunk: int) -> Sequence[int]:
         done, load = self._done[worker], self._load[worker]
-        if chunk in load and len(done) < len(load):
+        if len(done) == len(load):
+            return (chunk,)
+        if chunk in load:
             done[chunk] = None
             if len(done) == len(load):
                 return [c for c in done if (worker, c) not in self._counted]
-        elif len(done) == len(load):
-            return (chunk,)
-        if chunk not in self._substitutes.get(worker, ()):
+        if chunk not in self._urgent and chunk not in self._substitutes.get(worker, ()):
             return ()
-        self._counted.add((worker, chunk))  # what was lost is needed at once
+        self._counted.add((worker, chunk))
         return (chunk,)
+
+    def freed(self, worker: int, chunk: int, now: float, seconds: float, done: bool = True) -> list[Order]:
+        orders = super().freed(worker, chunk, now, seconds, done)
+        if not done and self._has_to_do(worker, chunk):
+            orders.append(self._next(worker, chunk))
+        return orders
 
     def lost(self, loss: Loss, now: float) -> list[Order]:
         orders = super().lost(loss, now)
+        self._urgent.update(loss.reopened)
         for chunk, (_, able) in loss.reopened.items():
             for worker in able:  # what it had done of its load, and did not count yet, has to be done again
+                self._counted.discard((worker, chunk))
                 if chunk in self._done[worker] and len(self._done[worker]) < len(self._load[worker]):
                     del self._done[worker][chunk]
-                    if chunk not in self._substitutes.get(worker, ()):
-                        orders.append(self._next(worker, chunk))
+                    orders += [order] if (order := self._next(worker, chunk)) not in orders else []
         return orders
+
+    def _has_to_do(self, worker: int, chunk: int) -> bool:
+        """Whether `chunk` is missing to the worker's load."""
+        return chunk in self._load[worker] and chunk not in self._done[worker]
 
 
 class SkippingSchedule(FixedSchedule):
@@ -321,8 +334,10 @@ class DynamicSchedule(FixedSchedule):
             self._started[chunk] -= 1
         for adopter, chunk in loss.adopted:
             self._chunks[adopter] = (*self._chunks[adopter], chunk)
+        again: list[int] = []  # who may have dropped what it was in, when it was recovered, before it began it
         for chunk, (needed, able) in loss.reopened.items():
             in_it = [w for w in able if self._running[w] == chunk]
+            again += in_it
             for w in able:
                 self._taken[w].discard(chunk)
             for w in in_it:
@@ -331,7 +346,8 @@ class DynamicSchedule(FixedSchedule):
             self._copies[chunk] = self._parts - needed
             self._started[chunk] = self._copies[chunk] + len(in_it)
         self._bare |= dict.fromkeys(w for w in self._own if not self._told[w])
-        return self._choose_for_the_bare(now)
+        orders = self._choose_for_the_bare(now)
+        return orders + [order for worker in again if (order := self._queue(worker)) not in orders]
 
     def inherit(self, other: FixedSchedule) -> None:
         if isinstance(other, DynamicSchedule):

@@ -42,7 +42,7 @@ class VirtualCluster:
     ) -> None:
         self._schedule = schedule
         self._num_chunks, self._parts = len(holders), parts
-        self._coordinator = Coordinator(Group(holders, parts), schedule, combined=False)
+        self._coordinator = Coordinator(Group(holders, parts, workers=queues), schedule, combined=False)
         self._workers = {rank: WorkerState(rank, queue, len(holders), False) for rank, queue in queues.items()}
         self._in: dict[int, int] = {}  # rank -> the chunk it is in
         self._iteration = -1
