@@ -103,6 +103,10 @@ def test_parameters_equal_those_of_a_single_process(case, data):
         world.Free()
 
 
+def unexpected(*event):
+    raise AssertionError(event)
+
+
 def train_and_compare(case, data, world):
     config = from_yaml_text(settings(*case))
     problem = make_problem("softmax", dataset=data, l2=0.01)
@@ -116,6 +120,8 @@ def train_and_compare(case, data, world):
                 iteration=lambda _: None,
                 stepped=lambda _: None,
                 failure_text=lambda _, text: text,
+                lost=unexpected,
+                returned=unexpected,
             )
             server = make_server(transport, config, plan, Backend(), silent, lambda: None)
             params = server.run(problem.initial_params().astype(config.dtype), ITERATIONS)

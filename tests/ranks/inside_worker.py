@@ -13,7 +13,7 @@ from psgc import coding
 from psgc.backend import Backend
 from psgc.config import from_yaml_text
 from psgc.data import ChunkSource
-from psgc.messages import Kind, record
+from psgc.messages import STANDINGS, Kind, record
 from psgc.plan import Plan
 from psgc.train import make_worker
 from psgc.transport import Control, Transport, Vector
@@ -68,13 +68,16 @@ def server(request):
         make_worker(transport, from_yaml_text(CONFIG), plan(), Backend(), Model(request.param), chunks).run()
         yield None
     else:
-        transport.start(3)
+        transport.start(STANDINGS)  # as the worker does: more than there are chunks and roles
         for _ in range(2):
             transport.post(np.empty(DIM))
         scripted = Scripted(transport)
         yield scripted
         scripted.tell(record(Kind.STOP))
         scripted.wait_for(Kind.GOODBYE)  # a message left behind would turn up in the next communicator
+        scripted.tell(record(Kind.LEAVE))
+        while transport.sending():
+            scripted.listen(0)
     transport.close()
 
 
@@ -126,10 +129,10 @@ def test_a_worker_deep_in_a_chunk_answers_collect_within_50_ms(server):
     for iteration in range(3):
         server.params(iteration, 10.0 * iteration)
         assert server.wait_for(Kind.REPORT)["chunk"] == 0  # from now on the worker is in chunk 1, for LONG seconds
-        server.tell(record(Kind.COMMIT, iteration, 0, worker=1))
+        server.tell(record(Kind.COMMIT, iteration, 0, worker=1, role=1))
         server.listen(0.2)  # let it get deep
         began = time.monotonic()
-        server.tell(record(Kind.COLLECT, iteration))
+        server.tell(record(Kind.COLLECT, iteration, role=1))
         vector = server.wait_for("vector")
         delays.append(time.monotonic() - began)
         np.testing.assert_array_equal(vector.buffer, np.full(DIM, 10.0 * iteration + 1))
@@ -148,6 +151,6 @@ def test_a_stale_iteration_is_abandoned_and_its_result_never_counted(server):
     assert (abandoned["iteration"], abandoned["chunk"]) == (0, 1)
     report = server.wait_for(Kind.REPORT)
     assert (report["iteration"], report["chunk"]) == (1, 0)
-    server.tell(record(Kind.COMMIT, 1, 0, worker=1), record(Kind.COLLECT, 1))
+    server.tell(record(Kind.COMMIT, 1, 0, worker=1, role=1), record(Kind.COLLECT, 1, role=1))
     np.testing.assert_array_equal(server.wait_for("vector").buffer, np.full(DIM, 201.0))  # of iteration 1 alone
     assert not [entry for entry in server.records if entry["kind"] == Kind.REPORT]

@@ -3,6 +3,7 @@ directory, and what is left behind when a run is stopped."""
 
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -76,8 +77,8 @@ def folder(tmp_path):
     return tmp_path
 
 
-def train(folder, *arguments, ranks=4):
-    return run(mpirun(ranks, ["-m", "psgc", "train", "run.yaml", *arguments]), folder)
+def train(folder, *arguments, ranks=4, ulfm=False):
+    return run(mpirun(ranks, ["-m", "psgc", "train", "run.yaml", *arguments], ulfm), folder)
 
 
 def one_line(finished):
@@ -110,7 +111,7 @@ def test_a_run_leaves_a_whole_run_directory(folder):
         (["--set", "data.path=nowhere.npz"], "nowhere.npz"),
         (["--set", "coding.parts=3"], "parts 3 is more than replication 2"),
         (["--set", "problem.kind=logistic"], "logistic needs 0/1 or -1/+1"),
-        (["--set", "coding.assignment={kind: file, path: A.npy}"], "A.npy: the assignment has 2 columns"),
+        (["--set", "coding={assignment: {kind: file, path: A.npy}}"], "A.npy: the assignment has 2 columns"),
         (["--set", "coding.replication=4"], "4"),
         (["--set", "stragglers={kind: slow, factor: {9: 2}}"], "the workers are ranks 1..3"),
         (["--set", "backend=cupy"], "use backend: numpy or auto"),
@@ -177,24 +178,58 @@ def test_workers_that_fail_together_with_much_to_say_end_in_order(folder):
     assert not finished.orphans
 
 
-@pytest.mark.parametrize("transfer", ["per_chunk", "combined"])
 @pytest.mark.parametrize(
-    ("how", "expected"),
-    [("nan", "NaN or infinite"), ("infinite", "NaN or infinite"), ("raise", "the model is broken"), ("shape", "shape")],
+    ("how", "transfer", "expected"),
+    [
+        ("nan", "per_chunk", "NaN or infinite"),
+        ("raise", "per_chunk", "the model is broken"),
+        ("raise", "combined", "the model is broken"),
+        ("shape", "combined", "shape"),
+    ],
 )
-def test_a_bad_gradient_ends_the_run_with_the_last_good_parameters(folder, how, expected, transfer):
+def test_a_chunk_that_fails_on_two_workers_ends_the_run_with_the_last_good_parameters(folder, how, transfer, expected):
     (folder / "run.yaml").write_text(PYTHON_CONFIG.replace("HOW", how).replace("SECONDS", "0.001"))
     finished = train(folder, "--set", f"transfer={transfer}")
     assert finished.returncode == 1, finished.said
     line = one_line(finished)
-    assert "chunk 3, iteration 2" in line
-    assert "worker " in line
+    failed = re.search(r"worker (\d) on \S+, chunk 3, iteration 2: .*; as before on worker (\d) on ", line)
+    assert failed, line
+    assert failed[1] != failed[2]
     assert expected in line
+    assert f"worker {failed[2]} on " in finished.stdout  # the first of them was lost, and the run went on for a while
     np.testing.assert_allclose(np.load(folder / "out/params.npy"), 0.75)  # after two halvings of the distance to 1
-    assert json.loads((folder / "out/summary.json").read_text())["status"] == "failed"
-    if how == "raise":
-        (traceback,) = (folder / "out").glob("worker-*-error.txt")
-        assert "ValueError: the model is broken" in traceback.read_text()
+    assert summary_of(folder)["status"] == "failed"
+    tracebacks = {path.name: path.read_text() for path in (folder / "out").glob("worker-*-error.txt")}
+    assert set(tracebacks) == ({f"worker-{rank}-error.txt" for rank in failed.groups()} if how == "raise" else set())
+    assert all("ValueError: the model is broken" in text for text in tracebacks.values())
+    assert not finished.orphans
+
+
+def summary_of(folder):
+    return json.loads((folder / "out/summary.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("kind", "transfer", "reason"),
+    [("raise", "per_chunk", "RuntimeError: a fault on purpose"), ("kill", "combined", "its process died")],
+)
+def test_the_run_goes_on_without_a_worker_that_fails_or_dies(folder, kind, transfer, reason):
+    (folder / "run.yaml").write_text(PYTHON_CONFIG.replace("HOW", "well").replace("SECONDS", "0.001"))
+    fault = f"faults.inject=[{{kind: {kind}, rank: 2, iteration: 3}}]"
+    settings = [part for text in (fault, f"transfer={transfer}", "iterations=6") for part in ("--set", text)]
+    finished = train(folder, *settings, ulfm=kind == "kill")
+    assert finished.returncode == 0, finished.said
+    assert "psgc" not in finished.stderr, finished.said
+    (line,) = (line for line in finished.stdout.splitlines() if line.startswith("worker 2 on "))
+    assert " lost in iteration 3: " in line
+    assert reason in line
+    assert (folder / "out/worker-2-error.txt").exists() == (kind == "raise")
+    np.testing.assert_allclose(np.load(folder / "out/params.npy"), 1 - 0.5**6, rtol=1e-12)  # as if nothing had been
+    summary = summary_of(folder)
+    assert (summary["status"], summary["iterations"]) == ("done", 6)
+    assert [(event["worker"], event["iteration"]) for event in summary["lost"]] == [(2, 3)]
+    timeline = np.load(folder / "out/timeline.npz")
+    assert 2 not in timeline["worker"][timeline["iteration"] > 3]
     assert not finished.orphans
 
 

@@ -293,11 +293,8 @@ def test_faults_that_cannot_be_injected(run_yaml: Path, faults: str, message: st
 
 
 def test_a_fault_in_the_file_is_blamed_by_its_line(run_yaml: Path) -> None:
-    run_yaml.write_text(
-        RUN
-        + "faults:\n  inject:\n  - {kind: kill, rank: 0, iteration: 2, step: begin}\n"
-        + "  - {kind: hold, rank: 1, iteration: 2}\n"
-    )
+    faults = ["{kind: kill, rank: 0, iteration: 2, step: begin}", "{kind: hold, rank: 1, iteration: 2}"]
+    run_yaml.write_text(RUN + "faults:\n  inject:\n" + "".join(f"  - {fault}\n" for fault in faults))
     assert refusal(run_yaml) == "run.yaml:11: faults.inject.1.kind: kind hold needs seconds"
 
 
