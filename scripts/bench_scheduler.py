@@ -31,7 +31,7 @@ def measure(workers: int, chunks_per_worker: int) -> None:
     speeds = np.random.default_rng(1).exponential(1.0, workers).tolist()
     seconds = dict(enumerate(speeds, start=1))
     schedule = make_schedule("dynamic", queues, backups, holders, 1)
-    cluster = VirtualCluster(holders, queues, backups, 1, schedule)
+    cluster = VirtualCluster(holders, queues, 1, schedule)
     ready = time.perf_counter()
     trial = cluster.recover(seconds)
     spent = time.perf_counter() - ready

@@ -67,7 +67,7 @@ def simulated(schedule: str, chunks: int, times: np.ndarray) -> np.ndarray:
     plan = make_plan(Coding(replication=3, chunks_per_worker=chunks), schedule, WORKERS, SEED)
     holders = plan.holders()
     rules = make_schedule(schedule, plan.queues, plan.backups, holders, 1)
-    cluster = VirtualCluster(holders, plan.queues, plan.backups, 1, rules)
+    cluster = VirtualCluster(holders, plan.queues, 1, rules)
     return np.array([cluster.recover(dict(enumerate(row.tolist(), start=1))).time for row in times])
 
 

@@ -29,7 +29,7 @@ def mean_time(schedule: str, workers: int, coding: Coding, seconds: np.ndarray) 
     times = []
     for second in seconds:
         rules = make_schedule(schedule, plan.queues, plan.backups, plan.holders(), plan.parts)
-        cluster = VirtualCluster(plan.holders(), plan.queues, plan.backups, plan.parts, rules)
+        cluster = VirtualCluster(plan.holders(), plan.queues, plan.parts, rules)
         times.append(cluster.recover(dict(enumerate(second.tolist(), start=1))).time)
     return float(np.mean(times))
 
@@ -73,5 +73,5 @@ def test_what_it_learnt_in_other_iterations_does_not_mislead_it(model, cluster):
 def whole_run(schedule: str, workers: int, coding: Coding, seconds: np.ndarray) -> float:
     plan = make_plan(coding, schedule, workers, seed=0)
     rules = make_schedule(schedule, plan.queues, plan.backups, plan.holders(), plan.parts)
-    cluster = VirtualCluster(plan.holders(), plan.queues, plan.backups, plan.parts, rules)
+    cluster = VirtualCluster(plan.holders(), plan.queues, plan.parts, rules)
     return float(np.mean([cluster.recover(dict(enumerate(row.tolist(), start=1))).time for row in seconds]))

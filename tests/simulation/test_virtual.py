@@ -20,7 +20,7 @@ ALL = ["uncoded", "full", "random", "static", "skipping", "dynamic"]
 
 def cluster(name: str, plan: Plan) -> VirtualCluster:
     rules = make_schedule(name, plan.queues, plan.backups, plan.holders(), plan.parts)
-    return VirtualCluster(plan.holders(), plan.queues, plan.backups, plan.parts, rules)
+    return VirtualCluster(plan.holders(), plan.queues, plan.parts, rules)
 
 
 def by_rank(seconds: list[float]) -> dict[int, float]:
@@ -154,7 +154,7 @@ def test_a_worker_that_changes_speed_is_followed():
     plan = make_plan(Coding(chunks_per_worker=8, replication=3), "dynamic", 4, seed=0)
     rules = make_schedule("dynamic", plan.queues, plan.backups, plan.holders(), 1)
     assert isinstance(rules, DynamicSchedule)
-    virtual = VirtualCluster(plan.holders(), plan.queues, plan.backups, 1, rules)
+    virtual = VirtualCluster(plan.holders(), plan.queues, 1, rules)
     before, after = by_rank([1.0, 1.0, 1.0, 1.0]), by_rank([1.0, 1.0, 1.0, 4.0])
     bound = coding.clairvoyant_bound(plan.assignment, 1, list(after.values()))
     for _ in range(2):
