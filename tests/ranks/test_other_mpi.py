@@ -31,7 +31,7 @@ output: out
 """
 SLOWLY = ("--set", "stragglers={kind: exponential, seconds: {all: 0.01}}")  # time enough to be killed in
 ON = "psgc launch: to go on from the last checkpoint: "
-PROMPT = 5.0  # seconds in which a run with a dead rank is over, whatever else the machine does
+PROMPT = 20.0  # seconds for a run to be over after a death: it takes 0.6 on an idle machine, 8 on a busy one
 
 
 @dataclass
@@ -159,9 +159,6 @@ def test_mpirun_alone_has_said_how_to_go_on(mpi, folder):
     assert finished.returncode not in (0, 2), finished.said
     go_on = f"psgc launch run.yaml -n 4 --set '{SLOWLY[1]}' --resume"
     assert f"no fault tolerance: a dead rank ends this run, and this goes on with it: {go_on}\n" in finished.stdout
-    if mpi.name == "Open MPI":  # which sends a SIGTERM first, so that rank 0 also closes its books
-        assert f"go on with: {go_on}\n" in finished.stderr
-        assert json.loads((folder / "out/summary.json").read_text())["status"] == "interrupted"
 
 
 def test_ctrl_c_is_an_orderly_end_under_mpich(folder):
