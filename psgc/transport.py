@@ -46,13 +46,14 @@ from psgc.errors import RunFailed  # noqa: E402
 from psgc.messages import BATCH, RECORD, Records  # noqa: E402
 from psgc.processes import Identity, die_with_parent  # noqa: E402
 
-CONTROL_TAG, TEXT_TAG = 1, 2
+CONTROL_TAG, TEXT_TAG, REMINDER_TAG = 1, 2, 3
 RING = 16  # posted control receives
 LARGE = 1 << 16  # bytes from which a transfer is worth polling without sleeping
 SPINS = 5  # polls before the first sleep: each is 10 us of Python, which on a shared core is somebody's gradient
 HOT_SPINS = 2000  # the same while a large transfer is under way: about 20 ms
 SHORTEST, LONGEST = 20e-6, 1e-3  # seconds of sleep
 TEXT_LIMIT = 1 << 16
+REMINDER = 60.0  # seconds of waiting in a collective after which rank 0 is sent something
 PATIENCE = 2.0  # seconds for what should take none: a text under way, the last processes of a run
 DEATHS = (MPI.ERR_PROC_FAILED, MPI.ERR_PROC_FAILED_PENDING)
 
@@ -186,8 +187,12 @@ class Transport:
         except MPI.Exception as error:
             self._forgive(error)
             broken = True
+        next_reminder = time.monotonic() + REMINDER
         while not broken:
             try:
+                if self.rank and time.monotonic() > next_reminder:
+                    self._remind()
+                    next_reminder += REMINDER
                 if request.Test():
                     self._graves.pop()
                     return
@@ -203,6 +208,11 @@ class Transport:
         for rank in self._failed(self._world)[:1]:  # the others may have left because of the first
             who = f"rank {rank} on {self._processes[rank].host}" if self._processes else f"rank {rank}"
         raise RunFailed(f"{who} died while the run was being set up")
+
+    def _remind(self) -> None:
+        """Send rank 0 what it never reads: who only waits is not told by the kernel that its host is gone."""
+        nothing = np.empty(0, np.uint8)
+        self._graves.insert(0, (self._world.Isend([nothing, MPI.BYTE], 0, REMINDER_TAG), nothing))
 
     def start(self, num_chunks: int) -> None:
         """Post the control receives, and let vector tags tell `num_chunks` chunks apart."""

@@ -11,7 +11,7 @@ import pytest
 
 from psgc.data import write_dense
 from tests.faults.hosts import Hosts, wait_until
-from tests.ranks.mpirun import Finished, MpiRun
+from tests.ranks.mpirun import Finished, MpiRun, mpirun
 
 ITERATIONS = 40
 CONFIG = f"""
@@ -24,7 +24,8 @@ transfer: per_chunk
 checkpoint: {{every: 5, keep: 2}}
 output: whole
 """
-SLOWLY = "stragglers={kind: exponential, seconds: {all: 0.02}}"  # time enough to be disturbed in
+SLOWLY = "stragglers={kind: exponential, seconds: {all: 0.03}}"  # time enough to be disturbed in
+WATCHFUL = "faults.collect_timeout=3"
 GO_ON = "psgc launch: to go on from the last checkpoint, with -n and --host for the hosts that are left: psgc launch"
 
 
@@ -38,7 +39,7 @@ class Cluster:
     def start(
         self, places: str, output: str, *settings: str, resume: bool = False, at: str = "a", **environment: str
     ) -> MpiRun:
-        """`psgc launch`, on the host `at`, of as many ranks as `places` ("a:3,b:3") has room for."""
+        """`psgc launch`, at host `at`, of as many ranks as `places` ("a:3,b:3") has room for."""
         ranks = sum(int(place.partition(":")[2]) for place in places.split(","))
         command = [sys.executable, "-m", "psgc", "launch", "run.yaml", "-n", str(ranks), "--host", places]
         for setting in (f"output={output}", *settings):
@@ -57,6 +58,14 @@ class Cluster:
                 return list(csv.DictReader(stream))
         except FileNotFoundError:
             return []
+
+    def lost(self, output: str, event: str) -> set[int]:
+        """The workers that lost.csv says this of so far: lost, or returned."""
+        try:
+            with (self.folder / output / "lost.csv").open(newline="") as stream:
+                return {int(row["worker"]) for row in csv.DictReader(stream) if row["event"] == event}
+        except FileNotFoundError:
+            return set()
 
     def wait_for_iteration(self, output: str, iteration: int) -> None:
         wait_until(lambda: len(self.rows(output)) > iteration)
@@ -98,6 +107,61 @@ def test_a_run_over_several_hosts(cluster: Cluster, transfer: str) -> None:
     finished = cluster.run("a:2,b:2,c:1", transfer, f"transfer={transfer}")
     assert "4 workers on 3 hosts" in finished.stdout, finished.said
     cluster.assert_done(finished, transfer)
+
+
+def test_a_link_that_comes_back_brings_its_workers_back(cluster: Cluster) -> None:
+    with cluster.start("a:2,b:3", "link", SLOWLY, WATCHFUL, "transfer=combined") as running:
+        cluster.wait_for_iteration("link", 6)
+        cluster.hosts.unplug("b")
+        wait_until(lambda: cluster.lost("link", "lost") == {2, 3, 4})
+        cluster.hosts.plug("b")
+        finished = running.wait(60)
+    cluster.assert_done(finished, "link")
+    assert cluster.lost("link", "returned") == {2, 3, 4}, finished.said
+
+
+def test_a_host_that_is_cut_off_for_ever_is_done_without_and_ends_by_itself(cluster: Cluster) -> None:
+    for name in cluster.hosts.names:
+        cluster.hosts.make_impatient(name)
+    with cluster.start("a:4,b:2", "cut", SLOWLY, WATCHFUL) as running:
+        cluster.wait_for_iteration("cut", 6)
+        cluster.hosts.unplug("b")
+        finished = running.wait(60)
+    cluster.assert_done(finished, "cut")
+    assert cluster.lost("cut", "lost") == {4, 5}, finished.said
+
+
+WAITING = """
+from psgc import transport
+transport.REMINDER = 0.5
+ranks = transport.Transport()
+if ranks.rank == 0:
+    print("all are here", flush=True)
+    time.sleep(1000)
+ranks.gather("")
+"""
+
+
+def test_who_waits_while_the_servers_host_is_lost_ends_by_itself(cluster: Cluster) -> None:
+    cluster.hosts.make_impatient("b")
+    program = ["--host", "a:1,b:2", sys.executable, "-c", f"import time{WAITING}"]
+    command = [*mpirun(3, [], ulfm=True)[:-1], "-x", "PYTHONPATH", *program]
+    with MpiRun(cluster.hosts.command("a", command), cluster.folder, cluster.hosts.environment) as running:
+        wait_until(lambda: "all are here" in running.output())
+        cluster.hosts.crash("a")
+        cluster.assert_nothing_left()
+
+
+def test_the_loss_of_the_servers_host_ends_the_run(cluster: Cluster) -> None:
+    for name in cluster.hosts.names:
+        cluster.hosts.make_impatient(name)
+    with cluster.start("b:2,c:2", "server", SLOWLY, at="a") as running:
+        cluster.wait_for_iteration("server", 6)
+        cluster.hosts.crash("b")
+        finished = running.wait(60)
+    assert finished.returncode == 1, finished.said
+    assert GO_ON in finished.stderr.splitlines()[-1], finished.said
+    cluster.assert_nothing_left()
 
 
 def test_a_host_that_is_shut_down_ends_the_run_and_the_others_go_on_with_it(cluster: Cluster) -> None:
