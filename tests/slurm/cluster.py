@@ -1,11 +1,10 @@
 """A SLURM cluster of one machine: munged, slurmctld and a slurmd per virtual node, started and stopped by the tests.
 
-Keys, sockets, state and logs lie in one folder of its own, ports are whichever are free, and every daemon is a child
-of this process that the kernel ends with it. Needs Debian's `slurm-wlm` and `munge`, no systemd, no root.
+Keys, sockets, state and logs lie in one folder of its own, ports are whichever are free, and nothing of it outlives
+this process, however that ends. Needs Debian's `slurm-wlm` and `munge`, no systemd, no root.
 """
 
 import contextlib
-import ctypes
 import os
 import pwd
 import re
@@ -13,6 +12,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 import uuid
@@ -65,6 +65,9 @@ class Cluster:
         self.environ = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "PMIX_", "PRTE_", "OMPI_"))}
         self.environ |= {"SLURM_CONF": str(self.folder / "slurm.conf"), TOKEN: uuid.uuid4().hex}
         self._daemons: list[tuple[str, subprocess.Popen[bytes]]] = []
+        # A process of its own cleans up, even if this one is killed: that, too, closes the sweeper's input.
+        sweep = [sys.executable, __file__, f"{TOKEN}={self.environ[TOKEN]}", str(self.folder)]
+        self._sweeper = subprocess.Popen(sweep, stdin=subprocess.PIPE, start_new_session=True)
 
     def __enter__(self) -> "Cluster":
         try:
@@ -113,7 +116,7 @@ class Cluster:
         with (self.folder / f"{program}{''.join(arguments[-1:]) if program == 'slurmd' else ''}.log").open("wb") as log:
             process = subprocess.Popen(
                 [path, *arguments], env=self.environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                start_new_session=True, preexec_fn=_end_with_parent,
+                start_new_session=True,
             )  # fmt: skip
         self._daemons.append((program, process))
 
@@ -145,16 +148,11 @@ class Cluster:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-        for pid in self.processes():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self._sweeper.communicate(timeout=30)
 
     def processes(self, job: str = "") -> list[int]:
         """The living processes of this cluster: daemons, and whatever jobs have started; or those of one job."""
-        marks = {f"{TOKEN}={self.environ[TOKEN]}", *([f"SLURM_JOB_ID={job}"] if job else [])}
-        pids = (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
-        return [pid for pid in pids if marks <= environ_of(pid)]
+        return processes_with(f"{TOKEN}={self.environ[TOKEN]}", *([f"SLURM_JOB_ID={job}"] if job else []))
 
     def logs(self) -> str:
         """The end of what each daemon has said."""
@@ -197,6 +195,12 @@ def _age(when: str) -> float:
     return (datetime.now() - datetime.fromisoformat(when)).total_seconds()
 
 
+def processes_with(*variables: str) -> list[int]:
+    """The living processes in whose environment all of these NAME=value stand."""
+    pids = (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
+    return [pid for pid in pids if environ_of(pid).issuperset(variables)]
+
+
 def environ_of(pid: int) -> set[str]:
     """The variables of a living process that we may look into, as NAME=value; else none."""
     entry = Path(f"/proc/{pid}")
@@ -216,5 +220,15 @@ def _free_ports(count: int) -> list[int]:
         return [one.getsockname()[1] for one in sockets]
 
 
-def _end_with_parent() -> None:
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+def _sweep(mark: str, folder: str) -> None:
+    """Once the input ends: kill all that is left of a cluster, and remove its folder."""
+    sys.stdin.read()
+    while left := processes_with(mark):
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    _sweep(*sys.argv[1:])
