@@ -6,6 +6,7 @@ its time limit, writes a checkpoint, puts itself back into the queue, and goes o
 
 import re
 import shlex
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -15,7 +16,8 @@ from psgc.errors import UserError
 from psgc.mpirun import THREADS
 from psgc.yaml_source import printable
 
-PROGRAM = Path(sys.executable).with_name("psgc")  # a relative one is meant from where sbatch is called
+_BESIDE = Path(sys.executable).with_name("psgc")
+PROGRAM = _BESIDE if _BESIDE.exists() else Path(shutil.which("psgc") or _BESIDE)  # not there after pip install --user
 MIN_WARNING = 15  # seconds: `psgc launch` keeps ten of them for itself
 _WORD = "[A-Za-z0-9][A-Za-z0-9._+@,-]*"  # what needs no quotes in an #SBATCH line, which no shell reads
 _OPTION = r"--[a-z][a-z-]*(=[^\s\"'\\#]+)?"
@@ -119,6 +121,7 @@ def batch_script(
     array = f"0-{len(points) - 1}" if points else ""
     lines = ["#!/bin/bash", f"# Written by: {' '.join(shlex.join(written_by).split())}"]
     lines += [f"#SBATCH {directive}" for directive in job.directives(log, array)]
+    # a relative one, in the examples, is meant from where sbatch is called
     place = ("" if PROGRAM.is_absolute() else '"$PWD"/') + shlex.quote(str(PROGRAM.parent))
     lines += ["", f'export PATH={place}:"$PATH"']
     lines += ["export " + " ".join(f"{name}={job.cpus_per_rank}" for name in THREADS), ""]
