@@ -1,5 +1,7 @@
 """What `psgc submit` makes of a run, on a live SLURM of several nodes: jobs that end, are cut off, and go on."""
 
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import pytest
 
 from psgc.config import load
 from psgc.data import write_dense
+from tests.slurm.cluster import environ_of
 from tests.slurm.workplace import ITERATIONS, ROOT, Workplace
 
 pytestmark = pytest.mark.timeout(200)
@@ -112,6 +115,30 @@ def test_a_job_at_its_time_limit_goes_back_as_well(limited, undisturbed):
     assert_whole(work, undisturbed)
 
 
+def test_a_killed_worker_is_survived_in_the_same_start(work, undisturbed):
+    job = work.submit(slow=True)
+    work.until(work.checkpoints)
+    os.kill(work.pid(3), signal.SIGKILL)
+    work.hurry()
+    work.end(job, restarts=0)
+    lost = (work.folder / "out/lost.csv").read_text().splitlines()
+    assert len(lost) == 2, lost
+    assert lost[1].split(",")[1] == "3", lost
+    assert_whole(work, undisturbed)
+
+
+def test_a_job_whose_server_is_killed_goes_back_as_well(work, undisturbed):
+    job = work.submit(slow=True)
+    work.until(work.checkpoints)
+    (server,) = (pid for pid in work.cluster.processes(job) if "OMPI_COMM_WORLD_RANK=0" in environ_of(pid))
+    os.kill(server, signal.SIGKILL)
+    work.until(lambda: work.cluster.job(job)["Restarts"] == "1")
+    work.hurry()
+    said = work.end(job, restarts=1)
+    assert f"job {job} is back in the queue" in said
+    assert_whole(work, undisturbed)
+
+
 def test_a_job_that_loses_a_node_goes_back_as_well(work, undisturbed):
     job = work.submit(slow=True)
     work.until(work.checkpoints)
@@ -122,3 +149,22 @@ def test_a_job_that_loses_a_node_goes_back_as_well(work, undisturbed):
     assert "DUE TO NODE FAILURE" in said
     assert "going on from iteration " in said
     assert_whole(work, undisturbed)
+
+
+def test_a_job_that_loses_a_daemon_of_mpirun_goes_back_as_well(work, undisturbed):
+    job = work.submit(slow=True)
+    work.until(work.checkpoints)
+    daemons = [pid for pid in work.cluster.processes(job) if is_daemon(pid, "n2")]
+    assert daemons
+    for pid in daemons:
+        os.kill(pid, signal.SIGKILL)
+    work.until(lambda: work.cluster.job(job)["Restarts"] == "1")
+    work.hurry()
+    said = work.end(job, restarts=1)
+    assert f"psgc launch: job {job} is back in the queue" in said
+    assert_whole(work, undisturbed)
+
+
+def is_daemon(pid, node):
+    """Whether this is Open MPI's, of that node. (It consists of two processes.)"""
+    return Path(f"/proc/{pid}/comm").read_text() == "prted\n" and f"SLURMD_NODENAME={node}" in environ_of(pid)

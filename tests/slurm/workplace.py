@@ -14,7 +14,7 @@ import yaml
 from tests.slurm.cluster import Cluster
 
 ROOT = Path(__file__).parents[2]
-ITERATIONS = 300
+ITERATIONS = 150
 MODEL = """\
 import os, pathlib, time
 import numpy as np
@@ -32,7 +32,7 @@ class Model:
             names = ("SLURMD_NODENAME", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
             where.write_text(" ".join([*(os.environ[name] for name in names), str(os.getpid())]))
         if pathlib.Path("slow").exists():
-            time.sleep(0.05)
+            time.sleep(0.1)
         return chunk.weight * (params - np.cos(chunk.index + np.arange(6)))
 """
 RUN = {
@@ -41,13 +41,13 @@ RUN = {
     "iterations": ITERATIONS,
     "coding": {"chunks_per_worker": 4, "replication": 2},
     "transfer": "per_chunk",
-    "checkpoint": {"every": 5},
+    "checkpoint": {"every": 3},
     "output": "out",
 }
 
 
 class Workplace:
-    """A folder with run.yaml for jobs. While `slow` lies there, an iteration takes 0.2 s, else very little."""
+    """A folder with run.yaml for jobs. While `slow` lies there, an iteration takes 0.4 s, else very little."""
 
     def __init__(self, cluster: Cluster, folder: Path) -> None:
         self.cluster, self.folder = cluster, folder
@@ -85,7 +85,7 @@ class Workplace:
         while not condition():
             logs = [path.read_text() for path in self.folder.glob("*.log")]
             assert time.monotonic() < deadline, "\n".join(["waited in vain", *logs, self.cluster.logs()])
-            time.sleep(0.05)
+            time.sleep(0.1)
 
     def checkpoints(self, output: str = "out") -> list[int]:
         """Their iterations, rising."""
