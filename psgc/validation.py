@@ -23,7 +23,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from psgc.errors import UserError
-from psgc.yaml_source import Key, Source, printable, shown
+from psgc.yaml_source import Key, Source, dotted, shown
 
 
 def refuse(text: str, *keys: str) -> PydanticCustomError:
@@ -41,8 +41,12 @@ def expect(text: str) -> WrapValidator:
             first = error.errors()[0]
             if first["loc"]:  # about something inside the value, which has its own words
                 raise
-            upper = f" and <= {first['ctx']['le']}" if first["type"] == "less_than_equal" else ""
-            raise refuse(f"expected {text}{upper}, got {shown(value)}") from None
+            limit = ""
+            if first["type"] == "less_than_equal":
+                limit = f" and <= {first['ctx']['le']}"
+            elif first["type"] == "greater_than_equal" and value > 0 and "> 0" in text:
+                limit = f" and >= {first['ctx']['ge']}"
+            raise refuse(f"expected {text}{limit}, got {shown(value)}") from None
 
     return WrapValidator(check)
 
@@ -76,10 +80,11 @@ def _one_line(text: str) -> str:
 
 
 _LARGEST = 2**31 - 1
+LEAST, MOST = 1e-50, 1e50  # what is measured: its squares and quotients are numbers too
 Count = Annotated[int, Field(ge=1, le=_LARGEST), expect("a whole number >= 1")]
 Natural = Annotated[int, Field(ge=0, le=_LARGEST), expect("a whole number >= 0")]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), expect("a number > 0")]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False), expect("a number >= 0")]
+Positive = Annotated[float, Field(ge=LEAST, le=MOST, allow_inf_nan=False), expect("a number > 0")]
+NotNegative = Annotated[float, Field(ge=0, le=MOST, allow_inf_nan=False), expect("a number >= 0")]
 Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False), expect("a number >= 0 and < 1")]
 PathText = Annotated[str, AfterValidator(_one_line), expect("a path")]
 
@@ -142,6 +147,6 @@ def _first(error: ValidationError, source: Source) -> UserError:
         text = f"expected {context['expected'].replace(chr(39), '')}, got {shown(first['input'])}"
     else:
         text = str(first["msg"])
-    place, dotted = source.place(key), printable(".".join(key))
-    said = not key or place.startswith(f"--set {dotted}=")
-    return UserError(f"{place}: {text}" if said else f"{place}: {dotted}: {text}")
+    place, name = source.place(key), dotted(key)
+    said = not key or place.startswith(f"--set {name}=")
+    return UserError(f"{place}: {text}" if said else f"{place}: {name}: {text}")

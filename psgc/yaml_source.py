@@ -56,8 +56,8 @@ class Source:
     def override(self, text: str) -> None:
         """Puts `key.key=value`, the value being YAML, in the place of what is there."""
         place = f"--set {printable(text)}"
-        dotted, equals, value = text.partition("=")
-        key = tuple(dotted.strip().split("."))
+        name, equals, value = text.partition("=")
+        key = tuple(name.strip().split("."))
         if not equals or not all(key):
             raise UserError(f"{place}: expected key=value, for example coding.parts=2")
         if len(key) > MAX_DEPTH:
@@ -67,7 +67,7 @@ class Source:
         section = self.tree = {} if self.tree is None else self.tree
         for depth, name in enumerate(key, start=1):
             if not isinstance(section, dict):
-                above = printable(".".join(key[: depth - 1])) or self.name
+                above = dotted(key[: depth - 1]) or self.name
                 raise UserError(f"{place}: {above} is {shown(section)}, not a mapping")
             self._places.setdefault(key[:depth], place)
             if depth == len(key):
@@ -101,7 +101,7 @@ class Source:
                 raise UserError(f"{place}: expected a plain word as key, got {shown(key_node.value)}")
             name = (*key, key_node.value)
             if key_node.value in mapping:
-                raise UserError(f"{place}: {printable('.'.join(name))}: given twice, first at {self._places[name]}")
+                raise UserError(f"{place}: {dotted(name)}: given twice, first at {self._places[name]}")
             self._places[name] = place
             mapping[key_node.value] = self._plain(value_node, name, place_of)
         return mapping
@@ -116,6 +116,11 @@ def printable(text: str) -> str:
     """`text` on one line of at most 100 characters."""
     text = visible(text)
     return text if len(text) <= 100 else f"{text[:97]}..."
+
+
+def dotted(key: Key) -> str:
+    """A key as messages name it: coding.parts; quoted where it would not be seen."""
+    return printable(".".join(name if name and name == name.strip() else repr(name) for name in key))
 
 
 def shown(value: Any) -> str:
@@ -185,14 +190,14 @@ for _tag, _pattern, _starts in (
 def _scalar(node: yaml.ScalarNode, key: Key, place_of: Callable[[int], str]) -> Any:
     text: str = node.value
     if node.tag in (_INT, _FLOAT) and len(text) > MAX_DIGITS:
-        place, name = place_of(node.start_mark.line + 1), printable(".".join(key))
+        place, name = place_of(node.start_mark.line + 1), dotted(key)
         raise UserError(f"{place}: {name}: expected at most {MAX_DIGITS} digits, got {len(text)}")
     if node.tag == _INT:
         return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
     if node.tag == _FLOAT:
         number = float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
         if (math.isinf(number) and text[-1] in "0123456789.") or (number == 0 and re.match("[^eE]*[1-9]", text)):
-            place, name = place_of(node.start_mark.line + 1), printable(".".join(key))
+            place, name = place_of(node.start_mark.line + 1), dotted(key)
             raise UserError(f"{place}: {name}: expected a number that a float64 can hold, got {text}")
         return number
     if node.tag == _BOOL:

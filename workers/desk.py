@@ -87,7 +87,7 @@ class Desk:
         end = time.monotonic() + seconds
         with self._changed:
             while not self._stopped and self._current(work) and (left := end - time.monotonic()) > 0:
-                self._changed.wait(left)
+                self._changed.wait(min(left, 3600.0))  # a trace may say inf, no platform can
 
     def finished(self, work: Work, result: Result) -> None:
         """Report a chunk, or abandon it when nobody needs it any more."""

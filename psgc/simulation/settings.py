@@ -8,10 +8,10 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from psgc.config import AssignmentFile
 from psgc.validation import (
+    MOST,
     Count,
     Fraction,
     Natural,
-    NotNegative,
     PathText,
     Positive,
     Section,
@@ -31,6 +31,8 @@ def _failed(value: Any) -> Any:
     return value
 
 
+Shape = Annotated[float, Field(ge=0.25, le=MOST, allow_inf_nan=False), expect("a number >= 0.25")]
+RelativeError = Annotated[float, Field(ge=0, le=10, allow_inf_nan=False), expect("a number >= 0")]
 Failed = Annotated[int | str, BeforeValidator(_failed)]
 
 
@@ -62,7 +64,7 @@ class ShiftedExponential(Speeds):
 
 class Pareto(Speeds):
     kind: Literal["pareto"]
-    shape: Positive = Field(description="a number > 0, the smaller the heavier the tail")
+    shape: Shape = Field(description="a number >= 0.25, the smaller the heavier the tail")
     minimum: Positive = 1.0
 
 
@@ -118,7 +120,7 @@ class Settings(Section):
         ["uncoded", "full", "static", "skipping", "dynamic"], min_length=1
     )
     speeds: AnySpeeds = Field(description="a mapping, for example {kind: exponential, mean: 1.0}")
-    known_speeds: NotNegative | None = None  # relative error of what `dynamic` starts with; None: it knows nothing
+    known_speeds: RelativeError | None = None  # relative error of what `dynamic` starts with; None: it knows nothing
     trials: Count = 1000
     clock: Positive | None = None  # completion times are rounded up to its multiples; None: they are not
     deadlines: Annotated[list[Positive], expect("a list of numbers > 0")] = Field([])

@@ -10,6 +10,7 @@ import numpy as np
 
 from psgc.data.npz import map_npy
 from psgc.errors import UserError
+from psgc.validation import LEAST, MOST
 
 Seconds: TypeAlias = "np.ndarray[tuple[int, ...], np.dtype[np.float64]]"
 Shape: TypeAlias = "tuple[int, int]"
@@ -97,7 +98,7 @@ def _read(path: str, what: str) -> Seconds:
     if array.dtype.kind not in "iuf" or array.ndim != 2 or 0 in array.shape:
         raise UserError(f"{path}: it holds {array.dtype} of shape {array.shape}; {needed}")
     seconds: Seconds = array.astype(np.float64)
-    wrong = np.argwhere(~(seconds > 0))
+    wrong = np.argwhere(~((seconds >= LEAST) & ((seconds <= MOST) | np.isinf(seconds))))
     if len(wrong):
         row, column = wrong[0]
         raise UserError(f"{path}: {seconds[row, column]} in row {row}, column {column}; {needed} (inf: it failed)")

@@ -93,7 +93,7 @@ WHOLES = "a list of at least one whole number >= 1"
         ("speeds.maen=2", "unknown key, did you mean 'mean'?"),
         ("speeds.mean=-1", "expected a number > 0, got -1"),
         ("speeds.mean=.inf", "expected a number > 0, got inf"),
-        ("speeds={kind: pareto}", "speeds.shape: missing, expected a number > 0, the smaller the heavier the tail"),
+        ("speeds={kind: pareto}", "speeds.shape: missing, expected a number >= 0.25, the smaller the heavier the tail"),
         ("speeds={kind: two_speed, slow: 2, slow_fraction: 1}", "expected a number >= 0 and < 1, got 1"),
         ("speeds.failed=-1", "expected a whole number >= 0, load, load - 1 or load - parts, got -1"),
         ("speeds.failed=load + 1", "expected a whole number >= 0, load, load - 1 or load - parts, got 'load + 1'"),

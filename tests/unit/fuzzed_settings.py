@@ -1,0 +1,195 @@
+"""What the fuzz tests of settings are made of: valid trees, what to break them with, and who says what was given.
+
+The last is a YAML reader that knows nothing of psgc, for which every scalar is text.
+"""
+
+import contextlib
+import copy
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hypothesis import strategies as st
+
+from psgc import config
+from psgc.errors import visible
+from psgc.simulation import settings as simulation
+from tests.unit.fuzzing import outcome
+
+RUN: dict[str, Any] = {
+    "problem": {"kind": "mlp", "hidden": 5, "l2": 0.25},
+    "data": {"path": "train.npz", "labels": "y.npy", "test": "test.npz", "test_labels": "t.npy"},
+    "optimizer": {"kind": "nesterov", "lr": 0.5, "momentum": 0.75},
+    "iterations": 7,
+    "batch": 3,
+    "coding": {
+        "chunks_per_worker": 4,
+        "replication": 2,
+        "assignment": "cyclic",
+        "parts": 2,
+        "coding_matrix": "gaussian",
+    },
+    "schedule": "skipping",
+    "transfer": "combined",
+    "faults": {"collect_timeout": 2.5},
+    "checkpoint": {"every": 0, "keep": 1},
+    "stragglers": {"kind": "slow", "factor": {"all": 2, "3": 10.5}},
+    "output": "runs/x",
+    "seed": 5,
+}
+RUNS = [
+    RUN,
+    {"problem": {"kind": "logistic"}, "data": {"path": "a"}, "optimizer": {"kind": "sgd", "lr": 1}, "iterations": 1,
+     "output": "o"},
+    RUN
+    | {"problem": {"python": "my.models:Net", "options": {"width": 3, "deep": {"er": [1, "a", None, True, 1e-3]}}}}
+    | {"data": None, "optimizer": {"kind": "adam", "lr": 1e-3, "beta1": 0.5, "beta2": 0.25, "epsilon": 1e-6}},
+    RUN
+    | {"coding": {"assignment": {"kind": "file", "path": "A.npy"}, "parts": 3}}
+    | {"stragglers": {"kind": "trace", "path": "t.npy", "scale": 0.5}},
+]  # fmt: skip
+SIMULATION: dict[str, Any] = {
+    "assignment": {"kind": "cyclic", "chunks": 6, "workers": 6, "load": 3},
+    "parts": [1, 2],
+    "schedules": ["full", "dynamic"],
+    "speeds": {"kind": "exponential", "mean": 2.0, "failed": "load - parts"},
+    "known_speeds": 0.5,
+    "trials": 2,
+    "clock": 1.0,
+    "deadlines": [1, 2.5],
+    "bound": True,
+    "seed": 1,
+}
+SIMULATIONS = [
+    SIMULATION,
+    SIMULATION | {"speeds": {"kind": "pareto", "shape": 1.5, "minimum": 0.5, "failed": 1}},
+    SIMULATION | {"speeds": {"kind": "two_speed", "fast": 0.5, "slow": 2, "slow_fraction": 0.25}},
+    SIMULATION | {"speeds": {"kind": "trace", "path": "t.npy"}, "assignment": {"kind": "file", "path": "A.npz"}},
+]
+KINDS = {"run": (config.load, RUNS), "simulation": (simulation.load, SIMULATIONS)}
+EVERY_KEY = sorted(
+    {key for tree in [*RUNS, *SIMULATIONS] for value in tree.values() if isinstance(value, dict) for key in value}
+    | set(RUN) | set(SIMULATION) | {"seconds", "shift", "adopt", "torch", "recovery", "", " ", "3", "all", "kind ", "é"}
+)  # fmt: skip
+
+
+# ---------------------------------------------------------------- what took effect
+
+
+class Text(yaml.BaseLoader):
+    """Every scalar is text; no tags, no types."""
+
+
+def says(written: Any, value: Any) -> bool:
+    """Whether `value` of the settings says what stands in the YAML, whose scalars are text here."""
+    if isinstance(written, dict):
+        by_name = {str(key): inner for key, inner in value.items()} if isinstance(value, dict) else {}
+        return isinstance(value, dict) and all(k in by_name and says(inner, by_name[k]) for k, inner in written.items())
+    if isinstance(written, list):
+        return isinstance(value, list) and len(value) == len(written) and all(map(says, written, value))
+    if value is None or isinstance(value, bool):
+        return written.lower() in {None: ("", "~", "null"), True: ("true",), False: ("false",)}[value]
+    if isinstance(value, (int, float)):
+        return number(written) == value or (math.isnan(value) and written.lower() == ".nan")
+    return bool(written == value)
+
+
+def number(text: str) -> float | int | None:
+    try:
+        return int(text, 0) if re.match("0[xo]", text) else int(text)
+    except ValueError:
+        with contextlib.suppress(ValueError):
+            return float(text.lower().replace(".inf", "inf"))
+    return None
+
+
+def check(kind: str, path: Path, overrides: tuple[str, ...] = (), given_tree: Any = None) -> str:
+    """Load; the message or "". What is accepted must hold all of `given_tree`, or of what stands in the file."""
+    load, _ = KINDS[kind]
+    loaded, message = outcome(lambda: load(path, overrides), visible(str(path)), *(set_name(o) for o in overrides))
+    if loaded is None:
+        return message
+    written = yaml.load(path.read_text(encoding="utf-8"), Loader=Text) if given_tree is None else given_tree
+    resolved = loaded.model_dump()
+    assert says(written, resolved), (written, resolved)
+    if kind == "run":
+        assert config.from_yaml_text(loaded.to_yaml()) == loaded  # what the workers read is the same
+    return ""
+
+
+def set_name(override: str) -> str:
+    text = visible(override)
+    return "--set " + (text if len(text) <= 100 else f"{text[:97]}...")
+
+
+# ---------------------------------------------------------------- what to break them with
+
+FRAGMENTS = [
+    "a: ", "- ", "\n", "\n  ", "\t", " ", ",", ": ", "? ", "{", "}", "[", "]", "'", '"', "|", ">-", "|2\n", "# ",
+    "---\n", "...\n", "&a ", "*a", "<<: *a", "!!python/object/apply:os.system ['true']", "!!binary aGk=", "!!set ",
+    "! ", "!<tag:x> ", "%YAML 1.1\n", "%TAG ! tag:x:\n", "%", "@", "`", "\\", '"\\x00"', '"\\U00110000"', '"\\ud800"',
+    '"\\N\\_\\L\\P"', "0o17", "0o8", "0x1F", "0b11", "017", "1_000", "1:30:00", "190:20:30.15", ".nan", "-.inf",
+    "1e999", "-1e-999", "9" * 99, "9" * 101, "1." + "1" * 99, "2013-01-01", "2001-12-14t21:59:43.10-05:00", "yes",
+    "off", "~", "null", "TRUE", "\ufeff", "\0", "\x07", "\x1b[31m", "\x85", "\u2028", "\r", "\r\n", "\x7f",
+    "\U0001f600", "é", "٣", "problem: {kind: logistic}\n", "data: {path: a}\n", "optimizer: {kind: sgd, lr: 1}\n",
+    "iterations: 3\n", "output: o\n", "assignment: {kind: cyclic, chunks: 4, workers: 4, load: 2}\n",
+    "speeds: {kind: exponential}\n", "trials: 1\n",
+]  # fmt: skip
+texts = st.lists(st.sampled_from(FRAGMENTS) | st.sampled_from(EVERY_KEY), max_size=12).map("".join) | st.text(
+    max_size=60
+)
+
+scalars = (
+    st.sampled_from([None, True, False, 0, 1, 2, -1, 2**31 - 1, 2**31, 2**63, 10**99, 0.5, 1.0, 1e308, 5e-324, -0.0])
+    | st.sampled_from([math.inf, -math.inf, math.nan, "", " ", "a/b", "3", "1e3", "yes", "a:b", "a:", "~", "null"])
+    | st.sampled_from(["logistic", "mlp", "python", "adam", "graph", "file", "trace", "none", "dynamic", "pareto"])
+    | st.sampled_from(["a\nb", "a\0b", "\x1b[31m", "\ud800", "\u2028", "é/漢", "x" * 5000])
+    | st.integers() | st.floats() | st.text(max_size=6)
+)  # fmt: skip
+values = st.recursive(
+    scalars,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(EVERY_KEY) | st.text(max_size=3), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+
+
+def written(tree: Any, as_json: bool) -> str:
+    return json.dumps(tree) if as_json else yaml.dump(tree, sort_keys=False, Dumper=_Dumper, allow_unicode=False)
+
+
+class _Dumper(yaml.SafeDumper):
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def sections(tree: Any, at: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """The keys of every mapping in `tree`."""
+    if not isinstance(tree, dict):
+        return []
+    return [at, *(place for key, value in tree.items() for place in sections(value, (*at, key)))]
+
+
+def mutated(data: st.DataObject, tree: dict[str, Any]) -> dict[str, Any]:
+    tree = copy.deepcopy(tree)
+    for _ in range(data.draw(st.integers(1, 2))):
+        section: Any = tree
+        for key in data.draw(st.sampled_from(sections(tree))):
+            section = section[key]
+        keys = list(section)
+        old = data.draw(st.sampled_from(keys)) if keys else "kind"
+        match data.draw(st.sampled_from(["value", "value", "value", "remove", "rename", "add", "add"])):
+            case "value":
+                section[old] = data.draw(values)
+            case "remove":
+                section.pop(old, None)
+            case "rename" if keys:
+                section[old[:-1] + data.draw(st.sampled_from(["", "s", old[-1:] * 2, "_"]))] = section.pop(old)
+            case _:
+                section[data.draw(st.sampled_from(EVERY_KEY) | st.text(max_size=4))] = data.draw(values)
+    return tree

@@ -1,0 +1,302 @@
+"""Any bytes, any settings, any --set: one printable line that says where, or a configuration in which all of it is.
+
+What was given is read here by a YAML reader that knows nothing of psgc (every scalar is text), and looked for in the
+validated settings: nothing may be dropped, shadowed or taken for something else.
+"""
+
+import contextlib
+import copy
+import io
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from psgc import config
+from psgc.cli import main
+from psgc.errors import visible
+from tests.unit.fuzzed_settings import (
+    EVERY_KEY,
+    FRAGMENTS,
+    KINDS,
+    RUNS,
+    SIMULATION,
+    Text,
+    check,
+    mutated,
+    scalars,
+    sections,
+    set_name,
+    texts,
+    values,
+    written,
+)
+from tests.unit.fuzzing import fuzzed, little_memory, one_line, outcome
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with little_memory():
+        yield tmp_path_factory.mktemp("fuzz") / "x.yaml"
+
+
+# ---------------------------------------------------------------- any bytes
+
+LAUGHS = "a: &a [x,x]\n" + "".join(
+    f"{b}: &{b} [*{a},*{a},*{a},*{a}]\n" for a, b in zip("abcdefghijkl", "bcdefghijklm", strict=True)
+)
+DEEP = [
+    "[" * 100_000,
+    "{a: " * 50_000,
+    "- " * 100_000,
+    "? " * 100_000,
+    "[{a: " * 19 + "1",
+    "".join(" " * n + "a:\n" for n in range(400)),
+]
+LARGE = [
+    "",
+    "a: b\n" * 200_000,
+    "\0" * 300_000,
+    "x" * 2**18,
+    "a: [" + "1," * 40_000 + "]",
+    "\n" * 2**18,
+    "# x\n" * 2**16,
+]
+encoded = st.builds(
+    lambda text, encoding: text.encode(encoding, "surrogatepass" if encoding != "latin-1" else "replace"),
+    texts,
+    st.sampled_from(["utf-8", "utf-8", "utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32", "latin-1"]),
+)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@fuzzed(150)
+@given(content=encoded | st.binary(max_size=100))
+def test_any_bytes(path: Path, kind: str, content: bytes) -> None:
+    path.write_bytes(content)
+    check(kind, path)
+
+
+@pytest.mark.parametrize("content", [LAUGHS, LAUGHS.replace("&", ""), *DEEP, *LARGE])
+def test_large_and_deep_files(path: Path, content: str) -> None:
+    path.write_text(content)
+    assert check("run", path)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@fuzzed(100)
+@given(data=st.data())
+def test_any_damage_to_a_valid_file(path: Path, kind: str, data: st.DataObject) -> None:
+    text = written(data.draw(st.sampled_from(KINDS[kind][1])), data.draw(st.booleans()))
+    for _ in range(data.draw(st.integers(1, 3))):
+        at, removed = data.draw(st.integers(0, len(text))), data.draw(st.integers(0, 12))
+        text = text[:at] + data.draw(st.sampled_from(FRAGMENTS) | st.text(max_size=2)) + text[at + removed :]
+    path.write_bytes(text.encode("utf-8", "surrogatepass"))
+    check(kind, path)
+
+
+# ---------------------------------------------------------------- wrong settings
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@fuzzed(200)
+@given(data=st.data())
+def test_any_values_and_keys(path: Path, kind: str, data: st.DataObject) -> None:
+    tree = mutated(data, data.draw(st.sampled_from(KINDS[kind][1])))
+    path.write_text(written(tree, data.draw(st.booleans())), encoding="utf-8", errors="surrogatepass")
+    check(kind, path)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@fuzzed(60)
+@given(data=st.data())
+def test_an_unknown_key_is_named_with_its_line(path: Path, kind: str, data: st.DataObject) -> None:
+    tree = copy.deepcopy(data.draw(st.sampled_from(KINDS[kind][1])))
+    place = data.draw(st.sampled_from([place for place in sections(tree) if not set(place) & {"options", "factor"}]))
+    section: Any = tree
+    for key in place:
+        section = section[key]
+    name = data.draw(st.sampled_from(["zz", "Kind", "lr_", "iteration", "z z", "zé", "kind.lr", "z" * 3000, "z\x1b"]))
+    section[name] = data.draw(values)
+    path.write_text(written(tree, as_json=False))
+    marks = yaml.compose(path.read_text(), Loader=Text)
+    for key in place:
+        marks = next(value for mark, value in marks.value if mark.value == key)
+    line = next(mark.start_mark.line for mark, _ in marks.value if mark.value == name) + 1
+    dotted = visible(".".join([*place, name]))
+    message = check(kind, path)
+    assert message.startswith(f"{path}:{line}: {dotted[:97]}")
+    assert re.search("unknown key, (did you mean '|expected one of )|expected no kind, or python", message), message
+
+
+USES = {  # section: {kind: (what it needs, keys that only some kinds know and this one uses)}
+    "optimizer": {"sgd": ({"lr": 1}, ""), "momentum": ({"lr": 1}, "momentum"), "nesterov": ({"lr": 1}, "momentum"),
+                  "adam": ({"lr": 1}, "beta1 beta2 epsilon")},
+    "problem": {"least_squares": ({}, ""), "logistic": ({}, ""), "softmax": ({}, ""), "mlp": ({}, "hidden")},
+    "stragglers": {"none": ({}, ""), "slow": ({}, "factor seconds"), "exponential": ({}, "factor seconds"),
+                   "trace": ({"path": "t.npy"}, "path scale")},
+    "speeds": {"exponential": ({}, "mean"), "shifted_exponential": ({"shift": 1, "mean": 1}, "shift mean"),
+               "pareto": ({"shape": 2}, "shape minimum"), "trace": ({"path": "t"}, "path"),
+               "file": ({"path": "t"}, "path"),
+               "two_speed": ({"slow": 2, "slow_fraction": 0.5}, "fast slow slow_fraction")},
+    "assignment": {kind: ({"chunks": 4, "workers": 4, "load": 2}, "chunks workers load")
+                   for kind in ("cyclic", "fractional", "graph", "blocks")} | {"file": ({"path": "A.npy"}, "path")},
+}  # fmt: skip
+OTHER = {"momentum": 0.5, "beta1": 0.5, "beta2": 0.5, "epsilon": 1.0, "hidden": 3, "factor": {"all": 2}, "scale": 2.0,
+         "seconds": {"all": 2}, "path": "other", "mean": 3.0, "shift": 3.0, "shape": 3.0, "minimum": 3.0, "fast": 3.0,
+         "slow": 3.0, "slow_fraction": 0.25, "chunks": 3, "workers": 3, "load": 3}  # fmt: skip
+
+
+@pytest.mark.parametrize(("section", "kind"), [(section, kind) for section in USES for kind in USES[section]])
+def test_keys_of_other_kinds_are_refused(path: Path, section: str, kind: str) -> None:
+    what = "simulation" if section in SIMULATION else "run"
+    needs, uses = USES[section][kind]
+    known = {key for _, keys in USES[section].values() for key in keys.split()}
+    for key in sorted(known):
+        given_values = {"kind": kind} | needs | {key: OTHER[key]}
+        if kind in ("slow", "exponential") and section == "stragglers" and key not in ("factor", "seconds"):
+            given_values["factor"] = {"all": 2}
+        path.write_text(
+            written((SIMULATION if what == "simulation" else RUNS[1]) | {section: given_values}, as_json=False)
+        )
+        message = check(what, path)
+        assert bool(message) == (key not in uses.split()), (key, message)
+        if message:
+            assert re.search(rf" {section}\.{key}: (kind {kind} does not use it|unknown key)", message)
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "refused"),
+    [
+        ("run", {"coding": {"assignment": {"kind": "file", "path": "A"}, "replication": 2}}, "coding.replication"),
+        (
+            "run",
+            {"coding": {"assignment": {"kind": "file", "path": "A"}, "chunks_per_worker": 2}},
+            "coding.chunks_per_worker",
+        ),
+        ("run", {"data": {"path": "a", "test_labels": "b"}}, "data.test_labels"),
+        ("simulation", {"schedules": ["static"], "known_speeds": 0.5}, "known_speeds"),
+    ],
+)
+def test_what_another_setting_makes_useless_is_refused(
+    path: Path, kind: str, change: dict[str, Any], refused: str
+) -> None:
+    path.write_text(written(KINDS[kind][1][0] | change, as_json=False))
+    assert f": {refused}: " in check(kind, path)
+
+
+# ---------------------------------------------------------------- --set
+
+dotted = st.lists(st.sampled_from(EVERY_KEY) | st.text(max_size=3), min_size=1, max_size=3).map(".".join)
+overrides = st.lists(
+    st.builds(
+        lambda key, value: f"{key}={value}",
+        dotted,
+        st.sampled_from(FRAGMENTS) | scalars.map(str) | values.map(json.dumps),
+    )
+    | texts,
+    min_size=1,
+    max_size=3,
+)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@fuzzed(80)
+@example(given_overrides=["coding.parts"])
+@example(given_overrides=["a." * 5000 + "a=1"])
+@example(given_overrides=["stragglers.factor.=3"])
+@example(given_overrides=["stragglers={kind: slow, factor: {'': 3}}"])
+@example(given_overrides=["iterations=" + "[" * 60])
+@given(given_overrides=overrides)
+def test_any_overrides(path: Path, kind: str, given_overrides: list[str]) -> None:
+    path.write_text(written(KINDS[kind][1][0], as_json=False))
+    wanted = yaml.load(path.read_text(), Loader=Text)
+    for override in given_overrides:
+        key, _, text = override.partition("=")
+        *above, last = key.strip().split(".")
+        section: Any = wanted
+        with contextlib.suppress(
+            yaml.YAMLError, TypeError, AttributeError, ValueError, RecursionError
+        ):  # psgc refuses these
+            for name in above:
+                section[name] = section.get(name) or {}
+                section = section[name]
+            value = yaml.load(text, Loader=Text)
+            section[last] = "" if value is None else value
+    check(kind, path, tuple(given_overrides), wanted)
+
+
+# ---------------------------------------------------------------- the command line
+
+
+def command(*arguments: str) -> tuple[int, list[str], list[str]]:
+    """Exit code, lines of stdout and of stderr."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert isinstance(ended.value.code, int)
+    return ended.value.code, out.getvalue().splitlines(), err.getvalue().splitlines()
+
+
+@fuzzed(60)
+@given(data=st.data())
+def test_launch_refuses_with_exit_2_or_prints_the_line(
+    path: Path, monkeypatch: pytest.MonkeyPatch, data: st.DataObject
+) -> None:
+    monkeypatch.setattr("psgc.launch.launch_command", lambda *_: (["mpirun"], {}))
+    changes = data.draw(st.lists(overrides.map(lambda some: some[0]), max_size=1))
+    path.write_text(
+        written(mutated(data, data.draw(st.sampled_from(RUNS))), False), encoding="utf-8", errors="surrogatepass"
+    )
+    asked = [argument for change in changes for argument in ("--set", change)]
+    if any(change.startswith("-") for change in changes):
+        return  # argparse takes it for an option
+    code, out, err = command("launch", str(path), "-n", "3", "--print", *asked)
+    _, message = outcome(lambda: config.load(path, changes), str(path), *map(set_name, changes))
+    assert (code, out, err) == ((2, [], [f"psgc: {message}"]) if message else (0, ["mpirun"], []))
+
+
+small = st.integers(0, 5) | st.sampled_from([6, 2**31 - 1])
+extreme = st.sampled_from([1e-300, 5e-324, 1e-9, 0.5, 1, 3, 1e9, 1e300, 1.7e308])
+kind_of = st.sampled_from(["cyclic", "fractional", "graph", "blocks"])
+simulations = st.fixed_dictionaries(
+    {
+        "assignment": st.fixed_dictionaries({"kind": kind_of, "chunks": small, "workers": small, "load": small}),
+        "speeds": st.fixed_dictionaries({"kind": st.just("exponential"), "mean": extreme})
+        | st.fixed_dictionaries({"kind": st.just("pareto"), "shape": extreme, "minimum": extreme})
+        | st.fixed_dictionaries({"kind": st.just("shifted_exponential"), "shift": extreme, "mean": extreme}),
+        "trials": st.sampled_from([1, 2, 2**31 - 1]),
+    },
+    optional={
+        "parts": st.lists(st.integers(1, 4), min_size=1, max_size=2),
+        "known_speeds": extreme,
+        "clock": extreme,
+        "deadlines": st.lists(extreme, max_size=2),
+        "bound": st.booleans(),
+        "seed": st.sampled_from([0, 2**31 - 1]),
+    },
+)
+
+
+@fuzzed(80)
+@given(tree=simulations, failed=st.integers(0, 6) | st.sampled_from(["load", "load - 1", "load - parts"]))
+def test_simulate_ends_with_rows_or_with_one_line(path: Path, tree: dict[str, Any], failed: Any) -> None:
+    tree["speeds"]["failed"] = failed
+    path.write_text(written(tree, as_json=False))
+    rows = path.with_name("rows.json")
+    rows.unlink(missing_ok=True)
+    code, _, err = command("simulate", str(path), "--json", str(rows))
+    if code == 0:
+        assert err == []
+        assert len(json.loads(rows.read_text())) == len(tree.get("parts", [1])) * 5
+    else:
+        assert code == 2
+        assert len(err) == 1
+        assert one_line(err[0], "psgc")
+        assert not rows.exists()
