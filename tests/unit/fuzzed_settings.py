@@ -3,11 +3,11 @@
 The last is a YAML reader that knows nothing of psgc, for which every scalar is text.
 """
 
-import contextlib
 import copy
 import json
 import math
 import re
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ RUNS = [
     {"problem": {"kind": "logistic"}, "data": {"path": "a"}, "optimizer": {"kind": "sgd", "lr": 1}, "iterations": 1,
      "output": "o"},
     RUN
-    | {"problem": {"python": "my.models:Net", "options": {"width": 3, "deep": {"er": [1, "a", None, True, 1e-3]}}}}
+    | {"problem": {"python": "my.models:Net", "options": {"wide": 3, "deep": {"er": [1, "a", None, True, False]}}}}
     | {"data": None, "optimizer": {"kind": "adam", "lr": 1e-3, "beta1": 0.5, "beta2": 0.25, "epsilon": 1e-6}},
     RUN
     | {"coding": {"assignment": {"kind": "file", "path": "A.npy"}, "parts": 3}}
@@ -66,7 +66,7 @@ SIMULATION: dict[str, Any] = {
 SIMULATIONS = [
     SIMULATION,
     SIMULATION | {"speeds": {"kind": "pareto", "shape": 1.5, "minimum": 0.5, "failed": 1}},
-    SIMULATION | {"speeds": {"kind": "two_speed", "fast": 0.5, "slow": 2, "slow_fraction": 0.25}},
+    SIMULATION | {"bound": False, "speeds": {"kind": "two_speed", "fast": 0.5, "slow": 2, "slow_fraction": 0.25}},
     SIMULATION | {"speeds": {"kind": "trace", "path": "t.npy"}, "assignment": {"kind": "file", "path": "A.npz"}},
 ]
 KINDS = {"run": (config.load, RUNS), "simulation": (simulation.load, SIMULATIONS)}
@@ -79,8 +79,43 @@ EVERY_KEY = sorted(
 # ---------------------------------------------------------------- what took effect
 
 
+class Quoted(str):
+    """A scalar that was written in quotes, or as a block: text, whatever it looks like."""
+
+
 class Text(yaml.BaseLoader):
-    """Every scalar is text; no tags, no types."""
+    """Every scalar is text; a key that is there twice, anchors, tags and directives are an AssertionError."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        event: Any = self.peek_event()
+        assert not isinstance(event, yaml.AliasEvent)
+        assert event.anchor is None
+        assert event.tag is None
+        return super().compose_node(parent, index)
+
+    def fetch_directive(self) -> None:
+        raise AssertionError("a directive")
+
+    def construct_scalar(self, node: Any) -> str:
+        return str(node.value) if node.style is None else Quoted(node.value)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        mapping: dict[Any, Any] = {}
+        for key, value in node.value:
+            name = self.construct_object(key, deep=True)
+            assert name not in mapping, f"{name!r} is there twice"
+            mapping[name] = self.construct_object(value, deep=True)
+        return mapping
+
+    def construct_object(self, node: Any, deep: bool = False) -> Any:
+        if isinstance(node, yaml.MappingNode):
+            return self.construct_mapping(node)
+        return super().construct_object(node, deep=True)
+
+
+def stands_in(text: str) -> Any:
+    """What a text says. AssertionError when it says something that settings cannot."""
+    return yaml.load(text, Loader=Text)
 
 
 def says(written: Any, value: Any) -> bool:
@@ -90,20 +125,14 @@ def says(written: Any, value: Any) -> bool:
         return isinstance(value, dict) and all(k in by_name and says(inner, by_name[k]) for k, inner in written.items())
     if isinstance(written, list):
         return isinstance(value, list) and len(value) == len(written) and all(map(says, written, value))
+    if isinstance(value, str) or isinstance(written, Quoted):
+        return bool(written == value)
     if value is None or isinstance(value, bool):
         return written.lower() in {None: ("", "~", "null"), True: ("true",), False: ("false",)}[value]
-    if isinstance(value, (int, float)):
-        return number(written) == value or (math.isnan(value) and written.lower() == ".nan")
-    return bool(written == value)
-
-
-def number(text: str) -> float | int | None:
-    try:
-        return int(text, 0) if re.match("0[xo]", text) else int(text)
-    except ValueError:
-        with contextlib.suppress(ValueError):
-            return float(text.lower().replace(".inf", "inf"))
-    return None
+    if math.isfinite(value):
+        exact = int(written, 0) if re.match("0[xo]", written) else Decimal(written)
+        return bool(abs(exact - Decimal(value)) <= abs(Decimal(value)) * Decimal("1e-15") + Decimal("5e-324"))
+    return written.lower().lstrip("+") == {"inf": ".inf", "-inf": "-.inf", "nan": ".nan"}[str(value)]
 
 
 def check(kind: str, path: Path, overrides: tuple[str, ...] = (), given_tree: Any = None) -> str:
@@ -111,13 +140,31 @@ def check(kind: str, path: Path, overrides: tuple[str, ...] = (), given_tree: An
     load, _ = KINDS[kind]
     loaded, message = outcome(lambda: load(path, overrides), visible(str(path)), *(set_name(o) for o in overrides))
     if loaded is None:
-        return message
-    written = yaml.load(path.read_text(encoding="utf-8"), Loader=Text) if given_tree is None else given_tree
+        return rightly_placed(message, path)
+    written = stands_in(path.read_text(encoding="utf-8")) if given_tree is None else given_tree
     resolved = loaded.model_dump()
     assert says(written, resolved), (written, resolved)
     if kind == "run":
         assert config.from_yaml_text(loaded.to_yaml()) == loaded  # what the workers read is the same
     return ""
+
+
+def rightly_placed(message: str, path: Path) -> str:
+    """`message`; when it is about what is no YAML at all, PyYAML must say so too, of the same line."""
+    if "not valid YAML" in message and path.stat().st_size < 10_000 and (problem := syntax_error(path)):
+        line, text = problem
+        assert message.startswith(f"{path}:{line}: ") or not message.endswith(f"not valid YAML: {text}"), message
+    return message
+
+
+def syntax_error(path: Path) -> tuple[int, str] | None:
+    try:
+        yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
+    except yaml.MarkedYAMLError as error:
+        return (error.problem_mark.line + 1, str(error.problem)) if error.problem_mark else None
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError):
+        pass
+    return None
 
 
 def set_name(override: str) -> str:
@@ -138,7 +185,8 @@ FRAGMENTS = [
     "iterations: 3\n", "output: o\n", "assignment: {kind: cyclic, chunks: 4, workers: 4, load: 2}\n",
     "speeds: {kind: exponential}\n", "trials: 1\n",
 ]  # fmt: skip
-texts = st.lists(st.sampled_from(FRAGMENTS) | st.sampled_from(EVERY_KEY), max_size=12).map("".join) | st.text(
+lines = st.builds("{}: {}\n".format, st.sampled_from(EVERY_KEY), st.sampled_from(FRAGMENTS))
+texts = st.lists(st.sampled_from(FRAGMENTS) | st.sampled_from(EVERY_KEY) | lines, max_size=12).map("".join) | st.text(
     max_size=60
 )
 
