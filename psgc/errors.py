@@ -24,6 +24,10 @@ class RunFailed(PsgcError):
     """A run that had started could not go on. Exit code 1."""
 
 
+class TooFewWorkers(RunFailed):
+    """So many workers were lost that the others could not go on: with other machines the run may. Exit code 1."""
+
+
 class ProtocolError(PsgcError):
     """An event that the protocol does not allow in this state: a defect of psgc, never of the user."""
 

@@ -78,7 +78,7 @@ def launch(
     patience = LAST_WORDS[0][1] if requeue is None else max(LAST_WORDS[0][1], requeue - RESERVE)
     mpirun_code, stopped_by = _run(command, {**environ, **additions}, left.over, patience)
     code = _exit_code(mpirun_code, stopped_by, left)
-    if requeue is not None and job and _cut_off(stopped_by, left.status()) and left.got_further(resume):
+    if requeue is not None and job and _cut_off(stopped_by, left) and left.got_further(resume):
         try:
             if slurm.requeue(job):
                 print(f"psgc launch: job {job} is back in the queue, to go on from its checkpoint", file=sys.stderr)
@@ -107,12 +107,13 @@ def _exit_code(code: int, stopped_by: int | None, left: "_RunDirectory") -> int:
     return 1
 
 
-def _cut_off(stopped_by: int | None, status: str | None) -> bool:
+def _cut_off(stopped_by: int | None, left: "_RunDirectory") -> bool:
     """Whether a run might have gone on elsewhere or later: it ended by SIGUSR1, or by the loss of ranks or hosts.
 
     mpirun's code tells nothing: a lost host makes it exit with 0, 1 or a code of a rank's.
     """
-    return status in (None, "interrupted") and stopped_by in (None, signal.SIGUSR1)
+    unlucky = left.status() in (None, "interrupted") or left.too_few_workers()
+    return unlucky and stopped_by in (None, signal.SIGUSR1)
 
 
 class _RunDirectory:
@@ -129,6 +130,10 @@ class _RunDirectory:
         """How the run ended: done, failed or interrupted; None while (or for ever, if) it has not said so."""
         status = self._read().get("status")
         return status if status in ("done", "failed", "interrupted") else None
+
+    def too_few_workers(self) -> bool:
+        """Whether the run failed because too few workers were left."""
+        return self._read().get("too_few_workers") is True
 
     def over(self) -> bool:
         """Whether the run wrote its summary, and had nothing more to do, longer than GRACE ago."""

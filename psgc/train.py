@@ -20,7 +20,7 @@ from psgc import config as configuration
 from psgc.backend import Backend, open_backend
 from psgc.config import Config, PythonProblem
 from psgc.data import ChunkSource, Dataset, open_data
-from psgc.errors import RunFailed, UserError, one_line
+from psgc.errors import RunFailed, TooFewWorkers, UserError, one_line
 from psgc.keeper import Keeper
 from psgc.messages import STANDINGS
 from psgc.plan import Plan
@@ -174,12 +174,12 @@ def _serve(
         server.optimizer.load(vectors)
         server.estimates = resume.estimates_for(plan, checkpoint)
     try:
-        status, reason, code = "done", "", 0
+        status, reason, code, too_few = "done", "", 0, False
         try:
             injector = _injector(config, transport.rank)
             server.run(backend.asarray(initial), config.iterations, first, lambda i: injector.at("begin", i))
         except RunFailed as error:
-            status, reason, code = "failed", str(error), 1
+            status, reason, code, too_few = "failed", str(error), 1, isinstance(error, TooFewWorkers)
             if stopped_by:
                 status, code = "interrupted", 128 + stopped_by[0]
         finally:
@@ -191,6 +191,7 @@ def _serve(
             "chunks": plan.num_chunks,
             "schedule": config.schedule,
             "transfer": config.transfer,
+            "too_few_workers": too_few,
         }
         summary = summarise(recorder, seconds, settings, status, reason)
         params = backend.to_host(server.params)

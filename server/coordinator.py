@@ -172,7 +172,7 @@ class Coordinator:
         return list(self._schedule.freed(worker, chunk, now, seconds, done=done))
 
     def lost(self, worker: int, now: float = 0.0) -> list[Instruction]:
-        """`worker` is not there any more. Raises RunFailed when those who are left cannot do what is needed."""
+        """`worker` is not there any more. Raises TooFewWorkers when those who are left cannot do what is needed."""
         if worker not in self.group.live:
             raise self._illegal(f"lost({worker=})")
         held = self.group.lose(worker)

@@ -7,7 +7,7 @@ that the coding matrix was chosen for hold after any number of deaths.
 
 from collections.abc import Collection, Iterable, Sequence
 
-from psgc.errors import RunFailed
+from psgc.errors import TooFewWorkers
 
 
 class Group:
@@ -47,7 +47,7 @@ class Group:
         return self._held.keys()
 
     def without(self, lost: Iterable[int]) -> "Group":
-        """A new group in which these are lost, and each chunk has `parts` live holders again. Raises RunFailed."""
+        """A new group in which these are lost, and each chunk has `parts` live holders again. Raises TooFewWorkers."""
         group = Group(self.planned, self.parts, self._adopting, self.workers)
         for worker in lost:
             group.lose(worker)
@@ -69,11 +69,13 @@ class Group:
         return sorted(chunk for chunk in self._held[worker] if (worker, chunk) in self._roles)
 
     def lose(self, worker: int) -> list[int]:
-        """`worker` is not there any more; the chunks that it held. Raises RunFailed when too few workers are left."""
+        """`worker` is not there any more; the chunks that it held. Raises TooFewWorkers."""
         chunks = sorted(self._held.pop(worker))
         if len(self._held) < self.parts:
             there = f"{len(self._held)} worker{' is' if len(self._held) == 1 else 's are'} left"
-            raise RunFailed(f"{there}, parts {self.parts} needs {self.parts}" if self._held else "no worker is left")
+            raise TooFewWorkers(
+                f"{there}, parts {self.parts} needs {self.parts}" if self._held else "no worker is left"
+            )
         for chunk in chunks:
             self.holders[chunk].remove(worker)
             self._roles.pop((worker, chunk), None)
@@ -83,7 +85,7 @@ class Group:
         """The worker that holds `chunk` from now on, the one with the least to hold of those that can.
 
         taken: (worker, role) of copies that are there already; neither of them can be had once more.
-        Raises RunFailed when nobody can, or may.
+        Raises TooFewWorkers when nobody can, or may.
         """
         workers = {*self.holders[chunk], *(worker for worker, _ in taken)}
         roles = {*(self.role(worker, chunk) for worker in self.holders[chunk]), *(role for _, role in taken)}
@@ -92,7 +94,7 @@ class Group:
         role = next((role for role in self.planned[chunk] if role not in roles), self.planned[chunk][0])
         if not self._adopting or not able:
             hint = "" if self._adopting else "; faults.adopt: true would let others take it"
-            raise RunFailed(f"chunk {chunk} has {len(self.holders[chunk])} live holders, parts {self.parts}{hint}")
+            raise TooFewWorkers(f"chunk {chunk} has {len(self.holders[chunk])} live holders, parts {self.parts}{hint}")
         worker = min(able, key=lambda w: (len(self._held[w]), w))
         self.holders[chunk].append(worker)
         self._held[worker].add(chunk)

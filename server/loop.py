@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from psgc.backend import Array, Backend
-from psgc.errors import RunFailed
+from psgc.errors import RunFailed, TooFewWorkers
 from psgc.messages import STANDINGS, TAIL, Kind, Records, record
 from psgc.plan import Plan
 from psgc.server.coordinator import Adopt, Collect, Commit, Coordinator, Discard, Finish, Instruction, Reopen
@@ -249,8 +249,8 @@ class Server:
         self._observer.lost(worker, self._transport.hosts[worker], iteration, reason)
         try:
             self._carry_out(self._coordinator.lost(worker, time.monotonic() - self._began))
-        except RunFailed as error:
-            raise RunFailed(
+        except TooFewWorkers as error:
+            raise TooFewWorkers(
                 f"worker {worker} on {self._transport.hosts[worker]}, iteration {iteration}: {reason}; {error}"
             ) from None
 

@@ -127,6 +127,18 @@ def test_a_killed_worker_is_survived_in_the_same_start(work, undisturbed):
     assert_whole(work, undisturbed)
 
 
+def test_a_job_whose_last_worker_is_killed_goes_back_into_the_queue(work):
+    job = work.submit("--ranks-per-node", "1", "--set", "coding.replication=1", slow=True)
+    work.until(work.checkpoints)
+    os.kill(work.pid(1), signal.SIGKILL)
+    work.until(lambda: work.cluster.job(job)["Restarts"] == "1")
+    work.hurry()
+    said = work.end(job, restarts=1)
+    assert "no worker is left" in said
+    assert work.summary()["status"] == "done"
+    assert work.iterations() == list(range(ITERATIONS))
+
+
 def test_a_job_whose_server_is_killed_goes_back_as_well(work, undisturbed):
     job = work.submit(slow=True)
     work.until(work.checkpoints)

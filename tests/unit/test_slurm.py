@@ -19,6 +19,7 @@ MakeClient = Callable[[str, str], None]
 CHECKPOINT = "mkdir -p out/checkpoints; echo > out/checkpoints/0000000{}-0123456789abcdef.npz"
 INTERRUPTED = """echo '{"status": "interrupted"}' > out/summary.json"""
 FAILED = """echo '{"status": "failed"}' > out/summary.json"""
+TOO_FEW = """echo '{"status": "failed", "too_few_workers": true}' > out/summary.json"""
 DONE = """echo '{"status": "done"}' > out/summary.json"""
 
 
@@ -155,6 +156,7 @@ WARNED = f"{ASKED.format('USR1')}; {INTERRUPTED}; exit 138"
         ("exit 1", 1),  # a host was lost, says SLURM
         ("exit 137", 1),  # a rank was lost, without fault tolerance
         (f"{INTERRUPTED}; exit 137", 1),  # and mpirun asked the others to stop
+        (f"{TOO_FEW}; exit 1", 1),
     ],
 )
 def test_a_run_that_was_cut_off_goes_back(
