@@ -181,18 +181,17 @@ def survival(survived: bool, shared: bool, slurm: bool, launch: str) -> list[Fin
     slurm: its controller answers; launch: the command that starts the run.
     """
     ends = f"ends the run; {launch} --resume goes on from the last checkpoint"
+    silence = "faults.collect_timeout seconds"
     if survived:
         lines = [
             Finding("ok", "killed worker", "survived: others do its chunks, in the same iteration"),
-            Finding("ok", "hung worker", "survived, in the same way, after faults.collect_timeout seconds"),
+            Finding("ok", "hung worker", f"survived, in the same way, after {silence}"),
         ]
         host = "without power or link it is as hung workers; shut down, or with rank 0 on it, it ends the run"
     else:
         lines = [
             Finding("note", "killed worker", ends),
-            Finding(
-                "note", "hung worker", "survived after faults.collect_timeout seconds; the run ends when it is killed"
-            ),
+            Finding("note", "hung worker", f"lost after {silence}: the run goes on, but under MPICH it ends"),
         ]
         host = "ends the run"
     lines.append(Finding("note", "killed rank 0", ends))

@@ -54,6 +54,7 @@ HOT_SPINS = 2000  # the same while a large transfer is under way: about 20 ms
 SHORTEST, LONGEST = 20e-6, 1e-3  # seconds of sleep
 TEXT_LIMIT = 1 << 16
 REMINDER = 60.0  # seconds of waiting in a collective after which rank 0 is sent something
+SLOWEST = 1e6  # bytes per second that any network moves
 PATIENCE = 2.0  # seconds for what should take none: a text under way, the last processes of a run
 DEATHS = (MPI.ERR_PROC_FAILED, MPI.ERR_PROC_FAILED_PENDING)
 
@@ -99,6 +100,7 @@ class _Sent:
     buffer: Array
     size: int  # bytes
     dest: int
+    since: float  # time.monotonic() at its posting
 
 
 class Transport:
@@ -306,11 +308,20 @@ class Transport:
         self._polls = 0
         self.bytes_sent += buffer.nbytes
         self._sends.append(request)
-        self._sent.append(_Sent(buffer, buffer.nbytes, dest))
+        self._sent.append(_Sent(buffer, buffer.nbytes, dest, time.monotonic()))
 
     def sending(self, buffer: Array | None = None) -> bool:
         """Whether a send of `buffer` (or, without one, any) is not complete; those to dead and forgotten ranks are."""
         return any((buffer is None or s.buffer is buffer) and s.dest not in self._forgotten for s in self._sent)
+
+    def unreached(self, patience: float) -> list[int]:
+        """Ranks, other than forgotten ones, to which something has not left for more than `patience` seconds.
+
+        Large messages have more time. MPICH keeps messages between processes of a host in a pool of memory: a stopped
+        process that leaves its own unread ends up with all of it, and nobody gets anything any more.
+        """
+        latest = time.monotonic() - patience - sum(sent.size for sent in self._sent) / SLOWEST
+        return sorted({s.dest for s in self._sent if s.since < latest and s.dest not in self._forgotten})
 
     def forget(self, rank: int) -> None:
         """Wait no longer for sends to `rank`, which may be stopped or cut off; they are not withdrawn."""

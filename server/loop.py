@@ -115,6 +115,7 @@ class Server:
         self._rules = make_schedule(schedule, plan.queues, plan.backups, group.holders, plan.parts, costs)
         self._coordinator = Coordinator(group, self._rules, combined)
         self._rollcall = RollCall(self._workers, collect_timeout)
+        self._timeout = collect_timeout
         self._standings = dict.fromkeys(self._workers, 0)  # how many standing queues each worker was sent
         self._adopted: dict[int, set[int]] = {worker: set() for worker in self._workers}  # as they know themselves
         self._failures: dict[int, int] = {}  # chunk -> the worker on which its gradient failed
@@ -379,6 +380,8 @@ class Server:
         self._next_check = now + CHECK_EVERY
         for worker, reason in self._rollcall.missing(now):
             self._lose(worker, reason)
+        for worker in self._transport.unreached(self._timeout):
+            self._lose(worker, f"nothing reaches it for {self._timeout:g} s (faults.collect_timeout)")
 
     def stop_workers(self, timeout: float) -> bool:
         """Have every process end, those that hang by force; whether all of them leave in order.

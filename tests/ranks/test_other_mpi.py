@@ -161,6 +161,27 @@ def test_mpirun_alone_has_said_how_to_go_on(mpi, folder):
     assert f"no fault tolerance: a dead rank ends this run, and this goes on with it: {go_on}\n" in finished.stdout
 
 
+STOPPED = ("--set", "faults={collect_timeout: 2, inject: [{kind: stop, rank: 2, iteration: 3, step: gradient}]}")
+
+
+def test_a_stopped_worker_is_done_without_by_open_mpi(folder, expected):
+    mpi = Mpi("Open MPI", [], options=("--no-fault-tolerance",))
+    finished = run(mpi.launch(*STOPPED, "--set", "schedule=dynamic"), folder)
+    assert finished.returncode == 0, finished.said
+    assert not finished.orphans
+    assert_done(folder, expected)
+
+
+def test_a_stopped_worker_that_holds_up_mpich_ends_the_run(folder):
+    mpi = mpich()  # whose memory for messages between processes of a host is used up by those that nobody reads
+    env = mpi.env | {"MPIR_CVAR_CH4_SHM_POSIX_IQUEUE_NUM_CELLS": "8"}
+    finished = run(mpi.launch(*STOPPED, "--set", "iterations=100000", "--set", "checkpoint.every=3"), folder, env=env)
+    assert finished.returncode == 1, finished.said
+    assert "nothing reaches it for 2 s" in finished.stdout
+    assert finished.stderr.splitlines()[-1].startswith(ON)
+    assert not finished.orphans
+
+
 def test_ctrl_c_is_an_orderly_end_under_mpich(folder):
     mpi = mpich()
     with MpiRun(mpi.launch(*SLOWLY), folder, mpi.env) as running:
