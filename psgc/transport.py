@@ -28,7 +28,7 @@ import os
 import sys
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -322,6 +322,13 @@ class Transport:
         """
         latest = time.monotonic() - patience - sum(sent.size for sent in self._sent) / SLOWEST
         return sorted({s.dest for s in self._sent if s.since < latest and s.dest not in self._forgotten})
+
+    def pending(self) -> Counter[int]:
+        """Bytes that are on their way to each rank."""
+        pending: Counter[int] = Counter()
+        for sent in self._sent:
+            pending[sent.dest] += sent.size
+        return pending
 
     def forget(self, rank: int) -> None:
         """Wait no longer for sends to `rank`, which may be stopped or cut off; they are not withdrawn."""

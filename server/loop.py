@@ -25,6 +25,7 @@ from psgc.server.scheduler import DynamicSchedule, Next, Queue, Skip, make_sched
 from psgc.transport import LARGE, Control, Died, Transport, Vector
 
 POOL_BYTES = 64 << 20  # memory for receives, at least two vectors and at most one per worker
+AHEAD = 1 << 20  # bytes of parameters (or two vectors of them) that may be on their way to a worker before new ones
 CHECK_EVERY = 0.05  # seconds between two looks at the deadlines
 LAST_CHANCE = 0.5  # seconds for workers that are lost to say goodbye all the same, before they are killed
 
@@ -120,6 +121,7 @@ class Server:
         self._adopted: dict[int, set[int]] = {worker: set() for worker in self._workers}  # as they know themselves
         self._failures: dict[int, int] = {}  # chunk -> the worker on which its gradient failed
         self._outbox: dict[int, list[Records]] = {}
+        self._unsent: dict[int, None] = {}  # workers who wait for the parameters of this iteration
         self._finished = False
         self._changed = False  # somebody was lost since the last iteration began
         self._began = 0.0  # when the iteration did, time.monotonic() seconds
@@ -174,9 +176,9 @@ class Server:
         self._began = time.monotonic()
         traffic = self._transport.bytes_sent + self._transport.bytes_received
         self._regroup(iteration)
-        params = self._backend.to_message(self.params)
-        for worker in self._coordinator.group.live:
-            self._transport.send_vector(worker, iteration, self._standings[worker] % STANDINGS, params)
+        self._message = self._backend.to_message(self.params)
+        self._unsent = dict.fromkeys(self._coordinator.group.live)
+        self._send_params(iteration)
         self._close_row()  # of the iteration before, while the workers are busy with this one
         self._row = IterationRecord(iteration, lost=len(self._rollcall.away))
         self._decoder.begin()
@@ -190,6 +192,13 @@ class Server:
         self._row.recovered = self._coordinator.recovered
         self._row.loss = sum(self._row.losses[chunk] for chunk in sorted(self._row.losses))  # always the same rounding
         return self._decoder.gradient
+
+    def _send_params(self, iteration: int) -> None:
+        """To those who have taken what was sent before: for who is stopped, no pile of old parameters is kept."""
+        pending = self._transport.pending()
+        for worker in [worker for worker in self._unsent if pending[worker] < max(AHEAD, 2 * self._message.nbytes)]:
+            self._transport.send_vector(worker, iteration, self._standings[worker] % STANDINGS, self._message)
+            del self._unsent[worker]
 
     def _regroup(self, iteration: int) -> None:
         """Welcome who is back, and have those who are there share the chunks among themselves anew."""
@@ -227,6 +236,8 @@ class Server:
                 self._handle_control(message)
         if (now := time.monotonic() - self._began) >= self._coordinator.wake:
             self._carry_out(self._coordinator.tick(now))
+        if self._unsent:
+            self._send_params(iteration)
         self._send_outbox()
         large = self._length * np.dtype(self._dtype).itemsize >= LARGE
         self._transport.wait(expecting_large=large and self._coordinator.phase == "collecting")
@@ -246,6 +257,7 @@ class Server:
         self._row.gone.add(worker)
         self._changed = True
         self._outbox.pop(worker, None)
+        self._unsent.pop(worker, None)
         self._transport.forget(worker)
         self._observer.lost(worker, self._transport.hosts[worker], iteration, reason)
         try:

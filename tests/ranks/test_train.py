@@ -214,22 +214,24 @@ def summary_of(folder):
     [("raise", "per_chunk", "RuntimeError: a fault on purpose"), ("kill", "combined", "its process died")],
 )
 def test_the_run_goes_on_without_a_worker_that_fails_or_dies(folder, kind, transfer, reason):
-    (folder / "run.yaml").write_text(PYTHON_CONFIG.replace("HOW", "well").replace("SECONDS", "0.001"))
+    (folder / "run.yaml").write_text(PYTHON_CONFIG.replace("HOW", "well").replace("SECONDS", "0.005"))
     fault = f"faults.inject=[{{kind: {kind}, rank: 2, iteration: 3}}]"
-    settings = [part for text in (fault, f"transfer={transfer}", "iterations=6") for part in ("--set", text)]
+    changes = [fault, f"transfer={transfer}", "iterations=40", "optimizer.lr=0.01"]
+    settings = [part for change in changes for part in ("--set", change)]
     finished = train(folder, *settings, ulfm=kind == "kill")
     assert finished.returncode == 0, finished.said
     assert "psgc" not in finished.stderr, finished.said
     (line,) = (line for line in finished.stdout.splitlines() if line.startswith("worker 2 on "))
-    assert " lost in iteration 3: " in line
     assert reason in line
     assert (folder / "out/worker-2-error.txt").exists() == (kind == "raise")
-    np.testing.assert_allclose(np.load(folder / "out/params.npy"), 1 - 0.5**6, rtol=1e-12)  # as if nothing had been
+    np.testing.assert_allclose(np.load(folder / "out/params.npy"), 1 - 0.99**40, rtol=1e-12)  # as if nothing had been
     summary = summary_of(folder)
-    assert (summary["status"], summary["iterations"]) == ("done", 6)
-    assert [(event["worker"], event["iteration"]) for event in summary["lost"]] == [(2, 3)]
+    assert (summary["status"], summary["iterations"]) == ("done", 40)
+    assert [event["worker"] for event in summary["lost"]] == [2]
+    assert 3 <= summary["lost"][0]["iteration"] < 40
     timeline = np.load(folder / "out/timeline.npz")
-    assert 2 not in timeline["worker"][timeline["iteration"] > 3]
+    later = timeline["iteration"] > summary["lost"][0]["iteration"]
+    assert set(timeline["worker"][later]) == {1, 3}
     assert not finished.orphans
 
 

@@ -1,0 +1,73 @@
+"""The server's loop without MPI: what it sends to whom, against a transport that only listens."""
+
+from collections import Counter
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from psgc.backend import Backend
+from psgc.config import Coding
+from psgc.plan import make_plan
+from psgc.server.loop import AHEAD, Server
+from psgc.server.optimizer import make_optimizer
+
+WORKERS = 4
+
+
+class Transport:
+    """Keeps what is sent; `on_the_way` is what it says of each rank."""
+
+    def __init__(self):
+        self.on_the_way, self.sent = Counter(), []
+        self.hosts = ["here"] * (WORKERS + 1)
+
+    def pending(self):
+        return self.on_the_way
+
+    def send_vector(self, dest, iteration, chunk, buffer):
+        self.sent.append((dest, iteration))
+
+    def forget(self, rank):
+        pass
+
+
+@pytest.fixture
+def server():
+    observer = SimpleNamespace(lost=lambda *_: None)
+    plan = make_plan(Coding(chunks_per_worker=2, replication=2), "static", WORKERS, 0)
+    optimizer = make_optimizer("sgd", 0.5)
+    server = Server(
+        Transport(), plan, "static", Backend(), optimizer, observer, "float64", False, 30.0, True, lambda: None, None
+    )
+    server._message = np.zeros(AHEAD)  # eight times AHEAD bytes
+    server._unsent = dict.fromkeys(range(1, WORKERS + 1))
+    return server
+
+
+def test_who_does_not_take_what_was_sent_gets_nothing_new_until_it_does(server):
+    transport = server._transport
+    transport.on_the_way.update({1: 2 * server._message.nbytes, 2: 2 * server._message.nbytes - 1})
+    server._send_params(7)
+    assert transport.sent == [(2, 7), (3, 7), (4, 7)]
+    server._send_params(7)
+    assert len(transport.sent) == 3
+    transport.on_the_way[1] -= 1
+    server._send_params(7)
+    assert transport.sent[3:] == [(1, 7)]
+
+
+def test_small_parameters_are_sent_beside_orders_that_are_still_on_their_way(server):
+    server._message = np.zeros(3)
+    server._transport.on_the_way.update({1: AHEAD, 2: AHEAD - 1})
+    server._send_params(7)
+    assert server._transport.sent == [(2, 7), (3, 7), (4, 7)]
+
+
+def test_who_is_lost_gets_no_parameters(server):
+    server._transport.on_the_way[1] = 1 << 40
+    server._send_params(7)
+    server._lose(1, "not heard")
+    server._transport.on_the_way.clear()
+    server._send_params(7)
+    assert 1 not in [dest for dest, _ in server._transport.sent]
