@@ -42,6 +42,7 @@ from psgc.workers.loop import WorkerLoop
 from psgc.workers.state import WorkerState
 
 PER_CHUNK_BYTES = 16 << 20  # per iteration into the server, up to which `auto` sends every chunk by itself
+LAST_RESORT = 20  # seconds after SIGTERM until a worker ends that the server has not told to
 STOP_TIMEOUT = 3.0  # seconds that the workers have to say goodbye
 CHECKPOINT_TIMEOUT = 120.0  # seconds that the last checkpoint has to reach the disk
 EVALUATION_ROWS = 10_000  # rows that the server looks at together when it measures accuracy
@@ -58,7 +59,7 @@ def train(
     transport = Transport(interrupted=lambda: _interruption(stopped_by))
     serving = transport.rank == 0
     if not serving:
-        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(5))  # the server will say stop; if not, SIGALRM ends us
+        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(LAST_RESORT))
     ending = _Ending()
     try:
         if serving:
@@ -85,7 +86,10 @@ def train(
     if not serving:
         code = 0  # mpirun passes on rank 0's code, and comments at length on any other that is not 0
     if not ending.in_order:
-        transport.leave(code, range(1, transport.size))
+        transport.leave(code, range(1, transport.size) if transport.survives_deaths else ())
+    if not serving:  # the server may have a checkpoint to write: nobody may die on it meanwhile
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.alarm(0)
     transport.finalize()
     if code:
         time.sleep(0.2)  # mpirun comments on rank 0's code as well, unless the others have left before
@@ -199,7 +203,8 @@ def _serve(
         recorder.finish(params, summary | {"evaluating": True})
         if status == "interrupted":  # likewise: Open MPI's mpirun lets half a second pass between SIGTERM and SIGKILL
             _say_how_to_go_on(status, reason, config, config_path, overrides, transport.size)
-        _stop(server, ending)
+        patient = status == "done" and not transport.survives_deaths  # who is killed then takes the server with it
+        _stop(server, ending, config.faults.collect_timeout if patient else STOP_TIMEOUT)
         if status == "done":
             recorder.complete_bounds()
             summary = summarise(recorder, seconds, settings, status, reason)
@@ -226,8 +231,8 @@ def _call_off(transport: Transport, ending: _Ending) -> None:
     ending.told = ending.in_order = True
 
 
-def _stop(server: Server, ending: _Ending) -> None:
-    ending.in_order = server.stop_workers(STOP_TIMEOUT)
+def _stop(server: Server, ending: _Ending, timeout: float = STOP_TIMEOUT) -> None:
+    ending.in_order = server.stop_workers(timeout)
     ending.told = True
 
 

@@ -175,7 +175,11 @@ class Server:
         """One iteration: from the parameters to the exact gradient."""
         self._began = time.monotonic()
         traffic = self._transport.bytes_sent + self._transport.bytes_received
-        self._regroup(iteration)
+        try:
+            self._regroup(iteration)
+        except RunFailed:
+            self._close_row()
+            raise
         self._message = self._backend.to_message(self.params)
         self._unsent = dict.fromkeys(self._coordinator.group.live)
         self._send_params(iteration)
@@ -398,7 +402,9 @@ class Server:
     def stop_workers(self, timeout: float) -> bool:
         """Have every process end, those that hang by force; whether all of them leave in order.
 
-        timeout: seconds that workers have to say goodbye; a fraction of it for those that were lost.
+        timeout: seconds that workers have to say goodbye; a fraction of it for those that were lost. Without fault
+        tolerance the first process that ends out of order takes all others with it: then nobody is told to leave, and
+        it is for this process to end first.
         """
         for _ in range(self._pool_size()):  # a failure may have left none posted
             self._transport.post(self._backend.message_buffer(self._length, self._dtype))
@@ -408,13 +414,20 @@ class Server:
         gone, goodbyes = set(self._rollcall.dead), set[int]()
         self._wait_for(goodbyes, gone, set(self._rollcall.answering), timeout)
         self._wait_for(goodbyes, gone, set(self._workers), LAST_CHANCE)
+        for worker in goodbyes:  # they still have to take what was sent to them, be it old
+            self._transport.remember(worker)
         hanging = set(self._workers) - goodbyes - gone
+        for worker in hanging:
+            self._transport.forget(worker)
+        self._wait_for(goodbyes, gone, set(), timeout)
+        in_order = not hanging and not gone and not self._transport.sending()
+        if not in_order and not self._transport.survives_deaths:
+            return False
         for worker in hanging:
             host = self._transport.hosts[worker]
             neighbour = next((near for near in goodbyes if self._transport.hosts[near] == host), None)
             if not self._transport.kill(worker) and neighbour is not None:
                 self._transport.send(neighbour, [record(Kind.KILL, worker=worker)])
-        in_order = len(goodbyes) == len(self._workers)
         for worker in goodbyes:
             self._transport.send(worker, [record(Kind.LEAVE, last=in_order)])
         self._wait_for(set(), gone, set(), LAST_CHANCE)  # until it has left

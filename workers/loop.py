@@ -5,6 +5,8 @@ It never computes a gradient itself, so a worker that is deep inside a chunk sti
 
 import sys
 import time
+from collections.abc import Callable
+from math import inf
 from typing import Any
 
 from psgc.backend import Backend
@@ -70,12 +72,18 @@ class WorkerLoop:
                 self._injector.at("after_report", self._iteration)
             self._transport.wait(self._desk.wakeup)
         self._desk.stop()
+        self._poll_until(lambda: not self._transport.sending(), LAST_WORD)  # the server takes what comes until goodbye
         self._transport.send(SERVER, [record(Kind.GOODBYE)])
-        end = time.monotonic() + LAST_WORD
-        while (self._in_order is None or self._transport.sending()) and time.monotonic() < end:
+        # without fault tolerance whoever leaves before the server has saved everything takes the server with it
+        patience = LAST_WORD if self._transport.survives_deaths else inf
+        self._poll_until(lambda: self._in_order is not None and not self._transport.sending(), patience)
+        return bool(self._in_order)
+
+    def _poll_until(self, done: Callable[[], bool], timeout: float) -> None:
+        end = time.monotonic() + timeout
+        while not done() and time.monotonic() < end:
             self._poll()
             self._transport.wait()
-        return bool(self._in_order)
 
     def _poll(self) -> None:
         # parameters are always newer than those before them, and a worker may have missed some iterations
