@@ -13,7 +13,7 @@ import numpy as np
 
 from psgc.backend import Array, Backend
 from psgc.errors import RunFailed, TooFewWorkers
-from psgc.messages import STANDINGS, TAIL, Kind, Records, record
+from psgc.messages import STANDINGS, TAIL, UNDER_WAY, Kind, Records, record
 from psgc.plan import Plan
 from psgc.server.coordinator import Adopt, Collect, Commit, Coordinator, Discard, Finish, Instruction, Reopen
 from psgc.server.decoder import Decoder
@@ -119,6 +119,7 @@ class Server:
         self._timeout = collect_timeout
         self._standings = dict.fromkeys(self._workers, 0)  # how many standing queues each worker was sent
         self._adopted: dict[int, set[int]] = {worker: set() for worker in self._workers}  # as they know themselves
+        self._spared: set[int] = set()  # for whom there are more receive buffers
         self._failures: dict[int, int] = {}  # chunk -> the worker on which its gradient failed
         self._outbox: dict[int, list[Records]] = {}
         self._unsent: dict[int, None] = {}  # workers who wait for the parameters of this iteration
@@ -150,8 +151,7 @@ class Server:
         self.params = params
         self._decoder = Decoder(self._backend, self._plan.coding_matrix, params.size, self._dtype)
         self._length = self._decoder.message_length + (0 if self._combined else TAIL)
-        for _ in range(self._pool_size()):
-            self._transport.post(self._backend.message_buffer(self._length, self._dtype))
+        self._post(self._pool_size())
         for iteration in range(first, iterations):
             begins(iteration)
             gradient = self._gradient(iteration)
@@ -263,6 +263,10 @@ class Server:
         self._outbox.pop(worker, None)
         self._unsent.pop(worker, None)
         self._transport.forget(worker)
+        if not (dead or failed):  # the rest of what it was sending may never come, to buffers that others waited for
+            self._post(0 if worker in self._spared else UNDER_WAY)
+            self._spared.add(worker)
+            self._rollcall.excuse(self._clock.now)
         self._observer.lost(worker, self._transport.hosts[worker], iteration, reason)
         try:
             self._carry_out(self._coordinator.lost(worker, time.monotonic() - self._began))
@@ -406,8 +410,7 @@ class Server:
         tolerance the first process that ends out of order takes all others with it: then nobody is told to leave, and
         it is for this process to end first.
         """
-        for _ in range(self._pool_size()):  # a failure may have left none posted
-            self._transport.post(self._backend.message_buffer(self._length, self._dtype))
+        self._post(self._pool_size())  # a failure may have left none posted
         self._outbox.clear()
         for worker in self._workers:
             self._transport.send(worker, [record(Kind.STOP)])
@@ -446,6 +449,10 @@ class Server:
                 else:
                     goodbyes.update(message.source for e in message.records if e["kind"] == Kind.GOODBYE)
             self._transport.wait()
+
+    def _post(self, buffers: int) -> None:
+        for _ in range(buffers):
+            self._transport.post(self._backend.message_buffer(self._length, self._dtype))
 
     def _pool_size(self) -> int:
         affordable = int(POOL_BYTES // (self._length * np.dtype(self._dtype).itemsize))

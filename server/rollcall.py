@@ -71,6 +71,12 @@ class RollCall:
         """The worker was asked for its accumulator."""
         self._workers[rank].asked = now
 
+    def excuse(self, now: float) -> None:
+        """Whoever owes an accumulator has the whole time for it once more."""
+        for worker in self._workers.values():
+            if worker.asked < inf:
+                worker.asked = now
+
     def delivered(self, rank: int) -> None:
         """The worker owes nothing."""
         self._workers[rank].asked = inf
@@ -78,25 +84,20 @@ class RollCall:
     # who is lost, and who is back
 
     def missing(self, now: float) -> list[tuple[int, str]]:
-        """Those here who are to be given up, and why."""
-        found = []
+        """Those here who are to be given up, and why; as long as some are silent, only those: they may keep others."""
+        silent, found = [], []
         limit = f"for {self._timeout:g} s (faults.collect_timeout)"
+        patience = max(self._timeout, PATIENCE * self._slowest) if self._slowest else inf
         for rank, worker in self._workers.items():
             if not worker.here:
                 continue
             if now - worker.heard > self._timeout:
-                found.append((rank, f"not heard {limit}"))
+                silent.append((rank, f"not heard {limit}"))
             elif now - worker.asked > self._timeout:
                 found.append((rank, f"has not delivered what it was asked for {limit}"))
-            elif (
-                worker.chunk >= 0
-                and self._slowest
-                and now - worker.since > max(self._timeout, PATIENCE * self._slowest)
-            ):
-                found.append(
-                    (rank, f"in chunk {worker.chunk} for {now - worker.since:.1f} s, its gradient does not return")
-                )
-        return found
+            elif worker.chunk >= 0 and (busy := now - worker.since) > patience:
+                found.append((rank, f"in chunk {worker.chunk} for {busy:.1f} s, its gradient does not return"))
+        return silent or found
 
     def lost(self, rank: int, dead: bool = False, failed: bool = False) -> bool:
         """The worker does not take part any more; whether it did until now."""

@@ -5,12 +5,13 @@ It never computes a gradient itself, so a worker that is deep inside a chunk sti
 
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
 from math import inf
 from typing import Any
 
-from psgc.backend import Backend
-from psgc.messages import STANDINGS, Kind, Records, record
+from psgc.backend import Array, Backend
+from psgc.messages import STANDINGS, UNDER_WAY, Kind, Records, record
 from psgc.transport import Control, Died, Transport, Vector
 from psgc.workers.compute import ComputeThread
 from psgc.workers.desk import CodedGradient, Desk, Failure
@@ -59,6 +60,7 @@ class WorkerLoop:
         self._in_order: bool | None = None  # how to leave, once the server has said so
         self._last_sent = time.monotonic()
         self._reported = -1  # iteration of the newest report
+        self._vectors: deque[tuple[int, int, Array]] = deque()  # (iteration, chunk or role, vector) to be sent
 
     def run(self) -> bool:
         """Work until the server says stop, or is gone; whether everybody leaves in order."""
@@ -68,7 +70,8 @@ class WorkerLoop:
         while not self._stopped:
             self._poll()
             self._send_outbox()
-            if self._reported == self._iteration and not self._transport.sending():
+            self._send_vectors()
+            if self._reported == self._iteration and not (self._vectors or self._transport.sending()):
                 self._injector.at("after_report", self._iteration)
             self._transport.wait(self._desk.wakeup)
         self._desk.stop()
@@ -107,7 +110,7 @@ class WorkerLoop:
         params = self._backend.asarray(message.buffer)
         if hasattr(params, "setflags"):
             params.setflags(write=False)  # a model that steps in place would break exactness silently
-        self._encoder.begin(self._transport.sending)
+        self._encoder.begin(self._in_use)
         self._injector.at("begin", self._iteration)
         self._desk.begin(self._iteration, params)
         self._post_params()
@@ -141,9 +144,7 @@ class WorkerLoop:
                 self._desk.next(iteration, chunk)
             case Kind.COLLECT:
                 if self._desk.collect(iteration, role := int(entry["role"])):
-                    accumulator = self._backend.to_message(self._encoder.deliver(role))
-                    self._transport.send_vector(SERVER, iteration, role, accumulator)
-                    self._injector.at("sending", iteration)
+                    self._vectors.append((iteration, role, self._backend.to_message(self._encoder.deliver(role))))
             case Kind.STOP:
                 self._stopped = True
             case Kind.KILL:
@@ -160,8 +161,7 @@ class WorkerLoop:
         for message in self._desk.outgoing():
             match message:
                 case CodedGradient(iteration, chunk, vector):
-                    self._transport.send_vector(SERVER, iteration, chunk, vector)
-                    self._injector.at("sending", iteration)
+                    self._vectors.append((iteration, chunk, vector))
                     self._reported = iteration
                 case Failure(iteration, chunk, text):
                     self._transport.send_text(SERVER, text)
@@ -177,6 +177,16 @@ class WorkerLoop:
         if records:
             self._transport.send(SERVER, records)
             self._last_sent = now
+
+    def _send_vectors(self) -> None:
+        """No more than two at a time: the server has spare memory for so many, should this worker be cut off."""
+        while self._vectors and self._transport.pending()[SERVER] < UNDER_WAY * self._vectors[0][2].nbytes:
+            iteration, what, vector = self._vectors.popleft()
+            self._transport.send_vector(SERVER, iteration, what, vector)
+            self._injector.at("sending", iteration)
+
+    def _in_use(self, buffer: Array) -> bool:
+        return self._transport.sending(buffer) or any(vector is buffer for _, _, vector in self._vectors)
 
     def _post_params(self) -> None:
         # a buffer of its own for every iteration: the compute thread may still be reading an older one

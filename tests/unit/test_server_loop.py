@@ -8,6 +8,7 @@ import pytest
 
 from psgc.backend import Backend
 from psgc.config import Coding
+from psgc.messages import UNDER_WAY
 from psgc.plan import make_plan
 from psgc.server.loop import AHEAD, Server
 from psgc.server.optimizer import make_optimizer
@@ -19,7 +20,7 @@ class Transport:
     """Keeps what is sent; `on_the_way` is what it says of each rank."""
 
     def __init__(self):
-        self.on_the_way, self.sent = Counter(), []
+        self.on_the_way, self.sent, self.posted = Counter(), [], 0
         self.hosts = ["here"] * (WORKERS + 1)
 
     def pending(self):
@@ -27,6 +28,9 @@ class Transport:
 
     def send_vector(self, dest, iteration, chunk, buffer):
         self.sent.append((dest, iteration))
+
+    def post(self, buffer):
+        self.posted += 1
 
     def forget(self, rank):
         pass
@@ -41,6 +45,7 @@ def server():
         Transport(), plan, "static", Backend(), optimizer, observer, "float64", False, 30.0, True, lambda: None, None
     )
     server._message = np.zeros(AHEAD)  # eight times AHEAD bytes
+    server._length = 3
     server._unsent = dict.fromkeys(range(1, WORKERS + 1))
     return server
 
@@ -71,3 +76,29 @@ def test_who_is_lost_gets_no_parameters(server):
     server._transport.on_the_way.clear()
     server._send_params(7)
     assert 1 not in [dest for dest, _ in server._transport.sent]
+
+
+def test_what_a_silent_worker_was_sending_takes_no_buffer_from_the_others(server):
+    server._rollcall.asked(3, 0.0)
+    server._clock.now = 40.0
+    server._lose(1, "not heard")
+    assert server._transport.posted == UNDER_WAY
+    for worker in (2, 3, 4):
+        server._rollcall.heard(worker, 69.0)
+    assert server._rollcall.missing(69.0) == []  # who was held up has its time once more
+    assert [worker for worker, _ in server._rollcall.missing(70.1)] == [3]
+
+
+@pytest.mark.parametrize("how", ["dead", "failed"])
+def test_a_worker_that_died_or_failed_holds_no_buffer(server, how):
+    server._lose(1, "its process died", **{how: True})
+    assert server._transport.posted == 0
+
+
+def test_a_worker_that_is_lost_once_more_needs_no_more_buffers(server):
+    server._lose(1, "not heard")
+    server._rollcall.heard(1, 50.0)
+    assert server._rollcall.welcome(50.0) == [1]
+    server._coordinator.regroup(server._everybody.without([]), server._rules)
+    server._lose(1, "not heard")
+    assert server._transport.posted == UNDER_WAY
