@@ -152,7 +152,15 @@ def test_data_that_only_a_worker_cannot_read_is_one_line_and_exit_2(folder):
 
 
 def test_a_step_that_overflows_ends_the_run_with_the_parameters_before_it(folder):
-    finished = train(folder, "--set", "problem.kind=least_squares", "--set", "optimizer={kind: nesterov, lr: 1.0e+308}")
+    finished = train(
+        folder,
+        "--set",
+        "problem.kind=least_squares",
+        "--set",
+        "optimizer={kind: nesterov, lr: 1.0e+39}",
+        "--set",
+        "dtype=float32",
+    )
     assert finished.returncode == 1, finished.said
     assert "the step of iteration 0 makes parameters NaN or infinite" in one_line(finished)
     assert "Warning" not in finished.stderr
