@@ -1,7 +1,7 @@
 """What a refused event must leave behind: a ProtocolError, and every state machine exactly as it was."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,10 +10,10 @@ import pytest
 from psgc.errors import ProtocolError
 
 
-def snapshot(thing: Any) -> Any:
-    """A deep copy of everything `thing` holds, comparable with ==."""
+def snapshot(thing: Any, but: Collection[str] = ()) -> Any:
+    """A deep copy of everything `thing` holds, comparable with ==; but: attributes that are left out."""
     if hasattr(thing, "__dict__"):
-        return {name: snapshot(value) for name, value in vars(thing).items()}
+        return {name: snapshot(value, but) for name, value in vars(thing).items() if name not in but}
     return copy.deepcopy(thing)
 
 

@@ -30,6 +30,7 @@ from psgc.messages import TAIL, Kind
 from psgc.plan import Plan, make_plan
 from psgc.server.coordinator import Collect, Commit, Coordinator, Discard, Finish, Instruction
 from psgc.server.decoder import Decoder
+from psgc.server.group import Group
 from psgc.server.scheduler import DynamicSchedule, FixedSchedule, Order, Queue, Skip, make_schedule
 from psgc.workers.desk import CodedGradient, Desk, Result, Work
 from psgc.workers.encoder import Encoder
@@ -38,6 +39,7 @@ from psgc.workers.state import WorkerState
 FIXED = ("uncoded", "full", "random", "static")  # nothing is skipped
 LEARNING = "dynamic"  # skips, and takes back, whatever it likes
 SCHEDULES = (*FIXED, "skipping", "reordering", LEARNING)
+PACES = {"_paces", "estimates", "_last", "_surprise", "_latest", "_reports"}  # what a schedule has learnt of them stays
 PATIENCE = 200  # times in a row that the schedule may wake up while nothing else can happen
 SECONDS = (1.0, 0.1, 1.0, 3.0, 1.0, 0.01, 1.0, 50.0)  # that a chunk takes, and that pass between two events
 
@@ -46,10 +48,12 @@ class Reordering(FixedSchedule):
     """Only here: new queues at the start and after every recovery, as a schedule that learns would send them."""
 
     def __init__(self, queues: dict[int, list[int]]) -> None:
+        super().__init__()
         self._queues = queues
         self._left: dict[int, list[int]] = {}
 
     def begin(self) -> list[Order]:
+        super().begin()
         self._left = {worker: queue[::-1] for worker, queue in self._queues.items()}
         return [Queue(worker, tuple(left)) for worker, left in self._left.items() if left]
 
@@ -192,8 +196,8 @@ class Node:
         self.standing = case.plan.queues[rank]
         self.backups = case.plan.backups.get(rank, [])
         self.combined = case.combined
-        self.state = ImpatientState(self.standing, case.combined, self.backups)
-        self.encoder = Encoder(Backend(), case.plan.coding_matrix, rank, case.dim, "float64")
+        self.state = ImpatientState(rank, self.standing, case.plan.num_chunks, case.combined)
+        self.encoder = Encoder(Backend(), case.plan.coding_matrix, case.dim, "float64")
         self.desk = Desk(self.state, self.encoder, case.combined)
         self.params: deque[int] = deque()
         self.control: deque[tuple[Kind, int, Any]] = deque()
@@ -221,7 +225,7 @@ class World:
         self.plan = case.plan
         self.holders = case.plan.holders()
         self.rules = schedule(case.schedule, self.plan)
-        self.coordinator = Coordinator(self.holders, self.plan.parts, self.rules, case.combined)
+        self.coordinator = Coordinator(self.group(), self.rules, case.combined)
         self.decoder = Decoder(Backend(), case.plan.coding_matrix, case.dim, "float64")
         self.nodes = [Node(case, rank) for rank in range(1, case.plan.num_workers + 1)]
         self.steps = 0
@@ -232,6 +236,9 @@ class World:
         self.now = 0.0  # since the iteration began
         self.idle = 0  # steps since anything but time could go on
         self.began = 0  # the step in which it did
+
+    def group(self) -> Group:
+        return Group(self.holders, self.plan.parts, workers=self.plan.queues)
 
     def choose(self, below: int) -> int:
         self.steps += 1
@@ -266,18 +273,11 @@ class World:
         self.delivered: set[int] = set()
         self.decoder.begin()
         rules = schedule(self.case.schedule, self.plan)
-        if isinstance(rules, DynamicSchedule) and isinstance(self.rules, DynamicSchedule):
-            for name in (
-                "estimates",
-                "_last",
-                "_surprise",
-                "_latest",
-                "_reports",
-            ):  # what is known of the paces survives
-                setattr(rules, name, copy.copy(getattr(self.rules, name)))
+        for name in PACES & vars(rules).keys():
+            setattr(rules, name, copy.copy(getattr(self.rules, name)))
         self.now, self.began = 0.0, self.steps
         instructions = self.coordinator.begin(iteration)
-        fresh = Coordinator(self.holders, self.plan.parts, rules, self.case.combined)
+        fresh = Coordinator(self.group(), rules, self.case.combined)
         assert fresh.begin(iteration) == instructions
         assert snapshot(fresh) == snapshot(self.coordinator), "something survived into this iteration"
         self.carry_out(instructions)
@@ -359,7 +359,9 @@ class World:
         if chunk is None:
             self.decoder.add_accumulator(node.rank, received)
             self.delivered.add(node.rank)
-            self.carry_out(self.coordinator.delivered(node.rank, iteration))
+            instructions = self.coordinator.delivered(node.rank, iteration, node.rank)
+            assert instructions is not None
+            self.carry_out(instructions)
             return
         if iteration == self.coordinator.iteration and not self.coordinator.contributors(chunk):
             self.decoder.hold(node.rank, chunk, received[:-TAIL])
@@ -409,10 +411,11 @@ class World:
         for instruction in instructions:
             assert not self.finished, "an instruction after Finish"
             match instruction:
-                case Commit(chunk, contributors):
+                case Commit(chunk, contributors, told):
                     self.check_commit(chunk, contributors)
-                    for worker in contributors if self.case.combined else ():
-                        self.tell(worker, Kind.COMMIT, (chunk, list(contributors)), chunk)
+                    assert told == tuple((worker, worker) for worker in contributors)
+                    for worker, role in told if self.case.combined else ():
+                        self.tell(worker, Kind.COMMIT, (chunk, list(contributors), role), chunk)
                     if not self.case.combined:
                         self.decoder.commit(chunk, contributors)
                 case Discard(worker, chunk):
@@ -430,7 +433,8 @@ class World:
                 case Queue(worker, chunks):
                     assert len(set(chunks)) == len(chunks), "told twice to do the same"
                     self.tell(worker, Kind.QUEUE, list(chunks), *chunks)
-                case Collect(worker):
+                case Collect(worker, role):
+                    assert role == worker
                     assert self.commits.keys() == set(range(self.plan.num_chunks))
                     assert self.case.combined
                     assert worker not in self.collecting
@@ -514,15 +518,11 @@ class World:
     def params_arrive(self, node: Node) -> None:
         iteration = node.params.popleft()
         node.waiting, node.taken = False, []
-        in_flight = any(vector is node.encoder.accumulator for _, _, vector in node.vectors)
         still_sending = self.choose(2) == 0  # MPI may not have noticed yet that it has arrived
-        before = node.encoder.accumulator
-        node.encoder.begin(lambda _: in_flight or still_sending)
-        assert not (still_sending and node.encoder.accumulator is before)
-        assert not node.encoder.accumulator.any()
+        node.encoder.begin(lambda old: still_sending or any(vector is old for _, _, vector in node.vectors))
         node.desk.begin(iteration, np.full(self.case.dim, float(iteration)))
         assert node.alive() == 0, "gradients of an older iteration are still in memory"
-        fresh = WorkerState(node.standing, self.case.combined, node.backups)
+        fresh = WorkerState(node.rank, node.standing, self.plan.num_chunks, self.case.combined)
         node.early = [entry for entry in node.early if entry[1] >= iteration]
         for kind, when, what in node.early:
             {Kind.DISCARD: fresh.discard, Kind.SKIP: fresh.skip, Kind.QUEUE: fresh.queue}[kind](when, what)
@@ -553,10 +553,10 @@ class World:
                 node.skipped -= {(iteration, chunk) for chunk in what}
                 node.desk.queue(iteration, what)
             case Kind.COLLECT:
-                assert node.desk.collect(iteration), "the server waits for this worker"
+                assert node.desk.collect(iteration, node.rank), "the server waits for this worker"
                 assert node.alive() == 0, "gradients are left after the accumulator was delivered"
                 node.collected = iteration
-                node.vectors.append((iteration, None, node.encoder.accumulator))
+                node.vectors.append((iteration, None, node.encoder.deliver(node.rank)))
 
     def take(self, node: Node) -> None:
         try:
@@ -615,16 +615,16 @@ class World:
         yield it, lambda: it.begin(now)
         yield it, lambda: it.report(self.holders[0][0], now + 1, 0)
         yield it, lambda: it.report(self.holders[0][0], -1, 0)
+        yield it, lambda: it.report(self.holders[0][0], now, 0, again=1)
         yield it, lambda: it.report(worker, now, len(chunks))
         yield it, lambda: it.report(worker, now, -1)
         yield it, lambda: it.abandoned(worker, now, len(chunks))
         yield it, lambda: it.abandoned(worker, now + 1, 0)
-        yield it, lambda: it.delivered(worker, now - 1)
-        yield it, lambda: it.delivered(worker, now + 1)
+        yield it, lambda: it.delivered(worker, now + 1, worker)
         if it.phase != "idle":
             yield it, lambda: it.begin(now + 1)
         if it.phase != "collecting" or worker not in it.owing:
-            yield it, lambda: it.delivered(worker, now)
+            yield it, lambda: it.delivered(worker, now, worker)
         for chunk in chunks:
             if worker not in self.holders[chunk]:
                 yield it, lambda chunk=chunk: it.report(worker, now, chunk)
@@ -637,15 +637,15 @@ class World:
         yield it, lambda: it.discard(now, foreign)
         yield it, lambda: it.queue(now + 1, [*node.standing, foreign])
         yield it, lambda: it.finished(now, foreign)
-        yield it, lambda: it.commit(now + 1, 0, [node.rank])
-        yield it, lambda: it.collect(now + 1)
+        yield it, lambda: it.commit(now + 1, 0, [node.rank], node.rank)
+        yield it, lambda: it.collect(now + 1, node.rank)
         if not self.case.combined:
-            yield it, lambda: it.collect(now)
+            yield it, lambda: it.collect(now, node.rank)
         if node.work is not None:
             yield it, it.take
         for chunk in (*node.standing, *node.backups):
             if chunk not in it.held:
-                yield it, lambda chunk=chunk: it.commit(now, chunk, [node.rank])
+                yield it, lambda chunk=chunk: it.commit(now, chunk, [node.rank], node.rank)
 
 
 @settings(deadline=None, max_examples=400)
