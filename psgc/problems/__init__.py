@@ -4,6 +4,7 @@ from psgc.problems.base import Problem, evaluate
 from psgc.problems.build import check_labels, load_python, make_problem
 from psgc.problems.linear import LeastSquares, Logistic
 from psgc.problems.mlp import Mlp
+from psgc.problems.quality import quality
 from psgc.problems.softmax import Softmax
 
 __all__ = [
@@ -16,4 +17,5 @@ __all__ = [
     "evaluate",
     "load_python",
     "make_problem",
+    "quality",
 ]

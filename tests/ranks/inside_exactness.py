@@ -18,7 +18,8 @@ from psgc.config import from_yaml_text
 from psgc.data import ChunkSource, open_data, write_dense
 from psgc.plan import Plan, make_plan
 from psgc.problems import make_problem
-from psgc.train import make_server, make_worker
+from psgc.train_server import make_server
+from psgc.train_worker import make_worker
 from psgc.transport import Transport
 
 ITERATIONS = 20

@@ -1,0 +1,69 @@
+"""What both sides of `psgc train` open: data, problem, emulated times and faults."""
+
+import numpy as np
+
+from psgc.config import Config, PythonProblem
+from psgc.data import Dataset, open_data
+from psgc.errors import UserError, one_line
+from psgc.messages import STANDINGS
+from psgc.plan import Plan
+from psgc.problems import Problem, check_labels, load_python, make_problem
+from psgc.simulation import speeds
+from psgc.workers.injection import Fault, Injector
+
+
+def open_problem(config: Config) -> tuple[Dataset | None, Problem]:
+    """Raises UserError."""
+    dataset = open_data(config.data.path, config.data.labels) if config.data else None
+    if isinstance(config.problem, PythonProblem):
+        return dataset, load_python(config.problem.python, config.problem.options)
+    if dataset is None:
+        raise UserError(f"data: problem {config.problem.kind} needs data: {{path: ...}}")
+    built = make_problem(
+        config.problem.kind,
+        dataset=dataset,
+        l2=config.problem.l2,
+        hidden=config.problem.hidden,
+        seed=config.seed,
+    )
+    return dataset, built
+
+
+def open_test(config: Config, problem: Problem, dataset: Dataset | None) -> Dataset | None:
+    """The held-out data, where there is some. Raises UserError."""
+    if config.data is None or config.data.test is None or dataset is None:
+        return None
+    test = open_data(config.data.test, config.data.test_labels, dataset.num_features)
+    if not isinstance(config.problem, PythonProblem):
+        check_labels(config.problem.kind, test, getattr(problem, "num_classes", None))
+    return test
+
+
+def initial_params(problem: Problem, dtype: str) -> np.ndarray:
+    """The problem's own, checked. Raises UserError."""
+    try:
+        params = np.array(problem.initial_params(), dtype)
+    except (Exception, SystemExit) as error:  # the user's code: anything can come, --debug shows where from
+        raise UserError(f"problem: initial_params() failed: {one_line(error)}") from error
+    if params.shape != (problem.dim,):
+        raise UserError(f"problem: initial_params() gave the shape {params.shape}, expected ({problem.dim},)")
+    if not np.isfinite(params).all():
+        raise UserError("problem: initial_params() gave NaN or infinity, expected finite numbers")
+    return params
+
+
+def emulated_seconds(config: Config, num_workers: int) -> np.ndarray | None:
+    """Emulated seconds per chunk, (rounds, workers). Raises UserError when the file does not give them."""
+    slow = config.stragglers
+    return None if slow.path is None else slow.scale * speeds.rounds(slow.path, num_workers)
+
+
+def make_injector(config: Config, rank: int) -> Injector:
+    """The faults on purpose that are meant for this rank."""
+    faults = [fault for fault in config.faults.inject if fault.rank == rank]
+    return Injector(Fault(fault.kind, fault.iteration, fault.step, fault.seconds) for fault in faults)
+
+
+def tags(plan: Plan) -> int:
+    """What may stand in the place of the chunk in a vector's tag: a chunk, a role, a count of standing queues."""
+    return max(plan.num_chunks, plan.num_workers + 1, STANDINGS)

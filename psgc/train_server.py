@@ -1,0 +1,306 @@
+"""The server's side of `psgc train`: what is read and checked before anybody starts, and what is written at the end."""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from psgc import __version__, resume
+from psgc import config as configuration
+from psgc.backend import Backend, open_backend
+from psgc.config import Config
+from psgc.data import ChunkSource, Dataset
+from psgc.ending import Ending, interruption
+from psgc.errors import RunFailed, TooFewWorkers, UserError
+from psgc.keeper import Keeper
+from psgc.plan import Plan
+from psgc.problems import Problem, quality
+from psgc.reporting.progress import RunProgress
+from psgc.reporting.records import Recorder
+from psgc.reporting.summary import lines, summarise
+from psgc.server.checkpoint import Checkpoint, CheckpointWriter, load_newest
+from psgc.server.loop import Observer, Server
+from psgc.server.optimizer import make_optimizer
+from psgc.train_inputs import emulated_seconds, initial_params, make_injector, open_problem, open_test, tags
+from psgc.transport import Transport
+
+PER_CHUNK_BYTES = 16 << 20  # per iteration into the server, up to which `auto` sends every chunk by itself
+STOP_TIMEOUT = 3.0  # seconds that the workers have to say goodbye
+CHECKPOINT_TIMEOUT = 120.0  # seconds that the last checkpoint has to reach the disk
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What is fixed before anybody starts. first: the iteration it begins with; go_on: the command that resumes it."""
+
+    config: Config
+    plan: Plan
+    problem: Problem
+    dataset: Dataset | None
+    test: Dataset | None
+    backend: Backend
+    checkpoint: Checkpoint | None
+    first: int
+    initial: np.ndarray
+    go_on: str
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    status: Literal["done", "failed", "interrupted"] = "done"
+    reason: str = ""
+    code: int = 0
+    too_few_workers: bool = False
+
+
+def serve(
+    transport: Transport,
+    config_path: str,
+    overrides: Sequence[str],
+    stopped_by: Sequence[int],
+    resuming: bool,
+    ending: Ending,
+) -> int:
+    """The server from the YAML to the summary: its exit code."""
+    try:
+        run = _prepare(transport, config_path, overrides, resuming)
+        config, directory = run.config, Path(run.config.output)
+        if run.first >= config.iterations and resume.is_done(directory):
+            print(f"nothing to do: {directory} has done {run.first} iterations, iterations is {config.iterations}")
+            os.utime(directory / "summary.json")  # still true: `psgc launch` looks whether this run has left one
+            _call_off(transport, ending)
+            return 0
+        plan, resume_at = run.plan, run.first if run.checkpoint else None
+        own_chunks = plan.own_chunks.tolist()
+        recorder = Recorder(directory, config.to_yaml(), plan.assignment, plan.parts, own_chunks, resume_at)
+    except Exception:
+        _call_off(transport, ending)
+        raise
+    _send_settings(transport, run, ending)
+    print(_opening_line(transport, run), flush=True)
+    if not transport.survives_deaths and config.checkpoint.every:  # said now: MPICH leaves rank 0 no time for it then
+        print(f"no fault tolerance: a dead rank ends this run, and this goes on with it: {run.go_on}", flush=True)
+
+    began = time.monotonic() - (run.checkpoint.seconds if run.checkpoint else 0.0)
+    progress = RunProgress(config.iterations, run.first)
+    writer = CheckpointWriter(directory / "checkpoints", config.checkpoint.keep)
+    data = resume.fingerprint(run.dataset)
+    keeper = Keeper(
+        recorder,
+        progress,
+        writer,
+        config.checkpoint.every,
+        lambda done: _snapshot(server, run, data, done, time.monotonic() - began),
+        run.first,
+        run.checkpoint is not None,
+    )
+    costs = None if config.batch else ChunkSource(run.dataset, plan.num_chunks, config.dtype, run.backend).costs()
+    server = make_server(transport, config, plan, run.backend, keeper, lambda: interruption(stopped_by), costs)
+    if run.checkpoint:
+        _restore(server, run.checkpoint, plan, run.backend)
+    try:
+        try:
+            outcome = _train(server, run, stopped_by)
+        finally:
+            keeper.save_last()  # while all the rest is brought to its end
+            progress.close()
+        seconds = time.monotonic() - began
+        summary = _summary(recorder, seconds, run, outcome)
+        params = run.backend.to_host(server.params)
+        # first of all: whoever interrupts a run may kill it soon; `psgc launch` waits while it says "evaluating"
+        recorder.finish(params, summary | {"evaluating": True})
+        if outcome.status == "interrupted":  # likewise: Open MPI's mpirun lets half a second pass until SIGKILL
+            _say_how_to_go_on(run, outcome)
+        patient = outcome.status == "done" and not transport.survives_deaths  # who is killed takes the server with it
+        _stop(server, ending, config.faults.collect_timeout if patient else STOP_TIMEOUT)
+        if outcome.status == "done":
+            recorder.complete_bounds()
+            summary = _summary(recorder, seconds, run, outcome)
+            summary |= quality(run.problem, server.params, run.dataset, run.test, config.dtype, run.backend)
+        if not writer.flush(CHECKPOINT_TIMEOUT):
+            print(f"psgc: the last checkpoint is not in {directory / 'checkpoints'}", file=sys.stderr, flush=True)
+        recorder.finish(params, summary)
+    except BaseException:  # a full disk, or a defect
+        if not ending.told:
+            _stop(server, ending)
+        writer.flush(CHECKPOINT_TIMEOUT)
+        raise
+    for line in lines(summary):
+        print(line)
+    print(f"  run directory      {config.output}", flush=True)
+    if outcome.status == "failed":
+        _say_how_to_go_on(run, outcome)
+    return outcome.code
+
+
+def _call_off(transport: Transport, ending: Ending) -> None:
+    """Tell the others, who wait for the settings, that there is no run."""
+    transport.broadcast(b"")
+    ending.told = ending.in_order = True
+
+
+def _send_settings(transport: Transport, run: _Run, ending: Ending) -> None:
+    """Raises UserError when a worker cannot work by them."""
+    transport.broadcast(run.config.to_yaml().encode())
+    transport.broadcast(run.plan.to_bytes())
+    transport.broadcast(str(run.first).encode())
+    for rank, problem_text in enumerate(transport.gather("")):
+        if problem_text:
+            ending.told = ending.in_order = True
+            raise UserError(f"worker {rank} on {transport.hosts[rank]}: {problem_text}")
+
+
+def _train(server: Server, run: _Run, stopped_by: Sequence[int]) -> _Outcome:
+    faults = make_injector(run.config, rank=0)
+    try:
+        server.run(run.backend.asarray(run.initial), run.config.iterations, run.first, lambda i: faults.at("begin", i))
+    except RunFailed as error:
+        if stopped_by:
+            return _Outcome("interrupted", str(error), 128 + stopped_by[0])
+        return _Outcome("failed", str(error), 1, isinstance(error, TooFewWorkers))
+    return _Outcome()
+
+
+def _snapshot(server: Server, run: _Run, data: str, done: int, seconds: float) -> Checkpoint:
+    to_host = run.backend.to_host
+    return Checkpoint(
+        iteration=done,
+        params=to_host(server.params),
+        optimizer={k: to_host(v) if getattr(v, "ndim", 0) else v for k, v in server.optimizer.state().items()},
+        estimates=server.estimates,
+        num_chunks=run.plan.num_chunks,
+        num_workers=run.plan.num_workers,
+        seed=run.config.seed,
+        seconds=seconds,
+        data=data,
+        config=run.config.to_yaml(),
+        version=__version__,
+    )
+
+
+def _restore(server: Server, checkpoint: Checkpoint, plan: Plan, backend: Backend) -> None:
+    state = {k: backend.asarray(v) if isinstance(v, np.ndarray) else v for k, v in checkpoint.optimizer.items()}
+    server.optimizer.load(state)
+    server.estimates = resume.estimates_for(plan, checkpoint)
+
+
+def _summary(recorder: Recorder, seconds: float, run: _Run, outcome: _Outcome) -> dict[str, Any]:
+    settings = {
+        "workers": run.plan.num_workers,
+        "chunks": run.plan.num_chunks,
+        "schedule": run.config.schedule,
+        "transfer": run.config.transfer,
+        "too_few_workers": outcome.too_few_workers,
+    }
+    return summarise(recorder, seconds, settings, outcome.status, outcome.reason)
+
+
+def _stop(server: Server, ending: Ending, timeout: float = STOP_TIMEOUT) -> None:
+    ending.in_order = server.stop_workers(timeout)
+    ending.told = True
+
+
+def _say_how_to_go_on(run: _Run, outcome: _Outcome) -> None:
+    there = f"what there is lies in {run.config.output}; go on with: {run.go_on}"
+    print(f"psgc: {outcome.status}: {outcome.reason}; {there}", file=sys.stderr, flush=True)
+
+
+def make_server(
+    transport: Transport,
+    config: Config,
+    plan: Plan,
+    backend: Backend,
+    observer: Observer,
+    interrupted: Callable[[], str | None],
+    costs: Sequence[float] | None = None,
+) -> Server:
+    """The server of a run whose settings are resolved (no `auto` left in transfer); costs of the chunks, if known."""
+    transport.start(tags(plan))
+    return Server(
+        transport,
+        plan,
+        config.schedule,
+        backend,
+        make_optimizer(**config.optimizer.model_dump()),
+        observer,
+        config.dtype,
+        config.transfer == "combined",
+        config.faults.collect_timeout,
+        config.faults.adopt,
+        interrupted,
+        costs,
+        config.seed,
+    )
+
+
+def _prepare(transport: Transport, config_path: str, overrides: Sequence[str], resuming: bool) -> _Run:
+    """Raises UserError for the first thing that is wrong."""
+    config = configuration.load(config_path, overrides)
+    num_workers = transport.size - 1
+    if num_workers < 1:
+        raise UserError(
+            "psgc train needs a server and at least one worker, but this is a single rank; "
+            f"start it with: psgc launch {config_path} -n 9   (or mpirun -n 9 psgc train {config_path})"
+        )
+    named = [rank for rank in (config.stragglers.factor or config.stragglers.seconds or {}) if rank != "all"]
+    if named and max(map(int, named)) > num_workers:
+        raise UserError(f"stragglers: rank {max(map(int, named))} is named, but the workers are ranks 1..{num_workers}")
+    if any(fault.rank > num_workers for fault in config.faults.inject):
+        raise UserError(f"faults.inject: this run has ranks 0..{num_workers}")
+    emulated_seconds(config, num_workers)
+    dataset, problem = open_problem(config)
+    checkpoint = _checkpoint(config, problem, dataset) if resuming else None
+    plan, remark = resume.plan_for(config, num_workers, checkpoint)
+    if remark:
+        print(remark, flush=True)
+    backend = open_backend(config.backend, transport.local_rank)
+    ChunkSource(dataset, plan.num_chunks, config.dtype, backend)  # refuses more chunks than rows
+    if config.transfer == "auto":
+        incoming = plan.num_chunks * problem.dim * np.dtype(config.dtype).itemsize
+        config = config.model_copy(update={"transfer": "per_chunk" if incoming <= PER_CHUNK_BYTES else "combined"})
+        if config.transfer == "per_chunk" and any(fault.step == "after_commit" for fault in config.faults.inject):
+            raise UserError("faults.inject: per_chunk (transfer: auto) has no commit; give transfer: combined")
+    return _Run(
+        config=config,
+        plan=plan,
+        problem=problem,
+        dataset=dataset,
+        test=open_test(config, problem, dataset),
+        backend=backend,
+        checkpoint=checkpoint,
+        first=checkpoint.iteration if checkpoint else 0,
+        initial=checkpoint.params if checkpoint else initial_params(problem, config.dtype),
+        go_on=resume.command(config_path, overrides, transport.size),
+    )
+
+
+def _checkpoint(config: Config, problem: Problem, dataset: Dataset | None) -> Checkpoint | None:
+    """The newest checkpoint in the run directory; says where the run goes on."""
+    directory = Path(config.output) / "checkpoints"
+    checkpoint, complaints = load_newest(directory)
+    for complaint in complaints:
+        print(f"psgc: {complaint}; the one before it is used", file=sys.stderr, flush=True)
+    if checkpoint is None:
+        print(f"no checkpoint in {directory}: starting from the beginning", flush=True)
+    else:
+        resume.check(checkpoint, config, problem.dim, resume.fingerprint(dataset))
+        print(f"going on from iteration {checkpoint.iteration}, by the checkpoint in {directory}", flush=True)
+    return checkpoint
+
+
+def _opening_line(transport: Transport, run: _Run) -> str:
+    config, plan = run.config, run.plan
+    assignment = config.coding.assignment
+    name = assignment if isinstance(assignment, str) else assignment.path
+    hosts = len(set(transport.hosts))
+    return (
+        f"psgc {__version__}: {plan.num_workers} workers on {hosts} host{'s' if hosts > 1 else ''}, "
+        f"{plan.num_chunks} chunks in {plan.assignment.nnz} copies ({name}), parts {plan.parts}, "
+        f"schedule {config.schedule}, transfer {config.transfer}, {run.problem.dim} parameters, "
+        f"{run.backend.name} {config.dtype}, {transport.library}"
+    )

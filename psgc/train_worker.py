@@ -1,0 +1,75 @@
+"""A worker's side of `psgc train`, from the server's settings to goodbye."""
+
+from psgc import config as configuration
+from psgc.backend import Backend, open_backend
+from psgc.config import Config
+from psgc.data import ChunkSource
+from psgc.ending import Ending
+from psgc.errors import UserError
+from psgc.plan import Plan
+from psgc.problems import Problem, evaluate
+from psgc.train_inputs import emulated_seconds, make_injector, open_problem, tags
+from psgc.transport import Transport
+from psgc.workers.compute import ComputeThread
+from psgc.workers.desk import Desk
+from psgc.workers.emulation import Emulation
+from psgc.workers.encoder import Encoder
+from psgc.workers.loop import WorkerLoop
+from psgc.workers.state import WorkerState
+
+
+def work(transport: Transport, ending: Ending) -> int:
+    """A worker from the server's settings to goodbye: its exit code."""
+    text = transport.broadcast(None)
+    if not text:  # rank 0 found something wrong and says what
+        ending.told = ending.in_order = True
+        return UserError.exit_code
+    config = configuration.from_yaml_text(text.decode())
+    plan = Plan.from_bytes(transport.broadcast(None))
+    first = int(transport.broadcast(None))
+    trouble = ""
+    try:
+        dataset, problem = open_problem(config)
+        backend = open_backend(config.backend, transport.local_rank)
+        chunks = ChunkSource(dataset, plan.num_chunks, config.dtype, backend)
+    except UserError as error:
+        trouble = str(error)
+    if any(transport.gather(trouble)):
+        ending.told = ending.in_order = True
+        return UserError.exit_code
+    ending.in_order = make_worker(transport, config, plan, backend, problem, chunks, first).run()
+    return 0
+
+
+def make_worker(
+    transport: Transport,
+    config: Config,
+    plan: Plan,
+    backend: Backend,
+    problem: Problem,
+    chunks: ChunkSource,
+    first: int = 0,
+) -> WorkerLoop:
+    """The worker of this rank, for the same settings as the server's, in a run that begins with iteration `first`."""
+    transport.start(tags(plan))
+    combined = config.transfer == "combined"
+    encoder = Encoder(backend, plan.coding_matrix, problem.dim, config.dtype)
+    state = WorkerState(transport.rank, plan.queues[transport.rank], plan.num_chunks, combined)
+    injector = make_injector(config, transport.rank)
+    desk = Desk(state, encoder, combined)
+    slow = config.stragglers
+    times = emulated_seconds(config, plan.num_workers)
+    compute = ComputeThread(
+        desk,
+        evaluate(problem),
+        chunks,
+        backend,
+        problem.dim,
+        config.dtype,
+        Emulation(slow.kind, transport.rank, config.seed, slow.factor, slow.seconds, times),
+        injector,
+        config.seed,
+        config.batch,
+    )
+    silence = min(1.0, config.faults.collect_timeout / 4)
+    return WorkerLoop(transport, desk, encoder, compute, backend, problem.dim, config.dtype, silence, injector, first)
