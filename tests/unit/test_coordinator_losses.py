@@ -1,0 +1,389 @@
+"""The coordinator when workers are lost: what still counts, what is done again, by whom, and in which role."""
+
+import pytest
+from refusal import refused, snapshot
+
+from psgc.errors import TooFewWorkers
+from psgc.server.coordinator import Adopt, Collect, Commit, Coordinator, Discard, Finish, Reopen
+from psgc.server.group import Group
+from psgc.server.scheduler import FixedSchedule, Next, Skip, make_schedule
+
+COMBINED = pytest.mark.parametrize("combined", [True, False], ids=["combined", "per_chunk"])
+
+
+def begun(holders, parts=1, name="static", combined=True, adopting=True, workers=None):
+    """A coordinator in iteration 0."""
+    group = Group(holders, parts, adopting, workers)
+    loads = {worker: [chunk for chunk, of in enumerate(holders) if worker in of] for worker in sorted(group.workers)}
+    schedule = make_schedule(name, loads, holders=group.holders, parts=parts)
+    it = Coordinator(group, schedule, combined)
+    it.begin(0)
+    return it
+
+
+def report(it, *copies, again=0):
+    """Reports of (worker, chunk), and the answers to the last one."""
+    answers = []
+    for worker, chunk in copies:
+        answers = it.report(worker, 0, chunk, again=again)
+    return answers
+
+
+class Recording(FixedSchedule):
+    """Keeps what the coordinator says was lost."""
+
+    def __init__(self):
+        super().__init__()
+        self.losses = []
+        self.freed_undone = []
+
+    def lost(self, loss, now):
+        self.losses.append((loss, now))
+        return []
+
+    def freed(self, worker, chunk, now, seconds, done=True):
+        self.freed_undone += [] if done else [(worker, chunk, now, seconds)]
+        return []
+
+
+# lost before it is committed
+
+
+@COMBINED
+def test_who_is_lost_before_it_reports_is_done_without(combined):
+    it = begun([[1, 2], [1, 2], [1, 2]], combined=combined)
+    assert it.lost(1) == []
+    assert it.phase == "working"
+    before = snapshot(it)
+    for chunk in range(3):
+        assert it.report(1, 0, chunk) == []
+        assert it.abandoned(1, 0, chunk) == []
+        assert it.report(1, 0, chunk, again=3) == []  # whatever it believes
+    assert it.delivered(1, 0, 1) is None
+    assert snapshot(it) == before
+    answers = report(it, (2, 0), (2, 1), (2, 2))
+    assert answers == [Commit(2, (2,), ((2, 2),)), Collect(2, 2) if combined else Finish()]
+
+
+def test_a_copy_that_was_to_be_collected_does_not_count_once_its_worker_is_lost():
+    it = begun([[1, 2, 3]], parts=2)
+    assert report(it, (1, 0)) == []
+    assert it.lost(1) == []
+    assert report(it, (2, 0)) == []
+    assert report(it, (3, 0)) == [Commit(0, (2, 3), ((2, 2), (3, 3))), Collect(2, 2), Collect(3, 3)]
+
+
+def test_a_copy_that_is_here_counts_though_its_worker_is_lost():
+    it = begun([[1, 2, 3]], parts=2, combined=False)
+    assert report(it, (1, 0)) == []
+    assert it.lost(1) == []
+    assert report(it, (2, 0)) == [Commit(0, (1, 2), ((1, 1), (2, 2))), Finish()]
+
+
+def test_full_counts_nothing_of_a_load_that_was_not_done_when_its_worker_was_lost():
+    it = begun([[1, 2], [1, 3], [2], [3]], name="full", combined=False)
+    report(it, (1, 0))
+    assert it.lost(1) == []
+    assert [report(it, (2, 0)), report(it, (3, 1))] == [[], []]
+    assert report(it, (2, 2)) == [Commit(0, (2,), ((2, 2),)), Commit(2, (2,), ((2, 2),))]
+    assert report(it, (3, 3))[-1] == Finish()
+
+
+# lost after it was committed
+
+
+def test_what_a_lost_worker_has_committed_and_not_delivered_is_done_again_in_its_role():
+    it = begun([[1, 2, 3], [2, 3]], parts=2)
+    assert report(it, (1, 0), (2, 0)) == [Commit(0, (1, 2), ((1, 1), (2, 2)))]
+    assert it.recovered == 1
+    assert it.lost(1) == [Reopen(2, 0, 1), Reopen(3, 0, 1), Next(2, 0)]
+    assert it.recovered == 0
+    assert it.contributors(0) == (1, 2)  # S_i stays what it is
+    assert (it.used(1, 0), it.used(2, 0)) == (False, True)
+    assert report(it, (3, 0), again=1) == [Commit(0, (1, 2), ((3, 1),))]
+    assert (it.contributors(0), it.recovered) == ((1, 2), 1)
+    assert (it.used(3, 0), it.used(3, 0, again=1)) == (False, True)
+    report(it, (2, 1))
+    answers = report(it, (3, 1))
+    assert answers[-3:] == [Collect(2, 2), Collect(3, 1), Collect(3, 3)]
+
+
+def test_the_other_contributor_itself_may_do_it_again_and_then_owes_two_accumulators():
+    it = begun([[1, 2, 3]], parts=2)
+    assert report(it, (1, 0), (2, 0))[1:] == [Collect(1, 1), Collect(2, 2)]
+    it.lost(1)
+    assert report(it, (2, 0), again=1) == [Commit(0, (1, 2), ((2, 1),)), Collect(2, 1)]
+    assert it.delivered(2, 0, 1) == []
+    assert it.delivered(2, 0, 2) == [Finish()]
+    assert (it.used(2, 0), it.used(2, 0, again=1)) == (True, True)
+
+
+def test_a_chunk_of_two_lost_contributors_is_done_again_by_two_and_is_recovered_when_both_are():
+    it = begun([[1, 2, 3, 4]], parts=2)
+    report(it, (1, 0), (2, 0))
+    it.lost(1)
+    assert it.lost(2) == [Reopen(3, 0, 2), Reopen(4, 0, 2), Next(3, 0), Next(4, 0)]
+    assert report(it, (3, 0), again=2) == [Commit(0, (1, 2), ((3, 1),))]
+    assert it.recovered == 0
+    before = snapshot(it)
+    assert report(it, (3, 0), again=2) == []  # it cannot be both of them
+    assert snapshot(it) == before
+    answers = report(it, (4, 0), again=2)
+    assert answers == [Commit(0, (1, 2), ((4, 2),)), Collect(3, 1), Collect(4, 2)]
+
+
+def test_who_did_it_again_and_is_lost_is_done_again_once_more_in_the_same_role():
+    it = begun([[1, 2, 3]])
+    report(it, (1, 0))
+    it.lost(1)
+    assert report(it, (2, 0), again=1) == [Commit(0, (1,), ((2, 1),)), Collect(2, 1)]
+    assert it.lost(2) == [Reopen(3, 0, 2), Next(3, 0)]
+    assert report(it, (3, 0), again=2) == [Commit(0, (1,), ((3, 1),)), Collect(3, 1)]
+    assert it.delivered(3, 0, 1) == [Finish()]
+
+
+def test_with_per_chunk_nothing_that_was_committed_is_lost():
+    it = begun([[1, 2], [1, 2]], combined=False)
+    report(it, (1, 0))
+    assert it.lost(1) == []
+    assert (it.recovered, it.used(1, 0)) == (1, True)
+    assert report(it, (2, 0)) == [Discard(2, 0)]
+    assert report(it, (2, 1))[-1] == Finish()
+
+
+def test_a_copy_from_before_the_reopening_changes_nothing_but_its_worker_is_free():
+    it = begun([[1, 2, 3], [1, 2, 3]])
+    schedule = it._schedule = Recording()
+    report(it, (1, 0))
+    it.lost(1)
+    assert it.report(2, 0, 0, now=4.0, seconds=3.0) == []
+    assert it.abandoned(3, 0, 0, now=5.0, seconds=2.0) == []
+    assert schedule.freed_undone == [(2, 0, 4.0, 3.0), (3, 0, 5.0, 2.0)]
+    assert it.recovered == 0
+    assert it.report(2, 0, 0, again=1) == [Commit(0, (1,), ((2, 1),))]
+
+
+@COMBINED
+@pytest.mark.parametrize("event", ["report", "abandoned"])
+def test_nobody_has_heard_of_a_reopening_that_was_not(event, combined):
+    it = begun([[1, 2, 3], [1, 2, 3]], combined=combined)
+    report(it, (1, 0))
+    it.lost(1)
+    for chunk, again in [(0, 2 if combined else 1), (0, -1), (1, 1)]:
+        with refused(it):
+            getattr(it, event)(2, 0, chunk, again=again)
+
+
+def test_what_is_reopened_is_not_dropped_by_the_schedule_before_it_is_recovered_again():
+    it = begun([[1, 2, 3], [2, 3]], name="skipping")
+    assert report(it, (1, 0))[1:] == [Skip(2, 0, True), Skip(3, 0, True)]
+    it.lost(1)
+    assert report(it, (2, 0), again=1) == [Commit(0, (1,), ((2, 1),)), Skip(3, 0, True)]
+
+
+# lost while it is collected
+
+
+def collecting(workers=3):
+    it = begun([[1, 2, 3], [2, 1, 3]])
+    report(it, (1, 0), (2, 1))
+    assert (it.phase, it.owing) == ("collecting", {1, 2})
+    return it
+
+
+def test_who_has_delivered_is_lost_without_consequences():
+    it = collecting()
+    assert it.delivered(1, 0, 1) == []
+    assert it.lost(1) == []
+    assert it.phase == "collecting"
+    assert it.used(1, 0)
+    assert it.delivered(2, 0, 2) == [Finish()]
+
+
+def test_who_contributed_nothing_is_lost_without_consequences():
+    it = collecting()
+    assert it.lost(3) == []
+    assert [it.delivered(1, 0, 1), it.delivered(2, 0, 2)] == [[], [Finish()]]
+
+
+def test_what_was_asked_for_and_not_delivered_is_done_again_while_others_deliver():
+    it = collecting()
+    assert it.lost(1) == [Reopen(2, 0, 1), Reopen(3, 0, 1), Next(2, 0)]
+    assert (it.phase, it.owing) == ("working", {2})
+    assert it.delivered(1, 0, 1) is None  # it was sent before, and came too late
+    assert it.delivered(2, 0, 2) == []
+    assert report(it, (2, 0), again=1) == [Commit(0, (1,), ((2, 1),)), Collect(2, 1)]
+    assert it.delivered(2, 0, 1) == [Finish()]
+
+
+def test_of_two_accumulators_in_one_role_the_second_is_asked_for_when_the_first_is_there():
+    it = begun([[1, 2, 3], [1, 3, 2]])
+    report(it, (1, 0), (1, 1))
+    it.lost(1)
+    report(it, (2, 0), again=1)
+    assert report(it, (3, 1), again=1)[1:] == [Collect(2, 1), Collect(3, 1)]
+    assert it.lost(3) == [Reopen(2, 1, 2), Next(2, 1)]
+    assert report(it, (2, 1), again=2) == [Commit(1, (1,), ((2, 1),))]  # it was asked already, and may have answered
+    assert it.delivered(2, 0, 1) == [Collect(2, 1)]
+    with refused(it):
+        it.delivered(2, 0, 2)
+    assert it.delivered(2, 0, 1) == [Finish()]
+
+
+# adoption
+
+
+@COMBINED
+def test_a_chunk_that_nobody_holds_any_more_is_adopted_by_the_one_with_the_least_in_the_role_of_the_lost(combined):
+    it = begun([[1], [2], [2], [3]], combined=combined)
+    assert it.lost(1) == [Adopt(3, 0, 1), Next(3, 0)]
+    assert report(it, (3, 0)) == [Commit(0, (1,), ((3, 1),))]
+    report(it, (3, 3), (2, 1))
+    answers = report(it, (2, 2))
+    assert answers[1:] == ([Collect(2, 2), Collect(3, 1), Collect(3, 3)] if combined else [Finish()])
+
+
+def test_several_chunks_are_adopted_by_several_workers_in_roles_that_nobody_else_has():
+    it = begun([[1, 2], [1, 2], [3, 4]], parts=2, workers=[1, 2, 3, 4, 5])
+    assert it.lost(1) == [Adopt(5, 0, 1), Adopt(3, 1, 1), Next(5, 0), Next(3, 1)]
+    assert it.lost(2) == [Adopt(4, 0, 2), Adopt(5, 1, 2), Next(4, 0), Next(5, 1)]
+    roles = {(worker, chunk): it.group.role(worker, chunk) for chunk in (0, 1) for worker in it.group.holders[chunk]}
+    assert roles == {(5, 0): 1, (4, 0): 2, (3, 1): 1, (5, 1): 2}
+
+
+def test_only_as_many_adopt_as_copies_are_missing():
+    """One copy is here, and its worker may be lost: one more is needed, in the other role."""
+    it = begun([[1, 2], [3, 4]], parts=2, combined=False)
+    report(it, (1, 0))
+    assert it.lost(1) == []
+    assert it.lost(2) == [Adopt(3, 0, 2), Next(3, 0)]
+    assert report(it, (3, 0)) == [Commit(0, (1, 2), ((1, 1), (3, 2)))]
+
+
+def test_a_recovered_chunk_needs_no_holder():
+    it = begun([[1], [2]], combined=False)
+    report(it, (1, 0))
+    assert it.lost(1) == []
+    assert report(it, (2, 1))[-1] == Finish()
+
+
+def test_who_adopts_what_was_reopened_hears_how_often():
+    it = begun([[1, 2], [3], [4], [4]])
+    report(it, (1, 0))
+    assert it.lost(1) == [Reopen(2, 0, 1), Next(2, 0)]
+    assert it.lost(2) == [Adopt(3, 0, 1), Reopen(3, 0, 1), Next(3, 0)]
+    assert report(it, (3, 0), again=1) == [Commit(0, (1,), ((3, 1),))]
+
+
+def test_an_adopter_of_what_is_reopened_now_hears_so_once():
+    it = begun([[1], [2]])
+    report(it, (1, 0))
+    assert it.lost(1) == [Adopt(2, 0, 1), Reopen(2, 0, 1), Next(2, 0)]
+    assert report(it, (2, 0), again=1) == [Commit(0, (1,), ((2, 1),))]
+
+
+def test_who_did_a_chunk_in_two_roles_is_replaced_by_two_and_the_first_to_report_takes_the_first_role():
+    it = begun([[1, 2], [3, 4]], parts=2)
+    report(it, (1, 0), (2, 0))
+    it.lost(1)
+    assert report(it, (2, 0), again=1) == [Commit(0, (1, 2), ((2, 1),))]
+    adopted = [Adopt(3, 0, 1), Adopt(4, 0, 2)]
+    assert it.lost(2) == [*adopted, Reopen(3, 0, 2), Reopen(4, 0, 2), Next(3, 0), Next(4, 0)]
+    assert report(it, (4, 0), again=2) == [Commit(0, (1, 2), ((4, 1),))]
+    assert report(it, (3, 0), again=2) == [Commit(0, (1, 2), ((3, 2),))]
+
+
+@COMBINED
+def test_when_nobody_may_adopt_too_few_are_left(combined):
+    it = begun([[1, 2], [2]], combined=combined, adopting=False)
+    text = r"^chunk 1 has 0 live holders, parts 1; faults\.adopt: true would let others take it$"
+    with pytest.raises(TooFewWorkers, match=text):
+        it.lost(2)
+
+
+def test_when_nobody_may_adopt_those_that_hold_it_are_enough():
+    it = begun([[1, 2, 3], [1, 2, 3]], parts=2, adopting=False)
+    report(it, (1, 0), (2, 0))
+    it.lost(1)
+    with pytest.raises(TooFewWorkers, match=r"^1 worker is left, parts 2 needs 2$"):
+        it.lost(2)
+
+
+# between the iterations
+
+
+def test_between_two_iterations_a_loss_has_no_consequences_but_for_who_lives():
+    it = begun([[1, 2]], combined=False)
+    report(it, (1, 0))
+    assert it.phase == "idle"
+    assert it.lost(1) == []
+    assert list(it.group.live) == [2]
+    with refused(it):
+        it.lost(1)
+
+
+@COMBINED
+def test_nothing_survives_into_the_next_iteration_but_the_group(combined):
+    holders = [[1, 2, 3], [2, 3, 1]]
+    it = begun(holders, combined=combined)
+    report(it, (1, 0))
+    it.lost(1)
+    report(it, (2, 0), again=1 if combined else 0)
+    report(it, (2, 1))
+    for role in (1, 2) if combined else ():
+        it.delivered(2, 0, role)
+    assert it.phase == "idle"
+    everybody = Group(holders, 1)
+    schedule = make_schedule("static", {})
+    it.regroup(everybody.without([]), schedule)
+    it.begin(1)
+    fresh = Coordinator(everybody.without([]), schedule, combined)
+    fresh.begin(1)
+    assert snapshot(it) == snapshot(fresh)
+    assert it.report(1, 0, 0) == []  # what it had done while it was lost
+    assert it.delivered(1, 0, 1) is None
+    assert it.report(1, 1, 0)[0] == Commit(0, (1,), ((1, 1),))
+
+
+@COMBINED
+def test_who_is_there_may_only_change_between_two_iterations(combined):
+    it = begun([[1]], combined=combined)
+    with refused(it):
+        it.regroup(Group([[1]], 1), FixedSchedule())
+    report(it, (1, 0))
+    if combined:
+        with refused(it):
+            it.regroup(Group([[1]], 1), FixedSchedule())
+
+
+# what the schedule hears
+
+
+def test_the_schedule_hears_what_the_loss_has_changed():
+    it = begun([[1, 2, 3], [1, 2, 3], [1, 4], [4, 2]], parts=2)
+    schedule = it._schedule = Recording()
+    report(it, (1, 0), (2, 0), (1, 1), (4, 2))
+    it.lost(1, now=7.0)
+    ((loss, now),) = schedule.losses
+    assert now == 7.0
+    assert (loss.worker, loss.dropped, loss.collected) == (1, (1,), False)
+    assert loss.reopened == {0: (1, [2, 3])}
+    assert loss.adopted == ((3, 2),)
+    assert loss.holders == [[2, 3], [2, 3], [4, 3], [4, 2]]
+
+
+def test_the_schedule_hears_of_what_an_earlier_loss_reopened_once_more_when_its_holder_is_lost_too():
+    it = begun([[1, 2, 3], [2, 3]])
+    schedule = it._schedule = Recording()
+    report(it, (1, 0))
+    it.lost(1)
+    it.lost(2)
+    assert [loss.reopened for loss, _ in schedule.losses] == [{0: (1, [2, 3])}, {0: (1, [3])}]
+
+
+def test_the_schedule_hears_whether_everybody_had_stopped():
+    it = collecting()
+    schedule = it._schedule = Recording()
+    it.lost(1)
+    it.lost(2)
+    assert [loss.collected for loss, _ in schedule.losses] == [True, False]

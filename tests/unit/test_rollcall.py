@@ -1,0 +1,170 @@
+"""The roll call: who is given up when, and who may come back."""
+
+import pytest
+
+from psgc.server.rollcall import CHANCES, PATIENCE, RollCall
+
+TIMEOUT = 8.0
+
+
+def rollcall(*ranks):
+    return RollCall(ranks or (1, 2, 3), TIMEOUT)
+
+
+def hear_all(it, now, but=()):
+    for rank in {1, 2, 3} - {*but}:
+        it.heard(rank, now)
+
+
+def missing(it, now):
+    return [rank for rank, _ in it.missing(now)]
+
+
+def test_at_first_everybody_is_here():
+    it = rollcall()
+    assert (it.away, it.dead, it.answering) == ([], [], [1, 2, 3])
+    assert it.missing(TIMEOUT) == []
+
+
+def test_who_is_silent_for_longer_than_the_timeout_is_missing():
+    it = rollcall()
+    hear_all(it, 1.0)
+    it.heard(2, 3.0)
+    assert missing(it, 1.0 + TIMEOUT) == []
+    assert it.missing(1.5 + TIMEOUT) == [
+        (1, "not heard for 8 s (faults.collect_timeout)"),
+        (3, "not heard for 8 s (faults.collect_timeout)"),
+    ]
+    assert missing(it, 3.5 + TIMEOUT) == [1, 2, 3]
+
+
+def test_who_does_not_deliver_is_missing_though_it_is_heard():
+    it = rollcall()
+    it.asked(2, 1.0)
+    it.asked(3, 1.0)
+    it.delivered(3)
+    hear_all(it, 9.0)
+    assert missing(it, 1.0 + TIMEOUT) == []
+    reason = "has not delivered what it was asked for for 8 s (faults.collect_timeout)"
+    assert it.missing(1.5 + TIMEOUT) == [(2, reason)]
+
+
+def test_who_is_excused_has_the_whole_time_once_more_and_nobody_else_owes_anything():
+    it = rollcall()
+    it.asked(2, 1.0)
+    it.excuse(7.0)
+    hear_all(it, 20.0)
+    assert missing(it, 7.0 + TIMEOUT) == []
+    assert missing(it, 7.5 + TIMEOUT) == [2]
+
+
+@pytest.mark.parametrize(("slowest", "patience"), [(0.1, TIMEOUT), (2.0, PATIENCE * 2.0)])
+def test_a_chunk_may_take_ten_times_the_slowest_and_the_timeout_at_least(slowest, patience):
+    it = rollcall()
+    it.through(1, slowest)
+    it.through(3, slowest / 2)
+    it.busy(2, 7, seconds=1.0, now=5.0)  # in it since 4
+    hear_all(it, 4.0 + patience)
+    assert missing(it, 4.0 + patience) == []
+    (found,) = it.missing(4.5 + patience)
+    assert found == (2, f"in chunk 7 for {patience + 0.5:.1f} s, its gradient does not return")
+
+
+def test_while_no_chunk_was_ever_done_any_may_take_for_ever():
+    it = rollcall()
+    it.busy(2, 7, seconds=0.0, now=0.0)
+    hear_all(it, 1e6)
+    assert missing(it, 1e6) == []
+
+
+@pytest.mark.parametrize("how", ["through", "says so"])
+def test_who_is_through_with_a_chunk_is_not_in_it(how):
+    it = rollcall()
+    it.busy(2, 7, seconds=0.0, now=0.0)
+    it.through(1, 0.1)
+    if how == "through":
+        it.through(2, 0.1)
+    else:
+        it.busy(2, -1, seconds=0.0, now=1.0)
+    hear_all(it, 100.0)
+    assert missing(it, 100.0) == []
+
+
+def test_as_long_as_some_are_silent_only_those_are_missing():
+    it = rollcall()
+    it.through(1, 0.1)
+    it.asked(2, 0.0)
+    it.busy(3, 4, seconds=0.0, now=0.0)
+    hear_all(it, 20.0, but=[1])
+    assert missing(it, 20.0) == [1]
+    it.lost(1)
+    assert missing(it, 20.0) == [2, 3]
+
+
+def test_who_is_lost_is_away_and_not_missing_and_owes_nothing():
+    it = rollcall()
+    it.asked(2, 0.0)
+    assert it.lost(2) is True
+    assert it.lost(2) is False
+    assert (it.away, it.answering, it.dead) == ([2], [1, 3], [])
+    it.heard(2, 100.0)
+    assert it.welcome(100.0) == [2]
+    hear_all(it, 100.0)
+    assert missing(it, 100.0) == []
+
+
+def test_who_is_heard_again_is_back_and_takes_part_only_once_welcome():
+    it = rollcall()
+    it.lost(2)
+    assert it.welcome(5.0) == []
+    it.heard(2, 6.0)
+    assert (it.away, it.answering) == ([2], [1, 2, 3])
+    hear_all(it, 30.0)
+    assert it.welcome(30.0) == [2]
+    assert it.away == []
+    assert it.welcome(30.0) == []
+    assert missing(it, 30.0 + TIMEOUT) == []  # silence counts from here on
+    assert missing(it, 30.5 + TIMEOUT) == [1, 2, 3]
+
+
+def test_who_is_lost_again_before_it_is_welcome_is_not_back():
+    it = rollcall()
+    it.lost(2)
+    it.heard(2, 1.0)
+    it.lost(2)
+    assert it.welcome(2.0) == []
+
+
+def test_who_is_still_in_the_chunk_that_did_not_return_is_not_back():
+    it = rollcall()
+    it.busy(2, 7, seconds=0.0, now=0.0)
+    it.lost(2)
+    it.heard(2, 1.0)
+    assert (it.answering, it.welcome(1.0)) == ([1, 3], [])
+    it.through(2, 50.0)
+    it.heard(2, 2.0)
+    assert it.welcome(2.0) == [2]
+
+
+def test_nobody_is_welcome_after_its_last_chance():
+    it = rollcall()
+    for loss in range(1, CHANCES + 1):
+        it.lost(2)
+        it.lost(2)  # heard of twice, lost once
+        it.heard(2, float(loss))
+        assert it.welcome(float(loss)) == ([2] if loss < CHANCES else [])
+    assert it.away == [2]
+    assert it.answering == [1, 2, 3]
+
+
+@pytest.mark.parametrize(("how", "answering"), [("dead", [1, 3]), ("failed", [1, 2, 3])])
+@pytest.mark.parametrize("lost_before", [False, True])
+def test_who_died_or_failed_never_comes_back(how, answering, lost_before):
+    it = rollcall()
+    if lost_before:
+        it.lost(2)
+    assert it.lost(2, **{how: True}) is not lost_before
+    it.heard(2, 1.0)
+    assert it.welcome(1.0) == []
+    assert it.answering == answering
+    assert it.dead == ([2] if how == "dead" else [])

@@ -1,0 +1,234 @@
+"""Schedules when workers are lost: who does what in their stead, and what is still known of the others afterwards."""
+
+from math import inf
+
+import pytest
+
+from psgc.server.scheduler import DynamicSchedule, FixedSchedule, Loss, Next, Queue, Skip, make_schedule
+
+QUEUES = {1: [0, 1, 2], 2: [1, 2, 0], 3: [2, 0, 1]}
+NAMES = ["uncoded", "random", "static", "skipping", "full"]
+
+
+def loss(worker, holders=(), dropped=(), reopened=None, adopted=(), collected=False):
+    return Loss(worker, dropped, reopened or {}, adopted, holders, collected)
+
+
+def begun(name, queues=QUEUES, paces=()):
+    """paces: by worker, seconds per chunk."""
+    schedule = make_schedule(name, queues)
+    schedule.begin()
+    for worker, seconds in dict(paces).items():
+        assert schedule.freed(worker, 9, now=seconds, seconds=seconds) == []
+    return schedule
+
+
+# the fixed orders
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_not_reopened_is_done_by_those_who_hold_it_anyway(name):
+    schedule = begun(name)
+    assert schedule.lost(loss(1, dropped=[0, 1]), now=1.0) == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_adopted_chunk_is_not_in_its_workers_queue(name):
+    schedule = begun(name)
+    assert schedule.lost(loss(1, adopted=[(2, 5), (3, 6)]), now=1.0) == [Next(2, 5), Next(3, 6)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_reopened_chunk_goes_to_as_many_as_it_needs_the_fastest_of_them(name):
+    schedule = begun(name, paces={1: 1.0, 2: 5.0, 3: 2.0})
+    reopened = {0: (1, [1, 2, 3]), 1: (2, [2, 3, 1])}
+    assert schedule.lost(loss(4, reopened=reopened), now=1.0) == [Next(1, 0), Next(1, 1), Next(3, 1)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_was_told_before_counts_when_the_rest_is_shared_out(name):
+    schedule = begun(name, paces={1: 1.0, 2: 1.6})
+    reopened = {chunk: (1, [2, 1]) for chunk in range(4)}
+    orders = schedule.lost(loss(4, reopened=reopened), now=1.0)
+    assert orders == [Next(1, 0), Next(2, 1), Next(1, 2), Next(1, 3)]  # through at 1, 1.6, 2; then at 3 and not at 3.2
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_who_was_never_heard_of_is_taken_to_be_as_slow_as_any(name):
+    schedule = begun(name, paces={1: 1.0, 3: 4.0})
+    assert schedule.lost(loss(4, reopened={0: (1, [2, 1])}), now=1.0) == [Next(1, 0)]
+    assert schedule.lost(loss(5, reopened={1: (1, [3, 2])}), now=1.0) == [Next(2, 1)]
+    assert begun(name).lost(loss(4, reopened={0: (1, [3, 2])}), now=1.0) == [Next(2, 0)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_who_was_told_a_chunk_that_is_lost_once_more_does_it_again(name):
+    """The other would be sooner by now, but its copy is further."""
+    schedule = begun(name, paces={1: 1.0, 2: 1.5})
+    assert schedule.lost(loss(4, reopened={0: (1, [1, 2])}), now=1.0) == [Next(1, 0)]
+    assert schedule.lost(loss(5, reopened={0: (1, [1, 2])}), now=1.0) == [Next(1, 0)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_a_lost_worker_was_told_goes_to_another(name):
+    schedule = begun(name, paces={1: 1.0, 2: 5.0, 3: 7.0})
+    assert schedule.lost(loss(4, reopened={0: (1, [1, 2, 3])}), now=1.0) == [Next(1, 0)]
+    assert schedule.lost(loss(1, reopened={0: (1, [2, 3])}), now=1.0) == [Next(2, 0)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_was_told_in_an_iteration_is_not_known_in_the_next_but_the_paces_are(name):
+    schedule = begun(name, paces={1: 1.0, 2: 1.5})
+    assert schedule.lost(loss(4, reopened={0: (1, [1, 2])}), now=1.0) == [Next(1, 0)]
+    schedule.begin()
+    assert schedule.lost(loss(5, reopened={1: (1, [1, 2])}), now=1.0) == [Next(1, 1)]
+
+
+def test_who_shares_out_anew_knows_the_paces():
+    schedule = FixedSchedule()
+    schedule.inherit(begun("static", paces={1: 3.0, 2: 1.0}))
+    schedule.begin()
+    assert schedule.lost(loss(4, reopened={0: (1, [1, 2])}), now=1.0) == [Next(2, 0)]
+    schedule.freed(1, 0, now=0.5, seconds=0.5)
+    schedule.begin()
+    assert schedule.lost(loss(4, reopened={0: (1, [1, 2])}), now=1.0) == [Next(1, 0)]
+
+
+# full
+
+
+def test_what_a_lost_worker_did_is_counted_at_once_when_it_is_done_in_its_stead():
+    schedule = begun("full")
+    assert schedule.counts(1, 0) == ()
+    schedule.lost(loss(4, adopted=[(1, 5)], reopened={2: (1, [1, 2])}), now=1.0)
+    assert list(schedule.counts(1, 5)) == [5]  # adopted
+    assert list(schedule.counts(2, 2)) == [2]  # recovered before
+    assert list(schedule.counts(1, 2)) == [2]
+    assert list(schedule.counts(1, 1)) == [0, 1]  # the whole load now, without what counted before
+    assert list(schedule.counts(1, 6)) == [6]  # whatever else it is told
+
+
+def test_what_was_done_of_a_load_and_is_reopened_is_missing_to_the_load():
+    schedule = begun("full")
+    assert [schedule.counts(2, chunk) for chunk in (1, 2)] == [(), ()]
+    orders = schedule.lost(loss(4, reopened={1: (1, [1, 2]), 0: (1, [3])}), now=1.0)
+    assert orders == [Next(1, 1), Next(3, 0), Next(2, 1)]
+    assert list(schedule.counts(2, 0)) == [0]
+    assert list(schedule.counts(2, 1)) == [2, 1]  # it is through
+
+
+def test_what_counted_already_and_is_reopened_counts_again():
+    schedule = begun("full")
+    schedule.lost(loss(4, reopened={1: (1, [1])}), now=1.0)
+    assert list(schedule.counts(1, 1)) == [1]
+    schedule.lost(loss(5, reopened={1: (1, [1])}), now=1.0)
+    assert list(schedule.counts(1, 1)) == [1]
+    schedule.lost(loss(6, reopened={1: (1, [1])}), now=1.0)
+    assert [list(schedule.counts(1, chunk)) for chunk in (0, 2)] == [[], []]
+    assert list(schedule.counts(1, 1)) == [0, 2, 1]
+
+
+def test_a_copy_of_the_load_from_before_a_reopening_is_done_again():
+    schedule = begun("full")
+    assert schedule.freed(1, 0, now=1.0, seconds=1.0, done=False) == [Next(1, 0)]
+    schedule.counts(1, 0)
+    assert schedule.freed(1, 0, now=2.0, seconds=1.0, done=False) == []
+    assert schedule.freed(1, 7, now=2.0, seconds=1.0, done=False) == []  # adopted before: not of its load
+
+
+def test_full_forgets_at_the_next_iteration_what_counted_and_what_was_urgent():
+    schedule = begun("full")
+    schedule.lost(loss(4, reopened={0: (1, [1])}), now=1.0)
+    assert list(schedule.counts(1, 0)) == [0]
+    schedule.begin()
+    assert [list(schedule.counts(1, chunk)) for chunk in (0, 1, 2)] == [[], [], [0, 1, 2]]
+
+
+# dynamic
+
+
+def dynamic(own, backups, estimates, parts=1):
+    chunks = {worker: {*own[worker], *backups[worker]} for worker in own}
+    holders = [[w for w in chunks if i in chunks[w]] for i in sorted(set().union(*chunks.values()))]
+    schedule = DynamicSchedule(holders, own, backups, parts)
+    schedule.estimates.update(estimates)
+    schedule.begin()
+    return schedule, holders
+
+
+def without(holders, worker):
+    return [[w for w in of if w != worker] for of in holders]
+
+
+def three(estimates=(), parts=1):
+    """Own shares of two chunks; everybody holds everything."""
+    own = {1: [0, 1], 2: [2, 3], 3: [4, 5]}
+    backups = {worker: [chunk for chunk in range(6) if chunk not in own[worker]] for worker in own}
+    return dynamic(own, backups, estimates or {1: 1.0, 2: 1.0, 3: 1.0}, parts)
+
+
+def report(schedule, worker, chunk, now, others):
+    assert list(schedule.counts(worker, chunk)) == [chunk]
+    return schedule.committed(chunk, others) + schedule.freed(worker, chunk, now, now)
+
+
+def test_dynamic_goes_on_with_what_the_others_were_told_and_takes_over_the_rest_when_they_are_through():
+    schedule, holders = three()
+    assert schedule.lost(loss(3, without(holders, 3)), now=0.5) == []
+    assert report(schedule, 1, 0, 1.0, [2]) == [Queue(1, (1, 4))]  # its last chunk has begun: what comes next
+    assert report(schedule, 2, 2, 1.0, [1]) == [Queue(2, (3, 5))]
+
+
+def test_dynamic_lets_who_rests_do_what_is_reopened():
+    schedule, holders = dynamic({1: [0], 2: [1]}, {1: [1], 2: [0]}, {1: 1.0, 2: 1.0})
+    report(schedule, 1, 0, 1.0, [2])
+    report(schedule, 2, 1, 1.0, [1])
+    orders = schedule.lost(loss(1, without(holders, 1), reopened={0: (1, [2])}, collected=True), now=2.0)
+    assert orders == [Queue(2, (0,))]
+    assert report(schedule, 2, 0, 3.0, []) == []
+
+
+def test_dynamic_tells_who_is_in_a_reopened_chunk_to_go_on_with_it():
+    """It may have dropped the chunk, recovered as it was, before it began it."""
+    schedule, holders = dynamic({1: [0, 3], 2: [], 3: [1, 2]}, {1: [], 2: [0], 3: []}, {1: 9.0, 2: 1.0, 3: 5.0})
+    assert report(schedule, 2, 0, 1.0, [1]) == [Skip(1, 0, True)]
+    orders = schedule.lost(loss(2, without(holders, 2), reopened={0: (1, [1])}), now=2.0)
+    assert orders == [Queue(1, (0, 3))]
+
+
+def test_dynamic_counts_a_dropped_copy_no_more():
+    schedule, holders = three(parts=2)
+    assert list(schedule.counts(1, 0)) == [0]
+    schedule.freed(1, 0, now=1.0, seconds=1.0)
+    assert (schedule._copies[0], schedule._started[0]) == (1, 1)
+    schedule.lost(loss(1, without(holders, 1), dropped=[0]), now=1.0)
+    assert schedule._copies[0] == 0
+    assert schedule._started[0] == sum(0 in schedule._taken[worker] for worker in (2, 3))
+
+
+def test_dynamic_lets_an_adopter_do_what_it_adopted():
+    schedule, _ = dynamic({1: [0], 2: [1]}, {1: [], 2: []}, {1: 1.0, 2: 1.0})
+    orders = schedule.lost(loss(1, [[2], [2]], adopted=[(2, 0)]), now=0.5)
+    assert orders == [Queue(2, (1, 0))]
+
+
+def test_dynamic_begins_the_next_iteration_with_what_it_knew_of_those_who_are_left():
+    before, _ = three({1: 1.0, 2: 2.0, 3: 3.0})
+    report(before, 1, 0, 1.0, [2, 3])
+    before._surprise = 0.01
+    after, _ = dynamic({1: [0], 3: [1], 4: [2]}, {1: [], 3: [], 4: []}, {})
+    after.inherit(before)
+    after.begin()
+    assert after.estimates == {1: 1.0, 3: 3.0}
+    assert after._last == {1: 1.0}
+    assert after._surprise == 0.01
+    after.inherit(FixedSchedule())  # nothing to learn from
+    assert after.estimates == {1: 1.0, 3: 3.0}
+
+
+def test_a_lost_worker_wakes_nobody():
+    schedule, holders = dynamic({1: [0], 2: [1]}, {1: [1], 2: [0]}, {1: 1.0, 2: 4.0})
+    assert schedule.wake < inf
+    schedule.lost(loss(1, without(holders, 1)), now=0.1)
+    while schedule.wake < inf:
+        assert all(order.worker == 2 for order in schedule.tick(schedule.wake))
