@@ -5,11 +5,11 @@ from collections.abc import Callable
 from psgc.reporting.progress import RunProgress
 from psgc.reporting.records import Recorder
 from psgc.server.checkpoint import Checkpoint, CheckpointWriter
-from psgc.server.loop import IterationRecord
+from psgc.server.observer import IterationRecord
 
 
 class Keeper:
-    """The observer of a run (`psgc.server.loop.Observer`).
+    """The observer of a run (`psgc.server.observer.Observer`).
 
     every: iterations between two checkpoints, 0 for none before the end; snapshot: the checkpoint of now, given how
     many iterations are done; done: how many are at the start; saved: whether there is a checkpoint of them already.

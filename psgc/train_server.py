@@ -24,7 +24,8 @@ from psgc.reporting.progress import RunProgress
 from psgc.reporting.records import Recorder
 from psgc.reporting.summary import lines, summarise
 from psgc.server.checkpoint import Checkpoint, CheckpointWriter, load_newest
-from psgc.server.loop import Observer, Server
+from psgc.server.loop import Server
+from psgc.server.observer import Observer
 from psgc.server.optimizer import make_optimizer
 from psgc.train_inputs import emulated_seconds, initial_params, make_injector, open_problem, open_test, tags
 from psgc.transport import Transport

@@ -5,9 +5,7 @@ Read `Server.run` first: it is the training loop. `_gradient` is one iteration, 
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from enum import IntEnum
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -15,9 +13,12 @@ from psgc.backend import Array, Backend
 from psgc.errors import RunFailed, TooFewWorkers
 from psgc.messages import STANDINGS, TAIL, UNDER_WAY, Kind, Records, record
 from psgc.plan import Plan
+from psgc.server.clock import PolledClock
 from psgc.server.coordinator import Adopt, Collect, Commit, Coordinator, Discard, Finish, Instruction, Reopen
 from psgc.server.decoder import Decoder
+from psgc.server.ending import end_workers
 from psgc.server.group import Group
+from psgc.server.observer import Fate, IterationRecord, Observer
 from psgc.server.optimizer import Optimizer
 from psgc.server.regroup import queues_for
 from psgc.server.rollcall import RollCall
@@ -27,52 +28,6 @@ from psgc.transport import LARGE, Control, Died, Transport, Vector
 POOL_BYTES = 64 << 20  # memory for receives, at least two vectors and at most one per worker
 AHEAD = 1 << 20  # bytes of parameters (or two vectors of them) that may be on their way to a worker before new ones
 CHECK_EVERY = 0.05  # seconds between two looks at the deadlines
-LAST_CHANCE = 0.5  # seconds for workers that are lost to say goodbye all the same, before they are killed
-
-
-class Fate(IntEnum):
-    """What became of a chunk that a worker worked on."""
-
-    USED = 0  # its copy is part of the gradient
-    LATE = 1  # done, but not needed any more
-    ABANDONED = 2  # known not to be needed before the worker was through, or still in work when the iteration ended
-    LOST = 3  # the worker was lost before it could deliver
-
-
-@dataclass
-class IterationRecord:
-    """One iteration as the server saw it.
-
-    seconds: from sending the parameters to having the gradient; loss: at these parameters, before the step.
-    """
-
-    iteration: int
-    seconds: float = 0.0
-    loss: float = 0.0
-    recovered: int = 0
-    redundant: int = 0  # copies that were done and not used
-    bytes: int = 0  # in and out of the server
-    lost: int = 0  # workers that were not there, or not to the end
-    gone: set[int] = field(default_factory=set)  # the latter
-    # (worker, chunk, how often it was reopened before): start, seconds
-    reports: dict[tuple[int, int, int], tuple[float, float]] = field(default_factory=dict)
-    losses: dict[int, float] = field(default_factory=dict)  # of each recovered chunk
-
-
-class Observer(Protocol):
-    """Who keeps the record of a run."""
-
-    def chunk(self, worker: int, chunk: int, iteration: int, start: float, seconds: float, fate: Fate) -> None: ...
-
-    def iteration(self, row: IterationRecord) -> None: ...
-
-    def stepped(self, done: int) -> None: ...
-
-    def lost(self, worker: int, host: str, iteration: int, reason: str) -> None: ...
-
-    def returned(self, worker: int, iteration: int) -> None: ...
-
-    def failure_text(self, worker: int, text: str) -> str: ...
 
 
 class Server:
@@ -127,7 +82,7 @@ class Server:
         self._changed = False  # somebody was lost since the last iteration began
         self._began = 0.0  # when the iteration did, time.monotonic() seconds
         self._row = IterationRecord(-1)
-        self._clock = _PolledClock()
+        self._clock = PolledClock()
         self._next_check = 0.0
 
     @property
@@ -404,51 +359,10 @@ class Server:
             self._lose(worker, f"nothing reaches it for {self._timeout:g} s (faults.collect_timeout)")
 
     def stop_workers(self, timeout: float) -> bool:
-        """Have every process end, those that hang by force; whether all of them leave in order.
-
-        timeout: seconds that workers have to say goodbye; a fraction of it for those that were lost. Without fault
-        tolerance the first process that ends out of order takes all others with it: then nobody is told to leave, and
-        it is for this process to end first.
-        """
+        """Have every process end (`psgc.server.ending`); whether all of them leave in order."""
         self._post(self._pool_size())  # a failure may have left none posted
         self._outbox.clear()
-        for worker in self._workers:
-            self._transport.send(worker, [record(Kind.STOP)])
-        gone, goodbyes = set(self._rollcall.dead), set[int]()
-        self._wait_for(goodbyes, gone, set(self._rollcall.answering), timeout)
-        self._wait_for(goodbyes, gone, set(self._workers), LAST_CHANCE)
-        for worker in goodbyes:  # they still have to take what was sent to them, be it old
-            self._transport.remember(worker)
-        hanging = set(self._workers) - goodbyes - gone
-        for worker in hanging:
-            self._transport.forget(worker)
-        self._wait_for(goodbyes, gone, set(), timeout)
-        in_order = not hanging and not gone and not self._transport.sending()
-        if not in_order and not self._transport.survives_deaths:
-            return False
-        for worker in hanging:
-            host = self._transport.hosts[worker]
-            neighbour = next((near for near in goodbyes if self._transport.hosts[near] == host), None)
-            if not self._transport.kill(worker) and neighbour is not None:
-                self._transport.send(neighbour, [record(Kind.KILL, worker=worker)])
-        for worker in goodbyes:
-            self._transport.send(worker, [record(Kind.LEAVE, last=in_order)])
-        self._wait_for(set(), gone, set(), LAST_CHANCE)  # until it has left
-        return in_order
-
-    def _wait_for(self, goodbyes: set[int], gone: set[int], wanted: set[int], timeout: float) -> None:
-        """Until the wanted workers have said goodbye or are gone, and what is being sent has left."""
-        end = time.monotonic() + timeout
-        while (wanted - goodbyes - gone or self._transport.sending()) and time.monotonic() < end:
-            self._transport.receive_text()  # more than one worker may have failed, and waits until its text has left
-            for message in self._transport.poll(self._coordinator.iteration):
-                if isinstance(message, Died):
-                    gone.add(message.rank)
-                elif isinstance(message, Vector):
-                    self._transport.post(message.buffer)
-                else:
-                    goodbyes.update(message.source for e in message.records if e["kind"] == Kind.GOODBYE)
-            self._transport.wait()
+        return end_workers(self._transport, self._rollcall, self._coordinator.iteration, timeout)
 
     def _post(self, buffers: int) -> None:
         for _ in range(buffers):
@@ -457,17 +371,3 @@ class Server:
     def _pool_size(self) -> int:
         affordable = int(POOL_BYTES // (self._length * np.dtype(self._dtype).itemsize))
         return max(2, min(len(self._workers), affordable))
-
-
-class _PolledClock:
-    """Seconds of time in which this process was running: a rank that was stopped and continued (Ctrl-Z, a suspended
-    virtual machine) must not take its own absence for the silence of the others."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-        self._last = time.monotonic()
-
-    def tick(self) -> None:
-        current = time.monotonic()
-        self.now += min(current - self._last, 1.0)
-        self._last = current

@@ -3,7 +3,7 @@
 from types import SimpleNamespace
 
 from psgc.keeper import Keeper
-from psgc.server.loop import IterationRecord
+from psgc.server.observer import IterationRecord
 
 
 def kept(every, done=0, saved=False):

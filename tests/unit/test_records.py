@@ -14,7 +14,7 @@ from psgc.errors import UserError
 from psgc.reporting import records
 from psgc.reporting.records import COLUMNS, Recorder
 from psgc.reporting.summary import summarise
-from psgc.server.loop import Fate, IterationRecord
+from psgc.server.observer import Fate, IterationRecord
 
 BOTH_HOLD_ALL = coding.from_matrix(np.ones((3, 2)))
 

@@ -8,7 +8,7 @@ import pytest
 from psgc import __version__, coding
 from psgc.reporting.records import Recorder
 from psgc.reporting.summary import lines, summarise
-from psgc.server.loop import Fate, IterationRecord
+from psgc.server.observer import Fate, IterationRecord
 
 SETTINGS = {"workers": 2, "chunks": 2, "schedule": "skipping", "transfer": "combined"}
 

@@ -1,0 +1,77 @@
+"""The end of a run: every worker stops, says goodbye and is told how to leave; those that hang are ended by force.
+
+server -> worker   STOP      nothing more is to be done
+worker -> server   GOODBYE   everything that this worker had to say is there
+server -> worker   KILL      end the process of that worker, which hangs on your host
+server -> worker   LEAVE     through MPI's Finalize, when everybody does, else without it
+"""
+
+import time
+
+from psgc.messages import Kind, record
+from psgc.server.rollcall import RollCall
+from psgc.transport import Died, Transport, Vector
+
+LAST_CHANCE = 0.5  # seconds for workers that are lost to say goodbye all the same, before they are killed
+
+
+def end_workers(transport: Transport, rollcall: RollCall, iteration: int, timeout: float) -> bool:
+    """Have every process end; whether all of them leave in order. iteration: the last one that was begun.
+
+    timeout: seconds that workers have to say goodbye; a fraction of it for those that were lost. Without fault
+    tolerance the first process that ends out of order takes all others with it: then nobody is told to leave, and
+    it is for this process to end first.
+    """
+    return _Farewell(transport, iteration).say(rollcall, timeout)
+
+
+class _Farewell:
+    def __init__(self, transport: Transport, iteration: int) -> None:
+        self._transport = transport
+        self._iteration = iteration
+        self._workers = set(range(1, transport.size))
+        self._goodbyes: set[int] = set()
+        self._gone: set[int] = set()
+
+    def say(self, rollcall: RollCall, timeout: float) -> bool:
+        self._gone.update(rollcall.dead)
+        for worker in self._workers:
+            self._transport.send(worker, [record(Kind.STOP)])
+        self._wait_for(set(rollcall.answering), timeout)
+        self._wait_for(self._workers, LAST_CHANCE)
+        for worker in self._goodbyes:  # they still have to take what was sent to them, be it old
+            self._transport.remember(worker)
+        hanging = self._workers - self._goodbyes - self._gone
+        for worker in hanging:
+            self._transport.forget(worker)
+        self._wait_for(set(), timeout)
+        in_order = not hanging and not self._gone and not self._transport.sending()
+        if not in_order and not self._transport.survives_deaths:
+            return False
+        for worker in hanging:
+            self._kill(worker)
+        for worker in self._goodbyes:
+            self._transport.send(worker, [record(Kind.LEAVE, last=in_order)])
+        self._wait_for(set(), LAST_CHANCE)  # until it has left
+        return in_order
+
+    def _kill(self, worker: int) -> None:
+        """By a process on its host: this one, or one that has said goodbye."""
+        host = self._transport.hosts[worker]
+        neighbour = next((near for near in self._goodbyes if self._transport.hosts[near] == host), None)
+        if not self._transport.kill(worker) and neighbour is not None:
+            self._transport.send(neighbour, [record(Kind.KILL, worker=worker)])
+
+    def _wait_for(self, wanted: set[int], timeout: float) -> None:
+        """Until the wanted workers have said goodbye or are gone, and what is being sent has left."""
+        end = time.monotonic() + timeout
+        while (wanted - self._goodbyes - self._gone or self._transport.sending()) and time.monotonic() < end:
+            self._transport.receive_text()  # more than one worker may have failed, and waits until its text has left
+            for message in self._transport.poll(self._iteration):
+                if isinstance(message, Died):
+                    self._gone.add(message.rank)
+                elif isinstance(message, Vector):
+                    self._transport.post(message.buffer)
+                else:
+                    self._goodbyes.update(message.source for e in message.records if e["kind"] == Kind.GOODBYE)
+            self._transport.wait()

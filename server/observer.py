@@ -1,0 +1,50 @@
+"""What the server tells of a run to whoever keeps its record."""
+
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Protocol
+
+
+class Fate(IntEnum):
+    """What became of a chunk that a worker worked on."""
+
+    USED = 0  # its copy is part of the gradient
+    LATE = 1  # done, but not needed any more
+    ABANDONED = 2  # known not to be needed before the worker was through, or still in work when the iteration ended
+    LOST = 3  # the worker was lost before it could deliver
+
+
+@dataclass
+class IterationRecord:
+    """One iteration as the server saw it.
+
+    seconds: from sending the parameters to having the gradient; loss: at these parameters, before the step.
+    """
+
+    iteration: int
+    seconds: float = 0.0
+    loss: float = 0.0
+    recovered: int = 0
+    redundant: int = 0  # copies that were done and not used
+    bytes: int = 0  # in and out of the server
+    lost: int = 0  # workers that were not there, or not to the end
+    gone: set[int] = field(default_factory=set)  # the latter
+    # (worker, chunk, how often it was reopened before): start, seconds
+    reports: dict[tuple[int, int, int], tuple[float, float]] = field(default_factory=dict)
+    losses: dict[int, float] = field(default_factory=dict)  # of each recovered chunk
+
+
+class Observer(Protocol):
+    """Who keeps the record of a run."""
+
+    def chunk(self, worker: int, chunk: int, iteration: int, start: float, seconds: float, fate: Fate) -> None: ...
+
+    def iteration(self, row: IterationRecord) -> None: ...
+
+    def stepped(self, done: int) -> None: ...
+
+    def lost(self, worker: int, host: str, iteration: int, reason: str) -> None: ...
+
+    def returned(self, worker: int, iteration: int) -> None: ...
+
+    def failure_text(self, worker: int, text: str) -> str: ...
