@@ -16,9 +16,9 @@ help:
 
 run: .venv/installed data/digits-train.npz
 	@# an MPI without fault tolerance would not survive the worker that is killed on the way: there nobody is killed
-	line='$(BIN)/psgc launch scripts/quickstart.yaml -n 9'; \
+	@line='$(BIN)/psgc launch scripts/quickstart.yaml -n 9'; \
 	$$line --print | grep -q -e --with-ft || line="$$line --set faults.inject=[]"; \
-	$$line
+	echo "$$line"; $$line
 
 test: .venv/installed .venv/mpich/bin/mpirun
 	$(BIN)/python -m pytest

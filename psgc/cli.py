@@ -167,14 +167,16 @@ def _train(options: argparse.Namespace) -> NoReturn:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, lambda number, _frame: stopped_by.append(number))
     _limit_threads()
-    from psgc.train import train  # imports MPI, NumPy and the rest: not before signals are caught and threads limited
+    from psgc.training.train import (
+        train,  # imports MPI, NumPy and the rest: not before signals are caught and threads limited
+    )
 
     train(options.config, options.overrides, options.debug, stopped_by, options.resume)
 
 
 def _launch(options: argparse.Namespace) -> int:
-    from psgc.launch import launch
-    from psgc.mpirun import Placement
+    from psgc.launching.launch import launch
+    from psgc.launching.mpirun import Placement
 
     return launch(
         options.config,
@@ -191,8 +193,8 @@ def _launch(options: argparse.Namespace) -> int:
 
 def _submit(options: argparse.Namespace) -> int:
     _limit_threads()
-    from psgc.slurm_script import Job, job_name
-    from psgc.submit import submit
+    from psgc.launching.slurm_script import Job, job_name
+    from psgc.launching.submit import submit
 
     job = Job(
         nodes=options.nodes,
@@ -220,8 +222,8 @@ def _submit(options: argparse.Namespace) -> int:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from psgc.doctor import doctor
-    from psgc.mpirun import Placement
+    from psgc.diagnosis.doctor import doctor
+    from psgc.launching.mpirun import Placement
 
     return doctor(options.output, options.ranks, Placement(options.host, options.hostfile))
 

@@ -18,8 +18,8 @@ from psgc.config import from_yaml_text
 from psgc.data import ChunkSource, open_data, write_dense
 from psgc.plan import Plan, make_plan
 from psgc.problems import make_problem
-from psgc.train_server import make_server
-from psgc.train_worker import make_worker
+from psgc.training.server_side import make_server
+from psgc.training.worker_side import make_worker
 from psgc.transport import Transport
 
 ITERATIONS = 20

@@ -15,7 +15,7 @@ from psgc.config import from_yaml_text
 from psgc.data import ChunkSource
 from psgc.messages import STANDINGS, Kind, record
 from psgc.plan import Plan
-from psgc.train_worker import make_worker
+from psgc.training.worker_side import make_worker
 from psgc.transport import Control, Transport, Vector
 
 DIM, LONG = 6, 0.8  # entries; seconds that a long chunk takes

@@ -2,8 +2,8 @@ import os
 import time
 from pathlib import Path
 
-from psgc.ask import Answer, Question
-from psgc.probe import MARK
+from psgc.diagnosis.ask import Answer, Question
+from psgc.diagnosis.probe import MARK
 
 
 def shell(script: str, seconds: float = 20.0) -> Question:

@@ -10,7 +10,7 @@ import pytest
 from psgc import __version__
 from psgc.cli import main
 from psgc.errors import RunFailed, UserError
-from psgc.mpirun import Placement
+from psgc.launching.mpirun import Placement
 
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 LOCAL_SIZES = ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS")
@@ -24,7 +24,7 @@ def exit_code(*arguments):
 
 @pytest.fixture
 def launched(monkeypatch):
-    """What psgc.launch.launch is called with; set `answer` to an exit code or an exception."""
+    """What psgc.launching.launch.launch is called with; set `answer` to an exit code or an exception."""
 
     class Launch:
         answer = 0
@@ -36,13 +36,13 @@ def launched(monkeypatch):
             return self.answer
 
     launch = Launch()
-    monkeypatch.setattr("psgc.launch.launch", launch)
+    monkeypatch.setattr("psgc.launching.launch.launch", launch)
     return launch
 
 
 @pytest.fixture
 def trained(monkeypatch):
-    """What psgc.train.train is called with, and the environment it sees; signals and environment are put back."""
+    """What `train` is called with, and the environment it sees; signals and environment are put back."""
 
     class Train:
         def __call__(self, *arguments):
@@ -51,7 +51,7 @@ def trained(monkeypatch):
             sys.exit(0)
 
     train = Train()
-    monkeypatch.setattr("psgc.train.train", train)
+    monkeypatch.setattr("psgc.training.train.train", train)
     for name in (*THREADS, *LOCAL_SIZES):
         monkeypatch.setenv(name, "")  # so that what psgc sets is taken back
         monkeypatch.delenv(name)
@@ -214,8 +214,9 @@ def python(code):
 
 
 def test_nothing_that_reads_thread_limits_is_loaded_before_they_are_set():
-    assert python("import sys, psgc.cli; print(*({'numpy', 'scipy', 'mpi4py', 'psgc.train'} & set(sys.modules)))") == []
+    heavy = "{'numpy', 'scipy', 'mpi4py', 'psgc.training.train'}"
+    assert python(f"import sys, psgc.cli; print(*({heavy} & set(sys.modules)))") == []
 
 
 def test_to_import_the_training_is_not_to_start_mpi():
-    assert python("import psgc.train; from mpi4py import MPI; print(MPI.Is_initialized())") == ["False"]
+    assert python("import psgc.training.train; from mpi4py import MPI; print(MPI.Is_initialized())") == ["False"]

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from psgc.cli import main
-from psgc.doctor import default_ranks, doctor
+from psgc.diagnosis.doctor import default_ranks, doctor
+from psgc.diagnosis.probe import MARK
 from psgc.errors import UserError
-from psgc.probe import MARK
 from tests.unit.fake_mpirun import MakeMpirun
 
 RANKS = [{"cores": 2, "blas": 1}] * 3
@@ -55,7 +55,7 @@ def test_a_machine_where_all_is_well(mpirun: MakeMpirun, capsys: pytest.CaptureF
     (arguments,) = Path("arguments").read_text().splitlines()
     assert "-n 3 " in arguments
     assert " --with-ft ulfm " in arguments  # the line of psgc launch
-    assert arguments.endswith("-m psgc.probe ranks")
+    assert arguments.endswith("-m psgc.diagnosis.probe ranks")
     assert "OMPI_MCA_pml=ob1\n" in Path("environment").read_text()
 
 
@@ -82,7 +82,7 @@ def test_named_hosts_get_all_ranks(mpirun: MakeMpirun, tmp_path: Path, capsys: p
 
 def test_no_mpirun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr("psgc.mpirun.sys.executable", str(tmp_path / "python"))
+    monkeypatch.setattr("psgc.launching.mpirun.sys.executable", str(tmp_path / "python"))
     assert doctor("out") == 1
     out = capsys.readouterr().out
     assert levels(out)["mpirun"] == "problem"
@@ -94,7 +94,7 @@ def test_no_mpirun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
 def test_an_mpirun_that_never_ends(
     mpirun: MakeMpirun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("psgc.doctor.LIMIT", 1.0)
+    monkeypatch.setattr("psgc.diagnosis.doctor.LIMIT", 1.0)
     mpirun("echo $$ > pid; exec sleep 60")
     began = time.monotonic()
     assert doctor("out") == 1
@@ -106,7 +106,7 @@ def test_an_mpirun_that_never_ends(
 def test_an_mpirun_that_does_not_even_say_its_version(
     mpirun: MakeMpirun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("psgc.doctor.MPIRUN_LIMIT", 0.3)
+    monkeypatch.setattr("psgc.diagnosis.doctor.MPIRUN_LIMIT", 0.3)
     Path("bin/mpirun").write_text("#!/bin/sh\nexec sleep 60\n")
     assert doctor("out") == 1
     assert "mpirun --version: no answer, expected a working MPI" in capsys.readouterr().out
@@ -115,9 +115,9 @@ def test_an_mpirun_that_does_not_even_say_its_version(
 def test_everything_that_hangs_is_given_up(
     mpirun: MakeMpirun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("psgc.doctor.PROBE", ["sh", "-c", "exec sleep 60"])
+    monkeypatch.setattr("psgc.diagnosis.doctor.PROBE", ["sh", "-c", "exec sleep 60"])
     for limit in ("GPU_LIMIT", "FILES_LIMIT", "SLURM_LIMIT"):
-        monkeypatch.setattr(f"psgc.doctor.{limit}", 0.5)
+        monkeypatch.setattr(f"psgc.diagnosis.doctor.{limit}", 0.5)
     mpirun(SAY)
     Path("bin/sinfo").write_text('#!/bin/sh\n[ "$1" = --version ] && echo slurm 1.2 || exec sleep 60\n')
     began = time.monotonic()

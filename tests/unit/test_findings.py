@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from psgc.ask import Answer
-from psgc.findings import (
+from psgc.diagnosis.ask import Answer
+from psgc.diagnosis.findings import (
     Finding,
     core_findings,
     gpu_findings,
@@ -16,8 +16,8 @@ from psgc.findings import (
     slurm_finding,
     survival,
 )
-from psgc.mpirun import Mpirun
-from psgc.probe import MARK
+from psgc.diagnosis.probe import MARK
+from psgc.launching.mpirun import Mpirun
 
 OPEN_MPI = Mpirun("/bin/mpirun", "Open MPI", "5.0.11", fault_tolerant=True, cuda_aware=False)
 OPEN_MPI_4 = Mpirun("/bin/mpirun", "Open MPI", "4.1.2", fault_tolerant=False, cuda_aware=False)

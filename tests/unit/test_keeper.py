@@ -2,8 +2,8 @@
 
 from types import SimpleNamespace
 
-from psgc.keeper import Keeper
 from psgc.server.observer import IterationRecord
+from psgc.training.keeper import Keeper
 
 
 def kept(every, done=0, saved=False):

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from psgc.errors import UserError
-from psgc.launch import launch
-from psgc.mpirun import Placement
+from psgc.launching.launch import launch
+from psgc.launching.mpirun import Placement
 from tests.unit.fake_mpirun import MakeMpirun
 
 SUMMARY = 'echo \'{{"status": "{status}"}}\' > out/summary.json'
@@ -184,8 +184,8 @@ while [ ! -s rank ]; do sleep 0.02; done
 touch ready
 while :; do sleep 0.05; done
 """
-PATIENCE = "psgc.launch.LAST_WORDS = ((signal.SIGUSR1, {usr1}), (signal.SIGTERM, {term}))"
-PROGRAM = "import signal, sys, psgc.launch; {patience}; sys.exit(psgc.launch.launch('run.yaml', 2))"
+PATIENCE = "psgc.launching.launch.LAST_WORDS = ((signal.SIGUSR1, {usr1}), (signal.SIGTERM, {term}))"
+PROGRAM = "import signal, sys, psgc.launching.launch; {patience}; sys.exit(psgc.launching.launch.launch('run.yaml', 2))"
 
 
 def start(environ: Mapping[str, str], usr1: float = 20, term: float = 20) -> subprocess.Popen[bytes]:
@@ -272,8 +272,8 @@ def test_mpirun_is_told_to_end_when_its_keeper_is_killed(mpirun: MakeMpirun) -> 
 def test_an_mpirun_that_stays_after_the_run_is_ended(
     mpirun: MakeMpirun, monkeypatch: pytest.MonkeyPatch, status: str, code: int
 ) -> None:
-    monkeypatch.setattr("psgc.launch.GRACE", 0.3)
-    monkeypatch.setattr("psgc.launch.LAST_WORDS", ((signal.SIGUSR1, 0.2), (signal.SIGTERM, 0.2)))
+    monkeypatch.setattr("psgc.launching.launch.GRACE", 0.3)
+    monkeypatch.setattr("psgc.launching.launch.LAST_WORDS", ((signal.SIGUSR1, 0.2), (signal.SIGTERM, 0.2)))
     mpirun(STUBBORN.format(usr1="", term="").replace("touch ready", summary(status)))
     began = time.monotonic()
     assert launch("run.yaml", 2) == code
@@ -283,7 +283,7 @@ def test_an_mpirun_that_stays_after_the_run_is_ended(
 
 
 def test_it_has_time_while_the_run_still_evaluates(mpirun: MakeMpirun, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("psgc.launch.GRACE", 0.2)
+    monkeypatch.setattr("psgc.launching.launch.GRACE", 0.2)
     early = """echo '{"status": "done", "evaluating": true}' > out/summary.json"""
     mpirun(f"trap 'touch told' TERM; {early}; sleep 1; {summary('done')}")
     assert launch("run.yaml", 2) == 0

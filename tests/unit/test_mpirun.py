@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from psgc.errors import UserError
-from psgc.mpirun import THREADS, Placement, find_mpirun, launch_command
+from psgc.launching.mpirun import THREADS, Placement, find_mpirun, launch_command
 from tests.unit.fake_mpirun import MakeMpirun
 
 CUDA = "mca:mpi:base:param:mpi_built_with_cuda_support:value:"

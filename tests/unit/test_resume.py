@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import scipy.sparse
 
-from psgc import resume
 from psgc.config import from_yaml_text
 from psgc.data import open_data, write_dense, write_sparse
 from psgc.errors import UserError
 from psgc.server.checkpoint import Checkpoint
+from psgc.training import resume
 
 CONFIG = """
 problem: {kind: softmax, l2: 0.1}

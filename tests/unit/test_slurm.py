@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from psgc import slurm
 from psgc.errors import RunFailed, UserError
-from psgc.launch import launch
+from psgc.launching import slurm
+from psgc.launching.launch import launch
 from tests.unit.fake_mpirun import MakeMpirun
 
 MakeClient = Callable[[str, str], None]
@@ -211,7 +211,12 @@ def test_requeue_outside_of_a_job_is_refused(mpirun: MakeMpirun, monkeypatch: py
     assert not Path("started").exists()
 
 
-PROGRAM = "import sys, psgc.launch as l; l.LAST_WORDS = ((10, 0.2), (15, 0.2)); l.RESERVE = {}; sys.exit(l.launch({}))"
+PROGRAM = """
+import sys, psgc.launching.launch as l
+l.LAST_WORDS = ((10, 0.2), (15, 0.2))
+l.RESERVE = {}
+sys.exit(l.launch({}))
+"""
 
 
 @pytest.mark.parametrize(

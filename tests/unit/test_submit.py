@@ -10,8 +10,8 @@ import pytest
 
 from psgc.cli import main
 from psgc.config import load
-from psgc.slurm_script import Job
-from psgc.submit import sweep_points
+from psgc.launching.slurm_script import Job
+from psgc.launching.submit import sweep_points
 from tests.unit.doctests import assert_examples_hold
 
 ROOT = Path(__file__).parents[2]
@@ -183,7 +183,7 @@ def test_a_sweep_without_values(submit, sweep):
     assert "--sweep " in err or "--set " in err
 
 
-@pytest.mark.parametrize("module", ["psgc.slurm_script", "psgc.submit"])
+@pytest.mark.parametrize("module", ["psgc.launching.slurm_script", "psgc.launching.submit"])
 def test_examples(module):
     assert_examples_hold(module)
 
@@ -313,7 +313,7 @@ def test_what_slurm_says_is_one_line(submit, sbatch, refusal, partition, code, s
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
 def test_the_examples_are_what_psgc_submit_writes(example, monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr("psgc.slurm_script.PROGRAM", Path(".venv/bin/psgc"))
+    monkeypatch.setattr("psgc.launching.slurm_script.PROGRAM", Path(".venv/bin/psgc"))
     text = example.read_text()
     arguments = shlex.split(text.splitlines()[1].removeprefix("# Written by: psgc "))
     place = arguments.index("--output") + 1

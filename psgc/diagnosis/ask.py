@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import IO, Any
 
-from psgc.probe import MARK
+from psgc.diagnosis.probe import MARK
 from psgc.processes import die_with_parent, kill_tree
 
 
@@ -23,7 +23,7 @@ class Answer:
     seconds: float
 
     def lines(self) -> list[dict[str, Any]]:
-        """What `psgc.probe` printed, line by line."""
+        """What `psgc.diagnosis.probe` printed, line by line."""
         found = []
         for line in self.out.splitlines():
             with suppress(ValueError):  # somebody else's line, or half of one

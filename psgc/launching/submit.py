@@ -8,12 +8,12 @@ from pathlib import Path
 
 import yaml
 
-from psgc import slurm
 from psgc.config import Config, load
 from psgc.errors import UserError
+from psgc.launching import slurm
+from psgc.launching.slurm_script import Job, batch_script
 from psgc.plan import make_plan
 from psgc.reporting.files import write_text
-from psgc.slurm_script import Job, batch_script
 from psgc.yaml_source import printable
 
 

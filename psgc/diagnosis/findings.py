@@ -1,13 +1,13 @@
-"""What the answers of `psgc.probe` and of the cluster's own commands mean for a run. Pure: asks nothing itself."""
+"""What the answers of `probe` and of the cluster's own commands mean for a run. Pure: asks nothing itself."""
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from psgc.ask import Answer
+from psgc.diagnosis.ask import Answer
+from psgc.launching.mpirun import Mpirun
 from psgc.machine import FLEETING, NETWORK
-from psgc.mpirun import Mpirun
 
 
 @dataclass(frozen=True, slots=True)

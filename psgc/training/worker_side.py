@@ -4,11 +4,11 @@ from psgc import config as configuration
 from psgc.backend import Backend, open_backend
 from psgc.config import Config
 from psgc.data import ChunkSource
-from psgc.ending import Ending
 from psgc.errors import UserError
 from psgc.plan import Plan
 from psgc.problems import Problem, evaluate
-from psgc.train_inputs import emulated_seconds, make_injector, open_problem, tags
+from psgc.training.ending import Ending
+from psgc.training.inputs import emulated_seconds, make_injector, open_problem, tags
 from psgc.transport import Transport
 from psgc.workers.compute import ComputeThread
 from psgc.workers.desk import Desk

@@ -23,10 +23,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
-from psgc import slurm
 from psgc.config import load
 from psgc.errors import PsgcError, UserError
-from psgc.mpirun import ANYWHERE, Placement, launch_command
+from psgc.launching import slurm
+from psgc.launching.mpirun import ANYWHERE, Placement, launch_command
 from psgc.processes import kill_tree
 
 STOPPERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)  # the last is SLURM's warning, if asked for

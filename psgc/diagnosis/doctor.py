@@ -2,7 +2,7 @@
 
 It probes rather than believes: some ranks are started by the very line that `psgc launch` would use, exchange vectors,
 and lose one of their number. Whatever could hang or crash runs in a process of its own, all of them at the same time
-and each with a limit (`psgc.probe`, `psgc.ask`); `psgc.findings` says what their answers mean.
+and each with a limit (`probe`, `ask`); `findings` says what their answers mean.
 """
 
 import os
@@ -14,9 +14,8 @@ import time
 from collections.abc import Iterable, Mapping
 
 from psgc import __version__
-from psgc.ask import Question
-from psgc.errors import UserError
-from psgc.findings import (
+from psgc.diagnosis.ask import Question
+from psgc.diagnosis.findings import (
     Finding,
     core_findings,
     gpu_findings,
@@ -26,15 +25,16 @@ from psgc.findings import (
     slurm_finding,
     survival,
 )
+from psgc.errors import UserError
+from psgc.launching.mpirun import ANYWHERE, THREADS, Mpirun, Placement, find_mpirun, launch_command
 from psgc.machine import NETWORK, usable_cores
-from psgc.mpirun import ANYWHERE, THREADS, Mpirun, Placement, find_mpirun, launch_command
 
 LIMIT = 16.0  # seconds for everything, but for killing what is late
 MPIRUN_LIMIT = 3.0  # for each of three commands that say which MPI it is
 FILES_LIMIT = 8.0
 SLURM_LIMIT = 5.0  # its commands go on asking for many seconds when nobody answers
 GPU_LIMIT = 15.0  # importing CuPy from a network file system can take long
-PROBE = [sys.executable, "-m", "psgc.probe"]
+PROBE = [sys.executable, "-m", "psgc.diagnosis.probe"]
 PROBE_RANKS = 3  # a server, a worker that dies and one that sees it
 TELL_TRANSPORT = {  # Open MPI's and MPICH's ways of saying which transport they have chosen
     "OMPI_MCA_pml_base_verbose": "10",
@@ -106,7 +106,9 @@ def _probe_mpi(
     """
     share = {name: value for name, value in additions.items() if name in THREADS}  # of the run to come
     size = PROBE_RANKS if placement == ANYWHERE else max(PROBE_RANKS, num_ranks)
-    command, more = launch_command(size, ["ranks"], {**environ, **share}, placement, mpirun=mpirun, module="psgc.probe")
+    command, more = launch_command(
+        size, ["ranks"], {**environ, **share}, placement, mpirun=mpirun, module="psgc.diagnosis.probe"
+    )
     with Question(command, {**environ, **share, **more, **TELL_TRANSPORT}, deadline - time.monotonic()) as job:
         answer = job.answer()
     findings = [mpirun_finding(mpirun), *job_findings(mpirun, "--with-ft" in command, answer, size)]

@@ -10,14 +10,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from psgc import __version__, resume
+from psgc import __version__
 from psgc import config as configuration
 from psgc.backend import Backend, open_backend
 from psgc.config import Config
 from psgc.data import ChunkSource, Dataset
-from psgc.ending import Ending, interruption
 from psgc.errors import RunFailed, TooFewWorkers, UserError
-from psgc.keeper import Keeper
 from psgc.plan import Plan
 from psgc.problems import Problem, quality
 from psgc.reporting.progress import RunProgress
@@ -27,7 +25,10 @@ from psgc.server.checkpoint import Checkpoint, CheckpointWriter, load_newest
 from psgc.server.loop import Server
 from psgc.server.observer import Observer
 from psgc.server.optimizer import make_optimizer
-from psgc.train_inputs import emulated_seconds, initial_params, make_injector, open_problem, open_test, tags
+from psgc.training import resume
+from psgc.training.ending import Ending, interruption
+from psgc.training.inputs import emulated_seconds, initial_params, make_injector, open_problem, open_test, tags
+from psgc.training.keeper import Keeper
 from psgc.transport import Transport
 
 PER_CHUNK_BYTES = 16 << 20  # per iteration into the server, up to which `auto` sends every chunk by itself

@@ -1,4 +1,6 @@
-"""What `psgc doctor` has done in processes of their own, since it may hang or crash: `python -m psgc.probe WHAT ...`.
+"""What `psgc doctor` has done in processes of their own, since it may hang or crash.
+
+`python -m psgc.diagnosis.probe` with
 
     mpirun ... ranks     three or more ranks exchange vectors; then the last one kills itself, and the others look
     gpu                  import CuPy and compute on every GPU

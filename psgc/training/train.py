@@ -11,10 +11,10 @@ import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
-from psgc.ending import Ending, interruption
 from psgc.errors import RunFailed, UserError, one_line
-from psgc.train_server import serve
-from psgc.train_worker import work
+from psgc.training.ending import Ending, interruption
+from psgc.training.server_side import serve
+from psgc.training.worker_side import work
 from psgc.transport import Transport
 
 LAST_RESORT = 20  # seconds after SIGTERM until a worker ends that the server has not told to

@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from psgc.errors import UserError
-from psgc.mpirun import THREADS
+from psgc.launching.mpirun import THREADS
 from psgc.yaml_source import printable
 
 _BESIDE = Path(sys.executable).with_name("psgc")
