@@ -27,8 +27,9 @@ from math import inf
 from typing import Literal
 
 from psgc.errors import ProtocolError
+from psgc.server.fixed_schedules import FixedSchedule
 from psgc.server.group import Group
-from psgc.server.scheduler import FixedSchedule, Loss, Order
+from psgc.server.orders import Loss, Order
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,13 +16,15 @@ from psgc.plan import Plan
 from psgc.server.clock import PolledClock
 from psgc.server.coordinator import Adopt, Collect, Commit, Coordinator, Discard, Finish, Instruction, Reopen
 from psgc.server.decoder import Decoder
+from psgc.server.dynamic_schedule import DynamicSchedule
 from psgc.server.ending import end_workers
 from psgc.server.group import Group
 from psgc.server.observer import Fate, IterationRecord, Observer
 from psgc.server.optimizer import Optimizer
+from psgc.server.orders import Next, Queue, Skip
 from psgc.server.regroup import queues_for
 from psgc.server.rollcall import RollCall
-from psgc.server.scheduler import DynamicSchedule, Next, Queue, Skip, make_schedule
+from psgc.server.scheduler import make_schedule
 from psgc.transport import LARGE, Control, Died, Transport, Vector
 
 POOL_BYTES = 64 << 20  # memory for receives, at least two vectors and at most one per worker

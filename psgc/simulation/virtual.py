@@ -10,8 +10,10 @@ from heapq import heappop, heappush
 from math import inf, isfinite
 
 from psgc.server.coordinator import Coordinator, Discard, Finish, Instruction
+from psgc.server.dynamic_schedule import DynamicSchedule
+from psgc.server.fixed_schedules import FixedSchedule
 from psgc.server.group import Group
-from psgc.server.scheduler import DynamicSchedule, FixedSchedule, Queue, Skip
+from psgc.server.orders import Queue, Skip
 from psgc.workers.state import Report, WorkerState
 
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from psgc import coding
 from psgc.config import Coding
 from psgc.plan import Plan, make_plan, own_share_first
-from psgc.server.scheduler import DynamicSchedule, make_schedule
+from psgc.server.dynamic_schedule import DynamicSchedule
+from psgc.server.scheduler import make_schedule
 from psgc.simulation import closed_form
 from psgc.simulation.virtual import Trial, VirtualCluster
 

@@ -9,8 +9,10 @@ from refusal import refused, snapshot
 
 from psgc.errors import ProtocolError
 from psgc.server.coordinator import Collect, Commit, Coordinator, Discard, Finish
+from psgc.server.fixed_schedules import FixedSchedule
 from psgc.server.group import Group
-from psgc.server.scheduler import FixedSchedule, Queue, Skip, make_schedule
+from psgc.server.orders import Queue, Skip
+from psgc.server.scheduler import make_schedule
 
 COMBINED = pytest.mark.parametrize("combined", [True, False], ids=["combined", "per_chunk"])
 

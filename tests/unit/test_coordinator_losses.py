@@ -5,8 +5,10 @@ from refusal import refused, snapshot
 
 from psgc.errors import TooFewWorkers
 from psgc.server.coordinator import Adopt, Collect, Commit, Coordinator, Discard, Finish, Reopen
+from psgc.server.fixed_schedules import FixedSchedule
 from psgc.server.group import Group
-from psgc.server.scheduler import FixedSchedule, Next, Skip, make_schedule
+from psgc.server.orders import Next, Skip
+from psgc.server.scheduler import make_schedule
 
 COMBINED = pytest.mark.parametrize("combined", [True, False], ids=["combined", "per_chunk"])
 

@@ -30,8 +30,11 @@ from psgc.messages import TAIL, Kind
 from psgc.plan import Plan, make_plan
 from psgc.server.coordinator import Collect, Commit, Coordinator, Discard, Finish, Instruction
 from psgc.server.decoder import Decoder
+from psgc.server.dynamic_schedule import DynamicSchedule
+from psgc.server.fixed_schedules import FixedSchedule
 from psgc.server.group import Group
-from psgc.server.scheduler import DynamicSchedule, FixedSchedule, Order, Queue, Skip, make_schedule
+from psgc.server.orders import Order, Queue, Skip
+from psgc.server.scheduler import make_schedule
 from psgc.workers.desk import CodedGradient, Desk, Result, Work
 from psgc.workers.encoder import Encoder
 from psgc.workers.state import WorkerState

@@ -7,15 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from psgc.errors import UserError
-from psgc.server.scheduler import (
-    DynamicSchedule,
-    FixedSchedule,
-    FullSchedule,
-    Queue,
-    Skip,
-    SkippingSchedule,
-    make_schedule,
-)
+from psgc.server.dynamic_schedule import DynamicSchedule
+from psgc.server.fixed_schedules import FixedSchedule, FullSchedule, SkippingSchedule
+from psgc.server.orders import Queue, Skip
+from psgc.server.scheduler import make_schedule
 
 QUEUES = {1: [0, 2], 2: [1, 0], 3: [2, 1, 0], 4: []}
 

@@ -4,7 +4,10 @@ from math import inf
 
 import pytest
 
-from psgc.server.scheduler import DynamicSchedule, FixedSchedule, Loss, Next, Queue, Skip, make_schedule
+from psgc.server.dynamic_schedule import DynamicSchedule
+from psgc.server.fixed_schedules import FixedSchedule
+from psgc.server.orders import Loss, Next, Queue, Skip
+from psgc.server.scheduler import make_schedule
 
 QUEUES = {1: [0, 1, 2], 2: [1, 2, 0], 3: [2, 0, 1]}
 NAMES = ["uncoded", "random", "static", "skipping", "full"]
