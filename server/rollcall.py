@@ -58,9 +58,14 @@ class RollCall:
         worker.back = not worker.here and worker.chunk < 0
 
     def through(self, rank: int, seconds: float) -> None:
-        """The worker has done or abandoned a chunk that took it so long."""
-        self._workers[rank].chunk = -1
-        self._slowest = max(self._slowest, seconds)
+        """The worker has done or abandoned a chunk that took it so long.
+
+        Of one that is lost, because it was stopped in the chunk, that says nothing about how long chunks take.
+        """
+        worker = self._workers[rank]
+        worker.chunk = -1
+        if worker.here:
+            self._slowest = max(self._slowest, seconds)
 
     def busy(self, rank: int, chunk: int, seconds: float, now: float) -> None:
         """The worker says that it has been in `chunk` for so long; chunk -1: in none."""

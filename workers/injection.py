@@ -35,14 +35,18 @@ class Fault:
 
 
 class Injector:
-    """The faults of this rank; asked at every step of every iteration, from whichever thread is there."""
+    """The faults of this rank; asked at every step of every iteration, from whichever thread is there.
+
+    A fault whose step does not come in its iteration (a worker may have nothing committed, or miss an iteration)
+    happens at that step of a later one.
+    """
 
     def __init__(self, faults: Iterable[Fault] = ()) -> None:
         self._faults = list(faults)
 
     def at(self, step: Step, iteration: int) -> None:
         """Have the faults of this step happen, if there are any."""
-        for fault in [fault for fault in self._faults if (fault.step, fault.iteration) == (step, iteration)]:
+        for fault in [fault for fault in self._faults if fault.step == step and fault.iteration <= iteration]:
             self._faults.remove(fault)
             _happen(fault)
 

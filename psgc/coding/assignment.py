@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from typing import Any, TypeAlias
 
-import networkx as nx
 import numpy as np
 import scipy.sparse
 from scipy.sparse import csr_array
@@ -132,6 +131,8 @@ def graph(num_chunks: int, num_workers: int, replication: int, seed: int) -> Ass
     if degree * m % 2:
         raise UserError(f"graph: replication {degree} x {m} workers is odd; no such regular graph exists")
     _check_size("graph", n, m, n * degree)
+    import networkx as nx  # takes long, and every rank of a run imports this file
+
     best, best_eigenvalue = None, np.inf
     for draw in np.random.default_rng(seed).integers(2**31, size=_GRAPH_TRIES):
         drawn = nx.random_regular_graph(degree, m, seed=int(draw))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from scipy.optimize import linprog
 
 from psgc.coding.assignment import Assignment, check, from_matrix
 
@@ -142,6 +141,8 @@ def _excluded(t: int, supply: Any, gammas: Any, counts: Any, parts: int) -> bool
     supply[r]: how many values above r they can get together; counts[g] of them have gammas[g] holders.
     The price of a value u is rise[0] + ... + rise[u - 1].
     """
+    from scipy.optimize import linprog  # takes long, and every rank of a run imports this file
+
     most = len(supply)
     if most * (int(gammas[0]) - parts + 1) < t:
         return True

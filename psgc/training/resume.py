@@ -94,6 +94,30 @@ def estimates_for(plan: Plan, checkpoint: Checkpoint) -> dict[int, float]:
     return {rank: seconds * checkpoint.num_chunks / plan.num_chunks for rank, seconds in checkpoint.estimates.items()}
 
 
+def without_past_faults(config: Config, first: int) -> Config:
+    """The settings of a run that goes on from iteration `first`, without the faults (faults.inject) that it has had.
+
+    Each happens once: a server that was killed on purpose would otherwise be killed again at every `--resume`.
+    """
+    reached = _reached(Path(config.output), first)
+    ahead = [fault for fault in config.faults.inject if fault.iteration >= reached]
+    return config.model_copy(update={"faults": config.faults.model_copy(update={"inject": ahead})})
+
+
+def _reached(directory: Path, first: int) -> int:
+    """The number of iterations that the run in `directory` has begun, or one more.
+
+    A row is written once the next iteration has begun, and then the one after that may have as well.
+    """
+    if is_done(directory):
+        return first
+    try:
+        last_row = (directory / "iterations.csv").read_text().splitlines()[-1]
+        return max(first, int(last_row.partition(",")[0]) + 3)
+    except (OSError, ValueError, LookupError):
+        return first
+
+
 def is_done(directory: Path) -> bool:
     """Whether the run in `directory` has come to its end, with everything written."""
     try:

@@ -252,11 +252,13 @@ def _prepare(transport: Transport, config_path: str, overrides: Sequence[str], r
     named = [rank for rank in (config.stragglers.factor or config.stragglers.seconds or {}) if rank != "all"]
     if named and max(map(int, named)) > num_workers:
         raise UserError(f"stragglers: rank {max(map(int, named))} is named, but the workers are ranks 1..{num_workers}")
-    if any(fault.rank > num_workers for fault in config.faults.inject):
-        raise UserError(f"faults.inject: this run has ranks 0..{num_workers}")
     emulated_seconds(config, num_workers)
     dataset, problem = open_problem(config)
     checkpoint = _checkpoint(config, problem, dataset) if resuming else None
+    if checkpoint:
+        config = resume.without_past_faults(config, checkpoint.iteration)
+    if any(fault.rank > num_workers for fault in config.faults.inject):
+        raise UserError(f"faults.inject: this run has ranks 0..{num_workers}")
     plan, remark = resume.plan_for(config, num_workers, checkpoint)
     if remark:
         print(remark, flush=True)

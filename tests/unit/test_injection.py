@@ -140,12 +140,19 @@ def test_raise_raises():
 
 def test_a_fault_happens_once_at_its_step_of_its_iteration():
     injector = Injector([Fault("raise", 3, "gradient"), Fault("raise", 4, "begin")])
-    for step, iteration in [("begin", 3), ("gradient", 2), ("gradient", 4), ("sending", 3)]:
+    for step, iteration in [("begin", 3), ("gradient", 2), ("sending", 3)]:
         injector.at(step, iteration)
     for step, iteration in [("gradient", 3), ("begin", 4)]:
         with pytest.raises(RuntimeError):
             injector.at(step, iteration)
         injector.at(step, iteration)
+
+
+def test_a_step_that_does_not_come_in_its_iteration_is_waited_for():
+    injector = Injector([Fault("raise", 3, "after_commit")])
+    with pytest.raises(RuntimeError):
+        injector.at("after_commit", 5)
+    injector.at("after_commit", 6)
 
 
 def test_two_faults_of_one_step_both_happen():

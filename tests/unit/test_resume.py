@@ -173,3 +173,39 @@ def test_only_a_whole_summary_says_done(tmp_path, text, done):
     assert not resume.is_done(tmp_path)
     (tmp_path / "summary.json").write_text(text)
     assert resume.is_done(tmp_path) == done
+
+
+def injected(*iterations):
+    faults = [{"kind": "kill", "rank": 0, "iteration": iteration, "step": "begin"} for iteration in iterations]
+    return config(faults__inject=faults, output="out")
+
+
+def ahead(config, first):
+    return [fault.iteration for fault in resume.without_past_faults(config, first).faults.inject]
+
+
+@pytest.mark.parametrize("last_row", ["", "iteration,loss", "iteration,loss\n5,0.1\n"])
+def test_faults_before_the_first_iteration_lie_behind(tmp_path, monkeypatch, last_row):
+    monkeypatch.chdir(tmp_path)
+    assert ahead(injected(9, 10), 10) == [10]  # nothing is known of the run
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/iterations.csv").write_text(last_row)
+    assert ahead(injected(9, 10), 10) == [10]
+
+
+def test_the_fault_that_ended_a_run_does_not_end_it_again(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "out").mkdir()
+    # a server that dies when iteration 12 begins has not written the row of iteration 11 yet
+    (tmp_path / "out/iterations.csv").write_text("iteration,loss\n" + "".join(f"{i},0.1\n" for i in range(11)))
+    assert ahead(injected(5, 12, 13), 10) == [13]
+    (tmp_path / "out/summary.json").write_text('{"status": "failed"}')
+    assert ahead(injected(5, 12, 13), 10) == [13]
+
+
+def test_a_run_that_was_done_and_is_extended_has_all_later_faults_ahead(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/iterations.csv").write_text("iteration,loss\n39,0.1\n")
+    (tmp_path / "out/summary.json").write_text('{"status": "done"}')
+    assert ahead(injected(39, 40), 40) == [40]
