@@ -1,0 +1,212 @@
+"""The faults that a run has to survive: each as data, with what has to come of it.
+
+A run gets some of them, each in an iteration and on workers of its own. What it left is then held against the run
+without any: the parameters, who was lost when and why, and what that cost.
+"""
+
+import csv
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import yaml
+
+from psgc.data import write_dense
+
+TRANSFERS = ("per_chunk", "combined")
+CLOSE = 1e-10  # largest difference of a parameter: the rounding of sums in another order
+DIED, SILENT = "its process died", "not heard for "
+AT_ONCE = 0.2  # seconds until a death is noticed and what it takes back is under way again, beside the work itself
+FEATURES = 5000  # 40 kB a vector: more than MPI sends off without asking the receiver first
+
+
+@dataclass(frozen=True)
+class Case:
+    """A fault and its outcome.
+
+    kind, step: as in faults.inject; workers: how many it befalls at once; seconds: for those that end, in units of
+    collect_timeout; reason: how the reason in lost.csv begins, or what is in it.
+    """
+
+    name: str
+    kind: str
+    step: str = "gradient"
+    reason: str = SILENT
+    workers: int = 1
+    seconds: float | None = None
+    transfers: tuple[str, ...] = TRANSFERS
+
+    @property
+    def at_once(self) -> bool:
+        """Whether it is noticed without any waiting."""
+        return self.kind in ("kill", "raise")
+
+    @property
+    def returns(self) -> bool:
+        return self.seconds is not None
+
+    @property
+    def withholds(self) -> bool:
+        """Whether others wait for what the worker has committed and does not deliver."""
+        return self.step == "after_commit" and not self.at_once
+
+
+CASES = (
+    Case("SIGKILL when an iteration begins", "kill", "begin", DIED),
+    Case("SIGKILL in a gradient", "kill", "gradient", DIED),
+    Case("SIGKILL of two at once", "kill", "gradient", DIED, workers=2),
+    Case("SIGKILL before a report", "kill", "before_report", DIED),
+    Case("SIGKILL between report and commit", "kill", "after_report", DIED),
+    Case("SIGKILL between commit and collect", "kill", "after_commit", DIED, transfers=("combined",)),
+    Case("SIGKILL while sending", "kill", "sending", DIED),
+    Case("exception in a gradient", "raise", reason="RuntimeError: a fault on purpose"),
+    Case("SIGSTOP then SIGCONT", "stop", seconds=2.0),
+    Case("interpreter lock held", "hold", seconds=2.0),
+    Case("SIGSTOP", "stop"),
+    Case("SIGSTOP between commit and collect", "stop", "after_commit", transfers=("combined",)),
+    Case("os._exit(3)", "exit"),
+    Case("gradient that never returns", "hang", reason="its gradient does not return"),
+)
+SERVER_KILLED = Case("SIGKILL of the server", "kill", "begin")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Of a run: every chunk takes `chunk_seconds`, the rest is as in the run's YAML."""
+
+    transfer: str
+    parts: int
+    iterations: int
+    chunk_seconds: float
+    chunks_per_worker: int
+    replication: int
+    collect_timeout: float
+
+    @property
+    def redone(self) -> float:
+        """Seconds that an iteration takes longer when one of eight workers or more leaves its work to the others."""
+        return 2 * self.chunk_seconds + AT_ONCE
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A case in a run: when, and on which workers."""
+
+    case: Case
+    iteration: int
+    ranks: tuple[int, ...]
+
+
+def cases(transfer: str) -> list[Case]:
+    """Those that there are with this transfer."""
+    return [case for case in CASES if transfer in case.transfers]
+
+
+def plan(cases: Iterable[Case], first: int, gap: int = 1, rank: int = 1) -> list[Planned]:
+    """Each case in an iteration and on workers of its own, from these on."""
+    planned = []
+    for case in cases:
+        planned.append(Planned(case, first, tuple(range(rank, rank + case.workers))))
+        first, rank = first + gap, rank + case.workers
+    return planned
+
+
+def write_data(folder: Path) -> None:
+    rng = np.random.default_rng(0)
+    write_dense(str(folder / "data.npz"), rng.normal(size=(640, FEATURES)) / FEATURES**0.5, rng.normal(size=640))
+
+
+def config_text(settings: Settings, planned: Sequence[Planned], output: str) -> str:
+    """The YAML of a run."""
+    return yaml.safe_dump(
+        {
+            "problem": {"kind": "least_squares"},
+            "data": {"path": "data.npz"},
+            "optimizer": {"kind": "momentum", "lr": 0.5},
+            "iterations": settings.iterations,
+            "coding": {
+                "chunks_per_worker": settings.chunks_per_worker,
+                "replication": settings.replication,
+                "parts": settings.parts,
+            },
+            "transfer": settings.transfer,
+            "checkpoint": {"every": 5},
+            "stragglers": {"kind": "slow", "seconds": {"all": settings.chunk_seconds}},
+            "faults": {
+                "collect_timeout": settings.collect_timeout,
+                "inject": [fault for p in planned for fault in _injections(p, settings.collect_timeout)],
+            },
+            "output": output,
+        },
+        sort_keys=False,
+    )
+
+
+def _injections(planned: Planned, collect_timeout: float) -> Iterator[dict[str, object]]:
+    case = planned.case
+    for rank in planned.ranks:
+        fault = {"kind": case.kind, "rank": rank, "iteration": planned.iteration, "step": case.step}
+        yield fault | ({} if case.seconds is None else {"seconds": case.seconds * collect_timeout})
+
+
+class Outcome:
+    """What a run left in its run directory. `iterations`: the seconds of each."""
+
+    def __init__(self, directory: Path) -> None:
+        self.summary = json.loads((directory / "summary.json").read_text())
+        self.params = np.load(directory / "params.npy")
+        self.iterations = [float(row["seconds"]) for row in _rows(directory / "iterations.csv")]
+        self.events = [
+            (row["event"], int(row["worker"]), int(row["iteration"]), row["reason"])
+            for row in _rows(directory / "lost.csv")
+        ]
+
+    def lost(self, ranks: Iterable[int]) -> list[tuple[int, str]]:
+        """When these workers were lost, and why."""
+        return [
+            (iteration, reason) for event, rank, iteration, reason in self.events if event == "lost" if rank in ranks
+        ]
+
+    def time_lost(self, planned: Planned) -> tuple[float, float]:
+        """Seconds of the slowest iteration from the fault to when it was noticed, and the median of those before."""
+        noticed = max((iteration for iteration, _ in self.lost(planned.ranks)), default=planned.iteration)
+        return max(self.iterations[planned.iteration : noticed + 1]), median(self.iterations[1 : planned.iteration])
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    if not path.exists():
+        return []
+    with path.open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def complaints(planned: Sequence[Planned], settings: Settings, outcome: Outcome, undisturbed: np.ndarray) -> list[str]:
+    """What is not as it has to be, but for the time: nothing in a run that survived all its faults."""
+    found = []
+    if (outcome.summary["status"], len(outcome.iterations)) != ("done", settings.iterations):
+        found.append(f"the run is not done: {outcome.summary['status']}, {len(outcome.iterations)} iterations")
+    if not (difference := np.abs(outcome.params - undisturbed).max()) <= CLOSE:
+        found.append(f"a parameter differs by {difference:.1e}")
+    befallen = {rank for p in planned for rank in p.ranks}
+    found += [f"nothing befell its worker: {event}" for event in outcome.events if event[1] not in befallen]
+    for p in planned:
+        for rank in p.ranks:
+            found += [f"{p.case.name}, worker {rank}: {what}" for what in _wrong_record(p, rank, settings, outcome)]
+    return found
+
+
+def _wrong_record(planned: Planned, rank: int, settings: Settings, outcome: Outcome) -> Iterator[str]:
+    case = planned.case
+    events = [event for event, who, _, _ in outcome.events if who == rank]
+    if events != ["lost", "returned"][: 2 if case.returns else 1]:
+        yield f"its record is {events}"
+    for iteration, reason in outcome.lost([rank]):
+        if case.reason not in reason:
+            yield f"lost because: {reason}"
+        until = sum(outcome.iterations[planned.iteration : iteration])  # when that iteration began
+        latest = 2 * AT_ONCE if case.at_once else settings.collect_timeout + 1.0
+        if not (planned.iteration <= iteration and until <= latest):
+            yield f"lost in iteration {iteration}, {until:.1f} s after the fault in {planned.iteration}"

@@ -1,0 +1,62 @@
+"""Every fault of the matrix, under real mpirun: a run gets all of them, and comes to what the run without any does.
+
+`make faults` has each alone, and measures what it costs.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.faults.matrix import TRANSFERS, Outcome, Planned, Settings, cases, complaints, config_text, plan, write_data
+from tests.ranks.mpirun import Finished, run
+
+ITERATIONS = 60
+WORKERS = 17
+COLLECT_TIMEOUT = 1.5
+MARGIN = 1.0  # seconds that this machine may be busy with other things
+
+
+def settings(transfer: str, parts: int) -> Settings:
+    # so many holders that those who are silent together, and not yet missed, leave each chunk `parts` others
+    return Settings(transfer, parts, ITERATIONS, 0.02 / parts, 2, 6, COLLECT_TIMEOUT)
+
+
+def launched(folder: Path, settings: Settings, planned: Sequence[Planned], output: str, workers: int) -> Finished:
+    (folder / f"{output}.yaml").write_text(config_text(settings, planned, output))
+    return run([sys.executable, "-m", "psgc", "launch", f"{output}.yaml", "-n", str(workers + 1)], folder, timeout=90)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With the data, and in `undisturbed` the run without faults."""
+    folder = tmp_path_factory.mktemp("matrix")
+    write_data(folder)
+    fast = Settings("per_chunk", 1, ITERATIONS, 1e-4, 6, 1, collect_timeout=10.0)
+    finished = launched(folder, fast, [], "undisturbed", workers=3)
+    assert finished.returncode == 0, finished.said
+    assert Outcome(folder / "undisturbed").events == []
+    return folder
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("transfer", TRANSFERS)
+def test_a_run_survives_every_fault_and_stays_exact(folder: Path, transfer: str, parts: int) -> None:
+    how = settings(transfer, parts)
+    silent_first = sorted(cases(transfer), key=lambda case: case.at_once)
+    planned = plan(silent_first, first=3, gap=2)
+    output = f"{transfer}-{parts}"
+    finished = launched(folder, how, planned, output, WORKERS)
+    assert finished.returncode == 0, finished.said
+    assert not finished.orphans, finished.said
+    outcome = Outcome(folder / output)
+    assert complaints(planned, how, outcome, np.load(folder / "undisturbed/params.npy")) == [], finished.said
+
+    waiting = [p for p in planned if p.case.withholds]
+    assert len(waiting) == (transfer == "combined")
+    for p in waiting:  # what a worker withholds is waited for
+        assert COLLECT_TIMEOUT - 0.1 < outcome.iterations[p.iteration] < COLLECT_TIMEOUT + MARGIN
+        del outcome.iterations[p.iteration]
+    assert max(outcome.iterations) < COLLECT_TIMEOUT - 0.1  # and nobody waits for who is silent otherwise
