@@ -18,6 +18,9 @@ from psgc.data.npz import map_npy, map_npz
 from psgc.errors import UserError, one_line
 
 MAX_WORKERS = 1_000_000
+_COMMON = {"format", "shape", "data", "_is_array"}  # what scipy.sparse.save_npz writes of every matrix
+_COMPRESSED = {"indices", "indptr"}  # and what besides, by the layout
+_MEMBERS = {"csr": _COMPRESSED, "csc": _COMPRESSED, "bsr": _COMPRESSED, "coo": {"row", "col"}, "dia": {"offsets"}}
 
 
 @dataclass(frozen=True)
@@ -167,14 +170,18 @@ def read_assignment(path: str) -> scipy.sparse.csr_array:
 
 
 def _sparse_matrix(path: str) -> Any:
-    map_npz(path)  # refuses all that is not plain arrays of the sizes that they claim
+    arrays = map_npz(path)  # refuses all that is not plain arrays of the sizes that they claim
+    layout = arrays["format"].tobytes()[:20].decode("latin-1") if "format" in arrays else ""
+    if unused := ", ".join(sorted(arrays.keys() - _MEMBERS.get(layout, arrays.keys()) - _COMMON)):
+        raise UserError(f"{path}: holds {unused[:200]!r} besides, which would not be used")
+    shape, entries = arrays.get("shape"), arrays.get("data", np.empty(0)).size
+    if shape is not None and shape.shape == (2,) and (shape[0] > entries or shape[1] > MAX_WORKERS):
+        chunks, workers = shape.tolist()  # SciPy would take memory for all of them
+        raise UserError(f"{path}: {entries} entries cannot assign {chunks} chunks to {workers} workers")
     try:
         matrix: Any = scipy.sparse.load_npz(path)
         if hasattr(matrix, "check_format"):  # else a wrong index reads and writes memory of others
             matrix.check_format()
     except Exception as error:  # SciPy raises many kinds for arrays that do not fit each other
         raise UserError(f"{path}: damaged ({one_line(error)})") from None
-    if len(matrix.shape) == 2 and (matrix.shape[0] > matrix.nnz or matrix.shape[1] > MAX_WORKERS):
-        chunks, workers = matrix.shape
-        raise UserError(f"{path}: {matrix.nnz} entries cannot assign {chunks} chunks to {workers} workers")
     return matrix

@@ -10,7 +10,7 @@ import numpy as np
 
 from psgc.backend import Array, Backend
 from psgc.data import ChunkSource
-from psgc.errors import one_line
+from psgc.errors import UserError, one_line
 from psgc.workers.desk import Desk, Result, Work
 from psgc.workers.emulation import Emulation
 from psgc.workers.injection import Injector
@@ -55,7 +55,7 @@ class ComputeThread(threading.Thread):
             try:
                 self._do(work)
             except BaseException as error:  # even sys.exit() in a model: without this thread the run would hang
-                known = isinstance(error, _BadGradient)
+                known = isinstance(error, _BadGradient | UserError)  # the latter: damaged data
                 self._desk.failed(work, str(error) if known else f"{one_line(error)}\n{traceback.format_exc()}")
 
     def _do(self, work: Work) -> None:
@@ -85,7 +85,8 @@ class ComputeThread(threading.Thread):
                 raise _BadGradient(f"the gradient has shape {gradient.shape}, expected ({self._dim},)")
             gradient = self._backend.xp.ascontiguousarray(gradient, self._dtype)
         if not self._backend.all_finite(gradient):
-            raise _BadGradient("the gradient has entries that are NaN or infinite")
+            flaw = self._chunks.flaw(work.chunk)
+            raise _BadGradient("the gradient has entries that are NaN or infinite" + (flaw and f"; {flaw}"))
         _lock(gradient)
         return float(loss), gradient
 

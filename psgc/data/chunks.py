@@ -75,11 +75,28 @@ class ChunkSource:
             self._chunks[i] = self._load(i)
         return self._chunks[i]
 
+    def flaw(self, i: int) -> str:
+        """The first row of chunk i with a feature that is NaN or infinite, for messages; empty when there is none."""
+        if self._dataset is None:
+            return ""
+        lo, hi = self._bounds(i, self._dataset)
+        X, _ = self._dataset.rows(lo, hi)
+        values = X.data if self._dataset.sparse else X
+        places = np.argwhere(~np.isfinite(values))
+        if not len(places):
+            return ""
+        first = places[0][0]
+        row = lo + int(np.searchsorted(X.indptr, first, side="right") - 1 if self._dataset.sparse else first)
+        return f"{self._dataset.path}: row {row} holds {values[tuple(places[0])]}"
+
+    def _bounds(self, i: int, dataset: Dataset) -> tuple[int, int]:
+        return i * dataset.num_rows // self._num_chunks, (i + 1) * dataset.num_rows // self._num_chunks
+
     def _load(self, i: int) -> Chunk:
         if self._dataset is None:
             return Chunk(i, None, None, 1 / self._num_chunks)
         num_rows = self._dataset.num_rows
-        lo, hi = i * num_rows // self._num_chunks, (i + 1) * num_rows // self._num_chunks
+        lo, hi = self._bounds(i, self._dataset)
         X, y = self._dataset.rows(lo, hi)
         if self._dataset.sparse:
             values, indices, indptr = self._usable(X.data), _in_place(X.indices), _in_place(X.indptr)
@@ -89,7 +106,12 @@ class ChunkSource:
         return Chunk(i, X, self._backend.asarray(self._usable(y)), (hi - lo) / num_rows)
 
     def _usable(self, array: np.ndarray) -> np.ndarray:
-        return _in_place(array, self._dtype)
+        try:
+            with np.errstate(over="raise"):
+                return _in_place(array, self._dtype)
+        except FloatingPointError:
+            assert self._dataset is not None
+            raise UserError(f"{self._dataset.path}: holds numbers that are too large for {self._dtype}") from None
 
 
 def _in_place(array: np.ndarray, dtype: Any = None) -> np.ndarray:

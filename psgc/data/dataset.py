@@ -7,8 +7,8 @@
 | `.npy` | `X`, with `y` in a second .npy file (`labels`) |
 | else | LIBSVM text |
 
-Opening a binary file reads headers and sparse row pointers and nothing else; features are read chunk by chunk
-by whoever needs them.
+Anything else in a file would be ignored, and is refused. Opening a binary file reads headers and sparse row pointers
+and nothing else; features are read chunk by chunk by whoever needs them.
 """
 
 import os
@@ -100,11 +100,12 @@ def _from_npz(path: str, labels: str | None) -> Dataset:
         raise UserError(
             f"{path}: expected X and y, or data, indices, indptr, shape and y (sparse CSR), found {found!r}"
         )
+    used = {"y", *((*_SPARSE, "format", "_is_array") if is_sparse else ("X",))}
+    if unused := ", ".join(sorted(arrays.keys() - used)):
+        raise UserError(f"{path}: holds {unused[:200]!r} besides, which would not be used")
     y = arrays["y"] if "y" in arrays else _read_labels(path, labels)
     if not is_sparse:
         return _dense(path, arrays["X"], y)
-    if "X" in arrays:
-        raise UserError(f"{path}: holds X and a sparse matrix (data, indices, indptr, shape), expected one of them")
     if "format" in arrays and (arrays["format"].nbytes > 100 or arrays["format"].tobytes() != b"csr"):
         raise UserError(f"{path}: expected sparse format csr, found {arrays['format'].ravel()[:1].tobytes()[:20]!r}")
     return _sparse(path, arrays["data"], arrays["indices"], arrays["indptr"], arrays["shape"], y)

@@ -3,6 +3,7 @@
 import io
 from array import array
 from collections.abc import Iterable
+from math import isinf
 
 import numpy as np
 import scipy.sparse
@@ -44,17 +45,17 @@ def _parse(path: str, lines: Iterable[str], num_features: int | None) -> tuple[s
         if not fields:
             continue
         if "_" in text or not text.isascii():  # Python would read 1_0 as 10, and the digits of any script
-            strange = next(field for field in fields if "_" in field or not field.isascii())
+            strange = next((field for field in fields if "_" in field or not field.isascii()), text)
             raise UserError(f"{where}: {_EXPECTED}, got {strange[:40]!r}")
         try:
-            labels.append(float(fields[0]))
+            labels.append(_number(fields[0]))
         except ValueError:
             raise UserError(f"{where}: {_EXPECTED}, got label {fields[0][:40]!r}") from None
         previous = 0
         for field in fields[1:]:
             left, _, right = field.partition(":")
             try:
-                index, value = int(left), float(right)
+                index, value = int(left), _number(right)
             except ValueError:
                 raise UserError(f"{where}: {_EXPECTED}, got {field[:40]!r}") from None
             if index <= previous or index > _LARGEST_INDEX:
@@ -71,3 +72,11 @@ def _parse(path: str, lines: Iterable[str], num_features: int | None) -> tuple[s
         (np.frombuffer(values), np.frombuffer(indices, np.intc), np.frombuffer(indptr, np.int64)), shape=shape
     )
     return X, np.frombuffer(labels)
+
+
+def _number(text: str) -> float:
+    """As `float` has it, but what only rounding makes infinite is no number. Raises ValueError."""
+    value = float(text)
+    if isinf(value) and "n" not in text.lower():  # an infinity that is meant has an n
+        raise ValueError
+    return value

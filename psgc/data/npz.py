@@ -5,15 +5,21 @@ stored uncompressed can be mapped at its place in the archive instead, so that t
 one copy and read only the pages they touch. NumPy puts members at odd addresses, which BLAS cannot use in
 place; `write_dense` and `write_sparse` pad the zip headers so that every array starts at a multiple of 64.
 
-Every byte of a file is foreign: whatever is wrong with it becomes a UserError. Nothing is ever unpickled.
+Every byte of a file is foreign: whatever is wrong with it becomes a UserError, and so do bytes that belong to no
+array. Nothing is ever unpickled. The archive's checksum of a mapped member is not looked at, since that would read
+all of it.
 """
 
 import errno
 import io
 import math
 import os
+import re
 import struct
+import warnings
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -24,7 +30,8 @@ from psgc.errors import UserError
 from psgc.regular_files import open_regular, to_replace
 
 ALIGNMENT = 64
-_LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, ..., length of the name, length of the extra field
+_LOCAL_HEADER = struct.Struct("<26xHH")  # ..., length of the name, length of the extra field
+_END_LENGTH = 22  # bytes of the record that ends an archive, without its comment
 _PADDING_ID = 0xD935  # the extra field that other tools use to align members too
 
 
@@ -38,9 +45,7 @@ def map_npz(path: str) -> dict[str, np.ndarray]:
     """The arrays of an .npz file by name: memory-mapped where stored uncompressed, read where compressed."""
     arrays: dict[str, np.ndarray] = {}
     with _foreign(path, "no .npz file of plain numbers"), open_regular(path) as file, zipfile.ZipFile(file) as archive:
-        file.seek(0)
-        if file.read(2) != b"PK":  # zipfile looks for the end only, numpy.load for the beginning
-            raise ValueError("it does not begin as an archive does")
+        _check_ends(file, archive)
         _check_memory(path, archive.infolist())
         for info in archive.infolist():
             name = info.filename.removesuffix(".npy")
@@ -74,24 +79,31 @@ def write_sparse(path: str | os.PathLike[str], X: Any, y: Any) -> None:
     _write(Path(path), {**arrays, "format": np.array(b"csr"), "y": y})
 
 
-class _foreign:
+@contextmanager
+def _foreign(path: str, expected: str) -> Iterator[None]:
     """Turns whatever a parser says about foreign bytes into one UserError.
 
     zipfile, zlib, ast and NumPy have a dozen exceptions for damaged input and promise none of them.
     """
-
-    def __init__(self, path: str, expected: str) -> None:
-        self._path, self._expected = path, expected
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on strange headers: those that can be read are right or refused below
+            yield
+    except UserError:
+        raise
+    except Exception as error:
         if isinstance(error, OSError) and error.strerror and error.errno != errno.EINVAL:  # that is a wild seek
-            raise UserError(f"{self._path}: cannot read it: {error.strerror.lower()}") from error
-        if isinstance(error, Exception) and not isinstance(error, UserError):
-            said = " ".join(str(error).split())[:200] or type(error).__name__
-            raise UserError(f"{self._path}: damaged, or {self._expected}: {said}") from error
+            raise UserError(f"{path}: cannot read it: {error.strerror.lower()}") from error
+        said = re.sub(r" at 0x\w+", "", " ".join(str(error).split()))[:200] or type(error).__name__
+        raise UserError(f"{path}: damaged, or {expected}: {said}") from error
+
+
+def _check_ends(file: BinaryIO, archive: zipfile.ZipFile) -> None:
+    """Refuse bytes before the first member and behind the end, which zipfile passes over: one archive of two."""
+    file.seek(-_END_LENGTH - len(archive.comment), os.SEEK_END)
+    first = min((info.header_offset for info in archive.infolist()), default=0)
+    if first != 0 or file.read(4) != b"PK\x05\x06":
+        raise ValueError("there are bytes before the archive or behind it")
 
 
 def _check_memory(path: str, members: list[zipfile.ZipInfo]) -> None:
@@ -110,10 +122,11 @@ def _member(path: str, file: BinaryIO, archive: zipfile.ZipFile, info: zipfile.Z
         raise ValueError(f"{info.filename!r:.40} is compressed in a way that NumPy does not use")
     if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:  # bit 0: encrypted, read() refuses it
         return _parse(archive.read(info))
+    if info.compress_size != info.file_size:
+        raise ValueError(f"{info.filename!r:.40} has two sizes, {info.compress_size} and {info.file_size} bytes")
+    archive.open(info).close()  # zipfile compares what the directory says with what stands before the member
     file.seek(info.header_offset)
-    signature, name_length, extra_length = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
-    if signature != b"PK\x03\x04":
-        raise ValueError(f"no local header for {info.filename}")
+    name_length, extra_length = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
     start = info.header_offset + _LOCAL_HEADER.size + name_length + extra_length
     return _map(path, file, start, start + info.file_size)
 
@@ -123,8 +136,7 @@ def _map(path: str, file: BinaryIO, start: int, end: int) -> np.ndarray:
     file.seek(start)
     shape, fortran, dtype, size = _header(file)
     offset = file.tell()
-    if offset + size > min(end, os.path.getsize(path)):
-        raise ValueError(f"an array of shape {shape} needs {size} bytes, {max(0, end - offset)} are there")
+    _check_size(shape, size, min(end, os.path.getsize(path)) - offset)
     if size == 0:  # nothing to map
         return np.empty(shape, dtype)
     return np.memmap(path, dtype, "r", offset, shape, "F" if fortran else "C")
@@ -133,9 +145,15 @@ def _map(path: str, file: BinaryIO, start: int, end: int) -> np.ndarray:
 def _parse(content: bytes) -> np.ndarray:
     """The .npy array that `content` holds."""
     stream = io.BytesIO(content)
-    shape, fortran, dtype, _ = _header(stream)
+    shape, fortran, dtype, size = _header(stream)
+    _check_size(shape, size, len(content) - stream.tell())
     flat = np.frombuffer(content, dtype, math.prod(shape), stream.tell())
     return flat.reshape(shape, order="F" if fortran else "C")
+
+
+def _check_size(shape: tuple[int, ...], needed: int, there: int) -> None:
+    if needed != there:
+        raise ValueError(f"an array of shape {shape} needs {needed} bytes, {max(0, there)} are there")
 
 
 def _header(stream: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
@@ -147,7 +165,7 @@ def _header(stream: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype[Any], int
         shape, fortran, dtype = np.lib.format.read_array_header_2_0(stream)
     else:
         raise ValueError(f".npy version {version} holds no plain numbers")
-    if dtype.kind not in "fiubS" or dtype.itemsize == 0:
+    if dtype.kind not in "fiubS" or dtype.itemsize == 0 or (dtype.kind == "f" and dtype.itemsize > 8):
         raise ValueError(f"an array of {dtype} where plain numbers belong")
     if any(length < 0 for length in shape):
         raise ValueError(f"shape {shape}")

@@ -46,13 +46,13 @@ def check_labels(kind: str, dataset: Dataset, num_classes: int | None = None) ->
     """
     if kind not in ("least_squares", "logistic", "softmax", "mlp"):
         raise UserError(f"problem.kind: expected least_squares, logistic, softmax or mlp, got {kind!r}")
-    where = f"labels of {dataset.path}"
     if not np.isfinite(dataset.y).all():
         row = int(np.flatnonzero(~np.isfinite(dataset.y))[0])
-        raise UserError(f"{where}: row {row} has {dataset.y[row]}, expected finite numbers")
+        raise UserError(f"{dataset.path}: the label of row {row} is {dataset.y[row]}, expected finite numbers")
     if kind == "least_squares":
         return 0
     found = np.unique(dataset.y)
+    where = f"{dataset.path}: the labels"
     if kind == "logistic":
         if not (np.isin(found, (0, 1)).all() or np.isin(found, (-1, 1)).all()):
             raise UserError(f"{where} are {_shown(found)}; logistic needs 0/1 or -1/+1")

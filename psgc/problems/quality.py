@@ -24,10 +24,10 @@ def quality(
     for what in ("loss", "accuracy"):
         measure = getattr(problem, what, None)
         if measure is not None and not (what == "loss" and name == "training"):
-            weights = [source.chunk(i).weight if what == "accuracy" else 1.0 for i in range(pieces)]
             try:
+                weights = [source.chunk(i).weight if what == "accuracy" else 1.0 for i in range(pieces)]
                 value = float(sum(w * float(measure(params, source.chunk(i))) for i, w in enumerate(weights)))
-            except Exception as error:  # the user's code; the run itself is done and well
+            except Exception as error:  # the user's code or damaged data; the run itself is done and well
                 print(f"psgc: no {name} {what}: {one_line(error)}", file=sys.stderr)
             else:
                 found[f"{name}_{what}"] = value

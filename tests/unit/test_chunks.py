@@ -100,7 +100,31 @@ def test_float32_is_float32_throughout(tmp_path, write):
     assert chunk.X.dtype == chunk.y.dtype == np.float32
 
 
+@pytest.mark.parametrize("write", [write_dense, write_sparse])
+@pytest.mark.parametrize("where", ["features", "labels"])
+def test_numbers_that_float32_does_not_have_are_refused(tmp_path, write, where):
+    large = 1e300
+    write(tmp_path / "a.npz", X * large if where == "features" else X, y * large if where == "labels" else y)
+    whole(open_data(str(tmp_path / "a.npz")), 4)
+    with pytest.raises(UserError, match=r"a\.npz: holds numbers that are too large for float32"):
+        whole(open_data(str(tmp_path / "a.npz")), 4, "float32")
+    write(tmp_path / "a.npz", np.where(X > 0, np.inf, 0), y)  # what is infinite in the file is so in memory
+    assert len(whole(open_data(str(tmp_path / "a.npz")), 4, "float32")) == 4
+
+
+@pytest.mark.parametrize("write", [write_dense, write_sparse])
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_the_row_with_a_number_that_is_none_is_found(tmp_path, write, value):
+    flawed = X.copy()
+    flawed[13, 2] = flawed[17, 1] = float(value)
+    write(tmp_path / "a.npz", flawed, y)
+    source = ChunkSource(open_data(str(tmp_path / "a.npz")), 4, "float64", Backend())
+    assert [source.flaw(i) for i in (0, 1, 3)] == ["", "", f"{tmp_path}/a.npz: row 17 holds {value}"]
+    assert source.flaw(2) == f"{tmp_path}/a.npz: row 13 holds {value}"
+
+
 def test_a_problem_without_data_gets_weights_only():
+    assert ChunkSource(None, 4, "float64", Backend()).flaw(0) == ""
     chunks = whole(None, 4)
     assert [(chunk.index, chunk.X, chunk.y, chunk.weight) for chunk in chunks] == [
         (i, None, None, 0.25) for i in range(4)

@@ -67,10 +67,11 @@ def mean_row(params, chunk, rng):
 
 
 def thread_for(
-    desk, evaluate, rank=1, seed=0, batch=None, dtype="float64", emulation=None, backend=None, dim=DIM, faults=()
-):
+    desk, evaluate, rank=1, seed=0, batch=None, dtype="float64", emulation=None, backend=None, dim=DIM, faults=(),
+    dataset=DATASET,
+):  # fmt: skip
     backend = backend or Backend()
-    chunks = ChunkSource(DATASET, CHUNKS, dtype, backend)
+    chunks = ChunkSource(dataset, CHUNKS, dtype, backend)
     emulation = emulation or Emulation("none", rank, seed)
     return ComputeThread(desk, evaluate, chunks, backend, dim, dtype, emulation, Injector(faults), seed, batch)
 
@@ -276,6 +277,20 @@ def test_a_mistake_of_the_model_is_told_with_its_traceback_and_the_next_chunk_co
     assert lines[1] == "Traceback (most recent call last):"
     assert lines[-1].startswith(first_line)
     assert list(desk.results) == [(0, 1)]
+
+
+def test_damaged_data_is_told_in_one_line(clock):
+    large, flawed = ROWS * 1e300, np.where(ROWS == 25, np.nan, ROWS)
+    for rows, told in (
+        (large, "data.npz: holds numbers that are too large for float32"),
+        (flawed, "the gradient has entries that are NaN or infinite; data.npz: row 25 holds nan"),
+    ):
+        dataset = Dataset("data.npz", 40, 1, False, rows[:, None], ROWS)
+        desk = FakeDesk([Work(0, 2, PARAMS, 0.0)], clock)
+        thread_for(
+            desk, lambda params, chunk, rng: (0.0, chunk.X.mean() * params), dtype="float32", dataset=dataset
+        ).run()
+        assert desk.failures[0, 2] == told
 
 
 def test_a_gradient_that_cannot_be_coded_is_a_failure_as_well(run, clock):

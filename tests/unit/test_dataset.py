@@ -72,6 +72,8 @@ CSR = {
         ({"A": X}, "expected X and y, or data, indices, indptr, shape and y"),
         ({"X": X}, "holds features only"),
         ({"X": X[0], "y": y}, r"expected X of shape \(rows, features\), found \(3,\)"),
+        ({"X": X, "y": y, "weights": y}, "holds 'weights' besides, which would not be used"),
+        ({**CSR, "X": X}, "holds 'X' besides, which would not be used"),
         ({"X": X, "y": y[:3]}, r"one label for each of 4 rows, found y of shape \(3,\)"),
         ({"X": X, "y": y[:, None]}, r"one label for each of 4 rows, found y of shape \(4, 1\)"),
         ({"X": X, "y": np.array([b"a", b"b", b"c", b"d"])}, "expected numbers in y, found dtype"),

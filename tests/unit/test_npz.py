@@ -88,6 +88,58 @@ def test_a_header_that_promises_more_than_the_member_holds_is_refused(tmp_path):
         map_npz(str(path))
 
 
+def with_member(path, content, method=zipfile.ZIP_STORED):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("X.npy", content, method)
+    return str(path)
+
+
+def test_bytes_that_belong_to_no_array_are_refused(tmp_path):
+    np.save(tmp_path / "a.npy", np.zeros(3))
+    longer = (tmp_path / "a.npy").read_bytes() + bytes(8)  # as by two calls of numpy.save for one file
+    (tmp_path / "b.npy").write_bytes(longer)
+    with pytest.raises(UserError, match="needs 24 bytes, 32 are there"):
+        map_npy(str(tmp_path / "b.npy"))
+    for method in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        with pytest.raises(UserError, match="needs 24 bytes, 32 are there"):
+            map_npz(with_member(tmp_path / "a.npz", longer, method))
+
+
+def test_an_archive_behind_or_before_something_else_is_refused(tmp_path):
+    np.savez(tmp_path / "a.npz", X=np.zeros(3))
+    whole = (tmp_path / "a.npz").read_bytes()
+    for more in (whole + whole, whole + b"\0", b"\0" + whole):
+        (tmp_path / "b.npz").write_bytes(more)
+        with pytest.raises(UserError, match="bytes before the archive or behind it"):
+            map_npz(str(tmp_path / "b.npz"))
+    with zipfile.ZipFile(tmp_path / "a.npz", "a") as archive:
+        archive.comment = b"by hand"
+    assert list(map_npz(str(tmp_path / "a.npz"))) == ["X"]
+
+
+def test_a_member_that_is_another_than_the_directory_says_is_refused(tmp_path):
+    np.savez(tmp_path / "a.npz", X=np.zeros(3), Y=np.ones(3))
+    whole = (tmp_path / "a.npz").read_bytes()
+    directory = whole.index(b"PK\1\2")
+    second = whole.index(b"PK\3\4", 1)
+    (tmp_path / "b.npz").write_bytes(whole[: directory + 42] + second.to_bytes(4, "little") + whole[directory + 46 :])
+    with pytest.raises(UserError, match="damaged"):
+        map_npz(str(tmp_path / "b.npz"))
+
+
+def test_a_header_written_by_python_2_is_read_without_a_word(tmp_path):
+    np.save(tmp_path / "a.npy", np.ones((2, 3)))
+    content = (tmp_path / "a.npy").read_bytes().replace(b"(2, 3)  ", b"(2L, 3L)")
+    (tmp_path / "a.npy").write_bytes(content)  # warnings are errors in tests
+    assert np.array_equal(map_npy(str(tmp_path / "a.npy")), np.ones((2, 3)))
+
+
+def test_numbers_wider_than_a_double_are_refused(tmp_path):
+    np.save(tmp_path / "a.npy", np.ones(3, np.longdouble))
+    with pytest.raises(UserError, match="an array of float128 where plain numbers belong"):
+        map_npy(str(tmp_path / "a.npy"))
+
+
 def test_an_empty_array_needs_no_map(tmp_path):
     np.savez(tmp_path / "a.npz", X=np.zeros((0, 3)))
     assert map_npz(str(tmp_path / "a.npz"))["X"].shape == (0, 3)

@@ -274,6 +274,24 @@ def test_an_archive_of_something_else(folder):
     assert refusal("A.npy").endswith(NEEDED)
 
 
+@pytest.mark.parametrize("layout", ["csr", "csc", "coo", "bsr", "dia"])
+def test_what_would_not_be_used_of_a_sparse_file(folder, layout):
+    scipy.sparse.save_npz("A.npz", scipy.sparse.csr_array(MATRIX).asformat(layout))
+    with np.load("A.npz") as archive:
+        np.savez("A.npz", **archive, order=MATRIX)
+    assert refusal("A.npz") == f"holds 'order' besides, which would not be used; {NEEDED}"
+
+
+@pytest.mark.parametrize("layout", ["csr", "csc", "coo", "bsr", "dia"])
+@pytest.mark.parametrize("shape", [(2**31, 3), (4, 2**31)])
+def test_a_shape_that_the_entries_cannot_fill_takes_no_memory(folder, layout, shape, monkeypatch):
+    scipy.sparse.save_npz("A.npz", scipy.sparse.csr_array(MATRIX).asformat(layout))
+    with np.load("A.npz") as archive:
+        np.savez("A.npz", **dict(archive) | {"shape": np.array(shape)})
+    monkeypatch.setattr("psgc.plan.scipy.sparse.load_npz", lambda path: pytest.fail("SciPy would take the memory"))
+    assert re.search("entries cannot assign", refusal("A.npz"))
+
+
 @pytest.mark.parametrize("layout", ["csr", "csc"])
 @pytest.mark.parametrize(
     ("indices", "indptr"),

@@ -31,20 +31,20 @@ def test_the_named_problem_is_made_for_the_data():
 @pytest.mark.parametrize(
     ("kind", "labels", "said"),
     [
-        ("logistic", [0, 1, 2], "labels of data/train.npz are 0, 1, 2; logistic needs 0/1 or -1/+1"),
-        ("logistic", [-1, 0, 1], "labels of data/train.npz are -1, 0, 1; logistic needs 0/1 or -1/+1"),
+        ("logistic", [0, 1, 2], "data/train.npz: the labels are 0, 1, 2; logistic needs 0/1 or -1/+1"),
+        ("logistic", [-1, 0, 1], "data/train.npz: the labels are -1, 0, 1; logistic needs 0/1 or -1/+1"),
         ("logistic", list(range(9)), "are 0, 1, 2, 3, ..., 8; logistic"),
         (
             "softmax",
             [1, 2, 3],
-            "labels of data/train.npz are 1, 2, 3; softmax needs all the whole numbers 0..C-1",
+            "data/train.npz: the labels are 1, 2, 3; softmax needs all the whole numbers 0..C-1",
         ),
         ("softmax", [0, 0.5, 1], "are 0, 0.5, 1; softmax needs"),
         ("softmax", [0, 2], "are 0, 2; softmax needs"),
         ("mlp", [0, 0], "are 0; mlp needs"),
         ("mlp", [-1, 1], "are -1, 1; mlp needs"),
-        ("least_squares", [0.5, np.nan], "labels of data/train.npz: row 1 has nan, expected finite numbers"),
-        ("softmax", [np.inf, 0], "row 0 has inf"),
+        ("least_squares", [0.5, np.nan], "data/train.npz: the label of row 1 is nan, expected finite numbers"),
+        ("softmax", [np.inf, 0], "row 0 is inf"),
         ("svm", [0, 1], "problem.kind: expected least_squares, logistic, softmax or mlp, got 'svm'"),
     ],
 )

@@ -1,0 +1,494 @@
+"""Any file for data, an assignment or times: one printable line that names it, or all that is in it is used.
+
+What was given is read here byte by byte, by readers that know nothing of psgc; nothing may be dropped, invented or
+unpickled, and nothing is printed or warned of besides.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.sparse
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from psgc.backend import Backend
+from psgc.cli import main
+from psgc.data import Chunk, ChunkSource, Dataset, open_data, write_dense, write_sparse
+from psgc.errors import visible
+from psgc.plan import read_assignment
+from psgc.problems import check_labels
+from psgc.resume import fingerprint
+from psgc.simulation import speeds
+from tests.unit.fuzzed_files import (
+    METHODS,
+    NO_FILES,
+    arrays,
+    damaged,
+    entries,
+    headed,
+    headers,
+    is_number,
+    no_file,
+    npy,
+    npz,
+    quietly,
+    stored_array,
+    stored_members,
+    texts,
+    with_a_changed_entry,
+    written_rows,
+)
+from tests.unit.fuzzing import fuzzed, little_memory
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with little_memory():
+        yield tmp_path_factory.mktemp("fuzz")
+
+
+# ---------------------------------------------------------------- data: what it must come to
+
+CSR = ("data", "indices", "indptr", "shape")
+
+
+def opened(path: str, labels: str | None = None) -> tuple[Dataset, list[Chunk]]:
+    """What a run makes of the data, up to the first gradient."""
+    dataset = open_data(path, labels)
+    fingerprint(dataset)
+    source = ChunkSource(dataset, min(3, dataset.num_rows), "float64", Backend())
+    source.costs()
+    return dataset, [source.chunk(i) for i in range(min(3, dataset.num_rows))]
+
+
+def check(path: Path, labels: Path | None = None) -> str:
+    """Open it; the message or "". What is accepted must hold all that stands in the files."""
+    where = [visible(str(path)), *([visible(str(labels))] if labels else [])]
+    found, message = quietly(lambda: opened(str(path), labels and str(labels)), *where)
+    if found is None:
+        return message
+    dataset, chunks = found
+    for kind in ("least_squares", "logistic", "softmax"):
+        quietly(partial(check_labels, kind, dataset), *where)
+    y = np.concatenate([chunk.y for chunk in chunks])
+    if path.suffix == ".svm":
+        texts, stored = written_rows(path.read_bytes())
+        assert len(texts) == len(y)
+        assert all(map(is_number, y, texts))
+        found_entries = sparse_entries(dataset, chunks)
+        assert [place[:2] for place in found_entries] == [place[:2] for place in stored]
+        assert all(is_number(one[2], other[2]) for one, other in zip(found_entries, stored, strict=True))
+        return ""
+    if path.suffix == ".npy":
+        there = {"X": stored_array(path.read_bytes())}
+    else:
+        members = stored_members(path.read_bytes())
+        there = dict(members)
+        assert len(there) == len(members)
+    if labels:
+        assert "y" not in there
+        there["y"] = stored_array(labels.read_bytes())
+    assert same(y, there.pop("y"))
+    if dataset.sparse:
+        data, indices, indptr, shape = (there.pop(name) for name in CSR)
+        assert (dataset.num_rows, dataset.num_features) == tuple(shape)  # type: ignore[arg-type]
+        assert repr(sparse_entries(dataset, chunks)) == repr(entries(data, indices, indptr))
+        form = there.pop("format", None)
+        assert form is None or form.tobytes() == b"csr"
+        there.pop("_is_array", None)
+    else:
+        assert same(np.concatenate([chunk.X for chunk in chunks]), there.pop("X"))
+    assert not there
+    return ""
+
+
+def same(used: np.ndarray, stored: np.ndarray | None) -> bool:
+    assert stored is not None
+    with np.errstate(all="raise"):
+        return used.shape == stored.shape and np.array_equal(used, stored.astype(np.float64), equal_nan=True)
+
+
+def sparse_entries(dataset: Dataset, chunks: list[Chunk]) -> list[tuple[int, int, float]]:
+    found, row = [], 0
+    for chunk in chunks:
+        found += [(row + i, j, value) for i, j, value in entries(chunk.X.data, chunk.X.indices, chunk.X.indptr)]
+        row += chunk.X.shape[0]
+        assert chunk.X.shape[1] == dataset.num_features
+    return found
+
+
+# ---------------------------------------------------------------- data: any damage
+
+X = np.array([[1.0, 0.0, 2.0], [0.0, 0.0, 0.0], [0.0, 3.0, 0.0], [4.0, 5.0, 6.0]])
+y = np.array([0, 1, 1, 0])
+SPARSE = scipy.sparse.csr_array(X)
+ARRAYS = {"data": SPARSE.data, "indices": SPARSE.indices, "indptr": SPARSE.indptr, "shape": np.array(X.shape)}
+TEXT = "# digits\n0 1:1 3:2\n1\n1 2:3 # all of it\n0 1:4 2:5 3:6\n"
+FORMATS = ["dense.npz", "sparse.npz", "packed.npz", "scipy.npz", "features.npz", "X.npy", "y.npy", "text.svm"]
+
+
+def write(name: str, folder: Path) -> tuple[Path, Path | None, Path]:
+    """A valid file of this format: what is opened as data, as labels, and the one of them that is to be damaged."""
+    path, labels = folder / name, folder / "labels.npy"
+    np.save(labels, y)
+    match name:
+        case "dense.npz":
+            write_dense(path, X, y)
+        case "sparse.npz":
+            write_sparse(path, X, y)
+        case "packed.npz":
+            np.savez_compressed(path, X=X, y=y)
+        case "scipy.npz":
+            scipy.sparse.save_npz(path, SPARSE, compressed=False)
+            return path, labels, path
+        case "features.npz":
+            np.savez(path, X=np.asfortranarray(X))
+            return path, labels, path
+        case "X.npy" | "y.npy":
+            np.save(folder / "X.npy", X)
+            return folder / "X.npy", labels, folder / "X.npy" if name == "X.npy" else labels
+        case _:
+            path.write_text(TEXT)
+    return path, None, path
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@fuzzed(60)
+@given(data=st.data())
+def test_any_damage_to_a_valid_file(folder: Path, name: str, data: st.DataObject) -> None:
+    path, labels, victim = write(name, folder)
+    assert check(path, labels) == ""
+    content = victim.read_bytes()
+    for _ in range(data.draw(st.integers(1, 2))):
+        content = data.draw(damaged(content))
+    if name.endswith(".npz") and data.draw(st.booleans()):
+        content = data.draw(with_a_changed_entry(victim.read_bytes()))
+    victim.write_bytes(content)
+    check(path, labels)
+
+
+# ---------------------------------------------------------------- data: any arrays and texts
+
+
+@fuzzed(150)
+@given(data=st.data())
+def test_any_arrays(folder: Path, data: st.DataObject) -> None:
+    path, labels = folder / "any.npz", folder / "any.npy"
+    rows = data.draw(st.integers(0, 4))
+    X = data.draw(arrays(st.tuples(st.just(rows), st.integers(0, 4))) | arrays())
+    y = data.draw(arrays(st.just((rows,))) | arrays())
+    labels.write_bytes(npy(y))
+    if data.draw(st.booleans()):
+        check_pair(folder, npy(X), npy(y))
+        return
+    members = [("X.npy", npy(X)), ("y.npy", npy(y))]
+    extra = [
+        *members, ("X", npy(X)), ("z.npy", npy(X)), ("weights.npy", npy(y)), ("indptr.npy", npy(y)), ("d/", b""),
+        ("X.npy/", b""), ("notes.txt", b"hello"), ("\x1b[31m.npy", npy(y)),
+    ]  # fmt: skip
+    if data.draw(st.booleans()):
+        members.insert(data.draw(st.integers(0, 2)), data.draw(st.sampled_from(extra)))
+    if data.draw(st.integers(0, 3)) == 0:
+        del members[data.draw(st.integers(0, len(members) - 1))]
+    method = data.draw(st.sampled_from([METHODS[0], METHODS[0], *METHODS]))
+    path.write_bytes(npz(members, method, data.draw(st.sampled_from([b"", b"", b"a comment"]))))
+    check(path, labels if data.draw(st.integers(0, 3)) == 0 else None)
+
+
+def check_pair(folder: Path, features: bytes, labels: bytes) -> str:
+    paths = folder / "features.npy", folder / "any.npy"
+    for path, content in zip(paths, (features, labels), strict=True):
+        path.write_bytes(content)
+    return check(*paths)
+
+
+whole = st.sampled_from([0, 0, 1, 1, 2, 3, -1, 7, 2**31 - 1, 2**31, 2**63 - 1])
+whole_types = st.sampled_from(["i4", "i8", "i1", "u4", "u8", ">i4", ">i8", "f8", "?"])
+
+
+@fuzzed(150)
+@given(data=st.data())
+def test_any_sparse_matrices(folder: Path, data: st.DataObject) -> None:
+    lengths = data.draw(st.lists(st.integers(0, 3), max_size=4))
+    stored, columns = sum(lengths), data.draw(st.integers(1, 4))
+    indices = data.draw(st.lists(st.integers(0, columns - 1), min_size=stored, max_size=stored))
+    contents: dict[str, Any] = {
+        "data": data.draw(arrays(st.just((stored,)))),
+        "indices": np.array(indices, np.int64),
+        "indptr": np.cumsum([0, *lengths]),
+        "shape": np.array([len(lengths), columns]),
+        "y": data.draw(arrays(st.just((len(lengths),)))),
+    } | data.draw(
+        st.sampled_from([{}, {"format": np.array(b"csr")}, {"format": np.array(b"csc")}, {"_is_array": True}])
+    )
+    for name in data.draw(st.lists(st.sampled_from(["indices", "indptr", "shape"]), max_size=2)):
+        changed = np.array(contents[name], np.int64)
+        if changed.size and data.draw(st.booleans()):
+            changed.flat[data.draw(st.integers(0, changed.size - 1))] = data.draw(whole)
+        with np.errstate(all="ignore"):
+            contents[name] = changed.astype(data.draw(whole_types))
+    if data.draw(st.integers(0, 3)) == 0:
+        contents[data.draw(st.sampled_from([*CSR, "y", "format", "X"]))] = data.draw(arrays())
+    path = folder / "sparse.npz"
+    path.write_bytes(
+        npz([(f"{name}.npy", npy(array)) for name, array in contents.items()], data.draw(st.sampled_from(METHODS[:2])))
+    )
+    check(path)
+
+
+@fuzzed(150)
+@example(content=headed("{'descr': '<f8', 'fortran_order': False, 'shape': (1L, 2L)}", bytes(16)), packed=None)
+@example(
+    content=headed("{'descr': '<f8', 'fortran_order': False, 'shape': (1099511627776, 1048576)}", bytes(16)), packed=8
+)
+@given(content=headers, packed=st.sampled_from([None, *METHODS[:2]]))
+def test_any_header(folder: Path, content: bytes, packed: int | None) -> None:
+    labels = npy(np.arange(1.0))
+    if packed is None:
+        check_pair(folder, content, labels)
+    else:
+        (folder / "headed.npz").write_bytes(npz([("X.npy", content), ("y.npy", labels)], packed))
+        check(folder / "headed.npz")
+
+
+@fuzzed(300)
+@given(content=texts | st.binary(max_size=20))
+def test_any_text(folder: Path, content: bytes) -> None:
+    path = folder / "any.svm"
+    path.write_bytes(content)
+    check(path)
+
+
+def test_numbers_that_float32_does_not_have_are_refused(folder: Path) -> None:
+    path = folder / "large.npz"
+    for sparse in (False, True):
+        for features, labels in ((X * 1e300, y), (X, y * 1e300)):
+            (write_sparse if sparse else write_dense)(path, features, labels)
+            source = ChunkSource(open_data(str(path)), 2, "float32", Backend())
+            _, message = quietly(lambda: list(map(source.chunk, (0, 1))), str(path))  # noqa: B023
+            assert "float32" in message
+    write_dense(path, np.where(X, np.inf, 1e-300), y)  # what is infinite in the file is so in memory
+    chunk, _ = quietly(lambda: ChunkSource(open_data(str(path)), 1, "float32", Backend()).chunk(0))
+    assert chunk is not None
+    assert np.array_equal(chunk.X, np.where(X, np.inf, 0))
+
+
+# ---------------------------------------------------------------- assignments
+
+
+def check_assignment(path: Path) -> str:
+    """Read it; the message or "". What is accepted must be the matrix of the file, all of it."""
+    found, message = quietly(lambda: read_assignment(str(path)), visible(str(path)))
+    if found is None:
+        return message
+    content = path.read_bytes()
+    if path.suffix == ".npz":
+        members = stored_members(content)
+        there: dict[str, Any] = dict(members)
+        assert len(there) == len(members)
+        matrix = np.zeros(tuple(there.pop("shape")))
+        add_sparse(there, matrix)
+        there.pop("_is_array", None)
+        assert not there
+    else:
+        matrix = np.asarray(stored_array(content))
+    assert matrix.ndim == 2
+    assert np.isin(matrix, (0, 1)).all()
+    assert np.array_equal(found.toarray(), matrix)
+    assert found.dtype == np.int8
+    assert found.has_canonical_format
+    assert (found.data == 1).all()
+    assert (np.diff(found.indptr) > 0).all()
+    return ""
+
+
+def add_sparse(there: dict[str, Any], matrix: np.ndarray) -> None:
+    """Add what a file of scipy.sparse.save_npz holds to a matrix of zeros."""
+    layout, data = there.pop("format").tobytes().decode().replace("\0", ""), there.pop("data")
+    match layout:
+        case "csr" | "csc":
+            for i, j, value in entries(data, there.pop("indices"), there.pop("indptr")):
+                matrix[(i, j) if layout == "csr" else (j, i)] += value
+        case "coo":
+            places = there.pop("coords") if "coords" in there else (there.pop("row"), there.pop("col"))
+            for i, j, value in zip(*places, data, strict=True):
+                matrix[i, j] += value
+        case "bsr":
+            _, height, width = data.shape
+            indices, indptr = there.pop("indices"), there.pop("indptr")
+            for i, j, k in entries(np.arange(len(data)), indices, indptr):
+                matrix[i * height : (i + 1) * height, j * width : (j + 1) * width] += data[int(k)]
+        case "dia":
+            for row, offset in zip(data, there.pop("offsets"), strict=True):
+                for j in range(min(matrix.shape[1], len(row))):
+                    if 0 <= j - offset < matrix.shape[0]:
+                        matrix[j - offset, j] += row[j]
+
+
+A = np.array([[1, 1, 0], [0, 1, 1], [1, 0, 1], [1, 1, 1]])
+LAYOUTS = ["csr", "csc", "coo", "bsr", "dia"]
+
+
+def written_assignment(layout: str, folder: Path, matrix: Any = A) -> Path:
+    path = folder / ("A.npy" if layout == "npy" else "A.npz")
+    if layout == "npy":
+        np.save(path, matrix)
+    else:
+        scipy.sparse.save_npz(path, scipy.sparse.coo_array(matrix).asformat(layout), compressed=False)
+    return path
+
+
+@pytest.mark.parametrize("layout", ["npy", *LAYOUTS])
+@fuzzed(30)
+@given(data=st.data())
+def test_any_damage_to_an_assignment(folder: Path, layout: str, data: st.DataObject) -> None:
+    path = written_assignment(layout, folder)
+    assert check_assignment(path) == ""
+    content = data.draw(damaged(path.read_bytes()))
+    if path.suffix == ".npz" and data.draw(st.booleans()):
+        content = data.draw(with_a_changed_entry(path.read_bytes()))
+    path.write_bytes(content)
+    check_assignment(path)
+
+
+@fuzzed(150)
+@given(data=st.data())
+def test_any_matrix_for_an_assignment(folder: Path, data: st.DataObject) -> None:
+    pool = data.draw(st.sampled_from([(0, 1, 1), (0, 1, 1), (0, 1, 1), (0, 1, 2, -1, 0.5, np.nan, np.inf, 257)]))
+    matrix = data.draw(arrays(pool=pool))
+    if data.draw(st.booleans()):
+        path = folder / "A.npy"
+        path.write_bytes(npy(matrix))
+        check_assignment(path)
+        return
+    path = written_assignment(data.draw(st.sampled_from(LAYOUTS)), folder)
+    contents: dict[str, Any] = dict(stored_members(path.read_bytes()))
+    for name in data.draw(st.lists(st.sampled_from(sorted(contents)), min_size=1, max_size=2, unique=True)):
+        array = contents[name]
+        match data.draw(st.sampled_from(["value", "value", "type", "other", "remove", "extra", "again"])):
+            case "value" if array.dtype.kind in "iu" and array.size:
+                array = np.array(array)
+                array.flat[data.draw(st.integers(0, array.size - 1))] = data.draw(whole) % 2**31
+                contents[name] = array
+            case "type" if array.dtype.kind in "iu":
+                contents[name] = array.astype(data.draw(whole_types))
+            case "other":
+                contents[name] = matrix
+            case "remove":
+                contents.pop(name, None)
+            case "extra":
+                contents["more"] = matrix
+            case "again" if array.ndim == 1 and array.dtype.kind in "iu":
+                contents[name] = np.concatenate([array, array[-1:]])
+    path.write_bytes(npz([(f"{name}.npy", npy(array)) for name, array in contents.items() if array is not None]))
+    check_assignment(path)
+
+
+@fuzzed(30)
+@given(data=st.data())
+def test_the_command_order_says_one_line_or_orders(
+    folder: Path, capsys: pytest.CaptureFixture[str], data: st.DataObject
+) -> None:
+    path = written_assignment(data.draw(st.sampled_from(["npy", *LAYOUTS])), folder)
+    if data.draw(st.booleans()):
+        path.write_bytes(data.draw(damaged(path.read_bytes())))
+    message = check_assignment(path)
+    parts = data.draw(st.sampled_from([None, 1, 2, 3, 4]))
+    with pytest.raises(SystemExit) as ended:
+        main(["order", str(path), *(["--parts", str(parts)] if parts else [])])
+    out, err = capsys.readouterr()
+    if message or (parts or 1) > 2:
+        assert (ended.value.code, out) == (2, "")
+        assert err == f"psgc: {message or f'{path}: parts is {parts}, but chunk 0 is held by only 2 workers'}\n"
+    else:
+        assert (ended.value.code, err) == (0, "")
+        assert out.startswith(f"{path}: 4 chunks, 3 workers, 9 copies\n")
+
+
+# ---------------------------------------------------------------- times
+
+LEAST, MOST = 1e-9, 1e9  # seconds that are taken for true
+
+
+def check_times(path: Path, trials: int = 2, workers: int = 2) -> str:
+    """Read it as a trace and as a file of times; the message of the trace or ""."""
+    trace, message = quietly(lambda: speeds.rounds(str(path), workers), str(path))
+    exact, refused = quietly(lambda: speeds.from_file(str(path), (trials, workers)), str(path))
+    if trace is None:
+        assert exact is None
+        return message
+    stored = np.asarray(stored_array(path.read_bytes()), np.float64)
+    assert same(trace, stored[:, :workers])
+    assert (np.isinf(stored) | ((stored > 0) & (stored <= MOST))).all()
+    assert (exact is None) == (stored.shape[1] != workers or stored.shape[0] < trials), refused
+    assert exact is None or same(exact, stored[:trials])
+    return ""
+
+
+@fuzzed(150)
+@given(data=st.data())
+def test_any_times(folder: Path, data: st.DataObject) -> None:
+    path = folder / "S.npy"
+    pool = data.draw(st.sampled_from([(1, 0.5, 3, np.inf), (1, 0.5, 1e300), (1, 0, -1, np.nan, -np.inf, 5e-324)]))
+    path.write_bytes(npy(data.draw(arrays(pool=pool))))
+    check_times(path)
+
+
+@fuzzed(60)
+@given(data=st.data())
+def test_any_damage_to_times(folder: Path, data: st.DataObject) -> None:
+    path = folder / "S.npy"
+    np.save(path, [[1.0, 2.5], [0.25, np.inf], [3, 1]])
+    assert check_times(path) == ""
+    path.write_bytes(data.draw(damaged(path.read_bytes())))
+    check_times(path)
+
+
+# ---------------------------------------------------------------- no files at all
+
+READERS = {
+    "a.npz": open_data,
+    "a.svm": open_data,
+    "a.npy": lambda path: open_data(path, path),
+    "y.npy": lambda path: open_data(GOOD, path),
+    "A.npy": read_assignment,
+    "A.npz": read_assignment,
+    "S.npy": lambda path: speeds.rounds(path, 1),
+}
+GOOD = "good.npy"
+
+
+@pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize("kind", NO_FILES)
+def test_what_is_no_file_is_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, kind: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    np.save(GOOD, np.ones((2, 2)))
+    if kind == "closed to us" and os.geteuid() == 0:
+        pytest.skip("root reads everything")
+    with no_file(kind, Path(name)) as path:
+        read: Any = READERS[name]
+        found, message = quietly(lambda: read(str(path)), visible(str(path)))
+    assert found is None
+    assert ": cannot read it: " in message
+
+
+@pytest.mark.parametrize("name", ["a.npz", "a.npy", "a.svm", "A.npy", "A.npz", "S.npy"])
+@pytest.mark.parametrize(
+    "content", [b"", b"\0", b"\0" * 4096, b"PK", b"PK\5\6" + bytes(18), b"\x93NUMPY", b"\n\n# 1 1:2\n"]
+)
+def test_a_file_with_nothing_in_it_is_refused(folder: Path, name: str, content: bytes) -> None:
+    path = folder / name
+    path.write_bytes(content)
+    read: Any = READERS[name]
+    with contextlib.chdir(folder):
+        found, message = quietly(lambda: read(str(path)), str(path))
+    assert found is None
+    assert message
