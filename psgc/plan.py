@@ -171,17 +171,28 @@ def read_assignment(path: str) -> scipy.sparse.csr_array:
 
 def _sparse_matrix(path: str) -> Any:
     arrays = map_npz(path)  # refuses all that is not plain arrays of the sizes that they claim
-    layout = arrays["format"].tobytes()[:20].decode("latin-1") if "format" in arrays else ""
+    layout = arrays["format"].ravel()[:1].tobytes()[:20].decode("latin-1") if "format" in arrays else ""
     if unused := ", ".join(sorted(arrays.keys() - _MEMBERS.get(layout, arrays.keys()) - _COMMON)):
         raise UserError(f"{path}: holds {unused[:200]!r} besides, which would not be used")
     shape, entries = arrays.get("shape"), arrays.get("data", np.empty(0)).size
     if shape is not None and shape.shape == (2,) and (shape[0] > entries or shape[1] > MAX_WORKERS):
         chunks, workers = shape.tolist()  # SciPy would take memory for all of them
         raise UserError(f"{path}: {entries} entries cannot assign {chunks} chunks to {workers} workers")
+    for name in {"shape", *_MEMBERS.get(layout, ())} & arrays.keys():
+        if arrays[name].dtype.kind not in "iu":
+            raise UserError(f"{path}: expected whole numbers in {name}, found dtype {arrays[name].dtype}")
+    if "indptr" in arrays and not _ascends(arrays["indptr"], arrays.get("indices", np.empty(0)).size):
+        raise UserError(f"{path}: damaged: indptr does not ascend from 0 to the number of indices")
     try:
         matrix: Any = scipy.sparse.load_npz(path)
-        if hasattr(matrix, "check_format"):  # else a wrong index reads and writes memory of others
+        if hasattr(matrix, "check_format"):  # else a wrong index reads and writes memory of others, as a wrong indptr
             matrix.check_format()
     except Exception as error:  # SciPy raises many kinds for arrays that do not fit each other
         raise UserError(f"{path}: damaged ({one_line(error)})") from None
     return matrix
+
+
+def _ascends(pointers: np.ndarray, last: int) -> bool:
+    if pointers.ndim != 1 or not pointers.size:
+        return False
+    return bool(pointers[0] == 0 and pointers[-1] == last and (pointers[1:] >= pointers[:-1]).all())

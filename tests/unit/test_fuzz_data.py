@@ -23,8 +23,8 @@ from psgc.data import Chunk, ChunkSource, Dataset, open_data, write_dense, write
 from psgc.errors import visible
 from psgc.plan import read_assignment
 from psgc.problems import check_labels
-from psgc.resume import fingerprint
 from psgc.simulation import speeds
+from psgc.training.resume import fingerprint
 from tests.unit.fuzzed_files import (
     METHODS,
     NO_FILES,

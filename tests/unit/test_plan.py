@@ -295,7 +295,13 @@ def test_a_shape_that_the_entries_cannot_fill_takes_no_memory(folder, layout, sh
 @pytest.mark.parametrize("layout", ["csr", "csc"])
 @pytest.mark.parametrize(
     ("indices", "indptr"),
-    [([0, 1, 2], [0, 1, 2, 9]), ([0, 1, 9], [0, 1, 2, 3]), ([0, -1, 2], [0, 1, 2, 3]), ([0, 1, 2], [0, 2, 1, 3])],
+    [
+        ([0, 1, 2], [0, 1, 2, 9]),
+        ([0, 1, 9], [0, 1, 2, 3]),
+        ([0, -1, 2], [0, 1, 2, 3]),
+        ([0, 1, 2], [0, 2, 1, 3]),
+        ([0, 1, 2], [0, 1, 2, 0]),
+    ],
 )
 def test_sparse_indices_that_lead_outside_the_matrix(folder, layout, indices, indptr):
     np.savez("A.npz", format=layout, shape=[3, 3], data=np.ones(3), indices=indices, indptr=indptr, _is_array=True)
