@@ -19,7 +19,8 @@ from typing import IO, Any
 
 import numpy as np
 
-from psgc.errors import UserError, one_line
+from psgc.errors import UserError, one_line, visible
+from psgc.regular_files import open_regular
 
 FORMAT = 1  # of the file; another one is not read
 _NAME = re.compile(r"([0-9]{8,})-([0-9a-f]{16})\.npz")
@@ -104,24 +105,32 @@ def load(path: Path) -> Checkpoint:
     if (reason := _damage(path)) is not None:
         raise ValueError(reason)
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            about = json.loads(archive["about"].tobytes())
-            if about.pop("format") != FORMAT:
-                raise ValueError("written by a version of psgc whose checkpoints this one does not read")
-            vectors = {name.removeprefix(_VECTOR): archive[name] for name in archive if name.startswith(_VECTOR)}
-            about["estimates"] = {int(rank): seconds for rank, seconds in about["estimates"].items()}
-            return Checkpoint(params=archive["params"], **about | {"optimizer": about["optimizer"] | vectors})
-    except ValueError:
-        raise
+        checkpoint = _read(path)
     except Exception as error:  # whole, and yet not a checkpoint: NumPy and zipfile raise many kinds
         raise ValueError(f"not a checkpoint of psgc ({type(error).__name__})") from None
+    if checkpoint is None:
+        raise ValueError("written by a version of psgc whose checkpoints this one does not read")
+    if checkpoint.iteration != int(path.name.partition("-")[0]):
+        raise ValueError(f"renamed, it is the checkpoint of iteration {checkpoint.iteration!r:.40}")
+    return checkpoint
+
+
+def _read(path: Path) -> Checkpoint | None:
+    """None when it is of another format."""
+    with open_regular(path) as stream, np.load(stream, allow_pickle=False) as archive:
+        about = json.loads(archive["about"].tobytes())
+        if about.pop("format") != FORMAT:
+            return None
+        vectors = {name.removeprefix(_VECTOR): archive[name] for name in archive if name.startswith(_VECTOR)}
+        about["estimates"] = {int(rank): seconds for rank, seconds in about["estimates"].items()}
+        return Checkpoint(params=archive["params"], **about | {"optimizer": about["optimizer"] | vectors})
 
 
 def _damage(path: Path) -> str | None:
     """Why the file is not what was written, None when it is."""
     digest = hashlib.sha256()
     try:
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             while piece := stream.read(1 << 20):
                 digest.update(piece)
     except OSError as error:
@@ -148,7 +157,7 @@ def load_newest(directory: Path) -> tuple[Checkpoint | None, list[str]]:
         try:
             return load(path), complaints
         except ValueError as error:
-            complaints.append(f"{path}: {error}")
+            complaints.append(visible(f"{path}: {error}"))
     if complaints:
         raise UserError(
             f"no checkpoint can be used: {'; '.join(complaints)}; without --resume the run starts from the beginning"
@@ -219,6 +228,7 @@ class CheckpointWriter:
                 self._whole[path] = _damage(path) is None
             kept += self._whole[path]
             if kept > self._keep or not self._whole[path]:
-                path.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # a directory, for example: the others go all the same
+                    path.unlink(missing_ok=True)
         for left_behind in self._directory.glob(".*.tmp"):  # by a process that was killed while it wrote
             left_behind.unlink(missing_ok=True)

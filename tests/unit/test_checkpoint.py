@@ -107,6 +107,24 @@ def test_a_file_of_another_format_or_none_of_ours_is_not_used(tmp_path, monkeypa
     ]
 
 
+def test_a_file_under_another_number_is_not_used(tmp_path):
+    save(made(1), tmp_path)
+    path = save(made(2), tmp_path)
+    path = path.rename(tmp_path / path.name.replace("02-", "03-"))
+    found, complaints = load_newest(tmp_path)
+    assert found.iteration == 1
+    assert complaints == [f"{path}: renamed, it is the checkpoint of iteration 2"]
+
+
+def test_a_complaint_is_one_line_wherever_the_directory_lies(tmp_path):
+    directory = tmp_path / "a\nb"
+    directory.mkdir()
+    save(made(1), directory)
+    save(made(2), directory).write_bytes(b"")
+    (complaint,) = load_newest(directory)[1]
+    assert complaint.startswith(f"{tmp_path}/a\\nb/00000002-")
+
+
 def test_nothing_is_unpickled(tmp_path):
     path = tmp_path / "x.npz"
     about = np.frombuffer(json.dumps({"format": 1, "optimizer": {}, "estimates": {}}).encode(), np.uint8)
@@ -183,6 +201,17 @@ def test_the_newest_whole_ones_are_kept(tmp_path):
         assert writer.flush(20)
     assert [name[:8] for name in names(tmp_path)] == ["00000006", "00000007", "notes.tx"]
     assert same(made(7), load_newest(tmp_path)[0])
+
+
+def test_what_is_no_file_keeps_no_other_from_being_removed(tmp_path):
+    for iteration in (1, 2):
+        save(made(iteration), tmp_path)
+    (tmp_path / "00000003-0123456789abcdef.npz").mkdir()
+    os.mkfifo(tmp_path / "00000004-0123456789abcdef.npz")
+    writer = CheckpointWriter(tmp_path, keep=2)
+    writer.write(made(5))
+    assert writer.flush(20)
+    assert [name[:8] for name in names(tmp_path)] == ["00000002", "00000003", "00000005"]
 
 
 def test_a_full_disk_is_reported_once_and_leaves_no_half_file(tmp_path, monkeypatch, capfd):

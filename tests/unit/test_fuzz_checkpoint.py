@@ -1,0 +1,198 @@
+"""Any damage to checkpoints: a line about each that cannot be used, and the newest whole one, bit for bit.
+
+Of what is damaged nothing is used; what carries a right checksum and is no checkpoint is refused in one line as well.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from psgc.server.checkpoint import Checkpoint, load, load_newest, save
+from tests.unit.fuzzed_files import NO_FILES, Trap, arrays, damaged, no_file, npy, npz, quietly, with_a_changed_entry
+from tests.unit.fuzzing import fuzzed, little_memory
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with little_memory():
+        yield tmp_path_factory.mktemp("fuzz")
+
+
+# ---------------------------------------------------------------- checkpoints, and whether two of them are one
+
+numbers = st.sampled_from([0.0, 0.5, -1.0, 1 / 3, 1e-300, 1e300]) | st.floats(allow_nan=False)
+texts = st.text(max_size=5) | st.sampled_from(["seed: 5\n", "é\x1b[31m\0"])
+
+
+@st.composite
+def checkpoints(draw: st.DrawFn, iteration: int) -> Checkpoint:
+    dim, dtype = draw(st.integers(0, 5)), draw(st.sampled_from(["f4", "f8"]))
+    vector = st.lists(st.floats(width=32), min_size=dim, max_size=dim).map(lambda some: np.array(some, dtype))
+    return Checkpoint(
+        iteration=iteration,
+        params=draw(vector),
+        optimizer=draw(
+            st.sampled_from([{}, {"velocity": 0.0}])
+            | st.fixed_dictionaries({"velocity": vector})
+            | st.fixed_dictionaries({"first": vector, "second": vector, "steps": st.integers(0, 2**63)})
+        ),
+        estimates=draw(st.dictionaries(st.integers(1, 9), numbers, max_size=3)),
+        num_chunks=draw(st.integers(1, 99)),
+        num_workers=3,
+        seed=draw(st.integers(0, 2**31 - 1)),
+        seconds=draw(numbers),
+        data=draw(texts),
+        config=draw(texts),
+        version="0.1.0",
+    )
+
+
+def bits(checkpoint: Checkpoint) -> str:
+    """All that is in it, as text."""
+
+    def shown(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: shown(inner) for key, inner in sorted(value.items())}
+        return (str(value.dtype), value.shape, value.tobytes()) if isinstance(value, np.ndarray) else value
+
+    return repr(shown(vars(checkpoint)))
+
+
+def newest(directory: Path, *broken: Path) -> Checkpoint:
+    """What is found, with one line about each of `broken` and no other."""
+    found, message = quietly(lambda: load_newest(directory))
+    assert found, message
+    checkpoint, complaints = found
+    assert checkpoint is not None
+    for path, line in zip(broken, complaints, strict=True):
+        assert line.startswith(f"{path}: ")
+        assert line.isprintable()
+        assert len(line) < len(str(path)) + 100
+    return checkpoint
+
+
+def made(data: st.DataObject, root: Path, count: int = 3) -> tuple[Path, list[Path], list[str]]:
+    """A directory with that many checkpoints, newest first, and what is in them."""
+    directory = root / str(len(os.listdir(root)))
+    directory.mkdir()
+    written = [data.draw(checkpoints(10 * n)) for n in range(count, 0, -1)]
+    paths = [save(checkpoint, directory) for checkpoint in written]
+    assert bits(newest(directory)) == bits(written[0])
+    return directory, paths, [*map(bits, written)]
+
+
+# ---------------------------------------------------------------- damage
+
+
+def damage(data: st.DataObject, path: Path) -> bool:
+    """Change the file; whether it is another one now."""
+    content = path.read_bytes()
+    other = data.draw(damaged(content) | with_a_changed_entry(content) | st.sampled_from([b"", content[::-1]]))
+    path.write_bytes(other)
+    return bool(other != content)
+
+
+@fuzzed(60)
+@given(data=st.data())
+def test_any_damage_to_some_leaves_the_newest_of_the_others(root: Path, data: st.DataObject) -> None:
+    directory, paths, written = made(data, root)
+    victims = data.draw(st.sets(st.sampled_from([0, 0, 0, 1, 2]), min_size=1))
+    broken = [number for number in sorted(victims) if damage(data, paths[number])]
+    whole = [number for number in range(3) if number not in broken]
+    if whole:
+        assert bits(newest(directory, *paths[: whole[0]])) == written[whole[0]]
+        return
+    found, message = quietly(lambda: load_newest(directory), "no checkpoint can be used")
+    assert found is None
+    assert all(f"{path}: damaged, its checksum is wrong" in message for path in paths)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in NO_FILES if kind not in ("a long name", "a NUL in its name")])
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path, kind: str) -> None:
+    if kind == "closed to us" and os.geteuid() == 0:
+        pytest.skip("root reads everything")
+    older, other = (Checkpoint(n, np.ones(3), {}, {}, 4, 2, 0, 0.0, "", "", "") for n in (10, 20))
+    save(older, tmp_path)
+    path = save(other, tmp_path)
+    path.unlink()
+    with no_file(kind, path):
+        found = newest(tmp_path, *([] if kind == "nothing" else [path]))
+    assert bits(found) == bits(older)
+
+
+@fuzzed(40)
+@given(data=st.data())
+def test_a_name_that_is_not_its_own_is_noticed(root: Path, data: st.DataObject) -> None:
+    directory, paths, written = made(data, root, count=2)
+    number, _, digits = paths[0].stem.partition("-")
+    number = data.draw(st.sampled_from([number, "00000040", "99999999999999999999999", "00000000"]))
+    digits = data.draw(st.sampled_from([digits, "0" * 16, paths[1].stem.partition("-")[2]]))
+    path = paths[0].rename(directory / f"{number}-{digits}.npz")
+    if path == paths[0]:
+        assert bits(newest(directory)) == written[0]
+    elif number == "00000000":
+        assert bits(newest(directory)) == written[1]
+    else:
+        assert bits(newest(directory, path)) == written[1]
+    path.write_bytes(paths[1].read_bytes())  # one file under two names
+    assert bits(newest(directory, *([path] if number != "00000000" else []))) == written[1]
+
+
+# ---------------------------------------------------------------- a right checksum on something else
+
+ABOUT = {"iteration": 30, "estimates": {"1": 0.5}, "num_chunks": 4, "num_workers": 2, "seed": 0, "seconds": 1.0,
+         "data": "", "config": "", "version": "", "format": 1, "optimizer": {"steps": 3}}  # fmt: skip
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    max_leaves=4,
+)
+
+
+def signed(content: bytes, root: Path, iteration: int = 30) -> Path:
+    path = root / f"{iteration:08d}-{hashlib.sha256(content).hexdigest()[:16]}.npz"
+    path.write_bytes(content)
+    return path
+
+
+@fuzzed(100)
+@given(data=st.data())
+def test_a_right_checksum_on_any_archive(root: Path, data: st.DataObject) -> None:
+    about: Any = dict(ABOUT)
+    for name in data.draw(st.lists(st.sampled_from([*ABOUT, "more", "params"]), max_size=2)):
+        about[name] = data.draw(anything)
+    if data.draw(st.booleans()):
+        about.pop(data.draw(st.sampled_from(sorted(about))))
+    text = json.dumps(data.draw(st.sampled_from([about, about, about, []]))).encode()
+    text = data.draw(st.sampled_from([text] * 4 + [b"", b"\xff", b"[" * 100_000, b"1" * 5000]))
+    members = {
+        "about.npy": npy(np.frombuffer(text, np.uint8)),
+        "params.npy": npy(np.ones(3)),
+        "optimizer.v.npy": npy(np.ones(3)),
+    }
+    for name in data.draw(st.lists(st.sampled_from(sorted(members)), max_size=2)):
+        members[name] = data.draw(st.sampled_from([npy(np.full(3, Trap(), object)), b"", b"hello"]) | arrays().map(npy))
+    content = data.draw(
+        st.sampled_from([npz([*members.items()]), npy(np.ones(3)), npy(np.full(3, Trap(), object)), text])
+    )
+    path = signed(data.draw(st.just(content) | damaged(content)), root)
+    try:
+        found, _ = quietly(lambda: load(path))
+    except ValueError as error:
+        said = str(error)
+        assert said.isprintable()
+        assert said.startswith(("not a checkpoint of psgc (", "written by a version of psgc", "renamed, it is the"))
+    else:
+        assert found is not None
+        assert found.iteration == 30
+        assert found.params.tobytes() in path.read_bytes()
+    finally:
+        path.unlink()
