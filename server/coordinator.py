@@ -188,8 +188,6 @@ class Coordinator:
         for adopt in adopted:  # one that adopts a chunk reopened before has to know so, too
             if (again := self._again.get(adopt.chunk, 0)) and adopt.chunk not in reopened:
                 instructions.append(Reopen(adopt.worker, adopt.chunk, again))
-        if self.recovered == len(self.group.holders):
-            return instructions
         loss = Loss(
             worker=worker,
             dropped=tuple(dropped),
@@ -198,7 +196,8 @@ class Coordinator:
             holders=self.group.holders,
             collected=self.phase == "collecting",
         )
-        self.phase = "working"
+        if self.recovered < len(self.group.holders):
+            self.phase = "working"
         return instructions + list(self._schedule.lost(loss, now))
 
     def regroup(self, group: Group, schedule: FixedSchedule) -> None:

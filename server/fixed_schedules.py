@@ -51,7 +51,7 @@ class FixedSchedule:
         return []
 
     def lost(self, loss: Loss, now: float) -> list[Order]:
-        """Orders when a worker is lost and not everything is recovered."""
+        """Orders when a worker is lost during an iteration; none when everything is recovered all the same."""
         self._substitutes.pop(loss.worker, None)
         orders: list[Order] = []
         for worker, chunk in loss.adopted:

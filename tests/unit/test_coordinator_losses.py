@@ -7,7 +7,7 @@ from psgc.errors import TooFewWorkers
 from psgc.server.coordinator import Adopt, Collect, Commit, Coordinator, Discard, Finish, Reopen
 from psgc.server.fixed_schedules import FixedSchedule
 from psgc.server.group import Group
-from psgc.server.orders import Next, Skip
+from psgc.server.orders import Next, Queue, Skip
 from psgc.server.scheduler import make_schedule
 
 COMBINED = pytest.mark.parametrize("combined", [True, False], ids=["combined", "per_chunk"])
@@ -389,3 +389,20 @@ def test_the_schedule_hears_whether_everybody_had_stopped():
     it.lost(1)
     it.lost(2)
     assert [loss.collected for loss, _ in schedule.losses] == [True, False]
+
+
+def test_the_schedule_hears_of_a_loss_that_changes_nothing():
+    it = collecting()
+    schedule = it._schedule = Recording()
+    it.delivered(1, 0, 1)
+    it.lost(1)
+    assert [(loss.worker, loss.reopened, loss.collected) for loss, _ in schedule.losses] == [(1, {}, True)]
+    assert it.phase == "collecting"
+
+
+def test_nobody_who_was_lost_while_everything_was_recovered_is_told_to_do_what_a_later_loss_reopens():
+    it = begun([[1, 2, 3], [2, 3, 1], [3, 1, 2]], name="dynamic")
+    report(it, (1, 0), (2, 1), (3, 2))
+    it.delivered(2, 0, 2)
+    assert it.lost(2) == []
+    assert it.lost(1) == [Reopen(3, 0, 1), Queue(3, (0,))]

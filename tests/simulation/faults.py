@@ -1,0 +1,100 @@
+"""Many random schedules of slowness, death, return and message delay: `python -m tests.simulation.faults`."""
+
+import argparse
+import random
+import sys
+import time
+import traceback
+from collections import Counter
+from functools import cache
+
+from psgc.config import Coding
+from psgc.plan import Plan, make_plan
+from tests.simulation.schedules import SCHEDULES
+from tests.simulation.world import Case, Fault, Nap, World
+
+TIMEOUT = 30.0  # seconds of the simulated world
+
+
+@cache
+def plan_of(assignment: str, workers: int, chunks: int, replication: int, parts: int, schedule: str) -> Plan:
+    coding = Coding(
+        assignment=assignment,  # type: ignore[arg-type]
+        chunks_per_worker=chunks,
+        replication=replication,
+        parts=parts,
+        coding_matrix="gaussian",
+    )
+    return make_plan(coding, "static" if schedule == "reordering" else schedule, workers, seed=0)
+
+
+def random_case(rng: random.Random) -> Case:
+    """Up to six workers, of which most of the time enough stay."""
+    schedule = rng.choice([*SCHEDULES, "dynamic", "skipping"])
+    workers = rng.randint(2, 6)
+    parts = rng.randint(1, min(3, workers - 1))
+    replication = rng.randint(parts, min(4, workers))
+    plan = plan_of(rng.choice(["cyclic", "blocks"]), workers, rng.randint(1, 3), replication, parts, schedule)
+    ranks = range(1, workers + 1)
+    iterations = rng.randint(1, 5)
+
+    def moment() -> tuple[int, int]:
+        return rng.randrange(iterations), rng.randrange(150)
+
+    def nap(worker: int, stubborn: bool) -> Nap:
+        first, after = moment()
+        return Nap(rng.choice(["deaf", "slow", "mute"]), worker, first, rng.randint(1, 3), after, stubborn)
+
+    naps = [nap(rng.choice(ranks), stubborn=False) for _ in range(rng.choice([0, 0, 1, 2]))]
+    faults = []
+    for worker in rng.sample(ranks, rng.randint(0, workers - parts if rng.random() < 0.9 else workers)):
+        for _ in range(rng.choice([1, 1, 2])):
+            kind = rng.choice(["dies", "dies", "cut off", "cut off", "raises", "sleeps"])
+            if kind == "sleeps":
+                naps.append(nap(worker, stubborn=True))
+            else:
+                faults.append(Fault(kind, worker, *moment()))
+    return Case(
+        plan=plan,
+        schedule=schedule,
+        combined=rng.random() < 0.6,
+        dim=rng.randint(1, 5),
+        num_iterations=iterations,
+        naps=naps,
+        choices=rng.randbytes(997),
+        faults=sorted(faults, key=lambda fault: (fault.first, fault.after)),
+        adopting=schedule == "uncoded" or rng.random() < 0.9,
+        timeout=TIMEOUT,
+    )
+
+
+def run(seed: int, thorough: bool = False) -> Counter[str]:
+    """One schedule of faults; what happened in it. Raises what goes wrong."""
+    world = World(random_case(random.Random(seed)), thorough)
+    world.run()
+    return world.counts
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.simulation.faults", description=__doc__)
+    parser.add_argument("--schedules", type=int, default=10_000)
+    parser.add_argument("--seed", type=int, default=0, help="of the first schedule; the others follow")
+    options = parser.parse_args(arguments)
+    counts: Counter[str] = Counter()
+    began = time.monotonic()
+    for seed in range(options.seed, options.seed + options.schedules):
+        try:
+            counts += run(seed)
+        except Exception:
+            traceback.print_exc()
+            print(f"failed: python -m tests.simulation.faults --schedules 1 --seed {seed}", file=sys.stderr)
+            return 1
+    print(f"{options.schedules} schedules in {time.monotonic() - began:.0f} s")
+    for what, count in sorted(counts.items()):
+        print(f"{count:8} {what}")
+    print("every gradient was the sum over all chunks, and every iteration ended")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,175 @@
+"""One worker of a simulated world: the production loop, desk, encoder and state, and notes of what it was told.
+
+There are no threads: `take` and `finish` stand for the compute thread, `spin` for a turn of the communication loop.
+What must hold is asserted where it happens.
+"""
+
+import weakref
+from typing import Any
+
+import numpy as np
+
+from psgc.backend import Backend
+from psgc.messages import Kind
+from psgc.plan import Plan
+from psgc.workers.desk import Desk, Result, Work
+from psgc.workers.encoder import Encoder
+from psgc.workers.injection import Injector
+from psgc.workers.loop import WorkerLoop
+from psgc.workers.state import WorkerState
+from tests.simulation.network import Clock, WorkerEnd
+
+
+class NothingToDo(Exception):
+    """The compute thread would wait."""
+
+
+class ImpatientState(WorkerState):
+    def take(self) -> int | None:
+        chunk = super().take()
+        if chunk is None:
+            raise NothingToDo
+        return chunk
+
+
+class Node(WorkerLoop):
+    """follows: "fixed" if the standing order is left only for a loss, "skipping" if chunks are also left out."""
+
+    def __init__(self, rank: int, plan: Plan, combined: bool, dim: int, silence: float, follows: str, clock: Clock):
+        self.rank = rank
+        self.end = WorkerEnd(clock)
+        self.state = ImpatientState(rank, plan.queues[rank], plan.num_chunks, combined)
+        self.encoder = Encoder(Backend(), plan.coding_matrix, dim, "float64")
+        self.desk = Desk(self.state, self.encoder, combined)
+        super().__init__(
+            self.end,
+            self.desk,
+            self.encoder,
+            None,
+            Backend(),
+            dim,
+            "float64",
+            silence,
+            Injector(),  # type: ignore[arg-type]
+        )
+        self._post_params()
+        self.clock = clock
+        self.combined = combined
+        self.silence = silence  # after which the loop says that all is well
+        self.follows = follows
+        self.dead = False  # the process has ended
+        self.told_dead = False  # and the server knows
+        self.work: Work | None = None
+        self.waiting = False  # there was nothing to take
+        self.done = 0
+        self.taken: list[tuple[int, int]] = []  # (chunk, how often reopened before) in this iteration
+        self.unneeded: set[tuple[int, int]] = set()  # (iteration, chunk) that it need not do
+        self.skipped: set[tuple[int, int]] = set()  # that it need not begin, unless it is told otherwise
+        self.collected = -1  # the iteration in which it was told to stop
+        self.redirected = -1  # the newest iteration in which it was told what to do beyond the standing queue
+        self.gradients: list[weakref.ref[np.ndarray]] = []
+
+    @property
+    def last_sent(self) -> float:
+        return self._last_sent
+
+    def spin(self) -> None:
+        """One turn of the loop."""
+        self._poll()
+        self._send_outbox()
+        self._send_vectors()
+
+    def alive(self) -> int:
+        """How many gradients are still in memory."""
+        self.gradients = [ref for ref in self.gradients if ref() is not None]
+        return len(self.gradients)
+
+    def die(self, kept: int) -> None:
+        """The process ends; so many of its messages were out of its hands."""
+        self.dead = True
+        self.end.params.clear()
+        self.end.control.clear()
+        while len(self.end.sent) > kept:
+            self.end.sent.pop()
+        del self.end.vectors[kept:]
+
+    # what the loop hears
+
+    def _begin_when_ready(self) -> None:
+        before = self._iteration
+        super()._begin_when_ready()
+        if self._iteration > before:
+            self.waiting, self.taken = False, []
+            assert not self.state.held, "a chunk of an older iteration is still held"
+            assert self.alive() == 0, "gradients of an older iteration are still in memory"
+
+    def _handle(self, entry: Any) -> None:
+        kind, iteration, chunk = Kind(entry["kind"]), int(entry["iteration"]), int(entry["chunk"])
+        what = (iteration, chunk)
+        self.waiting = False
+        match kind:
+            case Kind.DISCARD:
+                self.unneeded.add(what)
+            case Kind.SKIP:
+                self.skipped.add(what)
+            case Kind.QUEUE | Kind.STANDING | Kind.NEXT:
+                self.skipped.discard(what)
+                assert what not in self.unneeded, "told to do what is not needed"
+            case Kind.REOPEN:
+                self.unneeded.discard(what)
+        if kind in (Kind.QUEUE, Kind.NEXT, Kind.REOPEN):
+            self.redirected = max(self.redirected, iteration)
+            self.collected = -1 if self.collected == iteration else self.collected
+        super()._handle(entry)
+        if kind == Kind.DISCARD:
+            assert iteration != self.state.iteration or chunk not in self.state.held
+        if kind == Kind.COLLECT:
+            assert iteration < self.state.iteration or self.alive() == 0, "gradients are left after the last commit"
+            self.collected = iteration
+            if self.work is not None and self.work.iteration == iteration:
+                self.unneeded.add((iteration, self.work.chunk))
+
+    # what the compute thread does
+
+    def take(self) -> None:
+        try:
+            self.work = self.desk.take()
+        except NothingToDo:
+            self.waiting = True
+            return
+        assert self.work is not None
+        iteration, chunk = self.work.iteration, self.work.chunk
+        assert iteration == self.state.iteration
+        assert (self.work.params == iteration).all(), "parameters of another iteration"
+        assert (iteration, chunk) not in self.unneeded | self.skipped, "told not to do this chunk"
+        assert iteration != self.collected, "goes on after it was told to stop"
+        copy = (chunk, self.state._again.get(chunk, 0))
+        assert copy not in self.taken, "does a chunk twice"
+        self.taken.append(copy)
+        if self.follows and self.redirected < iteration:
+            standing, taken = self.state._standing, [chunk for chunk, _ in self.taken]
+            passed = list(standing[: standing.index(chunk) + 1])
+            assert taken == [c for c in passed if c in taken], "not in the standing order"
+            assert self.follows == "skipping" or taken == passed, "left out a chunk"
+            assert {(iteration, c) for c in passed if c not in taken} <= self.unneeded
+
+    def finish(self, gradient: np.ndarray, seconds: float) -> None:
+        """The compute thread is through with its chunk; the caller keeps no reference to `gradient`."""
+        work, self.work = self.work, None
+        assert work is not None
+        self.gradients.append(weakref.ref(gradient))
+        self.done += 1
+        unwanted = work.iteration < self.state.iteration or (work.iteration, work.chunk) in self.unneeded
+        before = len(self.desk._outbox)
+        self.desk.finished(work, Result(gradient, 1.0, 0.0, seconds))
+        assert len(self.desk._outbox) == before + 1
+        message = self.desk._outbox[-1]
+        kind = Kind(message["kind"][0]) if isinstance(message, np.ndarray) else Kind.REPORT
+        assert isinstance(message, np.ndarray) or not self.combined
+        assert kind == (Kind.ABANDONED if unwanted else Kind.REPORT)
+
+    def fail(self) -> None:
+        """The chunk's gradient raises."""
+        work, self.work = self.work, None
+        assert work is not None
+        self.desk.failed(work, "it raises")

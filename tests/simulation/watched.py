@@ -1,0 +1,239 @@
+"""The production server and coordinator, with what must hold of every event and every instruction asserted."""
+
+import copy
+from typing import Any
+
+from psgc.server.coordinator import Adopt, Collect, Commit, Coordinator, Discard, Finish, Instruction, Reopen
+from psgc.server.dynamic_schedule import DynamicSchedule
+from psgc.server.loop import Server
+from psgc.server.orders import Next, Queue, Skip
+from psgc.transport import Vector
+from tests.simulation.schedules import FIXED
+from tests.unit.refusal import snapshot
+
+PACES = {"_paces", "estimates", "_last", "_surprise", "_latest", "_reports"}  # what a schedule has learnt of them stays
+
+
+class WatchedCoordinator(Coordinator):
+    """Nothing survives into an iteration, and what comes too late changes nothing."""
+
+    thorough = False
+
+    def begin(self, iteration: int) -> list[Instruction]:
+        fresh: Any = self._schedule.recipe() if self.thorough else None  # type: ignore[attr-defined]
+        for name in PACES & vars(self._schedule).keys() if fresh else ():
+            setattr(fresh, name, copy.copy(getattr(self._schedule, name)))
+        instructions = super().begin(iteration)
+        known = (self._reported, self._copies, self._committed, self._again, self._open, self._used, self._owing)
+        assert not any((*known, self._asked)), "something survived into this iteration"
+        if fresh:
+            assert fresh.begin() == instructions
+            but = ["recipe"]
+            assert snapshot(fresh, but) == snapshot(self._schedule, but), "something survived into this iteration"
+        return instructions
+
+    def report(self, worker: int, iteration: int, chunk: int, *arguments: Any, **more: Any) -> list[Instruction]:
+        late = self._is_late(worker, iteration) or (worker, chunk) in self._reported
+        before = snapshot(self) if late and self.thorough else None
+        instructions = super().report(worker, iteration, chunk, *arguments, **more)
+        assert not late or instructions == []
+        assert before is None or snapshot(self) == before
+        return instructions
+
+    def abandoned(self, worker: int, iteration: int, chunk: int, *arguments: Any, **more: Any) -> list[Instruction]:
+        late = self._is_late(worker, iteration)
+        before = snapshot(self) if late and self.thorough else None
+        instructions = super().abandoned(worker, iteration, chunk, *arguments, **more)
+        assert not late or instructions == []
+        assert before is None or snapshot(self) == before
+        return instructions
+
+    def tick(self, now: float) -> list[Instruction]:
+        assert self.wake <= now, "asked before it was time"
+        instructions = super().tick(now)
+        assert self.wake > now, "wakes up for ever"
+        return instructions
+
+
+class WatchedServer(Server):
+    """`watch` comes before `run`."""
+
+    def watch(self, world: Any) -> None:
+        self.world = world
+        self._coordinator.thorough = world.thorough  # type: ignore[attr-defined]
+        self._begin()
+
+    def _begin(self) -> None:
+        self.heard: set[tuple[int, int, int]] = set()  # (worker, chunk, how often reopened before)
+        self.commits: dict[int, tuple[int, ...]] = {}
+        self.dropped: set[tuple[int, int]] = set()  # copies discarded or skipped
+        self.asked: set[tuple[int, int]] = set()
+        self.reopened: set[tuple[int, int]] = set()
+        self.is_calm = True  # nobody was lost in this iteration
+
+    def is_recovered(self, chunk: int) -> bool:
+        return chunk in self.commits and chunk not in self._coordinator._open
+
+    # events
+
+    def _regroup(self, iteration: int) -> None:
+        self._begin()
+        super()._regroup(iteration)
+        group = self._coordinator.group
+        assert set(group.live) == self.world.here()
+        assert all(len(holders) >= group.parts for holders in group.holders)
+
+    def _report(
+        self, worker: int, iteration: int, chunk: int, start: float, seconds: float, loss: float, again: int = 0
+    ) -> None:
+        if not self._coordinator._is_late(worker, iteration):
+            self.heard.add((worker, chunk, again))
+        super()._report(worker, iteration, chunk, start, seconds, loss, again)
+        if self.world.thorough and self.is_calm:
+            self._check_nobody_forgotten()
+
+    def _handle_vector(self, message: Vector) -> None:
+        if message.iteration == self._coordinator.iteration:
+            self.asked.discard((message.source, message.chunk))
+        super()._handle_vector(message)
+
+    def _lose(self, worker: int, reason: str, dead: bool = False, failed: bool = False) -> None:
+        self.asked = {(w, role) for w, role in self.asked if w != worker}
+        self.is_calm = False
+        super()._lose(worker, reason, dead, failed)
+
+    # instructions
+
+    def _carry_out(self, instructions: list[Instruction]) -> None:
+        for instruction in instructions:
+            assert not self._finished, "an instruction after Finish"
+            self._check_instruction(instruction)
+            super()._carry_out([instruction])
+
+    def _check_instruction(self, instruction: Instruction) -> None:
+        world, group = self.world, self._coordinator.group
+        match instruction:
+            case Commit(chunk, contributors, told):
+                self._check_commit(chunk, contributors, told)
+            case Discard(worker, chunk):
+                assert (worker, chunk, self._coordinator._again.get(chunk, 0)) in self.heard
+                self._check_dropped(worker, chunk)
+            case Skip(worker, chunk, recovered):
+                assert world.case.schedule not in FIXED, "this schedule skips nothing"
+                assert worker in group.holders[chunk]
+                assert recovered == self.is_recovered(chunk)
+                if recovered:
+                    self._check_dropped(worker, chunk)
+            case Queue(worker, chunks):
+                assert worker in group.live
+                assert len(set(chunks)) == len(chunks), "told twice to do the same"
+                assert {*chunks} <= {*group.held(worker)}
+            case Next(worker, chunk):
+                assert worker in group.holders[chunk]
+                assert not self.is_recovered(chunk) or world.case.schedule == "full"
+            case Adopt(worker, chunk, role):
+                assert worker in group.holders[chunk]
+                assert role in group.planned[chunk]
+                world.counts["adopted"] += 1
+            case Reopen(worker, chunk, again):
+                assert self._combined
+                assert worker in group.holders[chunk]
+                assert again == self._coordinator._again[chunk]
+                world.counts["reopened"] += (chunk, again) not in self.reopened
+                self.reopened.add((chunk, again))
+                self.dropped = {(w, c) for w, c in self.dropped if c != chunk}
+            case Collect(worker, role):
+                assert self._combined
+                assert worker in group.live
+                assert all(self.is_recovered(chunk) for chunk in range(world.plan.num_chunks))
+                assert (worker, role) not in self.asked, "asked twice at a time"
+                self.asked.add((worker, role))
+            case Finish():
+                assert all(self.is_recovered(chunk) for chunk in range(world.plan.num_chunks))
+                assert not self.asked
+                assert not self._coordinator.owing
+
+    def _check_commit(self, chunk: int, contributors: tuple[int, ...], told: tuple[tuple[int, int], ...]) -> None:
+        it, group = self._coordinator, self._coordinator.group
+        if chunk not in self.commits:
+            self.commits[chunk] = contributors
+            assert len(contributors) == len(set(contributors)) == group.parts
+            assert tuple(role for _, role in told) == contributors
+            assert set(contributors) <= set(group.planned[chunk])
+            if self.is_calm:
+                assert all(role == group.role(worker, chunk) for worker, role in told)
+        else:
+            assert self._combined
+            assert contributors == self.commits[chunk]
+            ((_, role),) = told
+            assert role in contributors
+        assert it.contributors(chunk) == contributors
+        for worker, _ in told:
+            assert (worker, chunk, it._again.get(chunk, 0)) in self.heard
+            assert (worker, chunk) not in self.dropped
+            assert not self._combined or worker in group.holders[chunk]
+            if self.world.case.schedule == "full" and self.is_calm:
+                assert self._has_done_its_load(worker)
+
+    def _has_done_its_load(self, worker: int) -> bool:
+        return {(worker, own, 0) for own in self._coordinator.group.held(worker)} <= self.heard
+
+    def _check_dropped(self, worker: int, chunk: int) -> None:
+        assert self.is_recovered(chunk)
+        assert worker in self._coordinator.group.live
+        assert not self.is_calm or worker not in self.commits[chunk]
+        if (worker, chunk) in self.dropped:
+            assert self.world.case.schedule not in FIXED, "discarded twice"
+        self.dropped.add((worker, chunk))
+
+    def _check_nobody_forgotten(self) -> None:
+        """Who did a chunk in vain has been told, and with `skipping` also who need not begin it."""
+        schedule, group = self.world.case.schedule, self._coordinator.group
+        for chunk, contributors in self.commits.items():
+            for worker in group.holders[chunk]:
+                if group.role(worker, chunk) in contributors:
+                    continue
+                done = (worker, chunk, 0) in self.heard
+                if schedule == "full":
+                    done = self._has_done_its_load(worker)
+                if done or schedule == "skipping":
+                    assert (worker, chunk) in self.dropped
+
+    # what a schedule that learns believes
+
+    def check(self) -> None:
+        """It does not contradict itself, and what it counts on is what its workers are going to do."""
+        it = self._rules
+        if not isinstance(it, DynamicSchedule) or self._coordinator.phase != "working":
+            return
+        group = self._coordinator.group
+        assert not it._bare
+        assert it._own.keys() == set(group.live)
+        for chunk, holders in enumerate(group.holders):
+            assert it._committed[chunk] == self.is_recovered(chunk)
+            if self.is_calm:
+                assert it._started[chunk] == sum(chunk in it._taken[worker] for worker in holders)
+        for worker in group.live:
+            told, taken, running = it._told[worker], it._taken[worker], it._running[worker]
+            assert {*told, *taken} <= {*group.held(worker)}
+            assert not taken & told.keys()
+            assert not any(it._committed[chunk] for chunk in told)
+            assert running is None or running in taken or self._coordinator._again.get(running)
+            assert running is not None or not told, "rests, but was told something"
+            assert worker not in it._chosen or len(told) == 1
+            if self.is_calm:
+                assert {chunk for w, chunk, _ in self.heard if w == worker} <= taken
+            self._check_nothing_lost(worker, {chunk for chunk in (running, *told) if chunk is not None})
+
+    def _check_nothing_lost(self, worker: int, counted_on: set[int]) -> None:
+        node = self.world.nodes[worker]
+        end = node.end
+        on_its_way = end.params or end.control or end.sent or end.vectors or worker in self._outbox
+        if node.dead or on_its_way or node.state.iteration < self._row.iteration:
+            return
+        will = {*node.state._queue}
+        if node.work is not None and node.work.iteration == self._row.iteration:
+            will.add(node.work.chunk)
+        counted_on = {chunk for chunk in counted_on if not self.is_recovered(chunk)}
+        assert counted_on <= will, "lost"
+        assert not self.is_calm or len(will - counted_on) <= 1, "does more than the one chunk that an order crossed"

@@ -1,0 +1,368 @@
+"""Server and workers together, over a network that delivers in any order that MPI allows, with deaths and returns.
+
+The loops, coordinator, schedules, roll call, worker states, desks, encoders and decoder are the production ones;
+`World` stands for MPI, the compute threads and the clock. A `Case` says who holds what, and at every step which
+message arrives, which compute thread goes on, and how much time passes. Workers are *deaf* (nothing reaches them),
+*slow* (no chunk gets done) or *mute* (nothing of theirs arrives) for whole iterations. Their processes die, with or
+without a last word; they are given up although they live; their gradients raise. What must hold is asserted where it
+happens.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from math import inf
+from typing import Any
+from unittest import mock
+
+import numpy as np
+
+from psgc.backend import Backend
+from psgc.coding import worst_condition
+from psgc.errors import TooFewWorkers
+from psgc.plan import Plan
+from psgc.server import clock as server_clock
+from psgc.server import loop as server_loop
+from psgc.server.observer import Fate, IterationRecord
+from psgc.server.optimizer import Sgd
+from psgc.transport import Control, Died
+from psgc.workers import desk as worker_desk
+from psgc.workers import loop as worker_loop
+from tests.simulation.network import Clock, ServerEnd
+from tests.simulation.node import Node
+from tests.simulation.schedules import FIXED, make
+from tests.simulation.watched import WatchedCoordinator, WatchedServer
+
+STEPS = 4000  # events of one iteration; more, and it does not end
+PATIENCE = 200  # times in a row that the schedule may wake up while nothing else can happen
+SECONDS = (1.0, 0.1, 1.0, 3.0, 1.0, 0.01, 1.0, 50.0)  # that a chunk takes
+PASSING = (1.0, 0.1, 1.0, 3.0, 1.0, 0.01, 1.0)  # seconds that pass between two events
+
+
+@dataclass(frozen=True)
+class Nap:
+    """A worker is deaf, slow or mute from step `after` of iteration `first` on, for `length` iterations.
+
+    stubborn: even when nothing else can happen; then it may be given up, and be back when it wakes up.
+    """
+
+    kind: str
+    worker: int
+    first: int
+    length: int
+    after: int = 0
+    stubborn: bool = False
+
+
+@dataclass(frozen=True)
+class Fault:
+    """From step `after` of iteration `first` on, once: the process of a worker "dies", MPI says that it is "cut off"
+    (which is not so), or a gradient of it "raises"."""
+
+    kind: str
+    worker: int
+    first: int
+    after: int
+
+
+@dataclass(frozen=True)
+class Case:
+    """What happens to whom. choices: at every step, one of all that can happen; timeout: faults.collect_timeout."""
+
+    plan: Plan
+    schedule: str
+    combined: bool
+    dim: int
+    num_iterations: int
+    naps: Sequence[Nap]
+    choices: bytes
+    faults: Sequence[Fault] = ()
+    adopting: bool = True
+    timeout: float = inf
+
+
+class World:
+    """thorough: compare whole states as well, which takes its time."""
+
+    def __init__(self, case: Case, thorough: bool = True) -> None:
+        self.case = case
+        self.plan = case.plan
+        self.thorough = thorough
+        self.clock = Clock()
+        silence = case.timeout / 4
+        follows = (
+            "" if case.schedule in ("reordering", "dynamic") else "fixed" if case.schedule in FIXED else "skipping"
+        )
+        self.nodes = {
+            rank: Node(rank, self.plan, case.combined, case.dim, silence, follows, self.clock)
+            for rank in range(1, self.plan.num_workers + 1)
+        }
+        self.end = ServerEnd(self, {rank: node.end for rank, node in self.nodes.items()}, self.clock)
+        shape = case.num_iterations, self.plan.num_chunks, case.dim
+        self.table = np.random.default_rng(7).integers(-9, 10, shape).astype(float)
+        self.exactness = 1e-10 * self.plan.num_chunks * worst_condition(self.plan.coding_matrix, self.plan.assignment)
+        self.counts: Counter[str] = Counter()
+        self.iteration = -1
+        self.steps = 0
+        self.began = 0  # the step in which the iteration did
+        self.events = 0  # that have happened since
+        self.idle = 0  # steps since anything but time could go on
+        self.faults = list(case.faults)
+        self.cut_off: set[int] = set()
+        self.about_to_fail: set[int] = set()
+        self.failed: set[int] = set()  # chunks, each on one worker only
+        self.used: Counter[int] = Counter()  # copies of each chunk that are part of the gradient
+
+    def choose(self, below: int) -> int:
+        self.steps += 1
+        choices = self.case.choices
+        return (choices[self.steps % len(choices)] + self.steps // len(choices)) % below
+
+    # a run
+
+    def run(self) -> None:
+        """All iterations, or until too few workers are left."""
+        with ExitStack() as stack:
+            for module in (server_clock, server_loop, worker_loop, worker_desk):
+                stack.enter_context(mock.patch.object(module, "time", self.clock))
+            stack.enter_context(mock.patch.object(server_loop, "make_schedule", make))
+            stack.enter_context(mock.patch.object(server_loop, "Coordinator", WatchedCoordinator))
+            schedule, dim = self.case.schedule, self.case.dim
+            self.server = WatchedServer(
+                self.end, self.plan, schedule, Backend(), Checking(self), Observer(self), "float64", self.case.combined,
+                self.case.timeout, self.case.adopting, lambda: None, None,
+            )  # fmt: skip
+            self.server.watch(self)
+            try:
+                self.server.run(np.zeros(dim), self.case.num_iterations, begins=self.begin)
+            except TooFewWorkers as error:
+                self.check_too_few(str(error))
+                self.counts["stopped with too few workers"] += 1
+                return
+            for _ in range(STEPS):  # what is still on its way changes nothing
+                self.server._poll(self.iteration)
+                if self.idle:
+                    break
+            self.check_exact(self.server._decoder.gradient)
+
+    def begin(self, iteration: int) -> None:
+        self.iteration, self.began, self.events = iteration, self.steps, 0
+        self.used.clear()
+
+    def check_exact(self, gradient: np.ndarray) -> None:
+        expected = self.table[self.iteration].sum(axis=0)
+        np.testing.assert_allclose(gradient, expected, rtol=0, atol=self.exactness)
+
+    def check_too_few(self, text: str) -> None:
+        here = self.here()
+        enough = len(here) >= self.plan.parts
+        if not self.case.adopting:
+            enough = enough and all(len(here & {*of}) >= self.plan.parts for of in self.plan.holders())
+        assert not enough, text
+
+    def here(self) -> set[int]:
+        """The workers that the server counts on."""
+        return self.nodes.keys() - set(self.server._rollcall.away)
+
+    def is_cut_off(self, rank: int) -> bool:
+        if rank in self.cut_off:
+            self.cut_off.remove(rank)
+            return True
+        return False
+
+    # a step
+
+    def advance(self) -> list[Any]:
+        """Let one or several things happen; what has arrived at the server."""
+        if self.thorough:
+            self.server.check()
+        messages: list[Any] = []
+        for _ in range(1 + self.choose(3) // 2 * self.choose(4)):
+            messages += self.step()
+            if self.idle:
+                break
+        return messages
+
+    def step(self) -> list[Any]:
+        self.faults_happen()
+        able, asleep, chatter = self.possible()
+        if not able:
+            self.idle += 1
+            assert self.idle < STEPS, "nothing happens any more"
+            if not self.time_helps(able := asleep + chatter):
+                return []
+        else:
+            self.idle = 0
+            able += chatter
+        self.events += 1
+        assert self.events < STEPS, "it never ends"
+        if self.choose(3) == 0:
+            self.clock.now += PASSING[self.choose(len(PASSING))]
+        what, node = able[self.choose(len(able))]
+        message = what(self, node)
+        if self.thorough:
+            assert node.alive() == len(node.state.held), "gradients in memory and chunks held are not the same"
+        return [] if message is None else [message]
+
+    def time_helps(self, able: Sequence[Any]) -> bool:
+        """Nothing but time goes on: whether anything of `able` does then."""
+        wake = self.server._began + self.server._coordinator.wake
+        if wake < inf and self.idle <= PATIENCE:
+            self.clock.now = max(self.clock.now, wake)
+            return False
+        self.clock.now += 0 if able else 1.0
+        return bool(able)
+
+    Possible = list[tuple[Callable[["World", Node], Any], Node]]
+
+    def possible(self) -> tuple[Possible, Possible, Possible]:
+        """What can happen; what of those that are asleep; what changes nothing but that a worker has been heard."""
+        able: World.Possible = []
+        asleep: World.Possible = []
+        never: World.Possible = []
+        chatter: World.Possible = []
+        naps = self.napping()
+        for rank, node in self.nodes.items():
+            to_node = in_node = from_node = able
+            for kind, nap in naps.get(rank, {}).items():
+                where = never if nap.stubborn else asleep
+                match kind:
+                    case "deaf":
+                        to_node = where
+                    case "slow":
+                        in_node = where
+                    case "mute":
+                        from_node = where
+            end = node.end
+            if not node.dead:
+                if end.params and end.posted is not None:
+                    to_node.append((World.params_arrive, node))
+                if end.control:
+                    to_node.append((World.control_arrives, node))
+                if node.work is not None:
+                    in_node.append((World.finish, node))
+                elif not node.waiting:
+                    able.append((World.take, node))
+                if self.clock.now - node.last_sent > node.silence:
+                    chatter.append((World.spin, node))
+            elif not node.told_dead:
+                able.append((World.death_is_noticed, node))
+            if end.sent:
+                only_alive = from_node is able and end.sent[0][0]
+                (chatter if only_alive else from_node).append((World.control_gets_here, node))
+            if end.vectors and self.end.posted:
+                from_node.append((World.vector_gets_here, node))
+        return able, asleep, chatter
+
+    def napping(self) -> dict[int, dict[str, Nap]]:
+        """The naps of each worker at this moment, by kind."""
+        naps: dict[int, dict[str, Nap]] = {}
+        now, steps = self.iteration, self.steps - self.began
+        for nap in self.case.naps:
+            if (nap.first, nap.after) <= (now, steps) and now < nap.first + nap.length:
+                of = naps.setdefault(nap.worker, {})
+                if nap.stubborn or nap.kind not in of:
+                    of[nap.kind] = nap
+        return naps
+
+    def faults_happen(self) -> None:
+        while self.faults and (self.faults[0].first, self.faults[0].after) <= (self.iteration, self.steps - self.began):
+            fault = self.faults.pop(0)
+            node = self.nodes[fault.worker]
+            if fault.kind == "cut off":
+                self.cut_off.add(fault.worker)
+            elif fault.kind == "raises":
+                self.about_to_fail.add(fault.worker)
+            elif not node.dead:
+                self.counts["deaths"] += 1
+                node.die(kept=self.choose(3))
+
+    # what can happen
+
+    def take(self, node: Node) -> None:
+        node.take()
+
+    def spin(self, node: Node) -> None:
+        node.spin()
+
+    def params_arrive(self, node: Node) -> None:
+        node.end.unnoticed = self.choose(2) == 0
+        node.end.params_arrive()
+        node.spin()
+
+    def control_arrives(self, node: Node) -> None:
+        node.end.control_arrives()
+        node.spin()
+
+    def finish(self, node: Node) -> None:
+        work = node.work
+        assert work is not None
+        if node.rank in self.about_to_fail and work.chunk not in self.failed:
+            self.about_to_fail.remove(node.rank)
+            self.failed.add(work.chunk)
+            node.fail()
+        else:
+            row = self.table[int(work.params[0]), work.chunk]
+            node.finish(row.copy(), SECONDS[self.choose(len(SECONDS))])
+        node.spin()
+
+    def death_is_noticed(self, node: Node) -> Died | None:
+        """What has arrived comes first."""
+        if (node.end.sent or node.end.vectors) and self.choose(2):
+            return None
+        node.told_dead = True
+        node.die(kept=0)
+        return Died(node.rank)
+
+    def control_gets_here(self, node: Node) -> Control:
+        return Control(node.rank, node.end.sent.popleft()[1])
+
+    def vector_gets_here(self, node: Node) -> Any:
+        iteration, what, vector = node.end.vectors.pop(self.choose(len(node.end.vectors)))
+        if not node.dead:
+            node.spin()  # it may have waited until this one had left
+        return self.end.receive(node.rank, iteration, what, vector)
+
+
+class Checking(Sgd):
+    """An optimizer whose parameters are the number of the iteration, and which looks at each gradient."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def step(self, params: np.ndarray, gradient: np.ndarray) -> np.ndarray:
+        self._world.check_exact(gradient)
+        self._world.counts["iterations"] += 1
+        return params + 1.0
+
+
+@dataclass
+class Observer:
+    """Keeps what the server writes down of the chunks."""
+
+    world: World
+    lost_now: list[int] = field(default_factory=list)
+
+    def chunk(self, worker: int, chunk: int, iteration: int, start: float, seconds: float, fate: Fate) -> None:
+        self.world.used[chunk] += fate == Fate.USED and iteration == self.world.server._row.iteration
+
+    def iteration(self, row: IterationRecord) -> None:
+        world = self.world
+        if row.seconds:  # it was finished
+            assert world.used == Counter(dict.fromkeys(range(world.plan.num_chunks), world.plan.parts))
+            assert row.recovered == row.loss == world.plan.num_chunks
+        world.used.clear()
+
+    def stepped(self, done: int) -> None:
+        assert done == self.world.iteration + 1
+
+    def lost(self, worker: int, host: str, iteration: int, reason: str) -> None:
+        self.world.counts["lost"] += 1
+
+    def returned(self, worker: int, iteration: int) -> None:
+        assert not self.world.nodes[worker].dead or not self.world.nodes[worker].told_dead
+        self.world.counts["returns"] += 1
+
+    def failure_text(self, worker: int, text: str) -> str:
+        return text
