@@ -10,8 +10,9 @@ from functools import cache
 
 from psgc.config import Coding
 from psgc.plan import Plan, make_plan
+from tests.simulation.case import Case, Fault, Nap
 from tests.simulation.schedules import SCHEDULES
-from tests.simulation.world import Case, Fault, Nap, World
+from tests.simulation.world import World
 
 TIMEOUT = 30.0  # seconds of the simulated world
 

@@ -1,11 +1,18 @@
-"""The production server and coordinator, with what must hold of every event and every instruction asserted."""
+"""The production server and coordinator, with what must hold of every event and every instruction asserted, and an
+optimizer and an observer that look at what comes of them."""
 
 import copy
+from collections import Counter
+from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from psgc.server.coordinator import Adopt, Collect, Commit, Coordinator, Discard, Finish, Instruction, Reopen
 from psgc.server.dynamic_schedule import DynamicSchedule
 from psgc.server.loop import Server
+from psgc.server.observer import Fate, IterationRecord
+from psgc.server.optimizer import Sgd
 from psgc.server.orders import Next, Queue, Skip
 from psgc.transport import Vector
 from tests.simulation.schedules import FIXED
@@ -237,3 +244,45 @@ class WatchedServer(Server):
         counted_on = {chunk for chunk in counted_on if not self.is_recovered(chunk)}
         assert counted_on <= will, "lost"
         assert not self.is_calm or len(will - counted_on) <= 1, "does more than the one chunk that an order crossed"
+
+
+class Checking(Sgd):
+    """An optimizer whose parameters are the number of the iteration, and which looks at each gradient."""
+
+    def __init__(self, world: Any) -> None:
+        self._world = world
+
+    def step(self, params: np.ndarray, gradient: np.ndarray) -> np.ndarray:
+        self._world.check_exact(gradient)
+        self._world.counts["iterations"] += 1
+        return params + 1.0
+
+
+@dataclass
+class Observer:
+    """Keeps what the server writes down of the chunks."""
+
+    world: Any
+
+    def chunk(self, worker: int, chunk: int, iteration: int, start: float, seconds: float, fate: Fate) -> None:
+        self.world.used[chunk] += fate == Fate.USED and iteration == self.world.server._row.iteration
+
+    def iteration(self, row: IterationRecord) -> None:
+        world = self.world
+        if row.recovered:  # it was finished
+            assert world.used == Counter(dict.fromkeys(range(world.plan.num_chunks), world.plan.parts))
+            assert row.recovered == row.loss == world.plan.num_chunks
+        world.used.clear()
+
+    def stepped(self, done: int) -> None:
+        assert done == self.world.iteration + 1
+
+    def lost(self, worker: int, host: str, iteration: int, reason: str) -> None:
+        self.world.counts["lost"] += 1
+
+    def returned(self, worker: int, iteration: int) -> None:
+        assert not self.world.nodes[worker].dead or not self.world.nodes[worker].told_dead
+        self.world.counts["returns"] += 1
+
+    def failure_text(self, worker: int, text: str) -> str:
+        return text

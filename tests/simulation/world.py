@@ -10,8 +10,7 @@ happens.
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from contextlib import ExitStack, suppress
 from math import inf
 from typing import Any
 from unittest import mock
@@ -21,65 +20,21 @@ import numpy as np
 from psgc.backend import Backend
 from psgc.coding import worst_condition
 from psgc.errors import TooFewWorkers
-from psgc.plan import Plan
 from psgc.server import clock as server_clock
 from psgc.server import loop as server_loop
-from psgc.server.observer import Fate, IterationRecord
-from psgc.server.optimizer import Sgd
 from psgc.transport import Control, Died
 from psgc.workers import desk as worker_desk
 from psgc.workers import loop as worker_loop
+from tests.simulation.case import Case, Nap
 from tests.simulation.network import Clock, ServerEnd
 from tests.simulation.node import Node
 from tests.simulation.schedules import FIXED, make
-from tests.simulation.watched import WatchedCoordinator, WatchedServer
+from tests.simulation.watched import Checking, Observer, WatchedCoordinator, WatchedServer
 
 STEPS = 4000  # events of one iteration; more, and it does not end
 PATIENCE = 200  # times in a row that the schedule may wake up while nothing else can happen
 SECONDS = (1.0, 0.1, 1.0, 3.0, 1.0, 0.01, 1.0, 50.0)  # that a chunk takes
 PASSING = (1.0, 0.1, 1.0, 3.0, 1.0, 0.01, 1.0)  # seconds that pass between two events
-
-
-@dataclass(frozen=True)
-class Nap:
-    """A worker is deaf, slow or mute from step `after` of iteration `first` on, for `length` iterations.
-
-    stubborn: even when nothing else can happen; then it may be given up, and be back when it wakes up.
-    """
-
-    kind: str
-    worker: int
-    first: int
-    length: int
-    after: int = 0
-    stubborn: bool = False
-
-
-@dataclass(frozen=True)
-class Fault:
-    """From step `after` of iteration `first` on, once: the process of a worker "dies", MPI says that it is "cut off"
-    (which is not so), or a gradient of it "raises"."""
-
-    kind: str
-    worker: int
-    first: int
-    after: int
-
-
-@dataclass(frozen=True)
-class Case:
-    """What happens to whom. choices: at every step, one of all that can happen; timeout: faults.collect_timeout."""
-
-    plan: Plan
-    schedule: str
-    combined: bool
-    dim: int
-    num_iterations: int
-    naps: Sequence[Nap]
-    choices: bytes
-    faults: Sequence[Fault] = ()
-    adopting: bool = True
-    timeout: float = inf
 
 
 class World:
@@ -140,10 +95,11 @@ class World:
                 self.check_too_few(str(error))
                 self.counts["stopped with too few workers"] += 1
                 return
-            for _ in range(STEPS):  # what is still on its way changes nothing
-                self.server._poll(self.iteration)
-                if self.idle:
-                    break
+            with suppress(TooFewWorkers):
+                for _ in range(STEPS):  # what is still on its way changes nothing
+                    self.server._poll(self.iteration)
+                    if self.idle:
+                        break
             self.check_exact(self.server._decoder.gradient)
 
     def begin(self, iteration: int) -> None:
@@ -323,46 +279,3 @@ class World:
         if not node.dead:
             node.spin()  # it may have waited until this one had left
         return self.end.receive(node.rank, iteration, what, vector)
-
-
-class Checking(Sgd):
-    """An optimizer whose parameters are the number of the iteration, and which looks at each gradient."""
-
-    def __init__(self, world: World) -> None:
-        self._world = world
-
-    def step(self, params: np.ndarray, gradient: np.ndarray) -> np.ndarray:
-        self._world.check_exact(gradient)
-        self._world.counts["iterations"] += 1
-        return params + 1.0
-
-
-@dataclass
-class Observer:
-    """Keeps what the server writes down of the chunks."""
-
-    world: World
-    lost_now: list[int] = field(default_factory=list)
-
-    def chunk(self, worker: int, chunk: int, iteration: int, start: float, seconds: float, fate: Fate) -> None:
-        self.world.used[chunk] += fate == Fate.USED and iteration == self.world.server._row.iteration
-
-    def iteration(self, row: IterationRecord) -> None:
-        world = self.world
-        if row.seconds:  # it was finished
-            assert world.used == Counter(dict.fromkeys(range(world.plan.num_chunks), world.plan.parts))
-            assert row.recovered == row.loss == world.plan.num_chunks
-        world.used.clear()
-
-    def stepped(self, done: int) -> None:
-        assert done == self.world.iteration + 1
-
-    def lost(self, worker: int, host: str, iteration: int, reason: str) -> None:
-        self.world.counts["lost"] += 1
-
-    def returned(self, worker: int, iteration: int) -> None:
-        assert not self.world.nodes[worker].dead or not self.world.nodes[worker].told_dead
-        self.world.counts["returns"] += 1
-
-    def failure_text(self, worker: int, text: str) -> str:
-        return text

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from psgc.coding import coding_matrix, from_matrix
 from psgc.config import Coding
 from psgc.plan import Plan, make_plan
+from tests.simulation.case import Case, Fault, Nap
 from tests.simulation.node import Node
 from tests.simulation.schedules import SCHEDULES
-from tests.simulation.world import Case, Fault, Nap, World
+from tests.simulation.world import World
 from tests.unit.refusal import refused
 
 KINDS = st.sampled_from(["deaf", "slow", "mute"])

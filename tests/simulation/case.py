@@ -1,0 +1,49 @@
+"""What may happen to whom in a simulated world."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import inf
+
+from psgc.plan import Plan
+
+
+@dataclass(frozen=True)
+class Nap:
+    """A worker is deaf, slow or mute from step `after` of iteration `first` on, for `length` iterations.
+
+    stubborn: even when nothing else can happen; then it may be given up, and be back when it wakes up.
+    """
+
+    kind: str
+    worker: int
+    first: int
+    length: int
+    after: int = 0
+    stubborn: bool = False
+
+
+@dataclass(frozen=True)
+class Fault:
+    """From step `after` of iteration `first` on, once: the process of a worker "dies", MPI says that it is "cut off"
+    (which is not so), or a gradient of it "raises"."""
+
+    kind: str
+    worker: int
+    first: int
+    after: int
+
+
+@dataclass(frozen=True)
+class Case:
+    """What happens to whom. choices: at every step, one of all that can happen; timeout: faults.collect_timeout."""
+
+    plan: Plan
+    schedule: str
+    combined: bool
+    dim: int
+    num_iterations: int
+    naps: Sequence[Nap]
+    choices: bytes
+    faults: Sequence[Fault] = ()
+    adopting: bool = True
+    timeout: float = inf

@@ -1,0 +1,49 @@
+"""A coordinator in its first iteration, for tests of losses."""
+
+from psgc.server.coordinator import Coordinator
+from psgc.server.fixed_schedules import FixedSchedule
+from psgc.server.group import Group
+from psgc.server.scheduler import make_schedule
+
+
+def begun(holders, parts=1, name="static", combined=True, adopting=True, workers=None):
+    """A coordinator in iteration 0."""
+    group = Group(holders, parts, adopting, workers)
+    loads = {worker: [chunk for chunk, of in enumerate(holders) if worker in of] for worker in sorted(group.workers)}
+    schedule = make_schedule(name, loads, holders=group.holders, parts=parts)
+    it = Coordinator(group, schedule, combined)
+    it.begin(0)
+    return it
+
+
+def report(it, *copies, again=0):
+    """Reports of (worker, chunk), and the answers to the last one."""
+    answers = []
+    for worker, chunk in copies:
+        answers = it.report(worker, 0, chunk, again=again)
+    return answers
+
+
+class Recording(FixedSchedule):
+    """Keeps what the coordinator says was lost."""
+
+    def __init__(self):
+        super().__init__()
+        self.losses = []
+        self.freed_undone = []
+
+    def lost(self, loss, now):
+        self.losses.append((loss, now))
+        return []
+
+    def freed(self, worker, chunk, now, seconds, done=True):
+        self.freed_undone += [] if done else [(worker, chunk, now, seconds)]
+        return []
+
+
+def collecting():
+    """One that waits for the accumulators of workers 1 and 2; worker 3 holds both chunks, too."""
+    it = begun([[1, 2, 3], [2, 1, 3]])
+    report(it, (1, 0), (2, 1))
+    assert (it.phase, it.owing) == ("collecting", {1, 2})
+    return it
