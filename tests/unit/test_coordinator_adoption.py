@@ -55,6 +55,16 @@ def test_who_adopts_what_was_reopened_hears_how_often():
     assert report(it, (3, 0), again=1) == [Commit(0, (1,), ((3, 1),))]
 
 
+def test_who_has_done_a_reopened_chunk_again_is_not_counted_on_for_its_other_role():
+    it = begun([[1, 2, 3, 4], [5]], parts=2, workers=[1, 2, 3, 4, 5])
+    report(it, (1, 0), (2, 0))
+    it.lost(1)
+    it.lost(2)
+    report(it, (3, 0), again=2)
+    assert it.lost(4)[0] == Adopt(5, 0, 1)
+    assert report(it, (5, 0), again=2) == [Commit(0, (1, 2), ((5, 2),))]
+
+
 def test_an_adopter_of_what_is_reopened_now_hears_so_once():
     it = begun([[1], [2]])
     report(it, (1, 0))

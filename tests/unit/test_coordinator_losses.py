@@ -148,6 +148,15 @@ def test_what_is_reopened_is_not_dropped_by_the_schedule_before_it_is_recovered_
     assert report(it, (2, 0), again=1) == [Commit(0, (1,), ((2, 1),)), Skip(3, 0, True)]
 
 
+def test_what_is_reopened_in_two_roles_is_not_dropped_before_both_are_done():
+    it = begun([[1, 2, 3, 4, 5], [5, 4]], parts=2, name="skipping")
+    report(it, (1, 0), (2, 0))
+    it.lost(1)
+    it.lost(2)
+    assert report(it, (3, 0), again=2) == [Commit(0, (1, 2), ((3, 1),))]
+    assert report(it, (4, 0), again=2) == [Commit(0, (1, 2), ((4, 2),)), Skip(5, 0, True)]
+
+
 # lost while it is collected
 
 
