@@ -189,7 +189,8 @@ def _sparse_matrix(path: str) -> Any:
             matrix.check_format()
     except Exception as error:  # SciPy raises many kinds for arrays that do not fit each other
         raise UserError(f"{path}: damaged ({one_line(error)})") from None
-    return matrix
+    # in int64 entries for one place add up; of booleans they would come to True, of int8 to anything
+    return matrix.astype(np.int64) if matrix.dtype.kind in "biu" else matrix
 
 
 def _ascends(pointers: np.ndarray, last: int) -> bool:

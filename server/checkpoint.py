@@ -123,7 +123,10 @@ def _read(path: Path) -> Checkpoint | None:
             return None
         vectors = {name.removeprefix(_VECTOR): archive[name] for name in archive if name.startswith(_VECTOR)}
         about["estimates"] = {int(rank): seconds for rank, seconds in about["estimates"].items()}
-        return Checkpoint(params=archive["params"], **about | {"optimizer": about["optimizer"] | vectors})
+        params = archive["params"]
+        if any(vector.shape != (params.size,) for vector in (params, *vectors.values())):
+            raise ValueError
+        return Checkpoint(params=params, **about | {"optimizer": about["optimizer"] | vectors})
 
 
 def _damage(path: Path) -> str | None:

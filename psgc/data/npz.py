@@ -120,7 +120,7 @@ def _check_memory(path: str, members: list[zipfile.ZipInfo]) -> None:
 def _member(path: str, file: BinaryIO, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # one byte of others can be a gigabyte
         raise ValueError(f"{info.filename!r:.40} is compressed in a way that NumPy does not use")
-    if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:  # bit 0: encrypted, read() refuses it
+    if info.compress_type != zipfile.ZIP_STORED:
         return _parse(archive.read(info))
     if info.compress_size != info.file_size:
         raise ValueError(f"{info.filename!r:.40} has two sizes, {info.compress_size} and {info.file_size} bytes")

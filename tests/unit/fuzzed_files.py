@@ -141,6 +141,8 @@ def arrays(draw: st.DrawFn, shape: Any = shapes, dtype: Any = dtypes, pool: Sequ
     with np.errstate(all="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         made = flat.astype("i8").astype(kind) if np.dtype(kind).kind in "mMV" else flat.astype(kind)
+        if kind == "longdouble":
+            made *= np.longdouble("1e999")
     return np.asarray(made.reshape(lengths), order=draw(st.sampled_from("CF")))
 
 
@@ -160,7 +162,8 @@ DESCR = [
     "'|O'", "'f8,f8'", "'<a8'", "'\\<f8'", "None", "('<f8', (3,))", "'<f999'", "[('', '<f8')]", "'<U0'", "'<f16'",
 ]  # fmt: skip
 SHAPE = [
-    "(1, 2)", "(2, 1)", "(1L, 2L)", "(True, 2)", "(2.0, 1)", "(-1, 2)", "(0, 2)", "(1, 0)", "(2)", "()", "[1, 2]", "2",
+    "(1, 2)", "(2, 1)", "(1L, 2L)", "(True, 2)", "(2.0, 1)", "(-1, 2)", "(-1, -2)",
+    "(0, 2)", "(1, 0)", "(2)", "()", "[1, 2]", "2",
     "(4611686018427387904, 4)", "(1099511627776, 1048576)", "(0, 4611686018427387904)", "(0, 10000000000000000000000)",
     f"({'1,' * 70})", "('1', 2)", f"({'9' * 5000}, 1)", "None",
 ]  # fmt: skip
@@ -284,12 +287,23 @@ PIECES = [
 rows = st.builds(
     lambda label, row, end: " ".join([label, *(f"{i}:{row[i]!r}" for i in sorted(row))]) + end,
     st.sampled_from(["1", "-1", "0", "2.5"]),
-    st.dictionaries(st.integers(1, 9), st.floats(), max_size=4),
+    st.dictionaries(st.integers(1, 9), st.sampled_from([0.5, 3.0, -1e-7]) | st.floats(), max_size=4),
     st.sampled_from(["\n", "\n", "\r\n", " # note\n", " \n\n", "\r"]),
 )
+
+
+@st.composite
+def with_a_piece(draw: st.DrawFn) -> str:
+    """Good text in which a number, a space or a colon is something else, or as it was."""
+    text = "".join(draw(st.lists(rows, min_size=1, max_size=3)))
+    place = draw(st.sampled_from([match.span() for match in re.finditer(r"[^\s:]+|[\s:]", text)]))
+    return text[: place[0]] + draw(st.sampled_from(PIECES)) + text[place[1] :]
+
+
 texts = (
-    st.lists(rows, min_size=1, max_size=4).map("".join)
+    with_a_piece()
+    | with_a_piece()
+    | st.lists(rows, min_size=1, max_size=4).map("".join)
     | st.lists(st.sampled_from(PIECES), max_size=8).map(" ".join)
-    | st.builds("{}{} {}".format, rows, st.sampled_from(["1 ", "1 8:1", ""]), st.sampled_from(PIECES))
     | st.text(max_size=20)
 ).map(lambda text: text.encode("utf-8", "surrogatepass"))

@@ -274,6 +274,18 @@ def test_an_archive_of_something_else(folder):
     assert refusal("A.npy").endswith(NEEDED)
 
 
+@pytest.mark.parametrize(("dtype", "times"), [("bool", 2), ("int8", 257)])
+@pytest.mark.parametrize("layout", ["csr", "coo"])
+def test_a_worker_that_is_named_again_for_a_chunk(folder, dtype, times, layout):
+    row, col = np.repeat([0, 1], [times, 1]), np.zeros(times + 1, int)
+    ones = np.ones(times + 1, dtype)
+    if layout == "csr":
+        scipy.sparse.save_npz("A.npz", scipy.sparse.csr_array((ones, col, [0, times, times + 1]), (2, 1)))
+    else:
+        scipy.sparse.save_npz("A.npz", scipy.sparse.coo_array((ones, (row, col)), (2, 1)))
+    assert f"has the entry {times} at chunk 0, worker 0" in refusal("A.npz", workers=1)
+
+
 @pytest.mark.parametrize("layout", ["csr", "csc", "coo", "bsr", "dia"])
 def test_what_would_not_be_used_of_a_sparse_file(folder, layout):
     scipy.sparse.save_npz("A.npz", scipy.sparse.csr_array(MATRIX).asformat(layout))
