@@ -18,6 +18,7 @@ from psgc.data.npz import map_npy, map_npz
 from psgc.errors import UserError, one_line
 
 MAX_WORKERS = 1_000_000
+_NO_INDEX = 2**31  # what no number of a chunk, a worker or a copy comes to
 _COMMON = {"format", "shape", "data", "_is_array"}  # what scipy.sparse.save_npz writes of every matrix
 _COMPRESSED = {"indices", "indptr"}  # and what besides, by the layout
 _MEMBERS = {"csr": _COMPRESSED, "csc": _COMPRESSED, "bsr": _COMPRESSED, "coo": {"row", "col"}, "dia": {"offsets"}}
@@ -178,9 +179,12 @@ def _sparse_matrix(path: str) -> Any:
     if shape is not None and shape.shape == (2,) and (shape[0] > entries or shape[1] > MAX_WORKERS):
         chunks, workers = shape.tolist()  # SciPy would take memory for all of them
         raise UserError(f"{path}: {entries} entries cannot assign {chunks} chunks to {workers} workers")
-    for name in {"shape", *_MEMBERS.get(layout, ())} & arrays.keys():
-        if arrays[name].dtype.kind not in "iu":
-            raise UserError(f"{path}: expected whole numbers in {name}, found dtype {arrays[name].dtype}")
+    for name in sorted({"shape", *_MEMBERS.get(layout, ())} & arrays.keys()):
+        array = arrays[name]
+        if array.dtype.kind not in "iu":
+            raise UserError(f"{path}: expected whole numbers in {name}, found dtype {array.dtype}")
+        if array.size and not -_NO_INDEX < array.min() <= array.max() < _NO_INDEX:  # SciPy would cut it to 32 bits
+            raise UserError(f"{path}: damaged: {name} holds {array.min()} to {array.max()}")
     if "indptr" in arrays and not _ascends(arrays["indptr"], arrays.get("indices", np.empty(0)).size):
         raise UserError(f"{path}: damaged: indptr does not ascend from 0 to the number of indices")
     try:

@@ -334,7 +334,7 @@ def add_sparse(there: dict[str, Any], matrix: np.ndarray) -> None:
             for i, j, k in entries(np.arange(len(data)), indices, indptr):
                 matrix[i * height : (i + 1) * height, j * width : (j + 1) * width] += data[int(k)]
         case "dia":
-            for row, offset in zip(data, there.pop("offsets"), strict=True):
+            for row, offset in zip(data, there.pop("offsets").tolist(), strict=True):
                 for j in range(min(matrix.shape[1], len(row))):
                     if 0 <= j - offset < matrix.shape[0]:
                         matrix[j - offset, j] += row[j]

@@ -286,6 +286,13 @@ def test_a_worker_that_is_named_again_for_a_chunk(folder, dtype, times, layout):
     assert f"has the entry {times} at chunk 0, worker 0" in refusal("A.npz", workers=1)
 
 
+def test_a_number_that_would_be_cut_to_another(folder):
+    scipy.sparse.save_npz("A.npz", scipy.sparse.dia_array(MATRIX))
+    with np.load("A.npz") as archive:
+        np.savez("A.npz", **dict(archive) | {"offsets": archive["offsets"].astype("u4")})  # -1 is 2^32 - 1 there
+    assert refusal("A.npz").startswith("damaged: offsets holds 0 to 4294967295")
+
+
 @pytest.mark.parametrize("layout", ["csr", "csc", "coo", "bsr", "dia"])
 def test_what_would_not_be_used_of_a_sparse_file(folder, layout):
     scipy.sparse.save_npz("A.npz", scipy.sparse.csr_array(MATRIX).asformat(layout))
