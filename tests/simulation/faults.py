@@ -39,8 +39,16 @@ def random_case(rng: random.Random) -> Case:
     ranks = range(1, workers + 1)
     iterations = rng.randint(1, 5)
 
+    moments: list[tuple[int, int]] = []
+
     def moment() -> tuple[int, int]:
-        return rng.randrange(iterations), rng.randrange(150)
+        """Any, or soon after another one: what is still being put right is what breaks."""
+        if moments and rng.random() < 0.5:
+            first, after = rng.choice(moments)
+            moments.append((first, after + rng.randrange(30)))
+        else:
+            moments.append((rng.randrange(iterations), rng.randrange(150)))
+        return moments[-1]
 
     def nap(worker: int, stubborn: bool) -> Nap:
         first, after = moment()

@@ -191,6 +191,16 @@ def test_dynamic_lets_who_rests_do_what_is_reopened():
     assert report(schedule, 2, 0, 3.0, []) == []
 
 
+def test_dynamic_knows_that_nobody_is_in_anything_once_all_was_collected():
+    """2 was in chunk 1 when it was recovered, until 4 for all that was known; it begins what is reopened at once."""
+    schedule, holders = dynamic({1: [0], 2: [1], 3: []}, {1: [], 2: [0], 3: [1]}, {1: 2.0, 2: 4.0, 3: 9.0})
+    report(schedule, 3, 1, 0.1, [2])
+    report(schedule, 1, 0, 0.2, [2])
+    orders = schedule.lost(loss(1, without(holders, 1), reopened={0: (1, [2])}, collected=True), now=1.0)
+    assert orders == [Queue(2, (0,))]
+    assert (schedule._running[2], schedule._since[2]) == (0, 1.0)
+
+
 def test_dynamic_tells_who_is_in_a_reopened_chunk_to_go_on_with_it():
     """It may have dropped the chunk, recovered as it was, before it began it."""
     schedule, holders = dynamic({1: [0, 3], 2: [], 3: [1, 2]}, {1: [], 2: [0], 3: []}, {1: 9.0, 2: 1.0, 3: 5.0})
