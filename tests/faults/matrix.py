@@ -19,7 +19,7 @@ from psgc.data import write_dense
 TRANSFERS = ("per_chunk", "combined")
 CLOSE = 1e-10  # largest difference of a parameter: the rounding of sums in another order
 DIED, SILENT = "its process died", "not heard for "
-AT_ONCE = 0.2  # seconds until a death is noticed and what it takes back is under way again, beside the work itself
+BUSY = 1.0  # seconds that this machine may be at other things
 FEATURES = 5000  # 40 kB a vector: more than MPI sends off without asking the receiver first
 
 
@@ -84,11 +84,6 @@ class Settings:
     chunks_per_worker: int
     replication: int
     collect_timeout: float
-
-    @property
-    def redone(self) -> float:
-        """Seconds that an iteration takes longer when one of eight workers or more leaves its work to the others."""
-        return 2 * self.chunk_seconds + AT_ONCE
 
 
 @dataclass(frozen=True)
@@ -207,6 +202,8 @@ def _wrong_record(planned: Planned, rank: int, settings: Settings, outcome: Outc
         if case.reason not in reason:
             yield f"lost because: {reason}"
         until = sum(outcome.iterations[planned.iteration : iteration])  # when that iteration began
-        latest = 2 * AT_ONCE if case.at_once else settings.collect_timeout + 1.0
+        latest = BUSY if case.at_once else settings.collect_timeout + BUSY
+        if case.kind == "hang":  # the patience with a chunk grows with the slowest that anybody has done
+            latest += settings.collect_timeout
         if not (planned.iteration <= iteration and until <= latest):
             yield f"lost in iteration {iteration}, {until:.1f} s after the fault in {planned.iteration}"

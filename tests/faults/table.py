@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 
 from tests.faults.matrix import (
-    AT_ONCE,
     SERVER_KILLED,
     TRANSFERS,
     Case,
@@ -32,6 +31,7 @@ CHUNK = 0.05  # seconds
 MS = 1000 * CHUNK
 SHARE = 4  # chunks, or copies of them, that a worker does in an iteration
 COLLECT_TIMEOUT = 1.0  # seconds
+AT_ONCE = 0.2  # seconds until a death is noticed and what it takes back is under way again
 FAULT_IN = 5  # the iteration
 MORE = {"at once": 3, "missed": 9, "returns": 15}  # iterations from there on
 SERVER_GONE = 5.0  # seconds that anything of a run lives after its server
