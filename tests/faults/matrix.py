@@ -15,11 +15,12 @@ import numpy as np
 import yaml
 
 from psgc.data import write_dense
+from psgc.server.rollcall import PATIENCE
 
 TRANSFERS = ("per_chunk", "combined")
 CLOSE = 1e-10  # largest difference of a parameter: the rounding of sums in another order
 DIED, SILENT = "its process died", "not heard for "
-BUSY = 1.0  # seconds that this machine may be at other things
+BUSY = 5.0  # seconds that this machine may be at other things
 FEATURES = 5000  # 40 kB a vector: more than MPI sends off without asking the receiver first
 
 
@@ -148,12 +149,15 @@ def _injections(planned: Planned, collect_timeout: float) -> Iterator[dict[str, 
 
 
 class Outcome:
-    """What a run left in its run directory. `iterations`: the seconds of each."""
+    """What a run left in its run directory. `iterations`: the seconds of each; `waited`: what of them its slow
+    chunks do not explain."""
 
     def __init__(self, directory: Path) -> None:
         self.summary = json.loads((directory / "summary.json").read_text())
         self.params = np.load(directory / "params.npy")
-        self.iterations = [float(row["seconds"]) for row in _rows(directory / "iterations.csv")]
+        rows = _rows(directory / "iterations.csv")
+        self.iterations = [float(row["seconds"]) for row in rows]
+        self.waited = [float(row["seconds"]) - float(row["bound"] or 0.0) for row in rows]
         self.events = [
             (row["event"], int(row["worker"]), int(row["iteration"]), row["reason"])
             for row in _rows(directory / "lost.csv")
@@ -204,6 +208,6 @@ def _wrong_record(planned: Planned, rank: int, settings: Settings, outcome: Outc
         until = sum(outcome.iterations[planned.iteration : iteration])  # when that iteration began
         latest = BUSY if case.at_once else settings.collect_timeout + BUSY
         if case.kind == "hang":  # the patience with a chunk grows with the slowest that anybody has done
-            latest += settings.collect_timeout
+            latest = max(settings.collect_timeout, PATIENCE * max(outcome.iterations)) + BUSY
         if not (planned.iteration <= iteration and until <= latest):
             yield f"lost in iteration {iteration}, {until:.1f} s after the fault in {planned.iteration}"
