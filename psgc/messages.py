@@ -36,6 +36,7 @@ RECORD = np.dtype(
 )
 BATCH = 64  # records in one message: 3.5 KiB, which every MPI sends eagerly
 STANDINGS = 64  # a worker is never behind by as many standing queues
+UNHEARD = 32  # messages that a worker gets without being heard; after half as many it says that it is alive
 UNDER_WAY = 2  # vectors that a worker has on their way to the server, at most
 TAIL = 3  # entries after a coded gradient: start, seconds, loss
 

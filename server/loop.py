@@ -4,6 +4,7 @@ Read `Server.run` first: it is the training loop. `_gradient` is one iteration, 
 """
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from psgc.backend import Array, Backend
 from psgc.errors import RunFailed, TooFewWorkers
-from psgc.messages import STANDINGS, TAIL, UNDER_WAY, Kind, Records, record
+from psgc.messages import BATCH, STANDINGS, TAIL, UNDER_WAY, UNHEARD, Kind, Records, record
 from psgc.plan import Plan
 from psgc.server.clock import PolledClock
 from psgc.server.coordinator import Adopt, Collect, Commit, Coordinator, Discard, Finish, Instruction, Reopen
@@ -80,6 +81,7 @@ class Server:
         self._failures: dict[int, int] = {}  # chunk -> the worker on which its gradient failed
         self._outbox: dict[int, list[Records]] = {}
         self._unsent: dict[int, None] = {}  # workers who wait for the parameters of this iteration
+        self._unheard = Counter[int]()  # messages sent to each worker since it was last heard
         self._finished = False
         self._changed = False  # somebody was lost since the last iteration began
         self._began = 0.0  # when the iteration did, time.monotonic() seconds
@@ -132,6 +134,7 @@ class Server:
         """One iteration: from the parameters to the exact gradient."""
         self._began = time.monotonic()
         traffic = self._transport.bytes_sent + self._transport.bytes_received
+        self._drop_old_orders()
         try:
             self._regroup(iteration)
         except RunFailed:
@@ -154,11 +157,21 @@ class Server:
         self._row.loss = sum(self._row.losses[chunk] for chunk in sorted(self._row.losses))  # always the same rounding
         return self._decoder.gradient
 
+    def _takes(self, worker: int) -> bool:
+        """Whether `worker` reads what it is sent, as far as can be told.
+
+        Every message that it does not read keeps one of the fragments that Open MPI has for messages between processes
+        of a host, 512 for all of them; when a worker that is stopped has them all, nobody gets anything any more.
+        """
+        return self._unheard[worker] < UNHEARD
+
     def _send_params(self, iteration: int) -> None:
         """To those who have taken what was sent before: for who is stopped, no pile of old parameters is kept."""
         pending = self._transport.pending()
-        for worker in [worker for worker in self._unsent if pending[worker] < max(AHEAD, 2 * self._message.nbytes)]:
+        limit = max(AHEAD, 2 * self._message.nbytes)
+        for worker in [worker for worker in self._unsent if pending[worker] < limit and self._takes(worker)]:
             self._transport.send_vector(worker, iteration, self._standings[worker] % STANDINGS, self._message)
+            self._unheard[worker] += 1
             del self._unsent[worker]
 
     def _regroup(self, iteration: int) -> None:
@@ -190,6 +203,7 @@ class Server:
                 self._lose(message.rank, "its process died", dead=True)
                 continue
             self._rollcall.heard(message.source, self._clock.now)
+            self._unheard[message.source] = 0
             if isinstance(message, Vector):
                 self._handle_vector(message)
                 self._transport.post(message.buffer)
@@ -205,9 +219,16 @@ class Server:
         self._clock.tick()
 
     def _send_outbox(self) -> None:
-        for worker, records in self._outbox.items():
+        for worker in [worker for worker in self._outbox if self._takes(worker)]:
+            records = self._outbox.pop(worker)
             self._transport.send(worker, records)
-        self._outbox.clear()
+            self._unheard[worker] += 1 + len(records) // BATCH
+
+    def _drop_old_orders(self) -> None:
+        """Of what waits for workers that do not read, keep only what is for later iterations as well."""
+        for worker, records in self._outbox.items():
+            self._outbox[worker] = [entry for entry in records if entry["kind"][0] in (Kind.ADOPT, Kind.STANDING)]
+        self._outbox = {worker: records for worker, records in self._outbox.items() if records}
 
     def _lose(self, worker: int, reason: str, dead: bool = False, failed: bool = False) -> None:
         """Go on without `worker`."""

@@ -11,7 +11,7 @@ from math import inf
 from typing import Any
 
 from psgc.backend import Array, Backend
-from psgc.messages import STANDINGS, UNDER_WAY, Kind, Records, record
+from psgc.messages import STANDINGS, UNDER_WAY, UNHEARD, Kind, Records, record
 from psgc.transport import Control, Died, Transport, Vector
 from psgc.workers.compute import ComputeThread
 from psgc.workers.desk import CodedGradient, Desk, Failure
@@ -59,6 +59,7 @@ class WorkerLoop:
         self._stopped = False
         self._in_order: bool | None = None  # how to leave, once the server has said so
         self._last_sent = time.monotonic()
+        self._unanswered = 0  # messages that have come since the server was last sent anything
         self._reported = -1  # iteration of the newest report
         self._vectors: deque[tuple[int, int, Array]] = deque()  # (iteration, chunk or role, vector) to be sent
 
@@ -91,6 +92,7 @@ class WorkerLoop:
     def _poll(self) -> None:
         # parameters are always newer than those before them, and a worker may have missed some iterations
         for message in self._transport.poll(self._iteration + self._transport.distinct_iterations):
+            self._unanswered += 1
             match message:
                 case Vector():
                     self._early = message
@@ -171,18 +173,19 @@ class WorkerLoop:
                     if message["kind"][0] == Kind.REPORT:
                         self._reported = int(message["iteration"][0])
         now = time.monotonic()
-        if not records and now - self._last_sent > self._silence:
+        if not records and (now - self._last_sent > self._silence or self._unanswered >= UNHEARD // 2):
             chunk, seconds = self._desk.running()
             records.append(record(Kind.ALIVE, chunk=chunk, seconds=seconds))
         if records:
             self._transport.send(SERVER, records)
-            self._last_sent = now
+            self._last_sent, self._unanswered = now, 0
 
     def _send_vectors(self) -> None:
         """No more than two at a time: the server has spare memory for so many, should this worker be cut off."""
         while self._vectors and self._transport.pending()[SERVER] < UNDER_WAY * self._vectors[0][2].nbytes:
             iteration, what, vector = self._vectors.popleft()
             self._transport.send_vector(SERVER, iteration, what, vector)
+            self._unanswered = 0
             self._injector.at("sending", iteration)
 
     def _in_use(self, buffer: Array) -> bool:

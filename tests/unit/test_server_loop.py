@@ -8,10 +8,11 @@ import pytest
 
 from psgc.backend import Backend
 from psgc.config import Coding
-from psgc.messages import UNDER_WAY
+from psgc.messages import BATCH, UNDER_WAY, UNHEARD, Kind, record
 from psgc.plan import make_plan
 from psgc.server.loop import AHEAD, Server
 from psgc.server.optimizer import make_optimizer
+from psgc.transport import Control
 
 WORKERS = 4
 
@@ -20,7 +21,7 @@ class Transport:
     """Keeps what is sent; `on_the_way` is what it says of each rank."""
 
     def __init__(self):
-        self.on_the_way, self.sent, self.posted = Counter(), [], 0
+        self.on_the_way, self.sent, self.posted, self.arrived = Counter(), [], 0, []
         self.hosts = ["here"] * (WORKERS + 1)
 
     def pending(self):
@@ -28,6 +29,16 @@ class Transport:
 
     def send_vector(self, dest, iteration, chunk, buffer):
         self.sent.append((dest, iteration))
+
+    def send(self, dest, records):
+        self.sent.append((dest, [Kind(int(entry["kind"][0])).name for entry in records]))
+
+    def poll(self, iteration):
+        self.arrived, arrived = [], self.arrived
+        return arrived
+
+    def wait(self, expecting_large):
+        pass
 
     def post(self, buffer):
         self.posted += 1
@@ -102,3 +113,32 @@ def test_a_worker_that_is_lost_once_more_needs_no_more_buffers(server):
     server._coordinator.regroup(server._everybody.without([]), server._rules)
     server._lose(1, "not heard")
     assert server._transport.posted == UNDER_WAY
+
+
+def test_who_is_not_heard_gets_so_many_messages_and_what_still_matters_once_it_is(server):
+    transport = server._transport
+    server._message = np.zeros(3)
+    alive = record(Kind.ALIVE, chunk=-1)
+    for iteration in range(UNHEARD):  # two messages each
+        server._drop_old_orders()
+        for worker in (1, 2):
+            server._tell(worker, record(Kind.ADOPT if iteration == UNHEARD - 5 else Kind.SKIP, iteration, 0))
+        server._unsent = dict.fromkeys((1, 2))
+        transport.arrived = [Control(2, alive)]
+        server._poll(iteration)
+    got = [what for dest, what in transport.sent if dest == 1]
+    assert len(got) == UNHEARD
+    assert len([dest for dest, _ in transport.sent if dest == 2]) == 2 * UNHEARD
+    transport.arrived = [Control(1, alive)]
+    server._poll(UNHEARD - 1)
+    assert [what for dest, what in transport.sent if dest == 1][UNHEARD:] == [UNHEARD - 1, ["ADOPT", "SKIP"]]
+
+
+def test_orders_that_take_several_messages_count_as_such(server):
+    server._unsent = {}
+    for _ in range(BATCH * UNHEARD):
+        server._tell(1, record(Kind.SKIP, 0, 0))
+    server._poll(0)
+    server._tell(1, record(Kind.SKIP, 0, 0))
+    server._poll(0)
+    assert len(server._transport.sent) == 1
