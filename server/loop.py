@@ -226,9 +226,8 @@ class Server:
 
     def _drop_old_orders(self) -> None:
         """Of what waits for workers that do not read, keep only what is for later iterations as well."""
-        for worker, records in self._outbox.items():
-            self._outbox[worker] = [entry for entry in records if entry["kind"][0] in (Kind.ADOPT, Kind.STANDING)]
-        self._outbox = {worker: records for worker, records in self._outbox.items() if records}
+        lasting = {worker: _lasting(records) for worker, records in self._outbox.items()}
+        self._outbox = {worker: records for worker, records in lasting.items() if records}
 
     def _lose(self, worker: int, reason: str, dead: bool = False, failed: bool = False) -> None:
         """Go on without `worker`."""
@@ -238,7 +237,9 @@ class Server:
         self._row.lost += 1
         self._row.gone.add(worker)
         self._changed = True
-        self._outbox.pop(worker, None)
+        waiting = self._outbox.pop(worker, [])
+        if not (dead or failed) and (lasting := _lasting(waiting)):  # it may come back, and counts standing queues
+            self._outbox[worker] = lasting
         self._unsent.pop(worker, None)
         self._transport.forget(worker)
         if not (dead or failed):  # the rest of what it was sending may never come, to buffers that others waited for
@@ -394,3 +395,8 @@ class Server:
     def _pool_size(self) -> int:
         affordable = int(POOL_BYTES // (self._length * np.dtype(self._dtype).itemsize))
         return max(2, min(len(self._workers), affordable))
+
+
+def _lasting(records: list[Records]) -> list[Records]:
+    """Of these orders those that are for later iterations as well."""
+    return [entry for entry in records if entry["kind"][0] in (Kind.ADOPT, Kind.STANDING)]

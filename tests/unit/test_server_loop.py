@@ -142,3 +142,15 @@ def test_orders_that_take_several_messages_count_as_such(server):
     server._tell(1, record(Kind.SKIP, 0, 0))
     server._poll(0)
     assert len(server._transport.sent) == 1
+
+
+@pytest.mark.parametrize("how", [{}, {"dead": True}, {"failed": True}])
+def test_who_may_come_back_does_not_miss_a_standing_queue_that_it_was_counted_for(server, how):
+    server._unsent = {}
+    server._unheard[1] = UNHEARD
+    server._tell(1, record(Kind.SKIP, 3, 0))
+    server._tell_list(1, Kind.STANDING, 3, [0, 1])
+    server._send_outbox()
+    server._lose(1, "not heard", **how)
+    waiting = [] if how else [Kind.STANDING, Kind.STANDING]
+    assert [entry["kind"][0] for entry in server._outbox.get(1, [])] == waiting
