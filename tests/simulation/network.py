@@ -14,6 +14,7 @@ from psgc.messages import Kind, Records
 from psgc.transport import Control, Vector
 
 ALIVE = int(Kind.ALIVE)
+LASTING = (int(Kind.ADOPT), int(Kind.STANDING))
 PILE = 2  # parameters on their way to one worker: as many as a network takes from the server
 
 
@@ -118,8 +119,10 @@ class ServerEnd:
         self.posted.append(buffer)
 
     def send(self, dest: int, records: list[Records]) -> None:
-        assert dest not in self.forgotten, "told something to a worker that is lost"
-        self._ends[dest].control.append((self._clock.now, np.concatenate(records)))
+        everything = np.concatenate(records)
+        lasting = np.isin(everything["kind"], LASTING).all()
+        assert dest not in self.forgotten or lasting, "told what to do now to a worker that is lost"
+        self._ends[dest].control.append((self._clock.now, everything))
 
     def send_vector(self, dest: int, iteration: int, standings: int, params: np.ndarray) -> None:
         assert dest not in self.forgotten, "sent parameters to a worker that is lost"

@@ -33,6 +33,7 @@ from tests.simulation.watched import Checking, Observer, WatchedCoordinator, Wat
 
 STEPS = 4000  # events of one iteration; more, and it does not end
 PATIENCE = 200  # times in a row that the schedule may wake up while nothing else can happen
+LONG = 30.0  # a worker says that all is well when it was silent for a quarter of that, or of the timeout
 SECONDS = (1.0, 0.1, 1.0, 3.0, 1.0, 0.01, 1.0, 50.0)  # that a chunk takes
 PASSING = (1.0, 0.1, 1.0, 3.0, 1.0, 0.01, 1.0)  # seconds that pass between two events
 
@@ -45,7 +46,7 @@ class World:
         self.plan = case.plan
         self.thorough = thorough
         self.clock = Clock()
-        silence = case.timeout / 4
+        silence = min(case.timeout, LONG) / 4
         follows = (
             "" if case.schedule in ("reordering", "dynamic") else "fixed" if case.schedule in FIXED else "skipping"
         )
