@@ -170,9 +170,12 @@ class Outcome:
         ]
 
     def time_lost(self, planned: Planned) -> tuple[float, float]:
-        """Seconds of the slowest iteration from the fault to when it was noticed, and the median of those before."""
+        """Seconds of the slowest iteration from the fault to the one after it was noticed, and the median before.
+
+        In the one after, the server makes the order of the chunks anew.
+        """
         noticed = max((iteration for iteration, _ in self.lost(planned.ranks)), default=planned.iteration)
-        return max(self.iterations[planned.iteration : noticed + 1]), median(self.iterations[1 : planned.iteration])
+        return max(self.iterations[planned.iteration : noticed + 2]), median(self.iterations[1 : planned.iteration])
 
 
 def _rows(path: Path) -> list[dict[str, str]]:

@@ -38,7 +38,7 @@ SERVER_GONE = 5.0  # seconds that anything of a run lives after its server
 
 HEAD = f"""\
 {WORKERS} workers, {SHARE} chunks of {MS:.0f} ms for each of them per iteration; collect_timeout: {COLLECT_TIMEOUT:g} s.
-The *iteration* is the slowest from the fault until it was noticed, *usual* the median of those before it.
+The *iteration* is the slowest from the fault to the one after it was noticed, *usual* the median of those before.
 
 | fault | transfer | parts | recorded | parameters differ by | iteration | usual | time lost | allowed | exit |
 |---|---|---|---|---|---|---|---|---|---|"""

@@ -8,6 +8,7 @@ import pytest
 
 from psgc.backend import Backend
 from psgc.config import Coding
+from psgc.errors import RunFailed
 from psgc.messages import BATCH, UNDER_WAY, UNHEARD, Kind, record
 from psgc.plan import make_plan
 from psgc.server.loop import AHEAD, Server
@@ -23,6 +24,8 @@ class Transport:
     def __init__(self):
         self.on_the_way, self.sent, self.posted, self.arrived = Counter(), [], 0, []
         self.hosts = ["here"] * (WORKERS + 1)
+
+    bytes_sent = bytes_received = 0
 
     def pending(self):
         return self.on_the_way
@@ -132,6 +135,16 @@ def test_who_is_not_heard_gets_so_many_messages_and_what_still_matters_once_it_i
     transport.arrived = [Control(1, alive)]
     server._poll(UNHEARD - 1)
     assert [what for dest, what in transport.sent if dest == 1][UNHEARD:] == [UNHEARD - 1, ["ADOPT", "SKIP"]]
+
+
+def test_orders_of_an_iteration_that_are_still_waiting_are_dropped_with_it(server):
+    server.params, server._decoder = np.zeros(3), SimpleNamespace(begin=lambda: None)
+    server._interrupted = lambda: "enough"
+    server._unheard[1] = UNHEARD
+    server._tell(1, record(Kind.SKIP, 3, 0))
+    with pytest.raises(RunFailed, match="enough"):
+        server._gradient(4)
+    assert 1 not in server._outbox
 
 
 def test_orders_that_take_several_messages_count_as_such(server):
