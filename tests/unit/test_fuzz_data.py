@@ -6,6 +6,7 @@ unpickled, and nothing is printed or warned of besides.
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -422,12 +423,14 @@ def test_the_command_order_says_one_line_or_orders(
     with pytest.raises(SystemExit) as ended:
         main(["order", str(path), *(["--parts", str(parts)] if parts else [])])
     out, err = capsys.readouterr()
-    if message or (parts or 1) > 2:
+    copies = [] if message else read_assignment(str(path)).sum(axis=1).tolist()
+    if message or (parts or 1) > min(copies):
         assert (ended.value.code, out) == (2, "")
-        assert err == f"psgc: {message or f'{path}: parts is {parts}, but chunk 0 is held by only 2 workers'}\n"
+        assert err.startswith(f"psgc: {message}\n" if message else f"psgc: {path}: parts is {parts}, but chunk ")
+        assert err.count("\n") == 1
     else:
         assert (ended.value.code, err) == (0, "")
-        assert out.startswith(f"{path}: 4 chunks, 3 workers, 9 copies\n")
+        assert re.match(f"{path}: {len(copies)} chunks, \\d+ workers, {sum(copies)} copies\n", out)
 
 
 # ---------------------------------------------------------------- times
