@@ -20,6 +20,7 @@ from tests.faults.matrix import (
 )
 from tests.ranks.mpirun import run
 
+pytestmark = pytest.mark.faults
 KILLED_IN = 12
 ITERATIONS = 20
 RANKS = 4

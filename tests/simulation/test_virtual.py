@@ -76,7 +76,7 @@ def cases(draw: st.DrawFn, names: list[str]) -> Case:
     return Case(name, plan, seconds, believed)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 @given(case=cases(["full", "random", "static"]))
 def test_schedules_that_never_look_are_as_in_closed_form(case):
     ordering = case.plan.assignment.astype(np.int32)
@@ -99,7 +99,7 @@ def test_schedules_that_never_look_are_as_in_closed_form(case):
         assert all(trial.computed <= copies for trial, copies in zip(trials, most, strict=True))
 
 
-@settings(deadline=None, max_examples=500)
+@settings(deadline=None, max_examples=250)
 @given(case=cases(ALL) | cases(["dynamic"]))
 def test_every_schedule_recovers_when_it_can_and_none_beats_the_bound(case):
     trials = case.run()

@@ -515,7 +515,7 @@ ORDERS = {  # what may come early, and its arguments
 EVENTS = ["take", "take", "finished", "finished", "begin", "commit", "collect", "discard", "reopen", *ORDERS]
 
 
-@settings(deadline=None, max_examples=500)
+@settings(deadline=None, max_examples=250)
 @given(
     standing=st.permutations(range(4)),
     combined=st.booleans(),
