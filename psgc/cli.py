@@ -167,9 +167,8 @@ def _train(options: argparse.Namespace) -> NoReturn:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, lambda number, _frame: stopped_by.append(number))
     _limit_threads()
-    from psgc.training.train import (
-        train,  # imports MPI, NumPy and the rest: not before signals are caught and threads limited
-    )
+    # this imports MPI, NumPy and the rest: not before signals are caught and threads limited
+    from psgc.training.train import train
 
     train(options.config, options.overrides, options.debug, stopped_by, options.resume)
 

@@ -52,7 +52,6 @@ class FixedSchedule:
 
     def lost(self, loss: Loss, now: float) -> list[Order]:
         """Orders when a worker is lost during an iteration; none when everything is recovered all the same."""
-        self._substitutes.pop(loss.worker, None)
         orders: list[Order] = []
         for worker, chunk in loss.adopted:
             if chunk not in loss.reopened:

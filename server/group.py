@@ -78,7 +78,6 @@ class Group:
             )
         for chunk in chunks:
             self.holders[chunk].remove(worker)
-            self._roles.pop((worker, chunk), None)
         return chunks
 
     def adopt(self, chunk: int, taken: Collection[tuple[int, int]] = ()) -> int:
