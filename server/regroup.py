@@ -2,6 +2,7 @@
 iterations when somebody was lost or is back."""
 
 import numpy as np
+import scipy.optimize  # coding.ordering takes 0.1 s to import it, and would while the workers wait
 import scipy.sparse
 
 from psgc import coding

@@ -13,8 +13,6 @@ from typing import NoReturn
 
 from psgc.errors import RunFailed, UserError, one_line
 from psgc.training.ending import Ending, interruption
-from psgc.training.server_side import serve
-from psgc.training.worker_side import work
 from psgc.transport import Transport
 
 LAST_RESORT = 20  # seconds after SIGTERM until a worker ends that the server has not told to
@@ -34,9 +32,13 @@ def train(
         signal.signal(signal.SIGTERM, lambda *_: signal.alarm(LAST_RESORT))
     ending = Ending()
     try:
-        if serving:
+        if serving:  # either side imports only what is its own: the ranks of a host start all at once
+            from psgc.training.server_side import serve
+
             code = serve(transport, config_path, overrides, stopped_by, resuming, ending)
         else:
+            from psgc.training.worker_side import work
+
             code = work(transport, ending)
     except (UserError, RunFailed) as error:  # others than the server's are told by the server
         code = 128 + stopped_by[0] if stopped_by else error.exit_code
