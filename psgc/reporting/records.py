@@ -1,7 +1,8 @@
-"""The run directory: config.yaml, iterations.csv, lost.csv, timeline.npz, params.npy, summary.json (design section 5).
+"""The run directory: config.yaml, iterations.csv, lost.csv, the timeline, params.npy, summary.json (design section 5).
 
-`iterations.csv` grows row by row and is readable at any moment, and so is `lost.csv`, which is there when a worker was
-lost; the other files are written whole when the run ends, however it ends.
+`iterations.csv` grows row by row and is readable at any moment, and so are `timeline.raw` (`psgc.reporting.timeline`)
+and `lost.csv`, which is there when a worker was lost; the other files are written whole when the run ends, however it
+ends.
 """
 
 import csv
@@ -19,7 +20,9 @@ import scipy.sparse
 
 from psgc import coding
 from psgc.errors import UserError
+from psgc.regular_files import open_regular
 from psgc.reporting.files import write_text, write_whole
+from psgc.reporting.timeline import Timeline, read_timeline
 
 COLUMNS = (
     "iteration",
@@ -55,8 +58,7 @@ class Recorder:
 
     assignment: (chunks, workers), what the workers hold under the schedule; parts: copies that determine a chunk;
     own_chunks: how many chunks each worker would do if nothing were redundant.
-    resume_at: go on with the record in `directory` from this iteration on; what it has of later ones is dropped. An
-    earlier part that was killed has left no timeline, and then chunks are counted from here on.
+    resume_at: go on with the record in `directory` from this iteration on; what it has of later ones is dropped.
     """
 
     def __init__(
@@ -72,22 +74,24 @@ class Recorder:
         self._assignment = assignment
         self._parts = parts
         self._own_chunks = np.asarray(own_chunks)
+        workers = assignment.shape[1]
+        self._finished_seconds, self._finished = np.zeros(workers), np.zeros(workers)
+        self._abandoned = np.zeros(workers)  # longest time after which a worker abandoned a chunk
+        self._timeline = Timeline(directory, workers, assignment.shape[0])
         if resume_at is None:
             _make_room(directory)
+        else:
+            self._take_timeline(resume_at)
         earlier = [] if resume_at is None else _earlier_rows(directory / "iterations.csv", resume_at)
         try:
             (directory / "summary.json").unlink(missing_ok=True)  # the run has not come to its end
             write_text(directory / "config.yaml", config_text)
             write_text(directory / "iterations.csv", _csv_text(COLUMNS, *(row.values() for row in earlier)))
+            self._timeline.flush()
             self._csv = (directory / "iterations.csv").open("a", newline="", buffering=1, encoding="utf-8")
         except OSError as error:
             raise _unwritable(directory, error) from None
         self._writer = csv.writer(self._csv)
-        self._worker, self._chunk, self._iteration, self._fate = array("i"), array("i"), array("i"), array("b")
-        self._start, self._seconds = array("d"), array("d")
-        workers = assignment.shape[1]
-        self._finished_seconds, self._finished = np.zeros(workers), np.zeros(workers)
-        self._abandoned = np.zeros(workers)  # longest time after which a worker abandoned a chunk
         self._earlier = earlier  # rows of iterations.csv from before this part of the run
         self.seconds = array("d", (float(row["seconds"]) for row in earlier))  # of each iteration
         self.bounds = array("d", (float(row["bound"]) for row in earlier))
@@ -100,16 +104,10 @@ class Recorder:
         self._lost_csv: IO[str] | None = None
         if resume_at is not None:
             self.losses = _earlier_losses(directory / "lost.csv")
-            self._take_timeline(directory / "timeline.npz", resume_at)
 
     def chunk(self, worker: int, chunk: int, iteration: int, start: float, seconds: float, fate: int) -> None:
         """One chunk that a worker worked on; start: seconds after the worker had the iteration's parameters."""
-        self._worker.append(worker)
-        self._chunk.append(chunk)
-        self._iteration.append(iteration)
-        self._start.append(start)
-        self._seconds.append(seconds)
-        self._fate.append(fate)
+        self._timeline.add(worker, chunk, iteration, start, seconds, fate)
         if fate in (0, 1):  # used or late: done
             self._finished_seconds[worker - 1] += seconds
             self._finished[worker - 1] += 1
@@ -141,6 +139,7 @@ class Recorder:
         }
         if self._assignment.nnz > INLINE_COPIES:
             self._late.append((values, self._held(row), speeds))
+        self._timeline.flush()
         self._writer.writerow(_formatted(values))
 
     def lost(self, worker: int, host: str, iteration: int, reason: str) -> str:
@@ -174,9 +173,7 @@ class Recorder:
     def finish(self, params: np.ndarray, summary: dict[str, Any]) -> None:
         """Write what a finished, failed or interrupted run leaves: params, timeline, summary."""
         write_whole(self._directory / "params.npy", lambda stream: np.save(stream, params, allow_pickle=False))
-        write_whole(
-            self._directory / "timeline.npz", lambda stream: np.savez(stream, allow_pickle=False, **self.timeline())
-        )
+        self._timeline.finish()
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in summary.items()}
         write_text(self._directory / "summary.json", json.dumps(finite, indent=2, allow_nan=False) + "\n")
         self._csv.close()
@@ -200,30 +197,20 @@ class Recorder:
 
     def timeline(self) -> dict[str, np.ndarray]:
         """Every chunk that was worked on; fate indexes `fates`."""
-        return {
-            "worker": np.array(self._worker, np.int32),
-            "chunk": np.array(self._chunk, np.int32),
-            "iteration": np.array(self._iteration, np.int32),
-            "start": np.array(self._start),
-            "seconds": np.array(self._seconds),
-            "fate": np.array(self._fate, np.int8),
-            "fates": np.array(["used", "late", "abandoned", "lost"]),
-        }
+        return self._timeline.columns()
 
-    def _take_timeline(self, path: Path, resume_at: int) -> None:
+    def _take_timeline(self, resume_at: int) -> None:
         """What the timeline of an earlier part has of iterations before `resume_at`, if it is there and whole."""
         try:
-            with np.load(path, allow_pickle=False) as archive:
-                names = ("worker", "chunk", "iteration", "start", "seconds", "fate")
-                columns = [archive[name] for name in names]
-                before = columns[2] < resume_at
-                entries = list(zip(*(column[before].tolist() for column in columns), strict=True))
-        except Exception:  # NumPy and zipfile raise many kinds
+            columns, _ = read_timeline(self._directory)
+        except UserError:
             return
-        workers = self._assignment.shape[1]
-        for worker, *others in entries:
-            if worker <= workers:
-                self.chunk(worker, *others)
+        if columns is None:
+            return
+        names = ("worker", "chunk", "iteration", "start", "seconds", "fate")
+        kept = (columns["iteration"] < resume_at) & (columns["worker"] <= self._assignment.shape[1])
+        for entry in zip(*(columns[name][kept].tolist() for name in names), strict=True):
+            self.chunk(*entry)
 
     def _held(self, row: Row) -> scipy.sparse.csr_array:
         """Who could do what in this iteration: the assignment, and when workers are lost also what others adopted."""
@@ -260,10 +247,21 @@ def _csv_text(*rows: Iterable[Any]) -> str:
     return text.getvalue()
 
 
+def csv_rows(path: Path) -> list[list[str]]:
+    """The rows of a file that grows row by row, without what a process has not written to the end of a line.
+
+    Raises OSError, csv.Error.
+    """
+    with open_regular(path) as stream:
+        content = stream.read()
+    text = content[: content.rfind(b"\n") + 1].decode(errors="replace")
+    return list(csv.reader(io.StringIO(text, newline="")))
+
+
 def _read_csv(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
     """The whole rows of a file that a killed process may have left with a broken last line."""
     try:
-        rows = list(csv.reader(path.read_text(encoding="utf-8", errors="replace").splitlines()))
+        rows = csv_rows(path)
     except (OSError, csv.Error):
         return []
     if not rows or tuple(rows[0]) != tuple(columns):

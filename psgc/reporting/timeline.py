@@ -1,0 +1,127 @@
+"""The timeline of a run: every chunk that a worker worked on, and what became of it.
+
+While the run goes it grows in `timeline.raw`, iteration by iteration, so that a run that is killed has one as well: a
+line of JSON, then entries of 29 bytes. When the run ends, `timeline.npz` takes its place.
+"""
+
+import json
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from psgc.errors import UserError, one_line
+from psgc.regular_files import open_regular
+from psgc.reporting.files import write_whole
+
+FATES = ("used", "late", "abandoned", "lost")  # in the order of psgc.server.observer.Fate
+ABANDONED = FATES.index("abandoned")  # the only ones that were not done
+FORMAT = 1  # of timeline.raw
+_ENTRY = np.dtype(
+    [("worker", "<i4"), ("chunk", "<i4"), ("iteration", "<i4"), ("start", "<f8"), ("seconds", "<f8"), ("fate", "i1")]
+)
+_pack = struct.Struct("<iiiddb").pack  # one _ENTRY
+COLUMNS = _ENTRY.names or ()
+
+Columns = dict[str, np.ndarray]
+
+
+class Timeline:
+    """The timeline of the run in `directory`, with so many workers and chunks, as it is made."""
+
+    def __init__(self, directory: Path, workers: int, chunks: int) -> None:
+        self._directory = directory
+        self._head = json.dumps({"format": FORMAT, "workers": workers, "chunks": chunks}).encode() + b"\n"
+        self._entries = bytearray()
+        self._written = 0  # bytes of them that are in timeline.raw
+        self._raw: IO[bytes] | None = None
+
+    def add(self, worker: int, chunk: int, iteration: int, start: float, seconds: float, fate: int) -> None:
+        """One chunk that a worker worked on; start: seconds after the worker had the iteration's parameters."""
+        self._entries += _pack(worker, chunk, iteration, start, seconds, fate)
+
+    def flush(self) -> None:
+        """Have all so far in timeline.raw. Raises OSError."""
+        if self._raw is None:
+            path = self._directory / "timeline.raw"
+            write_whole(path, lambda stream: stream.write(self._head + self._entries))
+            self._raw = path.open("ab", buffering=0)
+        else:
+            self._raw.write(self._entries[self._written :])
+        self._written = len(self._entries)
+
+    def columns(self) -> Columns:
+        """The entries by column, and `fates`, the names that `fate` is an index of."""
+        return _columns(bytes(self._entries))
+
+    def finish(self) -> None:
+        """Write timeline.npz. Raises OSError."""
+        columns: Any = self.columns()
+        write_whole(self._directory / "timeline.npz", lambda stream: np.savez(stream, allow_pickle=False, **columns))
+        if self._raw is not None:
+            self._raw.close()
+        (self._directory / "timeline.raw").unlink(missing_ok=True)
+
+
+def read_timeline(directory: Path) -> tuple[Columns | None, dict[str, int]]:
+    """The columns of the timeline in `directory`, None when it has none, and what is known of `workers` and `chunks`.
+
+    Raises UserError when it is damaged or of another version. What a killed run was writing when it died is left out.
+    """
+    about: dict[str, int] = {}
+    path = directory / "timeline.raw"
+    if path.exists():  # then the run has not come to its end, or goes on after an earlier one
+        with _refusing(path), open_regular(path) as stream:
+            about = json.loads(stream.readline())
+            if about.pop("format") != FORMAT:
+                raise ValueError(f"expected format {FORMAT}")
+            about = {name: int(about[name]) for name in ("workers", "chunks")}
+            content = stream.read()
+            columns = _columns(content[: len(content) // _ENTRY.itemsize * _ENTRY.itemsize])
+            _check(columns)
+        return columns, about
+    path = directory / "timeline.npz"
+    if not path.exists():
+        return None, about
+    with _refusing(path), open_regular(path) as stream, np.load(stream, allow_pickle=False) as archive:
+        if lacking := {*COLUMNS, "fates"} - set(archive):
+            raise ValueError(f"it lacks {', '.join(sorted(lacking))}")
+        columns = {name: archive[name] for name in (*COLUMNS, "fates")}
+        _check(columns)
+    return columns, about
+
+
+def _columns(content: bytes) -> Columns:
+    entries = np.frombuffer(content, _ENTRY)
+    return {name: entries[name].copy() for name in COLUMNS} | {"fates": np.array(FATES)}
+
+
+def _check(columns: Columns) -> None:
+    """Raises ValueError for what no run can have left."""
+    if tuple(columns["fates"].tolist()) != FATES:
+        raise ValueError(f"expected the fates {', '.join(FATES)}")
+    if len({columns[name].shape for name in COLUMNS}) != 1 or columns["worker"].ndim != 1:
+        raise ValueError("its columns are not of one length")
+    for name in COLUMNS:
+        column, kinds = columns[name], "f" if name in ("start", "seconds") else "iu"
+        least = 1 if name == "worker" else 0
+        if column.dtype.kind not in kinds:
+            raise ValueError(f"{name} is of {column.dtype}")
+        if column.size and not (column.min() >= least and column.max() < np.inf):
+            raise ValueError(f"{name} holds {column.min()} to {column.max()}")
+    if columns["fate"].size and columns["fate"].max() >= len(FATES):
+        raise ValueError(f"fate holds {columns['fate'].max()}")
+
+
+@contextmanager
+def _refusing(path: Path) -> Iterator[None]:
+    """Turns whatever a parser says about the file at `path` into one UserError."""
+    try:
+        yield
+    except Exception as error:  # NumPy, zipfile and json raise many kinds
+        if isinstance(error, OSError) and error.strerror:
+            raise UserError(f"{path}: cannot be read: {error.strerror.lower()}") from None
+        raise UserError(f"{path}: damaged, or of another version of psgc ({one_line(error)})") from None

@@ -1,0 +1,89 @@
+"""Run directories made by the Recorder from drawn times, for whoever reads them: no MPI, any number of workers."""
+
+import numpy as np
+
+from psgc import coding
+from psgc.config import from_yaml_text
+from psgc.reporting.records import Recorder
+from psgc.reporting.summary import summarise
+from psgc.server.observer import Fate, IterationRecord
+
+CONFIG = "problem: {kind: softmax}\ndata: {path: train.npz}\noptimizer: {kind: nesterov, lr: 0.5}\n"
+
+
+def record(
+    directory,
+    workers=8,
+    chunks_per_worker=8,
+    iterations=20,
+    slow=None,
+    lost=None,
+    status="done",
+    reason="",
+    killed=False,
+    loss=lambda iteration: 2.3 * 0.97**iteration,
+    seed=0,
+):
+    """A run in which every worker takes what chunk is next, until all are done; about 5 ms a chunk.
+
+    slow: by worker, how many times as long it takes; lost: by worker, the iteration in which it dies;
+    killed: the run is, so that nothing is written at its end. Returns the directory.
+    """
+    slow, lost = slow or {}, lost or {}
+    num_chunks = workers * chunks_per_worker
+    config = from_yaml_text(f"{CONFIG}iterations: {iterations}\noutput: {directory}\n")
+    assignment = coding.cyclic(num_chunks, workers, 2 * chunks_per_worker)
+    recorder = Recorder(directory, config.to_yaml(), assignment, 1, [chunks_per_worker] * workers)
+    rng = np.random.default_rng(seed)
+    pace = 0.005 * np.array([slow.get(worker, 1.0) for worker in range(1, workers + 1)])
+    for iteration in range(iterations):
+        gone = [worker for worker, when in lost.items() if when <= iteration]
+        seconds = pace * rng.lognormal(0, 0.1, workers)
+        for worker in gone:
+            if lost[worker] == iteration:
+                recorder.lost(worker, "n1", iteration, "its process died")
+            else:
+                seconds[worker - 1] = np.inf
+        _iteration(recorder, iteration, seconds, [w for w in gone if lost[w] == iteration], num_chunks, loss, len(gone))
+    if killed:
+        recorder._csv.close()
+        recorder._timeline._raw.close()
+        return directory
+    settings = {"workers": workers, "chunks": num_chunks, "schedule": "dynamic", "transfer": "per_chunk"}
+    total = sum(recorder.seconds)
+    recorder.finish(np.zeros(3), summarise(recorder, total, settings, status, reason))
+    return directory
+
+
+def _iteration(recorder, iteration, seconds, dying, num_chunks, loss, lost):
+    most = 3 * num_chunks // len(seconds)
+    ends = np.arange(1, most + 1) * seconds[:, None]  # (workers, chunks): when each has done its first, second, ...
+    order = np.argsort(ends, axis=None, kind="stable")
+    needed = order[:num_chunks]
+    total = ends.flat[needed[-1]] * 1.05
+    late = [place for place in order[num_chunks:].tolist() if ends.flat[place] <= total]
+    reports = {}
+    for chunk, place in enumerate([*needed.tolist(), *late]):
+        worker, took = place // most + 1, float(seconds[place // most])
+        start = float(ends.flat[place]) - took
+        fate = Fate.LOST if worker in dying else Fate.USED if chunk < num_chunks else Fate.LATE
+        reports[worker, chunk % num_chunks, 0] = (start, took)
+        recorder.chunk(worker, chunk % num_chunks, iteration, start, took, fate)
+    done = np.bincount(np.array([worker - 1 for worker, *_ in reports]), minlength=len(seconds))
+    for worker in np.flatnonzero(np.isfinite(seconds)).tolist():
+        begun = float(done[worker] * seconds[worker])
+        if worker + 1 not in dying and begun < total:
+            recorder.chunk(worker + 1, iteration % num_chunks, iteration, begun, total - begun, Fate.ABANDONED)
+    recorder.iteration(
+        IterationRecord(
+            iteration,
+            seconds=total,
+            loss=loss(iteration),
+            recovered=num_chunks,
+            redundant=len(late),
+            bytes=1000 * num_chunks,
+            lost=lost,
+            gone=set(dying),
+            reports=reports,
+        )
+    )

@@ -1,0 +1,236 @@
+"""What is read from a run directory, whole or half-written, and one line for what cannot be."""
+
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+
+from psgc.errors import UserError
+from psgc.reporting.records import COLUMNS
+from psgc.reporting.run_directory import NEEDED, OPTIONAL, read_run
+from tests.unit.recorded_runs import record
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("runs") / "whole"
+    return record(directory, workers=4, chunks_per_worker=3, iterations=5, slow={2: 4.0}, lost={3: 2})
+
+
+@pytest.fixture
+def run(whole, tmp_path):
+    """A copy of it that may be damaged."""
+    return shutil.copytree(whole, tmp_path / "run")
+
+
+def rewrite(path, old, new):
+    text = path.read_bytes()
+    assert old in text
+    path.write_bytes(text.replace(old, new, 1))
+
+
+def refusal(directory):
+    with pytest.raises(UserError) as caught:
+        read_run(directory)
+    assert str(caught.value).startswith(str(directory))
+    return str(caught.value).removeprefix(str(directory))
+
+
+def test_everything_that_a_run_leaves(whole):
+    run = read_run(str(whole))
+    assert run.path == whole
+    assert (run.workers, run.chunks, run.summary["status"]) == (4, 12, "done")
+    assert (run.config.iterations, run.config.output) == (5, str(whole))
+    assert tuple(run.iterations) == COLUMNS
+    assert run.iterations["iteration"].tolist() == [0, 1, 2, 3, 4]
+    assert run.iterations["lost"].tolist() == [0, 0, 1, 1, 1]
+    assert run.iterations["loss"] == pytest.approx(2.3 * 0.97 ** np.arange(5))
+    dtypes = {name: column.dtype for name, column in run.iterations.items()}
+    assert [name for name in COLUMNS if dtypes[name] == np.int64] == [
+        "iteration", *(name for name in ("missing",) if name in COLUMNS), "recovered", "redundant", "bytes", "lost",
+    ]  # fmt: skip
+    assert run.losses == [{"iteration": 2, "worker": 3, "host": "n1", "event": "lost", "reason": "its process died"}]
+    with np.load(whole / "timeline.npz") as archive:
+        assert {name: archive[name].tolist() for name in archive} == {
+            name: column.tolist() for name, column in run.timeline.items()
+        }
+
+
+def test_the_pace_of_workers_is_the_mean_of_what_they_did(whole):
+    run = read_run(whole)
+    seconds = run.seconds_per_chunk()
+    timeline = run.timeline
+    assert seconds.shape == (5, 4)
+    for row in range(5):
+        for worker in range(1, 5):
+            mine = (timeline["iteration"] == row) & (timeline["worker"] == worker) & (timeline["fate"] != 2)
+            took = timeline["seconds"][mine]
+            assert seconds[row, worker - 1] == pytest.approx(took.mean() if took.size else np.nan, nan_ok=True)
+    assert np.isnan(seconds[3:, 2]).all()  # it was lost
+    assert np.nanmean(seconds[:, 1]) > 3 * np.nanmean(seconds[:, 0])
+
+
+def test_chunks_of_iterations_without_a_row_are_left_out(run):
+    rows = (run / "iterations.csv").read_bytes().splitlines(keepends=True)
+    (run / "iterations.csv").write_bytes(b"".join([rows[0], rows[2], rows[4]]))
+    few, all_of_them = read_run(run), read_run(run)
+    assert few.iterations["iteration"].tolist() == [1, 3]
+    np.testing.assert_array_equal(few.seconds_per_chunk(), all_of_them.seconds_per_chunk())
+    (run / "iterations.csv").write_bytes(rows[0])
+    assert read_run(run).seconds_per_chunk().shape == (0, 4)
+
+
+# half-written
+
+
+def test_a_run_that_was_killed_has_all_but_its_end(tmp_path):
+    directory = record(tmp_path / "run", workers=4, chunks_per_worker=3, iterations=5, killed=True)
+    assert sorted(os.listdir(directory)) == ["config.yaml", "iterations.csv", "timeline.raw"]
+    run = read_run(directory)
+    assert run.summary is None
+    assert (run.workers, run.chunks, len(run.iterations["loss"])) == (4, 12, 5)
+    assert sorted(set(run.timeline["iteration"].tolist())) == [0, 1, 2, 3, 4]
+    assert np.isfinite(run.seconds_per_chunk()).all()
+
+
+def test_at_any_byte_the_rows_before_are_read(run):
+    """Whatever was written when it was killed, all lines before the last are there."""
+    content = (run / "iterations.csv").read_bytes()
+    first = content.index(b"\n") + 1
+    for size in range(first, len(content)):
+        (run / "iterations.csv").write_bytes(content[:size])
+        assert len(read_run(run).iterations["loss"]) == content[:size].count(b"\n") - 1
+    (run / "lost.csv").write_bytes((run / "lost.csv").read_bytes()[:-3])
+    assert read_run(run).losses == []
+
+
+def test_without_summary_and_timeline_little_is_known(run):
+    (run / "summary.json").unlink()
+    (run / "timeline.npz").unlink()
+    found = read_run(run)
+    assert (found.summary, found.timeline, found.workers, found.chunks) == (None, None, 3, 0)  # worker 3 was lost
+    assert found.seconds_per_chunk().shape == (5, 3)
+    (run / "lost.csv").unlink()
+    assert read_run(run).workers == 0
+
+
+# other versions
+
+
+def test_columns_come_by_name_and_the_newest_may_be_missing(run):
+    header, *rows = (run / "iterations.csv").read_text().splitlines()
+    names = header.split(",")
+    for extra in OPTIONAL:
+        if extra not in names:
+            names, rows = [extra, *names], [f"{'nan' if extra == 'actual_error' else 3},{row}" for row in rows]
+    (run / "iterations.csv").write_text("\n".join([",".join(names), *rows, ""]))
+    found = read_run(run).iterations
+    assert set(found) == {*NEEDED, *OPTIONAL}
+    assert found["missing"].dtype == np.int64
+    assert found["iteration"].tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        (b"efficiency", b"speed", "its columns have no 'efficiency', 'speed'"),
+        (b"loss", b"iteration", "its columns have no 'loss', 'iteration' twice"),
+        (b"iteration", b"\xef\xbb\xbfiteration", "its columns have no 'iteration'"),
+    ],
+)
+def test_other_columns_are_another_version(run, old, new, said):
+    rewrite(run / "iterations.csv", old, new)
+    told = refusal(run)
+    assert told.startswith(f"/iterations.csv: written by another version of psgc: {said}")
+    assert told.endswith(f"; expected {', '.join(NEEDED)}, and perhaps missing and actual_error")
+
+
+def test_settings_of_another_version(run):
+    rewrite(run / "config.yaml", b"schedule:", b"cadence:")
+    assert refusal(run).startswith("/config.yaml:")
+    assert "cadence: unknown key" in refusal(run)
+    assert refusal(run).endswith("cannot read it, another version may have written it")
+
+
+def test_losses_of_another_version(run):
+    rewrite(run / "lost.csv", b"host", b"node")
+    assert refusal(run) == (
+        "/lost.csv: written by another version of psgc: expected the columns iteration, worker, host, event, reason"
+    )
+
+
+# what is no run directory, and damage
+
+
+def test_what_is_no_run_directory(tmp_path, whole):
+    expected = "; expected a run directory, the output of psgc train"
+    assert refusal(tmp_path / "none") == f": no such directory{expected}"
+    assert refusal(whole / "config.yaml") == f": not a directory{expected}"
+    assert refusal(tmp_path) == f": not a run directory, it has no config.yaml and no iterations.csv{expected}"
+    shutil.copy(whole / "config.yaml", tmp_path)
+    assert refusal(tmp_path) == f": not a run directory, it has no iterations.csv{expected}"
+    with pytest.raises(UserError, match="no such directory"):
+        read_run("a\0b")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        (b"\n1,", b"\n0,", "the iterations do not ascend"),
+        (b"\n1,", b"\n-1,", "row 3: iteration: expected a whole number, got '-1'"),
+        (b"\n1,", b"\n1.5,", "row 3: iteration: expected a whole number, got '1.5'"),
+        (b"\n1,", b"\n" + 30 * b"1" + b",", "row 3: iteration: expected a whole number, got '" + 30 * "1"),
+        (b",2.231,", b",much,", "row 3: loss: expected a number, got 'much'"),
+        (b",2.231,", b",2.231,-", "row 3: expected seconds, got '-"),
+        (b",2.231,", b",", "row 3 has 9 values, expected 10"),
+    ],
+)
+def test_rows_that_no_run_writes(run, old, new, said):
+    if isinstance(said, bytes):
+        said = said.decode()
+    rewrite(run / "iterations.csv", old, new)
+    told = refusal(run)
+    assert told.startswith("/iterations.csv: damaged: ")
+    assert said.replace("9 values, expected 10", f"{len(COLUMNS) - 1} values, expected {len(COLUMNS)}") in told
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("iterations.csv", b"", "empty, expected a line with the names of the columns"),
+        ("iterations.csv", b'"' + 140_000 * b"a" + b"\n", "damaged: field larger than field limit (131072)"),
+        ("config.yaml", b"", "empty, expected a mapping"),
+        ("config.yaml", b"\xff", "not UTF-8 text"),
+        ("summary.json", b"{", "damaged: not JSON"),
+        ("summary.json", 99_999 * b"[", "damaged: not JSON"),
+        ("summary.json", b"[]", "damaged, or of another version of psgc: expected status, of type str"),
+        ("summary.json", b'{"status": "done", "reason": "", "workers": true}', "expected workers, of type int"),
+        ("timeline.npz", b"PK", "damaged, or of another version of psgc (ValueError:"),
+        ("timeline.raw", b"PK", "damaged, or of another version of psgc (JSONDecodeError:"),
+        (
+            "lost.csv",
+            b"iteration,worker,host,event,reason\nx,1,a,lost,b\n",
+            "row 2: iteration: expected a whole number",
+        ),
+    ],
+)
+def test_damage_is_one_line(run, name, content, said):
+    (run / name).write_bytes(content)
+    told = refusal(run)
+    assert told.startswith(f"/{name}:")
+    assert said in told
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "iterations.csv", "lost.csv", "timeline.npz", "summary.json"])
+def test_what_is_no_file_is_not_waited_for(run, name):
+    (run / name).unlink()
+    os.mkfifo(run / name)
+    assert "cannot be read: is a pipe, not a file" in refusal(run)
+
+
+def test_files_that_do_not_fit_each_other(run):
+    summary = json.loads((run / "summary.json").read_text())
+    (run / "summary.json").write_text(json.dumps(summary | {"workers": 2}))
+    assert refusal(run) == ": damaged: a run of 2 workers has no worker 4"

@@ -1,0 +1,138 @@
+"""The timeline: there at any moment of a run, whole at its end, and one line for what is no timeline."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+
+from psgc.errors import UserError
+from psgc.reporting.timeline import COLUMNS, FATES, Timeline, read_timeline
+from psgc.server.observer import Fate
+
+ENTRIES = [(1, 2, 0, 0.125, 0.5, 0), (300_000, 2, 0, 0.25, 0.75, 1), (2, 70_000, 1, 0.5, 1e-9, 2), (1, 0, 9, 0, 0, 3)]
+ABOUT = {"workers": 300_000, "chunks": 70_001}
+
+
+@pytest.fixture
+def timeline(tmp_path):
+    made = Timeline(tmp_path, **ABOUT)
+    yield made
+    made.finish()
+
+
+def entries(columns):
+    return list(zip(*(columns[name].tolist() for name in COLUMNS), strict=True))
+
+
+def test_the_fates_are_the_servers():
+    assert tuple(fate.name.lower() for fate in Fate) == FATES
+
+
+def test_what_was_flushed_is_there_while_the_run_goes(timeline, tmp_path):
+    assert read_timeline(tmp_path) == (None, {})
+    timeline.flush()
+    columns, about = read_timeline(tmp_path)
+    assert (entries(columns), about) == ([], ABOUT)
+    for count, entry in enumerate(ENTRIES, start=1):
+        timeline.add(*entry)
+        assert len(read_timeline(tmp_path)[0]["worker"]) == count - 1
+        timeline.flush()
+        columns, _ = read_timeline(tmp_path)
+        assert entries(columns) == ENTRIES[:count] == entries(timeline.columns())
+    assert tuple(columns["fates"].tolist()) == FATES
+    assert os.listdir(tmp_path) == ["timeline.raw"]
+
+
+def test_at_the_end_it_is_an_npz(timeline, tmp_path):
+    for entry in ENTRIES:
+        timeline.add(*entry)
+    timeline.flush()
+    timeline.finish()
+    assert os.listdir(tmp_path) == ["timeline.npz"]
+    columns, about = read_timeline(tmp_path)
+    assert (entries(columns), about) == (ENTRIES, {})
+    assert {name: str(column.dtype) for name, column in columns.items()} == {
+        "worker": "int32", "chunk": "int32", "iteration": "int32", "start": "float64", "seconds": "float64",
+        "fate": "int8", "fates": "<U9",
+    }  # fmt: skip
+
+
+def test_of_a_run_that_goes_on_after_its_end_the_new_one_counts(tmp_path):
+    first = Timeline(tmp_path, 3, 4)
+    first.add(*ENTRIES[0])
+    first.finish()
+    second = Timeline(tmp_path, 3, 4)
+    second.add(*ENTRIES[0])
+    second.add(*ENTRIES[3])
+    second.flush()
+    assert entries(read_timeline(tmp_path)[0]) == [ENTRIES[0], ENTRIES[3]]
+    second.finish()
+    assert entries(read_timeline(tmp_path)[0]) == [ENTRIES[0], ENTRIES[3]]
+
+
+def test_an_entry_that_was_being_written_is_left_out(timeline, tmp_path):
+    for entry in ENTRIES:
+        timeline.add(*entry)
+    timeline.flush()
+    whole = (tmp_path / "timeline.raw").read_bytes()
+    for cut in range(1, 59):
+        (tmp_path / "timeline.raw").write_bytes(whole[:-cut])
+        assert entries(read_timeline(tmp_path)[0]) == (ENTRIES[:-1] if cut <= 29 else ENTRIES[:-2])
+
+
+def arrays(**changed):
+    good = Timeline(None, 2, 3)
+    good.add(1, 2, 0, 0.0, 1.0, 0)
+    return good.columns() | changed
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"worker": np.array([0])}, "worker holds 0 to 0"),
+        ({"worker": np.array([1.0])}, "worker is of float64"),
+        ({"chunk": np.array([-1])}, "chunk holds -1 to -1"),
+        ({"seconds": np.array([np.nan])}, "seconds holds nan to nan"),
+        ({"start": np.array([np.inf])}, "start holds inf to inf"),
+        ({"fate": np.array([4])}, "fate holds 4"),
+        ({"chunk": np.array([1, 2])}, "not of one length"),
+        ({name: np.ones((1, 1), int) for name in COLUMNS}, "not of one length"),
+        ({"fates": np.array(["used", "other"])}, "expected the fates used, late, abandoned, lost"),
+        ({"chunk": np.array([{}])}, "allow_pickle"),
+    ],
+)
+def test_what_no_run_leaves_is_refused(tmp_path, changed, said):
+    np.savez(tmp_path / "timeline.npz", **arrays(**changed))
+    with pytest.raises(UserError, match=said) as caught:
+        read_timeline(tmp_path)
+    assert str(caught.value).startswith(f"{tmp_path}/timeline.npz: damaged, or of another version of psgc (ValueError:")
+
+
+def test_a_column_that_is_not_there(tmp_path):
+    columns = arrays()
+    del columns["fate"], columns["fates"]
+    np.savez(tmp_path / "timeline.npz", **columns)
+    with pytest.raises(UserError, match="it lacks fate, fates"):
+        read_timeline(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"PK\x03\x04", b"\n", b"{}\n", b"[1]\n", b'{"format": 2}\n', b"\xff\n", 9 * b"["]
+)
+@pytest.mark.parametrize("name", ["timeline.raw", "timeline.npz"])
+def test_damage_is_one_line(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=f"{name}: damaged, or of another version of psgc"):
+        read_timeline(tmp_path)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "timeline.npz")
+    with pytest.raises(UserError, match="cannot be read: is a pipe, not a file"):
+        read_timeline(tmp_path)
+
+
+def test_the_head_is_a_line_that_other_programs_can_read(timeline, tmp_path):
+    timeline.flush()
+    assert json.loads((tmp_path / "timeline.raw").read_bytes()) == {"format": 1, **ABOUT}
