@@ -1,5 +1,5 @@
 # make run    train the quickstart: eight workers, one of them ten times slower than the others, one killed
-# make test   run the tests
+# make test   run the tests; those that look at the report of a run need a browser (Debian: chromium), else they are skipped
 # make test-faults   run the matrix of faults, a killed server, and several hosts that are cut off (as root)
 # make test-slurm   run SLURM jobs on a cluster that the tests start on this machine (Debian: slurm-wlm, munge)
 # make faults  every fault of the matrix alone: what comes of it, and what it costs (about eight minutes)

@@ -16,6 +16,7 @@ EXAMPLES = """examples:
   mpirun -n 9 psgc train run.yaml                  the same, with an mpirun line of your own
   psgc launch run.yaml -n 9 --set coding.parts=2   with a setting changed
   psgc doctor                                      what a run here would survive
+  psgc report runs/quickstart                      what a run did, as a page to look at
   psgc submit run.yaml --nodes 4 --ranks-per-node 8 --time 2:00:00 --go    the same through SLURM
   psgc simulate scripts/simulate.yaml              how long schedules would take
 """
@@ -130,6 +131,14 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--debug", action="store_true", help="show the traceback of an error")
     doctor.set_defaults(run=_doctor)
 
+    report = commands.add_parser("report", help="draw what a run did: figures, and a page with all of it")
+    report.add_argument("directory", metavar="RUN_DIR", help="the run directory, for example runs/quickstart")
+    report.add_argument("--iteration", type=int, metavar="K", help="show this one worker by worker (the slowest)")
+    report.add_argument("--output", metavar="DIR", help="write it there (RUN_DIR/report)")
+    report.add_argument("--tensorboard", action="store_true", help="also write event files for TensorBoard")
+    report.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    report.set_defaults(run=_report)
+
     simulate = commands.add_parser("simulate", help="simulate schedules on random, given or recorded speeds")
     _common(simulate, "sim.yaml", "the simulation, see scripts/simulate.yaml", "trials=100")
     simulate.add_argument("--json", metavar="FILE", help="write the table there as JSON")
@@ -225,6 +234,13 @@ def _doctor(options: argparse.Namespace) -> int:
     from psgc.launching.mpirun import Placement
 
     return doctor(options.output, options.ranks, Placement(options.host, options.hostfile))
+
+
+def _report(options: argparse.Namespace) -> int:
+    _limit_threads()
+    from psgc.reporting.report import report
+
+    return report(options.directory, options.iteration, options.output, options.tensorboard)
 
 
 def _simulate(options: argparse.Namespace) -> int:

@@ -56,11 +56,11 @@ def lines(summary: dict[str, Any]) -> list[str]:
     per, uncoded = summary["seconds_per_iteration"], summary["uncoded_seconds_per_iteration"]
     without = ""
     if uncoded is not None:
-        without = f"; waiting for everybody, without redundancy: at least {_ms(uncoded)} ({uncoded / per:.1f} x)"
-    text.append(f"  per iteration      {_ms(per)}{without}")
+        without = f"; waiting for everybody, without redundancy: at least {duration(uncoded)} ({uncoded / per:.1f} x)"
+    text.append(f"  per iteration      {duration(per)}{without}")
     if summary["efficiency"] is not None:
         bound = summary["bound_seconds_per_iteration"]
-        text.append(f"  clairvoyant bound  {_ms(bound)}; efficiency T*/T {summary['efficiency']:.2f}")
+        text.append(f"  clairvoyant bound  {duration(bound)}; efficiency T*/T {summary['efficiency']:.2f}")
     text.append(
         f"  work thrown away   {100 * summary['work_thrown_away']:.1f} % of the computing time "
         f"({summary['chunks_late']} chunks too late, {summary['chunks_abandoned']} abandoned, "
@@ -93,7 +93,8 @@ def _or_none(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None  # JSON has no NaN
 
 
-def _ms(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds as a person reads them: 57.8 ms, 12.3 s."""
     return f"{1e3 * seconds:.1f} ms" if seconds < 10 else f"{seconds:.1f} s"
 
 

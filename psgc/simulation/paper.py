@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from psgc import coding
+from psgc.reporting import drawing
 from psgc.reporting.files import write_text
 from psgc.simulation import closed_form as cf
 from psgc.simulation import plots, speeds
@@ -203,7 +204,7 @@ def _line(row: str, outcome: Outcome) -> str:
 
 def draw(times: list[Outcome], errors: list[Outcome], directory: Path) -> None:
     """The paper's two figures, with the published means as crosses."""
-    figure = plots.new_figure(11)
+    figure = drawing.new_figure(11)
     for axes, where in zip(figure.subplots(1, 2), WHERE, strict=False):
         here = [o for o in times if o.what == where]
         series = {s: [(o.parts, o.mean, o.values.std()) for o in here if o.scheme == s] for s in SCHEMES}
@@ -211,9 +212,9 @@ def draw(times: list[Outcome], errors: list[Outcome], directory: Path) -> None:
         axes.plot([o.parts for o in here], [o.published for o in here], "kx", label="published")
         axes.set_title(where)
         axes.legend(fontsize="small")
-    plots.save(figure, directory / "exact.png")
+    drawing.save(figure, directory / "exact.png")
 
-    figure = plots.new_figure(7)
+    figure = drawing.new_figure(7)
     axes = figure.subplots()
     named = {f"{scheme}, l = {parts}": (scheme, parts) for scheme, parts in PUBLISHED_ERRORS}
     by_name = {name: [o.mean for o in errors if (o.scheme, o.parts) == key] for name, key in named.items()}
@@ -222,7 +223,7 @@ def draw(times: list[Outcome], errors: list[Outcome], directory: Path) -> None:
     axes.plot(*np.array([(o.deadline, o.published) for o in shown]).T, "kx", label="published")
     axes.set_title(errors[0].what)
     axes.legend(fontsize="small")
-    plots.save(figure, directory / "approximate.png")
+    drawing.save(figure, directory / "approximate.png")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -3,30 +3,19 @@
 Importing this needs matplotlib (the extra `plots`), and raises UserError where it is missing.
 """
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from psgc.errors import UserError
-from psgc.reporting.files import write_whole
+from psgc.reporting.drawing import new_figure, save
 from psgc.simulation.experiment import Row
-
-try:
-    from matplotlib.figure import Figure
-except ImportError:
-    raise UserError("plots need matplotlib: pip install 'psgc-mpi[plots]'") from None
 
 
 def check_format(path: str) -> None:
     """Raises UserError when a figure cannot be written under this name."""
     if Path(path).suffix not in (".png", ".pdf", ".svg"):
         raise UserError(f"--plot {path}: expected a name that ends in .png, .pdf or .svg")
-
-
-def new_figure(width: float) -> Figure:
-    """An empty figure, `width` inches wide."""
-    return Figure(figsize=(width, 4.5), layout="constrained")
 
 
 def write_figure(path: Path, rows: Sequence[Row], deadlines: Sequence[float]) -> None:
@@ -72,13 +61,3 @@ def draw_errors(axes: Any, deadlines: Sequence[float], series: dict[str, list[fl
     if axes.get_legend_handles_labels()[0]:
         axes.set_yscale("log")
         axes.legend(fontsize="small")
-
-
-def save(figure: Figure, path: Path) -> None:
-    """The whole file or none. Raises UserError when it cannot be written."""
-    image = io.BytesIO()
-    figure.savefig(image, format=path.suffix[1:], dpi=150)
-    try:
-        write_whole(path, lambda stream: stream.write(image.getvalue()))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror}") from None

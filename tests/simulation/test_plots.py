@@ -8,6 +8,7 @@ import pytest
 pytest.importorskip("matplotlib")
 
 from psgc.errors import UserError
+from psgc.reporting.drawing import new_figure
 from psgc.simulation import plots
 from psgc.simulation.experiment import Row
 
@@ -20,7 +21,7 @@ ROWS = [
 
 
 def drawn(draw, *arguments):
-    axes = plots.new_figure(6).subplots()
+    axes = new_figure(6).subplots()
     draw(axes, *arguments)
     return axes
 
@@ -79,6 +80,7 @@ def test_a_figure_that_cannot_be_written_leaves_nothing(tmp_path):
 
 def test_without_matplotlib_one_line_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    monkeypatch.delitem(sys.modules, "psgc.simulation.plots")
+    for name in ("psgc.simulation.plots", "psgc.reporting.drawing"):
+        monkeypatch.delitem(sys.modules, name)
     with pytest.raises(UserError, match=r"^plots need matplotlib: pip install 'psgc-mpi\[plots\]'$"):
         import psgc.simulation.plots  # noqa: F401

@@ -31,8 +31,8 @@ def record(
     """
     slow, lost = slow or {}, lost or {}
     num_chunks = workers * chunks_per_worker
-    config = from_yaml_text(f"{CONFIG}iterations: {iterations}\noutput: {directory}\n")
-    assignment = coding.cyclic(num_chunks, workers, 2 * chunks_per_worker)
+    config = from_yaml_text(f"{CONFIG}iterations: {max(1, iterations)}\noutput: {directory}\n")
+    assignment = coding.cyclic(num_chunks, workers, min(4, workers) * chunks_per_worker)
     recorder = Recorder(directory, config.to_yaml(), assignment, 1, [chunks_per_worker] * workers)
     rng = np.random.default_rng(seed)
     pace = 0.005 * np.array([slow.get(worker, 1.0) for worker in range(1, workers + 1)])
@@ -58,12 +58,14 @@ def record(
 def _iteration(recorder, iteration, seconds, dying, num_chunks, loss, lost):
     most = 3 * num_chunks // len(seconds)
     ends = np.arange(1, most + 1) * seconds[:, None]  # (workers, chunks): when each has done its first, second, ...
-    order = np.argsort(ends, axis=None, kind="stable")
-    needed = order[:num_chunks]
-    total = ends.flat[needed[-1]] * 1.05
-    late = [place for place in order[num_chunks:].tolist() if ends.flat[place] <= total]
+    others = ends.copy()
+    others[[worker - 1 for worker in dying]] = np.inf
+    order = np.argsort(others, axis=None, kind="stable")
+    total = float(ends.flat[order[num_chunks - 1]] * 1.05)
+    finished = [place for place in order.tolist() if others.flat[place] <= total]
+    gone = [place for place in range(ends.size) if place // most + 1 in dying and ends.flat[place] < total / 2]
     reports = {}
-    for chunk, place in enumerate([*needed.tolist(), *late]):
+    for chunk, place in enumerate([*finished, *gone]):
         worker, took = place // most + 1, float(seconds[place // most])
         start = float(ends.flat[place]) - took
         fate = Fate.LOST if worker in dying else Fate.USED if chunk < num_chunks else Fate.LATE
@@ -80,7 +82,7 @@ def _iteration(recorder, iteration, seconds, dying, num_chunks, loss, lost):
             seconds=total,
             loss=loss(iteration),
             recovered=num_chunks,
-            redundant=len(late),
+            redundant=len(reports) - num_chunks,
             bytes=1000 * num_chunks,
             lost=lost,
             gone=set(dying),

@@ -1,0 +1,40 @@
+"""Figures without a screen: what all of psgc's have in common.
+
+Importing this needs matplotlib (the extra `plots`), and raises UserError where it is missing.
+"""
+
+import io
+from pathlib import Path
+
+from psgc.errors import UserError
+from psgc.reporting.files import write_whole
+
+try:
+    from matplotlib.figure import Figure
+except ImportError:
+    raise UserError("plots need matplotlib: pip install 'psgc-mpi[plots]'") from None
+
+
+def new_figure(width: float, height: float = 4.5) -> Figure:
+    """An empty figure of so many inches."""
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def image(figure: Figure, kind: str = "png") -> bytes:
+    """The figure as a file of this kind: png, pdf or svg."""
+    stream = io.BytesIO()
+    figure.savefig(stream, format=kind, dpi=150)
+    return stream.getvalue()
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write the figure as a file of the kind that its name ends in. Raises UserError when it cannot be written."""
+    write_file(path, image(figure, path.suffix[1:]))
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """The whole file or none. Raises UserError when it cannot be written."""
+    try:
+        write_whole(path, lambda stream: stream.write(content))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from None

@@ -1,0 +1,192 @@
+"""The report as one HTML page that needs nothing but itself: no network, no script, light and dark.
+
+Everything that comes from a run (names, reasons, settings) is text, never markup.
+"""
+
+import base64
+import json
+import struct
+from collections.abc import Iterable, Sequence
+from html import escape
+from typing import Any
+
+from psgc import __version__
+from psgc.errors import visible
+from psgc.reporting.figures import Picture
+from psgc.reporting.run_directory import RecordedRun
+from psgc.reporting.summary import duration
+from psgc.reporting.theme import DARK, LIGHT
+
+LISTED = 200  # rows of lost.csv that the page shows
+NARROW = 640  # pixels below which a figure is not made smaller, but scrolled
+
+STYLE = f"""
+:root {{ color-scheme: light dark; --paper: {LIGHT.paper}; --ink: {LIGHT.ink}; --muted: {LIGHT.muted};
+  --line: {LIGHT.grid}; --accent: {LIGHT.lines[0]}; --bad: {LIGHT.fates[3]}; }}
+@media (prefers-color-scheme: dark) {{ :root {{ --paper: {DARK.paper}; --ink: {DARK.ink}; --muted: {DARK.muted};
+  --line: {DARK.grid}; --accent: {DARK.lines[0]}; --bad: {DARK.fates[3]}; }} }}
+body {{ margin: 0 auto; max-width: 60rem; padding: 1rem 1.25rem 3rem; background: var(--paper); color: var(--ink);
+  font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }}
+h1 {{ font-size: 1.5rem; margin: 0.5rem 0; }}
+h2 {{ font-size: 1.15rem; margin: 2.5rem 0 0.5rem; }}
+.status {{ border-left: 0.3rem solid var(--accent); padding-left: 0.75rem; }}
+.status.bad {{ border-color: var(--bad); }}
+dl {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: 1rem; margin: 1.5rem 0; }}
+dt {{ color: var(--muted); font-size: 0.875rem; }}
+dd {{ margin: 0; font-size: 1.25rem; font-variant-numeric: tabular-nums; }}
+figure {{ margin: 0; }}
+figcaption {{ color: var(--muted); font-size: 0.9rem; }}
+.hint {{ display: none; }}
+@media (max-width: {NARROW}px) {{ .hint {{ display: inline; }} }}
+.wide {{ overflow-x: auto; }}
+.wide:focus-visible {{ outline: 2px solid var(--accent); }}
+img {{ display: block; width: 100%; min-width: {NARROW}px; height: auto; }}
+table {{ border-collapse: collapse; font-size: 0.9rem; }}
+th, td {{ text-align: left; vertical-align: top; padding: 0.2rem 1.5rem 0.2rem 0;
+  border-bottom: 1px solid var(--line); }}
+th {{ font-weight: 600; }}
+tbody th {{ font-weight: 400; color: var(--muted); }}
+footer {{ margin-top: 3rem; color: var(--muted); font-size: 0.875rem; }}
+"""
+
+
+def page(run: RecordedRun, said: Sequence[str], images: Iterable[tuple[Picture, bytes, bytes]]) -> str:
+    """The whole page. said: the sentences on top; images: each picture with its PNG on light and on dark paper."""
+    name = _text(run.path.resolve().name)
+    parts = [
+        f"<h1>Report of the run {name}</h1>",
+        _status(run),
+        _facts(run),
+        *(f"<p>{_text(sentence)}</p>" for sentence in said),
+        *(_figure(picture, light, dark) for picture, light, dark in images),
+        _lost(run),
+        _table("Summary", ("what", "value"), _flat(_shown_summary(run))) if run.summary else "",
+        _table("Settings", ("setting", "value"), _flat(run.config.model_dump())),
+    ]
+    if not len(run.iterations["iteration"]):
+        parts.insert(2, "<p>No iteration was recorded.</p>")
+    body = "\n".join(part for part in parts if part)
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<link rel="icon" href="data:,">
+<title>psgc: {name}</title>
+<style>{STYLE}</style>
+</head>
+<body>
+<main>
+{body}
+</main>
+<footer>psgc {__version__}, from {_text(str(run.path))}</footer>
+</body>
+</html>
+"""
+
+
+def _text(text: str) -> str:
+    return escape(visible(text))
+
+
+def _status(run: RecordedRun) -> str:
+    done = len(run.iterations["iteration"])
+    if run.summary is None:
+        text = (
+            f"The run has not come to its end: it still goes on, or it was killed. It has recorded {done} iterations."
+        )
+        if run.timeline is None:
+            text += " There is no timeline, so that nothing can be said of single workers."
+        return f'<p class="status bad">{text}</p>'
+    status, reason = run.summary["status"], run.summary["reason"]
+    if status == "done":
+        return f'<p class="status">The run is done, after {done} iterations.</p>'
+    said = {"failed": "The run failed", "interrupted": "The run was interrupted"}.get(status, f"Status {status}")
+    return f'<p class="status bad">{_text(said)} after {done} iterations: {_text(reason)}</p>'
+
+
+def _facts(run: RecordedRun) -> str:
+    summary: dict[str, Any] = run.summary or {}
+    facts = {
+        "workers": str(run.workers) if run.workers else None,
+        "chunks": str(run.chunks) if run.chunks else None,
+        "schedule": run.config.schedule,
+        "per iteration": _if_number(summary.get("seconds_per_iteration"), duration),
+        "efficiency T*/T": _if_number(summary.get("efficiency"), "{:.2f}".format),
+        "final loss": _if_number(summary.get("final_loss"), "{:.6g}".format),
+        "held-out accuracy": _if_number(summary.get("test_accuracy"), "{:.4f}".format),
+        "work thrown away": _if_number(summary.get("work_thrown_away"), lambda share: f"{100 * share:.1f} %"),
+        "whole run": _if_number(summary.get("seconds"), duration),
+    }
+    items = (f"<div><dt>{name}</dt><dd>{_text(value)}</dd></div>" for name, value in facts.items() if value is not None)
+    return f"<dl>{''.join(items)}</dl>"
+
+
+def _if_number(value: Any, show: Any) -> str | None:
+    return show(value) if isinstance(value, (int, float)) else None
+
+
+def _figure(picture: Picture, light: bytes, dark: bytes) -> str:
+    width, height = struct.unpack(">II", light[16:24])
+    sources = [f"data:image/png;base64,{base64.b64encode(png).decode()}" for png in (light, dark)]
+    return f"""<section aria-labelledby="{picture.name}">
+<h2 id="{picture.name}">{_text(picture.title)}</h2>
+<figure>
+<div class="wide" tabindex="0" role="group" aria-label="{_text(picture.title)}">
+<picture><source media="(prefers-color-scheme: dark)" srcset="{sources[1]}">
+<img alt="{_text(picture.alt)}" width="{width}" height="{height}" src="{sources[0]}"></picture>
+</div>
+<figcaption>{_text(picture.caption)} <span class="hint">The figure can be moved sideways.</span></figcaption>
+</figure>
+</section>"""
+
+
+def _lost(run: RecordedRun) -> str:
+    if not run.losses:
+        return ""
+    rows = [[event[name] for name in ("iteration", "worker", "host", "event", "reason")] for event in run.losses]
+    table = _table("Workers lost", ("iteration", "worker", "host", "event", "reason"), rows[:LISTED])
+    more = len(rows) - LISTED
+    return f"{table}\n<p>{more} more are in lost.csv.</p>" if more > 0 else table
+
+
+def _shown_summary(run: RecordedRun) -> dict[str, Any]:
+    left_out = ("lost", "evaluating")  # a table of their own; true while the end of the run is written
+    return {name: value for name, value in (run.summary or {}).items() if name not in left_out and value != ""}
+
+
+def _flat(tree: dict[str, Any], above: str = "") -> list[tuple[str, str]]:
+    """Names with dots, and values as JSON; text as it is."""
+    rows = []
+    for key, value in tree.items():
+        name = f"{above}{key}"
+        if isinstance(value, dict) and value:
+            rows += _flat(value, f"{name}.")
+        elif isinstance(value, float):
+            rows.append((name, f"{value:.6g}"))
+        else:
+            rows.append((name, value if isinstance(value, str) else json.dumps(value, default=str)))
+    return rows
+
+
+def _table(title: str, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A section with a table whose first column names its rows."""
+    name = title.lower().replace(" ", "-")
+    head = "".join(f'<th scope="col">{_text(column)}</th>' for column in header)
+    lines = [
+        f'<tr><th scope="row">{_text(str(first))}</th>'
+        + "".join(f"<td>{_text(str(value))}</td>" for value in others)
+        + "</tr>"
+        for first, *others in rows
+    ]
+    return f"""<section aria-labelledby="{name}">
+<h2 id="{name}">{title}</h2>
+<div class="wide" tabindex="0" role="group" aria-label="{title}"><table>
+<thead><tr>{head}</tr></thead>
+<tbody>
+{chr(10).join(lines)}
+</tbody>
+</table></div>
+</section>"""

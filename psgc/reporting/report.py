@@ -1,0 +1,57 @@
+"""`psgc report RUN_DIR`: figures of a run, and one page with all that there is to say about it."""
+
+from pathlib import Path
+
+import numpy as np
+
+from psgc.errors import UserError
+from psgc.reporting.drawing import image, write_file
+from psgc.reporting.figures import pictures
+from psgc.reporting.page import page
+from psgc.reporting.run_directory import RecordedRun, read_run
+from psgc.reporting.slowness import sentences
+from psgc.reporting.theme import DARK, LIGHT
+
+
+def report(path: str, iteration: int | None = None, output: str | None = None, tensorboard: bool = False) -> int:
+    """Writes the report of the run in `path` into `output` (default: its directory `report`), and says where it is.
+
+    iteration: that of the Gantt chart (default: the slowest one); tensorboard: event files as well.
+    Returns 0. Raises UserError: no run directory, no such iteration, matplotlib or TensorBoard is missing, or `output`
+    cannot be written.
+    """
+    run = read_run(path)
+    if iteration is not None:
+        _check_iteration(run, iteration)
+    directory = Path(output) if output is not None else run.path / "report"
+    if tensorboard:
+        from psgc.reporting.tensorboard import write_events  # TensorBoard only where it is asked for
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{directory}: cannot be made: {error.strerror}; give --output") from None
+
+    images = []
+    for picture in pictures(run, iteration):
+        light, dark = (image(picture.draw(theme)) for theme in (LIGHT, DARK))
+        write_file(directory / f"{picture.name}.png", light)
+        images.append((picture, light, dark))
+    write_file(directory / "index.html", page(run, sentences(run), images).encode())
+    print(f"report written to {directory / 'index.html'}, with its figures beside it")
+    if tensorboard:
+        write_events(run, directory / "tensorboard")
+        print(f"scalars written to {directory / 'tensorboard'}; see them with: tensorboard --logdir {directory}")
+    return 0
+
+
+def _check_iteration(run: RecordedRun, iteration: int) -> None:
+    recorded = run.iterations["iteration"]
+    if run.timeline is not None:
+        recorded = recorded[np.isin(recorded, run.timeline["iteration"])]
+    if run.timeline is None or not len(recorded):
+        raise UserError(f"--iteration {iteration}: this run has no timeline; leave it out")
+    if iteration not in recorded:
+        raise UserError(
+            f"--iteration {iteration}: the timeline does not have it, expected one of "
+            f"{recorded.min()} to {recorded.max()}"
+        )

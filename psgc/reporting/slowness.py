@@ -1,0 +1,82 @@
+"""Who was slow in a run, and what that cost: numbers, and the sentences that say them."""
+
+import warnings
+
+import numpy as np
+
+from psgc.reporting.run_directory import RecordedRun
+from psgc.reporting.summary import duration
+from psgc.reporting.timeline import ABANDONED
+
+SLOW = 1.2  # times as long as the median worker takes for a chunk
+NAMED = 4  # slow workers that are named
+
+
+def paces(run: RecordedRun) -> np.ndarray:
+    """Seconds that each worker took for a chunk, (workers,): the mean over the iterations in which it did any.
+
+    For one that never did any it is the longest time after which it gave one up, nan when it never did that either.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # the mean of nothing is nan
+        pace = np.nanmean(run.seconds_per_chunk(), axis=0) if len(run.iterations["iteration"]) else np.zeros(0)
+    if run.timeline is None or not len(pace):
+        return np.full(run.workers, np.nan)
+    longest = np.full(run.workers, -np.inf)
+    given_up = run.timeline["fate"] == ABANDONED
+    np.maximum.at(longest, run.timeline["worker"][given_up] - 1, run.timeline["seconds"][given_up])
+    return np.where(np.isnan(pace) & (longest > 0), longest, pace)
+
+
+def sentences(run: RecordedRun) -> list[str]:
+    """Who was slow, what it cost, and what waiting for everybody would have cost; empty when nothing is known."""
+    pace = paces(run)
+    if not np.isfinite(pace).any():
+        return []
+    return [_who(pace), *_cost(run, float(np.nanmedian(pace)))]
+
+
+def _who(pace: np.ndarray) -> str:
+    median = float(np.nanmedian(pace))
+    by_pace = np.argsort(-np.nan_to_num(pace), kind="stable")
+    slow = [worker for worker in by_pace.tolist() if pace[worker] > SLOW * median]
+    if not slow:
+        worker = int(by_pace[0])
+        return (
+            f"No worker was slow: the slowest, worker {worker + 1}, took {duration(pace[worker])} for a chunk, "
+            f"{pace[worker] / median:.2f} times as long as the median worker."
+        )
+    named = slow[:NAMED]
+    who = "Worker {} was" if len(named) == 1 else "Workers {} were"
+    names = _listed([str(worker + 1) for worker in named])
+    times = _listed([duration(pace[worker]) for worker in named])
+    ratios = _listed([f"{pace[worker] / median:.1f}" for worker in named])
+    text = (
+        f"{who.format(names)} slow: {times} for a chunk, {ratios} times as long as the median worker, "
+        f"which takes {duration(median)}"
+    )
+    more = len(slow) - len(named)
+    return text + (f"; {more} more took over {SLOW:g} times as long." if more else ".")
+
+
+def _cost(run: RecordedRun, median: float) -> list[str]:
+    took = float(np.median(run.iterations["seconds"]))
+    text = []
+    if run.chunks and took > 0:
+        even = median * run.chunks * run.config.coding.parts / run.workers
+        text.append(
+            f"An iteration took {duration(took)} in the median. With every worker there, and all as fast as the median "
+            f"one, the computing in it takes {duration(even)}: slow and lost workers, and all that is not computing, "
+            f"cost {duration(max(0.0, took - even))} ({100 * max(0.0, 1 - even / took):.0f} %)."
+        )
+    uncoded = run.summary.get("uncoded_seconds_per_iteration") if run.summary else None
+    if isinstance(uncoded, float) and took > 0:
+        text.append(
+            "Waiting for everybody without redundancy (schedule uncoded) would have taken at least "
+            f"{duration(uncoded)} on the same times, {uncoded / took:.1f} times as long."
+        )
+    return text
+
+
+def _listed(words: list[str]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"

@@ -1,0 +1,41 @@
+"""The course of a run as scalars that TensorBoard reads.
+
+Importing this needs TensorBoard (the extra `tensorboard`), and raises UserError where it is missing.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from psgc.errors import UserError
+from psgc.reporting.run_directory import RecordedRun
+
+try:
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.summary.writer.event_file_writer import EventFileWriter
+except ImportError:
+    raise UserError("--tensorboard needs TensorBoard: pip install 'psgc-mpi[tensorboard]'") from None
+
+SCALARS = ("loss", "seconds", "efficiency", "error_measure", "lost", "redundant")
+
+
+def write_events(run: RecordedRun, directory: Path) -> None:
+    """Write an event file with `SCALARS` by iteration into `directory`; one from before goes.
+
+    What is not known (nan) is left out. TensorBoard's times are those of the run: they begin when its settings were
+    written. Raises UserError when it cannot be written.
+    """
+    began = (run.path / "config.yaml").stat().st_mtime
+    times = (began + np.cumsum(run.iterations["seconds"])).tolist()
+    try:
+        for old in directory.glob("events.out.tfevents.*"):
+            old.unlink()
+        writer = EventFileWriter(str(directory))
+        for row, iteration in enumerate(run.iterations["iteration"].tolist()):
+            values = {name: float(run.iterations[name][row]) for name in SCALARS}
+            known = [Summary.Value(tag=name, simple_value=x) for name, x in values.items() if np.isfinite(x)]
+            writer.add_event(Event(wall_time=times[row], step=iteration, summary=Summary(value=known)))
+        writer.close()
+    except OSError as error:
+        raise UserError(f"{directory}: cannot be written: {error.strerror}") from None

@@ -1,0 +1,97 @@
+"""`psgc report`: what it writes where, and one line for a mistake."""
+
+import os
+import shutil
+import sys
+
+import pytest
+
+pytest.importorskip("matplotlib")
+
+from psgc.cli import main
+from tests.unit.recorded_runs import record
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return record(tmp_path_factory.mktemp("runs") / "whole", workers=3, chunks_per_worker=2, iterations=3)
+
+
+def run(capsys, *arguments):
+    """Exit code, stdout, stderr."""
+    with pytest.raises(SystemExit) as caught:
+        main(["report", *map(str, arguments)])
+    return caught.value.code, *capsys.readouterr()
+
+
+def test_figures_and_a_page(capsys, whole):
+    before = sorted(os.listdir(whole))
+    code, out, err = run(capsys, whole)
+    assert (code, err) == (0, "")
+    assert out == f"report written to {whole}/report/index.html, with its figures beside it\n"
+    assert sorted(os.listdir(whole)) == sorted([*before, "report"])
+    names = ["convergence.png", "efficiency.png", "gantt.png", "heatmap.png", "index.html"]
+    assert sorted(os.listdir(whole / "report")) == names
+    for name in names[:-1]:
+        assert (whole / "report" / name).read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    first = (whole / "report/index.html").read_bytes()
+    assert run(capsys, whole)[0] == 0
+    assert (whole / "report/index.html").read_bytes() == first
+
+
+def test_elsewhere_and_of_one_iteration(capsys, whole, tmp_path):
+    code, out, _ = run(capsys, whole, "--iteration", 1, "--output", tmp_path / "a" / "b")
+    assert code == 0
+    assert str(tmp_path / "a" / "b" / "index.html") in out
+    assert "Iteration 1, worker by worker" in (tmp_path / "a/b/index.html").read_text()
+
+
+def test_a_killed_run_is_reported(capsys, tmp_path):
+    directory = record(tmp_path / "killed", workers=3, chunks_per_worker=2, iterations=3, killed=True)
+    with (directory / "iterations.csv").open("a") as stream:
+        stream.write("3,0.5,0.0")
+    code, _, err = run(capsys, directory)
+    assert (code, err) == (0, "")
+    text = (directory / "report/index.html").read_text()
+    assert "The run has not come to its end" in text
+    assert "It has recorded 3 iterations." in text
+    assert (directory / "report/gantt.png").exists()
+
+
+def test_a_run_that_was_killed_before_its_first_iteration(capsys, tmp_path):
+    directory = record(tmp_path / "killed", workers=3, chunks_per_worker=2, iterations=0, killed=True)
+    assert run(capsys, directory)[0] == 0
+    assert os.listdir(directory / "report") == ["index.html"]
+
+
+def test_mistakes_are_one_line(capsys, whole, tmp_path):
+    code, out, err = run(capsys, tmp_path / "none")
+    assert (code, out) == (2, "")
+    assert err == f"psgc: {tmp_path}/none: no such directory; expected a run directory, the output of psgc train\n"
+    code, out, err = run(capsys, whole, "--iteration", 3)
+    assert (code, out) == (2, "")
+    assert err == "psgc: --iteration 3: the timeline does not have it, expected one of 0 to 2\n"
+    killed = shutil.copytree(whole, tmp_path / "run")
+    (killed / "timeline.npz").unlink()
+    assert run(capsys, killed, "--iteration", 0)[2] == "psgc: --iteration 0: this run has no timeline; leave it out\n"
+    code, _, err = run(capsys, whole, "--output", whole / "config.yaml")
+    assert (code, err) == (2, f"psgc: {whole}/config.yaml: cannot be made: File exists; give --output\n")
+    (tmp_path / "out" / "index.html").mkdir(parents=True)
+    code, _, err = run(capsys, whole, "--output", tmp_path / "out")
+    assert (code, err) == (2, f"psgc: {tmp_path}/out/index.html: cannot be written: Is a directory\n")
+
+
+def test_without_matplotlib_one_line_says_what_to_install(capsys, whole, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    for name in [name for name in sys.modules if name.startswith("psgc.reporting.")]:
+        monkeypatch.delitem(sys.modules, name)
+    code, _, err = run(capsys, whole)
+    assert (code, err) == (2, "psgc: plots need matplotlib: pip install 'psgc-mpi[plots]'\n")
+
+
+def test_without_tensorboard_one_line_says_what_to_install(capsys, whole, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "tensorboard.summary.writer.event_file_writer", None)
+    monkeypatch.delitem(sys.modules, "psgc.reporting.tensorboard", raising=False)
+    code, _, err = run(capsys, whole, "--tensorboard", "--output", tmp_path / "out")
+    assert (code, err) == (2, "psgc: --tensorboard needs TensorBoard: pip install 'psgc-mpi[tensorboard]'\n")
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,29 @@
+"""The colours of a report: contrast with their paper, and four fates that everybody can tell apart."""
+
+from itertools import combinations
+
+import pytest
+
+from psgc.reporting.theme import DARK, LIGHT
+from tests.unit.colours import SEEN, contrast, distance
+
+
+@pytest.mark.parametrize("theme", [LIGHT, DARK])
+def test_all_that_has_to_be_seen_has_contrast(theme):
+    for text in (theme.ink, theme.muted):
+        assert contrast(text, theme.paper) > 4.5
+    for mark in (*theme.lines, *theme.fates):
+        assert contrast(mark, theme.paper) > 3
+
+
+@pytest.mark.parametrize("seen", SEEN)
+@pytest.mark.parametrize("theme", [LIGHT, DARK])
+def test_colours_that_stand_side_by_side_can_be_told_apart(theme, seen):
+    for one, other in (*combinations(theme.fates, 2), theme.lines):
+        assert distance(one, other, seen) > 15
+
+
+def test_the_measure_itself():
+    assert contrast("#000000", "rgb(255, 255, 255)") == pytest.approx(21)
+    assert distance("#ff0000", "#ff0000", "by most") == 0
+    assert distance("#ff0000", "#00a000", "by most") > 2 * distance("#ff0000", "#00a000", "without red")
