@@ -38,19 +38,19 @@ def measure(workers: int, chunks_per_worker: int, replication: int, rows: int) -
                 for k in range(chunks_per_worker)
             }
             row = IterationRecord(iteration, seconds=1.1 * SECONDS * chunks_per_worker, loss=0.5, reports=reports)
-            began = time.perf_counter()
+            began = time.process_time()
             for (worker, chunk, _), (start, each) in reports.items():
                 recorder.chunk(worker, chunk, iteration, start, each, Fate.USED)
-            called = time.perf_counter()
+            called = time.process_time()
             recorder.iteration(row)
-            closed = time.perf_counter()
+            closed = time.process_time()
             coding.clairvoyant_bound(assignment, 1, seconds)
             calls.append(called - began)
             closing.append(closed - called)
-            bounds.append(time.perf_counter() - closed)
-        began = time.perf_counter()
+            bounds.append(time.process_time() - closed)
+        began = time.process_time()
         recorder.finish(np.zeros(1), {})
-        finish = time.perf_counter() - began
+        finish = time.process_time() - began
     return float(np.median(calls)), float(np.median(closing)), float(np.median(bounds)), finish
 
 

@@ -99,8 +99,11 @@ def _every_chunk_has(parts: int, assignment: Assignment, seconds: Any, finished:
     """The event by which every chunk has `parts` holders that have finished at least one chunk."""
     chunk = np.repeat(np.arange(assignment.shape[0]), np.diff(assignment.indptr))
     first = seconds[assignment.indices]
-    first = first[np.lexsort((first, chunk))]  # each chunk's holders, fastest first
-    latest = first[assignment.indptr[:-1] + parts - 1].max()
+    if parts == 1:  # the same, without sorting
+        latest = np.minimum.reduceat(first, assignment.indptr[:-1]).max()
+    else:
+        first = first[np.lexsort((first, chunk))]  # each chunk's holders, fastest first
+        latest = first[assignment.indptr[:-1] + parts - 1].max()
     return int(np.searchsorted(finished, latest))
 
 

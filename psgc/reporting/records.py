@@ -11,7 +11,7 @@ import json
 import math
 import os
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -22,7 +22,7 @@ from psgc import coding
 from psgc.errors import UserError
 from psgc.regular_files import open_regular
 from psgc.reporting.files import write_text, write_whole
-from psgc.reporting.timeline import Timeline, read_timeline
+from psgc.reporting.timeline import ABANDONED, Timeline, read_timeline
 
 COLUMNS = (
     "iteration",
@@ -37,7 +37,7 @@ COLUMNS = (
     "lost",
 )
 LOST_COLUMNS = ("iteration", "worker", "host", "event", "reason")
-INLINE_COPIES = 20_000  # chunk copies up to which the bound is a matter of a millisecond or so
+INLINE_COPIES = 20_000  # chunk copies up to which the bound takes no more than a worker's first chunk, or 5 ms
 
 
 class Row(Protocol):
@@ -78,6 +78,8 @@ class Recorder:
         self._finished_seconds, self._finished = np.zeros(workers), np.zeros(workers)
         self._abandoned = np.zeros(workers)  # longest time after which a worker abandoned a chunk
         self._timeline = Timeline(directory, workers, assignment.shape[0])
+        # one chunk that a worker worked on; called for each of them, so nothing else is done here
+        self.chunk: Callable[[int, int, int, float, float, int], None] = self._timeline.add
         if resume_at is None:
             _make_room(directory)
         else:
@@ -87,7 +89,7 @@ class Recorder:
             (directory / "summary.json").unlink(missing_ok=True)  # the run has not come to its end
             write_text(directory / "config.yaml", config_text)
             write_text(directory / "iterations.csv", _csv_text(COLUMNS, *(row.values() for row in earlier)))
-            self._timeline.flush()
+            self._count(self._timeline.flush())
             self._csv = (directory / "iterations.csv").open("a", newline="", buffering=1, encoding="utf-8")
         except OSError as error:
             raise _unwritable(directory, error) from None
@@ -105,17 +107,9 @@ class Recorder:
         if resume_at is not None:
             self.losses = _earlier_losses(directory / "lost.csv")
 
-    def chunk(self, worker: int, chunk: int, iteration: int, start: float, seconds: float, fate: int) -> None:
-        """One chunk that a worker worked on; start: seconds after the worker had the iteration's parameters."""
-        self._timeline.add(worker, chunk, iteration, start, seconds, fate)
-        if fate in (0, 1):  # used or late: done
-            self._finished_seconds[worker - 1] += seconds
-            self._finished[worker - 1] += 1
-        else:
-            self._abandoned[worker - 1] = max(self._abandoned[worker - 1], seconds)
-
     def iteration(self, row: Row) -> None:
         """One finished iteration, after its chunks."""
+        self._count(self._timeline.flush())
         speeds = self._seconds_per_chunk(row)
         bound = float("nan")
         if self._assignment.nnz <= INLINE_COPIES:
@@ -139,7 +133,6 @@ class Recorder:
         }
         if self._assignment.nnz > INLINE_COPIES:
             self._late.append((values, self._held(row), speeds))
-        self._timeline.flush()
         self._writer.writerow(_formatted(values))
 
     def lost(self, worker: int, host: str, iteration: int, reason: str) -> str:
@@ -212,6 +205,14 @@ class Recorder:
         for entry in zip(*(columns[name][kept].tolist() for name in names), strict=True):
             self.chunk(*entry)
 
+    def _count(self, entries: np.ndarray) -> None:
+        """How long each worker has taken for what it finished, and for what it abandoned."""
+        worker, seconds = entries["worker"] - 1, entries["seconds"]
+        done, abandoned = entries["fate"] < ABANDONED, entries["fate"] == ABANDONED
+        self._finished_seconds += np.bincount(worker[done], seconds[done], len(self._finished))
+        self._finished += np.bincount(worker[done], minlength=len(self._finished))
+        np.maximum.at(self._abandoned, worker[abandoned], seconds[abandoned])
+
     def _held(self, row: Row) -> scipy.sparse.csr_array:
         """Who could do what in this iteration: the assignment, and when workers are lost also what others adopted."""
         if not row.lost or not row.reports:
@@ -222,13 +223,11 @@ class Recorder:
 
     def _seconds_per_chunk(self, row: Row) -> np.ndarray:
         # A worker that finished nothing by T had more than T seconds per chunk, so infinity changes no bound below T.
-        total, count = np.zeros(len(self._finished)), np.zeros(len(self._finished))
-        for (worker, *_), (_, seconds) in row.reports.items():
+        total, count = [0.0] * len(self._finished), [0] * len(self._finished)
+        for (worker, _, _), (_, seconds) in row.reports.items():
             total[worker - 1] += seconds
             count[worker - 1] += 1
-        speeds = np.full(len(count), np.inf)
-        np.divide(total, count, out=speeds, where=count > 0)
-        return speeds
+        return np.array([t / n if n else np.inf for t, n in zip(total, count, strict=True)])
 
     def _uncoded_seconds(self, speeds: np.ndarray) -> float:
         # the slowest worker's own chunks at its speed: this iteration's, else its mean, else the longest it abandoned

@@ -43,15 +43,17 @@ class Timeline:
         """One chunk that a worker worked on; start: seconds after the worker had the iteration's parameters."""
         self._entries += _pack(worker, chunk, iteration, start, seconds, fate)
 
-    def flush(self) -> None:
-        """Have all so far in timeline.raw. Raises OSError."""
+    def flush(self) -> np.ndarray:
+        """Have all so far in timeline.raw; the entries that were not, as an array of `COLUMNS`. Raises OSError."""
+        new = bytes(self._entries[self._written :])
         if self._raw is None:
             path = self._directory / "timeline.raw"
             write_whole(path, lambda stream: stream.write(self._head + self._entries))
             self._raw = path.open("ab", buffering=0)
         else:
-            self._raw.write(self._entries[self._written :])
+            self._raw.write(new)
         self._written = len(self._entries)
+        return np.frombuffer(new, _ENTRY)
 
     def columns(self) -> Columns:
         """The entries by column, and `fates`, the names that `fate` is an index of."""
