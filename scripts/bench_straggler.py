@@ -14,15 +14,12 @@ is left out: it starts while the ranks are still being set up.
 """
 
 import argparse
-import csv
-import json
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from benching import SCHEDULES, SLOW, WORKERS, Run, equal, one_slow, traced, train
 
 from psgc.config import Coding
 from psgc.data import write_dense
@@ -30,11 +27,10 @@ from psgc.plan import make_plan
 from psgc.server.scheduler import make_schedule
 from psgc.simulation.virtual import VirtualCluster
 
-WORKERS, SLOW, SEED = 8, 3, 0
-SCHEDULES = ("uncoded", "full", "static", "skipping", "dynamic")
+SEED = 0
 CONFIG = """
 problem: {kind: softmax}
-data: {path: data.npz}
+data: {path: given}
 optimizer: {kind: sgd, lr: 0.1}
 iterations: 1
 coding: {replication: 3, assignment: blocks}
@@ -42,24 +38,18 @@ output: run
 """
 
 
-def run(
-    folder: Path, schedule: str, iterations: int, chunks: int, stragglers: str
-) -> tuple[dict[str, Any], np.ndarray]:
-    """One training run: its summary, and the seconds of each iteration."""
-    output = folder / f"{schedule}-{len(list(folder.iterdir()))}"
-    command = [sys.executable, "-m", "psgc", "launch", "run.yaml", "-n", str(WORKERS + 1)]
-    for setting in (
-        f"schedule={schedule}",
-        f"iterations={iterations}",
-        f"coding.chunks_per_worker={chunks}",
-        f"stragglers={stragglers}",
-        f"output={output}",
-    ):
-        command += ["--set", setting]
-    subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
-    with (output / "iterations.csv").open() as rows:
-        seconds = np.array([float(row["seconds"]) for row in csv.DictReader(rows)])
-    return json.loads((output / "summary.json").read_text()), seconds
+def run(folder: Path, schedule: str, iterations: int, chunks: int, stragglers: str) -> Run:
+    settings = {
+        "schedule": schedule,
+        "iterations": iterations,
+        "coding.chunks_per_worker": chunks,
+        "stragglers": stragglers,
+        "data.path": folder / "data.npz",
+    }
+    done = train(folder / "run.yaml", folder / f"{schedule}-{len(list(folder.iterdir()))}", settings)
+    if done is None:
+        sys.exit(f"bench_straggler: the run of {schedule} failed")
+    return done
 
 
 def simulated(schedule: str, chunks: int, times: np.ndarray) -> np.ndarray:
@@ -71,42 +61,38 @@ def simulated(schedule: str, chunks: int, times: np.ndarray) -> np.ndarray:
     return np.array([cluster.recover(dict(enumerate(row.tolist(), start=1))).time for row in times])
 
 
-def one_slow(folder: Path, options: argparse.Namespace) -> None:
+def table_of_one_slow(folder: Path, options: argparse.Namespace) -> None:
     """The first table."""
     chunk = options.chunk_ms / 1e3
-    equal = f"{{kind: slow, seconds: {{all: {chunk}}}}}"
-    slow = f"{{kind: slow, seconds: {{all: {chunk}, {SLOW}: {chunk * options.factor}}}}}"
+    even, slow = equal(chunk), one_slow(chunk, options.factor)
     print(f"{WORKERS} workers, 8 chunks of {options.chunk_ms:g} ms each, replication 3; worker {SLOW} slow")
     print(f"{'schedule':<10} {'none slow':>12} {'one slow':>12} {'ratio':>8} {'T*/T':>6} {'work thrown away':>18}")
-    reference = float(np.median(run(folder, "skipping", options.iterations, 8, equal)[1]))
+    reference = run(folder, "skipping", options.iterations, 8, even).median("seconds")
     for schedule in SCHEDULES:
-        before = float(np.median(run(folder, schedule, options.iterations, 8, equal)[1]))
-        summary, seconds = run(folder, schedule, options.iterations, 8, slow)
-        after = float(np.median(seconds))
+        before = run(folder, schedule, options.iterations, 8, even).median("seconds")
+        slowed = run(folder, schedule, options.iterations, 8, slow)
+        after = slowed.median("seconds")
         print(
             f"{schedule:<10} {1e3 * before:9.1f} ms {1e3 * after:9.1f} ms {after / reference:8.2f} "
-            f"{summary['efficiency']:6.2f} {100 * summary['work_thrown_away']:16.1f} %",
+            f"{slowed.summary['efficiency']:6.2f} {100 * slowed.summary['work_thrown_away']:16.1f} %",
             flush=True,
         )
     fluid = WORKERS / (WORKERS - 1 + 1 / options.factor)
     print(f"ratio: one slow over skipping with none slow ({1e3 * reference:.1f} ms); the fluid limit is {fluid:.2f}")
 
 
-def traced(folder: Path, options: argparse.Namespace, trace: Path) -> None:
+def table_of_trace(folder: Path, options: argparse.Namespace, trace: Path) -> None:
     """The table of one trace."""
-    rounds = np.load(trace, allow_pickle=False).astype(float)[:, :WORKERS]
-    scale = options.chunk_ms / 1e3 / float(np.median(rounds))
-    iterations = min(options.iterations, len(rounds))
-    stragglers = f"{{kind: trace, path: {trace.resolve()}, scale: {scale}}}"
+    stragglers, times = traced(trace, options.chunk_ms / 1e3)
+    times = times[: options.iterations]
     print(f"\n{trace.name}: {WORKERS} workers, 16 chunks each, {options.chunk_ms:g} ms in the median; means")
     print(f"{'schedule':<10} {'measured':>12} {'simulated':>12} {'ratio':>8} {'T*/T':>6}")
     for schedule in SCHEDULES:
-        summary, seconds = run(folder, schedule, iterations, 16, stragglers)
-        foreseen = simulated(schedule, 16, scale * rounds[:iterations])
-        measured, expected = float(seconds[1:].mean()), float(foreseen[1:].mean())
+        done = run(folder, schedule, len(times), 16, stragglers)
+        measured, expected = float(done.seconds().mean()), float(simulated(schedule, 16, times)[1:].mean())
         print(
             f"{schedule:<10} {1e3 * measured:9.1f} ms {1e3 * expected:9.1f} ms {measured / expected:8.3f} "
-            f"{summary['efficiency']:6.2f}",
+            f"{done.summary['efficiency']:6.2f}",
             flush=True,
         )
 
@@ -122,9 +108,9 @@ def main() -> None:
         folder = Path(name)
         write_dense(str(folder / "data.npz"), np.random.default_rng(0).random((640, 20)), np.arange(640.0) % 4)
         (folder / "run.yaml").write_text(CONFIG)
-        one_slow(folder, options)
+        table_of_one_slow(folder, options)
         for trace in options.trace:
-            traced(folder, options, trace)
+            table_of_trace(folder, options, trace)
 
 
 if __name__ == "__main__":

@@ -133,7 +133,7 @@ class Server:
     def _gradient(self, iteration: int) -> Array:
         """One iteration: from the parameters to the exact gradient."""
         self._began = time.monotonic()
-        traffic = self._transport.bytes_sent + self._transport.bytes_received
+        sent, received = self._transport.bytes_sent, self._transport.bytes_received
         self._drop_old_orders()
         try:
             self._regroup(iteration)
@@ -152,7 +152,8 @@ class Server:
             self._poll(iteration)
             self._check()
         self._row.seconds = time.monotonic() - self._began
-        self._row.bytes = self._transport.bytes_sent + self._transport.bytes_received - traffic
+        self._row.bytes_in = self._transport.bytes_received - received
+        self._row.bytes = self._row.bytes_in + self._transport.bytes_sent - sent
         self._row.recovered = self._coordinator.recovered
         self._row.loss = sum(self._row.losses[chunk] for chunk in sorted(self._row.losses))  # always the same rounding
         return self._decoder.gradient

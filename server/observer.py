@@ -27,6 +27,7 @@ class IterationRecord:
     recovered: int = 0
     redundant: int = 0  # copies that were done and not used
     bytes: int = 0  # in and out of the server
+    bytes_in: int = 0  # of these into it
     lost: int = 0  # workers that were not there, or not to the end
     gone: set[int] = field(default_factory=set)  # the latter
     # (worker, chunk, how often it was reopened before): start, seconds

@@ -34,6 +34,7 @@ COLUMNS = (
     "recovered",
     "redundant",
     "bytes",
+    "bytes_in",
     "lost",
 )
 LOST_COLUMNS = ("iteration", "worker", "host", "event", "reason")
@@ -49,6 +50,7 @@ class Row(Protocol):
     recovered: int
     redundant: int
     bytes: int
+    bytes_in: int
     lost: int
     reports: dict[tuple[int, int, int], tuple[float, float]]
 
@@ -129,6 +131,7 @@ class Recorder:
             "recovered": row.recovered,
             "redundant": row.redundant,
             "bytes": row.bytes,
+            "bytes_in": row.bytes_in,
             "lost": row.lost,
         }
         if self._assignment.nnz > INLINE_COPIES:

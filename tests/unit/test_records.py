@@ -55,14 +55,24 @@ def column(directory, name):
 
 def test_one_row_an_iteration(recorder_in, tmp_path):
     recorder = recorder_in(tmp_path / "out")
-    add(recorder, 0, {(1, 0): 1.0, (1, 1): 1.0, (2, 2): 0.5}, 3.0, loss=1 / 3, recovered=3, redundant=1, bytes=12345)
+    add(
+        recorder,
+        0,
+        {(1, 0): 1.0, (1, 1): 1.0, (2, 2): 0.5},
+        3.0,
+        loss=1 / 3,
+        recovered=3,
+        redundant=1,
+        bytes=12345,
+        bytes_in=45,
+    )
     (row,) = rows_of(tmp_path / "out")
     assert list(row) == [
         "iteration", "loss", "seconds", "bound", "efficiency", "error_measure", "recovered", "redundant", "bytes",
-        "lost",
+        "bytes_in", "lost",
     ]  # fmt: skip
     assert tuple(row) == COLUMNS
-    assert list(row.values()) == ["0", "0.333333333", "3", "1", "0.333333333", "0", "3", "1", "12345", "0"]
+    assert list(row.values()) == ["0", "0.333333333", "3", "1", "0.333333333", "0", "3", "1", "12345", "45", "0"]
     assert recorder.bytes == 12345
     assert recorder.final_loss == 1 / 3
 

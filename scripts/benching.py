@@ -1,0 +1,88 @@
+"""What the benchmarks that train have in common: runs of psgc under mpirun, emulated chunk times, the machine."""
+
+import csv
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from psgc.launching.mpirun import find_mpirun
+from psgc.machine import usable_cores
+
+WORKERS, SLOW = 8, 3
+SCHEDULES = ("uncoded", "full", "static", "skipping", "dynamic")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run has left. rows: those of iterations.csv, numbers by column; summary: summary.json, {} without one."""
+
+    rows: list[dict[str, float]]
+    summary: dict[str, Any]
+
+    def seconds(self, first: int = 1) -> np.ndarray:
+        """Of each iteration from `first` on; iteration 0 starts while the ranks are still being set up."""
+        return np.array([row["seconds"] for row in self.rows[first:]])
+
+    def median(self, column: str, first: int = 1) -> float:
+        return statistics.median(row[column] for row in self.rows[first:])
+
+
+def train(config: Path, output: Path, settings: Mapping[str, Any]) -> Run | None:
+    """One run of psgc with a server and WORKERS workers; None when it fails."""
+    command = [sys.executable, "-m", "psgc", "launch", str(config), "-n", str(WORKERS + 1)]
+    command += overrides({**settings, "output": output})
+    done = subprocess.run(command, stdout=subprocess.DEVNULL)
+    return read(output) if done.returncode == 0 else None
+
+
+def overrides(settings: Mapping[str, Any]) -> list[str]:
+    """Arguments of psgc that change these settings."""
+    return [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+
+
+def read(output: Path) -> Run:
+    with (output / "iterations.csv").open() as text:
+        rows = [{column: float(value) for column, value in row.items()} for row in csv.DictReader(text)]
+    summary = output / "summary.json"
+    return Run(rows, json.loads(summary.read_text()) if summary.exists() else {})
+
+
+def equal(chunk: float) -> str:
+    """The setting `stragglers` with which every chunk takes `chunk` seconds."""
+    return f"{{kind: slow, seconds: {{all: {chunk}}}}}"
+
+
+def one_slow(chunk: float, factor: float) -> str:
+    """The same with one worker, of rank SLOW, that takes `factor` times as long."""
+    return f"{{kind: slow, seconds: {{all: {chunk}, {SLOW}: {chunk * factor}}}}}"
+
+
+def traced(trace: Path, chunk: float) -> tuple[str, np.ndarray]:
+    """The same with recorded times, scaled so that a chunk takes `chunk` seconds in the median.
+
+    Also these times, (rounds, WORKERS) seconds per chunk.
+    """
+    rounds = np.load(trace, allow_pickle=False).astype(float)[:, :WORKERS]
+    scale = chunk / float(np.median(rounds))
+    return f"{{kind: trace, path: {trace.resolve()}, scale: {scale}}}", scale * rounds
+
+
+def machine() -> str:
+    """Cores, processor, MPI and Python, in words."""
+    mpi = find_mpirun(os.environ)
+    return f"{usable_cores()} cores ({_processor()}), {mpi.family} {mpi.version}, Python {platform.python_version()}"
+
+
+def _processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    lines: Sequence[str] = cpuinfo.read_text().splitlines() if cpuinfo.exists() else ()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

@@ -1,0 +1,62 @@
+"""The table of scripts/bench_training.py, and what it refuses to call the same."""
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
+import bench_training
+import benching
+from bench_training import KILLED, LOOP, NONE_SLOW, Row
+
+sys.path.pop(0)
+
+
+def test_table():
+    rows = [
+        Row(NONE_SLOW, LOOP, 0.1, 0.0, 151e3, 0.5),
+        Row("one 5 x slower", "`static`", 0.1404, 0.125, 5.54e6, 0.5),
+        Row(KILLED, LOOP, None),
+        Row(KILLED, "`uncoded`", 0.125, 0.01, None, 0.5),
+    ]
+    assert bench_training.table(rows, 0.1).splitlines()[2:] == [
+        "| none slow | `Allreduce` loop | 100.0 ms | 1.00 | 0.0 % | 0.15 MB | 0.5000000000 |",
+        "| one 5 x slower | `static` | 140.4 ms | 1.40 | 12.5 % | 5.54 MB | 0.5000000000 |",
+        "| one killed | `Allreduce` loop | ends |  |  |  |  |",
+        "| one killed | `uncoded` | 125.0 ms | 1.25 | 1.0 % |  | 0.5000000000 |",
+    ]
+
+
+@pytest.mark.parametrize("loss", [0.5 + 1e-8, float("nan")])
+def test_a_final_loss_that_differs_is_named(loss):
+    same, other = Row(NONE_SLOW, LOOP, 0.1, loss=0.5), Row(KILLED, "`full`", 0.1, loss=loss)
+    assert (
+        bench_training.disagreeing([same, Row(KILLED, "`full`", 0.1, loss=0.5 + 1e-10), Row(KILLED, LOOP, None)]) == ""
+    )
+    assert bench_training.disagreeing([same, other]) == f"0.5 ({LOOP}, none slow), {loss!r} (`full`, one killed)"
+
+
+def test_what_a_run_comes_to():
+    rows = [{"seconds": seconds, "bytes_in": 8e6, "loss": 0.123456789} for seconds in (9.0, 1.0, 1.0, 1.0, 3.0, 3.0)]
+    run = benching.Run(rows, {"final_loss": 0.1234567891234, "work_thrown_away": 0.25})
+    late = bench_training.row(KILLED, "`full`", run, None, 4)
+    assert late == Row(KILLED, "`full`", 3.0, 0.25, 8e6, 0.1234567891234)
+    assert bench_training.row(NONE_SLOW, "`full`", run, None, 1).seconds == 1.0
+    of_the_loop = bench_training.row(NONE_SLOW, LOOP, benching.Run(rows, {}), 150e3, 1)
+    assert of_the_loop == Row(NONE_SLOW, LOOP, 1.0, 0.0, 150e3, 0.123456789)
+
+
+def test_every_scenario_has_the_same_problem_and_a_killed_worker_dies_half_way(tmp_path):
+    np.save(tmp_path / "cloud.npy", np.full((3, 9), 2.0))
+    options = SimpleNamespace(chunk_ms=10.0, chunks=8, iterations=40, factor=5.0, trace=tmp_path / "cloud.npy")
+    found = bench_training.scenarios(options)
+    assert list(found) == [NONE_SLOW, "one 5 x slower", "cloud", KILLED]
+    assert found["one 5 x slower"]["stragglers"] == "{kind: slow, seconds: {all: 0.01, 3: 0.05}}"
+    assert found["cloud"]["stragglers"] == f"{{kind: trace, path: {tmp_path}/cloud.npy, scale: 0.005}}"
+    assert found[KILLED].pop("faults.inject") == "[{kind: kill, rank: 5, iteration: 20}]"
+    for settings in found.values():
+        del settings["stragglers"]
+    assert len({str(settings) for settings in found.values()}) == 1
