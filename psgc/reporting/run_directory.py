@@ -22,8 +22,8 @@ from psgc.reporting.timeline import ABANDONED, Columns, read_timeline
 NEEDED = (
     "iteration", "loss", "seconds", "bound", "efficiency", "error_measure", "recovered", "redundant", "bytes", "lost",
 )  # fmt: skip
-OPTIONAL = ("missing", "actual_error")  # runs of psgc before approximate recovery do not have them
-COUNTS = ("iteration", "recovered", "redundant", "bytes", "lost", "missing")
+OPTIONAL = ("missing", "actual_error", "bytes_in")  # runs of older versions do not have them
+COUNTS = ("iteration", "recovered", "redundant", "bytes", "bytes_in", "lost", "missing")
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +31,7 @@ class RecordedRun:
     """What a run has left in its directory, at its end or on the way.
 
     config: its settings; iterations: the columns of iterations.csv by name, one entry an iteration that was recorded,
-    counts as int64 and all else as float64 (nan: not known); `missing` and `actual_error` may not be among them.
+    counts as int64 and all else as float64 (nan: not known); those of OPTIONAL may not be among them.
     timeline: every chunk that was worked on, by column: worker (1..workers), chunk, iteration, start and seconds,
     fate (an index of `fates`, the last entry of the dictionary); None when there is none. It may lack iterations (after
     `--resume`), and have some that have no row yet.
@@ -138,7 +138,7 @@ def _iterations(path: Path) -> Columns:
     if wrong:
         raise UserError(
             f"{path}: written by another version of psgc: its columns have {', '.join(wrong[:8])}; "
-            f"expected {', '.join(NEEDED)}, and perhaps {' and '.join(OPTIONAL)}"
+            f"expected {', '.join(NEEDED)}, and perhaps {', '.join(OPTIONAL)}"
         )
     columns = {}
     for place, name in enumerate(header):

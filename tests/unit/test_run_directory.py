@@ -49,7 +49,8 @@ def test_everything_that_a_run_leaves(whole):
     assert run.iterations["loss"] == pytest.approx(2.3 * 0.97 ** np.arange(5))
     dtypes = {name: column.dtype for name, column in run.iterations.items()}
     assert [name for name in COLUMNS if dtypes[name] == np.int64] == [
-        "iteration", *(name for name in ("missing",) if name in COLUMNS), "recovered", "redundant", "bytes", "lost",
+        "iteration", *(name for name in ("missing",) if name in COLUMNS), "recovered", "redundant", "bytes",
+        "bytes_in", "lost",
     ]  # fmt: skip
     assert run.losses == [{"iteration": 2, "worker": 3, "host": "n1", "event": "lost", "reason": "its process died"}]
     with np.load(whole / "timeline.npz") as archive:
@@ -144,7 +145,7 @@ def test_other_columns_are_another_version(run, old, new, said):
     rewrite(run / "iterations.csv", old, new)
     told = refusal(run)
     assert told.startswith(f"/iterations.csv: written by another version of psgc: {said}")
-    assert told.endswith(f"; expected {', '.join(NEEDED)}, and perhaps missing and actual_error")
+    assert told.endswith(f"; expected {', '.join(NEEDED)}, and perhaps {', '.join(OPTIONAL)}")
 
 
 def test_settings_of_another_version(run):
