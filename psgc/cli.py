@@ -19,6 +19,7 @@ EXAMPLES = """examples:
   psgc report runs/quickstart                      what a run did, as a page to look at
   psgc submit run.yaml --nodes 4 --ranks-per-node 8 --time 2:00:00 --go    the same through SLURM
   psgc simulate scripts/simulate.yaml              how long schedules would take
+  psgc replay runs/example                         how long a recorded run would, with other settings
 """
 
 
@@ -145,6 +146,19 @@ def _parser() -> argparse.ArgumentParser:
     simulate.add_argument("--plot", metavar="FILE", help="draw it there (.png, .pdf, .svg); needs matplotlib")
     simulate.set_defaults(run=_simulate)
 
+    replay = commands.add_parser("replay", help="what a recorded run would take with other settings; recommends some")
+    replay.add_argument("directory", metavar="RUN_DIR", help="the run directory, the output of psgc train")
+    for option, what in (
+        ("--replication", "workers that hold a chunk"),
+        ("--chunks-per-worker", "chunks"),
+        ("--parts", "parts of a gradient"),
+    ):
+        replay.add_argument(option, metavar="N,...", help=f"{what} to try (some around those of the run)")
+    replay.add_argument("--schedule", metavar="NAME,...", help="schedules to try (all but random)")
+    replay.add_argument("--json", metavar="FILE", help="write the whole table there as JSON")
+    replay.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    replay.set_defaults(run=_replay)
+
     order = commands.add_parser("order", help="order any assignment matrix; Q_max and what no ordering can beat")
     order.add_argument(
         "assignment", metavar="assignment.npy", help="0/1 matrix, chunks x workers (.npy, or .npz: sparse)"
@@ -248,6 +262,14 @@ def _simulate(options: argparse.Namespace) -> int:
     from psgc.simulation.command import simulate
 
     return simulate(options.config, options.overrides, options.json, options.plot)
+
+
+def _replay(options: argparse.Namespace) -> int:
+    _limit_threads()
+    from psgc.simulation.replay_command import replay
+
+    grid = ("replication", "chunks_per_worker", "parts", "schedule")
+    return replay(options.directory, {name: getattr(options, name) for name in grid}, options.json)
 
 
 def _order(options: argparse.Namespace) -> int:

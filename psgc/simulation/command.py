@@ -1,18 +1,14 @@
 """`psgc simulate`: the settings read, the rows shown, and written where the user wants them."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from psgc.errors import UserError
-from psgc.reporting.files import write_text
 from psgc.simulation import experiment
 from psgc.simulation.experiment import Row
+from psgc.simulation.output import check_file, open_console, progress_bar, write_json
 from psgc.simulation.settings import Settings, load
 
 
@@ -23,9 +19,8 @@ def simulate(config: str, overrides: Sequence[str], json_file: str | None, plot_
     that is impossible. Raises UserError.
     """
     settings = load(config, overrides)
-    for option, file in (("--json", json_file), ("--plot", plot_file)):
-        if file is not None and (not Path(file).absolute().parent.is_dir() or Path(file).is_dir()):
-            raise UserError(f"{option} {file}: expected a file in a directory that exists")
+    check_file("--json", json_file)
+    check_file("--plot", plot_file)
     if plot_file is not None:
         from psgc.simulation.plots import check_format  # matplotlib only where it is asked for
 
@@ -43,16 +38,11 @@ def simulate(config: str, overrides: Sequence[str], json_file: str | None, plot_
 
 def write_rows(path: Path, rows: Sequence[Row]) -> None:
     """The rows as JSON, the whole file or none."""
-    try:
-        write_text(path, json.dumps([asdict(row) for row in rows], indent=1, allow_nan=False) + "\n")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
+    write_json(path, [asdict(row) for row in rows])
 
 
 def _with_progress(settings: Settings) -> list[Row]:
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    with progress_bar() as progress:
         task = progress.add_task("", total=experiment.steps(settings))
         return experiment.run(settings, lambda what: progress.update(task, description=what, advance=1))
 
@@ -72,9 +62,7 @@ def _show(settings: Settings, rows: Sequence[Row]) -> None:
             str(row.impossible or ""),
             *(_shown(error, ".3f") for error in row.mean_errors),
         )
-    console = Console()
-    if not console.is_terminal:  # a file or a pipe: never cut
-        console = Console(width=200)
+    console = open_console()
     console.print(f"{settings.trials} trials, means over those that recover; seconds")
     console.print(table)
 

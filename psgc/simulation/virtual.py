@@ -6,7 +6,7 @@ a recovered chunk that it is in is not broken off.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from math import inf, isfinite
 
 from psgc.server.coordinator import Coordinator, Discard, Finish, Instruction
@@ -22,17 +22,27 @@ class Trial:
     """time: seconds until recovery, inf when it is impossible; computed: chunk copies finished by then.
 
     useful: when each copy was finished that a chunk still needed, ascending (N * l of them when it recovered).
+    spent: seconds of computing, what was in work at the end among them; used: of these, for copies in the gradient.
+    reported: copies that the server heard of; orders: records that it sent to workers; contributors: workers that have
+    a copy in the gradient.
     """
 
     time: float
     computed: int
     useful: tuple[float, ...] = ()
+    spent: float = 0.0
+    used: float = 0.0
+    reported: int = 0
+    orders: int = 0
+    contributors: int = 0
 
 
 class VirtualCluster:
     """Workers and a server that live as long as several iterations do, so that a schedule can learn.
 
-    holders[i]: ranks that hold chunk i; queues: by rank, as in psgc.plan.Plan; parts: l.
+    holders[i]: ranks that hold chunk i; queues: by rank, as in psgc.plan.Plan; parts: l; costs[i]: what chunk i takes
+    relative to an average one (None: all equal); pause: seconds that a worker needs for each chunk besides; breaks_off:
+    whether a new iteration ends the work on an older one at once, else a worker is through with its chunk first.
     """
 
     def __init__(
@@ -41,12 +51,18 @@ class VirtualCluster:
         queues: Mapping[int, Sequence[int]],
         parts: int,
         schedule: FixedSchedule,
+        costs: Sequence[float] | None = None,
+        pause: float = 0.0,
+        breaks_off: bool = True,
     ) -> None:
         self._schedule = schedule
         self._num_chunks, self._parts = len(holders), parts
         self._coordinator = Coordinator(Group(holders, parts, workers=queues), schedule, combined=False)
         self._workers = {rank: WorkerState(rank, queue, len(holders), False) for rank, queue in queues.items()}
-        self._in: dict[int, int] = {}  # rank -> the chunk it is in
+        self._costs, self._pause, self._breaks_off = costs, pause, breaks_off
+        self._in: dict[int, tuple[int, int]] = {}  # rank -> iteration and number of the chunk it is in
+        self._ends: list[tuple[float, int, int]] = []  # (when, rank, chunk) for every worker that will be through
+        self._now = 0.0
         self._iteration = -1
 
     def know(self, seconds: Mapping[int, float]) -> None:
@@ -58,56 +74,88 @@ class VirtualCluster:
         """One iteration in which the worker of each rank takes so many seconds per chunk; inf: it has failed."""
         self._iteration += 1
         self._seconds = seconds
-        self._ends: list[tuple[float, int, int]] = []  # (when, rank, chunk) for every worker that is in a chunk
+        self._ends = [] if self._breaks_off else [(end - self._now, rank, chunk) for end, rank, chunk in self._ends]
+        heapify(self._ends)
         self._recovered = False
+        self._orders = 0
         self._now = 0.0
         self._carry_out(self._coordinator.begin(self._iteration))  # the orders arrive together with the parameters
         for worker in self._workers.values():
             worker.begin(self._iteration)
-        for rank, chunk in self._in.items():  # work on an older iteration is dropped at once
-            self._workers[rank].finished(self._iteration - 1, chunk)
-        self._in.clear()
-        for rank in self._workers:
+        busy = {rank for _, rank, _ in self._ends}
+        for rank in [rank for rank in self._in if rank not in busy]:
+            self._workers[rank].finished(*self._in.pop(rank))
+        for rank in [rank for rank in self._workers if rank not in busy]:
             self._take(rank)
-        computed = 0
+        done: list[tuple[int, int]] = []  # (rank, chunk)
+        reported = 0
         useful: list[float] = []
         needed = dict.fromkeys(range(self._num_chunks), self._parts)
         while not self._recovered:
             wake = self._coordinator.wake
             if not self._ends and wake == inf:
-                return Trial(inf, computed, tuple(useful))
+                return Trial(inf, len(done), tuple(useful))
             if not self._ends or wake < self._ends[0][0]:
                 self._now = wake
                 self._carry_out(self._coordinator.tick(wake))
                 continue
             self._now, rank, chunk = heappop(self._ends)
-            computed += 1
+            iteration, _ = self._in.pop(rank)
+            answer = self._workers[rank].finished(iteration, chunk)
+            self._take(rank)
+            if iteration < self._iteration:
+                continue
+            done.append((rank, chunk))
             if needed[chunk]:
                 needed[chunk] -= 1
                 useful.append(self._now)
-            del self._in[rank]
-            done = self._workers[rank].finished(self._iteration, chunk)
-            self._take(rank)
-            event = self._coordinator.report if isinstance(done, Report) else self._coordinator.abandoned
-            self._carry_out(event(rank, self._iteration, chunk, self._now, seconds[rank]))
-        return Trial(self._now, computed, tuple(useful))
+            reported += isinstance(answer, Report)
+            event = self._coordinator.report if isinstance(answer, Report) else self._coordinator.abandoned
+            self._carry_out(event(rank, self._iteration, chunk, self._now, seconds[rank] * self._cost(chunk)))
+        return self._trial(done, tuple(useful), reported)
+
+    def _trial(self, done: Sequence[tuple[int, int]], useful: tuple[float, ...], reported: int) -> Trial:
+        used = [copy for copy in done if self._coordinator.used(*copy)]
+        took = {copy: self._seconds[copy[0]] * self._cost(copy[1]) for copy in done}
+        spent = sum(took.values())
+        for end, rank, chunk in self._ends:
+            if self._in[rank][0] == self._iteration:
+                left = end - self._now if self._breaks_off else 0.0
+                spent += max(0.0, self._seconds[rank] * self._cost(chunk) - left)
+        return Trial(
+            time=self._now,
+            computed=len(done),
+            useful=useful,
+            spent=spent,
+            used=sum(took[copy] for copy in used),
+            reported=reported,
+            orders=self._orders,
+            contributors=len({rank for rank, _ in used}),
+        )
+
+    def _cost(self, chunk: int) -> float:
+        return 1.0 if self._costs is None else self._costs[chunk]
 
     def _take(self, rank: int) -> None:
         chunk = self._workers[rank].take()
         if chunk is None:
             return
-        self._in[rank] = chunk
+        self._in[rank] = (self._iteration, chunk)
         if isfinite(self._seconds[rank]):
-            heappush(self._ends, (self._now + self._seconds[rank], rank, chunk))
+            end = self._now + (self._seconds[rank] * self._cost(chunk) + self._pause)
+            heappush(self._ends, (end, rank, chunk))
 
     def _carry_out(self, instructions: Sequence[Instruction]) -> None:
         for instruction in instructions:
             match instruction:
                 case Skip(rank, chunk, False):
+                    self._orders += 1
                     self._workers[rank].skip(self._iteration, chunk)
                 case Skip(rank, chunk) | Discard(rank, chunk):
+                    self._orders += isinstance(instruction, Skip)  # nobody is told of a late copy, see Server
                     self._workers[rank].discard(self._iteration, chunk)
                 case Queue(rank, chunks):
+                    self._orders += max(1, len(chunks))
                     self._workers[rank].queue(self._iteration, chunks)
                     if rank not in self._in and self._workers[rank].iteration == self._iteration:
                         self._take(rank)

@@ -111,7 +111,23 @@ def test_every_schedule_recovers_when_it_can_and_none_beats_the_bound(case):
         assert trial.time >= bound * (1 - 1e-9)
         held = sum(map(len, case.plan.holders()))
         assert trial.computed <= held
-        assert trial.time == inf or trial.computed >= case.plan.num_chunks * case.plan.parts
+        if trial.time < inf:
+            needed = case.plan.num_chunks * case.plan.parts
+            assert held >= trial.computed >= trial.reported >= needed
+            assert 0 < trial.used <= trial.spent * (1 + 1e-9)
+            assert trial.spent <= trial.time * case.plan.num_workers * (1 + 1e-9)
+            assert case.plan.parts <= trial.contributors <= case.plan.num_workers
+
+
+def test_costs_pauses_and_work_that_is_not_broken_off():
+    """Two workers in opposite orders; the second is in a chunk of 6 seconds when the first has done both."""
+    plan = Plan(coding.from_matrix(np.ones((2, 2))), {1: [0, 1], 2: [1, 0]}, np.ones((2, 1)), np.ones(2))
+    rules = make_schedule("static", plan.queues)
+    virtual = VirtualCluster(plan.holders(), plan.queues, 1, rules, costs=[0.5, 1.5], pause=0.25, breaks_off=False)
+    first, second = virtual.recover({1: 2.0, 2: 4.0}), virtual.recover({1: 2.0, 2: 0.5})
+    assert first == Trial(1.25 + 3.25, 2, (1.25, 4.5), spent=1 + 3 + 6, used=4, reported=2, contributors=1)
+    # the second worker is through with its old chunk after 1.75 s, and then does chunk 1 in 0.75 + 0.25 s
+    assert second == Trial(2.75, 2, (1.25, 2.75), spent=1 + 3 + 0.75 + 0.25, used=1.75, reported=2, contributors=2)
 
 
 @settings(deadline=None, max_examples=100)
@@ -123,7 +139,14 @@ def test_the_same_again_is_the_same_and_a_slower_clock_changes_nothing(case, sca
     seconds = [[scale * second for second in of] for of in case.seconds]
     scaled = replace(case, seconds=seconds, believed=believed).run()
     assert scaled == [
-        Trial(scale * trial.time, trial.computed, tuple(scale * when for when in trial.useful)) for trial in trials
+        replace(
+            trial,
+            time=scale * trial.time,
+            useful=tuple(scale * when for when in trial.useful),
+            spent=scale * trial.spent,
+            used=scale * trial.used,
+        )
+        for trial in trials
     ]
 
 

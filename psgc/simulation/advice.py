@@ -1,0 +1,105 @@
+"""Which settings to try for a recorded run, and which of them to recommend."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+from psgc.config import AssignmentFile, Config
+from psgc.simulation.replay import Choice, Prediction
+from psgc.yaml_source import to_text
+
+SCHEDULES = ("uncoded", "full", "static", "skipping", "dynamic")
+NEAR = 0.03  # slower than the best by so much is as good: no prediction is better than that
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What to combine; None: what lies around the run's own settings."""
+
+    replication: Sequence[int] | None = None
+    chunks_per_worker: Sequence[int] | None = None
+    parts: Sequence[int] | None = None
+    schedule: Sequence[str] | None = None
+
+
+def choices(grid: Grid, own: Choice, workers: int, from_file: bool = False) -> list[Choice]:
+    """The combinations to try besides the run's own settings; those with more parts than replication are left out.
+
+    from_file: the assignment is from a file, which says replication and chunks. Without redundancy all schedules are
+    one: with `uncoded`, replication is parts, and the others have more, unless the grid names a replication.
+    """
+    chunks = own.chunks_per_worker
+    schedules = grid.schedule or [*SCHEDULES, own.schedule]
+    all_parts = grid.parts or [1, 2, own.parts]
+    if from_file:
+        every = [Choice(schedule, chunks, own.replication, parts) for schedule, parts in product(schedules, all_parts)]
+        return [choice for choice in dict.fromkeys(every) if choice != own]
+    found: dict[Choice, None] = {}
+    for schedule, parts, per_worker in product(schedules, all_parts, grid.chunks_per_worker or _around(chunks)):
+        if schedule == "uncoded":
+            if own.schedule != "uncoded" or (per_worker, parts) != (chunks, own.parts):  # as own, whatever is held
+                found[Choice(schedule, per_worker, parts, parts)] = None
+            continue
+        least = parts if grid.replication else parts + 1
+        for copies in grid.replication or [2, 3, own.replication]:
+            if copies >= least:
+                found[Choice(schedule, per_worker, copies, parts)] = None
+    return [choice for choice in found if choice != own and choice.replication <= workers]
+
+
+def _around(chunks: int) -> list[int]:
+    return [max(1, chunks // 2), chunks, 2 * chunks]
+
+
+def recommended(predictions: Iterable[Prediction], near: float = NEAR) -> tuple[Prediction, int]:
+    """The one to recommend, and how many are as quick as the best up to `near`.
+
+    Of these it is the one whose workers hold the least data; then the one with the fewest bytes, then the quickest.
+    """
+    all_of_them = list(predictions)
+    best = min(prediction.seconds for prediction in all_of_them)
+    quick = [prediction for prediction in all_of_them if prediction.seconds <= (1 + near) * best]
+    return min(quick, key=lambda p: (round(p.data, 9), (p.incoming or 0) + (p.outgoing or 0), p.seconds)), len(quick)
+
+
+def reason(advised: Prediction, own: Prediction, quick: int, best: float) -> str:
+    """Why `advised` is recommended to somebody whose run had the settings `own`: a sentence."""
+    choice = advised.choice
+    settings = (
+        f"schedule {choice.schedule}, {choice.chunks_per_worker} chunks per worker, replication {choice.replication}, "
+        f"parts {choice.parts}"
+    )
+    if choice == own.choice:
+        text = f"Keep the settings of this run ({settings}): "
+    else:
+        text = f"{settings[0].upper()}{settings[1:]}: {own.seconds / advised.seconds:.2f} x as fast as this run, since "
+    if quick == 1:
+        text += f"nothing else tried comes within {100 * NEAR:.0f} % of its time"
+    else:
+        text += (
+            f"of the {quick} settings within {100 * NEAR:.0f} % of the best time ({1e3 * best:.1f} ms) its workers "
+            f"hold the least data ({100 * advised.data:.3g} % each at most), with the fewest bytes where several do"
+        )
+    if choice.replication <= choice.parts or choice.schedule == "uncoded":
+        text += "; nobody was slow enough for redundancy to pay, but the chunks of a lost worker have to be read anew"
+    return f"{text}."
+
+
+def yaml_lines(config: Config, choice: Choice, num_chunks: int, workers: int) -> str:
+    """The lines of the run's YAML file that say so.
+
+    num_chunks: of the recorded run. With `batch` as many rows as then are sampled in an iteration.
+    """
+    coding = config.coding.model_copy(
+        update={
+            "chunks_per_worker": choice.chunks_per_worker,
+            "replication": choice.replication,
+            "parts": choice.parts,
+        }
+    )
+    lines: dict[str, Any] = {"coding": coding.model_dump(), "schedule": choice.schedule, "transfer": config.transfer}
+    if config.batch is not None and not isinstance(coding.assignment, AssignmentFile):
+        rows = config.batch * num_chunks / (choice.chunks_per_worker * workers)
+        lines["batch"] = max(1, round(rows))
+    return to_text(lines)

@@ -1,0 +1,38 @@
+"""What the commands that simulate have in common: where tables and files go, and the progress bar."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from psgc.errors import UserError
+from psgc.reporting.files import write_text
+
+
+def check_file(option: str, file: str | None) -> None:
+    """Raises UserError when `file`, given with `option`, cannot be written; nothing is done without one."""
+    if file is not None and (not Path(file).absolute().parent.is_dir() or Path(file).is_dir()):
+        raise UserError(f"{option} {file}: expected a file in a directory that exists")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """`content` as JSON, the whole file or none. Raises UserError."""
+    try:
+        write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
+
+
+def open_console() -> Console:
+    """Standard output, for tables: in a file or a pipe they are never cut."""
+    console = Console()
+    return console if console.is_terminal else Console(width=200)
+
+
+def progress_bar() -> Progress:
+    """A bar on standard error, gone at the end; none where nobody watches."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)

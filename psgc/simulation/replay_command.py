@@ -1,0 +1,232 @@
+"""`psgc replay`: the run directory read, the grid tried, the table shown, the advice given."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.filesize import decimal
+from rich.table import Table
+
+from psgc.config import AssignmentFile, Config
+from psgc.data import Dataset, open_data
+from psgc.data.npz import map_npy
+from psgc.errors import PsgcError, UserError
+from psgc.reporting.run_directory import RecordedRun, read_run
+from psgc.simulation.advice import SCHEDULES, Grid, choices, reason, recommended, yaml_lines
+from psgc.simulation.output import check_file, open_console, progress_bar, write_json
+from psgc.simulation.replay import Choice, Prediction, Replay, own_choice
+
+COPIES = 400_000  # chunks that are simulated, about: what takes some seconds
+ITERATIONS = (3, 500)  # of the run that are simulated, at least and at most
+SHOWN = 24  # rows of the table
+
+
+def replay(run_directory: str, wanted: dict[str, str | None], json_file: str | None) -> int:
+    """Predict what the run in a directory would have taken with other settings, and recommend some.
+
+    wanted: lists with commas, as given on the command line, by the fields of `Grid`; json_file: where to write all
+    rows. Raises UserError.
+    """
+    grid = read_grid(wanted)
+    check_file("--json", json_file)
+    run = read_run(run_directory)
+    if run.timeline is None:
+        raise UserError(f"{run.path}: the run was killed before its timeline was written; nothing to replay")
+    if not run.chunks:  # no summary: as many as the settings say
+        run = replace(run, chunks=run.config.coding.chunks_per_worker * run.workers)
+    tried = _choices(run, grid)
+    dataset, remark = _data(run.config)
+    copies = sum(choice.chunks_per_worker * run.workers * choice.parts for choice in tried)
+    least, most = ITERATIONS
+    replay = Replay(run, dataset, _dim(run), min(max(COPIES // max(1, copies), least), most))
+    predictions, impossible = _with_progress(replay, tried)
+    advised, quick = recommended(predictions)
+    sentence = reason(advised, replay.own, quick, min(prediction.seconds for prediction in predictions))
+    yaml = yaml_lines(run.config, advised.choice, run.chunks, run.workers)
+    sizes = _Sizes(run.config, dataset, _dim(run))
+
+    console = open_console()
+    for line in [*_told(replay, run), *([remark] if remark else []), *impossible]:
+        console.print(line, highlight=False, markup=False)
+    console.print()
+    console.print(_table(replay, predictions, advised, sizes))
+    console.print("* recommended   > this run, and what it has recorded   chunks: for each worker   repl.: replication")
+    console.print("ms, redundant computing time, bytes into and out of the server: means per iteration")
+    if len(predictions) > SHOWN:
+        where = f"all of them are in {json_file}" if json_file else "--json FILE writes all of them"
+        console.print(f"{len(predictions)} settings were tried; {where}", highlight=False, markup=False)
+    console.print(f"\n{sentence}\n\n{yaml}", end="", highlight=False, markup=False)
+    if json_file is not None:
+        rows = [_row(prediction, replay, advised, sizes) for prediction in predictions]
+        about = {"run": str(run.path), "workers": run.workers, "iterations": len(replay.took), "reason": sentence}
+        write_json(Path(json_file), {**about, "overhead": replay.overhead, "yaml": yaml, "rows": rows})
+    return 0
+
+
+def read_grid(wanted: dict[str, str | None]) -> Grid:
+    """The grid from lists with commas. Raises UserError.
+
+    >>> read_grid({"replication": "2,3", "schedule": "static,dynamic"}).schedule
+    ['static', 'dynamic']
+    """
+    values: dict[str, Any] = {}
+    for name, text in wanted.items():
+        if text is None:
+            continue
+        option = f"--{name.replace('_', '-')} {text}"
+        entries = [entry.strip() for entry in text.split(",")]
+        if name == "schedule":
+            known = (*SCHEDULES, "random")
+            if any(entry not in known for entry in entries):
+                raise UserError(f"{option}: expected some of {','.join(known)}, separated by commas")
+            values[name] = entries
+        else:
+            if not all(re.fullmatch("0*[1-9][0-9]{0,6}", entry) for entry in entries):
+                raise UserError(f"{option}: expected whole numbers >= 1, separated by commas")
+            values[name] = [int(entry) for entry in entries]
+    return Grid(**values)
+
+
+def _choices(run: RecordedRun, grid: Grid) -> list[Choice]:
+    coding = run.config.coding
+    from_file = isinstance(coding.assignment, AssignmentFile)
+    if from_file and (grid.replication or grid.chunks_per_worker):
+        raise UserError(
+            "--replication, --chunks-per-worker: the assignment of this run is from a file, which says both; "
+            "expected --parts or --schedule alone"
+        )
+    for name in ("replication", "parts"):
+        for number in getattr(grid, name) or ():
+            if number > run.workers:
+                raise UserError(f"--{name} {number}: this run has {run.workers} workers, expected no more")
+    tried = choices(grid, own_choice(run.config), run.workers, from_file)
+    if not tried and (grid.parts or grid.replication):
+        raise UserError("nothing to try: parts needs as much replication, or more")
+    return tried
+
+
+def _dim(run: RecordedRun) -> int | None:
+    path = run.path / "params.npy"
+    return int(map_npy(str(path)).size) if path.exists() else None
+
+
+def _data(config: Config) -> tuple[Dataset | None, str]:
+    """What the run was trained on, if it is here and quickly opened, and what to say when it is not."""
+    if config.data is None:
+        return None, ""
+    without = "chunks count as equally expensive, and memory is not known"
+    if Path(config.data.path).suffix.lower() not in (".npz", ".npy"):
+        return None, f"{config.data.path} is text, which is not read for this: {without}"
+    try:
+        return open_data(config.data.path, config.data.labels), ""
+    except UserError as error:
+        return None, f"{error}: {without}"
+
+
+def _with_progress(replay: Replay, tried: list[Choice]) -> tuple[list[Prediction], list[str]]:
+    """The predictions, the quickest first, and a line about what is not possible."""
+    predictions, impossible = [replay.own], []
+    with progress_bar() as progress:
+        task = progress.add_task("", total=len(tried))
+        for choice in tried:
+            progress.update(task, description=choice.schedule)
+            try:
+                predictions.append(replay.predict(choice))
+            except PsgcError as error:
+                impossible.append(str(error))
+            progress.update(task, advance=1)
+    more = f"{len(impossible)} settings are not possible, for example: {impossible[0]}" if impossible else ""
+    return sorted(predictions, key=lambda prediction: prediction.seconds), [more] if more else []
+
+
+def _told(replay: Replay, run: RecordedRun) -> Iterable[str]:
+    recording, own = replay.recording, replay.own
+    yield (
+        f"{run.path}: {run.workers} workers, {len(run.iterations['iteration'])} iterations, of which "
+        f"{len(replay.took)} are replayed; transfer {run.config.transfer}"
+    )
+    simulated, overhead = own.seconds - replay.overhead, replay.overhead
+    yield (
+        f"this run took {_ms(replay.took.mean())} an iteration; the simulator says {_ms(simulated)}, and all rows have "
+        f"{_ms(overhead)} more for messages, decoding and the step"
+    )
+    if recording.assumed:
+        yield (
+            f"in {100 * recording.assumed:.2g} % of all cases a worker finished no chunk in an iteration: its time is "
+            "assumed, from the iterations before and after"
+        )
+    if never := recording.never_finished:
+        named = ", ".join(map(str, never[:8])) + (" ..." if len(never) > 8 else "")
+        yield f"never seen to finish a chunk, and perhaps slower than assumed: worker {named}"
+
+
+class _Sizes:
+    """Bytes of memory that the data and the gradients of a worker need."""
+
+    def __init__(self, config: Config, dataset: Dataset | None, dim: int | None) -> None:
+        number = np.dtype(config.dtype).itemsize
+        self._gradient = None if dim is None else dim * number
+        self._data: int | None = None
+        if dataset is not None and dataset.sparse:
+            data, indices, indptr = dataset.features
+            self._data = len(data) * (number + indices.itemsize) + dataset.num_rows * (number + indptr.itemsize)
+        elif dataset is not None:
+            self._data = dataset.num_rows * (dataset.num_features + 1) * number
+
+    def of(self, prediction: Prediction) -> float | None:
+        if self._data is None or self._gradient is None:
+            return None
+        return float(prediction.data * self._data + prediction.gradients * self._gradient)
+
+
+def _table(replay: Replay, predictions: list[Prediction], advised: Prediction, sizes: _Sizes) -> Table:
+    """Narrow enough for a terminal of 80 characters."""
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
+    for name in ("", "schedule"):
+        table.add_column(name, no_wrap=True)
+    for name in ("chunks", "repl.", "parts", "ms", "redundant", "data", "memory", "in", "out"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for prediction in predictions[:SHOWN] + [p for p in predictions[SHOWN:] if p in (replay.own, advised)]:
+        choice, own = prediction.choice, prediction is replay.own
+        table.add_row(
+            ("*" if prediction is advised else "") + (">" if own else ""),
+            choice.schedule,
+            *(str(number) for number in (choice.chunks_per_worker, choice.replication, choice.parts)),
+            f"{1e3 * prediction.seconds:.1f}",
+            f"{100 * prediction.redundant:.1f} %",
+            f"{100 * prediction.data:.3g} %",
+            *(_size(number) for number in (sizes.of(prediction), prediction.incoming, prediction.outgoing)),
+            style="bold" if own or prediction is advised else "",
+        )
+        if own:
+            measured = (f"{1e3 * replay.took.mean():.1f}", f"{100 * replay.redundant:.1f} %")
+            table.add_row("", "recorded", "", "", "", *measured, style="bold")
+    return table
+
+
+def _row(prediction: Prediction, replay: Replay, advised: Prediction, sizes: _Sizes) -> dict[str, Any]:
+    own = prediction is replay.own
+    return {
+        **asdict(prediction.choice),
+        "seconds": prediction.seconds,
+        "median_seconds": float(np.median(prediction.times)),
+        "redundant": prediction.redundant,
+        "data_held": prediction.data,
+        "memory_bytes": sizes.of(prediction),
+        "bytes_in": prediction.incoming,
+        "bytes_out": prediction.outgoing,
+        "recorded_seconds": float(replay.took.mean()) if own else None,
+        "recorded_redundant": replay.redundant if own else None,
+        "recommended": prediction is advised,
+    }
+
+
+def _ms(seconds: float) -> str:
+    return f"{1e3 * seconds:.1f} ms" if seconds < 10 else f"{seconds:.1f} s"
+
+
+def _size(count: float | None) -> str:
+    return "" if count is None else decimal(round(count))

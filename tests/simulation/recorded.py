@@ -1,0 +1,93 @@
+"""Runs recorded by the simulator itself, whose workers' speeds are known."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from psgc.config import Config
+from psgc.plan import make_plan
+from psgc.reporting.run_directory import RecordedRun
+from psgc.server.observer import Fate
+from psgc.server.scheduler import make_schedule
+from psgc.simulation.virtual import VirtualCluster
+
+BASE = {
+    "problem": {"python": "some:Model"},
+    "optimizer": {"kind": "sgd", "lr": 1.0},
+    "iterations": 1,
+    "transfer": "per_chunk",
+    "stragglers": {"kind": "slow", "factor": {"all": 1.0}},
+    "output": "run",
+}
+
+
+class Watched(VirtualCluster):
+    """Keeps when each worker began which chunk."""
+
+    def _take(self, rank: int) -> None:
+        super()._take(rank)
+        if rank in self._in:
+            self.begun.append((rank, self._in[rank][1], self._now))
+
+    def recover(self, seconds: Any) -> Any:
+        self.begun: list[tuple[int, int, float]] = []
+        return super().recover(seconds)
+
+
+def settings(schedule: str = "dynamic", **coding: Any) -> Config:
+    return Config(**BASE, schedule=schedule, coding=coding)
+
+
+def cluster(config: Config, workers: int, kind: type[VirtualCluster] = VirtualCluster, **more: Any) -> Any:
+    plan = make_plan(config.coding, config.schedule, workers, config.seed)
+    costs = more.get("costs")
+    rules = make_schedule(config.schedule, plan.queues, plan.backups, plan.holders(), plan.parts, costs)
+    return kind(plan.holders(), plan.queues, plan.parts, rules, **more)
+
+
+def by_rank(row: Sequence[float]) -> dict[int, float]:
+    return dict(enumerate(row, start=1))
+
+
+def record(config: Config, seconds: Sequence[Sequence[float]], overhead: float = 0.0, **more: Any) -> RecordedRun:
+    """The record of a run whose workers took so many seconds per chunk, (iterations, workers)."""
+    workers = len(seconds[0])
+    watched = cluster(config, workers, Watched, **more)
+    pause, costs = more.get("pause", 0.0), more.get("costs")
+    chunks = config.coding.chunks_per_worker * workers
+    entries, took = [], []
+    for iteration, row in enumerate(seconds):
+        trial = watched.recover(by_rank(row))
+        took.append(trial.time + overhead)
+        for rank, chunk, begun in watched.begun:
+            whole = row[rank - 1] * (1.0 if costs is None else costs[chunk])
+            spent = min(whole, took[-1] - begun) if more.get("breaks_off", True) else whole
+            used = watched._coordinator.used(rank, chunk)
+            fate = Fate.USED if used else Fate.LATE if begun + whole + pause <= took[-1] else Fate.ABANDONED
+            entries.append((rank, chunk, iteration, begun, spent, fate))
+    return recorded_run(config, entries, took, workers, chunks)
+
+
+def recorded_run(
+    config: Config,
+    entries: Sequence[tuple[int, int, int, float, float, int]],
+    took: Sequence[float],
+    workers: int,
+    chunks: int,
+    losses: Sequence[tuple[int, int, str]] = (),
+) -> RecordedRun:
+    """A record from (worker, chunk, iteration, start, seconds, fate), seconds per iteration, and (iteration, worker,
+    event) of losses."""
+    names, kinds = ("worker", "chunk", "iteration", "start", "seconds", "fate"), (int, int, int, float, float, int)
+    columns = zip(*entries, strict=True)
+    timeline = {name: np.array(column, kind) for name, column, kind in zip(names, columns, kinds, strict=True)}
+    number = np.arange(len(took))
+    iterations = {
+        "iteration": number,
+        "seconds": np.array(took),
+        "recovered": np.full(len(took), chunks),
+    }
+    events = [{"iteration": iteration, "worker": worker, "event": event} for iteration, worker, event in losses]
+    return RecordedRun(Path("run"), config, iterations, timeline, None, events, workers, chunks)

@@ -1,0 +1,207 @@
+"""Runs recorded by the simulator: what is predicted for other settings is what simulating the true speeds gives."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from psgc.data import open_data, write_dense, write_sparse
+from psgc.errors import UserError
+from psgc.messages import RECORD
+from psgc.server.observer import Fate
+from psgc.simulation.replay import Choice, Replay, own_choice
+from tests.simulation.recorded import by_rank, cluster, record, recorded_run, settings
+from tests.unit.doctests import assert_examples_hold
+
+WORKERS = 4
+SCHEDULES = ["uncoded", "full", "static", "skipping", "dynamic"]
+
+
+def truth(choice, seconds, **more):
+    """Times on these seconds per chunk of the recorded size, for all iterations but the first."""
+    config = settings(
+        choice.schedule,
+        chunks_per_worker=choice.chunks_per_worker,
+        replication=choice.replication,
+        parts=choice.parts,
+    )
+    virtual = cluster(config, len(seconds[0]), **more)
+    return [virtual.recover(by_rank(row)).time for row in seconds][1:]
+
+
+choices = st.builds(
+    lambda schedule, chunks, parts, more: Choice(schedule, chunks, parts + more, parts),
+    st.sampled_from(SCHEDULES),
+    st.sampled_from([2, 4, 8]),
+    st.integers(1, 2),
+    st.integers(0, 2),
+)
+speeds = st.lists(
+    st.lists(st.integers(65, 127).map(lambda n: n / 64), min_size=WORKERS, max_size=WORKERS), min_size=2, max_size=4
+)  # every worker finishes a chunk while another does two, and sums are exact
+
+
+@hypothesis_settings(deadline=None, max_examples=40)
+@given(own=choices, other=choices, seconds=speeds)
+def test_a_recording_predicts_itself_and_all_others_exactly(own, other, seconds):
+    config = settings(
+        own.schedule, chunks_per_worker=own.chunks_per_worker, replication=own.replication, parts=own.parts
+    )
+    replay = Replay(record(config, seconds), None, None, most=100)
+    np.testing.assert_allclose(replay.own.times, replay.took, rtol=1e-12)
+    np.testing.assert_allclose(replay.own.redundant, replay.redundant, atol=1e-12)
+    assert replay.overhead <= 1e-12
+    rows = own.chunks_per_worker / other.chunks_per_worker
+    scaled = [[rows * second for second in row] for row in seconds]
+    np.testing.assert_allclose(replay.predict(other).times, truth(other, scaled), rtol=1e-12)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_pause_and_overhead_are_found_and_do_not_scale_with_the_rows(schedule):
+    config = settings(schedule, chunks_per_worker=4, replication=3)
+    seconds = [[1.0, 1.25, 1.5, 1.75]] * 5
+    replay = Replay(record(config, seconds, overhead=0.5, pause=0.125), None, None, most=100)
+    assert replay.recording.pause == 0.125
+    assert replay.overhead == pytest.approx(0.5)
+    finer = Choice("skipping", 8, 3, 1)
+    halves = [[0.5 * second for second in row] for row in seconds]
+    expected = np.array(truth(finer, halves, pause=0.125)) + 0.5
+    np.testing.assert_allclose(replay.predict(finer).times, expected, rtol=1e-12)
+
+
+def test_a_worker_that_is_too_slow_to_be_seen_is_remembered_from_when_it_was():
+    """`dynamic` gives the slow worker nothing to finish, `uncoded` has to wait for it."""
+    config = settings("dynamic", chunks_per_worker=2, replication=3)
+    seconds = [[1.0, 1.0, 1.0, 2.0]] + [[1.0, 1.0, 1.0, 16.0]] * 6
+    run = record(config, seconds)
+    assert not np.isin(run.timeline["fate"][run.timeline["worker"] == 4][-5:], [Fate.USED]).any()
+    replay = Replay(run, None, None, most=100)
+    predicted = replay.predict(Choice("uncoded", 2, 1, 1)).times
+    longest = run.timeline["seconds"][run.timeline["worker"] == 4].max()
+    assert (predicted >= 2 * 2.0).all()
+    assert predicted.max() >= 2 * longest  # it is at least so slow as what it broke off
+    assert replay.recording.assumed > 0
+
+
+@pytest.mark.parametrize("schedule", ["skipping", "dynamic"])
+def test_work_that_cannot_be_broken_off_delays_the_next_iteration(schedule):
+    """As real gradients do: a worker is through with its chunk first."""
+    config = settings(schedule, chunks_per_worker=4, replication=3).model_copy(
+        update={"stragglers": settings().stragglers.model_copy(update={"kind": "none", "factor": None})}
+    )
+    seconds = [[1.0, 1.25, 1.5, 5.0]] * 8
+    replay = Replay(record(config, seconds, breaks_off=False), None, None, most=100)
+    np.testing.assert_allclose(replay.own.times, replay.took, rtol=1e-9)
+    other = Choice("static", 4, 3, 1)
+    np.testing.assert_allclose(replay.predict(other).times, truth(other, seconds, breaks_off=False), rtol=1e-9)
+    assert min(truth(other, seconds, breaks_off=False)) > max(truth(other, seconds))
+
+
+@pytest.mark.parametrize("schedule", ["static", "dynamic"])
+def test_chunks_cost_what_the_data_says(tmp_path, schedule):
+    rng = np.random.default_rng(0)
+    features = rng.random((160, 20)) * (rng.random((160, 20)) < np.linspace(0.1, 1.0, 160)[:, None])
+    write_sparse(tmp_path / "data.npz", features, np.zeros(160))
+    data = open_data(str(tmp_path / "data.npz"))
+    config = settings(schedule, chunks_per_worker=4, replication=3)
+    sizes = np.diff(data.features[2][np.arange(17) * 10])
+    costs = (sizes / sizes.mean()).tolist()
+    assert max(costs) > 2 * min(costs)
+    seconds = rng.uniform(1.0, 1.5, (4, WORKERS)).tolist()
+    replay = Replay(record(config, seconds, costs=costs), data, None, most=100)
+    np.testing.assert_allclose(replay.own.times, replay.took, rtol=1e-9)
+    finer = np.diff(data.features[2][np.arange(33) * 5])
+    halves = [[second / 2 for second in row] for row in seconds]
+    choice = Choice("skipping", 8, 2, 1)
+    expected = truth(choice, halves, costs=(finer / finer.mean()).tolist())
+    np.testing.assert_allclose(replay.predict(choice).times, expected, rtol=1e-9)
+
+
+def test_emulated_seconds_are_the_same_for_chunks_of_any_size(tmp_path):
+    write_dense(tmp_path / "data.npz", np.ones((17, 2)), np.zeros(17))  # 16 chunks: one of them of two rows
+    data = open_data(str(tmp_path / "data.npz"))
+    config = settings("static", chunks_per_worker=4, replication=2)
+    slow = config.stragglers.model_copy(update={"factor": None, "seconds": {"all": 1.0}})
+    replay = Replay(record(config.model_copy(update={"stragglers": slow}), [[1.0] * 4] * 3), data, None, most=100)
+    assert replay.own.times.tolist() == [4.0, 4.0]
+
+
+def test_the_lost_are_done_without():
+    """Worker 4 is lost in iteration 1: three do the work of four."""
+    config = settings("static", chunks_per_worker=3, replication=2)
+    entries = [(w, i, t, 0.0, 1.0, Fate.USED) for t in range(6) for w in (1, 2, 3) for i in range(4)]
+    entries += [(4, i, t, 0.0, 1.0, Fate.USED) for t in range(2) for i in range(3)]
+    run = recorded_run(config, entries, [3.0, 3.5, 4.5, 4.0, 4.0, 4.0], 4, 12, losses=[(1, 4, "lost")])
+    replay = Replay(run, None, 10, most=100)
+    assert replay.took.tolist() == [4.0, 4.0, 4.0]
+    for schedule in SCHEDULES[2:]:
+        assert replay.predict(Choice(schedule, 3, 2, 1)).times == pytest.approx([4.0] * 3)
+    assert replay.predict(Choice("uncoded", 3, 1, 1)).times == pytest.approx([4.0] * 3)
+    assert replay.own.outgoing == 3 * 10 * 8
+
+
+def test_a_run_in_which_only_the_first_iteration_was_done_is_replayed():
+    replay = Replay(record(settings("static", chunks_per_worker=2), [[1.0, 2.0, 3.0]]), None, None, most=100)
+    assert replay.took.tolist() == replay.own.times.tolist()
+
+
+def test_of_a_long_run_blocks_are_replayed():
+    rng = np.random.default_rng(0)
+    seconds = rng.uniform(1.0, 2.0, (120, 3)).tolist()
+    run = record(settings("static", chunks_per_worker=2, replication=2), seconds)
+    replay = Replay(run, None, None, most=40)
+    assert len(replay.took) == 36
+    np.testing.assert_allclose(replay.own.times, replay.took, rtol=1e-12)
+
+
+def test_the_examples_in_docstrings_hold():
+    assert_examples_hold("psgc.simulation.replay")
+    assert_examples_hold("psgc.simulation.replay_command")
+
+
+def test_nothing_that_counts_is_an_error():
+    run = record(settings("static", chunks_per_worker=2), [[1.0, 2.0, 3.0]] * 3)
+    run.iterations["recovered"][:] = 0
+    with pytest.raises(UserError, match="no iteration in which nobody was lost and all was recovered"):
+        Replay(run, None, None, most=100)
+    with pytest.raises(UserError, match="killed before its timeline was written; nothing to replay"):
+        Replay(replace(run, timeline=None), None, None, most=100)
+
+
+@pytest.mark.parametrize(
+    ("choice", "said"),
+    [
+        (Choice("static", 2, 1, 2), "parts 2 is more than replication 1"),
+        (Choice("static", 2, 4, 1), "4"),
+        (Choice("static", 8, 2, 1), "20 rows cannot be cut into 24 chunks"),
+    ],
+)
+def test_settings_that_are_not_possible_are_refused(tmp_path, choice, said):
+    write_dense(tmp_path / "data.npz", np.ones((20, 2)), np.zeros(20))
+    data = open_data(str(tmp_path / "data.npz"))
+    replay = Replay(record(settings("static", chunks_per_worker=2), [[1.0, 2.0, 3.0]] * 2), data, None, most=100)
+    with pytest.raises(UserError, match=said):
+        replay.predict(choice)
+
+
+def test_what_a_worker_holds_and_what_is_sent():
+    config = settings("static", chunks_per_worker=4, replication=2)
+    run = record(config, [[1.0, 1.0, 1.0, 1.0]] * 3)
+    replay = Replay(run, None, 1000, most=100)
+    static = replay.predict(Choice("static", 4, 2, 2))
+    assert (static.data, static.gradients) == (0.5, 1)
+    assert static.incoming == 32 * (500 + 3) * 8
+    assert static.outgoing == 4 * 1000 * 8
+    skipping = replay.predict(Choice("skipping", 4, 3, 1))
+    assert (skipping.data, skipping.incoming) == (0.75, 16 * (1000 + 3) * 8)
+    assert skipping.outgoing == 4 * 1000 * 8 + 2 * 16 * RECORD.itemsize  # both others hear of each chunk
+    assert own_choice(config) == replay.own.choice
+
+    combined = replace(run, config=config.model_copy(update={"transfer": "combined"}))
+    static = Replay(combined, None, 1000, most=100).predict(Choice("static", 4, 3, 2))
+    assert static.gradients == 12
+    assert static.incoming == 4 * 500 * 8 + 32 * RECORD.itemsize
+    assert static.outgoing == 4 * 1000 * 8 + (16 * 2 * 2 + 4) * RECORD.itemsize
