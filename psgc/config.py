@@ -13,6 +13,8 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from psgc.errors import visible
 from psgc.validation import (
+    LEAST,
+    MOST,
     Count,
     Fraction,
     Natural,
@@ -161,6 +163,35 @@ class Faults(Section):
     inject: Annotated[list[Injection], expect("a list of {kind, rank, iteration, step}")] = Field(default_factory=list)
 
 
+def _deadline(value: Any) -> Any:
+    wrong = isinstance(value, bool) or not isinstance(value, (int, float)) or not LEAST <= value <= MOST
+    if value is not None and value != "auto" and wrong:
+        raise refuse(f"expected seconds > 0 or auto, got {shown(value)}")
+    return value if value is None or value == "auto" else float(value)
+
+
+class Recovery(Section):
+    """When an iteration may end although something is missing: after `deadline`, or once at most `max_error` is."""
+
+    mode: Literal["exact", "approximate"] = "exact"
+    deadline: Annotated[float | Literal["auto"] | None, BeforeValidator(_deadline)] = None  # seconds of an iteration
+    max_error: Fraction | None = None  # the share of the chunks_per_worker * workers * parts copies that may be missing
+    estimator: Literal["least_squares", "unbiased"] = "least_squares"
+
+    @model_validator(mode="after")
+    def _ends_somehow(self) -> Self:
+        if self.mode == "exact":
+            for key in ("deadline", "max_error", "estimator"):
+                self._unused(key, "mode exact")
+        elif self.deadline is None and self.max_error is None:
+            text = "mode approximate needs deadline (seconds, or auto) or max_error (a number >= 0 and < 1)"
+            raise refuse(text, "mode", "deadline", "max_error")
+        elif self.estimator == "unbiased" and (self.deadline is None or self.max_error is not None):
+            text = "unbiased needs a deadline and no max_error: who would have been late must not depend on who was"
+            raise refuse(text, "estimator", "max_error", "deadline")
+        return self
+
+
 class Checkpoint(Section):
     every: Natural = 50  # iterations between two; 0: only at the end
     keep: Count = 3
@@ -214,6 +245,7 @@ class Config(Section):
     transfer: Literal["auto", "per_chunk", "combined"] = "auto"
     backend: Literal["auto", "numpy", "cupy"] = "auto"
     dtype: Literal["float64", "float32"] = "float64"
+    recovery: Recovery = Recovery()
     faults: Faults = Faults()
     checkpoint: Checkpoint = Checkpoint()
     stragglers: Stragglers = Stragglers()
@@ -224,6 +256,18 @@ class Config(Section):
     def _builtin_problems_need_data(self) -> Self:
         if self.data is None and isinstance(self.problem, BuiltinProblem):
             raise refuse(f"missing, problem {self.problem.kind} needs data: {{path: ...}}", "data")
+        return self
+
+    @model_validator(mode="after")
+    def _unbiased_is_possible(self) -> Self:
+        if self.recovery.estimator == "unbiased":
+            if self.schedule in ("skipping", "dynamic"):
+                text = f"unbiased needs queues that stay the same whoever is late, in {self.schedule} they do not; "
+                text += "take static, random, uncoded or full"
+                raise refuse(f"recovery.estimator: {text}", "schedule", "recovery")
+            if self.transfer == "combined":
+                text = "unbiased weighs chunk by chunk, which combined does not send"
+                raise refuse(f"recovery.estimator: {text}; take per_chunk", "transfer", "recovery")
         return self
 
     @model_validator(mode="after")

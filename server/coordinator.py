@@ -18,7 +18,11 @@ The rules, said once:
    again, in the role of the lost one, and S_i stays what it is. What was delivered before, and with `per_chunk` what
    was reported, counts. Chunks with too few live workers that can still do them are adopted.
 7. What a lost worker sends changes nothing, and neither does a copy that was done before its chunk was reopened.
-8. Nothing survives into the next iteration, but who lives; the lost come back between two iterations (`regroup`).
+8. Approximate recovery: once no more than `tolerated` copies are missing, or after `settle`, what is there has to do.
+   Chunks with some copies are committed to these, those with none are left out; copies that come later do not count.
+   That waits for the first copy of all, and for what was reopened, without which accumulators of others would be of
+   no use.
+9. Nothing survives into the next iteration, but who lives; the lost come back between two iterations (`regroup`).
 """
 
 from collections.abc import Sequence
@@ -35,6 +39,8 @@ from psgc.server.orders import Loss, Order
 @dataclass(frozen=True, slots=True)
 class Commit:
     """`chunk` is recovered from the copies in exactly these roles (S_i), in the order they counted.
+
+    Approximately, if they are fewer than `parts`.
 
     told: the workers that still have to hear so, each with the role of its copy.
     """
@@ -90,13 +96,14 @@ class Coordinator:
     """Decides, report by report, which copies count, and knows when the gradient is there.
 
     group: who lives and holds what, the coordinator's from now on; combined: whether contributors keep their work until
-    they are asked for it (transfer `combined`).
+    they are asked for it (transfer `combined`); tolerated: how many of the N * l copies may be missing in the end.
     """
 
-    def __init__(self, group: Group, schedule: FixedSchedule, combined: bool) -> None:
+    def __init__(self, group: Group, schedule: FixedSchedule, combined: bool, tolerated: int = 0) -> None:
         self.group = group
         self._schedule = schedule
         self._combined = combined
+        self._tolerated = tolerated
         self.iteration = -1
         self.phase: Literal["idle", "working", "collecting"] = "idle"
         self._forget()
@@ -105,6 +112,10 @@ class Coordinator:
         self._reported: set[tuple[int, int]] = set()  # (worker, chunk)
         self._copies: dict[int, list[tuple[int, int]]] = {}  # chunk -> (worker, role) that count, fewer than parts
         self._committed: dict[int, tuple[int, ...]] = {}  # chunk -> S_i
+        self._partial: set[int] = set()  # committed chunks with fewer than parts copies
+        self._hurried = False  # what is there has to do, as soon as possible
+        self._settled = False  # only what is reopened counts any more
+        self.missing_copies = len(self.group.holders) * self.group.parts  # of the N * l that determine the gradient
         self._again: dict[int, int] = {}  # chunk -> how many times it was reopened
         self._open: dict[int, list[int]] = {}  # reopened chunk -> roles in which it is to be done
         self._used: set[tuple[int, int, int]] = set()  # (worker, chunk, again) of copies that are in the gradient
@@ -122,8 +133,13 @@ class Coordinator:
 
     @property
     def recovered(self) -> int:
-        """How many chunks are recovered in this iteration."""
-        return len(self._committed) - len(self._open)
+        """How many chunks are recovered exactly in this iteration."""
+        return len(self._committed) - len(self._partial | self._open.keys())
+
+    def incomplete(self) -> dict[int, tuple[int, ...]]:
+        """The chunks that have fewer than l copies, and S_i of each."""
+        chunks = [c for c in range(len(self.group.holders)) if c not in self._committed or c in self._partial]
+        return {chunk: self.contributors(chunk) for chunk in chunks}
 
     @property
     def owing(self) -> frozenset[int]:
@@ -158,8 +174,8 @@ class Coordinator:
         instructions: list[Instruction] = []
         for counted in self._schedule.counts(worker, chunk):
             instructions += self._count(worker, counted)
-        if self.recovered == len(self.group.holders):
-            return instructions + self._everything_committed()
+        if self._is_enough():
+            return instructions + self._settle()
         return instructions + list(self._schedule.freed(worker, chunk, now, seconds))
 
     def abandoned(
@@ -171,6 +187,13 @@ class Coordinator:
             return []
         done = again == self._again.get(chunk, 0)
         return list(self._schedule.freed(worker, chunk, now, seconds, done=done))
+
+    def settle(self) -> list[Instruction]:
+        """The iteration is to end with the copies that are there."""
+        if self.phase == "idle":
+            raise self._illegal("settle()")
+        self._hurried = True
+        return self._settle() if self.phase == "working" and self._is_enough() else []
 
     def lost(self, worker: int, now: float = 0.0) -> list[Instruction]:
         """`worker` is not there any more. Raises TooFewWorkers when those who are left cannot do what is needed."""
@@ -196,7 +219,7 @@ class Coordinator:
             holders=self.group.holders,
             collected=self.phase == "collecting",
         )
-        if self.recovered < len(self.group.holders):
+        if self._open:
             self.phase = "working"
         return instructions + list(self._schedule.lost(loss, now))
 
@@ -228,38 +251,58 @@ class Coordinator:
 
     # what they lead to
 
+    def _is_enough(self) -> bool:
+        few = self._hurried or self.missing_copies <= self._tolerated
+        anything = self.missing_copies < len(self.group.holders) * self.group.parts
+        return few and anything and not self._open
+
     def _count(self, worker: int, chunk: int) -> list[Instruction]:
-        again = self._again.get(chunk, 0)
         if chunk in self._open:
             roles = self._open[chunk]
             told: tuple[tuple[int, int], ...] = ((worker, roles.pop(0)),)
             if not roles:
                 del self._open[chunk]
-        elif chunk in self._committed:
+        elif chunk in self._committed or self._settled:
             return [Discard(worker, chunk)]
         else:
             copies = self._copies.setdefault(chunk, [])
             copies.append((worker, self.group.role(worker, chunk)))
+            self.missing_copies -= 1
             if len(copies) < self.group.parts:
                 return []
             told = tuple(self._copies.pop(chunk))
             self._committed[chunk] = tuple(role for _, role in told)
-        self._used.update((contributor, chunk, again) for contributor, _ in told)
-        if self._combined:
-            for copy in told:
-                self._owing.setdefault(copy, []).append((chunk, again))
-        commit = Commit(chunk, self._committed[chunk], told)
+        commit = self._commit(chunk, told)
         if chunk in self._open:
             return [commit]
         unreported = [w for w in self.group.holders[chunk] if (w, chunk) not in self._reported]
         return [commit, *self._schedule.committed(chunk, unreported)]
 
-    def _everything_committed(self) -> list[Instruction]:
+    def _commit(self, chunk: int, told: tuple[tuple[int, int], ...]) -> Commit:
+        again = self._again.get(chunk, 0)
+        self._used.update((contributor, chunk, again) for contributor, _ in told)
+        if self._combined:
+            for copy in told:
+                self._owing.setdefault(copy, []).append((chunk, again))
+        return Commit(chunk, self._committed[chunk], told)
+
+    def _settle(self) -> list[Instruction]:
+        """Commit what has some copies, and go on to the end of the iteration."""
+        instructions: list[Instruction] = []
+        if not self._settled and self.missing_copies:
+            for chunk in self.incomplete():
+                if copies := tuple(self._copies.pop(chunk, ())):
+                    self._partial.add(chunk)
+                    self._committed[chunk] = tuple(role for _, role in copies)
+                    instructions.append(self._commit(chunk, copies))
+                self._schedule.committed(chunk, ())  # nobody is to do it any more
+        self._settled = True
         if not self._combined:
-            return self._finish()
+            return instructions + self._finish()
         self.phase = "collecting"
         # who has not delivered yet is asked once more when it has: two accumulators of a role may overtake each other
-        return [collect for copy in sorted(self._owing.keys() - self._asked) for collect in self._collect(*copy)]
+        to_ask = sorted(self._owing.keys() - self._asked)
+        return instructions + [collect for copy in to_ask for collect in self._collect(*copy)]
 
     def _collect(self, worker: int, role: int) -> list[Instruction]:
         self._asked[worker, role] = self._owing.pop((worker, role))
@@ -277,6 +320,7 @@ class Coordinator:
             kept = [copy for copy in copies if copy[0] != worker]
             if len(kept) < len(copies):
                 self._copies[chunk] = kept
+                self.missing_copies += 1
                 dropped.append(chunk)
         reopened: dict[int, None] = {}
         for where in (self._owing, self._asked):
@@ -295,7 +339,7 @@ class Coordinator:
         adopted: list[Adopt] = []
         copies = self._copies.get(chunk, ())
         needed = self.group.parts - len(copies)
-        if chunk in self._committed:
+        if chunk in self._committed or self._settled:
             needed = len(self._open.get(chunk, ()))
         while len(self._able(chunk)) < needed:
             worker = self.group.adopt(chunk, copies)

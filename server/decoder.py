@@ -6,21 +6,25 @@ several parts is decoded from (and so with which rounding) depends on who was fa
 order in which the workers' own sums were formed.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from psgc.backend import Array, Backend, decode, part_length
-from psgc.coding import decoding_coefficients
+from psgc.coding import decoding_coefficients, encoding_coefficients
 
 
 class Decoder:
     """Sums one iteration's gradient from what the workers send.
 
-    coding_matrix: R, (num_workers, parts), row j - 1 for the worker of rank j; dim: entries of the gradient.
+    coding_matrix: R, (num_workers, parts), row j - 1 for the worker of rank j; dim: entries of the gradient;
+    keeping: whether all copies that count are kept until the gradient is asked for, N * dim entries (`per_chunk`).
     """
 
-    def __init__(self, backend: Backend, coding_matrix: np.ndarray, dim: int, dtype: Any) -> None:
+    def __init__(
+        self, backend: Backend, coding_matrix: np.ndarray, dim: int, dtype: Any, keeping: bool = False
+    ) -> None:
         self._backend = backend
         self._coding_matrix = coding_matrix
         self._parts = coding_matrix.shape[1]
@@ -28,18 +32,23 @@ class Decoder:
         self._held: dict[int, _Copies] = {}  # chunk -> coded gradients that wait for others
         self._tree: _Tree | None = _Tree() if self._parts == 1 else None  # `per_chunk`
         self._decoding: dict[tuple[int, ...], np.ndarray] = {}  # S_i -> inverse of R[S_i]
+        self._keeping = keeping
+        self._kept: dict[int, tuple[tuple[int, ...], Array, Array]] = {}  # chunk -> S_i and what they sent
         self.message_length = part_length(dim, self._parts)  # entries of one coded gradient
         self._sum = backend.xp.zeros(dim, dtype)  # of all that is not in the tree
 
     @property
     def gradient(self) -> Array:
         """(dim,): the sum of what was committed and added since `begin`; valid until the next of these calls."""
+        for chunk in sorted(self._kept):
+            self._add(chunk, *self._kept.pop(chunk))
         total = self._tree.total() if self._tree is not None else None
         return self._sum if total is None else total
 
     def begin(self) -> None:
         """A new iteration: the sum is zero and nothing is held."""
         self._held.clear()
+        self._kept.clear()
         self._sum.fill(0)
         if self._tree is not None:
             self._tree.clear()
@@ -51,16 +60,39 @@ class Decoder:
         self._held[chunk].add(worker, coded, self._backend)
 
     def commit(self, chunk: int, contributors: tuple[int, ...]) -> None:
-        """Decode a chunk (`per_chunk`) from the copies of its contributors: R[S_i] G = Y."""
-        coded, rest = self._held.pop(chunk).of(contributors)
+        """Decode a chunk (`per_chunk`) from the copies of its contributors: R[S_i] G = Y.
+
+        Of fewer than `parts` the least-squares solution: the projection of G on the row space of R[S_i].
+        """
+        copies = (contributors, *self._held.pop(chunk).of(contributors))
+        if self._keeping:
+            self._kept[chunk] = copies
+        else:
+            self._add(chunk, *copies)
+
+    def weighted(self, weights: Mapping[int, float]) -> Array:
+        """(dim,): the sum of the gradients of these chunks, which are kept, each times its weight."""
+        total = self._backend.xp.zeros_like(self._sum)
+        for chunk in sorted(weights):
+            contributors, coded, rest = self._kept[chunk]
+            decode(self._backend, total, weights[chunk] * self._inverse(contributors), coded, rest)
+        return total
+
+    def _add(self, chunk: int, contributors: tuple[int, ...], coded: Array, rest: Array) -> None:
         if self._tree is not None:  # R = 1: there is nothing to invert, the copy is the gradient
             self._tree.add(chunk, coded[0])
-            return
+        else:
+            decode(self._backend, self._sum, self._inverse(contributors), coded, rest)
+
+    def _inverse(self, contributors: tuple[int, ...]) -> np.ndarray:
+        """(parts, s): from coded gradients to parts."""
         inverse = self._decoding.get(contributors)
         if inverse is None:
             rows = self._coding_matrix[[worker - 1 for worker in contributors]]
-            inverse = self._decoding[contributors] = decoding_coefficients(rows)
-        decode(self._backend, self._sum, inverse, coded, rest)
+            exact = len(contributors) >= self._parts
+            inverse = decoding_coefficients(rows) if exact else encoding_coefficients(rows).T
+            self._decoding[contributors] = inverse
+        return inverse
 
     def add_accumulator(self, worker: int, accumulator: Array) -> None:
         """Add a worker's accumulator (`combined`): part k of the gradient is sum_j R[j, k] y_j."""

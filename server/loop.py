@@ -20,12 +20,14 @@ from psgc.server.decoder import Decoder
 from psgc.server.dynamic_schedule import DynamicSchedule
 from psgc.server.ending import end_workers
 from psgc.server.group import Group
-from psgc.server.observer import Fate, IterationRecord, Observer
+from psgc.server.observer import Fate, Gap, IterationRecord, Observer
 from psgc.server.optimizer import Optimizer
 from psgc.server.orders import Next, Queue, Skip
+from psgc.server.recovery import EXACT, Deadline, Recovery
 from psgc.server.regroup import queues_for
 from psgc.server.rollcall import RollCall
 from psgc.server.scheduler import make_schedule
+from psgc.server.weighing import weights
 from psgc.transport import LARGE, Control, Died, Transport, Vector
 
 POOL_BYTES = 64 << 20  # memory for receives, at least two vectors and at most one per worker
@@ -38,7 +40,8 @@ class Server:
 
     combined: transfer (else per_chunk); collect_timeout: seconds without a sign of life, or without an answer to
     *collect*, after which a worker is lost; adopting: whether others may take the chunks of the lost; interrupted:
-    polled, a reason to end early or None; costs: of each chunk relative to an average one, None when not known.
+    polled, a reason to end early or None; costs: of each chunk relative to an average one, None when not known;
+    recovery: when an iteration may end although something is missing.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class Server:
         interrupted: Callable[[], str | None],
         costs: Sequence[float] | None,
         seed: int = 0,
+        recovery: Recovery = EXACT,
     ) -> None:
         self._transport = transport
         self._plan = plan
@@ -72,7 +76,11 @@ class Server:
         self._everybody = Group(plan.holders(), plan.parts, adopting, self._workers)
         group = self._everybody.without([])
         self._rules = make_schedule(schedule, plan.queues, plan.backups, group.holders, plan.parts, costs)
-        self._coordinator = Coordinator(group, self._rules, combined)
+        self._copies = plan.num_chunks * plan.parts  # that determine the gradient
+        self._coordinator = Coordinator(group, self._rules, combined, recovery.tolerated(self._copies))
+        self._deadline = Deadline(recovery.deadline)
+        self._unbiased = recovery.unbiased
+        self._queues = plan.queues  # of this iteration
         self._rollcall = RollCall(self._workers, collect_timeout)
         self._timeout = collect_timeout
         self._standings = dict.fromkeys(self._workers, 0)  # how many standing queues each worker was sent
@@ -108,7 +116,7 @@ class Server:
         Raises RunFailed when the run cannot go on; `self.params` then holds the last good parameters.
         """
         self.params = params
-        self._decoder = Decoder(self._backend, self._plan.coding_matrix, params.size, self._dtype)
+        self._decoder = Decoder(self._backend, self._plan.coding_matrix, params.size, self._dtype, self._unbiased)
         self._length = self._decoder.message_length + (0 if self._combined else TAIL)
         self._post(self._pool_size())
         for iteration in range(first, iterations):
@@ -131,7 +139,7 @@ class Server:
         return params
 
     def _gradient(self, iteration: int) -> Array:
-        """One iteration: from the parameters to the exact gradient."""
+        """One iteration: from the parameters to the gradient, exact unless the deadline or the error target is met."""
         self._began = time.monotonic()
         sent, received = self._transport.bytes_sent, self._transport.bytes_received
         self._drop_old_orders()
@@ -151,12 +159,32 @@ class Server:
         while not self._finished:
             self._poll(iteration)
             self._check()
+        gradient = self._approximate_gradient() if self._coordinator.missing_copies else self._decoder.gradient
         self._row.seconds = time.monotonic() - self._began
         self._row.bytes_in = self._transport.bytes_received - received
         self._row.bytes = self._row.bytes_in + self._transport.bytes_sent - sent
         self._row.recovered = self._coordinator.recovered
-        self._row.loss = sum(self._row.losses[chunk] for chunk in sorted(self._row.losses))  # always the same rounding
-        return self._decoder.gradient
+        self._row.error_measure = self._coordinator.missing_copies / self._copies
+        known = sum(self._row.losses[chunk] for chunk in sorted(self._row.losses))  # always the same rounding
+        unknown = self._plan.num_chunks - len(self._row.losses)  # as large as the others, for all we know
+        self._row.loss = known * self._plan.num_chunks / len(self._row.losses) if unknown else known
+        self._deadline.took(self._row.seconds, self._row.error_measure)
+        return gradient
+
+    def _approximate_gradient(self) -> Array:
+        iteration, incomplete = self._coordinator.iteration, self._coordinator.incomplete()
+        self._row.missing = len(incomplete)
+        recovered = [chunk for chunk in range(self._plan.num_chunks) if chunk not in incomplete]
+        weighted = None
+        if self._unbiased:
+            reported = [(worker, chunk) for worker, chunk, _ in self._row.reports]
+            whole, seed = self._schedule == "full", (self._seed, iteration)
+            found = weights(self._queues, reported, recovered, self._plan.num_chunks, self._plan.parts, whole, seed)
+            weighted = self._decoder.weighted(found)
+        plain = self._decoder.gradient
+        used = plain if weighted is None else weighted
+        self._observer.approximate(Gap(iteration, self.params, used, plain, incomplete))
+        return used
 
     def _takes(self, worker: int) -> bool:
         """Whether `worker` reads what it is sent, as far as can be told.
@@ -188,7 +216,7 @@ class Server:
         queues, backups = queues_for(group, self._schedule, self._seed, iteration)
         rules = make_schedule(self._schedule, queues, backups, group.holders, group.parts, self._costs)
         rules.inherit(self._rules)
-        self._rules = rules
+        self._rules, self._queues = rules, queues
         self._coordinator.regroup(group, rules)
         for worker, queue in queues.items():
             adopted = set(group.adopted(worker))
@@ -212,6 +240,8 @@ class Server:
                 self._handle_control(message)
         if (now := time.monotonic() - self._began) >= self._coordinator.wake:
             self._carry_out(self._coordinator.tick(now))
+        if now >= self._deadline.seconds and not self._finished:
+            self._carry_out(self._coordinator.settle())
         if self._unsent:
             self._send_params(iteration)
         self._send_outbox()

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Protocol
+from typing import Any, Protocol
 
 
 class Fate(IntEnum):
@@ -25,6 +25,8 @@ class IterationRecord:
     seconds: float = 0.0
     loss: float = 0.0
     recovered: int = 0
+    missing: int = 0  # chunks with fewer copies than determine their gradient
+    error_measure: float = 0.0  # the share of the N * l copies that is missing
     redundant: int = 0  # copies that were done and not used
     bytes: int = 0  # in and out of the server
     bytes_in: int = 0  # of these into it
@@ -35,12 +37,29 @@ class IterationRecord:
     losses: dict[int, float] = field(default_factory=dict)  # of each recovered chunk
 
 
+@dataclass(frozen=True)
+class Gap:
+    """What an approximate gradient lacks.
+
+    params, used, plain: (dim,), where the gradient was asked for, the one that was used, and the sum of what was there
+    with no weights; all three are the server's and change with the next step. incomplete: S_i of the chunks lacking.
+    """
+
+    iteration: int
+    params: Any
+    used: Any
+    plain: Any
+    incomplete: dict[int, tuple[int, ...]]
+
+
 class Observer(Protocol):
     """Who keeps the record of a run."""
 
     def chunk(self, worker: int, chunk: int, iteration: int, start: float, seconds: float, fate: Fate) -> None: ...
 
     def iteration(self, row: IterationRecord) -> None: ...
+
+    def approximate(self, gap: "Gap") -> None: ...
 
     def stepped(self, done: int) -> None: ...
 

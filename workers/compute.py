@@ -18,6 +18,17 @@ from psgc.workers.injection import Injector
 Evaluate = Callable[[Array, Any, np.random.Generator], tuple[float, Array]]  # (params, chunk, rng) -> loss, gradient
 
 
+def gradient_of(
+    evaluate: Evaluate, chunks: ChunkSource, chunk: int, params: Array, iteration: int, seed: int, batch: int | None
+) -> tuple[float, Array]:
+    """Loss and gradient (dim,) of a chunk: of all its rows, or of `batch` drawn from (seed, iteration, chunk)."""
+    data = chunks.chunk(chunk)
+    rng = np.random.default_rng((seed, iteration, chunk))
+    if batch is not None:
+        data = data.sample(batch, rng)
+    return evaluate(params, data, rng)
+
+
 class ComputeThread(threading.Thread):
     """Runs until the desk stops. Everything random in a chunk is drawn from (seed, iteration, chunk).
 
@@ -70,11 +81,9 @@ class ComputeThread(threading.Thread):
 
     def _gradient(self, work: Work) -> tuple[float, Array]:
         self._injector.at("gradient", work.iteration)
-        chunk = self._chunks.chunk(work.chunk)
-        rng = np.random.default_rng((self._seed, work.iteration, work.chunk))
-        if self._batch is not None:
-            chunk = chunk.sample(self._batch, rng)
-        loss, gradient = self._evaluate(work.params, chunk, rng)
+        loss, gradient = gradient_of(
+            self._evaluate, self._chunks, work.chunk, work.params, work.iteration, self._seed, self._batch
+        )
         with np.errstate(all="ignore"):
             gradient = self._backend.xp.asarray(self._backend.asarray(gradient))
             if not np.can_cast(

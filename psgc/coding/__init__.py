@@ -9,6 +9,7 @@ from psgc.coding.bounds import clairvoyant_bound, fluid_limit
 from psgc.coding.coding_matrix import coding_matrix, worst_condition
 from psgc.coding.coefficients import decoding_coefficients, encoding_coefficients, squared_error_measure
 from psgc.coding.ordering import ordering, primary_copies, queues, random_ordering, worst_case
+from psgc.coding.unbiased import unbiased_weights
 from psgc.coding.worst_case_bound import worst_case_bound
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "queues",
     "random_ordering",
     "squared_error_measure",
+    "unbiased_weights",
     "worst_case",
     "worst_case_bound",
     "worst_condition",

@@ -11,7 +11,7 @@ import json
 import math
 import os
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -31,6 +31,8 @@ COLUMNS = (
     "bound",
     "efficiency",
     "error_measure",
+    "missing",
+    "actual_error",
     "recovered",
     "redundant",
     "bytes",
@@ -48,6 +50,8 @@ class Row(Protocol):
     seconds: float
     loss: float
     recovered: int
+    missing: int
+    error_measure: float
     redundant: int
     bytes: int
     bytes_in: int
@@ -102,8 +106,10 @@ class Recorder:
         self.uncoded = array("d")  # what each iteration of this part would have taken without redundancy
         self.bytes = sum(int(row["bytes"]) for row in earlier)
         self.final_loss = float(earlier[-1]["loss"]) if earlier else float("nan")
-        # rows whose bound is still to be computed, with who held what and how fast everybody was
-        self._late: list[tuple[dict[str, Any], scipy.sparse.csr_array, np.ndarray]] = []
+        self.error_measures = array("d", (float(row["error_measure"]) for row in earlier))
+        self.actual_errors: list[float] = [float(row["actual_error"]) for row in earlier if int(row["missing"])]
+        # iterations whose bound is still to be computed, with who held what and how fast everybody was
+        self._late: list[tuple[int, scipy.sparse.csr_array, np.ndarray]] = []
         self.losses: list[dict[str, Any]] = []  # workers lost and returned: the rows of lost.csv
         self._lost_csv: IO[str] | None = None
         if resume_at is not None:
@@ -116,6 +122,7 @@ class Recorder:
         bound = float("nan")
         if self._assignment.nnz <= INLINE_COPIES:
             bound = coding.clairvoyant_bound(self._held(row), self._parts, speeds)
+            bound = bound if math.isfinite(bound) else float("nan")  # approximate, and somebody reported nothing
         self.seconds.append(row.seconds)
         self.bounds.append(bound)
         self.uncoded.append(self._uncoded_seconds(speeds))
@@ -127,7 +134,9 @@ class Recorder:
             "seconds": row.seconds,
             "bound": bound,
             "efficiency": bound / row.seconds,
-            "error_measure": 0,
+            "error_measure": row.error_measure,
+            "missing": row.missing,
+            "actual_error": float("nan") if row.missing else 0.0,
             "recovered": row.recovered,
             "redundant": row.redundant,
             "bytes": row.bytes,
@@ -135,7 +144,8 @@ class Recorder:
             "lost": row.lost,
         }
         if self._assignment.nnz > INLINE_COPIES:
-            self._late.append((values, self._held(row), speeds))
+            self._late.append((row.iteration, self._held(row), speeds))
+        self.error_measures.append(row.error_measure)
         self._writer.writerow(_formatted(values))
 
     def lost(self, worker: int, host: str, iteration: int, reason: str) -> str:
@@ -177,18 +187,23 @@ class Recorder:
             self._lost_csv.close()
             self._lost_csv = None
 
-    def complete_bounds(self) -> None:
-        """Compute the bounds that were too large to compute during the run, and write iterations.csv anew."""
-        if not self._late:
+    def complete(self, actual_errors: Mapping[int, float]) -> None:
+        """Fill in what was not known during the run, and write iterations.csv anew.
+
+        actual_errors: by iteration; the bounds that were too large to compute during the run are computed here.
+        """
+        found: dict[int, dict[str, float]] = {i: {"actual_error": error} for i, error in actual_errors.items()}
+        self.actual_errors += actual_errors.values()
+        for place, (iteration, held, speeds) in enumerate(self._late, start=len(self._earlier)):
+            bound = self.bounds[place] = coding.clairvoyant_bound(held, self._parts, speeds)
+            found.setdefault(iteration, {}).update(bound=bound, efficiency=bound / self.seconds[place])
+        if not found:
             return
         self._csv.close()
-        rows = []
-        for place, (values, held, speeds) in enumerate(self._late, start=len(self._earlier)):
-            self.bounds[place] = coding.clairvoyant_bound(held, self._parts, speeds)
-            values |= {"bound": self.bounds[place], "efficiency": self.bounds[place] / values["seconds"]}
-            rows.append(_formatted(values))
-        text = _csv_text(COLUMNS, *(row.values() for row in self._earlier), *rows)
-        write_text(self._directory / "iterations.csv", text)
+        rows = _read_csv(path := self._directory / "iterations.csv", COLUMNS)
+        for row in rows:
+            row |= {column: f"{value:.9g}" for column, value in found.get(int(row["iteration"]), {}).items()}
+        write_text(path, _csv_text(COLUMNS, *(row.values() for row in rows)))
         self._late.clear()
 
     def timeline(self) -> dict[str, np.ndarray]:
@@ -276,7 +291,7 @@ def _earlier_rows(path: Path, resume_at: int) -> list[dict[str, str]]:
     for row in _read_csv(path, COLUMNS):
         try:
             numbers = {column: float(value) for column, value in row.items()}
-            int(row["bytes"])
+            int(row["bytes"]), int(row["missing"])
         except ValueError:
             continue
         if (int(kept[-1]["iteration"]) if kept else -1) < numbers["iteration"] < resume_at:

@@ -36,6 +36,9 @@ def summarise(recorder: Recorder, seconds: float, settings: dict[str, Any], stat
         "chunks_late": int((done & ~used).sum()),
         "chunks_abandoned": int((~done).sum()),
         "work_thrown_away": float(timeline["seconds"][~used].sum()) / spent if spent else 0.0,
+        "approximate_iterations": sum(error > 0 for error in recorder.error_measures),
+        "error_measure": statistics.fmean(recorder.error_measures) if recorder.error_measures else 0.0,
+        "actual_error": _median([error for error in recorder.actual_errors if math.isfinite(error)]),
         "bytes": recorder.bytes,
         "lost": recorder.losses,
     }
@@ -66,10 +69,19 @@ def lines(summary: dict[str, Any]) -> list[str]:
         f"({summary['chunks_late']} chunks too late, {summary['chunks_abandoned']} abandoned, "
         f"{summary['chunks_used']} used)"
     )
+    if summary["approximate_iterations"]:
+        text.append(f"  approximate        {_approximate(summary)}")
     text.append(f"  bytes moved        {_bytes(summary['bytes'])} in and out of the server")
     if summary["lost"]:
         text.append(f"  workers lost       {_losses(summary['lost'])}")
     return text
+
+
+def _approximate(summary: dict[str, Any]) -> str:
+    missing = f"{100 * summary['error_measure']:.2g} % of the copies missing on average"
+    error = summary["actual_error"]
+    actual = "" if error is None else f"; their gradients were off by {100 * error:.2g} % in the median"
+    return f"{summary['approximate_iterations']} of {summary['iterations']} iterations, {missing}{actual}"
 
 
 def _losses(events: list[dict[str, Any]]) -> str:

@@ -5,14 +5,16 @@ from collections.abc import Callable
 from psgc.reporting.progress import RunProgress
 from psgc.reporting.records import Recorder
 from psgc.server.checkpoint import Checkpoint, CheckpointWriter
-from psgc.server.observer import IterationRecord
+from psgc.server.observer import Gap, IterationRecord
+from psgc.training.gaps import Gaps
 
 
 class Keeper:
     """The observer of a run (`psgc.server.observer.Observer`).
 
     every: iterations between two checkpoints, 0 for none before the end; snapshot: the checkpoint of now, given how
-    many iterations are done; done: how many are at the start; saved: whether there is a checkpoint of them already.
+    many iterations are done; done: how many are at the start; saved: whether there is a checkpoint of them already;
+    gaps: what the approximate gradients lack.
     """
 
     def __init__(
@@ -24,6 +26,7 @@ class Keeper:
         snapshot: Callable[[int], Checkpoint],
         done: int,
         saved: bool,
+        gaps: Gaps,
     ) -> None:
         self.chunk: Callable[[int, int, int, float, float, int], None] = recorder.chunk
         self.failure_text = recorder.failure_text
@@ -32,6 +35,7 @@ class Keeper:
         self._writer = writer
         self._every = every
         self._snapshot = snapshot
+        self._gaps = gaps
         self._done = done
         self._saved = done if saved else -1  # the iteration of the newest checkpoint
         self._pending: Checkpoint | None = None  # waits for the row of the iteration before it: no row may be missing
@@ -41,6 +45,9 @@ class Keeper:
         self._progress.update(row.loss, row.seconds)
         if self._pending is not None:
             self._write(self._pending)
+
+    def approximate(self, gap: Gap) -> None:
+        self._gaps.add(gap)
 
     def stepped(self, done: int) -> None:
         self._done = done

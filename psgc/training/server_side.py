@@ -15,9 +15,9 @@ from psgc import config as configuration
 from psgc.backend import Backend, open_backend
 from psgc.config import Config
 from psgc.data import ChunkSource, Dataset
-from psgc.errors import RunFailed, TooFewWorkers, UserError
+from psgc.errors import RunFailed, TooFewWorkers, UserError, one_line
 from psgc.plan import Plan
-from psgc.problems import Problem, quality
+from psgc.problems import Problem, evaluate, quality
 from psgc.reporting.progress import RunProgress
 from psgc.reporting.records import Recorder
 from psgc.reporting.summary import lines, summarise
@@ -25,11 +25,14 @@ from psgc.server.checkpoint import Checkpoint, CheckpointWriter, load_newest
 from psgc.server.loop import Server
 from psgc.server.observer import Observer
 from psgc.server.optimizer import make_optimizer
+from psgc.server.recovery import Recovery
 from psgc.training import resume
 from psgc.training.ending import Ending, interruption
+from psgc.training.gaps import Gaps
 from psgc.training.inputs import emulated_seconds, initial_params, make_injector, open_problem, open_test, tags
 from psgc.training.keeper import Keeper
 from psgc.transport import Transport
+from psgc.workers.compute import gradient_of
 
 PER_CHUNK_BYTES = 16 << 20  # per iteration into the server, up to which `auto` sends every chunk by itself
 STOP_TIMEOUT = 3.0  # seconds that the workers have to say goodbye
@@ -92,6 +95,7 @@ def serve(
     progress = RunProgress(config.iterations, run.first)
     writer = CheckpointWriter(directory / "checkpoints", config.checkpoint.keep)
     data = resume.fingerprint(run.dataset)
+    gaps = Gaps(run.backend.to_host)
     keeper = Keeper(
         recorder,
         progress,
@@ -100,6 +104,7 @@ def serve(
         lambda done: _snapshot(server, run, data, done, time.monotonic() - began),
         run.first,
         run.checkpoint is not None,
+        gaps,
     )
     costs = None if config.batch else ChunkSource(run.dataset, plan.num_chunks, config.dtype, run.backend).costs()
     server = make_server(transport, config, plan, run.backend, keeper, lambda: interruption(stopped_by), costs)
@@ -121,7 +126,7 @@ def serve(
         patient = outcome.status == "done" and not transport.survives_deaths  # who is killed takes the server with it
         _stop(server, ending, config.faults.collect_timeout if patient else STOP_TIMEOUT)
         if outcome.status == "done":
-            recorder.complete_bounds()
+            recorder.complete(_actual_errors(gaps, run, seconds))
             summary = _summary(recorder, seconds, run, outcome)
             summary |= quality(run.problem, server.params, run.dataset, run.test, config.dtype, run.backend)
         if not writer.flush(CHECKPOINT_TIMEOUT):
@@ -166,6 +171,23 @@ def _train(server: Server, run: _Run, stopped_by: Sequence[int]) -> _Outcome:
             return _Outcome("interrupted", str(error), 128 + stopped_by[0])
         return _Outcome("failed", str(error), 1, isinstance(error, TooFewWorkers))
     return _Outcome()
+
+
+def _actual_errors(gaps: Gaps, run: _Run, seconds: float) -> dict[int, float]:
+    config, backend = run.config, run.backend
+    chunks = ChunkSource(run.dataset, run.plan.num_chunks, config.dtype, backend)
+    loss_and_gradient = evaluate(run.problem)
+
+    def gradient(params: np.ndarray, iteration: int, chunk: int) -> np.ndarray:
+        on_device = backend.asarray(params)
+        found = gradient_of(loss_and_gradient, chunks, chunk, on_device, iteration, config.seed, config.batch)[1]
+        return backend.to_host(backend.asarray(found)).astype(config.dtype)
+
+    try:
+        return gaps.actual_errors(gradient, run.plan.coding_matrix, seconds)
+    except Exception as error:  # the user's code or damaged data; the run itself is done and well
+        print(f"psgc: no actual errors: {one_line(error)}", file=sys.stderr)
+        return {}
 
 
 def _snapshot(server: Server, run: _Run, data: str, done: int, seconds: float) -> Checkpoint:
@@ -237,6 +259,7 @@ def make_server(
         interrupted,
         costs,
         config.seed,
+        Recovery(config.recovery.deadline, config.recovery.max_error or 0.0, config.recovery.estimator == "unbiased"),
     )
 
 
@@ -266,7 +289,8 @@ def _prepare(transport: Transport, config_path: str, overrides: Sequence[str], r
     ChunkSource(dataset, plan.num_chunks, config.dtype, backend)  # refuses more chunks than rows
     if config.transfer == "auto":
         incoming = plan.num_chunks * problem.dim * np.dtype(config.dtype).itemsize
-        config = config.model_copy(update={"transfer": "per_chunk" if incoming <= PER_CHUNK_BYTES else "combined"})
+        small = incoming <= PER_CHUNK_BYTES or config.recovery.estimator == "unbiased"  # which combined does not have
+        config = config.model_copy(update={"transfer": "per_chunk" if small else "combined"})
         if config.transfer == "per_chunk" and any(fault.step == "after_commit" for fault in config.faults.inject):
             raise UserError("faults.inject: per_chunk (transfer: auto) has no commit; give transfer: combined")
     return _Run(

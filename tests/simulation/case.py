@@ -1,10 +1,11 @@
 """What may happen to whom in a simulated world."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf
 
 from psgc.plan import Plan
+from psgc.server.recovery import Recovery
 
 
 @dataclass(frozen=True)
@@ -47,3 +48,4 @@ class Case:
     faults: Sequence[Fault] = ()
     adopting: bool = True
     timeout: float = inf
+    recovery: Recovery = field(default_factory=Recovery)  # exact

@@ -10,6 +10,7 @@ from functools import cache
 
 from psgc.config import Coding
 from psgc.plan import Plan, make_plan
+from psgc.server.recovery import Recovery
 from tests.simulation.case import Case, Fault, Nap
 from tests.simulation.schedules import SCHEDULES
 from tests.simulation.world import World
@@ -74,7 +75,16 @@ def random_case(rng: random.Random) -> Case:
         faults=sorted(faults, key=lambda fault: (fault.first, fault.after)),
         adopting=schedule == "uncoded" or rng.random() < 0.9,
         timeout=TIMEOUT,
+        recovery=_random_recovery(rng),
     )
+
+
+def _random_recovery(rng: random.Random) -> Recovery:
+    """Exact, most of the time."""
+    if rng.random() < 0.7:
+        return Recovery()
+    deadline = rng.choice([None, "auto", rng.uniform(0.1, 30.0)])
+    return Recovery(deadline, rng.choice([0.0, 0.3, rng.random()]) if deadline else rng.random())
 
 
 def run(seed: int, thorough: bool = False) -> Counter[str]:
@@ -101,7 +111,7 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"{options.schedules} schedules in {time.monotonic() - began:.0f} s")
     for what, count in sorted(counts.items()):
         print(f"{count:8} {what}")
-    print("every gradient was the sum over all chunks, and every iteration ended")
+    print("every gradient was what it had to be, the sum over all chunks if exact, and every iteration ended")
     return 0
 
 

@@ -13,7 +13,7 @@ def test_several_hundred_schedules_of_faults(capsys):
         what: int(count) for count, what in (line.split(None, 1) for line in capsys.readouterr().out.splitlines()[1:-1])
     }
     assert counts.keys() == {
-        "adopted", "deaths", "iterations", "lost", "reopened", "returns", "stopped with too few workers",
+        "adopted", "approximate", "deaths", "iterations", "lost", "reopened", "returns", "stopped with too few workers",
     }  # fmt: skip
     assert min(counts.values()) > 10
 
@@ -25,7 +25,7 @@ def test_the_same_seed_is_the_same_schedule():
 @pytest.mark.parametrize("wrong", ["hang", "sum"])
 def test_a_schedule_that_goes_wrong_is_named(monkeypatch, capsys, wrong):
     if wrong == "hang":
-        monkeypatch.setattr(Coordinator, "_everything_committed", lambda self: [])
+        monkeypatch.setattr(Coordinator, "_settle", lambda self: [])
     else:
         monkeypatch.setattr(Decoder, "gradient", property(lambda self: 1.5 * self._sum))
     assert faults.main(["--schedules", "20", "--seed", "5"]) == 1

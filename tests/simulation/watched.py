@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pytest
 
 from psgc.server.coordinator import Adopt, Collect, Commit, Coordinator, Discard, Finish, Instruction, Reopen
 from psgc.server.dynamic_schedule import DynamicSchedule
 from psgc.server.loop import Server
-from psgc.server.observer import Fate, IterationRecord
+from psgc.server.observer import Fate, Gap, IterationRecord
 from psgc.server.optimizer import Sgd
 from psgc.server.orders import Next, Queue, Skip
 from psgc.transport import Vector
@@ -80,6 +81,20 @@ class WatchedServer(Server):
 
     def is_recovered(self, chunk: int) -> bool:
         return chunk in self.commits and chunk not in self._coordinator._open
+
+    def is_done_with(self, chunk: int) -> bool:
+        it = self._coordinator
+        return self.is_recovered(chunk) or (it._settled and chunk in it.incomplete() and chunk not in it._open)
+
+    def check_may_end(self) -> None:
+        it = self._coordinator
+        assert all(self.is_done_with(chunk) for chunk in range(self.world.plan.num_chunks))
+        lacking = sum(self._coordinator.group.parts - len(roles) for roles in it.incomplete().values())
+        assert it.missing_copies == lacking
+        if lacking:
+            late = self.world.clock.now - self._began >= self._deadline.seconds
+            assert late or it.missing_copies <= self.world.case.recovery.tolerated(self._copies)
+            assert self.commits, "nothing at all"
 
     # events
 
@@ -152,11 +167,11 @@ class WatchedServer(Server):
             case Collect(worker, role):
                 assert self._combined
                 assert worker in group.live
-                assert all(self.is_recovered(chunk) for chunk in range(world.plan.num_chunks))
+                self.check_may_end()
                 assert (worker, role) not in self.asked, "asked twice at a time"
                 self.asked.add((worker, role))
             case Finish():
-                assert all(self.is_recovered(chunk) for chunk in range(world.plan.num_chunks))
+                self.check_may_end()
                 assert not self.asked
                 assert not self._coordinator.owing
 
@@ -164,7 +179,8 @@ class WatchedServer(Server):
         it, group = self._coordinator, self._coordinator.group
         if chunk not in self.commits:
             self.commits[chunk] = contributors
-            assert len(contributors) == len(set(contributors)) == group.parts
+            assert len(contributors) == len(set(contributors))
+            assert len(contributors) == group.parts or chunk in self._coordinator.incomplete()
             assert tuple(role for _, role in told) == contributors
             assert set(contributors) <= set(group.planned[chunk])
             if self.is_calm:
@@ -186,7 +202,7 @@ class WatchedServer(Server):
         return {(worker, own, 0) for own in self._coordinator.group.held(worker)} <= self.heard
 
     def _check_dropped(self, worker: int, chunk: int) -> None:
-        assert self.is_recovered(chunk)
+        assert self.is_done_with(chunk)
         assert worker in self._coordinator.group.live
         assert not self.is_calm or worker not in self.commits[chunk]
         if (worker, chunk) in self.dropped:
@@ -217,7 +233,7 @@ class WatchedServer(Server):
         assert not it._bare
         assert it._own.keys() == set(group.live)
         for chunk, holders in enumerate(group.holders):
-            assert it._committed[chunk] == self.is_recovered(chunk)
+            assert it._committed[chunk] == self.is_done_with(chunk)
             if self.is_calm:
                 assert it._started[chunk] == sum(chunk in it._taken[worker] for worker in holders)
         for worker in group.live:
@@ -241,7 +257,7 @@ class WatchedServer(Server):
         will = {*node.state._queue}
         if node.work is not None and node.work.iteration == self._row.iteration:
             will.add(node.work.chunk)
-        counted_on = {chunk for chunk in counted_on if not self.is_recovered(chunk)}
+        counted_on = {chunk for chunk in counted_on if not self.is_done_with(chunk)}
         assert counted_on <= will, "lost"
         assert not self.is_calm or len(will - counted_on) <= 1, "does more than the one chunk that an order crossed"
 
@@ -269,10 +285,21 @@ class Observer:
 
     def iteration(self, row: IterationRecord) -> None:
         world = self.world
-        if row.recovered:  # it was finished
-            assert world.used == Counter(dict.fromkeys(range(world.plan.num_chunks), world.plan.parts))
-            assert row.recovered == row.loss == world.plan.num_chunks
+        if row.recovered or row.missing:  # it was finished
+            assert row.recovered == world.plan.num_chunks - len(world.incomplete)
+            copies = dict.fromkeys(range(world.plan.num_chunks), world.plan.parts)
+            copies |= {chunk: len(roles) for chunk, roles in world.incomplete.items()}
+            assert +world.used == +Counter(copies)
+            assert row.loss == pytest.approx(world.plan.num_chunks)
+            assert row.missing == len(world.incomplete)
+            lacking = world.plan.parts * len(world.incomplete) - sum(map(len, world.incomplete.values()))
+            assert row.error_measure == lacking / (world.plan.parts * world.plan.num_chunks)
         world.used.clear()
+
+    def approximate(self, gap: Gap) -> None:
+        self.world.counts["approximate"] += 1
+        assert gap.incomplete
+        assert gap.used is gap.plain
 
     def stepped(self, done: int) -> None:
         assert done == self.world.iteration + 1

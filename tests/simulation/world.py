@@ -22,6 +22,7 @@ from psgc.coding import worst_condition
 from psgc.errors import TooFewWorkers
 from psgc.server import clock as server_clock
 from psgc.server import loop as server_loop
+from psgc.training.gaps import unseen
 from psgc.transport import Control, Died
 from psgc.workers import desk as worker_desk
 from psgc.workers import loop as worker_loop
@@ -87,7 +88,7 @@ class World:
             schedule, dim = self.case.schedule, self.case.dim
             self.server = WatchedServer(
                 self.end, self.plan, schedule, Backend(), Checking(self), Observer(self), "float64", self.case.combined,
-                self.case.timeout, self.case.adopting, lambda: None, None,
+                self.case.timeout, self.case.adopting, lambda: None, None, 0, self.case.recovery,
             )  # fmt: skip
             self.server.watch(self)
             try:
@@ -108,7 +109,11 @@ class World:
         self.used.clear()
 
     def check_exact(self, gradient: np.ndarray) -> None:
-        expected = self.table[self.iteration].sum(axis=0)
+        gradients = self.table[self.iteration]
+        expected = gradients.sum(axis=0)
+        self.incomplete = self.server._coordinator.incomplete()
+        for chunk, contributors in self.incomplete.items():
+            expected -= unseen(gradients[chunk], self.plan.coding_matrix, contributors)
         np.testing.assert_allclose(gradient, expected, rtol=0, atol=self.exactness)
 
     def check_too_few(self, text: str) -> None:

@@ -198,9 +198,10 @@ PROBLEMS = "expected least_squares, logistic, softmax, mlp or python: 'module:ob
         ("faults.collect_timeout=0", f"{NUMBER}, got 0"),
         ("faults.adopt=1", "expected true or false, got 1"),
         ("faults.adop=true", "unknown key, did you mean 'adopt'?"),
-        ("recovery.mode=exact",
-         "recovery: unknown key, expected one of problem, data, optimizer, iterations, "
-         "batch, coding, schedule, transfer, backend, dtype, faults, checkpoint, stragglers, output, seed"),
+        ("report.every=2",
+         "report: unknown key, expected one of problem, data, optimizer, iterations, "
+         "batch, coding, schedule, transfer, backend, dtype, recovery, faults, checkpoint, stragglers, output, seed"),
+
         ("codng.parts=2", "codng: unknown key, did you mean 'coding'?"),
         ("coding.parts=4", "parts 4 is more than replication 3, each needs a holder"),
         ("coding.coding_matrix=identity", "expected spread or gaussian, got 'identity'"),
@@ -248,6 +249,49 @@ PROBLEMS = "expected least_squares, logistic, softmax, mlp or python: 'module:ob
 )  # fmt: skip
 def test_refused_overrides(run_yaml: Path, override: str, message: str) -> None:
     assert refusal(run_yaml, override) == f"--set {override}: {message}"
+
+
+APPROXIMATE = "recovery={mode: approximate, "
+UNBIASED = f"{APPROXIMATE}deadline: 1, estimator: unbiased}}"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("recovery={mode: approximate}",
+         "recovery.mode: mode approximate needs deadline (seconds, or auto) or max_error (a number >= 0 and < 1)"),
+        (APPROXIMATE + "deadline: 0}", "recovery.deadline: expected seconds > 0 or auto, got 0"),
+        (APPROXIMATE + "deadline: -1.5}", "recovery.deadline: expected seconds > 0 or auto, got -1.5"),
+        (APPROXIMATE + "deadline: soon}", "recovery.deadline: expected seconds > 0 or auto, got 'soon'"),
+        (APPROXIMATE + "deadline: true}", "recovery.deadline: expected seconds > 0 or auto, got true"),
+        (APPROXIMATE + "deadline: .inf}", "recovery.deadline: expected seconds > 0 or auto, got inf"),
+        (APPROXIMATE + "max_error: 1}", "recovery.max_error: expected a number >= 0 and < 1, got 1"),
+        (APPROXIMATE + "max_error: -0.1}", "recovery.max_error: expected a number >= 0 and < 1, got -0.1"),
+        (APPROXIMATE + "max_error: 1.5}", "recovery.max_error: expected a number >= 0 and < 1, got 1.5"),
+        ("recovery={deadline: 1}", "recovery.deadline: mode exact does not use it"),
+        ("recovery={max_error: 0.1}", "recovery.max_error: mode exact does not use it"),
+        (APPROXIMATE + "max_error: 0.1, estimator: unbiased}",
+         "recovery.estimator: unbiased needs a deadline and no max_error: who would have been late must not depend on "
+         "who was"),
+        (UNBIASED,
+         "recovery: recovery.estimator: unbiased needs queues that stay the same whoever is late, in dynamic they do "
+         "not; take static, random, uncoded or full"),
+    ],
+)  # fmt: skip
+def test_refused_recovery(run_yaml: Path, override: str, message: str) -> None:
+    message = message.removeprefix("recovery: ")
+    assert refusal(run_yaml, override) == f"--set {override}: {message}"
+
+
+def test_unbiased_does_not_go_with_combined(run_yaml: Path) -> None:
+    said = refusal(run_yaml, UNBIASED, "schedule=static", "transfer=combined")
+    assert said.endswith("unbiased weighs chunk by chunk, which combined does not send; take per_chunk")
+
+
+@pytest.mark.parametrize("given", ["deadline: 0.5, max_error: 0.01", "deadline: auto", "max_error: 0", "deadline: 2"])
+def test_accepted_recovery(run_yaml: Path, given: str) -> None:
+    config = load(run_yaml, [f"{APPROXIMATE}{given}}}"])
+    assert from_yaml_text(config.to_yaml()) == config
 
 
 INJECT = "expected a list of {kind, rank, iteration, step}"

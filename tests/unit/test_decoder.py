@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from psgc.backend import Backend, part_length
 from psgc.messages import TAIL
 from psgc.server.decoder import Decoder
+from psgc.training.gaps import unseen
 from psgc.workers.encoder import Encoder
 
 FLOATS = pytest.mark.parametrize(("dtype", "exact"), [("float64", 1e-9), ("float32", 2e-2)])
@@ -139,3 +140,42 @@ def test_what_was_held_does_not_survive_into_the_next_iteration():
 def test_a_message_has_one_part_rounded_up(dim, parts):
     decoder = Decoder(Backend(), np.ones((5, parts)), dim, "float64")
     assert decoder.message_length == part_length(dim, parts) == int(np.ceil(dim / parts))
+
+
+@settings(deadline=None, max_examples=60)
+@given(parts=st.integers(1, 4), keeping=st.booleans(), dim=st.integers(1, 17), seed=st.integers(0, 99), data=st.data())
+def test_of_too_few_copies_the_projection_is_decoded(parts, keeping, dim, seed, data):
+    """Approximate recovery: what psgc.training.gaps says is not seen is what the gradient lacks."""
+    rng = np.random.default_rng(seed)
+    matrix = matrix_for(parts, 5, rng)
+    decoder, expected = Decoder(Backend(), matrix, dim, "float64", keeping), np.zeros(dim)
+    decoder.begin()
+    for chunk in range(4):
+        gradient = rng.standard_normal(dim)
+        contributors = tuple(data.draw(st.permutations(range(1, 6)))[: data.draw(st.integers(0, parts))])
+        assume(not contributors or np.linalg.cond(matrix[[w - 1 for w in contributors]]) < 50)
+        for worker in contributors:
+            decoder.hold(worker, chunk, coded(matrix, worker, gradient))
+        if contributors:
+            decoder.commit(chunk, contributors)
+        expected += gradient - unseen(gradient, matrix, contributors)
+    np.testing.assert_allclose(decoder.gradient, expected, atol=1e-9)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_what_is_kept_can_be_weighed_and_is_the_same_sum_as_ever(parts):
+    rng = np.random.default_rng(0)
+    matrix, gradients = matrix_for(parts, 4, rng), rng.standard_normal((7, 9))
+    decoders = [Decoder(Backend(), matrix, 9, "float64", keeping) for keeping in (False, True)]
+    for _ in range(2):  # iterations
+        for decoder in decoders:
+            decoder.begin()
+            for chunk in (4, 1, 6, 0, 3, 5, 2):
+                for worker in range(1, parts + 1):
+                    decoder.hold(worker, chunk, coded(matrix, worker, gradients[chunk]))
+                decoder.commit(chunk, tuple(range(1, parts + 1)))
+        weighted = decoders[1].weighted({0: 2.0, 5: 1.5, 6: 1.0})
+        np.testing.assert_allclose(weighted, 2 * gradients[0] + 1.5 * gradients[5] + gradients[6], atol=1e-12)
+        plain, kept = (decoder.gradient for decoder in decoders)
+        np.testing.assert_allclose(kept, plain, rtol=1e-12)
+        assert parts > 1 or kept.tobytes() == plain.tobytes()

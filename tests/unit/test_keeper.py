@@ -18,7 +18,8 @@ def kept(every, done=0, saved=False):
     )
     progress = SimpleNamespace(update=lambda loss, seconds: None, say=said.append)
     writer = SimpleNamespace(write=lambda checkpoint: heard.append(("checkpoint", checkpoint.iteration)))
-    keeper = Keeper(recorder, progress, writer, every, lambda n: SimpleNamespace(iteration=n), done, saved)
+    gaps = SimpleNamespace(add=None)
+    keeper = Keeper(recorder, progress, writer, every, lambda n: SimpleNamespace(iteration=n), done, saved, gaps)
     return keeper, heard, said
 
 

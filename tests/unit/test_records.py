@@ -68,11 +68,13 @@ def test_one_row_an_iteration(recorder_in, tmp_path):
     )
     (row,) = rows_of(tmp_path / "out")
     assert list(row) == [
-        "iteration", "loss", "seconds", "bound", "efficiency", "error_measure", "recovered", "redundant", "bytes",
-        "bytes_in", "lost",
+        "iteration", "loss", "seconds", "bound", "efficiency", "error_measure", "missing", "actual_error", "recovered",
+        "redundant", "bytes", "bytes_in", "lost",
     ]  # fmt: skip
     assert tuple(row) == COLUMNS
-    assert list(row.values()) == ["0", "0.333333333", "3", "1", "0.333333333", "0", "3", "1", "12345", "45", "0"]
+    assert list(row.values()) == [
+        "0", "0.333333333", "3", "1", "0.333333333", "0", "0", "0", "3", "1", "12345", "45", "0",
+    ]  # fmt: skip
     assert recorder.bytes == 12345
     assert recorder.final_loss == 1 / 3
 
@@ -154,13 +156,13 @@ def test_bounds_of_a_large_run_are_computed_when_it_is_over(recorder_in, tmp_pat
     assert all(math.isnan(bound) for bound in deferred.bounds)
     assert all(math.isnan(bound) for bound in column(tmp_path / "deferred", "bound"))
     deferred.finish(np.zeros(2), summarise(deferred, 1.0, {}, "done", ""))
-    deferred.complete_bounds()
+    deferred.complete({})
     deferred.finish(np.zeros(2), summarise(deferred, 1.0, {}, "done", ""))
     assert deferred.bounds == inline.bounds
     assert rows_of(tmp_path / "deferred") == rows_of(tmp_path / "inline")
     assert json.loads((tmp_path / "deferred/summary.json").read_text())["efficiency"] is not None
     complete = (tmp_path / "inline/iterations.csv").read_bytes()
-    inline.complete_bounds()  # nothing to do
+    inline.complete({})  # nothing to do
     assert (
         (tmp_path / "inline/iterations.csv").read_bytes()
         == complete
@@ -323,10 +325,39 @@ def test_bounds_computed_late_leave_the_earlier_rows_alone(recorder_in, tmp_path
     recorder = going_on(tmp_path / "out", 2)
     add(recorder, 2, {(1, 0): 1.0, (1, 1): 3.0, (2, 2): 0.25})
     recorder.finish(np.ones(1), {})
-    recorder.complete_bounds()
+    recorder.complete({})
     recorder.finish(np.ones(1), {})
     assert column(tmp_path / "out", "bound") == [2.0, 2.0, 0.75]
     assert recorder.bounds.tolist() == [2.0, 2.0, 0.75]
+
+
+# approximate iterations
+
+
+def test_actual_errors_are_filled_in_when_the_run_is_over(recorder_in, tmp_path):
+    recorder = recorder_in(tmp_path / "out")
+    add(recorder, 0, EVEN)
+    for iteration in (1, 2):
+        add(recorder, iteration, {(1, 0): 1.0, (1, 1): 1.0}, missing=1, error_measure=1 / 3, recovered=2)
+    before = rows_of(tmp_path / "out")
+    assert [row["actual_error"] for row in before] == ["0", "nan", "nan"]
+    assert [row["error_measure"] for row in before] == ["0", "0.333333333", "0.333333333"]
+    recorder.complete({2: 0.25})
+    recorder.finish(np.zeros(1), {})
+    after = rows_of(tmp_path / "out")
+    assert [row["actual_error"] for row in after] == ["0", "nan", "0.25"]
+    assert [{**row, "actual_error": ""} for row in after] == [{**row, "actual_error": ""} for row in before]
+    summary = summarise(recorder, 1.0, {}, "done", "")
+    assert summary["approximate_iterations"] == 2
+    assert summary["error_measure"] == pytest.approx(2 / 9)
+    assert summary["actual_error"] == 0.25
+
+
+def test_no_bound_where_somebody_reported_nothing(recorder_in, tmp_path):
+    recorder = recorder_in(tmp_path / "out", coding.from_matrix(np.array([[1, 0], [1, 0], [0, 1]])))
+    add(recorder, 0, {(1, 0): 1.0, (1, 1): 1.0}, missing=1, error_measure=1 / 3)
+    assert math.isnan(column(tmp_path / "out", "bound")[0])
+    assert math.isnan(column(tmp_path / "out", "efficiency")[0])
 
 
 # making room

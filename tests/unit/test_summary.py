@@ -67,6 +67,9 @@ def test_the_numbers(recorder):
         "chunks_late": 1,
         "chunks_abandoned": 1,
         "work_thrown_away": pytest.approx(3 / 13),
+        "approximate_iterations": 0,
+        "error_measure": 0.0,
+        "actual_error": None,
         "bytes": 4500,
         "lost": [],
     }
@@ -149,3 +152,11 @@ def test_bytes_are_readable(recorder, count, text):
 def test_times_are_readable(recorder, seconds, text):
     summary = summarise(recorder, 1.0, SETTINGS, "done", "") | {"seconds_per_iteration": seconds}
     assert any(line.startswith(f"  per iteration      {text};") for line in lines(summary))
+
+
+def test_approximate_iterations_are_told(recorder):
+    told = {"approximate_iterations": 2, "error_measure": 0.0123, "actual_error": 0.0456}
+    summary = summarise(recorder, 12.5, SETTINGS, "done", "") | told
+    line = "  approximate        2 of 3 iterations, 1.2 % of the copies missing on average"
+    assert line + "; their gradients were off by 4.6 % in the median" in lines(summary)
+    assert line in lines(summary | {"actual_error": None})

@@ -1,0 +1,95 @@
+"""Weights that make an approximate gradient right on average over which workers are late."""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from psgc.coding.arguments import real_array, whole
+from psgc.errors import UserError
+
+Weights: TypeAlias = np.ndarray[tuple[int], np.dtype[np.float64]]
+
+_SUCCESSES = 64  # draws in which a chunk is recovered, after which its weight is known well enough
+_AT_ONCE = 64  # draws
+_DRAWS = 8192  # after these the weights are what they are
+_NUMBERS = 4_000_000  # looked at together
+
+
+def unbiased_weights(ordering: Any, done: ArrayLike, parts: int, rng: np.random.Generator) -> Weights:
+    """By what to multiply the gradient of each recovered chunk, so that the sum is right on average.
+
+    Args:
+        ordering: O, shape (N, m): each worker goes through its queue in this order, whoever is late.
+        done: how many chunks of its queue each worker has finished by the deadline, shape (m,); not everything is
+            recovered with them.
+        parts: l.
+        rng: what the draws come from; it must not depend on who is late.
+
+    Returns:
+        w, shape (N,); nan for a chunk that was not recovered.
+
+    Raises:
+        UserError: `done` does not belong to `ordering`.
+
+    Notes:
+        The model: how much the workers finish by the deadline is a set of numbers, and every way to deal it out to
+        the workers is equally likely. So, given the set, let D be a random permutation of `done`, and R(D) the chunks
+        that it recovers: those with at least l holders j with D_j >= O[i, j]. The server looks only for an
+        approximate gradient when R(D) is not everything, and p_i = P(i in R(D) | R(D) is not everything). Dividing
+        by p_i (Horvitz and Thompson) gives E[sum of g_i / p_i over i in R(D)] = sum of g_i over all i with p_i > 0;
+        and where everything is recovered the gradient is the sum itself, so the mean over all of D is right, too.
+        The chunks with p_i = 0, which no such permutation recovers (a deadline before anybody is at the end of its
+        queue, say), are missing in the mean: nothing that is there tells anything about them.
+
+        p_i has no closed form. But let permutations be drawn until i was recovered in k of them (of those that do not
+        recover everything): the number n_i of these draws has mean k / p_i. So w_i = n_i / k is 1 / p_i on average, and
+        independent of the permutation that happened; the mean of the sum of w_i g_i is exactly the gradient, for
+        every k. A larger k only makes it vary less. The draws are the same for all chunks, and they end after
+        8192, which cuts weights of chunks recovered that rarely.
+
+    References:
+        D. G. Horvitz, D. J. Thompson, "A generalization of sampling without replacement from a finite universe",
+        JASA 47 (1952). J. B. S. Haldane, "On a method of estimating frequencies", Biometrika 33 (1945), for the draws.
+
+    Example:
+        Two workers have two chunks each, none in common. One has done both, the other none: whoever is late, the
+        chunks that are there count twice.
+
+        >>> from scipy.sparse import csr_array
+        >>> O = csr_array([[1, 0], [2, 0], [0, 1], [0, 2]])
+        >>> w = unbiased_weights(O, [2, 0], 1, np.random.default_rng(0))
+        >>> bool(np.isnan(w[2:]).all()), bool(abs(w[:2] - 2).max() < 0.5)
+        (True, True)
+    """
+    parts, counts = whole("parts", parts), real_array("done", done, 1)
+    n, m = ordering.shape
+    if counts.shape != (m,):
+        raise UserError(f"done has shape {counts.shape}, the ordering has {m} workers")
+    chunk, worker = np.repeat(np.arange(n), np.diff(ordering.indptr)), ordering.indices
+
+    def recovered(permuted: Any) -> Any:
+        """Which chunks each of these deals (draws, m) recovers: (draws, N)."""
+        there = permuted[:, worker] >= ordering.data
+        copies = np.add.reduceat(there, ordering.indptr[:-1], axis=1, dtype=np.int32)
+        return copies >= parts
+
+    happened = recovered(counts[None, :])[0]
+    wanted = np.flatnonzero(happened)
+    successes, draws, needed = np.zeros(n, np.int64), 0, np.zeros(n, np.int64)
+    at_once = max(1, min(_AT_ONCE, _NUMBERS // max(1, len(chunk))))
+    for _ in range(_DRAWS // at_once):
+        if (successes[wanted] >= _SUCCESSES).all():
+            break
+        deals = recovered(rng.permuted(np.broadcast_to(counts, (at_once, m)), axis=1))
+        for deal in deals[~deals.all(axis=1)]:
+            draws += 1
+            successes += deal
+            needed[deal & (successes == _SUCCESSES)] = draws
+    weights = np.full(n, np.nan)
+    early = successes[wanted] < _SUCCESSES
+    number = np.where(early, draws, needed[wanted])
+    weights[wanted] = np.maximum(number, 1) / np.clip(successes[wanted], 1, _SUCCESSES)
+    return weights

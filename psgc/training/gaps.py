@@ -1,0 +1,77 @@
+"""How wrong the approximate gradients of a run were, found out after it: by the gradients of the chunks they lack."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from psgc.coding import encoding_coefficients
+from psgc.server.observer import Gap
+
+MEMORY = 64 << 20  # bytes of parameters and gradients that are kept
+AT_LEAST = 2.0  # seconds that finding out may take
+SHARE = 0.1  # of the run's time, that it may take besides
+
+
+class Gaps:
+    """Keeps what `gradient`, the sum over the chunks, lacked in some iterations, as many as there is memory for.
+
+    to_host: from the backend's arrays to NumPy's, which are kept: the server's change.
+    """
+
+    def __init__(self, to_host: Callable[[Any], np.ndarray]) -> None:
+        self._to_host = to_host
+        self._kept: list[Gap] = []
+        self._stride, self._seen = 1, 0
+
+    def add(self, gap: Gap) -> None:
+        """Keep it, or not: when there is no room for all, every second, every fourth, ... are kept."""
+        self._seen += 1
+        if (self._seen - 1) % self._stride:
+            return
+        params, used, plain = (np.array(self._to_host(vector)) for vector in (gap.params, gap.used, gap.plain))
+        self._kept.append(Gap(gap.iteration, params, used, plain, gap.incomplete))
+        if len(self._kept) > 1 and 3 * params.nbytes * len(self._kept) > MEMORY:
+            self._kept = self._kept[::2]
+            self._stride *= 2
+
+    def actual_errors(
+        self, gradient: Callable[[np.ndarray, int, int], np.ndarray], coding_matrix: np.ndarray, seconds: float
+    ) -> dict[int, float]:
+        """|used - exact| / |exact| by iteration, of as many as there is time for, spread over the run.
+
+        gradient: (dim,) of (params, iteration, chunk); seconds: what the run took.
+        """
+        end = time.monotonic() + max(AT_LEAST, SHARE * seconds)
+        errors: dict[int, float] = {}
+        for place in np.random.default_rng(0).permutation(len(self._kept)):
+            gap = self._kept[place]
+            lacking = np.zeros_like(gap.used)
+            for chunk, contributors in gap.incomplete.items():
+                if time.monotonic() > end:
+                    return errors
+                lacking += unseen(gradient(gap.params, gap.iteration, chunk), coding_matrix, contributors)
+            exact = gap.plain + lacking
+            errors[gap.iteration] = float(np.linalg.norm(gap.used - exact)) / max(float(np.linalg.norm(exact)), 1e-300)
+        return errors
+
+
+def unseen(gradient: np.ndarray, coding_matrix: np.ndarray, contributors: tuple[int, ...]) -> np.ndarray:
+    """What a gradient (dim,) has besides its projection on the row space of R[S], S the contributors (l parts).
+
+    >>> R = np.array([[1.0, 0.0], [0.6, 0.8]])
+    >>> unseen(np.array([1.0, 2.0, 3.0, 4.0, 5.0]), R, (1,))  # of the parts, 1 2 5 and 3 4, worker 1 shows the first
+    array([0., 0., 3., 4., 0.])
+    """
+    parts = coding_matrix.shape[1]
+    rows = coding_matrix[[worker - 1 for worker in contributors]]
+    hidden = np.eye(parts) - rows.T @ encoding_coefficients(rows) if contributors else np.eye(parts)
+    columns = len(gradient) // parts
+    cut = parts * columns
+    result = np.empty_like(gradient)
+    result[:cut] = (hidden @ gradient[:cut].reshape(parts, columns)).reshape(-1)
+    rest = np.zeros(parts, gradient.dtype)
+    rest[: len(gradient) - cut] = gradient[cut:]
+    result[cut:] = (hidden @ rest)[: len(gradient) - cut]
+    return result

@@ -1,0 +1,44 @@
+"""The weights of an unbiased gradient, from what the workers have reported by the deadline."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import scipy.sparse
+
+from psgc import coding
+
+
+def weights(
+    queues: Mapping[int, Sequence[int]],
+    reported: Iterable[tuple[int, int]],
+    recovered: Iterable[int],
+    num_chunks: int,
+    parts: int,
+    whole: bool,
+    seed: Sequence[int],
+) -> dict[int, float]:
+    """What each recovered chunk counts for, see `psgc.coding.unbiased_weights`.
+
+    queues: by rank, of the live workers; reported: (worker, chunk), of this iteration; whole: a worker counts only
+    when its whole queue is done (schedule `full`). A chunk that somebody recovered in a lost worker's stead, for which
+    the model has no place, counts once.
+
+    >>> weights({1: [0, 1], 2: [2, 3]}, [(1, 0), (1, 1)], [0, 1], 4, 1, False, (0, 7)).keys()
+    dict_keys([0, 1])
+    """
+    live = sorted(queues)
+    done = Counter(worker for worker, chunk in reported if worker in queues and chunk in queues[worker])
+    places = [range(1, len(queues[worker]) + 1) for worker in live]
+    positions = scipy.sparse.csc_array(
+        (
+            [len(place) if whole else p for place in places for p in place],
+            [chunk for worker in live for chunk in queues[worker]],
+            np.cumsum([0, *map(len, places)]),
+        ),
+        shape=(num_chunks, len(live)),
+    )
+    found = coding.unbiased_weights(
+        scipy.sparse.csr_array(positions), [done[worker] for worker in live], parts, np.random.default_rng(seed)
+    )
+    return {chunk: float(found[chunk]) if np.isfinite(found[chunk]) else 1.0 for chunk in recovered}

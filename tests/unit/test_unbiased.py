@@ -1,0 +1,84 @@
+"""Unbiased weights against the definition: all ways to deal out who is late, one by one."""
+
+from itertools import permutations
+
+import numpy as np
+import pytest
+from scipy.sparse import csr_array
+
+from psgc import coding
+from psgc.coding.unbiased import unbiased_weights
+from psgc.errors import UserError
+
+
+def recovered(ordering, done, parts):
+    there = (ordering.toarray() > 0) & (ordering.toarray() <= np.array(done))
+    return there.sum(axis=1) >= parts
+
+
+def irregular():
+    """Five chunks, four workers, one to three holders each, queues of different length."""
+    matrix = np.array([[1, 1, 0, 0], [0, 1, 1, 1], [0, 0, 1, 1], [1, 0, 0, 1], [0, 1, 0, 1]])
+    return coding.ordering(coding.from_matrix(matrix))
+
+
+CASES = [
+    (coding.ordering(coding.cyclic(4, 4, 2)), [2, 1, 1, 0], 1),
+    (coding.ordering(coding.cyclic(5, 5, 3)), [3, 3, 1, 0, 0], 2),
+    (coding.ordering(coding.cyclic(8, 4, 4)), [4, 4, 1, 0], 1),
+    (irregular(), [2, 2, 1, 0], 1),
+]
+
+
+@pytest.mark.parametrize(("ordering", "done", "parts"), CASES)
+def test_the_weights_are_one_over_the_probability_on_average(ordering, done, parts):
+    deals = [recovered(ordering, deal, parts) for deal in permutations(done)]
+    approximate = np.array([deal for deal in deals if not deal.all()])
+    assert len(approximate)
+    probability = approximate.mean(axis=0)
+    runs = np.array([unbiased_weights(ordering, done, parts, np.random.default_rng([3, k])) for k in range(400)])
+    happened = recovered(ordering, done, parts)
+    assert not happened.all()
+    np.testing.assert_array_equal(np.isnan(runs), np.broadcast_to(~happened, runs.shape))
+    mean, error = runs[:, happened].mean(axis=0), runs[:, happened].std(axis=0) / 20
+    assert (np.abs(mean - 1 / probability[happened]) <= 4 * error + 1e-12).all()
+
+
+@pytest.mark.parametrize(("ordering", "done", "parts"), CASES)
+def test_the_expectation_over_who_is_late_is_the_gradient(ordering, done, parts):
+    """Statistically: the mean of many estimates is within four standard errors of the sum, and the plain sum is not."""
+    rng = np.random.default_rng(1)
+    n = ordering.shape[0]
+    gradients = rng.normal(3.0, 1.0, (n, 6))
+    estimates, plain = [], []
+    for k in range(3000):
+        deal = rng.permutation(done)
+        there = recovered(ordering, deal, parts)
+        weights = np.ones(n) if there.all() else unbiased_weights(ordering, deal, parts, np.random.default_rng([9, k]))
+        estimates.append(weights[there] @ gradients[there])
+        plain.append(gradients[there].sum(axis=0))
+    reachable = np.any([recovered(ordering, deal, parts) for deal in permutations(done)], axis=0)
+    assert reachable.all()
+    exact = gradients.sum(axis=0)
+    error = np.std(estimates, axis=0) / np.sqrt(len(estimates))
+    assert (np.abs(np.mean(estimates, axis=0) - exact) < 4 * error).all()
+    assert (np.abs(np.mean(plain, axis=0) - exact) > 10 * np.std(plain, axis=0) / np.sqrt(len(plain))).all()
+
+
+def test_a_chunk_that_is_recovered_whoever_is_late_counts_once():
+    ordering = csr_array([[1, 1, 1], [2, 2, 0], [0, 0, 2]])
+    weights = unbiased_weights(ordering, [1, 1, 2], 1, np.random.default_rng(0))
+    assert weights[0] == 1
+    assert np.isnan(weights[1])
+    assert weights[2] > 1
+
+
+def test_the_same_draws_are_the_same_weights():
+    ordering, done, parts = CASES[0]
+    first, second = (unbiased_weights(ordering, done, parts, np.random.default_rng(5)) for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+
+
+def test_refuses_what_does_not_belong_together():
+    with pytest.raises(UserError, match=r"done has shape \(2,\), the ordering has 4 workers"):
+        unbiased_weights(CASES[0][0], [1, 2], 1, np.random.default_rng(0))
