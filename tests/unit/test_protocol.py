@@ -209,7 +209,7 @@ def test_a_worker_that_never_gets_through_a_chunk_is_not_waited_for(
 
 
 def _fits_its_schedule(case: Case) -> bool:
-    """With `uncoded` nobody holds what is not in its queue (`psgc.plan.make_plan`), and so nobody else is asked for it."""
+    """With `uncoded` nobody holds what is not in its queue (`psgc.plan.make_plan`): nobody else is asked for it."""
     return case.schedule != "uncoded" or all(len(holders) == case.plan.parts for holders in case.plan.holders())
 
 
