@@ -12,7 +12,7 @@ from typing import Any
 
 from psgc import __version__
 from psgc.errors import visible
-from psgc.reporting.figures import Picture
+from psgc.reporting.picture import Picture
 from psgc.reporting.run_directory import RecordedRun
 from psgc.reporting.summary import duration
 from psgc.reporting.theme import DARK, LIGHT

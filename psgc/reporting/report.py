@@ -39,8 +39,8 @@ def report(path: str, iteration: int | None = None, output: str | None = None, t
     write_file(directory / "index.html", page(run, sentences(run), images).encode())
     print(f"report written to {directory / 'index.html'}, with its figures beside it")
     if tensorboard:
-        write_events(run, directory / "tensorboard")
-        print(f"scalars written to {directory / 'tensorboard'}; see them with: tensorboard --logdir {directory}")
+        write_events(run, events := directory / "tensorboard")
+        print(f"scalars written to {events}; see them with: tensorboard --logdir {events}")
     return 0
 
 

@@ -17,12 +17,13 @@ from psgc.config import Config
 from psgc.errors import UserError
 from psgc.regular_files import open_regular
 from psgc.reporting.records import COLUMNS, LOST_COLUMNS, csv_rows
-from psgc.reporting.timeline import ABANDONED, Columns, read_timeline
+from psgc.reporting.timeline import ABANDONED, LONGEST, Columns, read_timeline
 
 NEEDED = (
     "iteration", "loss", "seconds", "bound", "efficiency", "error_measure", "recovered", "redundant", "bytes", "lost",
 )  # fmt: skip
 OPTIONAL = ("missing", "actual_error", "bytes_in")  # runs of older versions do not have them
+MOST = {"seconds": LONGEST, "bound": LONGEST, "error_measure": 1.0}
 COUNTS = ("iteration", "recovered", "redundant", "bytes", "bytes_in", "lost", "missing")
 
 
@@ -158,8 +159,9 @@ def _number(path: Path, row: int, column: str, text: str, whole: bool) -> float:
         value = float(text)
     except ValueError:
         raise UserError(f"{path}: damaged: row {row}: {column}: expected a number, got {text[:40]!r}") from None
-    if column == "seconds" and not 0 <= value < np.inf:
-        raise UserError(f"{path}: damaged: row {row}: expected seconds, got {text[:40]!r}")
+    unknown = column == "bound" and not np.isfinite(value)
+    if column in MOST and not (0 <= value <= MOST[column] or unknown):
+        raise UserError(f"{path}: damaged: row {row}: {column}: expected 0 to {MOST[column]:g}, got {text[:40]!r}")
     return value
 
 

@@ -20,6 +20,7 @@ from psgc.reporting.files import write_whole
 FATES = ("used", "late", "abandoned", "lost")  # in the order of psgc.server.observer.Fate
 ABANDONED = FATES.index("abandoned")  # the only ones that were not done
 FORMAT = 1  # of timeline.raw
+LONGEST = 1e9  # seconds: more than a run can have taken
 _ENTRY = np.dtype(
     [("worker", "<i4"), ("chunk", "<i4"), ("iteration", "<i4"), ("start", "<f8"), ("seconds", "<f8"), ("fate", "i1")]
 )
@@ -112,7 +113,7 @@ def _check(columns: Columns) -> None:
         least = 1 if name == "worker" else 0
         if column.dtype.kind not in kinds:
             raise ValueError(f"{name} is of {column.dtype}")
-        if column.size and not (column.min() >= least and column.max() < np.inf):
+        if column.size and not (column.min() >= least and column.max() < (LONGEST if kinds == "f" else np.inf)):
             raise ValueError(f"{name} holds {column.min()} to {column.max()}")
     if columns["fate"].size and columns["fate"].max() >= len(FATES):
         raise ValueError(f"fate holds {columns['fate'].max()}")

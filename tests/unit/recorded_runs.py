@@ -1,5 +1,7 @@
 """Run directories made by the Recorder from drawn times, for whoever reads them: no MPI, any number of workers."""
 
+import dataclasses
+
 import numpy as np
 
 from psgc import coding
@@ -46,8 +48,9 @@ def record(
                 seconds[worker - 1] = np.inf
         _iteration(recorder, iteration, seconds, [w for w in gone if lost[w] == iteration], num_chunks, loss, len(gone))
     if killed:
-        recorder._csv.close()
-        recorder._timeline._raw.close()
+        for stream in (recorder._csv, recorder._timeline._raw, recorder._lost_csv):
+            if stream is not None:
+                stream.close()
         return directory
     settings = {"workers": workers, "chunks": num_chunks, "schedule": "dynamic", "transfer": "per_chunk"}
     total = sum(recorder.seconds)
@@ -89,3 +92,13 @@ def _iteration(recorder, iteration, seconds, dying, num_chunks, loss, lost):
             reports=reports,
         )
     )
+
+
+def changed(run, **fields):
+    """The recorded run with other fields."""
+    return dataclasses.replace(run, **fields)
+
+
+def with_columns(run, **columns):
+    """The recorded run with other columns of iterations.csv."""
+    return changed(run, iterations=run.iterations | {name: np.asarray(column) for name, column in columns.items()})

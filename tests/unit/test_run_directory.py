@@ -184,7 +184,7 @@ def test_what_is_no_run_directory(tmp_path, whole):
         (b"\n1,", b"\n1.5,", "row 3: iteration: expected a whole number, got '1.5'"),
         (b"\n1,", b"\n" + 30 * b"1" + b",", "row 3: iteration: expected a whole number, got '" + 30 * "1"),
         (b",2.231,", b",much,", "row 3: loss: expected a number, got 'much'"),
-        (b",2.231,", b",2.231,-", "row 3: expected seconds, got '-"),
+        (b",2.231,", b",2.231,-", "row 3: seconds: expected 0 to 1e+09, got '-"),
         (b",2.231,", b",", "row 3 has 9 values, expected 10"),
     ],
 )

@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 
+pytest.importorskip("matplotlib")
 pytest.importorskip("tensorboard", reason="no TensorBoard: pip install tensorboard")
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from psgc.errors import UserError
+from psgc.reporting.report import report
 from psgc.reporting.run_directory import read_run
 from psgc.reporting.tensorboard import SCALARS, write_events
 from tests.unit.recorded_runs import record
@@ -36,6 +38,17 @@ def test_tensorboard_reads_what_was_recorded(tmp_path):
     times = [event.wall_time for event in found["seconds"]]
     assert np.diff(times) == pytest.approx(run.iterations["seconds"][1:], abs=1e-5)
     assert len(list((tmp_path / "events").iterdir())) == 1
+
+
+def test_the_command_says_where_they_are(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("psgc.reporting.report.pictures", lambda run, iteration: [])  # they take their time
+    record(tmp_path / "run", 3, 2, 5)
+    assert report(str(tmp_path / "run"), tensorboard=True) == 0
+    place = tmp_path / "run/report/tensorboard"
+    assert capsys.readouterr().out.splitlines()[1] == (
+        f"scalars written to {place}; see them with: tensorboard --logdir {place}"
+    )
+    assert set(read_back(place)) == set(SCALARS)
 
 
 def test_what_cannot_be_written_is_one_line(tmp_path):

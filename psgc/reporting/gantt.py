@@ -1,0 +1,109 @@
+"""One iteration, worker by worker, as a Gantt chart: every chunk in the colour of its fate."""
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+from matplotlib.collections import PolyCollection
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from psgc.reporting.drawing import new_figure
+from psgc.reporting.picture import MARKED, NAMED_ROWS, WIDTH, Picture, rows, unit_of
+from psgc.reporting.run_directory import RecordedRun
+from psgc.reporting.summary import duration
+from psgc.reporting.theme import HATCHES, Theme
+from psgc.reporting.timeline import FATES
+
+NARROW = {"handlelength": 1.4, "columnspacing": 1.2, "handletextpad": 0.5}  # a legend
+
+
+def slowest(run: RecordedRun) -> int:
+    """The row of the slowest iteration, among those whose chunks are known if there are any."""
+    seconds = run.iterations["seconds"].copy()
+    if run.timeline is not None and len(run.timeline["worker"]):
+        row, recorded = run.rows_of(run.timeline["iteration"])
+        known = np.isin(np.arange(len(seconds)), row[recorded])
+        seconds[~known & known.any()] = -1
+    return int(seconds.argmax())
+
+
+def gantt(run: RecordedRun, iteration: int | None) -> Picture:
+    assert run.timeline is not None
+    numbers = run.iterations["iteration"]
+    row = slowest(run) if iteration is None else int(np.searchsorted(numbers, iteration))
+    mine = run.timeline["iteration"] == numbers[row]
+    columns = {name: column[mine] for name, column in run.timeline.items() if name != "fates"}
+    total, bound = float(run.iterations["seconds"][row]), float(run.iterations["bound"][row])
+    away: dict[int, int] = {}  # worker -> the iteration in which it was lost
+    for event in run.losses:
+        if event["event"] == "lost" and event["iteration"] <= numbers[row]:
+            away[event["worker"]] = event["iteration"]
+        elif event["iteration"] <= numbers[row]:
+            away.pop(event["worker"], None)
+    counts = np.bincount(columns["fate"], minlength=len(FATES)).tolist()
+    which = f"iteration {numbers[row]}" + (", the slowest" if iteration is None else "")
+    best = f", T* is {duration(bound)}" if np.isfinite(bound) else ""
+    alt = (
+        f"Gantt chart of {which}, a row for each of {run.workers} workers: "
+        f"{', '.join(f'{count} chunks {name}' for count, name in zip(counts, FATES, strict=True) if count)}; "
+        f"recovered after {duration(total)}{best}."
+    )
+    caption = (
+        f"{which.capitalize()}. Each bar is a chunk that a worker worked on. Used: its copy is part of the gradient. "
+        "Late: done, but not needed any more. Abandoned: not needed, and given up before it was done. "
+        "Lost: done by a worker that was lost before it could deliver."
+    )
+    if away:
+        named = [f"{worker} (lost in iteration {when})" for worker, when in list(away.items())[:MARKED]]
+        more = f" and {len(away) - MARKED} more" if len(away) > MARKED else ""
+        caption += (
+            f" Not there, or not to the end: {'worker' if len(away) == 1 else 'workers'} {', '.join(named)}{more}."
+        )
+    draw = partial(_draw, run.workers, columns, counts, total, bound, away)
+    return Picture("gantt", f"Iteration {numbers[row]}, worker by worker", alt, caption, draw)
+
+
+def _draw(
+    workers: int,
+    columns: dict[str, Any],
+    counts: list[int],
+    total: float,
+    bound: float,
+    away: dict[int, int],
+    theme: Theme,
+) -> Figure:
+    start, end, few = columns["start"], columns["start"] + columns["seconds"], workers <= NAMED_ROWS
+    longest = max(total, end.max(initial=0.0), bound if np.isfinite(bound) else 0.0)
+    scale, unit = unit_of(longest)
+    figure = new_figure(WIDTH, min(1.8 + 0.32 * workers, 9.0))
+    axes = figure.subplots()
+    handles: list[Any] = []
+    for fate, name in enumerate(FATES):
+        if not counts[fate]:
+            continue
+        here = columns["fate"] == fate
+        left, right, middle = scale * start[here], scale * end[here], columns["worker"][here]
+        half = 0.4 if few else 0.5
+        corners = [(left, middle - half), (left, middle + half), (right, middle + half), (right, middle - half)]
+        hatch = HATCHES[fate] if few else None
+        style: dict[str, Any] = {"facecolor": theme.fates[fate], "edgecolor": theme.paper, "hatch": hatch}
+        bars = PolyCollection(list(np.array(corners).transpose(2, 0, 1)), linewidth=0.8 if few else 0, **style)
+        bars.set_antialiased(few)
+        axes.add_collection(bars)
+        handles.append(Patch(linewidth=0, label=f"{name} ({counts[fate]})", **style))
+    for value, name, dashes in ((total, "recovered", "-"), (bound, "T*", "--")):
+        if np.isfinite(value):
+            line: dict[str, Any] = {"color": theme.ink, "linestyle": dashes, "linewidth": 1.5}
+            axes.axvline(scale * value, **line)
+            handles.append(Line2D([], [], label=f"{name}: {duration(value)}", **line))
+    for worker, iteration in away.items() if few else ():
+        last = end[columns["worker"] == worker].max(initial=0.0)
+        axes.text(scale * (last + 0.005 * longest), worker, f"✕ lost in iteration {iteration}", va="center")
+    axes.set_xlim(0, 1.02 * scale * longest)
+    axes.set_xlabel(f"{unit} after the worker had the parameters")
+    axes.grid(axis="y", visible=False)
+    rows(axes, workers)
+    figure.legend(handles=handles, loc="outside upper center", ncols=6, fontsize="small", **NARROW)
+    return figure
