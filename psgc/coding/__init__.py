@@ -4,6 +4,7 @@ No MPI and no files; usable on its own. Workers are counted from 0 (MPI ranks mi
 m workers, l = `parts`, A = `assignment`, O = `ordering`, R = `coding_matrix`.
 """
 
+from psgc.coding.agreement import agreeing, consistent
 from psgc.coding.assignment import blocks, check, cyclic, fractional, from_matrix, graph
 from psgc.coding.bounds import clairvoyant_bound, fluid_limit
 from psgc.coding.coding_matrix import coding_matrix, worst_condition
@@ -13,10 +14,12 @@ from psgc.coding.unbiased import unbiased_weights
 from psgc.coding.worst_case_bound import worst_case_bound
 
 __all__ = [
+    "agreeing",
     "blocks",
     "check",
     "clairvoyant_bound",
     "coding_matrix",
+    "consistent",
     "cyclic",
     "decoding_coefficients",
     "encoding_coefficients",
