@@ -131,10 +131,10 @@ class Coding(Section):
 
 
 class Injection(Section):
-    """A fault on purpose: what happens to the process of this rank, once, at this point of the protocol."""
+    """A fault on purpose: what happens to this rank, once, at this point of the protocol."""
 
-    kind: Literal["kill", "stop", "exit", "raise", "hang", "hold"] = Field(
-        description="kill, stop, exit, raise, hang or hold"
+    kind: Literal["kill", "stop", "exit", "raise", "hang", "hold", "flip"] = Field(
+        description="kill, stop, exit, raise, hang, hold or flip"
     )
     rank: Natural = Field(description="a rank, 0 for the server")
     iteration: Natural = Field(description="a whole number >= 0")
@@ -145,6 +145,8 @@ class Injection(Section):
     def _possible(self) -> Self:
         if self.kind in ("raise", "hang", "hold") and self.step != "gradient":
             raise refuse(f"kind {self.kind} happens in the gradient, expected step: gradient", "step", "kind")
+        if self.kind == "flip" and self.step != "sending":
+            raise refuse("kind flip happens to what is sent, expected step: sending", "step", "kind")
         if self.rank == 0 and (self.kind, self.step) != ("kill", "begin"):
             raise refuse(
                 "the server, rank 0, computes nothing: expected kind: kill, step: begin", "rank", "kind", "step"
@@ -161,6 +163,14 @@ class Faults(Section):
     # whether workers take chunks that they do not hold when too few holders are left
     adopt: Annotated[bool, expect("true or false")] = True
     inject: Annotated[list[Injection], expect("a list of {kind, rank, iteration, step}")] = Field(default_factory=list)
+
+
+class Verify(Section):
+    """Copies of a chunk are compared: those that are there anyway, and one more of it once in `every` iterations."""
+
+    every: Count = Field(description="a whole number >= 1: each chunk is checked once in so many iterations")
+    tolerance: NotNegative | None = None  # relative difference of equal copies; None: 1e-9, with float32 1e-5
+    strikes: Count = 3  # wrong copies after which a worker is lost
 
 
 def _deadline(value: Any) -> Any:
@@ -246,6 +256,7 @@ class Config(Section):
     backend: Literal["auto", "numpy", "cupy"] = "auto"
     dtype: Literal["float64", "float32"] = "float64"
     recovery: Recovery = Recovery()
+    verify: Verify | None = None
     faults: Faults = Faults()
     checkpoint: Checkpoint = Checkpoint()
     stragglers: Stragglers = Stragglers()
@@ -271,7 +282,23 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _there_is_something_to_verify(self) -> Self:
+        if self.verify is None:
+            return self
+        if self.schedule == "uncoded":
+            raise refuse("schedule uncoded has no second copy to compare with", "verify")
+        parts, replication = self.coding.parts, self.coding.replication
+        if isinstance(self.coding.assignment, str) and replication <= parts:
+            text = f"replication {replication} with parts {parts} leaves no copy to compare with"
+            raise refuse(f"{text}, expected replication >= {parts + 1}", "verify")
+        return self
+
+    @model_validator(mode="after")
     def _faults_can_happen(self) -> Self:
+        flips = any(fault.kind == "flip" for fault in self.faults.inject)
+        if flips and self.transfer == "combined" and self.verify is None:
+            text = "faults.inject: flip happens to coded gradients, which combined only sends with verify"
+            raise refuse(text, "faults", "transfer")
         if self.transfer == "per_chunk" and any(fault.step == "after_commit" for fault in self.faults.inject):
             raise refuse("faults.inject: per_chunk has no commit, expected another step", "faults", "transfer")
         return self

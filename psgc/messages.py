@@ -11,7 +11,8 @@ that its line below names; the others are 0.
 * worker -> server, `per_chunk`: a coded gradient (dim / parts entries) followed by the `TAIL` of its report:
   start, seconds and loss, so that the report needs no message of its own;
 * worker -> server, `combined`: the accumulator of everything committed (dim / parts entries). In the place of the
-  chunk: the role that it is coded in.
+  chunk: the role that it is coded in; with `verify`, where coded gradients of checked chunks come as well,
+  num_chunks + role.
 
 A *role* is a row of the coding matrix: a worker's own rank, unless it does what a lost worker was to do.
 """

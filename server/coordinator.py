@@ -89,7 +89,24 @@ class Finish:
     """Everything has arrived: the gradient is determined."""
 
 
-Instruction = Commit | Discard | Collect | Adopt | Reopen | Finish | Order
+@dataclass(frozen=True, slots=True)
+class Compare:
+    """Find out which of these copies of `chunk` agree, (worker, role) each, and say so (`compared`); `verify` only."""
+
+    chunk: int
+    copies: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Wrong:
+    """The copy of `chunk` by `worker` does not agree with those of these others, which agree; `verify` only."""
+
+    worker: int
+    chunk: int
+    others: tuple[int, ...]
+
+
+Instruction = Commit | Discard | Collect | Adopt | Reopen | Finish | Compare | Wrong | Order
 
 
 class Coordinator:
@@ -128,7 +145,7 @@ class Coordinator:
         return self._committed.get(chunk, ())
 
     def used(self, worker: int, chunk: int, again: int = 0) -> bool:
-        """Whether the copy that `worker` did, `again` times reopened, is part of the gradient."""
+        """Whether the copy of `worker`, `again` times reopened, is part of the gradient, or has shown it right."""
         return (worker, chunk, again) in self._used
 
     @property
@@ -155,7 +172,7 @@ class Coordinator:
         self._forget()
         self.iteration = iteration
         self.phase = "working"
-        return list(self._schedule.begin())
+        return list(self._begin_schedule())
 
     def report(
         self, worker: int, iteration: int, chunk: int, now: float = 0.0, seconds: float = 0.0, again: int = 0
@@ -185,7 +202,7 @@ class Coordinator:
         self._check("abandoned", worker, iteration, chunk, again)
         if self._is_late(worker, iteration) or (worker, chunk) in self._reported:
             return []
-        done = again == self._again.get(chunk, 0)
+        done = again == self._again.get(chunk, 0) and not self._is_disputed(chunk)
         return list(self._schedule.freed(worker, chunk, now, seconds, done=done))
 
     def settle(self) -> list[Instruction]:
@@ -249,6 +266,23 @@ class Coordinator:
             return []
         return self._collect(worker, role) if (worker, role) in self._owing else [] if self._asked else self._finish()
 
+    # what `psgc.server.verification` changes
+
+    def _begin_schedule(self) -> Sequence[Order]:
+        return self._schedule.begin()
+
+    def is_here(self, chunk: int) -> bool:
+        """Whether copies of `chunk` are with the server, not with those who did them."""
+        return not self._combined
+
+    def _wanted(self, chunk: int) -> int:
+        """How many copies `chunk` needs."""
+        return self.group.parts
+
+    def _is_disputed(self, chunk: int) -> bool:
+        """Whether copies of `chunk` did not agree, and it is done once more."""
+        return False
+
     # what they lead to
 
     def _is_enough(self) -> bool:
@@ -281,7 +315,7 @@ class Coordinator:
     def _commit(self, chunk: int, told: tuple[tuple[int, int], ...]) -> Commit:
         again = self._again.get(chunk, 0)
         self._used.update((contributor, chunk, again) for contributor, _ in told)
-        if self._combined:
+        if not self.is_here(chunk):
             for copy in told:
                 self._owing.setdefault(copy, []).append((chunk, again))
         return Commit(chunk, self._committed[chunk], told)
@@ -297,7 +331,7 @@ class Coordinator:
                     instructions.append(self._commit(chunk, copies))
                 self._schedule.committed(chunk, ())  # nobody is to do it any more
         self._settled = True
-        if not self._combined:
+        if not (self._owing or self._asked):
             return instructions + self._finish()
         self.phase = "collecting"
         # who has not delivered yet is asked once more when it has: two accumulators of a role may overtake each other
@@ -316,7 +350,7 @@ class Coordinator:
         """Nothing that `worker` has not delivered counts: the chunks that have a copy less, and those reopened."""
         dropped = []
         for chunk in held:
-            copies = self._copies.get(chunk, ())
+            copies = () if self.is_here(chunk) else self._copies.get(chunk, ())
             kept = [copy for copy in copies if copy[0] != worker]
             if len(kept) < len(copies):
                 self._copies[chunk] = kept
@@ -338,7 +372,7 @@ class Coordinator:
         """Find workers until there are enough that can do `chunk`."""
         adopted: list[Adopt] = []
         copies = self._copies.get(chunk, ())
-        needed = self.group.parts - len(copies)
+        needed = self._wanted(chunk) - len(copies)
         if chunk in self._committed or self._settled:
             needed = len(self._open.get(chunk, ()))
         while len(self._able(chunk)) < needed:

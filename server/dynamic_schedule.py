@@ -63,7 +63,7 @@ class DynamicSchedule(FixedSchedule):
 
     # events
 
-    def begin(self) -> list[Order]:
+    def begin(self, checked: Sequence[int] = ()) -> list[Order]:
         for worker in self._own:  # who was to report in the iteration before, and did not, surprises as well
             if not self._reports.get(worker, 1) and self._last.get(worker, inf) < self._latest:
                 self._be_surprised(1 - self._last[worker] / self._latest)
@@ -71,6 +71,9 @@ class DynamicSchedule(FixedSchedule):
         self._latest = 0.0
         if self._surprise > TRUSTED:  # paces that change at every iteration mislead: begin as for the first time
             self.estimates.clear()
+        self._wanted = [self._parts] * len(self._holders)  # copies
+        for chunk in checked:
+            self._wanted[chunk] += 1
         latest = self._could_be_done() if len(self.estimates) == len(self._own) else inf
         self._copies = [0] * len(self._holders)  # that count
         self._started = [0] * len(self._holders)  # copies done or in work
@@ -83,6 +86,9 @@ class DynamicSchedule(FixedSchedule):
             )
             for worker, chunks in self._own.items()
         }
+        more = self._second_shares(checked)
+        for worker, chunks in more.items():
+            self._told[worker] |= dict.fromkeys(chunks)
         self._ahead = {worker: sum(map(self._cost, chunks)) for worker, chunks in self._told.items()}  # their cost
         self._chosen: set[int] = set()  # workers that were told one chunk, and that may still be changed
         self._running: dict[int, int | None] = dict.fromkeys(self._own)
@@ -95,8 +101,19 @@ class DynamicSchedule(FixedSchedule):
         for worker in sorted(self._own, key=lambda w: self.estimates.get(w, 0.0)):
             orders += self._choose(worker, 0.0) if not self._told[worker] else self._pull(worker, 0.0)
         orders += self._choose_for_the_bare(0.0)
+        orders += [self._queue(worker) for worker in more]
         # who rests must hear so: it would do its own share
         return orders + [Queue(w, ()) for w, running in self._running.items() if running is None and self._own[w]]
+
+    def _second_shares(self, checked: Sequence[int]) -> dict[int, list[int]]:
+        """Who does the copy more of each checked chunk, shared out evenly among those that hold it besides."""
+        more: dict[int, list[int]] = {}
+        for chunk in checked:
+            others = [worker for worker in self._holders[chunk] if chunk not in self._own[worker]]
+            if others:
+                worker = min(others, key=lambda w: len(more.get(w, ())))
+                more.setdefault(worker, []).append(chunk)
+        return more
 
     def counts(self, worker: int, chunk: int) -> Sequence[int]:
         self._copies[chunk] += 1
@@ -150,17 +167,32 @@ class DynamicSchedule(FixedSchedule):
             self._started[chunk] -= 1
         for adopter, chunk in loss.adopted:
             self._chunks[adopter] = (*self._chunks[adopter], chunk)
-        again: list[int] = []  # who may have dropped what it was in, when it was recovered, before it began it
+        again: list[int] = []
         for chunk, (needed, able) in loss.reopened.items():
-            in_it = [w for w in able if self._running[w] == chunk]
-            again += in_it
-            for w in able:
-                self._taken[w].discard(chunk)
-            for w in in_it:
-                self._taken[w].add(chunk)
-            self._committed[chunk] = False
-            self._copies[chunk] = self._parts - needed
-            self._started[chunk] = self._copies[chunk] + len(in_it)
+            again += self._reopen(chunk, self._wanted[chunk] - needed, able)
+        return self._share_out(again, now)
+
+    def disputed(self, chunk: int, copies: int, able: Sequence[int], now: float) -> list[Order]:
+        for worker in able:
+            if chunk not in self._chunks[worker]:  # it has adopted it
+                self._chunks[worker] = (*self._chunks[worker], chunk)
+        self._wanted[chunk] = copies + 1
+        return self._share_out(self._reopen(chunk, copies, able), now)
+
+    def _reopen(self, chunk: int, copies: int, able: Sequence[int]) -> list[int]:
+        """Only so many copies are there, and those who are `able` have to do it; who of them seems to be in it."""
+        in_it = [w for w in able if self._running[w] == chunk]
+        for w in able:
+            self._taken[w].discard(chunk)
+        for w in in_it:
+            self._taken[w].add(chunk)
+        self._committed[chunk] = False
+        self._copies[chunk] = copies
+        self._started[chunk] = copies + len(in_it)
+        return in_it
+
+    def _share_out(self, again: Sequence[int], now: float) -> list[Order]:
+        """again: who may have dropped what it was in, when it was recovered, before it began it."""
         self._bare |= dict.fromkeys(w for w in self._own if not self._told[w])
         orders = self._choose_for_the_bare(now)
         return orders + [order for worker in again if (order := self._queue(worker)) not in orders]
@@ -202,7 +234,7 @@ class DynamicSchedule(FixedSchedule):
         self._running[worker] = chunk
         self._taken[worker].add(chunk)
         self._started[chunk] += 1
-        if self._started[chunk] < self._parts:
+        if self._started[chunk] < self._wanted[chunk]:
             return []
         return self._withdraw(chunk, [w for w in self._holders[chunk] if w != worker and self._running[w] != chunk])
 
@@ -307,7 +339,8 @@ class DynamicSchedule(FixedSchedule):
         taken = self._taken[worker]
         best, best_key = None, (-inf, 0)
         for chunk in self._chunks[worker]:
-            if self._committed[chunk] or chunk in taken:
+            need = self._wanted[chunk] - self._copies[chunk]
+            if self._committed[chunk] or chunk in taken or need < 1:  # none: they are being compared
                 continue
             others: list[float] = []
             certain: list[float] = []  # of those that are in it or have been told to do it
@@ -319,7 +352,6 @@ class DynamicSchedule(FixedSchedule):
                 others.append(expected)
                 if running or chunk in self._told[other]:
                     certain.append(expected)
-            need = self._parts - self._copies[chunk]
             key = (_nth(others, need), -len(others))
             if key > best_key and (pace is None or free + GAIN * pace * self._cost(chunk) < _nth(certain, need)):
                 best, best_key = chunk, key
@@ -387,7 +419,7 @@ class DynamicSchedule(FixedSchedule):
         """When as many chunks could be done as are needed, if everybody held all of them."""
         ends = [(pace, pace) for pace in self.estimates.values()]
         heapify(ends)
-        for _ in range(len(self._holders) * self._parts - 1):
+        for _ in range(sum(self._wanted) - 1):
             end, pace = ends[0]
             heapreplace(ends, (end + pace, pace))
         return ends[0][0]

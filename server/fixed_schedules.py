@@ -7,6 +7,7 @@ A schedule hears from the coordinator and answers with orders to workers:
 * `committed`  a chunk is recovered;
 * `freed`      a worker is through with a chunk, reported or abandoned, and goes on with the next in its queue;
 * `lost`       a worker is not there any more;
+* `disputed`   copies of a chunk do not agree (`verify`): it takes one more;
 * `tick`       time has passed; asked for with `wake`.
 
 All times are seconds since the iteration began, and come with the events.
@@ -29,8 +30,8 @@ class FixedSchedule:
         self._paces: dict[int, float] = {}  # seconds that each worker took for its newest chunk
         self._substitutes: dict[int, dict[int, None]] = {}  # worker -> chunks of this iteration that it was told next
 
-    def begin(self) -> list[Order]:
-        """Orders at the start of an iteration."""
+    def begin(self, checked: Sequence[int] = ()) -> list[Order]:
+        """Orders at the start of an iteration; `checked` chunks need one copy more than others (`verify`)."""
         self._substitutes = {}
         return []
 
@@ -57,10 +58,20 @@ class FixedSchedule:
             if chunk not in loss.reopened:
                 orders.append(self._next(worker, chunk))
         for chunk, (needed, able) in loss.reopened.items():
-            told = [worker for worker in able if chunk in self._substitutes.get(worker, {})]
-            others = sorted((worker for worker in able if worker not in told), key=self._time_for_one_more)
-            orders += [self._next(worker, chunk) for worker in [*told, *others][:needed]]
+            orders += self._have_done(chunk, needed, able)
         return orders
+
+    def disputed(self, chunk: int, copies: int, able: Sequence[int], now: float) -> list[Order]:
+        """Orders when so many `copies` of `chunk` do not agree, and one of the workers `able` is to do it as well.
+
+        If it had been recovered, it is not any more.
+        """
+        return self._have_done(chunk, 1, able)
+
+    def _have_done(self, chunk: int, needed: int, able: Sequence[int]) -> list[Order]:
+        told = [worker for worker in able if chunk in self._substitutes.get(worker, {})]
+        others = sorted((worker for worker in able if worker not in told), key=self._time_for_one_more)
+        return [self._next(worker, chunk) for worker in [*told, *others][:needed]]
 
     def _next(self, worker: int, chunk: int) -> Order:
         self._substitutes.setdefault(worker, {})[chunk] = None
@@ -94,11 +105,11 @@ class FullSchedule(FixedSchedule):
         self._counted: set[tuple[int, int]] = set()  # (worker, chunk), before the load was done
         self._urgent: set[int] = set()  # chunks that were lost after they were recovered: they count at once
 
-    def begin(self) -> list[Order]:
+    def begin(self, checked: Sequence[int] = ()) -> list[Order]:
         self._done = {worker: {} for worker in self._load}
         self._counted.clear()
         self._urgent.clear()
-        return super().begin()
+        return super().begin(checked)
 
     def counts(self, worker: int, chunk: int) -> Sequence[int]:
         done, load = self._done[worker], self._load[worker]
@@ -129,6 +140,10 @@ class FullSchedule(FixedSchedule):
                     del self._done[worker][chunk]
                     orders += [order] if (order := self._next(worker, chunk)) not in orders else []
         return orders
+
+    def disputed(self, chunk: int, copies: int, able: Sequence[int], now: float) -> list[Order]:
+        # who has done it, as part of a load that is not done yet, does not do it again: its copy will count
+        return super().disputed(chunk, copies, [w for w in able if chunk not in self._done[w]], now)
 
     def _has_to_do(self, worker: int, chunk: int) -> bool:
         """Whether `chunk` is missing to the worker's load."""

@@ -14,7 +14,7 @@ class Group:
     """planned[i]: the ranks that hold chunk i as long as nobody is lost; parts: live holders that a chunk needs.
 
     workers: all ranks, when there are some that hold nothing; adopting: whether a live worker may take a chunk that it
-    did not hold (it reads it from the data source).
+    did not hold (it reads it from the data source); checking: whether a chunk needs a holder more, to check it.
 
     >>> group = Group([[1, 2], [2, 3], [1, 3]], parts=2)
     >>> group.lose(2)
@@ -29,11 +29,15 @@ class Group:
         parts: int,
         adopting: bool = True,
         workers: Collection[int] | None = None,
+        checking: bool = False,
     ) -> None:
         self.planned = planned
         self.workers = {worker for of in planned for worker in of} if workers is None else workers
         self.parts = parts
         self._adopting = adopting
+        self._checking = checking
+        self._needed = parts + checking  # live holders of a chunk
+        self._code = f"parts {parts}{' with verify' if checking else ''}"
         self.holders = [list(workers) for workers in planned]  # live ones, adopters among them
         self._held: dict[int, set[int]] = {worker: set() for worker in sorted(self.workers)}  # worker -> chunks
         for chunk, of in enumerate(planned):
@@ -47,12 +51,12 @@ class Group:
         return self._held.keys()
 
     def without(self, lost: Iterable[int]) -> "Group":
-        """A new group in which these are lost, and each chunk has `parts` live holders again. Raises TooFewWorkers."""
-        group = Group(self.planned, self.parts, self._adopting, self.workers)
+        """A new group in which these are lost, and each chunk has enough live holders again. Raises TooFewWorkers."""
+        group = Group(self.planned, self.parts, self._adopting, self.workers, self._checking)
         for worker in lost:
             group.lose(worker)
         for chunk, workers in enumerate(group.holders):
-            while len(workers) < self.parts:
+            while len(workers) < self._needed:
                 group.adopt(chunk)
         return group
 
@@ -71,11 +75,9 @@ class Group:
     def lose(self, worker: int) -> list[int]:
         """`worker` is not there any more; the chunks that it held. Raises TooFewWorkers."""
         chunks = sorted(self._held.pop(worker))
-        if len(self._held) < self.parts:
+        if len(self._held) < self._needed:
             there = f"{len(self._held)} worker{' is' if len(self._held) == 1 else 's are'} left"
-            raise TooFewWorkers(
-                f"{there}, parts {self.parts} needs {self.parts}" if self._held else "no worker is left"
-            )
+            raise TooFewWorkers(f"{there}, {self._code} needs {self._needed}" if self._held else "no worker is left")
         for chunk in chunks:
             self.holders[chunk].remove(worker)
         return chunks
@@ -87,13 +89,14 @@ class Group:
         Raises TooFewWorkers when nobody can, or may.
         """
         workers = {*self.holders[chunk], *(worker for worker, _ in taken)}
-        roles = {*(self.role(worker, chunk) for worker in self.holders[chunk]), *(role for _, role in taken)}
+        roles = [self.role(worker, chunk) for worker in self.holders[chunk]]
+        roles += [role for worker, role in taken if worker not in self.holders[chunk]]
         able = [worker for worker in self._held if worker not in workers]
-        # none is free only for a chunk that is committed already, which is done again in other roles
-        role = next((role for role in self.planned[chunk] if role not in roles), self.planned[chunk][0])
+        # none is free only for a chunk that is committed already, which is done again in other roles, or is disputed
+        role = min(self.planned[chunk], key=roles.count)
         if not self._adopting or not able:
             hint = "" if self._adopting else "; faults.adopt: true would let others take it"
-            raise TooFewWorkers(f"chunk {chunk} has {len(self.holders[chunk])} live holders, parts {self.parts}{hint}")
+            raise TooFewWorkers(f"chunk {chunk} has {len(self.holders[chunk])} live holders, {self._code}{hint}")
         worker = min(able, key=lambda w: (len(self._held[w]), w))
         self.holders[chunk].append(worker)
         self._held[worker].add(chunk)

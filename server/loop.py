@@ -73,11 +73,11 @@ class Server:
         self._seed = seed
         self._workers = range(1, plan.num_workers + 1)
         self._schedule = schedule
-        self._everybody = Group(plan.holders(), plan.parts, adopting, self._workers)
+        self._everybody = self._make_group(adopting)
         group = self._everybody.without([])
         self._rules = make_schedule(schedule, plan.queues, plan.backups, group.holders, plan.parts, costs)
         self._copies = plan.num_chunks * plan.parts  # that determine the gradient
-        self._coordinator = Coordinator(group, self._rules, combined, recovery.tolerated(self._copies))
+        self._coordinator = self._make_coordinator(group, recovery.tolerated(self._copies))
         self._deadline = Deadline(recovery.deadline)
         self._unbiased = recovery.unbiased
         self._queues = plan.queues  # of this iteration
@@ -90,12 +90,24 @@ class Server:
         self._outbox: dict[int, list[Records]] = {}
         self._unsent: dict[int, None] = {}  # workers who wait for the parameters of this iteration
         self._unheard = Counter[int]()  # messages sent to each worker since it was last heard
+        self._tail = 0 if combined else TAIL  # entries after a coded gradient
         self._finished = False
         self._changed = False  # somebody was lost since the last iteration began
         self._began = 0.0  # when the iteration did, time.monotonic() seconds
         self._row = IterationRecord(-1)
         self._clock = PolledClock()
         self._next_check = 0.0
+
+    # what `psgc.server.verifying_loop` makes otherwise
+
+    def _make_group(self, adopting: bool) -> Group:
+        return Group(self._plan.holders(), self._plan.parts, adopting, self._workers)
+
+    def _make_coordinator(self, group: Group, tolerated: int) -> Coordinator:
+        return Coordinator(group, self._rules, self._combined, tolerated)
+
+    def _make_decoder(self, dim: int) -> Decoder:
+        return Decoder(self._backend, self._plan.coding_matrix, dim, self._dtype, self._unbiased)
 
     @property
     def estimates(self) -> dict[int, float]:
@@ -116,8 +128,8 @@ class Server:
         Raises RunFailed when the run cannot go on; `self.params` then holds the last good parameters.
         """
         self.params = params
-        self._decoder = Decoder(self._backend, self._plan.coding_matrix, params.size, self._dtype, self._unbiased)
-        self._length = self._decoder.message_length + (0 if self._combined else TAIL)
+        self._decoder = self._make_decoder(params.size)
+        self._length = self._decoder.message_length + self._tail
         self._post(self._pool_size())
         for iteration in range(first, iterations):
             begins(iteration)
@@ -289,20 +301,28 @@ class Server:
 
     def _handle_vector(self, message: Vector) -> None:
         vector = self._backend.asarray(message.buffer[: message.length])
-        worker, iteration, chunk = message.source, message.iteration, message.chunk
         if self._combined:
-            instructions = self._coordinator.delivered(worker, iteration, role := chunk)
-            if instructions is not None:
-                self._decoder.add_accumulator(role, vector)
-                if worker not in self._coordinator.owing:
-                    self._rollcall.delivered(worker)
-                self._carry_out(instructions)
-            return
+            self._handle_accumulator(message.source, message.iteration, message.chunk, vector)
+        else:
+            self._handle_coded_gradient(message.source, message.iteration, message.chunk, vector)
+
+    def _handle_accumulator(self, worker: int, iteration: int, role: int, vector: Array) -> None:
+        instructions = self._coordinator.delivered(worker, iteration, role)
+        if instructions is not None:
+            self._decoder.add_accumulator(role, vector)
+            if worker not in self._coordinator.owing:
+                self._rollcall.delivered(worker)
+            self._carry_out(instructions)
+
+    def _handle_coded_gradient(self, worker: int, iteration: int, chunk: int, vector: Array) -> None:
         start, seconds, loss = (float(x) for x in self._backend.to_host(vector[-TAIL:]))
-        current = iteration == self._coordinator.iteration and worker in self._coordinator.group.live
-        if current and not self._coordinator.contributors(chunk):
-            self._decoder.hold(self._coordinator.group.role(worker, chunk), chunk, vector[:-TAIL])
+        if iteration == self._coordinator.iteration and worker in self._coordinator.group.live:
+            self._hold(worker, chunk, vector[:-TAIL])
         self._report(worker, iteration, chunk, start, seconds, loss)
+
+    def _hold(self, worker: int, chunk: int, coded: Array) -> None:
+        if not self._coordinator.contributors(chunk):
+            self._decoder.hold(self._coordinator.group.role(worker, chunk), chunk, coded)
 
     def _handle_control(self, message: Control) -> None:
         worker = message.source

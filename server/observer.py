@@ -8,7 +8,7 @@ from typing import Any, Protocol
 class Fate(IntEnum):
     """What became of a chunk that a worker worked on."""
 
-    USED = 0  # its copy is part of the gradient
+    USED = 0  # its copy is part of the gradient, or has shown it to be right (`verify`)
     LATE = 1  # done, but not needed any more
     ABANDONED = 2  # known not to be needed before the worker was through, or still in work when the iteration ended
     LOST = 3  # the worker was lost before it could deliver
@@ -64,6 +64,8 @@ class Observer(Protocol):
     def stepped(self, done: int) -> None: ...
 
     def lost(self, worker: int, host: str, iteration: int, reason: str) -> None: ...
+
+    def wrong(self, worker: int, host: str, iteration: int, reason: str) -> None: ...
 
     def returned(self, worker: int, iteration: int) -> None: ...
 

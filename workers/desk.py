@@ -56,10 +56,9 @@ class Failure:
 class Desk:
     """The shared half of a worker. `wakeup` is set whenever the outbox has something new."""
 
-    def __init__(self, state: WorkerState, encoder: Encoder, combined: bool) -> None:
+    def __init__(self, state: WorkerState, encoder: Encoder) -> None:
         self._state = state
         self._encoder = encoder
-        self._combined = combined
         self._changed = threading.Condition()
         self._stopped = False
         self._params: Array = None
@@ -92,7 +91,9 @@ class Desk:
     def finished(self, work: Work, result: Result) -> None:
         """Report a chunk, or abandon it when nobody needs it any more."""
         coded = None
-        if not self._combined and self._current(work):  # coded outside the lock: the server's events need not wait
+        if self._state.travels(work.iteration, work.chunk) and self._current(
+            work
+        ):  # coded outside the lock: the server's events need not wait
             role = self._state.role(work.chunk)
             coded = self._encoder.coded(result.gradient, role, result.start, result.seconds, result.loss)
         with self._changed:

@@ -8,7 +8,9 @@ import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+import numpy as np
 
 Step = Literal["begin", "gradient", "before_report", "after_report", "after_commit", "sending"]
 
@@ -26,9 +28,10 @@ if os.getppid() == pid:
 @dataclass(frozen=True, slots=True)
 class Fault:
     """What happens, once: kill (SIGKILL), stop (SIGSTOP, for `seconds` or for ever), exit (os._exit(3)), raise (in the
-    gradient), hang (the gradient does not return), hold (the gradient keeps the interpreter lock for `seconds`)."""
+    gradient), hang (the gradient does not return), hold (the gradient keeps the interpreter lock for `seconds`), flip
+    (a bit of the next coded gradient that is sent)."""
 
-    kind: Literal["kill", "stop", "exit", "raise", "hang", "hold"]
+    kind: Literal["kill", "stop", "exit", "raise", "hang", "hold", "flip"]
     iteration: int
     step: Step
     seconds: float | None = None
@@ -46,9 +49,20 @@ class Injector:
 
     def at(self, step: Step, iteration: int) -> None:
         """Have the faults of this step happen, if there are any."""
-        for fault in [fault for fault in self._faults if fault.step == step and fault.iteration <= iteration]:
+        due = [fault for fault in self._faults if fault.step == step and fault.iteration <= iteration]
+        for fault in [fault for fault in due if fault.kind != "flip"]:
             self._faults.remove(fault)
             _happen(fault)
+
+    def flip(self, coded: Any, iteration: int) -> None:
+        """Have the next flip happen to this coded gradient, if there is one: its largest entry is doubled or halved."""
+        for fault in self._faults:
+            if fault.kind == "flip" and fault.iteration <= iteration:
+                self._faults.remove(fault)
+                place = int(abs(coded).argmax())
+                bits = np.uint64 if coded.dtype.itemsize == 8 else np.uint32
+                coded[place : place + 1].view(bits)[:] ^= bits(1 << np.finfo(coded.dtype).nmant)  # of the exponent
+                return
 
 
 def _happen(fault: Fault) -> None:

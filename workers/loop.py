@@ -11,7 +11,7 @@ from math import inf
 from typing import Any
 
 from psgc.backend import Array, Backend
-from psgc.messages import STANDINGS, UNDER_WAY, UNHEARD, Kind, Records, record
+from psgc.messages import STANDINGS, TAIL, UNDER_WAY, UNHEARD, Kind, Records, record
 from psgc.transport import Control, Died, Transport, Vector
 from psgc.workers.compute import ComputeThread
 from psgc.workers.desk import CodedGradient, Desk, Failure
@@ -27,7 +27,8 @@ class WorkerLoop:
     """Carries messages between the server and the desk until the server says stop.
 
     dim: entries of the parameters; silence: seconds without a message after which the server is told that all is well;
-    first: the iteration that the run begins with.
+    first: the iteration that the run begins with; first_role: what is added to a role in
+    the tag of an accumulator.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class WorkerLoop:
         silence: float,
         injector: Injector,
         first: int = 0,
+        first_role: int = 0,
     ) -> None:
         self._transport = transport
         self._desk = desk
@@ -53,6 +55,7 @@ class WorkerLoop:
         self._silence = silence
         self._injector = injector
         self._iteration = first - 1
+        self._first_role = first_role
         self._list: list[int] = []  # what has come so far of a commit's contributors or of a queue
         self._standings = 0  # standing queues that have come
         self._early: Vector | None = None  # parameters that wait for a standing queue
@@ -146,7 +149,8 @@ class WorkerLoop:
                 self._desk.next(iteration, chunk)
             case Kind.COLLECT:
                 if self._desk.collect(iteration, role := int(entry["role"])):
-                    self._vectors.append((iteration, role, self._backend.to_message(self._encoder.deliver(role))))
+                    accumulator = self._backend.to_message(self._encoder.deliver(role))
+                    self._vectors.append((iteration, self._first_role + role, accumulator))
             case Kind.STOP:
                 self._stopped = True
             case Kind.KILL:
@@ -163,6 +167,7 @@ class WorkerLoop:
         for message in self._desk.outgoing():
             match message:
                 case CodedGradient(iteration, chunk, vector):
+                    self._injector.flip(vector[:-TAIL], iteration)
                     self._vectors.append((iteration, chunk, vector))
                     self._reported = iteration
                 case Failure(iteration, chunk, text):

@@ -9,7 +9,7 @@ The rules, said once:
 2. The compute thread takes chunks from the head of the queue and reports each when it is done, without waiting for
    an answer.
 3. With `combined` transfer a done chunk is *held* until it is committed (encoded, then freed) or discarded (freed).
-   With `per_chunk` it travels with its report and nothing is held.
+   With `per_chunk` it travels with its report and nothing is held; so do chunks that are checked (`psgc.checks`).
 4. A discarded chunk is not done: dropped from the queue, or, when the compute thread is in it, *abandoned*: its result
    is never reported.
 5. `collect` ends the work on the iteration; a new queue for the same iteration, or a chunk to be done next, would start
@@ -28,6 +28,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from psgc.checks import is_checked
 from psgc.errors import ProtocolError
 
 
@@ -74,15 +75,17 @@ class WorkerState:
     """What one worker has to do, is doing, and holds.
 
     rank: its own role; queue: the chunks it does unless it is told otherwise, in order; num_chunks: of the run;
-    combined: whether done chunks are held until they are committed.
+    combined: whether done chunks are held until they are committed; every: each chunk is checked once in so many
+    iterations, 0 for never.
     """
 
-    def __init__(self, rank: int, queue: Sequence[int], num_chunks: int, combined: bool) -> None:
+    def __init__(self, rank: int, queue: Sequence[int], num_chunks: int, combined: bool, every: int = 0) -> None:
         self._rank = rank
         self._standing = tuple(queue)
         self._num_chunks = num_chunks
         self._roles: dict[int, int] = {}  # of adopted chunks
         self._combined = combined
+        self._every = every
         self.iteration = -1
         self._queue: deque[int] = deque()
         self._done: set[int] = set()
@@ -106,6 +109,10 @@ class WorkerState:
         """The role in which `chunk` is coded."""
         return self._roles.get(chunk, self._rank)
 
+    def travels(self, iteration: int, chunk: int) -> bool:
+        """Whether the coded gradient of `chunk` goes with its report."""
+        return not self._combined or is_checked(chunk, iteration, self._every)
+
     # events of the compute thread
 
     def take(self) -> int | None:
@@ -128,7 +135,7 @@ class WorkerState:
             self._unwanted = False
             return Abandon(chunk, again)
         self._done.add(chunk)
-        if self._combined:
+        if not self.travels(iteration, chunk):
             self._held.add(chunk)
         return Report(chunk, again)
 

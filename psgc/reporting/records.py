@@ -110,7 +110,7 @@ class Recorder:
         self.actual_errors: list[float] = [float(row["actual_error"]) for row in earlier if int(row["missing"])]
         # iterations whose bound is still to be computed, with who held what and how fast everybody was
         self._late: list[tuple[int, scipy.sparse.csr_array, np.ndarray]] = []
-        self.losses: list[dict[str, Any]] = []  # workers lost and returned: the rows of lost.csv
+        self.losses: list[dict[str, Any]] = []  # workers lost, in the wrong and returned: the rows of lost.csv
         self._lost_csv: IO[str] | None = None
         if resume_at is not None:
             self.losses = _earlier_losses(directory / "lost.csv")
@@ -152,6 +152,11 @@ class Recorder:
         """A worker is not there any more, or will not be asked again; returns the line to show."""
         self._lost_row(iteration, worker, host, "lost", reason)
         return f"worker {worker} on {host} lost in iteration {iteration}: {reason}"
+
+    def wrong(self, worker: int, host: str, iteration: int, reason: str) -> str:
+        """A worker sent something that the others' copies contradict; returns the line to show."""
+        self._lost_row(iteration, worker, host, "wrong", reason)
+        return f"worker {worker} on {host} in the wrong in iteration {iteration}: {reason}"
 
     def returned(self, worker: int, iteration: int) -> str:
         """A lost worker takes part again; returns the line to show."""

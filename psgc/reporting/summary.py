@@ -2,6 +2,7 @@
 
 import math
 import statistics
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ def summarise(recorder: Recorder, seconds: float, settings: dict[str, Any], stat
     spent = float(timeline["seconds"].sum())
     known = [b for b in recorder.bounds if math.isfinite(b)]
     efficiency = [b / s for b, s in zip(recorder.bounds, recorder.seconds, strict=True) if math.isfinite(b)]
+    wrong = Counter(event["worker"] for event in recorder.losses if event["event"] == "wrong")
     return {
         "version": __version__,
         "status": status,
@@ -40,7 +42,8 @@ def summarise(recorder: Recorder, seconds: float, settings: dict[str, Any], stat
         "error_measure": statistics.fmean(recorder.error_measures) if recorder.error_measures else 0.0,
         "actual_error": _median([error for error in recorder.actual_errors if math.isfinite(error)]),
         "bytes": recorder.bytes,
-        "lost": recorder.losses,
+        "lost": [event for event in recorder.losses if event["event"] != "wrong"],
+        "wrong": {str(worker): count for worker, count in sorted(wrong.items())},
     }
 
 
@@ -74,6 +77,9 @@ def lines(summary: dict[str, Any]) -> list[str]:
     text.append(f"  bytes moved        {_bytes(summary['bytes'])} in and out of the server")
     if summary["lost"]:
         text.append(f"  workers lost       {_losses(summary['lost'])}")
+    if summary["wrong"]:
+        copies = ", ".join(f"{count} of worker {worker}" for worker, count in summary["wrong"].items())
+        text.append(f"  wrong copies       {copies} (lost.csv says which)")
     return text
 
 

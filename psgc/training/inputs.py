@@ -64,6 +64,11 @@ def make_injector(config: Config, rank: int) -> Injector:
     return Injector(Fault(fault.kind, fault.iteration, fault.step, fault.seconds) for fault in faults)
 
 
-def tags(plan: Plan) -> int:
+def first_role(config: Config, plan: Plan) -> int:
+    """Where roles begin in the place of the chunk in a vector's tag: with `verify` after the chunks."""
+    return plan.num_chunks if config.verify else 0
+
+
+def tags(config: Config, plan: Plan) -> int:
     """What may stand in the place of the chunk in a vector's tag: a chunk, a role, a count of standing queues."""
-    return max(plan.num_chunks, plan.num_workers + 1, STANDINGS)
+    return max(plan.num_chunks, first_role(config, plan) + plan.num_workers + 1, STANDINGS)

@@ -57,6 +57,9 @@ class Keeper:
     def lost(self, worker: int, host: str, iteration: int, reason: str) -> None:
         self._progress.say(self._recorder.lost(worker, host, iteration, reason))
 
+    def wrong(self, worker: int, host: str, iteration: int, reason: str) -> None:
+        self._progress.say(self._recorder.wrong(worker, host, iteration, reason))
+
     def returned(self, worker: int, iteration: int) -> None:
         self._progress.say(self._recorder.returned(worker, iteration))
 

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +27,8 @@ from psgc.server.loop import Server
 from psgc.server.observer import Observer
 from psgc.server.optimizer import make_optimizer
 from psgc.server.recovery import Recovery
+from psgc.server.verification import Verification
+from psgc.server.verifying_loop import VerifyingServer
 from psgc.training import resume
 from psgc.training.ending import Ending, interruption
 from psgc.training.gaps import Gaps
@@ -35,6 +38,7 @@ from psgc.transport import Transport
 from psgc.workers.compute import gradient_of
 
 PER_CHUNK_BYTES = 16 << 20  # per iteration into the server, up to which `auto` sends every chunk by itself
+TOLERANCE = {"float64": 1e-9, "float32": 1e-5}  # of `verify`: rounding of parts >= 2 stays far below
 STOP_TIMEOUT = 3.0  # seconds that the workers have to say goodbye
 CHECKPOINT_TIMEOUT = 120.0  # seconds that the last checkpoint has to reach the disk
 
@@ -244,8 +248,14 @@ def make_server(
     costs: Sequence[float] | None = None,
 ) -> Server:
     """The server of a run whose settings are resolved (no `auto` left in transfer); costs of the chunks, if known."""
-    transport.start(tags(plan))
-    return Server(
+    transport.start(tags(config, plan))
+    make: Callable[..., Server] = Server
+    if config.verify:
+        tolerance = config.verify.tolerance
+        if tolerance is None:
+            tolerance = TOLERANCE[config.dtype]
+        make = partial(VerifyingServer, Verification(config.verify.every, tolerance, config.verify.strikes))
+    return make(
         transport,
         plan,
         config.schedule,
@@ -285,6 +295,8 @@ def _prepare(transport: Transport, config_path: str, overrides: Sequence[str], r
     plan, remark = resume.plan_for(config, num_workers, checkpoint)
     if remark:
         print(remark, flush=True)
+    if config.verify:
+        _check_copies(config, plan)
     backend = open_backend(config.backend, transport.local_rank)
     ChunkSource(dataset, plan.num_chunks, config.dtype, backend)  # refuses more chunks than rows
     if config.transfer == "auto":
@@ -293,6 +305,9 @@ def _prepare(transport: Transport, config_path: str, overrides: Sequence[str], r
         config = config.model_copy(update={"transfer": "per_chunk" if small else "combined"})
         if config.transfer == "per_chunk" and any(fault.step == "after_commit" for fault in config.faults.inject):
             raise UserError("faults.inject: per_chunk (transfer: auto) has no commit; give transfer: combined")
+        flips = any(fault.kind == "flip" for fault in config.faults.inject)
+        if config.transfer == "combined" and flips and not config.verify:
+            raise UserError("faults.inject: flip needs coded gradients; give transfer: per_chunk")
     return _Run(
         config=config,
         plan=plan,
@@ -305,6 +320,19 @@ def _prepare(transport: Transport, config_path: str, overrides: Sequence[str], r
         initial=checkpoint.params if checkpoint else initial_params(problem, config.dtype),
         go_on=resume.command(config_path, overrides, transport.size),
     )
+
+
+def _check_copies(config: Config, plan: Plan) -> None:
+    """Raises UserError when a chunk of an assignment file has no copy to spare for `verify`."""
+    copies = np.diff(plan.assignment.indptr)
+    chunk = int(copies.argmin())
+    if copies[chunk] <= plan.parts:
+        assert not isinstance(config.coding.assignment, str)
+        holders = f"{copies[chunk]} worker{'s' if copies[chunk] > 1 else ''}"
+        raise UserError(
+            f"verify: {config.coding.assignment.path}: chunk {chunk} is held by {holders}; to check it with "
+            f"parts {plan.parts} takes {plan.parts + 1}"
+        )
 
 
 def _checkpoint(config: Config, problem: Problem, dataset: Dataset | None) -> Checkpoint | None:

@@ -8,7 +8,7 @@ from psgc.errors import UserError
 from psgc.plan import Plan
 from psgc.problems import Problem, evaluate
 from psgc.training.ending import Ending
-from psgc.training.inputs import emulated_seconds, make_injector, open_problem, tags
+from psgc.training.inputs import emulated_seconds, first_role, make_injector, open_problem, tags
 from psgc.transport import Transport
 from psgc.workers.compute import ComputeThread
 from psgc.workers.desk import Desk
@@ -51,12 +51,13 @@ def make_worker(
     first: int = 0,
 ) -> WorkerLoop:
     """The worker of this rank, for the same settings as the server's, in a run that begins with iteration `first`."""
-    transport.start(tags(plan))
+    transport.start(tags(config, plan))
     combined = config.transfer == "combined"
     encoder = Encoder(backend, plan.coding_matrix, problem.dim, config.dtype)
-    state = WorkerState(transport.rank, plan.queues[transport.rank], plan.num_chunks, combined)
+    every = config.verify.every if config.verify else 0
+    state = WorkerState(transport.rank, plan.queues[transport.rank], plan.num_chunks, combined, every)
     injector = make_injector(config, transport.rank)
-    desk = Desk(state, encoder, combined)
+    desk = Desk(state, encoder)
     slow = config.stragglers
     times = emulated_seconds(config, plan.num_workers)
     compute = ComputeThread(
@@ -72,4 +73,16 @@ def make_worker(
         config.batch,
     )
     silence = min(1.0, config.faults.collect_timeout / 4)
-    return WorkerLoop(transport, desk, encoder, compute, backend, problem.dim, config.dtype, silence, injector, first)
+    return WorkerLoop(
+        transport,
+        desk,
+        encoder,
+        compute,
+        backend,
+        problem.dim,
+        config.dtype,
+        silence,
+        injector,
+        first,
+        first_role(config, plan),
+    )

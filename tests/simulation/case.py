@@ -1,11 +1,12 @@
 """What may happen to whom in a simulated world."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from math import inf
 
 from psgc.plan import Plan
 from psgc.server.recovery import Recovery
+from psgc.server.verification import Verification
 
 
 @dataclass(frozen=True)
@@ -49,3 +50,5 @@ class Case:
     adopting: bool = True
     timeout: float = inf
     recovery: Recovery = field(default_factory=Recovery)  # exact
+    verification: Verification | None = None
+    wrong: Collection[tuple[int, int, int]] = ()  # (iteration, chunk, worker) of copies that are

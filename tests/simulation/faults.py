@@ -6,11 +6,13 @@ import sys
 import time
 import traceback
 from collections import Counter
+from dataclasses import replace
 from functools import cache
 
 from psgc.config import Coding
 from psgc.plan import Plan, make_plan
 from psgc.server.recovery import Recovery
+from psgc.server.verification import Verification
 from tests.simulation.case import Case, Fault, Nap
 from tests.simulation.schedules import SCHEDULES
 from tests.simulation.world import World
@@ -30,12 +32,13 @@ def plan_of(assignment: str, workers: int, chunks: int, replication: int, parts:
     return make_plan(coding, "static" if schedule == "reordering" else schedule, workers, seed=0)
 
 
-def random_case(rng: random.Random) -> Case:
-    """Up to six workers, of which most of the time enough stay."""
-    schedule = rng.choice([*SCHEDULES, "dynamic", "skipping"])
+def random_case(rng: random.Random, verified: bool = False) -> Case:
+    """Up to six workers, of which most of the time enough stay; verified: copies are compared, and some are wrong."""
+    spare = 1 if verified else 0
+    schedule = rng.choice([*(name for name in SCHEDULES if not verified or name != "uncoded"), "dynamic", "skipping"])
     workers = rng.randint(2, 6)
     parts = rng.randint(1, min(3, workers - 1))
-    replication = rng.randint(parts, min(4, workers))
+    replication = rng.randint(parts + spare, max(parts + spare, min(4, workers)))
     plan = plan_of(rng.choice(["cyclic", "blocks"]), workers, rng.randint(1, 3), replication, parts, schedule)
     ranks = range(1, workers + 1)
     iterations = rng.randint(1, 5)
@@ -64,7 +67,7 @@ def random_case(rng: random.Random) -> Case:
                 naps.append(nap(worker, stubborn=True))
             else:
                 faults.append(Fault(kind, worker, *moment()))
-    return Case(
+    case = Case(
         plan=plan,
         schedule=schedule,
         combined=rng.random() < 0.6,
@@ -77,6 +80,18 @@ def random_case(rng: random.Random) -> Case:
         timeout=TIMEOUT,
         recovery=_random_recovery(rng),
     )
+    if not verified:
+        return case
+    wrong = [
+        (iteration, chunk, worker)
+        for iteration in range(iterations)
+        for chunk, holders in enumerate(plan.holders())
+        if rng.random() < 0.3
+        for worker in rng.sample(holders, replication - parts - 1)
+    ]
+    return replace(
+        case, verification=Verification(rng.choice([1, 1, 2, 5, 50]), 1e-9, rng.choice([1, 3, 99])), wrong=wrong
+    )
 
 
 def _random_recovery(rng: random.Random) -> Recovery:
@@ -87,9 +102,9 @@ def _random_recovery(rng: random.Random) -> Recovery:
     return Recovery(deadline, rng.choice([0.0, 0.3, rng.random()]) if deadline else rng.random())
 
 
-def run(seed: int, thorough: bool = False) -> Counter[str]:
+def run(seed: int, thorough: bool = False, verified: bool = False) -> Counter[str]:
     """One schedule of faults; what happened in it. Raises what goes wrong."""
-    world = World(random_case(random.Random(seed)), thorough)
+    world = World(random_case(random.Random(seed), verified), thorough)
     world.run()
     return world.counts
 
@@ -98,15 +113,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.simulation.faults", description=__doc__)
     parser.add_argument("--schedules", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0, help="of the first schedule; the others follow")
+    parser.add_argument("--verify", action="store_true", help="copies are compared, and some of them are wrong")
     options = parser.parse_args(arguments)
     counts: Counter[str] = Counter()
     began = time.monotonic()
     for seed in range(options.seed, options.seed + options.schedules):
         try:
-            counts += run(seed)
+            counts += run(seed, verified=options.verify)
         except Exception:
             traceback.print_exc()
-            print(f"failed: python -m tests.simulation.faults --schedules 1 --seed {seed}", file=sys.stderr)
+            same = " --verify" if options.verify else ""
+            print(f"failed: python -m tests.simulation.faults --schedules 1 --seed {seed}{same}", file=sys.stderr)
             return 1
     print(f"{options.schedules} schedules in {time.monotonic() - began:.0f} s")
     for what, count in sorted(counts.items()):

@@ -33,14 +33,25 @@ class ImpatientState(WorkerState):
 
 
 class Node(WorkerLoop):
-    """follows: "fixed" if the standing order is left only for a loss, "skipping" if chunks are also left out."""
+    """follows: "fixed" if the standing order is left only for a loss, "skipping" if chunks are also left out; every: 0
+    if nothing is verified."""
 
-    def __init__(self, rank: int, plan: Plan, combined: bool, dim: int, silence: float, follows: str, clock: Clock):
+    def __init__(
+        self,
+        rank: int,
+        plan: Plan,
+        combined: bool,
+        dim: int,
+        silence: float,
+        follows: str,
+        clock: Clock,
+        every: int = 0,
+    ) -> None:
         self.rank = rank
         self.end = WorkerEnd(clock)
-        self.state = ImpatientState(rank, plan.queues[rank], plan.num_chunks, combined)
+        self.state = ImpatientState(rank, plan.queues[rank], plan.num_chunks, combined, every)
         self.encoder = Encoder(Backend(), plan.coding_matrix, dim, "float64")
-        self.desk = Desk(self.state, self.encoder, combined)
+        self.desk = Desk(self.state, self.encoder)
         super().__init__(
             self.end,
             self.desk,
@@ -51,10 +62,11 @@ class Node(WorkerLoop):
             "float64",
             silence,
             Injector(),  # type: ignore[arg-type]
+            first_role=plan.num_chunks if every else 0,
         )
         self._post_params()
         self.clock = clock
-        self.combined = combined
+        self.verified = every > 0
         self.silence = silence  # after which the loop says that all is well
         self.follows = follows
         self.dead = False  # the process has ended
@@ -114,6 +126,8 @@ class Node(WorkerLoop):
                 self.skipped.add(what)
             case Kind.QUEUE | Kind.STANDING | Kind.NEXT:
                 self.skipped.discard(what)
+                if self.verified:  # it may have been taken back
+                    self.unneeded.discard(what)
                 assert what not in self.unneeded, "told to do what is not needed"
             case Kind.REOPEN:
                 self.unneeded.discard(what)
@@ -165,8 +179,10 @@ class Node(WorkerLoop):
         assert len(self.desk._outbox) == before + 1
         message = self.desk._outbox[-1]
         kind = Kind(message["kind"][0]) if isinstance(message, np.ndarray) else Kind.REPORT
-        assert isinstance(message, np.ndarray) or not self.combined
+        assert isinstance(message, np.ndarray) or self.state.travels(work.iteration, work.chunk)
         assert kind == (Kind.ABANDONED if unwanted else Kind.REPORT)
+        if self.verified and unwanted and work.iteration == self.state.iteration:
+            self.taken.remove((work.chunk, self.state._again.get(work.chunk, 0)))  # it may be wanted after all
 
     def fail(self) -> None:
         """The chunk's gradient raises."""

@@ -18,8 +18,8 @@ class Reordering(FixedSchedule):
         self._queues = queues
         self._left: dict[int, list[int]] = {}
 
-    def begin(self) -> list[Order]:
-        super().begin()
+    def begin(self, checked: Sequence[int] = ()) -> list[Order]:
+        super().begin(checked)
         self._left = {worker: list(queue[::-1]) for worker, queue in self._queues.items()}
         return [Queue(worker, tuple(left)) for worker, left in self._left.items() if left]
 

@@ -11,6 +11,7 @@ happens.
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
+from functools import partial
 from math import inf
 from typing import Any
 from unittest import mock
@@ -19,9 +20,10 @@ import numpy as np
 
 from psgc.backend import Backend
 from psgc.coding import worst_condition
-from psgc.errors import TooFewWorkers
+from psgc.errors import RunFailed, TooFewWorkers
 from psgc.server import clock as server_clock
 from psgc.server import loop as server_loop
+from psgc.server import verifying_loop
 from psgc.training.gaps import unseen
 from psgc.transport import Control, Died
 from psgc.workers import desk as worker_desk
@@ -30,6 +32,7 @@ from tests.simulation.case import Case, Nap
 from tests.simulation.network import Clock, ServerEnd
 from tests.simulation.node import Node
 from tests.simulation.schedules import FIXED, make
+from tests.simulation.verified import WatchedVerifyingServer
 from tests.simulation.watched import Checking, Observer, WatchedCoordinator, WatchedServer
 
 STEPS = 4000  # events of one iteration; more, and it does not end
@@ -48,11 +51,12 @@ class World:
         self.thorough = thorough
         self.clock = Clock()
         silence = min(case.timeout, LONG) / 4
+        self.every = case.verification.every if case.verification else 0
         follows = (
             "" if case.schedule in ("reordering", "dynamic") else "fixed" if case.schedule in FIXED else "skipping"
         )
         self.nodes = {
-            rank: Node(rank, self.plan, case.combined, case.dim, silence, follows, self.clock)
+            rank: Node(rank, self.plan, case.combined, case.dim, silence, follows, self.clock, self.every)
             for rank in range(1, self.plan.num_workers + 1)
         }
         self.end = ServerEnd(self, {rank: node.end for rank, node in self.nodes.items()}, self.clock)
@@ -81,19 +85,22 @@ class World:
     def run(self) -> None:
         """All iterations, or until too few workers are left."""
         with ExitStack() as stack:
-            for module in (server_clock, server_loop, worker_loop, worker_desk):
+            for module in (server_clock, server_loop, verifying_loop, worker_loop, worker_desk):
                 stack.enter_context(mock.patch.object(module, "time", self.clock))
             stack.enter_context(mock.patch.object(server_loop, "make_schedule", make))
             stack.enter_context(mock.patch.object(server_loop, "Coordinator", WatchedCoordinator))
             schedule, dim = self.case.schedule, self.case.dim
-            self.server = WatchedServer(
+            make_server = (
+                partial(WatchedVerifyingServer, verify) if (verify := self.case.verification) else WatchedServer
+            )
+            self.server = make_server(
                 self.end, self.plan, schedule, Backend(), Checking(self), Observer(self), "float64", self.case.combined,
                 self.case.timeout, self.case.adopting, lambda: None, None, 0, self.case.recovery,
             )  # fmt: skip
             self.server.watch(self)
             try:
                 self.server.run(np.zeros(dim), self.case.num_iterations, begins=self.begin)
-            except TooFewWorkers as error:
+            except RunFailed as error:
                 self.check_too_few(str(error))
                 self.counts["stopped with too few workers"] += 1
                 return
@@ -114,13 +121,24 @@ class World:
         self.incomplete = self.server._coordinator.incomplete()
         for chunk, contributors in self.incomplete.items():
             expected -= unseen(gradients[chunk], self.plan.coding_matrix, contributors)
+        if unseen_errors := [chunk for chunk in range(self.plan.num_chunks) if self.is_wrong(chunk)]:
+            assert all(self.server.is_unseen(chunk) for chunk in unseen_errors)  # type: ignore[attr-defined]
+            self.counts["wrong unseen"] += 1
+            return
         np.testing.assert_allclose(gradient, expected, rtol=0, atol=self.exactness)
 
+    def is_wrong(self, chunk: int) -> bool:
+        """Whether the gradient has a copy of `chunk` that is wrong."""
+        used = self.server._coordinator._used
+        return any((self.iteration, chunk, worker) in self.case.wrong for worker, c, _ in used if c == chunk)
+
     def check_too_few(self, text: str) -> None:
-        here = self.here()
-        enough = len(here) >= self.plan.parts
+        here, needed = self.here(), self.plan.parts
+        if self.every:
+            needed += 1 + max(Counter((when, chunk) for when, chunk, _ in self.case.wrong).values(), default=0)
+        enough = len(here) >= needed
         if not self.case.adopting:
-            enough = enough and all(len(here & {*of}) >= self.plan.parts for of in self.plan.holders())
+            enough = enough and all(len(here & {*of}) >= needed for of in self.plan.holders())
         assert not enough, text
 
     def here(self) -> set[int]:
@@ -265,8 +283,10 @@ class World:
             self.failed.add(work.chunk)
             node.fail()
         else:
-            row = self.table[int(work.params[0]), work.chunk]
-            node.finish(row.copy(), SECONDS[self.choose(len(SECONDS))])
+            row = self.table[(iteration := int(work.params[0])), work.chunk]
+            wrong = (what := (iteration, work.chunk, node.rank)) in self.case.wrong
+            error = np.random.default_rng(what).uniform(1, 9, len(row)) if wrong else 0.0
+            node.finish(row + error, SECONDS[self.choose(len(SECONDS))])
         node.spin()
 
     def death_is_noticed(self, node: Node) -> Died | None:

@@ -49,7 +49,8 @@ RUNS = [
     | {"data": None, "optimizer": {"kind": "adam", "lr": 1e-3, "beta1": 0.5, "beta2": 0.25, "epsilon": 1e-6}},
     RUN
     | {"coding": {"assignment": {"kind": "file", "path": "A.npy"}, "parts": 3}}
-    | {"stragglers": {"kind": "trace", "path": "t.npy", "scale": 0.5}},
+    | {"stragglers": {"kind": "trace", "path": "t.npy", "scale": 0.5}}
+    | {"verify": {"every": 3, "tolerance": 1e-6, "strikes": 2}},
 ]  # fmt: skip
 SIMULATION: dict[str, Any] = {
     "assignment": {"kind": "cyclic", "chunks": 6, "workers": 6, "load": 3},

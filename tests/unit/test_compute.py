@@ -400,7 +400,7 @@ def test_with_a_real_desk_every_chunk_is_reported_or_failed(combined):
 
     encoder = Encoder(Backend(), np.ones((1, 1)), DIM, "float64")
     encoder.begin(lambda _: False)
-    desk = Desk(WorkerState(1, [2, 1, 0], CHUNKS, combined), encoder, combined)
+    desk = Desk(WorkerState(1, [2, 1, 0], CHUNKS, combined), encoder)
     desk.begin(0, PARAMS)
     thread = thread_for(desk, evaluate)
     thread.start()

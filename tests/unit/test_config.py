@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from psgc.config import BuiltinProblem, Config, PythonProblem, from_yaml_text, load
+from psgc.config import BuiltinProblem, Config, PythonProblem, Verify, from_yaml_text, load
 from psgc.errors import UserError
 from psgc.yaml_source import to_text
 
@@ -109,7 +109,10 @@ def test_a_users_problem_needs_no_data(run_yaml: Path) -> None:
         'output="é: # 漢 2013-01-01"',
         "data={path: X.npy, labels: y.npy, test: T.npy, test_labels: t.npy}",
         "faults={adopt: false, inject: [{kind: kill, rank: 3, iteration: 5}, "
-        "{kind: stop, rank: 1, iteration: 0, step: sending, seconds: 0.5}]}",
+        "{kind: stop, rank: 1, iteration: 0, step: sending, seconds: 0.5}, "
+        "{kind: flip, rank: 1, iteration: 0, step: sending}]}",
+        "verify={every: 10, tolerance: 1e-6}",
+        "verify=",
     ],
 )
 def test_the_resolved_text_reads_back_equal(run_yaml: Path, override: str) -> None:
@@ -200,7 +203,8 @@ PROBLEMS = "expected least_squares, logistic, softmax, mlp or python: 'module:ob
         ("faults.adop=true", "unknown key, did you mean 'adopt'?"),
         ("report.every=2",
          "report: unknown key, expected one of problem, data, optimizer, iterations, "
-         "batch, coding, schedule, transfer, backend, dtype, recovery, faults, checkpoint, stragglers, output, seed"),
+         "batch, coding, schedule, transfer, backend, dtype, recovery, verify, faults, checkpoint, stragglers, output, "
+         "seed"),
 
         ("codng.parts=2", "codng: unknown key, did you mean 'coding'?"),
         ("coding.parts=4", "parts 4 is more than replication 3, each needs a holder"),
@@ -230,6 +234,13 @@ PROBLEMS = "expected least_squares, logistic, softmax, mlp or python: 'module:ob
         (r'output="a\0b"', r"expected a path, got 'a\x00b'"),
         (r'output="\ud800"', r"expected a path, got '\ud800'"),
         ("data.test_labels=t.npy", "labels without data, give data.test as well"),
+        ("verify=yes", "expected a mapping with the keys every, tolerance, strikes, got 'yes'"),
+        ("verify={}",
+         "verify.every: missing, expected a whole number >= 1: each chunk is checked once in so many iterations"),
+        ("verify={every: 0}", "verify.every: expected a whole number >= 1, got 0"),
+        ("verify={every: 1, tolerance: -0.5}", "verify.tolerance: expected a number >= 0, got -0.5"),
+        ("verify={every: 1, strikes: 0}", "verify.strikes: expected a whole number >= 1, got 0"),
+        ("verify={evry: 1}", "verify.evry: unknown key, did you mean 'every'?"),
         ("checkpoint.every=-1", "expected a whole number >= 0, got -1"),
         ("checkpoint.keep=0", "expected a whole number >= 1, got 0"),
         ("stragglers.kind=traces", "expected none, slow, exponential or trace, got 'traces'"),
@@ -295,7 +306,7 @@ def test_accepted_recovery(run_yaml: Path, given: str) -> None:
 
 
 INJECT = "expected a list of {kind, rank, iteration, step}"
-KINDS = "expected kill, stop, exit, raise, hang or hold"
+KINDS = "expected kill, stop, exit, raise, hang, hold or flip"
 ONLY_THE_GRADIENT = "happens in the gradient, expected step: gradient"
 ONLY_KILL = "the server, rank 0, computes nothing: expected kind: kill, step: begin"
 
@@ -328,6 +339,8 @@ ONLY_KILL = "the server, rank 0, computes nothing: expected kind: kill, step: be
         ("[{kind: hold, rank: 1, iteration: 1}]", "faults.inject.0.kind: kind hold needs seconds"),
         ("[{kind: hold, rank: 1, iteration: 1, seconds: 0}]", f"faults.inject.0.seconds: {NUMBER}, got 0"),
         ("[{kind: kill, rank: 1, iteration: 1, seconds: 2}]", "faults.inject.0.seconds: kind kill does not use it"),
+        ("[{kind: flip, rank: 1, iteration: 1}]",
+         "faults.inject.0.step: kind flip happens to what is sent, expected step: sending"),
         ("[{kind: kill, rank: 0, iteration: 1}]", f"faults.inject.0.rank: {ONLY_KILL}"),
         ("[{kind: stop, rank: 0, iteration: 1, step: begin}]", f"faults.inject.0.rank: {ONLY_KILL}"),
     ],
@@ -347,6 +360,30 @@ def test_there_is_nothing_after_a_commit_where_there_is_none(run_yaml: Path) -> 
     assert load(run_yaml, [fault, "transfer=combined"]).faults.inject[0].step == "after_commit"
     said = "faults.inject: per_chunk has no commit, expected another step"
     assert refusal(run_yaml, fault, "transfer=per_chunk") == f"--set {fault}: faults: {said}"
+
+
+def test_what_is_flipped_is_a_coded_gradient(run_yaml: Path) -> None:
+    fault = "faults.inject=[{kind: flip, rank: 1, iteration: 1, step: sending}]"
+    assert load(run_yaml, [fault, "transfer=combined", "verify={every: 3}"]).faults.inject[0].kind == "flip"
+    said = "faults.inject: flip happens to coded gradients, which combined only sends with verify"
+    assert refusal(run_yaml, fault, "transfer=combined") == f"--set {fault}: faults: {said}"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("schedule=uncoded", "schedule uncoded has no second copy to compare with"),
+        (
+            "coding.replication=1",
+            "replication 1 with parts 1 leaves no copy to compare with, expected replication >= 2",
+        ),
+        ("coding.parts=3", "replication 3 with parts 3 leaves no copy to compare with, expected replication >= 4"),
+    ],
+)
+def test_to_verify_takes_redundancy(run_yaml: Path, override: str, message: str) -> None:
+    assert load(run_yaml, ["verify.every=7"]).verify == Verify(every=7, tolerance=None, strikes=3)
+    assert load(run_yaml, []).verify is None
+    assert refusal(run_yaml, "verify.every=7", override) == f"--set verify.every=7: verify: {message}"
 
 
 def test_of_two_keys_that_clash_the_overridden_one_is_blamed(run_yaml: Path) -> None:

@@ -27,7 +27,7 @@ class Worker:
         self.state = WorkerState(1, queue, 5, combined)
         self.encoder = Encoder(Backend(), np.ones((2, parts)), 3, "float64")
         self.encoder.begin(lambda _: False)
-        self.desk = Desk(self.state, self.encoder, combined)
+        self.desk = Desk(self.state, self.encoder)
         self.desk.begin(0, PARAMS)
 
     def compute(self, start=0.5, seconds=0.25, loss=7.0):
@@ -356,3 +356,16 @@ def test_two_threads_at_full_speed_lose_nothing_and_mix_nothing(combined):
     desk.stop()
     assert answer() == messages + len(list(heard()))
     assert not mixed
+
+
+def test_a_checked_chunk_goes_with_its_report_also_with_combined():
+    worker = Worker([0, 1], combined=True)
+    worker.state = worker.desk._state = WorkerState(1, [0, 1], 5, True, every=2)
+    worker.desk.begin(0, PARAMS)
+    for _ in range(2):
+        worker.compute()
+    coded, reported = worker.desk.outgoing()
+    assert (coded.iteration, coded.chunk) == (0, 0)
+    assert coded.vector.tolist() == [1, 1, 1, 0.5, 0.25, 7]
+    assert (reported["kind"][0], reported["chunk"][0]) == (Kind.REPORT, 1)
+    assert worker.state.held == {1}

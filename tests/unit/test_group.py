@@ -129,3 +129,26 @@ def test_without_the_lost_every_chunk_has_enough_holders_in_roles_of_its_own(cas
             assert all((chunk in group.held(worker)) == (worker in holders) for worker in live)
     assert everybody.holders == planned
     assert set(everybody.live) == set(workers)
+
+
+# a chunk that is checked needs one more
+
+
+def test_to_check_takes_a_holder_more_and_a_worker_more():
+    group = Group([[1, 2], [2, 3], [1, 3]], parts=1, checking=True)
+    assert [len(holders) for holders in group.without([2]).holders] == [2, 2, 2]
+    group.lose(2)
+    with pytest.raises(TooFewWorkers, match=r"^1 worker is left, parts 1 with verify needs 2$"):
+        group.lose(1)
+    few = Group([[1, 2], [2]], parts=1, adopting=False, checking=True)
+    with pytest.raises(TooFewWorkers, match=r"^chunk 1 has 1 live holders, parts 1 with verify; faults.adopt: true"):
+        few.without([])
+
+
+def test_when_every_role_is_taken_an_adopter_has_the_one_that_is_there_least_often():
+    group = Group([[1, 2], [3], [4], [5]], parts=1)
+    taken = [(1, 1), (2, 2)]
+    for role in (1, 2, 1):
+        worker = group.adopt(0, taken)
+        assert group.role(worker, 0) == role
+        taken.append((worker, role))

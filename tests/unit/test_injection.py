@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from psgc.workers.injection import Fault, Injector
@@ -161,3 +162,22 @@ def test_two_faults_of_one_step_both_happen():
         with pytest.raises(RuntimeError):
             injector.at("gradient", 3)
     injector.at("gradient", 3)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_flip_doubles_or_halves_the_largest_entry_of_one_gradient_each(dtype):
+    injector = Injector([Fault("flip", 3, "sending"), Fault("flip", 3, "sending")])
+    injector.at("sending", 3)  # which is no flip's business
+    before = np.array([1.0, -9.5, 2.0], dtype)
+    for iteration, flipped in [(2, False), (3, True), (4, True), (5, False)]:
+        coded = before.copy()
+        injector.flip(coded, iteration)
+        assert (coded != before).tolist() == [False, flipped, False]
+        assert coded[1] / before[1] in ((0.5, 2.0) if flipped else (1.0,))
+
+
+def test_a_flipped_zero_is_not_zero():
+    coded = np.zeros(3)
+    Injector([Fault("flip", 0, "sending")]).flip(coded, 0)
+    assert np.count_nonzero(coded) == 1
+    assert np.isfinite(coded).all()

@@ -14,6 +14,7 @@ def kept(every, done=0, saved=False):
         failure_text=None,
         iteration=lambda row: heard.append(("row", row.iteration)),
         lost=lambda worker, host, iteration, reason: f"{worker} lost",
+        wrong=lambda worker, host, iteration, reason: f"{worker} wrong",
         returned=lambda worker, iteration: f"{worker} back",
     )
     progress = SimpleNamespace(update=lambda loss, seconds: None, say=said.append)
@@ -80,4 +81,5 @@ def test_losses_are_shown():
     keeper, _, said = kept(every=1)
     keeper.lost(3, "n1", 12, "killed")
     keeper.returned(3, 15)
-    assert said == ["3 lost", "3 back"]
+    keeper.wrong(3, "n1", 16, "chunk 2: ...")
+    assert said == ["3 lost", "3 back", "3 wrong"]

@@ -248,6 +248,13 @@ def test_a_loss_is_told_and_written_down_at_once(recorder_in, tmp_path):
     assert [event["event"] for event in recorder.losses] == ["lost", "returned", "lost"]
 
 
+def test_who_is_in_the_wrong_is_told_and_written_down(recorder_in, tmp_path):
+    recorder = recorder_in(tmp_path / "out")
+    reason = "chunk 3: its copy does not agree with those of workers 1, 4"
+    assert recorder.wrong(2, "n1", 12, reason) == f"worker 2 on n1 in the wrong in iteration 12: {reason}"
+    assert (tmp_path / "out/lost.csv").read_text().splitlines()[1:] == [f'12,2,n1,wrong,"{reason}"']
+
+
 def test_the_bound_is_that_of_the_workers_that_are_there(recorder_in, tmp_path):
     recorder = recorder_in(tmp_path / "out", coding.from_matrix([[1, 0], [1, 1], [0, 1]]))
     add(recorder, 0, {(1, 0): 1.0, (1, 1): 1.0, (1, 2): 1.0}, lost=1)  # worker 1 has adopted chunk 2

@@ -245,3 +245,72 @@ def test_a_lost_worker_wakes_nobody():
     schedule.lost(loss(1, without(holders, 1)), now=0.1)
     while schedule.wake < inf:
         assert all(order.worker == 2 for order in schedule.tick(schedule.wake))
+
+
+# copies that do not agree (verify)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_disputed_is_done_next_by_whoever_is_through_first(name):
+    schedule = begun(name, paces={1: 1.0, 2: 5.0, 3: 2.0})
+    assert schedule.disputed(0, 2, [2, 3], 1.0) == [Next(3, 0)]
+    assert schedule.disputed(0, 2, [2, 3], 1.0) == [Next(3, 0)]  # the one that was told
+    assert schedule.disputed(1, 2, [2, 3], 1.0) == [Next(3, 1)]
+    assert schedule.disputed(0, 2, [2], 1.0) == [Next(2, 0)]
+
+
+def test_full_has_nobody_do_again_what_will_count_with_its_load():
+    schedule = begun("full")
+    assert schedule.counts(2, 1) == ()
+    assert schedule.disputed(1, 2, [2], 1.0) == []
+    assert schedule.disputed(1, 2, [2, 3], 1.0) == [Next(3, 1)]
+    assert list(schedule.counts(3, 1)) == [1]  # at once
+
+
+def with_checks(holders, parts=1, checked=()):
+    """Every worker's own share: the chunks that it is the first to hold."""
+    workers = sorted({worker for of in holders for worker in of})
+    own = {worker: [chunk for chunk, of in enumerate(holders) if of[0] == worker] for worker in workers}
+    backups = {worker: [chunk for chunk, of in enumerate(holders) if worker in of[1:]] for worker in workers}
+    schedule = DynamicSchedule(holders, own, backups, parts)
+    return schedule, schedule.begin(checked)
+
+
+def test_dynamic_has_a_checked_chunk_done_by_one_more():
+    schedule, _ = with_checks([[1, 2], [2, 1]], checked=[0])
+    assert list(schedule.counts(1, 0)) == [0]
+    schedule.freed(1, 0, now=1.0, seconds=1.0)  # chunk 1 is worker 2's, and it is in it
+    schedule.counts(2, 1)
+    assert schedule.committed(1, [1]) == [Skip(1, 1, True)]
+    schedule.freed(2, 1, now=1.0, seconds=1.0)
+    assert schedule._running[2] == 0
+    unchecked, _ = with_checks([[1, 2], [2, 1]])
+    report(unchecked, 1, 0, 1.0, [2])
+    report(unchecked, 2, 1, 1.0, [1])
+    assert unchecked._running[2] is None
+
+
+def test_dynamic_has_nobody_do_what_is_being_compared():
+    schedule, _ = with_checks([[1, 2, 3], [2, 1, 3], [3, 1, 2]], checked=[0])
+    for worker in (1, 2, 3):
+        schedule.estimates[worker] = 1.0
+    schedule._running[1] = None
+    schedule._copies[0] = 1
+    assert schedule._best(2, 1.0) == 0
+    schedule._copies[0] = 2  # all that it needs, if they agree
+    assert schedule._best(2, 1.0) != 0
+
+
+def test_dynamic_has_a_disputed_chunk_done_by_who_rests_also_if_it_adopted_it():
+    holders = [[1], [2], [3]]
+    schedule, _ = with_checks(holders)
+    schedule.counts(1, 0)
+    schedule.committed(0, [])
+    schedule.freed(1, 0, now=1.0, seconds=1.0)
+    schedule.counts(3, 2)
+    schedule.committed(2, [])
+    schedule.freed(3, 2, now=1.0, seconds=1.0)
+    holders[0].append(3)
+    assert schedule.disputed(0, 2, [3], 2.0) == [Queue(3, (0,))]
+    assert not schedule._committed[0]
+    assert schedule._wanted[0] == 3

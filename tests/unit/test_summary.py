@@ -72,6 +72,7 @@ def test_the_numbers(recorder):
         "actual_error": None,
         "bytes": 4500,
         "lost": [],
+        "wrong": {},
     }
 
 
@@ -88,6 +89,15 @@ def test_the_lines(recorder):
         "  bytes moved        4.5 KB in and out of the server",
     ]
     assert "  training accuracy  0.5000" in lines(summary | {"training_accuracy": 0.5})
+
+
+def test_who_was_in_the_wrong_is_counted(recorder):
+    for worker in (2, 1, 2):
+        recorder.wrong(worker, "n1", 1, "chunk 3: ...")
+    summary = summarise(recorder, 12.5, SETTINGS, "done", "")
+    assert parsed(summary) == summary
+    assert (summary["lost"], summary["wrong"]) == ([], {"1": 1, "2": 2})
+    assert lines(summary)[-1] == "  wrong copies       1 of worker 1, 2 of worker 2 (lost.csv says which)"
 
 
 def test_who_was_lost_is_said(recorder):

@@ -564,3 +564,37 @@ def test_any_sequence_of_events_goes_by_the_rules(standing, combined, events):
         assert state.held == model.held
         assert state.running == (model.running and model.running[1])
         assert [state.role(c) for c in range(4)] == [model.roles.get(c, RANK) for c in range(4)]
+
+
+# what is checked
+
+
+def test_a_checked_chunk_travels_with_its_report_and_is_not_held():
+    state = WorkerState(1, [0, 1, 2, 3], 4, combined=True, every=2)
+    for iteration, held in [(0, {1, 3}), (1, {0, 2})]:
+        state.begin(iteration)
+        while (chunk := state.take()) is not None:
+            assert state.finished(iteration, chunk) == Report(chunk, 0)
+            assert state.travels(iteration, chunk) == (chunk not in held)
+        assert state.held == held
+
+
+def test_what_is_not_checked_travels_with_per_chunk_only():
+    assert WorkerState(1, [0], 1, combined=False).travels(0, 0)
+    assert not WorkerState(1, [0], 1, combined=True).travels(0, 0)
+
+
+def test_who_was_told_that_a_chunk_is_recovered_does_it_when_it_is_told_to_do_it_next():
+    """It was taken back: in the queue, in work, or dropped before."""
+    for so_far in ("queued", "running", "dropped"):
+        state = WorkerState(1, [0, 1], 2, combined=False)
+        state.begin(0)
+        if so_far != "queued":
+            state.take()
+        state.discard(0, 0)
+        if so_far == "dropped":
+            assert state.finished(0, 0) == Abandon(0, 0)
+        state.next(0, 0)
+        if so_far != "running":
+            assert state.take() == 0
+        assert state.finished(0, 0) == Report(0, 0)

@@ -1,0 +1,121 @@
+"""`verify` under real mpirun: a worker that flips bits is found, named and done without, and the result is a healthy
+run's."""
+
+import csv
+import json
+import re
+
+import numpy as np
+import pytest
+
+from psgc.data import write_dense
+from tests.ranks.mpirun import mpirun, run
+
+CONFIG = """
+problem: {kind: softmax}
+data: {path: data.npz}
+optimizer: {kind: nesterov, lr: 0.5}
+iterations: 8
+coding: {chunks_per_worker: 2, replication: 3}
+stragglers: {kind: slow, seconds: {all: 0.02}}
+output: OUT
+"""
+RANDOM = '''
+import numpy as np
+
+class Model:
+    """A gradient that uses randomness of its own."""
+    dim = 4
+
+    def initial_params(self):
+        return np.zeros(4)
+
+    def gradient(self, params, chunk, rng):
+        return params - 1.0 + 1e-6 * np.random.default_rng().standard_normal(4)
+'''
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("verify")
+    rng = np.random.default_rng(0)
+    write_dense(str(folder / "data.npz"), rng.random((80, 5)), np.arange(80.0) % 3)
+    (folder / "run.yaml").write_text(CONFIG)
+    (folder / "model.py").write_text(RANDOM)
+    return folder
+
+
+def train(folder, out, *settings):
+    changes = [part for change in (f"output={out}", *settings) for part in ("--set", change)]
+    return run(mpirun(5, ["-m", "psgc", "train", "run.yaml", *changes]), folder)
+
+
+def flips(*iterations):
+    faults = ", ".join(f"{{kind: flip, rank: 2, iteration: {i}, step: sending}}" for i in iterations)
+    return f"faults.inject=[{faults}]"
+
+
+@pytest.fixture(scope="module")
+def healthy(folder):
+    finished = train(folder, "healthy", "transfer=per_chunk")
+    assert finished.returncode == 0, finished.said
+    return np.load(folder / "healthy/params.npy")
+
+
+def results(folder, out):
+    with (folder / out / "lost.csv").open(newline="") as stream:
+        events = list(csv.DictReader(stream))
+    return np.load(folder / out / "params.npy"), json.loads((folder / out / "summary.json").read_text()), events
+
+
+def test_a_worker_that_flips_bits_is_named_and_lost_and_no_bit_of_the_result_is_another(folder, healthy):
+    finished = train(folder, "flipped", "transfer=per_chunk", "verify={every: 1}", flips(1, 2, 3))
+    assert finished.returncode == 0, finished.said
+    params, summary, events = results(folder, "flipped")
+    assert params.tobytes() == healthy.tobytes()
+    assert [(event["worker"], event["event"]) for event in events] == [("2", "wrong")] * 3 + [("2", "lost")]
+    for event in events[:3]:
+        assert re.fullmatch(r"chunk \d: its copy does not agree with those of workers \d, \d", event["reason"])
+    assert [event["iteration"] for event in events[:3]] == ["1", "2", "3"]
+    named = [line for line in finished.stdout.splitlines() if line.startswith("worker 2 on ")]
+    assert ["in the wrong in iteration 1: chunk " in line for line in named] == [True, False, False, False]
+    assert "lost in iteration 3: its copies were wrong 3 times (verify.strikes)" in named[-1]
+    assert summary["wrong"] == {"2": 3}
+    assert "  wrong copies       3 of worker 2 (lost.csv says which)" in finished.stdout
+    assert [(event["worker"], event["event"]) for event in summary["lost"]] == [(2, "lost")]
+    timeline = np.load(folder / "flipped/timeline.npz")
+    assert set(timeline["worker"][timeline["iteration"] > 3]) == {1, 3, 4}
+    assert not finished.orphans
+
+
+def test_with_combined_chunks_that_are_checked_travel_and_the_result_is_the_same(folder, healthy):
+    finished = train(folder, "combined", "transfer=combined", "verify={every: 2}", flips(1))
+    assert finished.returncode == 0, finished.said
+    params, summary, events = results(folder, "combined")
+    np.testing.assert_allclose(params, healthy, rtol=1e-12, atol=1e-12)
+    assert summary["wrong"] == {"2": 1}
+    assert [event["event"] for event in events] == ["wrong"]
+
+
+def one_line(finished):
+    assert "Traceback" not in finished.said
+    (line,) = (line for line in finished.stderr.splitlines() if line.startswith("psgc"))
+    return line
+
+
+def test_a_gradient_that_is_not_deterministic_ends_the_run_with_one_line(folder):
+    finished = train(folder, "random", "problem={python: 'model:Model'}", "data=", "verify={every: 1}")
+    assert finished.returncode == 1, finished.said
+    text = r"chunk \d, iteration 0: workers \d, \d, \d, \d have done it, no 2 copies agree, and nobody is left to ask: "
+    assert re.search(text + "the gradient is not deterministic, verify.tolerance is too small, or", one_line(finished))
+    assert not finished.orphans
+
+
+def test_an_assignment_without_a_copy_to_spare_is_one_line_and_exit_2(folder):
+    assignment = np.ones((8, 4), np.int8)
+    assignment[5, 1:] = 0
+    np.save(folder / "A.npy", assignment)
+    finished = train(folder, "file", "coding={assignment: {kind: file, path: A.npy}}", "verify={every: 1}")
+    assert finished.returncode == 2, finished.said
+    assert "verify: A.npy: chunk 5 is held by 1 worker; to check it with parts 1 takes 2" in one_line(finished)
+    assert not (folder / "file").exists()

@@ -1,0 +1,100 @@
+"""Copies that are compared in the simulated world: random schedules of losses, delays and wrong copies."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from psgc.config import Coding
+from psgc.plan import make_plan
+from psgc.server import verifying_decoder
+from psgc.server.verification import Verification
+from tests.simulation import faults
+from tests.simulation.case import Case, Fault, Nap
+from tests.simulation.schedules import SCHEDULES
+from tests.simulation.world import World
+from tests.unit.refusal import refused
+
+
+def counts_of(said):
+    return {what: int(count) for count, what in (line.split(None, 1) for line in said.splitlines()[1:-1])}
+
+
+def test_no_wrong_copy_passes_and_nobody_right_is_named(capsys):
+    assert faults.main(["--verify", "--schedules", "100", "--seed", "200000"]) == 0
+    counts = counts_of(capsys.readouterr().out)
+    assert {"wrong", "disputed", "taken back", "adopted", "deaths", "approximate", "reopened"} <= counts.keys()
+    assert min(counts.values()) > 1
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    """Of each chunk as many copies are wrong as leave parts + 1 right ones, and anything may happen to anybody."""
+    schedule = draw(st.sampled_from([name for name in SCHEDULES if name != "uncoded"]))
+    workers, parts = draw(st.sampled_from([(3, 1), (4, 1), (5, 1), (4, 2), (6, 2), (5, 3)]))
+    replication = draw(st.integers(parts + 1, workers))
+    coding = Coding(
+        assignment="blocks",
+        chunks_per_worker=draw(st.integers(1, 2)),
+        replication=replication,
+        parts=parts,
+        coding_matrix="gaussian",
+    )
+    plan = make_plan(coding, "static" if schedule == "reordering" else schedule, workers, seed=0)
+    iterations = draw(st.integers(1, 3))
+    wrong = [
+        (iteration, chunk, worker)
+        for iteration in range(iterations)
+        for chunk, holders in enumerate(plan.holders())
+        for worker in draw(st.permutations(holders))[: draw(st.integers(0, replication - parts - 1))]
+    ]
+    worker, first, after = st.integers(1, workers), st.integers(0, 2), st.integers(0, 150)
+    kind = st.sampled_from(["dies", "cut off", "raises"])
+    nap = st.sampled_from(["deaf", "slow", "mute"])
+    faults = draw(st.lists(st.builds(Fault, kind, worker, first, after), max_size=3))
+    return Case(
+        plan=plan,
+        schedule=schedule,
+        combined=draw(st.booleans()),
+        dim=draw(st.integers(1, 7)),
+        num_iterations=iterations,
+        naps=draw(st.lists(st.builds(Nap, nap, worker, first, st.integers(1, 3), after, st.booleans()), max_size=3)),
+        choices=draw(st.binary(min_size=200, max_size=200)),
+        faults=sorted(faults, key=lambda fault: (fault.first, fault.after)),
+        adopting=draw(st.sampled_from([True, True, False])),
+        timeout=30.0,
+        verification=Verification(draw(st.sampled_from([1, 1, 2, 3])), 1e-9, draw(st.sampled_from([1, 3, 99]))),
+        wrong=wrong,
+    )
+
+
+class Unruly(World):
+    """Now and then an answer to a comparison that nobody asked for: refused, and nothing has changed."""
+
+    def step(self) -> list[Any]:
+        messages = super().step()
+        if self.choose(6) == 0:
+            it = self.server._coordinator
+            chunk = self.choose(self.plan.num_chunks)
+            with refused(it):
+                it.compared(chunk, [1, 2][: 2 * self.choose(2)])  # type: ignore[attr-defined]
+        return messages
+
+
+@settings(deadline=None, max_examples=80)
+@given(case=cases())
+def test_every_gradient_is_the_sum_of_right_copies_whoever_is_lost_or_wrong(case: Case) -> None:
+    world = Unruly(case)
+    world.run()
+    assert world.counts["iterations"] == case.num_iterations or world.counts["stopped with too few workers"] == 1
+
+
+@pytest.mark.parametrize("blind", ["everything agrees", "the first are right"])
+def test_what_would_be_wrong_is_found(monkeypatch, blind):
+    def first(rows, copies, _):
+        return tuple(range(len(copies) if blind == "everything agrees" else rows.shape[1] + 1))
+
+    monkeypatch.setattr(verifying_decoder, "agreeing", first)
+    with pytest.raises(AssertionError):
+        any(faults.run(seed, verified=True) is None for seed in range(50))

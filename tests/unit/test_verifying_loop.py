@@ -1,0 +1,94 @@
+"""The server's loop when copies are compared: what it makes of instructions, against a transport that only listens."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from psgc.backend import Backend
+from psgc.config import Coding
+from psgc.messages import TAIL
+from psgc.plan import make_plan
+from psgc.server.optimizer import make_optimizer
+from psgc.server.verification import Verification
+from psgc.server.verifying_loop import VerifyingServer
+from psgc.transport import Vector
+
+WORKERS, CHUNKS, DIM = 4, 8, 3
+
+
+class Transport:
+    hosts = ("here", "h1", "h2", "h3", "h4")
+    bytes_sent = bytes_received = 0
+
+    def send(self, dest, records):
+        pass
+
+    def post(self, buffer):
+        pass
+
+    def forget(self, rank):
+        pass
+
+    def unreached(self, timeout):
+        return []
+
+
+@pytest.fixture(params=[True, False], ids=["combined", "per_chunk"])
+def server(request):
+    said = []
+    observer = SimpleNamespace(wrong=lambda *what: said.append(what), lost=lambda *what: said.append(what))
+    plan = make_plan(Coding(chunks_per_worker=2, replication=3), "static", WORKERS, 0)
+    server = VerifyingServer(
+        Verification(1, 1e-9, 2), Transport(), plan, "static", Backend(), make_optimizer("sgd", 0.5), observer,
+        "float64", request.param, 30.0, True, lambda: None, None,
+    )  # fmt: skip
+    server.said, server.holders = said, plan.holders()
+    server._decoder = server._make_decoder(DIM)
+    server._length = DIM + TAIL
+    server._row.iteration = 0
+    server._decoder.begin()
+    server._coordinator.begin(0)
+    return server
+
+
+def arrives(server, worker, chunk, value):
+    vector = np.concatenate([np.full(DIM, value), [0.0, 1.0, 7.0]])
+    server._handle_vector(Vector(worker, 0, chunk, np.concatenate([vector, [99.0]]), len(vector)))
+
+
+def test_whose_copy_does_not_fit_is_named_and_the_others_count(server):
+    chunk = 0
+    one, two, three = server.holders[chunk]
+    arrives(server, one, chunk, 5.0)
+    arrives(server, two, chunk, 1.0)
+    assert server.said == []
+    arrives(server, three, chunk, 1.0)
+    others = ", ".join(map(str, sorted([two, three])))
+    reason = f"chunk 0: its copy does not agree with those of workers {others}"
+    assert server.said == [(one, f"h{one}", 0, reason)]
+    assert server._decoder.gradient.tolist() == [1.0] * DIM
+    server._check()
+    assert one in server._coordinator.group.live
+
+
+def test_who_is_in_the_wrong_too_often_is_lost_for_good(server):
+    wrong = 1
+    chunks = [chunk for chunk, of in enumerate(server.holders) if wrong in of][:2]
+    for chunk in chunks:
+        for worker in server.holders[chunk]:
+            arrives(server, worker, chunk, 5.0 if worker == wrong else 1.0)
+    server._check()
+    assert wrong not in server._coordinator.group.live
+    assert server.said[-1] == (wrong, "h1", 0, "its copies were wrong 2 times (verify.strikes)")
+    server._rollcall.heard(wrong, 1.0)
+    assert server._rollcall.welcome(1.0) == []
+    server._check()
+    assert len(server.said) == 3  # once
+
+
+def test_accumulators_have_their_place_after_the_chunks(server):
+    heard = []
+    server._handle_accumulator = lambda worker, iteration, role, vector: heard.append((worker, role, vector.tolist()))
+    server._handle_vector(Vector(2, 0, CHUNKS + 3, np.array([1.0, 2.0, 3.0, 99.0]), 3))
+    assert heard == [(2, 3, [1.0, 2.0, 3.0])]
