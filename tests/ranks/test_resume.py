@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from psgc.data import write_dense
+from psgc.reporting.run_directory import read_run
 from tests.ranks.mpirun import MpiRun, mpirun, run
 from tests.ranks.test_train import wait_until
 
@@ -80,6 +81,9 @@ def killed_after(folder, output, iteration):
 def test_a_killed_run_goes_on_to_the_same_parameters_to_the_last_bit(folder, ranks, changes):
     output = f"killed{ranks}"
     killed_after(folder, output, 14)
+    killed = read_run(folder / output)  # what it had recorded, to its last row
+    assert killed.summary is None
+    assert set(killed.timeline["iteration"].tolist()) >= set(killed.iterations["iteration"].tolist()) >= set(range(14))
     (folder / output / f"checkpoints/.00000021.{os.getpid()}.tmp").write_bytes(b"half of it")
     resumed = train(folder, output, *changes, "--resume", ranks=ranks)
     assert resumed.returncode == 0, resumed.said
@@ -90,6 +94,7 @@ def test_a_killed_run_goes_on_to_the_same_parameters_to_the_last_bit(folder, ran
     assert [row["loss"] for row in found] == [row["loss"] for row in undisturbed]
     summary = json.loads((folder / output / "summary.json").read_text())
     assert (summary["status"], summary["iterations"], summary["workers"]) == ("done", 40, ranks - 1)
+    assert set(read_run(folder / output).timeline["iteration"].tolist()) == set(range(40))
     assert [path.name for path in folder.iterdir()].count(output) == 1
     assert checkpoints(folder / output) == [40, 35]
     assert not list((folder / output / "checkpoints").glob(".*"))
