@@ -148,7 +148,7 @@ def _efficiency(run: RecordedRun) -> Picture:
         else:
             times.set_ylim(bottom=0)
         course(ratios, numbers[known], efficiency[known], theme.lines[0], None)
-        ratios.set_ylim(0, max(1.05, efficiency[known].max(initial=0.0)))
+        ratios.set_ylim(0, 1.05 * max(1.0, efficiency[known].max(initial=0.0)))
         ratios.set_ylabel("efficiency T*/T")
         ratios.set_xlabel("iteration")
         ratios.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -164,6 +164,8 @@ def _efficiency(run: RecordedRun) -> Picture:
         "T* is the time that no schedule could beat with these workers, had it known all their speeds beforehand; "
         "T*/T is how close the run came."
     )
+    if (run.iterations["error_measure"] > 0).any():
+        caption += " An approximate iteration may end before T*, which is that of the exact gradient."
     return Picture("efficiency", "Efficiency", alt, caption, draw)
 
 

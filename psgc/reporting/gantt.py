@@ -30,17 +30,19 @@ def slowest(run: RecordedRun) -> int:
 
 
 def gantt(run: RecordedRun, iteration: int | None) -> Picture:
+    """The chart of this iteration, or of the slowest one; `run` has a timeline."""
     assert run.timeline is not None
     numbers = run.iterations["iteration"]
     row = slowest(run) if iteration is None else int(np.searchsorted(numbers, iteration))
     mine = run.timeline["iteration"] == numbers[row]
     columns = {name: column[mine] for name, column in run.timeline.items() if name != "fates"}
     total, bound = float(run.iterations["seconds"][row]), float(run.iterations["bound"][row])
+    ended = "ended, approximate" if run.iterations["error_measure"][row] > 0 else "recovered"
     away: dict[int, int] = {}  # worker -> the iteration in which it was lost
     for event in run.losses:
-        if event["event"] == "lost" and event["iteration"] <= numbers[row]:
+        if event["iteration"] <= numbers[row] and event["event"] == "lost":
             away[event["worker"]] = event["iteration"]
-        elif event["iteration"] <= numbers[row]:
+        elif event["iteration"] <= numbers[row] and event["event"] == "returned":
             away.pop(event["worker"], None)
     counts = np.bincount(columns["fate"], minlength=len(FATES)).tolist()
     which = f"iteration {numbers[row]}" + (", the slowest" if iteration is None else "")
@@ -48,7 +50,7 @@ def gantt(run: RecordedRun, iteration: int | None) -> Picture:
     alt = (
         f"Gantt chart of {which}, a row for each of {run.workers} workers: "
         f"{', '.join(f'{count} chunks {name}' for count, name in zip(counts, FATES, strict=True) if count)}; "
-        f"recovered after {duration(total)}{best}."
+        f"{ended} after {duration(total)}{best}."
     )
     caption = (
         f"{which.capitalize()}. Each bar is a chunk that a worker worked on. Used: its copy is part of the gradient. "
@@ -61,7 +63,7 @@ def gantt(run: RecordedRun, iteration: int | None) -> Picture:
         caption += (
             f" Not there, or not to the end: {'worker' if len(away) == 1 else 'workers'} {', '.join(named)}{more}."
         )
-    draw = partial(_draw, run.workers, columns, counts, total, bound, away)
+    draw = partial(_draw, run.workers, columns, counts, {ended: total, "T*": bound}, away)
     return Picture("gantt", f"Iteration {numbers[row]}, worker by worker", alt, caption, draw)
 
 
@@ -69,13 +71,13 @@ def _draw(
     workers: int,
     columns: dict[str, Any],
     counts: list[int],
-    total: float,
-    bound: float,
+    moments: dict[str, float],
     away: dict[int, int],
     theme: Theme,
 ) -> Figure:
     start, end, few = columns["start"], columns["start"] + columns["seconds"], workers <= NAMED_ROWS
-    longest = max(total, end.max(initial=0.0), bound if np.isfinite(bound) else 0.0)
+    moments = {name: value for name, value in moments.items() if np.isfinite(value)}
+    longest = max(end.max(initial=0.0), *moments.values())
     scale, unit = unit_of(longest)
     figure = new_figure(WIDTH, min(1.8 + 0.32 * workers, 9.0))
     axes = figure.subplots()
@@ -93,11 +95,10 @@ def _draw(
         bars.set_antialiased(few)
         axes.add_collection(bars)
         handles.append(Patch(linewidth=0, label=f"{name} ({counts[fate]})", **style))
-    for value, name, dashes in ((total, "recovered", "-"), (bound, "T*", "--")):
-        if np.isfinite(value):
-            line: dict[str, Any] = {"color": theme.ink, "linestyle": dashes, "linewidth": 1.5}
-            axes.axvline(scale * value, **line)
-            handles.append(Line2D([], [], label=f"{name}: {duration(value)}", **line))
+    for name, value in moments.items():
+        line: dict[str, Any] = {"color": theme.ink, "linestyle": "--" if name == "T*" else "-", "linewidth": 1.5}
+        axes.axvline(scale * value, **line)
+        handles.append(Line2D([], [], label=f"{name}: {duration(value)}", **line))
     for worker, iteration in away.items() if few else ():
         last = end[columns["worker"] == worker].max(initial=0.0)
         axes.text(scale * (last + 0.005 * longest), worker, f"✕ lost in iteration {iteration}", va="center")

@@ -71,3 +71,11 @@ def test_the_rows_of_many_workers_have_no_names_of_their_own(tmp_path):
     axes = gantt(run, 1).draw(LIGHT).axes[0]
     assert len(axes.texts) == 0
     assert len([tick for tick in axes.get_yticks() if 1 <= tick <= workers]) < 12
+
+
+def test_an_approximate_iteration_does_not_recover(run):
+    rough = with_columns(run, error_measure=[0, 0.1, 0, 0, 0, 0])
+    assert "; ended, approximate after " in gantt(rough, 1).alt
+    (legend,) = gantt(rough, 1).draw(LIGHT).legends
+    assert any(text.get_text().startswith("ended, approximate: ") for text in legend.get_texts())
+    assert "; recovered after " in gantt(rough, 2).alt
