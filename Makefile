@@ -24,7 +24,7 @@ run: .venv/installed data/digits-train.npz
 	echo "$$line"; $$line
 
 test: .venv/installed .venv/mpich/bin/mpirun
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 test-faults: .venv/installed
 	$(BIN)/python -m pytest -m faults tests/faults

@@ -46,6 +46,7 @@ setup(
             "pytest>=8",
             "pytest-mpi>=0.6",
             "pytest-timeout>=2.3",
+            "pytest-xdist>=3.5",
             "ruff>=0.6",
             "scikit-learn>=1.3",
             "scipy-stubs; python_version >= '3.11'",

@@ -1,6 +1,15 @@
 """Settings of every test."""
 
+import pytest
 from hypothesis import settings
 
 settings.register_profile("psgc", deadline=None)  # on a busy machine any example may take long; pytest's timeout holds
 settings.load_profile("psgc")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Under `pytest -n 2 --dist loadgroup` runs of many ranks come one after the other, beside all other tests."""
+    if config.pluginmanager.hasplugin("xdist"):
+        for item in items:
+            if "tests/ranks/" in item.nodeid:
+                item.add_marker(pytest.mark.xdist_group("ranks"))

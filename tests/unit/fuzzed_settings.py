@@ -34,6 +34,7 @@ RUN: dict[str, Any] = {
     },
     "schedule": "skipping",
     "transfer": "combined",
+    "recovery": {"mode": "approximate", "deadline": 0.5, "max_error": 0.25},
     "faults": {"collect_timeout": 2.5},
     "checkpoint": {"every": 0, "keep": 1},
     "stragglers": {"kind": "slow", "factor": {"all": 2, "3": 10.5}},
@@ -49,7 +50,8 @@ RUNS = [
     | {"data": None, "optimizer": {"kind": "adam", "lr": 1e-3, "beta1": 0.5, "beta2": 0.25, "epsilon": 1e-6}},
     RUN
     | {"coding": {"assignment": {"kind": "file", "path": "A.npy"}, "parts": 3}}
-    | {"stragglers": {"kind": "trace", "path": "t.npy", "scale": 0.5}}
+    | {"stragglers": {"kind": "trace", "path": "t.npy", "scale": 0.5}, "transfer": "auto", "schedule": "static"}
+    | {"recovery": {"mode": "approximate", "deadline": "auto", "estimator": "unbiased"}}
     | {"verify": {"every": 3, "tolerance": 1e-6, "strikes": 2}},
 ]  # fmt: skip
 SIMULATION: dict[str, Any] = {
@@ -73,7 +75,7 @@ SIMULATIONS = [
 KINDS = {"run": (config.load, RUNS), "simulation": (simulation.load, SIMULATIONS)}
 EVERY_KEY = sorted(
     {key for tree in [*RUNS, *SIMULATIONS] for value in tree.values() if isinstance(value, dict) for key in value}
-    | set(RUN) | set(SIMULATION) | {"seconds", "shift", "adopt", "torch", "recovery", "", " ", "3", "all", "kind ", "é"}
+    | set(RUN) | set(SIMULATION) | {"seconds", "shift", "adopt", "torch", "", " ", "3", "all", "kind ", "é"}
 )  # fmt: skip
 
 
