@@ -6,6 +6,7 @@ Everything that comes from a run (names, reasons, settings) is text, never marku
 import base64
 import json
 import struct
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
@@ -42,8 +43,8 @@ figcaption {{ color: var(--muted); font-size: 0.9rem; }}
 .wide:focus-visible {{ outline: 2px solid var(--accent); }}
 img {{ display: block; width: 100%; min-width: {NARROW}px; height: auto; }}
 table {{ border-collapse: collapse; font-size: 0.9rem; }}
-th, td {{ text-align: left; vertical-align: top; padding: 0.2rem 1.5rem 0.2rem 0;
-  border-bottom: 1px solid var(--line); }}
+th, td {{ text-align: left; vertical-align: top; padding: 0.2rem 1.25rem 0.2rem 0;
+  max-width: 40rem; overflow-wrap: break-word; border-bottom: 1px solid var(--line); }}
 th {{ font-weight: 600; }}
 tbody th {{ font-weight: 400; color: var(--muted); }}
 footer {{ margin-top: 3rem; color: var(--muted); font-size: 0.875rem; }}
@@ -147,14 +148,21 @@ def _lost(run: RecordedRun) -> str:
     if not run.losses:
         return ""
     rows = [[event[name] for name in ("iteration", "worker", "host", "event", "reason")] for event in run.losses]
-    table = _table("Workers lost", ("iteration", "worker", "host", "event", "reason"), rows[:LISTED])
-    more = len(rows) - LISTED
-    return f"{table}\n<p>{more} more are in lost.csv.</p>" if more > 0 else table
+    wrong = Counter(event["worker"] for event in run.losses if event["event"] == "wrong")
+    title = "Workers lost and in the wrong" if wrong else "Workers lost"
+    parts = [_table(title, ("iteration", "worker", "host", "event", "reason"), rows[:LISTED])]
+    if len(rows) > LISTED:
+        parts.append(f"<p>{len(rows) - LISTED} more are in lost.csv.</p>")
+    if wrong:
+        named = ", ".join(f"{count} of worker {worker}" for worker, count in wrong.most_common(LISTED))
+        parts.append(f"<p>Wrong copies: {named}.</p>")
+    return "\n".join(parts)
 
 
 def _shown_summary(run: RecordedRun) -> dict[str, Any]:
     left_out = ("lost", "evaluating")  # a table of their own; true while the end of the run is written
-    return {name: value for name, value in (run.summary or {}).items() if name not in left_out and value != ""}
+    empty = ("", {}, [])
+    return {name: value for name, value in (run.summary or {}).items() if name not in left_out and value not in empty}
 
 
 def _flat(tree: dict[str, Any], above: str = "") -> list[tuple[str, str]]:

@@ -98,3 +98,11 @@ def test_of_very_many_losses_the_first_are_shown(run):
     seen = Text(page(changed(run, losses=run.losses * (LISTED + 7)), [], []))
     assert seen.text.count("its process died") == LISTED
     assert "7 more are in lost.csv." in seen.text
+
+
+def test_who_was_in_the_wrong_is_counted(run):
+    wrong = {"iteration": 2, "worker": 3, "host": "n1", "event": "wrong", "reason": "chunk 1"}
+    seen = Text(page(changed(run, losses=[*run.losses, wrong, wrong | {"iteration": 3}]), [], []))
+    assert "Workers lost and in the wrong" in seen.text
+    assert "Wrong copies: 2 of worker 3." in seen.text
+    assert "Wrong copies" not in Text(page(run, [], [])).text
