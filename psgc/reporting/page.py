@@ -161,7 +161,7 @@ def _lost(run: RecordedRun) -> str:
 
 def _shown_summary(run: RecordedRun) -> dict[str, Any]:
     left_out = ("lost", "evaluating")  # a table of their own; true while the end of the run is written
-    empty = ("", {}, [])
+    empty: tuple[Any, ...] = ("", {}, [])
     return {name: value for name, value in (run.summary or {}).items() if name not in left_out and value not in empty}
 
 
