@@ -339,8 +339,10 @@ class DynamicSchedule(FixedSchedule):
         taken = self._taken[worker]
         best, best_key = None, (-inf, 0)
         for chunk in self._chunks[worker]:
+            if self._committed[chunk] or chunk in taken:
+                continue
             need = self._wanted[chunk] - self._copies[chunk]
-            if self._committed[chunk] or chunk in taken or need < 1:  # none: they are being compared
+            if need < 1:  # they are being compared
                 continue
             others: list[float] = []
             certain: list[float] = []  # of those that are in it or have been told to do it

@@ -354,9 +354,10 @@ def _opening_line(transport: Transport, run: _Run) -> str:
     assignment = config.coding.assignment
     name = assignment if isinstance(assignment, str) else assignment.path
     hosts = len(set(transport.hosts))
+    verify = f"verify every {config.verify.every}, " if config.verify else ""
     return (
         f"psgc {__version__}: {plan.num_workers} workers on {hosts} host{'s' if hosts > 1 else ''}, "
         f"{plan.num_chunks} chunks in {plan.assignment.nnz} copies ({name}), parts {plan.parts}, "
-        f"schedule {config.schedule}, transfer {config.transfer}, {run.problem.dim} parameters, "
+        f"schedule {config.schedule}, transfer {config.transfer}, {verify}{run.problem.dim} parameters, "
         f"{run.backend.name} {config.dtype}, {transport.library}"
     )
