@@ -8,8 +8,12 @@ settings.load_profile("psgc")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Under `pytest -n 2 --dist loadgroup` runs of many ranks come one after the other, beside all other tests."""
+    """Under `pytest -n 2 --dist loadgroup` runs of many ranks come one after the other, beside all other tests.
+
+    So do those that share a browser.
+    """
     if config.pluginmanager.hasplugin("xdist"):
         for item in items:
-            if "tests/ranks/" in item.nodeid:
-                item.add_marker(pytest.mark.xdist_group("ranks"))
+            for group in ("ranks", "browser"):
+                if f"tests/{group}/" in item.nodeid:
+                    item.add_marker(pytest.mark.xdist_group(group))
