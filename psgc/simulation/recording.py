@@ -6,7 +6,7 @@ that never finished anything only the latter is known; of one that was never see
 as the slowest.
 
 An iteration counts when it can be compared with a simulated one: not the first (ranks are still being set up), none in
-which a worker was lost or came back, nor the one after, and none that ended before all chunks were recovered.
+which a worker was lost or came back, and not the one after that.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,7 +28,8 @@ class Recording:
     """Iterations in the order in which they were done, those without any chunk in the timeline left out.
 
     seconds: (iterations, workers), per average chunk. took: (iterations,) seconds, recorded. counts: (iterations,)
-    bool, see above. away: for each iteration the ranks that were lost. pause: seconds between two chunks of a worker.
+    bool, see above. exact: (iterations,) bool, whether all chunks were recovered. away: for each iteration the ranks
+    that were lost. pause: seconds between two chunks of a worker.
     spent, used: (iterations,) seconds of computing, and of these for copies in the gradient. assumed: share of
     `seconds` that was not seen. never_finished: ranks.
     """
@@ -36,6 +37,7 @@ class Recording:
     seconds: np.ndarray
     took: np.ndarray
     counts: np.ndarray
+    exact: np.ndarray
     away: list[frozenset[int]]
     pause: float
     spent: np.ndarray
@@ -75,7 +77,7 @@ def read_recording(run: RecordedRun, costs: Sequence[float] | None = None, break
     paces = _paces(place, seconds, cost, broken_off, shape)
     pauses = _pauses(place, start, seconds)
     away = _away(known, run.losses)
-    counts = _whole(known, run.losses) & (run.iterations["recovered"][seen] == run.chunks)
+    counts = _whole(known, run.losses)
     if len(known) > 1:
         counts[0] = False
     here = ~np.array([[rank in gone for rank in range(1, workers + 1)] for gone in away])
@@ -84,6 +86,7 @@ def read_recording(run: RecordedRun, costs: Sequence[float] | None = None, break
         seconds=_filled(paces, here),
         took=took,
         counts=counts,
+        exact=run.iterations["recovered"][seen] == run.chunks,
         away=away,
         pause=float(np.median(pauses)) if len(pauses) else 0.0,
         spent=np.bincount(row, seconds, len(known)),

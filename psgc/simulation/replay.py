@@ -8,6 +8,7 @@ The model:
 * What an iteration takes besides (messages, decoding, the step) is what the run took longer than it takes in the
   simulator, in the median, and is taken to be the same with all settings, whatever the bytes.
 * Workers that were lost are away in the same iterations, and the others share their chunks as in production.
+* Recovery is exact. An iteration of the run that was not tells what the workers took, and nothing else.
 * The schedule learns from one iteration to the next, as in production. Of a long run blocks of consecutive iterations
   are taken, spread over all of it; the first of a block is not counted.
 """
@@ -79,9 +80,9 @@ class Replay:
     dataset: what it was trained on, None when there is none or it is not here: then chunks count as equally large;
     dim: entries of the gradient, if known; most: iterations that are simulated, at most.
 
-    took: (counted iterations,) seconds, recorded; redundant: share of the computing time, recorded; overhead: seconds
-    of an iteration besides what is simulated; own: what is predicted for the settings that the run had.
-    Raises UserError when there is nothing in the record to replay.
+    took: (counted iterations,) seconds, recorded; exact: in which of them all was recovered; redundant: share of the
+    computing time, recorded; overhead: seconds of an iteration besides what is simulated; own: what is predicted for
+    the settings that the run had. Raises UserError when there is nothing in the record to replay.
     """
 
     def __init__(self, run: RecordedRun, dataset: Dataset | None, dim: int | None, most: int) -> None:
@@ -95,15 +96,15 @@ class Replay:
         self._blocks = blocks(len(self.recording.took), most)
         counted = [t for block in self._blocks for t in (block[1:] or block) if self.recording.counts[t]]
         if not counted:
-            raise UserError(
-                f"{run.path}: no iteration in which nobody was lost and all was recovered; nothing to replay"
-            )
+            raise UserError(f"{run.path}: no iteration in which nobody was lost; nothing to replay")
         self._counted = set(counted)
         self.took = self.recording.took[counted]
         self.redundant = 1 - float(self.recording.used[counted].sum() / self.recording.spent[counted].sum())
         self.overhead = 0.0
         bare = self.predict(own_choice(config))
-        self.overhead = max(0.0, float(np.median(self.took - bare.times)))
+        self.exact = self.recording.exact[counted]
+        if self.exact.any():
+            self.overhead = max(0.0, float(np.median((self.took - bare.times)[self.exact])))
         self.own = replace(bare, times=bare.times + self.overhead)
 
     def predict(self, choice: Choice) -> Prediction:

@@ -148,11 +148,15 @@ def _told(replay: Replay, run: RecordedRun) -> Iterable[str]:
         f"{run.path}: {run.workers} workers, {len(run.iterations['iteration'])} iterations, of which "
         f"{len(replay.took)} are replayed; transfer {run.config.transfer}"
     )
+    if not replay.exact.all():
+        yield f"{(~replay.exact).sum()} of them ended before all was recovered; all rows are for exact recovery"
     simulated, overhead = own.seconds - replay.overhead, replay.overhead
     yield (
         f"this run took {_ms(replay.took.mean())} an iteration; the simulator says {_ms(simulated)}, and all rows have "
         f"{_ms(overhead)} more for messages, decoding and the step"
     )
+    if run.config.verify is not None:
+        yield "copies that only verify asks for are in what was recorded, and not in what is predicted"
     if recording.assumed:
         yield (
             f"in {100 * recording.assumed:.2g} % of all cases a worker finished no chunk in an iteration: its time is "

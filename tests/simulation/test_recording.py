@@ -66,10 +66,10 @@ def test_the_lost_are_away_until_they_return_and_iterations_of_loss_do_not_count
     assert recording.assumed == 0.0  # of those who were there
 
 
-def test_an_iteration_that_ended_before_everything_was_recovered_does_not_count():
+def test_an_iteration_that_ended_before_everything_was_recovered_is_not_exact():
     run = two_workers([(1, 0, t, 0.0, 1.0, USED) for t in range(3)], [1.0] * 3)
     run.iterations["recovered"][1] = 1
-    assert read_recording(run).counts.tolist() == [False, False, True]
+    assert read_recording(run).exact.tolist() == [True, False, True]
 
 
 def test_the_pause_between_chunks_is_seen_and_rests_are_not_mistaken_for_it():

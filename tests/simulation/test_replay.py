@@ -162,10 +162,24 @@ def test_the_examples_in_docstrings_hold():
     assert_examples_hold("psgc.simulation.replay_command")
 
 
+def test_approximate_iterations_say_how_fast_workers_were_and_not_what_exact_ones_take():
+    config = settings("static", chunks_per_worker=4, replication=2)
+    run = record(config, [[1.0, 1.25, 1.5, 1.75]] * 6, overhead=0.25)
+    exact = Replay(run, None, None, most=100)
+    run.iterations["recovered"][[1, 4]] = 15
+    run.iterations["seconds"][[1, 4]] = 5.0
+    mixed = Replay(run, None, None, most=100)
+    assert mixed.overhead == exact.overhead == pytest.approx(0.25)
+    np.testing.assert_allclose(mixed.own.times, exact.own.times)
+    assert mixed.exact.tolist() == [False, True, True, False, True]
+    run.iterations["recovered"][:] = 15
+    assert Replay(run, None, None, most=100).overhead == 0.0
+
+
 def test_nothing_that_counts_is_an_error():
     run = record(settings("static", chunks_per_worker=2), [[1.0, 2.0, 3.0]] * 3)
-    run.iterations["recovered"][:] = 0
-    with pytest.raises(UserError, match="no iteration in which nobody was lost and all was recovered"):
+    run = replace(run, losses=[{"iteration": i, "worker": 2, "event": "lost"} for i in range(3)])
+    with pytest.raises(UserError, match="no iteration in which nobody was lost; nothing to replay"):
         Replay(run, None, None, most=100)
     with pytest.raises(UserError, match="killed before its timeline was written; nothing to replay"):
         Replay(replace(run, timeline=None), None, None, most=100)
