@@ -39,6 +39,7 @@ setup(
         "tensorboard": ["tensorboard>=2.16"],
         "examples": EXAMPLES,
         "dev": [
+            "axe-playwright-python>=0.1.4",
             "hypothesis>=6.100",
             "import-linter>=2",
             "mypy>=1.11",
