@@ -15,6 +15,7 @@ from psgc import __version__
 from psgc import config as configuration
 from psgc.config import Config
 from psgc.errors import UserError
+from psgc.plan import MAX_WORKERS
 from psgc.regular_files import open_regular
 from psgc.reporting.records import COLUMNS, LOST_COLUMNS, csv_rows
 from psgc.reporting.timeline import ABANDONED, LONGEST, Columns, read_timeline
@@ -23,6 +24,7 @@ NEEDED = (
     "iteration", "loss", "seconds", "bound", "efficiency", "error_measure", "recovered", "redundant", "bytes", "lost",
 )  # fmt: skip
 OPTIONAL = ("missing", "actual_error", "bytes_in")  # runs of older versions do not have them
+MAX_CHUNKS = 2**31
 MOST = {"seconds": LONGEST, "bound": LONGEST, "error_measure": 1.0}
 COUNTS = ("iteration", "recovered", "redundant", "bytes", "bytes_in", "lost", "missing")
 
@@ -87,10 +89,12 @@ def read_run(path: str | Path) -> RecordedRun:
     if timeline is not None:
         seen.extend(timeline["worker"].max(initial=0, keepdims=True).tolist())
     about |= {name: summary[name] for name in ("workers", "chunks")} if summary else {}
-    workers = about.get("workers", max(seen))
+    workers, chunks = about.get("workers", max(seen)), about.get("chunks", 0)
+    if not (0 <= workers <= MAX_WORKERS and 0 <= chunks <= MAX_CHUNKS):
+        raise UserError(f"{directory}: damaged: {workers!s:.20} workers and {chunks!s:.20} chunks are no run")
     if max(seen) > workers:
         raise UserError(f"{directory}: damaged: a run of {workers} workers has no worker {max(seen)}")
-    return RecordedRun(directory, config, iterations, timeline, summary, losses, workers, about.get("chunks", 0))
+    return RecordedRun(directory, config, iterations, timeline, summary, losses, workers, chunks)
 
 
 def _check_directory(directory: Path) -> None:

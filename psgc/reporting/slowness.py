@@ -33,7 +33,7 @@ def sentences(run: RecordedRun) -> list[str]:
     pace = paces(run)
     if not np.isfinite(pace).any():
         return []
-    return [_who(pace), *_cost(run, float(np.nanmedian(pace)))]
+    return [_who(pace), *_cost(run, pace)]
 
 
 def _who(pace: np.ndarray) -> str:
@@ -59,23 +59,23 @@ def _who(pace: np.ndarray) -> str:
     return text + (f"; {more} more took over {SLOW:g} times as long." if more else ".")
 
 
-def _cost(run: RecordedRun, median: float) -> list[str]:
+def _cost(run: RecordedRun, pace: np.ndarray) -> list[str]:
     took = float(np.median(run.iterations["seconds"]))
-    text = []
-    if run.chunks and took > 0:
-        even = median * run.chunks * run.config.coding.parts / run.workers
-        text.append(
-            f"An iteration took {duration(took)} in the median. With every worker there, and all as fast as the median "
-            f"one, the computing in it takes {duration(even)}: slow and lost workers, and all that is not computing, "
-            f"cost {duration(max(0.0, took - even))} ({100 * max(0.0, 1 - even / took):.0f} %)."
-        )
+    if not run.chunks or took <= 0:
+        return []
+    share = run.chunks * run.config.coding.parts / run.workers  # chunks that each would do without redundancy
+    even = share * float(np.nanmedian(pace))
     uncoded = run.summary.get("uncoded_seconds_per_iteration") if run.summary else None
-    if isinstance(uncoded, float) and took > 0:
-        text.append(
-            "Waiting for everybody without redundancy (schedule uncoded) would have taken at least "
-            f"{duration(uncoded)} on the same times, {uncoded / took:.1f} times as long."
-        )
-    return text
+    if not isinstance(uncoded, float):  # it is written when a run ends
+        paces_then = np.where(np.isnan(every := run.seconds_per_chunk()), pace, every)
+        uncoded = float(np.median(np.nan_to_num(share * paces_then).max(axis=1)))
+    return [
+        f"An iteration took {duration(took)} in the median. With every worker there, and all as fast as the median "
+        f"one, the computing in it takes {duration(even)}: slow and lost workers, and all that is not computing, "
+        f"cost {duration(max(0.0, took - even))} ({100 * max(0.0, 1 - even / took):.0f} %).",
+        "Waiting for everybody without redundancy (schedule uncoded) would have taken at least "
+        f"{duration(uncoded)} on the same times, {uncoded / took:.1f} times as long.",
+    ]
 
 
 def _listed(words: list[str]) -> str:

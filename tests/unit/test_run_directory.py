@@ -235,3 +235,7 @@ def test_files_that_do_not_fit_each_other(run):
     summary = json.loads((run / "summary.json").read_text())
     (run / "summary.json").write_text(json.dumps(summary | {"workers": 2}))
     assert refusal(run) == ": damaged: a run of 2 workers has no worker 4"
+    (run / "summary.json").write_text(json.dumps(summary | {"workers": 10**9}))
+    assert refusal(run) == ": damaged: 1000000000 workers and 12 chunks are no run"
+    (run / "summary.json").write_text(json.dumps(summary | {"chunks": -1}))
+    assert refusal(run) == ": damaged: 4 workers and -1 chunks are no run"
