@@ -26,87 +26,14 @@ The rules, said once:
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from math import inf
 from typing import Literal
 
 from psgc.errors import ProtocolError
 from psgc.server.fixed_schedules import FixedSchedule
 from psgc.server.group import Group
+from psgc.server.instructions import Adopt, Collect, Commit, Discard, Finish, Instruction, Reopen
 from psgc.server.orders import Loss, Order
-
-
-@dataclass(frozen=True, slots=True)
-class Commit:
-    """`chunk` is recovered from the copies in exactly these roles (S_i), in the order they counted.
-
-    Approximately, if they are fewer than `parts`.
-
-    told: the workers that still have to hear so, each with the role of its copy.
-    """
-
-    chunk: int
-    contributors: tuple[int, ...]
-    told: tuple[tuple[int, int], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Discard:
-    """The copy of `chunk` that `worker` reported is not needed."""
-
-    worker: int
-    chunk: int
-
-
-@dataclass(frozen=True, slots=True)
-class Collect:
-    """Ask `worker` for its accumulator in this role."""
-
-    worker: int
-    role: int
-
-
-@dataclass(frozen=True, slots=True)
-class Adopt:
-    """`worker` holds `chunk` from now on, and codes it in `role`."""
-
-    worker: int
-    chunk: int
-    role: int
-
-
-@dataclass(frozen=True, slots=True)
-class Reopen:
-    """What `worker` knows of `chunk` is not so any more: it may have to do it, for the `again`-th time over."""
-
-    worker: int
-    chunk: int
-    again: int
-
-
-@dataclass(frozen=True, slots=True)
-class Finish:
-    """Everything has arrived: the gradient is determined."""
-
-
-@dataclass(frozen=True, slots=True)
-class Compare:
-    """Find out which of these copies of `chunk` agree, (worker, role) each, and say so (`compared`); `verify` only."""
-
-    chunk: int
-    copies: tuple[tuple[int, int], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Wrong:
-    """The copy of `chunk` by `worker` does not agree with those of these others, which agree; `verify` only."""
-
-    worker: int
-    chunk: int
-    others: tuple[int, ...]
-
-
-Instruction = Commit | Discard | Collect | Adopt | Reopen | Finish | Compare | Wrong | Order
 
 
 class Coordinator:

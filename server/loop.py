@@ -15,11 +15,12 @@ from psgc.errors import RunFailed, TooFewWorkers
 from psgc.messages import BATCH, STANDINGS, TAIL, UNDER_WAY, UNHEARD, Kind, Records, record
 from psgc.plan import Plan
 from psgc.server.clock import PolledClock
-from psgc.server.coordinator import Adopt, Collect, Commit, Coordinator, Discard, Finish, Instruction, Reopen
+from psgc.server.coordinator import Coordinator
 from psgc.server.decoder import Decoder
 from psgc.server.dynamic_schedule import DynamicSchedule
 from psgc.server.ending import end_workers
 from psgc.server.group import Group
+from psgc.server.instructions import Adopt, Collect, Commit, Discard, Finish, Instruction, Reopen
 from psgc.server.observer import Fate, Gap, IterationRecord, Observer
 from psgc.server.optimizer import Optimizer
 from psgc.server.orders import Next, Queue, Skip

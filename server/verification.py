@@ -18,9 +18,10 @@ from dataclasses import dataclass
 
 from psgc.checks import is_checked
 from psgc.errors import RunFailed, TooFewWorkers
-from psgc.server.coordinator import Adopt, Compare, Coordinator, Instruction, Wrong
+from psgc.server.coordinator import Coordinator
 from psgc.server.fixed_schedules import FixedSchedule
 from psgc.server.group import Group
+from psgc.server.instructions import Adopt, Compare, Instruction, Wrong
 from psgc.server.orders import Order
 
 

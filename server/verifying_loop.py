@@ -7,8 +7,9 @@ from typing import Any
 
 from psgc.backend import Array
 from psgc.messages import TAIL
-from psgc.server.coordinator import Adopt, Commit, Compare, Coordinator, Instruction, Wrong
+from psgc.server.coordinator import Coordinator
 from psgc.server.group import Group
+from psgc.server.instructions import Adopt, Commit, Compare, Instruction, Wrong
 from psgc.server.loop import Server
 from psgc.server.verification import Verification, VerifyingCoordinator
 from psgc.server.verifying_decoder import VerifyingDecoder

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 from math import inf, isfinite
 
-from psgc.server.coordinator import Coordinator, Discard, Finish, Instruction
+from psgc.server.coordinator import Coordinator
 from psgc.server.dynamic_schedule import DynamicSchedule
 from psgc.server.fixed_schedules import FixedSchedule
 from psgc.server.group import Group
+from psgc.server.instructions import Discard, Finish, Instruction
 from psgc.server.orders import Queue, Skip
 from psgc.workers.state import Report, WorkerState
 

@@ -3,8 +3,8 @@
 from typing import Any
 
 from psgc.checks import is_checked
-from psgc.server.coordinator import Compare, Finish, Instruction, Wrong
 from psgc.server.group import Group
+from psgc.server.instructions import Compare, Finish, Instruction, Wrong
 from psgc.server.recovery import Recovery
 from psgc.server.verification import VerifyingCoordinator
 from psgc.server.verifying_loop import VerifyingServer

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from psgc.server.coordinator import Adopt, Collect, Commit, Coordinator, Discard, Finish, Instruction, Reopen
+from psgc.server.coordinator import Coordinator
 from psgc.server.dynamic_schedule import DynamicSchedule
+from psgc.server.instructions import Adopt, Collect, Commit, Discard, Finish, Instruction, Reopen
 from psgc.server.loop import Server
 from psgc.server.observer import Fate, Gap, IterationRecord
 from psgc.server.optimizer import Sgd

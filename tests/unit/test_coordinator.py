@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 from refusal import refused, snapshot
 
 from psgc.errors import ProtocolError
-from psgc.server.coordinator import Collect, Commit, Coordinator, Discard, Finish
+from psgc.server.coordinator import Coordinator
 from psgc.server.fixed_schedules import FixedSchedule
 from psgc.server.group import Group
+from psgc.server.instructions import Collect, Commit, Discard, Finish
 from psgc.server.orders import Queue, Skip
 from psgc.server.scheduler import make_schedule
 

@@ -4,7 +4,7 @@ import pytest
 from coordinating import Recording, begun, collecting, report
 
 from psgc.errors import TooFewWorkers
-from psgc.server.coordinator import Adopt, Collect, Commit, Finish, Reopen
+from psgc.server.instructions import Adopt, Collect, Commit, Finish, Reopen
 from psgc.server.orders import Next, Queue
 
 COMBINED = pytest.mark.parametrize("combined", [True, False], ids=["combined", "per_chunk"])

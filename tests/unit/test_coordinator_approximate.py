@@ -5,9 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from psgc.errors import ProtocolError
-from psgc.server.coordinator import Collect, Commit, Coordinator, Discard, Finish, Reopen
+from psgc.server.coordinator import Coordinator
 from psgc.server.fixed_schedules import FixedSchedule
 from psgc.server.group import Group
+from psgc.server.instructions import Collect, Commit, Discard, Finish, Reopen
 from tests.unit.coordinating import begun, report
 
 EVERYBODY = [[1, 2, 3]] * 3

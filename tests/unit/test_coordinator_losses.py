@@ -4,9 +4,10 @@ import pytest
 from coordinating import Recording, begun, collecting, report
 from refusal import refused, snapshot
 
-from psgc.server.coordinator import Collect, Commit, Coordinator, Discard, Finish, Reopen
+from psgc.server.coordinator import Coordinator
 from psgc.server.fixed_schedules import FixedSchedule
 from psgc.server.group import Group
+from psgc.server.instructions import Collect, Commit, Discard, Finish, Reopen
 from psgc.server.orders import Next, Skip
 from psgc.server.scheduler import make_schedule
 

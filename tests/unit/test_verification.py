@@ -4,8 +4,8 @@ import pytest
 from refusal import refused
 
 from psgc.errors import RunFailed, TooFewWorkers
-from psgc.server.coordinator import Adopt, Collect, Commit, Compare, Discard, Finish, Wrong
 from psgc.server.group import Group
+from psgc.server.instructions import Adopt, Collect, Commit, Compare, Discard, Finish, Wrong
 from psgc.server.orders import Next, Skip
 from psgc.server.scheduler import make_schedule
 from psgc.server.verification import VerifyingCoordinator
