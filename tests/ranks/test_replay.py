@@ -45,8 +45,7 @@ RUNS = {
     "static": ["schedule=static"],
     "uncoded": ["schedule=uncoded"],
     "replication 2": ["coding.replication=2"],
-    "16 chunks": ["coding.chunks_per_worker=16"],
-    "parts 2": ["coding.parts=2", "schedule=skipping"],
+    "16 chunks, parts 2": ["coding.chunks_per_worker=16", "coding.parts=2", "schedule=skipping"],
 }
 CLOSE = 0.15
 TRIES = 3  # on a machine that is too busy
@@ -64,7 +63,7 @@ def folder(tmp_path_factory):
 
 def measure(folder, name, config="run.yaml", changes=()) -> RecordedRun:
     """One run under mpirun; once more when the machine was so busy that sleeping took longer, whatever came of it."""
-    output = folder / name.replace(" ", "-")
+    output = folder / name.replace(", ", "-").replace(" ", "-")
     settings = [part for change in [*changes, f"output={output}"] for part in ("--set", change)]
     for _ in range(TRIES):
         finished = run(mpirun(5, ["-m", "psgc", "train", config, *settings]), folder)
@@ -90,7 +89,7 @@ def test_a_recording_predicts_what_other_settings_take(replays):
         measured = np.median(replays[other].took)
         errors.append(predicted / measured - 1)
         times = f"predicted {1e3 * predicted:6.1f} ms, measured {1e3 * measured:6.1f} ms"
-        lines.append(f"{recorded:>13} -> {other:<13} {times}, {100 * errors[-1]:+5.1f} %")
+        lines.append(f"{recorded:>18} -> {other:<18} {times}, {100 * errors[-1]:+5.1f} %")
     print("", *lines, sep="\n")  # python -m pytest -s tests/ranks/test_replay.py
     assert np.abs(errors).max() <= CLOSE, "\n".join(lines)
 
