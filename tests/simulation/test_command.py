@@ -115,6 +115,7 @@ def test_a_wrong_name_and_no_matplotlib_are_exit_2(capsys, monkeypatch):
     assert exit_code("--plot", "figure.doc") == 2
     assert "expected a name that ends in .png, .pdf or .svg" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    monkeypatch.delitem(sys.modules, "psgc.simulation.plots", raising=False)
+    for name in ("psgc.simulation.plots", "psgc.reporting.drawing"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
     assert exit_code("--plot", "figure.png") == 2
     assert capsys.readouterr().err == "psgc: plots need matplotlib: pip install 'psgc-mpi[plots]'\n"
