@@ -86,6 +86,14 @@ def die_with_parent() -> None:
         return
 
 
+def sleep_precisely() -> None:
+    """Have the kernel end the sleeps of this thread and of those it starts on time, not 50 us late (Linux only)."""
+    try:
+        ctypes.CDLL(None).prctl(29, 1)  # PR_SET_TIMERSLACK, in nanoseconds
+    except (OSError, AttributeError):
+        return
+
+
 def kill_tree(root: int) -> None:
     """SIGKILL for a process and all its descendants on this host. (Ranks lead process groups of their own.)"""
     children: dict[int, list[int]] = {}

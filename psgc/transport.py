@@ -44,7 +44,7 @@ from mpi4py import MPI  # noqa: E402  the settings above must come before
 from psgc.backend import Array  # noqa: E402
 from psgc.errors import RunFailed  # noqa: E402
 from psgc.messages import BATCH, RECORD, Records  # noqa: E402
-from psgc.processes import Identity, die_with_parent  # noqa: E402
+from psgc.processes import Identity, die_with_parent, sleep_precisely  # noqa: E402
 
 CONTROL_TAG, TEXT_TAG, REMINDER_TAG = 1, 2, 3
 RING = 16  # posted control receives
@@ -52,6 +52,7 @@ LARGE = 1 << 16  # bytes from which a transfer is worth polling without sleeping
 SPINS = 5  # polls before the first sleep: each is 10 us of Python, which on a shared core is somebody's gradient
 HOT_SPINS = 2000  # the same while a large transfer is under way: about 20 ms
 SHORTEST, LONGEST = 20e-6, 1e-3  # seconds of sleep
+GROWTH, GROWTH_IDLE = 1.5, 1.1  # of a sleep over the one before, which makes it a third or a tenth of the time waited
 TEXT_LIMIT = 1 << 16
 REMINDER = 60.0  # seconds of waiting in a collective after which rank 0 is sent something
 SLOWEST = 1e6  # bytes per second that any network moves
@@ -112,6 +113,7 @@ class Transport:
 
     def __init__(self, world: MPI.Intracomm | None = None, interrupted: Callable[[], str | None] | None = None) -> None:
         die_with_parent()
+        sleep_precisely()
         if not MPI.Is_initialized():
             MPI.Init_thread(MPI.THREAD_FUNNELED)
         world = self._world = world or MPI.COMM_WORLD
@@ -448,11 +450,12 @@ class Transport:
             time.sleep(SHORTEST)
         return buffer.tobytes().decode(errors="replace")
 
-    def wait(self, wakeup: Wakeup | None = None, expecting_large: bool = False) -> None:
+    def wait(self, wakeup: Wakeup | None = None, expecting_large: bool = False, idle: bool = False) -> None:
         """Pause between two polls: not at all for a while after the last message, then longer and longer.
 
         A large transfer under way keeps the pauses away for up to 20 ms at a time: without the kernel's
         help MPI moves its data only while it is polled. `wakeup`, when another thread sets it, ends the pause.
+        idle: nobody else in this process has any use for its core.
         """
         self._polls += 1
         large = expecting_large or any(s.size >= LARGE and s.dest not in self._forgotten for s in self._sent)
@@ -460,15 +463,16 @@ class Transport:
             if wakeup is None or not wakeup.wait(0):
                 return
         elif wakeup is None:
-            time.sleep(self._pause())
+            time.sleep(self._pause(idle))
             return
-        elif not wakeup.wait(self._pause()):
+        elif not wakeup.wait(self._pause(idle)):
             return
         wakeup.clear()
         self._polls = 0
 
-    def _pause(self) -> float:
-        return float(min(LONGEST, SHORTEST * 1.5 ** min(self._polls - SPINS, 20)))
+    def _pause(self, idle: bool) -> float:
+        growth = GROWTH_IDLE if idle else GROWTH
+        return float(min(LONGEST, SHORTEST * growth ** min(self._polls - SPINS, 50)))
 
     # deaths
 

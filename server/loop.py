@@ -33,6 +33,7 @@ from psgc.transport import LARGE, Control, Died, Transport, Vector
 
 POOL_BYTES = 64 << 20  # memory for receives, at least two vectors and at most one per worker
 AHEAD = 1 << 20  # bytes of parameters (or two vectors of them) that may be on their way to a worker before new ones
+SETTLED = 0.003  # seconds after which all workers have begun an iteration, if its parameters have reached them
 CHECK_EVERY = 0.05  # seconds between two looks at the deadlines
 
 
@@ -96,6 +97,7 @@ class Server:
         self._changed = False  # somebody was lost since the last iteration began
         self._began = 0.0  # when the iteration did, time.monotonic() seconds
         self._row = IterationRecord(-1)
+        self._unwritten: IterationRecord | None = None  # the row of the iteration before
         self._clock = PolledClock()
         self._next_check = 0.0
 
@@ -132,12 +134,15 @@ class Server:
         self._decoder = self._make_decoder(params.size)
         self._length = self._decoder.message_length + self._tail
         self._post(self._pool_size())
-        for iteration in range(first, iterations):
-            begins(iteration)
-            gradient = self._gradient(iteration)
-            self.params = self._step(gradient)
-            self._observer.stepped(iteration + 1)
-        self._close_row()
+        try:
+            for iteration in range(first, iterations):
+                begins(iteration)
+                gradient = self._gradient(iteration)
+                self.params = self._step(gradient)
+                self._observer.stepped(iteration + 1)
+            self._close_row()
+        finally:
+            self._write_row()
         return self.params
 
     def _step(self, gradient: Array) -> Array:
@@ -164,7 +169,7 @@ class Server:
         self._message = self._backend.to_message(self.params)
         self._unsent = dict.fromkeys(self._coordinator.group.live)
         self._send_params(iteration)
-        self._close_row()  # of the iteration before, while the workers are busy with this one
+        self._sum_up()  # the iteration before
         self._row = IterationRecord(iteration, lost=len(self._rollcall.away))
         self._decoder.begin()
         self._finished = False
@@ -172,6 +177,8 @@ class Server:
         while not self._finished:
             self._poll(iteration)
             self._check()
+            if self._unwritten and (self._row.reports or time.monotonic() - self._began > SETTLED):
+                self._write_row()
         gradient = self._approximate_gradient() if self._coordinator.missing_copies else self._decoder.gradient
         self._row.seconds = time.monotonic() - self._began
         self._row.bytes_in = self._transport.bytes_received - received
@@ -411,6 +418,12 @@ class Server:
     # records, deadlines, the end
 
     def _close_row(self) -> None:
+        self._sum_up()
+        self._write_row()
+
+    def _sum_up(self) -> None:
+        """The iteration is over: its row can be written."""
+        self._write_row()
         row = self._row
         if row.iteration < 0:
             return
@@ -419,8 +432,13 @@ class Server:
             row.redundant += not used
             fate = Fate.USED if used else Fate.LOST if worker in row.gone else Fate.LATE
             self._observer.chunk(worker, chunk, row.iteration, start, seconds, fate)
-        self._observer.iteration(row)
-        self._row = IterationRecord(-1)
+        self._unwritten, self._row = row, IterationRecord(-1)
+
+    def _write_row(self) -> None:
+        """Not before the workers are busy with the next iteration: those on this host may need the core to begin it."""
+        row, self._unwritten = self._unwritten, None
+        if row is not None:
+            self._observer.iteration(row)
 
     def _check(self) -> None:
         if (reason := self._interrupted()) is not None:

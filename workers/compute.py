@@ -15,6 +15,8 @@ from psgc.workers.desk import Desk, Result, Work
 from psgc.workers.emulation import Emulation
 from psgc.workers.injection import Injector
 
+LATE = 1e-3  # seconds at most by which an emulated chunk is shorter because the one before was too long
+
 Evaluate = Callable[[Array, Any, np.random.Generator], tuple[float, Array]]  # (params, chunk, rng) -> loss, gradient
 
 
@@ -59,6 +61,7 @@ class ComputeThread(threading.Thread):
         self._injector = injector
         self._seed = seed
         self._batch = batch
+        self._late = 0.0  # seconds by which the kernel ended the last sleep too late; the next one is shorter for it
 
     def run(self) -> None:
         self._backend.use_in_thread()
@@ -72,9 +75,12 @@ class ComputeThread(threading.Thread):
     def _do(self, work: Work) -> None:
         start = time.monotonic()
         loss, gradient = self._gradient(work)
-        extra = self._emulation.extra(work.iteration, time.monotonic() - start)
+        computed = time.monotonic() - start
+        extra = self._emulation.extra(work.iteration, computed)
         if extra > 0:
-            self._desk.wait_stale(work, extra)
+            self._desk.wait_stale(work, extra - self._late)
+            late = time.monotonic() - start - computed - (extra - self._late)
+            self._late = min(max(late, 0.0), LATE)
         seconds = time.monotonic() - start
         self._injector.at("before_report", work.iteration)
         self._desk.finished(work, Result(gradient, loss, start - work.begun, seconds))

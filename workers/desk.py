@@ -146,6 +146,11 @@ class Desk:
             chunk = self._state.running
             return (-1, 0.0) if chunk is None else (chunk, time.monotonic() - self._taken)
 
+    @property
+    def idle(self) -> bool:
+        """Whether the compute thread is in no chunk."""
+        return self._state.running is None
+
     def standing(self, iteration: int, chunks: list[int]) -> None:
         with self._changed:
             self._state.standing(iteration, chunks)

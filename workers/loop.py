@@ -77,7 +77,7 @@ class WorkerLoop:
             self._send_vectors()
             if self._reported == self._iteration and not (self._vectors or self._transport.sending()):
                 self._injector.at("after_report", self._iteration)
-            self._transport.wait(self._desk.wakeup)
+            self._transport.wait(self._desk.wakeup, idle=self._desk.idle)
         self._desk.stop()
         self._poll_until(lambda: not self._transport.sending(), LAST_WORD)  # the server takes what comes until goodbye
         self._transport.send(SERVER, [record(Kind.GOODBYE)])

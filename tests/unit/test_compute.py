@@ -367,6 +367,20 @@ def test_an_emulated_straggler_waits_and_reports_the_longer_time(run, clock, emu
     assert desk.results[0, 2].seconds == 2.0 + extra
 
 
+def test_a_sleep_that_ends_late_makes_the_next_one_shorter(run, clock):
+    late = iter([0.0004, 0.0003, 2.0, 0.0])
+    woken = FakeDesk.wait_stale
+
+    class LateDesk(FakeDesk):
+        def wait_stale(self, work, seconds):
+            woken(self, work, seconds)
+            clock.now += next(late)
+
+    desk = LateDesk([Work(0, chunk, PARAMS, 0.0) for chunk in range(CHUNKS)], clock)
+    thread_for(desk, mean_row, emulation=Emulation("slow", 1, 0, seconds={"all": 0.01})).run()
+    assert [round(seconds, 9) for _, seconds in desk.waits] == [0.01, 0.0096, 0.0097, 0.009]  # not by seconds
+
+
 # as a thread
 
 

@@ -1,11 +1,13 @@
+import ctypes
 import os
 import signal
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
-from psgc.processes import Identity
+from psgc.processes import Identity, sleep_precisely
 
 
 def sleeper():
@@ -60,3 +62,22 @@ def test_other_hosts_and_other_pid_namespaces_are_far():
     assert own.is_near(replace(own, pid=1))
     assert not own.is_near(replace(own, host="elsewhere"))
     assert not own.is_near(replace(own, machine="another boot"))
+
+
+def test_sleeps_of_this_thread_and_those_it_starts_may_be_late_by_a_nanosecond():
+    slack = []
+
+    def look():
+        slack.append(ctypes.CDLL(None).prctl(30))  # PR_GET_TIMERSLACK
+
+    def precise():
+        sleep_precisely()
+        look()
+        child = threading.Thread(target=look)
+        child.start()
+        child.join()
+
+    thread = threading.Thread(target=precise)  # in one of its own: the other tests keep theirs
+    thread.start()
+    thread.join()
+    assert slack == [1, 1]

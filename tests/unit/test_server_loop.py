@@ -9,11 +9,12 @@ import pytest
 from psgc.backend import Backend
 from psgc.config import Coding
 from psgc.errors import RunFailed
-from psgc.messages import BATCH, UNDER_WAY, UNHEARD, Kind, record
+from psgc.messages import BATCH, TAIL, UNDER_WAY, UNHEARD, Kind, record
 from psgc.plan import make_plan
+from psgc.server import loop
 from psgc.server.loop import AHEAD, Server
 from psgc.server.optimizer import make_optimizer
-from psgc.transport import Control
+from psgc.transport import Control, Vector
 
 WORKERS = 4
 
@@ -167,3 +168,62 @@ def test_who_may_come_back_does_not_miss_a_standing_queue_that_it_was_counted_fo
     server._lose(1, "not heard", **how)
     waiting = [] if how else [Kind.STANDING, Kind.STANDING]
     assert [entry["kind"][0] for entry in server._outbox.get(1, [])] == waiting
+
+
+# the record
+
+
+class Workers(Transport):
+    """Does a chunk a poll; in every iteration the first poll finds nothing."""
+
+    def __init__(self, plan, events):
+        super().__init__()
+        self.events, self.iteration = events, -1
+        self.own = [(holders[0], chunk) for chunk, holders in enumerate(plan.holders())]
+
+    def poll(self, iteration):
+        if iteration > self.iteration:
+            self.iteration, self.left = iteration, list(self.own)
+            return []
+        worker, chunk = self.left.pop(0)
+        self.events.append(f"chunk of {iteration}")
+        return [Vector(worker, iteration, chunk, np.ones(1 + TAIL), 1 + TAIL)]
+
+    def unreached(self, patience):
+        return []
+
+
+@pytest.fixture
+def trained(server, monkeypatch):
+    """What happens in what order in a run of so many iterations, at a time when `interrupted` says nothing."""
+
+    def run(settled, iterations, interrupted=lambda: None):
+        events = []
+        monkeypatch.setattr(loop, "SETTLED", settled)
+        server._transport, server._interrupted = Workers(server._plan, events), interrupted
+        server._observer = SimpleNamespace(
+            chunk=lambda *_: None,
+            iteration=lambda row: events.append(f"row {row.iteration}, {row.redundant} redundant"),
+            stepped=lambda done: events.append(f"step {done}"),
+        )
+        try:
+            server.run(np.zeros(1), iterations)
+        except RunFailed as error:
+            events.append(str(error))
+        return events
+
+    return run
+
+
+@pytest.mark.parametrize("settled", [60, -1])
+def test_a_row_is_written_when_the_workers_have_begun_the_next_iteration(trained, settled):
+    first, second = ["chunk of 0"] * 2 * WORKERS, ["chunk of 1"] * 2 * WORKERS
+    # once one of them has done something, or some time has passed
+    second.insert(1 if settled > 0 else 0, "row 0, 0 redundant")
+    assert trained(settled, 2) == [*first, "step 1", *second, "step 2", "row 1, 0 redundant"]
+
+
+def test_a_run_that_ends_early_has_the_row_of_the_last_whole_iteration(trained):
+    told = iter([None] * (2 * WORKERS + 1))
+    events = trained(60, 2, lambda: next(told, "asked to stop"))
+    assert events[-3:] == ["step 1", "row 0, 0 redundant", "asked to stop"]
