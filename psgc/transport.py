@@ -51,7 +51,8 @@ RING = 16  # posted control receives
 LARGE = 1 << 16  # bytes from which a transfer is worth polling without sleeping
 SPINS = 5  # polls before the first sleep: each is 10 us of Python, which on a shared core is somebody's gradient
 HOT_SPINS = 2000  # the same while a large transfer is under way: about 20 ms
-SHORTEST, LONGEST = 20e-6, 1.1e-3  # seconds of sleep
+SHORTEST, LONGEST, SILENT = 20e-6, 1e-3, 2e-3  # seconds of sleep: the first, then up to so many, when all is silent
+SILENCE = 150  # polls without a message, about 0.1 s, after which all is silent
 GROWTH, GROWTH_IDLE = 1.5, 1.1  # of a sleep over the one before, which makes it a third or a tenth of the time waited
 TEXT_LIMIT = 1 << 16
 REMINDER = 60.0  # seconds of waiting in a collective after which rank 0 is sent something
@@ -471,6 +472,8 @@ class Transport:
         self._polls = 0
 
     def _pause(self, idle: bool) -> float:
+        if self._polls > SILENCE:
+            return SILENT
         growth = GROWTH_IDLE if idle else GROWTH
         return float(min(LONGEST, SHORTEST * growth ** min(self._polls - SPINS, 50)))
 
