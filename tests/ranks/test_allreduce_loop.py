@@ -31,4 +31,5 @@ def test_it_descends_and_takes_the_emulated_time(tmp_path):
         assert abs(float(row["loss"]) - residual @ residual / 100) < 1e-12
         w -= 0.1 * A.T @ residual / 50
     assert len(rows) == 4
-    assert 0.05 < min(float(row["seconds"]) for row in rows) < 0.6  # the slower one's 3 chunks of 20 ms
+    # the slower rank has 3 chunks of 20 ms; the first iteration begins when each is ready
+    assert sum(float(row["seconds"]) for row in rows[1:]) > 0.12
