@@ -306,7 +306,7 @@ class Observer:
             assert row.recovered == world.plan.num_chunks - len(world.incomplete)
             copies = dict.fromkeys(range(world.plan.num_chunks), world.plan.parts)
             copies |= {chunk: len(roles) for chunk, roles in world.incomplete.items()}
-            copies |= world.server.compared()
+            copies |= world.compared
             assert +world.used == +Counter(copies)
             assert row.loss == pytest.approx(world.plan.num_chunks)
             assert row.missing == len(world.incomplete)

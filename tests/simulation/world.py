@@ -118,7 +118,8 @@ class World:
     def check_exact(self, gradient: np.ndarray) -> None:
         gradients = self.table[self.iteration]
         expected = gradients.sum(axis=0)
-        self.incomplete = self.server._coordinator.incomplete()
+        self.incomplete = self.server._coordinator.incomplete()  # as it is when the row of the iteration is closed
+        self.compared = self.server.compared()
         for chunk, contributors in self.incomplete.items():
             expected -= unseen(gradients[chunk], self.plan.coding_matrix, contributors)
         if unseen_errors := [chunk for chunk in range(self.plan.num_chunks) if self.is_wrong(chunk)]:
