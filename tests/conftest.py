@@ -7,6 +7,7 @@ settings.register_profile("psgc", deadline=None)  # on a busy machine any exampl
 settings.load_profile("psgc")
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in its own
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Under `pytest -n 2 --dist loadgroup` runs of many ranks come one after the other, beside all other tests.
 
