@@ -24,7 +24,8 @@ run: .venv/installed data/digits-train.npz
 	echo "$$line"; $$line
 
 test: .venv/installed .venv/mpich/bin/mpirun
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/ranks
+	$(BIN)/python -m pytest tests/ranks
 
 test-faults: .venv/installed
 	$(BIN)/python -m pytest -m faults tests/faults

@@ -29,7 +29,7 @@ coding: {chunks_per_worker: 2, replication: 2}
 checkpoint: {every: 5}
 output: out
 """
-SLOWLY = ("--set", "stragglers={kind: exponential, seconds: {all: 0.01}}")  # time enough to be killed in
+SLOWLY = ("--set", "stragglers={kind: exponential, seconds: {all: 0.04}}")  # time enough to be killed in
 ON = "psgc launch: to go on from the last checkpoint: "
 PROMPT = 20.0  # seconds for a run to be over after a death: it takes 0.6 on an idle machine, 8 on a busy one
 
