@@ -1,6 +1,6 @@
 # make run    train the quickstart: eight workers, one of them ten times slower than the others, one killed
 # make test   run the tests; those that look at the report of a run need a browser (Debian: chromium), else they are skipped
-# make test-faults   run the matrix of faults, a killed server, and several hosts that are cut off (as root)
+# make test-faults   run the matrix of faults, a killed server, several hosts that are cut off (as root), deaths under other MPIs
 # make test-slurm   run SLURM jobs on a cluster that the tests start on this machine (Debian: slurm-wlm, munge)
 # make faults  every fault of the matrix alone: what comes of it, and what it costs (about eight minutes)
 # make bench  training under a plain Allreduce loop and under psgc: runs/bench/bench.md (about five minutes; TRACE=FILE.npy)
@@ -27,8 +27,8 @@ test: .venv/installed .venv/mpich/bin/mpirun
 	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/ranks
 	$(BIN)/python -m pytest tests/ranks
 
-test-faults: .venv/installed
-	$(BIN)/python -m pytest -m faults tests/faults
+test-faults: .venv/installed .venv/mpich/bin/mpirun
+	$(BIN)/python -m pytest -m faults tests/faults tests/ranks/test_other_mpi.py
 
 test-slurm: .venv/installed
 	$(BIN)/python -m pytest -m slurm tests/slurm

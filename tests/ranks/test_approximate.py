@@ -10,7 +10,7 @@ from psgc.data import write_dense
 from psgc.server.weighing import weights
 from tests.ranks.mpirun import mpirun, run
 
-ITERATIONS = 40
+ITERATIONS = 30
 CHUNKS = 20
 CONFIG = f"""
 problem: {{kind: logistic}}

@@ -138,6 +138,7 @@ def test_mpichs_mpirun_alone_has_the_right_exit_code(folder):
 
 
 @pytest.mark.parametrize(("transfer", "rank"), [("combined", 2), ("per_chunk", 0)])
+@pytest.mark.faults
 def test_a_dead_rank_ends_the_run_with_the_command_that_goes_on(mpi, folder, expected, transfer, rank):
     with MpiRun(mpi.launch("--set", f"transfer={transfer}", *SLOWLY), folder, mpi.env) as running:
         finished = kill_after_a_checkpoint(running, folder, rank)
@@ -153,6 +154,7 @@ def test_a_dead_rank_ends_the_run_with_the_command_that_goes_on(mpi, folder, exp
     assert_done(folder, expected)
 
 
+@pytest.mark.faults
 def test_mpirun_alone_has_said_how_to_go_on(mpi, folder):
     with MpiRun(mpi.train(*SLOWLY), folder, mpi.env) as running:
         finished = kill_after_a_checkpoint(running, folder, 1)
@@ -164,6 +166,7 @@ def test_mpirun_alone_has_said_how_to_go_on(mpi, folder):
 STOPPED = ("--set", "faults={collect_timeout: 2, inject: [{kind: stop, rank: 2, iteration: 3, step: gradient}]}")
 
 
+@pytest.mark.faults
 def test_a_stopped_worker_is_done_without_by_open_mpi(folder, expected):
     mpi = Mpi("Open MPI", [], options=("--no-fault-tolerance",))
     finished = run(mpi.launch(*STOPPED, "--set", "schedule=dynamic"), folder)
@@ -172,6 +175,7 @@ def test_a_stopped_worker_is_done_without_by_open_mpi(folder, expected):
     assert_done(folder, expected)
 
 
+@pytest.mark.faults
 def test_a_stopped_worker_that_holds_up_mpich_ends_the_run(folder):
     mpi = mpich()  # whose memory for messages between processes of a host is used up by those that nobody reads
     env = mpi.env | {"MPIR_CVAR_CH4_SHM_POSIX_IQUEUE_NUM_CELLS": "8"}
