@@ -1,4 +1,4 @@
-"""The server's side of `psgc train`: what is read and checked before anybody starts, and what is written at the end."""
+"""The server's side of `psgc train`: from what was read and checked to what is written at the end."""
 
 import os
 import sys
@@ -12,17 +12,16 @@ from typing import Any, Literal
 import numpy as np
 
 from psgc import __version__
-from psgc import config as configuration
-from psgc.backend import Backend, open_backend
+from psgc.backend import Backend
 from psgc.config import Config
-from psgc.data import ChunkSource, Dataset
+from psgc.data import ChunkSource
 from psgc.errors import RunFailed, TooFewWorkers, UserError, one_line
 from psgc.plan import Plan
-from psgc.problems import Problem, evaluate, quality
+from psgc.problems import evaluate, quality
 from psgc.reporting.progress import RunProgress
 from psgc.reporting.records import Recorder
 from psgc.reporting.summary import lines, summarise
-from psgc.server.checkpoint import Checkpoint, CheckpointWriter, load_newest
+from psgc.server.checkpoint import Checkpoint, CheckpointWriter
 from psgc.server.loop import Server
 from psgc.server.observer import Observer
 from psgc.server.optimizer import make_optimizer
@@ -32,31 +31,15 @@ from psgc.server.verifying_loop import VerifyingServer
 from psgc.training import resume
 from psgc.training.ending import Ending, interruption
 from psgc.training.gaps import Gaps
-from psgc.training.inputs import emulated_seconds, initial_params, make_injector, open_problem, open_test, tags
+from psgc.training.inputs import make_injector, tags
 from psgc.training.keeper import Keeper
+from psgc.training.prepare import Run, opening_line, prepare
 from psgc.transport import Transport
 from psgc.workers.compute import gradient_of
 
-PER_CHUNK_BYTES = 16 << 20  # per iteration into the server, up to which `auto` sends every chunk by itself
 TOLERANCE = {"float64": 1e-9, "float32": 1e-5}  # of `verify`: rounding of parts >= 2 stays far below
 STOP_TIMEOUT = 3.0  # seconds that the workers have to say goodbye
 CHECKPOINT_TIMEOUT = 120.0  # seconds that the last checkpoint has to reach the disk
-
-
-@dataclass(frozen=True)
-class _Run:
-    """What is fixed before anybody starts. first: the iteration it begins with; go_on: the command that resumes it."""
-
-    config: Config
-    plan: Plan
-    problem: Problem
-    dataset: Dataset | None
-    test: Dataset | None
-    backend: Backend
-    checkpoint: Checkpoint | None
-    first: int
-    initial: np.ndarray
-    go_on: str
 
 
 @dataclass(frozen=True)
@@ -77,7 +60,7 @@ def serve(
 ) -> int:
     """The server from the YAML to the summary: its exit code."""
     try:
-        run = _prepare(transport, config_path, overrides, resuming)
+        run = prepare(transport, config_path, overrides, resuming)
         config, directory = run.config, Path(run.config.output)
         if run.first >= config.iterations and resume.is_done(directory):
             print(f"nothing to do: {directory} has done {run.first} iterations, iterations is {config.iterations}")
@@ -91,7 +74,7 @@ def serve(
         _call_off(transport, ending)
         raise
     _send_settings(transport, run, ending)
-    print(_opening_line(transport, run), flush=True)
+    print(opening_line(transport, run), flush=True)
     if not transport.survives_deaths and config.checkpoint.every:  # said now: MPICH leaves rank 0 no time for it then
         print(f"no fault tolerance: a dead rank ends this run, and this goes on with it: {run.go_on}", flush=True)
 
@@ -155,7 +138,7 @@ def _call_off(transport: Transport, ending: Ending) -> None:
     ending.told = ending.in_order = True
 
 
-def _send_settings(transport: Transport, run: _Run, ending: Ending) -> None:
+def _send_settings(transport: Transport, run: Run, ending: Ending) -> None:
     """Raises UserError when a worker cannot work by them."""
     transport.broadcast(run.config.to_yaml().encode())
     transport.broadcast(run.plan.to_bytes())
@@ -166,7 +149,7 @@ def _send_settings(transport: Transport, run: _Run, ending: Ending) -> None:
             raise UserError(f"worker {rank} on {transport.hosts[rank]}: {problem_text}")
 
 
-def _train(server: Server, run: _Run, stopped_by: Sequence[int]) -> _Outcome:
+def _train(server: Server, run: Run, stopped_by: Sequence[int]) -> _Outcome:
     faults = make_injector(run.config, rank=0)
     try:
         server.run(run.backend.asarray(run.initial), run.config.iterations, run.first, lambda i: faults.at("begin", i))
@@ -177,7 +160,7 @@ def _train(server: Server, run: _Run, stopped_by: Sequence[int]) -> _Outcome:
     return _Outcome()
 
 
-def _actual_errors(gaps: Gaps, run: _Run, seconds: float) -> dict[int, float]:
+def _actual_errors(gaps: Gaps, run: Run, seconds: float) -> dict[int, float]:
     config, backend = run.config, run.backend
     chunks = ChunkSource(run.dataset, run.plan.num_chunks, config.dtype, backend)
     loss_and_gradient = evaluate(run.problem)
@@ -194,7 +177,7 @@ def _actual_errors(gaps: Gaps, run: _Run, seconds: float) -> dict[int, float]:
         return {}
 
 
-def _snapshot(server: Server, run: _Run, data: str, done: int, seconds: float) -> Checkpoint:
+def _snapshot(server: Server, run: Run, data: str, done: int, seconds: float) -> Checkpoint:
     to_host = run.backend.to_host
     return Checkpoint(
         iteration=done,
@@ -217,7 +200,7 @@ def _restore(server: Server, checkpoint: Checkpoint, plan: Plan, backend: Backen
     server.estimates = resume.estimates_for(plan, checkpoint)
 
 
-def _summary(recorder: Recorder, seconds: float, run: _Run, outcome: _Outcome) -> dict[str, Any]:
+def _summary(recorder: Recorder, seconds: float, run: Run, outcome: _Outcome) -> dict[str, Any]:
     settings = {
         "workers": run.plan.num_workers,
         "chunks": run.plan.num_chunks,
@@ -233,7 +216,7 @@ def _stop(server: Server, ending: Ending, timeout: float = STOP_TIMEOUT) -> None
     ending.told = True
 
 
-def _say_how_to_go_on(run: _Run, outcome: _Outcome) -> None:
+def _say_how_to_go_on(run: Run, outcome: _Outcome) -> None:
     there = f"what there is lies in {run.config.output}; go on with: {run.go_on}"
     print(f"psgc: {outcome.status}: {outcome.reason}; {there}", file=sys.stderr, flush=True)
 
@@ -270,94 +253,4 @@ def make_server(
         costs,
         config.seed,
         Recovery(config.recovery.deadline, config.recovery.max_error or 0.0, config.recovery.estimator == "unbiased"),
-    )
-
-
-def _prepare(transport: Transport, config_path: str, overrides: Sequence[str], resuming: bool) -> _Run:
-    """Raises UserError for the first thing that is wrong."""
-    config = configuration.load(config_path, overrides)
-    num_workers = transport.size - 1
-    if num_workers < 1:
-        raise UserError(
-            "psgc train needs a server and at least one worker, but this is a single rank; "
-            f"start it with: psgc launch {config_path} -n 9   (or mpirun -n 9 psgc train {config_path})"
-        )
-    named = [rank for rank in (config.stragglers.factor or config.stragglers.seconds or {}) if rank != "all"]
-    if named and max(map(int, named)) > num_workers:
-        raise UserError(f"stragglers: rank {max(map(int, named))} is named, but the workers are ranks 1..{num_workers}")
-    emulated_seconds(config, num_workers)
-    dataset, problem = open_problem(config)
-    checkpoint = _checkpoint(config, problem, dataset) if resuming else None
-    if checkpoint:
-        config = resume.without_past_faults(config, checkpoint.iteration)
-    if any(fault.rank > num_workers for fault in config.faults.inject):
-        raise UserError(f"faults.inject: this run has ranks 0..{num_workers}")
-    plan, remark = resume.plan_for(config, num_workers, checkpoint)
-    if remark:
-        print(remark, flush=True)
-    if config.verify:
-        _check_copies(config, plan)
-    backend = open_backend(config.backend, transport.local_rank)
-    ChunkSource(dataset, plan.num_chunks, config.dtype, backend)  # refuses more chunks than rows
-    if config.transfer == "auto":
-        incoming = plan.num_chunks * problem.dim * np.dtype(config.dtype).itemsize
-        small = incoming <= PER_CHUNK_BYTES or config.recovery.estimator == "unbiased"  # which combined does not have
-        config = config.model_copy(update={"transfer": "per_chunk" if small else "combined"})
-        if config.transfer == "per_chunk" and any(fault.step == "after_commit" for fault in config.faults.inject):
-            raise UserError("faults.inject: per_chunk (transfer: auto) has no commit; give transfer: combined")
-        flips = any(fault.kind == "flip" for fault in config.faults.inject)
-        if config.transfer == "combined" and flips and not config.verify:
-            raise UserError("faults.inject: flip needs coded gradients; give transfer: per_chunk")
-    return _Run(
-        config=config,
-        plan=plan,
-        problem=problem,
-        dataset=dataset,
-        test=open_test(config, problem, dataset),
-        backend=backend,
-        checkpoint=checkpoint,
-        first=checkpoint.iteration if checkpoint else 0,
-        initial=checkpoint.params if checkpoint else initial_params(problem, config.dtype),
-        go_on=resume.command(config_path, overrides, transport.size),
-    )
-
-
-def _check_copies(config: Config, plan: Plan) -> None:
-    """Raises UserError when a chunk of an assignment file has no copy to spare for `verify`."""
-    copies = np.diff(plan.assignment.indptr)
-    chunk = int(copies.argmin())
-    if copies[chunk] <= plan.parts:
-        assert not isinstance(config.coding.assignment, str)
-        holders = f"{copies[chunk]} worker{'s' if copies[chunk] > 1 else ''}"
-        raise UserError(
-            f"verify: {config.coding.assignment.path}: chunk {chunk} is held by {holders}; to check it with "
-            f"parts {plan.parts} takes {plan.parts + 1}"
-        )
-
-
-def _checkpoint(config: Config, problem: Problem, dataset: Dataset | None) -> Checkpoint | None:
-    """The newest checkpoint in the run directory; says where the run goes on."""
-    directory = Path(config.output) / "checkpoints"
-    checkpoint, complaints = load_newest(directory)
-    for complaint in complaints:
-        print(f"psgc: {complaint}; the one before it is used", file=sys.stderr, flush=True)
-    if checkpoint is None:
-        print(f"no checkpoint in {directory}: starting from the beginning", flush=True)
-    else:
-        resume.check(checkpoint, config, problem.dim, resume.fingerprint(dataset))
-        print(f"going on from iteration {checkpoint.iteration}, by the checkpoint in {directory}", flush=True)
-    return checkpoint
-
-
-def _opening_line(transport: Transport, run: _Run) -> str:
-    config, plan = run.config, run.plan
-    assignment = config.coding.assignment
-    name = assignment if isinstance(assignment, str) else assignment.path
-    hosts = len(set(transport.hosts))
-    verify = f"verify every {config.verify.every}, " if config.verify else ""
-    return (
-        f"psgc {__version__}: {plan.num_workers} workers on {hosts} host{'s' if hosts > 1 else ''}, "
-        f"{plan.num_chunks} chunks in {plan.assignment.nnz} copies ({name}), parts {plan.parts}, "
-        f"schedule {config.schedule}, transfer {config.transfer}, {verify}{run.problem.dim} parameters, "
-        f"{run.backend.name} {config.dtype}, {transport.library}"
     )

@@ -1,0 +1,130 @@
+"""What the server reads and checks before anybody starts."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from psgc import __version__
+from psgc import config as configuration
+from psgc.backend import Backend, open_backend
+from psgc.config import Config
+from psgc.data import ChunkSource, Dataset
+from psgc.errors import UserError
+from psgc.plan import Plan
+from psgc.problems import Problem
+from psgc.server.checkpoint import Checkpoint, load_newest
+from psgc.training import resume
+from psgc.training.inputs import emulated_seconds, initial_params, open_problem, open_test
+from psgc.transport import Transport
+
+PER_CHUNK_BYTES = 16 << 20  # per iteration into the server, up to which `auto` sends every chunk by itself
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is fixed before anybody starts. first: the iteration it begins with; go_on: the command that resumes it."""
+
+    config: Config
+    plan: Plan
+    problem: Problem
+    dataset: Dataset | None
+    test: Dataset | None
+    backend: Backend
+    checkpoint: Checkpoint | None
+    first: int
+    initial: np.ndarray
+    go_on: str
+
+
+def prepare(transport: Transport, config_path: str, overrides: Sequence[str], resuming: bool) -> Run:
+    """The run that these settings describe, given so many ranks. Raises UserError for the first thing that is wrong."""
+    config = configuration.load(config_path, overrides)
+    num_workers = transport.size - 1
+    if num_workers < 1:
+        raise UserError(
+            "psgc train needs a server and at least one worker, but this is a single rank; "
+            f"start it with: psgc launch {config_path} -n 9   (or mpirun -n 9 psgc train {config_path})"
+        )
+    named = [rank for rank in (config.stragglers.factor or config.stragglers.seconds or {}) if rank != "all"]
+    if named and max(map(int, named)) > num_workers:
+        raise UserError(f"stragglers: rank {max(map(int, named))} is named, but the workers are ranks 1..{num_workers}")
+    emulated_seconds(config, num_workers)
+    dataset, problem = open_problem(config)
+    checkpoint = _checkpoint(config, problem, dataset) if resuming else None
+    if checkpoint:
+        config = resume.without_past_faults(config, checkpoint.iteration)
+    if any(fault.rank > num_workers for fault in config.faults.inject):
+        raise UserError(f"faults.inject: this run has ranks 0..{num_workers}")
+    plan, remark = resume.plan_for(config, num_workers, checkpoint)
+    if remark:
+        print(remark, flush=True)
+    if config.verify:
+        _check_copies(config, plan)
+    backend = open_backend(config.backend, transport.local_rank)
+    ChunkSource(dataset, plan.num_chunks, config.dtype, backend)  # refuses more chunks than rows
+    if config.transfer == "auto":
+        incoming = plan.num_chunks * problem.dim * np.dtype(config.dtype).itemsize
+        small = incoming <= PER_CHUNK_BYTES or config.recovery.estimator == "unbiased"  # which combined does not have
+        config = config.model_copy(update={"transfer": "per_chunk" if small else "combined"})
+        if config.transfer == "per_chunk" and any(fault.step == "after_commit" for fault in config.faults.inject):
+            raise UserError("faults.inject: per_chunk (transfer: auto) has no commit; give transfer: combined")
+        flips = any(fault.kind == "flip" for fault in config.faults.inject)
+        if config.transfer == "combined" and flips and not config.verify:
+            raise UserError("faults.inject: flip needs coded gradients; give transfer: per_chunk")
+    return Run(
+        config=config,
+        plan=plan,
+        problem=problem,
+        dataset=dataset,
+        test=open_test(config, problem, dataset),
+        backend=backend,
+        checkpoint=checkpoint,
+        first=checkpoint.iteration if checkpoint else 0,
+        initial=checkpoint.params if checkpoint else initial_params(problem, config.dtype),
+        go_on=resume.command(config_path, overrides, transport.size),
+    )
+
+
+def _check_copies(config: Config, plan: Plan) -> None:
+    """Raises UserError when a chunk of an assignment file has no copy to spare for `verify`."""
+    copies = np.diff(plan.assignment.indptr)
+    chunk = int(copies.argmin())
+    if copies[chunk] <= plan.parts:
+        assert not isinstance(config.coding.assignment, str)
+        holders = f"{copies[chunk]} worker{'s' if copies[chunk] > 1 else ''}"
+        raise UserError(
+            f"verify: {config.coding.assignment.path}: chunk {chunk} is held by {holders}; to check it with "
+            f"parts {plan.parts} takes {plan.parts + 1}"
+        )
+
+
+def _checkpoint(config: Config, problem: Problem, dataset: Dataset | None) -> Checkpoint | None:
+    """The newest checkpoint in the run directory; says where the run goes on."""
+    directory = Path(config.output) / "checkpoints"
+    checkpoint, complaints = load_newest(directory)
+    for complaint in complaints:
+        print(f"psgc: {complaint}; the one before it is used", file=sys.stderr, flush=True)
+    if checkpoint is None:
+        print(f"no checkpoint in {directory}: starting from the beginning", flush=True)
+    else:
+        resume.check(checkpoint, config, problem.dim, resume.fingerprint(dataset))
+        print(f"going on from iteration {checkpoint.iteration}, by the checkpoint in {directory}", flush=True)
+    return checkpoint
+
+
+def opening_line(transport: Transport, run: Run) -> str:
+    """What the run is, for the terminal."""
+    config, plan = run.config, run.plan
+    assignment = config.coding.assignment
+    name = assignment if isinstance(assignment, str) else assignment.path
+    hosts = len(set(transport.hosts))
+    verify = f"verify every {config.verify.every}, " if config.verify else ""
+    return (
+        f"psgc {__version__}: {plan.num_workers} workers on {hosts} host{'s' if hosts > 1 else ''}, "
+        f"{plan.num_chunks} chunks in {plan.assignment.nnz} copies ({name}), parts {plan.parts}, "
+        f"schedule {config.schedule}, transfer {config.transfer}, {verify}{run.problem.dim} parameters, "
+        f"{run.backend.name} {config.dtype}, {transport.library}"
+    )
