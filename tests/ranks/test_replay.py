@@ -95,10 +95,11 @@ def test_a_recording_predicts_what_other_settings_take(replays):
 
 
 def test_bytes_and_redundant_work_are_as_recorded(replays):
+    copy = 8 * 1003  # bytes; each worker may have sent one more or less when the last chunk was recovered
     for name, replay in replays.items():
         both, incoming = (np.median(replay.run.iterations[column][1:]) for column in ("bytes", "bytes_in"))
-        assert replay.own.incoming == pytest.approx(incoming, rel=0.05), name
-        assert replay.own.incoming + replay.own.outgoing == pytest.approx(both, rel=0.05), name
+        assert replay.own.incoming == pytest.approx(incoming, abs=4.5 * copy), name
+        assert replay.own.incoming + replay.own.outgoing == pytest.approx(both, abs=4.5 * copy), name
         assert replay.own.redundant == pytest.approx(replay.redundant, abs=0.05), name
 
 
