@@ -30,7 +30,8 @@ class Gaps:
         self._seen += 1
         if (self._seen - 1) % self._stride:
             return
-        params, used, plain = (np.array(self._to_host(vector)) for vector in (gap.params, gap.used, gap.plain))
+        params, used = (np.array(self._to_host(vector)) for vector in (gap.params, gap.used))
+        plain = used if gap.plain is gap.used else np.array(self._to_host(gap.plain))  # the workers wait meanwhile
         self._kept.append(Gap(gap.iteration, params, used, plain, gap.incomplete))
         if len(self._kept) > 1 and 3 * params.nbytes * len(self._kept) > MEMORY:
             self._kept = self._kept[::2]
