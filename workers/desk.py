@@ -91,9 +91,8 @@ class Desk:
     def finished(self, work: Work, result: Result) -> None:
         """Report a chunk, or abandon it when nobody needs it any more."""
         coded = None
-        if self._state.travels(work.iteration, work.chunk) and self._current(
-            work
-        ):  # coded outside the lock: the server's events need not wait
+        # coded outside the lock: the server's events need not wait
+        if self._state.travels(work.iteration, work.chunk) and self._current(work):
             role = self._state.role(work.chunk)
             coded = self._encoder.coded(result.gradient, role, result.start, result.seconds, result.loss)
         with self._changed:
