@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
-from math import inf
 from typing import Any
 from unittest import mock
 
@@ -37,6 +36,7 @@ from tests.simulation.watched import Checking, Observer, WatchedCoordinator, Wat
 
 STEPS = 4000  # events of one iteration; more, and it does not end
 PATIENCE = 200  # times in a row that the schedule may wake up while nothing else can happen
+AGES = 1e6  # seconds; the schedule waits twice as long each time, and a clock of 1e60 s does not show 1 s any more
 LONG = 30.0  # a worker says that all is well when it was silent for a quarter of that, or of the timeout
 SECONDS = (1.0, 0.1, 1.0, 3.0, 1.0, 0.01, 1.0, 50.0)  # that a chunk takes
 PASSING = (1.0, 0.1, 1.0, 3.0, 1.0, 0.01, 1.0)  # seconds that pass between two events
@@ -189,7 +189,7 @@ class World:
     def time_helps(self, able: Sequence[Any]) -> bool:
         """Nothing but time goes on: whether anything of `able` does then."""
         wake = self.server._began + self.server._coordinator.wake
-        if wake < inf and self.idle <= PATIENCE:
+        if wake < self.server._began + AGES and self.idle <= PATIENCE:
             self.clock.now = max(self.clock.now, wake)
             return False
         self.clock.now += 0 if able else 1.0
