@@ -1,6 +1,6 @@
 """The server's loop without MPI: what it sends to whom, against a transport that only listens."""
 
-from collections import Counter
+from itertools import count
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,46 +9,15 @@ import pytest
 from psgc.backend import Backend
 from psgc.config import Coding
 from psgc.errors import RunFailed
-from psgc.messages import BATCH, TAIL, UNDER_WAY, UNHEARD, Kind, record
+from psgc.messages import BATCH, UNDER_WAY, UNHEARD, Kind, record
 from psgc.plan import make_plan
 from psgc.server import loop
 from psgc.server.loop import AHEAD, Server
 from psgc.server.optimizer import make_optimizer
-from psgc.transport import Control, Vector
+from psgc.transport import Control
+from tests.unit.scripted import Transport, done
 
 WORKERS = 4
-
-
-class Transport:
-    """Keeps what is sent; `on_the_way` is what it says of each rank."""
-
-    def __init__(self):
-        self.on_the_way, self.sent, self.posted, self.arrived = Counter(), [], 0, []
-        self.hosts = ["here"] * (WORKERS + 1)
-
-    bytes_sent = bytes_received = 0
-
-    def pending(self):
-        return self.on_the_way
-
-    def send_vector(self, dest, iteration, chunk, buffer):
-        self.sent.append((dest, iteration))
-
-    def send(self, dest, records):
-        self.sent.append((dest, [Kind(int(entry["kind"][0])).name for entry in records]))
-
-    def poll(self, iteration):
-        self.arrived, arrived = [], self.arrived
-        return arrived
-
-    def wait(self, expecting_large):
-        pass
-
-    def post(self, buffer):
-        self.posted += 1
-
-    def forget(self, rank):
-        pass
 
 
 @pytest.fixture
@@ -57,8 +26,9 @@ def server():
     plan = make_plan(Coding(chunks_per_worker=2, replication=2), "static", WORKERS, 0)
     optimizer = make_optimizer("sgd", 0.5)
     server = Server(
-        Transport(), plan, "static", Backend(), optimizer, observer, "float64", False, 30.0, True, lambda: None, None
-    )
+        Transport(WORKERS + 1), plan, "static", Backend(), optimizer, observer, "float64", False, 30.0, True,
+        lambda: None, None,
+    )  # fmt: skip
     server._message = np.zeros(AHEAD)  # eight times AHEAD bytes
     server._length = 3
     server._unsent = dict.fromkeys(range(1, WORKERS + 1))
@@ -173,24 +143,13 @@ def test_who_may_come_back_does_not_miss_a_standing_queue_that_it_was_counted_fo
 # the record
 
 
-class Workers(Transport):
-    """Does a chunk a poll; in every iteration the first poll finds nothing."""
-
-    def __init__(self, plan, events):
-        super().__init__()
-        self.events, self.iteration = events, -1
-        self.own = [(holders[0], chunk) for chunk, holders in enumerate(plan.holders())]
-
-    def poll(self, iteration):
-        if iteration > self.iteration:
-            self.iteration, self.left = iteration, list(self.own)
-            return []
-        worker, chunk = self.left.pop(0)
-        self.events.append(f"chunk of {iteration}")
-        return [Vector(worker, iteration, chunk, np.ones(1 + TAIL), 1 + TAIL)]
-
-    def unreached(self, patience):
-        return []
+def chunk_by_chunk(plan, events):
+    """Each chunk is done in a poll of its own; in every iteration the first poll finds nothing."""
+    for iteration in count():
+        yield []
+        for chunk, holders in enumerate(plan.holders()):
+            events.append(f"chunk of {iteration}")
+            yield [done(holders[0], iteration, chunk, 1.0)]
 
 
 @pytest.fixture
@@ -200,7 +159,7 @@ def trained(server, monkeypatch):
     def run(settled, iterations, interrupted=lambda: None):
         events = []
         monkeypatch.setattr(loop, "SETTLED", settled)
-        server._transport, server._interrupted = Workers(server._plan, events), interrupted
+        server._transport.script, server._interrupted = chunk_by_chunk(server._plan, events), interrupted
         server._observer = SimpleNamespace(
             chunk=lambda *_: None,
             iteration=lambda row: events.append(f"row {row.iteration}, {row.redundant} redundant"),

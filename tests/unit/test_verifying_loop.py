@@ -13,25 +13,9 @@ from psgc.server.optimizer import make_optimizer
 from psgc.server.verification import Verification
 from psgc.server.verifying_loop import VerifyingServer
 from psgc.transport import Vector
+from tests.unit.scripted import Transport
 
 WORKERS, CHUNKS, DIM = 4, 8, 3
-
-
-class Transport:
-    hosts = ("here", "h1", "h2", "h3", "h4")
-    bytes_sent = bytes_received = 0
-
-    def send(self, dest, records):
-        pass
-
-    def post(self, buffer):
-        pass
-
-    def forget(self, rank):
-        pass
-
-    def unreached(self, timeout):
-        return []
 
 
 @pytest.fixture(params=[True, False], ids=["combined", "per_chunk"])
@@ -40,8 +24,8 @@ def server(request):
     observer = SimpleNamespace(wrong=lambda *what: said.append(what), lost=lambda *what: said.append(what))
     plan = make_plan(Coding(chunks_per_worker=2, replication=3), "static", WORKERS, 0)
     server = VerifyingServer(
-        Verification(1, 1e-9, 2), Transport(), plan, "static", Backend(), make_optimizer("sgd", 0.5), observer,
-        "float64", request.param, 30.0, True, lambda: None, None,
+        Verification(1, 1e-9, 2), Transport(WORKERS + 1), plan, "static", Backend(), make_optimizer("sgd", 0.5),
+        observer, "float64", request.param, 30.0, True, lambda: None, None,
     )  # fmt: skip
     server.said, server.holders = said, plan.holders()
     server._decoder = server._make_decoder(DIM)

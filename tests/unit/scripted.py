@@ -1,0 +1,94 @@
+"""The transport without MPI, for one loop at a time: a test says what arrives, and reads what was sent."""
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from psgc.messages import TAIL, Kind, Records, record
+from psgc.transport import Control, Vector
+
+
+class Transport:
+    """What `psgc.transport` promises, over lists.
+
+    ranks: of the run; script: yields what each poll gives out besides `arrived`, which is given out once. It goes on
+    only when the loop polls, so it can look at what was sent so far. A loop that polls after its end still waits for
+    something: the test fails.
+    """
+
+    distinct_iterations = 100
+    survives_deaths = True
+    library = "no MPI"
+    rank = local_rank = bytes_sent = bytes_received = 0
+
+    def __init__(self, ranks: int, script: Iterator[list[Any]] | None = None) -> None:
+        self.size = ranks
+        self.hosts = ["here", *(f"h{rank}" for rank in range(1, ranks))]
+        self.script = script
+        self.arrived: list[Any] = []
+        self.on_the_way = Counter[int]()  # bytes to each rank, as `pending` says
+        self.sent: list[tuple[int, Any]] = []  # (rank, iteration) of vectors, (rank, names of their kinds) of records
+        self.vectors: list[tuple[int, int, int, np.ndarray]] = []  # (rank, iteration, what, as it was when it was sent)
+        self.records: dict[int, list[Any]] = {rank: [] for rank in range(ranks)}  # to each rank, one by one
+        self.posted = 0  # receives, so far
+        self.texts: list[str] = []  # that the next `receive_text` give out
+
+    def poll(self, iteration: int) -> list[Any]:
+        self.arrived, arrived = [], self.arrived
+        if self.script is None:
+            return arrived
+        more = next(self.script, None)
+        assert more is not None, "the script is at its end, and the loop still waits"
+        return arrived + more
+
+    def send(self, dest: int, records: list[Records]) -> None:
+        self.sent.append((dest, [Kind(int(entry["kind"][0])).name for entry in records]))
+        self.records[dest].extend(np.concatenate(records))
+
+    def send_vector(self, dest: int, iteration: int, what: int, vector: np.ndarray) -> None:
+        self.sent.append((dest, iteration))
+        self.vectors.append((dest, iteration, what, vector.copy()))
+
+    def receive_text(self, source: int = 0, timeout: float = 0.0) -> str:
+        return self.texts.pop(0) if self.texts else ""
+
+    def post(self, buffer: np.ndarray, source: int = 0) -> None:
+        self.posted += 1
+
+    def pending(self) -> Counter[int]:
+        return self.on_the_way
+
+    def sending(self, buffer: np.ndarray | None = None) -> bool:
+        return False
+
+    def unreached(self, patience: float) -> list[int]:
+        return []
+
+    def wait(self, *_: object, **__: object) -> None:
+        pass
+
+    def forget(self, rank: int) -> None:
+        pass
+
+    remember = forget
+
+    def queue(self, worker: int, kind: Kind = Kind.STANDING) -> list[int]:
+        """The newest queue of that kind that `worker` was sent, as far as it has been sent whole."""
+        entries = [entry for entry in self.records[worker] if entry["kind"] == kind]
+        ends = [place for place, entry in enumerate(entries) if entry["last"]]
+        first = ends[-2] + 1 if len(ends) > 1 else 0
+        return [int(entry["chunk"]) for entry in entries[first : ends[-1] + 1] if entry["chunk"] >= 0]
+
+
+def done(worker: int, iteration: int, chunk: int, gradient: Any, seconds: float = 1.0) -> Vector:
+    """A coded gradient with the tail of its report, as it arrives (`per_chunk`)."""
+    vector = np.concatenate([np.atleast_1d(gradient), [0.0, seconds, 1.0]])
+    assert len(vector) == np.size(gradient) + TAIL
+    return Vector(worker, iteration, chunk, vector, len(vector))
+
+
+def said(worker: int, kind: Kind, *fields: Any, **more: Any) -> Control:
+    """One record, as it arrives."""
+    return Control(worker, record(kind, *fields, **more))
