@@ -4,12 +4,12 @@ import argparse
 import os
 import signal
 import sys
-import traceback
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from psgc import __version__
-from psgc.errors import PsgcError, one_line
+from psgc.errors import PsgcError, one_line, visible
+from psgc.terminal import open_missing_streams, say, say_traceback
 
 EXAMPLES = """examples:
   psgc launch run.yaml -n 9                        a server and 8 workers on this machine
@@ -25,26 +25,40 @@ EXAMPLES = """examples:
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run `psgc` with these arguments (default: the command line's) and exit."""
+    open_missing_streams()
     given = sys.argv[1:] if arguments is None else arguments
-    options = _parser().parse_args(given, argparse.Namespace(given=given))
+    options = argparse.Namespace(given=given, debug=False)
     try:
+        _parser().parse_args(given, options)
         sys.exit(options.run(options))
     except KeyboardInterrupt:
+        say("psgc: stopped by Ctrl-C", error=True)
         sys.exit(128 + signal.SIGINT)
-    except PsgcError as error:
+    except (PsgcError, MemoryError) as error:
         if options.debug:
-            traceback.print_exc()
-        print(f"psgc: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except MemoryError as error:
-        if options.debug:
-            traceback.print_exc()
-        print(f"psgc: not enough memory: {one_line(error)}", file=sys.stderr)
-        sys.exit(1)
+            say_traceback()
+        if isinstance(error, PsgcError):
+            reason, code = str(error), error.exit_code
+        else:
+            reason, code = f"not enough memory: {one_line(error)}", 1
+        if reason:
+            say(f"psgc: {reason}", error=True)
+        sys.exit(code)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Prints as all of psgc does."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(visible(message))
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        for line in message.removesuffix("\n").split("\n"):
+            say(line, error=file is sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="psgc",
         description="Exact synchronous distributed training that never waits for its slowest machine.",
         epilog=EXAMPLES,

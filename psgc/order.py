@@ -14,6 +14,7 @@ from psgc import coding
 from psgc.errors import UserError
 from psgc.plan import read_assignment
 from psgc.reporting.files import write_whole
+from psgc.terminal import say
 
 DENSE_LIMIT = 2**30  # bytes that an .npy may take
 
@@ -35,17 +36,19 @@ def order(path: str, parts: int | None = None, output: str | None = None) -> int
     num_chunks, num_workers = assignment.shape
     replication = np.diff(assignment.indptr)
     load = np.bincount(assignment.indices, minlength=num_workers)
-    print(f"{path}: {num_chunks} chunks, {num_workers} workers, {assignment.nnz} copies")
-    print(f"replication (workers that hold a chunk)  {_range(replication)}")
-    print(f"load (chunks that a worker holds)        {_range(load)}")
-    print(f"\n{'parts':>5} {'Q_max':>12} {'lower bound':>12} {'gap':>8}", flush=True)
+    say(f"{path}: {num_chunks} chunks, {num_workers} workers, {assignment.nnz} copies")
+    say(f"replication (workers that hold a chunk)  {_range(replication)}")
+    say(f"load (chunks that a worker holds)        {_range(load)}")
+    say()
+    say(f"{'parts':>5} {'Q_max':>12} {'lower bound':>12} {'gap':>8}")
     for copies in range(1, int(replication.min()) + 1) if parts is None else [parts]:
         q_max, bound = coding.worst_case(assignment, ordering, copies), coding.worst_case_bound(assignment, copies)
         optimal = "  optimal" if q_max == bound else ""
-        print(f"{copies:>5} {q_max:>12} {bound:>12} {q_max - bound:>8}{optimal}", flush=True)
+        say(f"{copies:>5} {q_max:>12} {bound:>12} {q_max - bound:>8}{optimal}")
     if output is not None:
         _write(output, ordering)
-        print(f"\nordering written to {output}")
+        say()
+        say(f"ordering written to {output}")
     return 0
 
 

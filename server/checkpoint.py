@@ -11,7 +11,6 @@ import io
 import json
 import os
 import re
-import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ import numpy as np
 
 from psgc.errors import UserError, one_line, visible
 from psgc.regular_files import open_regular
+from psgc.terminal import say
 
 FORMAT = 1  # of the file; another one is not read
 _NAME = re.compile(r"([0-9]{8,})-([0-9a-f]{16})\.npz")
@@ -206,8 +206,8 @@ class CheckpointWriter:
             failure = self._save(checkpoint)
             with self._changed:
                 if failure and not self._failing:
-                    print(f"psgc: no checkpoint of iteration {checkpoint.iteration}: {failure}; the run goes on",
-                          file=sys.stderr, flush=True)  # fmt: skip
+                    lost = f"no checkpoint of iteration {checkpoint.iteration}: {failure}"
+                    say(f"psgc: {lost}; the run goes on", error=True)
                 self._failing, self._busy = bool(failure), False
                 self._changed.notify_all()
 

@@ -6,7 +6,6 @@ and each with a limit (`probe`, `ask`); `findings` says what their answers mean.
 """
 
 import os
-import shlex
 import shutil
 import socket
 import sys
@@ -28,6 +27,7 @@ from psgc.diagnosis.findings import (
 from psgc.errors import UserError
 from psgc.launching.mpirun import ANYWHERE, THREADS, Mpirun, Placement, find_mpirun, launch_command
 from psgc.machine import NETWORK, usable_cores
+from psgc.terminal import say, shell_line
 
 LIMIT = 16.0  # seconds for everything, but for killing what is late
 MPIRUN_LIMIT = 3.0  # for each of three commands that say which MPI it is
@@ -53,7 +53,7 @@ def doctor(output: str = "runs", num_ranks: int | None = None, placement: Placem
     deadline = time.monotonic() + LIMIT
     environ = {name: value for name, value in os.environ.items() if name != "PSGC_TERMINAL"}
     ranks = num_ranks if num_ranks is not None else default_ranks(environ, usable_cores())
-    print(f"psgc {__version__} on {socket.gethostname()}, Python {sys.version.split()[0]}", flush=True)
+    say(f"psgc {__version__} on {socket.gethostname()}, Python {sys.version.split()[0]}")
     line, survived = "", False
     with (
         Question([*PROBE, "gpu"], environ, GPU_LIMIT) as gpu,
@@ -67,7 +67,7 @@ def doctor(output: str = "runs", num_ranks: int | None = None, placement: Placem
             findings = [Finding("problem", "mpirun", str(error))]
         else:
             command, additions = launch_command(ranks, ["train", "run.yaml"], environ, placement, mpirun=mpirun)
-            line = " ".join([*(f"{k}={shlex.quote(v)}" for k, v in additions.items()), shlex.join(command)])
+            line = " ".join([*(f"{k}={shell_line([v])}" for k, v in additions.items()), shell_line(command)])
             findings, survived = _probe_mpi(mpirun, ranks, placement, environ, additions, deadline)
         shared, answers = files.answer().found().get("kind") in NETWORK, partitions.answer().code == 0
         findings += gpu_findings(gpu.answer(), "PSGC_CUDA_AWARE=1" in line, bool(shutil.which("nvidia-smi")))
@@ -77,12 +77,16 @@ def doctor(output: str = "runs", num_ranks: int | None = None, placement: Placem
         ]
     _report(findings)
     if any(finding.level == "problem" for finding in findings):
-        print("\nNo run can start here until what is called a problem is solved.")
+        say()
+        say("No run can start here until what is called a problem is solved.")
         return 1
-    launch = shlex.join(["psgc", "launch", "run.yaml", "-n", str(ranks), *placement.arguments()])
-    print("\nWhat a run here survives")
+    launch = shell_line(["psgc", "launch", "run.yaml", "-n", str(ranks), *placement.arguments()])
+    say()
+    say("What a run here survives")
     _report(survival(survived, shared, answers, launch))
-    print(f"\nLaunch it with   {launch}\nwhich stands for {line}")
+    say()
+    say(f"Launch it with   {launch}")
+    say(f"which stands for {line}")
     return 0
 
 
@@ -123,4 +127,4 @@ def _probe_mpi(
 def _report(findings: Iterable[Finding]) -> None:
     for finding in findings:
         text = " ".join(finding.text.split())  # what others say may be several lines
-        print(f"  {finding.level:<7}  {finding.name:<16}  {text}", flush=True)
+        say(f"  {finding.level:<7}  {finding.name:<16}  {text}")

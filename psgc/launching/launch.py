@@ -13,7 +13,6 @@ import ctypes
 import json
 import os
 import re
-import shlex
 import shutil
 import signal
 import subprocess
@@ -28,6 +27,7 @@ from psgc.errors import PsgcError, UserError
 from psgc.launching import slurm
 from psgc.launching.mpirun import ANYWHERE, Placement, launch_command
 from psgc.processes import kill_tree
+from psgc.terminal import say, shell_line
 
 STOPPERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)  # the last is SLURM's warning, if asked for
 # What a stopped run gets, one after the other, and how many seconds it has to act on each.
@@ -72,7 +72,7 @@ def launch(
     train = ["train", config_path, *settings, *(["--resume"] if resume else [])]
     command, additions = launch_command(num_ranks, train, environ, placement, fault_tolerance)
     if print_only:
-        print(" ".join([*(f"{name}={shlex.quote(value)}" for name, value in additions.items()), shlex.join(command)]))
+        say(" ".join([*(f"{name}={shell_line([value])}" for name, value in additions.items()), shell_line(command)]))
         return 0
     left = _RunDirectory(Path(config.output))
     patience = LAST_WORDS[0][1] if requeue is None else max(LAST_WORDS[0][1], requeue - RESERVE)
@@ -81,15 +81,15 @@ def launch(
     if requeue is not None and job and _cut_off(stopped_by, left) and left.got_further(resume):
         try:
             if slurm.requeue(job):
-                print(f"psgc launch: job {job} is back in the queue, to go on from its checkpoint", file=sys.stderr)
+                say(f"psgc launch: job {job} is back in the queue, to go on from its checkpoint", error=True)
                 return code
         except PsgcError as error:
-            print(f"psgc launch: {error}", file=sys.stderr)
+            say(f"psgc launch: {error}", error=True)
     if code not in (0, 2) and left.can_resume(resume):
         again = ["psgc", "launch", config_path, "-n", str(num_ranks), *placement.arguments()]
         again += [*([] if fault_tolerance else ["--no-fault-tolerance"]), *settings, "--resume"]
         hint = "" if placement == ANYWHERE else f", with -n and {placement.arguments()[0]} for the hosts that are left"
-        print(f"psgc launch: to go on from the last checkpoint{hint}: {shlex.join(again)}", file=sys.stderr)
+        say(f"psgc launch: to go on from the last checkpoint{hint}: {shell_line(again)}", error=True)
     return code
 
 
@@ -103,7 +103,7 @@ def _exit_code(code: int, stopped_by: int | None, left: "_RunDirectory") -> int:
     if status is None and code in (1, 2):  # rank 0, or mpirun, has said why
         return code
     why = _reason(code) if code else f"rank 0 or a host was lost: mpirun ended, but {left.summary} was not written"
-    print(f"psgc launch: the run failed: {why}", file=sys.stderr)
+    say(f"psgc launch: the run failed: {why}", error=True)
     return 1
 
 

@@ -2,7 +2,6 @@
 
 import itertools
 import re
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from psgc.launching import slurm
 from psgc.launching.slurm_script import Job, batch_script
 from psgc.plan import make_plan
 from psgc.reporting.files import write_text
+from psgc.terminal import say, shell_line
 from psgc.yaml_source import printable
 
 
@@ -51,7 +51,7 @@ def submit(
     runs = f"{len(points)} runs" if points else "a run"
     what = f"{runs} on {job.nodes} x {job.ranks_per_node} ranks"
     if not go:
-        print(f"{script}: {what}; submit it with: {shlex.join(['sbatch', str(script)])}")
+        say(f"{script}: {what}; submit it with: {shell_line(['sbatch', str(script)])}")
         return 0
     try:
         number = slurm.submit(script)
@@ -62,7 +62,7 @@ def submit(
             raise UserError(f"--partition {job.partition}: {there_are}") from None
         raise error
     log = f"{job.name}-{number}{'_*' if points else ''}.log"
-    print(f"job {number}: {what}, as {script} says; it writes {log}")
+    say(f"job {number}: {what}, as {script} says; it writes {log}")
     return 0
 
 

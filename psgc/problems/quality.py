@@ -1,12 +1,12 @@
 """How good parameters are: loss and accuracy over a whole dataset."""
 
-import sys
 from typing import Any
 
 from psgc.backend import Backend
 from psgc.data import ChunkSource, Dataset
 from psgc.errors import one_line
 from psgc.problems.base import Problem
+from psgc.terminal import say
 
 EVALUATION_ROWS = 10_000  # rows that are looked at together
 
@@ -28,7 +28,7 @@ def quality(
                 weights = [source.chunk(i).weight if what == "accuracy" else 1.0 for i in range(pieces)]
                 value = float(sum(w * float(measure(params, source.chunk(i))) for i, w in enumerate(weights)))
             except Exception as error:  # the user's code or damaged data; the run itself is done and well
-                print(f"psgc: no {name} {what}: {one_line(error)}", file=sys.stderr)
+                say(f"psgc: no {name} {what}: {one_line(error)}", error=True)
             else:
                 found[f"{name}_{what}"] = value
     return found

@@ -6,6 +6,9 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from psgc.errors import visible
+from psgc.terminal import say
+
 EVERY = 5.0  # seconds between two plain lines
 
 
@@ -46,18 +49,17 @@ class RunProgress:
         if now - self._last >= EVERY or self._done in (self._first + 1, self._iterations):
             self._last = now
             rate = (now - self._began) / (self._done - self._first)
-            print(
+            say(
                 f"iteration {self._done}/{self._iterations}  loss {loss:.6f}  {1e3 * seconds:.1f} ms  "
-                f"about {rate * (self._iterations - self._done):.0f} s left",
-                flush=True,
+                f"about {rate * (self._iterations - self._done):.0f} s left"
             )
 
     def say(self, text: str) -> None:
         """A line of its own, above the bar where there is one."""
         if self._bar is not None:
-            self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self._bar.console.print(visible(text), markup=False, highlight=False, soft_wrap=True)
         else:
-            print(text, flush=True)
+            say(text)
 
     def close(self) -> None:
         """Leave the terminal as it was."""

@@ -11,6 +11,7 @@ from psgc.reporting.page import page
 from psgc.reporting.run_directory import RecordedRun, read_run
 from psgc.reporting.slowness import sentences
 from psgc.reporting.theme import DARK, LIGHT
+from psgc.terminal import say
 
 
 def report(path: str, iteration: int | None = None, output: str | None = None, tensorboard: bool = False) -> int:
@@ -37,10 +38,10 @@ def report(path: str, iteration: int | None = None, output: str | None = None, t
         write_file(directory / f"{picture.name}.png", light)
         images.append((picture, light, dark))
     write_file(directory / "index.html", page(run, sentences(run), images).encode())
-    print(f"report written to {directory / 'index.html'}, with its figures beside it")
+    say(f"report written to {directory / 'index.html'}, with its figures beside it")
     if tensorboard:
         write_events(run, events := directory / "tensorboard")
-        print(f"scalars written to {events}; see them with: tensorboard --logdir {events}")
+        say(f"scalars written to {events}; see them with: tensorboard --logdir {events}")
     return 0
 
 

@@ -8,8 +8,9 @@ from rich.table import Table
 
 from psgc.simulation import experiment
 from psgc.simulation.experiment import Row
-from psgc.simulation.output import check_file, open_console, progress_bar, write_json
+from psgc.simulation.output import check_file, progress_bar, show, write_json
 from psgc.simulation.settings import Settings, load
+from psgc.terminal import say
 
 
 def simulate(config: str, overrides: Sequence[str], json_file: str | None, plot_file: str | None) -> int:
@@ -62,9 +63,8 @@ def _show(settings: Settings, rows: Sequence[Row]) -> None:
             str(row.impossible or ""),
             *(_shown(error, ".3f") for error in row.mean_errors),
         )
-    console = open_console()
-    console.print(f"{settings.trials} trials, means over those that recover; seconds")
-    console.print(table)
+    say(f"{settings.trials} trials, means over those that recover; seconds")
+    show(table)
 
 
 def _shown(number: float | None, how: str) -> str:

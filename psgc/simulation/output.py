@@ -6,9 +6,11 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
 from psgc.errors import UserError
 from psgc.reporting.files import write_text
+from psgc.terminal import draw
 
 
 def check_file(option: str, file: str | None) -> None:
@@ -25,10 +27,14 @@ def write_json(path: Path, content: Any) -> None:
         raise UserError(f"{path}: cannot be written: {error.strerror}") from None
 
 
-def open_console() -> Console:
-    """Standard output, for tables: in a file or a pipe they are never cut."""
+def show(table: Table) -> None:
+    """Print a table; in a file or a pipe it is never cut."""
     console = Console()
-    return console if console.is_terminal else Console(width=200)
+    if not console.is_terminal:
+        console.width = 200
+    with console.capture() as drawn:
+        console.print(table)
+    draw(drawn.get())
 
 
 def progress_bar() -> Progress:

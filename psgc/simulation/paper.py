@@ -27,6 +27,7 @@ from psgc.reporting import drawing
 from psgc.reporting.files import write_text
 from psgc.simulation import closed_form as cf
 from psgc.simulation import plots, speeds
+from psgc.terminal import say
 
 N = 200
 LOAD = 8
@@ -237,7 +238,9 @@ def main(arguments: list[str] | None = None) -> None:
     text = markdown(times, errors)
     write_text(options.output / "paper.md", text)
     draw(times, errors, options.output)
-    print(f"{text}\nwritten to {options.output}: paper.md, exact.png, approximate.png")
+    for line in text.split("\n"):
+        say(line)
+    say(f"written to {options.output}: paper.md, exact.png, approximate.png")
 
 
 if __name__ == "__main__":

@@ -16,8 +16,9 @@ from psgc.data.npz import map_npy
 from psgc.errors import PsgcError, UserError
 from psgc.reporting.run_directory import RecordedRun, read_run
 from psgc.simulation.advice import SCHEDULES, Grid, choices, reason, recommended, yaml_lines
-from psgc.simulation.output import check_file, open_console, progress_bar, write_json
+from psgc.simulation.output import check_file, progress_bar, show, write_json
 from psgc.simulation.replay import Choice, Prediction, Replay, own_choice
+from psgc.terminal import say
 
 COPIES = 400_000  # chunks that are simulated, about: what takes some seconds
 ITERATIONS = (3, 500)  # of the run that are simulated, at least and at most
@@ -48,17 +49,16 @@ def replay(run_directory: str, wanted: dict[str, str | None], json_file: str | N
     yaml = yaml_lines(run.config, advised.choice, run.chunks, run.workers)
     sizes = _Sizes(run.config, dataset, _dim(run))
 
-    console = open_console()
-    for line in [*_told(replay, run), *([remark] if remark else []), *impossible]:
-        console.print(line, highlight=False, markup=False)
-    console.print()
-    console.print(_table(replay, predictions, advised, sizes))
-    console.print("* recommended   > this run, and what it has recorded   chunks: for each worker   repl.: replication")
-    console.print("ms, redundant computing time, bytes into and out of the server: means per iteration")
+    for line in [*_told(replay, run), *([remark] if remark else []), *impossible, ""]:
+        say(line)
+    show(_table(replay, predictions, advised, sizes))
+    say("* recommended   > this run, and what it has recorded   chunks: for each worker   repl.: replication")
+    say("ms, redundant computing time, bytes into and out of the server: means per iteration")
     if len(predictions) > SHOWN:
         where = f"all of them are in {json_file}" if json_file else "--json FILE writes all of them"
-        console.print(f"{len(predictions)} settings were tried; {where}", highlight=False, markup=False)
-    console.print(f"\n{sentence}\n\n{yaml}", end="", highlight=False, markup=False)
+        say(f"{len(predictions)} settings were tried; {where}")
+    for line in ["", sentence, "", *yaml.splitlines()]:
+        say(line)
     if json_file is not None:
         rows = [_row(prediction, replay, advised, sizes) for prediction in predictions]
         about = {"run": str(run.path), "workers": run.workers, "iterations": len(replay.took), "reason": sentence}

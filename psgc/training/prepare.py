@@ -1,6 +1,5 @@
 """What the server reads and checks before anybody starts."""
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from psgc.errors import UserError
 from psgc.plan import Plan
 from psgc.problems import Problem
 from psgc.server.checkpoint import Checkpoint, load_newest
+from psgc.terminal import say
 from psgc.training import resume
 from psgc.training.inputs import emulated_seconds, initial_params, open_problem, open_test
 from psgc.transport import Transport
@@ -60,7 +60,7 @@ def prepare(transport: Transport, config_path: str, overrides: Sequence[str], re
         raise UserError(f"faults.inject: this run has ranks 0..{num_workers}")
     plan, remark = resume.plan_for(config, num_workers, checkpoint)
     if remark:
-        print(remark, flush=True)
+        say(remark)
     if config.verify:
         _check_copies(config, plan)
     backend = open_backend(config.backend, transport.local_rank)
@@ -106,12 +106,12 @@ def _checkpoint(config: Config, problem: Problem, dataset: Dataset | None) -> Ch
     directory = Path(config.output) / "checkpoints"
     checkpoint, complaints = load_newest(directory)
     for complaint in complaints:
-        print(f"psgc: {complaint}; the one before it is used", file=sys.stderr, flush=True)
+        say(f"psgc: {complaint}; the one before it is used", error=True)
     if checkpoint is None:
-        print(f"no checkpoint in {directory}: starting from the beginning", flush=True)
+        say(f"no checkpoint in {directory}: starting from the beginning")
     else:
         resume.check(checkpoint, config, problem.dim, resume.fingerprint(dataset))
-        print(f"going on from iteration {checkpoint.iteration}, by the checkpoint in {directory}", flush=True)
+        say(f"going on from iteration {checkpoint.iteration}, by the checkpoint in {directory}")
     return checkpoint
 
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from psgc.data import Dataset
 from psgc.errors import UserError
 from psgc.plan import Plan, make_plan
 from psgc.server.checkpoint import Checkpoint
+from psgc.terminal import shell_line
 
 SAMPLED = 1000  # rows that tell one data set from another
 
@@ -129,4 +129,4 @@ def is_done(directory: Path) -> bool:
 def command(config_path: str, overrides: Sequence[str], num_ranks: int) -> str:
     """The command that goes on with this run."""
     settings = [argument for override in overrides for argument in ("--set", override)]
-    return shlex.join(["psgc", "launch", config_path, "-n", str(num_ranks), *settings, "--resume"])
+    return shell_line(["psgc", "launch", config_path, "-n", str(num_ranks), *settings, "--resume"])

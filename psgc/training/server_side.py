@@ -1,7 +1,6 @@
 """The server's side of `psgc train`: from what was read and checked to what is written at the end."""
 
 import os
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from psgc.server.optimizer import make_optimizer
 from psgc.server.recovery import Recovery
 from psgc.server.verification import Verification
 from psgc.server.verifying_loop import VerifyingServer
+from psgc.terminal import say
 from psgc.training import resume
 from psgc.training.ending import Ending, interruption
 from psgc.training.gaps import Gaps
@@ -63,7 +63,7 @@ def serve(
         run = prepare(transport, config_path, overrides, resuming)
         config, directory = run.config, Path(run.config.output)
         if run.first >= config.iterations and resume.is_done(directory):
-            print(f"nothing to do: {directory} has done {run.first} iterations, iterations is {config.iterations}")
+            say(f"nothing to do: {directory} has done {run.first} iterations, iterations is {config.iterations}")
             os.utime(directory / "summary.json")  # still true: `psgc launch` looks whether this run has left one
             _call_off(transport, ending)
             return 0
@@ -74,9 +74,9 @@ def serve(
         _call_off(transport, ending)
         raise
     _send_settings(transport, run, ending)
-    print(opening_line(transport, run), flush=True)
+    say(opening_line(transport, run))
     if not transport.survives_deaths and config.checkpoint.every:  # said now: MPICH leaves rank 0 no time for it then
-        print(f"no fault tolerance: a dead rank ends this run, and this goes on with it: {run.go_on}", flush=True)
+        say(f"no fault tolerance: a dead rank ends this run, and this goes on with it: {run.go_on}")
 
     began = time.monotonic() - (run.checkpoint.seconds if run.checkpoint else 0.0)
     progress = RunProgress(config.iterations, run.first)
@@ -117,7 +117,7 @@ def serve(
             summary = _summary(recorder, seconds, run, outcome)
             summary |= quality(run.problem, server.params, run.dataset, run.test, config.dtype, run.backend)
         if not writer.flush(CHECKPOINT_TIMEOUT):
-            print(f"psgc: the last checkpoint is not in {directory / 'checkpoints'}", file=sys.stderr, flush=True)
+            say(f"psgc: the last checkpoint is not in {directory / 'checkpoints'}", error=True)
         recorder.finish(params, summary)
     except BaseException:  # a full disk, or a defect
         if not ending.told:
@@ -125,8 +125,8 @@ def serve(
         writer.flush(CHECKPOINT_TIMEOUT)
         raise
     for line in lines(summary):
-        print(line)
-    print(f"  run directory      {config.output}", flush=True)
+        say(line)
+    say(f"  run directory      {config.output}")
     if outcome.status == "failed":
         _say_how_to_go_on(run, outcome)
     return outcome.code
@@ -173,7 +173,7 @@ def _actual_errors(gaps: Gaps, run: Run, seconds: float) -> dict[int, float]:
     try:
         return gaps.actual_errors(gradient, run.plan.coding_matrix, seconds)
     except Exception as error:  # the user's code or damaged data; the run itself is done and well
-        print(f"psgc: no actual errors: {one_line(error)}", file=sys.stderr)
+        say(f"psgc: no actual errors: {one_line(error)}", error=True)
         return {}
 
 
@@ -218,7 +218,7 @@ def _stop(server: Server, ending: Ending, timeout: float = STOP_TIMEOUT) -> None
 
 def _say_how_to_go_on(run: Run, outcome: _Outcome) -> None:
     there = f"what there is lies in {run.config.output}; go on with: {run.go_on}"
-    print(f"psgc: {outcome.status}: {outcome.reason}; {there}", file=sys.stderr, flush=True)
+    say(f"psgc: {outcome.status}: {outcome.reason}; {there}", error=True)
 
 
 def make_server(

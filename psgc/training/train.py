@@ -7,11 +7,12 @@ import os
 import signal
 import sys
 import time
-import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import NoReturn
 
 from psgc.errors import RunFailed, UserError, one_line
+from psgc.terminal import say, say_traceback
 from psgc.training.ending import Ending, interruption
 from psgc.transport import Transport
 
@@ -43,20 +44,20 @@ def train(
     except (UserError, RunFailed) as error:  # others than the server's are told by the server
         code = 128 + stopped_by[0] if stopped_by else error.exit_code
         if serving:
-            print(f"psgc: {error}", file=sys.stderr, flush=True)
+            say(f"psgc: {error}", error=True)
         if debug:
-            traceback.print_exc()
+            say_traceback()
     except BaseException as error:
         code = 1
         if serving and isinstance(error, OSError):  # the run directory: a full disk, a server that went away
-            print(f"psgc: failed: {one_line(error)}", file=sys.stderr)
+            say(f"psgc: failed: {one_line(error)}", error=True)
         else:
-            traceback.print_exc()
-        sys.stderr.flush()
+            say_traceback()
         if not ending.told:  # a death that MPI reports is what the others hear of: the server's, or a worker's
             os.kill(os.getpid(), signal.SIGKILL)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):  # what a model has printed
+        with suppress(OSError):
+            stream.flush()
     if not serving:
         code = 0  # mpirun passes on rank 0's code, and comments at length on any other that is not 0
     if not ending.in_order:

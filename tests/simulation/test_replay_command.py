@@ -92,7 +92,8 @@ def test_a_grid_of_ones_own(capsys):
 
 
 def test_the_table_fits_a_terminal(monkeypatch, capsys):
-    monkeypatch.setattr(replay_command, "open_console", lambda: Console(width=80))
+    terminal = Console(width=80, force_terminal=True, color_system=None)
+    monkeypatch.setattr("psgc.simulation.output.Console", lambda stderr=False: Console() if stderr else terminal)
     assert exit_code() == 0
     table = [line for line in capsys.readouterr().out.splitlines() if "%" in line and "B" in line]
     assert len(table) > 20

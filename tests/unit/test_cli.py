@@ -136,10 +136,10 @@ def test_an_error_is_one_line_on_stderr(launched, capsys, error, code):
     assert captured.out == ""
 
 
-def test_ctrl_c_before_there_is_an_mpirun_to_stop_is_no_traceback(launched, capsys):
+def test_ctrl_c_before_there_is_an_mpirun_to_stop_is_one_line(launched, capsys):
     launched.answer = KeyboardInterrupt()
     assert exit_code("launch", "run.yaml", "-n", "9") == 130
-    assert capsys.readouterr() == ("", "")
+    assert capsys.readouterr() == ("", "psgc: stopped by Ctrl-C\n")
 
 
 def test_debug_shows_the_traceback_above_it(launched, capsys):

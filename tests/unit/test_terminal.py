@@ -1,0 +1,191 @@
+"""What psgc prints: nothing foreign reaches a terminal as it is; a stream that cannot be written is no traceback."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from psgc.cli import main
+from psgc.data import write_dense
+from psgc.reporting.progress import RunProgress
+from psgc.terminal import say, shell_line
+from tests.unit.doctests import assert_examples_hold
+from tests.unit.fake_mpirun import MakeMpirun
+from tests.unit.recorded_runs import record
+
+LURE = "psgc: done"
+NASTY = f"x\x1b[31m\n{LURE}"  # red from here on, and a line that looks like one of ours
+SHOWN = f"x\\x1b[31m\\n{LURE}"
+SETTINGS = "problem: {kind: logistic}\noptimizer: {kind: sgd, lr: 0.1}\niterations: 3\n"
+SIMULATION = """\
+assignment: {kind: cyclic, chunks: 6, workers: 3, load: 4}
+parts: [1]
+schedules: [static]
+speeds: {kind: exponential, mean: 1.0}
+trials: 2
+"""
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> str:
+    """What a command prints, none of which a terminal would obey."""
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    out, err = capsys.readouterr()
+    assert (ended.value.code or 0) == code, err
+    assert all(line.isprintable() for line in (out + err).split("\n"))
+    assert not any(line.startswith(LURE) for line in (out + err).splitlines())
+    return out + err
+
+
+def test_the_examples() -> None:
+    assert_examples_hold("psgc.terminal")
+
+
+# ---------------------------------------------------------------- names that are commands to a terminal
+
+
+def test_order(capsys: pytest.CaptureFixture[str]) -> None:
+    np.save(f"{NASTY}.npy", np.ones((2, 2), np.int8))
+    said = run(capsys, "order", f"{NASTY}.npy", "--output", f"{NASTY}.npz")
+    assert f"{SHOWN}.npy: 2 chunks" in said
+    assert f"ordering written to {SHOWN}.npz" in said
+
+
+def recorded_run(iterations: int) -> Path:
+    return record(Path("out"), workers=3, chunks_per_worker=2, iterations=iterations).rename(NASTY)
+
+
+def test_report(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("psgc.reporting.report.pictures", lambda *_: [])
+    recorded_run(iterations=2)
+    assert f"report written to {SHOWN}/report/index.html" in run(capsys, "report", NASTY)
+
+
+def test_replay(capsys: pytest.CaptureFixture[str]) -> None:
+    directory = recorded_run(iterations=3)
+    settings = (directory / "config.yaml").read_text()
+    assert "train.npz" in settings
+    (directory / "config.yaml").write_text(settings.replace("train.npz", r'"x\e[31m.txt"'))  # one line, as it must be
+    said = run(capsys, "replay", NASTY, "--schedule", "static", "--replication", "2", "--chunks-per-worker", "2")
+    assert f"{SHOWN}: 3 workers" in said
+    assert "x\\x1b[31m.txt is text" in said
+
+
+def test_simulate(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("sim.yaml").write_text(SIMULATION)
+    assert f"--json {SHOWN}/rows: expected a file" in run(
+        capsys, "simulate", "sim.yaml", "--json", f"{NASTY}/rows", code=2
+    )
+
+
+def test_submit(capsys: pytest.CaptureFixture[str]) -> None:
+    write_dense("train.npz", np.ones((8, 2)), np.arange(8.0) % 2)
+    settings = f"{SETTINGS}data: {{path: train.npz}}\noutput: out\n"
+    Path("run.yaml").write_text(settings)
+    command = ["submit", "run.yaml", "--nodes", "1", "--ranks-per-node", "4", "--time", "1:00:00"]
+    said = run(capsys, *command, "--output", f"{NASTY}.sbatch")
+    assert f"{SHOWN}.sbatch: a run on" in said
+    assert Path(f"{NASTY}.sbatch").exists()
+
+
+def test_launch(capsys: pytest.CaptureFixture[str], mpirun: MakeMpirun) -> None:
+    mpirun("mkdir -p out/checkpoints; echo > out/checkpoints/2.npz; exit 1")
+    Path("run.yaml").rename(f"{NASTY}.yaml")
+    quoted = "$'x\\x1b[31m\\x0apsgc: done.yaml'"
+    assert f"train {quoted}\n" in run(capsys, "launch", f"{NASTY}.yaml", "-n", "2", "--print")
+    assert f"psgc launch {quoted} -n 2 --resume" in run(capsys, "launch", f"{NASTY}.yaml", "-n", "2", code=1)
+
+
+def test_doctor(capsys: pytest.CaptureFixture[str], mpirun: MakeMpirun, monkeypatch: pytest.MonkeyPatch) -> None:
+    mpirun("exit 1")
+    monkeypatch.setattr("psgc.diagnosis.doctor.PROBE", ["false"])
+    monkeypatch.setattr("socket.gethostname", lambda: NASTY)
+    assert f" on {SHOWN}, Python" in run(capsys, "doctor", NASTY, code=1)
+
+
+def test_wrong_arguments(capsys: pytest.CaptureFixture[str]) -> None:
+    assert f"unrecognized arguments: {SHOWN}" in run(capsys, "report", "out", NASTY, code=2)
+
+
+@pytest.mark.parametrize("columns", ["", "80"])
+def test_a_run_that_goes_on(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, columns: str) -> None:
+    monkeypatch.setenv("PSGC_TERMINAL", columns)
+    shown = RunProgress(3)
+    shown.say(f"worker 1 on {NASTY} lost")
+    shown.close()
+    assert f"worker 1 on {SHOWN} lost\n" in capsys.readouterr().out
+
+
+def test_a_printed_command_means_the_same_to_a_shell() -> None:
+    words = ["echo", NASTY, "it's \\ \x07", os.fsdecode(b"\xff"), "\u2028", "plain"]
+    printed = shell_line(["printf", "%s\\0", *words])
+    assert printed.isprintable()
+    finished = subprocess.run(["bash", "-c", printed], capture_output=True, check=True)
+    assert finished.stdout == b"".join(os.fsencode(word) + b"\0" for word in words)
+
+
+def test_what_the_encoding_does_not_have_is_escaped(capsys: pytest.CaptureFixture[str]) -> None:
+    program = f"from psgc.terminal import say; say({os.fsdecode(b'caf') + chr(233)!r})"
+    finished = psgc_python(program, PYTHONIOENCODING="ascii")
+    assert (finished.stdout, finished.returncode) == (b"caf\\xe9\n", 0)
+    say(os.fsdecode(b"\xff"))  # no text at all
+    assert capsys.readouterr().out == "\\udcff\n"
+
+
+# ---------------------------------------------------------------- streams that cannot be written
+
+
+def psgc_python(program: str, **environ: str) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, env={**os.environ, **environ})
+
+
+def shell(command: str, *arguments: str, python: str = "-m psgc") -> tuple[int, str, str]:
+    """Exit code of psgc, then what is on stdout and stderr; PSGC in the command is psgc."""
+    script = f"set -o pipefail; {command.replace('PSGC', f'{sys.executable} {python}')}"
+    finished = subprocess.run(["bash", "-c", script, *arguments], capture_output=True, text=True, timeout=60)
+    return finished.returncode, finished.stdout, finished.stderr
+
+
+@pytest.fixture
+def matrix() -> None:
+    np.save("A.npy", np.ones((2, 2), np.int8))
+
+
+@pytest.mark.usefixtures("matrix")
+class TestStandardStreams:
+    def test_a_reader_that_leaves_in_between(self) -> None:
+        code, out, err = shell("PSGC order A.npy | head -1")
+        assert (out, err) == ("A.npy: 2 chunks, 2 workers, 4 copies\n", "")
+        assert code in (0, 141)  # all may have been written before
+
+    def test_tables_as_well(self) -> None:
+        Path("sim.yaml").write_text(SIMULATION)
+        assert shell("PSGC simulate sim.yaml | true") == (141, "", "")
+        assert shell("PSGC simulate sim.yaml > /dev/full")[2] == "psgc: standard output: No space left on device\n"
+
+    def test_help_as_well(self) -> None:
+        assert shell("PSGC --help > /dev/full") == (1, "", "psgc: standard output: No space left on device\n")
+
+    def test_a_full_disk(self) -> None:
+        assert shell("PSGC order A.npy > /dev/full") == (1, "", "psgc: standard output: No space left on device\n")
+
+    @pytest.mark.parametrize("closed", [">&-", "<&-", "2>&-", ">&- 2>&- <&-", "2>/dev/full"])
+    def test_closed_ones(self, closed: str) -> None:
+        assert shell(f"PSGC --version {closed}")[::2] == (0, "")
+        code, out, err = shell(f"PSGC launch missing.yaml -n 2 {closed}")
+        assert (code, out) == (2, "")
+        assert err == ("" if "2>" in closed else "psgc: missing.yaml: no such file\n")
+
+    def test_a_closed_one_is_not_where_the_output_of_others_goes(self, mpirun: MakeMpirun) -> None:
+        mpirun('echo mpirun says; echo \'{"status": "done"}\' > out/summary.json')
+        assert shell("PSGC launch run.yaml -n 2 >&-") == (0, "", "")
+        assert shell("PSGC launch run.yaml -n 2 >&- --print") == (0, "", "")
+        assert shell("PSGC launch run.yaml -n 2") == (0, "mpirun says\n", "")
