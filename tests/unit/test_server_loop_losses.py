@@ -1,0 +1,156 @@
+"""Whole runs of the server's loop against a script: what a loss, or an iteration that was cut off, leaves behind."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import scipy.sparse
+
+from psgc import coding
+from psgc.backend import Backend
+from psgc.config import Coding
+from psgc.plan import make_plan
+from psgc.server import clock, loop
+from psgc.server.loop import Server
+from psgc.server.optimizer import make_optimizer
+from psgc.server.recovery import AT_FIRST, EXACT, Recovery
+from psgc.transport import Died
+from tests.simulation.network import Clock
+from tests.unit.scripted import Transport, done
+
+WORKERS, SEED = 4, 5
+
+
+class Run:
+    """A server, its transport, its clock, and what it told its observer. Chunk i has the gradient (2^i,)."""
+
+    def __init__(self, monkeypatch, schedule, recovery=EXACT, costs=None):
+        self.transport, self.clock, self.rows, self.gaps = Transport(WORKERS + 1), Clock(), [], []
+        for module in (loop, clock):
+            monkeypatch.setattr(module, "time", self.clock)
+        ignored = dict.fromkeys(("chunk", "lost", "stepped"), lambda *_: None)
+        observer = SimpleNamespace(iteration=self.rows.append, approximate=self.gaps.append, **ignored)
+        self.plan = make_plan(Coding(chunks_per_worker=2, replication=2), schedule, WORKERS, SEED)
+        self.server = Server(
+            self.transport, self.plan, schedule, Backend(), make_optimizer("sgd", 0.5), observer, "float64", False,
+            30.0, True, lambda: None, costs, SEED, recovery,
+        )  # fmt: skip
+
+    def follow(self, script, iterations):
+        self.transport.script = script
+        return self.server.run(np.zeros(1), iterations)
+
+    def queues(self, iteration, workers, seconds=1.0):
+        """The reports of these workers for all of their queues, which take so many seconds a chunk."""
+        return [done(w, iteration, c, 2.0**c, seconds) for w in workers for c in self.plan.queues[w]]
+
+
+@pytest.fixture
+def make_run(monkeypatch):
+    return lambda *arguments, **more: Run(monkeypatch, *arguments, **more)
+
+
+# the weights
+
+
+def positions(queues, num_chunks, whole):
+    """O, of columns in the order of the workers; whole: nothing counts before the queue is done."""
+    ordering = np.zeros((num_chunks, len(queues)), int)
+    for column, worker in enumerate(sorted(queues)):
+        for place, chunk in enumerate(queues[worker], start=1):
+            ordering[chunk, column] = len(queues[worker]) if whole else place
+    return scipy.sparse.csr_array(ordering)
+
+
+@pytest.mark.parametrize("lost", [False, True])
+@pytest.mark.parametrize("schedule", ["static", "full"])
+def test_an_unbiased_gradient_is_weighed_by_the_queues_of_its_iteration(make_run, schedule, lost):
+    run = make_run(schedule, Recovery(deadline=10.0, unbiased=True))
+    queues, num_done = {}, {}
+
+    def script():
+        yield run.queues(0, run.plan.queues) + [Died(4)] * lost
+        yield []  # the orders of iteration 1 leave
+        queues.update({worker: run.transport.queue(worker) for worker in (1, 2, 3)} if lost else run.plan.queues)
+        reports = {worker: queues[worker][: {1: 8, 2: 1}.get(worker, 0)] for worker in sorted(queues)}
+        num_done.update({worker: len(chunks) for worker, chunks in reports.items()})
+        yield [done(worker, 1, chunk, 2.0**chunk) for worker, chunks in reports.items() for chunk in chunks]
+        run.clock.now += 11.0
+        yield []
+
+    run.follow(script(), 2)
+    ordering = positions(queues, run.plan.num_chunks, whole=schedule == "full")
+    rng = np.random.default_rng((SEED, 1))
+    weights = coding.unbiased_weights(ordering, list(num_done.values()), 1, rng)
+    (gap,) = run.gaps
+    assert np.isnan(weights).any()
+    assert gap.used == pytest.approx(np.nansum(weights * 2.0 ** np.arange(run.plan.num_chunks)))
+
+
+# the deadline
+
+
+def test_an_automatic_deadline_follows_a_run_that_becomes_slower(make_run):
+    run = make_run("static", Recovery(deadline="auto"))
+
+    def script():
+        while True:
+            iteration = run.transport.iteration
+            yield []
+            for chunk, holders in enumerate(run.plan.holders()):
+                if run.transport.iteration > iteration:
+                    break  # it was cut off
+                run.clock.now += 0.1 if iteration < AT_FIRST else 1.0
+                yield [done(holders[0], iteration, chunk, 1.0)]
+
+    run.follow(script(), 20)
+    assert run.rows[AT_FIRST].error_measure > 0
+    assert run.rows[-1].error_measure == 0
+
+
+# what the schedule has learnt
+
+
+COSTS = [1.0, 2.0, 0.5, 1.0, 0.25, 1.0, 1.0, 1.25]
+
+
+@pytest.mark.parametrize("costs", [None, COSTS])
+def test_after_a_loss_the_schedule_knows_what_it_has_learnt_and_what_chunks_cost(make_run, costs):
+    run = make_run("dynamic", costs=costs)
+    paces, known = {1: 0.1, 2: 0.2, 3: 0.4, 4: 0.3}, []
+
+    def everything(iteration, workers):
+        for chunk, holders in enumerate(run.plan.holders()):
+            worker = next((worker for worker in workers if worker in holders), workers[0])
+            seconds = paces[worker] * (costs[chunk] if costs else 1.0)
+            yield [done(worker, iteration, chunk, 1.0, seconds)]
+
+    def script():
+        yield from everything(0, (4, 3, 2, 1))
+        yield [Died(4)]
+        yield from everything(1, (1, 2, 3))
+        yield []
+        known.append(run.server.estimates)  # iteration 2 has begun, without worker 4
+        yield from everything(2, (2, 1, 3))
+
+    run.follow(script(), 3)
+    del paces[4]
+    assert known == [pytest.approx(paces)]
+    assert run.server.estimates == pytest.approx(paces)
+
+
+# memory
+
+
+@pytest.mark.parametrize(("pool", "posted"), [(loop.POOL_BYTES, WORKERS), (96, 3), (8, 2)])
+def test_so_many_receives_are_posted_that_nobody_waits_for_another(make_run, monkeypatch, pool, posted):
+    """One for each worker, or as many vectors of 32 bytes as there is memory for, but two."""
+    monkeypatch.setattr(loop, "POOL_BYTES", pool)
+    run = make_run("static")
+
+    def script():
+        assert run.transport.posted == posted
+        yield run.queues(0, run.plan.queues)
+
+    run.follow(script(), 1)
+    assert run.transport.posted == posted + sum(map(len, run.plan.queues.values()))  # each is posted again
