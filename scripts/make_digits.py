@@ -21,7 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
     except ImportError:
-        print("make_digits: scikit-learn is missing: pip install 'psgc-mpi[examples]'", file=sys.stderr)
+        print("make_digits: scikit-learn is missing: pip install scikit-learn", file=sys.stderr)
         return 2
     X, y = load_digits(return_X_y=True)
     X_train, X_test, y_train, y_test = train_test_split(X / 16, y, test_size=0.2, random_state=0, stratify=y)

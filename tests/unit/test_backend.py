@@ -270,7 +270,7 @@ class FakeCupy:
 
 
 NO_GPU = {
-    "not installed": (None, r"CuPy is not installed \(pip install 'psgc-mpi\[cuda13\]' or 'psgc-mpi\[cuda12\]'\)"),
+    "not installed": (None, r"CuPy is not installed \(pip install cupy-cuda13x, or cupy-cuda12x\)"),
     "no device": (FakeCupy(RuntimeError("cudaErrorNoDevice: none")), r"CuPy finds no GPU \(cudaErrorNoDevice: none\)"),
     "zero devices": (FakeCupy(0), "CuPy finds no GPU"),
 }

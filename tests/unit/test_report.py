@@ -84,12 +84,12 @@ def test_without_matplotlib_one_line_says_what_to_install(capsys, whole, monkeyp
     for name in [name for name in sys.modules if name.startswith("psgc.reporting.")]:
         monkeypatch.delitem(sys.modules, name)
     code, _, err = run(capsys, whole)
-    assert (code, err) == (2, "psgc: plots need matplotlib: pip install 'psgc-mpi[plots]'\n")
+    assert (code, err) == (2, "psgc: plots need matplotlib: pip install matplotlib\n")
 
 
 def test_without_tensorboard_one_line_says_what_to_install(capsys, whole, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "tensorboard.summary.writer.event_file_writer", None)
     monkeypatch.delitem(sys.modules, "psgc.reporting.tensorboard", raising=False)
     code, _, err = run(capsys, whole, "--tensorboard", "--output", tmp_path / "out")
-    assert (code, err) == (2, "psgc: --tensorboard needs TensorBoard: pip install 'psgc-mpi[tensorboard]'\n")
+    assert (code, err) == (2, "psgc: --tensorboard needs TensorBoard: pip install tensorboard\n")
     assert not (tmp_path / "out").exists()
