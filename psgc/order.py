@@ -13,7 +13,7 @@ import scipy.sparse
 from psgc import coding
 from psgc.errors import UserError
 from psgc.plan import read_assignment
-from psgc.reporting.files import write_whole
+from psgc.reporting.files import write_output
 from psgc.terminal import say
 
 DENSE_LIMIT = 2**30  # bytes that an .npy may take
@@ -77,6 +77,6 @@ def _write(output: str, ordering: scipy.sparse.csr_array) -> None:
             np.save(stream, ordering.toarray())
 
     try:
-        write_whole(Path(output), fill)
+        write_output(Path(output), fill)
     except OSError as error:
         raise UserError(f"--output {output}: {(error.strerror or str(error)).lower()}") from None

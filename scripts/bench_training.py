@@ -29,7 +29,7 @@ from typing import Any
 from benching import SCHEDULES, SLOW, WORKERS, Run, equal, machine, one_slow, overrides, read, traced, train
 
 from psgc.launching.mpirun import launch_command
-from psgc.reporting.files import write_text
+from psgc.reporting.files import write_output_text
 
 LOOP, NONE_SLOW, KILLED = "`Allreduce` loop", "none slow", "one killed"
 PROGRAMS: dict[str, dict[str, Any]] = {
@@ -74,7 +74,7 @@ def main() -> int:
                 print(table(rows[-1:], rows[0].seconds).splitlines()[-1], flush=True)
     text = report(options, rows)
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    write_text(options.out, text)
+    write_output_text(options.out, text)
     print(f"\n{text}")
     if wrong := disagreeing(rows):
         print(f"bench_training: final losses differ: {wrong}", file=sys.stderr)

@@ -21,6 +21,7 @@ import numpy as np
 from psgc.errors import UserError, one_line, visible
 from psgc.regular_files import open_regular
 from psgc.terminal import say
+from psgc.writing import UNNAMED, NewFile, make_directory, naming
 
 FORMAT = 1  # of the file; another one is not read
 _NAME = re.compile(r"([0-9]{8,})-([0-9a-f]{16})\.npz")
@@ -51,20 +52,14 @@ class Checkpoint:
 
 def save(checkpoint: Checkpoint, directory: Path) -> Path:
     """Write `checkpoint` under its name, safe on the disk when this returns. Raises OSError."""
-    temporary = directory / f".{checkpoint.iteration:08d}.{os.getpid()}.tmp"
-    try:
-        with temporary.open("wb") as stream:
-            hashing = _Hashing(stream)
-            _write(checkpoint, hashing)
-            stream.flush()
-            os.fsync(stream.fileno())
+    with naming(directory), NewFile(directory) as file:
+        hashing = _Hashing(file.stream)
+        _write(checkpoint, hashing)
+        file.sync()
         path = directory / f"{checkpoint.iteration:08d}-{hashing.hash.hexdigest()[:16]}.npz"
-        temporary.replace(path)
+        file.keep(path.name)
         _sync(directory)
-        return path
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+    return path
 
 
 def _write(checkpoint: Checkpoint, stream: Any) -> None:
@@ -214,10 +209,10 @@ class CheckpointWriter:
     def _save(self, checkpoint: Checkpoint) -> str:
         """Why it could not be written; empty when it is."""
         try:
-            self._directory.mkdir(exist_ok=True)
+            make_directory(self._directory)
             self._whole[save(checkpoint, self._directory)] = True
         except OSError as error:
-            return f"{self._directory}: {error.strerror or error}"
+            return f"{error.filename}: {error.strerror}"
         except Exception as error:  # no memory, for example: this thread must live on
             return one_line(error)
         with contextlib.suppress(OSError):  # what is not removed now will be another time
@@ -233,5 +228,5 @@ class CheckpointWriter:
             if kept > self._keep or not self._whole[path]:
                 with contextlib.suppress(OSError):  # a directory, for example: the others go all the same
                     path.unlink(missing_ok=True)
-        for left_behind in self._directory.glob(".*.tmp"):  # by a process that was killed while it wrote
+        for left_behind in self._directory.glob(UNNAMED):  # by a process that was killed while it wrote
             left_behind.unlink(missing_ok=True)

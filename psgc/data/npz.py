@@ -21,13 +21,14 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 import numpy as np
 import scipy.sparse
 
 from psgc.errors import UserError
-from psgc.regular_files import open_regular, to_replace
+from psgc.regular_files import open_regular
+from psgc.writing import write_whole
 
 ALIGNMENT = 64
 _LOCAL_HEADER = struct.Struct("<26xHH")  # ..., length of the name, length of the extra field
@@ -173,11 +174,8 @@ def _header(stream: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype[Any], int
 
 
 def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path = Path(to_replace(path))
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file, zipfile.ZipFile(file, "w") as archive:
+    def fill(file: IO[bytes]) -> None:
+        with zipfile.ZipFile(file, "w") as archive:
             for name, array in arrays.items():
                 info = zipfile.ZipInfo(f"{name}.npy")
                 header = 30 + len(info.filename) + 20 + 4  # zip header, name, zip64 field, padding's head
@@ -185,6 +183,6 @@ def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
                 info.extra = struct.pack("<HH", _PADDING_ID, padding) + bytes(padding)
                 with archive.open(info, "w", force_zip64=True) as member:
                     np.lib.format.write_array(member, np.asarray(array, order="C"), allow_pickle=False)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path.parent.resolve() / path.name, fill)

@@ -12,7 +12,7 @@ from psgc.errors import UserError
 from psgc.launching import slurm
 from psgc.launching.slurm_script import Job, batch_script
 from psgc.plan import make_plan
-from psgc.reporting.files import write_text
+from psgc.reporting.files import write_output_text
 from psgc.terminal import say, shell_line
 from psgc.yaml_source import printable
 
@@ -45,7 +45,7 @@ def submit(
     text = batch_script(config_path, job, overrides, points, resume, local_dir, data, written_by)
     try:
         script.parent.mkdir(parents=True, exist_ok=True)
-        write_text(script, text)
+        write_output_text(script, text)
     except OSError as error:
         raise UserError(f"{printable(str(script))}: cannot be written: {error.strerror}") from None
     runs = f"{len(points)} runs" if points else "a run"

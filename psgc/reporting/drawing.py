@@ -7,7 +7,7 @@ import io
 from pathlib import Path
 
 from psgc.errors import UserError
-from psgc.reporting.files import write_whole
+from psgc.reporting.files import write_output
 
 try:
     from matplotlib.figure import Figure
@@ -29,12 +29,8 @@ def image(figure: Figure, kind: str = "png") -> bytes:
 
 def save(figure: Figure, path: Path) -> None:
     """Write the figure as a file of the kind that its name ends in. Raises UserError when it cannot be written."""
-    write_file(path, image(figure, path.suffix[1:]))
-
-
-def write_file(path: Path, content: bytes) -> None:
-    """The whole file or none. Raises UserError when it cannot be written."""
+    content = image(figure, path.suffix[1:])
     try:
-        write_whole(path, lambda stream: stream.write(content))
+        write_output(path, lambda stream: stream.write(content))
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror}") from None

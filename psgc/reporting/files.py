@@ -1,4 +1,4 @@
-"""Files that are whole or not there at all: written to a temporary name beside them, then renamed."""
+"""Files that a user names on the command line: also pipes, terminals, /dev/null, and wherever stdout goes."""
 
 import os
 import stat
@@ -8,33 +8,26 @@ from io import BytesIO
 from pathlib import Path
 from typing import IO
 
-from psgc.regular_files import to_replace
+from psgc.writing import naming, write_whole
 
 
-def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Have `write` fill a temporary file, then give it its name.
+def write_output(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Have `write` fill the file `path`, which is whole or not there at all; what is no file is written to as it is.
 
-    Only a regular file, or nothing, is replaced; where `path` is a link, what it leads to. Pipes, terminals, /dev/null
-    and wherever stdout goes are written to as they are. Raises OSError, also for anything else (a directory, a disk).
+    Raises OSError with the path: it cannot be written, or it is a link to a file, a directory, a socket or a disk.
     """
-    if _is_stream(path):
-        content = BytesIO()
-        write(content)
-        _write_straight(path, content.getvalue())
-        return
-    target = Path(to_replace(path))
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as stream:
-            write(stream)
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with naming(path):
+        if _is_stream(path):
+            content = BytesIO()
+            write(content)
+            _write_straight(path, content.getvalue())
+        else:
+            write_whole(path.parent.resolve() / path.name, write)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a whole text file."""
-    write_whole(path, lambda stream: stream.write(text.encode()))
+def write_output_text(path: Path, text: str) -> None:
+    """The same for a text."""
+    write_output(path, lambda stream: stream.write(text.encode()))
 
 
 def _is_stream(path: Path) -> bool:

@@ -13,7 +13,7 @@ import os
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import scipy.sparse
@@ -21,8 +21,8 @@ import scipy.sparse
 from psgc import coding
 from psgc.errors import UserError
 from psgc.regular_files import open_regular
-from psgc.reporting.files import write_text, write_whole
 from psgc.reporting.timeline import ABANDONED, Timeline, read_timeline
+from psgc.writing import GrowingFile, write_text, write_whole
 
 COLUMNS = (
     "iteration",
@@ -76,30 +76,30 @@ class Recorder:
         own_chunks: Sequence[int],
         resume_at: int | None = None,
     ) -> None:
-        self._directory = directory
+        self._named = directory
         self._assignment = assignment
         self._parts = parts
         self._own_chunks = np.asarray(own_chunks)
         workers = assignment.shape[1]
         self._finished_seconds, self._finished = np.zeros(workers), np.zeros(workers)
         self._abandoned = np.zeros(workers)  # longest time after which a worker abandoned a chunk
+        if resume_at is None:
+            _make_room(directory)
+        self._directory = directory = directory.resolve()  # a user may link it, but nothing in it is a link
         self._timeline = Timeline(directory, workers, assignment.shape[0])
         # one chunk that a worker worked on; called for each of them, so nothing else is done here
         self.chunk: Callable[[int, int, int, float, float, int], None] = self._timeline.add
-        if resume_at is None:
-            _make_room(directory)
-        else:
+        if resume_at is not None:
             self._take_timeline(resume_at)
         earlier = [] if resume_at is None else _earlier_rows(directory / "iterations.csv", resume_at)
         try:
             (directory / "summary.json").unlink(missing_ok=True)  # the run has not come to its end
             write_text(directory / "config.yaml", config_text)
-            write_text(directory / "iterations.csv", _csv_text(COLUMNS, *(row.values() for row in earlier)))
+            rows = _csv_text(COLUMNS, *(row.values() for row in earlier))
+            self._csv = GrowingFile(directory / "iterations.csv", rows.encode())
             self._count(self._timeline.flush())
-            self._csv = (directory / "iterations.csv").open("a", newline="", buffering=1, encoding="utf-8")
         except OSError as error:
-            raise _unwritable(directory, error) from None
-        self._writer = csv.writer(self._csv)
+            raise _unwritable(self._named, error) from None
         self._earlier = earlier  # rows of iterations.csv from before this part of the run
         self.seconds = array("d", (float(row["seconds"]) for row in earlier))  # of each iteration
         self.bounds = array("d", (float(row["bound"]) for row in earlier))
@@ -111,7 +111,7 @@ class Recorder:
         # iterations whose bound is still to be computed, with who held what and how fast everybody was
         self._late: list[tuple[int, scipy.sparse.csr_array, np.ndarray]] = []
         self.losses: list[dict[str, Any]] = []  # workers lost, in the wrong and returned: the rows of lost.csv
-        self._lost_csv: IO[str] | None = None
+        self._lost_csv: GrowingFile | None = None
         if resume_at is not None:
             self.losses = _earlier_losses(directory / "lost.csv")
 
@@ -146,7 +146,7 @@ class Recorder:
         if self._assignment.nnz > INLINE_COPIES:
             self._late.append((row.iteration, self._held(row), speeds))
         self.error_measures.append(row.error_measure)
-        self._writer.writerow(_formatted(values))
+        self._csv.write(_csv_text(_formatted(values)).encode())
 
     def lost(self, worker: int, host: str, iteration: int, reason: str) -> str:
         """A worker is not there any more, or will not be asked again; returns the line to show."""
@@ -166,20 +166,19 @@ class Recorder:
     def _lost_row(self, *values: Any) -> None:
         self.losses.append(dict(zip(LOST_COLUMNS, values, strict=True)))
         if self._lost_csv is None:
-            path = self._directory / "lost.csv"
-            self._lost_csv = path.open("a", newline="", buffering=1, encoding="utf-8")
-            if not path.stat().st_size:
-                csv.writer(self._lost_csv).writerow(LOST_COLUMNS)
-        csv.writer(self._lost_csv).writerow(values)
+            rows = _csv_text(LOST_COLUMNS, *(event.values() for event in self.losses))
+            self._lost_csv = GrowingFile(self._directory / "lost.csv", rows.encode())
+        else:
+            self._lost_csv.write(_csv_text(values).encode())
 
     def failure_text(self, worker: int, text: str) -> str:
         """Keep a worker's text; returns its first line, which names the error, and where the traceback is."""
         lines = text.strip().splitlines() or ["it failed without a reason"]
         if len(lines) == 1:
             return lines[0]
-        path = self._directory / f"worker-{worker}-error.txt"
-        write_text(path, text)
-        return f"{lines[0]} (traceback in {path})"
+        name = f"worker-{worker}-error.txt"
+        write_text(self._directory / name, text)
+        return f"{lines[0]} (traceback in {self._named / name})"
 
     def finish(self, params: np.ndarray, summary: dict[str, Any]) -> None:
         """Write what a finished, failed or interrupted run leaves: params, timeline, summary."""
@@ -311,7 +310,8 @@ def _earlier_losses(path: Path) -> list[dict[str, Any]]:
 
 
 def _unwritable(directory: Path, error: OSError) -> UserError:
-    return UserError(f"output: {directory}: {error.strerror}; a directory that can be written is needed")
+    where = error.filename or directory
+    return UserError(f"output: {where}: {error.strerror}; a directory that can be written is needed")
 
 
 def _make_room(directory: Path) -> None:

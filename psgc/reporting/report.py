@@ -5,13 +5,14 @@ from pathlib import Path
 import numpy as np
 
 from psgc.errors import UserError
-from psgc.reporting.drawing import image, write_file
+from psgc.reporting.drawing import image
 from psgc.reporting.figures import pictures
 from psgc.reporting.page import page
 from psgc.reporting.run_directory import RecordedRun, read_run
 from psgc.reporting.slowness import sentences
 from psgc.reporting.theme import DARK, LIGHT
 from psgc.terminal import say
+from psgc.writing import make_directory, write_whole
 
 
 def report(path: str, iteration: int | None = None, output: str | None = None, tensorboard: bool = False) -> int:
@@ -24,25 +25,42 @@ def report(path: str, iteration: int | None = None, output: str | None = None, t
     run = read_run(path)
     if iteration is not None:
         _check_iteration(run, iteration)
-    directory = Path(output) if output is not None else run.path / "report"
     if tensorboard:
         from psgc.reporting.tensorboard import write_events  # TensorBoard only where it is asked for
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{directory}: cannot be made: {error.strerror}; give --output") from None
+    directory = Path(output) if output is not None else run.path / "report"
+    place = _make(directory, output is not None)
 
     images = []
     for picture in pictures(run, iteration):
         light, dark = (image(picture.draw(theme)) for theme in (LIGHT, DARK))
-        write_file(directory / f"{picture.name}.png", light)
+        _write(place / f"{picture.name}.png", light)
         images.append((picture, light, dark))
-    write_file(directory / "index.html", page(run, sentences(run), images).encode())
+    _write(place / "index.html", page(run, sentences(run), images).encode())
     say(f"report written to {directory / 'index.html'}, with its figures beside it")
     if tensorboard:
-        write_events(run, events := directory / "tensorboard")
+        write_events(run, place / "tensorboard")
+        events = directory / "tensorboard"
         say(f"scalars written to {events}; see them with: tensorboard --logdir {events}")
     return 0
+
+
+def _make(directory: Path, named: bool) -> Path:
+    """Make the directory; where to write. named: by the user, who may have made it a link, and not in the run's own."""
+    try:
+        if named:
+            directory.mkdir(parents=True, exist_ok=True)
+            return directory.resolve()
+        make_directory(directory)
+        return directory
+    except OSError as error:
+        raise UserError(f"{directory}: cannot be made: {error.strerror}; give --output") from None
+
+
+def _write(path: Path, content: bytes) -> None:
+    try:
+        write_whole(path, lambda stream: stream.write(content))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
 
 
 def _check_iteration(run: RecordedRun, iteration: int) -> None:

@@ -4,16 +4,18 @@ Importing this needs TensorBoard (the extra `tensorboard`), and raises UserError
 """
 
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
 from psgc.errors import UserError
 from psgc.reporting.run_directory import RecordedRun
+from psgc.writing import make_directory, write_whole
 
 try:
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.compat.proto.summary_pb2 import Summary
-    from tensorboard.summary.writer.event_file_writer import EventFileWriter
+    from tensorboard.summary.writer.record_writer import RecordWriter
 except ImportError:
     raise UserError("--tensorboard needs TensorBoard: pip install tensorboard") from None
 
@@ -28,14 +30,20 @@ def write_events(run: RecordedRun, directory: Path) -> None:
     """
     began = (run.path / "config.yaml").stat().st_mtime
     times = (began + np.cumsum(run.iterations["seconds"])).tolist()
-    try:
-        for old in directory.glob("events.out.tfevents.*"):
-            old.unlink()
-        writer = EventFileWriter(str(directory))
+
+    def fill(stream: IO[bytes]) -> None:
+        writer = RecordWriter(stream)
+        writer.write(Event(wall_time=began, file_version="brain.Event:2").SerializeToString())
         for row, iteration in enumerate(run.iterations["iteration"].tolist()):
             values = {name: float(run.iterations[name][row]) for name in SCALARS}
             known = [Summary.Value(tag=name, simple_value=x) for name, x in values.items() if np.isfinite(x)]
-            writer.add_event(Event(wall_time=times[row], step=iteration, summary=Summary(value=known)))
-        writer.close()
+            event = Event(wall_time=times[row], step=iteration, summary=Summary(value=known))
+            writer.write(event.SerializeToString())
+
+    try:
+        make_directory(directory)
+        for old in directory.glob("events.out.tfevents.*"):
+            old.unlink()
+        write_whole(directory / f"events.out.tfevents.{int(began):010d}.psgc", fill)
     except OSError as error:
         raise UserError(f"{directory}: cannot be written: {error.strerror}") from None

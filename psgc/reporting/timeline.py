@@ -9,13 +9,13 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
 from psgc.errors import UserError, one_line
 from psgc.regular_files import open_regular
-from psgc.reporting.files import write_whole
+from psgc.writing import GrowingFile, write_whole
 
 FATES = ("used", "late", "abandoned", "lost")  # in the order of psgc.server.observer.Fate
 ABANDONED = FATES.index("abandoned")  # the only ones that were not done
@@ -37,8 +37,8 @@ class Timeline:
         self._directory = directory
         self._head = json.dumps({"format": FORMAT, "workers": workers, "chunks": chunks}).encode() + b"\n"
         self._entries = bytearray()
-        self._written = 0  # bytes of them that are in timeline.raw
-        self._raw: IO[bytes] | None = None
+        self._written = 0  # bytes of them that timeline.raw has been given
+        self._raw: GrowingFile | None = None
 
     def add(self, worker: int, chunk: int, iteration: int, start: float, seconds: float, fate: int) -> None:
         """One chunk that a worker worked on; start: seconds after the worker had the iteration's parameters."""
@@ -48,9 +48,7 @@ class Timeline:
         """Have all so far in timeline.raw; the entries that were not, as an array of `COLUMNS`. Raises OSError."""
         new = bytes(self._entries[self._written :])
         if self._raw is None:
-            path = self._directory / "timeline.raw"
-            write_whole(path, lambda stream: stream.write(self._head + self._entries))
-            self._raw = path.open("ab", buffering=0)
+            self._raw = GrowingFile(self._directory / "timeline.raw", self._head + self._entries)
         else:
             self._raw.write(new)
         self._written = len(self._entries)

@@ -9,7 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from psgc.errors import UserError
-from psgc.reporting.files import write_text
+from psgc.reporting.files import write_output_text
 from psgc.terminal import draw
 
 
@@ -22,7 +22,7 @@ def check_file(option: str, file: str | None) -> None:
 def write_json(path: Path, content: Any) -> None:
     """`content` as JSON, the whole file or none. Raises UserError."""
     try:
-        write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+        write_output_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror}") from None
 

@@ -24,7 +24,7 @@ import numpy as np
 
 from psgc import coding
 from psgc.reporting import drawing
-from psgc.reporting.files import write_text
+from psgc.reporting.files import write_output_text
 from psgc.simulation import closed_form as cf
 from psgc.simulation import plots, speeds
 from psgc.terminal import say
@@ -236,7 +236,7 @@ def main(arguments: list[str] | None = None) -> None:
     times, errors = exact(seed=options.seed), approximate(seed=options.seed)
     options.output.mkdir(parents=True, exist_ok=True)
     text = markdown(times, errors)
-    write_text(options.output / "paper.md", text)
+    write_output_text(options.output / "paper.md", text)
     draw(times, errors, options.output)
     for line in text.split("\n"):
         say(line)

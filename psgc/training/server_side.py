@@ -64,7 +64,8 @@ def serve(
         config, directory = run.config, Path(run.config.output)
         if run.first >= config.iterations and resume.is_done(directory):
             say(f"nothing to do: {directory} has done {run.first} iterations, iterations is {config.iterations}")
-            os.utime(directory / "summary.json")  # still true: `psgc launch` looks whether this run has left one
+            # still true: `psgc launch` looks whether this run has left one
+            os.utime(directory / "summary.json", follow_symlinks=False)
             _call_off(transport, ending)
             return 0
         plan, resume_at = run.plan, run.first if run.checkpoint else None

@@ -71,13 +71,13 @@ def test_json_has_null_where_there_is_no_mean(capsys):
 def test_json_is_whole_or_not_there_at_all(capsys, monkeypatch):
     Path("rows.json").write_text("the old one")
 
-    def broken(*arguments):
+    def broken(*arguments, **more):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(experiment, "run", broken)
     assert exit_code("--json", "rows.json") == 130
     assert Path("rows.json").read_text() == "the old one"
-    monkeypatch.setattr(Path, "replace", broken)
+    monkeypatch.setattr("os.replace", broken)
     with pytest.raises(KeyboardInterrupt):
         command.write_rows(Path("rows.json"), [])
     assert sorted(path.name for path in Path().iterdir()) == ["rows.json", "sim.yaml"]

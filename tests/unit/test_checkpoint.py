@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from psgc.errors import UserError
 from psgc.server import checkpoint as module
 from psgc.server.checkpoint import Checkpoint, CheckpointWriter, load, load_newest, save
+from psgc.writing import UNNAMED
 
 
 def made(iteration=50, dtype="float64", **changes):
@@ -65,7 +67,7 @@ def test_the_newest_is_found(tmp_path):
     assert load_newest(tmp_path) == (None, [])
     for iteration in (100, 9, 200_000_000):
         save(made(iteration), tmp_path)
-    (tmp_path / ".00000300.1.tmp").write_bytes(b"")
+    (tmp_path / ".psgc-0.tmp").write_bytes(b"")
     (tmp_path / "00000400.npz").write_bytes(b"")
     found, complaints = load_newest(tmp_path)
     assert (found.iteration, complaints) == (200_000_000, [])
@@ -150,7 +152,9 @@ def test_the_file_and_its_name_are_on_the_disk_before_it_is_called_written(tmp_p
     events = []
     monkeypatch.setattr(module.os, "fsync", lambda fd: events.append(os.readlink(f"/proc/self/fd/{fd}")))
     path = save(made(), tmp_path)
-    assert events == [str(tmp_path / f".00000050.{os.getpid()}.tmp"), str(tmp_path)]
+    unnamed, directory = events
+    assert Path(unnamed).match(str(tmp_path / UNNAMED))
+    assert directory == str(tmp_path)
     assert path.exists()
 
 
@@ -190,7 +194,7 @@ def test_the_newest_whole_ones_are_kept(tmp_path):
         path = save(made(iteration), tmp_path)
         if iteration in (2, 4):
             path.write_bytes(b"damaged")
-    (tmp_path / ".00000002.17.tmp").write_bytes(b"left by a process that was killed")
+    (tmp_path / ".psgc-17.tmp").write_bytes(b"left by a process that was killed")
     (tmp_path / "notes.txt").write_text("not ours")
     writer = CheckpointWriter(tmp_path, keep=2)
     writer.write(made(5))
@@ -232,6 +236,17 @@ def test_a_full_disk_is_reported_once_and_leaves_no_half_file(tmp_path, monkeypa
     assert capfd.readouterr().err == (
         f"psgc: no checkpoint of iteration 1: {tmp_path}: No space left on device; the run goes on\n"
     )
+
+
+def test_a_directory_that_is_a_link_is_neither_written_to_nor_cleared(tmp_path, capfd):
+    (tmp_path / "elsewhere").mkdir()
+    old = save(made(1), tmp_path / "elsewhere")
+    (tmp_path / "checkpoints").symlink_to("elsewhere")
+    writer = CheckpointWriter(tmp_path / "checkpoints", keep=1)
+    writer.write(made(2))
+    assert not writer.flush(20)
+    assert f"{tmp_path}/checkpoints: Is a link, not a directory; the run goes on" in capfd.readouterr().err
+    assert names(tmp_path / "elsewhere") == [old.name]
 
 
 def test_a_directory_that_cannot_be_made_is_reported(tmp_path, capfd):

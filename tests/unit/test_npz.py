@@ -62,6 +62,17 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     assert os.listdir(tmp_path) == ["a.npz"]
 
 
+def test_a_link_is_not_followed_but_the_directory_may_be_one(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    write_dense(tmp_path / "link/a.npz", np.ones((2, 2)), np.ones(2))
+    (tmp_path / "b.npz").symlink_to("real/a.npz")
+    before = (tmp_path / "real/a.npz").read_bytes()
+    with pytest.raises(OSError, match="Is a link, not a file"):
+        write_dense(tmp_path / "b.npz", np.zeros((2, 2)), np.ones(2))
+    assert (tmp_path / "real/a.npz").read_bytes() == before
+
+
 @pytest.mark.parametrize("write", [write_dense, write_sparse])
 def test_shapes_that_do_not_match_are_not_written(tmp_path, write):
     with pytest.raises(UserError, match=r"expected X \(rows, features\) and y \(rows,\), got \(2, 3\) and \(3,\)"):

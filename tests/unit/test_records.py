@@ -367,6 +367,40 @@ def test_no_bound_where_somebody_reported_nothing(recorder_in, tmp_path):
     assert math.isnan(column(tmp_path / "out", "efficiency")[0])
 
 
+# links that others have put there
+
+
+@pytest.mark.parametrize("planted", ["config.yaml", "iterations.csv", "timeline.raw"])
+def test_a_run_does_not_begin_on_somebodys_link(recorder_in, tmp_path, planted):
+    stopped_run(recorder_in, tmp_path / "out", finish=True)
+    (tmp_path / "precious").write_text("precious")
+    (tmp_path / "out" / planted).unlink(missing_ok=True)
+    (tmp_path / "out" / planted).symlink_to("../precious")
+    with pytest.raises(UserError, match=f"output: {tmp_path}/out/{planted}: Is a link, not a file"):
+        going_on(tmp_path / "out", 2)
+    assert (tmp_path / "precious").read_text() == "precious"
+
+
+def test_what_grows_is_not_written_to_a_link_that_takes_its_place(recorder_in, tmp_path):
+    (tmp_path / "precious").write_text("precious")
+    recorder = recorder_in(tmp_path / "out")
+    for name in ("iterations.csv", "timeline.raw"):
+        (tmp_path / "out" / name).unlink()
+        (tmp_path / "out" / name).symlink_to("../precious")
+    add(recorder, 0, EVEN)
+    assert (tmp_path / "precious").read_text() == "precious"
+
+
+def test_the_run_directory_may_be_a_link(recorder_in, tmp_path):
+    (tmp_path / "scratch").mkdir()
+    (tmp_path / "out").symlink_to("scratch")
+    recorder = recorder_in(tmp_path / "out")
+    add(recorder, 0, EVEN)
+    recorder.finish(np.zeros(1), {})
+    assert column(tmp_path / "scratch", "iteration") == [0]
+    assert (tmp_path / "scratch/summary.json").exists()
+
+
 # making room
 
 

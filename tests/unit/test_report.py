@@ -1,14 +1,18 @@
 """`psgc report`: what it writes where, and one line for a mistake."""
 
 import os
+import re
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 
 pytest.importorskip("matplotlib")
 
 from psgc.cli import main
+from psgc.reporting.drawing import new_figure
+from psgc.reporting.picture import Picture
 from tests.unit.recorded_runs import record
 
 
@@ -79,6 +83,34 @@ def test_mistakes_are_one_line(capsys, whole, tmp_path, monkeypatch):
     assert (code, err) == (2, f"psgc: {tmp_path}/out/index.html: cannot be written: Is a directory\n")
 
 
+@pytest.mark.parametrize("planted", ["report", "report/index.html", "report/tiny.png", "report/tensorboard"])
+def test_links_in_somebody_elses_run_directory_are_not_followed(capsys, whole, tmp_path, monkeypatch, planted):
+    pytest.importorskip("tensorboard")
+    tiny = Picture("tiny", "title", "alt", "caption", lambda theme: new_figure(1, 1))
+    monkeypatch.setattr("psgc.reporting.report.pictures", lambda run, iteration: [tiny])
+    directory = shutil.copytree(whole, tmp_path / "run", ignore=shutil.ignore_patterns("report"))
+    (home := tmp_path / "home").mkdir()
+    for name in ("index.html", "tiny.png"):
+        (home / name).write_text("precious")
+    (link := directory / planted).parent.mkdir(exist_ok=True)
+    link.symlink_to(home / Path(planted).name if "." in planted else home)
+    code, _, err = run(capsys, directory, "--tensorboard")
+    assert code == 2
+    assert re.match(f"psgc: {directory}/{planted}: cannot be (made|written): Is a link, not a ", err)
+    left = {path.name: path.read_text() for path in home.iterdir()}
+    assert left == {"index.html": "precious", "tiny.png": "precious"}
+
+
+def test_a_run_directory_that_is_a_link_is_fine_and_so_is_an_output(capsys, whole, tmp_path, monkeypatch):
+    monkeypatch.setattr("psgc.reporting.report.pictures", lambda run, iteration: [])
+    (tmp_path / "link").symlink_to(shutil.copytree(whole, tmp_path / "scratch"))
+    assert run(capsys, tmp_path / "link")[0] == 0
+    (tmp_path / "out").mkdir()
+    (tmp_path / "outlink").symlink_to("out")
+    assert run(capsys, tmp_path / "link", "--output", tmp_path / "outlink")[0] == 0
+    assert [(tmp_path / place / "index.html").exists() for place in ("scratch/report", "out")] == [True, True]
+
+
 def test_without_matplotlib_one_line_says_what_to_install(capsys, whole, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     for name in [name for name in sys.modules if name.startswith("psgc.reporting.")]:
@@ -88,7 +120,7 @@ def test_without_matplotlib_one_line_says_what_to_install(capsys, whole, monkeyp
 
 
 def test_without_tensorboard_one_line_says_what_to_install(capsys, whole, monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "tensorboard.summary.writer.event_file_writer", None)
+    monkeypatch.setitem(sys.modules, "tensorboard.summary.writer.record_writer", None)
     monkeypatch.delitem(sys.modules, "psgc.reporting.tensorboard", raising=False)
     code, _, err = run(capsys, whole, "--tensorboard", "--output", tmp_path / "out")
     assert (code, err) == (2, "psgc: --tensorboard needs TensorBoard: pip install tensorboard\n")

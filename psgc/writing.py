@@ -1,0 +1,171 @@
+"""Files that psgc writes: each is whole or not there at all, and no link that somebody has put there is followed.
+
+A run directory may belong to somebody else, and others may be able to write to it. So every file is a new one, under
+a name that nobody can guess, and is renamed when it is whole; what grows is written through the descriptor of the new
+file. The last directory of a path must not be a link either: callers resolve directories that a user may link.
+"""
+
+import contextlib
+import errno
+import io
+import os
+import secrets
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import IO
+
+from psgc.regular_files import check_regular
+
+UNNAMED = ".psgc-*.tmp"  # files that are not whole yet
+
+
+class NewFile:
+    """A file in `directory` to write to, as `stream`. It is gone after the `with` block unless `keep` gave it a name.
+
+    replacing: the name of the file that it will replace, whose permissions it takes; a new file's are by the umask.
+    Raises OSError when `directory` is a link, or what is to be replaced is not a regular file.
+    """
+
+    def __init__(self, directory: Path, replacing: str | None = None) -> None:
+        self._directory = _open_directory(directory)
+        try:
+            mode = self._mode_of(replacing) if replacing is not None else None
+            self._unnamed: str | None = UNNAMED.replace("*", secrets.token_hex(8))
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+            descriptor = os.open(self._unnamed, flags, 0o666 if mode is None else mode, dir_fd=self._directory)
+        except BaseException:
+            os.close(self._directory)
+            raise
+        if mode is not None:
+            with contextlib.suppress(OSError):  # some file systems have no permissions
+                os.fchmod(descriptor, mode)  # what the umask took away
+        self.stream: IO[bytes] = _Stream(io.FileIO(descriptor, "w"))
+        self._descriptor = descriptor
+
+    def sync(self) -> None:
+        """Have what was written on the disk."""
+        self.stream.flush()
+        os.fsync(self._descriptor)
+
+    def duplicate(self) -> int:
+        """A descriptor of the file that stays open, to write more to it."""
+        return os.dup(self._descriptor)
+
+    def keep(self, name: str) -> None:
+        """Close the file and give it its name, in place of the regular file that has it now, if any."""
+        self.stream.close()  # some file systems say only now that there is no room
+        self._mode_of(name)
+        assert self._unnamed is not None
+        os.replace(self._unnamed, name, src_dir_fd=self._directory, dst_dir_fd=self._directory)
+        self._unnamed = None
+
+    def _mode_of(self, name: str) -> int | None:
+        """The permissions of the file `name`, None when there is none."""
+        try:
+            mode = os.stat(name, dir_fd=self._directory, follow_symlinks=False).st_mode
+        except FileNotFoundError:
+            return None
+        check_regular(mode)
+        return stat.S_IMODE(mode) & 0o777
+
+    def __enter__(self) -> "NewFile":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with contextlib.suppress(OSError):  # it is thrown away, or closed already
+            self.stream.close()
+        if self._unnamed is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(self._unnamed, dir_fd=self._directory)
+        os.close(self._directory)
+
+
+class _Stream(io.BufferedWriter):
+    """Hides its descriptor: NumPy writes to one past Python, and then its errors do not say what went wrong."""
+
+    def fileno(self) -> int:
+        raise io.UnsupportedOperation("fileno")
+
+
+class GrowingFile:
+    """A file that grows: it begins as `content`, in place of the one that is there. Raises OSError.
+
+    What cannot be written waits for the next `write`, so that the file never has a hole.
+    """
+
+    def __init__(self, path: Path, content: bytes) -> None:
+        self._path = path
+        self._waiting = bytearray()
+        with naming(path), NewFile(path.parent, path.name) as file:
+            file.stream.write(content)
+            file.stream.flush()
+            self._descriptor = file.duplicate()
+            try:
+                file.keep(path.name)
+            except BaseException:
+                os.close(self._descriptor)
+                raise
+
+    def write(self, content: bytes = b"") -> None:
+        """Have all that waits and then `content` in the file. Raises OSError when something is left to be written."""
+        self._waiting += content
+        with naming(self._path):
+            while self._waiting:  # one call need not take all
+                del self._waiting[: os.write(self._descriptor, self._waiting)]
+
+    def close(self) -> None:
+        """No more will be written. May be called again."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Have `write` fill a new file, then put it in the place of `path`.
+
+    Raises OSError with the path: it cannot be written, or it, or the directory that it lies in, is a link, or anything
+    else than what belongs there.
+    """
+    with naming(path), NewFile(path.parent, path.name) as file:
+        write(file.stream)
+        file.keep(path.name)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole text file, as `write_whole` does."""
+    write_whole(path, lambda stream: stream.write(text.encode()))
+
+
+def make_directory(path: Path) -> None:
+    """Make the directory `path` in one that is there. Raises OSError, also when it is a link."""
+    with naming(path):
+        try:
+            path.mkdir()
+        except FileExistsError:
+            kind = stat.S_IFMT(path.lstat().st_mode)
+            if kind != stat.S_IFDIR:
+                reason = "Is a link, not a directory" if kind == stat.S_IFLNK else os.strerror(errno.ENOTDIR)
+                raise OSError(errno.ENOTDIR, reason) from None
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Every OSError from inside names `path`, and no other file."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from None
+
+
+def _open_directory(path: Path) -> int:
+    try:
+        return os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:
+        if path.is_symlink():
+            raise OSError(errno.ELOOP, f"{path} is a link, not a directory") from None
+        raise

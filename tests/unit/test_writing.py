@@ -1,0 +1,197 @@
+"""Files that psgc writes: whole or not there at all, nobody's link is followed, and what does not fit is not lost."""
+
+import errno
+import os
+import stat
+
+import numpy as np
+import pytest
+
+from psgc import writing
+from psgc.writing import GrowingFile, make_directory, write_text, write_whole
+from tests.unit.full_disk import ShortWrites, no_file_longer_than
+
+
+def test_a_file_is_written_and_nothing_beside_it(tmp_path):
+    write_text(tmp_path / "a.txt", "größer\n")
+    assert (tmp_path / "a.txt").read_bytes() == "größer\n".encode()
+    write_whole(tmp_path / "a.txt", lambda stream: stream.write(b"new"))
+    assert (tmp_path / "a.txt").read_bytes() == b"new"
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
+def test_a_failure_leaves_what_was_there_before(tmp_path, error):
+    def write(stream):
+        stream.write(b"half of")
+        stream.flush()
+        raise error
+
+    with pytest.raises(type(error)):
+        write_whole(tmp_path / "new", write)
+    assert os.listdir(tmp_path) == []
+    write_text(tmp_path / "old", "whole")
+    with pytest.raises(type(error)):
+        write_whole(tmp_path / "old", write)
+    assert os.listdir(tmp_path) == ["old"]
+    assert (tmp_path / "old").read_text() == "whole"
+
+
+def test_readers_see_the_old_file_until_the_new_one_is_whole(tmp_path):
+    path = tmp_path / "a.txt"
+    write_text(path, "old")
+
+    def write(stream):
+        stream.write(b"new")
+        stream.flush()
+        assert path.read_text() == "old"
+
+    write_whole(path, write)
+    assert path.read_text() == "new"
+
+
+def test_a_folder_that_is_not_there_is_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        write_text(tmp_path / "nowhere" / "a.txt", "")
+
+
+@pytest.fixture
+def victim(tmp_path):
+    """A file outside the directory `run`, to which somebody has linked."""
+    (tmp_path / "run").mkdir()
+    path = tmp_path / "precious"
+    path.write_text("precious")
+    yield path
+    assert path.read_text() == "precious"
+
+
+@pytest.mark.parametrize("target", ["../precious", "/nowhere", "/proc/self/fd/1", "."])
+@pytest.mark.parametrize("make", [lambda path: write_text(path, "new"), lambda path: GrowingFile(path, b"new")])
+def test_a_link_is_refused_wherever_it_leads(victim, tmp_path, target, make):
+    link = tmp_path / "run/summary.json"
+    link.symlink_to(target)
+    with pytest.raises(OSError, match="Is a link, not a file") as caught:
+        make(link)
+    assert caught.value.filename == str(link)
+    assert os.readlink(link) == target
+    assert os.listdir(tmp_path / "run") == ["summary.json"]
+
+
+def test_a_link_that_comes_while_the_file_is_written_is_refused(victim, tmp_path):
+    path = tmp_path / "run/summary.json"
+    with pytest.raises(OSError, match="Is a link"):
+        write_whole(path, lambda stream: path.symlink_to(victim))
+    assert os.listdir(tmp_path / "run") == ["summary.json"]
+
+
+def test_no_link_under_the_name_of_the_unfinished_file_is_followed(victim, tmp_path, monkeypatch):
+    monkeypatch.setattr(writing.secrets, "token_hex", lambda size: "guessed")
+    (tmp_path / "run/.psgc-guessed.tmp").symlink_to(victim)
+    with pytest.raises(FileExistsError):
+        write_text(tmp_path / "run/summary.json", "new")
+
+
+def test_the_unfinished_file_has_another_name_each_time(tmp_path):
+    names = set()
+    for _ in range(3):
+        write_whole(tmp_path / "a", lambda stream: names.update(os.listdir(tmp_path)))
+    assert len(names - {"a"}) == 3
+
+
+def test_a_directory_that_is_swapped_for_a_link_is_not_written_to(victim, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "run/report").symlink_to("../elsewhere")
+    with pytest.raises(OSError, match="run/report is a link, not a directory"):
+        write_text(tmp_path / "run/report/index.html", "new")
+    with pytest.raises(OSError, match="Is a link, not a directory"):
+        make_directory(tmp_path / "run/report")
+    assert os.listdir(tmp_path / "elsewhere") == []
+
+
+def test_a_directory_is_made_once(tmp_path):
+    for _ in range(2):
+        make_directory(tmp_path / "report")
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file/report"):
+        with pytest.raises(OSError, match="Not a directory") as caught:
+            make_directory(path)
+        assert caught.value.filename == str(path)
+
+
+@pytest.mark.parametrize("kind", ["directory", "pipe"])
+def test_what_is_no_file_is_refused(tmp_path, kind):
+    (os.mkdir if kind == "directory" else os.mkfifo)(tmp_path / "a")
+    with pytest.raises(OSError, match=f"Is a {kind}"):
+        write_text(tmp_path / "a", "new")
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_permissions_stay_as_they_are_also_while_it_is_written(tmp_path):
+    def mode_of(path):
+        return stat.S_IMODE(path.stat().st_mode)
+
+    def write(stream):
+        stream.write(b"secret")
+        seen.extend(mode_of(path) for path in tmp_path.glob(".psgc-*"))
+
+    before = os.umask(0o027)
+    try:
+        write_text(tmp_path / "new", "")
+        assert mode_of(tmp_path / "new") == 0o640
+        for mode in (0o600, 0o644, 0o664):  # narrower than the umask, and wider
+            seen = []
+            (tmp_path / "new").chmod(mode)
+            write_whole(tmp_path / "new", write)
+            assert (seen, mode_of(tmp_path / "new")) == ([mode], mode)
+            GrowingFile(tmp_path / "new", b"").close()
+            assert mode_of(tmp_path / "new") == mode
+    finally:
+        os.umask(before)
+
+
+def test_another_name_of_the_old_file_keeps_the_old_content(victim, tmp_path):
+    os.link(victim, tmp_path / "run/lost.csv")
+    GrowingFile(tmp_path / "run/lost.csv", b"new").close()
+    assert (tmp_path / "run/lost.csv").read_text() == "new"
+
+
+def test_a_name_as_long_as_the_system_takes(tmp_path):
+    write_text(tmp_path / ("x" * 255), "long")
+    assert os.listdir(tmp_path) == ["x" * 255]
+
+
+# what does not fit
+
+
+def test_an_array_that_does_not_fit_is_an_error_that_says_why(tmp_path):
+    """NumPy would write past Python, and then say only how many entries it has written."""
+    with no_file_longer_than(1000), pytest.raises(OSError, match="File too large") as caught:
+        write_whole(tmp_path / "params.npy", lambda stream: np.save(stream, np.zeros(1000)))
+    assert (caught.value.errno, caught.value.filename) == (errno.EFBIG, str(tmp_path / "params.npy"))
+    assert os.listdir(tmp_path) == []
+
+
+def test_short_writes_go_on_until_all_is_there(tmp_path, monkeypatch):
+    file = GrowingFile(tmp_path / "a", b"head\n")
+    ShortWrites(monkeypatch, most=3)
+    file.write(b"0123456789")
+    file.write(b"abc")
+    assert (tmp_path / "a").read_bytes() == b"head\n0123456789abc"
+    file.close()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
+def test_what_did_not_fit_follows_when_there_is_room(tmp_path, monkeypatch, number):
+    file = GrowingFile(tmp_path / "a", b"head\n")
+    disk = ShortWrites(monkeypatch, most=3, room=4)
+    disk.error = number
+    for content in (b"0123456789", b"abc"):
+        with pytest.raises(OSError) as caught:
+            file.write(content)
+        assert (caught.value.errno, caught.value.filename) == (number, str(tmp_path / "a"))
+    assert (tmp_path / "a").read_bytes() == b"head\n0123"
+    disk.room = 100
+    file.write()
+    assert (tmp_path / "a").read_bytes() == b"head\n0123456789abc"
+    file.close()
+    file.close()
