@@ -14,9 +14,10 @@ import re
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Annotated, Any
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from psgc.errors import UserError, one_line, visible
 from psgc.regular_files import open_regular
@@ -24,6 +25,7 @@ from psgc.terminal import say
 from psgc.writing import UNNAMED, NewFile, make_directory, naming
 
 FORMAT = 1  # of the file; another one is not read
+DTYPES = (np.float32, np.float64)
 _NAME = re.compile(r"([0-9]{8,})-([0-9a-f]{16})\.npz")
 _VECTOR = "optimizer."  # before the names of the optimizer's vectors
 
@@ -45,6 +47,27 @@ class Checkpoint:
     num_workers: int
     seed: int
     seconds: float
+    data: str
+    config: str
+    version: str
+
+
+_Count = Annotated[int, Field(ge=1)]
+_Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class _About(BaseModel):
+    """The types of what a file says beside its arrays: a right checksum proves only that it is as it was written."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    iteration: Annotated[int, Field(ge=0)]
+    optimizer: dict[str, Annotated[int, Field(ge=0)] | Annotated[float, Field(allow_inf_nan=False)]]
+    estimates: dict[_Count, _Seconds]
+    num_chunks: _Count
+    num_workers: _Count
+    seed: int
+    seconds: _Seconds
     data: str
     config: str
     version: str
@@ -101,6 +124,10 @@ def load(path: Path) -> Checkpoint:
         raise ValueError(reason)
     try:
         checkpoint = _read(path)
+    except ValidationError as error:
+        flaw = error.errors()[0]
+        where = ".".join(map(str, flaw["loc"]))
+        raise ValueError(visible(f"not a checkpoint of psgc ({where:.40}: {flaw['msg']:.60})")) from None
     except Exception as error:  # whole, and yet not a checkpoint: NumPy and zipfile raise many kinds
         raise ValueError(f"not a checkpoint of psgc ({type(error).__name__})") from None
     if checkpoint is None:
@@ -119,9 +146,11 @@ def _read(path: Path) -> Checkpoint | None:
         vectors = {name.removeprefix(_VECTOR): archive[name] for name in archive if name.startswith(_VECTOR)}
         about["estimates"] = {int(rank): seconds for rank, seconds in about["estimates"].items()}
         params = archive["params"]
-        if any(vector.shape != (params.size,) for vector in (params, *vectors.values())):
+        kinds = {(vector.shape, vector.dtype) for vector in (params, *vectors.values())}
+        if kinds != {((params.size,), params.dtype)} or params.dtype not in DTYPES or not np.isfinite(params).all():
             raise ValueError
-        return Checkpoint(params=params, **about | {"optimizer": about["optimizer"] | vectors})
+        known = _About.model_validate(about)
+        return Checkpoint(params=params, **dict(known) | {"optimizer": known.optimizer | vectors})
 
 
 def _damage(path: Path) -> str | None:

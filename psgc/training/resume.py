@@ -13,6 +13,7 @@ from psgc.data import Dataset
 from psgc.errors import UserError
 from psgc.plan import Plan, make_plan
 from psgc.server.checkpoint import Checkpoint
+from psgc.server.optimizer import make_optimizer
 from psgc.terminal import shell_line
 
 SAMPLED = 1000  # rows that tell one data set from another
@@ -55,6 +56,12 @@ def check(checkpoint: Checkpoint, config: Config, dim: int, data: str) -> None:
                 f"{what}: {_shown(now)} cannot go on from {name}, which has {_shown(then)}; "
                 "set it back, or leave out --resume to start from the beginning"
             )
+    state, usual = checkpoint.optimizer, make_optimizer(**config.optimizer.model_dump()).state()
+    if set(state) != set(usual) or any(isinstance(state[k], int) != isinstance(v, int) for k, v in usual.items()):
+        raise UserError(
+            f"{name} does not hold the state of the optimizer {config.optimizer.kind}; "
+            "leave out --resume to start from the beginning"
+        )
 
 
 def _shown(value: object) -> str:

@@ -109,6 +109,32 @@ def test_a_file_of_another_format_or_none_of_ours_is_not_used(tmp_path, monkeypa
     ]
 
 
+@pytest.mark.parametrize(
+    ("changes", "flaw"),
+    [
+        ({"seconds": "long"}, "seconds: Input should be a valid number"),
+        ({"seconds": float("nan")}, "seconds: Input should be a finite number"),
+        ({"iteration": True}, "iteration: Input should be a valid integer"),
+        ({"num_chunks": 0}, "num_chunks: Input should be greater than or equal to 1"),
+        ({"estimates": {1: "quick"}}, "estimates.1: Input should be a valid number"),
+        ({"estimates": {1: -1.0}}, "estimates.1: Input should be greater than or equal to 0"),
+        ({"config": None}, "config: Input should be a valid string"),
+        ({"version": ["\x1b[31m"]}, "version: Input should be a valid string"),
+        ({"optimizer": {"\x1b[31m": [1]}}, "optimizer.\\x1b[31m.constrained-int: Input should be a valid integer"),
+        ({"params": np.zeros(7, int), "optimizer": {}}, "ValueError"),
+        ({"params": np.full(7, np.nan)}, "ValueError"),
+        ({"optimizer": {"first": np.zeros(7, complex)}}, "ValueError"),
+        ({"optimizer": {"first": np.zeros(8)}}, "ValueError"),
+    ],
+)
+def test_a_right_checksum_on_wrong_types_is_not_used(tmp_path, changes, flaw):
+    save(made(1), tmp_path)
+    path = save(made(**changes), tmp_path)
+    found, complaints = load_newest(tmp_path)
+    assert found.iteration == 1
+    assert complaints == [f"{path}: not a checkpoint of psgc ({flaw})"]
+
+
 def test_a_file_under_another_number_is_not_used(tmp_path):
     save(made(1), tmp_path)
     path = save(made(2), tmp_path)

@@ -37,7 +37,7 @@ def checkpoint(num_chunks=64, num_workers=8, text=None, **changes):
     values = {
         "iteration": 10,
         "params": np.zeros(6),
-        "optimizer": {},
+        "optimizer": {"velocity": np.zeros(6)},
         "estimates": {1: 0.5, 8: 0.25},
         "num_chunks": num_chunks,
         "num_workers": num_workers,
@@ -84,6 +84,21 @@ def test_what_may_not_is_named_with_both_values(changes, dim, data, text):
     assert line.startswith(text + "the checkpoint of iteration 10 in runs/out, which has ")
     assert line.endswith("; set it back, or leave out --resume to start from the beginning")
     assert len(line.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "state"),
+    [
+        ("momentum", {}),
+        ("momentum", {"velocity": np.zeros(6), "more": 1}),
+        ("adam", {"first": 0.0, "second": 0.0, "steps": np.zeros(6)}),
+        ("adam", {"first": 0.0, "second": 0.0, "steps": 1.5}),
+    ],
+)
+def test_a_state_of_another_optimizer_is_refused(kind, state):
+    settings = config(optimizer={"kind": kind, "lr": 0.5})
+    with pytest.raises(UserError, match=f"does not hold the state of the optimizer {kind}; leave out --resume"):
+        resume.check(checkpoint(text=settings.to_yaml(), optimizer=state), settings, 6, "this")
 
 
 def test_settings_of_another_version_are_refused():
