@@ -64,16 +64,26 @@ class PythonProblem(Section):
     options: Annotated[dict[str, Any], expect("a mapping of keyword arguments")] = Field(default_factory=dict)
 
 
+def _index_base(value: Any) -> Any:
+    if isinstance(value, bool) or value not in ("auto", 0, 1):
+        raise refuse(f"expected auto, 0 or 1, got {shown(value)}")
+    return value
+
+
 class Data(Section):
     path: PathText = Field(description="a file: .npz, .npy (with labels: another .npy) or LIBSVM text")
     labels: PathText | None = None
     test: PathText | None = None
     test_labels: PathText | None = None
+    # what the indices of LIBSVM text count from; auto: from 0 when there is an index 0, else from 1
+    index_base: Annotated[Literal["auto", 0, 1], BeforeValidator(_index_base)] = "auto"
 
     @model_validator(mode="after")
     def _labels_of_something(self) -> Self:
         if self.test_labels is not None and self.test is None:
             raise refuse("labels without data, give data.test as well", "test_labels", "test")
+        if all(Path(path).suffix.lower() in (".npz", ".npy") for path in (self.path, self.test) if path is not None):
+            self._unused("index_base", "data that is no LIBSVM text")
         return self
 
 

@@ -24,10 +24,8 @@ def gradient_of(
     evaluate: Evaluate, chunks: ChunkSource, chunk: int, params: Array, iteration: int, seed: int, batch: int | None
 ) -> tuple[float, Array]:
     """Loss and gradient (dim,) of a chunk: of all its rows, or of `batch` drawn from (seed, iteration, chunk)."""
-    data = chunks.chunk(chunk)
     rng = np.random.default_rng((seed, iteration, chunk))
-    if batch is not None:
-        data = data.sample(batch, rng)
+    data = chunks.chunk(chunk) if batch is None else chunks.sample(chunk, batch, rng)
     return evaluate(params, data, rng)
 
 
@@ -100,8 +98,7 @@ class ComputeThread(threading.Thread):
                 raise _BadGradient(f"the gradient has shape {gradient.shape}, expected ({self._dim},)")
             gradient = self._backend.xp.ascontiguousarray(gradient, self._dtype)
         if not self._backend.all_finite(gradient):
-            flaw = self._chunks.flaw(work.chunk)
-            raise _BadGradient("the gradient has entries that are NaN or infinite" + (flaw and f"; {flaw}"))
+            raise _BadGradient("the gradient has entries that are NaN or infinite")
         _lock(gradient)
         return float(loss), gradient
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from psgc.backend import Array, Backend
 from psgc.data.dataset import Dataset
+from psgc.data.values import changes, first_wrong, in_place, label_dtype
 from psgc.errors import UserError
 
 
@@ -14,9 +15,9 @@ from psgc.errors import UserError
 class Chunk:
     """Chunk number `index` of the data.
 
-    X: (rows, num_features), an array or a sparse CSR matrix of the backend; None when the problem brings
-        its own data.
-    y: (rows,) labels, of X's dtype; None likewise.
+    X: (rows, num_features), or with more dimensions, an array or a sparse CSR matrix of the backend, of the run's
+        dtype; None when the problem brings its own data.
+    y: (rows,) labels, int64 where they are stored as whole numbers, else of the run's dtype; None likewise.
     weight: share of the whole data, rows / num_rows; the weights of all chunks add up to 1.
     """
 
@@ -43,7 +44,11 @@ class ChunkSource:
     so that the processes of a node share its pages; anything else is copied here, because BLAS would copy it
     on every call.
 
-    Raises UserError when there are more chunks than rows.
+    Numbers are looked at when they are first used, by whoever uses them: a chunk's when it is read for a gradient, with
+    `sample` those of the rows that are drawn. A large map is never read for the sake of a check.
+
+    Raises UserError when there are more chunks than rows; so do `chunk` and `sample` for numbers that cannot be used,
+    with the row and the column of the first one (`psgc.data.values`).
     """
 
     def __init__(self, dataset: Dataset | None, num_chunks: int, dtype: Any, backend: Backend) -> None:
@@ -55,6 +60,7 @@ class ChunkSource:
         self._dataset, self._num_chunks = dataset, num_chunks
         self._dtype, self._backend = np.dtype(dtype), backend
         self._chunks: dict[int, Chunk] = {}
+        self._checked: set[int] = set()
 
     def costs(self) -> list[float] | None:
         """What the gradient of each chunk costs relative to an average one, by its rows (sparse: its stored entries).
@@ -69,51 +75,69 @@ class ChunkSource:
 
     def chunk(self, i: int) -> Chunk:
         """Chunk i, 0 <= i < num_chunks."""
+        chunk = self._kept(i)
+        if i not in self._checked:
+            self._check(i, chunk)
+            self._checked.add(i)
+        return chunk
+
+    def sample(self, i: int, batch: int, rng: np.random.Generator) -> Chunk:
+        """`batch` rows of chunk i (`Chunk.sample`)."""
+        whole = self._kept(i)
+        drawn = whole.sample(batch, rng)
+        if drawn is whole:
+            return self.chunk(i)
+        self._check(i, drawn)
+        return drawn
+
+    def check(self, i: int) -> None:
+        """Look at all of chunk i, and keep nothing."""
+        self._check(i, self._load(i))
+
+    def _kept(self, i: int) -> Chunk:
         if not 0 <= i < self._num_chunks:
             raise UserError(f"chunk {i} does not exist, there are {self._num_chunks}")
         if i not in self._chunks:
             self._chunks[i] = self._load(i)
         return self._chunks[i]
 
-    def flaw(self, i: int) -> str:
-        """The first row of chunk i with a feature that is NaN or infinite, for messages; empty when there is none."""
-        if self._dataset is None:
-            return ""
-        lo, hi = self._bounds(i, self._dataset)
-        X, _ = self._dataset.rows(lo, hi)
-        values = X.data if self._dataset.sparse else X
-        places = np.argwhere(~np.isfinite(values))
-        if not len(places):
-            return ""
-        first = places[0][0]
-        row = lo + int(np.searchsorted(X.indptr, first, side="right") - 1 if self._dataset.sparse else first)
-        return f"{self._dataset.path}: row {row} holds {values[tuple(places[0])]}"
-
-    def _bounds(self, i: int, dataset: Dataset) -> tuple[int, int]:
-        return i * dataset.num_rows // self._num_chunks, (i + 1) * dataset.num_rows // self._num_chunks
-
     def _load(self, i: int) -> Chunk:
         if self._dataset is None:
             return Chunk(i, None, None, 1 / self._num_chunks)
-        num_rows = self._dataset.num_rows
         lo, hi = self._bounds(i, self._dataset)
         X, y = self._dataset.rows(lo, hi)
+        features = X.data if self._dataset.sparse else X
+        values, labels = in_place(features, self._dtype), in_place(y, label_dtype(y, self._dtype))
+        if changes(features, values) or changes(y, labels):
+            raise self._refusal(i, self._dataset)
         if self._dataset.sparse:
-            values, indices, indptr = self._usable(X.data), _in_place(X.indices), _in_place(X.indptr)
-            X = self._backend.csr(self._backend.asarray(values), indices, indptr, X.shape)
+            X = self._backend.csr(self._backend.asarray(values), in_place(X.indices), in_place(X.indptr), X.shape)
         else:
-            X = self._backend.asarray(self._usable(X))
-        return Chunk(i, X, self._backend.asarray(self._usable(y)), (hi - lo) / num_rows)
+            X = self._backend.asarray(values)
+        return Chunk(i, X, self._backend.asarray(labels), (hi - lo) / self._dataset.num_rows)
 
-    def _usable(self, array: np.ndarray) -> np.ndarray:
-        try:
-            with np.errstate(over="raise"):
-                return _in_place(array, self._dtype)
-        except FloatingPointError:
-            assert self._dataset is not None
-            raise UserError(f"{self._dataset.path}: holds numbers that are too large for {self._dtype}") from None
+    def _check(self, i: int, chunk: Chunk) -> None:
+        """Raises UserError unless all numbers of `chunk`, some or all rows of chunk i, are finite."""
+        if self._dataset is None:
+            return
+        features = chunk.X.data if self._dataset.sparse else chunk.X
+        if not (self._backend.all_finite(features) and self._backend.all_finite(chunk.y)):
+            raise self._refusal(i, self._dataset)
 
+    def _refusal(self, i: int, dataset: Dataset) -> UserError:
+        """What is wrong with chunk i, given that something is."""
+        lo, hi = self._bounds(i, dataset)
+        X, y = dataset.rows(lo, hi)
+        if (wrong := first_wrong(X.data if dataset.sparse else X, self._dtype)) is not None:
+            (first, *rest), what = wrong
+            if dataset.sparse:
+                first, rest = int(np.searchsorted(X.indptr, first, side="right")) - 1, [int(X.indices[first])]
+            column = f"column {rest[0]}" if len(rest) == 1 else f"place {tuple(rest)}"
+            return UserError(f"{dataset.path}: row {lo + first}, {column} of X (counted from 0) {what}")
+        wrong = first_wrong(y, label_dtype(y, self._dtype))
+        assert wrong is not None
+        (row,), what = wrong
+        return UserError(f"{dataset.path}: the label of row {lo + row} (counted from 0) {what}")
 
-def _in_place(array: np.ndarray, dtype: Any = None) -> np.ndarray:
-    """`array` as BLAS and SciPy can use it without copying: aligned, C-contiguous, of `dtype`."""
-    return np.require(np.asarray(array), dtype, ["C", "A"])
+    def _bounds(self, i: int, dataset: Dataset) -> tuple[int, int]:
+        return i * dataset.num_rows // self._num_chunks, (i + 1) * dataset.num_rows // self._num_chunks

@@ -2,18 +2,19 @@
 
 | file | content |
 |---|---|
-| `.npz` | `X` (rows, features) and `y` (rows,) |
+| `.npz` | `X` (rows, features), or with more dimensions, and `y` (rows,) |
 | `.npz` | `data`, `indices`, `indptr`, `shape` (the layout of `scipy.sparse.save_npz`, CSR) and `y` |
 | `.npy` | `X`, with `y` in a second .npy file (`labels`) |
-| else | LIBSVM text |
+| else | LIBSVM text, compressed by gzip when it is called `.gz` |
 
 Anything else in a file would be ignored, and is refused. Opening a binary file reads headers and sparse row pointers
 and nothing else; features are read chunk by chunk by whoever needs them.
 """
 
+import math
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import scipy.sparse
@@ -25,13 +26,17 @@ from psgc.errors import UserError
 _SPARSE = ("data", "indices", "indptr", "shape")
 _LARGEST_INT32 = np.iinfo(np.int32).max
 
+IndexBase = Literal["auto", 0, 1]
+
 
 @dataclass(frozen=True)
 class Dataset:
     """Rows of features with labels. Made by `open_data`; `path` is for messages.
 
-    features: a (num_rows, num_features) array, or the CSR arrays (data, indices, indptr).
+    num_features: numbers in a row, all dimensions together.
+    features: an array (num_rows, num_features), or with more dimensions, or the CSR arrays (data, indices, indptr).
     y: (num_rows,) labels, as stored.
+    index_base: what the indices of a LIBSVM text count from, 0 or 1; None for other files.
     """
 
     path: str
@@ -40,9 +45,15 @@ class Dataset:
     sparse: bool
     features: Any
     y: np.ndarray
+    index_base: int | None = None
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """The shape of one row of X: (num_features,), or that of an array with more dimensions."""
+        return (self.num_features,) if self.sparse else tuple(self.features.shape[1:])
 
     def rows(self, lo: int, hi: int) -> tuple[Any, np.ndarray]:
-        """X (hi - lo, num_features), an array or a csr_array over the mapped file, and y (hi - lo,).
+        """X (hi - lo, *row_shape), an array or a csr_array over the mapped file, and y (hi - lo,).
 
         Raises UserError when the rows of a sparse file name columns that do not exist.
         """
@@ -64,34 +75,76 @@ class Dataset:
         return X, self.y[lo:hi]
 
 
-def open_data(path: str, labels: str | None = None, num_features: int | None = None) -> Dataset:
+def open_data(
+    path: str,
+    labels: str | None = None,
+    like: Dataset | None = None,
+    index_base: IndexBase = "auto",
+    copies: int = 1,
+) -> Dataset:
     """Open a data file (formats: see the top of this file), memory-mapped where the format allows.
 
     path: the file; its suffix tells the format.
     labels: an .npy file with y, for files that hold only features.
-    num_features: required number of columns, for a test set that must match the training set; LIBSVM text
-        does not state its own and takes this one.
+    like: the training data that a test set must match: rows of its shape, indices that count from where its do.
+    index_base: what the indices of a LIBSVM text count from; auto: from 0 when there is an index 0, else from 1.
+    copies: processes of this host that open the file: each holds all of it when it cannot be mapped.
 
-    Raises UserError: a file that is missing, damaged or of the wrong shape; the line says what was expected.
+    Raises UserError: a file that is missing, damaged, of the wrong shape or too large for the memory; the line says
+    what was expected.
     """
     path = os.fspath(path)
     suffix = os.path.splitext(path)[1].lower()
     if suffix == ".npz":
-        dataset = _from_npz(path, labels)
+        dataset = _from_npz(path, labels, copies)
     elif suffix == ".npy":
         dataset = _dense(path, map_npy(path), _read_labels(path, labels))
+    elif labels is not None:
+        raise UserError(f"{path}: LIBSVM text holds its own labels, leave out labels: {labels}")
     else:
-        if labels is not None:
-            raise UserError(f"{path}: LIBSVM text holds its own labels, leave out labels: {labels}")
-        X, y = read_libsvm(path, num_features)
-        dataset = _checked(path, X.shape, True, (X.data, X.indices, X.indptr), y)
-    if num_features is not None and dataset.num_features != num_features:
-        raise UserError(f"{path}: has {dataset.num_features} features, but the data it must match has {num_features}")
+        dataset = _from_text(path, like, index_base, copies)
+    if like is not None and dataset.row_shape != like.row_shape:
+        raise UserError(
+            f"{path}: has {_features(dataset.row_shape)}, but {like.path}, which it must match, "
+            f"has {_features(like.row_shape)}"
+        )
     return dataset
 
 
-def _from_npz(path: str, labels: str | None) -> Dataset:
-    arrays = map_npz(path)
+def _features(row_shape: tuple[int, ...]) -> str:
+    return f"{row_shape[0]} features" if len(row_shape) == 1 else f"rows of shape {row_shape}"
+
+
+def _from_text(path: str, like: Dataset | None, index_base: IndexBase, copies: int) -> Dataset:
+    text = read_libsvm(path, copies)
+    # A text that counts from 0 and never names the first feature cannot be told from one that counts from 1.
+    lowest, largest = int(text.indices.min(initial=1)), int(text.indices.max(initial=0))
+    found = 0 if lowest == 0 else 1
+    base = found if index_base == "auto" else index_base
+    why = f"data.index_base is {base}"
+    if like is not None and like.index_base is not None and index_base == "auto":
+        base = like.index_base
+        why = f"{like.path} holds none and counts from 1; give data.index_base: 0 if both count from 0"
+    if found < base:
+        row = int(np.searchsorted(text.indptr, int(text.indices.argmin()), side="right")) - 1
+        raise UserError(f"{path}: row {row} holds the index 0, but {why}")
+    num_features = largest + 1 - base
+    if num_features > _LARGEST_INT32:
+        raise UserError(f"{path}: expected at most {_LARGEST_INT32} features, found {num_features}")
+    if like is not None:
+        if num_features > like.num_features:
+            raise UserError(
+                f"{path}: holds the index {largest}, counted from {base} (data.index_base), "
+                f"but {like.path} has {like.num_features} features"
+            )
+        num_features = like.num_features
+    num_rows = len(text.labels)
+    arrays = (text.values, text.indices - np.intc(base), text.indptr)
+    return _checked(path, (num_rows, num_features), True, arrays, text.labels, base)
+
+
+def _from_npz(path: str, labels: str | None, copies: int) -> Dataset:
+    arrays = map_npz(path, copies)
     if labels is not None and "y" in arrays:
         raise UserError(f"{path}: holds its own y, leave out labels: {labels}")
     is_sparse = all(name in arrays for name in _SPARSE)
@@ -119,8 +172,8 @@ def _read_labels(path: str, labels: str | None) -> np.ndarray:
 
 def _dense(path: str, X: np.ndarray, y: np.ndarray) -> Dataset:
     _check_numbers(path, "X", X, "fiub")
-    if X.ndim != 2:
-        raise UserError(f"{path}: expected X of shape (rows, features), found {X.shape}")
+    if X.ndim < 2:
+        raise UserError(f"{path}: expected X of shape (rows, features) or with more dimensions, found {X.shape}")
     return _checked(path, X.shape, False, X, y)
 
 
@@ -145,14 +198,16 @@ def _sparse(
     return _checked(path, (num_rows, num_features), True, (data, indices, indptr), y)
 
 
-def _checked(path: str, shape: tuple[int, ...], is_sparse: bool, features: Any, y: np.ndarray) -> Dataset:
-    num_rows, num_features = shape
+def _checked(
+    path: str, shape: tuple[int, ...], is_sparse: bool, features: Any, y: np.ndarray, index_base: int | None = None
+) -> Dataset:
+    num_rows, num_features = shape[0], math.prod(shape[1:])
     _check_numbers(path, "y", y, "fiub")
     if num_rows == 0 or num_features == 0:
         raise UserError(f"{path}: holds no data: {num_rows} rows of {num_features} features")
     if y.shape != (num_rows,):
         raise UserError(f"{path}: expected one label for each of {num_rows} rows, found y of shape {y.shape}")
-    return Dataset(path, num_rows, num_features, is_sparse, features, y)
+    return Dataset(path, num_rows, num_features, is_sparse, features, y, index_base)
 
 
 def _check_numbers(path: str, name: str, array: np.ndarray, kinds: str) -> None:

@@ -1,41 +1,70 @@
-"""LIBSVM text, a row a line, `label index:value index:value ...`, indices ascending from 1; `#` comments."""
+"""LIBSVM text, a row a line, `label index:value index:value ...`, indices ascending; `#` comments, `qid:`, gzip.
 
+A query number, `qid:7` after the label, is read over: no problem of psgc uses it.
+"""
+
+import gzip
 import io
+import re
+import zlib
 from array import array
 from collections.abc import Iterable
-from math import isinf
+from dataclasses import dataclass
+from math import isfinite
 
 import numpy as np
-import scipy.sparse
 
+from psgc.data.memory import check_memory
 from psgc.errors import UserError
 from psgc.regular_files import open_regular
 
 _LARGEST_INDEX = 2**31 - 1
 _LONGEST_LINE = 2**26  # characters; a file of zeros is one line
-_EXPECTED = "expected 'label index:value index:value ...'"
+_CHECK_EVERY = 1 << 20  # labels and values between two looks at the memory that they take
+_EXPECTED = "expected 'label index:value index:value ...' (finite numbers)"
+_WHOLE = re.compile("[+-]?[0-9]+")
+_QUERY = re.compile("qid:-?[0-9]+")
 
 
-def read_libsvm(path: str, num_features: int | None = None) -> tuple[scipy.sparse.csr_array, np.ndarray]:
-    """X, (num_rows, num_features) CSR float64, and y, (num_rows,) float64.
+@dataclass(frozen=True)
+class Text:
+    """The rows of a text, as CSR arrays with the indices as they are written.
 
-    num_features: columns of X; without it, the largest index that occurs.
-    Every process that opens a text parses all of it: convert large data once, with `write_sparse`.
+    values: (n,) float64; indices: (n,) int32; indptr: (rows + 1,) int64;
+    labels: (rows,), int64 when all of them are written as whole numbers, else float64.
+    """
+
+    values: np.ndarray
+    indices: np.ndarray
+    indptr: np.ndarray
+    labels: np.ndarray
+
+
+def read_libsvm(path: str, copies: int = 1) -> Text:
+    """What a text holds; a file called `.gz` is decompressed.
+
+    copies: processes of this host that read it. Each parses and keeps all of it: convert large data once, with
+    `write_sparse`.
 
     Raises UserError with file and line.
     """
     try:
-        with io.TextIOWrapper(open_regular(path), encoding="utf-8") as file:
-            return _parse(path, iter(lambda: file.readline(_LONGEST_LINE), ""), num_features)
+        with open_regular(path) as file:
+            stream = gzip.GzipFile(fileobj=file) if path.lower().endswith(".gz") else file
+            with io.TextIOWrapper(stream, encoding="utf-8") as lines:
+                return _parse(path, iter(lambda: lines.readline(_LONGEST_LINE), ""), copies)
     except OSError as error:
         raise UserError(f"{path}: cannot read it: {(error.strerror or str(error)).lower()}") from error
+    except (EOFError, zlib.error) as error:
+        raise UserError(f"{path}: damaged gzip file: {error}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: expected LIBSVM text (or .npz or .npy), found binary data") from error
 
 
-def _parse(path: str, lines: Iterable[str], num_features: int | None) -> tuple[scipy.sparse.csr_array, np.ndarray]:
-    labels, values = array("d"), array("d")
-    indices, indptr = array("i"), array("q", [0])
+def _parse(path: str, lines: Iterable[str], copies: int) -> Text:
+    values, indices, indptr = array("d"), array("i"), array("q", [0])
+    labels, whole_labels = array("d"), array("q")
+    next_check = _CHECK_EVERY
     for number, line in enumerate(lines, start=1):
         where = f"{path}:{number}"
         if len(line) == _LONGEST_LINE:
@@ -47,36 +76,42 @@ def _parse(path: str, lines: Iterable[str], num_features: int | None) -> tuple[s
         if "_" in text or not text.isascii():  # Python would read 1_0 as 10, and the digits of any script
             strange = next((field for field in fields if "_" in field or not field.isascii()), text)
             raise UserError(f"{where}: {_EXPECTED}, got {strange[:40]!r}")
+        label = fields[0]
         try:
-            labels.append(_number(fields[0]))
+            labels.append(_number(label))
+            if len(whole_labels) == len(labels) - 1 and _WHOLE.fullmatch(label) and abs(labels[-1]) < 2**63:
+                whole_labels.append(int(label))
         except ValueError:
-            raise UserError(f"{where}: {_EXPECTED}, got label {fields[0][:40]!r}") from None
-        previous = 0
-        for field in fields[1:]:
+            raise UserError(f"{where}: {_EXPECTED}, got label {label[:40]!r}") from None
+        previous = -1
+        for field in fields[2 if len(fields) > 1 and _QUERY.fullmatch(fields[1]) else 1 :]:
             left, _, right = field.partition(":")
             try:
                 index, value = int(left), _number(right)
             except ValueError:
                 raise UserError(f"{where}: {_EXPECTED}, got {field[:40]!r}") from None
-            if index <= previous or index > _LARGEST_INDEX:
-                raise UserError(f"{where}: index {left[:40]}: indices count from 1, ascend, stay below 2^31")
+            if index <= previous or index > _LARGEST_INDEX or left.startswith("-"):
+                raise UserError(f"{where}: index {left[:40]}: indices count from 0 or 1, ascend, stay below 2^31")
             previous = index
-            indices.append(index - 1)
+            indices.append(index)
             values.append(value)
         indptr.append(len(values))
-    columns = max(indices, default=-1) + 1
-    if num_features is not None and columns > num_features:
-        raise UserError(f"{path}: feature {columns} occurs, but the data it must match has {num_features}")
-    shape = (len(labels), columns if num_features is None else num_features)
-    X = scipy.sparse.csr_array(
-        (np.frombuffer(values), np.frombuffer(indices, np.intc), np.frombuffer(indptr, np.int64)), shape=shape
+        if len(values) + len(labels) >= next_check:
+            next_check += _CHECK_EVERY
+            needed = sum(len(part) * part.itemsize for part in (values, indices, indptr, labels, whole_labels))
+            check_memory(path, needed, copies, "convert it once with psgc.data.write_sparse, then it is mapped")
+    whole = len(whole_labels) == len(labels)
+    return Text(
+        np.frombuffer(values),
+        np.frombuffer(indices, np.intc),
+        np.frombuffer(indptr, np.int64),
+        np.frombuffer(whole_labels, np.int64) if whole else np.frombuffer(labels),
     )
-    return X, np.frombuffer(labels)
 
 
 def _number(text: str) -> float:
-    """As `float` has it, but what only rounding makes infinite is no number. Raises ValueError."""
+    """As `float` has it, but finite. Raises ValueError."""
     value = float(text)
-    if isinf(value) and "n" not in text.lower():  # an infinity that is meant has an n
+    if not isfinite(value):
         raise ValueError
     return value

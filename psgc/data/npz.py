@@ -26,6 +26,7 @@ from typing import IO, Any, BinaryIO
 import numpy as np
 import scipy.sparse
 
+from psgc.data.memory import check_memory
 from psgc.errors import UserError
 from psgc.regular_files import open_regular
 from psgc.writing import write_whole
@@ -42,12 +43,19 @@ def map_npy(path: str) -> np.ndarray:
         return _map(path, file, 0, os.path.getsize(path))
 
 
-def map_npz(path: str) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file by name: memory-mapped where stored uncompressed, read where compressed."""
+def map_npz(path: str, copies: int = 1) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file by name: memory-mapped where stored uncompressed, read where compressed.
+
+    copies: processes of this host that read it; each holds all that is compressed.
+    """
     arrays: dict[str, np.ndarray] = {}
     with _foreign(path, "no .npz file of plain numbers"), open_regular(path) as file, zipfile.ZipFile(file) as archive:
         _check_ends(file, archive)
-        _check_memory(path, archive.infolist())
+        # a few bytes of zip can claim, and hold, any amount of zeros
+        packed = sum(i.file_size for i in archive.infolist() if i.compress_type != zipfile.ZIP_STORED)
+        check_memory(
+            path, packed, copies, "write it uncompressed (numpy.savez, psgc.data.write_dense), then it is mapped"
+        )
         for info in archive.infolist():
             name = info.filename.removesuffix(".npy")
             if name in arrays:
@@ -57,12 +65,12 @@ def map_npz(path: str) -> dict[str, np.ndarray]:
 
 
 def write_dense(path: str | os.PathLike[str], X: Any, y: Any) -> None:
-    """Write X, (num_rows, num_features), and y, (num_rows,), to an .npz file that `open_data` maps.
+    """Write X, (num_rows, num_features) or with more dimensions, and y, (num_rows,), to a file that `open_data` maps.
 
-    The file appears whole or not at all. Raises UserError when the shapes do not match.
+    It is an .npz file, and appears whole or not at all. Raises UserError when the shapes do not match.
     """
     X, y = np.asarray(X), np.asarray(y)
-    if X.ndim != 2 or y.shape != X.shape[:1]:
+    if X.ndim < 2 or y.shape != X.shape[:1]:
         raise UserError(f"{path}: expected X (rows, features) and y (rows,), got {X.shape} and {y.shape}")
     _write(Path(path), {"X": X, "y": y})
 
@@ -105,17 +113,6 @@ def _check_ends(file: BinaryIO, archive: zipfile.ZipFile) -> None:
     first = min((info.header_offset for info in archive.infolist()), default=0)
     if first != 0 or file.read(4) != b"PK\x05\x06":
         raise ValueError("there are bytes before the archive or behind it")
-
-
-def _check_memory(path: str, members: list[zipfile.ZipInfo]) -> None:
-    """Refuse what cannot be read into memory; a few bytes of zip can claim, and hold, any amount of zeros."""
-    needed = sum(info.file_size for info in members if info.compress_type != zipfile.ZIP_STORED)
-    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if needed > there:
-        raise UserError(
-            f"{path}: decompressed it takes {needed / 2**30:.1f} GiB, and this machine has {there / 2**30:.1f}; "
-            "write it uncompressed (numpy.savez, psgc.data.write_dense), then it is mapped"
-        )
 
 
 def _member(path: str, file: BinaryIO, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:

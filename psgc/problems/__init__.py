@@ -4,10 +4,11 @@ from psgc.problems.base import Problem, evaluate
 from psgc.problems.build import check_labels, load_python, make_problem
 from psgc.problems.linear import LeastSquares, Logistic
 from psgc.problems.mlp import Mlp
-from psgc.problems.quality import quality
+from psgc.problems.quality import EVALUATION_ROWS, quality
 from psgc.problems.softmax import Softmax
 
 __all__ = [
+    "EVALUATION_ROWS",
     "LeastSquares",
     "Logistic",
     "Mlp",

@@ -23,8 +23,14 @@ def make_problem(kind: str, *, dataset: Dataset, l2: float = 0.0, hidden: int = 
     l2: weight of the regularisation.
     hidden, seed: units of the hidden layer and seed of the initial parameters (mlp).
 
-    Raises UserError when the labels do not fit the problem, see `check_labels`.
+    Raises UserError when the rows of X are no vectors, or the labels do not fit the problem, see `check_labels`.
     """
+    if len(dataset.row_shape) > 1:
+        shape = (dataset.num_rows, *dataset.row_shape)
+        raise UserError(
+            f"{dataset.path}: X has the shape {shape}, but {kind} needs (rows, features); reshape it to "
+            f"({dataset.num_rows}, {dataset.num_features}), or give a problem of your own (problem.python)"
+        )
     num_classes = check_labels(kind, dataset)
     match kind:
         case "least_squares":

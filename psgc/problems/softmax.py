@@ -56,7 +56,7 @@ def cross_entropy(scores: Array, y: Array) -> tuple[Any, Array]:
     scores: (rows, num_classes), overwritten by the derivatives; y: (rows,) labels 0..num_classes-1.
     """
     xp = array_namespace(scores)
-    rows, labels = xp.arange(len(y)), y.astype(np.intp)
+    rows, labels = xp.arange(len(y)), y.astype(np.intp, copy=False)
     scores -= scores.max(axis=1, keepdims=True)  # the largest is 0: exp cannot overflow
     right = scores[rows, labels]
     xp.exp(scores, out=scores)

@@ -2,19 +2,21 @@
 
 import numpy as np
 
+from psgc.backend import Backend
 from psgc.config import Config, PythonProblem
-from psgc.data import Dataset, open_data
+from psgc.data import ChunkSource, Dataset, open_data
 from psgc.errors import UserError, one_line
 from psgc.messages import STANDINGS
 from psgc.plan import Plan
-from psgc.problems import Problem, check_labels, load_python, make_problem
+from psgc.problems import EVALUATION_ROWS, Problem, check_labels, load_python, make_problem
 from psgc.simulation import speeds
 from psgc.workers.injection import Fault, Injector
 
 
-def open_problem(config: Config) -> tuple[Dataset | None, Problem]:
-    """Raises UserError."""
-    dataset = open_data(config.data.path, config.data.labels) if config.data else None
+def open_problem(config: Config, copies: int = 1) -> tuple[Dataset | None, Problem]:
+    """copies: processes of this host that open it. Raises UserError."""
+    data = config.data
+    dataset = open_data(data.path, data.labels, None, data.index_base, copies) if data else None
     if isinstance(config.problem, PythonProblem):
         return dataset, load_python(config.problem.python, config.problem.options)
     if dataset is None:
@@ -29,13 +31,21 @@ def open_problem(config: Config) -> tuple[Dataset | None, Problem]:
     return dataset, built
 
 
-def open_test(config: Config, problem: Problem, dataset: Dataset | None) -> Dataset | None:
-    """The held-out data, where there is some. Raises UserError."""
-    if config.data is None or config.data.test is None or dataset is None:
+def open_test(config: Config, problem: Problem, dataset: Dataset | None, backend: Backend) -> Dataset | None:
+    """The held-out data, where there is some, looked at whole: all of it is used, but not before the run is over.
+
+    Raises UserError.
+    """
+    data = config.data
+    if data is None or data.test is None or dataset is None:
         return None
-    test = open_data(config.data.test, config.data.test_labels, dataset.num_features)
+    test = open_data(data.test, data.test_labels, dataset, data.index_base)
     if not isinstance(config.problem, PythonProblem):
         check_labels(config.problem.kind, test, getattr(problem, "num_classes", None))
+    pieces = -(-test.num_rows // EVALUATION_ROWS)
+    source = ChunkSource(test, pieces, config.dtype, backend)
+    for piece in range(pieces):
+        source.check(piece)
     return test
 
 

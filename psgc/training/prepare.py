@@ -52,7 +52,7 @@ def prepare(transport: Transport, config_path: str, overrides: Sequence[str], re
     if named and max(map(int, named)) > num_workers:
         raise UserError(f"stragglers: rank {max(map(int, named))} is named, but the workers are ranks 1..{num_workers}")
     emulated_seconds(config, num_workers)
-    dataset, problem = open_problem(config)
+    dataset, problem = open_problem(config, transport.hosts.count(transport.hosts[transport.rank]))
     checkpoint = _checkpoint(config, problem, dataset) if resuming else None
     if checkpoint:
         config = resume.without_past_faults(config, checkpoint.iteration)
@@ -79,7 +79,7 @@ def prepare(transport: Transport, config_path: str, overrides: Sequence[str], re
         plan=plan,
         problem=problem,
         dataset=dataset,
-        test=open_test(config, problem, dataset),
+        test=open_test(config, problem, dataset, backend),
         backend=backend,
         checkpoint=checkpoint,
         first=checkpoint.iteration if checkpoint else 0,

@@ -29,7 +29,7 @@ def work(transport: Transport, ending: Ending) -> int:
     first = int(transport.broadcast(None))
     trouble = ""
     try:
-        dataset, problem = open_problem(config)
+        dataset, problem = open_problem(config, transport.hosts.count(transport.hosts[transport.rank]))
         backend = open_backend(config.backend, transport.local_rank)
         chunks = ChunkSource(dataset, plan.num_chunks, config.dtype, backend)
     except UserError as error:

@@ -80,34 +80,36 @@ def entries(data: Any, indices: Any, indptr: Any) -> Entries:
 
 
 INDEX = re.compile(r"\+?[0-9]+")
-NUMBER = re.compile(r"[+-]?(([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|nan|inf|infinity)", re.IGNORECASE)
+NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?", re.IGNORECASE)
+QUERY = re.compile("qid:-?[0-9]+")
 
 
 def written_rows(content: bytes) -> tuple[list[str], list[tuple[int, int, str]]]:
-    """The labels of LIBSVM text, and row, column and value of its entries, as text. AssertionError: it is none."""
+    """The labels of LIBSVM text, and row, index and value of its entries, as text. AssertionError: it is none."""
     labels, found = [], []
     for line in re.split(r"\r\n|\r|\n", content.decode("utf-8")):
         label, *fields = line.partition("#")[0].split() or [""]
         if not label:
             continue
         assert NUMBER.fullmatch(label), label
-        last = 0
-        for field in fields:
+        last = -1
+        for field in fields[1:] if fields and QUERY.fullmatch(fields[0]) else fields:
             index, value = field.split(":")
             assert INDEX.fullmatch(index), field
             assert NUMBER.fullmatch(value), field
             assert last < int(index) < 2**31, field
             last = int(index)
-            found.append((len(labels), last - 1, value))
+            found.append((len(labels), last, value))
         labels.append(label)
     return labels, found
 
 
-def is_number(value: float, text: str) -> bool:
-    """Whether `value` is the double next to the number in `text`."""
+def is_number(value: Any, text: str) -> bool:
+    """Whether `value` is the double next to the number in `text`, or the whole number that it is."""
     said = Decimal(text)
-    if not said.is_finite() or not np.isfinite(value):
-        return str(said).lower() in (str(value), {"inf": "infinity", "-inf": "-infinity"}.get(str(value)), f"-{value}")
+    if value.dtype.kind == "i":
+        return said == int(value)
+    value = float(value)
     return bool(abs(said - Decimal(value)) <= abs(Decimal(value)) * Decimal("1.2e-16") + Decimal("3e-324"))
 
 

@@ -79,7 +79,7 @@ def test_anything_else_is_converted_once(tmp_path, stored):
     chunk = source.chunk(2)
     assert source.chunk(2) is chunk
     assert not file_backed(chunk.X)
-    assert chunk.X.dtype == chunk.y.dtype == np.float64
+    assert chunk.X.dtype == np.float64
     assert chunk.X.flags.c_contiguous
     assert np.array_equal(chunk.X, stored[11:17])
 
@@ -97,34 +97,146 @@ def test_an_unaligned_map_is_copied(tmp_path):
 def test_float32_is_float32_throughout(tmp_path, write):
     write(tmp_path / "a.npz", X, y)
     chunk = whole(open_data(str(tmp_path / "a.npz")), 4, "float32")[0]
-    assert chunk.X.dtype == chunk.y.dtype == np.float32
+    assert chunk.X.dtype == np.float32
+    write(tmp_path / "a.npz", X, y + 0.1)
+    assert whole(open_data(str(tmp_path / "a.npz")), 4, "float32")[0].y.dtype == np.float32
+
+
+@pytest.mark.parametrize("stored", ["?", "u1", ">i2", "i4", "u4", "i8", "u8"])
+def test_labels_that_are_whole_numbers_stay_whole_numbers(tmp_path, stored):
+    labels = (y + (2**53 + 1 if stored.endswith("8") else 0)).astype(stored)
+    write_dense(tmp_path / "a.npz", X, labels)
+    for dtype in ("float64", "float32"):
+        chunks = whole(open_data(str(tmp_path / "a.npz")), 4, dtype)
+        assert {chunk.y.dtype for chunk in chunks} == {np.dtype(np.int64)}
+        assert np.concatenate([chunk.y for chunk in chunks]).tolist() == [int(label) for label in labels]
+    assert file_backed(chunks[0].y) == (stored == "i8")
+
+
+def test_rows_of_any_shape_become_chunks(tmp_path):
+    images = rng.random((23, 2, 3, 4))
+    write_dense(tmp_path / "a.npz", images, y)
+    source = ChunkSource(open_data(str(tmp_path / "a.npz")), 4, "float64", Backend())
+    assert file_backed(source.chunk(1).X)
+    assert np.array_equal(np.concatenate([source.chunk(i).X for i in range(4)]), images)
+    assert source.sample(1, 2, np.random.default_rng(0)).X.shape == (2, 2, 3, 4)
+    images[13, 1, 2, 3] = np.nan
+    write_dense(tmp_path / "a.npz", images, y)
+    with pytest.raises(UserError, match=r"row 13, place \(1, 2, 3\) of X \(counted from 0\) is nan"):
+        whole(open_data(str(tmp_path / "a.npz")), 4)
 
 
 @pytest.mark.parametrize("write", [write_dense, write_sparse])
 @pytest.mark.parametrize("where", ["features", "labels"])
 def test_numbers_that_float32_does_not_have_are_refused(tmp_path, write, where):
-    large = 1e300
-    write(tmp_path / "a.npz", X * large if where == "features" else X, y * large if where == "labels" else y)
+    features, labels = X.copy(), y.astype(float)
+    (features[13, 2:3] if where == "features" else labels[13:14])[:] = 1e300
+    write(tmp_path / "a.npz", features, labels)
     whole(open_data(str(tmp_path / "a.npz")), 4)
-    with pytest.raises(UserError, match=r"a\.npz: holds numbers that are too large for float32"):
+    place = "row 13, column 2 of X" if where == "features" else "the label of row 13"
+    with pytest.raises(UserError) as caught:
         whole(open_data(str(tmp_path / "a.npz")), 4, "float32")
-    write(tmp_path / "a.npz", np.where(X > 0, np.inf, 0), y)  # what is infinite in the file is so in memory
-    assert len(whole(open_data(str(tmp_path / "a.npz")), 4, "float32")) == 4
+    said = f"{place} (counted from 0) is 1e+300, too large for float32; take dtype: float64"
+    assert str(caught.value) == f"{tmp_path}/a.npz: {said}"
 
 
 @pytest.mark.parametrize("write", [write_dense, write_sparse])
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
-def test_the_row_with_a_number_that_is_none_is_found(tmp_path, write, value):
+def test_the_first_number_that_is_not_finite_is_named_before_it_reaches_a_model(tmp_path, write, value):
     flawed = X.copy()
     flawed[13, 2] = flawed[17, 1] = float(value)
     write(tmp_path / "a.npz", flawed, y)
     source = ChunkSource(open_data(str(tmp_path / "a.npz")), 4, "float64", Backend())
-    assert [source.flaw(i) for i in (0, 1, 3)] == ["", "", f"{tmp_path}/a.npz: row 17 holds {value}"]
-    assert source.flaw(2) == f"{tmp_path}/a.npz: row 13 holds {value}"
+    for i in (0, 1):
+        source.chunk(i)
+        source.check(i)
+    for i, place in ((2, "row 13, column 2"), (3, "row 17, column 1")):
+        for read in (source.chunk, source.chunk, source.check):  # and again, when it is asked for again
+            with pytest.raises(UserError) as caught:
+                read(i)
+            said = f"{tmp_path}/a.npz: {place} of X (counted from 0) is {value}, expected finite numbers"
+            assert str(caught.value) == said
+    write(tmp_path / "a.npz", X, np.where(y > 0, float(value), y))
+    with pytest.raises(UserError, match=rf"the label of row {y.argmax()} \(counted from 0\) is {value}"):
+        whole(open_data(str(tmp_path / "a.npz")), 1)
+
+
+@pytest.mark.parametrize("write", [write_dense, write_sparse])
+def test_of_a_chunk_that_is_sampled_the_rows_that_are_drawn_are_looked_at(tmp_path, write):
+    flawed = X.copy()
+    flawed[13, 2] = np.nan
+    write(tmp_path / "a.npz", flawed, y)
+    source = ChunkSource(open_data(str(tmp_path / "a.npz")), 4, "float64", Backend())
+    met = 0
+    for seed in range(20):
+        drawn = np.random.default_rng(seed).choice(6, 2, replace=False)
+        if 13 - 11 in drawn:
+            met += 1
+            with pytest.raises(UserError, match="row 13, column 2"):
+                source.sample(2, 2, np.random.default_rng(seed))
+        else:
+            assert source.sample(2, 2, np.random.default_rng(seed)).X.shape == (2, 5)
+    assert 0 < met < 20
+    with pytest.raises(UserError, match="row 13, column 2"):
+        source.sample(2, 6, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("write", [write_dense, write_sparse])
+@pytest.mark.parametrize(
+    ("dtype", "value", "said"),
+    [
+        ("float32", 2**24 + 1, "is 16777217, which float32 cannot hold: it would become 16777216; take dtype: float64"),
+        (
+            "float64",
+            2**53 + 1,
+            "is 9007199254740993, which float64 cannot hold: it would become 9007199254740992; store X",
+        ),
+        (
+            "float32",
+            -(2**62) + 1,
+            "which float32 cannot hold: it would become -4611686018427387904; store X as floats if",
+        ),
+        (
+            "float64",
+            2**63 - 1,
+            "is 9223372036854775807, which float64 cannot hold: it would become 9223372036854775808",
+        ),
+    ],
+)
+def test_a_whole_number_that_the_dtype_cannot_hold_is_refused_with_its_place(tmp_path, write, dtype, value, said):
+    whole_numbers = (10 * X).astype(np.int64)
+    write(tmp_path / "a.npz", whole_numbers, y)
+    assert len(whole(open_data(str(tmp_path / "a.npz")), 4, dtype)) == 4
+    whole_numbers[13, 2] = value
+    write(tmp_path / "a.npz", whole_numbers, y)
+    with pytest.raises(UserError) as caught:
+        whole(open_data(str(tmp_path / "a.npz")), 4, dtype)
+    assert f"{tmp_path}/a.npz: row 13, column 2 of X (counted from 0) is {value}, which" in str(caught.value)
+    assert said in str(caught.value)
+    write(tmp_path / "a.npz", whole_numbers.astype(np.float64), y)  # floats may be rounded
+    assert len(whole(open_data(str(tmp_path / "a.npz")), 4, dtype)) == 4
+
+
+def test_large_whole_numbers_that_the_dtype_can_hold_are_taken(tmp_path):
+    large = np.full((23, 1), 2**40)
+    large[5] = -(2**63)
+    write_dense(tmp_path / "a.npz", large, y)
+    chunk = whole(open_data(str(tmp_path / "a.npz")), 1, "float32")[0]
+    assert chunk.X.ravel().tolist() == large.ravel().tolist()
+
+
+def test_a_label_that_is_no_int64_is_refused(tmp_path):
+    labels = np.arange(23, dtype=np.uint64)
+    labels[20] = 2**63
+    write_dense(tmp_path / "a.npz", X, labels)
+    with pytest.raises(
+        UserError, match=r"the label of row 20 \(counted from 0\) is 9223372036854775808, expected whole"
+    ):
+        whole(open_data(str(tmp_path / "a.npz")), 4)
 
 
 def test_a_problem_without_data_gets_weights_only():
-    assert ChunkSource(None, 4, "float64", Backend()).flaw(0) == ""
+    ChunkSource(None, 4, "float64", Backend()).check(0)
     chunks = whole(None, 4)
     assert [(chunk.index, chunk.X, chunk.y, chunk.weight) for chunk in chunks] == [
         (i, None, None, 0.25) for i in range(4)

@@ -282,15 +282,15 @@ def test_a_mistake_of_the_model_is_told_with_its_traceback_and_the_next_chunk_co
 def test_damaged_data_is_told_in_one_line(clock):
     large, flawed = ROWS * 1e300, np.where(ROWS == 25, np.nan, ROWS)
     for rows, told in (
-        (large, "data.npz: holds numbers that are too large for float32"),
-        (flawed, "the gradient has entries that are NaN or infinite; data.npz: row 25 holds nan"),
+        (large, "row 20, column 0 of X (counted from 0) is 2e+301, too large for float32; take dtype: float64"),
+        (flawed, "row 25, column 0 of X (counted from 0) is nan, expected finite numbers"),
     ):
         dataset = Dataset("data.npz", 40, 1, False, rows[:, None], ROWS)
         desk = FakeDesk([Work(0, 2, PARAMS, 0.0)], clock)
         thread_for(
             desk, lambda params, chunk, rng: (0.0, chunk.X.mean() * params), dtype="float32", dataset=dataset
         ).run()
-        assert desk.failures[0, 2] == told
+        assert desk.failures[0, 2] == f"data.npz: {told}"
 
 
 def test_a_gradient_that_cannot_be_coded_is_a_failure_as_well(run, clock):

@@ -108,6 +108,9 @@ def test_a_users_problem_needs_no_data(run_yaml: Path) -> None:
         "output='1e3'",
         'output="é: # 漢 2013-01-01"',
         "data={path: X.npy, labels: y.npy, test: T.npy, test_labels: t.npy}",
+        "data={path: a.svm, index_base: auto}",
+        "data={path: a.svm.gz, index_base: 0}",
+        "data={path: X.npz, test: a.svm, index_base: 1}",
         "faults={adopt: false, inject: [{kind: kill, rank: 3, iteration: 5}, "
         "{kind: stop, rank: 1, iteration: 0, step: sending, seconds: 0.5}, "
         "{kind: flip, rank: 1, iteration: 0, step: sending}]}",
@@ -234,6 +237,9 @@ PROBLEMS = "expected least_squares, logistic, softmax, mlp or python: 'module:ob
         (r'output="a\0b"', r"expected a path, got 'a\x00b'"),
         (r'output="\ud800"', r"expected a path, got '\ud800'"),
         ("data.test_labels=t.npy", "labels without data, give data.test as well"),
+        ("data.index_base=2", "expected auto, 0 or 1, got 2"),
+        ("data.index_base=true", "expected auto, 0 or 1, got true"),
+        ("data.index_base=0", "data that is no LIBSVM text does not use it"),
         ("verify=yes", "expected a mapping with the keys every, tolerance, strikes, got 'yes'"),
         ("verify={}",
          "verify.every: missing, expected a whole number >= 1: each chunk is checked once in so many iterations"),

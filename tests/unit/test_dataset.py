@@ -1,5 +1,6 @@
 """open_data: four formats give the same rows, and any damage gives one line of UserError and nothing else."""
 
+import gzip
 from pathlib import Path
 
 import numpy as np
@@ -71,7 +72,8 @@ CSR = {
     [
         ({"A": X}, "expected X and y, or data, indices, indptr, shape and y"),
         ({"X": X}, "holds features only"),
-        ({"X": X[0], "y": y}, r"expected X of shape \(rows, features\), found \(3,\)"),
+        ({"X": X[0], "y": y}, r"expected X of shape \(rows, features\) or with more dimensions, found \(3,\)"),
+        ({"X": np.zeros((4, 2, 0)), "y": y}, "holds no data: 4 rows of 0 features"),
         ({"X": X, "y": y, "weights": y}, "holds 'weights' besides, which would not be used"),
         ({**CSR, "X": X}, "holds 'X' besides, which would not be used"),
         ({"X": X, "y": y[:3]}, r"one label for each of 4 rows, found y of shape \(3,\)"),
@@ -115,12 +117,95 @@ def test_labels_given_twice_or_not_at_all_are_refused(tmp_path):
 
 
 def test_a_test_set_must_have_the_features_of_its_training_set(tmp_path):
+    write_dense(tmp_path / "wide.npz", np.ones((4, 5)), y)
+    wide = open_data(str(tmp_path / "wide.npz"))
     for path, labels in files(tmp_path):
         if path.endswith(".svm"):
-            assert open_data(path, num_features=5).rows(0, 4)[0].shape == (4, 5)
+            assert open_data(path, like=wide).rows(0, 4)[0].shape == (4, 5)
         else:
-            with pytest.raises(UserError, match="has 3 features, but the data it must match has 5"):
-                open_data(path, labels, num_features=5)
+            with pytest.raises(
+                UserError, match=r"has 3 features, but .*wide\.npz, which it must match, has 5 features"
+            ):
+                open_data(path, labels, wide)
+
+
+def test_rows_of_any_shape_are_opened_as_they_are(tmp_path):
+    images = np.arange(4.0 * 2 * 3 * 5).reshape(4, 2, 3, 5)
+    write_dense(tmp_path / "images.npz", images, y)
+    np.save(tmp_path / "images.npy", images)
+    np.save(tmp_path / "y.npy", y)
+    dataset = open_data(str(tmp_path / "images.npz"))
+    assert (dataset.num_rows, dataset.num_features, dataset.row_shape) == (4, 30, (2, 3, 5))
+    assert np.array_equal(dataset.rows(1, 3)[0], images[1:3])
+    alone = open_data(str(tmp_path / "images.npy"), str(tmp_path / "y.npy"), dataset)
+    assert np.array_equal(alone.rows(0, 4)[0], images)
+    write_dense(tmp_path / "flat.npz", images.reshape(4, 30), y)
+    with pytest.raises(UserError, match=r"flat\.npz: has 30 features, but .* has rows of shape \(2, 3, 5\)"):
+        open_data(str(tmp_path / "flat.npz"), like=dataset)
+
+
+ONE, ZERO = "1 1:5 3:7\n0 2:6\n", "1 0:5 2:7\n0 1:6\n"  # the same rows
+MATRIX = [[5, 0, 7], [0, 6, 0]]
+
+
+def text_file(folder, content, name="a.svm"):
+    (folder / name).write_text(content)
+    return str(folder / name)
+
+
+@pytest.mark.parametrize(
+    ("content", "index_base", "base"), [(ONE, "auto", 1), (ONE, 1, 1), (ZERO, "auto", 0), (ZERO, 0, 0)]
+)
+def test_a_text_may_count_from_0_or_from_1(tmp_path, content, index_base, base):
+    dataset = open_data(text_file(tmp_path, content), index_base=index_base)
+    assert dataset.index_base == base
+    assert dataset.rows(0, 2)[0].toarray().tolist() == MATRIX
+
+
+def test_a_text_that_counts_from_0_without_an_index_0_needs_to_be_told(tmp_path):
+    path = text_file(tmp_path, "1 1:5\n")
+    assert open_data(path).rows(0, 1)[0].toarray().tolist() == [[5]]
+    assert open_data(path, index_base=0).rows(0, 1)[0].toarray().tolist() == [[0, 5]]
+
+
+def test_an_index_0_where_indices_count_from_1_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"a\.svm: row 1 holds the index 0, but data\.index_base is 1$"):
+        open_data(text_file(tmp_path, "1 1:5\n1 0:5\n"), index_base=1)
+
+
+def test_a_test_text_counts_from_where_its_training_text_does(tmp_path):
+    zero, one = (open_data(text_file(tmp_path, content, "train.svm")) for content in (ZERO, ONE))
+    test = text_file(tmp_path, "1 2:3\n")  # it could be either
+    assert open_data(test, like=zero).rows(0, 1)[0].toarray().tolist() == [[0, 0, 3]]
+    assert open_data(test, like=one).rows(0, 1)[0].toarray().tolist() == [[0, 3, 0]]
+    with pytest.raises(
+        UserError,
+        match=r"a\.svm: row 1 holds the index 0, but .*train\.svm holds none and counts from 1; "
+        r"give data\.index_base: 0 if both count from 0",
+    ):
+        open_data(text_file(tmp_path, "1\n1 0:3\n"), like=one)
+    with pytest.raises(
+        UserError, match=r"holds the index 3, counted from 0 \(data\.index_base\), but .* has 3 features"
+    ):
+        open_data(text_file(tmp_path, "1 3:3\n"), like=zero)
+
+
+@pytest.mark.parametrize("zero_based", [True, False])
+@pytest.mark.parametrize("query_id", [None, np.array([3, 3, 7, 7])])
+@pytest.mark.parametrize("name", ["a.svm", "a.svm.gz"])
+def test_what_scikit_learn_writes_is_read_as_scikit_learn_reads_it(tmp_path, zero_based, query_id, name):
+    datasets = pytest.importorskip("sklearn.datasets")
+    path = str(tmp_path / name)
+    with gzip.open(path, "wb") if name.endswith(".gz") else open(path, "wb") as file:
+        datasets.dump_svmlight_file(X, y, file, zero_based=zero_based, query_id=query_id, comment="made by a test")
+    theirs, their_labels = datasets.load_svmlight_file(path)
+    dataset = open_data(path)
+    ours, labels = dataset.rows(0, 4)
+    assert np.array_equal(ours.toarray(), theirs.toarray())
+    assert np.array_equal(ours.toarray(), X)
+    assert np.array_equal(labels, their_labels)
+    assert labels.dtype == np.int64
+    assert dataset.index_base == (0 if zero_based else 1)
 
 
 @pytest.mark.parametrize("name", ["a.npz", "a.npy", "a.svm"])

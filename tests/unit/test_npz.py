@@ -151,6 +151,19 @@ def test_numbers_wider_than_a_double_are_refused(tmp_path):
         map_npy(str(tmp_path / "a.npy"))
 
 
+def test_what_all_processes_of_a_host_cannot_hold_is_refused(tmp_path, monkeypatch):
+    """Compressed arrays are held by each of them; mapped ones by none."""
+    path = str(tmp_path / "a.npz")
+    arrays = {"X": np.zeros((100, 10)), "y": np.zeros(100)}  # 8928 bytes with their headers
+    np.savez_compressed(path, **arrays)
+    monkeypatch.setattr(os, "sysconf", lambda name: {"SC_PHYS_PAGES": 3, "SC_PAGE_SIZE": 4096}[name])
+    assert set(map_npz(path)) == {"X", "y"}
+    with pytest.raises(UserError, match=r"a\.npz: it cannot be mapped and takes .* in each of the 2 processes on this"):
+        map_npz(path, copies=2)
+    np.savez(path, **arrays)
+    assert set(map_npz(path, copies=2)) == {"X", "y"}
+
+
 def test_an_empty_array_needs_no_map(tmp_path):
     np.savez(tmp_path / "a.npz", X=np.zeros((0, 3)))
     assert map_npz(str(tmp_path / "a.npz"))["X"].shape == (0, 3)

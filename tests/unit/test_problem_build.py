@@ -55,6 +55,15 @@ def test_labels_that_do_not_fit_are_refused(kind, labels, said):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("kind", ["least_squares", "logistic", "softmax", "mlp"])
+def test_rows_that_are_no_vectors_are_for_problems_of_ones_own(kind):
+    images = Dataset("data/train.npz", 2, 12, False, np.zeros((2, 3, 4)), np.array([0, 1]))
+    with pytest.raises(
+        UserError, match=rf"X has the shape \(2, 3, 4\), but {kind} needs \(rows, features\); reshape it to"
+    ):
+        make_problem(kind, dataset=images)
+
+
 def test_a_test_set_may_miss_classes_but_not_bring_new_ones():
     assert check_labels("softmax", dataset([0, 2]), num_classes=3) == 3
     assert check_labels("logistic", dataset([1, 1]), num_classes=2) == 2
