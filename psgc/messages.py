@@ -36,7 +36,7 @@ RECORD = np.dtype(
     ]
 )
 BATCH = 64  # records in one message: 3.5 KiB, which every MPI sends eagerly
-STANDINGS = 64  # a worker is never behind by as many standing queues
+STANDINGS = 64  # counts of standing queues that are told apart: a worker is never behind by half as many
 UNHEARD = 32  # messages that a worker gets without being heard; after half as many it says that it is alive
 UNDER_WAY = 2  # vectors that a worker has on their way to the server, at most
 TAIL = 3  # entries after a coded gradient: start, seconds, loss
@@ -66,7 +66,7 @@ class Kind(IntEnum):
     # worker -> server
     REPORT = 11  # iteration, chunk, again, start, seconds, loss (combined only)
     ABANDONED = 12  # iteration, chunk, again, start, seconds: worked on, and not needed any more when it was done
-    FAILED = 13  # iteration, chunk: a chunk's gradient raised or is not finite; a text message follows
+    FAILED = 13  # iteration, chunk: a chunk's gradient raised or is not finite; the text sent before says how
     ALIVE = 14  # chunk, seconds: nothing else was sent for a while; in which chunk, and for how long, or chunk -1
     GOODBYE = 15  # nothing more will be sent
 

@@ -6,6 +6,7 @@
   receives are posted by the caller, buffer by buffer: that pool is all the memory a receiver spends on messages.
 * Sends are Isend; their buffers are kept here until MPI is done with them.
 * Waiting spins for a moment and then sleeps, since Open MPI's blocking calls burn a core per rank.
+* Texts travel as control messages do, and in order with them.
 * Control and vectors have a communicator each. A vector's tag carries its iteration and chunk.
 * Collectives (`broadcast`, `gather`) are for setting up, when every rank is known to be there.
 
@@ -57,7 +58,7 @@ GROWTH, GROWTH_IDLE = 1.5, 1.1  # of a sleep over the one before, which makes it
 TEXT_LIMIT = 1 << 16
 REMINDER = 60.0  # seconds of waiting in a collective after which rank 0 is sent something
 SLOWEST = 1e6  # bytes per second that any network moves
-PATIENCE = 2.0  # seconds for what should take none: a text under way, the last processes of a run
+PATIENCE = 2.0  # seconds for what should take none: the last processes of a run
 DEATHS = (MPI.ERR_PROC_FAILED, MPI.ERR_PROC_FAILED_PENDING)
 
 
@@ -78,6 +79,14 @@ class Control:
 
 
 @dataclass(frozen=True, slots=True)
+class Text:
+    """A piece of the text that rank `source` sent before its next records."""
+
+    source: int
+    piece: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Vector:
     """`buffer[:length]` holds what rank `source` sent; post the buffer again when done with it."""
 
@@ -93,6 +102,9 @@ class Died:
     """MPI reports that the process of `rank` has ended; nothing more comes from it."""
 
     rank: int
+
+
+Message = Control | Text | Vector | Died
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,9 +304,12 @@ class Transport:
             self._send(self._control, [batch.view(np.uint8), MPI.BYTE], dest, CONTROL_TAG, batch)
 
     def send_text(self, dest: int, text: str) -> None:
-        """Send a text of at most 64 KiB, for a receiver that calls `receive_text` at the right moment."""
-        buffer = np.frombuffer(text.encode()[:TEXT_LIMIT], np.uint8)
-        self._send(self._control, [buffer, MPI.BYTE], dest, TEXT_TAG, buffer)
+        """Send a text of at most 64 KiB, in pieces; it is there before the records that are sent after it."""
+        everything = np.frombuffer(text.encode()[:TEXT_LIMIT], np.uint8)
+        size = BATCH * RECORD.itemsize
+        for first in range(0, len(everything), size):
+            piece = everything[first : first + size]
+            self._send(self._control, [piece, MPI.BYTE], dest, TEXT_TAG, piece)
 
     def send_vector(self, dest: int, iteration: int, chunk: int, buffer: Array) -> None:
         """Send a vector, which must not change until `sending` says so."""
@@ -365,12 +380,12 @@ class Transport:
         self._posted_buffers.append(buffer)
 
     def _post_control(self, buffer: np.ndarray) -> None:
-        request = self._control.Irecv([buffer.view(np.uint8), MPI.BYTE], MPI.ANY_SOURCE, CONTROL_TAG)
+        request = self._control.Irecv([buffer.view(np.uint8), MPI.BYTE], MPI.ANY_SOURCE, MPI.ANY_TAG)
         self._ring.append((request, buffer))
 
-    def poll(self, iteration: int) -> list[Control | Vector | Died]:
+    def poll(self, iteration: int) -> list[Message]:
         """What has arrived since the last poll. `iteration` is the newest that a vector can belong to."""
-        messages: list[Control | Vector | Died] = []
+        messages: list[Message] = []
         self._poll_control(messages)
         self._poll_vectors(iteration, messages)
         self._poll_sends()
@@ -380,16 +395,21 @@ class Transport:
             self._polls = 0
         return messages
 
-    def _poll_control(self, messages: list[Control | Vector | Died]) -> None:
+    def _poll_control(self, messages: list[Message]) -> None:
         while self._ring and self._test(self._ring[0][0], status := MPI.Status()):
             _, buffer = self._ring.popleft()
-            records = buffer[: status.Get_count(MPI.BYTE) // RECORD.itemsize].copy()
+            source, size = status.Get_source(), status.Get_count(MPI.BYTE)
+            message: Control | Text
+            if status.Get_tag() == TEXT_TAG:
+                message = Text(source, buffer.view(np.uint8)[:size].tobytes())
+            else:
+                message = Control(source, buffer[: size // RECORD.itemsize].copy())
             self._post_control(buffer)
-            self.bytes_received += records.nbytes
-            if (source := status.Get_source()) not in self._told:
-                messages.append(Control(source, records))
+            self.bytes_received += size
+            if source not in self._told:
+                messages.append(message)
 
-    def _poll_vectors(self, iteration: int, messages: list[Control | Vector | Died]) -> None:
+    def _poll_vectors(self, iteration: int, messages: list[Message]) -> None:
         statuses: list[MPI.Status] = []
         try:
             indices = _completed(self._posted, statuses)
@@ -421,35 +441,6 @@ class Transport:
             self._forgive(error)
         if done:
             self._sends, self._sent = _without_null(self._sends, self._sent)
-
-    def receive_text(self, source: int = MPI.ANY_SOURCE, timeout: float = 0.0) -> str:
-        """The text that `source` has sent or is about to send.
-
-        Empty when it does not come within `timeout` seconds, or its sender dies or stops while it is under way.
-        """
-        end = time.monotonic() + timeout
-        while True:
-            status, message = MPI.Status(), None
-            try:
-                message = self._control.Improbe(source, TEXT_TAG, status)
-            except MPI.Exception as error:
-                self._forgive(error)
-            if message is not None:
-                return self._receive_matched(message, status)
-            if time.monotonic() >= end or source in self._dead:
-                return ""
-            time.sleep(LONGEST)
-
-    def _receive_matched(self, message: MPI.Message, status: MPI.Status) -> str:
-        buffer = np.empty(status.Get_count(MPI.BYTE), np.uint8)
-        request = message.Irecv([buffer, MPI.BYTE])
-        end = time.monotonic() + PATIENCE
-        while not self._test(request, MPI.Status()):
-            if request == MPI.REQUEST_NULL or status.Get_source() in self._dead or time.monotonic() >= end:
-                self._graves.append((request, buffer))
-                return ""
-            time.sleep(SHORTEST)
-        return buffer.tobytes().decode(errors="replace")
 
     def wait(self, wakeup: Wakeup | None = None, expecting_large: bool = False, idle: bool = False) -> None:
         """Pause between two polls: not at all for a while after the last message, then longer and longer.
@@ -538,7 +529,7 @@ class Transport:
             self.post(np.empty_like(buffer))  # at the end: the list is in the order of posting
         return arrived
 
-    def _tell(self, iteration: int, messages: list[Control | Vector | Died]) -> None:
+    def _tell(self, iteration: int, messages: list[Message]) -> None:
         """Let the dead have their last word, and tell of their deaths."""
         for _ in range(RING):  # the living may go on for ever
             before = len(messages)

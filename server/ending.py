@@ -10,7 +10,7 @@ import time
 
 from psgc.messages import Kind, record
 from psgc.server.rollcall import RollCall
-from psgc.transport import Died, Transport, Vector
+from psgc.transport import Control, Died, Transport, Vector
 
 LAST_CHANCE = 0.5  # seconds for workers that are lost to say goodbye all the same, before they are killed
 
@@ -66,12 +66,11 @@ class _Farewell:
         """Until the wanted workers have said goodbye or are gone, and what is being sent has left."""
         end = time.monotonic() + timeout
         while (wanted - self._goodbyes - self._gone or self._transport.sending()) and time.monotonic() < end:
-            self._transport.receive_text()  # more than one worker may have failed, and waits until its text has left
             for message in self._transport.poll(self._iteration):
                 if isinstance(message, Died):
                     self._gone.add(message.rank)
                 elif isinstance(message, Vector):
                     self._transport.post(message.buffer)
-                else:
+                elif isinstance(message, Control):
                     self._goodbyes.update(message.source for e in message.records if e["kind"] == Kind.GOODBYE)
             self._transport.wait()

@@ -21,6 +21,15 @@ from psgc.server.dynamic_schedule import DynamicSchedule
 from psgc.server.ending import end_workers
 from psgc.server.group import Group
 from psgc.server.instructions import Adopt, Collect, Commit, Discard, Finish, Instruction, Reopen
+from psgc.server.malformed import (
+    Malformed,
+    allowed,
+    check_chunk,
+    check_iteration,
+    check_length,
+    check_record,
+    check_seconds,
+)
 from psgc.server.observer import Fate, Gap, IterationRecord, Observer
 from psgc.server.optimizer import Optimizer
 from psgc.server.orders import Next, Queue, Skip
@@ -29,7 +38,7 @@ from psgc.server.regroup import queues_for
 from psgc.server.rollcall import RollCall
 from psgc.server.scheduler import make_schedule
 from psgc.server.weighing import weights
-from psgc.transport import LARGE, Control, Died, Transport, Vector
+from psgc.transport import LARGE, TEXT_LIMIT, Control, Died, Text, Transport, Vector
 
 POOL_BYTES = 64 << 20  # memory for receives, at least two vectors and at most one per worker
 AHEAD = 1 << 20  # bytes of parameters (or two vectors of them) that may be on their way to a worker before new ones
@@ -88,7 +97,9 @@ class Server:
         self._standings = dict.fromkeys(self._workers, 0)  # how many standing queues each worker was sent
         self._adopted: dict[int, set[int]] = {worker: set() for worker in self._workers}  # as they know themselves
         self._spared: set[int] = set()  # for whom there are more receive buffers
-        self._failures: dict[int, int] = {}  # chunk -> the worker on which its gradient failed
+        self._failures: dict[int, int] = {}  # chunk -> on which worker its gradient failed; done by nobody since
+        self._texts: dict[int, bytes] = {}  # what each worker sent before its next records
+        self._ignored: set[int] = set()  # workers that sent something malformed
         self._outbox: dict[int, list[Records]] = {}
         self._unsent: dict[int, None] = {}  # workers who wait for the parameters of this iteration
         self._unheard = Counter[int]()  # messages sent to each worker since it was last heard
@@ -253,11 +264,13 @@ class Server:
                 continue
             self._rollcall.heard(message.source, self._clock.now)
             self._unheard[message.source] = 0
+            try:
+                self._handle(message)
+            except Malformed as flaw:
+                self._ignored.add(message.source)
+                self._lose(message.source, f"it sent {flaw}", failed=True)
             if isinstance(message, Vector):
-                self._handle_vector(message)
                 self._transport.post(message.buffer)
-            else:
-                self._handle_control(message)
         if (now := time.monotonic() - self._began) >= self._coordinator.wake:
             self._carry_out(self._coordinator.tick(now))
         if now >= self._deadline.seconds and not self._finished:
@@ -307,6 +320,20 @@ class Server:
 
     # what messages mean
 
+    def _handle(self, message: Control | Text | Vector) -> None:
+        """Raises Malformed when no correct worker sends that; nothing has been done then."""
+        if message.source in self._ignored:
+            return
+        match message:
+            case Text(worker, piece):
+                self._texts[worker] = (self._texts.get(worker, b"") + piece)[:TEXT_LIMIT]
+            case Control(worker, records):
+                for entry in records:
+                    check_record(entry, self._plan.num_chunks, self._coordinator.iteration)
+                    self._handle_record(worker, entry)
+            case Vector():
+                self._handle_vector(message)
+
     def _handle_vector(self, message: Vector) -> None:
         vector = self._backend.asarray(message.buffer[: message.length])
         if self._combined:
@@ -315,7 +342,9 @@ class Server:
             self._handle_coded_gradient(message.source, message.iteration, message.chunk, vector)
 
     def _handle_accumulator(self, worker: int, iteration: int, role: int, vector: Array) -> None:
-        instructions = self._coordinator.delivered(worker, iteration, role)
+        check_length("an accumulator", vector.size, self._decoder.message_length)
+        with allowed():
+            instructions = self._coordinator.delivered(worker, iteration, role)
         if instructions is not None:
             self._decoder.add_accumulator(role, vector)
             if worker not in self._coordinator.owing:
@@ -323,48 +352,63 @@ class Server:
             self._carry_out(instructions)
 
     def _handle_coded_gradient(self, worker: int, iteration: int, chunk: int, vector: Array) -> None:
+        what = "a coded gradient"
+        check_length(what, vector.size, self._decoder.message_length + TAIL)
+        check_chunk(what, chunk, self._plan.num_chunks)
+        check_iteration(what, iteration, self._coordinator.iteration)
         start, seconds, loss = (float(x) for x in self._backend.to_host(vector[-TAIL:]))
-        if iteration == self._coordinator.iteration and worker in self._coordinator.group.live:
+        check_seconds(what, start, seconds)
+        if self._takes_part(worker, iteration):
+            if not self._coordinator.is_here(chunk) or chunk not in self._coordinator.group.held(worker):
+                raise Malformed(f"{what} of chunk {chunk}, which it was not to send")
             self._hold(worker, chunk, vector[:-TAIL])
         self._report(worker, iteration, chunk, start, seconds, loss)
+
+    def _takes_part(self, worker: int, iteration: int) -> bool:
+        return iteration == self._coordinator.iteration and worker in self._coordinator.group.live
 
     def _hold(self, worker: int, chunk: int, coded: Array) -> None:
         if not self._coordinator.contributors(chunk):
             self._decoder.hold(self._coordinator.group.role(worker, chunk), chunk, coded)
 
-    def _handle_control(self, message: Control) -> None:
-        worker = message.source
-        for entry in message.records:
-            iteration, chunk, again = int(entry["iteration"]), int(entry["chunk"]), int(entry["again"])
-            start, seconds = float(entry["start"]), float(entry["seconds"])
-            match entry["kind"]:
-                case Kind.REPORT:
-                    self._report(worker, iteration, chunk, start, seconds, float(entry["loss"]), again)
-                case Kind.ABANDONED:
-                    self._rollcall.through(worker, seconds)
-                    self._observer.chunk(worker, chunk, iteration, start, seconds, Fate.ABANDONED)
-                    now = time.monotonic() - self._began
-                    self._carry_out(self._coordinator.abandoned(worker, iteration, chunk, now, seconds, again))
-                case Kind.FAILED:
-                    self._fail(worker, iteration, chunk)
-                case Kind.ALIVE:
-                    self._rollcall.busy(worker, chunk, seconds, self._clock.now)
+    def _handle_record(self, worker: int, entry: Any) -> None:
+        iteration, chunk, again = int(entry["iteration"]), int(entry["chunk"]), int(entry["again"])
+        start, seconds = float(entry["start"]), float(entry["seconds"])
+        match entry["kind"]:
+            case Kind.REPORT:
+                if self._takes_part(worker, iteration) and self._coordinator.is_here(chunk):
+                    raise Malformed(f"a report of chunk {chunk} without its coded gradient")
+                self._report(worker, iteration, chunk, start, seconds, float(entry["loss"]), again)
+            case Kind.ABANDONED:
+                now = time.monotonic() - self._began
+                with allowed():
+                    instructions = self._coordinator.abandoned(worker, iteration, chunk, now, seconds, again)
+                self._rollcall.through(worker, seconds)
+                self._observer.chunk(worker, chunk, iteration, start, seconds, Fate.ABANDONED)
+                self._carry_out(instructions)
+            case Kind.FAILED:
+                self._fail(worker, iteration, chunk)
+            case Kind.ALIVE:
+                self._rollcall.busy(worker, chunk, seconds, self._clock.now)
 
     def _report(
         self, worker: int, iteration: int, chunk: int, start: float, seconds: float, loss: float, again: int = 0
     ) -> None:
+        now = time.monotonic() - self._began
+        with allowed():
+            instructions = self._coordinator.report(worker, iteration, chunk, now, seconds, again)
         self._rollcall.through(worker, seconds)
         if iteration == self._row.iteration:
+            self._failures.pop(chunk, None)
             self._row.reports[worker, chunk, again] = (start, seconds)
             self._row.losses.setdefault(chunk, loss)
         else:  # of an iteration whose row is closed
             self._observer.chunk(worker, chunk, iteration, start, seconds, Fate.LATE)
-        now = time.monotonic() - self._began
-        self._carry_out(self._coordinator.report(worker, iteration, chunk, now, seconds, again))
+        self._carry_out(instructions)
 
     def _fail(self, worker: int, iteration: int, chunk: int) -> None:
         """On one worker it is the worker, which is not asked again; on two it is the data or the model."""
-        text = self._transport.receive_text(worker, timeout=5.0)
+        text = self._texts.pop(worker, b"").decode(errors="replace")
         reason = self._observer.failure_text(worker, text)
         other = self._failures.setdefault(chunk, worker)
         if other != worker:

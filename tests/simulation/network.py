@@ -39,9 +39,8 @@ class WorkerEnd:
         self.params: deque[tuple[float, int, int, np.ndarray]] = deque()  # (sent at, iteration, standings, params)
         self.control: deque[tuple[float, Records]] = deque()
         self.posted: np.ndarray | None = None  # for parameters
-        self.sent: deque[tuple[bool, Records]] = deque()  # (whether it only says that all is well, records)
+        self.sent: deque[tuple[bool, Records | bytes]] = deque()  # (whether it only says that all is well, what)
         self.vectors: list[tuple[int, int, np.ndarray]] = []  # (iteration, chunk or role, vector)
-        self.texts: list[str] = []
         self.unnoticed = False  # sends are complete, but MPI has not said so yet
         self._arrived: list[Control | Vector] = []
 
@@ -78,7 +77,7 @@ class WorkerEnd:
         self.vectors.append((iteration, what, vector))
 
     def send_text(self, dest: int, text: str) -> None:
-        self.texts.append(text)
+        self.sent.append((False, text.encode()))
 
     def pending(self) -> Counter[int]:
         return Counter({0: sum(vector.nbytes for _, _, vector in self.vectors)})
@@ -137,9 +136,6 @@ class ServerEnd:
             for rank, end in self._ends.items()
             if rank not in self.forgotten and (self._world.is_cut_off(rank) or self._clock.now - end.oldest > patience)
         ]
-
-    def receive_text(self, source: int, timeout: float) -> str:
-        return self._ends[source].texts.pop(0)
 
     def forget(self, rank: int) -> None:
         self.forgotten.add(rank)

@@ -326,6 +326,7 @@ class Observer:
         assert self.world.case.verification
 
     def lost(self, worker: int, host: str, iteration: int, reason: str) -> None:
+        self.world.check_reason(worker, reason)
         self.world.counts["lost"] += 1
 
     def returned(self, worker: int, iteration: int) -> None:

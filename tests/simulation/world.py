@@ -24,7 +24,7 @@ from psgc.server import clock as server_clock
 from psgc.server import loop as server_loop
 from psgc.server import verifying_loop
 from psgc.training.gaps import unseen
-from psgc.transport import Control, Died
+from psgc.transport import Control, Died, Text
 from psgc.workers import desk as worker_desk
 from psgc.workers import loop as worker_loop
 from tests.simulation.case import Case, Nap
@@ -141,6 +141,10 @@ class World:
         if not self.case.adopting:
             enough = enough and all(len(here & {*of}) >= needed for of in self.plan.holders())
         assert not enough, text
+
+    def check_reason(self, worker: int, reason: str) -> None:
+        assert not reason.startswith("it sent"), reason  # nothing here is malformed
+        assert reason.endswith("it raises") == reason.startswith("chunk"), "a failure without its text"
 
     def here(self) -> set[int]:
         """The workers that the server counts on."""
@@ -298,8 +302,9 @@ class World:
         node.die(kept=0)
         return Died(node.rank)
 
-    def control_gets_here(self, node: Node) -> Control:
-        return Control(node.rank, node.end.sent.popleft()[1])
+    def control_gets_here(self, node: Node) -> Control | Text:
+        _, what = node.end.sent.popleft()
+        return Text(node.rank, what) if isinstance(what, bytes) else Control(node.rank, what)
 
     def vector_gets_here(self, node: Node) -> Any:
         iteration, what, vector = node.end.vectors.pop(self.choose(len(node.end.vectors)))

@@ -34,7 +34,6 @@ class Transport:
         self.records: dict[int, list[Any]] = {rank: [] for rank in range(ranks)}  # to each rank, one by one
         self.posted = 0  # receives, so far
         self.iteration = -1  # the newest that a vector can belong to, as the loop says
-        self.texts: list[str] = []  # that the next `receive_text` give out
 
     def poll(self, iteration: int) -> list[Any]:
         self.iteration = iteration
@@ -52,9 +51,6 @@ class Transport:
     def send_vector(self, dest: int, iteration: int, what: int, vector: np.ndarray) -> None:
         self.sent.append((dest, iteration))
         self.vectors.append((dest, iteration, what, vector.copy()))
-
-    def receive_text(self, source: int = 0, timeout: float = 0.0) -> str:
-        return self.texts.pop(0) if self.texts else ""
 
     def post(self, buffer: np.ndarray, source: int = 0) -> None:
         self.posted += 1

@@ -14,7 +14,7 @@ from psgc.plan import make_plan
 from psgc.server import loop
 from psgc.server.loop import AHEAD, Server
 from psgc.server.optimizer import make_optimizer
-from psgc.transport import Control
+from psgc.transport import Control, Text
 from tests.unit.scripted import Transport, done
 
 WORKERS = 4
@@ -138,6 +138,52 @@ def test_who_may_come_back_does_not_miss_a_standing_queue_that_it_was_counted_fo
     server._lose(1, "not heard", **how)
     waiting = [] if how else [Kind.STANDING, Kind.STANDING]
     assert [entry["kind"][0] for entry in server._outbox.get(1, [])] == waiting
+
+
+# failures
+
+
+@pytest.fixture
+def reasons(server):
+    """Why which workers were lost."""
+    server._observer = SimpleNamespace(
+        lost=lambda worker, host, iteration, reason: found.__setitem__(worker, reason),
+        failure_text=lambda worker, text: text or "no reason",
+        chunk=lambda *_: None,
+    )
+    server._unsent = {}
+    server._coordinator.begin(0)
+    server._row.iteration = 0
+    server._decoder = SimpleNamespace(hold=lambda *_: None, commit=lambda *_: None, message_length=3)
+    found = {}
+    return found
+
+
+def hear(server, *messages):
+    server._transport.arrived = list(messages)
+    server._poll(0)
+
+
+def test_the_reason_of_a_failure_is_what_was_sent_before_it_in_pieces(server, reasons):
+    hear(server, Text(1, b"it ra"), Text(2, b"another"), Text(1, b"ises"), Control(1, record(Kind.FAILED, 0, 0)))
+    assert reasons == {1: "chunk 0: it raises"}
+
+
+def test_a_failure_without_a_text_is_not_waited_for(server, reasons):
+    hear(server, Control(1, record(Kind.FAILED, 0, 0)))  # the transport here has no way to wait
+    assert reasons == {1: "chunk 0: no reason"}
+
+
+def test_a_second_failure_of_a_chunk_ends_the_run_unless_somebody_has_done_it_since(server, reasons):
+    holders = server._plan.holders()
+    first, second = holders[0]
+    hear(server, Control(first, record(Kind.FAILED, 0, 0)))
+    hear(server, done(second, 0, 0, np.ones(3)))
+    third = next(worker for worker in range(1, WORKERS + 1) if worker not in holders[0])
+    hear(server, Control(third, record(Kind.FAILED, 0, 0)))
+    assert reasons.keys() == {first, third}
+    with pytest.raises(RunFailed, match=f"as before on worker {third}"):
+        hear(server, Control(second, record(Kind.FAILED, 0, 0)))
 
 
 # the record

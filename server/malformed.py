@@ -1,0 +1,61 @@
+"""What no correct worker sends, told by its values alone. Whoever sends it is lost, and nobody else."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from math import isfinite
+from typing import Any
+
+from psgc.errors import ProtocolError
+from psgc.messages import Kind
+
+FROM_WORKERS = {int(kind): kind.name for kind in (Kind.REPORT, Kind.ABANDONED, Kind.FAILED, Kind.ALIVE)}
+
+
+class Malformed(Exception):
+    """A message is malformed; the text says in what."""
+
+
+def check_record(entry: Any, num_chunks: int, iteration: int) -> None:
+    """Raises Malformed for a control record that no worker sends while the server is in `iteration`."""
+    name = FROM_WORKERS.get(int(entry["kind"]))
+    if name is None:
+        raise Malformed(f"a record of kind {entry['kind']}, which no worker sends during a run")
+    if name == "ALIVE":
+        check_chunk(name, int(entry["chunk"]), num_chunks, least=-1)
+    else:
+        check_chunk(name, int(entry["chunk"]), num_chunks)
+        check_iteration(name, int(entry["iteration"]), iteration)
+    check_seconds(name, float(entry["start"]), float(entry["seconds"]))
+
+
+def check_chunk(what: str, chunk: int, num_chunks: int, least: int = 0) -> None:
+    """Raises Malformed unless there is such a chunk."""
+    if not least <= chunk < num_chunks:
+        raise Malformed(f"{what} of chunk {chunk}, the chunks are 0..{num_chunks - 1}")
+
+
+def check_iteration(what: str, iteration: int, current: int) -> None:
+    """Raises Malformed for an iteration that has not begun."""
+    if not 0 <= iteration <= current:
+        raise Malformed(f"{what} of iteration {iteration}, the run is in iteration {current}")
+
+
+def check_seconds(what: str, *seconds: float) -> None:
+    """Raises Malformed for times that are negative, infinite or NaN."""
+    if wrong := [value for value in seconds if not (isfinite(value) and value >= 0)]:
+        raise Malformed(f"{what} with a time of {wrong[0]} s")
+
+
+def check_length(what: str, length: int, expected: int) -> None:
+    """Raises Malformed for a vector of another length."""
+    if length != expected:
+        raise Malformed(f"{what} of {length} entries, expected {expected}")
+
+
+@contextmanager
+def allowed() -> Iterator[None]:
+    """Around an event that a worker brings to the coordinator. Raises Malformed when the protocol does not allow it."""
+    try:
+        yield
+    except ProtocolError as error:
+        raise Malformed(str(error)) from None

@@ -1,0 +1,103 @@
+"""One worker sends what no worker sends: it is lost, the others go on."""
+
+import random
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from psgc.messages import TAIL, Kind, record
+from psgc.server.verification import Verification
+from psgc.transport import Control, Text
+from tests.simulation.case import Case
+from tests.simulation.faults import plan_of
+from tests.simulation.world import World
+
+WORKERS, CHUNKS, ITERATIONS = 4, 8, 3
+BABBLER = 2
+WHOLE = st.sampled_from([-(2**31), -1, 0, 1, 2, 3, 7, 8, 99, 2**31 - 1])
+SECONDS = st.sampled_from([0.0, 0.1, -1.0, float("nan"), float("inf"), 1e300])
+RECORDS = st.fixed_dictionaries(
+    {
+        "kind": st.sampled_from([0, *map(int, Kind), 99]),
+        "iteration": WHOLE,
+        "chunk": WHOLE,
+        "role": WHOLE,
+        "again": WHOLE,
+        "start": SECONDS,
+        "seconds": SECONDS,
+        "last": st.booleans(),
+    }
+)
+VECTORS = st.tuples(WHOLE, WHOLE, st.integers(0, 2 + TAIL), SECONDS)  # iteration, chunk or role, entries, the last ones
+MESSAGES = st.one_of(RECORDS, VECTORS, st.binary(max_size=9))
+
+
+class Babbling(World):
+    """From some step on BABBLER does nothing any more but send `messages`."""
+
+    def __init__(self, case, step, messages):
+        super().__init__(case, thorough=False)
+        self.step_of_babble, self.messages = step, list(messages)
+        self.babbling = False
+        self.lost = {}
+
+    def check_reason(self, worker, reason):
+        self.lost[worker] = reason
+
+    def check_exact(self, gradient):  # what looks like a report is taken for one
+        self.incomplete, self.compared = self.server._coordinator.incomplete(), self.server.compared()
+
+    def advance(self):
+        if self.steps >= self.step_of_babble and not self.babbling:
+            self.babbling = True
+            node = self.nodes[BABBLER]
+            node.die(kept=0)
+            node.told_dead = True  # its process lives
+        if self.babbling and self.messages:
+            return [self.message(self.messages.pop(0))]
+        return super().advance()
+
+    def message(self, what):
+        match what:
+            case bytes():
+                return Text(BABBLER, what)
+            case dict():
+                return Control(BABBLER, record(**what, loss=1.0))
+            case iteration, chunk, length, tail:
+                vector = np.full(min(length, len(self.end.posted[-1])), 1.0)  # of longer ones MPI takes care
+                vector[-TAIL:-1] = tail
+                return self.end.receive(BABBLER, iteration, chunk, vector)
+        raise AssertionError(what)
+
+
+def case(schedule, combined, verified):
+    plan = plan_of("cyclic", WORKERS, CHUNKS // WORKERS, 3, 1, "static" if schedule == "full" else schedule)
+    return Case(
+        plan=plan,
+        schedule=schedule,
+        combined=combined,
+        dim=2,
+        num_iterations=ITERATIONS,
+        naps=(),
+        choices=random.Random(1).randbytes(997),
+        timeout=1000.0,  # nobody else is lost by chance
+        verification=Verification(2, 1e-9) if verified else None,
+    )
+
+
+@pytest.mark.parametrize("verified", [False, True])
+@pytest.mark.parametrize("combined", [False, True])
+@settings(deadline=None, max_examples=40)
+@given(
+    schedule=st.sampled_from(["static", "skipping", "dynamic"]),
+    step=st.integers(0, 150),
+    messages=st.lists(MESSAGES, min_size=1, max_size=12),
+)
+def test_whatever_one_worker_sends_ends_nothing_for_the_others(combined, verified, schedule, step, messages):
+    world = Babbling(replace(case(schedule, combined, verified)), step, messages)
+    world.run()
+    assert (world.iteration, world.counts["iterations"]) == (ITERATIONS - 1, ITERATIONS)
+    assert world.lost.keys() <= {BABBLER}, world.lost

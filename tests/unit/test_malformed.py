@@ -1,0 +1,68 @@
+"""What no worker sends: told from what one may send, by its values."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from psgc.errors import ProtocolError
+from psgc.messages import RECORD, Kind, record
+from psgc.server.malformed import Malformed, allowed, check_length, check_record
+
+CHUNKS, ITERATION = 4, 7
+GOOD = {"iteration": 7, "chunk": 3, "start": 0.0, "seconds": 0.5}
+
+
+@pytest.mark.parametrize("kind", [Kind.REPORT, Kind.ABANDONED, Kind.FAILED, Kind.ALIVE])
+def test_what_workers_send_passes(kind):
+    check_record(record(kind, **GOOD)[0], CHUNKS, ITERATION)
+    check_record(record(kind, **GOOD | {"chunk": 0, "iteration": 0})[0], CHUNKS, ITERATION)
+
+
+def test_who_is_in_no_chunk_is_alive_all_the_same():
+    check_record(record(Kind.ALIVE, chunk=-1)[0], CHUNKS, ITERATION)
+
+
+@pytest.mark.parametrize(
+    ("kind", "wrong", "says"),
+    [
+        (Kind.REPORT, {"chunk": 4}, "REPORT of chunk 4, the chunks are 0..3"),
+        (Kind.REPORT, {"chunk": -1}, "REPORT of chunk -1, the chunks are 0..3"),
+        (Kind.ALIVE, {"chunk": -2}, "ALIVE of chunk -2, the chunks are 0..3"),
+        (Kind.FAILED, {"iteration": 8}, "FAILED of iteration 8, the run is in iteration 7"),
+        (Kind.ABANDONED, {"iteration": -1}, "ABANDONED of iteration -1, the run is in iteration 7"),
+        (Kind.REPORT, {"seconds": float("nan")}, "REPORT with a time of nan s"),
+        (Kind.ALIVE, {"seconds": float("inf")}, "ALIVE with a time of inf s"),
+        (Kind.REPORT, {"start": -1.0}, "REPORT with a time of -1.0 s"),
+        (Kind.GOODBYE, {}, "a record of kind 15, which no worker sends during a run"),
+        (Kind.COMMIT, {}, "a record of kind 1, which no worker sends during a run"),
+        (99, {}, "a record of kind 99, which no worker sends during a run"),
+    ],
+)
+def test_what_no_worker_sends_is_named(kind, wrong, says):
+    with pytest.raises(Malformed) as caught:
+        check_record(record(kind, **GOOD | wrong)[0], CHUNKS, ITERATION)
+    assert str(caught.value) == says
+
+
+@settings(deadline=None)
+@given(st.binary(min_size=RECORD.itemsize, max_size=RECORD.itemsize))
+def test_of_any_bytes_it_is_said_whether_they_are_malformed(content):
+    entry = np.frombuffer(content, RECORD)[0]
+    try:
+        check_record(entry, CHUNKS, ITERATION)
+    except Malformed:
+        return
+    assert -1 <= entry["chunk"] < CHUNKS
+    assert 0 <= entry["seconds"] < np.inf
+
+
+def test_vectors_of_another_length_are_malformed():
+    check_length("an accumulator", 3, 3)
+    with pytest.raises(Malformed, match="an accumulator of 2 entries, expected 3"):
+        check_length("an accumulator", 2, 3)
+
+
+def test_what_the_protocol_does_not_allow_is_malformed():
+    with pytest.raises(Malformed, match="not now"), allowed():
+        raise ProtocolError("not now")
