@@ -36,8 +36,8 @@ RECORD = np.dtype(
     ]
 )
 BATCH = 64  # records in one message: 3.5 KiB, which every MPI sends eagerly
-STANDINGS = 64  # counts of standing queues that are told apart: a worker is never behind by half as many
 UNHEARD = 32  # messages that a worker gets without being heard; after half as many it says that it is alive
+STANDINGS = 2 * UNHEARD  # their count goes round after so many; a worker is behind by UNHEARD at most
 UNDER_WAY = 2  # vectors that a worker has on their way to the server, at most
 TAIL = 3  # entries after a coded gradient: start, seconds, loss
 

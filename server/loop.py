@@ -179,6 +179,7 @@ class Server:
             raise
         self._message = self._backend.to_message(self.params)
         self._unsent = dict.fromkeys(self._coordinator.group.live)
+        self._send_outbox()  # before the parameters, which count the standing queues in it
         self._send_params(iteration)
         self._sum_up()  # the iteration before
         self._row = IterationRecord(iteration, lost=len(self._rollcall.away))
@@ -254,8 +255,7 @@ class Server:
             for chunk in sorted(adopted | self._adopted[worker]):
                 self._tell(worker, record(Kind.ADOPT, iteration, chunk, role=group.role(worker, chunk)))
             self._adopted[worker] = adopted
-            self._tell_list(worker, Kind.STANDING, iteration, queue)
-            self._standings[worker] += 1
+            self._tell_standing(worker, iteration, queue)
 
     def _poll(self, iteration: int) -> None:
         for message in self._transport.poll(iteration):
@@ -275,9 +275,9 @@ class Server:
             self._carry_out(self._coordinator.tick(now))
         if now >= self._deadline.seconds and not self._finished:
             self._carry_out(self._coordinator.settle())
+        self._send_outbox()
         if self._unsent:
             self._send_params(iteration)
-        self._send_outbox()
         large = self._length * np.dtype(self._dtype).itemsize >= LARGE
         self._transport.wait(expecting_large=large and self._coordinator.phase == "collecting")
         self._clock.tick()
@@ -407,7 +407,10 @@ class Server:
         self._carry_out(instructions)
 
     def _fail(self, worker: int, iteration: int, chunk: int) -> None:
-        """On one worker it is the worker, which is not asked again; on two it is the data or the model."""
+        """On one worker it is the worker, which is not asked again; on two it is the data or the model.
+
+        A success in between shows that the chunk can be done: then each failure is its worker's.
+        """
         text = self._texts.pop(worker, b"").decode(errors="replace")
         reason = self._observer.failure_text(worker, text)
         other = self._failures.setdefault(chunk, worker)
@@ -458,6 +461,14 @@ class Server:
     def _tell_list(self, worker: int, kind: Kind, iteration: int, chunks: Sequence[int]) -> None:
         for place, chunk in enumerate(chunks or (-1,), start=1):
             self._tell(worker, record(kind, iteration, chunk, last=place >= len(chunks)))
+
+    def _tell_standing(self, worker: int, iteration: int, queue: Sequence[int]) -> None:
+        """Replaces one that has not been sent yet, so that a message holds one at most (STANDINGS)."""
+        waiting = self._outbox.get(worker, [])
+        others = [entry for entry in waiting if entry["kind"][0] != Kind.STANDING]
+        self._standings[worker] += len(others) == len(waiting)
+        self._outbox[worker] = others
+        self._tell_list(worker, Kind.STANDING, iteration, queue)
 
     # records, deadlines, the end
 

@@ -9,6 +9,8 @@ import scipy.sparse
 from psgc import coding
 from psgc.backend import Backend
 from psgc.config import Coding
+from psgc.errors import RunFailed
+from psgc.messages import STANDINGS, UNHEARD, Kind
 from psgc.plan import make_plan
 from psgc.server import clock, loop
 from psgc.server.loop import Server
@@ -16,7 +18,7 @@ from psgc.server.optimizer import make_optimizer
 from psgc.server.recovery import AT_FIRST, EXACT, Recovery
 from psgc.transport import Died
 from tests.simulation.network import Clock
-from tests.unit.scripted import Transport, done
+from tests.unit.scripted import Transport, done, said
 
 WORKERS, SEED = 4, 5
 
@@ -24,13 +26,16 @@ WORKERS, SEED = 4, 5
 class Run:
     """A server, its transport, its clock, and what it told its observer. Chunk i has the gradient (2^i,)."""
 
-    def __init__(self, monkeypatch, schedule, recovery=EXACT, costs=None):
-        self.transport, self.clock, self.rows, self.gaps = Transport(WORKERS + 1), Clock(), [], []
+    def __init__(
+        self, monkeypatch, schedule, recovery=EXACT, costs=None, workers=WORKERS, replication=2, num_chunks=None
+    ):
+        self.transport, self.clock, self.rows, self.gaps = Transport(workers + 1), Clock(), [], []
         for module in (loop, clock):
             monkeypatch.setattr(module, "time", self.clock)
         ignored = dict.fromkeys(("chunk", "lost", "stepped"), lambda *_: None)
         observer = SimpleNamespace(iteration=self.rows.append, approximate=self.gaps.append, **ignored)
-        self.plan = make_plan(Coding(chunks_per_worker=2, replication=2), schedule, WORKERS, SEED)
+        observer.failure_text = lambda worker, text: "it raised"
+        self.plan = make_plan(Coding(chunks_per_worker=2, replication=replication), schedule, workers, SEED)
         self.server = Server(
             self.transport, self.plan, schedule, Backend(), make_optimizer("sgd", 0.5), observer, "float64", False,
             30.0, True, lambda: None, costs, SEED, recovery,
@@ -154,3 +159,92 @@ def test_so_many_receives_are_posted_that_nobody_waits_for_another(make_run, mon
 
     run.follow(script(), 1)
     assert run.transport.posted == posted + sum(map(len, run.plan.queues.values()))  # each is posted again
+
+
+def test_a_worker_that_was_silent_during_many_losses_waits_for_its_queue(make_run, monkeypatch):
+    """Others die one by one. What it is told when it is heard again comes after the parameters, as MPI allows."""
+    assert 2 * UNHEARD <= STANDINGS
+    unheard, standings = 4, 8
+    monkeypatch.setattr(loop, "UNHEARD", unheard)
+    monkeypatch.setattr(loop, "STANDINGS", standings)
+    run = make_run("static", workers=standings + 3, replication=standings + 3)
+
+    def script():
+        for iteration in range(standings):
+            heard = [said(1, Kind.ALIVE, chunk=-1)] if iteration == standings - 1 else []
+            chunks = [done(2, iteration, chunk, 1.0) for chunk in range(run.plan.num_chunks)]
+            yield [*heard, *chunks, Died(standings + 3 - iteration)]
+
+    run.follow(script(), standings)
+    count = [what for dest, _, what, _ in run.transport.vectors if dest == 1][-1]
+    *read, _ = [what for dest, what in run.transport.sent if dest == 1 and "STANDING" in str(what)]
+    assert 0 < len(read) < unheard
+    assert (len(read) - count) % standings >= standings // 2  # so it sees that a queue is still on its way
+
+
+@pytest.mark.parametrize("death", range(UNHEARD))
+def test_parameters_are_sent_after_the_standing_queues_that_they_count(make_run, death):
+    """To a worker that is not heard for a while, about when it gets no more."""
+    run = make_run("static", replication=WORKERS)
+
+    def script():
+        for iteration in range(UNHEARD + 1):
+            heard = [said(1, Kind.ALIVE, chunk=-1)] if iteration == UNHEARD else []
+            yield [*heard, *all_of(iteration, 2), *[Died(4)] * (iteration == death)]
+
+    run.follow(script(), UNHEARD + 1)
+    counts, sent = iter([what for dest, _, what, _ in run.transport.vectors if dest == 1]), 0
+    for what in [what for dest, what in run.transport.sent if dest == 1]:
+        if isinstance(what, int):
+            assert next(counts) <= sent
+        else:
+            sent += "STANDING" in what
+    assert sent == 1
+
+
+# failures
+
+
+def failed(worker, iteration, chunk=0):
+    return [said(worker, Kind.FAILED, iteration, chunk)]
+
+
+def all_of(iteration, worker, *without):
+    return [done(worker, iteration, chunk, 1.0) for chunk in range(2 * WORKERS) if chunk not in without]
+
+
+def test_failures_of_a_chunk_that_was_done_well_in_between_have_nothing_to_do_with_each_other(make_run):
+    run = make_run("static", replication=WORKERS)
+    script = iter([failed(1, 0) + all_of(0, 3), failed(2, 1) + all_of(1, 3), all_of(2, 4)])
+    run.follow(script, 3)
+    assert [row.lost for row in run.rows] == [1, 2, 2]
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        [[*failed(1, 0), *all_of(0, 3, 0)], failed(2, 0)],
+        [[*all_of(0, 4), *failed(1, 0)], failed(2, 1)],  # the first is heard when the iteration is over
+        [all_of(0, 4), failed(1, 1), [done(3, 0, 0, 1.0)], failed(2, 1)],  # who did it well had other parameters
+    ],
+)
+def test_a_chunk_that_fails_on_two_workers_and_on_none_succeeds_ends_the_run(make_run, script):
+    run = make_run("static", replication=WORKERS)
+    with pytest.raises(
+        RunFailed, match=r"^worker 2 on h2, chunk 0, iteration [01]: it raised; as before on worker 1 on h1$"
+    ):
+        run.follow(iter(script), 2)
+
+
+def test_a_chunk_that_was_left_out_since_its_failure_was_not_done_well(make_run):
+    run = make_run("static", Recovery(deadline=5.0), replication=WORKERS)
+
+    def script():
+        yield failed(1, 0) + all_of(0, 3, 0)
+        run.clock.now += 6.0
+        yield []
+        yield failed(2, 1)
+
+    with pytest.raises(RunFailed, match="as before on worker 1"):
+        run.follow(script(), 2)
+    assert run.rows[0].missing == 1

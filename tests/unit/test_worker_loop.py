@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from psgc.backend import Backend
-from psgc.messages import UNHEARD, Kind, record
+from psgc.messages import STANDINGS, UNHEARD, Kind, record
 from psgc.transport import Control, Vector
 from psgc.workers.desk import Desk, Result
 from psgc.workers.encoder import Encoder
@@ -47,7 +47,8 @@ class Worker:
     def __init__(self, num_chunks):
         self.transport = Transport(2)
         encoder = Encoder(Backend(), np.ones((2, 1)), 3, "float64")
-        self.desk = Desk(WorkerState(1, range(num_chunks), num_chunks, combined=True), encoder)
+        self.state = WorkerState(1, range(num_chunks), num_chunks, combined=True)
+        self.desk = Desk(self.state, encoder)
         self.loop = WorkerLoop(self.transport, self.desk, encoder, None, Backend(), 3, "float64", 1000.0, Injector())
 
     def turn(self, *messages):
@@ -102,3 +103,28 @@ def test_an_accumulator_of_an_iteration_before_that_still_waits_is_not_used_agai
     worker.transport.on_the_way.clear()
     worker.turn()
     assert worker.delivered() == {1: [5.0] * 3}
+
+
+@pytest.mark.parametrize("before", [0, STANDINGS - 1])
+@pytest.mark.parametrize("behind", [1, UNHEARD])
+def test_parameters_wait_for_every_standing_queue_that_they_count(before, behind):
+    worker = Worker(2)
+
+    def read(queues):
+        for _ in range(queues):
+            worker.told(record(Kind.STANDING, 0, 0, last=False), record(Kind.STANDING, 0, 1))
+
+    read(before)
+    worker.begin(0, standings=(before + behind) % STANDINGS)
+    read(behind - 1)
+    assert worker.state.iteration == -1
+    read(1)
+    assert worker.state.iteration == 0
+
+
+def test_parameters_that_were_overtaken_by_newer_standing_queues_begin_at_once():
+    worker = Worker(2)
+    for _ in range(STANDINGS // 2 - 1):
+        worker.told(record(Kind.STANDING, 1, 1))
+    worker.begin(0, standings=0)
+    assert worker.state.iteration == 0
