@@ -3,6 +3,7 @@
 Read `Server.run` first: it is the training loop. `_gradient` is one iteration, `_handle` what each message means.
 """
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -52,7 +53,8 @@ class Server:
     combined: transfer (else per_chunk); collect_timeout: seconds without a sign of life, or without an answer to
     *collect*, after which a worker is lost; adopting: whether others may take the chunks of the lost; interrupted:
     polled, a reason to end early or None; costs: of each chunk relative to an average one, None when not known;
-    recovery: when an iteration may end although something is missing.
+    recovery: when an iteration may end although something is missing; has_loss: whether the problem has one;
+    check_data: called with a chunk whose gradient failed, raises UserError when it is the data that is wrong.
     """
 
     def __init__(
@@ -71,6 +73,8 @@ class Server:
         costs: Sequence[float] | None,
         seed: int = 0,
         recovery: Recovery = EXACT,
+        has_loss: bool = True,
+        check_data: Callable[[int], object] = lambda _: None,
     ) -> None:
         self._transport = transport
         self._plan = plan
@@ -91,6 +95,8 @@ class Server:
         self._coordinator = self._make_coordinator(group, recovery.tolerated(self._copies))
         self._deadline = Deadline(recovery.deadline)
         self._unbiased = recovery.unbiased
+        self._has_loss = has_loss
+        self._check_data = check_data
         self._queues = plan.queues  # of this iteration
         self._rollcall = RollCall(self._workers, collect_timeout)
         self._timeout = collect_timeout
@@ -139,7 +145,8 @@ class Server:
         """Train from iteration `first`, with `params` (dim,), up to `iterations`; returns the parameters at the end.
 
         begins: called with the number of each iteration, before it.
-        Raises RunFailed when the run cannot go on; `self.params` then holds the last good parameters.
+        Raises RunFailed when the run cannot go on, UserError when that is because of the data; `self.params` then holds
+        the last good parameters.
         """
         self.params = params
         self._decoder = self._make_decoder(params.size)
@@ -149,12 +156,27 @@ class Server:
             for iteration in range(first, iterations):
                 begins(iteration)
                 gradient = self._gradient(iteration)
+                self._check_loss()
                 self.params = self._step(gradient)
                 self._observer.stepped(iteration + 1)
             self._close_row()
         finally:
             self._write_row()
         return self.params
+
+    def _check_loss(self) -> None:
+        loss = self._row.loss
+        if loss is None or math.isfinite(loss):
+            return
+        iteration, losses = self._row.iteration, self._row.losses
+        where = next(
+            (f" (that of chunk {c} is {losses[c]})" for c in sorted(losses) if not math.isfinite(losses[c])), ""
+        )
+        self._close_row()
+        raise RunFailed(
+            f"the loss of iteration {iteration} is {loss}{where}; params.npy holds the parameters that have it; "
+            "a smaller optimizer.lr may help"
+        )
 
     def _step(self, gradient: Array) -> Array:
         with np.errstate(all="ignore"):
@@ -197,9 +219,10 @@ class Server:
         self._row.bytes = self._row.bytes_in + self._transport.bytes_sent - sent
         self._row.recovered = self._coordinator.recovered
         self._row.error_measure = self._coordinator.missing_copies / self._copies
-        known = sum(self._row.losses[chunk] for chunk in sorted(self._row.losses))  # always the same rounding
-        unknown = self._plan.num_chunks - len(self._row.losses)  # as large as the others, for all we know
-        self._row.loss = known * self._plan.num_chunks / len(self._row.losses) if unknown else known
+        if self._has_loss:
+            known = sum(self._row.losses[chunk] for chunk in sorted(self._row.losses))  # always the same rounding
+            unknown = self._plan.num_chunks - len(self._row.losses)  # as large as the others, for all we know
+            self._row.loss = known * self._plan.num_chunks / len(self._row.losses) if unknown else known
         self._deadline.took(self._row.seconds, self._row.error_measure)
         return gradient
 
@@ -407,11 +430,13 @@ class Server:
         self._carry_out(instructions)
 
     def _fail(self, worker: int, iteration: int, chunk: int) -> None:
-        """On one worker it is the worker, which is not asked again; on two it is the data or the model.
+        """On one worker it is the worker, which is not asked again; on two it is the model.
 
-        A success in between shows that the chunk can be done: then each failure is its worker's.
+        A success in between shows that the chunk can be done: then each failure is its worker's. Wrong data is wrong
+        for everybody; where only the worker's copy of it is damaged, it is the worker again.
         """
         text = self._texts.pop(worker, b"").decode(errors="replace")
+        self._check_data(chunk)
         reason = self._observer.failure_text(worker, text)
         other = self._failures.setdefault(chunk, worker)
         if other != worker:

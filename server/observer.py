@@ -18,12 +18,13 @@ class Fate(IntEnum):
 class IterationRecord:
     """One iteration as the server saw it.
 
-    seconds: from sending the parameters to having the gradient; loss: at these parameters, before the step.
+    seconds: from sending the parameters to having the gradient; loss: at these parameters, before the step, None when
+    the problem has none.
     """
 
     iteration: int
     seconds: float = 0.0
-    loss: float = 0.0
+    loss: float | None = None
     recovered: int = 0
     missing: int = 0  # chunks with fewer copies than determine their gradient
     error_measure: float = 0.0  # the share of the N * l copies that is missing

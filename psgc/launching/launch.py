@@ -97,7 +97,7 @@ def _exit_code(code: int, stopped_by: int | None, left: "_RunDirectory") -> int:
     """The true exit code of a run after which mpirun exited with `code`; says why when nobody else did."""
     status = left.status()
     if status in ("done", "failed"):
-        return int(status == "failed")
+        return left.exit_code()
     if stopped_by is not None:
         return 128 + stopped_by
     if status is None and code in (1, 2):  # rank 0, or mpirun, has said why
@@ -130,6 +130,11 @@ class _RunDirectory:
         """How the run ended: done, failed or interrupted; None while (or for ever, if) it has not said so."""
         status = self._read().get("status")
         return status if status in ("done", "failed", "interrupted") else None
+
+    def exit_code(self) -> int:
+        """What the run ended with, by its own account: 0 done, 1 failed, 2 wrong data."""
+        code = self._read().get("exit_code")
+        return code if code in (0, 1, 2) else int(self.status() == "failed")
 
     def too_few_workers(self) -> bool:
         """Whether the run failed because too few workers were left."""

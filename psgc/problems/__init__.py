@@ -1,6 +1,6 @@
 """What psgc optimises: the Problem protocol and the built-in models."""
 
-from psgc.problems.base import Problem, evaluate
+from psgc.problems.base import Problem, evaluate, has_loss
 from psgc.problems.build import check_labels, load_python, make_problem
 from psgc.problems.linear import LeastSquares, Logistic
 from psgc.problems.mlp import Mlp
@@ -16,6 +16,7 @@ __all__ = [
     "Softmax",
     "check_labels",
     "evaluate",
+    "has_loss",
     "load_python",
     "make_problem",
     "quality",

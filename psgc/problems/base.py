@@ -56,10 +56,15 @@ class Problem(Protocol):
         """
 
 
+def has_loss(problem: Problem) -> bool:
+    """Whether the problem says what its loss is."""
+    return hasattr(problem, "loss_and_gradient") or hasattr(problem, "loss")
+
+
 def evaluate(problem: Problem) -> Evaluation:
     """A function (params, chunk, rng) -> (loss, gradient), by the cheapest way the problem offers.
 
-    The loss is nan for a problem that has only a gradient.
+    The loss is nan for a problem that has none (`has_loss`).
     """
     both: Evaluation | None = getattr(problem, "loss_and_gradient", None)
     if both is not None:

@@ -37,15 +37,22 @@ def pictures(run: RecordedRun, iteration: int | None = None) -> list[Picture]:
 
 
 def _convergence(run: RecordedRun) -> Picture:
-    loss, numbers = run.iterations["loss"], run.iterations["iteration"]
+    numbers = run.iterations["iteration"]
+    loss = run.iterations.get("loss", np.full(len(numbers), np.nan))
     elapsed = np.cumsum(run.iterations["seconds"])
     known = np.isfinite(loss)
-    alt = "Of this problem no loss was recorded."
+    course = remark = ""
     if known.any():
         first, last = loss[known][[0, -1]]
-        alt = (
+        course = (
             f"The loss goes from {first:.4g} to {last:.4g} in {len(loss)} iterations of {duration(elapsed[-1])} in all."
         )
+    if "loss" not in run.iterations:
+        remark = "This problem has no loss."
+    elif not known.all():
+        wrong = int(np.argmin(known))
+        remark = f"The loss of iteration {numbers[wrong]} is {loss[wrong]}."
+    alt = f"{course} {remark}".strip()
 
     def draw(theme: Theme) -> Figure:
         figure = new_figure(WIDTH, 3.6)
@@ -60,7 +67,7 @@ def _convergence(run: RecordedRun) -> Picture:
             plain_logarithm(axes[0].yaxis)
         return figure
 
-    caption = "The loss before each step, against iterations and against the time that they took."
+    caption = f"The loss before each step, against iterations and against the time that they took. {remark}".strip()
     return Picture("convergence", "Convergence", alt, caption, draw)
 
 

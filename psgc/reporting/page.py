@@ -116,13 +116,18 @@ def _facts(run: RecordedRun) -> str:
         "schedule": run.config.schedule,
         "per iteration": _if_number(summary.get("seconds_per_iteration"), duration),
         "efficiency T*/T": _if_number(summary.get("efficiency"), "{:.2f}".format),
-        "final loss": _if_number(summary.get("final_loss"), "{:.6g}".format),
-        "held-out accuracy": _if_number(summary.get("test_accuracy"), "{:.4f}".format),
+        "final loss": _measure(summary.get("final_loss"), "{:.6g}".format),
+        "held-out loss": _measure(summary.get("test_loss"), "{:.4g}".format),
+        "held-out accuracy": _measure(summary.get("test_accuracy"), "{:.4f}".format),
         "work thrown away": _if_number(summary.get("work_thrown_away"), lambda share: f"{100 * share:.1f} %"),
         "whole run": _if_number(summary.get("seconds"), duration),
     }
     items = (f"<div><dt>{name}</dt><dd>{_text(value)}</dd></div>" for name, value in facts.items() if value is not None)
     return f"<dl>{''.join(items)}</dl>"
+
+
+def _measure(value: Any, show: Any) -> str | None:
+    return value if value in ("nan", "inf", "-inf") else _if_number(value, show)
 
 
 def _if_number(value: Any, show: Any) -> str | None:

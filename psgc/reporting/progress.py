@@ -39,18 +39,19 @@ class RunProgress:
             self._task = self._bar.add_task("", total=iterations, completed=done, state="")
             self._bar.start()
 
-    def update(self, loss: float, seconds: float) -> None:
-        """One more iteration: its loss and how long it took."""
+    def update(self, loss: float | None, seconds: float) -> None:
+        """One more iteration: its loss, None when the problem has none, and how long it took."""
         self._done += 1
+        state = f"{1e3 * seconds:.1f} ms" if loss is None else f"loss {loss:.6f}  {1e3 * seconds:.1f} ms"
         if self._bar is not None:
-            self._bar.update(self._task, advance=1, state=f"loss {loss:.6f}  {1e3 * seconds:.1f} ms")
+            self._bar.update(self._task, advance=1, state=state)
             return
         now = time.monotonic()
         if now - self._last >= EVERY or self._done in (self._first + 1, self._iterations):
             self._last = now
             rate = (now - self._began) / (self._done - self._first)
             say(
-                f"iteration {self._done}/{self._iterations}  loss {loss:.6f}  {1e3 * seconds:.1f} ms  "
+                f"iteration {self._done}/{self._iterations}  {state}  "
                 f"about {rate * (self._iterations - self._done):.0f} s left"
             )
 

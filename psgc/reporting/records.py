@@ -48,7 +48,7 @@ class Row(Protocol):
 
     iteration: int
     seconds: float
-    loss: float
+    loss: float | None  # None: the problem has none; an empty field in iterations.csv
     recovered: int
     missing: int
     error_measure: float
@@ -105,7 +105,7 @@ class Recorder:
         self.bounds = array("d", (float(row["bound"]) for row in earlier))
         self.uncoded = array("d")  # what each iteration of this part would have taken without redundancy
         self.bytes = sum(int(row["bytes"]) for row in earlier)
-        self.final_loss = float(earlier[-1]["loss"]) if earlier else float("nan")
+        self.final_loss = float(earlier[-1]["loss"]) if earlier and earlier[-1]["loss"] else None
         self.error_measures = array("d", (float(row["error_measure"]) for row in earlier))
         self.actual_errors: list[float] = [float(row["actual_error"]) for row in earlier if int(row["missing"])]
         # iterations whose bound is still to be computed, with who held what and how fast everybody was
@@ -184,7 +184,8 @@ class Recorder:
         """Write what a finished, failed or interrupted run leaves: params, timeline, summary."""
         write_whole(self._directory / "params.npy", lambda stream: np.save(stream, params, allow_pickle=False))
         self._timeline.finish()
-        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in summary.items()}
+        # JSON has no nan and no inf, and null says that there is no such number: "nan" and "inf" are text
+        finite = {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in summary.items()}
         write_text(self._directory / "summary.json", json.dumps(finite, indent=2, allow_nan=False) + "\n")
         self._csv.close()
         if self._lost_csv is not None:
@@ -294,7 +295,7 @@ def _earlier_rows(path: Path, resume_at: int) -> list[dict[str, str]]:
     kept: list[dict[str, str]] = []
     for row in _read_csv(path, COLUMNS):
         try:
-            numbers = {column: float(value) for column, value in row.items()}
+            numbers = {column: float(value) for column, value in row.items() if value or column != "loss"}
             int(row["bytes"]), int(row["missing"])
         except ValueError:
             continue

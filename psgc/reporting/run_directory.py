@@ -34,7 +34,8 @@ class RecordedRun:
     """What a run has left in its directory, at its end or on the way.
 
     config: its settings; iterations: the columns of iterations.csv by name, one entry an iteration that was recorded,
-    counts as int64 and all else as float64 (nan: not known); those of OPTIONAL may not be among them.
+    counts as int64 and all else as float64 (nan: not known); those of OPTIONAL may not be among them, and the loss is
+    not when the problem has none.
     timeline: every chunk that was worked on, by column: worker (1..workers), chunk, iteration, start and seconds,
     fate (an index of `fates`, the last entry of the dictionary); None when there is none. It may lack iterations (after
     `--resume`), and have some that have no row yet.
@@ -147,6 +148,8 @@ def _iterations(path: Path) -> Columns:
         )
     columns = {}
     for place, name in enumerate(header):
+        if name == "loss" and rows and not any(row[place] for row in rows):  # the problem has none
+            continue
         values = [_number(path, number, name, row[place], name in COUNTS) for number, row in enumerate(rows, start=2)]
         columns[name] = np.array(values, np.int64 if name in COUNTS else np.float64)
     if (np.diff(columns["iteration"], prepend=-1) <= 0).any():
@@ -160,7 +163,7 @@ def _number(path: Path, row: int, column: str, text: str, whole: bool) -> float:
             return int(text)
         raise UserError(f"{path}: damaged: row {row}: {column}: expected a whole number, got {text[:40]!r}")
     try:
-        value = float(text)
+        value = float(text or "nan") if column == "loss" else float(text)  # empty: from before the problem had one
     except ValueError:
         raise UserError(f"{path}: damaged: row {row}: {column}: expected a number, got {text[:40]!r}") from None
     unknown = column == "bound" and not np.isfinite(value)

@@ -14,7 +14,10 @@ NAMED = 4  # losses and returns that the summary for a person tells
 
 
 def summarise(recorder: Recorder, seconds: float, settings: dict[str, Any], status: str, reason: str) -> dict[str, Any]:
-    """What summary.json holds. seconds: wall time of the training; status: done, failed or interrupted."""
+    """What summary.json holds. seconds: wall time of the training; status: done, failed or interrupted.
+
+    None stands for what there is not, such as the loss of a problem that has none. A loss may be nan or inf.
+    """
     timeline = recorder.timeline()
     done = np.isin(timeline["fate"], (0, 1))
     used = timeline["fate"] == 0
@@ -28,7 +31,7 @@ def summarise(recorder: Recorder, seconds: float, settings: dict[str, Any], stat
         "reason": reason,
         **settings,
         "iterations": len(recorder.seconds),
-        "final_loss": _or_none(recorder.final_loss),
+        "final_loss": recorder.final_loss,
         "seconds": seconds,
         "seconds_per_iteration": _median(recorder.seconds),
         "uncoded_seconds_per_iteration": _median(recorder.uncoded),
@@ -108,7 +111,7 @@ def _median(values: Any) -> float | None:
 
 
 def _or_none(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None  # JSON has no NaN
+    return float(value) if math.isfinite(value) else None  # not known
 
 
 def duration(seconds: float) -> str:

@@ -35,7 +35,7 @@ def write_events(run: RecordedRun, directory: Path) -> None:
         writer = RecordWriter(stream)
         writer.write(Event(wall_time=began, file_version="brain.Event:2").SerializeToString())
         for row, iteration in enumerate(run.iterations["iteration"].tolist()):
-            values = {name: float(run.iterations[name][row]) for name in SCALARS}
+            values = {name: float(run.iterations[name][row]) for name in SCALARS if name in run.iterations}
             known = [Summary.Value(tag=name, simple_value=x) for name, x in values.items() if np.isfinite(x)]
             event = Event(wall_time=times[row], step=iteration, summary=Summary(value=known))
             writer.write(event.SerializeToString())

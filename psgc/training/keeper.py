@@ -1,5 +1,6 @@
 """What the server sees of a run, passed on to who keeps it: the record, the screen, the checkpoints."""
 
+import math
 from collections.abc import Callable
 
 from psgc.reporting.progress import RunProgress
@@ -36,13 +37,15 @@ class Keeper:
         self._every = every
         self._snapshot = snapshot
         self._gaps = gaps
-        self._done = done
+        self._first = self._done = done
+        self._diverged = False  # the loss of the newest row is not finite
         self._saved = done if saved else -1  # the iteration of the newest checkpoint
         self._pending: Checkpoint | None = None  # waits for the row of the iteration before it: no row may be missing
 
     def iteration(self, row: IterationRecord) -> None:
         self._recorder.iteration(row)
         self._progress.update(row.loss, row.seconds)
+        self._diverged = row.loss is not None and not math.isfinite(row.loss)
         if self._pending is not None:
             self._write(self._pending)
 
@@ -64,8 +67,14 @@ class Keeper:
         self._progress.say(self._recorder.returned(worker, iteration))
 
     def save_last(self) -> None:
-        """Have the state after the last good step written, unless it has been."""
-        if self._saved != self._done:
+        """Have the state after the last good step written, unless it has been.
+
+        Parameters whose loss is not finite are nothing to go on from: they must not take the place of better ones.
+        """
+        if self._diverged:
+            if self._saved == self._done > self._first:
+                self._writer.discard(self._done)
+        elif self._saved != self._done:
             self._write(self._snapshot(self._done))
 
     def _write(self, checkpoint: Checkpoint) -> None:

@@ -1,5 +1,6 @@
 """The server's side of `psgc train`: from what was read and checked to what is written at the end."""
 
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ from psgc.config import Config
 from psgc.data import ChunkSource
 from psgc.errors import RunFailed, TooFewWorkers, UserError, one_line
 from psgc.plan import Plan
-from psgc.problems import evaluate, quality
+from psgc.problems import evaluate, has_loss, quality
 from psgc.reporting.progress import RunProgress
 from psgc.reporting.records import Recorder
 from psgc.reporting.summary import lines, summarise
@@ -94,8 +95,19 @@ def serve(
         run.checkpoint is not None,
         gaps,
     )
-    costs = None if config.batch else ChunkSource(run.dataset, plan.num_chunks, config.dtype, run.backend).costs()
-    server = make_server(transport, config, plan, run.backend, keeper, lambda: interruption(stopped_by), costs)
+    chunks = ChunkSource(run.dataset, plan.num_chunks, config.dtype, run.backend)
+    costs = None if config.batch else chunks.costs()
+    server = make_server(
+        transport,
+        config,
+        plan,
+        run.backend,
+        keeper,
+        lambda: interruption(stopped_by),
+        costs,
+        has_loss(run.problem),
+        chunks.check,
+    )
     if run.checkpoint:
         _restore(server, run.checkpoint, plan, run.backend)
     try:
@@ -115,8 +127,12 @@ def serve(
         _stop(server, ending, config.faults.collect_timeout if patient else STOP_TIMEOUT)
         if outcome.status == "done":
             recorder.complete(_actual_errors(gaps, run, seconds))
-            summary = _summary(recorder, seconds, run, outcome)
-            summary |= quality(run.problem, server.params, run.dataset, run.test, config.dtype, run.backend)
+            found = quality(run.problem, server.params, run.dataset, run.test, config.dtype, run.backend)
+            if not math.isfinite(
+                loss := found.get("test_loss", 0.0)
+            ):  # of the last step's parameters no other is known
+                outcome = _Outcome("failed", f"the held-out loss is {loss}", RunFailed.exit_code)
+            summary = _summary(recorder, seconds, run, outcome) | found
         if not writer.flush(CHECKPOINT_TIMEOUT):
             say(f"psgc: the last checkpoint is not in {directory / 'checkpoints'}", error=True)
         recorder.finish(params, summary)
@@ -125,6 +141,9 @@ def serve(
             _stop(server, ending)
         writer.flush(CHECKPOINT_TIMEOUT)
         raise
+    if outcome.code == UserError.exit_code:
+        say(f"psgc: {outcome.reason}", error=True)
+        return outcome.code
     for line in lines(summary):
         say(line)
     say(f"  run directory      {config.output}")
@@ -157,7 +176,9 @@ def _train(server: Server, run: Run, stopped_by: Sequence[int]) -> _Outcome:
     except RunFailed as error:
         if stopped_by:
             return _Outcome("interrupted", str(error), 128 + stopped_by[0])
-        return _Outcome("failed", str(error), 1, isinstance(error, TooFewWorkers))
+        return _Outcome("failed", str(error), error.exit_code, isinstance(error, TooFewWorkers))
+    except UserError as error:  # wrong data
+        return _Outcome("failed", str(error), error.exit_code)
     return _Outcome()
 
 
@@ -208,6 +229,7 @@ def _summary(recorder: Recorder, seconds: float, run: Run, outcome: _Outcome) ->
         "schedule": run.config.schedule,
         "transfer": run.config.transfer,
         "too_few_workers": outcome.too_few_workers,
+        "exit_code": outcome.code,
     }
     return summarise(recorder, seconds, settings, outcome.status, outcome.reason)
 
@@ -230,8 +252,13 @@ def make_server(
     observer: Observer,
     interrupted: Callable[[], str | None],
     costs: Sequence[float] | None = None,
+    has_loss: bool = True,
+    check_data: Callable[[int], object] = lambda _: None,
 ) -> Server:
-    """The server of a run whose settings are resolved (no `auto` left in transfer); costs of the chunks, if known."""
+    """The server of a run whose settings are resolved (no `auto` left in transfer).
+
+    costs, has_loss, check_data: as `Server` has them.
+    """
     transport.start(tags(config, plan))
     make: Callable[..., Server] = Server
     if config.verify:
@@ -254,4 +281,6 @@ def make_server(
         costs,
         config.seed,
         Recovery(config.recovery.deadline, config.recovery.max_error or 0.0, config.recovery.estimator == "unbiased"),
+        has_loss,
+        check_data,
     )

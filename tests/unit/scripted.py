@@ -92,9 +92,9 @@ class Transport:
         return [int(entry["chunk"]) for entry in entries[first : ends[-1] + 1] if entry["chunk"] >= 0]
 
 
-def done(worker: int, iteration: int, chunk: int, gradient: Any, seconds: float = 1.0) -> Vector:
+def done(worker: int, iteration: int, chunk: int, gradient: Any, seconds: float = 1.0, loss: float = 1.0) -> Vector:
     """A coded gradient with the tail of its report, as it arrives (`per_chunk`)."""
-    vector = np.concatenate([np.atleast_1d(gradient), [0.0, seconds, 1.0]])
+    vector = np.concatenate([np.atleast_1d(gradient), [0.0, seconds, loss]])
     assert len(vector) == np.size(gradient) + TAIL
     return Vector(worker, iteration, chunk, vector, len(vector))
 

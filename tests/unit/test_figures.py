@@ -42,9 +42,21 @@ def test_convergence_against_iterations_and_seconds(run):
     steep = with_columns(run, loss=[100.0, 10.0, 1.0, 0.1, np.nan, np.inf])
     assert named(steep, "convergence").draw(LIGHT).axes[0].get_yscale() == "log"
     assert named(steep, "convergence").alt.startswith("The loss goes from 100 to 0.1 in 6 ")
-    assert (
-        named(with_columns(run, loss=np.full(6, np.nan)), "convergence").alt == "Of this problem no loss was recorded."
-    )
+    assert named(steep, "convergence").alt.endswith(" The loss of iteration 4 is nan.")
+    assert named(steep, "convergence").caption.endswith(" The loss of iteration 4 is nan.")
+
+
+def test_a_problem_without_a_loss_and_a_loss_that_is_none_look_different(run):
+    without = changed(run, iterations={name: run.iterations[name] for name in run.iterations if name != "loss"})
+    for told, remark in (
+        (without, "This problem has no loss."),
+        (with_columns(run, loss=np.full(6, np.nan)), "The loss of iteration 0 is nan."),
+        (with_columns(run, loss=[*run.iterations["loss"][:5], np.inf]), "The loss of iteration 5 is inf."),
+    ):
+        picture = named(told, "convergence")
+        assert picture.alt.endswith(remark)
+        assert picture.caption.endswith(remark)
+        picture.draw(LIGHT)
 
 
 def test_the_heat_map_has_a_cell_for_each_worker_and_iteration(run):

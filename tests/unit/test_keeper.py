@@ -2,6 +2,8 @@
 
 from types import SimpleNamespace
 
+import pytest
+
 from psgc.server.observer import IterationRecord
 from psgc.training.keeper import Keeper
 
@@ -18,7 +20,10 @@ def kept(every, done=0, saved=False):
         returned=lambda worker, iteration: f"{worker} back",
     )
     progress = SimpleNamespace(update=lambda loss, seconds: None, say=said.append)
-    writer = SimpleNamespace(write=lambda checkpoint: heard.append(("checkpoint", checkpoint.iteration)))
+    writer = SimpleNamespace(
+        write=lambda checkpoint: heard.append(("checkpoint", checkpoint.iteration)),
+        discard=lambda iteration: heard.append(("discarded", iteration)),
+    )
     gaps = SimpleNamespace(add=None)
     keeper = Keeper(recorder, progress, writer, every, lambda n: SimpleNamespace(iteration=n), done, saved, gaps)
     return keeper, heard, said
@@ -75,6 +80,28 @@ def test_a_run_that_fails_before_the_row_is_closed_saves_the_step_it_made():
     keeper.stepped(2)  # and then something breaks
     keeper.save_last()
     assert checkpoints(heard) == [2]
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
+def test_parameters_whose_loss_is_not_finite_are_no_checkpoint(loss):
+    keeper, heard, _ = kept(every=3)
+    train(keeper, 0, 4)
+    keeper.iteration(IterationRecord(4, loss=loss))
+    keeper.save_last()
+    assert heard[-1] == ("row", 4)
+    assert checkpoints(heard) == [3]
+    keeper, heard, _ = kept(every=2)
+    train(keeper, 0, 4)
+    keeper.iteration(IterationRecord(4, loss=loss))  # one was written before the loss was known
+    keeper.save_last()
+    assert heard[-2:] == [("row", 4), ("discarded", 4)]
+
+
+def test_the_checkpoint_that_a_run_went_on_from_is_never_removed():
+    keeper, heard, _ = kept(every=2, done=4, saved=True)
+    keeper.iteration(IterationRecord(4, loss=float("nan")))
+    keeper.save_last()
+    assert heard == [("row", 4)]
 
 
 def test_losses_are_shown():

@@ -87,6 +87,8 @@ def test_exit_0_without_a_new_summary_is_a_failure(
         (summary("failed") + "; exit 0", 1, ""),
         (summary("failed") + "; exit 137", 1, ""),
         (summary("failed") + "; exit 2", 1, ""),
+        ('echo \'{"status": "failed", "exit_code": 2}\' > out/summary.json; exit 0', 2, ""),
+        ('echo \'{"status": "failed", "exit_code": "?"}\' > out/summary.json; exit 0', 1, ""),
         # not us, but mpirun has asked rank 0 to stop, since another was killed
         (
             summary("interrupted") + "; exit 137",

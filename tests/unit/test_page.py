@@ -57,6 +57,13 @@ def test_what_is_known_is_there(run):
     assert [attrs["aria-labelledby"] for attrs in seen.named("section")] == ids
 
 
+def test_no_loss_and_a_loss_that_is_not_finite_look_different(run):
+    for loss, shown in ((None, False), ("nan", True), ("inf", True), (EVIL, False)):
+        seen = Text(page(changed(run, summary=run.summary | {"final_loss": loss}), [], []))
+        assert ("final loss" in seen.text) == shown
+        assert not shown or f"final loss{loss}" in seen.text
+
+
 def test_nothing_is_fetched(run):
     text = page(run, [], [(Picture("a", "b", "c", "d", None), PNG, PNG)])
     assert "default-src 'none'" in text

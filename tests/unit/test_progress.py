@@ -61,6 +61,18 @@ def test_a_line_says_loss_time_and_what_is_left(clock, capsys):
     ]
 
 
+@pytest.mark.parametrize("columns", ["", "100"])
+def test_no_loss_and_a_loss_that_is_not_finite_look_different(clock, capsys, monkeypatch, columns):
+    monkeypatch.setenv("PSGC_TERMINAL", columns)
+    for loss, said in ((None, False), (float("nan"), "loss nan"), (float("inf"), "loss inf")):
+        shown = RunProgress(1)
+        shown.update(loss, 0.0125)
+        shown.close()
+        out = capsys.readouterr().out
+        assert "12.5 ms" in out
+        assert (said in out) if said else ("loss" not in out)
+
+
 def test_a_run_that_goes_on_counts_from_where_it_was(clock, capsys):
     shown = RunProgress(50, done=40)
     for _ in range(10):

@@ -214,7 +214,7 @@ def test_the_summary_is_json_whatever_the_numbers(recorder_in, tmp_path):
         raise AssertionError(f"{constant} is not JSON")
 
     text = (tmp_path / "out/summary.json").read_text()
-    assert json.loads(text, parse_constant=refuse) == {"a": None, "b": None, "c": 0.5, "d": 2.0}
+    assert json.loads(text, parse_constant=refuse) == {"a": "nan", "b": "-inf", "c": 0.5, "d": 2.0}
 
 
 def test_a_traceback_is_kept_and_its_first_line_told(recorder_in, tmp_path):
@@ -262,7 +262,24 @@ def test_the_bound_is_that_of_the_workers_that_are_there(recorder_in, tmp_path):
     assert column(tmp_path / "out", "lost") == [1]
 
 
+def test_no_loss_and_a_loss_that_is_not_finite_look_different(recorder_in, tmp_path):
+    recorder = recorder_in(tmp_path / "out")
+    for iteration, (loss, written) in enumerate([(None, ""), (math.nan, "nan"), (math.inf, "inf")]):
+        add(recorder, iteration, EVEN, loss=loss)
+        assert rows_of(tmp_path / "out")[-1]["loss"] == written
+        assert repr(recorder.final_loss) == repr(loss)
+
+
 # going on with an earlier record
+
+
+@pytest.mark.parametrize("loss", [None, math.inf])
+def test_the_loss_of_an_earlier_part_is_none_or_not_finite_as_it_was(recorder_in, tmp_path, loss):
+    recorder = recorder_in(tmp_path / "out")
+    for iteration in range(3):
+        add(recorder, iteration, EVEN, loss=loss)
+    assert going_on(tmp_path / "out", 2).final_loss == loss
+    assert len(rows_of(tmp_path / "out")) == 2
 
 
 def stopped_run(recorder_in, directory, finish):

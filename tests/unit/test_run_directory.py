@@ -38,6 +38,20 @@ def refusal(directory):
     return str(caught.value).removeprefix(str(directory))
 
 
+def test_a_problem_without_a_loss_has_no_column_of_it(tmp_path):
+    without = read_run(record(tmp_path / "without", 2, 2, 3, loss=lambda _: None))
+    assert set(COLUMNS) - set(without.iterations) == {"loss"}
+    assert without.summary["final_loss"] is None
+    diverged = read_run(record(tmp_path / "diverged", 2, 2, 3, loss=lambda i: [None, np.nan, np.inf][i]))
+    assert [str(loss) for loss in diverged.iterations["loss"]] == ["nan", "nan", "inf"]
+    assert diverged.summary["final_loss"] == "inf"
+    text = (tmp_path / "without/iterations.csv").read_text().splitlines()
+    for other in ("seconds", "bound"):  # an empty field is a loss only
+        row = dict(zip(COLUMNS, text[1].split(","), strict=True)) | {other: ""}
+        (tmp_path / "without/iterations.csv").write_text("\n".join([text[0], ",".join(row.values()), *text[2:], ""]))
+        assert f"{other}: expected a number, got ''" in refusal(tmp_path / "without")
+
+
 def test_everything_that_a_run_leaves(whole):
     run = read_run(str(whole))
     assert run.path == whole

@@ -8,14 +8,14 @@ import pytest
 
 from psgc.backend import Backend
 from psgc.config import Coding
-from psgc.errors import RunFailed
+from psgc.errors import RunFailed, UserError
 from psgc.messages import BATCH, UNDER_WAY, UNHEARD, Kind, record
 from psgc.plan import make_plan
 from psgc.server import loop
 from psgc.server.loop import AHEAD, Server
 from psgc.server.optimizer import make_optimizer
 from psgc.transport import Control, Text
-from tests.unit.scripted import Transport, done
+from tests.unit.scripted import Transport, done, said
 
 WORKERS = 4
 
@@ -232,3 +232,71 @@ def test_a_run_that_ends_early_has_the_row_of_the_last_whole_iteration(trained):
     told = iter([None] * (2 * WORKERS + 1))
     events = trained(60, 2, lambda: next(told, "asked to stop"))
     assert events[-3:] == ["step 1", "row 0, 0 redundant", "asked to stop"]
+
+
+# the loss
+
+
+def losses_of(plan, losses):
+    """An iteration in which chunk 1 has the loss that is given, and every other one 1."""
+    for iteration, loss in enumerate(losses):
+        yield []
+        for chunk, holders in enumerate(plan.holders()):
+            yield [done(holders[0], iteration, chunk, 1.0, loss=loss if chunk == 1 else 1.0)]
+
+
+@pytest.fixture
+def followed(server):
+    """The rows of a run in which chunk 1 has these losses, the parameters at its end, and why it failed."""
+
+    def run(losses):
+        rows = []
+        server._transport.script = losses_of(server._plan, losses)
+        server._observer = SimpleNamespace(chunk=lambda *_: None, iteration=rows.append, stepped=lambda _: None)
+        try:
+            server.run(np.zeros(1), len(losses))
+        except RunFailed as error:
+            return rows, server.params, str(error)
+        return rows, server.params, ""
+
+    return run
+
+
+@pytest.mark.parametrize("loss", ["nan", "inf", "-inf"])
+def test_a_loss_that_is_not_finite_ends_the_run_before_the_step(followed, loss):
+    rows, params, reason = followed([1.0, 1.0, float(loss), 1.0])
+    assert reason.startswith(f"the loss of iteration 2 is {loss} (that of chunk 1 is {loss}); ")
+    assert [row.iteration for row in rows] == [0, 1, 2]
+    assert repr(rows[-1].loss) == loss
+    assert params == [-2 * 0.5 * 2 * WORKERS]  # two steps
+
+
+def test_a_problem_without_a_loss_has_none_in_its_rows(server, followed):
+    server._has_loss = False
+    rows, _, reason = followed([float("nan")] * 2)
+    assert reason == ""
+    assert [row.loss for row in rows] == [None, None]
+
+
+# wrong data
+
+
+def test_data_that_is_wrong_for_everybody_ends_the_run(server):
+    def wrong(chunk):
+        raise UserError(f"data.npz: chunk {chunk} is wrong")
+
+    server._check_data = wrong
+    server._coordinator.begin(0)
+    with pytest.raises(UserError, match=r"data\.npz: chunk 5 is wrong"):
+        server._handle(said(1, Kind.FAILED, 0, 5))
+
+
+def test_data_that_is_wrong_for_one_worker_only_is_the_workers(server):
+    lost = []
+    server._observer = SimpleNamespace(lost=lambda *what: lost.append(what), failure_text=lambda worker, text: text)
+    server._coordinator.begin(0)
+    server._handle(Text(1, b"data.npz: row 3, column 0 of X is nan"))
+    server._handle(said(1, Kind.FAILED, 0, 5))
+    assert [(worker, reason) for worker, _, _, reason in lost] == [
+        (1, "chunk 5: data.npz: row 3, column 0 of X is nan")
+    ]

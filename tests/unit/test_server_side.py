@@ -1,12 +1,15 @@
 """The server from the YAML to the summary, without MPI and workers: a script answers in their place."""
 
+import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from psgc.data import write_dense
+from psgc.errors import UserError
 from psgc.messages import Kind
 from psgc.server.checkpoint import load_newest
 from psgc.training.ending import Ending
@@ -78,3 +81,88 @@ def test_a_resumed_run_goes_on_with_the_state_of_its_optimizer():
     assert train(some(0, 2)) == 0
     assert train(some(2, 4), "iterations=4", resuming=True) == 0
     assert newest().params.tolist() == whole.tolist()
+
+
+# how a run ends
+
+
+def summary():
+    return json.loads(Path("out/summary.json").read_text())
+
+
+def test_wrong_data_is_the_users_mistake_and_one_line(capsys):
+    X = np.ones((40, FEATURES))
+    X[17, 2] = np.nan
+    write_dense("data.npz", X, np.ones(40))
+
+    def script():
+        yield [said(2, Kind.FAILED, 0, 1)]  # whose rows are 10 to 19
+
+    assert train(script()) == 2
+    reason = "data.npz: row 17, column 2 of X (counted from 0) is nan, expected finite numbers"
+    streams = capsys.readouterr()
+    assert streams.err == f"psgc: {reason}\n"
+    assert len(streams.out.splitlines()) == 1  # the opening line
+    assert [summary()[name] for name in ("status", "reason", "exit_code")] == ["failed", reason, 2]
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_in_its_iteration(capsys):
+    def script():
+        for iteration, loss in enumerate([1.0, 0.5, np.inf]):
+            for chunk in range(4):
+                yield [done(1, iteration, chunk, np.full(FEATURES + 1, 0.1), loss=loss)]
+
+    assert train(script(), "iterations=30", "checkpoint.every=1") == 1
+    assert "the loss of iteration 2 is inf" in capsys.readouterr().err
+    assert [summary()[name] for name in ("status", "final_loss", "exit_code")] == ["failed", "inf", 1]
+    losses = [line.split(",")[1] for line in Path("out/iterations.csv").read_text().splitlines()[1:]]
+    assert losses == ["4", "2", "inf"]
+    assert newest().iteration == 1  # that of iteration 2 would only fail again
+    assert np.isfinite(np.load("out/params.npy")).all()
+
+
+def test_a_held_out_loss_that_is_not_finite_is_no_success(capsys, monkeypatch):
+    monkeypatch.setattr("psgc.training.server_side.quality", lambda *_: {"test_loss": np.nan})
+    assert train(chunks_of(0, (1,), {1: 0.1}), "iterations=1") == 1
+    assert "psgc: failed: the held-out loss is nan" in capsys.readouterr().err
+    assert [summary()[name] for name in ("status", "test_loss")] == ["failed", "nan"]
+
+
+MODEL = """
+import numpy as np
+
+class WithoutLoss:
+    dim = 4
+    def initial_params(self):
+        return np.zeros(4)
+    def gradient(self, params, chunk, rng):
+        return np.zeros(4)
+"""
+
+
+def test_a_problem_without_a_loss_has_none_in_the_record(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    Path("without_loss.py").write_text(MODEL)
+
+    def script():
+        for chunk in range(4):
+            yield [done(1, 0, chunk, np.zeros(4), loss=np.nan)]
+
+    assert train(script(), "problem={python: 'without_loss:WithoutLoss'}", "iterations=1") == 0
+    assert "loss" not in capsys.readouterr().out
+    assert summary()["final_loss"] is None
+    assert Path("out/iterations.csv").read_text().splitlines()[1].startswith("0,,")
+
+
+def test_test_data_is_looked_at_before_the_training():
+    X = np.ones((20, FEATURES))
+    X[3, 1] = np.inf
+    write_dense("test.npz", X, np.ones(20))
+    with pytest.raises(UserError, match=r"^test\.npz: row 3, column 1 of X \(counted from 0\) is inf"):
+        train(iter([]), "data.test=test.npz")
+    write_dense("test.npz", np.where(np.isinf(X), 2**24 + 1, 0).astype(int), np.ones(20))
+    with pytest.raises(
+        UserError, match=r"^test\.npz: row 3, column 1 of X \(counted from 0\) is 16777217, which float32"
+    ):
+        train(iter([]), "data.test=test.npz", "dtype=float32")
+    assert not Path("out").exists()

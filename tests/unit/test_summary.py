@@ -137,7 +137,7 @@ def test_a_problem_without_a_loss_and_a_run_without_bounds(empty, monkeypatch):
     recorder.chunk(1, 0, 0, 0.0, 1.0, Fate.USED)
     recorder.chunk(1, 1, 0, 0.0, 1.0, Fate.USED)
     reports = {(1, 0, 0): (0.0, 1.0), (1, 1, 0): (0.0, 1.0)}
-    recorder.iteration(row(0, 2.0, float("nan"), 10, reports))
+    recorder.iteration(row(0, 2.0, None, 10, reports))
     summary = summarise(recorder, 2.0, SETTINGS, "failed", "it broke")
     assert parsed(summary) == summary
     assert (summary["reason"], summary["final_loss"], summary["efficiency"]) == ("it broke", None, None)
@@ -147,6 +147,13 @@ def test_a_problem_without_a_loss_and_a_run_without_bounds(empty, monkeypatch):
     assert "None" not in text
     assert "loss" not in text
     assert "bound" not in text
+
+
+@pytest.mark.parametrize("loss", ["nan", "inf"])
+def test_a_loss_that_is_not_finite_is_told_as_what_it_is(recorder, loss):
+    recorder.iteration(row(3, 2.0, float(loss), 10, {(1, 0, 0): (0.0, 1.0)}))
+    summary = summarise(recorder, 12.5, SETTINGS, "failed", "") | {"test_loss": float(loss)}
+    assert lines(summary)[1:3] == [f"  final loss         {loss}", f"  held-out loss      {loss}"]
 
 
 @pytest.mark.parametrize(

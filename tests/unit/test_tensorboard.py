@@ -40,6 +40,11 @@ def test_tensorboard_reads_what_was_recorded(tmp_path):
     assert len(list((tmp_path / "events").iterdir())) == 1
 
 
+def test_a_problem_without_a_loss_has_no_scalars_of_it(tmp_path):
+    write_events(read_run(record(tmp_path / "run", 3, 2, 5, loss=lambda _: None)), tmp_path / "events")
+    assert set(read_back(tmp_path / "events")) == set(SCALARS) - {"loss"}
+
+
 def test_the_command_says_where_they_are(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("psgc.reporting.report.pictures", lambda run, iteration: [])  # they take their time
     record(tmp_path / "run", 3, 2, 5)
