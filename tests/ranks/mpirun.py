@@ -1,8 +1,11 @@
 """Runs commands under a real mpirun, with a time limit that nothing of the run survives.
 
-Every process of a run carries a token in its environment, so that whatever is left can be found and counted.
+Every process of a run carries a token in its environment, so that whatever is left can be found and counted. It carries
+another one of the test process: when that is killed, a sweeper ends its runs.
 """
 
+import atexit
+import functools
 import os
 import shutil
 import signal
@@ -17,7 +20,9 @@ from pathlib import Path
 
 import pytest
 
-TOKEN = "PSGC_TEST_TOKEN"
+from tests.sweeper import processes_with, start_sweeper
+
+TOKEN, SESSION = "PSGC_TEST_TOKEN", "PSGC_TEST_SESSION"
 INHERITED = ("PMIX_", "PRTE_", "OMPI_COMM", "SLURM_")  # an outer mpirun or job must not leak in
 
 
@@ -44,7 +49,7 @@ class MpiRun:
         environment = {k: v for k, v in os.environ.items() if not k.startswith(INHERITED)}
         environment |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1", "OMPI_MCA_btl": "^ofi"}
         environment |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-        environment |= {TOKEN: self.token, **(env or {})}
+        environment |= {TOKEN: self.token, SESSION: _session(), **(env or {})}
         self._out, self._err = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115  closed on leaving
         self._began = time.monotonic()
         self.process = subprocess.Popen(
@@ -62,16 +67,7 @@ class MpiRun:
 
     def processes(self) -> list[int]:
         """The living processes of this run, without mpirun itself."""
-        pids = (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
-        return [pid for pid in pids if pid != self.process.pid and self._is_ours(pid)]
-
-    def _is_ours(self, pid: int) -> bool:
-        entry = Path(f"/proc/{pid}")
-        try:
-            state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
-            return state not in "ZX" and f"{TOKEN}={self.token}".encode() in (entry / "environ").read_bytes()
-        except OSError:
-            return False
+        return [pid for pid in processes_with(f"{TOKEN}={self.token}") if pid != self.process.pid]
 
     def kill(self) -> None:
         """End everything of this run at once."""
@@ -102,6 +98,14 @@ class MpiRun:
     def _read(stream: "tempfile._TemporaryFileWrapper[bytes]") -> str:
         stream.seek(0)
         return stream.read().decode(errors="replace")
+
+
+@functools.cache
+def _session() -> str:
+    """The token of this process. From the first call on a sweeper waits for the end of it."""
+    token = uuid.uuid4().hex
+    atexit.register(start_sweeper(f"{SESSION}={token}").communicate)
+    return token
 
 
 def mpirun_path() -> str:

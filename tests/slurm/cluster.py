@@ -9,16 +9,16 @@ import os
 import pwd
 import re
 import shutil
-import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
+
+from tests.sweeper import processes_with, start_sweeper
 
 PACKAGES = "slurm-wlm munge"
 TOKEN = "PSGC_SLURM_TOKEN"  # in the environment of all that this cluster runs
@@ -65,9 +65,7 @@ class Cluster:
         self.environ = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "PMIX_", "PRTE_", "OMPI_"))}
         self.environ |= {"SLURM_CONF": str(self.folder / "slurm.conf"), TOKEN: uuid.uuid4().hex}
         self._daemons: list[tuple[str, subprocess.Popen[bytes]]] = []
-        # A process of its own cleans up, even if this one is killed: that, too, closes the sweeper's input.
-        sweep = [sys.executable, __file__, f"{TOKEN}={self.environ[TOKEN]}", str(self.folder)]
-        self._sweeper = subprocess.Popen(sweep, stdin=subprocess.PIPE, start_new_session=True)
+        self._sweeper = start_sweeper(f"{TOKEN}={self.environ[TOKEN]}", str(self.folder))
 
     def __enter__(self) -> "Cluster":
         try:
@@ -195,40 +193,9 @@ def _age(when: str) -> float:
     return (datetime.now() - datetime.fromisoformat(when)).total_seconds()
 
 
-def processes_with(*variables: str) -> list[int]:
-    """The living processes in whose environment all of these NAME=value stand."""
-    pids = (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
-    return [pid for pid in pids if environ_of(pid).issuperset(variables)]
-
-
-def environ_of(pid: int) -> set[str]:
-    """The variables of a living process that we may look into, as NAME=value; else none."""
-    entry = Path(f"/proc/{pid}")
-    try:
-        if (entry / "stat").read_text().rpartition(")")[2].split()[0] in "ZX":
-            return set()
-        return set((entry / "environ").read_bytes().decode(errors="replace").split("\0"))
-    except OSError:
-        return set()
-
-
 def _free_ports(count: int) -> list[int]:
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for one in sockets:
             one.bind(("127.0.0.1", 0))
         return [one.getsockname()[1] for one in sockets]
-
-
-def _sweep(mark: str, folder: str) -> None:
-    """Once the input ends: kill all that is left of a cluster, and remove its folder."""
-    sys.stdin.read()
-    while left := processes_with(mark):
-        for pid in left:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-if __name__ == "__main__":
-    _sweep(*sys.argv[1:])

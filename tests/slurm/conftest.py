@@ -1,7 +1,8 @@
 import pytest
 
-from tests.slurm.cluster import Cluster, environ_of
+from tests.slurm.cluster import Cluster
 from tests.slurm.workplace import Workplace
+from tests.sweeper import environ_of
 
 
 def pytest_collection_modifyitems(items):

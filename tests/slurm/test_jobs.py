@@ -10,8 +10,8 @@ import pytest
 
 from psgc.config import load
 from psgc.data import write_dense
-from tests.slurm.cluster import environ_of
 from tests.slurm.workplace import ITERATIONS, ROOT, Workplace
+from tests.sweeper import environ_of
 
 pytestmark = pytest.mark.timeout(200)
 
