@@ -1,4 +1,6 @@
-"""Which chunks are checked (`verify`), a rule that the server and every worker know."""
+"""Which chunks are done more than once to compare the copies (`verify` and `trial`): rules that every rank knows."""
+
+from collections.abc import Mapping, Sequence
 
 
 def is_checked(chunk: int, iteration: int, every: int) -> bool:
@@ -10,3 +12,26 @@ def is_checked(chunk: int, iteration: int, every: int) -> bool:
     [[0, 3], [2, 5], [1, 4]]
     """
     return every > 0 and (chunk + iteration) % every == 0
+
+
+def trial_chunks(
+    queues: Mapping[int, Sequence[int]], holders: Sequence[Sequence[int]], adopting: bool
+) -> dict[int, int]:
+    """The chunk that each worker does once more in the trial: the first one of another worker.
+
+    queues: the chunks of each worker, in order; holders: the workers that hold each chunk; adopting: whether a worker
+    may do a chunk that it does not hold. Workers that cannot do another one's first chunk are left out.
+
+    >>> trial_chunks({1: [0, 1], 2: [2, 3], 3: [4, 5]}, [[1, 3], [1, 3], [2, 1], [2, 1], [3, 2], [3, 2]], False)
+    {1: 2, 2: 4, 3: 0}
+    >>> trial_chunks({1: [0], 2: [1]}, [[1], [2]], False), trial_chunks({1: [0], 2: [1]}, [[1], [2]], True)
+    ({}, {1: 1, 2: 0})
+    """
+    workers = [worker for worker in queues if queues[worker]]
+    chosen: dict[int, int] = {}
+    for place, worker in enumerate(workers):
+        firsts = [queues[other][0] for other in workers[place + 1 :] + workers[:place]]
+        held = [chunk for chunk in firsts if worker in holders[chunk]]
+        if possible := held or (firsts if adopting else []):
+            chosen[worker] = possible[0]
+    return chosen

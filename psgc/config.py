@@ -267,6 +267,8 @@ class Config(Section):
     dtype: Literal["float64", "float32"] = "float64"
     recovery: Recovery = Recovery()
     verify: Verify | None = None
+    # whether workers compare some gradients in the first iteration
+    trial: Annotated[bool, expect("true or false")] = True
     faults: Faults = Faults()
     checkpoint: Checkpoint = Checkpoint()
     stragglers: Stragglers = Stragglers()

@@ -1,4 +1,4 @@
-"""The three ways psgc says no, each with the exit code that belongs to it.
+"""The ways psgc says no, each with the exit code that belongs to it.
 
 An error's text is one line: what was wrong, where, and what would be right. The command line prints it
 on stderr without a traceback (`--debug` shows one) and exits with `exit_code`.
@@ -26,6 +26,10 @@ class RunFailed(PsgcError):
 
 class TooFewWorkers(RunFailed):
     """So many workers were lost that the others could not go on: with other machines the run may. Exit code 1."""
+
+
+class ModelError(PsgcError):
+    """The model breaks a rule that makes every copy of its gradient useless, on every worker. Exit code 1."""
 
 
 class ProtocolError(PsgcError):

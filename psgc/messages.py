@@ -66,9 +66,11 @@ class Kind(IntEnum):
     # worker -> server
     REPORT = 11  # iteration, chunk, again, start, seconds, loss (combined only)
     ABANDONED = 12  # iteration, chunk, again, start, seconds: worked on, and not needed any more when it was done
-    FAILED = 13  # iteration, chunk: a chunk's gradient raised or is not finite; the text sent before says how
+    FAILED = 13  # iteration, chunk, again: a chunk's gradient raised or is not finite; the text sent before says how;
+    #              again: 1 when the model is at fault on every worker and the run must end
     ALIVE = 14  # chunk, seconds: nothing else was sent for a while; in which chunk, and for how long, or chunk -1
     GOODBYE = 15  # nothing more will be sent
+    TRIAL = 18  # iteration, chunk, start, seconds, loss: these three hold a sketch (psgc.coding.sketch)
 
 
 def record(

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from psgc.backend import Array, Backend
+from psgc.coding.sketch import Sketch
 from psgc.errors import RunFailed, TooFewWorkers
 from psgc.messages import BATCH, STANDINGS, TAIL, UNDER_WAY, UNHEARD, Kind, Records, record
 from psgc.plan import Plan
@@ -38,6 +39,7 @@ from psgc.server.recovery import EXACT, Deadline, Recovery
 from psgc.server.regroup import queues_for
 from psgc.server.rollcall import RollCall
 from psgc.server.scheduler import make_schedule
+from psgc.server.trial import Trial
 from psgc.server.weighing import weights
 from psgc.transport import LARGE, TEXT_LIMIT, Control, Died, Text, Transport, Vector
 
@@ -54,7 +56,8 @@ class Server:
     *collect*, after which a worker is lost; adopting: whether others may take the chunks of the lost; interrupted:
     polled, a reason to end early or None; costs: of each chunk relative to an average one, None when not known;
     recovery: when an iteration may end although something is missing; has_loss: whether the problem has one;
-    check_data: called with a chunk whose gradient failed, raises UserError when it is the data that is wrong.
+    check_data: called with a chunk whose gradient failed, raises UserError when it is the data that is wrong;
+    trial: compares gradients of the first iteration.
     """
 
     def __init__(
@@ -75,6 +78,7 @@ class Server:
         recovery: Recovery = EXACT,
         has_loss: bool = True,
         check_data: Callable[[int], object] = lambda _: None,
+        trial: Trial | None = None,
     ) -> None:
         self._transport = transport
         self._plan = plan
@@ -110,6 +114,8 @@ class Server:
         self._unsent: dict[int, None] = {}  # workers who wait for the parameters of this iteration
         self._unheard = Counter[int]()  # messages sent to each worker since it was last heard
         self._tail = 0 if combined else TAIL  # entries after a coded gradient
+        self._trial = trial or Trial({}, 0.0)
+        self._first = -1  # the iteration that the run begins with
         self._finished = False
         self._changed = False  # somebody was lost since the last iteration began
         self._began = 0.0  # when the iteration did, time.monotonic() seconds
@@ -149,6 +155,7 @@ class Server:
         the last good parameters.
         """
         self.params = params
+        self._first = first
         self._decoder = self._make_decoder(params.size)
         self._length = self._decoder.message_length + self._tail
         self._post(self._pool_size())
@@ -159,6 +166,9 @@ class Server:
                 self._check_loss()
                 self.params = self._step(gradient)
                 self._observer.stepped(iteration + 1)
+            while self._trial.awaited:
+                self._poll(iterations - 1)
+                self._check()
             self._close_row()
         finally:
             self._write_row()
@@ -327,6 +337,7 @@ class Server:
         waiting = self._outbox.pop(worker, [])
         if not (dead or failed) and (lasting := _lasting(waiting)):  # it may come back, and counts standing queues
             self._outbox[worker] = lasting
+        self._trial.lost(worker)
         self._unsent.pop(worker, None)
         self._transport.forget(worker)
         if not (dead or failed):  # the rest of what it was sending may never come, to buffers that others waited for
@@ -410,7 +421,9 @@ class Server:
                 self._observer.chunk(worker, chunk, iteration, start, seconds, Fate.ABANDONED)
                 self._carry_out(instructions)
             case Kind.FAILED:
-                self._fail(worker, iteration, chunk)
+                self._fail(worker, iteration, chunk, everywhere=bool(again))
+            case Kind.TRIAL:
+                self._compare(worker, iteration, chunk, (start, seconds, float(entry["loss"])))
             case Kind.ALIVE:
                 self._rollcall.busy(worker, chunk, seconds, self._clock.now)
 
@@ -421,6 +434,8 @@ class Server:
         with allowed():
             instructions = self._coordinator.report(worker, iteration, chunk, now, seconds, again)
         self._rollcall.through(worker, seconds)
+        if iteration == self._first:
+            self._trial.reported(worker)
         if iteration == self._row.iteration:
             self._failures.pop(chunk, None)
             self._row.reports[worker, chunk, again] = (start, seconds)
@@ -429,7 +444,18 @@ class Server:
             self._observer.chunk(worker, chunk, iteration, start, seconds, Fate.LATE)
         self._carry_out(instructions)
 
-    def _fail(self, worker: int, iteration: int, chunk: int) -> None:
+    def _compare(self, worker: int, iteration: int, chunk: int, sketch: Sketch) -> None:
+        if (difference := self._trial.told(worker, iteration, chunk, sketch)) is None:
+            return
+        one, other = (f"{worker} on {self._transport.hosts[worker]}" for worker in difference.workers)
+        raise RunFailed(
+            f"trial: chunk {chunk}, iteration {iteration}: the gradients of workers {one} and {other} differ by "
+            f"{difference.relative:.1e} of their length, but a gradient may only depend on (params, chunk, rng). Usual "
+            "causes: random numbers that do not come from rng; state that the model keeps between calls (batch "
+            "normalisation, counters); other data or code on one host. trial: false skips this check"
+        )
+
+    def _fail(self, worker: int, iteration: int, chunk: int, everywhere: bool) -> None:
         """On one worker it is the worker, which is not asked again; on two it is the model.
 
         A success in between shows that the chunk can be done: then each failure is its worker's. Wrong data is wrong
@@ -438,6 +464,9 @@ class Server:
         text = self._texts.pop(worker, b"").decode(errors="replace")
         self._check_data(chunk)
         reason = self._observer.failure_text(worker, text)
+        if everywhere:
+            where = f"worker {worker} on {self._transport.hosts[worker]}, chunk {chunk}, iteration {iteration}"
+            raise RunFailed(f"{where}: {reason}")
         other = self._failures.setdefault(chunk, worker)
         if other != worker:
             raise RunFailed(

@@ -8,7 +8,7 @@ from typing import Any
 from psgc.errors import ProtocolError
 from psgc.messages import Kind
 
-FROM_WORKERS = {int(kind): kind.name for kind in (Kind.REPORT, Kind.ABANDONED, Kind.FAILED, Kind.ALIVE)}
+FROM_WORKERS = {int(kind): kind.name for kind in (Kind.REPORT, Kind.ABANDONED, Kind.FAILED, Kind.ALIVE, Kind.TRIAL)}
 
 
 class Malformed(Exception):
@@ -25,7 +25,8 @@ def check_record(entry: Any, num_chunks: int, iteration: int) -> None:
     else:
         check_chunk(name, int(entry["chunk"]), num_chunks)
         check_iteration(name, int(entry["iteration"]), iteration)
-    check_seconds(name, float(entry["start"]), float(entry["seconds"]))
+    if name != "TRIAL":  # which has a sketch in these fields
+        check_seconds(name, float(entry["start"]), float(entry["seconds"]))
 
 
 def check_chunk(what: str, chunk: int, num_chunks: int, least: int = 0) -> None:

@@ -4,18 +4,24 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
+from math import nan
 from typing import Any
 
 import numpy as np
 
 from psgc.backend import Array, Backend
+from psgc.coding.sketch import sketch
 from psgc.data import ChunkSource
-from psgc.errors import UserError, one_line
+from psgc.errors import ModelError, UserError, one_line
 from psgc.workers.desk import Desk, Result, Work
 from psgc.workers.emulation import Emulation
 from psgc.workers.injection import Injector
+from psgc.workers.ownership import call
 
 LATE = 1e-3  # seconds at most by which an emulated chunk is shorter because the one before was too long
+
+NO_SKETCH = (nan, nan, nan)  # of a gradient that cannot be had
 
 Evaluate = Callable[[Array, Any, np.random.Generator], tuple[float, Array]]  # (params, chunk, rng) -> loss, gradient
 
@@ -29,10 +35,27 @@ def gradient_of(
     return evaluate(params, data, rng)
 
 
+@dataclass(frozen=True)
+class Trial:
+    """What a worker does to show that its gradients are those of other workers.
+
+    iteration: the first of the run; own: the chunk that it does besides its work, None for none; chunks: those that two
+    workers do in that iteration.
+    """
+
+    iteration: int
+    own: int | None
+    chunks: frozenset[int]
+
+
+NO_TRIAL = Trial(-1, None, frozenset())
+
+
 class ComputeThread(threading.Thread):
     """Runs until the desk stops. Everything random in a chunk is drawn from (seed, iteration, chunk).
 
-    evaluate: loss and gradient (dim,) of a chunk; batch: rows sampled per chunk, None for all of them.
+    evaluate: loss and gradient (dim,) of a chunk; batch: rows sampled per chunk, None for all of them; trial: chunks
+    that other workers do as well, whose gradients are compared.
     """
 
     def __init__(
@@ -47,6 +70,7 @@ class ComputeThread(threading.Thread):
         injector: Injector,
         seed: int,
         batch: int | None,
+        trial: Trial = NO_TRIAL,
     ) -> None:
         super().__init__(name="psgc-compute", daemon=True)  # a gradient that never returns must not keep the rank alive
         self._desk = desk
@@ -59,6 +83,8 @@ class ComputeThread(threading.Thread):
         self._injector = injector
         self._seed = seed
         self._batch = batch
+        self._trial = trial
+        self._tried = trial.own is None
         self._late = 0.0  # seconds by which the kernel ended the last sleep too late; the next one is shorter for it
 
     def run(self) -> None:
@@ -66,13 +92,20 @@ class ComputeThread(threading.Thread):
         while (work := self._desk.take()) is not None:
             try:
                 self._do(work)
+                if work.iteration == self._trial.iteration and not self._tried:
+                    self._tried = True
+                    self._try(work)
+            except ModelError as error:
+                self._desk.broken(work, str(error))
+                return
             except BaseException as error:  # even sys.exit() in a model: without this thread the run would hang
                 known = isinstance(error, _BadGradient | UserError)  # the latter: damaged data
                 self._desk.failed(work, str(error) if known else f"{one_line(error)}\n{traceback.format_exc()}")
 
     def _do(self, work: Work) -> None:
         start = time.monotonic()
-        loss, gradient = self._gradient(work)
+        self._injector.at("gradient", work.iteration)
+        loss, gradient, lasting = self._gradient(work.iteration, work.chunk, work.params)
         computed = time.monotonic() - start
         extra = self._emulation.extra(work.iteration, computed)
         if extra > 0:
@@ -81,15 +114,31 @@ class ComputeThread(threading.Thread):
             self._late = min(max(late, 0.0), LATE)
         seconds = time.monotonic() - start
         self._injector.at("before_report", work.iteration)
-        self._desk.finished(work, Result(gradient, loss, start - work.begun, seconds))
+        if work.iteration == self._trial.iteration and work.chunk in self._trial.chunks:
+            self._desk.tried(work.iteration, work.chunk, sketch(gradient, self._backend.xp))
+        self._desk.finished(work, Result(gradient, loss, start - work.begun, seconds, lasting))
 
-    def _gradient(self, work: Work) -> tuple[float, Array]:
-        self._injector.at("gradient", work.iteration)
-        loss, gradient = gradient_of(
-            self._evaluate, self._chunks, work.chunk, work.params, work.iteration, self._seed, self._batch
+    def _try(self, work: Work) -> None:
+        """Do the chunk of the trial, at the parameters of `work`."""
+        assert self._trial.own is not None
+        start = time.monotonic()
+        self._desk.trying(self._trial.own)
+        try:
+            found = sketch(self._gradient(work.iteration, self._trial.own, work.params)[1], self._backend.xp)
+        except ModelError:
+            raise
+        except BaseException:  # the worker whose chunk it is tells what is wrong with it
+            found = NO_SKETCH
+        self._desk.wait_stale(work, self._emulation.extra(work.iteration, time.monotonic() - start))
+        self._desk.tried(work.iteration, self._trial.own, found)
+
+    def _gradient(self, iteration: int, chunk: int, params: Array) -> tuple[float, Array, bool]:
+        """Loss, gradient, and whether nobody will write to the gradient any more."""
+        loss, returned, unshared = call(
+            lambda: gradient_of(self._evaluate, self._chunks, chunk, params, iteration, self._seed, self._batch)
         )
         with np.errstate(all="ignore"):
-            gradient = self._backend.xp.asarray(self._backend.asarray(gradient))
+            gradient = self._backend.xp.asarray(self._backend.asarray(returned))
             if not np.can_cast(
                 gradient.dtype, self._dtype, "same_kind"
             ):  # complex, objects: a cast would lose or invent
@@ -99,15 +148,7 @@ class ComputeThread(threading.Thread):
             gradient = self._backend.xp.ascontiguousarray(gradient, self._dtype)
         if not self._backend.all_finite(gradient):
             raise _BadGradient("the gradient has entries that are NaN or infinite")
-        _lock(gradient)
-        return float(loss), gradient
-
-
-def _lock(array: Any) -> None:
-    """It is kept for a while: a model that writes to it again, or to what it is a view of, must hear of it."""
-    while isinstance(array, np.ndarray):
-        array.setflags(write=False)
-        array = array.base
+        return float(loss), gradient, unshared or (gradient is not returned and gradient.base is None)
 
 
 class _BadGradient(Exception):

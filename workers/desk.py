@@ -10,6 +10,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from psgc.backend import Array
+from psgc.coding.sketch import Sketch
 from psgc.messages import Kind, Records, record
 from psgc.workers.encoder import Encoder
 from psgc.workers.state import Abandon, Deliver, Free, Report, WorkerState
@@ -27,12 +28,16 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What came of a Work. start: seconds since its iteration began; seconds: how long it took."""
+    """What came of a Work. start: seconds since its iteration began; seconds: how long it took.
+
+    lasting: whether nobody will write to the gradient any more; otherwise it is copied when it has to be kept.
+    """
 
     gradient: Array
     loss: float
     start: float
     seconds: float
+    lasting: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +51,15 @@ class CodedGradient:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A message for the server: this chunk's gradient failed, and the traceback or reason."""
+    """A message for the server: this chunk's gradient failed, and the traceback or reason.
+
+    everywhere: no worker can do better, and the run must end.
+    """
 
     iteration: int
     chunk: int
     text: str
+    everywhere: bool = False
 
 
 class Desk:
@@ -63,6 +72,7 @@ class Desk:
         self._stopped = False
         self._params: Array = None
         self._begun = 0.0
+        self._trying: int | None = None  # the chunk of the trial that the compute thread is in
         self._taken = 0.0  # when the compute thread took its chunk
         self._held: dict[int, Array] = {}
         self._outbox: deque[Records | CodedGradient | Failure] = deque()
@@ -90,11 +100,14 @@ class Desk:
 
     def finished(self, work: Work, result: Result) -> None:
         """Report a chunk, or abandon it when nobody needs it any more."""
-        coded = None
-        # coded outside the lock: the server's events need not wait
-        if self._state.travels(work.iteration, work.chunk) and self._current(work):
-            role = self._state.role(work.chunk)
-            coded = self._encoder.coded(result.gradient, role, result.start, result.seconds, result.loss)
+        coded, gradient = None, result.gradient
+        # coded or copied outside the lock: the server's events need not wait
+        if self._current(work):
+            if self._state.travels(work.iteration, work.chunk):
+                role = self._state.role(work.chunk)
+                coded = self._encoder.coded(gradient, role, result.start, result.seconds, result.loss)
+            elif not result.lasting:
+                gradient = gradient.copy()
         with self._changed:
             match self._state.finished(work.iteration, work.chunk):
                 case Abandon(_, again):
@@ -103,7 +116,7 @@ class Desk:
                     self._post(CodedGradient(work.iteration, work.chunk, coded))
                     return
                 case Report(_, again):
-                    self._held[work.chunk] = result.gradient
+                    self._held[work.chunk] = gradient
                     kind, loss = Kind.REPORT, result.loss
             start, seconds = result.start, result.seconds
             self._post(record(kind, work.iteration, work.chunk, again=again, start=start, seconds=seconds, loss=loss))
@@ -114,6 +127,23 @@ class Desk:
             if not isinstance(self._state.finished(work.iteration, work.chunk), Abandon):
                 self._state.discard(work.iteration, work.chunk)  # there is no gradient to hold, nor to free later
                 self._post(Failure(work.iteration, work.chunk, text))
+
+    def trying(self, chunk: int) -> None:
+        """The compute thread does this chunk besides its work, for the trial; `tried` ends that."""
+        with self._changed:
+            self._trying, self._taken = chunk, time.monotonic()
+
+    def tried(self, iteration: int, chunk: int, sketch: Sketch) -> None:
+        """Tell the server what the gradient of a chunk of the trial is like."""
+        start, seconds, loss = sketch
+        with self._changed:
+            self._trying = None
+            self._post(record(Kind.TRIAL, iteration, chunk, start=start, seconds=seconds, loss=loss))
+
+    def broken(self, work: Work, text: str) -> None:
+        """Tell the server that the run must end: the model breaks a rule. The compute thread takes no more work."""
+        with self._changed:
+            self._post(Failure(work.iteration, work.chunk, text, everywhere=True))
 
     def _current(self, work: Work) -> bool:
         return work.iteration == self._state.iteration
@@ -142,13 +172,17 @@ class Desk:
     def running(self) -> tuple[int, float]:
         """The chunk that the compute thread is in and for how many seconds; chunk -1: in none."""
         with self._changed:
-            chunk = self._state.running
+            chunk = self._running
             return (-1, 0.0) if chunk is None else (chunk, time.monotonic() - self._taken)
 
     @property
     def idle(self) -> bool:
         """Whether the compute thread is in no chunk."""
-        return self._state.running is None
+        return self._running is None
+
+    @property
+    def _running(self) -> int | None:
+        return self._state.running if self._trying is None else self._trying
 
     def standing(self, iteration: int, chunks: list[int]) -> None:
         with self._changed:

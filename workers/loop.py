@@ -170,9 +170,9 @@ class WorkerLoop:
                     self._injector.flip(vector[:-TAIL], iteration)
                     self._vectors.append((iteration, chunk, vector))
                     self._reported = iteration
-                case Failure(iteration, chunk, text):
+                case Failure(iteration, chunk, text, everywhere):
                     self._transport.send_text(SERVER, text)
-                    records.append(record(Kind.FAILED, iteration, chunk))
+                    records.append(record(Kind.FAILED, iteration, chunk, again=everywhere))
                 case _:
                     records.append(message)
                     if message["kind"][0] == Kind.REPORT:

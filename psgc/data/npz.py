@@ -13,6 +13,7 @@ all of it.
 import errno
 import io
 import math
+import mmap
 import os
 import re
 import struct
@@ -34,6 +35,7 @@ from psgc.writing import write_whole
 ALIGNMENT = 64
 _LOCAL_HEADER = struct.Struct("<26xHH")  # ..., length of the name, length of the extra field
 _END_LENGTH = 22  # bytes of the record that ends an archive, without its comment
+_NO_RESERVE: int = getattr(mmap, "MAP_NORESERVE", 0x4000)  # Linux's value, which Python 3.11 does not name
 _PADDING_ID = 0xD935  # the extra field that other tools use to align members too
 
 
@@ -137,7 +139,16 @@ def _map(path: str, file: BinaryIO, start: int, end: int) -> np.ndarray:
     _check_size(shape, size, min(end, os.path.getsize(path)) - offset)
     if size == 0:  # nothing to map
         return np.empty(shape, dtype)
-    return np.memmap(path, dtype, "r", offset, shape, "F" if fortran else "C")
+    # What code that ignores the read-only flag writes stays in its process, where `psgc.workers.input_guard` sees it;
+    # in a map that the kernel protects it would kill the process without a word. No memory is set aside for it.
+    flags, protection = mmap.MAP_PRIVATE | _NO_RESERVE, mmap.PROT_READ | mmap.PROT_WRITE
+    first = offset - offset % mmap.ALLOCATIONGRANULARITY
+    pages = mmap.mmap(file.fileno(), offset - first + size, flags=flags, prot=protection, offset=first)
+    array: np.ndarray = np.ndarray.__new__(  # as numpy.memmap does, which cannot be told these flags
+        np.memmap, shape, dtype, pages, offset - first, order="F" if fortran else "C"
+    )
+    array.setflags(write=False)
+    return array
 
 
 def _parse(content: bytes) -> np.ndarray:

@@ -50,7 +50,8 @@ class Problem(Protocol):
     def gradient(self, params: Array, chunk: Chunk, rng: np.random.Generator) -> Array:
         """Gradient of loss_i at `params`: (dim,), of the dtype and on the device of `params`.
 
-        A new array every time: psgc keeps it until the server knows whether it counts.
+        psgc copies it where it has to keep it and other code can reach its memory. `params` and `chunk` must not
+        be written to.
 
         rng: seeded by (seed, iteration, chunk); the only source of randomness allowed.
         """

@@ -3,6 +3,7 @@
 import numpy as np
 
 from psgc.backend import Backend
+from psgc.checks import trial_chunks
 from psgc.config import Config, PythonProblem
 from psgc.data import ChunkSource, Dataset, open_data
 from psgc.errors import UserError, one_line
@@ -72,6 +73,11 @@ def make_injector(config: Config, rank: int) -> Injector:
     """The faults on purpose that are meant for this rank."""
     faults = [fault for fault in config.faults.inject if fault.rank == rank]
     return Injector(Fault(fault.kind, fault.iteration, fault.step, fault.seconds) for fault in faults)
+
+
+def tried_chunks(config: Config, plan: Plan) -> dict[int, int]:
+    """The chunk that each worker does for the trial; none when the run has no trial."""
+    return trial_chunks(plan.queues, plan.holders(), config.faults.adopt) if config.trial else {}
 
 
 def first_role(config: Config, plan: Plan) -> int:

@@ -26,19 +26,20 @@ from psgc.server.loop import Server
 from psgc.server.observer import Observer
 from psgc.server.optimizer import make_optimizer
 from psgc.server.recovery import Recovery
+from psgc.server.trial import Trial
 from psgc.server.verification import Verification
 from psgc.server.verifying_loop import VerifyingServer
 from psgc.terminal import say
 from psgc.training import resume
 from psgc.training.ending import Ending, interruption
 from psgc.training.gaps import Gaps
-from psgc.training.inputs import make_injector, tags
+from psgc.training.inputs import make_injector, tags, tried_chunks
 from psgc.training.keeper import Keeper
 from psgc.training.prepare import Run, opening_line, prepare
 from psgc.transport import Transport
 from psgc.workers.compute import gradient_of
 
-TOLERANCE = {"float64": 1e-9, "float32": 1e-5}  # of `verify`: rounding of parts >= 2 stays far below
+TOLERANCE = {"float64": 1e-9, "float32": 1e-5}  # of `verify` and `trial`: rounding of parts >= 2 stays far below
 STOP_TIMEOUT = 3.0  # seconds that the workers have to say goodbye
 CHECKPOINT_TIMEOUT = 120.0  # seconds that the last checkpoint has to reach the disk
 
@@ -261,10 +262,10 @@ def make_server(
     """
     transport.start(tags(config, plan))
     make: Callable[..., Server] = Server
+    tolerance = config.verify.tolerance if config.verify else None
+    if tolerance is None:
+        tolerance = TOLERANCE[config.dtype]
     if config.verify:
-        tolerance = config.verify.tolerance
-        if tolerance is None:
-            tolerance = TOLERANCE[config.dtype]
         make = partial(VerifyingServer, Verification(config.verify.every, tolerance, config.verify.strikes))
     return make(
         transport,
@@ -283,4 +284,5 @@ def make_server(
         Recovery(config.recovery.deadline, config.recovery.max_error or 0.0, config.recovery.estimator == "unbiased"),
         has_loss,
         check_data,
+        Trial(tried_chunks(config, plan), tolerance),
     )

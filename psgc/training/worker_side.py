@@ -8,12 +8,13 @@ from psgc.errors import UserError
 from psgc.plan import Plan
 from psgc.problems import Problem, evaluate
 from psgc.training.ending import Ending
-from psgc.training.inputs import emulated_seconds, first_role, make_injector, open_problem, tags
+from psgc.training.inputs import emulated_seconds, first_role, make_injector, open_problem, tags, tried_chunks
 from psgc.transport import Transport
-from psgc.workers.compute import ComputeThread
+from psgc.workers.compute import ComputeThread, Trial
 from psgc.workers.desk import Desk
 from psgc.workers.emulation import Emulation
 from psgc.workers.encoder import Encoder
+from psgc.workers.input_guard import InputGuard
 from psgc.workers.loop import WorkerLoop
 from psgc.workers.state import WorkerState
 
@@ -59,10 +60,11 @@ def make_worker(
     injector = make_injector(config, transport.rank)
     desk = Desk(state, encoder)
     slow = config.stragglers
+    tried = tried_chunks(config, plan)
     times = emulated_seconds(config, plan.num_workers)
     compute = ComputeThread(
         desk,
-        evaluate(problem),
+        InputGuard(evaluate(problem), backend),
         chunks,
         backend,
         problem.dim,
@@ -71,6 +73,7 @@ def make_worker(
         injector,
         config.seed,
         config.batch,
+        Trial(first, tried.get(transport.rank), frozenset(tried.values())),
     )
     silence = min(1.0, config.faults.collect_timeout / 4)
     return WorkerLoop(

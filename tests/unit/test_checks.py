@@ -4,7 +4,7 @@ from doctests import assert_examples_hold
 from hypothesis import given
 from hypothesis import strategies as st
 
-from psgc.checks import is_checked
+from psgc.checks import is_checked, trial_chunks
 
 
 def test_examples():
@@ -18,3 +18,17 @@ def test_each_chunk_is_checked_once_in_so_many_iterations(chunk, first, every):
 
 def test_without_verify_nothing_is_checked():
     assert not any(is_checked(chunk, iteration, 0) for chunk in range(5) for iteration in range(5))
+
+
+@given(workers=st.integers(1, 12), each=st.integers(1, 4), replication=st.integers(1, 4), adopting=st.booleans())
+def test_in_the_trial_every_worker_does_the_first_chunk_of_another(workers, each, replication, adopting):
+    replication = min(replication, workers)
+    queues = {w + 1: list(range(w * each, (w + 1) * each)) for w in range(workers)}
+    holders = [[(c // each + k) % workers + 1 for k in range(replication)] for c in range(workers * each)]
+    tried = trial_chunks(queues, holders, adopting)
+    assert set(tried) == (set(queues) if workers > 1 and (adopting or replication > 1) else set())
+    for worker, chunk in tried.items():
+        assert chunk in {queues[other][0] for other in queues if other != worker}
+        assert adopting or worker in holders[chunk]
+        assert worker in holders[chunk] or replication == 1
+    assert len(set(tried.values())) == len(tried)  # nobody's is done three times

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from psgc.backend import Backend
+from psgc.coding.sketch import sketch
 from psgc.data import ChunkSource, Dataset
+from psgc.errors import ModelError
 from psgc.messages import Kind
 from psgc.workers import compute
-from psgc.workers.compute import ComputeThread
+from psgc.workers.compute import NO_TRIAL, ComputeThread, Trial
 from psgc.workers.desk import Desk, Failure, Work
 from psgc.workers.emulation import Emulation
 from psgc.workers.encoder import Encoder
@@ -20,6 +22,7 @@ from psgc.workers.state import WorkerState
 
 DIM, CHUNKS = 3, 4
 PARAMS = np.array([1.0, 2.0, 3.0])
+BUFFER, TWICE, FOREIGN = np.ones(DIM), np.ones(2 * DIM), np.frombuffer(bytearray(8 * DIM))
 ROWS = np.arange(40.0)
 DATASET = Dataset("data.npz", 40, 1, False, ROWS[:, None], ROWS)  # chunk i is the rows 10 i .. 10 i + 9
 
@@ -40,6 +43,7 @@ class FakeDesk:
     def __init__(self, works, clock):
         self.works, self.clock = list(works), clock
         self.results, self.failures, self.waits = {}, {}, []
+        self.broken_rules, self.tries, self.sketches = [], [], []
 
     def take(self):
         return self.works.pop(0) if self.works else None
@@ -53,6 +57,15 @@ class FakeDesk:
 
     def failed(self, work, text):
         self.failures[work.iteration, work.chunk] = text
+
+    def broken(self, work, text):
+        self.broken_rules.append((work.iteration, work.chunk, text))
+
+    def trying(self, chunk):
+        self.tries.append(chunk)
+
+    def tried(self, iteration, chunk, found):
+        self.sketches.append((iteration, chunk, found))
 
 
 @pytest.fixture
@@ -68,12 +81,12 @@ def mean_row(params, chunk, rng):
 
 def thread_for(
     desk, evaluate, rank=1, seed=0, batch=None, dtype="float64", emulation=None, backend=None, dim=DIM, faults=(),
-    dataset=DATASET,
+    dataset=DATASET, trial=NO_TRIAL,
 ):  # fmt: skip
     backend = backend or Backend()
     chunks = ChunkSource(dataset, CHUNKS, dtype, backend)
     emulation = emulation or Emulation("none", rank, seed)
-    return ComputeThread(desk, evaluate, chunks, backend, dim, dtype, emulation, Injector(faults), seed, batch)
+    return ComputeThread(desk, evaluate, chunks, backend, dim, dtype, emulation, Injector(faults), seed, batch, trial)
 
 
 @pytest.fixture
@@ -175,29 +188,109 @@ def test_a_gradient_of_the_right_type_is_not_copied(run):
     assert run(lambda *_: (0.0, gradient)).results[0, 2].gradient is gradient
 
 
-def test_a_model_that_writes_into_its_last_gradient_hears_of_it(run):
-    """The gradient may still be waiting for its commit, and the sum would be silently wrong."""
-    buffer = np.empty(DIM)
+@pytest.mark.parametrize(
+    ("given", "dtype", "lasting"),
+    [
+        (lambda: np.ones(DIM), "float64", True),
+        (lambda: np.ones((DIM, 1)).reshape(-1), "float64", True),
+        (lambda: [1.0, 1.0, 1.0], "float64", True),
+        (lambda: BUFFER, "float64", False),
+        (lambda: BUFFER, "float32", True),  # converted, which makes a new array
+        (lambda: TWICE[::2], "float64", True),
+        (lambda: FOREIGN, "float64", False),
+        (lambda: np.frombuffer(bytearray(8 * DIM)), "float64", False),
+    ],
+    ids=["new", "view of new", "list", "buffer", "converted buffer", "strided", "foreign", "memory of others"],
+)
+def test_it_is_known_whether_the_gradient_stays_as_it_is(run, given, dtype, lasting):
+    result = run(lambda *_: (0.0, given()), dtype=dtype).results[0, 2]
+    assert result.lasting == lasting
+
+
+@pytest.mark.parametrize("view", ["all", "written through a view", "part of a larger one", "foreign memory"])
+def test_a_model_that_uses_its_memory_again_is_exact_with_combined(view):
+    """The gradients wait for their commit while the model computes the next one."""
+    owner = np.frombuffer(bytearray(16 * DIM)) if view == "foreign memory" else np.empty(2 * DIM)
+    gradient, window = owner[:DIM] if view != "all" else np.empty(DIM), owner[:DIM]
 
     def evaluate(params, chunk, rng):
-        buffer[:] = chunk.index
-        return 0.0, buffer
+        (gradient if view == "all" else window)[:] = 10.0**chunk.index
+        return 0.0, owner.reshape(-1)[:DIM] if view == "part of a larger one" else gradient
+
+    encoder = Encoder(Backend(), np.ones((1, 1)), DIM, "float64")
+    encoder.begin(lambda _: False)
+    desk = Desk(WorkerState(1, [0, 1, 2], CHUNKS, combined=True), encoder)
+    desk.begin(0, PARAMS)
+    thread = thread_for(desk, evaluate)
+    thread.start()
+    reported = 0
+    while reported < 3:
+        assert desk.wakeup.wait(20)
+        desk.wakeup.clear()
+        reported += len(desk.outgoing())
+    for chunk in range(3):
+        desk.commit(0, chunk, [1], 1)
+    desk.stop()
+    assert encoder.deliver(1).tolist() == [111.0] * DIM
+
+
+# a model that breaks a rule for all, and the trial
+
+
+def test_a_model_that_breaks_a_rule_ends_the_work_and_is_told_as_such(run):
+    def evaluate(params, chunk, rng):
+        raise ModelError("the gradient writes to chunk.X")
 
     desk = run(evaluate, [(0, 2), (0, 0)])
-    assert desk.results[0, 2].gradient.tolist() == [2, 2, 2]
-    assert "read-only" in desk.failures[0, 0]
+    assert desk.broken_rules == [(0, 2, "the gradient writes to chunk.X")]
+    assert (desk.results, desk.failures, len(desk.works)) == ({}, {}, 1)
 
 
-def test_also_when_what_it_returns_is_a_view(run):
-    buffer = np.empty((2, DIM))
+def test_the_trial_is_one_chunk_more_after_the_first_and_the_sketches_of_shared_chunks(run):
+    seen = []
 
     def evaluate(params, chunk, rng):
-        buffer[1] = chunk.index
-        return 0.0, buffer.reshape(-1)[DIM:]
+        seen.append(chunk.index)
+        return mean_row(params, chunk, rng)
 
-    desk = run(evaluate, [(0, 2), (0, 0)])
-    assert desk.results[0, 2].gradient.tolist() == [2, 2, 2]
-    assert "read-only" in desk.failures[0, 0]
+    trial = Trial(5, 3, frozenset({1, 3}))
+    desk = run(evaluate, [(4, 0), (5, 1), (5, 2), (6, 1)], trial=trial)
+    assert seen == [0, 1, 3, 2, 1]
+    assert list(desk.results) == [(4, 0), (5, 1), (5, 2), (6, 1)]
+    assert desk.sketches == [
+        (5, 1, sketch(np.full(DIM, ROWS[10:20].mean()))),
+        (5, 3, sketch(np.full(DIM, ROWS[30:].mean()))),
+    ]
+    assert desk.tries == [3]
+
+
+def test_a_trial_that_fails_is_told_and_costs_the_worker_nothing(run):
+    def evaluate(params, chunk, rng):
+        return divide() if chunk.index == 3 else mean_row(params, chunk, rng)
+
+    desk = run(evaluate, [(0, 1), (0, 2)], trial=Trial(0, 3, frozenset({3})))
+    assert list(desk.results) == [(0, 1), (0, 2)]
+    assert (desk.failures, desk.broken_rules) == ({}, [])
+    ((iteration, chunk, found),) = desk.sketches
+    assert (iteration, chunk, *map(str, found)) == (0, 3, "nan", "nan", "nan")
+
+
+def test_a_rule_broken_in_the_trial_is_told_as_well(run):
+    def evaluate(params, chunk, rng):
+        if chunk.index == 3:
+            raise ModelError("the gradient writes to params")
+        return mean_row(params, chunk, rng)
+
+    desk = run(evaluate, [(0, 1), (0, 2)], trial=Trial(0, 3, frozenset({3})))
+    assert desk.broken_rules == [(0, 1, "the gradient writes to params")]
+    assert list(desk.results) == [(0, 1)]
+
+
+def test_an_emulated_straggler_is_slow_in_the_trial_as_well(run):
+    slow = Emulation("slow", 1, 0, seconds={1: 0.5})
+    assert run(mean_row, [(0, 1), (0, 2)], emulation=slow, trial=Trial(0, 3, frozenset())).waits == [
+        (1, 0.5), (1, 0.5), (2, 0.5),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

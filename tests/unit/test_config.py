@@ -206,8 +206,8 @@ PROBLEMS = "expected least_squares, logistic, softmax, mlp or python: 'module:ob
         ("faults.adop=true", "unknown key, did you mean 'adopt'?"),
         ("report.every=2",
          "report: unknown key, expected one of problem, data, optimizer, iterations, "
-         "batch, coding, schedule, transfer, backend, dtype, recovery, verify, faults, checkpoint, stragglers, output, "
-         "seed"),
+         "batch, coding, schedule, transfer, backend, dtype, recovery, verify, trial, faults, checkpoint, "
+         "stragglers, output, seed"),
 
         ("codng.parts=2", "codng: unknown key, did you mean 'coding'?"),
         ("coding.parts=4", "parts 4 is more than replication 3, each needs a holder"),

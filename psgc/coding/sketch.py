@@ -1,0 +1,63 @@
+"""A few numbers by which copies of a gradient are compared without sending them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, TypeAlias
+
+import numpy as np
+
+COLUMNS = 4096
+SAFE = (1e-15, 1e15)  # sizes of the largest entry whose square float32 can hold, and the sum of many such
+
+Sketch: TypeAlias = tuple[float, float, float]
+
+
+def sketch(vector: Any, xp: Any = np) -> Sketch:
+    """Two random projections of a vector, always the same ones, and its Euclidean norm.
+
+    Args:
+        vector: shape (d,), float32 or float64, of finite numbers.
+        xp: the library it belongs to, NumPy or CuPy.
+
+    Returns:
+        (u . x, v . x, |x|); the entries of u and v are random, of mean 0.
+
+    Notes:
+        The vector is seen as rows of 4096 entries, and u as an outer product of two short random vectors: one pass over
+        x forms both projections, whatever its length.
+
+    Example:
+        >>> x = np.random.default_rng(1).standard_normal(10_000)
+        >>> y = x.copy()
+        >>> y[1234] += 1e-3
+        >>> relative_difference(sketch(x), sketch(x))
+        0.0
+        >>> 1e-8 < relative_difference(sketch(x), sketch(y)) < 1e-3
+        True
+    """
+    largest = max(float(vector.max()), -float(vector.min())) if vector.size else 0.0
+    if largest == 0:
+        return 0.0, 0.0, 0.0
+    scale = 1.0 if SAFE[0] < largest < SAFE[1] else largest
+    if scale != 1.0:
+        vector = vector / vector.dtype.type(scale)
+    num_rows, rest = divmod(vector.size, COLUMNS)
+    rng = np.random.default_rng(0)
+    across, down, last = (rng.standard_normal((length, 2)) for length in (COLUMNS, num_rows, rest))
+    rows, tail = vector[: num_rows * COLUMNS].reshape(num_rows, COLUMNS), vector[num_rows * COLUMNS :]
+    sums = xp.asarray(down) * (rows @ xp.asarray(across, vector.dtype))  # in float64 from here on
+    u, v = (float(x) for x in sums.sum(axis=0) + tail @ xp.asarray(last))
+    return u * scale, v * scale, math.sqrt(float(vector @ vector)) * scale
+
+
+def relative_difference(one: Sketch, other: Sketch) -> float:
+    """How far apart two vectors are, as their sketches show: about |x - y| / max(|x|, |y|), infinity for NaN.
+
+    It is 0 for equal vectors. For others it is smaller than t |x - y| / |x| with probability below t^2.
+    """
+    scale = max(one[2], other[2])
+    if scale == 0:
+        return 0.0
+    difference = max(abs(one[0] - other[0]), abs(one[1] - other[1])) / scale
+    return difference if math.isfinite(difference) else math.inf

@@ -1,0 +1,55 @@
+"""The trial: in the first iteration some chunks are done by two workers, and their gradients must be the same."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import isnan
+
+from psgc.coding.sketch import Sketch, relative_difference
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Two workers that disagree on a chunk, and by how much, relative to the gradient."""
+
+    chunk: int
+    workers: tuple[int, int]
+    relative: float
+
+
+@dataclass
+class Trial:
+    """Compares what workers tell of the same chunk in the same iteration.
+
+    chunks: the chunk that each worker does for the trial (`psgc.checks.trial_chunks`); tolerance: relative difference
+    up to which two gradients count as the same.
+    """
+
+    chunks: Mapping[int, int]
+    tolerance: float
+    _sketches: dict[tuple[int, int], tuple[int, Sketch]] = field(default_factory=dict)  # the first of each chunk
+    _began: set[int] = field(default_factory=set)  # workers that have done a chunk of the first iteration
+    _ended: set[int] = field(default_factory=set)  # those that have told, or are lost
+
+    @property
+    def awaited(self) -> frozenset[int]:
+        """The workers that have done a chunk in the first iteration, and have not told yet what came of the trial."""
+        return frozenset(self._began - self._ended)
+
+    def reported(self, worker: int) -> None:
+        """The worker has done a chunk of the first iteration: its part of the trial comes after the first of them."""
+        if worker in self.chunks:
+            self._began.add(worker)
+
+    def lost(self, worker: int) -> None:
+        """Nothing more is expected of this worker."""
+        self._ended.add(worker)
+
+    def told(self, worker: int, iteration: int, chunk: int, sketch: Sketch) -> Difference | None:
+        """A worker has computed a gradient with this sketch (NaN: it failed). The difference from another's, if any."""
+        if self.chunks.get(worker) == chunk:
+            self._ended.add(worker)
+        if isnan(sketch[2]):
+            return None
+        other, first = self._sketches.setdefault((iteration, chunk), (worker, sketch))
+        difference = relative_difference(first, sketch)
+        return Difference(chunk, (other, worker), difference) if difference > self.tolerance else None
