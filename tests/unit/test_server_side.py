@@ -22,6 +22,7 @@ data: {path: data.npz}
 optimizer: {kind: momentum, lr: 0.01}
 iterations: 2
 coding: {chunks_per_worker: 2, replication: 2}
+trial: false
 schedule: dynamic
 output: out
 """
