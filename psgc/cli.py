@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 from psgc import __version__
 from psgc.errors import PsgcError, one_line, visible
+from psgc.paths import expanded
 from psgc.terminal import open_missing_streams, say, say_traceback
 
 EXAMPLES = """examples:
@@ -23,6 +24,10 @@ EXAMPLES = """examples:
 """
 
 
+# Arguments that name files. The YAML's is passed on to ranks and batch scripts as it is: whoever reads it expands it.
+PATHS = ("assignment", "directory", "hostfile", "json", "output", "plot")
+
+
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run `psgc` with these arguments (default: the command line's) and exit."""
     open_missing_streams()
@@ -30,6 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     options = argparse.Namespace(given=given, debug=False)
     try:
         _parser().parse_args(given, options)
+        for name in PATHS:
+            if (path := getattr(options, name, None)) is not None:
+                setattr(options, name, expanded(path))
         sys.exit(options.run(options))
     except KeyboardInterrupt:
         say("psgc: stopped by Ctrl-C", error=True)

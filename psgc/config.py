@@ -1,7 +1,7 @@
 """The run's YAML: what may stand in it.
 
-`psgc.validation` says how it is read and refused. Paths stay as given: relative to the current directory, as in any
-MPI program.
+`psgc.validation` says how it is read and refused. Relative paths stay relative to the current directory, as in any MPI
+program.
 """
 
 import re
@@ -332,5 +332,5 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def from_yaml_text(text: str, name: str = "config.yaml") -> Config:
-    """The configuration in `text`; `name` is what errors call it. Raises UserError."""
-    return validated(Config, Source(text, visible(name)))
+    """The configuration in `text`, which `to_yaml` has written; `name` is what errors call it. Raises UserError."""
+    return validated(Config, Source(text, visible(name)), by_hand=False)

@@ -16,6 +16,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
     ValidatorFunctionWrapHandler,
     WrapValidator,
     model_validator,
@@ -23,6 +24,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from psgc.errors import UserError
+from psgc.paths import expanded
 from psgc.yaml_source import Key, Source, dotted, shown
 
 
@@ -79,6 +81,14 @@ def _one_line(text: str) -> str:
     return text
 
 
+def _expanded(text: str, info: ValidationInfo) -> str:
+    """A path that a user wrote, see `validated`, as `psgc.paths.expanded` makes it."""
+    try:
+        return _one_line(expanded(text)) if (info.context or {}).get("by_hand") else text
+    except ValueError as error:  # UserError is one
+        raise refuse(str(error)) from None
+
+
 _LARGEST = 2**31 - 1
 LEAST, MOST = 1e-50, 1e50  # what is measured: its squares and quotients are numbers too
 Count = Annotated[int, Field(ge=1, le=_LARGEST), expect("a whole number >= 1")]
@@ -86,7 +96,7 @@ Natural = Annotated[int, Field(ge=0, le=_LARGEST), expect("a whole number >= 0")
 Positive = Annotated[float, Field(ge=LEAST, le=MOST, allow_inf_nan=False), expect("a number > 0")]
 NotNegative = Annotated[float, Field(ge=0, le=MOST, allow_inf_nan=False), expect("a number >= 0")]
 Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False), expect("a number >= 0 and < 1")]
-PathText = Annotated[str, AfterValidator(_one_line), expect("a path")]
+PathText = Annotated[str, AfterValidator(_one_line), expect("a path"), AfterValidator(_expanded)]
 
 
 class Section(BaseModel):
@@ -121,13 +131,16 @@ class Section(BaseModel):
 Model = TypeVar("Model", bound=BaseModel)
 
 
-def validated(model: type[Model], source: Source) -> Model:
-    """What `source` says, as a `model`. Raises UserError, one line, for the first thing that is wrong."""
+def validated(model: type[Model], source: Source, by_hand: bool = True) -> Model:
+    """What `source` says, as a `model`. Raises UserError, one line, for the first thing that is wrong.
+
+    by_hand: a user wrote it, so `~` and variables in paths are replaced. What psgc wrote itself has none.
+    """
     if source.tree is None:
         keys = ", ".join(model.model_fields)
         raise UserError(f"{source.name}: empty, expected a mapping with the keys {keys}")
     try:
-        return model.model_validate(source.tree)
+        return model.model_validate(source.tree, context={"by_hand": by_hand})
     except ValidationError as error:
         raise _first(error, source) from None
 

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from psgc.errors import UserError, visible
+from psgc.paths import expanded
 from psgc.regular_files import open_regular
 
 Key = tuple[str, ...]  # ("coding", "parts")
@@ -34,7 +35,8 @@ class Source:
 
     @classmethod
     def from_file(cls, path: str | Path) -> "Source":
-        name = visible(str(path))
+        path = expanded(str(path))
+        name = visible(path)
         try:
             with open_regular(path) as file:
                 content = file.read(MAX_BYTES + 1)

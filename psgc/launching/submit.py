@@ -37,7 +37,7 @@ def submit(
     override or sweep, and for what SLURM refuses; RunFailed when SLURM is out of order.
     """
     config = load(config_path, overrides)
-    points = sweep_points(sweeps, config.output)
+    points = sweep_points(sweeps, config.output.replace("$", "$$"))  # expanded already
     for point in points or [[]]:
         _check(load(config_path, [*overrides, *point]), job, point)
     data = _data_files(config, sweeps) if local_dir is not None else {}

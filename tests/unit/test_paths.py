@@ -1,0 +1,207 @@
+"""`~` and variables in paths, for every place that reads one: YAML files, `--set`, and the arguments of commands."""
+
+import os
+import pwd
+import re
+from pathlib import Path
+from unittest.mock import Mock
+
+import pytest
+import yaml
+
+from psgc import config
+from psgc.cli import main
+from psgc.errors import UserError
+from psgc.launching.mpirun import Placement
+from psgc.paths import expanded
+from psgc.simulation import settings
+from tests.unit.doctests import assert_examples_hold
+
+RUN = """\
+problem: {kind: logistic}
+data: {path: train.npz}
+optimizer: {kind: sgd, lr: 0.1}
+iterations: 3
+output: out
+"""
+SIMULATION = """\
+assignment: {kind: file, path: A.npy}
+speeds: {kind: file, path: S.npy}
+"""
+UNSET = "the variable PSGC_NOWHERE is not set; a dollar sign is written as $$"
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home, which is not the current directory. PSGC_HERE is set as well, PSGC_NOWHERE is not."""
+    for folder in ("home", "here"):
+        (tmp_path / folder).mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("PSGC_HERE", "/some/where")
+    monkeypatch.setenv("PSGC_EMPTY", "")
+    monkeypatch.delenv("PSGC_NOWHERE", raising=False)
+    return tmp_path / "home"
+
+
+def test_examples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCRATCH", "")  # the example sets it
+    assert_examples_hold("psgc.paths")
+
+
+@pytest.mark.parametrize("path", ["", "/a/b", "a~", "a/~/b", "./~x", "$", "$1", "$-", "a$/b", "é $ü"])
+def test_other_paths_stay(path: str) -> None:
+    assert expanded(path) == path
+
+
+def test_what_is_replaced(home: Path) -> None:
+    user = pwd.getpwuid(os.geteuid())
+    assert expanded("~") == str(home)
+    assert expanded("~/a b") == f"{home}/a b"
+    assert expanded(f"~{user.pw_name}/x") == f"{user.pw_dir}/x"
+    assert expanded("~/$PSGC_HERE-${PSGC_HERE}x") == f"{home}//some/where-/some/wherex"
+    assert expanded("$$PSGC_HERE") == "$PSGC_HERE"
+
+
+def test_what_a_variable_holds_is_not_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/$PSGC_NOWHERE")
+    monkeypatch.setenv("PSGC_HERE", "~$$PSGC_NOWHERE")
+    assert expanded("~/x") == "/home/$PSGC_NOWHERE/x"
+    assert expanded("$PSGC_HERE/x") == "~$$PSGC_NOWHERE/x"
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("$PSGC_NOWHERE/x", f"$PSGC_NOWHERE/x: {UNSET}"),
+        ("a/${PSGC_NOWHERE}", f"a/${{PSGC_NOWHERE}}: {UNSET}"),
+        ("${PSGC:-a}", "${PSGC:-a}: the variable PSGC:-a is not set"),
+        ("$PSGC_EMPTY/x", "$PSGC_EMPTY/x: the variable PSGC_EMPTY is empty; a dollar sign is written as $$"),
+        ("~nobody-here/x", "~nobody-here/x: there is no user nobody-here; a file of such a name is written as ./~nobo"),
+    ],
+)
+def test_what_stands_for_nothing_is_refused(path: str, said: str) -> None:
+    with pytest.raises(UserError, match=f"^{re.escape(said)}"):
+        expanded(path)
+
+
+# what is read from YAML
+
+RUN_PATHS = [
+    "output",
+    "data.path",
+    "data.labels",
+    "data.test",
+    "data.test_labels",
+    "stragglers.path",
+    "coding.assignment.path",
+]
+SIMULATION_PATHS = ["assignment.path", "speeds.path"]
+
+
+def settings_of_a_run(path: str, key: str, in_file: bool) -> object:
+    """What is read where all paths are `path`; in_file: from the YAML, else `key` from `--set`."""
+    values = {"output": path, "data": dict.fromkeys(("path", "labels", "test", "test_labels"), path)}
+    values |= {"stragglers": {"kind": "trace", "path": path}, "coding": {"assignment": {"kind": "file", "path": path}}}
+    text = yaml.safe_load(RUN) | values
+    Path("run.yaml").write_text(yaml.safe_dump(text if in_file else text | {"output": "out"}))
+    read: object = config.load("run.yaml", [] if in_file else [f"{key}={path}"])
+    for name in key.split("."):
+        read = getattr(read, name)
+    return read
+
+
+@pytest.mark.parametrize("in_file", [True, False])
+@pytest.mark.parametrize("key", RUN_PATHS)
+def test_every_path_of_a_run(home: Path, key: str, in_file: bool) -> None:
+    assert settings_of_a_run("~/x", key, in_file) == f"{home}/x"
+    assert settings_of_a_run("$PSGC_HERE/x", key, in_file) == "/some/where/x"
+
+
+@pytest.mark.parametrize("key", SIMULATION_PATHS)
+def test_every_path_of_a_simulation(home: Path, key: str) -> None:
+    Path("sim.yaml").write_text(SIMULATION)
+    for path, expected in (("~/x", f"{home}/x"), ("${PSGC_HERE}/x", "/some/where/x")):
+        read: object = settings.load("sim.yaml", [f"{key}={path}"])
+        for name in key.split("."):
+            read = getattr(read, name)
+        assert read == expected
+    speeds = settings.load("sim.yaml", ["speeds={kind: trace, path: ~/t}"]).speeds
+    assert getattr(speeds, "path", None) == f"{home}/t"
+
+
+def test_a_variable_that_is_not_set_is_one_line_with_its_place() -> None:
+    Path("run.yaml").write_text(RUN.replace(": out", ": $PSGC_NOWHERE/x"))
+    with pytest.raises(UserError, match=rf"^run\.yaml:5: output: \$PSGC_NOWHERE/x: {re.escape(UNSET)}$"):
+        config.load("run.yaml")
+    Path("run.yaml").write_text(RUN)
+    with pytest.raises(UserError, match=rf"^--set output=\$PSGC_NOWHERE: \$PSGC_NOWHERE: {re.escape(UNSET)}$"):
+        config.load("run.yaml", ["output=$PSGC_NOWHERE"])
+
+
+def test_a_variable_with_a_line_break_is_no_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PSGC_HERE", "a\nb")
+    Path("run.yaml").write_text(RUN)
+    with pytest.raises(UserError, match=r"^--set output=\$PSGC_HERE: not one line of text$"):
+        config.load("run.yaml", ["output=$PSGC_HERE"])
+
+
+def test_what_psgc_has_written_is_expanded_and_not_read_again(home: Path) -> None:
+    Path("run.yaml").write_text(RUN)
+    resolved = config.load("run.yaml", ["output=~/a$$PSGC_NOWHERE"])
+    assert resolved.output == f"{home}/a$PSGC_NOWHERE"
+    assert f"output: {home}/a$PSGC_NOWHERE" in resolved.to_yaml()
+    assert config.from_yaml_text(resolved.to_yaml()) == resolved
+
+
+def test_the_yaml_itself(home: Path) -> None:
+    (home / "run.yaml").write_text(RUN)
+    assert config.load("~/run.yaml").output == "out"
+    with pytest.raises(UserError, match=r"^\$PSGC_NOWHERE/run\.yaml: the variable"):
+        config.load("$PSGC_NOWHERE/run.yaml")
+
+
+# the arguments of commands
+
+
+@pytest.mark.parametrize(
+    ("command", "function", "as_a"),
+    [
+        ("launch ~/r.yaml -n 3 --hostfile ~/x", "launching.launch.launch", Placement),
+        ("doctor ~/x", "diagnosis.doctor.doctor", str),
+        ("doctor --hostfile ~/x", "diagnosis.doctor.doctor", Placement),
+        ("report ~/x", "reporting.report.report", str),
+        ("report run --output ~/x", "reporting.report.report", str),
+        ("replay ~/x", "simulation.replay_command.replay", str),
+        ("replay run --json ~/x", "simulation.replay_command.replay", str),
+        ("simulate sim.yaml --json ~/x", "simulation.command.simulate", str),
+        ("simulate sim.yaml --plot ~/x", "simulation.command.simulate", str),
+        ("order ~/x", "order.order", str),
+        ("order A.npy --output ~/x", "order.order", str),
+        ("submit run.yaml --nodes 2 --ranks-per-node 2 --time 60 --output ~/x", "launching.submit.submit", str),
+    ],
+)
+def test_every_argument_that_is_a_path(
+    home: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+    function: str,
+    as_a: type,
+) -> None:
+    called = Mock(return_value=0)
+    monkeypatch.setattr(f"psgc.{function}", called)
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.setenv(name, "1")
+    with pytest.raises(SystemExit):
+        main(command.split(" "))
+    file = f"{home}/x"
+    assert (Placement(hostfile=file) if as_a is Placement else file) in [
+        *called.call_args.args,
+        *called.call_args.kwargs.values(),
+    ]
+
+    with pytest.raises(SystemExit) as caught:
+        main(command.replace("~/x", "$PSGC_NOWHERE/x").split(" "))
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == f"psgc: $PSGC_NOWHERE/x: {UNSET}\n"
