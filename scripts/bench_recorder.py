@@ -29,7 +29,7 @@ def measure(workers: int, chunks_per_worker: int, replication: int, rows: int) -
     rng = np.random.default_rng(0)
     calls, closing, bounds = [], [], []
     with tempfile.TemporaryDirectory() as directory:
-        recorder = Recorder(Path(directory) / "run", "seed: 0\n", assignment, 1, [chunks_per_worker] * workers)
+        recorder = Recorder(Path(directory), "seed: 0\n", assignment, 1, [chunks_per_worker] * workers)
         for iteration in range(rows):
             seconds = SECONDS * rng.lognormal(0, 0.1, workers)
             reports = {

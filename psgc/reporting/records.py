@@ -9,7 +9,6 @@ import csv
 import io
 import json
 import math
-import os
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -60,7 +59,7 @@ class Row(Protocol):
 
 
 class Recorder:
-    """Keeps the record of a run in `directory`.
+    """Keeps the record of a run in `directory`, which is there, and empty unless `resume_at` is given.
 
     assignment: (chunks, workers), what the workers hold under the schedule; parts: copies that determine a chunk;
     own_chunks: how many chunks each worker would do if nothing were redundant.
@@ -83,8 +82,6 @@ class Recorder:
         workers = assignment.shape[1]
         self._finished_seconds, self._finished = np.zeros(workers), np.zeros(workers)
         self._abandoned = np.zeros(workers)  # longest time after which a worker abandoned a chunk
-        if resume_at is None:
-            _make_room(directory)
         self._directory = directory = directory.resolve()  # a user may link it, but nothing in it is a link
         self._timeline = Timeline(directory, workers, assignment.shape[0])
         # one chunk that a worker worked on; called for each of them, so nothing else is done here
@@ -99,7 +96,7 @@ class Recorder:
             self._csv = GrowingFile(directory / "iterations.csv", rows.encode())
             self._count(self._timeline.flush())
         except OSError as error:
-            raise _unwritable(self._named, error) from None
+            raise unwritable(self._named, error) from None
         self._earlier = earlier  # rows of iterations.csv from before this part of the run
         self.seconds = array("d", (float(row["seconds"]) for row in earlier))  # of each iteration
         self.bounds = array("d", (float(row["bound"]) for row in earlier))
@@ -310,25 +307,7 @@ def _earlier_losses(path: Path) -> list[dict[str, Any]]:
     return [{**row, "iteration": int(row["iteration"]), "worker": int(row["worker"])} for row in whole]
 
 
-def _unwritable(directory: Path, error: OSError) -> UserError:
+def unwritable(directory: Path, error: OSError) -> UserError:
+    """What is said when nothing can be written in the run directory."""
     where = error.filename or directory
     return UserError(f"output: {where}: {error.strerror}; a directory that can be written is needed")
-
-
-def _make_room(directory: Path) -> None:
-    """Make the run directory; an earlier run of the same name is kept under a number, other files are never moved."""
-    try:
-        if directory.exists() and any(directory.iterdir()):
-            if not directory.name or not (directory / "iterations.csv").exists():
-                raise UserError(
-                    f"output: {directory}: holds other files, which stay where they are; give the run its own directory"
-                )
-            number = 1
-            while directory.with_name(f"{directory.name}.{number}").exists():
-                number += 1
-            directory.rename(directory.with_name(f"{directory.name}.{number}"))
-        directory.mkdir(parents=True, exist_ok=True)
-        if not os.access(directory, os.W_OK):
-            raise PermissionError(13, "Permission denied")
-    except OSError as error:
-        raise _unwritable(directory, error) from None

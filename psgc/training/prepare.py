@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 
 from psgc import __version__
-from psgc import config as configuration
 from psgc.backend import Backend, open_backend
 from psgc.config import Config
 from psgc.data import ChunkSource, Dataset
@@ -39,9 +38,11 @@ class Run:
     go_on: str
 
 
-def prepare(transport: Transport, config_path: str, overrides: Sequence[str], resuming: bool) -> Run:
-    """The run that these settings describe, given so many ranks. Raises UserError for the first thing that is wrong."""
-    config = configuration.load(config_path, overrides)
+def prepare(transport: Transport, config: Config, config_path: str, overrides: Sequence[str], resuming: bool) -> Run:
+    """The run that `config` describes, given so many ranks. Raises UserError for the first thing that is wrong.
+
+    config_path, overrides: where the settings come from, for the command that goes on with the run.
+    """
     num_workers = transport.size - 1
     if num_workers < 1:
         raise UserError(

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from psgc import __version__
+from psgc import config as configuration
 from psgc.backend import Backend
 from psgc.config import Config
 from psgc.data import ChunkSource
@@ -31,6 +32,7 @@ from psgc.server.verification import Verification
 from psgc.server.verifying_loop import VerifyingServer
 from psgc.terminal import say
 from psgc.training import resume
+from psgc.training.claim import Claim
 from psgc.training.ending import Ending, interruption
 from psgc.training.gaps import Gaps
 from psgc.training.inputs import make_injector, tags, tried_chunks
@@ -61,21 +63,39 @@ def serve(
     ending: Ending,
 ) -> int:
     """The server from the YAML to the summary: its exit code."""
+    claim: Claim | None = None
     try:
-        run = prepare(transport, config_path, overrides, resuming)
-        config, directory = run.config, Path(run.config.output)
-        if run.first >= config.iterations and resume.is_done(directory):
-            say(f"nothing to do: {directory} has done {run.first} iterations, iterations is {config.iterations}")
-            # still true: `psgc launch` looks whether this run has left one
-            os.utime(directory / "summary.json", follow_symlinks=False)
+        try:
+            config = configuration.load(config_path, overrides)
+            claim = Claim(Path(config.output))
+            run = prepare(transport, config, config_path, overrides, resuming)
+            if run.first >= config.iterations and resume.is_done(directory := Path(config.output)):
+                say(f"nothing to do: {directory} has done {run.first} iterations, iterations is {config.iterations}")
+                # still true: `psgc launch` looks whether this run has left one
+                os.utime(directory / "summary.json", follow_symlinks=False)
+                _call_off(transport, ending)
+                return 0
+            recorder = _recorder(run, claim)
+        except Exception:
             _call_off(transport, ending)
-            return 0
-        plan, resume_at = run.plan, run.first if run.checkpoint else None
-        own_chunks = plan.own_chunks.tolist()
-        recorder = Recorder(directory, config.to_yaml(), plan.assignment, plan.parts, own_chunks, resume_at)
-    except Exception:
-        _call_off(transport, ending)
-        raise
+            raise
+        return _serve(transport, run, recorder, stopped_by, ending)
+    finally:
+        if claim is not None:
+            claim.release()
+
+
+def _recorder(run: Run, claim: Claim) -> Recorder:
+    """The record of the run in its directory, where there is room for it from now on. Raises UserError."""
+    config, plan, going_on = run.config, run.plan, run.checkpoint is not None
+    claim.make_room(going_on)
+    resume_at, own_chunks = run.first if going_on else None, plan.own_chunks.tolist()
+    return Recorder(Path(config.output), config.to_yaml(), plan.assignment, plan.parts, own_chunks, resume_at)
+
+
+def _serve(transport: Transport, run: Run, recorder: Recorder, stopped_by: Sequence[int], ending: Ending) -> int:
+    """Everything from the moment at which the workers are told what to do."""
+    config, plan, directory = run.config, run.plan, Path(run.config.output)
     _send_settings(transport, run, ending)
     say(opening_line(transport, run))
     if not transport.survives_deaths and config.checkpoint.every:  # said now: MPICH leaves rank 0 no time for it then

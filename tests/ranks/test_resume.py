@@ -10,6 +10,7 @@ import pytest
 
 from psgc.data import write_dense
 from psgc.reporting.run_directory import read_run
+from psgc.training.claim import Claim
 from tests.ranks.mpirun import MpiRun, mpirun, run
 from tests.ranks.test_train import wait_until
 
@@ -84,7 +85,7 @@ def test_a_killed_run_goes_on_to_the_same_parameters_to_the_last_bit(folder, ran
     killed = read_run(folder / output)  # what it had recorded, to its last row
     assert killed.summary is None
     assert set(killed.timeline["iteration"].tolist()) >= set(killed.iterations["iteration"].tolist()) >= set(range(14))
-    (folder / output / f"checkpoints/.00000021.{os.getpid()}.tmp").write_bytes(b"half of it")
+    (folder / output / "checkpoints/.psgc-0.tmp").write_bytes(b"half of it")
     resumed = train(folder, output, *changes, "--resume", ranks=ranks)
     assert resumed.returncode == 0, resumed.said
     assert "going on from iteration " in resumed.stdout
@@ -132,3 +133,16 @@ def test_another_run_is_refused_and_nothing_is_touched(folder):
     (line,) = (line for line in finished.stderr.splitlines() if line.startswith("psgc"))
     assert "seed: 1 cannot go on from the checkpoint of iteration 40 in whole, which has 0" in line
     assert {path: path.read_bytes() for path in (folder / "whole").rglob("*") if path.is_file()} == before
+
+
+def test_a_second_run_in_the_same_directory_is_refused_and_touches_nothing(folder):
+    claim = Claim(folder / "whole")
+    try:
+        before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        finished = train(folder, "whole", ranks=2)
+        assert finished.returncode == 2, finished.said
+        (line,) = (line for line in finished.stderr.splitlines() if line.startswith("psgc"))
+        assert line.startswith(f"psgc: output: whole: another run uses it (process {os.getpid()} on ")
+        assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    finally:
+        claim.release()

@@ -35,6 +35,7 @@ def record(
     num_chunks = workers * chunks_per_worker
     config = from_yaml_text(f"{CONFIG}iterations: {max(1, iterations)}\noutput: {directory}\n")
     assignment = coding.cyclic(num_chunks, workers, min(4, workers) * chunks_per_worker)
+    directory.mkdir(parents=True)
     recorder = Recorder(directory, config.to_yaml(), assignment, 1, [chunks_per_worker] * workers)
     rng = np.random.default_rng(seed)
     pace = 0.005 * np.array([slow.get(worker, 1.0) for worker in range(1, workers + 1)])

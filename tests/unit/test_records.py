@@ -4,7 +4,6 @@ import csv
 import json
 import math
 import os
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,6 +24,7 @@ def recorder_in(monkeypatch):  # before the current directory is changed back
     made = []
 
     def make(directory, assignment=BOTH_HOLD_ALL, parts=1, own_chunks=(2, 1)):
+        directory.mkdir(parents=True, exist_ok=True)
         made.append(Recorder(directory, "seed: 0\n", assignment, parts, own_chunks))
         return made[-1]
 
@@ -416,63 +416,3 @@ def test_the_run_directory_may_be_a_link(recorder_in, tmp_path):
     recorder.finish(np.zeros(1), {})
     assert column(tmp_path / "scratch", "iteration") == [0]
     assert (tmp_path / "scratch/summary.json").exists()
-
-
-# making room
-
-
-def test_earlier_runs_are_kept_under_a_number(recorder_in, tmp_path):
-    for run in range(4):
-        recorder = recorder_in(tmp_path / "runs/out")
-        add(recorder, run, EVEN)
-        if run != 1:  # whether it came to an end or not
-            recorder.finish(np.array([run]), {})
-    assert sorted(os.listdir(tmp_path / "runs")) == ["out", "out.1", "out.2", "out.3"]
-    kept = [column(tmp_path / "runs" / name, "iteration") for name in ("out.1", "out.2", "out.3", "out")]
-    assert kept == [[0], [1], [2], [3]]
-
-
-@pytest.mark.parametrize("output", ["out", "a/b/out", "."])
-def test_an_empty_directory_or_none_becomes_the_runs(recorder_in, tmp_path, monkeypatch, output):
-    monkeypatch.chdir(tmp_path)
-    if output == "out":
-        Path("out").mkdir()
-    recorder_in(Path(output)).finish(np.zeros(1), {})
-    assert Path(output, "summary.json").exists()
-    assert len(os.listdir(tmp_path)) == (5 if output == "." else 1)
-
-
-def refusal(recorder_in, output):
-    with pytest.raises(UserError) as caught:
-        recorder_in(Path(output))
-    text = str(caught.value)
-    assert text.startswith(f"output: {output}: ")
-    assert len(text.splitlines()) == 1
-    return text
-
-
-@pytest.mark.parametrize("output", ["data", "."])
-def test_other_files_are_neither_moved_nor_joined(recorder_in, tmp_path, monkeypatch, output):
-    monkeypatch.chdir(tmp_path)
-    Path("data").mkdir()
-    Path("data/train.npz").write_bytes(b"precious")
-    assert "stay where they are; give the run its own directory" in refusal(recorder_in, output)
-    assert os.listdir(tmp_path) == ["data"]
-    assert os.listdir("data") == ["train.npz"]
-
-
-def test_the_current_directory_is_not_renamed_under_our_feet(recorder_in, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    recorder_in(Path("."))
-    assert "give the run its own directory" in refusal(recorder_in, ".")
-
-
-def test_an_output_that_cannot_be_written_is_one_line(recorder_in, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    Path("file").write_text("")
-    assert refusal(recorder_in, "file") == "output: file: Not a directory; a directory that can be written is needed"
-    assert "Not a directory" in refusal(recorder_in, "file/out")
-    assert "File name too long" in refusal(recorder_in, "x" * 300)
-    Path("locked").mkdir()
-    monkeypatch.setattr(os, "access", lambda path, mode: False)
-    assert "Permission denied" in refusal(recorder_in, "locked")

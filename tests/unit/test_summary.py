@@ -20,6 +20,7 @@ def row(iteration, seconds, loss, size, reports):
 @pytest.fixture
 def empty(tmp_path):
     """The recorder of a run that has just begun."""
+    (tmp_path / "out").mkdir()
     recorder = Recorder(tmp_path / "out", "", coding.from_matrix(np.ones((2, 2))), 1, [1, 1])
     yield recorder
     recorder.finish(np.zeros(1), {})
