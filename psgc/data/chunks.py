@@ -57,7 +57,7 @@ class ChunkSource:
                 f"{dataset.path}: {dataset.num_rows} rows cannot be cut into {num_chunks} chunks; "
                 "use fewer workers or coding.chunks_per_worker"
             )
-        self._dataset, self._num_chunks = dataset, num_chunks
+        self._dataset, self.num_chunks = dataset, num_chunks
         self._dtype, self._backend = np.dtype(dtype), backend
         self._chunks: dict[int, Chunk] = {}
         self._checked: set[int] = set()
@@ -69,7 +69,7 @@ class ChunkSource:
         """
         if self._dataset is None:
             return None
-        ends = np.arange(self._num_chunks + 1) * self._dataset.num_rows // self._num_chunks
+        ends = np.arange(self.num_chunks + 1) * self._dataset.num_rows // self.num_chunks
         sizes = np.diff(self._dataset.features[2][ends] if self._dataset.sparse else ends)
         return (sizes / sizes.mean()).clip(0.01).tolist() if sizes.any() else None
 
@@ -95,15 +95,15 @@ class ChunkSource:
         self._check(i, self._load(i))
 
     def _kept(self, i: int) -> Chunk:
-        if not 0 <= i < self._num_chunks:
-            raise UserError(f"chunk {i} does not exist, there are {self._num_chunks}")
+        if not 0 <= i < self.num_chunks:
+            raise UserError(f"chunk {i} does not exist, there are {self.num_chunks}")
         if i not in self._chunks:
             self._chunks[i] = self._load(i)
         return self._chunks[i]
 
     def _load(self, i: int) -> Chunk:
         if self._dataset is None:
-            return Chunk(i, None, None, 1 / self._num_chunks)
+            return Chunk(i, None, None, 1 / self.num_chunks)
         lo, hi = self._bounds(i, self._dataset)
         X, y = self._dataset.rows(lo, hi)
         features = X.data if self._dataset.sparse else X
@@ -140,4 +140,4 @@ class ChunkSource:
         return UserError(f"{dataset.path}: the label of row {lo + row} (counted from 0) {what}")
 
     def _bounds(self, i: int, dataset: Dataset) -> tuple[int, int]:
-        return i * dataset.num_rows // self._num_chunks, (i + 1) * dataset.num_rows // self._num_chunks
+        return i * dataset.num_rows // self.num_chunks, (i + 1) * dataset.num_rows // self.num_chunks

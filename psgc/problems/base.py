@@ -29,6 +29,9 @@ import numpy as np
 from psgc.backend import Array
 from psgc.data import Chunk
 
+# For the built-in problems: what overflows is not finite, and whoever asked finds that out and says it in one line.
+quiet = np.errstate(over="ignore", invalid="ignore")
+
 Evaluation: TypeAlias = Callable[[Array, Chunk, np.random.Generator], tuple[float, Array]]
 
 
@@ -36,7 +39,8 @@ class Problem(Protocol):
     """What a problem must have. Copies of a chunk must agree, so `gradient` depends on its arguments alone.
 
     Optional, used when present:
-        loss(params, chunk) -> float                            loss_i, for the progress shown and recorded
+        loss(params, chunk) -> float                            loss_i, shown and recorded; the run ends when the
+                                                                sum over the chunks is not finite
         loss_and_gradient(params, chunk, rng) -> (float, vector)   both at the price of one
         accuracy(params, chunk) -> float                        fraction of the chunk's rows classified right
     """

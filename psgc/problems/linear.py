@@ -10,7 +10,7 @@ import numpy as np
 
 from psgc.backend import Array
 from psgc.data import Chunk
-from psgc.problems.base import array_namespace, regularise
+from psgc.problems.base import array_namespace, quiet, regularise
 
 
 class _Linear:
@@ -23,6 +23,7 @@ class _Linear:
     def initial_params(self) -> np.ndarray:
         return np.zeros(self.dim)
 
+    @quiet
     def loss_and_gradient(self, params: Array, chunk: Chunk, rng: Any = None) -> tuple[float, Array]:
         loss, derivatives = self._row_losses(_scores(params, chunk.X), chunk.y)
         derivatives *= chunk.weight / len(chunk.y)
@@ -34,6 +35,7 @@ class _Linear:
     def gradient(self, params: Array, chunk: Chunk, rng: np.random.Generator) -> Array:
         return self.loss_and_gradient(params, chunk)[1]
 
+    @quiet
     def loss(self, params: Array, chunk: Chunk) -> float:
         rows, _ = self._row_losses(_scores(params, chunk.X), chunk.y)
         return chunk.weight * float(rows.mean() + self.l2 / 2 * (params @ params))

@@ -6,7 +6,7 @@ import numpy as np
 
 from psgc.backend import Array
 from psgc.data import Chunk
-from psgc.problems.base import array_namespace, regularise
+from psgc.problems.base import array_namespace, quiet, regularise
 from psgc.problems.softmax import cross_entropy
 
 
@@ -31,6 +31,7 @@ class Mlp:
         upper[:-1] = rng.standard_normal((self.hidden, self.num_classes)) / np.sqrt(self.hidden)
         return params
 
+    @quiet
     def loss_and_gradient(self, params: Array, chunk: Chunk, rng: Any = None) -> tuple[float, Array]:
         _, upper = self._layers(params)
         activity, scores = self._forward(params, chunk.X)
@@ -50,6 +51,7 @@ class Mlp:
     def gradient(self, params: Array, chunk: Chunk, rng: np.random.Generator) -> Array:
         return self.loss_and_gradient(params, chunk)[1]
 
+    @quiet
     def loss(self, params: Array, chunk: Chunk) -> float:
         loss, _ = cross_entropy(self._forward(params, chunk.X)[1], chunk.y)
         return chunk.weight * float(loss + self.l2 / 2 * (params @ params))

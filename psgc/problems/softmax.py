@@ -6,7 +6,7 @@ import numpy as np
 
 from psgc.backend import Array
 from psgc.data import Chunk
-from psgc.problems.base import array_namespace, regularise
+from psgc.problems.base import array_namespace, quiet, regularise
 
 
 class Softmax:
@@ -23,6 +23,7 @@ class Softmax:
     def initial_params(self) -> np.ndarray:
         return np.zeros(self.dim)
 
+    @quiet
     def loss_and_gradient(self, params: Array, chunk: Chunk, rng: Any = None) -> tuple[float, Array]:
         loss, derivatives = cross_entropy(self._scores(params, chunk.X), chunk.y)
         derivatives *= chunk.weight / len(chunk.y)
@@ -35,6 +36,7 @@ class Softmax:
     def gradient(self, params: Array, chunk: Chunk, rng: np.random.Generator) -> Array:
         return self.loss_and_gradient(params, chunk)[1]
 
+    @quiet
     def loss(self, params: Array, chunk: Chunk) -> float:
         loss, _ = cross_entropy(self._scores(params, chunk.X), chunk.y)
         return chunk.weight * float(loss + self.l2 / 2 * (params @ params))

@@ -16,9 +16,9 @@ from psgc import config as configuration
 from psgc.backend import Backend
 from psgc.config import Config
 from psgc.data import ChunkSource
-from psgc.errors import RunFailed, TooFewWorkers, UserError, one_line
+from psgc.errors import RunFailed, TooFewWorkers, UserError
 from psgc.plan import Plan
-from psgc.problems import evaluate, has_loss, quality
+from psgc.problems import has_loss
 from psgc.reporting.progress import RunProgress
 from psgc.reporting.records import Recorder
 from psgc.reporting.summary import lines, summarise
@@ -34,12 +34,12 @@ from psgc.terminal import say
 from psgc.training import resume
 from psgc.training.claim import Claim
 from psgc.training.ending import Ending, interruption
+from psgc.training.evaluation import Evaluator
 from psgc.training.gaps import Gaps
 from psgc.training.inputs import make_injector, tags, tried_chunks
 from psgc.training.keeper import Keeper
 from psgc.training.prepare import Run, opening_line, prepare
 from psgc.transport import Transport
-from psgc.workers.compute import gradient_of
 
 TOLERANCE = {"float64": 1e-9, "float32": 1e-5}  # of `verify` and `trial`: rounding of parts >= 2 stays far below
 STOP_TIMEOUT = 3.0  # seconds that the workers have to say goodbye
@@ -147,11 +147,11 @@ def _serve(transport: Transport, run: Run, recorder: Recorder, stopped_by: Seque
         patient = outcome.status == "done" and not transport.survives_deaths  # who is killed takes the server with it
         _stop(server, ending, config.faults.collect_timeout if patient else STOP_TIMEOUT)
         if outcome.status == "done":
-            recorder.complete(_actual_errors(gaps, run, seconds))
-            found = quality(run.problem, server.params, run.dataset, run.test, config.dtype, run.backend)
-            if not math.isfinite(
-                loss := found.get("test_loss", 0.0)
-            ):  # of the last step's parameters no other is known
+            evaluator = Evaluator(run)
+            recorder.complete(evaluator.actual_errors(gaps, seconds))
+            found = evaluator.quality(server.params)
+            loss = found.get("test_loss", 0.0)  # the only one that there is of the parameters after the last step
+            if not math.isfinite(loss):
                 outcome = _Outcome("failed", f"the held-out loss is {loss}", RunFailed.exit_code)
             summary = _summary(recorder, seconds, run, outcome) | found
         if not writer.flush(CHECKPOINT_TIMEOUT):
@@ -201,23 +201,6 @@ def _train(server: Server, run: Run, stopped_by: Sequence[int]) -> _Outcome:
     except UserError as error:  # wrong data
         return _Outcome("failed", str(error), error.exit_code)
     return _Outcome()
-
-
-def _actual_errors(gaps: Gaps, run: Run, seconds: float) -> dict[int, float]:
-    config, backend = run.config, run.backend
-    chunks = ChunkSource(run.dataset, run.plan.num_chunks, config.dtype, backend)
-    loss_and_gradient = evaluate(run.problem)
-
-    def gradient(params: np.ndarray, iteration: int, chunk: int) -> np.ndarray:
-        on_device = backend.asarray(params)
-        found = gradient_of(loss_and_gradient, chunks, chunk, on_device, iteration, config.seed, config.batch)[1]
-        return backend.to_host(backend.asarray(found)).astype(config.dtype)
-
-    try:
-        return gaps.actual_errors(gradient, run.plan.coding_matrix, seconds)
-    except Exception as error:  # the user's code or damaged data; the run itself is done and well
-        say(f"psgc: no actual errors: {one_line(error)}", error=True)
-        return {}
 
 
 def _snapshot(server: Server, run: Run, data: str, done: int, seconds: float) -> Checkpoint:
