@@ -108,6 +108,7 @@ class Server:
         self._adopted: dict[int, set[int]] = {worker: set() for worker in self._workers}  # as they know themselves
         self._spared: set[int] = set()  # for whom there are more receive buffers
         self._failures: dict[int, int] = {}  # chunk -> on which worker its gradient failed; done by nobody since
+        self._raised: set[int] = set()  # workers on which a gradient failed
         self._texts: dict[int, bytes] = {}  # what each worker sent before its next records
         self._ignored: set[int] = set()  # workers that sent something malformed
         self._outbox: dict[int, list[Records]] = {}
@@ -464,16 +465,21 @@ class Server:
         text = self._texts.pop(worker, b"").decode(errors="replace")
         self._check_data(chunk)
         reason = self._observer.failure_text(worker, text)
+        what = f"worker {worker} on {self._transport.hosts[worker]}, chunk {chunk}, iteration {iteration}: {reason}"
         if everywhere:
-            where = f"worker {worker} on {self._transport.hosts[worker]}, chunk {chunk}, iteration {iteration}"
-            raise RunFailed(f"{where}: {reason}")
+            raise RunFailed(what)
         other = self._failures.setdefault(chunk, worker)
         if other != worker:
-            raise RunFailed(
-                f"worker {worker} on {self._transport.hosts[worker]}, chunk {chunk}, iteration {iteration}: {reason}; "
-                f"as before on worker {other} on {self._transport.hosts[other]}"
-            )
-        self._lose(worker, f"chunk {chunk}: {reason}", failed=True)
+            raise RunFailed(f"{what}; as before on worker {other} on {self._transport.hosts[other]}")
+        self._raised.add(worker)
+        try:
+            self._lose(worker, f"chunk {chunk}: {reason}", failed=True)
+        except TooFewWorkers:
+            if not self._raised.issuperset(self._rollcall.away):
+                raise
+            others = len(self._raised) - 1
+            too = f"; gradients failed on {others} other worker{'s' if others > 1 else ''}, too" if others else ""
+            raise RunFailed(f"{what}{too}") from None  # other machines would not help
 
     # what the coordinator wants done
 

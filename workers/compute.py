@@ -13,7 +13,7 @@ import numpy as np
 from psgc.backend import Array, Backend
 from psgc.coding.sketch import sketch
 from psgc.data import ChunkSource
-from psgc.errors import ModelError, UserError, one_line
+from psgc.errors import ModelError, UserError, one_line, raised_at
 from psgc.workers.desk import Desk, Result, Work
 from psgc.workers.emulation import Emulation
 from psgc.workers.injection import Injector
@@ -100,7 +100,8 @@ class ComputeThread(threading.Thread):
                 return
             except BaseException as error:  # even sys.exit() in a model: without this thread the run would hang
                 known = isinstance(error, _BadGradient | UserError)  # the latter: damaged data
-                self._desk.failed(work, str(error) if known else f"{one_line(error)}\n{traceback.format_exc()}")
+                told = str(error) if known else f"{one_line(error)}{raised_at(error)}\n{traceback.format_exc()}"
+                self._desk.failed(work, told)
 
     def _do(self, work: Work) -> None:
         start = time.monotonic()

@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
@@ -28,6 +29,8 @@ from psgc.launching import slurm
 from psgc.launching.mpirun import ANYWHERE, Placement, launch_command
 from psgc.processes import kill_tree
 from psgc.terminal import say, shell_line
+from psgc.training.ending import stopped
+from psgc.writing import write_text
 
 STOPPERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)  # the last is SLURM's warning, if asked for
 # What a stopped run gets, one after the other, and how many seconds it has to act on each.
@@ -52,7 +55,7 @@ def launch(
 
     Returns the exit code: 0 when the run left a new summary that says done, whatever mpirun said; 2 when rank 0 refused
     what it was given; 128 + signal (130 for Ctrl-C) when this process was told to stop; 1 otherwise, with the way to go
-    on as the last line on stderr when there is a checkpoint.
+    on as the last line on stderr when there is a checkpoint and the reason may pass.
 
     requeue: this is a SLURM job, and gets SIGUSR1 so many seconds before its time limit. The run has most of them to
     end in; and when it was this signal, or a lost host, that ended it after a new checkpoint, then the job goes back
@@ -66,7 +69,9 @@ def launch(
     config = load(config_path, overrides)
     settings = [argument for override in overrides for argument in ("--set", override)]
     settings += ["--debug"] if debug else []
-    environ = {name: value for name, value in os.environ.items() if name != "PSGC_TERMINAL"}
+    environ = {name: value for name, value in os.environ.items() if name not in ("PSGC_LAUNCHED", "PSGC_TERMINAL")}
+    if not print_only:
+        environ["PSGC_LAUNCHED"] = "1"
     if sys.stdout.isatty() and not print_only:
         environ["PSGC_TERMINAL"] = str(shutil.get_terminal_size().columns)
     train = ["train", config_path, *settings, *(["--resume"] if resume else [])]
@@ -78,18 +83,25 @@ def launch(
     patience = LAST_WORDS[0][1] if requeue is None else max(LAST_WORDS[0][1], requeue - RESERVE)
     mpirun_code, stopped_by = _run(command, {**environ, **additions}, left.over, patience)
     code = _exit_code(mpirun_code, stopped_by, left)
+    why = ""
+    if stopped_by is not None and left.status() not in ("done", "failed"):
+        why = stopped(stopped_by)
+        left.amend_reason(why)
+        why += "; "
     if requeue is not None and job and _cut_off(stopped_by, left) and left.got_further(resume):
         try:
             if slurm.requeue(job):
-                say(f"psgc launch: job {job} is back in the queue, to go on from its checkpoint", error=True)
+                say(f"psgc launch: {why}job {job} is back in the queue, to go on from its checkpoint", error=True)
                 return code
         except PsgcError as error:
             say(f"psgc launch: {error}", error=True)
-    if code not in (0, 2) and left.can_resume(resume):
+    if code not in (0, 2) and left.may_pass() and left.can_resume(resume):
         again = ["psgc", "launch", config_path, "-n", str(num_ranks), *placement.arguments()]
         again += [*([] if fault_tolerance else ["--no-fault-tolerance"]), *settings, "--resume"]
         hint = "" if placement == ANYWHERE else f", with -n and {placement.arguments()[0]} for the hosts that are left"
-        say(f"psgc launch: to go on from the last checkpoint{hint}: {shell_line(again)}", error=True)
+        say(f"psgc launch: {why}to go on from the last checkpoint{hint}: {shell_line(again)}", error=True)
+    elif why:
+        say(f"psgc launch: {why}there is no checkpoint yet", error=True)
     return code
 
 
@@ -140,6 +152,17 @@ class _RunDirectory:
         """Whether the run failed because too few workers were left."""
         return self._read().get("too_few_workers") is True
 
+    def may_pass(self) -> bool:
+        """Whether another start may do better: not when it was the model or the data that failed."""
+        return self.status() != "failed" or self.too_few_workers()
+
+    def amend_reason(self, reason: str) -> None:
+        """Have the summary of an interrupted run say who stopped it: all ranks saw was our SIGUSR1."""
+        summary = self._read()
+        if summary.get("status") == "interrupted" and summary.get("reason") != reason:
+            with suppress(OSError):
+                write_text(self.summary, json.dumps({**summary, "reason": reason}, indent=2) + "\n")
+
     def over(self) -> bool:
         """Whether the run wrote its summary, and had nothing more to do, longer than GRACE ago."""
         stamp = _stamp(self.summary)
@@ -149,8 +172,8 @@ class _RunDirectory:
         return late and self.status() is not None and not self._read().get("evaluating")
 
     def can_resume(self, resumed: bool) -> bool:
-        """Whether there is a checkpoint of this run (or, if it was itself a resumed one, any)."""
-        return bool(self._list_checkpoints() - (set() if resumed else self._old_checkpoints))
+        """Whether this run (or, if it was itself a resumed one, any) left a checkpoint with something done."""
+        return _newest(self._list_checkpoints() - (set() if resumed else self._old_checkpoints)) > 0
 
     def got_further(self, resumed: bool) -> bool:
         """Whether this run left a checkpoint, and if it was itself a resumed one, one of a later iteration."""

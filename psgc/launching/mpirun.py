@@ -129,7 +129,7 @@ def launch_command(
             additions["PSGC_CUDA_AWARE"] = "1"
         if "PSGC_TERMINAL" in environ and mpirun.major >= 5:
             flags += ["--stream-buffering", "0"]  # else mpirun holds a live bar back until its line is complete
-        for name in (*THREADS, "PSGC_CUDA_AWARE", "PSGC_TERMINAL", "PYTHONPATH"):
+        for name in (*THREADS, "PSGC_CUDA_AWARE", "PSGC_LAUNCHED", "PSGC_TERMINAL", "PYTHONPATH"):
             if name in additions or name in environ:
                 flags += ["-x", name]  # other nodes get only OMPI_ variables unasked
     else:

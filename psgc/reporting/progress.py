@@ -23,6 +23,7 @@ class RunProgress:
         self._iterations = iterations
         self._first = self._done = done
         self._began = self._last = time.monotonic()
+        self._held: list[str] = []
         columns = os.environ.get("PSGC_TERMINAL", "")
         self._bar: Progress | None = None
         if columns.isdigit():
@@ -41,6 +42,7 @@ class RunProgress:
 
     def update(self, loss: float | None, seconds: float) -> None:
         """One more iteration: its loss, None when the problem has none, and how long it took."""
+        self._say_held()
         self._done += 1
         state = f"{1e3 * seconds:.1f} ms" if loss is None else f"loss {loss:.6f}  {1e3 * seconds:.1f} ms"
         if self._bar is not None:
@@ -55,8 +57,21 @@ class RunProgress:
                 f"about {rate * (self._iterations - self._done):.0f} s left"
             )
 
+    def hold(self, text: str) -> None:
+        """A line that is shown when the iteration is done, or before the next line; not when the run ends first."""
+        self._held.append(text)
+
     def say(self, text: str) -> None:
         """A line of its own, above the bar where there is one."""
+        self._say_held()
+        self._say(text)
+
+    def _say_held(self) -> None:
+        held, self._held = self._held, []
+        for text in held:
+            self._say(text)
+
+    def _say(self, text: str) -> None:
         if self._bar is not None:
             self._bar.console.print(visible(text), markup=False, highlight=False, soft_wrap=True)
         else:

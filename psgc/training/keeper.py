@@ -7,6 +7,7 @@ from psgc.reporting.progress import RunProgress
 from psgc.reporting.records import Recorder
 from psgc.server.checkpoint import Checkpoint, CheckpointWriter
 from psgc.server.observer import Gap, IterationRecord
+from psgc.terminal import say
 from psgc.training.gaps import Gaps
 
 
@@ -15,7 +16,7 @@ class Keeper:
 
     every: iterations between two checkpoints, 0 for none before the end; snapshot: the checkpoint of now, given how
     many iterations are done; done: how many are at the start; saved: whether there is a checkpoint of them already;
-    gaps: what the approximate gradients lack.
+    gaps: what the approximate gradients lack; debug: whether to show the tracebacks of gradients that failed.
     """
 
     def __init__(
@@ -28,16 +29,19 @@ class Keeper:
         done: int,
         saved: bool,
         gaps: Gaps,
+        debug: bool = False,
     ) -> None:
         self.chunk: Callable[[int, int, int, float, float, int], None] = recorder.chunk
-        self.failure_text = recorder.failure_text
         self._recorder = recorder
         self._progress = progress
         self._writer = writer
         self._every = every
         self._snapshot = snapshot
         self._gaps = gaps
-        self._first = self._done = done
+        self._debug = debug
+        self._shown: set[str] = set()  # tracebacks
+        self._raised: set[int] = set()  # workers on which a gradient failed
+        self._first = self.done = done
         self._diverged = False  # the loss of the newest row is not finite
         self._saved = done if saved else -1  # the iteration of the newest checkpoint
         self._pending: Checkpoint | None = None  # waits for the row of the iteration before it: no row may be missing
@@ -53,12 +57,16 @@ class Keeper:
         self._gaps.add(gap)
 
     def stepped(self, done: int) -> None:
-        self._done = done
+        self.done = done
         if self._every and done % self._every == 0:
             self._pending = self._snapshot(done)
 
     def lost(self, worker: int, host: str, iteration: int, reason: str) -> None:
-        self._progress.say(self._recorder.lost(worker, host, iteration, reason))
+        line = self._recorder.lost(worker, host, iteration, reason)
+        if worker in self._raised:  # if it was the model, the others follow, and one line at the end says it all
+            self._progress.hold(line)
+        else:
+            self._progress.say(line)
 
     def wrong(self, worker: int, host: str, iteration: int, reason: str) -> None:
         self._progress.say(self._recorder.wrong(worker, host, iteration, reason))
@@ -66,16 +74,24 @@ class Keeper:
     def returned(self, worker: int, iteration: int) -> None:
         self._progress.say(self._recorder.returned(worker, iteration))
 
+    def failure_text(self, worker: int, text: str) -> str:
+        self._raised.add(worker)
+        if self._debug and text not in self._shown:
+            self._shown.add(text)
+            for line in text.rstrip("\n").split("\n"):
+                say(line, error=True)
+        return self._recorder.failure_text(worker, text)
+
     def save_last(self) -> None:
         """Have the state after the last good step written, unless it has been.
 
         Parameters whose loss is not finite are nothing to go on from: they must not take the place of better ones.
         """
         if self._diverged:
-            if self._saved == self._done > self._first:
-                self._writer.discard(self._done)
-        elif self._saved != self._done:
-            self._write(self._snapshot(self._done))
+            if self._saved == self.done > self._first:
+                self._writer.discard(self.done)
+        elif self._saved != self.done:
+            self._write(self._snapshot(self.done))
 
     def _write(self, checkpoint: Checkpoint) -> None:
         self._writer.write(checkpoint)

@@ -33,7 +33,7 @@ from psgc.server.verifying_loop import VerifyingServer
 from psgc.terminal import say
 from psgc.training import resume
 from psgc.training.claim import Claim
-from psgc.training.ending import Ending, interruption
+from psgc.training.ending import Ending, interruption, launched
 from psgc.training.evaluation import Evaluator
 from psgc.training.gaps import Gaps
 from psgc.training.inputs import make_injector, tags, tried_chunks
@@ -51,7 +51,7 @@ class _Outcome:
     status: Literal["done", "failed", "interrupted"] = "done"
     reason: str = ""
     code: int = 0
-    too_few_workers: bool = False
+    too_few_workers: bool = False  # with other machines the run may go on
 
 
 def serve(
@@ -61,8 +61,9 @@ def serve(
     stopped_by: Sequence[int],
     resuming: bool,
     ending: Ending,
+    debug: bool = False,
 ) -> int:
-    """The server from the YAML to the summary: its exit code."""
+    """The server from the YAML to the summary: its exit code. debug: show the traceback of a gradient that failed."""
     claim: Claim | None = None
     try:
         try:
@@ -79,7 +80,7 @@ def serve(
         except Exception:
             _call_off(transport, ending)
             raise
-        return _serve(transport, run, recorder, stopped_by, ending)
+        return _serve(transport, run, recorder, stopped_by, ending, debug)
     finally:
         if claim is not None:
             claim.release()
@@ -93,7 +94,9 @@ def _recorder(run: Run, claim: Claim) -> Recorder:
     return Recorder(Path(config.output), config.to_yaml(), plan.assignment, plan.parts, own_chunks, resume_at)
 
 
-def _serve(transport: Transport, run: Run, recorder: Recorder, stopped_by: Sequence[int], ending: Ending) -> int:
+def _serve(
+    transport: Transport, run: Run, recorder: Recorder, stopped_by: Sequence[int], ending: Ending, debug: bool
+) -> int:
     """Everything from the moment at which the workers are told what to do."""
     config, plan, directory = run.config, run.plan, Path(run.config.output)
     _send_settings(transport, run, ending)
@@ -115,6 +118,7 @@ def _serve(transport: Transport, run: Run, recorder: Recorder, stopped_by: Seque
         run.first,
         run.checkpoint is not None,
         gaps,
+        debug,
     )
     chunks = ChunkSource(run.dataset, plan.num_chunks, config.dtype, run.backend)
     costs = None if config.batch else chunks.costs()
@@ -143,7 +147,7 @@ def _serve(transport: Transport, run: Run, recorder: Recorder, stopped_by: Seque
         # first of all: whoever interrupts a run may kill it soon; `psgc launch` waits while it says "evaluating"
         recorder.finish(params, summary | {"evaluating": True})
         if outcome.status == "interrupted":  # likewise: Open MPI's mpirun lets half a second pass until SIGKILL
-            _say_how_to_go_on(run, outcome)
+            _say_how_it_ended(run, outcome, keeper.done)
         patient = outcome.status == "done" and not transport.survives_deaths  # who is killed takes the server with it
         _stop(server, ending, config.faults.collect_timeout if patient else STOP_TIMEOUT)
         if outcome.status == "done":
@@ -165,11 +169,12 @@ def _serve(transport: Transport, run: Run, recorder: Recorder, stopped_by: Seque
     if outcome.code == UserError.exit_code:
         say(f"psgc: {outcome.reason}", error=True)
         return outcome.code
-    for line in lines(summary):
-        say(line)
-    say(f"  run directory      {config.output}")
+    if keeper.done > run.first or outcome.status == "done":
+        for line in lines(summary):
+            say(line)
+        say(f"  run directory      {config.output}")
     if outcome.status == "failed":
-        _say_how_to_go_on(run, outcome)
+        _say_how_it_ended(run, outcome, keeper.done)
     return outcome.code
 
 
@@ -243,9 +248,17 @@ def _stop(server: Server, ending: Ending, timeout: float = STOP_TIMEOUT) -> None
     ending.told = True
 
 
-def _say_how_to_go_on(run: Run, outcome: _Outcome) -> None:
-    there = f"what there is lies in {run.config.output}; go on with: {run.go_on}"
-    say(f"psgc: {outcome.status}: {outcome.reason}; {there}", error=True)
+def _say_how_it_ended(run: Run, outcome: _Outcome, done: int) -> None:
+    """One line. The way to go on is part of it when there is something to go on from and the reason may pass."""
+    line, kept = f"psgc: {outcome.status}: {outcome.reason}", ""
+    if done and outcome.status == "failed" and not outcome.too_few_workers:
+        kept = f"; {run.config.output} has the state after {done} iteration{'s' if done > 1 else ''}"
+    elif launched():
+        if outcome.status == "interrupted":
+            return  # `psgc launch` knows who asked
+    elif done:
+        kept = f"; go on with: {run.go_on}"
+    say(line + kept, error=True)
 
 
 def make_server(

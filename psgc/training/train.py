@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from psgc.errors import RunFailed, UserError, one_line
 from psgc.terminal import say, say_traceback
-from psgc.training.ending import Ending, interruption
+from psgc.training.ending import Ending, interruption, launched
 from psgc.transport import Transport
 
 LAST_RESORT = 20  # seconds after SIGTERM until a worker ends that the server has not told to
@@ -27,7 +27,12 @@ def train(
     resuming: go on from the newest checkpoint in the run directory, if there is one;
     stopped_by: the signals that have asked this process to end, filled by a handler; rank 0 then ends the run in order.
     """
-    transport = Transport(interrupted=lambda: interruption(stopped_by))
+    try:
+        transport = Transport(interrupted=lambda: interruption(stopped_by))
+    except RunFailed:
+        if not stopped_by:
+            raise
+        sys.exit(128 + stopped_by[0])  # without a word: every rank would say the same
     serving = transport.rank == 0
     if not serving:
         signal.signal(signal.SIGTERM, lambda *_: signal.alarm(LAST_RESORT))
@@ -36,14 +41,14 @@ def train(
         if serving:  # either side imports only what is its own: the ranks of a host start all at once
             from psgc.training.server_side import serve
 
-            code = serve(transport, config_path, overrides, stopped_by, resuming, ending)
+            code = serve(transport, config_path, overrides, stopped_by, resuming, ending, debug)
         else:
             from psgc.training.worker_side import work
 
             code = work(transport, ending)
     except (UserError, RunFailed) as error:  # others than the server's are told by the server
         code = 128 + stopped_by[0] if stopped_by else error.exit_code
-        if serving:
+        if serving and not (stopped_by and launched()):
             say(f"psgc: {error}", error=True)
         if debug:
             say_traceback()

@@ -193,7 +193,8 @@ def test_ctrl_c_is_an_orderly_end_under_mpich(folder):
         os.kill(running.process.pid, signal.SIGINT)
         finished = running.wait(PROMPT)
     assert finished.returncode == 130, finished.said
-    assert finished.stderr.splitlines()[-1].startswith(ON)
+    stopped = ON.replace("to go on", "stopped by Ctrl-C (SIGINT); to go on")
+    assert finished.stderr.splitlines()[-1].startswith(stopped)
     assert json.loads((folder / "out/summary.json").read_text())["status"] == "interrupted"
     assert not finished.orphans
 

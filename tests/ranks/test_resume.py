@@ -108,10 +108,10 @@ def test_a_run_that_was_asked_to_stop_says_how_to_go_on_and_more_iterations_exte
         os.kill(running.process.pid, signal.SIGUSR1)  # mpirun passes it on
         finished = running.wait(60)
     summary = json.loads((folder / "asked/summary.json").read_text())
-    assert (summary["status"], summary["reason"]) == ("interrupted", "asked to stop (SIGUSR1)")
+    assert (summary["status"], summary["reason"]) == ("interrupted", "stopped by SIGUSR1")
     said = next(line for line in finished.stderr.splitlines() if line.startswith("psgc"))
     go_on = f"psgc launch asked.yaml -n 4 --set '{SLOWLY[1]}' --resume"
-    assert said.endswith(f"lies in asked; go on with: {go_on}"), finished.said
+    assert said == f"psgc: interrupted: stopped by SIGUSR1; go on with: {go_on}", finished.said
     assert checkpoints(folder / "asked")[0] == summary["iterations"]
 
     resumed = train(folder, "asked", "--resume", "--set", f"iterations={summary['iterations']}")

@@ -186,6 +186,17 @@ def test_workers_that_fail_together_with_much_to_say_end_in_order(folder):
     assert not finished.orphans
 
 
+def test_a_bug_of_the_model_is_one_line_with_its_place_and_nothing_about_another_start(folder):
+    (folder / "model.py").write_text(MODEL.replace("(params - 1.0)", "(parms - 1.0)"))
+    (folder / "run.yaml").write_text(PYTHON_CONFIG.replace("HOW", "well").replace("SECONDS", "0.0"))
+    finished = run([sys.executable, "-m", "psgc", "launch", "run.yaml", "-n", "4"], folder)
+    assert finished.returncode == 1, finished.said
+    assert len(finished.stdout.splitlines()) == 1, finished.said  # the opening line
+    where = rf"model\.py:{MODEL.splitlines().index('        gradient = chunk.weight * (params - 1.0)') + 1}"
+    what = rf"worker \d on \S+, chunk \d, iteration 0: NameError: name 'parms' is not defined, {where} "
+    assert re.fullmatch(rf"psgc: failed: {what}\(traceback in out/worker-\d-error\.txt\); .*\n", finished.stderr)
+
+
 @pytest.mark.parametrize(
     ("how", "transfer", "expected"),
     [
@@ -204,7 +215,8 @@ def test_a_chunk_that_fails_on_two_workers_ends_the_run_with_the_last_good_param
     assert failed, line
     assert failed[1] != failed[2]
     assert expected in line
-    assert f"worker {failed[2]} on " in finished.stdout  # the first of them was lost, and the run went on for a while
+    assert (folder / "out/lost.csv").read_text().splitlines()[1].startswith(f"2,{failed[2]},")  # it went on without it
+    assert " lost in iteration " not in finished.stdout  # the line above says it all
     np.testing.assert_allclose(np.load(folder / "out/params.npy"), 0.75)  # after two halvings of the distance to 1
     assert summary_of(folder)["status"] == "failed"
     tracebacks = {path.name: path.read_text() for path in (folder / "out").glob("worker-*-error.txt")}
@@ -255,6 +267,8 @@ def test_ctrl_c_ends_every_rank_and_leaves_a_whole_run_directory(folder, how):
     assert not finished.orphans
     assert finished.returncode == (130 if how == "launch" else 1), finished.said
     assert ("no fault tolerance" in finished.stdout) == (how == "mpirun")
+    if how == "launch":
+        assert re.fullmatch(r"psgc launch: stopped by Ctrl-C \(SIGINT\); to go on .*: psgc .*\n", finished.stderr)
     assert {path.name for path in (folder / "out").iterdir()} == RUN_FILES
     summary = json.loads((folder / "out/summary.json").read_text())
     assert summary["status"] == "interrupted"

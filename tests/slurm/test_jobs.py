@@ -110,7 +110,7 @@ def test_a_job_at_its_time_limit_goes_back_as_well(limited, undisturbed):
     reached = work.checkpoints()[-1]
     work.hurry()
     said = work.end(job, restarts=1)
-    assert "asked to stop (SIGUSR1)" in said
+    assert f"psgc launch: stopped by SIGUSR1; job {job} is back in the queue" in said
     assert f"going on from iteration {reached}, " in said
     assert_whole(work, undisturbed)
 

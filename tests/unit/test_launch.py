@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -115,7 +116,10 @@ def how_to_go_on(capsys: pytest.CaptureFixture[str], on: str = ON) -> str:
     return last.removeprefix(on)
 
 
-@pytest.mark.parametrize("end", ["exit 0", "exit 1", "exit 137", summary("failed") + "; exit 1"])
+TOO_FEW = """echo '{"status": "failed", "too_few_workers": true}' > out/summary.json"""
+
+
+@pytest.mark.parametrize("end", ["exit 0", "exit 1", "exit 137", f"{TOO_FEW}; exit 1"])
 def test_a_failed_run_with_a_checkpoint_says_how_to_go_on(
     mpirun: MakeMpirun, capsys: pytest.CaptureFixture[str], end: str
 ) -> None:
@@ -152,7 +156,9 @@ def test_it_repeats_all_that_was_given(mpirun: MakeMpirun, capsys: pytest.Captur
     [
         f"{CHECKPOINT}; {summary('done')}; exit 137",  # nothing is left to do
         f"{CHECKPOINT}; exit 2",  # the same would be refused again
+        f"{CHECKPOINT}; {summary('failed')}; exit 1",  # the model or the data
         "mkdir -p out/checkpoints; exit 1",
+        f"{CHECKPOINT.replace('/2', '/0')}; exit 1",  # nothing was done
         "mkdir -p out/checkpoints; touch out/checkpoints/.2.npz.77.tmp; exit 1",
         "exit 1",
     ],
@@ -223,6 +229,45 @@ def test_a_stop_is_first_a_request(mpirun: MakeMpirun, number: signal.Signals, c
     process.send_signal(number)
     assert process.wait(20) == code
     assert signals() == ["USR1"]
+
+
+@pytest.mark.parametrize(
+    ("number", "name"), [(signal.SIGINT, "Ctrl-C (SIGINT)"), (signal.SIGTERM, "SIGTERM"), (signal.SIGUSR1, "SIGUSR1")]
+)
+def test_a_stop_is_called_by_its_name_and_the_way_to_go_on_comes_once(
+    mpirun: MakeMpirun, capfd: pytest.CaptureFixture[str], number: signal.Signals, name: str
+) -> None:
+    end = f"{CHECKPOINT}; mv end.json out/summary.json; kill -9 $(cat rank); exit 138"
+    process = start(mpirun(STUBBORN.format(usr1=end, term="")))
+    Path("end.json").write_text(json.dumps({"status": "interrupted", "reason": "stopped by SIGUSR1"}))
+    process.send_signal(number)
+    process.wait(20)
+    on = "to go on from the last checkpoint: psgc launch run.yaml -n 2 --resume"
+    assert capfd.readouterr().err == f"psgc launch: stopped by {name}; {on}\n"
+    assert json.loads(Path("out/summary.json").read_text()) == {"status": "interrupted", "reason": f"stopped by {name}"}
+
+
+def test_a_stop_before_anything_was_done_says_so(mpirun: MakeMpirun, capfd: pytest.CaptureFixture[str]) -> None:
+    process = start(mpirun(STUBBORN.format(usr1="kill -9 $(cat rank); exit 138", term="")))
+    process.send_signal(signal.SIGINT)
+    assert process.wait(20) == 130
+    assert capfd.readouterr().err == "psgc launch: stopped by Ctrl-C (SIGINT); there is no checkpoint yet\n"
+
+
+@pytest.mark.parametrize("where", [Placement(), Placement("a:2")])
+def test_ranks_know_that_somebody_says_how_to_go_on(mpirun: MakeMpirun, where: Placement) -> None:
+    mpirun(f'echo "$PSGC_LAUNCHED" "$*" > given; {summary("done")}')
+    assert launch("run.yaml", 2, placement=where) == 0
+    assert re.match("1 .*-x PSGC_LAUNCHED ", Path("given").read_text())
+
+
+def test_a_printed_line_is_for_ranks_of_ones_own(
+    mpirun: MakeMpirun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mpirun()
+    monkeypatch.setenv("PSGC_LAUNCHED", "1")
+    assert launch("run.yaml", 2, print_only=True) == 0
+    assert "PSGC_LAUNCHED" not in capsys.readouterr().out
 
 
 def test_a_terminals_interrupt_reaches_only_the_keeper(mpirun: MakeMpirun) -> None:

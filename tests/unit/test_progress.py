@@ -131,3 +131,22 @@ def test_a_terminal_gets_a_bar_that_ends_with_the_run(capsys, monkeypatch):
     assert out.count("\x1b[?25l") == out.count("\x1b[?25h") == 1  # the cursor is hidden, and shown again
     widest = max(len(re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", line)) for line in re.split(r"[\r\n]", out))
     assert widest <= 100
+
+
+@pytest.mark.parametrize("columns", ["", "80"])
+def test_what_is_held_back_comes_before_the_next_line_or_when_the_iteration_is_done(
+    clock, capsys, monkeypatch, columns
+):
+    monkeypatch.setenv("PSGC_TERMINAL", columns)
+    shown = RunProgress(3)
+    shown.hold("one")
+    shown.hold("two")
+    assert "one" not in capsys.readouterr().out
+    shown.say("three")
+    assert re.findall("one|two|three", capsys.readouterr().out) == ["one", "two", "three"]
+    shown.hold("four")
+    shown.update(0.5, 1.0)
+    assert "four" in capsys.readouterr().out
+    shown.hold("five")
+    shown.close()
+    assert "five" not in capsys.readouterr().out

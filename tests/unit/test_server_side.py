@@ -1,8 +1,11 @@
 """The server from the YAML to the summary, without MPI and workers: a script answers in their place."""
 
+import csv
 import json
 import shutil
+import signal
 import sys
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +17,7 @@ from psgc.messages import Kind
 from psgc.server.checkpoint import load_newest
 from psgc.training.ending import Ending
 from psgc.training.server_side import serve
+from psgc.transport import Died, Text
 from tests.unit.scripted import Transport, done, said
 
 CONFIG = """
@@ -37,7 +41,7 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "run.yaml").write_text(CONFIG)
 
 
-def train(script, *overrides, resuming=False):
+def train(script, *overrides, resuming=False, stopped_by=(), debug=False):
     """The exit code of a run of two workers."""
 
     def to_the_end():
@@ -45,7 +49,7 @@ def train(script, *overrides, resuming=False):
         while True:  # farewells
             yield [said(worker, Kind.GOODBYE) for worker in (1, 2)]
 
-    return serve(Transport(3, to_the_end()), "run.yaml", overrides, [], resuming, Ending())
+    return serve(Transport(3, to_the_end()), "run.yaml", overrides, stopped_by, resuming, Ending(), debug)
 
 
 def chunks_of(iteration, workers, seconds, gradient=0.1):
@@ -127,6 +131,97 @@ def test_a_held_out_loss_that_is_not_finite_is_no_success(capsys, monkeypatch):
     assert train(chunks_of(0, (1,), {1: 0.1}), "iterations=1") == 1
     assert "psgc: failed: the held-out loss is nan" in capsys.readouterr().err
     assert [summary()[name] for name in ("status", "test_loss")] == ["failed", "nan"]
+
+
+NAME_ERROR = "NameError: name 'parms' is not defined, my_model.py:11"
+TRACEBACK = f"{NAME_ERROR}\nTraceback (most recent call last):\n  in gradient \x1b[31m\n"
+GO_ON = "psgc launch run.yaml -n 3 --resume"
+
+
+def failing(worker, iteration, chunk):
+    yield [Text(worker, TRACEBACK.encode()), said(worker, Kind.FAILED, iteration, chunk)]
+
+
+@pytest.fixture(params=[False, True], ids=["by hand", "launched"])
+def launched(request, monkeypatch):
+    monkeypatch.delenv("PSGC_LAUNCHED", raising=False)
+    if request.param:
+        monkeypatch.setenv("PSGC_LAUNCHED", "1")
+    return request.param
+
+
+def test_a_model_that_fails_on_every_worker_is_one_line(capsys, launched):
+    assert train(chain(failing(2, 0, 1), failing(1, 0, 0))) == 1
+    out, err = capsys.readouterr()
+    assert len(out.splitlines()) == 1  # the opening line
+    assert err == (
+        f"psgc: failed: worker 1 on h1, chunk 0, iteration 0: {NAME_ERROR} (traceback in out/worker-1-error.txt); "
+        "gradients failed on 1 other worker, too\n"
+    )
+    assert summary()["too_few_workers"] is False
+    assert [row[1:2] for row in read_csv("out/lost.csv")[1:]] == [["2"], ["1"]]
+
+
+def test_a_model_that_fails_later_says_what_is_kept_and_nothing_of_another_start(capsys, launched):
+    assert train(chain(chunks_of(0, (1,), {1: 0.1}), failing(1, 1, 0), failing(2, 1, 0))) == 1
+    out, err = capsys.readouterr()
+    assert "failed after 1 iterations" in out
+    assert err == (
+        f"psgc: failed: worker 2 on h2, chunk 0, iteration 1: {NAME_ERROR} (traceback in out/worker-2-error.txt); "
+        "as before on worker 1 on h1; out has the state after 1 iteration\n"
+    )
+
+
+def test_a_worker_on_which_a_gradient_failed_is_told_of_when_the_run_goes_on(capsys):
+    def script():
+        yield from failing(1, 0, 0)
+        yield from chunks_of(0, (2,), {2: 0.1})
+        yield from chunks_of(1, (2,), {2: 0.1})
+
+    assert train(script()) == 0
+    out = capsys.readouterr().out
+    assert f"worker 1 on h1 lost in iteration 0: chunk 0: {NAME_ERROR} (traceback in out" in out
+    assert out.index("worker 1 on h1 lost") < out.index("iteration 1/2")
+
+
+def test_debug_shows_a_traceback_once(capsys):
+    assert train(chain(failing(2, 0, 1), failing(1, 0, 0)), debug=True) == 1
+    err = capsys.readouterr().err.splitlines()
+    assert err[:3] == [NAME_ERROR, "Traceback (most recent call last):", "  in gradient \\x1b[31m"]
+    assert len(err) == 4
+
+
+def test_what_may_pass_can_be_gone_on_from_when_something_was_done(capsys, launched):
+    assert train(chain(chunks_of(0, (1,), {1: 0.1}), [[Died(1)], [Died(2)]])) == 1
+    on = "" if launched else f"; go on with: {GO_ON}"
+    died = "its process died; no worker is left"
+    assert capsys.readouterr().err == f"psgc: failed: worker 2 on h2, iteration 1: {died}{on}\n"
+    assert summary()["too_few_workers"] is True
+    assert train(iter([[Died(1)], [Died(2)]])) == 1
+    assert capsys.readouterr().err == f"psgc: failed: worker 2 on h2, iteration 0: {died}\n"
+
+
+def test_a_failed_gradient_after_the_loss_of_a_host_may_pass(capsys):
+    assert train(chain([[Died(1)]], failing(2, 0, 0))) == 1
+    assert summary()["too_few_workers"] is True
+
+
+def test_who_is_stopped_says_so_unless_psgc_launch_does(capsys, launched):
+    stopped_by = []
+
+    def script():
+        yield from chunks_of(0, (1,), {1: 0.1})
+        stopped_by.append(signal.SIGTERM)
+        yield []
+
+    assert train(script(), stopped_by=stopped_by) == 143
+    said = "" if launched else f"psgc: interrupted: stopped by SIGTERM; go on with: {GO_ON}\n"
+    assert capsys.readouterr().err == said
+    assert summary()["reason"] == "stopped by SIGTERM"
+
+
+def read_csv(path):
+    return list(csv.reader(Path(path).read_text().splitlines()))
 
 
 MODEL = """
