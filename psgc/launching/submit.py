@@ -104,7 +104,8 @@ def _data_files(config: Config, sweeps: Sequence[str]) -> dict[str, str]:
         raise UserError("--local-dir: the YAML has no data")
     if any(sweep.lstrip().startswith("data") for sweep in sweeps):
         raise UserError("--local-dir: the data of all runs must be the same, but --sweep changes it")
-    return {f"data.{key}": path for key, path in config.data.model_dump().items() if path is not None}
+    files = config.data.model_dump(exclude={"index_base"})
+    return {f"data.{key}": path for key, path in files.items() if path is not None}
 
 
 def _check(config: Config, job: Job, point: Sequence[str]) -> None:
