@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 import signal
 import sys
@@ -11,12 +12,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from psgc.config import load
 from psgc.data import write_dense
 from psgc.errors import UserError
 from psgc.messages import Kind
+from psgc.plan import make_plan
 from psgc.server.checkpoint import load_newest
 from psgc.training.ending import Ending
+from psgc.training.prepare import prepare
 from psgc.training.server_side import serve
+from psgc.training.worker_side import work
 from psgc.transport import Died, Text
 from tests.unit.scripted import Transport, done, said
 
@@ -262,3 +267,56 @@ def test_test_data_is_looked_at_before_the_training():
     ):
         train(iter([]), "data.test=test.npz", "dtype=float32")
     assert not Path("out").exists()
+
+
+STATEFUL = """
+import numpy as np
+
+class Stateful:
+    dim = 4
+    mean = 0.0
+    def initial_params(self):
+        return np.zeros(4)
+    def gradient(self, params, chunk, rng):
+        self.mean = 0.9 * self.mean + 0.1 * chunk.X.mean()
+        return np.zeros(4)
+    def loss(self, params, chunk):
+        return float((chunk.X.mean() - self.mean) ** 2)
+"""
+
+
+def test_a_problem_with_state_has_no_held_out_figures(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    Path("stateful.py").write_text(STATEFUL)
+    script = chunks_of(0, (1,), {1: 0.1}, gradient=0.0)
+    assert train(script, "problem={python: 'stateful:Stateful'}", "data.test=data.npz", "iterations=1") == 0
+    streams = capsys.readouterr()
+    assert "no held-out figures: with the same rows and parameters the loss went from" in streams.err
+    assert "held-out" not in streams.out
+    assert "test_loss" not in summary()
+
+
+def test_data_that_is_held_by_every_rank_of_a_host_has_to_fit_that_often(monkeypatch):
+    """On rank 0 and on a worker of another host; 1536 bytes with the headers."""
+    np.savez_compressed("packed.npz", X=np.ones((40, FEATURES)), y=np.ones(40))
+    pages = {"SC_PHYS_PAGES": 1, "SC_PAGE_SIZE": 5000}
+    asked = os.sysconf
+    monkeypatch.setattr(os, "sysconf", lambda name: pages[name] if name in pages else asked(name))
+    settings = load("run.yaml", ["data.path=packed.npz"])
+    plan = make_plan(settings.coding, settings.schedule, 4, settings.seed)
+
+    def opening(rank, *hosts):
+        transport = Transport(5)
+        transport.rank, transport.hosts = rank, list(hosts)
+        return transport
+
+    prepare(opening(0, "a", "a", "a", "b", "b"), settings, "run.yaml", [], False)
+    with pytest.raises(UserError, match=r"packed\.npz: it cannot be mapped .* each of the 4 processes on this host"):
+        prepare(opening(0, "a", "a", "a", "a", "b"), settings, "run.yaml", [], False)
+    said = []
+    worker = opening(4, "a", "b", "b", "b", "b")
+    sent = [settings.to_yaml().encode(), plan.to_bytes(), b"0"]
+    worker.broadcast = lambda _: sent.pop(0)
+    worker.gather = lambda text: said.append(text) or ["", "somebody cannot", "", "", text]
+    assert work(worker, Ending()) == 2
+    assert "each of the 4 processes on this host" in said[0]
