@@ -29,9 +29,9 @@ from psgc.training.inputs import emulated_seconds, initial_params, make_injector
 from psgc.workers.emulation import Emulation
 
 
-def descend(comm: MPI.Intracomm, config: Config) -> list[tuple[int, float, float]]:
+def descend(comm: MPI.Intracomm, config: Config, config_path: str) -> list[tuple[int, float, float]]:
     """The whole run on this rank: iteration, loss and seconds of each iteration."""
-    dataset, problem = open_problem(config)
+    dataset, problem = open_problem(config, config_path)
     share = ChunkSource(dataset, comm.size, config.dtype, open_backend("numpy", 0)).chunk(comm.rank)
     loss_and_gradient = evaluate(problem)
     optimizer = make_optimizer(**config.optimizer.model_dump())
@@ -65,7 +65,7 @@ def main() -> int:
         config = configuration.load(arguments.config, arguments.overrides)
         if config.batch:
             raise UserError("batch: this loop takes all rows")
-        rows = descend(comm, config)
+        rows = descend(comm, config, arguments.config)
     except UserError as error:
         if comm.rank == 0:
             print(f"allreduce_loop: {error}", file=sys.stderr)

@@ -34,7 +34,7 @@ MPIRUN_LIMIT = 3.0  # for each of three commands that say which MPI it is
 FILES_LIMIT = 8.0
 SLURM_LIMIT = 5.0  # its commands go on asking for many seconds when nobody answers
 GPU_LIMIT = 15.0  # importing CuPy from a network file system can take long
-PROBE = [sys.executable, "-m", "psgc.diagnosis.probe"]
+PROBE = [sys.executable, "-P", "-m", "psgc.diagnosis.probe"]
 PROBE_RANKS = 3  # a server, a worker that dies and one that sees it
 TELL_TRANSPORT = {  # Open MPI's and MPICH's ways of saying which transport they have chosen
     "OMPI_MCA_pml_base_verbose": "10",

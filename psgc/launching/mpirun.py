@@ -97,6 +97,7 @@ def launch_command(
 
     mpirun: what find_mpirun has found, if it has been asked already; module: another one to run than psgc.
 
+    With -P no file of the current directory takes the place of an installed module.
     Nothing the user has set in `environ` is overridden. Fault tolerance is asked for, unless it is not wanted, where
     mpirun has it. It means Open MPI's ob1 layer: a choice of another in OMPI_MCA_pml is heeded and goes without.
     Raises UserError: fewer than two ranks, no working mpirun, no such host file.
@@ -135,7 +136,7 @@ def launch_command(
     else:
         flags += placement.arguments("-hosts", "-f")  # MPICH's and Intel MPI's names
     additions = {name: value for name, value in additions.items() if name not in environ}
-    return [mpirun.path, *flags, sys.executable, "-m", module, *train_arguments], additions
+    return [mpirun.path, *flags, sys.executable, "-P", "-m", module, *train_arguments], additions
 
 
 def _ompi_info(mpirun: str, environ: Mapping[str, str], seconds: float) -> str:

@@ -72,9 +72,11 @@ def check_labels(kind: str, dataset: Dataset, num_classes: int | None = None) ->
     return num_classes
 
 
-def load_python(target: str, options: Mapping[str, Any]) -> Problem:
-    """The user's problem named "module:object"; modules in the current directory are found.
+def load_python(target: str, options: Mapping[str, Any], folder: str | None = None) -> Problem:
+    """The user's problem named "module:object".
 
+    The module is installed, or lies in `folder` or in the current directory. Both are at the end of Python's path from
+    now on: nothing in them takes the place of an installed module, and the model may import more of them while it runs.
     The object is a problem, or a class or function that makes one when called with `options`.
 
     Raises UserError: the module or object is missing or fails, or it gives no problem (see `Problem`).
@@ -83,10 +85,11 @@ def load_python(target: str, options: Mapping[str, Any]) -> Problem:
     module_name, _, object_name = target.partition(":")
     if not module_name or not object_name:
         raise UserError(f"{where}: expected 'module:object'")
-    made = _import(where, module_name)
+    module = made = _import(where, module_name, folder)
     for name in object_name.split("."):
         if not hasattr(made, name):
-            raise UserError(f"{where}: {module_name} has no {object_name}")
+            file = getattr(module, "__file__", None) or "built into Python"
+            raise UserError(f"{where}: {module_name} ({file}) has no {object_name}")
         made = getattr(made, name)
     if isinstance(made, type) or not hasattr(made, "gradient"):
         if not callable(made):
@@ -106,15 +109,16 @@ def load_python(target: str, options: Mapping[str, Any]) -> Problem:
     return cast(Problem, made)
 
 
-def _import(where: str, module_name: str) -> Any:
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+def _import(where: str, module_name: str, folder: str | None) -> Any:
+    for place in (os.path.abspath(folder or os.curdir), os.getcwd()):
+        if place not in sys.path:
+            sys.path.append(place)
     try:
         return importlib.import_module(module_name)
     except (Exception, SystemExit) as error:  # the user's code, as above
         missing = getattr(error, "name", None) if isinstance(error, ModuleNotFoundError) else None
         if missing and f"{module_name}.".startswith(f"{missing}."):
-            raise UserError(f"{where}: no module {missing!r} here or installed") from error
+            raise UserError(f"{where}: no module {missing!r} installed, beside the YAML or here") from error
         raise UserError(f"{where}: importing {module_name} failed: {one_line(error)}") from error
 
 

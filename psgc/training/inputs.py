@@ -1,5 +1,7 @@
 """What both sides of `psgc train` open: data, problem, emulated times and faults."""
 
+import os
+
 import numpy as np
 
 from psgc.backend import Backend
@@ -8,18 +10,24 @@ from psgc.config import Config, PythonProblem
 from psgc.data import ChunkSource, Dataset, open_data
 from psgc.errors import UserError, one_line
 from psgc.messages import STANDINGS
+from psgc.paths import expanded
 from psgc.plan import Plan
 from psgc.problems import EVALUATION_ROWS, Problem, check_labels, load_python, make_problem
 from psgc.simulation import speeds
 from psgc.workers.injection import Fault, Injector
 
 
-def open_problem(config: Config, copies: int = 1) -> tuple[Dataset | None, Problem]:
-    """copies: processes of this host that open it. Raises UserError."""
+def open_problem(config: Config, config_path: str, copies: int = 1) -> tuple[Dataset | None, Problem]:
+    """config_path: the YAML, beside which a model may lie; copies: processes of this host that open the data.
+
+    Raises UserError.
+    """
     data = config.data
     dataset = open_data(data.path, data.labels, None, data.index_base, copies) if data else None
     if isinstance(config.problem, PythonProblem):
-        return dataset, load_python(config.problem.python, config.problem.options)
+        return dataset, load_python(
+            config.problem.python, config.problem.options, os.path.dirname(expanded(config_path))
+        )
     if dataset is None:
         raise UserError(f"data: problem {config.problem.kind} needs data: {{path: ...}}")
     built = make_problem(

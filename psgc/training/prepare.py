@@ -53,7 +53,10 @@ def prepare(transport: Transport, config: Config, config_path: str, overrides: S
     if named and max(map(int, named)) > num_workers:
         raise UserError(f"stragglers: rank {max(map(int, named))} is named, but the workers are ranks 1..{num_workers}")
     emulated_seconds(config, num_workers)
-    dataset, problem = open_problem(config, transport.hosts.count(transport.hosts[transport.rank]))
+    backend = open_backend(
+        config.backend, transport.local_rank
+    )  # looks for CuPy, before a model's folder is on the path
+    dataset, problem = open_problem(config, config_path, transport.hosts.count(transport.hosts[transport.rank]))
     checkpoint = _checkpoint(config, problem, dataset) if resuming else None
     if checkpoint:
         config = resume.without_past_faults(config, checkpoint.iteration)
@@ -64,7 +67,6 @@ def prepare(transport: Transport, config: Config, config_path: str, overrides: S
         say(remark)
     if config.verify:
         _check_copies(config, plan)
-    backend = open_backend(config.backend, transport.local_rank)
     ChunkSource(dataset, plan.num_chunks, config.dtype, backend)  # refuses more chunks than rows
     if config.transfer == "auto":
         incoming = plan.num_chunks * problem.dim * np.dtype(config.dtype).itemsize

@@ -45,7 +45,7 @@ def train(
         else:
             from psgc.training.worker_side import work
 
-            code = work(transport, ending)
+            code = work(transport, config_path, ending)
     except (UserError, RunFailed) as error:  # others than the server's are told by the server
         code = 128 + stopped_by[0] if stopped_by else error.exit_code
         if serving and not (stopped_by and launched()):

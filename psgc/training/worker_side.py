@@ -19,7 +19,7 @@ from psgc.workers.loop import WorkerLoop
 from psgc.workers.state import WorkerState
 
 
-def work(transport: Transport, ending: Ending) -> int:
+def work(transport: Transport, config_path: str, ending: Ending) -> int:
     """A worker from the server's settings to goodbye: its exit code."""
     text = transport.broadcast(None)
     if not text:  # rank 0 found something wrong and says what
@@ -30,8 +30,8 @@ def work(transport: Transport, ending: Ending) -> int:
     first = int(transport.broadcast(None))
     trouble = ""
     try:
-        dataset, problem = open_problem(config, transport.hosts.count(transport.hosts[transport.rank]))
-        backend = open_backend(config.backend, transport.local_rank)
+        backend = open_backend(config.backend, transport.local_rank)  # first, as in `prepare`
+        dataset, problem = open_problem(config, config_path, transport.hosts.count(transport.hosts[transport.rank]))
         chunks = ChunkSource(dataset, plan.num_chunks, config.dtype, backend)
     except UserError as error:
         trouble = str(error)

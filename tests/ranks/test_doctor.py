@@ -3,12 +3,17 @@
 import sys
 
 from tests.ranks.mpirun import run
+from tests.ranks.planted import plant
 
 DOCTOR = [sys.executable, "-m", "psgc", "doctor"]
 
 
 def test_this_machine_survives_a_dead_rank(tmp_path):
-    finished = run([*DOCTOR, "-n", "4"], tmp_path)
+    folder, planted = tmp_path / "folder", tmp_path / "planted"
+    folder.mkdir()
+    plant(folder, planted)
+    there = set(folder.iterdir())
+    finished = run([*DOCTOR, "-n", "4"], folder)
     assert finished.returncode == 0, finished.said
     assert finished.stderr == ""
     lines = {" ".join(line.split()[:3]): line for line in finished.stdout.splitlines()}
@@ -18,7 +23,8 @@ def test_this_machine_survives_a_dead_rank(tmp_path):
     assert "ok killed worker" in lines
     assert "1 in each rank" in lines["ok BLAS threads"]
     assert not finished.orphans
-    assert list(tmp_path.iterdir()) == []  # nothing is left where runs will write
+    assert set(folder.iterdir()) == there  # nothing is left where runs will write
+    assert not list(planted.iterdir())  # and no file there was taken for a module
 
 
 def test_an_mpi_that_does_not_start(tmp_path):

@@ -30,7 +30,7 @@ def test_open_mpi_line(mpirun: MakeMpirun, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     command, additions = launch_command(5, ["train", "run.yaml", "--set", "seed=1"], mpirun())
     assert command[:6] == [str(tmp_path / "bin/mpirun"), "-n", "5", "--bind-to", "none", "--oversubscribe"]
-    assert command[-7:] == [sys.executable, "-m", "psgc", "train", "run.yaml", "--set", "seed=1"]
+    assert command[-8:] == [sys.executable, "-P", "-m", "psgc", "train", "run.yaml", "--set", "seed=1"]
     tolerant = {"OMPI_MCA_pml": "ob1", KEEPALIVE: "0"}
     assert additions == {**dict.fromkeys(THREADS, "3"), "OMPI_MCA_btl": "^ofi", **tolerant}
     assert exported(command) == set(THREADS)
@@ -73,7 +73,7 @@ def test_open_mpi_4_has_no_stream_buffering(mpirun: MakeMpirun, version: str) ->
 @pytest.mark.parametrize("version", [HYDRA, INTEL, "some other MPI"])
 def test_another_mpi_gets_no_flag_it_does_not_know(mpirun: MakeMpirun, tmp_path: Path, version: str) -> None:
     command, additions = launch_command(2, ["train"], {**mpirun(version=version), "PSGC_TERMINAL": "80"})
-    assert command == [str(tmp_path / "bin/mpirun"), "-n", "2", sys.executable, "-m", "psgc", "train"]
+    assert command == [str(tmp_path / "bin/mpirun"), "-n", "2", sys.executable, "-P", "-m", "psgc", "train"]
     assert additions.keys() == set(THREADS)
 
 

@@ -1,6 +1,8 @@
 """Problems by name: labels are checked before anything starts, a user's problem is found or refused."""
 
+import os
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -126,9 +128,11 @@ def test_an_instance_a_class_and_a_function_are_taken():
     [
         ("own_problem", {}, "expected 'module:object'"),
         (":ready", {}, "expected 'module:object'"),
-        ("own_missing:ready", {}, "no module 'own_missing' here or installed"),
+        ("own_missing:ready", {}, "no module 'own_missing' installed, beside the YAML or here"),
         ("own_problem.sub:ready", {}, "problem.python: own_problem.sub:ready: "),
-        ("own_problem:absent", {}, "own_problem has no absent"),
+        ("own_problem:absent", {}, "own_problem (OWN/own_problem.py) has no absent"),
+        ("math:Model", {}, " has no Model"),
+        ("sys:Model", {}, "sys (built into Python) has no Model"),
         ("own_problem:ready", {"dim": 3}, "is a problem already and takes no options, got {'dim': 3}"),
         ("own_problem:make", {}, "calling it with {} failed: TypeError: make() missing"),
         ("own_problem:Shift", {"size": 3}, "failed: TypeError"),
@@ -148,5 +152,25 @@ def test_an_instance_a_class_and_a_function_are_taken():
 def test_what_is_no_problem_is_refused_in_one_line(target, options, said):
     with pytest.raises(UserError) as caught:
         load_python(target, options)
-    assert said in str(caught.value)
+    assert said.replace("OWN", os.getcwd()) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("own")
+def test_a_model_lies_beside_the_yaml_and_takes_no_modules_place(monkeypatch):
+    """It may import what lies beside it later on, too."""
+    beside = Path("beside")
+    beside.mkdir()
+    (beside / "own_model.py").write_text(f"{MODULE}\ndef late():\n    import own_helper\n    return own_helper.text\n")
+    (beside / "own_helper.py").write_text("text = 'beside'\n")
+    for folder in (beside, Path()):
+        (folder / "colorsys.py").write_text("Path = 'planted'\n")
+    monkeypatch.delitem(sys.modules, "colorsys", raising=False)
+    before = list(sys.path)
+    load_python("own_model:ready", {}, "beside")
+    load_python("own_problem:ready", {}, "beside")  # the current directory's
+    here = os.getcwd()
+    assert sys.path == [*before, f"{here}/beside", here]
+    assert sys.modules["own_model"].late() == "beside"
+    with pytest.raises(UserError, match=r"colorsys \(.*lib/python.*/colorsys\.py\) has no Path"):
+        load_python("colorsys:Path", {}, "beside")
