@@ -49,7 +49,13 @@ def choices(grid: Grid, own: Choice, workers: int, from_file: bool = False) -> l
 
 
 def _around(chunks: int) -> list[int]:
-    return [max(1, chunks // 2), chunks, 2 * chunks]
+    """All that are fewer by halves: where messages take most of the time, one chunk can be the quickest.
+
+    >>> _around(8), _around(1)
+    ([1, 2, 4, 8, 16], [1, 2])
+    """
+    fewer = [chunks >> halves for halves in range(chunks.bit_length())]
+    return [*reversed(fewer), 2 * chunks]
 
 
 def recommended(predictions: Iterable[Prediction], near: float = NEAR) -> tuple[Prediction, int]:

@@ -5,8 +5,11 @@ The model:
 * A worker takes in each iteration what it took then (`psgc.simulation.recording`), in proportion to the rows of a
   chunk: with twice as many chunks half as long for each. The sampled rows of a run with `batch` stay as many.
 * What a worker needs between two chunks stays as it was, whatever their size.
-* What an iteration takes besides (messages, decoding, the step) is what the run took longer than it takes in the
-  simulator, in the median, and is taken to be the same with all settings, whatever the bytes.
+* What an iteration takes besides is its overhead: messages, decoding, the step. Rank 0 sends and receives one message
+  after another, so the overhead is in proportion to the messages and their bytes. The time of a message is what makes
+  the simulator agree with the run, in the median. A message of no bytes counts as `MESSAGE` bytes.
+* What a gradient takes however few rows it has (calls, allocations) is in the seconds of a chunk. One run cannot tell
+  it from what grows with the rows, so fewer and larger chunks are often faster than predicted.
 * Workers that were lost are away in the same iterations, and the others share their chunks as in production.
 * Recovery is exact. An iteration of the run that was not tells what the workers took, and nothing else.
 * The schedule learns from one iteration to the next, as in production. Of a long run blocks of consecutive iterations
@@ -14,7 +17,7 @@ The model:
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -33,6 +36,7 @@ from psgc.simulation.recording import read_recording
 from psgc.simulation.virtual import Trial, VirtualCluster
 
 BLOCK = 10  # consecutive iterations of a long run
+MESSAGE = 1 << 18  # bytes that take as long as a message without any: 0.1 ms at 2.6 GB/s
 
 
 @dataclass(frozen=True, order=True)
@@ -55,13 +59,15 @@ def own_choice(config: Config) -> Choice:
 class Prediction:
     """What a run with these settings would have been.
 
-    times: seconds of each iteration that counts; redundant: share of the computing time that is for nothing;
+    times: seconds of each iteration that counts; overhead: of these, for messages, decoding and the step, in the mean;
+    redundant: share of the computing time that is for nothing;
     data: largest share of the data that a worker holds; gradients: most of them that a worker may have to keep;
     incoming, outgoing: bytes into and out of the server, per iteration, None when the size of the model is not known.
     """
 
     choice: Choice
     times: np.ndarray
+    overhead: float
     redundant: float
     data: float
     gradients: int
@@ -74,6 +80,15 @@ class Prediction:
         return float(self.times.mean())
 
 
+@dataclass(frozen=True, eq=False)
+class _Traffic:
+    """Of each iteration: bytes into and out of the server, and messages, which count by their bytes as well."""
+
+    messages: np.ndarray
+    incoming: np.ndarray
+    outgoing: np.ndarray
+
+
 class Replay:
     """A recorded run, to be run again with other settings.
 
@@ -81,14 +96,15 @@ class Replay:
     dim: entries of the gradient, if known; most: iterations that are simulated, at most.
 
     took: (counted iterations,) seconds, recorded; exact: in which of them all was recovered; redundant: share of the
-    computing time, recorded; overhead: seconds of an iteration besides what is simulated; own: what is predicted for
-    the settings that the run had. Raises UserError when there is nothing in the record to replay.
+    computing time, recorded; per_message: seconds that a message without bytes adds to an iteration; own: what is
+    predicted for the settings that the run had. Raises UserError when there is nothing in the record to replay.
     """
 
     def __init__(self, run: RecordedRun, dataset: Dataset | None, dim: int | None, most: int) -> None:
         self.run, self._dataset, self._dim = run, dataset, dim
         config = run.config
         slow = config.stragglers
+        self._combined = config.transfer == "combined"
         self._breaks_off = slow.kind != "none"  # who only waits hears that the iteration is over
         self._in_proportion = slow.seconds is None and slow.path is None  # emulated seconds are the same for all chunks
         costs = self._costs(run.chunks)
@@ -100,30 +116,38 @@ class Replay:
         self._counted = set(counted)
         self.took = self.recording.took[counted]
         self.redundant = 1 - float(self.recording.used[counted].sum() / self.recording.spent[counted].sum())
-        self.overhead = 0.0
-        bare = self.predict(own_choice(config))
         self.exact = self.recording.exact[counted]
+        choice = own_choice(config)
+        plan = self._plan(choice)
+        trials = self._trials(plan, choice.schedule)
+        self.per_message = 0.0
         if self.exact.any():
-            self.overhead = max(0.0, float(np.median((self.took - bare.times)[self.exact])))
-        self.own = replace(bare, times=bare.times + self.overhead)
+            rest = (self.took - [trial.time for trial in trials]) / self._traffic(plan, trials).messages
+            self.per_message = max(0.0, float(np.median(rest[self.exact])))
+        self.own = self._prediction(choice, plan, trials)
 
     def predict(self, choice: Choice) -> Prediction:
         """Raises UserError when these settings are not possible, RunFailed when the losses would have ended the run."""
         plan = self._plan(choice)
-        trials = self._trials(plan, choice.schedule)
+        return self._prediction(choice, plan, self._trials(plan, choice.schedule))
+
+    def _prediction(self, choice: Choice, plan: Plan, trials: Sequence[Trial]) -> Prediction:
         spent, used = (sum(getattr(trial, name) for trial in trials) for name in ("spent", "used"))
         load = int(np.bincount(plan.assignment.indices).max())
-        combined = self.run.config.transfer == "combined"
-        waits = combined and (choice.parts > 1 or choice.schedule == "full")  # for other copies, or the whole load
-        incoming, outgoing = self._traffic(trials, plan, combined)
+        waits = self._combined and (
+            choice.parts > 1 or choice.schedule == "full"
+        )  # for other copies, or the whole load
+        traffic = self._traffic(plan, trials)
+        overhead = self.per_message * traffic.messages
         return Prediction(
             choice,
-            times=np.array([trial.time for trial in trials]) + self.overhead,
+            times=np.array([trial.time for trial in trials]) + overhead,
+            overhead=float(overhead.mean()),
             redundant=1 - used / spent if spent else 0.0,
             data=load / plan.num_chunks,
             gradients=load if waits else 1,
-            incoming=incoming,
-            outgoing=outgoing,
+            incoming=None if self._dim is None else float(traffic.incoming.mean()),
+            outgoing=None if self._dim is None else float(traffic.outgoing.mean()),
         )
 
     def _plan(self, choice: Choice) -> Plan:
@@ -180,24 +204,26 @@ class Replay:
         group = everybody.without(away)
         return group.holders, *queues_for(group, schedule, self.run.config.seed, iteration)
 
-    def _traffic(self, trials: Sequence[Trial], plan: Plan, combined: bool) -> tuple[float | None, float | None]:
-        if self._dim is None:
-            return None, None
+    def _traffic(self, plan: Plan, trials: Sequence[Trial]) -> _Traffic:
+        dim = self._dim or 0
         number = np.dtype(self.run.config.dtype).itemsize
-        coded = part_length(self._dim, plan.parts)
+        coded = part_length(dim, plan.parts)
         copies, reported, orders, contributors = (
-            float(np.mean([getattr(trial, name) for trial in trials]))
+            np.array([getattr(trial, name) for trial in trials])
             for name in ("computed", "reported", "orders", "contributors")
         )
-        live = plan.num_workers - float(np.mean([len(self.recording.away[t]) for t in sorted(self._counted)]))
-        if combined:
+        live = plan.num_workers - np.array([len(self.recording.away[t]) for t in sorted(self._counted)])
+        messages = live + copies
+        if self._combined:
+            messages = messages + contributors
             incoming = contributors * coded * number + copies * RECORD.itemsize
             needed = plan.num_chunks * plan.parts
             # of the copies in the gradient each hears all contributors, of the others that they are not needed
-            orders += needed * plan.parts + (reported - needed) + contributors
+            orders = orders + needed * plan.parts + (reported - needed) + contributors
         else:
             incoming = reported * (coded + TAIL) * number + (copies - reported) * RECORD.itemsize
-        return incoming, live * self._dim * number + orders * RECORD.itemsize
+        outgoing = live * dim * number + orders * RECORD.itemsize
+        return _Traffic(messages + (incoming + outgoing) / MESSAGE, incoming, outgoing)
 
 
 def blocks(iterations: int, most: int) -> list[range]:

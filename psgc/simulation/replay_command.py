@@ -62,7 +62,7 @@ def replay(run_directory: str, wanted: dict[str, str | None], json_file: str | N
     if json_file is not None:
         rows = [_row(prediction, replay, advised, sizes) for prediction in predictions]
         about = {"run": str(run.path), "workers": run.workers, "iterations": len(replay.took), "reason": sentence}
-        write_json(Path(json_file), {**about, "overhead": replay.overhead, "yaml": yaml, "rows": rows})
+        write_json(Path(json_file), {**about, "yaml": yaml, "rows": rows})
     return 0
 
 
@@ -150,10 +150,10 @@ def _told(replay: Replay, run: RecordedRun) -> Iterable[str]:
     )
     if not replay.exact.all():
         yield f"{(~replay.exact).sum()} of them ended before all was recovered; all rows are for exact recovery"
-    simulated, overhead = own.seconds - replay.overhead, replay.overhead
     yield (
-        f"this run took {_ms(replay.took.mean())} an iteration; the simulator says {_ms(simulated)}, and all rows have "
-        f"{_ms(overhead)} more for messages, decoding and the step"
+        f"this run took {_ms(replay.took.mean())} an iteration; the simulator says {_ms(own.seconds - own.overhead)}, "
+        f"and {_ms(own.overhead)} more for messages, decoding and the step; other rows have more or less of this, by "
+        "their messages"
     )
     if run.config.verify is not None:
         yield "copies that only verify asks for are in what was recorded, and not in what is predicted"
@@ -217,6 +217,7 @@ def _row(prediction: Prediction, replay: Replay, advised: Prediction, sizes: _Si
         **asdict(prediction.choice),
         "seconds": prediction.seconds,
         "median_seconds": float(np.median(prediction.times)),
+        "overhead": prediction.overhead,
         "redundant": prediction.redundant,
         "data_held": prediction.data,
         "memory_bytes": sizes.of(prediction),

@@ -11,7 +11,7 @@ from psgc.plan import make_plan
 from psgc.reporting.run_directory import RecordedRun
 from psgc.server.observer import Fate
 from psgc.server.scheduler import make_schedule
-from psgc.simulation.virtual import VirtualCluster
+from psgc.simulation.virtual import Trial, VirtualCluster
 
 BASE = {
     "problem": {"python": "some:Model"},
@@ -51,8 +51,16 @@ def by_rank(row: Sequence[float]) -> dict[int, float]:
     return dict(enumerate(row, start=1))
 
 
-def record(config: Config, seconds: Sequence[Sequence[float]], overhead: float = 0.0, **more: Any) -> RecordedRun:
-    """The record of a run whose workers took so many seconds per chunk, (iterations, workers)."""
+def messages(trial: Trial, workers: int) -> int:
+    """The parameters to each worker, and a report of each copy."""
+    return workers + trial.computed
+
+
+def record(config: Config, seconds: Sequence[Sequence[float]], message: float = 0.0, **more: Any) -> RecordedRun:
+    """The record of a run whose workers took so many seconds per chunk, (iterations, workers).
+
+    message: seconds that an iteration takes longer for each message, `per_chunk`.
+    """
     workers = len(seconds[0])
     watched = cluster(config, workers, Watched, **more)
     pause, costs = more.get("pause", 0.0), more.get("costs")
@@ -60,7 +68,7 @@ def record(config: Config, seconds: Sequence[Sequence[float]], overhead: float =
     entries, took = [], []
     for iteration, row in enumerate(seconds):
         trial = watched.recover(by_rank(row))
-        took.append(trial.time + overhead)
+        took.append(trial.time + message * messages(trial, workers))
         for rank, chunk, begun in watched.begun:
             whole = row[rank - 1] * (1.0 if costs is None else costs[chunk])
             spent = min(whole, took[-1] - begun) if more.get("breaks_off", True) else whole

@@ -7,19 +7,20 @@ from psgc import config as configuration
 from psgc.simulation.advice import Grid, choices, reason, recommended, yaml_lines
 from psgc.simulation.replay import Choice, Prediction
 from tests.simulation.recorded import settings
+from tests.unit.doctests import assert_examples_hold
 
 OWN = Choice("dynamic", 8, 3, 1)
 
 
 def prediction(seconds, data=0.5, incoming=100.0, choice=OWN):
-    return Prediction(choice, np.array([seconds]), 0.0, data, 1, incoming, 10.0)
+    return Prediction(choice, np.array([seconds]), 0.0, 0.0, data, 1, incoming, 10.0)
 
 
 def test_without_a_grid_what_lies_around_the_run_is_tried():
     tried = choices(Grid(), OWN, workers=8)
-    assert len(tried) == len(set(tried)) == 3 * (2 + 4 * 2 + 4) - 1
+    assert len(tried) == len(set(tried)) == 5 * (2 + 4 * 2 + 4) - 1
     assert OWN not in tried
-    assert {choice.chunks_per_worker for choice in tried} == {4, 8, 16}
+    assert {choice.chunks_per_worker for choice in tried} == {1, 2, 4, 8, 16}
     assert {choice.parts for choice in tried} == {1, 2}
     for choice in tried:
         assert choice.replication == choice.parts if choice.schedule == "uncoded" else choice.replication > choice.parts
@@ -38,7 +39,7 @@ def test_a_grid_is_taken_as_it_is_but_for_parts_without_holders():
 
 def test_a_run_without_redundancy_is_not_tried_once_more_with_another_replication():
     tried = choices(Grid(schedule=["uncoded"], parts=[1]), Choice("uncoded", 8, 3, 1), workers=8)
-    assert tried == [Choice("uncoded", 4, 1, 1), Choice("uncoded", 16, 1, 1)]
+    assert tried == [Choice("uncoded", chunks, 1, 1) for chunks in (1, 2, 4, 16)]
 
 
 def test_nobody_holds_a_chunk_twice():
@@ -90,3 +91,7 @@ def test_with_twice_as_many_chunks_half_as_many_rows_are_sampled_from_each():
     assert "batch: 2\n" in yaml_lines(config, Choice("static", 16, 3, 1), num_chunks=32, workers=4)
     assert "batch: 10\n" in yaml_lines(config, Choice("static", 4, 3, 1), num_chunks=32, workers=4)
     assert "batch: 1\n" in yaml_lines(config, Choice("static", 80, 3, 1), num_chunks=32, workers=4)
+
+
+def test_the_examples_in_docstrings_hold():
+    assert_examples_hold("psgc.simulation.advice")

@@ -12,16 +12,16 @@ from psgc.data import open_data, write_dense, write_sparse
 from psgc.errors import UserError
 from psgc.messages import RECORD
 from psgc.server.observer import Fate
-from psgc.simulation.replay import Choice, Replay, own_choice
-from tests.simulation.recorded import by_rank, cluster, record, recorded_run, settings
+from psgc.simulation.replay import MESSAGE, Choice, Replay, own_choice
+from tests.simulation.recorded import by_rank, cluster, messages, record, recorded_run, settings
 from tests.unit.doctests import assert_examples_hold
 
 WORKERS = 4
 SCHEDULES = ["uncoded", "full", "static", "skipping", "dynamic"]
 
 
-def truth(choice, seconds, **more):
-    """Times on these seconds per chunk of the recorded size, for all iterations but the first."""
+def simulated(choice, seconds, **more):
+    """Trials on these seconds per chunk of the recorded size, for all iterations but the first."""
     config = settings(
         choice.schedule,
         chunks_per_worker=choice.chunks_per_worker,
@@ -29,7 +29,12 @@ def truth(choice, seconds, **more):
         parts=choice.parts,
     )
     virtual = cluster(config, len(seconds[0]), **more)
-    return [virtual.recover(by_rank(row)).time for row in seconds][1:]
+    return [virtual.recover(by_rank(row)) for row in seconds][1:]
+
+
+def truth(choice, seconds, **more):
+    """The times of `simulated`."""
+    return [trial.time for trial in simulated(choice, seconds, **more)]
 
 
 choices = st.builds(
@@ -53,23 +58,40 @@ def test_a_recording_predicts_itself_and_all_others_exactly(own, other, seconds)
     replay = Replay(record(config, seconds), None, None, most=100)
     np.testing.assert_allclose(replay.own.times, replay.took, rtol=1e-12)
     np.testing.assert_allclose(replay.own.redundant, replay.redundant, atol=1e-12)
-    assert replay.overhead <= 1e-12
+    assert replay.own.overhead <= 1e-12
     rows = own.chunks_per_worker / other.chunks_per_worker
     scaled = [[rows * second for second in row] for row in seconds]
     np.testing.assert_allclose(replay.predict(other).times, truth(other, scaled), rtol=1e-12)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_pause_and_overhead_are_found_and_do_not_scale_with_the_rows(schedule):
+@pytest.mark.parametrize(("chunks", "faster"), [(1, True), (2, True), (8, False)])
+def test_the_overhead_of_other_settings_goes_by_their_messages(schedule, chunks, faster):
+    """Chunks of 1 ms, and messages that take half a millisecond each: fewer chunks are faster."""
     config = settings(schedule, chunks_per_worker=4, replication=3)
-    seconds = [[1.0, 1.25, 1.5, 1.75]] * 5
-    replay = Replay(record(config, seconds, overhead=0.5, pause=0.125), None, None, most=100)
-    assert replay.recording.pause == 0.125
-    assert replay.overhead == pytest.approx(0.5)
-    finer = Choice("skipping", 8, 3, 1)
-    halves = [[0.5 * second for second in row] for row in seconds]
-    expected = np.array(truth(finer, halves, pause=0.125)) + 0.5
-    np.testing.assert_allclose(replay.predict(finer).times, expected, rtol=1e-12)
+    seconds = [[0.001, 0.00125, 0.0015, 0.00175]] * 5
+    replay = Replay(record(config, seconds, message=0.0005, pause=0.000125), None, None, most=100)
+    assert replay.recording.pause == 0.000125
+    assert replay.per_message == pytest.approx(0.0005, rel=0.001)
+    np.testing.assert_allclose(replay.own.times, replay.took, rtol=1e-4)
+    other = Choice("skipping", chunks, 3, 1)
+    scaled = [[4 / chunks * second for second in row] for row in seconds]
+    trials = simulated(other, scaled, pause=0.000125)
+    overhead = 0.0005 * np.array([messages(trial, WORKERS) for trial in trials])
+    predicted = replay.predict(other)
+    np.testing.assert_allclose(predicted.times, overhead + [trial.time for trial in trials], rtol=1e-3)
+    assert predicted.overhead == pytest.approx(overhead.mean(), rel=1e-3)
+    assert (predicted.seconds < replay.predict(Choice("skipping", 4, 3, 1)).seconds) == faster
+
+
+def test_of_messages_of_a_megabyte_the_bytes_count():
+    """With `combined` the vectors are as many whatever the chunks, and reports of chunks are small beside them."""
+    config = settings("static", chunks_per_worker=8, replication=1).model_copy(update={"transfer": "combined"})
+    run = record(config, [[0.001] * WORKERS] * 5, message=0.0005)
+    few, many = (Choice("static", chunks, 1, 1) for chunks in (1, 8))
+    for entries, least, most in ((1, 0.29, 0.31), (10 * MESSAGE // 8, 0.7, 0.8), (1000 * MESSAGE // 8, 0.99, 1.0)):
+        replay = Replay(run, None, entries, most=100)
+        assert least < replay.predict(few).overhead / replay.predict(many).overhead < most
 
 
 def test_a_worker_that_is_too_slow_to_be_seen_is_remembered_from_when_it_was():
@@ -164,16 +186,16 @@ def test_the_examples_in_docstrings_hold():
 
 def test_approximate_iterations_say_how_fast_workers_were_and_not_what_exact_ones_take():
     config = settings("static", chunks_per_worker=4, replication=2)
-    run = record(config, [[1.0, 1.25, 1.5, 1.75]] * 6, overhead=0.25)
+    run = record(config, [[1.0, 1.25, 1.5, 1.75]] * 6, message=0.015625)
     exact = Replay(run, None, None, most=100)
     run.iterations["recovered"][[1, 4]] = 15
     run.iterations["seconds"][[1, 4]] = 5.0
     mixed = Replay(run, None, None, most=100)
-    assert mixed.overhead == exact.overhead == pytest.approx(0.25)
+    assert mixed.per_message == exact.per_message == pytest.approx(0.015625, rel=1e-3)
     np.testing.assert_allclose(mixed.own.times, exact.own.times)
     assert mixed.exact.tolist() == [False, True, True, False, True]
     run.iterations["recovered"][:] = 15
-    assert Replay(run, None, None, most=100).overhead == 0.0
+    assert Replay(run, None, None, most=100).own.overhead == 0.0
 
 
 def test_nothing_that_counts_is_an_error():
