@@ -125,7 +125,8 @@ def test_that_one_chunk_is_faster_than_eight_is_predicted_where_messages_take_mo
     runs = {}
     for chunks in (1, 8):
         output = folder / f"short-{chunks}"
-        settings = [options, f"coding.chunks_per_worker={chunks}", "iterations=12", f"output={output}"]
+        settings = [options, f"coding.chunks_per_worker={chunks}", "transfer=per_chunk", "iterations=12"]
+        settings.append(f"output={output}")
         arguments = [part for setting in settings for part in ("--set", setting)]
         finished = run(mpirun(5, ["-m", "psgc", "train", "run.yaml", *arguments]), folder)
         assert finished.returncode == 0, finished.said
