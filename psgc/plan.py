@@ -130,6 +130,8 @@ def own_share_first(
 
 
 def _assignment(settings: Coding, num_workers: int, seed: int, num_chunks: int) -> scipy.sparse.csr_array:
+    if isinstance(settings.assignment, str):
+        _check_replication(settings.assignment, settings.replication, num_workers)
     match settings.assignment:
         case "blocks":
             return coding.blocks(num_chunks, num_workers, settings.replication, seed)
@@ -152,6 +154,18 @@ def _assignment(settings: Coding, num_workers: int, seed: int, num_chunks: int) 
             f"{num_workers} workers; start {matrix.shape[1] + 1} ranks, one of them is the server"
         )
     return matrix
+
+
+def _check_replication(assignment: str, replication: int, num_workers: int) -> None:
+    """Raises UserError when there are too few workers to hold a chunk so many times."""
+    needed = replication + (assignment == "graph")  # there, a worker does not hold its own vertex's chunks
+    if needed > num_workers:
+        most = num_workers - (assignment == "graph")
+        fewer = f"at most {most}" if most else "another assignment"
+        raise UserError(
+            f"coding.replication: {replication} is too large for {num_workers} worker{'s' if num_workers > 1 else ''}, "
+            f"expected {fewer}; or start {needed + 1} ranks or more, one of them is the server"
+        )
 
 
 def read_assignment(path: str) -> scipy.sparse.csr_array:

@@ -22,7 +22,25 @@ MIN_WARNING = 15  # seconds: `psgc launch` keeps ten of them for itself
 _WORD = "[A-Za-z0-9][A-Za-z0-9._+@,-]*"  # what needs no quotes in an #SBATCH line, which no shell reads
 _OPTION = r"--[a-z][a-z-]*(=[^\s\"'\\#]+)?"
 _LOCAL = r"([A-Za-z0-9._/+@=,-]|\$\w+|\$\{\w+\})+"  # also a variable of the job's, hence within double quotes
-_TIME = r"(?:(?P<days>\d+)-)?(?P<first>\d+)(?::(?P<second>\d\d?))?(?::(?P<third>\d\d?))?"
+_TIME = r"(?:([0-9]{1,5})-)?([0-9]{1,7})(?::([0-9]{1,2}))?(?::([0-9]{1,2}))?"  # days-first:second:third
+# Options of sbatch that the script sets or must not contradict, and the options of `psgc submit` for them.
+_OWN = {
+    "--job-name": "--name",
+    "--nodes": "--nodes",
+    "--ntasks": "--nodes and --ranks-per-node",
+    "--ntasks-per-node": "--ranks-per-node",
+    "--cpus-per-task": "--cpus-per-rank",
+    "--gpus-per-node": "--gpus-per-rank",
+    "--time": "--time",
+    "--partition": "--partition",
+    "--account": "--account",
+    "--array": "--sweep",
+    "--output": "--name",
+    "--signal": "--warning",
+    "--open-mode": "",
+    "--requeue": "",
+    "--no-requeue": "",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +80,11 @@ class Job:
         for option in self.options:
             if not re.fullmatch(_OPTION, option):
                 raise UserError(f"--sbatch {printable(option)}: expected one option without blanks, such as --qos=long")
+            name = option.partition("=")[0]
+            own = next((own for own in _OWN if own.startswith(name)), None)  # sbatch takes abbreviations
+            if own:
+                instead = f"use its own {_OWN[own]}" if _OWN[own] else "leave it out"
+                raise UserError(f"--sbatch {printable(option)}: psgc submit sets {own}, {instead}")
 
     @property
     def ranks(self) -> int:
@@ -131,7 +154,7 @@ def batch_script(
         lines += ["esac", ""]
     local = {key: f"$local-{key.replace('.', '-')}{_suffix(path)}" for key, path in data.items()}
     if local_dir is not None:
-        if not re.fullmatch(_LOCAL, local_dir):
+        if not re.fullmatch(_LOCAL, local_dir, re.ASCII):
             raise UserError(f"--local-dir {printable(local_dir)}: expected a path without blanks, such as $TMPDIR")
         lines += ["set -eu", f'local="{local_dir}/psgc-$SLURM_JOB_ID"']
         lines += [f'sbcast --force {shlex.quote(path)} "{local[key]}"' for key, path in data.items()]

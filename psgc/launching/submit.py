@@ -7,11 +7,12 @@ from pathlib import Path
 
 import yaml
 
-from psgc.config import Config, load
+from psgc.config import Config, Data, load
 from psgc.errors import UserError
 from psgc.launching import slurm
 from psgc.launching.slurm_script import Job, batch_script
 from psgc.plan import make_plan
+from psgc.regular_files import open_regular
 from psgc.reporting.files import write_output_text
 from psgc.terminal import say, shell_line
 from psgc.yaml_source import printable
@@ -38,8 +39,10 @@ def submit(
     """
     config = load(config_path, overrides)
     points = sweep_points(sweeps, config.output.replace("$", "$$"))  # expanded already
-    for point in points or [[]]:
-        _check(load(config_path, [*overrides, *point]), job, point)
+    configs = [load(config_path, [*overrides, *point]) for point in points]
+    for each, point in zip(configs or [config], points or [[]], strict=True):
+        _check(each, job, point)
+    _check_all_differ(configs, points)
     data = _data_files(config, sweeps) if local_dir is not None else {}
     script = Path(output or f"{config.output.rstrip('/')}.sbatch")
     text = batch_script(config_path, job, overrides, points, resume, local_dir, data, written_by)
@@ -104,14 +107,43 @@ def _data_files(config: Config, sweeps: Sequence[str]) -> dict[str, str]:
         raise UserError("--local-dir: the YAML has no data")
     if any(sweep.lstrip().startswith("data") for sweep in sweeps):
         raise UserError("--local-dir: the data of all runs must be the same, but --sweep changes it")
-    files = config.data.model_dump(exclude={"index_base"})
+    return _files(config.data)
+
+
+def _files(data: Data) -> dict[str, str]:
+    files = data.model_dump(exclude={"index_base"})
     return {f"data.{key}": path for key, path in files.items() if path is not None}
 
 
 def _check(config: Config, job: Job, point: Sequence[str]) -> None:
     """Refuse now what the ranks would refuse when the job starts at last."""
     try:
+        _check_files(config)
         make_plan(config.coding, config.schedule, job.ranks - 1, config.seed)
     except UserError as error:
         where = f"{' '.join(point)}: " if point else ""
         raise UserError(f"{where}{error}") from None
+
+
+def _check_files(config: Config) -> None:
+    files = _files(config.data) if config.data else {}
+    if config.stragglers.path is not None:
+        files["stragglers.path"] = config.stragglers.path
+    for key, path in files.items():
+        try:
+            open_regular(path).close()
+        except OSError as error:
+            reason = f"{key}: {path}: {(error.strerror or str(error)).lower()}"
+            raise UserError(
+                f"{reason}; if only the nodes have it, submit from one of them: srun psgc submit ..."
+            ) from None
+
+
+def _check_all_differ(configs: Sequence[Config], points: Sequence[Sequence[str]]) -> None:
+    """Raises UserError when two runs of a sweep have the same settings, however these are written."""
+    seen: dict[str, str] = {}
+    for config, (*values, _output) in zip(configs, points, strict=True):
+        settings, point = config.model_copy(update={"output": ""}).to_yaml(), " ".join(values)
+        if settings in seen:
+            raise UserError(f"--sweep: {seen[settings]} and {point} are the same run, expected every value once")
+        seen[settings] = point

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,13 @@ def test_a_run_that_leaves_its_summary(mpirun: MakeMpirun) -> None:
     arguments = Path("arguments").read_text()
     assert "-m psgc train run.yaml --set seed=3\n" in arguments
     assert arguments.splitlines()[-1].isdigit()
+
+
+def test_a_thread_can_launch(mpirun: MakeMpirun) -> None:
+    """Signals are the main thread's alone."""
+    mpirun(summary("done"))
+    with ThreadPoolExecutor(1) as threads:
+        assert threads.submit(launch, "run.yaml", 2).result() == 0
 
 
 def test_resume_reaches_every_rank(mpirun: MakeMpirun, capsys: pytest.CaptureFixture[str]) -> None:

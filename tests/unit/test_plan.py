@@ -131,12 +131,32 @@ def test_the_assignments_are_those_of_their_names():
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
-        ({"replication": 7}, "blocks: replication 7 is larger than the number of workers 6"),
+        (
+            {"replication": 7},
+            "^coding.replication: 7 is too large for 6 workers, expected at most 6; "
+            "or start 8 ranks or more, one of them is the server$",
+        ),
+        ({"replication": 2, "workers": 1}, "^coding.replication: 2 is too large for 1 worker, expected at most 1; or"),
+        (
+            {"name": "fractional", "replication": 7},
+            "^coding.replication: 7 is too large for 6 workers, expected at most 6;",
+        ),
+        (
+            {"name": "graph", "replication": 6},
+            "^coding.replication: 6 is too large for 6 workers, expected at most 5; or start 8",
+        ),
+        (
+            {"name": "graph", "replication": 1, "workers": 1},
+            "^coding.replication: 1 is .*, expected another assignment; or start 3",
+        ),
         (
             {"name": "fractional", "replication": 4},
             "fractional: 6 workers cannot be split into groups of",
         ),
-        ({"name": "cyclic", "replication": 7}, "cyclic: load 14 is larger than the number of chunks 12"),
+        (
+            {"name": "cyclic", "replication": 7},
+            "^coding.replication: 7 is too large for 6 workers, expected at most 6;",
+        ),
         ({"name": "graph", "workers": 5}, "graph: replication 3 x 5 workers is odd"),
     ],
 )

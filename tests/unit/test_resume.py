@@ -143,7 +143,7 @@ def test_cyclic_and_fractional_keep_them_where_they_can():
 
 
 def test_a_number_of_workers_that_fits_nothing_is_the_users_mistake():
-    with pytest.raises(UserError, match="blocks: replication 3 is larger than the number of workers 2"):
+    with pytest.raises(UserError, match=r"^coding\.replication: 3 is too large for 2 workers"):
         resume.plan_for(config(), 2, checkpoint())
 
 

@@ -163,7 +163,9 @@ def test_a_run_that_was_cut_off_goes_back(
     in_job: Callable[..., tuple[int, bool]], capsys: pytest.CaptureFixture[str], end: str, code: int
 ) -> None:
     assert in_job(f"{CHECKPOINT.format(2)}; {end}") == (code, True)
-    assert capsys.readouterr().err.endswith("psgc launch: job 12 is back in the queue, to go on from its checkpoint\n")
+    why = "stopped by SIGUSR1; " if code == 138 else ""
+    said = f"psgc launch: {why}job 12 is back in the queue, to go on from its checkpoint"
+    assert capsys.readouterr().err.splitlines()[-1] == said
 
 
 @pytest.mark.parametrize(
@@ -200,7 +202,9 @@ def test_a_queue_that_does_not_take_it_is_said(
     first, last = capsys.readouterr().err.splitlines()
     reason = "Requested operation is presently disabled for job 12"
     assert first == f"psgc launch: SLURM does not put job 12 back into the queue: {reason}"
-    assert last == "psgc launch: to go on from the last checkpoint: psgc launch run.yaml -n 2 --resume"
+    assert (
+        last == "psgc launch: stopped by SIGUSR1; to go on from the last checkpoint: psgc launch run.yaml -n 2 --resume"
+    )
 
 
 def test_requeue_outside_of_a_job_is_refused(mpirun: MakeMpirun, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from psgc.cli import main
 from psgc.config import load
+from psgc.errors import UserError
 from psgc.launching.slurm_script import Job
 from psgc.launching.submit import sweep_points
 from tests.unit.doctests import assert_examples_hold
@@ -23,6 +24,7 @@ optimizer: {kind: sgd, lr: 0.1}
 iterations: 3
 output: runs/a
 """
+DATA = ("data/train.npz", "t.npz", "my test.npz", "y.npy")
 PLAIN = ("run.yaml", "--nodes", "2", "--ranks-per-node", "3", "--time", "2:00:00")
 
 
@@ -31,6 +33,9 @@ def submit(tmp_path, monkeypatch, capsys):
     """`psgc submit` in a folder with run.yaml: exit code, stdout, stderr."""
     monkeypatch.chdir(tmp_path)
     Path("run.yaml").write_text(RUN)
+    Path("data").mkdir()
+    for name in DATA:
+        Path(name).touch()
 
     def run(*arguments):
         with pytest.raises(SystemExit) as caught:
@@ -118,6 +123,8 @@ def test_what_a_job_asks_for(submit):
     assert after.endswith("/4/4/4")
 
 
+ARABIC = "\u0662:\u0660\u0660:\u0660\u0660"
+MISSING = "no such file or directory; if only the nodes have it, submit from one of them: srun psgc submit ..."
 NASTY = ["output=o $(touch hacked); `touch hacked` 'x' \"y\" #", "coding={parts: 2, replication: 3}", "seed=2"]
 
 
@@ -199,6 +206,20 @@ def test_examples(module):
         (["--sweep", "coding.replication=2,6"], "coding.replication=6 output=runs/a/1_coding.replication=6: "),
         (["--sweep", "iterations=5,x"], "--set iterations=x: "),
         (["--sweep", "seed=1", "--sweep", "seed=2"], "--sweep seed=2: seed: given twice"),
+        (["--sweep", "seed=1,2,1"], "--sweep: seed=1 and seed=1 are the same run, expected every value once"),
+        (
+            ["--sweep", "optimizer.lr=0.1,1.0e-1", "--sweep", "seed=1,2"],
+            "--sweep: optimizer.lr=0.1 seed=1 and optimizer.lr=1.0e-1 seed=1 are the same run",
+        ),
+        (["--set", "data.path=nowhere"], f"data.path: nowhere: {MISSING}"),
+        (["--set", "data.test=nowhere"], f"data.test: nowhere: {MISSING}"),
+        (["--set", "data.labels=nowhere"], f"data.labels: nowhere: {MISSING}"),
+        (["--set", "data.path=data"], "data.path: data: is a directory; if only the nodes have it"),
+        (["--set", "stragglers={kind: trace, path: nowhere}"], f"stragglers.path: nowhere: {MISSING}"),
+        (
+            ["--sweep", "data.path=t.npz,nowhere"],
+            "data.path=nowhere output=runs/a/1_data.path=nowhere: data.path: nowh",
+        ),
         (["--sweep", "output=a,b"], "--sweep output=a,b: output: every run of a sweep has its own"),
         (["--nodes", "0"], "--nodes 0: expected a whole number from 1 to 65535"),
         (["--nodes", "1", "--ranks-per-node", "1"], "expected 2 ranks or more"),
@@ -206,6 +227,9 @@ def test_examples(module):
         (["--gpus-per-rank", "-1"], "--gpus-per-rank -1: expected a whole number from 0"),
         (["--warning", "5"], "--warning 5: expected a whole number from 15"),
         (["--time", "1:00"], "--time 1:00: expected more than the --warning of 60 seconds before its end"),
+        (["--time", ARABIC], f"--time {ARABIC}: expected hours:minutes:seconds"),
+        (["--time", "9" * 5000], "9...: expected hours:minutes:seconds"),
+        (["--local-dir", "/tmp/$é"], "--local-dir /tmp/$é: expected a path without blanks"),
         (["--time", "soon"], "--time soon: expected hours:minutes:seconds"),
         (["--partition", "a b"], "--partition a b: expected letters, digits"),
         (["--partition", "a\n#SBATCH --uid=0"], "--partition a\\n#SBATCH --uid=0: expected letters"),
@@ -213,9 +237,16 @@ def test_examples(module):
         (["--account", ""], "--account : expected letters, digits"),
         (["--name", "%x"], "--name %x: expected letters, digits"),
         (["--sbatch", "qos=long"], "--sbatch qos=long: expected one option without blanks, such as --qos=long"),
+        (["--sbatch=--time=5"], "--sbatch --time=5: psgc submit sets --time, use its own --time"),
+        (["--sbatch=--ntasks=4"], "psgc submit sets --ntasks, use its own --nodes and --ranks-per-node"),
+        (["--sbatch=--parti=x"], "--sbatch --parti=x: psgc submit sets --partition, use its own --partition"),
+        (["--sbatch=--no-requeue"], "--sbatch --no-requeue: psgc submit sets --no-requeue, leave it out"),
         (["--sbatch=--comment=a b"], "--sbatch --comment=a b: expected one option"),
         (["--local-dir", "/tmp/$(id)"], "--local-dir /tmp/$(id): expected a path without blanks, such as $TMPDIR"),
-        (["--local-dir", "/tmp", "--sweep", "data.path=a,b"], "--local-dir: the data of all runs must be the same"),
+        (
+            ["--local-dir", "/tmp", "--sweep", "data.path=t.npz,y.npy"],
+            "--local-dir: the data of all runs must be the same",
+        ),
         (["--local-dir", "/tmp", "--set", "problem={python: 'a:b'}", "--set", "data=null"], "the YAML has no data"),
         (["--output", "run.yaml/x"], "run.yaml/x: cannot be written: "),
     ],
@@ -225,7 +256,7 @@ def test_what_cannot_be_is_refused_in_one_line_and_nothing_is_written(submit, ar
     assert (code, out) == (2, "")
     assert said in err
     assert err.startswith("usage: ") or err.count("\n") == 1
-    assert {path.name for path in Path().iterdir()} == {"run.yaml"}
+    assert {path.name for path in Path().iterdir()} == {"run.yaml", "data", *DATA[1:]}
 
 
 @pytest.mark.parametrize(
@@ -262,6 +293,13 @@ def test_data_is_copied_to_every_node_first(submit):
     overrides = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
     data = load("run.yaml", overrides).data.model_dump(exclude={"index_base"})
     assert {f"data.{key}": value for key, value in data.items() if value} == copies
+
+
+def test_no_option_of_the_script_can_be_given_again():
+    job = Job(2, 3, "2:00:00", "n", gpus_per_rank=1, partition="p", account="a")
+    for option in job.directives("log", "0-3"):
+        with pytest.raises(UserError, match=f"psgc submit sets {option.partition('=')[0]}, "):
+            Job(2, 3, "2:00:00", "n", options=(option,))
 
 
 # submitting
@@ -312,7 +350,11 @@ def test_what_slurm_says_is_one_line(submit, sbatch, refusal, partition, code, s
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
 def test_the_examples_are_what_psgc_submit_writes(example, monkeypatch, capsys, tmp_path):
-    monkeypatch.chdir(ROOT)
+    monkeypatch.chdir(tmp_path)
+    Path("scripts").symlink_to(ROOT / "scripts")
+    Path("data").mkdir()
+    for name in ("flights-train", "flights-test", "digits-train", "digits-test"):
+        Path(f"data/{name}.npz").touch()
     monkeypatch.setattr("psgc.launching.slurm_script.PROGRAM", Path(".venv/bin/psgc"))
     text = example.read_text()
     arguments = shlex.split(text.splitlines()[1].removeprefix("# Written by: psgc "))
