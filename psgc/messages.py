@@ -39,6 +39,7 @@ BATCH = 64  # records in one message: 3.5 KiB, which every MPI sends eagerly
 UNHEARD = 32  # messages that a worker gets without being heard; after half as many it says that it is alive
 STANDINGS = 2 * UNHEARD  # their count goes round after so many; a worker is behind by UNHEARD at most
 UNDER_WAY = 2  # vectors that a worker has on their way to the server, at most
+MESSAGE = 1 << 18  # bytes that take about as long as a message without any: 0.1 ms at 2.6 GB/s
 TAIL = 3  # entries after a coded gradient: start, seconds, loss
 
 Records = np.ndarray  # one-dimensional, of dtype RECORD

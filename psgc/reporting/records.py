@@ -98,6 +98,7 @@ class Recorder:
         except OSError as error:
             raise unwritable(self._named, error) from None
         self._earlier = earlier  # rows of iterations.csv from before this part of the run
+        self.numbers = array("q", (int(row["iteration"]) for row in earlier))  # of the iterations
         self.seconds = array("d", (float(row["seconds"]) for row in earlier))  # of each iteration
         self.bounds = array("d", (float(row["bound"]) for row in earlier))
         self.uncoded = array("d")  # what each iteration of this part would have taken without redundancy
@@ -120,6 +121,7 @@ class Recorder:
         if self._assignment.nnz <= INLINE_COPIES:
             bound = coding.clairvoyant_bound(self._held(row), self._parts, speeds)
             bound = bound if math.isfinite(bound) else float("nan")  # approximate, and somebody reported nothing
+        self.numbers.append(row.iteration)
         self.seconds.append(row.seconds)
         self.bounds.append(bound)
         self.uncoded.append(self._uncoded_seconds(speeds))

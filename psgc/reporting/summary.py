@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from psgc import __version__
+from psgc.reporting.overhead import advice, overhead
 from psgc.reporting.records import Recorder
 
 NAMED = 4  # losses and returns that the summary for a person tells
@@ -24,6 +25,7 @@ def summarise(recorder: Recorder, seconds: float, settings: dict[str, Any], stat
     spent = float(timeline["seconds"].sum())
     known = [b for b in recorder.bounds if math.isfinite(b)]
     efficiency = [b / s for b, s in zip(recorder.bounds, recorder.seconds, strict=True) if math.isfinite(b)]
+    exact = np.array(recorder.error_measures) == 0
     wrong = Counter(event["worker"] for event in recorder.losses if event["event"] == "wrong")
     return {
         "version": __version__,
@@ -36,6 +38,8 @@ def summarise(recorder: Recorder, seconds: float, settings: dict[str, Any], stat
         "seconds_per_iteration": _median(recorder.seconds),
         "uncoded_seconds_per_iteration": _median(recorder.uncoded),
         "bound_seconds_per_iteration": _median(known),
+        "overhead": overhead(timeline, np.array(recorder.numbers), np.array(recorder.seconds), exact),
+        "seconds_per_chunk": _median(timeline["seconds"][done]),
         "efficiency": _or_none(statistics.fmean(efficiency)) if efficiency else None,
         "chunks_used": int(used.sum()),
         "chunks_late": int((done & ~used).sum()),
@@ -70,6 +74,8 @@ def lines(summary: dict[str, Any]) -> list[str]:
     if summary["efficiency"] is not None:
         bound = summary["bound_seconds_per_iteration"]
         text.append(f"  clairvoyant bound  {duration(bound)}; efficiency T*/T {summary['efficiency']:.2f}")
+    if change := advice(summary):
+        text.append(f"  overhead           {100 * summary['overhead']:.0f} % of an iteration in the median: {change}")
     text.append(
         f"  work thrown away   {100 * summary['work_thrown_away']:.1f} % of the computing time "
         f"({summary['chunks_late']} chunks too late, {summary['chunks_abandoned']} abandoned, "

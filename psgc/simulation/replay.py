@@ -25,7 +25,7 @@ from psgc.backend import Backend, part_length
 from psgc.config import AssignmentFile, Config
 from psgc.data import ChunkSource, Dataset
 from psgc.errors import UserError
-from psgc.messages import RECORD, TAIL
+from psgc.messages import MESSAGE, RECORD, TAIL
 from psgc.plan import Plan, make_plan
 from psgc.reporting.run_directory import RecordedRun
 from psgc.server.fixed_schedules import FixedSchedule
@@ -36,7 +36,6 @@ from psgc.simulation.recording import read_recording
 from psgc.simulation.virtual import Trial, VirtualCluster
 
 BLOCK = 10  # consecutive iterations of a long run
-MESSAGE = 1 << 18  # bytes that take as long as a message without any: 0.1 ms at 2.6 GB/s
 
 
 @dataclass(frozen=True, order=True)

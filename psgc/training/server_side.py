@@ -232,11 +232,14 @@ def _restore(server: Server, checkpoint: Checkpoint, plan: Plan, backend: Backen
 
 
 def _summary(recorder: Recorder, seconds: float, run: Run, outcome: _Outcome) -> dict[str, Any]:
+    coding = run.config.coding
     settings = {
         "workers": run.plan.num_workers,
         "chunks": run.plan.num_chunks,
         "schedule": run.config.schedule,
         "transfer": run.config.transfer,
+        "chunks_per_worker": coding.chunks_per_worker if isinstance(coding.assignment, str) else None,
+        "batch": run.config.batch,
         "too_few_workers": outcome.too_few_workers,
         "exit_code": outcome.code,
     }

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from psgc.data import open_data, write_dense, write_sparse
 from psgc.errors import UserError
-from psgc.messages import RECORD
+from psgc.messages import MESSAGE, RECORD
 from psgc.server.observer import Fate
-from psgc.simulation.replay import MESSAGE, Choice, Replay, own_choice
+from psgc.simulation.replay import Choice, Replay, own_choice
 from tests.simulation.recorded import by_rank, cluster, messages, record, recorded_run, settings
 from tests.unit.doctests import assert_examples_hold
 

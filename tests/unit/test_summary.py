@@ -63,6 +63,8 @@ def test_the_numbers(recorder):
         "seconds_per_iteration": 4.0,
         "uncoded_seconds_per_iteration": 3.0,
         "bound_seconds_per_iteration": 2.0,  # 1, 2 and 2: the fast worker does both
+        "overhead": (1 / 4 + 3 / 6) / 2,  # the slow worker's chunk decides; the first iteration is left out
+        "seconds_per_chunk": 1.0,
         "efficiency": pytest.approx((1 / 2 + 2 / 4 + 2 / 6) / 3),
         "chunks_used": 6,
         "chunks_late": 1,
@@ -86,6 +88,8 @@ def test_the_lines(recorder):
         "  held-out accuracy  0.9750",
         "  per iteration      4000.0 ms; waiting for everybody, without redundancy: at least 3000.0 ms (0.8 x)",
         "  clairvoyant bound  2000.0 ms; efficiency T*/T 0.44",
+        "  overhead           38 % of an iteration in the median: a chunk takes 1000.0 ms; "
+        "try an assignment with fewer chunks",
         "  work thrown away   23.1 % of the computing time (1 chunks too late, 1 abandoned, 6 used)",
         "  bytes moved        4.5 KB in and out of the server",
     ]
