@@ -24,6 +24,8 @@ EXAMPLES = """examples:
 """
 
 
+MORE = "Arguments after -- are handed to mpirun, for example: -- --map-by core -x HF_HOME"
+
 # Arguments that name files. The YAML's is passed on to ranks and batch scripts as it is: whoever reads it expands it.
 PATHS = ("assignment", "directory", "hostfile", "json", "output", "plot")
 
@@ -31,10 +33,11 @@ PATHS = ("assignment", "directory", "hostfile", "json", "output", "plot")
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run `psgc` with these arguments (default: the command line's) and exit."""
     open_missing_streams()
-    given = sys.argv[1:] if arguments is None else arguments
-    options = argparse.Namespace(given=given, debug=False)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    own = given[: given.index("--")] if given[:1] in (["launch"], ["submit"]) and "--" in given else given
+    options = argparse.Namespace(given=given, debug=False, for_mpirun=given[len(own) + 1 :])
     try:
-        _parser().parse_args(given, options)
+        _parser().parse_args(own, options)
         for name in PATHS:
             if (path := getattr(options, name, None)) is not None:
                 setattr(options, name, expanded(path))
@@ -80,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in the run directory")
     train.set_defaults(run=_train)
 
-    launch = commands.add_parser("launch", help="find the right mpirun line for this machine and run it")
+    launch = commands.add_parser("launch", help="find the right mpirun line for this machine and run it", epilog=MORE)
     _common(launch, "run.yaml", "the run, see README.md", "coding.parts=2")
     launch.add_argument(
         "-n", type=int, required=True, dest="ranks", metavar="RANKS", help="ranks: one server, the others workers"
@@ -105,7 +108,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     launch.set_defaults(run=_launch)
 
-    submit = commands.add_parser("submit", help="write the SLURM batch script of a run or a sweep, or submit it")
+    submit = commands.add_parser(
+        "submit", help="write the SLURM batch script of a run or a sweep, or submit it", epilog=MORE
+    )
     _common(submit, "run.yaml", "the run, see README.md", "coding.parts=2")
     submit.add_argument("--nodes", type=int, required=True, metavar="N", help="nodes of the cluster")
     submit.add_argument(
@@ -232,6 +237,7 @@ def _launch(options: argparse.Namespace) -> int:
         placement=Placement(options.host, options.hostfile),
         fault_tolerance=options.fault_tolerance,
         requeue=options.requeue,
+        for_mpirun=options.for_mpirun,
     )
 
 
@@ -262,6 +268,7 @@ def _submit(options: argparse.Namespace) -> int:
         output=options.output,
         go=options.go,
         written_by=["psgc", *options.given],
+        for_mpirun=options.for_mpirun,
     )
 
 

@@ -51,9 +51,11 @@ def launch(
     placement: Placement = ANYWHERE,
     fault_tolerance: bool = True,
     requeue: float | None = None,
+    for_mpirun: Sequence[str] = (),
 ) -> int:
     """Runs (or, with `print_only`, prints) `mpirun ... psgc train config_path --set ... [--resume] [--debug]`.
 
+    for_mpirun: further arguments of mpirun, as in --map-by core.
     Returns the exit code: 0 when the run left a new summary that says done, whatever mpirun said; 2 when rank 0 refused
     what it was given; 128 + signal (130 for Ctrl-C) when this process was told to stop; 1 otherwise, with the way to go
     on as the last line on stderr when there is a checkpoint and the reason may pass.
@@ -76,7 +78,7 @@ def launch(
     if sys.stdout.isatty() and not print_only:
         environ["PSGC_TERMINAL"] = str(shutil.get_terminal_size().columns)
     train = ["train", config_path, *settings, *(["--resume"] if resume else [])]
-    command, additions = launch_command(num_ranks, train, environ, placement, fault_tolerance)
+    command, additions = launch_command(num_ranks, train, environ, placement, fault_tolerance, extra=for_mpirun)
     if print_only:
         say(" ".join([*(f"{name}={shell_line([value])}" for name, value in additions.items()), shell_line(command)]))
         return 0
@@ -99,6 +101,7 @@ def launch(
     if code not in (0, 2) and left.may_pass() and left.can_resume(resume):
         again = ["psgc", "launch", config_path, "-n", str(num_ranks), *placement.arguments()]
         again += [*([] if fault_tolerance else ["--no-fault-tolerance"]), *settings, "--resume"]
+        again += ["--", *for_mpirun] if for_mpirun else []
         hint = "" if placement == ANYWHERE else f", with -n and {placement.arguments()[0]} for the hosts that are left"
         say(f"psgc launch: {why}to go on from the last checkpoint{hint}: {shell_line(again)}", error=True)
     elif why:

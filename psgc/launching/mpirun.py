@@ -15,6 +15,7 @@ from psgc.machine import usable_cores
 
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 AGENTS = ("plm_ssh_agent", "plm_rsh_agent")  # ends of the variables that make Open MPI use another ssh
+RANKS = ("-n", "-np", "--n", "--np", "-c")  # mpirun's names for the number of ranks, of which the first counts
 PROBE_SECONDS = 20.0
 FAMILIES = {
     "Open MPI": r"\((?:Open MPI|OpenRTE)\) ([0-9][0-9.]*)",
@@ -92,29 +93,33 @@ def launch_command(
     *,
     mpirun: Mpirun | None = None,
     module: str = "psgc",
+    extra: Sequence[str] = (),
 ) -> tuple[list[str], dict[str, str]]:
     """The mpirun line for `psgc <train_arguments>` on `num_ranks` ranks, and what to add to `environ` for it.
 
-    mpirun: what find_mpirun has found, if it has been asked already; module: another one to run than psgc.
+    mpirun: what find_mpirun has found, if it has been asked already; module: another one to run than psgc;
+    extra: arguments of mpirun's own, which take the place of ours.
 
     With -P no file of the current directory takes the place of an installed module.
     Nothing the user has set in `environ` is overridden. Fault tolerance is asked for, unless it is not wanted, where
     mpirun has it. It means Open MPI's ob1 layer: a choice of another in OMPI_MCA_pml is heeded and goes without.
-    Raises UserError: fewer than two ranks, no working mpirun, no such host file.
+    Raises UserError: fewer than two ranks, no working mpirun, no such host file, a number of ranks in `extra`.
     """
     if num_ranks < 2:
         raise UserError(f"-n {num_ranks}: expected at least 2 ranks, one to serve and one or more to work")
     if placement.hostfile and not Path(placement.hostfile).is_file():
         raise UserError(f"--hostfile {placement.hostfile}: no such file")
+    check_extra(extra)
     mpirun = mpirun or find_mpirun(environ)
     additions: dict[str, str] = {}
-    flags = ["-n", str(num_ranks)]
+    flags = ["-n", str(num_ranks), *extra]  # the first -x of a variable counts
     if placement == ANYWHERE:  # else each rank takes its share of its own host's cores
         additions |= dict.fromkeys(THREADS, str(max(1, usable_cores() // num_ranks)))
     if mpirun.family == "Open MPI":
         # Open MPI counts cores, not hardware threads or SLURM tasks, as places for ranks: --oversubscribe
         # changes nothing where there are enough and spares a refusal where there are not.
-        flags += [*placement.arguments(), "--bind-to", "none", "--oversubscribe"]
+        bound = any(argument == "--bind-to" or ":pe=" in argument.lower() for argument in extra)  # by the user
+        flags += [*placement.arguments(), *([] if bound else ["--bind-to", "none"]), "--oversubscribe"]
         if fault_tolerance and mpirun.fault_tolerant and _leaves_ob1(environ.get("OMPI_MCA_pml", "ob1")):
             flags += ["--with-ft", "ulfm"]
             additions["OMPI_MCA_pml"] = "ob1"  # a cluster's own default of another one would not start
@@ -137,6 +142,13 @@ def launch_command(
         flags += placement.arguments("-hosts", "-f")  # MPICH's and Intel MPI's names
     additions = {name: value for name, value in additions.items() if name not in environ}
     return [mpirun.path, *flags, sys.executable, "-P", "-m", module, *train_arguments], additions
+
+
+def check_extra(extra: Sequence[str]) -> None:
+    """Raises UserError when arguments for mpirun say how many ranks there are: mpirun would take no notice."""
+    for argument in extra:
+        if argument in RANKS:
+            raise UserError(f"-- {argument}: expected no number of ranks after --, it is given before")
 
 
 def _ompi_info(mpirun: str, environ: Mapping[str, str], seconds: float) -> str:

@@ -133,11 +133,13 @@ def batch_script(
     local_dir: str | None,
     data: Mapping[str, str],
     written_by: Sequence[str],
+    for_mpirun: Sequence[str],
 ) -> str:
     """The text of the script.
 
     points: the overrides of each run of an array, or none; resume: the first start goes on as well; data: the files
-    that each node copies to `local_dir` first, by their keys in the YAML; written_by: the command that is named on top.
+    that each node copies to `local_dir` first, by their keys in the YAML; written_by: the command that is named on top;
+    for_mpirun: further arguments of mpirun.
     Raises UserError for a local_dir that cannot be.
     """
     log = "%x-%A_%a.log" if points else "%x-%j.log"
@@ -164,6 +166,7 @@ def batch_script(
     launch = ["exec psgc launch", shlex.quote(config_path), f"-n {job.ranks}", _settings(overrides)]
     launch += [f"--set \"{key}='{copy}'\"" for key, copy in local.items()]
     launch += ['"${run[@]}"' if points else "", f"--requeue {job.warning}", again]
+    launch += [f"-- {shlex.join(for_mpirun)}"] if for_mpirun else []
     return "\n".join([*lines, f"{' '.join(filter(None, launch))}\n"])
 
 

@@ -10,6 +10,7 @@ import yaml
 from psgc.config import Config, Data, load
 from psgc.errors import UserError
 from psgc.launching import slurm
+from psgc.launching.mpirun import check_extra
 from psgc.launching.slurm_script import Job, batch_script
 from psgc.plan import make_plan
 from psgc.regular_files import open_regular
@@ -29,14 +30,17 @@ def submit(
     output: str | None = None,
     go: bool = False,
     written_by: Sequence[str] = ("psgc", "submit"),
+    for_mpirun: Sequence[str] = (),
 ) -> int:
     """Writes the batch script to `output` (default: the run directory's name with .sbatch) and, with `go`, submits it.
 
     sweeps: "optimizer.lr=0.1,0.3", every combination is a run with a directory of its own in the run directory.
     resume: the first start goes on from the newest checkpoint as well; local_dir: a directory on every node's own disk,
-    such as $TMPDIR, that the data is copied to first. Returns 0. Raises UserError for a wrong YAML,
-    override or sweep, and for what SLURM refuses; RunFailed when SLURM is out of order.
+    such as $TMPDIR, that the data is copied to first; for_mpirun: further arguments of mpirun, as `launch` has them.
+    Returns 0. Raises UserError for a wrong YAML, override or sweep, and for what SLURM refuses; RunFailed when SLURM is
+    out of order.
     """
+    check_extra(for_mpirun)
     config = load(config_path, overrides)
     points = sweep_points(sweeps, config.output.replace("$", "$$"))  # expanded already
     configs = [load(config_path, [*overrides, *point]) for point in points]
@@ -45,7 +49,7 @@ def submit(
     _check_all_differ(configs, points)
     data = _data_files(config, sweeps) if local_dir is not None else {}
     script = Path(output or f"{config.output.rstrip('/')}.sbatch")
-    text = batch_script(config_path, job, overrides, points, resume, local_dir, data, written_by)
+    text = batch_script(config_path, job, overrides, points, resume, local_dir, data, written_by, for_mpirun)
     try:
         script.parent.mkdir(parents=True, exist_ok=True)
         write_output_text(script, text)

@@ -16,6 +16,7 @@ from psgc.problems import Problem
 from psgc.server.checkpoint import Checkpoint, load_newest
 from psgc.terminal import say
 from psgc.training import resume
+from psgc.training.ending import launched
 from psgc.training.inputs import emulated_seconds, initial_params, open_problem, open_test
 from psgc.transport import Transport
 
@@ -118,16 +119,21 @@ def _checkpoint(config: Config, problem: Problem, dataset: Dataset | None) -> Ch
     return checkpoint
 
 
-def opening_line(transport: Transport, run: Run) -> str:
-    """What the run is, for the terminal."""
+def opening_lines(transport: Transport, run: Run) -> list[str]:
+    """What the run lacks, if anything, and what it is, for the terminal."""
     config, plan = run.config, run.plan
+    lacks = [] if launched() else ["started without psgc launch: exit codes are mpirun's"]
+    if not transport.survives_deaths:  # how to go on is said now: MPICH leaves rank 0 no time for it then
+        go_on = f", and this goes on with it: {run.go_on}" if config.checkpoint.every else ""
+        lacks.append(f"no fault tolerance: a dead rank ends this run{go_on}")
     assignment = config.coding.assignment
     name = assignment if isinstance(assignment, str) else assignment.path
     hosts = len(set(transport.hosts))
     verify = f"verify every {config.verify.every}, " if config.verify else ""
-    return (
+    what = (
         f"psgc {__version__}: {plan.num_workers} workers on {hosts} host{'s' if hosts > 1 else ''}, "
         f"{plan.num_chunks} chunks in {plan.assignment.nnz} copies ({name}), parts {plan.parts}, "
         f"schedule {config.schedule}, transfer {config.transfer}, {verify}{run.problem.dim} parameters, "
         f"{run.backend.name} {config.dtype}, {transport.library}"
     )
+    return ["; ".join(lacks), what] if lacks else [what]

@@ -38,7 +38,7 @@ from psgc.training.evaluation import Evaluator
 from psgc.training.gaps import Gaps
 from psgc.training.inputs import make_injector, tags, tried_chunks
 from psgc.training.keeper import Keeper
-from psgc.training.prepare import Run, opening_line, prepare
+from psgc.training.prepare import Run, opening_lines, prepare
 from psgc.transport import Transport
 
 TOLERANCE = {"float64": 1e-9, "float32": 1e-5}  # of `verify` and `trial`: rounding of parts >= 2 stays far below
@@ -100,9 +100,8 @@ def _serve(
     """Everything from the moment at which the workers are told what to do."""
     config, plan, directory = run.config, run.plan, Path(run.config.output)
     _send_settings(transport, run, ending)
-    say(opening_line(transport, run))
-    if not transport.survives_deaths and config.checkpoint.every:  # said now: MPICH leaves rank 0 no time for it then
-        say(f"no fault tolerance: a dead rank ends this run, and this goes on with it: {run.go_on}")
+    for line in opening_lines(transport, run):
+        say(line)
 
     began = time.monotonic() - (run.checkpoint.seconds if run.checkpoint else 0.0)
     progress = RunProgress(config.iterations, run.first)

@@ -92,6 +92,7 @@ def test_version(capsys):
         (["launch", "run.yaml", "-n", "3", "--fast"], "unrecognized arguments: --fast"),
         (["launch", "run.yaml", "-n", "3", "--host", "a", "--hostfile", "b"], "not allowed with argument"),
         (["train", "run.yaml", "--set"], "expected one argument"),
+        (["train", "run.yaml", "--", "--map-by", "core"], "unrecognized arguments"),
     ],
 )
 def test_a_wrong_command_is_exit_2(capsys, arguments, said):
@@ -105,7 +106,7 @@ def test_launch_passes_on_what_it_was_given(launched):
     assert exit_code("launch", "run.yaml", "-n", "9") == 0
     assert launched.arguments == ("run.yaml", 9, [])
     plain = {"print_only": False, "debug": False, "resume": False, "placement": Placement(), "fault_tolerance": True}
-    plain["requeue"] = None
+    plain |= {"requeue": None, "for_mpirun": []}
     assert launched.named == plain
     exit_code("launch", "run.yaml", "--set", "a.b=1", "-n", "3", "--print", "--set", "c=[x, y]", "--debug", "--resume")
     assert launched.arguments == ("run.yaml", 3, ["a.b=1", "c=[x, y]"])
@@ -116,6 +117,14 @@ def test_launch_passes_on_what_it_was_given(launched):
     assert launched.named == {**plain, "requeue": 60.0}
     exit_code("launch", "run.yaml", "-n", "9", "--hostfile", "hosts")
     assert launched.named == {**plain, "placement": Placement(hostfile="hosts")}
+    exit_code("launch", "run.yaml", "-n", "9", "--resume", "--", "--map-by", "core", "-x", "HF_HOME", "--", "--help")
+    assert launched.named == {
+        **plain,
+        "resume": True,
+        "for_mpirun": ["--map-by", "core", "-x", "HF_HOME", "--", "--help"],
+    }
+    exit_code("launch", "run.yaml", "-n", "9", "--")
+    assert launched.named == plain
 
 
 @pytest.mark.parametrize("code", [0, 1, 2, 130])

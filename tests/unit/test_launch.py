@@ -40,6 +40,12 @@ def test_print_only_prints_a_line_for_the_shell(mpirun: MakeMpirun, capsys: pyte
     assert err == ""
 
 
+def test_print_only_prints_what_is_for_mpirun(mpirun: MakeMpirun, capsys: pytest.CaptureFixture[str]) -> None:
+    mpirun()
+    assert launch("run.yaml", 2, print_only=True, for_mpirun=["--map-by", "ppr:1 x"]) == 0
+    assert " -n 2 --map-by 'ppr:1 x' " in capsys.readouterr().out
+
+
 def test_a_wrong_yaml_never_starts_mpirun(mpirun: MakeMpirun) -> None:
     mpirun("touch started")
     with pytest.raises(UserError, match=r"^--set iterations=0: "):
@@ -152,11 +158,13 @@ def test_it_repeats_all_that_was_given(mpirun: MakeMpirun, capsys: pytest.Captur
         "seed=3",
         "--debug",
     ]
+    own = ["-x", "HF_HOME"]
     placement = Placement(host="a:5,b:4")
     overrides = ["output=my runs", "seed=3"]
-    assert launch("a run.yaml", 9, overrides, debug=True, placement=placement, fault_tolerance=False) == 1
+    how = {"debug": True, "placement": placement, "fault_tolerance": False, "for_mpirun": own}
+    assert launch("a run.yaml", 9, overrides, **how) == 1
     said = shlex.split(how_to_go_on(capsys, ON_HOSTS))
-    assert said == ["psgc", "launch", *given, "--resume"]
+    assert said == ["psgc", "launch", *given, "--resume", "--", *own]
 
 
 @pytest.mark.parametrize(

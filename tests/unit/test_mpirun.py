@@ -37,6 +37,28 @@ def test_open_mpi_line(mpirun: MakeMpirun, tmp_path: Path, monkeypatch: pytest.M
     assert "--stream-buffering" not in command
 
 
+def test_mpirun_gets_arguments_of_its_own(mpirun: MakeMpirun) -> None:
+    """Before ours: of two -x of one variable, Open MPI heeds the first."""
+    command, _ = launch_command(5, ["train"], mpirun(), extra=["--map-by", "core", "-x", "OMP_NUM_THREADS=2"])
+    assert command[1:9] == ["-n", "5", "--map-by", "core", "-x", "OMP_NUM_THREADS=2", "--bind-to", "none"]
+    assert command[-4:] == ["-P", "-m", "psgc", "train"]
+    command, _ = launch_command(5, ["train"], mpirun(version=HYDRA), extra=["-bind-to", "core"])
+    assert command[1:5] == ["-n", "5", "-bind-to", "core"]
+
+
+@pytest.mark.parametrize("extra", [["--bind-to", "core"], ["--map-by", "slot:PE=2"]])
+def test_who_binds_ranks_has_them_bound(mpirun: MakeMpirun, extra: list[str]) -> None:
+    """Open MPI refuses a second --bind-to, and PE=2 with none."""
+    command, _ = launch_command(5, [], mpirun(), extra=extra)
+    assert "none" not in command
+
+
+@pytest.mark.parametrize("count", ["-n", "-np", "--np", "-c"])
+def test_the_number_of_ranks_is_given_once(mpirun: MakeMpirun, count: str) -> None:
+    with pytest.raises(UserError, match=f"^-- {count}: expected no number of ranks after --, it is given before$"):
+        launch_command(5, [], mpirun(), extra=["--map-by", "core", count, "4"])
+
+
 def test_more_ranks_than_cores_get_a_thread_each(mpirun: MakeMpirun, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
     assert launch_command(9, [], mpirun())[1]["OMP_NUM_THREADS"] == "1"

@@ -112,7 +112,7 @@ def test_wrong_data_is_the_users_mistake_and_one_line(capsys):
     reason = "data.npz: row 17, column 2 of X (counted from 0) is nan, expected finite numbers"
     streams = capsys.readouterr()
     assert streams.err == f"psgc: {reason}\n"
-    assert len(streams.out.splitlines()) == 1  # the opening line
+    assert len(streams.out.splitlines()) == 2  # nobody launched it, and the opening line
     assert [summary()[name] for name in ("status", "reason", "exit_code")] == ["failed", reason, 2]
 
 
@@ -155,10 +155,25 @@ def launched(request, monkeypatch):
     return request.param
 
 
+@pytest.mark.parametrize(("survives", "every"), [(True, 50), (False, 50), (False, 0)])
+def test_a_run_says_first_what_it_lacks(capsys, monkeypatch, launched, survives, every):
+    monkeypatch.setattr(Transport, "survives_deaths", survives)
+    assert train(chunks_of(0, (1,), {1: 0.1}), "iterations=1", f"checkpoint.every={every}") == 0
+    lacks = [] if launched else ["started without psgc launch: exit codes are mpirun's"]
+    if not survives:
+        go_on = f"psgc launch run.yaml -n 3 --set iterations=1 --set checkpoint.every={every} --resume"
+        lacks.append(
+            f"no fault tolerance: a dead rank ends this run{f', and this goes on with it: {go_on}' * bool(every)}"
+        )
+    lines = capsys.readouterr().out.splitlines()
+    opening = next(place for place, line in enumerate(lines) if line.startswith("psgc 0"))
+    assert lines[:opening] == (["; ".join(lacks)] if lacks else [])
+
+
 def test_a_model_that_fails_on_every_worker_is_one_line(capsys, launched):
     assert train(chain(failing(2, 0, 1), failing(1, 0, 0))) == 1
     out, err = capsys.readouterr()
-    assert len(out.splitlines()) == 1  # the opening line
+    assert len(out.splitlines()) == (1 if launched else 2)  # the opening line
     assert err == (
         f"psgc: failed: worker 1 on h1, chunk 0, iteration 0: {NAME_ERROR} (traceback in out/worker-1-error.txt); "
         "gradients failed on 1 other worker, too\n"
@@ -318,5 +333,5 @@ def test_data_that_is_held_by_every_rank_of_a_host_has_to_fit_that_often(monkeyp
     sent = [settings.to_yaml().encode(), plan.to_bytes(), b"0"]
     worker.broadcast = lambda _: sent.pop(0)
     worker.gather = lambda text: said.append(text) or ["", "somebody cannot", "", "", text]
-    assert work(worker, Ending()) == 2
+    assert work(worker, "run.yaml", Ending()) == 2
     assert "each of the 4 processes on this host" in said[0]

@@ -144,6 +144,13 @@ def test_a_line_break_in_the_command_cannot_add_an_option(submit):
     assert "--uid" not in directives(lines[:first_command])
 
 
+def test_mpirun_gets_its_own_arguments_in_the_job(submit):
+    lines = written(submit, "--", "--map-by", "core", "-x", "A=$(touch hacked) 'b'")
+    words = executed(lines, SLURM_RESTART_COUNT="1")[0]
+    assert words[-6:] == ["--resume", "--", "--map-by", "core", "-x", "A=$(touch hacked) 'b'"]
+    assert not Path("hacked").exists()
+
+
 def test_the_directory_of_the_script_is_made(submit):
     written(submit, "--output", "deep/er/s.sbatch", to="deep/er/s.sbatch")
 
@@ -221,6 +228,7 @@ def test_examples(module):
             "data.path=nowhere output=runs/a/1_data.path=nowhere: data.path: nowh",
         ),
         (["--sweep", "output=a,b"], "--sweep output=a,b: output: every run of a sweep has its own"),
+        (["--", "-np", "4"], "-- -np: expected no number of ranks after --, it is given before"),
         (["--nodes", "0"], "--nodes 0: expected a whole number from 1 to 65535"),
         (["--nodes", "1", "--ranks-per-node", "1"], "expected 2 ranks or more"),
         (["--cpus-per-rank", "0"], "--cpus-per-rank 0: expected a whole number from 1"),
