@@ -184,10 +184,7 @@ class Server:
             (f" (that of chunk {c} is {losses[c]})" for c in sorted(losses) if not math.isfinite(losses[c])), ""
         )
         self._close_row()
-        raise RunFailed(
-            f"the loss of iteration {iteration} is {loss}{where}; params.npy holds the parameters that have it; "
-            "a smaller optimizer.lr may help"
-        )
+        raise RunFailed(f"the loss of iteration {iteration} is {loss}{where}; a smaller optimizer.lr may help")
 
     def _step(self, gradient: Array) -> Array:
         with np.errstate(all="ignore"):

@@ -126,6 +126,19 @@ def test_bad_input_is_one_line_and_exit_2(folder, arguments, expected):
     assert not (folder / "out").exists()
 
 
+def test_wrong_data_that_a_worker_meets_is_one_line_and_exit_2(folder):
+    X = np.ones((80, 5))
+    X[57, 4] = np.nan
+    write_dense(str(folder / "data.npz"), X, np.arange(80) % 3)
+    finished = train(folder)
+    assert finished.returncode == 2, finished.said
+    assert (
+        one_line(finished) == "psgc: data.npz: row 57, column 4 of X (counted from 0) is nan, expected finite numbers"
+    )
+    assert len(finished.stdout.splitlines()) == 1, finished.said  # the opening line
+    assert not finished.orphans
+
+
 def test_a_missing_yaml_is_one_line_and_exit_2(folder):
     (folder / "run.yaml").unlink()
     finished = train(folder)
