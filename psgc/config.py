@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from psgc.errors import visible
+from psgc.errors import UserError, visible
 from psgc.validation import (
     LEAST,
     MOST,
@@ -120,7 +120,11 @@ AssignmentName = Annotated[
 
 
 class Coding(Section):
-    chunks_per_worker: Count = 8
+    chunks_per_worker: Annotated[
+        Annotated[Count, expect("a whole number >= 1 or auto"), Tag("<number>")]
+        | Annotated[Literal["auto"], Tag("<auto>")],
+        Discriminator(lambda value: "<auto>" if value == "auto" else "<number>"),
+    ] = 8
     replication: Count = 3
     assignment: Annotated[
         Annotated[AssignmentName, Tag("<name>")] | Annotated[AssignmentFile, Tag("<file>")],
@@ -138,6 +142,13 @@ class Coding(Section):
             for key in ("chunks_per_worker", "replication"):
                 self._unused(key, "an assignment from a file")
         return self
+
+    @property
+    def per_worker(self) -> int:
+        """chunks_per_worker of a run that has begun: then `auto` is a number. Raises UserError as long as it is not."""
+        if isinstance(self.chunks_per_worker, str):
+            raise UserError("coding.chunks_per_worker: auto is for psgc train, expected a whole number >= 1")
+        return self.chunks_per_worker
 
 
 class Injection(Section):
@@ -279,6 +290,13 @@ class Config(Section):
     def _builtin_problems_need_data(self) -> Self:
         if self.data is None and isinstance(self.problem, BuiltinProblem):
             raise refuse(f"missing, problem {self.problem.kind} needs data: {{path: ...}}", "data")
+        return self
+
+    @model_validator(mode="after")
+    def _batch_has_a_meaning(self) -> Self:
+        if self.batch is not None and self.coding.chunks_per_worker == "auto":
+            text = "rows of each chunk need to know how many chunks there are, not coding.chunks_per_worker: auto"
+            raise refuse(text, "batch", "coding")
         return self
 
     @model_validator(mode="after")

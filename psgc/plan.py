@@ -100,7 +100,7 @@ def make_plan(settings: Coding, schedule: str, num_workers: int, seed: int, num_
 
     Raises UserError when the settings and the number of workers do not fit each other.
     """
-    assignment = _assignment(settings, num_workers, seed, num_chunks or settings.chunks_per_worker * num_workers)
+    assignment = _assignment(settings, num_workers, seed, num_chunks or settings.per_worker * num_workers)
     coding.check(assignment, settings.parts)
     ordering = coding.ordering(assignment, settings.parts)
     primary = coding.primary_copies(assignment, ordering, settings.parts)

@@ -39,7 +39,7 @@ def descend(comm: MPI.Intracomm, config: Config, config_path: str) -> list[tuple
     times = emulated_seconds(config, comm.size)
     emulation = Emulation(slow.kind, worker, config.seed, slow.factor, slow.seconds, times)
     injector = make_injector(config, worker)
-    chunks = config.coding.chunks_per_worker
+    chunks = config.coding.per_worker
 
     params = initial_params(problem, config.dtype)
     total = np.empty(problem.dim + 1, config.dtype)  # the gradient, and the loss behind it: one Allreduce for both

@@ -123,7 +123,9 @@ def _check(config: Config, job: Job, point: Sequence[str]) -> None:
     """Refuse now what the ranks would refuse when the job starts at last."""
     try:
         _check_files(config)
-        make_plan(config.coding, config.schedule, job.ranks - 1, config.seed)
+        workers = job.ranks - 1
+        num_chunks = workers if config.coding.chunks_per_worker == "auto" else None  # one each, or more in the job
+        make_plan(config.coding, config.schedule, workers, config.seed, num_chunks)
     except UserError as error:
         where = f"{' '.join(point)}: " if point else ""
         raise UserError(f"{where}{error}") from None

@@ -51,7 +51,7 @@ class Choice:
 def own_choice(config: Config) -> Choice:
     """What a run with this configuration has."""
     coding = config.coding
-    return Choice(config.schedule, coding.chunks_per_worker, coding.replication, coding.parts)
+    return Choice(config.schedule, coding.per_worker, coding.replication, coding.parts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,7 +152,7 @@ class Replay:
     def _plan(self, choice: Choice) -> Plan:
         coding, run = self.run.config.coding, self.run
         if isinstance(coding.assignment, AssignmentFile):
-            kept = (coding.chunks_per_worker, coding.replication)
+            kept = (coding.per_worker, coding.replication)
             if (choice.chunks_per_worker, choice.replication) != kept:
                 raise UserError("the assignment of this run is from a file, which says replication and chunks")
         elif choice.parts > choice.replication:
@@ -163,7 +163,7 @@ class Replay:
             "parts": choice.parts,
             "coding_matrix": "gaussian",  # the quickest to make: times do not depend on it
         }
-        same = choice.chunks_per_worker == coding.chunks_per_worker  # after --resume with others they stay as many
+        same = choice.chunks_per_worker == coding.per_worker  # after --resume with others they stay as many
         num_chunks = run.chunks if same else None
         config = run.config
         return make_plan(coding.model_copy(update=update), choice.schedule, run.workers, config.seed, num_chunks)

@@ -37,7 +37,7 @@ def replay(run_directory: str, wanted: dict[str, str | None], json_file: str | N
     if run.timeline is None:
         raise UserError(f"{run.path}: the run was killed before its timeline was written; nothing to replay")
     if not run.chunks:  # no summary: as many as the settings say
-        run = replace(run, chunks=run.config.coding.chunks_per_worker * run.workers)
+        run = replace(run, chunks=run.config.coding.per_worker * run.workers)
     tried = _choices(run, grid)
     dataset, remark = _data(run.config)
     copies = sum(choice.chunks_per_worker * run.workers * choice.parts for choice in tried)

@@ -7,15 +7,18 @@ from pathlib import Path
 import numpy as np
 
 from psgc import __version__
+from psgc import config as configuration
 from psgc.backend import Backend, open_backend
 from psgc.config import Config
 from psgc.data import ChunkSource, Dataset
 from psgc.errors import UserError
 from psgc.plan import Plan
 from psgc.problems import Problem
+from psgc.reporting.summary import duration
 from psgc.server.checkpoint import Checkpoint, load_newest
 from psgc.terminal import say
 from psgc.training import resume
+from psgc.training.chunk_choice import MOST, chosen_chunks, seconds_of_share
 from psgc.training.ending import launched
 from psgc.training.inputs import emulated_seconds, initial_params, open_problem, open_test
 from psgc.transport import Transport
@@ -25,7 +28,9 @@ PER_CHUNK_BYTES = 16 << 20  # per iteration into the server, up to which `auto` 
 
 @dataclass(frozen=True)
 class Run:
-    """What is fixed before anybody starts. first: the iteration it begins with; go_on: the command that resumes it."""
+    """What is fixed before anybody starts. first: the iteration it begins with; go_on: the command that resumes it;
+    chosen: what to say of chunks that `auto` chose.
+    """
 
     config: Config
     plan: Plan
@@ -37,6 +42,7 @@ class Run:
     first: int
     initial: np.ndarray
     go_on: str
+    chosen: str
 
 
 def prepare(transport: Transport, config: Config, config_path: str, overrides: Sequence[str], resuming: bool) -> Run:
@@ -63,6 +69,7 @@ def prepare(transport: Transport, config: Config, config_path: str, overrides: S
         config = resume.without_past_faults(config, checkpoint.iteration)
     if any(fault.rank > num_workers for fault in config.faults.inject):
         raise UserError(f"faults.inject: this run has ranks 0..{num_workers}")
+    config, chosen = _with_chunks(config, num_workers, dataset, problem, backend, checkpoint)
     plan, remark = resume.plan_for(config, num_workers, checkpoint)
     if remark:
         say(remark)
@@ -89,7 +96,33 @@ def prepare(transport: Transport, config: Config, config_path: str, overrides: S
         first=checkpoint.iteration if checkpoint else 0,
         initial=checkpoint.params if checkpoint else initial_params(problem, config.dtype),
         go_on=resume.command(config_path, overrides, transport.size),
+        chosen=chosen,
     )
+
+
+def _with_chunks(
+    config: Config,
+    num_workers: int,
+    dataset: Dataset | None,
+    problem: Problem,
+    backend: Backend,
+    checkpoint: Checkpoint | None,
+) -> tuple[Config, str]:
+    """The settings with a number in the place of `auto`, and what to say of the choice or nothing. Raises UserError."""
+    if config.coding.chunks_per_worker != "auto":
+        return config, ""
+    if checkpoint:
+        number = configuration.from_yaml_text(checkpoint.config).coding.per_worker
+        reason = "as before"
+    else:
+        share = seconds_of_share(config, num_workers, dataset, problem, backend)
+        report = 0 if config.transfer == "combined" else problem.dim * np.dtype(config.dtype).itemsize
+        if config.transfer == "auto" and report * MOST * num_workers > PER_CHUNK_BYTES:
+            report = 0  # it will be combined
+        number = chosen_chunks(share, num_workers, report)
+        reason = f"a worker's share of the data takes {duration(share)}"
+    update = {"coding": config.coding.model_copy(update={"chunks_per_worker": number})}
+    return config.model_copy(update=update), f" (chunks_per_worker auto: {number}, {reason})"
 
 
 def _check_copies(config: Config, plan: Plan) -> None:
@@ -132,7 +165,7 @@ def opening_lines(transport: Transport, run: Run) -> list[str]:
     verify = f"verify every {config.verify.every}, " if config.verify else ""
     what = (
         f"psgc {__version__}: {plan.num_workers} workers on {hosts} host{'s' if hosts > 1 else ''}, "
-        f"{plan.num_chunks} chunks in {plan.assignment.nnz} copies ({name}), parts {plan.parts}, "
+        f"{plan.num_chunks} chunks{run.chosen} in {plan.assignment.nnz} copies ({name}), parts {plan.parts}, "
         f"schedule {config.schedule}, transfer {config.transfer}, {verify}{run.problem.dim} parameters, "
         f"{run.backend.name} {config.dtype}, {transport.library}"
     )

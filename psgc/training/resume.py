@@ -69,18 +69,18 @@ def _shown(value: object) -> str:
 
 
 def plan_for(config: Config, num_workers: int, checkpoint: Checkpoint | None) -> tuple[Plan, str]:
-    """The plan, and a line to say about it or none.
+    """The plan, and a line to say about it or none. config: without `chunks_per_worker: auto`.
 
     With another number of workers than before the chunks stay as they were, so that every gradient stays the same.
     """
     coding, schedule, seed = config.coding, config.schedule, config.seed
-    usual = coding.chunks_per_worker * num_workers
+    usual = coding.per_worker * num_workers
     if checkpoint is None or isinstance(coding.assignment, configuration.AssignmentFile):
         plan, reason = make_plan(coding, schedule, num_workers, seed), "the assignment file says so"
     else:
         before = configuration.from_yaml_text(checkpoint.config).coding
         wanted, reason = checkpoint.num_chunks, ""
-        if coding.chunks_per_worker != before.chunks_per_worker:
+        if coding.per_worker != before.per_worker:
             wanted, reason = usual, "coding.chunks_per_worker has changed"
         try:
             plan = make_plan(coding, schedule, num_workers, seed, wanted)

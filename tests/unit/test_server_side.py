@@ -93,6 +93,19 @@ def test_a_resumed_run_goes_on_with_the_state_of_its_optimizer():
     assert newest().params.tolist() == whole.tolist()
 
 
+def test_the_chunks_that_auto_chooses_are_said_and_stay_after_a_resume(capsys, monkeypatch):
+    auto = "coding.chunks_per_worker=auto"
+    monkeypatch.setattr("psgc.training.prepare.seconds_of_share", lambda *_: 0.0085)
+    assert train(chunks_of(0, (1, 2), {1: 0.1, 2: 0.1}), auto, "iterations=1") == 0
+    said = "4 chunks (chunks_per_worker auto: 2, a worker's share of the data takes 8.5 ms) in 8 copies"
+    assert said in capsys.readouterr().out
+    assert load("out/config.yaml").coding.chunks_per_worker == 2
+    monkeypatch.setattr("psgc.training.prepare.seconds_of_share", lambda *_: pytest.fail("timed"))
+    assert train(chunks_of(1, (1, 2), {1: 0.1, 2: 0.1}), auto, "iterations=2", resuming=True) == 0
+    assert "4 chunks (chunks_per_worker auto: 2, as before) in 8 copies" in capsys.readouterr().out
+    assert newest().iteration == 2
+
+
 # how a run ends
 
 

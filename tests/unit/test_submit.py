@@ -178,6 +178,10 @@ def test_a_sweep_is_an_array_of_every_combination(submit):
     )
 
 
+def test_chunks_that_the_job_will_choose_are_no_mistake(submit):
+    written(submit, "--set", "coding.chunks_per_worker=auto")
+
+
 def test_values_are_taken_apart_as_yaml():
     assert [point[0] for point in sweep_points(["a=1,[2, 3], {b: 4, c: 5},'6,7',"], "o")] == [
         "a=1",
