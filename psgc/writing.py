@@ -20,6 +20,7 @@ from typing import IO
 from psgc.regular_files import check_regular
 
 UNNAMED = ".psgc-*.tmp"  # files that are not whole yet
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)  # errors after which removing other files helps
 
 
 class NewFile:

@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from psgc.errors import UserError, one_line, visible
 from psgc.regular_files import open_regular
 from psgc.terminal import say
-from psgc.writing import UNNAMED, NewFile, make_directory, naming
+from psgc.writing import NO_ROOM, UNNAMED, NewFile, make_directory, naming
 
 FORMAT = 1  # of the file; another one is not read
 DTYPES = (np.float32, np.float64)
@@ -195,8 +195,9 @@ def load_newest(directory: Path) -> tuple[Checkpoint | None, list[str]]:
 class CheckpointWriter:
     """Writes checkpoints into `directory` in a thread of its own, and keeps the newest `keep` of them.
 
-    A checkpoint that waits for the one before it to be written gives way to a newer one. A write that fails is
-    reported on stderr, once until one succeeds again, and nothing else happens: the run goes on.
+    A checkpoint that waits for the one before it to be written gives way to a newer one. When there is no room for
+    one, the oldest are removed, one by one and never the newest whole one. A write that fails all the same is reported
+    on stderr, once until one succeeds again, and nothing else happens: the run goes on.
     """
 
     def __init__(self, directory: Path, keep: int) -> None:
@@ -206,6 +207,7 @@ class CheckpointWriter:
         self._waiting: Checkpoint | None = None
         self._busy = False
         self._failing = False
+        self.no_room = False  # for the last one that was tried
         self._whole: dict[Path, bool] = {}  # what is known of files: each is read at most once
         threading.Thread(target=self._run, name="psgc-checkpoint", daemon=True).start()
 
@@ -249,8 +251,10 @@ class CheckpointWriter:
         """Why it could not be written; empty when it is."""
         try:
             make_directory(self._directory)
-            self._whole[save(checkpoint, self._directory)] = True
+            self._whole[self._save_somehow(checkpoint)] = True
+            self.no_room = False
         except OSError as error:
+            self.no_room = error.errno in NO_ROOM
             return f"{error.filename}: {error.strerror}"
         except Exception as error:  # no memory, for example: this thread must live on
             return one_line(error)
@@ -258,13 +262,36 @@ class CheckpointWriter:
             self._remove_old()
         return ""
 
+    def _save_somehow(self, checkpoint: Checkpoint) -> Path:
+        """Write it, if need be in the room of older ones. Raises OSError."""
+        while True:
+            try:
+                return save(checkpoint, self._directory)
+            except OSError as error:
+                if error.errno not in NO_ROOM or not self.make_room():
+                    raise
+
+    def make_room(self) -> bool:
+        """Remove the oldest file but the newest whole checkpoint; whether there was one. To be used after `flush`."""
+        paths = _newest_first(self._directory)
+        newest = next((path for path in paths if self._is_whole(path)), None)
+        for path in [*self._directory.glob(UNNAMED), *reversed(paths)]:
+            if path != newest:
+                with contextlib.suppress(OSError):  # a directory, for example
+                    path.unlink()
+                    return True
+        return False
+
+    def _is_whole(self, path: Path) -> bool:
+        if path not in self._whole:
+            self._whole[path] = _damage(path) is None
+        return self._whole[path]
+
     def _remove_old(self) -> None:
         kept = 0
         for path in _newest_first(self._directory):
-            if path not in self._whole:
-                self._whole[path] = _damage(path) is None
-            kept += self._whole[path]
-            if kept > self._keep or not self._whole[path]:
+            kept += self._is_whole(path)
+            if kept > self._keep or not self._is_whole(path):
                 with contextlib.suppress(OSError):  # a directory, for example: the others go all the same
                     path.unlink(missing_ok=True)
         for left_behind in self._directory.glob(UNNAMED):  # by a process that was killed while it wrote

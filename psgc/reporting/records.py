@@ -6,9 +6,11 @@ ends.
 """
 
 import csv
+import errno
 import io
 import json
 import math
+import os
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -18,10 +20,11 @@ import numpy as np
 import scipy.sparse
 
 from psgc import coding
-from psgc.errors import UserError
+from psgc.errors import RunFailed, UserError
 from psgc.regular_files import open_regular
 from psgc.reporting.timeline import ABANDONED, Timeline, read_timeline
-from psgc.writing import GrowingFile, write_text, write_whole
+from psgc.terminal import say
+from psgc.writing import NO_ROOM, GrowingFile, write_text, write_whole
 
 COLUMNS = (
     "iteration",
@@ -94,7 +97,8 @@ class Recorder:
             write_text(directory / "config.yaml", config_text)
             rows = _csv_text(COLUMNS, *(row.values() for row in earlier))
             self._csv = GrowingFile(directory / "iterations.csv", rows.encode())
-            self._count(self._timeline.flush())
+            self._timeline.flush()
+            self._count(self._timeline.new())
         except OSError as error:
             raise unwritable(self._named, error) from None
         self._earlier = earlier  # rows of iterations.csv from before this part of the run
@@ -110,12 +114,16 @@ class Recorder:
         self._late: list[tuple[int, scipy.sparse.csr_array, np.ndarray]] = []
         self.losses: list[dict[str, Any]] = []  # workers lost, in the wrong and returned: the rows of lost.csv
         self._lost_csv: GrowingFile | None = None
+        self.lacks_room = False  # for params.npy
+        self._saved: np.ndarray | None = None  # the parameters that params.npy holds
+        self.not_whole: dict[str, str] = {}  # files that lack something on the disk, and why
         if resume_at is not None:
             self.losses = _earlier_losses(directory / "lost.csv")
 
     def iteration(self, row: Row) -> None:
         """One finished iteration, after its chunks."""
-        self._count(self._timeline.flush())
+        self._keep("timeline.raw", self._timeline.flush)
+        self._count(self._timeline.new())
         speeds = self._seconds_per_chunk(row)
         bound = float("nan")
         if self._assignment.nnz <= INLINE_COPIES:
@@ -145,7 +153,8 @@ class Recorder:
         if self._assignment.nnz > INLINE_COPIES:
             self._late.append((row.iteration, self._held(row), speeds))
         self.error_measures.append(row.error_measure)
-        self._csv.write(_csv_text(_formatted(values)).encode())
+        text = _csv_text(_formatted(values)).encode()
+        self._keep("iterations.csv", lambda: self._csv.write(text))
 
     def lost(self, worker: int, host: str, iteration: int, reason: str) -> str:
         """A worker is not there any more, or will not be asked again; returns the line to show."""
@@ -164,6 +173,9 @@ class Recorder:
 
     def _lost_row(self, *values: Any) -> None:
         self.losses.append(dict(zip(LOST_COLUMNS, values, strict=True)))
+        self._keep("lost.csv", lambda: self._write_lost_row(values))
+
+    def _write_lost_row(self, values: Iterable[Any]) -> None:
         if self._lost_csv is None:
             rows = _csv_text(LOST_COLUMNS, *(event.values() for event in self.losses))
             self._lost_csv = GrowingFile(self._directory / "lost.csv", rows.encode())
@@ -176,20 +188,78 @@ class Recorder:
         if len(lines) == 1:
             return lines[0]
         name = f"worker-{worker}-error.txt"
-        write_text(self._directory / name, text)
+        try:
+            write_text(self._directory / name, text)
+        except OSError as error:
+            return f"{lines[0]} (no traceback in {self._named / name}: {error.strerror})"
         return f"{lines[0]} (traceback in {self._named / name})"
 
-    def finish(self, params: np.ndarray, summary: dict[str, Any]) -> None:
-        """Write what a finished, failed or interrupted run leaves: params, timeline, summary."""
-        write_whole(self._directory / "params.npy", lambda stream: np.save(stream, params, allow_pickle=False))
-        self._timeline.finish()
+    def finish(self, params: np.ndarray, summary: dict[str, Any]) -> dict[str, Any]:
+        """Write what a finished, failed or interrupted run leaves: params, timeline, summary; returns the summary.
+
+        It says which files lack something (`not_whole`). Where there is no room, the timeline makes some. A run whose
+        parameters cannot be written has failed. Raises OSError when the summary cannot be written.
+        """
+        self._write_params(params)
+        self._keep("timeline.raw", self._timeline.finish)
+        self._keep("iterations.csv", self._csv.write)
+        if self._lost_csv is not None:
+            self._keep("lost.csv", self._lost_csv.write)
+        try:
+            summary = self._write_summary(summary)
+        except OSError as error:
+            self._drop_timeline(error)
+            summary = self._write_summary(summary)
+        if not self.not_whole:
+            self._csv.close()
+            if self._lost_csv is not None:
+                self._lost_csv.close()
+                self._lost_csv = None
+        return summary
+
+    def _write_params(self, params: np.ndarray) -> None:
+        def write() -> None:
+            path = self._directory / "params.npy"
+            write_whole(path, lambda stream: np.save(stream, params, allow_pickle=False))
+
+        if self._saved is params:
+            return
+        self.not_whole.pop("params.npy", None)
+        try:
+            try:
+                write()
+            except OSError as error:
+                self._drop_timeline(error)
+                write()
+            self._saved, self.lacks_room = params, False
+        except OSError as error:
+            self.lacks_room = error.errno in NO_ROOM
+            self.not_whole["params.npy"] = str(error.strerror)
+
+    def _write_summary(self, summary: dict[str, Any]) -> dict[str, Any]:
+        if self.not_whole:
+            summary = summary | {"not_whole": dict(self.not_whole)}
+        if "params.npy" in self.not_whole and summary.get("status") == "done":
+            reason = f"params.npy: {self.not_whole['params.npy']}"
+            summary |= {"status": "failed", "reason": reason, "exit_code": RunFailed.exit_code}
         # JSON has no nan and no inf, and null says that there is no such number: "nan" and "inf" are text
         finite = {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in summary.items()}
         write_text(self._directory / "summary.json", json.dumps(finite, indent=2, allow_nan=False) + "\n")
-        self._csv.close()
-        if self._lost_csv is not None:
-            self._lost_csv.close()
-            self._lost_csv = None
+        return summary
+
+    def drop_timeline(self) -> None:
+        """Remove the timeline from the disk, to make room for a checkpoint."""
+        if not self._timeline.dropped:
+            lost = "makes room for a checkpoint; the record lacks something, the run goes on"
+            say(f"psgc: {self._named / 'timeline.raw'} {lost}", error=True)
+            self._drop_timeline(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+
+    def _drop_timeline(self, error: OSError) -> None:
+        """Make room; raises `error` when that was not what lacked."""
+        if error.errno not in NO_ROOM:
+            raise error
+        self._timeline.drop()
+        self.not_whole["timeline.raw"] = str(error.strerror)
 
     def complete(self, actual_errors: Mapping[int, float]) -> None:
         """Fill in what was not known during the run, and write iterations.csv anew.
@@ -201,14 +271,28 @@ class Recorder:
         for place, (iteration, held, speeds) in enumerate(self._late, start=len(self._earlier)):
             bound = self.bounds[place] = coding.clairvoyant_bound(held, self._parts, speeds)
             found.setdefault(iteration, {}).update(bound=bound, efficiency=bound / self.seconds[place])
-        if not found:
-            return
-        self._csv.close()
+        self._late.clear()
+        if found:
+            self._keep("iterations.csv", lambda: self._fill_in(found))
+
+    def _fill_in(self, found: Mapping[int, Mapping[str, float]]) -> None:
+        self._csv.write()  # what did not fit before
         rows = _read_csv(path := self._directory / "iterations.csv", COLUMNS)
         for row in rows:
             row |= {column: f"{value:.9g}" for column, value in found.get(int(row["iteration"]), {}).items()}
         write_text(path, _csv_text(COLUMNS, *(row.values() for row in rows)))
-        self._late.clear()
+
+    def _keep(self, name: str, write: Callable[[], object]) -> None:
+        """Write to the file `name` of the record. A run does not end because something of its record is lost."""
+        try:
+            write()
+        except OSError as error:
+            if name not in self.not_whole:
+                lost = f"{self._named / name}: {error.strerror}; the record lacks something"
+                say(f"psgc: {lost}, the run goes on", error=True)
+            self.not_whole[name] = str(error.strerror)
+        else:
+            self.not_whole.pop(name, None)
 
     def timeline(self) -> dict[str, np.ndarray]:
         """Every chunk that was worked on; fate indexes `fates`."""

@@ -86,6 +86,9 @@ def lines(summary: dict[str, Any]) -> list[str]:
     text.append(f"  bytes moved        {_bytes(summary['bytes'])} in and out of the server")
     if summary["lost"]:
         text.append(f"  workers lost       {_losses(summary['lost'])}")
+    if summary.get("not_whole"):
+        files = ", ".join(f"{name} ({reason})" for name, reason in summary["not_whole"].items())
+        text.append(f"  not whole          {files}")
     if summary["wrong"]:
         copies = ", ".join(f"{count} of worker {worker}" for worker, count in summary["wrong"].items())
         text.append(f"  wrong copies       {copies} (lost.csv says which)")

@@ -4,10 +4,12 @@ While the run goes it grows in `timeline.raw`, iteration by iteration, so that a
 line of JSON, then entries of 29 bytes. When the run ends, `timeline.npz` takes its place.
 """
 
+import errno
 import json
+import os
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,34 +39,57 @@ class Timeline:
         self._directory = directory
         self._head = json.dumps({"format": FORMAT, "workers": workers, "chunks": chunks}).encode() + b"\n"
         self._entries = bytearray()
-        self._written = 0  # bytes of them that timeline.raw has been given
+        self._taken = self._written = 0  # bytes of them that `new` has given, and that timeline.raw has been given
         self._raw: GrowingFile | None = None
+        self.dropped = False
 
     def add(self, worker: int, chunk: int, iteration: int, start: float, seconds: float, fate: int) -> None:
         """One chunk that a worker worked on; start: seconds after the worker had the iteration's parameters."""
         self._entries += _pack(worker, chunk, iteration, start, seconds, fate)
 
-    def flush(self) -> np.ndarray:
-        """Have all so far in timeline.raw; the entries that were not, as an array of `COLUMNS`. Raises OSError."""
-        new = bytes(self._entries[self._written :])
+    def new(self) -> np.ndarray:
+        """The entries since this was called last, as an array of `COLUMNS`."""
+        entries = np.frombuffer(bytes(self._entries[self._taken :]), _ENTRY)
+        self._taken = len(self._entries)
+        return entries
+
+    def flush(self) -> None:
+        """Have all so far in timeline.raw. Raises OSError; what did not fit follows next time."""
+        if self.dropped:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         if self._raw is None:
-            self._raw = GrowingFile(self._directory / "timeline.raw", self._head + self._entries)
-        else:
-            self._raw.write(new)
+            self._raw = GrowingFile(self._directory / "timeline.raw", self._head)
+        new = bytes(self._entries[self._written :])
         self._written = len(self._entries)
-        return np.frombuffer(new, _ENTRY)
+        self._raw.write(new)
 
     def columns(self) -> Columns:
         """The entries by column, and `fates`, the names that `fate` is an index of."""
         return _columns(bytes(self._entries))
 
     def finish(self) -> None:
-        """Write timeline.npz. Raises OSError."""
+        """Write timeline.npz, or where it does not fit, all of timeline.raw. Raises OSError."""
         columns: Any = self.columns()
-        write_whole(self._directory / "timeline.npz", lambda stream: np.savez(stream, allow_pickle=False, **columns))
+        path = self._directory / "timeline.npz"
+        try:
+            write_whole(path, lambda stream: np.savez(stream, allow_pickle=False, **columns))
+        except OSError:
+            self.flush()
+            return
+        self._remove_raw()
+
+    def drop(self) -> None:
+        """Remove what is on the disk, to make room for what counts more; `finish` may still succeed."""
+        self.dropped = True
+        self._remove_raw()
+        with suppress(OSError):
+            (self._directory / "timeline.npz").unlink(missing_ok=True)
+
+    def _remove_raw(self) -> None:
         if self._raw is not None:
             self._raw.close()
-        (self._directory / "timeline.raw").unlink(missing_ok=True)
+        with suppress(OSError):
+            (self._directory / "timeline.raw").unlink(missing_ok=True)
 
 
 def read_timeline(directory: Path) -> tuple[Columns | None, dict[str, int]]:

@@ -50,6 +50,8 @@ class Keeper:
         self._recorder.iteration(row)
         self._progress.update(row.loss, row.seconds)
         self._diverged = row.loss is not None and not math.isfinite(row.loss)
+        if self._writer.no_room:
+            self._recorder.drop_timeline()
         if self._pending is not None:
             self._write(self._pending)
 

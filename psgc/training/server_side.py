@@ -159,7 +159,11 @@ def _serve(
             summary = _summary(recorder, seconds, run, outcome) | found
         if not writer.flush(CHECKPOINT_TIMEOUT):
             say(f"psgc: the last checkpoint is not in {directory / 'checkpoints'}", error=True)
-        recorder.finish(params, summary)
+        elif recorder.lacks_room:  # for the parameters, which count more than older checkpoints
+            writer.make_room()
+        summary = recorder.finish(params, summary)
+        if summary["status"] != outcome.status:  # the parameters could not be written
+            outcome = _Outcome(summary["status"], summary["reason"], RunFailed.exit_code)
     except BaseException:  # a full disk, or a defect
         if not ending.told:
             _stop(server, ending)

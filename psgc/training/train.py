@@ -55,7 +55,8 @@ def train(
     except BaseException as error:
         code = 1
         if serving and isinstance(error, OSError):  # the run directory: a full disk, a server that went away
-            say(f"psgc: failed: {one_line(error)}", error=True)
+            reason = f"{error.filename}: {error.strerror}" if error.filename else one_line(error)
+            say(f"psgc: failed: {reason}", error=True)
         else:
             say_traceback()
         if not ending.told:  # a death that MPI reports is what the others hear of: the server's, or a worker's

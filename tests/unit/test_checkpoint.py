@@ -15,6 +15,7 @@ from psgc.errors import UserError
 from psgc.server import checkpoint as module
 from psgc.server.checkpoint import Checkpoint, CheckpointWriter, load, load_newest, save
 from psgc.writing import UNNAMED
+from tests.unit.small_disk import small_disk
 
 
 def made(iteration=50, dtype="float64", **changes):
@@ -262,6 +263,83 @@ def test_a_full_disk_is_reported_once_and_leaves_no_half_file(tmp_path, monkeypa
     assert capfd.readouterr().err == (
         f"psgc: no checkpoint of iteration 1: {tmp_path}: No space left on device; the run goes on\n"
     )
+
+
+class SmallDisk:
+    """Has room for so many checkpoints; `save` fails when it is full, as the real one does."""
+
+    def __init__(self, monkeypatch, directory, room, number=errno.ENOSPC):
+        self.directory, self.room, self.number = directory, room, number
+        self.tried = []
+        monkeypatch.setattr(module, "save", self)
+
+    def __call__(self, checkpoint, directory):
+        there = [name[:8] for name in names(directory)]
+        self.tried.append(there)
+        if len(there) >= self.room:
+            raise OSError(self.number, os.strerror(self.number), str(directory))
+        return save(checkpoint, directory)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_the_oldest_makes_room_and_only_as_many_as_must(tmp_path, monkeypatch, capfd, number):
+    for iteration in (1, 2, 3):
+        save(made(iteration), tmp_path)
+    disk = SmallDisk(monkeypatch, tmp_path, room=2, number=number)
+    writer = CheckpointWriter(tmp_path, keep=3)
+    writer.write(made(4))
+    assert writer.flush(20)
+    assert [name[:8] for name in names(tmp_path)] == ["00000003", "00000004"]
+    assert [len(there) for there in disk.tried] == [3, 2, 1]
+    assert capfd.readouterr().err == ""
+
+
+def test_the_newest_whole_one_stays_when_nothing_helps(tmp_path, monkeypatch, capfd):
+    for iteration in (1, 2, 3):
+        path = save(made(iteration), tmp_path)
+    path.write_bytes(b"damaged")
+    (tmp_path / ".psgc-17.tmp").write_bytes(b"half")
+    (tmp_path / "notes.txt").write_text("not ours")
+    disk = SmallDisk(monkeypatch, tmp_path, room=0)
+    writer = CheckpointWriter(tmp_path, keep=3)
+    writer.write(made(4))
+    assert not writer.flush(20)
+    assert writer.no_room
+    assert [name[:8] for name in names(tmp_path)] == ["00000002", "notes.tx"]
+    assert len(disk.tried) == 4
+    assert "no checkpoint of iteration 4: " in capfd.readouterr().err
+    disk.room = 5
+    writer.write(made(5))
+    assert writer.flush(20)
+    assert not writer.no_room
+    assert load_newest(tmp_path)[0].iteration == 5
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES, errno.EFBIG])
+def test_what_room_does_not_help_against_removes_nothing(tmp_path, monkeypatch, number):
+    for iteration in (1, 2):
+        save(made(iteration), tmp_path)
+    SmallDisk(monkeypatch, tmp_path, room=0, number=number)
+    writer = CheckpointWriter(tmp_path, keep=3)
+    writer.write(made(4))
+    assert not writer.flush(20)
+    assert not writer.no_room
+    assert [name[:8] for name in names(tmp_path)] == ["00000001", "00000002"]
+
+
+def test_a_full_file_system(tmp_path, capfd):
+    """Room for two checkpoints, and then for none."""
+    with small_disk(tmp_path / "disk", "1m") as disk:
+        writer, place = CheckpointWriter(disk / "checkpoints", keep=3), disk / "checkpoints"
+        for iteration in range(1, 6):
+            writer.write(made(iteration, params=np.zeros(50_000), optimizer={}))
+            assert writer.flush(20)
+        assert [name[:8] for name in names(place)] == ["00000004", "00000005"]
+        writer.write(made(6, params=np.zeros(200_000), optimizer={}))
+        assert not writer.flush(20)
+        assert [name[:8] for name in names(place)] == ["00000005"]
+        assert f"{place}: No space left on device; the run goes on" in capfd.readouterr().err
+        assert load_newest(place)[0].iteration == 5
 
 
 def test_a_directory_that_is_a_link_is_neither_written_to_nor_cleared(tmp_path, capfd):

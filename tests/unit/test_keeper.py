@@ -8,19 +8,21 @@ from psgc.server.observer import IterationRecord
 from psgc.training.keeper import Keeper
 
 
-def kept(every, done=0, saved=False):
+def kept(every, done=0, saved=False, no_room=False):
     """A keeper, what its record and writer have heard in order, and what was said on the screen."""
     heard, said = [], []
     recorder = SimpleNamespace(
         chunk=None,
         failure_text=None,
         iteration=lambda row: heard.append(("row", row.iteration)),
+        drop_timeline=lambda: heard.append(("dropped", None)),
         lost=lambda worker, host, iteration, reason: f"{worker} lost",
         wrong=lambda worker, host, iteration, reason: f"{worker} wrong",
         returned=lambda worker, iteration: f"{worker} back",
     )
     progress = SimpleNamespace(update=lambda loss, seconds: None, say=said.append)
     writer = SimpleNamespace(
+        no_room=no_room,
         write=lambda checkpoint: heard.append(("checkpoint", checkpoint.iteration)),
         discard=lambda iteration: heard.append(("discarded", iteration)),
     )
@@ -102,6 +104,12 @@ def test_the_checkpoint_that_a_run_went_on_from_is_never_removed():
     keeper.iteration(IterationRecord(4, loss=float("nan")))
     keeper.save_last()
     assert heard == [("row", 4)]
+
+
+def test_a_checkpoint_that_does_not_fit_counts_more_than_the_timeline():
+    keeper, heard, _ = kept(every=2, no_room=True)
+    train(keeper, 0, 2)
+    assert heard == [("row", 0), ("dropped", None), ("row", 1), ("dropped", None), ("checkpoint", 2)]
 
 
 def test_losses_are_shown():

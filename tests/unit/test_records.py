@@ -1,6 +1,7 @@
 """The run directory: what is in each file, against cases computed by hand, and what happens to an earlier one."""
 
 import csv
+import errno
 import json
 import math
 import os
@@ -10,10 +11,13 @@ import pytest
 
 from psgc import coding
 from psgc.errors import UserError
-from psgc.reporting import records
+from psgc.reporting import records, timeline
 from psgc.reporting.records import COLUMNS, Recorder
-from psgc.reporting.summary import summarise
+from psgc.reporting.summary import lines, summarise
+from psgc.reporting.timeline import read_timeline
 from psgc.server.observer import Fate, IterationRecord
+from psgc.writing import write_whole
+from tests.unit.full_disk import ShortWrites, no_file_longer_than
 
 BOTH_HOLD_ALL = coding.from_matrix(np.ones((3, 2)))
 
@@ -416,3 +420,132 @@ def test_the_run_directory_may_be_a_link(recorder_in, tmp_path):
     recorder.finish(np.zeros(1), {})
     assert column(tmp_path / "scratch", "iteration") == [0]
     assert (tmp_path / "scratch/summary.json").exists()
+
+
+# a full disk
+
+
+def test_a_full_disk_costs_the_record_and_not_the_run(recorder_in, tmp_path, monkeypatch, capfd):
+    """The rows and entries that did not fit follow when there is room; one line says that they lacked."""
+    recorder = recorder_in(tmp_path / "out")
+    add(recorder, 0, EVEN)
+    with monkeypatch.context() as patch:
+        ShortWrites(patch, most=50, room=100)
+        for iteration in (1, 2, 3):
+            add(recorder, iteration, EVEN)
+            recorder.lost(2, "n1", iteration, "killed")
+    out = tmp_path / "out"
+    full = {"iterations.csv", "lost.csv", "timeline.raw"}
+    assert recorder.not_whole == dict.fromkeys(full, "No space left on device")
+    assert sorted(capfd.readouterr().err.splitlines()) == [
+        f"psgc: {out / name}: No space left on device; the record lacks something, the run goes on"
+        for name in sorted(full)
+    ]
+    assert len(read_timeline(out)[0]["worker"]) == 6
+    add(recorder, 4, EVEN)
+    recorder.lost(2, "n1", 4, "killed")
+    assert recorder.not_whole == {}
+    assert column(out, "iteration") == [0, 1, 2, 3, 4]
+    assert read_timeline(out)[0]["iteration"].tolist() == [i for i in range(5) for _ in range(3)]
+    assert len((out / "lost.csv").read_text().splitlines()) == 5
+    summary = recorder.finish(np.zeros(1), summarise(recorder, 1.0, {}, "done", ""))
+    assert "not_whole" not in summary
+    assert not any("whole" in line for line in lines(summary))
+
+
+def test_what_lacks_at_the_end_is_in_the_summary(recorder_in, tmp_path, monkeypatch):
+    recorder = recorder_in(tmp_path / "out")
+    with monkeypatch.context() as patch:
+        ShortWrites(patch, most=50, room=0)
+        add(recorder, 0, EVEN)
+        text = recorder.failure_text(1, "ValueError: x\nTraceback\n")
+        summary = recorder.finish(np.zeros(1), summarise(recorder, 1.0, {}, "done", ""))
+    assert text == f"ValueError: x (traceback in {tmp_path}/out/worker-1-error.txt)"  # written through no os.write
+    assert summary["not_whole"] == {"iterations.csv": "No space left on device"}  # the timeline is whole as .npz
+    assert json.loads((tmp_path / "out/summary.json").read_text())["not_whole"] == summary["not_whole"]
+    assert "  not whole          iterations.csv (No space left on device)" in lines(summary)
+    recorder.finish(np.zeros(1), summary)
+    assert column(tmp_path / "out", "iteration") == [0]
+
+
+def test_a_run_whose_parameters_are_not_saved_has_failed(recorder_in, tmp_path):
+    recorder = recorder_in(tmp_path / "out")
+    with no_file_longer_than(3000):
+        summary = recorder.finish(np.zeros(1000), {"status": "done", "reason": "", "iterations": 0})
+        assert (summary["status"], summary["exit_code"]) == ("failed", 1)
+        assert summary["reason"] == "params.npy: File too large"
+        stopped = recorder.finish(np.zeros(1000), {"status": "interrupted", "reason": "asked to stop"})
+        assert (stopped["status"], stopped["not_whole"]) == ("interrupted", {"params.npy": "File too large"})
+    summary = recorder.finish(np.zeros(1000), {"status": "done"})
+    assert summary == {"status": "done"}
+    assert len(np.load(tmp_path / "out/params.npy")) == 1000
+
+
+def full_for(monkeypatch, *names):
+    """The disk is full for these files as long as the timeline lies there."""
+
+    def write(path, fill):
+        timeline = [name for name in ("timeline.raw", "timeline.npz") if (path.parent / name).exists()]
+        if path.name in names and timeline:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        write_whole(path, fill)
+
+    monkeypatch.setattr(records, "write_whole", write)
+    monkeypatch.setattr(
+        records, "write_text", lambda path, text: write(path, lambda stream: stream.write(text.encode()))
+    )
+
+
+@pytest.mark.parametrize("name", ["params.npy", "summary.json"])
+def test_the_timeline_makes_room_for_the_result(recorder_in, tmp_path, monkeypatch, name):
+    recorder = recorder_in(tmp_path / "out")
+    add(recorder, 0, EVEN)
+    with monkeypatch.context() as patch:
+        full_for(patch, name)
+        if name == "params.npy":  # there is no room for the rest of the timeline either
+            patch.setattr(timeline, "write_whole", full_disk)
+        params = np.zeros(3)
+        summary = recorder.finish(params, {"status": "done"})
+        assert summary == {"status": "done", "not_whole": {"timeline.raw": "No space left on device"}}
+        assert json.loads((tmp_path / "out/summary.json").read_text()) == summary
+        assert (tmp_path / "out/params.npy").exists()
+        assert not list((tmp_path / "out").glob("timeline.*"))
+    assert recorder.finish(params, {"status": "done"}) == {"status": "done"}
+    assert len(read_timeline(tmp_path / "out")[0]["worker"]) == 3
+
+
+def test_the_timeline_makes_room_for_a_checkpoint_while_the_run_goes(recorder_in, tmp_path, capfd):
+    recorder = recorder_in(tmp_path / "out")
+    for iteration in range(3):
+        add(recorder, iteration, EVEN)
+        recorder.drop_timeline()
+    assert not (tmp_path / "out/timeline.raw").exists()
+    assert capfd.readouterr().err == (
+        f"psgc: {tmp_path}/out/timeline.raw makes room for a checkpoint; the record lacks something, the run goes on\n"
+    )
+    assert "timeline.raw" in recorder.not_whole
+    assert recorder.finish(np.zeros(1), {}) == {}
+    assert len(read_timeline(tmp_path / "out")[0]["worker"]) == 9
+
+
+def full_disk(path, fill):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+
+def test_the_same_parameters_are_written_once(recorder_in, tmp_path, monkeypatch):
+    """A checkpoint may have taken the room that a second file would need."""
+    recorder, params = recorder_in(tmp_path / "out"), np.zeros(3)
+    recorder.finish(params, {"status": "done", "evaluating": True})
+    full_for(monkeypatch, "params.npy")
+    assert recorder.finish(params, {"status": "done"}) == {"status": "done"}
+
+
+def test_without_room_for_a_text_or_better_rows_the_run_goes_on(recorder_in, tmp_path, capfd):
+    recorder = recorder_in(tmp_path / "out")
+    add(recorder, 0, {(1, 0): 1.0, (1, 1): 1.0}, missing=1, error_measure=1 / 3, recovered=2)
+    with no_file_longer_than(100):
+        told = recorder.failure_text(3, "ValueError: x\n" + 200 * "y")
+        assert told == f"ValueError: x (no traceback in {tmp_path}/out/worker-3-error.txt: File too large)"
+        recorder.complete({0: 0.25})
+    assert recorder.not_whole == {"iterations.csv": "File too large"}
+    assert column(tmp_path / "out", "iteration") == [0]

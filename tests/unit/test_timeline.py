@@ -2,6 +2,7 @@
 
 import json
 import os
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from psgc.errors import UserError
 from psgc.reporting.timeline import COLUMNS, FATES, Timeline, read_timeline
 from psgc.server.observer import Fate
+from tests.unit.full_disk import ShortWrites, no_file_longer_than
 
 ENTRIES = [(1, 2, 0, 0.125, 0.5, 0), (300_000, 2, 0, 0.25, 0.75, 1), (2, 70_000, 1, 0.5, 1e-9, 2), (1, 0, 9, 0, 0, 3)]
 ABOUT = {"workers": 300_000, "chunks": 70_001}
@@ -79,6 +81,64 @@ def test_an_entry_that_was_being_written_is_left_out(timeline, tmp_path):
     for cut in range(1, 59):
         (tmp_path / "timeline.raw").write_bytes(whole[:-cut])
         assert entries(read_timeline(tmp_path)[0]) == (ENTRIES[:-1] if cut <= 29 else ENTRIES[:-2])
+
+
+def test_what_did_not_fit_follows_when_there_is_room(timeline, tmp_path, monkeypatch):
+    """A short write in the middle of an entry, then none at all, and room again: no entry is lost or torn."""
+    timeline.flush()
+    disk = ShortWrites(monkeypatch, most=17, room=40)
+    for entry in ENTRIES:
+        timeline.add(*entry)
+        with suppress(OSError):
+            timeline.flush()
+    assert entries(read_timeline(tmp_path)[0]) == ENTRIES[:1]  # and of the second, a part
+    assert entries(timeline.columns()) == ENTRIES
+    disk.room = float("inf")
+    timeline.flush()
+    assert entries(read_timeline(tmp_path)[0]) == ENTRIES
+
+
+def test_without_room_for_its_end_it_stays_as_it_grew(timeline, tmp_path):
+    for entry in ENTRIES:
+        timeline.add(*entry)
+    timeline.flush()
+    with no_file_longer_than(500):
+        timeline.finish()
+    assert os.listdir(tmp_path) == ["timeline.raw"]
+    assert entries(read_timeline(tmp_path)[0]) == ENTRIES
+    timeline.add(*ENTRIES[0])
+    with (
+        no_file_longer_than((tmp_path / "timeline.raw").stat().st_size + 10),
+        pytest.raises(OSError, match="too large"),
+    ):
+        timeline.finish()
+    assert entries(read_timeline(tmp_path)[0]) == ENTRIES
+    timeline.finish()
+    assert os.listdir(tmp_path) == ["timeline.npz"]
+    assert entries(read_timeline(tmp_path)[0]) == [*ENTRIES, ENTRIES[0]]
+
+
+def test_what_makes_room_can_still_be_written_at_the_end(timeline, tmp_path):
+    timeline.add(*ENTRIES[0])
+    timeline.flush()
+    timeline.drop()
+    timeline.add(*ENTRIES[1])
+    with pytest.raises(OSError, match="No space left on device"):
+        timeline.flush()
+    assert os.listdir(tmp_path) == []
+    timeline.finish()
+    timeline.finish()
+    assert entries(read_timeline(tmp_path)[0]) == ENTRIES[:2]
+
+
+def test_new_entries_are_given_once(timeline):
+    timeline.add(*ENTRIES[0])
+    assert timeline.new().tolist() == ENTRIES[:1]
+    timeline.add(*ENTRIES[1])
+    timeline.add(*ENTRIES[2])
+    timeline.flush()
+    assert timeline.new().tolist() == ENTRIES[1:3]
+    assert timeline.new().tolist() == []
 
 
 def arrays(**changed):

@@ -1,0 +1,45 @@
+"""A run whose disk is full: it loses of its record, and neither the training nor the parameters."""
+
+import json
+
+import numpy as np
+import pytest
+
+from psgc.data import write_dense
+from psgc.server.checkpoint import load_newest
+from tests.ranks.mpirun import mpirun, run
+from tests.unit.small_disk import small_disk
+
+CONFIG = """
+problem: {kind: least_squares}
+data: {path: data.npz}
+optimizer: {kind: nesterov, lr: 1.0e-3}
+iterations: 200
+transfer: combined
+coding: {chunks_per_worker: 8, replication: 2}
+checkpoint: {every: 10, keep: 3}
+output: disk/out
+"""
+
+
+@pytest.mark.parametrize(("size", "done"), [("260k", True), ("120k", False)])
+def test_the_record_and_older_checkpoints_make_room_for_the_result(tmp_path, size, done):
+    """A checkpoint takes 86 kB, the parameters 40; the timeline would take 150 and more."""
+    rng = np.random.default_rng(0)
+    write_dense(tmp_path / "data.npz", rng.normal(size=(64, 5000)), rng.normal(size=64))
+    (tmp_path / "run.yaml").write_text(CONFIG)
+    with small_disk(tmp_path / "disk", size) as disk:
+        finished = run(mpirun(3, ["-m", "psgc", "train", "run.yaml"]), tmp_path)
+        assert finished.returncode == int(not done), finished.said
+        summary = json.loads((disk / "out/summary.json").read_text())
+        assert summary["iterations"] == 200
+        assert "No space left on device" in summary["not_whole"]["timeline.raw"]
+        newest = load_newest(disk / "out/checkpoints")[0]
+        if done:
+            assert summary["status"] == "done"
+            assert newest.iteration >= 190
+            assert len(np.load(disk / "out/params.npy")) == 5001
+        else:
+            assert (summary["status"], summary["reason"]) == ("failed", "params.npy: No space left on device")
+            assert newest is not None
+            assert "psgc: failed: params.npy: No space left on device" in finished.stderr
