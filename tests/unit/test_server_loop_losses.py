@@ -1,59 +1,17 @@
 """Whole runs of the server's loop against a script: what a loss, or an iteration that was cut off, leaves behind."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import scipy.sparse
 
 from psgc import coding
-from psgc.backend import Backend
-from psgc.config import Coding
 from psgc.errors import RunFailed
 from psgc.messages import STANDINGS, UNHEARD, Kind
-from psgc.plan import make_plan
-from psgc.server import clock, loop
-from psgc.server.loop import Server
-from psgc.server.optimizer import make_optimizer
-from psgc.server.recovery import AT_FIRST, EXACT, Recovery
+from psgc.server import loop
+from psgc.server.recovery import AT_FIRST, Recovery
 from psgc.transport import Died
-from tests.simulation.network import Clock
-from tests.unit.scripted import Transport, done, said
-
-WORKERS, SEED = 4, 5
-
-
-class Run:
-    """A server, its transport, its clock, and what it told its observer. Chunk i has the gradient (2^i,)."""
-
-    def __init__(
-        self, monkeypatch, schedule, recovery=EXACT, costs=None, workers=WORKERS, replication=2, num_chunks=None
-    ):
-        self.transport, self.clock, self.rows, self.gaps = Transport(workers + 1), Clock(), [], []
-        for module in (loop, clock):
-            monkeypatch.setattr(module, "time", self.clock)
-        ignored = dict.fromkeys(("chunk", "lost", "stepped"), lambda *_: None)
-        observer = SimpleNamespace(iteration=self.rows.append, approximate=self.gaps.append, **ignored)
-        observer.failure_text = lambda worker, text: "it raised"
-        self.plan = make_plan(Coding(chunks_per_worker=2, replication=replication), schedule, workers, SEED)
-        self.server = Server(
-            self.transport, self.plan, schedule, Backend(), make_optimizer("sgd", 0.5), observer, "float64", False,
-            30.0, True, lambda: None, costs, SEED, recovery,
-        )  # fmt: skip
-
-    def follow(self, script, iterations):
-        self.transport.script = script
-        return self.server.run(np.zeros(1), iterations)
-
-    def queues(self, iteration, workers, seconds=1.0):
-        """The reports of these workers for all of their queues, which take so many seconds a chunk."""
-        return [done(w, iteration, c, 2.0**c, seconds) for w in workers for c in self.plan.queues[w]]
-
-
-@pytest.fixture
-def make_run(monkeypatch):
-    return lambda *arguments, **more: Run(monkeypatch, *arguments, **more)
-
+from tests.unit.scripted import done, said
+from tests.unit.scripted_run import SEED, WORKERS
 
 # the weights
 

@@ -1,0 +1,73 @@
+"""A run of the server's loop against a script, with a clock that the script moves."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from psgc.backend import Backend
+from psgc.config import Coding
+from psgc.plan import make_plan
+from psgc.server import clock, loop
+from psgc.server.loop import Server
+from psgc.server.observer import Fate
+from psgc.server.optimizer import make_optimizer
+from psgc.server.recovery import EXACT
+from tests.simulation.network import Clock
+from tests.unit.scripted import Transport, done
+
+WORKERS, SEED, TIMEOUT = 4, 5, 30.0
+
+
+class Run:
+    """A server of so many workers, its transport, its clock, and what it told its observer.
+
+    Chunk i has the gradient (2^i,).
+    """
+
+    def __init__(
+        self, monkeypatch, schedule="static", recovery=EXACT, costs=None, workers=WORKERS, replication=2, parts=1,
+        combined=False,
+    ):  # fmt: skip
+        self.transport, self.clock = Transport(workers + 1), Clock()
+        self.rows, self.gaps, self.lost, self.returned, self.fates = [], [], {}, [], {}
+        for module in (loop, clock):
+            monkeypatch.setattr(module, "time", self.clock)
+        observer = SimpleNamespace(
+            iteration=self.rows.append,
+            approximate=self.gaps.append,
+            stepped=lambda done: None,
+            lost=lambda worker, host, iteration, reason: self.lost.update({worker: (iteration, reason)}),
+            returned=lambda worker, iteration: self.returned.append((worker, iteration)),
+            chunk=self._chunk,
+            failure_text=lambda worker, text: "it raised",
+        )
+        self.plan = make_plan(
+            Coding(chunks_per_worker=2, replication=replication, parts=parts), schedule, workers, SEED
+        )
+        self.server = Server(
+            self.transport, self.plan, schedule, Backend(), make_optimizer("sgd", 0.5), observer, "float64", combined,
+            TIMEOUT, True, lambda: None, costs, SEED, recovery,
+        )  # fmt: skip
+
+    def _chunk(self, worker, chunk, iteration, start, seconds, fate):
+        self.fates[worker, chunk, iteration] = Fate(fate)
+
+    def follow(self, script, iterations, dim=1):
+        self.transport.script = script
+        return self.server.run(np.zeros(dim), iterations)
+
+    def queues(self, iteration, workers, seconds=1.0):
+        """The reports of these workers for all of their queues, which take so many seconds a chunk."""
+        return [done(w, iteration, c, 2.0**c, seconds) for w in workers for c in self.plan.queues[w]]
+
+    def seconds(self, number, *messages):
+        """Time passes; in every second these arrive."""
+        for _ in range(number):
+            self.clock.now += 1.0
+            yield list(messages)
+
+
+@pytest.fixture
+def make_run(monkeypatch):
+    return lambda *arguments, **more: Run(monkeypatch, *arguments, **more)

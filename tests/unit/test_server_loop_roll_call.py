@@ -1,0 +1,130 @@
+"""Whole runs of the server's loop against a script: who is given up when, and who comes back."""
+
+import numpy as np
+
+from psgc.messages import Kind
+from psgc.transport import Vector
+from tests.unit.scripted import done, said
+from tests.unit.scripted_run import TIMEOUT, WORKERS
+
+LONG = int(TIMEOUT) + 2  # seconds
+
+
+def alive(*workers, chunk=-1, seconds=0.0):
+    return [said(worker, Kind.ALIVE, chunk=chunk, seconds=seconds) for worker in workers]
+
+
+def everything(iteration, worker, num_chunks=2 * WORKERS):
+    return [done(worker, iteration, chunk, 1.0) for chunk in range(num_chunks)]
+
+
+def test_who_is_silent_for_too_long_is_lost_and_nobody_else(make_run):
+    run = make_run(replication=WORKERS)
+
+    def script():
+        yield from run.seconds(LONG, *alive(2, 3, 4))
+        yield everything(0, 2)
+
+    run.follow(script(), 1)
+    assert run.lost == {1: (0, "not heard for 30 s (faults.collect_timeout)")}
+
+
+def test_who_is_lost_and_heard_again_takes_part_from_the_next_iteration_on(make_run):
+    run = make_run(replication=WORKERS)
+    forgotten, remembered = [], []
+    run.transport.forget, run.transport.remember = forgotten.append, remembered.append
+
+    def script():
+        yield from run.seconds(LONG, *alive(2, 3, 4))
+        assert (forgotten, remembered) == ([1], [])
+        yield [*alive(1), *everything(0, 2)]
+        yield everything(1, 1)
+
+    run.follow(script(), 2)
+    assert run.returned == [(1, 1)]
+    assert remembered == [1]
+    assert [(dest, iteration) for dest, iteration, *_ in run.transport.vectors if dest == 1] == [(1, 0), (1, 1)]
+
+
+def test_to_whom_nothing_leaves_is_lost(make_run):
+    run = make_run(replication=WORKERS)
+    asked = []
+    run.transport.unreached = lambda patience: asked.append(patience) or [3]
+
+    def script():
+        yield from run.seconds(2, *alive(1, 2, 3, 4))
+        yield everything(0, 2)
+
+    run.follow(script(), 1)
+    assert run.lost == {3: (0, "nothing reaches it for 30 s (faults.collect_timeout)")}
+    assert set(asked) == {TIMEOUT}
+
+
+def test_whose_gradient_does_not_return_is_lost_although_it_says_that_it_is_there(make_run):
+    run = make_run(replication=WORKERS)
+
+    def script():
+        yield [done(2, 0, 0, 1.0)]  # in 1 s
+        for second in range(LONG):
+            yield from run.seconds(1, *alive(2, 3, 4), *alive(1, chunk=5, seconds=float(second)))
+        yield everything(0, 2)
+
+    run.follow(script(), 1)
+    ((worker, (_, reason)),) = run.lost.items()
+    assert worker == 1
+    assert reason.startswith("in chunk 5 for 30.") or reason.startswith("in chunk 5 for 31.")
+    assert reason.endswith(" s, its gradient does not return")
+
+
+def test_who_has_done_the_chunk_it_was_in_is_not_taken_to_be_in_it_any_more(make_run):
+    run = make_run(replication=WORKERS)
+
+    def script():
+        yield alive(1, chunk=5, seconds=1.0)
+        yield [done(1, 0, 5, 1.0)]
+        for _ in range(LONG):  # nothing that it sends names a chunk it is in
+            yield from run.seconds(1, *alive(2, 3, 4), done(1, 0, 5, 1.0))
+        yield everything(0, 2)
+
+    run.follow(script(), 1)
+    assert run.lost == {}
+
+
+# transfer combined
+
+
+def reported(iteration, worker, chunks):
+    return [said(worker, Kind.REPORT, iteration, chunk, seconds=1.0, loss=1.0) for chunk in chunks]
+
+
+def accumulator(worker, iteration, value):
+    return Vector(worker, iteration, worker, np.array([value]), 1)
+
+
+def test_who_does_not_deliver_what_it_was_asked_for_is_lost_and_its_chunks_are_done_again(make_run):
+    run = make_run(replication=WORKERS, combined=True)
+
+    def script():
+        yield [*reported(0, 1, [0, 1]), *reported(0, 2, range(2, 8))]
+        yield [accumulator(2, 0, 6.0)]
+        yield from run.seconds(LONG, *alive(1, 2, 3, 4))
+        again = [said(3, Kind.REPORT, 0, chunk, again=1, seconds=1.0, loss=1.0) for chunk in (0, 1)]
+        yield again
+        yield [Vector(3, 0, 1, np.array([2.0]), 1)]
+
+    run.follow(script(), 1)
+    assert run.lost == {1: (0, "has not delivered what it was asked for for 30 s (faults.collect_timeout)")}
+
+
+def test_who_has_delivered_owes_nothing_however_long_the_next_iteration_takes(make_run):
+    run = make_run(replication=WORKERS, combined=True)
+
+    def script():
+        yield reported(0, 1, range(8))
+        yield [accumulator(1, 0, 8.0)]
+        yield from run.seconds(LONG, *alive(1, 2, 3, 4))
+        yield reported(1, 2, range(8))
+        yield [accumulator(2, 1, 8.0)]
+
+    run.follow(script(), 2)
+    assert run.lost == {}
