@@ -6,13 +6,16 @@ import numpy as np
 import pytest
 
 from psgc.backend import Backend
-from psgc.messages import STANDINGS, UNHEARD, Kind, record
-from psgc.transport import Control, Vector
+from psgc.messages import STANDINGS, TAIL, UNDER_WAY, UNHEARD, Kind, record
+from psgc.transport import Control, Died, Vector
+from psgc.workers import desk as worker_desk
+from psgc.workers import loop as worker_loop
 from psgc.workers.desk import Desk, Result
 from psgc.workers.encoder import Encoder
 from psgc.workers.injection import Injector
 from psgc.workers.loop import WorkerLoop
 from psgc.workers.state import WorkerState
+from tests.simulation.network import Clock
 from tests.unit.scripted import Transport
 
 
@@ -42,14 +45,18 @@ def test_who_is_told_much_and_says_nothing_says_that_it_reads(loop):
 
 
 class Worker:
-    """Worker 1 of two, transfer `combined`; the test computes its chunks."""
+    """Worker 1 of two; the test computes its chunks."""
 
-    def __init__(self, num_chunks):
-        self.transport = Transport(2)
+    def __init__(self, num_chunks, combined=True, silence=1000.0, first_role=0):
+        self.transport = Transport(3)
         encoder = Encoder(Backend(), np.ones((2, 1)), 3, "float64")
-        self.state = WorkerState(1, range(num_chunks), num_chunks, combined=True)
+        self.state = WorkerState(1, range(num_chunks), num_chunks, combined)
         self.desk = Desk(self.state, encoder)
-        self.loop = WorkerLoop(self.transport, self.desk, encoder, None, Backend(), 3, "float64", 1000.0, Injector())
+        compute = SimpleNamespace(start=lambda: None)
+        self.loop = WorkerLoop(
+            self.transport, self.desk, encoder, compute, Backend(), 3, "float64", silence, Injector(),
+            first_role=first_role,
+        )  # fmt: skip
 
     def turn(self, *messages):
         """The loop turns once, and finds these."""
@@ -128,3 +135,102 @@ def test_parameters_that_were_overtaken_by_newer_standing_queues_begin_at_once()
         worker.told(record(Kind.STANDING, 1, 1))
     worker.begin(0, standings=0)
     assert worker.state.iteration == 0
+
+
+def test_with_verify_an_accumulator_is_told_from_the_coded_gradient_of_a_chunk():
+    worker = Worker(2, first_role=7)
+    worker.begin(0)
+    worker.does(5.0)
+    worker.told(record(Kind.COMMIT, 0, 0, worker=1, role=1), record(Kind.COLLECT, 0, role=1))
+    assert worker.delivered() == {7 + 1: [5.0] * 3}
+
+
+def test_two_vectors_are_on_their_way_at_most():
+    worker = Worker(3, combined=False)
+    worker.begin(0)
+    for value in (1.0, 2.0, 3.0):
+        worker.does(value)
+    size = 8 * (3 + TAIL)
+    worker.transport.on_the_way[0] = UNDER_WAY * size
+    worker.turn()
+    assert worker.transport.vectors == []
+    worker.transport.on_the_way[0] = UNDER_WAY * size - 1
+    worker.turn()
+    assert [what for _, _, what, _ in worker.transport.vectors] == [0, 1, 2]
+
+
+def test_who_computes_says_in_which_chunk_it_is_and_for_how_long(monkeypatch):
+    clock = Clock()
+    for module in (worker_loop, worker_desk):
+        monkeypatch.setattr(module, "time", clock)
+    worker = Worker(2, silence=5.0)
+    worker.begin(0)
+    worker.desk.take()
+    clock.now += 5.0
+    worker.turn()
+    assert worker.transport.sent == []
+    clock.now += 0.5
+    worker.turn()
+    worker.turn()
+    (alive,) = worker.transport.records[0]
+    assert (alive["kind"], alive["chunk"], alive["seconds"]) == (Kind.ALIVE, 0, 5.5)
+
+
+def test_the_reason_of_a_failure_is_sent_before_the_failure():
+    worker = Worker(1)
+    worker.begin(0)
+    texts = []
+    worker.transport.send_text = lambda dest, text: texts.append((text, len(worker.transport.sent)))
+    worker.desk.failed(worker.desk.take(), "it raised")
+    worker.turn()
+    assert texts == [("it raised", 0)]
+    assert worker.transport.sent == [(0, ["FAILED"])]
+
+
+def test_orders_behind_the_queue_that_parameters_wait_for_are_of_their_iteration():
+    worker = Worker(2)
+    worker.begin(0, standings=1)
+    worker.told(
+        record(Kind.STANDING, 0, 1, last=False), record(Kind.STANDING, 0, 0), record(Kind.NEXT, 0, 0),
+        record(Kind.QUEUE, 0, -1),
+    )  # fmt: skip
+    assert worker.state.iteration == 0
+    assert worker.state.take() is None  # the empty queue was the last word
+
+
+# how it ends
+
+
+def test_another_workers_death_is_for_the_server_to_deal_with():
+    worker = Worker(1)
+    worker.transport.script = iter(
+        [[Died(2)], [], [Control(0, record(Kind.STOP))], [], [Control(0, record(Kind.LEAVE))]]
+    )
+    assert worker.loop.run()
+
+
+def test_the_servers_death_ends_a_worker_out_of_order():
+    worker = Worker(1)
+    worker.transport.script = iter([[Died(0)], *[[]] * 4])
+    assert not worker.loop.run()
+
+
+def test_goodbye_is_the_last_thing_that_is_sent():
+    """It says that everything is there: what is still under way leaves before it."""
+    worker = Worker(1)
+    polls = [[Control(0, record(Kind.STOP))], [], [], [], [Control(0, record(Kind.LEAVE, last=False))]]
+    left = []
+
+    def script():
+        for number, messages in enumerate(polls):
+            left.append(number)
+            yield messages
+
+    worker.transport.script = script()
+    worker.transport.sending = lambda buffer=None: len(left) < 4
+    said_at = []
+    send = worker.transport.send
+    worker.transport.send = lambda dest, records: (said_at.append(len(left)), send(dest, records))
+    assert not worker.loop.run()  # the server says so
+    assert worker.transport.sent == [(0, ["GOODBYE"])]
+    assert said_at == [4]
