@@ -99,6 +99,6 @@ def done(worker: int, iteration: int, chunk: int, gradient: Any, seconds: float 
     return Vector(worker, iteration, chunk, vector, len(vector))
 
 
-def said(worker: int, kind: Kind, *fields: Any, **more: Any) -> Control:
+def said(worker: int, kind: Kind, /, *fields: Any, **more: Any) -> Control:
     """One record, as it arrives."""
     return Control(worker, record(kind, *fields, **more))

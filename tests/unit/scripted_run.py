@@ -1,5 +1,6 @@
 """A run of the server's loop against a script, with a clock that the script moves."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,11 +9,12 @@ import pytest
 from psgc.backend import Backend
 from psgc.config import Coding
 from psgc.plan import make_plan
-from psgc.server import clock, loop
+from psgc.server import clock, loop, verifying_loop
 from psgc.server.loop import Server
 from psgc.server.observer import Fate
 from psgc.server.optimizer import make_optimizer
 from psgc.server.recovery import EXACT
+from psgc.server.verifying_loop import VerifyingServer
 from tests.simulation.network import Clock
 from tests.unit.scripted import Transport, done
 
@@ -27,11 +29,11 @@ class Run:
 
     def __init__(
         self, monkeypatch, schedule="static", recovery=EXACT, costs=None, workers=WORKERS, replication=2, parts=1,
-        combined=False,
+        combined=False, verification=None,
     ):  # fmt: skip
         self.transport, self.clock = Transport(workers + 1), Clock()
         self.rows, self.gaps, self.lost, self.returned, self.fates = [], [], {}, [], {}
-        for module in (loop, clock):
+        for module in (loop, clock, verifying_loop):
             monkeypatch.setattr(module, "time", self.clock)
         observer = SimpleNamespace(
             iteration=self.rows.append,
@@ -41,11 +43,13 @@ class Run:
             returned=lambda worker, iteration: self.returned.append((worker, iteration)),
             chunk=self._chunk,
             failure_text=lambda worker, text: "it raised",
+            wrong=lambda *_: None,
         )
         self.plan = make_plan(
             Coding(chunks_per_worker=2, replication=replication, parts=parts), schedule, workers, SEED
         )
-        self.server = Server(
+        make = partial(VerifyingServer, verification) if verification else Server
+        self.server = make(
             self.transport, self.plan, schedule, Backend(), make_optimizer("sgd", 0.5), observer, "float64", combined,
             TIMEOUT, True, lambda: None, costs, SEED, recovery,
         )  # fmt: skip

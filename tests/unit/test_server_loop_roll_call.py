@@ -1,9 +1,13 @@
 """Whole runs of the server's loop against a script: who is given up when, and who comes back."""
 
-import numpy as np
+from itertools import repeat
 
+import numpy as np
+import pytest
+
+from psgc.errors import TooFewWorkers
 from psgc.messages import Kind
-from psgc.transport import Vector
+from psgc.transport import Died, Vector
 from tests.unit.scripted import done, said
 from tests.unit.scripted_run import TIMEOUT, WORKERS
 
@@ -88,6 +92,34 @@ def test_who_has_done_the_chunk_it_was_in_is_not_taken_to_be_in_it_any_more(make
 
     run.follow(script(), 1)
     assert run.lost == {}
+
+
+def test_who_rests_is_told_to_do_what_another_is_late_with(make_run):
+    """Schedule `dynamic` has itself woken for that: nothing arrives that could remind it."""
+    run = make_run("dynamic", replication=WORKERS)
+
+    def script():
+        yield [done(w, 0, chunk, 1.0) for w, chunks in run.plan.queues.items() for chunk in chunks]
+        late = run.plan.queues[1][-1]
+        yield [done(w, 1, chunk, 1.0) for w, chunks in run.plan.queues.items() for chunk in chunks if chunk != late]
+        before = {worker: len(run.transport.records[worker]) for worker in (2, 3, 4)}
+        yield from run.seconds(5)
+        told = [entry for worker, past in before.items() for entry in run.transport.records[worker][past:]]
+        assert late in [int(entry["chunk"]) for entry in told if entry["kind"] == Kind.QUEUE]
+        yield [done(2, 1, late, 1.0)]
+
+    run.follow(script(), 2)
+
+
+def test_after_a_failed_run_there_is_room_again_for_what_workers_still_send(make_run):
+    run = make_run(replication=WORKERS)
+    run.transport.script = iter([[Died(1), Died(2), Died(3), Died(4)]])
+    with pytest.raises(TooFewWorkers):
+        run.server.run(np.zeros(1), 1)
+    before = run.transport.posted
+    run.transport.script = repeat([])
+    run.server.stop_workers(0.0)
+    assert run.transport.posted == before + WORKERS
 
 
 # transfer combined

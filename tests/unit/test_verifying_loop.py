@@ -6,14 +6,16 @@ import numpy as np
 import pytest
 
 from psgc.backend import Backend
+from psgc.checks import is_checked
 from psgc.config import Coding
-from psgc.messages import TAIL
+from psgc.messages import TAIL, Kind
 from psgc.plan import make_plan
 from psgc.server.optimizer import make_optimizer
+from psgc.server.recovery import Recovery
 from psgc.server.verification import Verification
 from psgc.server.verifying_loop import VerifyingServer
 from psgc.transport import Vector
-from tests.unit.scripted import Transport
+from tests.unit.scripted import Transport, done
 
 WORKERS, CHUNKS, DIM = 4, 8, 3
 
@@ -76,3 +78,46 @@ def test_accumulators_have_their_place_after_the_chunks(server):
     server._handle_accumulator = lambda worker, iteration, role, vector: heard.append((worker, role, vector.tolist()))
     server._handle_vector(Vector(2, 0, CHUNKS + 3, np.array([1.0, 2.0, 3.0, 99.0]), 3))
     assert heard == [(2, 3, [1.0, 2.0, 3.0])]
+
+
+# whole runs
+
+
+def test_a_disputed_chunk_that_is_left_out_is_not_in_the_gradient(make_run):
+    """Unchecked, it was committed to the first copy; the second did not agree, and the deadline came."""
+    run = make_run("static", Recovery(deadline=5.0), replication=3, verification=Verification(100, 1e-9))
+    chunk = next(chunk for chunk in range(CHUNKS) if not is_checked(chunk, 0, 100))
+    holders = run.plan.holders()
+
+    def script():
+        yield [done(of[0], 0, c, 1.0) for c, of in enumerate(holders) if c == chunk or not is_checked(c, 0, 100)][:-1]
+        yield [done(holders[chunk][1], 0, chunk, 7.0)]
+        run.clock.now += 6.0
+        yield []
+
+    run.follow(script(), 1)
+    (row,), (gap,) = run.rows, run.gaps
+    assert chunk in gap.incomplete
+    assert gap.used == pytest.approx([CHUNKS - row.missing])
+
+
+def test_a_chunk_that_was_adopted_to_settle_a_dispute_goes_back_before_the_next_iteration(make_run):
+    run = make_run("static", replication=2, verification=Verification(1, 1e-9))
+    (one, two), *others = run.plan.holders()
+
+    def script():
+        for worker, value in ((one, 1.0), (two, 2.0)):
+            yield [done(worker, 0, 0, value)]
+        yield []
+        (adopter,) = (
+            w for w in range(1, WORKERS + 1) if any(e["kind"] == Kind.ADOPT for e in run.transport.records[w])
+        )
+        assert adopter not in (one, two)
+        yield [done(adopter, 0, 0, 2.0)]
+        yield [done(worker, 0, chunk, 1.0) for chunk, of in enumerate(others, start=1) for worker in of]
+        yield []
+        assert run.transport.queue(adopter) == run.plan.queues[adopter]
+        yield [done(worker, 1, chunk, 1.0) for chunk, of in enumerate(run.plan.holders()) for worker in of]
+
+    run.follow(script(), 2)
+    assert run.lost == {}

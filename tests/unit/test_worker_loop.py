@@ -198,6 +198,16 @@ def test_orders_behind_the_queue_that_parameters_wait_for_are_of_their_iteration
     assert worker.state.take() is None  # the empty queue was the last word
 
 
+def test_an_order_to_deliver_that_comes_after_its_iteration_is_not_followed():
+    worker = Worker(1)
+    worker.begin(0)
+    worker.does(5.0)
+    worker.told(record(Kind.COMMIT, 0, 0, worker=1, role=1))
+    worker.begin(1)
+    worker.told(record(Kind.COLLECT, 0, role=1))
+    assert worker.delivered() == {}
+
+
 # how it ends
 
 

@@ -1,0 +1,172 @@
+"""A worker from the server's settings to goodbye, with its compute thread, but without MPI: a script is the server."""
+
+import time
+
+import numpy as np
+import pytest
+
+from psgc.backend import Backend
+from psgc.checks import is_checked
+from psgc.config import load
+from psgc.data import ChunkSource, open_data, write_dense
+from psgc.messages import TAIL, Kind
+from psgc.plan import make_plan
+from psgc.problems import evaluate
+from psgc.training.ending import Ending
+from psgc.training.inputs import open_problem
+from psgc.training.worker_side import work
+from psgc.transport import Vector
+from psgc.workers import loop
+from psgc.workers.compute import gradient_of
+from tests.simulation.network import Clock
+from tests.unit.scripted import Transport, said
+
+CONFIG = """
+problem: {kind: least_squares}
+data: {path: data.npz}
+optimizer: {kind: sgd, lr: 0.01}
+iterations: 9
+batch: 4
+seed: 3
+coding: {chunks_per_worker: 2, replication: 3}
+trial: false
+transfer: per_chunk
+schedule: static
+output: out
+"""
+WORKERS, FEATURES, RANK, PARAMS = 3, 3, 2, np.array([0.5, -1.0, 2.0, 0.25])
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    write_dense("data.npz", rng.normal(size=(60, FEATURES)), rng.normal(size=60))
+    (tmp_path / "run.yaml").write_text(CONFIG)
+
+
+class Served(Transport):
+    """To the worker of rank 2 what its server says, then a script."""
+
+    def __init__(self, overrides, first=0):
+        super().__init__(WORKERS + 1)
+        self.config = load("run.yaml", overrides)
+        self.plan = make_plan(self.config.coding, self.config.schedule, WORKERS, self.config.seed)
+        self.rank = RANK
+        self._told = [self.config.to_yaml().encode(), self.plan.to_bytes(), str(first).encode()]
+
+    def broadcast(self, data):
+        return self._told.pop(0)
+
+    def params(self, iteration):
+        return [Vector(0, iteration, 0, PARAMS.copy(), len(PARAMS))]
+
+    def wait(self, wakeup=None, **more):
+        time.sleep(1e-3)
+
+    def run(self, script):
+        """Whether it left in order."""
+
+        def to_the_end():
+            yield from script
+            yield [said(0, Kind.STOP)]
+            while (0, ["GOODBYE"]) not in self.sent:
+                yield []
+            yield [said(0, Kind.LEAVE)]
+
+        self.script, ending = to_the_end(), Ending()
+        assert work(self, ending) == 0
+        assert ending.in_order
+
+    def until(self, condition):
+        """Polls that find nothing."""
+        end = time.monotonic() + 20
+        while not condition():
+            assert time.monotonic() < end
+            yield []
+
+
+def gradients(config, plan, iteration):
+    """What the worker should have computed, by chunk."""
+    dataset, problem = open_data("data.npz"), open_problem(config, 1)[1]
+    chunks = ChunkSource(dataset, plan.num_chunks, config.dtype, Backend())
+    of = evaluate(problem)
+    return [
+        gradient_of(of, chunks, chunk, PARAMS, iteration, config.seed, config.batch) for chunk in range(plan.num_chunks)
+    ]
+
+
+@pytest.mark.parametrize("overrides", [[], ["batch=null"], ["seed=4"]])
+def test_it_sends_the_gradients_of_its_queue_in_order(overrides):
+    server = Served(overrides, first=5)
+
+    def script():
+        yield server.params(5)
+        yield from server.until(lambda: len(server.vectors) == len(server.plan.queues[RANK]))
+
+    server.run(script())
+    assert [(dest, iteration, chunk) for dest, iteration, chunk, _ in server.vectors] == [
+        (0, 5, chunk) for chunk in server.plan.queues[RANK]
+    ]
+    expected = gradients(server.config, server.plan, 5)
+    for _, _, chunk, vector in server.vectors:
+        loss, gradient = expected[chunk]
+        assert vector[:-TAIL] == pytest.approx(gradient)
+        assert vector[-1] == pytest.approx(loss)
+
+
+def test_with_combined_and_verify_the_copies_of_checked_chunks_travel_and_accumulators_come_after_the_chunks():
+    server = Served(["transfer=combined", "verify={every: 2}", "coding.replication=2"])
+    queue, num_chunks = server.plan.queues[RANK], server.plan.num_chunks
+    checked = [chunk for chunk in queue if is_checked(chunk, 0, 2)]
+    (held, *_) = [chunk for chunk in queue if chunk not in checked]
+
+    def reports():
+        return [entry for entry in server.records[0] if entry["kind"] == Kind.REPORT]
+
+    def script():
+        yield server.params(0)
+        yield from server.until(lambda: len(reports()) + len(server.vectors) == len(queue))
+        yield [said(0, Kind.COMMIT, 0, held, worker=RANK, role=RANK), said(0, Kind.COLLECT, 0, role=RANK)]
+        yield from server.until(lambda: len(server.vectors) > len(checked))
+
+    server.run(script())
+    assert [what for _, _, what, _ in server.vectors] == [*checked, num_chunks + RANK]
+    expected = gradients(server.config, server.plan, 0)
+    assert server.vectors[-1][3] == pytest.approx(expected[held][1])
+
+
+def test_it_says_that_it_is_there_four_times_in_the_time_after_which_it_is_lost(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(loop, "time", clock)
+    server = Served(["faults.collect_timeout=0.4"])
+
+    def script():
+        clock.now += 0.09
+        yield []
+        yield []
+        assert server.sent == []
+        clock.now += 0.02
+        yield []
+        yield []
+        assert server.sent == [(0, ["ALIVE"])]
+
+    server.run(script())
+
+
+def test_a_fault_on_purpose_happens_on_its_rank_alone():
+    faults = "faults.inject=[{{kind: raise, rank: {}, iteration: 0, step: gradient}}]"
+
+    def kinds(rank):
+        server = Served([faults.format(rank)])
+
+        def script():
+            yield server.params(0)
+            yield from server.until(lambda: len(server.vectors) + ((0, ["FAILED"]) in server.sent) >= 6)
+
+        server.send_text = lambda dest, text: None
+        server.run(script())
+        return [kind for _, what in server.sent if isinstance(what, list) for kind in what]
+
+    assert "FAILED" in kinds(RANK)
+    assert "FAILED" not in kinds(RANK - 1)
