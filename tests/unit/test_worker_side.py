@@ -75,7 +75,7 @@ class Served(Transport):
             yield [said(0, Kind.LEAVE)]
 
         self.script, ending = to_the_end(), Ending()
-        assert work(self, ending) == 0
+        assert work(self, "run.yaml", ending) == 0
         assert ending.in_order
 
     def until(self, condition):
@@ -88,7 +88,7 @@ class Served(Transport):
 
 def gradients(config, plan, iteration):
     """What the worker should have computed, by chunk."""
-    dataset, problem = open_data("data.npz"), open_problem(config, 1)[1]
+    dataset, problem = open_data("data.npz"), open_problem(config, "run.yaml", 1)[1]
     chunks = ChunkSource(dataset, plan.num_chunks, config.dtype, Backend())
     of = evaluate(problem)
     return [
