@@ -51,7 +51,6 @@ def draw(text: str) -> None:
     try:
         _write(text, sys.stdout)
     except OSError as error:
-        _discard(sys.stdout)
         raise OutputLost(error) from None
 
 
@@ -77,8 +76,12 @@ def open_missing_streams() -> None:
 
 def _write(text: str, stream: TextIO) -> None:
     encoding = stream.encoding or "utf-8"
-    stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
-    stream.flush()
+    try:
+        stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        stream.flush()
+    except OSError:
+        _discard(stream)
+        raise
 
 
 def _escaped(character: str) -> str:

@@ -370,6 +370,8 @@ def test_a_mistake_of_the_model_is_told_with_its_traceback_and_the_next_chunk_co
     assert lines[1] == "Traceback (most recent call last):"
     assert lines[-1].startswith(first_line)
     assert list(desk.results) == [(0, 1)]
+    if mistake == "raises":
+        assert lines[0].endswith(f"test_compute.py:{divide.__code__.co_firstlineno + 1}")
 
 
 def test_damaged_data_is_told_in_one_line(clock):

@@ -1,5 +1,6 @@
 """What psgc prints: nothing foreign reaches a terminal as it is; a stream that cannot be written is no traceback."""
 
+import json
 import os
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 from psgc.cli import main
 from psgc.data import write_dense
 from psgc.reporting.progress import RunProgress
-from psgc.terminal import say, shell_line
+from psgc.terminal import say, say_traceback, shell_line
 from tests.unit.doctests import assert_examples_hold
 from tests.unit.fake_mpirun import MakeMpirun
 from tests.unit.recorded_runs import record
@@ -104,6 +105,21 @@ def test_launch(capsys: pytest.CaptureFixture[str], mpirun: MakeMpirun) -> None:
     assert f"psgc launch {quoted} -n 2 --resume" in run(capsys, "launch", f"{NASTY}.yaml", "-n", "2", code=1)
 
 
+def test_errors_and_tracebacks(capsys: pytest.CaptureFixture[str], mpirun: MakeMpirun) -> None:
+    mpirun("exit 0")
+    name = NASTY.replace("\n", "")
+    lost = "mpirun ended, but x\\x1b[31mpsgc: done/summary.json was not written\n"
+    assert lost in run(capsys, "launch", "run.yaml", "-n", "2", "--set", f"output={json.dumps(name)}", code=1)
+    shown = run(capsys, "launch", f"{NASTY}.yaml", "-n", "2", "--debug", code=2)
+    assert "Traceback" in shown
+    assert f"{SHOWN}.yaml" in shown
+    try:
+        raise ValueError(NASTY)
+    except ValueError:
+        say_traceback()
+    assert "ValueError: x\\x1b[31m\n" in capsys.readouterr().err
+
+
 def test_doctor(capsys: pytest.CaptureFixture[str], mpirun: MakeMpirun, monkeypatch: pytest.MonkeyPatch) -> None:
     mpirun("exit 1")
     monkeypatch.setattr("psgc.diagnosis.doctor.PROBE", ["false"])
@@ -147,10 +163,11 @@ def psgc_python(program: str, **environ: str) -> subprocess.CompletedProcess[byt
     return subprocess.run([sys.executable, "-c", program], capture_output=True, env={**os.environ, **environ})
 
 
-def shell(command: str, *arguments: str, python: str = "-m psgc") -> tuple[int, str, str]:
+def shell(command: str) -> tuple[int, str, str]:
     """Exit code of psgc, then what is on stdout and stderr; PSGC in the command is psgc."""
-    script = f"set -o pipefail; {command.replace('PSGC', f'{sys.executable} {python}')}"
-    finished = subprocess.run(["bash", "-c", script, *arguments], capture_output=True, text=True, timeout=60)
+    script = f"set -o pipefail; {command.replace('PSGC', f'{sys.executable} -m psgc')}"
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    finished = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=60, env=buffered)
     return finished.returncode, finished.stdout, finished.stderr
 
 
