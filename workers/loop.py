@@ -171,8 +171,10 @@ class WorkerLoop:
                     self._vectors.append((iteration, chunk, vector))
                     self._reported = iteration
                 case Failure(iteration, chunk, text, everywhere):
+                    if records:  # a text belongs to the records that come next
+                        self._transport.send(SERVER, records)
                     self._transport.send_text(SERVER, text)
-                    records.append(record(Kind.FAILED, iteration, chunk, again=everywhere))
+                    records = [record(Kind.FAILED, iteration, chunk, again=everywhere)]
                 case _:
                     records.append(message)
                     if message["kind"][0] == Kind.REPORT:

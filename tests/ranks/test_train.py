@@ -291,6 +291,19 @@ def test_ctrl_c_ends_every_rank_and_leaves_a_whole_run_directory(folder, how):
     np.load(folder / "out/timeline.npz")["fate"]
 
 
+def test_ctrl_c_while_the_run_is_set_up_is_one_line(folder):
+    still = "import os, time\nif os.environ['OMPI_COMM_WORLD_RANK'] == '2': open('importing', 'w'); time.sleep(20)\n"
+    (folder / "model.py").write_text(still + MODEL)
+    (folder / "run.yaml").write_text(PYTHON_CONFIG.replace("HOW", "well").replace("SECONDS", "0.0"))
+    with MpiRun([sys.executable, "-m", "psgc", "launch", "run.yaml", "-n", "4"], folder) as running:
+        wait_until((folder / "importing").exists)
+        os.kill(running.process.pid, signal.SIGINT)
+        finished = running.wait(timeout=10)
+    assert finished.returncode == 130, finished.said
+    assert one_line(finished) == "psgc launch: stopped by Ctrl-C (SIGINT); there is no checkpoint yet"
+    assert not finished.orphans
+
+
 def test_idle_ranks_leave_the_cores_alone(folder):
     (folder / "run.yaml").write_text(PYTHON_CONFIG.replace("HOW", "well").replace("SECONDS", "30"))
     with MpiRun(mpirun(9, ["-m", "psgc", "train", "run.yaml"]), folder) as running:

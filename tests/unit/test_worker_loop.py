@@ -112,6 +112,20 @@ def test_an_accumulator_of_an_iteration_before_that_still_waits_is_not_used_agai
     assert worker.delivered() == {1: [5.0] * 3}
 
 
+def test_each_failure_has_its_own_text_right_before_it():
+    worker = Worker(4)
+    worker.begin(0)
+    sent = []
+    worker.transport.send_text = lambda dest, text: sent.append(text)
+    worker.transport.send = lambda dest, records: sent.append([Kind(int(r["kind"][0])).name for r in records])
+    worker.does(5.0)
+    for text in ("one", "two"):
+        worker.desk.failed(worker.desk.take(), text)
+    worker.does(5.0)
+    worker.turn()
+    assert sent == [["REPORT"], "one", ["FAILED"], "two", ["FAILED", "REPORT"]]
+
+
 @pytest.mark.parametrize("before", [0, STANDINGS - 1])
 @pytest.mark.parametrize("behind", [1, UNHEARD])
 def test_parameters_wait_for_every_standing_queue_that_they_count(before, behind):
