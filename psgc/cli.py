@@ -14,7 +14,7 @@ from psgc.terminal import open_missing_streams, say, say_traceback
 
 EXAMPLES = """examples:
   psgc launch run.yaml -n 9                        a server and 8 workers on this machine
-  mpirun -n 9 psgc train run.yaml                  the same, with an mpirun line of your own
+  mpirun -n 9 psgc train run.yaml                  by hand: no fault tolerance, and mpirun's exit codes
   psgc launch run.yaml -n 9 --set coding.parts=2   with a setting changed
   psgc doctor                                      what a run here would survive
   psgc report runs/quickstart                      what a run did, as a page to look at
