@@ -94,6 +94,20 @@ def sleep_precisely() -> None:
         return
 
 
+def default_signals_in_children() -> None:
+    """Have processes that this one forks react to signals as Python does: the handlers of a rank would keep them alive.
+
+    A model may start such processes, with multiprocessing for example, and end them by SIGTERM.
+    """
+    os.register_at_fork(after_in_child=_default_signals)
+
+
+def _default_signals() -> None:
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def kill_tree(root: int) -> None:
     """SIGKILL for a process and all its descendants on this host. (Ranks lead process groups of their own.)"""
     children: dict[int, list[int]] = {}

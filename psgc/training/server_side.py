@@ -31,7 +31,7 @@ from psgc.server.trial import Trial
 from psgc.server.verification import Verification
 from psgc.server.verifying_loop import VerifyingServer
 from psgc.terminal import say
-from psgc.training import resume
+from psgc.training import resume, same_inputs
 from psgc.training.claim import Claim
 from psgc.training.ending import Ending, interruption, launched
 from psgc.training.evaluation import Evaluator
@@ -196,6 +196,13 @@ def _send_settings(transport: Transport, run: Run, ending: Ending) -> None:
         if problem_text:
             ending.told = ending.in_order = True
             raise UserError(f"worker {rank} on {transport.hosts[rank]}: {problem_text}")
+    try:
+        same_inputs.check(
+            transport.gather(same_inputs.description(run.config, run.dataset, run.problem)), transport.hosts
+        )
+    except UserError:
+        ending.told = ending.in_order = True
+        raise
 
 
 def _train(server: Server, run: Run, stopped_by: Sequence[int]) -> _Outcome:

@@ -12,6 +12,7 @@ from contextlib import suppress
 from typing import NoReturn
 
 from psgc.errors import RunFailed, UserError, one_line
+from psgc.processes import default_signals_in_children
 from psgc.terminal import say, say_traceback
 from psgc.training.ending import Ending, interruption, launched
 from psgc.transport import Transport
@@ -33,6 +34,7 @@ def train(
         if not stopped_by:
             raise
         sys.exit(128 + stopped_by[0])  # without a word: every rank would say the same
+    default_signals_in_children()
     serving = transport.rank == 0
     if not serving:
         signal.signal(signal.SIGTERM, lambda *_: signal.alarm(LAST_RESORT))

@@ -7,6 +7,7 @@ from psgc.data import ChunkSource
 from psgc.errors import UserError
 from psgc.plan import Plan
 from psgc.problems import Problem, evaluate
+from psgc.training import same_inputs
 from psgc.training.ending import Ending
 from psgc.training.inputs import emulated_seconds, first_role, make_injector, open_problem, tags, tried_chunks
 from psgc.transport import Transport
@@ -38,6 +39,11 @@ def work(transport: Transport, config_path: str, ending: Ending) -> int:
     if any(transport.gather(trouble)):
         ending.told = ending.in_order = True
         return UserError.exit_code
+    try:
+        same_inputs.check(transport.gather(same_inputs.description(config, dataset, problem)), transport.hosts)
+    except UserError:  # rank 0 says so
+        ending.told = ending.in_order = True
+        raise
     ending.in_order = make_worker(transport, config, plan, backend, problem, chunks, first).run()
     return 0
 

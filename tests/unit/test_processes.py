@@ -17,6 +17,38 @@ def sleeper():
     return process, replace(Identity.own(), pid=process.pid, started=started)
 
 
+CHILDREN = """
+import multiprocessing, os, signal, threading
+from psgc.processes import default_signals_in_children
+
+def wait(started):
+    started.set()
+    signal.pause()
+
+def start_and_end():
+    context = multiprocessing.get_context("fork")
+    started = context.Event()
+    child = context.Process(target=wait, args=(started,))
+    child.start()
+    started.wait()
+    child.terminate()
+    child.join()
+    print(child.exitcode)
+
+for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+    signal.signal(number, lambda *_: signal.alarm(20))
+default_signals_in_children()
+for begin in (start_and_end, lambda: threading.Thread(target=start_and_end).start()):
+    begin()
+"""
+
+
+def test_children_of_a_rank_end_by_the_signal_that_is_to_end_them():
+    """Also those that a thread starts, as the compute thread does; with a rank's handlers they would take 20 s."""
+    done = subprocess.run([sys.executable, "-c", CHILDREN], capture_output=True, text=True, timeout=10)
+    assert (done.stdout.split(), done.stderr) == (["-15", "-15"], "")
+
+
 def test_an_identity_survives_being_sent():
     own = Identity.own()
     assert Identity.from_text(own.text()) == own
