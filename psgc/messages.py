@@ -3,7 +3,8 @@
 *Control* messages are arrays of `RECORD`, up to `BATCH` of them in one MPI message. Each kind uses the fields
 that its line below names; the others are 0.
 
-*Vectors* are arrays of the run's dtype. Which iteration and chunk a vector belongs to travels in its MPI tag:
+*Vectors* are arrays of the run's dtype. Each ends in a *stamp*, the iteration that it belongs to; its chunk travels in
+its MPI tag:
 
 * server -> worker: the parameters of an iteration (`dim` entries); this is what starts the iteration. In the place of
   the chunk: how many STANDING messages (modulo STANDINGS) the worker must have read before, since control messages and
@@ -18,6 +19,7 @@ A *role* is a row of the coding matrix: a worker's own rank, unless it does what
 """
 
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 
@@ -72,6 +74,40 @@ class Kind(IntEnum):
     ALIVE = 14  # chunk, seconds: nothing else was sent for a while; in which chunk, and for how long, or chunk -1
     GOODBYE = 15  # nothing more will be sent
     TRIAL = 18  # iteration, chunk, start, seconds, loss: these three hold a sketch (psgc.coding.sketch)
+
+
+def stamp_length(dtype: Any) -> int:
+    """How many entries of `dtype` a stamp takes: 8 bytes.
+
+    >>> stamp_length("float64"), stamp_length("float32")
+    (1, 2)
+    """
+    return 8 // int(np.dtype(dtype).itemsize)
+
+
+def stamp(vector: Any, iteration: int) -> None:
+    """Write `iteration` into the last entries of a vector in host or device memory, bit by bit."""
+    entries = np.array([iteration], np.int64).view(vector.dtype)
+    tail = vector[-len(entries) :]
+    if isinstance(tail, np.ndarray):
+        tail[:] = entries
+    else:
+        tail.set(entries)
+
+
+def stamp_of(vector: Any) -> int:
+    """The iteration in the last entries of a vector; -1 when it is too short to have one.
+
+    >>> vector = np.zeros(3, np.float32)
+    >>> stamp(vector, 2**40 + 1)
+    >>> float(vector[0]), stamp_of(vector)
+    (0.0, 1099511627777)
+    """
+    length = stamp_length(vector.dtype)
+    if len(vector) < length:
+        return -1
+    tail = vector[-length:]
+    return int((tail if isinstance(tail, np.ndarray) else tail.get()).view(np.int64)[0])
 
 
 def record(

@@ -7,7 +7,7 @@
 * Sends are Isend; their buffers are kept here until MPI is done with them.
 * Waiting spins for a moment and then sleeps, since Open MPI's blocking calls burn a core per rank.
 * Texts travel as control messages do, and in order with them.
-* Control and vectors have a communicator each. A vector's tag carries its iteration and chunk.
+* Control and vectors have a communicator each. A vector's tag carries its chunk, its last entries the iteration.
 * Collectives (`broadcast`, `gather`) are for setting up, when every rank is known to be there.
 
 Under fault-tolerant MPI (`mpirun --with-ft ulfm`) ranks may die. What has arrived from a rank is given out first, then
@@ -44,7 +44,7 @@ from mpi4py import MPI  # noqa: E402  the settings above must come before
 
 from psgc.backend import Array  # noqa: E402
 from psgc.errors import RunFailed  # noqa: E402
-from psgc.messages import BATCH, RECORD, Records  # noqa: E402
+from psgc.messages import BATCH, RECORD, Records, stamp, stamp_length, stamp_of  # noqa: E402
 from psgc.processes import Identity, die_with_parent, sleep_precisely  # noqa: E402
 
 CONTROL_TAG, TEXT_TAG, REMINDER_TAG = 1, 2, 3
@@ -88,7 +88,10 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Vector:
-    """`buffer[:length]` holds what rank `source` sent; post the buffer again when done with it."""
+    """`buffer[:length]` holds what rank `source` sent, without the stamp; post the buffer again when done with it.
+
+    One that is too short for a stamp has iteration -1 and length 0.
+    """
 
     source: int
     iteration: int
@@ -150,7 +153,6 @@ class Transport:
         self.local_rank = sum(process.is_near(self._processes[self.rank]) for process in self._processes[: self.rank])
         self.bytes_sent = self.bytes_received = 0
         self._tag_limit = int(world.Get_attr(MPI.TAG_UB) or 32767) + 1
-        self._chunks_in_tag = 1
         self._sends: list[MPI.Request] = []
         self._sent: list[_Sent] = []  # beside _sends
         self._posted: list[MPI.Request] = []  # from any source
@@ -232,10 +234,9 @@ class Transport:
         self._graves.insert(0, (self._world.Isend([nothing, MPI.BYTE], 0, REMINDER_TAG), nothing))
 
     def start(self, num_chunks: int) -> None:
-        """Post the control receives, and let vector tags tell `num_chunks` chunks apart."""
-        if num_chunks >= self._tag_limit:
-            raise RunFailed(f"{self.library} has {self._tag_limit} tags, too few for {num_chunks} chunks")
-        self._chunks_in_tag = num_chunks
+        """Post the control receives. Raises RunFailed when MPI's tags cannot tell `num_chunks` chunks apart."""
+        if num_chunks > self._tag_limit:
+            raise RunFailed(f"{self.library} has {self._tag_limit} tags, too few for {num_chunks} chunks and workers")
         for _ in range(RING):
             self._post_control(np.empty(BATCH, RECORD))
 
@@ -312,8 +313,9 @@ class Transport:
             self._send(self._control, [piece, MPI.BYTE], dest, TEXT_TAG, piece)
 
     def send_vector(self, dest: int, iteration: int, chunk: int, buffer: Array) -> None:
-        """Send a vector, which must not change until `sending` says so."""
-        self._send(self._vectors, buffer, dest, self._tag(iteration, chunk), buffer)
+        """Send a vector, which must not change until `sending` says so; its last entries are for the stamp."""
+        stamp(buffer, iteration)
+        self._send(self._vectors, buffer, dest, chunk, buffer)
 
     def _send(self, comm: MPI.Intracomm, message: Any, dest: int, tag: int, buffer: Array) -> None:
         if dest in self._dead:
@@ -356,14 +358,6 @@ class Transport:
         """Undo `forget`: `rank` has been heard again."""
         self._forgotten.discard(rank)
 
-    @property
-    def distinct_iterations(self) -> int:
-        """How many iterations in a row the vectors' tags tell apart."""
-        return self._tag_limit // self._chunks_in_tag
-
-    def _tag(self, iteration: int, chunk: int) -> int:
-        return iteration % (self._tag_limit // self._chunks_in_tag) * self._chunks_in_tag + chunk
-
     # receiving
 
     def post(self, buffer: Array, source: int = MPI.ANY_SOURCE) -> None:
@@ -383,14 +377,14 @@ class Transport:
         request = self._control.Irecv([buffer.view(np.uint8), MPI.BYTE], MPI.ANY_SOURCE, MPI.ANY_TAG)
         self._ring.append((request, buffer))
 
-    def poll(self, iteration: int) -> list[Message]:
-        """What has arrived since the last poll. `iteration` is the newest that a vector can belong to."""
+    def poll(self) -> list[Message]:
+        """What has arrived since the last poll."""
         messages: list[Message] = []
         self._poll_control(messages)
-        self._poll_vectors(iteration, messages)
+        self._poll_vectors(messages)
         self._poll_sends()
         if len(self._dead) > len(self._told):
-            self._tell(iteration, messages)
+            self._tell(messages)
         if messages:
             self._polls = 0
         return messages
@@ -409,7 +403,7 @@ class Transport:
             if source not in self._told:
                 messages.append(message)
 
-    def _poll_vectors(self, iteration: int, messages: list[Message]) -> None:
+    def _poll_vectors(self, messages: list[Message]) -> None:
         statuses: list[MPI.Status] = []
         try:
             indices = _completed(self._posted, statuses)
@@ -429,9 +423,10 @@ class Transport:
             if source in self._told:
                 self.post(buffer)
                 continue
-            when, chunk = divmod(status.Get_tag(), self._chunks_in_tag)
-            when = iteration - (iteration - when) % (self._tag_limit // self._chunks_in_tag)
-            messages.append(Vector(source, when, chunk, buffer, length))
+            iteration = stamp_of(buffer[:length])
+            messages.append(
+                Vector(source, iteration, status.Get_tag(), buffer, max(0, length - stamp_length(buffer.dtype)))
+            )
 
     def _poll_sends(self) -> None:
         try:
@@ -529,12 +524,12 @@ class Transport:
             self.post(np.empty_like(buffer))  # at the end: the list is in the order of posting
         return arrived
 
-    def _tell(self, iteration: int, messages: list[Message]) -> None:
+    def _tell(self, messages: list[Message]) -> None:
         """Let the dead have their last word, and tell of their deaths."""
         for _ in range(RING):  # the living may go on for ever
             before = len(messages)
             self._poll_control(messages)
-            self._poll_vectors(iteration, messages)
+            self._poll_vectors(messages)
             if len(messages) == before:
                 break
         messages += [Died(rank) for rank in self._dead if rank not in self._told]

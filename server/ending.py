@@ -15,20 +15,19 @@ from psgc.transport import Control, Died, Transport, Vector
 LAST_CHANCE = 0.5  # seconds for workers that are lost to say goodbye all the same, before they are killed
 
 
-def end_workers(transport: Transport, rollcall: RollCall, iteration: int, timeout: float) -> bool:
-    """Have every process end; whether all of them leave in order. iteration: the last one that was begun.
+def end_workers(transport: Transport, rollcall: RollCall, timeout: float) -> bool:
+    """Have every process end; whether all of them leave in order.
 
     timeout: seconds that workers have to say goodbye; a fraction of it for those that were lost. Without fault
     tolerance the first process that ends out of order takes all others with it: then nobody is told to leave, and
     it is for this process to end first.
     """
-    return _Farewell(transport, iteration).say(rollcall, timeout)
+    return _Farewell(transport).say(rollcall, timeout)
 
 
 class _Farewell:
-    def __init__(self, transport: Transport, iteration: int) -> None:
+    def __init__(self, transport: Transport) -> None:
         self._transport = transport
-        self._iteration = iteration
         self._workers = set(range(1, transport.size))
         self._goodbyes: set[int] = set()
         self._gone: set[int] = set()
@@ -66,7 +65,7 @@ class _Farewell:
         """Until the wanted workers have said goodbye or are gone, and what is being sent has left."""
         end = time.monotonic() + timeout
         while (wanted - self._goodbyes - self._gone or self._transport.sending()) and time.monotonic() < end:
-            for message in self._transport.poll(self._iteration):
+            for message in self._transport.poll():
                 if isinstance(message, Died):
                     self._gone.add(message.rank)
                 elif isinstance(message, Vector):

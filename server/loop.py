@@ -14,7 +14,7 @@ import numpy as np
 from psgc.backend import Array, Backend
 from psgc.coding.sketch import Sketch
 from psgc.errors import RunFailed, TooFewWorkers
-from psgc.messages import BATCH, STANDINGS, TAIL, UNDER_WAY, UNHEARD, Kind, Records, record
+from psgc.messages import BATCH, STANDINGS, TAIL, UNDER_WAY, UNHEARD, Kind, Records, record, stamp_length
 from psgc.plan import Plan
 from psgc.server.clock import PolledClock
 from psgc.server.coordinator import Coordinator
@@ -115,6 +115,7 @@ class Server:
         self._unsent: dict[int, None] = {}  # workers who wait for the parameters of this iteration
         self._unheard = Counter[int]()  # messages sent to each worker since it was last heard
         self._tail = 0 if combined else TAIL  # entries after a coded gradient
+        self._stamp = stamp_length(dtype)  # entries after those
         self._trial = trial or Trial({}, 0.0)
         self._first = -1  # the iteration that the run begins with
         self._finished = False
@@ -207,7 +208,7 @@ class Server:
         except RunFailed:
             self._close_row()
             raise
-        self._message = self._backend.to_message(self.params)
+        self._message = self._backend.to_message(self._with_room(self.params))
         self._unsent = dict.fromkeys(self._coordinator.group.live)
         self._send_outbox()  # before the parameters, which count the standing queues in it
         self._send_params(iteration)
@@ -289,7 +290,7 @@ class Server:
             self._tell_standing(worker, iteration, queue)
 
     def _poll(self, iteration: int) -> None:
-        for message in self._transport.poll(iteration):
+        for message in self._transport.poll():
             if isinstance(message, Died):
                 self._lose(message.rank, "its process died", dead=True)
                 continue
@@ -568,11 +569,17 @@ class Server:
         """Have every process end (`psgc.server.ending`); whether all of them leave in order."""
         self._post(self._pool_size())  # a failure may have left none posted
         self._outbox.clear()
-        return end_workers(self._transport, self._rollcall, self._coordinator.iteration, timeout)
+        return end_workers(self._transport, self._rollcall, timeout)
 
     def _post(self, buffers: int) -> None:
         for _ in range(buffers):
-            self._transport.post(self._backend.message_buffer(self._length, self._dtype))
+            self._transport.post(self._backend.message_buffer(self._length + self._stamp, self._dtype))
+
+    def _with_room(self, params: Array) -> Array:
+        """A copy of the parameters with room for a stamp behind them."""
+        copy = self._backend.xp.empty(params.size + self._stamp, params.dtype)
+        copy[: params.size] = params
+        return copy
 
     def _pool_size(self) -> int:
         affordable = int(POOL_BYTES // (self._length * np.dtype(self._dtype).itemsize))

@@ -7,7 +7,7 @@ import numpy as np
 
 from psgc.backend import Array, Backend, encode, part_length
 from psgc.coding import encoding_coefficients
-from psgc.messages import TAIL
+from psgc.messages import TAIL, stamp_length
 
 
 class Encoder:
@@ -21,6 +21,7 @@ class Encoder:
         self._coding_matrix = coding_matrix
         self._length = part_length(dim, coding_matrix.shape[1])
         self._dtype = dtype
+        self._stamp = stamp_length(dtype)  # entries that every message has behind those
         self._coefficients: dict[tuple[int, ...], np.ndarray] = {}  # role and S_i -> the role's row of X_i
         self._accumulators: dict[int, Array] = {}  # by role, of this iteration
         self._others: list[Array] = []  # of iterations before; some may still be on their way
@@ -40,10 +41,10 @@ class Encoder:
             row = self._coefficients[key] = coefficients[contributors.index(role)]
         if role not in self._accumulators:
             self._accumulators[role] = self._empty()
-        encode(self._backend, self._accumulators[role], row, gradient)
+        encode(self._backend, self._accumulators[role][: self._length], row, gradient)
 
     def deliver(self, role: int) -> Array:
-        """The accumulator of this role, which is empty from now on; not to be changed."""
+        """The accumulator of this role, with room for a stamp, which is empty from now on; not to be changed."""
         accumulator = self._accumulators.pop(role)
         self._others.append(accumulator)
         return accumulator
@@ -54,11 +55,15 @@ class Encoder:
                 del self._others[place]
                 accumulator.fill(0)
                 return accumulator
-        return self._backend.xp.zeros(self._length, self._dtype)
+        return self._backend.xp.zeros(self._length + self._stamp, self._dtype)
 
     def coded(self, gradient: Array, role: int, start: float, seconds: float, loss: float) -> Array:
-        """A coded gradient with the tail of its report (`per_chunk`): sum_k R[role, k] g_i[k], start, seconds, loss."""
-        message = self._backend.xp.zeros(self._length + TAIL, self._dtype)
+        """A coded gradient with the tail of its report (`per_chunk`): sum_k R[role, k] g_i[k], start, seconds, loss.
+
+        There is room for a stamp behind that.
+        """
+        message = self._backend.xp.zeros(self._length + TAIL + self._stamp, self._dtype)
         encode(self._backend, message[: self._length], self._coding_matrix[role - 1], gradient)
-        message[self._length :] = self._backend.asarray(np.array([start, seconds, loss], self._dtype))
+        tail = np.array([start, seconds, loss], self._dtype)
+        message[self._length : self._length + TAIL] = self._backend.asarray(tail)
         return self._backend.to_message(message)

@@ -11,7 +11,7 @@ from math import inf
 from typing import Any
 
 from psgc.backend import Array, Backend
-from psgc.messages import STANDINGS, TAIL, UNDER_WAY, UNHEARD, Kind, Records, record
+from psgc.messages import STANDINGS, TAIL, UNDER_WAY, UNHEARD, Kind, Records, record, stamp_length
 from psgc.transport import Control, Died, Transport, Vector
 from psgc.workers.compute import ComputeThread
 from psgc.workers.desk import CodedGradient, Desk, Failure
@@ -52,6 +52,7 @@ class WorkerLoop:
         self._backend = backend
         self._dim = dim
         self._dtype = dtype
+        self._stamp = stamp_length(dtype)
         self._silence = silence
         self._injector = injector
         self._iteration = first - 1
@@ -93,8 +94,7 @@ class WorkerLoop:
             self._transport.wait()
 
     def _poll(self) -> None:
-        # parameters are always newer than those before them, and a worker may have missed some iterations
-        for message in self._transport.poll(self._iteration + self._transport.distinct_iterations):
+        for message in self._transport.poll():
             self._unanswered += 1
             match message:
                 case Vector():
@@ -112,7 +112,7 @@ class WorkerLoop:
             return  # a standing queue that these parameters need is still on its way
         message, self._early = self._early, None
         self._iteration = message.iteration
-        params = self._backend.asarray(message.buffer)
+        params = self._backend.asarray(message.buffer[: message.length])
         if hasattr(params, "setflags"):
             params.setflags(write=False)  # a model that steps in place would break exactness silently
         self._encoder.begin(self._in_use)
@@ -167,7 +167,7 @@ class WorkerLoop:
         for message in self._desk.outgoing():
             match message:
                 case CodedGradient(iteration, chunk, vector):
-                    self._injector.flip(vector[:-TAIL], iteration)
+                    self._injector.flip(vector[: -TAIL - self._stamp], iteration)
                     self._vectors.append((iteration, chunk, vector))
                     self._reported = iteration
                 case Failure(iteration, chunk, text, everywhere):
@@ -200,4 +200,4 @@ class WorkerLoop:
 
     def _post_params(self) -> None:
         # a buffer of its own for every iteration: the compute thread may still be reading an older one
-        self._transport.post(self._backend.message_buffer(self._dim, self._dtype), source=SERVER)
+        self._transport.post(self._backend.message_buffer(self._dim + self._stamp, self._dtype), source=SERVER)

@@ -62,7 +62,7 @@ def ranks() -> None:
         while not heard.issuperset(wanted):
             if time.monotonic() > end:
                 transport.leave(1)
-            for message in transport.poll(0):
+            for message in transport.poll():
                 match message:
                     case Control(source, records):
                         heard.update((source, int(kind)) for kind in records["kind"])
@@ -94,7 +94,7 @@ def ranks() -> None:
     until((victim, "died"))
     transport.send(0, [record(Kind.GOODBYE)])
     while transport.sending():
-        transport.poll(0)
+        transport.poll()
     transport.leave(0)
 
 

@@ -41,6 +41,10 @@ def test_a_receiver_that_dies_in_the_middle_of_large_vectors_holds_nobody_up():
     case(4, "receiving", living=[0, 1, 3])
 
 
+def test_vectors_of_iterations_long_past_are_told_apart_although_there_are_few_tags():
+    case(2, "late", living=[0, 1])
+
+
 def test_without_the_server_everybody_goes():
     assert case(4, "server_dies", living=[1, 2, 3]).seconds < 10
 

@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from psgc.messages import Kind, Records
+from psgc.messages import Kind, Records, stamp_length
 from psgc.transport import Control, Vector
 
 ALIVE = int(Kind.ALIVE)
 LASTING = (int(Kind.ADOPT), int(Kind.STANDING))
+STAMP = stamp_length("float64")  # entries that every message has behind those that the receiver is given
 PILE = 2  # parameters on their way to one worker: as many as a network takes from the server
 
 
@@ -32,7 +33,6 @@ class WorkerEnd:
     """A worker's transport, and everything that is under way to the worker and from it."""
 
     survives_deaths = True
-    distinct_iterations = 1 << 20
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -53,7 +53,7 @@ class WorkerEnd:
         _, iteration, standings, params = self.params.popleft()
         assert self.posted is not None
         self.posted[:] = params
-        self._arrived.append(Vector(0, iteration, standings, self.posted, len(params)))
+        self._arrived.append(Vector(0, iteration, standings, self.posted, len(params) - STAMP))
         self.posted = None
 
     def control_arrives(self) -> None:
@@ -61,7 +61,7 @@ class WorkerEnd:
 
     # for the worker's loop
 
-    def poll(self, iteration: int) -> list[Control | Vector]:
+    def poll(self) -> list[Control | Vector]:
         arrived, self._arrived = self._arrived, []
         return arrived
 
@@ -103,11 +103,11 @@ class ServerEnd:
         """The vector in one of the posted buffers."""
         buffer = self.posted.pop()
         buffer[: len(vector)] = vector
-        return Vector(source, iteration, what, buffer, len(vector))
+        return Vector(source, iteration, what, buffer, len(vector) - STAMP)
 
     # for the server's loop
 
-    def poll(self, iteration: int) -> list[Any]:
+    def poll(self) -> list[Any]:
         return self._world.advance()
 
     def wait(self, expecting_large: bool) -> None:

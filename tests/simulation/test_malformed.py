@@ -13,6 +13,7 @@ from psgc.server.verification import Verification
 from psgc.transport import Control, Text
 from tests.simulation.case import Case
 from tests.simulation.faults import plan_of
+from tests.simulation.network import STAMP
 from tests.simulation.world import World
 
 WORKERS, CHUNKS, ITERATIONS = 4, 8, 3
@@ -31,7 +32,7 @@ RECORDS = st.fixed_dictionaries(
         "last": st.booleans(),
     }
 )
-VECTORS = st.tuples(WHOLE, WHOLE, st.integers(0, 2 + TAIL), SECONDS)  # iteration, chunk or role, entries, the last ones
+VECTORS = st.tuples(WHOLE, WHOLE, st.integers(1, 2 + TAIL + STAMP), SECONDS)  # iteration, chunk or role, length, tail
 MESSAGES = st.one_of(RECORDS, VECTORS, st.binary(max_size=9))
 
 
@@ -68,8 +69,8 @@ class Babbling(World):
                 return Control(BABBLER, record(**what, loss=1.0))
             case iteration, chunk, length, tail:
                 vector = np.full(min(length, len(self.end.posted[-1])), 1.0)  # of longer ones MPI takes care
-                vector[-TAIL:-1] = tail
-                if 0 <= iteration < ITERATIONS and 0 <= chunk < CHUNKS and len(vector) == 2 + TAIL:
+                vector[-TAIL - STAMP : -1 - STAMP] = tail
+                if 0 <= iteration < ITERATIONS and 0 <= chunk < CHUNKS and len(vector) == 2 + TAIL + STAMP:
                     vector[:2] = self.table[iteration, chunk]  # it is not about copies that are wrong
                 return self.end.receive(BABBLER, iteration, chunk, vector)
         raise AssertionError(what)

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from psgc.messages import BATCH, RECORD, TAIL, Kind, record
+from psgc.messages import BATCH, RECORD, TAIL, Kind, record, stamp, stamp_length, stamp_of
 from tests.unit.doctests import assert_examples_hold
 
 int32 = st.integers(-(2**31), 2**31 - 1)
@@ -66,3 +66,42 @@ def test_a_received_kind_matches_its_name():
 
 def test_the_tail_holds_start_seconds_and_loss():
     assert len(("start", "seconds", "loss")) == TAIL
+
+
+class Device:
+    """What of a CuPy array a stamp needs: it is not read or written but by copies."""
+
+    def __init__(self, values):
+        self._values, self.dtype = values, values.dtype
+
+    def __len__(self):
+        return len(self._values)
+
+    def __getitem__(self, where):
+        return Device(self._values[where])
+
+    def set(self, values):
+        self._values[:] = values
+
+    def get(self):
+        return self._values.copy()
+
+
+@settings(deadline=None)
+@given(
+    dtype=st.sampled_from(["float64", "float32"]),
+    length=st.integers(0, 5),
+    iteration=st.integers(0, 2**63 - 1),
+    place=st.sampled_from([lambda array: array, Device]),
+)
+def test_a_stamp_is_the_iteration_bit_by_bit_and_touches_nothing_else(dtype, length, iteration, place):
+    vector = np.full(length + stamp_length(dtype), np.nan, dtype)
+    stamp(place(vector), iteration)
+    travelled = np.frombuffer(vector.tobytes(), dtype)
+    assert stamp_of(place(travelled)) == iteration
+    assert np.isnan(vector[:length]).all()
+
+
+def test_a_vector_that_is_too_short_has_no_stamp():
+    assert stamp_of(np.zeros(0)) == -1
+    assert stamp_of(np.zeros(1, np.float32)) == -1
