@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from psgc.backend import Backend
-from psgc.messages import STANDINGS, TAIL, UNDER_WAY, UNHEARD, Kind, record
+from psgc.messages import STANDINGS, TAIL, UNDER_WAY, UNHEARD, Kind, record, stamp_length
 from psgc.transport import Control, Died, Vector
 from psgc.workers import desk as worker_desk
 from psgc.workers import loop as worker_loop
@@ -164,7 +164,7 @@ def test_two_vectors_are_on_their_way_at_most():
     worker.begin(0)
     for value in (1.0, 2.0, 3.0):
         worker.does(value)
-    size = 8 * (3 + TAIL)
+    size = 8 * (3 + TAIL + stamp_length("float64"))
     worker.transport.on_the_way[0] = UNDER_WAY * size
     worker.turn()
     assert worker.transport.vectors == []
