@@ -19,6 +19,7 @@ from typing import IO, Annotated, Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from psgc.data.npz import map_npz
 from psgc.errors import UserError, one_line, visible
 from psgc.regular_files import open_regular
 from psgc.terminal import say
@@ -124,6 +125,8 @@ def load(path: Path) -> Checkpoint:
         raise ValueError(reason)
     try:
         checkpoint = _read(path)
+    except UserError as error:
+        raise ValueError(f"not a checkpoint of psgc ({str(error).removeprefix(visible(f'{path}: '))})") from None
     except ValidationError as error:
         flaw = error.errors()[0]
         where = ".".join(map(str, flaw["loc"]))
@@ -139,18 +142,18 @@ def load(path: Path) -> Checkpoint:
 
 def _read(path: Path) -> Checkpoint | None:
     """None when it is of another format."""
-    with open_regular(path) as stream, np.load(stream, allow_pickle=False) as archive:
-        about = json.loads(archive["about"].tobytes())
-        if about.pop("format") != FORMAT:
-            return None
-        vectors = {name.removeprefix(_VECTOR): archive[name] for name in archive if name.startswith(_VECTOR)}
-        about["estimates"] = {int(rank): seconds for rank, seconds in about["estimates"].items()}
-        params = archive["params"]
-        kinds = {(vector.shape, vector.dtype) for vector in (params, *vectors.values())}
-        if kinds != {((params.size,), params.dtype)} or params.dtype not in DTYPES or not np.isfinite(params).all():
-            raise ValueError
-        known = _About.model_validate(about)
-        return Checkpoint(params=params, **dict(known) | {"optimizer": known.optimizer | vectors})
+    archive = map_npz(str(path), ours=True)
+    about = json.loads(archive["about"].tobytes())
+    if about.pop("format") != FORMAT:
+        return None
+    vectors = {name.removeprefix(_VECTOR): np.array(archive[name]) for name in archive if name.startswith(_VECTOR)}
+    about["estimates"] = {int(rank): seconds for rank, seconds in about["estimates"].items()}
+    params = np.array(archive["params"])
+    kinds = {(vector.shape, vector.dtype) for vector in (params, *vectors.values())}
+    if kinds != {((params.size,), params.dtype)} or params.dtype not in DTYPES or not np.isfinite(params).all():
+        raise ValueError
+    known = _About.model_validate(about)
+    return Checkpoint(params=params, **dict(known) | {"optimizer": known.optimizer | vectors})
 
 
 def _damage(path: Path) -> str | None:

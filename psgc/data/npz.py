@@ -33,6 +33,9 @@ from psgc.regular_files import open_regular
 from psgc.writing import write_whole
 
 ALIGNMENT = 64
+PIECE = 1 << 20  # bytes that are decompressed at a time
+KINDS = "fiubS"  # of plain numbers, and of the format of a sparse matrix
+LONGEST_HEADER = 10_000  # bytes, for NumPy too
 _LOCAL_HEADER = struct.Struct("<26xHH")  # ..., length of the name, length of the extra field
 _END_LENGTH = 22  # bytes of the record that ends an archive, without its comment
 _NO_RESERVE: int = getattr(mmap, "MAP_NORESERVE", 0x4000)  # Linux's value, which Python 3.11 does not name
@@ -45,16 +48,20 @@ def map_npy(path: str) -> np.ndarray:
         return _map(path, file, 0, os.path.getsize(path))
 
 
-def map_npz(path: str, copies: int = 1) -> dict[str, np.ndarray]:
+def map_npz(path: str, copies: int = 1, ours: bool = False) -> dict[str, np.ndarray]:
     """The arrays of an .npz file by name: memory-mapped where stored uncompressed, read where compressed.
 
-    copies: processes of this host that read it; each holds all that is compressed.
+    copies: processes of this host that read it; each holds all that is compressed. ours: psgc alone writes such files,
+    in which nothing is compressed, and text may be among the numbers.
     """
     arrays: dict[str, np.ndarray] = {}
-    with _foreign(path, "no .npz file of plain numbers"), open_regular(path) as file, zipfile.ZipFile(file) as archive:
+    expected = "of another version of psgc" if ours else "no .npz file of plain numbers"
+    with _foreign(path, expected), open_regular(path) as file, zipfile.ZipFile(file) as archive:
         _check_ends(file, archive)
         # a few bytes of zip can claim, and hold, any amount of zeros
         packed = sum(i.file_size for i in archive.infolist() if i.compress_type != zipfile.ZIP_STORED)
+        if packed and ours:
+            raise ValueError("it is compressed, as no file of psgc is")
         check_memory(
             path, packed, copies, "write it uncompressed (numpy.savez, psgc.data.write_dense), then it is mapped"
         )
@@ -62,7 +69,7 @@ def map_npz(path: str, copies: int = 1) -> dict[str, np.ndarray]:
             name = info.filename.removesuffix(".npy")
             if name in arrays:
                 raise UserError(f"{path}: damaged: it holds {name!r:.40} twice")
-            arrays[name] = _member(path, file, archive, info)
+            arrays[name] = _member(path, file, archive, info, KINDS + "U" if ours else KINDS)
     return arrays
 
 
@@ -117,24 +124,24 @@ def _check_ends(file: BinaryIO, archive: zipfile.ZipFile) -> None:
         raise ValueError("there are bytes before the archive or behind it")
 
 
-def _member(path: str, file: BinaryIO, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
+def _member(path: str, file: BinaryIO, archive: zipfile.ZipFile, info: zipfile.ZipInfo, kinds: str) -> np.ndarray:
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # one byte of others can be a gigabyte
         raise ValueError(f"{info.filename!r:.40} is compressed in a way that NumPy does not use")
     if info.compress_type != zipfile.ZIP_STORED:
-        return _parse(archive.read(info))
+        return _unpack(archive, info)
     if info.compress_size != info.file_size:
         raise ValueError(f"{info.filename!r:.40} has two sizes, {info.compress_size} and {info.file_size} bytes")
     archive.open(info).close()  # zipfile compares what the directory says with what stands before the member
     file.seek(info.header_offset)
     name_length, extra_length = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
     start = info.header_offset + _LOCAL_HEADER.size + name_length + extra_length
-    return _map(path, file, start, start + info.file_size)
+    return _map(path, file, start, start + info.file_size, kinds)
 
 
-def _map(path: str, file: BinaryIO, start: int, end: int) -> np.ndarray:
+def _map(path: str, file: BinaryIO, start: int, end: int, kinds: str = KINDS) -> np.ndarray:
     """The .npy array between two offsets of a file."""
     file.seek(start)
-    shape, fortran, dtype, size = _header(file)
+    shape, fortran, dtype, size = _header(file, kinds)
     offset = file.tell()
     _check_size(shape, size, min(end, os.path.getsize(path)) - offset)
     if size == 0:  # nothing to map
@@ -151,13 +158,20 @@ def _map(path: str, file: BinaryIO, start: int, end: int) -> np.ndarray:
     return array
 
 
-def _parse(content: bytes) -> np.ndarray:
-    """The .npy array that `content` holds."""
-    stream = io.BytesIO(content)
-    shape, fortran, dtype, size = _header(stream)
-    _check_size(shape, size, len(content) - stream.tell())
-    flat = np.frombuffer(content, dtype, math.prod(shape), stream.tell())
-    return flat.reshape(shape, order="F" if fortran else "C")
+def _unpack(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
+    """The .npy array of a compressed member, which is read only if it has the size that its header says."""
+    with archive.open(info) as member:
+        shape, fortran, dtype, size = _header(member)
+        _check_size(shape, size, info.file_size - member.tell())
+        flat = np.empty(size, np.uint8)
+        filled = 0
+        while piece := member.read(PIECE):
+            flat[filled : filled + len(piece)] = np.frombuffer(piece, np.uint8)
+            filled += len(piece)
+        _check_size(shape, size, filled)
+    array = flat.view(dtype).reshape(shape, order="F" if fortran else "C")
+    array.setflags(write=False)
+    return array
 
 
 def _check_size(shape: tuple[int, ...], needed: int, there: int) -> None:
@@ -165,16 +179,22 @@ def _check_size(shape: tuple[int, ...], needed: int, there: int) -> None:
         raise ValueError(f"an array of shape {shape} needs {needed} bytes, {max(0, there)} are there")
 
 
-def _header(stream: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
+def _header(stream: IO[bytes], kinds: str = KINDS) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
     """Shape, Fortran order, dtype and size in bytes; leaves the stream at the first byte of the array."""
-    version = np.lib.format.read_magic(stream)
-    if version == (1, 0):
-        shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
-    elif version == (2, 0):
-        shape, fortran, dtype = np.lib.format.read_array_header_2_0(stream)
-    else:
+    start = stream.read(8)
+    version = np.lib.format.read_magic(io.BytesIO(start))
+    if version not in ((1, 0), (2, 0)):
         raise ValueError(f".npy version {version} holds no plain numbers")
-    if dtype.kind not in "fiubS" or dtype.itemsize == 0 or (dtype.kind == "f" and dtype.itemsize > 8):
+    start += stream.read(2 if version == (1, 0) else 4)
+    length = int.from_bytes(start[8:], "little")
+    if length > LONGEST_HEADER:  # NumPy refuses it as well, after it has read it
+        raise ValueError(f"its header has {length} bytes")
+    header = io.BytesIO(start[8:] + stream.read(length))
+    if version == (1, 0):
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(header)
+    else:
+        shape, fortran, dtype = np.lib.format.read_array_header_2_0(header)
+    if dtype.kind not in kinds or dtype.itemsize == 0 or (dtype.kind == "f" and dtype.itemsize > 8):
         raise ValueError(f"an array of {dtype} where plain numbers belong")
     if any(length < 0 for length in shape):
         raise ValueError(f"shape {shape}")

@@ -21,7 +21,7 @@ import scipy.sparse
 
 from psgc import coding
 from psgc.errors import RunFailed, UserError
-from psgc.regular_files import open_regular
+from psgc.reporting.csv_files import whole_rows
 from psgc.reporting.timeline import ABANDONED, Timeline, read_timeline
 from psgc.terminal import say
 from psgc.writing import NO_ROOM, GrowingFile, write_text, write_whole
@@ -277,7 +277,7 @@ class Recorder:
 
     def _fill_in(self, found: Mapping[int, Mapping[str, float]]) -> None:
         self._csv.write()  # what did not fit before
-        rows = _read_csv(path := self._directory / "iterations.csv", COLUMNS)
+        rows = whole_rows(path := self._directory / "iterations.csv", COLUMNS)
         for row in rows:
             row |= {column: f"{value:.9g}" for column, value in found.get(int(row["iteration"]), {}).items()}
         write_text(path, _csv_text(COLUMNS, *(row.values() for row in rows)))
@@ -352,31 +352,9 @@ def _csv_text(*rows: Iterable[Any]) -> str:
     return text.getvalue()
 
 
-def csv_rows(path: Path) -> list[list[str]]:
-    """The rows of a file that grows row by row, without what a process has not written to the end of a line.
-
-    Raises OSError, csv.Error.
-    """
-    with open_regular(path) as stream:
-        content = stream.read()
-    text = content[: content.rfind(b"\n") + 1].decode(errors="replace")
-    return list(csv.reader(io.StringIO(text, newline="")))
-
-
-def _read_csv(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    """The whole rows of a file that a killed process may have left with a broken last line."""
-    try:
-        rows = csv_rows(path)
-    except (OSError, csv.Error):
-        return []
-    if not rows or tuple(rows[0]) != tuple(columns):
-        return []
-    return [dict(zip(columns, row, strict=True)) for row in rows[1:] if len(row) == len(columns)]
-
-
 def _earlier_rows(path: Path, resume_at: int) -> list[dict[str, str]]:
     kept: list[dict[str, str]] = []
-    for row in _read_csv(path, COLUMNS):
+    for row in whole_rows(path, COLUMNS):
         try:
             numbers = {column: float(value) for column, value in row.items() if value or column != "loss"}
             int(row["bytes"]), int(row["missing"])
@@ -388,7 +366,7 @@ def _earlier_rows(path: Path, resume_at: int) -> list[dict[str, str]]:
 
 
 def _earlier_losses(path: Path) -> list[dict[str, Any]]:
-    rows = _read_csv(path, LOST_COLUMNS)
+    rows = whole_rows(path, LOST_COLUMNS)
     whole = [row for row in rows if row["iteration"].isdecimal() and row["worker"].isdecimal()]
     return [{**row, "iteration": int(row["iteration"]), "worker": int(row["worker"])} for row in whole]
 

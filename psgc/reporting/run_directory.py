@@ -17,7 +17,8 @@ from psgc.config import Config
 from psgc.errors import UserError
 from psgc.plan import MAX_WORKERS
 from psgc.regular_files import open_regular
-from psgc.reporting.records import COLUMNS, LOST_COLUMNS, csv_rows
+from psgc.reporting.csv_files import csv_rows
+from psgc.reporting.records import COLUMNS, LOST_COLUMNS
 from psgc.reporting.timeline import ABANDONED, LONGEST, Columns, read_timeline
 
 NEEDED = (
@@ -25,6 +26,9 @@ NEEDED = (
 )  # fmt: skip
 OPTIONAL = ("missing", "actual_error", "bytes_in")  # runs of older versions do not have them
 MAX_CHUNKS = 2**31
+MAX_SUMMARY = 1 << 26  # bytes
+FEW = 1 << 22  # workers x iterations that fit into memory anyhow
+IDLE = 64  # workers x iterations for each entry of the timeline, in a run in which only few of the workers do anything
 MOST = {"seconds": LONGEST, "bound": LONGEST, "error_measure": 1.0}
 COUNTS = ("iteration", "recovered", "redundant", "bytes", "bytes_in", "lost", "missing")
 
@@ -95,6 +99,11 @@ def read_run(path: str | Path) -> RecordedRun:
         raise UserError(f"{directory}: damaged: {workers!s:.20} workers and {chunks!s:.20} chunks are no run")
     if max(seen) > workers:
         raise UserError(f"{directory}: damaged: a run of {workers} workers has no worker {max(seen)}")
+    rows, entries = len(iterations["iteration"]), 0 if timeline is None else len(timeline["worker"])
+    if timeline is not None and workers * rows > max(FEW, IDLE * entries):
+        raise UserError(
+            f"{directory}: damaged: {workers} workers in {rows} iterations do not go with {entries} chunks in timeline"
+        )
     return RecordedRun(directory, config, iterations, timeline, summary, losses, workers, chunks)
 
 
@@ -192,9 +201,14 @@ def _summary(path: Path) -> dict[str, Any] | None:
         return None
     try:
         with open_regular(path) as stream:
-            summary = json.load(stream)
+            content = stream.read(MAX_SUMMARY + 1)
+        if len(content) > MAX_SUMMARY:
+            raise UserError(f"{path}: damaged: longer than {MAX_SUMMARY} bytes")
+        summary = json.loads(content)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {(error.strerror or str(error)).lower()}") from None
+    except UserError:
+        raise
     except (ValueError, RecursionError):
         raise UserError(f"{path}: damaged: not JSON") from None
     for name, kind in {"status": str, "reason": str, "workers": int, "chunks": int}.items():

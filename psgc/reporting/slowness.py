@@ -17,10 +17,12 @@ def paces(run: RecordedRun) -> np.ndarray:
 
     For one that never did any it is the longest time after which it gave one up, nan when it never did that either.
     """
+    if run.timeline is None:
+        return np.full(run.workers, np.nan)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # the mean of nothing is nan
         pace = np.nanmean(run.seconds_per_chunk(), axis=0) if len(run.iterations["iteration"]) else np.zeros(0)
-    if run.timeline is None or not len(pace):
+    if not len(pace):
         return np.full(run.workers, np.nan)
     longest = np.full(run.workers, -np.inf)
     given_up = run.timeline["fate"] == ABANDONED

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from psgc.data.npz import map_npz
 from psgc.errors import UserError, one_line
 from psgc.regular_files import open_regular
 from psgc.writing import GrowingFile, write_whole
@@ -28,6 +29,16 @@ _ENTRY = np.dtype(
 )
 _pack = struct.Struct("<iiiddb").pack  # one _ENTRY
 COLUMNS = _ENTRY.names or ()
+RANGES = {
+    "worker": (1, np.inf),
+    "chunk": (0, np.inf),
+    "iteration": (0, np.inf),
+    "start": (0, LONGEST),
+    "seconds": (0, LONGEST),
+    "fate": (0, len(FATES)),
+}  # the least value, and the first that is too large
+LONGEST_HEAD = 1000  # bytes of the first line of timeline.raw
+PIECE = 1 << 18  # entries that are looked at together
 
 Columns = dict[str, np.ndarray]
 
@@ -65,7 +76,7 @@ class Timeline:
 
     def columns(self) -> Columns:
         """The entries by column, and `fates`, the names that `fate` is an index of."""
-        return _columns(bytes(self._entries))
+        return _columns(np.frombuffer(bytes(self._entries), _ENTRY))
 
     def finish(self) -> None:
         """Write timeline.npz, or where it does not fit, all of timeline.raw. Raises OSError."""
@@ -95,51 +106,69 @@ class Timeline:
 def read_timeline(directory: Path) -> tuple[Columns | None, dict[str, int]]:
     """The columns of the timeline in `directory`, None when it has none, and what is known of `workers` and `chunks`.
 
-    Raises UserError when it is damaged or of another version. What a killed run was writing when it died is left out.
+    Nothing is held in memory that the file does not hold on the disk. Of timeline.raw what is before the first entry
+    that is not whole counts. Raises UserError when it is damaged or of another version.
     """
-    about: dict[str, int] = {}
     path = directory / "timeline.raw"
     if path.exists():  # then the run has not come to its end, or goes on after an earlier one
-        with _refusing(path), open_regular(path) as stream:
-            about = json.loads(stream.readline())
-            if about.pop("format") != FORMAT:
-                raise ValueError(f"expected format {FORMAT}")
-            about = {name: int(about[name]) for name in ("workers", "chunks")}
-            content = stream.read()
-            columns = _columns(content[: len(content) // _ENTRY.itemsize * _ENTRY.itemsize])
-            _check(columns)
-        return columns, about
+        with _refusing(path):
+            return _read_raw(path)
     path = directory / "timeline.npz"
     if not path.exists():
-        return None, about
-    with _refusing(path), open_regular(path) as stream, np.load(stream, allow_pickle=False) as archive:
-        if lacking := {*COLUMNS, "fates"} - set(archive):
+        return None, {}
+    with _refusing(path):
+        columns = {name: np.asarray(array) for name, array in map_npz(str(path), ours=True).items()}
+        if lacking := {*COLUMNS, "fates"} - set(columns):
             raise ValueError(f"it lacks {', '.join(sorted(lacking))}")
-        columns = {name: archive[name] for name in (*COLUMNS, "fates")}
         _check(columns)
-    return columns, about
+        return {name: columns[name] for name in (*COLUMNS, "fates")}, {}
 
 
-def _columns(content: bytes) -> Columns:
-    entries = np.frombuffer(content, _ENTRY)
+def _read_raw(path: Path) -> tuple[Columns, dict[str, int]]:
+    with open_regular(path) as stream:
+        about = json.loads(stream.readline(LONGEST_HEAD))
+        if about.pop("format") != FORMAT:
+            raise ValueError(f"expected format {FORMAT}")
+        about = {name: int(about[name]) for name in ("workers", "chunks")}
+        pieces = [np.zeros(0, _ENTRY)]
+        while content := stream.read(PIECE * _ENTRY.itemsize):
+            entries = np.frombuffer(content[: len(content) // _ENTRY.itemsize * _ENTRY.itemsize], _ENTRY)
+            valid = _valid(entries)
+            whole = len(entries) if valid.all() else int(valid.argmin())
+            pieces.append(entries[:whole])
+            if whole < len(entries):
+                if not sum(map(len, pieces)):
+                    raise ValueError("its first entry is none")
+                break
+    return _columns(np.concatenate(pieces)), about
+
+
+def _columns(entries: np.ndarray) -> Columns:
     return {name: entries[name].copy() for name in COLUMNS} | {"fates": np.array(FATES)}
+
+
+def _valid(entries: np.ndarray) -> np.ndarray:
+    """Which entries a run can have left."""
+    valid = np.ones(len(entries), bool)
+    for name, (least, most) in RANGES.items():
+        valid &= (entries[name] >= least) & (entries[name] < most)
+    return valid
 
 
 def _check(columns: Columns) -> None:
     """Raises ValueError for what no run can have left."""
-    if tuple(columns["fates"].tolist()) != FATES:
+    if columns["fates"].shape != (len(FATES),) or tuple(columns["fates"].tolist()) != FATES:
         raise ValueError(f"expected the fates {', '.join(FATES)}")
     if len({columns[name].shape for name in COLUMNS}) != 1 or columns["worker"].ndim != 1:
         raise ValueError("its columns are not of one length")
     for name in COLUMNS:
-        column, kinds = columns[name], "f" if name in ("start", "seconds") else "iu"
-        least = 1 if name == "worker" else 0
-        if column.dtype.kind not in kinds:
-            raise ValueError(f"{name} is of {column.dtype}")
-        if column.size and not (column.min() >= least and column.max() < (LONGEST if kinds == "f" else np.inf)):
-            raise ValueError(f"{name} holds {column.min()} to {column.max()}")
-    if columns["fate"].size and columns["fate"].max() >= len(FATES):
-        raise ValueError(f"fate holds {columns['fate'].max()}")
+        if columns[name].dtype.kind not in ("f" if name in ("start", "seconds") else "iu"):
+            raise ValueError(f"{name} is of {columns[name].dtype}")
+    for start in range(0, len(columns["worker"]), PIECE):
+        for name, (least, most) in RANGES.items():
+            piece = columns[name][start : start + PIECE]
+            if not (piece.min() >= least and piece.max() < most):
+                raise ValueError(f"{name} holds {piece.min()} to {piece.max()}")
 
 
 @contextmanager
@@ -148,6 +177,8 @@ def _refusing(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # NumPy, zipfile and json raise many kinds
+        if isinstance(error, UserError):
+            raise
         if isinstance(error, OSError) and error.strerror:
             raise UserError(f"{path}: cannot be read: {error.strerror.lower()}") from None
         raise UserError(f"{path}: damaged, or of another version of psgc ({one_line(error)})") from None

@@ -17,6 +17,8 @@ from psgc.server.checkpoint import Checkpoint, CheckpointWriter, load, load_newe
 from psgc.writing import UNNAMED
 from tests.unit.small_disk import small_disk
 
+NO_NUMBERS = "damaged, or of another version of psgc: an array of"
+
 
 def made(iteration=50, dtype="float64", **changes):
     values = {
@@ -124,7 +126,7 @@ def test_a_file_of_another_format_or_none_of_ours_is_not_used(tmp_path, monkeypa
         ({"optimizer": {"\x1b[31m": [1]}}, "optimizer.\\x1b[31m.constrained-int: Input should be a valid integer"),
         ({"params": np.zeros(7, int), "optimizer": {}}, "ValueError"),
         ({"params": np.full(7, np.nan)}, "ValueError"),
-        ({"optimizer": {"first": np.zeros(7, complex)}}, "ValueError"),
+        ({"optimizer": {"first": np.zeros(7, complex)}}, f"{NO_NUMBERS} complex128 where plain numbers belong"),
         ({"optimizer": {"first": np.zeros(8)}}, "ValueError"),
     ],
 )
@@ -162,6 +164,14 @@ def test_nothing_is_unpickled(tmp_path):
     path = path.rename(tmp_path / f"00000002-{digest}.npz")
     with pytest.raises(ValueError):
         load(path)
+
+
+def test_nothing_in_a_checkpoint_is_compressed(tmp_path):
+    path = tmp_path / "x.npz"
+    np.savez_compressed(path, about=np.zeros(10_000_000, np.uint8), params=np.zeros(3))
+    digest = module.hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    with pytest.raises(ValueError, match="it is compressed"):
+        load(path.rename(tmp_path / f"00000002-{digest}.npz"))
 
 
 def test_when_all_are_damaged_they_are_named(tmp_path):

@@ -10,6 +10,7 @@ import scipy.sparse
 
 from psgc.data.npz import ALIGNMENT, map_npy, map_npz, write_dense, write_sparse
 from psgc.errors import UserError
+from tests.unit.fuzzing import little_memory
 
 
 def test_what_is_written_to_a_map_in_spite_of_the_flag_does_not_reach_the_file(tmp_path):
@@ -117,6 +118,32 @@ def test_a_header_that_promises_more_than_the_member_holds_is_refused(tmp_path):
         archive.writestr("y.npy", bytes(4096))  # the bytes that a reckless map would show
     with pytest.raises(UserError, match="needs 800 bytes, 792 are there"):
         map_npz(str(path))
+
+
+@pytest.mark.parametrize("said", ["an array that is larger", "a header that is longer"])
+def test_nothing_is_decompressed_before_its_size_is_known(tmp_path, said):
+    """200 MB of zeros, in 200 kB, behind a header that does not say so."""
+    path = tmp_path / "a.npz"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("X.npy", "w") as member:
+        if said == "a header that is longer":
+            member.write(b"\x93NUMPY\x02\x00" + (200_000_000).to_bytes(4, "little"))
+        else:
+            np.lib.format.write_array(member, np.zeros(100))
+        for _ in range(200):
+            member.write(bytes(1_000_000))
+    with little_memory(30 << 20), pytest.raises(UserError, match=r"needs 800 bytes, 200000800 are|has 200000000 bytes"):
+        map_npz(str(path))
+
+
+def test_a_compressed_array_that_ends_early_is_refused(tmp_path):
+    np.savez_compressed(tmp_path / "a.npz", X=np.arange(1000.0))
+    content = (tmp_path / "a.npz").read_bytes()
+    with zipfile.ZipFile(tmp_path / "a.npz") as archive:
+        (info,) = archive.infolist()
+    start = info.header_offset + 30 + len(info.filename)
+    (tmp_path / "b.npz").write_bytes(content[: start + 200] + bytes(len(content) - start - 400) + content[-200:])
+    with pytest.raises(UserError, match="damaged"):
+        map_npz(str(tmp_path / "b.npz"))
 
 
 def with_member(path, content, method=zipfile.ZIP_STORED):
