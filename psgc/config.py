@@ -181,6 +181,8 @@ class Injection(Section):
 
 class Faults(Section):
     collect_timeout: Positive = 30.0  # seconds
+    # seconds in one chunk after which a worker is lost; None: 10 times the slowest chunk that any worker has done
+    chunk_timeout: Positive | None = None
     # whether workers take chunks that they do not hold when too few holders are left
     adopt: Annotated[bool, expect("true or false")] = True
     inject: Annotated[list[Injection], expect("a list of {kind, rank, iteration, step}")] = Field(default_factory=list)

@@ -4,17 +4,6 @@ An error's text is one line: what was wrong, where, and what would be right. The
 on stderr without a traceback (`--debug` shows one) and exits with `exit_code`.
 """
 
-import os
-import site
-import sysconfig
-import traceback
-from collections.abc import Sequence
-from contextlib import suppress
-
-_PSGC = os.path.dirname(os.path.abspath(__file__))
-_INSTALLED = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
-_INSTALLED.append(site.getusersitepackages())
-
 
 class PsgcError(Exception):
     """Base of every error psgc raises on purpose. Its text is one printable line, whatever a file may be called."""
@@ -54,27 +43,6 @@ def visible(text: str) -> str:
     'a\\\\nb\\\\x1b[31m é'
     """
     return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
-
-
-def raised_at(error: BaseException) -> str:
-    """Where the user's code raised `error`, as ", model.py:11"; nothing when no line of such code was under way.
-
-    That is the innermost line outside of psgc and of what is installed. Of a model that is itself installed, the line
-    that psgc called.
-    """
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not _lies_in(frame.filename, [_PSGC])]
-    users = [f for f in frames if not (_lies_in(f.filename, _INSTALLED) or f.filename.startswith("<"))]
-    if not frames:
-        return ""
-    frame = users[-1] if users else frames[0]
-    file = frame.filename
-    with suppress(OSError):  # the current directory may be gone
-        file = file.removeprefix(f"{os.getcwd()}{os.sep}")
-    return f", {file}:{frame.lineno}"
-
-
-def _lies_in(file: str, directories: Sequence[str]) -> bool:
-    return any(file.startswith(f"{directory}{os.sep}") for directory in directories)
 
 
 def one_line(error: BaseException) -> str:

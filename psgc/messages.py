@@ -73,6 +73,7 @@ class Kind(IntEnum):
     #              again: 1 when the model is at fault on every worker and the run must end
     ALIVE = 14  # chunk, seconds: nothing else was sent for a while; in which chunk, and for how long, or chunk -1
     GOODBYE = 15  # nothing more will be sent
+    STUCK = 19  # chunk, seconds: as ALIVE, of a chunk that takes very long; the text sent before says where it is
     TRIAL = 18  # iteration, chunk, start, seconds, loss: these three hold a sketch (psgc.coding.sketch)
 
 

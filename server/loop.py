@@ -39,6 +39,7 @@ from psgc.server.recovery import EXACT, Deadline, Recovery
 from psgc.server.regroup import queues_for
 from psgc.server.rollcall import RollCall
 from psgc.server.scheduler import make_schedule
+from psgc.server.stuck import Stuck
 from psgc.server.trial import Trial
 from psgc.server.weighing import weights
 from psgc.transport import LARGE, TEXT_LIMIT, Control, Died, Text, Transport, Vector
@@ -57,7 +58,7 @@ class Server:
     polled, a reason to end early or None; costs: of each chunk relative to an average one, None when not known;
     recovery: when an iteration may end although something is missing; has_loss: whether the problem has one;
     check_data: called with a chunk whose gradient failed, raises UserError when it is the data that is wrong;
-    trial: compares gradients of the first iteration.
+    trial: compares gradients of the first iteration; chunk_timeout: seconds in one chunk after which a worker is lost.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class Server:
         has_loss: bool = True,
         check_data: Callable[[int], object] = lambda _: None,
         trial: Trial | None = None,
+        chunk_timeout: float | None = None,
     ) -> None:
         self._transport = transport
         self._plan = plan
@@ -102,7 +104,8 @@ class Server:
         self._has_loss = has_loss
         self._check_data = check_data
         self._queues = plan.queues  # of this iteration
-        self._rollcall = RollCall(self._workers, collect_timeout)
+        self._rollcall = RollCall(self._workers, collect_timeout, chunk_timeout)
+        self._stuck = Stuck()
         self._timeout = collect_timeout
         self._standings = dict.fromkeys(self._workers, 0)  # how many standing queues each worker was sent
         self._adopted: dict[int, set[int]] = {worker: set() for worker in self._workers}  # as they know themselves
@@ -425,6 +428,10 @@ class Server:
                 self._compare(worker, iteration, chunk, (start, seconds, float(entry["loss"])))
             case Kind.ALIVE:
                 self._rollcall.busy(worker, chunk, seconds, self._clock.now)
+            case Kind.STUCK:
+                line = self._texts.pop(worker, b"").decode(errors="replace")
+                self._rollcall.busy(worker, chunk, seconds, self._clock.now)
+                self._stuck.told(worker, chunk, seconds, line, self._clock.now)
 
     def _report(
         self, worker: int, iteration: int, chunk: int, start: float, seconds: float, loss: float, again: int = 0
@@ -560,6 +567,8 @@ class Server:
         if now < self._next_check:
             return
         self._next_check = now + CHECK_EVERY
+        for line in self._stuck.due(now):
+            self._observer.stuck(line)
         for worker, reason in self._rollcall.missing(now):
             self._lose(worker, reason)
         for worker in self._transport.unreached(self._timeout):

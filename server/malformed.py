@@ -8,7 +8,9 @@ from typing import Any
 from psgc.errors import ProtocolError
 from psgc.messages import Kind
 
-FROM_WORKERS = {int(kind): kind.name for kind in (Kind.REPORT, Kind.ABANDONED, Kind.FAILED, Kind.ALIVE, Kind.TRIAL)}
+FROM_WORKERS = {
+    int(kind): kind.name for kind in (Kind.REPORT, Kind.ABANDONED, Kind.FAILED, Kind.ALIVE, Kind.STUCK, Kind.TRIAL)
+}
 
 
 class Malformed(Exception):
@@ -20,7 +22,7 @@ def check_record(entry: Any, num_chunks: int, iteration: int) -> None:
     name = FROM_WORKERS.get(int(entry["kind"]))
     if name is None:
         raise Malformed(f"a record of kind {entry['kind']}, which no worker sends during a run")
-    if name == "ALIVE":
+    if name in ("ALIVE", "STUCK"):
         check_chunk(name, int(entry["chunk"]), num_chunks, least=-1)
     else:
         check_chunk(name, int(entry["chunk"]), num_chunks)

@@ -27,11 +27,16 @@ class _Worker:
 
 
 class RollCall:
-    """timeout: seconds without a sign of life, without a delivery, or in one chunk (faults.collect_timeout)."""
+    """timeout: seconds without a sign of life, without a delivery, or in one chunk (faults.collect_timeout).
 
-    def __init__(self, workers: Iterable[int], timeout: float) -> None:
+    chunk_timeout: seconds in one chunk after which its worker is lost (faults.chunk_timeout); None: PATIENCE times the
+    slowest chunk that anybody has done, and no limit before that.
+    """
+
+    def __init__(self, workers: Iterable[int], timeout: float, chunk_timeout: float | None = None) -> None:
         self._workers = {worker: _Worker() for worker in workers}
         self._timeout = timeout
+        self._chunk_timeout = chunk_timeout
         self._slowest = 0.0  # seconds of any chunk that was reported
 
     @property
@@ -93,6 +98,9 @@ class RollCall:
         silent, found = [], []
         limit = f"for {self._timeout:g} s (faults.collect_timeout)"
         patience = max(self._timeout, PATIENCE * self._slowest) if self._slowest else inf
+        by = ""
+        if self._chunk_timeout is not None:
+            patience, by = self._chunk_timeout, " (faults.chunk_timeout)"
         for rank, worker in self._workers.items():
             if not worker.here:
                 continue
@@ -101,7 +109,7 @@ class RollCall:
             elif now - worker.asked > self._timeout:
                 found.append((rank, f"has not delivered what it was asked for {limit}"))
             elif worker.chunk >= 0 and (busy := now - worker.since) > patience:
-                found.append((rank, f"in chunk {worker.chunk} for {busy:.1f} s, its gradient does not return"))
+                found.append((rank, f"in chunk {worker.chunk} for {busy:.1f} s, its gradient does not return{by}"))
         return silent or found
 
     def lost(self, rank: int, dead: bool = False, failed: bool = False) -> bool:

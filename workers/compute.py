@@ -13,7 +13,8 @@ import numpy as np
 from psgc.backend import Array, Backend
 from psgc.coding.sketch import sketch
 from psgc.data import ChunkSource
-from psgc.errors import ModelError, UserError, one_line, raised_at
+from psgc.errors import ModelError, UserError, one_line
+from psgc.user_code import raised_at
 from psgc.workers.desk import Desk, Result, Work
 from psgc.workers.emulation import Emulation
 from psgc.workers.injection import Injector

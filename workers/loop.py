@@ -13,6 +13,7 @@ from typing import Any
 from psgc.backend import Array, Backend
 from psgc.messages import STANDINGS, TAIL, UNDER_WAY, UNHEARD, Kind, Records, record, stamp_length
 from psgc.transport import Control, Died, Transport, Vector
+from psgc.user_code import current_line
 from psgc.workers.compute import ComputeThread
 from psgc.workers.desk import CodedGradient, Desk, Failure
 from psgc.workers.encoder import Encoder
@@ -27,6 +28,7 @@ class WorkerLoop:
     """Carries messages between the server and the desk until the server says stop.
 
     dim: entries of the parameters; silence: seconds without a message after which the server is told that all is well;
+    long: seconds in one chunk after which the server is told where it is, then after twice as long, and so on;
     first: the iteration that the run begins with; first_role: what is added to a role in
     the tag of an accumulator.
     """
@@ -44,6 +46,7 @@ class WorkerLoop:
         injector: Injector,
         first: int = 0,
         first_role: int = 0,
+        long: float = inf,
     ) -> None:
         self._transport = transport
         self._desk = desk
@@ -54,6 +57,7 @@ class WorkerLoop:
         self._dtype = dtype
         self._stamp = stamp_length(dtype)
         self._silence = silence
+        self._long = long
         self._injector = injector
         self._iteration = first - 1
         self._first_role = first_role
@@ -182,7 +186,12 @@ class WorkerLoop:
         now = time.monotonic()
         if not records and (now - self._last_sent > self._silence or self._unanswered >= UNHEARD // 2):
             chunk, seconds = self._desk.running()
-            records.append(record(Kind.ALIVE, chunk=chunk, seconds=seconds))
+            kind = Kind.ALIVE
+            if seconds > self._long:
+                self._long = 2 * seconds
+                self._transport.send_text(SERVER, current_line(self._compute.ident))
+                kind = Kind.STUCK
+            records.append(record(kind, chunk=chunk, seconds=seconds))
         if records:
             self._transport.send(SERVER, records)
             self._last_sent, self._unanswered = now, 0

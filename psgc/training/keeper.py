@@ -63,6 +63,9 @@ class Keeper:
         if self._every and done % self._every == 0:
             self._pending = self._snapshot(done)
 
+    def stuck(self, line: str) -> None:
+        self._progress.say(line)
+
     def lost(self, worker: int, host: str, iteration: int, reason: str) -> None:
         line = self._recorder.lost(worker, host, iteration, reason)
         if worker in self._raised:  # if it was the model, the others follow, and one line at the end says it all

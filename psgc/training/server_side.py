@@ -314,4 +314,5 @@ def make_server(
         has_loss,
         check_data,
         Trial(tried_chunks(config, plan), tolerance),
+        config.faults.chunk_timeout,
     )

@@ -94,4 +94,5 @@ def make_worker(
         injector,
         first,
         first_role(config, plan),
+        config.faults.collect_timeout,
     )

@@ -32,7 +32,7 @@ class Run:
         combined=False, verification=None,
     ):  # fmt: skip
         self.transport, self.clock = Transport(workers + 1), Clock()
-        self.rows, self.gaps, self.lost, self.returned, self.fates = [], [], {}, [], {}
+        self.rows, self.gaps, self.lost, self.returned, self.fates, self.stuck = [], [], {}, [], {}, []
         for module in (loop, clock, verifying_loop):
             monkeypatch.setattr(module, "time", self.clock)
         observer = SimpleNamespace(
@@ -44,6 +44,7 @@ class Run:
             chunk=self._chunk,
             failure_text=lambda worker, text: "it raised",
             wrong=lambda *_: None,
+            stuck=self.stuck.append,
         )
         self.plan = make_plan(
             Coding(chunks_per_worker=2, replication=replication, parts=parts), schedule, workers, SEED

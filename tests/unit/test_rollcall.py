@@ -58,6 +58,17 @@ def test_who_is_excused_has_the_whole_time_once_more_and_nobody_else_owes_anythi
     assert missing(it, 7.5 + TIMEOUT) == [2]
 
 
+@pytest.mark.parametrize("slowest", [None, 0.1, 100.0])
+def test_a_limit_of_the_users_is_for_every_chunk_also_the_first(slowest):
+    it = RollCall((1, 2, 3), TIMEOUT, chunk_timeout=20.0)
+    if slowest:
+        it.through(1, slowest)
+    it.busy(2, 7, 1.0, 4.0)
+    hear_all(it, 23.0)
+    assert missing(it, 22.9) == []
+    assert it.missing(23.5) == [(2, "in chunk 7 for 20.5 s, its gradient does not return (faults.chunk_timeout)")]
+
+
 @pytest.mark.parametrize(("slowest", "patience"), [(0.1, TIMEOUT), (2.0, PATIENCE * 2.0)])
 def test_a_chunk_may_take_ten_times_the_slowest_and_the_timeout_at_least(slowest, patience):
     it = rollcall()

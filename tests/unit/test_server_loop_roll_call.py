@@ -7,7 +7,7 @@ import pytest
 
 from psgc.errors import TooFewWorkers
 from psgc.messages import Kind
-from psgc.transport import Died, Vector
+from psgc.transport import Died, Text, Vector
 from tests.unit.scripted import done, said
 from tests.unit.scripted_run import TIMEOUT, WORKERS
 
@@ -31,6 +31,23 @@ def test_who_is_silent_for_too_long_is_lost_and_nobody_else(make_run):
 
     run.follow(script(), 1)
     assert run.lost == {1: (0, "not heard for 30 s (faults.collect_timeout)")}
+
+
+def test_gradients_that_do_not_return_are_told_in_one_line(make_run):
+    run = make_run(replication=WORKERS)
+    stuck = [
+        [Text(worker, b"model.py:3: wait()"), said(worker, Kind.STUCK, chunk=worker, seconds=30.0)] for worker in (1, 2)
+    ]
+
+    def script():
+        yield [*stuck[0], *stuck[1], *alive(3, 4)]
+        yield from run.seconds(2, *alive(1, 2, 3, 4))
+        yield everything(0, 3)
+
+    run.follow(script(), 1)
+    line = "for 30 s gradients have not returned: worker 1 in chunk 1, worker 2 in chunk 2; in model.py:3: wait()"
+    assert run.stuck == [line]
+    assert run.lost == {}
 
 
 def test_who_is_lost_and_heard_again_takes_part_from_the_next_iteration_on(make_run):

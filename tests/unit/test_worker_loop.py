@@ -47,15 +47,15 @@ def test_who_is_told_much_and_says_nothing_says_that_it_reads(loop):
 class Worker:
     """Worker 1 of two; the test computes its chunks."""
 
-    def __init__(self, num_chunks, combined=True, silence=1000.0, first_role=0):
+    def __init__(self, num_chunks, combined=True, silence=1000.0, first_role=0, long=1000.0):
         self.transport = Transport(3)
         encoder = Encoder(Backend(), np.ones((2, 1)), 3, "float64")
         self.state = WorkerState(1, range(num_chunks), num_chunks, combined)
         self.desk = Desk(self.state, encoder)
-        compute = SimpleNamespace(start=lambda: None)
+        compute = SimpleNamespace(start=lambda: None, ident=5)
         self.loop = WorkerLoop(
             self.transport, self.desk, encoder, compute, Backend(), 3, "float64", silence, Injector(),
-            first_role=first_role,
+            first_role=first_role, long=long,
         )  # fmt: skip
 
     def turn(self, *messages):
@@ -188,6 +188,26 @@ def test_who_computes_says_in_which_chunk_it_is_and_for_how_long(monkeypatch):
     worker.turn()
     (alive,) = worker.transport.records[0]
     assert (alive["kind"], alive["chunk"], alive["seconds"]) == (Kind.ALIVE, 0, 5.5)
+
+
+def test_a_chunk_that_takes_very_long_is_told_with_its_line_at_once_and_after_twice_as_long(monkeypatch):
+    clock = Clock()
+    for module in (worker_loop, worker_desk):
+        monkeypatch.setattr(module, "time", clock)
+    monkeypatch.setattr(worker_loop, "current_line", lambda thread: f"model.py:3, thread {thread}")
+    worker = Worker(2, silence=5.0, long=30.0)
+    texts = []
+    worker.transport.send_text = lambda dest, text: texts.append((dest, text, len(worker.transport.records[0])))
+    worker.begin(0)
+    worker.desk.take()
+    for _ in range(25):
+        clock.now += 6.0
+        worker.turn()
+    told = [(int(entry["kind"]), float(entry["seconds"])) for entry in worker.transport.records[0]]
+    assert [seconds for kind, seconds in told if kind == Kind.STUCK] == [36.0, 78.0]
+    assert {kind for kind, _ in told} == {Kind.ALIVE, Kind.STUCK}
+    assert [(dest, text) for dest, text, _ in texts] == [(0, "model.py:3, thread 5")] * 2
+    assert [before for *_, before in texts] == [place for place, (kind, _) in enumerate(told) if kind == Kind.STUCK]
 
 
 def test_the_reason_of_a_failure_is_sent_before_the_failure():
