@@ -5,9 +5,7 @@ and `lost.csv`, which is there when a worker was lost; the other files are writt
 ends.
 """
 
-import csv
 import errno
-import io
 import json
 import math
 import os
@@ -21,27 +19,12 @@ import scipy.sparse
 
 from psgc import coding
 from psgc.errors import RunFailed, UserError
-from psgc.reporting.csv_files import whole_rows
-from psgc.reporting.timeline import ABANDONED, Timeline, read_timeline
+from psgc.reporting.csv_files import COLUMNS, LOST_COLUMNS, csv_text, earlier_losses, earlier_rows, whole_rows
+from psgc.reporting.pace import Paces
+from psgc.reporting.timeline import Timeline, read_timeline
 from psgc.terminal import say
 from psgc.writing import NO_ROOM, GrowingFile, write_text, write_whole
 
-COLUMNS = (
-    "iteration",
-    "loss",
-    "seconds",
-    "bound",
-    "efficiency",
-    "error_measure",
-    "missing",
-    "actual_error",
-    "recovered",
-    "redundant",
-    "bytes",
-    "bytes_in",
-    "lost",
-)
-LOST_COLUMNS = ("iteration", "worker", "host", "event", "reason")
 INLINE_COPIES = 20_000  # chunk copies up to which the bound takes no more than a worker's first chunk, or 5 ms
 
 
@@ -81,24 +64,21 @@ class Recorder:
         self._named = directory
         self._assignment = assignment
         self._parts = parts
-        self._own_chunks = np.asarray(own_chunks)
-        workers = assignment.shape[1]
-        self._finished_seconds, self._finished = np.zeros(workers), np.zeros(workers)
-        self._abandoned = np.zeros(workers)  # longest time after which a worker abandoned a chunk
+        self._paces = Paces(np.asarray(own_chunks))
         self._directory = directory = directory.resolve()  # a user may link it, but nothing in it is a link
-        self._timeline = Timeline(directory, workers, assignment.shape[0])
+        self._timeline = Timeline(directory, assignment.shape[1], assignment.shape[0])
         # one chunk that a worker worked on; called for each of them, so nothing else is done here
         self.chunk: Callable[[int, int, int, float, float, int], None] = self._timeline.add
         if resume_at is not None:
             self._take_timeline(resume_at)
-        earlier = [] if resume_at is None else _earlier_rows(directory / "iterations.csv", resume_at)
+        earlier = [] if resume_at is None else earlier_rows(directory / "iterations.csv", resume_at)
         try:
             (directory / "summary.json").unlink(missing_ok=True)  # the run has not come to its end
             write_text(directory / "config.yaml", config_text)
-            rows = _csv_text(COLUMNS, *(row.values() for row in earlier))
+            rows = csv_text(COLUMNS, *(row.values() for row in earlier))
             self._csv = GrowingFile(directory / "iterations.csv", rows.encode())
             self._timeline.flush()
-            self._count(self._timeline.new())
+            self._paces.count(self._timeline.new())
         except OSError as error:
             raise unwritable(self._named, error) from None
         self._earlier = earlier  # rows of iterations.csv from before this part of the run
@@ -118,13 +98,13 @@ class Recorder:
         self._saved: np.ndarray | None = None  # the parameters that params.npy holds
         self.not_whole: dict[str, str] = {}  # files that lack something on the disk, and why
         if resume_at is not None:
-            self.losses = _earlier_losses(directory / "lost.csv")
+            self.losses = earlier_losses(directory / "lost.csv")
 
     def iteration(self, row: Row) -> None:
         """One finished iteration, after its chunks."""
         self._keep("timeline.raw", self._timeline.flush)
-        self._count(self._timeline.new())
-        speeds = self._seconds_per_chunk(row)
+        self._paces.count(self._timeline.new())
+        speeds = self._paces.seconds_per_chunk(row.reports)
         bound = float("nan")
         if self._assignment.nnz <= INLINE_COPIES:
             bound = coding.clairvoyant_bound(self._held(row), self._parts, speeds)
@@ -132,7 +112,7 @@ class Recorder:
         self.numbers.append(row.iteration)
         self.seconds.append(row.seconds)
         self.bounds.append(bound)
-        self.uncoded.append(self._uncoded_seconds(speeds))
+        self.uncoded.append(self._paces.uncoded_seconds(speeds))
         self.bytes += row.bytes
         self.final_loss = row.loss
         values = {
@@ -153,7 +133,7 @@ class Recorder:
         if self._assignment.nnz > INLINE_COPIES:
             self._late.append((row.iteration, self._held(row), speeds))
         self.error_measures.append(row.error_measure)
-        text = _csv_text(_formatted(values)).encode()
+        text = csv_text(_formatted(values)).encode()
         self._keep("iterations.csv", lambda: self._csv.write(text))
 
     def lost(self, worker: int, host: str, iteration: int, reason: str) -> str:
@@ -177,10 +157,10 @@ class Recorder:
 
     def _write_lost_row(self, values: Iterable[Any]) -> None:
         if self._lost_csv is None:
-            rows = _csv_text(LOST_COLUMNS, *(event.values() for event in self.losses))
+            rows = csv_text(LOST_COLUMNS, *(event.values() for event in self.losses))
             self._lost_csv = GrowingFile(self._directory / "lost.csv", rows.encode())
         else:
-            self._lost_csv.write(_csv_text(values).encode())
+            self._lost_csv.write(csv_text(values).encode())
 
     def failure_text(self, worker: int, text: str) -> str:
         """Keep a worker's text; returns its first line, which names the error, and where the traceback is."""
@@ -280,7 +260,7 @@ class Recorder:
         rows = whole_rows(path := self._directory / "iterations.csv", COLUMNS)
         for row in rows:
             row |= {column: f"{value:.9g}" for column, value in found.get(int(row["iteration"]), {}).items()}
-        write_text(path, _csv_text(COLUMNS, *(row.values() for row in rows)))
+        write_text(path, csv_text(COLUMNS, *(row.values() for row in rows)))
 
     def _keep(self, name: str, write: Callable[[], object]) -> None:
         """Write to the file `name` of the record. A run does not end because something of its record is lost."""
@@ -311,14 +291,6 @@ class Recorder:
         for entry in zip(*(columns[name][kept].tolist() for name in names), strict=True):
             self.chunk(*entry)
 
-    def _count(self, entries: np.ndarray) -> None:
-        """How long each worker has taken for what it finished, and for what it abandoned."""
-        worker, seconds = entries["worker"] - 1, entries["seconds"]
-        done, abandoned = entries["fate"] < ABANDONED, entries["fate"] == ABANDONED
-        self._finished_seconds += np.bincount(worker[done], seconds[done], len(self._finished))
-        self._finished += np.bincount(worker[done], minlength=len(self._finished))
-        np.maximum.at(self._abandoned, worker[abandoned], seconds[abandoned])
-
     def _held(self, row: Row) -> scipy.sparse.csr_array:
         """Who could do what in this iteration: the assignment, and when workers are lost also what others adopted."""
         if not row.lost or not row.reports:
@@ -327,48 +299,10 @@ class Recorder:
         done = scipy.sparse.csr_array((np.ones(len(chunks)), (chunks, workers - 1)), shape=self._assignment.shape)
         return coding.from_matrix((self._assignment + done > 0).astype(np.int8))
 
-    def _seconds_per_chunk(self, row: Row) -> np.ndarray:
-        # A worker that finished nothing by T had more than T seconds per chunk, so infinity changes no bound below T.
-        total, count = [0.0] * len(self._finished), [0] * len(self._finished)
-        for (worker, _, _), (_, seconds) in row.reports.items():
-            total[worker - 1] += seconds
-            count[worker - 1] += 1
-        return np.array([t / n if n else np.inf for t, n in zip(total, count, strict=True)])
-
-    def _uncoded_seconds(self, speeds: np.ndarray) -> float:
-        # the slowest worker's own chunks at its speed: this iteration's, else its mean, else the longest it abandoned
-        mean = np.divide(self._finished_seconds, self._finished, out=self._abandoned.copy(), where=self._finished > 0)
-        return float((self._own_chunks * np.where(np.isfinite(speeds), speeds, mean)).max())
-
 
 def _formatted(row: dict[str, Any]) -> list[Any]:
     values = (row[column] for column in COLUMNS)
     return [f"{value:.9g}" if isinstance(value, float) else value for value in values]
-
-
-def _csv_text(*rows: Iterable[Any]) -> str:
-    text = io.StringIO(newline="")
-    csv.writer(text).writerows(rows)
-    return text.getvalue()
-
-
-def _earlier_rows(path: Path, resume_at: int) -> list[dict[str, str]]:
-    kept: list[dict[str, str]] = []
-    for row in whole_rows(path, COLUMNS):
-        try:
-            numbers = {column: float(value) for column, value in row.items() if value or column != "loss"}
-            int(row["bytes"]), int(row["missing"])
-        except ValueError:
-            continue
-        if (int(kept[-1]["iteration"]) if kept else -1) < numbers["iteration"] < resume_at:
-            kept.append(row)
-    return kept
-
-
-def _earlier_losses(path: Path) -> list[dict[str, Any]]:
-    rows = whole_rows(path, LOST_COLUMNS)
-    whole = [row for row in rows if row["iteration"].isdecimal() and row["worker"].isdecimal()]
-    return [{**row, "iteration": int(row["iteration"]), "worker": int(row["worker"])} for row in whole]
 
 
 def unwritable(directory: Path, error: OSError) -> UserError:

@@ -17,8 +17,7 @@ from psgc.config import Config
 from psgc.errors import UserError
 from psgc.plan import MAX_WORKERS
 from psgc.regular_files import open_regular
-from psgc.reporting.csv_files import csv_rows
-from psgc.reporting.records import COLUMNS, LOST_COLUMNS
+from psgc.reporting.csv_files import COLUMNS, LOST_COLUMNS, csv_rows
 from psgc.reporting.timeline import ABANDONED, LONGEST, Columns, read_timeline
 
 NEEDED = (

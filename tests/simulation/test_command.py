@@ -118,4 +118,4 @@ def test_a_wrong_name_and_no_matplotlib_are_exit_2(capsys, monkeypatch):
     for name in ("psgc.simulation.plots", "psgc.reporting.drawing"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     assert exit_code("--plot", "figure.png") == 2
-    assert capsys.readouterr().err == "psgc: plots need matplotlib: pip install 'psgc-mpi[plots]'\n"
+    assert capsys.readouterr().err == "psgc: plots need matplotlib: pip install matplotlib\n"

@@ -11,7 +11,7 @@ from rich.console import Console
 from psgc import config as configuration
 from psgc.cli import main
 from psgc.data import write_dense
-from psgc.reporting.records import COLUMNS
+from psgc.reporting.csv_files import COLUMNS
 from psgc.simulation import replay_command
 from tests.simulation.recorded import record, settings
 from tests.unit import recorded_runs

@@ -12,7 +12,8 @@ import pytest
 from psgc import coding
 from psgc.errors import UserError
 from psgc.reporting import records, timeline
-from psgc.reporting.records import COLUMNS, Recorder
+from psgc.reporting.csv_files import COLUMNS
+from psgc.reporting.records import Recorder
 from psgc.reporting.summary import lines, summarise
 from psgc.reporting.timeline import read_timeline
 from psgc.server.observer import Fate, IterationRecord

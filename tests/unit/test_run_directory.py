@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from psgc.errors import UserError
-from psgc.reporting.records import COLUMNS
+from psgc.reporting.csv_files import COLUMNS
 from psgc.reporting.run_directory import NEEDED, OPTIONAL, read_run
 from tests.unit.recorded_runs import record
 
