@@ -82,5 +82,5 @@ def test_without_matplotlib_one_line_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     for name in ("psgc.simulation.plots", "psgc.reporting.drawing"):
         monkeypatch.delitem(sys.modules, name)
-    with pytest.raises(UserError, match=r"^plots need matplotlib: pip install 'psgc-mpi\[plots\]'$"):
+    with pytest.raises(UserError, match=r"^plots need matplotlib: pip install matplotlib$"):
         import psgc.simulation.plots  # noqa: F401
