@@ -220,16 +220,6 @@ class CheckpointWriter:
             self._waiting = checkpoint
             self._changed.notify_all()
 
-    def discard(self, iteration: int, timeout: float = 30.0) -> None:
-        """Remove the checkpoint of this iteration, the newest that `write` was given; timeout: in seconds."""
-        with self._changed:
-            self._waiting = None
-            self._changed.wait_for(lambda: not self._busy, timeout)
-        with contextlib.suppress(OSError):
-            for path in _newest_first(self._directory):
-                if int(path.name.partition("-")[0]) == iteration:
-                    path.unlink(missing_ok=True)
-
     def flush(self, timeout: float) -> bool:
         """Wait until all is written; whether the newest one is on the disk after at most `timeout` seconds."""
         with self._changed:

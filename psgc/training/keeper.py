@@ -41,10 +41,10 @@ class Keeper:
         self._debug = debug
         self._shown: set[str] = set()  # tracebacks
         self._raised: set[int] = set()  # workers on which a gradient failed
-        self._first = self.done = done
+        self.done = done
         self._diverged = False  # the loss of the newest row is not finite
         self._saved = done if saved else -1  # the iteration of the newest checkpoint
-        self._pending: Checkpoint | None = None  # waits for the row of the iteration before it: no row may be missing
+        self._pending: list[Checkpoint] = []  # whose loss is not known yet, the oldest first
 
     def iteration(self, row: IterationRecord) -> None:
         self._recorder.iteration(row)
@@ -52,8 +52,8 @@ class Keeper:
         self._diverged = row.loss is not None and not math.isfinite(row.loss)
         if self._writer.no_room:
             self._recorder.drop_timeline()
-        if self._pending is not None:
-            self._write(self._pending)
+        while self._pending and self._pending[0].iteration <= row.iteration and not self._diverged:
+            self._write(self._pending.pop(0))
 
     def approximate(self, gap: Gap) -> None:
         self._gaps.add(gap)
@@ -61,7 +61,7 @@ class Keeper:
     def stepped(self, done: int) -> None:
         self.done = done
         if self._every and done % self._every == 0:
-            self._pending = self._snapshot(done)
+            self._pending.append(self._snapshot(done))
 
     def stuck(self, line: str) -> None:
         self._progress.say(line)
@@ -92,12 +92,9 @@ class Keeper:
 
         Parameters whose loss is not finite are nothing to go on from: they must not take the place of better ones.
         """
-        if self._diverged:
-            if self._saved == self.done > self._first:
-                self._writer.discard(self.done)
-        elif self._saved != self.done:
+        if not self._diverged and self._saved != self.done:
             self._write(self._snapshot(self.done))
 
     def _write(self, checkpoint: Checkpoint) -> None:
         self._writer.write(checkpoint)
-        self._saved, self._pending = checkpoint.iteration, None
+        self._saved = checkpoint.iteration

@@ -123,7 +123,7 @@ def test_a_run_without_faults_is_the_same(mpi, folder, expected, transfer, parts
     finished = run(mpi.launch("--set", f"transfer={transfer}", "--set", f"coding.parts={parts}"), folder, env=mpi.env)
     assert finished.returncode == 0, finished.said
     assert finished.stderr == ""
-    assert f", {mpi.name} " in finished.stdout.splitlines()[0]
+    assert f", {mpi.name} " in finished.stdout
     assert not finished.orphans
     assert_done(folder, expected)
 

@@ -369,16 +369,3 @@ def test_a_directory_that_cannot_be_made_is_reported(tmp_path, capfd):
     writer.write(made())
     assert not writer.flush(20)
     assert "Not a directory; the run goes on" in capfd.readouterr().err
-
-
-def test_the_newest_checkpoint_can_be_taken_back(tmp_path):
-    writer = CheckpointWriter(tmp_path / "checkpoints", 3)
-    for iteration in (10, 20):
-        writer.write(made(iteration))
-        assert writer.flush(20)
-    writer.discard(20)
-    assert load_newest(tmp_path / "checkpoints")[0].iteration == 10
-    writer.write(made(30))
-    writer.discard(30)  # it may be waiting, be under way or be there
-    assert writer.flush(20)
-    assert load_newest(tmp_path / "checkpoints")[0].iteration == 10

@@ -24,7 +24,6 @@ def kept(every, done=0, saved=False, no_room=False):
     writer = SimpleNamespace(
         no_room=no_room,
         write=lambda checkpoint: heard.append(("checkpoint", checkpoint.iteration)),
-        discard=lambda iteration: heard.append(("discarded", iteration)),
     )
     gaps = SimpleNamespace(add=None)
     keeper = Keeper(recorder, progress, writer, every, lambda n: SimpleNamespace(iteration=n), done, saved, gaps)
@@ -42,12 +41,19 @@ def checkpoints(heard):
     return [iteration for what, iteration in heard if what == "checkpoint"]
 
 
-def test_every_so_often_and_at_the_end_and_no_row_before_it_is_missing():
+def test_every_so_often_once_the_loss_of_its_parameters_is_known_and_at_the_end():
     keeper, heard, _ = kept(every=3)
     train(keeper, 0, 8)
     keeper.save_last()
     assert checkpoints(heard) == [3, 6, 8]
-    assert heard[2:4] == [("row", 2), ("checkpoint", 3)]
+    assert heard[3:5] == [("row", 3), ("checkpoint", 3)]
+
+
+def test_every_iteration_has_a_checkpoint_if_that_is_asked_for():
+    keeper, heard, _ = kept(every=1)
+    train(keeper, 0, 4)
+    keeper.save_last()
+    assert checkpoints(heard) == [1, 2, 3, 4]
 
 
 def test_the_last_one_is_not_written_twice():
@@ -94,9 +100,10 @@ def test_parameters_whose_loss_is_not_finite_are_no_checkpoint(loss):
     assert checkpoints(heard) == [3]
     keeper, heard, _ = kept(every=2)
     train(keeper, 0, 4)
-    keeper.iteration(IterationRecord(4, loss=loss))  # one was written before the loss was known
+    keeper.iteration(IterationRecord(4, loss=loss))
     keeper.save_last()
-    assert heard[-2:] == [("row", 4), ("discarded", 4)]
+    assert checkpoints(heard) == [2]
+    assert heard[-1] == ("row", 4)
 
 
 def test_the_checkpoint_that_a_run_went_on_from_is_never_removed():
@@ -108,8 +115,9 @@ def test_the_checkpoint_that_a_run_went_on_from_is_never_removed():
 
 def test_a_checkpoint_that_does_not_fit_counts_more_than_the_timeline():
     keeper, heard, _ = kept(every=2, no_room=True)
-    train(keeper, 0, 2)
-    assert heard == [("row", 0), ("dropped", None), ("row", 1), ("dropped", None), ("checkpoint", 2)]
+    train(keeper, 0, 3)
+    rows = [(what, iteration) for row in range(3) for what, iteration in (("row", row), ("dropped", None))]
+    assert heard == [*rows, ("checkpoint", 2)]
 
 
 def test_losses_are_shown():
