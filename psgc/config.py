@@ -183,6 +183,7 @@ class Faults(Section):
     collect_timeout: Positive = 30.0  # seconds
     # seconds in one chunk after which a worker is lost; None: 10 times the slowest chunk that any worker has done
     chunk_timeout: Positive | None = None
+    setup_timeout: Positive = 600.0  # seconds for which ranks wait for one another before the run starts
     # whether workers take chunks that they do not hold when too few holders are left
     adopt: Annotated[bool, expect("true or false")] = True
     inject: Annotated[list[Injection], expect("a list of {kind, rank, iteration, step}")] = Field(default_factory=list)

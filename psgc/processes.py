@@ -46,6 +46,11 @@ class Identity:
         state, started = _state_and_start(self.pid)
         return bool(self.started) and (started != self.started or state in "ZX")
 
+    def is_stopped(self) -> bool:
+        """Whether a process of this machine does not run because it was told so (SIGSTOP)."""
+        state, started = _state_and_start(self.pid)
+        return bool(self.started) and started == self.started and state in ("T", "t")
+
     def kill(self) -> bool:
         """SIGKILL a process of this machine; whether it was sent, or the process had ended already."""
         if not self.started:

@@ -1,4 +1,4 @@
-"""Everything psgc does with MPI, and the only file that imports mpi4py.
+"""Everything psgc does with MPI during a run. Before, `psgc.rendezvous` does it; nothing else imports mpi4py.
 
 * All calls of a process are made by the one thread that opened the Transport.
 * Receives are posted before anything is asked for. Control receives form a ring that is read in the order of
@@ -8,7 +8,6 @@
 * Waiting spins for a moment and then sleeps, since Open MPI's blocking calls burn a core per rank.
 * Texts travel as control messages do, and in order with them.
 * Control and vectors have a communicator each. A vector's tag carries its chunk, its last entries the iteration.
-* Collectives (`broadcast`, `gather`) are for setting up, when every rank is known to be there.
 
 Under fault-tolerant MPI (`mpirun --with-ft ulfm`) ranks may die. What has arrived from a rank is given out first, then
 `Died`, then nothing of it any more; sends to it are dropped. What Open MPI does, and every line on deaths rests on:
@@ -35,19 +34,15 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NoReturn, Protocol
 
-import mpi4py
+import numpy as np
 
-mpi4py.rc.initialize = False
-mpi4py.rc.finalize = False
-import numpy as np  # noqa: E402
-from mpi4py import MPI  # noqa: E402  the settings above must come before
+from psgc.backend import Array
+from psgc.errors import RunFailed
+from psgc.messages import BATCH, RECORD, Records, stamp, stamp_length, stamp_of
+from psgc.processes import die_with_parent, sleep_precisely
+from psgc.rendezvous import DEATHS, MPI, Rendezvous
 
-from psgc.backend import Array  # noqa: E402
-from psgc.errors import RunFailed  # noqa: E402
-from psgc.messages import BATCH, RECORD, Records, stamp, stamp_length, stamp_of  # noqa: E402
-from psgc.processes import Identity, die_with_parent, sleep_precisely  # noqa: E402
-
-CONTROL_TAG, TEXT_TAG, REMINDER_TAG = 1, 2, 3
+CONTROL_TAG, TEXT_TAG = 1, 2
 RING = 16  # posted control receives
 LARGE = 1 << 16  # bytes from which a transfer is worth polling without sleeping
 SPINS = 5  # polls before the first sleep: each is 10 us of Python, which on a shared core is somebody's gradient
@@ -56,10 +51,8 @@ SHORTEST, LONGEST, SILENT = 20e-6, 1e-3, 2e-3  # seconds of sleep: the first, th
 SILENCE = 150  # polls without a message, about 0.1 s, after which all is silent
 GROWTH, GROWTH_IDLE = 1.5, 1.1  # of a sleep over the one before, which makes it a third or a tenth of the time waited
 TEXT_LIMIT = 1 << 16
-REMINDER = 60.0  # seconds of waiting in a collective after which rank 0 is sent something
 SLOWEST = 1e6  # bytes per second that any network moves
 PATIENCE = 2.0  # seconds for what should take none: the last processes of a run
-DEATHS = (MPI.ERR_PROC_FAILED, MPI.ERR_PROC_FAILED_PENDING)
 
 
 class Wakeup(Protocol):
@@ -123,8 +116,8 @@ class _Sent:
 class Transport:
     """This process's place in MPI: rank, size, hosts, and messages in both directions.
 
-    world: the ranks of the run, when they are not all of MPI's; interrupted: looked at while collectives wait, a reason
-    to end or None. Raises RunFailed when a rank dies meanwhile, or for that reason; so do `broadcast` and `gather`.
+    world: the ranks of the run, when they are not all of MPI's; interrupted: as in `Rendezvous`. Raises what that
+    raises; so do `broadcast` and `gather`.
     """
 
     def __init__(self, world: MPI.Intracomm | None = None, interrupted: Callable[[], str | None] | None = None) -> None:
@@ -135,10 +128,8 @@ class Transport:
         world = self._world = world or MPI.COMM_WORLD
         self.rank, self.size = world.Get_rank(), world.Get_size()
         self._group = world.Get_group()
-        self._interrupted = interrupted
         self.library = " ".join(MPI.Get_library_version().split(",")[0].split("\n")[0].split())
         self.survives_deaths = os.environ.get("OMPI_MCA_mpi_ft_enable") == "1"  # noqa: SIM112  mpirun --with-ft ulfm's
-        self._processes: list[Identity] = []
         self._dead: dict[int, None] = {}  # in the order in which their deaths were noticed
         self._told: set[int] = set()  # the dead that `poll` has given out
         self._forgotten: set[int] = set()
@@ -146,8 +137,9 @@ class Transport:
             tuple[MPI.Request, Array]
         ] = []  # transfers that were cut off: MPI may still touch the memory
         world.Set_errhandler(MPI.ERRORS_RETURN)
+        self._rendezvous = Rendezvous(world, interrupted)
+        self._processes = self._rendezvous.processes
         self._control, self._vectors = self._duplicate(), self._duplicate()
-        self._processes = [Identity.from_text(text) for text in self.gather(Identity.own().text())]
         self.hosts = [process.host for process in self._processes]
         self.pids = [process.pid for process in self._processes]
         self.local_rank = sum(process.is_near(self._processes[self.rank]) for process in self._processes[: self.rank])
@@ -169,22 +161,17 @@ class Transport:
 
     # setting up and ending
 
-    def broadcast(self, data: bytes | None) -> bytes:
-        """The bytes that rank 0 gives, on every rank. Collective."""
-        length = np.array([len(data) if data is not None else 0], np.int64)
-        self._collective(lambda: self._world.Ibcast(length, 0))
-        buffer = np.empty(int(length[0]), np.uint8)
-        if data is not None:
-            buffer[:] = np.frombuffer(data, np.uint8)
-        self._collective(lambda: self._world.Ibcast(buffer, 0))
-        return buffer.tobytes()
+    def be_patient(self, timeout: float, stopped_timeout: float) -> None:
+        """For rank 0: how long ranks wait for one another from now on (`psgc.rendezvous`)."""
+        self._rendezvous.be_patient(timeout, stopped_timeout)
 
-    def gather(self, text: str) -> list[str]:
-        """The text of every rank, on every rank, cut at 512 bytes. Collective."""
-        mine = np.frombuffer(text.encode()[:512].ljust(512, b"\0"), np.uint8)
-        everyone = np.empty((self.size, 512), np.uint8)
-        self._collective(lambda: self._world.Iallgather(mine, everyone))
-        return [row.tobytes().rstrip(b"\0").decode(errors="ignore") for row in everyone]
+    def broadcast(self, data: bytes | None, doing: str = "starting") -> bytes:
+        """The bytes that rank 0 gives, on every rank. Collective. doing: what takes so long, for people."""
+        return self._rendezvous.broadcast(data, doing)
+
+    def gather(self, text: str, doing: str = "starting") -> list[str]:
+        """The text of every rank, on every rank, cut at 512 bytes. Collective. doing: as in `broadcast`."""
+        return self._rendezvous.gather(text, doing)
 
     def _duplicate(self) -> MPI.Intracomm:
         made: list[MPI.Intracomm] = []
@@ -192,46 +179,13 @@ class Transport:
         def begin() -> MPI.Request:
             comm, request = self._world.Idup()
             made.append(comm)
+            self._graves.append((request, None))  # in case that we leave before it is complete
             return request
 
-        self._collective(begin)
+        self._rendezvous.complete(begin, "starting")
+        self._graves.pop()
         made[0].Set_errhandler(MPI.ERRORS_RETURN)
         return made[0]
-
-    def _collective(self, begin: Callable[[], MPI.Request]) -> None:
-        broken = False
-        try:
-            request = begin()
-            self._graves.append((request, None))  # in case that we leave before it is complete
-        except MPI.Exception as error:
-            self._forgive(error)
-            broken = True
-        next_reminder = time.monotonic() + REMINDER
-        while not broken:
-            try:
-                if self.rank and time.monotonic() > next_reminder:
-                    self._remind()
-                    next_reminder += REMINDER
-                if request.Test():
-                    self._graves.pop()
-                    return
-            except MPI.Exception as error:
-                self._forgive(error)
-                broken = True
-            if broken or self._failed(self._world):  # not every rank's collective fails by itself
-                break
-            if self._interrupted is not None and (reason := self._interrupted()) is not None:
-                raise RunFailed(reason)
-            time.sleep(LONGEST)  # rank 0 may still be reading data: nobody spins meanwhile
-        who = "a rank"
-        for rank in self._failed(self._world)[:1]:  # the others may have left because of the first
-            who = f"rank {rank} on {self._processes[rank].host}" if self._processes else f"rank {rank}"
-        raise RunFailed(f"{who} died while the run was being set up")
-
-    def _remind(self) -> None:
-        """Send rank 0 what it never reads: who only waits is not told by the kernel that its host is gone."""
-        nothing = np.empty(0, np.uint8)
-        self._graves.insert(0, (self._world.Isend([nothing, MPI.BYTE], 0, REMINDER_TAG), nothing))
 
     def start(self, num_chunks: int) -> None:
         """Post the control receives. Raises RunFailed when MPI's tags cannot tell `num_chunks` chunks apart."""
@@ -285,8 +239,12 @@ class Transport:
         os._exit(code)
 
     def _all_gone(self, ranks: Collection[int]) -> bool:
-        left = set(ranks) - set(self._failed(self._world))
+        left = set(ranks) - set(self._rendezvous.failed())
         return all(self._is_near(rank) and self._processes[rank].is_gone() for rank in left)
+
+    def is_gone(self, rank: int) -> bool:
+        """Whether the process of `rank` has ended, as far as this host or MPI tells."""
+        return self._all_gone([rank])
 
     def kill(self, rank: int) -> bool:
         """SIGKILL the process of `rank`, if it is on this host; whether that was done, or it was gone already."""

@@ -16,6 +16,8 @@ from psgc.problems import EVALUATION_ROWS, Problem, check_labels, load_python, m
 from psgc.simulation import speeds
 from psgc.workers.injection import Fault, Injector
 
+PREPARING = "reading data and building the problem"  # what ranks do while others wait for them
+
 
 def open_problem(config: Config, config_path: str, copies: int = 1) -> tuple[Dataset | None, Problem]:
     """config_path: the YAML, beside which a model may lie; copies: processes of this host that open the data.

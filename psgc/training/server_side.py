@@ -36,7 +36,7 @@ from psgc.training.claim import Claim
 from psgc.training.ending import Ending, interruption, launched
 from psgc.training.evaluation import Evaluator
 from psgc.training.gaps import Gaps
-from psgc.training.inputs import make_injector, tags, tried_chunks
+from psgc.training.inputs import PREPARING, make_injector, tags, tried_chunks
 from psgc.training.keeper import Keeper
 from psgc.training.prepare import Run, opening_lines, prepare
 from psgc.transport import Transport
@@ -68,6 +68,7 @@ def serve(
     try:
         try:
             config = configuration.load(config_path, overrides)
+            transport.be_patient(config.faults.setup_timeout, config.faults.collect_timeout)
             claim = Claim(Path(config.output))
             run = prepare(transport, config, config_path, overrides, resuming)
             if run.first >= config.iterations and resume.is_done(directory := Path(config.output)):
@@ -192,7 +193,7 @@ def _send_settings(transport: Transport, run: Run, ending: Ending) -> None:
     transport.broadcast(run.config.to_yaml().encode())
     transport.broadcast(run.plan.to_bytes())
     transport.broadcast(str(run.first).encode())
-    for rank, problem_text in enumerate(transport.gather("")):
+    for rank, problem_text in enumerate(transport.gather("", PREPARING)):
         if problem_text:
             ending.told = ending.in_order = True
             raise UserError(f"worker {rank} on {transport.hosts[rank]}: {problem_text}")

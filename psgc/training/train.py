@@ -50,7 +50,10 @@ def train(
             code = work(transport, config_path, ending)
     except (UserError, RunFailed) as error:  # others than the server's are told by the server
         code = 128 + stopped_by[0] if stopped_by else error.exit_code
-        if serving and not (stopped_by and launched()):
+        speaks = serving or (
+            transport.rank == 1 and transport.is_gone(0) and not launched()
+        )  # who says that rank 0 died
+        if speaks and not (stopped_by and launched()):
             say(f"psgc: {error}", error=True)
         if debug:
             say_traceback()

@@ -9,7 +9,15 @@ from psgc.plan import Plan
 from psgc.problems import Problem, evaluate
 from psgc.training import same_inputs
 from psgc.training.ending import Ending
-from psgc.training.inputs import emulated_seconds, first_role, make_injector, open_problem, tags, tried_chunks
+from psgc.training.inputs import (
+    PREPARING,
+    emulated_seconds,
+    first_role,
+    make_injector,
+    open_problem,
+    tags,
+    tried_chunks,
+)
 from psgc.transport import Transport
 from psgc.workers.compute import ComputeThread, Trial
 from psgc.workers.desk import Desk
@@ -22,7 +30,7 @@ from psgc.workers.state import WorkerState
 
 def work(transport: Transport, config_path: str, ending: Ending) -> int:
     """A worker from the server's settings to goodbye: its exit code."""
-    text = transport.broadcast(None)
+    text = transport.broadcast(None, PREPARING)
     if not text:  # rank 0 found something wrong and says what
         ending.told = ending.in_order = True
         return UserError.exit_code
@@ -36,7 +44,7 @@ def work(transport: Transport, config_path: str, ending: Ending) -> int:
         chunks = ChunkSource(dataset, plan.num_chunks, config.dtype, backend)
     except UserError as error:
         trouble = str(error)
-    if any(transport.gather(trouble)):
+    if any(transport.gather(trouble, PREPARING)):
         ending.told = ending.in_order = True
         return UserError.exit_code
     try:

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from psgc import rendezvous
 from psgc.errors import RunFailed
 from psgc.messages import Kind, record
 from psgc.transport import Control, Died, Text, Transport, Vector
@@ -270,6 +271,35 @@ def setup(when, victim):
     assert str(caught.value) == f"rank {victim} on {transport.hosts[int(victim)]} died while the run was being set up"
     print(f"rank {transport.rank} ok\n", end="", flush=True)
     transport.leave(1 if transport.rank == 0 else 0, [r for r in range(1, transport.size) if r != int(victim)])
+
+
+def missing(how, victim):
+    """A rank leaves, is stopped or is busy for too long before the others have heard it: they end, and say why."""
+    transport = Transport()
+    victim = int(victim)
+    if transport.rank == 0:
+        transport.be_patient(60.0 if how == "stops" else 1.0, 0.3)
+    rendezvous.FIRST_WORD = 0.2
+    transport.gather("")  # the patience has come
+    if transport.rank == victim:
+        if how == "leaves":
+            os._exit(3)
+        if how == "stops":
+            os.kill(os.getpid(), signal.SIGSTOP)
+        while True:
+            signal.pause()
+    with pytest.raises(RunFailed) as caught:
+        transport.gather("", "thinking")
+    who = f"rank {victim} on {transport.hosts[victim]}"
+    expected = {
+        "leaves": f"{who} died while the run was being set up",
+        "stops": f"{who} is stopped for 0.3 s (faults.collect_timeout) while the run is being set up",
+        "thinks": f"nothing came for 1 s (faults.setup_timeout) from rank {victim}, thinking",
+    }
+    assert str(caught.value) in (expected[how], expected["leaves"])  # who is stopped is then killed
+    assert how == "leaves" or transport.rank or str(caught.value) == expected[how]
+    print(f"rank {transport.rank} ok\n", end="", flush=True)
+    transport.leave(1 if transport.rank == 0 else 0, [r for r in range(1, transport.size) if r != victim])
 
 
 def interrupted():

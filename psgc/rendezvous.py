@@ -1,0 +1,234 @@
+"""How the ranks of a run come together before it starts: rank 0 hears each of the others, and tells each.
+
+Everything goes from rank to rank 0 or back, so rank 0 always knows who is missing. It says so on standard error after
+20 s, 40 s, 80 s and so on. Who waits for a rank gives it up, and the run with it,
+
+* when MPI reports its death;
+* when its process has ended, or has been stopped (SIGSTOP) for `stopped_timeout` seconds: for this both have to be on
+  one host, where /proc tells;
+* when nothing came for `timeout` seconds (faults.setup_timeout), on rank 0, or twice as many on the others: reading
+  data may take long, and a rank that reads cannot say that it does.
+
+Rank 0 then tells the others, and a rank that is stopped is killed by whoever is on its host.
+"""
+
+import json
+import time
+from collections.abc import Callable, Collection
+from typing import NoReturn
+
+import mpi4py
+import numpy as np
+
+mpi4py.rc.initialize = False
+mpi4py.rc.finalize = False
+from mpi4py import MPI as MPI  # noqa: E402  the settings above must come before
+
+from psgc.errors import RunFailed  # noqa: E402
+from psgc.processes import Identity  # noqa: E402
+from psgc.terminal import say  # noqa: E402
+
+DATA_TAG, REMINDER_TAG, PATIENCE_TAG, OFF_TAG = 11, 12, 13, 14
+TEXT_LIMIT = 512  # bytes of a text that is gathered
+TIMEOUT, STOPPED_TIMEOUT = 600.0, 30.0  # seconds, until rank 0 says otherwise
+FIRST_WORD = 20.0  # seconds of waiting after which rank 0 says for whom; each time after twice as many
+LOOK_EVERY = 0.1  # seconds between two looks at processes
+REMINDER = 60.0  # seconds of waiting after which rank 0 is sent something
+PAUSE = 1e-3
+DEATHS = (MPI.ERR_PROC_FAILED, MPI.ERR_PROC_FAILED_PENDING)
+
+
+class Rendezvous:
+    """This process among the ranks of `world`; processes: who they are, by rank, once they have met.
+
+    interrupted: looked at while this rank waits, a reason to end or None. Everything raises RunFailed for that reason,
+    and when a rank is given up.
+    """
+
+    def __init__(self, world: MPI.Intracomm, interrupted: Callable[[], str | None] | None = None) -> None:
+        self._world = world
+        self._rank, self._others = world.Get_rank(), range(1, world.Get_size())
+        self._group = world.Get_group()
+        self._interrupted = interrupted
+        self._timeout, self._stopped_timeout = TIMEOUT, STOPPED_TIMEOUT
+        self._sends: list[tuple[MPI.Request, np.ndarray, int]] = []  # buffers that MPI may still read, and for whom
+        self.processes: list[Identity] = []
+        self.processes = [Identity.from_text(text) for text in self.gather(Identity.own().text(), "starting")]
+
+    def be_patient(self, timeout: float, stopped_timeout: float) -> None:
+        """Wait so many seconds from now on, on every rank. For rank 0, while the others wait for it."""
+        self._timeout, self._stopped_timeout = timeout, stopped_timeout
+        for rank in self._others:
+            self._send(rank, np.array([timeout, stopped_timeout]).tobytes(), PATIENCE_TAG)
+
+    def broadcast(self, data: bytes | None, doing: str) -> bytes:
+        """The bytes that rank 0 gives, on every rank. doing: what the ranks that are waited for do, for people."""
+        if self._rank:
+            return self._hear(doing)
+        assert data is not None
+        for rank in self._others:
+            self._send(rank, data)
+        self._wait(lambda: not self._sending(), self._sending, doing)
+        return data
+
+    def gather(self, text: str, doing: str) -> list[str]:
+        """The text of every rank, on every rank, cut at 512 bytes. doing: as in `broadcast`."""
+        mine = text.encode()[:TEXT_LIMIT].ljust(TEXT_LIMIT, b"\0")
+        if self._rank:
+            self._send(0, mine)
+            everyone = self._hear(doing)
+        else:
+            texts = {0: mine}
+            missing = set(self._others)
+
+            def hear_one() -> bool:
+                if (found := self._receive(MPI.ANY_SOURCE, DATA_TAG)) is not None:
+                    source, _, texts[source] = found
+                    missing.discard(source)
+                return not missing
+
+            self._wait(hear_one, lambda: missing, doing)
+            everyone = b"".join(texts[rank] for rank in sorted(texts))
+            self.broadcast(everyone, doing)
+        rows = [everyone[first : first + TEXT_LIMIT] for first in range(0, len(everyone), TEXT_LIMIT)]
+        return [row.rstrip(b"\0").decode(errors="ignore") for row in rows]
+
+    def complete(self, begin: Callable[[], MPI.Request], doing: str) -> None:
+        """Wait for a collective of MPI's."""
+        request = MPI.REQUEST_NULL
+        try:
+            request = begin()
+        except MPI.Exception as error:
+            self._forgive(error)
+        self._wait(lambda: bool(request.Test()), lambda: range(len(self._others) + 1), doing)
+
+    def failed(self) -> list[int]:
+        """The ranks that MPI reports dead, in the order in which it learnt of them."""
+        group = self._world.Get_failed()
+        ranks = group.Translate_ranks(None, self._group) if group.Get_size() else []
+        group.Free()
+        return ranks
+
+    # waiting
+
+    def _wait(self, step: Callable[[], bool], awaited: Callable[[], Collection[int]], doing: str) -> None:
+        """Until `step`, called again and again, says so. awaited: the ranks that it takes."""
+        waited, last, next_look, next_word, next_reminder = 0.0, time.monotonic(), 0.0, FIRST_WORD, REMINDER
+        stopped_at: dict[int, float] = {}  # since how many seconds of waiting a process is stopped
+        while True:
+            try:
+                if step():
+                    return
+            except MPI.Exception as error:
+                self._forgive(error)
+            if dead := self.failed():  # the others may have left because of the first
+                self._give_up(self._death(0 if 0 in dead or self._is_gone(0) else dead[0]))
+            if self._interrupted is not None and (reason := self._interrupted()) is not None:
+                raise RunFailed(reason)
+            now = time.monotonic()
+            waited, last = waited + min(now - last, 1.0), now  # less when this process was stopped itself
+            if waited >= next_look:
+                next_look = waited + LOOK_EVERY
+                self._look_at(awaited(), waited, stopped_at)
+            if waited > self._timeout * (2 if self._rank else 1):  # rank 0 may itself be waiting for another
+                limit = f"{self._timeout:g} s (faults.setup_timeout)"
+                self._give_up(f"nothing came for {limit} from {self._names(awaited())}, {doing}", awaited())
+            if self._rank == 0 and waited >= next_word:
+                say(f"waiting for {self._names(awaited())} for {waited:.0f} s, {doing}", error=True)
+                next_word *= 2
+            if self._rank and waited >= next_reminder:  # who only waits is not told by the kernel that a host is gone
+                self._send(0, b"", REMINDER_TAG)
+                next_reminder += REMINDER
+            time.sleep(PAUSE)
+
+    def _look_at(self, ranks: Collection[int], waited: float, stopped_at: dict[int, float]) -> None:
+        """Give up those on this host whose processes have ended or are stopped."""
+        for rank in [rank for rank in ranks if self._is_near(rank)]:
+            if self._is_gone(rank):
+                self._give_up(self._death(rank))
+            if not self.processes[rank].is_stopped():
+                stopped_at.pop(rank, None)
+            elif waited - stopped_at.setdefault(rank, waited) > self._stopped_timeout:
+                limit = f"{self._stopped_timeout:g} s (faults.collect_timeout)"
+                self._give_up(f"{self._name(rank)} is stopped for {limit} while the run is being set up", [rank])
+
+    def _give_up(self, reason: str, hanging: Collection[int] = ()) -> NoReturn:
+        """End the run, on rank 0 for all; raises RunFailed."""
+        for rank in self._others if self._rank == 0 else ():
+            self._send(rank, json.dumps([reason, sorted(hanging)]).encode(), OFF_TAG)
+        self._kill(hanging)
+        raise RunFailed(reason)
+
+    def _kill(self, ranks: Collection[int]) -> None:
+        for rank in ranks:
+            if rank != self._rank and self._is_near(rank):
+                self.processes[rank].kill()
+
+    def _is_gone(self, rank: int) -> bool:
+        return self._is_near(rank) and self.processes[rank].is_gone()
+
+    def _is_near(self, rank: int) -> bool:
+        return bool(self.processes) and rank != self._rank and self.processes[rank].is_near(self.processes[self._rank])
+
+    def _name(self, rank: int) -> str:
+        return f"rank {rank} on {self.processes[rank].host}" if self.processes else f"rank {rank}"
+
+    def _death(self, rank: int) -> str:
+        return f"{self._name(rank)} died while the run was being set up"
+
+    def _names(self, ranks: Collection[int]) -> str:
+        first = sorted(ranks)[:8]
+        more = f" and {len(ranks) - len(first)} more" if len(ranks) > len(first) else ""
+        return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, first))}{more}"
+
+    # messages
+
+    def _send(self, rank: int, data: bytes, tag: int = DATA_TAG) -> None:
+        buffer = np.frombuffer(data, np.uint8)
+        try:
+            self._sends.append((self._world.Isend([buffer, MPI.BYTE], rank, tag), buffer, rank))
+        except MPI.Exception as error:
+            self._forgive(error)
+
+    def _sending(self) -> list[int]:
+        """The ranks that have not taken what they were sent."""
+        self._sends = [sent for sent in self._sends if not sent[0].Test()]
+        return [rank for _, _, rank in self._sends]
+
+    def _hear(self, doing: str) -> bytes:
+        """What rank 0 sends next."""
+        found: list[tuple[int, int, bytes]] = []
+
+        def hear() -> bool:
+            if (message := self._receive(0, MPI.ANY_TAG)) is not None:
+                found.append(message)
+            return bool(found)
+
+        while True:
+            self._wait(hear, lambda: [0], doing)
+            _, tag, data = found.pop()
+            if tag == DATA_TAG:
+                return data
+            if tag == PATIENCE_TAG:
+                self._timeout, self._stopped_timeout = np.frombuffer(data).tolist()
+            if tag == OFF_TAG:
+                reason, hanging = json.loads(data)
+                self._kill(hanging)
+                raise RunFailed(reason)
+
+    def _receive(self, source: int, tag: int) -> tuple[int, int, bytes] | None:
+        """Source, tag and content of a message that has come."""
+        status = MPI.Status()
+        message = self._world.Improbe(source, tag, status)
+        if message is None:
+            return None
+        buffer = np.empty(status.Get_count(MPI.BYTE), np.uint8)
+        request = message.Irecv([buffer, MPI.BYTE])
+        self._wait(lambda: bool(request.Test()), lambda: [status.Get_source()], "sending")
+        return status.Get_source(), status.Get_tag(), buffer.tobytes()
+
+    @staticmethod
+    def _forgive(error: MPI.Exception) -> None:
+        """A death is looked at in `_wait`; anything else is raised."""
+        if error.Get_error_class() not in DEATHS:
+            raise error
