@@ -39,6 +39,7 @@ def train(
     if not serving:
         signal.signal(signal.SIGTERM, lambda *_: signal.alarm(LAST_RESORT))
     ending = Ending()
+    speaks = serving
     try:
         if serving:  # either side imports only what is its own: the ranks of a host start all at once
             from psgc.training.server_side import serve
@@ -50,9 +51,8 @@ def train(
             code = work(transport, config_path, ending)
     except (UserError, RunFailed) as error:  # others than the server's are told by the server
         code = 128 + stopped_by[0] if stopped_by else error.exit_code
-        speaks = serving or (
-            transport.rank == 1 and transport.is_gone(0) and not launched()
-        )  # who says that rank 0 died
+        # that rank 0 died is for rank 1 to say, unless `psgc launch` does
+        speaks = serving or (transport.rank == 1 and transport.is_gone(0) and not launched())
         if speaks and not (stopped_by and launched()):
             say(f"psgc: {error}", error=True)
         if debug:
@@ -69,7 +69,7 @@ def train(
     for stream in (sys.stdout, sys.stderr):  # what a model has printed
         with suppress(OSError):
             stream.flush()
-    if not serving:
+    if not speaks:
         code = 0  # mpirun passes on rank 0's code, and comments at length on any other that is not 0
     if not ending.in_order:
         transport.leave(code, range(1, transport.size) if transport.survives_deaths else ())

@@ -52,10 +52,13 @@ class Transport:
     def post(self, buffer: np.ndarray, source: int = 0) -> None:
         self.posted += 1
 
-    def broadcast(self, data: bytes) -> bytes:
+    def be_patient(self, timeout: float, stopped_timeout: float) -> None:
+        pass
+
+    def broadcast(self, data: bytes, doing: str = "") -> bytes:
         return data
 
-    def gather(self, text: str) -> list[str]:
+    def gather(self, text: str, doing: str = "") -> list[str]:
         return [text] * self.size
 
     def start(self, num_chunks: int) -> None:

@@ -344,7 +344,7 @@ def test_data_that_is_held_by_every_rank_of_a_host_has_to_fit_that_often(monkeyp
     said = []
     worker = opening(4, "a", "b", "b", "b", "b")
     sent = [settings.to_yaml().encode(), plan.to_bytes(), b"0"]
-    worker.broadcast = lambda _: sent.pop(0)
-    worker.gather = lambda text: said.append(text) or ["", "somebody cannot", "", "", text]
+    worker.broadcast = lambda *_: sent.pop(0)
+    worker.gather = lambda text, doing: said.append(text) or ["", "somebody cannot", "", "", text]
     assert work(worker, "run.yaml", Ending()) == 2
     assert "each of the 4 processes on this host" in said[0]
