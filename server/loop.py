@@ -3,9 +3,7 @@
 Read `Server.run` first: it is the training loop. `_gradient` is one iteration, `_handle` what each message means.
 """
 
-import math
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,7 +12,7 @@ import numpy as np
 from psgc.backend import Array, Backend
 from psgc.coding.sketch import Sketch
 from psgc.errors import RunFailed, TooFewWorkers
-from psgc.messages import BATCH, STANDINGS, TAIL, UNDER_WAY, UNHEARD, Kind, Records, record, stamp_length
+from psgc.messages import TAIL, UNDER_WAY, Kind, record, stamp_length
 from psgc.plan import Plan
 from psgc.server.clock import PolledClock
 from psgc.server.coordinator import Coordinator
@@ -23,6 +21,7 @@ from psgc.server.dynamic_schedule import DynamicSchedule
 from psgc.server.ending import end_workers
 from psgc.server.group import Group
 from psgc.server.instructions import Adopt, Collect, Commit, Discard, Finish, Instruction, Reopen
+from psgc.server.iteration_log import IterationLog
 from psgc.server.malformed import (
     Malformed,
     allowed,
@@ -32,9 +31,10 @@ from psgc.server.malformed import (
     check_record,
     check_seconds,
 )
-from psgc.server.observer import Fate, Gap, IterationRecord, Observer
+from psgc.server.observer import Fate, Gap, Observer
 from psgc.server.optimizer import Optimizer
 from psgc.server.orders import Next, Queue, Skip
+from psgc.server.outgoing import Outgoing
 from psgc.server.recovery import EXACT, Deadline, Recovery
 from psgc.server.regroup import queues_for
 from psgc.server.rollcall import RollCall
@@ -45,7 +45,6 @@ from psgc.server.weighing import weights
 from psgc.transport import LARGE, TEXT_LIMIT, Control, Died, Text, Transport, Vector
 
 POOL_BYTES = 64 << 20  # memory for receives, at least two vectors and at most one per worker
-AHEAD = 1 << 20  # bytes of parameters (or two vectors of them) that may be on their way to a worker before new ones
 SETTLED = 0.003  # seconds after which all workers have begun an iteration, if its parameters have reached them
 CHECK_EVERY = 0.05  # seconds between two looks at the deadlines
 
@@ -101,22 +100,18 @@ class Server:
         self._coordinator = self._make_coordinator(group, recovery.tolerated(self._copies))
         self._deadline = Deadline(recovery.deadline)
         self._unbiased = recovery.unbiased
-        self._has_loss = has_loss
         self._check_data = check_data
         self._queues = plan.queues  # of this iteration
         self._rollcall = RollCall(self._workers, collect_timeout, chunk_timeout)
         self._stuck = Stuck()
         self._timeout = collect_timeout
-        self._standings = dict.fromkeys(self._workers, 0)  # how many standing queues each worker was sent
+        self._outgoing = Outgoing(transport, backend)
         self._adopted: dict[int, set[int]] = {worker: set() for worker in self._workers}  # as they know themselves
         self._spared: set[int] = set()  # for whom there are more receive buffers
         self._failures: dict[int, int] = {}  # chunk -> on which worker its gradient failed; done by nobody since
         self._raised: set[int] = set()  # workers on which a gradient failed
         self._texts: dict[int, bytes] = {}  # what each worker sent before its next records
         self._ignored: set[int] = set()  # workers that sent something malformed
-        self._outbox: dict[int, list[Records]] = {}
-        self._unsent: dict[int, None] = {}  # workers who wait for the parameters of this iteration
-        self._unheard = Counter[int]()  # messages sent to each worker since it was last heard
         self._tail = 0 if combined else TAIL  # entries after a coded gradient
         self._stamp = stamp_length(dtype)  # entries after those
         self._trial = trial or Trial({}, 0.0)
@@ -124,8 +119,7 @@ class Server:
         self._finished = False
         self._changed = False  # somebody was lost since the last iteration began
         self._began = 0.0  # when the iteration did, time.monotonic() seconds
-        self._row = IterationRecord(-1)
-        self._unwritten: IterationRecord | None = None  # the row of the iteration before
+        self._log = IterationLog(observer, plan.num_chunks, has_loss)
         self._clock = PolledClock()
         self._next_check = 0.0
 
@@ -168,33 +162,22 @@ class Server:
             for iteration in range(first, iterations):
                 begins(iteration)
                 gradient = self._gradient(iteration)
-                self._check_loss()
+                if self._log.divergence:
+                    raise RunFailed(self._log.divergence)
                 self.params = self._step(gradient)
                 self._observer.stepped(iteration + 1)
             while self._trial.awaited:
                 self._poll(iterations - 1)
                 self._check()
-            self._close_row()
         finally:
-            self._write_row()
+            self._log.finish(self._coordinator)
+            self._log.write()
         return self.params
-
-    def _check_loss(self) -> None:
-        loss = self._row.loss
-        if loss is None or math.isfinite(loss):
-            return
-        iteration, losses = self._row.iteration, self._row.losses
-        where = next(
-            (f" (that of chunk {c} is {losses[c]})" for c in sorted(losses) if not math.isfinite(losses[c])), ""
-        )
-        self._close_row()
-        raise RunFailed(f"the loss of iteration {iteration} is {loss}{where}; a smaller optimizer.lr may help")
 
     def _step(self, gradient: Array) -> Array:
         with np.errstate(all="ignore"):
             params = self.optimizer.step(self.params, gradient)
         if not self._backend.all_finite(params):
-            self._close_row()
             raise RunFailed(
                 f"the step of iteration {self._coordinator.iteration} makes parameters NaN or infinite, those before "
                 "it are kept; a smaller optimizer.lr may help"
@@ -205,46 +188,34 @@ class Server:
         """One iteration: from the parameters to the gradient, exact unless the deadline or the error target is met."""
         self._began = time.monotonic()
         sent, received = self._transport.bytes_sent, self._transport.bytes_received
-        self._drop_old_orders()
-        try:
-            self._regroup(iteration)
-        except RunFailed:
-            self._close_row()
-            raise
-        self._message = self._backend.to_message(self._with_room(self.params))
-        self._unsent = dict.fromkeys(self._coordinator.group.live)
-        self._send_outbox()  # before the parameters, which count the standing queues in it
-        self._send_params(iteration)
-        self._sum_up()  # the iteration before
-        self._row = IterationRecord(iteration, lost=len(self._rollcall.away))
+        self._outgoing.drop_old_orders()
+        self._regroup(iteration)
+        self._outgoing.begin(iteration, self.params, self._coordinator.group.live)
+        self._log.finish(self._coordinator)  # the iteration before
+        self._log.begin(iteration, lost=len(self._rollcall.away))
         self._decoder.begin()
         self._finished = False
         self._carry_out(self._coordinator.begin(iteration))
         while not self._finished:
             self._poll(iteration)
             self._check()
-            if self._unwritten and (self._row.reports or time.monotonic() - self._began > SETTLED):
-                self._write_row()
+            if self._log.waits and (self._log.row.reports or time.monotonic() - self._began > SETTLED):
+                self._log.write()
         gradient = self._approximate_gradient() if self._coordinator.missing_copies else self._decoder.gradient
-        self._row.seconds = time.monotonic() - self._began
-        self._row.bytes_in = self._transport.bytes_received - received
-        self._row.bytes = self._row.bytes_in + self._transport.bytes_sent - sent
-        self._row.recovered = self._coordinator.recovered
-        self._row.error_measure = self._coordinator.missing_copies / self._copies
-        if self._has_loss:
-            known = sum(self._row.losses[chunk] for chunk in sorted(self._row.losses))  # always the same rounding
-            unknown = self._plan.num_chunks - len(self._row.losses)  # as large as the others, for all we know
-            self._row.loss = known * self._plan.num_chunks / len(self._row.losses) if unknown else known
-        self._deadline.took(self._row.seconds, self._row.error_measure)
+        row, missing = self._log.row, self._coordinator.missing_copies / self._copies
+        row.bytes_in = self._transport.bytes_received - received
+        row.bytes = row.bytes_in + self._transport.bytes_sent - sent
+        self._log.complete(time.monotonic() - self._began, self._coordinator.recovered, missing)
+        self._deadline.took(row.seconds, missing)
         return gradient
 
     def _approximate_gradient(self) -> Array:
         iteration, incomplete = self._coordinator.iteration, self._coordinator.incomplete()
-        self._row.missing = len(incomplete)
+        self._log.row.missing = len(incomplete)
         recovered = [chunk for chunk in range(self._plan.num_chunks) if chunk not in incomplete]
         weighted = None
         if self._unbiased:
-            reported = [(worker, chunk) for worker, chunk, _ in self._row.reports]
+            reported = [(worker, chunk) for worker, chunk, _ in self._log.row.reports]
             whole, seed = self._schedule == "full", (self._seed, iteration)
             found = weights(self._queues, reported, recovered, self._plan.num_chunks, self._plan.parts, whole, seed)
             weighted = self._decoder.weighted(found)
@@ -252,23 +223,6 @@ class Server:
         used = plain if weighted is None else weighted
         self._observer.approximate(Gap(iteration, self.params, used, plain, incomplete))
         return used
-
-    def _takes(self, worker: int) -> bool:
-        """Whether `worker` reads what it is sent, as far as can be told.
-
-        Every message that it does not read keeps one of the fragments that Open MPI has for messages between processes
-        of a host, 512 for all of them; when a worker that is stopped has them all, nobody gets anything any more.
-        """
-        return self._unheard[worker] < UNHEARD
-
-    def _send_params(self, iteration: int) -> None:
-        """To those who have taken what was sent before: for who is stopped, no pile of old parameters is kept."""
-        pending = self._transport.pending()
-        limit = max(AHEAD, 2 * self._message.nbytes)
-        for worker in [worker for worker in self._unsent if pending[worker] < limit and self._takes(worker)]:
-            self._transport.send_vector(worker, iteration, self._standings[worker] % STANDINGS, self._message)
-            self._unheard[worker] += 1
-            del self._unsent[worker]
 
     def _regroup(self, iteration: int) -> None:
         """Welcome who is back, and have those who are there share the chunks among themselves anew."""
@@ -288,9 +242,9 @@ class Server:
         for worker, queue in queues.items():
             adopted = set(group.adopted(worker))
             for chunk in sorted(adopted | self._adopted[worker]):
-                self._tell(worker, record(Kind.ADOPT, iteration, chunk, role=group.role(worker, chunk)))
+                self._outgoing.tell(worker, record(Kind.ADOPT, iteration, chunk, role=group.role(worker, chunk)))
             self._adopted[worker] = adopted
-            self._tell_standing(worker, iteration, queue)
+            self._outgoing.tell_standing(worker, iteration, queue)
 
     def _poll(self, iteration: int) -> None:
         for message in self._transport.poll():
@@ -298,7 +252,7 @@ class Server:
                 self._lose(message.rank, "its process died", dead=True)
                 continue
             self._rollcall.heard(message.source, self._clock.now)
-            self._unheard[message.source] = 0
+            self._outgoing.heard(message.source)
             try:
                 self._handle(message)
             except Malformed as flaw:
@@ -310,37 +264,20 @@ class Server:
             self._carry_out(self._coordinator.tick(now))
         if now >= self._deadline.seconds and not self._finished:
             self._carry_out(self._coordinator.settle())
-        self._send_outbox()
-        if self._unsent:
-            self._send_params(iteration)
+        self._outgoing.send(iteration)
         large = self._length * np.dtype(self._dtype).itemsize >= LARGE
         self._transport.wait(expecting_large=large and self._coordinator.phase == "collecting")
         self._clock.tick()
-
-    def _send_outbox(self) -> None:
-        for worker in [worker for worker in self._outbox if self._takes(worker)]:
-            records = self._outbox.pop(worker)
-            self._transport.send(worker, records)
-            self._unheard[worker] += 1 + len(records) // BATCH
-
-    def _drop_old_orders(self) -> None:
-        """Of what waits for workers that do not read, keep only what is for later iterations as well."""
-        lasting = {worker: _lasting(records) for worker, records in self._outbox.items()}
-        self._outbox = {worker: records for worker, records in lasting.items() if records}
 
     def _lose(self, worker: int, reason: str, dead: bool = False, failed: bool = False) -> None:
         """Go on without `worker`."""
         if not self._rollcall.lost(worker, dead, failed):
             return  # it was lost before
         iteration = self._coordinator.iteration
-        self._row.lost += 1
-        self._row.gone.add(worker)
         self._changed = True
-        waiting = self._outbox.pop(worker, [])
-        if not (dead or failed) and (lasting := _lasting(waiting)):  # it may come back, and counts standing queues
-            self._outbox[worker] = lasting
+        self._log.lost(worker)
+        self._outgoing.lost(worker, for_good=dead or failed)
         self._trial.lost(worker)
-        self._unsent.pop(worker, None)
         self._transport.forget(worker)
         if not (dead or failed):  # the rest of what it was sending may never come, to buffers that others waited for
             self._post(0 if worker in self._spared else UNDER_WAY)
@@ -442,12 +379,9 @@ class Server:
         self._rollcall.through(worker, seconds)
         if iteration == self._first:
             self._trial.reported(worker)
-        if iteration == self._row.iteration:
+        if iteration == self._coordinator.iteration:
             self._failures.pop(chunk, None)
-            self._row.reports[worker, chunk, again] = (start, seconds)
-            self._row.losses.setdefault(chunk, loss)
-        else:  # of an iteration whose row is closed
-            self._observer.chunk(worker, chunk, iteration, start, seconds, Fate.LATE)
+        self._log.reported(worker, iteration, chunk, start, seconds, loss, again)
         self._carry_out(instructions)
 
     def _compare(self, worker: int, iteration: int, chunk: int, sketch: Sketch) -> None:
@@ -496,69 +430,31 @@ class Server:
                     for to, role in told:
                         for contributor in contributors:
                             last = contributor == contributors[-1]
-                            self._tell(to, record(Kind.COMMIT, iteration, chunk, contributor, role, last=last))
+                            self._outgoing.tell(to, record(Kind.COMMIT, iteration, chunk, contributor, role, last=last))
                 case Commit(chunk, contributors):
                     self._decoder.commit(chunk, contributors)
                 case Discard() if not self._combined:
                     pass  # the worker kept nothing, and neither did we
                 case Discard(worker, chunk) | Skip(worker, chunk, True):
-                    self._tell(worker, record(Kind.DISCARD, iteration, chunk))
+                    self._outgoing.tell(worker, record(Kind.DISCARD, iteration, chunk))
                 case Skip(worker, chunk):
-                    self._tell(worker, record(Kind.SKIP, iteration, chunk))
+                    self._outgoing.tell(worker, record(Kind.SKIP, iteration, chunk))
                 case Queue(worker, chunks):
-                    self._tell_list(worker, Kind.QUEUE, iteration, chunks)
+                    self._outgoing.tell_list(worker, Kind.QUEUE, iteration, chunks)
                 case Next(worker, chunk):
-                    self._tell(worker, record(Kind.NEXT, iteration, chunk))
+                    self._outgoing.tell(worker, record(Kind.NEXT, iteration, chunk))
                 case Collect(worker, role):
-                    self._tell(worker, record(Kind.COLLECT, iteration, role=role))
+                    self._outgoing.tell(worker, record(Kind.COLLECT, iteration, role=role))
                     self._rollcall.asked(worker, self._clock.now)
                 case Adopt(worker, chunk, role):
                     self._adopted[worker].add(chunk)
-                    self._tell(worker, record(Kind.ADOPT, iteration, chunk, role=role))
+                    self._outgoing.tell(worker, record(Kind.ADOPT, iteration, chunk, role=role))
                 case Reopen(worker, chunk, again):
-                    self._tell(worker, record(Kind.REOPEN, iteration, chunk, again=again))
+                    self._outgoing.tell(worker, record(Kind.REOPEN, iteration, chunk, again=again))
                 case Finish():
                     self._finished = True
 
-    def _tell(self, worker: int, records: Records) -> None:
-        self._outbox.setdefault(worker, []).append(records)
-
-    def _tell_list(self, worker: int, kind: Kind, iteration: int, chunks: Sequence[int]) -> None:
-        for place, chunk in enumerate(chunks or (-1,), start=1):
-            self._tell(worker, record(kind, iteration, chunk, last=place >= len(chunks)))
-
-    def _tell_standing(self, worker: int, iteration: int, queue: Sequence[int]) -> None:
-        """Replaces one that has not been sent yet, so that a message holds one at most (STANDINGS)."""
-        waiting = self._outbox.get(worker, [])
-        others = [entry for entry in waiting if entry["kind"][0] != Kind.STANDING]
-        self._standings[worker] += len(others) == len(waiting)
-        self._outbox[worker] = others
-        self._tell_list(worker, Kind.STANDING, iteration, queue)
-
-    # records, deadlines, the end
-
-    def _close_row(self) -> None:
-        self._sum_up()
-        self._write_row()
-
-    def _sum_up(self) -> None:
-        """The iteration is over: its row can be written."""
-        self._write_row()
-        row = self._row
-        if row.iteration < 0:
-            return
-        for (worker, chunk, again), (start, seconds) in row.reports.items():
-            used = self._coordinator.used(worker, chunk, again)
-            row.redundant += not used
-            fate = Fate.USED if used else Fate.LOST if worker in row.gone else Fate.LATE
-            self._observer.chunk(worker, chunk, row.iteration, start, seconds, fate)
-        self._unwritten, self._row = row, IterationRecord(-1)
-
-    def _write_row(self) -> None:
-        """Not before the workers are busy with the next iteration: those on this host may need the core to begin it."""
-        row, self._unwritten = self._unwritten, None
-        if row is not None:
-            self._observer.iteration(row)
+    # deadlines, the end
 
     def _check(self) -> None:
         if (reason := self._interrupted()) is not None:
@@ -577,24 +473,13 @@ class Server:
     def stop_workers(self, timeout: float) -> bool:
         """Have every process end (`psgc.server.ending`); whether all of them leave in order."""
         self._post(self._pool_size())  # a failure may have left none posted
-        self._outbox.clear()
+        self._outgoing.clear()
         return end_workers(self._transport, self._rollcall, timeout)
 
     def _post(self, buffers: int) -> None:
         for _ in range(buffers):
             self._transport.post(self._backend.message_buffer(self._length + self._stamp, self._dtype))
 
-    def _with_room(self, params: Array) -> Array:
-        """A copy of the parameters with room for a stamp behind them."""
-        copy = self._backend.xp.empty(params.size + self._stamp, params.dtype)
-        copy[: params.size] = params
-        return copy
-
     def _pool_size(self) -> int:
         affordable = int(POOL_BYTES // (self._length * np.dtype(self._dtype).itemsize))
         return max(2, min(len(self._workers), affordable))
-
-
-def _lasting(records: list[Records]) -> list[Records]:
-    """Of these orders those that are for later iterations as well."""
-    return [entry for entry in records if entry["kind"][0] in (Kind.ADOPT, Kind.STANDING)]

@@ -268,11 +268,11 @@ class WatchedServer(Server):
     def _check_nothing_lost(self, worker: int, counted_on: set[int]) -> None:
         node = self.world.nodes[worker]
         end = node.end
-        on_its_way = end.params or end.control or end.sent or end.vectors or worker in self._outbox
-        if node.dead or on_its_way or node.state.iteration < self._row.iteration:
+        on_its_way = end.params or end.control or end.sent or end.vectors or self._outgoing.waits(worker)
+        if node.dead or on_its_way or node.state.iteration < self._log.row.iteration:
             return
         will = {*node.state._queue}
-        if node.work is not None and node.work.iteration == self._row.iteration:
+        if node.work is not None and node.work.iteration == self._log.row.iteration:
             will.add(node.work.chunk)
         counted_on = {chunk for chunk in counted_on if not self.is_done_with(chunk)}
         assert counted_on <= will, "lost"
@@ -298,7 +298,7 @@ class Observer:
     world: Any
 
     def chunk(self, worker: int, chunk: int, iteration: int, start: float, seconds: float, fate: Fate) -> None:
-        self.world.used[chunk] += fate == Fate.USED and iteration == self.world.server._row.iteration
+        self.world.used[chunk] += fate == Fate.USED and iteration == self.world.server._log.row.iteration
 
     def iteration(self, row: IterationRecord) -> None:
         world = self.world

@@ -9,10 +9,10 @@ import pytest
 from psgc.backend import Backend
 from psgc.config import Coding
 from psgc.errors import RunFailed, UserError
-from psgc.messages import BATCH, UNDER_WAY, UNHEARD, Kind, record
+from psgc.messages import UNDER_WAY, Kind, record
 from psgc.plan import make_plan
 from psgc.server import loop
-from psgc.server.loop import AHEAD, Server
+from psgc.server.loop import Server
 from psgc.server.optimizer import make_optimizer
 from psgc.transport import Control, Text
 from tests.unit.scripted import Transport, done, said
@@ -29,38 +29,8 @@ def server():
         Transport(WORKERS + 1), plan, "static", Backend(), optimizer, observer, "float64", False, 30.0, True,
         lambda: None, None,
     )  # fmt: skip
-    server._message = np.zeros(AHEAD)  # eight times AHEAD bytes
     server._length = 3
-    server._unsent = dict.fromkeys(range(1, WORKERS + 1))
     return server
-
-
-def test_who_does_not_take_what_was_sent_gets_nothing_new_until_it_does(server):
-    transport = server._transport
-    transport.on_the_way.update({1: 2 * server._message.nbytes, 2: 2 * server._message.nbytes - 1})
-    server._send_params(7)
-    assert transport.sent == [(2, 7), (3, 7), (4, 7)]
-    server._send_params(7)
-    assert len(transport.sent) == 3
-    transport.on_the_way[1] -= 1
-    server._send_params(7)
-    assert transport.sent[3:] == [(1, 7)]
-
-
-def test_small_parameters_are_sent_beside_orders_that_are_still_on_their_way(server):
-    server._message = np.zeros(3)
-    server._transport.on_the_way.update({1: AHEAD, 2: AHEAD - 1})
-    server._send_params(7)
-    assert server._transport.sent == [(2, 7), (3, 7), (4, 7)]
-
-
-def test_who_is_lost_gets_no_parameters(server):
-    server._transport.on_the_way[1] = 1 << 40
-    server._send_params(7)
-    server._lose(1, "not heard")
-    server._transport.on_the_way.clear()
-    server._send_params(7)
-    assert 1 not in [dest for dest, _ in server._transport.sent]
 
 
 def test_what_a_silent_worker_was_sending_takes_no_buffer_from_the_others(server):
@@ -89,71 +59,19 @@ def test_a_worker_that_is_lost_once_more_needs_no_more_buffers(server):
     assert server._transport.posted == UNDER_WAY
 
 
-def test_who_is_not_heard_gets_so_many_messages_and_what_still_matters_once_it_is(server):
-    transport = server._transport
-    server._message = np.zeros(3)
-    alive = record(Kind.ALIVE, chunk=-1)
-    for iteration in range(UNHEARD):  # two messages each
-        server._drop_old_orders()
-        for worker in (1, 2):
-            server._tell(worker, record(Kind.ADOPT if iteration == UNHEARD - 5 else Kind.SKIP, iteration, 0))
-        server._unsent = dict.fromkeys((1, 2))
-        transport.arrived = [Control(2, alive)]
-        server._poll(iteration)
-    got = [what for dest, what in transport.sent if dest == 1]
-    assert len(got) == UNHEARD
-    assert len([dest for dest, _ in transport.sent if dest == 2]) == 2 * UNHEARD
-    transport.arrived = [Control(1, alive)]
-    server._poll(UNHEARD - 1)
-    assert [what for dest, what in transport.sent if dest == 1][UNHEARD:] == [["ADOPT", "SKIP"], UNHEARD - 1]
-
-
-def test_orders_of_an_iteration_that_are_still_waiting_are_dropped_with_it(server):
-    server.params, server._decoder = np.zeros(3), SimpleNamespace(begin=lambda: None)
-    server._interrupted = lambda: "enough"
-    server._unheard[1] = UNHEARD
-    server._tell(1, record(Kind.SKIP, 3, 0))
-    with pytest.raises(RunFailed, match="enough"):
-        server._gradient(4)
-    assert 1 not in server._outbox
-
-
-def test_orders_that_take_several_messages_count_as_such(server):
-    server._unsent = {}
-    for _ in range(BATCH * UNHEARD):
-        server._tell(1, record(Kind.SKIP, 0, 0))
-    server._poll(0)
-    server._tell(1, record(Kind.SKIP, 0, 0))
-    server._poll(0)
-    assert len(server._transport.sent) == 1
-
-
-@pytest.mark.parametrize("how", [{}, {"dead": True}, {"failed": True}])
-def test_who_may_come_back_does_not_miss_a_standing_queue_that_it_was_counted_for(server, how):
-    server._unsent = {}
-    server._unheard[1] = UNHEARD
-    server._tell(1, record(Kind.SKIP, 3, 0))
-    server._tell_list(1, Kind.STANDING, 3, [0, 1])
-    server._send_outbox()
-    server._lose(1, "not heard", **how)
-    waiting = [] if how else [Kind.STANDING, Kind.STANDING]
-    assert [entry["kind"][0] for entry in server._outbox.get(1, [])] == waiting
-
-
 # failures
 
 
 @pytest.fixture
 def reasons(server):
     """Why which workers were lost."""
-    server._observer = SimpleNamespace(
+    vars(server._observer).update(
         lost=lambda worker, host, iteration, reason: found.__setitem__(worker, reason),
         failure_text=lambda worker, text: text or "no reason",
         chunk=lambda *_: None,
     )
-    server._unsent = {}
     server._coordinator.begin(0)
-    server._row.iteration = 0
+    server._log.begin(0, 0)
     server._decoder = SimpleNamespace(hold=lambda *_: None, commit=lambda *_: None, message_length=3)
     found = {}
     return found
@@ -206,7 +124,7 @@ def trained(server, monkeypatch):
         events = []
         monkeypatch.setattr(loop, "SETTLED", settled)
         server._transport.script, server._interrupted = chunk_by_chunk(server._plan, events), interrupted
-        server._observer = SimpleNamespace(
+        vars(server._observer).update(
             chunk=lambda *_: None,
             iteration=lambda row: events.append(f"row {row.iteration}, {row.redundant} redundant"),
             stepped=lambda done: events.append(f"step {done}"),
@@ -252,7 +170,7 @@ def followed(server):
     def run(losses):
         rows = []
         server._transport.script = losses_of(server._plan, losses)
-        server._observer = SimpleNamespace(chunk=lambda *_: None, iteration=rows.append, stepped=lambda _: None)
+        vars(server._observer).update(chunk=lambda *_: None, iteration=rows.append, stepped=lambda _: None)
         try:
             server.run(np.zeros(1), len(losses))
         except RunFailed as error:
@@ -293,7 +211,7 @@ def test_data_that_is_wrong_for_everybody_ends_the_run(server):
 
 def test_data_that_is_wrong_for_one_worker_only_is_the_workers(server):
     lost = []
-    server._observer = SimpleNamespace(lost=lambda *what: lost.append(what), failure_text=lambda worker, text: text)
+    vars(server._observer).update(lost=lambda *what: lost.append(what), failure_text=lambda worker, text: text)
     server._coordinator.begin(0)
     server._handle(Text(1, b"data.npz: row 3, column 0 of X is nan"))
     server._handle(said(1, Kind.FAILED, 0, 5))

@@ -7,7 +7,7 @@ import scipy.sparse
 from psgc import coding
 from psgc.errors import RunFailed
 from psgc.messages import STANDINGS, UNHEARD, Kind
-from psgc.server import loop
+from psgc.server import loop, outgoing
 from psgc.server.recovery import AT_FIRST, Recovery
 from psgc.transport import Died
 from tests.unit.scripted import done, said
@@ -123,8 +123,8 @@ def test_a_worker_that_was_silent_during_many_losses_waits_for_its_queue(make_ru
     """Others die one by one. What it is told when it is heard again comes after the parameters, as MPI allows."""
     assert 2 * UNHEARD <= STANDINGS
     unheard, standings = 4, 8
-    monkeypatch.setattr(loop, "UNHEARD", unheard)
-    monkeypatch.setattr(loop, "STANDINGS", standings)
+    monkeypatch.setattr(outgoing, "UNHEARD", unheard)
+    monkeypatch.setattr(outgoing, "STANDINGS", standings)
     run = make_run("static", workers=standings + 3, replication=standings + 3)
 
     def script():

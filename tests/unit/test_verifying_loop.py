@@ -32,7 +32,7 @@ def server(request):
     server.said, server.holders = said, plan.holders()
     server._decoder = server._make_decoder(DIM)
     server._length = DIM + TAIL
-    server._row.iteration = 0
+    server._log.begin(0, 0)
     server._decoder.begin()
     server._coordinator.begin(0)
     return server

@@ -1,0 +1,85 @@
+"""The rows of a run's record, from the first report of an iteration to the moment when they may be written."""
+
+import math
+
+from psgc.server.coordinator import Coordinator
+from psgc.server.observer import Fate, IterationRecord, Observer
+
+
+class IterationLog:
+    """Fills `row`, the row of the current iteration, and gives finished ones to `observer`.
+
+    A row is written when the workers are busy with the next iteration: those on rank 0's host may need its core to
+    begin it. num_chunks: of the run; has_loss: whether the problem has one.
+    """
+
+    def __init__(self, observer: Observer, num_chunks: int, has_loss: bool) -> None:
+        self._observer = observer
+        self._num_chunks = num_chunks
+        self._has_loss = has_loss
+        self.row = IterationRecord(-1)
+        self._is_complete = False  # the gradient of the row's iteration is there
+        self._finished: IterationRecord | None = None
+
+    @property
+    def waits(self) -> bool:
+        """Whether a finished row has not been written."""
+        return self._finished is not None
+
+    def begin(self, iteration: int, lost: int) -> None:
+        """The row of an iteration, in which so many workers take no part."""
+        self.row, self._is_complete = IterationRecord(iteration, lost=lost), False
+
+    def reported(
+        self, worker: int, iteration: int, chunk: int, start: float, seconds: float, loss: float, again: int
+    ) -> None:
+        """A report of a chunk, `again` times reopened before."""
+        if iteration == self.row.iteration:
+            self.row.reports[worker, chunk, again] = (start, seconds)
+            self.row.losses.setdefault(chunk, loss)
+        else:  # of an iteration whose row is finished
+            self._observer.chunk(worker, chunk, iteration, start, seconds, Fate.LATE)
+
+    def lost(self, worker: int) -> None:
+        """`worker` takes no part from now on."""
+        self.row.lost += 1
+        self.row.gone.add(worker)
+
+    def complete(self, seconds: float, recovered: int, error_measure: float) -> None:
+        """The gradient is there. The loss is that of the reported chunks, scaled up to all of them."""
+        row, losses = self.row, self.row.losses
+        row.seconds, row.recovered, row.error_measure = seconds, recovered, error_measure
+        if self._has_loss:
+            known = sum(losses[chunk] for chunk in sorted(losses))  # always the same rounding
+            unknown = self._num_chunks - len(losses)
+            row.loss = known * self._num_chunks / len(losses) if unknown else known
+        self._is_complete = True
+
+    @property
+    def divergence(self) -> str:
+        """What is wrong with the loss of the iteration; empty when it is finite, or there is none."""
+        loss, losses = self.row.loss, self.row.losses
+        if loss is None or math.isfinite(loss):
+            return ""
+        wrong = [chunk for chunk in sorted(losses) if not math.isfinite(losses[chunk])]
+        where = f" (that of chunk {wrong[0]} is {losses[wrong[0]]})" if wrong else ""
+        return f"the loss of iteration {self.row.iteration} is {loss}{where}; a smaller optimizer.lr may help"
+
+    def finish(self, coordinator: Coordinator) -> None:
+        """The iteration is over, and `coordinator` has not begun the next. A row that is not complete is left out."""
+        self.write()
+        row = self.row
+        if not self._is_complete:
+            return
+        for (worker, chunk, again), (start, seconds) in row.reports.items():
+            used = coordinator.used(worker, chunk, again)
+            row.redundant += not used
+            fate = Fate.USED if used else Fate.LOST if worker in row.gone else Fate.LATE
+            self._observer.chunk(worker, chunk, row.iteration, start, seconds, fate)
+        self._finished, self.row, self._is_complete = row, IterationRecord(-1), False
+
+    def write(self) -> None:
+        """Give the finished row to the observer, if there is one."""
+        row, self._finished = self._finished, None
+        if row is not None:
+            self._observer.iteration(row)
