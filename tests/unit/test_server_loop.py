@@ -12,6 +12,7 @@ from psgc.errors import RunFailed, UserError
 from psgc.messages import UNDER_WAY, Kind, record
 from psgc.plan import make_plan
 from psgc.server import loop
+from psgc.server.iteration_log import IterationLog
 from psgc.server.loop import Server
 from psgc.server.optimizer import make_optimizer
 from psgc.transport import Control, Text
@@ -190,7 +191,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_the_step(followed, loss):
 
 
 def test_a_problem_without_a_loss_has_none_in_its_rows(server, followed):
-    server._has_loss = False
+    server._log = IterationLog(server._observer, server._plan.num_chunks, has_loss=False)
     rows, _, reason = followed([float("nan")] * 2)
     assert reason == ""
     assert [row.loss for row in rows] == [None, None]
