@@ -9,8 +9,9 @@
 * Texts travel as control messages do, and in order with them.
 * Control and vectors have a communicator each. A vector's tag carries its chunk, its last entries the iteration.
 
-Under fault-tolerant MPI (`mpirun --with-ft ulfm`) ranks may die. What has arrived from a rank is given out first, then
-`Died`, then nothing of it any more; sends to it are dropped. What Open MPI does, and every line on deaths rests on:
+Under fault-tolerant MPI (`mpirun --with-ft ulfm`) ranks may die. What has arrived from a rank, as far as there
+are buffers posted for it, is given out first, then `Died`, then nothing of it any more; sends to it are dropped. What
+Open MPI does, and every line on deaths rests on:
 
 * A receive from any source that is tested after a death raises ERR_PROC_FAILED_PENDING until the death is acknowledged
   on its communicator, and stays valid. The ring's head is tested in every poll: this is how deaths are noticed.
