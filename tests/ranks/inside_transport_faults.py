@@ -192,29 +192,6 @@ def sending(milliseconds="0", each="4"):
     finish(transport, ear)
 
 
-def leftover():
-    """Rank 2 dies with many small vectors sent; those that come late do not take the server's two buffers with them."""
-    transport, ear = start(length=100)
-    if transport.rank == 0:
-        while Path(f"/proc/{transport.pids[2]}").exists():
-            time.sleep(0.001)
-        ear.until_died(2)
-        living = [rank for rank in range(1, transport.size) if rank != 2]
-        for rank in living:
-            transport.send(rank, [record(Kind.ALIVE)])
-        ear.until(lambda: all(len(ear.vectors[rank]) == 4 for rank in living), "the living's vectors")
-    elif transport.rank == 2:
-        for n in range(10):
-            transport.send_vector(0, n, 0, np.full(100, float(n)))
-        ear.until(lambda: not transport.sending(), "the vectors")
-        die()
-    else:
-        ear.until_kind(0, Kind.ALIVE)
-        for n in range(4):
-            transport.send_vector(0, n, 0, np.full(100, float(n)))
-    finish(transport, ear)
-
-
 def receiving(milliseconds="0"):
     """Rank 2 dies while the server sends it large vectors; sends to it end, and more of them are no matter."""
     transport, ear = start()

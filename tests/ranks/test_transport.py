@@ -37,10 +37,6 @@ def test_a_sender_that_dies_in_the_middle_of_large_vectors_takes_no_buffer_with_
     case(4, "sending", str(milliseconds), living=[0, 1, 3])
 
 
-def test_what_a_dead_rank_has_left_behind_takes_no_buffer_from_the_living():
-    case(4, "leftover", living=[0, 1, 3])
-
-
 def test_a_receiver_that_dies_in_the_middle_of_large_vectors_holds_nobody_up():
     case(4, "receiving", living=[0, 1, 3])
 

@@ -1,11 +1,13 @@
 """The transport's own bookkeeping, without MPI; what it does with MPI is in tests/ranks."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from psgc import transport
 from psgc.errors import RunFailed
-from psgc.messages import Kind, record
+from psgc.messages import Kind, record, stamp
 from psgc.transport import SLOWEST, Control, Died, Transport, Vector
 
 
@@ -70,6 +72,28 @@ def test_the_last_words_of_a_dead_rank_come_before_its_death(it, monkeypatch):
     it._dead[2] = None
     assert it.poll() == [*words, Died(2)]
     assert it.poll() == []
+
+
+def arrives(it, monkeypatch, source):
+    """A vector from `source` is in the one buffer that is posted: what comes of it, and what is posted then."""
+    buffer = np.zeros(3)
+    stamp(buffer, 7)
+    status = SimpleNamespace(Get_source=lambda: source, Get_count=lambda _: buffer.nbytes, Get_tag=lambda: 5)
+    it._posted, it._posted_buffers, it._named, it.bytes_received = [None], [buffer], [], 0
+    monkeypatch.setattr(transport, "_completed", lambda requests, statuses: statuses.append(status) or [0])
+    monkeypatch.setattr(transport, "_without_null", lambda requests, beside: ([], []))
+    messages, posted = [], []
+    monkeypatch.setattr(it, "post", posted.append)
+    it._poll_vectors(messages)
+    return messages, [other is buffer for other in posted]
+
+
+def test_a_late_vector_of_a_dead_rank_takes_no_receive_buffer_with_it(it, monkeypatch):
+    (message,), posted = arrives(it, monkeypatch, source=2)
+    assert (message.source, message.iteration, message.chunk, message.length) == (2, 7, 5, 2)
+    assert posted == []  # whoever gets the message posts its buffer again
+    it._told.add(2)
+    assert arrives(it, monkeypatch, source=2) == ([], [True])
 
 
 def test_too_few_tags_are_refused_in_one_line(it, monkeypatch):
