@@ -16,19 +16,16 @@ agree: exits with 1 if they do not.
 """
 
 import argparse
-import os
 import shlex
-import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benching import SCHEDULES, SLOW, WORKERS, Run, equal, machine, one_slow, overrides, read, traced, train
+from benching import SCHEDULES, SLOW, WORKERS, Run, equal, machine, one_slow, traced, train, train_with_allreduce
 
-from psgc.launching.mpirun import launch_command
 from psgc.reporting.files import write_output_text
 
 LOOP, NONE_SLOW, KILLED = "`Allreduce` loop", "none slow", "one killed"
@@ -112,23 +109,6 @@ def scenarios(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
     return found | {KILLED: common | {"stragglers": equal(chunk), "faults.inject": death}}
 
 
-def train_with_allreduce(
-    config: Path, output: Path, settings: Mapping[str, Any], environment: Mapping[str, str] | None = None
-) -> Run | None:
-    """One run of the loop on WORKERS ranks; None when it ends early."""
-    scripts = [str(Path(__file__).parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
-    # on fewer cores than ranks nobody may spin while others have work to do
-    environ = {"OMPI_MCA_mpi_yield_when_idle": "1"} | os.environ | (environment or {})
-    environ["PYTHONPATH"] = os.pathsep.join(filter(None, scripts))
-    arguments = [str(config), *overrides({**settings, "output": output})]
-    command, additions = launch_command(WORKERS, arguments, environ, fault_tolerance=False, module="allreduce_loop")
-    done = subprocess.run(command, env=environ | additions, capture_output=True, text=True)
-    if done.returncode == 0:
-        return read(output)
-    print(done.stderr.partition("\n")[0], file=sys.stderr)
-    return None
-
-
 def loop_bytes(config: Path, folder: Path) -> float | None:
     """Bytes into rank 0 per iteration of the loop, as Open MPI counts them; None where it does not."""
     environment = {
@@ -136,7 +116,9 @@ def loop_bytes(config: Path, folder: Path) -> float | None:
         "OMPI_MCA_pml_monitoring_enable_output": "3",
         "OMPI_MCA_pml_monitoring_filename": str(folder / "sent"),
     }
-    train_with_allreduce(config, folder / "counted", {"iterations": COUNTED, "stragglers": "{}"}, environment)
+    train_with_allreduce(
+        config, folder / "counted", {"iterations": COUNTED, "stragglers": "{}"}, environment=environment
+    )
     counted = [sent_to_zero(path.read_text()) for path in folder.glob("sent.*.prof")]
     return sum(counted) / COUNTED if counted else None
 

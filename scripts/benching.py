@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from psgc.launching.mpirun import find_mpirun
+from psgc.launching.mpirun import find_mpirun, launch_command
 from psgc.machine import usable_cores
 
 WORKERS, SLOW = 8, 3
@@ -36,12 +36,33 @@ class Run:
         return statistics.median(row[column] for row in self.rows[first:])
 
 
-def train(config: Path, output: Path, settings: Mapping[str, Any]) -> Run | None:
-    """One run of psgc with a server and WORKERS workers; None when it fails."""
-    command = [sys.executable, "-m", "psgc", "launch", str(config), "-n", str(WORKERS + 1)]
+def train(config: Path, output: Path, settings: Mapping[str, Any], workers: int = WORKERS) -> Run | None:
+    """One run of psgc with a server and so many workers; None when it fails."""
+    command = [sys.executable, "-m", "psgc", "launch", str(config), "-n", str(workers + 1)]
     command += overrides({**settings, "output": output})
     done = subprocess.run(command, stdout=subprocess.DEVNULL)
     return read(output) if done.returncode == 0 else None
+
+
+def train_with_allreduce(
+    config: Path,
+    output: Path,
+    settings: Mapping[str, Any],
+    workers: int = WORKERS,
+    environment: Mapping[str, str] | None = None,
+) -> Run | None:
+    """One run of scripts/allreduce_loop.py on so many ranks; None when it ends early."""
+    scripts = [str(Path(__file__).parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    # on fewer cores than ranks nobody may spin while others have work to do
+    environ = {"OMPI_MCA_mpi_yield_when_idle": "1"} | os.environ | (environment or {})
+    environ["PYTHONPATH"] = os.pathsep.join(filter(None, scripts))
+    arguments = [str(config), *overrides({**settings, "output": output})]
+    command, additions = launch_command(workers, arguments, environ, fault_tolerance=False, module="allreduce_loop")
+    done = subprocess.run(command, env=environ | additions, capture_output=True, text=True)
+    if done.returncode == 0:
+        return read(output)
+    print(done.stderr.partition("\n")[0], file=sys.stderr)
+    return None
 
 
 def overrides(settings: Mapping[str, Any]) -> list[str]:
