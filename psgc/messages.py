@@ -18,6 +18,7 @@ its MPI tag:
 A *role* is a row of the coding matrix: a worker's own rank, unless it does what a lost worker was to do.
 """
 
+from collections.abc import Iterable
 from enum import IntEnum
 from typing import Any
 
@@ -45,6 +46,7 @@ MESSAGE = 1 << 18  # bytes that take about as long as a message without any: 0.1
 TAIL = 3  # entries after a coded gradient: start, seconds, loss
 
 Records = np.ndarray  # one-dimensional, of dtype RECORD
+Entry = dict[str, Any]  # one of them by the names of its fields
 
 
 class Kind(IntEnum):
@@ -129,3 +131,20 @@ def record(
     [7]
     """
     return np.array([(kind, last, iteration, chunk, worker, role, again, start, seconds, loss)], RECORD)
+
+
+def joined(records: Iterable[Records]) -> Records:
+    """All these records in one array, which cannot be written to.
+
+    Their bytes are joined: numpy's concatenate takes 10 us for each structured array that it is given.
+    """
+    return np.frombuffer(b"".join(entry.tobytes() for entry in records), RECORD)
+
+
+def entries(records: Records) -> list[Entry]:
+    """The records one by one. Reading their fields from the array itself takes four times as long.
+
+    >>> [(entry["kind"] == Kind.SKIP, entry["chunk"]) for entry in entries(record(Kind.SKIP, chunk=7))]
+    [(True, 7)]
+    """
+    return [dict(zip(RECORD.fields or (), values, strict=True)) for values in records.tolist()]

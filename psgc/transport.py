@@ -39,7 +39,7 @@ import numpy as np
 
 from psgc.backend import Array
 from psgc.errors import RunFailed
-from psgc.messages import BATCH, RECORD, Records, stamp, stamp_length, stamp_of
+from psgc.messages import BATCH, RECORD, Records, joined, stamp, stamp_length, stamp_of
 from psgc.processes import die_with_parent, sleep_precisely
 from psgc.rendezvous import DEATHS, MPI, Rendezvous
 
@@ -258,7 +258,7 @@ class Transport:
 
     def send(self, dest: int, records: Iterable[Records]) -> None:
         """Send control records, in order, in as few messages as they fit."""
-        everything = np.concatenate(list(records))
+        everything = joined(records)
         for first in range(0, len(everything), BATCH):
             batch = everything[first : first + BATCH]
             self._send(self._control, [batch.view(np.uint8), MPI.BYTE], dest, CONTROL_TAG, batch)

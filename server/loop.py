@@ -12,7 +12,7 @@ import numpy as np
 from psgc.backend import Array, Backend
 from psgc.coding.sketch import Sketch
 from psgc.errors import RunFailed, TooFewWorkers
-from psgc.messages import TAIL, UNDER_WAY, Kind, record, stamp_length
+from psgc.messages import TAIL, UNDER_WAY, Kind, entries, record, stamp_length
 from psgc.plan import Plan
 from psgc.server.clock import PolledClock
 from psgc.server.coordinator import Coordinator
@@ -301,7 +301,7 @@ class Server:
             case Text(worker, piece):
                 self._texts[worker] = (self._texts.get(worker, b"") + piece)[:TEXT_LIMIT]
             case Control(worker, records):
-                for entry in records:
+                for entry in entries(records):
                     check_record(entry, self._plan.num_chunks, self._coordinator.iteration)
                     self._handle_record(worker, entry)
             case Vector():

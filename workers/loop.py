@@ -11,7 +11,7 @@ from math import inf
 from typing import Any
 
 from psgc.backend import Array, Backend
-from psgc.messages import STANDINGS, TAIL, UNDER_WAY, UNHEARD, Kind, Records, record, stamp_length
+from psgc.messages import STANDINGS, TAIL, UNDER_WAY, UNHEARD, Kind, Records, entries, record, stamp_length
 from psgc.transport import Control, Died, Transport, Vector
 from psgc.user_code import current_line
 from psgc.workers.compute import ComputeThread
@@ -104,7 +104,7 @@ class WorkerLoop:
                 case Vector():
                     self._early = message
                 case Control(_, records):
-                    for entry in records:
+                    for entry in entries(records):
                         self._begin_when_ready()
                         self._handle(entry)
                 case Died(rank) if rank == SERVER:
