@@ -75,7 +75,7 @@ class Backend:
         double = target.dtype == np.float64
         if len(target) == 1:  # the matrix-vector product is the faster one where it is enough
             gemv = blas.dgemv if double else blas.sgemv
-            result = gemv(1.0, rows.T, coefficients[0], beta=1.0, y=target[0], overwrite_y=1)
+            result: np.ndarray = gemv(1.0, rows.T, coefficients[0], beta=1.0, y=target[0], overwrite_y=1)
         else:
             gemm = blas.dgemm if double else blas.sgemm
             result = gemm(1.0, rows.T, coefficients.T, beta=1.0, c=target.T, overwrite_c=1)
