@@ -113,6 +113,20 @@ def _default_signals() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def keep_freed_memory() -> None:
+    """Have the C library keep what is freed for the next allocation, up to 16 MiB a piece (glibc only).
+
+    Gradients come and go. Given back to the kernel each time, their pages cost more than a simple gradient itself:
+    2.4 MB that took 0.3 ms took 1.3 ms (300,000 parameters, glibc 2.41).
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return
+    mallopt(-3, 16 << 20)  # M_MMAP_THRESHOLD
+    mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
+
+
 def kill_tree(root: int) -> None:
     """SIGKILL for a process and all its descendants on this host. (Ranks lead process groups of their own.)"""
     children: dict[int, list[int]] = {}

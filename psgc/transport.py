@@ -40,7 +40,7 @@ import numpy as np
 from psgc.backend import Array
 from psgc.errors import RunFailed
 from psgc.messages import BATCH, RECORD, Records, joined, stamp, stamp_length, stamp_of
-from psgc.processes import die_with_parent, sleep_precisely
+from psgc.processes import die_with_parent, keep_freed_memory, sleep_precisely
 from psgc.rendezvous import DEATHS, MPI, Rendezvous
 
 CONTROL_TAG, TEXT_TAG = 1, 2
@@ -124,6 +124,7 @@ class Transport:
     def __init__(self, world: MPI.Intracomm | None = None, interrupted: Callable[[], str | None] | None = None) -> None:
         die_with_parent()
         sleep_precisely()
+        keep_freed_memory()
         if not MPI.Is_initialized():
             MPI.Init_thread(MPI.THREAD_FUNNELED)
         world = self._world = world or MPI.COMM_WORLD

@@ -285,7 +285,7 @@ def command(*arguments: str) -> tuple[int, list[str], list[str]]:
 def test_launch_refuses_with_exit_2_or_prints_the_line(
     path: Path, monkeypatch: pytest.MonkeyPatch, data: st.DataObject
 ) -> None:
-    monkeypatch.setattr("psgc.launching.launch.launch_command", lambda *_: (["mpirun"], {}))
+    monkeypatch.setattr("psgc.launching.launch.launch_command", lambda *_, **__: (["mpirun"], {}))
     changes = data.draw(st.lists(overrides.map(lambda some: some[0]), max_size=1))
     path.write_text(
         written(mutated(data, data.draw(st.sampled_from(RUNS))), False), encoding="utf-8", errors="surrogatepass"
