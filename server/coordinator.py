@@ -102,35 +102,49 @@ class Coordinator:
         return list(self._begin_schedule())
 
     def report(
-        self, worker: int, iteration: int, chunk: int, now: float = 0.0, seconds: float = 0.0, again: int = 0
+        self,
+        worker: int,
+        iteration: int,
+        chunk: int,
+        now: float = 0.0,
+        seconds: float = 0.0,
+        again: int = 0,
+        late: float = 0.0,
     ) -> list[Instruction]:
         """`worker` has done `chunk` of `iteration` (with `per_chunk`: and its coded gradient is here).
 
         now: seconds since the iteration began; seconds: what the chunk took the worker; again: how often the chunk had
-        been reopened, as far as the worker knew.
+        been reopened, as far as the worker knew; late: how many seconds ago the worker was through.
         """
         self._check("report", worker, iteration, chunk, again)
         if self._is_late(worker, iteration) or (worker, chunk) in self._reported:
             return []
         if again < self._again.get(chunk, 0):  # the worker has dropped it since
-            return list(self._schedule.freed(worker, chunk, now, seconds, done=False))
+            return list(self._schedule.freed(worker, chunk, now, seconds, done=False, late=late))
         self._reported.add((worker, chunk))
         instructions: list[Instruction] = []
         for counted in self._schedule.counts(worker, chunk):
             instructions += self._count(worker, counted)
         if self._is_enough():
             return instructions + self._settle()
-        return instructions + list(self._schedule.freed(worker, chunk, now, seconds))
+        return instructions + list(self._schedule.freed(worker, chunk, now, seconds, late=late))
 
     def abandoned(
-        self, worker: int, iteration: int, chunk: int, now: float = 0.0, seconds: float = 0.0, again: int = 0
+        self,
+        worker: int,
+        iteration: int,
+        chunk: int,
+        now: float = 0.0,
+        seconds: float = 0.0,
+        again: int = 0,
+        late: float = 0.0,
     ) -> list[Instruction]:
         """`worker` is through with `chunk`, which it was told to skip meanwhile, and has dropped it."""
         self._check("abandoned", worker, iteration, chunk, again)
         if self._is_late(worker, iteration) or (worker, chunk) in self._reported:
             return []
         done = again == self._again.get(chunk, 0) and not self._is_disputed(chunk)
-        return list(self._schedule.freed(worker, chunk, now, seconds, done=done))
+        return list(self._schedule.freed(worker, chunk, now, seconds, done=done, late=late))
 
     def settle(self) -> list[Instruction]:
         """The iteration is to end with the copies that are there."""

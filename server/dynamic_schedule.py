@@ -12,6 +12,8 @@ UNKNOWN = 5.0  # a worker never heard of, after e seconds: expected to need this
 TRUSTED = 0.08  # surprise up to which what one iteration has taught is believed in the next
 LEARNING_RATE = 0.5  # weight of a worker's newest chunk in its estimated seconds per chunk
 GAIN = 0.5  # share of a chunk that must be done before the others are predicted to be: predictions err
+LAG_RATE = 0.25  # weight of the newest report in the lag
+LAG_STEP = 1e-4  # seconds; a report counts as at most this late, or as twice the lag
 LEAD = 0.1  # share of a chunk's time before its predicted end at which the next one is decided once more
 
 
@@ -39,6 +41,10 @@ class DynamicSchedule(FixedSchedule):
     * a holder that was told a chunk comes to it at the end of what it was told; one that was not, QUEUE_OF_OTHERS
       chunks later;
     * a chunk is recovered when the last of the copies that it still needs is done.
+
+    The server hears of a chunk some time after it was done: the *lag*. A worker is overdue only once it is later than
+    that, and work is given to another worker only for a gain of twice the lag. Otherwise a server with a backlog of
+    reports would take the backlog for slowness, and answer it with orders for copies that make the backlog longer.
     """
 
     def __init__(
@@ -59,6 +65,7 @@ class DynamicSchedule(FixedSchedule):
         self._last: dict[int, float] = {}  # each worker's newest pace, or the least it can have been
         self._reports: dict[int, int] = {}  # of each worker in this iteration
         self._latest = 0.0  # when something was last heard in this iteration
+        self._lag = 0.0  # seconds from the end of a chunk until the server handles its report, smoothed
         self._surprise = 0.0  # how far paces are from those of the iteration before, as a share; a weighted mean
 
     # events
@@ -82,7 +89,7 @@ class DynamicSchedule(FixedSchedule):
         # what each worker will do next, in order; who is too slow for its share of one chunk does not begin with it
         self._told = {
             worker: dict.fromkeys(
-                () if len(chunks) <= self._parts and self.estimates.get(worker, 0) > latest else chunks
+                () if len(chunks) <= self._parts and self.estimates.get(worker, 0) > latest + 2 * self._lag else chunks
             )
             for worker, chunks in self._own.items()
         }
@@ -123,8 +130,11 @@ class DynamicSchedule(FixedSchedule):
         self._committed[chunk] = True
         return self._withdraw(chunk, unreported)
 
-    def freed(self, worker: int, chunk: int, now: float, seconds: float, done: bool = True) -> list[Order]:
+    def freed(
+        self, worker: int, chunk: int, now: float, seconds: float, done: bool = True, late: float = 0.0
+    ) -> list[Order]:
         self._learn(worker, chunk, seconds)
+        self._learn_lag(late)
         self._latest = now
         orders: list[Order] = []
         running = self._running[worker]
@@ -201,7 +211,7 @@ class DynamicSchedule(FixedSchedule):
         if isinstance(other, DynamicSchedule):
             self.estimates = {worker: pace for worker, pace in other.estimates.items() if worker in self._own}
             self._last = {worker: pace for worker, pace in other._last.items() if worker in self._own}
-            self._surprise = other._surprise
+            self._lag, self._surprise = other._lag, other._surprise
 
     def tick(self, now: float) -> list[Order]:
         orders: list[Order] = []
@@ -265,6 +275,7 @@ class DynamicSchedule(FixedSchedule):
         pace = self.estimates.get(worker)
         if pace is None or pace == inf or worker in self._chosen:
             return []
+        gain = 2 * self._lag
         told, taken = self._told[worker], self._taken[worker]
         orders: list[Order] = []
         through = self._through(worker, now)
@@ -276,10 +287,10 @@ class DynamicSchedule(FixedSchedule):
                 for other in self._holders[chunk]:
                     if chunk not in self._told[other]:
                         continue
-                    if other not in self.estimates and now - self._since[other] <= (1 + LEAD) * pace:
+                    if other not in self.estimates and now - self._since[other] <= (1 + LEAD) * pace + self._lag:
                         continue  # as fast as `worker`, for all we know: its report may be under way
                     end = self._through(other, now)
-                    if end > latest and end > through + pace * self._cost(chunk):
+                    if end > latest and end > through + pace * self._cost(chunk) + gain:
                         busiest, latest, moved = other, end, chunk
             if busiest < 0:
                 break
@@ -336,7 +347,7 @@ class DynamicSchedule(FixedSchedule):
         """The chunk whose recovery is predicted last without `worker`, if it would be sooner; the rarest of several."""
         pace = self.estimates.get(worker)
         free = now if pace is None else self._free(worker, pace, now)
-        taken = self._taken[worker]
+        taken, gain = self._taken[worker], 2 * self._lag
         best, best_key = None, (-inf, 0)
         for chunk in self._chunks[worker]:
             if self._committed[chunk] or chunk in taken:
@@ -355,7 +366,7 @@ class DynamicSchedule(FixedSchedule):
                 if running or chunk in self._told[other]:
                     certain.append(expected)
             key = (_nth(others, need), -len(others))
-            if key > best_key and (pace is None or free + GAIN * pace * self._cost(chunk) < _nth(certain, need)):
+            if key > best_key and (pace is None or free + GAIN * pace * self._cost(chunk) + gain < _nth(certain, need)):
                 best, best_key = chunk, key
         return best
 
@@ -377,13 +388,16 @@ class DynamicSchedule(FixedSchedule):
         """Predicted seconds per chunk, and when the worker will be through with the chunk it is in."""
         pace = self.estimates.get(worker)
         if pace is None:
-            elapsed = now - self._since[worker]
+            elapsed = max(0.0, now - self._since[worker] - self._lag)
             return (1 + UNKNOWN) * elapsed, now + UNKNOWN * elapsed
         return pace, self._free(worker, pace, now)
 
     def _free(self, worker: int, pace: float, now: float) -> float:
         running = self._running[worker]
-        return now if running is None else now + abs(self._since[worker] + pace * self._cost(running) - now)
+        if running is None:
+            return now
+        left = self._since[worker] + pace * self._cost(running) - now
+        return now + (left if left > 0 else max(0.0, -left - self._lag))
 
     def _set_alarm(self, worker: int, now: float) -> None:
         pace = self.estimates.get(worker)
@@ -393,8 +407,11 @@ class DynamicSchedule(FixedSchedule):
         if running is not None and not self._committed[running]:
             when = self._free(worker, pace, now) - LEAD * pace
         else:  # a backup gains something once another holder is as late as this worker would need for it
+            gain = pace + 2 * self._lag
             late = [
-                self._since[other] + (pace + self.estimates[other] if other in self.estimates else pace / UNKNOWN)
+                self._since[other]
+                + self._lag
+                + (gain + self.estimates[other] if other in self.estimates else gain / UNKNOWN)
                 for chunk in self._chunks[worker]
                 if not self._committed[chunk] and chunk not in self._taken[worker]
                 for other in self._holders[chunk]
@@ -416,6 +433,10 @@ class DynamicSchedule(FixedSchedule):
         self._last[worker] = pace
         old = self.estimates.get(worker, pace)
         self.estimates[worker] = old + LEARNING_RATE * (pace - old)
+
+    def _learn_lag(self, late: float) -> None:
+        """One worker whose reports take long says nothing of the server: the lag follows what most reports say."""
+        self._lag += LAG_RATE * (min(late, max(2 * self._lag, LAG_STEP)) - self._lag)
 
     def _could_be_done(self) -> float:
         """When as many chunks could be done as are needed, if everybody held all of them."""

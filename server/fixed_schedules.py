@@ -43,10 +43,13 @@ class FixedSchedule:
         """Orders when `chunk` is recovered; `unreported` are its holders that have not reported it."""
         return []
 
-    def freed(self, worker: int, chunk: int, now: float, seconds: float, done: bool = True) -> list[Order]:
+    def freed(
+        self, worker: int, chunk: int, now: float, seconds: float, done: bool = True, late: float = 0.0
+    ) -> list[Order]:
         """Orders when `worker` is through with `chunk`, done or abandoned, after `seconds`; `counts` comes first.
 
-        done: False when its copy was from before the chunk was reopened, and it may be told to do it again.
+        done: False when its copy was from before the chunk was reopened, and it may be told to do it again; late: how
+        many seconds ago that was, since the server hears of it only now.
         """
         self._paces[worker] = seconds
         return []
@@ -124,8 +127,10 @@ class FullSchedule(FixedSchedule):
         self._counted.add((worker, chunk))
         return (chunk,)
 
-    def freed(self, worker: int, chunk: int, now: float, seconds: float, done: bool = True) -> list[Order]:
-        orders = super().freed(worker, chunk, now, seconds, done)
+    def freed(
+        self, worker: int, chunk: int, now: float, seconds: float, done: bool = True, late: float = 0.0
+    ) -> list[Order]:
+        orders = super().freed(worker, chunk, now, seconds, done, late)
         if not done and self._has_to_do(worker, chunk):
             orders.append(self._next(worker, chunk))
         return orders

@@ -354,8 +354,9 @@ class Server:
                 self._report(worker, iteration, chunk, start, seconds, float(entry["loss"]), again)
             case Kind.ABANDONED:
                 now = time.monotonic() - self._began
+                late = max(0.0, now - start - seconds)
                 with allowed():
-                    instructions = self._coordinator.abandoned(worker, iteration, chunk, now, seconds, again)
+                    instructions = self._coordinator.abandoned(worker, iteration, chunk, now, seconds, again, late)
                 self._rollcall.through(worker, seconds)
                 self._observer.chunk(worker, chunk, iteration, start, seconds, Fate.ABANDONED)
                 self._carry_out(instructions)
@@ -374,8 +375,9 @@ class Server:
         self, worker: int, iteration: int, chunk: int, start: float, seconds: float, loss: float, again: int = 0
     ) -> None:
         now = time.monotonic() - self._began
+        late = max(0.0, now - start - seconds)
         with allowed():
-            instructions = self._coordinator.report(worker, iteration, chunk, now, seconds, again)
+            instructions = self._coordinator.report(worker, iteration, chunk, now, seconds, again, late)
         self._rollcall.through(worker, seconds)
         if iteration == self._first:
             self._trial.reported(worker)

@@ -57,9 +57,16 @@ class VerifyingCoordinator(Coordinator):
     # events
 
     def report(
-        self, worker: int, iteration: int, chunk: int, now: float = 0.0, seconds: float = 0.0, again: int = 0
+        self,
+        worker: int,
+        iteration: int,
+        chunk: int,
+        now: float = 0.0,
+        seconds: float = 0.0,
+        again: int = 0,
+        late: float = 0.0,
     ) -> list[Instruction]:
-        instructions = super().report(worker, iteration, chunk, now, seconds, again)
+        instructions = super().report(worker, iteration, chunk, now, seconds, again, late)
         return instructions + [Compare(due, tuple(self._known[due])) for due in self._comparing]
 
     def compared(self, chunk: int, agreeing: Sequence[int], now: float = 0.0) -> list[Instruction]:

@@ -20,7 +20,15 @@ from psgc.transport import Vector
 from tests.simulation.schedules import FIXED
 from tests.unit.refusal import snapshot
 
-PACES = {"_paces", "estimates", "_last", "_surprise", "_latest", "_reports"}  # what a schedule has learnt of them stays
+PACES = {
+    "_paces",
+    "estimates",
+    "_last",
+    "_surprise",
+    "_lag",
+    "_latest",
+    "_reports",
+}  # what a schedule has learnt of them stays
 
 
 class WatchedCoordinator(Coordinator):

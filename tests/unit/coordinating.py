@@ -36,7 +36,7 @@ class Recording(FixedSchedule):
         self.losses.append((loss, now))
         return []
 
-    def freed(self, worker, chunk, now, seconds, done=True):
+    def freed(self, worker, chunk, now, seconds, done=True, late=0.0):
         self.freed_undone += [] if done else [(worker, chunk, now, seconds)]
         return []
 

@@ -203,7 +203,7 @@ def test_who_dropped_what_was_taken_back_meanwhile_has_not_done_it():
     """It heard that the chunk was recovered, and not yet that this is so no more."""
     seen = []
     it = unchecked("skipping")
-    it._schedule.freed = lambda worker, chunk, now, seconds, done=True: seen.append(done) or []
+    it._schedule.freed = lambda worker, chunk, now, seconds, done=True, late=0.0: seen.append(done) or []
     report(it, (1, 1), (2, 1))
     it.abandoned(3, 0, 1)
     it.compared(1, [])
