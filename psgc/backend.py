@@ -137,7 +137,7 @@ class CupyBackend(Backend):
 
 
 def encode(backend: Backend, coded: Array, coefficients: np.ndarray, gradient: Array) -> None:
-    """coded += sum_k coefficients[k] * gradient[part k], in place (design section 2, *per chunk* and *combined*).
+    """coded += sum_k coefficients[k] * gradient[part k], in place (docs/architecture.md, *Coding*).
 
     coded: (part_length(dim, parts),); coefficients: (parts,); gradient: (dim,) of coded's dtype.
     """

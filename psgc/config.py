@@ -264,7 +264,7 @@ def _problem_tag(value: Any) -> str:
 
 
 class Config(Section):
-    """A run, validated. Read-only; the attributes are those of design section 5."""
+    """A run, validated. Read-only; the attributes are the keys of the YAML."""
 
     problem: Annotated[
         Annotated[BuiltinProblem, Tag("<builtin>")] | Annotated[PythonProblem, Tag("<python>")],

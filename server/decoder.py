@@ -1,4 +1,4 @@
-"""From coded gradients to the gradient (design section 2, *Coding*), on the server's backend.
+"""From coded gradients to the gradient (docs/architecture.md, *Coding*), on the server's backend.
 
 With `per_chunk` transfer and one part the sum is taken in a fixed order, a binary tree over the chunk indices: then
 the gradient is the same to the last bit, whoever sent what when. Otherwise it cannot be: which workers a chunk with

@@ -1,5 +1,4 @@
-"""Order and queues for the workers that are left (design section 3, *Faults*): the plan of a run, made anew between two
-iterations when somebody was lost or is back."""
+"""Order and queues for the workers that are left: the plan of a run, made anew between two iterations."""
 
 import numpy as np
 import scipy.optimize  # coding.ordering takes 0.1 s to import it, and would while the workers wait

@@ -1,4 +1,4 @@
-"""From a worker's gradients to what it sends (design section 2, *Coding*), on the worker's backend."""
+"""From a worker's gradients to what it sends (docs/architecture.md, *Coding*), on the worker's backend."""
 
 from collections.abc import Callable
 from typing import Any

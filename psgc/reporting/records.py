@@ -1,4 +1,4 @@
-"""The run directory: config.yaml, iterations.csv, lost.csv, the timeline, params.npy, summary.json (design section 5).
+"""The run directory: config.yaml, iterations.csv, lost.csv, the timeline, params.npy, summary.json.
 
 `iterations.csv` grows row by row and is readable at any moment, and so are `timeline.raw` (`psgc.reporting.timeline`)
 and `lost.csv`, which is there when a worker was lost; the other files are written whole when the run ends, however it

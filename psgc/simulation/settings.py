@@ -110,7 +110,7 @@ Schedule = Literal["uncoded", "full", "random", "static", "skipping", "dynamic"]
 
 
 class Settings(Section):
-    """A simulation, validated. Read-only; the attributes are those of design section 5."""
+    """A simulation, validated. Read-only; the attributes are the keys of the YAML."""
 
     assignment: AnyAssignment = Field(
         description="a mapping, for example {kind: cyclic, chunks: 200, workers: 200, load: 8}"

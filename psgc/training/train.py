@@ -23,7 +23,7 @@ LAST_RESORT = 20  # seconds after SIGTERM until a worker ends that the server ha
 def train(
     config_path: str, overrides: Sequence[str], debug: bool, stopped_by: Sequence[int], resuming: bool = False
 ) -> NoReturn:
-    """Run this rank of `psgc train`; ends the process with the exit code of design section 5.
+    """Run this rank of `psgc train`; ends the process with the exit code that the README names.
 
     resuming: go on from the newest checkpoint in the run directory, if there is one;
     stopped_by: the signals that have asked this process to end, filled by a handler; rank 0 then ends the run in order.
