@@ -106,7 +106,7 @@ def launch_command(
     Raises UserError: fewer than two ranks, no working mpirun, no such host file, a number of ranks in `extra`.
     """
     if num_ranks < 2:
-        raise UserError(f"-n {num_ranks}: expected at least 2 ranks, one to serve and one or more to work")
+        raise UserError(f"-n {num_ranks}: expected at least 2 ranks: a server and at least one worker")
     if placement.hostfile and not Path(placement.hostfile).is_file():
         raise UserError(f"--hostfile {placement.hostfile}: no such file")
     check_extra(extra)
