@@ -71,7 +71,7 @@ class Job:
                 raise UserError(f"{option} {printable(value)}: expected letters, digits and . _ + @ , -")
         if self.ranks < 2:
             raise UserError(
-                "--nodes 1 --ranks-per-node 1: expected 2 ranks or more, one to serve and the others to work"
+                "--nodes 1 --ranks-per-node 1: expected at least 2 ranks: a server and at least one worker"
             )
         if self.seconds() <= self.warning:
             raise UserError(
