@@ -30,6 +30,7 @@ class DynamicSchedule(FixedSchedule):
        several), if it would be GAIN of the way through before those that are in it or were told to do it are done.
     3. When nothing would be gained the worker rests, until `wake` at the latest.
 
+    That is decided in `tick`, for all the reports that came before it at once.
     Choices are made ahead, so that nobody waits for an answer: when a worker starts the last chunk it was told, once
     more shortly before the predicted end, and again when somebody else starts or recovers what it was told.
 
@@ -101,6 +102,7 @@ class DynamicSchedule(FixedSchedule):
         self._running: dict[int, int | None] = dict.fromkeys(self._own)
         self._since = dict.fromkeys(self._own, 0.0)
         self._reports = dict.fromkeys(self._own, 0)
+        self._to_pull: dict[int, None] = {}  # workers that may take over more
         self._bare: dict[int, None] = {}  # workers that have lost the last chunk they were told
         self._alarms: list[tuple[float, int]] = []
         self._alarm: dict[int, float] = {}  # the one alarm of each worker that is valid
@@ -152,10 +154,10 @@ class DynamicSchedule(FixedSchedule):
         self._reports[worker] += 1
         count = self._reports[worker]
         if len(self._told[worker]) <= 1 or count & (count - 1) == 0:  # often at first, when there is most to learn
-            orders += self._pull(worker, now)
+            self._to_pull[worker] = None
         if not self._told[worker]:
             self._bare[worker] = None
-        return orders + self._choose_for_the_bare(now)
+        return orders
 
     def lost(self, loss: Loss, now: float) -> list[Order]:
         worker, self._holders = loss.worker, loss.holders
@@ -163,7 +165,7 @@ class DynamicSchedule(FixedSchedule):
             self._started[running] -= 1
         for what in (self._own, self._chunks, self._told, self._taken, self._ahead, self._since, self._reports):
             del what[worker]
-        for where in (self._bare, self._alarm):
+        for where in (self._to_pull, self._bare, self._alarm):
             where.pop(worker, None)
         self._chosen.discard(worker)
         if loss.collected:  # everybody has dropped everything
@@ -215,6 +217,9 @@ class DynamicSchedule(FixedSchedule):
 
     def tick(self, now: float) -> list[Order]:
         orders: list[Order] = []
+        for worker in self._to_pull:
+            orders += self._pull(worker, now)
+        self._to_pull.clear()
         while self._alarms and self._alarms[0][0] <= now:
             when, worker = heappop(self._alarms)
             if self._alarm.get(worker) != when:
@@ -226,6 +231,8 @@ class DynamicSchedule(FixedSchedule):
 
     @property
     def wake(self) -> float:
+        if self._to_pull or self._bare:
+            return self._latest
         while self._alarms and self._alarm.get(self._alarms[0][1]) != self._alarms[0][0]:
             heappop(self._alarms)
         return self._alarms[0][0] if self._alarms else inf

@@ -82,9 +82,10 @@ def dynamic(own, backups, estimates=(), **arguments):
 
 
 def done(schedule, worker, chunk, now, seconds, others=()):
-    """What the coordinator does with a report when one copy is enough; others: who has not reported the chunk."""
+    """What comes of a report that is alone, when one copy is enough; others: who has not reported the chunk."""
     assert list(schedule.counts(worker, chunk)) == [chunk]
-    return schedule.committed(chunk, others) + schedule.freed(worker, chunk, now, seconds)
+    orders = schedule.committed(chunk, others) + schedule.freed(worker, chunk, now, seconds)
+    return orders + (schedule.tick(now) if schedule.wake <= now else [])
 
 
 def two_workers(**arguments):
@@ -110,6 +111,17 @@ def test_dynamic_leaves_equals_alone():
         assert schedule.wake == pytest.approx(3.9)  # shortly before they are through: nothing to back up
         assert schedule.tick(3.9) == []
         assert schedule.wake == inf
+
+
+def test_dynamic_handles_reports_that_come_together_before_it_decides_anything():
+    """Both have done three chunks. Heard one by one, the second worker would look slow, and lose chunks."""
+    schedule = two_workers()
+    assert schedule.begin() == []
+    for worker, chunk in [(1, 0), (1, 1), (1, 2), (2, 4), (2, 5), (2, 6)]:
+        schedule.counts(worker, chunk)
+        assert schedule.committed(chunk, [3 - worker]) + schedule.freed(worker, chunk, 3.0, 1.0) == []
+    assert schedule.wake == 3.0
+    assert schedule.tick(3.0) == []
 
 
 def test_dynamic_takes_over_from_one_that_is_not_heard():

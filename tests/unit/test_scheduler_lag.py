@@ -19,7 +19,8 @@ def make(own, backups, estimates=(), lag=0.0):
 def report(schedule, worker, chunk, now, late, others=()):
     """Of a chunk that took 1 s."""
     assert list(schedule.counts(worker, chunk)) == [chunk]
-    return schedule.committed(chunk, others) + schedule.freed(worker, chunk, now, 1.0, late=late)
+    orders = schedule.committed(chunk, others) + schedule.freed(worker, chunk, now, 1.0, late=late)
+    return orders + (schedule.tick(now) if schedule.wake <= now else [])
 
 
 @pytest.mark.parametrize(

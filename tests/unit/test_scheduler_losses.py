@@ -172,7 +172,8 @@ def three(estimates=(), parts=1):
 
 def report(schedule, worker, chunk, now, others):
     assert list(schedule.counts(worker, chunk)) == [chunk]
-    return schedule.committed(chunk, others) + schedule.freed(worker, chunk, now, now)
+    orders = schedule.committed(chunk, others) + schedule.freed(worker, chunk, now, now)
+    return orders + (schedule.tick(now) if schedule.wake <= now else [])
 
 
 def test_dynamic_goes_on_with_what_the_others_were_told_and_takes_over_the_rest_when_they_are_through():

@@ -115,10 +115,11 @@ def test_who_rests_is_told_to_do_what_another_is_late_with(make_run):
     """Schedule `dynamic` has itself woken for that: nothing arrives that could remind it."""
     run = make_run("dynamic", replication=WORKERS)
 
-    def script():
-        yield [done(w, 0, chunk, 1.0) for w, chunks in run.plan.queues.items() for chunk in chunks]
+    def script():  # worker 1 is faster than the others, who need not help at first
+        copies = [(worker, chunk) for worker, chunks in run.plan.queues.items() for chunk in chunks]
         late = run.plan.queues[1][-1]
-        yield [done(w, 1, chunk, 1.0) for w, chunks in run.plan.queues.items() for chunk in chunks if chunk != late]
+        for iteration, but in ((0, None), (1, late)):
+            yield [done(w, iteration, c, 1.0, 0.4 if w == 1 else 1.0) for w, c in copies if c != but]
         before = {worker: len(run.transport.records[worker]) for worker in (2, 3, 4)}
         yield from run.seconds(5)
         told = [entry for worker, past in before.items() for entry in run.transport.records[worker][past:]]
