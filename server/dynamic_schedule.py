@@ -44,7 +44,8 @@ class DynamicSchedule(FixedSchedule):
     * a chunk is recovered when the last of the copies that it still needs is done.
 
     The server hears of a chunk some time after it was done: the *lag*. A worker is overdue only once it is later than
-    that, and work is given to another worker only for a gain of twice the lag. Otherwise a server with a backlog of
+    that, work is given to another worker only for a gain of twice the lag, and paces that differ by less than the lag
+    are taken for the same. Otherwise a server with a backlog of
     reports would take the backlog for slowness, and answer it with orders for copies that make the backlog longer.
     """
 
@@ -436,7 +437,7 @@ class DynamicSchedule(FixedSchedule):
         pace = seconds / self._cost(chunk)
         before = self._last.get(worker)
         if before is not None and self._reports[worker] == 0 and before < inf:
-            self._be_surprised(abs(pace - before) / max(pace, before, 1e-300))
+            self._be_surprised(max(0.0, abs(pace - before) - self._lag) / max(pace, before, 1e-300))
         self._last[worker] = pace
         old = self.estimates.get(worker, pace)
         self.estimates[worker] = old + LEARNING_RATE * (pace - old)

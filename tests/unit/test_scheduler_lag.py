@@ -77,6 +77,19 @@ def test_nobody_rests_from_the_start_for_less_than_the_lag_gains(lag, orders):
     assert schedule.begin() == orders
 
 
+@pytest.mark.parametrize(("lag", "known"), [(0.0, False), (0.9, True)])
+def test_paces_that_change_by_less_than_the_lag_are_still_believed(lag, known):
+    schedule = make({1: [0], 2: [1]}, {1: [], 2: []}, lag=lag)
+    for seconds in (1.0, 1.8):
+        schedule.begin()
+        for worker, chunk in ((1, 0), (2, 1)):
+            schedule.counts(worker, chunk)
+            schedule.committed(chunk, [])
+            schedule.freed(worker, chunk, 2.0, seconds, late=lag)
+    schedule.begin()
+    assert bool(schedule.estimates) == known
+
+
 def test_the_lag_follows_most_reports_and_not_one_worker_whose_reports_take_long():
     schedule = DynamicSchedule([], {}, {}, parts=1)
     for report_number in range(800):
