@@ -70,9 +70,7 @@ class Job:
             if field.name in ("name", "partition", "account") and value is not None and not re.fullmatch(_WORD, value):
                 raise UserError(f"{option} {printable(value)}: expected letters, digits and . _ + @ , -")
         if self.ranks < 2:
-            raise UserError(
-                "--nodes 1 --ranks-per-node 1: expected at least 2 ranks: a server and at least one worker"
-            )
+            raise UserError("--nodes 1 --ranks-per-node 1: expected at least 2 ranks: a server and at least one worker")
         if self.seconds() <= self.warning:
             raise UserError(
                 f"--time {self.time}: expected more than the --warning of {self.warning} seconds before its end"
