@@ -234,7 +234,7 @@ def test_examples(module):
         (["--sweep", "output=a,b"], "--sweep output=a,b: output: every run of a sweep has its own"),
         (["--", "-np", "4"], "-- -np: expected no number of ranks after --, it is given before"),
         (["--nodes", "0"], "--nodes 0: expected a whole number from 1 to 65535"),
-        (["--nodes", "1", "--ranks-per-node", "1"], "expected 2 ranks or more"),
+        (["--nodes", "1", "--ranks-per-node", "1"], "expected at least 2 ranks: a server and at least one worker"),
         (["--cpus-per-rank", "0"], "--cpus-per-rank 0: expected a whole number from 1"),
         (["--gpus-per-rank", "-1"], "--gpus-per-rank -1: expected a whole number from 0"),
         (["--warning", "5"], "--warning 5: expected a whole number from 15"),
