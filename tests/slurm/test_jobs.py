@@ -61,7 +61,7 @@ def test_a_job_that_is_warned_goes_back_into_the_queue_and_finishes_from_its_che
     work.hurry()
     said = work.end(job, restarts=1)
     assert 0 < reached < ITERATIONS
-    assert f"psgc launch: job {job} is back in the queue, to go on from its checkpoint" in said
+    assert f"psgc launch: stopped by SIGUSR1; job {job} is back in the queue, to go on from its checkpoint" in said
     assert f"going on from iteration {reached}, " in said
     assert_whole(work, undisturbed)
 
