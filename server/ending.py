@@ -9,20 +9,20 @@ server -> worker   LEAVE     through MPI's Finalize, when everybody does, else w
 import time
 
 from psgc.messages import Kind, record
-from psgc.server.rollcall import RollCall
+from psgc.server.failure_detector import FailureDetector
 from psgc.transport import Control, Died, Transport, Vector
 
 LAST_CHANCE = 0.5  # seconds for workers that are lost to say goodbye all the same, before they are killed
 
 
-def end_workers(transport: Transport, rollcall: RollCall, timeout: float) -> bool:
+def end_workers(transport: Transport, failure_detector: FailureDetector, timeout: float) -> bool:
     """Have every process end; whether all of them leave in order.
 
     timeout: seconds that workers have to say goodbye; a fraction of it for those that were lost. Without fault
     tolerance the first process that ends out of order takes all others with it: then nobody is told to leave, and
     it is for this process to end first.
     """
-    return _Farewell(transport).say(rollcall, timeout)
+    return _Farewell(transport).say(failure_detector, timeout)
 
 
 class _Farewell:
@@ -32,11 +32,11 @@ class _Farewell:
         self._goodbyes: set[int] = set()
         self._gone: set[int] = set()
 
-    def say(self, rollcall: RollCall, timeout: float) -> bool:
-        self._gone.update(rollcall.dead)
+    def say(self, failure_detector: FailureDetector, timeout: float) -> bool:
+        self._gone.update(failure_detector.dead)
         for worker in self._workers:
             self._transport.send(worker, [record(Kind.STOP)])
-        self._wait_for(set(rollcall.answering), timeout)
+        self._wait_for(set(failure_detector.answering), timeout)
         self._wait_for(self._workers, LAST_CHANCE)
         for worker in self._goodbyes:  # they still have to take what was sent to them, be it old
             self._transport.remember(worker)

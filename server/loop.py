@@ -19,6 +19,7 @@ from psgc.server.coordinator import Coordinator
 from psgc.server.decoder import Decoder
 from psgc.server.dynamic_schedule import DynamicSchedule
 from psgc.server.ending import end_workers
+from psgc.server.failure_detector import FailureDetector
 from psgc.server.group import Group
 from psgc.server.instructions import Adopt, Collect, Commit, Discard, Finish, Instruction, Reopen
 from psgc.server.iteration_log import IterationLog
@@ -37,7 +38,6 @@ from psgc.server.orders import Next, Queue, Skip
 from psgc.server.outgoing import Outgoing
 from psgc.server.recovery import EXACT, Deadline, Recovery
 from psgc.server.regroup import queues_for
-from psgc.server.rollcall import RollCall
 from psgc.server.scheduler import make_schedule
 from psgc.server.stuck import Stuck
 from psgc.server.trial import Trial
@@ -102,7 +102,7 @@ class Server:
         self._unbiased = recovery.unbiased
         self._check_data = check_data
         self._queues = plan.queues  # of this iteration
-        self._rollcall = RollCall(self._workers, collect_timeout, chunk_timeout)
+        self._failure_detector = FailureDetector(self._workers, collect_timeout, chunk_timeout)
         self._stuck = Stuck()
         self._timeout = collect_timeout
         self._outgoing = Outgoing(transport, backend)
@@ -192,7 +192,7 @@ class Server:
         self._regroup(iteration)
         self._outgoing.begin(iteration, self.params, self._coordinator.group.live)
         self._log.finish(self._coordinator)  # the iteration before
-        self._log.begin(iteration, lost=len(self._rollcall.away))
+        self._log.begin(iteration, lost=len(self._failure_detector.away))
         self._decoder.begin()
         self._finished = False
         self._carry_out(self._coordinator.begin(iteration))
@@ -226,14 +226,14 @@ class Server:
 
     def _regroup(self, iteration: int) -> None:
         """Welcome who is back, and have those who are there share the chunks among themselves anew."""
-        back = self._rollcall.welcome(self._clock.now)
+        back = self._failure_detector.welcome(self._clock.now)
         if not (back or self._changed):
             return
         self._changed = False
         for worker in back:
             self._transport.remember(worker)
             self._observer.returned(worker, iteration)
-        group = self._everybody.without(self._rollcall.away)
+        group = self._everybody.without(self._failure_detector.away)
         queues, backups = queues_for(group, self._schedule, self._seed, iteration)
         rules = make_schedule(self._schedule, queues, backups, group.holders, group.parts, self._costs)
         rules.inherit(self._rules)
@@ -251,7 +251,7 @@ class Server:
             if isinstance(message, Died):
                 self._lose(message.rank, "its process died", dead=True)
                 continue
-            self._rollcall.heard(message.source, self._clock.now)
+            self._failure_detector.heard(message.source, self._clock.now)
             self._outgoing.heard(message.source)
             try:
                 self._handle(message)
@@ -271,7 +271,7 @@ class Server:
 
     def _lose(self, worker: int, reason: str, dead: bool = False, failed: bool = False) -> None:
         """Go on without `worker`."""
-        if not self._rollcall.lost(worker, dead, failed):
+        if not self._failure_detector.lost(worker, dead, failed):
             return  # it was lost before
         iteration = self._coordinator.iteration
         self._changed = True
@@ -282,7 +282,7 @@ class Server:
         if not (dead or failed):  # the rest of what it was sending may never come, to buffers that others waited for
             self._post(0 if worker in self._spared else UNDER_WAY)
             self._spared.add(worker)
-            self._rollcall.excuse(self._clock.now)
+            self._failure_detector.excuse(self._clock.now)
         self._observer.lost(worker, self._transport.hosts[worker], iteration, reason)
         try:
             self._carry_out(self._coordinator.lost(worker, time.monotonic() - self._began))
@@ -321,7 +321,7 @@ class Server:
         if instructions is not None:
             self._decoder.add_accumulator(role, vector)
             if worker not in self._coordinator.owing:
-                self._rollcall.delivered(worker)
+                self._failure_detector.delivered(worker)
             self._carry_out(instructions)
 
     def _handle_coded_gradient(self, worker: int, iteration: int, chunk: int, vector: Array) -> None:
@@ -357,7 +357,7 @@ class Server:
                 late = max(0.0, now - start - seconds)
                 with allowed():
                     instructions = self._coordinator.abandoned(worker, iteration, chunk, now, seconds, again, late)
-                self._rollcall.through(worker, seconds)
+                self._failure_detector.through(worker, seconds)
                 self._observer.chunk(worker, chunk, iteration, start, seconds, Fate.ABANDONED)
                 self._carry_out(instructions)
             case Kind.FAILED:
@@ -365,10 +365,10 @@ class Server:
             case Kind.TRIAL:
                 self._compare(worker, iteration, chunk, (start, seconds, float(entry["loss"])))
             case Kind.ALIVE:
-                self._rollcall.busy(worker, chunk, seconds, self._clock.now)
+                self._failure_detector.busy(worker, chunk, seconds, self._clock.now)
             case Kind.STUCK:
                 line = self._texts.pop(worker, b"").decode(errors="replace")
-                self._rollcall.busy(worker, chunk, seconds, self._clock.now)
+                self._failure_detector.busy(worker, chunk, seconds, self._clock.now)
                 self._stuck.told(worker, chunk, seconds, line, self._clock.now)
 
     def _report(
@@ -378,7 +378,7 @@ class Server:
         late = max(0.0, now - start - seconds)
         with allowed():
             instructions = self._coordinator.report(worker, iteration, chunk, now, seconds, again, late)
-        self._rollcall.through(worker, seconds)
+        self._failure_detector.through(worker, seconds)
         if iteration == self._first:
             self._trial.reported(worker)
         if iteration == self._coordinator.iteration:
@@ -416,7 +416,7 @@ class Server:
         try:
             self._lose(worker, f"chunk {chunk}: {reason}", failed=True)
         except TooFewWorkers:
-            if not self._raised.issuperset(self._rollcall.away):
+            if not self._raised.issuperset(self._failure_detector.away):
                 raise
             others = len(self._raised) - 1
             too = f"; gradients failed on {others} other worker{'s' if others > 1 else ''}, too" if others else ""
@@ -447,7 +447,7 @@ class Server:
                     self._outgoing.tell(worker, record(Kind.NEXT, iteration, chunk))
                 case Collect(worker, role):
                     self._outgoing.tell(worker, record(Kind.COLLECT, iteration, role=role))
-                    self._rollcall.asked(worker, self._clock.now)
+                    self._failure_detector.asked(worker, self._clock.now)
                 case Adopt(worker, chunk, role):
                     self._adopted[worker].add(chunk)
                     self._outgoing.tell(worker, record(Kind.ADOPT, iteration, chunk, role=role))
@@ -467,7 +467,7 @@ class Server:
         self._next_check = now + CHECK_EVERY
         for line in self._stuck.due(now):
             self._observer.stuck(line)
-        for worker, reason in self._rollcall.missing(now):
+        for worker, reason in self._failure_detector.missing(now):
             self._lose(worker, reason)
         for worker in self._transport.unreached(self._timeout):
             self._lose(worker, f"nothing reaches it for {self._timeout:g} s (faults.collect_timeout)")
@@ -476,7 +476,7 @@ class Server:
         """Have every process end (`psgc.server.ending`); whether all of them leave in order."""
         self._post(self._pool_size())  # a failure may have left none posted
         self._outgoing.clear()
-        return end_workers(self._transport, self._rollcall, timeout)
+        return end_workers(self._transport, self._failure_detector, timeout)
 
     def _post(self, buffers: int) -> None:
         for _ in range(buffers):

@@ -15,7 +15,7 @@ import numpy as np
 import yaml
 
 from psgc.data import write_dense
-from psgc.server.rollcall import PATIENCE
+from psgc.server.failure_detector import PATIENCE
 
 TRANSFERS = ("per_chunk", "combined")
 CLOSE = 1e-10  # largest difference of a parameter: the rounding of sums in another order

@@ -35,14 +35,14 @@ def server():
 
 
 def test_what_a_silent_worker_was_sending_takes_no_buffer_from_the_others(server):
-    server._rollcall.asked(3, 0.0)
+    server._failure_detector.asked(3, 0.0)
     server._clock.now = 40.0
     server._lose(1, "not heard")
     assert server._transport.posted == UNDER_WAY
     for worker in (2, 3, 4):
-        server._rollcall.heard(worker, 69.0)
-    assert server._rollcall.missing(69.0) == []  # who was held up has its time once more
-    assert [worker for worker, _ in server._rollcall.missing(70.1)] == [3]
+        server._failure_detector.heard(worker, 69.0)
+    assert server._failure_detector.missing(69.0) == []  # who was held up has its time once more
+    assert [worker for worker, _ in server._failure_detector.missing(70.1)] == [3]
 
 
 @pytest.mark.parametrize("how", ["dead", "failed"])
@@ -53,8 +53,8 @@ def test_a_worker_that_died_or_failed_holds_no_buffer(server, how):
 
 def test_a_worker_that_is_lost_once_more_needs_no_more_buffers(server):
     server._lose(1, "not heard")
-    server._rollcall.heard(1, 50.0)
-    assert server._rollcall.welcome(50.0) == [1]
+    server._failure_detector.heard(1, 50.0)
+    assert server._failure_detector.welcome(50.0) == [1]
     server._coordinator.regroup(server._everybody.without([]), server._rules)
     server._lose(1, "not heard")
     assert server._transport.posted == UNDER_WAY

@@ -67,8 +67,8 @@ def test_who_is_in_the_wrong_too_often_is_lost_for_good(server):
     server._check()
     assert wrong not in server._coordinator.group.live
     assert server.said[-1] == (wrong, "h1", 0, "its copies were wrong 2 times (verify.strikes)")
-    server._rollcall.heard(wrong, 1.0)
-    assert server._rollcall.welcome(1.0) == []
+    server._failure_detector.heard(wrong, 1.0)
+    assert server._failure_detector.welcome(1.0) == []
     server._check()
     assert len(server.said) == 3  # once
 

@@ -26,7 +26,7 @@ class _Worker:
     losses: int = 0
 
 
-class RollCall:
+class FailureDetector:
     """timeout: seconds without a sign of life, without a delivery, or in one chunk (faults.collect_timeout).
 
     chunk_timeout: seconds in one chunk after which its worker is lost (faults.chunk_timeout); None: PATIENCE times the

@@ -2,13 +2,13 @@
 
 import pytest
 
-from psgc.server.rollcall import CHANCES, PATIENCE, RollCall
+from psgc.server.failure_detector import CHANCES, PATIENCE, FailureDetector
 
 TIMEOUT = 8.0
 
 
-def rollcall(*ranks):
-    return RollCall(ranks or (1, 2, 3), TIMEOUT)
+def failure_detector(*ranks):
+    return FailureDetector(ranks or (1, 2, 3), TIMEOUT)
 
 
 def hear_all(it, now, but=()):
@@ -21,13 +21,13 @@ def missing(it, now):
 
 
 def test_at_first_everybody_is_here():
-    it = rollcall()
+    it = failure_detector()
     assert (it.away, it.dead, it.answering) == ([], [], [1, 2, 3])
     assert it.missing(TIMEOUT) == []
 
 
 def test_who_is_silent_for_longer_than_the_timeout_is_missing():
-    it = rollcall()
+    it = failure_detector()
     hear_all(it, 1.0)
     it.heard(2, 3.0)
     assert missing(it, 1.0 + TIMEOUT) == []
@@ -39,7 +39,7 @@ def test_who_is_silent_for_longer_than_the_timeout_is_missing():
 
 
 def test_who_does_not_deliver_is_missing_though_it_is_heard():
-    it = rollcall()
+    it = failure_detector()
     it.asked(2, 1.0)
     it.asked(3, 1.0)
     it.delivered(3)
@@ -50,7 +50,7 @@ def test_who_does_not_deliver_is_missing_though_it_is_heard():
 
 
 def test_who_is_excused_has_the_whole_time_once_more_and_nobody_else_owes_anything():
-    it = rollcall()
+    it = failure_detector()
     it.asked(2, 1.0)
     it.excuse(7.0)
     hear_all(it, 20.0)
@@ -60,7 +60,7 @@ def test_who_is_excused_has_the_whole_time_once_more_and_nobody_else_owes_anythi
 
 @pytest.mark.parametrize("slowest", [None, 0.1, 100.0])
 def test_a_limit_of_the_users_is_for_every_chunk_also_the_first(slowest):
-    it = RollCall((1, 2, 3), TIMEOUT, chunk_timeout=20.0)
+    it = FailureDetector((1, 2, 3), TIMEOUT, chunk_timeout=20.0)
     if slowest:
         it.through(1, slowest)
     it.busy(2, 7, 1.0, 4.0)
@@ -71,7 +71,7 @@ def test_a_limit_of_the_users_is_for_every_chunk_also_the_first(slowest):
 
 @pytest.mark.parametrize(("slowest", "patience"), [(0.1, TIMEOUT), (2.0, PATIENCE * 2.0)])
 def test_a_chunk_may_take_ten_times_the_slowest_and_the_timeout_at_least(slowest, patience):
-    it = rollcall()
+    it = failure_detector()
     it.through(1, slowest)
     it.through(3, slowest / 2)
     it.busy(2, 7, seconds=1.0, now=5.0)  # in it since 4
@@ -82,7 +82,7 @@ def test_a_chunk_may_take_ten_times_the_slowest_and_the_timeout_at_least(slowest
 
 
 def test_while_no_chunk_was_ever_done_any_may_take_for_ever():
-    it = rollcall()
+    it = failure_detector()
     it.busy(2, 7, seconds=0.0, now=0.0)
     hear_all(it, 1e6)
     assert missing(it, 1e6) == []
@@ -90,7 +90,7 @@ def test_while_no_chunk_was_ever_done_any_may_take_for_ever():
 
 @pytest.mark.parametrize("how", ["through", "says so"])
 def test_who_is_through_with_a_chunk_is_not_in_it(how):
-    it = rollcall()
+    it = failure_detector()
     it.busy(2, 7, seconds=0.0, now=0.0)
     it.through(1, 0.1)
     if how == "through":
@@ -102,7 +102,7 @@ def test_who_is_through_with_a_chunk_is_not_in_it(how):
 
 
 def test_as_long_as_some_are_silent_only_those_are_missing():
-    it = rollcall()
+    it = failure_detector()
     it.through(1, 0.1)
     it.asked(2, 0.0)
     it.busy(3, 4, seconds=0.0, now=0.0)
@@ -113,7 +113,7 @@ def test_as_long_as_some_are_silent_only_those_are_missing():
 
 
 def test_who_is_lost_is_away_and_not_missing_and_owes_nothing():
-    it = rollcall()
+    it = failure_detector()
     it.asked(2, 0.0)
     assert it.lost(2) is True
     assert it.lost(2) is False
@@ -125,7 +125,7 @@ def test_who_is_lost_is_away_and_not_missing_and_owes_nothing():
 
 
 def test_who_is_heard_again_is_back_and_takes_part_only_once_welcome():
-    it = rollcall()
+    it = failure_detector()
     it.lost(2)
     assert it.welcome(5.0) == []
     it.heard(2, 6.0)
@@ -139,7 +139,7 @@ def test_who_is_heard_again_is_back_and_takes_part_only_once_welcome():
 
 
 def test_who_is_lost_again_before_it_is_welcome_is_not_back():
-    it = rollcall()
+    it = failure_detector()
     it.lost(2)
     it.heard(2, 1.0)
     it.lost(2)
@@ -147,7 +147,7 @@ def test_who_is_lost_again_before_it_is_welcome_is_not_back():
 
 
 def test_how_long_a_lost_worker_was_stopped_in_a_chunk_makes_nobody_more_patient():
-    it = rollcall()
+    it = failure_detector()
     it.through(1, 0.1)
     it.lost(2)
     it.through(2, 60.0)  # it goes on, and is through with what it was in
@@ -159,7 +159,7 @@ def test_how_long_a_lost_worker_was_stopped_in_a_chunk_makes_nobody_more_patient
 
 
 def test_who_is_still_in_the_chunk_that_did_not_return_is_not_back():
-    it = rollcall()
+    it = failure_detector()
     it.busy(2, 7, seconds=0.0, now=0.0)
     it.lost(2)
     it.heard(2, 1.0)
@@ -170,7 +170,7 @@ def test_who_is_still_in_the_chunk_that_did_not_return_is_not_back():
 
 
 def test_nobody_is_welcome_after_its_last_chance():
-    it = rollcall()
+    it = failure_detector()
     for loss in range(1, CHANCES + 1):
         it.lost(2)
         it.lost(2)  # heard of twice, lost once
@@ -183,7 +183,7 @@ def test_nobody_is_welcome_after_its_last_chance():
 @pytest.mark.parametrize(("how", "answering"), [("dead", [1, 3]), ("failed", [1, 2, 3])])
 @pytest.mark.parametrize("lost_before", [False, True])
 def test_who_died_or_failed_never_comes_back(how, answering, lost_before):
-    it = rollcall()
+    it = failure_detector()
     if lost_before:
         it.lost(2)
     assert it.lost(2, **{how: True}) is not lost_before
