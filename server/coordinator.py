@@ -31,20 +31,20 @@ from typing import Literal
 
 from psgc.errors import ProtocolError
 from psgc.server.fixed_schedules import FixedSchedule
-from psgc.server.group import Group
 from psgc.server.instructions import Adopt, Collect, Commit, Discard, Finish, Instruction, Reopen
+from psgc.server.membership import Membership
 from psgc.server.orders import Loss, Order
 
 
 class Coordinator:
     """Decides, report by report, which copies count, and knows when the gradient is there.
 
-    group: who lives and holds what, the coordinator's from now on; combined: whether contributors keep their work until
+    membership: who lives and holds what, the coordinator's from now on; combined: whether contributors keep their work until
     they are asked for it (transfer `combined`); tolerated: how many of the N * l copies may be missing in the end.
     """
 
-    def __init__(self, group: Group, schedule: FixedSchedule, combined: bool, tolerated: int = 0) -> None:
-        self.group = group
+    def __init__(self, membership: Membership, schedule: FixedSchedule, combined: bool, tolerated: int = 0) -> None:
+        self.membership = membership
         self._schedule = schedule
         self._combined = combined
         self._tolerated = tolerated
@@ -59,7 +59,9 @@ class Coordinator:
         self._partial: set[int] = set()  # committed chunks with fewer than parts copies
         self._hurried = False  # what is there has to do, as soon as possible
         self._settled = False  # only what is reopened counts any more
-        self.missing_copies = len(self.group.holders) * self.group.parts  # of the N * l that determine the gradient
+        self.missing_copies = (
+            len(self.membership.holders) * self.membership.parts
+        )  # of the N * l that determine the gradient
         self._again: dict[int, int] = {}  # chunk -> how many times it was reopened
         self._open: dict[int, list[int]] = {}  # reopened chunk -> roles in which it is to be done
         self._used: set[tuple[int, int, int]] = set()  # (worker, chunk, again) of copies that are in the gradient
@@ -82,7 +84,7 @@ class Coordinator:
 
     def incomplete(self) -> dict[int, tuple[int, ...]]:
         """The chunks that have fewer than l copies, and S_i of each."""
-        chunks = [c for c in range(len(self.group.holders)) if c not in self._committed or c in self._partial]
+        chunks = [c for c in range(len(self.membership.holders)) if c not in self._committed or c in self._partial]
         return {chunk: self.contributors(chunk) for chunk in chunks}
 
     @property
@@ -155,9 +157,9 @@ class Coordinator:
 
     def lost(self, worker: int, now: float = 0.0) -> list[Instruction]:
         """`worker` is not there any more. Raises TooFewWorkers when those who are left cannot do what is needed."""
-        if worker not in self.group.live:
+        if worker not in self.membership.live:
             raise self._illegal(f"lost({worker=})")
-        held = self.group.lose(worker)
+        held = self.membership.lose(worker)
         if self.phase == "idle":
             return []
         dropped, reopened = self._take_back(worker, held) if self._combined else ([], [])
@@ -165,7 +167,7 @@ class Coordinator:
         adopted = [adopt for chunk in affected for adopt in self._adopt(chunk)]
         instructions: list[Instruction] = [*adopted]
         for chunk in reopened:
-            instructions += [Reopen(holder, chunk, self._again[chunk]) for holder in self.group.holders[chunk]]
+            instructions += [Reopen(holder, chunk, self._again[chunk]) for holder in self.membership.holders[chunk]]
         for adopt in adopted:  # one that adopts a chunk reopened before has to know so, too
             if (again := self._again.get(adopt.chunk, 0)) and adopt.chunk not in reopened:
                 instructions.append(Reopen(adopt.worker, adopt.chunk, again))
@@ -174,18 +176,18 @@ class Coordinator:
             dropped=tuple(dropped),
             reopened={chunk: (len(self._open[chunk]), self._able(chunk)) for chunk in affected if chunk in self._open},
             adopted=tuple((adopt.worker, adopt.chunk) for adopt in adopted),
-            holders=self.group.holders,
+            holders=self.membership.holders,
             collected=self.phase == "collecting",
         )
         if self._open:
             self.phase = "working"
         return instructions + list(self._schedule.lost(loss, now))
 
-    def regroup(self, group: Group, schedule: FixedSchedule) -> None:
+    def regroup(self, membership: Membership, schedule: FixedSchedule) -> None:
         """From the next iteration on these live, hold and are scheduled so."""
         if self.phase != "idle":
             raise self._illegal("regroup()")
-        self.group, self._schedule = group, schedule
+        self.membership, self._schedule = membership, schedule
 
     @property
     def wake(self) -> float:
@@ -198,7 +200,7 @@ class Coordinator:
 
     def delivered(self, worker: int, iteration: int, role: int) -> list[Instruction] | None:
         """The accumulator of `worker` in this role is here (transfer `combined`); None when it is not to be used."""
-        if iteration < self.iteration or worker not in self.group.live:
+        if iteration < self.iteration or worker not in self.membership.live:
             return None
         if iteration > self.iteration or (worker, role) not in self._asked:
             raise self._illegal(f"delivered({worker=}, {iteration=}, {role=})")
@@ -218,7 +220,7 @@ class Coordinator:
 
     def _wanted(self, chunk: int) -> int:
         """How many copies `chunk` needs."""
-        return self.group.parts
+        return self.membership.parts
 
     def _is_disputed(self, chunk: int) -> bool:
         """Whether copies of `chunk` did not agree, and it is done once more."""
@@ -228,7 +230,7 @@ class Coordinator:
 
     def _is_enough(self) -> bool:
         few = self._hurried or self.missing_copies <= self._tolerated
-        anything = self.missing_copies < len(self.group.holders) * self.group.parts
+        anything = self.missing_copies < len(self.membership.holders) * self.membership.parts
         return few and anything and not self._open
 
     def _count(self, worker: int, chunk: int) -> list[Instruction]:
@@ -241,16 +243,16 @@ class Coordinator:
             return [Discard(worker, chunk)]
         else:
             copies = self._copies.setdefault(chunk, [])
-            copies.append((worker, self.group.role(worker, chunk)))
+            copies.append((worker, self.membership.role(worker, chunk)))
             self.missing_copies -= 1
-            if len(copies) < self.group.parts:
+            if len(copies) < self.membership.parts:
                 return []
             told = tuple(self._copies.pop(chunk))
             self._committed[chunk] = tuple(role for _, role in told)
         commit = self._commit(chunk, told)
         if chunk in self._open:
             return [commit]
-        unreported = [w for w in self.group.holders[chunk] if (w, chunk) not in self._reported]
+        unreported = [w for w in self.membership.holders[chunk] if (w, chunk) not in self._reported]
         return [commit, *self._schedule.committed(chunk, unreported)]
 
     def _commit(self, chunk: int, told: tuple[tuple[int, int], ...]) -> Commit:
@@ -306,7 +308,7 @@ class Coordinator:
                     reopened[chunk] = None
         for chunk in reopened:
             self._again[chunk] = self._again.get(chunk, 0) + 1
-            self._reported -= {(holder, chunk) for holder in self.group.holders[chunk]}
+            self._reported -= {(holder, chunk) for holder in self.membership.holders[chunk]}
         return dropped, list(reopened)
 
     def _adopt(self, chunk: int) -> list[Adopt]:
@@ -317,26 +319,26 @@ class Coordinator:
         if chunk in self._committed or self._settled:
             needed = len(self._open.get(chunk, ()))
         while len(self._able(chunk)) < needed:
-            worker = self.group.adopt(chunk, copies)
-            adopted.append(Adopt(worker, chunk, self.group.role(worker, chunk)))
+            worker = self.membership.adopt(chunk, copies)
+            adopted.append(Adopt(worker, chunk, self.membership.role(worker, chunk)))
         return adopted
 
     def _able(self, chunk: int) -> list[int]:
         """The live workers whose copies of `chunk` would count from now on."""
-        holders = self.group.holders[chunk]
+        holders = self.membership.holders[chunk]
         if chunk in self._open:
             return [worker for worker in holders if (worker, chunk) not in self._reported]
         done = {worker for worker, _ in self._copies.get(chunk, ())}
         return [worker for worker in holders if worker not in done]  # `full`: one may have reported, and not count yet
 
     def _is_late(self, worker: int, iteration: int) -> bool:
-        return iteration < self.iteration or self.phase != "working" or worker not in self.group.live
+        return iteration < self.iteration or self.phase != "working" or worker not in self.membership.live
 
     def _check(self, event: str, worker: int, iteration: int, chunk: int, again: int) -> None:
-        known = 0 <= chunk < len(self.group.holders) and 0 <= iteration <= self.iteration
-        known = known and worker in self.group.workers
-        if known and iteration == self.iteration and worker in self.group.live:
-            known = worker in self.group.holders[chunk] and 0 <= again <= self._again.get(chunk, 0)
+        known = 0 <= chunk < len(self.membership.holders) and 0 <= iteration <= self.iteration
+        known = known and worker in self.membership.workers
+        if known and iteration == self.iteration and worker in self.membership.live:
+            known = worker in self.membership.holders[chunk] and 0 <= again <= self._again.get(chunk, 0)
         if not known:
             raise self._illegal(f"{event}({worker=}, {iteration=}, {chunk=}, {again=})")
 

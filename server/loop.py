@@ -20,7 +20,6 @@ from psgc.server.decoder import Decoder
 from psgc.server.dynamic_schedule import DynamicSchedule
 from psgc.server.ending import end_workers
 from psgc.server.failure_detector import FailureDetector
-from psgc.server.group import Group
 from psgc.server.instructions import Adopt, Collect, Commit, Discard, Finish, Instruction, Reopen
 from psgc.server.iteration_log import IterationLog
 from psgc.server.malformed import (
@@ -32,6 +31,7 @@ from psgc.server.malformed import (
     check_record,
     check_seconds,
 )
+from psgc.server.membership import Membership
 from psgc.server.observer import Fate, Gap, Observer
 from psgc.server.optimizer import Optimizer
 from psgc.server.orders import Next, Queue, Skip
@@ -93,11 +93,11 @@ class Server:
         self._seed = seed
         self._workers = range(1, plan.num_workers + 1)
         self._schedule = schedule
-        self._everybody = self._make_group(adopting)
-        group = self._everybody.without([])
-        self._rules = make_schedule(schedule, plan.queues, plan.backups, group.holders, plan.parts, costs)
+        self._everybody = self._make_membership(adopting)
+        membership = self._everybody.without([])
+        self._rules = make_schedule(schedule, plan.queues, plan.backups, membership.holders, plan.parts, costs)
         self._copies = plan.num_chunks * plan.parts  # that determine the gradient
-        self._coordinator = self._make_coordinator(group, recovery.tolerated(self._copies))
+        self._coordinator = self._make_coordinator(membership, recovery.tolerated(self._copies))
         self._deadline = Deadline(recovery.deadline)
         self._unbiased = recovery.unbiased
         self._check_data = check_data
@@ -125,11 +125,11 @@ class Server:
 
     # what `psgc.server.verifying_loop` makes otherwise
 
-    def _make_group(self, adopting: bool) -> Group:
-        return Group(self._plan.holders(), self._plan.parts, adopting, self._workers)
+    def _make_membership(self, adopting: bool) -> Membership:
+        return Membership(self._plan.holders(), self._plan.parts, adopting, self._workers)
 
-    def _make_coordinator(self, group: Group, tolerated: int) -> Coordinator:
-        return Coordinator(group, self._rules, self._combined, tolerated)
+    def _make_coordinator(self, membership: Membership, tolerated: int) -> Coordinator:
+        return Coordinator(membership, self._rules, self._combined, tolerated)
 
     def _make_decoder(self, dim: int) -> Decoder:
         return Decoder(self._backend, self._plan.coding_matrix, dim, self._dtype, self._unbiased)
@@ -190,7 +190,7 @@ class Server:
         sent, received = self._transport.bytes_sent, self._transport.bytes_received
         self._outgoing.drop_old_orders()
         self._regroup(iteration)
-        self._outgoing.begin(iteration, self.params, self._coordinator.group.live)
+        self._outgoing.begin(iteration, self.params, self._coordinator.membership.live)
         self._log.finish(self._coordinator)  # the iteration before
         self._log.begin(iteration, lost=len(self._failure_detector.away))
         self._decoder.begin()
@@ -233,16 +233,16 @@ class Server:
         for worker in back:
             self._transport.remember(worker)
             self._observer.returned(worker, iteration)
-        group = self._everybody.without(self._failure_detector.away)
-        queues, backups = queues_for(group, self._schedule, self._seed, iteration)
-        rules = make_schedule(self._schedule, queues, backups, group.holders, group.parts, self._costs)
+        membership = self._everybody.without(self._failure_detector.away)
+        queues, backups = queues_for(membership, self._schedule, self._seed, iteration)
+        rules = make_schedule(self._schedule, queues, backups, membership.holders, membership.parts, self._costs)
         rules.inherit(self._rules)
         self._rules, self._queues = rules, queues
-        self._coordinator.regroup(group, rules)
+        self._coordinator.regroup(membership, rules)
         for worker, queue in queues.items():
-            adopted = set(group.adopted(worker))
+            adopted = set(membership.adopted(worker))
             for chunk in sorted(adopted | self._adopted[worker]):
-                self._outgoing.tell(worker, record(Kind.ADOPT, iteration, chunk, role=group.role(worker, chunk)))
+                self._outgoing.tell(worker, record(Kind.ADOPT, iteration, chunk, role=membership.role(worker, chunk)))
             self._adopted[worker] = adopted
             self._outgoing.tell_standing(worker, iteration, queue)
 
@@ -332,17 +332,17 @@ class Server:
         start, seconds, loss = (float(x) for x in self._backend.to_host(vector[-TAIL:]))
         check_seconds(what, start, seconds)
         if self._takes_part(worker, iteration):
-            if not self._coordinator.is_here(chunk) or chunk not in self._coordinator.group.held(worker):
+            if not self._coordinator.is_here(chunk) or chunk not in self._coordinator.membership.held(worker):
                 raise Malformed(f"{what} of chunk {chunk}, which it was not to send")
             self._hold(worker, chunk, vector[:-TAIL])
         self._report(worker, iteration, chunk, start, seconds, loss)
 
     def _takes_part(self, worker: int, iteration: int) -> bool:
-        return iteration == self._coordinator.iteration and worker in self._coordinator.group.live
+        return iteration == self._coordinator.iteration and worker in self._coordinator.membership.live
 
     def _hold(self, worker: int, chunk: int, coded: Array) -> None:
         if not self._coordinator.contributors(chunk):
-            self._decoder.hold(self._coordinator.group.role(worker, chunk), chunk, coded)
+            self._decoder.hold(self._coordinator.membership.role(worker, chunk), chunk, coded)
 
     def _handle_record(self, worker: int, entry: Any) -> None:
         iteration, chunk, again = int(entry["iteration"]), int(entry["chunk"]), int(entry["again"])

@@ -6,27 +6,27 @@ import scipy.sparse
 
 from psgc import coding
 from psgc.plan import own_share_first
-from psgc.server.group import Group
+from psgc.server.membership import Membership
 
 Queues = dict[int, list[int]]
 
 
-def queues_for(group: Group, schedule: str, seed: int, iteration: int) -> tuple[Queues, Queues]:
+def queues_for(membership: Membership, schedule: str, seed: int, iteration: int) -> tuple[Queues, Queues]:
     """Queue and backups (schedule `dynamic`) of each live worker, as `psgc.plan.make_plan` gives them at the start.
 
-    >>> group = Group([[1, 2], [2, 3], [1, 3]], parts=1).without([2])
-    >>> queues, backups = queues_for(group, "dynamic", seed=0, iteration=5)
+    >>> membership = Membership([[1, 2], [2, 3], [1, 3]], parts=1).without([2])
+    >>> queues, backups = queues_for(membership, "dynamic", seed=0, iteration=5)
     >>> sorted(chunk for queue in queues.values() for chunk in queue), sorted(queues)
     ([0, 1, 2], [1, 3])
     """
-    live = sorted(group.live)
+    live = sorted(membership.live)
     column = {worker: place for place, worker in enumerate(live)}
-    lengths = [len(workers) for workers in group.holders]
-    columns = [column[worker] for workers in group.holders for worker in sorted(workers)]
+    lengths = [len(workers) for workers in membership.holders]
+    columns = [column[worker] for workers in membership.holders for worker in sorted(workers)]
     rows = np.repeat(np.arange(len(lengths)), lengths)
     held = scipy.sparse.csr_array((np.ones(len(columns), np.int8), (rows, columns)), shape=(len(lengths), len(live)))
-    ordering = coding.ordering(held, group.parts)
-    primary = coding.primary_copies(held, ordering, group.parts)
+    ordering = coding.ordering(held, membership.parts)
+    primary = coding.primary_copies(held, ordering, membership.parts)
     if schedule == "random":
         ordering = coding.random_ordering(held, seed + iteration)
     if schedule == "uncoded":

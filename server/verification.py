@@ -20,8 +20,8 @@ from psgc.checks import is_checked
 from psgc.errors import RunFailed, TooFewWorkers
 from psgc.server.coordinator import Coordinator
 from psgc.server.fixed_schedules import FixedSchedule
-from psgc.server.group import Group
 from psgc.server.instructions import Adopt, Compare, Instruction, Wrong
+from psgc.server.membership import Membership
 from psgc.server.orders import Order
 
 
@@ -42,10 +42,10 @@ class VerifyingCoordinator(Coordinator):
     """
 
     def __init__(
-        self, group: Group, schedule: FixedSchedule, combined: bool, tolerated: int = 0, *, every: int
+        self, membership: Membership, schedule: FixedSchedule, combined: bool, tolerated: int = 0, *, every: int
     ) -> None:
         self._every = every
-        super().__init__(group, schedule, combined, tolerated)
+        super().__init__(membership, schedule, combined, tolerated)
 
     def _forget(self) -> None:
         super()._forget()
@@ -85,15 +85,15 @@ class VerifyingCoordinator(Coordinator):
         self._used.update((worker, chunk, 0) for worker in agreeing)
         instructions: list[Instruction] = [Wrong(worker, chunk, tuple(agreeing)) for worker in wrong]
         if chunk not in self._committed:
-            right = [(worker, copies[worker]) for worker in agreeing[: self.group.parts]]
-            unreported = [holder for holder in self.group.holders[chunk] if (holder, chunk) not in self._reported]
+            right = [(worker, copies[worker]) for worker in agreeing[: self.membership.parts]]
+            unreported = [holder for holder in self.membership.holders[chunk] if (holder, chunk) not in self._reported]
             instructions += self._commit_to(chunk, right, unreported)
         if self._is_enough():
             return instructions + self._settle()
         return instructions + list(self._schedule.tick(now))  # who was to do it may do something else
 
     def lost(self, worker: int, now: float = 0.0) -> list[Instruction]:
-        held = self.group.held(worker) if worker in self.group.live else ()
+        held = self.membership.held(worker) if worker in self.membership.live else ()
         disputed = sorted(self._disputed.intersection(held))
         instructions = super().lost(worker, now)
         return instructions + [
@@ -103,7 +103,7 @@ class VerifyingCoordinator(Coordinator):
     # what they lead to
 
     def _begin_schedule(self) -> Sequence[Order]:
-        return self._schedule.begin([chunk for chunk in range(len(self.group.holders)) if self._is_checked(chunk)])
+        return self._schedule.begin([chunk for chunk in range(len(self.membership.holders)) if self._is_checked(chunk)])
 
     def _is_checked(self, chunk: int) -> bool:
         return is_checked(chunk, self.iteration, self._every)
@@ -117,7 +117,7 @@ class VerifyingCoordinator(Coordinator):
     def _wanted(self, chunk: int) -> int:
         if chunk in self._disputed:
             return len(self._known[chunk]) + 1
-        return self.group.parts + self._is_checked(chunk)
+        return self.membership.parts + self._is_checked(chunk)
 
     def _is_enough(self) -> bool:
         if self._comparing or self._open or not (self._hurried or self.missing_copies <= self._tolerated):
@@ -130,8 +130,8 @@ class VerifyingCoordinator(Coordinator):
         if self._settled:
             return []
         copies = self._known.setdefault(chunk, [])
-        copies.append((worker, self.group.role(worker, chunk)))
-        if len(copies) > self.group.parts:
+        copies.append((worker, self.membership.role(worker, chunk)))
+        if len(copies) > self.membership.parts:
             self._comparing[chunk] = None
         elif not self._is_checked(chunk):
             return super()._count(worker, chunk)
@@ -153,7 +153,7 @@ class VerifyingCoordinator(Coordinator):
         if chunk in self._committed:
             del self._committed[chunk]
             self._used.difference_update((worker, chunk, 0) for worker, _ in known)
-            self.missing_copies += self.group.parts
+            self.missing_copies += self.membership.parts
         self._copies[chunk] = known
         self._disputed.add(chunk)
         try:
@@ -173,7 +173,7 @@ class VerifyingCoordinator(Coordinator):
             workers = ", ".join(str(worker) for worker, _ in self._known[chunk])
             hint = str(error).partition("; ")[2]
             raise TooFewWorkers(
-                f"chunk {chunk}, iteration {self.iteration}: workers {workers} have done it, no {self.group.parts + 1} "
+                f"chunk {chunk}, iteration {self.iteration}: workers {workers} have done it, no {self.membership.parts + 1} "
                 "copies agree, and nobody is left to ask: the gradient is not deterministic, verify.tolerance is too "
                 f"small, or too many are wrong{hint and '; ' + hint}"
             ) from None
@@ -184,7 +184,7 @@ class VerifyingCoordinator(Coordinator):
             del self._copies[chunk]
         self._disputed.clear()
         for chunk in [chunk for chunk in self._copies if self._is_checked(chunk)]:
-            if len(self._copies[chunk]) == self.group.parts:
+            if len(self._copies[chunk]) == self.membership.parts:
                 instructions += self._commit_to(chunk, self._copies[chunk])
             else:
                 self.missing_copies -= len(self._copies[chunk])

@@ -8,9 +8,9 @@ from typing import Any
 from psgc.backend import Array
 from psgc.messages import TAIL
 from psgc.server.coordinator import Coordinator
-from psgc.server.group import Group
 from psgc.server.instructions import Adopt, Commit, Compare, Instruction, Wrong
 from psgc.server.loop import Server
+from psgc.server.membership import Membership
 from psgc.server.verification import Verification, VerifyingCoordinator
 from psgc.server.verifying_decoder import VerifyingDecoder
 from psgc.transport import Vector
@@ -28,11 +28,11 @@ class VerifyingServer(Server):
         super().__init__(*arguments, **more)
         self._tail = TAIL  # with `combined`, coded gradients of checked chunks come as well
 
-    def _make_group(self, adopting: bool) -> Group:
-        return Group(self._plan.holders(), self._plan.parts, adopting, self._workers, checking=True)
+    def _make_membership(self, adopting: bool) -> Membership:
+        return Membership(self._plan.holders(), self._plan.parts, adopting, self._workers, checking=True)
 
-    def _make_coordinator(self, group: Group, tolerated: int) -> Coordinator:
-        return VerifyingCoordinator(group, self._rules, self._combined, tolerated, every=self._verification.every)
+    def _make_coordinator(self, membership: Membership, tolerated: int) -> Coordinator:
+        return VerifyingCoordinator(membership, self._rules, self._combined, tolerated, every=self._verification.every)
 
     def _make_decoder(self, dim: int) -> VerifyingDecoder:
         matrix, tolerance = self._plan.coding_matrix, self._verification.tolerance

@@ -29,7 +29,7 @@ from psgc.messages import MESSAGE, RECORD, TAIL
 from psgc.plan import Plan, make_plan
 from psgc.reporting.run_directory import RecordedRun
 from psgc.server.fixed_schedules import FixedSchedule
-from psgc.server.group import Group
+from psgc.server.membership import Membership
 from psgc.server.regroup import queues_for
 from psgc.server.scheduler import make_schedule
 from psgc.simulation.recording import read_recording
@@ -199,9 +199,9 @@ class Replay:
     ) -> tuple[Sequence[Sequence[int]], dict[int, list[int]], dict[int, list[int]]]:
         if not away:
             return plan.holders(), plan.queues, plan.backups
-        everybody = Group(plan.holders(), plan.parts, self.run.config.faults.adopt, range(1, plan.num_workers + 1))
-        group = everybody.without(away)
-        return group.holders, *queues_for(group, schedule, self.run.config.seed, iteration)
+        everybody = Membership(plan.holders(), plan.parts, self.run.config.faults.adopt, range(1, plan.num_workers + 1))
+        membership = everybody.without(away)
+        return membership.holders, *queues_for(membership, schedule, self.run.config.seed, iteration)
 
     def _traffic(self, plan: Plan, trials: Sequence[Trial]) -> _Traffic:
         dim = self._dim or 0

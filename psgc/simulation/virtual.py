@@ -12,8 +12,8 @@ from math import inf, isfinite
 from psgc.server.coordinator import Coordinator
 from psgc.server.dynamic_schedule import DynamicSchedule
 from psgc.server.fixed_schedules import FixedSchedule
-from psgc.server.group import Group
 from psgc.server.instructions import Discard, Finish, Instruction
+from psgc.server.membership import Membership
 from psgc.server.orders import Queue, Skip
 from psgc.workers.state import Report, WorkerState
 
@@ -58,7 +58,7 @@ class VirtualCluster:
     ) -> None:
         self._schedule = schedule
         self._num_chunks, self._parts = len(holders), parts
-        self._coordinator = Coordinator(Group(holders, parts, workers=queues), schedule, combined=False)
+        self._coordinator = Coordinator(Membership(holders, parts, workers=queues), schedule, combined=False)
         self._workers = {rank: WorkerState(rank, queue, len(holders), False) for rank, queue in queues.items()}
         self._costs, self._pause, self._breaks_off = costs, pause, breaks_off
         self._in: dict[int, tuple[int, int]] = {}  # rank -> iteration and number of the chunk it is in

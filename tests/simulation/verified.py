@@ -3,8 +3,8 @@
 from typing import Any
 
 from psgc.checks import is_checked
-from psgc.server.group import Group
 from psgc.server.instructions import Compare, Finish, Instruction, Wrong
+from psgc.server.membership import Membership
 from psgc.server.recovery import Recovery
 from psgc.server.verification import VerifyingCoordinator
 from psgc.server.verifying_loop import VerifyingServer
@@ -33,9 +33,9 @@ class WatchedVerifyingCoordinator(WatchedCoordinator, VerifyingCoordinator):
 class WatchedVerifyingServer(WatchedServer, VerifyingServer):
     _coordinator: WatchedVerifyingCoordinator
 
-    def _make_coordinator(self, group: Group, tolerated: int) -> WatchedVerifyingCoordinator:
+    def _make_coordinator(self, membership: Membership, tolerated: int) -> WatchedVerifyingCoordinator:
         every = self._verification.every
-        it = WatchedVerifyingCoordinator(group, self._rules, self._combined, tolerated, every=every)
+        it = WatchedVerifyingCoordinator(membership, self._rules, self._combined, tolerated, every=every)
         it.watch = self
         return it
 
@@ -59,11 +59,11 @@ class WatchedVerifyingServer(WatchedServer, VerifyingServer):
         match instruction:
             case Compare(chunk, copies):
                 assert it.is_here(chunk)
-                assert len(copies) == len(dict(copies)) > it.group.parts
+                assert len(copies) == len(dict(copies)) > it.membership.parts
                 assert all((worker, chunk, 0) in self.heard for worker, _ in copies)
             case Wrong(worker, chunk, others):
                 assert (it.iteration, chunk, worker) in self.world.case.wrong, "named, and not in the wrong"
-                assert len(others) > it.group.parts
+                assert len(others) > it.membership.parts
                 self.world.counts["wrong"] += 1
             case Finish():
                 self.check_named()
@@ -75,13 +75,13 @@ class WatchedVerifyingServer(WatchedServer, VerifyingServer):
         """Of all copies that were compared, those that are wrong."""
         it, wrong = self._coordinator, self.world.case.wrong
         for chunk, copies in it._known.items():
-            if chunk in it._committed and len(copies) > it.group.parts:
+            if chunk in it._committed and len(copies) > it.membership.parts:
                 named = {worker for worker, c in it._wrong if c == chunk}
                 assert named == {worker for worker, _ in copies if (it.iteration, chunk, worker) in wrong}
 
     def compared(self) -> dict[int, int]:
         it = self._coordinator
-        known = {chunk: copies for chunk, copies in it._known.items() if len(copies) > it.group.parts}
+        known = {chunk: copies for chunk, copies in it._known.items() if len(copies) > it.membership.parts}
         return {
             chunk: sum((worker, chunk) not in it._wrong for worker, _ in copies)
             for chunk, copies in known.items()
@@ -95,4 +95,4 @@ class WatchedVerifyingServer(WatchedServer, VerifyingServer):
         checked = is_checked(chunk, it.iteration, case.verification.every)
         if checked and case.recovery == Recovery():
             return False
-        return len(it._known.get(chunk, ())) <= it.group.parts
+        return len(it._known.get(chunk, ())) <= it.membership.parts

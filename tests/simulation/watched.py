@@ -112,7 +112,7 @@ class WatchedServer(Server):
     def check_may_end(self) -> None:
         it = self._coordinator
         assert all(self.is_done_with(chunk) for chunk in range(self.world.plan.num_chunks))
-        lacking = sum(self._coordinator.group.parts - len(roles) for roles in it.incomplete().values())
+        lacking = sum(self._coordinator.membership.parts - len(roles) for roles in it.incomplete().values())
         assert it.missing_copies == lacking
         if lacking:
             late = self.world.clock.now - self._began >= self._deadline.seconds
@@ -124,9 +124,9 @@ class WatchedServer(Server):
     def _regroup(self, iteration: int) -> None:
         self._begin()
         super()._regroup(iteration)
-        group = self._coordinator.group
-        assert set(group.live) == self.world.here()
-        assert all(len(holders) >= group.parts for holders in group.holders)
+        membership = self._coordinator.membership
+        assert set(membership.live) == self.world.here()
+        assert all(len(holders) >= membership.parts for holders in membership.holders)
 
     def _report(
         self, worker: int, iteration: int, chunk: int, start: float, seconds: float, loss: float, again: int = 0
@@ -156,7 +156,7 @@ class WatchedServer(Server):
             super()._carry_out([instruction])
 
     def _check_instruction(self, instruction: Instruction) -> None:
-        world, group = self.world, self._coordinator.group
+        world, membership = self.world, self._coordinator.membership
         match instruction:
             case Commit(chunk, contributors, told):
                 self._check_commit(chunk, contributors, told)
@@ -165,31 +165,31 @@ class WatchedServer(Server):
                 self._check_dropped(worker, chunk)
             case Skip(worker, chunk, recovered):
                 assert world.case.schedule not in FIXED, "this schedule skips nothing"
-                assert worker in group.holders[chunk]
+                assert worker in membership.holders[chunk]
                 assert recovered == self.is_recovered(chunk)
                 if recovered:
                     self._check_dropped(worker, chunk)
             case Queue(worker, chunks):
-                assert worker in group.live
+                assert worker in membership.live
                 assert len(set(chunks)) == len(chunks), "told twice to do the same"
-                assert {*chunks} <= {*group.held(worker)}
+                assert {*chunks} <= {*membership.held(worker)}
             case Next(worker, chunk):
-                assert worker in group.holders[chunk]
+                assert worker in membership.holders[chunk]
                 assert not self.is_recovered(chunk) or world.case.schedule == "full"
             case Adopt(worker, chunk, role):
-                assert worker in group.holders[chunk]
-                assert role in group.planned[chunk]
+                assert worker in membership.holders[chunk]
+                assert role in membership.planned[chunk]
                 world.counts["adopted"] += 1
             case Reopen(worker, chunk, again):
                 assert self._combined
-                assert worker in group.holders[chunk]
+                assert worker in membership.holders[chunk]
                 assert again == self._coordinator._again[chunk]
                 world.counts["reopened"] += (chunk, again) not in self.reopened
                 self.reopened.add((chunk, again))
                 self.dropped = {(w, c) for w, c in self.dropped if c != chunk}
             case Collect(worker, role):
                 assert self._combined
-                assert worker in group.live
+                assert worker in membership.live
                 self.check_may_end()
                 assert (worker, role) not in self.asked, "asked twice at a time"
                 self.asked.add((worker, role))
@@ -199,15 +199,15 @@ class WatchedServer(Server):
                 assert not self._coordinator.owing
 
     def _check_commit(self, chunk: int, contributors: tuple[int, ...], told: tuple[tuple[int, int], ...]) -> None:
-        it, group = self._coordinator, self._coordinator.group
+        it, membership = self._coordinator, self._coordinator.membership
         if chunk not in self.commits:
             self.commits[chunk] = contributors
             assert len(contributors) == len(set(contributors))
-            assert len(contributors) == group.parts or chunk in self._coordinator.incomplete()
+            assert len(contributors) == membership.parts or chunk in self._coordinator.incomplete()
             assert tuple(role for _, role in told) == contributors
-            assert set(contributors) <= set(group.planned[chunk])
+            assert set(contributors) <= set(membership.planned[chunk])
             if self.is_calm:
-                assert all(role == group.role(worker, chunk) for worker, role in told)
+                assert all(role == membership.role(worker, chunk) for worker, role in told)
         else:
             assert self._combined
             assert contributors == self.commits[chunk]
@@ -217,16 +217,16 @@ class WatchedServer(Server):
         for worker, _ in told:
             assert (worker, chunk, it._again.get(chunk, 0)) in self.heard
             assert (worker, chunk) not in self.dropped
-            assert it.is_here(chunk) or worker in group.holders[chunk]
+            assert it.is_here(chunk) or worker in membership.holders[chunk]
             if self.world.case.schedule == "full" and self.is_calm:
                 assert self._has_done_its_load(worker)
 
     def _has_done_its_load(self, worker: int) -> bool:
-        return {(worker, own, 0) for own in self._coordinator.group.held(worker)} <= self.heard
+        return {(worker, own, 0) for own in self._coordinator.membership.held(worker)} <= self.heard
 
     def _check_dropped(self, worker: int, chunk: int) -> None:
         assert self.is_done_with(chunk)
-        assert worker in self._coordinator.group.live
+        assert worker in self._coordinator.membership.live
         assert not self.is_calm or worker not in self.commits[chunk]
         if (worker, chunk) in self.dropped:
             assert self.world.case.schedule not in FIXED, "discarded twice"
@@ -234,10 +234,10 @@ class WatchedServer(Server):
 
     def _check_nobody_forgotten(self) -> None:
         """Who did a chunk in vain has been told, and with `skipping` also who need not begin it."""
-        schedule, group = self.world.case.schedule, self._coordinator.group
+        schedule, membership = self.world.case.schedule, self._coordinator.membership
         for chunk, contributors in self.commits.items():
-            for worker in group.holders[chunk]:
-                if group.role(worker, chunk) in contributors:
+            for worker in membership.holders[chunk]:
+                if membership.role(worker, chunk) in contributors:
                     continue
                 done = (worker, chunk, 0) in self.heard
                 if done and self.is_known(worker, chunk):
@@ -254,16 +254,16 @@ class WatchedServer(Server):
         it = self._rules
         if not isinstance(it, DynamicSchedule) or self._coordinator.phase != "working":
             return
-        group = self._coordinator.group
+        membership = self._coordinator.membership
         assert not it._bare
-        assert it._own.keys() == set(group.live)
-        for chunk, holders in enumerate(group.holders):
+        assert it._own.keys() == set(membership.live)
+        for chunk, holders in enumerate(membership.holders):
             assert it._committed[chunk] == self.is_done_with(chunk)
             if self.is_calm:
                 assert it._started[chunk] == sum(chunk in it._taken[worker] for worker in holders)
-        for worker in group.live:
+        for worker in membership.live:
             told, taken, running = it._told[worker], it._taken[worker], it._running[worker]
-            assert {*told, *taken} <= {*group.held(worker)}
+            assert {*told, *taken} <= {*membership.held(worker)}
             assert not taken & told.keys()
             assert not any(it._committed[chunk] for chunk in told)
             assert running is None or running in taken or self._coordinator._again.get(running)

@@ -2,16 +2,18 @@
 
 from psgc.server.coordinator import Coordinator
 from psgc.server.fixed_schedules import FixedSchedule
-from psgc.server.group import Group
+from psgc.server.membership import Membership
 from psgc.server.scheduler import make_schedule
 
 
 def begun(holders, parts=1, name="static", combined=True, adopting=True, workers=None):
     """A coordinator in iteration 0."""
-    group = Group(holders, parts, adopting, workers)
-    loads = {worker: [chunk for chunk, of in enumerate(holders) if worker in of] for worker in sorted(group.workers)}
-    schedule = make_schedule(name, loads, holders=group.holders, parts=parts)
-    it = Coordinator(group, schedule, combined)
+    membership = Membership(holders, parts, adopting, workers)
+    loads = {
+        worker: [chunk for chunk, of in enumerate(holders) if worker in of] for worker in sorted(membership.workers)
+    }
+    schedule = make_schedule(name, loads, holders=membership.holders, parts=parts)
+    it = Coordinator(membership, schedule, combined)
     it.begin(0)
     return it
 

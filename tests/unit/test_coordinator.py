@@ -10,8 +10,8 @@ from refusal import refused, snapshot
 from psgc.errors import ProtocolError
 from psgc.server.coordinator import Coordinator
 from psgc.server.fixed_schedules import FixedSchedule
-from psgc.server.group import Group
 from psgc.server.instructions import Collect, Commit, Discard, Finish
+from psgc.server.membership import Membership
 from psgc.server.orders import Queue, Skip
 from psgc.server.scheduler import make_schedule
 
@@ -19,7 +19,7 @@ COMBINED = pytest.mark.parametrize("combined", [True, False], ids=["combined", "
 
 
 def coordinator(holders, parts, name="static", combined=True):
-    return Coordinator(Group(holders, parts), make_schedule(name, loads(holders)), combined)
+    return Coordinator(Membership(holders, parts), make_schedule(name, loads(holders)), combined)
 
 
 def commit(chunk, *contributors):
@@ -173,7 +173,7 @@ def test_a_schedule_may_give_new_queues_at_the_start():
         def begin(self):
             return [Queue(1, (1, 0))]
 
-    it = Coordinator(Group([[1], [1]], parts=1), Reversed(), combined=True)
+    it = Coordinator(Membership([[1], [1]], parts=1), Reversed(), combined=True)
     assert it.begin(0) == [Queue(1, (1, 0))]
 
 

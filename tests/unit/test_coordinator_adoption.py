@@ -27,7 +27,11 @@ def test_several_chunks_are_adopted_by_several_workers_in_roles_that_nobody_else
     it = begun([[1, 2], [1, 2], [3, 4]], parts=2, workers=[1, 2, 3, 4, 5])
     assert it.lost(1) == [Adopt(5, 0, 1), Adopt(3, 1, 1), Next(5, 0), Next(3, 1)]
     assert it.lost(2) == [Adopt(4, 0, 2), Adopt(5, 1, 2), Next(4, 0), Next(5, 1)]
-    roles = {(worker, chunk): it.group.role(worker, chunk) for chunk in (0, 1) for worker in it.group.holders[chunk]}
+    roles = {
+        (worker, chunk): it.membership.role(worker, chunk)
+        for chunk in (0, 1)
+        for worker in it.membership.holders[chunk]
+    }
     assert roles == {(5, 0): 1, (4, 0): 2, (3, 1): 1, (5, 1): 2}
 
 

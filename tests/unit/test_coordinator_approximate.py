@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from psgc.errors import ProtocolError
 from psgc.server.coordinator import Coordinator
 from psgc.server.fixed_schedules import FixedSchedule
-from psgc.server.group import Group
 from psgc.server.instructions import Collect, Commit, Discard, Finish, Reopen
+from psgc.server.membership import Membership
 from tests.unit.coordinating import begun, report
 
 EVERYBODY = [[1, 2, 3]] * 3
@@ -49,7 +49,7 @@ def test_a_first_copy_that_is_lost_again_was_none():
 
 
 def test_as_many_copies_as_are_tolerated_may_be_missing():
-    it = Coordinator(Group(EVERYBODY, 2), FixedSchedule(), combined=False, tolerated=2)
+    it = Coordinator(Membership(EVERYBODY, 2), FixedSchedule(), combined=False, tolerated=2)
     it.begin(0)
     report(it, (1, 0), (1, 1), (2, 1))
     assert it.phase == "working"
@@ -110,7 +110,7 @@ def test_settling_between_iterations_is_not_allowed():
 @given(st.integers(1, 3), st.booleans(), st.integers(0, 8), st.permutations(range(12)), st.integers(0, 12))
 def test_missing_copies_are_those_of_the_chunks_that_are_incomplete(parts, combined, tolerated, order, settled_after):
     """Four chunks held by three workers, reported in any order."""
-    it = Coordinator(Group([[1, 2, 3]] * 4, parts), FixedSchedule(), combined, min(tolerated, 4 * parts - 1))
+    it = Coordinator(Membership([[1, 2, 3]] * 4, parts), FixedSchedule(), combined, min(tolerated, 4 * parts - 1))
     it.begin(0)
     heard: dict[int, list[int]] = {chunk: [] for chunk in range(4)}
     for count, copy in enumerate(order):

@@ -6,8 +6,8 @@ from refusal import refused, snapshot
 
 from psgc.server.coordinator import Coordinator
 from psgc.server.fixed_schedules import FixedSchedule
-from psgc.server.group import Group
 from psgc.server.instructions import Collect, Commit, Discard, Finish, Reopen
+from psgc.server.membership import Membership
 from psgc.server.orders import Next, Skip
 from psgc.server.scheduler import make_schedule
 
@@ -208,7 +208,7 @@ def test_between_two_iterations_a_loss_has_no_consequences_but_for_who_lives():
     report(it, (1, 0))
     assert it.phase == "idle"
     assert it.lost(1) == []
-    assert list(it.group.live) == [2]
+    assert list(it.membership.live) == [2]
     with refused(it):
         it.lost(1)
 
@@ -224,7 +224,7 @@ def test_nothing_survives_into_the_next_iteration_but_the_group(combined):
     for role in (1, 2) if combined else ():
         it.delivered(2, 0, role)
     assert it.phase == "idle"
-    everybody = Group(holders, 1)
+    everybody = Membership(holders, 1)
     schedule = make_schedule("static", {})
     it.regroup(everybody.without([]), schedule)
     it.begin(1)
@@ -240,8 +240,8 @@ def test_nothing_survives_into_the_next_iteration_but_the_group(combined):
 def test_who_is_there_may_only_change_between_two_iterations(combined):
     it = begun([[1]], combined=combined)
     with refused(it):
-        it.regroup(Group([[1]], 1), FixedSchedule())
+        it.regroup(Membership([[1]], 1), FixedSchedule())
     report(it, (1, 0))
     if combined:
         with refused(it):
-            it.regroup(Group([[1]], 1), FixedSchedule())
+            it.regroup(Membership([[1]], 1), FixedSchedule())

@@ -102,7 +102,7 @@ class Unruly(World):
 
     def illegal_at_server(self, worker: int) -> Iterator[tuple[Any, Callable[[], object]]]:
         it = self.server._coordinator
-        now, chunks, live = it.iteration, range(self.plan.num_chunks), it.group.live
+        now, chunks, live = it.iteration, range(self.plan.num_chunks), it.membership.live
         yield it, lambda: it.begin(now)
         yield it, lambda: it.report(1, now + 1, 0)
         yield it, lambda: it.report(1, -1, 0)
@@ -118,12 +118,12 @@ class Unruly(World):
         yield it, lambda: it.delivered(worker, now + 1, worker)
         if it.phase != "idle":
             yield it, lambda: it.begin(now + 1)
-            yield it, lambda: it.regroup(it.group, self.server._rules)
+            yield it, lambda: it.regroup(it.membership, self.server._rules)
         for role in self.nodes:
             if (worker, role) not in it._asked:
                 yield it, lambda role=role: it.delivered(worker, now, role)
         for chunk in chunks:
-            held = worker in it.group.holders[chunk]
+            held = worker in it.membership.holders[chunk]
             again = it._again.get(chunk, 0) + 1 if held else 0
             yield it, lambda chunk=chunk, again=again: it.report(worker, now, chunk, again=again)
             yield it, lambda chunk=chunk, again=again: it.abandoned(worker, now, chunk, again=again)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from psgc.config import Coding
 from psgc.plan import make_plan
-from psgc.server.group import Group
+from psgc.server.membership import Membership
 from psgc.server.regroup import queues_for
 
 SCHEDULES = ["uncoded", "full", "random", "static", "skipping", "dynamic"]
@@ -16,14 +16,14 @@ SCHEDULES = ["uncoded", "full", "random", "static", "skipping", "dynamic"]
 
 def plan_and_group(schedule, parts=2, workers=5):
     plan = make_plan(Coding(chunks_per_worker=3, replication=3, parts=parts), schedule, workers, seed=4)
-    return plan, Group(plan.holders(), plan.parts, workers=plan.queues)
+    return plan, Membership(plan.holders(), plan.parts, workers=plan.queues)
 
 
 @pytest.mark.parametrize("parts", [1, 2, 3])
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_with_everybody_there_it_is_the_plan_of_the_start(schedule, parts):
-    plan, group = plan_and_group(schedule, parts)
-    queues, backups = queues_for(group.without([]), schedule, seed=4, iteration=0)
+    plan, membership = plan_and_group(schedule, parts)
+    queues, backups = queues_for(membership.without([]), schedule, seed=4, iteration=0)
     assert queues == plan.queues
     assert backups == (plan.backups or {worker: [] for worker in plan.queues})
 
@@ -32,17 +32,17 @@ def test_with_everybody_there_it_is_the_plan_of_the_start(schedule, parts):
 @given(schedule=st.sampled_from(SCHEDULES), parts=st.integers(1, 3), lost=st.sets(st.integers(1, 5)))
 def test_whoever_is_left_everything_is_done_often_enough(schedule, parts, lost):
     plan, everybody = plan_and_group(schedule, parts)
-    group = everybody.without(sorted(lost)[: 5 - parts])
-    queues, backups = queues_for(group, schedule, seed=0, iteration=3)
-    assert list(queues) == list(backups) == sorted(group.live)
+    membership = everybody.without(sorted(lost)[: 5 - parts])
+    queues, backups = queues_for(membership, schedule, seed=0, iteration=3)
+    assert list(queues) == list(backups) == sorted(membership.live)
     times = Counter(chunk for queue in queues.values() for chunk in queue)
-    for worker in group.live:
+    for worker in membership.live:
         chunks = [*queues[worker], *backups[worker]]
         assert len(chunks) == len(set(chunks))
         if schedule == "uncoded":
-            assert set(chunks) <= set(group.held(worker))
+            assert set(chunks) <= set(membership.held(worker))
         else:
-            assert set(chunks) == set(group.held(worker))
+            assert set(chunks) == set(membership.held(worker))
     if schedule in ("uncoded", "dynamic"):  # own shares alone
         assert times == dict.fromkeys(range(plan.num_chunks), parts)
     else:
@@ -51,8 +51,8 @@ def test_whoever_is_left_everything_is_done_often_enough(schedule, parts, lost):
 
 def test_a_random_order_is_another_one_every_time_and_the_same_for_the_same_seed_and_iteration():
     _, everybody = plan_and_group("random")
-    group = everybody.without([2])
-    first = queues_for(group, "random", seed=1, iteration=1)
-    assert first == queues_for(group, "random", seed=1, iteration=1)
-    assert first != queues_for(group, "random", seed=1, iteration=2)
-    assert first != queues_for(group, "random", seed=2, iteration=1)
+    membership = everybody.without([2])
+    first = queues_for(membership, "random", seed=1, iteration=1)
+    assert first == queues_for(membership, "random", seed=1, iteration=1)
+    assert first != queues_for(membership, "random", seed=1, iteration=2)
+    assert first != queues_for(membership, "random", seed=2, iteration=1)

@@ -4,8 +4,8 @@ import pytest
 from refusal import refused
 
 from psgc.errors import RunFailed, TooFewWorkers
-from psgc.server.group import Group
 from psgc.server.instructions import Adopt, Collect, Commit, Compare, Discard, Finish, Wrong
+from psgc.server.membership import Membership
 from psgc.server.orders import Next, Skip
 from psgc.server.scheduler import make_schedule
 from psgc.server.verification import VerifyingCoordinator
@@ -14,10 +14,12 @@ COMBINED = pytest.mark.parametrize("combined", [True, False], ids=["combined", "
 
 
 def begun(holders, parts=1, name="static", combined=False, every=1, adopting=True, workers=None, tolerated=0):
-    group = Group(holders, parts, adopting, workers, checking=True)
-    loads = {worker: [chunk for chunk, of in enumerate(holders) if worker in of] for worker in sorted(group.workers)}
-    schedule = make_schedule(name, loads, holders=group.holders, parts=parts)
-    it = VerifyingCoordinator(group, schedule, combined, tolerated, every=every)
+    membership = Membership(holders, parts, adopting, workers, checking=True)
+    loads = {
+        worker: [chunk for chunk, of in enumerate(holders) if worker in of] for worker in sorted(membership.workers)
+    }
+    schedule = make_schedule(name, loads, holders=membership.holders, parts=parts)
+    it = VerifyingCoordinator(membership, schedule, combined, tolerated, every=every)
     it.begin(0)
     return it
 

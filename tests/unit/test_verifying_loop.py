@@ -55,7 +55,7 @@ def test_whose_copy_does_not_fit_is_named_and_the_others_count(server):
     assert server.said == [(one, f"h{one}", 0, reason)]
     assert server._decoder.gradient.tolist() == [1.0] * DIM
     server._check()
-    assert one in server._coordinator.group.live
+    assert one in server._coordinator.membership.live
 
 
 def test_who_is_in_the_wrong_too_often_is_lost_for_good(server):
@@ -65,7 +65,7 @@ def test_who_is_in_the_wrong_too_often_is_lost_for_good(server):
         for worker in server.holders[chunk]:
             arrives(server, worker, chunk, 5.0 if worker == wrong else 1.0)
     server._check()
-    assert wrong not in server._coordinator.group.live
+    assert wrong not in server._coordinator.membership.live
     assert server.said[-1] == (wrong, "h1", 0, "its copies were wrong 2 times (verify.strikes)")
     server._failure_detector.heard(wrong, 1.0)
     assert server._failure_detector.welcome(1.0) == []

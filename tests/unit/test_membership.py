@@ -5,24 +5,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from psgc.errors import TooFewWorkers
-from psgc.server.group import Group
+from psgc.server.membership import Membership
 
 
 def test_as_long_as_nobody_is_lost_everybody_holds_what_was_planned_in_its_own_role():
-    group = Group([[2, 1], [3, 2]], parts=1, workers=[1, 2, 3, 4])
-    assert list(group.live) == [1, 2, 3, 4]
-    assert group.holders == [[2, 1], [3, 2]]
-    assert [set(group.held(worker)) for worker in (1, 2, 3, 4)] == [{0}, {0, 1}, {1}, set()]
-    assert [group.role(worker, 0) for worker in (1, 2)] == [1, 2]
-    assert [group.adopted(worker) for worker in (1, 2, 3, 4)] == [[], [], [], []]
+    membership = Membership([[2, 1], [3, 2]], parts=1, workers=[1, 2, 3, 4])
+    assert list(membership.live) == [1, 2, 3, 4]
+    assert membership.holders == [[2, 1], [3, 2]]
+    assert [set(membership.held(worker)) for worker in (1, 2, 3, 4)] == [{0}, {0, 1}, {1}, set()]
+    assert [membership.role(worker, 0) for worker in (1, 2)] == [1, 2]
+    assert [membership.adopted(worker) for worker in (1, 2, 3, 4)] == [[], [], [], []]
 
 
 def test_who_is_lost_holds_nothing_any_more():
-    group = Group([[1, 2], [2, 3], [1, 3]], parts=1)
-    assert group.lose(2) == [0, 1]
-    assert list(group.live) == [1, 3]
-    assert group.holders == [[1], [3], [1, 3]]
-    assert group.planned == [[1, 2], [2, 3], [1, 3]]
+    membership = Membership([[1, 2], [2, 3], [1, 3]], parts=1)
+    assert membership.lose(2) == [0, 1]
+    assert list(membership.live) == [1, 3]
+    assert membership.holders == [[1], [3], [1, 3]]
+    assert membership.planned == [[1, 2], [2, 3], [1, 3]]
 
 
 @pytest.mark.parametrize(
@@ -34,64 +34,64 @@ def test_who_is_lost_holds_nothing_any_more():
     ],
 )
 def test_too_few_that_live_are_too_few(parts, lost, text):
-    group = Group([[1, 2, 3]], parts)
+    membership = Membership([[1, 2, 3]], parts)
     for worker in lost[:-1]:
-        group.lose(worker)
+        membership.lose(worker)
     with pytest.raises(TooFewWorkers, match=f"^{text}$"):
-        group.lose(lost[-1])
+        membership.lose(lost[-1])
 
 
 def test_the_one_with_the_least_to_hold_adopts_and_of_several_the_first():
-    group = Group([[1], [2], [2], [3], [4], [5]], parts=1)
-    group.lose(1)
-    assert [group.adopt(0), group.adopt(0), group.adopt(0), group.adopt(0)] == [3, 4, 5, 2]
-    group = Group([[1], [1], [2], [3]], parts=1)
-    group.lose(1)
-    assert [group.adopt(0), group.adopt(1)] == [2, 3]  # 2 holds more by then
+    membership = Membership([[1], [2], [2], [3], [4], [5]], parts=1)
+    membership.lose(1)
+    assert [membership.adopt(0), membership.adopt(0), membership.adopt(0), membership.adopt(0)] == [3, 4, 5, 2]
+    membership = Membership([[1], [1], [2], [3]], parts=1)
+    membership.lose(1)
+    assert [membership.adopt(0), membership.adopt(1)] == [2, 3]  # 2 holds more by then
 
 
 def test_an_adopter_takes_a_role_that_nobody_has():
-    group = Group([[1, 2, 3], [4], [5]], parts=1)
-    group.lose(2)
-    group.lose(1)
-    assert [(worker := group.adopt(0), group.role(worker, 0)) for _ in range(2)] == [(4, 1), (5, 2)]
-    assert group.adopted(4) == [0]
-    assert group.role(4, 1) == 4
-    assert group.holders[0] == [3, 4, 5]
+    membership = Membership([[1, 2, 3], [4], [5]], parts=1)
+    membership.lose(2)
+    membership.lose(1)
+    assert [(worker := membership.adopt(0), membership.role(worker, 0)) for _ in range(2)] == [(4, 1), (5, 2)]
+    assert membership.adopted(4) == [0]
+    assert membership.role(4, 1) == 4
+    assert membership.holders[0] == [3, 4, 5]
 
 
 def test_neither_role_nor_worker_of_a_copy_that_is_there_can_be_had_again():
-    group = Group([[1, 2], [3], [4, 5], [4, 5]], parts=2)
-    group.lose(1)
-    group.lose(2)
-    assert group.adopt(0, taken=[(3, 1)]) == 4
-    assert group.role(4, 0) == 2
+    membership = Membership([[1, 2], [3], [4, 5], [4, 5]], parts=2)
+    membership.lose(1)
+    membership.lose(2)
+    assert membership.adopt(0, taken=[(3, 1)]) == 4
+    assert membership.role(4, 0) == 2
 
 
 def test_a_committed_chunk_may_be_adopted_when_all_its_roles_are_taken():
     """Both roles are held, and copies in both have been committed: it is done again in a role that is told then."""
-    group = Group([[1, 2], [3], [4]], parts=2)
-    assert group.adopt(0) == 3
-    assert group.role(3, 0) == 1
+    membership = Membership([[1, 2], [3], [4]], parts=2)
+    assert membership.adopt(0) == 3
+    assert membership.role(3, 0) == 1
 
 
 def test_an_adopter_that_is_lost_leaves_its_role():
-    group = Group([[1], [2], [3], [3]], parts=1)
-    group.lose(1)
-    assert group.adopt(0) == 2
-    assert group.lose(2) == [0, 1]
-    assert group.adopt(0) == 3
-    assert group.role(3, 0) == 1
+    membership = Membership([[1], [2], [3], [3]], parts=1)
+    membership.lose(1)
+    assert membership.adopt(0) == 2
+    assert membership.lose(2) == [0, 1]
+    assert membership.adopt(0) == 3
+    assert membership.role(3, 0) == 1
 
 
 def test_nobody_adopts_who_may_not_or_has_it_already():
-    group = Group([[1, 2], [2]], parts=1, adopting=False)
+    membership = Membership([[1, 2], [2]], parts=1, adopting=False)
     text = "chunk 1 has 1 live holders, parts 1; faults.adopt: true would let others take it"
     with pytest.raises(TooFewWorkers, match=f"^{text}$"):
-        group.adopt(1)
-    group = Group([[1, 2], [2]], parts=1)
+        membership.adopt(1)
+    membership = Membership([[1, 2], [2]], parts=1)
     with pytest.raises(TooFewWorkers, match=r"^chunk 0 has 2 live holders, parts 1$"):
-        group.adopt(0)
+        membership.adopt(0)
 
 
 @st.composite
@@ -107,26 +107,26 @@ def losses(draw):
 @given(losses())
 def test_without_the_lost_every_chunk_has_enough_holders_in_roles_of_its_own(case):
     planned, parts, lost, adopting, workers = case
-    everybody = Group(planned, parts, adopting, workers)
+    everybody = Membership(planned, parts, adopting, workers)
     live = set(workers) - lost
     enough = len(live) >= parts and (adopting or all(len(live & set(of)) >= parts for of in planned))
     if not enough:
         with pytest.raises(TooFewWorkers):
             everybody.without(lost)
     else:
-        group = everybody.without(lost)
-        assert set(group.live) == live
+        membership = everybody.without(lost)
+        assert set(membership.live) == live
         for chunk, of in enumerate(planned):
-            holders = group.holders[chunk]
+            holders = membership.holders[chunk]
             kept = [worker for worker in of if worker in live]
             assert holders[: len(kept)] == kept
             assert len(holders) == len(set(holders)) == max(parts, len(kept))
-            roles = [group.role(worker, chunk) for worker in holders]
+            roles = [membership.role(worker, chunk) for worker in holders]
             assert roles[: len(kept)] == kept
             assert len(set(roles)) == len(roles)
             assert set(roles) <= set(of)
-            assert all(chunk in group.adopted(worker) for worker in holders[len(kept) :])
-            assert all((chunk in group.held(worker)) == (worker in holders) for worker in live)
+            assert all(chunk in membership.adopted(worker) for worker in holders[len(kept) :])
+            assert all((chunk in membership.held(worker)) == (worker in holders) for worker in live)
     assert everybody.holders == planned
     assert set(everybody.live) == set(workers)
 
@@ -135,20 +135,20 @@ def test_without_the_lost_every_chunk_has_enough_holders_in_roles_of_its_own(cas
 
 
 def test_to_check_takes_a_holder_more_and_a_worker_more():
-    group = Group([[1, 2], [2, 3], [1, 3]], parts=1, checking=True)
-    assert [len(holders) for holders in group.without([2]).holders] == [2, 2, 2]
-    group.lose(2)
+    membership = Membership([[1, 2], [2, 3], [1, 3]], parts=1, checking=True)
+    assert [len(holders) for holders in membership.without([2]).holders] == [2, 2, 2]
+    membership.lose(2)
     with pytest.raises(TooFewWorkers, match=r"^1 worker is left, parts 1 with verify needs 2$"):
-        group.lose(1)
-    few = Group([[1, 2], [2]], parts=1, adopting=False, checking=True)
+        membership.lose(1)
+    few = Membership([[1, 2], [2]], parts=1, adopting=False, checking=True)
     with pytest.raises(TooFewWorkers, match=r"^chunk 1 has 1 live holders, parts 1 with verify; faults.adopt: true"):
         few.without([])
 
 
 def test_when_every_role_is_taken_an_adopter_has_the_one_that_is_there_least_often():
-    group = Group([[1, 2], [3], [4], [5]], parts=1)
+    membership = Membership([[1, 2], [3], [4], [5]], parts=1)
     taken = [(1, 1), (2, 2)]
     for role in (1, 2, 1):
-        worker = group.adopt(0, taken)
-        assert group.role(worker, 0) == role
+        worker = membership.adopt(0, taken)
+        assert membership.role(worker, 0) == role
         taken.append((worker, role))

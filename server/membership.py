@@ -10,16 +10,16 @@ from collections.abc import Collection, Iterable, Sequence
 from psgc.errors import TooFewWorkers
 
 
-class Group:
+class Membership:
     """planned[i]: the ranks that hold chunk i as long as nobody is lost; parts: live holders that a chunk needs.
 
     workers: all ranks, when there are some that hold nothing; adopting: whether a live worker may take a chunk that it
     did not hold (it reads it from the data source); checking: whether a chunk needs a holder more, to check it.
 
-    >>> group = Group([[1, 2], [2, 3], [1, 3]], parts=2)
-    >>> group.lose(2)
+    >>> membership = Membership([[1, 2], [2, 3], [1, 3]], parts=2)
+    >>> membership.lose(2)
     [0, 1]
-    >>> group.adopt(0), group.role(3, 0)  # chunk 0 has one live holder left: worker 3 does it in the role of worker 2
+    >>> membership.adopt(0), membership.role(3, 0)  # chunk 0 has one live holder left: worker 3 does it in the role of worker 2
     (3, 2)
     """
 
@@ -50,15 +50,15 @@ class Group:
         """The workers that are there."""
         return self._held.keys()
 
-    def without(self, lost: Iterable[int]) -> "Group":
-        """A new group in which these are lost, and each chunk has enough live holders again. Raises TooFewWorkers."""
-        group = Group(self.planned, self.parts, self._adopting, self.workers, self._checking)
+    def without(self, lost: Iterable[int]) -> "Membership":
+        """A new membership in which these are lost, and each chunk has enough live holders again. Raises TooFewWorkers."""
+        membership = Membership(self.planned, self.parts, self._adopting, self.workers, self._checking)
         for worker in lost:
-            group.lose(worker)
-        for chunk, workers in enumerate(group.holders):
+            membership.lose(worker)
+        for chunk, workers in enumerate(membership.holders):
             while len(workers) < self._needed:
-                group.adopt(chunk)
-        return group
+                membership.adopt(chunk)
+        return membership
 
     def held(self, worker: int) -> Collection[int]:
         """The chunks that a live worker holds."""
