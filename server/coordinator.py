@@ -22,7 +22,7 @@ The rules, said once:
    Chunks with some copies are committed to these, those with none are left out; copies that come later do not count.
    That waits for the first copy of all, and for what was reopened, without which accumulators of others would be of
    no use.
-9. Nothing survives into the next iteration, but who lives; the lost come back between two iterations (`regroup`).
+9. Nothing survives into the next iteration, but who lives; the lost come back between two iterations (`rebalance`).
 """
 
 from collections.abc import Sequence
@@ -183,10 +183,10 @@ class Coordinator:
             self.phase = "working"
         return instructions + list(self._schedule.lost(loss, now))
 
-    def regroup(self, membership: Membership, schedule: FixedSchedule) -> None:
+    def rebalance(self, membership: Membership, schedule: FixedSchedule) -> None:
         """From the next iteration on these live, hold and are scheduled so."""
         if self.phase != "idle":
-            raise self._illegal("regroup()")
+            raise self._illegal("rebalance()")
         self.membership, self._schedule = membership, schedule
 
     @property

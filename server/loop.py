@@ -36,8 +36,8 @@ from psgc.server.observer import Fate, Gap, Observer
 from psgc.server.optimizer import Optimizer
 from psgc.server.orders import Next, Queue, Skip
 from psgc.server.outgoing import Outgoing
+from psgc.server.rebalance import queues_for
 from psgc.server.recovery import EXACT, Deadline, Recovery
-from psgc.server.regroup import queues_for
 from psgc.server.scheduler import make_schedule
 from psgc.server.stuck import Stuck
 from psgc.server.trial import Trial
@@ -189,7 +189,7 @@ class Server:
         self._began = time.monotonic()
         sent, received = self._transport.bytes_sent, self._transport.bytes_received
         self._outgoing.drop_old_orders()
-        self._regroup(iteration)
+        self._rebalance(iteration)
         self._outgoing.begin(iteration, self.params, self._coordinator.membership.live)
         self._log.finish(self._coordinator)  # the iteration before
         self._log.begin(iteration, lost=len(self._failure_detector.away))
@@ -224,7 +224,7 @@ class Server:
         self._observer.approximate(Gap(iteration, self.params, used, plain, incomplete))
         return used
 
-    def _regroup(self, iteration: int) -> None:
+    def _rebalance(self, iteration: int) -> None:
         """Welcome who is back, and have those who are there share the chunks among themselves anew."""
         back = self._failure_detector.welcome(self._clock.now)
         if not (back or self._changed):
@@ -238,7 +238,7 @@ class Server:
         rules = make_schedule(self._schedule, queues, backups, membership.holders, membership.parts, self._costs)
         rules.inherit(self._rules)
         self._rules, self._queues = rules, queues
-        self._coordinator.regroup(membership, rules)
+        self._coordinator.rebalance(membership, rules)
         for worker, queue in queues.items():
             adopted = set(membership.adopted(worker))
             for chunk in sorted(adopted | self._adopted[worker]):

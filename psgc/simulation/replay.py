@@ -30,7 +30,7 @@ from psgc.plan import Plan, make_plan
 from psgc.reporting.run_directory import RecordedRun
 from psgc.server.fixed_schedules import FixedSchedule
 from psgc.server.membership import Membership
-from psgc.server.regroup import queues_for
+from psgc.server.rebalance import queues_for
 from psgc.server.scheduler import make_schedule
 from psgc.simulation.recording import read_recording
 from psgc.simulation.virtual import Trial, VirtualCluster

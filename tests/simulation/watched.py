@@ -121,9 +121,9 @@ class WatchedServer(Server):
 
     # events
 
-    def _regroup(self, iteration: int) -> None:
+    def _rebalance(self, iteration: int) -> None:
         self._begin()
-        super()._regroup(iteration)
+        super()._rebalance(iteration)
         membership = self._coordinator.membership
         assert set(membership.live) == self.world.here()
         assert all(len(holders) >= membership.parts for holders in membership.holders)

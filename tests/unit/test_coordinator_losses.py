@@ -226,7 +226,7 @@ def test_nothing_survives_into_the_next_iteration_but_the_group(combined):
     assert it.phase == "idle"
     everybody = Membership(holders, 1)
     schedule = make_schedule("static", {})
-    it.regroup(everybody.without([]), schedule)
+    it.rebalance(everybody.without([]), schedule)
     it.begin(1)
     fresh = Coordinator(everybody.without([]), schedule, combined)
     fresh.begin(1)
@@ -240,8 +240,8 @@ def test_nothing_survives_into_the_next_iteration_but_the_group(combined):
 def test_who_is_there_may_only_change_between_two_iterations(combined):
     it = begun([[1]], combined=combined)
     with refused(it):
-        it.regroup(Membership([[1]], 1), FixedSchedule())
+        it.rebalance(Membership([[1]], 1), FixedSchedule())
     report(it, (1, 0))
     if combined:
         with refused(it):
-            it.regroup(Membership([[1]], 1), FixedSchedule())
+            it.rebalance(Membership([[1]], 1), FixedSchedule())

@@ -118,7 +118,7 @@ class Unruly(World):
         yield it, lambda: it.delivered(worker, now + 1, worker)
         if it.phase != "idle":
             yield it, lambda: it.begin(now + 1)
-            yield it, lambda: it.regroup(it.membership, self.server._rules)
+            yield it, lambda: it.rebalance(it.membership, self.server._rules)
         for role in self.nodes:
             if (worker, role) not in it._asked:
                 yield it, lambda role=role: it.delivered(worker, now, role)

@@ -55,7 +55,7 @@ def test_a_worker_that_is_lost_once_more_needs_no_more_buffers(server):
     server._lose(1, "not heard")
     server._failure_detector.heard(1, 50.0)
     assert server._failure_detector.welcome(50.0) == [1]
-    server._coordinator.regroup(server._everybody.without([]), server._rules)
+    server._coordinator.rebalance(server._everybody.without([]), server._rules)
     server._lose(1, "not heard")
     assert server._transport.posted == UNDER_WAY
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from psgc.config import Coding
 from psgc.plan import make_plan
 from psgc.server.membership import Membership
-from psgc.server.regroup import queues_for
+from psgc.server.rebalance import queues_for
 
 SCHEDULES = ["uncoded", "full", "random", "static", "skipping", "dynamic"]
 
