@@ -32,7 +32,7 @@ from psgc.server.malformed import (
     check_seconds,
 )
 from psgc.server.membership import Membership
-from psgc.server.observer import Fate, Gap, Observer
+from psgc.server.observer import Approximation, Fate, Observer
 from psgc.server.optimizer import Optimizer
 from psgc.server.orders import Next, Queue, Skip
 from psgc.server.outgoing import Outgoing
@@ -221,7 +221,7 @@ class Server:
             weighted = self._decoder.weighted(found)
         plain = self._decoder.gradient
         used = plain if weighted is None else weighted
-        self._observer.approximate(Gap(iteration, self.params, used, plain, incomplete))
+        self._observer.approximate(Approximation(iteration, self.params, used, plain, incomplete))
         return used
 
     def _rebalance(self, iteration: int) -> None:

@@ -39,7 +39,7 @@ class IterationRecord:
 
 
 @dataclass(frozen=True)
-class Gap:
+class Approximation:
     """What an approximate gradient lacks.
 
     params, used, plain: (dim,), where the gradient was asked for, the one that was used, and the sum of what was there
@@ -60,7 +60,7 @@ class Observer(Protocol):
 
     def iteration(self, row: IterationRecord) -> None: ...
 
-    def approximate(self, gap: "Gap") -> None: ...
+    def approximate(self, approximation: "Approximation") -> None: ...
 
     def stepped(self, done: int) -> None: ...
 

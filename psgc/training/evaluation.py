@@ -7,7 +7,7 @@ from psgc.data import ChunkSource
 from psgc.errors import one_line
 from psgc.problems import evaluate, quality
 from psgc.terminal import say
-from psgc.training.gaps import Gaps
+from psgc.training.gradient_error import GradientErrorEstimator
 from psgc.training.prepare import Run
 from psgc.workers.compute import gradient_of
 
@@ -24,8 +24,8 @@ class Evaluator:
         config = self._run.config
         return gradient_of(self._evaluate, self._chunks, chunk, params, iteration, config.seed, config.batch)[1]
 
-    def actual_errors(self, gaps: Gaps, seconds: float) -> dict[int, float]:
-        """How wrong approximate gradients were, by iteration (`Gaps.actual_errors`); seconds: what the run took."""
+    def actual_errors(self, gradient_error: GradientErrorEstimator, seconds: float) -> dict[int, float]:
+        """How wrong approximate gradients were, by iteration (`GradientErrorEstimator.actual_errors`); seconds: what the run took."""
         backend, dtype = self._run.backend, self._run.config.dtype
 
         def gradient(params: np.ndarray, iteration: int, chunk: int) -> np.ndarray:
@@ -33,7 +33,7 @@ class Evaluator:
             return backend.to_host(backend.asarray(found)).astype(dtype)
 
         try:
-            return gaps.actual_errors(gradient, self._run.plan.coding_matrix, seconds)
+            return gradient_error.actual_errors(gradient, self._run.plan.coding_matrix, seconds)
         except Exception as error:  # the user's code or damaged data; the run itself is done and well
             say(f"psgc: no actual errors: {one_line(error)}", error=True)
             return {}

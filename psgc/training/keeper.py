@@ -6,9 +6,9 @@ from collections.abc import Callable
 from psgc.reporting.progress import RunProgress
 from psgc.reporting.records import Recorder
 from psgc.server.checkpoint import Checkpoint, CheckpointWriter
-from psgc.server.observer import Gap, IterationRecord
+from psgc.server.observer import Approximation, IterationRecord
 from psgc.terminal import say
-from psgc.training.gaps import Gaps
+from psgc.training.gradient_error import GradientErrorEstimator
 
 
 class Keeper:
@@ -16,7 +16,7 @@ class Keeper:
 
     every: iterations between two checkpoints, 0 for none before the end; snapshot: the checkpoint of now, given how
     many iterations are done; done: how many are at the start; saved: whether there is a checkpoint of them already;
-    gaps: what the approximate gradients lack; debug: whether to show the tracebacks of gradients that failed.
+    gradient_error: what the approximate gradients lack; debug: whether to show the tracebacks of gradients that failed.
     """
 
     def __init__(
@@ -28,7 +28,7 @@ class Keeper:
         snapshot: Callable[[int], Checkpoint],
         done: int,
         saved: bool,
-        gaps: Gaps,
+        gradient_error: GradientErrorEstimator,
         debug: bool = False,
     ) -> None:
         self.chunk: Callable[[int, int, int, float, float, int], None] = recorder.chunk
@@ -37,7 +37,7 @@ class Keeper:
         self._writer = writer
         self._every = every
         self._snapshot = snapshot
-        self._gaps = gaps
+        self._gradient_error = gradient_error
         self._debug = debug
         self._shown: set[str] = set()  # tracebacks
         self._raised: set[int] = set()  # workers on which a gradient failed
@@ -55,8 +55,8 @@ class Keeper:
         while self._pending and self._pending[0].iteration <= row.iteration and not self._diverged:
             self._write(self._pending.pop(0))
 
-    def approximate(self, gap: Gap) -> None:
-        self._gaps.add(gap)
+    def approximate(self, approximation: Approximation) -> None:
+        self._gradient_error.add(approximation)
 
     def stepped(self, done: int) -> None:
         self.done = done

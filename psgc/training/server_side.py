@@ -35,7 +35,7 @@ from psgc.training import resume, same_inputs
 from psgc.training.claim import Claim
 from psgc.training.ending import Ending, interruption, launched
 from psgc.training.evaluation import Evaluator
-from psgc.training.gaps import Gaps
+from psgc.training.gradient_error import GradientErrorEstimator
 from psgc.training.inputs import PREPARING, make_injector, tags, tried_chunks
 from psgc.training.keeper import Keeper
 from psgc.training.prepare import Run, opening_lines, prepare
@@ -108,7 +108,7 @@ def _serve(
     progress = RunProgress(config.iterations, run.first)
     writer = CheckpointWriter(directory / "checkpoints", config.checkpoint.keep)
     data = resume.fingerprint(run.dataset)
-    gaps = Gaps(run.backend.to_host)
+    gradient_error = GradientErrorEstimator(run.backend.to_host)
     keeper = Keeper(
         recorder,
         progress,
@@ -117,7 +117,7 @@ def _serve(
         lambda done: _snapshot(server, run, data, done, time.monotonic() - began),
         run.first,
         run.checkpoint is not None,
-        gaps,
+        gradient_error,
         debug,
     )
     chunks = ChunkSource(run.dataset, plan.num_chunks, config.dtype, run.backend)
@@ -152,7 +152,7 @@ def _serve(
         _stop(server, ending, config.faults.collect_timeout if patient else STOP_TIMEOUT)
         if outcome.status == "done":
             evaluator = Evaluator(run)
-            recorder.complete(evaluator.actual_errors(gaps, seconds))
+            recorder.complete(evaluator.actual_errors(gradient_error, seconds))
             found = evaluator.quality(server.params)
             loss = found.get("test_loss", 0.0)  # the only one that there is of the parameters after the last step
             if not math.isfinite(loss):

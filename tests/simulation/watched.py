@@ -13,7 +13,7 @@ from psgc.server.coordinator import Coordinator
 from psgc.server.dynamic_schedule import DynamicSchedule
 from psgc.server.instructions import Adopt, Collect, Commit, Discard, Finish, Instruction, Reopen
 from psgc.server.loop import Server
-from psgc.server.observer import Fate, Gap, IterationRecord
+from psgc.server.observer import Approximation, Fate, IterationRecord
 from psgc.server.optimizer import Sgd
 from psgc.server.orders import Next, Queue, Skip
 from psgc.transport import Vector
@@ -322,10 +322,10 @@ class Observer:
             assert row.error_measure == lacking / (world.plan.parts * world.plan.num_chunks)
         world.used.clear()
 
-    def approximate(self, gap: Gap) -> None:
+    def approximate(self, approximation: Approximation) -> None:
         self.world.counts["approximate"] += 1
-        assert gap.incomplete
-        assert gap.used is gap.plain
+        assert approximation.incomplete
+        assert approximation.used is approximation.plain
 
     def stepped(self, done: int) -> None:
         assert done == self.world.iteration + 1

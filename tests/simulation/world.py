@@ -23,7 +23,7 @@ from psgc.errors import RunFailed, TooFewWorkers
 from psgc.server import clock as server_clock
 from psgc.server import loop as server_loop
 from psgc.server import verifying_loop
-from psgc.training.gaps import unseen
+from psgc.training.gradient_error import unseen
 from psgc.transport import Control, Died, Text
 from psgc.workers import desk as worker_desk
 from psgc.workers import loop as worker_loop

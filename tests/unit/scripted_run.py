@@ -32,12 +32,12 @@ class Run:
         combined=False, verification=None,
     ):  # fmt: skip
         self.transport, self.clock = Transport(workers + 1), Clock()
-        self.rows, self.gaps, self.lost, self.returned, self.fates, self.stuck = [], [], {}, [], {}, []
+        self.rows, self.gradient_error, self.lost, self.returned, self.fates, self.stuck = [], [], {}, [], {}, []
         for module in (loop, clock, verifying_loop):
             monkeypatch.setattr(module, "time", self.clock)
         observer = SimpleNamespace(
             iteration=self.rows.append,
-            approximate=self.gaps.append,
+            approximate=self.gradient_error.append,
             stepped=lambda done: None,
             lost=lambda worker, host, iteration, reason: self.lost.update({worker: (iteration, reason)}),
             returned=lambda worker, iteration: self.returned.append((worker, iteration)),

@@ -25,8 +25,10 @@ def kept(every, done=0, saved=False, no_room=False):
         no_room=no_room,
         write=lambda checkpoint: heard.append(("checkpoint", checkpoint.iteration)),
     )
-    gaps = SimpleNamespace(add=None)
-    keeper = Keeper(recorder, progress, writer, every, lambda n: SimpleNamespace(iteration=n), done, saved, gaps)
+    gradient_error = SimpleNamespace(add=None)
+    keeper = Keeper(
+        recorder, progress, writer, every, lambda n: SimpleNamespace(iteration=n), done, saved, gradient_error
+    )
     return keeper, heard, said
 
 

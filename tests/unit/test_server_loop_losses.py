@@ -45,9 +45,9 @@ def test_an_unbiased_gradient_is_weighed_by_the_queues_of_its_iteration(make_run
     ordering = positions(queues, run.plan.num_chunks, whole=schedule == "full")
     rng = np.random.default_rng((SEED, 1))
     weights = coding.unbiased_weights(ordering, list(num_done.values()), 1, rng)
-    (gap,) = run.gaps
+    (approximation,) = run.gradient_error
     assert np.isnan(weights).any()
-    assert gap.used == pytest.approx(np.nansum(weights * 2.0 ** np.arange(run.plan.num_chunks)))
+    assert approximation.used == pytest.approx(np.nansum(weights * 2.0 ** np.arange(run.plan.num_chunks)))
 
 
 # the deadline

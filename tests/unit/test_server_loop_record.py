@@ -49,8 +49,8 @@ def test_an_iteration_that_lacks_something_says_how_much(make_run, schedule):
     (row,) = run.rows
     assert (row.recovered, row.missing, row.error_measure) == (6, 2, 0.25)
     assert row.loss == pytest.approx((1 + 2 + 3 + 4 + 5 + 6) * 8 / 6)
-    (gap,) = run.gaps
-    assert gap.used == pytest.approx([6.0, 12.0])
+    (approximation,) = run.gradient_error
+    assert approximation.used == pytest.approx([6.0, 12.0])
 
 
 def test_a_chunk_with_some_of_its_copies_is_missing_as_a_chunk_and_counts_by_its_copies(make_run):

@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 
 from psgc.coding import encoding_coefficients
-from psgc.server.observer import Gap
+from psgc.server.observer import Approximation
 
 MEMORY = 64 << 20  # bytes of parameters and gradients that are kept
 AT_LEAST = 2.0  # seconds that finding out may take
 SHARE = 0.1  # of the run's time, that it may take besides
 
 
-class Gaps:
+class GradientErrorEstimator:
     """Keeps what `gradient`, the sum over the chunks, lacked in some iterations, as many as there is memory for.
 
     to_host: from the backend's arrays to NumPy's, which are kept: the server's change.
@@ -22,17 +22,19 @@ class Gaps:
 
     def __init__(self, to_host: Callable[[Any], np.ndarray]) -> None:
         self._to_host = to_host
-        self._kept: list[Gap] = []
+        self._kept: list[Approximation] = []
         self._stride, self._seen = 1, 0
 
-    def add(self, gap: Gap) -> None:
+    def add(self, approximation: Approximation) -> None:
         """Keep it, or not: when there is no room for all, every second, every fourth, ... are kept."""
         self._seen += 1
         if (self._seen - 1) % self._stride:
             return
-        params, used = (np.array(self._to_host(vector)) for vector in (gap.params, gap.used))
-        plain = used if gap.plain is gap.used else np.array(self._to_host(gap.plain))  # the workers wait meanwhile
-        self._kept.append(Gap(gap.iteration, params, used, plain, gap.incomplete))
+        params, used = (np.array(self._to_host(vector)) for vector in (approximation.params, approximation.used))
+        plain = (
+            used if approximation.plain is approximation.used else np.array(self._to_host(approximation.plain))
+        )  # the workers wait meanwhile
+        self._kept.append(Approximation(approximation.iteration, params, used, plain, approximation.incomplete))
         if len(self._kept) > 1 and 3 * params.nbytes * len(self._kept) > MEMORY:
             self._kept = self._kept[::2]
             self._stride *= 2
@@ -47,14 +49,18 @@ class Gaps:
         end = time.monotonic() + max(AT_LEAST, SHARE * seconds)
         errors: dict[int, float] = {}
         for place in np.random.default_rng(0).permutation(len(self._kept)):
-            gap = self._kept[place]
-            lacking = np.zeros_like(gap.used)
-            for chunk, contributors in gap.incomplete.items():
+            approximation = self._kept[place]
+            lacking = np.zeros_like(approximation.used)
+            for chunk, contributors in approximation.incomplete.items():
                 if time.monotonic() > end:
                     return errors
-                lacking += unseen(gradient(gap.params, gap.iteration, chunk), coding_matrix, contributors)
-            exact = gap.plain + lacking
-            errors[gap.iteration] = float(np.linalg.norm(gap.used - exact)) / max(float(np.linalg.norm(exact)), 1e-300)
+                lacking += unseen(
+                    gradient(approximation.params, approximation.iteration, chunk), coding_matrix, contributors
+                )
+            exact = approximation.plain + lacking
+            errors[approximation.iteration] = float(np.linalg.norm(approximation.used - exact)) / max(
+                float(np.linalg.norm(exact)), 1e-300
+            )
         return errors
 
 
