@@ -135,7 +135,7 @@ class Transport:
         self._dead: dict[int, None] = {}  # in the order in which their deaths were noticed
         self._told: set[int] = set()  # the dead that `poll` has given out
         self._forgotten: set[int] = set()
-        self._graves: list[
+        self._orphaned: list[
             tuple[MPI.Request, Array]
         ] = []  # transfers that were cut off: MPI may still touch the memory
         world.Set_errhandler(MPI.ERRORS_RETURN)
@@ -181,11 +181,11 @@ class Transport:
         def begin() -> MPI.Request:
             comm, request = self._world.Idup()
             made.append(comm)
-            self._graves.append((request, None))  # in case that we leave before it is complete
+            self._orphaned.append((request, None))  # in case that we leave before it is complete
             return request
 
         self._rendezvous.complete(begin, "starting")
-        self._graves.pop()
+        self._orphaned.pop()
         made[0].Set_errhandler(MPI.ERRORS_RETURN)
         return made[0]
 
@@ -446,7 +446,7 @@ class Transport:
         self._control.Ack_failed(len(failed))
         self._dead |= dict.fromkeys(failed)
         pairs = list(zip(self._sends, self._sent, strict=True))
-        self._graves += [(request, sent.buffer) for request, sent in pairs if sent.dest in self._dead]
+        self._orphaned += [(request, sent.buffer) for request, sent in pairs if sent.dest in self._dead]
         pairs = [(request, sent) for request, sent in pairs if sent.dest not in self._dead]
         self._sends, self._sent = [request for request, _ in pairs], [sent for _, sent in pairs]
 
@@ -477,7 +477,7 @@ class Transport:
                 if self._test(request, status := MPI.Status()):
                     arrived.append((buffer, status))
                 elif source in self._dead:
-                    self._graves.append((request, buffer))
+                    self._orphaned.append((request, buffer))
                     self._posted[index] = MPI.REQUEST_NULL
                     cut_off.append(buffer)
         for buffer in cut_off:
