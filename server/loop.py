@@ -20,6 +20,7 @@ from psgc.server.decoder import Decoder
 from psgc.server.dynamic_schedule import DynamicSchedule
 from psgc.server.ending import end_workers
 from psgc.server.failure_detector import FailureDetector
+from psgc.server.horvitz_thompson import weights
 from psgc.server.instructions import Adopt, Collect, Commit, Discard, Finish, Instruction, Reopen
 from psgc.server.iteration_log import IterationLog
 from psgc.server.malformed import (
@@ -41,7 +42,6 @@ from psgc.server.recovery import EXACT, Deadline, Recovery
 from psgc.server.scheduler import make_schedule
 from psgc.server.stuck import Stuck
 from psgc.server.trial import Trial
-from psgc.server.weighing import weights
 from psgc.transport import LARGE, TEXT_LIMIT, Control, Died, Text, Transport, Vector
 
 POOL_BYTES = 64 << 20  # memory for receives, at least two vectors and at most one per worker

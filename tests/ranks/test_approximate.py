@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from psgc.data import write_dense
-from psgc.server.weighing import weights
+from psgc.server.horvitz_thompson import weights
 from tests.ranks.mpirun import mpirun, run
 
 ITERATIONS = 30

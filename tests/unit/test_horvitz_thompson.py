@@ -5,7 +5,7 @@ import pytest
 from scipy.sparse import csr_array
 
 from psgc import coding
-from psgc.server.weighing import weights
+from psgc.server.horvitz_thompson import weights
 
 QUEUES = {1: [0, 1, 2], 2: [1, 2, 0], 4: [2, 0, 3]}  # worker 3 is lost
 
