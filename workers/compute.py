@@ -1,4 +1,4 @@
-"""The compute thread of a worker: takes chunks from the desk, computes their gradients, brings the results back."""
+"""The compute thread of a worker: takes chunks from the mailbox, computes their gradients, brings the results back."""
 
 import threading
 import time
@@ -15,9 +15,9 @@ from psgc.coding.sketch import sketch
 from psgc.data import ChunkSource
 from psgc.errors import ModelError, UserError, one_line
 from psgc.user_code import raised_at
-from psgc.workers.desk import Desk, Result, Work
 from psgc.workers.emulation import Emulation
 from psgc.workers.injection import Injector
+from psgc.workers.mailbox import Mailbox, Result, Work
 from psgc.workers.ownership import call
 
 LATE = 1e-3  # seconds at most by which an emulated chunk is shorter because the one before was too long
@@ -53,7 +53,7 @@ NO_TRIAL = Trial(-1, None, frozenset())
 
 
 class ComputeThread(threading.Thread):
-    """Runs until the desk stops. Everything random in a chunk is drawn from (seed, iteration, chunk).
+    """Runs until the mailbox stops. Everything random in a chunk is drawn from (seed, iteration, chunk).
 
     evaluate: loss and gradient (dim,) of a chunk; batch: rows sampled per chunk, None for all of them; trial: chunks
     that other workers do as well, whose gradients are compared.
@@ -61,7 +61,7 @@ class ComputeThread(threading.Thread):
 
     def __init__(
         self,
-        desk: Desk,
+        mailbox: Mailbox,
         evaluate: Evaluate,
         chunks: ChunkSource,
         backend: Backend,
@@ -74,7 +74,7 @@ class ComputeThread(threading.Thread):
         trial: Trial = NO_TRIAL,
     ) -> None:
         super().__init__(name="psgc-compute", daemon=True)  # a gradient that never returns must not keep the rank alive
-        self._desk = desk
+        self._mailbox = mailbox
         self._evaluate = evaluate
         self._chunks = chunks
         self._backend = backend
@@ -90,19 +90,19 @@ class ComputeThread(threading.Thread):
 
     def run(self) -> None:
         self._backend.use_in_thread()
-        while (work := self._desk.take()) is not None:
+        while (work := self._mailbox.take()) is not None:
             try:
                 self._do(work)
                 if work.iteration == self._trial.iteration and not self._tried:
                     self._tried = True
                     self._try(work)
             except ModelError as error:
-                self._desk.broken(work, str(error))
+                self._mailbox.broken(work, str(error))
                 return
             except BaseException as error:  # even sys.exit() in a model: without this thread the run would hang
                 known = isinstance(error, _BadGradient | UserError)  # the latter: damaged data
                 told = str(error) if known else f"{one_line(error)}{raised_at(error)}\n{traceback.format_exc()}"
-                self._desk.failed(work, told)
+                self._mailbox.failed(work, told)
 
     def _do(self, work: Work) -> None:
         start = time.monotonic()
@@ -111,28 +111,28 @@ class ComputeThread(threading.Thread):
         computed = time.monotonic() - start
         extra = self._emulation.extra(work.iteration, computed)
         if extra > 0:
-            self._desk.wait_stale(work, extra - self._late)
+            self._mailbox.wait_stale(work, extra - self._late)
             late = time.monotonic() - start - computed - (extra - self._late)
             self._late = min(max(late, 0.0), LATE)
         seconds = time.monotonic() - start
         self._injector.at("before_report", work.iteration)
         if work.iteration == self._trial.iteration and work.chunk in self._trial.chunks:
-            self._desk.tried(work.iteration, work.chunk, sketch(gradient, self._backend.xp))
-        self._desk.finished(work, Result(gradient, loss, start - work.begun, seconds, lasting))
+            self._mailbox.tried(work.iteration, work.chunk, sketch(gradient, self._backend.xp))
+        self._mailbox.finished(work, Result(gradient, loss, start - work.begun, seconds, lasting))
 
     def _try(self, work: Work) -> None:
         """Do the chunk of the trial, at the parameters of `work`."""
         assert self._trial.own is not None
         start = time.monotonic()
-        self._desk.trying(self._trial.own)
+        self._mailbox.trying(self._trial.own)
         try:
             found = sketch(self._gradient(work.iteration, self._trial.own, work.params)[1], self._backend.xp)
         except ModelError:
             raise
         except BaseException:  # the worker whose chunk it is tells what is wrong with it
             found = NO_SKETCH
-        self._desk.wait_stale(work, self._emulation.extra(work.iteration, time.monotonic() - start))
-        self._desk.tried(work.iteration, self._trial.own, found)
+        self._mailbox.wait_stale(work, self._emulation.extra(work.iteration, time.monotonic() - start))
+        self._mailbox.tried(work.iteration, self._trial.own, found)
 
     def _gradient(self, iteration: int, chunk: int, params: Array) -> tuple[float, Array, bool]:
         """Loss, gradient, and whether nobody will write to the gradient any more."""

@@ -1,4 +1,4 @@
-"""The communication loop of a worker: MPI on one side, the desk on the other.
+"""The communication loop of a worker: MPI on one side, the mailbox on the other.
 
 It never computes a gradient itself, so a worker that is deep inside a chunk still answers the server at once.
 """
@@ -15,9 +15,9 @@ from psgc.messages import STANDINGS, TAIL, UNDER_WAY, UNHEARD, Kind, Records, en
 from psgc.transport import Control, Died, Transport, Vector
 from psgc.user_code import current_line
 from psgc.workers.compute import ComputeThread
-from psgc.workers.desk import CodedGradient, Desk, Failure
 from psgc.workers.encoder import Encoder
 from psgc.workers.injection import Injector
+from psgc.workers.mailbox import CodedGradient, Failure, Mailbox
 
 SERVER = 0
 LAST_WORD = 30.0  # seconds in which the server says how to leave, after goodbye
@@ -25,7 +25,7 @@ SWITCH_INTERVAL = 5e-4  # seconds; at Python's 5 ms a gradient in pure Python st
 
 
 class WorkerLoop:
-    """Carries messages between the server and the desk until the server says stop.
+    """Carries messages between the server and the mailbox until the server says stop.
 
     dim: entries of the parameters; silence: seconds without a message after which the server is told that all is well;
     long: seconds in one chunk after which the server is told where it is, then after twice as long, and so on;
@@ -36,7 +36,7 @@ class WorkerLoop:
     def __init__(
         self,
         transport: Transport,
-        desk: Desk,
+        mailbox: Mailbox,
         encoder: Encoder,
         compute: ComputeThread,
         backend: Backend,
@@ -49,7 +49,7 @@ class WorkerLoop:
         long: float = inf,
     ) -> None:
         self._transport = transport
-        self._desk = desk
+        self._mailbox = mailbox
         self._encoder = encoder
         self._compute = compute
         self._backend = backend
@@ -82,8 +82,8 @@ class WorkerLoop:
             self._send_vectors()
             if self._reported == self._iteration and not (self._vectors or self._transport.sending()):
                 self._injector.at("after_report", self._iteration)
-            self._transport.wait(self._desk.wakeup, idle=self._desk.idle)
-        self._desk.stop()
+            self._transport.wait(self._mailbox.wakeup, idle=self._mailbox.idle)
+        self._mailbox.stop()
         self._poll_until(lambda: not self._transport.sending(), LAST_WORD)  # the server takes what comes until goodbye
         self._transport.send(SERVER, [record(Kind.GOODBYE)])
         # without fault tolerance whoever leaves before the server has saved everything takes the server with it
@@ -121,7 +121,7 @@ class WorkerLoop:
             params.setflags(write=False)  # a model that steps in place would break exactness silently
         self._encoder.begin(self._in_use)
         self._injector.at("begin", self._iteration)
-        self._desk.begin(self._iteration, params)
+        self._mailbox.begin(self._iteration, params)
         self._post_params()
 
     def _handle(self, entry: Any) -> None:
@@ -130,29 +130,29 @@ class WorkerLoop:
             case Kind.COMMIT:
                 self._list.append(int(entry["worker"]))
                 if entry["last"]:
-                    self._desk.commit(iteration, chunk, self._take_list(), int(entry["role"]))
+                    self._mailbox.commit(iteration, chunk, self._take_list(), int(entry["role"]))
                     self._injector.at("after_commit", iteration)
             case Kind.QUEUE:
                 self._list.append(chunk)
                 if entry["last"]:
-                    self._desk.queue(iteration, self._take_list())
+                    self._mailbox.queue(iteration, self._take_list())
             case Kind.STANDING:
                 self._list.append(chunk)
                 if entry["last"]:
                     self._standings += 1
-                    self._desk.standing(iteration, self._take_list())
+                    self._mailbox.standing(iteration, self._take_list())
             case Kind.DISCARD:
-                self._desk.discard(iteration, chunk)
+                self._mailbox.discard(iteration, chunk)
             case Kind.SKIP:
-                self._desk.skip(iteration, chunk)
+                self._mailbox.skip(iteration, chunk)
             case Kind.ADOPT:
-                self._desk.adopt(iteration, chunk, int(entry["role"]))
+                self._mailbox.adopt(iteration, chunk, int(entry["role"]))
             case Kind.REOPEN:
-                self._desk.reopen(iteration, chunk, int(entry["again"]))
+                self._mailbox.reopen(iteration, chunk, int(entry["again"]))
             case Kind.NEXT:
-                self._desk.next(iteration, chunk)
+                self._mailbox.next(iteration, chunk)
             case Kind.COLLECT:
-                if self._desk.collect(iteration, role := int(entry["role"])):
+                if self._mailbox.collect(iteration, role := int(entry["role"])):
                     accumulator = self._backend.to_message(self._encoder.deliver(role))
                     self._vectors.append((iteration, self._first_role + role, accumulator))
             case Kind.STOP:
@@ -168,7 +168,7 @@ class WorkerLoop:
 
     def _send_outbox(self) -> None:
         records: list[Records] = []
-        for message in self._desk.outgoing():
+        for message in self._mailbox.outgoing():
             match message:
                 case CodedGradient(iteration, chunk, vector):
                     self._injector.flip(vector[: -TAIL - self._stamp], iteration)
@@ -185,7 +185,7 @@ class WorkerLoop:
                         self._reported = int(message["iteration"][0])
         now = time.monotonic()
         if not records and (now - self._last_sent > self._silence or self._unanswered >= UNHEARD // 2):
-            chunk, seconds = self._desk.running()
+            chunk, seconds = self._mailbox.running()
             kind = Kind.ALIVE
             if seconds > self._long:
                 self._long = 2 * seconds

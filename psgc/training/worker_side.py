@@ -20,11 +20,11 @@ from psgc.training.inputs import (
 )
 from psgc.transport import Transport
 from psgc.workers.compute import ComputeThread, Trial
-from psgc.workers.desk import Desk
 from psgc.workers.emulation import Emulation
 from psgc.workers.encoder import Encoder
 from psgc.workers.input_guard import InputGuard
 from psgc.workers.loop import WorkerLoop
+from psgc.workers.mailbox import Mailbox
 from psgc.workers.state import WorkerState
 
 
@@ -72,12 +72,12 @@ def make_worker(
     every = config.verify.every if config.verify else 0
     state = WorkerState(transport.rank, plan.queues[transport.rank], plan.num_chunks, combined, every)
     injector = make_injector(config, transport.rank)
-    desk = Desk(state, encoder)
+    mailbox = Mailbox(state, encoder)
     slow = config.stragglers
     tried = tried_chunks(config, plan)
     times = emulated_seconds(config, plan.num_workers)
     compute = ComputeThread(
-        desk,
+        mailbox,
         InputGuard(evaluate(problem), backend),
         chunks,
         backend,
@@ -92,7 +92,7 @@ def make_worker(
     silence = min(1.0, config.faults.collect_timeout / 4)
     return WorkerLoop(
         transport,
-        desk,
+        mailbox,
         encoder,
         compute,
         backend,

@@ -1,4 +1,4 @@
-"""One worker of a simulated world: the production loop, desk, encoder and state, and notes of what it was told.
+"""One worker of a simulated world: the production loop, mailbox, encoder and state, and notes of what it was told.
 
 There are no threads: `take` and `finish` stand for the compute thread, `spin` for a turn of the communication loop.
 What must hold is asserted where it happens.
@@ -12,10 +12,10 @@ import numpy as np
 from psgc.backend import Backend
 from psgc.messages import Kind
 from psgc.plan import Plan
-from psgc.workers.desk import Desk, Result, Work
 from psgc.workers.encoder import Encoder
 from psgc.workers.injection import Injector
 from psgc.workers.loop import WorkerLoop
+from psgc.workers.mailbox import Mailbox, Result, Work
 from psgc.workers.state import WorkerState
 from tests.simulation.network import Clock, WorkerEnd
 
@@ -51,10 +51,10 @@ class Node(WorkerLoop):
         self.end = WorkerEnd(clock)
         self.state = ImpatientState(rank, plan.queues[rank], plan.num_chunks, combined, every)
         self.encoder = Encoder(Backend(), plan.coding_matrix, dim, "float64")
-        self.desk = Desk(self.state, self.encoder)
+        self.mailbox = Mailbox(self.state, self.encoder)
         super().__init__(
             self.end,
-            self.desk,
+            self.mailbox,
             self.encoder,
             None,
             Backend(),
@@ -147,7 +147,7 @@ class Node(WorkerLoop):
 
     def take(self) -> None:
         try:
-            self.work = self.desk.take()
+            self.work = self.mailbox.take()
         except NothingToDo:
             self.waiting = True
             return
@@ -174,10 +174,10 @@ class Node(WorkerLoop):
         self.gradients.append(weakref.ref(gradient))
         self.done += 1
         unwanted = work.iteration < self.state.iteration or (work.iteration, work.chunk) in self.unneeded
-        before = len(self.desk._outbox)
-        self.desk.finished(work, Result(gradient, 1.0, 0.0, seconds))
-        assert len(self.desk._outbox) == before + 1
-        message = self.desk._outbox[-1]
+        before = len(self.mailbox._outbox)
+        self.mailbox.finished(work, Result(gradient, 1.0, 0.0, seconds))
+        assert len(self.mailbox._outbox) == before + 1
+        message = self.mailbox._outbox[-1]
         kind = Kind(message["kind"][0]) if isinstance(message, np.ndarray) else Kind.REPORT
         assert isinstance(message, np.ndarray) or self.state.travels(work.iteration, work.chunk)
         assert kind == (Kind.ABANDONED if unwanted else Kind.REPORT)
@@ -188,4 +188,4 @@ class Node(WorkerLoop):
         """The chunk's gradient raises."""
         work, self.work = self.work, None
         assert work is not None
-        self.desk.failed(work, "it raises")
+        self.mailbox.failed(work, "it raises")

@@ -25,8 +25,8 @@ from psgc.server import loop as server_loop
 from psgc.server import verifying_loop
 from psgc.training.gradient_error import unseen
 from psgc.transport import Control, Died, Text
-from psgc.workers import desk as worker_desk
 from psgc.workers import loop as worker_loop
+from psgc.workers import mailbox as worker_mailbox
 from tests.simulation.case import Case, Nap
 from tests.simulation.network import Clock, ServerEnd
 from tests.simulation.node import Node
@@ -85,7 +85,7 @@ class World:
     def run(self) -> None:
         """All iterations, or until too few workers are left."""
         with ExitStack() as stack:
-            for module in (server_clock, server_loop, verifying_loop, worker_loop, worker_desk):
+            for module in (server_clock, server_loop, verifying_loop, worker_loop, worker_mailbox):
                 stack.enter_context(mock.patch.object(module, "time", self.clock))
             stack.enter_context(mock.patch.object(server_loop, "make_schedule", make))
             stack.enter_context(mock.patch.object(server_loop, "Coordinator", WatchedCoordinator))

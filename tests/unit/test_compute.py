@@ -14,10 +14,10 @@ from psgc.errors import ModelError
 from psgc.messages import Kind
 from psgc.workers import compute
 from psgc.workers.compute import NO_TRIAL, ComputeThread, Trial
-from psgc.workers.desk import Desk, Failure, Work
 from psgc.workers.emulation import Emulation
 from psgc.workers.encoder import Encoder
 from psgc.workers.injection import Fault, Injector
+from psgc.workers.mailbox import Failure, Mailbox, Work
 from psgc.workers.state import WorkerState
 
 DIM, CHUNKS = 3, 4
@@ -80,37 +80,39 @@ def mean_row(params, chunk, rng):
 
 
 def thread_for(
-    desk, evaluate, rank=1, seed=0, batch=None, dtype="float64", emulation=None, backend=None, dim=DIM, faults=(),
+    mailbox, evaluate, rank=1, seed=0, batch=None, dtype="float64", emulation=None, backend=None, dim=DIM, faults=(),
     dataset=DATASET, trial=NO_TRIAL,
 ):  # fmt: skip
     backend = backend or Backend()
     chunks = ChunkSource(dataset, CHUNKS, dtype, backend)
     emulation = emulation or Emulation("none", rank, seed)
-    return ComputeThread(desk, evaluate, chunks, backend, dim, dtype, emulation, Injector(faults), seed, batch, trial)
+    return ComputeThread(
+        mailbox, evaluate, chunks, backend, dim, dtype, emulation, Injector(faults), seed, batch, trial
+    )
 
 
 @pytest.fixture
 def run(clock):
-    """Computes (iteration, chunk) pairs in this thread, and gives back the desk."""
+    """Computes (iteration, chunk) pairs in this thread, and gives back the mailbox."""
 
     def compute_all(evaluate, pairs=((0, 2),), params=PARAMS, **arguments):
-        desk = FakeDesk([Work(iteration, chunk, params, clock.now - 7.0) for iteration, chunk in pairs], clock)
-        thread_for(desk, evaluate, **arguments).run()
-        return desk
+        mailbox = FakeDesk([Work(iteration, chunk, params, clock.now - 7.0) for iteration, chunk in pairs], clock)
+        thread_for(mailbox, evaluate, **arguments).run()
+        return mailbox
 
     return compute_all
 
 
 def test_gradient_and_loss_of_every_chunk_come_back(run):
-    desk = run(mean_row, [(0, 2), (0, 0), (1, 2)])
-    assert list(desk.results) == [(0, 2), (0, 0), (1, 2)]
-    assert {key: result.gradient.tolist() for key, result in desk.results.items()} == {
+    mailbox = run(mean_row, [(0, 2), (0, 0), (1, 2)])
+    assert list(mailbox.results) == [(0, 2), (0, 0), (1, 2)]
+    assert {key: result.gradient.tolist() for key, result in mailbox.results.items()} == {
         (0, 2): [24.5] * 3,
         (0, 0): [4.5] * 3,
         (1, 2): [24.5] * 3,
     }
-    assert desk.results[0, 2].loss == 245.0
-    assert (desk.failures, desk.waits) == ({}, [])
+    assert mailbox.results[0, 2].loss == 245.0
+    assert (mailbox.failures, mailbox.waits) == ({}, [])
 
 
 def test_the_model_gets_the_parameters_of_the_work(run):
@@ -127,8 +129,8 @@ def batch_and_draw(params, chunk, rng):
     return rng.random(), np.array([chunk.y.sum(), (chunk.y**2).sum(), chunk.weight])
 
 
-def found(desk):
-    return {key: (*result.gradient.tolist(), result.loss) for key, result in desk.results.items()}
+def found(mailbox):
+    return {key: (*result.gradient.tolist(), result.loss) for key, result in mailbox.results.items()}
 
 
 @pytest.mark.parametrize("batch", [None, 4])
@@ -219,18 +221,18 @@ def test_a_model_that_uses_its_memory_again_is_exact_with_combined(view):
 
     encoder = Encoder(Backend(), np.ones((1, 1)), DIM, "float64")
     encoder.begin(lambda _: False)
-    desk = Desk(WorkerState(1, [0, 1, 2], CHUNKS, combined=True), encoder)
-    desk.begin(0, PARAMS)
-    thread = thread_for(desk, evaluate)
+    mailbox = Mailbox(WorkerState(1, [0, 1, 2], CHUNKS, combined=True), encoder)
+    mailbox.begin(0, PARAMS)
+    thread = thread_for(mailbox, evaluate)
     thread.start()
     reported = 0
     while reported < 3:
-        assert desk.wakeup.wait(20)
-        desk.wakeup.clear()
-        reported += len(desk.outgoing())
+        assert mailbox.wakeup.wait(20)
+        mailbox.wakeup.clear()
+        reported += len(mailbox.outgoing())
     for chunk in range(3):
-        desk.commit(0, chunk, [1], 1)
-    desk.stop()
+        mailbox.commit(0, chunk, [1], 1)
+    mailbox.stop()
     assert encoder.deliver(1)[:DIM].tolist() == [111.0] * DIM
 
 
@@ -241,9 +243,9 @@ def test_a_model_that_breaks_a_rule_ends_the_work_and_is_told_as_such(run):
     def evaluate(params, chunk, rng):
         raise ModelError("the gradient writes to chunk.X")
 
-    desk = run(evaluate, [(0, 2), (0, 0)])
-    assert desk.broken_rules == [(0, 2, "the gradient writes to chunk.X")]
-    assert (desk.results, desk.failures, len(desk.works)) == ({}, {}, 1)
+    mailbox = run(evaluate, [(0, 2), (0, 0)])
+    assert mailbox.broken_rules == [(0, 2, "the gradient writes to chunk.X")]
+    assert (mailbox.results, mailbox.failures, len(mailbox.works)) == ({}, {}, 1)
 
 
 def test_the_trial_is_one_chunk_more_after_the_first_and_the_sketches_of_shared_chunks(run):
@@ -254,24 +256,24 @@ def test_the_trial_is_one_chunk_more_after_the_first_and_the_sketches_of_shared_
         return mean_row(params, chunk, rng)
 
     trial = Trial(5, 3, frozenset({1, 3}))
-    desk = run(evaluate, [(4, 0), (5, 1), (5, 2), (6, 1)], trial=trial)
+    mailbox = run(evaluate, [(4, 0), (5, 1), (5, 2), (6, 1)], trial=trial)
     assert seen == [0, 1, 3, 2, 1]
-    assert list(desk.results) == [(4, 0), (5, 1), (5, 2), (6, 1)]
-    assert desk.sketches == [
+    assert list(mailbox.results) == [(4, 0), (5, 1), (5, 2), (6, 1)]
+    assert mailbox.sketches == [
         (5, 1, sketch(np.full(DIM, ROWS[10:20].mean()))),
         (5, 3, sketch(np.full(DIM, ROWS[30:].mean()))),
     ]
-    assert desk.tries == [3]
+    assert mailbox.tries == [3]
 
 
 def test_a_trial_that_fails_is_told_and_costs_the_worker_nothing(run):
     def evaluate(params, chunk, rng):
         return divide() if chunk.index == 3 else mean_row(params, chunk, rng)
 
-    desk = run(evaluate, [(0, 1), (0, 2)], trial=Trial(0, 3, frozenset({3})))
-    assert list(desk.results) == [(0, 1), (0, 2)]
-    assert (desk.failures, desk.broken_rules) == ({}, [])
-    ((iteration, chunk, found),) = desk.sketches
+    mailbox = run(evaluate, [(0, 1), (0, 2)], trial=Trial(0, 3, frozenset({3})))
+    assert list(mailbox.results) == [(0, 1), (0, 2)]
+    assert (mailbox.failures, mailbox.broken_rules) == ({}, [])
+    ((iteration, chunk, found),) = mailbox.sketches
     assert (iteration, chunk, *map(str, found)) == (0, 3, "nan", "nan", "nan")
 
 
@@ -281,9 +283,9 @@ def test_a_rule_broken_in_the_trial_is_told_as_well(run):
             raise ModelError("the gradient writes to params")
         return mean_row(params, chunk, rng)
 
-    desk = run(evaluate, [(0, 1), (0, 2)], trial=Trial(0, 3, frozenset({3})))
-    assert desk.broken_rules == [(0, 1, "the gradient writes to params")]
-    assert list(desk.results) == [(0, 1)]
+    mailbox = run(evaluate, [(0, 1), (0, 2)], trial=Trial(0, 3, frozenset({3})))
+    assert mailbox.broken_rules == [(0, 1, "the gradient writes to params")]
+    assert list(mailbox.results) == [(0, 1)]
 
 
 def test_an_emulated_straggler_is_slow_in_the_trial_as_well(run):
@@ -296,25 +298,25 @@ def test_an_emulated_straggler_is_slow_in_the_trial_as_well(run):
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_nan_and_infinity_are_failures(run, bad, dtype):
-    desk = run(lambda *_: (0.0, np.array([1.0, bad, 2.0])), dtype=dtype)
-    assert desk.failures == {(0, 2): "the gradient has entries that are NaN or infinite"}
-    assert desk.results == {}
+    mailbox = run(lambda *_: (0.0, np.array([1.0, bad, 2.0])), dtype=dtype)
+    assert mailbox.failures == {(0, 2): "the gradient has entries that are NaN or infinite"}
+    assert mailbox.results == {}
 
 
 def test_opposite_infinities_do_not_cancel(run):
-    desk = run(lambda *_: (0.0, np.array([np.inf, -np.inf, 0.0])))
-    assert desk.failures == {(0, 2): "the gradient has entries that are NaN or infinite"}
+    mailbox = run(lambda *_: (0.0, np.array([np.inf, -np.inf, 0.0])))
+    assert mailbox.failures == {(0, 2): "the gradient has entries that are NaN or infinite"}
 
 
 def test_finite_entries_whose_sum_overflows_are_fine(run):
-    desk = run(lambda *_: (0.0, np.full(DIM, 3e38, np.float32)), dtype="float32")
-    assert desk.failures == {}
-    assert desk.results[0, 2].gradient.tolist() == np.full(DIM, 3e38, np.float32).tolist()
+    mailbox = run(lambda *_: (0.0, np.full(DIM, 3e38, np.float32)), dtype="float32")
+    assert mailbox.failures == {}
+    assert mailbox.results[0, 2].gradient.tolist() == np.full(DIM, 3e38, np.float32).tolist()
 
 
 def test_what_overflows_in_the_cast_is_a_failure_and_no_warning(run):
-    desk = run(lambda *_: (0.0, np.full(DIM, 1e300)), dtype="float32")
-    assert desk.failures == {(0, 2): "the gradient has entries that are NaN or infinite"}
+    mailbox = run(lambda *_: (0.0, np.full(DIM, 1e300)), dtype="float32")
+    assert mailbox.failures == {(0, 2): "the gradient has entries that are NaN or infinite"}
 
 
 @pytest.mark.parametrize(
@@ -363,13 +365,13 @@ MISTAKES = {
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_of_the_model_is_told_with_its_traceback_and_the_next_chunk_computed(run, mistake):
     evaluate, first_line = MISTAKES[mistake]
-    desk = run(lambda params, chunk, rng: (evaluate if chunk.index == 2 else mean_row)(params, chunk, rng),
+    mailbox = run(lambda params, chunk, rng: (evaluate if chunk.index == 2 else mean_row)(params, chunk, rng),
                [(0, 2), (0, 1)])  # fmt: skip
-    lines = desk.failures[0, 2].strip().splitlines()
+    lines = mailbox.failures[0, 2].strip().splitlines()
     assert lines[0].startswith(first_line)
     assert lines[1] == "Traceback (most recent call last):"
     assert lines[-1].startswith(first_line)
-    assert list(desk.results) == [(0, 1)]
+    assert list(mailbox.results) == [(0, 1)]
     if mistake == "raises":
         assert lines[0].endswith(f"test_compute.py:{divide.__code__.co_firstlineno + 1}")
 
@@ -381,11 +383,11 @@ def test_damaged_data_is_told_in_one_line(clock):
         (flawed, "row 25, column 0 of X (counted from 0) is nan, expected finite numbers"),
     ):
         dataset = Dataset("data.npz", 40, 1, False, rows[:, None], ROWS)
-        desk = FakeDesk([Work(0, 2, PARAMS, 0.0)], clock)
+        mailbox = FakeDesk([Work(0, 2, PARAMS, 0.0)], clock)
         thread_for(
-            desk, lambda params, chunk, rng: (0.0, chunk.X.mean() * params), dtype="float32", dataset=dataset
+            mailbox, lambda params, chunk, rng: (0.0, chunk.X.mean() * params), dtype="float32", dataset=dataset
         ).run()
-        assert desk.failures[0, 2] == f"data.npz: {told}"
+        assert mailbox.failures[0, 2] == f"data.npz: {told}"
 
 
 def test_a_gradient_that_cannot_be_coded_is_a_failure_as_well(run, clock):
@@ -393,9 +395,9 @@ def test_a_gradient_that_cannot_be_coded_is_a_failure_as_well(run, clock):
         def finished(self, work, result):
             raise MemoryError("no room for the coded gradient")
 
-    desk = Full([Work(0, 2, PARAMS, 0.0)], clock)
-    thread_for(desk, mean_row).run()
-    assert desk.failures[0, 2].strip().endswith("MemoryError: no room for the coded gradient")
+    mailbox = Full([Work(0, 2, PARAMS, 0.0)], clock)
+    thread_for(mailbox, mean_row).run()
+    assert mailbox.failures[0, 2].strip().endswith("MemoryError: no room for the coded gradient")
 
 
 def test_a_fault_on_purpose_happens_in_the_gradient_of_its_iteration_and_once(run):
@@ -406,10 +408,10 @@ def test_a_fault_on_purpose_happens_in_the_gradient_of_its_iteration_and_once(ru
         return mean_row(params, chunk, rng)
 
     pairs = [(0, 2), (1, 2), (1, 0)]
-    desk = run(evaluate, pairs, faults=[Fault("raise", 1, "gradient")])
-    assert list(desk.failures) == [(1, 2)]
-    assert desk.failures[1, 2].startswith("RuntimeError: a fault on purpose (faults.inject)\n")
-    assert list(desk.results) == [(0, 2), (1, 0)]
+    mailbox = run(evaluate, pairs, faults=[Fault("raise", 1, "gradient")])
+    assert list(mailbox.failures) == [(1, 2)]
+    assert mailbox.failures[1, 2].startswith("RuntimeError: a fault on purpose (faults.inject)\n")
+    assert list(mailbox.results) == [(0, 2), (1, 0)]
     assert computed == [2, 0]
 
 
@@ -457,9 +459,9 @@ def test_an_emulated_straggler_waits_and_reports_the_longer_time(run, clock, emu
         clock.now += 2.0
         return 0.0, np.zeros(DIM)
 
-    desk = run(evaluate, emulation=emulation)
-    assert desk.waits == ([(2, extra)] if extra else [])
-    assert desk.results[0, 2].seconds == 2.0 + extra
+    mailbox = run(evaluate, emulation=emulation)
+    assert mailbox.waits == ([(2, extra)] if extra else [])
+    assert mailbox.results[0, 2].seconds == 2.0 + extra
 
 
 def test_a_sleep_that_ends_late_makes_the_next_one_shorter(run, clock):
@@ -471,9 +473,9 @@ def test_a_sleep_that_ends_late_makes_the_next_one_shorter(run, clock):
             woken(self, work, seconds)
             clock.now += next(late)
 
-    desk = LateDesk([Work(0, chunk, PARAMS, 0.0) for chunk in range(CHUNKS)], clock)
-    thread_for(desk, mean_row, emulation=Emulation("slow", 1, 0, seconds={"all": 0.01})).run()
-    assert [round(seconds, 9) for _, seconds in desk.waits] == [0.01, 0.0096, 0.0097, 0.009]  # not by seconds
+    mailbox = LateDesk([Work(0, chunk, PARAMS, 0.0) for chunk in range(CHUNKS)], clock)
+    thread_for(mailbox, mean_row, emulation=Emulation("slow", 1, 0, seconds={"all": 0.01})).run()
+    assert [round(seconds, 9) for _, seconds in mailbox.waits] == [0.01, 0.0096, 0.0097, 0.009]  # not by seconds
 
 
 # as a thread
@@ -501,7 +503,7 @@ def test_the_thread_chooses_its_gpu_before_anything_else():
 
 
 @pytest.mark.parametrize("combined", [True, False], ids=["combined", "per_chunk"])
-def test_with_a_real_desk_every_chunk_is_reported_or_failed(combined):
+def test_with_a_real_mailbox_every_chunk_is_reported_or_failed(combined):
     def evaluate(params, chunk, rng):
         if chunk.index == 1:
             raise ValueError("not this one")
@@ -509,16 +511,16 @@ def test_with_a_real_desk_every_chunk_is_reported_or_failed(combined):
 
     encoder = Encoder(Backend(), np.ones((1, 1)), DIM, "float64")
     encoder.begin(lambda _: False)
-    desk = Desk(WorkerState(1, [2, 1, 0], CHUNKS, combined), encoder)
-    desk.begin(0, PARAMS)
-    thread = thread_for(desk, evaluate)
+    mailbox = Mailbox(WorkerState(1, [2, 1, 0], CHUNKS, combined), encoder)
+    mailbox.begin(0, PARAMS)
+    thread = thread_for(mailbox, evaluate)
     thread.start()
     messages = []
     while len(messages) < 3:
-        assert desk.wakeup.wait(20)
-        desk.wakeup.clear()
-        messages += desk.outgoing()
-    desk.stop()
+        assert mailbox.wakeup.wait(20)
+        mailbox.wakeup.clear()
+        messages += mailbox.outgoing()
+    mailbox.stop()
     thread.join(20)
     assert not thread.is_alive()
     first, failure, last = messages
@@ -530,7 +532,7 @@ def test_with_a_real_desk_every_chunk_is_reported_or_failed(combined):
             (Kind.REPORT, 2, 2.0),
             (Kind.REPORT, 0, 0.0),
         ]
-        desk.commit(0, 2, [1], 1)
+        mailbox.commit(0, 2, [1], 1)
         assert encoder.deliver(1)[:DIM].tolist() == [2, 2, 2]
     else:
         assert [(m.chunk, m.vector[:DIM].tolist()) for m in (first, last)] == [(2, [2, 2, 2]), (0, [0, 0, 0])]

@@ -8,12 +8,12 @@ import pytest
 from psgc.backend import Backend
 from psgc.messages import STANDINGS, TAIL, UNDER_WAY, UNHEARD, Kind, record, stamp_length
 from psgc.transport import Control, Died, Vector
-from psgc.workers import desk as worker_desk
 from psgc.workers import loop as worker_loop
-from psgc.workers.desk import Desk, Result
+from psgc.workers import mailbox as worker_mailbox
 from psgc.workers.encoder import Encoder
 from psgc.workers.injection import Injector
 from psgc.workers.loop import WorkerLoop
+from psgc.workers.mailbox import Mailbox, Result
 from psgc.workers.state import WorkerState
 from tests.simulation.network import Clock
 from tests.unit.scripted import Transport
@@ -22,8 +22,8 @@ from tests.unit.scripted import Transport
 @pytest.fixture
 def loop():
     """Of a worker that rests, and says by itself that it is alive every 1000 s."""
-    desk = SimpleNamespace(outgoing=list, running=lambda: (-1, 0.0), skip=lambda *_: None)
-    return WorkerLoop(Transport(2), desk, None, None, Backend(), 3, "float64", 1000.0, Injector())
+    mailbox = SimpleNamespace(outgoing=list, running=lambda: (-1, 0.0), skip=lambda *_: None)
+    return WorkerLoop(Transport(2), mailbox, None, None, Backend(), 3, "float64", 1000.0, Injector())
 
 
 def turn(loop, messages):
@@ -51,10 +51,10 @@ class Worker:
         self.transport = Transport(3)
         encoder = Encoder(Backend(), np.ones((2, 1)), 3, "float64")
         self.state = WorkerState(1, range(num_chunks), num_chunks, combined)
-        self.desk = Desk(self.state, encoder)
+        self.mailbox = Mailbox(self.state, encoder)
         compute = SimpleNamespace(start=lambda: None, ident=5)
         self.loop = WorkerLoop(
-            self.transport, self.desk, encoder, compute, Backend(), 3, "float64", silence, Injector(),
+            self.transport, self.mailbox, encoder, compute, Backend(), 3, "float64", silence, Injector(),
             first_role=first_role, long=long,
         )  # fmt: skip
 
@@ -73,8 +73,8 @@ class Worker:
 
     def does(self, value):
         """The next chunk, whose gradient has this value in every entry."""
-        work = self.desk.take()
-        self.desk.finished(work, Result(np.full(3, value), 0.0, 0.0, 0.1))
+        work = self.mailbox.take()
+        self.mailbox.finished(work, Result(np.full(3, value), 0.0, 0.0, 0.1))
         return work.chunk
 
     def delivered(self):
@@ -120,7 +120,7 @@ def test_each_failure_has_its_own_text_right_before_it():
     worker.transport.send = lambda dest, records: sent.append([Kind(int(r["kind"][0])).name for r in records])
     worker.does(5.0)
     for text in ("one", "two"):
-        worker.desk.failed(worker.desk.take(), text)
+        worker.mailbox.failed(worker.mailbox.take(), text)
     worker.does(5.0)
     worker.turn()
     assert sent == [["REPORT"], "one", ["FAILED"], "two", ["FAILED", "REPORT"]]
@@ -175,11 +175,11 @@ def test_two_vectors_are_on_their_way_at_most():
 
 def test_who_computes_says_in_which_chunk_it_is_and_for_how_long(monkeypatch):
     clock = Clock()
-    for module in (worker_loop, worker_desk):
+    for module in (worker_loop, worker_mailbox):
         monkeypatch.setattr(module, "time", clock)
     worker = Worker(2, silence=5.0)
     worker.begin(0)
-    worker.desk.take()
+    worker.mailbox.take()
     clock.now += 5.0
     worker.turn()
     assert worker.transport.sent == []
@@ -192,14 +192,14 @@ def test_who_computes_says_in_which_chunk_it_is_and_for_how_long(monkeypatch):
 
 def test_a_chunk_that_takes_very_long_is_told_with_its_line_at_once_and_after_twice_as_long(monkeypatch):
     clock = Clock()
-    for module in (worker_loop, worker_desk):
+    for module in (worker_loop, worker_mailbox):
         monkeypatch.setattr(module, "time", clock)
     monkeypatch.setattr(worker_loop, "current_line", lambda thread: f"model.py:3, thread {thread}")
     worker = Worker(2, silence=5.0, long=30.0)
     texts = []
     worker.transport.send_text = lambda dest, text: texts.append((dest, text, len(worker.transport.records[0])))
     worker.begin(0)
-    worker.desk.take()
+    worker.mailbox.take()
     for _ in range(25):
         clock.now += 6.0
         worker.turn()
@@ -215,7 +215,7 @@ def test_the_reason_of_a_failure_is_sent_before_the_failure():
     worker.begin(0)
     texts = []
     worker.transport.send_text = lambda dest, text: texts.append((text, len(worker.transport.sent)))
-    worker.desk.failed(worker.desk.take(), "it raised")
+    worker.mailbox.failed(worker.mailbox.take(), "it raised")
     worker.turn()
     assert texts == [("it raised", 0)]
     assert worker.transport.sent == [(0, ["FAILED"])]

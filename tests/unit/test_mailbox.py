@@ -1,4 +1,4 @@
-"""The desk: what two threads share. Threads are joined with a limit, never slept for."""
+"""The mailbox: what two threads share. Threads are joined with a limit, never slept for."""
 
 import random
 import sys
@@ -12,9 +12,9 @@ from refusal import refused
 
 from psgc.backend import Backend
 from psgc.messages import TAIL, Kind, stamp_length
-from psgc.workers import desk
-from psgc.workers.desk import CodedGradient, Desk, Failure, Result
+from psgc.workers import mailbox
 from psgc.workers.encoder import Encoder
+from psgc.workers.mailbox import CodedGradient, Failure, Mailbox, Result
 from psgc.workers.state import WorkerState
 
 LIMIT = 20.0  # seconds until a thread counts as stuck
@@ -28,20 +28,20 @@ class Worker:
         self.state = WorkerState(1, queue, 5, combined)
         self.encoder = Encoder(Backend(), np.ones((2, parts)), 3, "float64")
         self.encoder.begin(lambda _: False)
-        self.desk = Desk(self.state, self.encoder)
-        self.desk.begin(0, PARAMS)
+        self.mailbox = Mailbox(self.state, self.encoder)
+        self.mailbox.begin(0, PARAMS)
 
     def compute(self, start=0.5, seconds=0.25, loss=7.0):
         """One chunk from the queue to the outbox: its work, and a weak reference to its gradient."""
-        work = self.desk.take()
+        work = self.mailbox.take()
         gradient = np.full(3, float(work.chunk + 1))
-        self.desk.finished(work, Result(gradient, loss, start, seconds))
+        self.mailbox.finished(work, Result(gradient, loss, start, seconds))
         return work, weakref.ref(gradient)
 
 
-def told(desk):
+def told(mailbox):
     """(kind, iteration, chunk) of the records in the outbox."""
-    return [(Kind(r["kind"]), int(r["iteration"]), int(r["chunk"])) for records in desk.outgoing() for r in records]
+    return [(Kind(r["kind"]), int(r["iteration"]), int(r["chunk"])) for records in mailbox.outgoing() for r in records]
 
 
 def in_thread(function):
@@ -60,13 +60,13 @@ def in_thread(function):
 
 def test_work_carries_what_belongs_to_its_iteration():
     worker = Worker([2, 0], combined=True)
-    work = worker.desk.take()
+    work = worker.mailbox.take()
     assert (work.iteration, work.chunk) == (0, 2)
     assert work.params is PARAMS
     newer = PARAMS + 1
-    worker.desk.finished(work, Result(np.ones(3), 0.0, 0.0, 0.0))
-    worker.desk.begin(1, newer)
-    later = worker.desk.take()
+    worker.mailbox.finished(work, Result(np.ones(3), 0.0, 0.0, 0.0))
+    worker.mailbox.begin(1, newer)
+    later = worker.mailbox.take()
     assert (later.iteration, later.chunk) == (1, 2)
     assert later.params is newer
     assert later.begun >= work.begun
@@ -75,11 +75,11 @@ def test_work_carries_what_belongs_to_its_iteration():
 def test_a_done_chunk_is_reported_and_its_gradient_encoded_when_it_is_committed():
     worker = Worker([2, 0], combined=True)
     _, gradient = worker.compute()
-    (records,) = worker.desk.outgoing()
+    (records,) = worker.mailbox.outgoing()
     assert records.tolist() == [(Kind.REPORT, 1, 0, 2, 0, 0, 0, 0.5, 0.25, 7.0)]
-    assert worker.desk.outgoing() == []
+    assert worker.mailbox.outgoing() == []
     assert gradient() is not None
-    worker.desk.commit(0, 2, [1], 1)
+    worker.mailbox.commit(0, 2, [1], 1)
     assert gradient() is None
     assert worker.encoder.deliver(1)[:-STAMP].tolist() == [3, 3, 3]
 
@@ -89,93 +89,93 @@ def test_discard_and_collect_free_what_is_held():
     _, late = worker.compute()
     _, kept = worker.compute()
     _, undecided = worker.compute()
-    worker.desk.discard(0, 2)
+    worker.mailbox.discard(0, 2)
     assert late() is None
-    worker.desk.commit(0, 0, [1], 1)
+    worker.mailbox.commit(0, 0, [1], 1)
     assert kept() is None
     assert undecided() is not None
-    assert worker.desk.collect(0, 1)
+    assert worker.mailbox.collect(0, 1)
     assert undecided() is None
     assert worker.encoder.deliver(1)[:-STAMP].tolist() == [1, 1, 1]
 
 
 def test_collect_of_an_older_iteration_delivers_nothing():
     worker = Worker([2], combined=True)
-    worker.desk.begin(1, PARAMS)
-    assert not worker.desk.collect(0, 1)
+    worker.mailbox.begin(1, PARAMS)
+    assert not worker.mailbox.collect(0, 1)
     assert worker.compute()[0].chunk == 2
 
 
 def test_a_new_iteration_frees_what_the_old_one_held():
     worker = Worker([2, 0], combined=True)
     _, gradient = worker.compute()
-    worker.desk.begin(1, PARAMS)
+    worker.mailbox.begin(1, PARAMS)
     assert gradient() is None
-    worker.desk.commit(0, 2, [1], 1)  # of the old iteration: nothing happens
+    worker.mailbox.commit(0, 2, [1], 1)  # of the old iteration: nothing happens
     worker.compute()
-    worker.desk.commit(1, 2, [1], 1)
+    worker.mailbox.commit(1, 2, [1], 1)
     assert worker.encoder.deliver(1)[:-STAMP].tolist() == [3, 3, 3]
 
 
 def test_a_reopened_chunk_is_freed_and_may_be_done_in_another_role():
     worker = Worker([2, 0], combined=True)
     _, first = worker.compute()
-    worker.desk.reopen(0, 2, 1)
+    worker.mailbox.reopen(0, 2, 1)
     assert first() is None
-    worker.desk.adopt(0, 2, 2)
-    worker.desk.next(0, 2)
+    worker.mailbox.adopt(0, 2, 2)
+    worker.mailbox.next(0, 2)
     _, second = worker.compute()
-    (_, records) = worker.desk.outgoing()
+    (_, records) = worker.mailbox.outgoing()
     assert (records["kind"][0], records["chunk"][0], records["again"][0]) == (Kind.REPORT, 2, 1)
-    worker.desk.commit(0, 2, [2], 2)
+    worker.mailbox.commit(0, 2, [2], 2)
     assert second() is None
-    assert worker.desk.collect(0, 2)
+    assert worker.mailbox.collect(0, 2)
     assert worker.encoder.deliver(2)[:-STAMP].tolist() == [3, 3, 3]
 
 
 def test_per_chunk_codes_an_adopted_chunk_in_its_role():
     worker = Worker([2, 1], combined=False, parts=3)
-    worker.desk.adopt(0, 2, 2)
+    worker.mailbox.adopt(0, 2, 2)
     worker.encoder._coding_matrix[1] = 5
     worker.compute()
     worker.compute()
-    assert [message.vector[0] for message in worker.desk.outgoing()] == [45.0, 6.0]
+    assert [message.vector[0] for message in worker.mailbox.outgoing()] == [45.0, 6.0]
 
 
 def test_a_standing_queue_is_done_in_every_iteration():
     worker = Worker([2], combined=True)
-    worker.desk.standing(0, [1, 2])
+    worker.mailbox.standing(0, [1, 2])
     assert worker.compute()[0].chunk == 1
-    worker.desk.begin(1, PARAMS)
+    worker.mailbox.begin(1, PARAMS)
     assert [worker.compute()[0].chunk for _ in range(2)] == [1, 2]
 
 
 @COMBINED
 def test_it_can_be_asked_which_chunk_the_compute_thread_is_in_and_for_how_long(combined, monkeypatch):
     clock = SimpleNamespace(now=100.0, monotonic=lambda: clock.now)
-    monkeypatch.setattr(desk, "time", clock)
+    monkeypatch.setattr(mailbox, "time", clock)
     worker = Worker([2, 0], combined)
     clock.now += 5
-    assert worker.desk.running() == (-1, 0.0)
-    work = worker.desk.take()
+    assert worker.mailbox.running() == (-1, 0.0)
+    work = worker.mailbox.take()
     clock.now += 7
-    assert worker.desk.running() == (2, 7.0)
-    worker.desk.begin(1, PARAMS)  # the old chunk still keeps the thread
+    assert worker.mailbox.running() == (2, 7.0)
+    worker.mailbox.begin(1, PARAMS)  # the old chunk still keeps the thread
     clock.now += 2
-    assert worker.desk.running() == (2, 9.0)
-    worker.desk.finished(work, Result(np.ones(3), 0.0, 0.0, 0.0))
-    assert worker.desk.running() == (-1, 0.0)
-    work = worker.desk.take()
+    assert worker.mailbox.running() == (2, 9.0)
+    worker.mailbox.finished(work, Result(np.ones(3), 0.0, 0.0, 0.0))
+    assert worker.mailbox.running() == (-1, 0.0)
+    work = worker.mailbox.take()
     clock.now += 1
-    assert worker.desk.running() == (2, 1.0)
-    worker.desk.failed(work, "")
-    assert worker.desk.running() == (-1, 0.0)
+    assert worker.mailbox.running() == (2, 1.0)
+    worker.mailbox.failed(work, "")
+    assert worker.mailbox.running() == (-1, 0.0)
 
 
 def test_per_chunk_sends_the_coded_gradient_with_the_tail_of_its_report_and_keeps_nothing():
     worker = Worker([2], combined=False, parts=3)
     work, gradient = worker.compute()
-    (message,) = worker.desk.outgoing()
+    (message,) = worker.mailbox.outgoing()
     assert isinstance(message, CodedGradient)
     assert (message.iteration, message.chunk) == (work.iteration, work.chunk)
     assert message.vector[:-STAMP].tolist() == [9.0, 0.5, 0.25, 7.0]
@@ -186,78 +186,78 @@ def test_per_chunk_sends_the_coded_gradient_with_the_tail_of_its_report_and_keep
 @COMBINED
 def test_an_abandoned_chunk_costs_a_record_and_no_memory(combined):
     worker = Worker([2, 0], combined)
-    stale = worker.desk.take()
-    worker.desk.begin(1, PARAMS)
-    worker.desk.finished(stale, Result(np.ones(3), 7.0, 0.5, 0.25))
-    (records,) = worker.desk.outgoing()
+    stale = worker.mailbox.take()
+    worker.mailbox.begin(1, PARAMS)
+    worker.mailbox.finished(stale, Result(np.ones(3), 7.0, 0.5, 0.25))
+    (records,) = worker.mailbox.outgoing()
     assert records.tolist() == [(Kind.ABANDONED, 1, 0, 2, 0, 0, 0, 0.5, 0.25, 0.0)]
-    unwanted = worker.desk.take()
-    worker.desk.discard(1, 2)
+    unwanted = worker.mailbox.take()
+    worker.mailbox.discard(1, 2)
     gradient = np.ones(3)
     freed = weakref.ref(gradient)
-    worker.desk.finished(unwanted, Result(gradient, 7.0, 0.5, 0.25))
+    worker.mailbox.finished(unwanted, Result(gradient, 7.0, 0.5, 0.25))
     del gradient
     assert freed() is None
-    assert told(worker.desk) == [(Kind.ABANDONED, 1, 2)]
+    assert told(worker.mailbox) == [(Kind.ABANDONED, 1, 2)]
     assert worker.compute()[0].chunk == 0
 
 
 @COMBINED
 def test_a_failure_is_told_unless_nobody_needs_the_chunk(combined):
     worker = Worker([2, 0, 1], combined)
-    worker.desk.failed(worker.desk.take(), "division by zero")
-    assert worker.desk.outgoing() == [Failure(0, 2, "division by zero")]
-    work = worker.desk.take()
-    worker.desk.discard(0, 0)
-    worker.desk.failed(work, "nobody minds")
-    work = worker.desk.take()
-    worker.desk.begin(1, PARAMS)
-    worker.desk.failed(work, "nobody minds")
-    assert worker.desk.outgoing() == []
+    worker.mailbox.failed(worker.mailbox.take(), "division by zero")
+    assert worker.mailbox.outgoing() == [Failure(0, 2, "division by zero")]
+    work = worker.mailbox.take()
+    worker.mailbox.discard(0, 0)
+    worker.mailbox.failed(work, "nobody minds")
+    work = worker.mailbox.take()
+    worker.mailbox.begin(1, PARAMS)
+    worker.mailbox.failed(work, "nobody minds")
+    assert worker.mailbox.outgoing() == []
 
 
 @COMBINED
 def test_what_comes_for_a_failed_chunk_before_the_run_ends_changes_nothing(combined):
     worker = Worker([1, 0], combined)
-    worker.desk.failed(worker.desk.take(), "division by zero")
-    worker.desk.discard(0, 1)  # somebody else has done it meanwhile
+    worker.mailbox.failed(worker.mailbox.take(), "division by zero")
+    worker.mailbox.discard(0, 1)  # somebody else has done it meanwhile
     assert worker.state.held == frozenset()
     worker.compute()
     if combined:
-        assert worker.desk.collect(0, 1)
+        assert worker.mailbox.collect(0, 1)
 
 
 @COMBINED
 def test_every_message_wakes_the_communication_thread(combined):
     worker = Worker([2, 0], combined)
-    assert not worker.desk.wakeup.is_set()
+    assert not worker.mailbox.wakeup.is_set()
     worker.compute()
-    assert worker.desk.wakeup.is_set()
-    worker.desk.wakeup.clear()
-    worker.desk.failed(worker.desk.take(), "")
-    assert worker.desk.wakeup.is_set()
+    assert worker.mailbox.wakeup.is_set()
+    worker.mailbox.wakeup.clear()
+    worker.mailbox.failed(worker.mailbox.take(), "")
+    assert worker.mailbox.wakeup.is_set()
 
 
-def test_what_the_state_machine_refuses_leaves_the_desk_as_it_was():
+def test_what_the_state_machine_refuses_leaves_the_mailbox_as_it_was():
     worker = Worker([2, 0], combined=True)
     _, gradient = worker.compute()
     for do in (
-        lambda: worker.desk.begin(0, PARAMS),
-        lambda: worker.desk.commit(0, 0, [1], 1),
-        lambda: worker.desk.commit(1, 2, [1], 1),
-        lambda: worker.desk.discard(0, 5),
-        lambda: worker.desk.queue(0, [5]),
-        lambda: worker.desk.standing(0, [5]),
-        lambda: worker.desk.next(0, 5),
-        lambda: worker.desk.skip(0, 5),
-        lambda: worker.desk.adopt(0, 5, 1),
-        lambda: worker.desk.reopen(0, 5, 1),
-        lambda: worker.desk.collect(1, 1),
+        lambda: worker.mailbox.begin(0, PARAMS),
+        lambda: worker.mailbox.commit(0, 0, [1], 1),
+        lambda: worker.mailbox.commit(1, 2, [1], 1),
+        lambda: worker.mailbox.discard(0, 5),
+        lambda: worker.mailbox.queue(0, [5]),
+        lambda: worker.mailbox.standing(0, [5]),
+        lambda: worker.mailbox.next(0, 5),
+        lambda: worker.mailbox.skip(0, 5),
+        lambda: worker.mailbox.adopt(0, 5, 1),
+        lambda: worker.mailbox.reopen(0, 5, 1),
+        lambda: worker.mailbox.collect(1, 1),
     ):
         with refused(worker.state):
             do()
     assert gradient() is not None
-    worker.desk.commit(0, 2, [1], 1)
+    worker.mailbox.commit(0, 2, [1], 1)
     assert worker.encoder.deliver(1)[:-STAMP].tolist() == [3, 3, 3]
 
 
@@ -266,37 +266,37 @@ def test_a_free_compute_thread_waits_until_there_is_work(wake):
     worker = Worker([2], combined=True)
     worker.compute()
     if wake != "begin":
-        worker.desk.begin(1, PARAMS)
-        worker.desk.discard(1, 2)
-    answer = in_thread(worker.desk.take)
+        worker.mailbox.begin(1, PARAMS)
+        worker.mailbox.discard(1, 2)
+    answer = in_thread(worker.mailbox.take)
     what = {"begin": PARAMS, "queue": [2], "standing": [2], "next": 2}
-    getattr(worker.desk, wake)(1, what[wake])
+    getattr(worker.mailbox, wake)(1, what[wake])
     work = answer()
     assert (work.iteration, work.chunk) == (1, 2)
 
 
 def test_stop_ends_every_wait():
     worker = Worker([2], combined=True)
-    work = worker.desk.take()
-    waiting = in_thread(lambda: worker.desk.wait_stale(work, 1e6))
-    worker.desk.stop()
+    work = worker.mailbox.take()
+    waiting = in_thread(lambda: worker.mailbox.wait_stale(work, 1e6))
+    worker.mailbox.stop()
     assert waiting() is None
-    assert worker.desk.take() is None
+    assert worker.mailbox.take() is None
     idle = Worker([], combined=True)
-    answer = in_thread(idle.desk.take)
-    idle.desk.stop()
+    answer = in_thread(idle.mailbox.take)
+    idle.mailbox.stop()
     assert answer() is None
 
 
 def test_an_emulated_delay_ends_with_its_iteration():
     worker = Worker([2], combined=True)
-    work = worker.desk.take()
-    waiting = in_thread(lambda: worker.desk.wait_stale(work, 1e6))
-    worker.desk.begin(1, PARAMS)
+    work = worker.mailbox.take()
+    waiting = in_thread(lambda: worker.mailbox.wait_stale(work, 1e6))
+    worker.mailbox.begin(1, PARAMS)
     assert waiting() is None
-    worker.desk.wait_stale(work, 1e6)  # nor does it begin any more
-    worker.desk.finished(work, Result(np.ones(3), 0.0, 0.0, 0.0))
-    worker.desk.wait_stale(worker.desk.take(), 0.0)
+    worker.mailbox.wait_stale(work, 1e6)  # nor does it begin any more
+    worker.mailbox.finished(work, Result(np.ones(3), 0.0, 0.0, 0.0))
+    worker.mailbox.wait_stale(worker.mailbox.take(), 0.0)
 
 
 @pytest.fixture
@@ -313,59 +313,59 @@ def restless():
 def test_two_threads_at_full_speed_lose_nothing_and_mix_nothing(combined):
     """The compute thread works without a pause while iterations begin, end and discard under it."""
     worker = Worker([0, 1, 2, 3], combined)
-    desk, mixed = worker.desk, []
+    mailbox, mixed = worker.mailbox, []
 
     def compute():
         taken = 0
-        while (work := desk.take()) is not None:
+        while (work := mailbox.take()) is not None:
             taken += 1
             if work.params[0] != work.iteration:
                 mixed.append(work)
-            desk.finished(work, Result(np.full(3, work.iteration * 10.0 + work.chunk), 0.0, 0.0, 0.0))
+            mailbox.finished(work, Result(np.full(3, work.iteration * 10.0 + work.chunk), 0.0, 0.0, 0.0))
         return taken
 
     def heard():
-        for message in desk.outgoing():
+        for message in mailbox.outgoing():
             if isinstance(message, CodedGradient):
                 assert (message.vector[:3] == message.iteration * 10 + message.chunk).all()
                 yield Kind.REPORT, message.iteration, message.chunk
             else:
                 yield from ((Kind(r["kind"]), int(r["iteration"]), int(r["chunk"])) for r in message)
 
-    desk.begin(1, np.full(3, 1.0))
+    mailbox.begin(1, np.full(3, 1.0))
     answer = in_thread(compute)
     rng = random.Random(5)
     messages = 0
     for iteration in range(2, 200):
         worker.encoder.begin(lambda _: False)
-        desk.begin(iteration, np.full(3, float(iteration)))
+        mailbox.begin(iteration, np.full(3, float(iteration)))
         unwanted, reported = rng.randrange(4), []
         for _ in range(rng.randrange(20)):
-            desk.discard(iteration, unwanted)
+            mailbox.discard(iteration, unwanted)
             for kind, when, chunk in heard():
                 messages += 1
                 if (kind, when) == (Kind.REPORT, iteration) and chunk != unwanted:
                     reported.append(chunk)
                     if combined:
-                        desk.commit(iteration, chunk, [1], 1)
+                        mailbox.commit(iteration, chunk, [1], 1)
         assert len(reported) == len(set(reported))
         if combined:
-            assert desk.collect(iteration, 1)
+            assert mailbox.collect(iteration, 1)
             if reported:  # else the server would not ask
                 assert (worker.encoder.deliver(1)[:-STAMP] == sum(iteration * 10 + chunk for chunk in reported)).all()
             assert worker.state.held == set()
-    desk.stop()
+    mailbox.stop()
     assert answer() == messages + len(list(heard()))
     assert not mixed
 
 
 def test_a_checked_chunk_goes_with_its_report_also_with_combined():
     worker = Worker([0, 1], combined=True)
-    worker.state = worker.desk._state = WorkerState(1, [0, 1], 5, True, every=2)
-    worker.desk.begin(0, PARAMS)
+    worker.state = worker.mailbox._state = WorkerState(1, [0, 1], 5, True, every=2)
+    worker.mailbox.begin(0, PARAMS)
     for _ in range(2):
         worker.compute()
-    coded, reported = worker.desk.outgoing()
+    coded, reported = worker.mailbox.outgoing()
     assert (coded.iteration, coded.chunk) == (0, 0)
     assert coded.vector[:-STAMP].tolist() == [1, 1, 1, 0.5, 0.25, 7]
     assert (reported["kind"][0], reported["chunk"][0]) == (Kind.REPORT, 1)

@@ -1,7 +1,7 @@
 """What the two threads of a worker share: the state machine, the gradients it holds, and the outgoing messages.
 
 The communication thread brings events from the server, the compute thread takes chunks and brings results. One lock
-guards everything here; the state machine decides, the desk only keeps the arrays that go with its decisions.
+guards everything here; the state machine decides, the mailbox only keeps the arrays that go with its decisions.
 """
 
 import threading
@@ -62,7 +62,7 @@ class Failure:
     everywhere: bool = False
 
 
-class Desk:
+class Mailbox:
     """The shared half of a worker. `wakeup` is set whenever the outbox has something new."""
 
     def __init__(self, state: WorkerState, encoder: Encoder) -> None:
