@@ -32,7 +32,7 @@ RECORD = np.dtype(
         ("chunk", np.int32),
         ("worker", np.int32),
         ("role", np.int32),
-        ("again", np.int32),
+        ("attempt", np.int32),
         ("start", np.float64),
         ("seconds", np.float64),
         ("loss", np.float64),
@@ -64,15 +64,15 @@ class Kind(IntEnum):
     ADOPT = (
         8  # iteration, chunk, role: from now on the worker codes this chunk in this role, which may be its own again
     )
-    REOPEN = 9  # iteration, chunk, again: what was done of the chunk does not count; it may have to be done once more
+    REOPEN = 9  # iteration, chunk, attempt: what was done of the chunk does not count; it may have to be done once more
     NEXT = 10  # iteration, chunk: to be done before everything else
     KILL = 16  # worker: end the process of this worker, which hangs on the same host
     LEAVE = 17  # last: whether everybody leaves in order, through MPI's Finalize
     # worker -> server
-    REPORT = 11  # iteration, chunk, again, start, seconds, loss (combined only)
-    ABANDONED = 12  # iteration, chunk, again, start, seconds: worked on, and not needed any more when it was done
-    FAILED = 13  # iteration, chunk, again: a chunk's gradient raised or is not finite; the text sent before says how;
-    #              again: 1 when the model is at fault on every worker and the run must end
+    REPORT = 11  # iteration, chunk, attempt, start, seconds, loss (combined only)
+    ABANDONED = 12  # iteration, chunk, attempt, start, seconds: worked on, and not needed any more when it was done
+    FAILED = 13  # iteration, chunk, attempt: a chunk's gradient raised or is not finite; the text sent before says how;
+    #              attempt: 1 when the model is at fault on every worker and the run must end
     ALIVE = 14  # chunk, seconds: nothing else was sent for a while; in which chunk, and for how long, or chunk -1
     GOODBYE = 15  # nothing more will be sent
     STUCK = 19  # chunk, seconds: as ALIVE, of a chunk that takes very long; the text sent before says where it is
@@ -119,7 +119,7 @@ def record(
     chunk: int = 0,
     worker: int = 0,
     role: int = 0,
-    again: int = 0,
+    attempt: int = 0,
     start: float = 0.0,
     seconds: float = 0.0,
     loss: float = 0.0,
@@ -130,7 +130,7 @@ def record(
     >>> record(Kind.DISCARD, iteration=3, chunk=7)["chunk"].tolist()
     [7]
     """
-    return np.array([(kind, last, iteration, chunk, worker, role, again, start, seconds, loss)], RECORD)
+    return np.array([(kind, last, iteration, chunk, worker, role, attempt, start, seconds, loss)], RECORD)
 
 
 def joined(records: Iterable[Records]) -> Records:

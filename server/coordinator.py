@@ -62,10 +62,10 @@ class Coordinator:
         self.missing_copies = (
             len(self.membership.holders) * self.membership.parts
         )  # of the N * l that determine the gradient
-        self._again: dict[int, int] = {}  # chunk -> how many times it was reopened
+        self._attempts: dict[int, int] = {}  # chunk -> how many times it was reopened
         self._open: dict[int, list[int]] = {}  # reopened chunk -> roles in which it is to be done
-        self._used: set[tuple[int, int, int]] = set()  # (worker, chunk, again) of copies that are in the gradient
-        # (worker, role) -> (chunk, again) of its copies that are committed: not asked for yet, and asked for
+        self._used: set[tuple[int, int, int]] = set()  # (worker, chunk, attempt) of copies that are in the gradient
+        # (worker, role) -> (chunk, attempt) of its copies that are committed: not asked for yet, and asked for
         self._owing: dict[tuple[int, int], list[tuple[int, int]]] = {}
         self._asked: dict[tuple[int, int], list[tuple[int, int]]] = {}
 
@@ -73,9 +73,9 @@ class Coordinator:
         """S_i of this iteration: empty while the chunk is not committed."""
         return self._committed.get(chunk, ())
 
-    def used(self, worker: int, chunk: int, again: int = 0) -> bool:
-        """Whether the copy of `worker`, `again` times reopened, is part of the gradient, or has shown it right."""
-        return (worker, chunk, again) in self._used
+    def used(self, worker: int, chunk: int, attempt: int = 0) -> bool:
+        """Whether the copy of `worker`, `attempt` times invalidated, is part of the gradient, or has shown it right."""
+        return (worker, chunk, attempt) in self._used
 
     @property
     def recovered(self) -> int:
@@ -110,18 +110,18 @@ class Coordinator:
         chunk: int,
         now: float = 0.0,
         seconds: float = 0.0,
-        again: int = 0,
+        attempt: int = 0,
         late: float = 0.0,
     ) -> list[Instruction]:
         """`worker` has done `chunk` of `iteration` (with `per_chunk`: and its coded gradient is here).
 
-        now: seconds since the iteration began; seconds: what the chunk took the worker; again: how often the chunk had
+        now: seconds since the iteration began; seconds: what the chunk took the worker; attempt: how often the chunk had
         been reopened, as far as the worker knew; late: how many seconds ago the worker was through.
         """
-        self._check("report", worker, iteration, chunk, again)
+        self._check("report", worker, iteration, chunk, attempt)
         if self._is_late(worker, iteration) or (worker, chunk) in self._reported:
             return []
-        if again < self._again.get(chunk, 0):  # the worker has dropped it since
+        if attempt < self._attempts.get(chunk, 0):  # the worker has dropped it since
             return list(self._schedule.freed(worker, chunk, now, seconds, done=False, late=late))
         self._reported.add((worker, chunk))
         instructions: list[Instruction] = []
@@ -138,14 +138,14 @@ class Coordinator:
         chunk: int,
         now: float = 0.0,
         seconds: float = 0.0,
-        again: int = 0,
+        attempt: int = 0,
         late: float = 0.0,
     ) -> list[Instruction]:
         """`worker` is through with `chunk`, which it was told to skip meanwhile, and has dropped it."""
-        self._check("abandoned", worker, iteration, chunk, again)
+        self._check("abandoned", worker, iteration, chunk, attempt)
         if self._is_late(worker, iteration) or (worker, chunk) in self._reported:
             return []
-        done = again == self._again.get(chunk, 0) and not self._is_disputed(chunk)
+        done = attempt == self._attempts.get(chunk, 0) and not self._is_disputed(chunk)
         return list(self._schedule.freed(worker, chunk, now, seconds, done=done, late=late))
 
     def settle(self) -> list[Instruction]:
@@ -167,10 +167,10 @@ class Coordinator:
         adopted = [adopt for chunk in affected for adopt in self._adopt(chunk)]
         instructions: list[Instruction] = [*adopted]
         for chunk in reopened:
-            instructions += [Reopen(holder, chunk, self._again[chunk]) for holder in self.membership.holders[chunk]]
+            instructions += [Reopen(holder, chunk, self._attempts[chunk]) for holder in self.membership.holders[chunk]]
         for adopt in adopted:  # one that adopts a chunk reopened before has to know so, too
-            if (again := self._again.get(adopt.chunk, 0)) and adopt.chunk not in reopened:
-                instructions.append(Reopen(adopt.worker, adopt.chunk, again))
+            if (attempt := self._attempts.get(adopt.chunk, 0)) and adopt.chunk not in reopened:
+                instructions.append(Reopen(adopt.worker, adopt.chunk, attempt))
         loss = Loss(
             worker=worker,
             dropped=tuple(dropped),
@@ -256,11 +256,11 @@ class Coordinator:
         return [commit, *self._schedule.committed(chunk, unreported)]
 
     def _commit(self, chunk: int, told: tuple[tuple[int, int], ...]) -> Commit:
-        again = self._again.get(chunk, 0)
-        self._used.update((contributor, chunk, again) for contributor, _ in told)
+        attempt = self._attempts.get(chunk, 0)
+        self._used.update((contributor, chunk, attempt) for contributor, _ in told)
         if not self.is_here(chunk):
             for copy in told:
-                self._owing.setdefault(copy, []).append((chunk, again))
+                self._owing.setdefault(copy, []).append((chunk, attempt))
         return Commit(chunk, self._committed[chunk], told)
 
     def _settle(self) -> list[Instruction]:
@@ -302,12 +302,12 @@ class Coordinator:
         reopened: dict[int, None] = {}
         for where in (self._owing, self._asked):
             for role in sorted(role for w, role in where if w == worker):
-                for chunk, again in where.pop((worker, role)):
+                for chunk, attempt in where.pop((worker, role)):
                     self._open.setdefault(chunk, []).append(role)
-                    self._used.remove((worker, chunk, again))
+                    self._used.remove((worker, chunk, attempt))
                     reopened[chunk] = None
         for chunk in reopened:
-            self._again[chunk] = self._again.get(chunk, 0) + 1
+            self._attempts[chunk] = self._attempts.get(chunk, 0) + 1
             self._reported -= {(holder, chunk) for holder in self.membership.holders[chunk]}
         return dropped, list(reopened)
 
@@ -334,13 +334,13 @@ class Coordinator:
     def _is_late(self, worker: int, iteration: int) -> bool:
         return iteration < self.iteration or self.phase != "working" or worker not in self.membership.live
 
-    def _check(self, event: str, worker: int, iteration: int, chunk: int, again: int) -> None:
+    def _check(self, event: str, worker: int, iteration: int, chunk: int, attempt: int) -> None:
         known = 0 <= chunk < len(self.membership.holders) and 0 <= iteration <= self.iteration
         known = known and worker in self.membership.workers
         if known and iteration == self.iteration and worker in self.membership.live:
-            known = worker in self.membership.holders[chunk] and 0 <= again <= self._again.get(chunk, 0)
+            known = worker in self.membership.holders[chunk] and 0 <= attempt <= self._attempts.get(chunk, 0)
         if not known:
-            raise self._illegal(f"{event}({worker=}, {iteration=}, {chunk=}, {again=})")
+            raise self._illegal(f"{event}({worker=}, {iteration=}, {chunk=}, {attempt=})")
 
     def _illegal(self, event: str) -> ProtocolError:
         return ProtocolError(f"coordinator: {event} is not allowed while {self.phase} in iteration {self.iteration}")

@@ -180,10 +180,10 @@ class DynamicSchedule(FixedSchedule):
             self._started[chunk] -= 1
         for adopter, chunk in loss.adopted:
             self._chunks[adopter] = (*self._chunks[adopter], chunk)
-        again: list[int] = []
+        attempt: list[int] = []
         for chunk, (needed, able) in loss.reopened.items():
-            again += self._reopen(chunk, self._wanted[chunk] - needed, able)
-        return self._share_out(again, now)
+            attempt += self._reopen(chunk, self._wanted[chunk] - needed, able)
+        return self._share_out(attempt, now)
 
     def disputed(self, chunk: int, copies: int, able: Sequence[int], now: float) -> list[Order]:
         for worker in able:
@@ -204,11 +204,11 @@ class DynamicSchedule(FixedSchedule):
         self._started[chunk] = copies + len(in_it)
         return in_it
 
-    def _share_out(self, again: Sequence[int], now: float) -> list[Order]:
+    def _share_out(self, attempt: Sequence[int], now: float) -> list[Order]:
         """again: who may have dropped what it was in, when it was recovered, before it began it."""
         self._bare |= dict.fromkeys(w for w in self._own if not self._told[w])
         orders = self._choose_for_the_bare(now)
-        return orders + [order for worker in again if (order := self._queue(worker)) not in orders]
+        return orders + [order for worker in attempt if (order := self._queue(worker)) not in orders]
 
     def inherit(self, other: FixedSchedule) -> None:
         if isinstance(other, DynamicSchedule):

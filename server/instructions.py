@@ -45,11 +45,11 @@ class Adopt:
 
 @dataclass(frozen=True, slots=True)
 class Reopen:
-    """What `worker` knows of `chunk` is not so any more: it may have to do it, for the `again`-th time over."""
+    """What `worker` knows of `chunk` is not so any more: it may have to do it, for the `attempt`-th time over."""
 
     worker: int
     chunk: int
-    again: int
+    attempt: int
 
 
 @dataclass(frozen=True, slots=True)

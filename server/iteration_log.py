@@ -31,11 +31,11 @@ class IterationLog:
         self.row, self._is_complete = IterationRecord(iteration, lost=lost), False
 
     def reported(
-        self, worker: int, iteration: int, chunk: int, start: float, seconds: float, loss: float, again: int
+        self, worker: int, iteration: int, chunk: int, start: float, seconds: float, loss: float, attempt: int
     ) -> None:
-        """A report of a chunk, `again` times reopened before."""
+        """A report of a chunk, `attempt` times invalidated before."""
         if iteration == self.row.iteration:
-            self.row.reports[worker, chunk, again] = (start, seconds)
+            self.row.reports[worker, chunk, attempt] = (start, seconds)
             self.row.losses.setdefault(chunk, loss)
         else:  # of an iteration whose row is finished
             self._observer.chunk(worker, chunk, iteration, start, seconds, Fate.LATE)
@@ -71,8 +71,8 @@ class IterationLog:
         row = self.row
         if not self._is_complete:
             return
-        for (worker, chunk, again), (start, seconds) in row.reports.items():
-            used = coordinator.used(worker, chunk, again)
+        for (worker, chunk, attempt), (start, seconds) in row.reports.items():
+            used = coordinator.used(worker, chunk, attempt)
             row.redundant += not used
             fate = Fate.USED if used else Fate.LOST if worker in row.gone else Fate.LATE
             self._observer.chunk(worker, chunk, row.iteration, start, seconds, fate)

@@ -345,23 +345,23 @@ class Server:
             self._decoder.hold(self._coordinator.membership.role(worker, chunk), chunk, coded)
 
     def _handle_record(self, worker: int, entry: Any) -> None:
-        iteration, chunk, again = int(entry["iteration"]), int(entry["chunk"]), int(entry["again"])
+        iteration, chunk, attempt = int(entry["iteration"]), int(entry["chunk"]), int(entry["attempt"])
         start, seconds = float(entry["start"]), float(entry["seconds"])
         match entry["kind"]:
             case Kind.REPORT:
                 if self._takes_part(worker, iteration) and self._coordinator.is_here(chunk):
                     raise Malformed(f"a report of chunk {chunk} without its coded gradient")
-                self._report(worker, iteration, chunk, start, seconds, float(entry["loss"]), again)
+                self._report(worker, iteration, chunk, start, seconds, float(entry["loss"]), attempt)
             case Kind.ABANDONED:
                 now = time.monotonic() - self._began
                 late = max(0.0, now - start - seconds)
                 with allowed():
-                    instructions = self._coordinator.abandoned(worker, iteration, chunk, now, seconds, again, late)
+                    instructions = self._coordinator.abandoned(worker, iteration, chunk, now, seconds, attempt, late)
                 self._failure_detector.through(worker, seconds)
                 self._observer.chunk(worker, chunk, iteration, start, seconds, Fate.ABANDONED)
                 self._carry_out(instructions)
             case Kind.FAILED:
-                self._fail(worker, iteration, chunk, everywhere=bool(again))
+                self._fail(worker, iteration, chunk, everywhere=bool(attempt))
             case Kind.TRIAL:
                 self._compare(worker, iteration, chunk, (start, seconds, float(entry["loss"])))
             case Kind.ALIVE:
@@ -372,18 +372,18 @@ class Server:
                 self._stuck.told(worker, chunk, seconds, line, self._clock.now)
 
     def _report(
-        self, worker: int, iteration: int, chunk: int, start: float, seconds: float, loss: float, again: int = 0
+        self, worker: int, iteration: int, chunk: int, start: float, seconds: float, loss: float, attempt: int = 0
     ) -> None:
         now = time.monotonic() - self._began
         late = max(0.0, now - start - seconds)
         with allowed():
-            instructions = self._coordinator.report(worker, iteration, chunk, now, seconds, again, late)
+            instructions = self._coordinator.report(worker, iteration, chunk, now, seconds, attempt, late)
         self._failure_detector.through(worker, seconds)
         if iteration == self._first:
             self._trial.reported(worker)
         if iteration == self._coordinator.iteration:
             self._failures.pop(chunk, None)
-        self._log.reported(worker, iteration, chunk, start, seconds, loss, again)
+        self._log.reported(worker, iteration, chunk, start, seconds, loss, attempt)
         self._carry_out(instructions)
 
     def _compare(self, worker: int, iteration: int, chunk: int, sketch: Sketch) -> None:
@@ -451,8 +451,8 @@ class Server:
                 case Adopt(worker, chunk, role):
                     self._adopted[worker].add(chunk)
                     self._outgoing.tell(worker, record(Kind.ADOPT, iteration, chunk, role=role))
-                case Reopen(worker, chunk, again):
-                    self._outgoing.tell(worker, record(Kind.REOPEN, iteration, chunk, again=again))
+                case Reopen(worker, chunk, attempt):
+                    self._outgoing.tell(worker, record(Kind.REOPEN, iteration, chunk, attempt=attempt))
                 case Finish():
                     self._finished = True
 

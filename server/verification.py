@@ -63,10 +63,10 @@ class VerifyingCoordinator(Coordinator):
         chunk: int,
         now: float = 0.0,
         seconds: float = 0.0,
-        again: int = 0,
+        attempt: int = 0,
         late: float = 0.0,
     ) -> list[Instruction]:
-        instructions = super().report(worker, iteration, chunk, now, seconds, again, late)
+        instructions = super().report(worker, iteration, chunk, now, seconds, attempt, late)
         return instructions + [Compare(due, tuple(self._known[due])) for due in self._comparing]
 
     def compared(self, chunk: int, agreeing: Sequence[int], now: float = 0.0) -> list[Instruction]:

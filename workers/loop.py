@@ -148,7 +148,7 @@ class WorkerLoop:
             case Kind.ADOPT:
                 self._mailbox.adopt(iteration, chunk, int(entry["role"]))
             case Kind.REOPEN:
-                self._mailbox.reopen(iteration, chunk, int(entry["again"]))
+                self._mailbox.reopen(iteration, chunk, int(entry["attempt"]))
             case Kind.NEXT:
                 self._mailbox.next(iteration, chunk)
             case Kind.COLLECT:
@@ -178,7 +178,7 @@ class WorkerLoop:
                     if records:  # a text belongs to the records that come next
                         self._transport.send(SERVER, records)
                     self._transport.send_text(SERVER, text)
-                    records = [record(Kind.FAILED, iteration, chunk, again=everywhere)]
+                    records = [record(Kind.FAILED, iteration, chunk, attempt=everywhere)]
                 case _:
                     records.append(message)
                     if message["kind"][0] == Kind.REPORT:

@@ -110,16 +110,18 @@ class Mailbox:
                 gradient = gradient.copy()
         with self._changed:
             match self._state.finished(work.iteration, work.chunk):
-                case Abandon(_, again):
+                case Abandon(_, attempt):
                     kind, loss = Kind.ABANDONED, 0.0
                 case _ if coded is not None:
                     self._post(CodedGradient(work.iteration, work.chunk, coded))
                     return
-                case Report(_, again):
+                case Report(_, attempt):
                     self._held[work.chunk] = gradient
                     kind, loss = Kind.REPORT, result.loss
             start, seconds = result.start, result.seconds
-            self._post(record(kind, work.iteration, work.chunk, again=again, start=start, seconds=seconds, loss=loss))
+            self._post(
+                record(kind, work.iteration, work.chunk, attempt=attempt, start=start, seconds=seconds, loss=loss)
+            )
 
     def failed(self, work: Work, text: str) -> None:
         """Tell the server that a chunk's gradient cannot be had here, unless nobody needs it any more."""
@@ -203,9 +205,9 @@ class Mailbox:
         with self._changed:
             self._state.adopt(iteration, chunk, role)
 
-    def reopen(self, iteration: int, chunk: int, again: int) -> None:
+    def reopen(self, iteration: int, chunk: int, attempt: int) -> None:
         with self._changed:
-            self._free(self._state.reopen(iteration, chunk, again))
+            self._free(self._state.reopen(iteration, chunk, attempt))
 
     def commit(self, iteration: int, chunk: int, contributors: list[int], role: int) -> None:
         with self._changed:

@@ -37,7 +37,7 @@ class Report:
     """Tell the server that `chunk` is done, having been reopened so many times."""
 
     chunk: int
-    again: int
+    attempt: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class Abandon:
     """Forget the result of `chunk`; the server only hears what it cost."""
 
     chunk: int
-    again: int
+    attempt: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,7 @@ class WorkerState:
         self._held: set[int] = set()
         self._running: tuple[int, int] | None = None  # (iteration, chunk) that the compute thread is in
         self._unwanted = False  # the running chunk was discarded
-        self._again: dict[int, int] = {}  # how often a chunk of this iteration was reopened
+        self._attempts: dict[int, int] = {}  # how often a chunk of this iteration was reopened
         self._early: list[tuple[int, str, Any]] = []  # (iteration, event, its argument)
 
     @property
@@ -130,14 +130,14 @@ class WorkerState:
         if self._running != (iteration, chunk):
             raise self._illegal(f"finished({iteration=}, {chunk=})")
         self._running = None
-        again = self._again.get(chunk, 0) if iteration == self.iteration else 0
+        attempt = self._attempts.get(chunk, 0) if iteration == self.iteration else 0
         if iteration < self.iteration or self._unwanted:
             self._unwanted = False
-            return Abandon(chunk, again)
+            return Abandon(chunk, attempt)
         self._done.add(chunk)
         if not self.travels(iteration, chunk):
             self._held.add(chunk)
-        return Report(chunk, again)
+        return Report(chunk, attempt)
 
     # events from the server
 
@@ -149,7 +149,7 @@ class WorkerState:
         self._queue = deque(self._standing)
         self._done = set()
         self._held = set()
-        self._again = {}
+        self._attempts = {}
         self._unwanted = False
         early, self._early = self._early, [event for event in self._early if event[0] > iteration]
         events: dict[str, Callable[..., object]] = {
@@ -190,11 +190,11 @@ class WorkerState:
         if self._is_now("adopt", iteration, chunk, role):
             self._roles[chunk] = role
 
-    def reopen(self, iteration: int, chunk: int, again: int) -> list[Free]:
+    def reopen(self, iteration: int, chunk: int, attempt: int) -> list[Free]:
         """What was done of `chunk` does not count; it may have to be done once more."""
-        if not self._is_now("reopen", iteration, chunk, again):
+        if not self._is_now("reopen", iteration, chunk, attempt):
             return []
-        self._again[chunk] = again
+        self._attempts[chunk] = attempt
         self._done.discard(chunk)
         if self._running == (iteration, chunk):
             self._unwanted = False

@@ -145,10 +145,10 @@ def test_a_dead_rank_ends_the_run_with_the_command_that_goes_on(mpi, folder, exp
     assert finished.returncode == 1, finished.said
     last = finished.stderr.splitlines()[-1]
     assert last.startswith(ON), finished.said
-    again = shlex.split(last.removeprefix(ON))
-    assert again[-1] == "--resume"
-    assert set(mpi.options) <= set(again)
-    resumed = run([sys.executable, "-m", *again], folder, env=mpi.env)
+    attempt = shlex.split(last.removeprefix(ON))
+    assert attempt[-1] == "--resume"
+    assert set(mpi.options) <= set(attempt)
+    resumed = run([sys.executable, "-m", *attempt], folder, env=mpi.env)
     assert resumed.returncode == 0, resumed.said
     assert "going on from iteration " in resumed.stdout
     assert_done(folder, expected)

@@ -117,9 +117,9 @@ def test_a_run_that_was_asked_to_stop_says_how_to_go_on_and_more_iterations_exte
     resumed = train(folder, "asked", "--resume", "--set", f"iterations={summary['iterations']}")
     assert resumed.returncode == 0, resumed.said
     assert json.loads((folder / "asked/summary.json").read_text())["status"] == "done"
-    again = train(folder, "asked", "--resume", "--set", "iterations=2")
-    assert again.returncode == 0, again.said
-    assert "nothing to do" in again.stdout
+    attempt = train(folder, "asked", "--resume", "--set", "iterations=2")
+    assert attempt.returncode == 0, attempt.said
+    assert "nothing to do" in attempt.stdout
     extended = train(folder, "asked", "--resume")
     assert extended.returncode == 0, extended.said
     assert (folder / "asked/params.npy").read_bytes() == (folder / "whole/params.npy").read_bytes()

@@ -157,7 +157,7 @@ class Node(WorkerLoop):
         assert (self.work.params == iteration).all(), "parameters of another iteration"
         assert (iteration, chunk) not in self.unneeded | self.skipped, "told not to do this chunk"
         assert iteration != self.collected, "goes on after it was told to stop"
-        copy = (chunk, self.state._again.get(chunk, 0))
+        copy = (chunk, self.state._attempts.get(chunk, 0))
         assert copy not in self.taken, "does a chunk twice"
         self.taken.append(copy)
         if self.follows and self.redirected < iteration:
@@ -182,7 +182,7 @@ class Node(WorkerLoop):
         assert isinstance(message, np.ndarray) or self.state.travels(work.iteration, work.chunk)
         assert kind == (Kind.ABANDONED if unwanted else Kind.REPORT)
         if self.verified and unwanted and work.iteration == self.state.iteration:
-            self.taken.remove((work.chunk, self.state._again.get(work.chunk, 0)))  # it may be wanted after all
+            self.taken.remove((work.chunk, self.state._attempts.get(work.chunk, 0)))  # it may be wanted after all
 
     def fail(self) -> None:
         """The chunk's gradient raises."""

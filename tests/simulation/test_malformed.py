@@ -26,7 +26,7 @@ RECORDS = st.fixed_dictionaries(
         "iteration": WHOLE,
         "chunk": WHOLE,
         "role": WHOLE,
-        "again": WHOLE,
+        "attempt": WHOLE,
         "start": SECONDS,
         "seconds": SECONDS,
         "last": st.booleans(),

@@ -41,7 +41,7 @@ class WatchedCoordinator(Coordinator):
         for name in PACES & vars(self._schedule).keys() if fresh else ():
             setattr(fresh, name, copy.copy(getattr(self._schedule, name)))
         instructions = super().begin(iteration)
-        known = (self._reported, self._copies, self._committed, self._again, self._open, self._used, self._owing)
+        known = (self._reported, self._copies, self._committed, self._attempts, self._open, self._used, self._owing)
         assert not any((*known, self._asked)), "something survived into this iteration"
         if fresh:
             assert self._begin_schedule_of(fresh) == instructions
@@ -129,11 +129,11 @@ class WatchedServer(Server):
         assert all(len(holders) >= membership.parts for holders in membership.holders)
 
     def _report(
-        self, worker: int, iteration: int, chunk: int, start: float, seconds: float, loss: float, again: int = 0
+        self, worker: int, iteration: int, chunk: int, start: float, seconds: float, loss: float, attempt: int = 0
     ) -> None:
         if not self._coordinator._is_late(worker, iteration):
-            self.heard.add((worker, chunk, again))
-        super()._report(worker, iteration, chunk, start, seconds, loss, again)
+            self.heard.add((worker, chunk, attempt))
+        super()._report(worker, iteration, chunk, start, seconds, loss, attempt)
         if self.world.thorough and self.is_calm:
             self._check_nobody_forgotten()
 
@@ -161,7 +161,7 @@ class WatchedServer(Server):
             case Commit(chunk, contributors, told):
                 self._check_commit(chunk, contributors, told)
             case Discard(worker, chunk):
-                assert (worker, chunk, self._coordinator._again.get(chunk, 0)) in self.heard
+                assert (worker, chunk, self._coordinator._attempts.get(chunk, 0)) in self.heard
                 self._check_dropped(worker, chunk)
             case Skip(worker, chunk, recovered):
                 assert world.case.schedule not in FIXED, "this schedule skips nothing"
@@ -180,12 +180,12 @@ class WatchedServer(Server):
                 assert worker in membership.holders[chunk]
                 assert role in membership.planned[chunk]
                 world.counts["adopted"] += 1
-            case Reopen(worker, chunk, again):
+            case Reopen(worker, chunk, attempt):
                 assert self._combined
                 assert worker in membership.holders[chunk]
-                assert again == self._coordinator._again[chunk]
-                world.counts["reopened"] += (chunk, again) not in self.reopened
-                self.reopened.add((chunk, again))
+                assert attempt == self._coordinator._attempts[chunk]
+                world.counts["reopened"] += (chunk, attempt) not in self.reopened
+                self.reopened.add((chunk, attempt))
                 self.dropped = {(w, c) for w, c in self.dropped if c != chunk}
             case Collect(worker, role):
                 assert self._combined
@@ -215,7 +215,7 @@ class WatchedServer(Server):
             assert role in contributors
         assert it.contributors(chunk) == contributors
         for worker, _ in told:
-            assert (worker, chunk, it._again.get(chunk, 0)) in self.heard
+            assert (worker, chunk, it._attempts.get(chunk, 0)) in self.heard
             assert (worker, chunk) not in self.dropped
             assert it.is_here(chunk) or worker in membership.holders[chunk]
             if self.world.case.schedule == "full" and self.is_calm:
@@ -266,7 +266,7 @@ class WatchedServer(Server):
             assert {*told, *taken} <= {*membership.held(worker)}
             assert not taken & told.keys()
             assert not any(it._committed[chunk] for chunk in told)
-            assert running is None or running in taken or self._coordinator._again.get(running)
+            assert running is None or running in taken or self._coordinator._attempts.get(running)
             assert running is not None or not told, "rests, but was told something"
             assert worker not in it._chosen or len(told) == 1
             if self.is_calm:

@@ -18,11 +18,11 @@ def begun(holders, parts=1, name="static", combined=True, adopting=True, workers
     return it
 
 
-def report(it, *copies, again=0):
+def report(it, *copies, attempt=0):
     """Reports of (worker, chunk), and the answers to the last one."""
     answers = []
     for worker, chunk in copies:
-        answers = it.report(worker, 0, chunk, again=again)
+        answers = it.report(worker, 0, chunk, attempt=attempt)
     return answers
 
 

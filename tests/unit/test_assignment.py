@@ -96,8 +96,8 @@ def test_blocks_scatter_the_backups(b, num_workers, replication, seed):
 
 def test_seeds_reproduce_and_differ():
     for make in (graph, blocks):
-        first, again, other = make(40, 20, 4, 1), make(40, 20, 4, 1), make(40, 20, 4, 2)
-        assert (first != again).nnz == 0
+        first, attempt, other = make(40, 20, 4, 1), make(40, 20, 4, 1), make(40, 20, 4, 2)
+        assert (first != attempt).nnz == 0
         assert (first != other).nnz > 0
 
 

@@ -254,13 +254,13 @@ def test_a_chunk_that_does_not_exist_is_refused(i):
 def test_a_sample_is_some_of_the_rows_with_their_labels(matrix):
     chunk = Chunk(3, matrix, np.arange(23.0), 0.5)
     sample = chunk.sample(9, np.random.default_rng(1))
-    again = chunk.sample(9, np.random.default_rng(1))
+    attempt = chunk.sample(9, np.random.default_rng(1))
     rows = sample.y.astype(int)
     assert len(set(rows)) == 9
     assert (sample.index, sample.weight) == (3, 0.5)
     dense = sample.X.toarray() if scipy.sparse.issparse(sample.X) else sample.X
     assert np.array_equal(dense, X[rows])
-    assert np.array_equal(again.y, sample.y)
+    assert np.array_equal(attempt.y, sample.y)
     assert chunk.sample(23, np.random.default_rng(1)) is chunk
 
 

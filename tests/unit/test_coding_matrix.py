@@ -125,8 +125,8 @@ def test_inverse_norms_by_blocks_agree_with_the_inverse(parts, seed):
 def test_seeds_reproduce_and_differ():
     assignment = cyclic(12, 12, 5)
     for kind in ("gaussian", "spread"):
-        first, again, other = (coding_matrix(kind, assignment, 3, seed) for seed in (1, 1, 2))
-        assert (first == again).all()
+        first, attempt, other = (coding_matrix(kind, assignment, 3, seed) for seed in (1, 1, 2))
+        assert (first == attempt).all()
         assert (first != other).any()
 
 

@@ -103,8 +103,8 @@ def test_every_answer_follows_from_the_rules(data, cluster, name, combined):
         fresh = begun(coordinator(holders, parts, name, combined), iteration)
         assert snapshot(it, but=["_paces"]) == snapshot(fresh, but=["_paces"])
         rules = Rules(holders, parts, name, combined)
-        again = data.draw(st.lists(st.sampled_from(copies), max_size=6))
-        for worker, chunk in data.draw(st.permutations(copies + again)):
+        attempt = data.draw(st.lists(st.sampled_from(copies), max_size=6))
+        for worker, chunk in data.draw(st.permutations(copies + attempt)):
             if iteration > 0:
                 assert it.report(worker, iteration - 1, chunk) == []  # late by an iteration
             assert it.report(worker, iteration, chunk) == rules.report(worker, chunk)
@@ -204,10 +204,10 @@ def test_what_no_correct_worker_sends_is_refused_and_changes_nothing(combined):
         lambda: it.report(2, -1, 0),
         lambda: it.report(4, it.iteration - 1, 0),  # an old iteration excuses nothing
         lambda: it.report(2, it.iteration - 1, 2),
-        lambda: it.report(1, it.iteration, 0, again=1),  # it was never reopened
-        lambda: it.report(1, it.iteration, 0, again=-1),
+        lambda: it.report(1, it.iteration, 0, attempt=1),  # it was never reopened
+        lambda: it.report(1, it.iteration, 0, attempt=-1),
         lambda: it.abandoned(3, it.iteration, 0),
-        lambda: it.abandoned(1, it.iteration, 0, again=1),
+        lambda: it.abandoned(1, it.iteration, 0, attempt=1),
         lambda: it.delivered(3, it.iteration, 3),  # never contributes here
         lambda: it.delivered(1, it.iteration, 2),
         lambda: it.delivered(1, it.iteration + 1, 1),

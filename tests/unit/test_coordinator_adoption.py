@@ -56,7 +56,7 @@ def test_who_adopts_what_was_reopened_hears_how_often():
     report(it, (1, 0))
     assert it.lost(1) == [Reopen(2, 0, 1), Next(2, 0)]
     assert it.lost(2) == [Adopt(3, 0, 1), Reopen(3, 0, 1), Next(3, 0)]
-    assert report(it, (3, 0), again=1) == [Commit(0, (1,), ((3, 1),))]
+    assert report(it, (3, 0), attempt=1) == [Commit(0, (1,), ((3, 1),))]
 
 
 def test_who_has_done_a_reopened_chunk_again_is_not_counted_on_for_its_other_role():
@@ -64,27 +64,27 @@ def test_who_has_done_a_reopened_chunk_again_is_not_counted_on_for_its_other_rol
     report(it, (1, 0), (2, 0))
     it.lost(1)
     it.lost(2)
-    report(it, (3, 0), again=2)
+    report(it, (3, 0), attempt=2)
     assert it.lost(4)[0] == Adopt(5, 0, 1)
-    assert report(it, (5, 0), again=2) == [Commit(0, (1, 2), ((5, 2),))]
+    assert report(it, (5, 0), attempt=2) == [Commit(0, (1, 2), ((5, 2),))]
 
 
 def test_an_adopter_of_what_is_reopened_now_hears_so_once():
     it = begun([[1], [2]])
     report(it, (1, 0))
     assert it.lost(1) == [Adopt(2, 0, 1), Reopen(2, 0, 1), Next(2, 0)]
-    assert report(it, (2, 0), again=1) == [Commit(0, (1,), ((2, 1),))]
+    assert report(it, (2, 0), attempt=1) == [Commit(0, (1,), ((2, 1),))]
 
 
 def test_who_did_a_chunk_in_two_roles_is_replaced_by_two_and_the_first_to_report_takes_the_first_role():
     it = begun([[1, 2], [3, 4]], parts=2)
     report(it, (1, 0), (2, 0))
     it.lost(1)
-    assert report(it, (2, 0), again=1) == [Commit(0, (1, 2), ((2, 1),))]
+    assert report(it, (2, 0), attempt=1) == [Commit(0, (1, 2), ((2, 1),))]
     adopted = [Adopt(3, 0, 1), Adopt(4, 0, 2)]
     assert it.lost(2) == [*adopted, Reopen(3, 0, 2), Reopen(4, 0, 2), Next(3, 0), Next(4, 0)]
-    assert report(it, (4, 0), again=2) == [Commit(0, (1, 2), ((4, 1),))]
-    assert report(it, (3, 0), again=2) == [Commit(0, (1, 2), ((3, 2),))]
+    assert report(it, (4, 0), attempt=2) == [Commit(0, (1, 2), ((4, 1),))]
+    assert report(it, (3, 0), attempt=2) == [Commit(0, (1, 2), ((3, 2),))]
 
 
 @COMBINED

@@ -85,7 +85,7 @@ def test_what_is_reopened_is_waited_for_and_nothing_else_counts_meanwhile():
     assert Reopen(3, 0, 1) in it.lost(1)
     assert it.phase == "working"
     assert it.report(3, 0, 2) == [Discard(3, 2)]  # was on its way; the worker has dropped it
-    assert it.report(3, 0, 0, again=1) == [Commit(0, (1,), ((3, 1),)), Collect(3, 1)]
+    assert it.report(3, 0, 0, attempt=1) == [Commit(0, (1,), ((3, 1),)), Collect(3, 1)]
     assert it.incomplete() == {2: ()}
     assert it.delivered(2, 0, 2) == []
     assert it.delivered(3, 0, 1) == [Finish()]

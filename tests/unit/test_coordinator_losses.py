@@ -26,7 +26,7 @@ def test_who_is_lost_before_it_reports_is_done_without(combined):
     for chunk in range(3):
         assert it.report(1, 0, chunk) == []
         assert it.abandoned(1, 0, chunk) == []
-        assert it.report(1, 0, chunk, again=3) == []  # whatever it believes
+        assert it.report(1, 0, chunk, attempt=3) == []  # whatever it believes
     assert it.delivered(1, 0, 1) is None
     assert snapshot(it) == before
     answers = report(it, (2, 0), (2, 1), (2, 2))
@@ -68,9 +68,9 @@ def test_what_a_lost_worker_has_committed_and_not_delivered_is_done_again_in_its
     assert it.recovered == 0
     assert it.contributors(0) == (1, 2)  # S_i stays what it is
     assert (it.used(1, 0), it.used(2, 0)) == (False, True)
-    assert report(it, (3, 0), again=1) == [Commit(0, (1, 2), ((3, 1),))]
+    assert report(it, (3, 0), attempt=1) == [Commit(0, (1, 2), ((3, 1),))]
     assert (it.contributors(0), it.recovered) == ((1, 2), 1)
-    assert (it.used(3, 0), it.used(3, 0, again=1)) == (False, True)
+    assert (it.used(3, 0), it.used(3, 0, attempt=1)) == (False, True)
     report(it, (2, 1))
     answers = report(it, (3, 1))
     assert answers[-3:] == [Collect(2, 2), Collect(3, 1), Collect(3, 3)]
@@ -80,10 +80,10 @@ def test_the_other_contributor_itself_may_do_it_again_and_then_owes_two_accumula
     it = begun([[1, 2, 3]], parts=2)
     assert report(it, (1, 0), (2, 0))[1:] == [Collect(1, 1), Collect(2, 2)]
     it.lost(1)
-    assert report(it, (2, 0), again=1) == [Commit(0, (1, 2), ((2, 1),)), Collect(2, 1)]
+    assert report(it, (2, 0), attempt=1) == [Commit(0, (1, 2), ((2, 1),)), Collect(2, 1)]
     assert it.delivered(2, 0, 1) == []
     assert it.delivered(2, 0, 2) == [Finish()]
-    assert (it.used(2, 0), it.used(2, 0, again=1)) == (True, True)
+    assert (it.used(2, 0), it.used(2, 0, attempt=1)) == (True, True)
 
 
 def test_a_chunk_of_two_lost_contributors_is_done_again_by_two_and_is_recovered_when_both_are():
@@ -91,12 +91,12 @@ def test_a_chunk_of_two_lost_contributors_is_done_again_by_two_and_is_recovered_
     report(it, (1, 0), (2, 0))
     it.lost(1)
     assert it.lost(2) == [Reopen(3, 0, 2), Reopen(4, 0, 2), Next(3, 0), Next(4, 0)]
-    assert report(it, (3, 0), again=2) == [Commit(0, (1, 2), ((3, 1),))]
+    assert report(it, (3, 0), attempt=2) == [Commit(0, (1, 2), ((3, 1),))]
     assert it.recovered == 0
     before = snapshot(it)
-    assert report(it, (3, 0), again=2) == []  # it cannot be both of them
+    assert report(it, (3, 0), attempt=2) == []  # it cannot be both of them
     assert snapshot(it) == before
-    answers = report(it, (4, 0), again=2)
+    answers = report(it, (4, 0), attempt=2)
     assert answers == [Commit(0, (1, 2), ((4, 2),)), Collect(3, 1), Collect(4, 2)]
 
 
@@ -104,9 +104,9 @@ def test_who_did_it_again_and_is_lost_is_done_again_once_more_in_the_same_role()
     it = begun([[1, 2, 3]])
     report(it, (1, 0))
     it.lost(1)
-    assert report(it, (2, 0), again=1) == [Commit(0, (1,), ((2, 1),)), Collect(2, 1)]
+    assert report(it, (2, 0), attempt=1) == [Commit(0, (1,), ((2, 1),)), Collect(2, 1)]
     assert it.lost(2) == [Reopen(3, 0, 2), Next(3, 0)]
-    assert report(it, (3, 0), again=2) == [Commit(0, (1,), ((3, 1),)), Collect(3, 1)]
+    assert report(it, (3, 0), attempt=2) == [Commit(0, (1,), ((3, 1),)), Collect(3, 1)]
     assert it.delivered(3, 0, 1) == [Finish()]
 
 
@@ -128,7 +128,7 @@ def test_a_copy_from_before_the_reopening_changes_nothing_but_its_worker_is_free
     assert it.abandoned(3, 0, 0, now=5.0, seconds=2.0) == []
     assert schedule.freed_undone == [(2, 0, 4.0, 3.0), (3, 0, 5.0, 2.0)]
     assert it.recovered == 0
-    assert it.report(2, 0, 0, again=1) == [Commit(0, (1,), ((2, 1),))]
+    assert it.report(2, 0, 0, attempt=1) == [Commit(0, (1,), ((2, 1),))]
 
 
 @COMBINED
@@ -137,16 +137,16 @@ def test_nobody_has_heard_of_a_reopening_that_was_not(event, combined):
     it = begun([[1, 2, 3], [1, 2, 3]], combined=combined)
     report(it, (1, 0))
     it.lost(1)
-    for chunk, again in [(0, 2 if combined else 1), (0, -1), (1, 1)]:
+    for chunk, attempt in [(0, 2 if combined else 1), (0, -1), (1, 1)]:
         with refused(it):
-            getattr(it, event)(2, 0, chunk, again=again)
+            getattr(it, event)(2, 0, chunk, attempt=attempt)
 
 
 def test_what_is_reopened_is_not_dropped_by_the_schedule_before_it_is_recovered_again():
     it = begun([[1, 2, 3], [2, 3]], name="skipping")
     assert report(it, (1, 0))[1:] == [Skip(2, 0, True), Skip(3, 0, True)]
     it.lost(1)
-    assert report(it, (2, 0), again=1) == [Commit(0, (1,), ((2, 1),)), Skip(3, 0, True)]
+    assert report(it, (2, 0), attempt=1) == [Commit(0, (1,), ((2, 1),)), Skip(3, 0, True)]
 
 
 def test_what_is_reopened_in_two_roles_is_not_dropped_before_both_are_done():
@@ -154,8 +154,8 @@ def test_what_is_reopened_in_two_roles_is_not_dropped_before_both_are_done():
     report(it, (1, 0), (2, 0))
     it.lost(1)
     it.lost(2)
-    assert report(it, (3, 0), again=2) == [Commit(0, (1, 2), ((3, 1),))]
-    assert report(it, (4, 0), again=2) == [Commit(0, (1, 2), ((4, 2),)), Skip(5, 0, True)]
+    assert report(it, (3, 0), attempt=2) == [Commit(0, (1, 2), ((3, 1),))]
+    assert report(it, (4, 0), attempt=2) == [Commit(0, (1, 2), ((4, 2),)), Skip(5, 0, True)]
 
 
 # lost while it is collected
@@ -182,7 +182,7 @@ def test_what_was_asked_for_and_not_delivered_is_done_again_while_others_deliver
     assert (it.phase, it.owing) == ("working", {2})
     assert it.delivered(1, 0, 1) is None  # it was sent before, and came too late
     assert it.delivered(2, 0, 2) == []
-    assert report(it, (2, 0), again=1) == [Commit(0, (1,), ((2, 1),)), Collect(2, 1)]
+    assert report(it, (2, 0), attempt=1) == [Commit(0, (1,), ((2, 1),)), Collect(2, 1)]
     assert it.delivered(2, 0, 1) == [Finish()]
 
 
@@ -190,10 +190,10 @@ def test_of_two_accumulators_in_one_role_the_second_is_asked_for_when_the_first_
     it = begun([[1, 2, 3], [1, 3, 2]])
     report(it, (1, 0), (1, 1))
     it.lost(1)
-    report(it, (2, 0), again=1)
-    assert report(it, (3, 1), again=1)[1:] == [Collect(2, 1), Collect(3, 1)]
+    report(it, (2, 0), attempt=1)
+    assert report(it, (3, 1), attempt=1)[1:] == [Collect(2, 1), Collect(3, 1)]
     assert it.lost(3) == [Reopen(2, 1, 2), Next(2, 1)]
-    assert report(it, (2, 1), again=2) == [Commit(1, (1,), ((2, 1),))]  # it was asked already, and may have answered
+    assert report(it, (2, 1), attempt=2) == [Commit(1, (1,), ((2, 1),))]  # it was asked already, and may have answered
     assert it.delivered(2, 0, 1) == [Collect(2, 1)]
     with refused(it):
         it.delivered(2, 0, 2)
@@ -219,7 +219,7 @@ def test_nothing_survives_into_the_next_iteration_but_the_group(combined):
     it = begun(holders, combined=combined)
     report(it, (1, 0))
     it.lost(1)
-    report(it, (2, 0), again=1 if combined else 0)
+    report(it, (2, 0), attempt=1 if combined else 0)
     report(it, (2, 1))
     for role in (1, 2) if combined else ():
         it.delivered(2, 0, role)

@@ -62,8 +62,8 @@ def test_every_worker_iteration_and_seed_has_a_draw_of_its_own_that_is_the_same_
         for rank in (1, 2, 3)
     }
     assert len({value for values in draws.values() for value in values}) == 2 * 3 * 20
-    again = Emulation("exponential", 2, 1, seconds={"all": 1.0})
-    assert [again.extra(7, 0.0), again.extra(7, 0.0)] == [draws[1, 2][7]] * 2
+    attempt = Emulation("exponential", 2, 1, seconds={"all": 1.0})
+    assert [attempt.extra(7, 0.0), attempt.extra(7, 0.0)] == [draws[1, 2][7]] * 2
 
 
 @pytest.mark.parametrize("kind", ["none", "slow", "exponential"])

@@ -394,7 +394,7 @@ def test_any_sparse_assignment(folder: Path, layout: str, data: st.DataObject) -
         name = data.draw(st.sampled_from(sorted(contents)))
         array = np.array(contents[name])
         match data.draw(
-            st.sampled_from(["value", "value", "value", "type", "half", "other", "remove", "extra", "again"])
+            st.sampled_from(["value", "value", "value", "type", "half", "other", "remove", "extra", "attempt"])
         ):
             case "value" if array.dtype.kind in "iu" and array.size:
                 at, value = data.draw(st.integers(0, array.size - 1)), data.draw(whole)
@@ -410,7 +410,7 @@ def test_any_sparse_assignment(folder: Path, layout: str, data: st.DataObject) -
                 del contents[name]
             case "extra":
                 contents["more"] = array
-            case "again" if array.ndim == 1:
+            case "attempt" if array.ndim == 1:
                 contents[name] = np.concatenate([array, array[-1:]])
     path.write_bytes(npz([(f"{name}.npy", npy(array)) for name, array in contents.items()]))
     check_assignment(path)

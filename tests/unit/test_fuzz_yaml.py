@@ -106,8 +106,8 @@ def test_any_damage_to_a_valid_file(path: Path, kind: str, data: st.DataObject) 
     for _ in range(data.draw(st.integers(1, 3))):
         at = data.draw(st.integers(0, len(text)) | st.sampled_from([m.end() for m in re.finditer("[:,\n] *", text)]))
         removed = data.draw(st.sampled_from([0, 0, 1, 12]))
-        again = data.draw(st.sampled_from(text.splitlines(keepends=True)))
-        new = data.draw(st.sampled_from(FRAGMENTS) | st.text(max_size=2) | st.just(again))
+        attempt = data.draw(st.sampled_from(text.splitlines(keepends=True)))
+        new = data.draw(st.sampled_from(FRAGMENTS) | st.text(max_size=2) | st.just(attempt))
         text = text[:at] + new + text[at + removed :]
     path.write_bytes(text.encode("utf-8", "surrogatepass"))
     check(kind, path)

@@ -126,7 +126,7 @@ def test_a_reopened_chunk_is_freed_and_may_be_done_in_another_role():
     worker.mailbox.next(0, 2)
     _, second = worker.compute()
     (_, records) = worker.mailbox.outgoing()
-    assert (records["kind"][0], records["chunk"][0], records["again"][0]) == (Kind.REPORT, 2, 1)
+    assert (records["kind"][0], records["chunk"][0], records["attempt"][0]) == (Kind.REPORT, 2, 1)
     worker.mailbox.commit(0, 2, [2], 2)
     assert second() is None
     assert worker.mailbox.collect(0, 2)

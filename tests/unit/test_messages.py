@@ -16,7 +16,7 @@ FIELDS = {
     "chunk": int32,
     "worker": int32,
     "role": int32,
-    "again": int32,
+    "attempt": int32,
     "start": floats,
     "seconds": floats,
     "loss": floats,

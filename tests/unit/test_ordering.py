@@ -271,8 +271,8 @@ def test_primary_copies_are_the_first_rounds():
 
 def test_random_ordering_follows_its_seed():
     assignment = cyclic(20, 20, 6)
-    first, again, other = (random_ordering(assignment, seed).data for seed in (1, 1, 2))
-    assert (first == again).all()
+    first, attempt, other = (random_ordering(assignment, seed).data for seed in (1, 1, 2))
+    assert (first == attempt).all()
     assert (first != other).any()
 
 

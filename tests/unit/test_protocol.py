@@ -124,9 +124,9 @@ class Unruly(World):
                 yield it, lambda role=role: it.delivered(worker, now, role)
         for chunk in chunks:
             held = worker in it.membership.holders[chunk]
-            again = it._again.get(chunk, 0) + 1 if held else 0
-            yield it, lambda chunk=chunk, again=again: it.report(worker, now, chunk, again=again)
-            yield it, lambda chunk=chunk, again=again: it.abandoned(worker, now, chunk, again=again)
+            attempt = it._attempts.get(chunk, 0) + 1 if held else 0
+            yield it, lambda chunk=chunk, attempt=attempt: it.report(worker, now, chunk, attempt=attempt)
+            yield it, lambda chunk=chunk, attempt=attempt: it.abandoned(worker, now, chunk, attempt=attempt)
 
     def illegal_at_worker(self, node: Node) -> Iterator[tuple[Any, Callable[[], object]]]:
         it, now = node.state, node.state.iteration

@@ -158,8 +158,8 @@ def test_who_does_not_deliver_what_it_was_asked_for_is_lost_and_its_chunks_are_d
         yield [*reported(0, 1, [0, 1]), *reported(0, 2, range(2, 8))]
         yield [accumulator(2, 0, 6.0)]
         yield from run.seconds(LONG, *alive(1, 2, 3, 4))
-        again = [said(3, Kind.REPORT, 0, chunk, again=1, seconds=1.0, loss=1.0) for chunk in (0, 1)]
-        yield again
+        attempt = [said(3, Kind.REPORT, 0, chunk, attempt=1, seconds=1.0, loss=1.0) for chunk in (0, 1)]
+        yield attempt
         yield [Vector(3, 0, 1, np.array([2.0]), 1)]
 
     run.follow(script(), 1)

@@ -99,6 +99,6 @@ def test_a_chunk_that_does_not_exist_costs_only_the_worker_that_names_it(train):
 
 
 def test_a_model_at_fault_on_every_worker_ends_the_run_at_once(train):
-    script = [[Text(2, b"the gradient writes to params"), said(2, Kind.FAILED, 0, 1, again=1)]]
+    script = [[Text(2, b"the gradient writes to params"), said(2, Kind.FAILED, 0, 1, attempt=1)]]
     with pytest.raises(RunFailed, match=r"^worker 2 on h2, chunk 1, iteration 0: the gradient writes to params$"):
         train(script)

@@ -44,8 +44,8 @@ def read(text: str, *overrides: str) -> Drawing:
 def test_the_kind_chooses_the_model():
     assert read("shape: {kind: round, radius: 2}").shape == Round(kind="round", radius=2.0)
     assert read("shape: {kind: square}").shape == Square(kind="square", side=1)
-    again = Drawing(shape=Square(kind="square", side=3))  # models made in Python pass as well
-    assert again.shape.side == 3
+    attempt = Drawing(shape=Square(kind="square", side=3))  # models made in Python pass as well
+    assert attempt.shape.side == 3
 
 
 @pytest.mark.parametrize(

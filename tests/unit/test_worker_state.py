@@ -23,9 +23,9 @@ def begun(queue, combined=True, iteration=0):
     return state
 
 
-def do_next(state, again=0):
+def do_next(state, attempt=0):
     chunk = state.take()
-    assert state.finished(state.iteration, chunk) == Report(chunk, again)
+    assert state.finished(state.iteration, chunk) == Report(chunk, attempt)
     return chunk
 
 
@@ -245,10 +245,10 @@ def test_a_reopened_chunk_is_done_again_when_it_is_asked_for_and_says_so(combine
     assert do_next(state) == 1  # reopened is not ordered: the server says who does it
     assert state.take() is None
     state.next(0, 3)
-    assert do_next(state, again=1) == 3
+    assert do_next(state, attempt=1) == 3
     assert state.reopen(0, 3, 2) == ([Free(3)] if combined else [])
     state.queue(0, [1, 3])
-    assert do_next(state, again=2) == 3
+    assert do_next(state, attempt=2) == 3
     assert state.held == ({1, 3} if combined else set())
 
 
@@ -260,7 +260,7 @@ def test_a_copy_from_before_a_reopening_cannot_be_committed_and_one_from_after_i
     with refused(state):
         state.commit(0, 3, [1], 1)
     state.next(0, 3)
-    do_next(state, again=1)
+    do_next(state, attempt=1)
     assert state.commit(0, 3, [2, 1], 2) == [Encode(3, (2, 1), 2)]
 
 
@@ -283,7 +283,7 @@ def test_a_reopening_is_nothing_to_the_chunk_that_runs_beside_it():
     state.discard(0, 3)
     state.reopen(0, 1, 1)
     assert state.finished(0, 3) == Abandon(3, 0)
-    assert do_next(state, again=1) == 1
+    assert do_next(state, attempt=1) == 1
 
 
 def test_a_reopened_chunk_that_is_dropped_says_how_often_it_was_reopened():
@@ -300,10 +300,10 @@ def test_reopenings_end_with_their_iteration():
     state.reopen(0, 3, 1)
     state.begin(1)
     assert state.finished(0, 3) == Abandon(3, 0)
-    assert do_next(state, again=0) == 3
+    assert do_next(state, attempt=0) == 3
     state.begin(2)
     state.reopen(1, 3, 1)
-    assert do_next(state, again=0) == 3
+    assert do_next(state, attempt=0) == 3
 
 
 def test_a_reopening_is_nothing_to_the_same_chunk_running_in_an_older_iteration():
@@ -312,7 +312,7 @@ def test_a_reopening_is_nothing_to_the_same_chunk_running_in_an_older_iteration(
     state.begin(1)
     state.reopen(1, 3, 1)
     assert state.finished(0, 3) == Abandon(3, 0)
-    assert do_next(state, again=1) == 3
+    assert do_next(state, attempt=1) == 3
 
 
 # rule 8: what holds for later iterations, too
@@ -362,7 +362,7 @@ def test_standing_queues_and_roles_of_a_missed_iteration_hold_and_its_other_orde
     state.standing(5, [5])
     state.begin(3)
     assert state.role(4) == 3
-    assert [do_next(state, again=0) for _ in range(3)] == [4, 1, 2]
+    assert [do_next(state, attempt=0) for _ in range(3)] == [4, 1, 2]
     state.begin(5)
     assert rest(state) == [5]
 
@@ -439,7 +439,7 @@ class Model:
 
         return set(filter(is_held, range(CHUNKS))) if self.combined else set()
 
-    def again(self, chunk):
+    def attempt(self, chunk):
         place = self.last(chunk, "reopened")
         return self.past[place][2] if place >= 0 else 0
 
@@ -455,9 +455,9 @@ class Model:
             return Abandon(chunk, 0)
         said = [kind for kind, what, *_ in self.past[since:] if kind == "collected" or what == chunk]
         if said and said[-1] in ("dropped", "collected"):
-            return Abandon(chunk, self.again(chunk))
+            return Abandon(chunk, self.attempt(chunk))
         self.past.append(("done", chunk))
-        return Report(chunk, self.again(chunk))
+        return Report(chunk, self.attempt(chunk))
 
     def standing(self, chunks):
         self.usual = list(chunks)
@@ -477,9 +477,9 @@ class Model:
     def adopt(self, chunk, role):
         self.roles[chunk] = role
 
-    def reopen(self, chunk, again):
+    def reopen(self, chunk, attempt):
         freed = [Free(chunk)] if chunk in self.held else []
-        self.past.append(("reopened", chunk, again))
+        self.past.append(("reopened", chunk, attempt))
         return freed
 
     def discard(self, chunk):
