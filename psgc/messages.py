@@ -61,7 +61,7 @@ class Kind(IntEnum):
     COLLECT = 4  # iteration, role: send the accumulator
     STOP = 5  # the run is over
     STANDING = 7  # iteration, chunk: as QUEUE, from this iteration on
-    ADOPT = (
+    REASSIGN = (
         8  # iteration, chunk, role: from now on the worker codes this chunk in this role, which may be its own again
     )
     REOPEN = 9  # iteration, chunk, attempt: what was done of the chunk does not count; it may have to be done once more

@@ -31,7 +31,7 @@ from typing import Literal
 
 from psgc.errors import ProtocolError
 from psgc.server.fixed_schedules import FixedSchedule
-from psgc.server.instructions import Adopt, Collect, Commit, Discard, Finish, Instruction, Reopen
+from psgc.server.instructions import Collect, Commit, Discard, Finish, Instruction, Reassign, Reopen
 from psgc.server.membership import Membership
 from psgc.server.orders import Loss, Order
 
@@ -164,18 +164,18 @@ class Coordinator:
             return []
         dropped, reopened = self._take_back(worker, held) if self._combined else ([], [])
         affected = dict.fromkeys([*held, *reopened])
-        adopted = [adopt for chunk in affected for adopt in self._adopt(chunk)]
+        adopted = [reassign for chunk in affected for reassign in self._reassign(chunk)]
         instructions: list[Instruction] = [*adopted]
         for chunk in reopened:
             instructions += [Reopen(holder, chunk, self._attempts[chunk]) for holder in self.membership.holders[chunk]]
-        for adopt in adopted:  # one that adopts a chunk reopened before has to know so, too
-            if (attempt := self._attempts.get(adopt.chunk, 0)) and adopt.chunk not in reopened:
-                instructions.append(Reopen(adopt.worker, adopt.chunk, attempt))
+        for reassign in reassigned:  # one that adopts a chunk reopened before has to know so, too
+            if (attempt := self._attempts.get(reassign.chunk, 0)) and reassign.chunk not in reopened:
+                instructions.append(Reopen(reassign.worker, reassign.chunk, attempt))
         loss = Loss(
             worker=worker,
             dropped=tuple(dropped),
             reopened={chunk: (len(self._open[chunk]), self._able(chunk)) for chunk in affected if chunk in self._open},
-            adopted=tuple((adopt.worker, adopt.chunk) for adopt in adopted),
+            reassigned=tuple((reassign.worker, reassign.chunk) for reassign in adopted),
             holders=self.membership.holders,
             collected=self.phase == "collecting",
         )
@@ -311,16 +311,16 @@ class Coordinator:
             self._reported -= {(holder, chunk) for holder in self.membership.holders[chunk]}
         return dropped, list(reopened)
 
-    def _adopt(self, chunk: int) -> list[Adopt]:
+    def _reassign(self, chunk: int) -> list[Reassign]:
         """Find workers until there are enough that can do `chunk`."""
-        adopted: list[Adopt] = []
+        reassigned: list[Reassign] = []
         copies = self._copies.get(chunk, ())
         needed = self._wanted(chunk) - len(copies)
         if chunk in self._committed or self._settled:
             needed = len(self._open.get(chunk, ()))
         while len(self._able(chunk)) < needed:
-            worker = self.membership.adopt(chunk, copies)
-            adopted.append(Adopt(worker, chunk, self.membership.role(worker, chunk)))
+            worker = self.membership.reassign(chunk, copies)
+            adopted.append(Reassign(worker, chunk, self.membership.role(worker, chunk)))
         return adopted
 
     def _able(self, chunk: int) -> list[int]:

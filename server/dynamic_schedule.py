@@ -178,7 +178,7 @@ class DynamicSchedule(FixedSchedule):
         for chunk in loss.dropped:
             self._copies[chunk] -= 1
             self._started[chunk] -= 1
-        for adopter, chunk in loss.adopted:
+        for adopter, chunk in loss.reassigned:
             self._chunks[adopter] = (*self._chunks[adopter], chunk)
         attempt: list[int] = []
         for chunk, (needed, able) in loss.reopened.items():

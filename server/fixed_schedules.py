@@ -57,7 +57,7 @@ class FixedSchedule:
     def lost(self, loss: Loss, now: float) -> list[Order]:
         """Orders when a worker is lost during an iteration; none when everything is recovered all the same."""
         orders: list[Order] = []
-        for worker, chunk in loss.adopted:
+        for worker, chunk in loss.reassigned:
             if chunk not in loss.reopened:
                 orders.append(self._next(worker, chunk))
         for chunk, (needed, able) in loss.reopened.items():

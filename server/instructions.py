@@ -35,7 +35,7 @@ class Collect:
 
 
 @dataclass(frozen=True, slots=True)
-class Adopt:
+class Reassign:
     """`worker` holds `chunk` from now on, and codes it in `role`."""
 
     worker: int
@@ -74,4 +74,4 @@ class Wrong:
     others: tuple[int, ...]
 
 
-Instruction = Commit | Discard | Collect | Adopt | Reopen | Finish | Compare | Wrong | Order
+Instruction = Commit | Discard | Collect | Reassign | Reopen | Finish | Compare | Wrong | Order

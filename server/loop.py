@@ -21,7 +21,7 @@ from psgc.server.dynamic_schedule import DynamicSchedule
 from psgc.server.ending import end_workers
 from psgc.server.failure_detector import FailureDetector
 from psgc.server.horvitz_thompson import weights
-from psgc.server.instructions import Adopt, Collect, Commit, Discard, Finish, Instruction, Reopen
+from psgc.server.instructions import Collect, Commit, Discard, Finish, Instruction, Reassign, Reopen
 from psgc.server.iteration_log import IterationLog
 from psgc.server.malformed import (
     Malformed,
@@ -53,7 +53,7 @@ class Server:
     """Trains: sends parameters, lets the coordinator decide what counts, decodes, steps.
 
     combined: transfer (else per_chunk); collect_timeout: seconds without a sign of life, or without an answer to
-    *collect*, after which a worker is lost; adopting: whether others may take the chunks of the lost; interrupted:
+    *collect*, after which a worker is lost; reassigning: whether others may take the chunks of the lost; interrupted:
     polled, a reason to end early or None; costs: of each chunk relative to an average one, None when not known;
     recovery: when an iteration may end although something is missing; has_loss: whether the problem has one;
     check_data: called with a chunk whose gradient failed, raises UserError when it is the data that is wrong;
@@ -71,7 +71,7 @@ class Server:
         dtype: Any,
         combined: bool,
         collect_timeout: float,
-        adopting: bool,
+        reassigning: bool,
         interrupted: Callable[[], str | None],
         costs: Sequence[float] | None,
         seed: int = 0,
@@ -93,7 +93,7 @@ class Server:
         self._seed = seed
         self._workers = range(1, plan.num_workers + 1)
         self._schedule = schedule
-        self._everybody = self._make_membership(adopting)
+        self._everybody = self._make_membership(reassigning)
         membership = self._everybody.without([])
         self._rules = make_schedule(schedule, plan.queues, plan.backups, membership.holders, plan.parts, costs)
         self._copies = plan.num_chunks * plan.parts  # that determine the gradient
@@ -106,7 +106,7 @@ class Server:
         self._stuck = Stuck()
         self._timeout = collect_timeout
         self._outgoing = Outgoing(transport, backend)
-        self._adopted: dict[int, set[int]] = {worker: set() for worker in self._workers}  # as they know themselves
+        self._reassigned: dict[int, set[int]] = {worker: set() for worker in self._workers}  # as they know themselves
         self._spared: set[int] = set()  # for whom there are more receive buffers
         self._failures: dict[int, int] = {}  # chunk -> on which worker its gradient failed; done by nobody since
         self._raised: set[int] = set()  # workers on which a gradient failed
@@ -125,8 +125,8 @@ class Server:
 
     # what `psgc.server.verifying_loop` makes otherwise
 
-    def _make_membership(self, adopting: bool) -> Membership:
-        return Membership(self._plan.holders(), self._plan.parts, adopting, self._workers)
+    def _make_membership(self, reassigning: bool) -> Membership:
+        return Membership(self._plan.holders(), self._plan.parts, reassigning, self._workers)
 
     def _make_coordinator(self, membership: Membership, tolerated: int) -> Coordinator:
         return Coordinator(membership, self._rules, self._combined, tolerated)
@@ -240,10 +240,12 @@ class Server:
         self._rules, self._queues = rules, queues
         self._coordinator.rebalance(membership, rules)
         for worker, queue in queues.items():
-            adopted = set(membership.adopted(worker))
-            for chunk in sorted(adopted | self._adopted[worker]):
-                self._outgoing.tell(worker, record(Kind.ADOPT, iteration, chunk, role=membership.role(worker, chunk)))
-            self._adopted[worker] = adopted
+            adopted = set(membership.reassigned(worker))
+            for chunk in sorted(adopted | self._reassigned[worker]):
+                self._outgoing.tell(
+                    worker, record(Kind.REASSIGN, iteration, chunk, role=membership.role(worker, chunk))
+                )
+            self._reassigned[worker] = adopted
             self._outgoing.tell_standing(worker, iteration, queue)
 
     def _poll(self, iteration: int) -> None:
@@ -448,9 +450,9 @@ class Server:
                 case Collect(worker, role):
                     self._outgoing.tell(worker, record(Kind.COLLECT, iteration, role=role))
                     self._failure_detector.asked(worker, self._clock.now)
-                case Adopt(worker, chunk, role):
-                    self._adopted[worker].add(chunk)
-                    self._outgoing.tell(worker, record(Kind.ADOPT, iteration, chunk, role=role))
+                case Reassign(worker, chunk, role):
+                    self._reassigned[worker].add(chunk)
+                    self._outgoing.tell(worker, record(Kind.REASSIGN, iteration, chunk, role=role))
                 case Reopen(worker, chunk, attempt):
                     self._outgoing.tell(worker, record(Kind.REOPEN, iteration, chunk, attempt=attempt))
                 case Finish():

@@ -13,13 +13,13 @@ from psgc.errors import TooFewWorkers
 class Membership:
     """planned[i]: the ranks that hold chunk i as long as nobody is lost; parts: live holders that a chunk needs.
 
-    workers: all ranks, when there are some that hold nothing; adopting: whether a live worker may take a chunk that it
+    workers: all ranks, when there are some that hold nothing; reassigning: whether a live worker may take a chunk that it
     did not hold (it reads it from the data source); checking: whether a chunk needs a holder more, to check it.
 
     >>> membership = Membership([[1, 2], [2, 3], [1, 3]], parts=2)
     >>> membership.lose(2)
     [0, 1]
-    >>> membership.adopt(0), membership.role(3, 0)  # chunk 0 has one live holder left: worker 3 does it in the role of worker 2
+    >>> membership.reassign(0), membership.role(3, 0)  # chunk 0 has one live holder left: worker 3 does it in the role of worker 2
     (3, 2)
     """
 
@@ -27,14 +27,14 @@ class Membership:
         self,
         planned: Sequence[Sequence[int]],
         parts: int,
-        adopting: bool = True,
+        reassigning: bool = True,
         workers: Collection[int] | None = None,
         checking: bool = False,
     ) -> None:
         self.planned = planned
         self.workers = {worker for of in planned for worker in of} if workers is None else workers
         self.parts = parts
-        self._adopting = adopting
+        self._reassigning = reassigning
         self._checking = checking
         self._needed = parts + checking  # live holders of a chunk
         self._code = f"parts {parts}{' with verify' if checking else ''}"
@@ -52,12 +52,12 @@ class Membership:
 
     def without(self, lost: Iterable[int]) -> "Membership":
         """A new membership in which these are lost, and each chunk has enough live holders again. Raises TooFewWorkers."""
-        membership = Membership(self.planned, self.parts, self._adopting, self.workers, self._checking)
+        membership = Membership(self.planned, self.parts, self._reassigning, self.workers, self._checking)
         for worker in lost:
             membership.lose(worker)
         for chunk, workers in enumerate(membership.holders):
             while len(workers) < self._needed:
-                membership.adopt(chunk)
+                membership.reassign(chunk)
         return membership
 
     def held(self, worker: int) -> Collection[int]:
@@ -68,7 +68,7 @@ class Membership:
         """The role in which a live worker codes a chunk that it holds."""
         return self._roles.get((worker, chunk), worker)
 
-    def adopted(self, worker: int) -> list[int]:
+    def reassigned(self, worker: int) -> list[int]:
         """The chunks that a live worker has adopted."""
         return sorted(chunk for chunk in self._held[worker] if (worker, chunk) in self._roles)
 
@@ -82,7 +82,7 @@ class Membership:
             self.holders[chunk].remove(worker)
         return chunks
 
-    def adopt(self, chunk: int, taken: Collection[tuple[int, int]] = ()) -> int:
+    def reassign(self, chunk: int, taken: Collection[tuple[int, int]] = ()) -> int:
         """The worker that holds `chunk` from now on, the one with the least to hold of those that can.
 
         taken: (worker, role) of copies that are there already; neither of them can be had once more.
@@ -94,8 +94,8 @@ class Membership:
         able = [worker for worker in self._held if worker not in workers]
         # none is free only for a chunk that is committed already, which is done again in other roles, or is disputed
         role = min(self.planned[chunk], key=roles.count)
-        if not self._adopting or not able:
-            hint = "" if self._adopting else "; faults.adopt: true would let others take it"
+        if not self._reassigning or not able:
+            hint = "" if self._reassigning else "; faults.adopt: true would let others take it"
             raise TooFewWorkers(f"chunk {chunk} has {len(self.holders[chunk])} live holders, {self._code}{hint}")
         worker = min(able, key=lambda w: (len(self._held[w]), w))
         self.holders[chunk].append(worker)

@@ -38,13 +38,13 @@ class Loss:
 
     dropped: chunks, not recovered, that have one copy less; reopened: chunks that were recovered before this or an
     earlier loss and are not now: how many copies they need, and the live workers whose copies would count;
-    adopted: (worker, chunk) that came about; holders[i]: the live workers that hold chunk i, adopters among them;
+    reassigned: (worker, chunk) that came about; holders[i]: the live workers that hold chunk i, adopters among them;
     collected: whether the workers had been told that there is nothing more to do.
     """
 
     worker: int
     dropped: Sequence[int]
     reopened: Mapping[int, tuple[int, Sequence[int]]]
-    adopted: Sequence[tuple[int, int]]
+    reassigned: Sequence[tuple[int, int]]
     holders: Sequence[Sequence[int]]
     collected: bool

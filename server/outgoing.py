@@ -14,7 +14,7 @@ from psgc.messages import BATCH, STANDINGS, UNHEARD, Kind, Records, record, stam
 from psgc.transport import Transport
 
 AHEAD = 1 << 20  # bytes of parameters (or two vectors of them) that may be on their way to a worker before new ones
-LASTING = (Kind.ADOPT, Kind.STANDING)  # orders that are for later iterations as well
+LASTING = (Kind.REASSIGN, Kind.STANDING)  # orders that are for later iterations as well
 
 
 class Outgoing:

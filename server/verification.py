@@ -20,7 +20,7 @@ from psgc.checks import is_checked
 from psgc.errors import RunFailed, TooFewWorkers
 from psgc.server.coordinator import Coordinator
 from psgc.server.fixed_schedules import FixedSchedule
-from psgc.server.instructions import Adopt, Compare, Instruction, Wrong
+from psgc.server.instructions import Compare, Instruction, Reassign, Wrong
 from psgc.server.membership import Membership
 from psgc.server.orders import Order
 
@@ -157,16 +157,16 @@ class VerifyingCoordinator(Coordinator):
         self._copies[chunk] = known
         self._disputed.add(chunk)
         try:
-            return [*self._adopt(chunk), *self._ask(chunk, now)]
+            return [*self._reassign(chunk), *self._ask(chunk, now)]
         except TooFewWorkers as error:
             raise RunFailed(str(error)) from None
 
     def _ask(self, chunk: int, now: float) -> Sequence[Order]:
         return self._schedule.disputed(chunk, len(self._known[chunk]), self._able(chunk), now)
 
-    def _adopt(self, chunk: int) -> list[Adopt]:
+    def _reassign(self, chunk: int) -> list[Reassign]:
         try:
-            return super()._adopt(chunk)
+            return super()._reassign(chunk)
         except TooFewWorkers as error:
             if chunk not in self._disputed:
                 raise

@@ -8,7 +8,7 @@ from typing import Any
 from psgc.backend import Array
 from psgc.messages import TAIL
 from psgc.server.coordinator import Coordinator
-from psgc.server.instructions import Adopt, Commit, Compare, Instruction, Wrong
+from psgc.server.instructions import Commit, Compare, Instruction, Reassign, Wrong
 from psgc.server.loop import Server
 from psgc.server.membership import Membership
 from psgc.server.verification import Verification, VerifyingCoordinator
@@ -28,8 +28,8 @@ class VerifyingServer(Server):
         super().__init__(*arguments, **more)
         self._tail = TAIL  # with `combined`, coded gradients of checked chunks come as well
 
-    def _make_membership(self, adopting: bool) -> Membership:
-        return Membership(self._plan.holders(), self._plan.parts, adopting, self._workers, checking=True)
+    def _make_membership(self, reassigning: bool) -> Membership:
+        return Membership(self._plan.holders(), self._plan.parts, reassigning, self._workers, checking=True)
 
     def _make_coordinator(self, membership: Membership, tolerated: int) -> Coordinator:
         return VerifyingCoordinator(membership, self._rules, self._combined, tolerated, every=self._verification.every)
@@ -68,7 +68,7 @@ class VerifyingServer(Server):
                     host, iteration = self._transport.hosts[worker], self._coordinator.iteration
                     reason = f"chunk {chunk}: its copy does not agree with {those}"
                     self._observer.wrong(worker, host, iteration, reason)
-                case Adopt():
+                case Reassign():
                     self._changed = True  # for this iteration: before the next, everything is shared as planned again
                     super()._carry_out([instruction])
                 case Commit(chunk, _, told) if self._coordinator.is_here(chunk):

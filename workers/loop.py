@@ -145,8 +145,8 @@ class WorkerLoop:
                 self._mailbox.discard(iteration, chunk)
             case Kind.SKIP:
                 self._mailbox.skip(iteration, chunk)
-            case Kind.ADOPT:
-                self._mailbox.adopt(iteration, chunk, int(entry["role"]))
+            case Kind.REASSIGN:
+                self._mailbox.reassign(iteration, chunk, int(entry["role"]))
             case Kind.REOPEN:
                 self._mailbox.reopen(iteration, chunk, int(entry["attempt"]))
             case Kind.NEXT:

@@ -201,9 +201,9 @@ class Mailbox:
             self._state.next(iteration, chunk)
             self._changed.notify_all()
 
-    def adopt(self, iteration: int, chunk: int, role: int) -> None:
+    def reassign(self, iteration: int, chunk: int, role: int) -> None:
         with self._changed:
-            self._state.adopt(iteration, chunk, role)
+            self._state.reassign(iteration, chunk, role)
 
     def reopen(self, iteration: int, chunk: int, attempt: int) -> None:
         with self._changed:

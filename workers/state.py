@@ -185,7 +185,7 @@ class WorkerState:
         if self._is_now("next", iteration, chunk):
             self.queue(iteration, [chunk, *self._queue])
 
-    def adopt(self, iteration: int, chunk: int, role: int) -> None:
+    def reassign(self, iteration: int, chunk: int, role: int) -> None:
         """Code `chunk` in this role from now on."""
         if self._is_now("adopt", iteration, chunk, role):
             self._roles[chunk] = role

@@ -47,7 +47,7 @@ class Case:
     naps: Sequence[Nap]
     choices: bytes
     faults: Sequence[Fault] = ()
-    adopting: bool = True
+    reassigning: bool = True
     timeout: float = inf
     recovery: Recovery = field(default_factory=Recovery)  # exact
     verification: Verification | None = None

@@ -76,7 +76,7 @@ def random_case(rng: random.Random, verified: bool = False) -> Case:
         naps=naps,
         choices=rng.randbytes(997),
         faults=sorted(faults, key=lambda fault: (fault.first, fault.after)),
-        adopting=schedule == "uncoded" or rng.random() < 0.9,
+        reassigning=schedule == "uncoded" or rng.random() < 0.9,
         timeout=TIMEOUT,
         recovery=_random_recovery(rng),
     )

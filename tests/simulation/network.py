@@ -14,7 +14,7 @@ from psgc.messages import Kind, Records, stamp_length
 from psgc.transport import Control, Vector
 
 ALIVE = int(Kind.ALIVE)
-LASTING = (int(Kind.ADOPT), int(Kind.STANDING))
+LASTING = (int(Kind.REASSIGN), int(Kind.STANDING))
 STAMP = stamp_length("float64")  # entries that every message has behind those that the receiver is given
 PILE = 2  # parameters on their way to one worker: as many as a network takes from the server
 

@@ -62,7 +62,7 @@ def cases(draw: st.DrawFn) -> Case:
         naps=draw(st.lists(st.builds(Nap, nap, worker, first, st.integers(1, 3), after, st.booleans()), max_size=3)),
         choices=draw(st.binary(min_size=200, max_size=200)),
         faults=sorted(faults, key=lambda fault: (fault.first, fault.after)),
-        adopting=draw(st.sampled_from([True, True, False])),
+        reassigning=draw(st.sampled_from([True, True, False])),
         timeout=30.0,
         verification=Verification(draw(st.sampled_from([1, 1, 2, 3])), 1e-9, draw(st.sampled_from([1, 3, 99]))),
         wrong=wrong,

@@ -11,7 +11,7 @@ import pytest
 
 from psgc.server.coordinator import Coordinator
 from psgc.server.dynamic_schedule import DynamicSchedule
-from psgc.server.instructions import Adopt, Collect, Commit, Discard, Finish, Instruction, Reopen
+from psgc.server.instructions import Collect, Commit, Discard, Finish, Instruction, Reassign, Reopen
 from psgc.server.loop import Server
 from psgc.server.observer import Approximation, Fate, IterationRecord
 from psgc.server.optimizer import Sgd
@@ -176,7 +176,7 @@ class WatchedServer(Server):
             case Next(worker, chunk):
                 assert worker in membership.holders[chunk]
                 assert not self.is_recovered(chunk) or world.case.schedule == "full"
-            case Adopt(worker, chunk, role):
+            case Reassign(worker, chunk, role):
                 assert worker in membership.holders[chunk]
                 assert role in membership.planned[chunk]
                 world.counts["adopted"] += 1

@@ -95,7 +95,7 @@ class World:
             )
             self.server = make_server(
                 self.end, self.plan, schedule, Backend(), Checking(self), Observer(self), "float64", self.case.combined,
-                self.case.timeout, self.case.adopting, lambda: None, None, 0, self.case.recovery,
+                self.case.timeout, self.case.reassigning, lambda: None, None, 0, self.case.recovery,
             )  # fmt: skip
             self.server.watch(self)
             try:
@@ -138,7 +138,7 @@ class World:
         if self.every:
             needed += 1 + max(Counter((when, chunk) for when, chunk, _ in self.case.wrong).values(), default=0)
         enough = len(here) >= needed
-        if not self.case.adopting:
+        if not self.case.reassigning:
             enough = enough and all(len(here & {*of}) >= needed for of in self.plan.holders())
         assert not enough, text
 

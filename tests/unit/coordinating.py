@@ -6,9 +6,9 @@ from psgc.server.membership import Membership
 from psgc.server.scheduler import make_schedule
 
 
-def begun(holders, parts=1, name="static", combined=True, adopting=True, workers=None):
+def begun(holders, parts=1, name="static", combined=True, reassigning=True, workers=None):
     """A coordinator in iteration 0."""
-    membership = Membership(holders, parts, adopting, workers)
+    membership = Membership(holders, parts, reassigning, workers)
     loads = {
         worker: [chunk for chunk, of in enumerate(holders) if worker in of] for worker in sorted(membership.workers)
     }

@@ -20,15 +20,15 @@ def test_without_verify_nothing_is_checked():
     assert not any(is_checked(chunk, iteration, 0) for chunk in range(5) for iteration in range(5))
 
 
-@given(workers=st.integers(1, 12), each=st.integers(1, 4), replication=st.integers(1, 4), adopting=st.booleans())
-def test_in_the_trial_every_worker_does_the_first_chunk_of_another(workers, each, replication, adopting):
+@given(workers=st.integers(1, 12), each=st.integers(1, 4), replication=st.integers(1, 4), reassigning=st.booleans())
+def test_in_the_trial_every_worker_does_the_first_chunk_of_another(workers, each, replication, reassigning):
     replication = min(replication, workers)
     queues = {w + 1: list(range(w * each, (w + 1) * each)) for w in range(workers)}
     holders = [[(c // each + k) % workers + 1 for k in range(replication)] for c in range(workers * each)]
-    tried = trial_chunks(queues, holders, adopting)
-    assert set(tried) == (set(queues) if workers > 1 and (adopting or replication > 1) else set())
+    tried = trial_chunks(queues, holders, reassigning)
+    assert set(tried) == (set(queues) if workers > 1 and (reassigning or replication > 1) else set())
     for worker, chunk in tried.items():
         assert chunk in {queues[other][0] for other in queues if other != worker}
-        assert adopting or worker in holders[chunk]
+        assert reassigning or worker in holders[chunk]
         assert worker in holders[chunk] or replication == 1
     assert len(set(tried.values())) == len(tried)  # nobody's is done three times

@@ -122,7 +122,7 @@ def test_a_reopened_chunk_is_freed_and_may_be_done_in_another_role():
     _, first = worker.compute()
     worker.mailbox.reopen(0, 2, 1)
     assert first() is None
-    worker.mailbox.adopt(0, 2, 2)
+    worker.mailbox.reassign(0, 2, 2)
     worker.mailbox.next(0, 2)
     _, second = worker.compute()
     (_, records) = worker.mailbox.outgoing()
@@ -135,7 +135,7 @@ def test_a_reopened_chunk_is_freed_and_may_be_done_in_another_role():
 
 def test_per_chunk_codes_an_adopted_chunk_in_its_role():
     worker = Worker([2, 1], combined=False, parts=3)
-    worker.mailbox.adopt(0, 2, 2)
+    worker.mailbox.reassign(0, 2, 2)
     worker.encoder._coding_matrix[1] = 5
     worker.compute()
     worker.compute()
@@ -250,7 +250,7 @@ def test_what_the_state_machine_refuses_leaves_the_mailbox_as_it_was():
         lambda: worker.mailbox.standing(0, [5]),
         lambda: worker.mailbox.next(0, 5),
         lambda: worker.mailbox.skip(0, 5),
-        lambda: worker.mailbox.adopt(0, 5, 1),
+        lambda: worker.mailbox.reassign(0, 5, 1),
         lambda: worker.mailbox.reopen(0, 5, 1),
         lambda: worker.mailbox.collect(1, 1),
     ):

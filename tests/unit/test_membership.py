@@ -14,7 +14,7 @@ def test_as_long_as_nobody_is_lost_everybody_holds_what_was_planned_in_its_own_r
     assert membership.holders == [[2, 1], [3, 2]]
     assert [set(membership.held(worker)) for worker in (1, 2, 3, 4)] == [{0}, {0, 1}, {1}, set()]
     assert [membership.role(worker, 0) for worker in (1, 2)] == [1, 2]
-    assert [membership.adopted(worker) for worker in (1, 2, 3, 4)] == [[], [], [], []]
+    assert [membership.reassigned(worker) for worker in (1, 2, 3, 4)] == [[], [], [], []]
 
 
 def test_who_is_lost_holds_nothing_any_more():
@@ -44,18 +44,23 @@ def test_too_few_that_live_are_too_few(parts, lost, text):
 def test_the_one_with_the_least_to_hold_adopts_and_of_several_the_first():
     membership = Membership([[1], [2], [2], [3], [4], [5]], parts=1)
     membership.lose(1)
-    assert [membership.adopt(0), membership.adopt(0), membership.adopt(0), membership.adopt(0)] == [3, 4, 5, 2]
+    assert [membership.reassign(0), membership.reassign(0), membership.reassign(0), membership.reassign(0)] == [
+        3,
+        4,
+        5,
+        2,
+    ]
     membership = Membership([[1], [1], [2], [3]], parts=1)
     membership.lose(1)
-    assert [membership.adopt(0), membership.adopt(1)] == [2, 3]  # 2 holds more by then
+    assert [membership.reassign(0), membership.reassign(1)] == [2, 3]  # 2 holds more by then
 
 
 def test_an_adopter_takes_a_role_that_nobody_has():
     membership = Membership([[1, 2, 3], [4], [5]], parts=1)
     membership.lose(2)
     membership.lose(1)
-    assert [(worker := membership.adopt(0), membership.role(worker, 0)) for _ in range(2)] == [(4, 1), (5, 2)]
-    assert membership.adopted(4) == [0]
+    assert [(worker := membership.reassign(0), membership.role(worker, 0)) for _ in range(2)] == [(4, 1), (5, 2)]
+    assert membership.reassigned(4) == [0]
     assert membership.role(4, 1) == 4
     assert membership.holders[0] == [3, 4, 5]
 
@@ -64,39 +69,39 @@ def test_neither_role_nor_worker_of_a_copy_that_is_there_can_be_had_again():
     membership = Membership([[1, 2], [3], [4, 5], [4, 5]], parts=2)
     membership.lose(1)
     membership.lose(2)
-    assert membership.adopt(0, taken=[(3, 1)]) == 4
+    assert membership.reassign(0, taken=[(3, 1)]) == 4
     assert membership.role(4, 0) == 2
 
 
 def test_a_committed_chunk_may_be_adopted_when_all_its_roles_are_taken():
     """Both roles are held, and copies in both have been committed: it is done again in a role that is told then."""
     membership = Membership([[1, 2], [3], [4]], parts=2)
-    assert membership.adopt(0) == 3
+    assert membership.reassign(0) == 3
     assert membership.role(3, 0) == 1
 
 
 def test_an_adopter_that_is_lost_leaves_its_role():
     membership = Membership([[1], [2], [3], [3]], parts=1)
     membership.lose(1)
-    assert membership.adopt(0) == 2
+    assert membership.reassign(0) == 2
     assert membership.lose(2) == [0, 1]
-    assert membership.adopt(0) == 3
+    assert membership.reassign(0) == 3
     assert membership.role(3, 0) == 1
 
 
 def test_nobody_adopts_who_may_not_or_has_it_already():
-    membership = Membership([[1, 2], [2]], parts=1, adopting=False)
+    membership = Membership([[1, 2], [2]], parts=1, reassigning=False)
     text = "chunk 1 has 1 live holders, parts 1; faults.adopt: true would let others take it"
     with pytest.raises(TooFewWorkers, match=f"^{text}$"):
-        membership.adopt(1)
+        membership.reassign(1)
     membership = Membership([[1, 2], [2]], parts=1)
     with pytest.raises(TooFewWorkers, match=r"^chunk 0 has 2 live holders, parts 1$"):
-        membership.adopt(0)
+        membership.reassign(0)
 
 
 @st.composite
 def losses(draw):
-    """planned, parts, who is lost, and whether others may adopt."""
+    """planned, parts, who is lost, and whether others may reassign."""
     num_workers = draw(st.integers(1, 6))
     parts = draw(st.integers(1, min(3, num_workers)))
     holders = st.lists(st.integers(1, num_workers), min_size=parts, unique=True)
@@ -106,10 +111,10 @@ def losses(draw):
 
 @given(losses())
 def test_without_the_lost_every_chunk_has_enough_holders_in_roles_of_its_own(case):
-    planned, parts, lost, adopting, workers = case
-    everybody = Membership(planned, parts, adopting, workers)
+    planned, parts, lost, reassigning, workers = case
+    everybody = Membership(planned, parts, reassigning, workers)
     live = set(workers) - lost
-    enough = len(live) >= parts and (adopting or all(len(live & set(of)) >= parts for of in planned))
+    enough = len(live) >= parts and (reassigning or all(len(live & set(of)) >= parts for of in planned))
     if not enough:
         with pytest.raises(TooFewWorkers):
             everybody.without(lost)
@@ -125,7 +130,7 @@ def test_without_the_lost_every_chunk_has_enough_holders_in_roles_of_its_own(cas
             assert roles[: len(kept)] == kept
             assert len(set(roles)) == len(roles)
             assert set(roles) <= set(of)
-            assert all(chunk in membership.adopted(worker) for worker in holders[len(kept) :])
+            assert all(chunk in membership.reassigned(worker) for worker in holders[len(kept) :])
             assert all((chunk in membership.held(worker)) == (worker in holders) for worker in live)
     assert everybody.holders == planned
     assert set(everybody.live) == set(workers)
@@ -140,7 +145,7 @@ def test_to_check_takes_a_holder_more_and_a_worker_more():
     membership.lose(2)
     with pytest.raises(TooFewWorkers, match=r"^1 worker is left, parts 1 with verify needs 2$"):
         membership.lose(1)
-    few = Membership([[1, 2], [2]], parts=1, adopting=False, checking=True)
+    few = Membership([[1, 2], [2]], parts=1, reassigning=False, checking=True)
     with pytest.raises(TooFewWorkers, match=r"^chunk 1 has 1 live holders, parts 1 with verify; faults.adopt: true"):
         few.without([])
 
@@ -149,6 +154,6 @@ def test_when_every_role_is_taken_an_adopter_has_the_one_that_is_there_least_oft
     membership = Membership([[1, 2], [3], [4], [5]], parts=1)
     taken = [(1, 1), (2, 2)]
     for role in (1, 2, 1):
-        worker = membership.adopt(0, taken)
+        worker = membership.reassign(0, taken)
         assert membership.role(worker, 0) == role
         taken.append((worker, role))

@@ -65,7 +65,7 @@ def test_parameters_are_sent_as_they_were_when_the_iteration_began(transport, ou
 def test_a_worker_that_is_not_heard_gets_so_many_messages_and_what_still_matters_once_it_is(transport, outgoing):
     for iteration in range(UNHEARD):  # two messages each
         for worker in (1, 2):
-            outgoing.tell(worker, record(Kind.ADOPT if iteration == UNHEARD - 5 else Kind.SKIP, iteration, 0))
+            outgoing.tell(worker, record(Kind.REASSIGN if iteration == UNHEARD - 5 else Kind.SKIP, iteration, 0))
         outgoing.send(iteration)
         outgoing.heard(2)
         outgoing.begin(iteration, SMALL, (1, 2))
@@ -76,7 +76,7 @@ def test_a_worker_that_is_not_heard_gets_so_many_messages_and_what_still_matters
     outgoing.drop_old_orders()
     outgoing.heard(1)
     outgoing.send(UNHEARD - 1)
-    assert transport.sent[before:] == [(1, ["ADOPT"]), (1, UNHEARD - 1)]
+    assert transport.sent[before:] == [(1, ["REASSIGN"]), (1, UNHEARD - 1)]
 
 
 def test_orders_that_take_several_messages_count_as_such(transport, outgoing):

@@ -225,7 +225,7 @@ def cases_with_faults(draw: st.DrawFn) -> Case:
         case,
         naps=[*case.naps, *draw(st.lists(nap, max_size=2))],
         faults=sorted(faults, key=lambda fault: (fault.first, fault.after)),
-        adopting=draw(st.sampled_from([True, True, False])),
+        reassigning=draw(st.sampled_from([True, True, False])),
         timeout=30.0,
     )
 

@@ -13,7 +13,7 @@ QUEUES = {1: [0, 1, 2], 2: [1, 2, 0], 3: [2, 0, 1]}
 NAMES = ["uncoded", "random", "static", "skipping", "full"]
 
 
-def loss(worker, holders=(), dropped=(), reopened=None, adopted=(), collected=False):
+def loss(worker, holders=(), dropped=(), reopened=None, reassigned=(), collected=False):
     return Loss(worker, dropped, reopened or {}, adopted, holders, collected)
 
 
@@ -38,7 +38,7 @@ def test_what_is_not_reopened_is_done_by_those_who_hold_it_anyway(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_an_adopted_chunk_is_not_in_its_workers_queue(name):
     schedule = begun(name)
-    assert schedule.lost(loss(1, adopted=[(2, 5), (3, 6)]), now=1.0) == [Next(2, 5), Next(3, 6)]
+    assert schedule.lost(loss(1, reassigned=[(2, 5), (3, 6)]), now=1.0) == [Next(2, 5), Next(3, 6)]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -103,7 +103,7 @@ def test_who_shares_out_anew_knows_the_paces():
 def test_what_a_lost_worker_did_is_counted_at_once_when_it_is_done_in_its_stead():
     schedule = begun("full")
     assert schedule.counts(1, 0) == ()
-    schedule.lost(loss(4, adopted=[(1, 5)], reopened={2: (1, [1, 2])}), now=1.0)
+    schedule.lost(loss(4, reassigned=[(1, 5)], reopened={2: (1, [1, 2])}), now=1.0)
     assert list(schedule.counts(1, 5)) == [5]  # adopted
     assert list(schedule.counts(2, 2)) == [2]  # recovered before
     assert list(schedule.counts(1, 2)) == [2]
@@ -222,7 +222,7 @@ def test_dynamic_counts_a_dropped_copy_no_more():
 
 def test_dynamic_lets_an_adopter_do_what_it_adopted():
     schedule, _ = dynamic({1: [0], 2: [1]}, {1: [], 2: []}, {1: 1.0, 2: 1.0})
-    orders = schedule.lost(loss(1, [[2], [2]], adopted=[(2, 0)]), now=0.5)
+    orders = schedule.lost(loss(1, [[2], [2]], reassigned=[(2, 0)]), now=0.5)
     assert orders == [Queue(2, (1, 0))]
 
 

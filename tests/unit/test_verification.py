@@ -4,7 +4,7 @@ import pytest
 from refusal import refused
 
 from psgc.errors import RunFailed, TooFewWorkers
-from psgc.server.instructions import Adopt, Collect, Commit, Compare, Discard, Finish, Wrong
+from psgc.server.instructions import Collect, Commit, Compare, Discard, Finish, Reassign, Wrong
 from psgc.server.membership import Membership
 from psgc.server.orders import Next, Skip
 from psgc.server.scheduler import make_schedule
@@ -13,8 +13,8 @@ from psgc.server.verification import VerifyingCoordinator
 COMBINED = pytest.mark.parametrize("combined", [True, False], ids=["combined", "per_chunk"])
 
 
-def begun(holders, parts=1, name="static", combined=False, every=1, adopting=True, workers=None, tolerated=0):
-    membership = Membership(holders, parts, adopting, workers, checking=True)
+def begun(holders, parts=1, name="static", combined=False, every=1, reassigning=True, workers=None, tolerated=0):
+    membership = Membership(holders, parts, reassigning, workers, checking=True)
     loads = {
         worker: [chunk for chunk, of in enumerate(holders) if worker in of] for worker in sorted(membership.workers)
     }
@@ -101,9 +101,9 @@ def test_when_they_do_not_agree_one_more_holder_does_it_and_who_is_alone_is_in_t
 def test_when_no_holder_is_left_another_adopts_it():
     it = begun([[1, 2], [3, 4], [3, 5]])
     report(it, (1, 0), (2, 0))
-    assert it.compared(0, []) == [Adopt(4, 0, 1), Next(4, 0)]
+    assert it.compared(0, []) == [Reassign(4, 0, 1), Next(4, 0)]
     assert report(it, (4, 0)) == [Compare(0, ((1, 1), (2, 2), (4, 1)))]
-    assert it.compared(0, []) == [Adopt(5, 0, 2), Next(5, 0)]  # least often had so far
+    assert it.compared(0, []) == [Reassign(5, 0, 2), Next(5, 0)]  # least often had so far
     report(it, (5, 0))
     assert it.compared(0, [4, 5]) == [Wrong(1, 0, (4, 5)), Wrong(2, 0, (4, 5)), Commit(0, (1,), ((4, 1),))]
 
@@ -131,7 +131,7 @@ def test_when_nobody_is_left_the_run_fails_and_says_why():
 
 
 def test_nobody_adopts_who_may_not():
-    it = begun([[1, 2], [1, 3]], adopting=False)
+    it = begun([[1, 2], [1, 3]], reassigning=False)
     report(it, (1, 0), (2, 0))
     with pytest.raises(RunFailed, match=r"too many are wrong; faults.adopt: true would let others take it$"):
         it.compared(0, [])

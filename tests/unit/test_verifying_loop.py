@@ -110,7 +110,7 @@ def test_a_chunk_that_was_adopted_to_settle_a_dispute_goes_back_before_the_next_
             yield [done(worker, 0, 0, value)]
         yield []
         (adopter,) = (
-            w for w in range(1, WORKERS + 1) if any(e["kind"] == Kind.ADOPT for e in run.transport.records[w])
+            w for w in range(1, WORKERS + 1) if any(e["kind"] == Kind.REASSIGN for e in run.transport.records[w])
         )
         assert adopter not in (one, two)
         yield [done(adopter, 0, 0, 2.0)]

@@ -184,7 +184,7 @@ def test_events_of_an_older_iteration_change_nothing(combined):
     state.standing(2, [2])
     state.next(2, 1)
     state.skip(2, 2)
-    state.adopt(2, 2, 3)
+    state.reassign(2, 2, 3)
     assert state.reopen(2, 0, 1) == []
     if combined:
         assert state.collect(2, 1) == []
@@ -214,7 +214,7 @@ def test_what_no_correct_server_sends_is_refused_and_changes_nothing():
         lambda: state.standing(3, [CHUNKS]),
         lambda: state.next(4, -1),
         lambda: state.skip(3, 9),
-        lambda: state.adopt(3, 9, 1),
+        lambda: state.reassign(3, 9, 1),
         lambda: state.reopen(4, 9, 1),
         lambda: state.collect(4, 1),
     ):
@@ -341,7 +341,7 @@ def test_a_standing_queue_of_an_iteration_that_is_over_is_not_the_newest():
 
 def test_standing_queues_and_roles_that_arrive_early_hold_from_their_iteration_on():
     state = begun([0, 1])
-    state.adopt(1, 4, 3)
+    state.reassign(1, 4, 3)
     state.standing(1, [4, 1])
     state.queue(1, [1])
     assert (rest(state), state.role(4)) == ([0, 1], RANK)
@@ -353,7 +353,7 @@ def test_standing_queues_and_roles_that_arrive_early_hold_from_their_iteration_o
 
 def test_standing_queues_and_roles_of_a_missed_iteration_hold_and_its_other_orders_do_not():
     state = begun([0, 1])
-    state.adopt(1, 4, 3)
+    state.reassign(1, 4, 3)
     state.standing(1, [4, 1, 2])
     state.reopen(1, 4, 1)
     state.discard(1, 4)
@@ -370,8 +370,8 @@ def test_standing_queues_and_roles_of_a_missed_iteration_hold_and_its_other_orde
 def test_a_role_may_become_the_workers_own_again():
     state = begun([0])
     assert [state.role(chunk) for chunk in range(CHUNKS)] == [RANK] * CHUNKS
-    state.adopt(0, 4, 3)
-    state.adopt(0, 4, RANK)
+    state.reassign(0, 4, 3)
+    state.reassign(0, 4, RANK)
     assert state.role(4) == RANK
 
 
@@ -398,7 +398,7 @@ def test_work_may_go_on_after_collect_and_is_delivered_once_more():
     do_next(state)
     state.commit(0, 0, [1], 1)
     assert state.collect(0, 1) == [Deliver(1)]
-    state.adopt(0, 4, 3)
+    state.reassign(0, 4, 3)
     state.next(0, 4)
     assert do_next(state) == 4
     assert state.commit(0, 4, [3], 3) == [Encode(4, (3,), 3)]
@@ -474,7 +474,7 @@ class Model:
     def skip(self, chunk):
         self.order = [c for c in self.order if c != chunk]
 
-    def adopt(self, chunk, role):
+    def reassign(self, chunk, role):
         self.roles[chunk] = role
 
     def reopen(self, chunk, attempt):

@@ -4,7 +4,7 @@ import pytest
 from coordinating import Recording, begun, collecting, report
 
 from psgc.errors import TooFewWorkers
-from psgc.server.instructions import Adopt, Collect, Commit, Finish, Reopen
+from psgc.server.instructions import Collect, Commit, Finish, Reassign, Reopen
 from psgc.server.orders import Next, Queue
 
 COMBINED = pytest.mark.parametrize("combined", [True, False], ids=["combined", "per_chunk"])
@@ -16,7 +16,7 @@ COMBINED = pytest.mark.parametrize("combined", [True, False], ids=["combined", "
 @COMBINED
 def test_a_chunk_that_nobody_holds_any_more_is_adopted_by_the_one_with_the_least_in_the_role_of_the_lost(combined):
     it = begun([[1], [2], [2], [3]], combined=combined)
-    assert it.lost(1) == [Adopt(3, 0, 1), Next(3, 0)]
+    assert it.lost(1) == [Reassign(3, 0, 1), Next(3, 0)]
     assert report(it, (3, 0)) == [Commit(0, (1,), ((3, 1),))]
     report(it, (3, 3), (2, 1))
     answers = report(it, (2, 2))
@@ -25,8 +25,8 @@ def test_a_chunk_that_nobody_holds_any_more_is_adopted_by_the_one_with_the_least
 
 def test_several_chunks_are_adopted_by_several_workers_in_roles_that_nobody_else_has():
     it = begun([[1, 2], [1, 2], [3, 4]], parts=2, workers=[1, 2, 3, 4, 5])
-    assert it.lost(1) == [Adopt(5, 0, 1), Adopt(3, 1, 1), Next(5, 0), Next(3, 1)]
-    assert it.lost(2) == [Adopt(4, 0, 2), Adopt(5, 1, 2), Next(4, 0), Next(5, 1)]
+    assert it.lost(1) == [Reassign(5, 0, 1), Reassign(3, 1, 1), Next(5, 0), Next(3, 1)]
+    assert it.lost(2) == [Reassign(4, 0, 2), Reassign(5, 1, 2), Next(4, 0), Next(5, 1)]
     roles = {
         (worker, chunk): it.membership.role(worker, chunk)
         for chunk in (0, 1)
@@ -40,7 +40,7 @@ def test_only_as_many_adopt_as_copies_are_missing():
     it = begun([[1, 2], [3, 4]], parts=2, combined=False)
     report(it, (1, 0))
     assert it.lost(1) == []
-    assert it.lost(2) == [Adopt(3, 0, 2), Next(3, 0)]
+    assert it.lost(2) == [Reassign(3, 0, 2), Next(3, 0)]
     assert report(it, (3, 0)) == [Commit(0, (1, 2), ((1, 1), (3, 2)))]
 
 
@@ -55,7 +55,7 @@ def test_who_adopts_what_was_reopened_hears_how_often():
     it = begun([[1, 2], [3], [4], [4]])
     report(it, (1, 0))
     assert it.lost(1) == [Reopen(2, 0, 1), Next(2, 0)]
-    assert it.lost(2) == [Adopt(3, 0, 1), Reopen(3, 0, 1), Next(3, 0)]
+    assert it.lost(2) == [Reassign(3, 0, 1), Reopen(3, 0, 1), Next(3, 0)]
     assert report(it, (3, 0), attempt=1) == [Commit(0, (1,), ((3, 1),))]
 
 
@@ -65,14 +65,14 @@ def test_who_has_done_a_reopened_chunk_again_is_not_counted_on_for_its_other_rol
     it.lost(1)
     it.lost(2)
     report(it, (3, 0), attempt=2)
-    assert it.lost(4)[0] == Adopt(5, 0, 1)
+    assert it.lost(4)[0] == Reassign(5, 0, 1)
     assert report(it, (5, 0), attempt=2) == [Commit(0, (1, 2), ((5, 2),))]
 
 
 def test_an_adopter_of_what_is_reopened_now_hears_so_once():
     it = begun([[1], [2]])
     report(it, (1, 0))
-    assert it.lost(1) == [Adopt(2, 0, 1), Reopen(2, 0, 1), Next(2, 0)]
+    assert it.lost(1) == [Reassign(2, 0, 1), Reopen(2, 0, 1), Next(2, 0)]
     assert report(it, (2, 0), attempt=1) == [Commit(0, (1,), ((2, 1),))]
 
 
@@ -81,7 +81,7 @@ def test_who_did_a_chunk_in_two_roles_is_replaced_by_two_and_the_first_to_report
     report(it, (1, 0), (2, 0))
     it.lost(1)
     assert report(it, (2, 0), attempt=1) == [Commit(0, (1, 2), ((2, 1),))]
-    adopted = [Adopt(3, 0, 1), Adopt(4, 0, 2)]
+    adopted = [Reassign(3, 0, 1), Reassign(4, 0, 2)]
     assert it.lost(2) == [*adopted, Reopen(3, 0, 2), Reopen(4, 0, 2), Next(3, 0), Next(4, 0)]
     assert report(it, (4, 0), attempt=2) == [Commit(0, (1, 2), ((4, 1),))]
     assert report(it, (3, 0), attempt=2) == [Commit(0, (1, 2), ((3, 2),))]
@@ -89,14 +89,14 @@ def test_who_did_a_chunk_in_two_roles_is_replaced_by_two_and_the_first_to_report
 
 @COMBINED
 def test_when_nobody_may_adopt_too_few_are_left(combined):
-    it = begun([[1, 2], [2]], combined=combined, adopting=False)
+    it = begun([[1, 2], [2]], combined=combined, reassigning=False)
     text = r"^chunk 1 has 0 live holders, parts 1; faults\.adopt: true would let others take it$"
     with pytest.raises(TooFewWorkers, match=text):
         it.lost(2)
 
 
 def test_when_nobody_may_adopt_those_that_hold_it_are_enough():
-    it = begun([[1, 2, 3], [1, 2, 3]], parts=2, adopting=False)
+    it = begun([[1, 2, 3], [1, 2, 3]], parts=2, reassigning=False)
     report(it, (1, 0), (2, 0))
     it.lost(1)
     with pytest.raises(TooFewWorkers, match=r"^1 worker is left, parts 2 needs 2$"):
@@ -115,7 +115,7 @@ def test_the_schedule_hears_what_the_loss_has_changed():
     assert now == 7.0
     assert (loss.worker, loss.dropped, loss.collected) == (1, (1,), False)
     assert loss.reopened == {0: (1, [2, 3])}
-    assert loss.adopted == ((3, 2),)
+    assert loss.reassigned == ((3, 2),)
     assert loss.holders == [[2, 3], [2, 3], [4, 3], [4, 2]]
 
 
