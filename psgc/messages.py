@@ -64,7 +64,9 @@ class Kind(IntEnum):
     REASSIGN = (
         8  # iteration, chunk, role: from now on the worker codes this chunk in this role, which may be its own again
     )
-    REOPEN = 9  # iteration, chunk, attempt: what was done of the chunk does not count; it may have to be done once more
+    INVALIDATE = (
+        9  # iteration, chunk, attempt: what was done of the chunk does not count; it may have to be done once more
+    )
     NEXT = 10  # iteration, chunk: to be done before everything else
     KILL = 16  # worker: end the process of this worker, which hangs on the same host
     LEAVE = 17  # last: whether everybody leaves in order, through MPI's Finalize

@@ -14,13 +14,13 @@ The rules, said once:
 5. An event that no correct worker can send (a chunk it does not hold, an iteration that has not begun, a delivery
    that nobody asked for) raises ProtocolError and changes nothing.
 6. A worker that is lost delivers nothing any more. Copies of it that were to be collected do not count: chunks that
-   are not committed wait for other copies; a committed one is *reopened*: any one live worker that holds it does it
+   are not committed wait for other copies; a committed one is *invalidated*: any one live worker that holds it does it
    again, in the role of the lost one, and S_i stays what it is. What was delivered before, and with `per_chunk` what
    was reported, counts. Chunks with too few live workers that can still do them are adopted.
-7. What a lost worker sends changes nothing, and neither does a copy that was done before its chunk was reopened.
+7. What a lost worker sends changes nothing, and neither does a copy that was done before its chunk was invalidated.
 8. Approximate recovery: once no more than `tolerated` copies are missing, or after `settle`, what is there has to do.
    Chunks with some copies are committed to these, those with none are left out; copies that come later do not count.
-   That waits for the first copy of all, and for what was reopened, without which accumulators of others would be of
+   That waits for the first copy of all, and for what was invalidated, without which accumulators of others would be of
    no use.
 9. Nothing survives into the next iteration, but who lives; the lost come back between two iterations (`rebalance`).
 """
@@ -31,7 +31,7 @@ from typing import Literal
 
 from psgc.errors import ProtocolError
 from psgc.server.fixed_schedules import FixedSchedule
-from psgc.server.instructions import Collect, Commit, Discard, Finish, Instruction, Reassign, Reopen
+from psgc.server.instructions import Collect, Commit, Discard, Finish, Instruction, Invalidate, Reassign
 from psgc.server.membership import Membership
 from psgc.server.orders import Loss, Order
 
@@ -58,12 +58,12 @@ class Coordinator:
         self._committed: dict[int, tuple[int, ...]] = {}  # chunk -> S_i
         self._partial: set[int] = set()  # committed chunks with fewer than parts copies
         self._hurried = False  # what is there has to do, as soon as possible
-        self._settled = False  # only what is reopened counts any more
+        self._settled = False  # only what is invalidated counts any more
         self.missing_copies = (
             len(self.membership.holders) * self.membership.parts
         )  # of the N * l that determine the gradient
-        self._attempts: dict[int, int] = {}  # chunk -> how many times it was reopened
-        self._open: dict[int, list[int]] = {}  # reopened chunk -> roles in which it is to be done
+        self._attempts: dict[int, int] = {}  # chunk -> how many times it was invalidated
+        self._open: dict[int, list[int]] = {}  # invalidated chunk -> roles in which it is to be done
         self._used: set[tuple[int, int, int]] = set()  # (worker, chunk, attempt) of copies that are in the gradient
         # (worker, role) -> (chunk, attempt) of its copies that are committed: not asked for yet, and asked for
         self._owing: dict[tuple[int, int], list[tuple[int, int]]] = {}
@@ -116,7 +116,7 @@ class Coordinator:
         """`worker` has done `chunk` of `iteration` (with `per_chunk`: and its coded gradient is here).
 
         now: seconds since the iteration began; seconds: what the chunk took the worker; attempt: how often the chunk had
-        been reopened, as far as the worker knew; late: how many seconds ago the worker was through.
+        been invalidated, as far as the worker knew; late: how many seconds ago the worker was through.
         """
         self._check("report", worker, iteration, chunk, attempt)
         if self._is_late(worker, iteration) or (worker, chunk) in self._reported:
@@ -162,19 +162,23 @@ class Coordinator:
         held = self.membership.lose(worker)
         if self.phase == "idle":
             return []
-        dropped, reopened = self._take_back(worker, held) if self._combined else ([], [])
-        affected = dict.fromkeys([*held, *reopened])
+        dropped, invalidated = self._take_back(worker, held) if self._combined else ([], [])
+        affected = dict.fromkeys([*held, *invalidated])
         adopted = [reassign for chunk in affected for reassign in self._reassign(chunk)]
         instructions: list[Instruction] = [*adopted]
-        for chunk in reopened:
-            instructions += [Reopen(holder, chunk, self._attempts[chunk]) for holder in self.membership.holders[chunk]]
-        for reassign in reassigned:  # one that adopts a chunk reopened before has to know so, too
-            if (attempt := self._attempts.get(reassign.chunk, 0)) and reassign.chunk not in reopened:
-                instructions.append(Reopen(reassign.worker, reassign.chunk, attempt))
+        for chunk in invalidated:
+            instructions += [
+                Invalidate(holder, chunk, self._attempts[chunk]) for holder in self.membership.holders[chunk]
+            ]
+        for reassign in reassigned:  # one that adopts a chunk invalidated before has to know so, too
+            if (attempt := self._attempts.get(reassign.chunk, 0)) and reassign.chunk not in invalidated:
+                instructions.append(Invalidate(reassign.worker, reassign.chunk, attempt))
         loss = Loss(
             worker=worker,
             dropped=tuple(dropped),
-            reopened={chunk: (len(self._open[chunk]), self._able(chunk)) for chunk in affected if chunk in self._open},
+            invalidated={
+                chunk: (len(self._open[chunk]), self._able(chunk)) for chunk in affected if chunk in self._open
+            },
             reassigned=tuple((reassign.worker, reassign.chunk) for reassign in adopted),
             holders=self.membership.holders,
             collected=self.phase == "collecting",
@@ -290,7 +294,7 @@ class Coordinator:
         return [Finish()]
 
     def _take_back(self, worker: int, held: Sequence[int]) -> tuple[list[int], list[int]]:
-        """Nothing that `worker` has not delivered counts: the chunks that have a copy less, and those reopened."""
+        """Nothing that `worker` has not delivered counts: the chunks that have a copy less, and those invalidated."""
         dropped = []
         for chunk in held:
             copies = () if self.is_here(chunk) else self._copies.get(chunk, ())
@@ -299,17 +303,17 @@ class Coordinator:
                 self._copies[chunk] = kept
                 self.missing_copies += 1
                 dropped.append(chunk)
-        reopened: dict[int, None] = {}
+        invalidated: dict[int, None] = {}
         for where in (self._owing, self._asked):
             for role in sorted(role for w, role in where if w == worker):
                 for chunk, attempt in where.pop((worker, role)):
                     self._open.setdefault(chunk, []).append(role)
                     self._used.remove((worker, chunk, attempt))
-                    reopened[chunk] = None
-        for chunk in reopened:
+                    invalidated[chunk] = None
+        for chunk in invalidated:
             self._attempts[chunk] = self._attempts.get(chunk, 0) + 1
             self._reported -= {(holder, chunk) for holder in self.membership.holders[chunk]}
-        return dropped, list(reopened)
+        return dropped, list(invalidated)
 
     def _reassign(self, chunk: int) -> list[Reassign]:
         """Find workers until there are enough that can do `chunk`."""

@@ -181,8 +181,8 @@ class DynamicSchedule(FixedSchedule):
         for adopter, chunk in loss.reassigned:
             self._chunks[adopter] = (*self._chunks[adopter], chunk)
         attempt: list[int] = []
-        for chunk, (needed, able) in loss.reopened.items():
-            attempt += self._reopen(chunk, self._wanted[chunk] - needed, able)
+        for chunk, (needed, able) in loss.invalidated.items():
+            attempt += self._invalidate(chunk, self._wanted[chunk] - needed, able)
         return self._share_out(attempt, now)
 
     def disputed(self, chunk: int, copies: int, able: Sequence[int], now: float) -> list[Order]:
@@ -190,9 +190,9 @@ class DynamicSchedule(FixedSchedule):
             if chunk not in self._chunks[worker]:  # it has adopted it
                 self._chunks[worker] = (*self._chunks[worker], chunk)
         self._wanted[chunk] = copies + 1
-        return self._share_out(self._reopen(chunk, copies, able), now)
+        return self._share_out(self._invalidate(chunk, copies, able), now)
 
-    def _reopen(self, chunk: int, copies: int, able: Sequence[int]) -> list[int]:
+    def _invalidate(self, chunk: int, copies: int, able: Sequence[int]) -> list[int]:
         """Only so many copies are there, and those who are `able` have to do it; who of them seems to be in it."""
         in_it = [w for w in able if self._running[w] == chunk]
         for w in able:

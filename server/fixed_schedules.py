@@ -48,7 +48,7 @@ class FixedSchedule:
     ) -> list[Order]:
         """Orders when `worker` is through with `chunk`, done or abandoned, after `seconds`; `counts` comes first.
 
-        done: False when its copy was from before the chunk was reopened, and it may be told to do it again; late: how
+        done: False when its copy was from before the chunk was invalidated, and it may be told to do it again; late: how
         many seconds ago that was, since the server hears of it only now.
         """
         self._paces[worker] = seconds
@@ -58,9 +58,9 @@ class FixedSchedule:
         """Orders when a worker is lost during an iteration; none when everything is recovered all the same."""
         orders: list[Order] = []
         for worker, chunk in loss.reassigned:
-            if chunk not in loss.reopened:
+            if chunk not in loss.invalidated:
                 orders.append(self._next(worker, chunk))
-        for chunk, (needed, able) in loss.reopened.items():
+        for chunk, (needed, able) in loss.invalidated.items():
             orders += self._have_done(chunk, needed, able)
         return orders
 
@@ -137,8 +137,8 @@ class FullSchedule(FixedSchedule):
 
     def lost(self, loss: Loss, now: float) -> list[Order]:
         orders = super().lost(loss, now)
-        self._urgent.update(loss.reopened)
-        for chunk, (_, able) in loss.reopened.items():
+        self._urgent.update(loss.invalidated)
+        for chunk, (_, able) in loss.invalidated.items():
             for worker in able:  # what it had done of its load, and did not count yet, has to be done again
                 self._counted.discard((worker, chunk))
                 if chunk in self._done[worker] and len(self._done[worker]) < len(self._load[worker]):

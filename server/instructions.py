@@ -44,7 +44,7 @@ class Reassign:
 
 
 @dataclass(frozen=True, slots=True)
-class Reopen:
+class Invalidate:
     """What `worker` knows of `chunk` is not so any more: it may have to do it, for the `attempt`-th time over."""
 
     worker: int
@@ -74,4 +74,4 @@ class Wrong:
     others: tuple[int, ...]
 
 
-Instruction = Commit | Discard | Collect | Reassign | Reopen | Finish | Compare | Wrong | Order
+Instruction = Commit | Discard | Collect | Reassign | Invalidate | Finish | Compare | Wrong | Order

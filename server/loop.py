@@ -21,7 +21,7 @@ from psgc.server.dynamic_schedule import DynamicSchedule
 from psgc.server.ending import end_workers
 from psgc.server.failure_detector import FailureDetector
 from psgc.server.horvitz_thompson import weights
-from psgc.server.instructions import Collect, Commit, Discard, Finish, Instruction, Reassign, Reopen
+from psgc.server.instructions import Collect, Commit, Discard, Finish, Instruction, Invalidate, Reassign
 from psgc.server.iteration_log import IterationLog
 from psgc.server.malformed import (
     Malformed,
@@ -453,8 +453,8 @@ class Server:
                 case Reassign(worker, chunk, role):
                     self._reassigned[worker].add(chunk)
                     self._outgoing.tell(worker, record(Kind.REASSIGN, iteration, chunk, role=role))
-                case Reopen(worker, chunk, attempt):
-                    self._outgoing.tell(worker, record(Kind.REOPEN, iteration, chunk, attempt=attempt))
+                case Invalidate(worker, chunk, attempt):
+                    self._outgoing.tell(worker, record(Kind.INVALIDATE, iteration, chunk, attempt=attempt))
                 case Finish():
                     self._finished = True
 

@@ -33,7 +33,7 @@ class IterationRecord:
     bytes_in: int = 0  # of these into it
     lost: int = 0  # workers that were not there, or not to the end
     gone: set[int] = field(default_factory=set)  # the latter
-    # (worker, chunk, how often it was reopened before): start, seconds
+    # (worker, chunk, how often it was invalidated before): start, seconds
     reports: dict[tuple[int, int, int], tuple[float, float]] = field(default_factory=dict)
     losses: dict[int, float] = field(default_factory=dict)  # of each recovered chunk
 

@@ -36,7 +36,7 @@ Order = Skip | Queue | Next
 class Loss:
     """What the loss of `worker` has changed.
 
-    dropped: chunks, not recovered, that have one copy less; reopened: chunks that were recovered before this or an
+    dropped: chunks, not recovered, that have one copy less; invalidated: chunks that were recovered before this or an
     earlier loss and are not now: how many copies they need, and the live workers whose copies would count;
     reassigned: (worker, chunk) that came about; holders[i]: the live workers that hold chunk i, adopters among them;
     collected: whether the workers had been told that there is nothing more to do.
@@ -44,7 +44,7 @@ class Loss:
 
     worker: int
     dropped: Sequence[int]
-    reopened: Mapping[int, tuple[int, Sequence[int]]]
+    invalidated: Mapping[int, tuple[int, Sequence[int]]]
     reassigned: Sequence[tuple[int, int]]
     holders: Sequence[Sequence[int]]
     collected: bool

@@ -147,8 +147,8 @@ class WorkerLoop:
                 self._mailbox.skip(iteration, chunk)
             case Kind.REASSIGN:
                 self._mailbox.reassign(iteration, chunk, int(entry["role"]))
-            case Kind.REOPEN:
-                self._mailbox.reopen(iteration, chunk, int(entry["attempt"]))
+            case Kind.INVALIDATE:
+                self._mailbox.invalidate(iteration, chunk, int(entry["attempt"]))
             case Kind.NEXT:
                 self._mailbox.next(iteration, chunk)
             case Kind.COLLECT:

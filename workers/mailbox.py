@@ -205,9 +205,9 @@ class Mailbox:
         with self._changed:
             self._state.reassign(iteration, chunk, role)
 
-    def reopen(self, iteration: int, chunk: int, attempt: int) -> None:
+    def invalidate(self, iteration: int, chunk: int, attempt: int) -> None:
         with self._changed:
-            self._free(self._state.reopen(iteration, chunk, attempt))
+            self._free(self._state.invalidate(iteration, chunk, attempt))
 
     def commit(self, iteration: int, chunk: int, contributors: list[int], role: int) -> None:
         with self._changed:

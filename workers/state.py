@@ -15,8 +15,8 @@ The rules, said once:
 5. `collect` ends the work on the iteration; a new queue for the same iteration, or a chunk to be done next, would start
    it again.
 6. A skipped chunk is dropped from the queue; one that has been begun goes on and is reported.
-7. A reopened chunk has not been done, whatever was reported of it: what is held of it is freed, and when it is done
-   (again), its report says how often it was reopened.
+7. A invalidated chunk has not been done, whatever was reported of it: what is held of it is freed, and when it is done
+   (again), its report says how often it was invalidated.
 8. A standing queue is for that iteration and all later ones, and so is the role in which an adopted chunk is coded.
 9. Events of an older iteration change nothing. Orders may arrive before the parameters of their iteration (they travel
    separately): they are kept for `begin`. A commit or collect cannot, and raises ProtocolError, as does a commit of a
@@ -34,7 +34,7 @@ from psgc.errors import ProtocolError
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Tell the server that `chunk` is done, having been reopened so many times."""
+    """Tell the server that `chunk` is done, having been invalidated so many times."""
 
     chunk: int
     attempt: int
@@ -92,7 +92,7 @@ class WorkerState:
         self._held: set[int] = set()
         self._running: tuple[int, int] | None = None  # (iteration, chunk) that the compute thread is in
         self._unwanted = False  # the running chunk was discarded
-        self._attempts: dict[int, int] = {}  # how often a chunk of this iteration was reopened
+        self._attempts: dict[int, int] = {}  # how often a chunk of this iteration was invalidated
         self._early: list[tuple[int, str, Any]] = []  # (iteration, event, its argument)
 
     @property
@@ -159,7 +159,7 @@ class WorkerState:
             "discard": self.discard,
             "skip": self.skip,
             "adopt": self.adopt,
-            "reopen": self.reopen,
+            "invalidate": self.invalidate,
         }
         for when, event, arguments in early:
             lasting = event in ("standing", "adopt")  # even if their iteration was missed
@@ -190,9 +190,9 @@ class WorkerState:
         if self._is_now("adopt", iteration, chunk, role):
             self._roles[chunk] = role
 
-    def reopen(self, iteration: int, chunk: int, attempt: int) -> list[Free]:
+    def invalidate(self, iteration: int, chunk: int, attempt: int) -> list[Free]:
         """What was done of `chunk` does not count; it may have to be done once more."""
-        if not self._is_now("reopen", iteration, chunk, attempt):
+        if not self._is_now("invalidate", iteration, chunk, attempt):
             return []
         self._attempts[chunk] = attempt
         self._done.discard(chunk)

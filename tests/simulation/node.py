@@ -74,7 +74,7 @@ class Node(WorkerLoop):
         self.work: Work | None = None
         self.waiting = False  # there was nothing to take
         self.done = 0
-        self.taken: list[tuple[int, int]] = []  # (chunk, how often reopened before) in this iteration
+        self.taken: list[tuple[int, int]] = []  # (chunk, how often invalidated before) in this iteration
         self.unneeded: set[tuple[int, int]] = set()  # (iteration, chunk) that it need not do
         self.skipped: set[tuple[int, int]] = set()  # that it need not begin, unless it is told otherwise
         self.collected = -1  # the iteration in which it was told to stop
@@ -129,9 +129,9 @@ class Node(WorkerLoop):
                 if self.verified:  # it may have been taken back
                     self.unneeded.discard(what)
                 assert what not in self.unneeded, "told to do what is not needed"
-            case Kind.REOPEN:
+            case Kind.INVALIDATE:
                 self.unneeded.discard(what)
-        if kind in (Kind.QUEUE, Kind.NEXT, Kind.REOPEN):
+        if kind in (Kind.QUEUE, Kind.NEXT, Kind.INVALIDATE):
             self.redirected = max(self.redirected, iteration)
             self.collected = -1 if self.collected == iteration else self.collected
         super()._handle(entry)

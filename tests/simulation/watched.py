@@ -11,7 +11,7 @@ import pytest
 
 from psgc.server.coordinator import Coordinator
 from psgc.server.dynamic_schedule import DynamicSchedule
-from psgc.server.instructions import Collect, Commit, Discard, Finish, Instruction, Reassign, Reopen
+from psgc.server.instructions import Collect, Commit, Discard, Finish, Instruction, Invalidate, Reassign
 from psgc.server.loop import Server
 from psgc.server.observer import Approximation, Fate, IterationRecord
 from psgc.server.optimizer import Sgd
@@ -87,11 +87,11 @@ class WatchedServer(Server):
         self._begin()
 
     def _begin(self) -> None:
-        self.heard: set[tuple[int, int, int]] = set()  # (worker, chunk, how often reopened before)
+        self.heard: set[tuple[int, int, int]] = set()  # (worker, chunk, how often invalidated before)
         self.commits: dict[int, tuple[int, ...]] = {}
         self.dropped: set[tuple[int, int]] = set()  # copies discarded or skipped
         self.asked: set[tuple[int, int]] = set()
-        self.reopened: set[tuple[int, int]] = set()
+        self.invalidated: set[tuple[int, int]] = set()
         self.is_calm = True  # nobody was lost in this iteration
 
     def is_recovered(self, chunk: int) -> bool:
@@ -180,12 +180,12 @@ class WatchedServer(Server):
                 assert worker in membership.holders[chunk]
                 assert role in membership.planned[chunk]
                 world.counts["adopted"] += 1
-            case Reopen(worker, chunk, attempt):
+            case Invalidate(worker, chunk, attempt):
                 assert self._combined
                 assert worker in membership.holders[chunk]
                 assert attempt == self._coordinator._attempts[chunk]
-                world.counts["reopened"] += (chunk, attempt) not in self.reopened
-                self.reopened.add((chunk, attempt))
+                world.counts["invalidated"] += (chunk, attempt) not in self.invalidated
+                self.invalidated.add((chunk, attempt))
                 self.dropped = {(w, c) for w, c in self.dropped if c != chunk}
             case Collect(worker, role):
                 assert self._combined

@@ -204,7 +204,7 @@ def test_what_no_correct_worker_sends_is_refused_and_changes_nothing(combined):
         lambda: it.report(2, -1, 0),
         lambda: it.report(4, it.iteration - 1, 0),  # an old iteration excuses nothing
         lambda: it.report(2, it.iteration - 1, 2),
-        lambda: it.report(1, it.iteration, 0, attempt=1),  # it was never reopened
+        lambda: it.report(1, it.iteration, 0, attempt=1),  # it was never invalidated
         lambda: it.report(1, it.iteration, 0, attempt=-1),
         lambda: it.abandoned(3, it.iteration, 0),
         lambda: it.abandoned(1, it.iteration, 0, attempt=1),

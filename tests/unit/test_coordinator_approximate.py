@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from psgc.errors import ProtocolError
 from psgc.server.coordinator import Coordinator
 from psgc.server.fixed_schedules import FixedSchedule
-from psgc.server.instructions import Collect, Commit, Discard, Finish, Reopen
+from psgc.server.instructions import Collect, Commit, Discard, Finish, Invalidate
 from psgc.server.membership import Membership
 from tests.unit.coordinating import begun, report
 
@@ -77,12 +77,12 @@ def test_a_copy_that_is_lost_is_missing_again():
     assert it.settle() == []  # not before somebody has done it
 
 
-def test_what_is_reopened_is_waited_for_and_nothing_else_counts_meanwhile():
+def test_what_is_invalidateed_is_waited_for_and_nothing_else_counts_meanwhile():
     it = begun(EVERYBODY)
     report(it, (1, 0), (2, 1))
     it.settle()
     assert it.phase == "collecting"
-    assert Reopen(3, 0, 1) in it.lost(1)
+    assert Invalidate(3, 0, 1) in it.lost(1)
     assert it.phase == "working"
     assert it.report(3, 0, 2) == [Discard(3, 2)]  # was on its way; the worker has dropped it
     assert it.report(3, 0, 0, attempt=1) == [Commit(0, (1,), ((3, 1),)), Collect(3, 1)]

@@ -6,7 +6,7 @@ from refusal import refused, snapshot
 
 from psgc.server.coordinator import Coordinator
 from psgc.server.fixed_schedules import FixedSchedule
-from psgc.server.instructions import Collect, Commit, Discard, Finish, Reopen
+from psgc.server.instructions import Collect, Commit, Discard, Finish, Invalidate
 from psgc.server.membership import Membership
 from psgc.server.orders import Next, Skip
 from psgc.server.scheduler import make_schedule
@@ -64,7 +64,7 @@ def test_what_a_lost_worker_has_committed_and_not_delivered_is_done_again_in_its
     it = begun([[1, 2, 3], [2, 3]], parts=2)
     assert report(it, (1, 0), (2, 0)) == [Commit(0, (1, 2), ((1, 1), (2, 2)))]
     assert it.recovered == 1
-    assert it.lost(1) == [Reopen(2, 0, 1), Reopen(3, 0, 1), Next(2, 0)]
+    assert it.lost(1) == [Invalidate(2, 0, 1), Invalidate(3, 0, 1), Next(2, 0)]
     assert it.recovered == 0
     assert it.contributors(0) == (1, 2)  # S_i stays what it is
     assert (it.used(1, 0), it.used(2, 0)) == (False, True)
@@ -90,7 +90,7 @@ def test_a_chunk_of_two_lost_contributors_is_done_again_by_two_and_is_recovered_
     it = begun([[1, 2, 3, 4]], parts=2)
     report(it, (1, 0), (2, 0))
     it.lost(1)
-    assert it.lost(2) == [Reopen(3, 0, 2), Reopen(4, 0, 2), Next(3, 0), Next(4, 0)]
+    assert it.lost(2) == [Invalidate(3, 0, 2), Invalidate(4, 0, 2), Next(3, 0), Next(4, 0)]
     assert report(it, (3, 0), attempt=2) == [Commit(0, (1, 2), ((3, 1),))]
     assert it.recovered == 0
     before = snapshot(it)
@@ -105,7 +105,7 @@ def test_who_did_it_again_and_is_lost_is_done_again_once_more_in_the_same_role()
     report(it, (1, 0))
     it.lost(1)
     assert report(it, (2, 0), attempt=1) == [Commit(0, (1,), ((2, 1),)), Collect(2, 1)]
-    assert it.lost(2) == [Reopen(3, 0, 2), Next(3, 0)]
+    assert it.lost(2) == [Invalidate(3, 0, 2), Next(3, 0)]
     assert report(it, (3, 0), attempt=2) == [Commit(0, (1,), ((3, 1),)), Collect(3, 1)]
     assert it.delivered(3, 0, 1) == [Finish()]
 
@@ -119,7 +119,7 @@ def test_with_per_chunk_nothing_that_was_committed_is_lost():
     assert report(it, (2, 1))[-1] == Finish()
 
 
-def test_a_copy_from_before_the_reopening_changes_nothing_but_its_worker_is_free():
+def test_a_copy_from_before_the_invalidateing_changes_nothing_but_its_worker_is_free():
     it = begun([[1, 2, 3], [1, 2, 3]])
     schedule = it._schedule = Recording()
     report(it, (1, 0))
@@ -133,7 +133,7 @@ def test_a_copy_from_before_the_reopening_changes_nothing_but_its_worker_is_free
 
 @COMBINED
 @pytest.mark.parametrize("event", ["report", "abandoned"])
-def test_nobody_has_heard_of_a_reopening_that_was_not(event, combined):
+def test_nobody_has_heard_of_a_invalidateing_that_was_not(event, combined):
     it = begun([[1, 2, 3], [1, 2, 3]], combined=combined)
     report(it, (1, 0))
     it.lost(1)
@@ -142,14 +142,14 @@ def test_nobody_has_heard_of_a_reopening_that_was_not(event, combined):
             getattr(it, event)(2, 0, chunk, attempt=attempt)
 
 
-def test_what_is_reopened_is_not_dropped_by_the_schedule_before_it_is_recovered_again():
+def test_what_is_invalidateed_is_not_dropped_by_the_schedule_before_it_is_recovered_again():
     it = begun([[1, 2, 3], [2, 3]], name="skipping")
     assert report(it, (1, 0))[1:] == [Skip(2, 0, True), Skip(3, 0, True)]
     it.lost(1)
     assert report(it, (2, 0), attempt=1) == [Commit(0, (1,), ((2, 1),)), Skip(3, 0, True)]
 
 
-def test_what_is_reopened_in_two_roles_is_not_dropped_before_both_are_done():
+def test_what_is_invalidateed_in_two_roles_is_not_dropped_before_both_are_done():
     it = begun([[1, 2, 3, 4, 5], [5, 4]], parts=2, name="skipping")
     report(it, (1, 0), (2, 0))
     it.lost(1)
@@ -178,7 +178,7 @@ def test_who_contributed_nothing_is_lost_without_consequences():
 
 def test_what_was_asked_for_and_not_delivered_is_done_again_while_others_deliver():
     it = collecting()
-    assert it.lost(1) == [Reopen(2, 0, 1), Reopen(3, 0, 1), Next(2, 0)]
+    assert it.lost(1) == [Invalidate(2, 0, 1), Invalidate(3, 0, 1), Next(2, 0)]
     assert (it.phase, it.owing) == ("working", {2})
     assert it.delivered(1, 0, 1) is None  # it was sent before, and came too late
     assert it.delivered(2, 0, 2) == []
@@ -192,7 +192,7 @@ def test_of_two_accumulators_in_one_role_the_second_is_asked_for_when_the_first_
     it.lost(1)
     report(it, (2, 0), attempt=1)
     assert report(it, (3, 1), attempt=1)[1:] == [Collect(2, 1), Collect(3, 1)]
-    assert it.lost(3) == [Reopen(2, 1, 2), Next(2, 1)]
+    assert it.lost(3) == [Invalidate(2, 1, 2), Next(2, 1)]
     assert report(it, (2, 1), attempt=2) == [Commit(1, (1,), ((2, 1),))]  # it was asked already, and may have answered
     assert it.delivered(2, 0, 1) == [Collect(2, 1)]
     with refused(it):

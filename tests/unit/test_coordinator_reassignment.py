@@ -4,7 +4,7 @@ import pytest
 from coordinating import Recording, begun, collecting, report
 
 from psgc.errors import TooFewWorkers
-from psgc.server.instructions import Collect, Commit, Finish, Reassign, Reopen
+from psgc.server.instructions import Collect, Commit, Finish, Invalidate, Reassign
 from psgc.server.orders import Next, Queue
 
 COMBINED = pytest.mark.parametrize("combined", [True, False], ids=["combined", "per_chunk"])
@@ -51,15 +51,15 @@ def test_a_recovered_chunk_needs_no_holder():
     assert report(it, (2, 1))[-1] == Finish()
 
 
-def test_who_adopts_what_was_reopened_hears_how_often():
+def test_who_adopts_what_was_invalidateed_hears_how_often():
     it = begun([[1, 2], [3], [4], [4]])
     report(it, (1, 0))
-    assert it.lost(1) == [Reopen(2, 0, 1), Next(2, 0)]
-    assert it.lost(2) == [Reassign(3, 0, 1), Reopen(3, 0, 1), Next(3, 0)]
+    assert it.lost(1) == [Invalidate(2, 0, 1), Next(2, 0)]
+    assert it.lost(2) == [Reassign(3, 0, 1), Invalidate(3, 0, 1), Next(3, 0)]
     assert report(it, (3, 0), attempt=1) == [Commit(0, (1,), ((3, 1),))]
 
 
-def test_who_has_done_a_reopened_chunk_again_is_not_counted_on_for_its_other_role():
+def test_who_has_done_a_invalidateed_chunk_again_is_not_counted_on_for_its_other_role():
     it = begun([[1, 2, 3, 4], [5]], parts=2, workers=[1, 2, 3, 4, 5])
     report(it, (1, 0), (2, 0))
     it.lost(1)
@@ -69,10 +69,10 @@ def test_who_has_done_a_reopened_chunk_again_is_not_counted_on_for_its_other_rol
     assert report(it, (5, 0), attempt=2) == [Commit(0, (1, 2), ((5, 2),))]
 
 
-def test_an_adopter_of_what_is_reopened_now_hears_so_once():
+def test_an_adopter_of_what_is_invalidateed_now_hears_so_once():
     it = begun([[1], [2]])
     report(it, (1, 0))
-    assert it.lost(1) == [Reassign(2, 0, 1), Reopen(2, 0, 1), Next(2, 0)]
+    assert it.lost(1) == [Reassign(2, 0, 1), Invalidate(2, 0, 1), Next(2, 0)]
     assert report(it, (2, 0), attempt=1) == [Commit(0, (1,), ((2, 1),))]
 
 
@@ -82,7 +82,7 @@ def test_who_did_a_chunk_in_two_roles_is_replaced_by_two_and_the_first_to_report
     it.lost(1)
     assert report(it, (2, 0), attempt=1) == [Commit(0, (1, 2), ((2, 1),))]
     adopted = [Reassign(3, 0, 1), Reassign(4, 0, 2)]
-    assert it.lost(2) == [*adopted, Reopen(3, 0, 2), Reopen(4, 0, 2), Next(3, 0), Next(4, 0)]
+    assert it.lost(2) == [*adopted, Invalidate(3, 0, 2), Invalidate(4, 0, 2), Next(3, 0), Next(4, 0)]
     assert report(it, (4, 0), attempt=2) == [Commit(0, (1, 2), ((4, 1),))]
     assert report(it, (3, 0), attempt=2) == [Commit(0, (1, 2), ((3, 2),))]
 
@@ -114,18 +114,18 @@ def test_the_schedule_hears_what_the_loss_has_changed():
     ((loss, now),) = schedule.losses
     assert now == 7.0
     assert (loss.worker, loss.dropped, loss.collected) == (1, (1,), False)
-    assert loss.reopened == {0: (1, [2, 3])}
+    assert loss.invalidated == {0: (1, [2, 3])}
     assert loss.reassigned == ((3, 2),)
     assert loss.holders == [[2, 3], [2, 3], [4, 3], [4, 2]]
 
 
-def test_the_schedule_hears_of_what_an_earlier_loss_reopened_once_more_when_its_holder_is_lost_too():
+def test_the_schedule_hears_of_what_an_earlier_loss_invalidateed_once_more_when_its_holder_is_lost_too():
     it = begun([[1, 2, 3], [2, 3]])
     schedule = it._schedule = Recording()
     report(it, (1, 0))
     it.lost(1)
     it.lost(2)
-    assert [loss.reopened for loss, _ in schedule.losses] == [{0: (1, [2, 3])}, {0: (1, [3])}]
+    assert [loss.invalidated for loss, _ in schedule.losses] == [{0: (1, [2, 3])}, {0: (1, [3])}]
 
 
 def test_the_schedule_hears_whether_everybody_had_stopped():
@@ -141,13 +141,13 @@ def test_the_schedule_hears_of_a_loss_that_changes_nothing():
     schedule = it._schedule = Recording()
     it.delivered(1, 0, 1)
     it.lost(1)
-    assert [(loss.worker, loss.reopened, loss.collected) for loss, _ in schedule.losses] == [(1, {}, True)]
+    assert [(loss.worker, loss.invalidated, loss.collected) for loss, _ in schedule.losses] == [(1, {}, True)]
     assert it.phase == "collecting"
 
 
-def test_nobody_who_was_lost_while_everything_was_recovered_is_told_to_do_what_a_later_loss_reopens():
+def test_nobody_who_was_lost_while_everything_was_recovered_is_told_to_do_what_a_later_loss_invalidates():
     it = begun([[1, 2, 3], [2, 3, 1], [3, 1, 2]], name="dynamic")
     report(it, (1, 0), (2, 1), (3, 2))
     it.delivered(2, 0, 2)
     assert it.lost(2) == []
-    assert it.lost(1) == [Reopen(3, 0, 1), Queue(3, (0,))]
+    assert it.lost(1) == [Invalidate(3, 0, 1), Queue(3, (0,))]

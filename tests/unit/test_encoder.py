@@ -75,7 +75,7 @@ def test_combined_accumulators_give_the_sum_of_what_was_committed(dtype, exact, 
             workers[place].add(gradient, contributors, role)
             owing.add((place, role))
         total += gradient
-        if owing and data.draw(st.booleans()):  # a reopened chunk: more is committed after some was collected
+        if owing and data.draw(st.booleans()):  # a invalidated chunk: more is committed after some was collected
             place, role = owing.pop()
             delivered.append((role, content(workers[place].deliver(role)).copy()))  # "sent": it is used again
     delivered += [(role, content(workers[place].deliver(role))) for place, role in sorted(owing)]

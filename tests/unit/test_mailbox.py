@@ -117,10 +117,10 @@ def test_a_new_iteration_frees_what_the_old_one_held():
     assert worker.encoder.deliver(1)[:-STAMP].tolist() == [3, 3, 3]
 
 
-def test_a_reopened_chunk_is_freed_and_may_be_done_in_another_role():
+def test_a_invalidateed_chunk_is_freed_and_may_be_done_in_another_role():
     worker = Worker([2, 0], combined=True)
     _, first = worker.compute()
-    worker.mailbox.reopen(0, 2, 1)
+    worker.mailbox.invalidate(0, 2, 1)
     assert first() is None
     worker.mailbox.reassign(0, 2, 2)
     worker.mailbox.next(0, 2)
@@ -251,7 +251,7 @@ def test_what_the_state_machine_refuses_leaves_the_mailbox_as_it_was():
         lambda: worker.mailbox.next(0, 5),
         lambda: worker.mailbox.skip(0, 5),
         lambda: worker.mailbox.reassign(0, 5, 1),
-        lambda: worker.mailbox.reopen(0, 5, 1),
+        lambda: worker.mailbox.invalidate(0, 5, 1),
         lambda: worker.mailbox.collect(1, 1),
     ):
         with refused(worker.state):

@@ -13,8 +13,8 @@ QUEUES = {1: [0, 1, 2], 2: [1, 2, 0], 3: [2, 0, 1]}
 NAMES = ["uncoded", "random", "static", "skipping", "full"]
 
 
-def loss(worker, holders=(), dropped=(), reopened=None, reassigned=(), collected=False):
-    return Loss(worker, dropped, reopened or {}, adopted, holders, collected)
+def loss(worker, holders=(), dropped=(), invalidated=None, reassigned=(), collected=False):
+    return Loss(worker, dropped, invalidated or {}, adopted, holders, collected)
 
 
 def begun(name, queues=QUEUES, paces=()):
@@ -30,7 +30,7 @@ def begun(name, queues=QUEUES, paces=()):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_is_not_reopened_is_done_by_those_who_hold_it_anyway(name):
+def test_what_is_not_invalidateed_is_done_by_those_who_hold_it_anyway(name):
     schedule = begun(name)
     assert schedule.lost(loss(1, dropped=[0, 1]), now=1.0) == []
 
@@ -42,59 +42,59 @@ def test_an_adopted_chunk_is_not_in_its_workers_queue(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_reopened_chunk_goes_to_as_many_as_it_needs_the_fastest_of_them(name):
+def test_a_invalidateed_chunk_goes_to_as_many_as_it_needs_the_fastest_of_them(name):
     schedule = begun(name, paces={1: 1.0, 2: 5.0, 3: 2.0})
-    reopened = {0: (1, [1, 2, 3]), 1: (2, [2, 3, 1])}
-    assert schedule.lost(loss(4, reopened=reopened), now=1.0) == [Next(1, 0), Next(1, 1), Next(3, 1)]
+    invalidated = {0: (1, [1, 2, 3]), 1: (2, [2, 3, 1])}
+    assert schedule.lost(loss(4, invalidated=invalidated), now=1.0) == [Next(1, 0), Next(1, 1), Next(3, 1)]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_was_told_before_counts_when_the_rest_is_shared_out(name):
     schedule = begun(name, paces={1: 1.0, 2: 1.6})
-    reopened = {chunk: (1, [2, 1]) for chunk in range(4)}
-    orders = schedule.lost(loss(4, reopened=reopened), now=1.0)
+    invalidated = {chunk: (1, [2, 1]) for chunk in range(4)}
+    orders = schedule.lost(loss(4, invalidated=invalidated), now=1.0)
     assert orders == [Next(1, 0), Next(2, 1), Next(1, 2), Next(1, 3)]  # through at 1, 1.6, 2; then at 3 and not at 3.2
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_who_was_never_heard_of_is_taken_to_be_as_slow_as_any(name):
     schedule = begun(name, paces={1: 1.0, 3: 4.0})
-    assert schedule.lost(loss(4, reopened={0: (1, [2, 1])}), now=1.0) == [Next(1, 0)]
-    assert schedule.lost(loss(5, reopened={1: (1, [3, 2])}), now=1.0) == [Next(2, 1)]
-    assert begun(name).lost(loss(4, reopened={0: (1, [3, 2])}), now=1.0) == [Next(2, 0)]
+    assert schedule.lost(loss(4, invalidated={0: (1, [2, 1])}), now=1.0) == [Next(1, 0)]
+    assert schedule.lost(loss(5, invalidated={1: (1, [3, 2])}), now=1.0) == [Next(2, 1)]
+    assert begun(name).lost(loss(4, invalidated={0: (1, [3, 2])}), now=1.0) == [Next(2, 0)]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_who_was_told_a_chunk_that_is_lost_once_more_does_it_again(name):
     """The other would be sooner by now, but its copy is further."""
     schedule = begun(name, paces={1: 1.0, 2: 1.5})
-    assert schedule.lost(loss(4, reopened={0: (1, [1, 2])}), now=1.0) == [Next(1, 0)]
-    assert schedule.lost(loss(5, reopened={0: (1, [1, 2])}), now=1.0) == [Next(1, 0)]
+    assert schedule.lost(loss(4, invalidated={0: (1, [1, 2])}), now=1.0) == [Next(1, 0)]
+    assert schedule.lost(loss(5, invalidated={0: (1, [1, 2])}), now=1.0) == [Next(1, 0)]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_a_lost_worker_was_told_goes_to_another(name):
     schedule = begun(name, paces={1: 1.0, 2: 5.0, 3: 7.0})
-    assert schedule.lost(loss(4, reopened={0: (1, [1, 2, 3])}), now=1.0) == [Next(1, 0)]
-    assert schedule.lost(loss(1, reopened={0: (1, [2, 3])}), now=1.0) == [Next(2, 0)]
+    assert schedule.lost(loss(4, invalidated={0: (1, [1, 2, 3])}), now=1.0) == [Next(1, 0)]
+    assert schedule.lost(loss(1, invalidated={0: (1, [2, 3])}), now=1.0) == [Next(2, 0)]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_was_told_in_an_iteration_is_not_known_in_the_next_but_the_paces_are(name):
     schedule = begun(name, paces={1: 1.0, 2: 1.5})
-    assert schedule.lost(loss(4, reopened={0: (1, [1, 2])}), now=1.0) == [Next(1, 0)]
+    assert schedule.lost(loss(4, invalidated={0: (1, [1, 2])}), now=1.0) == [Next(1, 0)]
     schedule.begin()
-    assert schedule.lost(loss(5, reopened={1: (1, [1, 2])}), now=1.0) == [Next(1, 1)]
+    assert schedule.lost(loss(5, invalidated={1: (1, [1, 2])}), now=1.0) == [Next(1, 1)]
 
 
 def test_who_shares_out_anew_knows_the_paces():
     schedule = FixedSchedule()
     schedule.inherit(begun("static", paces={1: 3.0, 2: 1.0}))
     schedule.begin()
-    assert schedule.lost(loss(4, reopened={0: (1, [1, 2])}), now=1.0) == [Next(2, 0)]
+    assert schedule.lost(loss(4, invalidated={0: (1, [1, 2])}), now=1.0) == [Next(2, 0)]
     schedule.freed(1, 0, now=0.5, seconds=0.5)
     schedule.begin()
-    assert schedule.lost(loss(4, reopened={0: (1, [1, 2])}), now=1.0) == [Next(1, 0)]
+    assert schedule.lost(loss(4, invalidated={0: (1, [1, 2])}), now=1.0) == [Next(1, 0)]
 
 
 # full
@@ -103,7 +103,7 @@ def test_who_shares_out_anew_knows_the_paces():
 def test_what_a_lost_worker_did_is_counted_at_once_when_it_is_done_in_its_stead():
     schedule = begun("full")
     assert schedule.counts(1, 0) == ()
-    schedule.lost(loss(4, reassigned=[(1, 5)], reopened={2: (1, [1, 2])}), now=1.0)
+    schedule.lost(loss(4, reassigned=[(1, 5)], invalidated={2: (1, [1, 2])}), now=1.0)
     assert list(schedule.counts(1, 5)) == [5]  # adopted
     assert list(schedule.counts(2, 2)) == [2]  # recovered before
     assert list(schedule.counts(1, 2)) == [2]
@@ -111,27 +111,27 @@ def test_what_a_lost_worker_did_is_counted_at_once_when_it_is_done_in_its_stead(
     assert list(schedule.counts(1, 6)) == [6]  # whatever else it is told
 
 
-def test_what_was_done_of_a_load_and_is_reopened_is_missing_to_the_load():
+def test_what_was_done_of_a_load_and_is_invalidateed_is_missing_to_the_load():
     schedule = begun("full")
     assert [schedule.counts(2, chunk) for chunk in (1, 2)] == [(), ()]
-    orders = schedule.lost(loss(4, reopened={1: (1, [1, 2]), 0: (1, [3])}), now=1.0)
+    orders = schedule.lost(loss(4, invalidated={1: (1, [1, 2]), 0: (1, [3])}), now=1.0)
     assert orders == [Next(1, 1), Next(3, 0), Next(2, 1)]
     assert list(schedule.counts(2, 0)) == [0]
     assert list(schedule.counts(2, 1)) == [2, 1]  # it is through
 
 
-def test_what_counted_already_and_is_reopened_counts_again():
+def test_what_counted_already_and_is_invalidateed_counts_again():
     schedule = begun("full")
-    schedule.lost(loss(4, reopened={1: (1, [1])}), now=1.0)
+    schedule.lost(loss(4, invalidated={1: (1, [1])}), now=1.0)
     assert list(schedule.counts(1, 1)) == [1]
-    schedule.lost(loss(5, reopened={1: (1, [1])}), now=1.0)
+    schedule.lost(loss(5, invalidated={1: (1, [1])}), now=1.0)
     assert list(schedule.counts(1, 1)) == [1]
-    schedule.lost(loss(6, reopened={1: (1, [1])}), now=1.0)
+    schedule.lost(loss(6, invalidated={1: (1, [1])}), now=1.0)
     assert [list(schedule.counts(1, chunk)) for chunk in (0, 2)] == [[], []]
     assert list(schedule.counts(1, 1)) == [0, 2, 1]
 
 
-def test_a_copy_of_the_load_from_before_a_reopening_is_done_again():
+def test_a_copy_of_the_load_from_before_a_invalidateing_is_done_again():
     schedule = begun("full")
     assert schedule.freed(1, 0, now=1.0, seconds=1.0, done=False) == [Next(1, 0)]
     schedule.counts(1, 0)
@@ -141,7 +141,7 @@ def test_a_copy_of_the_load_from_before_a_reopening_is_done_again():
 
 def test_full_forgets_at_the_next_iteration_what_counted_and_what_was_urgent():
     schedule = begun("full")
-    schedule.lost(loss(4, reopened={0: (1, [1])}), now=1.0)
+    schedule.lost(loss(4, invalidated={0: (1, [1])}), now=1.0)
     assert list(schedule.counts(1, 0)) == [0]
     schedule.begin()
     assert [list(schedule.counts(1, chunk)) for chunk in (0, 1, 2)] == [[], [], [0, 1, 2]]
@@ -183,30 +183,30 @@ def test_dynamic_goes_on_with_what_the_others_were_told_and_takes_over_the_rest_
     assert report(schedule, 2, 2, 1.0, [1]) == [Queue(2, (3, 5))]
 
 
-def test_dynamic_lets_who_rests_do_what_is_reopened():
+def test_dynamic_lets_who_rests_do_what_is_invalidateed():
     schedule, holders = dynamic({1: [0], 2: [1]}, {1: [1], 2: [0]}, {1: 1.0, 2: 1.0})
     report(schedule, 1, 0, 1.0, [2])
     report(schedule, 2, 1, 1.0, [1])
-    orders = schedule.lost(loss(1, without(holders, 1), reopened={0: (1, [2])}, collected=True), now=2.0)
+    orders = schedule.lost(loss(1, without(holders, 1), invalidated={0: (1, [2])}, collected=True), now=2.0)
     assert orders == [Queue(2, (0,))]
     assert report(schedule, 2, 0, 3.0, []) == []
 
 
 def test_dynamic_knows_that_nobody_is_in_anything_once_all_was_collected():
-    """2 was in chunk 1 when it was recovered, until 4 for all that was known; it begins what is reopened at once."""
+    """2 was in chunk 1 when it was recovered, until 4 for all that was known; it begins what is invalidated at once."""
     schedule, holders = dynamic({1: [0], 2: [1], 3: []}, {1: [], 2: [0], 3: [1]}, {1: 2.0, 2: 4.0, 3: 9.0})
     report(schedule, 3, 1, 0.1, [2])
     report(schedule, 1, 0, 0.2, [2])
-    orders = schedule.lost(loss(1, without(holders, 1), reopened={0: (1, [2])}, collected=True), now=1.0)
+    orders = schedule.lost(loss(1, without(holders, 1), invalidated={0: (1, [2])}, collected=True), now=1.0)
     assert orders == [Queue(2, (0,))]
     assert (schedule._running[2], schedule._since[2]) == (0, 1.0)
 
 
-def test_dynamic_tells_who_is_in_a_reopened_chunk_to_go_on_with_it():
+def test_dynamic_tells_who_is_in_a_invalidateed_chunk_to_go_on_with_it():
     """It may have dropped the chunk, recovered as it was, before it began it."""
     schedule, holders = dynamic({1: [0, 3], 2: [], 3: [1, 2]}, {1: [], 2: [0], 3: []}, {1: 9.0, 2: 1.0, 3: 5.0})
     assert report(schedule, 2, 0, 1.0, [1]) == [Skip(1, 0, True)]
-    orders = schedule.lost(loss(2, without(holders, 2), reopened={0: (1, [1])}), now=2.0)
+    orders = schedule.lost(loss(2, without(holders, 2), invalidated={0: (1, [1])}), now=2.0)
     assert orders == [Queue(1, (0, 3))]
 
 

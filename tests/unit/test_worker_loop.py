@@ -89,7 +89,7 @@ def test_an_accumulator_that_still_waits_behind_other_vectors_is_not_used_again(
         worker.does(value)
     worker.told(record(Kind.COMMIT, 0, 0, worker=1, role=1), record(Kind.COLLECT, 0, role=1))
     # others are lost: this worker does their chunks in their roles
-    worker.told(record(Kind.REOPEN, 0, 1, attempt=1), record(Kind.NEXT, 0, 1))
+    worker.told(record(Kind.INVALIDATE, 0, 1, attempt=1), record(Kind.NEXT, 0, 1))
     assert worker.does(7.0) == 1
     worker.told(record(Kind.COMMIT, 0, 1, worker=2, role=2), record(Kind.COLLECT, 0, role=2))
     assert worker.transport.vectors == []

@@ -185,7 +185,7 @@ def test_events_of_an_older_iteration_change_nothing(combined):
     state.next(2, 1)
     state.skip(2, 2)
     state.reassign(2, 2, 3)
-    assert state.reopen(2, 0, 1) == []
+    assert state.invalidate(2, 0, 1) == []
     if combined:
         assert state.collect(2, 1) == []
     assert snapshot(state) == before
@@ -215,7 +215,7 @@ def test_what_no_correct_server_sends_is_refused_and_changes_nothing():
         lambda: state.next(4, -1),
         lambda: state.skip(3, 9),
         lambda: state.reassign(3, 9, 1),
-        lambda: state.reopen(4, 9, 1),
+        lambda: state.invalidate(4, 9, 1),
         lambda: state.collect(4, 1),
     ):
         with refused(state):
@@ -233,30 +233,30 @@ def test_per_chunk_has_nothing_to_commit_or_collect():
             do()
 
 
-# rule 7: reopened chunks
+# rule 7: invalidated chunks
 
 
 @COMBINED
-def test_a_reopened_chunk_is_done_again_when_it_is_asked_for_and_says_so(combined):
+def test_a_invalidateed_chunk_is_done_again_when_it_is_asked_for_and_says_so(combined):
     state = begun([3, 1], combined)
     do_next(state)
-    assert state.reopen(0, 3, 1) == ([Free(3)] if combined else [])
+    assert state.invalidate(0, 3, 1) == ([Free(3)] if combined else [])
     assert state.held == set()
-    assert do_next(state) == 1  # reopened is not ordered: the server says who does it
+    assert do_next(state) == 1  # invalidated is not ordered: the server says who does it
     assert state.take() is None
     state.next(0, 3)
     assert do_next(state, attempt=1) == 3
-    assert state.reopen(0, 3, 2) == ([Free(3)] if combined else [])
+    assert state.invalidate(0, 3, 2) == ([Free(3)] if combined else [])
     state.queue(0, [1, 3])
     assert do_next(state, attempt=2) == 3
     assert state.held == ({1, 3} if combined else set())
 
 
-def test_a_copy_from_before_a_reopening_cannot_be_committed_and_one_from_after_it_can():
+def test_a_copy_from_before_a_invalidateing_cannot_be_committed_and_one_from_after_it_can():
     state = begun([3])
     do_next(state)
     state.commit(0, 3, [1], 1)
-    assert state.reopen(0, 3, 1) == []  # encoded long ago: nothing to free
+    assert state.invalidate(0, 3, 1) == []  # encoded long ago: nothing to free
     with refused(state):
         state.commit(0, 3, [1], 1)
     state.next(0, 3)
@@ -265,52 +265,52 @@ def test_a_copy_from_before_a_reopening_cannot_be_committed_and_one_from_after_i
 
 
 @pytest.mark.parametrize("before", ["nothing", "discard", "collect"])
-def test_a_chunk_reopened_while_it_runs_counts_when_it_is_done(before):
+def test_a_chunk_invalidateed_while_it_runs_counts_when_it_is_done(before):
     state = begun([3, 1])
     state.take()
     if before == "discard":
         state.discard(0, 3)
     elif before == "collect":
         state.collect(0, 1)
-    assert state.reopen(0, 3, 1) == []
+    assert state.invalidate(0, 3, 1) == []
     assert state.finished(0, 3) == Report(3, 1)
     assert state.held == {3}
 
 
-def test_a_reopening_is_nothing_to_the_chunk_that_runs_beside_it():
+def test_a_invalidateing_is_nothing_to_the_chunk_that_runs_beside_it():
     state = begun([3, 1])
     state.take()
     state.discard(0, 3)
-    state.reopen(0, 1, 1)
+    state.invalidate(0, 1, 1)
     assert state.finished(0, 3) == Abandon(3, 0)
     assert do_next(state, attempt=1) == 1
 
 
-def test_a_reopened_chunk_that_is_dropped_says_how_often_it_was_reopened():
+def test_a_invalidateed_chunk_that_is_dropped_says_how_often_it_was_invalidateed():
     state = begun([3])
     state.take()
-    state.reopen(0, 3, 2)
+    state.invalidate(0, 3, 2)
     state.discard(0, 3)
     assert state.finished(0, 3) == Abandon(3, 2)
 
 
-def test_reopenings_end_with_their_iteration():
+def test_invalidateings_end_with_their_iteration():
     state = begun([3])
     state.take()
-    state.reopen(0, 3, 1)
+    state.invalidate(0, 3, 1)
     state.begin(1)
     assert state.finished(0, 3) == Abandon(3, 0)
     assert do_next(state, attempt=0) == 3
     state.begin(2)
-    state.reopen(1, 3, 1)
+    state.invalidate(1, 3, 1)
     assert do_next(state, attempt=0) == 3
 
 
-def test_a_reopening_is_nothing_to_the_same_chunk_running_in_an_older_iteration():
+def test_a_invalidateing_is_nothing_to_the_same_chunk_running_in_an_older_iteration():
     state = begun([3])
     state.take()
     state.begin(1)
-    state.reopen(1, 3, 1)
+    state.invalidate(1, 3, 1)
     assert state.finished(0, 3) == Abandon(3, 0)
     assert do_next(state, attempt=1) == 3
 
@@ -355,7 +355,7 @@ def test_standing_queues_and_roles_of_a_missed_iteration_hold_and_its_other_orde
     state = begun([0, 1])
     state.reassign(1, 4, 3)
     state.standing(1, [4, 1, 2])
-    state.reopen(1, 4, 1)
+    state.invalidate(1, 4, 1)
     state.discard(1, 4)
     state.skip(1, 1)
     state.next(1, 2)
@@ -430,17 +430,17 @@ class Model:
         return max([-1, *(place for place, event in enumerate(self.past) if event[0] in kinds and event[1] == chunk)])
 
     def is_done(self, chunk):
-        return self.last(chunk, "done") > self.last(chunk, "reopened")
+        return self.last(chunk, "done") > self.last(chunk, "invalidated")
 
     @property
     def held(self):
         def is_held(chunk):
-            return self.last(chunk, "done") > self.last(chunk, "reopened", "committed", "freed")
+            return self.last(chunk, "done") > self.last(chunk, "invalidated", "committed", "freed")
 
         return set(filter(is_held, range(CHUNKS))) if self.combined else set()
 
     def attempt(self, chunk):
-        place = self.last(chunk, "reopened")
+        place = self.last(chunk, "invalidated")
         return self.past[place][2] if place >= 0 else 0
 
     def take(self):
@@ -477,9 +477,9 @@ class Model:
     def reassign(self, chunk, role):
         self.roles[chunk] = role
 
-    def reopen(self, chunk, attempt):
+    def invalidate(self, chunk, attempt):
         freed = [Free(chunk)] if chunk in self.held else []
-        self.past.append(("reopened", chunk, attempt))
+        self.past.append(("invalidated", chunk, attempt))
         return freed
 
     def discard(self, chunk):
@@ -510,9 +510,9 @@ ORDERS = {  # what may come early, and its arguments
     "discard": lambda chunk, _: (chunk,),
     "skip": lambda chunk, _: (chunk,),
     "adopt": lambda chunk, chunks: (chunk, chunks[0]),
-    "reopen": lambda chunk, chunks: (chunk, 1 + chunks[0]),
+    "invalidate": lambda chunk, chunks: (chunk, 1 + chunks[0]),
 }
-EVENTS = ["take", "take", "finished", "finished", "begin", "commit", "collect", "discard", "reopen", *ORDERS]
+EVENTS = ["take", "take", "finished", "finished", "begin", "commit", "collect", "discard", "invalidate", *ORDERS]
 
 
 @settings(deadline=None, max_examples=250)
