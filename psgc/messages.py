@@ -7,7 +7,7 @@ that its line below names; the others are 0.
 its MPI tag:
 
 * server -> worker: the parameters of an iteration (`dim` entries); this is what starts the iteration. In the place of
-  the chunk: how many STANDING messages (modulo STANDINGS) the worker must have read before, since control messages and
+  the chunk: how many DEFAULT_QUEUE messages (modulo QUEUE_COUNTS) the worker must have read before, since control messages and
   vectors overtake each other;
 * worker -> server, `per_chunk`: a coded gradient (dim / parts entries) followed by the `TAIL` of its report:
   start, seconds and loss, so that the report needs no message of its own;
@@ -40,7 +40,7 @@ RECORD = np.dtype(
 )
 BATCH = 64  # records in one message: 3.5 KiB, which every MPI sends eagerly
 UNHEARD = 32  # messages that a worker gets without being heard; after half as many it says that it is alive
-STANDINGS = 2 * UNHEARD  # their count goes round after so many; a worker is behind by UNHEARD at most
+QUEUE_COUNTS = 2 * UNHEARD  # their count goes round after so many; a worker is behind by UNHEARD at most
 UNDER_WAY = 2  # vectors that a worker has on their way to the server, at most
 MESSAGE = 1 << 18  # bytes that take about as long as a message without any: 0.1 ms at 2.6 GB/s
 TAIL = 3  # entries after a coded gradient: start, seconds, loss
@@ -60,7 +60,7 @@ class Kind(IntEnum):
     SKIP = 6  # iteration, chunk: not to be done, unless it has been begun
     COLLECT = 4  # iteration, role: send the accumulator
     STOP = 5  # the run is over
-    STANDING = 7  # iteration, chunk: as QUEUE, from this iteration on
+    DEFAULT_QUEUE = 7  # iteration, chunk: as QUEUE, from this iteration on
     REASSIGN = (
         8  # iteration, chunk, role: from now on the worker codes this chunk in this role, which may be its own again
     )

@@ -20,7 +20,7 @@ LEAD = 0.1  # share of a chunk's time before its predicted end at which the next
 class DynamicSchedule(FixedSchedule):
     """Own shares first, evened out as the workers' paces show; then backups of what is predicted to be recovered last.
 
-    holders[i]: the workers that hold chunk i; own[w]: the standing queue of worker w; backups[w]: the other chunks it
+    holders[i]: the workers that hold chunk i; own[w]: the default queue of worker w; backups[w]: the other chunks it
     holds, in order of preference; parts: l; costs[i]: what chunk i takes relative to an average one (None: all equal).
 
     1. A worker *pulls*: it takes over chunks that it holds from holders that have a longer way to go, the longest

@@ -20,7 +20,7 @@ from psgc.server.orders import Loss, Next, Order, Skip
 
 
 class FixedSchedule:
-    """Every worker goes through its standing queue and skips nothing: `uncoded`, `random` and `static`.
+    """Every worker goes through its default queue and skips nothing: `uncoded`, `random` and `static`.
 
     They differ only in the queues that the workers were given (`psgc.plan`). What a lost worker has left is shared out
     at once, so that whoever does most of it in the lost one's stead is through as soon as possible.

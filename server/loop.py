@@ -246,7 +246,7 @@ class Server:
                     worker, record(Kind.REASSIGN, iteration, chunk, role=membership.role(worker, chunk))
                 )
             self._reassigned[worker] = adopted
-            self._outgoing.tell_standing(worker, iteration, queue)
+            self._outgoing.tell_default_queue(worker, iteration, queue)
 
     def _poll(self, iteration: int) -> None:
         for message in self._transport.poll():

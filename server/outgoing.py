@@ -10,11 +10,11 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from psgc.backend import Array, Backend
-from psgc.messages import BATCH, STANDINGS, UNHEARD, Kind, Records, record, stamp_length
+from psgc.messages import BATCH, QUEUE_COUNTS, UNHEARD, Kind, Records, record, stamp_length
 from psgc.transport import Transport
 
 AHEAD = 1 << 20  # bytes of parameters (or two vectors of them) that may be on their way to a worker before new ones
-LASTING = (Kind.REASSIGN, Kind.STANDING)  # orders that are for later iterations as well
+LASTING = (Kind.REASSIGN, Kind.DEFAULT_QUEUE)  # orders that are for later iterations as well
 
 
 class Outgoing:
@@ -27,7 +27,7 @@ class Outgoing:
         self._message: Array = None  # the parameters, as they are sent
         self._lacking: dict[int, None] = {}  # workers that the parameters of this iteration have not been sent to
         self._unheard = Counter[int]()  # messages sent to each worker since it was last heard
-        self._standings = Counter[int]()  # standing queues that each worker was sent, or is to be
+        self._default_queues = Counter[int]()  # default queues that each worker was sent, or is to be
 
     def begin(self, iteration: int, params: Array, workers: Iterable[int]) -> None:
         """A new iteration: orders for older ones are dropped, and `params` (dim,) are sent to these workers."""
@@ -52,20 +52,20 @@ class Outgoing:
         for place, chunk in enumerate(chunks or (-1,), start=1):
             self.tell(worker, record(kind, iteration, chunk, last=place >= len(chunks)))
 
-    def tell_standing(self, worker: int, iteration: int, queue: Sequence[int]) -> None:
-        """A standing queue. It replaces one that has not been sent yet, so a message holds one at most (STANDINGS)."""
+    def tell_default_queue(self, worker: int, iteration: int, queue: Sequence[int]) -> None:
+        """A default queue. It replaces one that has not been sent yet, so a message holds one at most (QUEUE_COUNTS)."""
         waiting = self._orders.get(worker, [])
-        others = [order for order in waiting if order["kind"][0] != Kind.STANDING]
-        self._standings[worker] += len(others) == len(waiting)
+        others = [order for order in waiting if order["kind"][0] != Kind.DEFAULT_QUEUE]
+        self._default_queues[worker] += len(others) == len(waiting)
         self._orders[worker] = others
-        self.tell_list(worker, Kind.STANDING, iteration, queue)
+        self.tell_list(worker, Kind.DEFAULT_QUEUE, iteration, queue)
 
     def waits(self, worker: int) -> bool:
         """Whether there are orders for `worker` that have not been sent."""
         return worker in self._orders
 
     def send(self, iteration: int) -> None:
-        """Send what the workers take: first the orders, since parameters count the standing queues among them."""
+        """Send what the workers take: first the orders, since parameters count the default queues among them."""
         for worker in [worker for worker in self._orders if self._reads(worker)]:
             orders = self._orders.pop(worker)
             self._transport.send(worker, orders)
@@ -75,7 +75,7 @@ class Outgoing:
         pending = self._transport.pending()
         limit = max(AHEAD, 2 * self._message.nbytes)  # no pile of old parameters is kept for a worker that is stopped
         for worker in [worker for worker in self._lacking if pending[worker] < limit and self._reads(worker)]:
-            self._transport.send_vector(worker, iteration, self._standings[worker] % STANDINGS, self._message)
+            self._transport.send_vector(worker, iteration, self._default_queues[worker] % QUEUE_COUNTS, self._message)
             self._unheard[worker] += 1
             del self._lacking[worker]
 

@@ -15,7 +15,7 @@ def make_schedule(
     parts: int = 1,
     costs: Sequence[float] | None = None,
 ) -> FixedSchedule:
-    """The schedule called `name` for workers with these standing queues. Raises UserError for an unknown name.
+    """The schedule called `name` for workers with these default queues. Raises UserError for an unknown name.
 
     backups, holders, parts and costs are what `dynamic` needs besides, see `DynamicSchedule`.
     """

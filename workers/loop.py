@@ -11,7 +11,7 @@ from math import inf
 from typing import Any
 
 from psgc.backend import Array, Backend
-from psgc.messages import STANDINGS, TAIL, UNDER_WAY, UNHEARD, Kind, Records, entries, record, stamp_length
+from psgc.messages import QUEUE_COUNTS, TAIL, UNDER_WAY, UNHEARD, Kind, Records, entries, record, stamp_length
 from psgc.transport import Control, Died, Transport, Vector
 from psgc.user_code import current_line
 from psgc.workers.compute import ComputeThread
@@ -62,8 +62,8 @@ class WorkerLoop:
         self._iteration = first - 1
         self._first_role = first_role
         self._list: list[int] = []  # what has come so far of a commit's contributors or of a queue
-        self._standings = 0  # standing queues that have come
-        self._early: Vector | None = None  # parameters that wait for a standing queue
+        self._default_queues = 0  # default queues that have come
+        self._early: Vector | None = None  # parameters that wait for a default queue
         self._stopped = False
         self._in_order: bool | None = None  # how to leave, once the server has said so
         self._last_sent = time.monotonic()
@@ -112,8 +112,8 @@ class WorkerLoop:
             self._begin_when_ready()
 
     def _begin_when_ready(self) -> None:
-        if self._early is None or (self._standings - self._early.chunk) % STANDINGS >= STANDINGS // 2:
-            return  # a standing queue that these parameters need is still on its way
+        if self._early is None or (self._default_queues - self._early.chunk) % QUEUE_COUNTS >= QUEUE_COUNTS // 2:
+            return  # a default queue that these parameters need is still on its way
         message, self._early = self._early, None
         self._iteration = message.iteration
         params = self._backend.asarray(message.buffer[: message.length])
@@ -136,11 +136,11 @@ class WorkerLoop:
                 self._list.append(chunk)
                 if entry["last"]:
                     self._mailbox.queue(iteration, self._take_list())
-            case Kind.STANDING:
+            case Kind.DEFAULT_QUEUE:
                 self._list.append(chunk)
                 if entry["last"]:
-                    self._standings += 1
-                    self._mailbox.standing(iteration, self._take_list())
+                    self._default_queues += 1
+                    self._mailbox.set_default_queue(iteration, self._take_list())
             case Kind.DISCARD:
                 self._mailbox.discard(iteration, chunk)
             case Kind.SKIP:

@@ -186,9 +186,9 @@ class Mailbox:
     def _running(self) -> int | None:
         return self._state.running if self._trying is None else self._trying
 
-    def standing(self, iteration: int, chunks: list[int]) -> None:
+    def set_default_queue(self, iteration: int, chunks: list[int]) -> None:
         with self._changed:
-            self._state.standing(iteration, chunks)
+            self._state.set_default_queue(iteration, chunks)
             self._changed.notify_all()
 
     def queue(self, iteration: int, chunks: list[int]) -> None:

@@ -5,7 +5,7 @@ the worker does next. `psgc.workers.loop` guards it with one lock, since both it
 
 The rules, said once:
 
-1. `begin(t)` drops everything of older iterations and starts from the standing queue.
+1. `begin(t)` drops everything of older iterations and starts from the default queue.
 2. The compute thread takes chunks from the head of the queue and reports each when it is done, without waiting for
    an answer.
 3. With `combined` transfer a done chunk is *held* until it is committed (encoded, then freed) or discarded (freed).
@@ -17,7 +17,7 @@ The rules, said once:
 6. A skipped chunk is dropped from the queue; one that has been begun goes on and is reported.
 7. A invalidated chunk has not been done, whatever was reported of it: what is held of it is freed, and when it is done
    (again), its report says how often it was invalidated.
-8. A standing queue is for that iteration and all later ones, and so is the role in which an adopted chunk is coded.
+8. A default queue is for that iteration and all later ones, and so is the role in which an adopted chunk is coded.
 9. Events of an older iteration change nothing. Orders may arrive before the parameters of their iteration (they travel
    separately): they are kept for `begin`. A commit or collect cannot, and raises ProtocolError, as does a commit of a
    chunk that is not held; a raising event changes nothing.
@@ -81,7 +81,7 @@ class WorkerState:
 
     def __init__(self, rank: int, queue: Sequence[int], num_chunks: int, combined: bool, every: int = 0) -> None:
         self._rank = rank
-        self._standing = tuple(queue)
+        self._default_queue = tuple(queue)
         self._num_chunks = num_chunks
         self._roles: dict[int, int] = {}  # of adopted chunks
         self._combined = combined
@@ -146,14 +146,14 @@ class WorkerState:
         if iteration <= self.iteration:
             raise self._illegal(f"begin({iteration})")
         self.iteration = iteration
-        self._queue = deque(self._standing)
+        self._queue = deque(self._default_queue)
         self._done = set()
         self._held = set()
         self._attempts = {}
         self._unwanted = False
         early, self._early = self._early, [event for event in self._early if event[0] > iteration]
         events: dict[str, Callable[..., object]] = {
-            "standing": self.standing,
+            "standing": self.default_queue,
             "queue": self.queue,
             "next": self.next,
             "discard": self.discard,
@@ -166,10 +166,10 @@ class WorkerState:
             if when == iteration or (when < iteration and lasting):
                 events[event](iteration, *arguments)
 
-    def standing(self, iteration: int, chunks: Sequence[int]) -> None:
+    def set_default_queue(self, iteration: int, chunks: Sequence[int]) -> None:
         """From `iteration` on do these chunks in this order, in every iteration."""
         if self._is_now("standing", iteration, chunks):
-            self._standing = tuple(chunks)
+            self._default_queue = tuple(chunks)
             self.queue(iteration, chunks)
 
     def queue(self, iteration: int, chunks: Sequence[int]) -> None:

@@ -9,7 +9,7 @@ from psgc.checks import trial_chunks
 from psgc.config import Config, PythonProblem
 from psgc.data import ChunkSource, Dataset, open_data
 from psgc.errors import UserError, one_line
-from psgc.messages import STANDINGS
+from psgc.messages import QUEUE_COUNTS
 from psgc.paths import expanded
 from psgc.plan import Plan
 from psgc.problems import EVALUATION_ROWS, Problem, check_labels, load_python, make_problem
@@ -96,5 +96,5 @@ def first_role(config: Config, plan: Plan) -> int:
 
 
 def tags(config: Config, plan: Plan) -> int:
-    """What may stand in the place of the chunk in a vector's tag: a chunk, a role, a count of standing queues."""
-    return max(plan.num_chunks, first_role(config, plan) + plan.num_workers + 1, STANDINGS)
+    """What may stand in the place of the chunk in a vector's tag: a chunk, a role, a count of default queues."""
+    return max(plan.num_chunks, first_role(config, plan) + plan.num_workers + 1, QUEUE_COUNTS)

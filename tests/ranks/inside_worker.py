@@ -13,7 +13,7 @@ from psgc import coding
 from psgc.backend import Backend
 from psgc.config import from_yaml_text
 from psgc.data import ChunkSource
-from psgc.messages import STANDINGS, Kind, record, stamp_length
+from psgc.messages import QUEUE_COUNTS, Kind, record, stamp_length
 from psgc.plan import Plan
 from psgc.training.worker_side import make_worker
 from psgc.transport import Control, Transport, Vector
@@ -69,7 +69,7 @@ def server(request):
         make_worker(transport, from_yaml_text(CONFIG), plan(), Backend(), Model(request.param), chunks).run()
         yield None
     else:
-        transport.start(STANDINGS)  # as the worker does: more than there are chunks and roles
+        transport.start(QUEUE_COUNTS)  # as the worker does: more than there are chunks and roles
         for _ in range(2):
             transport.post(np.empty(ROOM))
         scripted = Scripted(transport)

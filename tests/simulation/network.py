@@ -14,7 +14,7 @@ from psgc.messages import Kind, Records, stamp_length
 from psgc.transport import Control, Vector
 
 ALIVE = int(Kind.ALIVE)
-LASTING = (int(Kind.REASSIGN), int(Kind.STANDING))
+LASTING = (int(Kind.REASSIGN), int(Kind.DEFAULT_QUEUE))
 STAMP = stamp_length("float64")  # entries that every message has behind those that the receiver is given
 PILE = 2  # parameters on their way to one worker: as many as a network takes from the server
 
@@ -36,7 +36,7 @@ class WorkerEnd:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self.params: deque[tuple[float, int, int, np.ndarray]] = deque()  # (sent at, iteration, standings, params)
+        self.params: deque[tuple[float, int, int, np.ndarray]] = deque()  # (sent at, iteration, default_queues, params)
         self.control: deque[tuple[float, Records]] = deque()
         self.posted: np.ndarray | None = None  # for parameters
         self.sent: deque[tuple[bool, Records | bytes]] = deque()  # (whether it only says that all is well, what)
@@ -50,10 +50,10 @@ class WorkerEnd:
         return min((queue[0][0] for queue in (self.params, self.control) if queue), default=inf)
 
     def params_arrive(self) -> None:
-        _, iteration, standings, params = self.params.popleft()
+        _, iteration, default_queues, params = self.params.popleft()
         assert self.posted is not None
         self.posted[:] = params
-        self._arrived.append(Vector(0, iteration, standings, self.posted, len(params) - STAMP))
+        self._arrived.append(Vector(0, iteration, default_queues, self.posted, len(params) - STAMP))
         self.posted = None
 
     def control_arrives(self) -> None:
@@ -123,9 +123,9 @@ class ServerEnd:
         assert dest not in self.forgotten or lasting, "told what to do now to a worker that is lost"
         self._ends[dest].control.append((self._clock.now, everything))
 
-    def send_vector(self, dest: int, iteration: int, standings: int, params: np.ndarray) -> None:
+    def send_vector(self, dest: int, iteration: int, default_queues: int, params: np.ndarray) -> None:
         assert dest not in self.forgotten, "sent parameters to a worker that is lost"
-        self._ends[dest].params.append((self._clock.now, iteration, standings, params))
+        self._ends[dest].params.append((self._clock.now, iteration, default_queues, params))
 
     def pending(self) -> Counter[int]:
         return Counter({rank: 1 << 40 for rank, end in self._ends.items() if len(end.params) >= PILE})

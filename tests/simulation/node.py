@@ -78,7 +78,7 @@ class Node(WorkerLoop):
         self.unneeded: set[tuple[int, int]] = set()  # (iteration, chunk) that it need not do
         self.skipped: set[tuple[int, int]] = set()  # that it need not begin, unless it is told otherwise
         self.collected = -1  # the iteration in which it was told to stop
-        self.redirected = -1  # the newest iteration in which it was told what to do beyond the standing queue
+        self.redirected = -1  # the newest iteration in which it was told what to do beyond the default queue
         self.gradients: list[weakref.ref[np.ndarray]] = []
 
     @property
@@ -124,7 +124,7 @@ class Node(WorkerLoop):
                 self.unneeded.add(what)
             case Kind.SKIP:
                 self.skipped.add(what)
-            case Kind.QUEUE | Kind.STANDING | Kind.NEXT:
+            case Kind.QUEUE | Kind.DEFAULT_QUEUE | Kind.NEXT:
                 self.skipped.discard(what)
                 if self.verified:  # it may have been taken back
                     self.unneeded.discard(what)
@@ -161,8 +161,8 @@ class Node(WorkerLoop):
         assert copy not in self.taken, "does a chunk twice"
         self.taken.append(copy)
         if self.follows and self.redirected < iteration:
-            standing, taken = self.state._standing, [chunk for chunk, _ in self.taken]
-            passed = list(standing[: standing.index(chunk) + 1])
+            default_queue, taken = self.state._default_queue, [chunk for chunk, _ in self.taken]
+            passed = list(standing[: default_queue.index(chunk) + 1])
             assert taken == [c for c in passed if c in taken], "not in the standing order"
             assert self.follows == "skipping" or taken == passed, "left out a chunk"
             assert {(iteration, c) for c in passed if c not in taken} <= self.unneeded

@@ -84,7 +84,7 @@ class Transport:
 
     remember = forget
 
-    def queue(self, worker: int, kind: Kind = Kind.STANDING) -> list[int]:
+    def queue(self, worker: int, kind: Kind = Kind.DEFAULT_QUEUE) -> list[int]:
         """The newest queue of that kind that `worker` was sent, as far as it has been sent whole."""
         entries = [entry for entry in self.records[worker] if entry["kind"] == kind]
         ends = [place for place, entry in enumerate(entries) if entry["last"]]

@@ -3,7 +3,7 @@
 import pytest
 
 from psgc.config import from_yaml_text
-from psgc.messages import STANDINGS
+from psgc.messages import QUEUE_COUNTS
 from psgc.plan import make_plan
 from psgc.training.inputs import first_role, tags
 
@@ -17,5 +17,5 @@ def test_whatever_stands_in_the_place_of_a_chunk_has_a_tag_of_its_own(workers, v
     plan = make_plan(config.coding, config.schedule, workers, 0)
     limit, first = tags(config, plan), first_role(config, plan)
     roles = range(first + 1, first + workers + 1)
-    assert limit > max(*roles, plan.num_chunks - 1, STANDINGS - 1)
+    assert limit > max(*roles, plan.num_chunks - 1, QUEUE_COUNTS - 1)
     assert not verify or roles[0] > plan.num_chunks - 1  # coded gradients of checked chunks come as well

@@ -144,7 +144,7 @@ def test_per_chunk_codes_an_adopted_chunk_in_its_role():
 
 def test_a_standing_queue_is_done_in_every_iteration():
     worker = Worker([2], combined=True)
-    worker.mailbox.standing(0, [1, 2])
+    worker.mailbox.set_default_queue(0, [1, 2])
     assert worker.compute()[0].chunk == 1
     worker.mailbox.begin(1, PARAMS)
     assert [worker.compute()[0].chunk for _ in range(2)] == [1, 2]
@@ -247,7 +247,7 @@ def test_what_the_state_machine_refuses_leaves_the_mailbox_as_it_was():
         lambda: worker.mailbox.commit(1, 2, [1], 1),
         lambda: worker.mailbox.discard(0, 5),
         lambda: worker.mailbox.queue(0, [5]),
-        lambda: worker.mailbox.standing(0, [5]),
+        lambda: worker.mailbox.set_default_queue(0, [5]),
         lambda: worker.mailbox.next(0, 5),
         lambda: worker.mailbox.skip(0, 5),
         lambda: worker.mailbox.reassign(0, 5, 1),

@@ -91,12 +91,12 @@ def test_orders_that_take_several_messages_count_as_such(transport, outgoing):
 
 def test_a_standing_queue_that_still_waits_is_replaced(transport, outgoing):
     for queue in ([0, 1, 2], [3]):
-        outgoing.tell_standing(1, 5, queue)
+        outgoing.tell_default_queue(1, 5, queue)
     outgoing.begin(5, SMALL, (1,))
     assert transport.queue(1) == [3]
-    assert transport.sent[0] == (1, ["STANDING"])
+    assert transport.sent[0] == (1, ["DEFAULT_QUEUE"])
     assert transport.vectors[0][2] == 1  # what the parameters count
-    outgoing.tell_standing(1, 6, [])
+    outgoing.tell_default_queue(1, 6, [])
     outgoing.begin(6, SMALL, (1,))
     assert transport.queue(1) == []
     assert transport.vectors[1][2] == 2
@@ -110,12 +110,12 @@ def test_a_worker_that_may_come_back_does_not_miss_a_standing_queue_that_it_was_
         outgoing.tell(1, skip())
         outgoing.send(0)
     outgoing.tell(1, skip())
-    outgoing.tell_list(1, Kind.STANDING, 3, [0, 1])
+    outgoing.tell_list(1, Kind.DEFAULT_QUEUE, 3, [0, 1])
     outgoing.lost(1, for_good=for_good)
     before = len(transport.sent)
     outgoing.heard(1)
     outgoing.send(3)
-    assert transport.sent[before:] == ([] if for_good else [(1, ["STANDING", "STANDING"])])
+    assert transport.sent[before:] == ([] if for_good else [(1, ["DEFAULT_QUEUE", "DEFAULT_QUEUE"])])
 
 
 def test_at_the_end_nothing_more_is_sent(transport, outgoing):

@@ -6,7 +6,7 @@ import scipy.sparse
 
 from psgc import coding
 from psgc.errors import RunFailed
-from psgc.messages import STANDINGS, UNHEARD, Kind
+from psgc.messages import QUEUE_COUNTS, UNHEARD, Kind
 from psgc.server import loop, outgoing
 from psgc.server.recovery import AT_FIRST, Recovery
 from psgc.transport import Died
@@ -121,23 +121,23 @@ def test_so_many_receives_are_posted_that_nobody_waits_for_another(make_run, mon
 
 def test_a_worker_that_was_silent_during_many_losses_waits_for_its_queue(make_run, monkeypatch):
     """Others die one by one. What it is told when it is heard again comes after the parameters, as MPI allows."""
-    assert 2 * UNHEARD <= STANDINGS
-    unheard, standings = 4, 8
+    assert 2 * UNHEARD <= QUEUE_COUNTS
+    unheard, default_queues = 4, 8
     monkeypatch.setattr(outgoing, "UNHEARD", unheard)
-    monkeypatch.setattr(outgoing, "STANDINGS", standings)
-    run = make_run("static", workers=standings + 3, replication=standings + 3)
+    monkeypatch.setattr(outgoing, "QUEUE_COUNTS", default_queues)
+    run = make_run("static", workers=default_queues + 3, replication=default_queues + 3)
 
     def script():
-        for iteration in range(standings):
-            heard = [said(1, Kind.ALIVE, chunk=-1)] if iteration == standings - 1 else []
+        for iteration in range(default_queues):
+            heard = [said(1, Kind.ALIVE, chunk=-1)] if iteration == default_queues - 1 else []
             chunks = [done(2, iteration, chunk, 1.0) for chunk in range(run.plan.num_chunks)]
-            yield [*heard, *chunks, Died(standings + 3 - iteration)]
+            yield [*heard, *chunks, Died(default_queues + 3 - iteration)]
 
-    run.follow(script(), standings)
+    run.follow(script(), default_queues)
     count = [what for dest, _, what, _ in run.transport.vectors if dest == 1][-1]
-    *read, _ = [what for dest, what in run.transport.sent if dest == 1 and "STANDING" in str(what)]
+    *read, _ = [what for dest, what in run.transport.sent if dest == 1 and "DEFAULT_QUEUE" in str(what)]
     assert 0 < len(read) < unheard
-    assert (len(read) - count) % standings >= standings // 2  # so it sees that a queue is still on its way
+    assert (len(read) - count) % default_queues >= default_queues // 2  # so it sees that a queue is still on its way
 
 
 @pytest.mark.parametrize("death", range(UNHEARD))
@@ -156,7 +156,7 @@ def test_parameters_are_sent_after_the_standing_queues_that_they_count(make_run,
         if isinstance(what, int):
             assert next(counts) <= sent
         else:
-            sent += "STANDING" in what
+            sent += "DEFAULT_QUEUE" in what
     assert sent == 1
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from psgc.backend import Backend
-from psgc.messages import STANDINGS, TAIL, UNDER_WAY, UNHEARD, Kind, record, stamp_length
+from psgc.messages import QUEUE_COUNTS, TAIL, UNDER_WAY, UNHEARD, Kind, record, stamp_length
 from psgc.transport import Control, Died, Vector
 from psgc.workers import loop as worker_loop
 from psgc.workers import mailbox as worker_mailbox
@@ -65,8 +65,8 @@ class Worker:
         self.loop._send_outbox()
         self.loop._send_vectors()
 
-    def begin(self, iteration, standings=0):
-        self.turn(Vector(0, iteration, standings, np.zeros(3), 3))
+    def begin(self, iteration, default_queues=0):
+        self.turn(Vector(0, iteration, default_queues, np.zeros(3), 3))
 
     def told(self, *records):
         self.turn(Control(0, np.concatenate(records)))
@@ -126,17 +126,17 @@ def test_each_failure_has_its_own_text_right_before_it():
     assert sent == [["REPORT"], "one", ["FAILED"], "two", ["FAILED", "REPORT"]]
 
 
-@pytest.mark.parametrize("before", [0, STANDINGS - 1])
+@pytest.mark.parametrize("before", [0, QUEUE_COUNTS - 1])
 @pytest.mark.parametrize("behind", [1, UNHEARD])
 def test_parameters_wait_for_every_standing_queue_that_they_count(before, behind):
     worker = Worker(2)
 
     def read(queues):
         for _ in range(queues):
-            worker.told(record(Kind.STANDING, 0, 0, last=False), record(Kind.STANDING, 0, 1))
+            worker.told(record(Kind.DEFAULT_QUEUE, 0, 0, last=False), record(Kind.DEFAULT_QUEUE, 0, 1))
 
     read(before)
-    worker.begin(0, standings=(before + behind) % STANDINGS)
+    worker.begin(0, default_queues=(before + behind) % QUEUE_COUNTS)
     read(behind - 1)
     assert worker.state.iteration == -1
     read(1)
@@ -145,9 +145,9 @@ def test_parameters_wait_for_every_standing_queue_that_they_count(before, behind
 
 def test_parameters_that_were_overtaken_by_newer_standing_queues_begin_at_once():
     worker = Worker(2)
-    for _ in range(STANDINGS // 2 - 1):
-        worker.told(record(Kind.STANDING, 1, 1))
-    worker.begin(0, standings=0)
+    for _ in range(QUEUE_COUNTS // 2 - 1):
+        worker.told(record(Kind.DEFAULT_QUEUE, 1, 1))
+    worker.begin(0, default_queues=0)
     assert worker.state.iteration == 0
 
 
@@ -223,9 +223,9 @@ def test_the_reason_of_a_failure_is_sent_before_the_failure():
 
 def test_orders_behind_the_queue_that_parameters_wait_for_are_of_their_iteration():
     worker = Worker(2)
-    worker.begin(0, standings=1)
+    worker.begin(0, default_queues=1)
     worker.told(
-        record(Kind.STANDING, 0, 1, last=False), record(Kind.STANDING, 0, 0), record(Kind.NEXT, 0, 0),
+        record(Kind.DEFAULT_QUEUE, 0, 1, last=False), record(Kind.DEFAULT_QUEUE, 0, 0), record(Kind.NEXT, 0, 0),
         record(Kind.QUEUE, 0, -1),
     )  # fmt: skip
     assert worker.state.iteration == 0

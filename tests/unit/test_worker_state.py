@@ -181,7 +181,7 @@ def test_events_of_an_older_iteration_change_nothing(combined):
     assert state.discard(2, 2) == []
     assert state.commit(2, 0, [1], 1) == []
     state.queue(2, [2])
-    state.standing(2, [2])
+    state.set_default_queue(2, [2])
     state.next(2, 1)
     state.skip(2, 2)
     state.reassign(2, 2, 3)
@@ -211,7 +211,7 @@ def test_what_no_correct_server_sends_is_refused_and_changes_nothing():
         lambda: state.discard(4, 9),
         lambda: state.queue(3, [3, 9]),
         lambda: state.queue(4, [9]),
-        lambda: state.standing(3, [CHUNKS]),
+        lambda: state.set_default_queue(3, [CHUNKS]),
         lambda: state.next(4, -1),
         lambda: state.skip(3, 9),
         lambda: state.reassign(3, 9, 1),
@@ -321,11 +321,11 @@ def test_a_invalidateing_is_nothing_to_the_same_chunk_running_in_an_older_iterat
 def test_a_standing_queue_is_for_this_iteration_and_all_later_ones():
     state = begun([0, 1, 2])
     assert do_next(state) == 0
-    state.standing(0, [2, 0, 3])
+    state.set_default_queue(0, [2, 0, 3])
     assert rest(state) == [2, 3]
     state.begin(1)
     assert rest(state) == [2, 0, 3]
-    state.standing(1, [])
+    state.set_default_queue(1, [])
     assert rest(state) == []
     state.begin(2)
     assert rest(state) == []
@@ -333,7 +333,7 @@ def test_a_standing_queue_is_for_this_iteration_and_all_later_ones():
 
 def test_a_standing_queue_of_an_iteration_that_is_over_is_not_the_newest():
     state = begun([0, 1], iteration=3)
-    state.standing(2, [1])
+    state.set_default_queue(2, [1])
     assert rest(state) == [0, 1]
     state.begin(4)
     assert rest(state) == [0, 1]
@@ -342,7 +342,7 @@ def test_a_standing_queue_of_an_iteration_that_is_over_is_not_the_newest():
 def test_standing_queues_and_roles_that_arrive_early_hold_from_their_iteration_on():
     state = begun([0, 1])
     state.reassign(1, 4, 3)
-    state.standing(1, [4, 1])
+    state.set_default_queue(1, [4, 1])
     state.queue(1, [1])
     assert (rest(state), state.role(4)) == ([0, 1], RANK)
     state.begin(1)
@@ -354,12 +354,12 @@ def test_standing_queues_and_roles_that_arrive_early_hold_from_their_iteration_o
 def test_standing_queues_and_roles_of_a_missed_iteration_hold_and_its_other_orders_do_not():
     state = begun([0, 1])
     state.reassign(1, 4, 3)
-    state.standing(1, [4, 1, 2])
+    state.set_default_queue(1, [4, 1, 2])
     state.invalidate(1, 4, 1)
     state.discard(1, 4)
     state.skip(1, 1)
     state.next(1, 2)
-    state.standing(5, [5])
+    state.set_default_queue(5, [5])
     state.begin(3)
     assert state.role(4) == 3
     assert [do_next(state, attempt=0) for _ in range(3)] == [4, 1, 2]
@@ -408,8 +408,8 @@ def test_work_may_go_on_after_collect_and_is_delivered_once_more():
 class Model:
     """The rules once more, without a thought for speed: the past of this iteration decides everything."""
 
-    def __init__(self, standing, combined):
-        self.usual, self.combined = list(standing), combined
+    def __init__(self, default_queue, combined):
+        self.usual, self.combined = list(default_queue), combined
         self.iteration, self.running = -1, None
         self.early, self.order, self.past, self.roles = [], [], [], {}
 
@@ -459,7 +459,7 @@ class Model:
         self.past.append(("done", chunk))
         return Report(chunk, self.attempt(chunk))
 
-    def standing(self, chunks):
+    def set_default_queue(self, chunks):
         self.usual = list(chunks)
         self.queue(chunks)
 
@@ -517,16 +517,16 @@ EVENTS = ["take", "take", "finished", "finished", "begin", "commit", "collect", 
 
 @settings(deadline=None, max_examples=250)
 @given(
-    standing=st.permutations(range(4)),
+    default_queue=st.permutations(range(4)),
     combined=st.booleans(),
     events=st.lists(
         st.tuples(st.sampled_from(EVENTS), st.integers(-1, 2), st.integers(0, 3), st.permutations(range(4))),
         max_size=40,
     ),
 )
-def test_any_sequence_of_events_goes_by_the_rules(standing, combined, events):
+def test_any_sequence_of_events_goes_by_the_rules(default_queue, combined, events):
     """Whatever comes in, in any order: the same answers as the model, or a refusal that changes nothing."""
-    state, model = worker(standing, combined), Model(standing, combined)
+    state, model = worker(default_queue, combined), Model(default_queue, combined)
     for kind, ahead, chunk, chunks in events:
         when, now, role = model.iteration + ahead, model.iteration, chunks[0]
         if kind == "take" and model.running is None:
