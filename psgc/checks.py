@@ -15,11 +15,11 @@ def is_checked(chunk: int, iteration: int, every: int) -> bool:
 
 
 def trial_chunks(
-    queues: Mapping[int, Sequence[int]], holders: Sequence[Sequence[int]], adopting: bool
+    queues: Mapping[int, Sequence[int]], holders: Sequence[Sequence[int]], reassigning: bool
 ) -> dict[int, int]:
     """The chunk that each worker does once more in the trial: the first one of another worker.
 
-    queues: the chunks of each worker, in order; holders: the workers that hold each chunk; adopting: whether a worker
+    queues: the chunks of each worker, in order; holders: the workers that hold each chunk; reassigning: whether a worker
     may do a chunk that it does not hold. Workers that cannot do another one's first chunk are left out.
 
     >>> trial_chunks({1: [0, 1], 2: [2, 3], 3: [4, 5]}, [[1, 3], [1, 3], [2, 1], [2, 1], [3, 2], [3, 2]], False)
@@ -32,6 +32,6 @@ def trial_chunks(
     for place, worker in enumerate(workers):
         firsts = [queues[other][0] for other in workers[place + 1 :] + workers[:place]]
         held = [chunk for chunk in firsts if worker in holders[chunk]]
-        if possible := held or (firsts if adopting else []):
+        if possible := held or (firsts if reassigning else []):
             chosen[worker] = possible[0]
     return chosen

@@ -16,7 +16,7 @@ The rules, said once:
 6. A worker that is lost delivers nothing any more. Copies of it that were to be collected do not count: chunks that
    are not committed wait for other copies; a committed one is *invalidated*: any one live worker that holds it does it
    again, in the role of the lost one, and S_i stays what it is. What was delivered before, and with `per_chunk` what
-   was reported, counts. Chunks with too few live workers that can still do them are adopted.
+   was reported, counts. Chunks with too few live workers that can still do them are reassigned.
 7. What a lost worker sends changes nothing, and neither does a copy that was done before its chunk was invalidated.
 8. Approximate recovery: once no more than `tolerated` copies are missing, or after `settle`, what is there has to do.
    Chunks with some copies are committed to these, those with none are left out; copies that come later do not count.
@@ -164,13 +164,13 @@ class Coordinator:
             return []
         dropped, invalidated = self._take_back(worker, held) if self._combined else ([], [])
         affected = dict.fromkeys([*held, *invalidated])
-        adopted = [reassign for chunk in affected for reassign in self._reassign(chunk)]
-        instructions: list[Instruction] = [*adopted]
+        reassigned = [reassign for chunk in affected for reassign in self._reassign(chunk)]
+        instructions: list[Instruction] = [*reassigned]
         for chunk in invalidated:
             instructions += [
                 Invalidate(holder, chunk, self._attempts[chunk]) for holder in self.membership.holders[chunk]
             ]
-        for reassign in reassigned:  # one that adopts a chunk invalidated before has to know so, too
+        for reassign in reassigned:  # one that takes over a chunk invalidated before has to know so, too
             if (attempt := self._attempts.get(reassign.chunk, 0)) and reassign.chunk not in invalidated:
                 instructions.append(Invalidate(reassign.worker, reassign.chunk, attempt))
         loss = Loss(
@@ -179,7 +179,7 @@ class Coordinator:
             invalidated={
                 chunk: (len(self._open[chunk]), self._able(chunk)) for chunk in affected if chunk in self._open
             },
-            reassigned=tuple((reassign.worker, reassign.chunk) for reassign in adopted),
+            reassigned=tuple((reassign.worker, reassign.chunk) for reassign in reassigned),
             holders=self.membership.holders,
             collected=self.phase == "collecting",
         )
@@ -324,8 +324,8 @@ class Coordinator:
             needed = len(self._open.get(chunk, ()))
         while len(self._able(chunk)) < needed:
             worker = self.membership.reassign(chunk, copies)
-            adopted.append(Reassign(worker, chunk, self.membership.role(worker, chunk)))
-        return adopted
+            reassigned.append(Reassign(worker, chunk, self.membership.role(worker, chunk)))
+        return reassigned
 
     def _able(self, chunk: int) -> list[int]:
         """The live workers whose copies of `chunk` would count from now on."""

@@ -178,8 +178,8 @@ class DynamicSchedule(FixedSchedule):
         for chunk in loss.dropped:
             self._copies[chunk] -= 1
             self._started[chunk] -= 1
-        for adopter, chunk in loss.reassigned:
-            self._chunks[adopter] = (*self._chunks[adopter], chunk)
+        for new_holder, chunk in loss.reassigned:
+            self._chunks[new_holder] = (*self._chunks[new_holder], chunk)
         attempt: list[int] = []
         for chunk, (needed, able) in loss.invalidated.items():
             attempt += self._invalidate(chunk, self._wanted[chunk] - needed, able)
@@ -187,7 +187,7 @@ class DynamicSchedule(FixedSchedule):
 
     def disputed(self, chunk: int, copies: int, able: Sequence[int], now: float) -> list[Order]:
         for worker in able:
-            if chunk not in self._chunks[worker]:  # it has adopted it
+            if chunk not in self._chunks[worker]:  # it has taken over it
                 self._chunks[worker] = (*self._chunks[worker], chunk)
         self._wanted[chunk] = copies + 1
         return self._share_out(self._invalidate(chunk, copies, able), now)

@@ -240,12 +240,12 @@ class Server:
         self._rules, self._queues = rules, queues
         self._coordinator.rebalance(membership, rules)
         for worker, queue in queues.items():
-            adopted = set(membership.reassigned(worker))
-            for chunk in sorted(adopted | self._reassigned[worker]):
+            reassigned = set(membership.reassigned(worker))
+            for chunk in sorted(reassigned | self._reassigned[worker]):
                 self._outgoing.tell(
                     worker, record(Kind.REASSIGN, iteration, chunk, role=membership.role(worker, chunk))
                 )
-            self._reassigned[worker] = adopted
+            self._reassigned[worker] = reassigned
             self._outgoing.tell_default_queue(worker, iteration, queue)
 
     def _poll(self, iteration: int) -> None:

@@ -1,6 +1,6 @@
 """Who is left: the workers that live, what they hold, and who does what in a lost worker's stead.
 
-A worker codes what it does in a *role*, a row of the coding matrix: its own, or, for chunks that it has adopted, that
+A worker codes what it does in a *role*, a row of the coding matrix: its own, or, for chunks that it has taken over, that
 of a lost worker which held them. Every chunk is so decoded from the rows that were planned for it, and the conditions
 that the coding matrix was chosen for hold after any number of deaths.
 """
@@ -38,12 +38,12 @@ class Membership:
         self._checking = checking
         self._needed = parts + checking  # live holders of a chunk
         self._code = f"parts {parts}{' with verify' if checking else ''}"
-        self.holders = [list(workers) for workers in planned]  # live ones, adopters among them
+        self.holders = [list(workers) for workers in planned]  # live ones, workers that took it over among them
         self._held: dict[int, set[int]] = {worker: set() for worker in sorted(self.workers)}  # worker -> chunks
         for chunk, of in enumerate(planned):
             for worker in of:
                 self._held[worker].add(chunk)
-        self._roles: dict[tuple[int, int], int] = {}  # (worker, chunk) of adopters
+        self._roles: dict[tuple[int, int], int] = {}  # (worker, chunk) of workers that took it over
 
     @property
     def live(self) -> Collection[int]:
@@ -69,7 +69,7 @@ class Membership:
         return self._roles.get((worker, chunk), worker)
 
     def reassigned(self, worker: int) -> list[int]:
-        """The chunks that a live worker has adopted."""
+        """The chunks that a live worker has taken over."""
         return sorted(chunk for chunk in self._held[worker] if (worker, chunk) in self._roles)
 
     def lose(self, worker: int) -> list[int]:

@@ -7,7 +7,7 @@ Besides the rules of `psgc.server.coordinator`:
 2. As soon as more than `parts` copies of a chunk are with the server, they are compared: also surplus ones that come
    by themselves (`per_chunk`), and those that come after the commit.
 3. When no parts + 1 of them agree, the chunk is *disputed*: taken back if it was committed, and done by one more
-   worker, until some do. A live worker that does not hold it adopts it when all holders have done it.
+   worker, until some do. A live worker that does not hold it takes over it when all holders have done it.
 4. Whose copy does not fit to those that agree is in the wrong. Nobody is as long as the chunk is disputed.
 5. When the iteration has to end as it is (approximate recovery), a checked chunk is committed to the copies that are
    there; a disputed one is left out.

@@ -17,7 +17,7 @@ The rules, said once:
 6. A skipped chunk is dropped from the queue; one that has been begun goes on and is reported.
 7. A invalidated chunk has not been done, whatever was reported of it: what is held of it is freed, and when it is done
    (again), its report says how often it was invalidated.
-8. A default queue is for that iteration and all later ones, and so is the role in which an adopted chunk is coded.
+8. A default queue is for that iteration and all later ones, and so is the role in which a reassigned chunk is coded.
 9. Events of an older iteration change nothing. Orders may arrive before the parameters of their iteration (they travel
    separately): they are kept for `begin`. A commit or collect cannot, and raises ProtocolError, as does a commit of a
    chunk that is not held; a raising event changes nothing.
@@ -83,7 +83,7 @@ class WorkerState:
         self._rank = rank
         self._default_queue = tuple(queue)
         self._num_chunks = num_chunks
-        self._roles: dict[int, int] = {}  # of adopted chunks
+        self._roles: dict[int, int] = {}  # of reassigned chunks
         self._combined = combined
         self._every = every
         self.iteration = -1
@@ -158,11 +158,11 @@ class WorkerState:
             "next": self.next,
             "discard": self.discard,
             "skip": self.skip,
-            "adopt": self.adopt,
+            "take over": self.take over,
             "invalidate": self.invalidate,
         }
         for when, event, arguments in early:
-            lasting = event in ("standing", "adopt")  # even if their iteration was missed
+            lasting = event in ("standing", "take over")  # even if their iteration was missed
             if when == iteration or (when < iteration and lasting):
                 events[event](iteration, *arguments)
 
@@ -187,7 +187,7 @@ class WorkerState:
 
     def reassign(self, iteration: int, chunk: int, role: int) -> None:
         """Code `chunk` in this role from now on."""
-        if self._is_now("adopt", iteration, chunk, role):
+        if self._is_now("take over", iteration, chunk, role):
             self._roles[chunk] = role
 
     def invalidate(self, iteration: int, chunk: int, attempt: int) -> list[Free]:

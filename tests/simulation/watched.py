@@ -179,7 +179,7 @@ class WatchedServer(Server):
             case Reassign(worker, chunk, role):
                 assert worker in membership.holders[chunk]
                 assert role in membership.planned[chunk]
-                world.counts["adopted"] += 1
+                world.counts["reassigned"] += 1
             case Invalidate(worker, chunk, attempt):
                 assert self._combined
                 assert worker in membership.holders[chunk]

@@ -77,7 +77,7 @@ def test_a_copy_that_is_lost_is_missing_again():
     assert it.settle() == []  # not before somebody has done it
 
 
-def test_what_is_invalidateed_is_waited_for_and_nothing_else_counts_meanwhile():
+def test_what_is_invalidated_is_waited_for_and_nothing_else_counts_meanwhile():
     it = begun(EVERYBODY)
     report(it, (1, 0), (2, 1))
     it.settle()

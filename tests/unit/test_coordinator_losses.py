@@ -142,14 +142,14 @@ def test_nobody_has_heard_of_a_invalidateing_that_was_not(event, combined):
             getattr(it, event)(2, 0, chunk, attempt=attempt)
 
 
-def test_what_is_invalidateed_is_not_dropped_by_the_schedule_before_it_is_recovered_again():
+def test_what_is_invalidated_is_not_dropped_by_the_schedule_before_it_is_recovered_again():
     it = begun([[1, 2, 3], [2, 3]], name="skipping")
     assert report(it, (1, 0))[1:] == [Skip(2, 0, True), Skip(3, 0, True)]
     it.lost(1)
     assert report(it, (2, 0), attempt=1) == [Commit(0, (1,), ((2, 1),)), Skip(3, 0, True)]
 
 
-def test_what_is_invalidateed_in_two_roles_is_not_dropped_before_both_are_done():
+def test_what_is_invalidated_in_two_roles_is_not_dropped_before_both_are_done():
     it = begun([[1, 2, 3, 4, 5], [5, 4]], parts=2, name="skipping")
     report(it, (1, 0), (2, 0))
     it.lost(1)

@@ -1,4 +1,4 @@
-"""The coordinator when workers are lost: who adopts what in which role, and what the schedule hears."""
+"""The coordinator when workers are lost: who takes over what in which role, and what the schedule hears."""
 
 import pytest
 from coordinating import Recording, begun, collecting, report
@@ -10,11 +10,11 @@ from psgc.server.orders import Next, Queue
 COMBINED = pytest.mark.parametrize("combined", [True, False], ids=["combined", "per_chunk"])
 
 
-# adoption
+# reassignment
 
 
 @COMBINED
-def test_a_chunk_that_nobody_holds_any_more_is_adopted_by_the_one_with_the_least_in_the_role_of_the_lost(combined):
+def test_a_chunk_that_nobody_holds_any_more_is_reassigned_by_the_one_with_the_least_in_the_role_of_the_lost(combined):
     it = begun([[1], [2], [2], [3]], combined=combined)
     assert it.lost(1) == [Reassign(3, 0, 1), Next(3, 0)]
     assert report(it, (3, 0)) == [Commit(0, (1,), ((3, 1),))]
@@ -23,7 +23,7 @@ def test_a_chunk_that_nobody_holds_any_more_is_adopted_by_the_one_with_the_least
     assert answers[1:] == ([Collect(2, 2), Collect(3, 1), Collect(3, 3)] if combined else [Finish()])
 
 
-def test_several_chunks_are_adopted_by_several_workers_in_roles_that_nobody_else_has():
+def test_several_chunks_are_reassigned_by_several_workers_in_roles_that_nobody_else_has():
     it = begun([[1, 2], [1, 2], [3, 4]], parts=2, workers=[1, 2, 3, 4, 5])
     assert it.lost(1) == [Reassign(5, 0, 1), Reassign(3, 1, 1), Next(5, 0), Next(3, 1)]
     assert it.lost(2) == [Reassign(4, 0, 2), Reassign(5, 1, 2), Next(4, 0), Next(5, 1)]
@@ -35,7 +35,7 @@ def test_several_chunks_are_adopted_by_several_workers_in_roles_that_nobody_else
     assert roles == {(5, 0): 1, (4, 0): 2, (3, 1): 1, (5, 1): 2}
 
 
-def test_only_as_many_adopt_as_copies_are_missing():
+def test_only_as_many_take_over_as_copies_are_missing():
     """One copy is here, and its worker may be lost: one more is needed, in the other role."""
     it = begun([[1, 2], [3, 4]], parts=2, combined=False)
     report(it, (1, 0))
@@ -51,7 +51,7 @@ def test_a_recovered_chunk_needs_no_holder():
     assert report(it, (2, 1))[-1] == Finish()
 
 
-def test_who_adopts_what_was_invalidateed_hears_how_often():
+def test_who_takes_over_what_was_invalidated_hears_how_often():
     it = begun([[1, 2], [3], [4], [4]])
     report(it, (1, 0))
     assert it.lost(1) == [Invalidate(2, 0, 1), Next(2, 0)]
@@ -59,7 +59,7 @@ def test_who_adopts_what_was_invalidateed_hears_how_often():
     assert report(it, (3, 0), attempt=1) == [Commit(0, (1,), ((3, 1),))]
 
 
-def test_who_has_done_a_invalidateed_chunk_again_is_not_counted_on_for_its_other_role():
+def test_who_has_done_a_invalidated_chunk_again_is_not_counted_on_for_its_other_role():
     it = begun([[1, 2, 3, 4], [5]], parts=2, workers=[1, 2, 3, 4, 5])
     report(it, (1, 0), (2, 0))
     it.lost(1)
@@ -69,7 +69,7 @@ def test_who_has_done_a_invalidateed_chunk_again_is_not_counted_on_for_its_other
     assert report(it, (5, 0), attempt=2) == [Commit(0, (1, 2), ((5, 2),))]
 
 
-def test_an_adopter_of_what_is_invalidateed_now_hears_so_once():
+def test_a_new_holder_of_what_is_invalidated_now_hears_so_once():
     it = begun([[1], [2]])
     report(it, (1, 0))
     assert it.lost(1) == [Reassign(2, 0, 1), Invalidate(2, 0, 1), Next(2, 0)]
@@ -81,21 +81,21 @@ def test_who_did_a_chunk_in_two_roles_is_replaced_by_two_and_the_first_to_report
     report(it, (1, 0), (2, 0))
     it.lost(1)
     assert report(it, (2, 0), attempt=1) == [Commit(0, (1, 2), ((2, 1),))]
-    adopted = [Reassign(3, 0, 1), Reassign(4, 0, 2)]
-    assert it.lost(2) == [*adopted, Invalidate(3, 0, 2), Invalidate(4, 0, 2), Next(3, 0), Next(4, 0)]
+    reassigned = [Reassign(3, 0, 1), Reassign(4, 0, 2)]
+    assert it.lost(2) == [*reassigned, Invalidate(3, 0, 2), Invalidate(4, 0, 2), Next(3, 0), Next(4, 0)]
     assert report(it, (4, 0), attempt=2) == [Commit(0, (1, 2), ((4, 1),))]
     assert report(it, (3, 0), attempt=2) == [Commit(0, (1, 2), ((3, 2),))]
 
 
 @COMBINED
-def test_when_nobody_may_adopt_too_few_are_left(combined):
+def test_when_nobody_may_take_over_too_few_are_left(combined):
     it = begun([[1, 2], [2]], combined=combined, reassigning=False)
-    text = r"^chunk 1 has 0 live holders, parts 1; faults\.adopt: true would let others take it$"
+    text = r"^chunk 1 has 0 live holders, parts 1; faults\.take over: true would let others take it$"
     with pytest.raises(TooFewWorkers, match=text):
         it.lost(2)
 
 
-def test_when_nobody_may_adopt_those_that_hold_it_are_enough():
+def test_when_nobody_may_take_over_those_that_hold_it_are_enough():
     it = begun([[1, 2, 3], [1, 2, 3]], parts=2, reassigning=False)
     report(it, (1, 0), (2, 0))
     it.lost(1)
@@ -119,7 +119,7 @@ def test_the_schedule_hears_what_the_loss_has_changed():
     assert loss.holders == [[2, 3], [2, 3], [4, 3], [4, 2]]
 
 
-def test_the_schedule_hears_of_what_an_earlier_loss_invalidateed_once_more_when_its_holder_is_lost_too():
+def test_the_schedule_hears_of_what_an_earlier_loss_invalidated_once_more_when_its_holder_is_lost_too():
     it = begun([[1, 2, 3], [2, 3]])
     schedule = it._schedule = Recording()
     report(it, (1, 0))

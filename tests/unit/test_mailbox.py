@@ -117,7 +117,7 @@ def test_a_new_iteration_frees_what_the_old_one_held():
     assert worker.encoder.deliver(1)[:-STAMP].tolist() == [3, 3, 3]
 
 
-def test_a_invalidateed_chunk_is_freed_and_may_be_done_in_another_role():
+def test_a_invalidated_chunk_is_freed_and_may_be_done_in_another_role():
     worker = Worker([2, 0], combined=True)
     _, first = worker.compute()
     worker.mailbox.invalidate(0, 2, 1)
@@ -133,7 +133,7 @@ def test_a_invalidateed_chunk_is_freed_and_may_be_done_in_another_role():
     assert worker.encoder.deliver(2)[:-STAMP].tolist() == [3, 3, 3]
 
 
-def test_per_chunk_codes_an_adopted_chunk_in_its_role():
+def test_per_chunk_codes_a_reassigned_chunk_in_its_role():
     worker = Worker([2, 1], combined=False, parts=3)
     worker.mailbox.reassign(0, 2, 2)
     worker.encoder._coding_matrix[1] = 5

@@ -41,7 +41,7 @@ def test_too_few_that_live_are_too_few(parts, lost, text):
         membership.lose(lost[-1])
 
 
-def test_the_one_with_the_least_to_hold_adopts_and_of_several_the_first():
+def test_the_one_with_the_least_to_hold_takes_over_and_of_several_the_first():
     membership = Membership([[1], [2], [2], [3], [4], [5]], parts=1)
     membership.lose(1)
     assert [membership.reassign(0), membership.reassign(0), membership.reassign(0), membership.reassign(0)] == [
@@ -55,7 +55,7 @@ def test_the_one_with_the_least_to_hold_adopts_and_of_several_the_first():
     assert [membership.reassign(0), membership.reassign(1)] == [2, 3]  # 2 holds more by then
 
 
-def test_an_adopter_takes_a_role_that_nobody_has():
+def test_a_new_holder_takes_a_role_that_nobody_has():
     membership = Membership([[1, 2, 3], [4], [5]], parts=1)
     membership.lose(2)
     membership.lose(1)
@@ -73,14 +73,14 @@ def test_neither_role_nor_worker_of_a_copy_that_is_there_can_be_had_again():
     assert membership.role(4, 0) == 2
 
 
-def test_a_committed_chunk_may_be_adopted_when_all_its_roles_are_taken():
+def test_a_committed_chunk_may_be_reassigned_when_all_its_roles_are_taken():
     """Both roles are held, and copies in both have been committed: it is done again in a role that is told then."""
     membership = Membership([[1, 2], [3], [4]], parts=2)
     assert membership.reassign(0) == 3
     assert membership.role(3, 0) == 1
 
 
-def test_an_adopter_that_is_lost_leaves_its_role():
+def test_a_new_holder_that_is_lost_leaves_its_role():
     membership = Membership([[1], [2], [3], [3]], parts=1)
     membership.lose(1)
     assert membership.reassign(0) == 2
@@ -89,7 +89,7 @@ def test_an_adopter_that_is_lost_leaves_its_role():
     assert membership.role(3, 0) == 1
 
 
-def test_nobody_adopts_who_may_not_or_has_it_already():
+def test_nobody_takes_over_who_may_not_or_has_it_already():
     membership = Membership([[1, 2], [2]], parts=1, reassigning=False)
     text = "chunk 1 has 1 live holders, parts 1; faults.adopt: true would let others take it"
     with pytest.raises(TooFewWorkers, match=f"^{text}$"):
@@ -150,7 +150,7 @@ def test_to_check_takes_a_holder_more_and_a_worker_more():
         few.without([])
 
 
-def test_when_every_role_is_taken_an_adopter_has_the_one_that_is_there_least_often():
+def test_when_every_role_is_taken_a_new_holder_has_the_one_that_is_there_least_often():
     membership = Membership([[1, 2], [3], [4], [5]], parts=1)
     taken = [(1, 1), (2, 2)]
     for role in (1, 2, 1):

@@ -134,7 +134,7 @@ class Unruly(World):
         yield it, lambda: it.begin(now)
         for do in (it.discard, it.skip, it.next):
             yield it, lambda do=do: do(now, foreign)
-        for do in (it.adopt, it.invalidate):
+        for do in (it.reassign, it.invalidate):
             yield it, lambda do=do: do(now, foreign, 1)
         for do in (it.queue, it.default_queue):
             yield it, lambda do=do: do(now + 1, [0, foreign])

@@ -262,7 +262,7 @@ def test_who_is_in_the_wrong_is_told_and_written_down(recorder_in, tmp_path):
 
 def test_the_bound_is_that_of_the_workers_that_are_there(recorder_in, tmp_path):
     recorder = recorder_in(tmp_path / "out", coding.from_matrix([[1, 0], [1, 1], [0, 1]]))
-    add(recorder, 0, {(1, 0): 1.0, (1, 1): 1.0, (1, 2): 1.0}, lost=1)  # worker 1 has adopted chunk 2
+    add(recorder, 0, {(1, 0): 1.0, (1, 1): 1.0, (1, 2): 1.0}, lost=1)  # worker 1 has taken over chunk 2
     assert recorder.bounds.tolist() == [3.0]
     assert column(tmp_path / "out", "lost") == [1]
 

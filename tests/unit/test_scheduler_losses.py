@@ -14,7 +14,7 @@ NAMES = ["uncoded", "random", "static", "skipping", "full"]
 
 
 def loss(worker, holders=(), dropped=(), invalidated=None, reassigned=(), collected=False):
-    return Loss(worker, dropped, invalidated or {}, adopted, holders, collected)
+    return Loss(worker, dropped, invalidated or {}, reassigned, holders, collected)
 
 
 def begun(name, queues=QUEUES, paces=()):
@@ -30,19 +30,19 @@ def begun(name, queues=QUEUES, paces=()):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_is_not_invalidateed_is_done_by_those_who_hold_it_anyway(name):
+def test_what_is_not_invalidated_is_done_by_those_who_hold_it_anyway(name):
     schedule = begun(name)
     assert schedule.lost(loss(1, dropped=[0, 1]), now=1.0) == []
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_an_adopted_chunk_is_not_in_its_workers_queue(name):
+def test_a_reassigned_chunk_is_not_in_its_workers_queue(name):
     schedule = begun(name)
     assert schedule.lost(loss(1, reassigned=[(2, 5), (3, 6)]), now=1.0) == [Next(2, 5), Next(3, 6)]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_invalidateed_chunk_goes_to_as_many_as_it_needs_the_fastest_of_them(name):
+def test_a_invalidated_chunk_goes_to_as_many_as_it_needs_the_fastest_of_them(name):
     schedule = begun(name, paces={1: 1.0, 2: 5.0, 3: 2.0})
     invalidated = {0: (1, [1, 2, 3]), 1: (2, [2, 3, 1])}
     assert schedule.lost(loss(4, invalidated=invalidated), now=1.0) == [Next(1, 0), Next(1, 1), Next(3, 1)]
@@ -104,14 +104,14 @@ def test_what_a_lost_worker_did_is_counted_at_once_when_it_is_done_in_its_stead(
     schedule = begun("full")
     assert schedule.counts(1, 0) == ()
     schedule.lost(loss(4, reassigned=[(1, 5)], invalidated={2: (1, [1, 2])}), now=1.0)
-    assert list(schedule.counts(1, 5)) == [5]  # adopted
+    assert list(schedule.counts(1, 5)) == [5]  # reassigned
     assert list(schedule.counts(2, 2)) == [2]  # recovered before
     assert list(schedule.counts(1, 2)) == [2]
     assert list(schedule.counts(1, 1)) == [0, 1]  # the whole load now, without what counted before
     assert list(schedule.counts(1, 6)) == [6]  # whatever else it is told
 
 
-def test_what_was_done_of_a_load_and_is_invalidateed_is_missing_to_the_load():
+def test_what_was_done_of_a_load_and_is_invalidated_is_missing_to_the_load():
     schedule = begun("full")
     assert [schedule.counts(2, chunk) for chunk in (1, 2)] == [(), ()]
     orders = schedule.lost(loss(4, invalidated={1: (1, [1, 2]), 0: (1, [3])}), now=1.0)
@@ -120,7 +120,7 @@ def test_what_was_done_of_a_load_and_is_invalidateed_is_missing_to_the_load():
     assert list(schedule.counts(2, 1)) == [2, 1]  # it is through
 
 
-def test_what_counted_already_and_is_invalidateed_counts_again():
+def test_what_counted_already_and_is_invalidated_counts_again():
     schedule = begun("full")
     schedule.lost(loss(4, invalidated={1: (1, [1])}), now=1.0)
     assert list(schedule.counts(1, 1)) == [1]
@@ -136,7 +136,7 @@ def test_a_copy_of_the_load_from_before_a_invalidateing_is_done_again():
     assert schedule.freed(1, 0, now=1.0, seconds=1.0, done=False) == [Next(1, 0)]
     schedule.counts(1, 0)
     assert schedule.freed(1, 0, now=2.0, seconds=1.0, done=False) == []
-    assert schedule.freed(1, 7, now=2.0, seconds=1.0, done=False) == []  # adopted before: not of its load
+    assert schedule.freed(1, 7, now=2.0, seconds=1.0, done=False) == []  # reassigned before: not of its load
 
 
 def test_full_forgets_at_the_next_iteration_what_counted_and_what_was_urgent():
@@ -183,7 +183,7 @@ def test_dynamic_goes_on_with_what_the_others_were_told_and_takes_over_the_rest_
     assert report(schedule, 2, 2, 1.0, [1]) == [Queue(2, (3, 5))]
 
 
-def test_dynamic_lets_who_rests_do_what_is_invalidateed():
+def test_dynamic_lets_who_rests_do_what_is_invalidated():
     schedule, holders = dynamic({1: [0], 2: [1]}, {1: [1], 2: [0]}, {1: 1.0, 2: 1.0})
     report(schedule, 1, 0, 1.0, [2])
     report(schedule, 2, 1, 1.0, [1])
@@ -202,7 +202,7 @@ def test_dynamic_knows_that_nobody_is_in_anything_once_all_was_collected():
     assert (schedule._running[2], schedule._since[2]) == (0, 1.0)
 
 
-def test_dynamic_tells_who_is_in_a_invalidateed_chunk_to_go_on_with_it():
+def test_dynamic_tells_who_is_in_a_invalidated_chunk_to_go_on_with_it():
     """It may have dropped the chunk, recovered as it was, before it began it."""
     schedule, holders = dynamic({1: [0, 3], 2: [], 3: [1, 2]}, {1: [], 2: [0], 3: []}, {1: 9.0, 2: 1.0, 3: 5.0})
     assert report(schedule, 2, 0, 1.0, [1]) == [Skip(1, 0, True)]
@@ -220,7 +220,7 @@ def test_dynamic_counts_a_dropped_copy_no_more():
     assert schedule._started[0] == sum(0 in schedule._taken[worker] for worker in (2, 3))
 
 
-def test_dynamic_lets_an_adopter_do_what_it_adopted():
+def test_dynamic_lets_a_new_holder_do_what_was_reassigned():
     schedule, _ = dynamic({1: [0], 2: [1]}, {1: [], 2: []}, {1: 1.0, 2: 1.0})
     orders = schedule.lost(loss(1, [[2], [2]], reassigned=[(2, 0)]), now=0.5)
     assert orders == [Queue(2, (1, 0))]
@@ -302,7 +302,7 @@ def test_dynamic_has_nobody_do_what_is_being_compared():
     assert schedule._best(2, 1.0) != 0
 
 
-def test_dynamic_has_a_disputed_chunk_done_by_who_rests_also_if_it_adopted_it():
+def test_dynamic_has_a_disputed_chunk_done_by_who_rests_also_if_was_reassigned_it():
     holders = [[1], [2], [3]]
     schedule, _ = with_checks(holders)
     schedule.counts(1, 0)

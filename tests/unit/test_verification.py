@@ -98,7 +98,7 @@ def test_when_they_do_not_agree_one_more_holder_does_it_and_who_is_alone_is_in_t
     assert [it.used(worker, 0) for worker in (1, 2, 3)] == [False, True, True]
 
 
-def test_when_no_holder_is_left_another_adopts_it():
+def test_when_no_holder_is_left_another_takes_over_it():
     it = begun([[1, 2], [3, 4], [3, 5]])
     report(it, (1, 0), (2, 0))
     assert it.compared(0, []) == [Reassign(4, 0, 1), Next(4, 0)]
@@ -130,7 +130,7 @@ def test_when_nobody_is_left_the_run_fails_and_says_why():
     assert not isinstance(failure.value, TooFewWorkers)  # other machines would not help
 
 
-def test_nobody_adopts_who_may_not():
+def test_nobody_takes_over_who_may_not():
     it = begun([[1, 2], [1, 3]], reassigning=False)
     report(it, (1, 0), (2, 0))
     with pytest.raises(RunFailed, match=r"too many are wrong; faults.adopt: true would let others take it$"):

@@ -101,7 +101,7 @@ def test_a_disputed_chunk_that_is_left_out_is_not_in_the_gradient(make_run):
     assert gap.used == pytest.approx([CHUNKS - row.missing])
 
 
-def test_a_chunk_that_was_adopted_to_settle_a_dispute_goes_back_before_the_next_iteration(make_run):
+def test_a_chunk_that_was_reassigned_to_settle_a_dispute_goes_back_before_the_next_iteration(make_run):
     run = make_run("static", replication=2, verification=Verification(1, 1e-9))
     (one, two), *others = run.plan.holders()
 
@@ -109,14 +109,14 @@ def test_a_chunk_that_was_adopted_to_settle_a_dispute_goes_back_before_the_next_
         for worker, value in ((one, 1.0), (two, 2.0)):
             yield [done(worker, 0, 0, value)]
         yield []
-        (adopter,) = (
+        (new_holder,) = (
             w for w in range(1, WORKERS + 1) if any(e["kind"] == Kind.REASSIGN for e in run.transport.records[w])
         )
-        assert adopter not in (one, two)
-        yield [done(adopter, 0, 0, 2.0)]
+        assert new_holder not in (one, two)
+        yield [done(new_holder, 0, 0, 2.0)]
         yield [done(worker, 0, chunk, 1.0) for chunk, of in enumerate(others, start=1) for worker in of]
         yield []
-        assert run.transport.queue(adopter) == run.plan.queues[adopter]
+        assert run.transport.queue(new_holder) == run.plan.queues[new_holder]
         yield [done(worker, 1, chunk, 1.0) for chunk, of in enumerate(run.plan.holders()) for worker in of]
 
     run.follow(script(), 2)

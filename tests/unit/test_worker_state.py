@@ -237,7 +237,7 @@ def test_per_chunk_has_nothing_to_commit_or_collect():
 
 
 @COMBINED
-def test_a_invalidateed_chunk_is_done_again_when_it_is_asked_for_and_says_so(combined):
+def test_a_invalidated_chunk_is_done_again_when_it_is_asked_for_and_says_so(combined):
     state = begun([3, 1], combined)
     do_next(state)
     assert state.invalidate(0, 3, 1) == ([Free(3)] if combined else [])
@@ -265,7 +265,7 @@ def test_a_copy_from_before_a_invalidateing_cannot_be_committed_and_one_from_aft
 
 
 @pytest.mark.parametrize("before", ["nothing", "discard", "collect"])
-def test_a_chunk_invalidateed_while_it_runs_counts_when_it_is_done(before):
+def test_a_chunk_invalidated_while_it_runs_counts_when_it_is_done(before):
     state = begun([3, 1])
     state.take()
     if before == "discard":
@@ -286,7 +286,7 @@ def test_a_invalidateing_is_nothing_to_the_chunk_that_runs_beside_it():
     assert do_next(state, attempt=1) == 1
 
 
-def test_a_invalidateed_chunk_that_is_dropped_says_how_often_it_was_invalidateed():
+def test_a_invalidated_chunk_that_is_dropped_says_how_often_it_was_invalidated():
     state = begun([3])
     state.take()
     state.invalidate(0, 3, 2)
@@ -417,7 +417,7 @@ class Model:
         self.iteration, self.order, self.past = iteration, list(self.usual), []
         early, self.early = self.early, [event for event in self.early if event[1] > iteration]
         for kind, when, what in early:
-            if when == iteration or (when < iteration and kind in ("standing", "adopt")):
+            if when == iteration or (when < iteration and kind in ("standing", "take over")):
                 self.order_of(kind, iteration, *what)
 
     def order_of(self, kind, iteration, *what):
@@ -509,7 +509,7 @@ ORDERS = {  # what may come early, and its arguments
     "next": lambda chunk, _: (chunk,),
     "discard": lambda chunk, _: (chunk,),
     "skip": lambda chunk, _: (chunk,),
-    "adopt": lambda chunk, chunks: (chunk, chunks[0]),
+    "take over": lambda chunk, chunks: (chunk, chunks[0]),
     "invalidate": lambda chunk, chunks: (chunk, 1 + chunks[0]),
 }
 EVENTS = ["take", "take", "finished", "finished", "begin", "commit", "collect", "discard", "invalidate", *ORDERS]
