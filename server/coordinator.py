@@ -18,7 +18,7 @@ The rules, said once:
    again, in the role of the lost one, and S_i stays what it is. What was delivered before, and with `per_chunk` what
    was reported, counts. Chunks with too few live workers that can still do them are reassigned.
 7. What a lost worker sends changes nothing, and neither does a copy that was done before its chunk was invalidated.
-8. Approximate recovery: once no more than `tolerated` copies are missing, or after `settle`, what is there has to do.
+8. Approximate recovery: once no more than `tolerated` copies are missing, or after `finalize`, what is there has to do.
    Chunks with some copies are committed to these, those with none are left out; copies that come later do not count.
    That waits for the first copy of all, and for what was invalidated, without which accumulators of others would be of
    no use.
@@ -57,8 +57,8 @@ class Coordinator:
         self._copies: dict[int, list[tuple[int, int]]] = {}  # chunk -> (worker, role) that count, fewer than parts
         self._committed: dict[int, tuple[int, ...]] = {}  # chunk -> S_i
         self._partial: set[int] = set()  # committed chunks with fewer than parts copies
-        self._hurried = False  # what is there has to do, as soon as possible
-        self._settled = False  # only what is invalidated counts any more
+        self._deadline_passed = False  # what is there has to do, as soon as possible
+        self._finalized = False  # only what is invalidated counts any more
         self.missing_copies = (
             len(self.membership.holders) * self.membership.parts
         )  # of the N * l that determine the gradient
@@ -128,7 +128,7 @@ class Coordinator:
         for counted in self._schedule.counts(worker, chunk):
             instructions += self._count(worker, counted)
         if self._is_enough():
-            return instructions + self._settle()
+            return instructions + self._finalize()
         return instructions + list(self._schedule.freed(worker, chunk, now, seconds, late=late))
 
     def abandoned(
@@ -148,12 +148,12 @@ class Coordinator:
         done = attempt == self._attempts.get(chunk, 0) and not self._is_disputed(chunk)
         return list(self._schedule.freed(worker, chunk, now, seconds, done=done, late=late))
 
-    def settle(self) -> list[Instruction]:
+    def finalize(self) -> list[Instruction]:
         """The iteration is to end with the copies that are there."""
         if self.phase == "idle":
-            raise self._illegal("settle()")
-        self._hurried = True
-        return self._settle() if self.phase == "working" and self._is_enough() else []
+            raise self._illegal("finalize()")
+        self._deadline_passed = True
+        return self._finalize() if self.phase == "working" and self._is_enough() else []
 
     def lost(self, worker: int, now: float = 0.0) -> list[Instruction]:
         """`worker` is not there any more. Raises TooFewWorkers when those who are left cannot do what is needed."""
@@ -233,7 +233,7 @@ class Coordinator:
     # what they lead to
 
     def _is_enough(self) -> bool:
-        few = self._hurried or self.missing_copies <= self._tolerated
+        few = self._deadline_passed or self.missing_copies <= self._tolerated
         anything = self.missing_copies < len(self.membership.holders) * self.membership.parts
         return few and anything and not self._open
 
@@ -243,7 +243,7 @@ class Coordinator:
             told: tuple[tuple[int, int], ...] = ((worker, roles.pop(0)),)
             if not roles:
                 del self._open[chunk]
-        elif chunk in self._committed or self._settled:
+        elif chunk in self._committed or self._finalized:
             return [Discard(worker, chunk)]
         else:
             copies = self._copies.setdefault(chunk, [])
@@ -267,17 +267,17 @@ class Coordinator:
                 self._owing.setdefault(copy, []).append((chunk, attempt))
         return Commit(chunk, self._committed[chunk], told)
 
-    def _settle(self) -> list[Instruction]:
+    def _finalize(self) -> list[Instruction]:
         """Commit what has some copies, and go on to the end of the iteration."""
         instructions: list[Instruction] = []
-        if not self._settled and self.missing_copies:
+        if not self._finalized and self.missing_copies:
             for chunk in self.incomplete():
                 if copies := tuple(self._copies.pop(chunk, ())):
                     self._partial.add(chunk)
                     self._committed[chunk] = tuple(role for _, role in copies)
                     instructions.append(self._commit(chunk, copies))
                 self._schedule.committed(chunk, ())  # nobody is to do it any more
-        self._settled = True
+        self._finalized = True
         if not (self._owing or self._asked):
             return instructions + self._finish()
         self.phase = "collecting"
@@ -320,7 +320,7 @@ class Coordinator:
         reassigned: list[Reassign] = []
         copies = self._copies.get(chunk, ())
         needed = self._wanted(chunk) - len(copies)
-        if chunk in self._committed or self._settled:
+        if chunk in self._committed or self._finalized:
             needed = len(self._open.get(chunk, ()))
         while len(self._able(chunk)) < needed:
             worker = self.membership.reassign(chunk, copies)

@@ -265,7 +265,7 @@ class Server:
         if (now := time.monotonic() - self._began) >= self._coordinator.wake:
             self._carry_out(self._coordinator.tick(now))
         if now >= self._deadline.seconds and not self._finished:
-            self._carry_out(self._coordinator.settle())
+            self._carry_out(self._coordinator.finalize())
         self._outgoing.send(iteration)
         large = self._length * np.dtype(self._dtype).itemsize >= LARGE
         self._transport.wait(expecting_large=large and self._coordinator.phase == "collecting")

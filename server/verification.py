@@ -89,7 +89,7 @@ class VerifyingCoordinator(Coordinator):
             unreported = [holder for holder in self.membership.holders[chunk] if (holder, chunk) not in self._reported]
             instructions += self._commit_to(chunk, right, unreported)
         if self._is_enough():
-            return instructions + self._settle()
+            return instructions + self._finalize()
         return instructions + list(self._schedule.tick(now))  # who was to do it may do something else
 
     def lost(self, worker: int, now: float = 0.0) -> list[Instruction]:
@@ -120,14 +120,14 @@ class VerifyingCoordinator(Coordinator):
         return self.membership.parts + self._is_checked(chunk)
 
     def _is_enough(self) -> bool:
-        if self._comparing or self._open or not (self._hurried or self.missing_copies <= self._tolerated):
+        if self._comparing or self._open or not (self._deadline_passed or self.missing_copies <= self._tolerated):
             return False
         return bool(self._committed) or any(copies for c, copies in self._copies.items() if c not in self._disputed)
 
     def _count(self, worker: int, chunk: int) -> list[Instruction]:
         if not self.is_here(chunk):
             return super()._count(worker, chunk)
-        if self._settled:
+        if self._finalized:
             return []
         copies = self._known.setdefault(chunk, [])
         copies.append((worker, self.membership.role(worker, chunk)))
@@ -178,7 +178,7 @@ class VerifyingCoordinator(Coordinator):
                 f"small, or too many are wrong{hint and '; ' + hint}"
             ) from None
 
-    def _settle(self) -> list[Instruction]:
+    def _finalize(self) -> list[Instruction]:
         instructions: list[Instruction] = []
         for chunk in self._disputed:
             del self._copies[chunk]
@@ -188,4 +188,4 @@ class VerifyingCoordinator(Coordinator):
                 instructions += self._commit_to(chunk, self._copies[chunk])
             else:
                 self.missing_copies -= len(self._copies[chunk])
-        return instructions + super()._settle()
+        return instructions + super()._finalize()

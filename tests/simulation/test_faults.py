@@ -25,7 +25,7 @@ def test_the_same_seed_is_the_same_schedule():
 @pytest.mark.parametrize("wrong", ["hang", "sum"])
 def test_a_schedule_that_goes_wrong_is_named(monkeypatch, capsys, wrong):
     if wrong == "hang":
-        monkeypatch.setattr(Coordinator, "_settle", lambda self: [])
+        monkeypatch.setattr(Coordinator, "_finalize", lambda self: [])
     else:
         monkeypatch.setattr(Decoder, "gradient", property(lambda self: 1.5 * self._sum))
     assert faults.main(["--schedules", "20", "--seed", "5"]) == 1

@@ -107,7 +107,7 @@ class WatchedServer(Server):
 
     def is_done_with(self, chunk: int) -> bool:
         it = self._coordinator
-        return self.is_recovered(chunk) or (it._settled and chunk in it.incomplete() and chunk not in it._open)
+        return self.is_recovered(chunk) or (it._finalized and chunk in it.incomplete() and chunk not in it._open)
 
     def check_may_end(self) -> None:
         it = self._coordinator

@@ -17,7 +17,7 @@ EVERYBODY = [[1, 2, 3]] * 3
 def test_settled_per_chunk_ends_at_once_with_what_is_there():
     it = begun(EVERYBODY, parts=2, combined=False)
     report(it, (1, 0), (2, 0), (3, 1))
-    assert it.settle() == [Commit(1, (3,), ((3, 3),)), Finish()]
+    assert it.finalize() == [Commit(1, (3,), ((3, 3),)), Finish()]
     assert (it.recovered, it.missing_copies, it.incomplete()) == (1, 3, {1: (3,), 2: ()})
     assert it.used(3, 1)
     assert it.phase == "idle"
@@ -26,7 +26,7 @@ def test_settled_per_chunk_ends_at_once_with_what_is_there():
 def test_settled_combined_collects_from_all_that_have_something():
     it = begun(EVERYBODY, parts=2)
     report(it, (1, 0), (2, 0), (3, 1))
-    assert it.settle() == [Commit(1, (3,), ((3, 3),)), Collect(1, 1), Collect(2, 2), Collect(3, 3)]
+    assert it.finalize() == [Commit(1, (3,), ((3, 3),)), Collect(1, 1), Collect(2, 2), Collect(3, 3)]
     for worker in (1, 2):
         assert it.delivered(worker, 0, worker) == []
     assert it.delivered(3, 0, 3) == [Finish()]
@@ -34,7 +34,7 @@ def test_settled_combined_collects_from_all_that_have_something():
 
 def test_the_first_copy_of_all_is_waited_for():
     it = begun(EVERYBODY, combined=False)
-    assert it.settle() == []
+    assert it.finalize() == []
     assert it.phase == "working"
     assert report(it, (2, 1))[-1] == Finish()
     assert it.incomplete() == {0: (), 2: ()}
@@ -44,7 +44,7 @@ def test_a_first_copy_that_is_lost_again_was_none():
     it = begun([[1, 2, 3]], parts=2)
     report(it, (1, 0))
     it.lost(1)
-    assert it.settle() == []
+    assert it.finalize() == []
     assert report(it, (3, 0)) == [Commit(0, (3,), ((3, 3),)), Collect(3, 3)]
 
 
@@ -59,7 +59,7 @@ def test_as_many_copies_as_are_tolerated_may_be_missing():
 
 def test_nothing_survives_into_the_next_iteration():
     it = begun(EVERYBODY, combined=False)
-    it.settle()
+    it.finalize()
     report(it, (1, 0))
     it.begin(1)
     assert (it.missing_copies, it.incomplete(), it.phase) == (3, {0: (), 1: (), 2: ()}, "working")
@@ -74,13 +74,13 @@ def test_a_copy_that_is_lost_is_missing_again():
     it.lost(1)
     assert it.missing_copies == 2  # the copy that chunk 1 needs is to be done again, see below
     report(it, (3, 1))
-    assert it.settle() == []  # not before somebody has done it
+    assert it.finalize() == []  # not before somebody has done it
 
 
 def test_what_is_invalidated_is_waited_for_and_nothing_else_counts_meanwhile():
     it = begun(EVERYBODY)
     report(it, (1, 0), (2, 1))
-    it.settle()
+    it.finalize()
     assert it.phase == "collecting"
     assert Invalidate(3, 0, 1) in it.lost(1)
     assert it.phase == "working"
@@ -94,7 +94,7 @@ def test_what_is_invalidated_is_waited_for_and_nothing_else_counts_meanwhile():
 def test_a_lost_worker_that_had_nothing_to_deliver_changes_nothing_after_the_end():
     it = begun(EVERYBODY)
     report(it, (2, 1))
-    it.settle()
+    it.finalize()
     assert it.lost(1) == []
     assert it.phase == "collecting"
     assert it.delivered(2, 0, 2) == [Finish()]
@@ -104,7 +104,7 @@ def test_settling_between_iterations_is_not_allowed():
     it = begun(EVERYBODY, combined=False)
     report(it, (1, 0), (1, 1), (1, 2))
     with pytest.raises(ProtocolError, match=r"settle\(\) is not allowed while idle"):
-        it.settle()
+        it.finalize()
 
 
 @given(st.integers(1, 3), st.booleans(), st.integers(0, 8), st.permutations(range(12)), st.integers(0, 12))
@@ -117,7 +117,7 @@ def test_missing_copies_are_those_of_the_chunks_that_are_incomplete(parts, combi
         if it.phase != "working":
             break
         if count == settled_after:
-            it.settle()
+            it.finalize()
         else:
             heard[copy % 4].append(1 + copy // 4)
             it.report(1 + copy // 4, 0, copy % 4)

@@ -254,7 +254,7 @@ def test_what_is_there_counts_unchecked_when_the_iteration_has_to_end():
     report(it, (1, 0), (2, 0), (3, 1))
     report(it, (1, 2), (2, 2), (3, 2))
     it.compared(2, [])
-    answers = it.settle()
+    answers = it.finalize()
     assert answers == [commit(0, 1, 2), commit(1, 3), Finish()]
     assert it.incomplete() == {1: (3,), 2: (), 3: ()}  # of 2 it is known that something is wrong
     assert it.missing_copies == 1 + 2 + 2
@@ -273,7 +273,7 @@ def test_an_iteration_does_not_end_with_nothing_but_what_is_in_dispute():
     it = begun([[1, 2, 3]] * 2)
     report(it, (1, 0), (2, 0))
     it.compared(0, [])
-    assert it.settle() == []
+    assert it.finalize() == []
     report(it, (3, 0))
     assert it.compared(0, [1, 3])[-1] == Finish()
 
