@@ -19,7 +19,7 @@ def trial_chunks(
 ) -> dict[int, int]:
     """The chunk that each worker does once more in the trial: the first one of another worker.
 
-    queues: the chunks of each worker, in order; holders: the workers that hold each chunk; reassigning: whether a worker
+    queues: each worker's chunks, in order; holders: the workers that hold each chunk; reassigning: whether a worker
     may do a chunk that it does not hold. Workers that cannot do another one's first chunk are left out.
 
     >>> trial_chunks({1: [0, 1], 2: [2, 3], 3: [4, 5]}, [[1, 3], [1, 3], [2, 1], [2, 1], [3, 2], [3, 2]], False)

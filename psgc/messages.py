@@ -7,8 +7,8 @@ that its line below names; the others are 0.
 its MPI tag:
 
 * server -> worker: the parameters of an iteration (`dim` entries); this is what starts the iteration. In the place of
-  the chunk: how many DEFAULT_QUEUE messages (modulo QUEUE_COUNTS) the worker must have read before, since control messages and
-  vectors overtake each other;
+  the chunk: how many DEFAULT_QUEUE messages (modulo QUEUE_COUNTS) the worker must have read before, since control
+  messages and vectors overtake each other;
 * worker -> server, `per_chunk`: a coded gradient (dim / parts entries) followed by the `TAIL` of its report:
   start, seconds and loss, so that the report needs no message of its own;
 * worker -> server, `combined`: the accumulator of everything committed (dim / parts entries). In the place of the

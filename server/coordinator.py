@@ -39,7 +39,7 @@ from psgc.server.orders import Loss, Order
 class Coordinator:
     """Decides, report by report, which copies count, and knows when the gradient is there.
 
-    membership: who lives and holds what, the coordinator's from now on; combined: whether contributors keep their work until
+    membership: who lives and holds what, owned by the coordinator; combined: whether contributors keep their work until
     they are asked for it (transfer `combined`); tolerated: how many of the N * l copies may be missing in the end.
     """
 
@@ -115,8 +115,8 @@ class Coordinator:
     ) -> list[Instruction]:
         """`worker` has done `chunk` of `iteration` (with `per_chunk`: and its coded gradient is here).
 
-        now: seconds since the iteration began; seconds: what the chunk took the worker; attempt: how often the chunk had
-        been invalidated, as far as the worker knew; late: how many seconds ago the worker was through.
+        now: seconds since the iteration began; seconds: what the chunk took the worker; attempt: how often the chunk
+        had been invalidated, as far as the worker knew; late: how many seconds ago the worker was through.
         """
         self._check("report", worker, iteration, chunk, attempt)
         if self._is_late(worker, iteration) or (worker, chunk) in self._reported:

@@ -48,8 +48,8 @@ class FixedSchedule:
     ) -> list[Order]:
         """Orders when `worker` is through with `chunk`, done or abandoned, after `seconds`; `counts` comes first.
 
-        done: False when its copy was from before the chunk was invalidated, and it may be told to do it again; late: how
-        many seconds ago that was, since the server hears of it only now.
+        done: False when its copy was from before the chunk was invalidated, and it may be told to do it again; late:
+        how many seconds ago that was, since the server hears of it only now.
         """
         self._paces[worker] = seconds
         return []

@@ -1,8 +1,8 @@
 """Who is left: the workers that live, what they hold, and who does what in a lost worker's stead.
 
-A worker codes what it does in a *role*, a row of the coding matrix: its own, or, for chunks that it has taken over, that
-of a lost worker which held them. Every chunk is so decoded from the rows that were planned for it, and the conditions
-that the coding matrix was chosen for hold after any number of deaths.
+A worker codes each chunk in a *role*, a row of the coding matrix: its own row, or, for a chunk that was reassigned to
+it, the row of a lost worker that held the chunk. So every chunk is decoded from the rows that were planned for it, and
+the coding matrix stays well conditioned after any number of deaths.
 """
 
 from collections.abc import Collection, Iterable, Sequence
@@ -13,13 +13,13 @@ from psgc.errors import TooFewWorkers
 class Membership:
     """planned[i]: the ranks that hold chunk i as long as nobody is lost; parts: live holders that a chunk needs.
 
-    workers: all ranks, when there are some that hold nothing; reassigning: whether a live worker may take a chunk that it
-    did not hold (it reads it from the data source); checking: whether a chunk needs a holder more, to check it.
+    workers: all ranks, when there are some that hold nothing; reassigning: whether a live worker may take a chunk that
+    it did not hold (it reads it from the data source); checking: whether a chunk needs a holder more, to check it.
 
     >>> membership = Membership([[1, 2], [2, 3], [1, 3]], parts=2)
     >>> membership.lose(2)
     [0, 1]
-    >>> membership.reassign(0), membership.role(3, 0)  # chunk 0 has one live holder left: worker 3 does it in the role of worker 2
+    >>> membership.reassign(0), membership.role(3, 0)  # chunk 0 has one live holder left: worker 3 takes role 2
     (3, 2)
     """
 
@@ -51,7 +51,7 @@ class Membership:
         return self._held.keys()
 
     def without(self, lost: Iterable[int]) -> "Membership":
-        """A new membership in which these are lost, and each chunk has enough live holders again. Raises TooFewWorkers."""
+        """A new membership without these, in which each chunk has enough live holders. Raises TooFewWorkers."""
         membership = Membership(self.planned, self.parts, self._reassigning, self.workers, self._checking)
         for worker in lost:
             membership.lose(worker)

@@ -38,8 +38,8 @@ class Loss:
 
     dropped: chunks, not recovered, that have one copy less; invalidated: chunks that were recovered before this or an
     earlier loss and are not now: how many copies they need, and the live workers whose copies would count;
-    reassigned: (worker, chunk) that came about; holders[i]: the live workers that hold chunk i, workers that took it over among them;
-    collected: whether the workers had been told that there is nothing more to do.
+    reassigned: (worker, chunk) that came about; holders[i]: the live workers that hold chunk i, new
+    holders among them; collected: whether the workers had been told that there is nothing more to do.
     """
 
     worker: int

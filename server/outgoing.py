@@ -53,7 +53,7 @@ class Outgoing:
             self.tell(worker, record(kind, iteration, chunk, last=place >= len(chunks)))
 
     def tell_default_queue(self, worker: int, iteration: int, queue: Sequence[int]) -> None:
-        """A default queue. It replaces one that has not been sent yet, so a message holds one at most (QUEUE_COUNTS)."""
+        """A default queue. It replaces one that has not been sent yet: a message holds at most one (QUEUE_COUNTS)."""
         waiting = self._orders.get(worker, [])
         others = [order for order in waiting if order["kind"][0] != Kind.DEFAULT_QUEUE]
         self._default_queues[worker] += len(others) == len(waiting)

@@ -173,9 +173,9 @@ class VerifyingCoordinator(Coordinator):
             workers = ", ".join(str(worker) for worker, _ in self._known[chunk])
             hint = str(error).partition("; ")[2]
             raise TooFewWorkers(
-                f"chunk {chunk}, iteration {self.iteration}: workers {workers} have done it, no {self.membership.parts + 1} "
-                "copies agree, and nobody is left to ask: the gradient is not deterministic, verify.tolerance is too "
-                f"small, or too many are wrong{hint and '; ' + hint}"
+                f"chunk {chunk}, iteration {self.iteration}: workers {workers} have done it, no "
+                f"{self.membership.parts + 1} copies agree, and nobody is left to ask: the gradient is not "
+                f"deterministic, verify.tolerance is too small, or too many are wrong{hint and '; ' + hint}"
             ) from None
 
     def _finalize(self) -> list[Instruction]:

@@ -153,22 +153,22 @@ class WorkerState:
         self._unwanted = False
         early, self._early = self._early, [event for event in self._early if event[0] > iteration]
         events: dict[str, Callable[..., object]] = {
-            "standing": self.default_queue,
+            "default_queue": self.set_default_queue,
             "queue": self.queue,
             "next": self.next,
             "discard": self.discard,
             "skip": self.skip,
-            "take over": self.take over,
+            "reassign": self.reassign,
             "invalidate": self.invalidate,
         }
         for when, event, arguments in early:
-            lasting = event in ("standing", "take over")  # even if their iteration was missed
+            lasting = event in ("default_queue", "reassign")  # even if their iteration was missed
             if when == iteration or (when < iteration and lasting):
                 events[event](iteration, *arguments)
 
     def set_default_queue(self, iteration: int, chunks: Sequence[int]) -> None:
         """From `iteration` on do these chunks in this order, in every iteration."""
-        if self._is_now("standing", iteration, chunks):
+        if self._is_now("default_queue", iteration, chunks):
             self._default_queue = tuple(chunks)
             self.queue(iteration, chunks)
 
@@ -187,7 +187,7 @@ class WorkerState:
 
     def reassign(self, iteration: int, chunk: int, role: int) -> None:
         """Code `chunk` in this role from now on."""
-        if self._is_now("take over", iteration, chunk, role):
+        if self._is_now("reassign", iteration, chunk, role):
             self._roles[chunk] = role
 
     def invalidate(self, iteration: int, chunk: int, attempt: int) -> list[Free]:

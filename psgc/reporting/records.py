@@ -292,7 +292,7 @@ class Recorder:
             self.chunk(*entry)
 
     def _held(self, row: Row) -> scipy.sparse.csr_array:
-        """Who could do what in this iteration: the assignment, and when workers are lost also what others reassigned."""
+        """Who could do what in this iteration: the assignment, and when workers are lost also what others took over."""
         if not row.lost or not row.reports:
             return self._assignment
         workers, chunks, _ = np.array(list(row.reports)).T

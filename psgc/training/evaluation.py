@@ -25,7 +25,7 @@ class Evaluator:
         return gradient_of(self._evaluate, self._chunks, chunk, params, iteration, config.seed, config.batch)[1]
 
     def actual_errors(self, gradient_error: GradientErrorEstimator, seconds: float) -> dict[int, float]:
-        """How wrong approximate gradients were, by iteration (`GradientErrorEstimator.actual_errors`); seconds: what the run took."""
+        """The relative error of approximate gradients, by iteration. seconds: what the run took."""
         backend, dtype = self._run.backend, self._run.config.dtype
 
         def gradient(params: np.ndarray, iteration: int, chunk: int) -> np.ndarray:

@@ -162,8 +162,8 @@ class Node(WorkerLoop):
         self.taken.append(copy)
         if self.follows and self.redirected < iteration:
             default_queue, taken = self.state._default_queue, [chunk for chunk, _ in self.taken]
-            passed = list(standing[: default_queue.index(chunk) + 1])
-            assert taken == [c for c in passed if c in taken], "not in the standing order"
+            passed = list(default_queue[: default_queue.index(chunk) + 1])
+            assert taken == [c for c in passed if c in taken], "not in the order of the default queue"
             assert self.follows == "skipping" or taken == passed, "left out a chunk"
             assert {(iteration, c) for c in passed if c not in taken} <= self.unneeded
 

@@ -13,7 +13,8 @@ def test_several_hundred_schedules_of_faults(capsys):
         what: int(count) for count, what in (line.split(None, 1) for line in capsys.readouterr().out.splitlines()[1:-1])
     }
     assert counts.keys() == {
-        "reassigned", "approximate", "deaths", "iterations", "lost", "invalidated", "returns", "stopped with too few workers",
+        "reassigned", "approximate", "deaths", "iterations", "lost", "invalidated", "returns",
+        "stopped with too few workers",
     }  # fmt: skip
     assert min(counts.values()) > 10
 

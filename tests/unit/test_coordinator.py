@@ -237,6 +237,6 @@ def test_what_no_correct_worker_sends_is_refused_and_changes_nothing(combined):
 
 def test_a_refusal_names_event_phase_and_iteration():
     it = begun(coordinator([[1], [2]], 1), 7)
-    text = r"^coordinator: report\(worker=1, iteration=7, chunk=1, again=0\) is not allowed while working in .* 7$"
+    text = r"^coordinator: report\(worker=1, iteration=7, chunk=1, attempt=0\) is not allowed while working in .* 7$"
     with pytest.raises(ProtocolError, match=text):
         it.report(1, 7, 1)

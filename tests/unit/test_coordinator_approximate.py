@@ -103,7 +103,7 @@ def test_a_lost_worker_that_had_nothing_to_deliver_changes_nothing_after_the_end
 def test_settling_between_iterations_is_not_allowed():
     it = begun(EVERYBODY, combined=False)
     report(it, (1, 0), (1, 1), (1, 2))
-    with pytest.raises(ProtocolError, match=r"settle\(\) is not allowed while idle"):
+    with pytest.raises(ProtocolError, match=r"finalize\(\) is not allowed while idle"):
         it.finalize()
 
 

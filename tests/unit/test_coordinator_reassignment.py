@@ -90,7 +90,7 @@ def test_who_did_a_chunk_in_two_roles_is_replaced_by_two_and_the_first_to_report
 @COMBINED
 def test_when_nobody_may_take_over_too_few_are_left(combined):
     it = begun([[1, 2], [2]], combined=combined, reassigning=False)
-    text = r"^chunk 1 has 0 live holders, parts 1; faults\.take over: true would let others take it$"
+    text = r"^chunk 1 has 0 live holders, parts 1; faults\.adopt: true would let others take it$"
     with pytest.raises(TooFewWorkers, match=text):
         it.lost(2)
 

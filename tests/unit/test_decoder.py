@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from psgc.backend import Backend, part_length
 from psgc.messages import TAIL
 from psgc.server.decoder import Decoder
-from psgc.training.gaps import unseen
+from psgc.training.gradient_error import unseen
 from psgc.workers.encoder import Encoder
 
 FLOATS = pytest.mark.parametrize(("dtype", "exact"), [("float64", 1e-9), ("float32", 2e-2)])
@@ -145,7 +145,7 @@ def test_a_message_has_one_part_rounded_up(dim, parts):
 @settings(deadline=None, max_examples=60)
 @given(parts=st.integers(1, 4), keeping=st.booleans(), dim=st.integers(1, 17), seed=st.integers(0, 99), data=st.data())
 def test_of_too_few_copies_the_projection_is_decoded(parts, keeping, dim, seed, data):
-    """Approximate recovery: what psgc.training.gaps says is not seen is what the gradient lacks."""
+    """Approximate recovery: what psgc.training.gradient_error says is not seen is what the gradient lacks."""
     rng = np.random.default_rng(seed)
     matrix = matrix_for(parts, 5, rng)
     decoder, expected = Decoder(Backend(), matrix, dim, "float64", keeping), np.zeros(dim)

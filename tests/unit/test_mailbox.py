@@ -261,7 +261,7 @@ def test_what_the_state_machine_refuses_leaves_the_mailbox_as_it_was():
     assert worker.encoder.deliver(1)[:-STAMP].tolist() == [3, 3, 3]
 
 
-@pytest.mark.parametrize("wake", ["begin", "queue", "standing", "next"])
+@pytest.mark.parametrize("wake", ["begin", "queue", "set_default_queue", "next"])
 def test_a_free_compute_thread_waits_until_there_is_work(wake):
     worker = Worker([2], combined=True)
     worker.compute()
@@ -269,7 +269,7 @@ def test_a_free_compute_thread_waits_until_there_is_work(wake):
         worker.mailbox.begin(1, PARAMS)
         worker.mailbox.discard(1, 2)
     answer = in_thread(worker.mailbox.take)
-    what = {"begin": PARAMS, "queue": [2], "standing": [2], "next": 2}
+    what = {"begin": PARAMS, "queue": [2], "set_default_queue": [2], "next": 2}
     getattr(worker.mailbox, wake)(1, what[wake])
     work = answer()
     assert (work.iteration, work.chunk) == (1, 2)

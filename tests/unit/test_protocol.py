@@ -136,7 +136,7 @@ class Unruly(World):
             yield it, lambda do=do: do(now, foreign)
         for do in (it.reassign, it.invalidate):
             yield it, lambda do=do: do(now, foreign, 1)
-        for do in (it.queue, it.default_queue):
+        for do in (it.queue, it.set_default_queue):
             yield it, lambda do=do: do(now + 1, [0, foreign])
         yield it, lambda: it.finished(now, foreign)
         yield it, lambda: it.commit(now + 1, 0, [node.rank], node.rank)

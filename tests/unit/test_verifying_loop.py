@@ -96,9 +96,9 @@ def test_a_disputed_chunk_that_is_left_out_is_not_in_the_gradient(make_run):
         yield []
 
     run.follow(script(), 1)
-    (row,), (gap,) = run.rows, run.gaps
-    assert chunk in gap.incomplete
-    assert gap.used == pytest.approx([CHUNKS - row.missing])
+    (row,), (approximation,) = run.rows, run.gradient_error
+    assert chunk in approximation.incomplete
+    assert approximation.used == pytest.approx([CHUNKS - row.missing])
 
 
 def test_a_chunk_that_was_reassigned_to_settle_a_dispute_goes_back_before_the_next_iteration(make_run):

@@ -417,7 +417,7 @@ class Model:
         self.iteration, self.order, self.past = iteration, list(self.usual), []
         early, self.early = self.early, [event for event in self.early if event[1] > iteration]
         for kind, when, what in early:
-            if when == iteration or (when < iteration and kind in ("standing", "take over")):
+            if when == iteration or (when < iteration and kind in ("set_default_queue", "reassign")):
                 self.order_of(kind, iteration, *what)
 
     def order_of(self, kind, iteration, *what):
@@ -504,12 +504,12 @@ class Model:
 
 
 ORDERS = {  # what may come early, and its arguments
-    "standing": lambda chunk, chunks: (chunks[:chunk],),
+    "set_default_queue": lambda chunk, chunks: (chunks[:chunk],),
     "queue": lambda chunk, chunks: (chunks[:chunk],),
     "next": lambda chunk, _: (chunk,),
     "discard": lambda chunk, _: (chunk,),
     "skip": lambda chunk, _: (chunk,),
-    "take over": lambda chunk, chunks: (chunk, chunks[0]),
+    "reassign": lambda chunk, chunks: (chunk, chunks[0]),
     "invalidate": lambda chunk, chunks: (chunk, 1 + chunks[0]),
 }
 EVENTS = ["take", "take", "finished", "finished", "begin", "commit", "collect", "discard", "invalidate", *ORDERS]
