@@ -1,11 +1,11 @@
 """The server's side of the protocol as a pure state machine: no clock, no MPI, no arrays.
 
-Each method is an event; what it returns is the list of instructions that the loop carries out, in order. The same
-object is driven by MPI in production and by a virtual clock in simulation.
+`Coordinator.handle` takes an event (`psgc.server.events`) and returns the instructions that the loop carries out, in
+order. The same object is driven by MPI in production and by a virtual clock in simulation.
 
 The rules, said once:
 
-1. An iteration is *working* from `begin` until every chunk is committed, then *collecting* until every contributor
+1. An iteration is *working* from `Begin` until every chunk is committed, then *collecting* until every contributor
    has delivered its accumulator, then *idle*. With `per_chunk` transfer there is nothing to collect.
 2. A chunk is committed once, to the first `parts` distinct holders whose copies count, at the moment the last
    of them does.
@@ -18,7 +18,7 @@ The rules, said once:
    again, in the role of the lost one, and S_i stays what it is. What was delivered before, and with `per_chunk` what
    was reported, counts. Chunks with too few live workers that can still do them are reassigned.
 7. What a lost worker sends changes nothing, and neither does a copy that was done before its chunk was invalidated.
-8. Approximate recovery: once no more than `tolerated` copies are missing, or after `finalize`, what is there has to do.
+8. Approximate recovery: once no more than `tolerated` copies are missing, or after the deadline, those there suffice.
    Chunks with some copies are committed to these, those with none are left out; copies that come later do not count.
    That waits for the first copy of all, and for what was invalidated, without which accumulators of others would be of
    no use.
@@ -30,8 +30,9 @@ from math import inf
 from typing import Literal
 
 from psgc.errors import ProtocolError
+from psgc.server.events import Abandoned, Begin, Compared, Deadline, Delivered, Event, Lost, Report, Tick
 from psgc.server.fixed_schedules import FixedSchedule
-from psgc.server.instructions import Collect, Commit, Discard, Finish, Instruction, Invalidate, Reassign
+from psgc.server.instructions import Add, Collect, Commit, Discard, Finish, Instruction, Invalidate, Reassign
 from psgc.server.membership import Membership
 from psgc.server.orders import Loss, Order
 
@@ -92,73 +93,70 @@ class Coordinator:
         """The contributors that have been asked for an accumulator and have not delivered it."""
         return frozenset(worker for worker, _ in self._asked)
 
-    # events
+    def handle(self, event: Event) -> list[Instruction]:
+        """What is to be done after `event`. Raises ProtocolError, and changes nothing, when it is not allowed.
 
-    def begin(self, iteration: int) -> list[Instruction]:
-        """The parameters of `iteration` are on their way to the workers."""
+        Raises TooFewWorkers when those who are left cannot do what is needed, RunFailed when copies of a chunk do not
+        agree and there is nobody left to ask.
+        """
+        match event:
+            case Report():
+                return self._report(event)
+            case Abandoned():
+                return self._abandoned(event)
+            case Delivered():
+                return self._delivered(event)
+            case Tick(now):
+                return list(self._schedule.tick(now)) if self.phase == "working" else []
+            case Begin(iteration):
+                return self._begin(iteration)
+            case Lost(worker, now):
+                return self._lost(worker, now)
+            case Deadline():
+                return self._deadline()
+            case Compared(chunk, agreeing, now):
+                return self._compared(chunk, agreeing, now)
+
+    def _begin(self, iteration: int) -> list[Instruction]:
         if self.phase != "idle" or iteration <= self.iteration:
-            raise self._illegal(f"begin({iteration})")
+            raise self._illegal(Begin(iteration))
         self._forget()
         self.iteration = iteration
         self.phase = "working"
         return list(self._begin_schedule())
 
-    def report(
-        self,
-        worker: int,
-        iteration: int,
-        chunk: int,
-        now: float = 0.0,
-        seconds: float = 0.0,
-        attempt: int = 0,
-        late: float = 0.0,
-    ) -> list[Instruction]:
-        """`worker` has done `chunk` of `iteration` (with `per_chunk`: and its coded gradient is here).
-
-        now: seconds since the iteration began; seconds: what the chunk took the worker; attempt: how often the chunk
-        had been invalidated, as far as the worker knew; late: how many seconds ago the worker was through.
-        """
-        self._check("report", worker, iteration, chunk, attempt)
-        if self._is_late(worker, iteration) or (worker, chunk) in self._reported:
+    def _report(self, event: Report) -> list[Instruction]:
+        worker, chunk, attempt = event.worker, event.chunk, event.attempt
+        self._check(event)
+        if self._is_late(worker, event.iteration) or (worker, chunk) in self._reported:
             return []
         if attempt < self._attempts.get(chunk, 0):  # the worker has dropped it since
-            return list(self._schedule.freed(worker, chunk, now, seconds, done=False, late=late))
+            return list(self._schedule.freed(worker, chunk, event.now, event.seconds, done=False, late=event.late))
         self._reported.add((worker, chunk))
         instructions: list[Instruction] = []
         for counted in self._schedule.counts(worker, chunk):
             instructions += self._count(worker, counted)
         if self._is_enough():
             return instructions + self._finalize()
-        return instructions + list(self._schedule.freed(worker, chunk, now, seconds, late=late))
+        return instructions + list(self._schedule.freed(worker, chunk, event.now, event.seconds, late=event.late))
 
-    def abandoned(
-        self,
-        worker: int,
-        iteration: int,
-        chunk: int,
-        now: float = 0.0,
-        seconds: float = 0.0,
-        attempt: int = 0,
-        late: float = 0.0,
-    ) -> list[Instruction]:
-        """`worker` is through with `chunk`, which it was told to skip meanwhile, and has dropped it."""
-        self._check("abandoned", worker, iteration, chunk, attempt)
-        if self._is_late(worker, iteration) or (worker, chunk) in self._reported:
+    def _abandoned(self, event: Abandoned) -> list[Instruction]:
+        worker, chunk, attempt = event.worker, event.chunk, event.attempt
+        self._check(event)
+        if self._is_late(worker, event.iteration) or (worker, chunk) in self._reported:
             return []
         done = attempt == self._attempts.get(chunk, 0) and not self._is_disputed(chunk)
-        return list(self._schedule.freed(worker, chunk, now, seconds, done=done, late=late))
+        return list(self._schedule.freed(worker, chunk, event.now, event.seconds, done=done, late=event.late))
 
-    def finalize(self) -> list[Instruction]:
-        """The iteration is to end with the copies that are there."""
+    def _deadline(self) -> list[Instruction]:
         if self.phase == "idle":
-            raise self._illegal("finalize()")
+            raise self._illegal(Deadline())
         self._deadline_passed = True
         return self._finalize() if self.phase == "working" and self._is_enough() else []
 
-    def lost(self, worker: int, now: float = 0.0) -> list[Instruction]:
-        """`worker` is not there any more. Raises TooFewWorkers when those who are left cannot do what is needed."""
+    def _lost(self, worker: int, now: float) -> list[Instruction]:
         if worker not in self.membership.live:
-            raise self._illegal(f"lost({worker=})")
+            raise self._illegal(Lost(worker))
         held = self.membership.lose(worker)
         if self.phase == "idle":
             return []
@@ -195,23 +193,26 @@ class Coordinator:
 
     @property
     def wake(self) -> float:
-        """When the schedule wants a `tick`, in seconds since the iteration began; infinite for never."""
+        """When the schedule wants a `Tick`, in seconds since the iteration began; infinite for never."""
         return self._schedule.wake if self.phase == "working" else inf
 
-    def tick(self, now: float) -> list[Instruction]:
-        """Time has passed: it is `now` seconds since the iteration began."""
-        return list(self._schedule.tick(now)) if self.phase == "working" else []
-
-    def delivered(self, worker: int, iteration: int, role: int) -> list[Instruction] | None:
-        """The accumulator of `worker` in this role is here (transfer `combined`); None when it is not to be used."""
-        if iteration < self.iteration or worker not in self.membership.live:
-            return None
-        if iteration > self.iteration or (worker, role) not in self._asked:
-            raise self._illegal(f"delivered({worker=}, {iteration=}, {role=})")
-        del self._asked[worker, role]
-        if self.phase != "collecting":
+    def _delivered(self, event: Delivered) -> list[Instruction]:
+        copy = worker, role = event.worker, event.role
+        if event.iteration < self.iteration or worker not in self.membership.live:
             return []
-        return self._collect(worker, role) if (worker, role) in self._owing else [] if self._asked else self._finish()
+        if event.iteration > self.iteration or copy not in self._asked:
+            raise self._illegal(event)
+        del self._asked[copy]
+        instructions: list[Instruction] = [Add(worker, role)]
+        if self.phase == "collecting":
+            if copy in self._owing:
+                instructions += self._collect(worker, role)
+            elif not self._asked:
+                instructions += self._finish()
+        return instructions
+
+    def _compared(self, chunk: int, agreeing: Sequence[int], now: float) -> list[Instruction]:
+        raise self._illegal(Compared(chunk, tuple(agreeing)))
 
     # what `psgc.server.verification` changes
 
@@ -338,13 +339,14 @@ class Coordinator:
     def _is_late(self, worker: int, iteration: int) -> bool:
         return iteration < self.iteration or self.phase != "working" or worker not in self.membership.live
 
-    def _check(self, event: str, worker: int, iteration: int, chunk: int, attempt: int) -> None:
-        known = 0 <= chunk < len(self.membership.holders) and 0 <= iteration <= self.iteration
+    def _check(self, event: Report | Abandoned) -> None:
+        worker, chunk = event.worker, event.chunk
+        known = 0 <= chunk < len(self.membership.holders) and 0 <= event.iteration <= self.iteration
         known = known and worker in self.membership.workers
-        if known and iteration == self.iteration and worker in self.membership.live:
-            known = worker in self.membership.holders[chunk] and 0 <= attempt <= self._attempts.get(chunk, 0)
+        if known and event.iteration == self.iteration and worker in self.membership.live:
+            known = worker in self.membership.holders[chunk] and 0 <= event.attempt <= self._attempts.get(chunk, 0)
         if not known:
-            raise self._illegal(f"{event}({worker=}, {iteration=}, {chunk=}, {attempt=})")
+            raise self._illegal(event)
 
-    def _illegal(self, event: str) -> ProtocolError:
+    def _illegal(self, event: Event | str) -> ProtocolError:
         return ProtocolError(f"coordinator: {event} is not allowed while {self.phase} in iteration {self.iteration}")

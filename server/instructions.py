@@ -35,6 +35,17 @@ class Collect:
 
 
 @dataclass(frozen=True, slots=True)
+class Add:
+    """The accumulator that `worker` has just delivered in this role is part of the gradient.
+
+    One for which there is no such instruction is to be dropped.
+    """
+
+    worker: int
+    role: int
+
+
+@dataclass(frozen=True, slots=True)
 class Reassign:
     """`worker` holds `chunk` from now on, and codes it in `role`."""
 
@@ -59,7 +70,7 @@ class Finish:
 
 @dataclass(frozen=True, slots=True)
 class Compare:
-    """Find out which of these copies of `chunk` agree, (worker, role) each, and say so (`compared`); `verify` only."""
+    """Find out which of these copies of `chunk` agree, (worker, role) each, and say so (`Compared`); `verify` only."""
 
     chunk: int
     copies: tuple[tuple[int, int], ...]
@@ -74,4 +85,4 @@ class Wrong:
     others: tuple[int, ...]
 
 
-Instruction = Commit | Discard | Collect | Reassign | Invalidate | Finish | Compare | Wrong | Order
+Instruction = Commit | Discard | Collect | Add | Reassign | Invalidate | Finish | Compare | Wrong | Order

@@ -14,6 +14,7 @@ from psgc.coding.sketch import Sketch
 from psgc.errors import RunFailed, TooFewWorkers
 from psgc.messages import TAIL, UNDER_WAY, Kind, entries, record, stamp_length
 from psgc.plan import Plan
+from psgc.server import events
 from psgc.server.clock import PolledClock
 from psgc.server.coordinator import Coordinator
 from psgc.server.decoder import Decoder
@@ -21,7 +22,7 @@ from psgc.server.dynamic_schedule import DynamicSchedule
 from psgc.server.ending import end_workers
 from psgc.server.failure_detector import FailureDetector
 from psgc.server.horvitz_thompson import weights
-from psgc.server.instructions import Collect, Commit, Discard, Finish, Instruction, Invalidate, Reassign
+from psgc.server.instructions import Add, Collect, Commit, Discard, Finish, Instruction, Invalidate, Reassign
 from psgc.server.iteration_log import IterationLog
 from psgc.server.malformed import (
     Malformed,
@@ -195,7 +196,7 @@ class Server:
         self._log.begin(iteration, lost=len(self._failure_detector.away))
         self._decoder.begin()
         self._finished = False
-        self._carry_out(self._coordinator.begin(iteration))
+        self._carry_out(self._coordinator.handle(events.Begin(iteration)))
         while not self._finished:
             self._poll(iteration)
             self._check()
@@ -263,9 +264,9 @@ class Server:
             if isinstance(message, Vector):
                 self._transport.post(message.buffer)
         if (now := time.monotonic() - self._began) >= self._coordinator.wake:
-            self._carry_out(self._coordinator.tick(now))
+            self._carry_out(self._coordinator.handle(events.Tick(now)))
         if now >= self._deadline.seconds and not self._finished:
-            self._carry_out(self._coordinator.finalize())
+            self._carry_out(self._coordinator.handle(events.Deadline()))
         self._outgoing.send(iteration)
         large = self._length * np.dtype(self._dtype).itemsize >= LARGE
         self._transport.wait(expecting_large=large and self._coordinator.phase == "collecting")
@@ -287,7 +288,7 @@ class Server:
             self._failure_detector.excuse(self._clock.now)
         self._observer.lost(worker, self._transport.hosts[worker], iteration, reason)
         try:
-            self._carry_out(self._coordinator.lost(worker, time.monotonic() - self._began))
+            self._carry_out(self._coordinator.handle(events.Lost(worker, time.monotonic() - self._began)))
         except TooFewWorkers as error:
             raise TooFewWorkers(
                 f"worker {worker} on {self._transport.hosts[worker]}, iteration {iteration}: {reason}; {error}"
@@ -319,8 +320,8 @@ class Server:
     def _handle_accumulator(self, worker: int, iteration: int, role: int, vector: Array) -> None:
         check_length("an accumulator", vector.size, self._decoder.message_length)
         with allowed():
-            instructions = self._coordinator.delivered(worker, iteration, role)
-        if instructions is not None:
+            instructions = self._coordinator.handle(events.Delivered(worker, iteration, role))
+        if Add(worker, role) in instructions:
             self._decoder.add_accumulator(role, vector)
             if worker not in self._coordinator.owing:
                 self._failure_detector.delivered(worker)
@@ -358,7 +359,8 @@ class Server:
                 now = time.monotonic() - self._began
                 late = max(0.0, now - start - seconds)
                 with allowed():
-                    instructions = self._coordinator.abandoned(worker, iteration, chunk, now, seconds, attempt, late)
+                    event = events.Abandoned(worker, iteration, chunk, now, seconds, attempt, late)
+                    instructions = self._coordinator.handle(event)
                 self._failure_detector.through(worker, seconds)
                 self._observer.chunk(worker, chunk, iteration, start, seconds, Fate.ABANDONED)
                 self._carry_out(instructions)
@@ -379,7 +381,8 @@ class Server:
         now = time.monotonic() - self._began
         late = max(0.0, now - start - seconds)
         with allowed():
-            instructions = self._coordinator.report(worker, iteration, chunk, now, seconds, attempt, late)
+            event = events.Report(worker, iteration, chunk, now, seconds, attempt, late)
+            instructions = self._coordinator.handle(event)
         self._failure_detector.through(worker, seconds)
         if iteration == self._first:
             self._trial.reported(worker)

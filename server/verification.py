@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from psgc.checks import is_checked
 from psgc.errors import RunFailed, TooFewWorkers
 from psgc.server.coordinator import Coordinator
+from psgc.server.events import Compared, Report
 from psgc.server.fixed_schedules import FixedSchedule
 from psgc.server.instructions import Compare, Instruction, Reassign, Wrong
 from psgc.server.membership import Membership
@@ -36,7 +37,7 @@ class Verification:
 
 
 class VerifyingCoordinator(Coordinator):
-    """The loop answers each `Compare` with `compared` before it brings the next event.
+    """The loop answers each `Compare` with `Compared` before it brings the next event.
 
     every: each chunk is checked once in so many iterations; the others as in `Coordinator`.
     """
@@ -56,26 +57,13 @@ class VerifyingCoordinator(Coordinator):
 
     # events
 
-    def report(
-        self,
-        worker: int,
-        iteration: int,
-        chunk: int,
-        now: float = 0.0,
-        seconds: float = 0.0,
-        attempt: int = 0,
-        late: float = 0.0,
-    ) -> list[Instruction]:
-        instructions = super().report(worker, iteration, chunk, now, seconds, attempt, late)
+    def _report(self, event: Report) -> list[Instruction]:
+        instructions = super()._report(event)
         return instructions + [Compare(due, tuple(self._known[due])) for due in self._comparing]
 
-    def compared(self, chunk: int, agreeing: Sequence[int], now: float = 0.0) -> list[Instruction]:
-        """The copies of these workers agree, parts + 1 or more; the first `parts` of them decode the chunk.
-
-        agreeing: empty when no parts + 1 copies agree. Raises RunFailed when there is nobody left to ask.
-        """
+    def _compared(self, chunk: int, agreeing: Sequence[int], now: float) -> list[Instruction]:
         if chunk not in self._comparing:
-            raise self._illegal(f"compared({chunk=})")
+            raise self._illegal(Compared(chunk, tuple(agreeing)))
         del self._comparing[chunk]
         if not agreeing:
             return self._dispute(chunk, now)
@@ -92,10 +80,10 @@ class VerifyingCoordinator(Coordinator):
             return instructions + self._finalize()
         return instructions + list(self._schedule.tick(now))  # who was to do it may do something else
 
-    def lost(self, worker: int, now: float = 0.0) -> list[Instruction]:
+    def _lost(self, worker: int, now: float) -> list[Instruction]:
         held = self.membership.held(worker) if worker in self.membership.live else ()
         disputed = sorted(self._disputed.intersection(held))
-        instructions = super().lost(worker, now)
+        instructions = super()._lost(worker, now)
         return instructions + [
             order for chunk in disputed if self.phase == "working" for order in self._ask(chunk, now)
         ]

@@ -8,6 +8,7 @@ from typing import Any
 from psgc.backend import Array
 from psgc.messages import TAIL
 from psgc.server.coordinator import Coordinator
+from psgc.server.events import Compared
 from psgc.server.instructions import Commit, Compare, Instruction, Reassign, Wrong
 from psgc.server.loop import Server
 from psgc.server.membership import Membership
@@ -61,7 +62,7 @@ class VerifyingServer(Server):
                     if not agreeing:
                         self._decoder.take_back(chunk)
                     now = time.monotonic() - self._began
-                    self._carry_out(self._coordinator.compared(chunk, agreeing, now))
+                    self._carry_out(self._coordinator.handle(Compared(chunk, tuple(agreeing), now)))
                 case Wrong(worker, chunk, others):
                     self._strikes[worker] += 1
                     those = f"those of workers {', '.join(map(str, sorted(others)))}"

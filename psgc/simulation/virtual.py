@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 from math import inf, isfinite
 
+from psgc.server import events
 from psgc.server.coordinator import Coordinator
 from psgc.server.dynamic_schedule import DynamicSchedule
 from psgc.server.fixed_schedules import FixedSchedule
@@ -80,7 +81,9 @@ class VirtualCluster:
         self._recovered = False
         self._orders = 0
         self._now = 0.0
-        self._carry_out(self._coordinator.begin(self._iteration))  # the orders arrive together with the parameters
+        self._carry_out(
+            self._coordinator.handle(events.Begin(self._iteration))
+        )  # the orders arrive together with the parameters
         for worker in self._workers.values():
             worker.begin(self._iteration)
         busy = {rank for _, rank, _ in self._ends}
@@ -98,7 +101,7 @@ class VirtualCluster:
                 return Trial(inf, len(done), tuple(useful))
             if not self._ends or wake < self._ends[0][0]:
                 self._now = wake
-                self._carry_out(self._coordinator.tick(wake))
+                self._carry_out(self._coordinator.handle(events.Tick(wake)))
                 continue
             self._now, rank, chunk = heappop(self._ends)
             iteration, _ = self._in.pop(rank)
@@ -111,8 +114,9 @@ class VirtualCluster:
                 needed[chunk] -= 1
                 useful.append(self._now)
             reported += isinstance(answer, Report)
-            event = self._coordinator.report if isinstance(answer, Report) else self._coordinator.abandoned
-            self._carry_out(event(rank, self._iteration, chunk, self._now, seconds[rank] * self._cost(chunk)))
+            event = events.Report if isinstance(answer, Report) else events.Abandoned
+            took = seconds[rank] * self._cost(chunk)
+            self._carry_out(self._coordinator.handle(event(rank, self._iteration, chunk, self._now, took)))
         return self._trial(done, tuple(useful), reported)
 
     def _trial(self, done: Sequence[tuple[int, int]], useful: tuple[float, ...], reported: int) -> Trial:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from psgc.config import Coding
 from psgc.plan import make_plan
 from psgc.server import verifying_decoder
+from psgc.server.events import Compared
 from psgc.server.verification import Verification
 from tests.simulation import faults
 from tests.simulation.case import Case, Fault, Nap
@@ -78,7 +79,7 @@ class Unruly(World):
             it = self.server._coordinator
             chunk = self.choose(self.plan.num_chunks)
             with refused(it):
-                it.compared(chunk, [1, 2][: 2 * self.choose(2)])  # type: ignore[attr-defined]
+                it.handle(Compared(chunk, [1, 2][: 2 * self.choose(2)]))  # type: ignore[attr-defined]
         return messages
 
 

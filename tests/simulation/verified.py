@@ -3,6 +3,7 @@
 from typing import Any
 
 from psgc.checks import is_checked
+from psgc.server.events import Begin, Event, Report
 from psgc.server.instructions import Compare, Finish, Instruction, Wrong
 from psgc.server.membership import Membership
 from psgc.server.recovery import Recovery
@@ -16,14 +17,12 @@ class WatchedVerifyingCoordinator(WatchedCoordinator, VerifyingCoordinator):
     __slots__ = ("watch",)  # the server; no part of the state
     watch: Any
 
-    def begin(self, iteration: int) -> list[Instruction]:
-        instructions = super().begin(iteration)
-        assert not any((self._known, self._comparing, self._disputed, self._wrong)), "something survived"
+    def handle(self, event: Event) -> list[Instruction]:
+        assert not (isinstance(event, Report) and self._comparing), "a comparison was not answered"
+        instructions = super().handle(event)
+        if isinstance(event, Begin):
+            assert not any((self._known, self._comparing, self._disputed, self._wrong)), "something survived"
         return instructions
-
-    def report(self, *arguments: Any, **more: Any) -> list[Instruction]:
-        assert not self._comparing, "a comparison was not answered"
-        return super().report(*arguments, **more)
 
     def _dispute(self, chunk: int, now: float) -> list[Instruction]:
         self.watch.taken_back(chunk)

@@ -11,6 +11,7 @@ import pytest
 
 from psgc.server.coordinator import Coordinator
 from psgc.server.dynamic_schedule import DynamicSchedule
+from psgc.server.events import Abandoned, Begin, Event, Report, Tick
 from psgc.server.instructions import Collect, Commit, Discard, Finish, Instruction, Invalidate, Reassign
 from psgc.server.loop import Server
 from psgc.server.observer import Approximation, Fate, IterationRecord
@@ -36,11 +37,24 @@ class WatchedCoordinator(Coordinator):
 
     thorough = False
 
-    def begin(self, iteration: int) -> list[Instruction]:
+    def handle(self, event: Event) -> list[Instruction]:
+        match event:
+            case Begin():
+                return self._watch_begin(event)
+            case Report() | Abandoned():
+                return self._watch_report(event)
+            case Tick(now):
+                assert self.wake <= now, "asked before it was time"
+                instructions = super().handle(event)
+                assert self.wake > now, "wakes up for ever"
+                return instructions
+        return super().handle(event)
+
+    def _watch_begin(self, event: Begin) -> list[Instruction]:
         fresh: Any = self._schedule.recipe() if self.thorough else None  # type: ignore[attr-defined]
         for name in PACES & vars(self._schedule).keys() if fresh else ():
             setattr(fresh, name, copy.copy(getattr(self._schedule, name)))
-        instructions = super().begin(iteration)
+        instructions = super().handle(event)
         known = (self._reported, self._copies, self._committed, self._attempts, self._open, self._used, self._owing)
         assert not any((*known, self._asked)), "something survived into this iteration"
         if fresh:
@@ -55,26 +69,12 @@ class WatchedCoordinator(Coordinator):
         self._schedule = ours
         return orders
 
-    def report(self, worker: int, iteration: int, chunk: int, *arguments: Any, **more: Any) -> list[Instruction]:
-        late = self._is_late(worker, iteration) or (worker, chunk) in self._reported
+    def _watch_report(self, event: Report | Abandoned) -> list[Instruction]:
+        late = self._is_late(event.worker, event.iteration) or (event.worker, event.chunk) in self._reported
         before = snapshot(self) if late and self.thorough else None
-        instructions = super().report(worker, iteration, chunk, *arguments, **more)
+        instructions = super().handle(event)
         assert not late or instructions == []
         assert before is None or snapshot(self) == before
-        return instructions
-
-    def abandoned(self, worker: int, iteration: int, chunk: int, *arguments: Any, **more: Any) -> list[Instruction]:
-        late = self._is_late(worker, iteration)
-        before = snapshot(self) if late and self.thorough else None
-        instructions = super().abandoned(worker, iteration, chunk, *arguments, **more)
-        assert not late or instructions == []
-        assert before is None or snapshot(self) == before
-        return instructions
-
-    def tick(self, now: float) -> list[Instruction]:
-        assert self.wake <= now, "asked before it was time"
-        instructions = super().tick(now)
-        assert self.wake > now, "wakes up for ever"
         return instructions
 
 

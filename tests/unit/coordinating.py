@@ -1,6 +1,7 @@
 """A coordinator in its first iteration, for tests of losses."""
 
 from psgc.server.coordinator import Coordinator
+from psgc.server.events import Begin, Report
 from psgc.server.fixed_schedules import FixedSchedule
 from psgc.server.membership import Membership
 from psgc.server.scheduler import make_schedule
@@ -14,7 +15,7 @@ def begun(holders, parts=1, name="static", combined=True, reassigning=True, work
     }
     schedule = make_schedule(name, loads, holders=membership.holders, parts=parts)
     it = Coordinator(membership, schedule, combined)
-    it.begin(0)
+    it.handle(Begin(0))
     return it
 
 
@@ -22,7 +23,7 @@ def report(it, *copies, attempt=0):
     """Reports of (worker, chunk), and the answers to the last one."""
     answers = []
     for worker, chunk in copies:
-        answers = it.report(worker, 0, chunk, attempt=attempt)
+        answers = it.handle(Report(worker, 0, chunk, attempt=attempt))
     return answers
 
 

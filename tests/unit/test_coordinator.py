@@ -9,8 +9,9 @@ from refusal import refused, snapshot
 
 from psgc.errors import ProtocolError
 from psgc.server.coordinator import Coordinator
+from psgc.server.events import Abandoned, Begin, Delivered, Lost, Report
 from psgc.server.fixed_schedules import FixedSchedule
-from psgc.server.instructions import Collect, Commit, Discard, Finish
+from psgc.server.instructions import Add, Collect, Commit, Discard, Finish
 from psgc.server.membership import Membership
 from psgc.server.orders import Queue, Skip
 from psgc.server.scheduler import make_schedule
@@ -99,17 +100,17 @@ def test_every_answer_follows_from_the_rules(data, cluster, name, combined):
     it = coordinator(holders, parts, name, combined)
     copies = [(worker, chunk) for chunk, of in enumerate(holders) for worker in of]
     for iteration in (0, 1, 5):
-        assert it.begin(iteration) == []
+        assert it.handle(Begin(iteration)) == []
         fresh = begun(coordinator(holders, parts, name, combined), iteration)
         assert snapshot(it, but=["_paces"]) == snapshot(fresh, but=["_paces"])
         rules = Rules(holders, parts, name, combined)
         attempt = data.draw(st.lists(st.sampled_from(copies), max_size=6))
         for worker, chunk in data.draw(st.permutations(copies + attempt)):
             if iteration > 0:
-                assert it.report(worker, iteration - 1, chunk) == []  # late by an iteration
-            assert it.report(worker, iteration, chunk) == rules.report(worker, chunk)
+                assert it.handle(Report(worker, iteration - 1, chunk)) == []  # late by an iteration
+            assert it.handle(Report(worker, iteration, chunk)) == rules.report(worker, chunk)
             before = snapshot(it)
-            assert it.report(worker, iteration, chunk) == []
+            assert it.handle(Report(worker, iteration, chunk)) == []
             assert snapshot(it) == before
         committed = rules.committed(rules.counting(rules.heard))
         assert {chunk: it.contributors(chunk) for chunk in range(len(holders))} == committed
@@ -118,15 +119,15 @@ def test_every_answer_follows_from_the_rules(data, cluster, name, combined):
             everybody = set(itertools.chain(*committed.values()))
             assert it.owing == everybody
             *early, last = data.draw(st.permutations(sorted(everybody)))
-            assert [it.delivered(worker, iteration, worker) for worker in early] == [[]] * len(early)
+            assert [it.handle(Delivered(worker, iteration, worker)) for worker in early] == [[Add(w, w)] for w in early]
             assert it.owing == {last}
-            assert it.delivered(last, iteration, last) == [Finish()]
+            assert it.handle(Delivered(last, iteration, last)) == [Add(last, last), Finish()]
         assert it.phase == "idle"
         assert it.owing == set()
 
 
 def begun(it, iteration):
-    it.begin(iteration)
+    it.handle(Begin(iteration))
     return it
 
 
@@ -136,7 +137,7 @@ def test_two_workers_two_chunks_in_all_orders(parts, combined):
     copies = list(itertools.product([1, 2], [0, 1]))
     for order in itertools.permutations(copies):
         it = begun(coordinator([[1, 2], [1, 2]], parts, combined=combined), 0)
-        answers = list(itertools.chain(*(it.report(worker, 0, chunk) for worker, chunk in order)))
+        answers = list(itertools.chain(*(it.handle(Report(worker, 0, chunk)) for worker, chunk in order)))
         commits = [answer for answer in answers if isinstance(answer, Commit)]
         assert sorted(commit.chunk for commit in commits) == [0, 1]
         for commit in commits:
@@ -146,26 +147,26 @@ def test_two_workers_two_chunks_in_all_orders(parts, combined):
 
 def test_a_copy_that_comes_too_late_is_discarded_and_nobody_skips_with_static():
     it = begun(coordinator([[1, 2, 3], [1, 2, 3]], 2), 0)
-    assert it.report(3, 0, 1) == []
-    assert it.report(2, 0, 1) == [commit(1, 3, 2)]
-    assert it.report(1, 0, 1) == [Discard(1, 1)]
+    assert it.handle(Report(3, 0, 1)) == []
+    assert it.handle(Report(2, 0, 1)) == [commit(1, 3, 2)]
+    assert it.handle(Report(1, 0, 1)) == [Discard(1, 1)]
     assert it.contributors(0) == ()
     assert it.recovered == 1
 
 
 def test_skipping_tells_those_that_have_not_reported():
     it = begun(coordinator([[1, 2, 3, 4], [3, 4]], 2, "skipping"), 0)
-    assert it.report(3, 0, 0) == []
-    assert it.report(1, 0, 0) == [commit(0, 3, 1), Skip(2, 0, True), Skip(4, 0, True)]
-    assert it.report(4, 0, 0) == [Discard(4, 0)]  # it was past skipping
+    assert it.handle(Report(3, 0, 0)) == []
+    assert it.handle(Report(1, 0, 0)) == [commit(0, 3, 1), Skip(2, 0, True), Skip(4, 0, True)]
+    assert it.handle(Report(4, 0, 0)) == [Discard(4, 0)]  # it was past skipping
 
 
 def test_full_counts_nobody_before_the_whole_load_is_done():
     it = begun(coordinator([[1, 2], [1], [2]], 1, "full", combined=False), 3)
-    assert it.report(1, 3, 0) == []
-    assert it.report(2, 3, 2) == []
-    assert it.report(2, 3, 0) == [commit(2, 2), commit(0, 2)]
-    assert it.report(1, 3, 1) == [Discard(1, 0), commit(1, 1), Finish()]
+    assert it.handle(Report(1, 3, 0)) == []
+    assert it.handle(Report(2, 3, 2)) == []
+    assert it.handle(Report(2, 3, 0)) == [commit(2, 2), commit(0, 2)]
+    assert it.handle(Report(1, 3, 1)) == [Discard(1, 0), commit(1, 1), Finish()]
 
 
 def test_a_schedule_may_give_new_queues_at_the_start():
@@ -174,17 +175,17 @@ def test_a_schedule_may_give_new_queues_at_the_start():
             return [Queue(1, (1, 0))]
 
     it = Coordinator(Membership([[1], [1]], parts=1), Reversed(), combined=True)
-    assert it.begin(0) == [Queue(1, (1, 0))]
+    assert it.handle(Begin(0)) == [Queue(1, (1, 0))]
 
 
 @COMBINED
 def test_before_the_first_iteration_nothing_is_allowed(combined):
     it = coordinator([[1, 2]], 1, combined=combined)
     for do in (
-        lambda: it.report(1, 0, 0),
-        lambda: it.report(1, -1, 0),
-        lambda: it.delivered(1, 0, 1),
-        lambda: it.begin(-1),
+        lambda: it.handle(Report(1, 0, 0)),
+        lambda: it.handle(Report(1, -1, 0)),
+        lambda: it.handle(Delivered(1, 0, 1)),
+        lambda: it.handle(Begin(-1)),
     ):
         with refused(it):
             do()
@@ -194,49 +195,53 @@ def test_before_the_first_iteration_nothing_is_allowed(combined):
 def test_what_no_correct_worker_sends_is_refused_and_changes_nothing(combined):
     it = coordinator([[1, 2], [2, 3]], 1, combined=combined)
     impossible = [
-        lambda: it.begin(it.iteration),
-        lambda: it.begin(it.iteration - 1),
-        lambda: it.report(3, it.iteration, 0),  # does not hold it
-        lambda: it.report(0, it.iteration, 0),
-        lambda: it.report(2, it.iteration, 2),  # no such chunk
-        lambda: it.report(2, it.iteration, -1),
-        lambda: it.report(2, it.iteration + 1, 0),
-        lambda: it.report(2, -1, 0),
-        lambda: it.report(4, it.iteration - 1, 0),  # an old iteration excuses nothing
-        lambda: it.report(2, it.iteration - 1, 2),
-        lambda: it.report(1, it.iteration, 0, attempt=1),  # it was never invalidated
-        lambda: it.report(1, it.iteration, 0, attempt=-1),
-        lambda: it.abandoned(3, it.iteration, 0),
-        lambda: it.abandoned(1, it.iteration, 0, attempt=1),
-        lambda: it.delivered(3, it.iteration, 3),  # never contributes here
-        lambda: it.delivered(1, it.iteration, 2),
-        lambda: it.delivered(1, it.iteration + 1, 1),
-        lambda: it.lost(4),
+        lambda: it.handle(Begin(it.iteration)),
+        lambda: it.handle(Begin(it.iteration - 1)),
+        lambda: it.handle(Report(3, it.iteration, 0)),  # does not hold it
+        lambda: it.handle(Report(0, it.iteration, 0)),
+        lambda: it.handle(Report(2, it.iteration, 2)),  # no such chunk
+        lambda: it.handle(Report(2, it.iteration, -1)),
+        lambda: it.handle(Report(2, it.iteration + 1, 0)),
+        lambda: it.handle(Report(2, -1, 0)),
+        lambda: it.handle(Report(4, it.iteration - 1, 0)),  # an old iteration excuses nothing
+        lambda: it.handle(Report(2, it.iteration - 1, 2)),
+        lambda: it.handle(Report(1, it.iteration, 0, attempt=1)),  # it was never invalidated
+        lambda: it.handle(Report(1, it.iteration, 0, attempt=-1)),
+        lambda: it.handle(Abandoned(3, it.iteration, 0)),
+        lambda: it.handle(Abandoned(1, it.iteration, 0, attempt=1)),
+        lambda: it.handle(Delivered(3, it.iteration, 3)),  # never contributes here
+        lambda: it.handle(Delivered(1, it.iteration, 2)),
+        lambda: it.handle(Delivered(1, it.iteration + 1, 1)),
+        lambda: it.handle(Lost(4)),
     ]
     for iteration in (0, 4):
-        it.begin(iteration)
+        it.handle(Begin(iteration))
         for worker, chunk in [(1, 0), (2, 1)]:
             assert it.phase == "working"
-            for do in [*impossible, lambda: it.begin(it.iteration + 1), lambda: it.delivered(1, it.iteration, 1)]:
+            for do in [
+                *impossible,
+                lambda: it.handle(Begin(it.iteration + 1)),
+                lambda: it.handle(Delivered(1, it.iteration, 1)),
+            ]:
                 with refused(it):
                     do()
-            it.report(worker, iteration, chunk)
+            it.handle(Report(worker, iteration, chunk))
         for worker in (1, 2) if combined else ():
             assert it.phase == "collecting"
-            for do in [*impossible, lambda: it.begin(it.iteration + 1)]:
+            for do in [*impossible, lambda: it.handle(Begin(it.iteration + 1))]:
                 with refused(it):
                     do()
-            it.delivered(worker, iteration, worker)
+            it.handle(Delivered(worker, iteration, worker))
             with refused(it):
-                it.delivered(worker, iteration, worker)
+                it.handle(Delivered(worker, iteration, worker))
         assert it.phase == "idle"
-        for do in [*impossible, lambda: it.delivered(1, it.iteration, 1)]:
+        for do in [*impossible, lambda: it.handle(Delivered(1, it.iteration, 1))]:
             with refused(it):
                 do()
 
 
 def test_a_refusal_names_event_phase_and_iteration():
     it = begun(coordinator([[1], [2]], 1), 7)
-    text = r"^coordinator: report\(worker=1, iteration=7, chunk=1, attempt=0\) is not allowed while working in .* 7$"
+    text = r"^coordinator: Report\(worker=1, iteration=7, chunk=1, .*\) is not allowed while working in iteration 7$"
     with pytest.raises(ProtocolError, match=text):
-        it.report(1, 7, 1)
+        it.handle(Report(1, 7, 1))

@@ -5,8 +5,9 @@ from coordinating import Recording, begun, collecting, report
 from refusal import refused, snapshot
 
 from psgc.server.coordinator import Coordinator
+from psgc.server.events import Abandoned, Begin, Delivered, Lost, Report
 from psgc.server.fixed_schedules import FixedSchedule
-from psgc.server.instructions import Collect, Commit, Discard, Finish, Invalidate
+from psgc.server.instructions import Add, Collect, Commit, Discard, Finish, Invalidate
 from psgc.server.membership import Membership
 from psgc.server.orders import Next, Skip
 from psgc.server.scheduler import make_schedule
@@ -20,14 +21,14 @@ COMBINED = pytest.mark.parametrize("combined", [True, False], ids=["combined", "
 @COMBINED
 def test_who_is_lost_before_it_reports_is_done_without(combined):
     it = begun([[1, 2], [1, 2], [1, 2]], combined=combined)
-    assert it.lost(1) == []
+    assert it.handle(Lost(1)) == []
     assert it.phase == "working"
     before = snapshot(it)
     for chunk in range(3):
-        assert it.report(1, 0, chunk) == []
-        assert it.abandoned(1, 0, chunk) == []
-        assert it.report(1, 0, chunk, attempt=3) == []  # whatever it believes
-    assert it.delivered(1, 0, 1) is None
+        assert it.handle(Report(1, 0, chunk)) == []
+        assert it.handle(Abandoned(1, 0, chunk)) == []
+        assert it.handle(Report(1, 0, chunk, attempt=3)) == []  # whatever it believes
+    assert it.handle(Delivered(1, 0, 1)) == []
     assert snapshot(it) == before
     answers = report(it, (2, 0), (2, 1), (2, 2))
     assert answers == [Commit(2, (2,), ((2, 2),)), Collect(2, 2) if combined else Finish()]
@@ -36,7 +37,7 @@ def test_who_is_lost_before_it_reports_is_done_without(combined):
 def test_a_copy_that_was_to_be_collected_does_not_count_once_its_worker_is_lost():
     it = begun([[1, 2, 3]], parts=2)
     assert report(it, (1, 0)) == []
-    assert it.lost(1) == []
+    assert it.handle(Lost(1)) == []
     assert report(it, (2, 0)) == []
     assert report(it, (3, 0)) == [Commit(0, (2, 3), ((2, 2), (3, 3))), Collect(2, 2), Collect(3, 3)]
 
@@ -44,14 +45,14 @@ def test_a_copy_that_was_to_be_collected_does_not_count_once_its_worker_is_lost(
 def test_a_copy_that_is_here_counts_though_its_worker_is_lost():
     it = begun([[1, 2, 3]], parts=2, combined=False)
     assert report(it, (1, 0)) == []
-    assert it.lost(1) == []
+    assert it.handle(Lost(1)) == []
     assert report(it, (2, 0)) == [Commit(0, (1, 2), ((1, 1), (2, 2))), Finish()]
 
 
 def test_full_counts_nothing_of_a_load_that_was_not_done_when_its_worker_was_lost():
     it = begun([[1, 2], [1, 3], [2], [3]], name="full", combined=False)
     report(it, (1, 0))
-    assert it.lost(1) == []
+    assert it.handle(Lost(1)) == []
     assert [report(it, (2, 0)), report(it, (3, 1))] == [[], []]
     assert report(it, (2, 2)) == [Commit(0, (2,), ((2, 2),)), Commit(2, (2,), ((2, 2),))]
     assert report(it, (3, 3))[-1] == Finish()
@@ -64,7 +65,7 @@ def test_what_a_lost_worker_has_committed_and_not_delivered_is_done_again_in_its
     it = begun([[1, 2, 3], [2, 3]], parts=2)
     assert report(it, (1, 0), (2, 0)) == [Commit(0, (1, 2), ((1, 1), (2, 2)))]
     assert it.recovered == 1
-    assert it.lost(1) == [Invalidate(2, 0, 1), Invalidate(3, 0, 1), Next(2, 0)]
+    assert it.handle(Lost(1)) == [Invalidate(2, 0, 1), Invalidate(3, 0, 1), Next(2, 0)]
     assert it.recovered == 0
     assert it.contributors(0) == (1, 2)  # S_i stays what it is
     assert (it.used(1, 0), it.used(2, 0)) == (False, True)
@@ -79,18 +80,18 @@ def test_what_a_lost_worker_has_committed_and_not_delivered_is_done_again_in_its
 def test_the_other_contributor_itself_may_do_it_again_and_then_owes_two_accumulators():
     it = begun([[1, 2, 3]], parts=2)
     assert report(it, (1, 0), (2, 0))[1:] == [Collect(1, 1), Collect(2, 2)]
-    it.lost(1)
+    it.handle(Lost(1))
     assert report(it, (2, 0), attempt=1) == [Commit(0, (1, 2), ((2, 1),)), Collect(2, 1)]
-    assert it.delivered(2, 0, 1) == []
-    assert it.delivered(2, 0, 2) == [Finish()]
+    assert it.handle(Delivered(2, 0, 1)) == [Add(2, 1)]
+    assert it.handle(Delivered(2, 0, 2)) == [Add(2, 2), Finish()]
     assert (it.used(2, 0), it.used(2, 0, attempt=1)) == (True, True)
 
 
 def test_a_chunk_of_two_lost_contributors_is_done_again_by_two_and_is_recovered_when_both_are():
     it = begun([[1, 2, 3, 4]], parts=2)
     report(it, (1, 0), (2, 0))
-    it.lost(1)
-    assert it.lost(2) == [Invalidate(3, 0, 2), Invalidate(4, 0, 2), Next(3, 0), Next(4, 0)]
+    it.handle(Lost(1))
+    assert it.handle(Lost(2)) == [Invalidate(3, 0, 2), Invalidate(4, 0, 2), Next(3, 0), Next(4, 0)]
     assert report(it, (3, 0), attempt=2) == [Commit(0, (1, 2), ((3, 1),))]
     assert it.recovered == 0
     before = snapshot(it)
@@ -103,17 +104,17 @@ def test_a_chunk_of_two_lost_contributors_is_done_again_by_two_and_is_recovered_
 def test_who_did_it_again_and_is_lost_is_done_again_once_more_in_the_same_role():
     it = begun([[1, 2, 3]])
     report(it, (1, 0))
-    it.lost(1)
+    it.handle(Lost(1))
     assert report(it, (2, 0), attempt=1) == [Commit(0, (1,), ((2, 1),)), Collect(2, 1)]
-    assert it.lost(2) == [Invalidate(3, 0, 2), Next(3, 0)]
+    assert it.handle(Lost(2)) == [Invalidate(3, 0, 2), Next(3, 0)]
     assert report(it, (3, 0), attempt=2) == [Commit(0, (1,), ((3, 1),)), Collect(3, 1)]
-    assert it.delivered(3, 0, 1) == [Finish()]
+    assert it.handle(Delivered(3, 0, 1)) == [Add(3, 1), Finish()]
 
 
 def test_with_per_chunk_nothing_that_was_committed_is_lost():
     it = begun([[1, 2], [1, 2]], combined=False)
     report(it, (1, 0))
-    assert it.lost(1) == []
+    assert it.handle(Lost(1)) == []
     assert (it.recovered, it.used(1, 0)) == (1, True)
     assert report(it, (2, 0)) == [Discard(2, 0)]
     assert report(it, (2, 1))[-1] == Finish()
@@ -123,37 +124,37 @@ def test_a_copy_from_before_the_invalidateing_changes_nothing_but_its_worker_is_
     it = begun([[1, 2, 3], [1, 2, 3]])
     schedule = it._schedule = Recording()
     report(it, (1, 0))
-    it.lost(1)
-    assert it.report(2, 0, 0, now=4.0, seconds=3.0) == []
-    assert it.abandoned(3, 0, 0, now=5.0, seconds=2.0) == []
+    it.handle(Lost(1))
+    assert it.handle(Report(2, 0, 0, now=4.0, seconds=3.0)) == []
+    assert it.handle(Abandoned(3, 0, 0, now=5.0, seconds=2.0)) == []
     assert schedule.freed_undone == [(2, 0, 4.0, 3.0), (3, 0, 5.0, 2.0)]
     assert it.recovered == 0
-    assert it.report(2, 0, 0, attempt=1) == [Commit(0, (1,), ((2, 1),))]
+    assert it.handle(Report(2, 0, 0, attempt=1)) == [Commit(0, (1,), ((2, 1),))]
 
 
 @COMBINED
-@pytest.mark.parametrize("event", ["report", "abandoned"])
+@pytest.mark.parametrize("event", [Report, Abandoned])
 def test_nobody_has_heard_of_a_invalidateing_that_was_not(event, combined):
     it = begun([[1, 2, 3], [1, 2, 3]], combined=combined)
     report(it, (1, 0))
-    it.lost(1)
+    it.handle(Lost(1))
     for chunk, attempt in [(0, 2 if combined else 1), (0, -1), (1, 1)]:
         with refused(it):
-            getattr(it, event)(2, 0, chunk, attempt=attempt)
+            it.handle(event(2, 0, chunk, attempt=attempt))
 
 
 def test_what_is_invalidated_is_not_dropped_by_the_schedule_before_it_is_recovered_again():
     it = begun([[1, 2, 3], [2, 3]], name="skipping")
     assert report(it, (1, 0))[1:] == [Skip(2, 0, True), Skip(3, 0, True)]
-    it.lost(1)
+    it.handle(Lost(1))
     assert report(it, (2, 0), attempt=1) == [Commit(0, (1,), ((2, 1),)), Skip(3, 0, True)]
 
 
 def test_what_is_invalidated_in_two_roles_is_not_dropped_before_both_are_done():
     it = begun([[1, 2, 3, 4, 5], [5, 4]], parts=2, name="skipping")
     report(it, (1, 0), (2, 0))
-    it.lost(1)
-    it.lost(2)
+    it.handle(Lost(1))
+    it.handle(Lost(2))
     assert report(it, (3, 0), attempt=2) == [Commit(0, (1, 2), ((3, 1),))]
     assert report(it, (4, 0), attempt=2) == [Commit(0, (1, 2), ((4, 2),)), Skip(5, 0, True)]
 
@@ -163,41 +164,41 @@ def test_what_is_invalidated_in_two_roles_is_not_dropped_before_both_are_done():
 
 def test_who_has_delivered_is_lost_without_consequences():
     it = collecting()
-    assert it.delivered(1, 0, 1) == []
-    assert it.lost(1) == []
+    assert it.handle(Delivered(1, 0, 1)) == [Add(1, 1)]
+    assert it.handle(Lost(1)) == []
     assert it.phase == "collecting"
     assert it.used(1, 0)
-    assert it.delivered(2, 0, 2) == [Finish()]
+    assert it.handle(Delivered(2, 0, 2)) == [Add(2, 2), Finish()]
 
 
 def test_who_contributed_nothing_is_lost_without_consequences():
     it = collecting()
-    assert it.lost(3) == []
-    assert [it.delivered(1, 0, 1), it.delivered(2, 0, 2)] == [[], [Finish()]]
+    assert it.handle(Lost(3)) == []
+    assert [it.handle(Delivered(1, 0, 1)), it.handle(Delivered(2, 0, 2))] == [[Add(1, 1)], [Add(2, 2), Finish()]]
 
 
 def test_what_was_asked_for_and_not_delivered_is_done_again_while_others_deliver():
     it = collecting()
-    assert it.lost(1) == [Invalidate(2, 0, 1), Invalidate(3, 0, 1), Next(2, 0)]
+    assert it.handle(Lost(1)) == [Invalidate(2, 0, 1), Invalidate(3, 0, 1), Next(2, 0)]
     assert (it.phase, it.owing) == ("working", {2})
-    assert it.delivered(1, 0, 1) is None  # it was sent before, and came too late
-    assert it.delivered(2, 0, 2) == []
+    assert it.handle(Delivered(1, 0, 1)) == []  # it was sent before, and came too late
+    assert it.handle(Delivered(2, 0, 2)) == [Add(2, 2)]
     assert report(it, (2, 0), attempt=1) == [Commit(0, (1,), ((2, 1),)), Collect(2, 1)]
-    assert it.delivered(2, 0, 1) == [Finish()]
+    assert it.handle(Delivered(2, 0, 1)) == [Add(2, 1), Finish()]
 
 
 def test_of_two_accumulators_in_one_role_the_second_is_asked_for_when_the_first_is_there():
     it = begun([[1, 2, 3], [1, 3, 2]])
     report(it, (1, 0), (1, 1))
-    it.lost(1)
+    it.handle(Lost(1))
     report(it, (2, 0), attempt=1)
     assert report(it, (3, 1), attempt=1)[1:] == [Collect(2, 1), Collect(3, 1)]
-    assert it.lost(3) == [Invalidate(2, 1, 2), Next(2, 1)]
+    assert it.handle(Lost(3)) == [Invalidate(2, 1, 2), Next(2, 1)]
     assert report(it, (2, 1), attempt=2) == [Commit(1, (1,), ((2, 1),))]  # it was asked already, and may have answered
-    assert it.delivered(2, 0, 1) == [Collect(2, 1)]
+    assert it.handle(Delivered(2, 0, 1)) == [Add(2, 1), Collect(2, 1)]
     with refused(it):
-        it.delivered(2, 0, 2)
-    assert it.delivered(2, 0, 1) == [Finish()]
+        it.handle(Delivered(2, 0, 2))
+    assert it.handle(Delivered(2, 0, 1)) == [Add(2, 1), Finish()]
 
 
 # between the iterations
@@ -207,10 +208,10 @@ def test_between_two_iterations_a_loss_has_no_consequences_but_for_who_lives():
     it = begun([[1, 2]], combined=False)
     report(it, (1, 0))
     assert it.phase == "idle"
-    assert it.lost(1) == []
+    assert it.handle(Lost(1)) == []
     assert list(it.membership.live) == [2]
     with refused(it):
-        it.lost(1)
+        it.handle(Lost(1))
 
 
 @COMBINED
@@ -218,22 +219,22 @@ def test_nothing_survives_into_the_next_iteration_but_the_group(combined):
     holders = [[1, 2, 3], [2, 3, 1]]
     it = begun(holders, combined=combined)
     report(it, (1, 0))
-    it.lost(1)
+    it.handle(Lost(1))
     report(it, (2, 0), attempt=1 if combined else 0)
     report(it, (2, 1))
     for role in (1, 2) if combined else ():
-        it.delivered(2, 0, role)
+        it.handle(Delivered(2, 0, role))
     assert it.phase == "idle"
     everybody = Membership(holders, 1)
     schedule = make_schedule("static", {})
     it.rebalance(everybody.without([]), schedule)
-    it.begin(1)
+    it.handle(Begin(1))
     fresh = Coordinator(everybody.without([]), schedule, combined)
-    fresh.begin(1)
+    fresh.handle(Begin(1))
     assert snapshot(it) == snapshot(fresh)
-    assert it.report(1, 0, 0) == []  # what it had done while it was lost
-    assert it.delivered(1, 0, 1) is None
-    assert it.report(1, 1, 0)[0] == Commit(0, (1,), ((1, 1),))
+    assert it.handle(Report(1, 0, 0)) == []  # what it had done while it was lost
+    assert it.handle(Delivered(1, 0, 1)) == []
+    assert it.handle(Report(1, 1, 0))[0] == Commit(0, (1,), ((1, 1),))
 
 
 @COMBINED

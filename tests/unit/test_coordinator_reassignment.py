@@ -4,6 +4,7 @@ import pytest
 from coordinating import Recording, begun, collecting, report
 
 from psgc.errors import TooFewWorkers
+from psgc.server.events import Delivered, Lost
 from psgc.server.instructions import Collect, Commit, Finish, Invalidate, Reassign
 from psgc.server.orders import Next, Queue
 
@@ -16,7 +17,7 @@ COMBINED = pytest.mark.parametrize("combined", [True, False], ids=["combined", "
 @COMBINED
 def test_a_chunk_that_nobody_holds_any_more_is_reassigned_by_the_one_with_the_least_in_the_role_of_the_lost(combined):
     it = begun([[1], [2], [2], [3]], combined=combined)
-    assert it.lost(1) == [Reassign(3, 0, 1), Next(3, 0)]
+    assert it.handle(Lost(1)) == [Reassign(3, 0, 1), Next(3, 0)]
     assert report(it, (3, 0)) == [Commit(0, (1,), ((3, 1),))]
     report(it, (3, 3), (2, 1))
     answers = report(it, (2, 2))
@@ -25,8 +26,8 @@ def test_a_chunk_that_nobody_holds_any_more_is_reassigned_by_the_one_with_the_le
 
 def test_several_chunks_are_reassigned_by_several_workers_in_roles_that_nobody_else_has():
     it = begun([[1, 2], [1, 2], [3, 4]], parts=2, workers=[1, 2, 3, 4, 5])
-    assert it.lost(1) == [Reassign(5, 0, 1), Reassign(3, 1, 1), Next(5, 0), Next(3, 1)]
-    assert it.lost(2) == [Reassign(4, 0, 2), Reassign(5, 1, 2), Next(4, 0), Next(5, 1)]
+    assert it.handle(Lost(1)) == [Reassign(5, 0, 1), Reassign(3, 1, 1), Next(5, 0), Next(3, 1)]
+    assert it.handle(Lost(2)) == [Reassign(4, 0, 2), Reassign(5, 1, 2), Next(4, 0), Next(5, 1)]
     roles = {
         (worker, chunk): it.membership.role(worker, chunk)
         for chunk in (0, 1)
@@ -39,50 +40,50 @@ def test_only_as_many_take_over_as_copies_are_missing():
     """One copy is here, and its worker may be lost: one more is needed, in the other role."""
     it = begun([[1, 2], [3, 4]], parts=2, combined=False)
     report(it, (1, 0))
-    assert it.lost(1) == []
-    assert it.lost(2) == [Reassign(3, 0, 2), Next(3, 0)]
+    assert it.handle(Lost(1)) == []
+    assert it.handle(Lost(2)) == [Reassign(3, 0, 2), Next(3, 0)]
     assert report(it, (3, 0)) == [Commit(0, (1, 2), ((1, 1), (3, 2)))]
 
 
 def test_a_recovered_chunk_needs_no_holder():
     it = begun([[1], [2]], combined=False)
     report(it, (1, 0))
-    assert it.lost(1) == []
+    assert it.handle(Lost(1)) == []
     assert report(it, (2, 1))[-1] == Finish()
 
 
 def test_who_takes_over_what_was_invalidated_hears_how_often():
     it = begun([[1, 2], [3], [4], [4]])
     report(it, (1, 0))
-    assert it.lost(1) == [Invalidate(2, 0, 1), Next(2, 0)]
-    assert it.lost(2) == [Reassign(3, 0, 1), Invalidate(3, 0, 1), Next(3, 0)]
+    assert it.handle(Lost(1)) == [Invalidate(2, 0, 1), Next(2, 0)]
+    assert it.handle(Lost(2)) == [Reassign(3, 0, 1), Invalidate(3, 0, 1), Next(3, 0)]
     assert report(it, (3, 0), attempt=1) == [Commit(0, (1,), ((3, 1),))]
 
 
 def test_who_has_done_a_invalidated_chunk_again_is_not_counted_on_for_its_other_role():
     it = begun([[1, 2, 3, 4], [5]], parts=2, workers=[1, 2, 3, 4, 5])
     report(it, (1, 0), (2, 0))
-    it.lost(1)
-    it.lost(2)
+    it.handle(Lost(1))
+    it.handle(Lost(2))
     report(it, (3, 0), attempt=2)
-    assert it.lost(4)[0] == Reassign(5, 0, 1)
+    assert it.handle(Lost(4))[0] == Reassign(5, 0, 1)
     assert report(it, (5, 0), attempt=2) == [Commit(0, (1, 2), ((5, 2),))]
 
 
 def test_a_new_holder_of_what_is_invalidated_now_hears_so_once():
     it = begun([[1], [2]])
     report(it, (1, 0))
-    assert it.lost(1) == [Reassign(2, 0, 1), Invalidate(2, 0, 1), Next(2, 0)]
+    assert it.handle(Lost(1)) == [Reassign(2, 0, 1), Invalidate(2, 0, 1), Next(2, 0)]
     assert report(it, (2, 0), attempt=1) == [Commit(0, (1,), ((2, 1),))]
 
 
 def test_who_did_a_chunk_in_two_roles_is_replaced_by_two_and_the_first_to_report_takes_the_first_role():
     it = begun([[1, 2], [3, 4]], parts=2)
     report(it, (1, 0), (2, 0))
-    it.lost(1)
+    it.handle(Lost(1))
     assert report(it, (2, 0), attempt=1) == [Commit(0, (1, 2), ((2, 1),))]
     reassigned = [Reassign(3, 0, 1), Reassign(4, 0, 2)]
-    assert it.lost(2) == [*reassigned, Invalidate(3, 0, 2), Invalidate(4, 0, 2), Next(3, 0), Next(4, 0)]
+    assert it.handle(Lost(2)) == [*reassigned, Invalidate(3, 0, 2), Invalidate(4, 0, 2), Next(3, 0), Next(4, 0)]
     assert report(it, (4, 0), attempt=2) == [Commit(0, (1, 2), ((4, 1),))]
     assert report(it, (3, 0), attempt=2) == [Commit(0, (1, 2), ((3, 2),))]
 
@@ -92,15 +93,15 @@ def test_when_nobody_may_take_over_too_few_are_left(combined):
     it = begun([[1, 2], [2]], combined=combined, reassigning=False)
     text = r"^chunk 1 has 0 live holders, parts 1; faults\.adopt: true would let others take it$"
     with pytest.raises(TooFewWorkers, match=text):
-        it.lost(2)
+        it.handle(Lost(2))
 
 
 def test_when_nobody_may_take_over_those_that_hold_it_are_enough():
     it = begun([[1, 2, 3], [1, 2, 3]], parts=2, reassigning=False)
     report(it, (1, 0), (2, 0))
-    it.lost(1)
+    it.handle(Lost(1))
     with pytest.raises(TooFewWorkers, match=r"^1 worker is left, parts 2 needs 2$"):
-        it.lost(2)
+        it.handle(Lost(2))
 
 
 # what the schedule hears
@@ -110,7 +111,7 @@ def test_the_schedule_hears_what_the_loss_has_changed():
     it = begun([[1, 2, 3], [1, 2, 3], [1, 4], [4, 2]], parts=2)
     schedule = it._schedule = Recording()
     report(it, (1, 0), (2, 0), (1, 1), (4, 2))
-    it.lost(1, now=7.0)
+    it.handle(Lost(1, now=7.0))
     ((loss, now),) = schedule.losses
     assert now == 7.0
     assert (loss.worker, loss.dropped, loss.collected) == (1, (1,), False)
@@ -123,24 +124,24 @@ def test_the_schedule_hears_of_what_an_earlier_loss_invalidated_once_more_when_i
     it = begun([[1, 2, 3], [2, 3]])
     schedule = it._schedule = Recording()
     report(it, (1, 0))
-    it.lost(1)
-    it.lost(2)
+    it.handle(Lost(1))
+    it.handle(Lost(2))
     assert [loss.invalidated for loss, _ in schedule.losses] == [{0: (1, [2, 3])}, {0: (1, [3])}]
 
 
 def test_the_schedule_hears_whether_everybody_had_stopped():
     it = collecting()
     schedule = it._schedule = Recording()
-    it.lost(1)
-    it.lost(2)
+    it.handle(Lost(1))
+    it.handle(Lost(2))
     assert [loss.collected for loss, _ in schedule.losses] == [True, False]
 
 
 def test_the_schedule_hears_of_a_loss_that_changes_nothing():
     it = collecting()
     schedule = it._schedule = Recording()
-    it.delivered(1, 0, 1)
-    it.lost(1)
+    it.handle(Delivered(1, 0, 1))
+    it.handle(Lost(1))
     assert [(loss.worker, loss.invalidated, loss.collected) for loss, _ in schedule.losses] == [(1, {}, True)]
     assert it.phase == "collecting"
 
@@ -148,6 +149,6 @@ def test_the_schedule_hears_of_a_loss_that_changes_nothing():
 def test_nobody_who_was_lost_while_everything_was_recovered_is_told_to_do_what_a_later_loss_invalidates():
     it = begun([[1, 2, 3], [2, 3, 1], [3, 1, 2]], name="dynamic")
     report(it, (1, 0), (2, 1), (3, 2))
-    it.delivered(2, 0, 2)
-    assert it.lost(2) == []
-    assert it.lost(1) == [Invalidate(3, 0, 1), Queue(3, (0,))]
+    it.handle(Delivered(2, 0, 2))
+    assert it.handle(Lost(2)) == []
+    assert it.handle(Lost(1)) == [Invalidate(3, 0, 1), Queue(3, (0,))]

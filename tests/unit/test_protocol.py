@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from psgc.coding import coding_matrix, from_matrix
 from psgc.config import Coding
 from psgc.plan import Plan, make_plan
+from psgc.server.events import Abandoned, Begin, Delivered, Lost, Report
 from tests.simulation.case import Case, Fault, Nap
 from tests.simulation.node import Node
 from tests.simulation.schedules import SCHEDULES
@@ -103,30 +104,30 @@ class Unruly(World):
     def illegal_at_server(self, worker: int) -> Iterator[tuple[Any, Callable[[], object]]]:
         it = self.server._coordinator
         now, chunks, live = it.iteration, range(self.plan.num_chunks), it.membership.live
-        yield it, lambda: it.begin(now)
-        yield it, lambda: it.report(1, now + 1, 0)
-        yield it, lambda: it.report(1, -1, 0)
-        yield it, lambda: it.report(0, now, 0)
-        yield it, lambda: it.report(worker, now, len(chunks))
-        yield it, lambda: it.report(worker, now, -1)
-        yield it, lambda: it.abandoned(worker, now, len(chunks))
-        yield it, lambda: it.abandoned(worker, now + 1, 0)
-        yield it, lambda: it.lost(len(self.nodes) + 1)
+        yield it, lambda: it.handle(Begin(now))
+        yield it, lambda: it.handle(Report(1, now + 1, 0))
+        yield it, lambda: it.handle(Report(1, -1, 0))
+        yield it, lambda: it.handle(Report(0, now, 0))
+        yield it, lambda: it.handle(Report(worker, now, len(chunks)))
+        yield it, lambda: it.handle(Report(worker, now, -1))
+        yield it, lambda: it.handle(Abandoned(worker, now, len(chunks)))
+        yield it, lambda: it.handle(Abandoned(worker, now + 1, 0))
+        yield it, lambda: it.handle(Lost(len(self.nodes) + 1))
         if worker not in live:
-            yield it, lambda: it.lost(worker)
+            yield it, lambda: it.handle(Lost(worker))
             return
-        yield it, lambda: it.delivered(worker, now + 1, worker)
+        yield it, lambda: it.handle(Delivered(worker, now + 1, worker))
         if it.phase != "idle":
-            yield it, lambda: it.begin(now + 1)
+            yield it, lambda: it.handle(Begin(now + 1))
             yield it, lambda: it.rebalance(it.membership, self.server._rules)
         for role in self.nodes:
             if (worker, role) not in it._asked:
-                yield it, lambda role=role: it.delivered(worker, now, role)
+                yield it, lambda role=role: it.handle(Delivered(worker, now, role))
         for chunk in chunks:
             held = worker in it.membership.holders[chunk]
             attempt = it._attempts.get(chunk, 0) + 1 if held else 0
-            yield it, lambda chunk=chunk, attempt=attempt: it.report(worker, now, chunk, attempt=attempt)
-            yield it, lambda chunk=chunk, attempt=attempt: it.abandoned(worker, now, chunk, attempt=attempt)
+            yield it, lambda chunk=chunk, attempt=attempt: it.handle(Report(worker, now, chunk, attempt=attempt))
+            yield it, lambda chunk=chunk, attempt=attempt: it.handle(Abandoned(worker, now, chunk, attempt=attempt))
 
     def illegal_at_worker(self, node: Node) -> Iterator[tuple[Any, Callable[[], object]]]:
         it, now = node.state, node.state.iteration

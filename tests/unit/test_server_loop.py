@@ -12,6 +12,7 @@ from psgc.errors import RunFailed, UserError
 from psgc.messages import UNDER_WAY, Kind, record
 from psgc.plan import make_plan
 from psgc.server import loop
+from psgc.server.events import Begin
 from psgc.server.iteration_log import IterationLog
 from psgc.server.loop import Server
 from psgc.server.optimizer import make_optimizer
@@ -71,7 +72,7 @@ def reasons(server):
         failure_text=lambda worker, text: text or "no reason",
         chunk=lambda *_: None,
     )
-    server._coordinator.begin(0)
+    server._coordinator.handle(Begin(0))
     server._log.begin(0, 0)
     server._decoder = SimpleNamespace(hold=lambda *_: None, commit=lambda *_: None, message_length=3)
     found = {}
@@ -205,7 +206,7 @@ def test_data_that_is_wrong_for_everybody_ends_the_run(server):
         raise UserError(f"data.npz: chunk {chunk} is wrong")
 
     server._check_data = wrong
-    server._coordinator.begin(0)
+    server._coordinator.handle(Begin(0))
     with pytest.raises(UserError, match=r"data\.npz: chunk 5 is wrong"):
         server._handle(said(1, Kind.FAILED, 0, 5))
 
@@ -213,7 +214,7 @@ def test_data_that_is_wrong_for_everybody_ends_the_run(server):
 def test_data_that_is_wrong_for_one_worker_only_is_the_workers(server):
     lost = []
     vars(server._observer).update(lost=lambda *what: lost.append(what), failure_text=lambda worker, text: text)
-    server._coordinator.begin(0)
+    server._coordinator.handle(Begin(0))
     server._handle(Text(1, b"data.npz: row 3, column 0 of X is nan"))
     server._handle(said(1, Kind.FAILED, 0, 5))
     assert [(worker, reason) for worker, _, _, reason in lost] == [

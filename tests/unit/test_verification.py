@@ -4,7 +4,8 @@ import pytest
 from refusal import refused
 
 from psgc.errors import RunFailed, TooFewWorkers
-from psgc.server.instructions import Collect, Commit, Compare, Discard, Finish, Reassign, Wrong
+from psgc.server.events import Abandoned, Begin, Compared, Deadline, Delivered, Lost, Report
+from psgc.server.instructions import Add, Collect, Commit, Compare, Discard, Finish, Reassign, Wrong
 from psgc.server.membership import Membership
 from psgc.server.orders import Next, Skip
 from psgc.server.scheduler import make_schedule
@@ -20,14 +21,14 @@ def begun(holders, parts=1, name="static", combined=False, every=1, reassigning=
     }
     schedule = make_schedule(name, loads, holders=membership.holders, parts=parts)
     it = VerifyingCoordinator(membership, schedule, combined, tolerated, every=every)
-    it.begin(0)
+    it.handle(Begin(0))
     return it
 
 
 def report(it, *copies):
     answers = []
     for worker, chunk in copies:
-        answers = it.report(worker, 0, chunk)
+        answers = it.handle(Report(worker, 0, chunk))
     return answers
 
 
@@ -51,7 +52,7 @@ def test_a_checked_chunk_is_committed_when_one_more_copy_than_parts_agrees(combi
         assert report(it, (worker, 0)) == []
     assert report(it, (workers[-1], 0)) == [compare(0, *workers)]
     assert it.recovered == 0
-    assert it.compared(0, workers) == [commit(0, *workers[:parts])]
+    assert it.handle(Compared(0, workers)) == [commit(0, *workers[:parts])]
     assert it.recovered == 1
     assert it.contributors(0) == tuple(workers[:parts])
     assert all(it.used(worker, 0) for worker in workers)
@@ -61,7 +62,7 @@ def test_a_checked_chunk_is_committed_when_one_more_copy_than_parts_agrees(combi
 def test_when_everything_is_checked_nothing_is_collected(combined):
     it = begun([[1, 2]], combined=combined)
     report(it, (1, 0), (2, 0))
-    assert it.compared(0, [1, 2]) == [commit(0, 1), Finish()]
+    assert it.handle(Compared(0, (1, 2))) == [commit(0, 1), Finish()]
     assert it.phase == "idle"
 
 
@@ -71,17 +72,17 @@ def test_with_combined_the_others_are_committed_and_collected_as_ever():
     assert report(it, (2, 1)) == [Discard(2, 1)]
     assert report(it, (2, 3)) == [commit(3, 2)]
     report(it, (1, 0), (2, 0))
-    assert it.compared(0, [1, 2]) == [commit(0, 1)]
+    assert it.handle(Compared(0, (1, 2))) == [commit(0, 1)]
     report(it, (2, 2), (1, 2))
-    assert it.compared(2, [2, 1]) == [commit(2, 2), Collect(1, 1), Collect(2, 2)]
-    assert it.delivered(1, 0, 1) == []
-    assert it.delivered(2, 0, 2) == [Finish()]
+    assert it.handle(Compared(2, (2, 1))) == [commit(2, 2), Collect(1, 1), Collect(2, 2)]
+    assert it.handle(Delivered(1, 0, 1)) == [Add(1, 1)]
+    assert it.handle(Delivered(2, 0, 2)) == [Add(2, 2), Finish()]
 
 
 def test_who_has_not_begun_a_checked_chunk_may_skip_it():
     it = begun([[1, 2, 3], [1, 2, 3]], name="skipping")
     report(it, (1, 0), (2, 0))
-    assert it.compared(0, [1, 2]) == [commit(0, 1), Skip(3, 0, True)]
+    assert it.handle(Compared(0, (1, 2))) == [commit(0, 1), Skip(3, 0, True)]
 
 
 # copies that do not agree
@@ -91,42 +92,42 @@ def test_who_has_not_begun_a_checked_chunk_may_skip_it():
 def test_when_they_do_not_agree_one_more_holder_does_it_and_who_is_alone_is_in_the_wrong(combined):
     it = begun([[1, 2, 3], [1, 2, 3]], combined=combined)
     report(it, (1, 0), (2, 0))
-    assert it.compared(0, []) == [Next(3, 0)]
+    assert it.handle(Compared(0, ())) == [Next(3, 0)]
     assert it.recovered == 0
     assert report(it, (3, 0)) == [compare(0, 1, 2, 3)]
-    assert it.compared(0, [2, 3]) == [Wrong(1, 0, (2, 3)), commit(0, 2)]
+    assert it.handle(Compared(0, (2, 3))) == [Wrong(1, 0, (2, 3)), commit(0, 2)]
     assert [it.used(worker, 0) for worker in (1, 2, 3)] == [False, True, True]
 
 
 def test_when_no_holder_is_left_another_takes_over_it():
     it = begun([[1, 2], [3, 4], [3, 5]])
     report(it, (1, 0), (2, 0))
-    assert it.compared(0, []) == [Reassign(4, 0, 1), Next(4, 0)]
+    assert it.handle(Compared(0, ())) == [Reassign(4, 0, 1), Next(4, 0)]
     assert report(it, (4, 0)) == [Compare(0, ((1, 1), (2, 2), (4, 1)))]
-    assert it.compared(0, []) == [Reassign(5, 0, 2), Next(5, 0)]  # least often had so far
+    assert it.handle(Compared(0, ())) == [Reassign(5, 0, 2), Next(5, 0)]  # least often had so far
     report(it, (5, 0))
-    assert it.compared(0, [4, 5]) == [Wrong(1, 0, (4, 5)), Wrong(2, 0, (4, 5)), Commit(0, (1,), ((4, 1),))]
+    assert it.handle(Compared(0, (4, 5))) == [Wrong(1, 0, (4, 5)), Wrong(2, 0, (4, 5)), Commit(0, (1,), ((4, 1),))]
 
 
 def test_with_several_parts_whoever_fits_to_those_that_agree_is_right():
     it = begun([[1, 2, 3, 4, 5]], parts=2)
     report(it, (1, 0), (2, 0), (3, 0))
-    assert it.compared(0, []) == [Next(4, 0)]
+    assert it.handle(Compared(0, ())) == [Next(4, 0)]
     assert report(it, (5, 0)) == [compare(0, 1, 2, 3, 5)]  # whoever it is
-    assert it.compared(0, [5, 1, 3]) == [Wrong(2, 0, (5, 1, 3)), Commit(0, (5, 1), ((5, 5), (1, 1))), Finish()]
+    assert it.handle(Compared(0, (5, 1, 3))) == [Wrong(2, 0, (5, 1, 3)), Commit(0, (5, 1), ((5, 5), (1, 1))), Finish()]
 
 
 def test_when_nobody_is_left_the_run_fails_and_says_why():
     it = begun([[1, 2], [1, 3]])
     report(it, (1, 0), (2, 0))
-    it.compared(0, [])
+    it.handle(Compared(0, ()))
     report(it, (3, 0))
     text = (
         r"^chunk 0, iteration 0: workers 1, 2, 3 have done it, no 2 copies agree, and nobody is left to ask: the "
         r"gradient is not deterministic, verify.tolerance is too small, or too many are wrong$"
     )
     with pytest.raises(RunFailed, match=text) as failure:
-        it.compared(0, [])
+        it.handle(Compared(0, ()))
     assert not isinstance(failure.value, TooFewWorkers)  # other machines would not help
 
 
@@ -134,7 +135,7 @@ def test_nobody_takes_over_who_may_not():
     it = begun([[1, 2], [1, 3]], reassigning=False)
     report(it, (1, 0), (2, 0))
     with pytest.raises(RunFailed, match=r"too many are wrong; faults.adopt: true would let others take it$"):
-        it.compared(0, [])
+        it.handle(Compared(0, ()))
 
 
 # copies that come by themselves
@@ -144,7 +145,7 @@ def test_a_surplus_copy_that_agrees_changes_nothing():
     it = unchecked()
     assert report(it, (1, 1)) == [commit(1, 1)]
     assert report(it, (2, 1)) == [compare(1, 1, 2)]
-    assert it.compared(1, [1, 2]) == []
+    assert it.handle(Compared(1, (1, 2))) == []
     assert it.contributors(1) == (1,)
 
 
@@ -157,31 +158,31 @@ def test_a_surplus_copy_that_does_not_agree_takes_the_chunk_back():
     it = unchecked()
     report(it, (1, 1), (2, 1))
     missing = it.missing_copies
-    assert it.compared(1, []) == [Next(3, 1)]
+    assert it.handle(Compared(1, ())) == [Next(3, 1)]
     assert (it.recovered, it.contributors(1), it.used(1, 1)) == (0, (), False)
     assert it.missing_copies == missing + 1
     assert report(it, (3, 1)) == [compare(1, 1, 2, 3)]
-    assert it.compared(1, [2, 3]) == [Wrong(1, 1, (2, 3)), commit(1, 2)]
+    assert it.handle(Compared(1, (2, 3))) == [Wrong(1, 1, (2, 3)), commit(1, 2)]
     assert (it.recovered, it.missing_copies) == (1, missing)
 
 
 def test_a_copy_that_comes_after_the_others_agreed_may_be_in_the_wrong():
     it = unchecked()
     report(it, (1, 0), (2, 0))
-    it.compared(0, [1, 2])
+    it.handle(Compared(0, (1, 2)))
     assert report(it, (3, 0)) == [compare(0, 1, 2, 3)]
-    assert it.compared(0, [1, 2]) == [Wrong(3, 0, (1, 2))]
+    assert it.handle(Compared(0, (1, 2))) == [Wrong(3, 0, (1, 2))]
     assert it.contributors(0) == (1,)
 
 
 def test_nobody_is_in_the_wrong_twice_for_one_copy():
     it = begun([[1, 2, 3, 4]] * 2)
     report(it, (1, 0), (2, 0))
-    it.compared(0, [])
+    it.handle(Compared(0, ()))
     report(it, (3, 0))
-    assert Wrong(1, 0, (2, 3)) in it.compared(0, [2, 3])
+    assert Wrong(1, 0, (2, 3)) in it.handle(Compared(0, (2, 3)))
     report(it, (4, 0))
-    assert it.compared(0, [2, 3, 4]) == []
+    assert it.handle(Compared(0, (2, 3, 4))) == []
 
 
 def test_an_iteration_does_not_end_while_copies_are_compared():
@@ -190,15 +191,15 @@ def test_an_iteration_does_not_end_while_copies_are_compared():
     report(it, (1, 1))
     assert report(it, (1, 0)) == [commit(1, 1)]
     assert report(it, (2, 2), (2, 1), (2, 0)) == [commit(2, 2), compare(1, 1, 2), compare(0, 1, 2)]
-    assert it.compared(1, [1, 2]) == []
-    assert it.compared(0, [1, 2]) == [commit(0, 1), Finish()]
+    assert it.handle(Compared(1, (1, 2))) == []
+    assert it.handle(Compared(0, (1, 2))) == [commit(0, 1), Finish()]
 
 
 def test_who_had_skipped_what_is_taken_back_is_asked_again():
     it = unchecked("skipping")
     assert report(it, (1, 1)) == [commit(1, 1), Skip(2, 1, True), Skip(3, 1, True)]
     report(it, (2, 1))  # it had begun
-    assert it.compared(1, []) == [Next(3, 1)]
+    assert it.handle(Compared(1, ())) == [Next(3, 1)]
 
 
 def test_who_dropped_what_was_taken_back_meanwhile_has_not_done_it():
@@ -207,9 +208,9 @@ def test_who_dropped_what_was_taken_back_meanwhile_has_not_done_it():
     it = unchecked("skipping")
     it._schedule.freed = lambda worker, chunk, now, seconds, done=True, late=0.0: seen.append(done) or []
     report(it, (1, 1), (2, 1))
-    it.abandoned(3, 0, 1)
-    it.compared(1, [])
-    it.abandoned(3, 0, 1)
+    it.handle(Abandoned(3, 0, 1))
+    it.handle(Compared(1, ()))
+    it.handle(Abandoned(3, 0, 1))
     assert seen == [True, True, True, False]
 
 
@@ -219,31 +220,31 @@ def test_who_dropped_what_was_taken_back_meanwhile_has_not_done_it():
 def test_what_a_lost_worker_was_asked_is_asked_of_another():
     it = begun([[1, 2, 3, 4], [1, 2, 3, 4]])
     report(it, (1, 0), (2, 0))
-    assert it.compared(0, []) == [Next(3, 0)]
-    assert it.lost(3) == [Next(4, 0)]
+    assert it.handle(Compared(0, ())) == [Next(3, 0)]
+    assert it.handle(Lost(3)) == [Next(4, 0)]
     assert report(it, (4, 0)) == [compare(0, 1, 2, 4)]
 
 
 def test_when_nobody_is_left_because_of_a_loss_other_machines_would_help():
     it = begun([[1, 2, 3], [1, 2, 3]])
     report(it, (1, 0), (2, 0))
-    it.compared(0, [])
+    it.handle(Compared(0, ()))
     with pytest.raises(TooFewWorkers, match=r"workers 1, 2 have done it, no 2 copies agree"):
-        it.lost(3)
+        it.handle(Lost(3))
 
 
 @COMBINED
 def test_what_a_lost_worker_reported_of_a_checked_chunk_counts(combined):
     it = begun([[1, 2, 3], [1, 2, 3]], combined=combined)
     report(it, (1, 0))
-    assert it.lost(1) == []
+    assert it.handle(Lost(1)) == []
     assert report(it, (2, 0)) == [compare(0, 1, 2)]
 
 
 def test_one_worker_more_than_parts_is_needed():
     it = begun([[1, 2], [1, 2]])
     with pytest.raises(TooFewWorkers, match=r"^1 worker is left, parts 1 with verify needs 2$"):
-        it.lost(1)
+        it.handle(Lost(1))
 
 
 # approximate recovery
@@ -253,8 +254,8 @@ def test_what_is_there_counts_unchecked_when_the_iteration_has_to_end():
     it = begun([[1, 2, 3, 4]] * 4, parts=2, every=1)
     report(it, (1, 0), (2, 0), (3, 1))
     report(it, (1, 2), (2, 2), (3, 2))
-    it.compared(2, [])
-    answers = it.finalize()
+    it.handle(Compared(2, ()))
+    answers = it.handle(Deadline())
     assert answers == [commit(0, 1, 2), commit(1, 3), Finish()]
     assert it.incomplete() == {1: (3,), 2: (), 3: ()}  # of 2 it is known that something is wrong
     assert it.missing_copies == 1 + 2 + 2
@@ -266,16 +267,16 @@ def test_what_is_tolerated_to_be_missing_is_what_has_not_been_checked():
     assert report(it, (1, 0)) == []
     assert it.phase == "working"
     assert report(it, (2, 0)) == [compare(0, 1, 2)]
-    assert it.compared(0, [1, 2]) == [commit(0, 1), Finish()]
+    assert it.handle(Compared(0, (1, 2))) == [commit(0, 1), Finish()]
 
 
 def test_an_iteration_does_not_end_with_nothing_but_what_is_in_dispute():
     it = begun([[1, 2, 3]] * 2)
     report(it, (1, 0), (2, 0))
-    it.compared(0, [])
-    assert it.finalize() == []
+    it.handle(Compared(0, ()))
+    assert it.handle(Deadline()) == []
     report(it, (3, 0))
-    assert it.compared(0, [1, 3])[-1] == Finish()
+    assert it.handle(Compared(0, (1, 3)))[-1] == Finish()
 
 
 # what is not allowed
@@ -283,21 +284,21 @@ def test_an_iteration_does_not_end_with_nothing_but_what_is_in_dispute():
 
 def test_an_answer_that_nobody_asked_for_is_refused():
     it = begun([[1, 2], [1, 2]])
-    for do in (lambda: it.compared(0, [1, 2]), lambda: it.compared(5, [])):
+    for do in (lambda: it.handle(Compared(0, (1, 2))), lambda: it.handle(Compared(5, ()))):
         with refused(it):
             do()
     report(it, (1, 0), (2, 0))
-    it.compared(0, [1, 2])
+    it.handle(Compared(0, (1, 2)))
     with refused(it):
-        it.compared(0, [1, 2])
+        it.handle(Compared(0, (1, 2)))
 
 
 def test_nothing_survives_into_the_next_iteration():
     it = begun([[1, 2, 3]])
     report(it, (1, 0), (2, 0))
-    it.compared(0, [])
+    it.handle(Compared(0, ()))
     report(it, (3, 0))
-    it.compared(0, [2, 3])
-    it.begin(1)
+    it.handle(Compared(0, (2, 3)))
+    it.handle(Begin(1))
     assert not any((it._known, it._comparing, it._disputed, it._wrong))
-    assert it.report(1, 1, 0) == []
+    assert it.handle(Report(1, 1, 0)) == []

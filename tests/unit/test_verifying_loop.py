@@ -10,6 +10,7 @@ from psgc.checks import is_checked
 from psgc.config import Coding
 from psgc.messages import TAIL, Kind
 from psgc.plan import make_plan
+from psgc.server.events import Begin
 from psgc.server.optimizer import make_optimizer
 from psgc.server.recovery import Recovery
 from psgc.server.verification import Verification
@@ -34,7 +35,7 @@ def server(request):
     server._length = DIM + TAIL
     server._log.begin(0, 0)
     server._decoder.begin()
-    server._coordinator.begin(0)
+    server._coordinator.handle(Begin(0))
     return server
 
 

@@ -1,0 +1,84 @@
+"""What happens to an iteration, as the coordinator hears of it. All times are seconds since the iteration began."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """The parameters of `iteration` are on their way to the workers."""
+
+    iteration: int
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A worker has done a chunk (transfer `per_chunk`: and its coded gradient is here).
+
+    now: when the server handles the report; seconds: what the chunk took the worker; attempt: how often the chunk had
+    been invalidated, as far as the worker knew; late: how many seconds ago the worker finished the chunk.
+    """
+
+    worker: int
+    iteration: int
+    chunk: int
+    now: float = 0.0
+    seconds: float = 0.0
+    attempt: int = 0
+    late: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Abandoned:
+    """A worker has finished a chunk that it was told to skip meanwhile, and has dropped it; fields as in `Report`."""
+
+    worker: int
+    iteration: int
+    chunk: int
+    now: float = 0.0
+    seconds: float = 0.0
+    attempt: int = 0
+    late: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """The accumulator of a worker in one role is here (transfer `combined`)."""
+
+    worker: int
+    iteration: int
+    role: int
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """The failure detector has given up a worker."""
+
+    worker: int
+    now: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Deadline:
+    """The iteration is to end as soon as possible, with the copies that are there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time has passed; due when `Coordinator.wake` says so."""
+
+    now: float
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """The copies of `chunk` by the workers `agreeing` agree; the first `parts` of them decode it (`verify`).
+
+    agreeing: parts + 1 workers or more, or empty when no parts + 1 copies agree.
+    """
+
+    chunk: int
+    agreeing: tuple[int, ...]
+    now: float = 0.0
+
+
+Event = Begin | Report | Abandoned | Delivered | Lost | Deadline | Tick | Compared
