@@ -17,7 +17,7 @@ import numpy as np
 
 from psgc import coding
 from psgc.reporting.records import Recorder
-from psgc.server.observer import Fate, IterationRecord
+from psgc.server.observer import IterationRecord, Outcome
 
 SECONDS = 0.005  # a chunk
 
@@ -40,7 +40,7 @@ def measure(workers: int, chunks_per_worker: int, replication: int, rows: int) -
             row = IterationRecord(iteration, seconds=1.1 * SECONDS * chunks_per_worker, loss=0.5, reports=reports)
             began = time.process_time()
             for (worker, chunk, _), (start, each) in reports.items():
-                recorder.chunk(worker, chunk, iteration, start, each, Fate.USED)
+                recorder.chunk(worker, chunk, iteration, start, each, Outcome.USED)
             called = time.process_time()
             recorder.iteration(row)
             closed = time.process_time()

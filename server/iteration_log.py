@@ -3,7 +3,7 @@
 import math
 
 from psgc.server.coordinator import Coordinator
-from psgc.server.observer import Fate, IterationRecord, Observer
+from psgc.server.observer import IterationRecord, Observer, Outcome
 
 
 class IterationLog:
@@ -38,7 +38,7 @@ class IterationLog:
             self.row.reports[worker, chunk, attempt] = (start, seconds)
             self.row.losses.setdefault(chunk, loss)
         else:  # of an iteration whose row is finished
-            self._observer.chunk(worker, chunk, iteration, start, seconds, Fate.LATE)
+            self._observer.chunk(worker, chunk, iteration, start, seconds, Outcome.LATE)
 
     def lost(self, worker: int) -> None:
         """`worker` takes no part from now on."""
@@ -74,8 +74,8 @@ class IterationLog:
         for (worker, chunk, attempt), (start, seconds) in row.reports.items():
             used = coordinator.used(worker, chunk, attempt)
             row.redundant += not used
-            fate = Fate.USED if used else Fate.LOST if worker in row.gone else Fate.LATE
-            self._observer.chunk(worker, chunk, row.iteration, start, seconds, fate)
+            outcome = Outcome.USED if used else Outcome.LOST if worker in row.gone else Outcome.LATE
+            self._observer.chunk(worker, chunk, row.iteration, start, seconds, outcome)
         self._finished, self.row, self._is_complete = row, IterationRecord(-1), False
 
     def write(self) -> None:

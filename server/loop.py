@@ -34,7 +34,7 @@ from psgc.server.malformed import (
     check_seconds,
 )
 from psgc.server.membership import Membership
-from psgc.server.observer import Approximation, Fate, Observer
+from psgc.server.observer import Approximation, Observer, Outcome
 from psgc.server.optimizer import Optimizer
 from psgc.server.orders import Next, Queue, Skip
 from psgc.server.outgoing import Outgoing
@@ -362,7 +362,7 @@ class Server:
                     event = events.Abandoned(worker, iteration, chunk, now, seconds, attempt, late)
                     instructions = self._coordinator.handle(event)
                 self._failure_detector.through(worker, seconds)
-                self._observer.chunk(worker, chunk, iteration, start, seconds, Fate.ABANDONED)
+                self._observer.chunk(worker, chunk, iteration, start, seconds, Outcome.ABANDONED)
                 self._carry_out(instructions)
             case Kind.FAILED:
                 self._fail(worker, iteration, chunk, everywhere=bool(attempt))

@@ -5,7 +5,7 @@ from enum import IntEnum
 from typing import Any, Protocol
 
 
-class Fate(IntEnum):
+class Outcome(IntEnum):
     """What became of a chunk that a worker worked on."""
 
     USED = 0  # its copy is part of the gradient, or has shown it to be right (`verify`)
@@ -56,7 +56,9 @@ class Approximation:
 class Observer(Protocol):
     """Who keeps the record of a run."""
 
-    def chunk(self, worker: int, chunk: int, iteration: int, start: float, seconds: float, fate: Fate) -> None: ...
+    def chunk(
+        self, worker: int, chunk: int, iteration: int, start: float, seconds: float, outcome: Outcome
+    ) -> None: ...
 
     def iteration(self, row: IterationRecord) -> None: ...
 

@@ -1,4 +1,4 @@
-"""One iteration, worker by worker, as a Gantt chart: every chunk in the colour of its fate."""
+"""One iteration, worker by worker, as a Gantt chart: every chunk in the colour of its outcome."""
 
 from functools import partial
 from typing import Any
@@ -14,7 +14,7 @@ from psgc.reporting.picture import MARKED, NAMED_ROWS, WIDTH, Picture, rows, uni
 from psgc.reporting.run_directory import RecordedRun
 from psgc.reporting.summary import duration
 from psgc.reporting.theme import HATCHES, Theme
-from psgc.reporting.timeline import FATES
+from psgc.reporting.timeline import OUTCOMES
 
 NARROW = {"handlelength": 1.4, "columnspacing": 1.2, "handletextpad": 0.5}  # a legend
 
@@ -35,7 +35,7 @@ def gantt(run: RecordedRun, iteration: int | None) -> Picture:
     numbers = run.iterations["iteration"]
     row = slowest(run) if iteration is None else int(np.searchsorted(numbers, iteration))
     mine = run.timeline["iteration"] == numbers[row]
-    columns = {name: column[mine] for name, column in run.timeline.items() if name != "fates"}
+    columns = {name: column[mine] for name, column in run.timeline.items() if name != "outcomes"}
     total, bound = float(run.iterations["seconds"][row]), float(run.iterations["bound"][row])
     ended = "ended, approximate" if run.iterations["error_measure"][row] > 0 else "recovered"
     away: dict[int, int] = {}  # worker -> the iteration in which it was lost
@@ -44,12 +44,12 @@ def gantt(run: RecordedRun, iteration: int | None) -> Picture:
             away[event["worker"]] = event["iteration"]
         elif event["iteration"] <= numbers[row] and event["event"] == "returned":
             away.pop(event["worker"], None)
-    counts = np.bincount(columns["fate"], minlength=len(FATES)).tolist()
+    counts = np.bincount(columns["outcome"], minlength=len(OUTCOMES)).tolist()
     which = f"iteration {numbers[row]}" + (", the slowest" if iteration is None else "")
     best = f", T* is {duration(bound)}" if np.isfinite(bound) else ""
     alt = (
         f"Gantt chart of {which}, a row for each of {run.workers} workers: "
-        f"{', '.join(f'{count} chunks {name}' for count, name in zip(counts, FATES, strict=True) if count)}; "
+        f"{', '.join(f'{count} chunks {name}' for count, name in zip(counts, OUTCOMES, strict=True) if count)}; "
         f"{ended} after {duration(total)}{best}."
     )
     caption = (
@@ -82,19 +82,19 @@ def _draw(
     figure = new_figure(WIDTH, min(1.8 + 0.32 * workers, 9.0))
     axes = figure.subplots()
     handles: list[Any] = []
-    for fate, name in enumerate(FATES):
-        if not counts[fate]:
+    for outcome, name in enumerate(OUTCOMES):
+        if not counts[outcome]:
             continue
-        here = columns["fate"] == fate
+        here = columns["outcome"] == outcome
         left, right, middle = scale * start[here], scale * end[here], columns["worker"][here]
         half = 0.4 if few else 0.5
         corners = [(left, middle - half), (left, middle + half), (right, middle + half), (right, middle - half)]
-        hatch = HATCHES[fate] if few else None
-        style: dict[str, Any] = {"facecolor": theme.fates[fate], "edgecolor": theme.paper, "hatch": hatch}
+        hatch = HATCHES[outcome] if few else None
+        style: dict[str, Any] = {"facecolor": theme.outcomes[outcome], "edgecolor": theme.paper, "hatch": hatch}
         bars = PolyCollection(list(np.array(corners).transpose(2, 0, 1)), linewidth=0.8 if few else 0, **style)
         bars.set_antialiased(few)
         axes.add_collection(bars)
-        handles.append(Patch(linewidth=0, label=f"{name} ({counts[fate]})", **style))
+        handles.append(Patch(linewidth=0, label=f"{name} ({counts[outcome]})", **style))
     for name, value in moments.items():
         line: dict[str, Any] = {"color": theme.ink, "linestyle": "--" if name == "T*" else "-", "linewidth": 1.5}
         axes.axvline(scale * value, **line)

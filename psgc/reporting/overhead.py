@@ -20,20 +20,20 @@ def overhead(
 ) -> float | None:
     """The share of an iteration that was overhead, in the median; None when there is no iteration to tell it from.
 
-    timeline: as in the run directory, fate 0 is USED; iterations, seconds, exact: of each iteration the number, the
+    timeline: as in the run directory, outcome 0 is USED; iterations, seconds, exact: of each iteration the number, the
     time, and whether all was recovered. The first one is left out, in which ranks are still being set up.
     """
     order = np.lexsort((timeline["start"], timeline["worker"], timeline["iteration"]))
-    iteration, worker, start, took, fate = (
-        timeline[name][order] for name in ("iteration", "worker", "start", "seconds", "fate")
+    iteration, worker, start, took, outcome = (
+        timeline[name][order] for name in ("iteration", "worker", "start", "seconds", "outcome")
     )
     begins = np.flatnonzero(np.diff(iteration, prepend=-1) | np.diff(worker, prepend=-1))  # the first of each worker
     before = np.cumsum(took) - took
     lengths = np.diff(begins, append=len(order))
     computing = before + took + np.repeat(start[begins] - before[begins], lengths)  # when each chunk was done
-    counted = np.isin(iterations, iteration[fate == 0]) & exact
+    counted = np.isin(iterations, iteration[outcome == 0]) & exact
     counted[0 : len(counted) > 1] = False
-    used = (fate == 0) & np.isin(iteration, iterations[counted])
+    used = (outcome == 0) & np.isin(iteration, iterations[counted])
     if not used.any():
         return None
     longest = np.zeros(len(iterations))

@@ -21,7 +21,7 @@ class Paces:
     def count(self, entries: np.ndarray) -> None:
         """How long each worker has taken for what it finished, and for what it abandoned."""
         worker, seconds = entries["worker"] - 1, entries["seconds"]
-        done, abandoned = entries["fate"] < ABANDONED, entries["fate"] == ABANDONED
+        done, abandoned = entries["outcome"] < ABANDONED, entries["outcome"] == ABANDONED
         self._finished_seconds += np.bincount(worker[done], seconds[done], len(self._finished))
         self._finished += np.bincount(worker[done], minlength=len(self._finished))
         np.maximum.at(self._abandoned, worker[abandoned], seconds[abandoned])

@@ -23,9 +23,9 @@ NARROW = 640  # pixels below which a figure is not made smaller, but scrolled
 
 STYLE = f"""
 :root {{ color-scheme: light dark; --paper: {LIGHT.paper}; --ink: {LIGHT.ink}; --muted: {LIGHT.muted};
-  --line: {LIGHT.grid}; --accent: {LIGHT.lines[0]}; --bad: {LIGHT.fates[3]}; }}
+  --line: {LIGHT.grid}; --accent: {LIGHT.lines[0]}; --bad: {LIGHT.outcomes[3]}; }}
 @media (prefers-color-scheme: dark) {{ :root {{ --paper: {DARK.paper}; --ink: {DARK.ink}; --muted: {DARK.muted};
-  --line: {DARK.grid}; --accent: {DARK.lines[0]}; --bad: {DARK.fates[3]}; }} }}
+  --line: {DARK.grid}; --accent: {DARK.lines[0]}; --bad: {DARK.outcomes[3]}; }} }}
 body {{ margin: 0 auto; max-width: 60rem; padding: 1rem 1.25rem 3rem; background: var(--paper); color: var(--ink);
   font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }}
 h1 {{ font-size: 1.5rem; margin: 0.5rem 0; }}

@@ -275,7 +275,7 @@ class Recorder:
             self.not_whole.pop(name, None)
 
     def timeline(self) -> dict[str, np.ndarray]:
-        """Every chunk that was worked on; fate indexes `fates`."""
+        """Every chunk that was worked on; outcome indexes `outcomes`."""
         return self._timeline.columns()
 
     def _take_timeline(self, resume_at: int) -> None:
@@ -286,7 +286,7 @@ class Recorder:
             return
         if columns is None:
             return
-        names = ("worker", "chunk", "iteration", "start", "seconds", "fate")
+        names = ("worker", "chunk", "iteration", "start", "seconds", "outcome")
         kept = (columns["iteration"] < resume_at) & (columns["worker"] <= self._assignment.shape[1])
         for entry in zip(*(columns[name][kept].tolist() for name in names), strict=True):
             self.chunk(*entry)

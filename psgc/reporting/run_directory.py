@@ -40,8 +40,8 @@ class RecordedRun:
     counts as int64 and all else as float64 (nan: not known); those of OPTIONAL may not be among them, and the loss is
     not when the problem has none.
     timeline: every chunk that was worked on, by column: worker (1..workers), chunk, iteration, start and seconds,
-    fate (an index of `fates`, the last entry of the dictionary); None when there is none. It may lack iterations (after
-    `--resume`), and have some that have no row yet.
+    outcome (an index of `outcomes`, the last entry of the dictionary); None when there is none. It may lack iterations
+    (after `--resume`), and have some that have no row yet.
     summary: summary.json, None while the run has not come to its end; losses: the rows of lost.csv;
     workers, chunks: how many there are, 0 when nothing says so.
     """
@@ -61,7 +61,7 @@ class RecordedRun:
         count = np.zeros_like(total)
         if self.timeline is not None:
             row, recorded = self.rows_of(self.timeline["iteration"])
-            done = recorded & (self.timeline["fate"] != ABANDONED)
+            done = recorded & (self.timeline["outcome"] != ABANDONED)
             place = (row[done], self.timeline["worker"][done] - 1)
             np.add.at(total, place, self.timeline["seconds"][done])
             np.add.at(count, place, 1)

@@ -25,7 +25,7 @@ def paces(run: RecordedRun) -> np.ndarray:
     if not len(pace):
         return np.full(run.workers, np.nan)
     longest = np.full(run.workers, -np.inf)
-    given_up = run.timeline["fate"] == ABANDONED
+    given_up = run.timeline["outcome"] == ABANDONED
     np.maximum.at(longest, run.timeline["worker"][given_up] - 1, run.timeline["seconds"][given_up])
     return np.where(np.isnan(pace) & (longest > 0), longest, pace)
 

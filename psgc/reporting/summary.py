@@ -20,8 +20,8 @@ def summarise(recorder: Recorder, seconds: float, settings: dict[str, Any], stat
     None stands for what there is not, such as the loss of a problem that has none. A loss may be nan or inf.
     """
     timeline = recorder.timeline()
-    done = np.isin(timeline["fate"], (0, 1))
-    used = timeline["fate"] == 0
+    done = np.isin(timeline["outcome"], (0, 1))
+    used = timeline["outcome"] == 0
     spent = float(timeline["seconds"].sum())
     known = [b for b in recorder.bounds if math.isfinite(b)]
     efficiency = [b / s for b, s in zip(recorder.bounds, recorder.seconds, strict=True) if math.isfinite(b)]

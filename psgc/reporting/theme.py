@@ -8,14 +8,14 @@ from cycler import cycler
 
 @dataclass(frozen=True)
 class Theme:
-    """Colours that have contrast with their paper; the four fates can be told apart by the colour-blind."""
+    """Colours that have contrast with their paper; the four outcomes can be told apart by the colour-blind."""
 
     paper: str
     ink: str
     muted: str
     grid: str
     lines: tuple[str, ...]
-    fates: tuple[str, ...]  # used, late, abandoned, lost
+    outcomes: tuple[str, ...]  # used, late, abandoned, lost
 
     def settings(self) -> dict[str, Any]:
         """The same for matplotlib."""
@@ -37,10 +37,10 @@ class Theme:
 
 LIGHT = Theme(
     paper="#ffffff", ink="#1b1f24", muted="#57606a", grid="#e3e6ea",
-    lines=("#0072b2", "#b35900"), fates=("#0072b2", "#c67c00", "#8c8c8c", "#8f0f3a"),
+    lines=("#0072b2", "#b35900"), outcomes=("#0072b2", "#c67c00", "#8c8c8c", "#8f0f3a"),
 )  # fmt: skip
 DARK = Theme(
     paper="#14181d", ink="#e6e9ed", muted="#a3adb8", grid="#2b323a",
-    lines=("#4aa8e8", "#f0b429"), fates=("#4aa8e8", "#e0a020", "#6e7681", "#ffb3d1"),
+    lines=("#4aa8e8", "#f0b429"), outcomes=("#4aa8e8", "#e0a020", "#6e7681", "#ffb3d1"),
 )  # fmt: skip
-HATCHES = ("", "////", "", "xxxx")  # of the fates: colour is not all that tells them apart
+HATCHES = ("", "////", "", "xxxx")  # of the outcomes: colour is not all that tells them apart

@@ -20,12 +20,12 @@ from psgc.errors import UserError, one_line
 from psgc.regular_files import open_regular
 from psgc.writing import GrowingFile, write_whole
 
-FATES = ("used", "late", "abandoned", "lost")  # in the order of psgc.server.observer.Fate
-ABANDONED = FATES.index("abandoned")  # the only ones that were not done
+OUTCOMES = ("used", "late", "abandoned", "lost")  # in the order of psgc.server.observer.Outcome
+ABANDONED = OUTCOMES.index("abandoned")  # the only ones that were not done
 FORMAT = 1  # of timeline.raw
 LONGEST = 1e9  # seconds: more than a run can have taken
 _ENTRY = np.dtype(
-    [("worker", "<i4"), ("chunk", "<i4"), ("iteration", "<i4"), ("start", "<f8"), ("seconds", "<f8"), ("fate", "i1")]
+    [("worker", "<i4"), ("chunk", "<i4"), ("iteration", "<i4"), ("start", "<f8"), ("seconds", "<f8"), ("outcome", "i1")]
 )
 _pack = struct.Struct("<iiiddb").pack  # one _ENTRY
 COLUMNS = _ENTRY.names or ()
@@ -35,9 +35,10 @@ RANGES = {
     "iteration": (0, np.inf),
     "start": (0, LONGEST),
     "seconds": (0, LONGEST),
-    "fate": (0, len(FATES)),
+    "outcome": (0, len(OUTCOMES)),
 }  # the least value, and the first that is too large
 LONGEST_HEAD = 1000  # bytes of the first line of timeline.raw
+OLD_NAMES = {"fate": "outcome", "fates": "outcomes"}  # that columns of timeline.npz had once
 PIECE = 1 << 18  # entries that are looked at together
 
 Columns = dict[str, np.ndarray]
@@ -54,9 +55,9 @@ class Timeline:
         self._raw: GrowingFile | None = None
         self.dropped = False
 
-    def add(self, worker: int, chunk: int, iteration: int, start: float, seconds: float, fate: int) -> None:
+    def add(self, worker: int, chunk: int, iteration: int, start: float, seconds: float, outcome: int) -> None:
         """One chunk that a worker worked on; start: seconds after the worker had the iteration's parameters."""
-        self._entries += _pack(worker, chunk, iteration, start, seconds, fate)
+        self._entries += _pack(worker, chunk, iteration, start, seconds, outcome)
 
     def new(self) -> np.ndarray:
         """The entries since this was called last, as an array of `COLUMNS`."""
@@ -75,7 +76,7 @@ class Timeline:
         self._raw.write(new)
 
     def columns(self) -> Columns:
-        """The entries by column, and `fates`, the names that `fate` is an index of."""
+        """The entries by column, and `outcomes`, the names that `outcome` is an index of."""
         return _columns(np.frombuffer(bytes(self._entries), _ENTRY))
 
     def finish(self) -> None:
@@ -117,11 +118,12 @@ def read_timeline(directory: Path) -> tuple[Columns | None, dict[str, int]]:
     if not path.exists():
         return None, {}
     with _refusing(path):
-        columns = {name: np.asarray(array) for name, array in map_npz(str(path), ours=True).items()}
-        if lacking := {*COLUMNS, "fates"} - set(columns):
+        found = map_npz(str(path), ours=True)
+        columns = {OLD_NAMES.get(name, name): np.asarray(array) for name, array in found.items()}
+        if lacking := {*COLUMNS, "outcomes"} - set(columns):
             raise ValueError(f"it lacks {', '.join(sorted(lacking))}")
         _check(columns)
-        return {name: columns[name] for name in (*COLUMNS, "fates")}, {}
+        return {name: columns[name] for name in (*COLUMNS, "outcomes")}, {}
 
 
 def _read_raw(path: Path) -> tuple[Columns, dict[str, int]]:
@@ -144,7 +146,7 @@ def _read_raw(path: Path) -> tuple[Columns, dict[str, int]]:
 
 
 def _columns(entries: np.ndarray) -> Columns:
-    return {name: entries[name].copy() for name in COLUMNS} | {"fates": np.array(FATES)}
+    return {name: entries[name].copy() for name in COLUMNS} | {"outcomes": np.array(OUTCOMES)}
 
 
 def _valid(entries: np.ndarray) -> np.ndarray:
@@ -157,8 +159,8 @@ def _valid(entries: np.ndarray) -> np.ndarray:
 
 def _check(columns: Columns) -> None:
     """Raises ValueError for what no run can have left."""
-    if columns["fates"].shape != (len(FATES),) or tuple(columns["fates"].tolist()) != FATES:
-        raise ValueError(f"expected the fates {', '.join(FATES)}")
+    if columns["outcomes"].shape != (len(OUTCOMES),) or tuple(columns["outcomes"].tolist()) != OUTCOMES:
+        raise ValueError(f"expected the outcomes {', '.join(OUTCOMES)}")
     if len({columns[name].shape for name in COLUMNS}) != 1 or columns["worker"].ndim != 1:
         raise ValueError("its columns are not of one length")
     for name in COLUMNS:

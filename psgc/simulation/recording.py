@@ -17,7 +17,7 @@ import numpy as np
 
 from psgc.errors import UserError
 from psgc.reporting.run_directory import RecordedRun
-from psgc.server.observer import Fate
+from psgc.server.observer import Outcome
 
 AT_THE_END = 0.95  # of an iteration: what was abandoned later was broken off by its end, and not done
 SHORTEST = 1e-9  # seconds per chunk
@@ -56,7 +56,7 @@ def read_recording(run: RecordedRun, costs: Sequence[float] | None = None, break
     """
     if run.timeline is None:
         raise UserError(f"{run.path}: the run was killed before its timeline was written; nothing to replay")
-    worker, chunk, iteration, fate = (run.timeline[name] for name in ("worker", "chunk", "iteration", "fate"))
+    worker, chunk, iteration, outcome = (run.timeline[name] for name in ("worker", "chunk", "iteration", "outcome"))
     start, seconds = run.timeline["start"], run.timeline["seconds"]
     known = run.iterations["iteration"]
     other = iteration[chunk >= run.chunks]  # of an earlier part of the run, with other chunks
@@ -65,14 +65,14 @@ def read_recording(run: RecordedRun, costs: Sequence[float] | None = None, break
         raise UserError(f"{run.path}: its timeline has no chunk of an iteration that was finished; nothing to replay")
     known, workers = known[seen], run.workers
     mine = np.isin(iteration, known)
-    worker, chunk, start, seconds, fate = (of[mine] for of in (worker, chunk, start, seconds, fate))
+    worker, chunk, start, seconds, outcome = (of[mine] for of in (worker, chunk, start, seconds, outcome))
     row = np.searchsorted(known, iteration[mine])
     took = run.iterations["seconds"][seen]
 
     shape = (len(known), workers)
     place = row * workers + worker - 1
     cost = np.ones(len(chunk)) if costs is None else np.asarray(costs)[chunk]
-    abandoned = fate == Fate.ABANDONED
+    abandoned = outcome == Outcome.ABANDONED
     broken_off = abandoned & breaks_off & (start + seconds > AT_THE_END * took[row])
     paces = _paces(place, seconds, cost, broken_off, shape)
     pauses = _pauses(place, start, seconds)
@@ -90,7 +90,7 @@ def read_recording(run: RecordedRun, costs: Sequence[float] | None = None, break
         away=away,
         pause=float(np.median(pauses)) if len(pauses) else 0.0,
         spent=np.bincount(row, seconds, len(known)),
-        used=np.bincount(row, seconds * (fate == Fate.USED), len(known)),
+        used=np.bincount(row, seconds * (outcome == Outcome.USED), len(known)),
         assumed=float((here & ~finished).sum() / max(1, here.sum())),
         never_finished=[rank for rank in range(1, workers + 1) if not finished[:, rank - 1].any()],
     )

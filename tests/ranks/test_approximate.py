@@ -91,7 +91,7 @@ def test_the_record_says_what_was_missing(late):
 
 def lacking(run, iteration=0):
     """The chunks of the first iteration that were not used, and the gradient of every chunk in it, at params 0."""
-    first = (run.timeline["iteration"] == iteration) & (run.timeline["fate"] == 0)
+    first = (run.timeline["iteration"] == iteration) & (run.timeline["outcome"] == 0)
     there = set(run.timeline["chunk"][first].tolist())
     pieces = np.array_split(np.arange(len(run.y)), CHUNKS)
     gradients = [(run.X[rows].T @ (0.5 - run.y[rows])) / len(run.y) for rows in pieces]

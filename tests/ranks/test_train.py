@@ -288,7 +288,7 @@ def test_ctrl_c_ends_every_rank_and_leaves_a_whole_run_directory(folder, how):
     assert summary["status"] == "interrupted"
     assert summary["iterations"] == len(rows(folder)) - 1 >= 10
     assert np.isfinite(np.load(folder / "out/params.npy")).all()
-    np.load(folder / "out/timeline.npz")["fate"]
+    np.load(folder / "out/timeline.npz")["outcome"]
 
 
 def test_ctrl_c_while_the_run_is_set_up_is_one_line(folder):

@@ -9,7 +9,7 @@ import numpy as np
 from psgc.config import Config
 from psgc.plan import make_plan
 from psgc.reporting.run_directory import RecordedRun
-from psgc.server.observer import Fate
+from psgc.server.observer import Outcome
 from psgc.server.scheduler import make_schedule
 from psgc.simulation.virtual import Trial, VirtualCluster
 
@@ -73,8 +73,8 @@ def record(config: Config, seconds: Sequence[Sequence[float]], message: float = 
             whole = row[rank - 1] * (1.0 if costs is None else costs[chunk])
             spent = min(whole, took[-1] - begun) if more.get("breaks_off", True) else whole
             used = watched._coordinator.used(rank, chunk)
-            fate = Fate.USED if used else Fate.LATE if begun + whole + pause <= took[-1] else Fate.ABANDONED
-            entries.append((rank, chunk, iteration, begun, spent, fate))
+            outcome = Outcome.USED if used else Outcome.LATE if begun + whole + pause <= took[-1] else Outcome.ABANDONED
+            entries.append((rank, chunk, iteration, begun, spent, outcome))
     return recorded_run(config, entries, took, workers, chunks)
 
 
@@ -86,9 +86,9 @@ def recorded_run(
     chunks: int,
     losses: Sequence[tuple[int, int, str]] = (),
 ) -> RecordedRun:
-    """A record from (worker, chunk, iteration, start, seconds, fate), seconds per iteration, and (iteration, worker,
+    """A record from (worker, chunk, iteration, start, seconds, outcome), seconds per iteration, and (iteration, worker,
     event) of losses."""
-    names, kinds = ("worker", "chunk", "iteration", "start", "seconds", "fate"), (int, int, int, float, float, int)
+    names, kinds = ("worker", "chunk", "iteration", "start", "seconds", "outcome"), (int, int, int, float, float, int)
     columns = zip(*entries, strict=True)
     timeline = {name: np.array(column, kind) for name, column, kind in zip(names, columns, kinds, strict=True)}
     number = np.arange(len(took))

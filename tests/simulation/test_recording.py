@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from psgc.errors import UserError
-from psgc.server.observer import Fate
+from psgc.server.observer import Outcome
 from psgc.simulation.recording import read_recording
 from tests.simulation.recorded import record, recorded_run, settings
 
-USED, LATE, ABANDONED, LOST = Fate
+USED, LATE, ABANDONED, LOST = Outcome
 
 
 def two_workers(entries, took, losses=(), chunks=2):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from psgc.data import open_data, write_dense, write_sparse
 from psgc.errors import UserError
 from psgc.messages import MESSAGE, RECORD
-from psgc.server.observer import Fate
+from psgc.server.observer import Outcome
 from psgc.simulation.replay import Choice, Replay, own_choice
 from tests.simulation.recorded import by_rank, cluster, messages, record, recorded_run, settings
 from tests.unit.doctests import assert_examples_hold
@@ -99,7 +99,7 @@ def test_a_worker_that_is_too_slow_to_be_seen_is_remembered_from_when_it_was():
     config = settings("dynamic", chunks_per_worker=2, replication=3)
     seconds = [[1.0, 1.0, 1.0, 2.0]] + [[1.0, 1.0, 1.0, 16.0]] * 6
     run = record(config, seconds)
-    assert not np.isin(run.timeline["fate"][run.timeline["worker"] == 4][-5:], [Fate.USED]).any()
+    assert not np.isin(run.timeline["outcome"][run.timeline["worker"] == 4][-5:], [Outcome.USED]).any()
     replay = Replay(run, None, None, most=100)
     predicted = replay.predict(Choice("uncoded", 2, 1, 1)).times
     longest = run.timeline["seconds"][run.timeline["worker"] == 4].max()
@@ -154,8 +154,8 @@ def test_emulated_seconds_are_the_same_for_chunks_of_any_size(tmp_path):
 def test_the_lost_are_done_without():
     """Worker 4 is lost in iteration 1: three do the work of four."""
     config = settings("static", chunks_per_worker=3, replication=2)
-    entries = [(w, i, t, 0.0, 1.0, Fate.USED) for t in range(6) for w in (1, 2, 3) for i in range(4)]
-    entries += [(4, i, t, 0.0, 1.0, Fate.USED) for t in range(2) for i in range(3)]
+    entries = [(w, i, t, 0.0, 1.0, Outcome.USED) for t in range(6) for w in (1, 2, 3) for i in range(4)]
+    entries += [(4, i, t, 0.0, 1.0, Outcome.USED) for t in range(2) for i in range(3)]
     run = recorded_run(config, entries, [3.0, 3.5, 4.5, 4.0, 4.0, 4.0], 4, 12, losses=[(1, 4, "lost")])
     replay = Replay(run, None, 10, most=100)
     assert replay.took.tolist() == [4.0, 4.0, 4.0]

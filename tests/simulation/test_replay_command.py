@@ -45,7 +45,7 @@ def write_run(config):
         values = {"iteration": i, "seconds": seconds, "recovered": 16, "redundant": 0, "bytes": 0, "lost": 0}
         rows.append(",".join(str(values.get(name, 0)) for name in COLUMNS))
     (directory / "iterations.csv").write_text("\n".join(rows) + "\n")
-    np.savez(directory / "timeline.npz", **run.timeline, fates=np.array(["used", "late", "abandoned", "lost"]))
+    np.savez(directory / "timeline.npz", **run.timeline, outcomes=np.array(["used", "late", "abandoned", "lost"]))
     np.save(directory / "params.npy", np.zeros(10))
     summary = {"status": "done", "reason": "", "workers": 4, "chunks": 16}
     (directory / "summary.json").write_text(json.dumps(summary))

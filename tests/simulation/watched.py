@@ -14,7 +14,7 @@ from psgc.server.dynamic_schedule import DynamicSchedule
 from psgc.server.events import Abandoned, Begin, Event, Report, Tick
 from psgc.server.instructions import Collect, Commit, Discard, Finish, Instruction, Invalidate, Reassign
 from psgc.server.loop import Server
-from psgc.server.observer import Approximation, Fate, IterationRecord
+from psgc.server.observer import Approximation, IterationRecord, Outcome
 from psgc.server.optimizer import Sgd
 from psgc.server.orders import Next, Queue, Skip
 from psgc.transport import Vector
@@ -305,8 +305,8 @@ class Observer:
 
     world: Any
 
-    def chunk(self, worker: int, chunk: int, iteration: int, start: float, seconds: float, fate: Fate) -> None:
-        self.world.used[chunk] += fate == Fate.USED and iteration == self.world.server._log.row.iteration
+    def chunk(self, worker: int, chunk: int, iteration: int, start: float, seconds: float, outcome: Outcome) -> None:
+        self.world.used[chunk] += outcome == Outcome.USED and iteration == self.world.server._log.row.iteration
 
     def iteration(self, row: IterationRecord) -> None:
         world = self.world

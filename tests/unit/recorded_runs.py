@@ -8,7 +8,7 @@ from psgc import coding
 from psgc.config import from_yaml_text
 from psgc.reporting.records import Recorder
 from psgc.reporting.summary import summarise
-from psgc.server.observer import Fate, IterationRecord
+from psgc.server.observer import IterationRecord, Outcome
 
 CONFIG = "problem: {kind: softmax}\ndata: {path: train.npz}\noptimizer: {kind: nesterov, lr: 0.5}\n"
 
@@ -72,14 +72,14 @@ def _iteration(recorder, iteration, seconds, dying, num_chunks, loss, lost):
     for chunk, place in enumerate([*finished, *gone]):
         worker, took = place // most + 1, float(seconds[place // most])
         start = float(ends.flat[place]) - took
-        fate = Fate.LOST if worker in dying else Fate.USED if chunk < num_chunks else Fate.LATE
+        outcome = Outcome.LOST if worker in dying else Outcome.USED if chunk < num_chunks else Outcome.LATE
         reports[worker, chunk % num_chunks, 0] = (start, took)
-        recorder.chunk(worker, chunk % num_chunks, iteration, start, took, fate)
+        recorder.chunk(worker, chunk % num_chunks, iteration, start, took, outcome)
     done = np.bincount(np.array([worker - 1 for worker, *_ in reports]), minlength=len(seconds))
     for worker in np.flatnonzero(np.isfinite(seconds)).tolist():
         begun = float(done[worker] * seconds[worker])
         if worker + 1 not in dying and begun < total:
-            recorder.chunk(worker + 1, iteration % num_chunks, iteration, begun, total - begun, Fate.ABANDONED)
+            recorder.chunk(worker + 1, iteration % num_chunks, iteration, begun, total - begun, Outcome.ABANDONED)
     recorder.iteration(
         IterationRecord(
             iteration,

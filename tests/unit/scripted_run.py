@@ -11,7 +11,7 @@ from psgc.config import Coding
 from psgc.plan import make_plan
 from psgc.server import clock, loop, verifying_loop
 from psgc.server.loop import Server
-from psgc.server.observer import Fate
+from psgc.server.observer import Outcome
 from psgc.server.optimizer import make_optimizer
 from psgc.server.recovery import EXACT
 from psgc.server.verifying_loop import VerifyingServer
@@ -32,7 +32,7 @@ class Run:
         combined=False, verification=None,
     ):  # fmt: skip
         self.transport, self.clock = Transport(workers + 1), Clock()
-        self.rows, self.gradient_error, self.lost, self.returned, self.fates, self.stuck = [], [], {}, [], {}, []
+        self.rows, self.gradient_error, self.lost, self.returned, self.outcomes, self.stuck = [], [], {}, [], {}, []
         for module in (loop, clock, verifying_loop):
             monkeypatch.setattr(module, "time", self.clock)
         observer = SimpleNamespace(
@@ -55,8 +55,8 @@ class Run:
             TIMEOUT, True, lambda: None, costs, SEED, recovery,
         )  # fmt: skip
 
-    def _chunk(self, worker, chunk, iteration, start, seconds, fate):
-        self.fates[worker, chunk, iteration] = Fate(fate)
+    def _chunk(self, worker, chunk, iteration, start, seconds, outcome):
+        self.outcomes[worker, chunk, iteration] = Outcome(outcome)
 
     def follow(self, script, iterations, dim=1):
         self.transport.script = script

@@ -18,14 +18,14 @@ def run(tmp_path_factory):
     return read_run(record(directory, workers=4, chunks_per_worker=3, iterations=6, slow={2: 5.0}, lost={3: 2}))
 
 
-def test_the_gantt_chart_has_a_bar_for_each_chunk_in_the_colour_of_its_fate(run):
+def test_the_gantt_chart_has_a_bar_for_each_chunk_in_the_colour_of_its_outcome(run):
     picture = gantt(run, 2)
     axes = picture.draw(DARK).axes[0]
     mine = run.timeline["iteration"] == 2
-    fates = run.timeline["fate"][mine]
+    outcomes = run.timeline["outcome"][mine]
     bars = {tuple(collection.get_facecolor()[0]): collection.get_paths() for collection in axes.collections}
     assert sum(map(len, bars.values())) == mine.sum()
-    assert sorted(map(len, bars.values())) == sorted(np.bincount(fates)[np.bincount(fates) > 0].tolist())
+    assert sorted(map(len, bars.values())) == sorted(np.bincount(outcomes)[np.bincount(outcomes) > 0].tolist())
     boxes = [path.get_extents() for paths in bars.values() for path in paths]
     start, seconds = run.timeline["start"][mine], run.timeline["seconds"][mine]
     assert sorted(box.x0 for box in boxes) == pytest.approx(sorted(1e3 * start))
@@ -49,7 +49,7 @@ def test_without_a_choice_it_is_the_slowest_iteration_that_is_known(run):
     assert gantt(slow, None).title == "Iteration 3, worker by worker"
     assert "iteration 3, the slowest, a row" in gantt(slow, None).alt
     kept = slow.timeline["iteration"] != 3
-    fewer = {name: column[kept] if name != "fates" else column for name, column in slow.timeline.items()}
+    fewer = {name: column[kept] if name != "outcomes" else column for name, column in slow.timeline.items()}
     assert slowest(changed(slow, timeline=fewer)) == 5
 
 

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 
 from psgc.reporting.overhead import advice, overhead
-from psgc.server.observer import Fate
+from psgc.server.observer import Outcome
 
-USED, LATE, ABANDONED, _ = Fate
+USED, LATE, ABANDONED, _ = Outcome
 
 
 def share(entries, seconds, exact=None):
-    """Entries: (worker, iteration, start, seconds, fate)."""
-    names, kinds = ("worker", "iteration", "start", "seconds", "fate"), (int, int, float, float, int)
+    """Entries: (worker, iteration, start, seconds, outcome)."""
+    names, kinds = ("worker", "iteration", "start", "seconds", "outcome"), (int, int, float, float, int)
     columns = zip(*entries, strict=True) if entries else [()] * 5
     timeline = {name: np.array(column, kind) for name, kind, column in zip(names, kinds, columns, strict=True)}
     number = np.arange(len(seconds))

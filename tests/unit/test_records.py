@@ -16,7 +16,7 @@ from psgc.reporting.csv_files import COLUMNS
 from psgc.reporting.records import Recorder
 from psgc.reporting.summary import lines, summarise
 from psgc.reporting.timeline import read_timeline
-from psgc.server.observer import Fate, IterationRecord
+from psgc.server.observer import IterationRecord, Outcome
 from psgc.writing import write_whole
 from tests.unit.full_disk import ShortWrites, no_file_longer_than
 
@@ -41,7 +41,7 @@ def recorder_in(monkeypatch):  # before the current directory is changed back
 def add(recorder, iteration, reports, seconds=2.0, **values):
     """An iteration whose reports, {(worker, chunk): seconds}, were all used."""
     for (worker, chunk), took in reports.items():
-        recorder.chunk(worker, chunk, iteration, 0.0, took, Fate.USED)
+        recorder.chunk(worker, chunk, iteration, 0.0, took, Outcome.USED)
     with_start = {(worker, chunk, 0): (0.0, took) for (worker, chunk), took in reports.items()}
     recorder.iteration(IterationRecord(iteration, seconds, reports=with_start, **values))
 
@@ -134,11 +134,11 @@ def test_a_worker_that_finished_nothing_is_as_slow_as_it_ever_was(recorder_in, t
     recorder = recorder_in(tmp_path / "out")
     alone = {(1, 0): 1.0, (1, 1): 1.0, (1, 2): 1.0}
     add(recorder, 0, alone)  # nothing is known of worker 2
-    recorder.chunk(2, 2, 0, 0.0, 5.0, Fate.ABANDONED)
-    recorder.chunk(2, 2, 0, 0.0, 4.0, Fate.ABANDONED)
+    recorder.chunk(2, 2, 0, 0.0, 5.0, Outcome.ABANDONED)
+    recorder.chunk(2, 2, 0, 0.0, 4.0, Outcome.ABANDONED)
     add(recorder, 1, alone)  # it takes longer than it worked on what it abandoned
-    recorder.chunk(2, 2, 1, 0.0, 12.0, Fate.LATE)
-    recorder.chunk(2, 1, 1, 0.0, 10.0, Fate.USED)
+    recorder.chunk(2, 2, 1, 0.0, 12.0, Outcome.LATE)
+    recorder.chunk(2, 1, 1, 0.0, 10.0, Outcome.USED)
     add(recorder, 2, alone)  # the mean of all that it finished
     assert recorder.uncoded.tolist() == [2.0, 5.0, 11.0]
     assert recorder.bounds.tolist() == [3.0, 3.0, 3.0]
@@ -180,10 +180,10 @@ def test_bounds_of_a_large_run_are_computed_when_it_is_over(recorder_in, tmp_pat
 
 def test_the_timeline_has_every_chunk_and_what_became_of_it(recorder_in, tmp_path):
     recorder = recorder_in(tmp_path / "out")
-    recorder.chunk(1, 2, 0, 0.125, 0.5, Fate.USED)
-    recorder.chunk(2, 2, 0, 0.25, 0.75, Fate.LATE)
-    recorder.chunk(2, 1, 1, 0.5, 1.5, Fate.ABANDONED)
-    recorder.chunk(1, 0, 1, 0.0, 0.0, Fate.LOST)
+    recorder.chunk(1, 2, 0, 0.125, 0.5, Outcome.USED)
+    recorder.chunk(2, 2, 0, 0.25, 0.75, Outcome.LATE)
+    recorder.chunk(2, 1, 1, 0.5, 1.5, Outcome.ABANDONED)
+    recorder.chunk(1, 0, 1, 0.0, 0.0, Outcome.LOST)
     recorder.finish(np.arange(3.0), {})
     with np.load(tmp_path / "out/timeline.npz", allow_pickle=False) as timeline:
         assert {name: timeline[name].tolist() for name in timeline} == {
@@ -192,10 +192,10 @@ def test_the_timeline_has_every_chunk_and_what_became_of_it(recorder_in, tmp_pat
             "iteration": [0, 0, 1, 1],
             "start": [0.125, 0.25, 0.5, 0.0],
             "seconds": [0.5, 0.75, 1.5, 0.0],
-            "fate": [0, 1, 2, 3],
-            "fates": ["used", "late", "abandoned", "lost"],
+            "outcome": [0, 1, 2, 3],
+            "outcomes": ["used", "late", "abandoned", "lost"],
         }
-        assert [str(name) for name in timeline["fates"]] == [fate.name.lower() for fate in Fate]
+        assert [str(name) for name in timeline["outcomes"]] == [outcome.name.lower() for outcome in Outcome]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -322,7 +322,7 @@ def test_a_record_goes_on_where_the_checkpoint_is(recorder_in, tmp_path, finish)
     assert [event["event"] for event in summary["lost"]] == ["lost", "returned"]
     timeline = np.load(tmp_path / "out/timeline.npz")
     assert timeline["iteration"].tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
-    assert summary["chunks_used"] == len(timeline["fate"]) == 12
+    assert summary["chunks_used"] == len(timeline["outcome"]) == 12
 
 
 @pytest.mark.parametrize("damage", ["half a row", "not csv", "gone", "other columns", "nothing"])

@@ -81,7 +81,7 @@ def test_the_pace_of_workers_is_the_mean_of_what_they_did(whole):
     assert seconds.shape == (5, 4)
     for row in range(5):
         for worker in range(1, 5):
-            mine = (timeline["iteration"] == row) & (timeline["worker"] == worker) & (timeline["fate"] != 2)
+            mine = (timeline["iteration"] == row) & (timeline["worker"] == worker) & (timeline["outcome"] != 2)
             took = timeline["seconds"][mine]
             assert seconds[row, worker - 1] == pytest.approx(took.mean() if took.size else np.nan, nan_ok=True)
     assert np.isnan(seconds[3:, 2]).all()  # it was lost

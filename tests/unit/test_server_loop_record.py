@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from psgc.messages import Kind
-from psgc.server.observer import Fate
+from psgc.server.observer import Outcome
 from psgc.server.recovery import Recovery
 from psgc.transport import Died, Vector
 from tests.unit.scripted import done, said
@@ -22,10 +22,12 @@ def test_what_became_of_each_chunk_that_was_worked_on(make_run):
         yield [done(2, 1, chunk, 1.0) for chunk in range(8)]
 
     run.follow(script(), 2)
-    fates = {(worker, chunk): fate for (worker, chunk, iteration), fate in run.fates.items() if iteration == 0}
-    used = {(1, chunk): Fate.USED for chunk in range(8)}
-    late, abandoned = dict.fromkeys([(2, 0), (2, 1)], Fate.LATE), dict.fromkeys([(4, 2), (4, 3)], Fate.ABANDONED)
-    assert fates == used | late | abandoned | {(3, 1): Fate.LOST}
+    outcomes = {
+        (worker, chunk): outcome for (worker, chunk, iteration), outcome in run.outcomes.items() if iteration == 0
+    }
+    used = {(1, chunk): Outcome.USED for chunk in range(8)}
+    late, abandoned = dict.fromkeys([(2, 0), (2, 1)], Outcome.LATE), dict.fromkeys([(4, 2), (4, 3)], Outcome.ABANDONED)
+    assert outcomes == used | late | abandoned | {(3, 1): Outcome.LOST}
     assert [(row.iteration, row.redundant, row.lost) for row in run.rows] == [(0, 2, 1), (1, 0, 1)]
 
 

@@ -8,7 +8,7 @@ import pytest
 from psgc import __version__, coding
 from psgc.reporting.records import Recorder
 from psgc.reporting.summary import lines, summarise
-from psgc.server.observer import Fate, IterationRecord
+from psgc.server.observer import IterationRecord, Outcome
 
 SETTINGS = {"workers": 2, "chunks": 2, "schedule": "skipping", "transfer": "combined"}
 
@@ -31,12 +31,12 @@ def recorder(empty):
     """Three iterations of 2, 4 and 6 s; worker 2 takes 1, 3 and 3 s a chunk, worker 1 always 1 s."""
     recorder = empty
     for iteration, (seconds, slow) in enumerate([(2.0, 1.0), (4.0, 3.0), (6.0, 3.0)]):
-        recorder.chunk(1, 0, iteration, 0.0, 1.0, Fate.USED)
-        recorder.chunk(2, 1, iteration, 0.0, slow, Fate.USED)
+        recorder.chunk(1, 0, iteration, 0.0, 1.0, Outcome.USED)
+        recorder.chunk(2, 1, iteration, 0.0, slow, Outcome.USED)
         reports = {(1, 0, 0): (0.0, 1.0), (2, 1, 0): (0.0, slow)}
         recorder.iteration(row(iteration, seconds, 0.5 / (iteration + 1), 1500, reports))
-    recorder.chunk(1, 1, 1, 1.0, 1.0, Fate.LATE)
-    recorder.chunk(1, 1, 2, 1.0, 2.0, Fate.ABANDONED)
+    recorder.chunk(1, 1, 1, 1.0, 1.0, Outcome.LATE)
+    recorder.chunk(1, 1, 2, 1.0, 2.0, Outcome.ABANDONED)
     return recorder
 
 
@@ -139,8 +139,8 @@ def test_before_the_first_iteration_there_is_little_to_say(empty):
 def test_a_problem_without_a_loss_and_a_run_without_bounds(empty, monkeypatch):
     monkeypatch.setattr("psgc.reporting.records.INLINE_COPIES", 0)
     recorder = empty
-    recorder.chunk(1, 0, 0, 0.0, 1.0, Fate.USED)
-    recorder.chunk(1, 1, 0, 0.0, 1.0, Fate.USED)
+    recorder.chunk(1, 0, 0, 0.0, 1.0, Outcome.USED)
+    recorder.chunk(1, 1, 0, 0.0, 1.0, Outcome.USED)
     reports = {(1, 0, 0): (0.0, 1.0), (1, 1, 0): (0.0, 1.0)}
     recorder.iteration(row(0, 2.0, None, 10, reports))
     summary = summarise(recorder, 2.0, SETTINGS, "failed", "it broke")

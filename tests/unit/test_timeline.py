@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from psgc.errors import UserError
-from psgc.reporting.timeline import COLUMNS, FATES, Timeline, read_timeline
-from psgc.server.observer import Fate
+from psgc.reporting.timeline import COLUMNS, OUTCOMES, Timeline, read_timeline
+from psgc.server.observer import Outcome
 from tests.unit.full_disk import ShortWrites, no_file_longer_than
 
 ENTRIES = [(1, 2, 0, 0.125, 0.5, 0), (300_000, 2, 0, 0.25, 0.75, 1), (2, 70_000, 1, 0.5, 1e-9, 2), (1, 0, 9, 0, 0, 3)]
@@ -27,8 +27,8 @@ def entries(columns):
     return list(zip(*(columns[name].tolist() for name in COLUMNS), strict=True))
 
 
-def test_the_fates_are_the_servers():
-    assert tuple(fate.name.lower() for fate in Fate) == FATES
+def test_the_outcomes_are_the_servers():
+    assert tuple(outcome.name.lower() for outcome in Outcome) == OUTCOMES
 
 
 def test_what_was_flushed_is_there_while_the_run_goes(timeline, tmp_path):
@@ -42,7 +42,7 @@ def test_what_was_flushed_is_there_while_the_run_goes(timeline, tmp_path):
         timeline.flush()
         columns, _ = read_timeline(tmp_path)
         assert entries(columns) == ENTRIES[:count] == entries(timeline.columns())
-    assert tuple(columns["fates"].tolist()) == FATES
+    assert tuple(columns["outcomes"].tolist()) == OUTCOMES
     assert os.listdir(tmp_path) == ["timeline.raw"]
 
 
@@ -56,7 +56,7 @@ def test_at_the_end_it_is_an_npz(timeline, tmp_path):
     assert (entries(columns), about) == (ENTRIES, {})
     assert {name: str(column.dtype) for name, column in columns.items()} == {
         "worker": "int32", "chunk": "int32", "iteration": "int32", "start": "float64", "seconds": "float64",
-        "fate": "int8", "fates": "<U9",
+        "outcome": "int8", "outcomes": "<U9",
     }  # fmt: skip
 
 
@@ -71,6 +71,18 @@ def test_of_a_run_that_goes_on_after_its_end_the_new_one_counts(tmp_path):
     assert entries(read_timeline(tmp_path)[0]) == [ENTRIES[0], ENTRIES[3]]
     second.finish()
     assert entries(read_timeline(tmp_path)[0]) == [ENTRIES[0], ENTRIES[3]]
+
+
+def test_columns_are_read_under_their_old_names_too(timeline, tmp_path):
+    for entry in ENTRIES:
+        timeline.add(*entry)
+    timeline.finish()
+    path = tmp_path / "timeline.npz"
+    with np.load(path) as file:
+        columns = {name.replace("outcome", "fate"): file[name] for name in file}
+    assert {"fate", "fates"} <= set(columns)
+    np.savez(path, **columns)
+    assert entries(read_timeline(tmp_path)[0]) == ENTRIES
 
 
 def test_an_entry_that_was_being_written_is_left_out(timeline, tmp_path):
@@ -176,10 +188,10 @@ def arrays(**changed):
         ({"chunk": np.array([-1])}, "chunk holds -1 to -1"),
         ({"seconds": np.array([np.nan])}, "seconds holds nan to nan"),
         ({"start": np.array([np.inf])}, "start holds inf to inf"),
-        ({"fate": np.array([4])}, "fate holds 4"),
+        ({"outcome": np.array([4])}, "outcome holds 4"),
         ({"chunk": np.array([1, 2])}, "not of one length"),
         ({name: np.ones((1, 1), int) for name in COLUMNS}, "not of one length"),
-        ({"fates": np.array(["used", "other"])}, "expected the fates used, late, abandoned, lost"),
+        ({"outcomes": np.array(["used", "other"])}, "expected the outcomes used, late, abandoned, lost"),
         ({"chunk": np.array([{}])}, "an array of object where plain numbers belong"),
     ],
 )
@@ -192,9 +204,9 @@ def test_what_no_run_leaves_is_refused(tmp_path, changed, said):
 
 def test_a_column_that_is_not_there(tmp_path):
     columns = arrays()
-    del columns["fate"], columns["fates"]
+    del columns["outcome"], columns["outcomes"]
     np.savez(tmp_path / "timeline.npz", **columns)
-    with pytest.raises(UserError, match="it lacks fate, fates"):
+    with pytest.raises(UserError, match="it lacks outcome, outcomes"):
         read_timeline(tmp_path)
 
 
