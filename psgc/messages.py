@@ -61,9 +61,7 @@ class Kind(IntEnum):
     COLLECT = 4  # iteration, role: send the accumulator
     STOP = 5  # the run is over
     DEFAULT_QUEUE = 7  # iteration, chunk: as QUEUE, from this iteration on
-    REASSIGN = (
-        8  # iteration, chunk, role: from now on the worker codes this chunk in this role, which may be its own again
-    )
+    REASSIGN = 8  # iteration, chunk, role: from now on the worker holds this chunk and codes it in this role
     INVALIDATE = (
         9  # iteration, chunk, attempt: what was done of the chunk does not count; it may have to be done once more
     )

@@ -4,7 +4,7 @@ Read `Server.run` first: it is the training loop. `_gradient` is one iteration, 
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -39,8 +39,9 @@ from psgc.server.optimizer import Optimizer
 from psgc.server.orders import Next, Queue, Skip
 from psgc.server.outgoing import Outgoing
 from psgc.server.rebalance import queues_for
-from psgc.server.recovery import EXACT, Deadline, Recovery
+from psgc.server.recovery import Deadline
 from psgc.server.scheduler import make_schedule
+from psgc.server.settings import ServerSettings
 from psgc.server.stuck import Stuck
 from psgc.server.trial import Trial
 from psgc.transport import LARGE, TEXT_LIMIT, Control, Died, Text, Transport, Vector
@@ -53,74 +54,57 @@ CHECK_EVERY = 0.05  # seconds between two looks at the deadlines
 class Server:
     """Trains: sends parameters, lets the coordinator decide what counts, decodes, steps.
 
-    combined: transfer (else per_chunk); collect_timeout: seconds without a sign of life, or without an answer to
-    *collect*, after which a worker is lost; reassigning: whether others may take the chunks of the lost; interrupted:
-    polled, a reason to end early or None; costs: of each chunk relative to an average one, None when not known;
-    recovery: when an iteration may end although something is missing; has_loss: whether the problem has one;
-    check_data: called with a chunk whose gradient failed, raises UserError when it is the data that is wrong;
-    trial: compares gradients of the first iteration; chunk_timeout: seconds in one chunk after which a worker is lost.
+    interrupted: polled, a reason to end early or None; check_data: called with a chunk whose gradient failed, raises
+    UserError when it is the data that is wrong; trial: compares gradients of the first iteration.
     """
 
     def __init__(
         self,
         transport: Transport,
         plan: Plan,
-        schedule: str,
         backend: Backend,
         optimizer: Optimizer,
         observer: Observer,
-        dtype: Any,
-        combined: bool,
-        collect_timeout: float,
-        reassigning: bool,
-        interrupted: Callable[[], str | None],
-        costs: Sequence[float] | None,
-        seed: int = 0,
-        recovery: Recovery = EXACT,
-        has_loss: bool = True,
+        settings: ServerSettings,
+        interrupted: Callable[[], str | None] = lambda: None,
         check_data: Callable[[int], object] = lambda _: None,
         trial: Trial | None = None,
-        chunk_timeout: float | None = None,
     ) -> None:
         self._transport = transport
         self._plan = plan
         self._backend = backend
         self.optimizer = optimizer
         self._observer = observer
-        self._dtype = dtype
-        self._combined = combined
+        self._settings = settings
         self._interrupted = interrupted
-        self._costs = costs
-        self._seed = seed
         self._workers = range(1, plan.num_workers + 1)
-        self._schedule = schedule
-        self._everybody = self._make_membership(reassigning)
+        self._everybody = self._make_membership(settings.reassigning)
         membership = self._everybody.without([])
-        self._rules = make_schedule(schedule, plan.queues, plan.backups, membership.holders, plan.parts, costs)
+        self._rules = make_schedule(
+            settings.schedule, plan.queues, plan.backups, membership.holders, plan.parts, settings.costs
+        )
         self._copies = plan.num_chunks * plan.parts  # that determine the gradient
-        self._coordinator = self._make_coordinator(membership, recovery.tolerated(self._copies))
-        self._deadline = Deadline(recovery.deadline)
-        self._unbiased = recovery.unbiased
+        self._coordinator = self._make_coordinator(membership, settings.recovery.tolerated(self._copies))
+        self._deadline = Deadline(settings.recovery.deadline)
         self._check_data = check_data
         self._queues = plan.queues  # of this iteration
-        self._failure_detector = FailureDetector(self._workers, collect_timeout, chunk_timeout)
+        self._failure_detector = FailureDetector(self._workers, settings.collect_timeout, settings.chunk_timeout)
         self._stuck = Stuck()
-        self._timeout = collect_timeout
         self._outgoing = Outgoing(transport, backend)
-        self._reassigned: dict[int, set[int]] = {worker: set() for worker in self._workers}  # as they know themselves
         self._spared: set[int] = set()  # for whom there are more receive buffers
         self._failures: dict[int, int] = {}  # chunk -> on which worker its gradient failed; done by nobody since
         self._raised: set[int] = set()  # workers on which a gradient failed
         self._texts: dict[int, bytes] = {}  # what each worker sent before its next records
         self._ignored: set[int] = set()  # workers that sent something malformed
-        self._tail = 0 if combined else TAIL  # entries after a coded gradient
-        self._stamp = stamp_length(dtype)  # entries after those
+        self._length = 0  # entries of a vector from a worker, known when the run begins
+        self._tail = 0 if settings.combined else TAIL  # entries after a coded gradient
+        self._stamp = stamp_length(settings.dtype)  # entries after those
         self._trial = trial or Trial({}, 0.0)
         self._first = -1  # the iteration that the run begins with
         self._finished = False
         self._changed = False  # somebody was lost since the last iteration began
         self._began = 0.0  # when the iteration did, time.monotonic() seconds
-        self._log = IterationLog(observer, plan.num_chunks, has_loss)
+        self._log = IterationLog(observer, plan.num_chunks, settings.has_loss)
         self._clock = PolledClock()
         self._next_check = 0.0
 
@@ -130,10 +114,12 @@ class Server:
         return Membership(self._plan.holders(), self._plan.parts, reassigning, self._workers)
 
     def _make_coordinator(self, membership: Membership, tolerated: int) -> Coordinator:
-        return Coordinator(membership, self._rules, self._combined, tolerated)
+        return Coordinator(membership, self._rules, self._settings.combined, tolerated)
 
     def _make_decoder(self, dim: int) -> Decoder:
-        return Decoder(self._backend, self._plan.coding_matrix, dim, self._dtype, self._unbiased)
+        return Decoder(
+            self._backend, self._plan.coding_matrix, dim, self._settings.dtype, self._settings.recovery.unbiased
+        )
 
     @property
     def estimates(self) -> dict[int, float]:
@@ -215,9 +201,9 @@ class Server:
         self._log.row.missing = len(incomplete)
         recovered = [chunk for chunk in range(self._plan.num_chunks) if chunk not in incomplete]
         weighted = None
-        if self._unbiased:
+        if self._settings.recovery.unbiased:
             reported = [(worker, chunk) for worker, chunk, _ in self._log.row.reports]
-            whole, seed = self._schedule == "full", (self._seed, iteration)
+            whole, seed = self._settings.schedule == "full", (self._settings.seed, iteration)
             found = weights(self._queues, reported, recovered, self._plan.num_chunks, self._plan.parts, whole, seed)
             weighted = self._decoder.weighted(found)
         plain = self._decoder.gradient
@@ -235,18 +221,18 @@ class Server:
             self._transport.remember(worker)
             self._observer.returned(worker, iteration)
         membership = self._everybody.without(self._failure_detector.away)
-        queues, backups = queues_for(membership, self._schedule, self._seed, iteration)
-        rules = make_schedule(self._schedule, queues, backups, membership.holders, membership.parts, self._costs)
+        queues, backups = queues_for(membership, self._settings.schedule, self._settings.seed, iteration)
+        rules = make_schedule(
+            self._settings.schedule, queues, backups, membership.holders, membership.parts, self._settings.costs
+        )
         rules.inherit(self._rules)
         self._rules, self._queues = rules, queues
         self._coordinator.rebalance(membership, rules)
         for worker, queue in queues.items():
-            reassigned = set(membership.reassigned(worker))
-            for chunk in sorted(reassigned | self._reassigned[worker]):
+            for chunk in membership.reassigned(worker):
                 self._outgoing.tell(
                     worker, record(Kind.REASSIGN, iteration, chunk, role=membership.role(worker, chunk))
                 )
-            self._reassigned[worker] = reassigned
             self._outgoing.tell_default_queue(worker, iteration, queue)
 
     def _poll(self, iteration: int) -> None:
@@ -268,7 +254,7 @@ class Server:
         if now >= self._deadline.seconds and not self._finished:
             self._carry_out(self._coordinator.handle(events.Deadline()))
         self._outgoing.send(iteration)
-        large = self._length * np.dtype(self._dtype).itemsize >= LARGE
+        large = self._length * np.dtype(self._settings.dtype).itemsize >= LARGE
         self._transport.wait(expecting_large=large and self._coordinator.phase == "collecting")
         self._clock.tick()
 
@@ -312,7 +298,7 @@ class Server:
 
     def _handle_vector(self, message: Vector) -> None:
         vector = self._backend.asarray(message.buffer[: message.length])
-        if self._combined:
+        if self._settings.combined:
             self._handle_accumulator(message.source, message.iteration, message.chunk, vector)
         else:
             self._handle_coded_gradient(message.source, message.iteration, message.chunk, vector)
@@ -433,14 +419,14 @@ class Server:
         iteration = self._coordinator.iteration
         for instruction in instructions:
             match instruction:
-                case Commit(chunk, contributors, told) if self._combined:
+                case Commit(chunk, contributors, told) if self._settings.combined:
                     for to, role in told:
                         for contributor in contributors:
                             last = contributor == contributors[-1]
                             self._outgoing.tell(to, record(Kind.COMMIT, iteration, chunk, contributor, role, last=last))
                 case Commit(chunk, contributors):
                     self._decoder.commit(chunk, contributors)
-                case Discard() if not self._combined:
+                case Discard() if not self._settings.combined:
                     pass  # the worker kept nothing, and neither did we
                 case Discard(worker, chunk) | Skip(worker, chunk, True):
                     self._outgoing.tell(worker, record(Kind.DISCARD, iteration, chunk))
@@ -454,7 +440,6 @@ class Server:
                     self._outgoing.tell(worker, record(Kind.COLLECT, iteration, role=role))
                     self._failure_detector.asked(worker, self._clock.now)
                 case Reassign(worker, chunk, role):
-                    self._reassigned[worker].add(chunk)
                     self._outgoing.tell(worker, record(Kind.REASSIGN, iteration, chunk, role=role))
                 case Invalidate(worker, chunk, attempt):
                     self._outgoing.tell(worker, record(Kind.INVALIDATE, iteration, chunk, attempt=attempt))
@@ -474,19 +459,20 @@ class Server:
             self._observer.stuck(line)
         for worker, reason in self._failure_detector.missing(now):
             self._lose(worker, reason)
-        for worker in self._transport.unreached(self._timeout):
-            self._lose(worker, f"nothing reaches it for {self._timeout:g} s (faults.collect_timeout)")
+        for worker in self._transport.unreached(self._settings.collect_timeout):
+            self._lose(worker, f"nothing reaches it for {self._settings.collect_timeout:g} s (faults.collect_timeout)")
 
     def stop_workers(self, timeout: float) -> bool:
         """Have every process end (`psgc.server.ending`); whether all of them leave in order."""
-        self._post(self._pool_size())  # a failure may have left none posted
+        if self._length:
+            self._post(self._pool_size())  # a failure may have left none posted
         self._outgoing.clear()
         return end_workers(self._transport, self._failure_detector, timeout)
 
     def _post(self, buffers: int) -> None:
         for _ in range(buffers):
-            self._transport.post(self._backend.message_buffer(self._length + self._stamp, self._dtype))
+            self._transport.post(self._backend.message_buffer(self._length + self._stamp, self._settings.dtype))
 
     def _pool_size(self) -> int:
-        affordable = int(POOL_BYTES // (self._length * np.dtype(self._dtype).itemsize))
+        affordable = int(POOL_BYTES // (self._length * np.dtype(self._settings.dtype).itemsize))
         return max(2, min(len(self._workers), affordable))

@@ -18,26 +18,32 @@ from psgc.transport import Vector
 
 
 class VerifyingServer(Server):
-    """As `Server`, for the rest of the arguments."""
+    """A `Server` whose settings have a verification."""
 
     _coordinator: VerifyingCoordinator
     _decoder: VerifyingDecoder
 
-    def __init__(self, verification: Verification, *arguments: Any, **more: Any) -> None:
-        self._verification = verification
+    def __init__(self, *arguments: Any, **more: Any) -> None:
         self._strikes = Counter[int]()  # of each worker
         super().__init__(*arguments, **more)
         self._tail = TAIL  # with `combined`, coded gradients of checked chunks come as well
+
+    @property
+    def _verification(self) -> Verification:
+        assert self._settings.verification is not None
+        return self._settings.verification
 
     def _make_membership(self, reassigning: bool) -> Membership:
         return Membership(self._plan.holders(), self._plan.parts, reassigning, self._workers, checking=True)
 
     def _make_coordinator(self, membership: Membership, tolerated: int) -> Coordinator:
-        return VerifyingCoordinator(membership, self._rules, self._combined, tolerated, every=self._verification.every)
+        return VerifyingCoordinator(
+            membership, self._rules, self._settings.combined, tolerated, every=self._verification.every
+        )
 
     def _make_decoder(self, dim: int) -> VerifyingDecoder:
         matrix, tolerance = self._plan.coding_matrix, self._verification.tolerance
-        return VerifyingDecoder(self._backend, matrix, dim, self._dtype, tolerance)
+        return VerifyingDecoder(self._backend, matrix, dim, self._settings.dtype, tolerance)
 
     # what messages mean
 

@@ -5,7 +5,6 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +26,7 @@ from psgc.server.loop import Server
 from psgc.server.observer import Observer
 from psgc.server.optimizer import make_optimizer
 from psgc.server.recovery import Recovery
+from psgc.server.settings import ServerSettings
 from psgc.server.trial import Trial
 from psgc.server.verification import Verification
 from psgc.server.verifying_loop import VerifyingServer
@@ -291,29 +291,25 @@ def make_server(
     costs, has_loss, check_data: as `Server` has them.
     """
     transport.start(tags(config, plan))
-    make: Callable[..., Server] = Server
-    tolerance = config.verify.tolerance if config.verify else None
-    if tolerance is None:
-        tolerance = TOLERANCE[config.dtype]
-    if config.verify:
-        make = partial(VerifyingServer, Verification(config.verify.every, tolerance, config.verify.strikes))
-    return make(
-        transport,
-        plan,
-        config.schedule,
-        backend,
-        make_optimizer(**config.optimizer.model_dump()),
-        observer,
-        config.dtype,
-        config.transfer == "combined",
-        config.faults.collect_timeout,
-        config.faults.adopt,
-        interrupted,
-        costs,
-        config.seed,
-        Recovery(config.recovery.deadline, config.recovery.max_error or 0.0, config.recovery.estimator == "unbiased"),
-        has_loss,
-        check_data,
-        Trial(tried_chunks(config, plan), tolerance),
-        config.faults.chunk_timeout,
+    verify, tolerance = config.verify, TOLERANCE[config.dtype]
+    if verify and verify.tolerance is not None:
+        tolerance = verify.tolerance
+    settings = ServerSettings(
+        schedule=config.schedule,
+        dtype=config.dtype,
+        combined=config.transfer == "combined",
+        collect_timeout=config.faults.collect_timeout,
+        chunk_timeout=config.faults.chunk_timeout,
+        reassigning=config.faults.adopt,
+        recovery=Recovery(
+            config.recovery.deadline, config.recovery.max_error or 0.0, config.recovery.estimator == "unbiased"
+        ),
+        verification=Verification(verify.every, tolerance, verify.strikes) if verify else None,
+        costs=costs,
+        has_loss=has_loss,
+        seed=config.seed,
     )
+    make = VerifyingServer if verify else Server
+    optimizer = make_optimizer(**config.optimizer.model_dump())
+    trial = Trial(tried_chunks(config, plan), tolerance)
+    return make(transport, plan, backend, optimizer, observer, settings, interrupted, check_data, trial)

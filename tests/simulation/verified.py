@@ -34,7 +34,7 @@ class WatchedVerifyingServer(WatchedServer, VerifyingServer):
 
     def _make_coordinator(self, membership: Membership, tolerated: int) -> WatchedVerifyingCoordinator:
         every = self._verification.every
-        it = WatchedVerifyingCoordinator(membership, self._rules, self._combined, tolerated, every=every)
+        it = WatchedVerifyingCoordinator(membership, self._rules, self._settings.combined, tolerated, every=every)
         it.watch = self
         return it
 

@@ -181,14 +181,14 @@ class WatchedServer(Server):
                 assert role in membership.planned[chunk]
                 world.counts["reassigned"] += 1
             case Invalidate(worker, chunk, attempt):
-                assert self._combined
+                assert self._settings.combined
                 assert worker in membership.holders[chunk]
                 assert attempt == self._coordinator._attempts[chunk]
                 world.counts["invalidated"] += (chunk, attempt) not in self.invalidated
                 self.invalidated.add((chunk, attempt))
                 self.dropped = {(w, c) for w, c in self.dropped if c != chunk}
             case Collect(worker, role):
-                assert self._combined
+                assert self._settings.combined
                 assert worker in membership.live
                 self.check_may_end()
                 assert (worker, role) not in self.asked, "asked twice at a time"
@@ -209,7 +209,7 @@ class WatchedServer(Server):
             if self.is_calm:
                 assert all(role == membership.role(worker, chunk) for worker, role in told)
         else:
-            assert self._combined
+            assert self._settings.combined
             assert contributors == self.commits[chunk]
             ((_, role),) = told
             assert role in contributors

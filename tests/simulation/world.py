@@ -11,7 +11,6 @@ happens.
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
-from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -23,6 +22,7 @@ from psgc.errors import RunFailed, TooFewWorkers
 from psgc.server import clock as server_clock
 from psgc.server import loop as server_loop
 from psgc.server import verifying_loop
+from psgc.server.settings import ServerSettings
 from psgc.training.gradient_error import unseen
 from psgc.transport import Control, Died, Text
 from psgc.workers import loop as worker_loop
@@ -89,17 +89,21 @@ class World:
                 stack.enter_context(mock.patch.object(module, "time", self.clock))
             stack.enter_context(mock.patch.object(server_loop, "make_schedule", make))
             stack.enter_context(mock.patch.object(server_loop, "Coordinator", WatchedCoordinator))
-            schedule, dim = self.case.schedule, self.case.dim
-            make_server = (
-                partial(WatchedVerifyingServer, verify) if (verify := self.case.verification) else WatchedServer
+            case = self.case
+            settings = ServerSettings(
+                schedule=case.schedule,
+                dtype="float64",
+                combined=case.combined,
+                collect_timeout=case.timeout,
+                reassigning=case.reassigning,
+                recovery=case.recovery,
+                verification=case.verification,
             )
-            self.server = make_server(
-                self.end, self.plan, schedule, Backend(), Checking(self), Observer(self), "float64", self.case.combined,
-                self.case.timeout, self.case.reassigning, lambda: None, None, 0, self.case.recovery,
-            )  # fmt: skip
+            make_server = WatchedVerifyingServer if case.verification else WatchedServer
+            self.server = make_server(self.end, self.plan, Backend(), Checking(self), Observer(self), settings)
             self.server.watch(self)
             try:
-                self.server.run(np.zeros(dim), self.case.num_iterations, begins=self.begin)
+                self.server.run(np.zeros(case.dim), case.num_iterations, begins=self.begin)
             except RunFailed as error:
                 self.check_too_few(str(error))
                 self.counts["stopped with too few workers"] += 1

@@ -1,6 +1,5 @@
 """A run of the server's loop against a script, with a clock that the script moves."""
 
-from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,6 +13,7 @@ from psgc.server.loop import Server
 from psgc.server.observer import Outcome
 from psgc.server.optimizer import make_optimizer
 from psgc.server.recovery import EXACT
+from psgc.server.settings import ServerSettings
 from psgc.server.verifying_loop import VerifyingServer
 from tests.simulation.network import Clock
 from tests.unit.scripted import Transport, done
@@ -49,11 +49,12 @@ class Run:
         self.plan = make_plan(
             Coding(chunks_per_worker=2, replication=replication, parts=parts), schedule, workers, SEED
         )
-        make = partial(VerifyingServer, verification) if verification else Server
-        self.server = make(
-            self.transport, self.plan, schedule, Backend(), make_optimizer("sgd", 0.5), observer, "float64", combined,
-            TIMEOUT, True, lambda: None, costs, SEED, recovery,
+        settings = ServerSettings(
+            schedule=schedule, dtype="float64", combined=combined, collect_timeout=TIMEOUT, recovery=recovery,
+            verification=verification, costs=costs, seed=SEED,
         )  # fmt: skip
+        make = VerifyingServer if verification else Server
+        self.server = make(self.transport, self.plan, Backend(), make_optimizer("sgd", 0.5), observer, settings)
 
     def _chunk(self, worker, chunk, iteration, start, seconds, outcome):
         self.outcomes[worker, chunk, iteration] = Outcome(outcome)

@@ -1,6 +1,6 @@
 """The server's loop without MPI: what it sends to whom, against a transport that only listens."""
 
-from itertools import count
+from itertools import count, repeat
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,6 +16,7 @@ from psgc.server.events import Begin
 from psgc.server.iteration_log import IterationLog
 from psgc.server.loop import Server
 from psgc.server.optimizer import make_optimizer
+from psgc.server.settings import ServerSettings
 from psgc.transport import Control, Text
 from tests.unit.scripted import Transport, done, said
 
@@ -27,12 +28,8 @@ def server():
     observer = SimpleNamespace(lost=lambda *_: None)
     plan = make_plan(Coding(chunks_per_worker=2, replication=2), "static", WORKERS, 0)
     optimizer = make_optimizer("sgd", 0.5)
-    server = Server(
-        Transport(WORKERS + 1), plan, "static", Backend(), optimizer, observer, "float64", False, 30.0, True,
-        lambda: None, None,
-    )  # fmt: skip
-    server._length = 3
-    return server
+    settings = ServerSettings(schedule="static", dtype="float64", combined=False, collect_timeout=30.0)
+    return Server(Transport(WORKERS + 1), plan, Backend(), optimizer, observer, settings)
 
 
 def test_what_a_silent_worker_was_sending_takes_no_buffer_from_the_others(server):
@@ -220,3 +217,20 @@ def test_data_that_is_wrong_for_one_worker_only_is_the_workers(server):
     assert [(worker, reason) for worker, _, _, reason in lost] == [
         (1, "chunk 5: data.npz: row 3, column 0 of X is nan")
     ]
+
+
+# the end
+
+
+def test_an_error_before_the_first_iteration_is_not_hidden_by_the_end_of_the_run(server, monkeypatch):
+    """The server has no room for its own vectors: it can still have the workers stop."""
+
+    def no_memory(*_):
+        raise MemoryError("no room for the gradient")
+
+    params = np.zeros(3)
+    monkeypatch.setattr(loop.Decoder, "__init__", no_memory)
+    with pytest.raises(MemoryError, match="no room for the gradient"):
+        server.run(params, 1)
+    server._transport.script = repeat([said(worker, Kind.GOODBYE) for worker in range(1, WORKERS + 1)])
+    assert server.stop_workers(1.0)

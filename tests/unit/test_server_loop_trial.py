@@ -14,11 +14,13 @@ from psgc.messages import Kind
 from psgc.plan import make_plan
 from psgc.server.loop import Server
 from psgc.server.optimizer import make_optimizer
+from psgc.server.settings import ServerSettings
 from psgc.server.trial import Trial
 from psgc.transport import Died, Text
 from tests.unit.scripted import Transport, done, said
 
 WORKERS, CHUNKS = 3, 3
+SETTINGS = ServerSettings(schedule="static", dtype="float64", combined=False, collect_timeout=30.0)
 TRIED = {1: 1, 2: 2, 3: 0}  # each does the next one's own chunk
 ONE, OTHER = sketch(np.array([1.0])), sketch(np.array([1.5]))
 
@@ -42,10 +44,8 @@ def train():
             failure_text=lambda worker, text: text,
         )
         plan = make_plan(Coding(chunks_per_worker=1, replication=2), "static", WORKERS, 0)
-        server = Server(
-            Transport(WORKERS + 1, iter(script)), plan, "static", Backend(), make_optimizer("sgd", 0.5), observer,
-            "float64", False, 30.0, True, lambda: None, None, trial=Trial(TRIED, 1e-9),
-        )  # fmt: skip
+        transport, optimizer = Transport(WORKERS + 1, iter(script)), make_optimizer("sgd", 0.5)
+        server = Server(transport, plan, Backend(), optimizer, observer, SETTINGS, trial=Trial(TRIED, 1e-9))
         server.run(np.zeros(1), iterations)
         return seen
 

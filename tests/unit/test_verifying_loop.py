@@ -13,6 +13,7 @@ from psgc.plan import make_plan
 from psgc.server.events import Begin
 from psgc.server.optimizer import make_optimizer
 from psgc.server.recovery import Recovery
+from psgc.server.settings import ServerSettings
 from psgc.server.verification import Verification
 from psgc.server.verifying_loop import VerifyingServer
 from psgc.transport import Vector
@@ -26,10 +27,12 @@ def server(request):
     said = []
     observer = SimpleNamespace(wrong=lambda *what: said.append(what), lost=lambda *what: said.append(what))
     plan = make_plan(Coding(chunks_per_worker=2, replication=3), "static", WORKERS, 0)
-    server = VerifyingServer(
-        Verification(1, 1e-9, 2), Transport(WORKERS + 1), plan, "static", Backend(), make_optimizer("sgd", 0.5),
-        observer, "float64", request.param, 30.0, True, lambda: None, None,
+    settings = ServerSettings(
+        schedule="static", dtype="float64", combined=request.param, collect_timeout=30.0,
+        verification=Verification(1, 1e-9, 2),
     )  # fmt: skip
+    optimizer = make_optimizer("sgd", 0.5)
+    server = VerifyingServer(Transport(WORKERS + 1), plan, Backend(), optimizer, observer, settings)
     server.said, server.holders = said, plan.holders()
     server._decoder = server._make_decoder(DIM)
     server._length = DIM + TAIL
