@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from psgc.errors import UserError, visible
+from psgc.schedules import SCHEDULES
 from psgc.validation import (
     LEAST,
     MOST,
@@ -22,7 +23,9 @@ from psgc.validation import (
     PathText,
     Positive,
     Section,
+    either,
     expect,
+    one_of,
     refuse,
     validated,
 )
@@ -117,6 +120,9 @@ AssignmentName = Annotated[
     Literal["blocks", "cyclic", "fractional", "graph"],
     expect("blocks, cyclic, fractional, graph or {kind: file, path: ...}"),
 ]
+
+
+ScheduleName = Annotated[str, one_of(SCHEDULES)]
 
 
 class Coding(Section):
@@ -275,7 +281,7 @@ class Config(Section):
     iterations: Count = Field(description="a whole number >= 1")
     batch: Count | None = None  # rows sampled from every chunk; None: all of them
     coding: Coding = Coding()
-    schedule: Literal["uncoded", "full", "random", "static", "skipping", "dynamic"] = "dynamic"
+    schedule: ScheduleName = "dynamic"
     transfer: Literal["auto", "per_chunk", "combined"] = "auto"
     backend: Literal["auto", "numpy", "cupy"] = "auto"
     dtype: Literal["float64", "float32"] = "float64"
@@ -305,10 +311,10 @@ class Config(Section):
     @model_validator(mode="after")
     def _unbiased_is_possible(self) -> Self:
         if self.recovery.estimator == "unbiased":
-            if self.schedule in ("skipping", "dynamic"):
-                text = f"unbiased needs queues that stay the same whoever is late, in {self.schedule} they do not; "
-                text += "take static, random, uncoded or full"
-                raise refuse(f"recovery.estimator: {text}", "schedule", "recovery")
+            if not SCHEDULES[self.schedule].keeps_queues:
+                text = f"unbiased needs queues that stay the same whoever is late, in {self.schedule} they do not"
+                others = either(name for name, schedule in SCHEDULES.items() if schedule.keeps_queues)
+                raise refuse(f"recovery.estimator: {text}; take {others}", "schedule", "recovery")
             if self.transfer == "combined":
                 text = "unbiased weighs chunk by chunk, which combined does not send"
                 raise refuse(f"recovery.estimator: {text}; take per_chunk", "transfer", "recovery")
@@ -318,8 +324,8 @@ class Config(Section):
     def _there_is_something_to_verify(self) -> Self:
         if self.verify is None:
             return self
-        if self.schedule == "uncoded":
-            raise refuse("schedule uncoded has no second copy to compare with", "verify")
+        if not SCHEDULES[self.schedule].holds_backups:
+            raise refuse(f"schedule {self.schedule} has no second copy to compare with", "verify")
         parts, replication = self.coding.parts, self.coding.replication
         if isinstance(self.coding.assignment, str) and replication <= parts:
             text = f"replication {replication} with parts {parts} leaves no copy to compare with"

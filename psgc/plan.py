@@ -4,6 +4,7 @@ Here the columns 0..m-1 of the mathematics become the ranks 1..m of the cluster.
 """
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -16,6 +17,7 @@ from psgc import coding
 from psgc.config import Coding
 from psgc.data.npz import map_npy, map_npz
 from psgc.errors import UserError, one_line
+from psgc.schedules import SCHEDULES, Queues
 
 MAX_WORKERS = 1_000_000
 _NO_INDEX = 2**31  # what no number of a chunk, a worker or a copy comes to
@@ -34,10 +36,10 @@ class Plan:
     """
 
     assignment: scipy.sparse.csr_array
-    queues: dict[int, list[int]]
+    queues: Queues
     coding_matrix: np.ndarray
     own_chunks: np.ndarray
-    backups: dict[int, list[int]] = field(default_factory=dict)
+    backups: Queues = field(default_factory=dict)
 
     @property
     def num_chunks(self) -> int:
@@ -83,13 +85,13 @@ class Plan:
             return Plan(assignment, queues, archive["coding_matrix"], archive["own_chunks"], backups)
 
 
-def _flat(name: str, lists: dict[int, list[int]]) -> dict[str, Any]:
+def _flat(name: str, lists: Queues) -> dict[str, Any]:
     """Lists of chunks by rank as three arrays."""
     chunks = np.array([chunk for queue in lists.values() for chunk in queue], np.int64)
     return {name: chunks, f"{name}_ranks": np.array(list(lists), int), f"{name}_lengths": [*map(len, lists.values())]}
 
 
-def _unflat(name: str, archive: Any) -> dict[int, list[int]]:
+def _unflat(name: str, archive: Any) -> Queues:
     ends = np.cumsum(archive[f"{name}_lengths"], dtype=int)
     split = np.split(archive[name], ends[:-1])
     return {int(rank): chunks.tolist() for rank, chunks in zip(archive[f"{name}_ranks"], split, strict=False)}
@@ -104,29 +106,28 @@ def make_plan(settings: Coding, schedule: str, num_workers: int, seed: int, num_
     coding.check(assignment, settings.parts)
     ordering = coding.ordering(assignment, settings.parts)
     primary = coding.primary_copies(assignment, ordering, settings.parts)
-    if schedule == "random":
-        ordering = coding.random_ordering(assignment, seed)
-    if schedule == "uncoded":
-        assignment, ordering = primary, scipy.sparse.csr_array(ordering.multiply(primary))
-    queues = dict(enumerate(coding.queues(ordering), start=1))
-    backups: dict[int, list[int]] = {}
-    if schedule == "dynamic":
-        queues, backups = own_share_first(queues, primary)
+    queues, backups = default_queues(schedule, ordering, primary, seed, range(1, num_workers + 1))
+    if not SCHEDULES[schedule].holds_backups:
+        assignment = primary
     matrix = coding.coding_matrix(settings.coding_matrix, assignment, settings.parts, seed)
     return Plan(assignment, queues, matrix, primary.sum(axis=0), backups)
 
 
-def own_share_first(
-    queues: dict[int, list[int]], primary: scipy.sparse.csr_array
-) -> tuple[dict[int, list[int]], dict[int, list[int]]]:
-    """Each rank's queue in two: its own share, which are the chunks that `primary` gives it, and its backups."""
+def default_queues(
+    schedule: str, ordering: Any, primary: scipy.sparse.csr_array, seed: int, ranks: Sequence[int]
+) -> tuple[Queues, Queues]:
+    """The default queue and the backups of each worker.
+
+    Args:
+        ordering: (num_chunks, len(ranks)), see `psgc.coding.ordering`.
+        primary: same shape, see `psgc.coding.primary_copies`.
+        ranks: of the workers in the columns.
+    """
+    ordered = dict(zip(ranks, coding.queues(ordering), strict=True))
     by_worker = scipy.sparse.csc_array(primary)
-    own, backups = {}, {}
-    for rank, queue in queues.items():
-        mine = set(by_worker.indices[by_worker.indptr[rank - 1] : by_worker.indptr[rank]].tolist())
-        own[rank] = [chunk for chunk in queue if chunk in mine]
-        backups[rank] = [chunk for chunk in queue if chunk not in mine]
-    return own, backups
+    shares = np.split(by_worker.indices, by_worker.indptr[1:-1])
+    own = {rank: set(share.tolist()) for rank, share in zip(ranks, shares, strict=True)}
+    return SCHEDULES[schedule].default_queues(ordered, own, seed)
 
 
 def _assignment(settings: Coding, num_workers: int, seed: int, num_chunks: int) -> scipy.sparse.csr_array:

@@ -6,6 +6,7 @@ where, dotted key, what is wrong, what would be right.
 """
 
 import re
+from collections.abc import Collection, Iterable
 from difflib import get_close_matches
 from typing import Annotated, Any, TypeVar
 
@@ -51,6 +52,23 @@ def expect(text: str) -> WrapValidator:
             raise refuse(f"expected {text}{limit}, got {shown(value)}") from None
 
     return WrapValidator(check)
+
+
+def either(names: Iterable[str]) -> str:
+    """The names as text, "a, b or c"."""
+    *others, last = names
+    return f"{', '.join(others)} or {last}" if others else last
+
+
+def one_of(names: Collection[str]) -> BeforeValidator:
+    """Refuses a value that is not among `names`, such as the keys of a registry."""
+
+    def check(value: Any) -> Any:
+        if not isinstance(value, str) or value not in names:
+            raise refuse(f"expected {either(names)}, got {shown(value)}")
+        return value
+
+    return BeforeValidator(check)
 
 
 def tag_of_kind(value: Any) -> str:

@@ -14,8 +14,8 @@ from itertools import pairwise
 import numpy as np
 
 from psgc import coding
-from psgc.plan import own_share_first
-from psgc.server.scheduler import make_schedule
+from psgc.plan import default_queues
+from psgc.schedules import SCHEDULES
 from psgc.simulation.virtual import VirtualCluster
 
 
@@ -24,13 +24,13 @@ def measure(workers: int, chunks_per_worker: int) -> None:
     began = time.perf_counter()
     assignment = coding.blocks(workers * chunks_per_worker, workers, 3, seed=0)
     ordering = coding.ordering(assignment)
-    queues = dict(enumerate(coding.queues(ordering), start=1))
-    queues, backups = own_share_first(queues, coding.primary_copies(assignment, ordering, 1))
+    primary = coding.primary_copies(assignment, ordering, 1)
+    queues, backups = default_queues("dynamic", ordering, primary, 0, range(1, workers + 1))
     indices, indptr = (assignment.indices + 1).tolist(), assignment.indptr.tolist()
     holders = [indices[a:b] for a, b in pairwise(indptr)]
     speeds = np.random.default_rng(1).exponential(1.0, workers).tolist()
     seconds = dict(enumerate(speeds, start=1))
-    schedule = make_schedule("dynamic", queues, backups, holders, 1)
+    schedule = SCHEDULES["dynamic"](queues, backups, holders, 1)
     cluster = VirtualCluster(holders, queues, 1, schedule)
     ready = time.perf_counter()
     trial = cluster.recover(seconds)

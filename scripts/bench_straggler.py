@@ -21,10 +21,10 @@ from pathlib import Path
 import numpy as np
 from benching import SCHEDULES, SLOW, WORKERS, Run, equal, one_slow, traced, train
 
+from psgc import schedules
 from psgc.config import Coding
 from psgc.data import write_dense
 from psgc.plan import make_plan
-from psgc.server.scheduler import make_schedule
 from psgc.simulation.virtual import VirtualCluster
 
 SEED = 0
@@ -56,7 +56,7 @@ def simulated(schedule: str, chunks: int, times: np.ndarray) -> np.ndarray:
     """Seconds per iteration of the same plan on a virtual clock; times: seconds per chunk, (iterations, workers)."""
     plan = make_plan(Coding(replication=3, chunks_per_worker=chunks), schedule, WORKERS, SEED)
     holders = plan.holders()
-    rules = make_schedule(schedule, plan.queues, plan.backups, holders, 1)
+    rules = schedules.SCHEDULES[schedule](plan.queues, plan.backups, holders, 1)
     cluster = VirtualCluster(holders, plan.queues, 1, rules)
     return np.array([cluster.recover(dict(enumerate(row.tolist(), start=1))).time for row in times])
 

@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from psgc import schedules
 from psgc.launching.mpirun import find_mpirun, launch_command
 from psgc.machine import usable_cores
 
 WORKERS, SLOW = 8, 3
-SCHEDULES = ("uncoded", "full", "static", "skipping", "dynamic")
+SCHEDULES = tuple(name for name, schedule in schedules.SCHEDULES.items() if schedule.tried_by_default)
 
 
 @dataclass(frozen=True)

@@ -30,11 +30,11 @@ from math import inf
 from typing import Literal
 
 from psgc.errors import ProtocolError
+from psgc.schedules import Schedule
+from psgc.schedules.orders import Loss, Order
 from psgc.server.events import Abandoned, Begin, Compared, Deadline, Delivered, Event, Lost, Report, Tick
-from psgc.server.fixed_schedules import FixedSchedule
 from psgc.server.instructions import Add, Collect, Commit, Discard, Finish, Instruction, Invalidate, Reassign
 from psgc.server.membership import Membership
-from psgc.server.orders import Loss, Order
 
 
 class Coordinator:
@@ -44,7 +44,7 @@ class Coordinator:
     they are asked for it (transfer `combined`); tolerated: how many of the N * l copies may be missing in the end.
     """
 
-    def __init__(self, membership: Membership, schedule: FixedSchedule, combined: bool, tolerated: int = 0) -> None:
+    def __init__(self, membership: Membership, schedule: Schedule, combined: bool, tolerated: int = 0) -> None:
         self.membership = membership
         self._schedule = schedule
         self._combined = combined
@@ -185,7 +185,7 @@ class Coordinator:
             self.phase = "working"
         return instructions + list(self._schedule.lost(loss, now))
 
-    def rebalance(self, membership: Membership, schedule: FixedSchedule) -> None:
+    def rebalance(self, membership: Membership, schedule: Schedule) -> None:
         """From the next iteration on these live, hold and are scheduled so."""
         if self.phase != "idle":
             raise self._illegal("rebalance()")

@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
-import scipy.sparse
 
 from psgc import coding
 
@@ -29,16 +28,7 @@ def weights(
     """
     live = sorted(queues)
     done = Counter(worker for worker, chunk in reported if worker in queues and chunk in queues[worker])
-    places = [range(1, len(queues[worker]) + 1) for worker in live]
-    positions = scipy.sparse.csc_array(
-        (
-            [len(place) if whole else p for place in places for p in place],
-            [chunk for worker in live for chunk in queues[worker]],
-            np.cumsum([0, *map(len, places)]),
-        ),
-        shape=(num_chunks, len(live)),
-    )
-    found = coding.unbiased_weights(
-        scipy.sparse.csr_array(positions), [done[worker] for worker in live], parts, np.random.default_rng(seed)
-    )
+    positions = coding.positions([queues[worker] for worker in live], num_chunks, whole)
+    counts = [done[worker] for worker in live]
+    found = coding.unbiased_weights(positions, counts, parts, np.random.default_rng(seed))
     return {chunk: float(found[chunk]) if np.isfinite(found[chunk]) else 1.0 for chunk in recovered}

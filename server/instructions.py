@@ -1,8 +1,8 @@
-"""What the coordinator wants done, besides the orders of the schedule (`psgc.server.orders`)."""
+"""What the coordinator wants done, besides the orders of the schedule (`psgc.schedules.orders`)."""
 
 from dataclasses import dataclass
 
-from psgc.server.orders import Order
+from psgc.schedules.orders import Order
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,11 +14,12 @@ from psgc.coding.sketch import Sketch
 from psgc.errors import RunFailed, TooFewWorkers
 from psgc.messages import TAIL, UNDER_WAY, Kind, entries, record, stamp_length
 from psgc.plan import Plan
+from psgc.schedules import SCHEDULES
+from psgc.schedules.orders import Next, Queue, Skip
 from psgc.server import events
 from psgc.server.clock import PolledClock
 from psgc.server.coordinator import Coordinator
 from psgc.server.decoder import Decoder
-from psgc.server.dynamic_schedule import DynamicSchedule
 from psgc.server.ending import end_workers
 from psgc.server.failure_detector import FailureDetector
 from psgc.server.horvitz_thompson import weights
@@ -36,11 +37,9 @@ from psgc.server.malformed import (
 from psgc.server.membership import Membership
 from psgc.server.observer import Approximation, Observer, Outcome
 from psgc.server.optimizer import Optimizer
-from psgc.server.orders import Next, Queue, Skip
 from psgc.server.outgoing import Outgoing
 from psgc.server.rebalance import queues_for
 from psgc.server.recovery import Deadline
-from psgc.server.scheduler import make_schedule
 from psgc.server.settings import ServerSettings
 from psgc.server.stuck import Stuck
 from psgc.server.trial import Trial
@@ -80,8 +79,8 @@ class Server:
         self._workers = range(1, plan.num_workers + 1)
         self._everybody = self._make_membership(settings.reassigning)
         membership = self._everybody.without([])
-        self._rules = make_schedule(
-            settings.schedule, plan.queues, plan.backups, membership.holders, plan.parts, settings.costs
+        self._rules = SCHEDULES[settings.schedule](
+            plan.queues, plan.backups, membership.holders, plan.parts, settings.costs
         )
         self._copies = plan.num_chunks * plan.parts  # that determine the gradient
         self._coordinator = self._make_coordinator(membership, settings.recovery.tolerated(self._copies))
@@ -124,11 +123,11 @@ class Server:
     @property
     def estimates(self) -> dict[int, float]:
         """Seconds per chunk by rank, as far as the schedule has learnt them; can be set before `run`."""
-        return dict(self._rules.estimates) if isinstance(self._rules, DynamicSchedule) else {}
+        return dict(self._rules.estimates)
 
     @estimates.setter
     def estimates(self, seconds: dict[int, float]) -> None:
-        if isinstance(self._rules, DynamicSchedule):
+        if self._rules.is_adaptive:
             self._rules.estimates = {worker: seconds[worker] for worker in self._workers if worker in seconds}
 
     def run(
@@ -203,7 +202,7 @@ class Server:
         weighted = None
         if self._settings.recovery.unbiased:
             reported = [(worker, chunk) for worker, chunk, _ in self._log.row.reports]
-            whole, seed = self._settings.schedule == "full", (self._settings.seed, iteration)
+            whole, seed = self._rules.counts_whole_loads, (self._settings.seed, iteration)
             found = weights(self._queues, reported, recovered, self._plan.num_chunks, self._plan.parts, whole, seed)
             weighted = self._decoder.weighted(found)
         plain = self._decoder.gradient
@@ -222,8 +221,8 @@ class Server:
             self._observer.returned(worker, iteration)
         membership = self._everybody.without(self._failure_detector.away)
         queues, backups = queues_for(membership, self._settings.schedule, self._settings.seed, iteration)
-        rules = make_schedule(
-            self._settings.schedule, queues, backups, membership.holders, membership.parts, self._settings.costs
+        rules = SCHEDULES[self._settings.schedule](
+            queues, backups, membership.holders, membership.parts, self._settings.costs
         )
         rules.inherit(self._rules)
         self._rules, self._queues = rules, queues

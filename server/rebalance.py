@@ -5,14 +5,13 @@ import scipy.optimize  # coding.ordering takes 0.1 s to import it, and would whi
 import scipy.sparse
 
 from psgc import coding
-from psgc.plan import own_share_first
+from psgc.plan import default_queues
+from psgc.schedules import Queues
 from psgc.server.membership import Membership
-
-Queues = dict[int, list[int]]
 
 
 def queues_for(membership: Membership, schedule: str, seed: int, iteration: int) -> tuple[Queues, Queues]:
-    """Queue and backups (schedule `dynamic`) of each live worker, as `psgc.plan.make_plan` gives them at the start.
+    """Default queue and backups of each live worker, as `psgc.plan.make_plan` gives them at the start.
 
     >>> membership = Membership([[1, 2], [2, 3], [1, 3]], parts=1).without([2])
     >>> queues, backups = queues_for(membership, "dynamic", seed=0, iteration=5)
@@ -27,13 +26,4 @@ def queues_for(membership: Membership, schedule: str, seed: int, iteration: int)
     held = scipy.sparse.csr_array((np.ones(len(columns), np.int8), (rows, columns)), shape=(len(lengths), len(live)))
     ordering = coding.ordering(held, membership.parts)
     primary = coding.primary_copies(held, ordering, membership.parts)
-    if schedule == "random":
-        ordering = coding.random_ordering(held, seed + iteration)
-    if schedule == "uncoded":
-        ordering = scipy.sparse.csr_array(ordering.multiply(primary))
-    queues = {live[place]: queue for place, queue in enumerate(coding.queues(ordering))}
-    if schedule != "dynamic":
-        return queues, {worker: [] for worker in live}
-    own = own_share_first(dict(enumerate(queues.values(), start=1)), primary)
-    by_rank = [{live[place - 1]: chunks for place, chunks in part.items()} for part in own]
-    return by_rank[0], by_rank[1]
+    return default_queues(schedule, ordering, primary, seed + iteration, live)

@@ -18,12 +18,12 @@ from dataclasses import dataclass
 
 from psgc.checks import is_checked
 from psgc.errors import RunFailed, TooFewWorkers
+from psgc.schedules import Schedule
+from psgc.schedules.orders import Order
 from psgc.server.coordinator import Coordinator
 from psgc.server.events import Compared, Report
-from psgc.server.fixed_schedules import FixedSchedule
 from psgc.server.instructions import Compare, Instruction, Reassign, Wrong
 from psgc.server.membership import Membership
-from psgc.server.orders import Order
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class VerifyingCoordinator(Coordinator):
     """
 
     def __init__(
-        self, membership: Membership, schedule: FixedSchedule, combined: bool, tolerated: int = 0, *, every: int
+        self, membership: Membership, schedule: Schedule, combined: bool, tolerated: int = 0, *, every: int
     ) -> None:
         self._every = every
         super().__init__(membership, schedule, combined, tolerated)

@@ -9,7 +9,7 @@ from psgc.coding.assignment import blocks, check, cyclic, fractional, from_matri
 from psgc.coding.bounds import clairvoyant_bound, fluid_limit
 from psgc.coding.coding_matrix import coding_matrix, worst_condition
 from psgc.coding.coefficients import decoding_coefficients, encoding_coefficients, squared_error_measure
-from psgc.coding.ordering import ordering, primary_copies, queues, random_ordering, worst_case
+from psgc.coding.ordering import ordering, positions, primary_copies, queues, random_ordering, worst_case
 from psgc.coding.unbiased import unbiased_weights
 from psgc.coding.worst_case_bound import worst_case_bound
 
@@ -28,6 +28,7 @@ __all__ = [
     "from_matrix",
     "graph",
     "ordering",
+    "positions",
     "primary_copies",
     "queues",
     "random_ordering",

@@ -11,6 +11,7 @@ other matrices a local search (`psgc.coding.ordering_search`) goes on from there
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -130,6 +131,29 @@ def queues(ordering: Ordering) -> list[list[int]]:
     in_turn = chunk[np.lexsort((ordering.data, worker))]
     ends = np.cumsum(np.bincount(worker, minlength=ordering.shape[1]))
     return [queue.tolist() for queue in np.split(in_turn, ends[:-1])]
+
+
+def positions(queues: Sequence[Sequence[int]], num_chunks: int, whole_loads: bool = False) -> Ordering:
+    """The inverse of `queues`.
+
+    Args:
+        queues: m lists of chunk numbers.
+        num_chunks: N.
+        whole_loads: each copy gets the last position in its queue, since it counts only when the whole queue is done.
+
+    Returns:
+        O, shape (N, m).
+
+    Example:
+        >>> positions([[0, 1], [1]], 2).toarray().tolist(), positions([[0, 1], [1]], 2, True).toarray().tolist()
+        ([[1, 0], [2, 1]], [[2, 0], [2, 1]])
+    """
+    lengths = np.array([len(queue) for queue in queues])
+    worker = np.repeat(np.arange(len(queues)), lengths)
+    chunk = np.array([chunk for queue in queues for chunk in queue], int)
+    last = np.repeat(np.cumsum(lengths), lengths)
+    places = lengths[worker] if whole_loads else lengths[worker] - last + 1 + np.arange(len(chunk))
+    return csr_array((places.astype(np.int32), (chunk, worker)), shape=(num_chunks, len(queues)))
 
 
 def primary_copies(assignment: Assignment, ordering: Ordering, parts: int) -> Assignment:

@@ -6,10 +6,10 @@ from itertools import product
 from typing import Any
 
 from psgc.config import AssignmentFile, Config
+from psgc.schedules import SCHEDULES
 from psgc.simulation.replay import Choice, Prediction
 from psgc.yaml_source import to_text
 
-SCHEDULES = ("uncoded", "full", "static", "skipping", "dynamic")
 NEAR = 0.03  # slower than the best by so much is as good: no prediction is better than that
 
 
@@ -30,15 +30,16 @@ def choices(grid: Grid, own: Choice, workers: int, from_file: bool = False) -> l
     one: with `uncoded`, replication is parts, and the others have more, unless the grid names a replication.
     """
     chunks = own.chunks_per_worker
-    schedules = grid.schedule or [*SCHEDULES, own.schedule]
+    usual = [name for name, schedule in SCHEDULES.items() if schedule.tried_by_default]
+    schedules = grid.schedule or [*usual, own.schedule]
     all_parts = grid.parts or [1, 2, own.parts]
     if from_file:
         every = [Choice(schedule, chunks, own.replication, parts) for schedule, parts in product(schedules, all_parts)]
         return [choice for choice in dict.fromkeys(every) if choice != own]
     found: dict[Choice, None] = {}
     for schedule, parts, per_worker in product(schedules, all_parts, grid.chunks_per_worker or _around(chunks)):
-        if schedule == "uncoded":
-            if own.schedule != "uncoded" or (per_worker, parts) != (chunks, own.parts):  # as own, whatever is held
+        if not SCHEDULES[schedule].holds_backups:
+            if own.schedule != schedule or (per_worker, parts) != (chunks, own.parts):  # as own, whatever is held
                 found[Choice(schedule, per_worker, parts, parts)] = None
             continue
         least = parts if grid.replication else parts + 1
@@ -87,7 +88,7 @@ def reason(advised: Prediction, own: Prediction, quick: int, best: float) -> str
             f"of the {quick} settings within {100 * NEAR:.0f} % of the best time ({1e3 * best:.1f} ms) its workers "
             f"hold the least data ({100 * advised.data:.3g} % each at most), with the fewest bytes where several do"
         )
-    if choice.replication <= choice.parts or choice.schedule == "uncoded":
+    if choice.replication <= choice.parts or not SCHEDULES[choice.schedule].holds_backups:
         text += "; nobody was slow enough for redundancy to pay, but the chunks of a lost worker have to be read anew"
     return f"{text}."
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.sparse import csr_array
 
 from psgc import coding
 from psgc.errors import UserError
@@ -20,34 +19,6 @@ from psgc.simulation.speeds import Seconds
 _BLOCK = 4_000_000  # numbers held at once
 _RIDGE = 1e-12  # relative to the trace of the Gram matrix
 _NO_ERROR = 1e-6  # a squared error below this is the ridge's
-
-
-def full_positions(assignment: Any) -> Any:
-    """Original gradient coding: whatever worker j holds counts when all delta_j chunks of it are done.
-
-    Example:
-        >>> full_positions(coding.cyclic(3, 3, 2)).toarray().tolist()
-        [[2, 0, 2], [2, 2, 0], [0, 2, 2]]
-    """
-    load = np.bincount(assignment.indices, minlength=assignment.shape[1])
-    return _like(assignment, load[assignment.indices])
-
-
-def uncoded_positions(assignment: Any, ordering: Any, parts: int) -> Any:
-    """No redundancy: `parts` copies of each chunk, shared out evenly, every worker's in its given order.
-
-    Example:
-        >>> A = coding.cyclic(3, 3, 2)
-        >>> uncoded_positions(A, coding.ordering(A), parts=1).toarray().tolist()
-        [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
-    """
-    kept = csr_array(ordering.multiply(coding.primary_copies(assignment, ordering, parts)))
-    kept.sort_indices()
-    in_turn = np.lexsort((kept.data, kept.indices))
-    load = np.bincount(kept.indices, minlength=kept.shape[1])
-    places = np.empty(kept.nnz, np.int64)
-    places[in_turn] = np.arange(1, kept.nnz + 1) - np.repeat(np.cumsum(load) - load, load)
-    return _like(kept, places)
 
 
 def completion_times(positions: Any, parts: int, seconds: Seconds) -> Seconds:
@@ -70,7 +41,8 @@ def completion_times(positions: Any, parts: int, seconds: Seconds) -> Seconds:
     Example:
         Two workers hold two chunks, and the second is three times slower: in opposite orders the first does both.
 
-        >>> completion_times(csr_array([[1, 2], [2, 1]]), 1, np.array([[1.0, 3.0], [1.0, np.inf], [3.0, 4.0]]))
+        >>> O = coding.positions([[0, 1], [1, 0]], 2)
+        >>> completion_times(O, 1, np.array([[1.0, 3.0], [1.0, np.inf], [3.0, 4.0]]))
         array([2., 2., 4.])
     """
     _check(positions, parts, seconds)
@@ -99,7 +71,7 @@ def error_measures(positions: Any, parts: int, seconds: Seconds, deadlines: Arra
         arXiv:2405.19509, the error measure of approximate gradient coding.
 
     Example:
-        >>> error_measures(csr_array([[1, 2], [2, 1]]), 2, np.array([[1.0, 2.0]]), [0.5, 1, 2, 3, 4]).round(2)
+        >>> error_measures(coding.positions([[0, 1], [1, 0]], 2), 2, np.array([[1.0, 2.0]]), [0.5, 1, 2, 3, 4]).round(2)
         array([[2.  , 1.73, 1.  , 1.  , 0.  ]])
     """
     _check(positions, parts, seconds)
@@ -205,7 +177,3 @@ def _check(positions: Any, parts: int, seconds: Seconds) -> None:
         raise UserError(f"seconds has shape {seconds.shape}; it must be (trials, {positions.shape[1]} workers)")
     if not (seconds > 0).all():
         raise UserError("seconds must be > 0 (inf for a failed worker)")
-
-
-def _like(assignment: Any, data: Any) -> Any:
-    return csr_array((data.astype(np.int32), assignment.indices, assignment.indptr), shape=assignment.shape)

@@ -13,14 +13,13 @@ import numpy as np
 
 from psgc import coding
 from psgc.errors import UserError
-from psgc.plan import own_share_first, read_assignment
-from psgc.server.scheduler import make_schedule
+from psgc.plan import default_queues, read_assignment
+from psgc.schedules import SCHEDULES, Queues
 from psgc.simulation import closed_form, speeds
 from psgc.simulation import settings as s
 from psgc.simulation.virtual import VirtualCluster
 
 MAX_TIMES = 1_000_000_000  # speeds of a worker in a trial, all of which are in memory
-LOOKING = ("skipping", "dynamic")  # these see what happens: no closed form
 
 Step = Callable[[str], object]
 
@@ -46,8 +45,8 @@ class Row:
 
 def steps(settings: s.Settings) -> int:
     """How many times `run` calls its `step`."""
-    looking = sum(schedule in LOOKING for schedule in settings.schedules)
-    return len(settings.parts) * settings.trials * (looking + settings.bound)
+    simulated = sum(not SCHEDULES[schedule].keeps_queues for schedule in settings.schedules)
+    return len(settings.parts) * settings.trials * (simulated + settings.bound)
 
 
 def run(settings: s.Settings, step: Step = lambda what: None) -> list[Row]:
@@ -75,12 +74,13 @@ class _Trials:
         self._settings, self._assignment, self._parts, self._seconds = settings, assignment, parts, seconds
         self._step = step
         self._ordering = coding.ordering(assignment)
+        self._primary = coding.primary_copies(assignment, self._ordering, parts)
 
     def rows(self) -> list[Row]:
         bounds = self._bounds() if self._settings.bound else None
         rows = []
         for schedule in self._settings.schedules:
-            simulate = self._event_by_event if schedule in LOOKING else self._in_closed_form
+            simulate = self._in_closed_form if SCHEDULES[schedule].keeps_queues else self._event_by_event
             times, computed, errors = simulate(schedule)
             times = closed_form.rounded_up(times, self._settings.clock)
             done = np.isfinite(times)
@@ -106,15 +106,14 @@ class _Trials:
             self._step(f"bound, l = {self._parts}")
         return closed_form.rounded_up(bounds, self._settings.clock)
 
+    def _queues(self, schedule: str) -> tuple[Queues, Queues]:
+        ranks = range(1, self._assignment.shape[1] + 1)
+        return default_queues(schedule, self._ordering, self._primary, self._settings.seed, ranks)
+
     def _positions(self, schedule: str) -> Any:
-        match schedule:
-            case "uncoded":
-                return closed_form.uncoded_positions(self._assignment, self._ordering, self._parts)
-            case "full":
-                return closed_form.full_positions(self._assignment)
-            case "random":
-                return coding.random_ordering(self._assignment, self._settings.seed)
-        return self._ordering
+        queues, _ = self._queues(schedule)
+        whole_loads = SCHEDULES[schedule].counts_whole_loads
+        return coding.positions([*queues.values()], self._assignment.shape[0], whole_loads)
 
     def _in_closed_form(self, schedule: str) -> tuple[speeds.Seconds, speeds.Seconds, list[float]]:
         positions = self._positions(schedule)
@@ -123,7 +122,9 @@ class _Trials:
 
     def _errors(self, schedule: str) -> list[float]:
         deadlines = self._settings.deadlines
-        if schedule == "full" and self._parts == 1:  # as the paper compares: weights for whoever is finished
+        if (
+            SCHEDULES[schedule].counts_whole_loads and self._parts == 1
+        ):  # as the paper compares: weights for whoever is finished
             errors = closed_form.least_squares_errors(self._assignment, self._seconds, deadlines)
         else:
             positions = self._positions(schedule)
@@ -132,19 +133,16 @@ class _Trials:
 
     def _event_by_event(self, schedule: str) -> tuple[speeds.Seconds, speeds.Seconds, list[float]]:
         """The production coordinator and scheduler, each trial on a new cluster that knows only what it is told."""
-        holders = [(row + 1).tolist() for row in np.split(self._assignment.indices, self._assignment.indptr[1:-1])]
-        queues = dict(enumerate(coding.queues(self._ordering), start=1))
-        backups: dict[int, list[int]] = {}
-        if schedule == "dynamic":
-            primary = coding.primary_copies(self._assignment, self._ordering, self._parts)
-            queues, backups = own_share_first(queues, primary)
+        held = self._assignment if SCHEDULES[schedule].holds_backups else self._primary
+        holders = [(row + 1).tolist() for row in np.split(held.indices, held.indptr[1:-1])]
+        queues, backups = self._queues(schedule)
         error = self._settings.known_speeds
         believed = None if error is None else speeds.estimates(self._seconds, error, [self._settings.seed, 2])
         times, computed = np.empty((2, len(self._seconds)))
         copies = self._assignment.shape[0] * self._parts
         errors = np.empty((len(self._seconds), len(self._settings.deadlines)))
         for t, seconds in enumerate(self._seconds):
-            plan = make_schedule(schedule, queues, backups, holders, self._parts)
+            plan = SCHEDULES[schedule](queues, backups, holders, self._parts)
             cluster = VirtualCluster(holders, queues, self._parts, plan)
             if believed is not None:
                 cluster.know(dict(enumerate(believed[t].tolist(), start=1)))

@@ -157,10 +157,11 @@ def _draws(seed: int) -> Iterator[tuple[int, np.random.Generator]]:
 
 def _orders(name: str, seed: int) -> dict[str, Any]:
     assignment = coding.cyclic(N, N, LOAD) if name == "cyclic" else coding.graph(N, N, LOAD, seed)
+    optimal = coding.ordering(assignment)
     return {
         "assignment": assignment,
-        "original": cf.full_positions(assignment),
-        "optimal order": coding.ordering(assignment),
+        "original": coding.positions(coding.queues(optimal), N, whole_loads=True),
+        "optimal order": optimal,
         "random order": coding.random_ordering(assignment, seed),
     }
 

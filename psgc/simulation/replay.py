@@ -28,10 +28,9 @@ from psgc.errors import UserError
 from psgc.messages import MESSAGE, RECORD, TAIL
 from psgc.plan import Plan, make_plan
 from psgc.reporting.run_directory import RecordedRun
-from psgc.server.fixed_schedules import FixedSchedule
+from psgc.schedules import SCHEDULES, Schedule
 from psgc.server.membership import Membership
 from psgc.server.rebalance import queues_for
-from psgc.server.scheduler import make_schedule
 from psgc.simulation.recording import read_recording
 from psgc.simulation.virtual import Trial, VirtualCluster
 
@@ -133,9 +132,8 @@ class Replay:
     def _prediction(self, choice: Choice, plan: Plan, trials: Sequence[Trial]) -> Prediction:
         spent, used = (sum(getattr(trial, name) for trial in trials) for name in ("spent", "used"))
         load = int(np.bincount(plan.assignment.indices).max())
-        waits = self._combined and (
-            choice.parts > 1 or choice.schedule == "full"
-        )  # for other copies, or the whole load
+        # an uncommitted gradient waits for other copies, or for the whole load
+        waits = self._combined and (choice.parts > 1 or SCHEDULES[choice.schedule].counts_whole_loads)
         traffic = self._traffic(plan, trials)
         overhead = self.per_message * traffic.messages
         return Prediction(
@@ -178,13 +176,13 @@ class Replay:
         seconds = recording.seconds * (self.run.chunks / plan.num_chunks)
         costs = self._costs(plan.num_chunks)
         away: frozenset[int] | None = None
-        rules: FixedSchedule | None = None
+        rules: Schedule | None = None
         trials = []
         for t in (t for block in self._blocks for t in block):
             if recording.away[t] != away:
                 away = recording.away[t]
                 holders, queues, backups = self._shared_out(plan, schedule, away, t)
-                before, rules = rules, make_schedule(schedule, queues, backups, holders, plan.parts, costs)
+                before, rules = rules, SCHEDULES[schedule](queues, backups, holders, plan.parts, costs)
                 if before is not None:
                     rules.inherit(before)
                 takes = costs if self._in_proportion else None

@@ -15,7 +15,8 @@ from psgc.data import Dataset, open_data
 from psgc.data.npz import map_npy
 from psgc.errors import PsgcError, UserError
 from psgc.reporting.run_directory import RecordedRun, read_run
-from psgc.simulation.advice import SCHEDULES, Grid, choices, reason, recommended, yaml_lines
+from psgc.schedules import SCHEDULES
+from psgc.simulation.advice import Grid, choices, reason, recommended, yaml_lines
 from psgc.simulation.output import check_file, progress_bar, show, write_json
 from psgc.simulation.replay import Choice, Prediction, Replay, own_choice
 from psgc.terminal import say
@@ -79,9 +80,8 @@ def read_grid(wanted: dict[str, str | None]) -> Grid:
         option = f"--{name.replace('_', '-')} {text}"
         entries = [entry.strip() for entry in text.split(",")]
         if name == "schedule":
-            known = (*SCHEDULES, "random")
-            if any(entry not in known for entry in entries):
-                raise UserError(f"{option}: expected some of {','.join(known)}, separated by commas")
+            if any(entry not in SCHEDULES for entry in entries):
+                raise UserError(f"{option}: expected some of {','.join(SCHEDULES)}, separated by commas")
             values[name] = entries
         else:
             if not all(re.fullmatch("0*[1-9][0-9]{0,6}", entry) for entry in entries):

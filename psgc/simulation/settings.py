@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from psgc.config import AssignmentFile
+from psgc.config import AssignmentFile, ScheduleName
+from psgc.schedules import SCHEDULES
 from psgc.validation import (
     MOST,
     Count,
@@ -15,6 +16,7 @@ from psgc.validation import (
     PathText,
     Positive,
     Section,
+    either,
     expect,
     known_kind,
     refuse,
@@ -106,7 +108,6 @@ AnySpeeds = Annotated[
     Discriminator(tag_of_kind),
     known_kind("exponential, shifted_exponential, pareto, two_speed, trace or file"),
 ]
-Schedule = Literal["uncoded", "full", "random", "static", "skipping", "dynamic"]
 
 
 class Settings(Section):
@@ -116,11 +117,13 @@ class Settings(Section):
         description="a mapping, for example {kind: cyclic, chunks: 200, workers: 200, load: 8}"
     )
     parts: Annotated[list[Count], expect("a list of at least one whole number >= 1")] = Field([1], min_length=1)
-    schedules: Annotated[list[Schedule], expect("a list of at least one schedule")] = Field(
-        ["uncoded", "full", "static", "skipping", "dynamic"], min_length=1
+    schedules: Annotated[list[ScheduleName], expect("a list of at least one schedule")] = Field(
+        [name for name, schedule in SCHEDULES.items() if schedule.tried_by_default], min_length=1
     )
     speeds: AnySpeeds = Field(description="a mapping, for example {kind: exponential, mean: 1.0}")
-    known_speeds: RelativeError | None = None  # relative error of what `dynamic` starts with; None: it knows nothing
+    known_speeds: RelativeError | None = (
+        None  # relative error of what adaptive schedules start with; None: they know nothing
+    )
     trials: Count = 1000
     clock: Positive | None = None  # completion times are rounded up to its multiples; None: they are not
     deadlines: Annotated[list[Positive], expect("a list of numbers > 0")] = Field([])
@@ -129,8 +132,9 @@ class Settings(Section):
 
     @model_validator(mode="after")
     def _known_to_somebody(self) -> Self:
-        if self.known_speeds is not None and "dynamic" not in self.schedules:
-            raise refuse("only the schedule dynamic uses it", "known_speeds", "schedules")
+        if self.known_speeds is not None and not any(SCHEDULES[name].is_adaptive for name in self.schedules):
+            adaptive = either(name for name, schedule in SCHEDULES.items() if schedule.is_adaptive)
+            raise refuse(f"only the schedule {adaptive} uses it", "known_speeds", "schedules")
         return self
 
 

@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 from math import inf, isfinite
 
+from psgc.schedules import Schedule
+from psgc.schedules.orders import Queue, Skip
 from psgc.server import events
 from psgc.server.coordinator import Coordinator
-from psgc.server.dynamic_schedule import DynamicSchedule
-from psgc.server.fixed_schedules import FixedSchedule
 from psgc.server.instructions import Discard, Finish, Instruction
 from psgc.server.membership import Membership
-from psgc.server.orders import Queue, Skip
 from psgc.workers.state import Report, WorkerState
 
 
@@ -52,7 +51,7 @@ class VirtualCluster:
         holders: Sequence[Sequence[int]],
         queues: Mapping[int, Sequence[int]],
         parts: int,
-        schedule: FixedSchedule,
+        schedule: Schedule,
         costs: Sequence[float] | None = None,
         pause: float = 0.0,
         breaks_off: bool = True,
@@ -69,7 +68,7 @@ class VirtualCluster:
 
     def know(self, seconds: Mapping[int, float]) -> None:
         """Tell a schedule that learns what each worker takes for a chunk (inf: it has failed)."""
-        if isinstance(self._schedule, DynamicSchedule):
+        if self._schedule.is_adaptive:
             self._schedule.estimates.update(seconds)
 
     def recover(self, seconds: Mapping[int, float]) -> Trial:

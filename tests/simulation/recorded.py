@@ -9,8 +9,8 @@ import numpy as np
 from psgc.config import Config
 from psgc.plan import make_plan
 from psgc.reporting.run_directory import RecordedRun
+from psgc.schedules import SCHEDULES
 from psgc.server.observer import Outcome
-from psgc.server.scheduler import make_schedule
 from psgc.simulation.virtual import Trial, VirtualCluster
 
 BASE = {
@@ -43,7 +43,7 @@ def settings(schedule: str = "dynamic", **coding: Any) -> Config:
 def cluster(config: Config, workers: int, kind: type[VirtualCluster] = VirtualCluster, **more: Any) -> Any:
     plan = make_plan(config.coding, config.schedule, workers, config.seed)
     costs = more.get("costs")
-    rules = make_schedule(config.schedule, plan.queues, plan.backups, plan.holders(), plan.parts, costs)
+    rules = SCHEDULES[config.schedule](plan.queues, plan.backups, plan.holders(), plan.parts, costs)
     return kind(plan.holders(), plan.queues, plan.parts, rules, **more)
 
 

@@ -1,26 +1,23 @@
 """The schedules of a simulated world: the production ones, and one that orders all that an order may say."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
-from psgc.server.fixed_schedules import FixedSchedule
-from psgc.server.orders import Loss, Order, Queue, Skip
-from psgc.server.scheduler import make_schedule
+from psgc import schedules as production
+from psgc.schedules import Schedule
+from psgc.schedules.orders import Loss, Order, Queue, Skip
 
-FIXED = ("uncoded", "full", "random", "static")  # nothing is skipped
-SCHEDULES = (*FIXED, "skipping", "reordering", "dynamic")
+FIXED = tuple(name for name, schedule in production.SCHEDULES.items() if schedule.keeps_queues)
+SCHEDULES = (*production.SCHEDULES, "reordering")
 
 
-class Reordering(FixedSchedule):
+class Reordering(Schedule):
     """Only here: new queues at the start and after every recovery."""
-
-    def __init__(self, queues: Mapping[int, Sequence[int]]) -> None:
-        super().__init__()
-        self._queues = queues
-        self._left: dict[int, list[int]] = {}
 
     def begin(self, checked: Sequence[int] = ()) -> list[Order]:
         super().begin(checked)
-        self._left = {worker: list(queue[::-1]) for worker, queue in self._queues.items()}
+        self._left: dict[int, list[int]] = {worker: list(queue[::-1]) for worker, queue in self._queues.items()}
         return [Queue(worker, tuple(left)) for worker, left in self._left.items() if left]
 
     def counts(self, worker: int, chunk: int) -> Sequence[int]:
@@ -48,17 +45,11 @@ class Reordering(FixedSchedule):
         return super()._next(worker, chunk)
 
 
-def make(
-    name: str,
-    queues: Mapping[int, Sequence[int]],
-    backups: Mapping[int, Sequence[int]] | None = None,
-    holders: Sequence[Sequence[int]] = (),
-    parts: int = 1,
-    costs: Sequence[float] | None = None,
-) -> FixedSchedule:
-    """As the production one, which knows nothing of `reordering`; `recipe` makes another such schedule."""
-    schedule = (
-        Reordering(queues) if name == "reordering" else make_schedule(name, queues, backups, holders, parts, costs)
-    )
-    schedule.recipe = lambda: make(name, queues, backups, holders, parts, costs)  # type: ignore[attr-defined]
+def make(name: str, *arguments: Any) -> Schedule:
+    """The schedule, with `recipe`, which makes another one from the same arguments."""
+    schedule = Reordering(*arguments) if name == "reordering" else production.SCHEDULES[name](*arguments)
+    schedule.recipe = lambda: make(name, *arguments)  # type: ignore[attr-defined]
     return schedule
+
+
+FACTORIES = {name: partial(make, name) for name in SCHEDULES}  # in place of `psgc.schedules.SCHEDULES`

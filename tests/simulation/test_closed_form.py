@@ -8,6 +8,7 @@ from scipy.sparse import csr_array
 
 from psgc import coding
 from psgc.errors import UserError
+from psgc.plan import default_queues
 from psgc.simulation import closed_form as cf
 from tests.unit.doctests import assert_examples_hold
 
@@ -55,7 +56,7 @@ def test_times_and_errors_are_those_of_a_loop_over_the_queues(cluster, seed):
     for positions, queues, whole in (
         (order, coding.queues(order), False),
         (shuffled, coding.queues(shuffled), False),
-        (cf.full_positions(assignment), coding.queues(order), True),
+        (coding.positions(coding.queues(order), assignment.shape[0], whole_loads=True), coding.queues(order), True),
     ):
         times = cf.completion_times(positions, parts, seconds)
         deadlines = [0.3, 1.0, *(times[np.isfinite(times)][:1])]
@@ -68,19 +69,21 @@ def test_times_and_errors_are_those_of_a_loop_over_the_queues(cluster, seed):
 
 @settings(max_examples=50, deadline=None)
 @given(clusters())
-def test_uncoded_does_every_chunk_parts_times_and_no_more(cluster):
+def test_uncoded_takes_as_long_as_the_slowest_share(cluster):
     assignment, parts, seconds = cluster
-    order = coding.ordering(assignment)
-    positions = cf.uncoded_positions(assignment, order, parts)
+    positions = uncoded_positions(assignment, parts)
     assert (np.diff(positions.indptr) == parts).all()
-    assert (positions.toarray()[assignment.toarray() == 0] == 0).all()
-    queues = coding.queues(positions)
-    for queue, everything in zip(queues, coding.queues(order), strict=True):
-        assert queue == [chunk for chunk in everything if chunk in queue]
-    loads = np.array([len(queue) for queue in queues])
+    loads = np.bincount(positions.indices, minlength=positions.shape[1])
     with np.errstate(invalid="ignore"):
-        slowest = np.where(loads > 0, loads * seconds, 0.0).max(axis=1)  # everybody does all that is asked
+        slowest = np.where(loads > 0, loads * seconds, 0.0).max(axis=1)
     assert cf.completion_times(positions, parts, seconds).tolist() == slowest.tolist()
+
+
+def uncoded_positions(assignment, parts):
+    order = coding.ordering(assignment)
+    primary = coding.primary_copies(assignment, order, parts)
+    queues, _ = default_queues("uncoded", order, primary, 0, range(assignment.shape[1]))
+    return coding.positions([*queues.values()], assignment.shape[0])
 
 
 @settings(max_examples=50, deadline=None)
@@ -89,7 +92,8 @@ def test_nothing_is_faster_than_the_clairvoyant_bound(cluster):
     assignment, parts, seconds = cluster
     order = coding.ordering(assignment)
     bounds = [coding.clairvoyant_bound(assignment, parts, s) for s in seconds]
-    for positions in (order, cf.full_positions(assignment), cf.uncoded_positions(assignment, order, parts)):
+    whole_loads = coding.positions(coding.queues(order), assignment.shape[0], whole_loads=True)
+    for positions in (order, whole_loads, uncoded_positions(assignment, parts)):
         assert (cf.completion_times(positions, parts, seconds) >= bounds).all()
     assert np.isfinite(cf.completion_times(order, parts, seconds)).tolist() == np.isfinite(bounds).tolist()
 

@@ -7,7 +7,7 @@ import pytest
 
 from psgc.config import Coding
 from psgc.plan import make_plan
-from psgc.server.scheduler import make_schedule
+from psgc.schedules import SCHEDULES
 from psgc.simulation import speeds
 from psgc.simulation.virtual import VirtualCluster
 
@@ -28,7 +28,7 @@ def mean_time(schedule: str, workers: int, coding: Coding, seconds: np.ndarray) 
     plan = make_plan(coding, schedule, workers, seed=0)
     times = []
     for second in seconds:
-        rules = make_schedule(schedule, plan.queues, plan.backups, plan.holders(), plan.parts)
+        rules = SCHEDULES[schedule](plan.queues, plan.backups, plan.holders(), plan.parts)
         cluster = VirtualCluster(plan.holders(), plan.queues, plan.parts, rules)
         times.append(cluster.recover(dict(enumerate(second.tolist(), start=1))).time)
     return float(np.mean(times))
@@ -72,6 +72,6 @@ def test_what_it_learnt_in_other_iterations_does_not_mislead_it(model, cluster):
 
 def whole_run(schedule: str, workers: int, coding: Coding, seconds: np.ndarray) -> float:
     plan = make_plan(coding, schedule, workers, seed=0)
-    rules = make_schedule(schedule, plan.queues, plan.backups, plan.holders(), plan.parts)
+    rules = SCHEDULES[schedule](plan.queues, plan.backups, plan.holders(), plan.parts)
     cluster = VirtualCluster(plan.holders(), plan.queues, plan.parts, rules)
     return float(np.mean([cluster.recover(dict(enumerate(row.tolist(), start=1))).time for row in seconds]))

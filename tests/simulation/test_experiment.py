@@ -154,7 +154,8 @@ def test_original_gradient_coding_is_approximated_by_least_squares_where_the_pap
     assignment = coding.cyclic(12, 12, 4)
     expected = closed_form.least_squares_errors(assignment, seconds, [4.0]).mean()
     assert one.mean_errors == pytest.approx([expected])
-    counted = closed_form.error_measures(closed_form.full_positions(assignment), 2, seconds, [4.0]).mean()
+    whole_loads = coding.positions(coding.queues(coding.ordering(assignment)), 12, whole_loads=True)
+    counted = closed_form.error_measures(whole_loads, 2, seconds, [4.0]).mean()
     assert two.mean_errors == pytest.approx([counted])
 
 

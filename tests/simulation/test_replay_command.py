@@ -123,7 +123,7 @@ def test_settings_that_are_not_possible_are_told_and_left_out(capsys):
         (["--parts", "0"], "--parts 0: expected whole numbers >= 1"),
         (["--chunks-per-worker", ""], "--chunks-per-worker : expected whole numbers >= 1"),
         (["--replication", "9"], "--replication 9: this run has 4 workers, expected no more"),
-        (["--schedule", "dynamic,fast"], "--schedule dynamic,fast: expected some of uncoded,full,static,skipping"),
+        (["--schedule", "dynamic,fast"], "--schedule dynamic,fast: expected some of uncoded,full,random"),
         (["--parts", "3", "--replication", "2", "--schedule", "static"], "nothing to try: parts needs as much"),
         (["--json", "none/rows.json"], "--json none/rows.json: expected a file in a directory that exists"),
         (["--json", "."], "--json .: expected a file in a directory that exists"),

@@ -10,17 +10,16 @@ from hypothesis import strategies as st
 
 from psgc import coding
 from psgc.config import Coding
-from psgc.plan import Plan, make_plan, own_share_first
-from psgc.server.dynamic_schedule import DynamicSchedule
-from psgc.server.scheduler import make_schedule
+from psgc.plan import Plan, default_queues, make_plan
+from psgc.schedules import SCHEDULES
 from psgc.simulation import closed_form
 from psgc.simulation.virtual import Trial, VirtualCluster
 
-ALL = ["uncoded", "full", "random", "static", "skipping", "dynamic"]
+ALL = list(SCHEDULES)
 
 
 def cluster(name: str, plan: Plan) -> VirtualCluster:
-    rules = make_schedule(name, plan.queues, plan.backups, plan.holders(), plan.parts)
+    rules = SCHEDULES[name](plan.queues, plan.backups, plan.holders(), plan.parts)
     return VirtualCluster(plan.holders(), plan.queues, plan.parts, rules)
 
 
@@ -62,7 +61,7 @@ def cases(draw: st.DrawFn, names: list[str]) -> Case:
         assignment, ordering = primary, coding.random_ordering(primary, 0)
     queues, backups = by_rank(coding.queues(ordering)), {}
     if name == "dynamic" and draw(st.booleans()):
-        queues, backups = own_share_first(queues, primary)
+        queues, backups = default_queues(name, ordering, primary, 0, range(1, m + 1))
     elif name == "dynamic":  # any other share
         kept = {rank: draw(st.integers(0, len(queue))) for rank, queue in queues.items()}
         backups = {rank: queue[kept[rank] :] for rank, queue in queues.items()}
@@ -79,14 +78,8 @@ def cases(draw: st.DrawFn, names: list[str]) -> Case:
 @settings(deadline=None, max_examples=100)
 @given(case=cases(["full", "random", "static"]))
 def test_schedules_that_never_look_are_as_in_closed_form(case):
-    ordering = case.plan.assignment.astype(np.int32)
-    if case.name == "full":
-        positions = closed_form.full_positions(case.plan.assignment)
-    else:
-        place = {(chunk, rank): k for rank, queue in case.plan.queues.items() for k, chunk in enumerate(queue, 1)}
-        rows, columns = ordering.nonzero()
-        ordering[rows, columns] = [place[i, j + 1] for i, j in zip(rows.tolist(), columns.tolist(), strict=True)]
-        positions = ordering
+    queues = [*case.plan.queues.values()]
+    positions = coding.positions(queues, case.plan.num_chunks, SCHEDULES[case.name].counts_whole_loads)
     trials = case.run()
     seconds = np.array(case.seconds[: len(trials)])
     expected = closed_form.completion_times(positions, case.plan.parts, seconds)
@@ -122,7 +115,7 @@ def test_every_schedule_recovers_when_it_can_and_none_beats_the_bound(case):
 def test_costs_pauses_and_work_that_is_not_broken_off():
     """Two workers in opposite orders; the second is in a chunk of 6 seconds when the first has done both."""
     plan = Plan(coding.from_matrix(np.ones((2, 2))), {1: [0, 1], 2: [1, 0]}, np.ones((2, 1)), np.ones(2))
-    rules = make_schedule("static", plan.queues)
+    rules = SCHEDULES["static"](plan.queues)
     virtual = VirtualCluster(plan.holders(), plan.queues, 1, rules, costs=[0.5, 1.5], pause=0.25, breaks_off=False)
     first, second = virtual.recover({1: 2.0, 2: 4.0}), virtual.recover({1: 2.0, 2: 0.5})
     assert first == Trial(1.25 + 3.25, 2, (1.25, 4.5), spent=1 + 3 + 6, used=4, reported=2, contributors=1)
@@ -176,8 +169,7 @@ def test_nothing_is_redundant_when_nobody_straggles(name, workers, assignment, p
 def test_a_worker_that_changes_speed_is_followed():
     """Four times slower from one iteration on: the first of them is late, the later ones know."""
     plan = make_plan(Coding(chunks_per_worker=8, replication=3), "dynamic", 4, seed=0)
-    rules = make_schedule("dynamic", plan.queues, plan.backups, plan.holders(), 1)
-    assert isinstance(rules, DynamicSchedule)
+    rules = SCHEDULES["dynamic"](plan.queues, plan.backups, plan.holders(), 1)
     virtual = VirtualCluster(plan.holders(), plan.queues, 1, rules)
     before, after = by_rank([1.0, 1.0, 1.0, 1.0]), by_rank([1.0, 1.0, 1.0, 4.0])
     bound = coding.clairvoyant_bound(plan.assignment, 1, list(after.values()))

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from psgc.schedules.dynamic import DynamicSchedule
+from psgc.schedules.orders import Next, Queue, Skip
 from psgc.server.coordinator import Coordinator
-from psgc.server.dynamic_schedule import DynamicSchedule
 from psgc.server.events import Abandoned, Begin, Event, Report, Tick
 from psgc.server.instructions import Collect, Commit, Discard, Finish, Instruction, Invalidate, Reassign
 from psgc.server.loop import Server
 from psgc.server.observer import Approximation, IterationRecord, Outcome
 from psgc.server.optimizer import Sgd
-from psgc.server.orders import Next, Queue, Skip
 from psgc.transport import Vector
 from tests.simulation.schedules import FIXED
 from tests.unit.refusal import snapshot

@@ -19,6 +19,7 @@ import numpy as np
 from psgc.backend import Backend
 from psgc.coding import worst_condition
 from psgc.errors import RunFailed, TooFewWorkers
+from psgc.schedules import SCHEDULES
 from psgc.server import clock as server_clock
 from psgc.server import loop as server_loop
 from psgc.server import verifying_loop
@@ -30,7 +31,7 @@ from psgc.workers import mailbox as worker_mailbox
 from tests.simulation.case import Case, Nap
 from tests.simulation.network import Clock, ServerEnd
 from tests.simulation.node import Node
-from tests.simulation.schedules import FIXED, make
+from tests.simulation.schedules import FACTORIES, FIXED, Reordering
 from tests.simulation.verified import WatchedVerifyingServer
 from tests.simulation.watched import Checking, Observer, WatchedCoordinator, WatchedServer
 
@@ -87,7 +88,8 @@ class World:
         with ExitStack() as stack:
             for module in (server_clock, server_loop, verifying_loop, worker_loop, worker_mailbox):
                 stack.enter_context(mock.patch.object(module, "time", self.clock))
-            stack.enter_context(mock.patch.object(server_loop, "make_schedule", make))
+            stack.enter_context(mock.patch.dict(SCHEDULES, reordering=Reordering))
+            stack.enter_context(mock.patch.object(server_loop, "SCHEDULES", FACTORIES))
             stack.enter_context(mock.patch.object(server_loop, "Coordinator", WatchedCoordinator))
             case = self.case
             settings = ServerSettings(

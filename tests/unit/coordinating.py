@@ -1,10 +1,9 @@
 """A coordinator in its first iteration, for tests of losses."""
 
+from psgc.schedules import SCHEDULES, Schedule
 from psgc.server.coordinator import Coordinator
 from psgc.server.events import Begin, Report
-from psgc.server.fixed_schedules import FixedSchedule
 from psgc.server.membership import Membership
-from psgc.server.scheduler import make_schedule
 
 
 def begun(holders, parts=1, name="static", combined=True, reassigning=True, workers=None):
@@ -13,7 +12,7 @@ def begun(holders, parts=1, name="static", combined=True, reassigning=True, work
     loads = {
         worker: [chunk for chunk, of in enumerate(holders) if worker in of] for worker in sorted(membership.workers)
     }
-    schedule = make_schedule(name, loads, holders=membership.holders, parts=parts)
+    schedule = SCHEDULES[name](loads, holders=membership.holders, parts=parts)
     it = Coordinator(membership, schedule, combined)
     it.handle(Begin(0))
     return it
@@ -27,11 +26,11 @@ def report(it, *copies, attempt=0):
     return answers
 
 
-class Recording(FixedSchedule):
+class Recording(Schedule):
     """Keeps what the coordinator says was lost."""
 
     def __init__(self):
-        super().__init__()
+        super().__init__({})
         self.losses = []
         self.freed_undone = []
 

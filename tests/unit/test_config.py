@@ -296,7 +296,7 @@ UNBIASED = f"{APPROXIMATE}deadline: 1, estimator: unbiased}}"
          "who was"),
         (UNBIASED,
          "recovery: recovery.estimator: unbiased needs queues that stay the same whoever is late, in dynamic they do "
-         "not; take static, random, uncoded or full"),
+         "not; take uncoded, full, random or static"),
     ],
 )  # fmt: skip
 def test_refused_recovery(run_yaml: Path, override: str, message: str) -> None:

@@ -8,19 +8,18 @@ from hypothesis import strategies as st
 from refusal import refused, snapshot
 
 from psgc.errors import ProtocolError
+from psgc.schedules import SCHEDULES, Schedule
+from psgc.schedules.orders import Queue, Skip
 from psgc.server.coordinator import Coordinator
 from psgc.server.events import Abandoned, Begin, Delivered, Lost, Report
-from psgc.server.fixed_schedules import FixedSchedule
 from psgc.server.instructions import Add, Collect, Commit, Discard, Finish
 from psgc.server.membership import Membership
-from psgc.server.orders import Queue, Skip
-from psgc.server.scheduler import make_schedule
 
 COMBINED = pytest.mark.parametrize("combined", [True, False], ids=["combined", "per_chunk"])
 
 
 def coordinator(holders, parts, name="static", combined=True):
-    return Coordinator(Membership(holders, parts), make_schedule(name, loads(holders)), combined)
+    return Coordinator(Membership(holders, parts), SCHEDULES[name](loads(holders)), combined)
 
 
 def commit(chunk, *contributors):
@@ -170,11 +169,11 @@ def test_full_counts_nobody_before_the_whole_load_is_done():
 
 
 def test_a_schedule_may_give_new_queues_at_the_start():
-    class Reversed(FixedSchedule):
+    class Reversed(Schedule):
         def begin(self):
             return [Queue(1, (1, 0))]
 
-    it = Coordinator(Membership([[1], [1]], parts=1), Reversed(), combined=True)
+    it = Coordinator(Membership([[1], [1]], parts=1), Reversed({}), combined=True)
     assert it.handle(Begin(0)) == [Queue(1, (1, 0))]
 
 

@@ -5,9 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from psgc.errors import ProtocolError
+from psgc.schedules import Schedule
 from psgc.server.coordinator import Coordinator
 from psgc.server.events import Begin, Deadline, Delivered, Lost, Report
-from psgc.server.fixed_schedules import FixedSchedule
 from psgc.server.instructions import Add, Collect, Commit, Discard, Finish, Invalidate
 from psgc.server.membership import Membership
 from tests.unit.coordinating import begun, report
@@ -50,7 +50,7 @@ def test_a_first_copy_that_is_lost_again_was_none():
 
 
 def test_as_many_copies_as_are_tolerated_may_be_missing():
-    it = Coordinator(Membership(EVERYBODY, 2), FixedSchedule(), combined=False, tolerated=2)
+    it = Coordinator(Membership(EVERYBODY, 2), Schedule({}), combined=False, tolerated=2)
     it.handle(Begin(0))
     report(it, (1, 0), (1, 1), (2, 1))
     assert it.phase == "working"
@@ -111,7 +111,7 @@ def test_settling_between_iterations_is_not_allowed():
 @given(st.integers(1, 3), st.booleans(), st.integers(0, 8), st.permutations(range(12)), st.integers(0, 12))
 def test_missing_copies_are_those_of_the_chunks_that_are_incomplete(parts, combined, tolerated, order, settled_after):
     """Four chunks held by three workers, reported in any order."""
-    it = Coordinator(Membership([[1, 2, 3]] * 4, parts), FixedSchedule(), combined, min(tolerated, 4 * parts - 1))
+    it = Coordinator(Membership([[1, 2, 3]] * 4, parts), Schedule({}), combined, min(tolerated, 4 * parts - 1))
     it.handle(Begin(0))
     heard: dict[int, list[int]] = {chunk: [] for chunk in range(4)}
     for count, copy in enumerate(order):

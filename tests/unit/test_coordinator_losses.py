@@ -4,13 +4,12 @@ import pytest
 from coordinating import Recording, begun, collecting, report
 from refusal import refused, snapshot
 
+from psgc.schedules import SCHEDULES, Schedule
+from psgc.schedules.orders import Next, Skip
 from psgc.server.coordinator import Coordinator
 from psgc.server.events import Abandoned, Begin, Delivered, Lost, Report
-from psgc.server.fixed_schedules import FixedSchedule
 from psgc.server.instructions import Add, Collect, Commit, Discard, Finish, Invalidate
 from psgc.server.membership import Membership
-from psgc.server.orders import Next, Skip
-from psgc.server.scheduler import make_schedule
 
 COMBINED = pytest.mark.parametrize("combined", [True, False], ids=["combined", "per_chunk"])
 
@@ -226,7 +225,7 @@ def test_nothing_survives_into_the_next_iteration_but_the_group(combined):
         it.handle(Delivered(2, 0, role))
     assert it.phase == "idle"
     everybody = Membership(holders, 1)
-    schedule = make_schedule("static", {})
+    schedule = SCHEDULES["static"]({})
     it.rebalance(everybody.without([]), schedule)
     it.handle(Begin(1))
     fresh = Coordinator(everybody.without([]), schedule, combined)
@@ -241,8 +240,8 @@ def test_nothing_survives_into_the_next_iteration_but_the_group(combined):
 def test_who_is_there_may_only_change_between_two_iterations(combined):
     it = begun([[1]], combined=combined)
     with refused(it):
-        it.rebalance(Membership([[1]], 1), FixedSchedule())
+        it.rebalance(Membership([[1]], 1), Schedule({}))
     report(it, (1, 0))
     if combined:
         with refused(it):
-            it.rebalance(Membership([[1]], 1), FixedSchedule())
+            it.rebalance(Membership([[1]], 1), Schedule({}))

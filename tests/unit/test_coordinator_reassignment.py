@@ -4,9 +4,9 @@ import pytest
 from coordinating import Recording, begun, collecting, report
 
 from psgc.errors import TooFewWorkers
+from psgc.schedules.orders import Next, Queue
 from psgc.server.events import Delivered, Lost
 from psgc.server.instructions import Collect, Commit, Finish, Invalidate, Reassign
-from psgc.server.orders import Next, Queue
 
 COMBINED = pytest.mark.parametrize("combined", [True, False], ids=["combined", "per_chunk"])
 

@@ -6,41 +6,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from psgc.errors import UserError
-from psgc.server.dynamic_schedule import DynamicSchedule
-from psgc.server.fixed_schedules import FixedSchedule, FullSchedule, SkippingSchedule
-from psgc.server.orders import Queue, Skip
-from psgc.server.scheduler import make_schedule
+from psgc.schedules import SCHEDULES
+from psgc.schedules.dynamic import DynamicSchedule
+from psgc.schedules.orders import Queue, Skip
 
 QUEUES = {1: [0, 2], 2: [1, 0], 3: [2, 1, 0], 4: []}
-
-
-@pytest.mark.parametrize(
-    ("name", "kind"),
-    [
-        ("uncoded", FixedSchedule),
-        ("random", FixedSchedule),
-        ("static", FixedSchedule),
-        ("full", FullSchedule),
-        ("skipping", SkippingSchedule),
-        ("dynamic", DynamicSchedule),
-    ],
-)
-def test_every_schedule_has_its_name(name, kind):
-    assert type(make_schedule(name, QUEUES)) is kind
-
-
-@pytest.mark.parametrize("name", ["dynamics", "", "Static", "skip"])
-def test_an_unknown_schedule_is_refused_with_what_there_is(name):
-    expected = f"^schedule: expected uncoded, full, random, static, skipping or dynamic, got '{name}'$"
-    with pytest.raises(UserError, match=expected):
-        make_schedule(name, QUEUES)
 
 
 @pytest.mark.parametrize("name", ["uncoded", "random", "static"])
 @given(worker=st.integers(1, 4), chunk=st.integers(0, 2), unreported=st.lists(st.integers(1, 4), unique=True))
 def test_a_fixed_order_counts_at_once_and_skips_nothing(name, worker, chunk, unreported):
-    schedule = make_schedule(name, QUEUES)
+    schedule = SCHEDULES[name](QUEUES)
     assert schedule.begin() == []
     assert list(schedule.counts(worker, chunk)) == [chunk]
     assert schedule.committed(chunk, unreported) == []
@@ -48,7 +24,7 @@ def test_a_fixed_order_counts_at_once_and_skips_nothing(name, worker, chunk, unr
 
 @given(chunk=st.integers(0, 9), unreported=st.lists(st.integers(1, 9), unique=True))
 def test_skipping_tells_exactly_the_holders_that_have_not_reported(chunk, unreported):
-    schedule = make_schedule("skipping", QUEUES)
+    schedule = SCHEDULES["skipping"](QUEUES)
     assert schedule.begin() == []
     assert list(schedule.counts(1, chunk)) == [chunk]
     assert schedule.committed(chunk, unreported) == [Skip(worker, chunk, recovered=True) for worker in unreported]
@@ -57,7 +33,7 @@ def test_skipping_tells_exactly_the_holders_that_have_not_reported(chunk, unrepo
 @settings(deadline=None)
 @given(data=st.data(), queues=st.dictionaries(st.integers(1, 5), st.sets(st.integers(0, 9), min_size=1), min_size=1))
 def test_full_counts_a_whole_load_at_its_last_report(data, queues):
-    schedule = make_schedule("full", {worker: sorted(chunks) for worker, chunks in queues.items()})
+    schedule = SCHEDULES["full"]({worker: sorted(chunks) for worker, chunks in queues.items()})
     reports = [(worker, chunk) for worker, chunks in queues.items() for chunk in chunks]
     for _ in range(2):  # the second iteration starts from nothing again, wherever the first one stopped
         assert schedule.begin() == []
@@ -76,7 +52,7 @@ def test_full_counts_a_whole_load_at_its_last_report(data, queues):
 def dynamic(own, backups, estimates=(), **arguments):
     chunks = {worker: {*own[worker], *backups[worker]} for worker in own}
     holders = [[w for w in chunks if i in chunks[w]] for i in sorted(set().union(*chunks.values()))]
-    schedule = DynamicSchedule(holders, own, backups, **{"parts": 1} | arguments)
+    schedule = DynamicSchedule(own, backups, holders, **arguments)
     schedule.estimates.update(estimates)
     return schedule
 

@@ -2,15 +2,15 @@
 
 import pytest
 
-from psgc.server.dynamic_schedule import DynamicSchedule
-from psgc.server.orders import Queue, Skip
+from psgc.schedules.dynamic import DynamicSchedule
+from psgc.schedules.orders import Queue, Skip
 from tests.unit.scripted_run import WORKERS
 
 
 def make(own, backups, estimates=(), lag=0.0):
     chunks = {worker: {*own[worker], *backups[worker]} for worker in own}
     holders = [[w for w in chunks if i in chunks[w]] for i in sorted(set().union(*chunks.values()))]
-    schedule = DynamicSchedule(holders, own, backups, parts=1)
+    schedule = DynamicSchedule(own, backups, holders)
     schedule.estimates.update(estimates)
     schedule._lag = lag
     return schedule
@@ -91,7 +91,7 @@ def test_paces_that_change_by_less_than_the_lag_are_still_believed(lag, known):
 
 
 def test_the_lag_follows_most_reports_and_not_one_worker_whose_reports_take_long():
-    schedule = DynamicSchedule([], {}, {}, parts=1)
+    schedule = DynamicSchedule({})
     for report_number in range(800):
         schedule._learn_lag(10.0 if report_number % 8 == 0 else 0.02)
     assert 0.01 < schedule._lag < 0.03

@@ -4,11 +4,11 @@ import pytest
 from refusal import refused
 
 from psgc.errors import RunFailed, TooFewWorkers
+from psgc.schedules import SCHEDULES
+from psgc.schedules.orders import Next, Skip
 from psgc.server.events import Abandoned, Begin, Compared, Deadline, Delivered, Lost, Report
 from psgc.server.instructions import Add, Collect, Commit, Compare, Discard, Finish, Reassign, Wrong
 from psgc.server.membership import Membership
-from psgc.server.orders import Next, Skip
-from psgc.server.scheduler import make_schedule
 from psgc.server.verification import VerifyingCoordinator
 
 COMBINED = pytest.mark.parametrize("combined", [True, False], ids=["combined", "per_chunk"])
@@ -19,7 +19,7 @@ def begun(holders, parts=1, name="static", combined=False, every=1, reassigning=
     loads = {
         worker: [chunk for chunk, of in enumerate(holders) if worker in of] for worker in sorted(membership.workers)
     }
-    schedule = make_schedule(name, loads, holders=membership.holders, parts=parts)
+    schedule = SCHEDULES[name](loads, holders=membership.holders, parts=parts)
     it = VerifyingCoordinator(membership, schedule, combined, tolerated, every=every)
     it.handle(Begin(0))
     return it

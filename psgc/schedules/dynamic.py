@@ -1,11 +1,12 @@
 """The schedule `dynamic`: the server decides, report by report, who does what next."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from heapq import heapify, heappop, heappush, heapreplace
 from math import inf
+from typing import Any, Self
 
-from psgc.server.fixed_schedules import FixedSchedule
-from psgc.server.orders import Loss, Order, Queue, Skip
+from psgc.schedules.orders import Loss, Order, Queue, Skip
+from psgc.schedules.schedule import Queues, Schedule, split
 
 QUEUE_OF_OTHERS = 2.0  # chunks a worker is expected to do up to a given backup, that one included
 UNKNOWN = 5.0  # a worker never heard of, after e seconds: expected to need this times e more
@@ -17,11 +18,10 @@ LAG_STEP = 1e-4  # seconds; a report counts as at most this late, or as twice th
 LEAD = 0.1  # share of a chunk's time before its predicted end at which the next one is decided once more
 
 
-class DynamicSchedule(FixedSchedule):
+class DynamicSchedule(Schedule):
     """Own shares first, evened out as the workers' paces show; then backups of what is predicted to be recovered last.
 
-    holders[i]: the workers that hold chunk i; own[w]: the default queue of worker w; backups[w]: the other chunks it
-    holds, in order of preference; parts: l; costs[i]: what chunk i takes relative to an average one (None: all equal).
+    The default queue of a worker is its own share.
 
     1. A worker *pulls*: it takes over chunks that it holds from holders that have a longer way to go, the longest
        first, as long as it would still be through sooner than they. Often at first, when there is most to learn, and
@@ -49,26 +49,21 @@ class DynamicSchedule(FixedSchedule):
     reports would take the backlog for slowness, and answer it with orders for copies that make the backlog longer.
     """
 
-    def __init__(
-        self,
-        holders: Sequence[Sequence[int]],
-        own: Mapping[int, Sequence[int]],
-        backups: Mapping[int, Sequence[int]],
-        parts: int,
-        costs: Sequence[float] | None = None,
-    ) -> None:
-        super().__init__()
-        self._holders = holders
-        self._own = dict(own)
-        self._chunks = {worker: (*own[worker], *backups[worker]) for worker in own}
-        self._parts = parts
-        self._costs = costs
-        self.estimates: dict[int, float] = {}  # seconds per average chunk
+    is_adaptive = True
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self._own = dict(self._queues)
+        self._chunks = {worker: (*own, *self._backups.get(worker, ())) for worker, own in self._own.items()}
         self._last: dict[int, float] = {}  # each worker's newest pace, or the least it can have been
         self._reports: dict[int, int] = {}  # of each worker in this iteration
         self._latest = 0.0  # when something was last heard in this iteration
         self._lag = 0.0  # seconds from the end of a chunk until the server handles its report, smoothed
         self._surprise = 0.0  # how far paces are from those of the iteration before, as a share; a weighted mean
+
+    @classmethod
+    def default_queues(cls, ordered: Queues, own: Mapping[int, Set[int]], seed: int) -> tuple[Queues, Queues]:
+        return split(ordered, own)
 
     # events
 
@@ -210,11 +205,10 @@ class DynamicSchedule(FixedSchedule):
         orders = self._choose_for_the_bare(now)
         return orders + [order for worker in attempt if (order := self._queue(worker)) not in orders]
 
-    def inherit(self, other: FixedSchedule) -> None:
-        if isinstance(other, DynamicSchedule):
-            self.estimates = {worker: pace for worker, pace in other.estimates.items() if worker in self._own}
-            self._last = {worker: pace for worker, pace in other._last.items() if worker in self._own}
-            self._lag, self._surprise = other._lag, other._surprise
+    def inherit(self, other: Self) -> None:
+        self.estimates = {worker: pace for worker, pace in other.estimates.items() if worker in self._own}
+        self._last = {worker: pace for worker, pace in other._last.items() if worker in self._own}
+        self._lag, self._surprise = other._lag, other._surprise
 
     def tick(self, now: float) -> list[Order]:
         orders: list[Order] = []

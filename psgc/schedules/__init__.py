@@ -1,0 +1,21 @@
+"""The schedules by name: who does which chunk next.
+
+To add one, write a subclass of `Schedule` in a file of this package and give it a line in `SCHEDULES`.
+"""
+
+from psgc.schedules.dynamic import DynamicSchedule
+from psgc.schedules.fixed import RandomSchedule, StaticSchedule, UncodedSchedule
+from psgc.schedules.full import FullSchedule
+from psgc.schedules.schedule import Queues, Schedule
+from psgc.schedules.skipping import SkippingSchedule
+
+SCHEDULES: dict[str, type[Schedule]] = {
+    "uncoded": UncodedSchedule,
+    "full": FullSchedule,
+    "random": RandomSchedule,
+    "static": StaticSchedule,
+    "skipping": SkippingSchedule,
+    "dynamic": DynamicSchedule,
+}
+
+__all__ = ["SCHEDULES", "Queues", "Schedule"]

@@ -1,0 +1,35 @@
+"""The schedules in which every worker goes through its default queue and skips nothing: only the queues differ."""
+
+from collections.abc import Mapping, Set
+from random import Random
+
+from psgc.schedules.schedule import Queues, Schedule, split
+
+
+class StaticSchedule(Schedule):
+    """The optimized ordering, as in the paper."""
+
+    keeps_queues = True
+
+
+class RandomSchedule(Schedule):
+    """Every worker's queue is shuffled."""
+
+    keeps_queues = True
+    tried_by_default = False
+
+    @classmethod
+    def default_queues(cls, ordered: Queues, own: Mapping[int, Set[int]], seed: int) -> tuple[Queues, Queues]:
+        random = Random(seed)
+        return {worker: random.sample(queue, len(queue)) for worker, queue in ordered.items()}, {}
+
+
+class UncodedSchedule(Schedule):
+    """No redundancy: every worker does its own share, and the server waits for all of them."""
+
+    keeps_queues = True
+    holds_backups = False
+
+    @classmethod
+    def default_queues(cls, ordered: Queues, own: Mapping[int, Set[int]], seed: int) -> tuple[Queues, Queues]:
+        return split(ordered, own)[0], {}

@@ -1,0 +1,141 @@
+"""What a schedule is: it hears from the coordinator what happened, and answers with orders to workers.
+
+* `begin`      an iteration starts;
+* `counts`     a worker reports a chunk: which of its copies count from now on?
+* `committed`  a chunk is recovered;
+* `freed`      a worker has finished or abandoned a chunk, and goes on with the next in its queue;
+* `lost`       a worker is lost;
+* `disputed`   copies of a chunk do not agree (`verify`): one more is needed;
+* `tick`       the time that `wake` asked for has come.
+
+All times are seconds since the iteration began, and come with the events. A schedule is pure: no clock, no MPI, no
+arrays.
+"""
+
+from collections.abc import Mapping, Sequence, Set
+from math import inf
+from typing import ClassVar, Self, TypeAlias
+
+from psgc.schedules.orders import Loss, Next, Order
+
+Queues: TypeAlias = "dict[int, list[int]]"  # chunks by worker, in the order in which it does them
+
+
+class Schedule:
+    """Every worker goes through its default queue. What was invalidated goes to those who are free soonest.
+
+    A subclass changes what it does differently, and says so in the class attributes.
+
+    Args:
+        queues: the default queue of each worker, by rank.
+        backups: the other chunks that each worker holds, in order of preference.
+        holders: for each chunk the workers that hold it.
+        parts: l, the copies that recover a chunk.
+        costs: what each chunk takes relative to an average one; None when all take the same.
+    """
+
+    is_adaptive: ClassVar[bool] = False  # learns `estimates`, which last from one iteration to the next
+    keeps_queues: ClassVar[bool] = False  # a worker leaves its default queue only after a loss or a dispute
+    counts_whole_loads: ClassVar[bool] = False  # chunks count only when all chunks of their worker are done
+    holds_backups: ClassVar[bool] = True  # False: only `parts` workers hold a chunk
+    tried_by_default: ClassVar[bool] = True  # simulations and `psgc replay` try it unless told otherwise
+
+    def __init__(
+        self,
+        queues: Mapping[int, Sequence[int]],
+        backups: Mapping[int, Sequence[int]] | None = None,
+        holders: Sequence[Sequence[int]] = (),
+        parts: int = 1,
+        costs: Sequence[float] | None = None,
+    ) -> None:
+        self._queues, self._backups = queues, backups or {}
+        self._holders, self._parts, self._costs = holders, parts, costs
+        self.estimates: dict[int, float] = {}  # seconds per average chunk by worker; empty unless adaptive
+        self._paces: dict[int, float] = {}  # seconds that each worker took for its newest chunk
+        self._substitutes: dict[int, dict[int, None]] = {}  # worker -> chunks of this iteration that it was told next
+
+    @classmethod
+    def default_queues(cls, ordered: Queues, own: Mapping[int, Set[int]], seed: int) -> tuple[Queues, Queues]:
+        """The default queue and the backups of each worker.
+
+        Args:
+            ordered: all chunks that each worker holds, in the optimized order.
+            own: the chunks of each worker when no chunk is done more than `parts` times.
+            seed: for schedules that draw at random.
+        """
+        return ordered, {}
+
+    def begin(self, checked: Sequence[int] = ()) -> list[Order]:
+        """Orders at the start of an iteration; `checked` chunks need one more copy than others (`verify`)."""
+        self._substitutes = {}
+        return []
+
+    def counts(self, worker: int, chunk: int) -> Sequence[int]:
+        """The chunks of `worker` whose copies count from now on, after it reported `chunk`."""
+        return (chunk,)
+
+    def committed(self, chunk: int, unreported: Sequence[int]) -> list[Order]:
+        """Orders when `chunk` is recovered; `unreported` are its holders that have not reported it."""
+        return []
+
+    def freed(
+        self, worker: int, chunk: int, now: float, seconds: float, done: bool = True, late: float = 0.0
+    ) -> list[Order]:
+        """Orders when `worker` has finished or abandoned `chunk`; `counts` comes first.
+
+        Args:
+            seconds: how long it took.
+            done: False when the copy is older than the invalidation of the chunk, so the worker may have to repeat it.
+            late: seconds between the end of the chunk and this call.
+        """
+        self._paces[worker] = seconds
+        return []
+
+    def lost(self, loss: Loss, now: float) -> list[Order]:
+        """Orders when a worker is lost during an iteration; none when everything is recovered all the same."""
+        orders = [self._next(worker, chunk) for worker, chunk in loss.reassigned if chunk not in loss.invalidated]
+        for chunk, (needed, able) in loss.invalidated.items():
+            orders += self._substitute(chunk, needed, able)
+        return orders
+
+    def disputed(self, chunk: int, copies: int, able: Sequence[int], now: float) -> list[Order]:
+        """Orders when `copies` of `chunk` do not agree, so that one of the workers `able` has to do it as well.
+
+        A chunk that was recovered is so no longer.
+        """
+        return self._substitute(chunk, 1, able)
+
+    @property
+    def wake(self) -> float:
+        """When `tick` should be called."""
+        return inf
+
+    def tick(self, now: float) -> list[Order]:
+        """Orders that are due because time has passed."""
+        return []
+
+    def inherit(self, other: Self) -> None:
+        """Take over what `other`, the schedule of the iterations before, has learnt about the workers."""
+        self._paces = dict(other._paces)
+
+    def _substitute(self, chunk: int, needed: int, able: Sequence[int]) -> list[Order]:
+        """`chunk` goes to workers that were told so already, then to those that would be through with it first."""
+        told = [worker for worker in able if chunk in self._substitutes.get(worker, {})]
+        others = sorted((worker for worker in able if worker not in told), key=self._time_for_one_more)
+        return [self._next(worker, chunk) for worker in [*told, *others][:needed]]
+
+    def _next(self, worker: int, chunk: int) -> Order:
+        self._substitutes.setdefault(worker, {})[chunk] = None
+        return Next(worker, chunk)
+
+    def _time_for_one_more(self, worker: int) -> tuple[float, int]:
+        usual = max(self._paces.values(), default=1.0)  # a worker without a report counts as the slowest
+        return (len(self._substitutes.get(worker, ())) + 1) * self._paces.get(worker, usual), worker
+
+
+def split(ordered: Queues, own: Mapping[int, Set[int]]) -> tuple[Queues, Queues]:
+    """Each worker's chunks in two: its own share, and the backups."""
+    return (
+        {worker: [chunk for chunk in queue if chunk in own[worker]] for worker, queue in ordered.items()},
+        {worker: [chunk for chunk in queue if chunk not in own[worker]] for worker, queue in ordered.items()},
+    )
