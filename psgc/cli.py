@@ -1,33 +1,33 @@
-"""The command `psgc`: what it takes, and which exit code it gives (0 done, 1 the run failed, 2 the user's mistake)."""
+"""The command `psgc`: its arguments, and its exit code (0 done, 1 the run failed, 2 wrong arguments or settings)."""
 
 import argparse
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from psgc import __version__
 from psgc.errors import PsgcError, one_line, visible
+from psgc.machine import THREADS
 from psgc.paths import expanded
 from psgc.terminal import open_missing_streams, say, say_traceback
 
 EXAMPLES = """examples:
-  psgc launch run.yaml -n 9                        a server and 8 workers on this machine
-  mpirun -n 9 psgc train run.yaml                  by hand: no fault tolerance, and mpirun's exit codes
-  psgc launch run.yaml -n 9 --set coding.parts=2   with a setting changed
-  psgc doctor                                      what a run here would survive
-  psgc report runs/quickstart                      what a run did, as a page to look at
-  psgc submit run.yaml --nodes 4 --ranks-per-node 8 --time 2:00:00 --go    the same through SLURM
-  psgc simulate scripts/simulate.yaml              how long schedules would take
-  psgc replay runs/example                         how long a recorded run would, with other settings
+  psgc launch run.yaml -n 9                        run a server and 8 workers on this machine
+  mpirun -n 9 psgc train run.yaml                  the same by hand, without fault tolerance
+  psgc launch run.yaml -n 9 --set coding.parts=2   change a setting
+  psgc doctor                                      check what a run on this machine would survive
+  psgc report runs/quickstart                      write an HTML page about a run
+  psgc submit run.yaml --nodes 4 --ranks-per-node 8 --time 2:00:00 --go    submit a run to SLURM
+  psgc simulate scripts/simulate.yaml              compare schedules in simulation
+  psgc replay runs/example                         find better settings for a recorded run
 """
+FOR_MPIRUN = "Arguments after -- are passed to mpirun, for example: -- --map-by core -x HF_HOME"
 
-
-MORE = "Arguments after -- are handed to mpirun, for example: -- --map-by core -x HF_HOME"
-
-# Arguments that name files. The YAML's is passed on to ranks and batch scripts as it is: whoever reads it expands it.
+# Arguments that name files. (run.yaml is passed on to ranks and batch scripts, and expanded where it is read.)
 PATHS = ("assignment", "directory", "hostfile", "json", "output", "plot")
+GRID = ("replication", "chunks_per_worker", "parts", "schedule")  # what psgc replay varies
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -41,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         for name in PATHS:
             if (path := getattr(options, name, None)) is not None:
                 setattr(options, name, expanded(path))
+        if options.run not in (_launch, _doctor):  # their ranks take their own share
+            _limit_threads()
         sys.exit(options.run(options))
     except KeyboardInterrupt:
         say("psgc: stopped by Ctrl-C", error=True)
@@ -58,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Prints as all of psgc does."""
+    """Escapes what a terminal would obey, as all output of psgc does."""
 
     def error(self, message: str) -> NoReturn:
         super().error(visible(message))
@@ -68,7 +70,7 @@ class _Parser(argparse.ArgumentParser):
             say(line, error=file is sys.stderr)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> _Parser:
     parser = _Parser(
         prog="psgc",
         description="Exact synchronous distributed training that never waits for its slowest machine.",
@@ -78,146 +80,117 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"psgc {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
-    train = commands.add_parser("train", help="train, inside the ranks that mpirun started")
-    _common(train, "run.yaml", "the run, see README.md", "coding.parts=2")
-    train.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in the run directory")
-    train.set_defaults(run=_train)
+    debug = _Parser(add_help=False)
+    debug.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    resume = _Parser(add_help=False)
+    resume.add_argument(
+        "--resume", action="store_true", help="continue from the newest checkpoint in the run directory"
+    )
+    run = _settings_parser("run.yaml", "settings of the run, see README.md", "coding.parts=2")
 
-    launch = commands.add_parser("launch", help="find the right mpirun line for this machine and run it", epilog=MORE)
-    _common(launch, "run.yaml", "the run, see README.md", "coding.parts=2")
-    launch.add_argument(
-        "-n", type=int, required=True, dest="ranks", metavar="RANKS", help="ranks: one server, the others workers"
-    )
-    launch.add_argument("--print", action="store_true", dest="print_only", help="only print the mpirun line")
-    launch.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in the run directory")
-    where = launch.add_mutually_exclusive_group()
-    where.add_argument("--host", metavar="LIST", help="run there instead of here, for example a:5,b:4")
-    where.add_argument("--hostfile", metavar="FILE", help="the same from a file, in mpirun's own format")
-    launch.add_argument(
-        "--no-fault-tolerance",
-        action="store_false",
-        dest="fault_tolerance",
-        help="leave MPI all its transports (UCX, InfiniBand): a dead rank then ends the run, and --resume goes on",
-    )
-    launch.add_argument(
-        "--requeue",
-        type=float,
-        metavar="SECONDS",
-        help="in a SLURM job that gets SIGUSR1 so many seconds before its time limit: end by then, and put the job "
-        "back into the queue; the same after the loss of a host",
-    )
-    launch.set_defaults(run=_launch)
+    def command(
+        name: str,
+        function: Callable[[argparse.Namespace], int],
+        text: str,
+        parents: Sequence[_Parser] = (),
+        epilog: str = "",
+    ) -> _Parser:
+        description = f"{text[0].upper()}{text[1:]}."
+        added = commands.add_parser(name, help=text, description=description, parents=[*parents, debug], epilog=epilog)
+        added.set_defaults(run=function)
+        return added
 
-    submit = commands.add_parser(
-        "submit", help="write the SLURM batch script of a run or a sweep, or submit it", epilog=MORE
-    )
-    _common(submit, "run.yaml", "the run, see README.md", "coding.parts=2")
-    submit.add_argument("--nodes", type=int, required=True, metavar="N", help="nodes of the cluster")
-    submit.add_argument(
-        "--ranks-per-node", type=int, required=True, metavar="R", help="on the first, one of them serves"
-    )
-    submit.add_argument("--time", required=True, metavar="H:M:S", help="the time limit of a start")
-    submit.add_argument("--cpus-per-rank", type=int, default=1, metavar="C", help="also the threads of BLAS (1)")
-    submit.add_argument("--gpus-per-rank", type=int, default=0, metavar="G")
-    submit.add_argument("--partition", metavar="NAME")
-    submit.add_argument("--account", metavar="NAME")
-    submit.add_argument("--name", help="of the job and its log (the YAML's)")
-    submit.add_argument(
-        "--sweep",
-        action="append",
-        default=[],
-        dest="sweeps",
-        metavar="KEY=VALUE,...",
-        help="a job array, a run for each value; repeat it for every combination",
-    )
-    submit.add_argument(
-        "--warning",
-        type=int,
-        default=60,
-        metavar="SECONDS",
-        help="before the time limit, to write a checkpoint in (60)",
-    )
-    submit.add_argument(
-        "--sbatch", action="append", default=[], metavar="OPTION", help="one more for SLURM, as in --sbatch=--qos=long"
-    )
-    submit.add_argument(
-        "--local-dir", metavar="DIR", help="copy the data there on each node first, for example '$TMPDIR'"
-    )
-    submit.add_argument(
-        "--resume", action="store_true", help="go on from the newest checkpoint at the first start, too"
-    )
-    submit.add_argument("--output", metavar="FILE", help="the script (the run directory's name with .sbatch)")
-    submit.add_argument("--go", action="store_true", help="submit it as well")
-    submit.set_defaults(run=_submit)
+    command("train", _train, "run one rank of a training (started by mpirun)", [run, resume])
 
-    doctor = commands.add_parser("doctor", help="probe this machine: what a run here survives, how to launch it")
-    doctor.add_argument("output", nargs="?", default="runs", help="the directory that runs will write to (runs)")
-    doctor.add_argument("-n", type=int, dest="ranks", metavar="RANKS", help="ranks of the run to come")
-    where = doctor.add_mutually_exclusive_group()
-    where.add_argument("--host", metavar="LIST", help="probe these hosts, for example a:5,b:4")
-    where.add_argument("--hostfile", metavar="FILE", help="the same from a file, in mpirun's own format")
-    doctor.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    doctor.set_defaults(run=_doctor)
-
-    report = commands.add_parser("report", help="draw what a run did: figures, and a page with all of it")
-    report.add_argument("directory", metavar="RUN_DIR", help="the run directory, for example runs/quickstart")
-    report.add_argument("--iteration", type=int, metavar="K", help="show this one worker by worker (the slowest)")
-    report.add_argument("--output", metavar="DIR", help="write it there (RUN_DIR/report)")
-    report.add_argument("--tensorboard", action="store_true", help="also write event files for TensorBoard")
-    report.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    report.set_defaults(run=_report)
-
-    simulate = commands.add_parser("simulate", help="simulate schedules on random, given or recorded speeds")
-    _common(simulate, "sim.yaml", "the simulation, see scripts/simulate.yaml", "trials=100")
-    simulate.add_argument("--json", metavar="FILE", help="write the table there as JSON")
-    simulate.add_argument("--plot", metavar="FILE", help="draw it there (.png, .pdf, .svg); needs matplotlib")
-    simulate.set_defaults(run=_simulate)
-
-    replay = commands.add_parser("replay", help="what a recorded run would take with other settings; recommends some")
-    replay.add_argument("directory", metavar="RUN_DIR", help="the run directory, the output of psgc train")
-    for option, what in (
-        ("--replication", "workers that hold a chunk"),
-        ("--chunks-per-worker", "chunks"),
-        ("--parts", "parts of a gradient"),
-    ):
-        replay.add_argument(option, metavar="N,...", help=f"{what} to try (some around those of the run)")
-    replay.add_argument("--schedule", metavar="NAME,...", help="schedules to try (all but random)")
-    replay.add_argument("--json", metavar="FILE", help="write the whole table there as JSON")
-    replay.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    replay.set_defaults(run=_replay)
-
-    order = commands.add_parser("order", help="order any assignment matrix; Q_max and what no ordering can beat")
-    order.add_argument(
-        "assignment", metavar="assignment.npy", help="0/1 matrix, chunks x workers (.npy, or .npz: sparse)"
+    launch = command(
+        "launch", _launch, "train, with the right mpirun command for this machine", [run, resume], FOR_MPIRUN
     )
-    order.add_argument("--parts", type=int, metavar="L", help="order for this l alone (default: all that are possible)")
-    order.add_argument(
-        "--output", metavar="FILE", help="write each chunk's place in the queues (.npy, or .npz: sparse)"
+    add = launch.add_argument
+    add(
+        "-n", type=int, required=True, dest="ranks", metavar="RANKS", help="number of ranks: one server and the workers"
     )
-    order.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    order.set_defaults(run=_order)
+    add("--print", action="store_true", dest="print_only", help="print the mpirun command and exit")
+    _add_hosts(launch, "run on these hosts")
+    text = "let MPI use all its transports (UCX, InfiniBand); a dead rank then ends the run"
+    add("--no-fault-tolerance", action="store_false", dest="fault_tolerance", help=text)
+    text = "in a SLURM job that receives SIGUSR1 this long before its time limit: stop and requeue the job then, "
+    add("--requeue", type=float, metavar="SECONDS", help=text + "and after the loss of a host")
+
+    submit = command("submit", _submit, "write or submit a SLURM batch script for a run or a sweep", [run], FOR_MPIRUN)
+    add = submit.add_argument
+    add("--nodes", type=int, required=True, metavar="N", help="number of nodes")
+    add("--ranks-per-node", type=int, required=True, metavar="R", help="ranks on each node; the first is the server")
+    add("--time", required=True, metavar="H:M:S", help="time limit of the job")
+    add("--cpus-per-rank", type=int, default=1, metavar="C", help="cores and BLAS threads of a rank (default: 1)")
+    add("--gpus-per-rank", type=int, default=0, metavar="G", help="GPUs of a rank (default: 0)")
+    add("--partition", metavar="NAME", help="partition to run in")
+    add("--account", metavar="NAME", help="account to charge")
+    add("--name", help="name of the job and of its log (default: the name of the YAML file)")
+    text = "submit a job array with one run for each value; with several --sweep, one for each combination"
+    add("--sweep", action="append", default=[], dest="sweeps", metavar="KEY=VALUE,...", help=text)
+    text = "stop with a checkpoint this long before the time limit (default: 60)"
+    add("--warning", type=int, default=60, metavar="SECONDS", help=text)
+    text = "add an option of sbatch, for example --sbatch=--qos=long (repeatable)"
+    add("--sbatch", action="append", default=[], dest="options", metavar="OPTION", help=text)
+    add("--local-dir", metavar="DIR", help="copy the data to DIR on each node first, for example '$TMPDIR'")
+    add("--resume", action="store_true", help="continue from the newest checkpoint already at the first start")
+    add("--output", metavar="FILE", help="write the script to FILE (default: the run directory with .sbatch)")
+    add("--go", action="store_true", help="submit the script as well")
+
+    doctor = command("doctor", _doctor, "test this machine: MPI, GPU, SLURM, disk, and what a run would survive")
+    doctor.add_argument("output", nargs="?", default="runs", help="directory that runs will write to (default: runs)")
+    doctor.add_argument("-n", type=int, dest="ranks", metavar="RANKS", help="number of ranks of the planned run")
+    _add_hosts(doctor, "test these hosts")
+
+    report = command("report", _report, "write figures and an HTML page about a run")
+    add = report.add_argument
+    add("directory", metavar="RUN_DIR", help="run directory, for example runs/quickstart")
+    add("--iteration", type=int, metavar="K", help="show iteration K in detail (default: the slowest)")
+    add("--output", metavar="DIR", help="write to DIR (default: RUN_DIR/report)")
+    add("--tensorboard", action="store_true", help="also write event files for TensorBoard")
+
+    simulation = _settings_parser("sim.yaml", "settings of the simulation, see scripts/simulate.yaml", "trials=100")
+    simulate = command("simulate", _simulate, "compare schedules on random, given or recorded speeds", [simulation])
+    simulate.add_argument("--json", metavar="FILE", help="write the table to FILE as JSON")
+    simulate.add_argument("--plot", metavar="FILE", help="draw the table to FILE (.png, .pdf, .svg; needs matplotlib)")
+
+    replay = command("replay", _replay, "predict a recorded run under other settings and recommend some")
+    add = replay.add_argument
+    add("directory", metavar="RUN_DIR", help="run directory that psgc train wrote")
+    for name in GRID[:-1]:
+        text = "values to try (default: some around the run's own)"
+        add(f"--{name.replace('_', '-')}", metavar="N,...", help=text)
+    add("--schedule", metavar="NAME,...", help="schedules to try (default: all but random)")
+    add("--json", metavar="FILE", help="write the whole table to FILE as JSON")
+
+    order = command("order", _order, "order the queues of an assignment matrix; print Q_max and its lower bound")
+    add = order.add_argument
+    add("assignment", metavar="assignment.npy", help="0/1 matrix, chunks x workers (.npy or sparse .npz)")
+    add("--parts", type=int, metavar="L", help="number of parts to order for (default: every possible number)")
+    add("--output", metavar="FILE", help="write the position of each chunk to FILE (.npy or sparse .npz)")
     return parser
 
 
-def _common(parser: argparse.ArgumentParser, config: str, what: str, example: str) -> None:
-    parser.add_argument("config", metavar=config, help=what)
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        dest="overrides",
-        metavar="KEY=VALUE",
-        help=f"change a value of the YAML, for example --set {example} (repeatable)",
-    )
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+def _settings_parser(file: str, text: str, example: str) -> _Parser:
+    """The arguments of a command that reads a YAML file."""
+    parser = _Parser(add_help=False)
+    parser.add_argument("config", metavar=file, help=text)
+    text = f"change a setting, for example --set {example} (repeatable)"
+    parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE", help=text)
+    return parser
+
+
+def _add_hosts(parser: _Parser, text: str) -> None:
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--host", metavar="LIST", help=f"{text}, for example a:5,b:4")
+    where.add_argument("--hostfile", metavar="FILE", help=f"{text}, listed in a file in mpirun's own format")
 
 
 def _train(options: argparse.Namespace) -> NoReturn:
     stopped_by: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, lambda number, _frame: stopped_by.append(number))
-    _limit_threads()
-    # this imports MPI, NumPy and the rest: not before signals are caught and threads limited
+    # this imports MPI, NumPy and the rest: only once signals are caught and threads limited
     from psgc.training.train import train
 
     train(options.config, options.overrides, options.debug, stopped_by, options.resume)
@@ -242,25 +215,15 @@ def _launch(options: argparse.Namespace) -> int:
 
 
 def _submit(options: argparse.Namespace) -> int:
-    _limit_threads()
+    from dataclasses import fields
+
     from psgc.launching.slurm_script import Job, job_name
     from psgc.launching.submit import submit
 
-    job = Job(
-        nodes=options.nodes,
-        ranks_per_node=options.ranks_per_node,
-        time=options.time,
-        name=options.name or job_name(options.config),
-        cpus_per_rank=options.cpus_per_rank,
-        gpus_per_rank=options.gpus_per_rank,
-        partition=options.partition,
-        account=options.account,
-        warning=options.warning,
-        options=tuple(options.sbatch),
-    )
+    options.name = options.name or job_name(options.config)
     return submit(
         options.config,
-        job,
+        Job(**{field.name: getattr(options, field.name) for field in fields(Job)}),
         options.overrides,
         options.sweeps,
         resume=options.resume,
@@ -280,39 +243,33 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    _limit_threads()
     from psgc.reporting.report import report
 
     return report(options.directory, options.iteration, options.output, options.tensorboard)
 
 
 def _simulate(options: argparse.Namespace) -> int:
-    _limit_threads()
     from psgc.simulation.command import simulate
 
     return simulate(options.config, options.overrides, options.json, options.plot)
 
 
 def _replay(options: argparse.Namespace) -> int:
-    _limit_threads()
     from psgc.simulation.replay_command import replay
 
-    grid = ("replication", "chunks_per_worker", "parts", "schedule")
-    return replay(options.directory, {name: getattr(options, name) for name in grid}, options.json)
+    return replay(options.directory, {name: getattr(options, name) for name in GRID}, options.json)
 
 
 def _order(options: argparse.Namespace) -> int:
-    _limit_threads()
     from psgc.order import order
 
     return order(options.assignment, options.parts, options.output)
 
 
 def _limit_threads() -> None:
-    """Leave each rank its share of the cores: BLAS libraries take all by default, and read this when loaded."""
-    environment = os.environ
-    local = environment.get("OMPI_COMM_WORLD_LOCAL_SIZE") or environment.get("MPI_LOCALNRANKS") or "1"
+    """Limit BLAS to this rank's share of the cores. (It uses all by default, and reads this when it is loaded.)"""
+    local = os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE") or os.environ.get("MPI_LOCALNRANKS") or "1"
     share = (os.cpu_count() or 1) // int(local) if local.isdigit() and int(local) else 1
     share = max(1, min(share, len(os.sched_getaffinity(0))))  # SLURM and mpirun may have bound this rank to fewer cores
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        environment.setdefault(name, str(share))
+    for name in THREADS:
+        os.environ.setdefault(name, str(share))

@@ -4,6 +4,7 @@ import os
 import re
 from pathlib import Path, PurePath
 
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")  # limits of BLAS libraries
 NETWORK = (
     "nfs", "nfs4", "lustre", "gpfs", "beegfs", "ceph", "cifs", "smb3", "glusterfs", "afs", "panfs", "orangefs", "pvfs2",
     "wekafs", "fuse.ceph", "fuse.glusterfs", "fuse.sshfs", "fuse.beegfs", "fuse.juicefs", "dvs", "9p", "virtiofs",

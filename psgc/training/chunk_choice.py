@@ -1,8 +1,7 @@
-"""`coding.chunks_per_worker: auto`: as many chunks as pay for their messages, by the time of a gradient.
+"""`coding.chunks_per_worker: auto`: as many chunks as are worth their overhead, from the time of one gradient.
 
-A chunk has to take long enough for two things. The worker needs a twentieth of it at most for what comes with a chunk
-besides the gradient. Rank 0 handles the reports of all workers one after another, and is busy with them a quarter of
-the time at most.
+A chunk must take long enough for two limits. A worker spends at most 5 % of its time on the overhead of chunks. Rank 0,
+which handles the reports of all workers one after another, spends at most 25 % of its time on them.
 """
 
 import time
@@ -20,31 +19,32 @@ from psgc.user_code import raised_at
 from psgc.workers.compute import gradient_of
 
 MOST = 8  # chunks for each worker
-BESIDES = 2e-4  # seconds that a worker needs for a chunk besides its gradient, all its threads together; measured
-SMALL = 0.05  # share of a worker's time that this may be
-REPORT = 1e-4  # seconds that rank 0 needs for a report of few bytes; measured: 0.08 ms, 0.1 ms with 256 KiB
-BUSY = 0.25  # share of its time that this may be
-TIMED = (5, 0.2)  # gradients of one chunk that are timed, and seconds after which it is enough
+OVERHEAD = 2e-4  # seconds of a worker for a chunk besides its gradient, all threads together; measured
+MOST_OVERHEAD = 0.05  # of a worker's time
+REPORT = 1e-4  # seconds of rank 0 for a small report; measured: 0.08 ms, 0.1 ms with 256 KiB
+MOST_REPORTS = 0.25  # of rank 0's time
+TIMED = (5, 0.2)  # a chunk is timed so many times, or until so many seconds have passed
 
 
 def chosen_chunks(share: float, num_workers: int, report_bytes: int) -> int:
-    """Chunks for each worker.
+    """The number of chunks for each worker.
 
-    share: seconds that a worker computes for its share of the data; report_bytes: of the vector in a report.
+    share: seconds that a worker needs for its share of the data; report_bytes: size of the vector in a report.
 
     >>> chosen_chunks(0.008, 8, 0), chosen_chunks(0.1, 8, 0), chosen_chunks(0.1, 100, 0)
     (2, 8, 2)
     """
-    least = max(BESIDES / SMALL, num_workers * REPORT * (1 + report_bytes / MESSAGE) / BUSY)  # seconds of a chunk
+    reports = num_workers * REPORT * (1 + report_bytes / MESSAGE)
+    least = max(OVERHEAD / MOST_OVERHEAD, reports / MOST_REPORTS)  # seconds of a chunk
     return max(1, min(MOST, int(share / least)))
 
 
 def seconds_of_share(
     config: Config, num_workers: int, dataset: Dataset | None, problem: Problem, backend: Backend
 ) -> float:
-    """How long a worker computes for its share of the data, from the gradient of the first of its chunks.
+    """How long a worker needs for its share of the data, extrapolated from the first of `MOST` chunks.
 
-    What a gradient takes however few rows it has counts once for each of `MOST` chunks. Raises UserError.
+    Raises UserError.
     """
     per_worker = MOST if dataset is None else max(1, min(MOST, dataset.num_rows // num_workers))
     chunks = ChunkSource(dataset, per_worker * num_workers, config.dtype, backend)
@@ -55,10 +55,10 @@ def seconds_of_share(
         began = time.perf_counter()
         try:
             gradient = gradient_of(evaluation, chunks, 0, params, 0, config.seed, None)[1]
-            np.asarray(backend.to_host(backend.asarray(gradient)))  # a device has done it only then
+            np.asarray(backend.to_host(backend.asarray(gradient)))  # waits for the device
         except UserError:  # damaged data
             raise
-        except (Exception, SystemExit) as error:  # the user's code
+        except (Exception, SystemExit) as error:  # the user's code may raise anything
             text = f"the gradient of chunk 0 failed: {one_line(error)}{raised_at(error)}"
             raise UserError(f"problem: {text} (it is timed for coding.chunks_per_worker: auto)") from error
         times.append(time.perf_counter() - began)

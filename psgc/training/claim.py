@@ -1,8 +1,8 @@
-"""The run directory belongs to one run at a time: its lock, and where an earlier run of the same name goes.
+"""One run at a time has a run directory: its lock, and where an earlier run of the same name is moved.
 
 `run.lock` names the process that has the directory, and is locked (flock) until that process ends, however it ends.
-On some network file systems such a lock does not reach other hosts. So the holder also touches the file every few
-seconds; a file that names another host and is not locked is watched first.
+On some network file systems such a lock is not seen by other hosts. So the holder also touches the file every two
+seconds. If the file names another host and is not locked, it is watched before it is taken.
 """
 
 import contextlib
@@ -14,7 +14,6 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +25,16 @@ from psgc.writing import UNNAMED, naming
 
 LOCK = "run.lock"
 TOUCHED = 2.0  # seconds between two touches of the file
-WATCHED = 7.0  # seconds without a touch after which the run of another host is over
-PATIENCE = 1.0  # seconds that a killed process has to be gone
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # from file systems without flock
+WATCHED = 7.0  # seconds without a touch after which another host's run is taken for ended
+PATIENCE = 1.0  # seconds for a killed process to disappear
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # errors of file systems without flock
 
 
 class Claim:
     """A run's claim on its directory, until `release` or the end of the process.
 
-    The directory of an earlier run is locked at once: nothing in it changes from now on. What is not there, or is no
-    run directory, is left alone until `make_room`. Raises UserError: another run has it, or it cannot be written.
+    The directory of an earlier run is locked at once, so that nothing in it changes. Any other directory is left alone
+    until `make_room`. Raises UserError: another run has the directory, or it cannot be written.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -45,28 +44,26 @@ class Claim:
             if any((directory / name).exists() for name in ("iterations.csv", "checkpoints")):
                 self._lock = _Lock(directory)
 
-    def make_room(self, going_on: bool) -> None:
-        """Have the directory there and locked. going_on: the run goes on with what is in it; otherwise it is empty.
+    def make_room(self, resuming: bool) -> None:
+        """Create and lock the directory. resuming: keep what is in it; otherwise it will be empty.
 
-        An earlier run is kept under a number; other files are never moved. Raises UserError.
+        An earlier run is moved to a numbered directory. Raises UserError: as above, or there are other files in it.
         """
         directory = self._directory
         with _one_line(directory):
             while True:
-                if directory.exists() and not directory.is_dir():
-                    raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
                 directory.mkdir(parents=True, exist_ok=True)
-                if not os.access(directory, os.W_OK):
-                    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-                if not going_on and not _is_empty(directory):
-                    _check_earlier_run(directory)
+                ready = resuming or all(path.match(LOCK) or path.match(UNNAMED) for path in directory.iterdir())
+                if not ready and not (directory.name and (directory / "iterations.csv").exists()):
+                    reason = "holds other files, which stay where they are; give the run its own directory"
+                    raise UserError(f"output: {directory}: {reason}")
                 if self._lock is None:
-                    self._lock = _Lock(directory)
-                if going_on or _is_empty(directory):
+                    self._lock = _Lock(directory)  # then look again: another run may have begun meanwhile
+                elif ready:
                     return
-                _check_earlier_run(directory)  # locked now, so it is no other run's that has just begun
-                self._lock.release(_under_a_number(directory))
-                self._lock = None
+                else:
+                    self._lock.release(_move_to_number(directory))
+                    self._lock = None
 
     def release(self) -> None:
         """The run is over."""
@@ -75,26 +72,14 @@ class Claim:
             self._lock = None
 
 
-def _is_empty(directory: Path) -> bool:
-    return all(path.match(LOCK) or path.match(UNNAMED) for path in directory.iterdir())
-
-
-def _check_earlier_run(directory: Path) -> None:
-    if not directory.name or not (directory / "iterations.csv").exists():
-        raise UserError(
-            f"output: {directory}: holds other files, which stay where they are; give the run its own directory"
-        )
-
-
-def _under_a_number(directory: Path) -> Path:
-    """Rename an earlier run; where it is now."""
+def _move_to_number(directory: Path) -> Path:
     number = 1
     while directory.with_name(f"{directory.name}.{number}").exists():
         number += 1
     return directory.rename(directory.with_name(f"{directory.name}.{number}"))
 
 
-@contextmanager
+@contextlib.contextmanager
 def _one_line(directory: Path) -> Iterator[None]:
     try:
         yield
@@ -106,24 +91,22 @@ class _Lock:
     """The lock in `directory`. Raises UserError when another process has it, and OSError."""
 
     def __init__(self, directory: Path) -> None:
-        with naming(directory / LOCK):
-            self._descriptor, certain = _lock(directory)
-            try:
-                holder = _holder(self._descriptor)
-                if holder and not (certain and holder["boot"] == _boot()) and _lives(directory, holder):
-                    raise _taken(directory, holder)
-                os.ftruncate(self._descriptor, 0)
-                about = {"host": socket.gethostname(), "pid": os.getpid(), "boot": _boot()}
-                os.pwrite(self._descriptor, json.dumps(about).encode(), 0)
-            except BaseException:
-                os.close(self._descriptor)
-                raise
+        with naming(directory / LOCK), contextlib.ExitStack() as on_error:
+            self._descriptor, reliable = _lock(directory)
+            on_error.callback(os.close, self._descriptor)
+            holder, boot = _holder(self._descriptor), _boot()
+            if holder and not (reliable and holder["boot"] == boot) and _is_alive(directory, holder):
+                raise _taken(directory, holder)
+            os.ftruncate(self._descriptor, 0)
+            about = {"host": socket.gethostname(), "pid": os.getpid(), "boot": boot}
+            os.pwrite(self._descriptor, json.dumps(about).encode(), 0)
+            on_error.pop_all()
         self._released = threading.Event()
         self._toucher = threading.Thread(target=self._touch, name="psgc-lock", daemon=True)
         self._toucher.start()
 
     def release(self, directory: Path) -> None:
-        """Remove the file, which lies in `directory` now."""
+        """Remove the file. directory: where it lies now."""
         self._released.set()
         self._toucher.join()
         with contextlib.suppress(OSError):
@@ -137,34 +120,27 @@ class _Lock:
 
 
 def _lock(directory: Path) -> tuple[int, bool]:
-    """The file, opened and locked; and whether the file system has such locks, or nothing is certain."""
+    """The file, opened and locked, and whether the file system has reliable locks."""
     end = time.monotonic() + PATIENCE
     while True:
-        descriptor = _open(directory, os.O_RDWR | os.O_CREAT)
-        try:
-            locked = _flock(descriptor)
-            if locked is None and time.monotonic() > end:
-                raise _taken(directory, _holder(descriptor))
-            if locked is not None and _is_there(directory, descriptor):
-                return descriptor, locked
-        except BaseException:
-            os.close(descriptor)
-            raise
-        os.close(descriptor)
+        with contextlib.ExitStack() as on_error:
+            descriptor = _open(directory, os.O_RDWR | os.O_CREAT)
+            on_error.callback(os.close, descriptor)
+            free = reliable = True
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                free = False
+                if time.monotonic() > end:
+                    raise _taken(directory, _holder(descriptor)) from None
+            except OSError as error:
+                reliable = False
+                if error.errno not in NO_LOCKS:
+                    raise
+            if free and _is_in(directory, descriptor):  # its last holder may have removed it since it was opened
+                on_error.pop_all()
+                return descriptor, reliable
         time.sleep(0.05)
-
-
-def _flock(descriptor: int) -> bool | None:
-    """Lock a file; None when another process has locked it, False when the file system has no such locks."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return None
-    except OSError as error:
-        if error.errno not in NO_LOCKS:
-            raise
-        return False
-    return True
 
 
 def _open(directory: Path, flags: int) -> int:
@@ -172,7 +148,7 @@ def _open(directory: Path, flags: int) -> int:
     try:
         status = os.fstat(descriptor)
         check_regular(status.st_mode)
-        if status.st_nlink > 1:  # it is written to, and the other name may be that of anything
+        if status.st_nlink > 1:  # writing to it would change another file
             raise OSError(errno.EMLINK, "Has another name, which no file of psgc has")
     except OSError:
         os.close(descriptor)
@@ -180,8 +156,7 @@ def _open(directory: Path, flags: int) -> int:
     return descriptor
 
 
-def _is_there(directory: Path, descriptor: int) -> bool:
-    """Whether the file is still the one in `directory`: its last holder may have removed it meanwhile."""
+def _is_in(directory: Path, descriptor: int) -> bool:
     try:
         return os.path.samestat(os.fstat(descriptor), os.lstat(directory / LOCK))
     except FileNotFoundError:
@@ -198,29 +173,23 @@ def _holder(descriptor: int) -> dict[str, Any] | None:
 
 
 def _boot() -> str:
-    """Tells this kernel from all others, also after a restart: locks are certain among its processes."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return socket.gethostname()
+    """Identifies this kernel since its start: locks are reliable among its processes."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
-def _lives(directory: Path, holder: dict[str, Any]) -> bool:
-    """Whether the process, of another host, still touches the file."""
-    say(
-        f"psgc: {directory / LOCK} names process {holder['pid']} on {holder['host']}; "
-        f"waiting {WATCHED:g} s to see whether it still runs",
-        error=True,
-    )
-    before, end = _touched(directory), time.monotonic() + WATCHED
+def _is_alive(directory: Path, holder: dict[str, Any]) -> bool:
+    """Whether the process, on another host, still touches the file."""
+    names = f"{directory / LOCK} names process {holder['pid']} on {holder['host']}"
+    say(f"psgc: {names}; waiting {WATCHED:g} s to see whether it still runs", error=True)
+    before, end = _modified(directory), time.monotonic() + WATCHED
     while time.monotonic() < end:
         time.sleep(WATCHED / 20)
-        if _touched(directory) != before:
+        if _modified(directory) != before:
             return True
     return False
 
 
-def _touched(directory: Path) -> int:
+def _modified(directory: Path) -> int:
     descriptor = _open(directory, os.O_RDONLY)  # network file systems ask the server when a file is opened
     try:
         return os.fstat(descriptor).st_mtime_ns

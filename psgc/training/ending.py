@@ -1,4 +1,4 @@
-"""How a run comes to its end, as far as the processes have to know."""
+"""How a run ends: what its processes have to know about it."""
 
 import os
 import signal
@@ -8,22 +8,22 @@ from dataclasses import dataclass
 
 @dataclass
 class Ending:
-    """told: every process knows that the run is over; in_order: and all of them leave through MPI's Finalize."""
+    """told: every process knows that the run is over; in_order: all of them leave through MPI's Finalize."""
 
     told: bool = False
     in_order: bool = False
 
 
 def launched() -> bool:
-    """Whether `psgc launch` keeps this run: it then says who stopped the run, and how to go on."""
+    """Whether `psgc launch` started this run. It then says who stopped the run, and how to resume it."""
     return "PSGC_LAUNCHED" in os.environ
 
 
 def interruption(stopped_by: Sequence[int]) -> str | None:
-    """Why the run is to end early, by the signals that have come; None as long as there are none."""
+    """Why the run has to end early, by the signals received so far; None without any."""
     return stopped(stopped_by[0]) if stopped_by else None
 
 
 def stopped(number: int) -> str:
-    """The reason for an end by this signal."""
+    """The reason to give when this signal ended the run."""
     return f"stopped by {'Ctrl-C (SIGINT)' if number == signal.SIGINT else signal.Signals(number).name}"

@@ -1,9 +1,15 @@
-"""What both sides of `psgc train` open: data, problem, emulated times and faults."""
+"""What server and workers read: data, problem, emulated times and faults; and whether all ranks read the same."""
 
+import hashlib
+import json
 import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
+from psgc import __version__
 from psgc.backend import Backend
 from psgc.checks import trial_chunks
 from psgc.config import Config, PythonProblem
@@ -16,37 +22,62 @@ from psgc.problems import EVALUATION_ROWS, Problem, check_labels, load_python, m
 from psgc.simulation import speeds
 from psgc.workers.injection import Fault, Injector
 
-PREPARING = "reading data and building the problem"  # what ranks do while others wait for them
+PREPARING = "reading data and building the problem"  # what a rank does while others wait for it
+SAMPLED = 1000  # rows that identify a data set
 
 
 def open_problem(config: Config, config_path: str, copies: int = 1) -> tuple[Dataset | None, Problem]:
-    """config_path: the YAML, beside which a model may lie; copies: processes of this host that open the data.
+    """The training data and the problem of this rank. Raises UserError.
 
-    Raises UserError.
+    config_path: the YAML, beside which a model may lie; copies: processes of this host that open the data.
     """
-    data = config.data
+    data, problem = config.data, config.problem
     dataset = open_data(data.path, data.labels, None, data.index_base, copies) if data else None
-    if isinstance(config.problem, PythonProblem):
-        return dataset, load_python(
-            config.problem.python, config.problem.options, os.path.dirname(expanded(config_path))
-        )
+    if isinstance(problem, PythonProblem):
+        return dataset, load_python(problem.python, problem.options, os.path.dirname(expanded(config_path)))
     if dataset is None:
-        raise UserError(f"data: problem {config.problem.kind} needs data: {{path: ...}}")
-    built = make_problem(
-        config.problem.kind,
-        dataset=dataset,
-        l2=config.problem.l2,
-        hidden=config.problem.hidden,
-        seed=config.seed,
-    )
+        raise UserError(f"data: problem {problem.kind} needs data: {{path: ...}}")
+    built = make_problem(problem.kind, dataset=dataset, l2=problem.l2, hidden=problem.hidden, seed=config.seed)
     return dataset, built
 
 
-def open_test(config: Config, problem: Problem, dataset: Dataset | None, backend: Backend) -> Dataset | None:
-    """The held-out data, where there is some, looked at whole: all of it is used, but not before the run is over.
+def fingerprint(dataset: Dataset | None) -> str:
+    """Identifies data by its size and some rows, since it may have moved to another path."""
+    if dataset is None:
+        return "none"
+    rows = np.unique(np.linspace(0, dataset.num_rows - 1, SAMPLED).astype(int))
+    digest = hashlib.sha256(np.asarray(dataset.y[rows], np.float64).tobytes())
+    for row in rows[:: max(1, len(rows) // 16)].tolist():
+        X, _ = dataset.rows(row, row + 1)
+        digest.update(np.asarray(X.data if dataset.sparse else X, np.float64).tobytes())
+    return f"{dataset.num_rows} rows of {dataset.num_features} features ({digest.hexdigest()[:8]})"
 
-    Raises UserError.
-    """
+
+def description(config: Config, dataset: Dataset | None, problem: Problem) -> str:
+    """The code and data of this rank, for `check_same`. (The settings cannot differ, since rank 0 sends them.)"""
+    pieces = {"psgc": __version__, "number of parameters": int(problem.dim), "data": fingerprint(dataset)}
+    if isinstance(config.problem, PythonProblem):
+        target = config.problem.python
+        file = getattr(sys.modules[target.partition(":")[0]], "__file__", None)
+        digest = hashlib.sha256(Path(file).read_bytes()).hexdigest()[:12] if file and Path(file).is_file() else ""
+        pieces["model"] = f"{Path(file).name} with the SHA-256 {digest}" if file and digest else target
+    return json.dumps(pieces)
+
+
+def check_same(descriptions: Sequence[str], hosts: Sequence[str]) -> None:
+    """Raises UserError for the first rank whose code or data differ from rank 0's."""
+    expected, *others = map(json.loads, descriptions)
+    for rank, found in enumerate(others, start=1):
+        for name, value in expected.items():
+            if found.get(name) != value:
+                raise UserError(
+                    f"rank {rank} on {hosts[rank]} differs from rank 0 on {hosts[0]}: "
+                    f"{name}: {found.get(name)}, not {value}; all ranks need the same psgc, model and data"
+                )
+
+
+def open_test(config: Config, problem: Problem, dataset: Dataset | None, backend: Backend) -> Dataset | None:
+    """The held-out data, if any. All of it is checked now, although it is used only after the run. Raises UserError."""
     data = config.data
     if data is None or data.test is None or dataset is None:
         return None
@@ -61,10 +92,10 @@ def open_test(config: Config, problem: Problem, dataset: Dataset | None, backend
 
 
 def initial_params(problem: Problem, dtype: str) -> np.ndarray:
-    """The problem's own, checked. Raises UserError."""
+    """The initial parameters of the problem, checked. Raises UserError."""
     try:
         params = np.array(problem.initial_params(), dtype)
-    except (Exception, SystemExit) as error:  # the user's code: anything can come, --debug shows where from
+    except (Exception, SystemExit) as error:  # the user's code may raise anything; --debug shows where
         raise UserError(f"problem: initial_params() failed: {one_line(error)}") from error
     if params.shape != (problem.dim,):
         raise UserError(f"problem: initial_params() gave the shape {params.shape}, expected ({problem.dim},)")
@@ -74,27 +105,27 @@ def initial_params(problem: Problem, dtype: str) -> np.ndarray:
 
 
 def emulated_seconds(config: Config, num_workers: int) -> np.ndarray | None:
-    """Emulated seconds per chunk, (rounds, workers). Raises UserError when the file does not give them."""
+    """Emulated seconds per chunk (rounds, workers), if the run replays a trace. Raises UserError."""
     slow = config.stragglers
     return None if slow.path is None else slow.scale * speeds.rounds(slow.path, num_workers)
 
 
 def make_injector(config: Config, rank: int) -> Injector:
-    """The faults on purpose that are meant for this rank."""
+    """Injects the faults of `faults.inject` for this rank."""
     faults = [fault for fault in config.faults.inject if fault.rank == rank]
     return Injector(Fault(fault.kind, fault.iteration, fault.step, fault.seconds) for fault in faults)
 
 
 def tried_chunks(config: Config, plan: Plan) -> dict[int, int]:
-    """The chunk that each worker does for the trial; none when the run has no trial."""
+    """The chunk that each worker computes in the trial. Empty when the run has no trial."""
     return trial_chunks(plan.queues, plan.holders(), config.faults.adopt) if config.trial else {}
 
 
 def first_role(config: Config, plan: Plan) -> int:
-    """Where roles begin in the place of the chunk in a vector's tag: with `verify` after the chunks."""
+    """The first role: with `verify`, tags of vectors number the roles after the chunks."""
     return plan.num_chunks if config.verify else 0
 
 
 def tags(config: Config, plan: Plan) -> int:
-    """What may stand in the place of the chunk in a vector's tag: a chunk, a role, a count of default queues."""
+    """How many tags vectors need: a tag holds a chunk, a role or a count of default queues."""
     return max(plan.num_chunks, first_role(config, plan) + plan.num_workers + 1, QUEUE_COUNTS)

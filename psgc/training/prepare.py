@@ -20,7 +20,7 @@ from psgc.terminal import say
 from psgc.training import resume
 from psgc.training.chunk_choice import MOST, chosen_chunks, seconds_of_share
 from psgc.training.ending import launched
-from psgc.training.inputs import emulated_seconds, initial_params, open_problem, open_test
+from psgc.training.inputs import emulated_seconds, fingerprint, initial_params, open_problem, open_test
 from psgc.transport import Transport
 
 PER_CHUNK_BYTES = 16 << 20  # per iteration into the server, up to which `auto` sends every chunk by itself
@@ -147,8 +147,8 @@ def _checkpoint(config: Config, problem: Problem, dataset: Dataset | None) -> Ch
     if checkpoint is None:
         say(f"no checkpoint in {directory}: starting from the beginning")
     else:
-        resume.check(checkpoint, config, problem.dim, resume.fingerprint(dataset))
-        say(f"going on from iteration {checkpoint.iteration}, by the checkpoint in {directory}")
+        resume.check(checkpoint, config, problem.dim, fingerprint(dataset))
+        say(f"resuming from iteration {checkpoint.iteration}, checkpoint in {directory}")
     return checkpoint
 
 
@@ -157,7 +157,7 @@ def opening_lines(transport: Transport, run: Run) -> list[str]:
     config, plan = run.config, run.plan
     lacks = [] if launched() else ["started without psgc launch: exit codes are mpirun's"]
     if not transport.survives_deaths:  # how to go on is said now: MPICH leaves rank 0 no time for it then
-        go_on = f", and this goes on with it: {run.go_on}" if config.checkpoint.every else ""
+        go_on = f"; resume it with: {run.go_on}" if config.checkpoint.every else ""
         lacks.append(f"no fault tolerance: a dead rank ends this run{go_on}")
     assignment = config.coding.assignment
     name = assignment if isinstance(assignment, str) else assignment.path

@@ -31,12 +31,12 @@ from psgc.server.trial import Trial
 from psgc.server.verification import Verification
 from psgc.server.verifying_loop import VerifyingServer
 from psgc.terminal import say
-from psgc.training import resume, same_inputs
+from psgc.training import resume
 from psgc.training.claim import Claim
 from psgc.training.ending import Ending, interruption, launched
 from psgc.training.evaluation import Evaluator
 from psgc.training.gradient_error import GradientErrorEstimator
-from psgc.training.inputs import PREPARING, make_injector, tags, tried_chunks
+from psgc.training.inputs import PREPARING, check_same, description, fingerprint, make_injector, tags, tried_chunks
 from psgc.training.keeper import Keeper
 from psgc.training.prepare import Run, opening_lines, prepare
 from psgc.transport import Transport
@@ -107,7 +107,7 @@ def _serve(
     began = time.monotonic() - (run.checkpoint.seconds if run.checkpoint else 0.0)
     progress = RunProgress(config.iterations, run.first)
     writer = CheckpointWriter(directory / "checkpoints", config.checkpoint.keep)
-    data = resume.fingerprint(run.dataset)
+    data = fingerprint(run.dataset)
     gradient_error = GradientErrorEstimator(run.backend.to_host)
     keeper = Keeper(
         recorder,
@@ -198,9 +198,7 @@ def _send_settings(transport: Transport, run: Run, ending: Ending) -> None:
             ending.told = ending.in_order = True
             raise UserError(f"worker {rank} on {transport.hosts[rank]}: {problem_text}")
     try:
-        same_inputs.check(
-            transport.gather(same_inputs.description(run.config, run.dataset, run.problem)), transport.hosts
-        )
+        check_same(transport.gather(description(run.config, run.dataset, run.problem)), transport.hosts)
     except UserError:
         ending.told = ending.in_order = True
         raise
@@ -271,7 +269,7 @@ def _say_how_it_ended(run: Run, outcome: _Outcome, done: int) -> None:
         if outcome.status == "interrupted":
             return  # `psgc launch` knows who asked
     elif done:
-        kept = f"; go on with: {run.go_on}"
+        kept = f"; resume with: {run.go_on}"
     say(line + kept, error=True)
 
 

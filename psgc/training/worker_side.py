@@ -7,10 +7,11 @@ from psgc.data import ChunkSource
 from psgc.errors import UserError
 from psgc.plan import Plan
 from psgc.problems import Problem, evaluate
-from psgc.training import same_inputs
 from psgc.training.ending import Ending
 from psgc.training.inputs import (
     PREPARING,
+    check_same,
+    description,
     emulated_seconds,
     first_role,
     make_injector,
@@ -48,7 +49,7 @@ def work(transport: Transport, config_path: str, ending: Ending) -> int:
         ending.told = ending.in_order = True
         return UserError.exit_code
     try:
-        same_inputs.check(transport.gather(same_inputs.description(config, dataset, problem)), transport.hosts)
+        check_same(transport.gather(description(config, dataset, problem)), transport.hosts)
     except UserError:  # rank 0 says so
         ending.told = ending.in_order = True
         raise

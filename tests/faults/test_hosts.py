@@ -27,7 +27,7 @@ output: whole
 """
 SLOWLY = "stragglers={kind: exponential, seconds: {all: 0.03}}"  # time enough to be disturbed in
 WATCHFUL = "faults.collect_timeout=3"
-GO_ON = "psgc launch: to go on from the last checkpoint, with -n and --host for the hosts that are left: psgc launch"
+GO_ON = "psgc launch: to resume from the last checkpoint, with -n and --host for the remaining hosts: psgc launch"
 
 
 class Cluster:

@@ -56,11 +56,11 @@ def test_a_run_whose_server_is_killed_ends_and_goes_on_where_it_was(folder: Path
     assert since < LONGEST, killed.said
     why, go_on = killed.stderr.splitlines()[-2:]
     assert why.startswith("psgc launch: the run failed: rank 0 or a host was lost"), killed.said
-    assert go_on == f"psgc launch: to go on from the last checkpoint: {shlex.join([*command, '--resume'])}"
+    assert go_on == f"psgc launch: to resume from the last checkpoint: {shlex.join([*command, '--resume'])}"
 
     resumed = run([sys.executable, "-m", *command, "--resume"], folder)
     assert resumed.returncode == 0, resumed.said
-    assert "going on from iteration 10," in resumed.stdout
+    assert "resuming from iteration 10," in resumed.stdout
     assert not resumed.orphans
     outcome, undisturbed = Outcome(folder / output), folder / "undisturbed/params.npy"
     assert len(outcome.iterations) == ITERATIONS

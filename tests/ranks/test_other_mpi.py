@@ -30,7 +30,7 @@ checkpoint: {every: 5}
 output: out
 """
 SLOWLY = ("--set", "stragglers={kind: exponential, seconds: {all: 0.04}}")  # time enough to be killed in
-ON = "psgc launch: to go on from the last checkpoint: "
+ON = "psgc launch: to resume from the last checkpoint: "
 PROMPT = 20.0  # seconds for a run to be over after a death: it takes 0.6 on an idle machine, 8 on a busy one
 
 
@@ -150,7 +150,7 @@ def test_a_dead_rank_ends_the_run_with_the_command_that_goes_on(mpi, folder, exp
     assert set(mpi.options) <= set(attempt)
     resumed = run([sys.executable, "-m", *attempt], folder, env=mpi.env)
     assert resumed.returncode == 0, resumed.said
-    assert "going on from iteration " in resumed.stdout
+    assert "resuming from iteration " in resumed.stdout
     assert_done(folder, expected)
 
 
@@ -160,7 +160,7 @@ def test_mpirun_alone_has_said_how_to_go_on(mpi, folder):
         finished = kill_after_a_checkpoint(running, folder, 1)
     assert finished.returncode not in (0, 2), finished.said
     go_on = f"psgc launch run.yaml -n 4 --set '{SLOWLY[1]}' --resume"
-    assert f"no fault tolerance: a dead rank ends this run, and this goes on with it: {go_on}\n" in finished.stdout
+    assert f"no fault tolerance: a dead rank ends this run; resume it with: {go_on}\n" in finished.stdout
 
 
 STOPPED = ("--set", "faults={collect_timeout: 2, inject: [{kind: stop, rank: 2, iteration: 3, step: gradient}]}")
@@ -193,7 +193,7 @@ def test_ctrl_c_is_an_orderly_end_under_mpich(folder):
         os.kill(running.process.pid, signal.SIGINT)
         finished = running.wait(PROMPT)
     assert finished.returncode == 130, finished.said
-    stopped = ON.replace("to go on", "stopped by Ctrl-C (SIGINT); to go on")
+    stopped = ON.replace("to resume", "stopped by Ctrl-C (SIGINT); to resume")
     assert finished.stderr.splitlines()[-1].startswith(stopped)
     assert json.loads((folder / "out/summary.json").read_text())["status"] == "interrupted"
     assert not finished.orphans

@@ -88,7 +88,7 @@ def test_a_killed_run_goes_on_to_the_same_parameters_to_the_last_bit(folder, ran
     (folder / output / "checkpoints/.psgc-0.tmp").write_bytes(b"half of it")
     resumed = train(folder, output, *changes, "--resume", ranks=ranks)
     assert resumed.returncode == 0, resumed.said
-    assert "going on from iteration " in resumed.stdout
+    assert "resuming from iteration " in resumed.stdout
     assert (folder / output / "params.npy").read_bytes() == (folder / "whole/params.npy").read_bytes()
     found, undisturbed = rows(folder / output), rows(folder / "whole")
     assert [row["iteration"] for row in found] == [str(i) for i in range(40)]
@@ -111,7 +111,7 @@ def test_a_run_that_was_asked_to_stop_says_how_to_go_on_and_more_iterations_exte
     assert (summary["status"], summary["reason"]) == ("interrupted", "stopped by SIGUSR1")
     said = next(line for line in finished.stderr.splitlines() if line.startswith("psgc"))
     go_on = f"psgc launch asked.yaml -n 4 --set '{SLOWLY[1]}' --resume"
-    assert said == f"psgc: interrupted: stopped by SIGUSR1; go on with: {go_on}", finished.said
+    assert said == f"psgc: interrupted: stopped by SIGUSR1; resume with: {go_on}", finished.said
     assert checkpoints(folder / "asked")[0] == summary["iterations"]
 
     resumed = train(folder, "asked", "--resume", "--set", f"iterations={summary['iterations']}")
@@ -131,7 +131,7 @@ def test_another_run_is_refused_and_nothing_is_touched(folder):
     finished = train(folder, "whole", "--resume", "--set", "seed=1")
     assert finished.returncode == 2, finished.said
     (line,) = (line for line in finished.stderr.splitlines() if line.startswith("psgc"))
-    assert "seed: 1 cannot go on from the checkpoint of iteration 40 in whole, which has 0" in line
+    assert "seed: 1 does not match the checkpoint of iteration 40 in whole, which has 0" in line
     assert {path: path.read_bytes() for path in (folder / "whole").rglob("*") if path.is_file()} == before
 
 

@@ -281,7 +281,7 @@ def test_ctrl_c_ends_every_rank_and_leaves_a_whole_run_directory(folder, how):
     assert finished.returncode == (130 if how == "launch" else 1), finished.said
     assert ("no fault tolerance" in finished.stdout) == (how == "mpirun")
     if how == "launch":
-        assert re.fullmatch(r"psgc launch: stopped by Ctrl-C \(SIGINT\); to go on .*: psgc .*\n", finished.stderr)
+        assert re.fullmatch(r"psgc launch: stopped by Ctrl-C \(SIGINT\); to resume .*: psgc .*\n", finished.stderr)
     left = {path.name for path in (folder / "out").iterdir()}
     assert left - {"run.lock"} == RUN_FILES  # mpirun may have killed rank 0 before it could remove its lock
     summary = json.loads((folder / "out/summary.json").read_text())

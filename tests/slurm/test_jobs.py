@@ -61,8 +61,8 @@ def test_a_job_that_is_warned_goes_back_into_the_queue_and_finishes_from_its_che
     work.hurry()
     said = work.end(job, restarts=1)
     assert 0 < reached < ITERATIONS
-    assert f"psgc launch: stopped by SIGUSR1; job {job} is back in the queue, to go on from its checkpoint" in said
-    assert f"going on from iteration {reached}, " in said
+    assert f"psgc launch: stopped by SIGUSR1; job {job} is requeued and will resume from its checkpoint" in said
+    assert f"resuming from iteration {reached}, " in said
     assert_whole(work, undisturbed)
 
 
@@ -110,8 +110,8 @@ def test_a_job_at_its_time_limit_goes_back_as_well(limited, undisturbed):
     reached = work.checkpoints()[-1]
     work.hurry()
     said = work.end(job, restarts=1)
-    assert f"psgc launch: stopped by SIGUSR1; job {job} is back in the queue" in said
-    assert f"going on from iteration {reached}, " in said
+    assert f"psgc launch: stopped by SIGUSR1; job {job} is requeued" in said
+    assert f"resuming from iteration {reached}, " in said
     assert_whole(work, undisturbed)
 
 
@@ -147,7 +147,7 @@ def test_a_job_whose_server_is_killed_goes_back_as_well(work, undisturbed):
     work.until(lambda: work.cluster.job(job)["Restarts"] == "1")
     work.hurry()
     said = work.end(job, restarts=1)
-    assert f"job {job} is back in the queue" in said
+    assert f"job {job} is requeued" in said
     assert_whole(work, undisturbed)
 
 
@@ -159,7 +159,7 @@ def test_a_job_that_loses_a_node_goes_back_as_well(work, undisturbed):
     work.hurry()
     said = work.end(job, restarts=1)
     assert "DUE TO NODE FAILURE" in said
-    assert "going on from iteration " in said
+    assert "resuming from iteration " in said
     assert_whole(work, undisturbed)
 
 
@@ -173,7 +173,7 @@ def test_a_job_that_loses_a_daemon_of_mpirun_goes_back_as_well(work, undisturbed
     work.until(lambda: work.cluster.job(job)["Restarts"] == "1")
     work.hurry()
     said = work.end(job, restarts=1)
-    assert f"psgc launch: job {job} is back in the queue" in said
+    assert f"psgc launch: job {job} is requeued" in said
     assert_whole(work, undisturbed)
 
 

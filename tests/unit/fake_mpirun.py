@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from psgc.launching.mpirun import THREADS
+from psgc.machine import THREADS
 
 OPEN_MPI = "mpirun (Open MPI) 5.0.11"
 RUN = """\

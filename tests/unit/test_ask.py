@@ -6,18 +6,18 @@ from psgc.diagnosis.ask import Answer, Question
 from psgc.diagnosis.probe import MARK
 
 
-def shell(script: str, seconds: float = 20.0) -> Question:
+def shell(script, seconds=20.0):
     return Question(["sh", "-c", script], os.environ, seconds)
 
 
-def test_an_answer() -> None:
+def test_an_answer():
     with shell("echo yes; echo no >&2; exit 3") as question:
         answer = question.answer()
         assert (answer.code, answer.out, answer.err) == (3, "yes\n", "no\n")
         assert question.answer().out == "yes\n"
 
 
-def test_who_is_late_is_killed_with_all_that_it_started(tmp_path: Path) -> None:
+def test_who_is_late_is_killed_with_all_that_it_started(tmp_path):
     began = time.monotonic()
     with shell(f"setsid sh -c 'echo $$ > {tmp_path}/pid; exec sleep 60' & echo begun; wait", 1.0) as question:
         answer = question.answer()
@@ -30,14 +30,14 @@ def test_who_is_late_is_killed_with_all_that_it_started(tmp_path: Path) -> None:
     assert not Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}").exists()
 
 
-def test_who_keeps_the_pipe_open_keeps_nobody_waiting() -> None:
+def test_who_keeps_the_pipe_open_keeps_nobody_waiting():
     began = time.monotonic()
     with shell("setsid sleep 5 & echo done") as question:
         assert question.answer().out == "done\n"
     assert time.monotonic() - began < 4
 
 
-def test_a_question_that_nobody_waits_for_ends_with_its_block() -> None:
+def test_a_question_that_nobody_waits_for_ends_with_its_block():
     with shell("sleep 60") as question:
         process = question._process
         assert process is not None
@@ -45,12 +45,12 @@ def test_a_question_that_nobody_waits_for_ends_with_its_block() -> None:
     assert process.poll() is not None
 
 
-def test_no_such_command() -> None:
+def test_no_such_command():
     with Question(["/nowhere/sinfo"], {}, 1.0) as question:
         assert question.answer() == Answer(None, "", "/nowhere/sinfo: No such file or directory", 0.0)
 
 
-def test_what_the_probe_found() -> None:
+def test_what_the_probe_found():
     out = f'noise\n{MARK}{{"size": 3}}\nrank 1: {MARK}{{"exchanged": 0.5, "size": 4}}\n{MARK}{{"half'
     answer = Answer(0, out, "", 1.0)
     assert answer.lines() == [{"size": 3}, {"exchanged": 0.5, "size": 4}]

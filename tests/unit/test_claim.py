@@ -23,7 +23,7 @@ import sys
 from pathlib import Path
 from psgc.training.claim import Claim
 claim = Claim(Path(sys.argv[1]))
-claim.make_room(going_on=False)
+claim.make_room(resuming=False)
 Path(sys.argv[1], "iterations.csv").write_text("")
 print("held", flush=True)
 sys.stdin.read()
@@ -50,11 +50,11 @@ def another_process(directory):
 
 
 @contextmanager
-def claimed(directory, going_on=False, record=True):
+def claimed(directory, resuming=False, record=True):
     """A run in this process; it leaves its record, as every run does."""
     claim = Claim(directory)
     try:
-        claim.make_room(going_on)
+        claim.make_room(resuming)
         if record:
             (directory / "iterations.csv").write_text("rows\n")
         yield claim
@@ -82,16 +82,16 @@ def test_the_second_run_is_refused_before_it_touches_anything(tmp_path):
         assert os.listdir(tmp_path) == ["out"]
 
 
-@pytest.mark.parametrize("going_on", [True, False])
-def test_after_a_kill_it_is_free_at_once(tmp_path, going_on):
+@pytest.mark.parametrize("resuming", [True, False])
+def test_after_a_kill_it_is_free_at_once(tmp_path, resuming):
     with another_process(tmp_path / "out") as process:
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
         assert (tmp_path / "out" / LOCK).exists()
-        with claimed(tmp_path / "out", going_on):
+        with claimed(tmp_path / "out", resuming):
             about = json.loads((tmp_path / "out" / LOCK).read_text())
             assert (about["host"], about["pid"]) == (socket.gethostname(), os.getpid())
-    assert sorted(os.listdir(tmp_path)) == (["out"] if going_on else ["out", "out.1"])
+    assert sorted(os.listdir(tmp_path)) == (["out"] if resuming else ["out", "out.1"])
     assert not [*tmp_path.rglob(LOCK)]
 
 
@@ -105,10 +105,10 @@ def test_of_two_that_begin_together_one_is_refused(tmp_path):
     """Both find no directory, and then both want to make it."""
     first, second = Claim(tmp_path / "out"), Claim(tmp_path / "out")
     with released(first, second):
-        first.make_room(going_on=False)
-        assert "another run uses it" in refusal(lambda: second.make_room(going_on=False))
+        first.make_room(resuming=False)
+        assert "another run uses it" in refusal(lambda: second.make_room(resuming=False))
         (tmp_path / "out/iterations.csv").write_text("")
-        assert "another run uses it" in refusal(lambda: second.make_room(going_on=False))
+        assert "another run uses it" in refusal(lambda: second.make_room(resuming=False))
         assert os.listdir(tmp_path) == ["out"]
 
 
@@ -134,7 +134,7 @@ def test_a_lock_that_was_moved_with_its_directory_is_not_the_directorys(tmp_path
         flock(descriptor, how)
 
     monkeypatch.setattr(module.fcntl, "flock", flock_late)
-    with claimed(tmp_path / "out", going_on=True):
+    with claimed(tmp_path / "out", resuming=True):
         monkeypatch.undo()
         with (tmp_path / "out" / LOCK).open() as stream, pytest.raises(BlockingIOError):
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -169,7 +169,7 @@ def test_a_run_of_another_host_that_still_goes_is_noticed_without_a_lock(tmp_pat
 
 def test_a_run_of_another_host_that_is_over_is_not_waited_for_longer(tmp_path):
     of_another_host(tmp_path / "out")
-    with claimed(tmp_path / "out", going_on=True):
+    with claimed(tmp_path / "out", resuming=True):
         assert json.loads((tmp_path / "out" / LOCK).read_text())["pid"] == os.getpid()
 
 
@@ -177,7 +177,7 @@ def test_the_lock_shows_that_its_run_goes_on(tmp_path):
     with claimed(tmp_path / "out"):
         path = tmp_path / "out" / LOCK
         os.utime(path, ns=(0, 0))
-        assert module._lives(tmp_path / "out", {"host": "n17", "pid": 4711})
+        assert module._is_alive(tmp_path / "out", {"host": "n17", "pid": 4711})
     assert not path.exists()
 
 
@@ -255,7 +255,7 @@ def test_other_files_are_neither_moved_nor_joined(tmp_path, monkeypatch, output)
     monkeypatch.chdir(tmp_path)
     Path("data").mkdir()
     Path("data/train.npz").write_bytes(b"precious")
-    text = refusal(lambda: Claim(Path(output)).make_room(going_on=False))
+    text = refusal(lambda: Claim(Path(output)).make_room(resuming=False))
     assert text.startswith(f"output: {output}: holds other files, which stay where they are; give the run its own")
     assert os.listdir(tmp_path) == ["data"]
     assert os.listdir("data") == ["train.npz"]
@@ -267,19 +267,23 @@ def test_the_current_directory_is_not_renamed_under_our_feet(tmp_path, monkeypat
         pass
     claim = Claim(Path("."))
     with released(claim):
-        assert "give the run its own directory" in refusal(lambda: claim.make_room(going_on=False))
+        assert "give the run its own directory" in refusal(lambda: claim.make_room(resuming=False))
 
 
 def test_an_output_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def refused(output):
-        return refusal(lambda: Claim(Path(output)).make_room(going_on=False))
+        return refusal(lambda: Claim(Path(output)).make_room(resuming=False))
 
     Path("file").write_text("")
-    assert refused("file") == "output: file: Not a directory; a directory that can be written is needed"
+    assert refused("file") == "output: file: File exists; a directory that can be written is needed"
     assert "Not a directory" in refused("file/out")
     assert "File name too long" in refused("x" * 300)
     Path("locked").mkdir()
-    monkeypatch.setattr(os, "access", lambda path, mode: False)
-    assert "Permission denied" in refused("locked")
+    monkeypatch.setattr(os, "open", lambda *_: raise_denied())
+    assert refused("locked") == "output: locked/run.lock: Permission denied; a directory that can be written is needed"
+
+
+def raise_denied():
+    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))

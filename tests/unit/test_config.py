@@ -1,6 +1,4 @@
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -24,13 +22,13 @@ output: runs/x
 
 
 @pytest.fixture
-def run_yaml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def run_yaml(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("run.yaml").write_text(RUN)
     return Path("run.yaml")
 
 
-def refusal(path: str | Path, *overrides: str) -> str:
+def refusal(path, *overrides):
     with pytest.raises(UserError) as caught:
         load(path, overrides)
     assert caught.value.exit_code == 2
@@ -38,7 +36,7 @@ def refusal(path: str | Path, *overrides: str) -> str:
     return str(caught.value)
 
 
-def test_defaults(run_yaml: Path) -> None:
+def test_defaults(run_yaml):
     config = load(run_yaml)
     assert config.problem == BuiltinProblem(kind="logistic")
     assert (config.schedule, config.transfer, config.backend, config.dtype) == (
@@ -73,24 +71,24 @@ def test_defaults(run_yaml: Path) -> None:
     assert (config.data.path, config.data.labels, config.output) == ("data/train.npz", None, "runs/x")
 
 
-def test_a_config_is_read_only(run_yaml: Path) -> None:
+def test_a_config_is_read_only(run_yaml):
     with pytest.raises(ValidationError):
         load(run_yaml).seed = 3
 
 
-def test_overrides_take_effect_in_order(run_yaml: Path) -> None:
+def test_overrides_take_effect_in_order(run_yaml):
     config = load(run_yaml, ["coding.parts=2", "coding.parts=3", "coding.assignment={kind: file, path: A.npy}"])
     assert config.coding.parts == 3
     assert not isinstance(config.coding.assignment, str)
     assert config.coding.assignment.path == "A.npy"
 
 
-def test_a_matrix_from_a_file_decides_its_own_replication(run_yaml: Path) -> None:
+def test_a_matrix_from_a_file_decides_its_own_replication(run_yaml):
     overrides = ["coding.assignment={kind: file, path: A.npy}", "coding.parts=5"]
     assert load(run_yaml, overrides).coding.parts == 5
 
 
-def test_a_users_problem_needs_no_data(run_yaml: Path) -> None:
+def test_a_users_problem_needs_no_data(run_yaml):
     config = load(run_yaml, ["problem={python: 'my.models:Net', options: {width: 3, names: [a]}}", "data="])
     assert config.problem == PythonProblem(python="my.models:Net", options={"width": 3, "names": ["a"]})
     assert config.data is None
@@ -118,7 +116,7 @@ def test_a_users_problem_needs_no_data(run_yaml: Path) -> None:
         "verify=",
     ],
 )
-def test_the_resolved_text_reads_back_equal(run_yaml: Path, override: str) -> None:
+def test_the_resolved_text_reads_back_equal(run_yaml, override):
     config = load(run_yaml, [override])
     text = config.to_yaml()
     assert from_yaml_text(text) == config
@@ -171,7 +169,7 @@ WHOLE = "run.yaml:3: iterations: expected a whole number >= 1"
          "replication 3, each needs a holder"),
     ],
 )  # fmt: skip
-def test_refused_files(run_yaml: Path, old: str, new: str, message: str) -> None:
+def test_refused_files(run_yaml, old, new, message):
     assert RUN.count(old) == 1
     run_yaml.write_text(RUN.replace(old, new))
     assert refusal(run_yaml) == message
@@ -268,7 +266,7 @@ PROBLEMS = "expected least_squares, logistic, softmax, mlp or python: 'module:ob
          "stragglers.kind: kind slow needs either factor or seconds, for example factor: {3: 10}"),
     ],
 )  # fmt: skip
-def test_refused_overrides(run_yaml: Path, override: str, message: str) -> None:
+def test_refused_overrides(run_yaml, override, message):
     assert refusal(run_yaml, override) == f"--set {override}: {message}"
 
 
@@ -299,18 +297,18 @@ UNBIASED = f"{APPROXIMATE}deadline: 1, estimator: unbiased}}"
          "not; take uncoded, full, random or static"),
     ],
 )  # fmt: skip
-def test_refused_recovery(run_yaml: Path, override: str, message: str) -> None:
+def test_refused_recovery(run_yaml, override, message):
     message = message.removeprefix("recovery: ")
     assert refusal(run_yaml, override) == f"--set {override}: {message}"
 
 
-def test_unbiased_does_not_go_with_combined(run_yaml: Path) -> None:
+def test_unbiased_does_not_go_with_combined(run_yaml):
     said = refusal(run_yaml, UNBIASED, "schedule=static", "transfer=combined")
     assert said.endswith("unbiased weighs chunk by chunk, which combined does not send; take per_chunk")
 
 
 @pytest.mark.parametrize("given", ["deadline: 0.5, max_error: 0.01", "deadline: auto", "max_error: 0", "deadline: 2"])
-def test_accepted_recovery(run_yaml: Path, given: str) -> None:
+def test_accepted_recovery(run_yaml, given):
     config = load(run_yaml, [f"{APPROXIMATE}{given}}}"])
     assert from_yaml_text(config.to_yaml()) == config
 
@@ -355,24 +353,24 @@ ONLY_KILL = "the server, rank 0, computes nothing: expected kind: kill, step: be
         ("[{kind: stop, rank: 0, iteration: 1, step: begin}]", f"faults.inject.0.rank: {ONLY_KILL}"),
     ],
 )  # fmt: skip
-def test_faults_that_cannot_be_injected(run_yaml: Path, faults: str, message: str) -> None:
+def test_faults_that_cannot_be_injected(run_yaml, faults, message):
     assert refusal(run_yaml, f"faults.inject={faults}") == f"--set faults.inject={faults}: {message}"
 
 
-def test_a_fault_in_the_file_is_blamed_by_its_line(run_yaml: Path) -> None:
+def test_a_fault_in_the_file_is_blamed_by_its_line(run_yaml):
     faults = ["{kind: kill, rank: 0, iteration: 2, step: begin}", "{kind: hold, rank: 1, iteration: 2}"]
     run_yaml.write_text(RUN + "faults:\n  inject:\n" + "".join(f"  - {fault}\n" for fault in faults))
     assert refusal(run_yaml) == "run.yaml:11: faults.inject.1.kind: kind hold needs seconds"
 
 
-def test_there_is_nothing_after_a_commit_where_there_is_none(run_yaml: Path) -> None:
+def test_there_is_nothing_after_a_commit_where_there_is_none(run_yaml):
     fault = "faults.inject=[{kind: kill, rank: 1, iteration: 1, step: after_commit}]"
     assert load(run_yaml, [fault, "transfer=combined"]).faults.inject[0].step == "after_commit"
     said = "faults.inject: per_chunk has no commit, expected another step"
     assert refusal(run_yaml, fault, "transfer=per_chunk") == f"--set {fault}: faults: {said}"
 
 
-def test_what_is_flipped_is_a_coded_gradient(run_yaml: Path) -> None:
+def test_what_is_flipped_is_a_coded_gradient(run_yaml):
     fault = "faults.inject=[{kind: flip, rank: 1, iteration: 1, step: sending}]"
     assert load(run_yaml, [fault, "transfer=combined", "verify={every: 3}"]).faults.inject[0].kind == "flip"
     said = "faults.inject: flip happens to coded gradients, which combined only sends with verify"
@@ -390,13 +388,13 @@ def test_what_is_flipped_is_a_coded_gradient(run_yaml: Path) -> None:
         ("coding.parts=3", "replication 3 with parts 3 leaves no copy to compare with, expected replication >= 4"),
     ],
 )
-def test_to_verify_takes_redundancy(run_yaml: Path, override: str, message: str) -> None:
+def test_to_verify_takes_redundancy(run_yaml, override, message):
     assert load(run_yaml, ["verify.every=7"]).verify == Verify(every=7, tolerance=None, strikes=3)
     assert load(run_yaml, []).verify is None
     assert refusal(run_yaml, "verify.every=7", override) == f"--set verify.every=7: verify: {message}"
 
 
-def test_of_two_keys_that_clash_the_overridden_one_is_blamed(run_yaml: Path) -> None:
+def test_of_two_keys_that_clash_the_overridden_one_is_blamed(run_yaml):
     run_yaml.write_text(RUN.replace("  replication: 3", "  replication: 3\n  parts: 3"))
     assert refusal(run_yaml, "coding.replication=2") == (
         "--set coding.replication=2: parts 3 is more than replication 2, each needs a holder"
@@ -412,12 +410,12 @@ def test_of_two_keys_that_clash_the_overridden_one_is_blamed(run_yaml: Path) -> 
         (b"\xff\xfe", "run.yaml: not UTF-8 text, expected YAML"),
     ],
 )
-def test_files_that_are_no_mapping(run_yaml: Path, content: bytes, message: str) -> None:
+def test_files_that_are_no_mapping(run_yaml, content, message):
     run_yaml.write_bytes(content)
     assert refusal(run_yaml).startswith(message)
 
 
-def test_files_that_cannot_be_read(run_yaml: Path) -> None:
+def test_files_that_cannot_be_read(run_yaml):
     assert refusal("other.yaml") == "other.yaml: no such file"
     assert refusal(".") == ".: cannot be read: is a directory"
     assert refusal("a\0b") == r"a\x00b: cannot be read: not a path"
@@ -433,7 +431,7 @@ values = st.recursive(
 )
 
 
-def refused_or_equal(read: Callable[[], Config], *places: str) -> None:
+def refused_or_equal(read, *places):
     message = ""
     try:
         config = read()
@@ -447,7 +445,7 @@ def refused_or_equal(read: Callable[[], Config], *places: str) -> None:
 
 
 @given(st.text(max_size=60))
-def test_any_text_is_one_line_or_a_config(text: str) -> None:
+def test_any_text_is_one_line_or_a_config(text):
     refused_or_equal(lambda: from_yaml_text(text), "config.yaml:")
 
 
@@ -456,12 +454,12 @@ def test_any_text_is_one_line_or_a_config(text: str) -> None:
     st.integers(0, len(RUN)),
     st.integers(0, 9),
 )
-def test_any_damage_to_a_good_file_is_one_line_or_a_config(inserted: str, at: int, removed: int) -> None:
+def test_any_damage_to_a_good_file_is_one_line_or_a_config(inserted, at, removed):
     refused_or_equal(lambda: from_yaml_text(RUN[:at] + inserted + RUN[at + removed :]), "config.yaml:")
 
 
 @given(st.dictionaries(st.sampled_from(KEYS), values, max_size=4))
-def test_any_values_are_one_line_or_a_config(changes: dict[str, Any]) -> None:
+def test_any_values_are_one_line_or_a_config(changes):
     refused_or_equal(lambda: from_yaml_text(to_text({**yaml.safe_load(RUN), **changes})), "config.yaml:")
 
 
@@ -474,7 +472,7 @@ def test_any_values_are_one_line_or_a_config(changes: dict[str, Any]) -> None:
         max_size=3,
     )
 )
-def test_any_overrides_are_one_line_or_a_config(tmp_path_factory: pytest.TempPathFactory, overrides: list[str]) -> None:
+def test_any_overrides_are_one_line_or_a_config(tmp_path_factory, overrides):
     path = tmp_path_factory.getbasetemp() / "fuzzed.yaml"
     path.write_text(RUN)
     refused_or_equal(lambda: load(path, overrides), "--set ", str(path))

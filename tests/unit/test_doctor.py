@@ -11,7 +11,6 @@ from psgc.cli import main
 from psgc.diagnosis.doctor import default_ranks, doctor
 from psgc.diagnosis.probe import MARK
 from psgc.errors import UserError
-from tests.unit.fake_mpirun import MakeMpirun
 
 RANKS = [{"cores": 2, "blas": 1}] * 3
 JOB = [
@@ -24,7 +23,7 @@ SAY = "\n".join(f"echo '{MARK}{json.dumps(line)}'" for line in JOB)
 
 
 @pytest.fixture(autouse=True)
-def cluster(mpirun: MakeMpirun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def cluster(mpirun, tmp_path, monkeypatch):
     """A SLURM that answers, before whatever this machine has; outside of any job."""
     mpirun()
     (tmp_path / "bin/sinfo").write_text('#!/bin/sh\n[ "$1" = --version ] && echo slurm 1.2 || echo "all up 3"\n')
@@ -33,12 +32,12 @@ def cluster(mpirun: MakeMpirun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         monkeypatch.delenv(name, raising=False)
 
 
-def levels(said: str) -> dict[str, str]:
+def levels(said):
     lines = [line for line in said.splitlines() if line[2:9].strip() in ("ok", "note", "problem")]
     return {line[11:27].strip(): line[2:9].strip() for line in lines}
 
 
-def test_a_machine_where_all_is_well(mpirun: MakeMpirun, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_machine_where_all_is_well(mpirun, capsys):
     mpirun(f'echo "$*" >> arguments; env >> environment\n{SAY}')
     assert doctor("out", 3) == 0
     out, err = capsys.readouterr()
@@ -59,9 +58,7 @@ def test_a_machine_where_all_is_well(mpirun: MakeMpirun, capsys: pytest.CaptureF
     assert "OMPI_MCA_pml=ob1\n" in Path("environment").read_text()
 
 
-def test_ranks_get_the_threads_of_the_run_to_come(
-    mpirun: MakeMpirun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_ranks_get_the_threads_of_the_run_to_come(mpirun, monkeypatch, capsys):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(12)))
     mpirun(f'echo "$OMP_NUM_THREADS" >> threads\n{SAY}')
     doctor("out", 6)
@@ -69,7 +66,7 @@ def test_ranks_get_the_threads_of_the_run_to_come(
     assert levels(capsys.readouterr().out)["cores"] == "ok"
 
 
-def test_named_hosts_get_all_ranks(mpirun: MakeMpirun, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_named_hosts_get_all_ranks(mpirun, tmp_path, capsys):
     mpirun(f'echo "$*" >> arguments\n{SAY.replace(json.dumps(3), json.dumps(9))}')
     with pytest.raises(SystemExit) as ended:
         main(["doctor", "out", "-n", "9", "--host", "a:5,b:4"])
@@ -80,7 +77,7 @@ def test_named_hosts_get_all_ranks(mpirun: MakeMpirun, tmp_path: Path, capsys: p
     assert "cores" not in levels(out)  # this host's say nothing about theirs
 
 
-def test_no_mpirun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_mpirun(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr("psgc.launching.mpirun.sys.executable", str(tmp_path / "python"))
     assert doctor("out") == 1
@@ -91,9 +88,7 @@ def test_no_mpirun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert levels(out)["output"] in ("ok", "note")  # the rest is looked at all the same
 
 
-def test_an_mpirun_that_never_ends(
-    mpirun: MakeMpirun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_mpirun_that_never_ends(mpirun, monkeypatch, capsys):
     monkeypatch.setattr("psgc.diagnosis.doctor.LIMIT", 1.0)
     mpirun("echo $$ > pid; exec sleep 60")
     began = time.monotonic()
@@ -103,18 +98,14 @@ def test_an_mpirun_that_never_ends(
     assert not Path(f"/proc/{Path('pid').read_text().strip()}").exists()
 
 
-def test_an_mpirun_that_does_not_even_say_its_version(
-    mpirun: MakeMpirun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_mpirun_that_does_not_even_say_its_version(mpirun, monkeypatch, capsys):
     monkeypatch.setattr("psgc.diagnosis.doctor.MPIRUN_LIMIT", 0.3)
     Path("bin/mpirun").write_text("#!/bin/sh\nexec sleep 60\n")
     assert doctor("out") == 1
     assert "mpirun --version: no answer, expected a working MPI" in capsys.readouterr().out
 
 
-def test_everything_that_hangs_is_given_up(
-    mpirun: MakeMpirun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_everything_that_hangs_is_given_up(mpirun, monkeypatch, capsys):
     monkeypatch.setattr("psgc.diagnosis.doctor.PROBE", ["sh", "-c", "exec sleep 60"])
     for limit in ("GPU_LIMIT", "FILES_LIMIT", "SLURM_LIMIT"):
         monkeypatch.setattr(f"psgc.diagnosis.doctor.{limit}", 0.5)
@@ -129,14 +120,14 @@ def test_everything_that_hangs_is_given_up(
     assert levels(out)["GPU"] == "note"
 
 
-def test_a_run_directory_that_is_a_file(mpirun: MakeMpirun, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_directory_that_is_a_file(mpirun, capsys):
     mpirun(SAY)
     Path("taken").touch()
     assert doctor("taken/runs") == 1
     assert "taken: Not a directory" in capsys.readouterr().out
 
 
-def test_fewer_than_two_ranks(mpirun: MakeMpirun) -> None:
+def test_fewer_than_two_ranks(mpirun):
     mpirun(SAY)
     with pytest.raises(UserError, match="-n 1: expected at least 2 ranks"):
         doctor("out", 1)
@@ -146,5 +137,5 @@ def test_fewer_than_two_ranks(mpirun: MakeMpirun) -> None:
     ("environ", "cores", "expected"),
     [({}, 8, 9), ({}, 1, 3), ({"SLURM_NTASKS": "64"}, 8, 64), ({"SLURM_NTASKS": "1"}, 8, 2)],
 )
-def test_ranks_to_look_after(environ: dict[str, str], cores: int, expected: int) -> None:
+def test_ranks_to_look_after(environ, cores, expected):
     assert default_ranks(environ, cores) == expected

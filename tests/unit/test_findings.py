@@ -1,7 +1,6 @@
 """What answers mean: every level of every line."""
 
 import json
-from typing import Any
 
 import pytest
 
@@ -36,21 +35,21 @@ LAYERS = """\
 BOX = "-----\nNo components were able to be opened in the pml framework.\n\nThis typically\n-----\n"
 
 
-def answer(*found: dict[str, Any], code: int | None = 0, out: str = "", err: str = "") -> Answer:
+def answer(*found, code=0, out="", err=""):
     return Answer(code, out + "".join(f"{MARK}{json.dumps(line)}\n" for line in found), err, 2.0)
 
 
-def level_and_text(findings: list[Finding], name: str) -> tuple[str, str]:
+def level_and_text(findings, name):
     (found,) = (finding for finding in findings if finding.name == name)
     return found.level, found.text
 
 
-def test_mpirun() -> None:
+def test_mpirun():
     assert mpirun_finding(OPEN_MPI) == Finding("ok", "mpirun", "/bin/mpirun, Open MPI 5.0.11")
     assert mpirun_finding(UNKNOWN).level == "note"
 
 
-def test_a_job_that_survives() -> None:
+def test_a_job_that_survives():
     findings = job_findings(OPEN_MPI, True, answer(STARTED, EXCHANGED, NOTICED, SURVIVED, err=LAYERS), 3)
     assert {finding.level for finding in findings} == {"ok"}
     assert level_and_text(findings, "MPI library")[1].startswith(
@@ -72,24 +71,24 @@ def test_a_job_that_survives() -> None:
         (Answer(None, "", "/bin/mpirun: Exec format error", 0.0), "/bin/mpirun: Exec format error"),
     ],
 )
-def test_a_job_that_does_not_start(given: Answer, expected: str) -> None:
+def test_a_job_that_does_not_start(given, expected):
     (finding,) = job_findings(OPEN_MPI, True, given, 3)
     assert finding == Finding("problem", "MPI library", f"a job of 3 ranks did not start: {expected}")
 
 
 @pytest.mark.parametrize("given", [answer(*3 * [STARTED | {"size": 1}]), answer(STARTED | {"size": 1})])
-def test_an_mpirun_of_another_mpi(given: Answer) -> None:
+def test_an_mpirun_of_another_mpi(given):
     (finding,) = job_findings(MPICH, False, given, 3)
     assert finding.level == "problem"
     assert "mpirun is MPICH, mpi4py uses Open MPI v5.0.11" in finding.text
 
 
-def test_an_mpi_without_threads() -> None:
+def test_an_mpi_without_threads():
     findings = job_findings(OPEN_MPI, True, answer(STARTED | {"threads": "single"}, EXCHANGED, NOTICED, SURVIVED), 3)
     assert level_and_text(findings, "MPI library")[0] == "problem"
 
 
-def test_vectors_that_do_not_come() -> None:
+def test_vectors_that_do_not_come():
     assert job_findings(OPEN_MPI, True, answer(STARTED, code=1), 3)[-1] == Finding(
         "problem", "messages", "vectors of 8 MiB did not come back: exit 1"
     )
@@ -103,7 +102,7 @@ def test_vectors_that_do_not_come() -> None:
         ("", "", "note", "this MPI does not say what it uses"),
     ],
 )
-def test_transports(err: str, out: str, level: str, expected: str) -> None:
+def test_transports(err, out, level, expected):
     findings = job_findings(OPEN_MPI, True, answer(STARTED, EXCHANGED, code=137, err=err, out=out), 3)
     assert level_and_text(findings, "transport") == (level, expected)
 
@@ -121,9 +120,7 @@ def test_transports(err: str, out: str, level: str, expected: str) -> None:
         (UNKNOWN, False, [], None, "ends the job (mpirun did not end): this MPI cannot"),
     ],
 )
-def test_a_dead_rank(
-    mpirun: Mpirun, tolerant: bool, found: list[dict[str, Any]], code: int | None, expected: str
-) -> None:
+def test_a_dead_rank(mpirun, tolerant, found, code, expected):
     findings = job_findings(mpirun, tolerant, answer(STARTED, EXCHANGED, *found, code=code), 3)
     level, text = level_and_text(findings, "a dead rank")
     assert level == "note"
@@ -148,9 +145,7 @@ def test_a_dead_rank(
         ),
     ],
 )
-def test_cores_and_threads(
-    ranks: int, cores: int, threads: int | None, wanted: str | None, levels: list[str], expected: str
-) -> None:
+def test_cores_and_threads(ranks, cores, threads, wanted, levels, expected):
     findings = core_findings(ranks, cores, threads, wanted)
     assert [finding.level for finding in findings] == levels
     assert level_and_text(findings, "BLAS threads")[1] == expected
@@ -170,7 +165,7 @@ def test_cores_and_threads(
         (answer(code=-11), False, False, ["note"], "CuPy cannot be asked: exit -11"),
     ],
 )
-def test_gpus(given: Answer, aware: bool, driver: bool, levels: list[str], expected: str) -> None:
+def test_gpus(given, aware, driver, levels, expected):
     findings = gpu_findings(given, aware, driver)
     assert [finding.level for finding in findings] == levels
     assert expected in findings[0].text
@@ -195,7 +190,7 @@ ABSENT, VERSION = Answer(None, "", "sinfo: No such file or directory", 0.0), Ans
         (VERSION, answer(out="gpu* up 4\n"), {"SLURM_JOB_ID": "7"}, "ok", "inside job 7; partitions gpu*"),
     ],
 )
-def test_slurm(version: Answer, partitions: Answer, environ: dict[str, str], level: str, expected: str) -> None:
+def test_slurm(version, partitions, environ, level, expected):
     finding = slurm_finding(version, partitions, environ)
     assert finding.level == level
     assert expected in finding.text
@@ -221,7 +216,7 @@ WRITTEN = {"written": True, "seconds": 0.0123}
         (answer(code=None), "problem", "runs: no end after 2 s"),
     ],
 )
-def test_output(given: Answer, level: str, expected: str) -> None:
+def test_output(given, level, expected):
     finding = output_finding("runs", given)
     assert finding.level == level
     assert expected in finding.text
@@ -229,7 +224,7 @@ def test_output(given: Answer, level: str, expected: str) -> None:
 
 @pytest.mark.parametrize("survived", [False, True])
 @pytest.mark.parametrize("slurm", [False, True])
-def test_survival(survived: bool, slurm: bool) -> None:
+def test_survival(survived, slurm):
     lines = {line.name: line for line in survival(survived, True, slurm, "psgc launch run.yaml -n 9")}
     assert list(lines) == ["killed worker", "hung worker", "killed rank 0", "lost host", "time limit"]
     assert (lines["killed worker"].level == "ok") == (lines["hung worker"].level == "ok") == survived

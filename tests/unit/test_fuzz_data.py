@@ -25,7 +25,7 @@ from psgc.errors import visible
 from psgc.plan import read_assignment
 from psgc.problems import check_labels
 from psgc.simulation import speeds
-from psgc.training.resume import fingerprint
+from psgc.training.inputs import fingerprint
 from psgc.validation import LEAST, MOST
 from tests.unit.fuzzed_files import (
     METHODS,

@@ -1,11 +1,19 @@
-"""What both sides of a run open: the tags that vectors need."""
+"""What both sides of a run open, and how ranks are compared."""
 
+import os
+import sys
+
+import numpy as np
 import pytest
+import scipy.sparse
 
 from psgc.config import from_yaml_text
+from psgc.data import Dataset, open_data, write_dense, write_sparse
+from psgc.errors import UserError
 from psgc.messages import QUEUE_COUNTS
 from psgc.plan import make_plan
-from psgc.training.inputs import first_role, tags
+from psgc.training import inputs
+from psgc.training.inputs import check_same, description, fingerprint, first_role, tags
 
 RUN = "problem: {python: 'm:M'}\noptimizer: {kind: sgd, lr: 1}\niterations: 1\noutput: out\n"
 
@@ -19,3 +27,78 @@ def test_whatever_stands_in_the_place_of_a_chunk_has_a_tag_of_its_own(workers, v
     roles = range(first + 1, first + workers + 1)
     assert limit > max(*roles, plan.num_chunks - 1, QUEUE_COUNTS - 1)
     assert not verify or roles[0] > plan.num_chunks - 1  # coded gradients of checked chunks come as well
+
+
+# whether all ranks have the same code and data
+
+SAME = "problem: {KIND}\noptimizer: {kind: sgd, lr: 1}\niterations: 1\noutput: out\ndata: {path: d.npz}\n"
+HOSTS = ["a", "b", "c"]
+
+
+class Problem:
+    def __init__(self, dim):
+        self.dim = dim
+
+
+def described(rows=20, dim=3, model=None):
+    kind = "python: 'the_model:Model'" if model else "kind: logistic"
+    X = np.arange(float(rows))[:, None]
+    dataset = Dataset("d.npz", rows, 1, False, X, np.arange(rows))
+    return description(from_yaml_text(SAME.replace("KIND", kind)), dataset, Problem(dim))
+
+
+@pytest.fixture
+def model(tmp_path, monkeypatch):
+    """Makes the module the_model from this text."""
+
+    def make(text):
+        file = tmp_path / "the_model.py"
+        file.write_text(text)
+        monkeypatch.setitem(sys.modules, "the_model", type("Module", (), {"__file__": str(file)}))
+        return True
+
+    return make
+
+
+def test_equal_ranks_are_let_through(model):
+    check_same([described()] * 3, HOSTS)
+    check_same([described(model=model("x = 1")) for _ in range(3)], HOSTS)
+
+
+def test_the_first_rank_that_differs_is_named_with_what_it_has(monkeypatch):
+    ours = described()
+    first = r"^rank 2 on c differs from rank 0 on a: number of parameters: 4, not 3; all ranks need"
+    with pytest.raises(UserError, match=first):
+        check_same([ours, ours, described(dim=4)], HOSTS)
+    with pytest.raises(UserError, match=r"^rank 1 on b .*: data: 21 rows of 1 features \(\w+\), not 20 rows of 1"):
+        check_same([ours, described(rows=21), described(dim=4)], HOSTS)
+    monkeypatch.setattr(inputs, "__version__", "0.0.1")
+    with pytest.raises(UserError, match=r"psgc: 0\.0\.1, not "):
+        check_same([ours, described(), ours], HOSTS)
+
+
+def test_another_model_file_differs_and_its_place_does_not(model):
+    ours, others = described(model=model("x = 1")), described(model=model("x = 2"))
+    with pytest.raises(
+        UserError, match=r"^rank 1 on b .*: model: the_model\.py with the SHA-256 \w{12}, not the_model"
+    ):
+        check_same([ours, others, ours], HOSTS)
+
+
+def test_a_description_fits_into_what_is_gathered(model):
+    assert len(described(model=model("x = 1")).encode()) < 400
+
+
+def test_data_are_known_by_what_they_are(tmp_path):
+    rng = np.random.default_rng(0)
+    X, y = rng.random((300, 4)), rng.random(300)
+    prints = set()
+    for number, (rows, labels) in enumerate([(X, y), (X[:299], y[:299]), (X[:, :3], y), (X + 1, y), (X, y + 1)]):
+        write_dense(tmp_path / f"{number}.npz", rows, labels)
+        prints.add(fingerprint(open_data(str(tmp_path / f"{number}.npz"))))
+    write_sparse(tmp_path / "sparse.npz", scipy.sparse.csr_array(X * (X > 0.5)), y)
+    prints.add(fingerprint(open_data(str(tmp_path / "sparse.npz"))))
+    assert len(prints) == 6
+    os.rename(tmp_path / "0.npz", tmp_path / "moved.npz")
+    assert fingerprint(open_data(str(tmp_path / "moved.npz"))) in prints
+    assert fingerprint(None) == "none"

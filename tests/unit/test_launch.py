@@ -6,8 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,22 +13,21 @@ import pytest
 from psgc.errors import UserError
 from psgc.launching.launch import launch
 from psgc.launching.mpirun import Placement
-from tests.unit.fake_mpirun import MakeMpirun
 
 SUMMARY = 'echo \'{{"status": "{status}"}}\' > out/summary.json'
 CHECKPOINT = "mkdir -p out/checkpoints; echo > out/checkpoints/2.npz"
-ON = "psgc launch: to go on from the last checkpoint: "
-ON_HOSTS = "psgc launch: to go on from the last checkpoint, with -n and --host for the hosts that are left: "
+ON = "psgc launch: to resume from the last checkpoint: "
+ON_HOSTS = "psgc launch: to resume from the last checkpoint, with -n and --host for the remaining hosts: "
 
 
-def summary(status: str) -> str:
+def summary(status):
     return SUMMARY.format(status=status)
 
 
 # ---------------------------------------------------------------- the run
 
 
-def test_print_only_prints_a_line_for_the_shell(mpirun: MakeMpirun, capsys: pytest.CaptureFixture[str]) -> None:
+def test_print_only_prints_a_line_for_the_shell(mpirun, capsys):
     mpirun("echo started >&2; exit 9")
     assert launch("run.yaml", 2, ["output=my runs"], print_only=True, debug=True) == 0
     out, err = capsys.readouterr()
@@ -40,20 +37,20 @@ def test_print_only_prints_a_line_for_the_shell(mpirun: MakeMpirun, capsys: pyte
     assert err == ""
 
 
-def test_print_only_prints_what_is_for_mpirun(mpirun: MakeMpirun, capsys: pytest.CaptureFixture[str]) -> None:
+def test_print_only_prints_what_is_for_mpirun(mpirun, capsys):
     mpirun()
     assert launch("run.yaml", 2, print_only=True, for_mpirun=["--map-by", "ppr:1 x"]) == 0
     assert " -n 2 --map-by 'ppr:1 x' " in capsys.readouterr().out
 
 
-def test_a_wrong_yaml_never_starts_mpirun(mpirun: MakeMpirun) -> None:
+def test_a_wrong_yaml_never_starts_mpirun(mpirun):
     mpirun("touch started")
     with pytest.raises(UserError, match=r"^--set iterations=0: "):
         launch("run.yaml", 2, ["iterations=0"])
     assert not Path("started").exists()
 
 
-def test_a_run_that_leaves_its_summary(mpirun: MakeMpirun) -> None:
+def test_a_run_that_leaves_its_summary(mpirun):
     mpirun('printf "%s\\n" "$*" > arguments; echo "$OMP_NUM_THREADS" >> arguments; ' + summary("done"))
     assert launch("run.yaml", 2, ["seed=3"]) == 0
     arguments = Path("arguments").read_text()
@@ -61,23 +58,14 @@ def test_a_run_that_leaves_its_summary(mpirun: MakeMpirun) -> None:
     assert arguments.splitlines()[-1].isdigit()
 
 
-def test_a_thread_can_launch(mpirun: MakeMpirun) -> None:
-    """Signals are the main thread's alone."""
-    mpirun(summary("done"))
-    with ThreadPoolExecutor(1) as threads:
-        assert threads.submit(launch, "run.yaml", 2).result() == 0
-
-
-def test_resume_reaches_every_rank(mpirun: MakeMpirun, capsys: pytest.CaptureFixture[str]) -> None:
+def test_resume_reaches_every_rank(mpirun, capsys):
     mpirun()
     assert launch("run.yaml", 2, ["seed=3"], print_only=True, resume=True) == 0
     assert capsys.readouterr().out.endswith("-m psgc train run.yaml --set seed=3 --resume\n")
 
 
 @pytest.mark.parametrize("old", ["", "done"])
-def test_exit_0_without_a_new_summary_is_a_failure(
-    mpirun: MakeMpirun, capsys: pytest.CaptureFixture[str], old: str
-) -> None:
+def test_exit_0_without_a_new_summary_is_a_failure(mpirun, capsys, old):
     mpirun("exit 0")
     if old:
         Path("out/summary.json").write_text(json.dumps({"status": old}))
@@ -93,7 +81,7 @@ def test_exit_0_without_a_new_summary_is_a_failure(
         ("exit 1", 1, ""),
         ("exit 2", 2, ""),
         ("exit 213", 1, "psgc launch: the run failed: mpirun exited with 213\n"),
-        ("exit 137", 1, "psgc launch: the run failed: mpirun exited with 137, a rank was ended by SIGKILL\n"),
+        ("exit 137", 1, "psgc launch: the run failed: mpirun exited with 137: a rank was killed by SIGKILL\n"),
         ("kill -9 $$", 1, "psgc launch: the run failed: mpirun was killed by SIGKILL\n"),
         # the summary knows better
         (summary("done") + "; exit 137", 0, ""),
@@ -103,19 +91,16 @@ def test_exit_0_without_a_new_summary_is_a_failure(
         (summary("failed") + "; exit 137", 1, ""),
         (summary("failed") + "; exit 2", 1, ""),
         ('echo \'{"status": "failed", "exit_code": 2}\' > out/summary.json; exit 0', 2, ""),
-        ('echo \'{"status": "failed", "exit_code": "?"}\' > out/summary.json; exit 0', 1, ""),
         # not us, but mpirun has asked rank 0 to stop, since another was killed
         (
             summary("interrupted") + "; exit 137",
             1,
-            "psgc launch: the run failed: mpirun exited with 137, a rank was ended by SIGKILL\n",
+            "psgc launch: the run failed: mpirun exited with 137: a rank was killed by SIGKILL\n",
         ),
-        (summary("nonsense") + "; exit 3", 1, "psgc launch: the run failed: mpirun exited with 3\n"),
         ("echo [ > out/summary.json; exit 3", 1, "psgc launch: the run failed: mpirun exited with 3\n"),
-        ("echo [] > out/summary.json; exit 3", 1, "psgc launch: the run failed: mpirun exited with 3\n"),
     ],
 )
-def test_other_ends(mpirun: MakeMpirun, capsys: pytest.CaptureFixture[str], body: str, code: int, message: str) -> None:
+def test_other_ends(mpirun, capsys, body, code, message):
     mpirun(body)
     assert launch("run.yaml", 2) == code
     assert capsys.readouterr().err == message
@@ -124,7 +109,7 @@ def test_other_ends(mpirun: MakeMpirun, capsys: pytest.CaptureFixture[str], body
 # ---------------------------------------------------------------- going on
 
 
-def how_to_go_on(capsys: pytest.CaptureFixture[str], on: str = ON) -> str:
+def how_to_go_on(capsys, on=ON):
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith(on)
     return last.removeprefix(on)
@@ -134,15 +119,13 @@ TOO_FEW = """echo '{"status": "failed", "too_few_workers": true}' > out/summary.
 
 
 @pytest.mark.parametrize("end", ["exit 0", "exit 1", "exit 137", f"{TOO_FEW}; exit 1"])
-def test_a_failed_run_with_a_checkpoint_says_how_to_go_on(
-    mpirun: MakeMpirun, capsys: pytest.CaptureFixture[str], end: str
-) -> None:
+def test_a_failed_run_with_a_checkpoint_says_how_to_go_on(mpirun, capsys, end):
     mpirun(f"{CHECKPOINT}; {end}")
     assert launch("run.yaml", 9) == 1
     assert how_to_go_on(capsys) == "psgc launch run.yaml -n 9 --resume"
 
 
-def test_it_repeats_all_that_was_given(mpirun: MakeMpirun, capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_repeats_all_that_was_given(mpirun, capsys):
     mpirun(f"{CHECKPOINT.replace('out/', 'my?runs/')}; exit 1".replace("my?runs/", "'my runs'/"))
     Path("run.yaml").rename("a run.yaml")
     given = [
@@ -179,16 +162,14 @@ def test_it_repeats_all_that_was_given(mpirun: MakeMpirun, capsys: pytest.Captur
         "exit 1",
     ],
 )
-def test_nothing_to_go_on_from(mpirun: MakeMpirun, capsys: pytest.CaptureFixture[str], body: str) -> None:
+def test_nothing_to_go_on_from(mpirun, capsys, body):
     mpirun(body)
     launch("run.yaml", 9)
     assert ON not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("resume", [False, True])
-def test_an_earlier_runs_checkpoint_is_only_for_who_resumes(
-    mpirun: MakeMpirun, capsys: pytest.CaptureFixture[str], resume: bool
-) -> None:
+def test_an_earlier_runs_checkpoint_is_only_for_who_resumes(mpirun, capsys, resume):
     mpirun("exit 213")
     Path("out/checkpoints").mkdir()
     Path("out/checkpoints/2.npz").touch()
@@ -208,39 +189,39 @@ while [ ! -s rank ]; do sleep 0.02; done
 touch ready
 while :; do sleep 0.05; done
 """
-PATIENCE = "psgc.launching.launch.LAST_WORDS = ((signal.SIGUSR1, {usr1}), (signal.SIGTERM, {term}))"
+PATIENCE = "psgc.launching.launch.STOP_SEQUENCE = ((signal.SIGUSR1, {usr1}), (signal.SIGTERM, {term}))"
 PROGRAM = "import signal, sys, psgc.launching.launch; {patience}; sys.exit(psgc.launching.launch.launch('run.yaml', 2))"
 
 
-def start(environ: Mapping[str, str], usr1: float = 20, term: float = 20) -> subprocess.Popen[bytes]:
+def start(environ, usr1=20, term=20):
     program = PROGRAM.format(patience=PATIENCE.format(usr1=usr1, term=term))
     process = subprocess.Popen([sys.executable, "-c", program], env={**os.environ, **environ})
     wait_for(lambda: Path("ready").exists() or process.poll() is not None)
     return process
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
+def wait_for(condition):
     deadline = time.monotonic() + 20
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
 
-def runs(pid: int) -> bool:
+def runs(pid):
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
 
 
-def signals() -> list[str]:
+def signals():
     return Path("signals").read_text().split()
 
 
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGUSR1, 138)]
 )
-def test_a_stop_is_first_a_request(mpirun: MakeMpirun, number: signal.Signals, code: int) -> None:
+def test_a_stop_is_first_a_request(mpirun, number, code):
     process = start(mpirun(STUBBORN.format(usr1="kill -9 $(cat rank); exit 130", term="")))
     process.send_signal(number)
     assert process.wait(20) == code
@@ -250,20 +231,18 @@ def test_a_stop_is_first_a_request(mpirun: MakeMpirun, number: signal.Signals, c
 @pytest.mark.parametrize(
     ("number", "name"), [(signal.SIGINT, "Ctrl-C (SIGINT)"), (signal.SIGTERM, "SIGTERM"), (signal.SIGUSR1, "SIGUSR1")]
 )
-def test_a_stop_is_called_by_its_name_and_the_way_to_go_on_comes_once(
-    mpirun: MakeMpirun, capfd: pytest.CaptureFixture[str], number: signal.Signals, name: str
-) -> None:
+def test_a_stop_is_called_by_its_name_and_the_way_to_go_on_comes_once(mpirun, capfd, number, name):
     end = f"{CHECKPOINT}; mv end.json out/summary.json; kill -9 $(cat rank); exit 138"
     process = start(mpirun(STUBBORN.format(usr1=end, term="")))
     Path("end.json").write_text(json.dumps({"status": "interrupted", "reason": "stopped by SIGUSR1"}))
     process.send_signal(number)
     process.wait(20)
-    on = "to go on from the last checkpoint: psgc launch run.yaml -n 2 --resume"
+    on = "to resume from the last checkpoint: psgc launch run.yaml -n 2 --resume"
     assert capfd.readouterr().err == f"psgc launch: stopped by {name}; {on}\n"
     assert json.loads(Path("out/summary.json").read_text()) == {"status": "interrupted", "reason": f"stopped by {name}"}
 
 
-def test_a_stop_before_anything_was_done_says_so(mpirun: MakeMpirun, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_stop_before_anything_was_done_says_so(mpirun, capfd):
     process = start(mpirun(STUBBORN.format(usr1="kill -9 $(cat rank); exit 138", term="")))
     process.send_signal(signal.SIGINT)
     assert process.wait(20) == 130
@@ -271,22 +250,20 @@ def test_a_stop_before_anything_was_done_says_so(mpirun: MakeMpirun, capfd: pyte
 
 
 @pytest.mark.parametrize("where", [Placement(), Placement("a:2")])
-def test_ranks_know_that_somebody_says_how_to_go_on(mpirun: MakeMpirun, where: Placement) -> None:
+def test_ranks_know_that_somebody_says_how_to_go_on(mpirun, where):
     mpirun(f'echo "$PSGC_LAUNCHED" "$*" > given; {summary("done")}')
     assert launch("run.yaml", 2, placement=where) == 0
     assert re.match("1 .*-x PSGC_LAUNCHED ", Path("given").read_text())
 
 
-def test_a_printed_line_is_for_ranks_of_ones_own(
-    mpirun: MakeMpirun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_printed_line_is_for_ranks_of_ones_own(mpirun, monkeypatch, capsys):
     mpirun()
     monkeypatch.setenv("PSGC_LAUNCHED", "1")
     assert launch("run.yaml", 2, print_only=True) == 0
     assert "PSGC_LAUNCHED" not in capsys.readouterr().out
 
 
-def test_a_terminals_interrupt_reaches_only_the_keeper(mpirun: MakeMpirun) -> None:
+def test_a_terminals_interrupt_reaches_only_the_keeper(mpirun):
     environ = mpirun(STUBBORN.format(usr1="kill -9 $(cat rank); exit 130", term=""))
     program = PROGRAM.format(patience="pass")
     process = subprocess.Popen([sys.executable, "-c", program], env={**os.environ, **environ}, process_group=0)
@@ -296,14 +273,14 @@ def test_a_terminals_interrupt_reaches_only_the_keeper(mpirun: MakeMpirun) -> No
     assert signals() == ["USR1"]
 
 
-def test_an_unanswered_request_becomes_sigterm(mpirun: MakeMpirun) -> None:
+def test_an_unanswered_request_becomes_sigterm(mpirun):
     process = start(mpirun(STUBBORN.format(usr1="", term="kill -9 $(cat rank); exit 1")), usr1=0.2)
     process.send_signal(signal.SIGINT)
     assert process.wait(20) == 130
     assert signals() == ["USR1", "TERM"]
 
 
-def test_what_heeds_nothing_is_killed_with_its_ranks(mpirun: MakeMpirun) -> None:
+def test_what_heeds_nothing_is_killed_with_its_ranks(mpirun):
     process = start(mpirun(STUBBORN.format(usr1="", term="")), usr1=0.2, term=0.2)
     process.send_signal(signal.SIGINT)
     assert process.wait(20) == 130
@@ -311,7 +288,7 @@ def test_what_heeds_nothing_is_killed_with_its_ranks(mpirun: MakeMpirun) -> None
     wait_for(lambda: not runs(int(Path("rank").read_text())))
 
 
-def test_a_second_interrupt_cuts_the_wait_short(mpirun: MakeMpirun) -> None:
+def test_a_second_interrupt_cuts_the_wait_short(mpirun):
     process = start(mpirun(STUBBORN.format(usr1="", term="kill -9 $(cat rank); exit 1")), usr1=60)
     process.send_signal(signal.SIGINT)
     wait_for(lambda: Path("signals").exists())
@@ -320,7 +297,7 @@ def test_a_second_interrupt_cuts_the_wait_short(mpirun: MakeMpirun) -> None:
     assert signals() == ["USR1", "TERM"]
 
 
-def test_mpirun_is_told_to_end_when_its_keeper_is_killed(mpirun: MakeMpirun) -> None:
+def test_mpirun_is_told_to_end_when_its_keeper_is_killed(mpirun):
     process = start(mpirun(STUBBORN.format(usr1="", term="kill -9 $(cat rank); exit 1")))
     process.kill()
     process.wait()
@@ -332,11 +309,9 @@ def test_mpirun_is_told_to_end_when_its_keeper_is_killed(mpirun: MakeMpirun) -> 
 
 
 @pytest.mark.parametrize(("status", "code"), [("done", 0), ("failed", 1)])
-def test_an_mpirun_that_stays_after_the_run_is_ended(
-    mpirun: MakeMpirun, monkeypatch: pytest.MonkeyPatch, status: str, code: int
-) -> None:
+def test_an_mpirun_that_stays_after_the_run_is_ended(mpirun, monkeypatch, status, code):
     monkeypatch.setattr("psgc.launching.launch.GRACE", 0.3)
-    monkeypatch.setattr("psgc.launching.launch.LAST_WORDS", ((signal.SIGUSR1, 0.2), (signal.SIGTERM, 0.2)))
+    monkeypatch.setattr("psgc.launching.launch.STOP_SEQUENCE", ((signal.SIGUSR1, 0.2), (signal.SIGTERM, 0.2)))
     mpirun(STUBBORN.format(usr1="", term="").replace("touch ready", summary(status)))
     began = time.monotonic()
     assert launch("run.yaml", 2) == code
@@ -345,7 +320,7 @@ def test_an_mpirun_that_stays_after_the_run_is_ended(
     wait_for(lambda: not runs(int(Path("rank").read_text())))
 
 
-def test_it_has_time_while_the_run_still_evaluates(mpirun: MakeMpirun, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_has_time_while_the_run_still_evaluates(mpirun, monkeypatch):
     monkeypatch.setattr("psgc.launching.launch.GRACE", 0.2)
     early = """echo '{"status": "done", "evaluating": true}' > out/summary.json"""
     mpirun(f"trap 'touch told' TERM; {early}; sleep 1; {summary('done')}")
@@ -354,7 +329,7 @@ def test_it_has_time_while_the_run_still_evaluates(mpirun: MakeMpirun, monkeypat
 
 
 @pytest.mark.parametrize(("status", "code"), [("done", 0), ("failed", 1), ("interrupted", 143)])
-def test_a_stop_that_comes_with_the_end(mpirun: MakeMpirun, status: str, code: int) -> None:
+def test_a_stop_that_comes_with_the_end(mpirun, status, code):
     end = "kill -9 $(cat rank); mv end.json out/summary.json; exit 143"
     process = start(mpirun(STUBBORN.format(usr1=end, term="")))
     Path("end.json").write_text(json.dumps({"status": status}))

@@ -7,18 +7,18 @@ from psgc.machine import mount_of, usable_cores
 
 
 @pytest.fixture
-def cores(monkeypatch: pytest.MonkeyPatch) -> None:
+def cores(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16)))
 
 
-def cgroup(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+def cgroup(monkeypatch, text):
     read = Path.read_text
     monkeypatch.setattr(Path, "read_text", lambda path: text if str(path) == "/proc/self/cgroup" else read(path))
 
 
 @pytest.mark.usefixtures("cores")
 @pytest.mark.parametrize(("quota", "expected"), [("max 100000", 16), ("250000 100000", 2), ("1000 100000", 1)])
-def test_a_quota_of_a_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quota: str, expected: int) -> None:
+def test_a_quota_of_a_container(tmp_path, monkeypatch, quota, expected):
     (tmp_path / "a/b").mkdir(parents=True)
     (tmp_path / "a/cpu.max").write_text(quota)
     (tmp_path / "a/b/cpu.max").write_text("1200000 100000")
@@ -27,7 +27,7 @@ def test_a_quota_of_a_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 
 
 @pytest.mark.usefixtures("cores")
-def test_a_quota_of_version_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_quota_of_version_1(tmp_path, monkeypatch):
     (tmp_path / "cpu/a").mkdir(parents=True)
     for name, value in (("cpu.cfs_quota_us", 300_000), ("cpu.cfs_period_us", 100_000)):
         (tmp_path / "cpu/a" / name).write_text(f"{value}\n")
@@ -38,7 +38,7 @@ def test_a_quota_of_version_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.usefixtures("cores")
-def test_no_quota(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_quota(tmp_path, monkeypatch):
     cgroup(monkeypatch, "0::/nowhere\n")
     assert usable_cores(tmp_path) == 16
 
@@ -64,6 +64,6 @@ MOUNTS = """\
         ("/home/you", ("/home", "autofs")),
     ],
 )
-def test_the_mount_of_a_path(path: str, expected: tuple[str, str]) -> None:
+def test_the_mount_of_a_path(path, expected):
     assert mount_of(path, MOUNTS) == expected
     assert mount_of(path, "") == ("/", "unknown")

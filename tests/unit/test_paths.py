@@ -32,7 +32,7 @@ UNSET = "the variable PSGC_NOWHERE is not set; a dollar sign is written as $$"
 
 
 @pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def home(tmp_path, monkeypatch):
     """A home, which is not the current directory. PSGC_HERE is set as well, PSGC_NOWHERE is not."""
     for folder in ("home", "here"):
         (tmp_path / folder).mkdir()
@@ -44,17 +44,17 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "home"
 
 
-def test_examples(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_examples(monkeypatch):
     monkeypatch.setenv("SCRATCH", "")  # the example sets it
     assert_examples_hold("psgc.paths")
 
 
 @pytest.mark.parametrize("path", ["", "/a/b", "a~", "a/~/b", "./~x", "$", "$1", "$-", "a$/b", "é $ü"])
-def test_other_paths_stay(path: str) -> None:
+def test_other_paths_stay(path):
     assert expanded(path) == path
 
 
-def test_what_is_replaced(home: Path) -> None:
+def test_what_is_replaced(home):
     user = pwd.getpwuid(os.geteuid())
     assert expanded("~") == str(home)
     assert expanded("~/a b") == f"{home}/a b"
@@ -63,7 +63,7 @@ def test_what_is_replaced(home: Path) -> None:
     assert expanded("$$PSGC_HERE") == "$PSGC_HERE"
 
 
-def test_what_a_variable_holds_is_not_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_variable_holds_is_not_read_again(monkeypatch):
     monkeypatch.setenv("HOME", "/home/$PSGC_NOWHERE")
     monkeypatch.setenv("PSGC_HERE", "~$$PSGC_NOWHERE")
     assert expanded("~/x") == "/home/$PSGC_NOWHERE/x"
@@ -80,7 +80,7 @@ def test_what_a_variable_holds_is_not_read_again(monkeypatch: pytest.MonkeyPatch
         ("~nobody-here/x", "~nobody-here/x: there is no user nobody-here; a file of such a name is written as ./~nobo"),
     ],
 )
-def test_what_stands_for_nothing_is_refused(path: str, said: str) -> None:
+def test_what_stands_for_nothing_is_refused(path, said):
     with pytest.raises(UserError, match=f"^{re.escape(said)}"):
         expanded(path)
 
@@ -99,7 +99,7 @@ RUN_PATHS = [
 SIMULATION_PATHS = ["assignment.path", "speeds.path"]
 
 
-def settings_of_a_run(path: str, key: str, in_file: bool) -> object:
+def settings_of_a_run(path, key, in_file):
     """What is read where all paths are `path`; in_file: from the YAML, else `key` from `--set`."""
     values = {"output": path, "data": dict.fromkeys(("path", "labels", "test", "test_labels"), path)}
     values |= {"stragglers": {"kind": "trace", "path": path}, "coding": {"assignment": {"kind": "file", "path": path}}}
@@ -113,13 +113,13 @@ def settings_of_a_run(path: str, key: str, in_file: bool) -> object:
 
 @pytest.mark.parametrize("in_file", [True, False])
 @pytest.mark.parametrize("key", RUN_PATHS)
-def test_every_path_of_a_run(home: Path, key: str, in_file: bool) -> None:
+def test_every_path_of_a_run(home, key, in_file):
     assert settings_of_a_run("~/x", key, in_file) == f"{home}/x"
     assert settings_of_a_run("$PSGC_HERE/x", key, in_file) == "/some/where/x"
 
 
 @pytest.mark.parametrize("key", SIMULATION_PATHS)
-def test_every_path_of_a_simulation(home: Path, key: str) -> None:
+def test_every_path_of_a_simulation(home, key):
     Path("sim.yaml").write_text(SIMULATION)
     for path, expected in (("~/x", f"{home}/x"), ("${PSGC_HERE}/x", "/some/where/x")):
         read: object = settings.load("sim.yaml", [f"{key}={path}"])
@@ -130,7 +130,7 @@ def test_every_path_of_a_simulation(home: Path, key: str) -> None:
     assert getattr(speeds, "path", None) == f"{home}/t"
 
 
-def test_a_variable_that_is_not_set_is_one_line_with_its_place() -> None:
+def test_a_variable_that_is_not_set_is_one_line_with_its_place():
     Path("run.yaml").write_text(RUN.replace(": out", ": $PSGC_NOWHERE/x"))
     with pytest.raises(UserError, match=rf"^run\.yaml:5: output: \$PSGC_NOWHERE/x: {re.escape(UNSET)}$"):
         config.load("run.yaml")
@@ -139,14 +139,14 @@ def test_a_variable_that_is_not_set_is_one_line_with_its_place() -> None:
         config.load("run.yaml", ["output=$PSGC_NOWHERE"])
 
 
-def test_a_variable_with_a_line_break_is_no_path(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_variable_with_a_line_break_is_no_path(monkeypatch):
     monkeypatch.setenv("PSGC_HERE", "a\nb")
     Path("run.yaml").write_text(RUN)
     with pytest.raises(UserError, match=r"^--set output=\$PSGC_HERE: not one line of text$"):
         config.load("run.yaml", ["output=$PSGC_HERE"])
 
 
-def test_what_psgc_has_written_is_expanded_and_not_read_again(home: Path) -> None:
+def test_what_psgc_has_written_is_expanded_and_not_read_again(home):
     Path("run.yaml").write_text(RUN)
     resolved = config.load("run.yaml", ["output=~/a$$PSGC_NOWHERE"])
     assert resolved.output == f"{home}/a$PSGC_NOWHERE"
@@ -154,7 +154,7 @@ def test_what_psgc_has_written_is_expanded_and_not_read_again(home: Path) -> Non
     assert config.from_yaml_text(resolved.to_yaml()) == resolved
 
 
-def test_the_yaml_itself(home: Path) -> None:
+def test_the_yaml_itself(home):
     (home / "run.yaml").write_text(RUN)
     assert config.load("~/run.yaml").output == "out"
     with pytest.raises(UserError, match=r"^\$PSGC_NOWHERE/run\.yaml: the variable"):
@@ -182,13 +182,13 @@ def test_the_yaml_itself(home: Path) -> None:
     ],
 )
 def test_every_argument_that_is_a_path(
-    home: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    command: str,
-    function: str,
+    home,
+    monkeypatch,
+    capsys,
+    command,
+    function,
     as_a: type,
-) -> None:
+):
     called = Mock(return_value=0)
     monkeypatch.setattr(f"psgc.{function}", called)
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):

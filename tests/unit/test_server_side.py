@@ -175,9 +175,7 @@ def test_a_run_says_first_what_it_lacks(capsys, monkeypatch, launched, survives,
     lacks = [] if launched else ["started without psgc launch: exit codes are mpirun's"]
     if not survives:
         go_on = f"psgc launch run.yaml -n 3 --set iterations=1 --set checkpoint.every={every} --resume"
-        lacks.append(
-            f"no fault tolerance: a dead rank ends this run{f', and this goes on with it: {go_on}' * bool(every)}"
-        )
+        lacks.append(f"no fault tolerance: a dead rank ends this run{f'; resume it with: {go_on}' * bool(every)}")
     lines = capsys.readouterr().out.splitlines()
     opening = next(place for place, line in enumerate(lines) if line.startswith("psgc 0"))
     assert lines[:opening] == (["; ".join(lacks)] if lacks else [])
@@ -226,7 +224,7 @@ def test_debug_shows_a_traceback_once(capsys):
 
 def test_what_may_pass_can_be_gone_on_from_when_something_was_done(capsys, launched):
     assert train(chain(chunks_of(0, (1,), {1: 0.1}), [[Died(1)], [Died(2)]])) == 1
-    on = "" if launched else f"; go on with: {GO_ON}"
+    on = "" if launched else f"; resume with: {GO_ON}"
     died = "its process died; no worker is left"
     assert capsys.readouterr().err == f"psgc: failed: worker 2 on h2, iteration 1: {died}{on}\n"
     assert summary()["too_few_workers"] is True
@@ -248,7 +246,7 @@ def test_who_is_stopped_says_so_unless_psgc_launch_does(capsys, launched):
         yield []
 
     assert train(script(), stopped_by=stopped_by) == 143
-    said = "" if launched else f"psgc: interrupted: stopped by SIGTERM; go on with: {GO_ON}\n"
+    said = "" if launched else f"psgc: interrupted: stopped by SIGTERM; resume with: {GO_ON}\n"
     assert capsys.readouterr().err == said
     assert summary()["reason"] == "stopped by SIGTERM"
 

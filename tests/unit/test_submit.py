@@ -231,14 +231,14 @@ def test_examples(module):
             ["--sweep", "data.path=t.npz,nowhere"],
             "data.path=nowhere output=runs/a/1_data.path=nowhere: data.path: nowh",
         ),
-        (["--sweep", "output=a,b"], "--sweep output=a,b: output: every run of a sweep has its own"),
-        (["--", "-np", "4"], "-- -np: expected no number of ranks after --, it is given before"),
+        (["--sweep", "output=a,b"], "--sweep output=a,b: output: each run of a sweep has its own"),
+        (["--", "-np", "4"], "-- -np: the number of ranks cannot be given after --"),
         (["--nodes", "0"], "--nodes 0: expected a whole number from 1 to 65535"),
         (["--nodes", "1", "--ranks-per-node", "1"], "expected at least 2 ranks: a server and at least one worker"),
         (["--cpus-per-rank", "0"], "--cpus-per-rank 0: expected a whole number from 1"),
         (["--gpus-per-rank", "-1"], "--gpus-per-rank -1: expected a whole number from 0"),
         (["--warning", "5"], "--warning 5: expected a whole number from 15"),
-        (["--time", "1:00"], "--time 1:00: expected more than the --warning of 60 seconds before its end"),
+        (["--time", "1:00"], "--time 1:00: expected more than the 60 seconds of --warning"),
         (["--time", ARABIC], f"--time {ARABIC}: expected hours:minutes:seconds"),
         (["--time", "9" * 5000], "9...: expected hours:minutes:seconds"),
         (["--local-dir", "/tmp/$é"], "--local-dir /tmp/$é: expected a path without blanks"),
@@ -336,12 +336,12 @@ def test_go_submits_it(submit, sbatch):
     sbatch("cp $2 submitted; echo 12")
     assert submit(*PLAIN, "--go") == (
         0,
-        "job 12: a run on 2 x 3 ranks, as runs/a.sbatch says; it writes run-12.log\n",
+        "job 12: a run on 2 x 3 ranks, script runs/a.sbatch, log run-12.log\n",
         "",
     )
     assert Path("submitted").read_text() == Path("runs/a.sbatch").read_text()
     _, out, _ = submit(*PLAIN, "--go", "--sweep", "seed=1,2")
-    assert out == "job 12: 2 runs on 2 x 3 ranks, as runs/a.sbatch says; it writes run-12_*.log\n"
+    assert out == "job 12: 2 runs on 2 x 3 ranks, script runs/a.sbatch, log run-12_*.log\n"
 
 
 @pytest.mark.parametrize(
@@ -349,7 +349,7 @@ def test_go_submits_it(submit, sbatch):
     [
         ("Invalid partition name specified", "x", 2, "--partition x: SLURM has no such partition, expected cpu, gpu"),
         ("Invalid qos specification", "cpu", 2, "SLURM refuses runs/a.sbatch: Invalid qos specification"),
-        ("Unable to contact slurm controller", "cpu", 1, "SLURM is out of order: Unable to contact slurm controller"),
+        ("Unable to contact slurm controller", "cpu", 1, "SLURM does not work: Unable to contact slurm controller"),
     ],
 )
 def test_what_slurm_says_is_one_line(submit, sbatch, refusal, partition, code, said):

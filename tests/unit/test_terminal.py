@@ -14,7 +14,6 @@ from psgc.data import write_dense
 from psgc.reporting.progress import RunProgress
 from psgc.terminal import say, say_traceback, shell_line
 from tests.unit.doctests import assert_examples_hold
-from tests.unit.fake_mpirun import MakeMpirun
 from tests.unit.recorded_runs import record
 
 LURE = "psgc: done"
@@ -31,11 +30,11 @@ trials: 2
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def run(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> str:
+def run(capsys, *arguments, code=0):
     """What a command prints, none of which a terminal would obey."""
     with pytest.raises(SystemExit) as ended:
         main(arguments)
@@ -46,31 +45,31 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> s
     return out + err
 
 
-def test_the_examples() -> None:
+def test_the_examples():
     assert_examples_hold("psgc.terminal")
 
 
 # ---------------------------------------------------------------- names that are commands to a terminal
 
 
-def test_order(capsys: pytest.CaptureFixture[str]) -> None:
+def test_order(capsys):
     np.save(f"{NASTY}.npy", np.ones((2, 2), np.int8))
     said = run(capsys, "order", f"{NASTY}.npy", "--output", f"{NASTY}.npz")
     assert f"{SHOWN}.npy: 2 chunks" in said
     assert f"ordering written to {SHOWN}.npz" in said
 
 
-def recorded_run(iterations: int) -> Path:
+def recorded_run(iterations):
     return record(Path("out"), workers=3, chunks_per_worker=2, iterations=iterations).rename(NASTY)
 
 
-def test_report(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_report(capsys, monkeypatch):
     monkeypatch.setattr("psgc.reporting.report.pictures", lambda *_: [])
     recorded_run(iterations=2)
     assert f"report written to {SHOWN}/report/index.html" in run(capsys, "report", NASTY)
 
 
-def test_replay(capsys: pytest.CaptureFixture[str]) -> None:
+def test_replay(capsys):
     directory = recorded_run(iterations=3)
     settings = (directory / "config.yaml").read_text()
     assert "train.npz" in settings
@@ -80,14 +79,14 @@ def test_replay(capsys: pytest.CaptureFixture[str]) -> None:
     assert "x\\x1b[31m.txt is text" in said
 
 
-def test_simulate(capsys: pytest.CaptureFixture[str]) -> None:
+def test_simulate(capsys):
     Path("sim.yaml").write_text(SIMULATION)
     assert f"--json {SHOWN}/rows: expected a file" in run(
         capsys, "simulate", "sim.yaml", "--json", f"{NASTY}/rows", code=2
     )
 
 
-def test_submit(capsys: pytest.CaptureFixture[str]) -> None:
+def test_submit(capsys):
     write_dense("train.npz", np.ones((8, 2)), np.arange(8.0) % 2)
     settings = f"{SETTINGS}data: {{path: train.npz}}\noutput: out\n"
     Path("run.yaml").write_text(settings)
@@ -97,7 +96,7 @@ def test_submit(capsys: pytest.CaptureFixture[str]) -> None:
     assert Path(f"{NASTY}.sbatch").exists()
 
 
-def test_launch(capsys: pytest.CaptureFixture[str], mpirun: MakeMpirun) -> None:
+def test_launch(capsys, mpirun):
     mpirun("mkdir -p out/checkpoints; echo > out/checkpoints/2.npz; exit 1")
     Path("run.yaml").rename(f"{NASTY}.yaml")
     quoted = "$'x\\x1b[31m\\x0apsgc: done.yaml'"
@@ -105,7 +104,7 @@ def test_launch(capsys: pytest.CaptureFixture[str], mpirun: MakeMpirun) -> None:
     assert f"psgc launch {quoted} -n 2 --resume" in run(capsys, "launch", f"{NASTY}.yaml", "-n", "2", code=1)
 
 
-def test_errors_and_tracebacks(capsys: pytest.CaptureFixture[str], mpirun: MakeMpirun) -> None:
+def test_errors_and_tracebacks(capsys, mpirun):
     mpirun("exit 0")
     name = NASTY.replace("\n", "")
     lost = "mpirun ended, but x\\x1b[31mpsgc: done/summary.json was not written\n"
@@ -120,19 +119,19 @@ def test_errors_and_tracebacks(capsys: pytest.CaptureFixture[str], mpirun: MakeM
     assert "ValueError: x\\x1b[31m\n" in capsys.readouterr().err
 
 
-def test_doctor(capsys: pytest.CaptureFixture[str], mpirun: MakeMpirun, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor(capsys, mpirun, monkeypatch):
     mpirun("exit 1")
     monkeypatch.setattr("psgc.diagnosis.doctor.PROBE", ["false"])
     monkeypatch.setattr("socket.gethostname", lambda: NASTY)
     assert f" on {SHOWN}, Python" in run(capsys, "doctor", NASTY, code=1)
 
 
-def test_wrong_arguments(capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_arguments(capsys):
     assert f"unrecognized arguments: {SHOWN}" in run(capsys, "report", "out", NASTY, code=2)
 
 
 @pytest.mark.parametrize("columns", ["", "80"])
-def test_a_run_that_goes_on(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, columns: str) -> None:
+def test_a_run_that_goes_on(capsys, monkeypatch, columns):
     monkeypatch.setenv("PSGC_TERMINAL", columns)
     shown = RunProgress(3)
     shown.say(f"worker 1 on {NASTY} lost")
@@ -140,7 +139,7 @@ def test_a_run_that_goes_on(capsys: pytest.CaptureFixture[str], monkeypatch: pyt
     assert f"worker 1 on {SHOWN} lost\n" in capsys.readouterr().out
 
 
-def test_a_printed_command_means_the_same_to_a_shell() -> None:
+def test_a_printed_command_means_the_same_to_a_shell():
     words = ["echo", NASTY, "it's \\ \x07", os.fsdecode(b"\xff"), "\u2028", "plain"]
     printed = shell_line(["printf", "%s\\0", *words])
     assert printed.isprintable()
@@ -148,7 +147,7 @@ def test_a_printed_command_means_the_same_to_a_shell() -> None:
     assert finished.stdout == b"".join(os.fsencode(word) + b"\0" for word in words)
 
 
-def test_what_the_encoding_does_not_have_is_escaped(capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_the_encoding_does_not_have_is_escaped(capsys):
     program = f"from psgc.terminal import say; say({os.fsdecode(b'caf') + chr(233)!r})"
     finished = psgc_python(program, PYTHONIOENCODING="ascii")
     assert (finished.stdout, finished.returncode) == (b"caf\\xe9\n", 0)
@@ -159,11 +158,11 @@ def test_what_the_encoding_does_not_have_is_escaped(capsys: pytest.CaptureFixtur
 # ---------------------------------------------------------------- streams that cannot be written
 
 
-def psgc_python(program: str, **environ: str) -> subprocess.CompletedProcess[bytes]:
+def psgc_python(program, **environ):
     return subprocess.run([sys.executable, "-c", program], capture_output=True, env={**os.environ, **environ})
 
 
-def shell(command: str) -> tuple[int, str, str]:
+def shell(command):
     """Exit code of psgc, then what is on stdout and stderr; PSGC in the command is psgc."""
     script = f"set -o pipefail; {command.replace('PSGC', f'{sys.executable} -m psgc')}"
     buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
@@ -172,36 +171,36 @@ def shell(command: str) -> tuple[int, str, str]:
 
 
 @pytest.fixture
-def matrix() -> None:
+def matrix():
     np.save("A.npy", np.ones((2, 2), np.int8))
 
 
 @pytest.mark.usefixtures("matrix")
 class TestStandardStreams:
-    def test_a_reader_that_leaves_in_between(self) -> None:
+    def test_a_reader_that_leaves_in_between(self):
         code, out, err = shell("PSGC order A.npy | head -1")
         assert (out, err) == ("A.npy: 2 chunks, 2 workers, 4 copies\n", "")
         assert code in (0, 141)  # all may have been written before
 
-    def test_tables_as_well(self) -> None:
+    def test_tables_as_well(self):
         Path("sim.yaml").write_text(SIMULATION)
         assert shell("PSGC simulate sim.yaml | true") == (141, "", "")
         assert shell("PSGC simulate sim.yaml > /dev/full")[2] == "psgc: standard output: No space left on device\n"
 
-    def test_help_as_well(self) -> None:
+    def test_help_as_well(self):
         assert shell("PSGC --help > /dev/full") == (1, "", "psgc: standard output: No space left on device\n")
 
-    def test_a_full_disk(self) -> None:
+    def test_a_full_disk(self):
         assert shell("PSGC order A.npy > /dev/full") == (1, "", "psgc: standard output: No space left on device\n")
 
     @pytest.mark.parametrize("closed", [">&-", "<&-", "2>&-", ">&- 2>&- <&-", "2>/dev/full"])
-    def test_closed_ones(self, closed: str) -> None:
+    def test_closed_ones(self, closed):
         assert shell(f"PSGC --version {closed}")[::2] == (0, "")
         code, out, err = shell(f"PSGC launch missing.yaml -n 2 {closed}")
         assert (code, out) == (2, "")
         assert err == ("" if "2>" in closed else "psgc: missing.yaml: no such file\n")
 
-    def test_a_closed_one_is_not_where_the_output_of_others_goes(self, mpirun: MakeMpirun) -> None:
+    def test_a_closed_one_is_not_where_the_output_of_others_goes(self, mpirun):
         mpirun('echo mpirun says; echo \'{"status": "done"}\' > out/summary.json')
         assert shell("PSGC launch run.yaml -n 2 >&-") == (0, "", "")
         assert shell("PSGC launch run.yaml -n 2 >&- --print") == (0, "", "")

@@ -17,7 +17,7 @@ trees = st.recursive(
 )
 
 
-def message_of(text: str, *overrides: str) -> str:
+def message_of(text, *overrides):
     with pytest.raises(UserError) as caught:  # noqa: PT012  either may refuse
         source = Source(text, "run.yaml")
         for override in overrides:
@@ -47,21 +47,21 @@ def message_of(text: str, *overrides: str) -> str:
         ("'12'", "12"),
     ],
 )
-def test_scalars_mean_what_they_look_like(text: str, value: Any) -> None:
+def test_scalars_mean_what_they_look_like(text, value):
     read = Source(f"key: {text}", "x").tree["key"]
     assert read == value
     assert type(read) is type(value)
 
 
-def test_not_a_number_is_read_as_such() -> None:
+def test_not_a_number_is_read_as_such():
     assert math.isnan(Source("key: .nan", "x").tree["key"])
 
 
-def test_keys_are_text() -> None:
+def test_keys_are_text():
     assert Source("{3: 1, null: 2, <<: 3}", "x").tree == {"3": 1, "null": 2, "<<": 3}
 
 
-def test_places_are_lines_of_keys() -> None:
+def test_places_are_lines_of_keys():
     source = Source("a: 1\nb:\n  c:\n    [1]\n", "run.yaml")
     assert source.place(("a",)) == "run.yaml:1"
     assert source.place(("b", "c")) == "run.yaml:3"
@@ -71,13 +71,13 @@ def test_places_are_lines_of_keys() -> None:
 
 
 @given(trees)
-def test_written_trees_read_back_equal(tree: Any) -> None:
+def test_written_trees_read_back_equal(tree):
     assert Source(to_text(tree), "x").tree == tree
     assert Source(to_text({"key": tree}), "x").tree == {"key": tree}
 
 
 @given(st.text(alphabet="0123456789+-.eExXoOnNyaAtTrRfFsSuUlL~:_", max_size=8))
-def test_text_is_written_so_that_yaml_1_1_reads_text_too(text: str) -> None:
+def test_text_is_written_so_that_yaml_1_1_reads_text_too(text):
     assert yaml.safe_load(to_text({"key": text})) == {"key": text}
 
 
@@ -103,11 +103,11 @@ def test_text_is_written_so_that_yaml_1_1_reads_text_too(text: str) -> None:
         ("a:\n  b: " + "1" * 101, "run.yaml:2: a.b: expected at most 100 digits, got 101"),
     ],
 )
-def test_refused_text(text: str, message: str) -> None:
+def test_refused_text(text, message):
     assert message_of(text) == message
 
 
-def test_overrides_replace_add_and_are_remembered() -> None:
+def test_overrides_replace_add_and_are_remembered():
     source = Source("a: {b: 1, c: 2}\nd: 5", "run.yaml")
     for override in ("a.b=[1, 2]", "d={e: 1e3}", "f.g.h=x", "a.c="):
         source.override(override)
@@ -118,7 +118,7 @@ def test_overrides_replace_add_and_are_remembered() -> None:
     assert source.place(("f", "g")) == "--set f.g.h=x"
 
 
-def test_an_override_of_an_empty_file_makes_a_mapping() -> None:
+def test_an_override_of_an_empty_file_makes_a_mapping():
     source = Source("", "run.yaml")
     assert source.tree is None
     source.override("a=b=c")
@@ -143,15 +143,15 @@ def test_an_override_of_an_empty_file_makes_a_mapping() -> None:
         ("a={\n", "--set a={\\n: not valid YAML: expected the node content, but found '<stream end>'"),
     ],
 )
-def test_refused_overrides(override: str, message: str) -> None:
+def test_refused_overrides(override, message):
     assert message_of("a: 1", override) == message
 
 
-def test_an_override_below_a_file_that_is_a_list() -> None:
+def test_an_override_below_a_file_that_is_a_list():
     assert message_of("[1]", "a=1") == "--set a=1: run.yaml is a list, not a mapping"
 
 
-def test_printable_and_shown_are_short_and_on_one_line() -> None:
+def test_printable_and_shown_are_short_and_on_one_line():
     assert printable("a\nb\u2028\udc80") == r"a\nb\u2028\udc80"
     assert len(printable("x" * 300)) == 100
     values: list[Any] = [None, True, 3, "x", [1], {}]
@@ -169,7 +169,7 @@ def test_printable_and_shown_are_short_and_on_one_line() -> None:
 @given(
     st.text(alphabet=st.characters(), max_size=40) | st.text(alphabet="a1:-[]{}&*!|>'\"%@,#?\\U \n\t.<=", max_size=30)
 )
-def test_any_text_is_read_or_refused_in_one_line(text: str) -> None:
+def test_any_text_is_read_or_refused_in_one_line(text):
     message = "run.yaml:1: fine"
     try:
         Source(text, "run.yaml")
