@@ -57,7 +57,9 @@ def _client(command: Sequence[str], failure: str) -> str:
     environ = {**os.environ, "LC_ALL": "C"}
     pipes: Any = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True, "errors": "replace"}
     try:
-        finished = subprocess.run(command, env=environ, timeout=CLIENT_SECONDS, **pipes)
+        finished: subprocess.CompletedProcess[str] = subprocess.run(
+            command, env=environ, timeout=CLIENT_SECONDS, **pipes
+        )
     except FileNotFoundError:
         raise UserError(f"{command[0]}: not found on the PATH, expected SLURM's commands") from None
     except OSError as error:

@@ -281,7 +281,7 @@ def test_an_unanswered_request_becomes_sigterm(mpirun):
 
 
 def test_what_heeds_nothing_is_killed_with_its_ranks(mpirun):
-    process = start(mpirun(STUBBORN.format(usr1="", term="")), usr1=0.2, term=0.2)
+    process = start(mpirun(STUBBORN.format(usr1="", term="")), usr1=1, term=1)
     process.send_signal(signal.SIGINT)
     assert process.wait(20) == 130
     assert signals() == ["USR1", "TERM"]
