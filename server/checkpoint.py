@@ -1,8 +1,8 @@
-"""Checkpoints: everything that a run needs to go on, in one file that is whole or not there.
+"""Checkpoints: all that a run needs to resume, in one file that is either complete or absent.
 
-`checkpoints/00000050-0123456789abcdef.npz` is the state before iteration 50; the hexadecimal digits are the
-beginning of the file's SHA-256, so damage is noticed before anything is used. Nothing is pickled. The parameters and
-the vectors of the optimizer are arrays of the archive, all the rest is JSON in one more, `about`.
+`checkpoints/00000050-0123456789abcdef.npz` is the state before iteration 50. The hexadecimal digits are the start of
+the file's SHA-256, so that damage is noticed before anything is used. Nothing is pickled: the parameters and the
+vectors of the optimizer are arrays of the archive, everything else is JSON in the array `about`.
 """
 
 import contextlib
@@ -12,7 +12,6 @@ import json
 import os
 import re
 import threading
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Annotated, Any
 
@@ -25,45 +24,31 @@ from psgc.regular_files import open_regular
 from psgc.terminal import say
 from psgc.writing import NO_ROOM, UNNAMED, NewFile, make_directory, naming
 
-FORMAT = 1  # of the file; another one is not read
+FORMAT = 1  # of the file; other formats are refused
 DTYPES = (np.float32, np.float64)
 _NAME = re.compile(r"([0-9]{8,})-([0-9a-f]{16})\.npz")
-_VECTOR = "optimizer."  # before the names of the optimizer's vectors
-
-
-@dataclass(frozen=True, eq=False)
-class Checkpoint:
-    """The state of a run between two iterations.
-
-    iteration: the next one to do; params: (dim,) of the run's dtype; optimizer: `Optimizer.state()` in host memory;
-    estimates: seconds per chunk of each worker by rank, as far as they are known; seconds: the training so far;
-    data: tells the training data from others; config: the settings, as YAML; version: of psgc.
-    """
-
-    iteration: int
-    params: np.ndarray
-    optimizer: dict[str, Any]
-    estimates: dict[int, float]
-    num_chunks: int
-    num_workers: int
-    seed: int
-    seconds: float
-    data: str
-    config: str
-    version: str
+_VECTOR = "optimizer."  # prefix of the names of the optimizer's vectors
 
 
 _Count = Annotated[int, Field(ge=1)]
+_Natural = Annotated[int, Field(ge=0)]
 _Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
-class _About(BaseModel):
-    """The types of what a file says beside its arrays: a right checksum proves only that it is as it was written."""
+class Checkpoint(BaseModel):
+    """The state of a run between two iterations.
 
-    model_config = ConfigDict(strict=True, extra="forbid")
+    iteration: the next one to do; params: (dim,) of the run's dtype; optimizer: `Optimizer.state()` in host memory;
+    estimates: known seconds per chunk of workers, by rank; seconds: duration of the training so far;
+    data: fingerprint of the training data; config: the settings, as YAML; version: of psgc.
+    """
 
-    iteration: Annotated[int, Field(ge=0)]
-    optimizer: dict[str, Annotated[int, Field(ge=0)] | Annotated[float, Field(allow_inf_nan=False)]]
+    # checked on reading: a right checksum only proves that a file is as it was written
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+    iteration: _Natural
+    params: np.ndarray
+    optimizer: dict[str, np.ndarray | _Natural | Annotated[float, Field(allow_inf_nan=False)]]
     estimates: dict[_Count, _Seconds]
     num_chunks: _Count
     num_workers: _Count
@@ -75,14 +60,18 @@ class _About(BaseModel):
 
 
 def save(checkpoint: Checkpoint, directory: Path) -> Path:
-    """Write `checkpoint` under its name, safe on the disk when this returns. Raises OSError."""
+    """Write `checkpoint` to a new file. It is on the disk when this returns. Raises OSError."""
     with naming(directory), NewFile(directory) as file:
         hashing = _Hashing(file.stream)
         _write(checkpoint, hashing)
         file.sync()
         path = directory / f"{checkpoint.iteration:08d}-{hashing.hash.hexdigest()[:16]}.npz"
         file.keep(path.name)
-        _sync(directory)
+        descriptor = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)  # the name
+        finally:
+            os.close(descriptor)
     return path
 
 
@@ -96,7 +85,7 @@ def _write(checkpoint: Checkpoint, stream: Any) -> None:
 
 
 class _Hashing(io.RawIOBase):
-    """What is written goes on to `stream`, and into `hash`. It cannot seek, so nothing is written twice."""
+    """Writes to `stream` and updates `hash`. It cannot seek, so nothing is written twice."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self.hash = hashlib.sha256()
@@ -110,17 +99,8 @@ class _Hashing(io.RawIOBase):
         return self._stream.write(data)
 
 
-def _sync(directory: Path) -> None:
-    """Make a new name in `directory` last."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def load(path: Path) -> Checkpoint:
-    """The checkpoint in a file called as `save` calls it. Raises ValueError with the reason when it cannot be used."""
+    """The checkpoint in a file that `save` has written. Raises ValueError with the reason when it cannot be used."""
     if (reason := _damage(path)) is not None:
         raise ValueError(reason)
     try:
@@ -131,29 +111,29 @@ def load(path: Path) -> Checkpoint:
         flaw = error.errors()[0]
         where = ".".join(map(str, flaw["loc"]))
         raise ValueError(visible(f"not a checkpoint of psgc ({where:.40}: {flaw['msg']:.60})")) from None
-    except Exception as error:  # whole, and yet not a checkpoint: NumPy and zipfile raise many kinds
+    except Exception as error:  # NumPy and zipfile raise many kinds
         raise ValueError(f"not a checkpoint of psgc ({type(error).__name__})") from None
     if checkpoint is None:
-        raise ValueError("written by a version of psgc whose checkpoints this one does not read")
+        raise ValueError("written by a version of psgc whose checkpoints this version cannot read")
     if checkpoint.iteration != int(path.name.partition("-")[0]):
-        raise ValueError(f"renamed, it is the checkpoint of iteration {checkpoint.iteration!r:.40}")
+        raise ValueError(f"renamed: it is the checkpoint of iteration {checkpoint.iteration!r:.40}")
     return checkpoint
 
 
 def _read(path: Path) -> Checkpoint | None:
-    """None when it is of another format."""
+    """None when the file has another format."""
     archive = map_npz(str(path), ours=True)
     about = json.loads(archive["about"].tobytes())
     if about.pop("format") != FORMAT:
         return None
-    vectors = {name.removeprefix(_VECTOR): np.array(archive[name]) for name in archive if name.startswith(_VECTOR)}
-    about["estimates"] = {int(rank): seconds for rank, seconds in about["estimates"].items()}
     params = np.array(archive["params"])
+    vectors = {name.removeprefix(_VECTOR): np.array(archive[name]) for name in archive if name.startswith(_VECTOR)}
     kinds = {(vector.shape, vector.dtype) for vector in (params, *vectors.values())}
     if kinds != {((params.size,), params.dtype)} or params.dtype not in DTYPES or not np.isfinite(params).all():
         raise ValueError
-    known = _About.model_validate(about)
-    return Checkpoint(params=params, **dict(known) | {"optimizer": known.optimizer | vectors})
+    about["estimates"] = {int(rank): seconds for rank, seconds in about["estimates"].items()}
+    about["optimizer"] |= vectors
+    return Checkpoint.model_validate(about | {"params": params})
 
 
 def _damage(path: Path) -> str | None:
@@ -174,9 +154,9 @@ def _newest_first(directory: Path) -> list[Path]:
 
 
 def load_newest(directory: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint that can be used, None when there is no file at all; and a line about each newer one.
+    """The newest checkpoint that can be used (None when there is no file at all), and a line about each newer one.
 
-    Raises UserError when there are some, and none can be used.
+    Raises UserError when there are files, but none can be used.
     """
     complaints: list[str] = []
     try:
@@ -189,18 +169,17 @@ def load_newest(directory: Path) -> tuple[Checkpoint | None, list[str]]:
         except ValueError as error:
             complaints.append(visible(f"{path}: {error}"))
     if complaints:
-        raise UserError(
-            f"no checkpoint can be used: {'; '.join(complaints)}; without --resume the run starts from the beginning"
-        )
+        hint = "without --resume the run starts from the beginning"
+        raise UserError(f"no checkpoint can be used: {'; '.join(complaints)}; {hint}")
     return None, []
 
 
 class CheckpointWriter:
-    """Writes checkpoints into `directory` in a thread of its own, and keeps the newest `keep` of them.
+    """Writes checkpoints to `directory` in its own thread, and keeps the newest `keep` of them.
 
-    A checkpoint that waits for the one before it to be written gives way to a newer one. When there is no room for
-    one, the oldest are removed, one by one and never the newest whole one. A write that fails all the same is reported
-    on stderr, once until one succeeds again, and nothing else happens: the run goes on.
+    A checkpoint that still waits to be written is replaced by a newer one. When the disk is full, the oldest files are
+    removed one by one, but never the newest complete one. A write that fails nevertheless is reported on stderr, once
+    until a write succeeds again, and the run goes on.
     """
 
     def __init__(self, directory: Path, keep: int) -> None:
@@ -210,18 +189,18 @@ class CheckpointWriter:
         self._waiting: Checkpoint | None = None
         self._busy = False
         self._failing = False
-        self.no_room = False  # for the last one that was tried
-        self._whole: dict[Path, bool] = {}  # what is known of files: each is read at most once
+        self.no_room = False  # for the last write
+        self._whole: dict[Path, bool] = {}  # each file is checked at most once
         threading.Thread(target=self._run, name="psgc-checkpoint", daemon=True).start()
 
     def write(self, checkpoint: Checkpoint) -> None:
-        """Have it written soon; its arrays must not change any more."""
+        """Write it soon. Its arrays must not change any more."""
         with self._changed:
             self._waiting = checkpoint
             self._changed.notify_all()
 
     def flush(self, timeout: float) -> bool:
-        """Wait until all is written; whether the newest one is on the disk after at most `timeout` seconds."""
+        """Wait at most `timeout` seconds for all writes. Returns whether the newest checkpoint is on the disk."""
         with self._changed:
             ended = self._changed.wait_for(lambda: self._waiting is None and not self._busy, timeout)
             return ended and not self._failing
@@ -235,37 +214,37 @@ class CheckpointWriter:
             failure = self._save(checkpoint)
             with self._changed:
                 if failure and not self._failing:
-                    lost = f"no checkpoint of iteration {checkpoint.iteration}: {failure}"
-                    say(f"psgc: {lost}; the run goes on", error=True)
+                    text = f"no checkpoint of iteration {checkpoint.iteration}: {failure}"
+                    say(f"psgc: {text}; the run goes on", error=True)
                 self._failing, self._busy = bool(failure), False
                 self._changed.notify_all()
 
     def _save(self, checkpoint: Checkpoint) -> str:
-        """Why it could not be written; empty when it is."""
+        """Why it could not be written, empty when it was."""
         try:
             make_directory(self._directory)
-            self._whole[self._save_somehow(checkpoint)] = True
-            self.no_room = False
+            while True:
+                try:
+                    path = save(checkpoint, self._directory)
+                    break
+                except OSError as error:
+                    if error.errno not in NO_ROOM or not self.make_room():
+                        raise
         except OSError as error:
             self.no_room = error.errno in NO_ROOM
             return f"{error.filename}: {error.strerror}"
         except Exception as error:  # no memory, for example: this thread must live on
             return one_line(error)
-        with contextlib.suppress(OSError):  # what is not removed now will be another time
+        self._whole[path], self.no_room = True, False
+        with contextlib.suppress(OSError):  # the next call removes what remains
             self._remove_old()
         return ""
 
-    def _save_somehow(self, checkpoint: Checkpoint) -> Path:
-        """Write it, if need be in the room of older ones. Raises OSError."""
-        while True:
-            try:
-                return save(checkpoint, self._directory)
-            except OSError as error:
-                if error.errno not in NO_ROOM or not self.make_room():
-                    raise
-
     def make_room(self) -> bool:
-        """Remove the oldest file but the newest whole checkpoint; whether there was one. To be used after `flush`."""
+        """Remove the oldest file, but not the newest complete checkpoint. Returns whether there was one.
+
+        Only to be called after `flush`.
+        """
         paths = _newest_first(self._directory)
         newest = next((path for path in paths if self._is_whole(path)), None)
         for path in [*self._directory.glob(UNNAMED), *reversed(paths)]:
@@ -285,7 +264,7 @@ class CheckpointWriter:
         for path in _newest_first(self._directory):
             kept += self._is_whole(path)
             if kept > self._keep or not self._is_whole(path):
-                with contextlib.suppress(OSError):  # a directory, for example: the others go all the same
+                with contextlib.suppress(OSError):  # a directory, for example
                     path.unlink(missing_ok=True)
-        for left_behind in self._directory.glob(UNNAMED):  # by a process that was killed while it wrote
+        for left_behind in self._directory.glob(UNNAMED):  # by a process that was killed
             left_behind.unlink(missing_ok=True)

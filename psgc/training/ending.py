@@ -13,6 +13,10 @@ class Ending:
     told: bool = False
     in_order: bool = False
 
+    def call_off(self) -> None:
+        """There will be no run, every process knows so, and all leave in order."""
+        self.told = self.in_order = True
+
 
 def launched() -> bool:
     """Whether `psgc launch` started this run. It then says who stopped the run, and how to resume it."""

@@ -1,4 +1,4 @@
-"""What the server reads and checks before anybody starts."""
+"""What the server reads and checks before the run starts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,13 +23,14 @@ from psgc.training.ending import launched
 from psgc.training.inputs import emulated_seconds, fingerprint, initial_params, open_problem, open_test
 from psgc.transport import Transport
 
-PER_CHUNK_BYTES = 16 << 20  # per iteration into the server, up to which `auto` sends every chunk by itself
+PER_CHUNK_BYTES = 16 << 20  # `transfer: auto` is per_chunk up to so many bytes into the server per iteration
 
 
 @dataclass(frozen=True)
 class Run:
-    """What is fixed before anybody starts. first: the iteration it begins with; go_on: the command that resumes it;
-    chosen: what to say of chunks that `auto` chose.
+    """A run that is ready to start.
+
+    first: its first iteration; go_on: the command that resumes it; chosen: text about chunks that `auto` chose, or "".
     """
 
     config: Config
@@ -46,23 +47,22 @@ class Run:
 
 
 def prepare(transport: Transport, config: Config, config_path: str, overrides: Sequence[str], resuming: bool) -> Run:
-    """The run that `config` describes, given so many ranks. Raises UserError for the first thing that is wrong.
+    """The run that `config` describes, on the ranks of `transport`. Raises UserError for the first problem.
 
-    config_path, overrides: where the settings come from, for the command that goes on with the run.
+    config_path, overrides: the source of `config`, for the command that resumes the run.
     """
     num_workers = transport.size - 1
     if num_workers < 1:
         raise UserError(
-            "psgc train needs a server and at least one worker, but this is a single rank; "
+            "psgc train needs at least 2 ranks, a server and a worker, but was started on 1; "
             f"start it with: psgc launch {config_path} -n 9   (or mpirun -n 9 psgc train {config_path})"
         )
-    named = [rank for rank in (config.stragglers.factor or config.stragglers.seconds or {}) if rank != "all"]
-    if named and max(map(int, named)) > num_workers:
-        raise UserError(f"stragglers: rank {max(map(int, named))} is named, but the workers are ranks 1..{num_workers}")
+    slow = config.stragglers.factor or config.stragglers.seconds or {}
+    if (largest := max((rank for rank in slow if rank != "all"), default=0)) > num_workers:
+        raise UserError(f"stragglers: rank {largest} is named, but the workers are ranks 1..{num_workers}")
     emulated_seconds(config, num_workers)
-    backend = open_backend(
-        config.backend, transport.local_rank
-    )  # looks for CuPy, before a model's folder is on the path
+    # looks for CuPy, so it comes before a model's folder is on the path
+    backend = open_backend(config.backend, transport.local_rank)
     dataset, problem = open_problem(config, config_path, transport.hosts.count(transport.hosts[transport.rank]))
     checkpoint = _checkpoint(config, problem, dataset) if resuming else None
     if checkpoint:
@@ -78,7 +78,9 @@ def prepare(transport: Transport, config: Config, config_path: str, overrides: S
     ChunkSource(dataset, plan.num_chunks, config.dtype, backend)  # refuses more chunks than rows
     if config.transfer == "auto":
         incoming = plan.num_chunks * problem.dim * np.dtype(config.dtype).itemsize
-        small = incoming <= PER_CHUNK_BYTES or config.recovery.estimator == "unbiased"  # which combined does not have
+        small = (
+            incoming <= PER_CHUNK_BYTES or config.recovery.estimator == "unbiased"
+        )  # which combined does not support
         config = config.model_copy(update={"transfer": "per_chunk" if small else "combined"})
         if config.transfer == "per_chunk" and any(fault.step == "after_commit" for fault in config.faults.inject):
             raise UserError("faults.inject: per_chunk (transfer: auto) has no commit; give transfer: combined")
@@ -108,7 +110,7 @@ def _with_chunks(
     backend: Backend,
     checkpoint: Checkpoint | None,
 ) -> tuple[Config, str]:
-    """The settings with a number in the place of `auto`, and what to say of the choice or nothing. Raises UserError."""
+    """The settings with `auto` replaced by a number, and text about the choice, or "". Raises UserError."""
     if config.coding.chunks_per_worker != "auto":
         return config, ""
     if checkpoint:
@@ -118,7 +120,7 @@ def _with_chunks(
         share = seconds_of_share(config, num_workers, dataset, problem, backend)
         report = 0 if config.transfer == "combined" else problem.dim * np.dtype(config.dtype).itemsize
         if config.transfer == "auto" and report * MOST * num_workers > PER_CHUNK_BYTES:
-            report = 0  # it will be combined
+            report = 0  # transfer will be combined
         number = chosen_chunks(share, num_workers, report)
         reason = f"a worker's share of the data takes {duration(share)}"
     update = {"coding": config.coding.model_copy(update={"chunks_per_worker": number})}
@@ -126,7 +128,7 @@ def _with_chunks(
 
 
 def _check_copies(config: Config, plan: Plan) -> None:
-    """Raises UserError when a chunk of an assignment file has no copy to spare for `verify`."""
+    """Raises UserError when `verify` needs more copies of a chunk than an assignment file has."""
     copies = np.diff(plan.assignment.indptr)
     chunk = int(copies.argmin())
     if copies[chunk] <= plan.parts:
@@ -139,11 +141,11 @@ def _check_copies(config: Config, plan: Plan) -> None:
 
 
 def _checkpoint(config: Config, problem: Problem, dataset: Dataset | None) -> Checkpoint | None:
-    """The newest checkpoint in the run directory; says where the run goes on."""
+    """The newest checkpoint in the run directory, if any. Prints where the run starts."""
     directory = Path(config.output) / "checkpoints"
     checkpoint, complaints = load_newest(directory)
     for complaint in complaints:
-        say(f"psgc: {complaint}; the one before it is used", error=True)
+        say(f"psgc: {complaint}; trying the one before it", error=True)
     if checkpoint is None:
         say(f"no checkpoint in {directory}: starting from the beginning")
     else:
@@ -153,10 +155,10 @@ def _checkpoint(config: Config, problem: Problem, dataset: Dataset | None) -> Ch
 
 
 def opening_lines(transport: Transport, run: Run) -> list[str]:
-    """What the run lacks, if anything, and what it is, for the terminal."""
+    """What to print at the start: what the run lacks, if anything, and its settings."""
     config, plan = run.config, run.plan
     lacks = [] if launched() else ["started without psgc launch: exit codes are mpirun's"]
-    if not transport.survives_deaths:  # how to go on is said now: MPICH leaves rank 0 no time for it then
+    if not transport.survives_deaths:  # print how to resume now: after a death MPICH leaves rank 0 no time for it
         go_on = f"; resume it with: {run.go_on}" if config.checkpoint.every else ""
         lacks.append(f"no fault tolerance: a dead rank ends this run{go_on}")
     assignment = config.coding.assignment

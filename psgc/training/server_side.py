@@ -1,4 +1,4 @@
-"""The server's side of `psgc train`: from what was read and checked to what is written at the end."""
+"""The server's side of `psgc train`: sets up the run, trains, and writes the results."""
 
 import math
 import os
@@ -41,7 +41,10 @@ from psgc.training.keeper import Keeper
 from psgc.training.prepare import Run, opening_lines, prepare
 from psgc.transport import Transport
 
-TOLERANCE = {"float64": 1e-9, "float32": 1e-5}  # of `verify` and `trial`: rounding of parts >= 2 stays far below
+TOLERANCE = {
+    "float64": 1e-9,
+    "float32": 1e-5,
+}  # of `verify` and `trial`; rounding errors stay far below, also with parts >= 2
 STOP_TIMEOUT = 3.0  # seconds that the workers have to say goodbye
 CHECKPOINT_TIMEOUT = 120.0  # seconds that the last checkpoint has to reach the disk
 
@@ -51,7 +54,7 @@ class _Outcome:
     status: Literal["done", "failed", "interrupted"] = "done"
     reason: str = ""
     code: int = 0
-    too_few_workers: bool = False  # with other machines the run may go on
+    too_few_workers: bool = False  # another attempt may succeed
 
 
 def serve(
@@ -63,7 +66,7 @@ def serve(
     ending: Ending,
     debug: bool = False,
 ) -> int:
-    """The server from the YAML to the summary: its exit code. debug: show the traceback of a gradient that failed."""
+    """Run the server, and return its exit code. debug: show the traceback of a gradient that failed."""
     claim: Claim | None = None
     try:
         try:
@@ -73,8 +76,7 @@ def serve(
             run = prepare(transport, config, config_path, overrides, resuming)
             if run.first >= config.iterations and resume.is_done(directory := Path(config.output)):
                 say(f"nothing to do: {directory} has done {run.first} iterations, iterations is {config.iterations}")
-                # still true: `psgc launch` looks whether this run has left one
-                os.utime(directory / "summary.json", follow_symlinks=False)
+                os.utime(directory / "summary.json", follow_symlinks=False)  # tells `psgc launch` that it is current
                 _call_off(transport, ending)
                 return 0
             recorder = _recorder(run, claim)
@@ -88,17 +90,17 @@ def serve(
 
 
 def _recorder(run: Run, claim: Claim) -> Recorder:
-    """The record of the run in its directory, where there is room for it from now on. Raises UserError."""
-    config, plan, going_on = run.config, run.plan, run.checkpoint is not None
-    claim.make_room(going_on)
-    resume_at, own_chunks = run.first if going_on else None, plan.own_chunks.tolist()
+    """Make room in the run directory and open the run's records there. Raises UserError."""
+    config, plan, resuming = run.config, run.plan, run.checkpoint is not None
+    claim.make_room(resuming)
+    resume_at, own_chunks = run.first if resuming else None, plan.own_chunks.tolist()
     return Recorder(Path(config.output), config.to_yaml(), plan.assignment, plan.parts, own_chunks, resume_at)
 
 
 def _serve(
     transport: Transport, run: Run, recorder: Recorder, stopped_by: Sequence[int], ending: Ending, debug: bool
 ) -> int:
-    """Everything from the moment at which the workers are told what to do."""
+    """Start the workers, train, stop the workers, and write the results."""
     config, plan, directory = run.config, run.plan, Path(run.config.output)
     _send_settings(transport, run, ending)
     for line in opening_lines(transport, run):
@@ -139,28 +141,28 @@ def _serve(
         try:
             outcome = _train(server, run, stopped_by)
         finally:
-            keeper.save_last()  # while all the rest is brought to its end
+            keeper.save_last()  # its thread writes while the rest is finished
             progress.close()
         seconds = time.monotonic() - began
         summary = _summary(recorder, seconds, run, outcome)
         params = run.backend.to_host(server.params)
-        # first of all: whoever interrupts a run may kill it soon; `psgc launch` waits while it says "evaluating"
+        # first, since a run that is interrupted may be killed soon; "evaluating" makes `psgc launch` wait
         recorder.finish(params, summary | {"evaluating": True})
-        if outcome.status == "interrupted":  # likewise: Open MPI's mpirun lets half a second pass until SIGKILL
+        if outcome.status == "interrupted":  # now: Open MPI's mpirun sends SIGKILL after half a second
             _say_how_it_ended(run, outcome, keeper.done)
-        patient = outcome.status == "done" and not transport.survives_deaths  # who is killed takes the server with it
+        patient = outcome.status == "done" and not transport.survives_deaths  # a killed worker would end the server
         _stop(server, ending, config.faults.collect_timeout if patient else STOP_TIMEOUT)
         if outcome.status == "done":
             evaluator = Evaluator(run)
             recorder.complete(evaluator.actual_errors(gradient_error, seconds))
             found = evaluator.quality(server.params)
-            loss = found.get("test_loss", 0.0)  # the only one that there is of the parameters after the last step
+            loss = found.get("test_loss", 0.0)  # the only loss after the last step
             if not math.isfinite(loss):
                 outcome = _Outcome("failed", f"the held-out loss is {loss}", RunFailed.exit_code)
             summary = _summary(recorder, seconds, run, outcome) | found
         if not writer.flush(CHECKPOINT_TIMEOUT):
             say(f"psgc: the last checkpoint is not in {directory / 'checkpoints'}", error=True)
-        elif recorder.lacks_room:  # for the parameters, which count more than older checkpoints
+        elif recorder.lacks_room:  # the parameters matter more than older checkpoints
             writer.make_room()
         summary = recorder.finish(params, summary)
         if summary["status"] != outcome.status:  # the parameters could not be written
@@ -183,24 +185,24 @@ def _serve(
 
 
 def _call_off(transport: Transport, ending: Ending) -> None:
-    """Tell the others, who wait for the settings, that there is no run."""
+    """Tell the workers, which wait for the settings, that there is no run."""
     transport.broadcast(b"")
-    ending.told = ending.in_order = True
+    ending.call_off()
 
 
 def _send_settings(transport: Transport, run: Run, ending: Ending) -> None:
-    """Raises UserError when a worker cannot work by them."""
+    """Send each worker its settings. Raises UserError when a worker cannot use them."""
     transport.broadcast(run.config.to_yaml().encode())
     transport.broadcast(run.plan.to_bytes())
     transport.broadcast(str(run.first).encode())
     for rank, problem_text in enumerate(transport.gather("", PREPARING)):
         if problem_text:
-            ending.told = ending.in_order = True
+            ending.call_off()
             raise UserError(f"worker {rank} on {transport.hosts[rank]}: {problem_text}")
     try:
         check_same(transport.gather(description(run.config, run.dataset, run.problem)), transport.hosts)
     except UserError:
-        ending.told = ending.in_order = True
+        ending.call_off()
         raise
 
 
@@ -261,13 +263,13 @@ def _stop(server: Server, ending: Ending, timeout: float = STOP_TIMEOUT) -> None
 
 
 def _say_how_it_ended(run: Run, outcome: _Outcome, done: int) -> None:
-    """One line. The way to go on is part of it when there is something to go on from and the reason may pass."""
+    """Print how the run ended, and how to resume it if there is a checkpoint and another attempt may succeed."""
     line, kept = f"psgc: {outcome.status}: {outcome.reason}", ""
     if done and outcome.status == "failed" and not outcome.too_few_workers:
         kept = f"; {run.config.output} has the state after {done} iteration{'s' if done > 1 else ''}"
     elif launched():
         if outcome.status == "interrupted":
-            return  # `psgc launch` knows who asked
+            return  # `psgc launch` says so, and who stopped it
     elif done:
         kept = f"; resume with: {run.go_on}"
     say(line + kept, error=True)

@@ -1,4 +1,4 @@
-"""A worker's side of `psgc train`, from the server's settings to goodbye."""
+"""A worker's side of `psgc train`: sets up the worker and runs it."""
 
 from psgc import config as configuration
 from psgc.backend import Backend, open_backend
@@ -30,10 +30,10 @@ from psgc.workers.state import WorkerState
 
 
 def work(transport: Transport, config_path: str, ending: Ending) -> int:
-    """A worker from the server's settings to goodbye: its exit code."""
+    """Run this worker, and return its exit code."""
     text = transport.broadcast(None, PREPARING)
     if not text:  # rank 0 found something wrong and says what
-        ending.told = ending.in_order = True
+        ending.call_off()
         return UserError.exit_code
     config = configuration.from_yaml_text(text.decode())
     plan = Plan.from_bytes(transport.broadcast(None))
@@ -46,12 +46,12 @@ def work(transport: Transport, config_path: str, ending: Ending) -> int:
     except UserError as error:
         trouble = str(error)
     if any(transport.gather(trouble, PREPARING)):
-        ending.told = ending.in_order = True
+        ending.call_off()
         return UserError.exit_code
     try:
         check_same(transport.gather(description(config, dataset, problem)), transport.hosts)
     except UserError:  # rank 0 says so
-        ending.told = ending.in_order = True
+        ending.call_off()
         raise
     ending.in_order = make_worker(transport, config, plan, backend, problem, chunks, first).run()
     return 0

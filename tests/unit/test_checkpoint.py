@@ -1,15 +1,12 @@
 """Checkpoints: what is read is what was written or nothing, and writing disturbs nobody."""
 
 import errno
-import json
 import os
 import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from psgc.errors import UserError
 from psgc.server import checkpoint as module
@@ -34,33 +31,29 @@ def made(iteration=50, dtype="float64", **changes):
         "config": "seed: 5\n",
         "version": "0.1.0",
     }
-    return Checkpoint(**values | changes)
+    return Checkpoint.model_construct(**values | changes)
 
 
-def same(one, other):
-    for name, value in vars(one).items():
-        found = getattr(other, name)
-        if name == "optimizer":
-            assert list(found) == sorted(value) or set(found) == set(value)
-            for key in value:
-                assert type(found[key]) is type(value[key])
-                assert np.asarray(found[key]).tobytes() == np.asarray(value[key]).tobytes()
-        elif name == "params":
-            assert (found.dtype, found.tobytes()) == (value.dtype, value.tobytes())
-        else:
-            assert found == value
-    return True
+def assert_same(found, written):
+    """Bit for bit, for any optimizer: test_fuzz_checkpoint.py."""
+    np.testing.assert_equal(vars(found), vars(written))
+    assert found.params.dtype == written.params.dtype
 
 
 def names(directory):
     return sorted(os.listdir(directory))
 
 
+def numbers(directory):
+    """The first digits of each name, which are a checkpoint's iteration."""
+    return [name[:8] for name in names(directory)]
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_what_is_read_is_what_was_written(tmp_path, dtype):
     written = made(dtype=dtype, estimates={2: 1e-300, 1: 0.1 + 0.2})
     path = save(written, tmp_path)
-    assert same(written, load(path))
+    assert_same(load(path), written)
     assert path.name.startswith("00000050-")
     assert names(tmp_path) == [path.name]
 
@@ -76,25 +69,6 @@ def test_the_newest_is_found(tmp_path):
     assert (found.iteration, complaints) == (200_000_000, [])
 
 
-@settings(deadline=None, max_examples=40)
-@given(data=st.data())
-def test_any_damage_is_noticed(tmp_path_factory, data):
-    folder = tmp_path_factory.mktemp("damage")
-    save(made(1), folder)
-    path = save(made(2), folder)
-    whole = path.read_bytes()
-    place = data.draw(st.integers(0, len(whole) - 1))
-    if data.draw(st.booleans()):
-        path.write_bytes(whole[:place])
-    else:
-        flipped = bytearray(whole)
-        flipped[place] ^= 1 << data.draw(st.integers(0, 7))
-        path.write_bytes(flipped)
-    found, complaints = load_newest(folder)
-    assert found.iteration == 1
-    assert complaints == [f"{path}: damaged, its checksum is wrong"]
-
-
 def test_a_file_of_another_format_or_none_of_ours_is_not_used(tmp_path, monkeypatch):
     save(made(1), tmp_path)
     with monkeypatch.context() as patch:
@@ -107,7 +81,7 @@ def test_a_file_of_another_format_or_none_of_ours_is_not_used(tmp_path, monkeypa
     found, complaints = load_newest(tmp_path)
     assert found.iteration == 1
     assert complaints == [
-        f"{newer}: written by a version of psgc whose checkpoints this one does not read",
+        f"{newer}: written by a version of psgc whose checkpoints this version cannot read",
         f"{tmp_path}/00000002-{digest}.npz: not a checkpoint of psgc (KeyError)",
     ]
 
@@ -123,7 +97,10 @@ def test_a_file_of_another_format_or_none_of_ours_is_not_used(tmp_path, monkeypa
         ({"estimates": {1: -1.0}}, "estimates.1: Input should be greater than or equal to 0"),
         ({"config": None}, "config: Input should be a valid string"),
         ({"version": ["\x1b[31m"]}, "version: Input should be a valid string"),
-        ({"optimizer": {"\x1b[31m": [1]}}, "optimizer.\\x1b[31m.constrained-int: Input should be a valid integer"),
+        (
+            {"optimizer": {"\x1b[31m": [1]}},
+            "optimizer.\\x1b[31m.is-instance[ndarray]: Input should be an instance of ndarray",
+        ),
         ({"params": np.zeros(7, int), "optimizer": {}}, "ValueError"),
         ({"params": np.full(7, np.nan)}, "ValueError"),
         ({"optimizer": {"first": np.zeros(7, complex)}}, f"{NO_NUMBERS} complex128 where plain numbers belong"),
@@ -138,15 +115,6 @@ def test_a_right_checksum_on_wrong_types_is_not_used(tmp_path, changes, flaw):
     assert complaints == [f"{path}: not a checkpoint of psgc ({flaw})"]
 
 
-def test_a_file_under_another_number_is_not_used(tmp_path):
-    save(made(1), tmp_path)
-    path = save(made(2), tmp_path)
-    path = path.rename(tmp_path / path.name.replace("02-", "03-"))
-    found, complaints = load_newest(tmp_path)
-    assert found.iteration == 1
-    assert complaints == [f"{path}: renamed, it is the checkpoint of iteration 2"]
-
-
 def test_a_complaint_is_one_line_wherever_the_directory_lies(tmp_path):
     directory = tmp_path / "a\nb"
     directory.mkdir()
@@ -154,16 +122,6 @@ def test_a_complaint_is_one_line_wherever_the_directory_lies(tmp_path):
     save(made(2), directory).write_bytes(b"")
     (complaint,) = load_newest(directory)[1]
     assert complaint.startswith(f"{tmp_path}/a\\nb/00000002-")
-
-
-def test_nothing_is_unpickled(tmp_path):
-    path = tmp_path / "x.npz"
-    about = np.frombuffer(json.dumps({"format": 1, "optimizer": {}, "estimates": {}}).encode(), np.uint8)
-    np.savez(path, about=about, params=np.array([pytest.fail], object))
-    digest = module.hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-    path = path.rename(tmp_path / f"00000002-{digest}.npz")
-    with pytest.raises(ValueError):
-        load(path)
 
 
 def test_nothing_in_a_checkpoint_is_compressed(tmp_path):
@@ -198,6 +156,17 @@ def test_the_file_and_its_name_are_on_the_disk_before_it_is_called_written(tmp_p
 # the writer
 
 
+def write(writer, iteration, **changes):
+    """Whether the checkpoint is on the disk."""
+    writer.write(made(iteration, **changes))
+    return writer.flush(20)
+
+
+def fill(directory, *iterations):
+    """Checkpoints of these iterations; the path of the last one."""
+    return [save(made(iteration), directory) for iteration in iterations][-1]
+
+
 @pytest.fixture
 def gate(monkeypatch):
     """Holds the writer's thread inside `save` until it is opened."""
@@ -223,7 +192,7 @@ def test_the_newest_that_waits_is_the_one_that_is_written(tmp_path, gate):
     assert not writer.flush(timeout=0.01)
     opened.set()
     assert writer.flush(timeout=20)
-    assert [name[:8] for name in names(tmp_path / "checkpoints")] == ["00000001", "00000004"]
+    assert numbers(tmp_path / "checkpoints") == ["00000001", "00000004"]
 
 
 def test_the_newest_whole_ones_are_kept(tmp_path):
@@ -234,25 +203,21 @@ def test_the_newest_whole_ones_are_kept(tmp_path):
     (tmp_path / ".psgc-17.tmp").write_bytes(b"left by a process that was killed")
     (tmp_path / "notes.txt").write_text("not ours")
     writer = CheckpointWriter(tmp_path, keep=2)
-    writer.write(made(5))
-    assert writer.flush(20)
-    assert [name[:8] for name in names(tmp_path)] == ["00000003", "00000005", "notes.tx"]
+    assert write(writer, 5)
+    assert numbers(tmp_path) == ["00000003", "00000005", "notes.tx"]
     for iteration in (6, 7):
-        writer.write(made(iteration))
-        assert writer.flush(20)
-    assert [name[:8] for name in names(tmp_path)] == ["00000006", "00000007", "notes.tx"]
-    assert same(made(7), load_newest(tmp_path)[0])
+        assert write(writer, iteration)
+    assert numbers(tmp_path) == ["00000006", "00000007", "notes.tx"]
+    assert_same(load_newest(tmp_path)[0], made(7))
 
 
 def test_what_is_no_file_keeps_no_other_from_being_removed(tmp_path):
-    for iteration in (1, 2):
-        save(made(iteration), tmp_path)
+    fill(tmp_path, 1, 2)
     (tmp_path / "00000003-0123456789abcdef.npz").mkdir()
     os.mkfifo(tmp_path / "00000004-0123456789abcdef.npz")
     writer = CheckpointWriter(tmp_path, keep=2)
-    writer.write(made(5))
-    assert writer.flush(20)
-    assert [name[:8] for name in names(tmp_path)] == ["00000002", "00000003", "00000005"]
+    assert write(writer, 5)
+    assert numbers(tmp_path) == ["00000002", "00000003", "00000005"]
 
 
 def test_a_full_disk_is_reported_once_and_leaves_no_half_file(tmp_path, monkeypatch, capfd):
@@ -264,11 +229,9 @@ def test_a_full_disk_is_reported_once_and_leaves_no_half_file(tmp_path, monkeypa
     with monkeypatch.context() as patch:
         patch.setattr(module.np, "savez", full)
         for iteration in (1, 2):
-            writer.write(made(iteration))
-            assert not writer.flush(20)
+            assert not write(writer, iteration)
     assert names(tmp_path) == []
-    writer.write(made(3))
-    assert writer.flush(20)
+    assert write(writer, 3)
     assert load_newest(tmp_path)[0].iteration == 3
     assert capfd.readouterr().err == (
         f"psgc: no checkpoint of iteration 1: {tmp_path}: No space left on device; the run goes on\n"
@@ -284,7 +247,7 @@ class SmallDisk:
         monkeypatch.setattr(module, "save", self)
 
     def __call__(self, checkpoint, directory):
-        there = [name[:8] for name in names(directory)]
+        there = numbers(directory)
         self.tried.append(there)
         if len(there) >= self.room:
             raise OSError(self.number, os.strerror(self.number), str(directory))
@@ -293,48 +256,41 @@ class SmallDisk:
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_the_oldest_makes_room_and_only_as_many_as_must(tmp_path, monkeypatch, capfd, number):
-    for iteration in (1, 2, 3):
-        save(made(iteration), tmp_path)
+    fill(tmp_path, 1, 2, 3)
     disk = SmallDisk(monkeypatch, tmp_path, room=2, number=number)
     writer = CheckpointWriter(tmp_path, keep=3)
-    writer.write(made(4))
-    assert writer.flush(20)
-    assert [name[:8] for name in names(tmp_path)] == ["00000003", "00000004"]
+    assert write(writer, 4)
+    assert numbers(tmp_path) == ["00000003", "00000004"]
     assert [len(there) for there in disk.tried] == [3, 2, 1]
     assert capfd.readouterr().err == ""
 
 
 def test_the_newest_whole_one_stays_when_nothing_helps(tmp_path, monkeypatch, capfd):
-    for iteration in (1, 2, 3):
-        path = save(made(iteration), tmp_path)
+    path = fill(tmp_path, 1, 2, 3)
     path.write_bytes(b"damaged")
     (tmp_path / ".psgc-17.tmp").write_bytes(b"half")
     (tmp_path / "notes.txt").write_text("not ours")
     disk = SmallDisk(monkeypatch, tmp_path, room=0)
     writer = CheckpointWriter(tmp_path, keep=3)
-    writer.write(made(4))
-    assert not writer.flush(20)
+    assert not write(writer, 4)
     assert writer.no_room
-    assert [name[:8] for name in names(tmp_path)] == ["00000002", "notes.tx"]
+    assert numbers(tmp_path) == ["00000002", "notes.tx"]
     assert len(disk.tried) == 4
     assert "no checkpoint of iteration 4: " in capfd.readouterr().err
     disk.room = 5
-    writer.write(made(5))
-    assert writer.flush(20)
+    assert write(writer, 5)
     assert not writer.no_room
     assert load_newest(tmp_path)[0].iteration == 5
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.EACCES, errno.EFBIG])
 def test_what_room_does_not_help_against_removes_nothing(tmp_path, monkeypatch, number):
-    for iteration in (1, 2):
-        save(made(iteration), tmp_path)
+    fill(tmp_path, 1, 2)
     SmallDisk(monkeypatch, tmp_path, room=0, number=number)
     writer = CheckpointWriter(tmp_path, keep=3)
-    writer.write(made(4))
-    assert not writer.flush(20)
+    assert not write(writer, 4)
     assert not writer.no_room
-    assert [name[:8] for name in names(tmp_path)] == ["00000001", "00000002"]
+    assert numbers(tmp_path) == ["00000001", "00000002"]
 
 
 def test_a_full_file_system(tmp_path, capfd):
@@ -342,12 +298,10 @@ def test_a_full_file_system(tmp_path, capfd):
     with small_disk(tmp_path / "disk", "1m") as disk:
         writer, place = CheckpointWriter(disk / "checkpoints", keep=3), disk / "checkpoints"
         for iteration in range(1, 6):
-            writer.write(made(iteration, params=np.zeros(50_000), optimizer={}))
-            assert writer.flush(20)
-        assert [name[:8] for name in names(place)] == ["00000004", "00000005"]
-        writer.write(made(6, params=np.zeros(200_000), optimizer={}))
-        assert not writer.flush(20)
-        assert [name[:8] for name in names(place)] == ["00000005"]
+            assert write(writer, iteration, params=np.zeros(50_000), optimizer={})
+        assert numbers(place) == ["00000004", "00000005"]
+        assert not write(writer, 6, params=np.zeros(200_000), optimizer={})
+        assert numbers(place) == ["00000005"]
         assert f"{place}: No space left on device; the run goes on" in capfd.readouterr().err
         assert load_newest(place)[0].iteration == 5
 
@@ -357,8 +311,7 @@ def test_a_directory_that_is_a_link_is_neither_written_to_nor_cleared(tmp_path, 
     old = save(made(1), tmp_path / "elsewhere")
     (tmp_path / "checkpoints").symlink_to("elsewhere")
     writer = CheckpointWriter(tmp_path / "checkpoints", keep=1)
-    writer.write(made(2))
-    assert not writer.flush(20)
+    assert not write(writer, 2)
     assert f"{tmp_path}/checkpoints: Is a link, not a directory; the run goes on" in capfd.readouterr().err
     assert names(tmp_path / "elsewhere") == [old.name]
 
@@ -366,6 +319,5 @@ def test_a_directory_that_is_a_link_is_neither_written_to_nor_cleared(tmp_path, 
 def test_a_directory_that_cannot_be_made_is_reported(tmp_path, capfd):
     (tmp_path / "file").write_text("")
     writer = CheckpointWriter(tmp_path / "file/checkpoints", keep=2)
-    writer.write(made())
-    assert not writer.flush(20)
+    assert not write(writer, 50)
     assert "Not a directory; the run goes on" in capfd.readouterr().err
