@@ -116,10 +116,15 @@ class AssignmentFile(Section):
     path: PathText = Field(description="a .npy file with a 0/1 matrix, chunks x workers")
 
 
-AssignmentName = Annotated[
-    Literal["blocks", "cyclic", "fractional", "graph"],
-    expect("blocks, cyclic, fractional, graph or {kind: file, path: ...}"),
-]
+def _assignment_name(value: Any) -> Any:
+    from psgc.coding import ASSIGNMENTS  # with SciPy, which takes half a second to import
+
+    if not isinstance(value, str) or value not in ASSIGNMENTS:
+        raise refuse(f"expected {either([*ASSIGNMENTS, '{kind: file, path: ...}'])}, got {shown(value)}")
+    return value
+
+
+AssignmentName = Annotated[str, BeforeValidator(_assignment_name)]
 
 
 ScheduleName = Annotated[str, one_of(SCHEDULES)]

@@ -132,22 +132,15 @@ def default_queues(
 
 def _assignment(settings: Coding, num_workers: int, seed: int, num_chunks: int) -> scipy.sparse.csr_array:
     if isinstance(settings.assignment, str):
-        _check_replication(settings.assignment, settings.replication, num_workers)
-    match settings.assignment:
-        case "blocks":
-            return coding.blocks(num_chunks, num_workers, settings.replication, seed)
-        case "cyclic":
-            load, rest = divmod(num_chunks * settings.replication, num_workers)
-            if rest:
-                raise UserError(
-                    f"cyclic: {num_chunks} chunks x replication {settings.replication} copies cannot be shared equally "
-                    f"by {num_workers} workers"
-                )
-            return coding.cyclic(num_chunks, num_workers, load)
-        case "fractional":
-            return coding.fractional(num_chunks, num_workers, settings.replication)
-        case "graph":
-            return coding.graph(num_chunks, num_workers, settings.replication, seed)
+        kind = coding.ASSIGNMENTS[settings.assignment]
+        most, replication = kind.most_replication(num_workers), settings.replication
+        if replication > most:
+            raise UserError(
+                f"coding.replication: {replication} is too large for {num_workers} worker"
+                f"{'s' if num_workers > 1 else ''}, expected {f'at most {most}' if most else 'another assignment'}; "
+                f"or start {replication + kind.others + 1} ranks or more, one of them is the server"
+            )
+        return kind.make(num_chunks, num_workers, replication, seed)
     matrix = read_assignment(settings.assignment.path)
     if matrix.shape[1] != num_workers:
         raise UserError(
@@ -155,18 +148,6 @@ def _assignment(settings: Coding, num_workers: int, seed: int, num_chunks: int) 
             f"{num_workers} workers; start {matrix.shape[1] + 1} ranks, one of them is the server"
         )
     return matrix
-
-
-def _check_replication(assignment: str, replication: int, num_workers: int) -> None:
-    """Raises UserError when there are too few workers to hold a chunk so many times."""
-    needed = replication + (assignment == "graph")  # there, a worker does not hold its own vertex's chunks
-    if needed > num_workers:
-        most = num_workers - (assignment == "graph")
-        fewer = f"at most {most}" if most else "another assignment"
-        raise UserError(
-            f"coding.replication: {replication} is too large for {num_workers} worker{'s' if num_workers > 1 else ''}, "
-            f"expected {fewer}; or start {needed + 1} ranks or more, one of them is the server"
-        )
 
 
 def read_assignment(path: str) -> scipy.sparse.csr_array:

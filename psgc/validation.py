@@ -76,18 +76,19 @@ def tag_of_kind(value: Any) -> str:
     return f"<{value['kind'] if isinstance(value, dict) else value.kind}>"
 
 
-def known_kind(kinds: str) -> BeforeValidator:
-    """Refuses whatever is not a mapping with a `kind` among `kinds`, such as "a, b or c"."""
+def known_kind(kinds: Iterable[str]) -> BeforeValidator:
+    """Refuses whatever is not a mapping with a `kind` among `kinds`."""
+    names = [*kinds]
 
     def check(value: Any) -> Any:
         if isinstance(value, BaseModel):
             return value
         if not isinstance(value, dict):
-            raise refuse(f"expected a mapping with kind: {kinds}, got {shown(value)}")
+            raise refuse(f"expected a mapping with kind: {either(names)}, got {shown(value)}")
         if "kind" not in value:
-            raise refuse(f"missing, expected {kinds}", "kind")
-        if value["kind"] not in kinds.replace(" or ", ", ").split(", "):
-            raise refuse(f"expected {kinds}, got {shown(value['kind'])}", "kind")
+            raise refuse(f"missing, expected {either(names)}", "kind")
+        if value["kind"] not in names:
+            raise refuse(f"expected {either(names)}, got {shown(value['kind'])}", "kind")
         return value
 
     return BeforeValidator(check)

@@ -5,7 +5,7 @@ m workers, l = `parts`, A = `assignment`, O = `ordering`, R = `coding_matrix`.
 """
 
 from psgc.coding.agreement import agreeing, consistent
-from psgc.coding.assignment import blocks, check, cyclic, fractional, from_matrix, graph
+from psgc.coding.assignment import ASSIGNMENTS, blocks, check, cyclic, fractional, from_matrix, graph
 from psgc.coding.bounds import clairvoyant_bound, fluid_limit
 from psgc.coding.coding_matrix import coding_matrix, worst_condition
 from psgc.coding.coefficients import decoding_coefficients, encoding_coefficients, squared_error_measure
@@ -14,6 +14,7 @@ from psgc.coding.unbiased import unbiased_weights
 from psgc.coding.worst_case_bound import worst_case_bound
 
 __all__ = [
+    "ASSIGNMENTS",
     "agreeing",
     "blocks",
     "check",

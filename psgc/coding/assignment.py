@@ -10,6 +10,8 @@ With N = b*m the chunks j*b .. j*b + b - 1 are worker j's *own share*; `cyclic` 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -28,23 +30,24 @@ _LARGEST = 10_000_000  # copies of chunks, or workers
 _DENSE_LIMIT = 600  # up to this many vertices a dense eigensolver is the faster one
 
 
-def cyclic(num_chunks: int, num_workers: int, load: int) -> Assignment:
-    """Worker j holds `load` consecutive chunks, from floor(j*N/m) on, wrapping around.
+def cyclic(num_chunks: int, num_workers: int, replication: int, seed: int = 0) -> Assignment:
+    """Worker j holds consecutive chunks, from floor(j*N/m) on, wrapping around.
 
     Args:
         num_chunks: N.
         num_workers: m.
-        load: delta, the chunks of one worker; at most N, and load*m a multiple of N.
+        replication: gamma, the holders of every chunk; at most m, and gamma*N a multiple of m.
+        seed: not used.
 
     Returns:
-        A, shape (N, m), with all column sums `load` and all row sums load*m/N.
+        A, shape (N, m), with all row sums gamma and all column sums gamma*N/m.
 
     Raises:
         UserError: the numbers do not fit together.
 
     Notes:
         Chunk i is held by the workers with i - load < floor(j*N/m) <= i, that is by the whole numbers j in a
-        half-open interval of length load*m/N: exactly load*m/N of them.
+        half-open interval of length load*m/N: exactly gamma of them.
 
     References:
         arXiv:2405.19509, the cyclic assignment of its experiments.
@@ -53,24 +56,25 @@ def cyclic(num_chunks: int, num_workers: int, load: int) -> Assignment:
         >>> cyclic(4, 4, 2).toarray().tolist()
         [[1, 0, 0, 1], [1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1]]
     """
-    n, m, load = whole("num_chunks", num_chunks), whole("num_workers", num_workers), whole("load", load)
-    if load > n:
-        raise UserError(f"cyclic: load {load} is larger than the number of chunks {n}")
-    if load * m % n:
-        raise UserError(f"cyclic: load {load} x {m} workers = {load * m} copies cannot be shared equally by {n} chunks")
-    _check_size("cyclic", n, m, load * m)
+    n, m, replication = _checked("cyclic", num_chunks, num_workers, replication)
+    load, rest = divmod(n * replication, m)
+    if rest:
+        raise UserError(
+            f"cyclic: {n} chunks x replication {replication} copies cannot be shared equally by {m} workers"
+        )
     worker = np.repeat(np.arange(m), load)
     chunk = (worker * n // m + np.tile(np.arange(load), m)) % n
     return _from_pairs(chunk, worker, n, m)
 
 
-def fractional(num_chunks: int, num_workers: int, replication: int) -> Assignment:
+def fractional(num_chunks: int, num_workers: int, replication: int, seed: int = 0) -> Assignment:
     """Fractional repetition: groups of `replication` workers hold the same chunks.
 
     Args:
         num_chunks: N, a multiple of the number of groups m / replication.
         num_workers: m, a multiple of `replication`.
         replication: gamma, the holders of every chunk.
+        seed: not used.
 
     Returns:
         A, shape (N, m). Groups are consecutive workers and hold consecutive chunks.
@@ -82,20 +86,18 @@ def fractional(num_chunks: int, num_workers: int, replication: int) -> Assignmen
         >>> fractional(4, 4, 2).toarray().tolist()
         [[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 1], [0, 0, 1, 1]]
     """
-    n, m = whole("num_chunks", num_chunks), whole("num_workers", num_workers)
-    replication = whole("replication", replication)
+    n, m, replication = _checked("fractional", num_chunks, num_workers, replication)
     if m % replication:
         raise UserError(f"fractional: {m} workers cannot be split into groups of replication {replication}")
     groups = m // replication
     if n % groups:
         raise UserError(f"fractional: {n} chunks cannot be shared equally by {groups} groups of workers")
-    _check_size("fractional", n, m, n * replication)
     chunk = np.repeat(np.arange(n), replication)
     worker = chunk // (n // groups) * replication + np.tile(np.arange(replication), n)
     return _from_pairs(chunk, worker, n, m)
 
 
-def graph(num_chunks: int, num_workers: int, replication: int, seed: int) -> Assignment:
+def graph(num_chunks: int, num_workers: int, replication: int, seed: int = 0) -> Assignment:
     """The neighbourhoods of a random regular expander graph on the workers.
 
     Args:
@@ -122,19 +124,15 @@ def graph(num_chunks: int, num_workers: int, replication: int, seed: int) -> Ass
         >>> bool((A.toarray() == 1 - np.eye(6)).all())
         True
     """
-    n, m = whole("num_chunks", num_chunks), whole("num_workers", num_workers)
-    degree, seed = whole("replication", replication), whole("seed", seed, 0)
+    n, m, degree = _checked("graph", num_chunks, num_workers, replication)
     if n % m:
         raise UserError(f"graph: {n} chunks cannot be shared equally by {m} workers")
-    if degree >= m:
-        raise UserError(f"graph: replication {degree} must be smaller than the number of workers {m}")
     if degree * m % 2:
         raise UserError(f"graph: replication {degree} x {m} workers is odd; no such regular graph exists")
-    _check_size("graph", n, m, n * degree)
     import networkx as nx  # takes long, and every rank of a run imports this file
 
     best, best_eigenvalue = None, np.inf
-    for draw in np.random.default_rng(seed).integers(2**31, size=_GRAPH_TRIES):
+    for draw in np.random.default_rng(whole("seed", seed, 0)).integers(2**31, size=_GRAPH_TRIES):
         drawn = nx.random_regular_graph(degree, m, seed=int(draw))
         adjacency = nx.to_scipy_sparse_array(drawn, nodelist=range(m), dtype=np.int8, format="csr")
         eigenvalue = _second_eigenvalue(adjacency)
@@ -149,7 +147,7 @@ def graph(num_chunks: int, num_workers: int, replication: int, seed: int) -> Ass
     return _from_pairs(chunk, np.repeat(worker, b), n, m)
 
 
-def blocks(num_chunks: int, num_workers: int, replication: int, seed: int) -> Assignment:
+def blocks(num_chunks: int, num_workers: int, replication: int, seed: int = 0) -> Assignment:
     """Every worker's own share of the chunks, with the backups of a share scattered over many workers.
 
     Args:
@@ -177,19 +175,40 @@ def blocks(num_chunks: int, num_workers: int, replication: int, seed: int) -> As
         >>> len(owners)  # own share, and four backups from four different workers
         5
     """
-    n, m = whole("num_chunks", num_chunks), whole("num_workers", num_workers)
-    replication, seed = whole("replication", replication), whole("seed", seed, 0)
-    if replication > m:
-        raise UserError(f"blocks: replication {replication} is larger than the number of workers {m}")
-    _check_size("blocks", n, m, n * replication)
+    n, m, replication = _checked("blocks", num_chunks, num_workers, replication)
     backups = replication - 1
     chunk, first = np.arange(n), np.arange(m) * n // m
     owner = np.searchsorted(first, chunk, side="right") - 1
     c = chunk - first[owner]
-    distance = 1 + np.random.default_rng(seed).permutation(m - 1)
+    distance = 1 + np.random.default_rng(whole("seed", seed, 0)).permutation(m - 1)
     distances = [distance[(c + r * (m - 1) // backups) % (m - 1)] for r in range(backups)]
     holders = [owner, *((owner + d) % m for d in distances)]
     return _from_pairs(np.tile(chunk, replication), np.concatenate(holders), n, m)
+
+
+@dataclass(frozen=True)
+class AssignmentKind:
+    """An assignment that can be chosen by name.
+
+    Args:
+        make: a function of num_chunks N, num_workers m, replication and seed. It raises UserError when they do not fit.
+        others: workers that cannot hold a chunk, whatever the replication.
+    """
+
+    make: Callable[[int, int, int, int], Assignment]
+    others: int = 0
+
+    def most_replication(self, num_workers: int) -> int:
+        """The largest replication that `num_workers` workers allow."""
+        return num_workers - self.others
+
+
+ASSIGNMENTS = {
+    "blocks": AssignmentKind(blocks),
+    "cyclic": AssignmentKind(cyclic),
+    "fractional": AssignmentKind(fractional),
+    "graph": AssignmentKind(graph, others=1),  # a vertex is not its own neighbour
+}
 
 
 def from_matrix(matrix: Any) -> Assignment:
@@ -265,11 +284,16 @@ def check(assignment: Assignment, parts: int) -> None:
         raise UserError(f"parts is {parts}, but chunk {fewest} is held by only {count} worker{'s' * (count > 1)}")
 
 
-def _check_size(kind: str, num_chunks: int, num_workers: int, copies: int) -> None:
-    """Refuse a typing error before it takes all the memory there is."""
-    if max(num_workers, copies) > _LARGEST:
-        sizes = f"{num_chunks} chunks in {copies} copies on {num_workers} workers"
-        raise UserError(f"{kind}: {sizes} are too many, expected at most {_LARGEST} copies and workers")
+def _checked(name: str, num_chunks: int, num_workers: int, replication: int) -> tuple[int, int, int]:
+    """The three numbers. Raises UserError when one is not a number, or too large."""
+    n, m = whole("num_chunks", num_chunks), whole("num_workers", num_workers)
+    replication = whole("replication", replication)
+    if (most := ASSIGNMENTS[name].most_replication(m)) < replication:
+        raise UserError(f"{name}: replication {replication} is too large for {m} workers, expected at most {most}")
+    if max(m, n * replication) > _LARGEST:  # a typing error, which would take all the memory there is
+        sizes = f"{n} chunks in {n * replication} copies on {m} workers"
+        raise UserError(f"{name}: {sizes} are too many, expected at most {_LARGEST} copies and workers")
+    return n, m, replication
 
 
 def _from_pairs(chunk: Any, worker: Any, num_chunks: int, num_workers: int) -> Assignment:

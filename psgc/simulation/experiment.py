@@ -159,18 +159,13 @@ def _assignment(settings: s.Settings) -> Any:
     if not isinstance(wanted, s.BuiltAssignment):
         return read_assignment(wanted.path)
     chunks, workers, load = wanted.chunks, wanted.workers, wanted.load
-    if wanted.kind == "cyclic":
-        return coding.cyclic(chunks, workers, load)
-    if load * workers % chunks:
+    if load > chunks:
+        raise UserError(f"assignment: load {load} is larger than the number of chunks {chunks}")
+    replication, rest = divmod(load * workers, chunks)
+    if rest:
         copies = f"load {load} x {workers} workers = {load * workers} copies"
         raise UserError(f"assignment: {copies} cannot be shared equally by {chunks} chunks")
-    replication = load * workers // chunks
-    match wanted.kind:
-        case "fractional":
-            return coding.fractional(chunks, workers, replication)
-        case "graph":
-            return coding.graph(chunks, workers, replication, settings.seed)
-    return coding.blocks(chunks, workers, replication, settings.seed)
+    return coding.ASSIGNMENTS[wanted.kind].make(chunks, workers, replication, settings.seed)
 
 
 def _speeds(settings: s.Settings, workers: int) -> speeds.Seconds:

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
+from psgc.coding import ASSIGNMENTS
 from psgc.config import AssignmentFile, ScheduleName
 from psgc.schedules import SCHEDULES
 from psgc.validation import (
@@ -19,6 +20,7 @@ from psgc.validation import (
     either,
     expect,
     known_kind,
+    one_of,
     refuse,
     tag_of_kind,
     validated,
@@ -41,7 +43,7 @@ Failed = Annotated[int | str, BeforeValidator(_failed)]
 class BuiltAssignment(Section):
     """An assignment of psgc.coding, in which every worker holds `load` chunks."""
 
-    kind: Literal["cyclic", "fractional", "graph", "blocks"]
+    kind: Annotated[str, one_of(ASSIGNMENTS)]
     chunks: Count = Field(description="a whole number >= 1")
     workers: Count = Field(description="a whole number >= 1")
     load: Count = Field(description="a whole number >= 1, the chunks that a worker holds")
@@ -90,13 +92,9 @@ class SpeedsFile(Speeds):
 
 
 AnyAssignment = Annotated[
-    Annotated[BuiltAssignment, Tag("<cyclic>")]
-    | Annotated[BuiltAssignment, Tag("<fractional>")]
-    | Annotated[BuiltAssignment, Tag("<graph>")]
-    | Annotated[BuiltAssignment, Tag("<blocks>")]
-    | Annotated[AssignmentFile, Tag("<file>")],
-    Discriminator(tag_of_kind),
-    known_kind("cyclic, fractional, graph, blocks or file"),
+    Annotated[BuiltAssignment, Tag("<built>")] | Annotated[AssignmentFile, Tag("<file>")],
+    Discriminator(lambda value: tag if (tag := tag_of_kind(value)) == "<file>" else "<built>"),
+    known_kind([*ASSIGNMENTS, "file"]),
 ]
 AnySpeeds = Annotated[
     Annotated[Exponential, Tag("<exponential>")]
@@ -106,7 +104,7 @@ AnySpeeds = Annotated[
     | Annotated[Trace, Tag("<trace>")]
     | Annotated[SpeedsFile, Tag("<file>")],
     Discriminator(tag_of_kind),
-    known_kind("exponential, shifted_exponential, pareto, two_speed, trace or file"),
+    known_kind(["exponential", "shifted_exponential", "pareto", "two_speed", "trace", "file"]),
 ]
 
 

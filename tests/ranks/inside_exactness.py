@@ -14,10 +14,12 @@ import pytest
 from mpi4py import MPI  # before psgc's transport, which would leave MPI uninitialised for pytest-mpi
 
 from psgc.backend import Backend
+from psgc.coding import ASSIGNMENTS
 from psgc.config import from_yaml_text
 from psgc.data import ChunkSource, open_data, write_dense
 from psgc.plan import Plan, make_plan
 from psgc.problems import make_problem
+from psgc.schedules import SCHEDULES
 from psgc.training.server_side import make_server
 from psgc.training.worker_side import make_worker
 from psgc.transport import Transport
@@ -25,10 +27,10 @@ from psgc.transport import Transport
 ITERATIONS = 20
 TOLERANCE = {"float64": 1e-10, "float32": 1e-4}
 DIMENSIONS = (
-    ["blocks", "cyclic", "fractional", "graph"],
+    [*ASSIGNMENTS],
     [1, 2, 3],
     ["per_chunk", "combined"],
-    ["uncoded", "full", "random", "static", "skipping", "dynamic"],
+    [*SCHEDULES],
     ["float64", "float32"],
 )
 EVERY = bool(os.environ.get("PSGC_EVERY_CASE"))

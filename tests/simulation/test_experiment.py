@@ -9,11 +9,15 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from psgc import coding
+from psgc.coding.assignment import AssignmentKind
+from psgc.config import Coding
 from psgc.errors import UserError
+from psgc.plan import make_plan
+from psgc.schedules import SCHEDULES
 from psgc.simulation import closed_form, experiment
-from psgc.simulation.settings import Settings
+from psgc.simulation.settings import BuiltAssignment, Settings
 
-ALL = ["uncoded", "full", "random", "static", "skipping", "dynamic"]
+ALL = list(SCHEDULES)
 
 
 def simulation(**changes: object) -> Settings:
@@ -64,21 +68,20 @@ def test_the_same_seed_gives_the_same_rows_and_another_one_others():
 SQUARE = {"chunks": 12, "workers": 12, "load": 4}
 
 
-@pytest.mark.parametrize(
-    ("assignment", "build"),
-    [
-        ({"kind": "cyclic"} | SQUARE, lambda: coding.cyclic(12, 12, 4)),
-        ({"kind": "fractional"} | SQUARE, lambda: coding.fractional(12, 12, 4)),
-        ({"kind": "graph"} | SQUARE, lambda: coding.graph(12, 12, 4, 5)),
-        ({"kind": "blocks", "chunks": 24, "workers": 12, "load": 6}, lambda: coding.blocks(24, 12, 3, 5)),
-    ],
-)
-def test_assignments_are_those_of_coding(assignment, build):
+@pytest.mark.parametrize("name", [*coding.ASSIGNMENTS, "reversed"])
+def test_assignments_are_those_of_their_names(name, monkeypatch):
+    """Also one that nothing but the registry knows of."""
+    if name == "reversed":
+        kind = AssignmentKind(lambda *numbers: coding.from_matrix(coding.blocks(*numbers).toarray()[:, ::-1]))
+        monkeypatch.setitem(coding.ASSIGNMENTS, name, kind)
+    assignment = BuiltAssignment(kind=name, **SQUARE)
     (row,) = experiment.run(simulation(assignment=assignment, schedules=["static"], seed=5, speeds=PLAIN))
     seconds = np.random.default_rng([5, 0]).exponential(size=(20, 12))
-    times = closed_form.completion_times(coding.ordering(build()), 1, seconds)
-    assert row.mean_time == pytest.approx(times.mean())
-    assert row.std_time == pytest.approx(times.std())
+    built = coding.ASSIGNMENTS[name].make(12, 12, 4, 5)
+    times = closed_form.completion_times(coding.ordering(built), 1, seconds)
+    assert (row.mean_time, row.std_time) == pytest.approx((times.mean(), times.std()))
+    plan = make_plan(Coding(assignment=name, chunks_per_worker=1, replication=4), "static", 12, seed=5)
+    assert (plan.assignment != built).nnz == 0
 
 
 PLAIN = {"kind": "exponential"}
@@ -241,7 +244,10 @@ def test_a_trace_with_fewer_workers_than_needed(tmp_path):
         ({"speeds": {"kind": "exponential", "failed": 12}}, "failed is 12; with 12 workers it must be"),
         ({"assignment": {"kind": "blocks", "chunks": 24, "workers": 12, "load": 5}}, "assignment: load 5 x 12 workers"),
         ({"assignment": {"kind": "graph", "chunks": 12, "workers": 12, "load": 12}}, "graph: replication 12"),
-        ({"assignment": {"kind": "cyclic", "chunks": 12, "workers": 12, "load": 13}}, "cyclic: load 13"),
+        (
+            {"assignment": {"kind": "cyclic", "chunks": 12, "workers": 12, "load": 13}},
+            "load 13 is larger than the number of chunks 12",
+        ),
     ],
 )
 def test_settings_that_do_not_fit_each_other(changes, said):

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from psgc.coding import ASSIGNMENTS
 from psgc.config import AssignmentFile
 from psgc.errors import UserError
 from psgc.simulation import settings
@@ -60,7 +61,7 @@ def test_every_kind_of_speeds(sim_yaml, override, speeds):
     assert load(sim_yaml, [f"speeds={override}"]).speeds == speeds
 
 
-@pytest.mark.parametrize("kind", ["cyclic", "fractional", "graph", "blocks"])
+@pytest.mark.parametrize("kind", [*ASSIGNMENTS])
 def test_every_kind_of_assignment(sim_yaml, kind):
     assert load(sim_yaml, [f"assignment.kind={kind}"]).assignment.kind == kind
 
@@ -98,7 +99,7 @@ WHOLES = "a list of at least one whole number >= 1"
         ("speeds.failed=-1", "expected a whole number >= 0, load, load - 1 or load - parts, got -1"),
         ("speeds.failed=load + 1", "expected a whole number >= 0, load, load - 1 or load - parts, got 'load + 1'"),
         ("speeds.failed=true", "expected a whole number >= 0, load, load - 1 or load - parts, got true"),
-        ("assignment.kind=circle", "expected cyclic, fractional, graph, blocks or file, got 'circle'"),
+        ("assignment.kind=circle", "expected blocks, cyclic, fractional, graph or file, got 'circle'"),
         ("assignment.lod=3", "unknown key, did you mean 'load'?"),
         ("assignment={kind: graph, chunks: 3}", "assignment.workers: missing, expected a whole number >= 1"),
         ("assignment={kind: file}", "assignment.path: missing, expected a .npy file with a 0/1 matrix"),

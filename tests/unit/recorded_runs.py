@@ -34,7 +34,7 @@ def record(
     slow, lost = slow or {}, lost or {}
     num_chunks = workers * chunks_per_worker
     config = from_yaml_text(f"{CONFIG}iterations: {max(1, iterations)}\noutput: {directory}\n")
-    assignment = coding.cyclic(num_chunks, workers, min(4, workers) * chunks_per_worker)
+    assignment = coding.cyclic(num_chunks, workers, min(4, workers))
     directory.mkdir(parents=True)
     recorder = Recorder(directory, config.to_yaml(), assignment, 1, [chunks_per_worker] * workers)
     rng = np.random.default_rng(seed)

@@ -28,22 +28,22 @@ def test_examples():
 
 
 @given(st.integers(1, 20), st.integers(1, 20), st.integers(1, 20))
-def test_cyclic_is_regular_or_refused(num_chunks, num_workers, load):
-    if load > num_chunks or load * num_workers % num_chunks:
-        with pytest.raises(UserError, match=f"load {load}"):
-            cyclic(num_chunks, num_workers, load)
+def test_cyclic_is_regular_or_refused(num_chunks, num_workers, replication):
+    if replication > num_workers or num_chunks * replication % num_workers:
+        with pytest.raises(UserError, match=f"replication {replication}"):
+            cyclic(num_chunks, num_workers, replication)
         return
-    assignment = cyclic(num_chunks, num_workers, load)
-    assert_regular(assignment, num_chunks, num_workers, load * num_workers // num_chunks)
+    assignment = cyclic(num_chunks, num_workers, replication)
+    assert_regular(assignment, num_chunks, num_workers, replication)
     dense = assignment.toarray()
     for j in range(num_workers):
         start = j * num_chunks // num_workers
-        assert all(dense[(start + k) % num_chunks, j] == 1 for k in range(load))
+        assert all(dense[(start + k) % num_chunks, j] == 1 for k in range(num_chunks * replication // num_workers))
 
 
 @given(st.integers(1, 24), st.integers(1, 12), st.integers(1, 12))
 def test_fractional_groups_hold_the_same(num_chunks, num_workers, replication):
-    if num_workers % replication or num_chunks % (num_workers // replication):
+    if replication > num_workers or num_workers % replication or num_chunks % (num_workers // replication):
         with pytest.raises(UserError, match="fractional"):
             fractional(num_chunks, num_workers, replication)
         return

@@ -148,7 +148,7 @@ def random_rows(num_chunks, num_workers, replication, seed):
         random_rows(200, 200, range(6, 11), 0),
         random_rows(40, 130, range(3, 7), 0),
         graph(320, 40, 4, 0),
-        cyclic(60, 40, 3),
+        cyclic(60, 40, 2),
     ],
     ids=["tall", "square", "uneven", "wide", "regular", "regular, not a multiple"],
 )
@@ -190,7 +190,7 @@ def test_the_papers_optimum_is_an_optimum():
         assert worst_case(assignment, ordering(assignment), parts) == best
 
 
-@pytest.mark.parametrize("assignment", [blocks(40, 8, 3, 0), fractional(24, 6, 3), cyclic(24, 8, 9)])
+@pytest.mark.parametrize("assignment", [blocks(40, 8, 3, 0), fractional(24, 6, 3), cyclic(24, 8, 3)])
 def test_own_share_first_then_backups_in_reverse(assignment):
     n, m = assignment.shape
     b = n // m

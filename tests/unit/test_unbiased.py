@@ -25,7 +25,7 @@ def irregular():
 CASES = [
     (coding.ordering(coding.cyclic(4, 4, 2)), [2, 1, 1, 0], 1),
     (coding.ordering(coding.cyclic(5, 5, 3)), [3, 3, 1, 0, 0], 2),
-    (coding.ordering(coding.cyclic(8, 4, 4)), [4, 4, 1, 0], 1),
+    (coding.ordering(coding.cyclic(8, 4, 2)), [4, 4, 1, 0], 1),
     (irregular(), [2, 2, 1, 0], 1),
 ]
 

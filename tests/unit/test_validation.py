@@ -23,7 +23,7 @@ class Square(Section):
 Shape = Annotated[
     Annotated[Round, Tag("<round>")] | Annotated[Square, Tag("<square>")],
     Discriminator(tag_of_kind),
-    known_kind("round or square"),
+    known_kind(["round", "square"]),
 ]
 
 
