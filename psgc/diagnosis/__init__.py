@@ -1,1 +1,1 @@
-"""`psgc doctor`: what this machine gives, and what a run here will survive."""
+"""`psgc doctor`: tests this machine, and says what a run on it would survive."""

@@ -1,8 +1,8 @@
-"""`psgc doctor`: what this machine gives a run, what a run here will survive, and the line to launch it with.
+"""`psgc doctor`: tests this machine, says what a run on it would survive, and how to launch it.
 
-It probes rather than believes: some ranks are started by the very line that `psgc launch` would use, exchange vectors,
-and lose one of their number. Whatever could hang or crash runs in a process of its own, all of them at the same time
-and each with a limit (`probe`, `ask`); `findings` says what their answers mean.
+It starts some ranks with the same command as `psgc launch`; they exchange vectors, and then one of them is killed.
+Whatever could hang or crash runs in its own process with a time limit, all at the same time (`probe`, `commands`).
+`findings` says what the results mean.
 """
 
 import os
@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterable, Mapping
 
 from psgc import __version__
-from psgc.diagnosis.ask import Question
+from psgc.diagnosis.commands import Command
 from psgc.diagnosis.findings import (
     Finding,
     core_findings,
@@ -29,14 +29,14 @@ from psgc.launching.mpirun import ANYWHERE, Mpirun, Placement, find_mpirun, laun
 from psgc.machine import NETWORK, THREADS, usable_cores
 from psgc.terminal import say, shell_line
 
-LIMIT = 16.0  # seconds for everything, but for killing what is late
-MPIRUN_LIMIT = 3.0  # for each of three commands that say which MPI it is
+LIMIT = 16.0  # seconds for everything, except for killing what is late
+MPIRUN_LIMIT = 3.0  # for each of the three commands that tell which MPI it is
 FILES_LIMIT = 8.0
-SLURM_LIMIT = 5.0  # its commands go on asking for many seconds when nobody answers
+SLURM_LIMIT = 5.0  # its commands retry for many seconds when nobody answers
 GPU_LIMIT = 15.0  # importing CuPy from a network file system can take long
 PROBE = [sys.executable, "-P", "-m", "psgc.diagnosis.probe"]
-PROBE_RANKS = 3  # a server, a worker that dies and one that sees it
-TELL_TRANSPORT = {  # Open MPI's and MPICH's ways of saying which transport they have chosen
+PROBE_RANKS = 3  # a server, a worker that dies, and a worker that notices it
+SHOW_TRANSPORT = {  # makes Open MPI and MPICH print which transport they have chosen
     "OMPI_MCA_pml_base_verbose": "10",
     "OMPI_MCA_btl_base_verbose": "5",
     "MPIR_CVAR_DEBUG_SUMMARY": "1",
@@ -44,11 +44,10 @@ TELL_TRANSPORT = {  # Open MPI's and MPICH's ways of saying which transport they
 
 
 def doctor(output: str = "runs", num_ranks: int | None = None, placement: Placement = ANYWHERE) -> int:
-    """Probes this machine and prints what it found, in less than 20 s.
+    """Tests this machine and prints the findings, in less than 20 s. Returns 0 when training can run, else 1.
 
-    output: the directory that runs will write to; num_ranks: of the run to come (default: SLURM's tasks, or as many
-    workers as there are cores). Returns 0 when training can run at all, else 1.
-    Raises UserError: fewer than two ranks, no such host file.
+    output: the directory that runs will write to; num_ranks: of the planned run (default: SLURM's tasks, else a
+    worker for each core). Raises UserError: fewer than two ranks, no such host file.
     """
     deadline = time.monotonic() + LIMIT
     environ = {name: value for name, value in os.environ.items() if name != "PSGC_TERMINAL"}
@@ -56,10 +55,10 @@ def doctor(output: str = "runs", num_ranks: int | None = None, placement: Placem
     say(f"psgc {__version__} on {socket.gethostname()}, Python {sys.version.split()[0]}")
     line, survived = "", False
     with (
-        Question([*PROBE, "gpu"], environ, GPU_LIMIT) as gpu,
-        Question([*PROBE, "files", output], environ, FILES_LIMIT) as files,
-        Question(["sinfo", "--version"], environ, SLURM_LIMIT) as slurm,
-        Question(["sinfo", "-h", "-o", "%P %a %D"], environ, SLURM_LIMIT) as partitions,
+        Command([*PROBE, "gpu"], environ, GPU_LIMIT) as gpu,
+        Command([*PROBE, "files", output], environ, FILES_LIMIT) as files,
+        Command(["sinfo", "--version"], environ, SLURM_LIMIT) as slurm,
+        Command(["sinfo", "-h", "-o", "%P %a %D"], environ, SLURM_LIMIT) as partitions,
     ):
         try:
             mpirun = find_mpirun(environ, MPIRUN_LIMIT)
@@ -69,29 +68,29 @@ def doctor(output: str = "runs", num_ranks: int | None = None, placement: Placem
             command, additions = launch_command(ranks, ["train", "run.yaml"], environ, placement, mpirun=mpirun)
             line = " ".join([*(f"{k}={shell_line([v])}" for k, v in additions.items()), shell_line(command)])
             findings, survived = _probe_mpi(mpirun, ranks, placement, environ, additions, deadline)
-        shared, answers = files.answer().found().get("kind") in NETWORK, partitions.answer().code == 0
-        findings += gpu_findings(gpu.answer(), "PSGC_CUDA_AWARE=1" in line, bool(shutil.which("nvidia-smi")))
+        shared, slurm_answers = files.result().found().get("kind") in NETWORK, partitions.result().code == 0
+        findings += gpu_findings(gpu.result(), "PSGC_CUDA_AWARE=1" in line, bool(shutil.which("nvidia-smi")))
         findings += [
-            slurm_finding(slurm.answer(), partitions.answer(), environ),
-            output_finding(output, files.answer()),
+            slurm_finding(slurm.result(), partitions.result(), environ),
+            output_finding(output, files.result()),
         ]
     _report(findings)
     if any(finding.level == "problem" for finding in findings):
         say()
-        say("No run can start here until what is called a problem is solved.")
+        say("No run can start here until each problem is solved.")
         return 1
     launch = shell_line(["psgc", "launch", "run.yaml", "-n", str(ranks), *placement.arguments()])
     say()
     say("What a run here survives")
-    _report(survival(survived, shared, answers, launch))
+    _report(survival(survived, shared, slurm_answers, launch))
     say()
     say(f"Launch it with   {launch}")
-    say(f"which stands for {line}")
+    say(f"which runs       {line}")
     return 0
 
 
 def default_ranks(environ: Mapping[str, str], cores: int) -> int:
-    """How many ranks to look after when nobody says: SLURM's tasks, else a worker for every core and the server."""
+    """The default number of ranks: SLURM's tasks, else a server and a worker for each core."""
     tasks = environ.get("SLURM_NTASKS", "")
     return max(int(tasks), 2) if tasks.isdigit() else max(cores + 1, PROBE_RANKS)
 
@@ -104,27 +103,27 @@ def _probe_mpi(
     additions: Mapping[str, str],
     deadline: float,
 ) -> tuple[list[Finding], bool]:
-    """Start a job as `psgc launch` would (with all its ranks where hosts are named, so that each gets some).
+    """Run a test job in the way of `psgc launch`, with all ranks of the run when hosts are named.
 
-    Returns what that told, and whether the job survived the death of a rank.
+    Returns the findings, and whether the job survived the death of a rank.
     """
-    share = {name: value for name, value in additions.items() if name in THREADS}  # of the run to come
+    share = {name: value for name, value in additions.items() if name in THREADS}  # of the planned run
     size = PROBE_RANKS if placement == ANYWHERE else max(PROBE_RANKS, num_ranks)
     command, more = launch_command(
         size, ["ranks"], {**environ, **share}, placement, mpirun=mpirun, module="psgc.diagnosis.probe"
     )
-    with Question(command, {**environ, **share, **more, **TELL_TRANSPORT}, deadline - time.monotonic()) as job:
-        answer = job.answer()
-    findings = [mpirun_finding(mpirun), *job_findings(mpirun, "--with-ft" in command, answer, size)]
-    told: list[dict[str, int | None]] = answer.found().get("ranks", [])
+    with Command(command, {**environ, **share, **more, **SHOW_TRANSPORT}, deadline - time.monotonic()) as job:
+        result = job.result()
+    findings = [mpirun_finding(mpirun), *job_findings(mpirun, "--with-ft" in command, result, size)]
+    told: list[dict[str, int | None]] = result.found().get("ranks", [])
     here_alone = placement == ANYWHERE and environ.get("SLURM_JOB_NUM_NODES", "1") == "1"
     if told and here_alone:
         threads = max((threads for rank in told if (threads := rank["blas"])), default=None)
         findings += core_findings(num_ranks, usable_cores(), threads, environ.get("OMP_NUM_THREADS"))
-    return findings, bool(answer.found().get("survived"))
+    return findings, bool(result.found().get("survived"))
 
 
 def _report(findings: Iterable[Finding]) -> None:
     for finding in findings:
-        text = " ".join(finding.text.split())  # what others say may be several lines
+        text = " ".join(finding.text.split())  # other programs' texts may have several lines
         say(f"  {finding.level:<7}  {finding.name:<16}  {text}")

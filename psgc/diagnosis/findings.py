@@ -1,11 +1,11 @@
-"""What the answers of `probe` and of the cluster's own commands mean for a run. Pure: asks nothing itself."""
+"""What the results of `probe` and of the cluster's own commands mean for a run. Pure functions."""
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from psgc.diagnosis.ask import Answer
+from psgc.diagnosis.commands import Result
 from psgc.launching.mpirun import Mpirun
 from psgc.machine import FLEETING, NETWORK
 
@@ -22,126 +22,125 @@ class Finding:
 def mpirun_finding(mpirun: Mpirun) -> Finding:
     """Which MPI's mpirun it is."""
     if not mpirun.family:
-        return Finding("note", "mpirun", f"{mpirun.path}, of an MPI that psgc does not know: it gets no option but -n")
+        return Finding("note", "mpirun", f"{mpirun.path}, of an MPI unknown to psgc: it gets no options but -n")
     return Finding("ok", "mpirun", f"{mpirun.path}, {mpirun.family} {mpirun.version}")
 
 
-def job_findings(mpirun: Mpirun, tolerant: bool, answer: Answer, num_ranks: int) -> list[Finding]:
-    """The job that lost a rank: MPI library, messages, transport, what became of the others.
+def job_findings(mpirun: Mpirun, tolerant: bool, result: Result, num_ranks: int) -> list[Finding]:
+    """The test job that lost a rank: MPI library, messages, transport, and what happened to the other ranks.
 
-    tolerant: whether it was started with fault tolerance; num_ranks: how many ranks it was to have.
+    tolerant: whether it was started with fault tolerance; num_ranks: how many ranks were started.
     """
-    started = [line for line in answer.lines() if "size" in line]
+    started = [line for line in result.lines() if "size" in line]
     if not started:
-        return [Finding("problem", "MPI library", f"a job of {num_ranks} ranks did not start: {_why(answer)}")]
+        return [Finding("problem", "MPI library", f"a job of {num_ranks} ranks did not start: {_why(result)}")]
     first = started[0]
     if len(started) > 1 or first["size"] != num_ranks:
         reason = (
-            f"every rank is alone: mpirun is {mpirun.family or 'unknown'}, mpi4py uses {first['library']}; "
+            f"the ranks do not see each other: mpirun is {mpirun.family or 'unknown'}, mpi4py uses {first['library']}; "
             "put that one's mpirun on the PATH, or the other's library into MPI4PY_LIBMPI"
         )
         return [Finding("problem", "MPI library", reason)]
     hosts = "1 host" if first["hosts"] == 1 else f"{first['hosts']} hosts"
-    level: Literal["ok", "problem"] = "problem" if first["threads"] == "single" else "ok"
-    threads = (
-        f"thread level {first['threads']} ({'funneled is needed' if level == 'problem' else 'all that is needed'})"
-    )
-    findings = [Finding(level, "MPI library", f"{first['library']}, {num_ranks} ranks on {hosts}, {threads}")]
-    found = answer.found()
+    text = f"{first['library']}, {num_ranks} ranks on {hosts}, thread level {first['threads']}"
+    if first["threads"] == "single":
+        findings = [Finding("problem", "MPI library", f"{text} (funneled is needed)")]
+    else:
+        findings = [Finding("ok", "MPI library", f"{text} (sufficient)")]
+    found = result.found()
     if "exchanged" not in found:
-        return [*findings, Finding("problem", "messages", f"vectors of 8 MiB did not come back: {_why(answer)}")]
+        return [*findings, Finding("problem", "messages", f"vectors of 8 MiB did not arrive: {_why(result)}")]
     rate = found["bytes"] / found["exchanged"] / 1e9
-    findings.append(Finding("ok", "messages", f"8 MiB to each of {num_ranks - 1} workers and back, {rate:.2g} GB/s"))
-    findings.append(_transport_finding(answer))
-    findings.append(_death_finding(mpirun, tolerant, answer, found))
-    return findings
+    text = f"8 MiB to each of {num_ranks - 1} workers and back, {rate:.2g} GB/s"
+    death = _death_finding(mpirun, tolerant, result, found)
+    return [*findings, Finding("ok", "messages", text), _transport_finding(result), death]
 
 
-def _transport_finding(answer: Answer) -> Finding:
-    if layers := sorted(set(re.findall(r"select: component (\w+) selected", answer.err))):
-        below = sorted(set(re.findall(r"Using (\w+) btl for send to", answer.err)) - {"self"})
+def _transport_finding(result: Result) -> Finding:
+    if layers := sorted(set(re.findall(r"select: component (\w+) selected", result.err))):
+        below = sorted(set(re.findall(r"Using (\w+) btl for send to", result.err)) - {"self"})
         return Finding("ok", "transport", f"pml {', '.join(layers)}" + (f", btl {', '.join(below)}" if below else ""))
-    if netmod := re.search(r"==== (\w+) netmod Capability", answer.out):
-        return Finding("ok", "transport", f"netmod {netmod[1]} between hosts, shared memory inside")
-    return Finding("note", "transport", "this MPI does not say what it uses")
+    if netmod := re.search(r"==== (\w+) netmod Capability", result.out):
+        return Finding("ok", "transport", f"netmod {netmod[1]} between hosts, shared memory within a host")
+    return Finding("note", "transport", "this MPI does not say which transport it uses")
 
 
-def _death_finding(mpirun: Mpirun, tolerant: bool, answer: Answer, found: Mapping[str, Any]) -> Finding:
+def _death_finding(mpirun: Mpirun, tolerant: bool, result: Result, found: Mapping[str, Any]) -> Finding:
     name = "a dead rank"
-    ended = f"mpirun ended by itself with {answer.code}" if answer.code is not None else "mpirun did not end"
-    if found.get("survived") and answer.code == 0:
-        return Finding("ok", name, f"seen by the others after {1000 * found['noticed']:.0f} ms; they went on, {ended}")
+    ended = f"mpirun exited with {result.code}" if result.code is not None else "mpirun did not end"
+    if found.get("survived") and result.code == 0:
+        text = f"the others noticed it after {1000 * found['noticed']:.0f} ms and went on; {ended}"
+        return Finding("ok", name, text)
     if found.get("survived"):
-        return Finding("note", name, f"seen by the others, but then {ended}; psgc launch sees to that")
+        return Finding("note", name, f"the others noticed it and went on, but {ended}; psgc launch handles that")
     if "noticed" in found:
-        return Finding("note", name, f"seen by the server, but not by all others; {ended}")
+        return Finding("note", name, f"the server noticed it, but not all others did; {ended}")
     if tolerant:
-        return Finding("note", name, f"NOT survived, although mpirun took --with-ft ulfm: {_why(answer)}")
+        return Finding("note", name, f"NOT survived, although mpirun accepted --with-ft ulfm: {_why(result)}")
     if mpirun.family != "Open MPI" or mpirun.major < 5:
-        reason = f"{mpirun.family or 'this MPI'} {mpirun.version}".strip() + " cannot; Open MPI 5 can"
+        reason = f"{mpirun.family or 'this MPI'} {mpirun.version}".strip() + " cannot survive it; Open MPI 5 can"
     elif not mpirun.fault_tolerant:
         reason = "this Open MPI was built without fault tolerance"
     else:
-        reason = "OMPI_MCA_pml leaves out ob1, the one that can survive it"
+        reason = "OMPI_MCA_pml excludes ob1, which fault tolerance needs"
     return Finding("note", name, f"ends the job ({ended}): {reason}")
 
 
-def _why(answer: Answer) -> str:
-    """Why a job did not do what it should, in its own words where it has some."""
-    said = [line.strip() for line in (answer.err or answer.out).splitlines()]
+def _why(result: Result) -> str:
+    """Why a command failed, in its own words if it printed any."""
+    said = [line.strip() for line in (result.err or result.out).splitlines()]
     said = [line for line in said if re.search(r"\w", line) and not re.match(r"\[[^]]*:\d+\]|=+ |psgc-probe", line)]
     errors = [line for line in said if re.match(r"[\w.]*(Error|Exception)\b", line)]
     words = f" ({(errors or said)[0][:200]})" if said else ""
-    if answer.code is None:
-        return f"no end after {answer.seconds:.0f} s{words}" if answer.seconds else answer.err
-    return f"exit {answer.code}{words}"
+    if result.code is None:
+        return f"timed out after {result.seconds:.0f} s{words}" if result.seconds else result.err
+    return f"exit code {result.code}{words}"
 
 
 def core_findings(num_ranks: int, cores: int, threads: int | None, wanted: str | None) -> list[Finding]:
-    """Whether ranks and their threads find a core each.
+    """Whether there is a core for each rank and thread.
 
-    cores: of this host, for all ranks of this host; threads: of BLAS in each rank, None when it could not be asked;
+    cores: of this host, for all its ranks; threads: of BLAS in each rank, None when unknown;
     wanted: OMP_NUM_THREADS in the user's environment, if set.
     """
+    workers, name = num_ranks - 1, "BLAS threads"
     text = f"{cores} for {num_ranks} ranks (the server needs little of one)"
-    crowded = num_ranks - 1 > cores
-    findings = [Finding("note", "cores", f"{text}: they take turns, which tells nothing about speed")]
-    if not crowded:
-        findings = [Finding("ok", "cores", text)]
+    found = [Finding("ok", "cores", text)]
+    if workers > cores:
+        found = [Finding("note", "cores", f"{text}: too few, so this run says nothing about speed")]
     if threads is None:
-        text = "as OMP_NUM_THREADS says; pip install threadpoolctl to have the library asked"
-        return [*findings, Finding("note", "BLAS threads", text)]
-    each = f"{threads} in each rank"
-    if threads > 1 and threads * (num_ranks - 1) > cores:
-        advice = f"unset OMP_NUM_THREADS={wanted}" if wanted else "the BLAS does not heed OMP_NUM_THREADS"
-        text = f"{each}, {threads * (num_ranks - 1)} on {cores} cores: {advice}"
-        return [*findings, Finding("note", "BLAS threads", text)]
-    return [*findings, Finding("ok", "BLAS threads", each)]
+        text = "as OMP_NUM_THREADS says; to have the library asked: pip install threadpoolctl"
+        return [*found, Finding("note", name, text)]
+    text = f"{threads} in each rank"
+    if threads > 1 and threads * workers > cores:
+        advice = f"unset OMP_NUM_THREADS={wanted}" if wanted else "the BLAS ignores OMP_NUM_THREADS"
+        return [*found, Finding("note", name, f"{text}, {threads * workers} on {cores} cores: {advice}")]
+    return [*found, Finding("ok", name, text)]
 
 
-def gpu_findings(answer: Answer, cuda_aware: bool, driver: bool) -> list[Finding]:
-    """GPUs, and how their memory gets into messages. cuda_aware: MPI's own word; driver: nvidia-smi is there."""
-    found = answer.found()
+def gpu_findings(result: Result, cuda_aware: bool, driver: bool) -> list[Finding]:
+    """GPUs, and how messages reach their memory. cuda_aware: MPI says so; driver: nvidia-smi is installed."""
+    found = result.found()
     if "cupy" not in found:
-        return [Finding("note", "GPU", f"CuPy cannot be asked: {_why(answer)}; backend numpy works")]
+        return [Finding("note", "GPU", f"CuPy does not start: {_why(result)}; backend numpy works")]
     if found["cupy"] is None:
         text = f"CuPy cannot be imported ({found['reason']})" if found["reason"] else "no CuPy"
         if driver:
             advice = "pip install cupy-cuda13x, or cupy-cuda12x, to use it"
-            return [Finding("note", "GPU", f"nvidia-smi is there, but {text}: {advice}")]
+            return [Finding("note", "GPU", f"nvidia-smi is installed, but {text}: {advice}")]
         return [Finding("note" if found["reason"] else "ok", "GPU", f"{text}: backend numpy")]
     if not found.get("gpus"):
         reason = found.get("reason") or "no device"
         return [Finding("note", "GPU", f"CuPy {found['cupy']} finds none ({reason}): backend numpy")]
-    findings = [Finding("ok", "GPU", f"CuPy {found['cupy']}, {len(found['gpus'])} found: {'; '.join(found['gpus'])}")]
+    gpus = Finding("ok", "GPU", f"CuPy {found['cupy']}, {len(found['gpus'])} found: {'; '.join(found['gpus'])}")
     if cuda_aware:
-        return [*findings, Finding("ok", "GPU memory", "MPI says it is CUDA-aware, and is given device memory")]
+        return [gpus, Finding("ok", "GPU memory", "MPI is CUDA-aware: it gets device memory")]
     text = "MPI does not say that it is CUDA-aware: messages go through pinned host memory"
-    return [*findings, Finding("note", "GPU memory", text)]
+    return [gpus, Finding("note", "GPU memory", text)]
 
 
-def slurm_finding(version: Answer, partitions: Answer, environ: Mapping[str, str]) -> Finding:
-    """What `sinfo --version` and `sinfo -h -o "%P %a %D"` say."""
+def slurm_finding(version: Result, partitions: Result, environ: Mapping[str, str]) -> Finding:
+    """From the results of `sinfo --version` and `sinfo -h -o "%P %a %D"`."""
     if version.seconds == 0.0:  # no such command
         return Finding("ok", "SLURM", "none")
     if version.code != 0:
@@ -157,47 +156,43 @@ def slurm_finding(version: Answer, partitions: Answer, environ: Mapping[str, str
     return Finding("ok", "SLURM", f"{name}, {job}partitions {', '.join(listed)}")
 
 
-def output_finding(output: str, answer: Answer) -> Finding:
+def output_finding(output: str, result: Result) -> Finding:
     """The file system of the run directory."""
-    found = answer.found()
+    found = result.found()
     if "kind" not in found:
-        return Finding("problem", "output", f"{output}: {_why(answer)}")
+        return Finding("problem", "output", f"{output}: {_why(result)}")
     where = f"{output} on {found['kind']} ({found['mount']})"
     if not found.get("written"):
-        reason = found.get("reason") or ("what was written is not what is read" if "written" in found else _why(answer))
-        return Finding("problem", "output", f"{where}: nothing can be written in {found['directory']}: {reason}")
+        reason = found.get("reason") or ("reads differ from writes" if "written" in found else _why(result))
+        return Finding("problem", "output", f"{where}: {found['directory']} cannot be written: {reason}")
     text = f"{where}, {found['free'] / 1e9:.0f} GB free, fsync and rename work ({1000 * found['seconds']:.0f} ms)"
     if found["kind"] in FLEETING:
-        return Finding("note", "output", f"{text}; it is gone when this machine or container is restarted")
-    if found["kind"] not in NETWORK:
-        return Finding("ok", "output", f"{text}; this host's own")
-    return Finding("ok", "output", f"{text}; shared between hosts")
+        return Finding("note", "output", f"{text}; lost when this machine or container restarts")
+    return Finding("ok", "output", f"{text}; {'shared between hosts' if found['kind'] in NETWORK else 'local'}")
 
 
 def survival(survived: bool, shared: bool, slurm: bool, launch: str) -> list[Finding]:
     """What a run here survives.
 
-    survived: the job went on without its dead rank; shared: the run directory is on a network file system;
-    slurm: its controller answers; launch: the command that starts the run.
+    survived: the test job survived its dead rank; shared: the run directory is on a network file system;
+    slurm: the controller answers; launch: the command that starts the run.
     """
-    ends = f"ends the run; {launch} --resume goes on from the last checkpoint"
-    silence = "faults.collect_timeout seconds"
+    ends = f"ends the run; {launch} --resume continues from the last checkpoint"
+    timeout = "faults.collect_timeout seconds"
     if survived:
-        lines = [
-            Finding("ok", "killed worker", "survived: others do its chunks, in the same iteration"),
-            Finding("ok", "hung worker", f"survived, in the same way, after {silence}"),
-        ]
-        host = "without power or link it is as hung workers; shut down, or with rank 0 on it, it ends the run"
+        killed = Finding("ok", "killed worker", "survived: others compute its chunks in the same iteration")
+        hung = Finding("ok", "hung worker", f"survived in the same way, after {timeout}")
+        host = "without power or network, its workers count as hung; a shutdown, or the loss of rank 0, ends the run"
     else:
-        lines = [
-            Finding("note", "killed worker", ends),
-            Finding("note", "hung worker", f"lost after {silence}: the run goes on, but under MPICH it ends"),
-        ]
+        killed = Finding("note", "killed worker", ends)
+        hung = Finding("note", "hung worker", f"lost after {timeout}: the run goes on, but under MPICH it ends")
         host = "ends the run"
-    lines.append(Finding("note", "killed rank 0", ends))
-    kept = "--resume goes on with those that are left" if shared else "and --resume needs output where they all see it"
-    lines.append(Finding("note", "lost host", f"{host}; {kept}"))
+    if shared:
+        host += "; --resume continues on the remaining hosts"
+    else:
+        host += "; --resume on other hosts needs the output on a shared file system"
+    limit = Finding("note", "time limit", "no SLURM answers here: a run that is killed continues with --resume")
     if slurm:
-        text = "survived, with psgc submit: a checkpoint at SLURM's warning, requeued, resumed"
-        return [*lines, Finding("ok", "time limit", text)]
-    return [*lines, Finding("note", "time limit", "no SLURM that answers: what is killed goes on with --resume")]
+        text = "survived with psgc submit: checkpoint at SLURM's warning, requeue, resume"
+        limit = Finding("ok", "time limit", text)
+    return [killed, hung, Finding("note", "killed rank 0", ends), Finding("note", "lost host", host), limit]

@@ -1,12 +1,12 @@
-"""What `psgc doctor` has done in processes of their own, since it may hang or crash.
+"""The tests of `psgc doctor` that may hang or crash, and hence run in their own processes.
 
 `python -m psgc.diagnosis.probe` with
 
-    mpirun ... ranks     three or more ranks exchange vectors; then the last one kills itself, and the others look
+    mpirun ... ranks     three or more ranks exchange vectors; then the last one kills itself
     gpu                  import CuPy and compute on every GPU
     files DIRECTORY      find the file system of a directory (it need not exist yet) and write there as a run does
 
-Whatever is found is printed as soon as it is: a line of `MARK` and JSON. What is not printed was not found.
+Each finding is printed at once, as a line of `MARK` and JSON.
 """
 
 import json
@@ -21,17 +21,17 @@ from pathlib import Path
 from psgc.machine import mount_of, usable_cores
 
 MARK = "psgc-probe "
-ENTRIES = 1 << 20  # of the vectors that ranks exchange: 8 MiB
-PATIENCE = 8.0  # seconds for the death to be noticed, and for everything else that should take none
+ENTRIES = 1 << 20  # of the vectors that ranks exchange (8 MiB)
+PATIENCE = 8.0  # seconds to wait for each event
 
 
 def say(**found: object) -> None:
-    """Print findings, in one piece: ranks share a pipe."""
+    """Print findings with a single write, since ranks share a pipe."""
     os.write(1, f"{MARK}{json.dumps(found)}\n".encode())
 
 
 def ranks() -> None:
-    """One rank of a small job: exchange vectors as a run does, then lose the last rank, and leave in order."""
+    """One rank of a small job: exchange vectors as a run does, lose the last rank, and end in order."""
     import numpy as np
 
     from psgc.messages import Kind, record
@@ -55,7 +55,7 @@ def ranks() -> None:
     transport.start(1)
     for rank in workers if serving else [0]:
         transport.post(np.empty(ENTRIES), rank)
-    heard: set[tuple[int, int | str]] = set()  # what has come: (rank, kind of record), (rank, "vector" or "died")
+    heard: set[tuple[int, int | str]] = set()  # (rank, kind of record), (rank, "vector" or "died")
 
     def until(*wanted: tuple[int, int | str]) -> None:
         end = time.monotonic() + PATIENCE
@@ -99,9 +99,9 @@ def ranks() -> None:
 
 
 def _blas() -> int | None:
-    """Threads that the BLAS of this process will use at most; None where threadpoolctl cannot tell."""
+    """Most threads that the BLAS of this process uses, None where threadpoolctl cannot tell."""
     try:
-        import scipy.linalg.blas  # noqa: F401  the library to be asked for
+        import scipy.linalg.blas  # noqa: F401  loads the library
         from threadpoolctl import threadpool_info
     except ImportError:
         return None
@@ -110,10 +110,10 @@ def _blas() -> int | None:
 
 
 def gpu() -> None:
-    """Whether CuPy is there, what keeps it from a GPU, and what every GPU is called."""
+    """Whether CuPy is installed and works, and the names of all GPUs."""
     try:
         import cupy
-    except Exception as error:  # a CuPy whose libraries are missing raises whatever it likes
+    except Exception as error:  # a CuPy without its libraries may raise anything
         say(cupy=None, reason="" if isinstance(error, ModuleNotFoundError) else str(error))
         return
     try:
@@ -123,22 +123,22 @@ def gpu() -> None:
                 float(cupy.arange(5.0).sum())  # compiles and runs a kernel
             properties = cupy.cuda.runtime.getDeviceProperties(number)
             names.append(f"{properties['name'].decode()}, {properties['totalGlobalMem'] / 2**30:.0f} GiB")
-    except Exception as error:  # CUDA's own: no device, no driver, one that is too old
+    except Exception as error:  # no device, no driver, an old driver
         say(cupy=cupy.__version__, reason=str(error))
     else:
         say(cupy=cupy.__version__, gpus=names)
 
 
 def files(directory: str) -> None:
-    """The file system that `directory` lies in, and whether a run can write there: written, synced, renamed, read."""
+    """The file system of `directory`, and whether a run can write, sync, rename and read a file there."""
     wanted = Path(os.path.abspath(directory))
-    there = next(path for path in (wanted, *wanted.parents) if path.exists())
-    place, kind = mount_of(os.path.realpath(there), Path("/proc/self/mountinfo").read_text())
-    say(directory=str(there), mount=place, kind=kind, free=shutil.disk_usage(there).free)
+    existing = next(path for path in (wanted, *wanted.parents) if path.exists())
+    place, kind = mount_of(os.path.realpath(existing), Path("/proc/self/mountinfo").read_text())
+    say(directory=str(existing), mount=place, kind=kind, free=shutil.disk_usage(existing).free)
     content = os.urandom(1 << 20)
     began = time.monotonic()
     try:
-        with tempfile.TemporaryDirectory(prefix=".psgc-doctor-", dir=there) as scratch:
+        with tempfile.TemporaryDirectory(prefix=".psgc-doctor-", dir=existing) as scratch:
             unfinished, finished = Path(scratch, "unfinished"), Path(scratch, "finished")
             with unfinished.open("wb") as stream:
                 stream.write(content)

@@ -202,7 +202,7 @@ def test_ctrl_c_is_an_orderly_end_under_mpich(folder):
 def test_the_doctor_says_that_a_dead_rank_ends_the_run(tmp_path):
     finished = run([sys.executable, "-m", "psgc", "doctor"], tmp_path, env=mpich().env)
     assert finished.returncode == 0, finished.said
-    for line in ("MPICH Version: 5", "netmod ", "ends the job (mpirun ended by itself with 9): MPICH 5"):
+    for line in ("MPICH Version: 5", "netmod ", "ends the job (mpirun exited with 9): MPICH 5"):
         assert line in finished.stdout, finished.said
     assert "note     killed worker     ends the run; psgc launch run.yaml -n " in finished.stdout
     assert not finished.orphans
@@ -212,4 +212,4 @@ def test_the_doctor_finds_an_mpirun_of_another_mpi(tmp_path):
     env = {"PATH": mpich().env["PATH"]}  # and mpi4py takes the usual library
     finished = run([sys.executable, "-m", "psgc", "doctor"], tmp_path, env=env)
     assert finished.returncode == 1, finished.said
-    assert "every rank is alone: mpirun is MPICH, mpi4py uses Open MPI" in finished.stdout
+    assert "the ranks do not see each other: mpirun is MPICH, mpi4py uses Open MPI" in finished.stdout

@@ -94,7 +94,7 @@ def test_an_mpirun_that_never_ends(mpirun, monkeypatch, capsys):
     began = time.monotonic()
     assert doctor("out") == 1
     assert time.monotonic() - began < 20
-    assert "did not start: no end after" in capsys.readouterr().out
+    assert "did not start: timed out after" in capsys.readouterr().out
     assert not Path(f"/proc/{Path('pid').read_text().strip()}").exists()
 
 
@@ -116,7 +116,7 @@ def test_everything_that_hangs_is_given_up(mpirun, monkeypatch, capsys):
     assert time.monotonic() - began < 20
     out = capsys.readouterr().out
     assert "slurm 1.2, but its controller does not answer" in out
-    assert "out: no end after" in out  # the output directory: no run could write there
+    assert "out: timed out after" in out  # the output directory: no run could write there
     assert levels(out)["GPU"] == "note"
 
 
@@ -124,7 +124,7 @@ def test_a_run_directory_that_is_a_file(mpirun, capsys):
     mpirun(SAY)
     Path("taken").touch()
     assert doctor("taken/runs") == 1
-    assert "taken: Not a directory" in capsys.readouterr().out
+    assert "taken cannot be written: Not a directory" in capsys.readouterr().out
 
 
 def test_fewer_than_two_ranks(mpirun):

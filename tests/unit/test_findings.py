@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from psgc.diagnosis.ask import Answer
+from psgc.diagnosis.commands import Result
 from psgc.diagnosis.findings import (
     Finding,
     core_findings,
@@ -36,7 +36,7 @@ BOX = "-----\nNo components were able to be opened in the pml framework.\n\nThis
 
 
 def answer(*found, code=0, out="", err=""):
-    return Answer(code, out + "".join(f"{MARK}{json.dumps(line)}\n" for line in found), err, 2.0)
+    return Result(code, out + "".join(f"{MARK}{json.dumps(line)}\n" for line in found), err, 2.0)
 
 
 def level_and_text(findings, name):
@@ -57,18 +57,21 @@ def test_a_job_that_survives():
     )
     assert level_and_text(findings, "messages")[1] == "8 MiB to each of 2 workers and back, 3.4 GB/s"
     assert level_and_text(findings, "transport")[1] == "pml ob1, btl sm"
-    assert level_and_text(findings, "a dead rank")[1].startswith("seen by the others after 12 ms")
+    assert level_and_text(findings, "a dead rank")[1].startswith("the others noticed it after 12 ms")
 
 
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        (answer(code=None), "no end after 2 s"),
-        (answer(code=1, err=LAYERS + BOX), "exit 1 (No components were able to be opened in the pml framework.)"),
-        (answer(code=1, err="Traceback (most\n  line\nImportError: no numpy\n===\n"), "exit 1 (ImportError: no numpy)"),
-        (answer(code=127, out="said here\n"), "exit 127 (said here)"),
-        (answer(code=1), "exit 1"),
-        (Answer(None, "", "/bin/mpirun: Exec format error", 0.0), "/bin/mpirun: Exec format error"),
+        (answer(code=None), "timed out after 2 s"),
+        (answer(code=1, err=LAYERS + BOX), "exit code 1 (No components were able to be opened in the pml framework.)"),
+        (
+            answer(code=1, err="Traceback (most\n  line\nImportError: no numpy\n===\n"),
+            "exit code 1 (ImportError: no numpy)",
+        ),
+        (answer(code=127, out="said here\n"), "exit code 127 (said here)"),
+        (answer(code=1), "exit code 1"),
+        (Result(None, "", "/bin/mpirun: Exec format error", 0.0), "/bin/mpirun: Exec format error"),
     ],
 )
 def test_a_job_that_does_not_start(given, expected):
@@ -90,7 +93,7 @@ def test_an_mpi_without_threads():
 
 def test_vectors_that_do_not_come():
     assert job_findings(OPEN_MPI, True, answer(STARTED, code=1), 3)[-1] == Finding(
-        "problem", "messages", "vectors of 8 MiB did not come back: exit 1"
+        "problem", "messages", "vectors of 8 MiB did not arrive: exit code 1"
     )
 
 
@@ -98,8 +101,8 @@ def test_vectors_that_do_not_come():
     ("err", "out", "level", "expected"),
     [
         ("[h:1] select: component ucx selected\n", "", "ok", "pml ucx"),
-        ("", "==== UCX netmod Capability ====\n", "ok", "netmod UCX between hosts, shared memory inside"),
-        ("", "", "note", "this MPI does not say what it uses"),
+        ("", "==== UCX netmod Capability ====\n", "ok", "netmod UCX between hosts, shared memory within a host"),
+        ("", "", "note", "this MPI does not say which transport it uses"),
     ],
 )
 def test_transports(err, out, level, expected):
@@ -110,13 +113,13 @@ def test_transports(err, out, level, expected):
 @pytest.mark.parametrize(
     ("mpirun", "tolerant", "found", "code", "expected"),
     [
-        (OPEN_MPI, True, [NOTICED, SURVIVED], None, "seen by the others, but then mpirun did not end"),
-        (OPEN_MPI, True, [NOTICED], 1, "seen by the server, but not by all others"),
-        (OPEN_MPI, True, [], 1, "NOT survived, although mpirun took --with-ft ulfm: exit 1"),
-        (OPEN_MPI, False, [], 137, "ends the job (mpirun ended by itself with 137): OMPI_MCA_pml leaves out ob1"),
-        (OPEN_MPI_4, False, [], 137, "Open MPI 4.1.2 cannot; Open MPI 5 can"),
+        (OPEN_MPI, True, [NOTICED, SURVIVED], None, "the others noticed it and went on, but mpirun did not end"),
+        (OPEN_MPI, True, [NOTICED], 1, "the server noticed it, but not all others did"),
+        (OPEN_MPI, True, [], 1, "NOT survived, although mpirun accepted --with-ft ulfm: exit code 1"),
+        (OPEN_MPI, False, [], 137, "ends the job (mpirun exited with 137): OMPI_MCA_pml excludes ob1"),
+        (OPEN_MPI_4, False, [], 137, "Open MPI 4.1.2 cannot survive it; Open MPI 5 can"),
         (NOT_BUILT, False, [], 137, "was built without fault tolerance"),
-        (MPICH, False, [], 9, "ends the job (mpirun ended by itself with 9): MPICH 5.0.2 cannot"),
+        (MPICH, False, [], 9, "ends the job (mpirun exited with 9): MPICH 5.0.2 cannot"),
         (UNKNOWN, False, [], None, "ends the job (mpirun did not end): this MPI cannot"),
     ],
 )
@@ -134,14 +137,14 @@ def test_a_dead_rank(mpirun, tolerant, found, code, expected):
         (6, 4, 1, None, ["note", "ok"], "1 in each rank"),
         (3, 16, 8, None, ["ok", "ok"], "8 in each rank"),
         (3, 8, 8, "8", ["ok", "note"], "8 in each rank, 16 on 8 cores: unset OMP_NUM_THREADS=8"),
-        (3, 8, 8, None, ["ok", "note"], "8 in each rank, 16 on 8 cores: the BLAS does not heed OMP_NUM_THREADS"),
+        (3, 8, 8, None, ["ok", "note"], "8 in each rank, 16 on 8 cores: the BLAS ignores OMP_NUM_THREADS"),
         (
             3,
             8,
             None,
             None,
             ["ok", "note"],
-            "as OMP_NUM_THREADS says; pip install threadpoolctl to have the library asked",
+            "as OMP_NUM_THREADS says; to have the library asked: pip install threadpoolctl",
         ),
     ],
 )
@@ -155,14 +158,14 @@ def test_cores_and_threads(ranks, cores, threads, wanted, levels, expected):
     ("given", "aware", "driver", "levels", "expected"),
     [
         (answer({"cupy": None, "reason": ""}), False, False, ["ok"], "no CuPy: backend numpy"),
-        (answer({"cupy": None, "reason": ""}), False, True, ["note"], "nvidia-smi is there, but no CuPy"),
+        (answer({"cupy": None, "reason": ""}), False, True, ["note"], "nvidia-smi is installed, but no CuPy"),
         (answer({"cupy": None, "reason": "libnvrtc"}), False, False, ["note"], "cannot be imported (libnvrtc)"),
         (answer({"cupy": "13.6", "reason": "no device"}), False, False, ["note"], "finds none (no device)"),
         (answer({"cupy": "13.6", "gpus": []}), False, False, ["note"], "finds none (no device)"),
         (answer({"cupy": "13.6", "gpus": ["H100, 80 GiB"]}), True, True, ["ok", "ok"], "1 found: H100, 80 GiB"),
         (answer({"cupy": "13.6", "gpus": ["H100, 80 GiB"]}), False, True, ["ok", "note"], "1 found: H100, 80 GiB"),
-        (answer(code=None), False, False, ["note"], "CuPy cannot be asked: no end after 2 s"),
-        (answer(code=-11), False, False, ["note"], "CuPy cannot be asked: exit -11"),
+        (answer(code=None), False, False, ["note"], "CuPy does not start: timed out after 2 s"),
+        (answer(code=-11), False, False, ["note"], "CuPy does not start: exit code -11"),
     ],
 )
 def test_gpus(given, aware, driver, levels, expected):
@@ -171,7 +174,7 @@ def test_gpus(given, aware, driver, levels, expected):
     assert expected in findings[0].text
 
 
-ABSENT, VERSION = Answer(None, "", "sinfo: No such file or directory", 0.0), Answer(0, "slurm-wlm 24.11.5\n", "", 0.1)
+ABSENT, VERSION = Result(None, "", "sinfo: No such file or directory", 0.0), Result(0, "slurm-wlm 24.11.5\n", "", 0.1)
 
 
 @pytest.mark.parametrize(
@@ -179,7 +182,7 @@ ABSENT, VERSION = Answer(None, "", "sinfo: No such file or directory", 0.0), Ans
     [
         (ABSENT, ABSENT, {}, "ok", "none"),
         (VERSION, answer(code=None), {}, "note", "slurm-wlm 24.11.5, but its controller does not answer"),
-        (answer(code=1, err="sinfo: fatal\n"), answer(code=1), {}, "note", "does not work: exit 1 (sinfo: fatal)"),
+        (answer(code=1, err="sinfo: fatal\n"), answer(code=1), {}, "note", "does not work: exit code 1 (sinfo: fatal)"),
         (
             VERSION,
             answer(out="gpu* up 4\nbig down 1\n"),
@@ -208,12 +211,12 @@ WRITTEN = {"written": True, "seconds": 0.0123}
             "ok",
             "runs on lustre (/scratch), 5000 GB free, fsync and rename work (12 ms); shared",
         ),
-        (answer(PLACE | {"kind": "ext4"}, WRITTEN), "ok", "this host's own"),
-        (answer(PLACE | {"kind": "tmpfs"}, WRITTEN), "note", "it is gone when"),
+        (answer(PLACE | {"kind": "ext4"}, WRITTEN), "ok", "local"),
+        (answer(PLACE | {"kind": "tmpfs"}, WRITTEN), "note", "lost when"),
         (answer(PLACE, {"written": False, "reason": "Read-only file system"}), "problem", ": Read-only file system"),
-        (answer(PLACE, {"written": False}), "problem", "what was written is not what is read"),
-        (answer(PLACE, code=None), "problem", "nothing can be written in /scratch: no end after 2 s"),
-        (answer(code=None), "problem", "runs: no end after 2 s"),
+        (answer(PLACE, {"written": False}), "problem", "reads differ from writes"),
+        (answer(PLACE, code=None), "problem", "/scratch cannot be written: timed out after 2 s"),
+        (answer(code=None), "problem", "runs: timed out after 2 s"),
     ],
 )
 def test_output(given, level, expected):
@@ -231,5 +234,5 @@ def test_survival(survived, slurm):
     assert (lines["time limit"].level == "ok") == slurm
     for name in ["killed rank 0"] + ["killed worker"] * (not survived):
         assert "psgc launch run.yaml -n 9 --resume" in lines[name].text
-    assert lines["lost host"].text.endswith("--resume goes on with those that are left")
-    assert "needs output where they all see it" in survival(survived, False, slurm, "")[3].text
+    assert lines["lost host"].text.endswith("--resume continues on the remaining hosts")
+    assert "needs the output on a shared file system" in survival(survived, False, slurm, "")[3].text

@@ -2,26 +2,26 @@ import os
 import time
 from pathlib import Path
 
-from psgc.diagnosis.ask import Answer, Question
+from psgc.diagnosis.commands import Command, Result
 from psgc.diagnosis.probe import MARK
 
 
 def shell(script, seconds=20.0):
-    return Question(["sh", "-c", script], os.environ, seconds)
+    return Command(["sh", "-c", script], os.environ, seconds)
 
 
 def test_an_answer():
     with shell("echo yes; echo no >&2; exit 3") as question:
-        answer = question.answer()
+        answer = question.result()
         assert (answer.code, answer.out, answer.err) == (3, "yes\n", "no\n")
-        assert question.answer().out == "yes\n"
+        assert question.result().out == "yes\n"
 
 
 def test_who_is_late_is_killed_with_all_that_it_started(tmp_path):
     began = time.monotonic()
     with shell(f"setsid sh -c 'echo $$ > {tmp_path}/pid; exec sleep 60' & echo begun; wait", 1.0) as question:
-        answer = question.answer()
-        assert question.answer() == answer
+        answer = question.result()
+        assert question.result() == answer
     assert (answer.code, answer.out) == (None, "begun\n")
     assert time.monotonic() - began < 15
     end = time.monotonic() + 10
@@ -33,7 +33,7 @@ def test_who_is_late_is_killed_with_all_that_it_started(tmp_path):
 def test_who_keeps_the_pipe_open_keeps_nobody_waiting():
     began = time.monotonic()
     with shell("setsid sleep 5 & echo done") as question:
-        assert question.answer().out == "done\n"
+        assert question.result().out == "done\n"
     assert time.monotonic() - began < 4
 
 
@@ -46,12 +46,12 @@ def test_a_question_that_nobody_waits_for_ends_with_its_block():
 
 
 def test_no_such_command():
-    with Question(["/nowhere/sinfo"], {}, 1.0) as question:
-        assert question.answer() == Answer(None, "", "/nowhere/sinfo: No such file or directory", 0.0)
+    with Command(["/nowhere/sinfo"], {}, 1.0) as question:
+        assert question.result() == Result(None, "", "/nowhere/sinfo: No such file or directory", 0.0)
 
 
 def test_what_the_probe_found():
     out = f'noise\n{MARK}{{"size": 3}}\nrank 1: {MARK}{{"exchanged": 0.5, "size": 4}}\n{MARK}{{"half'
-    answer = Answer(0, out, "", 1.0)
+    answer = Result(0, out, "", 1.0)
     assert answer.lines() == [{"size": 3}, {"exchanged": 0.5, "size": 4}]
     assert answer.found() == {"size": 4, "exchanged": 0.5}
