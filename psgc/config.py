@@ -1,7 +1,6 @@
-"""The run's YAML: what may stand in it.
+"""The settings of a run: the keys of its YAML, their types and defaults, and the rules between them.
 
-`psgc.validation` says how it is read and refused. Relative paths stay relative to the current directory, as in any MPI
-program.
+`psgc.validation` reads and refuses them. Relative paths are relative to the current directory, as in any MPI program.
 """
 
 import re
@@ -23,6 +22,7 @@ from psgc.validation import (
     PathText,
     Positive,
     Section,
+    UsedBy,
     either,
     expect,
     one_of,
@@ -50,17 +50,11 @@ class BuiltinProblem(Section):
         description=_PROBLEMS
     )
     l2: NotNegative = 0.0
-    hidden: Count = 64
-
-    @model_validator(mode="after")
-    def _hidden_is_for_mlp(self) -> Self:
-        if self.kind != "mlp":
-            self._unused("hidden", f"kind {self.kind}")
-        return self
+    hidden: Annotated[Count, UsedBy(["mlp"])] = 64
 
 
 class PythonProblem(Section):
-    kind: Annotated[Literal["python"], expect("no kind, or python, beside the key python")] = "python"
+    kind: Annotated[Literal["python"], expect("kind python, or no kind, with the key python")] = "python"
     python: Annotated[str, Field(pattern=rf"^{_DOTTED}:{_DOTTED}$"), expect("'module:object'")] = Field(
         description="'module:object'"
     )
@@ -78,15 +72,15 @@ class Data(Section):
     labels: PathText | None = None
     test: PathText | None = None
     test_labels: PathText | None = None
-    # what the indices of LIBSVM text count from; auto: from 0 when there is an index 0, else from 1
+    # the first index of LIBSVM text; auto: 0 when there is an index 0, else 1
     index_base: Annotated[Literal["auto", 0, 1], BeforeValidator(_index_base)] = "auto"
 
     @model_validator(mode="after")
     def _labels_of_something(self) -> Self:
         if self.test_labels is not None and self.test is None:
-            raise refuse("labels without data, give data.test as well", "test_labels", "test")
+            raise refuse("test_labels needs data.test", "test_labels", "test")
         if all(Path(path).suffix.lower() in (".npz", ".npy") for path in (self.path, self.test) if path is not None):
-            self._unused("index_base", "data that is no LIBSVM text")
+            self._refuse_unused("index_base", "a .npz or .npy file")
         return self
 
 
@@ -96,19 +90,10 @@ _OPTIMIZERS = "sgd, momentum, nesterov or adam"
 class Optimizer(Section):
     kind: Literal["sgd", "momentum", "nesterov", "adam"] = Field(description=_OPTIMIZERS)
     lr: Positive = Field(description="a number > 0")
-    momentum: Fraction = 0.9
-    beta1: Fraction = 0.9
-    beta2: Fraction = 0.999
-    epsilon: Positive = 1e-8
-
-    @model_validator(mode="after")
-    def _only_what_the_kind_uses(self) -> Self:
-        if self.kind not in ("momentum", "nesterov"):
-            self._unused("momentum", f"kind {self.kind}")
-        if self.kind != "adam":
-            for key in ("beta1", "beta2", "epsilon"):
-                self._unused(key, f"kind {self.kind}")
-        return self
+    momentum: Annotated[Fraction, UsedBy(["momentum", "nesterov"])] = 0.9
+    beta1: Annotated[Fraction, UsedBy(["adam"])] = 0.9
+    beta2: Annotated[Fraction, UsedBy(["adam"])] = 0.999
+    epsilon: Annotated[Positive, UsedBy(["adam"])] = 1e-8
 
 
 class AssignmentFile(Section):
@@ -151,19 +136,21 @@ class Coding(Section):
             raise refuse(text, "parts", "replication")
         if isinstance(self.assignment, AssignmentFile):
             for key in ("chunks_per_worker", "replication"):
-                self._unused(key, "an assignment from a file")
+                self._refuse_unused(key, "an assignment from a file")
         return self
 
     @property
     def per_worker(self) -> int:
-        """chunks_per_worker of a run that has begun: then `auto` is a number. Raises UserError as long as it is not."""
+        """chunks_per_worker once it is a number. Raises UserError while it is `auto`."""
         if isinstance(self.chunks_per_worker, str):
-            raise UserError("coding.chunks_per_worker: auto is for psgc train, expected a whole number >= 1")
+            raise UserError(
+                "coding.chunks_per_worker: only psgc train can choose it (auto), expected a whole number >= 1"
+            )
         return self.chunks_per_worker
 
 
 class Injection(Section):
-    """A fault on purpose: what happens to this rank, once, at this point of the protocol."""
+    """A fault to inject into a rank, once, at a step of the protocol."""
 
     kind: Literal["kill", "stop", "exit", "raise", "hang", "hold", "flip"] = Field(
         description="kill, stop, exit, raise, hang, hold or flip"
@@ -171,40 +158,38 @@ class Injection(Section):
     rank: Natural = Field(description="a rank, 0 for the server")
     iteration: Natural = Field(description="a whole number >= 0")
     step: Literal["begin", "gradient", "before_report", "after_report", "after_commit", "sending"] = "gradient"
-    seconds: Positive | None = None  # stop: until it goes on, None for never; hold: how long
+    # stop: until SIGCONT, None for never; hold: how long
+    seconds: Annotated[Positive | None, UsedBy(["stop", "hold"])] = None
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
         if self.kind in ("raise", "hang", "hold") and self.step != "gradient":
-            raise refuse(f"kind {self.kind} happens in the gradient, expected step: gradient", "step", "kind")
+            raise refuse(f"kind {self.kind} needs step: gradient", "step", "kind")
         if self.kind == "flip" and self.step != "sending":
-            raise refuse("kind flip happens to what is sent, expected step: sending", "step", "kind")
+            raise refuse("kind flip needs step: sending", "step", "kind")
         if self.rank == 0 and (self.kind, self.step) != ("kill", "begin"):
-            raise refuse(
-                "the server, rank 0, computes nothing: expected kind: kill, step: begin", "rank", "kind", "step"
-            )
-        if self.kind not in ("stop", "hold"):
-            self._unused("seconds", f"kind {self.kind}")
-        elif self.kind == "hold" and self.seconds is None:
+            text = "rank 0, the server, computes nothing: expected kind: kill, step: begin"
+            raise refuse(text, "rank", "kind", "step")
+        if self.kind == "hold" and self.seconds is None:
             raise refuse("kind hold needs seconds", "kind", "seconds")
         return self
 
 
 class Faults(Section):
     collect_timeout: Positive = 30.0  # seconds
-    # seconds in one chunk after which a worker is lost; None: 10 times the slowest chunk that any worker has done
+    # seconds in one chunk after which a worker is lost; None: 10 times the slowest chunk so far
     chunk_timeout: Positive | None = None
-    setup_timeout: Positive = 600.0  # seconds for which ranks wait for one another before the run starts
-    # whether workers take chunks that they do not hold when too few holders are left
+    setup_timeout: Positive = 600.0  # seconds that ranks wait for each other before the run starts
+    # whether chunks are reassigned to other workers when too few of their holders remain
     adopt: Annotated[bool, expect("true or false")] = True
     inject: Annotated[list[Injection], expect("a list of {kind, rank, iteration, step}")] = Field(default_factory=list)
 
 
 class Verify(Section):
-    """Copies of a chunk are compared: those that are there anyway, and one more of it once in `every` iterations."""
+    """Compares all copies of a chunk, and computes an extra copy of it once in `every` iterations."""
 
     every: Count = Field(description="a whole number >= 1: each chunk is checked once in so many iterations")
-    tolerance: NotNegative | None = None  # relative difference of equal copies; None: 1e-9, with float32 1e-5
+    tolerance: NotNegative | None = None  # allowed relative difference; None: 1e-9, with float32 1e-5
     strikes: Count = 3  # wrong copies after which a worker is lost
 
 
@@ -216,53 +201,51 @@ def _deadline(value: Any) -> Any:
 
 
 class Recovery(Section):
-    """When an iteration may end although something is missing: after `deadline`, or once at most `max_error` is."""
+    """When an iteration ends: approximate ends at `deadline`, or when at most `max_error` of the copies is missing."""
 
     mode: Literal["exact", "approximate"] = "exact"
     deadline: Annotated[float | Literal["auto"] | None, BeforeValidator(_deadline)] = None  # seconds of an iteration
-    max_error: Fraction | None = None  # the share of the chunks_per_worker * workers * parts copies that may be missing
+    max_error: Fraction | None = None  # share of the chunks_per_worker * workers * parts copies
     estimator: Literal["least_squares", "unbiased"] = "least_squares"
 
     @model_validator(mode="after")
     def _ends_somehow(self) -> Self:
         if self.mode == "exact":
             for key in ("deadline", "max_error", "estimator"):
-                self._unused(key, "mode exact")
+                self._refuse_unused(key, "mode exact")
         elif self.deadline is None and self.max_error is None:
             text = "mode approximate needs deadline (seconds, or auto) or max_error (a number >= 0 and < 1)"
             raise refuse(text, "mode", "deadline", "max_error")
         elif self.estimator == "unbiased" and (self.deadline is None or self.max_error is not None):
-            text = "unbiased needs a deadline and no max_error: who would have been late must not depend on who was"
+            text = "unbiased needs a deadline and no max_error: a worker must not be late because of the others"
             raise refuse(text, "estimator", "max_error", "deadline")
         return self
 
 
 class Checkpoint(Section):
-    every: Natural = 50  # iterations between two; 0: only at the end
+    every: Natural = 50  # iterations; 0: only at the end
     keep: Count = 3
 
 
+_Factors = Annotated[PerRank, expect("a mapping {rank or all: a number > 0}")]
+_Seconds = Annotated[PerRank, expect("a mapping {rank or all: seconds > 0}")]
+
+
 class Stragglers(Section):
-    """Emulated slowness: workers take `factor` times as long, (a mean of) `seconds` per chunk, or what was recorded."""
+    """Emulated slow workers: `factor` times slower, (a mean of) `seconds` per chunk, or a recorded trace."""
 
     kind: Literal["none", "slow", "exponential", "trace"] = "none"
-    factor: Annotated[PerRank, expect("a mapping {rank or all: a number > 0}")] | None = None
-    seconds: Annotated[PerRank, expect("a mapping {rank or all: seconds > 0}")] | None = None
-
-    path: PathText | None = None  # trace: seconds per chunk, .npy of rounds (iterations) x workers
-    scale: Positive = 1.0  # trace: multiplies them
+    factor: Annotated[_Factors | None, UsedBy(["slow", "exponential"])] = None
+    seconds: Annotated[_Seconds | None, UsedBy(["slow", "exponential"])] = None
+    # seconds per chunk: .npy of rounds (iterations) x workers
+    path: Annotated[PathText | None, UsedBy(["trace"])] = None
+    scale: Annotated[Positive, UsedBy(["trace"])] = 1.0  # multiplies the seconds of the trace
 
     @model_validator(mode="after")
     def _one_amount(self) -> Self:
-        if self.kind != "trace":
-            self._unused("path", f"kind {self.kind}")
-            self._unused("scale", f"kind {self.kind}")
-        elif self.path is None:
+        if self.kind == "trace" and self.path is None:
             raise refuse("kind trace needs path: a .npy file, rounds x workers", "kind", "path")
-        if self.kind in ("none", "trace"):
-            self._unused("factor", f"kind {self.kind}")
-            self._unused("seconds", f"kind {self.kind}")
-        elif (self.factor is None) == (self.seconds is None):
+        if self.kind in ("slow", "exponential") and (self.factor is None) == (self.seconds is None):
             text = f"kind {self.kind} needs either factor or seconds, for example factor: {{3: 10}}"
             raise refuse(text, "kind", "factor", "seconds")
         return self
@@ -275,7 +258,7 @@ def _problem_tag(value: Any) -> str:
 
 
 class Config(Section):
-    """A run, validated. Read-only; the attributes are the keys of the YAML."""
+    """The settings of a run, read-only. The attributes are the keys of the YAML."""
 
     problem: Annotated[
         Annotated[BuiltinProblem, Tag("<builtin>")] | Annotated[PythonProblem, Tag("<python>")],
@@ -301,61 +284,49 @@ class Config(Section):
     seed: Natural = 0
 
     @model_validator(mode="after")
-    def _builtin_problems_need_data(self) -> Self:
+    def _sections_agree(self) -> Self:
+        coding, schedule = self.coding, SCHEDULES[self.schedule]
         if self.data is None and isinstance(self.problem, BuiltinProblem):
             raise refuse(f"missing, problem {self.problem.kind} needs data: {{path: ...}}", "data")
-        return self
-
-    @model_validator(mode="after")
-    def _batch_has_a_meaning(self) -> Self:
-        if self.batch is not None and self.coding.chunks_per_worker == "auto":
-            text = "rows of each chunk need to know how many chunks there are, not coding.chunks_per_worker: auto"
+        if self.batch is not None and coding.chunks_per_worker == "auto":
+            text = "batch is a number of rows of each chunk, which needs a number as coding.chunks_per_worker, not auto"
             raise refuse(text, "batch", "coding")
-        return self
-
-    @model_validator(mode="after")
-    def _unbiased_is_possible(self) -> Self:
         if self.recovery.estimator == "unbiased":
-            if not SCHEDULES[self.schedule].keeps_queues:
-                text = f"unbiased needs queues that stay the same whoever is late, in {self.schedule} they do not"
+            if not schedule.keeps_queues:
                 others = either(name for name, schedule in SCHEDULES.items() if schedule.keeps_queues)
-                raise refuse(f"recovery.estimator: {text}; take {others}", "schedule", "recovery")
+                text = f"unbiased needs fixed queues, but schedule {self.schedule} changes them; use {others}"
+                raise refuse(f"recovery.estimator: {text}", "schedule", "recovery")
             if self.transfer == "combined":
-                text = "unbiased weighs chunk by chunk, which combined does not send"
-                raise refuse(f"recovery.estimator: {text}; take per_chunk", "transfer", "recovery")
-        return self
-
-    @model_validator(mode="after")
-    def _there_is_something_to_verify(self) -> Self:
-        if self.verify is None:
-            return self
-        if not SCHEDULES[self.schedule].holds_backups:
-            raise refuse(f"schedule {self.schedule} has no second copy to compare with", "verify")
-        parts, replication = self.coding.parts, self.coding.replication
-        if isinstance(self.coding.assignment, str) and replication <= parts:
-            text = f"replication {replication} with parts {parts} leaves no copy to compare with"
-            raise refuse(f"{text}, expected replication >= {parts + 1}", "verify")
-        return self
-
-    @model_validator(mode="after")
-    def _faults_can_happen(self) -> Self:
-        flips = any(fault.kind == "flip" for fault in self.faults.inject)
-        if flips and self.transfer == "combined" and self.verify is None:
-            text = "faults.inject: flip happens to coded gradients, which combined only sends with verify"
+                text = "unbiased weights single chunks, which combined does not send; use per_chunk"
+                raise refuse(f"recovery.estimator: {text}", "transfer", "recovery")
+        if self.verify:
+            if not schedule.holds_backups:
+                raise refuse(f"schedule {self.schedule} has no second copy to compare with", "verify")
+            if isinstance(coding.assignment, str) and coding.replication <= coding.parts:
+                text = f"replication {coding.replication} with parts {coding.parts} leaves no copy to compare with"
+                raise refuse(f"{text}, expected replication >= {coding.parts + 1}", "verify")
+        if text := self.transfer_conflict():
             raise refuse(text, "faults", "transfer")
-        if self.transfer == "per_chunk" and any(fault.step == "after_commit" for fault in self.faults.inject):
-            raise refuse("faults.inject: per_chunk has no commit, expected another step", "faults", "transfer")
         return self
+
+    def transfer_conflict(self) -> str:
+        """Why an injected fault cannot happen with this transfer, or ""."""
+        faults = self.faults.inject
+        if self.transfer == "combined" and not self.verify and any(fault.kind == "flip" for fault in faults):
+            return "faults.inject: kind flip changes coded gradients, which combined only sends with verify"
+        if self.transfer == "per_chunk" and any(fault.step == "after_commit" for fault in faults):
+            return "faults.inject: per_chunk has no step after_commit"
+        return ""
 
     def to_yaml(self) -> str:
-        """The configuration, defaults included, as text that `from_yaml_text` reads back to an equal one."""
+        """All settings, including defaults, as text for `from_yaml_text`."""
         return to_text(self.model_dump())
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Reads a run's YAML file and applies `--set` overrides ("coding.parts=2", the value is YAML) in order.
+    """The settings in a YAML file, with `--set` overrides such as "coding.parts=2" applied in order.
 
-    Raises UserError, one line, for the first thing wrong: the file, the YAML, a key, a value, an override.
+    Raises UserError for the first error in the file or in an override.
     """
     source = Source.from_file(path)
     for override in overrides:
@@ -364,5 +335,5 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def from_yaml_text(text: str, name: str = "config.yaml") -> Config:
-    """The configuration in `text`, which `to_yaml` has written; `name` is what errors call it. Raises UserError."""
+    """The settings in `text`, which `to_yaml` has written. name: of the text in errors. Raises UserError."""
     return validated(Config, Source(text, visible(name)), by_hand=False)

@@ -1,14 +1,15 @@
-"""How a YAML file is held against a pydantic model: the building blocks of models, and errors of one line.
+"""Checks YAML files against pydantic models: the parts that models are made of, and errors of one line.
 
-`psgc.yaml_source` turns text and `--set` overrides into plain dictionaries; the models of `psgc.config` and
-`psgc.simulation.settings` say what is allowed in them. Every problem of either becomes a UserError of one line:
-where, dotted key, what is wrong, what would be right.
+`psgc.yaml_source` turns text and `--set` overrides into dictionaries; the models of `psgc.config` and
+`psgc.simulation.settings` define what is allowed in them. Each error becomes a UserError of one line: the place, the
+dotted key, what is wrong, what would be right.
 """
 
 import re
 from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -30,19 +31,19 @@ from psgc.yaml_source import Key, Source, dotted, shown
 
 
 def refuse(text: str, *keys: str) -> PydanticCustomError:
-    """An error at `keys[0]`, below the section that raises it, or at another one if --set wrote that."""
+    """An error at `keys[0]` of the section that raises it, or at the first of `keys` that --set has written."""
     return PydanticCustomError("psgc", "{text}", {"text": text, "keys": keys})
 
 
 def expect(text: str) -> WrapValidator:
-    """Replaces pydantic's words about a wrong value by `expected <text>, got <value>`."""
+    """Replaces pydantic's message about a wrong value by `expected <text>, got <value>`."""
 
     def check(value: Any, inner: ValidatorFunctionWrapHandler) -> Any:
         try:
             return inner(value)
         except ValidationError as error:
             first = error.errors()[0]
-            if first["loc"]:  # about something inside the value, which has its own words
+            if first["loc"]:  # an error inside the value, which has its own message
                 raise
             limit = ""
             if first["type"] == "less_than_equal":
@@ -72,12 +73,12 @@ def one_of(names: Collection[str]) -> BeforeValidator:
 
 
 def tag_of_kind(value: Any) -> str:
-    """The tag, "<kind>", of a member of a union whose models have a key `kind`; see `known_kind`."""
+    """The tag, "<kind>", of a member of a union of models with a key `kind`. See `known_kind`."""
     return f"<{value['kind'] if isinstance(value, dict) else value.kind}>"
 
 
 def known_kind(kinds: Iterable[str]) -> BeforeValidator:
-    """Refuses whatever is not a mapping with a `kind` among `kinds`."""
+    """Refuses a value that is not a mapping with a `kind` among `kinds`."""
     names = [*kinds]
 
     def check(value: Any) -> Any:
@@ -101,7 +102,7 @@ def _one_line(text: str) -> str:
 
 
 def _expanded(text: str, info: ValidationInfo) -> str:
-    """A path that a user wrote, see `validated`, as `psgc.paths.expanded` makes it."""
+    """Expands variables in a path that a user wrote; see `validated`."""
     try:
         return _one_line(expanded(text)) if (info.context or {}).get("by_hand") else text
     except ValueError as error:  # UserError is one
@@ -109,13 +110,20 @@ def _expanded(text: str, info: ValidationInfo) -> str:
 
 
 _LARGEST = 2**31 - 1
-LEAST, MOST = 1e-50, 1e50  # what is measured: its squares and quotients are numbers too
+LEAST, MOST = 1e-50, 1e50  # so that squares and quotients are finite
 Count = Annotated[int, Field(ge=1, le=_LARGEST), expect("a whole number >= 1")]
 Natural = Annotated[int, Field(ge=0, le=_LARGEST), expect("a whole number >= 0")]
 Positive = Annotated[float, Field(ge=LEAST, le=MOST, allow_inf_nan=False), expect("a number > 0")]
 NotNegative = Annotated[float, Field(ge=0, le=MOST, allow_inf_nan=False), expect("a number >= 0")]
 Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False), expect("a number >= 0 and < 1")]
 PathText = Annotated[str, AfterValidator(_one_line), expect("a path"), AfterValidator(_expanded)]
+
+
+@dataclass(frozen=True)
+class UsedBy:
+    """Marks a key that only some values of `kind` use."""
+
+    kinds: Collection[str]
 
 
 class Section(BaseModel):
@@ -141,8 +149,16 @@ class Section(BaseModel):
                 raise refuse(f"missing, expected {field.description}", key)
         return data
 
-    def _unused(self, key: str, owner: str) -> None:
-        """Refuses a value the chosen kind ignores; defaults pass, since config.yaml is written in full."""
+    @model_validator(mode="after")
+    def _used_keys(self) -> Self:
+        for key, field in type(self).model_fields.items():
+            for used_by in field.metadata:
+                if isinstance(used_by, UsedBy) and (kind := vars(self)["kind"]) not in used_by.kinds:
+                    self._refuse_unused(key, f"kind {kind}")
+        return self
+
+    def _refuse_unused(self, key: str, owner: str) -> None:
+        """Refuses a value that has no effect. Defaults pass, since config.yaml contains all keys."""
         if getattr(self, key) != type(self).model_fields[key].default:
             raise refuse(f"{owner} does not use it", key)
 
@@ -151,9 +167,9 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 def validated(model: type[Model], source: Source, by_hand: bool = True) -> Model:
-    """What `source` says, as a `model`. Raises UserError, one line, for the first thing that is wrong.
+    """The content of `source` as a `model`. Raises UserError for the first error.
 
-    by_hand: a user wrote it, so `~` and variables in paths are replaced. What psgc wrote itself has none.
+    by_hand: a user wrote it, so `~` and variables in paths are expanded. (psgc writes expanded paths.)
     """
     if source.tree is None:
         keys = ", ".join(model.model_fields)
@@ -165,7 +181,7 @@ def validated(model: type[Model], source: Source, by_hand: bool = True) -> Model
 
 
 def _first(error: ValidationError, source: Source) -> UserError:
-    """The first of pydantic's errors, at the place where its key (else the nearest parent) was written."""
+    """The first of pydantic's errors, with the place where its key (or the nearest parent) was written."""
     first = error.errors(include_url=False)[0]
     names = (str(name) for name in first["loc"])
     key: Key = tuple(name for name in names if name != "[key]" and not re.fullmatch("<.*>", name))

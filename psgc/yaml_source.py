@@ -1,7 +1,7 @@
-"""YAML text and `--set` overrides as plain Python, with the place where every key was written.
+"""Reads YAML text and `--set` overrides into plain Python objects, and records where each key was written.
 
-The YAML is the plain core of YAML 1.2, so that text means what it looks like: `1e-3` is a number, `no` and
-`2013-01-01` are text. Tags, anchors, directives and a second value for a key are refused. All errors are UserErrors.
+The YAML is the core of YAML 1.2, in which text means what it looks like: `1e-3` is a number, `no` and `2013-01-01` are
+text. Tags, anchors, directives and a second value for a key are refused. All errors are UserErrors.
 """
 
 import math
@@ -23,7 +23,7 @@ MAX_BYTES = 2**18  # of a file: PyYAML takes seconds for more
 
 
 class Source:
-    """What a YAML file and the overrides after it say.
+    """The content of a YAML file and of the overrides after it.
 
     `tree` is made of dict (text keys), list, str, int, float, bool and None; it is None for an empty file.
     """
@@ -52,11 +52,11 @@ class Source:
         return cls(text, name)
 
     def place(self, key: Key) -> str:
-        """Where `key`, else its nearest parent, was written: "run.yaml:7" or "--set coding.parts=2"."""
+        """Where `key`, or else its nearest parent, was written: "run.yaml:7" or "--set coding.parts=2"."""
         return next((self._places[key[:n]] for n in range(len(key), 0, -1) if key[:n] in self._places), self.name)
 
     def override(self, text: str) -> None:
-        """Puts `key.key=value`, the value being YAML, in the place of what is there."""
+        """Sets a value by `key.key=value`, where the value is YAML."""
         place = f"--set {printable(text)}"
         name, equals, value = text.partition("=")
         key = tuple(name.strip().split("."))
@@ -87,7 +87,7 @@ class Source:
         except yaml.reader.ReaderError as error:
             line = text.count("\n", 0, error.position) + 1
             raise UserError(f"{place_of(line)}: not valid YAML: a character that is not text") from None
-        except (ValueError, OverflowError):  # PyYAML passes "\U00110000" and the like on to chr()
+        except (ValueError, OverflowError):  # PyYAML passes "\U00110000" to chr()
             raise UserError(f"{place_of(1)}: not valid YAML: a character or number that does not exist") from None
         return None if node is None else self._plain(node, key, place_of)
 
@@ -121,12 +121,12 @@ def printable(text: str) -> str:
 
 
 def dotted(key: Key) -> str:
-    """A key as messages name it: coding.parts; quoted where it would not be seen."""
+    """A key as messages name it: coding.parts. Blank names are quoted."""
     return printable(".".join(name if name and name == name.strip() else repr(name) for name in key))
 
 
 def shown(value: Any) -> str:
-    """A value of the tree, short, for the end of "expected ..., got ..."."""
+    """A value in short, for messages "expected ..., got ..."."""
     if value is None or isinstance(value, bool):
         return {None: "nothing", True: "true", False: "false"}[value]
     if isinstance(value, (dict, list)):
@@ -160,7 +160,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def _compose(text: str, depth: int) -> yaml.Node | None:
-    """The tree of nodes in `text`, which itself stands so many levels deep; None when it is empty."""
+    """The tree of nodes in `text`, which is nested `depth` deep. None when it is empty."""
     loader = _Loader(text)
     loader.depth = depth
     try:
@@ -170,7 +170,7 @@ def _compose(text: str, depth: int) -> yaml.Node | None:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes text that either `_Loader` or a YAML 1.1 reader would take for something else."""
+    """Quotes text that `_Loader` or a YAML 1.1 reader would not read as text."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True

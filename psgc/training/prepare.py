@@ -82,11 +82,8 @@ def prepare(transport: Transport, config: Config, config_path: str, overrides: S
             incoming <= PER_CHUNK_BYTES or config.recovery.estimator == "unbiased"
         )  # which combined does not support
         config = config.model_copy(update={"transfer": "per_chunk" if small else "combined"})
-        if config.transfer == "per_chunk" and any(fault.step == "after_commit" for fault in config.faults.inject):
-            raise UserError("faults.inject: per_chunk (transfer: auto) has no commit; give transfer: combined")
-        flips = any(fault.kind == "flip" for fault in config.faults.inject)
-        if config.transfer == "combined" and flips and not config.verify:
-            raise UserError("faults.inject: flip needs coded gradients; give transfer: per_chunk")
+        if text := config.transfer_conflict():
+            raise UserError(f"{text} (transfer: auto chose {config.transfer})")
     return Run(
         config=config,
         plan=plan,

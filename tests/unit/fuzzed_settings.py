@@ -8,7 +8,6 @@ import json
 import math
 import re
 from decimal import Decimal
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -89,20 +88,20 @@ class Quoted(str):
 class Text(yaml.BaseLoader):
     """Every scalar is text; a key that is there twice, anchors, tags and directives are an AssertionError."""
 
-    def compose_node(self, parent: Any, index: Any) -> Any:
+    def compose_node(self, parent, index):
         event: Any = self.peek_event()
         assert not isinstance(event, yaml.AliasEvent)
         assert event.anchor is None
         assert event.tag is None
         return super().compose_node(parent, index)
 
-    def fetch_directive(self) -> None:
+    def fetch_directive(self):
         raise AssertionError("a directive")
 
-    def construct_scalar(self, node: Any) -> str:
+    def construct_scalar(self, node):
         return str(node.value) if node.style is None else Quoted(node.value)
 
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+    def construct_mapping(self, node, deep=False):
         mapping: dict[Any, Any] = {}
         for key, value in node.value:
             name = self.construct_object(key, deep=True)
@@ -110,18 +109,18 @@ class Text(yaml.BaseLoader):
             mapping[name] = self.construct_object(value, deep=True)
         return mapping
 
-    def construct_object(self, node: Any, deep: bool = False) -> Any:
+    def construct_object(self, node, deep=False):
         if isinstance(node, yaml.MappingNode):
             return self.construct_mapping(node)
         return super().construct_object(node, deep=True)
 
 
-def stands_in(text: str) -> Any:
+def stands_in(text):
     """What a text says. AssertionError when it says something that settings cannot."""
     return yaml.load(text, Loader=Text)
 
 
-def says(written: Any, value: Any) -> bool:
+def says(written, value):
     """Whether `value` of the settings says what stands in the YAML, whose scalars are text here."""
     if isinstance(written, dict):
         by_name = {str(key): inner for key, inner in value.items()} if isinstance(value, dict) else {}
@@ -138,7 +137,7 @@ def says(written: Any, value: Any) -> bool:
     return written.lower().lstrip("+") == {"inf": ".inf", "-inf": "-.inf", "nan": ".nan"}[str(value)]
 
 
-def check(kind: str, path: Path, overrides: tuple[str, ...] = (), given_tree: Any = None) -> str:
+def check(kind, path, overrides=(), given_tree=None):
     """Load; the message or "". What is accepted must hold all of `given_tree`, or of what stands in the file."""
     load, _ = KINDS[kind]
     loaded, message = outcome(lambda: load(path, overrides), visible(str(path)), *(set_name(o) for o in overrides))
@@ -152,7 +151,7 @@ def check(kind: str, path: Path, overrides: tuple[str, ...] = (), given_tree: An
     return ""
 
 
-def rightly_placed(message: str, path: Path) -> str:
+def rightly_placed(message, path):
     """`message`; when it is about what is no YAML at all, PyYAML must say so too, of the same line."""
     if "not valid YAML" in message and path.stat().st_size < 10_000 and (problem := syntax_error(path)):
         line, text = problem
@@ -160,7 +159,7 @@ def rightly_placed(message: str, path: Path) -> str:
     return message
 
 
-def syntax_error(path: Path) -> tuple[int, str] | None:
+def syntax_error(path):
     try:
         yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
     except yaml.MarkedYAMLError as error:
@@ -170,7 +169,7 @@ def syntax_error(path: Path) -> tuple[int, str] | None:
     return None
 
 
-def set_name(override: str) -> str:
+def set_name(override):
     text = visible(override)
     return "--set " + (text if len(text) <= 100 else f"{text[:97]}...")
 
@@ -210,23 +209,23 @@ values = st.recursive(
 )
 
 
-def written(tree: Any, as_json: bool) -> str:
+def written(tree, as_json):
     return json.dumps(tree) if as_json else yaml.dump(tree, sort_keys=False, Dumper=_Dumper, allow_unicode=False)
 
 
 class _Dumper(yaml.SafeDumper):
-    def ignore_aliases(self, data: Any) -> bool:
+    def ignore_aliases(self, data):
         return True
 
 
-def sections(tree: Any, at: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+def sections(tree, at=()):
     """The keys of every mapping in `tree`."""
     if not isinstance(tree, dict):
         return []
     return [at, *(place for key, value in tree.items() for place in sections(value, (*at, key)))]
 
 
-def mutated(data: st.DataObject, tree: dict[str, Any]) -> dict[str, Any]:
+def mutated(data, tree):
     tree = copy.deepcopy(tree)
     for _ in range(data.draw(st.integers(1, 2))):
         section: Any = tree

@@ -6,8 +6,6 @@ Of what is damaged nothing is used; what carries a right checksum and is no chec
 import hashlib
 import json
 import os
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +19,7 @@ from tests.unit.fuzzing import fuzzed, little_memory
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def root(tmp_path_factory):
     with little_memory():
         yield tmp_path_factory.mktemp("fuzz")
 
@@ -33,7 +31,7 @@ texts = st.text(max_size=5) | st.sampled_from(["seed: 5\n", "é\x1b[31m\0"])
 
 
 @st.composite
-def checkpoints(draw: st.DrawFn, iteration: int) -> Checkpoint:
+def checkpoints(draw, iteration):
     dim, dtype = draw(st.integers(0, 5)), draw(st.sampled_from(["f4", "f8"]))
     entry = st.floats(width=32, allow_nan=False, allow_infinity=False)
     vector = st.lists(entry, min_size=dim, max_size=dim).map(lambda some: np.array(some, dtype))
@@ -56,10 +54,10 @@ def checkpoints(draw: st.DrawFn, iteration: int) -> Checkpoint:
     )
 
 
-def bits(checkpoint: Checkpoint) -> str:
+def bits(checkpoint):
     """All that is in it, as text."""
 
-    def shown(value: Any) -> Any:
+    def shown(value):
         if isinstance(value, dict):
             return {key: shown(inner) for key, inner in sorted(value.items())}
         return (str(value.dtype), value.shape, value.tobytes()) if isinstance(value, np.ndarray) else value
@@ -67,7 +65,7 @@ def bits(checkpoint: Checkpoint) -> str:
     return repr(shown(vars(checkpoint)))
 
 
-def newest(directory: Path, *broken: Path) -> Checkpoint:
+def newest(directory, *broken):
     """What is found, with one line about each of `broken` and no other."""
     found, message = quietly(lambda: load_newest(directory))
     assert found, message
@@ -80,7 +78,7 @@ def newest(directory: Path, *broken: Path) -> Checkpoint:
     return checkpoint
 
 
-def made(data: st.DataObject, root: Path, count: int = 3) -> tuple[Path, list[Path], list[str]]:
+def made(data, root, count=3):
     """A directory with that many checkpoints, newest first, and what is in them."""
     directory = root / str(len(os.listdir(root)))
     directory.mkdir()
@@ -97,7 +95,7 @@ ABOUT = {"iteration": 30, "estimates": {"1": 0.5}, "num_chunks": 4, "num_workers
 # ---------------------------------------------------------------- damage
 
 
-def damage(data: st.DataObject, path: Path) -> bool:
+def damage(data, path):
     """Change the file; whether it is another one now."""
     content = path.read_bytes()
     other = data.draw(damaged(content) | with_a_changed_entry(content) | st.sampled_from([b"", content[::-1]]))
@@ -107,7 +105,7 @@ def damage(data: st.DataObject, path: Path) -> bool:
 
 @fuzzed(60)
 @given(data=st.data())
-def test_any_damage_to_some_leaves_the_newest_of_the_others(root: Path, data: st.DataObject) -> None:
+def test_any_damage_to_some_leaves_the_newest_of_the_others(root, data):
     directory, paths, written = made(data, root)
     victims = data.draw(st.sets(st.sampled_from([0, 0, 0, 1, 2]), min_size=1))
     broken = [number for number in sorted(victims) if damage(data, paths[number])]
@@ -121,7 +119,7 @@ def test_any_damage_to_some_leaves_the_newest_of_the_others(root: Path, data: st
 
 
 @pytest.mark.parametrize("kind", [kind for kind in NO_FILES if kind not in ("a long name", "a NUL in its name")])
-def test_what_is_no_file_is_not_waited_for(tmp_path: Path, kind: str) -> None:
+def test_what_is_no_file_is_not_waited_for(tmp_path, kind):
     if kind == "closed to us" and os.geteuid() == 0:
         pytest.skip("root reads everything")
     older = Checkpoint.model_validate(ABOUT | {"iteration": 10, "params": np.ones(3), "optimizer": {}, "estimates": {}})
@@ -136,7 +134,7 @@ def test_what_is_no_file_is_not_waited_for(tmp_path: Path, kind: str) -> None:
 
 @fuzzed(40)
 @given(data=st.data())
-def test_a_name_that_is_not_its_own_is_noticed(root: Path, data: st.DataObject) -> None:
+def test_a_name_that_is_not_its_own_is_noticed(root, data):
     directory, paths, written = made(data, root, count=2)
     number, _, digits = paths[0].stem.partition("-")
     number = data.draw(st.sampled_from([number, "00000040", "99999999999999999999999", "00000000"]))
@@ -161,7 +159,7 @@ anything = st.recursive(
 )
 
 
-def signed(content: bytes, root: Path, iteration: int = 30) -> Path:
+def signed(content, root, iteration=30):
     path = root / f"{iteration:08d}-{hashlib.sha256(content).hexdigest()[:16]}.npz"
     path.write_bytes(content)
     return path
@@ -169,7 +167,7 @@ def signed(content: bytes, root: Path, iteration: int = 30) -> Path:
 
 @fuzzed(100)
 @given(data=st.data())
-def test_a_right_checksum_on_any_archive(root: Path, data: st.DataObject) -> None:
+def test_a_right_checksum_on_any_archive(root, data):
     about: Any = ABOUT | {"format": 1}
     for name in data.draw(st.lists(st.sampled_from([*about, "more", "params"]), max_size=2)):
         about[name] = data.draw(anything)

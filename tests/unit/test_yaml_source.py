@@ -1,5 +1,4 @@
 import math
-import re
 from typing import Any
 
 import pytest
@@ -164,16 +163,3 @@ def test_printable_and_shown_are_short_and_on_one_line():
         "a mapping",
     ]
     assert len(shown("x" * 300)) == 60
-
-
-@given(
-    st.text(alphabet=st.characters(), max_size=40) | st.text(alphabet="a1:-[]{}&*!|>'\"%@,#?\\U \n\t.<=", max_size=30)
-)
-def test_any_text_is_read_or_refused_in_one_line(text):
-    message = "run.yaml:1: fine"
-    try:
-        Source(text, "run.yaml")
-    except UserError as error:
-        message = str(error)
-    assert len(message.splitlines()) == 1
-    assert re.match(r"run\.yaml:\d+: .", message)
