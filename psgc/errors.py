@@ -4,6 +4,8 @@ An error's text is one line: what was wrong, where, and what would be right. The
 on stderr without a traceback (`--debug` shows one) and exits with `exit_code`.
 """
 
+from collections.abc import Iterable
+
 
 class PsgcError(Exception):
     """Base of every error psgc raises on purpose. Its text is one printable line, whatever a file may be called."""
@@ -33,7 +35,15 @@ class ModelError(PsgcError):
 
 
 class ProtocolError(PsgcError):
-    """An event that the protocol does not allow in this state: a defect of psgc, never of the user."""
+    """An event that the protocol does not allow in this state: a defect of psgc, never of the user.
+
+    events: those before it, oldest first. A traceback lists them (`--debug`), the text does not.
+    """
+
+    def __init__(self, text: str, events: Iterable[object] = ()) -> None:
+        super().__init__(text)
+        self.events = tuple(events)
+        self.add_note("\n  ".join(["Events before it, oldest first:", *map(str, self.events)]))
 
 
 def visible(text: str) -> str:

@@ -5,348 +5,369 @@ order. The same object is driven by MPI in production and by a virtual clock in 
 
 The rules, said once:
 
-1. An iteration is *working* from `Begin` until every chunk is committed, then *collecting* until every contributor
-   has delivered its accumulator, then *idle*. With `per_chunk` transfer there is nothing to collect.
-2. A chunk is committed once, to the first `parts` distinct holders whose copies count, at the moment the last
-   of them does.
-3. A copy that comes too late is discarded: the worker is told, so that it can free it.
-4. Reports from an older iteration, after the last commit, or heard before, change nothing.
-5. An event that no correct worker can send (a chunk it does not hold, an iteration that has not begun, a delivery
-   that nobody asked for) raises ProtocolError and changes nothing.
-6. A worker that is lost delivers nothing any more. Copies of it that were to be collected do not count: chunks that
-   are not committed wait for other copies; a committed one is *invalidated*: any one live worker that holds it does it
-   again, in the role of the lost one, and S_i stays what it is. What was delivered before, and with `per_chunk` what
-   was reported, counts. Chunks with too few live workers that can still do them are reassigned.
-7. What a lost worker sends changes nothing, and neither does a copy that was done before its chunk was invalidated.
-8. Approximate recovery: once no more than `tolerated` copies are missing, or after the deadline, those there suffice.
-   Chunks with some copies are committed to these, those with none are left out; copies that come later do not count.
-   That waits for the first copy of all, and for what was invalidated, without which accumulators of others would be of
-   no use.
-9. Nothing survives into the next iteration, but who lives; the lost come back between two iterations (`rebalance`).
+1. A chunk is committed once, to the first `parts` distinct holders whose copies count, at the moment the last of them
+   does. Which copies have to agree before they count is for `psgc.server.verification` to say.
+2. A copy that comes too late is discarded: the worker that keeps it is told, so that it can free it.
+3. Events of an earlier iteration and of a lost worker change nothing; neither does a report that was heard before, nor
+   one of a copy that was done before its chunk was invalidated.
+4. An event that no correct worker can send (a chunk it does not hold, an iteration that has not begun, a delivery that
+   nobody asked for) raises ProtocolError and changes nothing.
+5. A lost worker delivers nothing more. Copies that it keeps do not count: chunks that are not committed wait for other
+   copies; a committed one is *invalidated*: any one live holder does it again, in the role of the lost worker, and S_i
+   stays what it is. What was delivered before, and with `per_chunk` what was reported, counts. Chunks with too few live
+   workers that can still do them are reassigned.
+6. Approximate recovery: once no more than `tolerated` copies are missing, or after the deadline, the iteration ends
+   with the copies that are there. Chunks with some copies are committed to these, those with none are left out. It does
+   not end before there is a copy at all, nor while an invalidated chunk is missing, without which the accumulators of
+   others are of no use.
+7. Nothing survives into the next iteration but the membership. Lost workers return between two iterations
+   (`rebalance`).
 """
 
+from collections import deque
 from collections.abc import Sequence
 from math import inf
-from typing import Literal
+from typing import Final, Literal
 
-from psgc.errors import ProtocolError
+from psgc.errors import ProtocolError, RunFailed, TooFewWorkers
 from psgc.schedules import Schedule
 from psgc.schedules.orders import Loss, Order
+from psgc.server.copies import Accumulators, Copies, Copy
 from psgc.server.events import Abandoned, Begin, Compared, Deadline, Delivered, Event, Lost, Report, Tick
-from psgc.server.instructions import Add, Collect, Commit, Discard, Finish, Instruction, Invalidate, Reassign
+from psgc.server.instructions import Add, Collect, Commit, Compare, Discard, Finish, Instruction, Invalidate, Reassign
 from psgc.server.membership import Membership
+from psgc.server.verification import Checks
+
+Phase = Literal["idle", "working", "collecting", "redoing"]
+IDLE: Final = "idle"  # between two iterations
+WORKING: Final = "working"  # until every chunk is committed
+COLLECTING: Final = "collecting"  # `combined` only: until every contributor has delivered
+REDOING: Final = "redoing"  # a contributor was lost meanwhile: what it had not delivered is done again
+
+# For each event and phase the phases that may follow. (): the event is ignored; no entry: it is illegal.
+# fmt: off
+TRANSITIONS: dict[type[Event], dict[Phase, tuple[Phase, ...]]] = {
+    Begin:     {IDLE: (WORKING,)},
+    Report:    {IDLE: (), WORKING: (WORKING, COLLECTING, IDLE), COLLECTING: (), REDOING: (REDOING, COLLECTING)},
+    Abandoned: {IDLE: (), WORKING: (WORKING,), COLLECTING: (), REDOING: (REDOING,)},
+    Compared:  {WORKING: (WORKING, COLLECTING, IDLE)},
+    Tick:      {IDLE: (), WORKING: (WORKING,), COLLECTING: (), REDOING: (REDOING,)},
+    Deadline:  {WORKING: (WORKING, COLLECTING, IDLE), COLLECTING: (), REDOING: ()},
+    Delivered: {COLLECTING: (COLLECTING, IDLE), REDOING: (REDOING,)},
+    Lost:      {IDLE: (IDLE,), WORKING: (WORKING,), COLLECTING: (COLLECTING, REDOING), REDOING: (REDOING,)},
+}
+# fmt: on
+EVENTS_KEPT = 20  # for the report of a ProtocolError
 
 
 class Coordinator:
     """Decides, report by report, which copies count, and knows when the gradient is there.
 
     membership: who lives and holds what, owned by the coordinator; combined: whether contributors keep their work until
-    they are asked for it (transfer `combined`); tolerated: how many of the N * l copies may be missing in the end.
+    they are asked for it (transfer `combined`); tolerated: how many of the N * l copies may be missing in the end;
+    checks: which copies have to agree (`verify`), none by default. The loop answers each `Compare` with `Compared`
+    before it brings the next event.
     """
 
-    def __init__(self, membership: Membership, schedule: Schedule, combined: bool, tolerated: int = 0) -> None:
+    def __init__(
+        self,
+        membership: Membership,
+        schedule: Schedule,
+        combined: bool,
+        tolerated: int = 0,
+        checks: Checks | None = None,
+    ) -> None:
         self.membership = membership
+        self.phase: Phase = "idle"
         self._schedule = schedule
         self._combined = combined
         self._tolerated = tolerated
-        self.iteration = -1
-        self.phase: Literal["idle", "working", "collecting"] = "idle"
-        self._forget()
+        self._checks = checks or Checks()
+        self._events: deque[Event] = deque(maxlen=EVENTS_KEPT)
+        self._start(-1)
 
-    def _forget(self) -> None:
-        self._reported: set[tuple[int, int]] = set()  # (worker, chunk)
-        self._copies: dict[int, list[tuple[int, int]]] = {}  # chunk -> (worker, role) that count, fewer than parts
-        self._committed: dict[int, tuple[int, ...]] = {}  # chunk -> S_i
-        self._partial: set[int] = set()  # committed chunks with fewer than parts copies
-        self._deadline_passed = False  # what is there has to do, as soon as possible
-        self._finalized = False  # only what is invalidated counts any more
-        self.missing_copies = (
-            len(self.membership.holders) * self.membership.parts
-        )  # of the N * l that determine the gradient
-        self._attempts: dict[int, int] = {}  # chunk -> how many times it was invalidated
-        self._open: dict[int, list[int]] = {}  # invalidated chunk -> roles in which it is to be done
-        self._used: set[tuple[int, int, int]] = set()  # (worker, chunk, attempt) of copies that are in the gradient
-        # (worker, role) -> (chunk, attempt) of its copies that are committed: not asked for yet, and asked for
-        self._owing: dict[tuple[int, int], list[tuple[int, int]]] = {}
-        self._asked: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    def _start(self, iteration: int) -> None:
+        self.iteration = iteration
+        self.missing_copies = len(self.membership.holders) * self.membership.parts  # of those that make the gradient
+        self._may_miss: float = self._tolerated
+        self._copies = [Copies() for _ in self.membership.holders]
+        self._redo: set[int] = set()  # chunks that were invalidated and are to be done again
+        self._accumulators = Accumulators()
+        self._checks.begin(iteration, len(self._copies))
+
+    # what can be asked
 
     def contributors(self, chunk: int) -> tuple[int, ...]:
         """S_i of this iteration: empty while the chunk is not committed."""
-        return self._committed.get(chunk, ())
+        return self._copies[chunk].contributors
 
     def used(self, worker: int, chunk: int, attempt: int = 0) -> bool:
         """Whether the copy of `worker`, `attempt` times invalidated, is part of the gradient, or has shown it right."""
-        return (worker, chunk, attempt) in self._used
+        return (worker, attempt) in self._copies[chunk].used
+
+    def is_here(self, chunk: int) -> bool:
+        """Whether copies of `chunk` come with the reports, and are not kept by the workers."""
+        return not self._combined or chunk in self._checks.checked
+
+    def incomplete(self) -> dict[int, tuple[int, ...]]:
+        """The chunks that have fewer than l copies, and S_i of each."""
+        parts = self.membership.parts
+        return {i: copies.contributors for i, copies in enumerate(self._copies) if len(copies.contributors) < parts}
 
     @property
     def recovered(self) -> int:
         """How many chunks are recovered exactly in this iteration."""
-        return len(self._committed) - len(self._partial | self._open.keys())
-
-    def incomplete(self) -> dict[int, tuple[int, ...]]:
-        """The chunks that have fewer than l copies, and S_i of each."""
-        chunks = [c for c in range(len(self.membership.holders)) if c not in self._committed or c in self._partial]
-        return {chunk: self.contributors(chunk) for chunk in chunks}
+        return len(self._copies) - len(self.incomplete().keys() | self._redo)
 
     @property
     def owing(self) -> frozenset[int]:
         """The contributors that have been asked for an accumulator and have not delivered it."""
-        return frozenset(worker for worker, _ in self._asked)
-
-    def handle(self, event: Event) -> list[Instruction]:
-        """What is to be done after `event`. Raises ProtocolError, and changes nothing, when it is not allowed.
-
-        Raises TooFewWorkers when those who are left cannot do what is needed, RunFailed when copies of a chunk do not
-        agree and there is nobody left to ask.
-        """
-        match event:
-            case Report():
-                return self._report(event)
-            case Abandoned():
-                return self._abandoned(event)
-            case Delivered():
-                return self._delivered(event)
-            case Tick(now):
-                return list(self._schedule.tick(now)) if self.phase == "working" else []
-            case Begin(iteration):
-                return self._begin(iteration)
-            case Lost(worker, now):
-                return self._lost(worker, now)
-            case Deadline():
-                return self._deadline()
-            case Compared(chunk, agreeing, now):
-                return self._compared(chunk, agreeing, now)
-
-    def _begin(self, iteration: int) -> list[Instruction]:
-        if self.phase != "idle" or iteration <= self.iteration:
-            raise self._illegal(Begin(iteration))
-        self._forget()
-        self.iteration = iteration
-        self.phase = "working"
-        return list(self._begin_schedule())
-
-    def _report(self, event: Report) -> list[Instruction]:
-        worker, chunk, attempt = event.worker, event.chunk, event.attempt
-        self._check(event)
-        if self._is_late(worker, event.iteration) or (worker, chunk) in self._reported:
-            return []
-        if attempt < self._attempts.get(chunk, 0):  # the worker has dropped it since
-            return list(self._schedule.freed(worker, chunk, event.now, event.seconds, done=False, late=event.late))
-        self._reported.add((worker, chunk))
-        instructions: list[Instruction] = []
-        for counted in self._schedule.counts(worker, chunk):
-            instructions += self._count(worker, counted)
-        if self._is_enough():
-            return instructions + self._finalize()
-        return instructions + list(self._schedule.freed(worker, chunk, event.now, event.seconds, late=event.late))
-
-    def _abandoned(self, event: Abandoned) -> list[Instruction]:
-        worker, chunk, attempt = event.worker, event.chunk, event.attempt
-        self._check(event)
-        if self._is_late(worker, event.iteration) or (worker, chunk) in self._reported:
-            return []
-        done = attempt == self._attempts.get(chunk, 0) and not self._is_disputed(chunk)
-        return list(self._schedule.freed(worker, chunk, event.now, event.seconds, done=done, late=event.late))
-
-    def _deadline(self) -> list[Instruction]:
-        if self.phase == "idle":
-            raise self._illegal(Deadline())
-        self._deadline_passed = True
-        return self._finalize() if self.phase == "working" and self._is_enough() else []
-
-    def _lost(self, worker: int, now: float) -> list[Instruction]:
-        if worker not in self.membership.live:
-            raise self._illegal(Lost(worker))
-        held = self.membership.lose(worker)
-        if self.phase == "idle":
-            return []
-        dropped, invalidated = self._take_back(worker, held) if self._combined else ([], [])
-        affected = dict.fromkeys([*held, *invalidated])
-        reassigned = [reassign for chunk in affected for reassign in self._reassign(chunk)]
-        instructions: list[Instruction] = [*reassigned]
-        for chunk in invalidated:
-            instructions += [
-                Invalidate(holder, chunk, self._attempts[chunk]) for holder in self.membership.holders[chunk]
-            ]
-        for reassign in reassigned:  # one that takes over a chunk invalidated before has to know so, too
-            if (attempt := self._attempts.get(reassign.chunk, 0)) and reassign.chunk not in invalidated:
-                instructions.append(Invalidate(reassign.worker, reassign.chunk, attempt))
-        loss = Loss(
-            worker=worker,
-            dropped=tuple(dropped),
-            invalidated={
-                chunk: (len(self._open[chunk]), self._able(chunk)) for chunk in affected if chunk in self._open
-            },
-            reassigned=tuple((reassign.worker, reassign.chunk) for reassign in reassigned),
-            holders=self.membership.holders,
-            collected=self.phase == "collecting",
-        )
-        if self._open:
-            self.phase = "working"
-        return instructions + list(self._schedule.lost(loss, now))
-
-    def rebalance(self, membership: Membership, schedule: Schedule) -> None:
-        """From the next iteration on these live, hold and are scheduled so."""
-        if self.phase != "idle":
-            raise self._illegal("rebalance()")
-        self.membership, self._schedule = membership, schedule
+        return frozenset(worker for worker, _ in self._accumulators.asked)
 
     @property
     def wake(self) -> float:
         """When the schedule wants a `Tick`, in seconds since the iteration began; infinite for never."""
-        return self._schedule.wake if self.phase == "working" else inf
+        return self._schedule.wake if TRANSITIONS[Tick][self.phase] else inf
 
-    def _delivered(self, event: Delivered) -> list[Instruction]:
-        copy = worker, role = event.worker, event.role
-        if event.iteration < self.iteration or worker not in self.membership.live:
-            return []
-        if event.iteration > self.iteration or copy not in self._asked:
+    # what happens
+
+    def rebalance(self, membership: Membership, schedule: Schedule) -> None:
+        """From the next iteration on these live, hold and are scheduled so."""
+        if self.phase != IDLE:
+            raise self._illegal("rebalance")
+        self.membership, self._schedule = membership, schedule
+
+    def handle(self, event: Event) -> list[Instruction]:
+        """What is to be done after `event`, in order.
+
+        Raises ProtocolError when the event is not allowed, and then changes nothing; TooFewWorkers when those who are
+        left cannot do what is needed; RunFailed when copies of a chunk do not agree and nobody is left to ask.
+        """
+        leads_to = TRANSITIONS[type(event)].get(self.phase)
+        is_late = self._is_late(event)
+        if leads_to is None and not is_late:
             raise self._illegal(event)
-        del self._asked[copy]
-        instructions: list[Instruction] = [Add(worker, role)]
-        if self.phase == "collecting":
-            if copy in self._owing:
-                instructions += self._collect(worker, role)
-            elif not self._asked:
-                instructions += self._finish()
+        self._events.append(event)
+        if is_late or not leads_to:
+            return []
+        instructions = self._react(event)
+        assert self.phase in leads_to, (event, self.phase)
         return instructions
 
-    def _compared(self, chunk: int, agreeing: Sequence[int], now: float) -> list[Instruction]:
-        raise self._illegal(Compared(chunk, tuple(agreeing)))
+    def _is_late(self, event: Event) -> bool:
+        """Whether an event is to be ignored since it comes too late. Raises ProtocolError when nobody can bring it."""
+        late, possible = False, True
+        match event:
+            case Report(worker, iteration, chunk) | Abandoned(worker, iteration, chunk):
+                late = iteration < self.iteration or worker not in self.membership.live
+                possible = 0 <= chunk < len(self._copies) and 0 <= iteration <= self.iteration
+                possible = possible and worker in self.membership.workers
+                if possible and not late:
+                    possible = worker in self.membership.holders[chunk]
+                    possible = possible and 0 <= event.attempt <= self._copies[chunk].attempt
+                    late = worker in self._copies[chunk].reported
+            case Delivered(worker, iteration, role):
+                late = iteration < self.iteration or worker not in self.membership.live
+                possible = late or (iteration == self.iteration and (worker, role) in self._accumulators.asked)
+            case Begin(iteration):
+                possible = iteration > self.iteration
+            case Lost(worker):
+                possible = worker in self.membership.live
+            case Compared(chunk):
+                possible = chunk in self._checks.comparing
+        if not possible:
+            raise self._illegal(event)
+        return late
 
-    # what `psgc.server.verification` changes
+    def _illegal(self, event: Event | str) -> ProtocolError:
+        text = f"coordinator: {event} is not allowed while {self.phase} in iteration {self.iteration}"
+        return ProtocolError(text, self._events)
 
-    def _begin_schedule(self) -> Sequence[Order]:
-        return self._schedule.begin()
+    def _react(self, event: Event) -> list[Instruction]:
+        match event:
+            case Report():
+                return self._report(event)
+            case Abandoned(_, _, chunk):
+                done = event.attempt == self._copies[chunk].attempt and chunk not in self._checks.disputed
+                return [*self._freed(event, done)]
+            case Tick(now):
+                return [*self._schedule.tick(now)]
+            case Delivered(worker, _, role):
+                self._accumulators.delivered((worker, role))
+                return [Add(worker, role), *(self._collect() if self.phase == COLLECTING else [])]
+            case Begin(iteration):
+                self._start(iteration)
+                self.phase = WORKING
+                return [*self._schedule.begin(sorted(self._checks.checked))]
+            case Deadline():
+                self._may_miss = inf
+                return self._finalize() if self._is_enough() else []
+            case Lost(worker, now):
+                held = self.membership.lose(worker)
+                return [] if self.phase == IDLE else self._lost(worker, held, now)
+            case Compared(chunk, agreeing, now):
+                return self._compared(chunk, agreeing, now)
 
-    def is_here(self, chunk: int) -> bool:
-        """Whether copies of `chunk` are with the server, not with those who did them."""
-        return not self._combined
+    # reports
 
-    def _wanted(self, chunk: int) -> int:
-        """How many copies `chunk` needs."""
-        return self.membership.parts
+    def _report(self, event: Report) -> list[Instruction]:
+        copies = self._copies[event.chunk]
+        if event.attempt < copies.attempt:  # the worker has dropped it since
+            return [*self._freed(event, done=False)]
+        copies.reported.add(event.worker)
+        instructions: list[Instruction] = []
+        for counted in self._schedule.counts(event.worker, event.chunk):
+            instructions += self._count(event.worker, counted)
+        if self._is_enough():
+            return instructions + self._finalize()
+        instructions += self._freed(event, done=True)
+        return instructions + [Compare(due, tuple(self._copies[due].there)) for due in self._checks.comparing]
 
-    def _is_disputed(self, chunk: int) -> bool:
-        """Whether copies of `chunk` did not agree, and it is done once more."""
-        return False
-
-    # what they lead to
-
-    def _is_enough(self) -> bool:
-        few = self._deadline_passed or self.missing_copies <= self._tolerated
-        anything = self.missing_copies < len(self.membership.holders) * self.membership.parts
-        return few and anything and not self._open
+    def _freed(self, event: Report | Abandoned, done: bool) -> Sequence[Order]:
+        return self._schedule.freed(event.worker, event.chunk, event.now, event.seconds, done=done, late=event.late)
 
     def _count(self, worker: int, chunk: int) -> list[Instruction]:
-        if chunk in self._open:
-            roles = self._open[chunk]
-            told: tuple[tuple[int, int], ...] = ((worker, roles.pop(0)),)
-            if not roles:
-                del self._open[chunk]
-        elif chunk in self._committed or self._finalized:
-            return [Discard(worker, chunk)]
-        else:
-            copies = self._copies.setdefault(chunk, [])
-            copies.append((worker, self.membership.role(worker, chunk)))
+        """The copy of `worker` counts, if it is needed."""
+        copies, parts, here = self._copies[chunk], self.membership.parts, self.is_here(chunk)
+        if copies.redo:
+            again = [(worker, copies.redo.pop(0))]
+            if copies.redo:
+                return [self._commit(chunk, again)]
+            self._redo.remove(chunk)
+            return self._recover(chunk, again)
+        compared = here and self._checks.every
+        if self.phase == REDOING or (copies.contributors and not compared):
+            return [] if here else [Discard(worker, chunk)]
+        copies.there.append((worker, self.membership.role(worker, chunk)))
+        if len(copies.there) > parts:
+            self._checks.comparing.append(chunk)
+        elif chunk not in self._checks.checked:
             self.missing_copies -= 1
-            if len(copies) < self.membership.parts:
-                return []
-            told = tuple(self._copies.pop(chunk))
-            self._committed[chunk] = tuple(role for _, role in told)
-        commit = self._commit(chunk, told)
-        if chunk in self._open:
-            return [commit]
-        unreported = [w for w in self.membership.holders[chunk] if (w, chunk) not in self._reported]
+            if len(copies.there) == parts:
+                return self._recover(chunk, copies.there)
+        return []
+
+    def _recover(self, chunk: int, from_these: Sequence[Copy]) -> list[Instruction]:
+        commit, reported = self._commit(chunk, from_these), self._copies[chunk].reported
+        unreported = [holder for holder in self.membership.holders[chunk] if holder not in reported]
         return [commit, *self._schedule.committed(chunk, unreported)]
 
-    def _commit(self, chunk: int, told: tuple[tuple[int, int], ...]) -> Commit:
-        attempt = self._attempts.get(chunk, 0)
-        self._used.update((contributor, chunk, attempt) for contributor, _ in told)
+    def _commit(self, chunk: int, to_these: Sequence[Copy]) -> Commit:
+        copies = self._copies[chunk]
+        copies.commit(to_these)
         if not self.is_here(chunk):
-            for copy in told:
-                self._owing.setdefault(copy, []).append((chunk, attempt))
-        return Commit(chunk, self._committed[chunk], told)
+            for copy in to_these:
+                self._accumulators.add(copy, chunk, copies.attempt)
+        return Commit(chunk, copies.contributors, tuple(to_these))
+
+    # copies that were compared
+
+    def _compared(self, chunk: int, agreeing: tuple[int, ...], now: float) -> list[Instruction]:
+        copies, parts = self._copies[chunk], self.membership.parts
+        instructions: list[Instruction] = [*self._checks.judge(chunk, copies.there, agreeing)]
+        if not agreeing:
+            return self._take_back(chunk, now)
+        if not copies.contributors:
+            roles = dict(copies.there)
+            self.missing_copies -= parts
+            instructions += self._recover(chunk, [(worker, roles[worker]) for worker in agreeing[:parts]])
+        copies.used.update((worker, 0) for worker in agreeing)
+        if self._is_enough():
+            return instructions + self._finalize()
+        return [*instructions, *self._schedule.tick(now)]  # who was to do it may do something else
+
+    def _take_back(self, chunk: int, now: float) -> list[Instruction]:
+        """The copies do not agree: the chunk is not recovered, and one more worker does it."""
+        copies = self._copies[chunk]
+        if copies.contributors:
+            copies.take_back()
+            self.missing_copies += self.membership.parts
+        try:
+            return [*self._reassign(chunk), *self._ask_one_more(chunk, now)]
+        except TooFewWorkers as error:  # other machines would not help
+            raise RunFailed(str(error)) from None
+
+    def _ask_one_more(self, chunk: int, now: float) -> Sequence[Order]:
+        copies = self._copies[chunk]
+        return self._schedule.disputed(chunk, len(copies.there), copies.able(self.membership.holders[chunk]), now)
+
+    # the end of an iteration
+
+    def _is_enough(self) -> bool:
+        """Whether the iteration may end with the copies that are there."""
+        if self.missing_copies > self._may_miss or self._redo or self._checks.comparing:
+            return False
+        disputed = self._checks.disputed
+        return any(copies.there and chunk not in disputed for chunk, copies in enumerate(self._copies))
 
     def _finalize(self) -> list[Instruction]:
-        """Commit what has some copies, and go on to the end of the iteration."""
         instructions: list[Instruction] = []
-        if not self._finalized and self.missing_copies:
+        if self.phase == WORKING and self.missing_copies:
             for chunk in self.incomplete():
-                if copies := tuple(self._copies.pop(chunk, ())):
-                    self._partial.add(chunk)
-                    self._committed[chunk] = tuple(role for _, role in copies)
-                    instructions.append(self._commit(chunk, copies))
+                there = self._copies[chunk].there
+                if there and chunk not in self._checks.disputed:
+                    if chunk in self._checks.checked:  # they count although nothing has shown them right
+                        self.missing_copies -= len(there)
+                    instructions.append(self._commit(chunk, there))
                 self._schedule.committed(chunk, ())  # nobody is to do it any more
-        self._finalized = True
-        if not (self._owing or self._asked):
-            return instructions + self._finish()
-        self.phase = "collecting"
-        # who has not delivered yet is asked once more when it has: two accumulators of a role may overtake each other
-        to_ask = sorted(self._owing.keys() - self._asked)
-        return instructions + [collect for copy in to_ask for collect in self._collect(*copy)]
+            self._checks.disputed.clear()
+        self.phase = COLLECTING
+        return instructions + self._collect()
 
-    def _collect(self, worker: int, role: int) -> list[Instruction]:
-        self._asked[worker, role] = self._owing.pop((worker, role))
-        return [Collect(worker, role)]
+    def _collect(self) -> list[Instruction]:
+        """Ask for the accumulators that were not asked for; when none is missing the iteration is over."""
+        to_ask = self._accumulators.ask()
+        if not self._accumulators:
+            self.phase = IDLE
+            return [Finish()]
+        return [Collect(worker, role) for worker, role in to_ask]
 
-    def _finish(self) -> list[Instruction]:
-        self.phase = "idle"
-        return [Finish()]
+    # losses
 
-    def _take_back(self, worker: int, held: Sequence[int]) -> tuple[list[int], list[int]]:
-        """Nothing that `worker` has not delivered counts: the chunks that have a copy less, and those invalidated."""
-        dropped = []
-        for chunk in held:
-            copies = () if self.is_here(chunk) else self._copies.get(chunk, ())
-            kept = [copy for copy in copies if copy[0] != worker]
-            if len(kept) < len(copies):
-                self._copies[chunk] = kept
-                self.missing_copies += 1
-                dropped.append(chunk)
-        invalidated: dict[int, None] = {}
-        for where in (self._owing, self._asked):
-            for role in sorted(role for w, role in where if w == worker):
-                for chunk, attempt in where.pop((worker, role)):
-                    self._open.setdefault(chunk, []).append(role)
-                    self._used.remove((worker, chunk, attempt))
-                    invalidated[chunk] = None
-        for chunk in invalidated:
-            self._attempts[chunk] = self._attempts.get(chunk, 0) + 1
-            self._reported -= {(holder, chunk) for holder in self.membership.holders[chunk]}
-        return dropped, list(invalidated)
+    def _lost(self, worker: int, held: Sequence[int], now: float) -> list[Instruction]:
+        holders = self.membership.holders
+        dropped = [chunk for chunk in held if not self.is_here(chunk) and self._copies[chunk].drop(worker)]
+        self.missing_copies += len(dropped)
+        invalidated = self._accumulators.lose(worker)
+        for chunk, undelivered in invalidated.items():
+            self._copies[chunk].invalidate(undelivered)
+        self._redo |= invalidated.keys()
+        affected = dict.fromkeys([*held, *invalidated])
+        reassigned = [reassign for chunk in affected for reassign in self._reassign(chunk)]
+        instructions: list[Instruction] = [*reassigned]
+        for chunk in affected:
+            if attempt := self._copies[chunk].attempt:
+                new = [reassign.worker for reassign in reassigned if reassign.chunk == chunk]
+                hear = holders[chunk] if chunk in invalidated else new
+                instructions += [Invalidate(holder, chunk, attempt) for holder in hear]
+        redo = {chunk: self._copies[chunk] for chunk in affected if chunk in self._redo}
+        loss = Loss(
+            worker=worker,
+            dropped=dropped,
+            invalidated={chunk: (len(copies.redo), copies.able(holders[chunk])) for chunk, copies in redo.items()},
+            reassigned=tuple((reassign.worker, reassign.chunk) for reassign in reassigned),
+            holders=holders,
+            collected=self.phase == COLLECTING,
+        )
+        if self.phase == COLLECTING and self._redo:
+            self.phase = REDOING
+        instructions += self._schedule.lost(loss, now)
+        for chunk in sorted(self._checks.disputed.intersection(held)):
+            instructions += self._ask_one_more(chunk, now)
+        return instructions
 
     def _reassign(self, chunk: int) -> list[Reassign]:
         """Find workers until there are enough that can do `chunk`."""
+        copies, parts = self._copies[chunk], self.membership.parts
+        if copies.contributors or self.phase != WORKING:
+            needed = len(copies.redo)
+        else:
+            needed = self._checks.wanted(chunk, parts, len(copies.there)) - len(copies.there)
         reassigned: list[Reassign] = []
-        copies = self._copies.get(chunk, ())
-        needed = self._wanted(chunk) - len(copies)
-        if chunk in self._committed or self._finalized:
-            needed = len(self._open.get(chunk, ()))
-        while len(self._able(chunk)) < needed:
-            worker = self.membership.reassign(chunk, copies)
+        while len(copies.able(self.membership.holders[chunk])) < needed:
+            try:
+                worker = self.membership.reassign(chunk, copies.waiting)
+            except TooFewWorkers as error:
+                raise self._checks.explain(error, chunk, self.iteration, copies.there, parts) from None
             reassigned.append(Reassign(worker, chunk, self.membership.role(worker, chunk)))
         return reassigned
-
-    def _able(self, chunk: int) -> list[int]:
-        """The live workers whose copies of `chunk` would count from now on."""
-        holders = self.membership.holders[chunk]
-        if chunk in self._open:
-            return [worker for worker in holders if (worker, chunk) not in self._reported]
-        done = {worker for worker, _ in self._copies.get(chunk, ())}
-        return [worker for worker in holders if worker not in done]  # `full`: one may have reported, and not count yet
-
-    def _is_late(self, worker: int, iteration: int) -> bool:
-        return iteration < self.iteration or self.phase != "working" or worker not in self.membership.live
-
-    def _check(self, event: Report | Abandoned) -> None:
-        worker, chunk = event.worker, event.chunk
-        known = 0 <= chunk < len(self.membership.holders) and 0 <= event.iteration <= self.iteration
-        known = known and worker in self.membership.workers
-        if known and event.iteration == self.iteration and worker in self.membership.live:
-            known = worker in self.membership.holders[chunk] and 0 <= event.attempt <= self._attempts.get(chunk, 0)
-        if not known:
-            raise self._illegal(event)
-
-    def _illegal(self, event: Event | str) -> ProtocolError:
-        return ProtocolError(f"coordinator: {event} is not allowed while {self.phase} in iteration {self.iteration}")

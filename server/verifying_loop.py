@@ -12,7 +12,7 @@ from psgc.server.events import Compared
 from psgc.server.instructions import Commit, Compare, Instruction, Reassign, Wrong
 from psgc.server.loop import Server
 from psgc.server.membership import Membership
-from psgc.server.verification import Verification, VerifyingCoordinator
+from psgc.server.verification import Checks, Verification
 from psgc.server.verifying_decoder import VerifyingDecoder
 from psgc.transport import Vector
 
@@ -20,7 +20,6 @@ from psgc.transport import Vector
 class VerifyingServer(Server):
     """A `Server` whose settings have a verification."""
 
-    _coordinator: VerifyingCoordinator
     _decoder: VerifyingDecoder
 
     def __init__(self, *arguments: Any, **more: Any) -> None:
@@ -37,8 +36,8 @@ class VerifyingServer(Server):
         return Membership(self._plan.holders(), self._plan.parts, reassigning, self._workers, checking=True)
 
     def _make_coordinator(self, membership: Membership, tolerated: int) -> Coordinator:
-        return VerifyingCoordinator(
-            membership, self._rules, self._settings.combined, tolerated, every=self._verification.every
+        return Coordinator(
+            membership, self._rules, self._settings.combined, tolerated, Checks(self._verification.every)
         )
 
     def _make_decoder(self, dim: int) -> VerifyingDecoder:

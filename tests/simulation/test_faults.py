@@ -4,6 +4,7 @@ import pytest
 
 from psgc.server.coordinator import Coordinator
 from psgc.server.decoder import Decoder
+from psgc.server.instructions import Finish
 from tests.simulation import faults
 
 
@@ -26,7 +27,8 @@ def test_the_same_seed_is_the_same_schedule():
 @pytest.mark.parametrize("wrong", ["hang", "sum"])
 def test_a_schedule_that_goes_wrong_is_named(monkeypatch, capsys, wrong):
     if wrong == "hang":
-        monkeypatch.setattr(Coordinator, "_finalize", lambda self: [])
+        handle = Coordinator.handle
+        monkeypatch.setattr(Coordinator, "handle", lambda it, event: [i for i in handle(it, event) if i != Finish()])
     else:
         monkeypatch.setattr(Decoder, "gradient", property(lambda self: 1.5 * self._sum))
     assert faults.main(["--schedules", "20", "--seed", "5"]) == 1

@@ -79,7 +79,7 @@ class Unruly(World):
             it = self.server._coordinator
             chunk = self.choose(self.plan.num_chunks)
             with refused(it):
-                it.handle(Compared(chunk, [1, 2][: 2 * self.choose(2)]))  # type: ignore[attr-defined]
+                it.handle(Compared(chunk, [1, 2][: 2 * self.choose(2)]))
         return messages
 
 

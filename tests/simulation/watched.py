@@ -1,174 +1,161 @@
-"""The production server and coordinator, with what must hold of every event and every instruction asserted, and an
-optimizer and an observer that look at what comes of them."""
+"""The production coordinator, with what must hold of every event and every instruction asserted.
+
+What was committed, kept, delivered and lost is written down a second time here, from events and instructions alone.
+"""
 
 import copy
 from collections import Counter
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import pytest
-
-from psgc.schedules.dynamic import DynamicSchedule
+from psgc.checks import is_checked
+from psgc.schedules import Schedule
 from psgc.schedules.orders import Next, Queue, Skip
 from psgc.server.coordinator import Coordinator
-from psgc.server.events import Abandoned, Begin, Event, Report, Tick
-from psgc.server.instructions import Collect, Commit, Discard, Finish, Instruction, Invalidate, Reassign
-from psgc.server.loop import Server
-from psgc.server.observer import Approximation, IterationRecord, Outcome
-from psgc.server.optimizer import Sgd
-from psgc.transport import Vector
+from psgc.server.events import Abandoned, Begin, Compared, Deadline, Delivered, Event, Lost, Report, Tick
+from psgc.server.instructions import (
+    Add,
+    Collect,
+    Commit,
+    Compare,
+    Discard,
+    Finish,
+    Instruction,
+    Invalidate,
+    Reassign,
+    Wrong,
+)
+from psgc.server.membership import Membership
+from psgc.server.recovery import Recovery
+from psgc.server.verification import Checks
 from tests.simulation.schedules import FIXED
 from tests.unit.refusal import snapshot
 
-PACES = {
-    "_paces",
-    "estimates",
-    "_last",
-    "_surprise",
-    "_lag",
-    "_latest",
-    "_reports",
-}  # what a schedule has learnt of them stays
+# what a schedule has learnt of the workers stays
+LEARNT = {"_paces", "estimates", "_last", "_surprise", "_lag", "_latest", "_reports"}
 
 
 class WatchedCoordinator(Coordinator):
-    """Nothing survives into an iteration, and what comes too late changes nothing."""
+    """world: the simulated world; the rest as for a `Coordinator`."""
 
-    thorough = False
+    __slots__ = ("watch",)  # no part of the state
+
+    def __init__(self, world: Any, membership: Membership, schedule: Schedule, *settings: Any) -> None:
+        super().__init__(membership, schedule, *settings)
+        self.watch = world.watch = Watch(world, self, schedule, settings)
+
+    def rebalance(self, membership: Membership, schedule: Schedule) -> None:
+        super().rebalance(membership, schedule)
+        self.watch.schedule = schedule
 
     def handle(self, event: Event) -> list[Instruction]:
-        match event:
-            case Begin():
-                return self._watch_begin(event)
-            case Report() | Abandoned():
-                return self._watch_report(event)
-            case Tick(now):
-                assert self.wake <= now, "asked before it was time"
-                instructions = super().handle(event)
-                assert self.wake > now, "wakes up for ever"
-                return instructions
-        return super().handle(event)
-
-    def _watch_begin(self, event: Begin) -> list[Instruction]:
-        fresh: Any = self._schedule.recipe() if self.thorough else None  # type: ignore[attr-defined]
-        for name in PACES & vars(self._schedule).keys() if fresh else ():
-            setattr(fresh, name, copy.copy(getattr(self._schedule, name)))
+        watch, thorough = self.watch, self.watch.world.thorough
+        late = watch.is_late(event)
+        assert not isinstance(event, Tick) or self.wake <= event.now, "asked before it was time"
+        before = snapshot(self) if thorough and late else None
+        fresh = watch.fresh() if thorough and isinstance(event, Begin) else None
         instructions = super().handle(event)
-        known = (self._reported, self._copies, self._committed, self._attempts, self._open, self._used, self._owing)
-        assert not any((*known, self._asked)), "something survived into this iteration"
-        if fresh:
-            assert self._begin_schedule_of(fresh) == instructions
-            but = ["recipe"]
-            assert snapshot(fresh, but) == snapshot(self._schedule, but), "something survived into this iteration"
-        return instructions
-
-    def _begin_schedule_of(self, schedule: Any) -> Any:
-        ours, self._schedule = self._schedule, schedule
-        orders = self._begin_schedule()
-        self._schedule = ours
-        return orders
-
-    def _watch_report(self, event: Report | Abandoned) -> list[Instruction]:
-        late = self._is_late(event.worker, event.iteration) or (event.worker, event.chunk) in self._reported
-        before = snapshot(self) if late and self.thorough else None
-        instructions = super().handle(event)
-        assert not late or instructions == []
-        assert before is None or snapshot(self) == before
+        if late:
+            assert instructions == []
+            assert before is None or snapshot(self) == before
+        assert not isinstance(event, Tick) or self.wake > event.now, "wakes up for ever"
+        if fresh is not None:
+            assert fresh.handle(event) == instructions
+            assert snapshot(fresh, ["recipe"]) == snapshot(self, ["recipe"]), "something survived into this iteration"
+        watch.hear(event, late)
+        for instruction in instructions:
+            watch.see(instruction)
+        if thorough and watch.is_calm and isinstance(event, Report):
+            watch.check_nobody_forgotten()
         return instructions
 
 
-class WatchedServer(Server):
-    """`watch` comes before `run`."""
+class Watch:
+    """What has happened in this iteration."""
 
-    def watch(self, world: Any) -> None:
-        self.world = world
-        self._coordinator.thorough = world.thorough  # type: ignore[attr-defined]
-        self._begin()
+    def __init__(self, world: Any, it: WatchedCoordinator, schedule: Schedule, settings: Any) -> None:
+        self.world, self.it, self.schedule, self.settings = world, it, schedule, settings
+        self.begin()
 
-    def _begin(self) -> None:
-        self.heard: set[tuple[int, int, int]] = set()  # (worker, chunk, how often invalidated before)
+    def begin(self) -> None:
+        self.heard: set[tuple[int, int, int]] = set()  # (worker, chunk, how often it had been invalidated)
         self.commits: dict[int, tuple[int, ...]] = {}
+        self.kept: dict[tuple[int, int], list[int]] = {}  # (worker, role) -> chunks, not asked for yet
+        self.asked: dict[tuple[int, int], list[int]] = {}
+        self.attempts: Counter[int] = Counter()
+        self.redo: dict[int, list[int]] = {}  # chunk -> roles
         self.dropped: set[tuple[int, int]] = set()  # copies discarded or skipped
-        self.asked: set[tuple[int, int]] = set()
-        self.invalidated: set[tuple[int, int]] = set()
-        self.is_calm = True  # nobody was lost in this iteration
+        self.compares: dict[int, tuple[tuple[int, int], ...]] = {}  # the newest of each chunk
+        self.unanswered: set[int] = set()
+        self.wrong: set[tuple[int, int]] = set()  # (worker, chunk)
+        self.deadline = self.finished = False
+        self.is_calm = True  # nobody was lost, nothing taken back
 
-    def is_recovered(self, chunk: int) -> bool:
-        return chunk in self.commits and chunk not in self._coordinator._open
-
-    def is_known(self, worker: int, chunk: int) -> bool:
-        """Whether a copy that is not needed is kept all the same, to be compared."""
-        return False
-
-    def compared(self) -> dict[int, int]:
-        """How many copies agreed, of each chunk of which more were there than recover it."""
-        return {}
-
-    def is_done_with(self, chunk: int) -> bool:
-        it = self._coordinator
-        return self.is_recovered(chunk) or (it._finalized and chunk in it.incomplete() and chunk not in it._open)
-
-    def check_may_end(self) -> None:
-        it = self._coordinator
-        assert all(self.is_done_with(chunk) for chunk in range(self.world.plan.num_chunks))
-        lacking = sum(self._coordinator.membership.parts - len(roles) for roles in it.incomplete().values())
-        assert it.missing_copies == lacking
-        if lacking:
-            late = self.world.clock.now - self._began >= self._deadline.seconds
-            assert late or it.missing_copies <= self.world.case.recovery.tolerated(self._copies)
-            assert self.commits, "nothing at all"
+    def fresh(self) -> Coordinator:
+        """A new coordinator that knows what the schedule has learnt, and nothing else."""
+        schedule = self.schedule.recipe()  # type: ignore[attr-defined]
+        for name in LEARNT & vars(self.schedule).keys():
+            setattr(schedule, name, copy.copy(getattr(self.schedule, name)))
+        *settings, checks = (*self.settings, None)[:3]
+        return Coordinator(self.it.membership, schedule, *settings, checks and Checks(checks.every))
 
     # events
 
-    def _rebalance(self, iteration: int) -> None:
-        self._begin()
-        super()._rebalance(iteration)
-        membership = self._coordinator.membership
-        assert set(membership.live) == self.world.here()
-        assert all(len(holders) >= membership.parts for holders in membership.holders)
+    def is_late(self, event: Event) -> bool:
+        match event:
+            case Report(worker, iteration, chunk) | Abandoned(worker, iteration, chunk):
+                known = self.it.phase in ("working", "redoing") and worker in self.it.membership.live
+                heard = (worker, chunk, self.attempts[chunk]) in self.heard
+                return not known or iteration < self.it.iteration or heard
+            case Delivered(worker, iteration):
+                return iteration < self.it.iteration or worker not in self.it.membership.live
+        return False
 
-    def _report(
-        self, worker: int, iteration: int, chunk: int, start: float, seconds: float, loss: float, attempt: int = 0
-    ) -> None:
-        if not self._coordinator._is_late(worker, iteration):
-            self.heard.add((worker, chunk, attempt))
-        super()._report(worker, iteration, chunk, start, seconds, loss, attempt)
-        if self.world.thorough and self.is_calm:
-            self._check_nobody_forgotten()
-
-    def _handle_vector(self, message: Vector) -> None:
-        if message.iteration == self._coordinator.iteration:
-            self.asked.discard((message.source, message.chunk))
-        super()._handle_vector(message)
-
-    def _lose(self, worker: int, reason: str, dead: bool = False, failed: bool = False) -> None:
-        self.asked = {(w, role) for w, role in self.asked if w != worker}
-        self.is_calm = False
-        super()._lose(worker, reason, dead, failed)
+    def hear(self, event: Event, late: bool) -> None:
+        assert isinstance(event, Compared) or not self.unanswered, "a comparison was not answered"
+        match event:
+            case Begin():
+                self.begin()
+                membership = self.it.membership
+                assert set(membership.live) == self.world.here()
+                assert all(len(holders) >= membership.parts for holders in membership.holders)
+            case Report(worker, _, chunk) if not late:
+                self.heard.add((worker, chunk, event.attempt))
+            case Deadline():
+                self.deadline = True
+                assert self.world.clock.now - self.world.began_at >= self.world.case.recovery.deadline
+            case Lost(worker):
+                self.is_calm = False
+                for where in (self.kept, self.asked):
+                    for who, role in [copy for copy in where if copy[0] == worker]:
+                        for chunk in where.pop((who, role)):
+                            self.redo.setdefault(chunk, []).append(role)
+            case Compared(chunk, agreeing):
+                self.unanswered.discard(chunk)
+                if not agreeing:
+                    self.world.counts["taken back"] += chunk in self.commits
+                    self.world.counts["disputed"] += 1
+                    self.commits.pop(chunk, None)
+                    self.dropped = {(worker, c) for worker, c in self.dropped if c != chunk}
+                    self.is_calm = False
 
     # instructions
 
-    def _carry_out(self, instructions: list[Instruction]) -> None:
-        for instruction in instructions:
-            assert not self._finished, "an instruction after Finish"
-            self._check_instruction(instruction)
-            super()._carry_out([instruction])
-
-    def _check_instruction(self, instruction: Instruction) -> None:
-        world, membership = self.world, self._coordinator.membership
+    def see(self, instruction: Instruction) -> None:
+        assert not self.finished, "an instruction after Finish"
+        it, world, membership = self.it, self.world, self.it.membership
         match instruction:
             case Commit(chunk, contributors, told):
-                self._check_commit(chunk, contributors, told)
+                self.check_commit(chunk, contributors, told)
             case Discard(worker, chunk):
-                assert (worker, chunk, self._coordinator._attempts.get(chunk, 0)) in self.heard
-                self._check_dropped(worker, chunk)
+                assert not it.is_here(chunk)
+                assert (worker, chunk, self.attempts[chunk]) in self.heard
+                self.check_dropped(worker, chunk)
             case Skip(worker, chunk, recovered):
                 assert world.case.schedule not in FIXED, "this schedule skips nothing"
                 assert worker in membership.holders[chunk]
                 assert recovered == self.is_recovered(chunk)
                 if recovered:
-                    self._check_dropped(worker, chunk)
+                    self.check_dropped(worker, chunk)
             case Queue(worker, chunks):
                 assert worker in membership.live
                 assert len(set(chunks)) == len(chunks), "told twice to do the same"
@@ -181,165 +168,130 @@ class WatchedServer(Server):
                 assert role in membership.planned[chunk]
                 world.counts["reassigned"] += 1
             case Invalidate(worker, chunk, attempt):
-                assert self._settings.combined
+                assert world.case.combined
                 assert worker in membership.holders[chunk]
-                assert attempt == self._coordinator._attempts[chunk]
-                world.counts["invalidated"] += (chunk, attempt) not in self.invalidated
-                self.invalidated.add((chunk, attempt))
+                assert chunk in self.redo
+                assert self.attempts[chunk] <= attempt <= self.attempts[chunk] + 1
+                world.counts["invalidated"] += attempt > self.attempts[chunk]
+                self.attempts[chunk] = attempt
                 self.dropped = {(w, c) for w, c in self.dropped if c != chunk}
             case Collect(worker, role):
-                assert self._settings.combined
+                assert world.case.combined
                 assert worker in membership.live
                 self.check_may_end()
                 assert (worker, role) not in self.asked, "asked twice at a time"
-                self.asked.add((worker, role))
+                self.asked[worker, role] = self.kept.pop((worker, role))
+            case Add(worker, role):
+                del self.asked[worker, role]
+            case Compare(chunk, copies):
+                assert it.is_here(chunk)
+                assert len(copies) == len(dict(copies)) > membership.parts
+                assert all((worker, chunk, 0) in self.heard for worker, _ in copies)
+                self.compares[chunk] = copies
+                self.unanswered.add(chunk)
+            case Wrong(worker, chunk, others):
+                assert (it.iteration, chunk, worker) in world.case.wrong, "named, and not in the wrong"
+                assert len(others) > membership.parts
+                self.wrong.add((worker, chunk))
+                world.counts["wrong"] += 1
             case Finish():
+                self.finished = True
                 self.check_may_end()
+                self.check_named()
+                assert not self.kept
                 assert not self.asked
-                assert not self._coordinator.owing
+                assert not it.owing
 
-    def _check_commit(self, chunk: int, contributors: tuple[int, ...], told: tuple[tuple[int, int], ...]) -> None:
-        it, membership = self._coordinator, self._coordinator.membership
+    def check_may_end(self) -> None:
+        it = self.it
+        assert all(self.is_done_with(chunk) for chunk in range(self.world.plan.num_chunks))
+        lacking = sum(it.membership.parts - len(roles) for roles in it.incomplete().values())
+        assert it.missing_copies == lacking
+        if lacking:
+            copies = self.world.plan.num_chunks * it.membership.parts
+            assert self.deadline or it.missing_copies <= self.world.case.recovery.tolerated(copies)
+            assert self.commits, "nothing at all"
+
+    def check_commit(self, chunk: int, contributors: tuple[int, ...], told: tuple[tuple[int, int], ...]) -> None:
+        it, membership = self.it, self.it.membership
         if chunk not in self.commits:
             self.commits[chunk] = contributors
             assert len(contributors) == len(set(contributors))
-            assert len(contributors) == membership.parts or chunk in self._coordinator.incomplete()
+            assert len(contributors) == membership.parts or chunk in it.incomplete()
             assert tuple(role for _, role in told) == contributors
             assert set(contributors) <= set(membership.planned[chunk])
             if self.is_calm:
                 assert all(role == membership.role(worker, chunk) for worker, role in told)
         else:
-            assert self._settings.combined
+            assert self.world.case.combined
             assert contributors == self.commits[chunk]
             ((_, role),) = told
-            assert role in contributors
+            self.redo[chunk].remove(role)
+            self.redo = {c: roles for c, roles in self.redo.items() if roles}
         assert it.contributors(chunk) == contributors
-        for worker, _ in told:
-            assert (worker, chunk, it._attempts.get(chunk, 0)) in self.heard
+        for worker, role in told:
+            assert (worker, chunk, self.attempts[chunk]) in self.heard
+            assert it.used(worker, chunk, self.attempts[chunk])
             assert (worker, chunk) not in self.dropped
             assert it.is_here(chunk) or worker in membership.holders[chunk]
+            if not it.is_here(chunk):
+                self.kept.setdefault((worker, role), []).append(chunk)
             if self.world.case.schedule == "full" and self.is_calm:
-                assert self._has_done_its_load(worker)
+                assert self.has_done_its_load(worker)
 
-    def _has_done_its_load(self, worker: int) -> bool:
-        return {(worker, own, 0) for own in self._coordinator.membership.held(worker)} <= self.heard
+    def is_recovered(self, chunk: int) -> bool:
+        return chunk in self.commits and chunk not in self.redo
 
-    def _check_dropped(self, worker: int, chunk: int) -> None:
+    def is_done_with(self, chunk: int) -> bool:
+        left_out = self.it.phase != "working" and chunk in self.it.incomplete()
+        return self.is_recovered(chunk) or (left_out and chunk not in self.redo)
+
+    def has_done_its_load(self, worker: int) -> bool:
+        return {(worker, own, 0) for own in self.it.membership.held(worker)} <= self.heard
+
+    def check_dropped(self, worker: int, chunk: int) -> None:
         assert self.is_done_with(chunk)
-        assert worker in self._coordinator.membership.live
+        assert worker in self.it.membership.live
         assert not self.is_calm or worker not in self.commits[chunk]
         if (worker, chunk) in self.dropped:
             assert self.world.case.schedule not in FIXED, "discarded twice"
         self.dropped.add((worker, chunk))
 
-    def _check_nobody_forgotten(self) -> None:
-        """Who did a chunk in vain has been told, and with `skipping` also who need not begin it."""
-        schedule, membership = self.world.case.schedule, self._coordinator.membership
+    def check_nobody_forgotten(self) -> None:
+        """A worker that keeps a copy in vain has been told, and with `skipping` one that need not begin it."""
+        schedule, membership = self.world.case.schedule, self.it.membership
         for chunk, contributors in self.commits.items():
             for worker in membership.holders[chunk]:
-                if membership.role(worker, chunk) in contributors:
-                    continue
                 done = (worker, chunk, 0) in self.heard
-                if done and self.is_known(worker, chunk):
+                if membership.role(worker, chunk) in contributors or (done and self.it.is_here(chunk)):
                     continue
                 if schedule == "full":
-                    done = self._has_done_its_load(worker)
+                    done = self.has_done_its_load(worker)
                 if done or schedule == "skipping":
                     assert (worker, chunk) in self.dropped
 
-    # what a schedule that learns believes
+    # copies that were compared
 
-    def check(self) -> None:
-        """It does not contradict itself, and what it counts on is what its workers are going to do."""
-        it = self._rules
-        if not isinstance(it, DynamicSchedule) or self._coordinator.phase != "working":
-            return
-        membership = self._coordinator.membership
-        assert not it._bare
-        assert it._own.keys() == set(membership.live)
-        for chunk, holders in enumerate(membership.holders):
-            assert it._committed[chunk] == self.is_done_with(chunk)
-            if self.is_calm:
-                assert it._started[chunk] == sum(chunk in it._taken[worker] for worker in holders)
-        for worker in membership.live:
-            told, taken, running = it._told[worker], it._taken[worker], it._running[worker]
-            assert {*told, *taken} <= {*membership.held(worker)}
-            assert not taken & told.keys()
-            assert not any(it._committed[chunk] for chunk in told)
-            assert running is None or running in taken or self._coordinator._attempts.get(running)
-            assert running is not None or not told, "rests, but was told something"
-            assert worker not in it._chosen or len(told) == 1
-            if self.is_calm:
-                assert {chunk for w, chunk, _ in self.heard if w == worker} <= taken
-            self._check_nothing_lost(worker, {chunk for chunk in (running, *told) if chunk is not None})
+    def check_named(self) -> None:
+        """Of all copies that were compared, those that are wrong have been named."""
+        for chunk, copies in self.compares.items():
+            if chunk in self.commits:
+                wrong = {worker for worker, _ in copies if (self.it.iteration, chunk, worker) in self.world.case.wrong}
+                assert {worker for worker, c in self.wrong if c == chunk} == wrong
 
-    def _check_nothing_lost(self, worker: int, counted_on: set[int]) -> None:
-        node = self.world.nodes[worker]
-        end = node.end
-        on_its_way = end.params or end.control or end.sent or end.vectors or self._outgoing.waits(worker)
-        if node.dead or on_its_way or node.state.iteration < self._log.row.iteration:
-            return
-        will = {*node.state._queue}
-        if node.work is not None and node.work.iteration == self._log.row.iteration:
-            will.add(node.work.chunk)
-        counted_on = {chunk for chunk in counted_on if not self.is_done_with(chunk)}
-        assert counted_on <= will, "lost"
-        assert not self.is_calm or len(will - counted_on) <= 1, "does more than the one chunk that an order crossed"
+    def compared(self) -> dict[int, int]:
+        """How many copies agreed, of each chunk of which more were there than recover it."""
+        committed = {chunk: copies for chunk, copies in self.compares.items() if chunk in self.commits}
+        return {c: sum((worker, c) not in self.wrong for worker, _ in copies) for c, copies in committed.items()}
 
+    def uses_a_wrong_copy(self, chunk: int) -> bool:
+        it = self.it
+        wrong = [w for iteration, c, w in self.world.case.wrong if (iteration, c) == (it.iteration, chunk)]
+        return any(it.used(w, chunk, attempt) for w in wrong for attempt in range(self.attempts[chunk] + 1))
 
-class Checking(Sgd):
-    """An optimizer whose parameters are the number of the iteration, and which looks at each gradient."""
-
-    def __init__(self, world: Any) -> None:
-        self._world = world
-
-    def step(self, params: np.ndarray, gradient: np.ndarray) -> np.ndarray:
-        self._world.check_exact(gradient)
-        self._world.counts["iterations"] += 1
-        return params + 1.0
-
-
-@dataclass
-class Observer:
-    """Keeps what the server writes down of the chunks."""
-
-    world: Any
-
-    def chunk(self, worker: int, chunk: int, iteration: int, start: float, seconds: float, outcome: Outcome) -> None:
-        self.world.used[chunk] += outcome == Outcome.USED and iteration == self.world.server._log.row.iteration
-
-    def iteration(self, row: IterationRecord) -> None:
-        world = self.world
-        if row.recovered or row.missing:  # it was finished
-            assert row.recovered == world.plan.num_chunks - len(world.incomplete)
-            copies = dict.fromkeys(range(world.plan.num_chunks), world.plan.parts)
-            copies |= {chunk: len(roles) for chunk, roles in world.incomplete.items()}
-            copies |= world.compared
-            assert +world.used == +Counter(copies)
-            assert row.loss == pytest.approx(world.plan.num_chunks)
-            assert row.missing == len(world.incomplete)
-            lacking = world.plan.parts * len(world.incomplete) - sum(map(len, world.incomplete.values()))
-            assert row.error_measure == lacking / (world.plan.parts * world.plan.num_chunks)
-        world.used.clear()
-
-    def approximate(self, approximation: Approximation) -> None:
-        self.world.counts["approximate"] += 1
-        assert approximation.incomplete
-        assert approximation.used is approximation.plain
-
-    def stepped(self, done: int) -> None:
-        assert done == self.world.iteration + 1
-
-    def wrong(self, worker: int, host: str, iteration: int, reason: str) -> None:
-        assert self.world.case.verification
-
-    def lost(self, worker: int, host: str, iteration: int, reason: str) -> None:
-        self.world.check_reason(worker, reason)
-        self.world.counts["lost"] += 1
-
-    def returned(self, worker: int, iteration: int) -> None:
-        assert not self.world.nodes[worker].dead or not self.world.nodes[worker].told_dead
-        self.world.counts["returns"] += 1
-
-    def failure_text(self, worker: int, text: str) -> str:
-        return text
+    def is_unseen(self, chunk: int) -> bool:
+        """Whether nothing was there that `chunk` could have been compared with."""
+        case = self.world.case
+        assert case.verification is not None
+        checked = is_checked(chunk, self.it.iteration, case.verification.every)
+        return chunk not in self.compares and not (checked and case.recovery == Recovery())

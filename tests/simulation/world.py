@@ -11,6 +11,7 @@ happens.
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -23,17 +24,20 @@ from psgc.schedules import SCHEDULES
 from psgc.server import clock as server_clock
 from psgc.server import loop as server_loop
 from psgc.server import verifying_loop
+from psgc.server.loop import Server
 from psgc.server.settings import ServerSettings
+from psgc.server.verifying_loop import VerifyingServer
 from psgc.training.gradient_error import unseen
 from psgc.transport import Control, Died, Text
 from psgc.workers import loop as worker_loop
 from psgc.workers import mailbox as worker_mailbox
+from tests.simulation.beliefs import check_beliefs
 from tests.simulation.case import Case, Nap
 from tests.simulation.network import Clock, ServerEnd
 from tests.simulation.node import Node
+from tests.simulation.outputs import Checking, Observer
 from tests.simulation.schedules import FACTORIES, FIXED, Reordering
-from tests.simulation.verified import WatchedVerifyingServer
-from tests.simulation.watched import Checking, Observer, WatchedCoordinator, WatchedServer
+from tests.simulation.watched import Watch, WatchedCoordinator
 
 STEPS = 4000  # events of one iteration; more, and it does not end
 PATIENCE = 200  # times in a row that the schedule may wake up while nothing else can happen
@@ -45,6 +49,8 @@ PASSING = (1.0, 0.1, 1.0, 3.0, 1.0, 0.01, 1.0)  # seconds that pass between two 
 
 class World:
     """thorough: compare whole states as well, which takes its time."""
+
+    watch: Watch  # of the coordinator
 
     def __init__(self, case: Case, thorough: bool = True) -> None:
         self.case = case
@@ -90,7 +96,9 @@ class World:
                 stack.enter_context(mock.patch.object(module, "time", self.clock))
             stack.enter_context(mock.patch.dict(SCHEDULES, reordering=Reordering))
             stack.enter_context(mock.patch.object(server_loop, "SCHEDULES", FACTORIES))
-            stack.enter_context(mock.patch.object(server_loop, "Coordinator", WatchedCoordinator))
+            for module in (server_loop, verifying_loop):
+                watched = partial(WatchedCoordinator, self)
+                stack.enter_context(mock.patch.object(module, "Coordinator", watched))
             case = self.case
             settings = ServerSettings(
                 schedule=case.schedule,
@@ -101,9 +109,8 @@ class World:
                 recovery=case.recovery,
                 verification=case.verification,
             )
-            make_server = WatchedVerifyingServer if case.verification else WatchedServer
+            make_server = VerifyingServer if case.verification else Server
             self.server = make_server(self.end, self.plan, Backend(), Checking(self), Observer(self), settings)
-            self.server.watch(self)
             try:
                 self.server.run(np.zeros(case.dim), case.num_iterations, begins=self.begin)
             except RunFailed as error:
@@ -119,25 +126,21 @@ class World:
 
     def begin(self, iteration: int) -> None:
         self.iteration, self.began, self.events = iteration, self.steps, 0
+        self.began_at = self.clock.now
         self.used.clear()
 
     def check_exact(self, gradient: np.ndarray) -> None:
         gradients = self.table[self.iteration]
         expected = gradients.sum(axis=0)
         self.incomplete = self.server._coordinator.incomplete()  # as it is when the row of the iteration is closed
-        self.compared = self.server.compared()
+        self.compared = self.watch.compared()
         for chunk, contributors in self.incomplete.items():
             expected -= unseen(gradients[chunk], self.plan.coding_matrix, contributors)
-        if unseen_errors := [chunk for chunk in range(self.plan.num_chunks) if self.is_wrong(chunk)]:
-            assert all(self.server.is_unseen(chunk) for chunk in unseen_errors)  # type: ignore[attr-defined]
+        if unseen_errors := [chunk for chunk in range(self.plan.num_chunks) if self.watch.uses_a_wrong_copy(chunk)]:
+            assert all(self.watch.is_unseen(chunk) for chunk in unseen_errors)
             self.counts["wrong unseen"] += 1
             return
         np.testing.assert_allclose(gradient, expected, rtol=0, atol=self.exactness)
-
-    def is_wrong(self, chunk: int) -> bool:
-        """Whether the gradient has a copy of `chunk` that is wrong."""
-        used = self.server._coordinator._used
-        return any((self.iteration, chunk, worker) in self.case.wrong for worker, c, _ in used if c == chunk)
 
     def check_too_few(self, text: str) -> None:
         here, needed = self.here(), self.plan.parts
@@ -167,7 +170,7 @@ class World:
     def advance(self) -> list[Any]:
         """Let one or several things happen; what has arrived at the server."""
         if self.thorough:
-            self.server.check()
+            check_beliefs(self)
         messages: list[Any] = []
         for _ in range(1 + self.choose(3) // 2 * self.choose(4)):
             messages += self.step()

@@ -84,7 +84,7 @@ def test_what_is_invalidated_is_waited_for_and_nothing_else_counts_meanwhile():
     it.handle(Deadline())
     assert it.phase == "collecting"
     assert Invalidate(3, 0, 1) in it.handle(Lost(1))
-    assert it.phase == "working"
+    assert it.phase == "redoing"
     assert it.handle(Report(3, 0, 2)) == [Discard(3, 2)]  # was on its way; the worker has dropped it
     assert it.handle(Report(3, 0, 0, attempt=1)) == [Commit(0, (1,), ((3, 1),)), Collect(3, 1)]
     assert it.incomplete() == {2: ()}

@@ -8,7 +8,7 @@ from psgc.schedules import SCHEDULES, Schedule
 from psgc.schedules.orders import Next, Skip
 from psgc.server.coordinator import Coordinator
 from psgc.server.events import Abandoned, Begin, Delivered, Lost, Report
-from psgc.server.instructions import Add, Collect, Commit, Discard, Finish, Invalidate
+from psgc.server.instructions import Add, Collect, Commit, Finish, Invalidate
 from psgc.server.membership import Membership
 
 COMBINED = pytest.mark.parametrize("combined", [True, False], ids=["combined", "per_chunk"])
@@ -115,7 +115,7 @@ def test_with_per_chunk_nothing_that_was_committed_is_lost():
     report(it, (1, 0))
     assert it.handle(Lost(1)) == []
     assert (it.recovered, it.used(1, 0)) == (1, True)
-    assert report(it, (2, 0)) == [Discard(2, 0)]
+    assert report(it, (2, 0)) == []
     assert report(it, (2, 1))[-1] == Finish()
 
 
@@ -179,7 +179,7 @@ def test_who_contributed_nothing_is_lost_without_consequences():
 def test_what_was_asked_for_and_not_delivered_is_done_again_while_others_deliver():
     it = collecting()
     assert it.handle(Lost(1)) == [Invalidate(2, 0, 1), Invalidate(3, 0, 1), Next(2, 0)]
-    assert (it.phase, it.owing) == ("working", {2})
+    assert (it.phase, it.owing) == ("redoing", {2})
     assert it.handle(Delivered(1, 0, 1)) == []  # it was sent before, and came too late
     assert it.handle(Delivered(2, 0, 2)) == [Add(2, 2)]
     assert report(it, (2, 0), attempt=1) == [Commit(0, (1,), ((2, 1),)), Collect(2, 1)]

@@ -114,7 +114,7 @@ def test_the_schedule_hears_what_the_loss_has_changed():
     it.handle(Lost(1, now=7.0))
     ((loss, now),) = schedule.losses
     assert now == 7.0
-    assert (loss.worker, loss.dropped, loss.collected) == (1, (1,), False)
+    assert (loss.worker, loss.dropped, loss.collected) == (1, [1], False)
     assert loss.invalidated == {0: (1, [2, 3])}
     assert loss.reassigned == ((3, 2),)
     assert loss.holders == [[2, 3], [2, 3], [4, 3], [4, 2]]

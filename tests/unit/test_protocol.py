@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from psgc.coding import coding_matrix, from_matrix
 from psgc.config import Coding
 from psgc.plan import Plan, make_plan
-from psgc.server.events import Abandoned, Begin, Delivered, Lost, Report
+from psgc.server.events import Abandoned, Begin, Delivered, Event, Lost, Report
 from tests.simulation.case import Case, Fault, Nap
 from tests.simulation.node import Node
 from tests.simulation.schedules import SCHEDULES
@@ -102,32 +102,31 @@ class Unruly(World):
         return messages
 
     def illegal_at_server(self, worker: int) -> Iterator[tuple[Any, Callable[[], object]]]:
-        it = self.server._coordinator
-        now, chunks, live = it.iteration, range(self.plan.num_chunks), it.membership.live
-        yield it, lambda: it.handle(Begin(now))
-        yield it, lambda: it.handle(Report(1, now + 1, 0))
-        yield it, lambda: it.handle(Report(1, -1, 0))
-        yield it, lambda: it.handle(Report(0, now, 0))
-        yield it, lambda: it.handle(Report(worker, now, len(chunks)))
-        yield it, lambda: it.handle(Report(worker, now, -1))
-        yield it, lambda: it.handle(Abandoned(worker, now, len(chunks)))
-        yield it, lambda: it.handle(Abandoned(worker, now + 1, 0))
-        yield it, lambda: it.handle(Lost(len(self.nodes) + 1))
-        if worker not in live:
-            yield it, lambda: it.handle(Lost(worker))
-            return
-        yield it, lambda: it.handle(Delivered(worker, now + 1, worker))
+        it = self.watch.it
         if it.phase != "idle":
-            yield it, lambda: it.handle(Begin(now + 1))
-            yield it, lambda: it.rebalance(it.membership, self.server._rules)
+            yield it, lambda: it.rebalance(it.membership, self.watch.schedule)
+        for event in self.illegal_events(worker):
+            yield it, lambda event=event: it.handle(event)
+
+    def illegal_events(self, worker: int) -> Iterator[Event]:
+        it, now, num_chunks = self.watch.it, self.watch.it.iteration, self.plan.num_chunks
+        yield from (Begin(now), Report(1, now + 1, 0), Report(1, -1, 0), Report(0, now, 0))
+        for event in (Report, Abandoned):
+            yield from (event(worker, now, num_chunks), event(worker, now, -1), event(worker, now + 1, 0))
+        yield Lost(len(self.nodes) + 1)
+        if worker not in it.membership.live:
+            yield Lost(worker)
+            return
+        yield Delivered(worker, now + 1, worker)
+        if it.phase != "idle":
+            yield Begin(now + 1)
         for role in self.nodes:
-            if (worker, role) not in it._asked:
-                yield it, lambda role=role: it.handle(Delivered(worker, now, role))
-        for chunk in chunks:
-            held = worker in it.membership.holders[chunk]
-            attempt = it._attempts.get(chunk, 0) + 1 if held else 0
-            yield it, lambda chunk=chunk, attempt=attempt: it.handle(Report(worker, now, chunk, attempt=attempt))
-            yield it, lambda chunk=chunk, attempt=attempt: it.handle(Abandoned(worker, now, chunk, attempt=attempt))
+            if (worker, role) not in self.watch.asked:
+                yield Delivered(worker, now, role)
+        for chunk in range(num_chunks):
+            attempt = self.watch.attempts[chunk] + 1 if worker in it.membership.holders[chunk] else 0
+            yield Report(worker, now, chunk, attempt=attempt)
+            yield Abandoned(worker, now, chunk, attempt=attempt)
 
     def illegal_at_worker(self, node: Node) -> Iterator[tuple[Any, Callable[[], object]]]:
         it, now = node.state, node.state.iteration

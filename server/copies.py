@@ -1,0 +1,102 @@
+"""What is known of the copies of chunks in one iteration: which are there, which count, and who keeps them."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+Copy = tuple[int, int]  # worker, role
+
+
+@dataclass(slots=True)
+class Copies:
+    """The copies of one chunk.
+
+    reported: the workers whose reports were heard; there: the copies that have been done; contributors: S_i, empty
+    while the chunk is not committed; used: (worker, attempt) of the copies that are in the gradient; attempt: how many
+    times the chunk was invalidated; redo: the roles in which it is to be done again.
+    """
+
+    reported: set[int] = field(default_factory=set)
+    there: list[Copy] = field(default_factory=list)
+    contributors: tuple[int, ...] = ()
+    used: set[tuple[int, int]] = field(default_factory=set)
+    attempt: int = 0
+    redo: list[int] = field(default_factory=list)
+
+    @property
+    def waiting(self) -> Sequence[Copy]:
+        """The copies that are there while they are too few to be committed."""
+        return () if self.contributors else self.there
+
+    def commit(self, these: Iterable[Copy]) -> None:
+        """These copies are in the gradient; if some are done again, S_i stays what it is."""
+        self.contributors = self.contributors or tuple(role for _, role in these)
+        self.used.update((worker, self.attempt) for worker, _ in these)
+
+    def take_back(self) -> None:
+        """Nothing is committed."""
+        self.contributors = ()
+        self.used.clear()
+
+    def drop(self, worker: int) -> bool:
+        """The copy that `worker` keeps is gone, unless it is committed; whether there was one."""
+        kept = [copy for copy in self.waiting if copy[0] == worker]
+        for copy in kept:
+            self.there.remove(copy)
+        return bool(kept)
+
+    def invalidate(self, undelivered: Iterable[tuple[int, int, int]]) -> None:
+        """Committed copies, (worker, role, attempt) each, are lost: the chunk is to be done again in their roles."""
+        for worker, role, attempt in undelivered:
+            self.redo.append(role)
+            self.used.remove((worker, attempt))
+        self.attempt += 1
+        self.reported.clear()
+
+    def able(self, holders: Iterable[int]) -> list[int]:
+        """Those of the live holders whose copies would count from now on."""
+        done = self.reported if self.redo else {worker for worker, _ in self.waiting}
+        return [worker for worker in holders if worker not in done]
+
+
+class Accumulators:
+    """What contributors have committed and keep until they are asked for it (transfer `combined`)."""
+
+    def __init__(self) -> None:
+        self._kept: dict[Copy, list[tuple[int, int]]] = {}  # (chunk, attempt) of copies not asked for yet
+        self._asked: dict[Copy, list[tuple[int, int]]] = {}
+
+    def __bool__(self) -> bool:
+        """Whether anything is kept."""
+        return bool(self._kept or self._asked)
+
+    @property
+    def asked(self) -> Iterable[Copy]:
+        """The accumulators, (worker, role) each, that were asked for."""
+        return self._asked.keys()
+
+    def add(self, copy: Copy, chunk: int, attempt: int) -> None:
+        """A contributor adds its copy of `chunk` to its accumulator."""
+        self._kept.setdefault(copy, []).append((chunk, attempt))
+
+    def ask(self) -> list[Copy]:
+        """Those to ask for now.
+
+        One that was asked for and has not come yet is asked for once more when it has, if something was added since:
+        two accumulators of one role may overtake each other.
+        """
+        to_ask = sorted(self._kept.keys() - self._asked)
+        self._asked |= {copy: self._kept.pop(copy) for copy in to_ask}
+        return to_ask
+
+    def delivered(self, copy: Copy) -> None:
+        """One that was asked for is here."""
+        del self._asked[copy]
+
+    def lose(self, worker: int) -> dict[int, list[tuple[int, int, int]]]:
+        """By chunk, what `worker` keeps: (worker, role, attempt) of each copy."""
+        lost: dict[int, list[tuple[int, int, int]]] = {}
+        for where in (self._kept, self._asked):
+            for role in sorted(role for w, role in where if w == worker):
+                for chunk, attempt in where.pop((worker, role)):
+                    lost.setdefault(chunk, []).append((worker, role, attempt))
+        return lost

@@ -1,0 +1,69 @@
+"""An optimizer and an observer for the simulated world, which look at what comes of its events."""
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+
+from psgc.server.observer import Approximation, IterationRecord, Outcome
+from psgc.server.optimizer import Sgd
+
+
+class Checking(Sgd):
+    """An optimizer whose parameters are the number of the iteration, and which looks at each gradient."""
+
+    def __init__(self, world: Any) -> None:
+        self._world = world
+
+    def step(self, params: np.ndarray, gradient: np.ndarray) -> np.ndarray:
+        self._world.check_exact(gradient)
+        self._world.counts["iterations"] += 1
+        return params + 1.0
+
+
+@dataclass
+class Observer:
+    """Keeps what the server writes down of the chunks."""
+
+    world: Any
+
+    def chunk(self, worker: int, chunk: int, iteration: int, start: float, seconds: float, outcome: Outcome) -> None:
+        self.world.used[chunk] += outcome == Outcome.USED and iteration == self.world.server._log.row.iteration
+
+    def iteration(self, row: IterationRecord) -> None:
+        world = self.world
+        if row.recovered or row.missing:  # it was finished
+            assert row.recovered == world.plan.num_chunks - len(world.incomplete)
+            copies = dict.fromkeys(range(world.plan.num_chunks), world.plan.parts)
+            copies |= {chunk: len(roles) for chunk, roles in world.incomplete.items()}
+            copies |= world.compared
+            assert +world.used == +Counter(copies)
+            assert row.loss == pytest.approx(world.plan.num_chunks)
+            assert row.missing == len(world.incomplete)
+            lacking = world.plan.parts * len(world.incomplete) - sum(map(len, world.incomplete.values()))
+            assert row.error_measure == lacking / (world.plan.parts * world.plan.num_chunks)
+        world.used.clear()
+
+    def approximate(self, approximation: Approximation) -> None:
+        self.world.counts["approximate"] += 1
+        assert approximation.incomplete
+        assert approximation.used is approximation.plain
+
+    def stepped(self, done: int) -> None:
+        assert done == self.world.iteration + 1
+
+    def wrong(self, worker: int, host: str, iteration: int, reason: str) -> None:
+        assert self.world.case.verification
+
+    def lost(self, worker: int, host: str, iteration: int, reason: str) -> None:
+        self.world.check_reason(worker, reason)
+        self.world.counts["lost"] += 1
+
+    def returned(self, worker: int, iteration: int) -> None:
+        assert not self.world.nodes[worker].dead or not self.world.nodes[worker].told_dead
+        self.world.counts["returns"] += 1
+
+    def failure_text(self, worker: int, text: str) -> str:
+        return text
