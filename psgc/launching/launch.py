@@ -83,20 +83,27 @@ def launch(
     left = _RunDirectory(Path(config.output), resume)
     patience = STOP_SEQUENCE[0][1] if requeue is None else max(STOP_SEQUENCE[0][1], requeue - RESERVE)
     mpirun_code, stopped_by = _run(command, {**environ, **additions}, left.is_over, patience)
-    code = _exit_code(mpirun_code, stopped_by, left)
+    summary = left.summary()
+    status, too_few_workers = summary.get("status"), bool(summary.get("too_few_workers"))
+    code = _exit_code(mpirun_code, stopped_by, summary, left.summary_file)
     why = ""
-    if stopped_by is not None and left.status() not in ("done", "failed"):
-        why = stopped(stopped_by)
-        left.amend_reason(why)
-        why += "; "
-    if requeue is not None and job and _was_cut_off(stopped_by, left) and left.got_further():
+    if stopped_by is not None and status not in ("done", "failed"):
+        reason = stopped(stopped_by)
+        why = f"{reason}; "
+        if status == "interrupted" and summary.get("reason") != reason:  # all the ranks saw was our SIGUSR1
+            with suppress(OSError):
+                write_text(left.summary_file, json.dumps({**summary, "reason": reason}, indent=2) + "\n")
+    # ended by SIGUSR1, or by the loss of ranks or hosts (after which mpirun returns 0, 1 or a rank's code)
+    cut_off = stopped_by in (None, signal.SIGUSR1) and (status in (None, "interrupted") or too_few_workers)
+    if requeue is not None and job and cut_off and left.got_further():
         try:
             if slurm.requeue(job):
                 say(f"psgc launch: {why}job {job} is requeued and will resume from its checkpoint", error=True)
                 return code
         except PsgcError as error:
             say(f"psgc launch: {error}", error=True)
-    if code not in (0, 2) and left.may_succeed_later() and left.can_resume():
+    # a model or data that failed would fail again
+    if code not in (0, 2) and (status != "failed" or too_few_workers) and left.can_resume():
         again = ["psgc", "launch", config_path, "-n", str(num_ranks), *placement.arguments()]
         again += [*([] if fault_tolerance else ["--no-fault-tolerance"]), *settings, "--resume"]
         again += ["--", *for_mpirun] if for_mpirun else []
@@ -107,67 +114,52 @@ def launch(
     return code
 
 
-def _exit_code(code: int, stopped_by: int | None, left: "_RunDirectory") -> int:
+def _exit_code(code: int, stopped_by: int | None, summary: Mapping[str, Any], summary_file: Path) -> int:
     """The true exit code of a run after which mpirun exited with `code`; says why when nobody else did."""
-    status = left.status()
+    status = summary.get("status")
     if status in ("done", "failed"):
-        return left.exit_code()
+        return int(summary.get("exit_code", status == "failed"))
     if stopped_by is not None:
         return 128 + stopped_by
     if status is None and code in (1, 2):  # rank 0, or mpirun, has said why
         return code
-    why = _reason(code) if code else f"rank 0 or a host was lost: mpirun ended, but {left.summary} was not written"
+    number = -code if code < 0 else code - 128
+    signals = {known.value: known.name for known in signal.Signals}
+    if code == 0:
+        why = f"rank 0 or a host was lost: mpirun ended, but {summary_file} was not written"
+    elif code < 0:
+        why = f"mpirun was killed by {signals.get(number, number)}"
+    else:
+        why = f"mpirun exited with {code}" + (f": a rank was killed by {signals[number]}" if number in signals else "")
     say(f"psgc launch: the run failed: {why}", error=True)
     return 1
-
-
-def _was_cut_off(stopped_by: int | None, left: "_RunDirectory") -> bool:
-    """Whether SIGUSR1 or the loss of ranks or hosts ended the run. (mpirun's code is 0, 1 or a rank's code then.)"""
-    unlucky = left.status() in (None, "interrupted") or left.has_too_few_workers()
-    return unlucky and stopped_by in (None, signal.SIGUSR1)
 
 
 class _RunDirectory:
     """What this run, and no earlier one, leaves in its run directory. resumed: the run continues an earlier one."""
 
     def __init__(self, directory: Path, resumed: bool) -> None:
-        self.summary = directory / "summary.json"
+        self.summary_file = directory / "summary.json"
         self._checkpoints = directory / "checkpoints"
         self._resumed = resumed
-        self._old_summary = _stamp(self.summary)
+        self._old_summary = _stamp(self.summary_file)
         self._old_checkpoints = self._list_checkpoints()
         self._last_change: tuple[tuple[int, int] | None, float] = (None, 0.0)  # of the summary: its stamp, and when
 
-    def status(self) -> str | None:
-        """How the run ended: done, failed or interrupted. None if it has not written a summary."""
-        return self._read().get("status")
-
-    def exit_code(self) -> int:
-        """The exit code by the run's own account: 0 done, 1 failed, 2 wrong data."""
-        return int(self._read().get("exit_code", self.status() == "failed"))
-
-    def has_too_few_workers(self) -> bool:
-        """Whether the run failed because too few workers remained."""
-        return bool(self._read().get("too_few_workers"))
-
-    def may_succeed_later(self) -> bool:
-        """Whether another attempt may succeed: not when the model or the data failed."""
-        return self.status() != "failed" or self.has_too_few_workers()
-
-    def amend_reason(self, reason: str) -> None:
-        """Write who stopped an interrupted run into its summary. (The ranks only saw our SIGUSR1.)"""
-        summary = self._read()
-        if summary.get("status") == "interrupted" and summary.get("reason") != reason:
-            with suppress(OSError):
-                write_text(self.summary, json.dumps({**summary, "reason": reason}, indent=2) + "\n")
+    def summary(self) -> dict[str, Any]:
+        """The summary that this run has written, empty before."""
+        if _stamp(self.summary_file) != self._old_summary:
+            with suppress(OSError, ValueError):
+                return dict(json.loads(self.summary_file.read_text(encoding="utf-8")))
+        return {}
 
     def is_over(self) -> bool:
         """Whether the run wrote its last summary more than GRACE seconds ago."""
-        stamp = _stamp(self.summary)
+        stamp = _stamp(self.summary_file)
         if stamp != self._last_change[0]:
             self._last_change = stamp, time.monotonic()
         late = time.monotonic() - self._last_change[1] > GRACE
-        return late and self.status() is not None and not self._read().get("evaluating")
+        return late and "status" in (summary := self.summary()) and not summary.get("evaluating")
 
     def can_resume(self) -> bool:
         """Whether there is a checkpoint of this run, or of the one that it continues, after its first iteration."""
@@ -177,15 +169,6 @@ class _RunDirectory:
         """Whether this run left a checkpoint of a later iteration than the one that it continued from."""
         new = self._list_checkpoints() - self._old_checkpoints
         return _newest(new) > (_newest(self._old_checkpoints) if self._resumed else -1)
-
-    def _read(self) -> dict[str, Any]:
-        """The summary, if this run has written one."""
-        if _stamp(self.summary) == self._old_summary:
-            return {}
-        try:
-            return dict(json.loads(self.summary.read_text(encoding="utf-8")))
-        except (OSError, ValueError):
-            return {}
 
     def _list_checkpoints(self) -> set[tuple[int, tuple[int, int] | None]]:
         """Iteration and stamp of each checkpoint."""
@@ -204,16 +187,6 @@ def _stamp(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return status.st_ino, status.st_mtime_ns
-
-
-def _reason(code: int) -> str:
-    """What an exit code of mpirun says: it passes on a rank's code, or 128 + the signal that killed a rank."""
-    number = -code if code < 0 else code - 128
-    try:
-        name = signal.Signals(number).name
-    except ValueError:
-        return f"mpirun exited with {code}"
-    return f"mpirun was killed by {name}" if code < 0 else f"mpirun exited with {code}: a rank was killed by {name}"
 
 
 # ---------------------------------------------------------------- watching mpirun

@@ -23,24 +23,11 @@ _WORD = "[A-Za-z0-9][A-Za-z0-9._+@,-]*"  # needs no quotes in an #SBATCH line, w
 _OPTION = r"--[a-z][a-z-]*(=[^\s\"'\\#]+)?"
 _LOCAL = r"([A-Za-z0-9._/+@=,-]|\$\w+|\$\{\w+\})+"  # may contain a variable, so it is written in double quotes
 _TIME = r"(?:([0-9]{1,5})-)?([0-9]{1,7})(?::([0-9]{1,2}))?(?::([0-9]{1,2}))?"  # days-first:second:third
-# Options of sbatch that the script sets, or that would contradict it, and the options of `psgc submit` for them.
-_OWN = {
-    "--job-name": "--name",
-    "--nodes": "--nodes",
-    "--ntasks": "--nodes and --ranks-per-node",
-    "--ntasks-per-node": "--ranks-per-node",
-    "--cpus-per-task": "--cpus-per-rank",
-    "--gpus-per-node": "--gpus-per-rank",
-    "--time": "--time",
-    "--partition": "--partition",
-    "--account": "--account",
-    "--array": "--sweep",
-    "--output": "--name",
-    "--signal": "--warning",
-    "--open-mode": "",
-    "--requeue": "",
-    "--no-requeue": "",
-}
+# Options of sbatch that the script sets, or that would contradict it.
+_OWN = (
+    "--job-name", "--nodes", "--ntasks", "--ntasks-per-node", "--cpus-per-task", "--gpus-per-node", "--time",
+    "--partition", "--account", "--array", "--output", "--signal", "--open-mode", "--requeue", "--no-requeue",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +66,7 @@ class Job:
             name = option.partition("=")[0]
             own = next((own for own in _OWN if own.startswith(name)), None)  # sbatch takes abbreviations
             if own:
-                instead = f"use its own {_OWN[own]}" if _OWN[own] else "leave it out"
-                raise UserError(f"--sbatch {printable(option)}: psgc submit sets {own}, {instead}")
+                raise UserError(f"--sbatch {printable(option)}: {own} is set by psgc submit, see psgc submit --help")
 
     @property
     def ranks(self) -> int:

@@ -177,7 +177,7 @@ class Cluster:
     def wait_for(self, job_id: str, states: Sequence[str], seconds: float) -> dict[str, str]:
         """Wait until the job is in one of `states`; what SLURM knows of it then.
 
-        A job that has been put back into the queue is started soon, instead of after SLURM's two minutes.
+        A requeued job is started soon, instead of after SLURM's two minutes.
         """
         deadline = time.monotonic() + seconds
         while (job := self.job(job_id)).get("JobState") not in states:

@@ -1,4 +1,4 @@
-"""What `psgc submit` makes of a run, on a live SLURM of several nodes: jobs that end, are cut off, and go on."""
+"""Jobs of `psgc submit` on a real SLURM of several nodes: they end, are interrupted, and resume."""
 
 import os
 import signal
@@ -56,7 +56,7 @@ def test_a_job_that_is_warned_goes_back_into_the_queue_and_finishes_from_its_che
     job = work.submit(slow=True)
     work.until(work.checkpoints)
     work.cluster.client("scancel", "--batch", "--signal=USR1", job)
-    work.until(lambda: work.cluster.job(job)["Restarts"] == "1")
+    work.until(lambda: work.restarts(job) == 1)
     reached = work.checkpoints()[-1]
     work.hurry()
     said = work.end(job, restarts=1)
@@ -88,7 +88,7 @@ def test_a_sweep_is_an_array_whose_runs_go_on_each_by_itself(work, undisturbed):
     outputs = ["out/0_optimizer.lr=0.05", "out/1_optimizer.lr=0.1"]
     work.until(lambda: work.checkpoints(outputs[0]))
     work.cluster.client("scancel", "--batch", "--signal=USR1", f"{job}_0")
-    work.until(lambda: work.cluster.job(f"{job}_0")["Restarts"] == "1")
+    work.until(lambda: work.restarts(f"{job}_0") == 1)
     work.hurry()
     for i in range(2):
         work.end(f"{job}_{i}", restarts=int(i == 0), log=f"run-{job}_{i}.log")
@@ -106,7 +106,7 @@ def test_a_partition_that_does_not_exist_is_one_clear_line(work):
 
 def test_a_job_at_its_time_limit_goes_back_as_well(limited, undisturbed):
     work, job = limited
-    work.until(lambda: work.cluster.job(job)["Restarts"] == "1", 75)
+    work.until(lambda: work.restarts(job) == 1, 75)
     reached = work.checkpoints()[-1]
     work.hurry()
     said = work.end(job, restarts=1)
@@ -131,7 +131,7 @@ def test_a_job_whose_last_worker_is_killed_goes_back_into_the_queue(work):
     job = work.submit("--ranks-per-node", "1", "--set", "coding.replication=1", slow=True)
     work.until(work.checkpoints)
     os.kill(work.pid(1), signal.SIGKILL)
-    work.until(lambda: work.cluster.job(job)["Restarts"] == "1")
+    work.until(lambda: work.restarts(job) == 1)
     work.hurry()
     said = work.end(job, restarts=1)
     assert "no worker is left" in said
@@ -144,7 +144,7 @@ def test_a_job_whose_server_is_killed_goes_back_as_well(work, undisturbed):
     work.until(work.checkpoints)
     (server,) = (pid for pid in work.cluster.processes(job) if "OMPI_COMM_WORLD_RANK=0" in environ_of(pid))
     os.kill(server, signal.SIGKILL)
-    work.until(lambda: work.cluster.job(job)["Restarts"] == "1")
+    work.until(lambda: work.restarts(job) == 1)
     work.hurry()
     said = work.end(job, restarts=1)
     assert f"job {job} is requeued" in said
@@ -155,7 +155,7 @@ def test_a_job_that_loses_a_node_goes_back_as_well(work, undisturbed):
     job = work.submit(slow=True)
     work.until(work.checkpoints)
     work.cluster.client("scontrol", "update", "nodename=n2", "state=down", "reason=test")
-    work.until(lambda: work.cluster.job(job)["Restarts"] == "1")
+    work.until(lambda: work.restarts(job) == 1)
     work.hurry()
     said = work.end(job, restarts=1)
     assert "DUE TO NODE FAILURE" in said
@@ -170,7 +170,7 @@ def test_a_job_that_loses_a_daemon_of_mpirun_goes_back_as_well(work, undisturbed
     assert daemons
     for pid in daemons:
         os.kill(pid, signal.SIGKILL)
-    work.until(lambda: work.cluster.job(job)["Restarts"] == "1")
+    work.until(lambda: work.restarts(job) == 1)
     work.hurry()
     said = work.end(job, restarts=1)
     assert f"psgc launch: job {job} is requeued" in said

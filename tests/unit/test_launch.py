@@ -27,20 +27,17 @@ def summary(status):
 # ---------------------------------------------------------------- the run
 
 
-def test_print_only_prints_a_line_for_the_shell(mpirun, capsys):
+def test_print_only_prints_a_line_for_the_shell(mpirun, monkeypatch, capsys):
+    monkeypatch.setenv("PSGC_LAUNCHED", "1")
     mpirun("echo started >&2; exit 9")
-    assert launch("run.yaml", 2, ["output=my runs"], print_only=True, debug=True) == 0
+    given = {"print_only": True, "debug": True, "resume": True, "for_mpirun": ["--map-by", "ppr:1 x"]}
+    assert launch("run.yaml", 2, ["output=my runs"], **given) == 0
     out, err = capsys.readouterr()
     assert " OMPI_MCA_btl='^ofi' " in out
-    assert out.endswith("-m psgc train run.yaml --set 'output=my runs' --debug\n")
-    assert out.count("\n") == 1
-    assert err == ""
-
-
-def test_print_only_prints_what_is_for_mpirun(mpirun, capsys):
-    mpirun()
-    assert launch("run.yaml", 2, print_only=True, for_mpirun=["--map-by", "ppr:1 x"]) == 0
-    assert " -n 2 --map-by 'ppr:1 x' " in capsys.readouterr().out
+    assert " -n 2 --map-by 'ppr:1 x' " in out
+    assert out.endswith("-m psgc train run.yaml --set 'output=my runs' --debug --resume\n")
+    assert "PSGC_LAUNCHED" not in out  # the ranks that a user starts are not launched
+    assert (out.count("\n"), err) == (1, "")
 
 
 def test_a_wrong_yaml_never_starts_mpirun(mpirun):
@@ -56,12 +53,6 @@ def test_a_run_that_leaves_its_summary(mpirun):
     arguments = Path("arguments").read_text()
     assert "-m psgc train run.yaml --set seed=3\n" in arguments
     assert arguments.splitlines()[-1].isdigit()
-
-
-def test_resume_reaches_every_rank(mpirun, capsys):
-    mpirun()
-    assert launch("run.yaml", 2, ["seed=3"], print_only=True, resume=True) == 0
-    assert capsys.readouterr().out.endswith("-m psgc train run.yaml --set seed=3 --resume\n")
 
 
 @pytest.mark.parametrize("old", ["", "done"])
@@ -106,10 +97,10 @@ def test_other_ends(mpirun, capsys, body, code, message):
     assert capsys.readouterr().err == message
 
 
-# ---------------------------------------------------------------- going on
+# ---------------------------------------------------------------- resuming
 
 
-def how_to_go_on(capsys, on=ON):
+def how_to_resume(capsys, on=ON):
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith(on)
     return last.removeprefix(on)
@@ -119,35 +110,21 @@ TOO_FEW = """echo '{"status": "failed", "too_few_workers": true}' > out/summary.
 
 
 @pytest.mark.parametrize("end", ["exit 0", "exit 1", "exit 137", f"{TOO_FEW}; exit 1"])
-def test_a_failed_run_with_a_checkpoint_says_how_to_go_on(mpirun, capsys, end):
+def test_a_failed_run_with_a_checkpoint_says_how_to_resume(mpirun, capsys, end):
     mpirun(f"{CHECKPOINT}; {end}")
     assert launch("run.yaml", 9) == 1
-    assert how_to_go_on(capsys) == "psgc launch run.yaml -n 9 --resume"
+    assert how_to_resume(capsys) == "psgc launch run.yaml -n 9 --resume"
 
 
-def test_it_repeats_all_that_was_given(mpirun, capsys):
+def test_the_command_to_resume_repeats_all_arguments(mpirun, capsys):
     mpirun(f"{CHECKPOINT.replace('out/', 'my?runs/')}; exit 1".replace("my?runs/", "'my runs'/"))
     Path("run.yaml").rename("a run.yaml")
-    given = [
-        "a run.yaml",
-        "-n",
-        "9",
-        "--host",
-        "a:5,b:4",
-        "--no-fault-tolerance",
-        "--set",
-        "output=my runs",
-        "--set",
-        "seed=3",
-        "--debug",
-    ]
-    own = ["-x", "HF_HOME"]
-    placement = Placement(host="a:5,b:4")
-    overrides = ["output=my runs", "seed=3"]
-    how = {"debug": True, "placement": placement, "fault_tolerance": False, "for_mpirun": own}
+    overrides, own = ["output=my runs", "seed=3"], ["-x", "HF_HOME"]
+    how = {"debug": True, "placement": Placement("a:5,b:4"), "fault_tolerance": False, "for_mpirun": own}
     assert launch("a run.yaml", 9, overrides, **how) == 1
-    said = shlex.split(how_to_go_on(capsys, ON_HOSTS))
-    assert said == ["psgc", "launch", *given, "--resume", "--", *own]
+    given = ["a run.yaml", "-n", "9", "--host", "a:5,b:4", "--no-fault-tolerance"]
+    given += ["--set", "output=my runs", "--set", "seed=3", "--debug"]
+    assert shlex.split(how_to_resume(capsys, ON_HOSTS)) == ["psgc", "launch", *given, "--resume", "--", *own]
 
 
 @pytest.mark.parametrize(
@@ -162,14 +139,14 @@ def test_it_repeats_all_that_was_given(mpirun, capsys):
         "exit 1",
     ],
 )
-def test_nothing_to_go_on_from(mpirun, capsys, body):
+def test_nothing_to_resume(mpirun, capsys, body):
     mpirun(body)
     launch("run.yaml", 9)
     assert ON not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("resume", [False, True])
-def test_an_earlier_runs_checkpoint_is_only_for_who_resumes(mpirun, capsys, resume):
+def test_an_earlier_runs_checkpoint_counts_only_with_resume(mpirun, capsys, resume):
     mpirun("exit 213")
     Path("out/checkpoints").mkdir()
     Path("out/checkpoints/2.npz").touch()
@@ -231,7 +208,7 @@ def test_a_stop_is_first_a_request(mpirun, number, code):
 @pytest.mark.parametrize(
     ("number", "name"), [(signal.SIGINT, "Ctrl-C (SIGINT)"), (signal.SIGTERM, "SIGTERM"), (signal.SIGUSR1, "SIGUSR1")]
 )
-def test_a_stop_is_called_by_its_name_and_the_way_to_go_on_comes_once(mpirun, capfd, number, name):
+def test_a_stop_is_called_by_its_name_and_says_once_how_to_resume(mpirun, capfd, number, name):
     end = f"{CHECKPOINT}; mv end.json out/summary.json; kill -9 $(cat rank); exit 138"
     process = start(mpirun(STUBBORN.format(usr1=end, term="")))
     Path("end.json").write_text(json.dumps({"status": "interrupted", "reason": "stopped by SIGUSR1"}))
@@ -250,20 +227,13 @@ def test_a_stop_before_anything_was_done_says_so(mpirun, capfd):
 
 
 @pytest.mark.parametrize("where", [Placement(), Placement("a:2")])
-def test_ranks_know_that_somebody_says_how_to_go_on(mpirun, where):
+def test_ranks_know_that_somebody_says_how_to_resume(mpirun, where):
     mpirun(f'echo "$PSGC_LAUNCHED" "$*" > given; {summary("done")}')
     assert launch("run.yaml", 2, placement=where) == 0
     assert re.match("1 .*-x PSGC_LAUNCHED ", Path("given").read_text())
 
 
-def test_a_printed_line_is_for_ranks_of_ones_own(mpirun, monkeypatch, capsys):
-    mpirun()
-    monkeypatch.setenv("PSGC_LAUNCHED", "1")
-    assert launch("run.yaml", 2, print_only=True) == 0
-    assert "PSGC_LAUNCHED" not in capsys.readouterr().out
-
-
-def test_a_terminals_interrupt_reaches_only_the_keeper(mpirun):
+def test_a_terminals_interrupt_reaches_only_psgc_launch(mpirun):
     environ = mpirun(STUBBORN.format(usr1="kill -9 $(cat rank); exit 130", term=""))
     program = PROGRAM.format(patience="pass")
     process = subprocess.Popen([sys.executable, "-c", program], env={**os.environ, **environ}, process_group=0)
@@ -273,15 +243,13 @@ def test_a_terminals_interrupt_reaches_only_the_keeper(mpirun):
     assert signals() == ["USR1"]
 
 
-def test_an_unanswered_request_becomes_sigterm(mpirun):
-    process = start(mpirun(STUBBORN.format(usr1="", term="kill -9 $(cat rank); exit 1")), usr1=0.2)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(20) == 130
-    assert signals() == ["USR1", "TERM"]
-
-
-def test_what_heeds_nothing_is_killed_with_its_ranks(mpirun):
-    process = start(mpirun(STUBBORN.format(usr1="", term="")), usr1=1, term=1)
+@pytest.mark.parametrize(
+    ("usr1", "term", "seconds"),
+    [("", "kill -9 $(cat rank); exit 1", (0.2, 20)), ("", "", (1, 1))],
+    ids=["ends at SIGTERM", "ends at nothing"],
+)
+def test_a_request_without_effect_is_followed_by_signals(mpirun, usr1, term, seconds):
+    process = start(mpirun(STUBBORN.format(usr1=usr1, term=term)), *seconds)
     process.send_signal(signal.SIGINT)
     assert process.wait(20) == 130
     assert signals() == ["USR1", "TERM"]
@@ -297,7 +265,7 @@ def test_a_second_interrupt_cuts_the_wait_short(mpirun):
     assert signals() == ["USR1", "TERM"]
 
 
-def test_mpirun_is_told_to_end_when_its_keeper_is_killed(mpirun):
+def test_mpirun_is_told_to_end_when_psgc_launch_is_killed(mpirun):
     process = start(mpirun(STUBBORN.format(usr1="", term="kill -9 $(cat rank); exit 1")))
     process.kill()
     process.wait()

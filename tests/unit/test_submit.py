@@ -249,10 +249,10 @@ def test_examples(module):
         (["--account", ""], "--account : expected letters, digits"),
         (["--name", "%x"], "--name %x: expected letters, digits"),
         (["--sbatch", "qos=long"], "--sbatch qos=long: expected one option without blanks, such as --qos=long"),
-        (["--sbatch=--time=5"], "--sbatch --time=5: psgc submit sets --time, use its own --time"),
-        (["--sbatch=--ntasks=4"], "psgc submit sets --ntasks, use its own --nodes and --ranks-per-node"),
-        (["--sbatch=--parti=x"], "--sbatch --parti=x: psgc submit sets --partition, use its own --partition"),
-        (["--sbatch=--no-requeue"], "--sbatch --no-requeue: psgc submit sets --no-requeue, leave it out"),
+        (["--sbatch=--time=5"], "--sbatch --time=5: --time is set by psgc submit, see psgc submit --help"),
+        (["--sbatch=--ntasks=4"], "--ntasks is set by psgc submit"),
+        (["--sbatch=--parti=x"], "--sbatch --parti=x: --partition is set by psgc submit"),
+        (["--sbatch=--no-requeue"], "--sbatch --no-requeue: --no-requeue is set by psgc submit"),
         (["--sbatch=--comment=a b"], "--sbatch --comment=a b: expected one option"),
         (["--local-dir", "/tmp/$(id)"], "--local-dir /tmp/$(id): expected a path without blanks, such as $TMPDIR"),
         (
@@ -310,7 +310,7 @@ def test_data_is_copied_to_every_node_first(submit):
 def test_no_option_of_the_script_can_be_given_again():
     job = Job(2, 3, "2:00:00", "n", gpus_per_rank=1, partition="p", account="a")
     for option in job.directives("log", "0-3"):
-        with pytest.raises(UserError, match=f"psgc submit sets {option.partition('=')[0]}, "):
+        with pytest.raises(UserError, match=f"{option.partition('=')[0]} is set by psgc submit"):
             Job(2, 3, "2:00:00", "n", options=(option,))
 
 
