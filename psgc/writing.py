@@ -119,11 +119,21 @@ class GrowingFile:
             while self._waiting:  # one call need not take all
                 del self._waiting[: os.write(self._descriptor, self._waiting)]
 
+    @property
+    def waiting(self) -> int:
+        """How many bytes wait."""
+        return len(self._waiting)
+
+    def reader(self) -> IO[bytes]:
+        """The file, to read it, whatever lies under its name now."""
+        return open(f"/proc/self/fd/{self._descriptor}", "rb")
+
     def close(self) -> None:
         """No more will be written. May be called again."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
+            self._waiting.clear()
 
 
 def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:

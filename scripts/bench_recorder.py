@@ -17,7 +17,8 @@ import numpy as np
 
 from psgc import coding
 from psgc.reporting.records import Recorder
-from psgc.server.observer import IterationRecord, Outcome
+from psgc.run_rows import Outcome
+from psgc.server.observer import IterationRecord
 
 SECONDS = 0.005  # a chunk
 

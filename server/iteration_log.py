@@ -2,8 +2,9 @@
 
 import math
 
+from psgc.run_rows import Outcome
 from psgc.server.coordinator import Coordinator
-from psgc.server.observer import IterationRecord, Observer, Outcome
+from psgc.server.observer import IterationRecord, Observer
 
 
 class IterationLog:

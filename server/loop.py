@@ -14,6 +14,7 @@ from psgc.coding.sketch import Sketch
 from psgc.errors import RunFailed, TooFewWorkers
 from psgc.messages import TAIL, UNDER_WAY, Kind, entries, record, stamp_length
 from psgc.plan import Plan
+from psgc.run_rows import Outcome
 from psgc.schedules import SCHEDULES
 from psgc.schedules.orders import Next, Queue, Skip
 from psgc.server import events
@@ -35,7 +36,7 @@ from psgc.server.malformed import (
     check_seconds,
 )
 from psgc.server.membership import Membership
-from psgc.server.observer import Approximation, Observer, Outcome
+from psgc.server.observer import Approximation, Observer
 from psgc.server.optimizer import Optimizer
 from psgc.server.outgoing import Outgoing
 from psgc.server.rebalance import queues_for

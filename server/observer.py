@@ -1,49 +1,31 @@
-"""What the server tells of a run to whoever keeps its record."""
+"""What the server reports of a run, and to whom."""
 
 from dataclasses import dataclass, field
-from enum import IntEnum
 from typing import Any, Protocol
 
-
-class Outcome(IntEnum):
-    """What became of a chunk that a worker worked on."""
-
-    USED = 0  # its copy is part of the gradient, or has shown it to be right (`verify`)
-    LATE = 1  # done, but not needed any more
-    ABANDONED = 2  # known not to be needed before the worker was through, or still in work when the iteration ended
-    LOST = 3  # the worker was lost before it could deliver
+from psgc.run_rows import IterationRow, Outcome
 
 
 @dataclass
-class IterationRecord:
-    """One iteration as the server saw it.
+class IterationRecord(IterationRow):
+    """One iteration as the server sees it: its row, and what the row is made from."""
 
-    seconds: from sending the parameters to having the gradient; loss: at these parameters, before the step, None when
-    the problem has none.
-    """
-
-    iteration: int
-    seconds: float = 0.0
-    loss: float | None = None
-    recovered: int = 0
-    missing: int = 0  # chunks with fewer copies than determine their gradient
-    error_measure: float = 0.0  # the share of the N * l copies that is missing
-    redundant: int = 0  # copies that were done and not used
-    bytes: int = 0  # in and out of the server
-    bytes_in: int = 0  # of these into it
-    lost: int = 0  # workers that were not there, or not to the end
-    gone: set[int] = field(default_factory=set)  # the latter
+    gone: set[int] = field(default_factory=set)  # workers that were lost in this iteration
     # (worker, chunk, how often it was invalidated before): start, seconds
     reports: dict[tuple[int, int, int], tuple[float, float]] = field(default_factory=dict)
-    losses: dict[int, float] = field(default_factory=dict)  # of each recovered chunk
+    losses: dict[int, float] = field(default_factory=dict)  # of each chunk that was reported
 
 
 @dataclass(frozen=True)
 class Approximation:
-    """What an approximate gradient lacks.
+    """An approximate gradient, and which chunks it lacks.
 
-    params, used, plain: (dim,), where the gradient was asked for, the one that was used, and the sum of what was there
-    with no weights; all three are the server's and change with the next step. incomplete: S_i of the chunks lacking.
+    params: (dim,), at which the gradient was computed.
+    used: (dim,), the gradient that was used.
+    plain: (dim,), the sum of the chunks that were there, without weights.
+    incomplete: S_i of each chunk with fewer than l copies.
+
+    The arrays belong to the server and change with the next step.
     """
 
     iteration: int
@@ -54,7 +36,7 @@ class Approximation:
 
 
 class Observer(Protocol):
-    """Who keeps the record of a run."""
+    """Keeps the record of a run."""
 
     def chunk(
         self, worker: int, chunk: int, iteration: int, start: float, seconds: float, outcome: Outcome

@@ -1,46 +1,16 @@
-"""iterations.csv and lost.csv: files that grow row by row, and are read row by row, whatever is in them."""
+"""iterations.csv and lost.csv: the text of their rows, and the rows of a file, whatever is in it."""
 
 import csv
 import io
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from psgc.regular_files import open_regular
+from psgc.run_rows import COLUMNS, COUNTS, MOST, IterationRow, WorkerEvent
 
-COLUMNS = (
-    "iteration",
-    "loss",
-    "seconds",
-    "bound",
-    "efficiency",
-    "error_measure",
-    "missing",
-    "actual_error",
-    "recovered",
-    "redundant",
-    "bytes",
-    "bytes_in",
-    "lost",
-)
-LOST_COLUMNS = ("iteration", "worker", "host", "event", "reason")
 LONGEST = 1 << 20  # bytes of a line
-
-
-def csv_rows(path: Path) -> list[list[str]]:
-    """The rows of a file, without what a process has not written to the end of a line. Raises OSError, csv.Error."""
-    return list(csv.reader(_lines(path)))
-
-
-def whole_rows(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    """The rows that have all of `columns`; none when the file is not there, cannot be read, or has other columns."""
-    try:
-        rows = csv_rows(path)
-    except (OSError, csv.Error):
-        return []
-    if not rows or tuple(rows[0]) != tuple(columns):
-        return []
-    return [dict(zip(columns, row, strict=True)) for row in rows[1:] if len(row) == len(columns)]
 
 
 def csv_text(*rows: Iterable[Any]) -> str:
@@ -50,25 +20,61 @@ def csv_text(*rows: Iterable[Any]) -> str:
     return text.getvalue()
 
 
-def earlier_rows(path: Path, resume_at: int) -> list[dict[str, str]]:
-    """What an iterations.csv, perhaps damaged, has of iterations before `resume_at`."""
-    kept: list[dict[str, str]] = []
-    for row in whole_rows(path, COLUMNS):
+def row_text(row: IterationRow) -> str:
+    """The line of iterations.csv with nine digits of each number."""
+    values = (getattr(row, column) for column in COLUMNS)
+    return csv_text([f"{value:.9g}" if isinstance(value, float) else value for value in values])
+
+
+def csv_rows(path: Path) -> Iterator[list[str]]:
+    """The rows of a file, except a last one that is not written to its end. Raises OSError, csv.Error."""
+    return csv.reader(_lines(path))
+
+
+def number(column: str, text: str) -> float:
+    """The value of a field in this column. Raises ValueError that says what is expected."""
+    if column in COUNTS or column == "worker":
+        if text.isdecimal() and len(text) < 19:
+            return int(text)
+        raise ValueError(f"expected a whole number, got {text[:40]!r}")
+    try:
+        value = float(text or "nan") if column == "loss" else float(text)
+    except ValueError:
+        raise ValueError(f"expected a number, got {text[:40]!r}") from None
+    is_unknown = column == "bound" and not math.isfinite(value)
+    if column in MOST and not (0 <= value <= MOST[column] or is_unknown):
+        raise ValueError(f"expected 0 to {MOST[column]:g}, got {text[:40]!r}")
+    return value
+
+
+def earlier_rows(path: Path, end: float = math.inf) -> Iterator[IterationRow]:
+    """The rows of an iterations.csv, which may be damaged, before the iteration `end`."""
+    last = -1
+    for values in _whole_rows(path, COLUMNS):
         try:
-            numbers = {column: float(value) for column, value in row.items() if value or column != "loss"}
-            int(row["bytes"]), int(row["missing"])
+            fields: Any = {column: number(column, text) for column, text in values.items()}
         except ValueError:
             continue
-        if (int(kept[-1]["iteration"]) if kept else -1) < numbers["iteration"] < resume_at:
-            kept.append(row)
-    return kept
+        if last < fields["iteration"] < end:
+            last = fields["iteration"]
+            yield IterationRow(**fields | ({} if values["loss"] else {"loss": None}))
 
 
-def earlier_losses(path: Path) -> list[dict[str, Any]]:
-    """What a lost.csv, perhaps damaged, has."""
-    rows = whole_rows(path, LOST_COLUMNS)
+def earlier_events(path: Path) -> list[WorkerEvent]:
+    """The rows of a lost.csv, which may be damaged."""
+    rows = _whole_rows(path, WorkerEvent._fields)
     whole = [row for row in rows if row["iteration"].isdecimal() and row["worker"].isdecimal()]
-    return [{**row, "iteration": int(row["iteration"]), "worker": int(row["worker"])} for row in whole]
+    return [WorkerEvent(int(row.pop("iteration")), int(row.pop("worker")), **row) for row in whole]
+
+
+def _whole_rows(path: Path, columns: Sequence[str]) -> Iterator[dict[str, str]]:
+    """The rows that have all of `columns`; none when the file is missing, cannot be read, or has other columns."""
+    try:
+        rows = csv_rows(path)
+        if tuple(next(rows, ())) == tuple(columns):
+            yield from (dict(zip(columns, row, strict=True)) for row in rows if len(row) == len(columns))
+    except (OSError, csv.Error):
+        return
 
 
 def _lines(path: Path) -> Iterator[str]:

@@ -25,7 +25,7 @@ def pictures(run: RecordedRun, iteration: int | None = None) -> list[Picture]:
     if not len(run.iterations["iteration"]):
         return []
     found = [_convergence(run)]
-    if run.timeline is not None and run.rows_of(run.timeline["iteration"])[1].any():
+    if run.in_timeline.any():
         found += [gantt(run, iteration), _heat_map(run)]
     found.append(_efficiency(run))
     if (run.iterations["error_measure"] > 0).any():
@@ -82,14 +82,14 @@ def _heat_map(run: RecordedRun) -> Picture:
         f"Heat map of {run.workers} workers and {len(pace)} iterations: "
         f"between {duration(low)} and {duration(high)} for a chunk."
     )
-    caption = (
-        "How long a chunk took each worker in each iteration: the mean of those that it finished. "
-        "Hatched: it finished none."
-    )
-    width = -(-len(pace) // BINS)
+    caption = "Mean seconds per chunk of each worker in each iteration. Hatched: the worker finished no chunk."
+    every = round(len(numbers) / len(pace))  # above 1 when the timeline has only some of the iterations
+    width = max(-(-len(numbers) // BINS), every)
     if width > 1:
         caption += f" Each column is the mean of {width} iterations."
-    draw = partial(_draw_heat_map, run.workers, _binned(pace, width), float(numbers[0]), float(numbers[-1]))
+        caption += f" The timeline has one of {every} iterations." if every > 1 else ""
+    columns = _binned(pace, np.flatnonzero(run.in_timeline) // width, -(-len(numbers) // width))
+    draw = partial(_draw_heat_map, run.workers, columns, float(numbers[0]), float(numbers[-1]))
     return Picture("heatmap", "Every worker in every iteration", alt, caption, draw)
 
 
@@ -120,16 +120,12 @@ def _draw_heat_map(workers: int, pace: np.ndarray, first: float, last: float, th
     return figure
 
 
-def _binned(matrix: np.ndarray, width: int) -> np.ndarray:
-    """The means of `width` rows each, of what is not nan."""
-    if width <= 1:
-        return matrix
-    starts = np.arange(0, len(matrix), width)
-    count = np.add.reduceat(np.isfinite(matrix).astype(int), starts)
-    total = np.add.reduceat(np.nan_to_num(matrix), starts)
-    means = np.full(total.shape, np.nan)
-    np.divide(total, count, out=means, where=count > 0)
-    return means
+def _binned(pace: np.ndarray, place: np.ndarray, bins: int) -> np.ndarray:
+    """The mean of the rows of `pace` in each bin, of what is not nan. place: (rows,), the bin of each."""
+    total, count = np.zeros((bins, pace.shape[1])), np.zeros((bins, pace.shape[1]))
+    np.add.at(total, place, np.nan_to_num(pace))
+    np.add.at(count, place, np.isfinite(pace))
+    return np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
 
 
 def _efficiency(run: RecordedRun) -> Picture:
@@ -139,7 +135,7 @@ def _efficiency(run: RecordedRun) -> Picture:
     alt = f"An iteration took between {duration(seconds.min())} and {duration(seconds.max())}."
     if known.any():
         alt += f" T*/T is {np.median(efficiency[known]):.2f} in the median, {efficiency[known].min():.2f} at the least."
-    lost = sorted({event["iteration"] for event in run.losses if event["event"] == "lost"})
+    lost = sorted({event.iteration for event in run.events if event.event == "lost"})
 
     def draw(theme: Theme) -> Figure:
         figure = new_figure(WIDTH, 5.2)

@@ -14,19 +14,15 @@ from psgc.reporting.picture import MARKED, NAMED_ROWS, WIDTH, Picture, rows, uni
 from psgc.reporting.run_directory import RecordedRun
 from psgc.reporting.summary import duration
 from psgc.reporting.theme import HATCHES, Theme
-from psgc.reporting.timeline import OUTCOMES
+from psgc.run_rows import OUTCOMES
 
 NARROW = {"handlelength": 1.4, "columnspacing": 1.2, "handletextpad": 0.5}  # a legend
 
 
 def slowest(run: RecordedRun) -> int:
-    """The row of the slowest iteration, among those whose chunks are known if there are any."""
-    seconds = run.iterations["seconds"].copy()
-    if run.timeline is not None and len(run.timeline["worker"]):
-        row, recorded = run.rows_of(run.timeline["iteration"])
-        known = np.isin(np.arange(len(seconds)), row[recorded])
-        seconds[~known & known.any()] = -1
-    return int(seconds.argmax())
+    """The row of the slowest iteration, of those in the timeline if there are any."""
+    seconds = run.iterations["seconds"]
+    return int(np.where(run.in_timeline | ~run.in_timeline.any(), seconds, -1).argmax())
 
 
 def gantt(run: RecordedRun, iteration: int | None) -> Picture:
@@ -39,11 +35,11 @@ def gantt(run: RecordedRun, iteration: int | None) -> Picture:
     total, bound = float(run.iterations["seconds"][row]), float(run.iterations["bound"][row])
     ended = "ended, approximate" if run.iterations["error_measure"][row] > 0 else "recovered"
     away: dict[int, int] = {}  # worker -> the iteration in which it was lost
-    for event in run.losses:
-        if event["iteration"] <= numbers[row] and event["event"] == "lost":
-            away[event["worker"]] = event["iteration"]
-        elif event["iteration"] <= numbers[row] and event["event"] == "returned":
-            away.pop(event["worker"], None)
+    for event in run.events:
+        if event.iteration <= numbers[row] and event.event == "lost":
+            away[event.worker] = event.iteration
+        elif event.iteration <= numbers[row] and event.event == "returned":
+            away.pop(event.worker, None)
     counts = np.bincount(columns["outcome"], minlength=len(OUTCOMES)).tolist()
     which = f"iteration {numbers[row]}" + (", the slowest" if iteration is None else "")
     best = f", T* is {duration(bound)}" if np.isfinite(bound) else ""

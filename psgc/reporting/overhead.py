@@ -5,40 +5,34 @@ had computed longest when its last copy that counts was done. That a straggler i
 not overhead. Waiting until a chunk of the iteration before is done is none either.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from psgc.messages import MESSAGE
+from psgc.run_rows import Outcome
 
 MUCH = 0.3  # of the time: said in the summary
 
 
-def overhead(
-    timeline: Mapping[str, np.ndarray], iterations: np.ndarray, seconds: np.ndarray, exact: np.ndarray
-) -> float | None:
-    """The share of an iteration that was overhead, in the median; None when there is no iteration to tell it from.
+def overhead(entries: np.ndarray, seconds: float) -> float:
+    """The share of one iteration that was overhead; nan when no copy counts.
 
-    timeline: as in the run directory, outcome 0 is USED; iterations, seconds, exact: of each iteration the number, the
-    time, and whether all was recovered. The first one is left out, in which ranks are still being set up.
+    entries: its part of the timeline; seconds: what it took.
     """
-    order = np.lexsort((timeline["start"], timeline["worker"], timeline["iteration"]))
-    iteration, worker, start, took, outcome = (
-        timeline[name][order] for name in ("iteration", "worker", "start", "seconds", "outcome")
-    )
-    begins = np.flatnonzero(np.diff(iteration, prepend=-1) | np.diff(worker, prepend=-1))  # the first of each worker
-    before = np.cumsum(took) - took
-    lengths = np.diff(begins, append=len(order))
-    computing = before + took + np.repeat(start[begins] - before[begins], lengths)  # when each chunk was done
-    counted = np.isin(iterations, iteration[outcome == 0]) & exact
-    counted[0 : len(counted) > 1] = False
-    used = (outcome == 0) & np.isin(iteration, iterations[counted])
+    entries = entries[np.lexsort((entries["start"], entries["worker"]))]
+    used = entries["outcome"] == Outcome.USED
     if not used.any():
-        return None
-    longest = np.zeros(len(iterations))
-    np.maximum.at(longest, np.searchsorted(iterations, iteration[used]), computing[used])
-    return float(np.median(1 - longest[counted] / seconds[counted]).clip(0.0))
+        return math.nan
+    total = np.cumsum(entries["seconds"])
+    begins = np.flatnonzero(np.diff(entries["worker"], prepend=0))  # where the entries of each worker begin
+    waited = (entries["start"] + entries["seconds"] - total)[
+        begins
+    ]  # until it began, less what workers above it computed
+    computing = total + np.repeat(waited, np.diff(begins, append=len(entries)))  # until each chunk was done
+    return max(0.0, 1 - float(computing[used].max()) / seconds)
 
 
 def advice(summary: Mapping[str, Any]) -> str | None:

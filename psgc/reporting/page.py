@@ -17,6 +17,7 @@ from psgc.reporting.picture import Picture
 from psgc.reporting.run_directory import RecordedRun
 from psgc.reporting.summary import duration
 from psgc.reporting.theme import DARK, LIGHT
+from psgc.run_rows import WorkerEvent
 
 LISTED = 200  # rows of lost.csv that the page shows
 NARROW = 640  # pixels below which a figure is not made smaller, but scrolled
@@ -150,14 +151,13 @@ def _figure(picture: Picture, light: bytes, dark: bytes) -> str:
 
 
 def _lost(run: RecordedRun) -> str:
-    if not run.losses:
+    if not run.events:
         return ""
-    rows = [[event[name] for name in ("iteration", "worker", "host", "event", "reason")] for event in run.losses]
-    wrong = Counter(event["worker"] for event in run.losses if event["event"] == "wrong")
-    title = "Workers lost and in the wrong" if wrong else "Workers lost"
-    parts = [_table(title, ("iteration", "worker", "host", "event", "reason"), rows[:LISTED])]
-    if len(rows) > LISTED:
-        parts.append(f"<p>{len(rows) - LISTED} more are in lost.csv.</p>")
+    wrong = Counter(event.worker for event in run.events if event.event == "wrong")
+    title = "Lost workers and wrong copies" if wrong else "Lost workers"
+    parts = [_table(title, WorkerEvent._fields, run.events[:LISTED])]
+    if len(run.events) > LISTED:
+        parts.append(f"<p>{len(run.events) - LISTED} more are in lost.csv.</p>")
     if wrong:
         named = ", ".join(f"{count} of worker {worker}" for worker, count in wrong.most_common(LISTED))
         parts.append(f"<p>Wrong copies: {named}.</p>")

@@ -64,13 +64,13 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def _check_iteration(run: RecordedRun, iteration: int) -> None:
-    recorded = run.iterations["iteration"]
-    if run.timeline is not None:
-        recorded = recorded[np.isin(recorded, run.timeline["iteration"])]
-    if run.timeline is None or not len(recorded):
+    recorded = run.iterations["iteration"][run.in_timeline]
+    if not len(recorded):
         raise UserError(f"--iteration {iteration}: this run has no timeline; leave it out")
     if iteration not in recorded:
+        first, last = recorded.min(), recorded.max()
+        nearest = recorded[np.abs(recorded - iteration).argmin()]
+        hint = f", such as {nearest}" if first < iteration < last else ""  # not every iteration may be recorded
         raise UserError(
-            f"--iteration {iteration}: the timeline does not have it, expected one of "
-            f"{recorded.min()} to {recorded.max()}"
+            f"--iteration {iteration}: the timeline does not have it, expected one of {first} to {last}{hint}"
         )

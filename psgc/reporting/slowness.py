@@ -6,7 +6,7 @@ import numpy as np
 
 from psgc.reporting.run_directory import RecordedRun
 from psgc.reporting.summary import duration
-from psgc.reporting.timeline import ABANDONED
+from psgc.run_rows import Outcome
 
 SLOW = 1.2  # times as long as the median worker takes for a chunk
 NAMED = 4  # slow workers that are named
@@ -17,15 +17,13 @@ def paces(run: RecordedRun) -> np.ndarray:
 
     For one that never did any it is the longest time after which it gave one up, nan when it never did that either.
     """
-    if run.timeline is None:
+    if run.timeline is None or not run.in_timeline.any():
         return np.full(run.workers, np.nan)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # the mean of nothing is nan
-        pace = np.nanmean(run.seconds_per_chunk(), axis=0) if len(run.iterations["iteration"]) else np.zeros(0)
-    if not len(pace):
-        return np.full(run.workers, np.nan)
+        pace = np.nanmean(run.seconds_per_chunk(), axis=0)
     longest = np.full(run.workers, -np.inf)
-    given_up = run.timeline["outcome"] == ABANDONED
+    given_up = run.timeline["outcome"] == Outcome.ABANDONED
     np.maximum.at(longest, run.timeline["worker"][given_up] - 1, run.timeline["seconds"][given_up])
     return np.where(np.isnan(pace) & (longest > 0), longest, pace)
 

@@ -1,15 +1,15 @@
 """The end of a run in numbers (summary.json) and in a few lines for a person."""
 
-import math
-import statistics
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from psgc import __version__
-from psgc.reporting.overhead import advice, overhead
+from psgc.reporting.overhead import advice
 from psgc.reporting.records import Recorder
+from psgc.run_rows import Outcome
 
 NAMED = 4  # losses and returns that the summary for a person tells
 
@@ -19,37 +19,38 @@ def summarise(recorder: Recorder, seconds: float, settings: dict[str, Any], stat
 
     None stands for what there is not, such as the loss of a problem that has none. A loss may be nan or inf.
     """
-    timeline = recorder.timeline()
-    done = np.isin(timeline["outcome"], (0, 1))
-    used = timeline["outcome"] == 0
-    spent = float(timeline["seconds"].sum())
-    known = [b for b in recorder.bounds if math.isfinite(b)]
-    efficiency = [b / s for b, s in zip(recorder.bounds, recorder.seconds, strict=True) if math.isfinite(b)]
-    exact = np.array(recorder.error_measures) == 0
-    wrong = Counter(event["worker"] for event in recorder.losses if event["event"] == "wrong")
+    tally = recorder.tally
+    bounds, took = np.array(tally.bounds), np.array(tally.seconds)
+    known = np.isfinite(bounds)
+    errors = np.array(tally.error_measures)
+    used, late, *given_up = tally.chunks.tolist()
+    spent = float(tally.spent.sum())
+    wrong = Counter(event.worker for event in recorder.events if event.event == "wrong")
     return {
         "version": __version__,
         "status": status,
         "reason": reason,
         **settings,
-        "iterations": len(recorder.seconds),
-        "final_loss": recorder.final_loss,
+        "iterations": len(took),
+        "final_loss": tally.final_loss,
         "seconds": seconds,
-        "seconds_per_iteration": _median(recorder.seconds),
-        "uncoded_seconds_per_iteration": _median(recorder.uncoded),
-        "bound_seconds_per_iteration": _median(known),
-        "overhead": overhead(timeline, np.array(recorder.numbers), np.array(recorder.seconds), exact),
-        "seconds_per_chunk": _median(timeline["seconds"][done]),
-        "efficiency": _or_none(statistics.fmean(efficiency)) if efficiency else None,
-        "chunks_used": int(used.sum()),
-        "chunks_late": int((done & ~used).sum()),
-        "chunks_abandoned": int((~done).sum()),
-        "work_thrown_away": float(timeline["seconds"][~used].sum()) / spent if spent else 0.0,
-        "approximate_iterations": sum(error > 0 for error in recorder.error_measures),
-        "error_measure": statistics.fmean(recorder.error_measures) if recorder.error_measures else 0.0,
-        "actual_error": _median([error for error in recorder.actual_errors if math.isfinite(error)]),
-        "bytes": recorder.bytes,
-        "lost": [event for event in recorder.losses if event["event"] != "wrong"],
+        "seconds_per_iteration": _median(took),
+        "uncoded_seconds_per_iteration": _median(tally.uncoded),
+        "bound_seconds_per_iteration": _median(bounds),
+        "overhead": _median(tally.overheads[1:] or tally.overheads),  # in the first one ranks are still being set up
+        "seconds_per_chunk": _median(tally.chunk_seconds),
+        "efficiency": _median(bounds[known] / took[known]),
+        "efficiency_iterations": int(known.sum()),
+        "chunks_used": used,
+        "chunks_late": late,
+        "chunks_abandoned": sum(given_up),
+        "work_thrown_away": 1 - float(tally.spent[Outcome.USED]) / spent if spent else 0.0,
+        "timeline_every": recorder.timeline_every,
+        "approximate_iterations": int((errors > 0).sum()),
+        "error_measure": float(errors.mean()) if len(errors) else 0.0,
+        "actual_error": _median(tally.actual_errors),
+        "bytes": tally.bytes,
+        "lost": [event._asdict() for event in recorder.events if event.event != "wrong"],
         "wrong": {str(worker): count for worker, count in sorted(wrong.items())},
     }
 
@@ -72,8 +73,9 @@ def lines(summary: dict[str, Any]) -> list[str]:
         without = f"; waiting for everybody, without redundancy: at least {duration(uncoded)} ({uncoded / per:.1f} x)"
     text.append(f"  per iteration      {duration(per)}{without}")
     if summary["efficiency"] is not None:
-        bound = summary["bound_seconds_per_iteration"]
-        text.append(f"  clairvoyant bound  {duration(bound)}; efficiency T*/T {summary['efficiency']:.2f}")
+        bound, count = summary["bound_seconds_per_iteration"], summary["efficiency_iterations"]
+        some = f", of {count} of the iterations" if count < summary["iterations"] else ""
+        text.append(f"  clairvoyant bound  {duration(bound)}; efficiency T*/T {summary['efficiency']:.2f}{some}")
     if change := advice(summary):
         text.append(f"  overhead           {100 * summary['overhead']:.0f} % of an iteration in the median: {change}")
     text.append(
@@ -84,6 +86,8 @@ def lines(summary: dict[str, Any]) -> list[str]:
     if summary["approximate_iterations"]:
         text.append(f"  approximate        {_approximate(summary)}")
     text.append(f"  bytes moved        {_bytes(summary['bytes'])} in and out of the server")
+    if summary["timeline_every"] > 1:
+        text.append(f"  timeline           one of {summary['timeline_every']} iterations, so that the file stays small")
     if summary["lost"]:
         text.append(f"  workers lost       {_losses(summary['lost'])}")
     if summary.get("not_whole"):
@@ -115,12 +119,10 @@ def _losses(events: list[dict[str, Any]]) -> str:
     return ", ".join(told) + more
 
 
-def _median(values: Any) -> float | None:
-    return _or_none(statistics.median(values)) if len(values) else None
-
-
-def _or_none(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None  # not known
+def _median(values: Sequence[float] | np.ndarray) -> float | None:
+    """The median of what is known."""
+    known = np.asarray(values)[np.isfinite(values)]
+    return float(np.median(known)) if len(known) else None
 
 
 def duration(seconds: float) -> str:

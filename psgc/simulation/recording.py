@@ -9,15 +9,14 @@ An iteration counts when it can be compared with a simulated one: not the first 
 which a worker was lost or came back, and not the one after that.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from psgc.errors import UserError
 from psgc.reporting.run_directory import RecordedRun
-from psgc.server.observer import Outcome
+from psgc.run_rows import Outcome, WorkerEvent
 
 AT_THE_END = 0.95  # of an iteration: what was abandoned later was broken off by its end, and not done
 SHORTEST = 1e-9  # seconds per chunk
@@ -76,8 +75,8 @@ def read_recording(run: RecordedRun, costs: Sequence[float] | None = None, break
     broken_off = abandoned & breaks_off & (start + seconds > AT_THE_END * took[row])
     paces = _paces(place, seconds, cost, broken_off, shape)
     pauses = _pauses(place, start, seconds)
-    away = _away(known, run.losses)
-    counts = _whole(known, run.losses)
+    away = _away(known, run.events)
+    counts = _whole(known, run.events)
     if len(known) > 1:
         counts[0] = False
     here = ~np.array([[rank in gone for rank in range(1, workers + 1)] for gone in away])
@@ -147,23 +146,23 @@ def _pauses(place: np.ndarray, start: np.ndarray, seconds: np.ndarray) -> np.nda
     return pauses
 
 
-def _away(known: np.ndarray, losses: Iterable[Mapping[str, Any]]) -> list[frozenset[int]]:
-    events = sorted(losses, key=lambda loss: int(loss["iteration"]))  # stable: in the order of the file
+def _away(known: np.ndarray, events: Iterable[WorkerEvent]) -> list[frozenset[int]]:
+    ordered = sorted(events, key=lambda event: event.iteration)  # stable: in the order of the file
     away: list[frozenset[int]] = []
     gone: set[int] = set()
     place = 0
     for iteration in known.tolist():
-        while place < len(events):
-            event = events[place]
-            back, when = event["event"] == "returned", int(event["iteration"])
+        while place < len(ordered):
+            event = ordered[place]
+            back, when = event.event == "returned", event.iteration
             if when > iteration or (when == iteration and not back):  # lost in this one: away from the next on
                 break
-            (gone.discard if back else gone.add)(int(event["worker"]))
+            (gone.discard if back else gone.add)(event.worker)
             place += 1
         away.append(frozenset(gone))
     return away
 
 
-def _whole(known: np.ndarray, losses: Iterable[Mapping[str, Any]]) -> np.ndarray:
-    disturbed = {int(loss["iteration"]) + later for loss in losses for later in (0, 1)}
+def _whole(known: np.ndarray, events: Iterable[WorkerEvent]) -> np.ndarray:
+    disturbed = {event.iteration + later for event in events for later in (0, 1)}
     return ~np.isin(known, list(disturbed))

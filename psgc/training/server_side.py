@@ -93,8 +93,15 @@ def _recorder(run: Run, claim: Claim) -> Recorder:
     """Make room in the run directory and open the run's records there. Raises UserError."""
     config, plan, resuming = run.config, run.plan, run.checkpoint is not None
     claim.make_room(resuming)
-    resume_at, own_chunks = run.first if resuming else None, plan.own_chunks.tolist()
-    return Recorder(Path(config.output), config.to_yaml(), plan.assignment, plan.parts, own_chunks, resume_at)
+    return Recorder(
+        Path(config.output),
+        config.to_yaml(),
+        plan.assignment,
+        plan.parts,
+        plan.own_chunks.tolist(),
+        config.iterations,
+        run.first if resuming else None,
+    )
 
 
 def _serve(

@@ -157,7 +157,8 @@ class Outcome:
         self.params = np.load(directory / "params.npy")
         rows = _rows(directory / "iterations.csv")
         self.iterations = [float(row["seconds"]) for row in rows]
-        self.waited = [float(row["seconds"]) - float(row["bound"] or 0.0) for row in rows]
+        bounds = [float(row["bound"]) for row in rows]  # nan in some short iterations
+        self.waited = np.nan_to_num(np.subtract(self.iterations, bounds)).tolist()
         self.events = [
             (row["event"], int(row["worker"]), int(row["iteration"]), row["reason"])
             for row in _rows(directory / "lost.csv")

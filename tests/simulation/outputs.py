@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from psgc.server.observer import Approximation, IterationRecord, Outcome
+from psgc.run_rows import Outcome
+from psgc.server.observer import Approximation, IterationRecord
 from psgc.server.optimizer import Sgd
 
 

@@ -9,8 +9,8 @@ import numpy as np
 from psgc.config import Config
 from psgc.plan import make_plan
 from psgc.reporting.run_directory import RecordedRun
+from psgc.run_rows import Outcome, WorkerEvent
 from psgc.schedules import SCHEDULES
-from psgc.server.observer import Outcome
 from psgc.simulation.virtual import Trial, VirtualCluster
 
 BASE = {
@@ -97,5 +97,5 @@ def recorded_run(
         "seconds": np.array(took),
         "recovered": np.full(len(took), chunks),
     }
-    events = [{"iteration": iteration, "worker": worker, "event": event} for iteration, worker, event in losses]
+    events = [WorkerEvent(iteration, worker, "", event, "") for iteration, worker, event in losses]
     return RecordedRun(Path("run"), config, iterations, timeline, None, events, workers, chunks)

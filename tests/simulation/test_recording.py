@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from psgc.errors import UserError
-from psgc.server.observer import Outcome
+from psgc.run_rows import Outcome
 from psgc.simulation.recording import read_recording
 from tests.simulation.recorded import record, recorded_run, settings
 

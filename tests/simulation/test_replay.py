@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from psgc.data import open_data, write_dense, write_sparse
 from psgc.errors import UserError
 from psgc.messages import MESSAGE, RECORD
-from psgc.server.observer import Outcome
+from psgc.run_rows import Outcome, WorkerEvent
 from psgc.simulation.replay import Choice, Replay, own_choice
 from tests.simulation.recorded import by_rank, cluster, messages, record, recorded_run, settings
 from tests.unit.doctests import assert_examples_hold
@@ -200,7 +200,7 @@ def test_approximate_iterations_say_how_fast_workers_were_and_not_what_exact_one
 
 def test_nothing_that_counts_is_an_error():
     run = record(settings("static", chunks_per_worker=2), [[1.0, 2.0, 3.0]] * 3)
-    run = replace(run, losses=[{"iteration": i, "worker": 2, "event": "lost"} for i in range(3)])
+    run = replace(run, events=[WorkerEvent(i, 2, "n1", "lost", "") for i in range(3)])
     with pytest.raises(UserError, match="no iteration in which nobody was lost; nothing to replay"):
         Replay(run, None, None, most=100)
     with pytest.raises(UserError, match="killed before its timeline was written; nothing to replay"):

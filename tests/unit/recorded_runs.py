@@ -1,6 +1,7 @@
 """Run directories made by the Recorder from drawn times, for whoever reads them: no MPI, any number of workers."""
 
 import dataclasses
+from unittest.mock import patch
 
 import numpy as np
 
@@ -8,11 +9,13 @@ from psgc import coding
 from psgc.config import from_yaml_text
 from psgc.reporting.records import Recorder
 from psgc.reporting.summary import summarise
-from psgc.server.observer import IterationRecord, Outcome
+from psgc.reporting.timeline import ENTRY
+from psgc.run_rows import OUTCOMES, TIMELINE, IterationRow, Outcome
 
 CONFIG = "problem: {kind: softmax}\ndata: {path: train.npz}\noptimizer: {kind: nesterov, lr: 0.5}\n"
 
 
+@patch("psgc.reporting.bound.SHARE", np.inf)  # every row has its bound
 def record(
     directory,
     workers=8,
@@ -36,7 +39,7 @@ def record(
     config = from_yaml_text(f"{CONFIG}iterations: {max(1, iterations)}\noutput: {directory}\n")
     assignment = coding.cyclic(num_chunks, workers, min(4, workers))
     directory.mkdir(parents=True)
-    recorder = Recorder(directory, config.to_yaml(), assignment, 1, [chunks_per_worker] * workers)
+    recorder = Recorder(directory, config.to_yaml(), assignment, 1, [chunks_per_worker] * workers, iterations)
     rng = np.random.default_rng(seed)
     pace = 0.005 * np.array([slow.get(worker, 1.0) for worker in range(1, workers + 1)])
     for iteration in range(iterations):
@@ -54,7 +57,7 @@ def record(
                 stream.close()
         return directory
     settings = {"workers": workers, "chunks": num_chunks, "schedule": "dynamic", "transfer": "per_chunk"}
-    total = sum(recorder.seconds)
+    total = sum(recorder.tally.seconds)
     recorder.finish(np.zeros(3), summarise(recorder, total, settings, status, reason))
     return directory
 
@@ -68,31 +71,34 @@ def _iteration(recorder, iteration, seconds, dying, num_chunks, loss, lost):
     total = float(ends.flat[order[num_chunks - 1]] * 1.05)
     finished = [place for place in order.tolist() if others.flat[place] <= total]
     gone = [place for place in range(ends.size) if place // most + 1 in dying and ends.flat[place] < total / 2]
-    reports = {}
+    done = np.zeros(len(seconds), int)
     for chunk, place in enumerate([*finished, *gone]):
         worker, took = place // most + 1, float(seconds[place // most])
         start = float(ends.flat[place]) - took
         outcome = Outcome.LOST if worker in dying else Outcome.USED if chunk < num_chunks else Outcome.LATE
-        reports[worker, chunk % num_chunks, 0] = (start, took)
+        done[worker - 1] += 1
         recorder.chunk(worker, chunk % num_chunks, iteration, start, took, outcome)
-    done = np.bincount(np.array([worker - 1 for worker, *_ in reports]), minlength=len(seconds))
     for worker in np.flatnonzero(np.isfinite(seconds)).tolist():
         begun = float(done[worker] * seconds[worker])
         if worker + 1 not in dying and begun < total:
             recorder.chunk(worker + 1, iteration % num_chunks, iteration, begun, total - begun, Outcome.ABANDONED)
     recorder.iteration(
-        IterationRecord(
+        IterationRow(
             iteration,
             seconds=total,
             loss=loss(iteration),
             recovered=num_chunks,
-            redundant=len(reports) - num_chunks,
+            redundant=int(done.sum()) - num_chunks,
             bytes=1000 * num_chunks,
             lost=lost,
-            gone=set(dying),
-            reports=reports,
         )
     )
+
+
+def timeline_of(entries):
+    """The columns of a timeline with these entries: (worker, chunk, iteration, start, seconds, outcome)."""
+    array = np.array(entries, ENTRY)
+    return {name: array[name] for name in TIMELINE} | {"outcomes": np.array(OUTCOMES)}
 
 
 def changed(run, **fields):

@@ -8,9 +8,9 @@ import pytest
 from psgc.backend import Backend
 from psgc.config import Coding
 from psgc.plan import make_plan
+from psgc.run_rows import Outcome
 from psgc.server import clock, loop, verifying_loop
 from psgc.server.loop import Server
-from psgc.server.observer import Outcome
 from psgc.server.optimizer import make_optimizer
 from psgc.server.recovery import EXACT
 from psgc.server.settings import ServerSettings

@@ -13,7 +13,7 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
-from psgc.reporting.timeline import COLUMNS, OUTCOMES
+from psgc.run_rows import OUTCOMES, TIMELINE
 from tests.unit.recorded_runs import record
 
 ROWS = 10_000_000  # entries of the timeline, 290 MB of them
@@ -35,7 +35,7 @@ def compressed_timeline(run):
     one = {"worker": 1, "chunk": 0, "iteration": 0, "start": 0.0, "seconds": 0.1, "outcome": 0}
     dtypes = {"start": "<f8", "seconds": "<f8", "outcome": "|i1"}
     with zipfile.ZipFile(run / "timeline.npz", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
-        for name in COLUMNS:
+        for name in TIMELINE:
             with archive.open(f"{name}.npy", "w") as member:
                 np.lib.format.write_array(member, np.full(ROWS, one[name], dtypes.get(name, "<i4")))
         with archive.open("outcomes.npy", "w") as member:

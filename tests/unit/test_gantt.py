@@ -9,6 +9,7 @@ from psgc.reporting.gantt import gantt, slowest
 from psgc.reporting.picture import MARKED, NAMED_ROWS
 from psgc.reporting.run_directory import read_run
 from psgc.reporting.theme import DARK, LIGHT
+from psgc.run_rows import WorkerEvent
 from tests.unit.recorded_runs import changed, record, with_columns
 
 
@@ -58,11 +59,11 @@ def test_who_is_not_there_is_named_until_they_are_back(run):
     assert [text.get_text() for text in gantt(run, 1).draw(LIGHT).axes[0].texts] == []
     for iteration in (2, 4):
         assert gantt(run, iteration).caption.endswith(" Not there, or not to the end: worker 3 (lost in iteration 2).")
-    back = changed(run, losses=[*run.losses, {"iteration": 4, "worker": 3, "event": "returned"}])
+    back = changed(run, events=[*run.events, WorkerEvent(4, 3, "", "returned", "")])
     assert "lost in iteration 2" in gantt(back, 3).caption
     assert "lost in iteration 2" not in gantt(back, 4).caption
-    many = [{"iteration": 0, "worker": worker, "event": "lost"} for worker in range(1, MARKED + 4)]
-    assert gantt(changed(run, losses=many), 4).caption.endswith(f"{MARKED} (lost in iteration 0) and 3 more.")
+    many = [WorkerEvent(0, worker, "n1", "lost", "killed") for worker in range(1, MARKED + 4)]
+    assert gantt(changed(run, events=many), 4).caption.endswith(f"{MARKED} (lost in iteration 0) and 3 more.")
 
 
 def test_the_rows_of_many_workers_have_no_names_of_their_own(tmp_path):

@@ -4,46 +4,35 @@ import numpy as np
 import pytest
 
 from psgc.reporting.overhead import advice, overhead
-from psgc.server.observer import Outcome
+from psgc.reporting.timeline import ENTRY
+from psgc.run_rows import Outcome
 
 USED, LATE, ABANDONED, _ = Outcome
 
 
-def share(entries, seconds, exact=None):
-    """Entries: (worker, iteration, start, seconds, outcome)."""
-    names, kinds = ("worker", "iteration", "start", "seconds", "outcome"), (int, int, float, float, int)
-    columns = zip(*entries, strict=True) if entries else [()] * 5
-    timeline = {name: np.array(column, kind) for name, kind, column in zip(names, kinds, columns, strict=True)}
-    number = np.arange(len(seconds))
-    return overhead(timeline, number, np.array(seconds), np.ones(len(seconds), bool) if exact is None else exact)
+def share(entries, seconds):
+    """Entries: (worker, start, seconds, outcome)."""
+    return overhead(np.array([(w, 0, 0, *others) for w, *others in entries], ENTRY), seconds)
 
 
 def test_what_the_worker_that_computed_longest_was_not_computing_is_overhead():
     """Also the time between its chunks. What others did, or it did for nothing later, does not count."""
-    entries = [(1, 0, 0.0, 1.0, USED), (1, 0, 2.0, 1.0, USED), (1, 0, 3.0, 5.0, ABANDONED), (2, 0, 0.0, 1.0, USED)]
-    assert share(entries, [4.0]) == 1 - 2.0 / 4.0
+    entries = [(1, 0.0, 1.0, USED), (1, 2.0, 1.0, USED), (1, 3.0, 5.0, ABANDONED), (2, 0.0, 1.0, USED)]
+    assert share(entries, 4.0) == 1 - 2.0 / 4.0
+    assert share(entries[::-1], 4.0) == 1 - 2.0 / 4.0
 
 
 def test_who_waits_for_a_straggler_has_no_overhead():
-    assert share([(1, 0, 0.0, 1.0, USED), (2, 0, 0.0, 10.0, USED)], [10.0]) == 0.0
+    assert share([(1, 0.0, 1.0, USED), (2, 0.0, 10.0, USED)], 10.0) == 0.0
 
 
 def test_a_chunk_of_the_iteration_before_is_no_overhead():
-    assert share([(1, 0, 3.0, 1.0, USED), (1, 0, 5.0, 1.0, USED)], [6.0]) == pytest.approx(1 - 5 / 6)
+    assert share([(1, 3.0, 1.0, USED), (1, 5.0, 1.0, USED)], 6.0) == pytest.approx(1 - 5 / 6)
 
 
-def test_it_is_the_median_of_iterations_that_were_exact_without_the_first():
-    entries = [(1, t, 0.0, 1.0, USED) for t in range(6)] + [(1, 6, 0.0, 1.0, LATE)]
-    seconds = [100.0, 2.0, 2.0, 4.0, 50.0, 60.0, 1.0]
-    exact = np.array([True] * 4 + [False] * 2 + [True])
-    assert share(entries[::-1], seconds, exact) == 0.5
-    assert share(entries[:1], [4.0]) == 0.75  # there is no other
-
-
-def test_without_an_iteration_there_is_none():
-    assert share([], []) is None
-    assert share([(1, 7, 0.0, 1.0, USED)], [1.0]) is None
-    assert share([(1, 0, 0.0, 1.0, USED)], [1.0], np.array([False])) is None
+def test_without_a_copy_that_counts_there_is_none():
+    assert np.isnan(share([], 1.0))
+    assert np.isnan(share([(1, 0.0, 1.0, LATE)], 1.0))
 
 
 SUMMARY = {

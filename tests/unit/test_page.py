@@ -11,6 +11,7 @@ pytest.importorskip("matplotlib")
 from psgc.reporting.page import LISTED, page
 from psgc.reporting.picture import Picture
 from psgc.reporting.run_directory import read_run
+from psgc.run_rows import WorkerEvent
 from tests.unit.recorded_runs import changed, record
 
 PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\x05\x46\0\0\x02\x1c"
@@ -53,7 +54,7 @@ def test_what_is_known_is_there(run):
     assert source["media"] == "(prefers-color-scheme: dark)"
     assert source["srcset"] != image["src"]
     ids = [attrs["id"] for _, attrs in seen.tags if "id" in attrs]
-    assert ids == ["gantt", "workers-lost", "summary", "settings"]
+    assert ids == ["gantt", "lost-workers", "summary", "settings"]
     assert [attrs["aria-labelledby"] for attrs in seen.named("section")] == ids
 
 
@@ -74,10 +75,10 @@ def test_nothing_is_fetched(run):
 
 
 def test_what_comes_from_a_run_is_never_markup(run, tmp_path):
-    losses = [{"iteration": 1, "worker": 2, "host": EVIL, "event": "lost", "reason": EVIL}]
+    events = [WorkerEvent(1, 2, EVIL, "lost", EVIL)]
     config = run.config.model_copy(update={"output": EVIL})
     summary = run.summary | {"status": "failed", "reason": EVIL, EVIL: EVIL}
-    evil = changed(run, path=tmp_path / EVIL.replace("/", ""), losses=losses, config=config, summary=summary)
+    evil = changed(run, path=tmp_path / EVIL.replace("/", ""), events=events, config=config, summary=summary)
     picture = Picture("a", EVIL, EVIL, EVIL, None)
     seen = Text(page(evil, [EVIL], [(picture, PNG, PNG)]))
     assert not seen.named("script")
@@ -102,14 +103,14 @@ def test_a_half_written_one_says_so(run):
 
 
 def test_of_very_many_losses_the_first_are_shown(run):
-    seen = Text(page(changed(run, losses=run.losses * (LISTED + 7)), [], []))
+    seen = Text(page(changed(run, events=run.events * (LISTED + 7)), [], []))
     assert seen.text.count("its process died") == LISTED
     assert "7 more are in lost.csv." in seen.text
 
 
 def test_who_was_in_the_wrong_is_counted(run):
-    wrong = {"iteration": 2, "worker": 3, "host": "n1", "event": "wrong", "reason": "chunk 1"}
-    seen = Text(page(changed(run, losses=[*run.losses, wrong, wrong | {"iteration": 3}]), [], []))
-    assert "Workers lost and in the wrong" in seen.text
+    wrong = [WorkerEvent(iteration, 3, "n1", "wrong", "chunk 1") for iteration in (2, 3)]
+    seen = Text(page(changed(run, events=run.events + wrong), [], []))
+    assert "Lost workers and wrong copies" in seen.text
     assert "Wrong copies: 2 of worker 3." in seen.text
     assert "Wrong copies" not in Text(page(run, [], [])).text

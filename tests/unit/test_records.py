@@ -12,11 +12,10 @@ import pytest
 from psgc import coding
 from psgc.errors import UserError
 from psgc.reporting import records, timeline
-from psgc.reporting.csv_files import COLUMNS
 from psgc.reporting.records import Recorder
 from psgc.reporting.summary import lines, summarise
 from psgc.reporting.timeline import read_timeline
-from psgc.server.observer import IterationRecord, Outcome
+from psgc.run_rows import COLUMNS, IterationRow, Outcome
 from psgc.writing import write_whole
 from tests.unit.full_disk import ShortWrites, no_file_longer_than
 
@@ -30,7 +29,7 @@ def recorder_in(monkeypatch):  # before the current directory is changed back
 
     def make(directory, assignment=BOTH_HOLD_ALL, parts=1, own_chunks=(2, 1)):
         directory.mkdir(parents=True, exist_ok=True)
-        made.append(Recorder(directory, "seed: 0\n", assignment, parts, own_chunks))
+        made.append(Recorder(directory, "seed: 0\n", assignment, parts, own_chunks, iterations=10))
         return made[-1]
 
     yield make
@@ -42,8 +41,7 @@ def add(recorder, iteration, reports, seconds=2.0, **values):
     """An iteration whose reports, {(worker, chunk): seconds}, were all used."""
     for (worker, chunk), took in reports.items():
         recorder.chunk(worker, chunk, iteration, 0.0, took, Outcome.USED)
-    with_start = {(worker, chunk, 0): (0.0, took) for (worker, chunk), took in reports.items()}
-    recorder.iteration(IterationRecord(iteration, seconds, reports=with_start, **values))
+    recorder.iteration(IterationRow(iteration, seconds=seconds, **values))
 
 
 def rows_of(directory):
@@ -80,8 +78,8 @@ def test_one_row_an_iteration(recorder_in, tmp_path):
     assert list(row.values()) == [
         "0", "0.333333333", "3", "1", "0.333333333", "0", "0", "0", "3", "1", "12345", "45", "0",
     ]  # fmt: skip
-    assert recorder.bytes == 12345
-    assert recorder.final_loss == 1 / 3
+    assert recorder.tally.bytes == 12345
+    assert recorder.tally.final_loss == 1 / 3
 
 
 def test_an_unfinished_run_leaves_every_row_so_far(recorder_in, tmp_path):
@@ -112,7 +110,7 @@ EVEN = {(1, 0): 1.0, (2, 1): 1.0, (2, 2): 1.0}
 def test_the_bound_is_the_clairvoyants_at_this_iterations_speeds(recorder_in, tmp_path, reports, parts, bound):
     recorder = recorder_in(tmp_path / "out", parts=parts)
     add(recorder, 0, reports, seconds=8.0)
-    assert recorder.bounds.tolist() == [bound]
+    assert recorder.tally.bounds.tolist() == [bound]
     assert column(tmp_path / "out", "bound") == [bound]
     assert column(tmp_path / "out", "efficiency") == [bound / 8]
 
@@ -120,14 +118,14 @@ def test_the_bound_is_the_clairvoyants_at_this_iterations_speeds(recorder_in, tm
 def test_a_chunk_that_only_a_slow_worker_holds_waits_for_it(recorder_in, tmp_path):
     recorder = recorder_in(tmp_path / "out", coding.from_matrix([[1, 0], [1, 1], [0, 1]]))
     add(recorder, 0, {(1, 0): 0.5, (1, 1): 0.5, (2, 2): 5.0})
-    assert recorder.bounds.tolist() == [5.0]
+    assert recorder.tally.bounds.tolist() == [5.0]
 
 
 def test_without_redundancy_an_iteration_takes_what_the_slowest_own_share_takes(recorder_in, tmp_path):
     recorder = recorder_in(tmp_path / "out")  # worker 1 would do two chunks, worker 2 one
     add(recorder, 0, {(1, 0): 1.0, (1, 1): 1.0, (2, 2): 1.5})
     add(recorder, 1, {(1, 0): 1.0, (1, 1): 2.0, (2, 2): 9.0})
-    assert recorder.uncoded.tolist() == [2.0, 9.0]
+    assert recorder.tally.uncoded.tolist() == [2.0, 9.0]
 
 
 def test_a_worker_that_finished_nothing_is_as_slow_as_it_ever_was(recorder_in, tmp_path):
@@ -140,39 +138,21 @@ def test_a_worker_that_finished_nothing_is_as_slow_as_it_ever_was(recorder_in, t
     recorder.chunk(2, 2, 1, 0.0, 12.0, Outcome.LATE)
     recorder.chunk(2, 1, 1, 0.0, 10.0, Outcome.USED)
     add(recorder, 2, alone)  # the mean of all that it finished
-    assert recorder.uncoded.tolist() == [2.0, 5.0, 11.0]
-    assert recorder.bounds.tolist() == [3.0, 3.0, 3.0]
+    assert recorder.tally.uncoded.tolist() == [2.0, 5.0, 11.0]
+    assert recorder.tally.bounds.tolist() == [3.0, 3.0, 3.0]
 
 
-def test_bounds_of_a_large_run_are_computed_when_it_is_over(recorder_in, tmp_path, monkeypatch):
-    """In the order in which psgc train does it: all files first, then the bounds, then all files again."""
-    rng = np.random.default_rng(0)
-    inline = recorder_in(tmp_path / "inline")
-    with monkeypatch.context() as patch:
-        patch.setattr(records, "INLINE_COPIES", BOTH_HOLD_ALL.nnz - 1)
-        deferred = recorder_in(tmp_path / "deferred")
-        for iteration in range(4):
-            first, second = rng.random(2)
-            reports = {(1, 0): first, (1, 1): first, (2, 2): second}
-            add(deferred, iteration, reports, loss=0.1)
-            patch.setattr(records, "INLINE_COPIES", BOTH_HOLD_ALL.nnz)
-            add(inline, iteration, reports, loss=0.1)
-            patch.setattr(records, "INLINE_COPIES", BOTH_HOLD_ALL.nnz - 1)
-    assert all(math.isnan(bound) for bound in deferred.bounds)
-    assert all(math.isnan(bound) for bound in column(tmp_path / "deferred", "bound"))
-    deferred.finish(np.zeros(2), summarise(deferred, 1.0, {}, "done", ""))
-    deferred.complete({})
-    deferred.finish(np.zeros(2), summarise(deferred, 1.0, {}, "done", ""))
-    assert deferred.bounds == inline.bounds
-    assert rows_of(tmp_path / "deferred") == rows_of(tmp_path / "inline")
-    assert json.loads((tmp_path / "deferred/summary.json").read_text())["efficiency"] is not None
-    complete = (tmp_path / "inline/iterations.csv").read_bytes()
-    inline.complete({})  # nothing to do
-    assert (
-        (tmp_path / "inline/iterations.csv").read_bytes()
-        == complete
-        == (tmp_path / "deferred/iterations.csv").read_bytes()
-    )
+def test_bounds_that_take_long_are_computed_for_some_iterations(recorder_in, tmp_path, monkeypatch):
+    """Each takes 0.1 s here: at 2 % of the time there is one in 5 s."""
+    clock = iter(np.arange(0.0, 100.0, 0.1).tolist())
+    monkeypatch.setattr("psgc.reporting.bound.time.thread_time", lambda: next(clock))
+    recorder = recorder_in(tmp_path / "out")
+    for iteration in range(20):
+        add(recorder, iteration, EVEN, seconds=1.1)
+    known = [iteration for iteration, bound in enumerate(column(tmp_path / "out", "bound")) if bound == 2.0]
+    assert known == [0, 4, 9, 13, 18]
+    summary = summarise(recorder, 20.0, {}, "done", "")
+    assert (summary["efficiency"], summary["efficiency_iterations"]) == (pytest.approx(2 / 1.1), 5)
 
 
 # the other files
@@ -250,20 +230,20 @@ def test_a_loss_is_told_and_written_down_at_once(recorder_in, tmp_path):
     recorder.finish(np.zeros(1), {})
     recorder.lost(2, "n1", 16, "silent, again")  # while the run is brought to its end
     assert (tmp_path / "out/lost.csv").read_text().splitlines()[3:] == ['16,2,n1,lost,"silent, again"']
-    assert [event["event"] for event in recorder.losses] == ["lost", "returned", "lost"]
+    assert [event.event for event in recorder.events] == ["lost", "returned", "lost"]
 
 
 def test_who_is_in_the_wrong_is_told_and_written_down(recorder_in, tmp_path):
     recorder = recorder_in(tmp_path / "out")
     reason = "chunk 3: its copy does not agree with those of workers 1, 4"
-    assert recorder.wrong(2, "n1", 12, reason) == f"worker 2 on n1 in the wrong in iteration 12: {reason}"
+    assert recorder.wrong(2, "n1", 12, reason) == f"worker 2 on n1 sent a wrong copy in iteration 12: {reason}"
     assert (tmp_path / "out/lost.csv").read_text().splitlines()[1:] == [f'12,2,n1,wrong,"{reason}"']
 
 
 def test_the_bound_is_that_of_the_workers_that_are_there(recorder_in, tmp_path):
     recorder = recorder_in(tmp_path / "out", coding.from_matrix([[1, 0], [1, 1], [0, 1]]))
     add(recorder, 0, {(1, 0): 1.0, (1, 1): 1.0, (1, 2): 1.0}, lost=1)  # worker 1 has taken over chunk 2
-    assert recorder.bounds.tolist() == [3.0]
+    assert recorder.tally.bounds.tolist() == [3.0]
     assert column(tmp_path / "out", "lost") == [1]
 
 
@@ -272,7 +252,7 @@ def test_no_loss_and_a_loss_that_is_not_finite_look_different(recorder_in, tmp_p
     for iteration, (loss, written) in enumerate([(None, ""), (math.nan, "nan"), (math.inf, "inf")]):
         add(recorder, iteration, EVEN, loss=loss)
         assert rows_of(tmp_path / "out")[-1]["loss"] == written
-        assert repr(recorder.final_loss) == repr(loss)
+        assert repr(recorder.tally.final_loss) == repr(loss)
 
 
 # going on with an earlier record
@@ -283,7 +263,7 @@ def test_the_loss_of_an_earlier_part_is_none_or_not_finite_as_it_was(recorder_in
     recorder = recorder_in(tmp_path / "out")
     for iteration in range(3):
         add(recorder, iteration, EVEN, loss=loss)
-    assert going_on(tmp_path / "out", 2).final_loss == loss
+    assert going_on(tmp_path / "out", 2).tally.final_loss == loss
     assert len(rows_of(tmp_path / "out")) == 2
 
 
@@ -297,7 +277,7 @@ def stopped_run(recorder_in, directory, finish):
 
 
 def going_on(directory, resume_at):
-    return Recorder(directory, "seed: 1\n", BOTH_HOLD_ALL, 1, (2, 1), resume_at)
+    return Recorder(directory, "seed: 1\n", BOTH_HOLD_ALL, 1, (2, 1), 10, resume_at)
 
 
 @pytest.mark.parametrize("finish", [True, False])
@@ -346,18 +326,6 @@ def test_what_is_whole_of_a_damaged_record_is_kept(recorder_in, tmp_path, damage
     add(recorder, 5, EVEN)
     recorder.finish(np.ones(1), summarise(recorder, 1.0, {}, "done", ""))
     assert column(tmp_path / "out", "iteration") == ([0, 1, 5] if damage == "half a row" else [5])
-
-
-def test_bounds_computed_late_leave_the_earlier_rows_alone(recorder_in, tmp_path, monkeypatch):
-    stopped_run(recorder_in, tmp_path / "out", finish=True)
-    monkeypatch.setattr(records, "INLINE_COPIES", 0)
-    recorder = going_on(tmp_path / "out", 2)
-    add(recorder, 2, {(1, 0): 1.0, (1, 1): 3.0, (2, 2): 0.25})
-    recorder.finish(np.ones(1), {})
-    recorder.complete({})
-    recorder.finish(np.ones(1), {})
-    assert column(tmp_path / "out", "bound") == [2.0, 2.0, 0.75]
-    assert recorder.bounds.tolist() == [2.0, 2.0, 0.75]
 
 
 # approximate iterations
@@ -462,9 +430,10 @@ def test_what_lacks_at_the_end_is_in_the_summary(recorder_in, tmp_path, monkeypa
         text = recorder.failure_text(1, "ValueError: x\nTraceback\n")
         summary = recorder.finish(np.zeros(1), summarise(recorder, 1.0, {}, "done", ""))
     assert text == f"ValueError: x (traceback in {tmp_path}/out/worker-1-error.txt)"  # written through no os.write
-    assert summary["not_whole"] == {"iterations.csv": "No space left on device"}  # the timeline is whole as .npz
+    assert summary["not_whole"] == dict.fromkeys(("timeline.raw", "iterations.csv"), "No space left on device")
     assert json.loads((tmp_path / "out/summary.json").read_text())["not_whole"] == summary["not_whole"]
-    assert "  not whole          iterations.csv (No space left on device)" in lines(summary)
+    full = "(No space left on device)"
+    assert f"  not whole          timeline.raw {full}, iterations.csv {full}" in lines(summary)
     recorder.finish(np.zeros(1), summary)
     assert column(tmp_path / "out", "iteration") == [0]
 
@@ -511,8 +480,7 @@ def test_the_timeline_makes_room_for_the_result(recorder_in, tmp_path, monkeypat
         assert json.loads((tmp_path / "out/summary.json").read_text()) == summary
         assert (tmp_path / "out/params.npy").exists()
         assert not list((tmp_path / "out").glob("timeline.*"))
-    assert recorder.finish(params, {"status": "done"}) == {"status": "done"}
-    assert len(read_timeline(tmp_path / "out")[0]["worker"]) == 3
+    assert recorder.finish(params, {"status": "done"}) == summary
 
 
 def test_the_timeline_makes_room_for_a_checkpoint_while_the_run_goes(recorder_in, tmp_path, capfd):
@@ -524,9 +492,8 @@ def test_the_timeline_makes_room_for_a_checkpoint_while_the_run_goes(recorder_in
     assert capfd.readouterr().err == (
         f"psgc: {tmp_path}/out/timeline.raw makes room for a checkpoint; the record lacks something, the run goes on\n"
     )
-    assert "timeline.raw" in recorder.not_whole
-    assert recorder.finish(np.zeros(1), {}) == {}
-    assert len(read_timeline(tmp_path / "out")[0]["worker"]) == 9
+    assert recorder.finish(np.zeros(1), {}) == {"not_whole": {"timeline.raw": "No space left on device"}}
+    assert not list((tmp_path / "out").glob("timeline.*"))
 
 
 def full_disk(path, fill):

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from psgc.errors import UserError
-from psgc.reporting.csv_files import COLUMNS
-from psgc.reporting.run_directory import NEEDED, OPTIONAL, read_run
+from psgc.reporting.run_directory import NEEDED, read_run
+from psgc.run_rows import ADDED, COLUMNS, WorkerEvent
 from tests.unit.recorded_runs import record
 
 
@@ -67,7 +67,7 @@ def test_everything_that_a_run_leaves(whole):
         "iteration", *(name for name in ("missing",) if name in COLUMNS), "recovered", "redundant", "bytes",
         "bytes_in", "lost",
     ]  # fmt: skip
-    assert run.losses == [{"iteration": 2, "worker": 3, "host": "n1", "event": "lost", "reason": "its process died"}]
+    assert run.events == [WorkerEvent(2, 3, "n1", "lost", "its process died")]
     with np.load(whole / "timeline.npz") as archive:
         assert {name: archive[name].tolist() for name in archive} == {
             name: column.tolist() for name, column in run.timeline.items()
@@ -119,7 +119,7 @@ def test_at_any_byte_the_rows_before_are_read(run):
         (run / "iterations.csv").write_bytes(content[:size])
         assert len(read_run(run).iterations["loss"]) == content[:size].count(b"\n") - 1
     (run / "lost.csv").write_bytes((run / "lost.csv").read_bytes()[:-3])
-    assert read_run(run).losses == []
+    assert read_run(run).events == []
 
 
 def test_without_summary_and_timeline_little_is_known(run):
@@ -127,7 +127,7 @@ def test_without_summary_and_timeline_little_is_known(run):
     (run / "timeline.npz").unlink()
     found = read_run(run)
     assert (found.summary, found.timeline, found.workers, found.chunks) == (None, None, 3, 0)  # worker 3 was lost
-    assert found.seconds_per_chunk().shape == (5, 3)
+    assert found.seconds_per_chunk().shape == (0, 3)
     (run / "lost.csv").unlink()
     assert read_run(run).workers == 0
 
@@ -138,12 +138,12 @@ def test_without_summary_and_timeline_little_is_known(run):
 def test_columns_come_by_name_and_the_newest_may_be_missing(run):
     header, *rows = (run / "iterations.csv").read_text().splitlines()
     names = header.split(",")
-    for extra in OPTIONAL:
+    for extra in ADDED:
         if extra not in names:
             names, rows = [extra, *names], [f"{'nan' if extra == 'actual_error' else 3},{row}" for row in rows]
     (run / "iterations.csv").write_text("\n".join([",".join(names), *rows, ""]))
     found = read_run(run).iterations
-    assert set(found) == {*NEEDED, *OPTIONAL}
+    assert set(found) == {*NEEDED, *ADDED}
     assert found["missing"].dtype == np.int64
     assert found["iteration"].tolist() == [0, 1, 2, 3, 4]
 
@@ -160,7 +160,7 @@ def test_other_columns_are_another_version(run, old, new, said):
     rewrite(run / "iterations.csv", old, new)
     told = refusal(run)
     assert told.startswith(f"/iterations.csv: written by another version of psgc: {said}")
-    assert told.endswith(f"; expected {', '.join(NEEDED)}, and perhaps {', '.join(OPTIONAL)}")
+    assert told.endswith(f"; expected {', '.join(NEEDED)}, and perhaps {', '.join(ADDED)}")
 
 
 def test_settings_of_another_version(run):

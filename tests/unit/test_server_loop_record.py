@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from psgc.messages import Kind
-from psgc.server.observer import Outcome
+from psgc.run_rows import Outcome
 from psgc.server.recovery import Recovery
 from psgc.transport import Died, Vector
 from tests.unit.scripted import done, said

@@ -8,8 +8,8 @@ import pytest
 from psgc.config import from_yaml_text
 from psgc.reporting.run_directory import RecordedRun
 from psgc.reporting.slowness import paces, sentences
-from psgc.reporting.timeline import ABANDONED, Timeline
-from tests.unit.recorded_runs import CONFIG
+from psgc.run_rows import Outcome
+from tests.unit.recorded_runs import CONFIG, timeline_of
 
 
 def run_of(seconds, took=0.025, abandoned=(), uncoded=None, timeline=True, coding="", chunks=None):
@@ -17,16 +17,12 @@ def run_of(seconds, took=0.025, abandoned=(), uncoded=None, timeline=True, codin
 
     abandoned: (worker, seconds) of chunks that were given up.
     """
-    entries = Timeline(Path(), len(seconds), len(seconds))
-    for iteration in range(3):
-        for worker, each in enumerate(seconds, start=1):
-            if not np.isnan(each):
-                entries.add(worker, worker - 1, iteration, 0.0, each, 0)
-    for worker, each in abandoned:
-        entries.add(worker, 0, 0, 0.0, each, ABANDONED)
+    each_worker = [(worker, each) for worker, each in enumerate(seconds, start=1) if not np.isnan(each)]
+    entries = [(worker, worker - 1, t, 0.0, each, Outcome.USED) for t in range(3) for worker, each in each_worker]
+    entries += [(worker, 0, 0, 0.0, each, Outcome.ABANDONED) for worker, each in abandoned]
     config = from_yaml_text(f"{CONFIG}iterations: 3\noutput: out\n{coding}")
     iterations = {"iteration": np.arange(3), "seconds": np.full(3, took)}
-    columns = entries.columns() if timeline else None
+    columns = timeline_of(entries) if timeline else None
     summary = {"uncoded_seconds_per_iteration": uncoded}
     known = len(seconds) if chunks is None else chunks
     return RecordedRun(Path(), config, iterations, columns, summary, [], len(seconds), known)

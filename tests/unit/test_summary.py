@@ -8,20 +8,20 @@ import pytest
 from psgc import __version__, coding
 from psgc.reporting.records import Recorder
 from psgc.reporting.summary import lines, summarise
-from psgc.server.observer import IterationRecord, Outcome
+from psgc.run_rows import IterationRow, Outcome
 
 SETTINGS = {"workers": 2, "chunks": 2, "schedule": "skipping", "transfer": "combined"}
 
 
-def row(iteration, seconds, loss, size, reports):
-    return IterationRecord(iteration, seconds=seconds, loss=loss, recovered=2, bytes=size, reports=reports)
+def row(iteration, seconds, loss, size):
+    return IterationRow(iteration, seconds=seconds, loss=loss, recovered=2, bytes=size)
 
 
 @pytest.fixture
 def empty(tmp_path):
     """The recorder of a run that has just begun."""
     (tmp_path / "out").mkdir()
-    recorder = Recorder(tmp_path / "out", "", coding.from_matrix(np.ones((2, 2))), 1, [1, 1])
+    recorder = Recorder(tmp_path / "out", "", coding.from_matrix(np.ones((2, 2))), 1, [1, 1], 3)
     yield recorder
     recorder.finish(np.zeros(1), {})
 
@@ -33,10 +33,10 @@ def recorder(empty):
     for iteration, (seconds, slow) in enumerate([(2.0, 1.0), (4.0, 3.0), (6.0, 3.0)]):
         recorder.chunk(1, 0, iteration, 0.0, 1.0, Outcome.USED)
         recorder.chunk(2, 1, iteration, 0.0, slow, Outcome.USED)
-        reports = {(1, 0, 0): (0.0, 1.0), (2, 1, 0): (0.0, slow)}
-        recorder.iteration(row(iteration, seconds, 0.5 / (iteration + 1), 1500, reports))
-    recorder.chunk(1, 1, 1, 1.0, 1.0, Outcome.LATE)
-    recorder.chunk(1, 1, 2, 1.0, 2.0, Outcome.ABANDONED)
+        if iteration == 2:  # the first of the two is of the iteration before, and its message came late
+            recorder.chunk(1, 1, 1, 1.0, 1.0, Outcome.LATE)
+            recorder.chunk(1, 1, 2, 1.0, 2.0, Outcome.ABANDONED)
+        recorder.iteration(row(iteration, seconds, 0.5 / (iteration + 1), 1500))
     return recorder
 
 
@@ -64,12 +64,14 @@ def test_the_numbers(recorder):
         "uncoded_seconds_per_iteration": 3.0,
         "bound_seconds_per_iteration": 2.0,  # 1, 2 and 2: the fast worker does both
         "overhead": (1 / 4 + 3 / 6) / 2,  # the slow worker's chunk decides; the first iteration is left out
-        "seconds_per_chunk": 1.0,
-        "efficiency": pytest.approx((1 / 2 + 2 / 4 + 2 / 6) / 3),
+        "seconds_per_chunk": 2.0,  # the medians are 1, 2 and 2
+        "efficiency": 0.5,  # the median of 1 / 2, 2 / 4 and 2 / 6
+        "efficiency_iterations": 3,
         "chunks_used": 6,
         "chunks_late": 1,
         "chunks_abandoned": 1,
         "work_thrown_away": pytest.approx(3 / 13),
+        "timeline_every": 1,
         "approximate_iterations": 0,
         "error_measure": 0.0,
         "actual_error": None,
@@ -87,8 +89,8 @@ def test_the_lines(recorder):
         "  held-out loss      0.2500",
         "  held-out accuracy  0.9750",
         "  per iteration      4000.0 ms; waiting for everybody, without redundancy: at least 3000.0 ms (0.8 x)",
-        "  clairvoyant bound  2000.0 ms; efficiency T*/T 0.44",
-        "  overhead           38 % of an iteration in the median: a chunk takes 1000.0 ms; "
+        "  clairvoyant bound  2000.0 ms; efficiency T*/T 0.50",
+        "  overhead           38 % of an iteration in the median: a chunk takes 2000.0 ms; "
         "try an assignment with fewer chunks",
         "  work thrown away   23.1 % of the computing time (1 chunks too late, 1 abandoned, 6 used)",
         "  bytes moved        4.5 KB in and out of the server",
@@ -137,12 +139,11 @@ def test_before_the_first_iteration_there_is_little_to_say(empty):
 
 
 def test_a_problem_without_a_loss_and_a_run_without_bounds(empty, monkeypatch):
-    monkeypatch.setattr("psgc.reporting.records.INLINE_COPIES", 0)
+    monkeypatch.setattr("psgc.reporting.bound.SHARE", -1.0)
     recorder = empty
     recorder.chunk(1, 0, 0, 0.0, 1.0, Outcome.USED)
     recorder.chunk(1, 1, 0, 0.0, 1.0, Outcome.USED)
-    reports = {(1, 0, 0): (0.0, 1.0), (1, 1, 0): (0.0, 1.0)}
-    recorder.iteration(row(0, 2.0, None, 10, reports))
+    recorder.iteration(row(0, 2.0, None, 10))
     summary = summarise(recorder, 2.0, SETTINGS, "failed", "it broke")
     assert parsed(summary) == summary
     assert (summary["reason"], summary["final_loss"], summary["efficiency"]) == ("it broke", None, None)
@@ -156,7 +157,7 @@ def test_a_problem_without_a_loss_and_a_run_without_bounds(empty, monkeypatch):
 
 @pytest.mark.parametrize("loss", ["nan", "inf"])
 def test_a_loss_that_is_not_finite_is_told_as_what_it_is(recorder, loss):
-    recorder.iteration(row(3, 2.0, float(loss), 10, {(1, 0, 0): (0.0, 1.0)}))
+    recorder.iteration(row(3, 2.0, float(loss), 10))
     summary = summarise(recorder, 12.5, SETTINGS, "failed", "") | {"test_loss": float(loss)}
     assert lines(summary)[1:3] == [f"  final loss         {loss}", f"  held-out loss      {loss}"]
 

@@ -2,15 +2,18 @@
 
 import json
 import os
+import tracemalloc
 from contextlib import suppress
 
 import numpy as np
 import pytest
 
 from psgc.errors import UserError
-from psgc.reporting.timeline import COLUMNS, OUTCOMES, Timeline, read_timeline
-from psgc.server.observer import Outcome
+from psgc.reporting import timeline as module
+from psgc.reporting.timeline import TimelineWriter, read_timeline, recorded_every
+from psgc.run_rows import OUTCOMES, TIMELINE
 from tests.unit.full_disk import ShortWrites, no_file_longer_than
+from tests.unit.recorded_runs import timeline_of
 
 ENTRIES = [(1, 2, 0, 0.125, 0.5, 0), (300_000, 2, 0, 0.25, 0.75, 1), (2, 70_000, 1, 0.5, 1e-9, 2), (1, 0, 9, 0, 0, 3)]
 ABOUT = {"workers": 300_000, "chunks": 70_001}
@@ -18,42 +21,45 @@ ABOUT = {"workers": 300_000, "chunks": 70_001}
 
 @pytest.fixture
 def timeline(tmp_path):
-    made = Timeline(tmp_path, **ABOUT)
+    made = TimelineWriter(tmp_path, **ABOUT)
     yield made
-    made.finish()
+    with suppress(OSError):
+        made.finish(made.take())
+
+
+def record(timeline, *recorded):
+    for entry in recorded:
+        timeline.add(*entry)
+    timeline.write(timeline.take())
 
 
 def entries(columns):
-    return list(zip(*(columns[name].tolist() for name in COLUMNS), strict=True))
+    return list(zip(*(columns[name].tolist() for name in TIMELINE), strict=True))
 
 
-def test_the_outcomes_are_the_servers():
-    assert tuple(outcome.name.lower() for outcome in Outcome) == OUTCOMES
-
-
-def test_what_was_flushed_is_there_while_the_run_goes(timeline, tmp_path):
-    assert read_timeline(tmp_path) == (None, {})
-    timeline.flush()
+def test_it_is_there_while_the_run_goes(timeline, tmp_path):
     columns, about = read_timeline(tmp_path)
     assert (entries(columns), about) == ([], ABOUT)
     for count, entry in enumerate(ENTRIES, start=1):
         timeline.add(*entry)
         assert len(read_timeline(tmp_path)[0]["worker"]) == count - 1
-        timeline.flush()
+        taken = timeline.take()
+        assert taken.tolist() == [entry]
+        timeline.write(taken)
         columns, _ = read_timeline(tmp_path)
-        assert entries(columns) == ENTRIES[:count] == entries(timeline.columns())
+        assert entries(columns) == ENTRIES[:count]
     assert tuple(columns["outcomes"].tolist()) == OUTCOMES
     assert os.listdir(tmp_path) == ["timeline.raw"]
 
 
 def test_at_the_end_it_is_an_npz(timeline, tmp_path):
-    for entry in ENTRIES:
-        timeline.add(*entry)
-    timeline.flush()
-    timeline.finish()
-    assert os.listdir(tmp_path) == ["timeline.npz"]
-    columns, about = read_timeline(tmp_path)
-    assert (entries(columns), about) == (ENTRIES, {})
+    record(timeline, *ENTRIES[:-1])
+    timeline.add(*ENTRIES[-1])
+    for _ in range(2):
+        timeline.finish(timeline.take())
+        assert os.listdir(tmp_path) == ["timeline.npz"]
+        columns, about = read_timeline(tmp_path)
+        assert (entries(columns), about) == (ENTRIES, {})
     assert {name: str(column.dtype) for name, column in columns.items()} == {
         "worker": "int32", "chunk": "int32", "iteration": "int32", "start": "float64", "seconds": "float64",
         "outcome": "int8", "outcomes": "<U9",
@@ -61,22 +67,45 @@ def test_at_the_end_it_is_an_npz(timeline, tmp_path):
 
 
 def test_of_a_run_that_goes_on_after_its_end_the_new_one_counts(tmp_path):
-    first = Timeline(tmp_path, 3, 4)
-    first.add(*ENTRIES[0])
-    first.finish()
-    second = Timeline(tmp_path, 3, 4)
-    second.add(*ENTRIES[0])
-    second.add(*ENTRIES[3])
-    second.flush()
+    first = TimelineWriter(tmp_path, 3, 4)
+    record(first, ENTRIES[0])
+    first.finish(first.take())
+    second = TimelineWriter(tmp_path, 3, 4)
+    record(second, ENTRIES[0], ENTRIES[3])
     assert entries(read_timeline(tmp_path)[0]) == [ENTRIES[0], ENTRIES[3]]
-    second.finish()
+    second.finish(second.take())
     assert entries(read_timeline(tmp_path)[0]) == [ENTRIES[0], ENTRIES[3]]
+
+
+def test_a_long_run_leaves_iterations_out_evenly(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "MOST_BYTES", 29 * 1000)
+    assert [recorded_every(n, 10) for n in (1, 100, 101, 200, 1000)] == [1, 1, 2, 2, 10]
+    writer = TimelineWriter(tmp_path, 1, 10, every=recorded_every(250, 10))
+    for iteration in range(250):
+        record(writer, *((1, chunk, iteration, 0.0, 1.0, 0) for chunk in range(10)))
+    writer.finish(writer.take())
+    columns, _ = read_timeline(tmp_path)
+    assert np.unique(columns["iteration"]).tolist() == list(range(0, 250, 3))
+    assert len(columns["iteration"]) == 10 * 84
+
+
+def test_memory_does_not_grow_with_the_run(tmp_path):
+    """300 iterations of 1,000 chunks leave 8.7 MB on the disk."""
+    writer = TimelineWriter(tmp_path, 1, 1000)
+    tracemalloc.start()
+    for iteration in range(300):
+        record(writer, *((1, chunk, iteration, 0.0, 1.0, 0) for chunk in range(1000)))
+    assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    writer.finish(writer.take())
+    columns, _ = read_timeline(tmp_path)
+    assert tracemalloc.get_traced_memory()[0] < 1_000_000
+    tracemalloc.stop()
+    assert len(columns["worker"]) == 300_000
 
 
 def test_columns_are_read_under_their_old_names_too(timeline, tmp_path):
-    for entry in ENTRIES:
-        timeline.add(*entry)
-    timeline.finish()
+    record(timeline, *ENTRIES)
+    timeline.finish(timeline.take())
     path = tmp_path / "timeline.npz"
     with np.load(path) as file:
         columns = {name.replace("outcome", "fate"): file[name] for name in file}
@@ -86,9 +115,7 @@ def test_columns_are_read_under_their_old_names_too(timeline, tmp_path):
 
 
 def test_an_entry_that_was_being_written_is_left_out(timeline, tmp_path):
-    for entry in ENTRIES:
-        timeline.add(*entry)
-    timeline.flush()
+    record(timeline, *ENTRIES)
     whole = (tmp_path / "timeline.raw").read_bytes()
     for cut in range(1, 59):
         (tmp_path / "timeline.raw").write_bytes(whole[:-cut])
@@ -97,25 +124,32 @@ def test_an_entry_that_was_being_written_is_left_out(timeline, tmp_path):
 
 def test_what_did_not_fit_follows_when_there_is_room(timeline, tmp_path, monkeypatch):
     """A short write in the middle of an entry, then none at all, and room again: no entry is lost or torn."""
-    timeline.flush()
     disk = ShortWrites(monkeypatch, most=17, room=40)
     for entry in ENTRIES:
-        timeline.add(*entry)
         with suppress(OSError):
-            timeline.flush()
+            record(timeline, entry)
     assert entries(read_timeline(tmp_path)[0]) == ENTRIES[:1]  # and of the second, a part
-    assert entries(timeline.columns()) == ENTRIES
     disk.room = float("inf")
-    timeline.flush()
+    record(timeline)
     assert entries(read_timeline(tmp_path)[0]) == ENTRIES
 
 
-def test_without_room_for_its_end_it_stays_as_it_grew(timeline, tmp_path):
+def test_of_what_did_not_fit_only_so_much_waits(timeline, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "MOST_WAITING", 40)
+    disk = ShortWrites(monkeypatch, most=29, room=29)
     for entry in ENTRIES:
-        timeline.add(*entry)
-    timeline.flush()
+        with suppress(OSError):
+            record(timeline, entry)
+    disk.room = float("inf")
+    with pytest.raises(OSError, match="No space left on device"):
+        record(timeline, ENTRIES[0])
+    assert entries(read_timeline(tmp_path)[0]) == ENTRIES[:1]
+
+
+def test_without_room_for_its_end_it_stays_as_it_grew(timeline, tmp_path):
+    record(timeline, *ENTRIES)
     with no_file_longer_than(500):
-        timeline.finish()
+        timeline.finish(timeline.take())
     assert os.listdir(tmp_path) == ["timeline.raw"]
     assert entries(read_timeline(tmp_path)[0]) == ENTRIES
     timeline.add(*ENTRIES[0])
@@ -123,41 +157,27 @@ def test_without_room_for_its_end_it_stays_as_it_grew(timeline, tmp_path):
         no_file_longer_than((tmp_path / "timeline.raw").stat().st_size + 10),
         pytest.raises(OSError, match="too large"),
     ):
-        timeline.finish()
+        timeline.finish(timeline.take())
     assert entries(read_timeline(tmp_path)[0]) == ENTRIES
-    timeline.finish()
+    timeline.finish(timeline.take())
     assert os.listdir(tmp_path) == ["timeline.npz"]
     assert entries(read_timeline(tmp_path)[0]) == [*ENTRIES, ENTRIES[0]]
 
 
-def test_what_makes_room_can_still_be_written_at_the_end(timeline, tmp_path):
-    timeline.add(*ENTRIES[0])
-    timeline.flush()
+def test_when_it_makes_room_nothing_is_left_of_it(timeline, tmp_path):
+    record(timeline, ENTRIES[0])
     timeline.drop()
-    timeline.add(*ENTRIES[1])
-    with pytest.raises(OSError, match="No space left on device"):
-        timeline.flush()
     assert os.listdir(tmp_path) == []
-    timeline.finish()
-    timeline.finish()
-    assert entries(read_timeline(tmp_path)[0]) == ENTRIES[:2]
-
-
-def test_new_entries_are_given_once(timeline):
-    timeline.add(*ENTRIES[0])
-    assert timeline.new().tolist() == ENTRIES[:1]
-    timeline.add(*ENTRIES[1])
-    timeline.add(*ENTRIES[2])
-    timeline.flush()
-    assert timeline.new().tolist() == ENTRIES[1:3]
-    assert timeline.new().tolist() == []
+    with pytest.raises(OSError, match="No space left on device"):
+        record(timeline, ENTRIES[1])
+    with pytest.raises(OSError, match="No space left on device"):
+        timeline.finish(timeline.take())
+    assert read_timeline(tmp_path) == (None, {})
 
 
 def test_what_is_before_the_first_damaged_entry_counts(timeline, tmp_path):
     """As after the loss of power: the file is as long as it was, and ends in zeros."""
-    for entry in ENTRIES:
-        timeline.add(*entry)
-    timeline.flush()
+    record(timeline, *ENTRIES)
     path = tmp_path / "timeline.raw"
     whole = path.read_bytes()
     for kept in (3, 2, 1):
@@ -175,22 +195,20 @@ def test_nothing_in_a_finished_timeline_is_compressed(tmp_path):
 
 
 def arrays(**changed):
-    good = Timeline(None, 2, 3)
-    good.add(1, 2, 0, 0.0, 1.0, 0)
-    return good.columns() | changed
+    return timeline_of([(1, 2, 0, 0.0, 1.0, 0)]) | changed
 
 
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"worker": np.array([0])}, "worker holds 0 to 0"),
+        ({"worker": np.array([0])}, "no run has the entry .*'worker': 0"),
         ({"worker": np.array([1.0])}, "worker is of float64"),
-        ({"chunk": np.array([-1])}, "chunk holds -1 to -1"),
-        ({"seconds": np.array([np.nan])}, "seconds holds nan to nan"),
-        ({"start": np.array([np.inf])}, "start holds inf to inf"),
-        ({"outcome": np.array([4])}, "outcome holds 4"),
+        ({"chunk": np.array([-1])}, "no run has the entry .*'chunk': -1"),
+        ({"seconds": np.array([np.nan])}, "no run has the entry .*'seconds': nan"),
+        ({"start": np.array([np.inf])}, "no run has the entry .*'start': inf"),
+        ({"outcome": np.array([4])}, "no run has the entry .*'outcome': 4"),
         ({"chunk": np.array([1, 2])}, "not of one length"),
-        ({name: np.ones((1, 1), int) for name in COLUMNS}, "not of one length"),
+        ({name: np.ones((1, 1), int) for name in TIMELINE}, "not of one length"),
         ({"outcomes": np.array(["used", "other"])}, "expected the outcomes used, late, abandoned, lost"),
         ({"chunk": np.array([{}])}, "an array of object where plain numbers belong"),
     ],
@@ -227,5 +245,4 @@ def test_a_pipe_is_not_waited_for(tmp_path):
 
 
 def test_the_head_is_a_line_that_other_programs_can_read(timeline, tmp_path):
-    timeline.flush()
     assert json.loads((tmp_path / "timeline.raw").read_bytes()) == {"format": 1, **ABOUT}

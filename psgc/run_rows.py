@@ -1,0 +1,73 @@
+"""The rows that a run leaves in its directory: the server fills them in, `psgc.reporting` writes and reads them."""
+
+from dataclasses import dataclass, fields
+from enum import IntEnum
+from math import inf, nan
+from typing import NamedTuple
+
+LONGEST = 1e9  # seconds: more than a run can take
+
+
+class Outcome(IntEnum):
+    """What became of a chunk that a worker worked on."""
+
+    USED = 0  # its copy is part of the gradient, or was compared with one that is (`verify`)
+    LATE = 1  # done, but not needed any more
+    ABANDONED = 2  # given up before it was done, because it was not needed or the iteration ended
+    LOST = 3  # done by a worker that was lost before it could deliver
+
+
+OUTCOMES = tuple(outcome.name.lower() for outcome in Outcome)
+
+
+class Field(NamedTuple):
+    """A column of the timeline: its NumPy type, its least value, and the first value that is too large."""
+
+    dtype: str
+    least: float
+    end: float
+
+
+TIMELINE = {
+    "worker": Field("<i4", 1, inf),
+    "chunk": Field("<i4", 0, inf),
+    "iteration": Field("<i4", 0, inf),
+    "start": Field("<f8", 0, LONGEST),  # seconds after the worker had the parameters of the iteration
+    "seconds": Field("<f8", 0, LONGEST),  # that the worker worked on the chunk
+    "outcome": Field("i1", 0, len(Outcome)),
+}
+
+
+@dataclass
+class IterationRow:
+    """A row of iterations.csv. Its columns are these fields, in this order; nan stands for what is not known."""
+
+    iteration: int
+    loss: float | None = None  # at the parameters before the step; None, an empty field, when the problem has none
+    seconds: float = 0.0  # from sending the parameters to having the gradient
+    bound: float = nan  # seconds, the clairvoyant bound T*
+    efficiency: float = nan  # bound / seconds
+    error_measure: float = 0.0  # share of the N * l copies that is missing
+    missing: int = 0  # chunks with fewer copies than determine their gradient
+    actual_error: float = 0.0  # of the gradient, relative to the exact one
+    recovered: int = 0  # chunks
+    redundant: int = 0  # copies that were done and not used
+    bytes: int = 0  # in and out of the server
+    bytes_in: int = 0  # of these into it
+    lost: int = 0  # workers that were lost before the end of the iteration
+
+
+COLUMNS = tuple(field.name for field in fields(IterationRow))
+ADDED = ("missing", "actual_error", "bytes_in")  # columns that older versions of psgc did not write
+COUNTS = tuple(field.name for field in fields(IterationRow) if field.type is int)
+MOST = {"seconds": LONGEST, "bound": LONGEST, "error_measure": 1.0}  # these are between 0 and this
+
+
+class WorkerEvent(NamedTuple):
+    """A row of lost.csv: a worker was lost ("lost"), sent a wrong copy ("wrong"), or came back ("returned")."""
+
+    iteration: int
+    worker: int
+    host: str
+    event: str
+    reason: str
