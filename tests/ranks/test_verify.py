@@ -78,7 +78,7 @@ def test_a_worker_that_flips_bits_is_named_and_lost_and_no_bit_of_the_result_is_
         assert re.fullmatch(r"chunk \d: its copy does not agree with those of workers \d, \d", event["reason"])
     assert [event["iteration"] for event in events[:3]] == ["1", "2", "3"]
     named = [line for line in finished.stdout.splitlines() if line.startswith("worker 2 on ")]
-    assert ["in the wrong in iteration 1: chunk " in line for line in named] == [True, False, False, False]
+    assert ["sent a wrong copy in iteration 1: chunk " in line for line in named] == [True, False, False, False]
     assert "lost in iteration 3: its copies were wrong 3 times (verify.strikes)" in named[-1]
     assert summary["wrong"] == {"2": 3}
     assert "  wrong copies       3 of worker 2 (lost.csv says which)" in finished.stdout
