@@ -1,14 +1,14 @@
-"""The ways psgc says no, each with the exit code that belongs to it.
+"""The errors of psgc, each with its exit code.
 
-An error's text is one line: what was wrong, where, and what would be right. The command line prints it
-on stderr without a traceback (`--debug` shows one) and exits with `exit_code`.
+The text of an error is one line: what was wrong, where, and what would be right. The command line prints it on stderr
+without a traceback (`--debug` shows one) and exits with `exit_code`.
 """
 
 from collections.abc import Iterable
 
 
 class PsgcError(Exception):
-    """Base of every error psgc raises on purpose. Its text is one printable line, whatever a file may be called."""
+    """Base of all errors that psgc raises on purpose. The text is made printable and one line."""
 
     exit_code = 1
 
@@ -17,21 +17,21 @@ class PsgcError(Exception):
 
 
 class UserError(PsgcError, ValueError):
-    """The command, the YAML, the data or an argument is wrong: the user can mend it. Exit code 2."""
+    """The command, the YAML, the data or an argument is wrong, and the user can correct it. Exit code 2."""
 
     exit_code = 2
 
 
 class RunFailed(PsgcError):
-    """A run that had started could not go on. Exit code 1."""
+    """A run that had started could not continue. Exit code 1."""
 
 
 class TooFewWorkers(RunFailed):
-    """So many workers were lost that the others could not go on: with other machines the run may. Exit code 1."""
+    """Too few workers remained. Another attempt, on other machines, may succeed. Exit code 1."""
 
 
 class ModelError(PsgcError):
-    """The model breaks a rule that makes every copy of its gradient useless, on every worker. Exit code 1."""
+    """The model breaks a rule, so that its gradients cannot be used on any worker. Exit code 1."""
 
 
 class ProtocolError(PsgcError):
@@ -47,7 +47,7 @@ class ProtocolError(PsgcError):
 
 
 def visible(text: str) -> str:
-    """`text` with every character that a terminal would not show, or would obey, escaped.
+    """`text` with unprintable characters escaped, so that a terminal does not obey them.
 
     >>> visible("a\\nb\\x1b[31m é")
     'a\\\\nb\\\\x1b[31m é'
@@ -56,7 +56,7 @@ def visible(text: str) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """Name and text of somebody else's error, on one line of at most 300 characters and without control characters.
+    """Name and text of a foreign error, on one line of at most 300 characters and without control characters.
 
     >>> one_line(ValueError("first\\n second\\x1b[31m"))
     'ValueError: first second[31m'

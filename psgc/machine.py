@@ -1,4 +1,4 @@
-"""What this machine gives a process: cores, and the file system below a path."""
+"""The cores of this machine that a process may use, and the file system of a path."""
 
 import os
 import re
@@ -9,18 +9,18 @@ NETWORK = (
     "nfs", "nfs4", "lustre", "gpfs", "beegfs", "ceph", "cifs", "smb3", "glusterfs", "afs", "panfs", "orangefs", "pvfs2",
     "wekafs", "fuse.ceph", "fuse.glusterfs", "fuse.sshfs", "fuse.beegfs", "fuse.juicefs", "dvs", "9p", "virtiofs",
 )  # fmt: skip
-FLEETING = ("tmpfs", "ramfs", "overlay", "aufs", "squashfs")  # gone with the machine's or the container's end
+FLEETING = ("tmpfs", "ramfs", "overlay", "aufs", "squashfs")  # lost when the machine or the container restarts
 
 
 def usable_cores(cgroups: Path = Path("/sys/fs/cgroup")) -> int:
-    """Cores that this process may use: what it is bound to, or fewer where its container has a quota of time."""
+    """Cores that this process may use: those it is bound to, limited by the CPU quota of its container."""
     cores = len(os.sched_getaffinity(0))
     quota = _quota(cgroups)
     return cores if quota is None else max(1, min(cores, round(quota)))
 
 
 def _quota(cgroups: Path) -> float | None:
-    """Cores' worth of time that the control groups of this process allow; None: no limit known."""
+    """The CPU quota of the control groups of this process, in cores. None without a limit."""
     try:
         lines = Path("/proc/self/cgroup").read_text().splitlines()
     except OSError:
@@ -28,17 +28,17 @@ def _quota(cgroups: Path) -> float | None:
     found: list[float | None] = []
     for line in lines:
         _, controllers, path = line.split(":", 2)
-        if controllers and "cpu" not in controllers.split(","):  # version 1, which has a tree for every controller
+        if controllers and "cpu" not in controllers.split(","):  # version 1 has a tree for each controller
             continue
         root = cgroups / "cpu" if controllers else cgroups
         group = root / path.lstrip("/")
         places = [place for place in (group, *group.parents) if place.is_relative_to(root)]
-        found += [_quota_of(place) for place in places]  # a group may not use more than those above it
+        found += [_quota_of(place) for place in places]  # the groups above limit a group too
     return min((quota for quota in found if quota is not None), default=None)
 
 
 def _quota_of(group: Path) -> float | None:
-    for names in (["cpu.max"], ["cpu.cfs_quota_us", "cpu.cfs_period_us"]):  # version 2 has both numbers in one file
+    for names in (["cpu.max"], ["cpu.cfs_quota_us", "cpu.cfs_period_us"]):  # version 2 has both in one file
         try:
             quota, period = " ".join((group / name).read_text() for name in names).split()
             return float(quota) / float(period) if float(quota) > 0 else None
@@ -48,7 +48,9 @@ def _quota_of(group: Path) -> float | None:
 
 
 def mount_of(path: str, mountinfo: str) -> tuple[str, str]:
-    """Mount point and type of the file system of an absolute path without links, by the text of /proc/self/mountinfo.
+    """Mount point and type of the file system of a path, which must be absolute and without links.
+
+    mountinfo: the text of /proc/self/mountinfo.
 
     >>> mount_of("/home/me/runs", "1 1 0:1 / / rw - ext4 /dev/a rw\\n2 1 0:2 / /home rw,x shared:1 - nfs4 server:/h rw")
     ('/home', 'nfs4')
@@ -57,6 +59,6 @@ def mount_of(path: str, mountinfo: str) -> tuple[str, str]:
     for line in mountinfo.splitlines():
         before, _, after = line.partition(" - ")
         place = re.sub(r"\\(\d{3})", lambda code: chr(int(code[1], 8)), before.split()[4])
-        if PurePath(path).is_relative_to(place) and len(place) >= len(found[0]):  # a later one covers an earlier one
+        if PurePath(path).is_relative_to(place) and len(place) >= len(found[0]):  # a later mount hides an earlier one
             found = (place, after.split()[0])
     return found

@@ -1,7 +1,7 @@
-"""`psgc order assignment.npy`: orders any assignment matrix and says how good the ordering is.
+"""`psgc order assignment.npy`: orders the queues of any assignment matrix, and prints how good the ordering is.
 
-Q_max is the most chunks the cluster can have finished while some chunk still has fewer than l copies; the lower bound
-is what no ordering can beat (both in `psgc.coding`).
+Q_max is the largest number of chunks that the cluster can have finished while some chunk has fewer than l copies. No
+ordering has a Q_max below the lower bound. Both are in `psgc.coding`.
 """
 
 from pathlib import Path
@@ -16,14 +16,14 @@ from psgc.plan import read_assignment
 from psgc.reporting.files import write_output
 from psgc.terminal import say
 
-DENSE_LIMIT = 2**30  # bytes that an .npy may take
+DENSE_LIMIT = 2**30  # bytes of an .npy file
 
 
 def order(path: str, parts: int | None = None, output: str | None = None) -> int:
-    """Prints Q_max, bound and gap for this l, or for every l; writes the ordering to `output` (.npy or .npz).
+    """Prints Q_max, bound and gap for this l, or for each possible l. Returns 0.
 
-    Returns 0. Raises UserError: the file is no assignment, a chunk has fewer than l holders, or `output` cannot be
-    written.
+    output: the file (.npy or .npz) to write the ordering to. Raises UserError: the file is not an assignment, a chunk
+    has fewer than l holders, or `output` cannot be written.
     """
     assignment = read_assignment(path)
     if output is not None:
@@ -58,7 +58,7 @@ def _range(counts: Any) -> str:
 
 
 def _check_output(output: str, shape: tuple[int, int]) -> None:
-    """Refuse early what would fail after the work is done."""
+    """Refuse now what would fail after the computation."""
     path = Path(output)
     if path.suffix not in (".npy", ".npz"):
         raise UserError(f"--output {output}: name a file that ends in .npy (dense) or .npz (sparse)")

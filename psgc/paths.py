@@ -1,4 +1,4 @@
-"""Paths as users write them: `~` and environment variables stand for what a shell would put there."""
+"""Expands `~` and environment variables in paths, as a shell does."""
 
 import os
 import re
@@ -7,9 +7,9 @@ from psgc.errors import UserError
 
 
 def expanded(path: str) -> str:
-    """`path` with a leading `~` or `~user` and every `$NAME` and `${NAME}` replaced; `$$` is a dollar sign.
+    """`path` with a leading `~` or `~user` and each `$NAME` and `${NAME}` replaced; `$$` is a dollar sign.
 
-    Raises UserError for a variable that is not set, or is empty, and for a user that does not exist.
+    Raises UserError: a variable is not set or is empty, a user does not exist.
 
     >>> os.environ["SCRATCH"] = "/scratch/me"
     >>> expanded("$SCRATCH/a$$b"), expanded("${SCRATCH}/c~d")

@@ -1,7 +1,7 @@
-"""All that psgc prints: `say` for lines, `draw` for what has colours of its own.
+"""All output of psgc: `say` prints lines, `draw` prints text with colours.
 
-Names of files and hosts, settings and the texts of errors are somebody else's. `say` escapes what a terminal would
-obey in them, and keeps them on their line. A linter (ruff's T20) refuses `print` elsewhere in psgc.
+File and host names, settings and error texts come from outside. `say` escapes their control characters, so that a
+terminal does not obey them, and keeps them on one line. A linter (ruff's T20) forbids `print` elsewhere in psgc.
 """
 
 import os
@@ -17,18 +17,18 @@ from psgc.errors import RunFailed, visible
 
 
 class OutputLost(RunFailed):
-    """Standard output cannot be written. Without a text when its reader has left, as `head` does: exit code 141."""
+    """Standard output cannot be written. Without text, exit code 141, when its reader has closed it, as `head` does."""
 
     def __init__(self, error: OSError) -> None:
-        left = isinstance(error, BrokenPipeError)
-        super().__init__("" if left else f"standard output: {error.strerror}")
-        self.exit_code = 128 + signal.SIGPIPE if left else 1
+        closed = isinstance(error, BrokenPipeError)
+        super().__init__("" if closed else f"standard output: {error.strerror}")
+        self.exit_code = 128 + signal.SIGPIPE if closed else 1
 
 
 def say(line: str = "", *, error: bool = False) -> None:
-    """Print `line` on standard output, or on standard error; what is not printable in it is escaped.
+    """Print `line` on standard output, or on standard error, with unprintable characters escaped.
 
-    Raises OutputLost when standard output cannot be written. Nothing happens when standard error cannot.
+    Raises OutputLost when standard output cannot be written. Errors of standard error are ignored.
     """
     if error:
         with suppress(OSError):
@@ -38,7 +38,7 @@ def say(line: str = "", *, error: bool = False) -> None:
 
 
 def shell_line(words: Sequence[str]) -> str:
-    """A command for the shell, printable whatever is in its words (Bash's $'...', where something is not).
+    """A command for the shell. Words with unprintable characters are written as $'...' (Bash).
 
     >>> shell_line(["sbatch", "my run", "a\\x1bb"])
     "sbatch 'my run' $'a\\\\x1bb'"
@@ -47,7 +47,7 @@ def shell_line(words: Sequence[str]) -> str:
 
 
 def draw(text: str) -> None:
-    """Write `text` as it is to standard output. Raises OutputLost."""
+    """Write `text` unchanged to standard output. Raises OutputLost."""
     try:
         _write(text, sys.stdout)
     except OSError as error:
@@ -55,21 +55,21 @@ def draw(text: str) -> None:
 
 
 def say_traceback() -> None:
-    """Print the traceback of the exception that is being handled on standard error."""
+    """Print the traceback of the current exception on standard error."""
     for line in traceback.format_exc().rstrip("\n").split("\n"):
         say(line, error=True)
 
 
 def open_missing_streams() -> None:
-    """Open /dev/null in place of each standard stream that is closed.
+    """Open /dev/null in place of each closed standard stream.
 
-    Otherwise the next file that is opened would take its number, and a child process would write into it.
+    Otherwise the next file to be opened would get its number, and a child process could write into that file.
     """
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number
             os.set_inheritable(number, True)
             setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115  for the life of the process
 
@@ -79,8 +79,10 @@ def _write(text: str, stream: TextIO) -> None:
     try:
         stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
         stream.flush()
-    except OSError:
-        _discard(stream)
+    except OSError:  # Python writes the rest of the buffer when it ends: let that go to /dev/null
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
         raise
 
 
@@ -88,10 +90,3 @@ def _escaped(character: str) -> str:
     if character.isprintable() and character not in "\\'":
         return character
     return "".join(f"\\x{byte:02x}" for byte in os.fsencode(character))
-
-
-def _discard(stream: TextIO) -> None:
-    """Have the rest go to /dev/null: Python writes once more what is still in the buffer when it ends."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, stream.fileno())
-    os.close(nowhere)
