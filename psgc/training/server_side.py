@@ -4,6 +4,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -67,41 +68,29 @@ def serve(
     debug: bool = False,
 ) -> int:
     """Run the server, and return its exit code. debug: show the traceback of a gradient that failed."""
-    claim: Claim | None = None
-    try:
+    with ExitStack() as at_end:
         try:
             config = configuration.load(config_path, overrides)
+            directory = Path(config.output)
             transport.be_patient(config.faults.setup_timeout, config.faults.collect_timeout)
-            claim = Claim(Path(config.output))
+            claim = Claim(directory)
+            at_end.callback(claim.release)
             run = prepare(transport, config, config_path, overrides, resuming)
-            if run.first >= config.iterations and resume.is_done(directory := Path(config.output)):
+            config, plan, resumed = run.config, run.plan, run.checkpoint is not None
+            if run.first >= config.iterations and resume.is_done(directory):
                 say(f"nothing to do: {directory} has done {run.first} iterations, iterations is {config.iterations}")
                 os.utime(directory / "summary.json", follow_symlinks=False)  # tells `psgc launch` that it is current
                 _call_off(transport, ending)
                 return 0
-            recorder = _recorder(run, claim)
+            claim.make_room(resumed)
+            own_chunks, resume_at = plan.own_chunks.tolist(), run.first if resumed else None
+            recorder = Recorder(
+                directory, config.to_yaml(), plan.assignment, plan.parts, own_chunks, config.iterations, resume_at
+            )
         except Exception:
             _call_off(transport, ending)
             raise
         return _serve(transport, run, recorder, stopped_by, ending, debug)
-    finally:
-        if claim is not None:
-            claim.release()
-
-
-def _recorder(run: Run, claim: Claim) -> Recorder:
-    """Make room in the run directory and open the run's records there. Raises UserError."""
-    config, plan, resuming = run.config, run.plan, run.checkpoint is not None
-    claim.make_room(resuming)
-    return Recorder(
-        Path(config.output),
-        config.to_yaml(),
-        plan.assignment,
-        plan.parts,
-        plan.own_chunks.tolist(),
-        config.iterations,
-        run.first if resuming else None,
-    )
 
 
 def _serve(
@@ -143,7 +132,9 @@ def _serve(
         chunks.check,
     )
     if run.checkpoint:
-        _restore(server, run.checkpoint, plan, run.backend)
+        state, asarray = run.checkpoint.optimizer, run.backend.asarray
+        server.optimizer.load({k: asarray(v) if isinstance(v, np.ndarray) else v for k, v in state.items()})
+        server.estimates = resume.estimates_for(plan, run.checkpoint)
     try:
         try:
             outcome = _train(server, run, stopped_by)
@@ -241,12 +232,6 @@ def _snapshot(server: Server, run: Run, data: str, done: int, seconds: float) ->
         config=run.config.to_yaml(),
         version=__version__,
     )
-
-
-def _restore(server: Server, checkpoint: Checkpoint, plan: Plan, backend: Backend) -> None:
-    state = {k: backend.asarray(v) if isinstance(v, np.ndarray) else v for k, v in checkpoint.optimizer.items()}
-    server.optimizer.load(state)
-    server.estimates = resume.estimates_for(plan, checkpoint)
 
 
 def _summary(recorder: Recorder, seconds: float, run: Run, outcome: _Outcome) -> dict[str, Any]:

@@ -59,15 +59,12 @@ def test_the_number_of_ranks_is_given_once(mpirun, count):
         launch_command(5, [], mpirun(), extra=["--map-by", "core", count, "4"])
 
 
-def test_more_ranks_than_cores_get_a_thread_each(mpirun, monkeypatch):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
-    assert launch_command(9, [], mpirun())[1]["OMP_NUM_THREADS"] == "1"
-
-
-def test_root_is_allowed(mpirun, monkeypatch):
+def test_root_is_allowed_and_more_ranks_than_cores_get_a_thread_each(mpirun, monkeypatch):
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    additions = launch_command(2, [], mpirun())[1]
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
+    additions = launch_command(9, [], mpirun())[1]
     assert additions["OMPI_ALLOW_RUN_AS_ROOT"] == additions["OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"] == "1"
+    assert additions["OMP_NUM_THREADS"] == "1"
 
 
 def test_what_the_user_has_set_stays(mpirun):
@@ -78,10 +75,10 @@ def test_what_the_user_has_set_stays(mpirun):
 
 
 def test_a_terminal_is_passed_on_unbuffered(mpirun):
-    environ = {**mpirun(), "PSGC_TERMINAL": "120"}
+    environ = {**mpirun(), "PSGC_TERMINAL": "120", "PYTHONPATH": "models"}
     command, additions = launch_command(2, [], environ)
     assert value_after(command, "--stream-buffering") == "0"
-    assert "PSGC_TERMINAL" in exported(command)
+    assert {"PSGC_TERMINAL", "PYTHONPATH"} <= exported(command)
     assert "PSGC_TERMINAL" not in additions
 
 
@@ -144,11 +141,8 @@ def test_fault_tolerance_is_asked_for_where_there_is_some(mpirun, version, info,
         assert value_after(command, "--with-ft") == "ulfm"
 
 
-def test_an_mpirun_that_refuses_the_option_does_without(mpirun):
+def test_no_fault_tolerance_where_mpirun_refuses_it_or_it_is_not_wanted(mpirun):
     assert "--with-ft" not in launch_command(2, [], mpirun(knows_ft=False))[0]
-
-
-def test_fault_tolerance_that_is_not_wanted(mpirun):
     command, additions = launch_command(2, [], mpirun(info=f"{FT}yes"), fault_tolerance=False)
     assert "--with-ft" not in command
     assert "OMPI_MCA_pml" not in additions
@@ -193,10 +187,6 @@ def test_host_file(mpirun, version, flag):
     assert value_after(launch_command(9, [], environ, Placement(hostfile="hosts"))[0], flag) == "hosts"
     with pytest.raises(UserError, match=r"^--hostfile nowhere: no such file$"):
         launch_command(9, [], environ, Placement(hostfile="nowhere"))
-
-
-def test_python_path_reaches_other_hosts(mpirun):
-    assert "PYTHONPATH" in exported(launch_command(2, [], {**mpirun(), "PYTHONPATH": "models"})[0])
 
 
 def test_mpirun_beside_python_is_found(mpirun, tmp_path, monkeypatch):

@@ -61,15 +61,10 @@ def directives(lines):
 
 
 def executed(lines, **environ):
-    """What the last command is when bash has read the script, and the variables that it sees."""
-    script = "\n".join(
-        [*lines[:-1], re.sub("^exec psgc", "echo -n ran; printf '\\\\0%s' psgc", lines[-1]), "echo -e '\\0'"]
-    )
-    script = (
-        'sbcast() { echo -n "sbcast $*|"; }\n'
-        + script
-        + "\necho -n $PATH/$OMP_NUM_THREADS/$OPENBLAS_NUM_THREADS/$MKL_NUM_THREADS"
-    )
+    """The words of the last command when bash runs the script, what sbcast was called with, and the environment."""
+    last = re.sub("^exec psgc", "echo -n ran; printf '\\\\0%s' psgc", lines[-1])
+    after = "echo -e '\\0'\necho -n $PATH/$OMP_NUM_THREADS/$OPENBLAS_NUM_THREADS/$MKL_NUM_THREADS"
+    script = "\n".join(['sbcast() { echo -n "sbcast $*|"; }', *lines[:-1], last, after])
     environ = {"PATH": os.environ["PATH"], **environ}
     finished = subprocess.run(["bash", "-c", script], capture_output=True, text=True, env=environ, timeout=20)
     assert finished.stderr == ""
@@ -217,14 +212,12 @@ def test_examples(module):
         (["--sweep", "coding.replication=2,6"], "coding.replication=6 output=runs/a/1_coding.replication=6: "),
         (["--sweep", "iterations=5,x"], "--set iterations=x: "),
         (["--sweep", "seed=1", "--sweep", "seed=2"], "--sweep seed=2: seed: given twice"),
-        (["--sweep", "seed=1,2,1"], "--sweep: seed=1 and seed=1 are the same run, expected every value once"),
         (
             ["--sweep", "optimizer.lr=0.1,1.0e-1", "--sweep", "seed=1,2"],
             "--sweep: optimizer.lr=0.1 seed=1 and optimizer.lr=1.0e-1 seed=1 are the same run",
         ),
         (["--set", "data.path=nowhere"], f"data.path: nowhere: {MISSING}"),
         (["--set", "data.test=nowhere"], f"data.test: nowhere: {MISSING}"),
-        (["--set", "data.labels=nowhere"], f"data.labels: nowhere: {MISSING}"),
         (["--set", "data.path=data"], "data.path: data: is a directory; if only the nodes have it"),
         (["--set", "stragglers={kind: trace, path: nowhere}"], f"stragglers.path: nowhere: {MISSING}"),
         (
@@ -235,22 +228,16 @@ def test_examples(module):
         (["--", "-np", "4"], "-- -np: the number of ranks cannot be given after --"),
         (["--nodes", "0"], "--nodes 0: expected a whole number from 1 to 65535"),
         (["--nodes", "1", "--ranks-per-node", "1"], "expected at least 2 ranks: a server and at least one worker"),
-        (["--cpus-per-rank", "0"], "--cpus-per-rank 0: expected a whole number from 1"),
         (["--gpus-per-rank", "-1"], "--gpus-per-rank -1: expected a whole number from 0"),
         (["--warning", "5"], "--warning 5: expected a whole number from 15"),
         (["--time", "1:00"], "--time 1:00: expected more than the 60 seconds of --warning"),
         (["--time", ARABIC], f"--time {ARABIC}: expected hours:minutes:seconds"),
         (["--time", "9" * 5000], "9...: expected hours:minutes:seconds"),
         (["--local-dir", "/tmp/$é"], "--local-dir /tmp/$é: expected a path without blanks"),
-        (["--time", "soon"], "--time soon: expected hours:minutes:seconds"),
-        (["--partition", "a b"], "--partition a b: expected letters, digits"),
         (["--partition", "a\n#SBATCH --uid=0"], "--partition a\\n#SBATCH --uid=0: expected letters"),
         (["--account", "-x"], "expected one argument"),
-        (["--account", ""], "--account : expected letters, digits"),
-        (["--name", "%x"], "--name %x: expected letters, digits"),
         (["--sbatch", "qos=long"], "--sbatch qos=long: expected one option without blanks, such as --qos=long"),
         (["--sbatch=--time=5"], "--sbatch --time=5: --time is set by psgc submit, see psgc submit --help"),
-        (["--sbatch=--ntasks=4"], "--ntasks is set by psgc submit"),
         (["--sbatch=--parti=x"], "--sbatch --parti=x: --partition is set by psgc submit"),
         (["--sbatch=--no-requeue"], "--sbatch --no-requeue: --no-requeue is set by psgc submit"),
         (["--sbatch=--comment=a b"], "--sbatch --comment=a b: expected one option"),
