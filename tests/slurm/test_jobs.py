@@ -18,7 +18,7 @@ pytestmark = pytest.mark.timeout(200)
 
 @pytest.fixture(scope="module")
 def undisturbed(cluster, tmp_path_factory):
-    """The parameters after a run of four ranks on two nodes that nothing happened to."""
+    """The parameters after an undisturbed run of four ranks on two nodes."""
     work = Workplace(cluster, tmp_path_factory.mktemp("undisturbed"))
     work.end(work.submit())
     return work.params()
@@ -37,6 +37,17 @@ def assert_whole(work, undisturbed, output="out"):
     assert work.params(output) == undisturbed
 
 
+def interrupted(work, interrupt, *arguments):
+    """The log of a job that was requeued after `interrupt(job)`, and the iteration that it had reached by then."""
+    job = work.submit(*arguments, slow=True)
+    work.until(work.checkpoints)
+    interrupt(job)
+    work.until(lambda: work.restarts(job) == 1)
+    reached = work.checkpoints()[-1]
+    work.hurry()
+    return job, work.end(job, restarts=1), reached
+
+
 def test_a_job_runs_through_on_all_of_its_nodes(work):
     write_dense(str(work.folder / "data.npz"), np.ones((50, 1)), np.ones(50))
     (work.folder / "local").mkdir()
@@ -52,14 +63,11 @@ def test_a_job_runs_through_on_all_of_its_nodes(work):
     assert used.read_bytes() == (work.folder / "data.npz").read_bytes()
 
 
-def test_a_job_that_is_warned_goes_back_into_the_queue_and_finishes_from_its_checkpoint(work, undisturbed):
-    job = work.submit(slow=True)
-    work.until(work.checkpoints)
-    work.cluster.client("scancel", "--batch", "--signal=USR1", job)
-    work.until(lambda: work.restarts(job) == 1)
-    reached = work.checkpoints()[-1]
-    work.hurry()
-    said = work.end(job, restarts=1)
+def test_a_job_that_is_warned_is_requeued_and_finishes_from_its_checkpoint(work, undisturbed):
+    def warn(job):
+        work.cluster.client("scancel", "--batch", "--signal=USR1", job)
+
+    job, said, reached = interrupted(work, warn)
     assert 0 < reached < ITERATIONS
     assert f"psgc launch: stopped by SIGUSR1; job {job} is requeued and will resume from its checkpoint" in said
     assert f"resuming from iteration {reached}, " in said
@@ -83,7 +91,7 @@ def test_a_mistake_is_not_tried_again(work):
     assert "psgc: problem" in said
 
 
-def test_a_sweep_is_an_array_whose_runs_go_on_each_by_itself(work, undisturbed):
+def test_a_sweep_is_an_array_whose_runs_resume_independently(work, undisturbed):
     job = work.submit("--sweep", "optimizer.lr=0.05,0.1", slow=True)
     outputs = ["out/0_optimizer.lr=0.05", "out/1_optimizer.lr=0.1"]
     work.until(lambda: work.checkpoints(outputs[0]))
@@ -104,7 +112,7 @@ def test_a_partition_that_does_not_exist_is_one_clear_line(work):
     assert refused.stdout == ""
 
 
-def test_a_job_at_its_time_limit_goes_back_as_well(limited, undisturbed):
+def test_a_job_at_its_time_limit_is_requeued(limited, undisturbed):
     work, job = limited
     work.until(lambda: work.restarts(job) == 1, 75)
     reached = work.checkpoints()[-1]
@@ -127,52 +135,42 @@ def test_a_killed_worker_is_survived_in_the_same_start(work, undisturbed):
     assert_whole(work, undisturbed)
 
 
-def test_a_job_whose_last_worker_is_killed_goes_back_into_the_queue(work):
-    job = work.submit("--ranks-per-node", "1", "--set", "coding.replication=1", slow=True)
-    work.until(work.checkpoints)
-    os.kill(work.pid(1), signal.SIGKILL)
-    work.until(lambda: work.restarts(job) == 1)
-    work.hurry()
-    said = work.end(job, restarts=1)
+def test_a_job_whose_last_worker_is_killed_is_requeued(work):
+    arguments = ["--ranks-per-node", "1", "--set", "coding.replication=1"]
+    _, said, _ = interrupted(work, lambda job: os.kill(work.pid(1), signal.SIGKILL), *arguments)
     assert "no worker is left" in said
     assert work.summary()["status"] == "done"
     assert work.iterations() == list(range(ITERATIONS))
 
 
-def test_a_job_whose_server_is_killed_goes_back_as_well(work, undisturbed):
-    job = work.submit(slow=True)
-    work.until(work.checkpoints)
-    (server,) = (pid for pid in work.cluster.processes(job) if "OMPI_COMM_WORLD_RANK=0" in environ_of(pid))
-    os.kill(server, signal.SIGKILL)
-    work.until(lambda: work.restarts(job) == 1)
-    work.hurry()
-    said = work.end(job, restarts=1)
+def test_a_job_whose_server_is_killed_is_requeued(work, undisturbed):
+    def kill(job):
+        (server,) = (pid for pid in work.cluster.processes(job) if "OMPI_COMM_WORLD_RANK=0" in environ_of(pid))
+        os.kill(server, signal.SIGKILL)
+
+    job, said, _ = interrupted(work, kill)
     assert f"job {job} is requeued" in said
     assert_whole(work, undisturbed)
 
 
-def test_a_job_that_loses_a_node_goes_back_as_well(work, undisturbed):
-    job = work.submit(slow=True)
-    work.until(work.checkpoints)
-    work.cluster.client("scontrol", "update", "nodename=n2", "state=down", "reason=test")
-    work.until(lambda: work.restarts(job) == 1)
-    work.hurry()
-    said = work.end(job, restarts=1)
+def test_a_job_that_loses_a_node_is_requeued(work, undisturbed):
+    def lose_node(job):
+        work.cluster.client("scontrol", "update", "nodename=n2", "state=down", "reason=test")
+
+    _, said, _ = interrupted(work, lose_node)
     assert "DUE TO NODE FAILURE" in said
     assert "resuming from iteration " in said
     assert_whole(work, undisturbed)
 
 
-def test_a_job_that_loses_a_daemon_of_mpirun_goes_back_as_well(work, undisturbed):
-    job = work.submit(slow=True)
-    work.until(work.checkpoints)
-    daemons = [pid for pid in work.cluster.processes(job) if is_daemon(pid, "n2")]
-    assert daemons
-    for pid in daemons:
-        os.kill(pid, signal.SIGKILL)
-    work.until(lambda: work.restarts(job) == 1)
-    work.hurry()
-    said = work.end(job, restarts=1)
+def test_a_job_that_loses_a_daemon_of_mpirun_is_requeued(work, undisturbed):
+    def kill_daemons(job):
+        daemons = [pid for pid in work.cluster.processes(job) if is_daemon(pid, "n2")]
+        assert daemons
+        for pid in daemons:
+            os.kill(pid, signal.SIGKILL)
+
+    job, said, _ = interrupted(work, kill_daemons)
     assert f"psgc launch: job {job} is requeued" in said
     assert_whole(work, undisturbed)
 
