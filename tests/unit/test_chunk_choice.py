@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from psgc.backend import Backend
-from psgc.config import Config, from_yaml_text
+from psgc.config import from_yaml_text
 from psgc.data import open_data, write_dense
 from psgc.errors import UserError
 from psgc.messages import MESSAGE
@@ -87,14 +87,9 @@ def test_a_model_that_fails_is_told_in_one_line(share):
         share(model)
 
 
-def test_rows_that_are_sampled_from_each_chunk_need_a_number():
-    with pytest.raises(UserError, match=r"batch: rows of each chunk need .* not coding\.chunks_per_worker: auto"):
-        from_yaml_text(CONFIG + "batch: 5\n")
-
-
 def test_only_training_chooses():
-    config: Config = from_yaml_text(CONFIG)
-    with pytest.raises(UserError, match="auto is for psgc train, expected a whole number >= 1"):
+    config = from_yaml_text(CONFIG)
+    with pytest.raises(UserError, match=r"only psgc train can choose it \(auto\), expected a whole number >= 1"):
         _ = config.coding.per_worker
 
 
