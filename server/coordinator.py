@@ -78,10 +78,8 @@ class Coordinator:
         checks: Checks | None = None,
     ) -> None:
         self.membership = membership
-        self.phase: Phase = "idle"
-        self._schedule = schedule
-        self._combined = combined
-        self._tolerated = tolerated
+        self.phase: Phase = IDLE
+        self._schedule, self._combined, self._tolerated = schedule, combined, tolerated
         self._checks = checks or Checks()
         self._events: deque[Event] = deque(maxlen=EVENTS_KEPT)
         self._start(-1)
@@ -140,35 +138,37 @@ class Coordinator:
     def handle(self, event: Event) -> list[Instruction]:
         """What is to be done after `event`, in order.
 
-        Raises ProtocolError when the event is not allowed, and then changes nothing; TooFewWorkers when those who are
-        left cannot do what is needed; RunFailed when copies of a chunk do not agree and nobody is left to ask.
+        Raises ProtocolError when the event is not allowed, and then changes nothing; TooFewWorkers when the workers
+        that are left are too few; RunFailed when copies of a chunk do not agree and nobody is left to ask.
         """
-        leads_to = TRANSITIONS[type(event)].get(self.phase)
-        is_late = self._is_late(event)
-        if leads_to is None and not is_late:
+        may_follow = TRANSITIONS[type(event)].get(self.phase)
+        late = self._is_late(event)
+        if may_follow is None and not late:
             raise self._illegal(event)
         self._events.append(event)
-        if is_late or not leads_to:
+        if late or not may_follow:
             return []
         instructions = self._react(event)
-        assert self.phase in leads_to, (event, self.phase)
+        assert self.phase in may_follow, (event, self.phase)
         return instructions
 
     def _is_late(self, event: Event) -> bool:
-        """Whether an event is to be ignored since it comes too late. Raises ProtocolError when nobody can bring it."""
+        """Whether an event comes too late to matter. Raises ProtocolError when nobody can bring it."""
         late, possible = False, True
+        if isinstance(event, Report | Abandoned | Delivered):
+            late = event.iteration < self.iteration or event.worker not in self.membership.live
+            possible = event.iteration <= self.iteration
         match event:
-            case Report(worker, iteration, chunk) | Abandoned(worker, iteration, chunk):
-                late = iteration < self.iteration or worker not in self.membership.live
-                possible = 0 <= chunk < len(self._copies) and 0 <= iteration <= self.iteration
-                possible = possible and worker in self.membership.workers
+            case Report() | Abandoned():
+                possible = possible and event.iteration >= 0 and event.worker in self.membership.workers
+                possible = possible and 0 <= event.chunk < len(self._copies)
                 if possible and not late:
-                    possible = worker in self.membership.holders[chunk]
-                    possible = possible and 0 <= event.attempt <= self._copies[chunk].attempt
-                    late = worker in self._copies[chunk].reported
-            case Delivered(worker, iteration, role):
-                late = iteration < self.iteration or worker not in self.membership.live
-                possible = late or (iteration == self.iteration and (worker, role) in self._accumulators.asked)
+                    copies = self._copies[event.chunk]
+                    possible = event.worker in self.membership.holders[event.chunk]
+                    possible = possible and 0 <= event.attempt <= copies.attempt
+                    late = event.worker in copies.reported
+            case Delivered(worker, _, role):
+                possible = possible and (late or (worker, role) in self._accumulators.asked)
             case Begin(iteration):
                 possible = iteration > self.iteration
             case Lost(worker):
@@ -194,7 +194,7 @@ class Coordinator:
                 return [*self._schedule.tick(now)]
             case Delivered(worker, _, role):
                 self._accumulators.delivered((worker, role))
-                return [Add(worker, role), *(self._collect() if self.phase == COLLECTING else [])]
+                return [Add(worker, role), *(self._collect() if self.phase == COLLECTING else ())]
             case Begin(iteration):
                 self._start(iteration)
                 self.phase = WORKING
@@ -214,14 +214,14 @@ class Coordinator:
         copies = self._copies[event.chunk]
         if event.attempt < copies.attempt:  # the worker has dropped it since
             return [*self._freed(event, done=False)]
-        copies.reported.add(event.worker)
+        copies.reported += (event.worker,)
         instructions: list[Instruction] = []
         for counted in self._schedule.counts(event.worker, event.chunk):
             instructions += self._count(event.worker, counted)
         if self._is_enough():
             return instructions + self._finalize()
         instructions += self._freed(event, done=True)
-        return instructions + [Compare(due, tuple(self._copies[due].there)) for due in self._checks.comparing]
+        return instructions + [Compare(due, self._copies[due].there) for due in self._checks.comparing]
 
     def _freed(self, event: Report | Abandoned, done: bool) -> Sequence[Order]:
         return self._schedule.freed(event.worker, event.chunk, event.now, event.seconds, done=done, late=event.late)
@@ -230,7 +230,8 @@ class Coordinator:
         """The copy of `worker` counts, if it is needed."""
         copies, parts, here = self._copies[chunk], self.membership.parts, self.is_here(chunk)
         if copies.redo:
-            again = [(worker, copies.redo.pop(0))]
+            again = ((worker, copies.redo[0]),)
+            copies.redo = copies.redo[1:]
             if copies.redo:
                 return [self._commit(chunk, again)]
             self._redo.remove(chunk)
@@ -238,7 +239,7 @@ class Coordinator:
         compared = here and self._checks.every
         if self.phase == REDOING or (copies.contributors and not compared):
             return [] if here else [Discard(worker, chunk)]
-        copies.there.append((worker, self.membership.role(worker, chunk)))
+        copies.there += ((worker, self.membership.role(worker, chunk)),)
         if len(copies.there) > parts:
             self._checks.comparing.append(chunk)
         elif chunk not in self._checks.checked:
@@ -247,18 +248,18 @@ class Coordinator:
                 return self._recover(chunk, copies.there)
         return []
 
-    def _recover(self, chunk: int, from_these: Sequence[Copy]) -> list[Instruction]:
+    def _recover(self, chunk: int, from_these: tuple[Copy, ...]) -> list[Instruction]:
         commit, reported = self._commit(chunk, from_these), self._copies[chunk].reported
         unreported = [holder for holder in self.membership.holders[chunk] if holder not in reported]
         return [commit, *self._schedule.committed(chunk, unreported)]
 
-    def _commit(self, chunk: int, to_these: Sequence[Copy]) -> Commit:
+    def _commit(self, chunk: int, to_these: tuple[Copy, ...]) -> Commit:
         copies = self._copies[chunk]
         copies.commit(to_these)
         if not self.is_here(chunk):
             for copy in to_these:
                 self._accumulators.add(copy, chunk, copies.attempt)
-        return Commit(chunk, copies.contributors, tuple(to_these))
+        return Commit(chunk, copies.contributors, to_these)
 
     # copies that were compared
 
@@ -270,8 +271,8 @@ class Coordinator:
         if not copies.contributors:
             roles = dict(copies.there)
             self.missing_copies -= parts
-            instructions += self._recover(chunk, [(worker, roles[worker]) for worker in agreeing[:parts]])
-        copies.used.update((worker, 0) for worker in agreeing)
+            instructions += self._recover(chunk, tuple((worker, roles[worker]) for worker in agreeing[:parts]))
+        copies.used += tuple((worker, 0) for worker in agreeing if (worker, 0) not in copies.used)
         if self._is_enough():
             return instructions + self._finalize()
         return [*instructions, *self._schedule.tick(now)]  # who was to do it may do something else

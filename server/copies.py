@@ -1,60 +1,60 @@
 """What is known of the copies of chunks in one iteration: which are there, which count, and who keeps them."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 Copy = tuple[int, int]  # worker, role
 
 
 @dataclass(slots=True)
 class Copies:
-    """The copies of one chunk.
+    """The copies of one chunk. There are as many of these as chunks, in every iteration: they are kept small.
 
     reported: the workers whose reports were heard; there: the copies that have been done; contributors: S_i, empty
     while the chunk is not committed; used: (worker, attempt) of the copies that are in the gradient; attempt: how many
     times the chunk was invalidated; redo: the roles in which it is to be done again.
     """
 
-    reported: set[int] = field(default_factory=set)
-    there: list[Copy] = field(default_factory=list)
+    reported: tuple[int, ...] = ()
+    there: tuple[Copy, ...] = ()
     contributors: tuple[int, ...] = ()
-    used: set[tuple[int, int]] = field(default_factory=set)
+    used: tuple[tuple[int, int], ...] = ()
     attempt: int = 0
-    redo: list[int] = field(default_factory=list)
+    redo: tuple[int, ...] = ()
 
     @property
-    def waiting(self) -> Sequence[Copy]:
+    def waiting(self) -> tuple[Copy, ...]:
         """The copies that are there while they are too few to be committed."""
         return () if self.contributors else self.there
 
-    def commit(self, these: Iterable[Copy]) -> None:
+    def commit(self, these: Sequence[Copy]) -> None:
         """These copies are in the gradient; if some are done again, S_i stays what it is."""
-        self.contributors = self.contributors or tuple(role for _, role in these)
-        self.used.update((worker, self.attempt) for worker, _ in these)
+        self.contributors = self.contributors or tuple([role for _, role in these])
+        self.used += tuple([(worker, self.attempt) for worker, _ in these])
 
     def take_back(self) -> None:
         """Nothing is committed."""
-        self.contributors = ()
-        self.used.clear()
+        self.contributors = self.used = ()
 
     def drop(self, worker: int) -> bool:
         """The copy that `worker` keeps is gone, unless it is committed; whether there was one."""
-        kept = [copy for copy in self.waiting if copy[0] == worker]
-        for copy in kept:
-            self.there.remove(copy)
-        return bool(kept)
+        kept = tuple(copy for copy in self.waiting if copy[0] != worker)
+        dropped = len(kept) < len(self.waiting)
+        if dropped:
+            self.there = kept
+        return dropped
 
-    def invalidate(self, undelivered: Iterable[tuple[int, int, int]]) -> None:
+    def invalidate(self, undelivered: Sequence[tuple[int, int, int]]) -> None:
         """Committed copies, (worker, role, attempt) each, are lost: the chunk is to be done again in their roles."""
-        for worker, role, attempt in undelivered:
-            self.redo.append(role)
-            self.used.remove((worker, attempt))
+        lost = {(worker, attempt) for worker, _, attempt in undelivered}
+        self.redo += tuple(role for _, role, _ in undelivered)
+        self.used = tuple(copy for copy in self.used if copy not in lost)
         self.attempt += 1
-        self.reported.clear()
+        self.reported = ()
 
     def able(self, holders: Iterable[int]) -> list[int]:
         """Those of the live holders whose copies would count from now on."""
-        done = self.reported if self.redo else {worker for worker, _ in self.waiting}
+        done = self.reported if self.redo else [worker for worker, _ in self.waiting]
         return [worker for worker in holders if worker not in done]
 
 
