@@ -2,7 +2,6 @@
 
 import shutil
 import time
-from dataclasses import replace
 from itertools import repeat, takewhile
 from pathlib import Path
 
@@ -103,7 +102,7 @@ def test_after_how_many_wrong_copies_a_worker_is_lost(strikes, lost):
 def resumed_from(**changes):
     """The checkpoint after another iteration of a run that goes on from one with these changes."""
     assert train(chunks_of(0, (1,), {1: 0.1}), ONCE) == 0
-    changed = replace(newest(), **changes)
+    changed = newest().model_copy(update=changes)
     for path in Path("out/checkpoints").iterdir():
         path.unlink()
     save(changed, Path("out/checkpoints"))
