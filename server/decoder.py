@@ -6,36 +6,48 @@ several parts is decoded from (and so with which rounding) depends on who was fa
 order in which the workers' own sums were formed.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from psgc.backend import Array, Backend, decode, part_length
-from psgc.coding import decoding_coefficients, encoding_coefficients
+from psgc.coding import agreeing, decoding_coefficients, encoding_coefficients
+
+Contributions = Sequence[tuple[int, int]]  # (worker, role) of copies of a chunk
 
 
 class Decoder:
     """Sums one iteration's gradient from what the workers send.
 
-    coding_matrix: R, (num_workers, parts), row j - 1 for the worker of rank j; dim: entries of the gradient;
-    keeping: whether all copies that count are kept until the gradient is asked for, N * dim entries (`per_chunk`).
+    coding_matrix: R, (num_workers, parts), row j - 1 for role j; dim: entries of the gradient;
+    keeping: whether copies that count are kept until the gradient is asked for, N * dim entries (`per_chunk`);
+    tolerance: relative difference up to which copies agree (`verify`); then all copies are kept, also surplus ones.
     """
 
     def __init__(
-        self, backend: Backend, coding_matrix: np.ndarray, dim: int, dtype: Any, keeping: bool = False
+        self,
+        backend: Backend,
+        coding_matrix: np.ndarray,
+        dim: int,
+        dtype: Any,
+        keeping: bool = False,
+        tolerance: float | None = None,
     ) -> None:
         self._backend = backend
         self._coding_matrix = coding_matrix
         self._parts = coding_matrix.shape[1]
         self._columns = dim // self._parts
-        self._held: dict[int, _Copies] = {}  # chunk -> coded gradients that wait for others
+        self._held: dict[int, _Copies] = {}  # chunk -> coded gradients that are here
+        self._committed: set[int] = set()
         self._tree: _Tree | None = _Tree() if self._parts == 1 else None  # `per_chunk`
         self._decoding: dict[tuple[int, ...], np.ndarray] = {}  # S_i -> inverse of R[S_i]
-        self._keeping = keeping
+        self._tolerance = tolerance
+        self._keeping = keeping or tolerance is not None
         self._kept: dict[int, tuple[tuple[int, ...], Array, Array]] = {}  # chunk -> S_i and what they sent
         self.message_length = part_length(dim, self._parts)  # entries of one coded gradient
         self._sum = backend.xp.zeros(dim, dtype)  # of all that is not in the tree
+        self._accumulated = False  # whether there are accumulators in it
 
     @property
     def gradient(self) -> Array:
@@ -43,60 +55,84 @@ class Decoder:
         for chunk in sorted(self._kept):
             self._add(chunk, *self._kept.pop(chunk))
         total = self._tree.total() if self._tree is not None else None
-        return self._sum if total is None else total
+        if total is None:
+            return self._sum
+        return total + self._sum if self._accumulated else total  # + 0 would change the sign of another 0
 
     def begin(self) -> None:
         """A new iteration: the sum is zero and nothing is held."""
         self._held.clear()
+        self._committed.clear()
         self._kept.clear()
         self._sum.fill(0)
+        self._accumulated = False
         if self._tree is not None:
             self._tree.clear()
 
     def hold(self, worker: int, chunk: int, coded: Array) -> None:
-        """Keep a copy of a coded gradient (`per_chunk`) until the chunk is committed."""
+        """Copy the coded gradient of a worker and keep it until the chunk is committed; a second one is dropped."""
+        if self._tolerance is None and chunk in self._committed:
+            return
         if chunk not in self._held:
-            self._held[chunk] = _Copies(self._backend.xp.empty((self._parts, coded.size), coded.dtype), self._columns)
+            rows = self._parts + (self._tolerance is not None)
+            self._held[chunk] = _Copies(self._backend.xp.empty((rows, coded.size), coded.dtype), self._columns)
         self._held[chunk].add(worker, coded, self._backend)
 
-    def commit(self, chunk: int, contributors: tuple[int, ...]) -> None:
-        """Decode a chunk (`per_chunk`) from the copies of its contributors: R[S_i] G = Y.
+    def commit(self, chunk: int, contributions: Contributions) -> None:
+        """Decode a chunk (`per_chunk`) from these copies: R[S_i] G = Y. With `verify` it may be committed once more.
 
         Of fewer than `parts` the least-squares solution: the projection of G on the row space of R[S_i].
         """
-        copies = (contributors, *self._held.pop(chunk).of(contributors))
+        held = self._held.pop(chunk) if self._tolerance is None else self._held[chunk]
+        roles = tuple(role for _, role in contributions)
+        copies = (roles, *held.of([worker for worker, _ in contributions]))
+        self._committed.add(chunk)
         if self._keeping:
             self._kept[chunk] = copies
         else:
             self._add(chunk, *copies)
 
+    def agreeing(self, chunk: int, copies: Contributions) -> list[int]:
+        """The workers whose copies of `chunk` agree, `parts` first that decode it (`verify`).
+
+        When no parts + 1 do there are none, and the chunk is not in the gradient until it is committed once more.
+        """
+        assert self._tolerance is not None
+        rows = self._coding_matrix[[role - 1 for _, role in copies]]
+        held = self._held[chunk]
+        places = agreeing(rows, [held.whole(worker, self._backend) for worker, _ in copies], self._tolerance)
+        if not places:
+            self._kept.pop(chunk, None)
+        return [copies[place][0] for place in places]
+
     def weighted(self, weights: Mapping[int, float]) -> Array:
         """(dim,): the sum of the gradients of these chunks, which are kept, each times its weight."""
         total = self._backend.xp.zeros_like(self._sum)
         for chunk in sorted(weights):
-            contributors, coded, rest = self._kept[chunk]
-            decode(self._backend, total, weights[chunk] * self._inverse(contributors), coded, rest)
+            roles, coded, rest = self._kept[chunk]
+            decode(self._backend, total, weights[chunk] * self._inverse(roles), coded, rest)
         return total
 
-    def _add(self, chunk: int, contributors: tuple[int, ...], coded: Array, rest: Array) -> None:
+    def _add(self, chunk: int, roles: tuple[int, ...], coded: Array, rest: Array) -> None:
         if self._tree is not None:  # R = 1: there is nothing to invert, the copy is the gradient
             self._tree.add(chunk, coded[0])
         else:
-            decode(self._backend, self._sum, self._inverse(contributors), coded, rest)
+            decode(self._backend, self._sum, self._inverse(roles), coded, rest)
 
-    def _inverse(self, contributors: tuple[int, ...]) -> np.ndarray:
+    def _inverse(self, roles: tuple[int, ...]) -> np.ndarray:
         """(parts, s): from coded gradients to parts."""
-        inverse = self._decoding.get(contributors)
+        inverse = self._decoding.get(roles)
         if inverse is None:
-            rows = self._coding_matrix[[worker - 1 for worker in contributors]]
-            exact = len(contributors) >= self._parts
+            rows = self._coding_matrix[[role - 1 for role in roles]]
+            exact = len(roles) >= self._parts
             inverse = decoding_coefficients(rows) if exact else encoding_coefficients(rows).T
-            self._decoding[contributors] = inverse
+            self._decoding[roles] = inverse
         return inverse
 
-    def add_accumulator(self, worker: int, accumulator: Array) -> None:
-        """Add a worker's accumulator (`combined`): part k of the gradient is sum_j R[j, k] y_j."""
-        coefficients = self._coding_matrix[worker - 1][:, None]
+    def add_accumulator(self, role: int, accumulator: Array) -> None:
+        """Add the accumulator of a role (`combined`): part k of the gradient is sum_j R[j, k] y_j."""
+        self._accumulated = True
+        coefficients = self._coding_matrix[role - 1][:, None]
         coded, rest = accumulator[None, : self._columns], accumulator[None, self._columns :]
         decode(self._backend, self._sum, coefficients, coded, rest)
 
@@ -145,16 +181,25 @@ class _Copies:
         self._workers: list[int] = []
 
     def add(self, worker: int, coded: Array, backend: Backend) -> None:
+        if worker in self._workers:
+            return
         place, columns = len(self._workers), self._coded.shape[1]
-        if place == len(self._coded):  # more than `parts` are here before any counts (schedule `full`)
+        if place == len(self._coded):  # with schedule `full` many are here before any counts, with `verify` surplus
             self._coded = backend.xp.concatenate([self._coded, backend.xp.empty_like(self._coded)])
             self._rest = backend.xp.concatenate([self._rest, backend.xp.empty_like(self._rest)])
         self._coded[place], self._rest[place] = coded[:columns], coded[columns:]
         self._workers.append(worker)
 
-    def of(self, contributors: tuple[int, ...]) -> tuple[Array, Array]:
+    def of(self, workers: Sequence[int]) -> tuple[Array, Array]:
         """(s, columns) and (s, 0 or 1): the copies of these workers, in this order."""
-        places = [self._workers.index(worker) for worker in contributors]
-        if places == list(range(len(places))):
-            return self._coded[: len(places)], self._rest[: len(places)]
+        places = [self._workers.index(worker) for worker in workers]
+        first, end = places[0], places[0] + len(places)
+        if places == list(range(first, end)):
+            return self._coded[first:end], self._rest[first:end]
         return self._coded[places], self._rest[places]
+
+    def whole(self, worker: int, backend: Backend) -> Array:
+        """The coded gradient of a worker as it came."""
+        place = self._workers.index(worker)
+        coded, rest = self._coded[place], self._rest[place]
+        return backend.xp.concatenate([coded, rest]) if rest.size else coded

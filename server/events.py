@@ -1,6 +1,7 @@
 """What happens to an iteration, as the coordinator hears of it. All times are seconds since the iteration began."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +17,9 @@ class Report:
 
     now: when the server handles the report; seconds: what the chunk took the worker; attempt: how often the chunk had
     been invalidated, as far as the worker knew; late: how many seconds ago the worker finished the chunk.
+
+    The rest is not for the coordinator. start: when the worker began the chunk, by its own clock; loss: of the chunk;
+    coded: the coded gradient, (dim / parts,), valid until the next event; None when the worker keeps its gradient.
     """
 
     worker: int
@@ -25,6 +29,9 @@ class Report:
     seconds: float = 0.0
     attempt: int = 0
     late: float = 0.0
+    start: float = 0.0
+    loss: float = 0.0
+    coded: Any = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,15 +45,20 @@ class Abandoned:
     seconds: float = 0.0
     attempt: int = 0
     late: float = 0.0
+    start: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Delivered:
-    """The accumulator of a worker in one role is here (transfer `combined`)."""
+    """The accumulator of a worker in one role is here (transfer `combined`).
+
+    vector: (dim / parts,), valid until the next event; not for the coordinator.
+    """
 
     worker: int
     iteration: int
     role: int
+    vector: Any = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

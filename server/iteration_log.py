@@ -4,6 +4,7 @@ import math
 
 from psgc.run_rows import Outcome
 from psgc.server.coordinator import Coordinator
+from psgc.server.events import Report
 from psgc.server.observer import IterationRecord, Observer
 
 
@@ -31,15 +32,14 @@ class IterationLog:
         """The row of an iteration, in which so many workers take no part."""
         self.row, self._is_complete = IterationRecord(iteration, lost=lost), False
 
-    def reported(
-        self, worker: int, iteration: int, chunk: int, start: float, seconds: float, loss: float, attempt: int
-    ) -> None:
-        """A report of a chunk, `attempt` times invalidated before."""
-        if iteration == self.row.iteration:
-            self.row.reports[worker, chunk, attempt] = (start, seconds)
-            self.row.losses.setdefault(chunk, loss)
+    def reported(self, report: Report) -> None:
+        """A worker has done a chunk."""
+        worker, chunk, start, seconds = report.worker, report.chunk, report.start, report.seconds
+        if report.iteration == self.row.iteration:
+            self.row.reports[worker, chunk, report.attempt] = (start, seconds)
+            self.row.losses.setdefault(chunk, report.loss)
         else:  # of an iteration whose row is finished
-            self._observer.chunk(worker, chunk, iteration, start, seconds, Outcome.LATE)
+            self._observer.chunk(worker, chunk, report.iteration, start, seconds, Outcome.LATE)
 
     def lost(self, worker: int) -> None:
         """`worker` takes no part from now on."""

@@ -1,11 +1,8 @@
-"""What no correct worker sends, told by its values alone. Whoever sends it is lost, and nobody else."""
+"""What no correct worker sends, told by its values alone. The worker that sends it is lost; the others go on."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from math import isfinite
 from typing import Any
 
-from psgc.errors import ProtocolError
 from psgc.messages import Kind
 
 FROM_WORKERS = {
@@ -45,20 +42,12 @@ def check_iteration(what: str, iteration: int, current: int) -> None:
 
 def check_seconds(what: str, *seconds: float) -> None:
     """Raises Malformed for times that are negative, infinite or NaN."""
-    if wrong := [value for value in seconds if not (isfinite(value) and value >= 0)]:
-        raise Malformed(f"{what} with a time of {wrong[0]} s")
+    for value in seconds:
+        if not (isfinite(value) and value >= 0):
+            raise Malformed(f"{what} with a time of {value} s")
 
 
 def check_length(what: str, length: int, expected: int) -> None:
     """Raises Malformed for a vector of another length."""
     if length != expected:
         raise Malformed(f"{what} of {length} entries, expected {expected}")
-
-
-@contextmanager
-def allowed() -> Iterator[None]:
-    """Around an event that a worker brings to the coordinator. Raises Malformed when the protocol does not allow it."""
-    try:
-        yield
-    except ProtocolError as error:
-        raise Malformed(str(error)) from None

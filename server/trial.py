@@ -1,6 +1,6 @@
 """The trial: in the first iteration some chunks are done by two workers, and their gradients must be the same."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isnan
 
@@ -12,8 +12,19 @@ class Difference:
     """Two workers that disagree on a chunk, and by how much, relative to the gradient."""
 
     chunk: int
+    iteration: int
     workers: tuple[int, int]
     relative: float
+
+    def text(self, hosts: Sequence[str]) -> str:
+        """What to tell the user."""
+        one, other = (f"{worker} on {hosts[worker]}" for worker in self.workers)
+        return (
+            f"trial: chunk {self.chunk}, iteration {self.iteration}: the gradients of workers {one} and {other} differ "
+            f"by {self.relative:.1e} of their length, but a gradient may only depend on (params, chunk, rng). Usual "
+            "causes: random numbers that do not come from rng; state that the model keeps between calls (batch "
+            "normalisation, counters); other data or code on one host. trial: false skips this check"
+        )
 
 
 @dataclass
@@ -21,11 +32,12 @@ class Trial:
     """Compares what workers tell of the same chunk in the same iteration.
 
     chunks: the chunk that each worker does for the trial (`psgc.checks.trial_chunks`); tolerance: relative difference
-    up to which two gradients count as the same.
+    up to which two gradients count as the same; first: the iteration that the run begins with.
     """
 
     chunks: Mapping[int, int]
     tolerance: float
+    first: int = 0
     _sketches: dict[tuple[int, int], tuple[int, Sketch]] = field(default_factory=dict)  # the first of each chunk
     _began: set[int] = field(default_factory=set)  # workers that have done a chunk of the first iteration
     _ended: set[int] = field(default_factory=set)  # those that have told, or are lost
@@ -35,9 +47,9 @@ class Trial:
         """The workers that have done a chunk in the first iteration, and have not told yet what came of the trial."""
         return frozenset(self._began - self._ended)
 
-    def reported(self, worker: int) -> None:
-        """The worker has done a chunk of the first iteration: its part of the trial comes after the first of them."""
-        if worker in self.chunks:
+    def reported(self, worker: int, iteration: int) -> None:
+        """The worker has done a chunk: its part of the trial comes after the first one of the first iteration."""
+        if iteration == self.first and worker in self.chunks:
             self._began.add(worker)
 
     def lost(self, worker: int) -> None:
@@ -52,4 +64,4 @@ class Trial:
             return None
         other, first = self._sketches.setdefault((iteration, chunk), (worker, sketch))
         difference = relative_difference(first, sketch)
-        return Difference(chunk, (other, worker), difference) if difference > self.tolerance else None
+        return Difference(chunk, iteration, (other, worker), difference) if difference > self.tolerance else None

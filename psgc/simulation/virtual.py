@@ -10,10 +10,9 @@ from heapq import heapify, heappop, heappush
 from math import inf, isfinite
 
 from psgc.schedules import Schedule
-from psgc.schedules.orders import Queue, Skip
 from psgc.server import events
 from psgc.server.coordinator import Coordinator
-from psgc.server.instructions import Discard, Finish, Instruction
+from psgc.server.interpreter import Target, carry_out
 from psgc.server.membership import Membership
 from psgc.workers.state import Report, WorkerState
 
@@ -38,7 +37,7 @@ class Trial:
     contributors: int = 0
 
 
-class VirtualCluster:
+class VirtualCluster(Target):
     """Workers and a server that live as long as several iterations do, so that a schedule can learn.
 
     holders[i]: ranks that hold chunk i; queues: by rank, as in psgc.plan.Plan; parts: l; costs[i]: what chunk i takes
@@ -80,9 +79,7 @@ class VirtualCluster:
         self._recovered = False
         self._orders = 0
         self._now = 0.0
-        self._carry_out(
-            self._coordinator.handle(events.Begin(self._iteration))
-        )  # the orders arrive together with the parameters
+        self._bring(events.Begin(self._iteration))  # the orders arrive together with the parameters
         for worker in self._workers.values():
             worker.begin(self._iteration)
         busy = {rank for _, rank, _ in self._ends}
@@ -100,7 +97,7 @@ class VirtualCluster:
                 return Trial(inf, len(done), tuple(useful))
             if not self._ends or wake < self._ends[0][0]:
                 self._now = wake
-                self._carry_out(self._coordinator.handle(events.Tick(wake)))
+                self._bring(events.Tick(wake))
                 continue
             self._now, rank, chunk = heappop(self._ends)
             iteration, _ = self._in.pop(rank)
@@ -115,7 +112,7 @@ class VirtualCluster:
             reported += isinstance(answer, Report)
             event = events.Report if isinstance(answer, Report) else events.Abandoned
             took = seconds[rank] * self._cost(chunk)
-            self._carry_out(self._coordinator.handle(event(rank, self._iteration, chunk, self._now, took)))
+            self._bring(event(rank, self._iteration, chunk, self._now, took))
         return self._trial(done, tuple(useful), reported)
 
     def _trial(self, done: Sequence[tuple[int, int]], useful: tuple[float, ...], reported: int) -> Trial:
@@ -149,19 +146,21 @@ class VirtualCluster:
             end = self._now + (self._seconds[rank] * self._cost(chunk) + self._pause)
             heappush(self._ends, (end, rank, chunk))
 
-    def _carry_out(self, instructions: Sequence[Instruction]) -> None:
-        for instruction in instructions:
-            match instruction:
-                case Skip(rank, chunk, False):
-                    self._orders += 1
-                    self._workers[rank].skip(self._iteration, chunk)
-                case Skip(rank, chunk) | Discard(rank, chunk):
-                    self._orders += isinstance(instruction, Skip)  # nobody is told of a late copy, see Server
-                    self._workers[rank].discard(self._iteration, chunk)
-                case Queue(rank, chunks):
-                    self._orders += max(1, len(chunks))
-                    self._workers[rank].queue(self._iteration, chunks)
-                    if rank not in self._in and self._workers[rank].iteration == self._iteration:
-                        self._take(rank)
-                case Finish():
-                    self._recovered = True
+    def _bring(self, event: events.Event) -> None:
+        carry_out(self._coordinator.handle(event), self)
+
+    # what the coordinator wants done
+
+    def finish(self) -> None:
+        self._recovered = True
+
+    def skip(self, worker: int, chunk: int, recovered: bool) -> None:
+        self._orders += 1
+        state = self._workers[worker]
+        (state.discard if recovered else state.skip)(self._iteration, chunk)
+
+    def queue(self, worker: int, chunks: tuple[int, ...]) -> None:
+        self._orders += max(1, len(chunks))
+        self._workers[worker].queue(self._iteration, chunks)
+        if worker not in self._in and self._workers[worker].iteration == self._iteration:
+            self._take(worker)

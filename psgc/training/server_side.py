@@ -30,7 +30,6 @@ from psgc.server.recovery import Recovery
 from psgc.server.settings import ServerSettings
 from psgc.server.trial import Trial
 from psgc.server.verification import Verification
-from psgc.server.verifying_loop import VerifyingServer
 from psgc.terminal import say
 from psgc.training import resume
 from psgc.training.claim import Claim
@@ -301,7 +300,6 @@ def make_server(
         has_loss=has_loss,
         seed=config.seed,
     )
-    make = VerifyingServer if verify else Server
     optimizer = make_optimizer(**config.optimizer.model_dump())
     trial = Trial(tried_chunks(config, plan), tolerance)
-    return make(transport, plan, backend, optimizer, observer, settings, interrupted, check_data, trial)
+    return Server(transport, plan, backend, optimizer, observer, settings, interrupted, check_data, trial)

@@ -34,7 +34,7 @@ def check_beliefs(world: Any) -> None:
 def _check_nothing_lost(world: Any, worker: int, counted_on: set[int]) -> None:
     watch, node = world.watch, world.nodes[worker]
     end = node.end
-    on_its_way = end.params or end.control or end.sent or end.vectors or world.server._outgoing.waits(worker)
+    on_its_way = end.params or end.control or end.sent or end.vectors or world.server._links.outbox.waits(worker)
     if node.dead or on_its_way or node.state.iteration < world.iteration:
         return
     will = {*node.state._queue}

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from psgc.config import Coding
 from psgc.plan import make_plan
-from psgc.server import verifying_decoder
+from psgc.server import decoder
 from psgc.server.events import Compared
 from psgc.server.verification import Verification
 from tests.simulation import faults
@@ -96,6 +96,6 @@ def test_what_would_be_wrong_is_found(monkeypatch, blind):
     def first(rows, copies, _):
         return tuple(range(len(copies) if blind == "everything agrees" else rows.shape[1] + 1))
 
-    monkeypatch.setattr(verifying_decoder, "agreeing", first)
+    monkeypatch.setattr(decoder, "agreeing", first)
     with pytest.raises(AssertionError):
         any(faults.run(seed, verified=True) is None for seed in range(50))

@@ -21,12 +21,11 @@ from psgc.backend import Backend
 from psgc.coding import worst_condition
 from psgc.errors import RunFailed, TooFewWorkers
 from psgc.schedules import SCHEDULES
-from psgc.server import clock as server_clock
+from psgc.server import cluster as server_cluster
+from psgc.server import links as server_links
 from psgc.server import loop as server_loop
-from psgc.server import verifying_loop
 from psgc.server.loop import Server
 from psgc.server.settings import ServerSettings
-from psgc.server.verifying_loop import VerifyingServer
 from psgc.training.gradient_error import unseen
 from psgc.transport import Control, Died, Text
 from psgc.workers import loop as worker_loop
@@ -92,13 +91,11 @@ class World:
     def run(self) -> None:
         """All iterations, or until too few workers are left."""
         with ExitStack() as stack:
-            for module in (server_clock, server_loop, verifying_loop, worker_loop, worker_mailbox):
+            for module in (server_cluster, server_links, server_loop, worker_loop, worker_mailbox):
                 stack.enter_context(mock.patch.object(module, "time", self.clock))
             stack.enter_context(mock.patch.dict(SCHEDULES, reordering=Reordering))
-            stack.enter_context(mock.patch.object(server_loop, "SCHEDULES", FACTORIES))
-            for module in (server_loop, verifying_loop):
-                watched = partial(WatchedCoordinator, self)
-                stack.enter_context(mock.patch.object(module, "Coordinator", watched))
+            stack.enter_context(mock.patch.object(server_cluster, "SCHEDULES", FACTORIES))
+            stack.enter_context(mock.patch.object(server_loop, "Coordinator", partial(WatchedCoordinator, self)))
             case = self.case
             settings = ServerSettings(
                 schedule=case.schedule,
@@ -109,8 +106,7 @@ class World:
                 recovery=case.recovery,
                 verification=case.verification,
             )
-            make_server = VerifyingServer if case.verification else Server
-            self.server = make_server(self.end, self.plan, Backend(), Checking(self), Observer(self), settings)
+            self.server = Server(self.end, self.plan, Backend(), Checking(self), Observer(self), settings)
             try:
                 self.server.run(np.zeros(case.dim), case.num_iterations, begins=self.begin)
             except RunFailed as error:
@@ -119,7 +115,7 @@ class World:
                 return
             with suppress(TooFewWorkers):
                 for _ in range(STEPS):  # what is still on its way changes nothing
-                    self.server._poll(self.iteration)
+                    self.server._poll()
                     if self.idle:
                         break
             self.check_exact(self.server._decoder.gradient)
@@ -157,7 +153,7 @@ class World:
 
     def here(self) -> set[int]:
         """The workers that the server counts on."""
-        return self.nodes.keys() - set(self.server._failure_detector.away)
+        return self.nodes.keys() - set(self.server._cluster.detector.away)
 
     def is_cut_off(self, rank: int) -> bool:
         if rank in self.cut_off:
@@ -201,8 +197,8 @@ class World:
 
     def time_helps(self, able: Sequence[Any]) -> bool:
         """Nothing but time goes on: whether anything of `able` does then."""
-        wake = self.server._began + self.server._coordinator.wake
-        if wake < self.server._began + AGES and self.idle <= PATIENCE:
+        wake = self.began_at + self.server._coordinator.wake
+        if wake < self.began_at + AGES and self.idle <= PATIENCE:
             self.clock.now = max(self.clock.now, wake)
             return False
         self.clock.now += 0 if able else 1.0

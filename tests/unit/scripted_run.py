@@ -9,12 +9,10 @@ from psgc.backend import Backend
 from psgc.config import Coding
 from psgc.plan import make_plan
 from psgc.run_rows import Outcome
-from psgc.server import clock, loop, verifying_loop
+from psgc.server import cluster, links, loop
 from psgc.server.loop import Server
 from psgc.server.optimizer import make_optimizer
-from psgc.server.recovery import EXACT
 from psgc.server.settings import ServerSettings
-from psgc.server.verifying_loop import VerifyingServer
 from tests.simulation.network import Clock
 from tests.unit.scripted import Transport, done
 
@@ -24,37 +22,39 @@ WORKERS, SEED, TIMEOUT = 4, 5, 30.0
 class Run:
     """A server of so many workers, its transport, its clock, and what it told its observer.
 
-    Chunk i has the gradient (2^i,).
+    Chunk i has the gradient (2^i,). interrupted, check_data, trial: as `Server` has them; settings: further ones.
     """
 
     def __init__(
-        self, monkeypatch, schedule="static", recovery=EXACT, costs=None, workers=WORKERS, replication=2, parts=1,
-        combined=False, verification=None,
+        self, monkeypatch, schedule="static", workers=WORKERS, chunks_per_worker=2, replication=2, parts=1,
+        interrupted=lambda: None, check_data=lambda _: None, trial=None, **settings,
     ):  # fmt: skip
         self.transport, self.clock = Transport(workers + 1), Clock()
         self.rows, self.gradient_error, self.lost, self.returned, self.outcomes, self.stuck = [], [], {}, [], {}, []
-        for module in (loop, clock, verifying_loop):
+        self.wrong, self.steps = [], 0
+        for module in (loop, links, cluster):
             monkeypatch.setattr(module, "time", self.clock)
         observer = SimpleNamespace(
             iteration=self.rows.append,
             approximate=self.gradient_error.append,
-            stepped=lambda done: None,
+            stepped=self._stepped,
             lost=lambda worker, host, iteration, reason: self.lost.update({worker: (iteration, reason)}),
             returned=lambda worker, iteration: self.returned.append((worker, iteration)),
             chunk=self._chunk,
-            failure_text=lambda worker, text: "it raised",
-            wrong=lambda *_: None,
+            failure_text=lambda worker, text: text or "it raised",
+            wrong=lambda *what: self.wrong.append(what),
             stuck=self.stuck.append,
         )
-        self.plan = make_plan(
-            Coding(chunks_per_worker=2, replication=replication, parts=parts), schedule, workers, SEED
-        )
-        settings = ServerSettings(
-            schedule=schedule, dtype="float64", combined=combined, collect_timeout=TIMEOUT, recovery=recovery,
-            verification=verification, costs=costs, seed=SEED,
+        coding = Coding(chunks_per_worker=chunks_per_worker, replication=replication, parts=parts)
+        self.plan = make_plan(coding, schedule, workers, SEED)
+        settings = {"combined": False, "collect_timeout": TIMEOUT, "seed": SEED, "dtype": "float64"} | settings
+        self.server = Server(
+            self.transport, self.plan, Backend(), make_optimizer("sgd", 0.5), observer,
+            ServerSettings(schedule=schedule, **settings), interrupted, check_data, trial,
         )  # fmt: skip
-        make = VerifyingServer if verification else Server
-        self.server = make(self.transport, self.plan, Backend(), make_optimizer("sgd", 0.5), observer, settings)
+
+    def _stepped(self, done):
+        self.steps = done
 
     def _chunk(self, worker, chunk, iteration, start, seconds, outcome):
         self.outcomes[worker, chunk, iteration] = Outcome(outcome)

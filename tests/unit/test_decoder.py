@@ -18,6 +18,11 @@ def coded(matrix, rank, gradient):
     return Encoder(Backend(), matrix, gradient.size, gradient.dtype).coded(gradient, rank, 0, 0, 0)[:-TAIL]
 
 
+def copies(workers):
+    """Of these workers, each in its own role."""
+    return [(worker, worker) for worker in workers]
+
+
 def matrix_for(parts, num_workers, rng):
     return np.ones((num_workers, 1)) if parts == 1 else rng.standard_normal((num_workers, parts))
 
@@ -48,7 +53,7 @@ def test_chunks_are_decoded_from_any_copies_however_they_arrive(dtype, exact, da
             buffer.fill(np.nan)  # the receive buffer is used again
             here.add((worker, chunk))
             if {(w, chunk) for w in contributors[chunk]} <= here:
-                decoder.commit(chunk, contributors[chunk])
+                decoder.commit(chunk, copies(contributors[chunk]))
                 committed.add(chunk)
                 expected += gradients[chunk]
             np.testing.assert_allclose(decoder.gradient, expected, rtol=0, atol=exact)
@@ -87,7 +92,7 @@ def test_the_sum_of_whole_gradients_does_not_depend_on_who_sent_what_when(data, 
             workers = data.draw(st.permutations([1, 2, 3, 4]))[: data.draw(st.integers(1, 4))]
             for worker in workers:
                 decoder.hold(worker, chunk, gradients[chunk])
-            decoder.commit(chunk, (workers[-1],))
+            decoder.commit(chunk, copies([workers[-1]]))
         sums.append(decoder.gradient.tobytes())
     assert sums[0] == sums[1]
     assert decoder.gradient.dtype == dtype
@@ -100,7 +105,7 @@ def test_the_sum_is_a_tree_over_the_chunks():
     decoder.begin()
     for chunk in (4, 1, 6, 0, 3, 5, 2):
         decoder.hold(1, chunk, np.array([values[chunk]]))
-        decoder.commit(chunk, (1,))
+        decoder.commit(chunk, copies([1]))
     a, b, c, d, e, f, g = values
     assert decoder.gradient.tolist() == [((a + b) + (c + d)) + ((e + f) + g)]
     assert decoder.gradient[0] != 1e16  # which it is from left to right
@@ -111,7 +116,7 @@ def test_what_waits_for_a_neighbour_is_all_that_is_kept():
     decoder.begin()
     for chunk in range(64):
         decoder.hold(1, chunk, np.ones(3))
-        decoder.commit(chunk, (1,))
+        decoder.commit(chunk, copies([1]))
         assert len(decoder._tree._nodes) == (chunk + 1).bit_count()
     assert decoder.gradient.tolist() == [64, 64, 64]
 
@@ -122,7 +127,7 @@ def test_a_copy_held_twice_counts_once():
     decoder.hold(2, 5, np.array([3.0, 4.0]))
     decoder.hold(2, 5, np.array([3.0, 4.0]))
     decoder.hold(1, 5, np.array([1.0, 2.0]))
-    decoder.commit(5, (2, 1))
+    decoder.commit(5, copies([2, 1]))
     assert decoder.gradient.tolist() == [1, 2, 3, 4]
 
 
@@ -132,7 +137,7 @@ def test_what_was_held_does_not_survive_into_the_next_iteration():
     decoder.hold(1, 0, np.array([7.0, 7.0]))
     decoder.begin()
     decoder.hold(1, 0, np.array([1.0, 2.0]))
-    decoder.commit(0, (1,))
+    decoder.commit(0, copies([1]))
     assert decoder.gradient.tolist() == [1, 2]
 
 
@@ -157,7 +162,7 @@ def test_of_too_few_copies_the_projection_is_decoded(parts, keeping, dim, seed, 
         for worker in contributors:
             decoder.hold(worker, chunk, coded(matrix, worker, gradient))
         if contributors:
-            decoder.commit(chunk, contributors)
+            decoder.commit(chunk, copies(contributors))
         expected += gradient - unseen(gradient, matrix, contributors)
     np.testing.assert_allclose(decoder.gradient, expected, atol=1e-9)
 
@@ -173,9 +178,112 @@ def test_what_is_kept_can_be_weighed_and_is_the_same_sum_as_ever(parts):
             for chunk in (4, 1, 6, 0, 3, 5, 2):
                 for worker in range(1, parts + 1):
                     decoder.hold(worker, chunk, coded(matrix, worker, gradients[chunk]))
-                decoder.commit(chunk, tuple(range(1, parts + 1)))
+                decoder.commit(chunk, copies(range(1, parts + 1)))
         weighted = decoders[1].weighted({0: 2.0, 5: 1.5, 6: 1.0})
         np.testing.assert_allclose(weighted, 2 * gradients[0] + 1.5 * gradients[5] + gradients[6], atol=1e-12)
         plain, kept = (decoder.gradient for decoder in decoders)
         np.testing.assert_allclose(kept, plain, rtol=1e-12)
         assert parts > 1 or kept.tobytes() == plain.tobytes()
+
+
+# copies that are compared (`verify`)
+
+
+def begun(matrix, dim, dtype="float64"):
+    decoder = Decoder(Backend(), matrix, dim, dtype, tolerance=1e-9)
+    decoder.begin()
+    return decoder
+
+
+@settings(deadline=None, max_examples=50)
+@given(parts=st.integers(1, 3), dim=st.integers(1, 9), seed=st.integers(0, 99), data=st.data())
+def test_the_gradient_is_the_sum_of_what_was_committed_last(parts, dim, seed, data):
+    rng = np.random.default_rng(seed)
+    matrix = np.ones((6, 1)) if parts == 1 else rng.standard_normal((6, parts))
+    decoder = begun(matrix, dim)
+    for _ in range(2):  # iterations
+        decoder.begin()
+        gradients = rng.standard_normal((4, dim))
+        for chunk in data.draw(st.permutations(range(4))):
+            wrong, *right = data.draw(st.permutations(range(1, 7)))
+            for worker in data.draw(st.permutations(range(1, 7))):
+                vector = coded(matrix, worker, gradients[chunk])
+                vector += 0.5 * (worker == wrong)
+                decoder.hold(worker, chunk, vector)
+                vector.fill(np.nan)  # the receive buffer is used again
+            decoder.commit(chunk, copies((wrong, *right)[:parts]))
+            agreeing = decoder.agreeing(chunk, copies((wrong, *right)))
+            assert set(agreeing) == set(right)
+            decoder.commit(chunk, copies(agreeing[:parts]))
+        np.testing.assert_allclose(decoder.gradient, gradients.sum(0), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_with_one_part_every_bit_is_that_of_the_decoder_that_checks_nothing(dtype):
+    rng = np.random.default_rng(0)
+    gradients = (rng.standard_normal((7, 5)) * 10.0 ** rng.integers(-6, 7, (7, 1))).astype(dtype)
+    gradients[:, 4] = -0.0
+    decoder, plain = begun(np.ones((3, 1)), 5, dtype), Decoder(Backend(), np.ones((3, 1)), 5, dtype)
+    plain.begin()
+    for chunk in rng.permutation(7).tolist():
+        plain.hold(1, chunk, gradients[chunk])
+        plain.commit(chunk, [(1, 1)])
+        for worker in (2, 3):
+            decoder.hold(worker, chunk, gradients[chunk])
+        decoder.commit(chunk, [(3, 3)])
+    assert decoder.gradient.tobytes() == plain.gradient.tobytes()
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_accumulators_are_added_to_what_was_checked(parts):
+    rng = np.random.default_rng(parts)
+    matrix = np.ones((3, 1)) if parts == 1 else rng.standard_normal((3, parts))
+    decoder, gradient, other = begun(matrix, 5), rng.standard_normal(5), rng.standard_normal(5)
+    encoder = Encoder(Backend(), matrix, 5, "float64")
+    encoder.begin(lambda _: False)
+    roles = tuple(range(1, parts + 1))
+    for role in roles:
+        encoder.add(other, roles, role)
+        decoder.add_accumulator(role, encoder.deliver(role))
+    for _ in range(2):  # asked for twice, it is the same
+        np.testing.assert_allclose(decoder.gradient, other, rtol=0, atol=1e-12)
+    for worker in roles:
+        decoder.hold(worker, 0, coded(matrix, worker, gradient))
+    decoder.commit(0, copies(roles))
+    for _ in range(2):
+        np.testing.assert_allclose(decoder.gradient, gradient + other, rtol=0, atol=1e-12)
+    decoder.begin()
+    assert not decoder.gradient.any()
+
+
+def test_a_worker_has_one_copy_whatever_it_sends_later():
+    decoder = begun(np.ones((2, 1)), 2)
+    decoder.hold(1, 0, np.array([1.0, 2.0]))
+    decoder.hold(1, 0, np.array([7.0, 7.0]))
+    decoder.commit(0, [(1, 1)])
+    assert decoder.gradient.tolist() == [1, 2]
+
+
+def test_what_was_committed_counts_no_more_once_no_copies_agree():
+    decoder = begun(np.ones((3, 1)), 2)
+    for chunk in (0, 1):
+        for worker in (1, 2):
+            decoder.hold(worker, chunk, np.array([1.0, 2.0 + worker * chunk]))
+        decoder.commit(chunk, [(1, 1)])
+    assert decoder.agreeing(1, [(1, 1), (2, 2)]) == []
+    assert decoder.gradient.tolist() == [1, 2]
+    decoder.hold(3, 1, np.array([1.0, 4.0]))
+    assert decoder.agreeing(1, [(1, 1), (2, 2), (3, 3)]) == [2, 3]
+    decoder.commit(1, [(2, 2)])
+    assert decoder.gradient.tolist() == [2, 6]
+
+
+def test_copies_are_told_apart_by_who_sent_them_also_in_the_same_role():
+    matrix = np.random.default_rng(0).standard_normal((4, 2))
+    decoder, gradient = begun(matrix, 4), np.array([1.0, 2.0, 3.0, 4.0])
+    for worker, role in [(1, 1), (2, 2), (3, 3), (4, 1)]:
+        decoder.hold(worker, 0, coded(matrix, role, gradient) + (worker == 1))
+    copies = [(1, 1), (2, 2), (3, 3), (4, 1)]
+    assert decoder.agreeing(0, copies) == [2, 3, 4]
+    decoder.commit(0, [(2, 2), (4, 1)])
+    np.testing.assert_allclose(decoder.gradient, gradient, rtol=0, atol=1e-12)

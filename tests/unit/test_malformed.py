@@ -5,9 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from psgc.errors import ProtocolError
 from psgc.messages import RECORD, Kind, record
-from psgc.server.malformed import Malformed, allowed, check_length, check_record
+from psgc.server.malformed import Malformed, check_length, check_record
 
 CHUNKS, ITERATION = 4, 7
 GOOD = {"iteration": 7, "chunk": 3, "start": 0.0, "seconds": 0.5}
@@ -61,8 +60,3 @@ def test_vectors_of_another_length_are_malformed():
     check_length("an accumulator", 3, 3)
     with pytest.raises(Malformed, match="an accumulator of 2 entries, expected 3"):
         check_length("an accumulator", 2, 3)
-
-
-def test_what_the_protocol_does_not_allow_is_malformed():
-    with pytest.raises(Malformed, match="not now"), allowed():
-        raise ProtocolError("not now")

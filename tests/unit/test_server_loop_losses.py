@@ -7,7 +7,7 @@ import scipy.sparse
 from psgc import coding
 from psgc.errors import RunFailed
 from psgc.messages import QUEUE_COUNTS, UNHEARD, Kind
-from psgc.server import loop, outgoing
+from psgc.server import links, outbox
 from psgc.server.recovery import AT_FIRST, Recovery
 from psgc.transport import Died
 from tests.unit.scripted import done, said
@@ -28,7 +28,7 @@ def positions(queues, num_chunks, whole):
 @pytest.mark.parametrize("lost", [False, True])
 @pytest.mark.parametrize("schedule", ["static", "full"])
 def test_an_unbiased_gradient_is_weighed_by_the_queues_of_its_iteration(make_run, schedule, lost):
-    run = make_run(schedule, Recovery(deadline=10.0, unbiased=True))
+    run = make_run(schedule, recovery=Recovery(deadline=10.0, unbiased=True))
     queues, num_done = {}, {}
 
     def script():
@@ -54,7 +54,7 @@ def test_an_unbiased_gradient_is_weighed_by_the_queues_of_its_iteration(make_run
 
 
 def test_an_automatic_deadline_follows_a_run_that_becomes_slower(make_run):
-    run = make_run("static", Recovery(deadline="auto"))
+    run = make_run("static", recovery=Recovery(deadline="auto"))
 
     def script():
         while True:
@@ -105,10 +105,10 @@ def test_after_a_loss_the_schedule_knows_what_it_has_learnt_and_what_chunks_cost
 # memory
 
 
-@pytest.mark.parametrize(("pool", "posted"), [(loop.POOL_BYTES, WORKERS), (96, 3), (8, 2)])
+@pytest.mark.parametrize(("pool", "posted"), [(links.POOL_BYTES, WORKERS), (96, 3), (8, 2)])
 def test_so_many_receives_are_posted_that_nobody_waits_for_another(make_run, monkeypatch, pool, posted):
     """One for each worker, or as many vectors of 32 bytes as there is memory for, but two."""
-    monkeypatch.setattr(loop, "POOL_BYTES", pool)
+    monkeypatch.setattr(links, "POOL_BYTES", pool)
     run = make_run("static")
 
     def script():
@@ -123,8 +123,8 @@ def test_a_worker_that_was_silent_during_many_losses_waits_for_its_queue(make_ru
     """Others die one by one. What it is told when it is heard again comes after the parameters, as MPI allows."""
     assert 2 * UNHEARD <= QUEUE_COUNTS
     unheard, default_queues = 4, 8
-    monkeypatch.setattr(outgoing, "UNHEARD", unheard)
-    monkeypatch.setattr(outgoing, "QUEUE_COUNTS", default_queues)
+    monkeypatch.setattr(outbox, "UNHEARD", unheard)
+    monkeypatch.setattr(outbox, "QUEUE_COUNTS", default_queues)
     run = make_run("static", workers=default_queues + 3, replication=default_queues + 3)
 
     def script():
@@ -141,7 +141,7 @@ def test_a_worker_that_was_silent_during_many_losses_waits_for_its_queue(make_ru
 
 
 @pytest.mark.parametrize("death", range(UNHEARD))
-def test_parameters_are_sent_after_the_standing_queues_that_they_count(make_run, death):
+def test_parameters_are_sent_after_the_default_queues_that_they_count(make_run, death):
     """To a worker that is not heard for a while, about when it gets no more."""
     run = make_run("static", replication=WORKERS)
 
@@ -195,7 +195,7 @@ def test_a_chunk_that_fails_on_two_workers_and_on_none_succeeds_ends_the_run(mak
 
 
 def test_a_chunk_that_was_left_out_since_its_failure_was_not_done_well(make_run):
-    run = make_run("static", Recovery(deadline=5.0), replication=WORKERS)
+    run = make_run("static", recovery=Recovery(deadline=5.0), replication=WORKERS)
 
     def script():
         yield failed(1, 0) + all_of(0, 3, 0)

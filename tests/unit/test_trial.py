@@ -16,7 +16,7 @@ def test_equal_gradients_are_fine_and_different_ones_are_told_with_both_workers(
     assert trial.told(1, 0, 0, ONE) is None
     assert trial.told(2, 0, 0, ONE) is None
     difference = trial.told(3, 0, 0, OTHER)
-    assert difference == Difference(0, (1, 3), difference.relative)
+    assert difference == Difference(0, 0, (1, 3), difference.relative)
     assert 1e-3 < difference.relative < 1
 
 
@@ -41,13 +41,13 @@ def test_a_gradient_that_could_not_be_had_is_not_compared():
 def test_who_has_done_a_chunk_is_waited_for_until_it_has_told_or_is_lost():
     trial = Trial({1: 4, 2: 0, 3: 2}, 1e-9)
     for worker in (1, 2, 9):
-        trial.reported(worker)
+        trial.reported(worker, 0)
     assert trial.awaited == {1, 2}
     trial.told(1, 0, 0, ONE)  # its own share
     assert trial.awaited == {1, 2}
     trial.told(1, 0, 4, FAILED)
     assert trial.awaited == {2}
-    trial.reported(1)  # its second chunk
+    trial.reported(1, 0)  # its second chunk
     assert trial.awaited == {2}
     trial.lost(2)
     trial.lost(3)

@@ -1,0 +1,48 @@
+"""What workers say besides the events of an iteration (`psgc.server.events`), read by `psgc.server.links`."""
+
+from dataclasses import dataclass
+
+from psgc.coding.sketch import Sketch
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A gradient raised, or is not finite. everywhere: the model is at fault, on every worker; text: what happened."""
+
+    worker: int
+    iteration: int
+    chunk: int
+    everywhere: bool
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """A worker has computed a gradient for the trial; `sketch` stands for it."""
+
+    worker: int
+    iteration: int
+    chunk: int
+    sketch: Sketch
+
+
+@dataclass(frozen=True, slots=True)
+class Alive:
+    """A worker has been in a chunk for so many seconds; chunk -1: it has nothing to do.
+
+    stuck_at: when that takes very long, the line of code that it is in, or empty if unknown.
+    """
+
+    worker: int
+    chunk: int
+    seconds: float
+    stuck_at: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """The process of a worker has ended (dead), or it has sent what no correct worker sends."""
+
+    worker: int
+    reason: str
+    dead: bool

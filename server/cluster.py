@@ -1,0 +1,166 @@
+"""The workers of a run: which of them take part, what they hold, and what follows when one fails."""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from math import inf
+
+from psgc.errors import RunFailed
+from psgc.plan import Plan
+from psgc.schedules import SCHEDULES, Queues, Schedule
+from psgc.server.arrivals import Alive, Failed
+from psgc.server.failure_detector import FailureDetector
+from psgc.server.membership import Membership
+from psgc.server.observer import Observer
+from psgc.server.rebalance import queues_for
+from psgc.server.settings import ServerSettings
+from psgc.server.stuck import Stuck
+
+CHECK_EVERY = 0.05  # seconds between two looks at the deadlines
+
+
+class Cluster:
+    """What the server knows of its workers; hosts: of every rank.
+
+    check_data: called with a chunk whose gradient failed, raises UserError when it is the data that is wrong.
+    membership, schedule, queues: of the current iteration.
+    now: seconds in which this process was running. A rank that was stopped and continued (Ctrl-Z, a suspended virtual
+    machine) must not take its own absence for the silence of the others.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        settings: ServerSettings,
+        hosts: Sequence[str],
+        observer: Observer,
+        check_data: Callable[[int], object],
+    ) -> None:
+        self._settings = settings
+        self.hosts = hosts
+        self._observer = observer
+        self._check_data = check_data
+        workers = range(1, plan.num_workers + 1)
+        self._everybody = Membership(
+            plan.holders(), plan.parts, settings.reassigning, workers, checking=settings.verification is not None
+        )
+        self.membership = self._everybody.without([])
+        self.queues = plan.queues
+        self.schedule = self._make_schedule(plan.backups)
+        self.detector = FailureDetector(workers, settings.collect_timeout, settings.chunk_timeout)
+        self.now = 0.0
+        self._last_tick = time.monotonic()
+        self._next_check = 0.0
+        self.changed = False  # a worker was lost or is back, or a chunk reassigned, since the last rebalancing
+        self.failures: dict[int, int] = {}  # chunk -> on which worker its gradient failed; done by nobody since
+        self._raised: set[int] = set()  # workers on which a gradient failed
+        self.strikes = Counter[int]()  # wrong copies of each worker (`verify`)
+        self._stuck = Stuck()
+
+    def _make_schedule(self, backups: Queues) -> Schedule:
+        settings, holders, parts = self._settings, self.membership.holders, self.membership.parts
+        return SCHEDULES[settings.schedule](self.queues, backups, holders, parts, settings.costs)
+
+    @property
+    def estimates(self) -> dict[int, float]:
+        """Seconds per chunk by rank, as far as the schedule has learnt them."""
+        return dict(self.schedule.estimates)
+
+    @estimates.setter
+    def estimates(self, seconds: dict[int, float]) -> None:
+        if self.schedule.is_adaptive:
+            self.schedule.estimates = {w: seconds[w] for w in self.membership.workers if w in seconds}
+
+    def tick(self) -> None:
+        """Let `now` go on."""
+        current = time.monotonic()
+        self.now += min(current - self._last_tick, 1.0)
+        self._last_tick = current
+
+    def welcome(self) -> list[int]:
+        """The lost workers that have been heard again: they take part from the next rebalancing on."""
+        back = self.detector.welcome(self.now)
+        self.changed = self.changed or bool(back)
+        return back
+
+    def rebalance(self, iteration: int) -> bool:
+        """Share the chunks anew among the workers that take part, if anything has changed; whether it has."""
+        if not self.changed:
+            return False
+        self.changed = False
+        self.membership = self._everybody.without(self.detector.away)
+        self.queues, backups = queues_for(self.membership, self._settings.schedule, self._settings.seed, iteration)
+        schedule = self._make_schedule(backups)
+        schedule.inherit(self.schedule)
+        self.schedule = schedule
+        return True
+
+    # when a worker fails
+
+    def alive(self, alive: Alive) -> None:
+        """A worker says what it is doing."""
+        self.detector.busy(alive.worker, alive.chunk, alive.seconds, self.now)
+        if alive.stuck_at is not None:
+            self._stuck.told(alive.worker, alive.chunk, alive.seconds, alive.stuck_at, self.now)
+
+    def due(self, unreached: Callable[[float], Sequence[int]]) -> list[tuple[int, str, bool]]:
+        """The workers to give up now, why, and whether for good.
+
+        unreached: gives the workers to which something has not left for so many seconds.
+        """
+        limit = self._settings.verification.strikes if self._settings.verification else inf
+        found = [
+            (worker, f"its copies were wrong {strikes} times (verify.strikes)", True)
+            for worker, strikes in self.strikes.items()
+            if strikes >= limit
+        ]
+        if self.now >= self._next_check:
+            self._next_check = self.now + CHECK_EVERY
+            for line in self._stuck.due(self.now):
+                self._observer.stuck(line)
+            found += [(worker, reason, False) for worker, reason in self.detector.missing(self.now)]
+            timeout = self._settings.collect_timeout
+            reason = f"nothing reaches it for {timeout:g} s (faults.collect_timeout)"
+            found += [(worker, reason, False) for worker in unreached(timeout)]
+        return found
+
+    def lose(self, worker: int, dead: bool, failed: bool) -> bool:
+        """`worker` does not take part any more; whether it did until now."""
+        if not self.detector.lost(worker, dead, failed):
+            return False
+        self.changed = True
+        if not (dead or failed):  # it may have held up those that are to deliver
+            self.detector.excuse(self.now)
+        return True
+
+    def failed(self, failure: Failed) -> str:
+        """The reason to give up the worker on which a gradient failed. Raises RunFailed when it is the model's fault.
+
+        It is the worker's fault while the chunk fails on one worker only, and the model's when it fails on two. Once
+        the chunk has been done in between, each failure is its worker's. Data that is wrong on rank 0 as well is wrong
+        for every worker (UserError); otherwise only this worker's copy of it is damaged.
+        """
+        self._check_data(failure.chunk)
+        reason = self._observer.failure_text(failure.worker, failure.text)
+        if failure.everywhere:
+            raise RunFailed(self._described(failure, reason))
+        other = self.failures.setdefault(failure.chunk, failure.worker)
+        if other != failure.worker:
+            before = f"as before on worker {other} on {self.hosts[other]}"
+            raise RunFailed(f"{self._described(failure, reason)}; {before}")
+        self._raised.add(failure.worker)
+        return reason
+
+    def check_blame(self, failure: Failed, reason: str) -> None:
+        """Too few workers are left after this failure.
+
+        Raises RunFailed when gradients failed on all workers that are lost: other machines would not help.
+        """
+        if self._raised.issuperset(self.detector.away):
+            others = len(self._raised) - 1
+            too = f"; gradients failed on {others} other worker{'s' if others > 1 else ''}, too" if others else ""
+            raise RunFailed(self._described(failure, reason) + too) from None
+
+    def _described(self, failure: Failed, reason: str) -> str:
+        worker, host = failure.worker, self.hosts[failure.worker]
+        return f"worker {worker} on {host}, chunk {failure.chunk}, iteration {failure.iteration}: {reason}"

@@ -1,0 +1,61 @@
+"""How the parameters of an iteration reach the workers."""
+
+from collections.abc import Iterable
+from typing import Protocol
+
+from psgc.backend import Array, Backend
+from psgc.messages import stamp_length
+from psgc.server.outbox import Outbox
+from psgc.transport import Transport
+
+AHEAD = 1 << 20  # bytes of parameters (or two vectors of them) that may be on their way to a worker before new ones
+
+
+class ParameterDelivery(Protocol):
+    """Begins the iterations of the workers."""
+
+    def begin(self, iteration: int, params: Array, workers: Iterable[int]) -> None:
+        """Have these workers begin `iteration` with `params` (dim,), which may change afterwards."""
+
+    def send(self) -> None:
+        """Send what the workers can take now. Orders have been sent before."""
+
+    def lost(self, worker: int) -> None:
+        """`worker` takes no part from now on."""
+
+    def clear(self) -> None:
+        """Send nothing more."""
+
+
+class DeliveryByMessage:
+    """Sends the parameters to each worker as one vector."""
+
+    def __init__(self, transport: Transport, backend: Backend, outbox: Outbox) -> None:
+        self._transport = transport
+        self._backend = backend
+        self._outbox = outbox
+        self._iteration = -1
+        self._message: Array = None  # the parameters, as they are sent
+        self._lacking: dict[int, None] = {}  # workers that have not been sent them
+
+    def begin(self, iteration: int, params: Array, workers: Iterable[int]) -> None:
+        message = self._backend.xp.empty(params.size + stamp_length(params.dtype), params.dtype)
+        message[: params.size] = params
+        self._iteration, self._message = iteration, self._backend.to_message(message)
+        self._lacking = dict.fromkeys(workers)
+
+    def send(self) -> None:
+        if not self._lacking:
+            return
+        pending, outbox = self._transport.pending(), self._outbox
+        limit = max(AHEAD, 2 * self._message.nbytes)  # no pile of old parameters is kept for a worker that is stopped
+        for worker in [worker for worker in self._lacking if pending[worker] < limit and outbox.may_send(worker)]:
+            self._transport.send_vector(worker, self._iteration, outbox.default_queues(worker), self._message)
+            outbox.count(worker, 1)
+            del self._lacking[worker]
+
+    def lost(self, worker: int) -> None:
+        self._lacking.pop(worker, None)
+
+    def clear(self) -> None:
+        self._lacking.clear()

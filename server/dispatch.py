@@ -1,0 +1,211 @@
+"""What each arrival from a worker leads to, and what each of the coordinator's instructions does."""
+
+from psgc.backend import Array
+from psgc.errors import ProtocolError, RunFailed, TooFewWorkers
+from psgc.messages import Kind
+from psgc.run_rows import Outcome
+from psgc.server.arrivals import Alive, Failed, Gone, Tried
+from psgc.server.cluster import Cluster
+from psgc.server.coordinator import Coordinator
+from psgc.server.decoder import Decoder
+from psgc.server.events import Abandoned, Begin, Compared, Deadline, Delivered, Event, Lost, Report, Tick
+from psgc.server.interpreter import Copies, Target, carry_out
+from psgc.server.iteration_log import IterationLog
+from psgc.server.links import Arrival, Links
+from psgc.server.malformed import Malformed
+from psgc.server.observer import Observer
+from psgc.server.settings import ServerSettings
+from psgc.server.trial import Trial
+
+
+class Dispatcher(Target):
+    """Hears the workers, brings the coordinator events, and carries out its instructions over MPI.
+
+    decoder: of the run, set before its first iteration; finished: whether the gradient is determined.
+    """
+
+    decoder: Decoder
+
+    def __init__(
+        self,
+        coordinator: Coordinator,
+        cluster: Cluster,
+        links: Links,
+        log: IterationLog,
+        trial: Trial,
+        observer: Observer,
+        settings: ServerSettings,
+    ) -> None:
+        self._coordinator = coordinator
+        self._cluster = cluster
+        self._links = links
+        self._tell = links.outbox.tell
+        self._log = log
+        self._trial = trial
+        self._observer = observer
+        self._settings = settings
+        self._accumulator: Array = None  # the newest
+        self.finished = False
+
+    def begin(self, iteration: int, params: Array) -> None:
+        """A new iteration, in which the workers are to compute gradients at `params` (dim,)."""
+        cluster, outbox = self._cluster, self._links.outbox
+        self._links.begin(iteration)
+        for worker in cluster.welcome():
+            self._links.returned(worker)
+            self._observer.returned(worker, iteration)
+        if cluster.rebalance(iteration):
+            self._coordinator.rebalance(cluster.membership, cluster.schedule)
+            for worker, queue in cluster.queues.items():
+                for chunk in cluster.membership.reassigned(worker):
+                    self._tell(worker, Kind.REASSIGN, chunk, role=cluster.membership.role(worker, chunk))
+                outbox.tell_default_queue(worker, queue)
+        self._links.deliver(params, cluster.membership.live)
+        self._log.finish(self._coordinator)  # the iteration before, while the workers begin this one
+        self._log.begin(iteration, lost=len(cluster.detector.away))
+        self.decoder.begin()
+        self.finished = False
+        self._bring(Begin(iteration))
+
+    def tick(self, deadline: float) -> None:
+        """Time has passed; deadline: of the iteration, in seconds since it began."""
+        now = self._links.now
+        if now >= self._coordinator.wake:
+            self._bring(Tick(now))
+        if now >= deadline and not self.finished:
+            self._bring(Deadline())
+        for worker, reason, failed in self._cluster.due(self._links.unreached):
+            self._lose(worker, reason, failed=failed)
+
+    # what arrives
+
+    def hear(self, arrival: Arrival) -> None:
+        """Raises RunFailed when the run cannot go on, UserError when that is because of the data."""
+        worker = arrival.worker
+        self._cluster.detector.heard(worker, self._cluster.now)
+        try:
+            match arrival:
+                case Report():
+                    self._report(arrival)
+                case Delivered():
+                    self._accumulator = arrival.vector
+                    self._bring_from_worker(arrival)
+                case Abandoned(_, iteration, chunk):
+                    self._bring_from_worker(arrival)
+                    self._cluster.detector.through(worker, arrival.seconds)
+                    self._observer.chunk(worker, chunk, iteration, arrival.start, arrival.seconds, Outcome.ABANDONED)
+                case Alive():
+                    self._cluster.alive(arrival)
+                case Tried(_, iteration, chunk, sketch):
+                    if (difference := self._trial.told(worker, iteration, chunk, sketch)) is not None:
+                        raise RunFailed(difference.text(self._cluster.hosts))
+                case Failed():
+                    self._failed(arrival)
+                case Gone(_, reason, dead):
+                    self._lose(worker, reason, dead=dead, failed=not dead)
+        except Malformed as flaw:
+            self._links.ignore(worker)
+            self._lose(worker, f"it sent {flaw}", failed=True)
+
+    def _report(self, report: Report) -> None:
+        coordinator, worker, iteration, chunk = self._coordinator, report.worker, report.iteration, report.chunk
+        is_current = iteration == coordinator.iteration
+        if is_current and worker in coordinator.membership.live:
+            if report.coded is None:
+                if coordinator.is_here(chunk):
+                    raise Malformed(f"a report of chunk {chunk} without its coded gradient")
+            elif not coordinator.is_here(chunk) or chunk not in coordinator.membership.held(worker):
+                raise Malformed(f"a coded gradient of chunk {chunk}, which it was not to send")
+            else:
+                self.decoder.hold(worker, chunk, report.coded)
+        self._bring_from_worker(report)
+        self._cluster.detector.through(worker, report.seconds)
+        self._trial.reported(worker, iteration)
+        if is_current:
+            self._cluster.failures.pop(chunk, None)
+        self._log.reported(report)
+
+    def _failed(self, failure: Failed) -> None:
+        reason = self._cluster.failed(failure)
+        try:
+            self._lose(failure.worker, f"chunk {failure.chunk}: {reason}", failed=True)
+        except TooFewWorkers:
+            self._cluster.check_blame(failure, reason)
+            raise
+
+    def _lose(self, worker: int, reason: str, dead: bool = False, failed: bool = False) -> None:
+        """Go on without `worker`."""
+        if not self._cluster.lose(worker, dead, failed):
+            return  # it was lost before
+        host, iteration = self._cluster.hosts[worker], self._coordinator.iteration
+        self._log.lost(worker)
+        self._links.lost(worker, for_good=dead or failed)
+        self._trial.lost(worker)
+        self._observer.lost(worker, host, iteration, reason)
+        try:
+            self._bring(Lost(worker, self._links.now))
+        except TooFewWorkers as error:
+            raise TooFewWorkers(f"worker {worker} on {host}, iteration {iteration}: {reason}; {error}") from None
+
+    def _bring(self, event: Event) -> None:
+        carry_out(self._coordinator.handle(event), self)
+
+    def _bring_from_worker(self, event: Event) -> None:
+        """Raises Malformed when the protocol does not allow the event: no correct worker brings it."""
+        try:
+            instructions = self._coordinator.handle(event)
+        except ProtocolError as error:
+            raise Malformed(str(error)) from None
+        carry_out(instructions, self)
+
+    # instructions
+
+    def commit(self, chunk: int, contributors: tuple[int, ...], told: Copies) -> None:
+        if self._coordinator.is_here(chunk):
+            self.decoder.commit(chunk, told)
+            return
+        for worker, role in told:
+            for contributor in contributors:
+                last = contributor == contributors[-1]
+                self._tell(worker, Kind.COMMIT, chunk, role=role, worker=contributor, last=last)
+
+    def discard(self, worker: int, chunk: int) -> None:
+        if self._settings.combined:  # else the worker kept nothing
+            self._tell(worker, Kind.DISCARD, chunk)
+
+    def skip(self, worker: int, chunk: int, recovered: bool) -> None:
+        self._tell(worker, Kind.DISCARD if recovered else Kind.SKIP, chunk)
+
+    def queue(self, worker: int, chunks: tuple[int, ...]) -> None:
+        self._links.outbox.tell_list(worker, Kind.QUEUE, chunks)
+
+    def next(self, worker: int, chunk: int) -> None:
+        self._tell(worker, Kind.NEXT, chunk)
+
+    def collect(self, worker: int, role: int) -> None:
+        self._tell(worker, Kind.COLLECT, role=role)
+        self._cluster.detector.asked(worker, self._cluster.now)
+
+    def add(self, worker: int, role: int) -> None:
+        self.decoder.add_accumulator(role, self._accumulator)
+        if worker not in self._coordinator.owing:
+            self._cluster.detector.delivered(worker)
+
+    def reassign(self, worker: int, chunk: int, role: int) -> None:
+        self._cluster.changed = True  # for this iteration only: before the next, all is shared out anew
+        self._tell(worker, Kind.REASSIGN, chunk, role=role)
+
+    def invalidate(self, worker: int, chunk: int, attempt: int) -> None:
+        self._tell(worker, Kind.INVALIDATE, chunk, attempt=attempt)
+
+    def compare(self, chunk: int, copies: Copies) -> None:
+        agreeing = self.decoder.agreeing(chunk, copies)
+        self._bring(Compared(chunk, tuple(agreeing), self._links.now))
+
+    def wrong(self, worker: int, chunk: int, others: tuple[int, ...]) -> None:
+        self._cluster.strikes[worker] += 1
+        reason = f"chunk {chunk}: its copy does not agree with those of workers {', '.join(map(str, sorted(others)))}"
+        self._observer.wrong(worker, self._cluster.hosts[worker], self._coordinator.iteration, reason)
+
+    def finish(self) -> None:
+        self.finished = True

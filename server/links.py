@@ -1,0 +1,180 @@
+"""Messages between the server and its workers: they come out of `poll` as events, and orders go into the outbox."""
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+from psgc.backend import Array, Backend
+from psgc.messages import TAIL, UNDER_WAY, Entry, Kind, entries, stamp_length
+from psgc.plan import Plan
+from psgc.server.arrivals import Alive, Failed, Gone, Tried
+from psgc.server.delivery import DeliveryByMessage, ParameterDelivery
+from psgc.server.events import Abandoned, Delivered, Report
+from psgc.server.malformed import Malformed, check_chunk, check_iteration, check_length, check_record, check_seconds
+from psgc.server.outbox import Outbox
+from psgc.server.settings import ServerSettings
+from psgc.transport import LARGE, TEXT_LIMIT, Control, Died, Text, Transport, Vector
+
+Arrival = Report | Abandoned | Delivered | Failed | Tried | Alive | Gone
+
+POOL_BYTES = 64 << 20  # memory for receives, at least two vectors and at most one per worker
+
+
+class Links:
+    """The links of the server to the workers of `plan`, which are ranks of `transport`."""
+
+    def __init__(self, transport: Transport, backend: Backend, settings: ServerSettings, plan: Plan) -> None:
+        self._transport = transport
+        self._backend = backend
+        self._dtype = np.dtype(settings.dtype)
+        self._num_chunks, self._num_workers = plan.num_chunks, plan.num_workers
+        # with `verify`, coded gradients and accumulators both come: the tags of the latter follow those of the chunks
+        by_chunk = not settings.combined or settings.verification is not None
+        self._first_role = plan.num_chunks if settings.verification else sys.maxsize if by_chunk else 0
+        self._tail = TAIL if by_chunk else 0
+        self._length = 0  # entries of a coded gradient or accumulator, known when the run begins
+        self._iteration = -1
+        self._began = 0.0
+        self.outbox = Outbox(transport)
+        self._delivery: ParameterDelivery = DeliveryByMessage(transport, backend, self.outbox)
+        self._texts: dict[int, bytes] = {}  # what each worker sent before its next records
+        self._ignored: set[int] = set()  # workers that sent something malformed
+        self._spared: set[int] = set()  # workers for which there are more receive buffers
+
+    @property
+    def now(self) -> float:
+        """Seconds since the iteration began."""
+        return time.monotonic() - self._began
+
+    # the run
+
+    def open(self, length: int) -> None:
+        """Be ready for coded gradients and accumulators of so many entries."""
+        self._length = length
+        self._post_pool()
+
+    def begin(self, iteration: int) -> None:
+        """A new iteration begins now: orders are for it."""
+        self._iteration, self._began = iteration, time.monotonic()
+        self.outbox.begin(iteration)
+
+    def deliver(self, params: Array, workers: Iterable[int]) -> None:
+        """Have these workers begin the iteration with `params` (dim,)."""
+        self._delivery.begin(self._iteration, params, workers)
+        self.send()
+
+    def send(self) -> None:
+        """Send what the workers can take: first the orders, since parameters count the default queues among them."""
+        self.outbox.send()
+        self._delivery.send()
+
+    def wait(self, collecting: bool) -> None:
+        """Pause between two polls; collecting: accumulators are awaited."""
+        large = (self._length + self._tail) * self._dtype.itemsize >= LARGE
+        self._transport.wait(expecting_large=large and collecting)
+
+    def lost(self, worker: int, for_good: bool) -> None:
+        """Wait no longer for what is sent to `worker`; for_good: nothing will come from it either.
+
+        Otherwise the rest of what it was sending may never come, to buffers that others waited for: there are more.
+        """
+        self.outbox.lost(worker, for_good)
+        self._delivery.lost(worker)
+        self._transport.forget(worker)
+        if not for_good and worker not in self._spared:
+            self._spared.add(worker)
+            self._post(UNDER_WAY)
+
+    def returned(self, worker: int) -> None:
+        """A lost worker takes part again."""
+        self._transport.remember(worker)
+
+    def ignore(self, worker: int) -> None:
+        """Look at nothing that `worker` sends from now on."""
+        self._ignored.add(worker)
+
+    def unreached(self, patience: float) -> list[int]:
+        """The workers to which something has not left for more than `patience` seconds."""
+        return self._transport.unreached(patience)
+
+    def close(self) -> None:
+        """Drop all that has not been sent. What the workers were sending can still arrive."""
+        self.outbox.clear()
+        self._delivery.clear()
+        if self._length:  # else nothing comes yet; a failure may have left no buffer posted
+            self._post_pool()
+
+    def _post_pool(self) -> None:
+        affordable = POOL_BYTES // ((self._length + self._tail) * self._dtype.itemsize)
+        self._post(max(2, min(self._num_workers, affordable)))
+
+    def _post(self, buffers: int) -> None:
+        length = self._length + self._tail + stamp_length(self._dtype)
+        for _ in range(buffers):
+            self._transport.post(self._backend.message_buffer(length, self._dtype))
+
+    # what arrives
+
+    def poll(self) -> Iterator[Arrival]:
+        """What has arrived since the last poll; each is to be handled before the next is asked for."""
+        for message in self._transport.poll():
+            if isinstance(message, Died):
+                yield Gone(message.rank, "its process died", dead=True)
+                continue
+            self.outbox.heard(message.source)
+            try:
+                match message:
+                    case Vector():
+                        if message.source not in self._ignored:
+                            yield self._read_vector(message)
+                    case Control(worker, records):
+                        for entry in entries(records):
+                            if worker not in self._ignored:
+                                yield self._read_record(worker, entry)
+                    case Text(worker, piece):
+                        self._texts[worker] = (self._texts.get(worker, b"") + piece)[:TEXT_LIMIT]
+            except Malformed as flaw:
+                self.ignore(message.source)
+                yield Gone(message.source, f"it sent {flaw}", dead=False)
+            if isinstance(message, Vector):
+                self._transport.post(message.buffer)
+
+    def _read_vector(self, message: Vector) -> Report | Delivered:
+        worker, iteration, chunk = message.source, message.iteration, message.chunk
+        vector = self._backend.asarray(message.buffer[: message.length])
+        if chunk >= self._first_role:
+            check_length("an accumulator", vector.size, self._length)
+            return Delivered(worker, iteration, chunk - self._first_role, vector)
+        what = "a coded gradient"
+        check_length(what, vector.size, self._length + TAIL)
+        check_chunk(what, chunk, self._num_chunks)
+        check_iteration(what, iteration, self._iteration)
+        start, seconds, loss = self._backend.to_host(vector[-TAIL:]).tolist()
+        check_seconds(what, start, seconds)
+        now = self.now
+        late = max(0.0, now - start - seconds)
+        return Report(worker, iteration, chunk, now, seconds, 0, late, start, loss, vector[:-TAIL])
+
+    def _read_record(self, worker: int, entry: Entry) -> Arrival:
+        check_record(entry, self._num_chunks, self._iteration)
+        iteration, chunk, attempt = entry["iteration"], entry["chunk"], entry["attempt"]
+        start, seconds, loss = entry["start"], entry["seconds"], entry["loss"]
+        now = self.now
+        late = max(0.0, now - start - seconds)
+        match entry["kind"]:
+            case Kind.REPORT:
+                return Report(worker, iteration, chunk, now, seconds, attempt, late, start, loss)
+            case Kind.ABANDONED:
+                return Abandoned(worker, iteration, chunk, now, seconds, attempt, late, start)
+            case Kind.FAILED:
+                return Failed(worker, iteration, chunk, bool(attempt), self._text(worker))
+            case Kind.TRIAL:
+                return Tried(worker, iteration, chunk, (start, seconds, loss))
+            case Kind.STUCK:
+                return Alive(worker, chunk, seconds, self._text(worker))
+        return Alive(worker, chunk, seconds)
+
+    def _text(self, worker: int) -> str:
+        return self._texts.pop(worker, b"").decode(errors="replace")

@@ -1,0 +1,87 @@
+"""Orders on their way to the workers, and how many messages each of them may be sent.
+
+A worker that does not read gets no more than UNHEARD messages. Each one that it leaves unread keeps one of the
+fragments that Open MPI has for messages between processes of a host, 512 for all of them. A stopped worker that had
+them all would keep everybody else from getting anything. Orders for it wait here meanwhile, and those of an iteration
+that is over are dropped.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from psgc.messages import BATCH, QUEUE_COUNTS, UNHEARD, Kind, Records, record
+from psgc.transport import Transport
+
+LASTING = (Kind.REASSIGN, Kind.DEFAULT_QUEUE)  # orders that are for later iterations as well
+
+
+class Outbox:
+    """Orders for workers, which are ranks of `transport`."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+        self._iteration = -1
+        self._orders: dict[int, list[Records]] = {}  # by worker, not sent yet
+        self._unheard = Counter[int]()  # messages sent to each worker since it was last heard
+        self._default_queues = Counter[int]()  # default queues that each worker was sent, or is to be
+
+    def begin(self, iteration: int) -> None:
+        """Orders are for this iteration from now on. Of those for older ones only the lasting are kept."""
+        self._iteration = iteration
+        for worker in list(self._orders):
+            self.lost(worker, for_good=False)
+
+    def tell(self, to: int, kind: Kind, chunk: int = 0, **fields: Any) -> None:
+        """An order for the worker `to`; fields: further ones of its record."""
+        self._orders.setdefault(to, []).append(record(kind, self._iteration, chunk, **fields))
+
+    def tell_list(self, worker: int, kind: Kind, chunks: Sequence[int]) -> None:
+        """Chunks in order, one record each."""
+        for place, chunk in enumerate(chunks or (-1,), start=1):
+            self.tell(worker, kind, chunk, last=place >= len(chunks))
+
+    def tell_default_queue(self, worker: int, queue: Sequence[int]) -> None:
+        """A default queue. It replaces one that has not been sent yet: a message holds at most one (QUEUE_COUNTS)."""
+        waiting = self._orders.get(worker, [])
+        others = [order for order in waiting if order["kind"][0] != Kind.DEFAULT_QUEUE]
+        self._default_queues[worker] += len(others) == len(waiting)
+        self._orders[worker] = others
+        self.tell_list(worker, Kind.DEFAULT_QUEUE, queue)
+
+    def default_queues(self, worker: int) -> int:
+        """How many default queues `worker` must have read before it uses new parameters, modulo QUEUE_COUNTS."""
+        return self._default_queues[worker] % QUEUE_COUNTS
+
+    def waits(self, worker: int) -> bool:
+        """Whether there are orders for `worker` that have not been sent."""
+        return worker in self._orders
+
+    def send(self) -> None:
+        """Send the orders for all workers that may be sent more."""
+        for worker in [worker for worker in self._orders if self.may_send(worker)]:
+            orders = self._orders.pop(worker)
+            self._transport.send(worker, orders)
+            self.count(worker, 1 + len(orders) // BATCH)
+
+    def may_send(self, worker: int) -> bool:
+        """Whether `worker` may be sent one more message."""
+        return self._unheard[worker] < UNHEARD
+
+    def count(self, worker: int, messages: int) -> None:
+        """So many messages have been sent to `worker`."""
+        self._unheard[worker] += messages
+
+    def heard(self, worker: int) -> None:
+        """Something came from `worker`: it has read what it was sent."""
+        self._unheard[worker] = 0
+
+    def lost(self, worker: int, for_good: bool) -> None:
+        """`worker` takes no part; if it may come back, it will need the lasting orders."""
+        orders = [order for order in self._orders.pop(worker, []) if order["kind"][0] in LASTING]
+        if orders and not for_good:
+            self._orders[worker] = orders
+
+    def clear(self) -> None:
+        """Drop all orders."""
+        self._orders.clear()
