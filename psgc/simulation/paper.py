@@ -15,18 +15,17 @@ References: arXiv:2405.19509.
 """
 
 import argparse
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from psgc import coding
 from psgc.reporting import drawing
 from psgc.reporting.files import write_output_text
-from psgc.simulation import closed_form as cf
-from psgc.simulation import plots, speeds
+from psgc.simulation import plots
+from psgc.simulation.experiment import Trials, simulate
+from psgc.simulation.settings import BuiltAssignment, Exponential, Settings
 from psgc.terminal import say
 
 N = 200
@@ -36,7 +35,7 @@ WHERE = ("cyclic, none failed", "graph, 8 - l failed", "cyclic, 8 - l failed")
 DEADLINES = (3, 6, 9, 12, 15, 18, 21, 24)
 EXACT_TRIALS, APPROXIMATE_TRIALS = 2000, 1000
 DRAWS = 20  # graphs and random orders
-SCHEMES = ("original", "optimal order", "random order")
+SCHEMES = {"original": "full", "optimal order": "static", "random order": "random"}
 ROUNDING = 0.0005  # of the published numbers
 WITHIN_PERCENT, WITHIN_ERRORS = 3.0, 3.0
 
@@ -112,58 +111,51 @@ class Outcome:
 
 
 def exact(trials: int = EXACT_TRIALS, seed: int = 0) -> list[Outcome]:
-    """The exact experiment: completion times, the cyclic assignment also with failures."""
-    values: dict[tuple[str, int, str], list[Any]] = {}
-    for draw, rng in _draws(seed):
-        seconds = speeds.exponential(rng, (trials // DRAWS, N), 1.0)
-        orders = {name: _orders(name, seed + draw) for name in ("cyclic", "graph")}
-        for parts in PARTS:
-            failing = speeds.with_failures(seconds, LOAD - parts, seed + draw)
-            for what, name, s in zip(WHERE, ("cyclic", "graph", "cyclic"), (seconds, failing, failing), strict=True):
-                for scheme in SCHEMES:
-                    times = cf.rounded_up(cf.completion_times(orders[name][scheme], parts, s), 1.0)
-                    values.setdefault((what, parts, scheme), []).append(times)
-    none = (None, None, None)
-    return [
-        Outcome(what, parts, scheme, np.array(v), PUBLISHED_TIMES.get((what, parts), none)[SCHEMES.index(scheme)])
-        for (what, parts, scheme), v in sorted(values.items(), key=lambda item: WHERE.index(item[0][0]))
-    ]
+    """The exact experiment: completion times, of the cyclic assignment also with failures."""
+    outcomes = []
+    for what, assignment, failed in (
+        ("cyclic, none failed", "cyclic", 0),
+        ("graph, 8 - l failed", "graph", "load - parts"),
+        ("cyclic, 8 - l failed", "cyclic", "load - parts"),
+    ):
+        found = _simulate(assignment, failed, trials, seed, clock=1.0)
+        for (parts, scheme), draws in found.items():
+            published = PUBLISHED_TIMES.get((what, parts), (None,) * len(SCHEMES))[[*SCHEMES].index(scheme)]
+            outcomes.append(Outcome(what, parts, scheme, np.array([draw.times for draw in draws]), published))
+    return outcomes
 
 
 def approximate(trials: int = APPROXIMATE_TRIALS, seed: int = 0) -> list[Outcome]:
     """The approximate experiment: errors at the deadlines, on the graph with 7 failed workers."""
-    values: dict[tuple[str, int], list[Any]] = {key: [] for key in PUBLISHED_ERRORS}
-    for draw, rng in _draws(seed):
-        orders = _orders("graph", seed + draw)
-        seconds = speeds.exponential(rng, (trials // DRAWS, N), 1.0)
-        seconds = speeds.with_failures(seconds, LOAD - 1, seed + draw)
-        for scheme, parts in values:
-            if scheme == "original":
-                errors = cf.least_squares_errors(orders["assignment"], seconds, DEADLINES)
-            else:
-                errors = cf.error_measures(orders[scheme], parts, seconds, DEADLINES)
-            values[scheme, parts].append(errors)
-    return [
-        Outcome("graph, 7 failed", parts, scheme, np.array(v)[:, :, d], published, deadline)
-        for (scheme, parts), v in values.items()
-        for d, deadline in enumerate(DEADLINES)
-        for published in [dict(enumerate(PUBLISHED_ERRORS[scheme, parts])).get(d, 0.0)]
-    ]
+    found = _simulate("graph", LOAD - 1, trials, seed, deadlines=[float(deadline) for deadline in DEADLINES])
+    outcomes = []
+    for (scheme, parts), published in PUBLISHED_ERRORS.items():
+        errors = np.array([draw.errors for draw in found[parts, scheme]])
+        for d, deadline in enumerate(DEADLINES):
+            mean = published[d] if d < len(published) else 0.0
+            outcomes.append(Outcome("graph, 7 failed", parts, scheme, errors[:, :, d], mean, deadline))
+    return outcomes
 
 
-def _draws(seed: int) -> Iterator[tuple[int, np.random.Generator]]:
-    return ((draw, np.random.default_rng([seed, draw])) for draw in range(DRAWS))
-
-
-def _orders(name: str, seed: int) -> dict[str, Any]:
-    assignment = coding.cyclic(N, N, LOAD) if name == "cyclic" else coding.graph(N, N, LOAD, seed)
-    optimal = coding.ordering(assignment)
-    return {
-        "assignment": assignment,
-        "original": coding.positions(coding.queues(optimal), N, whole_loads=True),
-        "optimal order": optimal,
-        "random order": coding.random_ordering(assignment, seed),
-    }
+def _simulate(
+    assignment: str, failed: int | str, trials: int, seed: int, **more: Any
+) -> dict[tuple[int, str], list[Trials]]:
+    """The trials of each draw of a graph and a random order, by parts and scheme."""
+    found: dict[tuple[int, str], list[Trials]] = {}
+    names = {schedule: scheme for scheme, schedule in SCHEMES.items()}
+    for draw in range(DRAWS):
+        settings = Settings(
+            assignment=BuiltAssignment(kind=assignment, chunks=N, workers=N, load=LOAD),
+            parts=[*PARTS],
+            schedules=[*SCHEMES.values()],
+            speeds=Exponential(kind="exponential", failed=failed),
+            trials=trials // DRAWS,
+            seed=1000 * seed + draw,
+            **more,
+        )
+        for result in simulate(settings):
+            found.setdefault((result.parts, names[result.schedule]), []).append(result)
+    return found
 
 
 def markdown(times: list[Outcome], errors: list[Outcome]) -> str:

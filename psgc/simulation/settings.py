@@ -4,11 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
+import numpy as np
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from psgc.coding import ASSIGNMENTS
 from psgc.config import AssignmentFile, ScheduleName
 from psgc.schedules import SCHEDULES
+from psgc.simulation.speeds import Seconds, Shape, from_file, trace
 from psgc.validation import (
     MOST,
     Count,
@@ -35,7 +37,7 @@ def _failed(value: Any) -> Any:
     return value
 
 
-Shape = Annotated[float, Field(ge=0.25, le=MOST, allow_inf_nan=False), expect("a number >= 0.25")]
+Exponent = Annotated[float, Field(ge=0.25, le=MOST, allow_inf_nan=False), expect("a number >= 0.25")]
 RelativeError = Annotated[float, Field(ge=0, le=10, allow_inf_nan=False), expect("a number >= 0")]
 Failed = Annotated[int | str, BeforeValidator(_failed)]
 
@@ -50,14 +52,21 @@ class BuiltAssignment(Section):
 
 
 class Speeds(Section):
-    """Seconds per chunk; `failed` workers of every trial, drawn at random, never finish any."""
+    """Seconds per chunk; `failed` workers of each trial, drawn at random, never finish any."""
 
     failed: Failed = 0
+
+    def draw(self, rng: np.random.Generator, shape: Shape) -> Seconds:
+        """The speeds of all workers in all trials: `shape` is (trials, m)."""
+        raise NotImplementedError
 
 
 class Exponential(Speeds):
     kind: Literal["exponential"]
     mean: Positive = 1.0
+
+    def draw(self, rng: np.random.Generator, shape: Shape) -> Seconds:
+        return rng.exponential(self.mean, shape)
 
 
 class ShiftedExponential(Speeds):
@@ -65,11 +74,19 @@ class ShiftedExponential(Speeds):
     shift: Positive = Field(description="seconds that every chunk takes at least, a number > 0")
     mean: Positive = Field(description="the mean of what comes on top, a number > 0")
 
+    def draw(self, rng: np.random.Generator, shape: Shape) -> Seconds:
+        return self.shift + rng.exponential(self.mean, shape)
+
 
 class Pareto(Speeds):
+    """P(s > x) = (minimum / x)^shape for x >= minimum."""
+
     kind: Literal["pareto"]
-    shape: Shape = Field(description="a number >= 0.25, the smaller the heavier the tail")
+    shape: Exponent = Field(description="a number >= 0.25, the smaller the heavier the tail")
     minimum: Positive = 1.0
+
+    def draw(self, rng: np.random.Generator, shape: Shape) -> Seconds:
+        return self.minimum * (1 + rng.pareto(self.shape, shape))
 
 
 class TwoSpeed(Speeds):
@@ -78,6 +95,9 @@ class TwoSpeed(Speeds):
     slow: Positive = Field(description="seconds per chunk of a slow worker, a number > 0")
     slow_fraction: Fraction = Field(description="the probability to be slow, a number >= 0 and < 1")
 
+    def draw(self, rng: np.random.Generator, shape: Shape) -> Seconds:
+        return np.where(rng.random(shape) < self.slow_fraction, self.slow, self.fast)
+
 
 class Trace(Speeds):
     """Measured times; trial t is round t mod rounds."""
@@ -85,10 +105,16 @@ class Trace(Speeds):
     kind: Literal["trace"]
     path: PathText = Field(description="an .npy file with seconds, rounds x workers")
 
+    def draw(self, rng: np.random.Generator, shape: Shape) -> Seconds:
+        return trace(self.path, shape)
+
 
 class SpeedsFile(Speeds):
     kind: Literal["file"]
     path: PathText = Field(description="an .npy file with seconds per chunk, trials x workers")
+
+    def draw(self, rng: np.random.Generator, shape: Shape) -> Seconds:
+        return from_file(self.path, shape)
 
 
 AnyAssignment = Annotated[

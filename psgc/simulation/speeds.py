@@ -12,29 +12,9 @@ from psgc.data.npz import map_npy
 from psgc.errors import UserError
 from psgc.validation import LEAST, MOST
 
-Seconds: TypeAlias = "np.ndarray[tuple[int, ...], np.dtype[np.float64]]"
-Shape: TypeAlias = "tuple[int, int]"
-Seed: TypeAlias = "int | list[int]"
-
-
-def exponential(rng: np.random.Generator, shape: Shape, mean: float) -> Seconds:
-    """Exponential with this mean: the paper's model with mean 1."""
-    return rng.exponential(mean, shape)
-
-
-def shifted_exponential(rng: np.random.Generator, shape: Shape, shift: float, mean: float) -> Seconds:
-    """`shift` seconds that everybody needs, plus an exponential with this mean."""
-    return shift + rng.exponential(mean, shape)
-
-
-def pareto(rng: np.random.Generator, shape: Shape, exponent: float, minimum: float) -> Seconds:
-    """Pareto: P(s > x) = (minimum / x)^exponent for x >= minimum."""
-    return minimum * (1 + rng.pareto(exponent, shape))
-
-
-def two_speed(rng: np.random.Generator, shape: Shape, fast: float, slow: float, slow_fraction: float) -> Seconds:
-    """`slow` seconds with probability `slow_fraction`, independently for every worker and trial; else `fast`."""
-    return np.where(rng.random(shape) < slow_fraction, slow, fast)
+Seconds: TypeAlias = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
+Shape: TypeAlias = tuple[int, int]
+Seed: TypeAlias = int | list[int]
 
 
 def trace(path: str, shape: Shape) -> Seconds:

@@ -9,16 +9,17 @@ from psgc.config import Coding
 from psgc.plan import make_plan
 from psgc.schedules import SCHEDULES
 from psgc.simulation import speeds
+from psgc.simulation.settings import Exponential, Pareto, ShiftedExponential, TwoSpeed
 from psgc.simulation.virtual import VirtualCluster
 
 TRACES = Path(__file__).parents[3] / "shared" / "traces"
 BLOCKS = 16, Coding(assignment="blocks", chunks_per_worker=8, replication=3, coding_matrix="gaussian")
 GRAPH = 60, Coding(assignment="graph", chunks_per_worker=1, replication=8, coding_matrix="gaussian")
 MODELS = {
-    "exponential": lambda rng, shape: speeds.exponential(rng, shape, 1.0),
-    "shifted exponential": lambda rng, shape: speeds.shifted_exponential(rng, shape, 1.0, 0.5),
-    "pareto": lambda rng, shape: speeds.pareto(rng, shape, 2.0, 1.0),
-    "two speeds": lambda rng, shape: speeds.two_speed(rng, shape, 1.0, 4.0, 0.2),
+    "exponential": Exponential(kind="exponential").draw,
+    "shifted exponential": ShiftedExponential(kind="shifted_exponential", shift=1.0, mean=0.5).draw,
+    "pareto": Pareto(kind="pareto", shape=2.0).draw,
+    "two speeds": TwoSpeed(kind="two_speed", slow=4.0, slow_fraction=0.2).draw,
     "nearly equal": lambda rng, shape: rng.uniform(0.99, 1.01, shape),
 }
 

@@ -1,6 +1,8 @@
 """From settings to rows: the same speeds for everybody, the bound below everything, impossible trials counted."""
 
+from dataclasses import astuple
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -201,10 +203,12 @@ def test_the_production_code_on_a_virtual_clock_agrees_with_the_closed_forms(tmp
     seconds = seconds * np.random.default_rng(0).uniform(1, 1.001, seconds.shape)  # no two events at once
     deadlines = [0.5, 1.5, 4.0] if schedule == "static" else []  # the errors of `full` are least squares
     directory = tmp_path_factory.getbasetemp()
-    settings = given_speeds(directory, matrix, seconds, parts=[parts], deadlines=deadlines)
-    trials = experiment._Trials(settings, coding.from_matrix(matrix), parts, seconds, lambda what: None)
-    for on_clock, closed in zip(trials._event_by_event(schedule), trials._in_closed_form(schedule), strict=True):
-        assert on_clock == pytest.approx(closed, rel=1e-9)
+    settings = given_speeds(directory, matrix, seconds, parts=[parts], deadlines=deadlines, schedules=[schedule])
+    (closed,) = experiment.simulate(settings)
+    with mock.patch.object(SCHEDULES[schedule], "keeps_queues", False):
+        (on_clock,) = experiment.simulate(settings)
+    for one, other in zip(astuple(on_clock), astuple(closed), strict=True):
+        assert one == (other if isinstance(one, str) else pytest.approx(other, rel=1e-9))
 
 
 # bad input

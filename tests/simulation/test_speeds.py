@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from psgc.errors import UserError
 from psgc.simulation import speeds
+from psgc.simulation.settings import Exponential, Pareto, ShiftedExponential, TwoSpeed
 
 SHAPE = (400, 500)
 
@@ -23,16 +24,16 @@ def saved(path: Path, array: object) -> str:
 
 
 @pytest.mark.parametrize(
-    ("drawn", "mean", "std", "least"),
+    ("model", "mean", "std", "least"),
     [
-        (lambda: speeds.exponential(rng(), SHAPE, 2.0), 2.0, 2.0, 0.0),
-        (lambda: speeds.shifted_exponential(rng(), SHAPE, 3.0, 0.5), 3.5, 0.5, 3.0),
-        (lambda: speeds.pareto(rng(), SHAPE, 5.0, 2.0), 2.0 * 5 / 4, 2.0 * np.sqrt(5 / (4**2 * 3)), 2.0),
-        (lambda: speeds.two_speed(rng(), SHAPE, 1.0, 11.0, 0.2), 3.0, 4.0, 1.0),
+        (Exponential(kind="exponential", mean=2.0), 2.0, 2.0, 0.0),
+        (ShiftedExponential(kind="shifted_exponential", shift=3.0, mean=0.5), 3.5, 0.5, 3.0),
+        (Pareto(kind="pareto", shape=5.0, minimum=2.0), 2.0 * 5 / 4, 2.0 * np.sqrt(5 / (4**2 * 3)), 2.0),
+        (TwoSpeed(kind="two_speed", slow=11.0, slow_fraction=0.2), 3.0, 4.0, 1.0),
     ],
 )
-def test_distributions_have_their_moments(drawn, mean, std, least):
-    seconds = drawn()
+def test_distributions_have_their_moments(model, mean, std, least):
+    seconds = model.draw(rng(), SHAPE)
     assert seconds.shape == SHAPE
     assert seconds.mean() == pytest.approx(mean, rel=0.02)
     assert seconds.std() == pytest.approx(std, rel=0.04)
@@ -40,20 +41,20 @@ def test_distributions_have_their_moments(drawn, mean, std, least):
 
 
 def test_pareto_has_its_tail():
-    seconds = speeds.pareto(rng(), SHAPE, 1.5, 1.0)
+    seconds = Pareto(kind="pareto", shape=1.5).draw(rng(), SHAPE)
     for x in (2.0, 10.0):
         assert (seconds > x).mean() == pytest.approx(x**-1.5, rel=0.05)
 
 
 def test_two_speeds_are_two():
-    assert set(np.unique(speeds.two_speed(rng(), SHAPE, 1.0, 11.0, 0.2))) == {1.0, 11.0}
+    assert set(np.unique(TwoSpeed(kind="two_speed", slow=11.0, slow_fraction=0.2).draw(rng(), SHAPE))) == {1.0, 11.0}
 
 
 @given(st.integers(1, 20), st.integers(2, 12), st.integers(0, 100), st.data())
 def test_that_many_workers_of_each_trial_fail_and_the_others_are_as_before(trials, workers, seed, data):
     few = data.draw(st.integers(0, workers - 1))
     many = data.draw(st.integers(few, workers - 1))
-    seconds = speeds.exponential(rng(), (trials, workers), 1.0)
+    seconds = rng().exponential(size=(trials, workers))
     before = seconds.copy()
     failed = [np.isinf(speeds.with_failures(seconds, count, seed)) for count in (few, many)]
     assert (failed[0].sum(axis=1) == few).all()
@@ -75,7 +76,7 @@ def test_somebody_must_be_left(count):
 
 
 def test_estimates_are_off_by_their_relative_error():
-    seconds = speeds.exponential(rng(), SHAPE, 1.0)
+    seconds = rng().exponential(size=SHAPE)
     off = np.log(speeds.estimates(seconds, 0.1, 3) / seconds)
     assert off.std() == pytest.approx(0.1, rel=0.02)
     assert abs(off.mean()) < 0.001
