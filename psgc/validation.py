@@ -6,7 +6,7 @@ dotted key, what is wrong, what would be right.
 """
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Annotated, Any, Self, TypeVar
@@ -72,25 +72,20 @@ def one_of(names: Collection[str]) -> BeforeValidator:
     return BeforeValidator(check)
 
 
-def tag_of_kind(value: Any) -> str:
-    """The tag, "<kind>", of a member of a union of models with a key `kind`. See `known_kind`."""
-    return f"<{value['kind'] if isinstance(value, dict) else value.kind}>"
+def by_kind(models: Mapping[str, type[BaseModel]]) -> BeforeValidator:
+    """Takes a mapping whose key `kind` says which of the models it is."""
+    kinds = either(models)
 
-
-def known_kind(kinds: Iterable[str]) -> BeforeValidator:
-    """Refuses a value that is not a mapping with a `kind` among `kinds`."""
-    names = [*kinds]
-
-    def check(value: Any) -> Any:
+    def check(value: Any, info: ValidationInfo) -> Any:
         if isinstance(value, BaseModel):
             return value
         if not isinstance(value, dict):
-            raise refuse(f"expected a mapping with kind: {either(names)}, got {shown(value)}")
+            raise refuse(f"expected a mapping with kind: {kinds}, got {shown(value)}")
         if "kind" not in value:
-            raise refuse(f"missing, expected {either(names)}", "kind")
-        if value["kind"] not in names:
-            raise refuse(f"expected {either(names)}, got {shown(value['kind'])}", "kind")
-        return value
+            raise refuse(f"missing, expected {kinds}", "kind")
+        if not isinstance(value["kind"], str) or value["kind"] not in models:
+            raise refuse(f"expected {kinds}, got {shown(value['kind'])}", "kind")
+        return models[value["kind"]].model_validate(value, context=info.context)
 
     return BeforeValidator(check)
 

@@ -6,6 +6,7 @@ from itertools import product
 from typing import Any
 
 from psgc.config import AssignmentFile, Config
+from psgc.errors import UserError
 from psgc.schedules import SCHEDULES
 from psgc.simulation.replay import Choice, Prediction
 from psgc.yaml_source import to_text
@@ -24,29 +25,46 @@ class Grid:
 
 
 def choices(grid: Grid, own: Choice, workers: int, from_file: bool = False) -> list[Choice]:
-    """The combinations to try besides the run's own settings; those with more parts than replication are left out.
+    """The combinations to try besides the run's own settings.
 
-    from_file: the assignment is from a file, which says replication and chunks. Without redundancy all schedules are
-    one: with `uncoded`, replication is parts, and the others have more, unless the grid names a replication.
+    Without redundancy all schedules are one. So `uncoded` has as much replication as parts, and the others have more,
+    unless the grid names a replication.
+
+    Args:
+        from_file: the assignment is from a file, which says replication and chunks.
+
+    Raises:
+        UserError: the grid does not go with the run.
     """
-    chunks = own.chunks_per_worker
+    if from_file and (grid.replication or grid.chunks_per_worker):
+        raise UserError(
+            "--replication, --chunks-per-worker: the assignment of this run is from a file, which says both; "
+            "expected --parts or --schedule alone"
+        )
+    for name in ("replication", "parts"):
+        for number in getattr(grid, name) or ():
+            if number > workers:
+                raise UserError(f"--{name} {number}: this run has {workers} workers, expected no more")
     usual = [name for name, schedule in SCHEDULES.items() if schedule.tried_by_default]
-    schedules = grid.schedule or [*usual, own.schedule]
-    all_parts = grid.parts or [1, 2, own.parts]
-    if from_file:
-        every = [Choice(schedule, chunks, own.replication, parts) for schedule, parts in product(schedules, all_parts)]
-        return [choice for choice in dict.fromkeys(every) if choice != own]
+    chunks = [own.chunks_per_worker] if from_file else grid.chunks_per_worker or _around(own.chunks_per_worker)
     found: dict[Choice, None] = {}
-    for schedule, parts, per_worker in product(schedules, all_parts, grid.chunks_per_worker or _around(chunks)):
-        if not SCHEDULES[schedule].holds_backups:
-            if own.schedule != schedule or (per_worker, parts) != (chunks, own.parts):  # as own, whatever is held
-                found[Choice(schedule, per_worker, parts, parts)] = None
-            continue
-        least = parts if grid.replication else parts + 1
-        for copies in grid.replication or [2, 3, own.replication]:
-            if copies >= least:
-                found[Choice(schedule, per_worker, copies, parts)] = None
-    return [choice for choice in found if choice != own and choice.replication <= workers]
+    for schedule, parts, per_worker in product(
+        grid.schedule or [*usual, own.schedule], grid.parts or [1, 2, own.parts], chunks
+    ):
+        if from_file:
+            copies = [own.replication]
+        elif SCHEDULES[schedule].holds_backups:
+            least = parts if grid.replication else parts + 1
+            copies = [n for n in grid.replication or [2, 3, own.replication] if n >= least]
+        elif (schedule, per_worker, parts) == (own.schedule, own.chunks_per_worker, own.parts):
+            continue  # as the run, whatever its replication
+        else:
+            copies = [parts]
+        found |= {Choice(schedule, per_worker, n, parts): None for n in copies if from_file or n <= workers}
+    found.pop(own, None)
+    if not found and (grid.parts or grid.replication):
+        raise UserError("nothing to try: parts needs as much replication, or more")
+    return list(found)
 
 
 def _around(chunks: int) -> list[int]:
@@ -98,13 +116,7 @@ def yaml_lines(config: Config, choice: Choice, num_chunks: int, workers: int) ->
 
     num_chunks: of the recorded run. With `batch` as many rows as then are sampled in an iteration.
     """
-    coding = config.coding.model_copy(
-        update={
-            "chunks_per_worker": choice.chunks_per_worker,
-            "replication": choice.replication,
-            "parts": choice.parts,
-        }
-    )
+    coding = config.coding.model_copy(update=choice.coding())
     lines: dict[str, Any] = {"coding": coding.model_dump(), "schedule": choice.schedule, "transfer": config.transfer}
     if config.batch is not None and not isinstance(coding.assignment, AssignmentFile):
         rows = config.batch * num_chunks / (choice.chunks_per_worker * workers)

@@ -1,22 +1,21 @@
-"""How fast the workers of a recorded run were: seconds per chunk of every worker in every iteration.
+"""How fast the workers of a recorded run were: seconds per chunk of each worker in each iteration.
 
-What a worker was not seen to do has to be assumed. Where it finished nothing in an iteration, its pace is that of its
-neighbours in time (between two of them, in proportion), and it is at least as slow as what it broke off. Of a worker
-that never finished anything only the latter is known; of one that was never seen, nothing: it is taken to be as slow
-as the slowest.
+What was not seen is assumed. Where a worker finished nothing in an iteration, its pace is interpolated between the
+iterations in which it did, and is at least that of the chunk that it broke off. For a worker that never finished
+anything, only the latter is known. A worker that was never seen is taken to be as slow as the slowest.
 
 An iteration counts when it can be compared with a simulated one: not the first (ranks are still being set up), none in
 which a worker was lost or came back, and not the one after that.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from psgc.errors import UserError
 from psgc.reporting.run_directory import RecordedRun
-from psgc.run_rows import Outcome, WorkerEvent
+from psgc.run_rows import Outcome
 
 AT_THE_END = 0.95  # of an iteration: what was abandoned later was broken off by its end, and not done
 SHORTEST = 1e-9  # seconds per chunk
@@ -24,20 +23,20 @@ SHORTEST = 1e-9  # seconds per chunk
 
 @dataclass(frozen=True)
 class Recording:
-    """Iterations in the order in which they were done, those without any chunk in the timeline left out.
+    """Iterations in the order in which they were done, without those that have no chunk in the timeline.
 
     seconds: (iterations, workers), per average chunk. took: (iterations,) seconds, recorded. counts: (iterations,)
-    bool, see above. exact: (iterations,) bool, whether all chunks were recovered. away: for each iteration the ranks
-    that were lost. pause: seconds between two chunks of a worker.
-    spent, used: (iterations,) seconds of computing, and of these for copies in the gradient. assumed: share of
-    `seconds` that was not seen. never_finished: ranks.
+    bool, see above. exact: (iterations,) bool, whether all chunks were recovered. here: (iterations, workers) bool,
+    whether a worker took part. pause: seconds between two chunks of a worker. spent, used: (iterations,) seconds of
+    computing, and of these for copies in the gradient. assumed: share of `seconds` that was not seen. never_finished:
+    ranks.
     """
 
     seconds: np.ndarray
     took: np.ndarray
     counts: np.ndarray
     exact: np.ndarray
-    away: list[frozenset[int]]
+    here: np.ndarray
     pause: float
     spent: np.ndarray
     used: np.ndarray
@@ -48,121 +47,91 @@ class Recording:
 def read_recording(run: RecordedRun, costs: Sequence[float] | None = None, breaks_off: bool = True) -> Recording:
     """What the record of a run says.
 
-    costs: of each chunk relative to an average one. breaks_off: whether the end of an iteration ended what was in work
-    (emulated times), else every recorded time is that of a whole chunk.
+    Args:
+        costs: of each chunk relative to an average one; None when all are equal.
+        breaks_off: whether the end of an iteration ended what was in work (emulated times). Otherwise every recorded
+            time is that of a whole chunk.
 
-    Raises UserError when there is no chunk in it of an iteration that was finished.
+    Raises:
+        UserError: there is no chunk in it of an iteration that was finished.
     """
     if run.timeline is None:
         raise UserError(f"{run.path}: the run was killed before its timeline was written; nothing to replay")
-    worker, chunk, iteration, outcome = (run.timeline[name] for name in ("worker", "chunk", "iteration", "outcome"))
-    start, seconds = run.timeline["start"], run.timeline["seconds"]
-    known = run.iterations["iteration"]
-    other = iteration[chunk >= run.chunks]  # of an earlier part of the run, with other chunks
-    seen = np.isin(known, iteration) & (known > (other.max() if other.size else -1))
+    numbers, timeline = run.iterations["iteration"], run.timeline
+    other = timeline["iteration"][timeline["chunk"] >= run.chunks]  # of an earlier part of the run, with other chunks
+    seen = np.isin(numbers, timeline["iteration"]) & (numbers > other.max(initial=-1))
     if not seen.any():
         raise UserError(f"{run.path}: its timeline has no chunk of an iteration that was finished; nothing to replay")
-    known, workers = known[seen], run.workers
-    mine = np.isin(iteration, known)
-    worker, chunk, start, seconds, outcome = (of[mine] for of in (worker, chunk, start, seconds, outcome))
-    row = np.searchsorted(known, iteration[mine])
-    took = run.iterations["seconds"][seen]
+    numbers, took = numbers[seen], run.iterations["seconds"][seen]
+    mine = np.isin(timeline["iteration"], numbers)
+    worker, chunk, iteration, outcome, start, seconds = (
+        timeline[name][mine] for name in ("worker", "chunk", "iteration", "outcome", "start", "seconds")
+    )
+    row, column = np.searchsorted(numbers, iteration), worker - 1
+    work = np.ones(len(chunk)) if costs is None else np.asarray(costs)[chunk]
+    broken_off = (outcome == Outcome.ABANDONED) & breaks_off & (start + seconds > AT_THE_END * took[row])
 
-    shape = (len(known), workers)
-    place = row * workers + worker - 1
-    cost = np.ones(len(chunk)) if costs is None else np.asarray(costs)[chunk]
-    abandoned = outcome == Outcome.ABANDONED
-    broken_off = abandoned & breaks_off & (start + seconds > AT_THE_END * took[row])
-    paces = _paces(place, seconds, cost, broken_off, shape)
-    pauses = _pauses(place, start, seconds)
-    away = _away(known, run.events)
-    counts = _whole(known, run.events)
-    if len(known) > 1:
-        counts[0] = False
-    here = ~np.array([[rank in gone for rank in range(1, workers + 1)] for gone in away])
-    finished = np.isfinite(paces.seen)
+    shape = (len(numbers), run.workers)
+    paces, least = _paces(row, column, seconds, work, broken_off, shape)
+    here = np.ones(shape, bool)
+    for event in sorted(run.events, key=lambda event: event.iteration):  # stable: in the order of the file
+        back = event.event == "returned"  # a worker that is lost takes part until the end of the iteration
+        here[numbers >= event.iteration + (not back), event.worker - 1] = back
+    disturbed = [event.iteration + later for event in run.events for later in (0, 1)]
+    counts = ~np.isin(numbers, disturbed)
+    counts[0] &= len(numbers) == 1
+    finished = np.isfinite(paces)
+    pauses = _pauses(row * run.workers + column, start, seconds)
     return Recording(
-        seconds=_filled(paces, here),
+        seconds=_filled(paces, least, here),
         took=took,
         counts=counts,
         exact=run.iterations["recovered"][seen] == run.chunks,
-        away=away,
+        here=here,
         pause=float(np.median(pauses)) if len(pauses) else 0.0,
-        spent=np.bincount(row, seconds, len(known)),
-        used=np.bincount(row, seconds * (outcome == Outcome.USED), len(known)),
+        spent=np.bincount(row, seconds, len(numbers)),
+        used=np.bincount(row, seconds * (outcome == Outcome.USED), len(numbers)),
         assumed=float((here & ~finished).sum() / max(1, here.sum())),
-        never_finished=[rank for rank in range(1, workers + 1) if not finished[:, rank - 1].any()],
+        never_finished=(1 + np.flatnonzero(~finished.any(axis=0))).tolist(),
     )
 
 
-@dataclass(frozen=True)
-class _Paces:
-    """seen: (iterations, workers), nan where a worker finished nothing; at_least: what it is known to exceed, or 0."""
-
-    seen: np.ndarray
-    at_least: np.ndarray
-
-
 def _paces(
-    place: np.ndarray, seconds: np.ndarray, cost: np.ndarray, broken_off: np.ndarray, shape: tuple[int, int]
-) -> _Paces:
-    size, done = shape[0] * shape[1], ~broken_off
-    total = np.bincount(place[done], seconds[done], size)
-    work = np.bincount(place[done], cost[done], size)
-    at_least = np.zeros(size)
-    np.maximum.at(at_least, place[broken_off], seconds[broken_off] / cost[broken_off])
-    seen = np.divide(total, work, out=np.full(size, np.nan), where=work > 0)
-    slower = at_least > seen  # one chunk more, which took at least so long
-    seen[slower] = (total + at_least)[slower] / (work + 1)[slower]
-    return _Paces(seen.reshape(shape), at_least.reshape(shape))
+    row: np.ndarray,
+    column: np.ndarray,
+    seconds: np.ndarray,
+    work: np.ndarray,
+    broken_off: np.ndarray,
+    shape: tuple[int, int],
+) -> tuple[np.ndarray, np.ndarray]:
+    """Seconds per chunk, nan where a worker finished nothing; and what they are known to exceed, or 0."""
+    total, done, least = np.zeros((3, *shape))
+    np.add.at(total, (row[~broken_off], column[~broken_off]), seconds[~broken_off])
+    np.add.at(done, (row[~broken_off], column[~broken_off]), work[~broken_off])
+    np.maximum.at(least, (row[broken_off], column[broken_off]), (seconds / work)[broken_off])
+    paces = np.divide(total, done, out=np.full(shape, np.nan), where=done > 0)
+    slower = least > paces  # the chunk that it broke off would have taken at least so long
+    paces[slower] = (total + least)[slower] / (done + 1)[slower]
+    return paces, least
 
 
-def _filled(paces: _Paces, here: np.ndarray) -> np.ndarray:
+def _filled(paces: np.ndarray, least: np.ndarray, here: np.ndarray) -> np.ndarray:
     """Seconds per chunk everywhere, by the rules at the top; where a worker is away it does not matter."""
-    filled = paces.seen.copy()
-    when = np.arange(len(filled))
-    unseen = []
-    for j in range(filled.shape[1]):
-        there = np.isfinite(paces.seen[:, j])
-        if there.any():
-            filled[:, j] = np.interp(when, when[there], paces.seen[there, j])
-            missing = ~there
-            filled[missing, j] = np.maximum(filled[missing, j], paces.at_least[missing, j])
-        elif paces.at_least[:, j].any():
-            filled[:, j] = paces.at_least[:, j].max()
-        else:
-            unseen.append(j)
-    if unseen:
-        filled[:, unseen] = np.nanmax(np.where(here, filled, np.nan))
+    filled, when = paces.copy(), np.arange(len(paces))
+    for j, (seen, at_least) in enumerate(zip(np.isfinite(paces).T, least.T, strict=True)):
+        if seen.any():
+            between = np.interp(when, when[seen], paces[seen, j])
+            filled[:, j] = np.where(seen, between, np.maximum(between, at_least))
+        elif at_least.any():
+            filled[:, j] = at_least.max()
+    never = np.isnan(filled).all(axis=0)
+    filled[:, never] = np.nanmax(np.where(here, filled, np.nan))
     return filled.clip(min=SHORTEST)
 
 
 def _pauses(place: np.ndarray, start: np.ndarray, seconds: np.ndarray) -> np.ndarray:
-    """Between the end of a chunk and the beginning of the worker's next in the iteration."""
+    """Seconds between the end of a chunk and the start of the next at the same place (a worker in an iteration)."""
     order = np.lexsort((start, place))
-    same = np.diff(place[order]) == 0
     between = start[order][1:] - (start + seconds)[order][:-1]
-    pauses: np.ndarray = between[same].clip(min=0.0).round(6)
+    pauses: np.ndarray = between[np.diff(place[order]) == 0].clip(min=0.0).round(6)
     return pauses
-
-
-def _away(known: np.ndarray, events: Iterable[WorkerEvent]) -> list[frozenset[int]]:
-    ordered = sorted(events, key=lambda event: event.iteration)  # stable: in the order of the file
-    away: list[frozenset[int]] = []
-    gone: set[int] = set()
-    place = 0
-    for iteration in known.tolist():
-        while place < len(ordered):
-            event = ordered[place]
-            back, when = event.event == "returned", event.iteration
-            if when > iteration or (when == iteration and not back):  # lost in this one: away from the next on
-                break
-            (gone.discard if back else gone.add)(event.worker)
-            place += 1
-        away.append(frozenset(gone))
-    return away
-
-
-def _whole(known: np.ndarray, events: Iterable[WorkerEvent]) -> np.ndarray:
-    disturbed = {event.iteration + later for event in events for later in (0, 1)}
-    return ~np.isin(known, list(disturbed))

@@ -14,7 +14,7 @@ from psgc.config import AssignmentFile, Config
 from psgc.data import Dataset, open_data
 from psgc.data.npz import map_npy
 from psgc.errors import PsgcError, UserError
-from psgc.reporting.run_directory import RecordedRun, read_run
+from psgc.reporting.run_directory import read_run
 from psgc.schedules import SCHEDULES
 from psgc.simulation.advice import Grid, choices, reason, recommended, yaml_lines
 from psgc.simulation.output import check_file, progress_bar, show, write_json
@@ -29,8 +29,12 @@ SHOWN = 24  # rows of the table
 def replay(run_directory: str, wanted: dict[str, str | None], json_file: str | None) -> int:
     """Predict what the run in a directory would have taken with other settings, and recommend some.
 
-    wanted: lists with commas, as given on the command line, by the fields of `Grid`; json_file: where to write all
-    rows. Raises UserError.
+    Args:
+        wanted: lists with commas, as given on the command line, by the fields of `Grid`.
+        json_file: where to write all rows.
+
+    Raises:
+        UserError: an option is wrong, or there is no run in the directory.
     """
     grid = read_grid(wanted)
     check_file("--json", json_file)
@@ -39,20 +43,22 @@ def replay(run_directory: str, wanted: dict[str, str | None], json_file: str | N
         raise UserError(f"{run.path}: the run was killed before its timeline was written; nothing to replay")
     if not run.chunks:  # no summary: as many as the settings say
         run = replace(run, chunks=run.config.coding.per_worker * run.workers)
-    tried = _choices(run, grid)
+    from_file = isinstance(run.config.coding.assignment, AssignmentFile)
+    tried = choices(grid, own_choice(run.config), run.workers, from_file)
     dataset, remark = _data(run.config)
+    params = run.path / "params.npy"
+    dim = int(map_npy(str(params)).size) if params.exists() else None
     copies = sum(choice.chunks_per_worker * run.workers * choice.parts for choice in tried)
     least, most = ITERATIONS
-    replay = Replay(run, dataset, _dim(run), min(max(COPIES // max(1, copies), least), most))
+    replay = Replay(run, dataset, dim, min(max(COPIES // max(1, copies), least), most))
     predictions, impossible = _with_progress(replay, tried)
     advised, quick = recommended(predictions)
-    sentence = reason(advised, replay.own, quick, min(prediction.seconds for prediction in predictions))
+    sentence = reason(advised, replay.own, quick, predictions[0].seconds)
     yaml = yaml_lines(run.config, advised.choice, run.chunks, run.workers)
-    sizes = _Sizes(run.config, dataset, _dim(run))
 
-    for line in [*_told(replay, run), *([remark] if remark else []), *impossible, ""]:
+    for line in [*_told(replay), *remark, *impossible, ""]:
         say(line)
-    show(_table(replay, predictions, advised, sizes))
+    show(_table(replay, predictions, advised))
     say("* recommended   > this run, and what it has recorded   chunks: for each worker   repl.: replication")
     say("ms, redundant computing time, bytes into and out of the server: means per iteration")
     if len(predictions) > SHOWN:
@@ -61,7 +67,7 @@ def replay(run_directory: str, wanted: dict[str, str | None], json_file: str | N
     for line in ["", sentence, "", *yaml.splitlines()]:
         say(line)
     if json_file is not None:
-        rows = [_row(prediction, replay, advised, sizes) for prediction in predictions]
+        rows = [_row(prediction, replay, advised) for prediction in predictions]
         about = {"run": str(run.path), "workers": run.workers, "iterations": len(replay.took), "reason": sentence}
         write_json(Path(json_file), {**about, "yaml": yaml, "rows": rows})
     return 0
@@ -77,53 +83,29 @@ def read_grid(wanted: dict[str, str | None]) -> Grid:
     for name, text in wanted.items():
         if text is None:
             continue
-        option = f"--{name.replace('_', '-')} {text}"
         entries = [entry.strip() for entry in text.split(",")]
         if name == "schedule":
-            if any(entry not in SCHEDULES for entry in entries):
-                raise UserError(f"{option}: expected some of {','.join(SCHEDULES)}, separated by commas")
-            values[name] = entries
+            values[name], known = entries, all(entry in SCHEDULES for entry in entries)
+            expected = f"some of {','.join(SCHEDULES)}"
         else:
-            if not all(re.fullmatch("0*[1-9][0-9]{0,6}", entry) for entry in entries):
-                raise UserError(f"{option}: expected whole numbers >= 1, separated by commas")
-            values[name] = [int(entry) for entry in entries]
+            known, expected = all(re.fullmatch("0*[1-9][0-9]{0,6}", entry) for entry in entries), "whole numbers >= 1"
+            values[name] = [int(entry) for entry in entries] if known else []
+        if not known:
+            raise UserError(f"--{name.replace('_', '-')} {text}: expected {expected}, separated by commas")
     return Grid(**values)
 
 
-def _choices(run: RecordedRun, grid: Grid) -> list[Choice]:
-    coding = run.config.coding
-    from_file = isinstance(coding.assignment, AssignmentFile)
-    if from_file and (grid.replication or grid.chunks_per_worker):
-        raise UserError(
-            "--replication, --chunks-per-worker: the assignment of this run is from a file, which says both; "
-            "expected --parts or --schedule alone"
-        )
-    for name in ("replication", "parts"):
-        for number in getattr(grid, name) or ():
-            if number > run.workers:
-                raise UserError(f"--{name} {number}: this run has {run.workers} workers, expected no more")
-    tried = choices(grid, own_choice(run.config), run.workers, from_file)
-    if not tried and (grid.parts or grid.replication):
-        raise UserError("nothing to try: parts needs as much replication, or more")
-    return tried
-
-
-def _dim(run: RecordedRun) -> int | None:
-    path = run.path / "params.npy"
-    return int(map_npy(str(path)).size) if path.exists() else None
-
-
-def _data(config: Config) -> tuple[Dataset | None, str]:
-    """What the run was trained on, if it is here and quickly opened, and what to say when it is not."""
+def _data(config: Config) -> tuple[Dataset | None, list[str]]:
+    """What the run was trained on, if it is here and quickly opened, and a line when it is not."""
     if config.data is None:
-        return None, ""
+        return None, []
     without = "chunks count as equally expensive, and memory is not known"
     if Path(config.data.path).suffix.lower() not in (".npz", ".npy"):
-        return None, f"{config.data.path} is text, which is not read for this: {without}"
+        return None, [f"{config.data.path} is text, which is not read for this: {without}"]
     try:
-        return open_data(config.data.path, config.data.labels), ""
+        return open_data(config.data.path, config.data.labels), []
     except UserError as error:
-        return None, f"{error}: {without}"
+        return None, [f"{error}: {without}"]
 
 
 def _with_progress(replay: Replay, tried: list[Choice]) -> tuple[list[Prediction], list[str]]:
@@ -142,8 +124,9 @@ def _with_progress(replay: Replay, tried: list[Choice]) -> tuple[list[Prediction
     return sorted(predictions, key=lambda prediction: prediction.seconds), [more] if more else []
 
 
-def _told(replay: Replay, run: RecordedRun) -> Iterable[str]:
-    recording, own = replay.recording, replay.own
+def _told(replay: Replay) -> Iterable[str]:
+    """What a reader should know of the record."""
+    run, recording, own = replay.run, replay.recording, replay.own
     yield (
         f"{run.path}: {run.workers} workers, {len(run.iterations['iteration'])} iterations, of which "
         f"{len(replay.took)} are replayed; transfer {run.config.transfer}"
@@ -167,26 +150,7 @@ def _told(replay: Replay, run: RecordedRun) -> Iterable[str]:
         yield f"never seen to finish a chunk, and perhaps slower than assumed: worker {named}"
 
 
-class _Sizes:
-    """Bytes of memory that the data and the gradients of a worker need."""
-
-    def __init__(self, config: Config, dataset: Dataset | None, dim: int | None) -> None:
-        number = np.dtype(config.dtype).itemsize
-        self._gradient = None if dim is None else dim * number
-        self._data: int | None = None
-        if dataset is not None and dataset.sparse:
-            data, indices, indptr = dataset.features
-            self._data = len(data) * (number + indices.itemsize) + dataset.num_rows * (number + indptr.itemsize)
-        elif dataset is not None:
-            self._data = dataset.num_rows * (dataset.num_features + 1) * number
-
-    def of(self, prediction: Prediction) -> float | None:
-        if self._data is None or self._gradient is None:
-            return None
-        return float(prediction.data * self._data + prediction.gradients * self._gradient)
-
-
-def _table(replay: Replay, predictions: list[Prediction], advised: Prediction, sizes: _Sizes) -> Table:
+def _table(replay: Replay, predictions: list[Prediction], advised: Prediction) -> Table:
     """Narrow enough for a terminal of 80 characters."""
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
     for name in ("", "schedule"):
@@ -198,11 +162,11 @@ def _table(replay: Replay, predictions: list[Prediction], advised: Prediction, s
         table.add_row(
             ("*" if prediction is advised else "") + (">" if own else ""),
             choice.schedule,
-            *(str(number) for number in (choice.chunks_per_worker, choice.replication, choice.parts)),
+            *map(str, choice.coding().values()),
             f"{1e3 * prediction.seconds:.1f}",
             f"{100 * prediction.redundant:.1f} %",
             f"{100 * prediction.data:.3g} %",
-            *(_size(number) for number in (sizes.of(prediction), prediction.incoming, prediction.outgoing)),
+            *(_size(number) for number in (prediction.memory, prediction.incoming, prediction.outgoing)),
             style="bold" if own or prediction is advised else "",
         )
         if own:
@@ -211,7 +175,7 @@ def _table(replay: Replay, predictions: list[Prediction], advised: Prediction, s
     return table
 
 
-def _row(prediction: Prediction, replay: Replay, advised: Prediction, sizes: _Sizes) -> dict[str, Any]:
+def _row(prediction: Prediction, replay: Replay, advised: Prediction) -> dict[str, Any]:
     own = prediction is replay.own
     return {
         **asdict(prediction.choice),
@@ -220,7 +184,7 @@ def _row(prediction: Prediction, replay: Replay, advised: Prediction, sizes: _Si
         "overhead": prediction.overhead,
         "redundant": prediction.redundant,
         "data_held": prediction.data,
-        "memory_bytes": sizes.of(prediction),
+        "memory_bytes": prediction.memory,
         "bytes_in": prediction.incoming,
         "bytes_out": prediction.outgoing,
         "recorded_seconds": float(replay.took.mean()) if own else None,

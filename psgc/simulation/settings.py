@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 import numpy as np
-from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
 from psgc.coding import ASSIGNMENTS
 from psgc.config import AssignmentFile, ScheduleName
@@ -19,12 +19,10 @@ from psgc.validation import (
     PathText,
     Positive,
     Section,
+    by_kind,
     either,
     expect,
-    known_kind,
-    one_of,
     refuse,
-    tag_of_kind,
     validated,
 )
 from psgc.yaml_source import Source, shown
@@ -45,7 +43,7 @@ Failed = Annotated[int | str, BeforeValidator(_failed)]
 class BuiltAssignment(Section):
     """An assignment of psgc.coding, in which every worker holds `load` chunks."""
 
-    kind: Annotated[str, one_of(ASSIGNMENTS)]
+    kind: str
     chunks: Count = Field(description="a whole number >= 1")
     workers: Count = Field(description="a whole number >= 1")
     load: Count = Field(description="a whole number >= 1, the chunks that a worker holds")
@@ -54,6 +52,7 @@ class BuiltAssignment(Section):
 class Speeds(Section):
     """Seconds per chunk; `failed` workers of each trial, drawn at random, never finish any."""
 
+    kind: str
     failed: Failed = 0
 
     def draw(self, rng: np.random.Generator, shape: Shape) -> Seconds:
@@ -62,7 +61,6 @@ class Speeds(Section):
 
 
 class Exponential(Speeds):
-    kind: Literal["exponential"]
     mean: Positive = 1.0
 
     def draw(self, rng: np.random.Generator, shape: Shape) -> Seconds:
@@ -70,7 +68,6 @@ class Exponential(Speeds):
 
 
 class ShiftedExponential(Speeds):
-    kind: Literal["shifted_exponential"]
     shift: Positive = Field(description="seconds that every chunk takes at least, a number > 0")
     mean: Positive = Field(description="the mean of what comes on top, a number > 0")
 
@@ -81,7 +78,6 @@ class ShiftedExponential(Speeds):
 class Pareto(Speeds):
     """P(s > x) = (minimum / x)^shape for x >= minimum."""
 
-    kind: Literal["pareto"]
     shape: Exponent = Field(description="a number >= 0.25, the smaller the heavier the tail")
     minimum: Positive = 1.0
 
@@ -90,7 +86,6 @@ class Pareto(Speeds):
 
 
 class TwoSpeed(Speeds):
-    kind: Literal["two_speed"]
     fast: Positive = 1.0
     slow: Positive = Field(description="seconds per chunk of a slow worker, a number > 0")
     slow_fraction: Fraction = Field(description="the probability to be slow, a number >= 0 and < 1")
@@ -102,7 +97,6 @@ class TwoSpeed(Speeds):
 class Trace(Speeds):
     """Measured times; trial t is round t mod rounds."""
 
-    kind: Literal["trace"]
     path: PathText = Field(description="an .npy file with seconds, rounds x workers")
 
     def draw(self, rng: np.random.Generator, shape: Shape) -> Seconds:
@@ -110,44 +104,38 @@ class Trace(Speeds):
 
 
 class SpeedsFile(Speeds):
-    kind: Literal["file"]
     path: PathText = Field(description="an .npy file with seconds per chunk, trials x workers")
 
     def draw(self, rng: np.random.Generator, shape: Shape) -> Seconds:
         return from_file(self.path, shape)
 
 
-AnyAssignment = Annotated[
-    Annotated[BuiltAssignment, Tag("<built>")] | Annotated[AssignmentFile, Tag("<file>")],
-    Discriminator(lambda value: tag if (tag := tag_of_kind(value)) == "<file>" else "<built>"),
-    known_kind([*ASSIGNMENTS, "file"]),
-]
-AnySpeeds = Annotated[
-    Annotated[Exponential, Tag("<exponential>")]
-    | Annotated[ShiftedExponential, Tag("<shifted_exponential>")]
-    | Annotated[Pareto, Tag("<pareto>")]
-    | Annotated[TwoSpeed, Tag("<two_speed>")]
-    | Annotated[Trace, Tag("<trace>")]
-    | Annotated[SpeedsFile, Tag("<file>")],
-    Discriminator(tag_of_kind),
-    known_kind(["exponential", "shifted_exponential", "pareto", "two_speed", "trace", "file"]),
-]
+SPEEDS: dict[str, type[Speeds]] = {
+    "exponential": Exponential,
+    "shifted_exponential": ShiftedExponential,
+    "pareto": Pareto,
+    "two_speed": TwoSpeed,
+    "trace": Trace,
+    "file": SpeedsFile,
+}
 
 
 class Settings(Section):
     """A simulation, validated. Read-only; the attributes are the keys of the YAML."""
 
-    assignment: AnyAssignment = Field(
-        description="a mapping, for example {kind: cyclic, chunks: 200, workers: 200, load: 8}"
-    )
+    assignment: Annotated[
+        BuiltAssignment | AssignmentFile,
+        by_kind(dict.fromkeys(ASSIGNMENTS, BuiltAssignment) | {"file": AssignmentFile}),
+    ] = Field(description="a mapping, for example {kind: cyclic, chunks: 200, workers: 200, load: 8}")
     parts: Annotated[list[Count], expect("a list of at least one whole number >= 1")] = Field([1], min_length=1)
     schedules: Annotated[list[ScheduleName], expect("a list of at least one schedule")] = Field(
         [name for name, schedule in SCHEDULES.items() if schedule.tried_by_default], min_length=1
     )
-    speeds: AnySpeeds = Field(description="a mapping, for example {kind: exponential, mean: 1.0}")
-    known_speeds: RelativeError | None = (
-        None  # relative error of what adaptive schedules start with; None: they know nothing
+    speeds: Annotated[SerializeAsAny[Speeds], by_kind(SPEEDS)] = Field(
+        description="a mapping, for example {kind: exponential, mean: 1.0}"
     )
+    # relative error of the speeds that adaptive schedules start with; None: they know nothing
+    known_speeds: RelativeError | None = None
     trials: Count = 1000
     clock: Positive | None = None  # completion times are rounded up to its multiples; None: they are not
     deadlines: Annotated[list[Positive], expect("a list of numbers > 0")] = Field([])

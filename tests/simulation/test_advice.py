@@ -13,7 +13,7 @@ OWN = Choice("dynamic", 8, 3, 1)
 
 
 def prediction(seconds, data=0.5, incoming=100.0, choice=OWN):
-    return Prediction(choice, np.array([seconds]), 0.0, 0.0, data, 1, incoming, 10.0)
+    return Prediction(choice, np.array([seconds]), 0.0, 0.0, data, 1, None, incoming, 10.0)
 
 
 def test_without_a_grid_what_lies_around_the_run_is_tried():

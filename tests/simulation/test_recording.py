@@ -60,8 +60,8 @@ def test_who_was_never_seen_is_as_slow_as_the_slowest():
 def test_the_lost_are_away_until_they_return_and_iterations_of_loss_do_not_count():
     entries = [(1, 0, t, 0.0, 1.0, USED) for t in range(9)] + [(2, 1, t, 0.0, 1.0, USED) for t in (0, 1, 2, 6, 7, 8)]
     recording = read_recording(two_workers(entries, [1.0] * 9, losses=[(2, 2, "lost"), (6, 2, "returned")]))
-    assert [bool(away) for away in recording.away] == [False] * 3 + [True] * 3 + [False] * 3
-    assert recording.away[3] == {2}
+    assert recording.here[:, 0].all()
+    assert recording.here[:, 1].tolist() == [True] * 3 + [False] * 3 + [True] * 3
     assert recording.counts.tolist() == [False, True, False, False, True, True, False, False, True]
     assert recording.assumed == 0.0  # of those who were there
 

@@ -90,7 +90,7 @@ WHOLES = "a list of at least one whole number >= 1"
         ("speeds={mean: 2}", f"speeds.kind: missing, expected {KINDS}"),
         ("speeds.kind=paretto", f"expected {KINDS}, got 'paretto'"),
         ("speeds.kind=[1]", f"expected {KINDS}, got a list"),
-        ("speeds.shape=2", "unknown key, expected one of failed, kind, mean"),
+        ("speeds.shape=2", "unknown key, expected one of kind, failed, mean"),
         ("speeds.maen=2", "unknown key, did you mean 'mean'?"),
         ("speeds.mean=-1", "expected a number > 0, got -1"),
         ("speeds.mean=.inf", "expected a number > 0, got inf"),

@@ -3,10 +3,10 @@
 from typing import Annotated, Literal
 
 import pytest
-from pydantic import Discriminator, Field, Tag
+from pydantic import Field
 
 from psgc.errors import UserError
-from psgc.validation import Count, Fraction, PathText, Positive, Section, expect, known_kind, tag_of_kind, validated
+from psgc.validation import Count, Fraction, PathText, Positive, Section, by_kind, expect, validated
 from psgc.yaml_source import Source
 
 
@@ -20,11 +20,7 @@ class Square(Section):
     side: Count = 1
 
 
-Shape = Annotated[
-    Annotated[Round, Tag("<round>")] | Annotated[Square, Tag("<square>")],
-    Discriminator(tag_of_kind),
-    known_kind(["round", "square"]),
-]
+Shape = Annotated[Round | Square, by_kind({"round": Round, "square": Square})]
 
 
 class Drawing(Section):
