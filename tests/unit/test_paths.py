@@ -99,35 +99,30 @@ RUN_PATHS = [
 SIMULATION_PATHS = ["assignment.path", "speeds.path"]
 
 
-def settings_of_a_run(path, key, in_file):
-    """What is read where all paths are `path`; in_file: from the YAML, else `key` from `--set`."""
+def at(settings, key):
+    for name in key.split("."):
+        settings = getattr(settings, name)
+    return settings
+
+
+@pytest.mark.parametrize("path", ["~/x", "$PSGC_HERE/x"])
+@pytest.mark.parametrize("key", RUN_PATHS)
+def test_every_path_of_a_run(key, path):
+    """In the YAML, and by --set."""
     values = {"output": path, "data": dict.fromkeys(("path", "labels", "test", "test_labels"), path)}
     values |= {"stragglers": {"kind": "trace", "path": path}, "coding": {"assignment": {"kind": "file", "path": path}}}
-    text = yaml.safe_load(RUN) | values
-    Path("run.yaml").write_text(yaml.safe_dump(text if in_file else text | {"output": "out"}))
-    read: object = config.load("run.yaml", [] if in_file else [f"{key}={path}"])
-    for name in key.split("."):
-        read = getattr(read, name)
-    return read
+    Path("run.yaml").write_text(yaml.safe_dump(yaml.safe_load(RUN) | values))
+    assert at(config.load("run.yaml"), key) == expanded(path)
+    Path("run.yaml").write_text(yaml.safe_dump(yaml.safe_load(RUN) | values | {"output": "out"}))
+    assert at(config.load("run.yaml", [f"{key}={path}"]), key) == expanded(path)
 
 
-@pytest.mark.parametrize("in_file", [True, False])
-@pytest.mark.parametrize("key", RUN_PATHS)
-def test_every_path_of_a_run(home, key, in_file):
-    assert settings_of_a_run("~/x", key, in_file) == f"{home}/x"
-    assert settings_of_a_run("$PSGC_HERE/x", key, in_file) == "/some/where/x"
-
-
+@pytest.mark.parametrize("path", ["~/x", "${PSGC_HERE}/x"])
 @pytest.mark.parametrize("key", SIMULATION_PATHS)
-def test_every_path_of_a_simulation(home, key):
+def test_every_path_of_a_simulation(key, path):
     Path("sim.yaml").write_text(SIMULATION)
-    for path, expected in (("~/x", f"{home}/x"), ("${PSGC_HERE}/x", "/some/where/x")):
-        read: object = settings.load("sim.yaml", [f"{key}={path}"])
-        for name in key.split("."):
-            read = getattr(read, name)
-        assert read == expected
-    speeds = settings.load("sim.yaml", ["speeds={kind: trace, path: ~/t}"]).speeds
-    assert getattr(speeds, "path", None) == f"{home}/t"
+    assert at(settings.load("sim.yaml", [f"{key}={path}"]), key) == expanded(path)
+    assert at(settings.load("sim.yaml", [f"speeds={{kind: trace, path: '{path}'}}"]), "speeds.path") == expanded(path)
 
 
 def test_a_variable_that_is_not_set_is_one_line_with_its_place():
@@ -181,25 +176,15 @@ def test_the_yaml_itself(home):
         ("submit run.yaml --nodes 2 --ranks-per-node 2 --time 60 --output ~/x", "launching.submit.submit", str),
     ],
 )
-def test_every_argument_that_is_a_path(
-    home,
-    monkeypatch,
-    capsys,
-    command,
-    function,
-    as_a: type,
-):
+def test_every_argument_that_is_a_path(home, monkeypatch, capsys, command, function, as_a):
     called = Mock(return_value=0)
     monkeypatch.setattr(f"psgc.{function}", called)
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         monkeypatch.setenv(name, "1")
     with pytest.raises(SystemExit):
         main(command.split(" "))
-    file = f"{home}/x"
-    assert (Placement(hostfile=file) if as_a is Placement else file) in [
-        *called.call_args.args,
-        *called.call_args.kwargs.values(),
-    ]
+    wanted = Placement(hostfile=f"{home}/x") if as_a is Placement else f"{home}/x"
+    assert wanted in [*called.call_args.args, *called.call_args.kwargs.values()]
 
     with pytest.raises(SystemExit) as caught:
         main(command.replace("~/x", "$PSGC_NOWHERE/x").split(" "))
