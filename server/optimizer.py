@@ -10,33 +10,28 @@ from psgc.errors import UserError
 class Optimizer(ABC):
     """Turns (params, gradient) into the next params; both are vectors (dim,) and neither is changed."""
 
+    def __init__(self, lr: float) -> None:
+        self._lr = lr
+        self._kept: dict[str, Any] = {}
+
     @abstractmethod
     def step(self, params: Array, gradient: Array) -> Array:
         """The parameters after one step, in a new array of params' dtype."""
 
-    @abstractmethod
     def state(self) -> dict[str, Any]:
-        """What the steps so far have left: vectors (dim,), never changed later, and numbers, by name."""
+        """What later steps depend on: vectors (dim,), never changed in place, and numbers, by name."""
+        return dict(self._kept)
 
-    @abstractmethod
     def load(self, state: dict[str, Any]) -> None:
-        """Go on from what `state` of an optimizer of the same kind gave, vectors being arrays of the backend."""
+        """Go on from the `state` of an optimizer of the same kind, with arrays of the backend as vectors."""
+        self._kept = dict(state)
 
 
 class Sgd(Optimizer):
     """theta - lr * g."""
 
-    def __init__(self, lr: float) -> None:
-        self._lr = lr
-
     def step(self, params: Array, gradient: Array) -> Array:
         return params - self._lr * gradient
-
-    def state(self) -> dict[str, Any]:
-        return {}
-
-    def load(self, state: dict[str, Any]) -> None:
-        pass  # nothing is kept
 
 
 class Momentum(Optimizer):
@@ -47,43 +42,31 @@ class Momentum(Optimizer):
     """
 
     def __init__(self, lr: float, momentum: float, nesterov: bool) -> None:
-        self._lr, self._momentum, self._nesterov = lr, momentum, nesterov
-        self._velocity: Array = 0.0
+        super().__init__(lr)
+        self._momentum, self._nesterov = momentum, nesterov
+        self._kept = {"velocity": 0.0}
 
     def step(self, params: Array, gradient: Array) -> Array:
-        self._velocity = self._momentum * self._velocity + gradient
-        ahead = gradient + self._momentum * self._velocity if self._nesterov else self._velocity
-        return params - self._lr * ahead
-
-    def state(self) -> dict[str, Any]:
-        return {"velocity": self._velocity}
-
-    def load(self, state: dict[str, Any]) -> None:
-        self._velocity = state["velocity"]
+        velocity = self._momentum * self._kept["velocity"] + gradient
+        self._kept["velocity"] = velocity
+        return params - self._lr * (gradient + self._momentum * velocity if self._nesterov else velocity)
 
 
 class Adam(Optimizer):
     """Bias-corrected first and second moments. Source: Kingma and Ba, "Adam" (ICLR 2015), algorithm 1."""
 
     def __init__(self, lr: float, beta1: float, beta2: float, epsilon: float) -> None:
-        self._lr, self._beta1, self._beta2, self._epsilon = lr, beta1, beta2, epsilon
-        self._first: Array = 0.0
-        self._second: Array = 0.0
-        self._steps = 0
+        super().__init__(lr)
+        self._beta1, self._beta2, self._epsilon = beta1, beta2, epsilon
+        self._kept = {"first": 0.0, "second": 0.0, "steps": 0}
 
     def step(self, params: Array, gradient: Array) -> Array:
-        self._steps += 1
-        self._first = self._beta1 * self._first + (1 - self._beta1) * gradient
-        self._second = self._beta2 * self._second + (1 - self._beta2) * gradient**2
-        first = self._first / (1 - self._beta1**self._steps)
-        second = self._second / (1 - self._beta2**self._steps)
+        first = self._beta1 * self._kept["first"] + (1 - self._beta1) * gradient
+        second = self._beta2 * self._kept["second"] + (1 - self._beta2) * gradient**2
+        steps = self._kept["steps"] + 1
+        self._kept = {"first": first, "second": second, "steps": steps}
+        first, second = first / (1 - self._beta1**steps), second / (1 - self._beta2**steps)
         return params - self._lr * first / (second**0.5 + self._epsilon)
-
-    def state(self) -> dict[str, Any]:
-        return {"first": self._first, "second": self._second, "steps": self._steps}
-
-    def load(self, state: dict[str, Any]) -> None:
-        self._first, self._second, self._steps = state["first"], state["second"], state["steps"]
 
 
 def make_optimizer(

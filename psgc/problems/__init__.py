@@ -2,10 +2,8 @@
 
 from psgc.problems.base import Problem, evaluate, has_loss
 from psgc.problems.build import check_labels, load_python, make_problem
-from psgc.problems.linear import LeastSquares, Logistic
-from psgc.problems.mlp import Mlp
+from psgc.problems.models import LeastSquares, Logistic, Mlp, Softmax
 from psgc.problems.quality import EVALUATION_ROWS, quality
-from psgc.problems.softmax import Softmax
 
 __all__ = [
     "EVALUATION_ROWS",

@@ -29,9 +29,6 @@ import numpy as np
 from psgc.backend import Array
 from psgc.data import Chunk
 
-# For the built-in problems: what overflows is not finite, and whoever asked finds that out and says it in one line.
-quiet = np.errstate(over="ignore", invalid="ignore")
-
 Evaluation: TypeAlias = Callable[[Array, Chunk, np.random.Generator], tuple[float, Array]]
 
 
@@ -86,11 +83,3 @@ def evaluate(problem: Problem) -> Evaluation:
 def array_namespace(array: Array) -> Any:
     """numpy or cupy, whichever `array` belongs to."""
     return sys.modules["cupy"] if type(array).__module__.partition(".")[0] == "cupy" else np
-
-
-def regularise(loss: Any, gradient: Array, params: Array, weight: float, l2: float) -> tuple[float, Array]:
-    """Add the l2 term: weight * (loss + l2 / 2 |params|^2), and `gradient` with its part added in place."""
-    if l2:
-        gradient += (weight * l2) * params
-        loss = loss + l2 / 2 * (params @ params)
-    return weight * float(loss), gradient

@@ -11,9 +11,7 @@ import numpy as np
 from psgc.data import Dataset
 from psgc.errors import UserError, one_line
 from psgc.problems.base import Problem
-from psgc.problems.linear import LeastSquares, Logistic
-from psgc.problems.mlp import Mlp
-from psgc.problems.softmax import Softmax
+from psgc.problems.models import LeastSquares, Logistic, Mlp, Softmax
 
 
 def make_problem(kind: str, *, dataset: Dataset, l2: float = 0.0, hidden: int = 64, seed: int = 0) -> Problem:
