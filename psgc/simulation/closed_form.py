@@ -1,9 +1,13 @@
-"""When schedules that never look at what happens recover, and how far off they are before: for all trials at once.
+"""When schedules that keep their queues recover, and how far off they are before: for all trials at once.
 
-Such a schedule is its *positions*: O[i, j] = k when worker j's copy of chunk i counts once j has done k chunks (an
-ordering, see `psgc.coding.ordering`; the sparsity says who holds what). With s_j seconds per chunk the copy is there
-at O[i, j] * s_j, the chunk is recovered at the l-th smallest of these over its holders, the gradient at the
-largest of that over the chunks. `seconds` is s for every trial, shape (trials, m), inf for a failed worker.
+Such a schedule is its *positions*: O[i, j] = k when worker j's copy of chunk i counts once j has done k chunks
+(`psgc.coding.ordering`, `psgc.coding.positions`). With s_j seconds per chunk the copy is there at O[i, j] * s_j,
+chunk i is recovered at the l-th smallest of these over its holders, and the gradient at the largest of that over the
+chunks.
+
+Arguments: `positions` is O, shape (N, m), sparse; `parts` is l; `seconds` is s of each trial, shape (trials, m), inf
+for a failed worker; `deadlines` are seconds, shape (D,). UserError is raised for a chunk with fewer than l holders, a
+time that is not > 0, and shapes that do not fit.
 """
 
 from collections.abc import Iterator
@@ -22,18 +26,7 @@ _NO_ERROR = 1e-6  # a squared error below this is the ridge's
 
 
 def completion_times(positions: Any, parts: int, seconds: Seconds) -> Seconds:
-    """When every chunk has `parts` copies.
-
-    Args:
-        positions: O, shape (N, m), sparse.
-        parts: l.
-        seconds: shape (trials, m).
-
-    Returns:
-        Seconds, shape (trials,); inf for a trial in which a chunk has fewer than l live holders.
-
-    Raises:
-        UserError: a chunk has fewer than l holders, a time is not > 0, or the shapes do not fit.
+    """When every chunk has l copies, shape (trials,); inf for a trial in which a chunk has fewer than l live holders.
 
     References:
         arXiv:2405.19509, the completion time of its numerical experiments.
@@ -53,19 +46,7 @@ def completion_times(positions: Any, parts: int, seconds: Seconds) -> Seconds:
 
 
 def error_measures(positions: Any, parts: int, seconds: Seconds, deadlines: ArrayLike) -> Seconds:
-    """Square root of sum_i max(0, l - |S_i|) at each deadline, S_i being the copies that are there by then.
-
-    Args:
-        positions: O, shape (N, m), sparse.
-        parts: l.
-        seconds: shape (trials, m).
-        deadlines: seconds, shape (D,).
-
-    Returns:
-        Shape (trials, D).
-
-    Raises:
-        UserError: as for `completion_times`.
+    """Square root of sum_i max(0, l - |S_i|), shape (trials, D); S_i are the copies that are there at the deadline.
 
     References:
         arXiv:2405.19509, the error measure of approximate gradient coding.
@@ -85,18 +66,9 @@ def error_measures(positions: Any, parts: int, seconds: Seconds, deadlines: Arra
 
 
 def least_squares_errors(assignment: Any, seconds: Seconds, deadlines: ArrayLike) -> Seconds:
-    """min_r |A_F r - 1| at each deadline: original gradient coding, approximated from the finished workers F.
+    """min_r |A_F r - 1|, shape (trials, D): original gradient coding, approximated from the finished workers F.
 
-    Args:
-        assignment: A, shape (N, m).
-        seconds: shape (trials, m).
-        deadlines: seconds, shape (D,). Worker j is finished at delta_j * s_j.
-
-    Returns:
-        Shape (trials, D).
-
-    Raises:
-        UserError: as for `completion_times`.
+    Worker j of the assignment A is finished at delta_j * s_j.
 
     Notes:
         A worker sends the plain sum of its gradients, the server weighs what it has by r. With the workers of a
