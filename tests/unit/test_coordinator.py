@@ -3,6 +3,7 @@
 import itertools
 import re
 import traceback
+from typing import get_args
 
 import pytest
 from hypothesis import given, settings
@@ -10,10 +11,10 @@ from hypothesis import strategies as st
 from refusal import refused, snapshot
 
 from psgc.errors import ProtocolError
-from psgc.schedules import SCHEDULES, Schedule
-from psgc.schedules.orders import Queue, Skip
-from psgc.server.coordinator import Coordinator
-from psgc.server.events import Abandoned, Begin, Delivered, Lost, Report, Tick
+from psgc.schedules import SCHEDULES
+from psgc.schedules.orders import Skip
+from psgc.server.coordinator import TRANSITIONS, Coordinator
+from psgc.server.events import Abandoned, Begin, Deadline, Delivered, Event, Lost, Report, Tick
 from psgc.server.instructions import Add, Collect, Commit, Discard, Finish
 from psgc.server.membership import Membership
 
@@ -146,119 +147,57 @@ def test_two_workers_two_chunks_in_all_orders(parts, combined):
         assert answers[-1] == Finish() if not combined else isinstance(answers[-1], Collect)
 
 
-def test_a_copy_that_comes_too_late_is_discarded_and_nobody_skips_with_static():
-    it = begun(coordinator([[1, 2, 3], [1, 2, 3]], 2), 0)
-    assert it.handle(Report(3, 0, 1)) == []
-    assert it.handle(Report(2, 0, 1)) == [commit(1, 3, 2)]
-    assert it.handle(Report(1, 0, 1)) == [Discard(1, 1)]
-    assert it.contributors(0) == ()
-    assert it.recovered == 1
-
-
-def test_skipping_tells_those_that_have_not_reported():
-    it = begun(coordinator([[1, 2, 3, 4], [3, 4]], 2, "skipping"), 0)
-    assert it.handle(Report(3, 0, 0)) == []
-    assert it.handle(Report(1, 0, 0)) == [commit(0, 3, 1), Skip(2, 0, True), Skip(4, 0, True)]
-    assert it.handle(Report(4, 0, 0)) == [Discard(4, 0)]  # it was past skipping
-
-
-def test_full_counts_nobody_before_the_whole_load_is_done():
-    it = begun(coordinator([[1, 2], [1], [2]], 1, "full", combined=False), 3)
-    assert it.handle(Report(1, 3, 0)) == []
-    assert it.handle(Report(2, 3, 2)) == []
-    assert it.handle(Report(2, 3, 0)) == [commit(2, 2), commit(0, 2)]
-    assert it.handle(Report(1, 3, 1)) == [commit(1, 1), Finish()]
-
-
-def test_a_schedule_may_give_new_queues_at_the_start():
-    class Reversed(Schedule):
-        def begin(self, checked):
-            return [Queue(1, (1, 0))]
-
-    it = Coordinator(Membership([[1], [1]], parts=1), Reversed({}), combined=True)
-    assert it.handle(Begin(0)) == [Queue(1, (1, 0))]
-
-
 @COMBINED
-def test_before_the_first_iteration_nothing_is_allowed(combined):
-    it = coordinator([[1, 2]], 1, combined=combined)
-    for do in (
-        lambda: it.handle(Report(1, 0, 0)),
-        lambda: it.handle(Report(1, -1, 0)),
-        lambda: it.handle(Delivered(1, 0, 1)),
-        lambda: it.handle(Begin(-1)),
-    ):
-        with refused(it):
-            do()
-
-
-@COMBINED
-def test_what_no_correct_worker_sends_is_refused_and_changes_nothing(combined):
+def test_an_event_that_no_correct_worker_can_send_is_refused_and_changes_nothing(combined):
     it = coordinator([[1, 2], [2, 3]], 1, combined=combined)
-    impossible = [
-        lambda: it.handle(Begin(it.iteration)),
-        lambda: it.handle(Begin(it.iteration - 1)),
-        lambda: it.handle(Report(3, it.iteration, 0)),  # does not hold it
-        lambda: it.handle(Report(0, it.iteration, 0)),
-        lambda: it.handle(Report(2, it.iteration, 2)),  # no such chunk
-        lambda: it.handle(Report(2, it.iteration, -1)),
-        lambda: it.handle(Report(2, it.iteration + 1, 0)),
-        lambda: it.handle(Report(2, -1, 0)),
-        lambda: it.handle(Report(4, it.iteration - 1, 0)),  # an old iteration excuses nothing
-        lambda: it.handle(Report(2, it.iteration - 1, 2)),
-        lambda: it.handle(Report(1, it.iteration, 0, attempt=1)),  # it was never invalidated
-        lambda: it.handle(Report(1, it.iteration, 0, attempt=-1)),
-        lambda: it.handle(Abandoned(3, it.iteration, 0)),
-        lambda: it.handle(Abandoned(1, it.iteration, 0, attempt=1)),
-        lambda: it.handle(Delivered(3, it.iteration, 3)),  # never contributes here
-        lambda: it.handle(Delivered(1, it.iteration, 2)),
-        lambda: it.handle(Delivered(1, it.iteration + 1, 1)),
-        lambda: it.handle(Lost(4)),
-    ]
+
+    def refuses(*events):
+        for event in events:
+            with refused(it):
+                it.handle(event)
+
+    def refuses_always():
+        now = it.iteration
+        refuses(Begin(now), Begin(now - 1), Lost(4))
+        for event in (Report, Abandoned):
+            refuses(event(3, now, 0), event(0, now, 0))  # does not hold it, is no worker
+            refuses(event(2, now, 2), event(2, now, -1), event(2, now - 1, 2))  # no such chunk
+            refuses(event(2, now + 1, 0), event(2, -1, 0), event(4, now - 1, 0))
+            refuses(event(1, now, 0, attempt=1), event(1, now, 0, attempt=-1))  # it was never invalidated
+        refuses(Delivered(3, now, 3), Delivered(1, now, 2), Delivered(1, now + 1, 1))  # nobody asked
+
+    refuses(Report(1, 0, 0), Delivered(1, 0, 1), Deadline(), Begin(-1))
     for iteration in (0, 4):
         it.handle(Begin(iteration))
         for worker, chunk in [(1, 0), (2, 1)]:
             assert it.phase == "working"
-            for do in [
-                *impossible,
-                lambda: it.handle(Begin(it.iteration + 1)),
-                lambda: it.handle(Delivered(1, it.iteration, 1)),
-            ]:
-                with refused(it):
-                    do()
+            refuses_always()
+            refuses(Begin(iteration + 1), Delivered(1, iteration, 1))
             it.handle(Report(worker, iteration, chunk))
         for worker in (1, 2) if combined else ():
             assert it.phase == "collecting"
-            for do in [*impossible, lambda: it.handle(Begin(it.iteration + 1))]:
-                with refused(it):
-                    do()
+            refuses_always()
+            refuses(Begin(iteration + 1))
             it.handle(Delivered(worker, iteration, worker))
-            with refused(it):
-                it.handle(Delivered(worker, iteration, worker))
+            refuses(Delivered(worker, iteration, worker))
         assert it.phase == "idle"
-        for do in [*impossible, lambda: it.handle(Delivered(1, it.iteration, 1))]:
-            with refused(it):
-                do()
+        refuses_always()
+        refuses(Delivered(1, iteration, 1), Deadline())
 
 
-def test_a_refusal_names_event_phase_and_iteration():
-    it = begun(coordinator([[1], [2]], 1), 7)
-    with pytest.raises(ProtocolError) as error:
-        it.handle(Report(1, 7, 1))
-    assert re.fullmatch(
-        r"coordinator: Report\(worker=1, iteration=7, chunk=1, .*\) is not allowed while working in iteration 7",
-        str(error.value),
-    )
-
-
-def test_a_refusal_carries_the_last_events_and_its_traceback_shows_them():
+def test_an_error_names_event_phase_and_iteration_and_its_traceback_shows_the_events_before():
     it = begun(coordinator([[1], [2]], 1), 7)
     for _ in range(30):
         it.handle(Tick(1.0))
     it.handle(Report(2, 7, 1))
     with pytest.raises(ProtocolError) as error:
         it.handle(Report(1, 7, 1))
+    text = r"coordinator: Report\(worker=1, iteration=7, chunk=1, .*\) is not allowed while working in iteration 7"
+    assert re.fullmatch(text, str(error.value))
     assert error.value.events == (Tick(1.0),) * 19 + (Report(2, 7, 1),)
     shown = "".join(traceback.format_exception(error.value))
     assert "\nEvents before it, oldest first:\n  Tick(now=1.0)\n" in shown
-    assert "\n" not in str(error.value)
+
+
+def test_the_table_of_transitions_has_a_row_for_every_event():
+    assert TRANSITIONS.keys() == set(get_args(Event))

@@ -18,7 +18,7 @@ COMBINED = pytest.mark.parametrize("combined", [True, False], ids=["combined", "
 
 
 @COMBINED
-def test_who_is_lost_before_it_reports_is_done_without(combined):
+def test_a_worker_lost_before_it_reports_is_not_needed(combined):
     it = begun([[1, 2], [1, 2], [1, 2]], combined=combined)
     assert it.handle(Lost(1)) == []
     assert it.phase == "working"
@@ -33,7 +33,7 @@ def test_who_is_lost_before_it_reports_is_done_without(combined):
     assert answers == [Commit(2, (2,), ((2, 2),)), Collect(2, 2) if combined else Finish()]
 
 
-def test_a_copy_that_was_to_be_collected_does_not_count_once_its_worker_is_lost():
+def test_combined_a_copy_that_its_lost_worker_keeps_does_not_count():
     it = begun([[1, 2, 3]], parts=2)
     assert report(it, (1, 0)) == []
     assert it.handle(Lost(1)) == []
@@ -41,14 +41,14 @@ def test_a_copy_that_was_to_be_collected_does_not_count_once_its_worker_is_lost(
     assert report(it, (3, 0)) == [Commit(0, (2, 3), ((2, 2), (3, 3))), Collect(2, 2), Collect(3, 3)]
 
 
-def test_a_copy_that_is_here_counts_though_its_worker_is_lost():
+def test_per_chunk_a_copy_of_a_lost_worker_counts():
     it = begun([[1, 2, 3]], parts=2, combined=False)
     assert report(it, (1, 0)) == []
     assert it.handle(Lost(1)) == []
     assert report(it, (2, 0)) == [Commit(0, (1, 2), ((1, 1), (2, 2))), Finish()]
 
 
-def test_full_counts_nothing_of_a_load_that_was_not_done_when_its_worker_was_lost():
+def test_full_does_not_count_the_unfinished_load_of_a_lost_worker():
     it = begun([[1, 2], [1, 3], [2], [3]], name="full", combined=False)
     report(it, (1, 0))
     assert it.handle(Lost(1)) == []
@@ -60,7 +60,7 @@ def test_full_counts_nothing_of_a_load_that_was_not_done_when_its_worker_was_los
 # lost after it was committed
 
 
-def test_what_a_lost_worker_has_committed_and_not_delivered_is_done_again_in_its_role():
+def test_a_committed_copy_that_was_not_delivered_is_done_again_in_the_role_of_the_lost_worker():
     it = begun([[1, 2, 3], [2, 3]], parts=2)
     assert report(it, (1, 0), (2, 0)) == [Commit(0, (1, 2), ((1, 1), (2, 2)))]
     assert it.recovered == 1
@@ -76,7 +76,7 @@ def test_what_a_lost_worker_has_committed_and_not_delivered_is_done_again_in_its
     assert answers[-3:] == [Collect(2, 2), Collect(3, 1), Collect(3, 3)]
 
 
-def test_the_other_contributor_itself_may_do_it_again_and_then_owes_two_accumulators():
+def test_the_other_contributor_may_do_it_again_and_then_owes_two_accumulators():
     it = begun([[1, 2, 3]], parts=2)
     assert report(it, (1, 0), (2, 0))[1:] == [Collect(1, 1), Collect(2, 2)]
     it.handle(Lost(1))
@@ -86,7 +86,7 @@ def test_the_other_contributor_itself_may_do_it_again_and_then_owes_two_accumula
     assert (it.used(2, 0), it.used(2, 0, attempt=1)) == (True, True)
 
 
-def test_a_chunk_of_two_lost_contributors_is_done_again_by_two_and_is_recovered_when_both_are():
+def test_a_chunk_of_two_lost_contributors_is_done_again_by_two_workers():
     it = begun([[1, 2, 3, 4]], parts=2)
     report(it, (1, 0), (2, 0))
     it.handle(Lost(1))
@@ -100,7 +100,7 @@ def test_a_chunk_of_two_lost_contributors_is_done_again_by_two_and_is_recovered_
     assert answers == [Commit(0, (1, 2), ((4, 2),)), Collect(3, 1), Collect(4, 2)]
 
 
-def test_who_did_it_again_and_is_lost_is_done_again_once_more_in_the_same_role():
+def test_a_chunk_may_be_invalidated_twice_in_the_same_role():
     it = begun([[1, 2, 3]])
     report(it, (1, 0))
     it.handle(Lost(1))
@@ -110,16 +110,7 @@ def test_who_did_it_again_and_is_lost_is_done_again_once_more_in_the_same_role()
     assert it.handle(Delivered(3, 0, 1)) == [Add(3, 1), Finish()]
 
 
-def test_with_per_chunk_nothing_that_was_committed_is_lost():
-    it = begun([[1, 2], [1, 2]], combined=False)
-    report(it, (1, 0))
-    assert it.handle(Lost(1)) == []
-    assert (it.recovered, it.used(1, 0)) == (1, True)
-    assert report(it, (2, 0)) == []
-    assert report(it, (2, 1))[-1] == Finish()
-
-
-def test_a_copy_from_before_the_invalidateing_changes_nothing_but_its_worker_is_free():
+def test_a_copy_from_before_the_invalidation_changes_nothing_but_its_worker_is_free():
     it = begun([[1, 2, 3], [1, 2, 3]])
     schedule = it._schedule = Recording()
     report(it, (1, 0))
@@ -131,25 +122,7 @@ def test_a_copy_from_before_the_invalidateing_changes_nothing_but_its_worker_is_
     assert it.handle(Report(2, 0, 0, attempt=1)) == [Commit(0, (1,), ((2, 1),))]
 
 
-@COMBINED
-@pytest.mark.parametrize("event", [Report, Abandoned])
-def test_nobody_has_heard_of_a_invalidateing_that_was_not(event, combined):
-    it = begun([[1, 2, 3], [1, 2, 3]], combined=combined)
-    report(it, (1, 0))
-    it.handle(Lost(1))
-    for chunk, attempt in [(0, 2 if combined else 1), (0, -1), (1, 1)]:
-        with refused(it):
-            it.handle(event(2, 0, chunk, attempt=attempt))
-
-
-def test_what_is_invalidated_is_not_dropped_by_the_schedule_before_it_is_recovered_again():
-    it = begun([[1, 2, 3], [2, 3]], name="skipping")
-    assert report(it, (1, 0))[1:] == [Skip(2, 0, True), Skip(3, 0, True)]
-    it.handle(Lost(1))
-    assert report(it, (2, 0), attempt=1) == [Commit(0, (1,), ((2, 1),)), Skip(3, 0, True)]
-
-
-def test_what_is_invalidated_in_two_roles_is_not_dropped_before_both_are_done():
+def test_skipping_drops_a_chunk_invalidated_in_two_roles_only_when_both_are_done():
     it = begun([[1, 2, 3, 4, 5], [5, 4]], parts=2, name="skipping")
     report(it, (1, 0), (2, 0))
     it.handle(Lost(1))
@@ -161,22 +134,16 @@ def test_what_is_invalidated_in_two_roles_is_not_dropped_before_both_are_done():
 # lost while it is collected
 
 
-def test_who_has_delivered_is_lost_without_consequences():
+def test_the_loss_of_a_worker_that_owes_nothing_has_no_consequences():
     it = collecting()
     assert it.handle(Delivered(1, 0, 1)) == [Add(1, 1)]
-    assert it.handle(Lost(1)) == []
+    assert [it.handle(Lost(1)), it.handle(Lost(3))] == [[], []]
     assert it.phase == "collecting"
     assert it.used(1, 0)
     assert it.handle(Delivered(2, 0, 2)) == [Add(2, 2), Finish()]
 
 
-def test_who_contributed_nothing_is_lost_without_consequences():
-    it = collecting()
-    assert it.handle(Lost(3)) == []
-    assert [it.handle(Delivered(1, 0, 1)), it.handle(Delivered(2, 0, 2))] == [[Add(1, 1)], [Add(2, 2), Finish()]]
-
-
-def test_what_was_asked_for_and_not_delivered_is_done_again_while_others_deliver():
+def test_an_accumulator_that_was_not_delivered_is_done_again_while_others_deliver():
     it = collecting()
     assert it.handle(Lost(1)) == [Invalidate(2, 0, 1), Invalidate(3, 0, 1), Next(2, 0)]
     assert (it.phase, it.owing) == ("redoing", {2})
@@ -186,7 +153,7 @@ def test_what_was_asked_for_and_not_delivered_is_done_again_while_others_deliver
     assert it.handle(Delivered(2, 0, 1)) == [Add(2, 1), Finish()]
 
 
-def test_of_two_accumulators_in_one_role_the_second_is_asked_for_when_the_first_is_there():
+def test_a_second_accumulator_in_one_role_is_asked_for_when_the_first_is_there():
     it = begun([[1, 2, 3], [1, 3, 2]])
     report(it, (1, 0), (1, 1))
     it.handle(Lost(1))
@@ -203,7 +170,7 @@ def test_of_two_accumulators_in_one_role_the_second_is_asked_for_when_the_first_
 # between the iterations
 
 
-def test_between_two_iterations_a_loss_has_no_consequences_but_for_who_lives():
+def test_a_loss_between_two_iterations_changes_the_membership_only():
     it = begun([[1, 2]], combined=False)
     report(it, (1, 0))
     assert it.phase == "idle"
@@ -214,7 +181,7 @@ def test_between_two_iterations_a_loss_has_no_consequences_but_for_who_lives():
 
 
 @COMBINED
-def test_nothing_survives_into_the_next_iteration_but_the_group(combined):
+def test_only_the_membership_survives_into_the_next_iteration(combined):
     holders = [[1, 2, 3], [2, 3, 1]]
     it = begun(holders, combined=combined)
     report(it, (1, 0))
@@ -237,7 +204,7 @@ def test_nothing_survives_into_the_next_iteration_but_the_group(combined):
 
 
 @COMBINED
-def test_who_is_there_may_only_change_between_two_iterations(combined):
+def test_rebalancing_is_allowed_between_two_iterations_only(combined):
     it = begun([[1]], combined=combined)
     with refused(it):
         it.rebalance(Membership([[1]], 1), Schedule({}))

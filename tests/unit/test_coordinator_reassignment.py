@@ -15,7 +15,7 @@ COMBINED = pytest.mark.parametrize("combined", [True, False], ids=["combined", "
 
 
 @COMBINED
-def test_a_chunk_that_nobody_holds_any_more_is_reassigned_by_the_one_with_the_least_in_the_role_of_the_lost(combined):
+def test_a_chunk_without_a_live_holder_goes_to_the_worker_that_holds_least_in_the_role_of_the_lost_one(combined):
     it = begun([[1], [2], [2], [3]], combined=combined)
     assert it.handle(Lost(1)) == [Reassign(3, 0, 1), Next(3, 0)]
     assert report(it, (3, 0)) == [Commit(0, (1,), ((3, 1),))]
@@ -24,7 +24,7 @@ def test_a_chunk_that_nobody_holds_any_more_is_reassigned_by_the_one_with_the_le
     assert answers[1:] == ([Collect(2, 2), Collect(3, 1), Collect(3, 3)] if combined else [Finish()])
 
 
-def test_several_chunks_are_reassigned_by_several_workers_in_roles_that_nobody_else_has():
+def test_several_chunks_are_reassigned_in_roles_that_no_live_holder_has():
     it = begun([[1, 2], [1, 2], [3, 4]], parts=2, workers=[1, 2, 3, 4, 5])
     assert it.handle(Lost(1)) == [Reassign(5, 0, 1), Reassign(3, 1, 1), Next(5, 0), Next(3, 1)]
     assert it.handle(Lost(2)) == [Reassign(4, 0, 2), Reassign(5, 1, 2), Next(4, 0), Next(5, 1)]
@@ -36,7 +36,7 @@ def test_several_chunks_are_reassigned_by_several_workers_in_roles_that_nobody_e
     assert roles == {(5, 0): 1, (4, 0): 2, (3, 1): 1, (5, 1): 2}
 
 
-def test_only_as_many_take_over_as_copies_are_missing():
+def test_only_missing_copies_are_reassigned():
     """One copy is here, and its worker may be lost: one more is needed, in the other role."""
     it = begun([[1, 2], [3, 4]], parts=2, combined=False)
     report(it, (1, 0))
@@ -45,14 +45,7 @@ def test_only_as_many_take_over_as_copies_are_missing():
     assert report(it, (3, 0)) == [Commit(0, (1, 2), ((1, 1), (3, 2)))]
 
 
-def test_a_recovered_chunk_needs_no_holder():
-    it = begun([[1], [2]], combined=False)
-    report(it, (1, 0))
-    assert it.handle(Lost(1)) == []
-    assert report(it, (2, 1))[-1] == Finish()
-
-
-def test_who_takes_over_what_was_invalidated_hears_how_often():
+def test_a_new_holder_hears_how_often_its_chunk_was_invalidated():
     it = begun([[1, 2], [3], [4], [4]])
     report(it, (1, 0))
     assert it.handle(Lost(1)) == [Invalidate(2, 0, 1), Next(2, 0)]
@@ -60,7 +53,7 @@ def test_who_takes_over_what_was_invalidated_hears_how_often():
     assert report(it, (3, 0), attempt=1) == [Commit(0, (1,), ((3, 1),))]
 
 
-def test_who_has_done_a_invalidated_chunk_again_is_not_counted_on_for_its_other_role():
+def test_a_worker_that_did_an_invalidated_chunk_again_cannot_do_it_in_its_other_role():
     it = begun([[1, 2, 3, 4], [5]], parts=2, workers=[1, 2, 3, 4, 5])
     report(it, (1, 0), (2, 0))
     it.handle(Lost(1))
@@ -70,14 +63,7 @@ def test_who_has_done_a_invalidated_chunk_again_is_not_counted_on_for_its_other_
     assert report(it, (5, 0), attempt=2) == [Commit(0, (1, 2), ((5, 2),))]
 
 
-def test_a_new_holder_of_what_is_invalidated_now_hears_so_once():
-    it = begun([[1], [2]])
-    report(it, (1, 0))
-    assert it.handle(Lost(1)) == [Reassign(2, 0, 1), Invalidate(2, 0, 1), Next(2, 0)]
-    assert report(it, (2, 0), attempt=1) == [Commit(0, (1,), ((2, 1),))]
-
-
-def test_who_did_a_chunk_in_two_roles_is_replaced_by_two_and_the_first_to_report_takes_the_first_role():
+def test_a_worker_that_did_a_chunk_in_two_roles_is_replaced_by_two_workers():
     it = begun([[1, 2], [3, 4]], parts=2)
     report(it, (1, 0), (2, 0))
     it.handle(Lost(1))
@@ -89,14 +75,14 @@ def test_who_did_a_chunk_in_two_roles_is_replaced_by_two_and_the_first_to_report
 
 
 @COMBINED
-def test_when_nobody_may_take_over_too_few_are_left(combined):
+def test_without_reassignment_a_chunk_without_a_live_holder_ends_the_run(combined):
     it = begun([[1, 2], [2]], combined=combined, reassigning=False)
     text = r"^chunk 1 has 0 live holders, parts 1; faults\.adopt: true would let others take it$"
     with pytest.raises(TooFewWorkers, match=text):
         it.handle(Lost(2))
 
 
-def test_when_nobody_may_take_over_those_that_hold_it_are_enough():
+def test_without_reassignment_the_other_holders_are_enough():
     it = begun([[1, 2, 3], [1, 2, 3]], parts=2, reassigning=False)
     report(it, (1, 0), (2, 0))
     it.handle(Lost(1))
@@ -107,7 +93,7 @@ def test_when_nobody_may_take_over_those_that_hold_it_are_enough():
 # what the schedule hears
 
 
-def test_the_schedule_hears_what_the_loss_has_changed():
+def test_the_schedule_hears_what_a_loss_has_changed():
     it = begun([[1, 2, 3], [1, 2, 3], [1, 4], [4, 2]], parts=2)
     schedule = it._schedule = Recording()
     report(it, (1, 0), (2, 0), (1, 1), (4, 2))
@@ -120,7 +106,7 @@ def test_the_schedule_hears_what_the_loss_has_changed():
     assert loss.holders == [[2, 3], [2, 3], [4, 3], [4, 2]]
 
 
-def test_the_schedule_hears_of_what_an_earlier_loss_invalidated_once_more_when_its_holder_is_lost_too():
+def test_the_schedule_hears_again_of_an_invalidated_chunk_when_a_holder_is_lost_too():
     it = begun([[1, 2, 3], [2, 3]])
     schedule = it._schedule = Recording()
     report(it, (1, 0))
@@ -129,7 +115,7 @@ def test_the_schedule_hears_of_what_an_earlier_loss_invalidated_once_more_when_i
     assert [loss.invalidated for loss, _ in schedule.losses] == [{0: (1, [2, 3])}, {0: (1, [3])}]
 
 
-def test_the_schedule_hears_whether_everybody_had_stopped():
+def test_the_schedule_hears_whether_the_workers_had_stopped():
     it = collecting()
     schedule = it._schedule = Recording()
     it.handle(Lost(1))
@@ -146,7 +132,7 @@ def test_the_schedule_hears_of_a_loss_that_changes_nothing():
     assert it.phase == "collecting"
 
 
-def test_nobody_who_was_lost_while_everything_was_recovered_is_told_to_do_what_a_later_loss_invalidates():
+def test_dynamic_does_not_order_from_a_worker_that_was_lost_while_collecting():
     it = begun([[1, 2, 3], [2, 3, 1], [3, 1, 2]], name="dynamic")
     report(it, (1, 0), (2, 1), (3, 2))
     it.handle(Delivered(2, 0, 2))
