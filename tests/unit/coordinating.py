@@ -4,17 +4,29 @@ from psgc.schedules import SCHEDULES, Schedule
 from psgc.server.coordinator import Coordinator
 from psgc.server.events import Begin, Report
 from psgc.server.membership import Membership
+from psgc.server.verification import Checks
 
 
-def begun(holders, parts=1, name="static", combined=True, reassigning=True, workers=None):
-    """A coordinator in iteration 0."""
-    membership = Membership(holders, parts, reassigning, workers)
+def begun(
+    holders,
+    parts=1,
+    name="static",
+    combined=True,
+    reassigning=True,
+    workers=None,
+    every=0,
+    tolerated=0,
+    at=0,
+    schedule=None,
+):
+    """A coordinator in iteration `at`, with the schedule of that name or with `schedule`."""
+    membership = Membership(holders, parts, reassigning, workers, checking=every > 0)
     loads = {
         worker: [chunk for chunk, of in enumerate(holders) if worker in of] for worker in sorted(membership.workers)
     }
-    schedule = SCHEDULES[name](loads, holders=membership.holders, parts=parts)
-    it = Coordinator(membership, schedule, combined)
-    it.handle(Begin(0))
+    schedule = schedule or SCHEDULES[name](loads, holders=membership.holders, parts=parts)
+    it = Coordinator(membership, schedule, combined, tolerated, Checks(every))
+    it.handle(Begin(at))
     return it
 
 
@@ -27,25 +39,25 @@ def report(it, *copies, attempt=0):
 
 
 class Recording(Schedule):
-    """Keeps what the coordinator says was lost."""
+    """Keeps what the coordinator says was lost, and which workers were freed."""
 
     def __init__(self):
         super().__init__({})
         self.losses = []
-        self.freed_undone = []
+        self.freed_by = []  # worker, chunk, now, seconds, done
 
     def lost(self, loss, now):
         self.losses.append((loss, now))
         return []
 
     def freed(self, worker, chunk, now, seconds, done=True, late=0.0):
-        self.freed_undone += [] if done else [(worker, chunk, now, seconds)]
+        self.freed_by.append((worker, chunk, now, seconds, done))
         return []
 
 
-def collecting():
+def collecting(schedule=None):
     """One that waits for the accumulators of workers 1 and 2; worker 3 holds both chunks, too."""
-    it = begun([[1, 2, 3], [2, 1, 3]])
+    it = begun([[1, 2, 3], [2, 1, 3]], schedule=schedule)
     report(it, (1, 0), (2, 1))
     assert (it.phase, it.owing) == ("collecting", {1, 2})
     return it

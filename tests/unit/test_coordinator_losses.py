@@ -111,13 +111,13 @@ def test_a_chunk_may_be_invalidated_twice_in_the_same_role():
 
 
 def test_a_copy_from_before_the_invalidation_changes_nothing_but_its_worker_is_free():
-    it = begun([[1, 2, 3], [1, 2, 3]])
-    schedule = it._schedule = Recording()
+    schedule = Recording()
+    it = begun([[1, 2, 3], [1, 2, 3]], schedule=schedule)
     report(it, (1, 0))
     it.handle(Lost(1))
     assert it.handle(Report(2, 0, 0, now=4.0, seconds=3.0)) == []
     assert it.handle(Abandoned(3, 0, 0, now=5.0, seconds=2.0)) == []
-    assert schedule.freed_undone == [(2, 0, 4.0, 3.0), (3, 0, 5.0, 2.0)]
+    assert schedule.freed_by[1:] == [(2, 0, 4.0, 3.0, False), (3, 0, 5.0, 2.0, False)]
     assert it.recovered == 0
     assert it.handle(Report(2, 0, 0, attempt=1)) == [Commit(0, (1,), ((2, 1),))]
 

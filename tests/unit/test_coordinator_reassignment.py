@@ -94,8 +94,8 @@ def test_without_reassignment_the_other_holders_are_enough():
 
 
 def test_the_schedule_hears_what_a_loss_has_changed():
-    it = begun([[1, 2, 3], [1, 2, 3], [1, 4], [4, 2]], parts=2)
-    schedule = it._schedule = Recording()
+    schedule = Recording()
+    it = begun([[1, 2, 3], [1, 2, 3], [1, 4], [4, 2]], parts=2, schedule=schedule)
     report(it, (1, 0), (2, 0), (1, 1), (4, 2))
     it.handle(Lost(1, now=7.0))
     ((loss, now),) = schedule.losses
@@ -107,8 +107,8 @@ def test_the_schedule_hears_what_a_loss_has_changed():
 
 
 def test_the_schedule_hears_again_of_an_invalidated_chunk_when_a_holder_is_lost_too():
-    it = begun([[1, 2, 3], [2, 3]])
-    schedule = it._schedule = Recording()
+    schedule = Recording()
+    it = begun([[1, 2, 3], [2, 3]], schedule=schedule)
     report(it, (1, 0))
     it.handle(Lost(1))
     it.handle(Lost(2))
@@ -116,16 +116,16 @@ def test_the_schedule_hears_again_of_an_invalidated_chunk_when_a_holder_is_lost_
 
 
 def test_the_schedule_hears_whether_the_workers_had_stopped():
-    it = collecting()
-    schedule = it._schedule = Recording()
+    schedule = Recording()
+    it = collecting(schedule)
     it.handle(Lost(1))
     it.handle(Lost(2))
     assert [loss.collected for loss, _ in schedule.losses] == [True, False]
 
 
 def test_the_schedule_hears_of_a_loss_that_changes_nothing():
-    it = collecting()
-    schedule = it._schedule = Recording()
+    schedule = Recording()
+    it = collecting(schedule)
     it.handle(Delivered(1, 0, 1))
     it.handle(Lost(1))
     assert [(loss.worker, loss.invalidated, loss.collected) for loss, _ in schedule.losses] == [(1, {}, True)]

@@ -1,36 +1,21 @@
 """The coordinator when copies are compared: what counts, who is asked, who is in the wrong."""
 
+from functools import partial
+
+import coordinating
 import pytest
+from coordinating import Recording, report
 from refusal import refused, snapshot
 
 from psgc.errors import RunFailed, TooFewWorkers
-from psgc.schedules import SCHEDULES
 from psgc.schedules.orders import Next, Skip
-from psgc.server.coordinator import Coordinator
-from psgc.server.events import Abandoned, Begin, Compared, Deadline, Delivered, Lost, Report
+from psgc.server.events import Abandoned, Begin, Compared, Deadline, Delivered, Lost
 from psgc.server.instructions import Add, Collect, Commit, Compare, Discard, Finish, Reassign, Wrong
-from psgc.server.membership import Membership
-from psgc.server.verification import Checks
 
 COMBINED = pytest.mark.parametrize("combined", [True, False], ids=["combined", "per_chunk"])
 
 
-def begun(holders, parts=1, name="static", combined=False, every=1, reassigning=True, workers=None, tolerated=0, at=0):
-    membership = Membership(holders, parts, reassigning, workers, checking=True)
-    loads = {
-        worker: [chunk for chunk, of in enumerate(holders) if worker in of] for worker in sorted(membership.workers)
-    }
-    schedule = SCHEDULES[name](loads, holders=membership.holders, parts=parts)
-    it = Coordinator(membership, schedule, combined, tolerated, Checks(every))
-    it.handle(Begin(at))
-    return it
-
-
-def report(it, *copies):
-    answers = []
-    for worker, chunk in copies:
-        answers = it.handle(Report(worker, 0, chunk))
-    return answers
+begun = partial(coordinating.begun, combined=False, every=1)
 
 
 def compare(chunk, *workers):
@@ -67,7 +52,7 @@ def test_when_everything_is_checked_nothing_is_collected(combined):
     assert it.phase == "idle"
 
 
-def test_with_combined_the_others_are_committed_and_collected_as_ever():
+def test_combined_collects_the_chunks_that_are_not_checked():
     it = begun([[1, 2], [1, 2], [1, 2], [1, 2]], combined=True, every=2)  # in iteration 0 chunks 0 and 2 are checked
     assert report(it, (1, 1)) == [commit(1, 1)]
     assert report(it, (2, 1)) == [Discard(2, 1)]
@@ -80,7 +65,7 @@ def test_with_combined_the_others_are_committed_and_collected_as_ever():
     assert it.handle(Delivered(2, 0, 2)) == [Add(2, 2), Finish()]
 
 
-def test_who_has_not_begun_a_checked_chunk_may_skip_it():
+def test_skipping_skips_a_checked_chunk_once_its_copies_agree():
     it = begun([[1, 2, 3], [1, 2, 3]], name="skipping")
     report(it, (1, 0), (2, 0))
     assert it.handle(Compared(0, (1, 2))) == [commit(0, 1), Skip(3, 0, True)]
@@ -90,7 +75,7 @@ def test_who_has_not_begun_a_checked_chunk_may_skip_it():
 
 
 @COMBINED
-def test_when_they_do_not_agree_one_more_holder_does_it_and_who_is_alone_is_in_the_wrong(combined):
+def test_one_more_holder_does_a_disputed_chunk_and_the_odd_copy_is_wrong(combined):
     it = begun([[1, 2, 3], [1, 2, 3]], combined=combined)
     report(it, (1, 0), (2, 0))
     assert it.handle(Compared(0, ())) == [Next(3, 0)]
@@ -100,7 +85,7 @@ def test_when_they_do_not_agree_one_more_holder_does_it_and_who_is_alone_is_in_t
     assert [it.used(worker, 0) for worker in (1, 2, 3)] == [False, True, True]
 
 
-def test_when_no_holder_is_left_another_takes_over_it():
+def test_a_disputed_chunk_that_all_holders_have_done_is_reassigned():
     it = begun([[1, 2], [3, 4], [3, 5]])
     report(it, (1, 0), (2, 0))
     assert it.handle(Compared(0, ())) == [Reassign(4, 0, 1), Next(4, 0)]
@@ -110,7 +95,7 @@ def test_when_no_holder_is_left_another_takes_over_it():
     assert it.handle(Compared(0, (4, 5))) == [Wrong(1, 0, (4, 5)), Wrong(2, 0, (4, 5)), Commit(0, (1,), ((4, 1),))]
 
 
-def test_with_several_parts_whoever_fits_to_those_that_agree_is_right():
+def test_with_several_parts_every_copy_that_fits_is_right():
     it = begun([[1, 2, 3, 4, 5]], parts=2)
     report(it, (1, 0), (2, 0), (3, 0))
     assert it.handle(Compared(0, ())) == [Next(4, 0)]
@@ -118,7 +103,7 @@ def test_with_several_parts_whoever_fits_to_those_that_agree_is_right():
     assert it.handle(Compared(0, (5, 1, 3))) == [Wrong(2, 0, (5, 1, 3)), Commit(0, (5, 1), ((5, 5), (1, 1))), Finish()]
 
 
-def test_when_nobody_is_left_the_run_fails_and_says_why():
+def test_the_run_fails_when_nobody_is_left_to_ask():
     it = begun([[1, 2], [1, 3]])
     report(it, (1, 0), (2, 0))
     it.handle(Compared(0, ()))
@@ -132,7 +117,7 @@ def test_when_nobody_is_left_the_run_fails_and_says_why():
     assert not isinstance(failure.value, TooFewWorkers)  # other machines would not help
 
 
-def test_nobody_takes_over_who_may_not():
+def test_without_reassignment_nobody_else_is_asked():
     it = begun([[1, 2], [1, 3]], reassigning=False)
     report(it, (1, 0), (2, 0))
     with pytest.raises(RunFailed, match=r"too many are wrong; faults.adopt: true would let others take it$"):
@@ -150,9 +135,9 @@ def test_a_surplus_copy_that_agrees_changes_nothing():
     assert it.contributors(1) == (1,)
 
 
-def unchecked(name="static", tolerated=0):
+def unchecked(name="static", tolerated=0, schedule=None):
     """In iteration 0 only chunk 0 is checked."""
-    return begun([[1, 2, 3], [1, 2, 3], [1, 2, 3]], name=name, every=99, tolerated=tolerated)
+    return begun([[1, 2, 3], [1, 2, 3], [1, 2, 3]], name=name, every=99, tolerated=tolerated, schedule=schedule)
 
 
 def test_a_surplus_copy_that_does_not_agree_takes_the_chunk_back():
@@ -176,7 +161,7 @@ def test_a_copy_that_comes_after_the_others_agreed_may_be_in_the_wrong():
     assert it.contributors(0) == (1,)
 
 
-def test_nobody_is_in_the_wrong_twice_for_one_copy():
+def test_a_wrong_copy_is_named_once():
     it = begun([[1, 2, 3, 4]] * 2)
     report(it, (1, 0), (2, 0))
     it.handle(Compared(0, ()))
@@ -196,29 +181,28 @@ def test_an_iteration_does_not_end_while_copies_are_compared():
     assert it.handle(Compared(0, (1, 2))) == [commit(0, 1), Finish()]
 
 
-def test_who_had_skipped_what_is_taken_back_is_asked_again():
+def test_a_worker_that_skipped_a_chunk_is_asked_when_it_is_taken_back():
     it = unchecked("skipping")
     assert report(it, (1, 1)) == [commit(1, 1), Skip(2, 1, True), Skip(3, 1, True)]
     report(it, (2, 1))  # it had begun
     assert it.handle(Compared(1, ())) == [Next(3, 1)]
 
 
-def test_who_dropped_what_was_taken_back_meanwhile_has_not_done_it():
+def test_a_worker_that_dropped_a_disputed_chunk_has_not_done_it():
     """It heard that the chunk was recovered, and not yet that this is so no more."""
-    seen = []
-    it = unchecked("skipping")
-    it._schedule.freed = lambda worker, chunk, now, seconds, done=True, late=0.0: seen.append(done) or []
+    schedule = Recording()
+    it = unchecked(schedule=schedule)
     report(it, (1, 1), (2, 1))
     it.handle(Abandoned(3, 0, 1))
     it.handle(Compared(1, ()))
     it.handle(Abandoned(3, 0, 1))
-    assert seen == [True, True, True, False]
+    assert [done for *_, done in schedule.freed_by] == [True, True, True, False]
 
 
 # losses
 
 
-def test_what_a_lost_worker_was_asked_is_asked_of_another():
+def test_another_worker_is_asked_when_the_one_that_was_asked_is_lost():
     it = begun([[1, 2, 3, 4], [1, 2, 3, 4]])
     report(it, (1, 0), (2, 0))
     assert it.handle(Compared(0, ())) == [Next(3, 0)]
@@ -226,7 +210,7 @@ def test_what_a_lost_worker_was_asked_is_asked_of_another():
     assert report(it, (4, 0)) == [compare(0, 1, 2, 4)]
 
 
-def test_when_nobody_is_left_because_of_a_loss_other_machines_would_help():
+def test_a_loss_that_leaves_nobody_to_ask_is_too_few_workers():
     it = begun([[1, 2, 3], [1, 2, 3]])
     report(it, (1, 0), (2, 0))
     it.handle(Compared(0, ()))
@@ -235,7 +219,7 @@ def test_when_nobody_is_left_because_of_a_loss_other_machines_would_help():
 
 
 @COMBINED
-def test_what_a_lost_worker_reported_of_a_checked_chunk_counts(combined):
+def test_a_checked_copy_of_a_lost_worker_counts(combined):
     it = begun([[1, 2, 3], [1, 2, 3]], combined=combined)
     report(it, (1, 0))
     assert it.handle(Lost(1)) == []
@@ -251,7 +235,7 @@ def test_one_worker_more_than_parts_is_needed():
 # approximate recovery
 
 
-def test_what_is_there_counts_unchecked_when_the_iteration_has_to_end():
+def test_copies_count_unchecked_at_the_deadline():
     it = begun([[1, 2, 3, 4]] * 4, parts=2, every=1)
     report(it, (1, 0), (2, 0), (3, 1))
     report(it, (1, 2), (2, 2), (3, 2))
@@ -262,7 +246,7 @@ def test_what_is_there_counts_unchecked_when_the_iteration_has_to_end():
     assert it.missing_copies == 1 + 2 + 2
 
 
-def test_what_is_tolerated_to_be_missing_is_what_has_not_been_checked():
+def test_copies_that_were_not_compared_yet_are_missing():
     it = unchecked(tolerated=1)
     report(it, (1, 1))
     assert report(it, (1, 0)) == []
@@ -271,7 +255,7 @@ def test_what_is_tolerated_to_be_missing_is_what_has_not_been_checked():
     assert it.handle(Compared(0, (1, 2))) == [commit(0, 1), Finish()]
 
 
-def test_an_iteration_does_not_end_with_nothing_but_what_is_in_dispute():
+def test_an_iteration_does_not_end_with_disputed_chunks_only():
     it = begun([[1, 2, 3]] * 2)
     report(it, (1, 0), (2, 0))
     it.handle(Compared(0, ()))
