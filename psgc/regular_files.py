@@ -1,6 +1,6 @@
-"""Files that a user names. Only regular ones are read or replaced: a pipe would be waited for, a device has no end.
+"""Only regular files are read or replaced: a pipe would block, and a device has no end.
 
-Renaming a new file over `/dev/full` or `/dev/stdout` would, for root, take the device from the machine.
+Renaming a new file over `/dev/full` or `/dev/stdout` would, for root, remove the device from the machine.
 """
 
 import errno
@@ -18,7 +18,7 @@ _KINDS = {
 
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
-    """Open a file to read its bytes. Raises OSError, also for what is no file, and never waits."""
+    """Open a file to read its bytes. Raises OSError, also for a pipe or a device."""
     try:
         check_regular(os.stat(path).st_mode)
         return open(path, "rb")

@@ -1,8 +1,8 @@
-"""Files that psgc writes: each is whole or not there at all, and no link that somebody has put there is followed.
+"""Writing files: each appears whole or not at all, and no link that another user may have made is followed.
 
-A run directory may belong to somebody else, and others may be able to write to it. So every file is a new one, under
-a name that nobody can guess, and is renamed when it is whole; what grows is written through the descriptor of the new
-file. The last directory of a path must not be a link either: callers resolve directories that a user may link.
+Other users may be able to write to a run directory. So every file is made under a name that nobody can guess, and is
+renamed when it is whole. A file that grows is written through its descriptor. The last directory of a path must not be
+a link either: callers resolve directories that a user may link.
 """
 
 import contextlib
@@ -14,7 +14,6 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import IO
 
 from psgc.regular_files import check_regular
@@ -24,10 +23,10 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT)  # errors after which removing other file
 
 
 class NewFile:
-    """A file in `directory` to write to, as `stream`. It is gone after the `with` block unless `keep` gave it a name.
+    """A new file in `directory`, to be written as `stream`. The `with` block removes it unless `keep` gave it a name.
 
-    replacing: the name of the file that it will replace, whose permissions it takes; a new file's are by the umask.
-    Raises OSError when `directory` is a link, or what is to be replaced is not a regular file.
+    replacing: the name of the file that it will replace, and whose permissions it takes.
+    Raises OSError when `directory` is a link, or the file to be replaced is not a regular one.
     """
 
     def __init__(self, directory: Path, replacing: str | None = None) -> None:
@@ -75,9 +74,7 @@ class NewFile:
     def __enter__(self) -> "NewFile":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         with contextlib.suppress(OSError):  # it is thrown away, or closed already
             self.stream.close()
         if self._unnamed is not None:
@@ -94,9 +91,9 @@ class _Stream(io.BufferedWriter):
 
 
 class GrowingFile:
-    """A file that grows: it begins as `content`, in place of the one that is there. Raises OSError.
+    """A file that grows. It starts with `content` and replaces the one that is there. Raises OSError.
 
-    What cannot be written waits for the next `write`, so that the file never has a hole.
+    Bytes that cannot be written wait for the next `write`, so that the file never has a hole.
     """
 
     def __init__(self, path: Path, content: bytes) -> None:
@@ -113,7 +110,7 @@ class GrowingFile:
                 raise
 
     def write(self, content: bytes = b"") -> None:
-        """Have all that waits and then `content` in the file. Raises OSError when something is left to be written."""
+        """Write the bytes that wait, then `content`. Raises OSError when some are left."""
         self._waiting += content
         with naming(self._path):
             while self._waiting:  # one call need not take all
@@ -139,8 +136,7 @@ class GrowingFile:
 def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Have `write` fill a new file, then put it in the place of `path`.
 
-    Raises OSError with the path: it cannot be written, or it, or the directory that it lies in, is a link, or anything
-    else than what belongs there.
+    Raises OSError with the path when it cannot be written, or when it or its directory is a link or of another kind.
     """
     with naming(path), NewFile(path.parent, path.name) as file:
         write(file.stream)

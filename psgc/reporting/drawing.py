@@ -1,7 +1,4 @@
-"""Figures without a screen: what all of psgc's have in common.
-
-Importing this needs matplotlib (the extra `plots`), and raises UserError where it is missing.
-"""
+"""Matplotlib without a screen. Importing this raises UserError where matplotlib (the extra `plots`) is missing."""
 
 import io
 from pathlib import Path

@@ -1,7 +1,4 @@
-"""The figures of a report: what they show, how they are drawn on light and on dark paper, and the same in words.
-
-This needs matplotlib; `psgc.reporting.drawing` says so where it is missing.
-"""
+"""The figures of a report, and the same in words. Importing this needs matplotlib (`psgc.reporting.drawing`)."""
 
 from functools import partial
 
@@ -21,7 +18,7 @@ BINS = 800  # columns of a heat map; with more iterations than that a column is 
 
 
 def pictures(run: RecordedRun, iteration: int | None = None) -> list[Picture]:
-    """What can be drawn of `run`; iteration: that of the Gantt chart, else the slowest one."""
+    """What can be drawn of `run`. iteration: that of the Gantt chart, by default the slowest one."""
     if not len(run.iterations["iteration"]):
         return []
     found = [_convergence(run)]
@@ -164,11 +161,11 @@ def _efficiency(run: RecordedRun) -> Picture:
         return figure
 
     caption = (
-        "T* is the time that no schedule could beat with these workers, had it known all their speeds beforehand; "
-        "T*/T is how close the run came."
+        "T* is the shortest time that a schedule could reach with these workers if it knew all their speeds. "
+        "T*/T says how close the run came."
     )
     if (run.iterations["error_measure"] > 0).any():
-        caption += " An approximate iteration may end before T*, which is that of the exact gradient."
+        caption += " T* is that of the exact gradient, so an approximate iteration may end before it."
     return Picture("efficiency", "Efficiency", alt, caption, draw)
 
 
@@ -198,5 +195,5 @@ def _errors(run: RecordedRun) -> Picture:
         figure.legend(loc="outside upper center", ncols=2)
         return figure
 
-    caption = "Where the run did not wait for everything: what was missing at most, and how wrong the gradient was."
+    caption = "Iterations that ended without all chunks: the share of copies that is missing, and the gradient's error."
     return Picture("errors", "Approximate iterations", alt, caption, draw)

@@ -1,20 +1,22 @@
-"""Files that a user names on the command line: also pipes, terminals, /dev/null, and wherever stdout goes."""
+"""Files that a user names on the command line, also pipes, terminals, /dev/null and stdout, and damaged files."""
 
 import os
 import stat
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import IO
 
+from psgc.errors import UserError, one_line
 from psgc.writing import naming, write_whole
 
 
 def write_output(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Have `write` fill the file `path`, which is whole or not there at all; what is no file is written to as it is.
+    """Have `write` fill the file `path`, all or nothing. A pipe or a terminal is written to as it is.
 
-    Raises OSError with the path: it cannot be written, or it is a link to a file, a directory, a socket or a disk.
+    Raises OSError with the path when it cannot be written, or is a link, a directory, a socket or a disk.
     """
     with naming(path):
         if _is_stream(path):
@@ -28,6 +30,19 @@ def write_output(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 def write_output_text(path: Path, text: str) -> None:
     """The same for a text."""
     write_output(path, lambda stream: stream.write(text.encode()))
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turns whatever a parser says about the file at `path` into one UserError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {(error.strerror or str(error)).lower()}") from None
+    except Exception as error:  # NumPy, zipfile, csv and json raise many kinds
+        raise UserError(f"{path}: damaged, or of another version of psgc ({one_line(error)})") from None
 
 
 def _is_stream(path: Path) -> bool:

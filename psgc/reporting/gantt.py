@@ -1,4 +1,4 @@
-"""One iteration, worker by worker, as a Gantt chart: every chunk in the colour of its outcome."""
+"""The Gantt chart of one iteration: a row for each worker, and each chunk in the colour of its outcome."""
 
 from functools import partial
 from typing import Any
@@ -50,15 +50,13 @@ def gantt(run: RecordedRun, iteration: int | None) -> Picture:
     )
     caption = (
         f"{which.capitalize()}. Each bar is a chunk that a worker worked on. Used: its copy is part of the gradient. "
-        "Late: done, but not needed any more. Abandoned: not needed, and given up before it was done. "
-        "Lost: done by a worker that was lost before it could deliver."
+        "Late: done when it was not needed any more. Abandoned: given up before it was done. "
+        "Lost: done by a worker that was lost before it delivered."
     )
     if away:
-        named = [f"{worker} (lost in iteration {when})" for worker, when in list(away.items())[:MARKED]]
+        named = [f"{worker} (in iteration {when})" for worker, when in list(away.items())[:MARKED]]
         more = f" and {len(away) - MARKED} more" if len(away) > MARKED else ""
-        caption += (
-            f" Not there, or not to the end: {'worker' if len(away) == 1 else 'workers'} {', '.join(named)}{more}."
-        )
+        caption += f" Lost by then: {'worker' if len(away) == 1 else 'workers'} {', '.join(named)}{more}."
     draw = partial(_draw, run.workers, columns, counts, {ended: total, "T*": bound}, away)
     return Picture("gantt", f"Iteration {numbers[row]}, worker by worker", alt, caption, draw)
 

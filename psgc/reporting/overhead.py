@@ -1,8 +1,8 @@
-"""How much of a run's time went into messages, decoding and steps, and which setting makes it less.
+"""The share of a run's time that went into messages, decoding and steps, and a setting that reduces it.
 
-The overhead of an iteration is what it took longer than the worker whose work decided it was computing: the one that
-had computed longest when its last copy that counts was done. That a straggler is slow, or everybody waits for one, is
-not overhead. Waiting until a chunk of the iteration before is done is none either.
+Of the workers whose copies count in an iteration, take the one that had computed longest when its last such copy was
+done. The rest of the iteration is overhead. So a slow worker, and waiting for one, is not overhead, nor is the time
+until a worker has finished a chunk of the iteration before.
 """
 
 import math
@@ -54,7 +54,7 @@ def advice(summary: Mapping[str, Any]) -> str | None:
 
 
 def _share(summary: Mapping[str, Any], chunks: float) -> float:
-    """The overhead with so many times as many chunks: it goes by messages, and those of vectors by their bytes."""
+    """The overhead with `chunks` times as many chunks: proportional to messages, and for vectors to their bytes."""
     copies = (summary["chunks_used"] + summary["chunks_late"]) / summary["iterations"]
     others = summary["workers"]  # with `per_chunk` as large as reports of chunks
     if summary["transfer"] == "combined":

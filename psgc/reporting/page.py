@@ -1,6 +1,6 @@
-"""The report as one HTML page that needs nothing but itself: no network, no script, light and dark.
+"""The report as one HTML page: no network, no script, light and dark.
 
-Everything that comes from a run (names, reasons, settings) is text, never markup.
+Everything that comes from a run (names, reasons, settings) is escaped, so that it is never markup.
 """
 
 import base64
@@ -96,11 +96,9 @@ def _text(text: str) -> str:
 def _status(run: RecordedRun) -> str:
     done = len(run.iterations["iteration"])
     if run.summary is None:
-        text = (
-            f"The run has not come to its end: it still goes on, or it was killed. It has recorded {done} iterations."
-        )
+        text = f"The run has not ended: it is still going on, or it was killed. It has recorded {done} iterations."
         if run.timeline is None:
-            text += " There is no timeline, so that nothing can be said of single workers."
+            text += " It has no timeline, so the report says nothing about single workers."
         return f'<p class="status bad">{text}</p>'
     status, reason = run.summary["status"], run.summary["reason"]
     if status == "done":
@@ -115,24 +113,21 @@ def _facts(run: RecordedRun) -> str:
         "workers": str(run.workers) if run.workers else None,
         "chunks": str(run.chunks) if run.chunks else None,
         "schedule": run.config.schedule,
-        "per iteration": _if_number(summary.get("seconds_per_iteration"), duration),
-        "efficiency T*/T": _if_number(summary.get("efficiency"), "{:.2f}".format),
-        "final loss": _measure(summary.get("final_loss"), "{:.6g}".format),
-        "held-out loss": _measure(summary.get("test_loss"), "{:.4g}".format),
-        "held-out accuracy": _measure(summary.get("test_accuracy"), "{:.4f}".format),
-        "work thrown away": _if_number(summary.get("work_thrown_away"), lambda share: f"{100 * share:.1f} %"),
-        "whole run": _if_number(summary.get("seconds"), duration),
+        "per iteration": _shown(summary.get("seconds_per_iteration"), duration),
+        "efficiency T*/T": _shown(summary.get("efficiency"), "{:.2f}".format),
+        "final loss": _shown(summary.get("final_loss"), "{:.6g}".format),
+        "held-out loss": _shown(summary.get("test_loss"), "{:.4g}".format),
+        "held-out accuracy": _shown(summary.get("test_accuracy"), "{:.4f}".format),
+        "work thrown away": _shown(summary.get("work_thrown_away"), lambda share: f"{100 * share:.1f} %"),
+        "whole run": _shown(summary.get("seconds"), duration),
     }
     items = (f"<div><dt>{name}</dt><dd>{_text(value)}</dd></div>" for name, value in facts.items() if value is not None)
     return f"<dl>{''.join(items)}</dl>"
 
 
-def _measure(value: Any, show: Any) -> str | None:
-    return value if value in ("nan", "inf", "-inf") else _if_number(value, show)
-
-
-def _if_number(value: Any, show: Any) -> str | None:
-    return show(value) if isinstance(value, (int, float)) else None
+def _shown(value: Any, show: Any) -> str | None:
+    """A number of the summary, which may be "nan" or "inf"; None when there is none."""
+    return value if value in ("nan", "inf", "-inf") else show(value) if isinstance(value, (int, float)) else None
 
 
 def _figure(picture: Picture, light: bytes, dark: bytes) -> str:
@@ -145,7 +140,7 @@ def _figure(picture: Picture, light: bytes, dark: bytes) -> str:
 <picture><source media="(prefers-color-scheme: dark)" srcset="{sources[1]}">
 <img alt="{_text(picture.alt)}" width="{width}" height="{height}" src="{sources[0]}"></picture>
 </div>
-<figcaption>{_text(picture.caption)} <span class="hint">The figure can be moved sideways.</span></figcaption>
+<figcaption>{_text(picture.caption)} <span class="hint">Scroll the figure sideways.</span></figcaption>
 </figure>
 </section>"""
 
@@ -165,7 +160,7 @@ def _lost(run: RecordedRun) -> str:
 
 
 def _shown_summary(run: RecordedRun) -> dict[str, Any]:
-    left_out = ("lost", "evaluating")  # a table of their own; true while the end of the run is written
+    left_out = ("lost", "evaluating")  # these have a table of their own; true until the run has ended
     empty: tuple[Any, ...] = ("", {}, [])
     return {name: value for name, value in (run.summary or {}).items() if name not in left_out and value not in empty}
 

@@ -1,6 +1,6 @@
-"""What the figures of a report have in common: how each is described, and how lines, rows and scales are drawn.
+"""What the figures of a report share: their description, and how lines, rows and scales are drawn.
 
-This needs matplotlib; `psgc.reporting.drawing` says so where it is missing.
+Importing this needs matplotlib (`psgc.reporting.drawing`).
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ MARKED = 20  # losses up to which each is marked or named
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure of the report. name: of its file; alt: what it shows, for who does not see it."""
+    """A figure of the report. name: of its file; alt: what it shows, in words."""
 
     name: str
     title: str
@@ -50,13 +50,13 @@ def course(axes: Any, x: np.ndarray, y: np.ndarray, colour: str, label: str | No
     axes.plot(x, y, ".", color=colour, markersize=3, alpha=0.35 if len(x) <= VERY_MANY else 0.15, rasterized=True)
     width = max(5, len(x) // 50) | 1
     medians = np.median(np.lib.stride_tricks.sliding_window_view(y, width), axis=1)
-    outline = [withStroke(linewidth=4, foreground=axes.get_facecolor())]  # it must be seen on all those points
+    outline = [withStroke(linewidth=4, foreground=axes.get_facecolor())]  # so that it stands out from the points
     x = x[width // 2 : len(x) - width // 2]
     axes.plot(x, medians, color=colour, linewidth=2, label=label, zorder=3, path_effects=outline)
 
 
 def rows(axes: Any, workers: int) -> None:
-    """One row a worker, the first on top, each with its number as long as they are few."""
+    """A row for each worker, the first on top; with its number as long as they are few."""
     axes.set_ylim(workers + 0.5, 0.5)
     axes.set_ylabel("worker")
     if workers <= NAMED_ROWS:
@@ -67,19 +67,19 @@ def rows(axes: Any, workers: int) -> None:
 
 
 def unit_of(largest: float) -> tuple[float, str]:
-    """What seconds are multiplied with to be read well, and the unit that they are in then."""
+    """A factor for seconds up to `largest`, and the unit of the product."""
     if largest >= 10:
         return 1.0, "seconds"
     return (1e3, "milliseconds") if largest >= 1e-3 else (1e6, "microseconds")
 
 
 def spread(values: np.ndarray, times: float) -> bool:
-    """Whether values, all > 0, are of so different sizes that a logarithmic scale shows them better."""
+    """Whether a logarithmic scale shows values better: all > 0, the largest far above the median."""
     return bool(len(values)) and bool(values.min() > 0) and bool(values.max() > times * np.median(values))
 
 
 def plain_logarithm(axis: Any) -> None:
-    """1, 2, 5, 10, 20 and so on, in plain figures."""
+    """Ticks at 1, 2, 5, 10, 20 and so on, in plain digits."""
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axis.set_minor_formatter(NullFormatter())

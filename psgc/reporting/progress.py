@@ -1,4 +1,4 @@
-"""What a run shows while it goes: a live bar on a terminal, a plain line every few seconds in a log."""
+"""The progress of a run: a live bar on a terminal, a plain line every few seconds in a log."""
 
 import os
 import time
@@ -13,10 +13,9 @@ EVERY = 5.0  # seconds between two plain lines
 
 
 class RunProgress:
-    """Shows `iterations` going by, of which `done` were done before.
+    """Shows how many of `iterations` are done, of which `done` were done before.
 
-    A rank cannot see where mpirun writes its output (mpirun gives it a terminal of its own even in a batch job), so
-    `psgc launch` says so: PSGC_TERMINAL=COLUMNS means that a person is watching.
+    mpirun gives a rank a terminal even in a batch job. So `psgc launch` sets PSGC_TERMINAL=COLUMNS where there is one.
     """
 
     def __init__(self, iterations: int, done: int = 0) -> None:
@@ -58,11 +57,11 @@ class RunProgress:
             )
 
     def hold(self, text: str) -> None:
-        """A line that is shown when the iteration is done, or before the next line; not when the run ends first."""
+        """Show a line when the iteration is done or before the next line, and never when the run ends first."""
         self._held.append(text)
 
     def say(self, text: str) -> None:
-        """A line of its own, above the bar where there is one."""
+        """Show a line, above the bar where there is one."""
         self._say_held()
         self._say(text)
 
@@ -78,6 +77,6 @@ class RunProgress:
             say(text)
 
     def close(self) -> None:
-        """Leave the terminal as it was."""
+        """Restore the terminal."""
         if self._bar is not None:
             self._bar.stop()

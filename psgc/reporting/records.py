@@ -59,7 +59,7 @@ class Recorder:
         self._saved: np.ndarray | None = None  # the parameters that params.npy holds
         self.not_whole: dict[str, str] = {}  # files that lack something on the disk, and why
         try:
-            (directory / "summary.json").unlink(missing_ok=True)  # the run has not come to its end
+            (directory / "summary.json").unlink(missing_ok=True)  # it is that of a run that has ended
             write_text(directory / "config.yaml", config_text)
             self._start(resume_at)
         except OSError as error:
@@ -209,7 +209,7 @@ class Recorder:
     def drop_timeline(self) -> None:
         """Remove the timeline from the disk, to make room for a checkpoint."""
         if not self._timeline.is_dropped:
-            lost = "makes room for a checkpoint; the record lacks something, the run goes on"
+            lost = "makes room for a checkpoint; the record is incomplete, the run goes on"
             say(f"psgc: {self._named / 'timeline.raw'} {lost}", error=True)
             self._drop_timeline()
 
@@ -228,12 +228,12 @@ class Recorder:
             write()
 
     def _keep(self, name: str, write: Callable[[], object]) -> None:
-        """Write to the file `name` of the record. A run does not end because something of its record is lost."""
+        """Write to the file `name` of the record, or say that it is incomplete: the run does not end for that."""
         try:
             write()
         except OSError as error:
             if name not in self.not_whole:
-                lost = f"{self._named / name}: {error.strerror}; the record lacks something"
+                lost = f"{self._named / name}: {error.strerror}; the record is incomplete"
                 say(f"psgc: {lost}, the run goes on", error=True)
             self.not_whole[name] = str(error.strerror)
         else:

@@ -1,4 +1,4 @@
-"""`psgc report RUN_DIR`: figures of a run, and one page with all that there is to say about it."""
+"""`psgc report RUN_DIR`: figures of a run, and a page that shows and explains them."""
 
 from pathlib import Path
 
@@ -16,11 +16,14 @@ from psgc.writing import make_directory, write_whole
 
 
 def report(path: str, iteration: int | None = None, output: str | None = None, tensorboard: bool = False) -> int:
-    """Writes the report of the run in `path` into `output` (default: its directory `report`), and says where it is.
+    """Write the report of the run in `path`, and print where it is. Returns 0.
 
-    iteration: that of the Gantt chart (default: the slowest one); tensorboard: event files as well.
-    Returns 0. Raises UserError: no run directory, no such iteration, matplotlib or TensorBoard is missing, or `output`
-    cannot be written.
+    iteration: that of the Gantt chart, by default the slowest one.
+    output: where to write it, by default the directory `report` in `path`.
+    tensorboard: write event files as well.
+
+    Raises UserError when `path` is no run directory or lacks the iteration, when matplotlib or TensorBoard is missing,
+    or when `output` cannot be written.
     """
     run = read_run(path)
     if iteration is not None:
@@ -45,7 +48,7 @@ def report(path: str, iteration: int | None = None, output: str | None = None, t
 
 
 def _make(directory: Path, named: bool) -> Path:
-    """Make the directory; where to write. named: by the user, who may have made it a link, and not in the run's own."""
+    """Make the directory; returns where to write. named: the user named it, so it may be a link and have no parent."""
     try:
         if named:
             directory.mkdir(parents=True, exist_ok=True)

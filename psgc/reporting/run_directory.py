@@ -3,7 +3,6 @@
 It reads those of finished runs, of killed ones, and of runs that still go on.
 """
 
-import csv
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from psgc.errors import UserError
 from psgc.plan import MAX_WORKERS
 from psgc.regular_files import open_regular
 from psgc.reporting.csv_files import csv_rows, number
+from psgc.reporting.files import reading
 from psgc.reporting.timeline import Columns, pieces, read_timeline
 from psgc.run_rows import ADDED, COLUMNS, COUNTS, Outcome, WorkerEvent
 
@@ -39,7 +39,7 @@ class RecordedRun:
         Those in `ADDED` may be missing, and the loss is when the problem has none.
     timeline: the columns of the timeline (`psgc.run_rows.TIMELINE`) and `outcomes`, the names that `outcome` is an
         index of; None when there is none. It may lack iterations, and have some that have no row yet.
-    summary: summary.json, None while the run has not come to its end.
+    summary: summary.json, None while the run has not ended.
     events: the rows of lost.csv.
     workers, chunks: how many there are, 0 when nothing says so.
     """
@@ -118,14 +118,12 @@ def read_run(path: str | Path) -> RecordedRun:
 
 def _check_directory(directory: Path) -> None:
     expected = "expected a run directory, the output of psgc train"
-    try:
+    with reading(directory):
         if not directory.exists():
             raise UserError(f"{directory}: no such directory; {expected}")
         if not directory.is_dir():
             raise UserError(f"{directory}: not a directory; {expected}")
         lacking = [name for name in ("config.yaml", "iterations.csv") if not (directory / name).exists()]
-    except OSError as error:
-        raise UserError(f"{directory}: cannot be read: {(error.strerror or str(error)).lower()}") from None
     if lacking:
         raise UserError(f"{directory}: not a run directory, it has no {' and no '.join(lacking)}; {expected}")
 
@@ -139,14 +137,10 @@ def _config(path: Path) -> Config:
 
 def _csv(path: Path) -> tuple[list[str], list[list[str]]]:
     """The header and the whole rows of a file that may still grow."""
-    try:
-        header, *rows = csv_rows(path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {(error.strerror or str(error)).lower()}") from None
-    except csv.Error as error:
-        raise UserError(f"{path}: damaged: {error}") from None
-    except ValueError:
-        raise UserError(f"{path}: empty, expected a line with the names of the columns") from None
+    with reading(path):
+        header, *rows = list(csv_rows(path)) or [[]]
+    if not header:
+        raise UserError(f"{path}: empty, expected a line with the names of the columns")
     for line, row in enumerate(rows, start=2):
         if len(row) != len(header):
             raise UserError(f"{path}: damaged: row {line} has {len(row)} values, expected {len(header)}")
@@ -199,18 +193,12 @@ def _events(path: Path) -> list[WorkerEvent]:
 def _summary(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
-    try:
+    with reading(path):
         with open_regular(path) as stream:
             content = stream.read(MAX_SUMMARY + 1)
         if len(content) > MAX_SUMMARY:
             raise UserError(f"{path}: damaged: longer than {MAX_SUMMARY} bytes")
         summary = json.loads(content)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {(error.strerror or str(error)).lower()}") from None
-    except UserError:
-        raise
-    except (ValueError, RecursionError):
-        raise UserError(f"{path}: damaged: not JSON") from None
     for name, kind in {"status": str, "reason": str, "workers": int, "chunks": int}.items():
         if not isinstance(summary, dict) or type(summary.get(name)) is not kind:
             raise UserError(f"{path}: damaged, or of another version of psgc: expected {name}, of type {kind.__name__}")

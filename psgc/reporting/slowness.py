@@ -1,4 +1,4 @@
-"""Who was slow in a run, and what that cost: numbers, and the sentences that say them."""
+"""Which workers were slow in a run, and what that cost, in sentences."""
 
 import warnings
 
@@ -15,7 +15,7 @@ NAMED = 4  # slow workers that are named
 def paces(run: RecordedRun) -> np.ndarray:
     """Seconds that each worker took for a chunk, (workers,): the mean over the iterations in which it did any.
 
-    For one that never did any it is the longest time after which it gave one up, nan when it never did that either.
+    For a worker that did none, the longest time after which it abandoned one, else nan.
     """
     if run.timeline is None or not run.in_timeline.any():
         return np.full(run.workers, np.nan)
@@ -29,7 +29,7 @@ def paces(run: RecordedRun) -> np.ndarray:
 
 
 def sentences(run: RecordedRun) -> list[str]:
-    """Who was slow, what it cost, and what waiting for everybody would have cost; empty when nothing is known."""
+    """Which workers were slow, what it cost, and what waiting for all would have cost; empty when it is unknown."""
     pace = paces(run)
     if not np.isfinite(pace).any():
         return []
@@ -70,11 +70,11 @@ def _cost(run: RecordedRun, pace: np.ndarray) -> list[str]:
         paces_then = np.where(np.isnan(every := run.seconds_per_chunk()), pace, every)
         uncoded = float(np.median(np.nan_to_num(share * paces_then).max(axis=1)))
     return [
-        f"An iteration took {duration(took)} in the median. With every worker there, and all as fast as the median "
-        f"one, the computing in it takes {duration(even)}: slow and lost workers, and all that is not computing, "
-        f"cost {duration(max(0.0, took - even))} ({100 * max(0.0, 1 - even / took):.0f} %).",
-        "Waiting for everybody without redundancy (schedule uncoded) would have taken at least "
-        f"{duration(uncoded)} on the same times, {uncoded / took:.1f} times as long.",
+        f"An iteration took {duration(took)} in the median. If all workers were as fast as the median one, its "
+        f"computing would take {duration(even)}. Slow and lost workers, messages, decoding and steps cost "
+        f"{duration(max(0.0, took - even))} ({100 * max(0.0, 1 - even / took):.0f} %).",
+        f"Waiting for all workers without redundancy (schedule uncoded) would have taken at least {duration(uncoded)} "
+        f"at the same speeds, {uncoded / took:.1f} times as long.",
     ]
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from rich.filesize import decimal
 
 from psgc import __version__
 from psgc.reporting.overhead import advice
@@ -15,9 +16,12 @@ NAMED = 4  # losses and returns that the summary for a person tells
 
 
 def summarise(recorder: Recorder, seconds: float, settings: dict[str, Any], status: str, reason: str) -> dict[str, Any]:
-    """What summary.json holds. seconds: wall time of the training; status: done, failed or interrupted.
+    """What summary.json holds; None stands for what is not known. A loss may be nan or inf.
 
-    None stands for what there is not, such as the loss of a problem that has none. A loss may be nan or inf.
+    seconds: wall time of the training.
+    settings: more that the summary shall hold.
+    status: done, failed or interrupted.
+    reason: why it failed or was interrupted.
     """
     tally = recorder.tally
     bounds, took = np.array(tally.bounds), np.array(tally.seconds)
@@ -85,7 +89,7 @@ def lines(summary: dict[str, Any]) -> list[str]:
     )
     if summary["approximate_iterations"]:
         text.append(f"  approximate        {_approximate(summary)}")
-    text.append(f"  bytes moved        {_bytes(summary['bytes'])} in and out of the server")
+    text.append(f"  bytes moved        {decimal(summary['bytes'])} in and out of the server")
     if summary["timeline_every"] > 1:
         text.append(f"  timeline           one of {summary['timeline_every']} iterations, so that the file stays small")
     if summary["lost"]:
@@ -107,7 +111,7 @@ def _approximate(summary: dict[str, Any]) -> str:
 
 
 def _losses(events: list[dict[str, Any]]) -> str:
-    """Who was lost, when and why, and who came back: the first few of them."""
+    """The first few of the workers that were lost or came back: when and why."""
     told = []
     for event in events[:NAMED]:
         if event["event"] == "lost":
@@ -128,12 +132,3 @@ def _median(values: Sequence[float] | np.ndarray) -> float | None:
 def duration(seconds: float) -> str:
     """Seconds as a person reads them: 57.8 ms, 12.3 s."""
     return f"{1e3 * seconds:.1f} ms" if seconds < 10 else f"{seconds:.1f} s"
-
-
-def _bytes(count: int) -> str:
-    size = float(count)
-    for unit in ("B", "KB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} TB"

@@ -11,15 +11,15 @@ import math
 import os
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
 from psgc.data.npz import map_npz
-from psgc.errors import UserError, one_line
 from psgc.regular_files import open_regular
+from psgc.reporting.files import reading
 from psgc.run_rows import OUTCOMES, TIMELINE
 from psgc.writing import GrowingFile, write_whole
 
@@ -119,13 +119,13 @@ def read_timeline(directory: Path) -> tuple[Columns | None, dict[str, int]]:
     timeline is damaged or of another version.
     """
     path = directory / "timeline.raw"
-    if path.exists():  # then the run has not come to its end, or goes on after an earlier one
-        with _refusing(path):
+    if path.exists():  # then the run has not ended, or continues an earlier one
+        with reading(path):
             return _map_raw(path)
     path = directory / "timeline.npz"
     if not path.exists():
         return None, {}
-    with _refusing(path):
+    with reading(path):
         found = map_npz(str(path), ours=True)
         columns = {OLD_NAMES.get(name, name): np.asarray(array) for name, array in found.items()}
         if lacking := {*TIMELINE, "outcomes"} - set(columns):
@@ -184,16 +184,3 @@ def _check(columns: Columns) -> None:
         if not (valid := _valid(piece)).all():
             entry = {name: column[valid.argmin()].item() for name, column in piece.items()}
             raise ValueError(f"no run has the entry {entry}")
-
-
-@contextmanager
-def _refusing(path: Path) -> Iterator[None]:
-    """Turns whatever a parser says about the file at `path` into one UserError."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:  # NumPy, zipfile and json raise many kinds
-        if isinstance(error, OSError) and error.strerror:
-            raise UserError(f"{path}: cannot be read: {error.strerror.lower()}") from None
-        raise UserError(f"{path}: damaged, or of another version of psgc ({one_line(error)})") from None

@@ -1,4 +1,4 @@
-"""What rank 0 computes itself once a run is done, with its own copy of the problem."""
+"""What rank 0 computes with its own copy of the problem once a run is done."""
 
 import numpy as np
 

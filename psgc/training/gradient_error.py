@@ -1,4 +1,4 @@
-"""How wrong the approximate gradients of a run were, found out after it: by the gradients of the chunks they lack."""
+"""The errors of approximate gradients, computed after the run from the gradients of the chunks that they lack."""
 
 import time
 from collections.abc import Callable
@@ -10,14 +10,14 @@ from psgc.coding import encoding_coefficients
 from psgc.server.observer import Approximation
 
 MEMORY = 64 << 20  # bytes of parameters and gradients that are kept
-AT_LEAST = 2.0  # seconds that finding out may take
-SHARE = 0.1  # of the run's time, that it may take besides
+AT_LEAST = 2.0  # seconds that the computation may take
+SHARE = 0.1  # of the run's time, that it may take where this is more
 
 
 class GradientErrorEstimator:
-    """Keeps what `gradient`, the sum over the chunks, lacked in some iterations, as many as there is memory for.
+    """Keeps the approximate gradients of some iterations, as many as there is memory for.
 
-    to_host: from the backend's arrays to NumPy's, which are kept: the server's change.
+    to_host: makes NumPy arrays of the backend's.
     """
 
     def __init__(self, to_host: Callable[[Any], np.ndarray]) -> None:
@@ -26,14 +26,13 @@ class GradientErrorEstimator:
         self._stride, self._seen = 1, 0
 
     def add(self, approximation: Approximation) -> None:
-        """Keep it, or not: when there is no room for all, every second, every fourth, ... are kept."""
+        """Keep a copy, or every second one, every fourth, ... when there is no room for all."""
         self._seen += 1
         if (self._seen - 1) % self._stride:
             return
         params, used = (np.array(self._to_host(vector)) for vector in (approximation.params, approximation.used))
-        plain = (
-            used if approximation.plain is approximation.used else np.array(self._to_host(approximation.plain))
-        )  # the workers wait meanwhile
+        is_plain = approximation.plain is approximation.used  # one copy less: the workers wait meanwhile
+        plain = used if is_plain else np.array(self._to_host(approximation.plain))
         self._kept.append(Approximation(approximation.iteration, params, used, plain, approximation.incomplete))
         if len(self._kept) > 1 and 3 * params.nbytes * len(self._kept) > MEMORY:
             self._kept = self._kept[::2]
@@ -44,7 +43,9 @@ class GradientErrorEstimator:
     ) -> dict[int, float]:
         """|used - exact| / |exact| by iteration, of as many as there is time for, spread over the run.
 
-        gradient: (dim,) of (params, iteration, chunk); seconds: what the run took.
+        gradient: computes the gradient (dim,) of (params, iteration, chunk).
+        coding_matrix: (workers, parts).
+        seconds: what the run took.
         """
         end = time.monotonic() + max(AT_LEAST, SHARE * seconds)
         errors: dict[int, float] = {}
@@ -54,18 +55,16 @@ class GradientErrorEstimator:
             for chunk, contributors in approximation.incomplete.items():
                 if time.monotonic() > end:
                     return errors
-                lacking += unseen(
-                    gradient(approximation.params, approximation.iteration, chunk), coding_matrix, contributors
-                )
+                whole = gradient(approximation.params, approximation.iteration, chunk)
+                lacking += unseen(whole, coding_matrix, contributors)
             exact = approximation.plain + lacking
-            errors[approximation.iteration] = float(np.linalg.norm(approximation.used - exact)) / max(
-                float(np.linalg.norm(exact)), 1e-300
-            )
+            error = np.linalg.norm(approximation.used - exact) / max(float(np.linalg.norm(exact)), 1e-300)
+            errors[approximation.iteration] = float(error)
         return errors
 
 
 def unseen(gradient: np.ndarray, coding_matrix: np.ndarray, contributors: tuple[int, ...]) -> np.ndarray:
-    """What a gradient (dim,) has besides its projection on the row space of R[S], S the contributors (l parts).
+    """What a gradient (dim,) has besides its projection on the row space of R[S], where S are the contributors.
 
     >>> R = np.array([[1.0, 0.0], [0.6, 0.8]])
     >>> unseen(np.array([1.0, 2.0, 3.0, 4.0, 5.0]), R, (1,))  # of the parts, 1 2 5 and 3 4, worker 1 shows the first

@@ -70,7 +70,7 @@ CLAIMS = {
     compressed_timeline: "timeline.npz: damaged, or of another version of psgc: it is compressed",
     many_workers: "damaged: 1000000 workers in 30 iterations do not go with",
     long_timeline: "timeline.raw: damaged, or of another version of psgc (ValueError: its first entry is none)",
-    long_rows: "iterations.csv: damaged: a line is longer than",
+    long_rows: "(Error: a line is longer than",
     long_summary: "summary.json: damaged: longer than",
     long_head: "timeline.raw: damaged, or of another version of psgc (JSONDecodeError",
 }

@@ -55,15 +55,15 @@ def test_without_a_choice_it_is_the_slowest_iteration_that_is_known(run):
 
 
 def test_who_is_not_there_is_named_until_they_are_back(run):
-    assert gantt(run, 1).caption.endswith("before it could deliver.")
+    assert gantt(run, 1).caption.endswith("before it delivered.")
     assert [text.get_text() for text in gantt(run, 1).draw(LIGHT).axes[0].texts] == []
     for iteration in (2, 4):
-        assert gantt(run, iteration).caption.endswith(" Not there, or not to the end: worker 3 (lost in iteration 2).")
+        assert gantt(run, iteration).caption.endswith(" Lost by then: worker 3 (in iteration 2).")
     back = changed(run, events=[*run.events, WorkerEvent(4, 3, "", "returned", "")])
-    assert "lost in iteration 2" in gantt(back, 3).caption
-    assert "lost in iteration 2" not in gantt(back, 4).caption
+    assert "worker 3 (in iteration 2)" in gantt(back, 3).caption
+    assert "in iteration 2" not in gantt(back, 4).caption
     many = [WorkerEvent(0, worker, "n1", "lost", "killed") for worker in range(1, MARKED + 4)]
-    assert gantt(changed(run, events=many), 4).caption.endswith(f"{MARKED} (lost in iteration 0) and 3 more.")
+    assert gantt(changed(run, events=many), 4).caption.endswith(f"{MARKED} (in iteration 0) and 3 more.")
 
 
 def test_the_rows_of_many_workers_have_no_names_of_their_own(tmp_path):

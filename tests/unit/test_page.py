@@ -95,8 +95,8 @@ def test_a_run_that_failed_says_why(run, status, said):
 
 def test_a_half_written_one_says_so(run):
     text = Text(page(changed(run, summary=None, timeline=None), [], [])).text
-    assert "The run has not come to its end: it still goes on, or it was killed. It has recorded 4 iterations." in text
-    assert "There is no timeline" in text
+    assert "The run has not ended: it is still going on, or it was killed. It has recorded 4 iterations." in text
+    assert "It has no timeline" in text
     assert "Settings" in text
     empty = {name: np.zeros(0) for name in run.iterations}
     assert "No iteration was recorded." in Text(page(changed(run, iterations=empty), [], [])).text

@@ -407,7 +407,7 @@ def test_a_full_disk_costs_the_record_and_not_the_run(recorder_in, tmp_path, mon
     full = {"iterations.csv", "lost.csv", "timeline.raw"}
     assert recorder.not_whole == dict.fromkeys(full, "No space left on device")
     assert sorted(capfd.readouterr().err.splitlines()) == [
-        f"psgc: {out / name}: No space left on device; the record lacks something, the run goes on"
+        f"psgc: {out / name}: No space left on device; the record is incomplete, the run goes on"
         for name in sorted(full)
     ]
     assert len(read_timeline(out)[0]["worker"]) == 6
@@ -490,7 +490,7 @@ def test_the_timeline_makes_room_for_a_checkpoint_while_the_run_goes(recorder_in
         recorder.drop_timeline()
     assert not (tmp_path / "out/timeline.raw").exists()
     assert capfd.readouterr().err == (
-        f"psgc: {tmp_path}/out/timeline.raw makes room for a checkpoint; the record lacks something, the run goes on\n"
+        f"psgc: {tmp_path}/out/timeline.raw makes room for a checkpoint; the record is incomplete, the run goes on\n"
     )
     assert recorder.finish(np.zeros(1), {}) == {"not_whole": {"timeline.raw": "No space left on device"}}
     assert not list((tmp_path / "out").glob("timeline.*"))

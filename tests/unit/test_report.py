@@ -54,7 +54,7 @@ def test_a_killed_run_is_reported(capsys, tmp_path):
     code, _, err = run(capsys, directory)
     assert (code, err) == (0, "")
     text = (directory / "report/index.html").read_text()
-    assert "The run has not come to its end" in text
+    assert "The run has not ended" in text
     assert "It has recorded 3 iterations." in text
     assert (directory / "report/gantt.png").exists()
 

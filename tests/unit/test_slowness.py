@@ -31,10 +31,10 @@ def run_of(seconds, took=0.025, abandoned=(), uncoded=None, timeline=True, codin
 def test_one_slow_worker():
     assert sentences(run_of([0.01, 0.01, 0.04, 0.01], uncoded=0.04)) == [
         "Worker 3 was slow: 40.0 ms for a chunk, 4.0 times as long as the median worker, which takes 10.0 ms.",
-        "An iteration took 25.0 ms in the median. With every worker there, and all as fast as the median one, the "
-        "computing in it takes 10.0 ms: slow and lost workers, and all that is not computing, cost 15.0 ms (60 %).",
-        "Waiting for everybody without redundancy (schedule uncoded) would have taken at least 40.0 ms on the same "
-        "times, 1.6 times as long.",
+        "An iteration took 25.0 ms in the median. If all workers were as fast as the median one, its computing would "
+        "take 10.0 ms. Slow and lost workers, messages, decoding and steps cost 15.0 ms (60 %).",
+        "Waiting for all workers without redundancy (schedule uncoded) would have taken at least 40.0 ms at the same "
+        "speeds, 1.6 times as long.",
     ]
 
 
@@ -53,14 +53,14 @@ def test_the_slowest_are_named_first_and_the_others_counted():
 def test_nobody_was_slow():
     assert sentences(run_of([0.01, 0.0105, 0.01], took=0.01))[:2] == [
         "No worker was slow: the slowest, worker 2, took 10.5 ms for a chunk, 1.05 times as long as the median worker.",
-        "An iteration took 10.0 ms in the median. With every worker there, and all as fast as the median one, the "
-        "computing in it takes 10.0 ms: slow and lost workers, and all that is not computing, cost 0.0 ms (0 %).",
+        "An iteration took 10.0 ms in the median. If all workers were as fast as the median one, its computing would "
+        "take 10.0 ms. Slow and lost workers, messages, decoding and steps cost 0.0 ms (0 %).",
     ]
 
 
 def test_copies_that_are_needed_are_counted():
     coding = "coding: {parts: 2}\n"
-    assert "computing in it takes 20.0 ms" in sentences(run_of(4 * [0.01], coding=coding))[1]
+    assert "its computing would take 20.0 ms" in sentences(run_of(4 * [0.01], coding=coding))[1]
 
 
 def test_who_finished_nothing_is_as_slow_as_what_it_gave_up_after():
@@ -78,7 +78,7 @@ def test_where_nothing_is_known_nothing_is_said():
 def test_what_waiting_would_have_taken_is_known_before_the_end_too():
     """Each worker's own share, here two chunks, at its pace; of who did nothing in an iteration, its usual one."""
     run = run_of([0.01, 0.01, 0.05, 0.01], chunks=8)
-    assert sentences(run)[2].startswith("Waiting for everybody without redundancy (schedule uncoded) would have taken")
-    assert "at least 100.0 ms on the same times, 4.0 times as long." in sentences(run)[2]
+    assert sentences(run)[2].startswith("Waiting for all workers without redundancy (schedule uncoded) would have taken")
+    assert "at least 100.0 ms at the same speeds, 4.0 times as long." in sentences(run)[2]
     none = run_of([0.01, 0.01, np.nan, 0.01], abandoned=[(3, 0.2)], chunks=8)
     assert "at least 400.0 ms" in sentences(none)[2]
