@@ -78,7 +78,9 @@ def test_where_nothing_is_known_nothing_is_said():
 def test_what_waiting_would_have_taken_is_known_before_the_end_too():
     """Each worker's own share, here two chunks, at its pace; of who did nothing in an iteration, its usual one."""
     run = run_of([0.01, 0.01, 0.05, 0.01], chunks=8)
-    assert sentences(run)[2].startswith("Waiting for all workers without redundancy (schedule uncoded) would have taken")
+    assert sentences(run)[2].startswith(
+        "Waiting for all workers without redundancy (schedule uncoded) would have taken"
+    )
     assert "at least 100.0 ms at the same speeds, 4.0 times as long." in sentences(run)[2]
     none = run_of([0.01, 0.01, np.nan, 0.01], abandoned=[(3, 0.2)], chunks=8)
     assert "at least 400.0 ms" in sentences(none)[2]
