@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from math import inf
 
 from psgc.errors import RunFailed
@@ -10,6 +10,7 @@ from psgc.plan import Plan
 from psgc.schedules import SCHEDULES, Queues, Schedule
 from psgc.server.arrivals import Alive, Failed
 from psgc.server.failure_detector import FailureDetector
+from psgc.server.horvitz_thompson import weights
 from psgc.server.membership import Membership
 from psgc.server.observer import Observer
 from psgc.server.rebalance import queues_for
@@ -36,9 +37,9 @@ class Cluster:
         observer: Observer,
         check_data: Callable[[int], object],
     ) -> None:
-        self._settings = settings
+        self.settings = settings
         self.hosts = hosts
-        self._observer = observer
+        self.observer = observer
         self._check_data = check_data
         workers = range(1, plan.num_workers + 1)
         self._everybody = Membership(
@@ -58,7 +59,7 @@ class Cluster:
         self._stuck = Stuck()
 
     def _make_schedule(self, backups: Queues) -> Schedule:
-        settings, holders, parts = self._settings, self.membership.holders, self.membership.parts
+        settings, holders, parts = self.settings, self.membership.holders, self.membership.parts
         return SCHEDULES[settings.schedule](self.queues, backups, holders, parts, settings.costs)
 
     @property
@@ -89,11 +90,24 @@ class Cluster:
             return False
         self.changed = False
         self.membership = self._everybody.without(self.detector.away)
-        self.queues, backups = queues_for(self.membership, self._settings.schedule, self._settings.seed, iteration)
+        self.queues, backups = queues_for(self.membership, self.settings.schedule, self.settings.seed, iteration)
         schedule = self._make_schedule(backups)
         schedule.inherit(self.schedule)
         self.schedule = schedule
         return True
+
+    def weights(
+        self, iteration: int, reports: Iterable[tuple[int, int, int]], incomplete: Container[int]
+    ) -> dict[int, float]:
+        """What each recovered chunk counts for in an unbiased gradient.
+
+        reports: (worker, chunk, attempt), of this iteration; incomplete: the chunks that are not recovered.
+        """
+        num_chunks, parts = len(self.membership.holders), self.membership.parts
+        reported = [(worker, chunk) for worker, chunk, _ in reports]
+        recovered = [chunk for chunk in range(num_chunks) if chunk not in incomplete]
+        whole, seed = self.schedule.counts_whole_loads, (self.settings.seed, iteration)
+        return weights(self.queues, reported, recovered, num_chunks, parts, whole, seed)
 
     # when a worker fails
 
@@ -108,7 +122,7 @@ class Cluster:
 
         unreached: gives the workers to which something has not left for so many seconds.
         """
-        limit = self._settings.verification.strikes if self._settings.verification else inf
+        limit = self.settings.verification.strikes if self.settings.verification else inf
         found = [
             (worker, f"its copies were wrong {strikes} times (verify.strikes)", True)
             for worker, strikes in self.strikes.items()
@@ -117,9 +131,9 @@ class Cluster:
         if self.now >= self._next_check:
             self._next_check = self.now + CHECK_EVERY
             for line in self._stuck.due(self.now):
-                self._observer.stuck(line)
+                self.observer.stuck(line)
             found += [(worker, reason, False) for worker, reason in self.detector.missing(self.now)]
-            timeout = self._settings.collect_timeout
+            timeout = self.settings.collect_timeout
             reason = f"nothing reaches it for {timeout:g} s (faults.collect_timeout)"
             found += [(worker, reason, False) for worker in unreached(timeout)]
         return found
@@ -141,7 +155,7 @@ class Cluster:
         for every worker (UserError); otherwise only this worker's copy of it is damaged.
         """
         self._check_data(failure.chunk)
-        reason = self._observer.failure_text(failure.worker, failure.text)
+        reason = self.observer.failure_text(failure.worker, failure.text)
         if failure.everywhere:
             raise RunFailed(self._described(failure, reason))
         other = self.failures.setdefault(failure.chunk, failure.worker)

@@ -13,8 +13,6 @@ from psgc.server.interpreter import Copies, Target, carry_out
 from psgc.server.iteration_log import IterationLog
 from psgc.server.links import Arrival, Links
 from psgc.server.malformed import Malformed
-from psgc.server.observer import Observer
-from psgc.server.settings import ServerSettings
 from psgc.server.trial import Trial
 
 
@@ -27,14 +25,7 @@ class Dispatcher(Target):
     decoder: Decoder
 
     def __init__(
-        self,
-        coordinator: Coordinator,
-        cluster: Cluster,
-        links: Links,
-        log: IterationLog,
-        trial: Trial,
-        observer: Observer,
-        settings: ServerSettings,
+        self, coordinator: Coordinator, cluster: Cluster, links: Links, log: IterationLog, trial: Trial
     ) -> None:
         self._coordinator = coordinator
         self._cluster = cluster
@@ -42,8 +33,7 @@ class Dispatcher(Target):
         self._tell = links.outbox.tell
         self._log = log
         self._trial = trial
-        self._observer = observer
-        self._settings = settings
+        self._observer = cluster.observer
         self._accumulator: Array = None  # the newest
         self.finished = False
 
@@ -170,7 +160,7 @@ class Dispatcher(Target):
                 self._tell(worker, Kind.COMMIT, chunk, role=role, worker=contributor, last=last)
 
     def discard(self, worker: int, chunk: int) -> None:
-        if self._settings.combined:  # else the worker kept nothing
+        if self._cluster.settings.combined:  # else the worker kept nothing
             self._tell(worker, Kind.DISCARD, chunk)
 
     def skip(self, worker: int, chunk: int, recovered: bool) -> None:

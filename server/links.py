@@ -159,22 +159,19 @@ class Links:
 
     def _read_record(self, worker: int, entry: Entry) -> Arrival:
         check_record(entry, self._num_chunks, self._iteration)
-        iteration, chunk, attempt = entry["iteration"], entry["chunk"], entry["attempt"]
+        kind, iteration, chunk, attempt = entry["kind"], entry["iteration"], entry["chunk"], entry["attempt"]
         start, seconds, loss = entry["start"], entry["seconds"], entry["loss"]
-        now = self.now
-        late = max(0.0, now - start - seconds)
-        match entry["kind"]:
-            case Kind.REPORT:
+        if kind == Kind.REPORT or kind == Kind.ABANDONED:
+            now = self.now
+            late = max(0.0, now - start - seconds)
+            if kind == Kind.REPORT:
                 return Report(worker, iteration, chunk, now, seconds, attempt, late, start, loss)
-            case Kind.ABANDONED:
-                return Abandoned(worker, iteration, chunk, now, seconds, attempt, late, start)
-            case Kind.FAILED:
-                return Failed(worker, iteration, chunk, bool(attempt), self._text(worker))
-            case Kind.TRIAL:
-                return Tried(worker, iteration, chunk, (start, seconds, loss))
-            case Kind.STUCK:
-                return Alive(worker, chunk, seconds, self._text(worker))
-        return Alive(worker, chunk, seconds)
+            return Abandoned(worker, iteration, chunk, now, seconds, attempt, late, start)
+        if kind == Kind.FAILED:
+            return Failed(worker, iteration, chunk, bool(attempt), self._text(worker))
+        if kind == Kind.TRIAL:
+            return Tried(worker, iteration, chunk, (start, seconds, loss))
+        return Alive(worker, chunk, seconds, self._text(worker) if kind == Kind.STUCK else None)
 
     def _text(self, worker: int) -> str:
         return self._texts.pop(worker, b"").decode(errors="replace")

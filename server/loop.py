@@ -1,7 +1,4 @@
-"""The training loop of the server. Read `Server.run` first.
-
-What arrives from the workers, and what they are told, is for `psgc.server.dispatch`.
-"""
+"""The training loop of the server. Read `Server.run` first; what messages lead to is in `psgc.server.dispatch`."""
 
 import time
 from collections.abc import Callable
@@ -16,7 +13,6 @@ from psgc.server.coordinator import Coordinator
 from psgc.server.decoder import Decoder
 from psgc.server.dispatch import Dispatcher
 from psgc.server.ending import end_workers
-from psgc.server.horvitz_thompson import weights
 from psgc.server.iteration_log import IterationLog
 from psgc.server.links import Links
 from psgc.server.observer import Approximation, Observer
@@ -35,6 +31,7 @@ class Server:
 
     interrupted: polled, a reason to end early or None; check_data: called with a chunk whose gradient failed, raises
     UserError when it is the data that is wrong; trial: compares gradients of the first iteration.
+    cluster: the workers; its `estimates` can be set before `run`.
     """
 
     def __init__(
@@ -54,28 +51,13 @@ class Server:
         self._trial = trial or Trial({}, 0.0)
         self._deadline = Deadline(settings.recovery.deadline)
         self._log = IterationLog(observer, plan.num_chunks, settings.has_loss)
-        self._cluster = Cluster(plan, settings, transport.hosts, observer, check_data)
+        self.cluster = Cluster(plan, settings, transport.hosts, observer, check_data)
         self._copies = plan.num_chunks * plan.parts  # that determine the gradient
-        self._coordinator = Coordinator(
-            self._cluster.membership,
-            self._cluster.schedule,
-            settings.combined,
-            settings.recovery.tolerated(self._copies),
-            Checks(settings.verification.every) if settings.verification else None,
-        )
+        membership, schedule, verify = self.cluster.membership, self.cluster.schedule, settings.verification
+        tolerated, checks = settings.recovery.tolerated(self._copies), Checks(verify.every) if verify else None
+        self._coordinator = Coordinator(membership, schedule, settings.combined, tolerated, checks)
         self._links = Links(transport, backend, settings, plan)
-        self._dispatcher = Dispatcher(
-            self._coordinator, self._cluster, self._links, self._log, self._trial, observer, settings
-        )
-
-    @property
-    def estimates(self) -> dict[int, float]:
-        """Seconds per chunk by rank, as far as the schedule has learnt them; can be set before `run`."""
-        return self._cluster.estimates
-
-    @estimates.setter
-    def estimates(self, seconds: dict[int, float]) -> None:
-        self._cluster.estimates = seconds
+        self._dispatcher = Dispatcher(self._coordinator, self.cluster, self._links, self._log, self._trial)
 
     def run(
         self, params: Array, iterations: int, first: int = 0, begins: Callable[[int], object] = lambda _: None
@@ -90,8 +72,8 @@ class Server:
         self._trial.first = first
         matrix, settings = self._plan.coding_matrix, self._settings
         tolerance = settings.verification.tolerance if settings.verification else None
-        keeping = settings.recovery.unbiased
-        self._decoder = Decoder(self._backend, matrix, params.size, settings.dtype, keeping, tolerance)
+        unbiased = settings.recovery.unbiased
+        self._decoder = Decoder(self._backend, matrix, params.size, settings.dtype, unbiased, tolerance)
         self._dispatcher.decoder = self._decoder
         self._links.open(self._decoder.message_length)
         try:
@@ -134,7 +116,7 @@ class Server:
         self._dispatcher.tick(self._deadline.seconds)
         self._links.send()
         self._links.wait(self._coordinator.phase == "collecting")
-        self._cluster.tick()
+        self.cluster.tick()
         if (reason := self._interrupted()) is not None:
             raise RunFailed(reason)
 
@@ -143,12 +125,7 @@ class Server:
         self._log.row.missing = len(incomplete)
         weighted = None
         if self._settings.recovery.unbiased:
-            plan, cluster = self._plan, self._cluster
-            recovered = [chunk for chunk in range(plan.num_chunks) if chunk not in incomplete]
-            reported = [(worker, chunk) for worker, chunk, _ in self._log.row.reports]
-            whole, seed = cluster.schedule.counts_whole_loads, (self._settings.seed, iteration)
-            found = weights(cluster.queues, reported, recovered, plan.num_chunks, plan.parts, whole, seed)
-            weighted = self._decoder.weighted(found)
+            weighted = self._decoder.weighted(self.cluster.weights(iteration, self._log.row.reports, incomplete))
         plain = self._decoder.gradient
         used = plain if weighted is None else weighted
         self._observer.approximate(Approximation(iteration, self.params, used, plain, incomplete))
@@ -167,4 +144,4 @@ class Server:
     def stop_workers(self, timeout: float) -> bool:
         """Have every process end (`psgc.server.ending`); whether all of them leave in order."""
         self._links.close()
-        return end_workers(self._transport, self._cluster.detector, timeout)
+        return end_workers(self._transport, self.cluster.detector, timeout)

@@ -1,9 +1,8 @@
 """What no correct worker sends, told by its values alone. The worker that sends it is lost; the others go on."""
 
 from math import isfinite
-from typing import Any
 
-from psgc.messages import Kind
+from psgc.messages import Entry, Kind
 
 FROM_WORKERS = {
     int(kind): kind.name for kind in (Kind.REPORT, Kind.ABANDONED, Kind.FAILED, Kind.ALIVE, Kind.STUCK, Kind.TRIAL)
@@ -14,18 +13,18 @@ class Malformed(Exception):
     """A message is malformed; the text says in what."""
 
 
-def check_record(entry: Any, num_chunks: int, iteration: int) -> None:
+def check_record(entry: Entry, num_chunks: int, iteration: int) -> None:
     """Raises Malformed for a control record that no worker sends while the server is in `iteration`."""
-    name = FROM_WORKERS.get(int(entry["kind"]))
+    name = FROM_WORKERS.get(entry["kind"])
     if name is None:
         raise Malformed(f"a record of kind {entry['kind']}, which no worker sends during a run")
     if name in ("ALIVE", "STUCK"):
-        check_chunk(name, int(entry["chunk"]), num_chunks, least=-1)
+        check_chunk(name, entry["chunk"], num_chunks, least=-1)
     else:
-        check_chunk(name, int(entry["chunk"]), num_chunks)
-        check_iteration(name, int(entry["iteration"]), iteration)
+        check_chunk(name, entry["chunk"], num_chunks)
+        check_iteration(name, entry["iteration"], iteration)
     if name != "TRIAL":  # which has a sketch in these fields
-        check_seconds(name, float(entry["start"]), float(entry["seconds"]))
+        check_seconds(name, entry["start"], entry["seconds"])
 
 
 def check_chunk(what: str, chunk: int, num_chunks: int, least: int = 0) -> None:

@@ -133,7 +133,7 @@ def _serve(
     if run.checkpoint:
         state, asarray = run.checkpoint.optimizer, run.backend.asarray
         server.optimizer.load({k: asarray(v) if isinstance(v, np.ndarray) else v for k, v in state.items()})
-        server.estimates = resume.estimates_for(plan, run.checkpoint)
+        server.cluster.estimates = resume.estimates_for(plan, run.checkpoint)
     try:
         try:
             outcome = _train(server, run, stopped_by)
@@ -222,7 +222,7 @@ def _snapshot(server: Server, run: Run, data: str, done: int, seconds: float) ->
         iteration=done,
         params=to_host(server.params),
         optimizer={k: to_host(v) if getattr(v, "ndim", 0) else v for k, v in server.optimizer.state().items()},
-        estimates=server.estimates,
+        estimates=server.cluster.estimates,
         num_chunks=run.plan.num_chunks,
         num_workers=run.plan.num_workers,
         seed=run.config.seed,

@@ -153,7 +153,7 @@ class World:
 
     def here(self) -> set[int]:
         """The workers that the server counts on."""
-        return self.nodes.keys() - set(self.server._cluster.detector.away)
+        return self.nodes.keys() - set(self.server.cluster.detector.away)
 
     def is_cut_off(self, rank: int) -> bool:
         if rank in self.cut_off:

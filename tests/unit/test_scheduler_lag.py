@@ -116,4 +116,4 @@ def test_the_server_says_how_late_it_handles_reports(make_run):
             yield run.queues(iteration, range(1, WORKERS + 1))
 
     run.follow(script(), 20)
-    assert run.server._cluster.schedule._lag == pytest.approx(3.0, rel=0.01)
+    assert run.server.cluster.schedule._lag == pytest.approx(3.0, rel=0.01)

@@ -60,8 +60,9 @@ def trained(make_run, monkeypatch):
         events = []
         monkeypatch.setattr(loop, "SETTLED", settled)
         run = make_run(replication=WORKERS, interrupted=interrupted)
-        run.server._observer.iteration = lambda row: events.append(f"row {row.iteration}, {row.redundant} redundant")
-        run.server._observer.stepped = lambda done: events.append(f"step {done}")
+        observer = run.server.cluster.observer
+        observer.iteration = lambda row: events.append(f"row {row.iteration}, {row.redundant} redundant")
+        observer.stepped = lambda done: events.append(f"step {done}")
         try:
             run.follow(chunk_by_chunk(events), iterations)
         except RunFailed as error:

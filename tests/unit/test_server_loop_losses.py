@@ -93,13 +93,13 @@ def test_after_a_loss_the_schedule_knows_what_it_has_learnt_and_what_chunks_cost
         yield [Died(4)]
         yield from everything(1, (1, 2, 3))
         yield []
-        known.append(run.server.estimates)  # iteration 2 has begun, without worker 4
+        known.append(run.server.cluster.estimates)  # iteration 2 has begun, without worker 4
         yield from everything(2, (2, 1, 3))
 
     run.follow(script(), 3)
     del paces[4]
     assert known == [pytest.approx(paces)]
-    assert run.server.estimates == pytest.approx(paces)
+    assert run.server.cluster.estimates == pytest.approx(paces)
 
 
 # memory
