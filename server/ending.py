@@ -1,4 +1,4 @@
-"""The end of a run: every worker stops, says goodbye and is told how to leave; those that hang are ended by force.
+"""The end of a run: every worker stops, says goodbye and is told how to leave. Workers that hang are killed.
 
 server -> worker   STOP      nothing more is to be done
 worker -> server   GOODBYE   everything that this worker had to say is there
@@ -12,15 +12,14 @@ from psgc.messages import Kind, record
 from psgc.server.failure_detector import FailureDetector
 from psgc.transport import Control, Died, Transport, Vector
 
-LAST_CHANCE = 0.5  # seconds for workers that are lost to say goodbye all the same, before they are killed
+LAST_CHANCE = 0.5  # seconds that lost workers have to say goodbye before they are killed
 
 
 def end_workers(transport: Transport, failure_detector: FailureDetector, timeout: float) -> bool:
     """Have every process end; whether all of them leave in order.
 
-    timeout: seconds that workers have to say goodbye; a fraction of it for those that were lost. Without fault
-    tolerance the first process that ends out of order takes all others with it: then nobody is told to leave, and
-    it is for this process to end first.
+    timeout: seconds that workers have to say goodbye; lost ones have LAST_CHANCE. Without fault tolerance the first
+    process that ends out of order takes all others with it. Then no worker is told to leave: this process ends first.
     """
     return _Farewell(transport).say(failure_detector, timeout)
 
@@ -38,7 +37,7 @@ class _Farewell:
             self._transport.send(worker, [record(Kind.STOP)])
         self._wait_for(set(failure_detector.answering), timeout)
         self._wait_for(self._workers, LAST_CHANCE)
-        for worker in self._goodbyes:  # they still have to take what was sent to them, be it old
+        for worker in self._goodbyes:  # they still have to read what was sent to them, even if it is old
             self._transport.remember(worker)
         hanging = self._workers - self._goodbyes - self._gone
         for worker in hanging:

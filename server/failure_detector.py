@@ -1,16 +1,16 @@
-"""Who of the workers can still be counted on: what the server heard of each, and when. Pure: time comes with events.
+"""The failure detector: which workers still take part, by what was heard of each and when. Time comes with events.
 
-A worker is *here* until it is lost. It is lost when its process died, when it was silent for too long, when it did not
-deliver what it was asked for, when its gradient does not return, or when its gradient failed. Who is lost and heard
-again is *back*, and welcome at the next iteration, unless it failed or has been lost too often.
+A worker is *here* until it is lost. It is lost when its process dies, when it is silent for too long, when it does not
+deliver its accumulator, when its gradient does not return, or when its gradient fails. A lost worker that is heard
+again is *back*: it takes part from the next iteration on, unless it failed or has been lost too often.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import inf
 
-PATIENCE = 10.0  # times the slowest chunk that anybody has reported: longer, and a gradient is taken not to return
-CHANCES = 3  # losses after which a worker is not welcome any more
+PATIENCE = 10.0  # times the slowest chunk that was reported; a gradient that takes longer is expected not to return
+CHANCES = 3  # losses after which a worker does not come back
 
 
 @dataclass(slots=True)
@@ -41,17 +41,17 @@ class FailureDetector:
 
     @property
     def away(self) -> list[int]:
-        """Who is lost and does not take part."""
+        """The lost workers."""
         return [rank for rank, worker in self._workers.items() if not worker.here]
 
     @property
     def answering(self) -> list[int]:
-        """Whose processes should hear what they are told: those that are here, failed, or back."""
+        """The workers whose processes should still read messages: those that are here, failed, or back."""
         return [rank for rank, w in self._workers.items() if not w.dead and (w.here or w.failed or w.back)]
 
     @property
     def dead(self) -> list[int]:
-        """Whose processes have ended."""
+        """The workers whose processes have ended."""
         return [rank for rank, worker in self._workers.items() if worker.dead]
 
     # what is heard
@@ -82,7 +82,7 @@ class FailureDetector:
         self._workers[rank].asked = now
 
     def excuse(self, now: float) -> None:
-        """Whoever owes an accumulator has the whole time for it once more."""
+        """Every worker that owes an accumulator has the whole timeout for it once more."""
         for worker in self._workers.values():
             if worker.asked < inf:
                 worker.asked = now
@@ -91,10 +91,10 @@ class FailureDetector:
         """The worker owes nothing."""
         self._workers[rank].asked = inf
 
-    # who is lost, and who is back
+    # lost and back
 
     def missing(self, now: float) -> list[tuple[int, str]]:
-        """Those here who are to be given up, and why; as long as some are silent, only those: they may keep others."""
+        """The workers to give up now, and why. While some are silent, only those: they may hold up the others."""
         silent, found = [], []
         limit = f"for {self._timeout:g} s (faults.collect_timeout)"
         patience = max(self._timeout, PATIENCE * self._slowest) if self._slowest else inf
@@ -124,7 +124,7 @@ class FailureDetector:
         return was_here
 
     def welcome(self, now: float) -> list[int]:
-        """Those who are back take part again."""
+        """The workers that are back take part again."""
         ranks = []
         for rank, worker in self._workers.items():
             if worker.back and not (worker.dead or worker.failed) and worker.losses < CHANCES:

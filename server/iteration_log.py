@@ -1,4 +1,4 @@
-"""The rows of a run's record, from the first report of an iteration to the moment when they may be written."""
+"""The rows of a run's record: filled during an iteration, written during the next."""
 
 import math
 
@@ -11,8 +11,8 @@ from psgc.server.observer import IterationRecord, Observer
 class IterationLog:
     """Fills `row`, the row of the current iteration, and gives finished ones to `observer`.
 
-    A row is written when the workers are busy with the next iteration: those on rank 0's host may need its core to
-    begin it. num_chunks: of the run; has_loss: whether the problem has one.
+    A row is written once the workers have begun the next iteration: workers on rank 0's host may need its core for
+    that. num_chunks: of the run; has_loss: whether the problem has one.
     """
 
     def __init__(self, observer: Observer, num_chunks: int, has_loss: bool) -> None:

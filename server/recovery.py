@@ -17,8 +17,7 @@ class Recovery:
     """When the gradient is good enough, and what it is then. The defaults: exact.
 
     deadline: seconds, `auto`, or None for none; max_error: the share of all copies that may be missing; unbiased:
-    whether what is there is weighed so that it is right on average (`psgc.coding.unbiased_weights`), else it is taken
-    as it is.
+    whether recovered chunks get weights that make the gradient right on average (`psgc.coding.unbiased_weights`).
     """
 
     deadline: float | Literal["auto"] | None = None

@@ -1,14 +1,14 @@
-"""Gradients that do not return for long: what is said of them while nobody knows yet whether they ever will."""
+"""Lines for the user about gradients that have not returned for long."""
 
 from dataclasses import dataclass, field
 
-GATHERING = 1.0  # seconds in which workers that say the same are put into one line
+GATHERING = 1.0  # seconds; workers that tell the same line of code meanwhile share a line
 NAMED = 4  # workers whose chunks are listed in a line
 
 
 @dataclass
 class Stuck:
-    """Puts what workers say of their chunks into lines.
+    """Puts what workers tell about their chunks into lines.
 
     >>> stuck = Stuck()
     >>> stuck.told(1, 0, 30.2, "model.py:3: wait()", now=100.0)

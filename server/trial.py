@@ -1,4 +1,4 @@
-"""The trial: in the first iteration some chunks are done by two workers, and their gradients must be the same."""
+"""The trial: in the first iteration two workers do the same chunk, and their gradients must agree."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,7 +29,7 @@ class Difference:
 
 @dataclass
 class Trial:
-    """Compares what workers tell of the same chunk in the same iteration.
+    """Compares the gradients that workers have computed of the same chunk in the same iteration.
 
     chunks: the chunk that each worker does for the trial (`psgc.checks.trial_chunks`); tolerance: relative difference
     up to which two gradients count as the same; first: the iteration that the run begins with.

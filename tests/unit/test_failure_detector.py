@@ -1,4 +1,4 @@
-"""The roll call: who is given up when, and who may come back."""
+"""The failure detector: when a worker is given up, and whether it may come back."""
 
 import pytest
 
