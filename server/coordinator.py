@@ -63,10 +63,12 @@ EVENTS_KEPT = 20  # for the report of a ProtocolError
 class Coordinator:
     """Decides, report by report, which copies count, and knows when the gradient is there.
 
-    membership: who lives and holds what, owned by the coordinator; combined: whether contributors keep their work until
-    they are asked for it (transfer `combined`); tolerated: how many of the N * l copies may be missing in the end;
-    checks: which copies have to agree (`verify`), none by default. The loop answers each `Compare` with `Compared`
-    before it brings the next event.
+    membership: the live workers and what they hold, changed by losses; schedule: says who does which chunk next;
+    combined: whether contributors keep their copies until they are asked for them (transfer `combined`);
+    tolerated: how many of the N * l copies may be missing in the end;
+    checks: which copies have to agree (`verify`), none by default.
+
+    The caller answers each `Compare` with `Compared` before it brings the next event.
     """
 
     def __init__(
@@ -227,7 +229,7 @@ class Coordinator:
         return self._schedule.freed(event.worker, event.chunk, event.now, event.seconds, done=done, late=event.late)
 
     def _count(self, worker: int, chunk: int) -> list[Instruction]:
-        """The copy of `worker` counts, if it is needed."""
+        """Count the copy of `worker`, if it is needed."""
         copies, parts, here = self._copies[chunk], self.membership.parts, self.is_here(chunk)
         if copies.redo:
             again = ((worker, copies.redo[0]),)
@@ -275,7 +277,7 @@ class Coordinator:
         copies.used += tuple((worker, 0) for worker in agreeing if (worker, 0) not in copies.used)
         if self._is_enough():
             return instructions + self._finalize()
-        return [*instructions, *self._schedule.tick(now)]  # who was to do it may do something else
+        return [*instructions, *self._schedule.tick(now)]  # workers that were to do it may do something else
 
     def _take_back(self, chunk: int, now: float) -> list[Instruction]:
         """The copies do not agree: the chunk is not recovered, and one more worker does it."""

@@ -9,8 +9,8 @@ from psgc.schedules.orders import Order
 class Commit:
     """`chunk` is recovered from the copies in exactly these roles (S_i), in the order they counted.
 
-    If these are fewer than `parts`, only approximately. told: the workers that still have to hear so, each with the
-    role of its copy.
+    With fewer than `parts` copies it is recovered approximately. told: the workers that have to hear of it, each with
+    the role of its copy.
     """
 
     chunk: int
@@ -20,7 +20,7 @@ class Commit:
 
 @dataclass(frozen=True, slots=True)
 class Discard:
-    """The copy of `chunk` that `worker` reported is not needed."""
+    """`worker` reported `chunk` and keeps its copy, which is not needed."""
 
     worker: int
     chunk: int
@@ -56,7 +56,7 @@ class Reassign:
 
 @dataclass(frozen=True, slots=True)
 class Invalidate:
-    """What `worker` knows of `chunk` is not so any more: it may have to do it, for the `attempt`-th time over."""
+    """`chunk` is not recovered any more, for the `attempt`-th time: `worker` forgets its copy and may do it again."""
 
     worker: int
     chunk: int
@@ -70,7 +70,7 @@ class Finish:
 
 @dataclass(frozen=True, slots=True)
 class Compare:
-    """Find out which of these copies of `chunk` agree, (worker, role) each, and say so (`Compared`); `verify` only."""
+    """Find out which of these copies of `chunk`, (worker, role) each, agree: `Compared` is the answer (`verify`)."""
 
     chunk: int
     copies: tuple[tuple[int, int], ...]
@@ -78,7 +78,7 @@ class Compare:
 
 @dataclass(frozen=True, slots=True)
 class Wrong:
-    """The copy of `chunk` by `worker` does not agree with those of these others, which agree; `verify` only."""
+    """The copy of `chunk` by `worker` does not agree with those of the others, which agree (`verify`)."""
 
     worker: int
     chunk: int

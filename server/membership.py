@@ -1,4 +1,4 @@
-"""Who is left: the workers that live, what they hold, and who does what in a lost worker's stead.
+"""The membership: which workers are live, which chunks they hold, and in which role they code them.
 
 A worker codes each chunk in a *role*, a row of the coding matrix: its own row, or, for a chunk that was reassigned to
 it, the row of a lost worker that held the chunk. So every chunk is decoded from the rows that were planned for it, and
@@ -11,10 +11,11 @@ from psgc.errors import TooFewWorkers
 
 
 class Membership:
-    """planned[i]: the ranks that hold chunk i as long as nobody is lost; parts: live holders that a chunk needs.
+    """The live workers and the chunks that they hold.
 
-    workers: all ranks, when there are some that hold nothing; reassigning: whether a live worker may take a chunk that
-    it did not hold (it reads it from the data source); checking: whether a chunk needs a holder more, to check it.
+    planned[i]: the ranks that hold chunk i while nobody is lost; parts: how many live holders a chunk needs; workers:
+    all ranks, if some hold nothing; reassigning: whether a live worker may take a chunk that it does not hold (it reads
+    it from the data source); checking: whether each chunk needs one more holder (`verify`).
 
     >>> membership = Membership([[1, 2], [2, 3], [1, 3]], parts=2)
     >>> membership.lose(2)
@@ -38,20 +39,23 @@ class Membership:
         self._checking = checking
         self._needed = parts + checking  # live holders of a chunk
         self._code = f"parts {parts}{' with verify' if checking else ''}"
-        self.holders = [list(workers) for workers in planned]  # live ones, workers that took it over among them
+        self.holders = [list(workers) for workers in planned]  # live ones, new holders among them
         self._held: dict[int, set[int]] = {worker: set() for worker in sorted(self.workers)}  # worker -> chunks
         for chunk, of in enumerate(planned):
             for worker in of:
                 self._held[worker].add(chunk)
-        self._roles: dict[tuple[int, int], int] = {}  # (worker, chunk) of workers that took it over
+        self._roles: dict[tuple[int, int], int] = {}  # (worker, chunk) of new holders
 
     @property
     def live(self) -> Collection[int]:
-        """The workers that are there."""
+        """The workers that are not lost."""
         return self._held.keys()
 
     def without(self, lost: Iterable[int]) -> "Membership":
-        """A new membership without these, in which each chunk has enough live holders. Raises TooFewWorkers."""
+        """A new membership without the lost workers: each chunk has enough live holders.
+
+        Raises: TooFewWorkers.
+        """
         membership = Membership(self.planned, self.parts, self._reassigning, self.workers, self._checking)
         for worker in lost:
             membership.lose(worker)
@@ -73,7 +77,10 @@ class Membership:
         return sorted(chunk for chunk in self._held[worker] if (worker, chunk) in self._roles)
 
     def lose(self, worker: int) -> list[int]:
-        """`worker` is not there any more; the chunks that it held. Raises TooFewWorkers."""
+        """Remove `worker`; returns the chunks that it held.
+
+        Raises: TooFewWorkers.
+        """
         chunks = sorted(self._held.pop(worker))
         if len(self._held) < self._needed:
             there = f"{len(self._held)} worker{' is' if len(self._held) == 1 else 's are'} left"
@@ -83,16 +90,16 @@ class Membership:
         return chunks
 
     def reassign(self, chunk: int, taken: Collection[tuple[int, int]] = ()) -> int:
-        """The worker that holds `chunk` from now on, the one with the least to hold of those that can.
+        """Give `chunk` to the worker that holds fewest chunks, among those that do not hold it; returns the worker.
 
-        taken: (worker, role) of copies that are there already; neither of them can be had once more.
-        Raises TooFewWorkers when nobody can, or may.
+        taken: (worker, role) of copies that have been done; their workers cannot do the chunk again.
+        Raises: TooFewWorkers when no worker can take it, or none may.
         """
         workers = {*self.holders[chunk], *(worker for worker, _ in taken)}
         roles = [self.role(worker, chunk) for worker in self.holders[chunk]]
         roles += [role for worker, role in taken if worker not in self.holders[chunk]]
         able = [worker for worker in self._held if worker not in workers]
-        # none is free only for a chunk that is committed already, which is done again in other roles, or is disputed
+        # all roles are taken only if the chunk is committed, and done again in roles told later, or disputed
         role = min(self.planned[chunk], key=roles.count)
         if not self._reassigning or not able:
             hint = "" if self._reassigning else "; faults.adopt: true would let others take it"

@@ -17,7 +17,7 @@ def test_as_long_as_nobody_is_lost_everybody_holds_what_was_planned_in_its_own_r
     assert [membership.reassigned(worker) for worker in (1, 2, 3, 4)] == [[], [], [], []]
 
 
-def test_who_is_lost_holds_nothing_any_more():
+def test_a_lost_worker_holds_nothing():
     membership = Membership([[1, 2], [2, 3], [1, 3]], parts=1)
     assert membership.lose(2) == [0, 1]
     assert list(membership.live) == [1, 3]
@@ -33,7 +33,7 @@ def test_who_is_lost_holds_nothing_any_more():
         (1, [2, 1, 3], "no worker is left"),
     ],
 )
-def test_too_few_that_live_are_too_few(parts, lost, text):
+def test_too_few_live_workers_end_the_run(parts, lost, text):
     membership = Membership([[1, 2, 3]], parts)
     for worker in lost[:-1]:
         membership.lose(worker)
@@ -41,7 +41,7 @@ def test_too_few_that_live_are_too_few(parts, lost, text):
         membership.lose(lost[-1])
 
 
-def test_the_one_with_the_least_to_hold_takes_over_and_of_several_the_first():
+def test_the_worker_that_holds_fewest_chunks_takes_over_and_of_several_the_first():
     membership = Membership([[1], [2], [2], [3], [4], [5]], parts=1)
     membership.lose(1)
     assert [membership.reassign(0), membership.reassign(0), membership.reassign(0), membership.reassign(0)] == [
@@ -65,7 +65,7 @@ def test_a_new_holder_takes_a_role_that_nobody_has():
     assert membership.holders[0] == [3, 4, 5]
 
 
-def test_neither_role_nor_worker_of_a_copy_that_is_there_can_be_had_again():
+def test_role_and_worker_of_a_copy_that_was_done_are_not_chosen_again():
     membership = Membership([[1, 2], [3], [4, 5], [4, 5]], parts=2)
     membership.lose(1)
     membership.lose(2)
@@ -89,7 +89,7 @@ def test_a_new_holder_that_is_lost_leaves_its_role():
     assert membership.role(3, 0) == 1
 
 
-def test_nobody_takes_over_who_may_not_or_has_it_already():
+def test_no_worker_takes_over_without_reassignment_or_twice():
     membership = Membership([[1, 2], [2]], parts=1, reassigning=False)
     text = "chunk 1 has 1 live holders, parts 1; faults.adopt: true would let others take it"
     with pytest.raises(TooFewWorkers, match=f"^{text}$"):
@@ -139,7 +139,7 @@ def test_without_the_lost_every_chunk_has_enough_holders_in_roles_of_its_own(cas
 # a chunk that is checked needs one more
 
 
-def test_to_check_takes_a_holder_more_and_a_worker_more():
+def test_verify_needs_one_more_holder_and_one_more_worker():
     membership = Membership([[1, 2], [2, 3], [1, 3]], parts=1, checking=True)
     assert [len(holders) for holders in membership.without([2]).holders] == [2, 2, 2]
     membership.lose(2)
@@ -150,7 +150,7 @@ def test_to_check_takes_a_holder_more_and_a_worker_more():
         few.without([])
 
 
-def test_when_every_role_is_taken_a_new_holder_has_the_one_that_is_there_least_often():
+def test_when_every_role_is_taken_a_new_holder_gets_the_rarest():
     membership = Membership([[1, 2], [3], [4], [5]], parts=1)
     taken = [(1, 1), (2, 2)]
     for role in (1, 2, 1):
