@@ -1,11 +1,10 @@
 """Server and workers together, over a network that delivers in any order that MPI allows, with deaths and returns.
 
-The loops, coordinator, schedules, failure detector, worker states, mailboxes, encoders and decoder are the production ones;
-`World` stands for MPI, the compute threads and the clock. A `Case` says who holds what, and at every step which
-message arrives, which compute thread goes on, and how much time passes. Workers are *deaf* (nothing reaches them),
-*slow* (no chunk gets done) or *mute* (nothing of theirs arrives) for whole iterations. Their processes die, with or
-without a last word; they are given up although they live; their gradients raise. What must hold is asserted where it
-happens.
+Everything of server and workers is the production code, from the loops to encoders and decoder. `World` stands for MPI,
+the compute threads and the clock. A `Case` says who holds what, and at every step which message arrives, which compute
+thread goes on, and how much time passes. Workers are *deaf* (nothing reaches them), *slow* (no chunk gets done) or
+*mute* (nothing of theirs arrives) for whole iterations. Their processes die, with or without a last word; they are
+given up although they live; their gradients raise. What must hold is asserted where it happens.
 """
 
 from collections import Counter
