@@ -37,6 +37,7 @@ class Cluster:
         observer: Observer,
         check_data: Callable[[int], object],
     ) -> None:
+        self._plan = plan
         self.settings = settings
         self.hosts = hosts
         self.observer = observer
@@ -84,13 +85,13 @@ class Cluster:
         self.changed = self.changed or bool(back)
         return back
 
-    def rebalance(self, iteration: int) -> bool:
+    def rebalance(self) -> bool:
         """Share the chunks anew among the workers that take part, if anything has changed; whether it has."""
         if not self.changed:
             return False
         self.changed = False
         self.membership = self._everybody.without(self.detector.away)
-        self.queues, backups = queues_for(self.membership, self.settings.schedule, self.settings.seed, iteration)
+        self.queues, backups = queues_for(self.membership, self._plan)
         schedule = self._make_schedule(backups)
         schedule.inherit(self.schedule)
         self.schedule = schedule

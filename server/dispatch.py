@@ -35,6 +35,7 @@ class Dispatcher(Target):
         self._trial = trial
         self._observer = cluster.observer
         self._accumulator: Array = None  # the newest
+        self._told = dict(cluster.queues)  # the newest default queue of each worker
         self.finished = False
 
     def begin(self, iteration: int, params: Array) -> None:
@@ -44,12 +45,14 @@ class Dispatcher(Target):
         for worker in cluster.welcome():
             self._links.returned(worker)
             self._observer.returned(worker, iteration)
-        if cluster.rebalance(iteration):
+        if cluster.rebalance():
             self._coordinator.rebalance(cluster.membership, cluster.schedule)
             for worker, queue in cluster.queues.items():
                 for chunk in cluster.membership.reassigned(worker):
                     self._tell(worker, Kind.REASSIGN, chunk, role=cluster.membership.role(worker, chunk))
-                outbox.tell_default_queue(worker, queue)
+                if queue != self._told.get(worker):
+                    self._told[worker] = queue
+                    outbox.tell_default_queue(worker, queue)
         self._links.deliver(params, cluster.membership.live)
         self._log.finish(self._coordinator)  # the iteration before, while the workers begin this one
         self._log.begin(iteration, lost=len(cluster.detector.away))

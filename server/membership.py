@@ -6,6 +6,7 @@ the coding matrix stays well conditioned after any number of deaths.
 """
 
 from collections.abc import Collection, Iterable, Sequence
+from copy import copy
 
 from psgc.errors import TooFewWorkers
 
@@ -44,7 +45,7 @@ class Membership:
         for chunk, of in enumerate(planned):
             for worker in of:
                 self._held[worker].add(chunk)
-        self._roles: dict[tuple[int, int], int] = {}  # (worker, chunk) of new holders
+        self._roles: dict[int, dict[int, int]] = {worker: {} for worker in self._held}  # of new holders, by chunk
 
     @property
     def live(self) -> Collection[int]:
@@ -52,11 +53,14 @@ class Membership:
         return self._held.keys()
 
     def without(self, lost: Iterable[int]) -> "Membership":
-        """A new membership without the lost workers: each chunk has enough live holders.
+        """A copy of this membership, from which none is lost, without `lost`: each chunk has enough live holders.
 
         Raises: TooFewWorkers.
         """
-        membership = Membership(self.planned, self.parts, self._reassigning, self.workers, self._checking)
+        membership = copy(self)
+        membership.holders = [list(workers) for workers in self.planned]
+        membership._held = {worker: set(chunks) for worker, chunks in self._held.items()}
+        membership._roles = {worker: {} for worker in self._held}
         for worker in lost:
             membership.lose(worker)
         for chunk, workers in enumerate(membership.holders):
@@ -70,11 +74,11 @@ class Membership:
 
     def role(self, worker: int, chunk: int) -> int:
         """The role in which a live worker codes a chunk that it holds."""
-        return self._roles.get((worker, chunk), worker)
+        return self._roles[worker].get(chunk, worker)
 
     def reassigned(self, worker: int) -> list[int]:
         """The chunks that a live worker has taken over."""
-        return sorted(chunk for chunk in self._held[worker] if (worker, chunk) in self._roles)
+        return sorted(self._roles[worker])
 
     def lose(self, worker: int) -> list[int]:
         """Remove `worker`; returns the chunks that it held.
@@ -107,5 +111,5 @@ class Membership:
         worker = min(able, key=lambda w: (len(self._held[w]), w))
         self.holders[chunk].append(worker)
         self._held[worker].add(chunk)
-        self._roles[worker, chunk] = role
+        self._roles[worker][chunk] = role
         return worker

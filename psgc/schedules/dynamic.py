@@ -1,21 +1,15 @@
 """The schedule `dynamic`: the server decides, report by report, who does what next."""
 
-from collections.abc import Mapping, Sequence, Set
-from heapq import heapify, heappop, heappush, heapreplace
+from collections.abc import Iterable, Mapping, Sequence, Set
+from copy import copy
+from heapq import heappop, heappush
 from math import inf
 from typing import Any, Self
 
+from psgc.schedules.learning import Learning
 from psgc.schedules.orders import Loss, Order, Queue, Skip
+from psgc.schedules.progress import LEAD, Chunk, Worker
 from psgc.schedules.schedule import Queues, Schedule, split
-
-QUEUE_OF_OTHERS = 2.0  # chunks a worker is expected to do up to a given backup, that one included
-UNKNOWN = 5.0  # a worker never heard of, after e seconds: expected to need this times e more
-TRUSTED = 0.08  # surprise up to which what one iteration has taught is believed in the next
-LEARNING_RATE = 0.5  # weight of a worker's newest chunk in its estimated seconds per chunk
-GAIN = 0.5  # share of a chunk that must be done before the others are predicted to be: predictions err
-LAG_RATE = 0.25  # weight of the newest report in the lag
-LAG_STEP = 1e-4  # seconds; a report counts as at most this late, or as twice the lag
-LEAD = 0.1  # share of a chunk's time before its predicted end at which the next one is decided once more
 
 
 class DynamicSchedule(Schedule):
@@ -23,29 +17,26 @@ class DynamicSchedule(Schedule):
 
     The default queue of a worker is its own share.
 
-    1. A worker *pulls*: it takes over chunks that it holds from holders that have a longer way to go, the longest
-       first, as long as it would still be through sooner than they. Often at first, when there is most to learn, and
-       when it has one chunk left.
-    2. A worker that was told nothing more *chooses*: the chunk predicted to be recovered last without it (the rarest of
-       several), if it would be GAIN of the way through before those that are in it or were told to do it are done.
-    3. When nothing would be gained the worker rests, until `wake` at the latest.
+    1. A worker *pulls*: it takes over chunks that it holds from workers that have a longer way to go, the longest
+       first, as long as it would still be through sooner than they. It does so before the iteration starts, after its
+       first reports, when there is most to learn, and when it has one chunk left.
+    2. A worker that was told nothing more *chooses*: of the chunks that it holds, the one predicted to be recovered
+       last, if it would be GAIN of the way through before the chunk is recovered without it.
+    3. When nothing would be gained the worker rests, until its alarm at the latest.
 
-    That is decided in `tick`, for all the reports that came before it at once.
-    Choices are made ahead, so that nobody waits for an answer: when a worker starts the last chunk it was told, once
-    more shortly before the predicted end, and again when somebody else starts or recovers what it was told.
+    All this is decided in `tick`, for all the reports that came before it at once. Choices are made ahead, so that no
+    worker waits for an answer: when a worker starts the last chunk that it was told, once more shortly before the
+    predicted end, and again when another worker starts or recovers what it was told.
 
-    The predictions, at time `now`:
+    The predictions (`psgc.schedules.progress`), at time `now`:
 
-    * a worker takes its estimated seconds per chunk, an exponentially weighted mean that survives across iterations.
-      A chunk that is overdue takes as much longer as it is late: |expected - elapsed|;
-    * a worker never heard of needs UNKNOWN times what it has taken so far;
-    * a holder that was told a chunk comes to it at the end of what it was told; one that was not, QUEUE_OF_OTHERS
-      chunks later;
-    * a chunk is recovered when the last of the copies that it still needs is done.
+    * a worker needs its pace for each chunk: an exponentially weighted mean that lasts from iteration to iteration. A
+      chunk that is overdue takes as much longer as it is late;
+    * a worker without a report needs UNKNOWN times what it has taken so far;
+    * a worker has done what it was told when it has done all that it was told.
 
     The server hears of a chunk some time after it was done: the *lag*. A worker is overdue only once it is later than
-    that, work is given to another worker only for a gain of twice the lag, and paces that differ by less than the lag
-    are taken for the same. Otherwise a server with a backlog of
+    that, and work is given to another worker only for a gain of twice the lag. Otherwise a server with a backlog of
     reports would take the backlog for slowness, and answer it with orders for copies that make the backlog longer.
     """
 
@@ -53,13 +44,16 @@ class DynamicSchedule(Schedule):
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
-        self._own = dict(self._queues)
-        self._chunks = {worker: (*own, *self._backups.get(worker, ())) for worker, own in self._own.items()}
-        self._last: dict[int, float] = {}  # each worker's newest pace, or the least it can have been
-        self._reports: dict[int, int] = {}  # of each worker in this iteration
+        costs = self._costs or [1.0] * len(self._holders)
+        chunks = [Chunk(number, cost) for number, cost in enumerate(costs)]
+        backups = self._backups
+        self._chunks = chunks
+        self._workers = {
+            rank: Worker(rank, [chunks[i] for i in own], [chunks[i] for i in backups.get(rank, ())])
+            for rank, own in self._queues.items()
+        }
+        self.learning = Learning()
         self._latest = 0.0  # when something was last heard in this iteration
-        self._lag = 0.0  # seconds from the end of a chunk until the server handles its report, smoothed
-        self._surprise = 0.0  # how far paces are from those of the iteration before, as a share; a weighted mean
 
     @classmethod
     def default_queues(cls, ordered: Queues, own: Mapping[int, Set[int]], seed: int) -> tuple[Queues, Queues]:
@@ -68,242 +62,202 @@ class DynamicSchedule(Schedule):
     # events
 
     def begin(self, checked: Sequence[int] = ()) -> list[Order]:
-        for worker in self._own:  # who was to report in the iteration before, and did not, surprises as well
-            if not self._reports.get(worker, 1) and self._last.get(worker, inf) < self._latest:
-                self._be_surprised(1 - self._last[worker] / self._latest)
-                self._last[worker] = self._latest
-        self._latest = 0.0
-        if self._surprise > TRUSTED:  # paces that change at every iteration mislead: begin as for the first time
+        workers = self._workers.values()
+        if not self.learning.trusts_paces(workers, self._latest):  # begin as for the first time
             self.estimates.clear()
-        self._wanted = [self._parts] * len(self._holders)  # copies
-        for chunk in checked:
-            self._wanted[chunk] += 1
-        latest = self._could_be_done() if len(self.estimates) == len(self._own) else inf
-        self._copies = [0] * len(self._holders)  # that count
-        self._started = [0] * len(self._holders)  # copies done or in work
-        self._committed = bytearray(len(self._holders))
-        self._taken: dict[int, set[int]] = {worker: set() for worker in self._own}  # done or in work
-        # what each worker will do next, in order; who is too slow for its share of one chunk does not begin with it
-        self._told = {
-            worker: dict.fromkeys(
-                () if len(chunks) <= self._parts and self.estimates.get(worker, 0) > latest + 2 * self._lag else chunks
-            )
-            for worker, chunks in self._own.items()
-        }
-        more = self._second_shares(checked)
-        for worker, chunks in more.items():
-            self._told[worker] |= dict.fromkeys(chunks)
-        self._ahead = {worker: sum(map(self._cost, chunks)) for worker, chunks in self._told.items()}  # their cost
-        self._chosen: set[int] = set()  # workers that were told one chunk, and that may still be changed
-        self._running: dict[int, int | None] = dict.fromkeys(self._own)
-        self._since = dict.fromkeys(self._own, 0.0)
-        self._reports = dict.fromkeys(self._own, 0)
-        self._to_pull: dict[int, None] = {}  # workers that may take over more
-        self._bare: dict[int, None] = {}  # workers that have lost the last chunk they were told
+        self._latest = 0.0
+        for chunk in self._chunks:
+            chunk.begin(self._parts)
+        for number in checked:
+            self._chunks[number].wanted += 1
+        self._to_pull: dict[Worker, None] = {}  # workers that may take over more
+        self._bare: dict[Worker, None] = {}  # workers that have lost the last chunk they were told
         self._alarms: list[tuple[float, int]] = []
-        self._alarm: dict[int, float] = {}  # the one alarm of each worker that is valid
-        orders = [order for worker in self._own for order in self._start_next(worker, 0.0)]
-        for worker in sorted(self._own, key=lambda w: self.estimates.get(w, 0.0)):
-            orders += self._choose(worker, 0.0) if not self._told[worker] else self._pull(worker, 0.0)
+        for worker in workers:
+            worker.begin(self.estimates.get(worker.rank))
+        more = self._second_shares(checked)
+        orders: list[Order] = [self._queue(worker) for worker in more]
+        fastest_first = sorted(workers, key=lambda w: w.pace or 0.0)
+        for worker in fastest_first:
+            orders += self._pull(worker, 0.0)
+        for worker in fastest_first:
+            orders += self._start_next(worker, 0.0)
+        self._bare |= dict.fromkeys(worker for worker in fastest_first if not worker.told)
         orders += self._choose_for_the_bare(0.0)
-        orders += [self._queue(worker) for worker in more]
         # who rests must hear so: it would do its own share
-        return orders + [Queue(w, ()) for w, running in self._running.items() if running is None and self._own[w]]
+        return orders + [Queue(w.rank, ()) for w in workers if w.running is None and w.own]
 
-    def _second_shares(self, checked: Sequence[int]) -> dict[int, list[int]]:
+    def _second_shares(self, checked: Sequence[int]) -> Iterable[Worker]:
         """Who does the copy more of each checked chunk, shared out evenly among those that hold it besides."""
-        more: dict[int, list[int]] = {}
-        for chunk in checked:
-            others = [worker for worker in self._holders[chunk] if chunk not in self._own[worker]]
-            if others:
-                worker = min(others, key=lambda w: len(more.get(w, ())))
-                more.setdefault(worker, []).append(chunk)
+        more: dict[Worker, int] = {}
+        for number in checked:
+            chunk = self._chunks[number]
+            workers = [self._workers[rank] for rank in self._holders[number]]
+            if others := [worker for worker in workers if worker not in chunk.takers]:
+                worker = min(others, key=lambda w: more.get(w, 0))
+                worker.tell(chunk)
+                more[worker] = more.get(worker, 0) + 1
         return more
 
     def counts(self, worker: int, chunk: int) -> Sequence[int]:
-        self._copies[chunk] += 1
+        self._chunks[chunk].copies += 1
         return (chunk,)
 
     def committed(self, chunk: int, unreported: Sequence[int]) -> list[Order]:
-        self._committed[chunk] = True
-        return self._withdraw(chunk, unreported)
+        it = self._chunks[chunk]
+        it.committed = True
+        return self._withdraw(it, [worker for worker in it.takers if worker.rank in unreported])
+
+    def _withdraw(self, chunk: Chunk, workers: Sequence[Worker]) -> list[Order]:
+        """These workers need not begin `chunk`; if it is recovered, they need not do it at all."""
+        for worker in workers:
+            if worker.running is not chunk:
+                worker.forget(chunk)
+                if not worker.told:
+                    self._bare[worker] = None
+        return [Skip(worker.rank, chunk.number, chunk.committed) for worker in workers]
 
     def freed(
         self, worker: int, chunk: int, now: float, seconds: float, done: bool = True, late: float = 0.0
     ) -> list[Order]:
-        self._learn(worker, chunk, seconds)
-        self._learn_lag(late)
+        by, it = self._workers[worker], self._chunks[chunk]
+        self.learning.learn(by, seconds / it.cost, late, len(self._workers))
+        self.estimates[worker] = by.pace  # type: ignore[assignment]
         self._latest = now
-        orders: list[Order] = []
-        running = self._running[worker]
+        running = by.running
         if done:
-            self._forget(worker, chunk)
-            self._started[chunk] += chunk not in self._taken[worker]
-            self._taken[worker].add(chunk)
-        elif running == chunk:
-            self._taken[worker].discard(chunk)
-            self._started[chunk] -= 1
-        if running is None or running == chunk or self._committed[running]:
-            orders += self._start_next(worker, now)
+            if running is not it:
+                by.forget(it)
+            it.doers += (by,)
+        orders: list[Order] = []
+        if running is None or running is it or running.committed:
+            orders = self._start_next(by, now)
         else:  # an order crossed its report: it did this chunk first, and has begun the one we thought it was in
-            self._since[worker] = now
-        self._reports[worker] += 1
-        count = self._reports[worker]
-        if len(self._told[worker]) <= 1 or count & (count - 1) == 0:  # often at first, when there is most to learn
-            self._to_pull[worker] = None
-        if not self._told[worker]:
-            self._bare[worker] = None
+            by.began(now)
+        by.reports += 1
+        if len(by.told) <= 1 or by.reports & (by.reports - 1) == 0:  # often at first, when there is most to learn
+            self._to_pull[by] = None
+        if not by.told:
+            self._bare[by] = None
         return orders
 
     def lost(self, loss: Loss, now: float) -> list[Order]:
-        worker, self._holders = loss.worker, loss.holders
-        if (running := self._running.pop(worker)) is not None:
-            self._started[running] -= 1
-        for what in (self._own, self._chunks, self._told, self._taken, self._ahead, self._since, self._reports):
-            del what[worker]
-        for where in (self._to_pull, self._bare, self._alarm):
-            where.pop(worker, None)
-        self._chosen.discard(worker)
-        if loss.collected:  # everybody has dropped everything
-            self._chosen.clear()
-            self._alarm.clear()
-            self._running = dict.fromkeys(self._own)
-            self._told = {w: {} for w in self._own}
-            self._ahead = dict.fromkeys(self._own, 0.0)
-        for chunk in loss.dropped:
-            self._copies[chunk] -= 1
-            self._started[chunk] -= 1
-        for new_holder, chunk in loss.reassigned:
-            self._chunks[new_holder] = (*self._chunks[new_holder], chunk)
-        attempt: list[int] = []
-        for chunk, (needed, able) in loss.invalidated.items():
-            attempt += self._invalidate(chunk, self._wanted[chunk] - needed, able)
-        return self._share_out(attempt, now)
+        self._holders = loss.holders
+        lost = self._workers.pop(loss.worker)
+        self._to_pull.pop(lost, None)
+        self._bare.pop(lost, None)
+        for worker in (lost, *(self._workers.values() if loss.collected else ())):  # everybody has dropped everything
+            worker.forget_all()
+        for number in loss.dropped:
+            self._chunks[number].copies -= 1
+        for rank, number in loss.reassigned:
+            worker = self._workers[rank]
+            worker.held = [*worker.held, self._chunks[number]]
+            worker.left = [*worker.left, self._chunks[number]]
+        in_it: list[Worker] = []
+        for number, (needed, able) in loss.invalidated.items():
+            in_it += self._invalidate(number, self._chunks[number].wanted - needed, able)
+        return self._share_out(in_it, now)
 
     def disputed(self, chunk: int, copies: int, able: Sequence[int], now: float) -> list[Order]:
-        for worker in able:
-            if chunk not in self._chunks[worker]:  # it has taken over it
-                self._chunks[worker] = (*self._chunks[worker], chunk)
-        self._wanted[chunk] = copies + 1
+        self._chunks[chunk].wanted = copies + 1
         return self._share_out(self._invalidate(chunk, copies, able), now)
 
-    def _invalidate(self, chunk: int, copies: int, able: Sequence[int]) -> list[int]:
+    def _invalidate(self, number: int, copies: int, able: Sequence[int]) -> list[Worker]:
         """Only so many copies are there, and those who are `able` have to do it; who of them seems to be in it."""
-        in_it = [w for w in able if self._running[w] == chunk]
-        for w in able:
-            self._taken[w].discard(chunk)
-        for w in in_it:
-            self._taken[w].add(chunk)
-        self._committed[chunk] = False
-        self._copies[chunk] = copies
-        self._started[chunk] = copies + len(in_it)
-        return in_it
+        chunk = self._chunks[number]
+        workers = [self._workers[rank] for rank in able]
+        for worker in workers:
+            if chunk not in worker.left:
+                worker.left = [*worker.left, chunk]
+        chunk.committed, chunk.copies = False, copies
+        chunk.takers = tuple(w for w in workers if w.running is chunk or chunk in w.told)
+        chunk.doers = tuple(w for w in chunk.doers if w not in workers)
+        return [worker for worker in workers if worker.running is chunk]
 
-    def _share_out(self, attempt: Sequence[int], now: float) -> list[Order]:
-        """again: who may have dropped what it was in, when it was recovered, before it began it."""
-        self._bare |= dict.fromkeys(w for w in self._own if not self._told[w])
+    def _share_out(self, in_it: Sequence[Worker], now: float) -> list[Order]:
+        """in_it: may have dropped what they were in, when it was recovered, before they began it."""
+        self._bare |= dict.fromkeys(w for w in self._workers.values() if not w.told)
         orders = self._choose_for_the_bare(now)
-        return orders + [order for worker in attempt if (order := self._queue(worker)) not in orders]
+        return orders + [order for worker in in_it if (order := self._queue(worker)) not in orders]
 
     def inherit(self, other: Self) -> None:
-        self.estimates = {worker: pace for worker, pace in other.estimates.items() if worker in self._own}
-        self._last = {worker: pace for worker, pace in other._last.items() if worker in self._own}
-        self._lag, self._surprise = other._lag, other._surprise
+        self.estimates = {rank: pace for rank, pace in other.estimates.items() if rank in self._workers}
+        for rank, worker in self._workers.items():
+            if (before := other._workers.get(rank)) is not None:
+                worker.newest, worker.reports = before.newest, before.reports
+        self.learning, self._latest = copy(other.learning), other._latest
 
     def tick(self, now: float) -> list[Order]:
         orders: list[Order] = []
         for worker in self._to_pull:
             orders += self._pull(worker, now)
+            if worker.running is None and worker.told:
+                orders += self._start_next(worker, now)
         self._to_pull.clear()
-        while self._alarms and self._alarms[0][0] <= now:
-            when, worker = heappop(self._alarms)
-            if self._alarm.get(worker) != when:
-                continue
-            del self._alarm[worker]
-            if not self._told[worker] or worker in self._chosen:
+        while self._next_alarm() <= now:
+            worker = self._workers[heappop(self._alarms)[1]]
+            worker.alarm = inf
+            if not worker.told or worker.chosen:
                 orders += self._choose(worker, now)
         return orders + self._choose_for_the_bare(now)
 
     @property
     def wake(self) -> float:
-        if self._to_pull or self._bare:
-            return self._latest
-        while self._alarms and self._alarm.get(self._alarms[0][1]) != self._alarms[0][0]:
+        return self._latest if self._to_pull or self._bare else self._next_alarm()
+
+    def _next_alarm(self) -> float:
+        while self._alarms:
+            when, rank = self._alarms[0]
+            if (worker := self._workers.get(rank)) is not None and worker.alarm == when:
+                return when
             heappop(self._alarms)
-        return self._alarms[0][0] if self._alarms else inf
+        return inf
 
     # what they lead to
 
-    def _start_next(self, worker: int, now: float) -> list[Order]:
+    def _start_next(self, worker: Worker, now: float) -> list[Order]:
         """`worker` goes on with the head of what it was told; nobody else needs to begin with that then."""
-        self._alarm.pop(worker, None)
-        self._since[worker] = now
-        if not self._told[worker]:
-            self._running[worker] = None
+        worker.start_next(now)
+        chunk = worker.running
+        if chunk is None:
             return []
-        chunk = next(iter(self._told[worker]))
-        self._forget(worker, chunk)
-        self._running[worker] = chunk
-        self._taken[worker].add(chunk)
-        self._started[chunk] += 1
-        if self._started[chunk] < self._wanted[chunk]:
-            return []
-        return self._withdraw(chunk, [w for w in self._holders[chunk] if w != worker and self._running[w] != chunk])
+        others = [taker for taker in chunk.takers if taker.running is not chunk]
+        started = chunk.copies + len(chunk.takers) - len(others)
+        return self._withdraw(chunk, others) if started >= chunk.wanted else []
 
-    def _withdraw(self, chunk: int, workers: Sequence[int]) -> list[Order]:
-        orders: list[Order] = []
-        for worker in workers:
-            if chunk in self._told[worker]:
-                self._forget(worker, chunk)
-                if not self._told[worker]:
-                    self._bare[worker] = None
-            elif not self._committed[chunk] or self._running[worker] != chunk:
-                continue
-            orders.append(Skip(worker, chunk, bool(self._committed[chunk])))
-        return orders
-
-    def _tell(self, worker: int, chunk: int) -> None:
-        self._told[worker][chunk] = None
-        self._ahead[worker] += self._cost(chunk)
-
-    def _forget(self, worker: int, chunk: int) -> None:
-        if chunk in self._told[worker]:
-            del self._told[worker][chunk]
-            self._ahead[worker] -= self._cost(chunk)
-            self._chosen.discard(worker)
-
-    def _pull(self, worker: int, now: float) -> list[Order]:
+    def _pull(self, worker: Worker, now: float) -> list[Order]:
         """Take over what holders with a longer way to go were told, as long as `worker` would be through sooner."""
-        pace = self.estimates.get(worker)
-        if pace is None or pace == inf or worker in self._chosen:
+        pace, lag = worker.pace, self.learning.lag
+        if pace is None or pace == inf or worker.chosen:
             return []
-        gain = 2 * self._lag
-        told, taken = self._told[worker], self._taken[worker]
-        orders: list[Order] = []
-        through = self._through(worker, now)
-        while True:
-            busiest, latest, moved = -1, through, -1
-            for chunk in self._chunks[worker]:
-                if self._committed[chunk] or chunk in taken or chunk in told:
+        limit = worker.through(now, lag) + 2 * lag
+        ends: dict[Worker, float] = {}  # when others will be through
+        offers: dict[Worker, list[Chunk]] = {}  # what those that will be through later were told
+        for chunk in worker.choices():
+            for other in chunk.takers:
+                if other.running is chunk:
                     continue
-                for other in self._holders[chunk]:
-                    if chunk not in self._told[other]:
-                        continue
-                    if other not in self.estimates and now - self._since[other] <= (1 + LEAD) * pace + self._lag:
-                        continue  # as fast as `worker`, for all we know: its report may be under way
-                    end = self._through(other, now)
-                    if end > latest and end > through + pace * self._cost(chunk) + gain:
-                        busiest, latest, moved = other, end, chunk
-            if busiest < 0:
-                break
-            self._forget(busiest, moved)
-            if not self._told[busiest]:
-                self._bare[busiest] = None
-            orders.append(Skip(busiest, moved, recovered=False))
-            self._tell(worker, moved)
-            through += pace * self._cost(moved)
-        if orders and self._running[worker] is None:
-            orders += self._start_next(worker, now)
+                end = ends.get(other)
+                if end is None:
+                    end = other.through(now, lag)
+                    if other.pace is None and now - other.since <= (1 + LEAD) * pace + lag:
+                        end = 0.0  # it may be as fast as `worker`, and its report under way
+                    ends[other] = end
+                if end > limit + pace * chunk.cost:
+                    offers.setdefault(other, []).append(chunk)
+        orders: list[Order] = []
+        while offers:
+            other = max(offers, key=ends.__getitem__)
+            chunk = offers[other].pop(0)
+            if not offers[other]:
+                del offers[other]
+            if chunk in worker.told or ends[other] <= limit + pace * chunk.cost:
+                continue
+            orders += self._withdraw(chunk, [other])
+            worker.tell(chunk)
+            ends[other] = other.through(now, lag)
+            limit += pace * chunk.cost
         return [*orders, self._queue(worker)] if orders else []
 
     def _choose_for_the_bare(self, now: float) -> list[Order]:
@@ -311,148 +265,39 @@ class DynamicSchedule(Schedule):
         while self._bare:
             worker = next(iter(self._bare))
             del self._bare[worker]
-            if not self._told[worker]:
+            if not worker.told:
                 orders += self._choose(worker, now)
         return orders
 
-    def _choose(self, worker: int, now: float) -> list[Order]:
+    def _choose(self, worker: Worker, now: float) -> list[Order]:
         """Decide what `worker` does after the chunk it is in, or at once when it rests."""
-        before = tuple(self._told[worker])
+        lag = self.learning.lag
+        before = tuple(worker.told)
         for chunk in before:
-            self._forget(worker, chunk)
+            worker.forget(chunk)
         orders: list[Order] = []
-        running, pace = self._running[worker], self.estimates.get(worker, inf)
-        if running is not None and self._committed[running] and now > self._since[worker] + pace * self._cost(running):
-            self._running[worker] = None  # it heard that the chunk is recovered before it began it, and reports nothing
-        best = self._best(worker, now)
-        rested = self._running[worker] is None
+        running = worker.running
+        if running is not None and running.committed and worker.pace is not None and now > worker.due:
+            worker.forget_all()  # it heard that the chunk is recovered before it began it, and reports nothing
+        best = worker.best(now, lag)
+        rested = worker.running is None
         if rested and best is not None:
-            self._tell(worker, best)
+            worker.tell(best)
             orders += self._start_next(worker, now)
-            best = self._best(worker, now)
+            best = worker.best(now, lag)
         if best is not None:
-            self._tell(worker, best)
-            self._chosen.add(worker)
-        self._set_alarm(worker, now)
-        begun = rested and self._running[worker] is not None
-        if begun or tuple(self._told[worker]) != before:
+            worker.tell(best)
+            worker.chosen = True
+        worker.alarm = worker.next_alarm(now, lag)
+        if worker.alarm < inf:
+            heappush(self._alarms, (worker.alarm, worker.rank))
+        begun = rested and worker.running is not None
+        if begun or tuple(worker.told) != before:
             orders.append(self._queue(worker))
         return orders
 
-    def _queue(self, worker: int) -> Queue:
+    def _queue(self, worker: Worker) -> Queue:
         """What `worker` was told, and before it what it is in: it may not have begun that when the order arrives."""
-        running = self._running[worker]
-        first = () if running is None or self._committed[running] else (running,)
-        return Queue(worker, (*first, *self._told[worker]))
-
-    def _best(self, worker: int, now: float) -> int | None:
-        """The chunk whose recovery is predicted last without `worker`, if it would be sooner; the rarest of several."""
-        pace = self.estimates.get(worker)
-        free = now if pace is None else self._free(worker, pace, now)
-        taken, gain = self._taken[worker], 2 * self._lag
-        best, best_key = None, (-inf, 0)
-        for chunk in self._chunks[worker]:
-            if self._committed[chunk] or chunk in taken:
-                continue
-            need = self._wanted[chunk] - self._copies[chunk]
-            if need < 1:  # they are being compared
-                continue
-            others: list[float] = []
-            certain: list[float] = []  # of those that are in it or have been told to do it
-            for other in self._holders[chunk]:
-                running = self._running[other] == chunk
-                if other == worker or (chunk in self._taken[other] and not running):
-                    continue
-                expected = self._expected(other, chunk, now)
-                others.append(expected)
-                if running or chunk in self._told[other]:
-                    certain.append(expected)
-            key = (_nth(others, need), -len(others))
-            if key > best_key and (pace is None or free + GAIN * pace * self._cost(chunk) + gain < _nth(certain, need)):
-                best, best_key = chunk, key
-        return best
-
-    def _expected(self, worker: int, chunk: int, now: float) -> float:
-        """When `worker` is predicted to have done `chunk`, if nobody else does it."""
-        if chunk in self._told[worker]:
-            return self._through(worker, now)
-        pace, free = self._pace_and_free(worker, now)
-        if self._running[worker] == chunk:
-            return free
-        return free + pace * ((0 if worker in self._chosen else self._ahead[worker]) + QUEUE_OF_OTHERS)
-
-    def _through(self, worker: int, now: float) -> float:
-        """When `worker` is predicted to be through with all it was told."""
-        pace, free = self._pace_and_free(worker, now)
-        return free + pace * self._ahead[worker]
-
-    def _pace_and_free(self, worker: int, now: float) -> tuple[float, float]:
-        """Predicted seconds per chunk, and when the worker will be through with the chunk it is in."""
-        pace = self.estimates.get(worker)
-        if pace is None:
-            elapsed = max(0.0, now - self._since[worker] - self._lag)
-            return (1 + UNKNOWN) * elapsed, now + UNKNOWN * elapsed
-        return pace, self._free(worker, pace, now)
-
-    def _free(self, worker: int, pace: float, now: float) -> float:
-        running = self._running[worker]
-        if running is None:
-            return now
-        left = self._since[worker] + pace * self._cost(running) - now
-        return now + (left if left > 0 else max(0.0, -left - self._lag))
-
-    def _set_alarm(self, worker: int, now: float) -> None:
-        pace = self.estimates.get(worker)
-        if pace is None or pace == inf:
-            return
-        running = self._running[worker]
-        if running is not None and not self._committed[running]:
-            when = self._free(worker, pace, now) - LEAD * pace
-        else:  # a backup gains something once another holder is as late as this worker would need for it
-            gain = pace + 2 * self._lag
-            late = [
-                self._since[other]
-                + self._lag
-                + (gain + self.estimates[other] if other in self.estimates else gain / UNKNOWN)
-                for chunk in self._chunks[worker]
-                if not self._committed[chunk] and chunk not in self._taken[worker]
-                for other in self._holders[chunk]
-                if self._running[other] == chunk or (self._running[other] is not None and chunk in self._told[other])
-            ]
-            when = max(min(late, default=inf), now + LEAD * pace)
-        if now < when < inf:
-            self._alarm[worker] = when
-            heappush(self._alarms, (when, worker))
-
-    def _be_surprised(self, share: float) -> None:
-        self._surprise += (share - self._surprise) / len(self._own)
-
-    def _learn(self, worker: int, chunk: int, seconds: float) -> None:
-        pace = seconds / self._cost(chunk)
-        before = self._last.get(worker)
-        if before is not None and self._reports[worker] == 0 and before < inf:
-            self._be_surprised(max(0.0, abs(pace - before) - self._lag) / max(pace, before, 1e-300))
-        self._last[worker] = pace
-        old = self.estimates.get(worker, pace)
-        self.estimates[worker] = old + LEARNING_RATE * (pace - old)
-
-    def _learn_lag(self, late: float) -> None:
-        """One worker whose reports take long says nothing of the server: the lag follows what most reports say."""
-        self._lag += LAG_RATE * (min(late, max(2 * self._lag, LAG_STEP)) - self._lag)
-
-    def _could_be_done(self) -> float:
-        """When as many chunks could be done as are needed, if everybody held all of them."""
-        ends = [(pace, pace) for pace in self.estimates.values()]
-        heapify(ends)
-        for _ in range(sum(self._wanted) - 1):
-            end, pace = ends[0]
-            heapreplace(ends, (end + pace, pace))
-        return ends[0][0]
-
-    def _cost(self, chunk: int) -> float:
-        return 1.0 if self._costs is None else self._costs[chunk]
-
-
-def _nth(times: list[float], n: int) -> float:
-    """The n-th smallest, infinite when there are fewer."""
-    return sorted(times)[n - 1] if len(times) >= n else inf
+        running = worker.running
+        first = () if running is None or running.committed else (running,)
+        return Queue(worker.rank, tuple(chunk.number for chunk in (*first, *worker.told)))

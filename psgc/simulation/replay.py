@@ -166,9 +166,7 @@ class Replay:
             if here is None or (recording.here[t] != here).any():
                 here = recording.here[t]
                 membership = everybody.without(ranks[~here].tolist())
-                queues, backups = plan.queues, plan.backups
-                if not here.all():
-                    queues, backups = queues_for(membership, schedule, config.seed, t)
+                queues, backups = queues_for(membership, plan)
                 before, rules = rules, SCHEDULES[schedule](queues, backups, membership.holders, plan.parts, costs)
                 if before is not None:
                     rules.inherit(before)

@@ -13,22 +13,21 @@ def check_beliefs(world: Any) -> None:
         return
     membership = coordinator.membership
     assert not it._bare
-    assert it._own.keys() == set(membership.live)
-    for chunk, holders in enumerate(membership.holders):
-        assert it._committed[chunk] == watch.is_done_with(chunk)
+    assert it._workers.keys() == set(membership.live)
+    for chunk in it._chunks:
+        assert chunk.committed == watch.is_done_with(chunk.number)
+        takers = {worker for worker in it._workers.values() if chunk in worker.told or worker.running is chunk}
+        assert set(chunk.takers) == takers
+    for rank, worker in it._workers.items():
+        does = {*worker.told, *([] if worker.running is None else [worker.running])}
+        numbers = {chunk.number for chunk in does}
+        assert numbers <= {*membership.held(rank)}
+        assert not any(chunk.committed for chunk in worker.told)
+        assert worker.running is not None or not worker.told, "rests, but was told something"
+        assert not worker.chosen or len(worker.told) == 1
         if watch.is_calm:
-            assert it._started[chunk] == sum(chunk in it._taken[worker] for worker in holders)
-    for worker in membership.live:
-        told, taken, running = it._told[worker], it._taken[worker], it._running[worker]
-        assert {*told, *taken} <= {*membership.held(worker)}
-        assert not taken & told.keys()
-        assert not any(it._committed[chunk] for chunk in told)
-        assert running is None or running in taken or watch.attempts[running]
-        assert running is not None or not told, "rests, but was told something"
-        assert worker not in it._chosen or len(told) == 1
-        if watch.is_calm:
-            assert {chunk for w, chunk, _ in watch.heard if w == worker} <= taken
-        _check_nothing_lost(world, worker, {chunk for chunk in (running, *told) if chunk is not None})
+            assert all(worker in it._chunks[chunk].doers for w, chunk, _ in watch.heard if w == rank)
+        _check_nothing_lost(world, rank, numbers)
 
 
 def _check_nothing_lost(world: Any, worker: int, counted_on: set[int]) -> None:

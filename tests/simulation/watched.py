@@ -3,7 +3,6 @@
 What was committed, kept, delivered and lost is written down a second time here, from events and instructions alone.
 """
 
-import copy
 from collections import Counter
 from typing import Any
 
@@ -29,9 +28,6 @@ from psgc.server.recovery import Recovery
 from psgc.server.verification import Checks
 from tests.simulation.schedules import FIXED
 from tests.unit.refusal import snapshot
-
-# what a schedule has learnt of the workers stays
-LEARNT = {"_paces", "estimates", "_last", "_surprise", "_lag", "_latest", "_reports"}
 
 
 class WatchedCoordinator(Coordinator):
@@ -93,8 +89,7 @@ class Watch:
     def fresh(self) -> Coordinator:
         """A new coordinator that knows what the schedule has learnt, and nothing else."""
         schedule = self.schedule.recipe()  # type: ignore[attr-defined]
-        for name in LEARNT & vars(self.schedule).keys():
-            setattr(schedule, name, copy.copy(getattr(self.schedule, name)))
+        schedule.inherit(self.schedule)
         *settings, checks = (*self.settings, None)[:3]
         return Coordinator(self.it.membership, schedule, *settings, checks and Checks(checks.every))
 

@@ -9,16 +9,33 @@ from typing import Any
 import pytest
 
 from psgc.errors import ProtocolError
+from psgc.schedules.progress import Chunk, Worker
 
 
 def snapshot(thing: Any, but: Collection[str] = ()) -> Any:
     """A deep copy of everything `thing` holds, comparable with ==; but: attributes that are left out.
 
-    The events that a coordinator keeps for its errors are no part of its state.
+    The events that a coordinator keeps for its errors are no part of its state. Objects that refer to each other are
+    numbered in the order in which they are found.
     """
-    if hasattr(thing, "__dict__"):
-        return {name: snapshot(value, but) for name, value in vars(thing).items() if name not in {*but, "_events"}}
-    return copy.deepcopy(thing)
+    numbers: dict[int, int] = {}
+    states: list[Any] = []
+
+    def held(thing: Any) -> Any:
+        if hasattr(thing, "__dict__"):
+            return {name: held(value) for name, value in vars(thing).items() if name not in {*but, "_events"}}
+        if isinstance(thing, dict):
+            return {held(k) if isinstance(k, (Chunk, Worker)) else k: held(value) for k, value in thing.items()}
+        if isinstance(thing, (list, tuple)):
+            return [held(element) for element in thing]
+        if not isinstance(thing, (Chunk, Worker)):
+            return copy.deepcopy(thing)
+        if id(thing) not in numbers:
+            numbers[id(thing)] = len(numbers)
+            states.append({name: held(getattr(thing, name, None)) for name in thing.__slots__})
+        return f"{type(thing).__name__} {numbers[id(thing)]}"
+
+    return held(thing), states
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Queues for those who are left: the plan of the start when that is everybody, and all that they hold otherwise."""
+"""Queues for the workers that are left: the plan's, with what lost workers were to do shared out among the others."""
 
 from collections import Counter
 
@@ -13,45 +13,45 @@ from psgc.server.membership import Membership
 from psgc.server.rebalance import queues_for
 
 
-def plan_and_group(schedule, parts=2, workers=5):
-    plan = make_plan(Coding(chunks_per_worker=3, replication=3, parts=parts), schedule, workers, seed=4)
+def plan_and_membership(schedule, parts=2, workers=5, assignment="blocks", chunks=3):
+    coding = Coding(assignment=assignment, chunks_per_worker=chunks, replication=3, parts=parts)
+    plan = make_plan(coding, schedule, workers, seed=4)
     return plan, Membership(plan.holders(), plan.parts, workers=plan.queues)
 
 
 @pytest.mark.parametrize("parts", [1, 2, 3])
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_with_everybody_there_it_is_the_plan_of_the_start(schedule, parts):
-    plan, membership = plan_and_group(schedule, parts)
-    queues, backups = queues_for(membership.without([]), schedule, seed=4, iteration=0)
-    assert queues == plan.queues
-    assert backups == plan.backups
+    plan, membership = plan_and_membership(schedule, parts)
+    assert queues_for(membership.without([]), plan) == (plan.queues, plan.backups)
 
 
 @settings(deadline=None)
-@given(schedule=st.sampled_from([*SCHEDULES]), parts=st.integers(1, 3), lost=st.sets(st.integers(1, 5)))
+@given(schedule=st.sampled_from(list(SCHEDULES)), parts=st.integers(1, 3), lost=st.sets(st.integers(1, 5)))
 def test_whoever_is_left_everything_is_done_often_enough(schedule, parts, lost):
-    plan, everybody = plan_and_group(schedule, parts)
+    plan, everybody = plan_and_membership(schedule, parts)
     membership = everybody.without(sorted(lost)[: 5 - parts])
-    queues, backups = queues_for(membership, schedule, seed=0, iteration=3)
+    queues, backups = queues_for(membership, plan)
     assert list(queues) == sorted(membership.live)
     times = Counter(chunk for queue in queues.values() for chunk in queue)
     for worker in membership.live:
         chunks = [*queues[worker], *backups.get(worker, ())]
-        assert len(chunks) == len(set(chunks))
-        if schedule == "uncoded":
-            assert set(chunks) <= set(membership.held(worker))
-        else:
-            assert set(chunks) == set(membership.held(worker))
+        assert sorted(chunks) == sorted(membership.held(worker))
     if schedule in ("uncoded", "dynamic"):  # own shares alone
         assert times == dict.fromkeys(range(plan.num_chunks), parts)
     else:
-        assert not any(backups.values())
+        assert not backups
 
 
-def test_a_random_order_is_another_one_every_time_and_the_same_for_the_same_seed_and_iteration():
-    _, everybody = plan_and_group("random")
-    membership = everybody.without([2])
-    first = queues_for(membership, "random", seed=1, iteration=1)
-    assert first == queues_for(membership, "random", seed=1, iteration=1)
-    assert first != queues_for(membership, "random", seed=1, iteration=2)
-    assert first != queues_for(membership, "random", seed=2, iteration=1)
+@pytest.mark.parametrize("assignment", ["blocks", "cyclic"])
+def test_what_a_lost_worker_had_is_shared_out_evenly(assignment):
+    """With `cyclic`, the four holders of what it had pass chunks on to workers farther away."""
+    plan, everybody = plan_and_membership("dynamic", 1, 17, assignment, chunks=16)
+    queues, _ = queues_for(everybody.without([3]), plan)
+    assert {len(queue) for queue in queues.values()} == {17}
+
+
+def test_only_workers_that_get_something_have_another_queue():
+    plan, everybody = plan_and_membership("dynamic", 1, 100, chunks=16)
+    queues, _ = queues_for(everybody.without([3]), plan)
+    assert sum(queue != plan.queues[worker] for worker, queue in queues.items()) == 16

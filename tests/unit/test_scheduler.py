@@ -136,10 +136,12 @@ def test_dynamic_begins_no_chunk_twice_without_need():
 def test_dynamic_backs_up_what_is_predicted_last():
     """Paces 1, 4 and 6, shares of two; the first holds everything, the others only their own."""
     paces = {1: 1.0, 2: 4.0, 3: 6.0}
-    schedule = dynamic({1: [0, 1], 2: [2, 3], 3: [4, 5]}, {1: [2, 3, 4, 5], 2: [], 3: []}, paces)
-    # through at 3 with 5 instead of 12, at 4 with 3 instead of 8
-    moved = [Skip(3, 5, recovered=False), Skip(2, 3, recovered=False)]
-    assert schedule.begin() == [*moved, Queue(1, (0, 1, 5, 3))]
+    schedule = dynamic({1: [0, 1], 2: [2, 3], 3: [4, 5]}, {1: [5, 4, 3, 2], 2: [], 3: []}, paces)
+    # through at 3 with 5 instead of 12, at 4 with 3 instead of 8, at 5 with 4 instead of 6
+    moved = [Skip(3, 5, recovered=False), Skip(2, 3, recovered=False), Skip(3, 4, recovered=False)]
+    # 3 has nothing left, and would be more than half through with 4 at 5: it begins it
+    begun = [Skip(1, 4, recovered=False), Queue(3, (4,))]
+    assert schedule.begin() == [*moved, Queue(1, (0, 1, 5, 3, 4)), *begun]
     assert done(schedule, 1, 0, 1.0, 1.0) == []
     assert done(schedule, 1, 1, 2.0, 1.0) == []
     # its last chunk until 4; then 2 is at its end with chunk 2, but chunk 4 is not there before 6
@@ -161,7 +163,7 @@ def one_chunk_each():
 def test_dynamic_lets_the_slowest_rest():
     """1 does two chunks until 2, and 3 its own until 2; 2 would have none before 4, and must not begin its share."""
     schedule = one_chunk_each()
-    assert schedule.begin() == [Queue(1, (0, 1)), Queue(2, ())]
+    assert schedule.begin() == [Skip(2, 1, recovered=False), Queue(1, (0, 1)), Queue(2, ())]
     assert done(schedule, 1, 0, 1.0, 1.0, [2, 3]) == []
     assert done(schedule, 1, 1, 2.0, 1.0, [2, 3]) == []
 
@@ -169,9 +171,7 @@ def test_dynamic_lets_the_slowest_rest():
 def test_who_rests_wakes_when_the_others_are_as_late_as_it_would_need():
     schedule = one_chunk_each()
     schedule.begin()
-    assert schedule.wake == pytest.approx(0.9)  # 1 begins its second soon: still the right one
-    assert schedule.tick(0.9) == []
-    assert schedule.wake == pytest.approx(1.8)
+    assert schedule.wake == pytest.approx(1.8)  # 3 is free soon
     assert schedule.tick(1.8) == [Queue(3, (2, 1))]  # 1 is late by 0.8: at 3.6 with chunk 1, and 3 free at 2
     assert schedule.wake == 5.0  # chunk 0 was due at 1, and 2 needs 4
     # as late as they are now: 1 has chunk 0 at 9, and then 1 at 10; 3 has chunk 2 at 8, and then 1 at 10

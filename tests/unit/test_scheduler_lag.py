@@ -3,7 +3,9 @@
 import pytest
 
 from psgc.schedules.dynamic import DynamicSchedule
+from psgc.schedules.learning import Learning
 from psgc.schedules.orders import Queue, Skip
+from psgc.schedules.progress import Worker
 from tests.unit.scripted_run import WORKERS
 
 
@@ -12,7 +14,7 @@ def make(own, backups, estimates=(), lag=0.0):
     holders = [[w for w in chunks if i in chunks[w]] for i in sorted(set().union(*chunks.values()))]
     schedule = DynamicSchedule(own, backups, holders)
     schedule.estimates.update(estimates)
-    schedule._lag = lag
+    schedule.learning.lag = lag
     return schedule
 
 
@@ -70,7 +72,9 @@ def test_a_report_that_may_be_under_way_is_waited_for_as_long_as_the_lag():
     assert report(schedule, 1, 2, 3.0, 1.0) != []
 
 
-@pytest.mark.parametrize(("lag", "orders"), [(0.0, [Queue(1, (0, 1)), Queue(2, ())]), (1.3, [])])
+@pytest.mark.parametrize(
+    ("lag", "orders"), [(0.0, [Skip(2, 1, recovered=False), Queue(1, (0, 1)), Queue(2, ())]), (1.3, [])]
+)
 def test_nobody_rests_from_the_start_for_less_than_the_lag_gains(lag, orders):
     backups = {worker: [chunk for chunk in (0, 1, 2) if chunk != worker - 1] for worker in (1, 2, 3)}
     schedule = make({1: [0], 2: [1], 3: [2]}, backups, {1: 1.0, 2: 4.0, 3: 2.0}, lag)
@@ -91,19 +95,20 @@ def test_paces_that_change_by_less_than_the_lag_are_still_believed(lag, known):
 
 
 def test_the_lag_follows_most_reports_and_not_one_worker_whose_reports_take_long():
-    schedule = DynamicSchedule({})
+    learning, worker = Learning(), Worker(1, [], [])
+    worker.begin(1.0)
     for report_number in range(800):
-        schedule._learn_lag(10.0 if report_number % 8 == 0 else 0.02)
-    assert 0.01 < schedule._lag < 0.03
+        learning.learn(worker, 1.0, 10.0 if report_number % 8 == 0 else 0.02, num_workers=8)
+    assert 0.01 < learning.lag < 0.03
     for _ in range(50):
-        schedule._learn_lag(0.0)
-    assert schedule._lag < 1e-6
+        learning.learn(worker, 1.0, 0.0, num_workers=8)
+    assert learning.lag < 1e-6
 
 
 def test_a_new_schedule_knows_the_lag_of_the_one_before():
     old, new = make({1: [0]}, {1: []}, lag=0.5), make({1: [0]}, {1: []})
     new.inherit(old)
-    assert new._lag == 0.5
+    assert new.learning.lag == 0.5
 
 
 def test_the_server_says_how_late_it_handles_reports(make_run):
@@ -116,4 +121,4 @@ def test_the_server_says_how_late_it_handles_reports(make_run):
             yield run.queues(iteration, range(1, WORKERS + 1))
 
     run.follow(script(), 20)
-    assert run.server.cluster.schedule._lag == pytest.approx(3.0, rel=0.01)
+    assert run.server.cluster.schedule.learning.lag == pytest.approx(3.0, rel=0.01)

@@ -47,7 +47,7 @@ def test_a_run_can_have_it_before_and_after_a_loss(name):
     assert VirtualCluster(plan.holders(), plan.queues, plan.parts, schedule).recover(paces(range(1, 7))).time < inf
 
     membership = everybody.without([3])
-    queues, backups = queues_for(membership, name, seed=0, iteration=1)
+    queues, backups = queues_for(membership, plan)
     after = SCHEDULES[name](queues, backups, membership.holders, membership.parts)
     after.inherit(schedule)
     assert bool(after.estimates) == after.is_adaptive

@@ -8,6 +8,8 @@ from psgc import coding
 from psgc.errors import RunFailed
 from psgc.messages import QUEUE_COUNTS, UNHEARD, Kind
 from psgc.server import links, outbox
+from psgc.server.membership import Membership
+from psgc.server.rebalance import queues_for
 from psgc.server.recovery import AT_FIRST, Recovery
 from psgc.transport import Died
 from tests.unit.scripted import done, said
@@ -34,7 +36,8 @@ def test_an_unbiased_gradient_is_weighed_by_the_queues_of_its_iteration(make_run
     def script():
         yield run.queues(0, run.plan.queues) + [Died(4)] * lost
         yield []  # the orders of iteration 1 leave
-        queues.update({worker: run.transport.queue(worker) for worker in (1, 2, 3)} if lost else run.plan.queues)
+        membership = Membership(run.plan.holders(), parts=1).without([4] if lost else [])
+        queues.update(queues_for(membership, run.plan)[0])
         reports = {worker: queues[worker][: {1: 8, 2: 1}.get(worker, 0)] for worker in sorted(queues)}
         num_done.update({worker: len(chunks) for worker, chunks in reports.items()})
         yield [done(worker, 1, chunk, 2.0**chunk) for worker, chunks in reports.items() for chunk in chunks]

@@ -1,0 +1,45 @@
+"""What `dynamic` learns from reports: how fast workers are, how late reports are, and whether paces last."""
+
+from collections.abc import Collection
+
+from psgc.schedules.progress import Worker
+
+TRUSTED = 0.08  # surprise up to which the paces of one iteration are used in the next
+LEARNING_RATE = 0.5  # weight of a worker's newest chunk in its pace
+LAG_RATE = 0.25  # weight of the newest report in the lag
+LAG_STEP = 1e-4  # seconds; a report counts as at most this late, or as twice the lag
+
+
+class Learning:
+    """Lasts from one iteration to the next. The paces themselves are with the workers.
+
+    lag: seconds from the end of a chunk until the server handles its report, smoothed.
+    """
+
+    def __init__(self) -> None:
+        self.lag = 0.0
+        self._surprise = 0.0  # how far paces are from those of the iteration before, as a share; a weighted mean
+
+    def trusts_paces(self, workers: Collection[Worker], seconds: float) -> bool:
+        """Whether the paces of the iteration that is over are a guide for the next; seconds: until its last report."""
+        for worker in workers:
+            newest = worker.newest
+            if not worker.reports and newest is not None and newest < seconds:  # it was expected to report
+                worker.newest = seconds
+                self._add_surprise(1 - newest / seconds, len(workers))
+        return self._surprise <= TRUSTED
+
+    def learn(self, worker: Worker, pace: float, late: float, num_workers: int) -> None:
+        """`worker` took `pace` seconds per average chunk, and its report was so many seconds late."""
+        before = worker.newest
+        if worker.reports == 0 and before is not None:  # paces that differ by less than the lag count as the same
+            change = max(0.0, abs(pace - before) - self.lag) / max(pace, before, 1e-300)
+            self._add_surprise(change, num_workers)
+        worker.newest = pace
+        old = pace if worker.pace is None else worker.pace
+        worker.pace = old + LEARNING_RATE * (pace - old)
+        # a single worker whose reports take long says nothing about the server
+        self.lag += LAG_RATE * (min(late, max(2 * self.lag, LAG_STEP)) - self.lag)
+
+    def _add_surprise(self, share: float, num_workers: int) -> None:
+        self._surprise += (share - self._surprise) / num_workers

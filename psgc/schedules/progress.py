@@ -1,0 +1,169 @@
+"""What `dynamic` knows of chunks and workers during an iteration, and when it expects a chunk to be done.
+
+All times are seconds since the iteration began; `lag` is explained in `psgc.schedules.learning`.
+"""
+
+from __future__ import annotations
+
+from math import inf
+
+GAIN = 0.5  # share of a chunk that must be done before the others are predicted to be: predictions err
+LEAD = 0.1  # share of a chunk's time before its predicted end at which the next one is chosen once more
+UNKNOWN = 5.0  # a worker without a report, after e seconds: expected to need this times e more
+
+
+class Chunk:
+    """A chunk in one iteration.
+
+    cost: relative to an average chunk; wanted: copies that it needs; copies: those that count; takers: the workers that
+    were told it or are in it; doers: the workers that have done it.
+    """
+
+    __slots__ = ("committed", "copies", "cost", "doers", "number", "takers", "wanted")
+
+    def __init__(self, number: int, cost: float) -> None:
+        self.number = number
+        self.cost = cost
+
+    def begin(self, wanted: int) -> None:
+        """A new iteration, in which the chunk needs so many copies."""
+        self.wanted, self.copies, self.committed = wanted, 0, False
+        self.takers: tuple[Worker, ...] = ()
+        self.doers: tuple[Worker, ...] = ()
+
+    def expected(self, now: float, lag: float) -> float:
+        """When its takers will have recovered it; infinite when they are too few."""
+        missing = self.wanted - self.copies
+        if missing > len(self.takers):
+            return inf
+        ends = [taker.free(now, lag) if taker.running is self else taker.through(now, lag) for taker in self.takers]
+        return sorted(ends)[missing - 1]
+
+
+class Worker:
+    """A worker in one iteration.
+
+    own: its own share; held: all chunks that it holds, in order of preference; left: those of them that may have to be
+    done; newest: its newest pace in seconds per average chunk, or the least that it can have been; pace: the expected
+    one, None before the first report; told: the chunks that it does next, in order; ahead: their cost; running: the
+    chunk that it is in, from `since` until `due`; chosen: whether it was told one chunk that may still be changed;
+    reports: how many there were; alarm: when to choose for it again.
+    """
+
+    __slots__ = (
+        "ahead", "alarm", "chosen", "due", "held", "left", "newest", "own", "pace", "rank", "reports", "running",
+        "since", "told",
+    )  # fmt: skip
+
+    def __init__(self, rank: int, own: list[Chunk], backups: list[Chunk]) -> None:
+        self.rank = rank
+        self.own = own
+        self.held = own + backups
+        self.newest: float | None = None
+        self.reports = 0
+
+    def begin(self, pace: float | None) -> None:
+        """A new iteration: the worker is told its own share."""
+        self.pace = pace
+        self.left = self.held
+        self.told: dict[Chunk, None] = {}
+        self.ahead = 0.0
+        self.running: Chunk | None = None
+        self.since = self.due = 0.0
+        self.chosen = False
+        self.reports = 0
+        self.alarm = inf
+        for chunk in self.own:
+            self.tell(chunk)
+
+    # what it does
+
+    def tell(self, chunk: Chunk) -> None:
+        """The worker is to do `chunk` after all that it was told."""
+        self.told[chunk] = None
+        self.ahead += chunk.cost
+        chunk.takers += (self,)
+
+    def start_next(self, now: float) -> None:
+        """The worker is in the next chunk that it was told, or rests."""
+        if self.running is not None:
+            self.forget(self.running)
+        self.running = next(iter(self.told), None)
+        self.alarm = inf
+        if self.running is not None:
+            self._strike(self.running)
+        self.began(now)
+
+    def began(self, now: float) -> None:
+        """The worker has begun the chunk that it is in, or rests, since `now`."""
+        self.since = self.due = now
+        if self.running is not None and self.pace is not None:
+            self.due += self.pace * self.running.cost
+
+    def forget(self, chunk: Chunk) -> None:
+        """The worker does not do `chunk`, or has done it."""
+        if chunk in self.told:
+            self._strike(chunk)
+        chunk.takers = tuple(taker for taker in chunk.takers if taker is not self)
+
+    def forget_all(self) -> None:
+        """The worker is in no chunk and was told none."""
+        for chunk in tuple(self.told):
+            self.forget(chunk)
+        if self.running is not None:
+            self.forget(self.running)
+        self.running, self.alarm = None, inf
+
+    def _strike(self, chunk: Chunk) -> None:
+        del self.told[chunk]
+        self.ahead -= chunk.cost
+        self.chosen = False
+
+    # what is expected of it
+
+    def free(self, now: float, lag: float) -> float:
+        """When it will have finished the chunk that it is in. A late chunk is expected to take as much longer."""
+        if self.pace is None:
+            return now + UNKNOWN * max(0.0, now - self.since - lag)
+        if self.running is None:
+            return now
+        return self.due if self.due > now else now + max(0.0, now - self.due - lag)
+
+    def through(self, now: float, lag: float) -> float:
+        """When it will have done all that it was told."""
+        pace = (1 + UNKNOWN) * max(0.0, now - self.since - lag) if self.pace is None else self.pace
+        return self.free(now, lag) + pace * self.ahead
+
+    def choices(self) -> list[Chunk]:
+        """The chunks that it could do besides what it was told."""
+        self.left = [chunk for chunk in self.left if not chunk.committed]
+        return [chunk for chunk in self.left if self not in chunk.takers and self not in chunk.doers]
+
+    def best(self, now: float, lag: float) -> Chunk | None:
+        """The chunk that is predicted to be recovered last without it, of those that it would speed up."""
+        pace, start = self.pace, self.free(now, lag) + 2 * lag
+        best, latest = None, -inf
+        for chunk in self.choices():
+            if chunk.copies >= chunk.wanted:  # they are being compared
+                continue
+            end = chunk.expected(now, lag)
+            if end > latest and (pace is None or start + GAIN * pace * chunk.cost < end):
+                best, latest = chunk, end
+        return best
+
+    def next_alarm(self, now: float, lag: float) -> float:
+        """When to choose for it again; infinite when only a report can change the choice."""
+        if self.pace is None or self.pace == inf:
+            return inf
+        if self.running is not None and not self.running.committed:
+            when = self.free(now, lag) - LEAD * self.pace
+        else:  # when another worker is so late that this one could be sooner
+            gain = self.pace + 2 * lag
+            late = [
+                taker.since + lag + (gain / UNKNOWN if taker.pace is None else gain + taker.pace)
+                for chunk in self.choices()
+                for taker in chunk.takers
+                if taker.running is not None
+            ]
+            when = max(min(late, default=inf), now + LEAD * self.pace)
+        return when if when > now else inf
