@@ -80,12 +80,13 @@ def _heat_map(run: RecordedRun) -> Picture:
         f"between {duration(low)} and {duration(high)} for a chunk."
     )
     caption = "Mean seconds per chunk of each worker in each iteration. Hatched: the worker finished no chunk."
-    every = round(len(numbers) / len(pace))  # above 1 when the timeline has only some of the iterations
+    place = np.flatnonzero(run.in_timeline)
+    every = int(np.median(np.diff(place))) if len(place) > 1 else 1  # above 1 when iterations are left out evenly
     width = max(-(-len(numbers) // BINS), every)
     if width > 1:
-        caption += f" Each column is the mean of {width} iterations."
-        caption += f" The timeline has one of {every} iterations." if every > 1 else ""
-    columns = _binned(pace, np.flatnonzero(run.in_timeline) // width, -(-len(numbers) // width))
+        some = ", of which the timeline has one" if every == width else ""
+        caption += f" Each column is the mean of {width} iterations{some}."
+    columns = _binned(pace, place // width, -(-len(numbers) // width))
     draw = partial(_draw_heat_map, run.workers, columns, float(numbers[0]), float(numbers[-1]))
     return Picture("heatmap", "Every worker in every iteration", alt, caption, draw)
 

@@ -41,14 +41,6 @@ def test_plain_lines_come_every_few_seconds_and_for_the_first_and_the_last(clock
     assert numbers(capsys.readouterr().out) == [1, *range(1 + every, 100, every), 100]
 
 
-def test_slow_iterations_have_a_line_each(clock, capsys):
-    shown = RunProgress(4)
-    for _ in range(4):
-        clock.now += 60.0
-        shown.update(0.5, 60.0)
-    assert numbers(capsys.readouterr().out) == [1, 2, 3, 4]
-
-
 def test_a_line_says_loss_time_and_what_is_left(clock, capsys):
     shown = RunProgress(10)
     clock.now += 2.0
@@ -92,16 +84,6 @@ def test_what_is_said_meanwhile_is_a_line_of_its_own(capsys, monkeypatch, column
     shown.update(0.5, 1.0)
     shown.close()
     assert text in capsys.readouterr().out
-
-
-def test_a_log_has_no_control_characters(clock, capsys):
-    shown = RunProgress(3)
-    for _ in range(3):
-        clock.now += 9.0
-        shown.update(float("nan"), 1.0)
-    shown.close()
-    out = capsys.readouterr().out
-    assert all(c == "\n" or c.isprintable() for c in out)
 
 
 @pytest.mark.parametrize("columns", ["", "no", "-80"])

@@ -6,13 +6,20 @@ import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("matplotlib")
 
 from psgc.cli import main
+from psgc.errors import UserError
 from psgc.reporting.drawing import new_figure
+from psgc.reporting.figures import pictures
 from psgc.reporting.picture import Picture
+from psgc.reporting.report import report
+from psgc.reporting.run_directory import read_run
+from psgc.reporting.summary import lines
+from psgc.reporting.theme import LIGHT
 from tests.unit.recorded_runs import record
 
 
@@ -57,6 +64,22 @@ def test_a_killed_run_is_reported(capsys, tmp_path):
     assert "The run has not ended" in text
     assert "It has recorded 3 iterations." in text
     assert (directory / "report/gantt.png").exists()
+
+
+def test_a_timeline_that_leaves_iterations_out(tmp_path, monkeypatch):
+    """12 chunks on each of 4 workers are at most 48 entries an iteration, and there is room for 3 of 7 iterations."""
+    monkeypatch.setattr("psgc.reporting.timeline.MOST_BYTES", 29 * 48 * 3)
+    run = read_run(record(tmp_path / "run", workers=4, chunks_per_worker=3, iterations=7))
+    assert run.iterations["iteration"][run.in_timeline].tolist() == [0, 3, 6]
+    assert run.summary["timeline_every"] == 3
+    assert "  timeline           one of 3 iterations, so that the file stays small" in lines(run.summary)
+    (heat_map,) = (picture for picture in pictures(run) if picture.name == "heatmap")
+    assert heat_map.caption.endswith("Each column is the mean of 3 iterations, of which the timeline has one.")
+    (cells,) = heat_map.draw(LIGHT).axes[0].images
+    assert cells.get_array().shape == (4, 3)
+    assert not np.ma.is_masked(cells.get_array())
+    with pytest.raises(UserError, match=r"--iteration 4: the timeline does not have it, .* 0 to 6, such as 3"):
+        report(str(run.path), iteration=4)
 
 
 def test_a_run_that_was_killed_before_its_first_iteration(capsys, tmp_path):
