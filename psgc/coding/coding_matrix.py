@@ -1,8 +1,8 @@
 """The coding matrix R, shape (m, l): row j is worker j's coding vector, l = `parts`.
 
 To decode a chunk the server inverts R[S], S the l workers that did it, so R[S] must be well conditioned for every
-S that can occur: for every *meeting set*, l workers that share a chunk. Other sets never meet, and the spread matrix
-owes its quality to leaving them alone. It is built in two steps:
+S that can occur: for every *meeting set*, l workers that share a chunk. The spread matrix is well conditioned
+because it ignores all other sets. It is built in two steps:
 
 1. Colour the workers so that those who share a chunk differ, and give each colour a vector. There are few
    colours however many workers there are. Two parts: the k colours take k angles at equal distances.

@@ -1,4 +1,4 @@
-"""A few numbers by which copies of a gradient are compared without sending them."""
+"""A few numbers that compare copies of a gradient without sending the copies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights that make an approximate gradient right on average over which workers are late."""
+"""Weights that make an approximate gradient unbiased over which workers are late."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ Weights: TypeAlias = np.ndarray[tuple[int], np.dtype[np.float64]]
 
 _SUCCESSES = 64  # draws in which a chunk is recovered, after which its weight is known well enough
 _AT_ONCE = 64  # draws
-_DRAWS = 8192  # after these the weights are what they are
+_DRAWS = 8192  # at most
 _NUMBERS = 4_000_000  # looked at together
 
 
 def unbiased_weights(ordering: Any, done: ArrayLike, parts: int, rng: np.random.Generator) -> Weights:
-    """By what to multiply the gradient of each recovered chunk, so that the sum is right on average.
+    """The factor of each recovered chunk's gradient that makes the sum unbiased.
 
     Args:
-        ordering: O, shape (N, m): each worker goes through its queue in this order, whoever is late.
-        done: how many chunks of its queue each worker has finished by the deadline, shape (m,); not everything is
-            recovered with them.
+        ordering: O, shape (N, m): the order in which each worker does its chunks.
+        done: chunks of its queue that each worker finished by the deadline, shape (m,); they do not recover
+            everything.
         parts: l.
-        rng: what the draws come from; it must not depend on who is late.
+        rng: source of the draws; it must not depend on which workers are late.
 
     Returns:
         w, shape (N,); nan for a chunk that was not recovered.

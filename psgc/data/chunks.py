@@ -1,4 +1,4 @@
-"""Chunks: the rows that one gradient is computed over, as they lie in the memory of whoever computes it."""
+"""Chunks: the rows that one gradient is computed over, as they lie in the memory of the process that computes it."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -44,8 +44,8 @@ class ChunkSource:
     so that the processes of a node share its pages; anything else is copied here, because BLAS would copy it
     on every call.
 
-    Numbers are looked at when they are first used, by whoever uses them: a chunk's when it is read for a gradient, with
-    `sample` those of the rows that are drawn. A large map is never read for the sake of a check.
+    Numbers are checked when they are first used: all of a chunk in `chunk`, the drawn rows in `sample`. A large map is
+    never read only to check it.
 
     Raises UserError when there are more chunks than rows; so do `chunk` and `sample` for numbers that cannot be used,
     with the row and the column of the first one (`psgc.data.values`).

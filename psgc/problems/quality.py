@@ -31,9 +31,9 @@ def quality(
 ) -> dict[str, float]:
     """Loss and accuracy of `params`, on the held-out data where there is some.
 
-    gradient: has `problem` compute a gradient. Where that changes the figures of the same rows and the same parameters,
-    the problem keeps state that gradients change. Each worker has such state of its own, and the `problem` of this
-    process has seen none of it: then there are no figures, and a line says why.
+    gradient: makes `problem` compute a gradient. If that changes the figures of the same rows and parameters, the
+    problem keeps state of its own. Workers have their own copies of such state, so figures from this process would be
+    wrong: none are returned, and a line says why.
     """
     data, name, key = (test, "held-out", "test") if test is not None else (dataset, "training", "training")
     measures: Measures = {what: getattr(problem, what) for what in ("loss", "accuracy") if hasattr(problem, what)}

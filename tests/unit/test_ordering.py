@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from scipy.sparse import csr_array
 
 from psgc.coding import (
     blocks,
@@ -175,19 +174,6 @@ def test_an_irregular_assignment_keeps_its_own_share_first():
     order = ordering(from_matrix(dense))
     for j, queue in enumerate(queues(order)):
         assert queue[:5] == list(range(5 * j, 5 * j + 5))
-
-
-def test_the_papers_optimum_is_an_optimum():
-    """No ordering of a small cyclic assignment has a smaller Q_max."""
-    assignment = cyclic(4, 4, 2)
-    orders = [csr_array(assignment.astype(np.int32)) for _ in range(16)]
-    for order, flips in zip(orders, product([False, True], repeat=4), strict=True):
-        for j, flip in enumerate(flips):
-            places = np.flatnonzero(order.indices == j)
-            order.data[places] = [2, 1] if flip else [1, 2]
-    for parts in (1, 2):
-        best = min(worst_case(assignment, order, parts) for order in orders)
-        assert worst_case(assignment, ordering(assignment), parts) == best
 
 
 @pytest.mark.parametrize("assignment", [blocks(40, 8, 3, 0), fractional(24, 6, 3), cyclic(24, 8, 3)])
