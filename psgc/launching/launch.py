@@ -16,6 +16,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -205,7 +206,8 @@ def _run(
     def note(number: int, frame: FrameType | None) -> None:
         received.append(number)
 
-    before = {number: signal.signal(number, note) for number in STOPPERS}
+    in_thread = threading.current_thread() is not threading.main_thread()  # only the main thread gets signals
+    before = {} if in_thread else {number: signal.signal(number, note) for number in STOPPERS}
     try:
         sys.stdout.flush()
         process = subprocess.Popen(

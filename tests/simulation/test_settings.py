@@ -35,6 +35,11 @@ def test_defaults(sim_yaml):
     assert loaded.known_speeds is None
 
 
+def test_known_speeds_need_a_schedule_that_uses_them(sim_yaml):
+    with pytest.raises(UserError, match="known_speeds=0.1: only the schedule dynamic uses it"):
+        load(sim_yaml, ["schedules=[static, skipping]", "known_speeds=0.1"])
+
+
 def test_the_example_in_scripts_is_valid():
     example = load(Path(__file__).parents[2] / "scripts/simulate.yaml")
     assert example.parts == [1, 2, 3]

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,13 @@ def test_a_run_that_leaves_its_summary(mpirun):
     arguments = Path("arguments").read_text()
     assert "-m psgc train run.yaml --set seed=3\n" in arguments
     assert arguments.splitlines()[-1].isdigit()
+
+
+def test_a_thread_can_launch(mpirun):
+    """Only the main thread can set signal handlers."""
+    mpirun(summary("done"))
+    with ThreadPoolExecutor(1) as threads:
+        assert threads.submit(launch, "run.yaml", 2).result() == 0
 
 
 @pytest.mark.parametrize("old", ["", "done"])
