@@ -36,7 +36,7 @@ def test_defaults(sim_yaml):
 
 
 def test_known_speeds_need_a_schedule_that_uses_them(sim_yaml):
-    with pytest.raises(UserError, match="known_speeds=0.1: only the schedule dynamic uses it"):
+    with pytest.raises(UserError, match=r"known_speeds=0\.1: only the schedule dynamic uses it"):
         load(sim_yaml, ["schedules=[static, skipping]", "known_speeds=0.1"])
 
 
