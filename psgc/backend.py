@@ -10,6 +10,7 @@ Encoding, accumulation and decoding are written once, against `Backend`:
 * MPI sees *message buffers*: host arrays, pinned for CuPy, or device arrays when the MPI is CUDA-aware.
 """
 
+import math
 import os
 from typing import Any
 
@@ -51,7 +52,7 @@ class Backend:
     def all_finite(self, array: Array) -> bool:
         """Whether no entry is NaN or infinite: one cheap pass; only a suspect sum is looked at entry by entry."""
         with np.errstate(all="ignore"):
-            return bool(np.isfinite(float(array.sum()))) or bool(self.xp.isfinite(array).all())
+            return math.isfinite(array.sum()) or bool(self.xp.isfinite(array).all())
 
     def csr(self, data: Array, indices: Array, indptr: Array, shape: tuple[int, int]) -> Any:
         """A sparse CSR matrix over the given arrays."""

@@ -49,6 +49,8 @@ class Injector:
 
     def at(self, step: Step, iteration: int) -> None:
         """Have the faults of this step happen, if there are any."""
+        if not self._faults:
+            return
         due = [fault for fault in self._faults if fault.step == step and fault.iteration <= iteration]
         for fault in [fault for fault in due if fault.kind != "flip"]:
             self._faults.remove(fault)

@@ -13,7 +13,7 @@ from psgc.data import ChunkSource, Dataset
 from psgc.errors import ModelError
 from psgc.messages import Kind
 from psgc.workers import compute
-from psgc.workers.compute import NO_TRIAL, ComputeThread, Trial
+from psgc.workers.compute import NO_TRIAL, ComputeThread, Trial, rng_of
 from psgc.workers.emulation import Emulation
 from psgc.workers.encoder import Encoder
 from psgc.workers.injection import Fault, Injector
@@ -143,6 +143,19 @@ def test_copies_of_a_chunk_are_the_same_on_every_worker_and_in_any_order(run, ba
     assert len({loss for *_, loss in found(one).values()}) == 12  # each iteration and chunk draws for itself
     other = run(batch_and_draw, pairs, batch=batch, seed=10)
     assert not {loss for *_, loss in found(one).values()} & {loss for *_, loss in found(other).values()}
+
+
+def test_the_generators_of_chunks_are_as_good_as_independent_and_one_that_is_kept_disturbs_no_other():
+    kept = rng_of(0, 0, 0)
+    first = rng_of(0, 0, 1).random(4).tolist()
+    kept.random(1000)
+    assert rng_of(0, 0, 1).random(4).tolist() == first
+    draws = np.array([[rng_of(0, iteration, chunk).random() for chunk in range(100)] for iteration in range(100)])
+    assert abs(draws.mean() - 0.5) < 4 * np.sqrt(1 / 12) / 100
+    for one, next_one in ((draws[1:], draws[:-1]), (draws[:, 1:], draws[:, :-1])):
+        assert abs(np.corrcoef(one.ravel(), next_one.ravel())[0, 1]) < 0.04
+    children = [*rng_of(0, 0, 0).spawn(2), rng_of(0, 1, 0).spawn(1)[0]]
+    assert len({child.random() for child in children}) == 3
 
 
 def test_a_batch_is_that_many_rows_of_the_chunk_drawn_anew_in_every_iteration(run):
