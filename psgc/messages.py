@@ -3,21 +3,23 @@
 *Control* messages are arrays of `RECORD`, up to `BATCH` of them in one MPI message. Each kind uses the fields
 that its line below names; the others are 0.
 
-*Vectors* are arrays of the run's dtype. Each ends in a *stamp*, the iteration that it belongs to; its chunk travels in
-its MPI tag:
+*Vectors* are arrays of the run's dtype. Each ends in a *stamp*: its iteration, and what it is:
 
-* server -> worker: the parameters of an iteration (`dim` entries); this is what starts the iteration. In the place of
-  the chunk: how many DEFAULT_QUEUE messages (modulo QUEUE_COUNTS) the worker must have read before, since control
-  messages and vectors overtake each other;
-* worker -> server, `per_chunk`: a coded gradient (dim / parts entries) followed by the `TAIL` of its report:
-  start, seconds and loss, so that the report needs no message of its own;
-* worker -> server, `combined`: the accumulator of everything committed (dim / parts entries). In the place of the
-  chunk: the role that it is coded in; with `verify`, where coded gradients of checked chunks come as well,
+* server -> worker: the parameters of an iteration (`dim` entries); this is what starts the iteration. Instead of a
+  chunk the stamp says how many DEFAULT_QUEUE messages (modulo QUEUE_COUNTS) the worker must have read before, since
+  control messages and vectors overtake each other;
+* worker -> server, `per_chunk`: the coded gradient of a chunk (dim / parts entries) followed by the `TAIL` of its
+  report: start, seconds and loss, so that the report needs no message of its own;
+* worker -> server, `combined`: the accumulator of everything committed (dim / parts entries). Instead of a chunk the
+  stamp says the role that it is coded in; with `verify`, where coded gradients of checked chunks come as well,
   num_chunks + role.
+
+Vectors of one length that are ready at the same time travel as a *bundle*: one message, up to BUNDLE bytes.
 
 A *role* is a row of the coding matrix: a worker's own rank, unless it does what a lost worker was to do.
 """
 
+import struct
 from collections.abc import Iterable
 from enum import IntEnum
 from typing import Any
@@ -42,8 +44,11 @@ BATCH = 64  # records in one message: 3.5 KiB, which every MPI sends eagerly
 UNHEARD = 32  # messages that a worker gets without being heard; after half as many it says that it is alive
 QUEUE_COUNTS = 2 * UNHEARD  # their count goes round after so many; a worker is behind by UNHEARD at most
 UNDER_WAY = 2  # vectors that a worker has on their way to the server, at most
+BUNDLE = 1 << 14  # bytes of vectors in one message, if there are several
 MESSAGE = 1 << 18  # bytes that take about as long as a message without any: 0.1 ms at 2.6 GB/s
 TAIL = 3  # entries after a coded gradient: start, seconds, loss
+
+STAMP = struct.Struct("=qq")
 
 Records = np.ndarray  # one-dimensional, of dtype RECORD
 Entry = dict[str, Any]  # one of them by the names of its fields
@@ -80,37 +85,41 @@ class Kind(IntEnum):
 
 
 def stamp_length(dtype: Any) -> int:
-    """How many entries of `dtype` a stamp takes: 8 bytes.
+    """How many entries of `dtype` a stamp takes: 16 bytes.
 
     >>> stamp_length("float64"), stamp_length("float32")
-    (1, 2)
+    (2, 4)
     """
-    return 8 // int(np.dtype(dtype).itemsize)
+    return STAMP.size // int(np.dtype(dtype).itemsize)
 
 
-def stamp(vector: Any, iteration: int) -> None:
-    """Write `iteration` into the last entries of a vector in host or device memory, bit by bit."""
-    entries = np.array([iteration], np.int64).view(vector.dtype)
-    tail = vector[-len(entries) :]
-    if isinstance(tail, np.ndarray):
-        tail[:] = entries
+def receive_length(length: int, dtype: Any) -> int:
+    """Entries of a buffer that receives vectors of `length` entries: one with its stamp, or a bundle of short ones."""
+    return max(length + stamp_length(dtype), BUNDLE // int(np.dtype(dtype).itemsize))
+
+
+def stamp(vector: Any, iteration: int, what: int) -> None:
+    """Write `iteration` and `what` into the last entries of a vector in host or device memory, bit by bit."""
+    if isinstance(vector, np.ndarray):
+        STAMP.pack_into(vector.data, vector.nbytes - STAMP.size, iteration, what)
     else:
-        tail.set(entries)
+        vector[-stamp_length(vector.dtype) :].set(np.frombuffer(STAMP.pack(iteration, what), vector.dtype))
 
 
-def stamp_of(vector: Any) -> int:
-    """The iteration in the last entries of a vector; -1 when it is too short to have one.
+def stamp_of(vector: Any) -> tuple[int, int]:
+    """The iteration in the last entries of a vector and what it is; (-1, 0) when it is too short to say so.
 
-    >>> vector = np.zeros(3, np.float32)
-    >>> stamp(vector, 2**40 + 1)
+    >>> vector = np.zeros(5, np.float32)
+    >>> stamp(vector, 2**40 + 1, 7)
     >>> float(vector[0]), stamp_of(vector)
-    (0.0, 1099511627777)
+    (0.0, (1099511627777, 7))
     """
     length = stamp_length(vector.dtype)
     if len(vector) < length:
-        return -1
+        return -1, 0
     tail = vector[-length:]
-    return int((tail if isinstance(tail, np.ndarray) else tail.get()).view(np.int64)[0])
+    iteration, what = STAMP.unpack((tail if isinstance(tail, np.ndarray) else tail.get()).data)
+    return iteration, what
 
 
 def record(

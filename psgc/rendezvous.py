@@ -38,6 +38,15 @@ PAUSE = 1e-3
 DEATHS = (MPI.ERR_PROC_FAILED, MPI.ERR_PROC_FAILED_PENDING)
 
 
+def failed_ranks(comm: MPI.Intracomm) -> list[int]:
+    """The ranks that MPI reports dead, in the order in which it learnt of their deaths."""
+    everybody, failed = comm.Get_group(), comm.Get_failed()
+    ranks = failed.Translate_ranks(None, everybody) if failed.Get_size() else []
+    everybody.Free()
+    failed.Free()
+    return ranks
+
+
 class Rendezvous:
     """This process among the ranks of `world`; processes: who they are, by rank, once they have met.
 
@@ -48,7 +57,6 @@ class Rendezvous:
     def __init__(self, world: MPI.Intracomm, interrupted: Callable[[], str | None] | None = None) -> None:
         self._world = world
         self._rank, self._others = world.Get_rank(), range(1, world.Get_size())
-        self._group = world.Get_group()
         self._interrupted = interrupted
         self._timeout, self._stopped_timeout = TIMEOUT, STOPPED_TIMEOUT
         self._sends: list[tuple[MPI.Request, np.ndarray, int]] = []  # buffers that MPI may still read, and for whom
@@ -102,13 +110,6 @@ class Rendezvous:
             self._forgive(error)
         self._wait(lambda: bool(request.Test()), lambda: range(len(self._others) + 1), doing)
 
-    def failed(self) -> list[int]:
-        """The ranks that MPI reports dead, in the order in which it learnt of them."""
-        group = self._world.Get_failed()
-        ranks = group.Translate_ranks(None, self._group) if group.Get_size() else []
-        group.Free()
-        return ranks
-
     # waiting
 
     def _wait(self, step: Callable[[], bool], awaited: Callable[[], Collection[int]], doing: str) -> None:
@@ -121,7 +122,7 @@ class Rendezvous:
                     return
             except MPI.Exception as error:
                 self._forgive(error)
-            if dead := self.failed():  # the others may have left because of the first
+            if dead := failed_ranks(self._world):  # the others may have left because of the first
                 self._give_up(self._death(0 if 0 in dead or self._is_gone(0) else dead[0]))
             if self._interrupted is not None and (reason := self._interrupted()) is not None:
                 raise RunFailed(reason)

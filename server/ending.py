@@ -10,7 +10,7 @@ import time
 
 from psgc.messages import Kind, record
 from psgc.server.failure_detector import FailureDetector
-from psgc.transport import Control, Died, Transport, Vector
+from psgc.transport import Control, Died, Transport
 
 LAST_CHANCE = 0.5  # seconds that lost workers have to say goodbye before they are killed
 
@@ -67,8 +67,6 @@ class _Farewell:
             for message in self._transport.poll():
                 if isinstance(message, Died):
                     self._gone.add(message.rank)
-                elif isinstance(message, Vector):
-                    self._transport.post(message.buffer)
                 elif isinstance(message, Control):
                     self._goodbyes.update(message.source for e in message.records if e["kind"] == Kind.GOODBYE)
             self._transport.wait()

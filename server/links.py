@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from psgc.backend import Array, Backend
-from psgc.messages import TAIL, UNDER_WAY, Entry, Kind, entries, stamp_length
+from psgc.messages import TAIL, UNDER_WAY, Entry, Kind, entries, receive_length
 from psgc.plan import Plan
 from psgc.server.arrivals import Alive, Failed, Gone, Tried
 from psgc.server.delivery import DeliveryByMessage, ParameterDelivery
@@ -107,13 +107,16 @@ class Links:
             self._post_pool()
 
     def _post_pool(self) -> None:
-        affordable = POOL_BYTES // ((self._length + self._tail) * self._dtype.itemsize)
+        affordable = POOL_BYTES // (self._room * self._dtype.itemsize)
         self._post(max(2, min(self._num_workers, affordable)))
 
     def _post(self, buffers: int) -> None:
-        length = self._length + self._tail + stamp_length(self._dtype)
         for _ in range(buffers):
-            self._transport.post(self._backend.message_buffer(length, self._dtype))
+            self._transport.post(self._backend.message_buffer(self._room, self._dtype))
+
+    @property
+    def _room(self) -> int:
+        return receive_length(self._length + self._tail, self._dtype)
 
     # what arrives
 
@@ -138,8 +141,6 @@ class Links:
             except Malformed as flaw:
                 self.ignore(message.source)
                 yield Gone(message.source, f"it sent {flaw}", dead=False)
-            if isinstance(message, Vector):
-                self._transport.post(message.buffer)
 
     def _read_vector(self, message: Vector) -> Report | Delivered:
         worker, iteration, chunk = message.source, message.iteration, message.chunk

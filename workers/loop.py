@@ -10,8 +10,22 @@ from collections.abc import Callable
 from math import inf
 from typing import Any
 
+import numpy as np
+
 from psgc.backend import Array, Backend
-from psgc.messages import QUEUE_COUNTS, TAIL, UNDER_WAY, UNHEARD, Kind, Records, entries, record, stamp_length
+from psgc.messages import (
+    BUNDLE,
+    QUEUE_COUNTS,
+    TAIL,
+    UNDER_WAY,
+    UNHEARD,
+    Entry,
+    Kind,
+    Records,
+    entries,
+    record,
+    stamp_length,
+)
 from psgc.transport import Control, Died, Transport, Vector
 from psgc.user_code import current_line
 from psgc.workers.compute import ComputeThread
@@ -82,7 +96,7 @@ class WorkerLoop:
             self._send_vectors()
             if self._reported == self._iteration and not (self._vectors or self._transport.sending()):
                 self._injector.at("after_report", self._iteration)
-            self._transport.wait(self._mailbox.wakeup, idle=self._mailbox.idle)
+            self._transport.wait(busy=self._mailbox.busy)
         self._mailbox.stop()
         self._poll_until(lambda: not self._transport.sending(), LAST_WORD)  # the server takes what comes until goodbye
         self._transport.send(SERVER, [record(Kind.GOODBYE)])
@@ -124,41 +138,38 @@ class WorkerLoop:
         self._mailbox.begin(self._iteration, params)
         self._post_params()
 
-    def _handle(self, entry: Any) -> None:
-        iteration, chunk = int(entry["iteration"]), int(entry["chunk"])
+    def _handle(self, entry: Entry) -> None:
+        iteration, chunk, role = entry["iteration"], entry["chunk"], entry["role"]
+        tell = self._mailbox.tell
         match entry["kind"]:
             case Kind.COMMIT:
-                self._list.append(int(entry["worker"]))
+                self._list.append(entry["worker"])
                 if entry["last"]:
-                    self._mailbox.commit(iteration, chunk, self._take_list(), int(entry["role"]))
+                    self._mailbox.commit(iteration, chunk, tuple(self._take_list()), role)
                     self._injector.at("after_commit", iteration)
-            case Kind.QUEUE:
+            case Kind.QUEUE | Kind.DEFAULT_QUEUE as kind:
                 self._list.append(chunk)
                 if entry["last"]:
-                    self._mailbox.queue(iteration, self._take_list())
-            case Kind.DEFAULT_QUEUE:
-                self._list.append(chunk)
-                if entry["last"]:
-                    self._default_queues += 1
-                    self._mailbox.set_default_queue(iteration, self._take_list())
+                    self._default_queues += kind == Kind.DEFAULT_QUEUE
+                    tell("queue" if kind == Kind.QUEUE else "default_queue", iteration, self._take_list())
             case Kind.DISCARD:
-                self._mailbox.discard(iteration, chunk)
+                tell("discard", iteration, chunk)
             case Kind.SKIP:
-                self._mailbox.skip(iteration, chunk)
+                tell("skip", iteration, chunk)
             case Kind.REASSIGN:
-                self._mailbox.reassign(iteration, chunk, int(entry["role"]))
+                tell("reassign", iteration, chunk, role)
             case Kind.INVALIDATE:
-                self._mailbox.invalidate(iteration, chunk, int(entry["attempt"]))
+                tell("invalidate", iteration, chunk, entry["attempt"])
             case Kind.NEXT:
-                self._mailbox.next(iteration, chunk)
+                tell("next", iteration, chunk)
             case Kind.COLLECT:
-                if self._mailbox.collect(iteration, role := int(entry["role"])):
+                if self._mailbox.collect(iteration):
                     accumulator = self._backend.to_message(self._encoder.deliver(role))
                     self._vectors.append((iteration, self._first_role + role, accumulator))
             case Kind.STOP:
                 self._stopped = True
             case Kind.KILL:
-                self._transport.kill(int(entry["worker"]))
+                self._transport.kill(entry["worker"])
             case Kind.LEAVE:
                 self._in_order = bool(entry["last"])
 
@@ -197,12 +208,22 @@ class WorkerLoop:
             self._last_sent, self._unanswered = now, 0
 
     def _send_vectors(self) -> None:
-        """No more than two at a time: the server has spare memory for so many, should this worker be cut off."""
+        """At most two messages at a time: the server has spare memory for so many, should this worker be cut off."""
         while self._vectors and self._transport.pending()[SERVER] < UNDER_WAY * self._vectors[0][2].nbytes:
-            iteration, what, vector = self._vectors.popleft()
-            self._transport.send_vector(SERVER, iteration, what, vector)
+            bundle = self._take_bundle()
+            self._transport.send_vectors(SERVER, bundle)
             self._unanswered = 0
-            self._injector.at("sending", iteration)
+            self._injector.at("sending", bundle[-1][0])
+
+    def _take_bundle(self) -> list[tuple[int, int, Array]]:
+        """Vectors for one message."""
+        bundle = [self._vectors.popleft()]
+        first = bundle[0][2]
+        if isinstance(first, np.ndarray):
+            room = BUNDLE // first.nbytes
+            while self._vectors and len(bundle) < room and self._vectors[0][2].size == first.size:
+                bundle.append(self._vectors.popleft())
+        return bundle
 
     def _in_use(self, buffer: Array) -> bool:
         return self._transport.sending(buffer) or any(vector is buffer for _, _, vector in self._vectors)

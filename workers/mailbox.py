@@ -1,22 +1,25 @@
-"""What the two threads of a worker share: the state machine, the gradients it holds, and the outgoing messages.
+"""What the two threads of a worker share: the state machine with the gradients it holds, and the outgoing messages.
 
-The communication thread brings events from the server, the compute thread takes chunks and brings results. One lock
-guards everything here; the state machine decides, the mailbox only keeps the arrays that go with its decisions.
+The communication thread brings events from the server. The compute thread takes chunks and brings results. One lock
+guards everything here.
 """
 
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from psgc.backend import Array
 from psgc.coding.sketch import Sketch
 from psgc.messages import Kind, Records, record
 from psgc.workers.encoder import Encoder
-from psgc.workers.state import Abandon, Deliver, Free, Report, WorkerState
+from psgc.workers.state import WorkerState
+
+SHORT = 2e-4  # seconds; the report of a shorter chunk waits for those of the next ones
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Work:
     """One chunk for the compute thread. begun: when its iteration began here, time.monotonic() seconds."""
 
@@ -26,7 +29,7 @@ class Work:
     begun: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Result:
     """What came of a Work. start: seconds since its iteration began; seconds: how long it took.
 
@@ -40,7 +43,7 @@ class Result:
     lasting: bool = True
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class CodedGradient:
     """A message for the server: a coded gradient with the tail of its report."""
 
@@ -49,7 +52,7 @@ class CodedGradient:
     vector: Array
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Failure:
     """A message for the server: this chunk's gradient failed, and the traceback or reason.
 
@@ -63,9 +66,9 @@ class Failure:
 
 
 class Mailbox:
-    """The shared half of a worker. `wakeup` is set whenever the outbox has something new."""
+    """The shared half of a worker. wake: called when the outbox has something that must not wait."""
 
-    def __init__(self, state: WorkerState, encoder: Encoder) -> None:
+    def __init__(self, state: WorkerState, encoder: Encoder, wake: Callable[[], None] = lambda: None) -> None:
         self._state = state
         self._encoder = encoder
         self._changed = threading.Condition()
@@ -74,9 +77,8 @@ class Mailbox:
         self._begun = 0.0
         self._trying: int | None = None  # the chunk of the trial that the compute thread is in
         self._taken = 0.0  # when the compute thread took its chunk
-        self._held: dict[int, Array] = {}
         self._outbox: deque[Records | CodedGradient | Failure] = deque()
-        self.wakeup = threading.Event()
+        self._wake = wake
 
     # for the compute thread
 
@@ -100,59 +102,59 @@ class Mailbox:
 
     def finished(self, work: Work, result: Result) -> None:
         """Report a chunk, or abandon it when nobody needs it any more."""
+        iteration, chunk = work.iteration, work.chunk
         coded, gradient = None, result.gradient
         # coded or copied outside the lock: the server's events need not wait
         if self._current(work):
-            if self._state.travels(work.iteration, work.chunk):
-                role = self._state.role(work.chunk)
+            if self._state.travels(iteration, chunk):
+                role = self._state.role(chunk)
                 coded = self._encoder.coded(gradient, role, result.start, result.seconds, result.loss)
             elif not result.lasting:
                 gradient = gradient.copy()
         with self._changed:
-            match self._state.finished(work.iteration, work.chunk):
-                case Abandon(_, attempt):
-                    kind, loss = Kind.ABANDONED, 0.0
-                case _ if coded is not None:
-                    self._post(CodedGradient(work.iteration, work.chunk, coded))
-                    return
-                case Report(_, attempt):
-                    self._held[work.chunk] = gradient
-                    kind, loss = Kind.REPORT, result.loss
-            start, seconds = result.start, result.seconds
-            self._post(
-                record(kind, work.iteration, work.chunk, attempt=attempt, start=start, seconds=seconds, loss=loss)
+            done = self._state.finished(iteration, chunk, gradient)
+            waits = self._state.has_next and result.seconds < SHORT
+        message: Records | CodedGradient
+        if done.wanted and coded is not None:
+            message = CodedGradient(iteration, chunk, coded)
+        else:
+            kind, loss = (Kind.REPORT, result.loss) if done.wanted else (Kind.ABANDONED, 0.0)
+            message = record(
+                kind, iteration, chunk, attempt=done.attempt, start=result.start, seconds=result.seconds, loss=loss
             )
+        self._outbox.append(message)
+        if not waits:
+            self._wake()
 
     def failed(self, work: Work, text: str) -> None:
         """Tell the server that a chunk's gradient cannot be had here, unless nobody needs it any more."""
         with self._changed:
-            if not isinstance(self._state.finished(work.iteration, work.chunk), Abandon):
-                self._state.discard(work.iteration, work.chunk)  # there is no gradient to hold, nor to free later
-                self._post(Failure(work.iteration, work.chunk, text))
+            wanted = self._state.finished(work.iteration, work.chunk).wanted
+            if wanted:
+                self._state.discard(work.iteration, work.chunk)  # there is no gradient to hold
+        if wanted:
+            self._post(Failure(work.iteration, work.chunk, text))
 
     def trying(self, chunk: int) -> None:
         """The compute thread does this chunk besides its work, for the trial; `tried` ends that."""
-        with self._changed:
-            self._trying, self._taken = chunk, time.monotonic()
+        self._trying, self._taken = chunk, time.monotonic()
 
     def tried(self, iteration: int, chunk: int, sketch: Sketch) -> None:
         """Tell the server what the gradient of a chunk of the trial is like."""
         start, seconds, loss = sketch
-        with self._changed:
-            self._trying = None
-            self._post(record(Kind.TRIAL, iteration, chunk, start=start, seconds=seconds, loss=loss))
+        self._trying = None
+        self._post(record(Kind.TRIAL, iteration, chunk, start=start, seconds=seconds, loss=loss))
 
     def broken(self, work: Work, text: str) -> None:
         """Tell the server that the run must end: the model breaks a rule. The compute thread takes no more work."""
-        with self._changed:
-            self._post(Failure(work.iteration, work.chunk, text, everywhere=True))
+        self._post(Failure(work.iteration, work.chunk, text, everywhere=True))
 
     def _current(self, work: Work) -> bool:
         return work.iteration == self._state.iteration
 
     def _post(self, message: Records | CodedGradient | Failure) -> None:
         self._outbox.append(message)
-        self.wakeup.set()
+        self._wake()
 
     # for the communication thread
 
@@ -163,81 +165,44 @@ class Mailbox:
             messages.append(self._outbox.popleft())
         return messages
 
+    def running(self) -> tuple[int, float]:
+        """The chunk that the compute thread is in and for how many seconds; chunk -1: in none."""
+        with self._changed:
+            chunk = self._state.running if self._trying is None else self._trying
+            return (-1, 0.0) if chunk is None else (chunk, time.monotonic() - self._taken)
+
+    @property
+    def busy(self) -> bool:
+        """Whether the compute thread is in a chunk, or about to take one."""
+        return self._trying is not None or self._state.running is not None or self._state.has_next
+
     def begin(self, iteration: int, params: Array) -> None:
         """The parameters of `iteration` are here; older work is dropped."""
         with self._changed:
             self._state.begin(iteration)
             self._params, self._begun = params, time.monotonic()
-            self._held.clear()
             self._changed.notify_all()
 
-    def running(self) -> tuple[int, float]:
-        """The chunk that the compute thread is in and for how many seconds; chunk -1: in none."""
+    def tell(self, order: str, iteration: int, *arguments: object) -> None:
+        """An order of the server: the name of a method of WorkerState that returns nothing, and its arguments."""
         with self._changed:
-            chunk = self._running
-            return (-1, 0.0) if chunk is None else (chunk, time.monotonic() - self._taken)
-
-    @property
-    def idle(self) -> bool:
-        """Whether the compute thread is in no chunk."""
-        return self._running is None
-
-    @property
-    def _running(self) -> int | None:
-        return self._state.running if self._trying is None else self._trying
-
-    def set_default_queue(self, iteration: int, chunks: list[int]) -> None:
-        with self._changed:
-            self._state.set_default_queue(iteration, chunks)
+            getattr(self._state, order)(iteration, *arguments)
             self._changed.notify_all()
 
-    def queue(self, iteration: int, chunks: list[int]) -> None:
+    def commit(self, iteration: int, chunk: int, contributors: tuple[int, ...], role: int) -> None:
+        """The held copy of `chunk` counts in this role, together with those in the other contributors' roles."""
         with self._changed:
-            self._state.queue(iteration, chunks)
-            self._changed.notify_all()
+            gradient = self._state.commit(iteration, chunk)
+        if gradient is not None:
+            self._encoder.add(gradient, contributors, role)
 
-    def next(self, iteration: int, chunk: int) -> None:
+    def collect(self, iteration: int) -> bool:
+        """Drop what is left of `iteration`; whether an accumulator is to be delivered."""
         with self._changed:
-            self._state.next(iteration, chunk)
-            self._changed.notify_all()
-
-    def reassign(self, iteration: int, chunk: int, role: int) -> None:
-        with self._changed:
-            self._state.reassign(iteration, chunk, role)
-
-    def invalidate(self, iteration: int, chunk: int, attempt: int) -> None:
-        with self._changed:
-            self._free(self._state.invalidate(iteration, chunk, attempt))
-
-    def commit(self, iteration: int, chunk: int, contributors: list[int], role: int) -> None:
-        with self._changed:
-            encodes = self._state.commit(iteration, chunk, contributors, role)
-            gradients = [self._held.pop(encode.chunk) for encode in encodes]
-        for encode, gradient in zip(encodes, gradients, strict=True):
-            self._encoder.add(gradient, encode.contributors, encode.role)
-
-    def discard(self, iteration: int, chunk: int) -> None:
-        with self._changed:
-            self._free(self._state.discard(iteration, chunk))
-
-    def skip(self, iteration: int, chunk: int) -> None:
-        with self._changed:
-            self._state.skip(iteration, chunk)
-
-    def collect(self, iteration: int, role: int) -> bool:
-        """Drop what is left of `iteration`; whether the accumulator of this role is to be delivered."""
-        with self._changed:
-            instructions = self._state.collect(iteration, role)
-            self._free(instructions)
-        return any(isinstance(instruction, Deliver) for instruction in instructions)
+            return self._state.collect(iteration)
 
     def stop(self) -> None:
         """Let the compute thread end after the chunk it is in."""
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
-
-    def _free(self, instructions: list[Free | Deliver] | list[Free]) -> None:
-        for instruction in instructions:
-            if isinstance(instruction, Free):
-                del self._held[instruction.chunk]

@@ -1,74 +1,44 @@
 """A worker's side of the protocol as a pure state machine: no clock, no MPI, no arrays.
 
-Each method is an event, from the server or from this worker's own compute thread; what it returns is what
-the worker does next. `psgc.workers.loop` guards it with one lock, since both its threads bring events.
-
-The rules, said once:
+Each method is an event, from the server or from this worker's compute thread. Both threads of a worker bring events;
+`psgc.workers.mailbox` guards the machine with a lock. The rules:
 
 1. `begin(t)` drops everything of older iterations and starts from the default queue.
 2. The compute thread takes chunks from the head of the queue and reports each when it is done, without waiting for
    an answer.
 3. With `combined` transfer a done chunk is *held* until it is committed (encoded, then freed) or discarded (freed).
-   With `per_chunk` it travels with its report and nothing is held; so do chunks that are checked (`psgc.checks`).
-4. A discarded chunk is not done: dropped from the queue, or, when the compute thread is in it, *abandoned*: its result
-   is never reported.
-5. `collect` ends the work on the iteration; a new queue for the same iteration, or a chunk to be done next, would start
-   it again.
-6. A skipped chunk is dropped from the queue; one that has been begun goes on and is reported.
-7. A invalidated chunk has not been done, whatever was reported of it: what is held of it is freed, and when it is done
-   (again), its report says how often it was invalidated.
-8. A default queue is for that iteration and all later ones, and so is the role in which a reassigned chunk is coded.
-9. Events of an older iteration change nothing. Orders may arrive before the parameters of their iteration (they travel
-   separately): they are kept for `begin`. A commit or collect cannot, and raises ProtocolError, as does a commit of a
-   chunk that is not held; a raising event changes nothing.
+   With `per_chunk` it travels with its report and nothing is held. So do chunks that are checked (`psgc.checks`).
+4. A discarded chunk is dropped from the queue. If the compute thread is in it, it is *abandoned*: its result is never
+   reported.
+5. `collect` ends the work on the iteration. A new queue for the same iteration, or a chunk to be done next, starts it
+   again.
+6. A skipped chunk is dropped from the queue. One that has begun goes on and is reported.
+7. An invalidated chunk counts as not done. What is held of it is freed. Its next report says how often it was
+   invalidated.
+8. A default queue is for its iteration and all later ones. So is the role in which a reassigned chunk is coded.
+9. Events of an older iteration change nothing. Orders may arrive before the parameters of their iteration: they are
+   kept for `begin`. A commit or a collect cannot, and raises ProtocolError. So does a commit of a chunk that is not
+   held. An event that raises changes nothing.
 """
 
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Collection, Sequence
+from typing import Any, NamedTuple
 
 from psgc.checks import is_checked
 from psgc.errors import ProtocolError
 
+LASTING = ("default_queue", "reassign")  # orders that count even if their iteration was missed
 
-@dataclass(frozen=True, slots=True)
-class Report:
-    """Tell the server that `chunk` is done, having been invalidated so many times."""
 
-    chunk: int
+class Done(NamedTuple):
+    """What the server hears of a chunk that is done.
+
+    wanted: it is reported, else it was abandoned; attempt: how often it was invalidated before.
+    """
+
+    wanted: bool
     attempt: int
-
-
-@dataclass(frozen=True, slots=True)
-class Abandon:
-    """Forget the result of `chunk`; the server only hears what it cost."""
-
-    chunk: int
-    attempt: int
-
-
-@dataclass(frozen=True, slots=True)
-class Encode:
-    """Add the held gradient of `chunk`, coded in `role`, one of S_i, to that role's accumulator; then free it."""
-
-    chunk: int
-    contributors: tuple[int, ...]
-    role: int
-
-
-@dataclass(frozen=True, slots=True)
-class Free:
-    """Forget the held gradient of `chunk`."""
-
-    chunk: int
-
-
-@dataclass(frozen=True, slots=True)
-class Deliver:
-    """Send the accumulator of this role to the server."""
-
-    role: int
 
 
 class WorkerState:
@@ -89,21 +59,26 @@ class WorkerState:
         self.iteration = -1
         self._queue: deque[int] = deque()
         self._done: set[int] = set()
-        self._held: set[int] = set()
+        self._held: dict[int, Any] = {}
         self._running: tuple[int, int] | None = None  # (iteration, chunk) that the compute thread is in
         self._unwanted = False  # the running chunk was discarded
         self._attempts: dict[int, int] = {}  # how often a chunk of this iteration was invalidated
-        self._early: list[tuple[int, str, Any]] = []  # (iteration, event, its argument)
+        self._early: list[tuple[int, str, tuple[Any, ...]]] = []  # (iteration, order, its arguments)
 
     @property
-    def held(self) -> frozenset[int]:
+    def held(self) -> Collection[int]:
         """Chunks of this iteration that wait for a commit or a discard."""
-        return frozenset(self._held)
+        return self._held.keys()
 
     @property
     def running(self) -> int | None:
         """The chunk that the compute thread is in."""
         return None if self._running is None else self._running[1]
+
+    @property
+    def has_next(self) -> bool:
+        """Whether there is a chunk to take."""
+        return bool(self._queue)
 
     def role(self, chunk: int) -> int:
         """The role in which `chunk` is coded."""
@@ -125,7 +100,7 @@ class WorkerState:
         self._running = (self.iteration, chunk)
         return chunk
 
-    def finished(self, iteration: int, chunk: int) -> Report | Abandon:
+    def finished(self, iteration: int, chunk: int, gradient: Any = None) -> Done:
         """The compute thread has the gradient of the chunk it took."""
         if self._running != (iteration, chunk):
             raise self._illegal(f"finished({iteration=}, {chunk=})")
@@ -133,11 +108,11 @@ class WorkerState:
         attempt = self._attempts.get(chunk, 0) if iteration == self.iteration else 0
         if iteration < self.iteration or self._unwanted:
             self._unwanted = False
-            return Abandon(chunk, attempt)
+            return Done(False, attempt)
         self._done.add(chunk)
         if not self.travels(iteration, chunk):
-            self._held.add(chunk)
-        return Report(chunk, attempt)
+            self._held[chunk] = gradient
+        return Done(True, attempt)
 
     # events from the server
 
@@ -148,25 +123,15 @@ class WorkerState:
         self.iteration = iteration
         self._queue = deque(self._default_queue)
         self._done = set()
-        self._held = set()
+        self._held = {}
         self._attempts = {}
         self._unwanted = False
-        early, self._early = self._early, [event for event in self._early if event[0] > iteration]
-        events: dict[str, Callable[..., object]] = {
-            "default_queue": self.set_default_queue,
-            "queue": self.queue,
-            "next": self.next,
-            "discard": self.discard,
-            "skip": self.skip,
-            "reassign": self.reassign,
-            "invalidate": self.invalidate,
-        }
-        for when, event, arguments in early:
-            lasting = event in ("default_queue", "reassign")  # even if their iteration was missed
-            if when == iteration or (when < iteration and lasting):
-                events[event](iteration, *arguments)
+        early, self._early = self._early, [order for order in self._early if order[0] > iteration]
+        for when, name, arguments in early:
+            if when == iteration or (when < iteration and name in LASTING):
+                getattr(self, name)(iteration, *arguments)
 
-    def set_default_queue(self, iteration: int, chunks: Sequence[int]) -> None:
+    def default_queue(self, iteration: int, chunks: Sequence[int]) -> None:
         """From `iteration` on do these chunks in this order, in every iteration."""
         if self._is_now("default_queue", iteration, chunks):
             self._default_queue = tuple(chunks)
@@ -190,70 +155,55 @@ class WorkerState:
         if self._is_now("reassign", iteration, chunk, role):
             self._roles[chunk] = role
 
-    def invalidate(self, iteration: int, chunk: int, attempt: int) -> list[Free]:
+    def invalidate(self, iteration: int, chunk: int, attempt: int) -> None:
         """What was done of `chunk` does not count; it may have to be done once more."""
-        if not self._is_now("invalidate", iteration, chunk, attempt):
-            return []
-        self._attempts[chunk] = attempt
-        self._done.discard(chunk)
-        if self._running == (iteration, chunk):
-            self._unwanted = False
-        if chunk not in self._held:
-            return []
-        self._held.remove(chunk)
-        return [Free(chunk)]
+        if self._is_now("invalidate", iteration, chunk, attempt):
+            self._attempts[chunk] = attempt
+            self._done.discard(chunk)
+            self._held.pop(chunk, None)
+            if self._running == (iteration, chunk):
+                self._unwanted = False
 
-    def commit(self, iteration: int, chunk: int, contributors: Sequence[int], role: int) -> list[Encode]:
-        """The held copy of `chunk` counts in this role, together with those in the other contributors' roles."""
-        if iteration > self.iteration or (iteration == self.iteration and chunk not in self._held):
-            raise self._illegal(f"commit({iteration=}, {chunk=})")
-        if iteration < self.iteration:
-            return []
-        self._held.remove(chunk)
-        return [Encode(chunk, tuple(contributors), role)]
-
-    def discard(self, iteration: int, chunk: int) -> list[Free]:
+    def discard(self, iteration: int, chunk: int) -> None:
         """This worker's copy of `chunk` is not needed, whether it is done or not."""
-        if not self._is_now("discard", iteration, chunk):
-            return []
-        if chunk in self._held:
-            self._held.remove(chunk)
-            return [Free(chunk)]
-        if self._running == (iteration, chunk):
-            self._unwanted = True
-        elif chunk in self._queue:
-            self._queue.remove(chunk)
-        return []
+        if self._is_now("discard", iteration, chunk):
+            self._held.pop(chunk, None)
+            if self._running == (iteration, chunk):
+                self._unwanted = True
+            elif chunk in self._queue:
+                self._queue.remove(chunk)
 
     def skip(self, iteration: int, chunk: int) -> None:
         """This worker need not begin `chunk`."""
         if self._is_now("skip", iteration, chunk) and chunk in self._queue:
             self._queue.remove(chunk)
 
-    def collect(self, iteration: int, role: int) -> list[Free | Deliver]:
-        """Everything is committed: hand over the accumulator of `role`, forget the rest."""
+    def commit(self, iteration: int, chunk: int) -> Any:
+        """The held copy of `chunk` counts: its gradient, which is not held any more. None in an older iteration."""
+        if iteration > self.iteration or (iteration == self.iteration and chunk not in self._held):
+            raise self._illegal(f"commit({iteration=}, {chunk=})")
+        return self._held.pop(chunk) if iteration == self.iteration else None
+
+    def collect(self, iteration: int) -> bool:
+        """Everything is committed, the rest is forgotten: whether the accumulator is to be sent."""
         if iteration > self.iteration or not self._combined:
             raise self._illegal(f"collect({iteration})")
         if iteration < self.iteration:
-            return []
-        freed = [Free(chunk) for chunk in sorted(self._held)]
+            return False
         self._held.clear()
         self._queue.clear()
         self._unwanted = self._running is not None
-        return [*freed, Deliver(role)]
+        return True
 
-    def _is_now(self, event: str, iteration: int, chunks: int | Sequence[int], *arguments: int) -> bool:
+    def _is_now(self, order: str, iteration: int, chunks: int | Sequence[int], *arguments: int) -> bool:
         """Whether an order is for this iteration; one for a later iteration is kept."""
-        self._check(event, iteration, *([chunks] if isinstance(chunks, int) else chunks))
+        for chunk in [chunks] if isinstance(chunks, int) else chunks:
+            if not 0 <= chunk < self._num_chunks:
+                raise self._illegal(f"{order}({iteration=}, {chunk=})")
         if iteration > self.iteration:
             kept = chunks if isinstance(chunks, int) else tuple(chunks)
-            self._early.append((iteration, event, (kept, *arguments)))
+            self._early.append((iteration, order, (kept, *arguments)))
         return iteration == self.iteration
-
-    def _check(self, event: str, iteration: int, *chunks: int) -> None:
-        for chunk in chunks:
-            if not 0 <= chunk < self._num_chunks:
-                raise self._illegal(f"{event}({iteration=}, {chunk=})")
 
     def _illegal(self, event: str) -> ProtocolError:
         return ProtocolError(f"worker: {event} is not allowed in iteration {self.iteration}, running {self._running}")

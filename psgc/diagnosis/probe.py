@@ -52,7 +52,7 @@ def ranks() -> None:
     if transport.size < 3:
         transport.finalize()
         transport.end(0)
-    transport.start(1)
+    transport.start()
     for rank in workers if serving else [0]:
         transport.post(np.empty(ENTRIES), rank)
     heard: set[tuple[int, int | str]] = set()  # (rank, kind of record), (rank, "vector" or "died")

@@ -14,7 +14,7 @@ from psgc.server import events
 from psgc.server.coordinator import Coordinator
 from psgc.server.interpreter import Target, carry_out
 from psgc.server.membership import Membership
-from psgc.workers.state import Report, WorkerState
+from psgc.workers.state import WorkerState
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class VirtualCluster(Target):
                 continue
             self._now, rank, chunk = heappop(self._ends)
             iteration, _ = self._in.pop(rank)
-            answer = self._workers[rank].finished(iteration, chunk)
+            wanted, _ = self._workers[rank].finished(iteration, chunk)
             self._take(rank)
             if iteration < self._iteration:
                 continue
@@ -109,8 +109,8 @@ class VirtualCluster(Target):
             if needed[chunk]:
                 needed[chunk] -= 1
                 useful.append(self._now)
-            reported += isinstance(answer, Report)
-            event = events.Report if isinstance(answer, Report) else events.Abandoned
+            reported += wanted
+            event = events.Report if wanted else events.Abandoned
             took = seconds[rank] * self._cost(chunk)
             self._bring(event(rank, self._iteration, chunk, self._now, took))
         return self._trial(done, tuple(useful), reported)

@@ -15,7 +15,6 @@ from psgc.checks import trial_chunks
 from psgc.config import Config, PythonProblem
 from psgc.data import ChunkSource, Dataset, open_data
 from psgc.errors import UserError, one_line
-from psgc.messages import QUEUE_COUNTS
 from psgc.paths import expanded
 from psgc.plan import Plan
 from psgc.problems import EVALUATION_ROWS, Problem, check_labels, load_python, make_problem
@@ -122,10 +121,5 @@ def tried_chunks(config: Config, plan: Plan) -> dict[int, int]:
 
 
 def first_role(config: Config, plan: Plan) -> int:
-    """The first role: with `verify`, tags of vectors number the roles after the chunks."""
+    """What is added to a role in the stamp of an accumulator: with `verify`, roles are numbered after the chunks."""
     return plan.num_chunks if config.verify else 0
-
-
-def tags(config: Config, plan: Plan) -> int:
-    """How many tags vectors need: a tag holds a chunk, a role or a count of default queues."""
-    return max(plan.num_chunks, first_role(config, plan) + plan.num_workers + 1, QUEUE_COUNTS)

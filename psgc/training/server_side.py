@@ -36,7 +36,7 @@ from psgc.training.claim import Claim
 from psgc.training.ending import Ending, interruption, launched
 from psgc.training.evaluation import Evaluator
 from psgc.training.gradient_error import GradientErrorEstimator
-from psgc.training.inputs import PREPARING, check_same, description, fingerprint, make_injector, tags, tried_chunks
+from psgc.training.inputs import PREPARING, check_same, description, fingerprint, make_injector, tried_chunks
 from psgc.training.keeper import Keeper
 from psgc.training.prepare import Run, opening_lines, prepare
 from psgc.transport import Transport
@@ -281,7 +281,7 @@ def make_server(
 
     costs, has_loss, check_data: as `Server` has them.
     """
-    transport.start(tags(config, plan))
+    transport.start()
     verify, tolerance = config.verify, TOLERANCE[config.dtype]
     if verify and verify.tolerance is not None:
         tolerance = verify.tolerance

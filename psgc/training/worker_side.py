@@ -16,7 +16,6 @@ from psgc.training.inputs import (
     first_role,
     make_injector,
     open_problem,
-    tags,
     tried_chunks,
 )
 from psgc.transport import Transport
@@ -67,13 +66,13 @@ def make_worker(
     first: int = 0,
 ) -> WorkerLoop:
     """The worker of this rank, for the same settings as the server's, in a run that begins with iteration `first`."""
-    transport.start(tags(config, plan))
+    transport.start()
     combined = config.transfer == "combined"
     encoder = Encoder(backend, plan.coding_matrix, problem.dim, config.dtype)
     every = config.verify.every if config.verify else 0
     state = WorkerState(transport.rank, plan.queues[transport.rank], plan.num_chunks, combined, every)
     injector = make_injector(config, transport.rank)
-    mailbox = Mailbox(state, encoder)
+    mailbox = Mailbox(state, encoder, transport.wake)
     slow = config.stragglers
     tried = tried_chunks(config, plan)
     times = emulated_seconds(config, plan.num_workers)

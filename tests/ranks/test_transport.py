@@ -41,7 +41,7 @@ def test_a_receiver_that_dies_in_the_middle_of_large_vectors_holds_nobody_up():
     case(4, "receiving", living=[0, 1, 3])
 
 
-def test_vectors_of_iterations_long_past_are_told_apart_although_there_are_few_tags():
+def test_vectors_of_iterations_long_past_are_told_apart():
     case(2, "late", living=[0, 1])
 
 

@@ -76,6 +76,10 @@ class WorkerEnd:
     def send_vector(self, dest: int, iteration: int, what: int, vector: np.ndarray) -> None:
         self.vectors.append((iteration, what, vector))
 
+    def send_vectors(self, dest: int, vectors: list[tuple[int, int, np.ndarray]]) -> None:
+        for vector in vectors:
+            self.send_vector(dest, *vector)
+
     def send_text(self, dest: int, text: str) -> None:
         self.sent.append((False, text.encode()))
 
@@ -97,17 +101,22 @@ class ServerEnd:
         self._clock = clock
         self.hosts = ["here"] * (len(ends) + 1)
         self.posted: list[np.ndarray] = []
+        self.lent: list[np.ndarray] = []  # given out by the last poll
         self.forgotten: set[int] = set()
 
     def receive(self, source: int, iteration: int, what: int, vector: np.ndarray) -> Vector:
         """The vector in one of the posted buffers."""
         buffer = self.posted.pop()
+        self.lent.append(buffer)
         buffer[: len(vector)] = vector
         return Vector(source, iteration, what, buffer, len(vector) - STAMP)
 
     # for the server's loop
 
     def poll(self) -> list[Any]:
+        lent, self.lent = self.lent, []
+        for buffer in lent:
+            self.post(buffer)
         return self._world.advance()
 
     def wait(self, expecting_large: bool) -> None:

@@ -49,6 +49,10 @@ class Transport:
         self.sent.append((dest, iteration))
         self.vectors.append((dest, iteration, what, vector[: -stamp_length(vector.dtype)].copy()))
 
+    def send_vectors(self, dest: int, vectors: list[tuple[int, int, np.ndarray]]) -> None:
+        for vector in vectors:
+            self.send_vector(dest, *vector)
+
     def post(self, buffer: np.ndarray, source: int = 0) -> None:
         self.posted += 1
 
@@ -61,7 +65,7 @@ class Transport:
     def gather(self, text: str, doing: str = "") -> list[str]:
         return [text] * self.size
 
-    def start(self, num_chunks: int) -> None:
+    def start(self) -> None:
         pass
 
     def kill(self, rank: int) -> bool:
@@ -77,6 +81,9 @@ class Transport:
         return []
 
     def wait(self, *_: object, **__: object) -> None:
+        pass
+
+    def wake(self) -> None:
         pass
 
     def forget(self, rank: int) -> None:

@@ -234,17 +234,18 @@ def test_a_model_that_uses_its_memory_again_is_exact_with_combined(view):
 
     encoder = Encoder(Backend(), np.ones((1, 1)), DIM, "float64")
     encoder.begin(lambda _: False)
-    mailbox = Mailbox(WorkerState(1, [0, 1, 2], CHUNKS, combined=True), encoder)
+    woken = threading.Event()
+    mailbox = Mailbox(WorkerState(1, [0, 1, 2], CHUNKS, combined=True), encoder, woken.set)
     mailbox.begin(0, PARAMS)
     thread = thread_for(mailbox, evaluate)
     thread.start()
     reported = 0
     while reported < 3:
-        assert mailbox.wakeup.wait(20)
-        mailbox.wakeup.clear()
+        assert woken.wait(20)
+        woken.clear()
         reported += len(mailbox.outgoing())
     for chunk in range(3):
-        mailbox.commit(0, chunk, [1], 1)
+        mailbox.commit(0, chunk, (1,), 1)
     mailbox.stop()
     assert encoder.deliver(1)[:DIM].tolist() == [111.0] * DIM
 
@@ -524,14 +525,15 @@ def test_with_a_real_mailbox_every_chunk_is_reported_or_failed(combined):
 
     encoder = Encoder(Backend(), np.ones((1, 1)), DIM, "float64")
     encoder.begin(lambda _: False)
-    mailbox = Mailbox(WorkerState(1, [2, 1, 0], CHUNKS, combined), encoder)
+    woken = threading.Event()
+    mailbox = Mailbox(WorkerState(1, [2, 1, 0], CHUNKS, combined), encoder, woken.set)
     mailbox.begin(0, PARAMS)
     thread = thread_for(mailbox, evaluate)
     thread.start()
     messages = []
     while len(messages) < 3:
-        assert mailbox.wakeup.wait(20)
-        mailbox.wakeup.clear()
+        assert woken.wait(20)
+        woken.clear()
         messages += mailbox.outgoing()
     mailbox.stop()
     thread.join(20)
@@ -545,7 +547,7 @@ def test_with_a_real_mailbox_every_chunk_is_reported_or_failed(combined):
             (Kind.REPORT, 2, 2.0),
             (Kind.REPORT, 0, 0.0),
         ]
-        mailbox.commit(0, 2, [1], 1)
+        mailbox.commit(0, 2, (1,), 1)
         assert encoder.deliver(1)[:DIM].tolist() == [2, 2, 2]
     else:
         assert [(m.chunk, m.vector[:DIM].tolist()) for m in (first, last)] == [(2, [2, 2, 2]), (0, [0, 0, 0])]

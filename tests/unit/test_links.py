@@ -5,7 +5,7 @@ import pytest
 
 from psgc.backend import Backend
 from psgc.config import Coding
-from psgc.messages import BATCH, UNDER_WAY, UNHEARD, Kind
+from psgc.messages import BATCH, UNDER_WAY, UNHEARD, Kind, stamp_length
 from psgc.plan import make_plan
 from psgc.server.delivery import AHEAD
 from psgc.server.links import Links
@@ -14,7 +14,7 @@ from psgc.transport import Text
 from tests.unit.scripted import Transport
 
 LARGE, SMALL = np.zeros(AHEAD), np.zeros(3)  # parameters: of eight times AHEAD bytes, and of few
-SENT = LARGE.nbytes + 8  # with the number of their iteration
+SENT = LARGE.nbytes + 8 * stamp_length("float64")
 SETTINGS = ServerSettings(schedule="static", dtype="float64", combined=False, collect_timeout=30.0)
 
 

@@ -94,19 +94,20 @@ class Device:
     dtype=st.sampled_from(["float64", "float32"]),
     length=st.integers(0, 5),
     iteration=st.integers(0, 2**63 - 1),
+    what=st.integers(-(2**63), 2**63 - 1),
     place=st.sampled_from([lambda array: array, Device]),
 )
-def test_a_stamp_is_the_iteration_bit_by_bit_and_touches_nothing_else(dtype, length, iteration, place):
+def test_a_stamp_arrives_bit_by_bit_and_touches_nothing_else(dtype, length, iteration, what, place):
     vector = np.full(length + stamp_length(dtype), np.nan, dtype)
-    stamp(place(vector), iteration)
+    stamp(place(vector), iteration, what)
     travelled = np.frombuffer(vector.tobytes(), dtype)
-    assert stamp_of(place(travelled)) == iteration
+    assert stamp_of(place(travelled)) == (iteration, what)
     assert np.isnan(vector[:length]).all()
 
 
 def test_a_vector_that_is_too_short_has_no_stamp():
-    assert stamp_of(np.zeros(0)) == -1
-    assert stamp_of(np.zeros(1, np.float32)) == -1
+    assert stamp_of(np.zeros(0)) == (-1, 0)
+    assert stamp_of(np.zeros(3, np.float32)) == (-1, 0)
 
 
 def test_joined_records_are_the_same_one_after_the_other():

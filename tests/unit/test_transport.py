@@ -1,42 +1,36 @@
 """The transport's own bookkeeping, without MPI; what it does with MPI is in tests/ranks."""
 
+import threading
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from psgc import transport
-from psgc.errors import RunFailed
 from psgc.messages import Kind, record, stamp
-from psgc.transport import SLOWEST, Control, Died, Transport, Vector
-
-
-@pytest.fixture
-def it():
-    """A transport that has never met MPI."""
-    it = Transport.__new__(Transport)
-    it.library, it._tag_limit = "an MPI", 100
-    it._ring, it._sends, it._sent, it._forgotten = [], [], [], set()
-    it._dead, it._told, it._polls = {}, set(), 0
-    return it
+from psgc.processes import Identity
+from psgc.transport import Control, Died, Vector, backoff, sends
+from psgc.transport.backoff import BUSY, HOT_SPINS, LONGEST, SHORTEST, SILENCE, SILENT, SPINS, Backoff
+from psgc.transport.bell import MESSAGE, OWN, Bell
+from psgc.transport.receives import Receives
+from psgc.transport.sends import SLOWEST, Sends, Sent
 
 
 @pytest.fixture
 def clock(monkeypatch):
     """Seconds; assign to `now`."""
-
-    class Clock:
-        now = 100.0
-
-        def monotonic(self):
-            return self.now
-
-    monkeypatch.setattr(transport, "time", clock := Clock())
+    clock = SimpleNamespace(now=100.0, monotonic=lambda: clock.now)
+    monkeypatch.setattr(sends, "time", clock)
     return clock
 
 
+@pytest.fixture
+def it():
+    return Sends(SimpleNamespace(dead={}))
+
+
 def send(it, clock, dest, size):
-    it._sent.append(transport._Sent(np.empty(0), size, dest, clock.now))
+    it._sent.append(Sent(None, np.empty(0), size, dest, clock.now))
 
 
 def test_who_takes_nothing_for_too_long_is_unreached_unless_it_is_forgotten(it, clock):
@@ -62,42 +56,132 @@ def test_large_messages_have_the_time_that_a_slow_network_takes(it, clock):
     assert it.unreached(3.0) == [1]
 
 
-def test_the_last_words_of_a_dead_rank_come_before_its_death(it, monkeypatch):
+# receives
+
+
+@pytest.fixture
+def receives(monkeypatch):
+    """Posted buffers are in `posted`; what arrives is put into `arrived`, as (buffer, status)."""
+    it = Receives(None, None, SimpleNamespace(dead={}))
+    it.posted, it.arrived = [], []
+    monkeypatch.setattr(it, "post", lambda buffer, source: it.posted.append(buffer))
+    monkeypatch.setattr(it, "_filled", lambda: [it.arrived.pop(0)] if it.arrived else [])
+    it._posted = [SimpleNamespace()]
+    return it
+
+
+def arrives(it, source, *vectors):
+    """These (iteration, what, value) arrive in one message."""
+    rows = np.zeros((len(vectors), 3))
+    for row, (iteration, what, value) in zip(rows, vectors, strict=True):
+        row[0] = value
+        stamp(row, iteration, what)
+    buffer = np.append(rows.ravel(), np.zeros(5))  # a message may be shorter than the buffer
+    status = SimpleNamespace(Get_source=lambda: source, Get_count=lambda _: rows.nbytes, Get_tag=lambda: len(vectors))
+    it.arrived.append((buffer, status))
+    return buffer
+
+
+def test_a_bundle_is_given_out_vector_by_vector_and_its_buffer_is_posted_again_later(receives):
+    buffer = arrives(receives, 2, (7, 0, 0.5), (7, 5, 1.5), (6, 1, 2.5))
+    vectors = receives.poll()
+    assert [(v.source, v.iteration, v.chunk, v.buffer[: v.length].tolist()) for v in vectors] == [
+        (2, 7, 0, [0.5]), (2, 7, 5, [1.5]), (2, 6, 1, [2.5]),
+    ]  # fmt: skip
+    assert receives.posted == []
+    receives.repost()
+    receives.repost()
+    assert [posted is buffer for posted in receives.posted] == [True]
+    assert receives.bytes == 3 * 24
+
+
+def test_a_message_that_is_too_short_for_its_stamp_is_given_out_as_such(receives):
+    status = SimpleNamespace(Get_source=lambda: 1, Get_count=lambda _: 8, Get_tag=lambda: 1)
+    receives.arrived.append((np.zeros(4), status))
+    (vector,) = receives.poll()
+    assert (vector.iteration, vector.length) == (-1, 0)
+
+
+def test_a_late_vector_of_a_dead_rank_takes_no_receive_buffer_with_it(receives):
+    receives._told.add(2)
+    buffer = arrives(receives, 2, (7, 0, 0.5))
+    assert receives.poll() == []
+    receives.repost()
+    assert receives.posted[0] is buffer
+
+
+def test_the_last_words_of_a_dead_rank_come_before_its_death(receives, monkeypatch):
     """More than one look takes; what has come of it is in front of `Died`, in order."""
     words = [Control(2, record(Kind.ALIVE)), Control(2, record(Kind.GOODBYE)), Vector(2, 0, 0, np.empty(0), 0)]
     left = list(words)
-    monkeypatch.setattr(it, "_poll_control", lambda messages: messages.extend([left.pop(0)] if left else []))
-    monkeypatch.setattr(it, "_poll_vectors", lambda messages: None)
-    monkeypatch.setattr(it, "_poll_sends", lambda: None)
-    it._dead[2] = None
-    assert it.poll() == [*words, Died(2)]
-    assert it.poll() == []
+    monkeypatch.setattr(receives, "_poll_control", lambda messages: messages.extend([left.pop(0)] if left else []))
+    receives._deaths.dead[2] = None
+    assert receives.poll() == [*words, Died(2)]
+    assert receives.poll() == []
 
 
-def arrives(it, monkeypatch, source):
-    """A vector from `source` is in the one buffer that is posted: what comes of it, and what is posted then."""
-    buffer = np.zeros(3)
-    stamp(buffer, 7)
-    status = SimpleNamespace(Get_source=lambda: source, Get_count=lambda _: buffer.nbytes, Get_tag=lambda: 5)
-    it._posted, it._posted_buffers, it._named, it.bytes_received = [None], [buffer], [], 0
-    monkeypatch.setattr(transport, "_completed", lambda requests, statuses: statuses.append(status) or [0])
-    monkeypatch.setattr(transport, "_without_null", lambda requests, beside: ([], []))
-    messages, posted = [], []
-    monkeypatch.setattr(it, "post", posted.append)
-    it._poll_vectors(messages)
-    return messages, [other is buffer for other in posted]
+# waiting
 
 
-def test_a_late_vector_of_a_dead_rank_takes_no_receive_buffer_with_it(it, monkeypatch):
-    (message,), posted = arrives(it, monkeypatch, source=2)
-    assert (message.source, message.iteration, message.chunk, message.length) == (2, 7, 5, 2)
-    assert posted == []  # whoever gets the message posts its buffer again
-    it._told.add(2)
-    assert arrives(it, monkeypatch, source=2) == ([], [True])
+def sleeps(it, count, large=False, busy=False):
+    return [it.next(large, busy) for _ in range(count)]
 
 
-def test_too_few_tags_are_refused_in_one_line(it, monkeypatch):
-    monkeypatch.setattr(it, "_post_control", lambda buffer: None)
-    it.start(100)
-    with pytest.raises(RunFailed, match=r"^an MPI has 100 tags, too few for 101 chunks and workers$"):
-        it.start(101)
+def test_sleeps_begin_short_grow_and_begin_anew_after_a_message():
+    it = Backoff(SHORTEST)
+    for _ in range(2):
+        assert sleeps(it, SPINS) == [0.0] * SPINS
+        assert it.next(large=False, busy=False) == SHORTEST
+        growing = sleeps(it, 10)
+        assert growing == sorted(growing)
+        assert sleeps(it, 20)[-1] == LONGEST
+        it.reset()
+    assert sleeps(it, SPINS + 1, busy=True)[-1] == BUSY
+    assert sleeps(it, int(2 * SILENCE / LONGEST))[-1] == SILENT
+
+
+def test_a_large_transfer_is_not_slept_on_for_long():
+    assert sleeps(Backoff(SHORTEST), HOT_SPINS, large=True) == [0.0] * HOT_SPINS
+
+
+def test_who_is_woken_sleeps_longer_unless_the_bell_came_early():
+    it = Backoff(backoff.BELL)
+    assert sleeps(it, SPINS + 2)[SPINS:] == [backoff.BELL] * 2
+    it.reset(soon=True)
+    assert sleeps(it, SPINS + 1)[-1] == SHORTEST
+
+
+@pytest.fixture
+def bells():
+    """Two, of this process as if it were two."""
+    own = Identity.own()
+    identities = [own, replace(own, started=f"{own.started} again")]
+    bells = [Bell(identity) for identity in identities]
+    yield list(zip(bells, identities, strict=True))
+    for bell in bells:
+        bell.close()
+
+
+def test_a_bell_wakes_its_process_once_and_says_why(bells):
+    (one, _), (other, other_identity) = bells
+    assert one.sleep(0) == set()
+    one.ring_at(other_identity)
+    threading.Thread(target=other.ring).start()
+    assert other.sleep(20) | other.sleep(0.2) == {MESSAGE, OWN}
+    assert (one.sleep(0), other.sleep(0)) == (set(), set())
+
+
+def test_a_bell_that_nobody_hears_holds_nobody_up(bells):
+    (one, own), (_, other_identity) = bells
+    for _ in range(1000):
+        one.ring_at(other_identity)
+    one.ring_at(replace(own, pid=1))
+
+
+def test_without_names_for_sockets_a_bell_still_wakes_its_own_process(monkeypatch):
+    monkeypatch.setattr("psgc.transport.bell._address", lambda process: b"/no/such/directory/socket")
+    bell = Bell(Identity.own())
+    assert not bell.works
+    bell.ring()
+    assert bell.sleep(20) == {OWN}
+    bell.close()

@@ -22,7 +22,7 @@ from tests.unit.scripted import Transport
 @pytest.fixture
 def loop():
     """Of a worker that rests, and says by itself that it is alive every 1000 s."""
-    mailbox = SimpleNamespace(outgoing=list, running=lambda: (-1, 0.0), skip=lambda *_: None)
+    mailbox = SimpleNamespace(outgoing=list, running=lambda: (-1, 0.0), tell=lambda *_: None)
     return WorkerLoop(Transport(2), mailbox, None, None, Backend(), 3, "float64", 1000.0, Injector())
 
 
@@ -128,7 +128,7 @@ def test_each_failure_has_its_own_text_right_before_it():
 
 @pytest.mark.parametrize("before", [0, QUEUE_COUNTS - 1])
 @pytest.mark.parametrize("behind", [1, UNHEARD])
-def test_parameters_wait_for_every_standing_queue_that_they_count(before, behind):
+def test_parameters_wait_for_every_default_queue_that_they_count(before, behind):
     worker = Worker(2)
 
     def read(queues):
@@ -143,7 +143,7 @@ def test_parameters_wait_for_every_standing_queue_that_they_count(before, behind
     assert worker.state.iteration == 0
 
 
-def test_parameters_that_were_overtaken_by_newer_standing_queues_begin_at_once():
+def test_parameters_that_were_overtaken_by_newer_default_queues_begin_at_once():
     worker = Worker(2)
     for _ in range(QUEUE_COUNTS // 2 - 1):
         worker.told(record(Kind.DEFAULT_QUEUE, 1, 1))

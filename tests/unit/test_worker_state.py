@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from refusal import refused, snapshot
 
-from psgc.workers.state import Abandon, Deliver, Encode, Free, Report, WorkerState
+from psgc.workers.state import Done, WorkerState
 
 COMBINED = pytest.mark.parametrize("combined", [True, False], ids=["combined", "per_chunk"])
 
@@ -23,9 +23,14 @@ def begun(queue, combined=True, iteration=0):
     return state
 
 
+def gradient(chunk):
+    """What the machine keeps of a done chunk: it does not look at it."""
+    return f"gradient of {chunk}"
+
+
 def do_next(state, attempt=0):
     chunk = state.take()
-    assert state.finished(state.iteration, chunk) == Report(chunk, attempt)
+    assert state.finished(state.iteration, chunk, gradient(chunk)) == Done(True, attempt)
     return chunk
 
 
@@ -38,12 +43,8 @@ def rest(state):
     return chunks
 
 
-def test_nothing_to_do_before_the_first_iteration():
-    assert worker([2, 0]).take() is None
-
-
 @COMBINED
-def test_the_standing_queue_again_in_every_iteration(combined):
+def test_the_default_queue_again_in_every_iteration(combined):
     state = worker([3, 1, 2], combined)
     for iteration in (0, 1, 7):
         state.begin(iteration)
@@ -55,11 +56,11 @@ def test_a_done_chunk_is_held_until_it_is_committed_or_discarded():
     state = begun([3, 1, 2])
     assert [do_next(state) for _ in range(3)] == [3, 1, 2]
     assert state.held == {1, 2, 3}
-    assert state.commit(0, 1, [5, 4], 4) == [Encode(1, (5, 4), 4)]
-    assert state.discard(0, 3) == [Free(3)]
+    assert state.commit(0, 1) == gradient(1)
+    state.discard(0, 3)
     assert state.held == {2}
-    assert state.discard(0, 3) == []  # heard again
-    assert state.collect(0, RANK) == [Free(2), Deliver(RANK)]
+    state.discard(0, 3)  # heard again
+    assert state.collect(0)
     assert state.held == set()
 
 
@@ -67,13 +68,13 @@ def test_per_chunk_holds_nothing():
     state = begun([3, 1], combined=False)
     do_next(state)
     assert state.held == set()
-    assert state.discard(0, 3) == []
+    state.discard(0, 3)
 
 
 def test_a_discarded_chunk_is_dropped_from_the_queue():
     state = begun([3, 1, 2])
-    assert state.discard(0, 1) == []
-    assert state.discard(0, 1) == []
+    state.discard(0, 1)
+    state.discard(0, 1)
     assert rest(state) == [3, 2]
 
 
@@ -81,8 +82,8 @@ def test_a_discarded_chunk_is_dropped_from_the_queue():
 def test_a_chunk_discarded_while_it_runs_is_abandoned_and_only_that_one(combined):
     state = begun([3, 1], combined)
     state.take()
-    assert state.discard(0, 3) == []
-    assert state.finished(0, 3) == Abandon(3, 0)
+    state.discard(0, 3)
+    assert state.finished(0, 3) == Done(False, 0)
     assert state.held == set()
     assert do_next(state) == 1
 
@@ -92,36 +93,18 @@ def test_a_chunk_of_an_older_iteration_is_abandoned_and_only_that_one(combined):
     state = begun([3, 1], combined)
     state.take()
     state.begin(1)
-    assert state.discard(1, 1) == []
-    assert state.finished(0, 3) == Abandon(3, 0)
+    state.discard(1, 1)
+    assert state.finished(0, 3) == Done(False, 0)
     assert state.held == set()
     assert rest(state) == [3]
-
-
-def test_a_chunk_discarded_while_it_ran_in_an_older_iteration_is_done_in_the_new_one():
-    state = begun([3, 1])
-    state.take()
-    state.discard(0, 3)
-    state.begin(1)
-    assert state.finished(0, 3) == Abandon(3, 0)
-    assert do_next(state) == 3
-
-
-def test_a_discard_does_not_meet_the_same_chunk_running_in_an_older_iteration():
-    state = begun([3, 1])
-    state.take()
-    state.begin(1)
-    assert state.discard(1, 3) == []
-    assert state.finished(0, 3) == Abandon(3, 0)
-    assert rest(state) == [1]
 
 
 def test_collect_ends_the_work():
     state = begun([3, 1, 2])
     do_next(state)
     state.take()
-    assert state.collect(0, RANK) == [Free(3), Deliver(RANK)]
-    assert state.finished(0, 1) == Abandon(1, 0)
+    assert state.collect(0)
+    assert state.finished(0, 1) == Done(False, 0)
     assert state.take() is None
     state.begin(1)
     assert rest(state) == [3, 1, 2]
@@ -132,17 +115,8 @@ def test_a_new_queue_leaves_out_what_is_done_or_running():
     assert do_next(state) == 0
     assert state.take() == 1
     state.queue(0, [4, 1, 2, 0, 4])
-    assert state.finished(0, 1) == Report(1, 0)
+    assert state.finished(0, 1) == Done(True, 0)
     assert rest(state) == [4, 2]
-
-
-def test_a_new_queue_may_hold_what_runs_in_an_older_iteration():
-    state = begun([0, 1])
-    state.take()
-    state.begin(1)
-    state.queue(1, [1, 0])
-    state.finished(0, 0)
-    assert rest(state) == [1, 0]
 
 
 def test_queues_and_discards_that_arrive_before_their_iteration_wait_for_it_in_order():
@@ -162,32 +136,24 @@ def test_queues_and_discards_that_arrive_before_their_iteration_wait_for_it_in_o
     assert snapshot(state) == snapshot(begun([0, 1, 2, 3], iteration=3))
 
 
-def test_early_events_of_an_iteration_that_never_began_here_are_dropped():
-    state = worker([0, 1])
-    state.discard(1, 0)
-    state.queue(1, [1])
-    state.begin(2)
-    assert rest(state) == [0, 1]
-
-
 @COMBINED
 def test_events_of_an_older_iteration_change_nothing(combined):
     state = begun([0, 1, 2], combined, iteration=3)
     do_next(state)
     state.take()
     before = snapshot(state)
-    assert state.discard(2, 0) == []
-    assert state.discard(2, 1) == []
-    assert state.discard(2, 2) == []
-    assert state.commit(2, 0, [1], 1) == []
+    state.discard(2, 0)
+    state.discard(2, 1)
+    state.discard(2, 2)
+    assert state.commit(2, 0) is None
     state.queue(2, [2])
-    state.set_default_queue(2, [2])
+    state.default_queue(2, [2])
     state.next(2, 1)
     state.skip(2, 2)
     state.reassign(2, 2, 3)
-    assert state.invalidate(2, 0, 1) == []
+    state.invalidate(2, 0, 1)
     if combined:
-        assert state.collect(2, 1) == []
+        assert not state.collect(2)
     assert snapshot(state) == before
 
 
@@ -203,32 +169,32 @@ def test_what_no_correct_server_sends_is_refused_and_changes_nothing():
         lambda: state.take(),
         lambda: state.finished(3, 1),
         lambda: state.finished(2, 2),
-        lambda: state.commit(4, 1, [1], 1),
-        lambda: state.commit(3, 0, [1], 1),  # freed
-        lambda: state.commit(3, 2, [1], 1),  # running
-        lambda: state.commit(3, 3, [1], 1),  # not begun
+        lambda: state.commit(4, 1),
+        lambda: state.commit(3, 0),  # freed
+        lambda: state.commit(3, 2),  # running
+        lambda: state.commit(3, 3),  # not begun
         lambda: state.discard(3, 9),
         lambda: state.discard(4, 9),
         lambda: state.queue(3, [3, 9]),
         lambda: state.queue(4, [9]),
-        lambda: state.set_default_queue(3, [CHUNKS]),
+        lambda: state.default_queue(3, [CHUNKS]),
         lambda: state.next(4, -1),
         lambda: state.skip(3, 9),
         lambda: state.reassign(3, 9, 1),
         lambda: state.invalidate(4, 9, 1),
-        lambda: state.collect(4, 1),
+        lambda: state.collect(4),
     ):
         with refused(state):
             do()
-    state.commit(3, 1, [1], 1)
+    state.commit(3, 1)
     with refused(state):
-        state.commit(3, 1, [1], 1)
+        state.commit(3, 1)
 
 
 def test_per_chunk_has_nothing_to_commit_or_collect():
     state = begun([0], combined=False)
     do_next(state)
-    for do in (lambda: state.collect(0, 1), lambda: state.commit(0, 0, [1], 1)):
+    for do in (lambda: state.collect(0), lambda: state.commit(0, 0)):
         with refused(state):
             do()
 
@@ -237,31 +203,31 @@ def test_per_chunk_has_nothing_to_commit_or_collect():
 
 
 @COMBINED
-def test_a_invalidated_chunk_is_done_again_when_it_is_asked_for_and_says_so(combined):
+def test_an_invalidated_chunk_is_done_again_when_it_is_asked_for_and_says_so(combined):
     state = begun([3, 1], combined)
     do_next(state)
-    assert state.invalidate(0, 3, 1) == ([Free(3)] if combined else [])
+    state.invalidate(0, 3, 1)
     assert state.held == set()
     assert do_next(state) == 1  # invalidated is not ordered: the server says who does it
     assert state.take() is None
     state.next(0, 3)
     assert do_next(state, attempt=1) == 3
-    assert state.invalidate(0, 3, 2) == ([Free(3)] if combined else [])
+    state.invalidate(0, 3, 2)
     state.queue(0, [1, 3])
     assert do_next(state, attempt=2) == 3
     assert state.held == ({1, 3} if combined else set())
 
 
-def test_a_copy_from_before_a_invalidateing_cannot_be_committed_and_one_from_after_it_can():
+def test_a_copy_from_before_an_invalidation_cannot_be_committed_and_one_from_after_it_can():
     state = begun([3])
     do_next(state)
-    state.commit(0, 3, [1], 1)
-    assert state.invalidate(0, 3, 1) == []  # encoded long ago: nothing to free
+    state.commit(0, 3)
+    state.invalidate(0, 3, 1)  # encoded long ago: nothing to free
     with refused(state):
-        state.commit(0, 3, [1], 1)
+        state.commit(0, 3)
     state.next(0, 3)
     do_next(state, attempt=1)
-    assert state.commit(0, 3, [2, 1], 2) == [Encode(3, (2, 1), 2)]
+    assert state.commit(0, 3) == gradient(3)
 
 
 @pytest.mark.parametrize("before", ["nothing", "discard", "collect"])
@@ -271,78 +237,44 @@ def test_a_chunk_invalidated_while_it_runs_counts_when_it_is_done(before):
     if before == "discard":
         state.discard(0, 3)
     elif before == "collect":
-        state.collect(0, 1)
-    assert state.invalidate(0, 3, 1) == []
-    assert state.finished(0, 3) == Report(3, 1)
+        state.collect(0)
+    state.invalidate(0, 3, 1)
+    assert state.finished(0, 3) == Done(True, 1)
     assert state.held == {3}
 
 
-def test_a_invalidateing_is_nothing_to_the_chunk_that_runs_beside_it():
-    state = begun([3, 1])
-    state.take()
-    state.discard(0, 3)
-    state.invalidate(0, 1, 1)
-    assert state.finished(0, 3) == Abandon(3, 0)
-    assert do_next(state, attempt=1) == 1
-
-
-def test_a_invalidated_chunk_that_is_dropped_says_how_often_it_was_invalidated():
-    state = begun([3])
-    state.take()
-    state.invalidate(0, 3, 2)
-    state.discard(0, 3)
-    assert state.finished(0, 3) == Abandon(3, 2)
-
-
-def test_invalidateings_end_with_their_iteration():
+def test_invalidations_end_with_their_iteration():
     state = begun([3])
     state.take()
     state.invalidate(0, 3, 1)
     state.begin(1)
-    assert state.finished(0, 3) == Abandon(3, 0)
+    assert state.finished(0, 3) == Done(False, 0)
     assert do_next(state, attempt=0) == 3
     state.begin(2)
     state.invalidate(1, 3, 1)
     assert do_next(state, attempt=0) == 3
-
-
-def test_a_invalidateing_is_nothing_to_the_same_chunk_running_in_an_older_iteration():
-    state = begun([3])
-    state.take()
-    state.begin(1)
-    state.invalidate(1, 3, 1)
-    assert state.finished(0, 3) == Abandon(3, 0)
-    assert do_next(state, attempt=1) == 3
 
 
 # rule 8: what holds for later iterations, too
 
 
-def test_a_standing_queue_is_for_this_iteration_and_all_later_ones():
+def test_the_default_queue_is_for_this_iteration_and_all_later_ones():
     state = begun([0, 1, 2])
     assert do_next(state) == 0
-    state.set_default_queue(0, [2, 0, 3])
+    state.default_queue(0, [2, 0, 3])
     assert rest(state) == [2, 3]
     state.begin(1)
     assert rest(state) == [2, 0, 3]
-    state.set_default_queue(1, [])
+    state.default_queue(1, [])
     assert rest(state) == []
     state.begin(2)
     assert rest(state) == []
 
 
-def test_a_standing_queue_of_an_iteration_that_is_over_is_not_the_newest():
-    state = begun([0, 1], iteration=3)
-    state.set_default_queue(2, [1])
-    assert rest(state) == [0, 1]
-    state.begin(4)
-    assert rest(state) == [0, 1]
-
-
-def test_standing_queues_and_roles_that_arrive_early_hold_from_their_iteration_on():
+def test_default_queues_and_roles_that_arrive_early_hold_from_their_iteration_on():
     state = begun([0, 1])
     state.reassign(1, 4, 3)
-    state.set_default_queue(1, [4, 1])
+    state.default_queue(1, [4, 1])
     state.queue(1, [1])
     assert (rest(state), state.role(4)) == ([0, 1], RANK)
     state.begin(1)
@@ -351,28 +283,20 @@ def test_standing_queues_and_roles_that_arrive_early_hold_from_their_iteration_o
     assert (rest(state), state.role(4)) == ([4, 1], 3)
 
 
-def test_standing_queues_and_roles_of_a_missed_iteration_hold_and_its_other_orders_do_not():
+def test_default_queues_and_roles_of_a_missed_iteration_hold_and_its_other_orders_do_not():
     state = begun([0, 1])
     state.reassign(1, 4, 3)
-    state.set_default_queue(1, [4, 1, 2])
+    state.default_queue(1, [4, 1, 2])
     state.invalidate(1, 4, 1)
     state.discard(1, 4)
     state.skip(1, 1)
     state.next(1, 2)
-    state.set_default_queue(5, [5])
+    state.default_queue(5, [5])
     state.begin(3)
     assert state.role(4) == 3
     assert [do_next(state, attempt=0) for _ in range(3)] == [4, 1, 2]
     state.begin(5)
     assert rest(state) == [5]
-
-
-def test_a_role_may_become_the_workers_own_again():
-    state = begun([0])
-    assert [state.role(chunk) for chunk in range(CHUNKS)] == [RANK] * CHUNKS
-    state.reassign(0, 4, 3)
-    state.reassign(0, 4, RANK)
-    assert state.role(4) == RANK
 
 
 def test_next_comes_before_all_others_unless_it_is_done_or_running():
@@ -385,24 +309,16 @@ def test_next_comes_before_all_others_unless_it_is_done_or_running():
     assert rest(state) == [5, 3, 2]
 
 
-def test_next_wants_what_runs_after_all():
-    state = begun([0, 1])
-    state.take()
-    state.discard(0, 0)
-    state.next(0, 0)
-    assert state.finished(0, 0) == Report(0, 0)
-
-
 def test_work_may_go_on_after_collect_and_is_delivered_once_more():
     state = begun([0, 1])
     do_next(state)
-    state.commit(0, 0, [1], 1)
-    assert state.collect(0, 1) == [Deliver(1)]
+    state.commit(0, 0)
+    assert state.collect(0)
     state.reassign(0, 4, 3)
     state.next(0, 4)
     assert do_next(state) == 4
-    assert state.commit(0, 4, [3], 3) == [Encode(4, (3,), 3)]
-    assert state.collect(0, 3) == [Deliver(3)]
+    assert state.commit(0, 4) == gradient(4)
+    assert state.collect(0)
 
 
 class Model:
@@ -417,14 +333,15 @@ class Model:
         self.iteration, self.order, self.past = iteration, list(self.usual), []
         early, self.early = self.early, [event for event in self.early if event[1] > iteration]
         for kind, when, what in early:
-            if when == iteration or (when < iteration and kind in ("set_default_queue", "reassign")):
+            if when == iteration or (when < iteration and kind in ("default_queue", "reassign")):
                 self.order_of(kind, iteration, *what)
 
     def order_of(self, kind, iteration, *what):
-        """An order that may come early: what the worker has to free."""
+        """An order that may come early."""
         if iteration > self.iteration:
             self.early.append((kind, iteration, what))
-        return getattr(self, kind)(*what) or [] if iteration == self.iteration else []
+        elif iteration == self.iteration:
+            getattr(self, kind)(*what)
 
     def last(self, chunk, *kinds):
         return max([-1, *(place for place, event in enumerate(self.past) if event[0] in kinds and event[1] == chunk)])
@@ -452,14 +369,14 @@ class Model:
     def finished(self):
         (iteration, chunk, since), self.running = self.running, None
         if iteration != self.iteration:
-            return Abandon(chunk, 0)
+            return Done(False, 0)
         said = [kind for kind, what, *_ in self.past[since:] if kind == "collected" or what == chunk]
         if said and said[-1] in ("dropped", "collected"):
-            return Abandon(chunk, self.attempt(chunk))
+            return Done(False, self.attempt(chunk))
         self.past.append(("done", chunk))
-        return Report(chunk, self.attempt(chunk))
+        return Done(True, self.attempt(chunk))
 
-    def set_default_queue(self, chunks):
+    def default_queue(self, chunks):
         self.usual = list(chunks)
         self.queue(chunks)
 
@@ -478,33 +395,28 @@ class Model:
         self.roles[chunk] = role
 
     def invalidate(self, chunk, attempt):
-        freed = [Free(chunk)] if chunk in self.held else []
         self.past.append(("invalidated", chunk, attempt))
-        return freed
 
     def discard(self, chunk):
-        freed = [Free(chunk)] if chunk in self.held else []
-        self.past += [("dropped", chunk)] + [("freed", chunk)] * len(freed)
+        self.past += [("dropped", chunk)] + [("freed", chunk)] * (chunk in self.held)
         self.order = [c for c in self.order if c != chunk]
-        return freed
 
-    def commit(self, iteration, chunk, role):
+    def commit(self, iteration, chunk):
         if iteration < self.iteration:
-            return []
+            return None
         self.past.append(("committed", chunk))
-        return [Encode(chunk, (1,), role)]
+        return gradient(chunk)
 
-    def collect(self, iteration, role):
+    def collect(self, iteration):
         if iteration < self.iteration:
-            return []
-        freed = sorted(self.held)
-        self.past += [("collected", None)] + [("freed", chunk) for chunk in freed]
+            return False
+        self.past += [("collected", None)] + [("freed", chunk) for chunk in self.held]
         self.order = []
-        return [*map(Free, freed), Deliver(role)]
+        return True
 
 
 ORDERS = {  # what may come early, and its arguments
-    "set_default_queue": lambda chunk, chunks: (chunks[:chunk],),
+    "default_queue": lambda chunk, chunks: (chunks[:chunk],),
     "queue": lambda chunk, chunks: (chunks[:chunk],),
     "next": lambda chunk, _: (chunk,),
     "discard": lambda chunk, _: (chunk,),
@@ -528,7 +440,7 @@ def test_any_sequence_of_events_goes_by_the_rules(default_queue, combined, event
     """Whatever comes in, in any order: the same answers as the model, or a refusal that changes nothing."""
     state, model = worker(default_queue, combined), Model(default_queue, combined)
     for kind, ahead, chunk, chunks in events:
-        when, now, role = model.iteration + ahead, model.iteration, chunks[0]
+        when, now = model.iteration + ahead, model.iteration
         if kind == "take" and model.running is None:
             assert state.take() == model.take()
         elif kind == "take":
@@ -536,7 +448,7 @@ def test_any_sequence_of_events_goes_by_the_rules(default_queue, combined, event
                 state.take()
         elif kind == "finished" and model.running is not None:
             iteration, running, _ = model.running
-            assert state.finished(iteration, running) == model.finished()
+            assert state.finished(iteration, running, gradient(running)) == model.finished()
         elif kind == "finished":
             with refused(state):
                 state.finished(now, chunk)
@@ -548,20 +460,20 @@ def test_any_sequence_of_events_goes_by_the_rules(default_queue, combined, event
             model.begin(when)
         elif kind in ORDERS:
             arguments = ORDERS[kind](chunk, chunks)
-            freed = getattr(state, kind)(when, *arguments)
-            assert (freed or []) == model.order_of(kind, when, *arguments)
+            getattr(state, kind)(when, *arguments)
+            model.order_of(kind, when, *arguments)
         elif kind == "commit" and (when > now or (when == now and chunk not in model.held)):
             with refused(state):
-                state.commit(when, chunk, [1], role)
+                state.commit(when, chunk)
         elif kind == "commit":
-            assert state.commit(when, chunk, [1], role) == model.commit(when, chunk, role)
+            assert state.commit(when, chunk) == model.commit(when, chunk)
         elif kind == "collect" and (when > now or not combined):
             with refused(state):
-                state.collect(when, role)
+                state.collect(when)
         elif kind == "collect":
-            assert state.collect(when, role) == model.collect(when, role)
+            assert state.collect(when) == model.collect(when)
         assert state.iteration == model.iteration
-        assert state.held == model.held
+        assert set(state.held) == model.held
         assert state.running == (model.running and model.running[1])
         assert [state.role(c) for c in range(4)] == [model.roles.get(c, RANK) for c in range(4)]
 
@@ -574,14 +486,9 @@ def test_a_checked_chunk_travels_with_its_report_and_is_not_held():
     for iteration, held in [(0, {1, 3}), (1, {0, 2})]:
         state.begin(iteration)
         while (chunk := state.take()) is not None:
-            assert state.finished(iteration, chunk) == Report(chunk, 0)
+            assert state.finished(iteration, chunk) == Done(True, 0)
             assert state.travels(iteration, chunk) == (chunk not in held)
         assert state.held == held
-
-
-def test_what_is_not_checked_travels_with_per_chunk_only():
-    assert WorkerState(1, [0], 1, combined=False).travels(0, 0)
-    assert not WorkerState(1, [0], 1, combined=True).travels(0, 0)
 
 
 def test_who_was_told_that_a_chunk_is_recovered_does_it_when_it_is_told_to_do_it_next():
@@ -593,8 +500,8 @@ def test_who_was_told_that_a_chunk_is_recovered_does_it_when_it_is_told_to_do_it
             state.take()
         state.discard(0, 0)
         if so_far == "dropped":
-            assert state.finished(0, 0) == Abandon(0, 0)
+            assert state.finished(0, 0) == Done(False, 0)
         state.next(0, 0)
         if so_far != "running":
             assert state.take() == 0
-        assert state.finished(0, 0) == Report(0, 0)
+        assert state.finished(0, 0) == Done(True, 0)

@@ -1,0 +1,19 @@
+"""MPI during a run. `psgc.rendezvous` does what comes before; nothing else imports mpi4py.
+
+* One thread of each process makes all its calls.
+* Receives are posted before anything is asked for. That pool of buffers is all the memory a receiver spends.
+* Sends are Isend. Their buffers are kept until MPI is done with them.
+* Waiting looks at MPI a few times and then sleeps: Open MPI's blocking calls would burn a core per rank.
+
+Under fault-tolerant MPI (`mpirun --with-ft ulfm`) ranks may die. `Transport.poll` gives out what has arrived from a
+rank, then `Died`, then nothing of it any more. Sends to it are dropped.
+"""
+
+from psgc.transport.backoff import LARGE as LARGE
+from psgc.transport.receives import Control as Control
+from psgc.transport.receives import Died as Died
+from psgc.transport.receives import Message as Message
+from psgc.transport.receives import Text as Text
+from psgc.transport.receives import Vector as Vector
+from psgc.transport.transport import TEXT_LIMIT as TEXT_LIMIT
+from psgc.transport.transport import Transport as Transport

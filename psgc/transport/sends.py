@@ -1,0 +1,93 @@
+"""Messages on their way to other ranks."""
+
+import time
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from psgc.backend import Array
+from psgc.rendezvous import MPI
+from psgc.transport.backoff import LARGE
+from psgc.transport.deaths import Deaths
+
+SLOWEST = 1e6  # bytes per second that any network moves
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """A buffer that MPI may still read. size: its bytes; since: time.monotonic() when it was sent."""
+
+    request: MPI.Request
+    buffer: Array
+    size: int
+    dest: int
+    since: float
+
+
+class Sends:
+    """Sends that are not complete. Those to dead ranks are dropped; those to forgotten ranks are not waited for."""
+
+    def __init__(self, deaths: Deaths) -> None:
+        self._deaths = deaths
+        self._sent: list[Sent] = []
+        self._orphaned: list[Sent] = []  # to dead ranks: MPI may still read the memory
+        self._forgotten: set[int] = set()
+        self.bytes = 0
+
+    def send(self, comm: MPI.Intracomm, message: Any, dest: int, tag: int, buffer: Array) -> None:
+        """Start to send `message`, which lies in `buffer`."""
+        if dest in self._deaths.dead:
+            return
+        try:
+            request = comm.Isend(message, dest, tag)
+        except MPI.Exception as error:
+            self._deaths.forgive(error)
+            return
+        self.bytes += buffer.nbytes
+        self._sent.append(Sent(request, buffer, buffer.nbytes, dest, time.monotonic()))
+
+    def poll(self) -> None:
+        """Let go of what has been sent."""
+        if not self._sent:
+            return
+        try:
+            MPI.Request.Testsome([sent.request for sent in self._sent])
+        except MPI.Exception as error:
+            self._deaths.forgive(error)
+        dead = self._deaths.dead
+        self._orphaned += [sent for sent in self._sent if sent.dest in dead]
+        self._sent = [sent for sent in self._sent if sent.request != MPI.REQUEST_NULL and sent.dest not in dead]
+
+    def awaits(self, buffer: Array | None = None) -> bool:
+        """Whether a send of `buffer` (None: any) is not complete."""
+        return any(
+            (buffer is None or sent.buffer is buffer) and sent.dest not in self._forgotten for sent in self._sent
+        )
+
+    def has_large(self) -> bool:
+        """Whether a large message is under way."""
+        return any(sent.size >= LARGE and sent.dest not in self._forgotten for sent in self._sent)
+
+    def unreached(self, patience: float) -> list[int]:
+        """Ranks, other than forgotten ones, to which something has not left for `patience` seconds.
+
+        Large messages have more time. In MPICH a stopped process that does not read ends up with all the memory that
+        processes of a host have for messages, and nobody gets anything any more.
+        """
+        latest = time.monotonic() - patience - sum(sent.size for sent in self._sent) / SLOWEST
+        return sorted({s.dest for s in self._sent if s.since < latest and s.dest not in self._forgotten})
+
+    def pending(self) -> Counter[int]:
+        """Bytes that are on their way to each rank."""
+        pending: Counter[int] = Counter()
+        for sent in self._sent:
+            pending[sent.dest] += sent.size
+        return pending
+
+    def forget(self, rank: int) -> None:
+        """Do not wait for sends to `rank`, which may be stopped or cut off. They are not withdrawn."""
+        self._forgotten.add(rank)
+
+    def remember(self, rank: int) -> None:
+        """Undo `forget`."""
+        self._forgotten.discard(rank)

@@ -1,0 +1,262 @@
+"""This process's place in MPI: setting up, messages in both directions, and the ways to end."""
+
+import ctypes
+import os
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import suppress
+from typing import Any, NoReturn
+
+import numpy as np
+
+from psgc.backend import Array
+from psgc.messages import BATCH, RECORD, Records, joined, stamp
+from psgc.processes import die_with_parent, keep_freed_memory, sleep_precisely
+from psgc.rendezvous import MPI, Rendezvous, failed_ranks
+from psgc.transport.backoff import BELL, LONGEST, SHORTEST, Backoff
+from psgc.transport.bell import MESSAGE, Bell
+from psgc.transport.deaths import Deaths
+from psgc.transport.receives import CONTROL_TAG, TEXT_TAG, Message, Receives
+from psgc.transport.sends import Sends
+
+TEXT_LIMIT = 1 << 16
+PATIENCE = 2.0  # seconds for what should take none: the last processes of a run
+
+
+class Transport:
+    """Rank, size, hosts, and messages to and from the other ranks.
+
+    world: the ranks of the run, when they are not all of MPI's; interrupted: as in `Rendezvous`. Raises what that
+    raises; so do `broadcast` and `gather`.
+    """
+
+    def __init__(self, world: MPI.Intracomm | None = None, interrupted: Callable[[], str | None] | None = None) -> None:
+        die_with_parent()
+        sleep_precisely()
+        keep_freed_memory()
+        if not MPI.Is_initialized():
+            MPI.Init_thread(MPI.THREAD_FUNNELED)
+        world = self._world = world or MPI.COMM_WORLD
+        self.rank, self.size = world.Get_rank(), world.Get_size()
+        self.library = " ".join(MPI.Get_library_version().split(",")[0].split("\n")[0].split())
+        self.survives_deaths = os.environ.get("OMPI_MCA_mpi_ft_enable") == "1"  # noqa: SIM112  mpirun --with-ft ulfm's
+        world.Set_errhandler(MPI.ERRORS_RETURN)
+        self._rendezvous = Rendezvous(world, interrupted)
+        self._processes = self._rendezvous.processes
+        self.hosts = [process.host for process in self._processes]
+        self.pids = [process.pid for process in self._processes]
+        self.local_rank = sum(process.is_near(self._processes[self.rank]) for process in self._processes[: self.rank])
+        self._unfinished: list[MPI.Request] = []
+        self._control, self._vectors = self._duplicate(), self._duplicate()
+        deaths = Deaths(self._control)
+        self._receives, self._sends = Receives(self._control, self._vectors, deaths), Sends(deaths)
+        self._bell = Bell(self._processes[self.rank])
+        self._expects = False  # the bell has rung for a message that has not come yet
+        senders = range(1, self.size) if self.rank == 0 else [0]
+        is_woken = self._bell.works and all(map(self._is_near, senders))
+        self._backoff = Backoff(SHORTEST if not is_woken else BELL if self.rank else LONGEST)
+
+    @property
+    def thread_level(self) -> str:
+        """What MPI grants this process; psgc needs no more than "funneled"."""
+        levels = {MPI.THREAD_SINGLE: "single", MPI.THREAD_FUNNELED: "funneled", MPI.THREAD_SERIALIZED: "serialized"}
+        return levels.get(MPI.Query_thread(), "multiple")
+
+    # setting up
+
+    def be_patient(self, timeout: float, stopped_timeout: float) -> None:
+        """For rank 0: how long ranks wait for one another from now on (`psgc.rendezvous`)."""
+        self._rendezvous.be_patient(timeout, stopped_timeout)
+
+    def broadcast(self, data: bytes | None, doing: str = "starting") -> bytes:
+        """The bytes that rank 0 gives, on every rank. Collective. doing: what takes so long, for people."""
+        return self._rendezvous.broadcast(data, doing)
+
+    def gather(self, text: str, doing: str = "starting") -> list[str]:
+        """The text of every rank, on every rank, cut at 512 bytes. Collective. doing: as in `broadcast`."""
+        return self._rendezvous.gather(text, doing)
+
+    def _duplicate(self) -> MPI.Intracomm:
+        made: list[MPI.Intracomm] = []
+
+        def begin() -> MPI.Request:
+            comm, request = self._world.Idup()
+            made.append(comm)
+            self._unfinished.append(request)  # in case that this raises before it is complete
+            return request
+
+        self._rendezvous.complete(begin, "starting")
+        self._unfinished.pop()
+        made[0].Set_errhandler(MPI.ERRORS_RETURN)
+        return made[0]
+
+    def start(self) -> None:
+        """Post the receives of control messages."""
+        self._receives.start()
+
+    # messages
+
+    def send(self, dest: int, records: Iterable[Records]) -> None:
+        """Send control records, in order, in as few messages as they fit."""
+        everything = joined(records)
+        for first in range(0, len(everything), BATCH):
+            self._send_bytes(everything[first : first + BATCH].view(np.uint8), dest, CONTROL_TAG)
+
+    def send_text(self, dest: int, text: str) -> None:
+        """Send a text of at most 64 KiB. It arrives before the records that are sent after it."""
+        everything = np.frombuffer(text.encode()[:TEXT_LIMIT], np.uint8)
+        size = BATCH * RECORD.itemsize
+        for first in range(0, len(everything), size):
+            self._send_bytes(everything[first : first + size], dest, TEXT_TAG)
+
+    def _send_bytes(self, buffer: np.ndarray, dest: int, tag: int) -> None:
+        self._send(self._control, [buffer, MPI.BYTE], dest, tag, buffer)
+
+    def send_vector(self, dest: int, iteration: int, what: int, vector: Array) -> None:
+        """Send a vector, whose last entries are for the stamp. It must not change until `sending` says so."""
+        self.send_vectors(dest, [(iteration, what, vector)])
+
+    def send_vectors(self, dest: int, vectors: Sequence[tuple[int, int, Array]]) -> None:
+        """Send vectors of one length in one message. Several must be in host memory, and are copied."""
+        for iteration, what, vector in vectors:
+            stamp(vector, iteration, what)
+        message = vectors[0][2] if len(vectors) == 1 else np.concatenate([vector for *_, vector in vectors])
+        self._send(self._vectors, message, dest, len(vectors), message)
+
+    def _send(self, comm: MPI.Intracomm, message: Any, dest: int, tag: int, buffer: Array) -> None:
+        self._sends.send(comm, message, dest, tag, buffer)
+        self._backoff.reset(soon=self._expects)
+        if self._is_near(dest):
+            self._bell.ring_at(self._processes[dest])
+
+    def post(self, buffer: Array, source: int | None = None) -> None:
+        """Receive vectors from `source` (None: any rank) into `buffer`.
+
+        From any rank the buffer is used again and again: what `poll` gives out lies in it until the next `poll` or
+        `wait`. From one rank it is used once.
+        """
+        self._receives.post(buffer, MPI.ANY_SOURCE if source is None else source)
+
+    def poll(self) -> list[Message]:
+        """What has arrived since the last poll."""
+        self._receives.repost()
+        messages = self._receives.poll()
+        self._sends.poll()
+        if messages:
+            self._expects = False
+            self._backoff.reset()
+        return messages
+
+    def wake(self) -> None:
+        """End the `wait` of the thread that communicates. The only method for other threads."""
+        self._bell.ring()
+
+    def wait(self, expecting_large: bool = False, busy: bool = False) -> None:
+        """Pause until there is something to poll, at most a millisecond or two.
+
+        expecting_large: a large transfer is to come, which is not slept on. busy: another thread of this process has a
+        use for the core.
+        """
+        self._receives.repost()
+        large = expecting_large or self._sends.has_large()
+        end = time.monotonic() + LONGEST
+        while True:
+            if rung := self._bell.sleep(self._backoff.next(large, busy)):
+                self._expects = self._expects or MESSAGE in rung
+                self._backoff.reset(soon=self._expects)
+                return
+            if large or self._receives.stirs() or time.monotonic() >= end:
+                return
+
+    @property
+    def bytes_sent(self) -> int:
+        return self._sends.bytes
+
+    @property
+    def bytes_received(self) -> int:
+        return self._receives.bytes
+
+    def sending(self, buffer: Array | None = None) -> bool:
+        """Whether a send of `buffer` (None: any) is not complete; those to dead and forgotten ranks are."""
+        return self._sends.awaits(buffer)
+
+    def unreached(self, patience: float) -> list[int]:
+        """Ranks to which something has not left for `patience` seconds, and more for large messages."""
+        return self._sends.unreached(patience)
+
+    def pending(self) -> Counter[int]:
+        """Bytes that are on their way to each rank."""
+        return self._sends.pending()
+
+    def forget(self, rank: int) -> None:
+        """Do not wait for sends to `rank`, which may be stopped or cut off. They are not withdrawn."""
+        self._sends.forget(rank)
+
+    def remember(self, rank: int) -> None:
+        """Undo `forget`: `rank` has been heard again."""
+        self._sends.remember(rank)
+
+    # ending
+
+    def close(self) -> None:
+        """Withdraw what is posted. Every rank calls it, with nothing more to send or to receive, and nobody dead."""
+        posted = self._receives.requests()
+        for request in posted:
+            request.Cancel()
+        end = time.monotonic() + PATIENCE
+        while not MPI.Request.Testall(posted) and time.monotonic() < end:
+            time.sleep(LONGEST)
+        self._control.Free()
+        self._vectors.Free()
+        self._bell.close()
+
+    def finalize(self) -> None:
+        """`close`, and leave MPI for good; `end` follows. After a death only `leave` ends a process reliably."""
+        self.close()
+        MPI.Finalize()
+
+    def end(self, code: int) -> NoReturn:
+        """End this process after `finalize`, whatever its other threads are at.
+
+        MPICH tells its mpirun in a handler of the C library's exit that a process ends in order. Without it mpirun
+        takes the end for a crash, kills the others and exits with 9.
+        """
+        if "Open MPI" not in self.library:
+            last_resort = threading.Timer(PATIENCE, os._exit, (code,))  # another library's handler may wait for ever
+            last_resort.daemon = True
+            last_resort.start()
+            ctypes.CDLL(None).exit(code)
+        os._exit(code)
+
+    def leave(self, code: int, others: Collection[int] = ()) -> NoReturn:
+        """End this process without leaving MPI, since Finalize and Abort hang after a death.
+
+        Rank 0 waits up to 2 s for the processes of the ranks `others` to be gone, so that mpirun's exit code is `code`.
+        """
+        end = time.monotonic() + PATIENCE
+        while self.rank == 0 and not self._all_gone(others) and time.monotonic() < end:
+            with suppress(MPI.Exception):
+                self._world.Iprobe(self.rank)  # moves what is still on its way
+            time.sleep(LONGEST)
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):  # a pipe that nobody reads any more
+                stream.flush()
+        os._exit(code)
+
+    def _all_gone(self, ranks: Collection[int]) -> bool:
+        left = set(ranks) - set(failed_ranks(self._world))
+        return all(self._is_near(rank) and self._processes[rank].is_gone() for rank in left)
+
+    def is_gone(self, rank: int) -> bool:
+        """Whether the process of `rank` has ended, as far as this host or MPI tells."""
+        return self._all_gone([rank])
+
+    def kill(self, rank: int) -> bool:
+        """SIGKILL the process of `rank`, if it is on this host; whether that was done, or it was gone already."""
+        return self._is_near(rank) and self._processes[rank].kill()
+
+    def _is_near(self, rank: int) -> bool:
+        return bool(self._processes) and self._processes[rank].is_near(self._processes[self.rank])
