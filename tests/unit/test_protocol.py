@@ -136,18 +136,18 @@ class Unruly(World):
             yield it, lambda do=do: do(now, foreign)
         for do in (it.reassign, it.invalidate):
             yield it, lambda do=do: do(now, foreign, 1)
-        for do in (it.queue, it.set_default_queue):
+        for do in (it.queue, it.default_queue):
             yield it, lambda do=do: do(now + 1, [0, foreign])
         yield it, lambda: it.finished(now, foreign)
-        yield it, lambda: it.commit(now + 1, 0, [node.rank], node.rank)
-        yield it, lambda: it.collect(now + 1, node.rank)
+        yield it, lambda: it.commit(now + 1, 0)
+        yield it, lambda: it.collect(now + 1)
         if not self.case.combined:
-            yield it, lambda: it.collect(now, node.rank)
+            yield it, lambda: it.collect(now)
         if node.work is not None:
             yield it, it.take
         for chunk in range(foreign):
             if chunk not in it.held:
-                yield it, lambda chunk=chunk: it.commit(now, chunk, [node.rank], node.rank)
+                yield it, lambda chunk=chunk: it.commit(now, chunk)
 
 
 @settings(deadline=None, max_examples=150)
