@@ -35,22 +35,27 @@ class DeliveryByMessage:
         self._backend = backend
         self._outbox = outbox
         self._iteration = -1
-        self._message: Array = None  # the parameters, as they are sent
+        self._copy: Array = None  # of the parameters, with room for a stamp
+        # by the number of default queues that the stamp says: a message must not change while it is being sent
+        self._messages: dict[int, Array] = {}
         self._lacking: dict[int, None] = {}  # workers that have not been sent them
 
     def begin(self, iteration: int, params: Array, workers: Iterable[int]) -> None:
         message = self._backend.xp.empty(params.size + stamp_length(params.dtype), params.dtype)
         message[: params.size] = params
-        self._iteration, self._message = iteration, self._backend.to_message(message)
+        self._iteration, self._copy, self._messages = iteration, self._backend.to_message(message), {}
         self._lacking = dict.fromkeys(workers)
 
     def send(self) -> None:
         if not self._lacking:
             return
         pending, outbox = self._transport.pending(), self._outbox
-        limit = max(AHEAD, 2 * self._message.nbytes)  # no pile of old parameters is kept for a worker that is stopped
+        limit = max(AHEAD, 2 * self._copy.nbytes)  # no pile of old parameters is kept for a worker that is stopped
         for worker in [worker for worker in self._lacking if pending[worker] < limit and outbox.may_send(worker)]:
-            self._transport.send_vector(worker, self._iteration, outbox.default_queues(worker), self._message)
+            queues = outbox.default_queues(worker)
+            if queues not in self._messages:
+                self._messages[queues] = self._copy.copy() if self._messages else self._copy
+            self._transport.send_vector(worker, self._iteration, queues, self._messages[queues])
             outbox.count(worker, 1)
             del self._lacking[worker]
 

@@ -47,7 +47,7 @@ class Transport:
 
     def send_vector(self, dest: int, iteration: int, what: int, vector: np.ndarray) -> None:
         self.sent.append((dest, iteration))
-        self.vectors.append((dest, iteration, what, vector[: -stamp_length(vector.dtype)].copy()))
+        self.vectors.append((dest, iteration, what, vector[: -stamp_length(vector.dtype)]))
 
     def send_vectors(self, dest: int, vectors: list[tuple[int, int, np.ndarray]]) -> None:
         for vector in vectors:

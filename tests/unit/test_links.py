@@ -117,6 +117,16 @@ def test_a_default_queue_that_still_waits_is_replaced(transport, links):
     assert transport.vectors[1][2] == 2
 
 
+def test_a_message_that_is_being_sent_does_not_change_when_another_worker_counts_other_queues(transport, links):
+    links.begin(5)
+    links.outbox.tell_default_queue(2, [0, 1])
+    links.deliver(LARGE, (1, 2, 3))
+    (_, _, none, one), (_, _, once, two), (_, _, _, three) = transport.vectors
+    assert (none, once) == (0, 1)
+    assert not np.shares_memory(one, two)
+    assert np.shares_memory(one, three)  # no copy for each worker
+
+
 @pytest.mark.parametrize("for_good", [False, True])
 def test_a_worker_that_may_come_back_does_not_miss_a_default_queue_that_it_was_counted_for(transport, links, for_good):
     for _ in range(UNHEARD):
