@@ -149,7 +149,7 @@ def test_text_is_text(opened):
     assert seen.page.locator("h1").count() == 1
     headings = seen.page.locator("h2").all_inner_texts()
     assert headings[:3] == ["Convergence", "Iteration 136, worker by worker", "Every worker in every iteration"]
-    assert headings[3:] == ["Efficiency", "Workers lost", "Summary", "Settings"]
+    assert headings[3:] == ["Efficiency", "Lost workers", "Summary", "Settings"]
     assert seen.page.get_by_role("table").count() == 3
     assert seen.page.get_by_role("img").count() == 4
     assert seen.page.get_by_role("rowheader", name="coding.parts").count() == 1
