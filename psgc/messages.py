@@ -101,7 +101,10 @@ def receive_length(length: int, dtype: Any) -> int:
 def stamp(vector: Any, iteration: int, what: int) -> None:
     """Write `iteration` and `what` into the last entries of a vector in host or device memory, bit by bit."""
     if isinstance(vector, np.ndarray):
-        STAMP.pack_into(vector.data, vector.nbytes - STAMP.size, iteration, what)
+        place = vector.nbytes - STAMP.size
+        # pack_into writes zeros first: a message that other ranks are reading already must not be written again
+        if STAMP.unpack_from(vector.data, place) != (iteration, what):
+            STAMP.pack_into(vector.data, place, iteration, what)
     else:
         vector[-stamp_length(vector.dtype) :].set(np.frombuffer(STAMP.pack(iteration, what), vector.dtype))
 
