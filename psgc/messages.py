@@ -67,9 +67,7 @@ class Kind(IntEnum):
     STOP = 5  # the run is over
     DEFAULT_QUEUE = 7  # iteration, chunk: as QUEUE, from this iteration on
     REASSIGN = 8  # iteration, chunk, role: from now on the worker holds this chunk and codes it in this role
-    INVALIDATE = (
-        9  # iteration, chunk, attempt: what was done of the chunk does not count; it may have to be done once more
-    )
+    INVALIDATE = 9  # iteration, chunk, attempt: copies of the chunk do not count, and it may have to be done again
     NEXT = 10  # iteration, chunk: to be done before everything else
     KILL = 16  # worker: end the process of this worker, which hangs on the same host
     LEAVE = 17  # last: whether everybody leaves in order, through MPI's Finalize
@@ -98,22 +96,22 @@ def receive_length(length: int, dtype: Any) -> int:
     return max(length + stamp_length(dtype), BUNDLE // int(np.dtype(dtype).itemsize))
 
 
-def stamp(vector: Any, iteration: int, what: int) -> None:
-    """Write `iteration` and `what` into the last entries of a vector in host or device memory, bit by bit."""
+def stamp(vector: Any, iteration: int, what: int) -> Any:
+    """Write `iteration` and `what` into the last entries of a vector in host or device memory, and return it.
+
+    Not while it is being sent: other ranks may be reading it.
+    """
     if isinstance(vector, np.ndarray):
-        place = vector.nbytes - STAMP.size
-        # pack_into writes zeros first: a message that other ranks are reading already must not be written again
-        if STAMP.unpack_from(vector.data, place) != (iteration, what):
-            STAMP.pack_into(vector.data, place, iteration, what)
+        STAMP.pack_into(vector.data, vector.nbytes - STAMP.size, iteration, what)
     else:
         vector[-stamp_length(vector.dtype) :].set(np.frombuffer(STAMP.pack(iteration, what), vector.dtype))
+    return vector
 
 
 def stamp_of(vector: Any) -> tuple[int, int]:
     """The iteration in the last entries of a vector and what it is; (-1, 0) when it is too short to say so.
 
-    >>> vector = np.zeros(5, np.float32)
-    >>> stamp(vector, 2**40 + 1, 7)
+    >>> vector = stamp(np.zeros(5, np.float32), 2**40 + 1, 7)
     >>> float(vector[0]), stamp_of(vector)
     (0.0, (1099511627777, 7))
     """

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import Protocol
 
 from psgc.backend import Array, Backend
-from psgc.messages import stamp_length
+from psgc.messages import stamp, stamp_length
 from psgc.server.outbox import Outbox
 from psgc.transport import Transport
 
@@ -54,8 +54,9 @@ class DeliveryByMessage:
         for worker in [worker for worker in self._lacking if pending[worker] < limit and outbox.may_send(worker)]:
             queues = outbox.default_queues(worker)
             if queues not in self._messages:
-                self._messages[queues] = self._copy.copy() if self._messages else self._copy
-            self._transport.send_vector(worker, self._iteration, queues, self._messages[queues])
+                message = self._copy.copy() if self._messages else self._copy
+                self._messages[queues] = stamp(message, self._iteration, queues)
+            self._transport.send_vector(worker, self._messages[queues])
             outbox.count(worker, 1)
             del self._lacking[worker]
 

@@ -24,6 +24,7 @@ from psgc.messages import (
     Records,
     entries,
     record,
+    stamp,
     stamp_length,
 )
 from psgc.transport import Control, Died, Transport, Vector
@@ -43,8 +44,7 @@ class WorkerLoop:
 
     dim: entries of the parameters; silence: seconds without a message after which the server is told that all is well;
     long: seconds in one chunk after which the server is told where it is, then after twice as long, and so on;
-    first: the iteration that the run begins with; first_role: what is added to a role in
-    the tag of an accumulator.
+    first: the iteration that the run begins with; first_role: what is added to a role in the stamp of an accumulator.
     """
 
     def __init__(
@@ -211,7 +211,7 @@ class WorkerLoop:
         """At most two messages at a time: the server has spare memory for so many, should this worker be cut off."""
         while self._vectors and self._transport.pending()[SERVER] < UNDER_WAY * self._vectors[0][2].nbytes:
             bundle = self._take_bundle()
-            self._transport.send_vectors(SERVER, bundle)
+            self._transport.send_vectors(SERVER, [stamp(vector, *of) for *of, vector in bundle])
             self._unanswered = 0
             self._injector.at("sending", bundle[-1][0])
 

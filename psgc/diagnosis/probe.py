@@ -34,7 +34,7 @@ def ranks() -> None:
     """One rank of a small job: exchange vectors as a run does, lose the last rank, and end in order."""
     import numpy as np
 
-    from psgc.messages import Kind, record
+    from psgc.messages import Kind, record, stamp
     from psgc.transport import Control, Died, Transport, Vector
 
     transport = Transport()
@@ -72,11 +72,11 @@ def ranks() -> None:
                         heard.add((rank, "died"))
             transport.wait(expecting_large=True)
 
-    vector = np.ones(ENTRIES)
+    vector = stamp(np.ones(ENTRIES), 0, 0)
     if serving:
         began = time.monotonic()
         for rank in workers:
-            transport.send_vector(rank, 0, 0, vector)
+            transport.send_vector(rank, vector)
         until(*((rank, "vector") for rank in workers))
         say(exchanged=time.monotonic() - began, bytes=2 * vector.nbytes * len(workers))
         began = time.monotonic()
@@ -87,7 +87,7 @@ def ranks() -> None:
         say(survived=True)
         transport.leave(0, [rank for rank in workers if rank != victim])
     until((0, "vector"))
-    transport.send_vector(0, 0, 0, vector)
+    transport.send_vector(0, vector)
     if transport.rank == victim:
         until((0, Kind.STOP))
         os.kill(os.getpid(), signal.SIGKILL)

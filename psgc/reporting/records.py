@@ -55,7 +55,7 @@ class Recorder:
         self.events: list[WorkerEvent] = []  # the rows of lost.csv
         self._lost_csv: GrowingFile | None = None
         self.timeline_every = recorded_every(iterations, assignment.nnz)
-        self.lacks_room = False  # for params.npy
+        self.lacks_room = False  # for params.npy or summary.json
         self._saved: np.ndarray | None = None  # the parameters that params.npy holds
         self.not_whole: dict[str, str] = {}  # files that lack something on the disk, and why
         try:
@@ -164,6 +164,7 @@ class Recorder:
         It says which files lack something (`not_whole`). The timeline makes room for the other two. A run whose
         parameters cannot be written has failed. May be called again. Raises OSError when the summary cannot be written.
         """
+        self.lacks_room = False
         self._write_params(params)
         entries = self._timeline.take()
         self.tally.count(entries)
@@ -186,9 +187,8 @@ class Recorder:
         self.not_whole.pop("params.npy", None)
         try:
             self._making_room(lambda: write_whole(path, lambda stream: np.save(stream, params, allow_pickle=False)))
-            self._saved, self.lacks_room = params, False
+            self._saved = params
         except OSError as error:
-            self.lacks_room = error.errno in NO_ROOM
             self.not_whole["params.npy"] = str(error.strerror)
 
     def _write_summary(self, summary: dict[str, Any]) -> None:
@@ -225,7 +225,11 @@ class Recorder:
             if error.errno not in NO_ROOM:
                 raise
             self._drop_timeline()
-            write()
+            try:
+                write()
+            except OSError as again:
+                self.lacks_room = again.errno in NO_ROOM
+                raise
 
     def _keep(self, name: str, write: Callable[[], object]) -> None:
         """Write to the file `name` of the record, or say that it is incomplete: the run does not end for that."""

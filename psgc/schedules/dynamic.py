@@ -121,8 +121,7 @@ class DynamicSchedule(Schedule):
         self, worker: int, chunk: int, now: float, seconds: float, done: bool = True, late: float = 0.0
     ) -> list[Order]:
         by, it = self._workers[worker], self._chunks[chunk]
-        self.learning.learn(by, seconds / it.cost, late, len(self._workers))
-        self.estimates[worker] = by.pace  # type: ignore[assignment]
+        self.estimates[worker] = self.learning.learn(by, seconds / it.cost, late, len(self._workers))
         self._latest = now
         running = by.running
         if done:
@@ -134,6 +133,8 @@ class DynamicSchedule(Schedule):
             orders = self._start_next(by, now)
         else:  # an order crossed its report: it did this chunk first, and has begun the one we thought it was in
             by.began(now)
+            holders = [self._workers[rank] for rank in self._holders[running.number]]
+            self._bare |= dict.fromkeys(w for w in holders if w.running is None and not w.told)
         by.reports += 1
         if len(by.told) <= 1 or by.reports & (by.reports - 1) == 0:  # often at first, when there is most to learn
             self._to_pull[by] = None
@@ -233,7 +234,7 @@ class DynamicSchedule(Schedule):
             return []
         limit = worker.through(now, lag) + 2 * lag
         ends: dict[Worker, float] = {}  # when others will be through
-        offers: dict[Worker, list[Chunk]] = {}  # what those that will be through later were told
+        offers: dict[Worker, set[Chunk]] = {}  # what those that will be through later were told
         for chunk in worker.choices():
             for other in chunk.takers:
                 if other.running is chunk:
@@ -245,14 +246,18 @@ class DynamicSchedule(Schedule):
                         end = 0.0  # it may be as fast as `worker`, and its report under way
                     ends[other] = end
                 if end > limit + pace * chunk.cost:
-                    offers.setdefault(other, []).append(chunk)
+                    offers.setdefault(other, set()).add(chunk)
         orders: list[Order] = []
         while offers:
             other = max(offers, key=ends.__getitem__)
-            chunk = offers[other].pop(0)
+            chunk = next(chunk for chunk in reversed(other.told) if chunk in offers[other])
+            offers[other].remove(chunk)
             if not offers[other]:
                 del offers[other]
-            if chunk in worker.told or ends[other] <= limit + pace * chunk.cost:
+            # before it starts: it may begin the first of its default queue before it reads that it need not
+            is_first = other.running is None and chunk is next(iter(other.told))
+            needed = 2 * pace * chunk.cost if is_first else pace * chunk.cost
+            if chunk in worker.told or (is_first and len(other.told) > 1) or ends[other] <= limit + needed:
                 continue
             orders += self._withdraw(chunk, [other])
             worker.tell(chunk)

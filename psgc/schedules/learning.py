@@ -29,8 +29,8 @@ class Learning:
                 self._add_surprise(1 - newest / seconds, len(workers))
         return self._surprise <= TRUSTED
 
-    def learn(self, worker: Worker, pace: float, late: float, num_workers: int) -> None:
-        """`worker` took `pace` seconds per average chunk, and its report was so many seconds late."""
+    def learn(self, worker: Worker, pace: float, late: float, num_workers: int) -> float:
+        """`worker` took `pace` seconds per average chunk, and its report was `late` seconds late: its new pace."""
         before = worker.newest
         if worker.reports == 0 and before is not None:  # paces that differ by less than the lag count as the same
             change = max(0.0, abs(pace - before) - self.lag) / max(pace, before, 1e-300)
@@ -40,6 +40,7 @@ class Learning:
         worker.pace = old + LEARNING_RATE * (pace - old)
         # a single worker whose reports take long says nothing about the server
         self.lag += LAG_RATE * (min(late, max(2 * self.lag, LAG_STEP)) - self.lag)
+        return worker.pace
 
     def _add_surprise(self, share: float, num_workers: int) -> None:
         self._surprise += (share - self._surprise) / num_workers

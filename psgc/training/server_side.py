@@ -4,7 +4,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -144,7 +144,8 @@ def _serve(
         summary = _summary(recorder, seconds, run, outcome)
         params = run.backend.to_host(server.params)
         # first, since a run that is interrupted may be killed soon; "evaluating" makes `psgc launch` wait
-        recorder.finish(params, summary | {"evaluating": True})
+        with suppress(OSError):  # a checkpoint that is being written may take the room: what counts comes below
+            recorder.finish(params, summary | {"evaluating": True})
         if outcome.status == "interrupted":  # now: Open MPI's mpirun sends SIGKILL after half a second
             _say_how_it_ended(run, outcome, keeper.done)
         patient = outcome.status == "done" and not transport.survives_deaths  # a killed worker would end the server
@@ -159,7 +160,7 @@ def _serve(
             summary = _summary(recorder, seconds, run, outcome) | found
         if not writer.flush(CHECKPOINT_TIMEOUT):
             say(f"psgc: the last checkpoint is not in {directory / 'checkpoints'}", error=True)
-        elif recorder.lacks_room:  # the parameters matter more than older checkpoints
+        elif recorder.lacks_room:  # parameters and summary matter more than older checkpoints
             writer.make_room()
         summary = recorder.finish(params, summary)
         if summary["status"] != outcome.status:  # the parameters could not be written

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from psgc.backend import Array
-from psgc.messages import BATCH, RECORD, Records, joined, stamp
+from psgc.messages import BATCH, RECORD, Records, joined
 from psgc.processes import die_with_parent, keep_freed_memory, sleep_precisely
 from psgc.rendezvous import MPI, Rendezvous, failed_ranks
 from psgc.transport.backoff import BELL, LONGEST, SHORTEST, Backoff
@@ -115,15 +115,13 @@ class Transport:
     def _send_bytes(self, buffer: np.ndarray, dest: int, tag: int) -> None:
         self._send(self._control, [buffer, MPI.BYTE], dest, tag, buffer)
 
-    def send_vector(self, dest: int, iteration: int, what: int, vector: Array) -> None:
-        """Send a vector, whose last entries are for the stamp. It must not change until `sending` says so."""
-        self.send_vectors(dest, [(iteration, what, vector)])
+    def send_vector(self, dest: int, vector: Array) -> None:
+        """Send a vector that has its stamp. It must not change until `sending` says so; others may be sent it too."""
+        self.send_vectors(dest, [vector])
 
-    def send_vectors(self, dest: int, vectors: Sequence[tuple[int, int, Array]]) -> None:
+    def send_vectors(self, dest: int, vectors: Sequence[Array]) -> None:
         """Send vectors of one length in one message. Several must be in host memory, and are copied."""
-        for iteration, what, vector in vectors:
-            stamp(vector, iteration, what)
-        message = vectors[0][2] if len(vectors) == 1 else np.concatenate([vector for *_, vector in vectors])
+        message = vectors[0] if len(vectors) == 1 else np.concatenate(vectors)
         self._send(self._vectors, message, dest, len(vectors), message)
 
     def _send(self, comm: MPI.Intracomm, message: Any, dest: int, tag: int, buffer: Array) -> None:

@@ -19,7 +19,7 @@ import pytest
 
 from psgc import rendezvous
 from psgc.errors import RunFailed
-from psgc.messages import Kind, record
+from psgc.messages import Kind, record, stamp
 from psgc.transport import Control, Died, Text, Transport, Vector
 
 LARGE = 1 << 21  # entries of a large vector: 16 MiB
@@ -129,7 +129,7 @@ def traffic(count="3000", length="1000"):
                 answered[rank] = len(ear.records[rank])
                 for n in range(answered[-rank], len(ear.vectors[rank])):
                     iteration, value, length = ear.vectors[rank][n]
-                    transport.send_vector(rank, iteration, 1, np.full(length, value))
+                    transport.send_vector(rank, stamp(np.full(length, value), iteration, 1))
                 answered[-rank] = len(ear.vectors[rank])
             return all(len(ear.records[rank]) >= count for rank in living) and 2 in ear.died
 
@@ -155,7 +155,7 @@ def traffic(count="3000", length="1000"):
             while sent < count and sent - len(ear.records[0]) < window:
                 transport.send(0, [record(Kind.REPORT, iteration=sent)])
                 if sent % every == 0:
-                    transport.send_vector(0, sent, 1, np.full(int(length), float(sent)))
+                    transport.send_vector(0, stamp(np.full(int(length), float(sent)), sent, 1))
                 sent += 1
                 if transport.rank == 2 and sent == count // 3:
                     die()
@@ -182,14 +182,14 @@ def sending(milliseconds="0", each="4"):
     elif transport.rank == 2:
         began = time.monotonic()
         for n in range(each):
-            transport.send_vector(0, n, 0, np.full(LARGE, float(n)))
+            transport.send_vector(0, stamp(np.full(LARGE, float(n)), n, 0))
         while time.monotonic() - began < float(milliseconds) / 1000:
             transport.poll()
         die()
     else:
         ear.until_kind(0, Kind.ALIVE)
         for n in range(each):
-            transport.send_vector(0, n, 0, np.full(LARGE, float(n + transport.rank)))
+            transport.send_vector(0, stamp(np.full(LARGE, float(n + transport.rank)), n, 0))
     finish(transport, ear)
 
 
@@ -199,12 +199,12 @@ def receiving(milliseconds="0"):
     if transport.rank == 0:
         for n in range(3):
             for rank in range(1, transport.size):
-                transport.send_vector(rank, n, 0, np.full(LARGE, float(n)))
+                transport.send_vector(rank, stamp(np.full(LARGE, float(n)), n, 0))
         ear.until_died(2)
         for rank in range(1, transport.size):
             transport.send(rank, 100 * [record(Kind.ALIVE)])
             transport.send_text(rank, "x" * 60_000)
-            transport.send_vector(rank, 3, 0, np.full(LARGE, 3.0))
+            transport.send_vector(rank, stamp(np.full(LARGE, 3.0), 3, 0))
     elif transport.rank == 2:
         end = time.monotonic() + float(milliseconds) / 1000
         while time.monotonic() < end:
@@ -228,7 +228,7 @@ def late():
         transport.post(np.empty(5, np.float32))
     if transport.rank:
         for iteration in iterations:
-            transport.send_vector(0, iteration, 3, np.full(5, float(iteration), np.float32))
+            transport.send_vector(0, stamp(np.full(5, float(iteration), np.float32), iteration, 3))
     else:
         ear.until(lambda: len(ear.vectors[1]) == len(iterations), "the vectors")
         assert sorted(ear.vectors[1]) == [(iteration, float(iteration), 1) for iteration in iterations]
@@ -325,10 +325,10 @@ def stopped():
     if transport.rank == 0:
         while Path(f"/proc/{transport.pids[2]}/stat").read_text().rpartition(")")[2].split()[0] != "T":
             time.sleep(0.001)
-        vectors = [np.full(LARGE, float(n)) for n in range(2)]
-        for n, vector in enumerate(vectors):
-            transport.send_vector(2, n, 0, vector)
-            transport.send_vector(1, n, 0, vector)
+        vectors = [stamp(np.full(LARGE, float(n)), n, 0) for n in range(2)]
+        for vector in vectors:
+            transport.send_vector(2, vector)
+            transport.send_vector(1, vector)
         ear.until(lambda: any(entry[0] == Kind.ALIVE for entry in ear.records[1]), "rank 1")
         assert transport.sending()
         transport.forget(2)
@@ -360,7 +360,7 @@ def killed():
     if transport.rank == 0:
         while Path(f"/proc/{transport.pids[2]}/stat").read_text().rpartition(")")[2].split()[0] != "T":
             time.sleep(0.001)
-        transport.send_vector(2, 0, 0, np.ones(LARGE))
+        transport.send_vector(2, stamp(np.ones(LARGE), 0, 0))
         assert transport.kill(2)
         ear.until_died(2)
         assert transport.kill(2)

@@ -13,7 +13,7 @@ from psgc import coding
 from psgc.backend import Backend
 from psgc.config import from_yaml_text
 from psgc.data import ChunkSource
-from psgc.messages import Kind, receive_length, record, stamp_length
+from psgc.messages import Kind, receive_length, record, stamp, stamp_length
 from psgc.plan import Plan
 from psgc.training.worker_side import make_worker
 from psgc.transport import Control, Transport, Vector
@@ -90,7 +90,7 @@ class Scripted:
         self.records, self.vectors = [], []
 
     def params(self, iteration, values):
-        self.transport.send_vector(1, iteration, 0, np.full(ROOM, values))
+        self.transport.send_vector(1, stamp(np.full(ROOM, values), iteration, 0))
 
     def tell(self, *records):
         self.transport.send(1, records)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from psgc.messages import Kind, Records, stamp_length
+from psgc.messages import Kind, Records, stamp_length, stamp_of
 from psgc.transport import Control, Vector
 
 ALIVE = int(Kind.ALIVE)
@@ -73,12 +73,8 @@ class WorkerEnd:
         everything = np.concatenate(records)
         self.sent.append((len(everything) == 1 and everything["kind"][0] == ALIVE, everything))
 
-    def send_vector(self, dest: int, iteration: int, what: int, vector: np.ndarray) -> None:
-        self.vectors.append((iteration, what, vector))
-
-    def send_vectors(self, dest: int, vectors: list[tuple[int, int, np.ndarray]]) -> None:
-        for vector in vectors:
-            self.send_vector(dest, *vector)
+    def send_vectors(self, dest: int, vectors: list[np.ndarray]) -> None:
+        self.vectors += [(*stamp_of(vector), vector) for vector in vectors]
 
     def send_text(self, dest: int, text: str) -> None:
         self.sent.append((False, text.encode()))
@@ -132,9 +128,9 @@ class ServerEnd:
         assert dest not in self.forgotten or lasting, "told what to do now to a worker that is lost"
         self._ends[dest].control.append((self._clock.now, everything))
 
-    def send_vector(self, dest: int, iteration: int, default_queues: int, params: np.ndarray) -> None:
+    def send_vector(self, dest: int, params: np.ndarray) -> None:
         assert dest not in self.forgotten, "sent parameters to a worker that is lost"
-        self._ends[dest].params.append((self._clock.now, iteration, default_queues, params))
+        self._ends[dest].params.append((self._clock.now, *stamp_of(params), params))
 
     def pending(self) -> Counter[int]:
         return Counter({rank: 1 << 40 for rank, end in self._ends.items() if len(end.params) >= PILE})

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from psgc.messages import TAIL, Kind, Records, record, stamp_length
+from psgc.messages import TAIL, Kind, Records, record, stamp_length, stamp_of
 from psgc.transport import Control, Vector
 
 
@@ -45,13 +45,14 @@ class Transport:
         self.sent.append((dest, [Kind(int(entry["kind"][0])).name for entry in records]))
         self.records[dest].extend(np.concatenate(records))
 
-    def send_vector(self, dest: int, iteration: int, what: int, vector: np.ndarray) -> None:
+    def send_vector(self, dest: int, vector: np.ndarray) -> None:
+        iteration, what = stamp_of(vector)
         self.sent.append((dest, iteration))
         self.vectors.append((dest, iteration, what, vector[: -stamp_length(vector.dtype)]))
 
-    def send_vectors(self, dest: int, vectors: list[tuple[int, int, np.ndarray]]) -> None:
+    def send_vectors(self, dest: int, vectors: list[np.ndarray]) -> None:
         for vector in vectors:
-            self.send_vector(dest, *vector)
+            self.send_vector(dest, vector)
 
     def post(self, buffer: np.ndarray, source: int = 0) -> None:
         self.posted += 1

@@ -3,7 +3,6 @@
 import timeit
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -131,13 +130,3 @@ def test_joining_and_reading_records_is_cheap():
         return entry["kind"] == Kind.SKIP and (entry["iteration"], entry["chunk"], entry["start"], entry["seconds"])
 
     assert best(lambda: [read(e) for e in entries(array)]) < best(lambda: [read(e) for e in array]) / 1.5
-
-
-def test_a_stamp_that_is_there_is_not_written_again():
-    """Other processes may be reading the message."""
-    vector = np.zeros(4)
-    stamp(vector, 3, 1)
-    vector.setflags(write=False)
-    stamp(vector, 3, 1)
-    with pytest.raises((ValueError, TypeError, BufferError)):
-        stamp(vector, 4, 1)
