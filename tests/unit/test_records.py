@@ -5,6 +5,7 @@ import errno
 import json
 import math
 import os
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -494,6 +495,19 @@ def test_the_timeline_makes_room_for_a_checkpoint_while_the_run_goes(recorder_in
     )
     assert recorder.finish(np.zeros(1), {}) == {"not_whole": {"timeline.raw": "No space left on device"}}
     assert not list((tmp_path / "out").glob("timeline.*"))
+
+
+@pytest.mark.parametrize("name", ["params.npy", "summary.json"])
+def test_the_recorder_says_when_checkpoints_should_make_room(recorder_in, tmp_path, monkeypatch, name):
+    recorder = recorder_in(tmp_path / "out")
+    with monkeypatch.context() as patch:
+        writer = "write_whole" if name == "params.npy" else "write_text"
+        patch.setattr(records, writer, full_disk)
+        with pytest.raises(OSError, match="No space") if name == "summary.json" else nullcontext():
+            recorder.finish(np.zeros(3), {"status": "done"})
+        assert recorder.lacks_room
+    recorder.finish(np.zeros(3), {"status": "done"})
+    assert not recorder.lacks_room
 
 
 def full_disk(path, fill):

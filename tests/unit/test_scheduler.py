@@ -137,11 +137,9 @@ def test_dynamic_backs_up_what_is_predicted_last():
     """Paces 1, 4 and 6, shares of two; the first holds everything, the others only their own."""
     paces = {1: 1.0, 2: 4.0, 3: 6.0}
     schedule = dynamic({1: [0, 1], 2: [2, 3], 3: [4, 5]}, {1: [5, 4, 3, 2], 2: [], 3: []}, paces)
-    # through at 3 with 5 instead of 12, at 4 with 3 instead of 8, at 5 with 4 instead of 6
-    moved = [Skip(3, 5, recovered=False), Skip(2, 3, recovered=False), Skip(3, 4, recovered=False)]
-    # 3 has nothing left, and would be more than half through with 4 at 5: it begins it
-    begun = [Skip(1, 4, recovered=False), Queue(3, (4,))]
-    assert schedule.begin() == [*moved, Queue(1, (0, 1, 5, 3, 4)), *begun]
+    # through at 3 with 5 instead of 12, at 4 with 3 instead of 8; 3 may have begun chunk 4 already
+    moved = [Skip(3, 5, recovered=False), Skip(2, 3, recovered=False)]
+    assert schedule.begin() == [*moved, Queue(1, (0, 1, 5, 3))]
     assert done(schedule, 1, 0, 1.0, 1.0) == []
     assert done(schedule, 1, 1, 2.0, 1.0) == []
     # its last chunk until 4; then 2 is at its end with chunk 2, but chunk 4 is not there before 6
@@ -152,6 +150,23 @@ def test_dynamic_backs_up_what_is_predicted_last():
     assert done(schedule, 2, 2, 4.0, 4.0, [1]) == []
     # the copy of 1 is there first, and what 3 is in is not needed
     assert done(schedule, 1, 4, 5.0, 1.0, [3]) == [Skip(3, 4, recovered=True)]
+
+
+def test_dynamic_leaves_a_slow_worker_the_chunk_that_it_may_have_begun_already():
+    """The first of its default queue, unless it is to do nothing: then others must gain as much as they take."""
+    schedule = dynamic({1: [0, 1], 2: [2, 3, 4]}, {1: [2, 3], 2: []}, {1: 1.0, 2: 4.0})
+    assert schedule.begin() == [Skip(2, 3, recovered=False), Queue(1, (0, 1, 3))]
+    for pace, is_taken in ((9.0, True), (2.5, False)):
+        schedule = dynamic({1: [0], 2: [1]}, {1: [1], 2: []}, {1: 1.0, 2: pace})
+        assert (Skip(2, 1, recovered=False) in schedule.begin()) is is_taken
+
+
+def test_dynamic_looks_again_when_a_worker_did_another_chunk_first():
+    """1 rests, since 2 would be in chunk 1; but an order crossed the report, and 2 did chunk 2."""
+    schedule = dynamic({1: [0], 2: [1, 2]}, {1: [1], 2: []}, {1: 1.0, 2: 1.4})
+    schedule.begin()
+    assert done(schedule, 1, 0, 1.0, 1.0) == []
+    assert Queue(1, (1,)) in done(schedule, 2, 2, 1.4, 1.4)
 
 
 def one_chunk_each():
