@@ -16,8 +16,6 @@ from psgc.plan import read_assignment
 from psgc.reporting.files import write_output
 from psgc.terminal import say
 
-DENSE_LIMIT = 2**30  # bytes of an .npy file
-
 
 def order(path: str, parts: int | None = None, output: str | None = None) -> int:
     """Prints Q_max, bound and gap for this l, or for each possible l. Returns 0.
@@ -27,7 +25,7 @@ def order(path: str, parts: int | None = None, output: str | None = None) -> int
     """
     assignment = read_assignment(path)
     if output is not None:
-        _check_output(output, assignment.shape)
+        _check_output(output)
     try:
         ordering = coding.ordering(assignment, parts)
     except UserError as error:
@@ -57,16 +55,13 @@ def _range(counts: Any) -> str:
     return f"{least}" if least == most else f"{least} to {most}, mean {counts.mean():.4g}"
 
 
-def _check_output(output: str, shape: tuple[int, int]) -> None:
+def _check_output(output: str) -> None:
     """Refuse now what would fail after the computation."""
     path = Path(output)
     if path.suffix not in (".npy", ".npz"):
         raise UserError(f"--output {output}: name a file that ends in .npy (dense) or .npz (sparse)")
     if not path.parent.is_dir():
         raise UserError(f"--output {output}: there is no directory {path.parent}")
-    if path.suffix == ".npy" and 4 * shape[0] * shape[1] > DENSE_LIMIT:
-        size = 4 * shape[0] * shape[1] / 2**30
-        raise UserError(f"--output {output}: a dense {shape[0]} x {shape[1]} matrix takes {size:.0f} GiB; name an .npz")
 
 
 def _write(output: str, ordering: scipy.sparse.csr_array) -> None:

@@ -83,20 +83,14 @@ def _state_and_start(pid: int) -> tuple[str, str]:
     return fields[0], fields[19]
 
 
-def die_with_parent() -> None:
-    """Have the kernel kill this process when its launcher dies: a killed mpirun leaves no orphans (Linux only)."""
-    try:
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    except (OSError, AttributeError):
-        return
+def die_with_parent(number: int = signal.SIGKILL) -> None:
+    """Have the kernel send this process a signal when its parent dies: a killed mpirun leaves no orphans."""
+    _libc("prctl", 1, number)  # PR_SET_PDEATHSIG
 
 
 def sleep_precisely() -> None:
-    """Have the kernel end the sleeps of this thread and of those it starts on time, not 50 us late (Linux only)."""
-    try:
-        ctypes.CDLL(None).prctl(29, 1)  # PR_SET_TIMERSLACK, in nanoseconds
-    except (OSError, AttributeError):
-        return
+    """Have the kernel end the sleeps of this thread and of those it starts on time, not 50 us late."""
+    _libc("prctl", 29, 1)  # PR_SET_TIMERSLACK, in nanoseconds
 
 
 def default_signals_in_children() -> None:
@@ -119,12 +113,14 @@ def keep_freed_memory() -> None:
     Gradients come and go. Given back to the kernel each time, their pages cost more than a simple gradient itself:
     2.4 MB that took 0.3 ms took 1.3 ms (300,000 parameters, glibc 2.41).
     """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
-        return
-    mallopt(-3, 16 << 20)  # M_MMAP_THRESHOLD
-    mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
+    _libc("mallopt", -3, 16 << 20)  # M_MMAP_THRESHOLD
+    _libc("mallopt", -1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
+
+
+def _libc(function: str, *arguments: int) -> None:
+    """Call a function of the C library, where it has it."""
+    with suppress(OSError, AttributeError):
+        getattr(ctypes.CDLL(None), function)(*arguments)
 
 
 def kill_tree(root: int) -> None:

@@ -9,7 +9,6 @@ mpirun's exit code proves nothing: it is 0 after rank 0 was killed or a node was
 survived the death of a worker. The proof is the summary that the run wrote.
 """
 
-import ctypes
 import json
 import os
 import shutil
@@ -28,7 +27,7 @@ from psgc.config import load
 from psgc.errors import PsgcError, UserError
 from psgc.launching import slurm
 from psgc.launching.mpirun import ANYWHERE, Placement, launch_command
-from psgc.processes import kill_tree
+from psgc.processes import die_with_parent, kill_tree
 from psgc.terminal import say, shell_line
 from psgc.training.ending import stopped
 from psgc.writing import write_text
@@ -211,7 +210,11 @@ def _run(
     try:
         sys.stdout.flush()
         process = subprocess.Popen(
-            command, env=environ, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=_end_with_parent
+            command,
+            env=environ,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            preexec_fn=lambda: die_with_parent(signal.SIGTERM),
         )
         ended = _wait(process, lambda: bool(received) or is_over())
         for number, seconds in STOP_SEQUENCE if received else STOP_SEQUENCE[1:]:
@@ -245,8 +248,3 @@ def _deadline_or_signal(seconds: float, received: Sequence[int]) -> Callable[[],
     """Holds after so many seconds, or once another signal has been received."""
     deadline, seen = time.monotonic() + seconds, len(received)
     return lambda: len(received) > seen or time.monotonic() > deadline
-
-
-def _end_with_parent() -> None:
-    """In mpirun, before it starts: receive SIGTERM when `psgc launch` is killed."""
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG

@@ -1,4 +1,4 @@
-"""The commands of SLURM that psgc calls: submit a script, requeue this job, list the partitions."""
+"""The commands of SLURM that psgc calls: submit a script, requeue this job."""
 
 import os
 import re
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from psgc.errors import PsgcError, RunFailed, UserError
+from psgc.errors import RunFailed, UserError
 from psgc.yaml_source import printable
 
 CLIENT_SECONDS = 30.0  # clients retry for up to a minute where SLURM does not answer
@@ -42,14 +42,6 @@ def requeue(job: str) -> bool:
         return False
     _client(["scontrol", "requeue", job], failure)
     return True
-
-
-def partitions() -> list[str]:
-    """The names of all partitions, none when SLURM does not answer."""
-    try:
-        return sorted(set(_client(["sinfo", "--noheader", "--format=%R"], "sinfo").split()))
-    except PsgcError:
-        return []
 
 
 def _client(command: Sequence[str], failure: str) -> str:

@@ -46,13 +46,12 @@ def submit(
     check_extra(for_mpirun)
     config = load(config_path, overrides)
     points = sweep_points(sweeps, config.output.replace("$", "$$"))  # its variables are expanded already
-    configs = [load(config_path, [*overrides, *point]) for point in points]
-    for each, point in zip(configs or [config], points or [[]], strict=True):
+    for point in points or [[]]:
+        each = load(config_path, [*overrides, *point])
         try:
             _check(each, job)
         except UserError as error:
             raise UserError(f"{' '.join(point)}: {error}" if point else str(error)) from None
-    _check_all_differ(configs, points)
     data = _data_to_copy(config, sweeps) if local_dir is not None else {}
     script = Path(output or f"{config.output.rstrip('/')}.sbatch")
     text = batch_script(config_path, job, overrides, points, resume, local_dir, data, written_by, for_mpirun)
@@ -66,14 +65,7 @@ def submit(
     if not go:
         say(f"{script}: {what}; submit it with: {shell_line(['sbatch', str(script)])}")
         return 0
-    try:
-        number = slurm.submit(script)
-    except UserError:
-        known = slurm.partitions() if job.partition else []
-        if known and job.partition not in known:
-            reason = f"SLURM has no such partition, expected {', '.join(known)}"
-            raise UserError(f"--partition {job.partition}: {reason}") from None
-        raise
+    number = slurm.submit(script)
     log = f"{job.name}-{number}{'_*' if points else ''}.log"
     say(f"job {number}: {what}, script {script}, log {log}")
     return 0
@@ -140,13 +132,3 @@ def _data_to_copy(config: Config, sweeps: Sequence[str]) -> dict[str, str]:
     if any(sweep.lstrip().startswith("data") for sweep in sweeps):
         raise UserError("--local-dir: the data of all runs must be the same, but --sweep changes it")
     return _data_files(config)
-
-
-def _check_all_differ(configs: Sequence[Config], points: Sequence[Sequence[str]]) -> None:
-    """Raises UserError when two runs of a sweep have equal settings, however they are written."""
-    seen: dict[str, str] = {}
-    for config, (*values, _output) in zip(configs, points, strict=True):
-        settings, point = config.model_copy(update={"output": ""}).to_yaml(), " ".join(values)
-        if settings in seen:
-            raise UserError(f"--sweep: {seen[settings]} and {point} are the same run, expected every value once")
-        seen[settings] = point

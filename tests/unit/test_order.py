@@ -132,11 +132,6 @@ def test_outputs_that_cannot_be(capsys, uneven):
     assert sorted(path.name for path in folder.iterdir()) == ["A.npy", "D.npy"]
 
 
-def test_a_dense_output_that_is_too_large(capsys, tmp_path):
-    scipy.sparse.save_npz(tmp_path / "A.npz", coding.cyclic(20_000, 20_000, 1))
-    assert "a dense 20000 x 20000 matrix takes 1 GiB" in refusal(capsys, tmp_path / "A.npz", "--output", "O.npy")
-
-
 def test_the_output_is_whole_or_not_there(capsys, uneven, monkeypatch):
     def disk_full(stream, array):
         stream.write(b"half")

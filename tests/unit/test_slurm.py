@@ -93,12 +93,6 @@ def test_a_slurm_that_does_not_answer_is_not_waited_for(client, monkeypatch):
 def test_no_slurm_here(client):
     with pytest.raises(UserError, match=r"^sbatch: not found on the PATH, expected SLURM's commands$"):
         slurm.submit(Path("a.sbatch"))
-    assert slurm.partitions() == []
-
-
-def test_partitions(client):
-    client("sinfo", """[ "$*" = "--noheader --format=%R" ] && printf 'long\\ngpu\\nlong\\n'""")
-    assert slurm.partitions() == ["gpu", "long"]
 
 
 # ---------------------------------------------------------------- going back into the queue

@@ -212,10 +212,6 @@ def test_examples(module):
         (["--sweep", "coding.replication=2,6"], "coding.replication=6 output=runs/a/1_coding.replication=6: "),
         (["--sweep", "iterations=5,x"], "--set iterations=x: "),
         (["--sweep", "seed=1", "--sweep", "seed=2"], "--sweep seed=2: seed: given twice"),
-        (
-            ["--sweep", "optimizer.lr=0.1,1.0e-1", "--sweep", "seed=1,2"],
-            "--sweep: optimizer.lr=0.1 seed=1 and optimizer.lr=1.0e-1 seed=1 are the same run",
-        ),
         (["--set", "data.path=nowhere"], f"data.path: nowhere: {MISSING}"),
         (["--set", "data.test=nowhere"], f"data.test: nowhere: {MISSING}"),
         (["--set", "data.path=data"], "data.path: data: is a directory; if only the nodes have it"),
@@ -306,15 +302,14 @@ def test_no_option_of_the_script_can_be_given_again():
 
 @pytest.fixture
 def sbatch(tmp_path, monkeypatch):
-    """Call it with the shell of sbatch; sinfo knows the partitions cpu and gpu."""
+    """Call it with the shell of sbatch."""
     bin_ = tmp_path / "bin"
     bin_.mkdir()
     monkeypatch.setenv("PATH", f"{bin_}:{os.environ['PATH']}")
 
     def make(body):
-        for name, script in (("sbatch", body), ("sinfo", "printf 'cpu\\ngpu\\n'")):
-            (bin_ / name).write_text(f"#!/bin/sh\n{script}\n")
-            (bin_ / name).chmod(0o755)
+        (bin_ / "sbatch").write_text(f"#!/bin/sh\n{body}\n")
+        (bin_ / "sbatch").chmod(0o755)
 
     return make
 
@@ -332,16 +327,15 @@ def test_go_submits_it(submit, sbatch):
 
 
 @pytest.mark.parametrize(
-    ("refusal", "partition", "code", "said"),
+    ("refusal", "code", "said"),
     [
-        ("Invalid partition name specified", "x", 2, "--partition x: SLURM has no such partition, expected cpu, gpu"),
-        ("Invalid qos specification", "cpu", 2, "SLURM refuses runs/a.sbatch: Invalid qos specification"),
-        ("Unable to contact slurm controller", "cpu", 1, "SLURM does not work: Unable to contact slurm controller"),
+        ("Invalid qos specification", 2, "SLURM refuses runs/a.sbatch: Invalid qos specification"),
+        ("Unable to contact slurm controller", 1, "SLURM does not work: Unable to contact slurm controller"),
     ],
 )
-def test_what_slurm_says_is_one_line(submit, sbatch, refusal, partition, code, said):
+def test_what_slurm_says_is_one_line(submit, sbatch, refusal, code, said):
     sbatch(f"echo 'sbatch: error: Batch job submission failed: {refusal}' >&2; exit 1")
-    assert submit(*PLAIN, "--go", "--partition", partition) == (code, "", f"psgc: {said}\n")
+    assert submit(*PLAIN, "--go") == (code, "", f"psgc: {said}\n")
 
 
 # the examples

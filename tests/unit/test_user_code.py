@@ -1,9 +1,9 @@
 """The line of the user's code that raised an error, or that a thread is in."""
 
 import json
-import os
+import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -20,6 +20,13 @@ def loads(text):
 
 def raises():
     return parms
+
+def waits(begun, go_on):
+    begun.set()
+    go_on.wait(20)
+
+def evaluates():
+    return eval("1 / 0")
 """
 
 
@@ -29,7 +36,9 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     module = ModuleType("model")
-    exec(compile(MODEL, str(tmp_path / "here/model.py"), "exec"), vars(module))
+    file = tmp_path / "here/model.py"
+    file.write_text(MODEL)
+    exec(compile(MODEL, str(file), "exec"), vars(module))
     return module
 
 
@@ -43,12 +52,13 @@ def where(call: Callable[..., object], *arguments: object) -> str:
 def test_the_innermost_line_of_the_users(model: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert where(model.raises) == ", model.py:7"
     assert where(model.loads, "[") == ", model.py:4"  # not a line of the library
+    assert where(model.evaluates) == ", model.py:14"  # not one of a file <string>
     monkeypatch.chdir("/")
     assert where(model.raises) == f", {tmp_path}/here/model.py:7"
 
 
 def test_a_current_directory_that_is_gone(model: ModuleType, tmp_path: Path) -> None:
-    os.rmdir(tmp_path / "here")
+    shutil.rmtree(tmp_path / "here")
     assert where(model.raises) == f", {tmp_path}/here/model.py:7"
 
 
@@ -64,60 +74,20 @@ def test_nothing_of_an_error_of_psgcs_own() -> None:
     assert where(coding.cyclic, -1, 2, 3) == ""
 
 
-WAITING = """\
-import threading
-from collections import UserList
-
-class Communicator:
-    def Allreduce(self, values):
-        started.set()
-        go_on.wait()
-
-def plain(values):
-    Communicator.Allreduce(values, values)
-
-def collective(comm):
-    comm.Allreduce(1)
-"""
-
-
 @pytest.fixture
-def line_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], str]:
-    """What is said of a thread that is in this function of a model, whose communicator comes from this package."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "model.py").write_text(WAITING)
-    started, go_on = threading.Event(), threading.Event()
-
-    def look(function: str, package: str) -> str:
-        names = {"started": started, "go_on": go_on, "__name__": "model"}
-        exec(compile(WAITING, str(tmp_path / "model.py"), "exec"), names)
-        names["Communicator"].__module__ = package
-        communicator = names["Communicator"]()
-        # what it waits in is a library's, not a line of the model
-        inside = {name: names[name] for name in ("started", "go_on")}
-        exec(compile("def Allreduce(*_):\n    started.set()\n    go_on.wait()", "<library>", "exec"), inside)
-        names["Communicator"].Allreduce = inside["Allreduce"]
-        thread = threading.Thread(target=names[function], args=(communicator,))
-        thread.start()
-        assert started.wait(20)
-        try:
-            return current_line(thread.ident)
-        finally:
-            go_on.set()
-            thread.join(20)
-
-    return look
+def waiting(model: ModuleType) -> Iterator[int | None]:
+    """A thread that is in line 11 of the model."""
+    begun, go_on = threading.Event(), threading.Event()
+    thread = threading.Thread(target=model.waits, args=(begun, go_on))
+    thread.start()
+    assert begun.wait(20)
+    yield thread.ident
+    go_on.set()
+    thread.join(20)
 
 
-def test_the_line_that_a_thread_is_in(line_of: Callable[[str, str], str]) -> None:
-    assert line_of("plain", "somewhere") == "model.py:10: Communicator.Allreduce(values, values)"
-
-
-@pytest.mark.parametrize("package", ["mpi4py.MPI", "horovod.torch", "somewhere"])
-def test_a_line_that_calls_a_collective_is_told_from_others(line_of: Callable[[str, str], str], package: str) -> None:
-    line, _, remark = line_of("collective", package).partition(" (")
-    assert line == "model.py:13: comm.Allreduce(1)"
-    assert remark.startswith("a collective waits for all ranks") == (package != "somewhere")
+def test_the_line_that_a_thread_is_in(waiting: int | None) -> None:
+    assert current_line(waiting) == "model.py:11: go_on.wait(20)"
 
 
 @pytest.mark.parametrize("thread", [None, 1])
