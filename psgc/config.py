@@ -13,16 +13,16 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 from psgc.errors import UserError, visible
 from psgc.schedules import SCHEDULES
 from psgc.validation import (
-    LEAST,
-    MOST,
     Count,
     Fraction,
     Natural,
     NotNegative,
     PathText,
     Positive,
+    PositiveNumber,
     Section,
     UsedBy,
+    WholeNumber,
     either,
     expect,
     one_of,
@@ -116,11 +116,7 @@ ScheduleName = Annotated[str, one_of(SCHEDULES)]
 
 
 class Coding(Section):
-    chunks_per_worker: Annotated[
-        Annotated[Count, expect("a whole number >= 1 or auto"), Tag("<number>")]
-        | Annotated[Literal["auto"], Tag("<auto>")],
-        Discriminator(lambda value: "<auto>" if value == "auto" else "<number>"),
-    ] = 8
+    chunks_per_worker: Annotated[WholeNumber | Literal["auto"], expect("a whole number >= 1 or auto", union=True)] = 8
     replication: Count = 3
     assignment: Annotated[
         Annotated[AssignmentName, Tag("<name>")] | Annotated[AssignmentFile, Tag("<file>")],
@@ -193,18 +189,12 @@ class Verify(Section):
     strikes: Count = 3  # wrong copies after which a worker is lost
 
 
-def _deadline(value: Any) -> Any:
-    wrong = isinstance(value, bool) or not isinstance(value, (int, float)) or not LEAST <= value <= MOST
-    if value is not None and value != "auto" and wrong:
-        raise refuse(f"expected seconds > 0 or auto, got {shown(value)}")
-    return value if value is None or value == "auto" else float(value)
-
-
 class Recovery(Section):
     """When an iteration ends: approximate ends at `deadline`, or when at most `max_error` of the copies is missing."""
 
     mode: Literal["exact", "approximate"] = "exact"
-    deadline: Annotated[float | Literal["auto"] | None, BeforeValidator(_deadline)] = None  # seconds of an iteration
+    # seconds of an iteration
+    deadline: Annotated[PositiveNumber | Literal["auto"] | None, expect("seconds > 0 or auto", union=True)] = None
     max_error: Fraction | None = None  # share of the chunks_per_worker * workers * parts copies
     estimator: Literal["least_squares", "unbiased"] = "least_squares"
 

@@ -21,7 +21,7 @@ A *role* is a row of the coding matrix: a worker's own rank, unless it does what
 
 import struct
 from collections.abc import Iterable
-from enum import IntEnum
+from enum import IntEnum, unique
 from typing import Any
 
 import numpy as np
@@ -54,6 +54,7 @@ Records = np.ndarray  # one-dimensional, of dtype RECORD
 Entry = dict[str, Any]  # one of them by the names of its fields
 
 
+@unique
 class Kind(IntEnum):
     """What a record says, and the fields it uses."""
 

@@ -35,15 +35,18 @@ def refuse(text: str, *keys: str) -> PydanticCustomError:
     return PydanticCustomError("psgc", "{text}", {"text": text, "keys": keys})
 
 
-def expect(text: str) -> WrapValidator:
-    """Replaces pydantic's message about a wrong value by `expected <text>, got <value>`."""
+def expect(text: str, union: bool = False) -> WrapValidator:
+    """Replaces pydantic's message about a wrong value by `expected <text>, got <value>`.
+
+    union: of several plain types. Otherwise an error inside the value keeps its own message.
+    """
 
     def check(value: Any, inner: ValidatorFunctionWrapHandler) -> Any:
         try:
             return inner(value)
         except ValidationError as error:
             first = error.errors()[0]
-            if first["loc"]:  # an error inside the value, which has its own message
+            if first["loc"] and not union:
                 raise
             limit = ""
             if first["type"] == "less_than_equal":
@@ -106,9 +109,11 @@ def _expanded(text: str, info: ValidationInfo) -> str:
 
 _LARGEST = 2**31 - 1
 LEAST, MOST = 1e-50, 1e50  # so that squares and quotients are finite
-Count = Annotated[int, Field(ge=1, le=_LARGEST), expect("a whole number >= 1")]
+WholeNumber = Annotated[int, Field(ge=1, le=_LARGEST)]
+PositiveNumber = Annotated[float, Field(ge=LEAST, le=MOST, allow_inf_nan=False)]
+Count = Annotated[WholeNumber, expect("a whole number >= 1")]
 Natural = Annotated[int, Field(ge=0, le=_LARGEST), expect("a whole number >= 0")]
-Positive = Annotated[float, Field(ge=LEAST, le=MOST, allow_inf_nan=False), expect("a number > 0")]
+Positive = Annotated[PositiveNumber, expect("a number > 0")]
 NotNegative = Annotated[float, Field(ge=0, le=MOST, allow_inf_nan=False), expect("a number >= 0")]
 Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False), expect("a number >= 0 and < 1")]
 PathText = Annotated[str, AfterValidator(_one_line), expect("a path"), AfterValidator(_expanded)]

@@ -142,31 +142,13 @@ def check(kind, path, overrides=(), given_tree=None):
     load, _ = KINDS[kind]
     loaded, message = outcome(lambda: load(path, overrides), visible(str(path)), *(set_name(o) for o in overrides))
     if loaded is None:
-        return rightly_placed(message, path)
+        return message
     written = stands_in(path.read_text(encoding="utf-8")) if given_tree is None else given_tree
     resolved = loaded.model_dump()
     assert says(written, resolved), (written, resolved)
     if kind == "run":
         assert config.from_yaml_text(loaded.to_yaml()) == loaded  # what the workers read is the same
     return ""
-
-
-def rightly_placed(message, path):
-    """`message`; when it is about what is no YAML at all, PyYAML must say so too, of the same line."""
-    if "not valid YAML" in message and path.stat().st_size < 10_000 and (problem := syntax_error(path)):
-        line, text = problem
-        assert message.startswith(f"{path}:{line}: ") or not message.endswith(f"not valid YAML: {text}"), message
-    return message
-
-
-def syntax_error(path):
-    try:
-        yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
-    except yaml.MarkedYAMLError as error:
-        return (error.problem_mark.line + 1, str(error.problem)) if error.problem_mark else None
-    except (yaml.YAMLError, ValueError, OverflowError, RecursionError):
-        pass
-    return None
 
 
 def set_name(override):

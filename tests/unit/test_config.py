@@ -2,7 +2,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from pydantic import ValidationError
 
 from psgc.config import BuiltinProblem, PythonProblem, from_yaml_text, load
 from psgc.errors import UserError
@@ -36,41 +35,11 @@ def refusal(path, *overrides):
 def test_defaults(run_yaml):
     config = load(run_yaml)
     assert config.problem == BuiltinProblem(kind="logistic")
-    assert (config.schedule, config.transfer, config.backend, config.dtype) == (
-        "dynamic",
-        "auto",
-        "auto",
-        "float64",
-    )
-    assert config.coding.model_dump() == {
-        "chunks_per_worker": 8,
-        "replication": 3,
-        "assignment": "blocks",
-        "parts": 1,
-        "coding_matrix": "spread",
-    }
-    assert config.optimizer.model_dump() == {
-        "kind": "nesterov",
-        "lr": 0.1,
-        "momentum": 0.9,
-        "beta1": 0.9,
-        "beta2": 0.999,
-        "epsilon": 1e-8,
-    }
-    assert (config.batch, config.seed, config.stragglers.kind, config.faults.collect_timeout) == (
-        None,
-        0,
-        "none",
-        30.0,
-    )
-    assert (config.faults.adopt, config.faults.inject) == (True, [])
-    assert config.data is not None
-    assert (config.data.path, config.data.labels, config.output) == ("data/train.npz", None, "runs/x")
-
-
-def test_a_config_is_read_only(run_yaml):
-    with pytest.raises(ValidationError):
-        load(run_yaml).seed = 3
+    assert (config.schedule, config.transfer, config.backend, config.dtype) == ("dynamic", "auto", "auto", "float64")
+    assert list(config.coding.model_dump().values()) == [8, 3, "blocks", 1, "spread"]
+    assert list(config.optimizer.model_dump().values()) == ["nesterov", 0.1, 0.9, 0.9, 0.999, 1e-8]
+    assert (config.batch, config.seed, config.stragglers.kind) == (None, 0, "none")
+    assert (config.faults.collect_timeout, config.faults.adopt, config.faults.inject) == (30.0, True, [])
 
 
 def test_overrides_take_effect_in_order(run_yaml):
@@ -120,50 +89,21 @@ def test_the_resolved_text_reads_back_equal(run_yaml, override):
     assert yaml.safe_load(text) == config.model_dump()  # any YAML 1.1 reader sees the same
 
 
-WHOLE = "run.yaml:3: iterations: expected a whole number >= 1"
-
-
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
         ("  repli", "  repl", "run.yaml:6: coding.replcation: unknown key, did you mean 'replication'?"),
-        ("iterations: 10", "iterations: ten", f"{WHOLE}, got 'ten'"),
-        ("iterations: 10", "iterations: 10.0", f"{WHOLE}, got 10.0"),
-        ("iterations: 10", "iterations: true", f"{WHOLE}, got true"),
-        ("iterations: 10", "iterations: '10'", f"{WHOLE}, got '10'"),
-        ("iterations: 10", "iterations:", f"{WHOLE}, got nothing"),
-        ("iterations: 10\n", "", "run.yaml: iterations: missing, expected a whole number >= 1"),
+        ("iterations: 10", "iterations: true", "run.yaml:3: iterations: expected a whole number >= 1, got true"),
         (
             "problem: {kind: logistic}\n",
             "",
             "run.yaml: problem: missing, expected a mapping, for example {kind: logistic}",
         ),
         (
-            "optimizer: {kind: nesterov, lr: 1e-1}\n",
-            "",
-            "run.yaml: optimizer: missing, expected a mapping, for example {kind: nesterov, lr: 0.5}",
-        ),
-        (
-            "output: runs/x\n",
-            "",
-            "run.yaml: output: missing, expected the run directory, for example runs/quickstart",
-        ),
-        (
             "data: {path: data/train.npz}\n",
             "",
             "run.yaml: data: missing, problem logistic needs data: {path: ...}",
         ),
-        (", lr: 1e-1", "", "run.yaml:4: optimizer.lr: missing, expected a number > 0"),
-        (
-            "kind: nesterov, ",
-            "",
-            "run.yaml:4: optimizer.kind: missing, expected sgd, momentum, nesterov or adam",
-        ),
-        ("lr: 1e-1", "lr: 0", "run.yaml:4: optimizer.lr: expected a number > 0, got 0"),
-        ("coding:\n", "coding: [\n", "run.yaml:7: not valid YAML: expected ',' or ']', but got ':'"),
-        ("output:", "seed: 1\nseed: 2\noutput:", "run.yaml:8: seed: given twice, first at run.yaml:7"),
-        ("  replication: 3", "  replication: 3\n  parts: 4", "run.yaml:7: coding.parts: parts 4 is more than "
-         "replication 3, each needs a holder"),
     ],
 )  # fmt: skip
 def test_refused_files(run_yaml, old, new, message):
@@ -175,37 +115,17 @@ def test_refused_files(run_yaml, old, new, message):
 NUMBER = "expected a number > 0"
 NAMES = "expected blocks, cyclic, fractional, graph or {kind: file, path: ...}"
 PROBLEMS = "expected least_squares, logistic, softmax, mlp or python: 'module:object'"
-
-
 APPROXIMATE = "recovery={mode: approximate, "
 UNBIASED = f"{APPROXIMATE}deadline: 1, estimator: unbiased}}"
-INJECT = "expected a list of {kind, rank, iteration, step}"
-KINDS = "expected kill, stop, exit, raise, hang, hold or flip"
-ONLY_THE_GRADIENT = "needs step: gradient"
 ONLY_KILL = "rank 0, the server, computes nothing: expected kind: kill, step: begin"
 FAULTS = [
-    ("kill", f"{INJECT}, got 'kill'"),
-    ("{kind: kill}", f"{INJECT}, got a mapping"),
-    ("", f"{INJECT}, got nothing"),
-    ("[kill]",
-     "faults.inject.0: expected a mapping with the keys kind, rank, iteration, step, seconds, got 'kill'"),
-    ("[{kind: shoot, rank: 3, iteration: 5}]", f"faults.inject.0.kind: {KINDS}, got 'shoot'"),
-    ("[{rank: 3, iteration: 5}]", f"faults.inject.0.kind: missing, {KINDS}"),
-    ("[{kind: kill, iteration: 5}]", "faults.inject.0.rank: missing, expected a rank, 0 for the server"),
+    ("{kind: kill}", "expected a list of {kind, rank, iteration, step}, got a mapping"),
+    ("[{kind: shoot, rank: 3, iteration: 5}]",
+     "faults.inject.0.kind: expected kill, stop, exit, raise, hang, hold or flip, got 'shoot'"),
     ("[{kind: kill, rank: -1, iteration: 5}]", "faults.inject.0.rank: expected a whole number >= 0, got -1"),
-    ("[{kind: kill, rank: 1}]", "faults.inject.0.iteration: missing, expected a whole number >= 0"),
     ("[{kind: kill, rank: 1, iteration: x}]", "faults.inject.0.iteration: expected a whole number >= 0, got 'x'"),
-    ("[{kind: kill, rank: 1, iteration: 1, when: begin}]",
-     "faults.inject.0.when: unknown key, expected one of kind, rank, iteration, step, seconds"),
-    ("[{kind: kill, rank: 1, iteration: 1, step: end}]",
-     "faults.inject.0.step: expected begin, gradient, before_report, after_report, after_commit or sending, "
-     "got 'end'"),
-    ("[{kind: raise, rank: 1, iteration: 1, step: begin}]",
-     f"faults.inject.0.step: kind raise {ONLY_THE_GRADIENT}"),
-    ("[{kind: hang, rank: 1, iteration: 1, step: sending}]",
-     f"faults.inject.0.step: kind hang {ONLY_THE_GRADIENT}"),
-    ("[{kind: hold, rank: 1, iteration: 1, seconds: 2, step: after_report}]",
-     f"faults.inject.0.step: kind hold {ONLY_THE_GRADIENT}"),
+    *((f"[{{kind: {kind}, rank: 1, iteration: 1, step: begin}}]",
+       f"faults.inject.0.step: kind {kind} needs step: gradient") for kind in ("raise", "hang", "hold")),
     ("[{kind: hold, rank: 1, iteration: 1}]", "faults.inject.0.kind: kind hold needs seconds"),
     ("[{kind: hold, rank: 1, iteration: 1, seconds: 0}]", f"faults.inject.0.seconds: {NUMBER}, got 0"),
     ("[{kind: kill, rank: 1, iteration: 1, seconds: 2}]", "faults.inject.0.seconds: kind kill does not use it"),
@@ -219,7 +139,6 @@ FAULTS = [
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("iterations=99999999999", "expected a whole number >= 1 and <= 2147483647, got 99999999999"),
         ("seed=-1", "expected a whole number >= 0, got -1"),
         ("batch=0", "expected a whole number >= 1, got 0"),
         ("coding.chunks_per_worker=many", "expected a whole number >= 1 or auto, got 'many'"),
@@ -231,35 +150,17 @@ FAULTS = [
         ("optimizer.lr=.inf", f"{NUMBER}, got inf"),
         ("optimizer.lr=true", f"{NUMBER}, got true"),
         ("optimizer.momentum=1", "expected a number >= 0 and < 1, got 1"),
-        ("optimizer.kind=adagrad", "expected sgd, momentum, nesterov or adam, got 'adagrad'"),
         ("optimizer.beta1=0.5", "kind nesterov does not use it"),
         ("stragglers=slow", "expected a mapping with the keys kind, factor, seconds, path, scale, got 'slow'"),
         ("schedule=dynamics", "expected uncoded, full, random, static, skipping or dynamic, got 'dynamics'"),
-        ("schedule=[1]", "expected uncoded, full, random, static, skipping or dynamic, got a list"),
         ("transfer=3", "expected auto, per_chunk or combined, got 3"),
-        ("backend=torch", "expected auto, numpy or cupy, got 'torch'"),
-        ("dtype=float16", "expected float64 or float32, got 'float16'"),
         ("faults.collect_timeout=0", f"{NUMBER}, got 0"),
         ("faults.adopt=1", "expected true or false, got 1"),
-        ("faults.adop=true", "unknown key, did you mean 'adopt'?"),
-        ("report.every=2",
-         "report: unknown key, expected one of problem, data, optimizer, iterations, "
-         "batch, coding, schedule, transfer, backend, dtype, recovery, verify, trial, faults, checkpoint, "
-         "stragglers, output, seed"),
-
-        ("codng.parts=2", "codng: unknown key, did you mean 'coding'?"),
         ("coding.parts=4", "parts 4 is more than replication 3, each needs a holder"),
-        ("coding.coding_matrix=identity", "expected spread or gaussian, got 'identity'"),
         ("coding.assignment=ring", f"{NAMES}, got 'ring'"),
-        ("coding.assignment=3", f"{NAMES}, got 3"),
         ("coding.assignment={kind: file}",
          "coding.assignment.path: missing, expected a .npy file with a 0/1 matrix, chunks x workers"),
-        ("coding.assignment={path: A.npy}", "coding.assignment.kind: missing, expected file"),
-        ("coding.assignment={kind: cyclic, path: x}",
-         "coding.assignment.kind: expected file, got 'cyclic'"),
         ("problem.kind=svm", f"{PROBLEMS}, got 'svm'"),
-        ("problem={}", f"problem.kind: missing, {PROBLEMS}"),
-        ("problem=mlp", "expected a mapping with the keys kind, l2, hidden, got 'mlp'"),
         ("problem.hidden=3", "kind logistic does not use it"),
         ("problem={python: model.py}", "problem.python: expected 'module:object', got 'model.py'"),
         ("problem={kind: python}", "problem.python: missing, expected 'module:object'"),
@@ -267,11 +168,7 @@ FAULTS = [
          "problem.kind: expected kind python, or no kind, with the key python, got 'mlp'"),
         ("problem={python: 'a:b', options: 3}",
          "problem.options: expected a mapping of keyword arguments, got 3"),
-        ("data={}",
-         "data.path: missing, expected a file: .npz, .npy (with labels: another .npy) or LIBSVM text"),
-        ("data.path=", "expected a path, got nothing"),
         ("data.path=''", "expected a path, got ''"),
-        (r'output="a\nb"', r"expected a path, got 'a\nb'"),
         (r'output="a\0b"', r"expected a path, got 'a\x00b'"),
         (r'output="\ud800"', r"expected a path, got '\ud800'"),
         ("data.test_labels=t.npy", "test_labels needs data.test"),
@@ -279,15 +176,11 @@ FAULTS = [
         ("data.index_base=true", "expected auto, 0 or 1, got true"),
         ("data.index_base=0", "a .npz or .npy file does not use it"),
         ("verify=yes", "expected a mapping with the keys every, tolerance, strikes, got 'yes'"),
-        ("verify={}",
-         "verify.every: missing, expected a whole number >= 1: each chunk is checked once in so many iterations"),
         ("verify={every: 0}", "verify.every: expected a whole number >= 1, got 0"),
         ("verify={every: 1, tolerance: -0.5}", "verify.tolerance: expected a number >= 0, got -0.5"),
         ("verify={every: 1, strikes: 0}", "verify.strikes: expected a whole number >= 1, got 0"),
-        ("verify={evry: 1}", "verify.evry: unknown key, did you mean 'every'?"),
         ("checkpoint.every=-1", "expected a whole number >= 0, got -1"),
         ("checkpoint.keep=0", "expected a whole number >= 1, got 0"),
-        ("stragglers.kind=traces", "expected none, slow, exponential or trace, got 'traces'"),
         ("stragglers.kind=trace", "kind trace needs path: a .npy file, rounds x workers"),
         ("stragglers.kind=slow", "kind slow needs either factor or seconds, for example factor: {3: 10}"),
         ("stragglers.factor.3=2", "stragglers.factor: kind none does not use it"),

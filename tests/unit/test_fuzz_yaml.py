@@ -5,7 +5,6 @@ validated settings: nothing may be dropped, shadowed or taken for something else
 """
 
 import contextlib
-import copy
 import io
 import json
 import re
@@ -17,18 +16,15 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from psgc.cli import main
-from psgc.errors import visible
 from tests.unit.fuzzed_settings import (
     EVERY_KEY,
     FRAGMENTS,
     KINDS,
     RUNS,
     SIMULATION,
-    Text,
     check,
     mutated,
     scalars,
-    sections,
     stands_in,
     texts,
     values,
@@ -94,21 +90,6 @@ def test_files_that_are_too_large_are_not_even_parsed(path):
     assert "empty" in check("run", path)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@fuzzed(60)
-@given(data=st.data())
-def test_any_damage_to_a_valid_file(path, kind, data):
-    text = written(data.draw(st.sampled_from(KINDS[kind][1])), data.draw(st.booleans()))
-    for _ in range(data.draw(st.integers(1, 3))):
-        at = data.draw(st.integers(0, len(text)) | st.sampled_from([m.end() for m in re.finditer("[:,\n] *", text)]))
-        removed = data.draw(st.sampled_from([0, 0, 1, 12]))
-        attempt = data.draw(st.sampled_from(text.splitlines(keepends=True)))
-        new = data.draw(st.sampled_from(FRAGMENTS) | st.text(max_size=2) | st.just(attempt))
-        text = text[:at] + new + text[at + removed :]
-    path.write_bytes(text.encode("utf-8", "surrogatepass"))
-    check(kind, path)
-
-
 # ---------------------------------------------------------------- wrong settings
 
 
@@ -119,45 +100,6 @@ def test_any_values_and_keys(path, kind, data):
     tree = mutated(data, data.draw(st.sampled_from(KINDS[kind][1])))
     path.write_text(written(tree, data.draw(st.booleans())), encoding="utf-8", errors="surrogatepass")
     check(kind, path)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@fuzzed(30)
-@given(data=st.data())
-def test_an_unknown_key_is_named_with_its_line(path, kind, data):
-    tree = copy.deepcopy(data.draw(st.sampled_from(KINDS[kind][1])))
-    place = data.draw(st.sampled_from([place for place in sections(tree) if not set(place) & {"options", "factor"}]))
-    section: Any = tree
-    for key in place:
-        section = section[key]
-    name = data.draw(st.sampled_from(["zz", "Kind", "lr_", "iteration", "z z", "zé", "kind.lr", "z" * 3000, "z\x1b"]))
-    section[name] = data.draw(values)
-    path.write_text(written(tree, as_json=False))
-    marks = yaml.compose(path.read_text(), Loader=Text)
-    for key in place:
-        marks = next(value for mark, value in marks.value if mark.value == key)
-    line = next(mark.start_mark.line for mark, _ in marks.value if mark.value == name) + 1
-    dotted = visible(".".join([*place, name]))
-    message = check(kind, path)
-    assert message.startswith(f"{path}:{line}: {dotted[:97]}")
-    assert re.search("unknown key, (did you mean '|expected one of )|expected kind python, or no kind", message), (
-        message
-    )
-
-
-@pytest.mark.parametrize(("kind", "tree"), [(kind, tree) for kind in KINDS for tree in KINDS[kind][1][::3]])
-def test_a_key_that_is_there_twice_and_all_that_hangs_on_a_value_are_refused(path, kind, tree):
-    lines = written(tree, as_json=False).splitlines(keepends=True)
-    for number, line in enumerate(lines, start=1):
-        if not (match := re.fullmatch(r"( *[^ :]+: )(\S.*\n)", line)):
-            continue
-        changed = {"twice": line + line} | {
-            what: f"{match[1]}{what} {match[2]}" for what in ("&a", "!!str", "!a", "*a")
-        }
-        for what, text in changed.items():
-            path.write_text("".join([*lines[: number - 1], text, *lines[number:]]))
-            at, said = (number + 1, "given twice, first at") if what == "twice" else (number, "not supported")
-            assert re.match(f"{path}:{at}: .*{said}", check(kind, path)), what
 
 
 USES = {  # section: {kind: (what it needs, keys that only some kinds know and this one uses)}

@@ -1,12 +1,10 @@
 """Control records: plain memory with nothing hidden in it."""
 
-import timeit
-
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from psgc.messages import BATCH, RECORD, TAIL, Kind, entries, joined, record, stamp, stamp_length, stamp_of
+from psgc.messages import BATCH, RECORD, Kind, entries, joined, record, stamp, stamp_length, stamp_of
 from tests.unit.doctests import assert_examples_hold
 
 int32 = st.integers(-(2**31), 2**31 - 1)
@@ -45,29 +43,6 @@ def test_every_value_lands_in_its_field_and_survives_as_bytes(kind, values):
 
 def test_fields_that_a_kind_does_not_use_are_zero_and_a_record_is_the_last_of_its_list():
     assert record(Kind.STOP).tolist() == [(Kind.STOP, 1, 0, 0, 0, 0, 0, 0.0, 0.0, 0.0)]
-
-
-def test_no_two_kinds_have_one_number():
-    assert len(Kind) == len(Kind.__members__)  # two names of one number would be one kind
-
-
-def test_records_make_one_message():
-    both = np.concatenate([record(Kind.COMMIT, worker=1, last=False), record(Kind.COMMIT, worker=2)])
-    assert both.dtype == RECORD
-    assert both["worker"].tolist() == [1, 2]
-    assert both["last"].tolist() == [0, 1]
-
-
-def test_a_received_kind_matches_its_name():
-    match record(Kind.QUEUE)[0]["kind"]:
-        case Kind.QUEUE:
-            pass
-        case other:
-            raise AssertionError(other)
-
-
-def test_the_tail_holds_start_seconds_and_loss():
-    assert len(("start", "seconds", "loss")) == TAIL
 
 
 class Device:
@@ -114,19 +89,3 @@ def test_joined_records_are_the_same_one_after_the_other():
     records = [record(Kind.SKIP, 3, chunk, seconds=chunk / 7) for chunk in range(BATCH)]
     assert np.array_equal(joined(records), np.concatenate(records))
     assert [entry["seconds"] for entry in entries(joined(records))] == [chunk / 7 for chunk in range(BATCH)]
-
-
-def best(function):
-    return min(timeit.repeat(function, number=20, repeat=15))
-
-
-def test_joining_and_reading_records_is_cheap():
-    """The server does both for every report: numpy takes 100 times as long to join them, and 4 times to read them."""
-    records = [record(Kind.SKIP, 3, chunk) for chunk in range(BATCH)]
-    array = joined(records)
-    assert best(lambda: joined(records)) < best(lambda: np.concatenate(records)) / 5
-
-    def read(entry):
-        return entry["kind"] == Kind.SKIP and (entry["iteration"], entry["chunk"], entry["start"], entry["seconds"])
-
-    assert best(lambda: [read(e) for e in entries(array)]) < best(lambda: [read(e) for e in array]) / 1.5

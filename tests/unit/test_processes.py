@@ -7,6 +7,8 @@ import threading
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from psgc.processes import Identity, sleep_precisely
 
 
@@ -65,24 +67,13 @@ def test_a_process_is_killed_and_known_to_be_gone():
     assert identity.kill()
 
 
-def test_another_process_with_the_same_pid_is_left_alone():
+@pytest.mark.parametrize(("started", "gone"), [("1", True), ("", False)])
+def test_a_process_that_may_be_another_one_is_left_alone(started, gone):
+    """A pid is given again: the start time tells. Without one nothing is certain."""
     process, identity = sleeper()
     try:
-        former = replace(identity, started=str(int(identity.started) - 1))
-        assert former.is_gone()
-        assert former.kill()
-        assert process.poll() is None
-    finally:
-        process.kill()
-        process.wait(10)
-
-
-def test_without_a_start_time_nothing_is_shot_and_nothing_called_gone():
-    process, identity = sleeper()
-    try:
-        unknown = replace(identity, started="")
-        assert not unknown.is_gone()
-        assert not unknown.kill()
+        other = replace(identity, started=started)
+        assert (other.is_gone(), other.kill()) == (gone, gone)
         assert process.poll() is None
     finally:
         process.kill()

@@ -10,16 +10,13 @@ import numpy as np
 import pytest
 
 from psgc.cli import main
-from psgc.data import write_dense
 from psgc.reporting.progress import RunProgress
 from psgc.terminal import say, say_traceback, shell_line
 from tests.unit.doctests import assert_examples_hold
-from tests.unit.recorded_runs import record
 
 LURE = "psgc: done"
 NASTY = f"x\x1b[31m\n{LURE}"  # red from here on, and a line that looks like one of ours
 SHOWN = f"x\\x1b[31m\\n{LURE}"
-SETTINGS = "problem: {kind: logistic}\noptimizer: {kind: sgd, lr: 0.1}\niterations: 3\n"
 SIMULATION = """\
 assignment: {kind: cyclic, chunks: 6, workers: 3, load: 4}
 parts: [1]
@@ -52,50 +49,6 @@ def test_the_examples():
 # ---------------------------------------------------------------- names that are commands to a terminal
 
 
-def test_order(capsys):
-    np.save(f"{NASTY}.npy", np.ones((2, 2), np.int8))
-    said = run(capsys, "order", f"{NASTY}.npy", "--output", f"{NASTY}.npz")
-    assert f"{SHOWN}.npy: 2 chunks" in said
-    assert f"ordering written to {SHOWN}.npz" in said
-
-
-def recorded_run(iterations):
-    return record(Path("out"), workers=3, chunks_per_worker=2, iterations=iterations).rename(NASTY)
-
-
-def test_report(capsys, monkeypatch):
-    monkeypatch.setattr("psgc.reporting.report.pictures", lambda *_: [])
-    recorded_run(iterations=2)
-    assert f"report written to {SHOWN}/report/index.html" in run(capsys, "report", NASTY)
-
-
-def test_replay(capsys):
-    directory = recorded_run(iterations=3)
-    settings = (directory / "config.yaml").read_text()
-    assert "train.npz" in settings
-    (directory / "config.yaml").write_text(settings.replace("train.npz", r'"x\e[31m.txt"'))  # one line, as it must be
-    said = run(capsys, "replay", NASTY, "--schedule", "static", "--replication", "2", "--chunks-per-worker", "2")
-    assert f"{SHOWN}: 3 workers" in said
-    assert "x\\x1b[31m.txt is text" in said
-
-
-def test_simulate(capsys):
-    Path("sim.yaml").write_text(SIMULATION)
-    assert f"--json {SHOWN}/rows: expected a file" in run(
-        capsys, "simulate", "sim.yaml", "--json", f"{NASTY}/rows", code=2
-    )
-
-
-def test_submit(capsys):
-    write_dense("train.npz", np.ones((8, 2)), np.arange(8.0) % 2)
-    settings = f"{SETTINGS}data: {{path: train.npz}}\noutput: out\n"
-    Path("run.yaml").write_text(settings)
-    command = ["submit", "run.yaml", "--nodes", "1", "--ranks-per-node", "4", "--time", "1:00:00"]
-    said = run(capsys, *command, "--output", f"{NASTY}.sbatch")
-    assert f"{SHOWN}.sbatch: a run on" in said
-    assert Path(f"{NASTY}.sbatch").exists()
-
-
 def test_launch(capsys, mpirun):
     mpirun("mkdir -p out/checkpoints; echo > out/checkpoints/2.npz; exit 1")
     Path("run.yaml").rename(f"{NASTY}.yaml")
@@ -117,13 +70,6 @@ def test_errors_and_tracebacks(capsys, mpirun):
     except ValueError:
         say_traceback()
     assert "ValueError: x\\x1b[31m\n" in capsys.readouterr().err
-
-
-def test_doctor(capsys, mpirun, monkeypatch):
-    mpirun("exit 1")
-    monkeypatch.setattr("psgc.diagnosis.doctor.PROBE", ["false"])
-    monkeypatch.setattr("socket.gethostname", lambda: NASTY)
-    assert f" on {SHOWN}, Python" in run(capsys, "doctor", NASTY, code=1)
 
 
 def test_wrong_arguments(capsys):

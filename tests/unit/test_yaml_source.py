@@ -146,10 +146,6 @@ def test_refused_overrides(override, message):
     assert message_of("a: 1", override) == message
 
 
-def test_an_override_below_a_file_that_is_a_list():
-    assert message_of("[1]", "a=1") == "--set a=1: run.yaml is a list, not a mapping"
-
-
 def test_printable_and_shown_are_short_and_on_one_line():
     assert printable("a\nb\u2028\udc80") == r"a\nb\u2028\udc80"
     assert len(printable("x" * 300)) == 100
