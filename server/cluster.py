@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Container, Iterable, Sequence
 from math import inf
 
+from psgc.config import Config
 from psgc.errors import RunFailed
 from psgc.plan import Plan
 from psgc.schedules import SCHEDULES, Queues, Schedule
@@ -14,7 +15,6 @@ from psgc.server.horvitz_thompson import weights
 from psgc.server.membership import Membership
 from psgc.server.observer import Observer
 from psgc.server.rebalance import queues_for
-from psgc.server.settings import ServerSettings
 from psgc.server.stuck import Stuck
 
 CHECK_EVERY = 0.05  # seconds between two looks at the deadlines
@@ -32,24 +32,26 @@ class Cluster:
     def __init__(
         self,
         plan: Plan,
-        settings: ServerSettings,
+        config: Config,
         hosts: Sequence[str],
         observer: Observer,
         check_data: Callable[[int], object],
+        costs: Sequence[float] | None = None,
     ) -> None:
         self._plan = plan
-        self.settings = settings
+        self._config = config
+        self._costs = costs
         self.hosts = hosts
         self.observer = observer
         self._check_data = check_data
         workers = range(1, plan.num_workers + 1)
         self._everybody = Membership(
-            plan.holders(), plan.parts, settings.reassigning, workers, checking=settings.verification is not None
+            plan.holders(), plan.parts, config.faults.adopt, workers, checking=config.verify is not None
         )
         self.membership = self._everybody.without([])
         self.queues = plan.queues
         self.schedule = self._make_schedule(plan.backups)
-        self.detector = FailureDetector(workers, settings.collect_timeout, settings.chunk_timeout)
+        self.detector = FailureDetector(workers, config.faults.collect_timeout, config.faults.chunk_timeout)
         self.now = 0.0
         self._last_tick = time.monotonic()
         self._next_check = 0.0
@@ -60,8 +62,8 @@ class Cluster:
         self._stuck = Stuck()
 
     def _make_schedule(self, backups: Queues) -> Schedule:
-        settings, holders, parts = self.settings, self.membership.holders, self.membership.parts
-        return SCHEDULES[settings.schedule](self.queues, backups, holders, parts, settings.costs)
+        holders, parts = self.membership.holders, self.membership.parts
+        return SCHEDULES[self._config.schedule](self.queues, backups, holders, parts, self._costs)
 
     @property
     def estimates(self) -> dict[int, float]:
@@ -107,7 +109,7 @@ class Cluster:
         num_chunks, parts = len(self.membership.holders), self.membership.parts
         reported = [(worker, chunk) for worker, chunk, _ in reports]
         recovered = [chunk for chunk in range(num_chunks) if chunk not in incomplete]
-        whole, seed = self.schedule.counts_whole_loads, (self.settings.seed, iteration)
+        whole, seed = self.schedule.counts_whole_loads, (self._config.seed, iteration)
         return weights(self.queues, reported, recovered, num_chunks, parts, whole, seed)
 
     # when a worker fails
@@ -123,7 +125,7 @@ class Cluster:
 
         unreached: gives the workers to which something has not left for so many seconds.
         """
-        limit = self.settings.verification.strikes if self.settings.verification else inf
+        limit = self._config.verify.strikes if self._config.verify else inf
         found = [
             (worker, f"its copies were wrong {strikes} times (verify.strikes)", True)
             for worker, strikes in self.strikes.items()
@@ -134,7 +136,7 @@ class Cluster:
             for line in self._stuck.due(self.now):
                 self.observer.stuck(line)
             found += [(worker, reason, False) for worker, reason in self.detector.missing(self.now)]
-            timeout = self.settings.collect_timeout
+            timeout = self._config.faults.collect_timeout
             reason = f"nothing reaches it for {timeout:g} s (faults.collect_timeout)"
             found += [(worker, reason, False) for worker in unreached(timeout)]
         return found

@@ -163,8 +163,7 @@ class Dispatcher(Target):
                 self._tell(worker, Kind.COMMIT, chunk, role=role, worker=contributor, last=last)
 
     def discard(self, worker: int, chunk: int) -> None:
-        if self._cluster.settings.combined:  # else the worker kept nothing
-            self._tell(worker, Kind.DISCARD, chunk)
+        self._tell(worker, Kind.DISCARD, chunk)
 
     def skip(self, worker: int, chunk: int, recovered: bool) -> None:
         self._tell(worker, Kind.DISCARD if recovered else Kind.SKIP, chunk)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from psgc.backend import Array, Backend
+from psgc.config import Config
 from psgc.messages import TAIL, UNDER_WAY, Entry, Kind, entries, receive_length
 from psgc.plan import Plan
 from psgc.server.arrivals import Alive, Failed, Gone, Tried
@@ -14,7 +15,6 @@ from psgc.server.delivery import DeliveryByMessage, ParameterDelivery
 from psgc.server.events import Abandoned, Delivered, Report
 from psgc.server.malformed import Malformed, check_chunk, check_iteration, check_length, check_record, check_seconds
 from psgc.server.outbox import Outbox
-from psgc.server.settings import ServerSettings
 from psgc.transport import LARGE, TEXT_LIMIT, Control, Died, Text, Transport, Vector
 
 Arrival = Report | Abandoned | Delivered | Failed | Tried | Alive | Gone
@@ -25,14 +25,14 @@ POOL_BYTES = 64 << 20  # memory for receives, at least two vectors and at most o
 class Links:
     """The links of the server to the workers of `plan`, which are ranks of `transport`."""
 
-    def __init__(self, transport: Transport, backend: Backend, settings: ServerSettings, plan: Plan) -> None:
+    def __init__(self, transport: Transport, backend: Backend, config: Config, plan: Plan) -> None:
         self._transport = transport
         self._backend = backend
-        self._dtype = np.dtype(settings.dtype)
+        self._dtype = np.dtype(config.dtype)
         self._num_chunks, self._num_workers = plan.num_chunks, plan.num_workers
         # with `verify`, coded gradients and accumulators both come: the tags of the latter follow those of the chunks
-        by_chunk = not settings.combined or settings.verification is not None
-        self._first_role = plan.num_chunks if settings.verification else sys.maxsize if by_chunk else 0
+        by_chunk = config.transfer == "per_chunk" or config.verify is not None
+        self._first_role = plan.num_chunks if config.verify else sys.maxsize if by_chunk else 0
         self._tail = TAIL if by_chunk else 0
         self._length = 0  # entries of a coded gradient or accumulator, known when the run begins
         self._iteration = -1

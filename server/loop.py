@@ -1,11 +1,12 @@
 """The training loop of the server. Read `Server.run` first; what messages lead to is in `psgc.server.dispatch`."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from psgc.backend import Array, Backend
+from psgc.config import Config
 from psgc.errors import RunFailed
 from psgc.plan import Plan
 from psgc.server.cluster import Cluster
@@ -16,10 +17,9 @@ from psgc.server.ending import end_workers
 from psgc.server.iteration_log import IterationLog
 from psgc.server.links import Links
 from psgc.server.observer import Approximation, Observer
-from psgc.server.optimizer import Optimizer
-from psgc.server.recovery import Deadline
-from psgc.server.settings import ServerSettings
-from psgc.server.trial import Trial
+from psgc.server.optimizer import make_optimizer
+from psgc.server.recovery import Deadline, tolerated
+from psgc.server.trial import TOLERANCE, Trial
 from psgc.server.verification import Checks
 from psgc.transport import Transport
 
@@ -29,34 +29,45 @@ SETTLED = 0.003  # seconds after which all workers have begun an iteration, if i
 class Server:
     """Trains: sends parameters, lets the coordinator decide what counts, decodes, steps.
 
-    interrupted: polled, a reason to end early or None; check_data: called with a chunk whose gradient failed, raises
-    UserError when it is the data that is wrong; trial: compares gradients of the first iteration.
+    config: with the transfer that `auto` stands for; interrupted: polled, a reason to end early or None; check_data:
+    called with a chunk whose gradient failed, raises UserError when it is the data that is wrong; costs: of each chunk
+    relative to an average one, None: all equal; has_loss: whether the problem has one; tried: the chunk that each
+    worker computes in the trial.
     cluster: the workers; its `estimates` can be set before `run`.
     """
 
     def __init__(
         self,
         transport: Transport,
+        config: Config,
         plan: Plan,
         backend: Backend,
-        optimizer: Optimizer,
         observer: Observer,
-        settings: ServerSettings,
         interrupted: Callable[[], str | None] = lambda: None,
         check_data: Callable[[int], object] = lambda _: None,
-        trial: Trial | None = None,
+        costs: Sequence[float] | None = None,
+        has_loss: bool = True,
+        tried: Mapping[int, int] | None = None,
     ) -> None:
-        self._transport, self._plan, self._backend, self._settings = transport, plan, backend, settings
-        self.optimizer, self._observer, self._interrupted = optimizer, observer, interrupted
-        self._trial = trial or Trial({}, 0.0)
-        self._deadline = Deadline(settings.recovery.deadline)
-        self._log = IterationLog(observer, plan.num_chunks, settings.has_loss)
-        self.cluster = Cluster(plan, settings, transport.hosts, observer, check_data)
+        self._transport, self._config, self._plan, self._backend = transport, config, plan, backend
+        self._observer, self._interrupted = observer, interrupted
+        self.optimizer = make_optimizer(**config.optimizer.model_dump())
+        verify, recovery = config.verify, config.recovery
+        self._tolerance = TOLERANCE[config.dtype] if verify is None or verify.tolerance is None else verify.tolerance
+        self._trial = Trial(tried or {}, self._tolerance)
+        self._deadline = Deadline(recovery.deadline)
+        self._unbiased = recovery.estimator == "unbiased"
+        self._log = IterationLog(observer, plan.num_chunks, has_loss)
+        self.cluster = Cluster(plan, config, transport.hosts, observer, check_data, costs)
         self._copies = plan.num_chunks * plan.parts  # that determine the gradient
-        membership, schedule, verify = self.cluster.membership, self.cluster.schedule, settings.verification
-        tolerated, checks = settings.recovery.tolerated(self._copies), Checks(verify.every) if verify else None
-        self._coordinator = Coordinator(membership, schedule, settings.combined, tolerated, checks)
-        self._links = Links(transport, backend, settings, plan)
+        self._coordinator = Coordinator(
+            self.cluster.membership,
+            self.cluster.schedule,
+            config.transfer == "combined",
+            tolerated(recovery.max_error, self._copies),
+            Checks(verify.every if verify else 0),
+        )
+        self._links = Links(transport, backend, config, plan)
         self._dispatcher = Dispatcher(self._coordinator, self.cluster, self._links, self._log, self._trial)
 
     def run(
@@ -70,10 +81,9 @@ class Server:
         """
         self.params = params
         self._trial.first = first
-        matrix, settings = self._plan.coding_matrix, self._settings
-        tolerance = settings.verification.tolerance if settings.verification else None
-        unbiased = settings.recovery.unbiased
-        self._decoder = Decoder(self._backend, matrix, params.size, settings.dtype, unbiased, tolerance)
+        matrix, dtype = self._plan.coding_matrix, self._config.dtype
+        tolerance = self._tolerance if self._config.verify else None
+        self._decoder = Decoder(self._backend, matrix, params.size, dtype, self._unbiased, tolerance)
         self._dispatcher.decoder = self._decoder
         self._links.open(self._decoder.message_length)
         try:
@@ -124,7 +134,7 @@ class Server:
         iteration, incomplete = self._coordinator.iteration, self._coordinator.incomplete()
         self._log.row.missing = len(incomplete)
         weighted = None
-        if self._settings.recovery.unbiased:
+        if self._unbiased:
             weighted = self._decoder.weighted(self.cluster.weights(iteration, self._log.row.reports, incomplete))
         plain = self._decoder.gradient
         used = plain if weighted is None else weighted

@@ -2,7 +2,6 @@
 
 import statistics
 from collections import deque
-from dataclasses import dataclass
 from math import floor, inf
 from typing import Literal
 
@@ -12,28 +11,13 @@ DEVIATIONS = 5.0  # median absolute deviations after the median; of a normal dis
 LEAST_DEVIATION = 0.02  # of the median: times that hardly differ are no reason to cut off at the slightest delay
 
 
-@dataclass(frozen=True)
-class Recovery:
-    """When the gradient is good enough, and what it is then. The defaults: exact.
+def tolerated(max_error: float | None, copies: int) -> int:
+    """How many of so many copies may be missing (`recovery.max_error`).
 
-    deadline: seconds, `auto`, or None for none; max_error: the share of all copies that may be missing; unbiased:
-    whether recovered chunks get weights that make the gradient right on average (`psgc.coding.unbiased_weights`).
+    >>> tolerated(0.29, 100)
+    29
     """
-
-    deadline: float | Literal["auto"] | None = None
-    max_error: float = 0.0
-    unbiased: bool = False
-
-    def tolerated(self, copies: int) -> int:
-        """How many of so many copies may be missing.
-
-        >>> Recovery(max_error=0.29).tolerated(100)
-        29
-        """
-        return floor(self.max_error * copies + 1e-9)  # 0.29 * 100 is 28.999999999999996
-
-
-EXACT = Recovery()
+    return floor((max_error or 0.0) * copies + 1e-9)  # 0.29 * 100 is 28.999999999999996
 
 
 class Deadline:

@@ -6,6 +6,8 @@ from math import isnan
 
 from psgc.coding.sketch import Sketch, relative_difference
 
+TOLERANCE = {"float64": 1e-9, "float32": 1e-5}  # of gradients; rounding errors stay far below, also with parts >= 2
+
 
 @dataclass(frozen=True)
 class Difference:

@@ -14,24 +14,10 @@ Besides the rules of `psgc.server.coordinator`:
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from psgc.checks import is_checked
 from psgc.errors import TooFewWorkers
 from psgc.server.instructions import Wrong
-
-
-@dataclass(frozen=True, slots=True)
-class Verification:
-    """The settings of `verify`.
-
-    every: each chunk is checked once in so many iterations; tolerance: relative difference up to which copies agree;
-    strikes: wrong copies after which a worker is lost.
-    """
-
-    every: int
-    tolerance: float
-    strikes: int = 3
 
 
 class Checks:

@@ -3,7 +3,7 @@
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,23 +13,14 @@ import numpy as np
 
 from psgc import __version__
 from psgc import config as configuration
-from psgc.backend import Backend
-from psgc.config import Config
 from psgc.data import ChunkSource
 from psgc.errors import RunFailed, TooFewWorkers, UserError
-from psgc.plan import Plan
 from psgc.problems import has_loss
 from psgc.reporting.progress import RunProgress
 from psgc.reporting.records import Recorder
 from psgc.reporting.summary import lines, summarise
 from psgc.server.checkpoint import Checkpoint, CheckpointWriter
 from psgc.server.loop import Server
-from psgc.server.observer import Observer
-from psgc.server.optimizer import make_optimizer
-from psgc.server.recovery import Recovery
-from psgc.server.settings import ServerSettings
-from psgc.server.trial import Trial
-from psgc.server.verification import Verification
 from psgc.terminal import say
 from psgc.training import resume
 from psgc.training.claim import Claim
@@ -41,10 +32,6 @@ from psgc.training.keeper import Keeper
 from psgc.training.prepare import Run, opening_lines, prepare
 from psgc.transport import Transport
 
-TOLERANCE = {
-    "float64": 1e-9,
-    "float32": 1e-5,
-}  # of `verify` and `trial`; rounding errors stay far below, also with parts >= 2
 STOP_TIMEOUT = 3.0  # seconds that the workers have to say goodbye
 CHECKPOINT_TIMEOUT = 120.0  # seconds that the last checkpoint has to reach the disk
 
@@ -119,16 +106,18 @@ def _serve(
     )
     chunks = ChunkSource(run.dataset, plan.num_chunks, config.dtype, run.backend)
     costs = None if config.batch else chunks.costs()
-    server = make_server(
+    transport.start()
+    server = Server(
         transport,
         config,
         plan,
         run.backend,
         keeper,
         lambda: interruption(stopped_by),
+        chunks.check,
         costs,
         has_loss(run.problem),
-        chunks.check,
+        tried_chunks(config, plan),
     )
     if run.checkpoint:
         state, asarray = run.checkpoint.optimizer, run.backend.asarray
@@ -265,42 +254,3 @@ def _say_how_it_ended(run: Run, outcome: _Outcome, done: int) -> None:
     elif done:
         kept = f"; resume with: {run.go_on}"
     say(line + kept, error=True)
-
-
-def make_server(
-    transport: Transport,
-    config: Config,
-    plan: Plan,
-    backend: Backend,
-    observer: Observer,
-    interrupted: Callable[[], str | None],
-    costs: Sequence[float] | None = None,
-    has_loss: bool = True,
-    check_data: Callable[[int], object] = lambda _: None,
-) -> Server:
-    """The server of a run whose settings are resolved (no `auto` left in transfer).
-
-    costs, has_loss, check_data: as `Server` has them.
-    """
-    transport.start()
-    verify, tolerance = config.verify, TOLERANCE[config.dtype]
-    if verify and verify.tolerance is not None:
-        tolerance = verify.tolerance
-    settings = ServerSettings(
-        schedule=config.schedule,
-        dtype=config.dtype,
-        combined=config.transfer == "combined",
-        collect_timeout=config.faults.collect_timeout,
-        chunk_timeout=config.faults.chunk_timeout,
-        reassigning=config.faults.adopt,
-        recovery=Recovery(
-            config.recovery.deadline, config.recovery.max_error or 0.0, config.recovery.estimator == "unbiased"
-        ),
-        verification=Verification(verify.every, tolerance, verify.strikes) if verify else None,
-        costs=costs,
-        has_loss=has_loss,
-        seed=config.seed,
-    )
-    optimizer = make_optimizer(**config.optimizer.model_dump())
-    trial = Trial(tried_chunks(config, plan), tolerance)
-    return Server(transport, plan, backend, optimizer, observer, settings, interrupted, check_data, trial)

@@ -20,7 +20,7 @@ from psgc.data import ChunkSource, open_data, write_dense
 from psgc.plan import Plan, make_plan
 from psgc.problems import make_problem
 from psgc.schedules import SCHEDULES
-from psgc.training.server_side import make_server
+from psgc.server.loop import Server
 from psgc.training.worker_side import make_worker
 from psgc.transport import Transport
 
@@ -130,7 +130,8 @@ def train_and_compare(case, data, world):
                 lost=unexpected,
                 returned=unexpected,
             )
-            server = make_server(transport, config, plan, Backend(), silent, lambda: None)
+            transport.start()
+            server = Server(transport, config, plan, Backend(), silent)
             params = server.run(problem.initial_params().astype(config.dtype), ITERATIONS)
             assert server.stop_workers(timeout=10)
             expected = single_process(problem, data, config)

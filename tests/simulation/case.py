@@ -4,9 +4,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from math import inf
 
+from psgc.config import Recovery, Verify
 from psgc.plan import Plan
-from psgc.server.recovery import Recovery
-from psgc.server.verification import Verification
 
 
 @dataclass(frozen=True)
@@ -50,5 +49,5 @@ class Case:
     reassigning: bool = True
     timeout: float = inf
     recovery: Recovery = field(default_factory=Recovery)  # exact
-    verification: Verification | None = None
+    verify: Verify | None = None
     wrong: Collection[tuple[int, int, int]] = ()  # (iteration, chunk, worker) of copies that are

@@ -9,10 +9,8 @@ from collections import Counter
 from dataclasses import replace
 from functools import cache
 
-from psgc.config import Coding
+from psgc.config import Coding, Recovery, Verify
 from psgc.plan import Plan, make_plan
-from psgc.server.recovery import Recovery
-from psgc.server.verification import Verification
 from tests.simulation.case import Case, Fault, Nap
 from tests.simulation.schedules import SCHEDULES
 from tests.simulation.world import World
@@ -89,9 +87,7 @@ def random_case(rng: random.Random, verified: bool = False) -> Case:
         if rng.random() < 0.3
         for worker in rng.sample(holders, replication - parts - 1)
     ]
-    return replace(
-        case, verification=Verification(rng.choice([1, 1, 2, 5, 50]), 1e-9, rng.choice([1, 3, 99])), wrong=wrong
-    )
+    return replace(case, verify=Verify(every=rng.choice([1, 1, 2, 5, 50]), strikes=rng.choice([1, 3, 99])), wrong=wrong)
 
 
 def _random_recovery(rng: random.Random) -> Recovery:
@@ -99,7 +95,8 @@ def _random_recovery(rng: random.Random) -> Recovery:
     if rng.random() < 0.7:
         return Recovery()
     deadline = rng.choice([None, "auto", rng.uniform(0.1, 30.0)])
-    return Recovery(deadline, rng.choice([0.0, 0.3, rng.random()]) if deadline else rng.random())
+    max_error = rng.choice([0.0, 0.3, rng.random()]) if deadline else rng.random()
+    return Recovery(mode="approximate", deadline=deadline, max_error=max_error)
 
 
 def run(seed: int, thorough: bool = False, verified: bool = False) -> Counter[str]:

@@ -56,7 +56,7 @@ class Observer:
         assert done == self.world.iteration + 1
 
     def wrong(self, worker: int, host: str, iteration: int, reason: str) -> None:
-        assert self.world.case.verification
+        assert self.world.case.verify
 
     def lost(self, worker: int, host: str, iteration: int, reason: str) -> None:
         self.world.check_reason(worker, reason)

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from psgc.config import Verify
 from psgc.messages import TAIL, Kind, record
-from psgc.server.verification import Verification
 from psgc.transport import Control, Text
 from tests.simulation.case import Case
 from tests.simulation.faults import plan_of
@@ -87,7 +87,7 @@ def case(schedule, combined, verified):
         naps=(),
         choices=random.Random(1).randbytes(997),
         timeout=1000.0,  # nobody else is lost by chance
-        verification=Verification(2, 1e-9) if verified else None,
+        verify=Verify(every=2) if verified else None,
     )
 
 

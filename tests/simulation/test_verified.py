@@ -6,11 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from psgc.config import Coding
+from psgc.config import Coding, Verify
 from psgc.plan import make_plan
 from psgc.server import decoder
 from psgc.server.events import Compared
-from psgc.server.verification import Verification
 from tests.simulation import faults
 from tests.simulation.case import Case, Fault, Nap
 from tests.simulation.schedules import SCHEDULES
@@ -65,7 +64,7 @@ def cases(draw: st.DrawFn) -> Case:
         faults=sorted(faults, key=lambda fault: (fault.first, fault.after)),
         reassigning=draw(st.sampled_from([True, True, False])),
         timeout=30.0,
-        verification=Verification(draw(st.sampled_from([1, 1, 2, 3])), 1e-9, draw(st.sampled_from([1, 3, 99]))),
+        verify=Verify(every=draw(st.sampled_from([1, 1, 2, 3])), strikes=draw(st.sampled_from([1, 3, 99]))),
         wrong=wrong,
     )
 

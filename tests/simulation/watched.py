@@ -7,6 +7,7 @@ from collections import Counter
 from typing import Any
 
 from psgc.checks import is_checked
+from psgc.config import Recovery
 from psgc.schedules import Schedule
 from psgc.schedules.orders import Next, Queue, Skip
 from psgc.server.coordinator import Coordinator
@@ -24,7 +25,7 @@ from psgc.server.instructions import (
     Wrong,
 )
 from psgc.server.membership import Membership
-from psgc.server.recovery import Recovery
+from psgc.server.recovery import tolerated
 from psgc.server.verification import Checks
 from tests.simulation.schedules import FIXED
 from tests.unit.refusal import snapshot
@@ -90,8 +91,8 @@ class Watch:
         """A new coordinator that knows what the schedule has learnt, and nothing else."""
         schedule = self.schedule.recipe()  # type: ignore[attr-defined]
         schedule.inherit(self.schedule)
-        *settings, checks = (*self.settings, None)[:3]
-        return Coordinator(self.it.membership, schedule, *settings, checks and Checks(checks.every))
+        *settings, checks = self.settings
+        return Coordinator(self.it.membership, schedule, *settings, Checks(checks.every))
 
     # events
 
@@ -204,7 +205,7 @@ class Watch:
         assert it.missing_copies == lacking
         if lacking:
             copies = self.world.plan.num_chunks * it.membership.parts
-            assert self.deadline or it.missing_copies <= self.world.case.recovery.tolerated(copies)
+            assert self.deadline or it.missing_copies <= tolerated(self.world.case.recovery.max_error, copies)
             assert self.commits, "nothing at all"
 
     def check_commit(self, chunk: int, contributors: tuple[int, ...], told: tuple[tuple[int, int], ...]) -> None:
@@ -287,6 +288,6 @@ class Watch:
     def is_unseen(self, chunk: int) -> bool:
         """Whether nothing was there that `chunk` could have been compared with."""
         case = self.world.case
-        assert case.verification is not None
-        checked = is_checked(chunk, self.it.iteration, case.verification.every)
+        assert case.verify is not None
+        checked = is_checked(chunk, self.it.iteration, case.verify.every)
         return chunk not in self.compares and not (checked and case.recovery == Recovery())

@@ -24,7 +24,6 @@ from psgc.server import cluster as server_cluster
 from psgc.server import links as server_links
 from psgc.server import loop as server_loop
 from psgc.server.loop import Server
-from psgc.server.settings import ServerSettings
 from psgc.training.gradient_error import unseen
 from psgc.transport import Control, Died, Text
 from psgc.workers import loop as worker_loop
@@ -36,6 +35,7 @@ from tests.simulation.node import Node
 from tests.simulation.outputs import Checking, Observer
 from tests.simulation.schedules import FACTORIES, FIXED, Reordering
 from tests.simulation.watched import Watch, WatchedCoordinator
+from tests.unit.scripted import config_of
 
 STEPS = 4000  # events of one iteration; more, and it does not end
 PATIENCE = 200  # times in a row that the schedule may wake up while nothing else can happen
@@ -56,7 +56,7 @@ class World:
         self.thorough = thorough
         self.clock = Clock()
         silence = min(case.timeout, LONG) / 4
-        self.every = case.verification.every if case.verification else 0
+        self.every = case.verify.every if case.verify else 0
         follows = (
             "" if case.schedule in ("reordering", "dynamic") else "fixed" if case.schedule in FIXED else "skipping"
         )
@@ -96,16 +96,16 @@ class World:
             stack.enter_context(mock.patch.object(server_cluster, "SCHEDULES", FACTORIES))
             stack.enter_context(mock.patch.object(server_loop, "Coordinator", partial(WatchedCoordinator, self)))
             case = self.case
-            settings = ServerSettings(
+            config = config_of(
+                case.timeout,
+                case.reassigning,
                 schedule=case.schedule,
-                dtype="float64",
-                combined=case.combined,
-                collect_timeout=case.timeout,
-                reassigning=case.reassigning,
+                transfer="combined" if case.combined else "per_chunk",
                 recovery=case.recovery,
-                verification=case.verification,
+                verify=case.verify,
             )
-            self.server = Server(self.end, self.plan, Backend(), Checking(self), Observer(self), settings)
+            self.server = Server(self.end, config, self.plan, Backend(), Observer(self))
+            self.server.optimizer = Checking(self)
             try:
                 self.server.run(np.zeros(case.dim), case.num_iterations, begins=self.begin)
             except RunFailed as error:

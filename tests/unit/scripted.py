@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from psgc.config import Config, Optimizer, PythonProblem
 from psgc.messages import TAIL, Kind, Records, record, stamp_length, stamp_of
 from psgc.transport import Control, Vector
 
@@ -98,6 +99,19 @@ class Transport:
         ends = [place for place, entry in enumerate(entries) if entry["last"]]
         first = ends[-2] + 1 if len(ends) > 1 else 0
         return [int(entry["chunk"]) for entry in entries[first : ends[-1] + 1] if entry["chunk"] >= 0]
+
+
+def config_of(timeout: float = 30.0, adopt: bool = True, **settings: Any) -> Config:
+    """A run with these settings, in whatever combination. timeout: faults.collect_timeout."""
+    config = Config(
+        problem=PythonProblem(python="model:problem"),
+        optimizer=Optimizer(kind="sgd", lr=0.5),
+        iterations=1,
+        output="out",
+        transfer="per_chunk",
+    )
+    faults = config.faults.model_copy(update={"collect_timeout": timeout, "adopt": adopt})
+    return config.model_copy(update={"faults": faults, **settings})
 
 
 def done(worker: int, iteration: int, chunk: int, gradient: Any, seconds: float = 1.0, loss: float = 1.0) -> Vector:

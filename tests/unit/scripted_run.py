@@ -1,33 +1,33 @@
 """A run of the server's loop against a script, with a clock that the script moves."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from psgc.backend import Backend
-from psgc.config import Coding
+from psgc.config import Coding, Recovery
 from psgc.plan import make_plan
 from psgc.run_rows import Outcome
 from psgc.server import cluster, links, loop
 from psgc.server.loop import Server
-from psgc.server.optimizer import make_optimizer
-from psgc.server.settings import ServerSettings
 from tests.simulation.network import Clock
-from tests.unit.scripted import Transport, done
+from tests.unit.scripted import Transport, config_of, done
 
 WORKERS, SEED, TIMEOUT = 4, 5, 30.0
+approximate = partial(Recovery, mode="approximate")
 
 
 class Run:
     """A server of so many workers, its transport, its clock, and what it told its observer.
 
-    Chunk i has the gradient (2^i,). interrupted, check_data, trial: as `Server` has them; settings: further ones.
+    Chunk i has the gradient (2^i,). settings: of its configuration; given: other arguments of `Server`.
     """
 
     def __init__(
         self, monkeypatch, schedule="static", workers=WORKERS, chunks_per_worker=2, replication=2, parts=1,
-        interrupted=lambda: None, check_data=lambda _: None, trial=None, **settings,
+        combined=False, given=None, **settings,
     ):  # fmt: skip
         self.transport, self.clock = Transport(workers + 1), Clock()
         self.rows, self.gradient_error, self.lost, self.returned, self.outcomes, self.stuck = [], [], {}, [], {}, []
@@ -47,11 +47,9 @@ class Run:
         )
         coding = Coding(chunks_per_worker=chunks_per_worker, replication=replication, parts=parts)
         self.plan = make_plan(coding, schedule, workers, SEED)
-        settings = {"combined": False, "collect_timeout": TIMEOUT, "seed": SEED, "dtype": "float64"} | settings
-        self.server = Server(
-            self.transport, self.plan, Backend(), make_optimizer("sgd", 0.5), observer,
-            ServerSettings(schedule=schedule, **settings), interrupted, check_data, trial,
-        )  # fmt: skip
+        transfer = "combined" if combined else "per_chunk"
+        config = config_of(TIMEOUT, schedule=schedule, transfer=transfer, seed=SEED, **settings)
+        self.server = Server(self.transport, config, self.plan, Backend(), observer, **(given or {}))
 
     def _stepped(self, done):
         self.steps = done

@@ -9,13 +9,11 @@ from psgc.messages import BATCH, UNDER_WAY, UNHEARD, Kind, stamp_length
 from psgc.plan import make_plan
 from psgc.server.delivery import AHEAD
 from psgc.server.links import Links
-from psgc.server.settings import ServerSettings
 from psgc.transport import Text
-from tests.unit.scripted import Transport
+from tests.unit.scripted import Transport, config_of
 
 LARGE, SMALL = np.zeros(AHEAD), np.zeros(3)  # parameters: of eight times AHEAD bytes, and of few
 SENT = LARGE.nbytes + 8 * stamp_length("float64")
-SETTINGS = ServerSettings(schedule="static", dtype="float64", combined=False, collect_timeout=30.0)
 
 
 @pytest.fixture
@@ -25,7 +23,7 @@ def transport():
 
 @pytest.fixture
 def links(transport):
-    return Links(transport, Backend(), SETTINGS, make_plan(Coding(chunks_per_worker=2), "static", 4, seed=0))
+    return Links(transport, Backend(), config_of(), make_plan(Coding(chunks_per_worker=2), "static", 4, seed=0))
 
 
 def begin(links, iteration, params, workers):

@@ -5,7 +5,7 @@ from math import inf
 import numpy as np
 import pytest
 
-from psgc.server.recovery import AT_FIRST, DEVIATIONS, LEAST_DEVIATION, LOOKED_BACK, Deadline, Recovery
+from psgc.server.recovery import AT_FIRST, DEVIATIONS, LEAST_DEVIATION, LOOKED_BACK, Deadline, tolerated
 
 
 def test_a_given_deadline_stays():
@@ -57,5 +57,5 @@ def test_it_follows_a_run_that_becomes_slower_although_its_iterations_are_cut_of
 @pytest.mark.parametrize("copies", [1, 7, 10, 64, 100, 1000])
 def test_the_tolerated_copies_are_rounded_down_but_not_by_the_representation(copies):
     for missing in range(copies):
-        assert Recovery(max_error=missing / copies).tolerated(copies) == missing
-        assert Recovery(max_error=(missing + 0.5) / copies).tolerated(copies) == missing
+        assert tolerated(missing / copies, copies) == missing
+        assert tolerated((missing + 0.5) / copies, copies) == missing

@@ -35,7 +35,7 @@ def test_data_that_is_wrong_for_every_worker_ends_the_run(make_run):
     def wrong(chunk):
         raise UserError(f"data.npz: chunk {chunk} is wrong")
 
-    run = make_run(check_data=wrong)
+    run = make_run(given={"check_data": wrong})
     with pytest.raises(UserError, match=r"data\.npz: chunk 5 is wrong"):
         run.follow(iter([[said(1, Kind.FAILED, 0, 5)]]), 1)
 
@@ -59,7 +59,7 @@ def trained(make_run, monkeypatch):
     def train(settled, iterations, interrupted=lambda: None):
         events = []
         monkeypatch.setattr(loop, "SETTLED", settled)
-        run = make_run(replication=WORKERS, interrupted=interrupted)
+        run = make_run(replication=WORKERS, given={"interrupted": interrupted})
         observer = run.server.cluster.observer
         observer.iteration = lambda row: events.append(f"row {row.iteration}, {row.redundant} redundant")
         observer.stepped = lambda done: events.append(f"step {done}")
@@ -107,7 +107,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_the_step(make_run, loss):
 
 
 def test_a_problem_without_a_loss_has_none_in_its_rows(make_run):
-    run = make_run(replication=WORKERS, has_loss=False)
+    run = make_run(replication=WORKERS, given={"has_loss": False})
     run.follow(with_losses([float("nan")] * 2), 2)
     assert [row.loss for row in run.rows] == [None, None]
 

@@ -10,10 +10,10 @@ from psgc.messages import BUNDLE, QUEUE_COUNTS, UNHEARD, Kind
 from psgc.server import links, outbox
 from psgc.server.membership import Membership
 from psgc.server.rebalance import queues_for
-from psgc.server.recovery import AT_FIRST, Recovery
+from psgc.server.recovery import AT_FIRST
 from psgc.transport import Died
 from tests.unit.scripted import done, said
-from tests.unit.scripted_run import SEED, WORKERS
+from tests.unit.scripted_run import SEED, WORKERS, approximate
 
 # the weights
 
@@ -30,7 +30,7 @@ def positions(queues, num_chunks, whole):
 @pytest.mark.parametrize("lost", [False, True])
 @pytest.mark.parametrize("schedule", ["static", "full"])
 def test_an_unbiased_gradient_is_weighed_by_the_queues_of_its_iteration(make_run, schedule, lost):
-    run = make_run(schedule, recovery=Recovery(deadline=10.0, unbiased=True))
+    run = make_run(schedule, recovery=approximate(deadline=10.0, estimator="unbiased"))
     queues, num_done = {}, {}
 
     def script():
@@ -57,7 +57,7 @@ def test_an_unbiased_gradient_is_weighed_by_the_queues_of_its_iteration(make_run
 
 
 def test_an_automatic_deadline_follows_a_run_that_becomes_slower(make_run):
-    run = make_run("static", recovery=Recovery(deadline="auto"))
+    run = make_run("static", recovery=approximate(deadline="auto"))
 
     def script():
         while True:
@@ -82,7 +82,7 @@ COSTS = [1.0, 2.0, 0.5, 1.0, 0.25, 1.0, 1.0, 1.25]
 
 @pytest.mark.parametrize("costs", [None, COSTS])
 def test_after_a_loss_the_schedule_knows_what_it_has_learnt_and_what_chunks_cost(make_run, costs):
-    run = make_run("dynamic", costs=costs)
+    run = make_run("dynamic", given={"costs": costs})
     paces, known = {1: 0.1, 2: 0.2, 3: 0.4, 4: 0.3}, []
 
     def everything(iteration, workers):
@@ -198,7 +198,7 @@ def test_a_chunk_that_fails_on_two_workers_and_on_none_succeeds_ends_the_run(mak
 
 
 def test_a_chunk_that_was_left_out_since_its_failure_was_not_done_well(make_run):
-    run = make_run("static", recovery=Recovery(deadline=5.0), replication=WORKERS)
+    run = make_run("static", recovery=approximate(deadline=5.0), replication=WORKERS)
 
     def script():
         yield failed(1, 0) + all_of(0, 3, 0)

@@ -5,10 +5,9 @@ import pytest
 
 from psgc.messages import Kind
 from psgc.run_rows import Outcome
-from psgc.server.recovery import Recovery
 from psgc.transport import Died, Vector
 from tests.unit.scripted import done, said
-from tests.unit.scripted_run import WORKERS
+from tests.unit.scripted_run import WORKERS, approximate
 
 
 def test_what_became_of_each_chunk_that_was_worked_on(make_run):
@@ -34,7 +33,7 @@ def test_what_became_of_each_chunk_that_was_worked_on(make_run):
 @pytest.mark.parametrize("schedule", ["static", "dynamic"])
 def test_an_iteration_that_lacks_something_says_how_much(make_run, schedule):
     """With parts 2 a chunk takes two copies: 16 in all, of which a quarter may be missing."""
-    run = make_run(schedule, recovery=Recovery(max_error=0.25), replication=WORKERS, parts=2)
+    run = make_run(schedule, recovery=approximate(max_error=0.25), replication=WORKERS, parts=2)
     gradient = np.array([[1.0], [2.0]])
 
     def coded(worker, chunk, loss):
@@ -56,7 +55,7 @@ def test_an_iteration_that_lacks_something_says_how_much(make_run, schedule):
 
 
 def test_a_chunk_with_some_of_its_copies_is_missing_as_a_chunk_and_counts_by_its_copies(make_run):
-    run = make_run("static", recovery=Recovery(max_error=0.5), replication=WORKERS, parts=2)
+    run = make_run("static", recovery=approximate(max_error=0.5), replication=WORKERS, parts=2)
 
     def script():
         yield [done(1, 0, chunk, np.ones(1)) for chunk in range(8)]

@@ -8,7 +8,6 @@ from psgc.config import Coding
 from psgc.errors import RunFailed
 from psgc.messages import Kind
 from psgc.plan import make_plan
-from psgc.server.trial import Trial
 from psgc.transport import Died, Text
 from tests.unit.scripted import done, said
 from tests.unit.scripted_run import SEED
@@ -28,7 +27,7 @@ def train(make_run):
     """Runs so many iterations by a script of what arrives."""
 
     def follow(script, iterations=1):
-        run = make_run(workers=WORKERS, chunks_per_worker=1, trial=Trial(TRIED, 1e-9))
+        run = make_run(workers=WORKERS, chunks_per_worker=1, given={"tried": TRIED})
         run.follow(iter(script), iterations)
         return run
 

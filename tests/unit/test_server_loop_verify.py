@@ -4,12 +4,11 @@ import numpy as np
 import pytest
 
 from psgc.checks import is_checked
+from psgc.config import Verify
 from psgc.messages import Kind
-from psgc.server.recovery import Recovery
-from psgc.server.verification import Verification
 from psgc.transport import Vector
 from tests.unit.scripted import done, said
-from tests.unit.scripted_run import WORKERS
+from tests.unit.scripted_run import WORKERS, approximate
 
 CHUNKS = 2 * WORKERS
 COMBINED = pytest.mark.parametrize("combined", [True, False], ids=["combined", "per_chunk"])
@@ -27,7 +26,7 @@ def copies(run, iteration, wrong=(), without=None):
 
 @COMBINED
 def test_a_copy_that_does_not_agree_is_named_and_the_others_count(make_run, combined):
-    run = make_run(replication=3, combined=combined, verification=Verification(1, 1e-9, 2))
+    run = make_run(replication=3, combined=combined, verify=Verify(every=1, strikes=2))
     one, *others = run.plan.holders()[0]
     run.follow(iter([copies(run, 0, wrong=[(one, 0)])]), 1)
     reason = f"chunk 0: its copy does not agree with those of workers {', '.join(map(str, sorted(others)))}"
@@ -38,7 +37,7 @@ def test_a_copy_that_does_not_agree_is_named_and_the_others_count(make_run, comb
 
 @COMBINED
 def test_a_worker_with_too_many_wrong_copies_is_lost_for_good(make_run, combined):
-    run = make_run(replication=WORKERS, combined=combined, verification=Verification(1, 1e-9, 2))
+    run = make_run(replication=WORKERS, combined=combined, verify=Verify(every=1, strikes=2))
     alive = said(1, Kind.ALIVE, chunk=-1)
     script = [copies(run, 0, wrong=[(1, 0), (1, 1)]), [alive, *copies(run, 1, without=1)], copies(run, 2, without=1)]
     run.follow(iter(script), 3)
@@ -48,7 +47,7 @@ def test_a_worker_with_too_many_wrong_copies_is_lost_for_good(make_run, combined
 
 def test_accumulators_have_their_place_after_the_chunks(make_run):
     every = 100  # chunk 0 is checked in iteration 0, and no other
-    run = make_run(replication=WORKERS, combined=True, verification=Verification(every, 1e-9))
+    run = make_run(replication=WORKERS, combined=True, verify=Verify(every=every))
 
     def script():
         yield [done(worker, 0, 0, 1.0) for worker in (1, 2)]
@@ -61,7 +60,7 @@ def test_accumulators_have_their_place_after_the_chunks(make_run):
 
 def test_a_disputed_chunk_that_is_left_out_is_not_in_the_gradient(make_run):
     """Unchecked, it was committed to the first copy; the second did not agree, and the deadline came."""
-    run = make_run(recovery=Recovery(deadline=5.0), replication=3, verification=Verification(100, 1e-9))
+    run = make_run(replication=3, verify=Verify(every=100), recovery=approximate(deadline=5.0))
     chunk = next(chunk for chunk in range(CHUNKS) if not is_checked(chunk, 0, 100))
     holders = run.plan.holders()
 
@@ -78,7 +77,7 @@ def test_a_disputed_chunk_that_is_left_out_is_not_in_the_gradient(make_run):
 
 
 def test_a_chunk_that_was_reassigned_to_settle_a_dispute_goes_back_before_the_next_iteration(make_run):
-    run = make_run(verification=Verification(1, 1e-9))
+    run = make_run(verify=Verify(every=1))
     (one, two), *others = run.plan.holders()
 
     def script():
