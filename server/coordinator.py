@@ -12,14 +12,13 @@ The rules, said once:
    one of a copy that was done before its chunk was invalidated.
 4. An event that no correct worker can send (a chunk it does not hold, an iteration that has not begun, a delivery that
    nobody asked for) raises ProtocolError and changes nothing.
-5. A lost worker delivers nothing more. Copies that it keeps do not count: chunks that are not committed wait for other
-   copies; a committed one is *invalidated*: any one live holder does it again, in the role of the lost worker, and S_i
-   stays what it is. What was delivered before, and with `per_chunk` what was reported, counts. Chunks with too few live
-   workers that can still do them are reassigned.
+5. A lost worker delivers nothing more. Copies that it keeps do not count. A chunk that is committed to one of them is
+   *invalidated*: a live holder does it again, in the role of the lost worker, and S_i stays what it is. What was
+   delivered before, and with `per_chunk` what was reported, counts. Chunks with too few live workers that can still do
+   them are reassigned.
 6. Approximate recovery: once no more than `tolerated` copies are missing, or after the deadline, the iteration ends
    with the copies that are there. Chunks with some copies are committed to these, those with none are left out. It does
-   not end before there is a copy at all, nor while an invalidated chunk is missing, without which the accumulators of
-   others are of no use.
+   not end before there is a copy, nor while an invalidated chunk is missing, without which accumulators are useless.
 7. Nothing survives into the next iteration but the membership. Lost workers return between two iterations
    (`rebalance`).
 """
@@ -27,36 +26,17 @@ The rules, said once:
 from collections import deque
 from collections.abc import Sequence
 from math import inf
-from typing import Final, Literal
 
 from psgc.errors import ProtocolError, RunFailed, TooFewWorkers
 from psgc.schedules import Schedule
 from psgc.schedules.orders import Loss, Order
-from psgc.server.copies import Accumulators, Copies, Copy
+from psgc.server.copies import Books, Copy
 from psgc.server.events import Abandoned, Begin, Compared, Deadline, Delivered, Event, Lost, Report, Tick
 from psgc.server.instructions import Add, Collect, Commit, Compare, Discard, Finish, Instruction, Invalidate, Reassign
 from psgc.server.membership import Membership
+from psgc.server.phases import COLLECTING, IDLE, REDOING, TRANSITIONS, WORKING, Phase
 from psgc.server.verification import Checks
 
-Phase = Literal["idle", "working", "collecting", "redoing"]
-IDLE: Final = "idle"  # between two iterations
-WORKING: Final = "working"  # until every chunk is committed
-COLLECTING: Final = "collecting"  # `combined` only: until every contributor has delivered
-REDOING: Final = "redoing"  # a contributor was lost meanwhile: what it had not delivered is done again
-
-# For each event and phase the phases that may follow. (): the event is ignored; no entry: it is illegal.
-# fmt: off
-TRANSITIONS: dict[type[Event], dict[Phase, tuple[Phase, ...]]] = {
-    Begin:     {IDLE: (WORKING,)},
-    Report:    {IDLE: (), WORKING: (WORKING, COLLECTING, IDLE), COLLECTING: (), REDOING: (REDOING, COLLECTING)},
-    Abandoned: {IDLE: (), WORKING: (WORKING,), COLLECTING: (), REDOING: (REDOING,)},
-    Compared:  {WORKING: (WORKING, COLLECTING, IDLE)},
-    Tick:      {IDLE: (), WORKING: (WORKING,), COLLECTING: (), REDOING: (REDOING,)},
-    Deadline:  {WORKING: (WORKING, COLLECTING, IDLE), COLLECTING: (), REDOING: ()},
-    Delivered: {COLLECTING: (COLLECTING, IDLE), REDOING: (REDOING,)},
-    Lost:      {IDLE: (IDLE,), WORKING: (WORKING,), COLLECTING: (COLLECTING, REDOING), REDOING: (REDOING,)},
-}
-# fmt: on
 EVENTS_KEPT = 20  # for the report of a ProtocolError
 
 
@@ -67,6 +47,7 @@ class Coordinator:
     combined: whether contributors keep their copies until they are asked for them (transfer `combined`);
     tolerated: how many of the N * l copies may be missing in the end;
     checks: which copies have to agree (`verify`), none by default.
+    books: the copies of this iteration.
 
     The caller answers each `Compare` with `Compared` before it brings the next event.
     """
@@ -88,41 +69,16 @@ class Coordinator:
 
     def _start(self, iteration: int) -> None:
         self.iteration = iteration
-        self.missing_copies = len(self.membership.holders) * self.membership.parts  # of those that make the gradient
         self._may_miss: float = self._tolerated
-        self._copies = [Copies() for _ in self.membership.holders]
-        self._redo: set[int] = set()  # chunks that were invalidated and are to be done again
-        self._accumulators = Accumulators()
+        self.books = Books(len(self.membership.holders), self.membership.parts)
+        self._copies = self.books.chunks
         self._checks.begin(iteration, len(self._copies))
 
     # what can be asked
 
-    def contributors(self, chunk: int) -> tuple[int, ...]:
-        """S_i of this iteration: empty while the chunk is not committed."""
-        return self._copies[chunk].contributors
-
-    def used(self, worker: int, chunk: int, attempt: int = 0) -> bool:
-        """Whether the copy of `worker`, `attempt` times invalidated, is part of the gradient, or has shown it right."""
-        return (worker, attempt) in self._copies[chunk].used
-
     def is_here(self, chunk: int) -> bool:
         """Whether copies of `chunk` come with the reports, and are not kept by the workers."""
         return not self._combined or chunk in self._checks.checked
-
-    def incomplete(self) -> dict[int, tuple[int, ...]]:
-        """The chunks that have fewer than l copies, and S_i of each."""
-        parts = self.membership.parts
-        return {i: copies.contributors for i, copies in enumerate(self._copies) if len(copies.contributors) < parts}
-
-    @property
-    def recovered(self) -> int:
-        """How many chunks are recovered exactly in this iteration."""
-        return len(self._copies) - len(self.incomplete().keys() | self._redo)
-
-    @property
-    def owing(self) -> frozenset[int]:
-        """The contributors that have been asked for an accumulator and have not delivered it."""
-        return frozenset(worker for worker, _ in self._accumulators.asked)
 
     @property
     def wake(self) -> float:
@@ -170,7 +126,7 @@ class Coordinator:
                     possible = possible and 0 <= event.attempt <= copies.attempt
                     late = event.worker in copies.reported
             case Delivered(worker, _, role):
-                possible = possible and (late or (worker, role) in self._accumulators.asked)
+                possible = possible and (late or (worker, role) in self.books.accumulators.asked)
             case Begin(iteration):
                 possible = iteration > self.iteration
             case Lost(worker):
@@ -195,7 +151,7 @@ class Coordinator:
             case Tick(now):
                 return [*self._schedule.tick(now)]
             case Delivered(worker, _, role):
-                self._accumulators.delivered((worker, role))
+                self.books.accumulators.delivered((worker, role))
                 return [Add(worker, role), *(self._collect() if self.phase == COLLECTING else ())]
             case Begin(iteration):
                 self._start(iteration)
@@ -236,7 +192,7 @@ class Coordinator:
             copies.redo = copies.redo[1:]
             if copies.redo:
                 return [self._commit(chunk, again)]
-            self._redo.remove(chunk)
+            self.books.redo.remove(chunk)
             return self._recover(chunk, again)
         compared = here and self._checks.every
         if self.phase == REDOING or (copies.contributors and not compared):
@@ -245,7 +201,7 @@ class Coordinator:
         if len(copies.there) > parts:
             self._checks.comparing.append(chunk)
         elif chunk not in self._checks.checked:
-            self.missing_copies -= 1
+            self.books.missing -= 1
             if len(copies.there) == parts:
                 return self._recover(chunk, copies.there)
         return []
@@ -260,7 +216,7 @@ class Coordinator:
         copies.commit(to_these)
         if not self.is_here(chunk):
             for copy in to_these:
-                self._accumulators.add(copy, chunk, copies.attempt)
+                self.books.accumulators.add(copy, chunk, copies.attempt)
         return Commit(chunk, copies.contributors, to_these)
 
     # copies that were compared
@@ -272,7 +228,7 @@ class Coordinator:
             return self._take_back(chunk, now)
         if not copies.contributors:
             roles = dict(copies.there)
-            self.missing_copies -= parts
+            self.books.missing -= parts
             instructions += self._recover(chunk, tuple((worker, roles[worker]) for worker in agreeing[:parts]))
         copies.used += tuple((worker, 0) for worker in agreeing if (worker, 0) not in copies.used)
         if self._is_enough():
@@ -281,10 +237,7 @@ class Coordinator:
 
     def _take_back(self, chunk: int, now: float) -> list[Instruction]:
         """The copies do not agree: the chunk is not recovered, and one more worker does it."""
-        copies = self._copies[chunk]
-        if copies.contributors:
-            copies.take_back()
-            self.missing_copies += self.membership.parts
+        self.books.take_back(chunk)
         try:
             return [*self._reassign(chunk), *self._ask_one_more(chunk, now)]
         except TooFewWorkers as error:  # other machines would not help
@@ -298,19 +251,19 @@ class Coordinator:
 
     def _is_enough(self) -> bool:
         """Whether the iteration may end with the copies that are there."""
-        if self.missing_copies > self._may_miss or self._redo or self._checks.comparing:
+        if self.books.missing > self._may_miss or self.books.redo or self._checks.comparing:
             return False
         disputed = self._checks.disputed
         return any(copies.there and chunk not in disputed for chunk, copies in enumerate(self._copies))
 
     def _finalize(self) -> list[Instruction]:
         instructions: list[Instruction] = []
-        if self.phase == WORKING and self.missing_copies:
-            for chunk in self.incomplete():
+        if self.phase == WORKING and self.books.missing:
+            for chunk in self.books.incomplete():
                 there = self._copies[chunk].there
                 if there and chunk not in self._checks.disputed:
                     if chunk in self._checks.checked:  # they count although nothing has shown them right
-                        self.missing_copies -= len(there)
+                        self.books.missing -= len(there)
                     instructions.append(self._commit(chunk, there))
                 self._schedule.committed(chunk, ())  # nobody is to do it any more
             self._checks.disputed.clear()
@@ -319,8 +272,8 @@ class Coordinator:
 
     def _collect(self) -> list[Instruction]:
         """Ask for the accumulators that were not asked for; when none is missing the iteration is over."""
-        to_ask = self._accumulators.ask()
-        if not self._accumulators:
+        to_ask = self.books.accumulators.ask()
+        if not self.books.accumulators:
             self.phase = IDLE
             return [Finish()]
         return [Collect(worker, role) for worker, role in to_ask]
@@ -329,12 +282,7 @@ class Coordinator:
 
     def _lost(self, worker: int, held: Sequence[int], now: float) -> list[Instruction]:
         holders = self.membership.holders
-        dropped = [chunk for chunk in held if not self.is_here(chunk) and self._copies[chunk].drop(worker)]
-        self.missing_copies += len(dropped)
-        invalidated = self._accumulators.lose(worker)
-        for chunk, undelivered in invalidated.items():
-            self._copies[chunk].invalidate(undelivered)
-        self._redo |= invalidated.keys()
+        dropped, invalidated = self.books.lose(worker, [chunk for chunk in held if not self.is_here(chunk)])
         affected = dict.fromkeys([*held, *invalidated])
         reassigned = [reassign for chunk in affected for reassign in self._reassign(chunk)]
         instructions: list[Instruction] = [*reassigned]
@@ -343,7 +291,7 @@ class Coordinator:
                 new = [reassign.worker for reassign in reassigned if reassign.chunk == chunk]
                 hear = holders[chunk] if chunk in invalidated else new
                 instructions += [Invalidate(holder, chunk, attempt) for holder in hear]
-        redo = {chunk: self._copies[chunk] for chunk in affected if chunk in self._redo}
+        redo = {chunk: self._copies[chunk] for chunk in affected if chunk in self.books.redo}
         loss = Loss(
             worker=worker,
             dropped=dropped,
@@ -352,7 +300,7 @@ class Coordinator:
             holders=holders,
             collected=self.phase == COLLECTING,
         )
-        if self.phase == COLLECTING and self._redo:
+        if self.phase == COLLECTING and self.books.redo:
             self.phase = REDOING
         instructions += self._schedule.lost(loss, now)
         for chunk in sorted(self._checks.disputed.intersection(held)):

@@ -1,6 +1,6 @@
 """What is known of the copies of chunks in one iteration: which are there, which count, and who keeps them."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 Copy = tuple[int, int]  # worker, role
@@ -31,10 +31,6 @@ class Copies:
         """These copies are in the gradient; if some are done again, S_i stays what it is."""
         self.contributors = self.contributors or tuple([role for _, role in these])
         self.used += tuple([(worker, self.attempt) for worker, _ in these])
-
-    def take_back(self) -> None:
-        """Nothing is committed."""
-        self.contributors = self.used = ()
 
     def drop(self, worker: int) -> bool:
         """The copy that `worker` keeps is gone, unless it is committed; whether there was one."""
@@ -70,7 +66,12 @@ class Accumulators:
         return bool(self._kept or self._asked)
 
     @property
-    def asked(self) -> Iterable[Copy]:
+    def owing(self) -> frozenset[int]:
+        """The contributors that have been asked for an accumulator and have not delivered it."""
+        return frozenset(worker for worker, _ in self._asked)
+
+    @property
+    def asked(self) -> Collection[Copy]:
         """The accumulators, (worker, role) each, that were asked for."""
         return self._asked.keys()
 
@@ -100,3 +101,52 @@ class Accumulators:
                 for chunk, attempt in where.pop((worker, role)):
                     lost.setdefault(chunk, []).append((worker, role, attempt))
         return lost
+
+
+class Books:
+    """All copies of one iteration.
+
+    missing: how many of the copies that make the gradient are not there; redo: chunks that were invalidated and are to
+    be done again.
+    """
+
+    def __init__(self, num_chunks: int, parts: int) -> None:
+        self._parts = parts
+        self.chunks = [Copies() for _ in range(num_chunks)]
+        self.missing = num_chunks * parts
+        self.redo: set[int] = set()
+        self.accumulators = Accumulators()
+
+    def used(self, worker: int, chunk: int, attempt: int = 0) -> bool:
+        """Whether the copy of `worker`, `attempt` times invalidated, is part of the gradient, or has shown it right."""
+        return (worker, attempt) in self.chunks[chunk].used
+
+    def incomplete(self) -> dict[int, tuple[int, ...]]:
+        """The chunks that have fewer than l copies, and S_i of each."""
+        parts = self._parts
+        return {i: copies.contributors for i, copies in enumerate(self.chunks) if len(copies.contributors) < parts}
+
+    @property
+    def recovered(self) -> int:
+        """How many chunks are recovered exactly."""
+        return len(self.chunks) - len(self.incomplete().keys() | self.redo)
+
+    def take_back(self, chunk: int) -> None:
+        """`chunk` is not committed any more, if it was."""
+        copies = self.chunks[chunk]
+        if copies.contributors:
+            copies.contributors = copies.used = ()
+            self.missing += self._parts
+
+    def lose(self, worker: int, kept: Iterable[int]) -> tuple[list[int], Collection[int]]:
+        """A worker is lost that may keep copies of the chunks `kept`: those that have a copy less, and the invalidated.
+
+        A chunk that is committed to a copy that was not delivered is invalidated.
+        """
+        dropped = [chunk for chunk in kept if self.chunks[chunk].drop(worker)]
+        self.missing += len(dropped)
+        invalidated = self.accumulators.lose(worker)
+        for chunk, undelivered in invalidated.items():
+            self.chunks[chunk].invalidate(undelivered)
+        self.redo |= invalidated.keys()
+        return dropped, invalidated.keys()

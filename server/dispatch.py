@@ -180,7 +180,7 @@ class Dispatcher(Target):
 
     def add(self, worker: int, role: int) -> None:
         self.decoder.add_accumulator(role, self._accumulator)
-        if worker not in self._coordinator.owing:
+        if worker not in self._coordinator.books.accumulators.owing:
             self._cluster.detector.delivered(worker)
 
     def reassign(self, worker: int, chunk: int, role: int) -> None:

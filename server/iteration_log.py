@@ -73,7 +73,7 @@ class IterationLog:
         if not self._is_complete:
             return
         for (worker, chunk, attempt), (start, seconds) in row.reports.items():
-            used = coordinator.used(worker, chunk, attempt)
+            used = coordinator.books.used(worker, chunk, attempt)
             row.redundant += not used
             outcome = Outcome.USED if used else Outcome.LOST if worker in row.gone else Outcome.LATE
             self._observer.chunk(worker, chunk, row.iteration, start, seconds, outcome)

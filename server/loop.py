@@ -110,12 +110,12 @@ class Server:
             self._poll()
             if self._log.waits and (self._log.row.reports or self._links.now > SETTLED):
                 self._log.write()
-        missing = self._coordinator.missing_copies / self._copies
+        missing = self._coordinator.books.missing / self._copies
         gradient = self._approximate_gradient() if missing else self._decoder.gradient
         row = self._log.row
         row.bytes_in = transport.bytes_received - received
         row.bytes = row.bytes_in + transport.bytes_sent - sent
-        self._log.complete(time.monotonic() - began, self._coordinator.recovered, missing)
+        self._log.complete(time.monotonic() - began, self._coordinator.books.recovered, missing)
         self._deadline.took(row.seconds, missing)
         return gradient
 
@@ -131,7 +131,7 @@ class Server:
             raise RunFailed(reason)
 
     def _approximate_gradient(self) -> Array:
-        iteration, incomplete = self._coordinator.iteration, self._coordinator.incomplete()
+        iteration, incomplete = self._coordinator.iteration, self._coordinator.books.incomplete()
         self._log.row.missing = len(incomplete)
         weighted = None
         if self._unbiased:

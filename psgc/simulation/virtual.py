@@ -116,7 +116,7 @@ class VirtualCluster(Target):
         return self._trial(done, tuple(useful), reported)
 
     def _trial(self, done: Sequence[tuple[int, int]], useful: tuple[float, ...], reported: int) -> Trial:
-        used = [copy for copy in done if self._coordinator.used(*copy)]
+        used = [copy for copy in done if self._coordinator.books.used(*copy)]
         took = {copy: self._seconds[copy[0]] * self._cost(copy[1]) for copy in done}
         spent = sum(took.values())
         for end, rank, chunk in self._ends:

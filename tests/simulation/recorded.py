@@ -72,7 +72,7 @@ def record(config: Config, seconds: Sequence[Sequence[float]], message: float = 
         for rank, chunk, begun in watched.begun:
             whole = row[rank - 1] * (1.0 if costs is None else costs[chunk])
             spent = min(whole, took[-1] - begun) if more.get("breaks_off", True) else whole
-            used = watched._coordinator.used(rank, chunk)
+            used = watched._coordinator.books.used(rank, chunk)
             outcome = Outcome.USED if used else Outcome.LATE if begun + whole + pause <= took[-1] else Outcome.ABANDONED
             entries.append((rank, chunk, iteration, begun, spent, outcome))
     return recorded_run(config, entries, took, workers, chunks)

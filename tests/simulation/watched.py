@@ -196,16 +196,16 @@ class Watch:
                 self.check_named()
                 assert not self.kept
                 assert not self.asked
-                assert not it.owing
+                assert not it.books.accumulators.owing
 
     def check_may_end(self) -> None:
         it = self.it
         assert all(self.is_done_with(chunk) for chunk in range(self.world.plan.num_chunks))
-        lacking = sum(it.membership.parts - len(roles) for roles in it.incomplete().values())
-        assert it.missing_copies == lacking
+        lacking = sum(it.membership.parts - len(roles) for roles in it.books.incomplete().values())
+        assert it.books.missing == lacking
         if lacking:
             copies = self.world.plan.num_chunks * it.membership.parts
-            assert self.deadline or it.missing_copies <= tolerated(self.world.case.recovery.max_error, copies)
+            assert self.deadline or it.books.missing <= tolerated(self.world.case.recovery.max_error, copies)
             assert self.commits, "nothing at all"
 
     def check_commit(self, chunk: int, contributors: tuple[int, ...], told: tuple[tuple[int, int], ...]) -> None:
@@ -213,7 +213,7 @@ class Watch:
         if chunk not in self.commits:
             self.commits[chunk] = contributors
             assert len(contributors) == len(set(contributors))
-            assert len(contributors) == membership.parts or chunk in it.incomplete()
+            assert len(contributors) == membership.parts or chunk in it.books.incomplete()
             assert tuple(role for _, role in told) == contributors
             assert set(contributors) <= set(membership.planned[chunk])
             if self.is_calm:
@@ -224,10 +224,10 @@ class Watch:
             ((_, role),) = told
             self.redo[chunk].remove(role)
             self.redo = {c: roles for c, roles in self.redo.items() if roles}
-        assert it.contributors(chunk) == contributors
+        assert it.books.chunks[chunk].contributors == contributors
         for worker, role in told:
             assert (worker, chunk, self.attempts[chunk]) in self.heard
-            assert it.used(worker, chunk, self.attempts[chunk])
+            assert it.books.used(worker, chunk, self.attempts[chunk])
             assert (worker, chunk) not in self.dropped
             assert it.is_here(chunk) or worker in membership.holders[chunk]
             if not it.is_here(chunk):
@@ -239,7 +239,7 @@ class Watch:
         return chunk in self.commits and chunk not in self.redo
 
     def is_done_with(self, chunk: int) -> bool:
-        left_out = self.it.phase != "working" and chunk in self.it.incomplete()
+        left_out = self.it.phase != "working" and chunk in self.it.books.incomplete()
         return self.is_recovered(chunk) or (left_out and chunk not in self.redo)
 
     def has_done_its_load(self, worker: int) -> bool:
@@ -283,7 +283,7 @@ class Watch:
     def uses_a_wrong_copy(self, chunk: int) -> bool:
         it = self.it
         wrong = [w for iteration, c, w in self.world.case.wrong if (iteration, c) == (it.iteration, chunk)]
-        return any(it.used(w, chunk, attempt) for w in wrong for attempt in range(self.attempts[chunk] + 1))
+        return any(it.books.used(w, chunk, attempt) for w in wrong for attempt in range(self.attempts[chunk] + 1))
 
     def is_unseen(self, chunk: int) -> bool:
         """Whether nothing was there that `chunk` could have been compared with."""

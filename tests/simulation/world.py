@@ -127,7 +127,9 @@ class World:
     def check_exact(self, gradient: np.ndarray) -> None:
         gradients = self.table[self.iteration]
         expected = gradients.sum(axis=0)
-        self.incomplete = self.server._coordinator.incomplete()  # as it is when the row of the iteration is closed
+        self.incomplete = (
+            self.server._coordinator.books.incomplete()
+        )  # as it is when the row of the iteration is closed
         self.compared = self.watch.compared()
         for chunk, contributors in self.incomplete.items():
             expected -= unseen(gradients[chunk], self.plan.coding_matrix, contributors)

@@ -59,5 +59,5 @@ def collecting(schedule=None):
     """One that waits for the accumulators of workers 1 and 2; worker 3 holds both chunks, too."""
     it = begun([[1, 2, 3], [2, 1, 3]], schedule=schedule)
     report(it, (1, 0), (2, 1))
-    assert (it.phase, it.owing) == ("collecting", {1, 2})
+    assert (it.phase, it.books.accumulators.owing) == ("collecting", {1, 2})
     return it

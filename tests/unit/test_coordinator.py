@@ -3,7 +3,6 @@
 import itertools
 import re
 import traceback
-from typing import get_args
 
 import pytest
 from hypothesis import given, settings
@@ -13,8 +12,8 @@ from refusal import refused, snapshot
 from psgc.errors import ProtocolError
 from psgc.schedules import SCHEDULES
 from psgc.schedules.orders import Skip
-from psgc.server.coordinator import TRANSITIONS, Coordinator
-from psgc.server.events import Abandoned, Begin, Deadline, Delivered, Event, Lost, Report, Tick
+from psgc.server.coordinator import Coordinator
+from psgc.server.events import Abandoned, Begin, Deadline, Delivered, Lost, Report, Tick
 from psgc.server.instructions import Add, Collect, Commit, Discard, Finish
 from psgc.server.membership import Membership
 
@@ -115,36 +114,22 @@ def test_every_answer_follows_from_the_rules(data, cluster, name, combined):
             assert it.handle(Report(worker, iteration, chunk)) == []
             assert snapshot(it) == before
         committed = rules.committed(rules.counting(rules.heard))
-        assert {chunk: it.contributors(chunk) for chunk in range(len(holders))} == committed
-        assert it.recovered == len(holders)
+        assert {chunk: it.books.chunks[chunk].contributors for chunk in range(len(holders))} == committed
+        assert it.books.recovered == len(holders)
         if combined:
             everybody = set(itertools.chain(*committed.values()))
-            assert it.owing == everybody
+            assert it.books.accumulators.owing == everybody
             *early, last = data.draw(st.permutations(sorted(everybody)))
             assert [it.handle(Delivered(worker, iteration, worker)) for worker in early] == [[Add(w, w)] for w in early]
-            assert it.owing == {last}
+            assert it.books.accumulators.owing == {last}
             assert it.handle(Delivered(last, iteration, last)) == [Add(last, last), Finish()]
         assert it.phase == "idle"
-        assert it.owing == set()
+        assert it.books.accumulators.owing == set()
 
 
 def begun(it, iteration):
     it.handle(Begin(iteration))
     return it
-
-
-@COMBINED
-@pytest.mark.parametrize("parts", [1, 2])
-def test_two_workers_two_chunks_in_all_orders(parts, combined):
-    copies = list(itertools.product([1, 2], [0, 1]))
-    for order in itertools.permutations(copies):
-        it = begun(coordinator([[1, 2], [1, 2]], parts, combined=combined), 0)
-        answers = list(itertools.chain(*(it.handle(Report(worker, 0, chunk)) for worker, chunk in order)))
-        commits = [answer for answer in answers if isinstance(answer, Commit)]
-        assert sorted(commit.chunk for commit in commits) == [0, 1]
-        for commit in commits:
-            assert commit.contributors == tuple(w for w, chunk in order if chunk == commit.chunk)[:parts]
-        assert answers[-1] == Finish() if not combined else isinstance(answers[-1], Collect)
 
 
 @COMBINED
@@ -197,7 +182,3 @@ def test_an_error_names_event_phase_and_iteration_and_its_traceback_shows_the_ev
     assert error.value.events == (Tick(1.0),) * 19 + (Report(2, 7, 1),)
     shown = "".join(traceback.format_exception(error.value))
     assert "\nEvents before it, oldest first:\n  Tick(now=1.0)\n" in shown
-
-
-def test_the_table_of_transitions_has_a_row_for_every_event():
-    assert TRANSITIONS.keys() == set(get_args(Event))

@@ -4,12 +4,9 @@ import pytest
 from coordinating import Recording, begun, collecting, report
 from refusal import refused, snapshot
 
-from psgc.schedules import SCHEDULES, Schedule
 from psgc.schedules.orders import Next, Skip
-from psgc.server.coordinator import Coordinator
-from psgc.server.events import Abandoned, Begin, Delivered, Lost, Report
+from psgc.server.events import Abandoned, Delivered, Lost, Report
 from psgc.server.instructions import Add, Collect, Commit, Finish, Invalidate
-from psgc.server.membership import Membership
 
 COMBINED = pytest.mark.parametrize("combined", [True, False], ids=["combined", "per_chunk"])
 
@@ -63,14 +60,14 @@ def test_full_does_not_count_the_unfinished_load_of_a_lost_worker():
 def test_a_committed_copy_that_was_not_delivered_is_done_again_in_the_role_of_the_lost_worker():
     it = begun([[1, 2, 3], [2, 3]], parts=2)
     assert report(it, (1, 0), (2, 0)) == [Commit(0, (1, 2), ((1, 1), (2, 2)))]
-    assert it.recovered == 1
+    assert it.books.recovered == 1
     assert it.handle(Lost(1)) == [Invalidate(2, 0, 1), Invalidate(3, 0, 1), Next(2, 0)]
-    assert it.recovered == 0
-    assert it.contributors(0) == (1, 2)  # S_i stays what it is
-    assert (it.used(1, 0), it.used(2, 0)) == (False, True)
+    assert it.books.recovered == 0
+    assert it.books.chunks[0].contributors == (1, 2)  # S_i stays what it is
+    assert (it.books.used(1, 0), it.books.used(2, 0)) == (False, True)
     assert report(it, (3, 0), attempt=1) == [Commit(0, (1, 2), ((3, 1),))]
-    assert (it.contributors(0), it.recovered) == ((1, 2), 1)
-    assert (it.used(3, 0), it.used(3, 0, attempt=1)) == (False, True)
+    assert (it.books.chunks[0].contributors, it.books.recovered) == ((1, 2), 1)
+    assert (it.books.used(3, 0), it.books.used(3, 0, attempt=1)) == (False, True)
     report(it, (2, 1))
     answers = report(it, (3, 1))
     assert answers[-3:] == [Collect(2, 2), Collect(3, 1), Collect(3, 3)]
@@ -83,7 +80,7 @@ def test_the_other_contributor_may_do_it_again_and_then_owes_two_accumulators():
     assert report(it, (2, 0), attempt=1) == [Commit(0, (1, 2), ((2, 1),)), Collect(2, 1)]
     assert it.handle(Delivered(2, 0, 1)) == [Add(2, 1)]
     assert it.handle(Delivered(2, 0, 2)) == [Add(2, 2), Finish()]
-    assert (it.used(2, 0), it.used(2, 0, attempt=1)) == (True, True)
+    assert (it.books.used(2, 0), it.books.used(2, 0, attempt=1)) == (True, True)
 
 
 def test_a_chunk_of_two_lost_contributors_is_done_again_by_two_workers():
@@ -92,7 +89,7 @@ def test_a_chunk_of_two_lost_contributors_is_done_again_by_two_workers():
     it.handle(Lost(1))
     assert it.handle(Lost(2)) == [Invalidate(3, 0, 2), Invalidate(4, 0, 2), Next(3, 0), Next(4, 0)]
     assert report(it, (3, 0), attempt=2) == [Commit(0, (1, 2), ((3, 1),))]
-    assert it.recovered == 0
+    assert it.books.recovered == 0
     before = snapshot(it)
     assert report(it, (3, 0), attempt=2) == []  # it cannot be both of them
     assert snapshot(it) == before
@@ -118,7 +115,7 @@ def test_a_copy_from_before_the_invalidation_changes_nothing_but_its_worker_is_f
     assert it.handle(Report(2, 0, 0, now=4.0, seconds=3.0)) == []
     assert it.handle(Abandoned(3, 0, 0, now=5.0, seconds=2.0)) == []
     assert schedule.freed_by[1:] == [(2, 0, 4.0, 3.0, False), (3, 0, 5.0, 2.0, False)]
-    assert it.recovered == 0
+    assert it.books.recovered == 0
     assert it.handle(Report(2, 0, 0, attempt=1)) == [Commit(0, (1,), ((2, 1),))]
 
 
@@ -139,14 +136,14 @@ def test_the_loss_of_a_worker_that_owes_nothing_has_no_consequences():
     assert it.handle(Delivered(1, 0, 1)) == [Add(1, 1)]
     assert [it.handle(Lost(1)), it.handle(Lost(3))] == [[], []]
     assert it.phase == "collecting"
-    assert it.used(1, 0)
+    assert it.books.used(1, 0)
     assert it.handle(Delivered(2, 0, 2)) == [Add(2, 2), Finish()]
 
 
 def test_an_accumulator_that_was_not_delivered_is_done_again_while_others_deliver():
     it = collecting()
     assert it.handle(Lost(1)) == [Invalidate(2, 0, 1), Invalidate(3, 0, 1), Next(2, 0)]
-    assert (it.phase, it.owing) == ("redoing", {2})
+    assert (it.phase, it.books.accumulators.owing) == ("redoing", {2})
     assert it.handle(Delivered(1, 0, 1)) == []  # it was sent before, and came too late
     assert it.handle(Delivered(2, 0, 2)) == [Add(2, 2)]
     assert report(it, (2, 0), attempt=1) == [Commit(0, (1,), ((2, 1),)), Collect(2, 1)]
@@ -178,37 +175,3 @@ def test_a_loss_between_two_iterations_changes_the_membership_only():
     assert list(it.membership.live) == [2]
     with refused(it):
         it.handle(Lost(1))
-
-
-@COMBINED
-def test_only_the_membership_survives_into_the_next_iteration(combined):
-    holders = [[1, 2, 3], [2, 3, 1]]
-    it = begun(holders, combined=combined)
-    report(it, (1, 0))
-    it.handle(Lost(1))
-    report(it, (2, 0), attempt=1 if combined else 0)
-    report(it, (2, 1))
-    for role in (1, 2) if combined else ():
-        it.handle(Delivered(2, 0, role))
-    assert it.phase == "idle"
-    everybody = Membership(holders, 1)
-    schedule = SCHEDULES["static"]({})
-    it.rebalance(everybody.without([]), schedule)
-    it.handle(Begin(1))
-    fresh = Coordinator(everybody.without([]), schedule, combined)
-    fresh.handle(Begin(1))
-    assert snapshot(it) == snapshot(fresh)
-    assert it.handle(Report(1, 0, 0)) == []  # what it had done while it was lost
-    assert it.handle(Delivered(1, 0, 1)) == []
-    assert it.handle(Report(1, 1, 0))[0] == Commit(0, (1,), ((1, 1),))
-
-
-@COMBINED
-def test_rebalancing_is_allowed_between_two_iterations_only(combined):
-    it = begun([[1]], combined=combined)
-    with refused(it):
-        it.rebalance(Membership([[1]], 1), Schedule({}))
-    report(it, (1, 0))
-    if combined:
-        with refused(it):
-            it.rebalance(Membership([[1]], 1), Schedule({}))

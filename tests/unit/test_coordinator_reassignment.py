@@ -3,7 +3,6 @@
 import pytest
 from coordinating import Recording, begun, collecting, report
 
-from psgc.errors import TooFewWorkers
 from psgc.schedules.orders import Next, Queue
 from psgc.server.events import Delivered, Lost
 from psgc.server.instructions import Collect, Commit, Finish, Invalidate, Reassign
@@ -74,22 +73,6 @@ def test_a_worker_that_did_a_chunk_in_two_roles_is_replaced_by_two_workers():
     assert report(it, (3, 0), attempt=2) == [Commit(0, (1, 2), ((3, 2),))]
 
 
-@COMBINED
-def test_without_reassignment_a_chunk_without_a_live_holder_ends_the_run(combined):
-    it = begun([[1, 2], [2]], combined=combined, reassigning=False)
-    text = r"^chunk 1 has 0 live holders, parts 1; faults\.adopt: true would let others take it$"
-    with pytest.raises(TooFewWorkers, match=text):
-        it.handle(Lost(2))
-
-
-def test_without_reassignment_the_other_holders_are_enough():
-    it = begun([[1, 2, 3], [1, 2, 3]], parts=2, reassigning=False)
-    report(it, (1, 0), (2, 0))
-    it.handle(Lost(1))
-    with pytest.raises(TooFewWorkers, match=r"^1 worker is left, parts 2 needs 2$"):
-        it.handle(Lost(2))
-
-
 # what the schedule hears
 
 
@@ -121,15 +104,6 @@ def test_the_schedule_hears_whether_the_workers_had_stopped():
     it.handle(Lost(1))
     it.handle(Lost(2))
     assert [loss.collected for loss, _ in schedule.losses] == [True, False]
-
-
-def test_the_schedule_hears_of_a_loss_that_changes_nothing():
-    schedule = Recording()
-    it = collecting(schedule)
-    it.handle(Delivered(1, 0, 1))
-    it.handle(Lost(1))
-    assert [(loss.worker, loss.invalidated, loss.collected) for loss, _ in schedule.losses] == [(1, {}, True)]
-    assert it.phase == "collecting"
 
 
 def test_dynamic_does_not_order_from_a_worker_that_was_lost_while_collecting():

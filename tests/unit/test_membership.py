@@ -8,23 +8,6 @@ from psgc.errors import TooFewWorkers
 from psgc.server.membership import Membership
 
 
-def test_as_long_as_nobody_is_lost_everybody_holds_what_was_planned_in_its_own_role():
-    membership = Membership([[2, 1], [3, 2]], parts=1, workers=[1, 2, 3, 4])
-    assert list(membership.live) == [1, 2, 3, 4]
-    assert membership.holders == [[2, 1], [3, 2]]
-    assert [set(membership.held(worker)) for worker in (1, 2, 3, 4)] == [{0}, {0, 1}, {1}, set()]
-    assert [membership.role(worker, 0) for worker in (1, 2)] == [1, 2]
-    assert [membership.reassigned(worker) for worker in (1, 2, 3, 4)] == [[], [], [], []]
-
-
-def test_a_lost_worker_holds_nothing():
-    membership = Membership([[1, 2], [2, 3], [1, 3]], parts=1)
-    assert membership.lose(2) == [0, 1]
-    assert list(membership.live) == [1, 3]
-    assert membership.holders == [[1], [3], [1, 3]]
-    assert membership.planned == [[1, 2], [2, 3], [1, 3]]
-
-
 @pytest.mark.parametrize(
     ("parts", "lost", "text"),
     [

@@ -188,26 +188,6 @@ def test_nobody_waits_for_the_dead(case: Case) -> None:
     nobody_waits_for(case)
 
 
-@settings(deadline=None, max_examples=40)
-@given(
-    plan=st.sampled_from([(4, 3, 1), (4, 3, 2), (4, 2, 1)]).map(
-        lambda x: make_plan(Coding(chunks_per_worker=2, replication=x[1], parts=x[2]), "skipping", x[0], seed=0)
-    ),
-    name=st.sampled_from(["random", "static", "skipping", LEARNING]),
-    combined=st.booleans(),
-    straggler=st.integers(0, 3),
-    choices=st.binary(min_size=200, max_size=200),
-)
-def test_a_worker_that_never_gets_through_a_chunk_is_not_waited_for(
-    plan: Plan, name: str, combined: bool, straggler: int, choices: bytes
-) -> None:
-    """With replication > parts the others determine the gradient, whatever the straggler is stuck in."""
-    world = nobody_waits_for(
-        Case(plan, name, combined, 5, 3, [Nap("slow", straggler + 1, 0, 3, stubborn=True)], choices)
-    )
-    assert world.nodes[straggler + 1].done == 0
-
-
 def _fits_its_schedule(case: Case) -> bool:
     """With `uncoded` nobody holds what is not in its queue (`psgc.plan.make_plan`): nobody else is asked for it."""
     return case.schedule != "uncoded" or all(len(holders) == case.plan.parts for holders in case.plan.holders())

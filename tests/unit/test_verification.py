@@ -5,11 +5,10 @@ from functools import partial
 import coordinating
 import pytest
 from coordinating import Recording, report
-from refusal import refused, snapshot
 
 from psgc.errors import RunFailed, TooFewWorkers
 from psgc.schedules.orders import Next, Skip
-from psgc.server.events import Abandoned, Begin, Compared, Deadline, Delivered, Lost
+from psgc.server.events import Abandoned, Compared, Deadline, Delivered, Lost
 from psgc.server.instructions import Add, Collect, Commit, Compare, Discard, Finish, Reassign, Wrong
 
 COMBINED = pytest.mark.parametrize("combined", [True, False], ids=["combined", "per_chunk"])
@@ -37,11 +36,11 @@ def test_a_checked_chunk_is_committed_when_one_more_copy_than_parts_agrees(combi
     for worker in workers[:-1]:
         assert report(it, (worker, 0)) == []
     assert report(it, (workers[-1], 0)) == [compare(0, *workers)]
-    assert it.recovered == 0
+    assert it.books.recovered == 0
     assert it.handle(Compared(0, workers)) == [commit(0, *workers[:parts])]
-    assert it.recovered == 1
-    assert it.contributors(0) == tuple(workers[:parts])
-    assert all(it.used(worker, 0) for worker in workers)
+    assert it.books.recovered == 1
+    assert it.books.chunks[0].contributors == tuple(workers[:parts])
+    assert all(it.books.used(worker, 0) for worker in workers)
 
 
 @COMBINED
@@ -79,10 +78,10 @@ def test_one_more_holder_does_a_disputed_chunk_and_the_odd_copy_is_wrong(combine
     it = begun([[1, 2, 3], [1, 2, 3]], combined=combined)
     report(it, (1, 0), (2, 0))
     assert it.handle(Compared(0, ())) == [Next(3, 0)]
-    assert it.recovered == 0
+    assert it.books.recovered == 0
     assert report(it, (3, 0)) == [compare(0, 1, 2, 3)]
     assert it.handle(Compared(0, (2, 3))) == [Wrong(1, 0, (2, 3)), commit(0, 2)]
-    assert [it.used(worker, 0) for worker in (1, 2, 3)] == [False, True, True]
+    assert [it.books.used(worker, 0) for worker in (1, 2, 3)] == [False, True, True]
 
 
 def test_a_disputed_chunk_that_all_holders_have_done_is_reassigned():
@@ -132,7 +131,7 @@ def test_a_surplus_copy_that_agrees_changes_nothing():
     assert report(it, (1, 1)) == [commit(1, 1)]
     assert report(it, (2, 1)) == [compare(1, 1, 2)]
     assert it.handle(Compared(1, (1, 2))) == []
-    assert it.contributors(1) == (1,)
+    assert it.books.chunks[1].contributors == (1,)
 
 
 def unchecked(name="static", tolerated=0, schedule=None):
@@ -143,13 +142,13 @@ def unchecked(name="static", tolerated=0, schedule=None):
 def test_a_surplus_copy_that_does_not_agree_takes_the_chunk_back():
     it = unchecked()
     report(it, (1, 1), (2, 1))
-    missing = it.missing_copies
+    missing = it.books.missing
     assert it.handle(Compared(1, ())) == [Next(3, 1)]
-    assert (it.recovered, it.contributors(1), it.used(1, 1)) == (0, (), False)
-    assert it.missing_copies == missing + 1
+    assert (it.books.recovered, it.books.chunks[1].contributors, it.books.used(1, 1)) == (0, (), False)
+    assert it.books.missing == missing + 1
     assert report(it, (3, 1)) == [compare(1, 1, 2, 3)]
     assert it.handle(Compared(1, (2, 3))) == [Wrong(1, 1, (2, 3)), commit(1, 2)]
-    assert (it.recovered, it.missing_copies) == (1, missing)
+    assert (it.books.recovered, it.books.missing) == (1, missing)
 
 
 def test_a_copy_that_comes_after_the_others_agreed_may_be_in_the_wrong():
@@ -158,7 +157,7 @@ def test_a_copy_that_comes_after_the_others_agreed_may_be_in_the_wrong():
     it.handle(Compared(0, (1, 2)))
     assert report(it, (3, 0)) == [compare(0, 1, 2, 3)]
     assert it.handle(Compared(0, (1, 2))) == [Wrong(3, 0, (1, 2))]
-    assert it.contributors(0) == (1,)
+    assert it.books.chunks[0].contributors == (1,)
 
 
 def test_a_wrong_copy_is_named_once():
@@ -226,12 +225,6 @@ def test_a_checked_copy_of_a_lost_worker_counts(combined):
     assert report(it, (2, 0)) == [compare(0, 1, 2)]
 
 
-def test_one_worker_more_than_parts_is_needed():
-    it = begun([[1, 2], [1, 2]])
-    with pytest.raises(TooFewWorkers, match=r"^1 worker is left, parts 1 with verify needs 2$"):
-        it.handle(Lost(1))
-
-
 # approximate recovery
 
 
@@ -242,8 +235,8 @@ def test_copies_count_unchecked_at_the_deadline():
     it.handle(Compared(2, ()))
     answers = it.handle(Deadline())
     assert answers == [commit(0, 1, 2), commit(1, 3), Finish()]
-    assert it.incomplete() == {1: (3,), 2: (), 3: ()}  # of 2 it is known that something is wrong
-    assert it.missing_copies == 1 + 2 + 2
+    assert it.books.incomplete() == {1: (3,), 2: (), 3: ()}  # of 2 it is known that something is wrong
+    assert it.books.missing == 1 + 2 + 2
 
 
 def test_copies_that_were_not_compared_yet_are_missing():
@@ -262,27 +255,3 @@ def test_an_iteration_does_not_end_with_disputed_chunks_only():
     assert it.handle(Deadline()) == []
     report(it, (3, 0))
     assert it.handle(Compared(0, (1, 3)))[-1] == Finish()
-
-
-# what is not allowed
-
-
-def test_an_answer_that_nobody_asked_for_is_refused():
-    it = begun([[1, 2], [1, 2]])
-    for do in (lambda: it.handle(Compared(0, (1, 2))), lambda: it.handle(Compared(5, ()))):
-        with refused(it):
-            do()
-    report(it, (1, 0), (2, 0))
-    it.handle(Compared(0, (1, 2)))
-    with refused(it):
-        it.handle(Compared(0, (1, 2)))
-
-
-def test_nothing_survives_into_the_next_iteration():
-    it = begun([[1, 2, 3]])
-    report(it, (1, 0), (2, 0))
-    it.handle(Compared(0, ()))
-    report(it, (3, 0))
-    it.handle(Compared(0, (2, 3)))
-    it.handle(Begin(1))
-    assert snapshot(it, but=["_paces"]) == snapshot(begun([[1, 2, 3]], at=1), but=["_paces"])
