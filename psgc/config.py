@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
 
 from psgc.errors import UserError, visible
 from psgc.schedules import SCHEDULES
@@ -23,6 +23,7 @@ from psgc.validation import (
     Section,
     UsedBy,
     WholeNumber,
+    by,
     either,
     expect,
     one_of,
@@ -101,15 +102,14 @@ class AssignmentFile(Section):
     path: PathText = Field(description="a .npy file with a 0/1 matrix, chunks x workers")
 
 
-def _assignment_name(value: Any) -> Any:
+def _assignment(value: Any, info: ValidationInfo) -> Any:
     from psgc.coding import ASSIGNMENTS  # with SciPy, which takes half a second to import
 
+    if isinstance(value, (dict, AssignmentFile)):
+        return AssignmentFile.model_validate(value, context=info.context)
     if not isinstance(value, str) or value not in ASSIGNMENTS:
         raise refuse(f"expected {either([*ASSIGNMENTS, '{kind: file, path: ...}'])}, got {shown(value)}")
     return value
-
-
-AssignmentName = Annotated[str, BeforeValidator(_assignment_name)]
 
 
 ScheduleName = Annotated[str, one_of(SCHEDULES)]
@@ -118,10 +118,7 @@ ScheduleName = Annotated[str, one_of(SCHEDULES)]
 class Coding(Section):
     chunks_per_worker: Annotated[WholeNumber | Literal["auto"], expect("a whole number >= 1 or auto", union=True)] = 8
     replication: Count = 3
-    assignment: Annotated[
-        Annotated[AssignmentName, Tag("<name>")] | Annotated[AssignmentFile, Tag("<file>")],
-        Discriminator(lambda value: "<file>" if isinstance(value, (dict, AssignmentFile)) else "<name>"),
-    ] = "blocks"
+    assignment: Annotated[str | AssignmentFile, BeforeValidator(_assignment)] = "blocks"
     parts: Count = 1
     coding_matrix: Literal["spread", "gaussian"] = "spread"
 
@@ -241,19 +238,17 @@ class Stragglers(Section):
         return self
 
 
-def _problem_tag(value: Any) -> str:
-    if isinstance(value, dict):
-        return "<python>" if "python" in value or value.get("kind") == "python" else "<builtin>"
-    return "<python>" if isinstance(value, PythonProblem) else "<builtin>"
+def _problem(value: Any) -> type[Section]:
+    is_python = isinstance(value, dict) and ("python" in value or value.get("kind") == "python")
+    return PythonProblem if is_python else BuiltinProblem
 
 
 class Config(Section):
     """The settings of a run, read-only. The attributes are the keys of the YAML."""
 
-    problem: Annotated[
-        Annotated[BuiltinProblem, Tag("<builtin>")] | Annotated[PythonProblem, Tag("<python>")],
-        Discriminator(_problem_tag),
-    ] = Field(description="a mapping, for example {kind: logistic}")
+    problem: Annotated[BuiltinProblem | PythonProblem, by(_problem)] = Field(
+        description="a mapping, for example {kind: logistic}"
+    )
     data: Data | None = None
     optimizer: Optimizer = Field(description="a mapping, for example {kind: nesterov, lr: 0.5}")
     iterations: Count = Field(description="a whole number >= 1")

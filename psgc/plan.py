@@ -3,7 +3,7 @@
 Here the columns 0..m-1 of the mathematics become the ranks 1..m of the cluster.
 """
 
-import io
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -60,41 +60,26 @@ class Plan:
         return [indices[first:end] for first, end in pairwise(indptr)]
 
     def to_bytes(self) -> bytes:
-        """The plan as an .npz archive in memory."""
-        archive = io.BytesIO()
-        np.savez(
-            archive,
-            indices=self.assignment.indices,
-            indptr=self.assignment.indptr,
-            shape=np.array(self.assignment.shape),
-            coding_matrix=self.coding_matrix,
-            own_chunks=self.own_chunks,
-            **_flat("queues", self.queues),
-            **_flat("backups", self.backups),
-        )
-        return archive.getvalue()
+        """The plan as JSON."""
+        plan = {
+            "shape": self.assignment.shape,
+            "indices": self.assignment.indices.tolist(),
+            "indptr": self.assignment.indptr.tolist(),
+            "queues": list(self.queues.items()),
+            "coding_matrix": self.coding_matrix.tolist(),
+            "own_chunks": self.own_chunks.tolist(),
+            "backups": list(self.backups.items()),
+        }
+        return json.dumps(plan).encode()
 
     @staticmethod
     def from_bytes(data: bytes) -> "Plan":
         """The inverse of `to_bytes`."""
-        with np.load(io.BytesIO(data), allow_pickle=False) as archive:
-            indices, indptr = archive["indices"], archive["indptr"]
-            ones = np.ones(len(indices), np.int8)
-            assignment = scipy.sparse.csr_array((ones, indices, indptr), shape=tuple(archive["shape"]))
-            queues, backups = (_unflat(name, archive) for name in ("queues", "backups"))
-            return Plan(assignment, queues, archive["coding_matrix"], archive["own_chunks"], backups)
-
-
-def _flat(name: str, lists: Queues) -> dict[str, Any]:
-    """Lists of chunks by rank as three arrays."""
-    chunks = np.array([chunk for queue in lists.values() for chunk in queue], np.int64)
-    return {name: chunks, f"{name}_ranks": np.array(list(lists), int), f"{name}_lengths": [*map(len, lists.values())]}
-
-
-def _unflat(name: str, archive: Any) -> Queues:
-    ends = np.cumsum(archive[f"{name}_lengths"], dtype=int)
-    split = np.split(archive[name], ends[:-1])
-    return {int(rank): chunks.tolist() for rank, chunks in zip(archive[f"{name}_ranks"], split, strict=False)}
+        plan = json.loads(data)
+        ones = np.ones(len(plan["indices"]), np.int8)
+        assignment = scipy.sparse.csr_array((ones, plan["indices"], plan["indptr"]), shape=plan["shape"])
+        matrix, own_chunks = np.array(plan["coding_matrix"]), np.array(plan["own_chunks"])
+        return Plan(assignment, dict(plan["queues"]), matrix, own_chunks, dict(plan["backups"]))
 
 
 def make_plan(settings: Coding, schedule: str, num_workers: int, seed: int, num_chunks: int | None = None) -> Plan:
@@ -181,19 +166,13 @@ def _sparse_matrix(path: str) -> Any:
             raise UserError(f"{path}: expected whole numbers in {name}, found dtype {array.dtype}")
         if array.size and not -_NO_INDEX < array.min() <= array.max() < _NO_INDEX:  # SciPy would cut it to 32 bits
             raise UserError(f"{path}: damaged: {name} holds {array.min()} to {array.max()}")
-    if "indptr" in arrays and not _ascends(arrays["indptr"], arrays.get("indices", np.empty(0)).size):
-        raise UserError(f"{path}: damaged: indptr does not ascend from 0 to the number of indices")
     try:
         matrix: Any = scipy.sparse.load_npz(path)
         if hasattr(matrix, "check_format"):  # else a wrong index reads and writes memory of others, as a wrong indptr
             matrix.check_format()
+        if hasattr(matrix, "indptr") and (matrix.nnz != entries or (np.diff(matrix.indptr) < 0).any()):
+            raise ValueError("indptr does not ascend to the number of indices")
     except Exception as error:  # SciPy raises many kinds for arrays that do not fit each other
         raise UserError(f"{path}: damaged ({one_line(error)})") from None
     # in int64 entries for one place add up; of booleans they would come to True, of int8 to anything
     return matrix.astype(np.int64) if matrix.dtype.kind in "biu" else matrix
-
-
-def _ascends(pointers: np.ndarray, last: int) -> bool:
-    if pointers.ndim != 1 or not pointers.size:
-        return False
-    return bool(pointers[0] == 0 and pointers[-1] == last and (pointers[1:] >= pointers[:-1]).all())

@@ -5,8 +5,7 @@
 dotted key, what is wrong, what would be right.
 """
 
-import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Annotated, Any, Self, TypeVar
@@ -75,22 +74,29 @@ def one_of(names: Collection[str]) -> BeforeValidator:
     return BeforeValidator(check)
 
 
+def by(model_of: Callable[[Any], type[BaseModel]]) -> BeforeValidator:
+    """Takes a mapping for the model that `model_of` says."""
+
+    def check(value: Any, info: ValidationInfo) -> Any:
+        return value if isinstance(value, BaseModel) else model_of(value).model_validate(value, context=info.context)
+
+    return BeforeValidator(check)
+
+
 def by_kind(models: Mapping[str, type[BaseModel]]) -> BeforeValidator:
     """Takes a mapping whose key `kind` says which of the models it is."""
     kinds = either(models)
 
-    def check(value: Any, info: ValidationInfo) -> Any:
-        if isinstance(value, BaseModel):
-            return value
+    def model_of(value: Any) -> type[BaseModel]:
         if not isinstance(value, dict):
             raise refuse(f"expected a mapping with kind: {kinds}, got {shown(value)}")
         if "kind" not in value:
             raise refuse(f"missing, expected {kinds}", "kind")
         if not isinstance(value["kind"], str) or value["kind"] not in models:
             raise refuse(f"expected {kinds}, got {shown(value['kind'])}", "kind")
-        return models[value["kind"]].model_validate(value, context=info.context)
+        return models[value["kind"]]
 
-    return BeforeValidator(check)
+    return by(model_of)
 
 
 def _one_line(text: str) -> str:
@@ -183,8 +189,7 @@ def validated(model: type[Model], source: Source, by_hand: bool = True) -> Model
 def _first(error: ValidationError, source: Source) -> UserError:
     """The first of pydantic's errors, with the place where its key (or the nearest parent) was written."""
     first = error.errors(include_url=False)[0]
-    names = (str(name) for name in first["loc"])
-    key: Key = tuple(name for name in names if name != "[key]" and not re.fullmatch("<.*>", name))
+    key: Key = tuple(str(name) for name in first["loc"] if name != "[key]")
     context = first.get("ctx", {})
     below = [(*key, name) for name in context.get("keys", ())]
     if below:  # blame the command line rather than the file

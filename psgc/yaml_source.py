@@ -93,7 +93,11 @@ class Source:
 
     def _plain(self, node: yaml.Node, key: Key, place_of: Callable[[int], str]) -> Any:
         if isinstance(node, yaml.ScalarNode):
-            return _scalar(node, key, place_of)
+            try:
+                return _scalar(node)
+            except ValueError as error:
+                place = place_of(node.start_mark.line + 1)
+                raise UserError(f"{place}: {dotted(key)}: {error}") from None
         if isinstance(node, yaml.SequenceNode):
             return [self._plain(item, (*key, str(i)), place_of) for i, item in enumerate(node.value)]
         mapping: dict[str, Any] = {}
@@ -189,18 +193,16 @@ for _tag, _pattern, _starts in (
         _class.add_implicit_resolver(_tag, re.compile(rf"(?:{_pattern})\Z"), _starts)
 
 
-def _scalar(node: yaml.ScalarNode, key: Key, place_of: Callable[[int], str]) -> Any:
+def _scalar(node: yaml.ScalarNode) -> Any:
     text: str = node.value
     if node.tag in (_INT, _FLOAT) and len(text) > MAX_DIGITS:
-        place, name = place_of(node.start_mark.line + 1), dotted(key)
-        raise UserError(f"{place}: {name}: expected at most {MAX_DIGITS} digits, got {len(text)}")
+        raise ValueError(f"expected at most {MAX_DIGITS} digits, got {len(text)}")
     if node.tag == _INT:
         return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
     if node.tag == _FLOAT:
         number = float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
         if (math.isinf(number) and text[-1] in "0123456789.") or (number == 0 and re.match("[^eE]*[1-9]", text)):
-            place, name = place_of(node.start_mark.line + 1), dotted(key)
-            raise UserError(f"{place}: {name}: expected a number that a float64 can hold, got {text}")
+            raise ValueError(f"expected a number that a float64 can hold, got {text}")
         return number
     if node.tag == _BOOL:
         return text.lower() == "true"

@@ -2,7 +2,6 @@
 
 import itertools
 import sys
-import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -181,19 +180,6 @@ def test_what_is_put_in_a_message_comes_out_of_a_message_buffer(name, dtype):
     assert type(received) is type(array)
     np.testing.assert_array_equal(backend.to_host(received), values)
     assert type(backend.to_host(received)) is np.ndarray
-
-
-def test_another_thread_computes_on_the_same_device(backend):
-    sums = []
-
-    def compute():
-        backend.use_in_thread()
-        sums.append(float(backend.xp.arange(4.0).sum()))
-
-    thread = threading.Thread(target=compute)
-    thread.start()
-    thread.join(20)
-    assert sums == [6.0]
 
 
 def test_nothing_is_copied_on_the_host():

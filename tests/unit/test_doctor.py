@@ -10,7 +10,6 @@ import pytest
 from psgc.cli import main
 from psgc.diagnosis.doctor import default_ranks, doctor
 from psgc.diagnosis.probe import MARK
-from psgc.errors import UserError
 
 RANKS = [{"cores": 2, "blas": 1}] * 3
 JOB = [
@@ -98,13 +97,6 @@ def test_an_mpirun_that_never_ends(mpirun, monkeypatch, capsys):
     assert not Path(f"/proc/{Path('pid').read_text().strip()}").exists()
 
 
-def test_an_mpirun_that_does_not_even_say_its_version(mpirun, monkeypatch, capsys):
-    monkeypatch.setattr("psgc.diagnosis.doctor.MPIRUN_LIMIT", 0.3)
-    Path("bin/mpirun").write_text("#!/bin/sh\nexec sleep 60\n")
-    assert doctor("out") == 1
-    assert "mpirun --version: no answer, expected a working MPI" in capsys.readouterr().out
-
-
 def test_everything_that_hangs_is_given_up(mpirun, monkeypatch, capsys):
     monkeypatch.setattr("psgc.diagnosis.doctor.PROBE", ["sh", "-c", "exec sleep 60"])
     for limit in ("GPU_LIMIT", "FILES_LIMIT", "SLURM_LIMIT"):
@@ -118,19 +110,6 @@ def test_everything_that_hangs_is_given_up(mpirun, monkeypatch, capsys):
     assert "slurm 1.2, but its controller does not answer" in out
     assert "out: timed out after" in out  # the output directory: no run could write there
     assert levels(out)["GPU"] == "note"
-
-
-def test_a_run_directory_that_is_a_file(mpirun, capsys):
-    mpirun(SAY)
-    Path("taken").touch()
-    assert doctor("taken/runs") == 1
-    assert "taken cannot be written: Not a directory" in capsys.readouterr().out
-
-
-def test_fewer_than_two_ranks(mpirun):
-    mpirun(SAY)
-    with pytest.raises(UserError, match="-n 1: expected at least 2 ranks"):
-        doctor("out", 1)
 
 
 @pytest.mark.parametrize(

@@ -146,17 +146,13 @@ def test_mpirun_gets_its_own_arguments_in_the_job(submit):
     assert not Path("hacked").exists()
 
 
-def test_the_directory_of_the_script_is_made(submit):
-    written(submit, "--output", "deep/er/s.sbatch", to="deep/er/s.sbatch")
-
-
 # sweeps
 
 
 def test_a_sweep_is_an_array_of_every_combination(submit):
-    lines = written(
-        submit, "--sweep", "optimizer.lr=0.1, 0.3", "--sweep", "coding={parts: 2},{parts: 1}", "--set", "seed=4"
-    )
+    output = ["--output", "deep/er/s.sbatch"]
+    sweeps = ["--sweep", "optimizer.lr=0.1, 0.3", "--sweep", "coding={parts: 2},{parts: 1, chunks_per_worker: auto}"]
+    lines = written(submit, *sweeps, "--set", "seed=4", *output, to=output[1])
     assert directives(lines)["--array"] == "0-3"
     assert directives(lines)["--output"] == "%x-%A_%a.log"
     runs = []
@@ -168,13 +164,7 @@ def test_a_sweep_is_an_array_of_every_combination(submit):
         runs.append((config.optimizer.lr, config.coding.parts, config.output))
     assert [run[:2] for run in runs] == [(0.1, 2), (0.1, 1), (0.3, 2), (0.3, 1)]
     assert len({run[2] for run in runs}) == 4
-    assert all(
-        re.fullmatch(rf"runs/a/{i}_optimizer\.lr=0\.[13]_coding=_parts_[12]_", run[2]) for i, run in enumerate(runs)
-    )
-
-
-def test_chunks_that_the_job_will_choose_are_no_mistake(submit):
-    written(submit, "--set", "coding.chunks_per_worker=auto")
+    assert runs[2][2] == "runs/a/2_optimizer.lr=0.3_coding=_parts_2_"
 
 
 def test_values_are_taken_apart_as_yaml():
@@ -186,9 +176,7 @@ def test_values_are_taken_apart_as_yaml():
     ]
 
 
-@pytest.mark.parametrize(
-    "sweep", ["optimizer.lr", "optimizer.lr=", "seed=1]", "seed=1],[2", "seed=1,,2", "seed=1\n,2", "seed=*a"]
-)
+@pytest.mark.parametrize("sweep", ["seed", "seed=", "seed=1],[2", "seed=1,,2", "seed=1\n,2"])
 def test_a_sweep_without_values(submit, sweep):
     code, _, err = submit(*PLAIN, "--sweep", sweep)
     assert code == 2
@@ -208,34 +196,20 @@ def test_examples(module):
     ("arguments", "said"),
     [
         (["--set", "iterations=0"], "--set iterations=0: expected a whole number >= 1, got 0"),
-        (["--set", "coding.replication=6"], "replication"),
         (["--sweep", "coding.replication=2,6"], "coding.replication=6 output=runs/a/1_coding.replication=6: "),
-        (["--sweep", "iterations=5,x"], "--set iterations=x: "),
         (["--sweep", "seed=1", "--sweep", "seed=2"], "--sweep seed=2: seed: given twice"),
         (["--set", "data.path=nowhere"], f"data.path: nowhere: {MISSING}"),
-        (["--set", "data.test=nowhere"], f"data.test: nowhere: {MISSING}"),
-        (["--set", "data.path=data"], "data.path: data: is a directory; if only the nodes have it"),
         (["--set", "stragglers={kind: trace, path: nowhere}"], f"stragglers.path: nowhere: {MISSING}"),
-        (
-            ["--sweep", "data.path=t.npz,nowhere"],
-            "data.path=nowhere output=runs/a/1_data.path=nowhere: data.path: nowh",
-        ),
         (["--sweep", "output=a,b"], "--sweep output=a,b: output: each run of a sweep has its own"),
         (["--", "-np", "4"], "-- -np: the number of ranks cannot be given after --"),
         (["--nodes", "0"], "--nodes 0: expected a whole number from 1 to 65535"),
         (["--nodes", "1", "--ranks-per-node", "1"], "expected at least 2 ranks: a server and at least one worker"),
-        (["--gpus-per-rank", "-1"], "--gpus-per-rank -1: expected a whole number from 0"),
         (["--warning", "5"], "--warning 5: expected a whole number from 15"),
         (["--time", "1:00"], "--time 1:00: expected more than the 60 seconds of --warning"),
         (["--time", ARABIC], f"--time {ARABIC}: expected hours:minutes:seconds"),
-        (["--time", "9" * 5000], "9...: expected hours:minutes:seconds"),
-        (["--local-dir", "/tmp/$é"], "--local-dir /tmp/$é: expected a path without blanks"),
         (["--partition", "a\n#SBATCH --uid=0"], "--partition a\\n#SBATCH --uid=0: expected letters"),
-        (["--account", "-x"], "expected one argument"),
         (["--sbatch", "qos=long"], "--sbatch qos=long: expected one option without blanks, such as --qos=long"),
-        (["--sbatch=--time=5"], "--sbatch --time=5: --time is set by psgc submit, see psgc submit --help"),
-        (["--sbatch=--parti=x"], "--sbatch --parti=x: --partition is set by psgc submit"),
-        (["--sbatch=--no-requeue"], "--sbatch --no-requeue: --no-requeue is set by psgc submit"),
+        (["--sbatch=--parti=x"], "--sbatch --parti=x: --partition is set by psgc submit, see psgc submit --help"),
         (["--sbatch=--comment=a b"], "--sbatch --comment=a b: expected one option"),
         (["--local-dir", "/tmp/$(id)"], "--local-dir /tmp/$(id): expected a path without blanks, such as $TMPDIR"),
         (

@@ -37,19 +37,6 @@ def test_a_failure_leaves_what_was_there_before(tmp_path, error):
     assert (tmp_path / "old").read_text() == "whole"
 
 
-def test_readers_see_the_old_file_until_the_new_one_is_whole(tmp_path):
-    path = tmp_path / "a.txt"
-    write_text(path, "old")
-
-    def write(stream):
-        stream.write(b"new")
-        stream.flush()
-        assert path.read_text() == "old"
-
-    write_whole(path, write)
-    assert path.read_text() == "new"
-
-
 @pytest.fixture
 def victim(tmp_path):
     """A file outside the directory `run`, to which somebody has linked."""
@@ -135,12 +122,6 @@ def test_permissions_stay_as_they_are_also_while_it_is_written(tmp_path):
             assert mode_of(tmp_path / "new") == mode
     finally:
         os.umask(before)
-
-
-def test_another_name_of_the_old_file_keeps_the_old_content(victim, tmp_path):
-    os.link(victim, tmp_path / "run/lost.csv")
-    GrowingFile(tmp_path / "run/lost.csv", b"new").close()
-    assert (tmp_path / "run/lost.csv").read_text() == "new"
 
 
 # what does not fit
