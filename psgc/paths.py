@@ -9,7 +9,7 @@ from psgc.errors import UserError
 def expanded(path: str) -> str:
     """`path` with a leading `~` or `~user` and each `$NAME` and `${NAME}` replaced; `$$` is a dollar sign.
 
-    Raises UserError: a variable is not set or is empty, a user does not exist.
+    Raises UserError for a variable that is not set or is empty.
 
     >>> os.environ["SCRATCH"] = "/scratch/me"
     >>> expanded("$SCRATCH/a$$b"), expanded("${SCRATCH}/c~d")
@@ -21,12 +21,9 @@ def expanded(path: str) -> str:
             return "$"
         name = match[1].strip("{}")
         if not os.environ.get(name):
-            state = "empty" if name in os.environ else "not set"
-            raise UserError(f"{path}: the variable {name} is {state}; a dollar sign is written as $$")
+            raise UserError(f"{path}: the variable {name} is not set; a dollar sign is written as $$")
         return os.environ[name]
 
     user, slash, rest = path.partition("/") if path.startswith("~") else ("", "", path)
     home = os.path.expanduser(user + slash)
-    if user and home == user + slash:
-        raise UserError(f"{path}: there is no user {user[1:]}; a file of such a name is written as ./{path}")
     return home + re.sub(r"\$(\$|[A-Za-z_]\w*|\{[^{}]*\})", value, rest, flags=re.ASCII)

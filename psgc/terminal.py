@@ -5,11 +5,9 @@ terminal does not obey them, and keeps them on one line. A linter (ruff's T20) f
 """
 
 import os
-import shlex
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
 from contextlib import suppress
 from typing import TextIO
 
@@ -35,15 +33,6 @@ def say(line: str = "", *, error: bool = False) -> None:
             _write(f"{visible(line)}\n", sys.stderr)
     else:
         draw(f"{visible(line)}\n")
-
-
-def shell_line(words: Sequence[str]) -> str:
-    """A command for the shell. Words with unprintable characters are written as $'...' (Bash).
-
-    >>> shell_line(["sbatch", "my run", "a\\x1bb"])
-    "sbatch 'my run' $'a\\\\x1bb'"
-    """
-    return " ".join(shlex.quote(word) if word.isprintable() else f"$'{''.join(map(_escaped, word))}'" for word in words)
 
 
 def draw(text: str) -> None:
@@ -84,9 +73,3 @@ def _write(text: str, stream: TextIO) -> None:
         os.dup2(nowhere, stream.fileno())
         os.close(nowhere)
         raise
-
-
-def _escaped(character: str) -> str:
-    if character.isprintable() and character not in "\\'":
-        return character
-    return "".join(f"\\x{byte:02x}" for byte in os.fsencode(character))

@@ -18,7 +18,6 @@ from psgc.regular_files import open_regular
 
 Key = tuple[str, ...]  # ("coding", "parts")
 MAX_DEPTH = 20
-MAX_DIGITS = 100
 MAX_BYTES = 2**18  # of a file: PyYAML takes seconds for more
 
 
@@ -195,8 +194,6 @@ for _tag, _pattern, _starts in (
 
 def _scalar(node: yaml.ScalarNode) -> Any:
     text: str = node.value
-    if node.tag in (_INT, _FLOAT) and len(text) > MAX_DIGITS:
-        raise ValueError(f"expected at most {MAX_DIGITS} digits, got {len(text)}")
     if node.tag == _INT:
         return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
     if node.tag == _FLOAT:

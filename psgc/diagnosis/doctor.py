@@ -6,6 +6,7 @@ Whatever could hang or crash runs in its own process with a time limit, all at t
 """
 
 import os
+import shlex
 import shutil
 import socket
 import sys
@@ -26,8 +27,8 @@ from psgc.diagnosis.findings import (
 )
 from psgc.errors import UserError
 from psgc.launching.mpirun import ANYWHERE, Mpirun, Placement, find_mpirun, launch_command
-from psgc.machine import NETWORK, THREADS, usable_cores
-from psgc.terminal import say, shell_line
+from psgc.machine import NETWORK, usable_cores
+from psgc.terminal import say
 
 LIMIT = 16.0  # seconds for everything, except for killing what is late
 MPIRUN_LIMIT = 3.0  # for each of the three commands that tell which MPI it is
@@ -57,7 +58,6 @@ def doctor(output: str = "runs", num_ranks: int | None = None, placement: Placem
     with (
         Command([*PROBE, "gpu"], environ, GPU_LIMIT) as gpu,
         Command([*PROBE, "files", output], environ, FILES_LIMIT) as files,
-        Command(["sinfo", "--version"], environ, SLURM_LIMIT) as slurm,
         Command(["sinfo", "-h", "-o", "%P %a %D"], environ, SLURM_LIMIT) as partitions,
     ):
         try:
@@ -66,20 +66,20 @@ def doctor(output: str = "runs", num_ranks: int | None = None, placement: Placem
             findings = [Finding("problem", "mpirun", str(error))]
         else:
             command, additions = launch_command(ranks, ["train", "run.yaml"], environ, placement, mpirun=mpirun)
-            line = " ".join([*(f"{k}={shell_line([v])}" for k, v in additions.items()), shell_line(command)])
-            findings, survived = _probe_mpi(mpirun, ranks, placement, environ, additions, deadline)
+            line = " ".join([*(f"{k}={shlex.quote(v)}" for k, v in additions.items()), shlex.join(command)])
+            findings, survived = _probe_mpi(mpirun, ranks, placement, environ, deadline)
+            if placement == ANYWHERE and environ.get("SLURM_JOB_NUM_NODES", "1") == "1":
+                threads = {**additions, **environ}["OMP_NUM_THREADS"]
+                findings += core_findings(ranks, usable_cores(), threads)
         shared, slurm_answers = files.result().found().get("kind") in NETWORK, partitions.result().code == 0
         findings += gpu_findings(gpu.result(), "PSGC_CUDA_AWARE=1" in line, bool(shutil.which("nvidia-smi")))
-        findings += [
-            slurm_finding(slurm.result(), partitions.result(), environ),
-            output_finding(output, files.result()),
-        ]
+        findings += [slurm_finding(partitions.result(), environ), output_finding(output, files.result())]
     _report(findings)
     if any(finding.level == "problem" for finding in findings):
         say()
         say("No run can start here until each problem is solved.")
         return 1
-    launch = shell_line(["psgc", "launch", "run.yaml", "-n", str(ranks), *placement.arguments()])
+    launch = shlex.join(["psgc", "launch", "run.yaml", "-n", str(ranks), *placement.arguments()])
     say()
     say("What a run here survives")
     _report(survival(survived, shared, slurm_answers, launch))
@@ -96,30 +96,19 @@ def default_ranks(environ: Mapping[str, str], cores: int) -> int:
 
 
 def _probe_mpi(
-    mpirun: Mpirun,
-    num_ranks: int,
-    placement: Placement,
-    environ: Mapping[str, str],
-    additions: Mapping[str, str],
-    deadline: float,
+    mpirun: Mpirun, num_ranks: int, placement: Placement, environ: Mapping[str, str], deadline: float
 ) -> tuple[list[Finding], bool]:
     """Run a test job in the way of `psgc launch`, with all ranks of the run when hosts are named.
 
     Returns the findings, and whether the job survived the death of a rank.
     """
-    share = {name: value for name, value in additions.items() if name in THREADS}  # of the planned run
     size = PROBE_RANKS if placement == ANYWHERE else max(PROBE_RANKS, num_ranks)
-    command, more = launch_command(
-        size, ["ranks"], {**environ, **share}, placement, mpirun=mpirun, module="psgc.diagnosis.probe"
+    command, additions = launch_command(
+        size, ["ranks"], environ, placement, mpirun=mpirun, module="psgc.diagnosis.probe"
     )
-    with Command(command, {**environ, **share, **more, **SHOW_TRANSPORT}, deadline - time.monotonic()) as job:
+    with Command(command, {**environ, **additions, **SHOW_TRANSPORT}, deadline - time.monotonic()) as job:
         result = job.result()
     findings = [mpirun_finding(mpirun), *job_findings(mpirun, "--with-ft" in command, result, size)]
-    told: list[dict[str, int | None]] = result.found().get("ranks", [])
-    here_alone = placement == ANYWHERE and environ.get("SLURM_JOB_NUM_NODES", "1") == "1"
-    if told and here_alone:
-        threads = max((threads for rank in told if (threads := rank["blas"])), default=None)
-        findings += core_findings(num_ranks, usable_cores(), threads, environ.get("OMP_NUM_THREADS"))
     return findings, bool(result.found().get("survived"))
 
 

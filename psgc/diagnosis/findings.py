@@ -97,24 +97,17 @@ def _why(result: Result) -> str:
     return f"exit code {result.code}{words}"
 
 
-def core_findings(num_ranks: int, cores: int, threads: int | None, wanted: str | None) -> list[Finding]:
-    """Whether there is a core for each rank and thread.
-
-    cores: of this host, for all its ranks; threads: of BLAS in each rank, None when unknown;
-    wanted: OMP_NUM_THREADS in the user's environment, if set.
-    """
+def core_findings(num_ranks: int, cores: int, threads: str) -> list[Finding]:
+    """Whether there is a core for each rank and thread. threads: OMP_NUM_THREADS of each rank."""
     workers, name = num_ranks - 1, "BLAS threads"
     text = f"{cores} for {num_ranks} ranks (the server needs little of one)"
     found = [Finding("ok", "cores", text)]
     if workers > cores:
         found = [Finding("note", "cores", f"{text}: too few, so this run says nothing about speed")]
-    if threads is None:
-        text = "as OMP_NUM_THREADS says; to have the library asked: pip install threadpoolctl"
-        return [*found, Finding("note", name, text)]
     text = f"{threads} in each rank"
-    if threads > 1 and threads * workers > cores:
-        advice = f"unset OMP_NUM_THREADS={wanted}" if wanted else "the BLAS ignores OMP_NUM_THREADS"
-        return [*found, Finding("note", name, f"{text}, {threads * workers} on {cores} cores: {advice}")]
+    if threads.isdigit() and int(threads) > 1 and int(threads) * workers > cores:
+        advice = f"unset OMP_NUM_THREADS={threads}"
+        return [*found, Finding("note", name, f"{text}, {int(threads) * workers} on {cores} cores: {advice}")]
     return [*found, Finding("ok", name, text)]
 
 
@@ -139,21 +132,18 @@ def gpu_findings(result: Result, cuda_aware: bool, driver: bool) -> list[Finding
     return [gpus, Finding("note", "GPU memory", text)]
 
 
-def slurm_finding(version: Result, partitions: Result, environ: Mapping[str, str]) -> Finding:
-    """From the results of `sinfo --version` and `sinfo -h -o "%P %a %D"`."""
-    if version.seconds == 0.0:  # no such command
+def slurm_finding(partitions: Result, environ: Mapping[str, str]) -> Finding:
+    """From the result of `sinfo -h -o "%P %a %D"`."""
+    if partitions.seconds == 0.0:  # no such command
         return Finding("ok", "SLURM", "none")
-    if version.code != 0:
-        return Finding("note", "SLURM", f"is installed, but does not work: {_why(version)}")
-    name = version.out.strip()
     if partitions.code != 0:
-        return Finding("note", "SLURM", f"{name}, but its controller does not answer")
+        return Finding("note", "SLURM", f"is installed, but its controller does not answer: {_why(partitions)}")
     listed = []
     for line in partitions.out.splitlines():
         partition, state, nodes = (line.split() + ["?"] * 3)[:3]
         listed.append(f"{partition} ({state}, {nodes} node{'s' * (nodes != '1')})")
     job = f"inside job {environ['SLURM_JOB_ID']}; " if environ.get("SLURM_JOB_ID") else ""
-    return Finding("ok", "SLURM", f"{name}, {job}partitions {', '.join(listed)}")
+    return Finding("ok", "SLURM", f"{job}partitions {', '.join(listed)}")
 
 
 def output_finding(output: str, result: Result) -> Finding:

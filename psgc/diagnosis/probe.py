@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from psgc.machine import mount_of, usable_cores
+from psgc.machine import mount_of
 
 MARK = "psgc-probe "
 ENTRIES = 1 << 20  # of the vectors that ranks exchange (8 MiB)
@@ -38,7 +38,6 @@ def ranks() -> None:
     from psgc.transport import Control, Died, Transport, Vector
 
     transport = Transport()
-    everyone = [json.loads(text) for text in transport.gather(json.dumps({"cores": usable_cores(), "blas": _blas()}))]
     serving, victim = transport.rank == 0, transport.size - 1
     workers = range(1, transport.size)
     if serving:
@@ -47,7 +46,6 @@ def ranks() -> None:
             library=transport.library,
             threads=transport.thread_level,
             hosts=len(set(transport.hosts)),
-            ranks=everyone,
         )
     if transport.size < 3:
         transport.finalize()
@@ -96,17 +94,6 @@ def ranks() -> None:
     while transport.sending():
         transport.poll()
     transport.leave(0)
-
-
-def _blas() -> int | None:
-    """Most threads that the BLAS of this process uses, None where threadpoolctl cannot tell."""
-    try:
-        import scipy.linalg.blas  # noqa: F401  loads the library
-        from threadpoolctl import threadpool_info
-    except ImportError:
-        return None
-    pools = [int(pool["num_threads"]) for pool in threadpool_info() if pool["user_api"] in ("blas", "openmp")]
-    return max(pools, default=None)
 
 
 def gpu() -> None:

@@ -11,6 +11,7 @@ survived the death of a worker. The proof is the summary that the run wrote.
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -28,7 +29,7 @@ from psgc.errors import PsgcError, UserError
 from psgc.launching import slurm
 from psgc.launching.mpirun import ANYWHERE, Placement, launch_command
 from psgc.processes import die_with_parent, kill_tree
-from psgc.terminal import say, shell_line
+from psgc.terminal import say
 from psgc.training.ending import stopped
 from psgc.writing import write_text
 
@@ -77,7 +78,7 @@ def launch(
     train = ["train", config_path, *settings, *(["--resume"] if resume else [])]
     command, additions = launch_command(num_ranks, train, environ, placement, fault_tolerance, extra=for_mpirun)
     if print_only:
-        say(" ".join([*(f"{name}={shell_line([value])}" for name, value in additions.items()), shell_line(command)]))
+        say(" ".join([*(f"{name}={shlex.quote(value)}" for name, value in additions.items()), shlex.join(command)]))
         return 0
 
     left = _RunDirectory(Path(config.output), resume)
@@ -108,7 +109,7 @@ def launch(
         again += [*([] if fault_tolerance else ["--no-fault-tolerance"]), *settings, "--resume"]
         again += ["--", *for_mpirun] if for_mpirun else []
         hint = "" if placement == ANYWHERE else f", with -n and {placement.arguments()[0]} for the remaining hosts"
-        say(f"psgc launch: {why}to resume from the last checkpoint{hint}: {shell_line(again)}", error=True)
+        say(f"psgc launch: {why}to resume from the last checkpoint{hint}: {shlex.join(again)}", error=True)
     elif why:
         say(f"psgc launch: {why}there is no checkpoint yet", error=True)
     return code

@@ -2,6 +2,7 @@
 
 import itertools
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from psgc.launching.slurm_script import Job, batch_script
 from psgc.plan import make_plan
 from psgc.regular_files import open_regular
 from psgc.reporting.files import write_output_text
-from psgc.terminal import say, shell_line
+from psgc.terminal import say
 from psgc.yaml_source import printable
 
 
@@ -63,7 +64,7 @@ def submit(
     runs = f"{len(points)} runs" if points else "a run"
     what = f"{runs} on {job.nodes} x {job.ranks_per_node} ranks"
     if not go:
-        say(f"{script}: {what}; submit it with: {shell_line(['sbatch', str(script)])}")
+        say(f"{script}: {what}; submit it with: {shlex.join(['sbatch', str(script)])}")
         return 0
     number = slurm.submit(script)
     log = f"{job.name}-{number}{'_*' if points else ''}.log"

