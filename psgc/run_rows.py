@@ -58,7 +58,6 @@ class IterationRow:
 
 
 COLUMNS = tuple(field.name for field in fields(IterationRow))
-ADDED = ("missing", "actual_error", "bytes_in")  # columns that older versions of psgc did not write
 COUNTS = tuple(field.name for field in fields(IterationRow) if field.type is int)
 MOST = {"seconds": LONGEST, "bound": LONGEST, "error_measure": 1.0}  # these are between 0 and this
 

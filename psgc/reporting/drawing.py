@@ -4,7 +4,7 @@ import io
 from pathlib import Path
 
 from psgc.errors import UserError
-from psgc.reporting.files import write_output
+from psgc.reporting.files import write_output, writing
 
 try:
     from matplotlib.figure import Figure
@@ -27,7 +27,5 @@ def image(figure: Figure, kind: str = "png") -> bytes:
 def save(figure: Figure, path: Path) -> None:
     """Write the figure as a file of the kind that its name ends in. Raises UserError when it cannot be written."""
     content = image(figure, path.suffix[1:])
-    try:
+    with writing(path):
         write_output(path, lambda stream: stream.write(content))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror}") from None

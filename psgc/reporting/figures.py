@@ -172,14 +172,13 @@ def _efficiency(run: RecordedRun) -> Picture:
 
 def _errors(run: RecordedRun) -> Picture:
     numbers, measure = run.iterations["iteration"], run.iterations["error_measure"]
-    actual = run.iterations.get("actual_error", np.full_like(measure, np.nan))
+    actual = run.iterations["actual_error"]
     known, some = np.isfinite(actual), measure > 0
     alt = (
         f"{int(some.sum())} of {len(measure)} iterations were approximate; in them the error measure is "
-        f"{100 * np.median(measure[some]):.2g} % in the median and {100 * measure.max():.2g} % at the most."
+        f"{100 * np.median(measure[some]):.2g} % in the median and {100 * measure.max():.2g} % at the most. "
+        f"At most {run.iterations['missing'].max()} chunks were missing."
     )
-    if "missing" in run.iterations:
-        alt += f" At most {run.iterations['missing'].max()} chunks were missing."
     if (known & some).any():
         alt += f" The gradients were off by {100 * np.median(actual[known & some]):.2g} % in the median."
 

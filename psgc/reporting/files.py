@@ -33,8 +33,17 @@ def write_output_text(path: Path, text: str) -> None:
 
 
 @contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns an OSError into a UserError that says that `path` cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
+
+
+@contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Turns whatever a parser says about the file at `path` into one UserError."""
+    """Turns any error of a parser of the file `path` into a UserError of one line."""
     try:
         yield
     except UserError:

@@ -7,6 +7,7 @@ import numpy as np
 from psgc.errors import UserError
 from psgc.reporting.drawing import image
 from psgc.reporting.figures import pictures
+from psgc.reporting.files import writing
 from psgc.reporting.page import page
 from psgc.reporting.run_directory import RecordedRun, read_run
 from psgc.reporting.slowness import sentences
@@ -60,10 +61,8 @@ def _make(directory: Path, named: bool) -> Path:
 
 
 def _write(path: Path, content: bytes) -> None:
-    try:
+    with writing(path):
         write_whole(path, lambda stream: stream.write(content))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
 
 
 def _check_iteration(run: RecordedRun, iteration: int) -> None:

@@ -4,7 +4,7 @@ It reads those of finished runs, of killed ones, and of runs that still go on.
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,11 +21,9 @@ from psgc.regular_files import open_regular
 from psgc.reporting.csv_files import csv_rows, number
 from psgc.reporting.files import reading
 from psgc.reporting.timeline import Columns, pieces, read_timeline
-from psgc.run_rows import ADDED, COLUMNS, COUNTS, Outcome, WorkerEvent
+from psgc.run_rows import COLUMNS, COUNTS, Outcome, WorkerEvent
 
-NEEDED = tuple(name for name in COLUMNS if name not in ADDED)
 MAX_CHUNKS = 2**31
-MAX_SUMMARY = 1 << 26  # bytes
 FEW = 1 << 22  # workers x iterations that fit into memory anyhow
 IDLE = 64  # workers x iterations for each entry of the timeline, in a run in which only few of the workers do anything
 
@@ -35,8 +33,8 @@ class RecordedRun:
     """What a run has left in its directory, at its end or on the way.
 
     config: its settings.
-    iterations: the columns of iterations.csv (`psgc.run_rows.IterationRow`), counts as int64 and others as float64.
-        Those in `ADDED` may be missing, and the loss is when the problem has none.
+    iterations: the columns of iterations.csv (`psgc.run_rows.IterationRow`), counts as int64 and others as float64;
+        without the loss when the problem has none.
     timeline: the columns of the timeline (`psgc.run_rows.TIMELINE`) and `outcomes`, the names that `outcome` is an
         index of; None when there is none. It may lack iterations, and have some that have no row yet.
     summary: summary.json, None while the run has not ended.
@@ -98,7 +96,7 @@ def read_run(path: str | Path) -> RecordedRun:
     events = _events(directory / "lost.csv")
     summary = _summary(directory / "summary.json")
     timeline, about = read_timeline(directory)
-    largest = max(0, *(event.worker for event in events)) if events else 0
+    largest = max((event.worker for event in events), default=0)
     if timeline is not None:
         largest = max(largest, int(timeline["worker"].max(initial=0)))
     about |= {name: summary[name] for name in ("workers", "chunks")} if summary else {}
@@ -158,16 +156,14 @@ def _column(path: Path, name: str, texts: Iterable[str]) -> list[float]:
     return values
 
 
+def _check_columns(path: Path, header: Sequence[str], columns: Sequence[str]) -> None:
+    if tuple(header) != tuple(columns):
+        raise UserError(f"{path}: written by another version of psgc: expected the columns {', '.join(columns)}")
+
+
 def _iterations(path: Path) -> Columns:
     header, rows = _csv(path)
-    wrong = [f"no {name!r}" for name in NEEDED if name not in header]
-    wrong += [f"{name[:40]!r}" for name in header if name not in COLUMNS]
-    wrong += [f"{name!r} twice" for name in COLUMNS if header.count(name) > 1]
-    if wrong:
-        raise UserError(
-            f"{path}: written by another version of psgc: its columns have {', '.join(wrong[:8])}; "
-            f"expected {', '.join(NEEDED)}, and perhaps {', '.join(ADDED)}"
-        )
+    _check_columns(path, header, COLUMNS)
     columns = {}
     for place, name in enumerate(header):
         if name == "loss" and rows and not any(row[place] for row in rows):  # the problem has none
@@ -183,9 +179,7 @@ def _events(path: Path) -> list[WorkerEvent]:
     if not path.exists():
         return []
     header, rows = _csv(path)
-    if tuple(header) != WorkerEvent._fields:
-        expected = ", ".join(WorkerEvent._fields)
-        raise UserError(f"{path}: written by another version of psgc: expected the columns {expected}")
+    _check_columns(path, header, WorkerEvent._fields)
     iterations, workers = (_column(path, header[k], (row[k] for row in rows)) for k in (0, 1))
     return [WorkerEvent(int(i), int(w), *row[2:]) for i, w, row in zip(iterations, workers, rows, strict=True)]
 
@@ -193,12 +187,8 @@ def _events(path: Path) -> list[WorkerEvent]:
 def _summary(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
-    with reading(path):
-        with open_regular(path) as stream:
-            content = stream.read(MAX_SUMMARY + 1)
-        if len(content) > MAX_SUMMARY:
-            raise UserError(f"{path}: damaged: longer than {MAX_SUMMARY} bytes")
-        summary = json.loads(content)
+    with reading(path), open_regular(path) as stream:
+        summary = json.load(stream)
     for name, kind in {"status": str, "reason": str, "workers": int, "chunks": int}.items():
         if not isinstance(summary, dict) or type(summary.get(name)) is not kind:
             raise UserError(f"{path}: damaged, or of another version of psgc: expected {name}, of type {kind.__name__}")

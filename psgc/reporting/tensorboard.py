@@ -9,6 +9,7 @@ from typing import IO
 import numpy as np
 
 from psgc.errors import UserError
+from psgc.reporting.files import writing
 from psgc.reporting.run_directory import RecordedRun
 from psgc.writing import make_directory, write_whole
 
@@ -23,10 +24,9 @@ SCALARS = ("loss", "seconds", "efficiency", "error_measure", "lost", "redundant"
 
 
 def write_events(run: RecordedRun, directory: Path) -> None:
-    """Write an event file with `SCALARS` by iteration into `directory`; one from before goes.
+    """Replace the event file in `directory` by one with `SCALARS` by iteration. Raises UserError.
 
-    What is not known (nan) is left out. TensorBoard's times are those of the run: they begin when its settings were
-    written. Raises UserError when it cannot be written.
+    Values that are nan are left out. The times start when the settings of the run were written.
     """
     began = (run.path / "config.yaml").stat().st_mtime
     times = (began + np.cumsum(run.iterations["seconds"])).tolist()
@@ -40,10 +40,8 @@ def write_events(run: RecordedRun, directory: Path) -> None:
             event = Event(wall_time=times[row], step=iteration, summary=Summary(value=known))
             writer.write(event.SerializeToString())
 
-    try:
+    with writing(directory):
         make_directory(directory)
         for old in directory.glob("events.out.tfevents.*"):
             old.unlink()
         write_whole(directory / f"events.out.tfevents.{int(began):010d}.psgc", fill)
-    except OSError as error:
-        raise UserError(f"{directory}: cannot be written: {error.strerror}") from None

@@ -1,13 +1,11 @@
-"""When schedules that keep their queues recover, and how far off they are before: for all trials at once.
+"""When schedules that keep their queues recover, and their error before that: for all trials at once.
 
-Such a schedule is its *positions*: O[i, j] = k when worker j's copy of chunk i counts once j has done k chunks
-(`psgc.coding.ordering`, `psgc.coding.positions`). With s_j seconds per chunk the copy is there at O[i, j] * s_j,
-chunk i is recovered at the l-th smallest of these over its holders, and the gradient at the largest of that over the
-chunks.
+Such a schedule is its *positions*: O[i, j] = k when worker j's copy of chunk i counts after j has done k chunks
+(`psgc.coding.ordering`, `psgc.coding.positions`). With s_j seconds per chunk the copy is there at O[i, j] * s_j. Chunk
+i is recovered at the l-th smallest of these times over its holders, and the gradient when the last chunk is.
 
-Arguments: `positions` is O, shape (N, m), sparse; `parts` is l; `seconds` is s of each trial, shape (trials, m), inf
-for a failed worker; `deadlines` are seconds, shape (D,). UserError is raised for a chunk with fewer than l holders, a
-time that is not > 0, and shapes that do not fit.
+Arguments: `positions` is O, shape (N, m), sparse, at least l holders a chunk; `parts` is l; `seconds` is s of each
+trial, > 0, shape (trials, m), inf for a failed worker; `deadlines` are seconds, shape (D,).
 """
 
 from collections.abc import Iterator
@@ -17,7 +15,6 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from psgc import coding
-from psgc.errors import UserError
 from psgc.simulation.speeds import Seconds
 
 _BLOCK = 4_000_000  # numbers held at once
@@ -26,19 +23,15 @@ _NO_ERROR = 1e-6  # a squared error below this is the ridge's
 
 
 def completion_times(positions: Any, parts: int, seconds: Seconds) -> Seconds:
-    """When every chunk has l copies, shape (trials,); inf for a trial in which a chunk has fewer than l live holders.
+    """When every chunk has l copies, shape (trials,); inf where a chunk has fewer than l live holders.
 
-    References:
-        arXiv:2405.19509, the completion time of its numerical experiments.
+    Source: arXiv:2405.19509, the completion time of its numerical experiments.
 
     Example:
-        Two workers hold two chunks, and the second is three times slower: in opposite orders the first does both.
-
         >>> O = coding.positions([[0, 1], [1, 0]], 2)
         >>> completion_times(O, 1, np.array([[1.0, 3.0], [1.0, np.inf], [3.0, 4.0]]))
         array([2., 2., 4.])
     """
-    _check(positions, parts, seconds)
     times = np.empty(len(seconds))
     for trials, finished in _copies(positions, seconds):
         times[trials] = np.partition(finished, parts - 1, axis=2)[:, :, parts - 1].max(axis=1)
@@ -48,14 +41,12 @@ def completion_times(positions: Any, parts: int, seconds: Seconds) -> Seconds:
 def error_measures(positions: Any, parts: int, seconds: Seconds, deadlines: ArrayLike) -> Seconds:
     """Square root of sum_i max(0, l - |S_i|), shape (trials, D); S_i are the copies that are there at the deadline.
 
-    References:
-        arXiv:2405.19509, the error measure of approximate gradient coding.
+    Source: arXiv:2405.19509, the error measure of approximate gradient coding.
 
     Example:
         >>> error_measures(coding.positions([[0, 1], [1, 0]], 2), 2, np.array([[1.0, 2.0]]), [0.5, 1, 2, 3, 4]).round(2)
         array([[2.  , 1.73, 1.  , 1.  , 0.  ]])
     """
-    _check(positions, parts, seconds)
     limits = np.asarray(deadlines, np.float64)
     errors = np.empty((len(seconds), len(limits)))
     for trials, finished in _copies(positions, seconds):
@@ -68,17 +59,13 @@ def error_measures(positions: Any, parts: int, seconds: Seconds, deadlines: Arra
 def least_squares_errors(assignment: Any, seconds: Seconds, deadlines: ArrayLike) -> Seconds:
     """min_r |A_F r - 1|, shape (trials, D): original gradient coding, approximated from the finished workers F.
 
-    Worker j of the assignment A is finished at delta_j * s_j.
+    Worker j of the assignment A is finished at delta_j * s_j. It sends the sum of its gradients, and the server weighs
+    the sums by r. With the workers sorted by finishing time every F is a prefix. The last row of the Cholesky factor
+    of the Gram matrix of [A | 1] holds the coordinates of 1 along the columns of A, orthogonalised in that order. So
+    one factorisation gives the errors of a trial at all deadlines: N minus the squares of the first |F| coordinates. A
+    ridge takes care of dependent columns.
 
-    Notes:
-        A worker sends the plain sum of its gradients, the server weighs what it has by r. With the workers of a
-        trial sorted by finishing time every F is a prefix. In the Cholesky factor of the Gram matrix of [A | 1], the
-        last row holds the coordinates of 1 along the columns of A made orthogonal in that order, so one
-        factorization a trial gives the errors at all deadlines: N minus the squares of the first |F| of them.
-        A ridge takes care of dependent columns.
-
-    References:
-        arXiv:2405.19509, the comparison in its approximate experiments.
+    Source: arXiv:2405.19509, the comparison in its approximate experiments.
 
     Example:
         >>> A = coding.fractional(4, 4, 2)  # worker 0 covers chunks 0 and 1, worker 2 the other two
@@ -86,7 +73,6 @@ def least_squares_errors(assignment: Any, seconds: Seconds, deadlines: ArrayLike
         array([[2.      , 1.414214, 1.414214, 0.      ]])
     """
     assignment = coding.from_matrix(assignment)
-    _check(assignment, 1, seconds)
     n, m = assignment.shape
     dense = assignment.T.toarray().astype(np.float64)
     finished = seconds * np.maximum(1, dense.sum(axis=1))  # 0 x inf is no number
@@ -111,7 +97,7 @@ def copies_computed(positions: Any, seconds: Seconds, times: Seconds) -> Seconds
     """How many chunks the workers have finished at `times` (trials,), wanted or not: shape (trials,)."""
     load = np.bincount(positions.indices, minlength=positions.shape[1])
     done = np.zeros(len(seconds))
-    for k in range(1, int(load.max()) + 1):  # k * s_j as in the times, so nothing is divided and rounded
+    for k in range(1, int(load.max()) + 1):  # k * s_j is rounded as in the times
         done += ((k * seconds <= times[:, None]) & (k <= load) & np.isfinite(seconds)).sum(axis=1)
     return done
 
@@ -141,11 +127,3 @@ def _copies(positions: Any, seconds: Seconds) -> Iterator[tuple[slice, Any]]:
 def _blocks(trials: int, size: int) -> Iterator[slice]:
     step = max(1, _BLOCK // size)
     return (slice(first, first + step) for first in range(0, trials, step))
-
-
-def _check(positions: Any, parts: int, seconds: Seconds) -> None:
-    coding.check(positions, parts)
-    if seconds.ndim != 2 or seconds.shape[1] != positions.shape[1]:
-        raise UserError(f"seconds has shape {seconds.shape}; it must be (trials, {positions.shape[1]} workers)")
-    if not (seconds > 0).all():
-        raise UserError("seconds must be > 0 (inf for a failed worker)")

@@ -1,4 +1,4 @@
-"""`psgc simulate`: the settings read, the rows shown, and written where the user wants them."""
+"""`psgc simulate`: read the settings, simulate, print the rows and write them to files."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -14,38 +14,23 @@ from psgc.terminal import say
 
 
 def simulate(config: str, overrides: Sequence[str], json_file: str | None, plot_file: str | None) -> int:
-    """Run the simulation that the YAML file `config` describes and print its table.
-
-    json_file, plot_file: where to write the rows and the figures; both are refused before anything is simulated when
-    that is impossible. Raises UserError.
-    """
+    """Run the simulation of the YAML file `config`, print its table, write the files. Returns 0. Raises UserError."""
     settings = load(config, overrides)
     check_file("--json", json_file)
     check_file("--plot", plot_file)
     if plot_file is not None:
-        from psgc.simulation.plots import check_format  # matplotlib only where it is asked for
+        from psgc.simulation.plots import check_format, write_figure  # needs matplotlib
 
         check_format(plot_file)
-    rows = _with_progress(settings)
-    _show(settings, rows)
-    if json_file is not None:
-        write_rows(Path(json_file), rows)
-    if plot_file is not None:
-        from psgc.simulation.plots import write_figure
-
-        write_figure(Path(plot_file), rows, settings.deadlines)
-    return 0
-
-
-def write_rows(path: Path, rows: Sequence[Row]) -> None:
-    """The rows as JSON, the whole file or none."""
-    write_json(path, [asdict(row) for row in rows])
-
-
-def _with_progress(settings: Settings) -> list[Row]:
     with progress_bar() as progress:
         task = progress.add_task("", total=experiment.steps(settings))
-        return experiment.run(settings, lambda what: progress.update(task, description=what, advance=1))
+        rows = experiment.run(settings, lambda what: progress.update(task, description=what, advance=1))
+    _show(settings, rows)
+    if json_file is not None:
+        write_json(Path(json_file), [asdict(row) for row in rows])
+    if plot_file is not None:
+        write_figure(Path(plot_file), rows, settings.deadlines)
+    return 0
 
 
 def _show(settings: Settings, rows: Sequence[Row]) -> None:

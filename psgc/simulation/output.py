@@ -1,4 +1,4 @@
-"""What the commands that simulate have in common: where tables and files go, and the progress bar."""
+"""What `psgc simulate` and `psgc replay` have in common: tables, files and the progress bar."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from psgc.errors import UserError
-from psgc.reporting.files import write_output_text
+from psgc.reporting.files import write_output_text, writing
 from psgc.terminal import draw
 
 
@@ -21,10 +21,8 @@ def check_file(option: str, file: str | None) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """`content` as JSON, the whole file or none. Raises UserError."""
-    try:
+    with writing(path):
         write_output_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
 
 
 def show(table: Table) -> None:

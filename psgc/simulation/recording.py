@@ -45,18 +45,13 @@ class Recording:
 
 
 def read_recording(run: RecordedRun, costs: Sequence[float] | None = None, breaks_off: bool = True) -> Recording:
-    """What the record of a run says.
+    """The speeds in the record of a run that has a timeline.
 
-    Args:
-        costs: of each chunk relative to an average one; None when all are equal.
-        breaks_off: whether the end of an iteration ended what was in work (emulated times). Otherwise every recorded
-            time is that of a whole chunk.
-
-    Raises:
-        UserError: there is no chunk in it of an iteration that was finished.
+    costs: of each chunk relative to an average one; None when all are equal. breaks_off: whether the end of an
+    iteration ended what was in work (emulated times); otherwise every recorded time is that of a whole chunk. Raises
+    UserError when no finished iteration has a chunk.
     """
-    if run.timeline is None:
-        raise UserError(f"{run.path}: the run was killed before its timeline was written; nothing to replay")
+    assert run.timeline is not None
     numbers, timeline = run.iterations["iteration"], run.timeline
     other = timeline["iteration"][timeline["chunk"] >= run.chunks]  # of an earlier part of the run, with other chunks
     seen = np.isin(numbers, timeline["iteration"]) & (numbers > other.max(initial=-1))

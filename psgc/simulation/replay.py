@@ -22,7 +22,7 @@ from itertools import chain
 import numpy as np
 
 from psgc.backend import Backend, part_length
-from psgc.config import AssignmentFile, Config
+from psgc.config import Config
 from psgc.data import ChunkSource, Dataset
 from psgc.errors import UserError
 from psgc.messages import MESSAGE, RECORD, TAIL
@@ -39,7 +39,7 @@ BLOCK = 10  # consecutive iterations of a long run
 
 @dataclass(frozen=True, order=True)
 class Choice:
-    """Settings that a run can be given, of section `coding` all but the first."""
+    """Settings of a run."""
 
     schedule: str
     chunks_per_worker: int
@@ -52,20 +52,19 @@ class Choice:
 
 
 def own_choice(config: Config) -> Choice:
-    """What a run with this configuration has."""
+    """The settings that a run with this configuration has."""
     coding = config.coding
     return Choice(config.schedule, coding.per_worker, coding.replication, coding.parts)
 
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """What a run with these settings would have been.
+    """What a run with these settings would have taken.
 
-    times: seconds of each iteration that counts; overhead: of these, for messages, decoding and the step, mean;
-    redundant: share of the computing time that is for nothing; data: largest share of the data that a worker holds;
-    gradients: most that a worker may have to keep; memory: bytes that data and gradients of a worker need;
-    incoming, outgoing: bytes into and out of the server, mean per iteration. Bytes are None when the sizes of the data
-    or of the model are not known.
+    times: seconds of each iteration that counts; overhead: the mean part of it for messages, decoding and the step;
+    redundant: share of the computing time that was not needed; data: largest share of the data that a worker holds;
+    gradients: most that a worker keeps; memory: bytes of a worker's data and gradients; incoming, outgoing: bytes into
+    and out of the server, mean per iteration. Bytes are None when the size of the data or of the model is not known.
     """
 
     choice: Choice
@@ -85,23 +84,14 @@ class Prediction:
 
 
 class Replay:
-    """A recorded run, to be run again with other settings.
+    """A recorded run, to be run again with other settings. Raises UserError when the record has nothing to replay.
 
-    Args:
-        run: the record.
-        dataset: what the run was trained on; None counts all chunks as equally large.
-        dim: entries of the gradient, if known.
-        most: iterations that are simulated, at most.
+    dataset: of the run; without one all chunks count as equally large. dim: entries of the gradient, if known. most:
+    iterations that are simulated, at most.
 
-    Attributes:
-        took: (counted iterations,) seconds, recorded.
-        exact: (counted iterations,) bool, whether all was recovered.
-        redundant: share of the computing time, recorded.
-        per_message: seconds that a message without bytes adds to an iteration.
-        own: what is predicted for the settings that the run had.
-
-    Raises:
-        UserError: there is nothing in the record to replay.
+    Attributes: took, exact: (counted iterations,) recorded seconds, and whether all was recovered. redundant: recorded
+    share of the computing time. per_message: seconds that a message without bytes adds to an iteration. own: the
+    prediction for the settings of the run.
     """
 
     def __init__(self, run: RecordedRun, dataset: Dataset | None, dim: int | None, most: int) -> None:
@@ -135,17 +125,11 @@ class Replay:
         return self._prediction(choice, plan, self._simulate(plan, choice.schedule))
 
     def _plan(self, choice: Choice) -> Plan:
-        config, run = self.run.config, self.run
-        coding = config.coding
-        if isinstance(coding.assignment, AssignmentFile):
-            if (choice.chunks_per_worker, choice.replication) != (coding.per_worker, coding.replication):
-                raise UserError("the assignment of this run is from a file, which says replication and chunks")
-        elif choice.parts > choice.replication:
-            raise UserError(f"parts {choice.parts} is more than replication {choice.replication}, each needs a holder")
+        run, coding = self.run, self.run.config.coding
         wanted = coding.model_copy(update=choice.coding() | {"coding_matrix": "gaussian"})  # the quickest to make
         same = choice.chunks_per_worker == coding.per_worker
         num_chunks = run.chunks if same else None  # a run that was resumed with other workers keeps its chunks
-        return make_plan(wanted, choice.schedule, run.workers, config.seed, num_chunks)
+        return make_plan(wanted, choice.schedule, run.workers, run.config.seed, num_chunks)
 
     def _costs(self, num_chunks: int) -> list[float] | None:
         """As the server of a run knows them. Raises UserError when there are fewer rows than chunks."""

@@ -1,4 +1,4 @@
-"""`psgc replay`: the run directory read, the grid tried, the table shown, the advice given."""
+"""`psgc replay`: read a run directory, try the grid, print the table and the advice."""
 
 import re
 from collections.abc import Iterable
@@ -15,6 +15,7 @@ from psgc.data import Dataset, open_data
 from psgc.data.npz import map_npy
 from psgc.errors import PsgcError, UserError
 from psgc.reporting.run_directory import read_run
+from psgc.reporting.summary import duration
 from psgc.schedules import SCHEDULES
 from psgc.simulation.advice import Grid, choices, reason, recommended, yaml_lines
 from psgc.simulation.output import check_file, progress_bar, show, write_json
@@ -27,14 +28,9 @@ SHOWN = 24  # rows of the table
 
 
 def replay(run_directory: str, wanted: dict[str, str | None], json_file: str | None) -> int:
-    """Predict what the run in a directory would have taken with other settings, and recommend some.
+    """Predict the times of a recorded run with other settings, and recommend some of them. Returns 0.
 
-    Args:
-        wanted: lists with commas, as given on the command line, by the fields of `Grid`.
-        json_file: where to write all rows.
-
-    Raises:
-        UserError: an option is wrong, or there is no run in the directory.
+    wanted: lists with commas, by the fields of `Grid`; json_file: where to write all rows. Raises UserError.
     """
     grid = read_grid(wanted)
     check_file("--json", json_file)
@@ -134,9 +130,9 @@ def _told(replay: Replay) -> Iterable[str]:
     if not replay.exact.all():
         yield f"{(~replay.exact).sum()} of them ended before all was recovered; all rows are for exact recovery"
     yield (
-        f"this run took {_ms(replay.took.mean())} an iteration; the simulator says {_ms(own.seconds - own.overhead)}, "
-        f"and {_ms(own.overhead)} more for messages, decoding and the step; other rows have more or less of this, by "
-        "their messages"
+        f"this run took {duration(replay.took.mean())} an iteration; the simulator says "
+        f"{duration(own.seconds - own.overhead)}, and {duration(own.overhead)} more for messages, decoding and the "
+        "step; other rows have more or less of this, by their messages"
     )
     if run.config.verify is not None:
         yield "copies that only verify asks for are in what was recorded, and not in what is predicted"
@@ -191,10 +187,6 @@ def _row(prediction: Prediction, replay: Replay, advised: Prediction) -> dict[st
         "recorded_redundant": replay.redundant if own else None,
         "recommended": prediction is advised,
     }
-
-
-def _ms(seconds: float) -> str:
-    return f"{1e3 * seconds:.1f} ms" if seconds < 10 else f"{seconds:.1f} s"
 
 
 def _size(count: float | None) -> str:

@@ -4,10 +4,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.sparse import csr_array
 
 from psgc import coding
-from psgc.errors import UserError
 from psgc.plan import default_queues
 from psgc.simulation import closed_form as cf
 from tests.unit.doctests import assert_examples_hold
@@ -49,7 +47,7 @@ def error_at(events, n, parts, deadline):
 
 @settings(max_examples=50, deadline=None)
 @given(clusters(), st.integers(0, 99))
-def test_times_and_errors_are_those_of_a_loop_over_the_queues(cluster, seed):
+def test_times_errors_and_copies_are_those_of_a_loop_over_the_queues(cluster, seed):
     assignment, parts, seconds = cluster
     n = assignment.shape[0]
     order, shuffled = coding.ordering(assignment), coding.random_ordering(assignment, seed)
@@ -61,9 +59,11 @@ def test_times_and_errors_are_those_of_a_loop_over_the_queues(cluster, seed):
         times = cf.completion_times(positions, parts, seconds)
         deadlines = [0.3, 1.0, *(times[np.isfinite(times)][:1])]
         errors = cf.error_measures(positions, parts, seconds, deadlines)
+        counted = cf.copies_computed(positions, seconds, times)
         for t, s in enumerate(seconds):
             events = copies(queues, s, whole)
             assert times[t] == recovered_at(events, n, parts)
+            assert whole or counted[t] == sum(time <= times[t] for time, _ in events)
             assert errors[t].tolist() == [error_at(events, n, parts, deadline) for deadline in deadlines]
 
 
@@ -71,43 +71,15 @@ def test_times_and_errors_are_those_of_a_loop_over_the_queues(cluster, seed):
 @given(clusters())
 def test_uncoded_takes_as_long_as_the_slowest_share(cluster):
     assignment, parts, seconds = cluster
-    positions = uncoded_positions(assignment, parts)
+    order = coding.ordering(assignment)
+    primary = coding.primary_copies(assignment, order, parts)
+    queues, _ = default_queues("uncoded", order, primary, 0, range(assignment.shape[1]))
+    positions = coding.positions([*queues.values()], assignment.shape[0])
     assert (np.diff(positions.indptr) == parts).all()
     loads = np.bincount(positions.indices, minlength=positions.shape[1])
     with np.errstate(invalid="ignore"):
         slowest = np.where(loads > 0, loads * seconds, 0.0).max(axis=1)
     assert cf.completion_times(positions, parts, seconds).tolist() == slowest.tolist()
-
-
-def uncoded_positions(assignment, parts):
-    order = coding.ordering(assignment)
-    primary = coding.primary_copies(assignment, order, parts)
-    queues, _ = default_queues("uncoded", order, primary, 0, range(assignment.shape[1]))
-    return coding.positions([*queues.values()], assignment.shape[0])
-
-
-@settings(max_examples=50, deadline=None)
-@given(clusters())
-def test_nothing_is_faster_than_the_clairvoyant_bound(cluster):
-    assignment, parts, seconds = cluster
-    order = coding.ordering(assignment)
-    bounds = [coding.clairvoyant_bound(assignment, parts, s) for s in seconds]
-    whole_loads = coding.positions(coding.queues(order), assignment.shape[0], whole_loads=True)
-    for positions in (order, whole_loads, uncoded_positions(assignment, parts)):
-        assert (cf.completion_times(positions, parts, seconds) >= bounds).all()
-    assert np.isfinite(cf.completion_times(order, parts, seconds)).tolist() == np.isfinite(bounds).tolist()
-
-
-@settings(max_examples=50, deadline=None)
-@given(clusters())
-def test_copies_are_counted_up_to_the_last_that_was_needed(cluster):
-    assignment, parts, seconds = cluster
-    order = coding.ordering(assignment)
-    times = cf.completion_times(order, parts, seconds)
-    counted = cf.copies_computed(order, seconds, times)
-    for t, s in enumerate(seconds):
-        events = copies(coding.queues(order), s, whole=False)
-        assert counted[t] == sum(time <= times[t] for time, _ in events)
 
 
 @settings(max_examples=50, deadline=None)
@@ -152,25 +124,6 @@ def test_a_clock_rounds_up_and_leaves_its_own_multiples():
     times = np.array([0.1, 0.3, 3 * 0.1, 0.30001, 7.0, np.inf])
     assert cf.rounded_up(times, 0.1) == pytest.approx([0.1, 0.3, 0.3, 0.4, 7.0, np.inf])
     assert cf.rounded_up(times, None) is times
-
-
-@pytest.mark.parametrize(
-    ("positions", "parts", "seconds", "said"),
-    [
-        ([[1, 1], [2, 0]], 2, [[1.0, 1.0]], "parts is 2, but chunk 1 is held by only 1 worker"),
-        ([[1, 1], [2, 2]], 1, [[1.0, -1.0]], "seconds must be > 0"),
-        ([[1, 1], [2, 2]], 1, [[1.0, 0.0]], "seconds must be > 0"),
-        ([[1, 1], [2, 2]], 1, [[1.0, np.nan]], "seconds must be > 0"),
-        ([[1, 1], [2, 2]], 1, [[1.0, 1.0, 1.0]], r"seconds has shape \(1, 3\); it must be \(trials, 2 workers\)"),
-        ([[1, 1], [2, 2]], 1, [1.0, 1.0], r"seconds has shape \(2,\)"),
-    ],
-)
-def test_refused(positions, parts, seconds, said):
-    matrix = csr_array(np.array(positions))
-    with pytest.raises(UserError, match=said):
-        cf.completion_times(matrix, parts, np.array(seconds))
-    with pytest.raises(UserError, match=said):
-        cf.error_measures(matrix, parts, np.array(seconds), [1.0])
 
 
 def test_examples():

@@ -81,8 +81,8 @@ def test_a_rare_error_has_a_variance_even_when_it_never_happened():
 
 
 def test_the_table_and_the_figures_are_written(tmp_path, monkeypatch, capsys, times, errors):
-    monkeypatch.setattr(paper, "exact", lambda seed: times)
-    monkeypatch.setattr(paper, "approximate", lambda seed: errors)
+    monkeypatch.setattr(paper, "exact", lambda: times)
+    monkeypatch.setattr(paper, "approximate", lambda: errors)
     paper.main(["--output", str(tmp_path / "paper")])
     table = (tmp_path / "paper" / "paper.md").read_text()
     assert table in capsys.readouterr().out

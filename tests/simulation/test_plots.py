@@ -1,7 +1,6 @@
 """The figures: real files with what was simulated in them, whole or not at all."""
 
 import struct
-import sys
 
 import pytest
 
@@ -66,21 +65,7 @@ def test_nothing_to_draw_is_an_empty_figure(tmp_path):
     assert (tmp_path / "f.png").stat().st_size > 1000
 
 
-def test_a_name_must_say_what_it_is():
-    for name in ("f", "f.foo", "f.png.gz"):
-        with pytest.raises(UserError, match=r"expected a name that ends in \.png, \.pdf or \.svg"):
-            plots.check_format(name)
-
-
 def test_a_figure_that_cannot_be_written_leaves_nothing(tmp_path):
     with pytest.raises(UserError, match="cannot be written: No such file"):
         plots.write_figure(tmp_path / "none" / "f.png", ROWS, [])
     assert list(tmp_path.iterdir()) == []
-
-
-def test_without_matplotlib_one_line_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    for name in ("psgc.simulation.plots", "psgc.reporting.drawing"):
-        monkeypatch.delitem(sys.modules, name)
-    with pytest.raises(UserError, match=r"^plots need matplotlib: pip install matplotlib$"):
-        import psgc.simulation.plots  # noqa: F401

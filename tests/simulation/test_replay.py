@@ -22,12 +22,7 @@ SCHEDULES = ["uncoded", "full", "static", "skipping", "dynamic"]
 
 def simulated(choice, seconds, **more):
     """Trials on these seconds per chunk of the recorded size, for all iterations but the first."""
-    config = settings(
-        choice.schedule,
-        chunks_per_worker=choice.chunks_per_worker,
-        replication=choice.replication,
-        parts=choice.parts,
-    )
+    config = settings(choice.schedule, **choice.coding())
     virtual = cluster(config, len(seconds[0]), **more)
     return [virtual.recover(by_rank(row)) for row in seconds][1:]
 
@@ -52,9 +47,7 @@ speeds = st.lists(
 @hypothesis_settings(deadline=None, max_examples=40)
 @given(own=choices, other=choices, seconds=speeds)
 def test_a_recording_predicts_itself_and_all_others_exactly(own, other, seconds):
-    config = settings(
-        own.schedule, chunks_per_worker=own.chunks_per_worker, replication=own.replication, parts=own.parts
-    )
+    config = settings(own.schedule, **own.coding())
     replay = Replay(record(config, seconds), None, None, most=100)
     np.testing.assert_allclose(replay.own.times, replay.took, rtol=1e-12)
     np.testing.assert_allclose(replay.own.redundant, replay.redundant, atol=1e-12)
@@ -203,24 +196,6 @@ def test_nothing_that_counts_is_an_error():
     run = replace(run, events=[WorkerEvent(i, 2, "n1", "lost", "") for i in range(3)])
     with pytest.raises(UserError, match="no iteration in which nobody was lost; nothing to replay"):
         Replay(run, None, None, most=100)
-    with pytest.raises(UserError, match="killed before its timeline was written; nothing to replay"):
-        Replay(replace(run, timeline=None), None, None, most=100)
-
-
-@pytest.mark.parametrize(
-    ("choice", "said"),
-    [
-        (Choice("static", 2, 1, 2), "parts 2 is more than replication 1"),
-        (Choice("static", 2, 4, 1), "4"),
-        (Choice("static", 8, 2, 1), "20 rows cannot be cut into 24 chunks"),
-    ],
-)
-def test_settings_that_are_not_possible_are_refused(tmp_path, choice, said):
-    write_dense(tmp_path / "data.npz", np.ones((20, 2)), np.zeros(20))
-    data = open_data(str(tmp_path / "data.npz"))
-    replay = Replay(record(settings("static", chunks_per_worker=2), [[1.0, 2.0, 3.0]] * 2), data, None, most=100)
-    with pytest.raises(UserError, match=said):
-        replay.predict(choice)
 
 
 def test_what_a_worker_holds_and_what_is_sent():

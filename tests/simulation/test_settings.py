@@ -4,8 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from psgc.coding import ASSIGNMENTS
-from psgc.config import AssignmentFile
 from psgc.errors import UserError
 from psgc.simulation import settings
 from psgc.simulation.settings import BuiltAssignment, Exponential, Pareto, SpeedsFile, Trace, TwoSpeed, load
@@ -66,16 +64,6 @@ def test_every_kind_of_speeds(sim_yaml, override, speeds):
     assert load(sim_yaml, [f"speeds={override}"]).speeds == speeds
 
 
-@pytest.mark.parametrize("kind", [*ASSIGNMENTS])
-def test_every_kind_of_assignment(sim_yaml, kind):
-    assert load(sim_yaml, [f"assignment.kind={kind}"]).assignment.kind == kind
-
-
-def test_an_assignment_from_a_file(sim_yaml):
-    loaded = load(sim_yaml, ["assignment={kind: file, path: A.npy}"])
-    assert loaded.assignment == AssignmentFile(kind="file", path="A.npy")
-
-
 KINDS = "exponential, shifted_exponential, pareto, two_speed, trace or file"
 WHOLES = "a list of at least one whole number >= 1"
 
@@ -85,36 +73,25 @@ WHOLES = "a list of at least one whole number >= 1"
     [
         ("parts=3", f"expected {WHOLES}, got 3"),
         ("parts=[]", f"expected {WHOLES}, got a list"),
-        ("parts=[1, 0]", "parts.1: expected a whole number >= 1, got 0"),
         ("schedules=static", "expected a list of at least one schedule, got 'static'"),
         (
             "schedules=[dynamc]",
             "schedules.0: expected uncoded, full, random, static, skipping or dynamic, got 'dynamc'",
         ),
-        ("speeds=3", f"expected a mapping with kind: {KINDS}, got 3"),
-        ("speeds={mean: 2}", f"speeds.kind: missing, expected {KINDS}"),
         ("speeds.kind=paretto", f"expected {KINDS}, got 'paretto'"),
-        ("speeds.kind=[1]", f"expected {KINDS}, got a list"),
         ("speeds.shape=2", "unknown key, expected one of kind, failed, mean"),
-        ("speeds.maen=2", "unknown key, did you mean 'mean'?"),
         ("speeds.mean=-1", "expected a number > 0, got -1"),
-        ("speeds.mean=.inf", "expected a number > 0, got inf"),
         ("speeds={kind: pareto}", "speeds.shape: missing, expected a number >= 0.25, the smaller the heavier the tail"),
         ("speeds={kind: two_speed, slow: 2, slow_fraction: 1}", "expected a number >= 0 and < 1, got 1"),
         ("speeds.failed=-1", "expected a whole number >= 0, load, load - 1 or load - parts, got -1"),
         ("speeds.failed=load + 1", "expected a whole number >= 0, load, load - 1 or load - parts, got 'load + 1'"),
         ("speeds.failed=true", "expected a whole number >= 0, load, load - 1 or load - parts, got true"),
         ("assignment.kind=circle", "expected blocks, cyclic, fractional, graph or file, got 'circle'"),
-        ("assignment.lod=3", "unknown key, did you mean 'load'?"),
-        ("assignment={kind: graph, chunks: 3}", "assignment.workers: missing, expected a whole number >= 1"),
         ("assignment={kind: file}", "assignment.path: missing, expected a .npy file with a 0/1 matrix"),
         ("deadlines=[1, -2]", "deadlines.1: expected a number > 0, got -2"),
-        ("deadlines=5", "expected a list of numbers > 0, got 5"),
         ("bound=3", "expected true or false, got 3"),
-        ("trials=0", "expected a whole number >= 1, got 0"),
         ("clock=0", "expected a number > 0, got 0"),
         ("known_speeds=well", "expected a number >= 0, got 'well'"),
-        ("sedd=3", "unknown key, did you mean 'seed'?"),
     ],
 )
 def test_refused_overrides(sim_yaml, override, said):
@@ -126,18 +103,7 @@ def test_refused_overrides(sim_yaml, override, said):
     assert len(text.splitlines()) == 1
 
 
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("", "sim.yaml: empty, expected a mapping with the keys assignment, parts, "),
-        (SIMULATION + "trials: 1e3\n", "sim.yaml:5: trials: expected a whole number >= 1, got 1000.0"),
-        (SIMULATION + "  men: 1\n", "sim.yaml:5: speeds.men: unknown key, did you mean 'mean'?"),
-        ("speeds: {kind: exponential}\n", "sim.yaml: assignment: missing, expected a mapping, for example"),
-        (SIMULATION.replace("kind: exp", "knid: exp"), "sim.yaml:2: speeds.kind: missing, expected exponential"),
-    ],
-)
-def test_refused_files(sim_yaml, text, said):
-    Path(sim_yaml).write_text(text)
-    with pytest.raises(UserError) as caught:
+def test_a_file_is_refused_with_its_line(sim_yaml):
+    Path(sim_yaml).write_text(SIMULATION + "  men: 1\n")
+    with pytest.raises(UserError, match=r"^sim\.yaml:5: speeds\.men: unknown key, did you mean 'mean'"):
         load(sim_yaml)
-    assert str(caught.value).startswith(said)

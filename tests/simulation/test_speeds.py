@@ -124,11 +124,3 @@ def test_files_that_do_not_fit(tmp_path):
         speeds.from_file(path, (1, 2))
     with pytest.raises(UserError, match=r"it has 2 rows \(trials\), but trials is 3"):
         speeds.from_file(path, (3, 3))
-
-
-def test_files_that_cannot_be_read(tmp_path):
-    with pytest.raises(UserError, match="no such file"):
-        speeds.trace(str(tmp_path / "none.npy"), (1, 1))
-    (tmp_path / "cut.npy").write_bytes(b"\x93NUMPY" + bytes(20))
-    with pytest.raises(UserError, match="damaged"):
-        speeds.trace(str(tmp_path / "cut.npy"), (1, 1))

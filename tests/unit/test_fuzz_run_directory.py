@@ -10,29 +10,16 @@ pytest.importorskip("matplotlib")
 
 from psgc.reporting.figures import pictures
 from psgc.reporting.page import page
-from psgc.reporting.run_directory import NEEDED, read_run
+from psgc.reporting.run_directory import read_run
 from psgc.reporting.slowness import sentences
+from psgc.run_rows import COLUMNS
 from tests.unit.fuzzed_files import NO_FILES, damaged, no_file, quietly
 from tests.unit.fuzzing import fuzzed
 from tests.unit.recorded_runs import record
 
 WHOLE = ["config.yaml", "iterations.csv", "lost.csv", "timeline.npz", "summary.json"]
 HALF = ["config.yaml", "iterations.csv", "lost.csv", "timeline.raw"]
-ODD = [
-    b"nan",
-    b"inf",
-    b"-inf",
-    b"-1",
-    b"0",
-    b"1e308",
-    b"1e-308",
-    b"99999999999999999999",
-    b"",
-    b"2",
-    b"\xff",
-    b'"',
-    b"\0",
-]
+ODD = [b"", *b'nan inf -inf -1 0 1e308 1e-308 99999999999999999999 2 \xff " \0'.split()]
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +40,7 @@ def told(directory):
     if run is not None:
         lengths = {len(column) for column in run.iterations.values()}
         assert len(lengths) == 1
-        assert set(NEEDED) <= set(run.iterations)
+        assert {*COLUMNS} - {"loss"} <= set(run.iterations)
         found = pictures(run)
         text = page(run, sentences(run), [])
         assert text.isascii() or text.encode()

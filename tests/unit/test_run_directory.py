@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from psgc.errors import UserError
-from psgc.reporting.run_directory import NEEDED, read_run
-from psgc.run_rows import ADDED, COLUMNS, WorkerEvent
+from psgc.reporting.run_directory import read_run
+from psgc.run_rows import COLUMNS, WorkerEvent
 from tests.unit.recorded_runs import record
 
 
@@ -62,10 +62,8 @@ def test_everything_that_a_run_leaves(whole):
     assert run.iterations["iteration"].tolist() == [0, 1, 2, 3, 4]
     assert run.iterations["lost"].tolist() == [0, 0, 1, 1, 1]
     assert run.iterations["loss"] == pytest.approx(2.3 * 0.97 ** np.arange(5))
-    dtypes = {name: column.dtype for name, column in run.iterations.items()}
-    assert [name for name in COLUMNS if dtypes[name] == np.int64] == [
-        "iteration", *(name for name in ("missing",) if name in COLUMNS), "recovered", "redundant", "bytes",
-        "bytes_in", "lost",
+    assert [name for name, column in run.iterations.items() if column.dtype == np.int64] == [
+        "iteration", "missing", "recovered", "redundant", "bytes", "bytes_in", "lost",
     ]  # fmt: skip
     assert run.events == [WorkerEvent(2, 3, "n1", "lost", "its process died")]
     with np.load(whole / "timeline.npz") as archive:
@@ -135,32 +133,19 @@ def test_without_summary_and_timeline_little_is_known(run):
 # other versions
 
 
-def test_columns_come_by_name_and_the_newest_may_be_missing(run):
-    header, *rows = (run / "iterations.csv").read_text().splitlines()
-    names = header.split(",")
-    for extra in ADDED:
-        if extra not in names:
-            names, rows = [extra, *names], [f"{'nan' if extra == 'actual_error' else 3},{row}" for row in rows]
-    (run / "iterations.csv").write_text("\n".join([",".join(names), *rows, ""]))
-    found = read_run(run).iterations
-    assert set(found) == {*NEEDED, *ADDED}
-    assert found["missing"].dtype == np.int64
-    assert found["iteration"].tolist() == [0, 1, 2, 3, 4]
-
-
 @pytest.mark.parametrize(
-    ("old", "new", "said"),
+    ("name", "old", "new", "columns"),
     [
-        (b"efficiency", b"speed", "its columns have no 'efficiency', 'speed'"),
-        (b"loss", b"iteration", "its columns have no 'loss', 'iteration' twice"),
-        (b"iteration", b"\xef\xbb\xbfiteration", "its columns have no 'iteration'"),
+        ("iterations.csv", b"efficiency", b"speed", COLUMNS),
+        ("iterations.csv", b"loss", b"iteration", COLUMNS),
+        ("iterations.csv", b"iteration", b"\xef\xbb\xbfiteration", COLUMNS),
+        ("lost.csv", b"host", b"node", WorkerEvent._fields),
     ],
 )
-def test_other_columns_are_another_version(run, old, new, said):
-    rewrite(run / "iterations.csv", old, new)
-    told = refusal(run)
-    assert told.startswith(f"/iterations.csv: written by another version of psgc: {said}")
-    assert told.endswith(f"; expected {', '.join(NEEDED)}, and perhaps {', '.join(ADDED)}")
+def test_other_columns_are_another_version(run, name, old, new, columns):
+    rewrite(run / name, old, new)
+    expected = f"/{name}: written by another version of psgc: expected the columns {', '.join(columns)}"
+    assert refusal(run) == expected
 
 
 def test_settings_of_another_version(run):
@@ -168,13 +153,6 @@ def test_settings_of_another_version(run):
     assert refusal(run).startswith("/config.yaml:")
     assert "cadence: unknown key" in refusal(run)
     assert refusal(run).endswith("cannot read it, another version may have written it")
-
-
-def test_losses_of_another_version(run):
-    rewrite(run / "lost.csv", b"host", b"node")
-    assert refusal(run) == (
-        "/lost.csv: written by another version of psgc: expected the columns iteration, worker, host, event, reason"
-    )
 
 
 # what is no run directory, and damage
@@ -196,44 +174,27 @@ def test_what_is_no_run_directory(tmp_path, whole):
     [
         (b"\n1,", b"\n0,", "the iterations do not ascend"),
         (b"\n1,", b"\n-1,", "row 3: iteration: expected a whole number, got '-1'"),
-        (b"\n1,", b"\n1.5,", "row 3: iteration: expected a whole number, got '1.5'"),
         (b"\n1,", b"\n" + 30 * b"1" + b",", "row 3: iteration: expected a whole number, got '" + 30 * "1"),
         (b",2.231,", b",much,", "row 3: loss: expected a number, got 'much'"),
         (b",2.231,", b",2.231,-", "row 3: seconds: expected 0 to 1e+09, got '-"),
-        (b",2.231,", b",", "row 3 has 9 values, expected 10"),
+        (b",2.231,", b",", "row 3 has 12 values, expected 13"),
     ],
 )
 def test_rows_that_no_run_writes(run, old, new, said):
-    if isinstance(said, bytes):
-        said = said.decode()
     rewrite(run / "iterations.csv", old, new)
-    told = refusal(run)
-    assert told.startswith("/iterations.csv: damaged: ")
-    assert said.replace("9 values, expected 10", f"{len(COLUMNS) - 1} values, expected {len(COLUMNS)}") in told
+    assert refusal(run).startswith(f"/iterations.csv: damaged: {said}")
 
 
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
         ("iterations.csv", b"", "empty, expected a line with the names of the columns"),
-        (
-            "iterations.csv",
-            b'"' + 140_000 * b"a" + b"\n",
-            "damaged, or of another version of psgc (Error: field",
-        ),
-        ("config.yaml", b"", "empty, expected a mapping"),
-        ("config.yaml", b"\xff", "not UTF-8 text"),
+        ("iterations.csv", b'"' + 140_000 * b"a" + b"\n", "damaged, or of another version of psgc (Error: field"),
         ("summary.json", b"{", "damaged, or of another version of psgc ("),
         ("summary.json", 99_999 * b"[", "damaged, or of another version of psgc ("),
         ("summary.json", b"[]", "damaged, or of another version of psgc: expected status, of type str"),
         ("summary.json", b'{"status": "done", "reason": "", "workers": true}', "expected workers, of type int"),
-        ("timeline.npz", b"PK", "damaged, or of another version of psgc: File is not a zip file"),
-        ("timeline.raw", b"PK", "damaged, or of another version of psgc (JSONDecodeError:"),
-        (
-            "lost.csv",
-            b"iteration,worker,host,event,reason\nx,1,a,lost,b\n",
-            "row 2: iteration: expected a whole number",
-        ),
+        ("lost.csv", b"iteration,worker,host,event,reason\nx,1,a,lost,b\n", "row 2: iteration: expected a whole"),
     ],
 )
 def test_damage_is_one_line(run, name, content, said):

@@ -103,17 +103,6 @@ def test_memory_does_not_grow_with_the_run(tmp_path):
     assert len(columns["worker"]) == 300_000
 
 
-def test_columns_are_read_under_their_old_names_too(timeline, tmp_path):
-    record(timeline, *ENTRIES)
-    timeline.finish(timeline.take())
-    path = tmp_path / "timeline.npz"
-    with np.load(path) as file:
-        columns = {name.replace("outcome", "fate"): file[name] for name in file}
-    assert {"fate", "fates"} <= set(columns)
-    np.savez(path, **columns)
-    assert entries(read_timeline(tmp_path)[0]) == ENTRIES
-
-
 def test_an_entry_that_was_being_written_is_left_out(timeline, tmp_path):
     record(timeline, *ENTRIES)
     whole = (tmp_path / "timeline.raw").read_bytes()
@@ -235,12 +224,6 @@ def test_a_column_that_is_not_there(tmp_path):
 def test_damage_is_one_line(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=f"{name}: damaged, or of another version of psgc"):
-        read_timeline(tmp_path)
-
-
-def test_a_pipe_is_not_waited_for(tmp_path):
-    os.mkfifo(tmp_path / "timeline.npz")
-    with pytest.raises(UserError, match="cannot read it: is a pipe, not a file"):
         read_timeline(tmp_path)
 
 
