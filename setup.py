@@ -1,8 +1,6 @@
 """Packaging of psgc: `server/` and `workers/` lie at the top and install as `psgc.server` and `psgc.workers`.
 
-The mapping says so to setuptools; the two symbolic links inside `psgc/` say the same to editable
-installs, to `python -m psgc` from a checkout, to mypy and to the tests. A source distribution has no links: packages
-are looked for where they lie, not through links.
+Two symbolic links inside `psgc/` say the same to a checkout. A source distribution has no links.
 """
 
 from pathlib import Path

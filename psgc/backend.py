@@ -1,13 +1,9 @@
-"""Where vectors live: in the host's memory (NumPy) or on a GPU (CuPy), behind one small interface.
+"""Where vectors live: in the host's memory (NumPy) or on a GPU (CuPy).
 
-Encoding, accumulation and decoding are written once, against `Backend`:
-
-* a gradient of `dim` entries is seen as `parts` rows of `dim // parts` entries; the `dim % parts` entries
-  left over make one further column, so nothing is ever padded or copied (`part_length`, `encode`, `decode`);
-* everything that costs memory traffic is one operation, `combine`: target += coefficients @ rows, done in a
-  single pass. On the CPU it is BLAS through SciPy, which reaches the speed of a plain copy where einsum
-  reaches a third of it (`scripts/bench_encode.py`); on the GPU it is one fused kernel;
-* MPI sees *message buffers*: host arrays, pinned for CuPy, or device arrays when the MPI is CUDA-aware.
+A gradient of `dim` entries is seen as `parts` rows of `dim // parts` entries; the `dim % parts` entries left over make
+one further column, so nothing is padded or copied. All memory traffic is in `combine`, one pass: BLAS on the CPU, which
+reaches the speed of a plain copy (`scripts/bench_encode.py`), a fused kernel on the GPU. MPI gets host arrays, pinned
+for CuPy, or device arrays when it is CUDA-aware.
 """
 
 import math
@@ -39,10 +35,10 @@ class Backend:
     xp: Any = np
 
     def use_in_thread(self) -> None:
-        """Call first in every thread that touches arrays (a GPU is chosen per thread)."""
+        """For each thread that touches arrays: a GPU is chosen per thread."""
 
     def asarray(self, array: Array) -> Array:
-        """The same values where this backend computes; an array that is there already is not copied."""
+        """The same values where this backend computes, copied only if need be."""
         return array
 
     def to_host(self, array: Array) -> np.ndarray:
@@ -50,7 +46,7 @@ class Backend:
         return np.asarray(array)
 
     def all_finite(self, array: Array) -> bool:
-        """Whether no entry is NaN or infinite: one cheap pass; only a suspect sum is looked at entry by entry."""
+        """Whether no entry is NaN or infinite. Only if the sum is suspect are the entries looked at."""
         with np.errstate(all="ignore"):
             return math.isfinite(array.sum()) or bool(self.xp.isfinite(array).all())
 
@@ -67,7 +63,7 @@ class Backend:
         return array
 
     def combine(self, target: Array, coefficients: np.ndarray, rows: Array) -> None:
-        """target += coefficients @ rows, in place, in one pass over memory.
+        """target += coefficients @ rows, in place.
 
         target: (a, p) contiguous; coefficients: (a, b) host array; rows: (b, p) contiguous; all of target's dtype.
         """
@@ -155,8 +151,7 @@ def encode(backend: Backend, coded: Array, coefficients: np.ndarray, gradient: A
 def decode(backend: Backend, gradient: Array, coefficients: np.ndarray, coded: Array, rest: Array) -> None:
     """gradient[part k] += sum_s coefficients[k, s] * coded[s] for every part k, in place: the transpose of `encode`.
 
-    gradient: (dim,); coefficients: (parts, s); coded: (s, dim // parts) contiguous; rest: (s, 0 or 1), the further
-    entry that each coded gradient has when parts does not divide dim.
+    gradient: (dim,); coefficients: (parts, s); coded: (s, dim // parts) contiguous; rest: (s, 0 or 1), the last column.
     """
     coefficients = np.ascontiguousarray(coefficients, gradient.dtype)
     parts, columns = len(coefficients), coded.shape[1]

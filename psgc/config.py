@@ -1,7 +1,4 @@
-"""The settings of a run: the keys of its YAML, their types and defaults, and the rules between them.
-
-`psgc.validation` reads and refuses them. Relative paths are relative to the current directory, as in any MPI program.
-"""
+"""The settings of a run: the keys of its YAML, their types and defaults, and the rules between them."""
 
 import re
 from collections.abc import Sequence
@@ -309,10 +306,7 @@ class Config(Section):
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """The settings in a YAML file, with `--set` overrides such as "coding.parts=2" applied in order.
-
-    Raises UserError for the first error in the file or in an override.
-    """
+    """The settings in a YAML file, with `--set` overrides such as "coding.parts=2" in order. Raises UserError."""
     source = Source.from_file(path)
     for override in overrides:
         source.override(override)

@@ -1,8 +1,4 @@
-"""The errors of psgc, each with its exit code.
-
-The text of an error is one line: what was wrong, where, and what would be right. The command line prints it on stderr
-without a traceback (`--debug` shows one) and exits with `exit_code`.
-"""
+"""The errors of psgc: one line of what was wrong, where, and what would be right, and an exit code."""
 
 from collections.abc import Iterable
 
@@ -35,9 +31,9 @@ class ModelError(PsgcError):
 
 
 class ProtocolError(PsgcError):
-    """An event that the protocol does not allow in this state: a defect of psgc, never of the user.
+    """An event that the protocol does not allow in this state: a defect of psgc.
 
-    events: those before it, oldest first. A traceback lists them (`--debug`), the text does not.
+    events: those before it, oldest first. Only a traceback lists them.
     """
 
     def __init__(self, text: str, events: Iterable[object] = ()) -> None:

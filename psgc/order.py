@@ -1,8 +1,4 @@
-"""`psgc order assignment.npy`: orders the queues of any assignment matrix, and prints how good the ordering is.
-
-Q_max is the largest number of chunks that the cluster can have finished while some chunk has fewer than l copies. No
-ordering has a Q_max below the lower bound. Both are in `psgc.coding`.
-"""
+"""`psgc order assignment.npy`: orders the queues of any assignment matrix, and prints how good the ordering is."""
 
 from pathlib import Path
 from typing import Any
@@ -18,10 +14,9 @@ from psgc.terminal import say
 
 
 def order(path: str, parts: int | None = None, output: str | None = None) -> int:
-    """Prints Q_max, bound and gap for this l, or for each possible l. Returns 0.
+    """Prints Q_max, bound and gap (see `psgc.coding`) for this l, or for each possible l. Returns 0.
 
-    output: the file (.npy or .npz) to write the ordering to. Raises UserError: the file is not an assignment, a chunk
-    has fewer than l holders, or `output` cannot be written.
+    output: the file (.npy or .npz) to write the ordering to. Raises UserError.
     """
     assignment = read_assignment(path)
     if output is not None:

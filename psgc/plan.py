@@ -103,10 +103,7 @@ def default_queues(
 ) -> tuple[Queues, Queues]:
     """The default queue and the backups of each worker.
 
-    Args:
-        ordering: (num_chunks, len(ranks)), see `psgc.coding.ordering`.
-        primary: same shape, see `psgc.coding.primary_copies`.
-        ranks: of the workers in the columns.
+    ordering, primary: (num_chunks, len(ranks)), see `psgc.coding.ordering` and `primary_copies`.
     """
     ordered = dict(zip(ranks, coding.queues(ordering), strict=True))
     by_worker = scipy.sparse.csc_array(primary)

@@ -13,8 +13,8 @@ from pathlib import Path
 class Identity:
     """One process, told apart from every other that had or will have its pid.
 
-    host: for people; machine: equal for processes that can see each other's pids; started: clock ticks since the
-    machine booted, empty where the system does not say (then the process is never taken for another one, nor killed).
+    machine: equal for processes that can see each other's pids; started: clock ticks since the machine booted, empty
+    where the system does not say (then the process is never taken for another one, nor killed).
     """
 
     host: str
@@ -94,10 +94,7 @@ def sleep_precisely() -> None:
 
 
 def default_signals_in_children() -> None:
-    """Have processes that this one forks react to signals as Python does: the handlers of a rank would keep them alive.
-
-    A model may start such processes, with multiprocessing for example, and end them by SIGTERM.
-    """
+    """Processes that a model forks react to signals as Python does: the handlers of a rank would keep them alive."""
     os.register_at_fork(after_in_child=_default_signals)
 
 
@@ -108,10 +105,9 @@ def _default_signals() -> None:
 
 
 def keep_freed_memory() -> None:
-    """Have the C library keep what is freed for the next allocation, up to 16 MiB a piece (glibc only).
+    """Have glibc keep what is freed for the next allocation, up to 16 MiB a piece.
 
-    Gradients come and go. Given back to the kernel each time, their pages cost more than a simple gradient itself:
-    2.4 MB that took 0.3 ms took 1.3 ms (300,000 parameters, glibc 2.41).
+    Pages from the kernel cost more than a simple gradient: 2.4 MB that took 0.3 ms took 1.3 ms (glibc 2.41).
     """
     _libc("mallopt", -3, 16 << 20)  # M_MMAP_THRESHOLD
     _libc("mallopt", -1, (1 << 31) - 1)  # M_TRIM_THRESHOLD

@@ -1,15 +1,12 @@
-"""How the ranks of a run come together before it starts: rank 0 hears each of the others, and tells each.
+"""How the ranks of a run come together before it starts, by messages from each to rank 0 and back.
 
-Everything goes from rank to rank 0 or back, so rank 0 always knows who is missing. It says so on standard error after
-20 s, 40 s, 80 s and so on. Who waits for a rank gives it up, and the run with it,
+A rank that waits for another ends the run
 
-* when MPI reports its death;
-* when its process has ended, or has been stopped (SIGSTOP) for `stopped_timeout` seconds: for this both have to be on
-  one host, where /proc tells;
-* when nothing came for `timeout` seconds (faults.setup_timeout), on rank 0, or twice as many on the others: reading
-  data may take long, and a rank that reads cannot say that it does.
+* when MPI reports a death;
+* when the other's process, on the same host, has ended or has been stopped for `stopped_timeout` seconds;
+* when nothing came for `timeout` seconds, or twice as many where rank 0 is waited for.
 
-Rank 0 then tells the others, and a rank that is stopped is killed by whoever is on its host.
+Rank 0 then tells the others, and a rank that is stopped is killed by those on its host.
 """
 
 import json
@@ -48,10 +45,9 @@ def failed_ranks(comm: MPI.Intracomm) -> list[int]:
 
 
 class Rendezvous:
-    """This process among the ranks of `world`; processes: who they are, by rank, once they have met.
+    """This process among the ranks of `world`; processes: of all ranks, once they have met.
 
-    interrupted: looked at while this rank waits, a reason to end or None. Everything raises RunFailed for that reason,
-    and when a rank is given up.
+    interrupted: a reason to end, or None. All methods raise RunFailed for that reason, and when a rank is given up.
     """
 
     def __init__(self, world: MPI.Intracomm, interrupted: Callable[[], str | None] | None = None) -> None:
@@ -64,13 +60,13 @@ class Rendezvous:
         self.processes = [Identity.from_text(text) for text in self.gather(Identity.own().text(), "starting")]
 
     def be_patient(self, timeout: float, stopped_timeout: float) -> None:
-        """Wait so many seconds from now on, on every rank. For rank 0, while the others wait for it."""
+        """Sets the limits of every rank. For rank 0, while the others wait for it."""
         self._timeout, self._stopped_timeout = timeout, stopped_timeout
         for rank in self._others:
             self._send(rank, np.array([timeout, stopped_timeout]).tobytes(), PATIENCE_TAG)
 
     def broadcast(self, data: bytes | None, doing: str) -> bytes:
-        """The bytes that rank 0 gives, on every rank. doing: what the ranks that are waited for do, for people."""
+        """The bytes that rank 0 gives. doing: for people, what the ranks do that are waited for."""
         if self._rank:
             return self._hear(doing)
         assert data is not None
@@ -80,7 +76,7 @@ class Rendezvous:
         return data
 
     def gather(self, text: str, doing: str) -> list[str]:
-        """The text of every rank, on every rank, cut at 512 bytes. doing: as in `broadcast`."""
+        """The texts of all ranks, each cut at 512 bytes."""
         mine = text.encode()[:TEXT_LIMIT].ljust(TEXT_LIMIT, b"\0")
         if self._rank:
             self._send(0, mine)
@@ -113,7 +109,7 @@ class Rendezvous:
     # waiting
 
     def _wait(self, step: Callable[[], bool], awaited: Callable[[], Collection[int]], doing: str) -> None:
-        """Until `step`, called again and again, says so. awaited: the ranks that it takes."""
+        """Waits until `step()`. awaited: the ranks that it takes."""
         waited, last, next_look, next_word, next_reminder = 0.0, time.monotonic(), 0.0, FIRST_WORD, REMINDER
         stopped_at: dict[int, float] = {}  # since how many seconds of waiting a process is stopped
         while True:

@@ -1,8 +1,6 @@
 """Checks YAML files against pydantic models: the parts that models are made of, and errors of one line.
 
-`psgc.yaml_source` turns text and `--set` overrides into dictionaries; the models of `psgc.config` and
-`psgc.simulation.settings` define what is allowed in them. Each error becomes a UserError of one line: the place, the
-dotted key, what is wrong, what would be right.
+An error says the place, the dotted key, what is wrong, and what would be right.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -175,7 +173,7 @@ Model = TypeVar("Model", bound=BaseModel)
 def validated(model: type[Model], source: Source, by_hand: bool = True) -> Model:
     """The content of `source` as a `model`. Raises UserError for the first error.
 
-    by_hand: a user wrote it, so `~` and variables in paths are expanded. (psgc writes expanded paths.)
+    by_hand: a user wrote it, so `~` and variables in paths are expanded.
     """
     if source.tree is None:
         keys = ", ".join(model.model_fields)

@@ -1,8 +1,8 @@
 """Writing files: each appears whole or not at all, and no link that another user may have made is followed.
 
-Other users may be able to write to a run directory. So every file is made under a name that nobody can guess, and is
-renamed when it is whole. A file that grows is written through its descriptor. The last directory of a path must not be
-a link either: callers resolve directories that a user may link.
+A file is made under a name that nobody can guess, and renamed when it is whole. A file that grows is written through
+its descriptor. The last directory of a path must not be a link either: callers resolve directories that a user may
+link.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT)  # errors after which removing other file
 class NewFile:
     """A new file in `directory`, to be written as `stream`. The `with` block removes it unless `keep` gave it a name.
 
-    replacing: the name of the file that it will replace, and whose permissions it takes.
+    replacing: the name of a file whose permissions it takes.
     Raises OSError when `directory` is a link, or the file to be replaced is not a regular one.
     """
 

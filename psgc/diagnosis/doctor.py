@@ -1,8 +1,6 @@
 """`psgc doctor`: tests this machine, says what a run on it would survive, and how to launch it.
 
-It starts some ranks with the same command as `psgc launch`; they exchange vectors, and then one of them is killed.
-Whatever could hang or crash runs in its own process with a time limit, all at the same time (`probe`, `commands`).
-`findings` says what the results mean.
+Whatever could hang or crash runs in its own process with a time limit, all at the same time.
 """
 
 import os
@@ -47,8 +45,8 @@ SHOW_TRANSPORT = {  # makes Open MPI and MPICH print which transport they have c
 def doctor(output: str = "runs", num_ranks: int | None = None, placement: Placement = ANYWHERE) -> int:
     """Tests this machine and prints the findings, in less than 20 s. Returns 0 when training can run, else 1.
 
-    output: the directory that runs will write to; num_ranks: of the planned run (default: SLURM's tasks, else a
-    worker for each core). Raises UserError: fewer than two ranks, no such host file.
+    output: the directory that runs will write to; num_ranks: of the planned run.
+    Raises UserError: fewer than two ranks, no such host file.
     """
     deadline = time.monotonic() + LIMIT
     environ = {name: value for name, value in os.environ.items() if name != "PSGC_TERMINAL"}

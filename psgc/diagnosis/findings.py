@@ -27,7 +27,7 @@ def mpirun_finding(mpirun: Mpirun) -> Finding:
 
 
 def job_findings(mpirun: Mpirun, tolerant: bool, result: Result, num_ranks: int) -> list[Finding]:
-    """The test job that lost a rank: MPI library, messages, transport, and what happened to the other ranks.
+    """MPI library, messages, transport, and what the death of a rank did to the test job.
 
     tolerant: whether it was started with fault tolerance; num_ranks: how many ranks were started.
     """

@@ -1,12 +1,7 @@
-"""The tests of `psgc doctor` that may hang or crash, and hence run in their own processes.
+"""The tests of `psgc doctor` that may hang or crash, for processes of their own.
 
-`python -m psgc.diagnosis.probe` with
-
-    mpirun ... ranks     three or more ranks exchange vectors; then the last one kills itself
-    gpu                  import CuPy and compute on every GPU
-    files DIRECTORY      find the file system of a directory (it need not exist yet) and write there as a run does
-
-Each finding is printed at once, as a line of `MARK` and JSON.
+`python -m psgc.diagnosis.probe` with the name of a function below and its arguments prints each finding at once, as a
+line of `MARK` and JSON.
 """
 
 import json
@@ -16,9 +11,11 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from psgc.machine import mount_of
+from psgc.writing import NewFile
 
 MARK = "psgc-probe "
 ENTRIES = 1 << 20  # of the vectors that ranks exchange (8 MiB)
@@ -31,7 +28,7 @@ def say(**found: object) -> None:
 
 
 def ranks() -> None:
-    """One rank of a small job: exchange vectors as a run does, lose the last rank, and end in order."""
+    """One of three or more ranks: exchange vectors as a run does, lose the last rank, and end in order."""
     import numpy as np
 
     from psgc.messages import Kind, record, stamp
@@ -126,25 +123,15 @@ def files(directory: str) -> None:
     began = time.monotonic()
     try:
         with tempfile.TemporaryDirectory(prefix=".psgc-doctor-", dir=existing) as scratch:
-            unfinished, finished = Path(scratch, "unfinished"), Path(scratch, "finished")
-            with unfinished.open("wb") as stream:
-                stream.write(content)
-                stream.flush()
-                os.fsync(stream.fileno())
-            unfinished.rename(finished)
-            descriptor = os.open(scratch, os.O_RDONLY)
-            os.fsync(descriptor)
-            os.close(descriptor)
-            say(written=finished.read_bytes() == content, seconds=time.monotonic() - began)
+            with NewFile(Path(scratch)) as file:
+                file.stream.write(content)
+                file.sync()
+                file.keep("finished")
+            say(written=Path(scratch, "finished").read_bytes() == content, seconds=time.monotonic() - began)
     except OSError as error:
         say(written=False, reason=error.strerror)
 
 
 if __name__ == "__main__":
-    match sys.argv[1:]:
-        case ["ranks"]:
-            ranks()
-        case ["gpu"]:
-            gpu()
-        case ["files", directory]:
-            files(directory)
+    probes: dict[str, Callable[..., None]] = {"ranks": ranks, "gpu": gpu, "files": files}
+    probes[sys.argv[1]](*sys.argv[2:])

@@ -1,12 +1,10 @@
 """`psgc launch run.yaml -n M`: starts mpirun, watches it, and reports how the run really ended.
 
-mpirun runs in a session of its own, so that Ctrl-C reaches only `psgc launch`, which then asks before it kills:
-SIGUSR1 (mpirun passes it to every rank, and the run ends with its directory complete), four seconds later SIGTERM,
-finally SIGKILL. Ctrl-C straight to Open MPI's mpirun would send the ranks SIGTERM after a quarter of a second and
-SIGKILL after half a second; no setting changes that.
+mpirun runs in a session of its own: Ctrl-C would have Open MPI kill the ranks after half a second. `psgc launch` sends
+SIGUSR1 first, on which the run ends in order, then SIGTERM, then SIGKILL.
 
-mpirun's exit code proves nothing: it is 0 after rank 0 was killed or a node was lost, and not 0 after a run that
-survived the death of a worker. The proof is the summary that the run wrote.
+mpirun's exit code proves nothing: it is 0 after the loss of rank 0, and not 0 after the survived death of a worker.
+The proof is the summary that the run wrote.
 """
 
 import json
@@ -34,8 +32,7 @@ from psgc.training.ending import stopped
 from psgc.writing import write_text
 
 STOPPERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)  # SIGUSR1: SLURM's warning, if asked for
-# The signals that stop a run, in order, and how many seconds it has to react to each.
-STOP_SEQUENCE = ((signal.SIGUSR1, 4.0), (signal.SIGTERM, 2.0))
+STOP_SEQUENCE = ((signal.SIGUSR1, 4.0), (signal.SIGTERM, 2.0))  # and how many seconds a run has to react
 RESERVE = 10.0  # seconds of SLURM's warning that are kept for killing the run and requeueing the job
 GRACE = 10.0  # seconds that mpirun has to end after the run; a hung process that nobody could kill keeps it alive
 
@@ -55,14 +52,11 @@ def launch(
 ) -> int:
     """Runs (or, with `print_only`, prints) `mpirun ... psgc train config_path --set ... [--resume] [--debug]`.
 
-    requeue: this is a SLURM job that gets SIGUSR1 so many seconds before its time limit. The run has most of them to
-    end in. If it was ended by this signal or by a lost host, and left a new checkpoint, the job is requeued.
+    requeue: seconds between SLURM's SIGUSR1 and the time limit of this job. The job is requeued when that signal or a
+    lost host ended the run, and the run left a new checkpoint.
     for_mpirun: further arguments of mpirun, such as --map-by core.
-    Returns the exit code: 0 when the run left a new summary with status done, whatever mpirun returned; 2 when rank 0
-    refused its input; 128 + signal when this process was told to stop; otherwise 1. The last line on stderr tells how
-    to resume, if there is a checkpoint and another attempt may succeed.
-    Raises UserError: wrong YAML or override, fewer than two ranks, no such host file, no working mpirun, `requeue`
-    outside of a SLURM job.
+    Returns the exit code, see README.md. The last line on stderr says how to resume, where that may succeed.
+    Raises UserError: wrong settings, ranks or hosts, no working mpirun, `requeue` outside of a SLURM job.
     """
     job = slurm.job_id(os.environ)
     if requeue is not None and not job:
@@ -190,16 +184,12 @@ def _stamp(path: Path) -> tuple[int, int] | None:
     return status.st_ino, status.st_mtime_ns
 
 
-# ---------------------------------------------------------------- watching mpirun
-
-
 def _run(
     command: Sequence[str], environ: Mapping[str, str], is_over: Callable[[], bool], patience: float
 ) -> tuple[int, int | None]:
     """mpirun's exit code (negative: the signal that killed it), and the signal that stopped this process, if any.
 
-    is_over: polled; whether mpirun should have ended long ago. patience: seconds that the run has to end after a
-    SIGUSR1 that this process received.
+    is_over: whether mpirun should have ended long ago; patience: seconds that a run has to end after a SIGUSR1.
     """
     received: list[int] = []
 

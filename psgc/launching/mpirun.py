@@ -41,7 +41,7 @@ class Mpirun:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where ranks run: on `host` (a:5,b:5), on the hosts in a `hostfile`, or wherever mpirun puts them."""
+    """Where ranks run: on `host` (a:5,b:5), on the hosts in a `hostfile`, or where mpirun puts them."""
 
     host: str | None = None
     hostfile: str | None = None
@@ -55,10 +55,9 @@ ANYWHERE = Placement()
 
 
 def find_mpirun(environ: Mapping[str, str], seconds: float = PROBE_SECONDS) -> Mpirun:
-    """The mpirun on `environ`'s PATH, else the one beside this Python.
+    """The mpirun on `environ`'s PATH, else the one beside this Python. Raises UserError when there is none that works.
 
     seconds: time limit of each of up to three commands.
-    Raises UserError: there is no mpirun, or it does not work.
     """
     beside = Path(sys.executable).parent
     path = shutil.which("mpirun", path=environ.get("PATH", os.defpath)) or shutil.which("mpirun", path=str(beside))
@@ -99,10 +98,9 @@ def launch_command(
 
     mpirun: what find_mpirun has found, if it was called already; module: the Python module to run;
     extra: the user's own arguments of mpirun, which take precedence.
-
-    Nothing that the user has set in `environ` is overridden. Fault tolerance is asked for, unless it is not wanted,
-    where mpirun has it. It needs Open MPI's ob1 layer: where OMPI_MCA_pml excludes ob1, the run goes without.
-    Python's -P keeps files of the current directory from shadowing installed modules.
+    Nothing that the user has set in `environ` is overridden. Fault tolerance needs Open MPI's ob1 layer: where
+    OMPI_MCA_pml excludes ob1, the run goes without. Python's -P keeps files of the current directory from shadowing
+    installed modules.
     Raises UserError: fewer than two ranks, no working mpirun, no such host file, a number of ranks in `extra`.
     """
     if num_ranks < 2:

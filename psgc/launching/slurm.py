@@ -11,16 +11,12 @@ from psgc.errors import RunFailed, UserError
 from psgc.yaml_source import printable
 
 CLIENT_SECONDS = 30.0  # clients retry for up to a minute where SLURM does not answer
-# Errors of SLURM itself rather than of the request.
 _OUT_OF_ORDER = r"[Uu]nable to contact|authentication|[Mm]unge|timed out|temporarily|Zero Bytes|configuration file"
 _NOISE = r"^\w+: (?:error|fatal): |Batch job submission failed: |^sbatch: "
 
 
 def submit(script: Path) -> str:
-    """Submits a batch script. Returns the number of its job.
-
-    Raises: UserError when SLURM refuses it or is not installed, RunFailed when SLURM does not work.
-    """
+    """Submits a batch script. Returns the number of its job. Raises as `_client`."""
     said = _client(["sbatch", "--parsable", str(script)], f"SLURM refuses {printable(str(script))}")
     return said.strip().partition(";")[0]
 
@@ -32,10 +28,9 @@ def job_id(environ: Mapping[str, str]) -> str | None:
 
 
 def requeue(job: str) -> bool:
-    """Requeues this running job, which ends it here. Returns whether it did so.
+    """Requeues this job unless it is no longer running. Returns whether it did. Raises as `_client`.
 
-    It does not when the job is no longer running: cancelled, at its time limit, or requeued already after the loss of
-    a node. (`scontrol requeue` would restart a cancelled job.) Raises PsgcError when SLURM refuses.
+    (`scontrol requeue` would restart a cancelled job.)
     """
     failure = f"SLURM does not requeue job {job}"
     if _client(["squeue", "--noheader", f"--jobs={job}", "--format=%T"], failure).strip() != "RUNNING":
@@ -45,7 +40,7 @@ def requeue(job: str) -> bool:
 
 
 def _client(command: Sequence[str], failure: str) -> str:
-    """The output of a SLURM command. Its errors become one line that begins with `failure`."""
+    """The output of a SLURM command. Raises UserError for what SLURM refuses, RunFailed when SLURM does not work."""
     environ = {**os.environ, "LC_ALL": "C"}
     pipes: Any = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True, "errors": "replace"}
     try:

@@ -1,7 +1,6 @@
-"""The SLURM batch script of a run, or of an array of runs.
+"""The SLURM batch script of a run, or of an array of runs: `psgc launch` over all nodes of the job.
 
-The job runs `psgc launch` over all of its nodes, with mpirun (srun has no fault tolerance). SLURM warns it before its
-time limit; it then writes a checkpoint, requeues itself, and resumes from the checkpoint at its next start.
+(srun has no fault tolerance.)
 """
 
 import re
@@ -32,10 +31,7 @@ _OWN = (
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What a job asks of SLURM. Raises UserError for the first invalid value.
-
-    name: of the job and its log; warning: seconds before the time limit; options: more options of sbatch.
-    """
+    """What a job asks of SLURM; warning: in seconds. Raises UserError for the first invalid value."""
 
     nodes: int
     ranks_per_node: int
@@ -116,12 +112,10 @@ def batch_script(
     written_by: Sequence[str],
     for_mpirun: Sequence[str],
 ) -> str:
-    """The text of the script.
+    """The text of the script. Raises UserError for an invalid local_dir.
 
-    points: the overrides of each run of an array, or none; resume: continue from a checkpoint already at the first
-    start; data: the files that each node copies to `local_dir` first, by their YAML keys; written_by: the command to
-    name at the top; for_mpirun: further arguments of mpirun.
-    Raises UserError for an invalid local_dir.
+    points: the overrides of each run of an array, or none; data: the files that each node copies to `local_dir` first,
+    by their YAML keys; the others: as in `submit`.
     """
     log = "%x-%A_%a.log" if points else "%x-%j.log"
     array = f"0-{len(points) - 1}" if points else ""

@@ -33,16 +33,14 @@ def submit(
     written_by: Sequence[str] = ("psgc", "submit"),
     for_mpirun: Sequence[str] = (),
 ) -> int:
-    """Writes the batch script and, with `go`, submits it.
+    """Writes the batch script and, with `go`, submits it. Returns 0.
 
     sweeps: such as "optimizer.lr=0.1,0.3"; every combination is a run, with its own directory in the run directory.
     resume: continue from the newest checkpoint already at the first start.
     local_dir: a directory on each node's own disk, such as $TMPDIR, to copy the data to first.
     output: the file to write, by default the name of the run directory with .sbatch.
-    written_by: the command to name in the script; for_mpirun: further arguments of mpirun, as in `launch`.
-    Returns 0.
-    Raises: UserError for a wrong YAML, override or sweep, and for what SLURM refuses; RunFailed when SLURM does not
-    work.
+    written_by: the command to name in the script; for_mpirun: further arguments of mpirun.
+    Raises UserError for wrong settings and for what SLURM refuses, RunFailed when SLURM does not work.
     """
     check_extra(for_mpirun)
     config = load(config_path, overrides)
