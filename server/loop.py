@@ -120,12 +120,15 @@ class Server:
         return gradient
 
     def _poll(self) -> None:
-        """Handle what has arrived and what is due, and send what follows from it."""
+        """Wait for something to arrive, handle it and what is due, and send what follows from it.
+
+        In this order: after the last report nothing is waited for.
+        """
+        self._links.wait(self._coordinator.phase == "collecting")
         for arrival in self._links.poll():
             self._dispatcher.hear(arrival)
         self._dispatcher.tick(self._deadline.seconds)
         self._links.send()
-        self._links.wait(self._coordinator.phase == "collecting")
         self.cluster.tick()
         if (reason := self._interrupted()) is not None:
             raise RunFailed(reason)

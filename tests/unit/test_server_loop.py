@@ -40,6 +40,19 @@ def test_data_that_is_wrong_for_every_worker_ends_the_run(make_run):
         run.follow(iter([[said(1, Kind.FAILED, 0, 5)]]), 1)
 
 
+def test_after_the_last_report_nothing_is_waited_for(make_run):
+    run, events = make_run(), []
+    run.transport.wait = lambda *_, **__: events.append("wait")
+
+    def script():
+        for arrivals in ([], everything(0)):
+            events.append("poll")
+            yield arrivals
+
+    run.follow(script(), 1)
+    assert events[-3:] == ["poll", "wait", "poll"]
+
+
 # the record
 
 
