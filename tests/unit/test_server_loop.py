@@ -41,7 +41,7 @@ def test_data_that_is_wrong_for_every_worker_ends_the_run(make_run):
 
 
 def test_after_the_last_report_nothing_is_waited_for(make_run):
-    run, events = make_run(), []
+    run, events = make_run(replication=WORKERS), []
     run.transport.wait = lambda *_, **__: events.append("wait")
 
     def script():
