@@ -4,12 +4,12 @@ No MPI and no files; usable on its own. Workers are counted from 0 (MPI ranks mi
 m workers, l = `parts`, A = `assignment`, O = `ordering`, R = `coding_matrix`.
 """
 
-from psgc.coding.agreement import agreeing, consistent
+from psgc.coding.agreement import agreeing
 from psgc.coding.assignment import ASSIGNMENTS, blocks, check, cyclic, fractional, from_matrix, graph
-from psgc.coding.bounds import clairvoyant_bound, fluid_limit
+from psgc.coding.bounds import clairvoyant_bound
 from psgc.coding.coding_matrix import coding_matrix, worst_condition
-from psgc.coding.coefficients import decoding_coefficients, encoding_coefficients, squared_error_measure
-from psgc.coding.ordering import ordering, positions, primary_copies, queues, random_ordering, worst_case
+from psgc.coding.coefficients import decoding_coefficients, encoding_coefficients
+from psgc.coding.ordering import ordering, positions, primary_copies, queues, worst_case
 from psgc.coding.unbiased import unbiased_weights
 from psgc.coding.worst_case_bound import worst_case_bound
 
@@ -20,11 +20,9 @@ __all__ = [
     "check",
     "clairvoyant_bound",
     "coding_matrix",
-    "consistent",
     "cyclic",
     "decoding_coefficients",
     "encoding_coefficients",
-    "fluid_limit",
     "fractional",
     "from_matrix",
     "graph",
@@ -32,8 +30,6 @@ __all__ = [
     "positions",
     "primary_copies",
     "queues",
-    "random_ordering",
-    "squared_error_measure",
     "unbiased_weights",
     "worst_case",
     "worst_case_bound",

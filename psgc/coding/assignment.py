@@ -1,11 +1,13 @@
 """Which worker holds which chunk: the assignment matrix A.
 
-An assignment is a sparse N x m matrix (N chunks, m workers), A[i, j] = 1 when worker j holds chunk i. Its
-row sums are the replication gamma, its column sums the load delta. It is always a `scipy.sparse.csr_array`
-of int8 with sorted indices and no stored zeros. Workers are counted from 0 here.
+A[i, j] = 1 when worker j holds chunk i. The row sums are the replication gamma, the column sums the load delta. A is
+always a `scipy.sparse.csr_array` of int8 with sorted indices and no stored zeros.
 
-With N = b*m the chunks j*b .. j*b + b - 1 are worker j's *own share*; `cyclic` (when load >= b),
-`fractional` and `blocks` give every worker its own share, `graph` does not.
+With N = b*m the chunks j*b .. j*b + b - 1 are worker j's *own share*; `cyclic` (when load >= b), `fractional` and
+`blocks` give every worker its own share, `graph` does not.
+
+The functions in ASSIGNMENTS take N, m, the replication gamma and a seed, return A, shape (N, m), with row sums gamma,
+and raise UserError when the numbers do not fit together.
 """
 
 from __future__ import annotations
@@ -31,30 +33,13 @@ _DENSE_LIMIT = 600  # up to this many vertices a dense eigensolver is the faster
 
 
 def cyclic(num_chunks: int, num_workers: int, replication: int, seed: int = 0) -> Assignment:
-    """Worker j holds consecutive chunks, from floor(j*N/m) on, wrapping around.
+    """Worker j holds gamma*N/m consecutive chunks, from floor(j*N/m) on, wrapping around; m divides gamma*N.
 
-    Args:
-        num_chunks: N.
-        num_workers: m.
-        replication: gamma, the holders of every chunk; at most m, and gamma*N a multiple of m.
-        seed: not used.
+    Chunk i is held by the workers with i - load < floor(j*N/m) <= i, that is by the whole numbers j in a half-open
+    interval of length load*m/N: exactly gamma of them. Source: arXiv:2405.19509, its experiments.
 
-    Returns:
-        A, shape (N, m), with all row sums gamma and all column sums gamma*N/m.
-
-    Raises:
-        UserError: the numbers do not fit together.
-
-    Notes:
-        Chunk i is held by the workers with i - load < floor(j*N/m) <= i, that is by the whole numbers j in a
-        half-open interval of length load*m/N: exactly gamma of them.
-
-    References:
-        arXiv:2405.19509, the cyclic assignment of its experiments.
-
-    Example:
-        >>> cyclic(4, 4, 2).toarray().tolist()
-        [[1, 0, 0, 1], [1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1]]
+    >>> cyclic(4, 4, 2).toarray().tolist()
+    [[1, 0, 0, 1], [1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1]]
     """
     n, m, replication = _checked("cyclic", num_chunks, num_workers, replication)
     load, rest = divmod(n * replication, m)
@@ -68,23 +53,10 @@ def cyclic(num_chunks: int, num_workers: int, replication: int, seed: int = 0) -
 
 
 def fractional(num_chunks: int, num_workers: int, replication: int, seed: int = 0) -> Assignment:
-    """Fractional repetition: groups of `replication` workers hold the same chunks.
+    """Fractional repetition: m / gamma groups of consecutive workers, each with the same chunks; m / gamma divides N.
 
-    Args:
-        num_chunks: N, a multiple of the number of groups m / replication.
-        num_workers: m, a multiple of `replication`.
-        replication: gamma, the holders of every chunk.
-        seed: not used.
-
-    Returns:
-        A, shape (N, m). Groups are consecutive workers and hold consecutive chunks.
-
-    Raises:
-        UserError: the numbers do not divide.
-
-    Example:
-        >>> fractional(4, 4, 2).toarray().tolist()
-        [[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 1], [0, 0, 1, 1]]
+    >>> fractional(4, 4, 2).toarray().tolist()
+    [[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 1], [0, 0, 1, 1]]
     """
     n, m, replication = _checked("fractional", num_chunks, num_workers, replication)
     if m % replication:
@@ -98,31 +70,16 @@ def fractional(num_chunks: int, num_workers: int, replication: int, seed: int = 
 
 
 def graph(num_chunks: int, num_workers: int, replication: int, seed: int = 0) -> Assignment:
-    """The neighbourhoods of a random regular expander graph on the workers.
+    """The neighbourhoods of a random gamma-regular expander graph on the workers; gamma < m, gamma*m even, m divides N.
 
-    Args:
-        num_chunks: N = b*m. Chunk i belongs to vertex i // b and is held by that vertex's neighbours.
-        num_workers: m, the vertices.
-        replication: gamma, the degree of the graph; less than m, and replication*m even.
-        seed: makes the graph reproducible.
+    Chunk i belongs to vertex i // b and is held by that vertex's neighbours. Column sums are b*gamma; for b = 1, A is
+    symmetric. Graphs are drawn until the second largest |eigenvalue| is within 1 % of 2 sqrt(gamma - 1), about the
+    smallest that large graphs can have (Alon-Boppana); failing that, the best of 20 draws is taken.
+    Source: arXiv:2405.19509, its experiments.
 
-    Returns:
-        A, shape (N, m), with row sums gamma and column sums b*gamma. For b = 1 it is symmetric.
-
-    Raises:
-        UserError: no such graph exists, or m does not divide N.
-
-    Notes:
-        Graphs are drawn until the second largest |eigenvalue| is within 1 % of 2 sqrt(gamma - 1), about the
-        smallest that large graphs can have (Alon-Boppana); failing that, the best of 20 draws is taken.
-
-    References:
-        arXiv:2405.19509, the random regular graph assignment of its experiments.
-
-    Example:
-        >>> A = graph(6, 6, 5, seed=0)  # the only 5-regular graph on 6 vertices is the complete one
-        >>> bool((A.toarray() == 1 - np.eye(6)).all())
-        True
+    >>> A = graph(6, 6, 5, seed=0)  # the only 5-regular graph on 6 vertices is the complete one
+    >>> bool((A.toarray() == 1 - np.eye(6)).all())
+    True
     """
     n, m, degree = _checked("graph", num_chunks, num_workers, replication)
     if n % m:
@@ -148,32 +105,18 @@ def graph(num_chunks: int, num_workers: int, replication: int, seed: int = 0) ->
 
 
 def blocks(num_chunks: int, num_workers: int, replication: int, seed: int = 0) -> Assignment:
-    """Every worker's own share of the chunks, with the backups of a share scattered over many workers.
+    """Every worker's own share of the chunks, with the backups of a share scattered over many workers; any N.
 
-    Args:
-        num_chunks: N; worker j owns the chunks floor(j*N/m) .. floor((j+1)*N/m) - 1, which are b when N = b*m.
-        num_workers: m.
-        replication: gamma, the holders of every chunk, its owner among them; at most m.
-        seed: permutes the workers' distances.
+    Worker j owns the chunks floor(j*N/m) .. floor((j+1)*N/m) - 1. If N = b*m these are b, and the column sums b*gamma.
+    With p a random permutation of the distances 1 .. m-1, backup r = 0 .. gamma-2 of worker j's chunk c is worker
+    j + p[(c + floor(r(m-1)/(gamma-1))) mod (m-1)] mod m. The gamma-1 starting points are distinct, so a chunk's holders
+    are; and they are spread evenly, so a worker's b(gamma-1) backups belong to min(b(gamma-1), m-1) different workers,
+    as many as possible.
 
-    Returns:
-        A, shape (N, m), with row sums gamma and, when N = b*m, column sums b*gamma. Otherwise own shares differ by
-        at most one chunk.
-
-    Raises:
-        UserError: replication > m.
-
-    Notes:
-        With p a random permutation of the distances 1 .. m-1, backup r = 0 .. gamma-2 of worker j's chunk c is
-        worker j + p[(c + floor(r(m-1)/(gamma-1))) mod (m-1)] mod m. The gamma-1 starting points are distinct,
-        so a chunk's holders are; and they are spread evenly, so a worker's b(gamma-1) backups belong to
-        min(b(gamma-1), m-1) different workers, as many as possible.
-
-    Example:
-        >>> A = blocks(12, 6, 3, seed=0)
-        >>> owners = {int(i) // 2 for i in A[:, [0]].nonzero()[0]}
-        >>> len(owners)  # own share, and four backups from four different workers
-        5
+    >>> A = blocks(12, 6, 3, seed=0)
+    >>> owners = {int(i) // 2 for i in A[:, [0]].nonzero()[0]}
+    >>> len(owners)  # own share, and four backups from four different workers
+    5
     """
     n, m, replication = _checked("blocks", num_chunks, num_workers, replication)
     backups = replication - 1
@@ -190,9 +133,7 @@ def blocks(num_chunks: int, num_workers: int, replication: int, seed: int = 0) -
 class AssignmentKind:
     """An assignment that can be chosen by name.
 
-    Args:
-        make: a function of num_chunks N, num_workers m, replication and seed. It raises UserError when they do not fit.
-        others: workers that cannot hold a chunk, whatever the replication.
+    make: the function; others: workers that cannot hold a chunk, whatever the replication.
     """
 
     make: Callable[[int, int, int, int], Assignment]
@@ -212,20 +153,12 @@ ASSIGNMENTS = {
 
 
 def from_matrix(matrix: Any) -> Assignment:
-    """Any dense or sparse 0/1 matrix as an assignment.
+    """Any dense or sparse 0/1 matrix, shape (N, m), as an assignment; `matrix` itself when it is one already.
 
-    Args:
-        matrix: shape (N, m), numbers or booleans, every entry 0 or 1, no row without a 1.
+    Raises UserError: wrong shape, an entry other than 0 and 1, or a chunk that nobody holds.
 
-    Returns:
-        A, shape (N, m); `matrix` itself when it is one already.
-
-    Raises:
-        UserError: wrong shape, an entry other than 0 and 1, or a chunk that nobody holds.
-
-    Example:
-        >>> from_matrix([[1, 0], [1, 1]]).nonzero()[1].tolist()
-        [0, 0, 1]
+    >>> from_matrix([[1, 0], [1, 1]]).nonzero()[1].tolist()
+    [0, 0, 1]
     """
     if not scipy.sparse.issparse(matrix):
         try:
@@ -239,11 +172,9 @@ def from_matrix(matrix: Any) -> Assignment:
     if not matrix.dtype.isnative or matrix.dtype == np.float16:  # scipy.sparse takes neither
         matrix = matrix.astype(np.float64)
     sparse = matrix if isinstance(matrix, csr_array) else csr_array(matrix)
-    if not sparse.has_canonical_format:
+    if not sparse.has_canonical_format or (sparse.data == 0).any():
         sparse = sparse.copy()
         sparse.sum_duplicates()
-    if (sparse.data == 0).any():
-        sparse = sparse.copy()
         sparse.eliminate_zeros()
     wrong = np.flatnonzero(sparse.data != 1)
     if wrong.size:
@@ -259,20 +190,11 @@ def from_matrix(matrix: Any) -> Assignment:
 
 
 def check(assignment: Assignment, parts: int) -> None:
-    """Refuse an assignment with which exact recovery is impossible.
+    """Raises UserError when a chunk has fewer than l = `parts` holders: exact recovery is impossible then.
 
-    Args:
-        assignment: A, shape (N, m).
-        parts: l, the copies that recover a chunk.
-
-    Raises:
-        UserError: a chunk has fewer than `parts` holders.
-
-    Example:
-        >>> check(cyclic(4, 4, 2), parts=2)
-        >>> check(cyclic(4, 4, 2), parts=3)
-        Traceback (most recent call last):
-        psgc.errors.UserError: parts is 3, but chunk 0 is held by only 2 workers
+    >>> check(cyclic(4, 4, 2), parts=3)
+    Traceback (most recent call last):
+    psgc.errors.UserError: parts is 3, but chunk 0 is held by only 2 workers
     """
     parts = whole("parts", parts)
     holders = np.diff(assignment.indptr)

@@ -35,36 +35,21 @@ _BATCH = 100_000  # matrices in one batched SVD
 
 
 def coding_matrix(kind: str, assignment: Assignment, parts: int, seed: int) -> Matrix:
-    """The workers' coding vectors.
+    """R, shape (m, l), float64: the workers' coding vectors. All ones when l = 1: nothing is coded then.
 
-    Args:
-        kind: "gaussian" draws every entry from N(0, 1), as the paper does; "spread" is well conditioned on the
-            sets of workers that share a chunk.
-        assignment: A, shape (N, m).
-        parts: l, at most the number of holders of every chunk.
-        seed: makes the matrix reproducible.
+    kind: "gaussian" draws every entry from N(0, 1), as arXiv:2405.19509 does; "spread" is well conditioned on the
+        sets of workers that share a chunk.
 
-    Returns:
-        R, shape (m, l), float64. All ones when l = 1: nothing is coded then.
+    Raises UserError: unknown kind, or a chunk has fewer than l holders.
 
-    Raises:
-        UserError: unknown kind, or a chunk has fewer than l holders.
+    Two unit vectors at an angle phi <= pi/2 have condition number cot(phi/2), so k colours at the angles pi*c/k give
+    cot(pi/(2k)), about 2k/pi, at worst. Below three workers share each chunk and three colours do: cot(pi/6) = sqrt(3).
 
-    Notes:
-        Two unit vectors at an angle phi <= pi/2 have condition number cot(phi/2), so k colours at the angles
-        pi*c/k give cot(pi/(2k)), about 2k/pi, at worst.
-
-    References:
-        arXiv:2405.19509, the random coding matrix ("gaussian").
-
-    Example:
-        Three workers share each chunk and three colours do for six workers: cot(pi/6) = sqrt(3).
-
-        >>> from psgc.coding.assignment import cyclic
-        >>> A = cyclic(6, 6, 3)
-        >>> R = coding_matrix("spread", A, parts=2, seed=0)
-        >>> round(worst_condition(R, A) / 3**0.5, 9)
-        1.0
+    >>> from psgc.coding.assignment import cyclic
+    >>> A = cyclic(6, 6, 3)
+    >>> R = coding_matrix("spread", A, parts=2, seed=0)
+    >>> round(worst_condition(R, A) / 3**0.5, 9)
+    1.0
     """
     assignment = from_matrix(assignment)
     check(assignment, parts)
@@ -79,24 +64,13 @@ def coding_matrix(kind: str, assignment: Assignment, parts: int, seed: int) -> M
 
 
 def worst_condition(coding_matrix: Matrix, assignment: Assignment) -> float:
-    """The largest condition number of R[S] over all sets S of l workers that share a chunk.
+    """The largest 2-norm condition number of R[S] over all sets S of l workers that share a chunk (singular: inf).
 
-    Args:
-        coding_matrix: R, shape (m, l).
-        assignment: A, shape (N, m).
+    Exhaustive: the work grows with the number of meeting sets, up to N * binomial(gamma, l). Raises UserError: shapes
+    do not match, or a chunk has fewer than l holders.
 
-    Returns:
-        The 2-norm condition number, at least 1; inf when some R[S] is singular.
-
-    Raises:
-        UserError: shapes do not match, or a chunk has fewer than l holders.
-
-    Notes:
-        Exhaustive: the work grows with the number of meeting sets, up to N * binomial(gamma, l).
-
-    Example:
-        >>> worst_condition([[1.0, 0.0], [0.0, 2.0]], [[1, 1]])
-        2.0
+    >>> worst_condition([[1.0, 0.0], [0.0, 2.0]], [[1, 1]])
+    2.0
     """
     matrix, assignment = real_array("coding_matrix", coding_matrix, 2), from_matrix(assignment)
     m, parts = matrix.shape
@@ -175,15 +149,12 @@ def _search(vectors: Matrix, sets: Any, rng: np.random.Generator) -> None:
 
 
 def _squared_inverse_norms(others: Any, candidates: Any) -> Any:
-    """||M^-1||_F^2 = trace (M M^T)^-1 for each M made of l - 1 unit rows and one candidate as the last row.
+    """||M^-1||_F^2 = trace (M M^T)^-1, shape (n, c), for each M of l - 1 unit rows and, last, a candidate.
 
-    Args:
-        others: the rows O of each set, shape (n, l - 1, l).
-        candidates: unit vectors x, shape (c, l).
+    others: the rows O of each set, shape (n, l - 1, l); candidates: unit vectors x, shape (c, l).
 
-    Returns:
-        Shape (n, c). By block inversion, with G = O O^T and s = 1 - (Ox)^T G^-1 (Ox), the squared distance of x
-        from the span of O: trace G^-1 + (1 + ||G^-1 O x||^2) / s.
+    By block inversion, with G = O O^T and s = 1 - (Ox)^T G^-1 (Ox), the squared distance of x from the span of O:
+    trace G^-1 + (1 + ||G^-1 O x||^2) / s.
     """
     inverse = np.linalg.inv(others @ others.swapaxes(1, 2))
     projected = others @ candidates.T

@@ -14,12 +14,10 @@ from psgc.coding.assignment import Assignment
 class Network:
     """source -> workers -> chunks -> sink, one unit per edge of A.
 
-    Only the workers' capacities change between calls, so the network is laid out once, as CSR rows: source,
-    the m workers, the N chunks, sink. Its data are the m capacities, then the ones of A, then the N demands.
+    Only the workers' capacities change between calls, so the network is laid out once, as CSR rows: source, the m
+    workers, the N chunks, sink. Its data are the m capacities, then the ones of A, then the N demands.
 
-    Args:
-        assignment: A, shape (N, m).
-        demand: copies that each chunk takes, a number or shape (N,).
+    demand: copies that each chunk takes, a number or shape (N,).
     """
 
     def __init__(self, assignment: Assignment, demand: Any) -> None:

@@ -18,7 +18,6 @@ import numpy as np
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import maximum_bipartite_matching
 
-from psgc.coding.arguments import whole
 from psgc.coding.assignment import Assignment, check, from_matrix
 from psgc.coding.flow import Network
 from psgc.coding.ordering_search import improve
@@ -31,41 +30,31 @@ Ordering: TypeAlias = "csr_array[np.int32, tuple[int, int]]"
 
 
 def ordering(assignment: Assignment, parts: int | None = None) -> Ordering:
-    """Order any assignment: own share first, then the backups round by round.
+    """Order any assignment, shape (N, m): own share first, then the backups round by round.
 
-    Args:
-        assignment: A, shape (N, m), any 0/1 matrix in which every chunk has a holder.
-        parts: l, when only Q_max for this l matters; by default for every l that A allows, together.
+    parts: l, when only Q_max for this l matters; by default for every l that A allows, together.
 
-    Returns:
-        O, shape (N, m).
+    Raises UserError: `assignment` is not one, or a chunk has fewer than l holders.
 
-    Raises:
-        UserError: `assignment` is not such a matrix, or a chunk has fewer than l holders.
+    A worker does its round-1 chunks first, then those of round 2, and so on; so the first l rounds recover everything
+    when nobody is slow, and the backups of one slow worker start on different chunks. Round 1 is done in natural order.
+    In later rounds a worker takes first what comes last in the queue of its round-1 holder: the chunks a slow holder is
+    least likely to have finished.
 
-    Notes:
-        A worker does its round-1 chunks first, then those of round 2, and so on; so the first l rounds recover
-        everything when nobody is slow, and the backups of one slow worker start on different chunks. Round 1 is
-        done in natural order. In later rounds a worker takes first what comes last in the queue of its round-1
-        holder: the chunks a slow holder is least likely to have finished.
+    With equal row and column sums, and N = m or an own share held by all, this is the ordering. Otherwise exchanges
+    within the queues lower Q_max: within the rounds if row and column sums are equal and m divides N, else anywhere but
+    in the own share.
 
-        With equal row and column sums, and N = m or an own share held by all, this is the ordering. Otherwise
-        exchanges within the queues lower Q_max: within the rounds if row and column sums are equal and m divides N,
-        else anywhere but in the own share.
+    Source: arXiv:2405.19509, the ordering of square regular assignments. There a chunk has each position once, so Q_max
+    is N*delta - (delta-l+1)(delta-l+2)/2:
 
-    References:
-        arXiv:2405.19509, the ordering of square regular assignments.
-
-    Example:
-        A chunk has each position once, so Q_max is the paper's N*delta - (delta-l+1)(delta-l+2)/2.
-
-        >>> from psgc.coding.assignment import cyclic
-        >>> A = cyclic(5, 5, 3)
-        >>> O = ordering(A)
-        >>> sorted(O[[0], :].data.tolist())
-        [1, 2, 3]
-        >>> worst_case(A, O, parts=2) == 5 * 3 - (3 - 2 + 1) * (3 - 2 + 2) // 2
-        True
+    >>> from psgc.coding.assignment import cyclic
+    >>> A = cyclic(5, 5, 3)
+    >>> O = ordering(A)
+    >>> sorted(O[[0], :].data.tolist())
+    [1, 2, 3]
+    >>> worst_case(A, O, parts=2) == 5 * 3 - (3 - 2 + 1) * (3 - 2 + 2) // 2
+    True
     """
     assignment = from_matrix(assignment)
     check(assignment, 1 if parts is None else parts)
@@ -91,41 +80,11 @@ def ordering(assignment: Assignment, parts: int | None = None) -> Ordering:
     return _with_positions(assignment, load[worker] - undone + 1)
 
 
-def random_ordering(assignment: Assignment, seed: int) -> Ordering:
-    """Every worker's queue shuffled.
-
-    Args:
-        assignment: A, shape (N, m).
-        seed: makes the ordering reproducible.
-
-    Returns:
-        O, shape (N, m).
-
-    Raises:
-        UserError: `assignment` is not an assignment.
-
-    Example:
-        >>> O = random_ordering(np.ones((4, 2)), seed=0)
-        >>> [sorted(queue) for queue in queues(O)]
-        [[0, 1, 2, 3], [0, 1, 2, 3]]
-    """
-    assignment = from_matrix(assignment)
-    shuffled = np.random.default_rng(whole("seed", seed, 0)).random(assignment.nnz)
-    return _with_positions(assignment, _places(assignment.indices, shuffled))
-
-
 def queues(ordering: Ordering) -> list[list[int]]:
-    """Each worker's chunks in the order in which it does them.
+    """Each worker's chunks in the order in which it does them: m lists of chunk numbers.
 
-    Args:
-        ordering: O, shape (N, m).
-
-    Returns:
-        m lists of chunk numbers.
-
-    Example:
-        >>> queues(csr_array([[1, 2], [2, 1]]))
-        [[0, 1], [1, 0]]
+    >>> queues(csr_array([[1, 2], [2, 1]]))
+    [[0, 1], [1, 0]]
     """
     chunk, worker = _edges(ordering)
     in_turn = chunk[np.lexsort((ordering.data, worker))]
@@ -134,19 +93,12 @@ def queues(ordering: Ordering) -> list[list[int]]:
 
 
 def positions(queues: Sequence[Sequence[int]], num_chunks: int, whole_loads: bool = False) -> Ordering:
-    """The inverse of `queues`.
+    """The inverse of `queues`, shape (num_chunks, m).
 
-    Args:
-        queues: m lists of chunk numbers.
-        num_chunks: N.
-        whole_loads: each copy gets the last position in its queue, since it counts only when the whole queue is done.
+    whole_loads: each copy gets the last position in its queue, since it counts only when the whole queue is done.
 
-    Returns:
-        O, shape (N, m).
-
-    Example:
-        >>> positions([[0, 1], [1]], 2).toarray().tolist(), positions([[0, 1], [1]], 2, True).toarray().tolist()
-        ([[1, 0], [2, 1]], [[2, 0], [2, 1]])
+    >>> positions([[0, 1], [1]], 2).toarray().tolist(), positions([[0, 1], [1]], 2, True).toarray().tolist()
+    ([[1, 0], [2, 1]], [[2, 0], [2, 1]])
     """
     lengths = np.array([len(queue) for queue in queues])
     worker = np.repeat(np.arange(len(queues)), lengths)
@@ -157,28 +109,17 @@ def positions(queues: Sequence[Sequence[int]], num_chunks: int, whole_loads: boo
 
 
 def primary_copies(assignment: Assignment, ordering: Ordering, parts: int) -> Assignment:
-    """The copies to use when no machine is slow: `parts` holders a chunk, the work shared out evenly.
+    """The copies to use when no machine is slow: l holders a chunk, the work shared out evenly.
 
-    Args:
-        assignment: A, shape (N, m).
-        ordering: O, shape (N, m).
-        parts: l.
+    Returns a sub-assignment of A with all row sums l and the largest column sum as small as A allows. It is the first
+    ceil(N*l/m) places of every queue when they hold every chunk l times, as own shares and the paper's matchings do;
+    otherwise a flow with the smallest capacity. Raises UserError: a chunk has fewer than l holders, or the shapes
+    differ.
 
-    Returns:
-        A sub-assignment of A, shape (N, m), all row sums l and the largest column sum as small as A allows.
-
-    Raises:
-        UserError: a chunk has fewer than l holders, or the shapes differ.
-
-    Notes:
-        The first ceil(N*l/m) places of every queue when they hold every chunk l times, as own shares and the
-        paper's matchings do; otherwise a flow with the smallest capacity.
-
-    Example:
-        >>> from psgc.coding.assignment import cyclic
-        >>> A = cyclic(4, 4, 3)
-        >>> primary_copies(A, ordering(A), parts=2).sum(axis=0).tolist()
-        [2, 2, 2, 2]
+    >>> from psgc.coding.assignment import cyclic
+    >>> A = cyclic(4, 4, 3)
+    >>> primary_copies(A, ordering(A), parts=2).sum(axis=0).tolist()
+    [2, 2, 2, 2]
     """
     assignment = _checked(assignment, ordering, parts)
     n, m = assignment.shape
@@ -194,32 +135,21 @@ def primary_copies(assignment: Assignment, ordering: Ordering, parts: int) -> As
 def worst_case(assignment: Assignment, ordering: Ordering, parts: int) -> int:
     """Q_max: the most chunks the cluster can have finished before the whole gradient is determined.
 
-    Args:
-        assignment: A, shape (N, m).
-        ordering: O, shape (N, m).
-        parts: l.
+    As soon as Q_max + 1 chunks are finished, wherever, every chunk has l copies. Raises UserError: a chunk has fewer
+    than l holders, or the shapes differ.
 
-    Returns:
-        Q_max = max_i Q_i. As soon as Q_max + 1 chunks are finished, wherever, every chunk has l copies.
+    Q_max = max_i Q_i, the most that can be finished while chunk i has been finished fewer than l times. A holder j that
+    stops just before i leaves delta_j - O[i, j] + 1 chunks undone. All holders stop but l - 1, best those that would
+    leave the most; so Q_i is the number of ones of A minus all but the l - 1 largest of these numbers.
 
-    Raises:
-        UserError: a chunk has fewer than l holders, or the shapes differ.
+    Source: arXiv:2405.19509, the definition of Q_max and its optimal value.
 
-    Notes:
-        Q_i is the most that can be finished while chunk i has been finished fewer than l times. A holder j that
-        stops just before i leaves delta_j - O[i, j] + 1 chunks undone. All holders stop but l - 1, best those that
-        would leave the most; so Q_i is the number of ones of A minus all but the l - 1 largest of these numbers.
+    Two workers hold two chunks: in the same order both can do chunk 0 and leave chunk 1 undone, in opposite orders the
+    second finished chunk is always the missing one.
 
-    References:
-        arXiv:2405.19509, the definition of Q_max and its optimal value.
-
-    Example:
-        Two workers hold two chunks: in the same order both can do chunk 0 and leave chunk 1 undone, in opposite
-        orders the second finished chunk is always the missing one.
-
-        >>> A = np.ones((2, 2))
-        >>> [worst_case(A, csr_array(O), 1) for O in ([[1, 1], [2, 2]], [[1, 2], [2, 1]])]
-        [2, 1]
+    >>> A = np.ones((2, 2))
+    >>> [worst_case(A, csr_array(O), 1) for O in ([[1, 1], [2, 2]], [[1, 2], [2, 1]])]
+    [2, 1]
     """
     assignment = _checked(assignment, ordering, parts)
     chunk, worker = _edges(assignment)

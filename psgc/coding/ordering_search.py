@@ -25,17 +25,13 @@ _NEVER = np.iinfo(np.int64).max // 4096
 
 
 def improve(chunk: Any, queue: Any, undone: Any, aims: dict[int, int]) -> Any:
-    """Exchange u within queues until every aim is reached or no exchange helps.
+    """Exchange u within queues until every aim is reached or no exchange helps; the new u of each edge.
 
-    Args:
-        chunk: the chunk of each edge, rising.
-        queue: a number for each edge; edges with the same number may exchange their u.
-        undone: u of each edge.
-        aims: for each l that matters, the value at which min_i V_i(l) is good enough.
+    chunk: the chunk of each edge, rising; undone: u of each edge.
+    queue: a number for each edge; edges with the same number may exchange their u.
+    aims: for each l that matters, the value at which min_i V_i(l) is good enough.
 
-    Returns:
-        u of each edge. For a single l, min_i V_i(l) is not lower than at first; for several l, the sum of
-        min_i V_i(l) / aim / l is not.
+    For a single l, min_i V_i(l) is not lower than at first; for several l, the sum of min_i V_i(l) / aim / l is not.
     """
     return _Search(chunk, queue, undone, aims).run()
 

@@ -14,27 +14,20 @@ Sketch: TypeAlias = tuple[float, float, float]
 
 
 def sketch(vector: Any, xp: Any = np) -> Sketch:
-    """Two random projections of a vector, always the same ones, and its Euclidean norm.
+    """Two random projections of a vector, always the same ones, and its Euclidean norm: (u . x, v . x, |x|).
 
-    Args:
-        vector: shape (d,), float32 or float64, of finite numbers.
-        xp: the library it belongs to, NumPy or CuPy.
+    vector: shape (d,), float32 or float64, of finite numbers; xp: the library it belongs to, NumPy or CuPy.
 
-    Returns:
-        (u . x, v . x, |x|); the entries of u and v are random, of mean 0.
+    The entries of u and v are random, of mean 0. The vector is seen as rows of 4096 entries, and u as an outer product
+    of two short random vectors: one pass over x forms both projections, whatever its length.
 
-    Notes:
-        The vector is seen as rows of 4096 entries, and u as an outer product of two short random vectors: one pass over
-        x forms both projections, whatever its length.
-
-    Example:
-        >>> x = np.random.default_rng(1).standard_normal(10_000)
-        >>> y = x.copy()
-        >>> y[1234] += 1e-3
-        >>> relative_difference(sketch(x), sketch(x))
-        0.0
-        >>> 1e-8 < relative_difference(sketch(x), sketch(y)) < 1e-3
-        True
+    >>> x = np.random.default_rng(1).standard_normal(10_000)
+    >>> y = x.copy()
+    >>> y[1234] += 1e-3
+    >>> relative_difference(sketch(x), sketch(x))
+    0.0
+    >>> 1e-8 < relative_difference(sketch(x), sketch(y)) < 1e-3
+    True
     """
     largest = max(float(vector.max()), -float(vector.min())) if vector.size else 0.0
     if largest == 0:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from psgc.coding.arguments import real_array, whole
+from psgc.coding.coefficients import Matrix
 from psgc.errors import UserError
-
-Weights: TypeAlias = np.ndarray[tuple[int], np.dtype[np.float64]]
 
 _SUCCESSES = 64  # draws in which a chunk is recovered, after which its weight is known well enough
 _AT_ONCE = 64  # draws
@@ -18,51 +17,41 @@ _DRAWS = 8192  # at most
 _NUMBERS = 4_000_000  # looked at together
 
 
-def unbiased_weights(ordering: Any, done: ArrayLike, parts: int, rng: np.random.Generator) -> Weights:
-    """The factor of each recovered chunk's gradient that makes the sum unbiased.
+def unbiased_weights(ordering: Any, done: ArrayLike, parts: int, rng: np.random.Generator) -> Matrix:
+    """w, shape (N,): the factor of each recovered chunk that makes the sum unbiased; nan for the other chunks.
 
-    Args:
-        ordering: O, shape (N, m): the order in which each worker does its chunks.
-        done: chunks of its queue that each worker finished by the deadline, shape (m,); they do not recover
-            everything.
-        parts: l.
-        rng: source of the draws; it must not depend on which workers are late.
+    ordering: O, the order in which each worker does its chunks.
+    done: chunks of its queue that each worker finished by the deadline, shape (m,); they do not recover everything.
+    rng: source of the draws; it must not depend on which workers are late.
 
-    Returns:
-        w, shape (N,); nan for a chunk that was not recovered.
+    Raises UserError: `done` does not belong to `ordering`.
 
-    Raises:
-        UserError: `done` does not belong to `ordering`.
+    The model: how much the workers finish by the deadline is a set of numbers, and every way to deal it out to the
+    workers is equally likely. So, given the set, let D be a random permutation of `done`, and R(D) the chunks that it
+    recovers: those with at least l holders j with D_j >= O[i, j]. The server looks only for an approximate gradient
+    when R(D) is not everything, and p_i = P(i in R(D) | R(D) is not everything). Dividing by p_i (Horvitz and Thompson)
+    gives E[sum of g_i / p_i over i in R(D)] = sum of g_i over all i with p_i > 0; and where everything is recovered the
+    gradient is the sum itself, so the mean over all of D is right, too. The chunks with p_i = 0, which no such
+    permutation recovers (a deadline before anybody is at the end of its queue, say), are missing in the mean: nothing
+    that is there tells anything about them.
 
-    Notes:
-        The model: how much the workers finish by the deadline is a set of numbers, and every way to deal it out to
-        the workers is equally likely. So, given the set, let D be a random permutation of `done`, and R(D) the chunks
-        that it recovers: those with at least l holders j with D_j >= O[i, j]. The server looks only for an
-        approximate gradient when R(D) is not everything, and p_i = P(i in R(D) | R(D) is not everything). Dividing
-        by p_i (Horvitz and Thompson) gives E[sum of g_i / p_i over i in R(D)] = sum of g_i over all i with p_i > 0;
-        and where everything is recovered the gradient is the sum itself, so the mean over all of D is right, too.
-        The chunks with p_i = 0, which no such permutation recovers (a deadline before anybody is at the end of its
-        queue, say), are missing in the mean: nothing that is there tells anything about them.
+    p_i has no closed form. But let permutations be drawn until i was recovered in k of them (of those that do not
+    recover everything): the number n_i of these draws has mean k / p_i. So w_i = n_i / k is 1 / p_i on average, and
+    independent of the permutation that happened; the mean of the sum of w_i g_i is exactly the gradient, for every k. A
+    larger k only makes it vary less. The draws are the same for all chunks, and they end after 8192, which cuts weights
+    of chunks recovered that rarely.
 
-        p_i has no closed form. But let permutations be drawn until i was recovered in k of them (of those that do not
-        recover everything): the number n_i of these draws has mean k / p_i. So w_i = n_i / k is 1 / p_i on average, and
-        independent of the permutation that happened; the mean of the sum of w_i g_i is exactly the gradient, for
-        every k. A larger k only makes it vary less. The draws are the same for all chunks, and they end after
-        8192, which cuts weights of chunks recovered that rarely.
+    Sources: D. G. Horvitz, D. J. Thompson, "A generalization of sampling without replacement from a finite universe",
+    JASA 47 (1952). J. B. S. Haldane, "On a method of estimating frequencies", Biometrika 33 (1945), for the draws.
 
-    References:
-        D. G. Horvitz, D. J. Thompson, "A generalization of sampling without replacement from a finite universe",
-        JASA 47 (1952). J. B. S. Haldane, "On a method of estimating frequencies", Biometrika 33 (1945), for the draws.
+    Two workers have two chunks each, none in common. One has done both, the other none: whoever is late, the chunks
+    that are there count twice.
 
-    Example:
-        Two workers have two chunks each, none in common. One has done both, the other none: whoever is late, the
-        chunks that are there count twice.
-
-        >>> from scipy.sparse import csr_array
-        >>> O = csr_array([[1, 0], [2, 0], [0, 1], [0, 2]])
-        >>> w = unbiased_weights(O, [2, 0], 1, np.random.default_rng(0))
-        >>> bool(np.isnan(w[2:]).all()), bool(abs(w[:2] - 2).max() < 0.5)
-        (True, True)
+    >>> from scipy.sparse import csr_array
+    >>> O = csr_array([[1, 0], [2, 0], [0, 1], [0, 2]])
+    >>> w = unbiased_weights(O, [2, 0], 1, np.random.default_rng(0))
+    >>> bool(np.isnan(w[2:]).all()), bool(abs(w[:2] - 2).max() < 0.5)
+    (True, True)
     """
     parts, counts = whole("parts", parts), real_array("done", done, 1)
     n, m = ordering.shape

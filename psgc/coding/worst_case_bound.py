@@ -17,54 +17,42 @@ _PRICE_SCALE = 2**20  # prices are made whole, so that what they prove is proven
 
 
 def worst_case_bound(assignment: Assignment, parts: int) -> int:
-    """No ordering of this assignment has a smaller Q_max.
+    """No ordering of this assignment has a smaller Q_max: a lower bound on `worst_case` over all orderings.
 
-    Args:
-        assignment: A, shape (N, m), any 0/1 matrix.
-        parts: l.
+    Raises UserError: a chunk has fewer than l holders, or `assignment` is not an assignment.
 
-    Returns:
-        A lower bound on `worst_case(assignment, O, parts)` over all orderings O.
+    Let u[i, j] = delta_j - O[i, j] + 1, the chunks of worker j left undone when it stops just before i; a worker's u
+    are 1 .. delta_j in some order. With k_i = gamma_i - l + 1, Q_max = (ones of A) - min_i V_i, where V_i is the sum of
+    the k_i smallest u of chunk i (see `worst_case`). So an upper bound t on min_i V_i is wanted. Three are computed,
+    and the smallest holds:
 
-    Raises:
-        UserError: a chunk has fewer than l holders, or `assignment` is not an assignment.
+    *One chunk.* u[i, j] <= delta_j, hence V_i is at most the sum of the k_i smallest loads of its holders.
 
-    Notes:
-        Let u[i, j] = delta_j - O[i, j] + 1, the chunks of worker j left undone when it stops just before i; a
-        worker's u are 1 .. delta_j in some order. With k_i = gamma_i - l + 1, Q_max = (ones of A) - min_i V_i, where
-        V_i is the sum of the k_i smallest u of chunk i (see `worst_case`). So an upper bound t on min_i V_i is
-        wanted. Three are computed, and the smallest holds:
+    *A set C of chunks.* The k smallest of gamma numbers have a sum of at most k/gamma times the whole sum, and a worker
+    with c_j chunks of C gives them at most delta_j + ... + (delta_j - c_j + 1). So
+    t * sum over C of gamma_i / k_i  <=  f(C) = sum_j c_j (2 delta_j - c_j + 1) / 2.
+    f is submodular, and for l = 1 the best C gives the exact optimum of the problem with fractional positions. C is
+    sought among the first chunks by rising score, the score being the mean of what they got in earlier rounds, each of
+    which serves the chunks with the lowest score best (the Frank-Wolfe method for the point of smallest norm in the
+    base polytope of f).
 
-        *One chunk.* u[i, j] <= delta_j, hence V_i is at most the sum of the k_i smallest loads of its holders.
+    *Prices*, for l > 1. Give the value u a price p(u) that does not fall with u. If V_i >= t for every chunk of C, then
+    each of them has values worth at least P_i = the cheapest gamma_i values whose k_i smallest have the sum t (a
+    knapsack), and all of them together at most what the workers have to give: the values above r that the chunks of C
+    can get number at most sum_j min(c_j, delta_j - r). Prices with sum P_i > supply exclude t. They are found by linear
+    programming, the knapsack supplying the constraints, rounded to whole numbers and then checked in whole numbers.
 
-        *A set C of chunks.* The k smallest of gamma numbers have a sum of at most k/gamma times the whole sum, and a
-        worker with c_j chunks of C gives them at most delta_j + ... + (delta_j - c_j + 1). So
-        t * sum over C of gamma_i / k_i  <=  f(C) = sum_j c_j (2 delta_j - c_j + 1) / 2.
-        f is submodular, and for l = 1 the best C gives the exact optimum of the problem with fractional positions.
-        C is sought among the first chunks by rising score, the score being the mean of what they got in earlier
-        rounds, each of which serves the chunks with the lowest score best (the Frank-Wolfe method for the point of
-        smallest norm in the base polytope of f).
+    On square regular matrices the bound meets the paper's N*delta - (delta-l+1)(delta-l+2)/2 for l = 1, for l = delta,
+    and for all l when delta <= 4. From delta = 5 on it cannot in general: the complete 6 x 6 matrix has an ordering
+    with Q_max = 20 for l = 2, where the paper's formula gives 21 (see the tests).
 
-        *Prices*, for l > 1. Give the value u a price p(u) that does not fall with u. If V_i >= t for every chunk of C,
-        then each of them has values worth at least P_i = the cheapest gamma_i values whose k_i smallest have the sum
-        t (a knapsack), and all of them together at most what the workers have to give: the values above r that the
-        chunks of C can get number at most sum_j min(c_j, delta_j - r). Prices with sum P_i > supply exclude t. They
-        are found by linear programming, the knapsack supplying the constraints, rounded to whole numbers and then
-        checked in whole numbers.
+    Sources: Q_max: arXiv:2405.19509. The base polytope: S. Fujishige, Submodular Functions and Optimization, 2005.
 
-        On square regular matrices the bound meets the paper's N*delta - (delta-l+1)(delta-l+2)/2 for l = 1, for
-        l = delta, and for all l when delta <= 4. From delta = 5 on it cannot in general: the complete 6 x 6 matrix has
-        an ordering with Q_max = 20 for l = 2, where the paper's formula gives 21 (see the tests).
-
-    References:
-        Q_max: arXiv:2405.19509. The base polytope: S. Fujishige, Submodular Functions and Optimization, 2005.
-
-    Example:
-        >>> from psgc.coding.assignment import cyclic
-        >>> [worst_case_bound(cyclic(5, 5, 3), parts) for parts in (1, 2, 3)]
-        [9, 12, 14]
-        >>> [5 * 3 - (3 - parts + 1) * (3 - parts + 2) // 2 for parts in (1, 2, 3)]
-        [9, 12, 14]
+    >>> from psgc.coding.assignment import cyclic
+    >>> [worst_case_bound(cyclic(5, 5, 3), parts) for parts in (1, 2, 3)]
+    [9, 12, 14]
+    >>> [5 * 3 - (3 - parts + 1) * (3 - parts + 2) // 2 for parts in (1, 2, 3)]
+    [9, 12, 14]
     """
     assignment = from_matrix(assignment)
     check(assignment, parts)
@@ -171,14 +159,9 @@ def _excluded(t: int, supply: Any, gammas: Any, counts: Any, parts: int) -> bool
 def _cheapest(t: int, price: Any, smallest: Any, parts: int) -> tuple[Any, Any]:
     """For each k in `smallest` the cheapest k + l - 1 values whose k smallest have a sum of at least t.
 
-    Args:
-        t: the sum.
-        price: price[u - 1] of the value u, never falling.
-        smallest: the k.
-        parts: l.
+    price[u - 1]: of the value u, never falling.
 
-    Returns:
-        The prices, and the values, shape (len(smallest), largest k + l - 1), filled up with zeros.
+    Returns the prices, and the values, shape (len(smallest), largest k + l - 1), filled up with zeros.
     """
     k_most = int(smallest.max())
     never = np.int64(2) ** 60

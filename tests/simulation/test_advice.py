@@ -7,7 +7,6 @@ from psgc import config as configuration
 from psgc.simulation.advice import Grid, choices, reason, recommended, yaml_lines
 from psgc.simulation.replay import Choice, Prediction
 from tests.simulation.recorded import settings
-from tests.unit.doctests import assert_examples_hold
 
 OWN = Choice("dynamic", 8, 3, 1)
 
@@ -91,7 +90,3 @@ def test_with_twice_as_many_chunks_half_as_many_rows_are_sampled_from_each():
     assert "batch: 2\n" in yaml_lines(config, Choice("static", 16, 3, 1), num_chunks=32, workers=4)
     assert "batch: 10\n" in yaml_lines(config, Choice("static", 4, 3, 1), num_chunks=32, workers=4)
     assert "batch: 1\n" in yaml_lines(config, Choice("static", 80, 3, 1), num_chunks=32, workers=4)
-
-
-def test_the_examples_in_docstrings_hold():
-    assert_examples_hold("psgc.simulation.advice")

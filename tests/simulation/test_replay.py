@@ -14,7 +14,6 @@ from psgc.messages import MESSAGE, RECORD
 from psgc.run_rows import Outcome, WorkerEvent
 from psgc.simulation.replay import Choice, Replay, own_choice
 from tests.simulation.recorded import by_rank, cluster, messages, record, recorded_run, settings
-from tests.unit.doctests import assert_examples_hold
 
 WORKERS = 4
 SCHEDULES = ["uncoded", "full", "static", "skipping", "dynamic"]
@@ -170,11 +169,6 @@ def test_of_a_long_run_blocks_are_replayed():
     replay = Replay(run, None, None, most=40)
     assert len(replay.took) == 36
     np.testing.assert_allclose(replay.own.times, replay.took, rtol=1e-12)
-
-
-def test_the_examples_in_docstrings_hold():
-    assert_examples_hold("psgc.simulation.replay")
-    assert_examples_hold("psgc.simulation.replay_command")
 
 
 def test_approximate_iterations_say_how_fast_workers_were_and_not_what_exact_ones_take():

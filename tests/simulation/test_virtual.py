@@ -14,6 +14,7 @@ from psgc.plan import Plan, default_queues, make_plan
 from psgc.schedules import SCHEDULES
 from psgc.simulation import closed_form
 from psgc.simulation.virtual import Trial, VirtualCluster
+from tests.unit.small_assignments import shuffled
 
 ALL = list(SCHEDULES)
 
@@ -55,10 +56,10 @@ def cases(draw: st.DrawFn, names: list[str]) -> Case:
     parts = draw(st.integers(1, min(3, m)))
     holders = draw(st.lists(st.sets(st.integers(0, m - 1), min_size=parts), min_size=1, max_size=9))
     assignment = coding.from_matrix(np.array([[j in of for j in range(m)] for of in holders], int))
-    ordering = coding.random_ordering(assignment, draw(st.integers(0, 9)))
+    ordering = shuffled(assignment, draw(st.integers(0, 9)))
     primary = coding.primary_copies(assignment, ordering, parts)
     if name == "uncoded":
-        assignment, ordering = primary, coding.random_ordering(primary, 0)
+        assignment, ordering = primary, shuffled(primary, 0)
     queues, backups = by_rank(coding.queues(ordering)), {}
     if name == "dynamic" and draw(st.booleans()):
         queues, backups = default_queues(name, ordering, primary, 0, range(1, m + 1))

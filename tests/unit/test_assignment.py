@@ -6,9 +6,9 @@ import scipy.sparse
 from hypothesis import given
 from hypothesis import strategies as st
 
-from psgc.coding import blocks, check, cyclic, fractional, from_matrix, graph
+from psgc.coding import blocks, cyclic, fractional, from_matrix, graph
 from psgc.errors import UserError
-from tests.unit.doctests import assert_examples_hold
+from tests.unit.small_assignments import assignments
 
 
 def assert_regular(assignment, num_chunks, num_workers, replication):
@@ -21,10 +21,6 @@ def assert_regular(assignment, num_chunks, num_workers, replication):
     dense = assignment.toarray()
     assert (dense.sum(axis=1) == replication).all()
     assert (dense.sum(axis=0) * num_workers == replication * num_chunks).all()
-
-
-def test_examples():
-    assert_examples_hold("psgc.coding.assignment")
 
 
 @given(st.integers(1, 20), st.integers(1, 20), st.integers(1, 20))
@@ -79,19 +75,23 @@ def test_graph_expands(num_workers):
     assert eigenvalues[-2] <= 1.02 * 2 * np.sqrt(7)
 
 
-@given(st.integers(1, 6), st.integers(1, 12), st.integers(1, 12), st.integers(0, 99))
-def test_blocks_scatter_the_backups(b, num_workers, replication, seed):
+@given(st.integers(1, 40), st.integers(1, 12), st.integers(1, 12), st.integers(0, 99))
+def test_blocks_give_own_shares_and_scatter_the_backups(num_chunks, num_workers, replication, seed):
     if replication > num_workers:
         with pytest.raises(UserError, match=f"replication {replication}"):
-            blocks(b * num_workers, num_workers, replication, seed)
+            blocks(num_chunks, num_workers, replication, seed)
         return
-    assignment = blocks(b * num_workers, num_workers, replication, seed)
-    assert_regular(assignment, b * num_workers, num_workers, replication)
-    for j in range(num_workers):
-        held = assignment.toarray()[:, j].nonzero()[0]
-        assert set(range(j * b, j * b + b)) <= set(held.tolist())
-        others = {i // b for i in held.tolist()} - {j}
-        assert len(others) == min(b * (replication - 1), num_workers - 1)
+    assignment = blocks(num_chunks, num_workers, replication, seed)
+    dense = assignment.toarray()
+    assert (dense.sum(axis=1) == replication).all()
+    ends = np.arange(num_workers + 1) * num_chunks // num_workers
+    assert all(dense[ends[j] : ends[j + 1], j].all() for j in range(num_workers))
+    if num_chunks % num_workers == 0:
+        assert_regular(assignment, num_chunks, num_workers, replication)
+        b = num_chunks // num_workers
+        for j in range(num_workers):
+            others = {i // b for i in dense[:, j].nonzero()[0].tolist()} - {j}
+            assert len(others) == min(b * (replication - 1), num_workers - 1)
 
 
 def test_seeds_reproduce_and_differ():
@@ -99,22 +99,6 @@ def test_seeds_reproduce_and_differ():
         first, attempt, other = make(40, 20, 4, 1), make(40, 20, 4, 1), make(40, 20, 4, 2)
         assert (first != attempt).nnz == 0
         assert (first != other).nnz > 0
-
-
-def test_a_remainder_is_refused():
-    with pytest.raises(UserError, match="7 chunks cannot be shared equally by 3 workers"):
-        graph(7, 3, 2, 0)
-
-
-@given(st.integers(1, 40), st.integers(1, 9), st.data())
-def test_blocks_of_any_number_of_chunks(num_chunks, num_workers, data):
-    replication = data.draw(st.integers(1, num_workers))
-    dense = blocks(num_chunks, num_workers, replication, 0).toarray()
-    assert (dense.sum(axis=1) == replication).all()
-    ends = np.arange(num_workers + 1) * num_chunks // num_workers
-    assert set(np.diff(ends)) <= {num_chunks // num_workers, -(-num_chunks // num_workers)}
-    for j in range(num_workers):
-        assert dense[ends[j] : ends[j + 1], j].all()  # its own share
 
 
 @pytest.mark.parametrize("number", [0, -1, 2.0, True, "3", None])
@@ -127,19 +111,16 @@ def test_counts_are_whole_numbers(number):
                 make(*arguments)
     with pytest.raises(UserError, match="seed"):
         graph(4, 4, 2, -1)
+    with pytest.raises(UserError, match="7 chunks cannot be shared equally by 3 workers"):
+        graph(7, 3, 2, 0)
 
 
-@given(st.lists(st.lists(st.integers(0, 1), min_size=3, max_size=3), min_size=1, max_size=5))
-def test_from_matrix_keeps_the_entries(rows):
-    dense = np.array(rows)
-    forms = [rows, dense, dense.astype(bool), dense.astype(float)]
+@given(assignments())
+def test_from_matrix_keeps_the_entries(assignment):
+    dense = assignment.toarray()
+    forms = [dense.tolist(), dense, dense.astype(bool), dense.astype(float)]
     forms += [scipy.sparse.coo_matrix(dense), scipy.sparse.csc_array(dense)]
     for form in forms:
-        if not dense.any(axis=1).all():
-            empty = int(np.flatnonzero(~dense.any(axis=1))[0])
-            with pytest.raises(UserError, match=f"chunk {empty} is held by no worker"):
-                from_matrix(form)
-            continue
         assignment = from_matrix(form)
         assert assignment.dtype == np.int8
         assert assignment.has_canonical_format
@@ -157,6 +138,7 @@ def test_from_matrix_leaves_its_argument_alone():
 @pytest.mark.parametrize(
     ("matrix", "complaint"),
     [
+        ([[1, 1], [0, 0]], "chunk 1 is held by no worker"),
         ([[1, 0], [2, 1]], "entry 2 at chunk 1, worker 0"),
         ([[1.0, np.nan]], "entry nan at chunk 0, worker 1"),
         ([[1, -1]], "entry -1"),
@@ -173,12 +155,3 @@ def test_from_matrix_leaves_its_argument_alone():
 def test_from_matrix_refuses(matrix, complaint):
     with pytest.raises(UserError, match=complaint):
         from_matrix(matrix)
-
-
-def test_check_names_chunk_and_numbers():
-    assignment = from_matrix([[1, 1], [0, 1]])
-    check(assignment, 1)
-    with pytest.raises(UserError, match=r"parts is 2, but chunk 1 is held by only 1 worker$"):
-        check(assignment, 2)
-    with pytest.raises(UserError, match="parts"):
-        check(assignment, 0)

@@ -11,7 +11,6 @@ import scipy.sparse
 from psgc.backend import Backend, CupyBackend, decode, encode, open_backend, part_length
 from psgc.errors import UserError
 from psgc.messages import TAIL
-from tests.unit.doctests import assert_examples_hold
 
 FLOATS = pytest.mark.parametrize(("dtype", "exact"), [("float64", 1e-12), ("float32", 1e-4)])
 # (entries, parts): with and without a rest, and with fewer entries than parts
@@ -52,10 +51,6 @@ def joined(rows, dim):
 
 def on(backend, array, dtype=None):
     return backend.asarray(np.ascontiguousarray(array, dtype))
-
-
-def test_examples():
-    assert_examples_hold("psgc.backend")
 
 
 @FLOATS

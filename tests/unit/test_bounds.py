@@ -1,4 +1,4 @@
-"""The fluid limit and the clairvoyant bound, against brute force."""
+"""The clairvoyant bound, against brute force."""
 
 from itertools import product
 
@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from psgc.coding import blocks, clairvoyant_bound, cyclic, fluid_limit, from_matrix
+from psgc.coding import blocks, clairvoyant_bound, cyclic
 from psgc.errors import UserError
-from tests.unit.doctests import assert_examples_hold
+from tests.unit.small_assignments import any_parts, assignments
 
 seconds_per_chunk = st.one_of(st.floats(0.01, 10), st.sampled_from([0.1, 0.3, 1.0, np.inf]))
 
@@ -17,11 +17,9 @@ seconds_per_chunk = st.one_of(st.floats(0.01, 10), st.sampled_from([0.1, 0.3, 1.
 @st.composite
 def cases(draw):
     """(assignment, parts, seconds): any small assignment, with failed workers and equal speeds among them."""
-    n, m = draw(st.integers(1, 6)), draw(st.integers(1, 5))
-    rows = st.lists(st.integers(0, 1), min_size=m, max_size=m).filter(any)
-    assignment = from_matrix(draw(st.lists(rows, min_size=n, max_size=n)))
-    parts = draw(st.integers(1, int(np.diff(assignment.indptr).min())))
-    return assignment, parts, draw(st.lists(seconds_per_chunk, min_size=m, max_size=m))
+    assignment = draw(assignments(max_chunks=6))
+    m = assignment.shape[1]
+    return assignment, draw(any_parts(assignment)), draw(st.lists(seconds_per_chunk, min_size=m, max_size=m))
 
 
 def brute_force(assignment, parts, seconds):
@@ -38,33 +36,20 @@ def brute_force(assignment, parts, seconds):
     return np.inf
 
 
-def test_examples():
-    assert_examples_hold("psgc.coding.bounds")
-
-
 @given(cases())
 def test_clairvoyant_bound_agrees_with_brute_force(case):
     assert clairvoyant_bound(*case) == brute_force(*case)
-
-
-@given(cases())
-def test_no_bound_is_below_the_fluid_limit(case):
-    assignment, parts, seconds = case
-    fluid = fluid_limit(assignment.shape[0], parts, seconds)
-    assert clairvoyant_bound(assignment, parts, seconds) >= fluid * (1 - 1e-12)
 
 
 def test_equal_speeds_need_the_primary_copies_only():
     assignment = blocks(64, 8, 3, 0)
     for parts in (1, 2, 3):
         assert clairvoyant_bound(assignment, parts, np.full(8, 0.1)) == 8 * parts * 0.1
-        assert fluid_limit(64, parts, np.full(8, 0.1)) == pytest.approx(8 * parts * 0.1)
 
 
 def test_one_slow_worker():
     """64 chunks on 7 workers of 1 s and one of 10 s: 9 s each do 63, the slow one's is missing; 10 s do."""
     seconds = np.where(np.arange(8) == 3, 10.0, 1.0)
-    assert fluid_limit(64, 1, seconds) == pytest.approx(64 / 7.1)
     assert clairvoyant_bound(blocks(64, 8, 3, 0), 1, seconds) == 10.0
 
 
@@ -77,21 +62,9 @@ def test_dead_workers():
     assert clairvoyant_bound(assignment, 1, [1, np.inf, 1, np.inf]) == 2.0
     assert clairvoyant_bound(assignment, 1, [1, 1, np.inf, np.inf]) == np.inf
     assert clairvoyant_bound(assignment, 2, [1, 1, 1, np.inf]) == np.inf
-    assert fluid_limit(4, 1, [np.inf, np.inf]) == np.inf
 
 
 @pytest.mark.parametrize("seconds", [[1, 1, 1], [1, 1, 1, 0], [1, 1, 1, -1], [1, 1, 1, np.nan], [[1, 1, 1, 1]], "a"])
 def test_clairvoyant_bound_refuses(seconds):
     with pytest.raises(UserError, match="seconds_per_chunk"):
         clairvoyant_bound(cyclic(4, 4, 2), 1, seconds)
-
-
-def test_counts_are_checked():
-    with pytest.raises(UserError, match="parts is 3"):
-        clairvoyant_bound(cyclic(4, 4, 2), 3, np.ones(4))
-    with pytest.raises(UserError, match="num_chunks"):
-        fluid_limit(0, 1, [1.0])
-    with pytest.raises(UserError, match="parts"):
-        fluid_limit(1, 1.5, [1.0])
-    with pytest.raises(UserError, match="seconds_per_chunk"):
-        fluid_limit(1, 1, [])

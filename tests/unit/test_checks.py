@@ -1,14 +1,9 @@
 """Which chunks are checked when."""
 
-from doctests import assert_examples_hold
 from hypothesis import given
 from hypothesis import strategies as st
 
 from psgc.checks import is_checked, trial_chunks
-
-
-def test_examples():
-    assert_examples_hold("psgc.checks")
 
 
 @given(chunk=st.integers(0, 99), first=st.integers(0, 99), every=st.integers(1, 20))

@@ -10,7 +10,6 @@ from psgc.errors import UserError
 from psgc.messages import MESSAGE
 from psgc.training import chunk_choice
 from psgc.training.chunk_choice import chosen_chunks, seconds_of_share
-from tests.unit.doctests import assert_examples_hold
 
 CONFIG = """
 problem: {python: "some:Model"}
@@ -91,7 +90,3 @@ def test_only_training_chooses():
     config = from_yaml_text(CONFIG)
     with pytest.raises(UserError, match=r"only psgc train can choose it \(auto\), expected a whole number >= 1"):
         _ = config.coding.per_worker
-
-
-def test_the_examples_in_docstrings_hold():
-    assert_examples_hold("psgc.training.chunk_choice")

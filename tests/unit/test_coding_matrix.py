@@ -9,29 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from psgc.coding import blocks, coding_matrix, cyclic, fractional, from_matrix, graph, worst_condition
-from psgc.coding.coding_matrix import _colours, _meeting_sets, _squared_inverse_norms
+from psgc.coding import blocks, coding_matrix, cyclic, fractional, graph, worst_condition
 from psgc.errors import UserError
-from tests.unit.doctests import assert_examples_hold
+from tests.unit.small_assignments import any_parts, assignments
 
 module = importlib.import_module("psgc.coding.coding_matrix")  # the package exports a function of this name
-
-
-@st.composite
-def assignments(draw):
-    """Any 0/1 matrix without an empty row."""
-    n, m = draw(st.integers(1, 5)), draw(st.integers(1, 5))
-    rows = st.lists(st.integers(0, 1), min_size=m, max_size=m).filter(any)
-    return from_matrix(draw(st.lists(rows, min_size=n, max_size=n)))
-
-
-def meeting_sets_by_brute_force(assignment, parts):
-    holders = [row.nonzero()[0].tolist() for row in assignment.toarray()]
-    return sorted({subset for held in holders for subset in combinations(held, parts)})
-
-
-def test_examples():
-    assert_examples_hold("psgc.coding.coding_matrix")
 
 
 @pytest.mark.parametrize(("parts", "limit"), [(2, 15), (3, 100)])
@@ -67,7 +49,7 @@ def test_disjoint_groups_of_as_many_as_parts_are_orthogonal(parts):
 @given(assignments(), st.integers(0, 5), st.data())
 @settings(max_examples=25, deadline=None)
 def test_any_assignment_can_be_decoded(assignment, seed, data):
-    parts = data.draw(st.integers(1, int(np.diff(assignment.indptr).min())))
+    parts = data.draw(any_parts(assignment))
     matrix = coding_matrix("spread", assignment, parts, seed)
     assert matrix.shape == (assignment.shape[1], parts)
     assert worst_condition(matrix, assignment) < 100
@@ -75,20 +57,10 @@ def test_any_assignment_can_be_decoded(assignment, seed, data):
 
 @given(assignments(), st.integers(0, 10**6), st.data())
 def test_worst_condition_agrees_with_brute_force(assignment, seed, data):
-    parts = data.draw(st.integers(1, int(np.diff(assignment.indptr).min())))
+    parts = data.draw(any_parts(assignment))
     matrix = np.random.default_rng(seed).standard_normal((assignment.shape[1], parts))
-    sets = meeting_sets_by_brute_force(assignment, parts)
-    assert worst_condition(matrix, assignment) == max(np.linalg.cond(matrix[list(s)]) for s in sets)
-    assert _meeting_sets(assignment, parts, np.random.default_rng(0)).tolist() == [list(s) for s in sets]
-
-
-def test_meeting_sets_are_sampled_when_too_many(monkeypatch):
-    monkeypatch.setattr(module, "_SAMPLE", 50)
-    assignment = cyclic(12, 12, 6)
-    sample = _meeting_sets(assignment, 3, np.random.default_rng(0))
-    possible = meeting_sets_by_brute_force(assignment, 3)
-    assert 25 < len(sample) <= 50 < len(possible)
-    assert {tuple(s) for s in sample.tolist()} <= set(possible)
+    meeting = [subset for row in assignment.toarray() for subset in combinations(row.nonzero()[0].tolist(), parts)]
+    assert worst_condition(matrix, assignment) == max(np.linalg.cond(matrix[list(workers)]) for workers in meeting)
 
 
 def test_too_many_workers_share_the_vectors_of_their_colours(monkeypatch):
@@ -101,25 +73,6 @@ def test_too_many_workers_share_the_vectors_of_their_colours(monkeypatch):
     assert len(np.unique(shared, axis=0)) < 20
     assert worst_condition(single, assignment) < 40
     assert worst_condition(shared, assignment) < 60
-
-
-@given(assignments(), st.integers(0, 9))
-def test_workers_who_share_a_chunk_differ_in_colour(assignment, seed):
-    colour = _colours(assignment, np.random.default_rng(seed))
-    assert set(colour.tolist()) == set(range(colour.max() + 1))
-    for i, j in meeting_sets_by_brute_force(assignment, 2):
-        assert colour[i] != colour[j]
-
-
-@given(st.integers(2, 5), st.integers(0, 10**6))
-def test_inverse_norms_by_blocks_agree_with_the_inverse(parts, seed):
-    vectors = np.random.default_rng(seed).standard_normal((parts + 2, parts))
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    others, candidates = vectors[None, : parts - 1], vectors[parts - 1 :]
-    for candidate, found in zip(candidates, _squared_inverse_norms(others, candidates)[0], strict=True):
-        matrix = np.vstack([others[0], candidate])
-        if np.linalg.cond(matrix) < 1e4:
-            assert found == pytest.approx(np.linalg.norm(np.linalg.inv(matrix)) ** 2, rel=1e-5)
 
 
 def test_seeds_reproduce_and_differ():
@@ -145,8 +98,6 @@ def test_refusals():
         coding_matrix("gausian", assignment, 2, 0)
     with pytest.raises(UserError, match="parts is 3"):
         coding_matrix("spread", assignment, 3, 0)
-    with pytest.raises(UserError, match="seed"):
-        coding_matrix("spread", assignment, 2, None)
     with pytest.raises(UserError, match="3 rows, but there are 4 workers"):
         worst_condition(np.ones((3, 2)), assignment)
     with pytest.raises(UserError, match="parts is 3"):

@@ -5,9 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from psgc.coding import decoding_coefficients, encoding_coefficients, squared_error_measure
+from psgc.coding import decoding_coefficients, encoding_coefficients
 from psgc.errors import UserError
-from tests.unit.doctests import assert_examples_hold
 
 sizes = st.tuples(st.integers(1, 6), st.integers(1, 5), st.integers(0, 10**6))
 
@@ -15,10 +14,6 @@ sizes = st.tuples(st.integers(1, 6), st.integers(1, 5), st.integers(0, 10**6))
 def gaussian(size):
     contributors, parts, seed = size
     return np.random.default_rng(seed).standard_normal((contributors, parts))
-
-
-def test_examples():
-    assert_examples_hold("psgc.coding.coefficients")
 
 
 @given(sizes)
@@ -56,16 +51,6 @@ def test_both_protocols_give_the_same_parts(parts, seed):
     np.testing.assert_allclose(combined, gradient, atol=atol)
 
 
-def test_one_part_counts_the_copy_once():
-    assert encoding_coefficients([[1.0]]).tolist() == [[1.0]]
-    assert decoding_coefficients([[1.0]]).tolist() == [[1.0]]
-
-
-@given(st.lists(st.integers(0, 9), max_size=20), st.integers(1, 6))
-def test_error_measure_counts_missing_copies(copies, parts):
-    assert squared_error_measure(copies, parts) == sum(max(0, parts - c) for c in copies)
-
-
 @pytest.mark.parametrize("function", [encoding_coefficients, decoding_coefficients])
 @pytest.mark.parametrize("rows", [[1.0], [[np.nan]], [[np.inf]], [["a"]], [[1.0], [1.0, 2.0]], [[[1.0]]]])
 def test_rows_are_a_finite_matrix(function, rows):
@@ -78,9 +63,3 @@ def test_decoding_needs_a_square_invertible_matrix():
         decoding_coefficients(np.ones((3, 2)))
     with pytest.raises(UserError, match="dependent"):
         decoding_coefficients(np.ones((2, 2)))
-
-
-@pytest.mark.parametrize(("copies", "parts"), [([-1], 1), ([0.5], 1), ([np.inf], 1), ([[1]], 1), ([1], 0)])
-def test_error_measure_refuses(copies, parts):
-    with pytest.raises(UserError):
-        squared_error_measure(copies, parts)

@@ -4,11 +4,6 @@ import numpy as np
 import pytest
 
 from psgc.workers.emulation import Emulation
-from tests.unit.doctests import assert_examples_hold
-
-
-def test_examples():
-    assert_examples_hold("psgc.workers.emulation")
 
 
 def test_a_trace_gives_each_worker_its_column_round_by_round():

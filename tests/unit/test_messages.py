@@ -5,7 +5,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from psgc.messages import BATCH, RECORD, Kind, entries, joined, record, stamp, stamp_length, stamp_of
-from tests.unit.doctests import assert_examples_hold
 
 int32 = st.integers(-(2**31), 2**31 - 1)
 floats = st.floats(allow_nan=False)
@@ -20,10 +19,6 @@ FIELDS = {
     "loss": floats,
     "last": st.booleans(),
 }
-
-
-def test_examples():
-    assert_examples_hold("psgc.messages")
 
 
 def test_a_record_has_no_padding_and_a_batch_is_sent_eagerly():

@@ -17,29 +17,11 @@ from psgc.coding import (
     ordering,
     primary_copies,
     queues,
-    random_ordering,
     worst_case,
     worst_case_bound,
 )
-from psgc.coding.ordering import _rounds
 from psgc.errors import UserError
-from tests.unit.doctests import assert_examples_hold
-
-
-@st.composite
-def assignments(draw, max_chunks=7, max_workers=5):
-    """Any 0/1 matrix without an empty row."""
-    n, m = draw(st.integers(1, max_chunks)), draw(st.integers(1, max_workers))
-    rows = st.lists(st.integers(0, 1), min_size=m, max_size=m).filter(any)
-    return from_matrix(draw(st.lists(rows, min_size=n, max_size=n)))
-
-
-def fewest_holders(assignment):
-    return int(np.diff(assignment.indptr).min())
-
-
-def largest_load(chosen):
-    return int(chosen.toarray().sum(axis=0).max())
+from tests.unit.small_assignments import any_parts, assignments, shuffled
 
 
 def least_largest_load(dense, parts):
@@ -65,20 +47,16 @@ def q_max_by_brute_force(dense, positions, parts):
     return most
 
 
-def test_examples():
-    assert_examples_hold("psgc.coding.ordering")
-
-
-@given(assignments(), st.integers(0, 9))
-def test_any_assignment_gets_positions_one_to_load(assignment, seed):
-    for order in (ordering(assignment), random_ordering(assignment, seed)):
-        assert order.dtype == np.int32
-        assert (order.indptr == assignment.indptr).all()
-        assert (order.indices == assignment.indices).all()
-        for j, queue in enumerate(queues(order)):
-            held = assignment.toarray()[:, j].nonzero()[0].tolist()
-            assert sorted(queue) == held
-            assert [order[i, j] for i in queue] == list(range(1, len(held) + 1))
+@given(assignments())
+def test_any_assignment_gets_positions_one_to_load(assignment):
+    order = ordering(assignment)
+    assert order.dtype == np.int32
+    assert (order.indptr == assignment.indptr).all()
+    assert (order.indices == assignment.indices).all()
+    for j, queue in enumerate(queues(order)):
+        held = assignment.toarray()[:, j].nonzero()[0].tolist()
+        assert sorted(queue) == held
+        assert [order[i, j] for i in queue] == list(range(1, len(held) + 1))
 
 
 @pytest.mark.parametrize(
@@ -118,7 +96,7 @@ def test_small_orderings_are_nearly_the_best_of_all_and_none_beats_the_bound(ass
     dense = assignment.toarray()
     count = np.prod([float(math.factorial(load)) for load in dense.sum(axis=0)])
     assume(count <= 3000)
-    parts = data.draw(st.integers(1, fewest_holders(assignment)))
+    parts = data.draw(any_parts(assignment))
     best = min(q_max(dense, positions, parts) for positions in every_ordering(dense))
     assert worst_case_bound(assignment, parts) <= best <= worst_case(assignment, ordering(assignment), parts)
     gap = worst_case(assignment, ordering(assignment, parts), parts) - best
@@ -152,9 +130,8 @@ def random_rows(num_chunks, num_workers, replication, seed):
     ids=["tall", "square", "uneven", "wide", "regular", "regular, not a multiple"],
 )
 def test_the_search_comes_close_to_the_bound(assignment):
-    fewest = min(3, fewest_holders(assignment))
     together = ordering(assignment)
-    for parts in range(1, fewest + 1):
+    for parts in range(1, min(3, np.diff(assignment.indptr).min()) + 1):
         bound = worst_case_bound(assignment, parts)
         undone = assignment.nnz - bound  # what the ordering decides about
         alone = worst_case(assignment, ordering(assignment, parts), parts)
@@ -210,41 +187,25 @@ def test_regular_without_own_share_is_even_in_every_round():
     assert all(sorted(rounds[chunk == i].tolist()) == [0, 1, 2, 3] for i in range(36))
 
 
-@given(assignments())
-def test_rounds_are_as_even_as_can_be(assignment):
-    n, m = assignment.shape
-    chunk, worker = assignment.nonzero()
-    rounds = _rounds(chunk, worker, n, m)
-    left = assignment.toarray()
-    for number in range(1, rounds.max() + 1):
-        given_now = np.zeros((n, m), int)
-        given_now[chunk[rounds == number], worker[rounds == number]] = 1
-        can = left.any(axis=1)
-        assert (given_now.sum(axis=1) == can).all()
-        assert given_now.sum(axis=0).max() == least_largest_load(left[can], 1)
-        left = left - given_now
-    assert not left.any()
-
-
 @given(assignments(max_chunks=4, max_workers=4), st.integers(0, 9), st.data())
 def test_worst_case_agrees_with_brute_force(assignment, seed, data):
-    parts = data.draw(st.integers(1, fewest_holders(assignment)))
-    for order in (ordering(assignment), random_ordering(assignment, seed)):
+    parts = data.draw(any_parts(assignment))
+    for order in (ordering(assignment), shuffled(assignment, seed)):
         brute = q_max_by_brute_force(assignment.toarray(), order.toarray(), parts)
         assert worst_case(assignment, order, parts) == brute
 
 
 @given(assignments(), st.integers(0, 9), st.data())
 def test_primary_copies_are_even(assignment, seed, data):
-    parts = data.draw(st.integers(1, fewest_holders(assignment)))
-    for order in (ordering(assignment), random_ordering(assignment, seed)):
+    parts = data.draw(any_parts(assignment))
+    for order in (ordering(assignment), shuffled(assignment, seed)):
         primary = primary_copies(assignment, order, parts)
         dense = primary.toarray()
         assert primary.dtype == np.int8
         assert primary.has_canonical_format
         assert (dense <= assignment.toarray()).all()
         assert (dense.sum(axis=1) == parts).all()
-        assert largest_load(primary) == least_largest_load(assignment.toarray(), parts)
+        assert dense.sum(axis=0).max() == least_largest_load(assignment.toarray(), parts)
 
 
 def test_primary_copies_are_the_first_rounds():
@@ -253,13 +214,6 @@ def test_primary_copies_are_the_first_rounds():
     for parts in (1, 2, 3):
         primary = primary_copies(assignment, order, parts).toarray()
         assert ((order.toarray() * primary).max(axis=0) == 8 * parts).all()
-
-
-def test_random_ordering_follows_its_seed():
-    assignment = cyclic(20, 20, 6)
-    first, attempt, other = (random_ordering(assignment, seed).data for seed in (1, 1, 2))
-    assert (first == attempt).all()
-    assert (first != other).any()
 
 
 def test_large_assignments_are_ordered_sparsely():
@@ -277,7 +231,7 @@ def test_a_chunk_held_by_everybody_and_long_queues_stay_cheap():
     wide[0], wide[:, 0] = True, True
     for assignment in (from_matrix(dense), from_matrix(wide)):
         order = ordering(assignment, 1)
-        assert worst_case(assignment, order, 1) <= worst_case(assignment, random_ordering(assignment, 0), 1)
+        assert worst_case(assignment, order, 1) <= worst_case(assignment, shuffled(assignment, 0), 1)
 
 
 def test_refusals():
@@ -288,9 +242,3 @@ def test_refusals():
         worst_case(assignment, ordering(other), 1)
     with pytest.raises(UserError, match="does not belong"):
         primary_copies(other, ordering(assignment), 1)
-    with pytest.raises(UserError, match="parts is 3"):
-        worst_case(assignment, ordering(assignment), 3)
-    with pytest.raises(UserError, match="entry"):
-        ordering([[2]])
-    with pytest.raises(UserError, match="seed"):
-        random_ordering(assignment, -1)

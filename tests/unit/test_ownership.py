@@ -4,13 +4,8 @@ import ctypes
 
 import numpy as np
 import pytest
-from doctests import assert_examples_hold
 
 from psgc.workers.ownership import call
-
-
-def test_examples():
-    assert_examples_hold("psgc.workers.ownership")
 
 
 @pytest.mark.parametrize(

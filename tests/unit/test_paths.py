@@ -15,7 +15,6 @@ from psgc.errors import UserError
 from psgc.launching.mpirun import Placement
 from psgc.paths import expanded
 from psgc.simulation import settings
-from tests.unit.doctests import assert_examples_hold
 
 RUN = """\
 problem: {kind: logistic}
@@ -42,11 +41,6 @@ def home(tmp_path, monkeypatch):
     monkeypatch.setenv("PSGC_EMPTY", "")
     monkeypatch.delenv("PSGC_NOWHERE", raising=False)
     return tmp_path / "home"
-
-
-def test_examples(monkeypatch):
-    monkeypatch.setenv("SCRATCH", "")  # the example sets it
-    assert_examples_hold("psgc.paths")
 
 
 @pytest.mark.parametrize("path", ["", "/a/b", "a~", "a/~/b", "./~x", "$", "$1", "$-", "a$/b", "é $ü"])

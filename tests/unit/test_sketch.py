@@ -2,15 +2,10 @@
 
 import numpy as np
 import pytest
-from doctests import assert_examples_hold
 from hypothesis import given
 from hypothesis import strategies as st
 
 from psgc.coding.sketch import COLUMNS, relative_difference, sketch
-
-
-def test_examples():
-    assert_examples_hold("psgc.coding.sketch")
 
 
 @given(dim=st.integers(1, 3 * COLUMNS), place=st.floats(0, 1), power=st.integers(-6, 0), seed=st.integers(0, 9))

@@ -13,7 +13,6 @@ from psgc.config import load
 from psgc.errors import UserError
 from psgc.launching.slurm_script import Job
 from psgc.launching.submit import sweep_points
-from tests.unit.doctests import assert_examples_hold
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted((ROOT / "scripts/slurm").glob("*.sbatch"))
@@ -182,11 +181,6 @@ def test_a_sweep_without_values(submit, sweep):
     assert code == 2
     assert err.count("\n") == 1
     assert "--sweep " in err or "--set " in err
-
-
-@pytest.mark.parametrize("module", ["psgc.launching.slurm_script", "psgc.launching.submit"])
-def test_examples(module):
-    assert_examples_hold(module)
 
 
 # refusals

@@ -6,13 +6,8 @@ from scipy.sparse import csr_array
 
 from psgc.coding import cyclic, fractional, from_matrix, graph, ordering, worst_case, worst_case_bound
 from psgc.errors import UserError
-from tests.unit.doctests import assert_examples_hold
 
 # tests/unit/test_ordering.py compares the bound with the best of all orderings of small assignments.
-
-
-def test_examples():
-    assert_examples_hold("psgc.coding.worst_case_bound")
 
 
 def papers_q_max(n, load, parts):
