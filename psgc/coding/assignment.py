@@ -21,7 +21,6 @@ import scipy.sparse
 from scipy.sparse import csr_array
 from scipy.sparse.linalg import eigsh
 
-from psgc.coding.arguments import whole
 from psgc.errors import UserError
 
 Assignment: TypeAlias = "csr_array[np.int8, tuple[int, int]]"
@@ -41,7 +40,7 @@ def cyclic(num_chunks: int, num_workers: int, replication: int, seed: int = 0) -
     >>> cyclic(4, 4, 2).toarray().tolist()
     [[1, 0, 0, 1], [1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1]]
     """
-    n, m, replication = _checked("cyclic", num_chunks, num_workers, replication)
+    n, m = _checked("cyclic", num_chunks, num_workers, replication)
     load, rest = divmod(n * replication, m)
     if rest:
         raise UserError(
@@ -58,7 +57,7 @@ def fractional(num_chunks: int, num_workers: int, replication: int, seed: int = 
     >>> fractional(4, 4, 2).toarray().tolist()
     [[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 1], [0, 0, 1, 1]]
     """
-    n, m, replication = _checked("fractional", num_chunks, num_workers, replication)
+    n, m = _checked("fractional", num_chunks, num_workers, replication)
     if m % replication:
         raise UserError(f"fractional: {m} workers cannot be split into groups of replication {replication}")
     groups = m // replication
@@ -81,21 +80,21 @@ def graph(num_chunks: int, num_workers: int, replication: int, seed: int = 0) ->
     >>> bool((A.toarray() == 1 - np.eye(6)).all())
     True
     """
-    n, m, degree = _checked("graph", num_chunks, num_workers, replication)
+    n, m = _checked("graph", num_chunks, num_workers, replication)
     if n % m:
         raise UserError(f"graph: {n} chunks cannot be shared equally by {m} workers")
-    if degree * m % 2:
-        raise UserError(f"graph: replication {degree} x {m} workers is odd; no such regular graph exists")
+    if replication * m % 2:
+        raise UserError(f"graph: replication {replication} x {m} workers is odd; no such regular graph exists")
     import networkx as nx  # takes long, and every rank of a run imports this file
 
     best, best_eigenvalue = None, np.inf
-    for draw in np.random.default_rng(whole("seed", seed, 0)).integers(2**31, size=_GRAPH_TRIES):
-        drawn = nx.random_regular_graph(degree, m, seed=int(draw))
+    for draw in np.random.default_rng(seed).integers(2**31, size=_GRAPH_TRIES):
+        drawn = nx.random_regular_graph(replication, m, seed=int(draw))
         adjacency = nx.to_scipy_sparse_array(drawn, nodelist=range(m), dtype=np.int8, format="csr")
         eigenvalue = _second_eigenvalue(adjacency)
         if eigenvalue < best_eigenvalue:
             best, best_eigenvalue = adjacency, eigenvalue
-        if best_eigenvalue <= _NEAR_RAMANUJAN * 2 * np.sqrt(degree - 1):
+        if best_eigenvalue <= _NEAR_RAMANUJAN * 2 * np.sqrt(replication - 1):
             break
     assert best is not None
     vertex, worker = best.nonzero()
@@ -118,12 +117,12 @@ def blocks(num_chunks: int, num_workers: int, replication: int, seed: int = 0) -
     >>> len(owners)  # own share, and four backups from four different workers
     5
     """
-    n, m, replication = _checked("blocks", num_chunks, num_workers, replication)
+    n, m = _checked("blocks", num_chunks, num_workers, replication)
     backups = replication - 1
     chunk, first = np.arange(n), np.arange(m) * n // m
     owner = np.searchsorted(first, chunk, side="right") - 1
     c = chunk - first[owner]
-    distance = 1 + np.random.default_rng(whole("seed", seed, 0)).permutation(m - 1)
+    distance = 1 + np.random.default_rng(seed).permutation(m - 1)
     distances = [distance[(c + r * (m - 1) // backups) % (m - 1)] for r in range(backups)]
     holders = [owner, *((owner + d) % m for d in distances)]
     return _from_pairs(np.tile(chunk, replication), np.concatenate(holders), n, m)
@@ -161,10 +160,7 @@ def from_matrix(matrix: Any) -> Assignment:
     [0, 0, 1]
     """
     if not scipy.sparse.issparse(matrix):
-        try:
-            matrix = np.asarray(matrix)
-        except ValueError:
-            raise UserError("the assignment matrix has rows of different lengths") from None
+        matrix = np.asarray(matrix)
     if matrix.ndim != 2 or 0 in matrix.shape:
         raise UserError(f"the assignment matrix has shape {matrix.shape}; it must be (chunks, workers)")
     if matrix.dtype.kind not in "biuf":
@@ -196,7 +192,8 @@ def check(assignment: Assignment, parts: int) -> None:
     Traceback (most recent call last):
     psgc.errors.UserError: parts is 3, but chunk 0 is held by only 2 workers
     """
-    parts = whole("parts", parts)
+    if parts < 1:
+        raise UserError(f"parts is {parts}, expected at least 1")
     holders = np.diff(assignment.indptr)
     fewest = int(holders.argmin())
     if holders[fewest] == 0:
@@ -206,16 +203,14 @@ def check(assignment: Assignment, parts: int) -> None:
         raise UserError(f"parts is {parts}, but chunk {fewest} is held by only {count} worker{'s' * (count > 1)}")
 
 
-def _checked(name: str, num_chunks: int, num_workers: int, replication: int) -> tuple[int, int, int]:
-    """The three numbers. Raises UserError when one is not a number, or too large."""
-    n, m = whole("num_chunks", num_chunks), whole("num_workers", num_workers)
-    replication = whole("replication", replication)
+def _checked(name: str, n: int, m: int, replication: int) -> tuple[int, int]:
+    """N and m. Raises UserError when the replication is too large for m workers, or all together for the memory."""
     if (most := ASSIGNMENTS[name].most_replication(m)) < replication:
         raise UserError(f"{name}: replication {replication} is too large for {m} workers, expected at most {most}")
     if max(m, n * replication) > _LARGEST:  # a typing error, which would take all the memory there is
         sizes = f"{n} chunks in {n * replication} copies on {m} workers"
         raise UserError(f"{name}: {sizes} are too many, expected at most {_LARGEST} copies and workers")
-    return n, m, replication
+    return n, m
 
 
 def _from_pairs(chunk: Any, worker: Any, num_chunks: int, num_workers: int) -> Assignment:

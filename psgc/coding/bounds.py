@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from psgc.coding.arguments import real_array
 from psgc.coding.assignment import Assignment, check, from_matrix
 from psgc.coding.flow import Network, first_true
 from psgc.errors import UserError
@@ -33,11 +32,9 @@ def clairvoyant_bound(assignment: Assignment, parts: int, seconds_per_chunk: Arr
     assignment = from_matrix(assignment)
     check(assignment, parts)
     n, m = assignment.shape
-    seconds = real_array("seconds_per_chunk", seconds_per_chunk, 1)
-    if len(seconds) != m:
-        raise UserError(f"seconds_per_chunk has {len(seconds)} entries, but there are {m} workers")
-    if (seconds <= 0).any():
-        raise UserError("seconds_per_chunk must hold a time > 0 for each worker (inf for a failed one)")
+    seconds = np.asarray(seconds_per_chunk, np.float64)
+    if seconds.shape != (m,) or not (seconds > 0).all():
+        raise UserError(f"seconds_per_chunk must hold a time > 0 for each of {m} workers (inf for a failed one)")
     load = np.bincount(assignment.indices, minlength=m)
     worker = np.repeat(np.arange(m), load)
     k = np.arange(1, len(worker) + 1) - np.repeat(np.cumsum(load) - load, load)

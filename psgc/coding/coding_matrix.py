@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 
-from psgc.coding.arguments import real_array, whole
 from psgc.coding.assignment import Assignment, check, from_matrix
 from psgc.coding.coefficients import Matrix
 from psgc.errors import UserError
@@ -53,7 +52,7 @@ def coding_matrix(kind: str, assignment: Assignment, parts: int, seed: int) -> M
     """
     assignment = from_matrix(assignment)
     check(assignment, parts)
-    rng = np.random.default_rng(whole("seed", seed, 0))
+    rng = np.random.default_rng(seed)
     if kind not in ("gaussian", "spread"):
         raise UserError(f"coding_matrix is {kind!r}; it must be 'gaussian' or 'spread'")
     if parts == 1:
@@ -66,16 +65,14 @@ def coding_matrix(kind: str, assignment: Assignment, parts: int, seed: int) -> M
 def worst_condition(coding_matrix: Matrix, assignment: Assignment) -> float:
     """The largest 2-norm condition number of R[S] over all sets S of l workers that share a chunk (singular: inf).
 
-    Exhaustive: the work grows with the number of meeting sets, up to N * binomial(gamma, l). Raises UserError: shapes
-    do not match, or a chunk has fewer than l holders.
+    Exhaustive: the work grows with the number of meeting sets, up to N * binomial(gamma, l). Raises UserError: a
+    chunk has fewer than l holders.
 
     >>> worst_condition([[1.0, 0.0], [0.0, 2.0]], [[1, 1]])
     2.0
     """
-    matrix, assignment = real_array("coding_matrix", coding_matrix, 2), from_matrix(assignment)
-    m, parts = matrix.shape
-    if m != assignment.shape[1]:
-        raise UserError(f"the coding matrix has {m} rows, but there are {assignment.shape[1]} workers")
+    matrix, assignment = np.asarray(coding_matrix, np.float64), from_matrix(assignment)
+    parts = matrix.shape[1]
     check(assignment, parts)
     worst = 1.0
     for holders in _holder_groups(assignment):

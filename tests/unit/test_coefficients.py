@@ -51,15 +51,6 @@ def test_both_protocols_give_the_same_parts(parts, seed):
     np.testing.assert_allclose(combined, gradient, atol=atol)
 
 
-@pytest.mark.parametrize("function", [encoding_coefficients, decoding_coefficients])
-@pytest.mark.parametrize("rows", [[1.0], [[np.nan]], [[np.inf]], [["a"]], [[1.0], [1.0, 2.0]], [[[1.0]]]])
-def test_rows_are_a_finite_matrix(function, rows):
-    with pytest.raises(UserError, match="rows"):
-        function(rows)
-
-
-def test_decoding_needs_a_square_invertible_matrix():
-    with pytest.raises(UserError, match=r"\(3, 2\)"):
-        decoding_coefficients(np.ones((3, 2)))
+def test_decoding_needs_an_invertible_matrix():
     with pytest.raises(UserError, match="dependent"):
         decoding_coefficients(np.ones((2, 2)))

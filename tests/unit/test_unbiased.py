@@ -8,7 +8,6 @@ from scipy.sparse import csr_array
 
 from psgc import coding
 from psgc.coding.unbiased import unbiased_weights
-from psgc.errors import UserError
 
 
 def recovered(ordering, done, parts):
@@ -57,8 +56,3 @@ def test_a_chunk_that_is_recovered_whoever_is_late_counts_once():
     assert weights[0] == 1
     assert np.isnan(weights[1])
     assert weights[2] > 1
-
-
-def test_refuses_what_does_not_belong_together():
-    with pytest.raises(UserError, match=r"done has shape \(2,\), the ordering has 4 workers"):
-        unbiased_weights(CASES[0][0], [1, 2], 1, np.random.default_rng(0))
