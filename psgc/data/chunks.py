@@ -7,7 +7,7 @@ import numpy as np
 
 from psgc.backend import Array, Backend
 from psgc.data.dataset import Dataset
-from psgc.data.values import changes, first_wrong, in_place, label_dtype
+from psgc.data.values import changed, first_wrong, in_place, label_dtype
 from psgc.errors import UserError
 
 
@@ -95,8 +95,6 @@ class ChunkSource:
         self._check(i, self._load(i))
 
     def _kept(self, i: int) -> Chunk:
-        if not 0 <= i < self.num_chunks:
-            raise UserError(f"chunk {i} does not exist, there are {self.num_chunks}")
         if i not in self._chunks:
             self._chunks[i] = self._load(i)
         return self._chunks[i]
@@ -108,7 +106,7 @@ class ChunkSource:
         X, y = self._dataset.rows(lo, hi)
         features = X.data if self._dataset.sparse else X
         values, labels = in_place(features, self._dtype), in_place(y, label_dtype(y, self._dtype))
-        if changes(features, values) or changes(y, labels):
+        if changed(features, values) is not None or changed(y, labels) is not None:
             raise self._refusal(i, self._dataset)
         if self._dataset.sparse:
             X = self._backend.csr(self._backend.asarray(values), in_place(X.indices), in_place(X.indptr), X.shape)

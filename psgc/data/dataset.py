@@ -116,9 +116,9 @@ def _features(row_shape: tuple[int, ...]) -> str:
 
 
 def _from_text(path: str, like: Dataset | None, index_base: IndexBase, copies: int) -> Dataset:
-    text = read_libsvm(path, copies)
+    values, indices, indptr, y = read_libsvm(path, copies)
     # A text that counts from 0 and never names the first feature cannot be told from one that counts from 1.
-    lowest, largest = int(text.indices.min(initial=1)), int(text.indices.max(initial=0))
+    lowest, largest = int(indices.min(initial=1)), int(indices.max(initial=0))
     found = 0 if lowest == 0 else 1
     base = found if index_base == "auto" else index_base
     why = f"data.index_base is {base}"
@@ -126,7 +126,7 @@ def _from_text(path: str, like: Dataset | None, index_base: IndexBase, copies: i
         base = like.index_base
         why = f"{like.path} holds none and counts from 1; give data.index_base: 0 if both count from 0"
     if found < base:
-        row = int(np.searchsorted(text.indptr, int(text.indices.argmin()), side="right")) - 1
+        row = int(np.searchsorted(indptr, int(indices.argmin()), side="right")) - 1
         raise UserError(f"{path}: row {row} holds the index 0, but {why}")
     num_features = largest + 1 - base
     if num_features > _LARGEST_INT32:
@@ -138,9 +138,7 @@ def _from_text(path: str, like: Dataset | None, index_base: IndexBase, copies: i
                 f"but {like.path} has {like.num_features} features"
             )
         num_features = like.num_features
-    num_rows = len(text.labels)
-    arrays = (text.values, text.indices - np.intc(base), text.indptr)
-    return _checked(path, (num_rows, num_features), True, arrays, text.labels, base)
+    return _checked(path, (len(y), num_features), True, (values, indices - np.intc(base), indptr), y, base)
 
 
 def _from_npz(path: str, labels: str | None, copies: int) -> Dataset:
@@ -191,7 +189,7 @@ def _sparse(
     num_rows, num_features = (int(length) for length in shape)
     if num_features > _LARGEST_INT32:
         raise UserError(f"{path}: expected at most {_LARGEST_INT32} features, found {num_features}")
-    if indptr.shape != (num_rows + 1,) or indptr[0] != 0 or indptr[-1] != data.size or _descends(indptr):
+    if indptr.shape != (num_rows + 1,) or indptr[0] != 0 or indptr[-1] != data.size or (indptr[1:] < indptr[:-1]).any():
         raise UserError(
             f"{path}: expected indptr of {num_rows + 1} entries ascending from 0 to {data.size}: damaged file"
         )
@@ -214,7 +212,3 @@ def _check_numbers(path: str, name: str, array: np.ndarray, kinds: str) -> None:
     if array.dtype.kind not in kinds:
         expected = "numbers" if "f" in kinds else "whole numbers"
         raise UserError(f"{path}: expected {expected} in {name}, found dtype {array.dtype}")
-
-
-def _descends(indptr: np.ndarray) -> bool:
-    return bool(np.any(indptr[1:] < indptr[:-1]))

@@ -9,8 +9,8 @@ import re
 import zlib
 from array import array
 from collections.abc import Iterable
-from dataclasses import dataclass
 from math import isfinite
+from typing import TypeAlias
 
 import numpy as np
 
@@ -26,27 +26,17 @@ _WHOLE = re.compile("[+-]?[0-9]+")
 _QUERY = re.compile("qid:-?[0-9]+")
 
 
-@dataclass(frozen=True)
-class Text:
-    """The rows of a text, as CSR arrays with the indices as they are written.
-
-    values: (n,) float64; indices: (n,) int32; indptr: (rows + 1,) int64;
-    labels: (rows,), int64 when all of them are written as whole numbers, else float64.
-    """
-
-    values: np.ndarray
-    indices: np.ndarray
-    indptr: np.ndarray
-    labels: np.ndarray
+Arrays: TypeAlias = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
-def read_libsvm(path: str, copies: int = 1) -> Text:
-    """What a text holds; a file called `.gz` is decompressed.
+def read_libsvm(path: str, copies: int = 1) -> Arrays:
+    """The rows of a text as CSR arrays, and their labels; a file called `.gz` is decompressed.
 
     copies: processes of this host that read it. Each parses and keeps all of it: convert large data once, with
     `write_sparse`.
 
-    Raises UserError with file and line.
+    Returns values (n,) float64, indices (n,) int32 as they are written, indptr (rows + 1,) int64, and labels (rows,),
+    int64 when all of them are written as whole numbers, else float64. Raises UserError with file and line.
     """
     try:
         with open_regular(path) as file:
@@ -61,7 +51,7 @@ def read_libsvm(path: str, copies: int = 1) -> Text:
         raise UserError(f"{path}: expected LIBSVM text (or .npz or .npy), found binary data") from error
 
 
-def _parse(path: str, lines: Iterable[str], copies: int) -> Text:
+def _parse(path: str, lines: Iterable[str], copies: int) -> Arrays:
     values, indices, indptr = array("d"), array("i"), array("q", [0])
     labels, whole_labels = array("d"), array("q")
     next_check = _CHECK_EVERY
@@ -74,8 +64,7 @@ def _parse(path: str, lines: Iterable[str], copies: int) -> Text:
         if not fields:
             continue
         if "_" in text or not text.isascii():  # Python would read 1_0 as 10, and the digits of any script
-            strange = next((field for field in fields if "_" in field or not field.isascii()), text)
-            raise UserError(f"{where}: {_EXPECTED}, got {strange[:40]!r}")
+            raise UserError(f"{where}: {_EXPECTED}, got {text[:40]!r}")
         label = fields[0]
         try:
             labels.append(_number(label))
@@ -101,12 +90,8 @@ def _parse(path: str, lines: Iterable[str], copies: int) -> Text:
             needed = sum(len(part) * part.itemsize for part in (values, indices, indptr, labels, whole_labels))
             check_memory(path, needed, copies, "convert it once with psgc.data.write_sparse, then it is mapped")
     whole = len(whole_labels) == len(labels)
-    return Text(
-        np.frombuffer(values),
-        np.frombuffer(indices, np.intc),
-        np.frombuffer(indptr, np.int64),
-        np.frombuffer(whole_labels, np.int64) if whole else np.frombuffer(labels),
-    )
+    found = np.frombuffer(whole_labels, np.int64) if whole else np.frombuffer(labels)
+    return np.frombuffer(values), np.frombuffer(indices, np.intc), np.frombuffer(indptr, np.int64), found
 
 
 def _number(text: str) -> float:

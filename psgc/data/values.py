@@ -20,12 +20,7 @@ def label_dtype(stored: np.ndarray, dtype: np.dtype[Any]) -> np.dtype[Any]:
     return np.dtype(np.int64) if stored.dtype.kind in "iub" else dtype
 
 
-def changes(stored: np.ndarray, converted: np.ndarray) -> bool:
-    """Whether whole numbers became others."""
-    return _changed(stored, converted) is not None
-
-
-def _changed(stored: np.ndarray, converted: np.ndarray) -> np.ndarray | None:
+def changed(stored: np.ndarray, converted: np.ndarray) -> np.ndarray | None:
     """Which whole numbers became others, a mask; None when all of them are what they were."""
     if stored.dtype.kind not in "iu" or not stored.size:
         return None
@@ -45,7 +40,7 @@ def _changed(stored: np.ndarray, converted: np.ndarray) -> np.ndarray | None:
 def first_wrong(stored: np.ndarray, dtype: np.dtype[Any]) -> tuple[tuple[int, ...], str] | None:
     """The place of the first number that cannot be used as `dtype`, and what is wrong with it; None when all can."""
     converted = in_place(stored, dtype)
-    mask = _changed(stored, converted)
+    mask = changed(stored, converted)
     if mask is None:
         mask = ~np.isfinite(converted)
         if not mask.any():

@@ -75,8 +75,9 @@ def test_graph_expands(num_workers):
     assert eigenvalues[-2] <= 1.02 * 2 * np.sqrt(7)
 
 
-@given(st.integers(1, 40), st.integers(1, 12), st.integers(1, 12), st.integers(0, 99))
-def test_blocks_give_own_shares_and_scatter_the_backups(num_chunks, num_workers, replication, seed):
+@given(st.integers(1, 6), st.integers(0, 2), st.integers(1, 12), st.integers(1, 12), st.integers(0, 99))
+def test_blocks_give_own_shares_and_scatter_the_backups(b, more, num_workers, replication, seed):
+    num_chunks = b * num_workers + more
     if replication > num_workers:
         with pytest.raises(UserError, match=f"replication {replication}"):
             blocks(num_chunks, num_workers, replication, seed)
@@ -84,11 +85,11 @@ def test_blocks_give_own_shares_and_scatter_the_backups(num_chunks, num_workers,
     assignment = blocks(num_chunks, num_workers, replication, seed)
     dense = assignment.toarray()
     assert (dense.sum(axis=1) == replication).all()
+    assert (assignment.data == 1).all()
     ends = np.arange(num_workers + 1) * num_chunks // num_workers
     assert all(dense[ends[j] : ends[j + 1], j].all() for j in range(num_workers))
-    if num_chunks % num_workers == 0:
+    if more == 0:
         assert_regular(assignment, num_chunks, num_workers, replication)
-        b = num_chunks // num_workers
         for j in range(num_workers):
             others = {i // b for i in dense[:, j].nonzero()[0].tolist()} - {j}
             assert len(others) == min(b * (replication - 1), num_workers - 1)
@@ -119,11 +120,13 @@ def test_from_matrix_keeps_the_entries(assignment):
         assert from_matrix(assignment) is assignment
 
 
-def test_from_matrix_leaves_its_argument_alone():
-    stored_zero = scipy.sparse.csr_array((np.array([1, 0, 1]), [1, 0, 0], [0, 2, 3]), shape=(2, 2))
+@pytest.mark.parametrize("indices", [[1, 0, 0], [0, 1, 0]])
+def test_from_matrix_leaves_its_argument_alone(indices):
+    stored_zero = scipy.sparse.csr_array((np.array([1, 0, 1]), indices, [0, 2, 3]), shape=(2, 2))
     assignment = from_matrix(stored_zero)
     assert assignment.nnz == 2
-    assert stored_zero.indices.tolist() == [1, 0, 0]
+    assert stored_zero.indices.tolist() == indices
+    assert stored_zero.nnz == 3
 
 
 @pytest.mark.parametrize(

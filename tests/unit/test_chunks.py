@@ -244,12 +244,6 @@ def test_a_problem_without_data_gets_weights_only():
     assert chunks[0].sample(2, np.random.default_rng(0)) is chunks[0]
 
 
-@pytest.mark.parametrize("i", [-1, 4])
-def test_a_chunk_that_does_not_exist_is_refused(i):
-    with pytest.raises(UserError, match=f"chunk {i} does not exist, there are 4"):
-        ChunkSource(None, 4, "float64", Backend()).chunk(i)
-
-
 @pytest.mark.parametrize("matrix", [X, scipy.sparse.csr_array(X)])
 def test_a_sample_is_some_of_the_rows_with_their_labels(matrix):
     chunk = Chunk(3, matrix, np.arange(23.0), 0.5)

