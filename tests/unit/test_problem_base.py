@@ -81,24 +81,6 @@ def test_the_chunks_add_up_to_the_whole(kind):
     assert np.allclose(sum(part[1] for part in parts), gradient, rtol=1e-12, atol=1e-14)
 
 
-@kinds
-def test_the_mean_over_all_samples_is_the_chunk(kind):
-    problem, point, part = PROBLEMS[kind], params(kind), chunk(kind, 4, 10)
-    samples = [
-        Chunk(0, part.X[list(rows)], part.y[list(rows)], part.weight) for rows in itertools.combinations(range(6), 2)
-    ]
-    mean = sum(problem.gradient(point, sample, rng) for sample in samples) / len(samples)
-    assert np.allclose(mean, problem.gradient(point, part, rng), rtol=1e-12, atol=1e-14)
-
-
-@kinds
-def test_the_initial_parameters_are_always_the_same(kind):
-    initial = PROBLEMS[kind].initial_params()
-    assert initial.shape == (PROBLEMS[kind].dim,)
-    assert initial.dtype == np.float64
-    assert np.array_equal(initial, PROBLEMS[kind].initial_params())
-
-
 class GradientOnly:
     dim = 1
 

@@ -101,14 +101,6 @@ def test_state_that_changes_no_figure_raises_no_alarm(capsys):
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize("problem", [Logistic(1, 0.1), Softmax(1, 2)])
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
-def test_built_in_problems_have_no_state(capsys, problem, dtype):
-    params = np.random.default_rng(2).normal(size=problem.dim)
-    assert set(measured(SHIFTED, SHIFTED, problem, params, dtype)) == {"test_loss", "test_accuracy"}
-    assert capsys.readouterr().err == ""
-
-
 @pytest.mark.parametrize(
     ("noise", "told"),
     [(1e-7, False), (1e-3, True)],  # a library that adds up in another order; dropout
