@@ -134,36 +134,6 @@ def npy(array: Any) -> bytes:
     return stream.getvalue()
 
 
-def headed(about: str, body: bytes, version: bytes = b"\x01\x00") -> bytes:
-    """An .npy file with this text for a header."""
-    text = about.encode("latin-1") + b"\n"
-    return b"\x93NUMPY" + version + len(text).to_bytes(2 if version[0] == 1 else 4, "little") + text + body
-
-
-DESCR = [
-    "'|O'", "'f8,f8'", "'<a8'", "'\\<f8'", "None", "('<f8', (3,))", "'<f999'", "[('', '<f8')]", "'<U0'", "'<f16'",
-]  # fmt: skip
-SHAPE = [
-    "(1, 2)", "(2, 1)", "(1L, 2L)", "(True, 2)", "(2.0, 1)", "(-1, 2)", "(-1, -2)",
-    "(0, 2)", "(1, 0)", "(2)", "()", "[1, 2]", "2",
-    "(4611686018427387904, 4)", "(1099511627776, 1048576)", "(0, 4611686018427387904)", "(0, 10000000000000000000000)",
-    f"({'1,' * 70})", "('1', 2)", f"({'9' * 5000}, 1)", "None",
-]  # fmt: skip
-headers = st.builds(
-    headed,
-    st.builds(
-        "{{'descr': {}, 'fortran_order': {}, 'shape': {}, {}}}".format,
-        st.sampled_from(["'<f8'"] * 5 + DESCR),
-        st.sampled_from(["False", "True", "False", "None", "1"]),
-        st.sampled_from(SHAPE),
-        st.sampled_from(["", "", "'x': 1", "'shape': (1, 1)", " " * 9000, " " * 12000, "(" * 200]),
-    )
-    | st.sampled_from(["", "{}", "0", "{", "[" * 300, "{'descr': '<f8'}", "x" * 300]),
-    st.sampled_from([bytes(16), bytes(16), b"", bytes(15), bytes(17), bytes(24)]),
-    st.sampled_from([b"\x01\x00", b"\x01\x00", b"\x02\x00", b"\x03\x00", b"\x04\x00"]),
-)
-
-
 # ---------------------------------------------------------------- archives
 
 METHODS = [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]

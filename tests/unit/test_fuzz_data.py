@@ -3,6 +3,7 @@
 What was given is read here without psgc. Nothing may be dropped, invented or unpickled, and nothing is printed besides.
 """
 
+import io
 import os
 import re
 from collections.abc import Iterator
@@ -30,8 +31,6 @@ from tests.unit.fuzzed_files import (
     arrays,
     damaged,
     entries,
-    headed,
-    headers,
     no_file,
     npy,
     npz,
@@ -245,21 +244,6 @@ def test_any_sparse_matrices(folder: Path, data: st.DataObject) -> None:
     check(path)
 
 
-@fuzzed(150)
-@example(content=headed("{'descr': '<f8', 'fortran_order': False, 'shape': (1L, 2L)}", bytes(16)), packed=None)
-@example(
-    content=headed("{'descr': '<f8', 'fortran_order': False, 'shape': (1099511627776, 1048576)}", bytes(16)), packed=8
-)
-@given(content=headers, packed=st.sampled_from([None, *METHODS[:2]]))
-def test_any_header(folder: Path, content: bytes, packed: int | None) -> None:
-    labels = npy(np.arange(1.0))
-    if packed is None:
-        check_pair(folder, content, labels)
-    else:
-        (folder / "headed.npz").write_bytes(npz([("X.npy", content), ("y.npy", labels)], packed))
-        check(folder / "headed.npz")
-
-
 @fuzzed(400)
 @example(content=b"1 1:1_0\n")
 @example(content=b"1_0 1:1\n")
@@ -280,15 +264,14 @@ def check_assignment(path: Path) -> str:
         return message
     content = path.read_bytes()
     if path.suffix == ".npz":
-        members = stored_members(content)
-        there: dict[str, Any] = dict(members)
-        assert len(there) == len(members)
-        matrix = np.zeros(tuple(there.pop("shape")))
-        add_sparse(there, matrix)
-        there.pop("_is_array", None)
-        assert not there
+        members = dict(stored_members(content))
+        assert "more" not in members
+        numbers = io.BytesIO()
+        np.savez(numbers, **members | {"data": members["data"].astype(np.float64)})  # in which sums stay what they are
+        numbers.seek(0)
+        matrix = scipy.sparse.load_npz(numbers).toarray()
     else:
-        matrix = np.asarray(stored_array(content))
+        matrix = stored_array(content)
     assert matrix.ndim == 2
     assert np.isin(matrix, (0, 1)).all()
     assert np.array_equal(found.toarray(), matrix)
@@ -297,29 +280,6 @@ def check_assignment(path: Path) -> str:
     assert (found.data == 1).all()
     assert (np.diff(found.indptr) > 0).all()
     return ""
-
-
-def add_sparse(there: dict[str, Any], matrix: np.ndarray) -> None:
-    """Add what a file of scipy.sparse.save_npz holds to a matrix of zeros."""
-    layout, data = there.pop("format").tobytes().decode().replace("\0", ""), there.pop("data")
-    match layout:
-        case "csr" | "csc":
-            for i, j, value in entries(data, there.pop("indices"), there.pop("indptr")):
-                matrix[(i, j) if layout == "csr" else (j, i)] += value
-        case "coo":
-            places = there.pop("coords") if "coords" in there else (there.pop("row"), there.pop("col"))
-            for i, j, value in zip(*places, data, strict=True):
-                matrix[i, j] += value
-        case "bsr":
-            _, height, width = data.shape
-            indices, indptr = there.pop("indices"), there.pop("indptr")
-            for i, j, k in entries(np.arange(len(data)), indices, indptr):
-                matrix[i * height : (i + 1) * height, j * width : (j + 1) * width] += data[int(k)]
-        case "dia":
-            for row, offset in zip(data, there.pop("offsets").tolist(), strict=True):
-                for j in range(min(matrix.shape[1], len(row))):
-                    if 0 <= j - offset < matrix.shape[0]:
-                        matrix[j - offset, j] += row[j]
 
 
 A = np.array([[1, 1, 0], [0, 1, 1], [1, 0, 1], [1, 1, 1]])

@@ -13,6 +13,12 @@ from psgc.errors import UserError
 from tests.unit.fuzzing import little_memory
 
 
+def with_member(path, content, method=zipfile.ZIP_STORED):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("X.npy", content, method)
+    return path
+
+
 def test_what_is_written_to_a_map_in_spite_of_the_flag_does_not_reach_the_file(tmp_path):
     path = tmp_path / "a.npy"
     np.save(path, np.ones(3))
@@ -135,21 +141,16 @@ def test_nothing_is_decompressed_before_its_size_is_known(tmp_path, said):
         map_npz(str(path))
 
 
-def test_a_compressed_array_that_ends_early_is_refused(tmp_path):
-    np.savez_compressed(tmp_path / "a.npz", X=np.arange(1000.0))
-    content = (tmp_path / "a.npz").read_bytes()
-    with zipfile.ZipFile(tmp_path / "a.npz") as archive:
-        (info,) = archive.infolist()
-    start = info.header_offset + 30 + len(info.filename)
-    (tmp_path / "b.npz").write_bytes(content[: start + 200] + bytes(len(content) - start - 400) + content[-200:])
-    with pytest.raises(UserError, match="damaged"):
-        map_npz(str(tmp_path / "b.npz"))
-
-
-def with_member(path, content, method=zipfile.ZIP_STORED):
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("X.npy", content, method)
-    return str(path)
+def test_a_compressed_array_that_ends_before_its_directory_says_is_refused(tmp_path):
+    np.save(tmp_path / "a.npy", np.zeros(3))
+    whole = (tmp_path / "a.npy").read_bytes()
+    path = with_member(tmp_path / "a.npz", whole[:-8], zipfile.ZIP_DEFLATED)
+    content = bytearray(path.read_bytes())
+    size = content.index(b"PK\1\2") + 24
+    content[size : size + 4] = len(whole).to_bytes(4, "little")
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="needs 24 bytes, 16 are there"):
+        map_npz(str(path))
 
 
 def test_bytes_that_belong_to_no_array_are_refused(tmp_path):
@@ -160,7 +161,7 @@ def test_bytes_that_belong_to_no_array_are_refused(tmp_path):
         map_npy(str(tmp_path / "b.npy"))
     for method in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         with pytest.raises(UserError, match="needs 24 bytes, 32 are there"):
-            map_npz(with_member(tmp_path / "a.npz", longer, method))
+            map_npz(str(with_member(tmp_path / "a.npz", longer, method)))
 
 
 def test_an_archive_behind_or_before_something_else_is_refused(tmp_path):
@@ -183,6 +184,34 @@ def test_a_member_that_is_another_than_the_directory_says_is_refused(tmp_path):
     (tmp_path / "b.npz").write_bytes(whole[: directory + 42] + second.to_bytes(4, "little") + whole[directory + 46 :])
     with pytest.raises(UserError, match="damaged"):
         map_npz(str(tmp_path / "b.npz"))
+
+
+@pytest.mark.parametrize(
+    "about",
+    [
+        "{'descr': '|O', 'fortran_order': False, 'shape': (1, 2)}",
+        "{'descr': 'f8,f8', 'fortran_order': False, 'shape': (1, 2)}",
+        "{'descr': '<f8', 'fortran_order': None, 'shape': (1, 2)}",
+        "{'descr': '<f8', 'fortran_order': False, 'shape': (-1, -2)}",
+        "{'descr': '<f8', 'fortran_order': False, 'shape': (2.0, 1)}",
+        "{'descr': '<f8', 'fortran_order': False, 'shape': (4611686018427387904, 4)}",
+        "{'descr': '<f8', 'fortran_order': False, 'shape': (1099511627776, 1048576)}",
+        f"{{'descr': '<f8', 'fortran_order': False, 'shape': ({'9' * 5000}, 1)}}",
+        f"{{'descr': '<f8', 'fortran_order': False, 'shape': ({'1,' * 70})}}",
+        "[" * 300,
+        "",
+    ],
+)
+@pytest.mark.parametrize("version", [b"\1\0", b"\2\0", b"\3\0"])
+def test_a_header_that_describes_no_array_of_numbers_is_refused(tmp_path, about, version):
+    length = len(about).to_bytes(2 if version == b"\1\0" else 4, "little")
+    content = b"\x93NUMPY" + version + length + about.encode() + bytes(16)
+    (tmp_path / "a.npy").write_bytes(content)
+    with pytest.raises(UserError, match=r"damaged, or no \.npy file"):
+        map_npy(str(tmp_path / "a.npy"))
+    for method in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        with pytest.raises(UserError, match=r"damaged, or no \.npz file"):
+            map_npz(str(with_member(tmp_path / "a.npz", content, method)))
 
 
 def test_a_header_written_by_python_2_is_read_without_a_word(tmp_path):
