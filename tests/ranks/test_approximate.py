@@ -5,9 +5,9 @@ import json
 
 import numpy as np
 import pytest
+from scipy.special import expit
 
 from psgc.data import write_dense
-from psgc.server.horvitz_thompson import weights
 from tests.ranks.mpirun import mpirun, run
 
 ITERATIONS = 30
@@ -24,7 +24,6 @@ output: out
 """
 # of five chunks the slow worker has done three by then, which leaves two of twenty
 DEADLINE = "recovery={mode: approximate, deadline: 0.075}"
-UNBIASED = "recovery={mode: approximate, deadline: 0.075, estimator: unbiased}"
 
 
 @pytest.fixture(scope="module")
@@ -52,16 +51,17 @@ class Ended:
         with np.load(folder / "data.npz") as data:
             self.X, self.y = np.column_stack([data["X"], np.ones(len(data["y"]))]), data["y"]
 
-    def loss(self):
-        return np.logaddexp(0, (1 - 2 * self.y) * (self.X @ self.params)).mean()
+    def descended(self, params, iterations):
+        """The parameters after so many exact steps."""
+        for _ in range(iterations):
+            params = params - 2.0 * self.X.T @ (expit(self.X @ params) - self.y) / len(self.y)
+        return params
+
+    def loss(self, params):
+        return np.logaddexp(0, (1 - 2 * self.y) * (self.X @ params)).mean()
 
     def column(self, name):
         return np.array([float(row[name]) for row in self.rows])
-
-
-@pytest.fixture(scope="module")
-def exact(folder):
-    return Ended(folder, "exact")
 
 
 @pytest.fixture(scope="module")
@@ -69,13 +69,13 @@ def late(folder):
     return Ended(folder, "late", DEADLINE)
 
 
-def test_with_a_tenth_of_the_chunks_lost_the_loss_is_as_low_after_as_many_iterations(exact, late):
-    assert not exact.column("missing").any()
+def test_with_a_tenth_of_the_chunks_lost_the_loss_is_as_low_after_as_many_iterations(late):
+    exact = late.loss(late.descended(np.zeros(9), ITERATIONS))
     assert np.median(late.column("missing")) == 2
-    assert len(exact.rows) == len(late.rows) == ITERATIONS
-    assert late.loss() < 1.05 * exact.loss()
-    assert exact.loss() < 0.3  # from 0.69
-    assert np.median(late.column("seconds")) < 0.09 < 0.1 < np.median(exact.column("seconds"))
+    assert len(late.rows) == ITERATIONS
+    assert late.loss(late.params) < 1.05 * exact
+    assert exact < 0.3  # from 0.69
+    assert np.median(late.column("seconds")) < 0.09  # with all chunks it would take 0.1
 
 
 def test_the_record_says_what_was_missing(late):
@@ -104,25 +104,11 @@ def test_the_actual_error_is_the_actual_error(late):
     assert late.column("actual_error")[0] == pytest.approx(expected, abs=1e-9)
 
 
-def test_an_error_target_and_several_parts_combined(folder, exact):
+def test_an_error_target_and_several_parts_combined(folder):
     sets = ["coding={chunks_per_worker: 5, replication: 2, parts: 2}", "schedule=skipping", "transfer=combined"]
     target = Ended(folder, "target", *sets, "iterations=15", "recovery={mode: approximate, max_error: 0.2}")
     measure = target.column("error_measure")
     assert (measure <= 0.2).all()
     assert np.median(measure) > 0.1  # it stops as soon as it may
     assert ((target.column("actual_error") > 0) == (measure > 0)).all()
-    assert target.column("loss")[0] == pytest.approx(exact.column("loss")[0])  # at the initial parameters
-
-
-def test_unbiased(folder):
-    """Replication 1: the queues are the own shares, and what is used is what was done by the deadline."""
-    ended = Ended(folder, "unbiased", UNBIASED, "iterations=15")
-    assert np.median(ended.column("missing")) == 2
-    chunks, gradients = lacking(ended)
-    there = [chunk for chunk in range(CHUNKS) if chunk not in chunks]
-    queues = {worker: range(5 * worker - 5, 5 * worker) for worker in (1, 2, 3, 4)}
-    weight = weights(queues, [(1 + chunk // 5, chunk) for chunk in there], there, CHUNKS, 1, False, (0, 0))
-    used = sum(weight[chunk] * gradients[chunk] for chunk in there)
-    expected = np.linalg.norm(used - gradients.sum(axis=0)) / np.linalg.norm(gradients.sum(axis=0))
-    assert ended.column("actual_error")[0] == pytest.approx(expected, abs=1e-9)
-    assert max(weight.values()) > 1.2
+    assert target.column("loss")[0] == pytest.approx(np.log(2))  # at the initial parameters

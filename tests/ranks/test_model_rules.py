@@ -1,4 +1,4 @@
-"""Models that break the rules, under mpirun: the gradient stays exact, or the run ends with one line that says why."""
+"""Models that break the rules, under mpirun: the run ends with one line that says why."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ class Model:
     dim = 3
 
     def __init__(self, rule):
-        self.rule, self.buffer = rule, np.frombuffer(bytearray(24))
+        self.rule = rule
 
     def initial_params(self):
         return np.zeros(3)
@@ -31,13 +31,8 @@ class Model:
         gradient = chunk.weight * (params - chunk.X.mean(axis=0))
         if self.rule == "params":
             writable(params)[0] *= 0.99
-        elif self.rule == "chunk":
-            writable(chunk.X)[0] *= 2
         elif self.rule == "random":
             gradient += 1e-3 * np.frombuffer(os.urandom(3), np.uint8)
-        elif self.rule == "memory":
-            self.buffer[:] = gradient
-            gradient = self.buffer
         return 0.0, gradient
 
     def gradient(self, params, chunk, rng):
@@ -57,28 +52,20 @@ ROWS = np.random.default_rng(0).random((48, 3))
 
 @pytest.fixture
 def train(tmp_path):
-    def start(rule, *arguments):
+    def start(rule):
         write_dense(str(tmp_path / "data.npz"), ROWS, np.zeros(48))
         (tmp_path / "model.py").write_text(MODEL)
         (tmp_path / "run.yaml").write_text(CONFIG.replace("RULE", rule))
-        return run(mpirun(4, ["-m", "psgc", "train", "run.yaml", *arguments]), tmp_path)
+        return run(mpirun(4, ["-m", "psgc", "train", "run.yaml"]), tmp_path)
 
     return start
 
 
-def test_memory_that_is_used_again_is_copied(train, tmp_path):
-    finished = train("memory")
-    assert finished.returncode == 0, finished.said
-    assert np.load(tmp_path / "out/params.npy") == pytest.approx(ROWS.mean(axis=0), rel=1e-12)
-
-
-@pytest.mark.parametrize("name", ["params", "chunk"])
-def test_a_model_that_writes_to_its_arguments_ends_the_run(train, name):
-    finished = train(name)
+def test_a_model_that_writes_to_its_arguments_ends_the_run(train):
+    finished = train("params")
     assert finished.returncode == 1, finished.said
     # at the first parameters, all 0, nothing changes
-    iteration, argument = {"params": (1, "params"), "chunk": (0, "chunk.X")}[name]
-    assert f"iteration {iteration}: the gradient writes to {argument}, which it must only read" in one_line(finished)
+    assert "iteration 1: the gradient writes to params, which it must only read" in one_line(finished)
 
 
 def test_the_trial_finds_a_gradient_that_is_not_a_function_of_its_arguments(train):
@@ -88,8 +75,3 @@ def test_the_trial_finds_a_gradient_that_is_not_a_function_of_its_arguments(trai
     assert "trial: chunk " in said
     assert "the gradients of workers " in said
     assert "random numbers that do not come from rng" in said
-
-
-def test_the_trial_can_be_left_out(train):
-    finished = train("random", "--set", "trial=false")
-    assert finished.returncode == 0, finished.said

@@ -44,8 +44,6 @@ output: run
 RUNS = {
     "dynamic": [],
     "static": ["schedule=static"],
-    "uncoded": ["schedule=uncoded"],
-    "replication 2": ["coding.replication=2"],
     "16 chunks, parts 2": ["coding.chunks_per_worker=16", "coding.parts=2", "schedule=skipping"],
 }
 CLOSE = 0.15

@@ -29,43 +29,25 @@ import time
 import numpy as np
 
 class Model:
-    """Pulls params to 1; goes wrong in the way asked for, at iteration `when` (counted by params), chunk 3."""
+    """Pulls params to 1; in iteration 2 (counted by params) chunk 3 or every chunk raises, if that is asked for."""
     dim = 4
 
-    def __init__(self, how="well", seconds=0.0):
-        self.how, self.seconds = how, seconds
+    def __init__(self, fails_in="", seconds=0.0):
+        self.fails_in, self.seconds = fails_in, seconds
 
     def initial_params(self):
-        return np.full(4, np.nan) if self.how == "no start" else np.zeros(4)
+        return np.zeros(4)
 
     def loss_and_gradient(self, params, chunk, rng):
         time.sleep(self.seconds)
-        gradient = chunk.weight * (params - 1.0)
         iteration = round(float(np.log2(1.0 / (1.0 - params[0]))))
-        if iteration == 2 and (chunk.index == 3 or self.how == "babble"):
-            if self.how == "nan":
-                gradient[1] = np.nan
-            elif self.how == "infinite":
-                gradient[1] = np.inf
-            elif self.how == "raise":
-                raise ValueError("the model is broken")
-            elif self.how == "babble":
-                raise ValueError("the model\\nis broken " + 100_000 * "x")
-            elif self.how == "shape":
-                gradient = gradient[:2]
-        return 0.0, gradient
+        if iteration == 2 and self.fails_in in ("every chunk", f"chunk {chunk.index}"):
+            raise ValueError("the model\\nis broken " + 100_000 * "x")
+        return 0.0, chunk.weight * (params - 1.0)
 
     def gradient(self, params, chunk, rng):
         return self.loss_and_gradient(params, chunk, rng)[1]
 '''
-PYTHON_CONFIG = """
-problem: {python: "model:Model", options: {how: HOW, seconds: SECONDS}}
-optimizer: {kind: sgd, lr: 0.5}
-iterations: 1000
-coding: {chunks_per_worker: 2, replication: 2}
-schedule: static
-output: out
-"""
 
 
 @pytest.fixture
@@ -75,6 +57,14 @@ def folder(tmp_path):
     (tmp_path / "run.yaml").write_text(CONFIG)
     (tmp_path / "model.py").write_text(MODEL)
     return tmp_path
+
+
+def use_the_model(folder, fails_in="", seconds=0.0):
+    (folder / "run.yaml").write_text(
+        f"problem: {{python: 'model:Model', options: {{fails_in: {fails_in!r}, seconds: {seconds}}}}}\n"
+        "optimizer: {kind: sgd, lr: 0.5}\niterations: 1000\n"
+        "coding: {chunks_per_worker: 2, replication: 2}\nschedule: static\noutput: out\n"
+    )
 
 
 def train(folder, *arguments, ranks=4, ulfm=False):
@@ -103,53 +93,11 @@ def test_a_run_leaves_a_whole_run_directory(folder):
     assert not finished.orphans
 
 
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        (["--set", "coding.replicaton=3"], "did you mean 'replication'?"),
-        (["--set", "iterations=ten"], "expected a whole number >= 1, got 'ten'"),
-        (["--set", "data.path=nowhere.npz"], "nowhere.npz"),
-        (["--set", "coding.parts=3"], "parts 3 is more than replication 2"),
-        (["--set", "problem.kind=logistic"], "logistic needs 0/1 or -1/+1"),
-        (["--set", "coding={assignment: {kind: file, path: A.npy}}"], "A.npy: the assignment has 2 columns"),
-        (["--set", "coding.replication=4"], "4"),
-        (["--set", "stragglers={kind: slow, factor: {9: 2}}"], "the workers are ranks 1..3"),
-        (["--set", "backend=cupy"], "use backend: numpy or auto"),
-        (["--set", "coding.chunks_per_worker=100"], "80 rows cannot be cut into 300 chunks"),
-    ],
-)
-def test_bad_input_is_one_line_and_exit_2(folder, arguments, expected):
-    np.save(folder / "A.npy", np.ones((4, 2), np.int8))
-    finished = train(folder, *arguments)
+def test_bad_input_is_one_line_and_exit_2(folder):
+    finished = train(folder, "--set", "coding.replicaton=3")
     assert finished.returncode == 2, finished.said
-    assert expected in one_line(finished)
+    assert "did you mean 'replication'?" in one_line(finished)
     assert not (folder / "out").exists()
-
-
-def test_wrong_data_that_a_worker_meets_is_one_line_and_exit_2(folder):
-    X = np.ones((80, 5))
-    X[57, 4] = np.nan
-    write_dense(str(folder / "data.npz"), X, np.arange(80) % 3)
-    finished = train(folder)
-    assert finished.returncode == 2, finished.said
-    assert (
-        one_line(finished) == "psgc: data.npz: row 57, column 4 of X (counted from 0) is nan, expected finite numbers"
-    )
-    assert "failed after" not in finished.stdout  # nothing was done that could be summed up
-    assert not finished.orphans
-
-
-def test_a_missing_yaml_is_one_line_and_exit_2(folder):
-    (folder / "run.yaml").unlink()
-    finished = train(folder)
-    assert finished.returncode == 2
-    assert "run.yaml: no such file" in one_line(finished)
-
-
-def test_one_rank_alone_is_told_how_to_launch(folder):
-    finished = run([sys.executable, "-m", "psgc", "train", "run.yaml"], folder)
-    assert finished.returncode == 2, finished.said
-    assert "psgc launch run.yaml -n 9" in one_line(finished)
 
 
 def test_data_that_only_a_worker_cannot_read_is_one_line_and_exit_2(folder):
@@ -157,39 +105,16 @@ def test_data_that_only_a_worker_cannot_read_is_one_line_and_exit_2(folder):
     (folder / "model.py").write_text(
         "import os\nif os.environ['OMPI_COMM_WORLD_RANK'] == '2': raise OSError('gone')\n" + MODEL
     )
-    (folder / "run.yaml").write_text(PYTHON_CONFIG.replace("HOW", "well").replace("SECONDS", "0.0"))
+    use_the_model(folder)
     finished = train(folder)
     assert finished.returncode == 2, finished.said
     assert "worker 2 on " in one_line(finished)
     assert "gone" in one_line(finished)
-
-
-def test_a_step_that_overflows_ends_the_run_with_the_parameters_before_it(folder):
-    finished = train(
-        folder,
-        "--set",
-        "problem.kind=least_squares",
-        "--set",
-        "optimizer={kind: nesterov, lr: 1.0e+39}",
-        "--set",
-        "dtype=float32",
-    )
-    assert finished.returncode == 1, finished.said
-    assert "the step of iteration 0 makes parameters NaN or infinite" in one_line(finished)
-    assert "Warning" not in finished.stderr
-    np.testing.assert_array_equal(np.load(folder / "out/params.npy"), 0)
-
-
-def test_a_model_without_a_start_is_one_line_and_exit_2(folder):
-    (folder / "run.yaml").write_text(PYTHON_CONFIG.replace("HOW", "no start").replace("SECONDS", "0.0"))
-    finished = train(folder)
-    assert finished.returncode == 2, finished.said
-    assert "initial_params() gave NaN or infinity" in one_line(finished)
-    assert not (folder / "out").exists()
+    assert not finished.orphans
 
 
 def test_workers_that_fail_together_with_much_to_say_end_in_order(folder):
-    (folder / "run.yaml").write_text(PYTHON_CONFIG.replace("HOW", "babble").replace("SECONDS", "0.001"))
+    use_the_model(folder, fails_in="every chunk", seconds=0.001)
     finished = train(folder)
     assert finished.returncode == 1, finished.said
     line = one_line(finished)
@@ -199,42 +124,22 @@ def test_workers_that_fail_together_with_much_to_say_end_in_order(folder):
     assert not finished.orphans
 
 
-def test_a_bug_of_the_model_is_one_line_with_its_place_and_nothing_about_another_start(folder):
-    (folder / "model.py").write_text(MODEL.replace("(params - 1.0)", "(parms - 1.0)"))
-    (folder / "run.yaml").write_text(PYTHON_CONFIG.replace("HOW", "well").replace("SECONDS", "0.0"))
-    finished = run([sys.executable, "-m", "psgc", "launch", "run.yaml", "-n", "4"], folder)
-    assert finished.returncode == 1, finished.said
-    assert "failed after" not in finished.stdout  # nothing was done that could be summed up
-    where = rf"model\.py:{MODEL.splitlines().index('        gradient = chunk.weight * (params - 1.0)') + 1}"
-    what = rf"worker \d on \S+, chunk \d, iteration 0: NameError: name 'parms' is not defined, {where} "
-    assert re.fullmatch(rf"psgc: failed: {what}\(traceback in out/worker-\d-error\.txt\); .*\n", finished.stderr)
-
-
-@pytest.mark.parametrize(
-    ("how", "transfer", "expected"),
-    [
-        ("nan", "per_chunk", "NaN or infinite"),
-        ("raise", "per_chunk", "the model is broken"),
-        ("raise", "combined", "the model is broken"),
-        ("shape", "combined", "shape"),
-    ],
-)
-def test_a_chunk_that_fails_on_two_workers_ends_the_run_with_the_last_good_parameters(folder, how, transfer, expected):
-    (folder / "run.yaml").write_text(PYTHON_CONFIG.replace("HOW", how).replace("SECONDS", "0.001"))
-    finished = train(folder, "--set", f"transfer={transfer}")
+def test_a_chunk_that_fails_on_two_workers_ends_the_run_with_the_last_good_parameters(folder):
+    use_the_model(folder, fails_in="chunk 3", seconds=0.001)
+    finished = train(folder, "--set", "transfer=combined")
     assert finished.returncode == 1, finished.said
     line = one_line(finished)
     failed = re.search(r"worker (\d) on \S+, chunk 3, iteration 2: .*; as before on worker (\d) on ", line)
     assert failed, line
     assert failed[1] != failed[2]
-    assert expected in line
+    assert "the model is broken" in line
     assert (folder / "out/lost.csv").read_text().splitlines()[1].startswith(f"2,{failed[2]},")  # it went on without it
     assert " lost in iteration " not in finished.stdout  # the line above says it all
     np.testing.assert_allclose(np.load(folder / "out/params.npy"), 0.75)  # after two halvings of the distance to 1
     assert summary_of(folder)["status"] == "failed"
     tracebacks = {path.name: path.read_text() for path in (folder / "out").glob("worker-*-error.txt")}
-    assert set(tracebacks) == ({f"worker-{rank}-error.txt" for rank in failed.groups()} if how == "raise" else set())
-    assert all("ValueError: the model is broken" in text for text in tracebacks.values())
+    assert set(tracebacks) == {f"worker-{rank}-error.txt" for rank in failed.groups()}
+    assert all("ValueError: the model" in text for text in tracebacks.values())
     assert not finished.orphans
 
 
@@ -242,35 +147,31 @@ def summary_of(folder):
     return json.loads((folder / "out/summary.json").read_text())
 
 
-@pytest.mark.parametrize(
-    ("kind", "transfer", "reason"),
-    [("raise", "per_chunk", "RuntimeError: a fault on purpose"), ("kill", "combined", "its process died")],
-)
-def test_the_run_goes_on_without_a_worker_that_fails_or_dies(folder, kind, transfer, reason):
-    (folder / "run.yaml").write_text(PYTHON_CONFIG.replace("HOW", "well").replace("SECONDS", "0.005"))
-    fault = f"faults.inject=[{{kind: {kind}, rank: 2, iteration: 3}}]"
-    changes = [fault, f"transfer={transfer}", "iterations=40", "optimizer.lr=0.01"]
-    settings = [part for change in changes for part in ("--set", change)]
-    finished = train(folder, *settings, ulfm=kind == "kill")
+def test_the_run_goes_on_without_a_worker_that_fails_and_one_that_dies(folder):
+    use_the_model(folder, seconds=0.005)
+    faults = "{kind: raise, rank: 2, iteration: 3}, {kind: kill, rank: 3, iteration: 9}"
+    changes = [f"faults.inject=[{faults}]", "transfer=combined", "iterations=40", "optimizer.lr=0.01"]
+    finished = train(folder, *(part for change in changes for part in ("--set", change)), ranks=6, ulfm=True)
     assert finished.returncode == 0, finished.said
     assert "psgc" not in finished.stderr, finished.said
-    (line,) = (line for line in finished.stdout.splitlines() if line.startswith("worker 2 on "))
-    assert reason in line
-    assert (folder / "out/worker-2-error.txt").exists() == (kind == "raise")
+    for worker, reason in (2, "RuntimeError: a fault on purpose"), (3, "its process died"):
+        (line,) = (line for line in finished.stdout.splitlines() if line.startswith(f"worker {worker} on "))
+        assert reason in line
+    assert [path.name for path in (folder / "out").glob("worker-*-error.txt")] == ["worker-2-error.txt"]
     np.testing.assert_allclose(np.load(folder / "out/params.npy"), 1 - 0.99**40, rtol=1e-12)  # as if nothing had been
     summary = summary_of(folder)
     assert (summary["status"], summary["iterations"]) == ("done", 40)
-    assert [event["worker"] for event in summary["lost"]] == [2]
-    assert 3 <= summary["lost"][0]["iteration"] < 40
+    assert [event["worker"] for event in summary["lost"]] == [2, 3]
+    first, second = (event["iteration"] for event in summary["lost"])
+    assert 3 <= first < 9 <= second < 40
     timeline = np.load(folder / "out/timeline.npz")
-    later = timeline["iteration"] > summary["lost"][0]["iteration"]
-    assert set(timeline["worker"][later]) == {1, 3}
+    assert set(timeline["worker"][timeline["iteration"] > second]) == {1, 4, 5}
     assert not finished.orphans
 
 
 @pytest.mark.parametrize("how", ["mpirun", "launch"])
 def test_ctrl_c_ends_every_rank_and_leaves_a_whole_run_directory(folder, how):
-    (folder / "run.yaml").write_text(PYTHON_CONFIG.replace("HOW", "well").replace("SECONDS", "0.01"))
+    use_the_model(folder, seconds=0.01)
     launch = [sys.executable, "-m", "psgc", "launch", "run.yaml", "-n", "4"]
     command = mpirun(4, ["-m", "psgc", "train", "run.yaml"]) if how == "mpirun" else launch
     with MpiRun(command, folder) as running:
@@ -294,7 +195,7 @@ def test_ctrl_c_ends_every_rank_and_leaves_a_whole_run_directory(folder, how):
 def test_ctrl_c_while_the_run_is_set_up_is_one_line(folder):
     still = "import os, time\nif os.environ['OMPI_COMM_WORLD_RANK'] == '2': open('importing', 'w'); time.sleep(20)\n"
     (folder / "model.py").write_text(still + MODEL)
-    (folder / "run.yaml").write_text(PYTHON_CONFIG.replace("HOW", "well").replace("SECONDS", "0.0"))
+    use_the_model(folder)
     with MpiRun([sys.executable, "-m", "psgc", "launch", "run.yaml", "-n", "4"], folder) as running:
         wait_until((folder / "importing").exists)
         os.kill(running.process.pid, signal.SIGINT)
@@ -305,14 +206,14 @@ def test_ctrl_c_while_the_run_is_set_up_is_one_line(folder):
 
 
 def test_idle_ranks_leave_the_cores_alone(folder):
-    (folder / "run.yaml").write_text(PYTHON_CONFIG.replace("HOW", "well").replace("SECONDS", "30"))
+    use_the_model(folder, seconds=30.0)
     with MpiRun(mpirun(9, ["-m", "psgc", "train", "run.yaml"]), folder) as running:
         wait_until(lambda: "psgc" in running.output())
         ranks = [pid for pid in running.processes() if b"train" in Path(f"/proc/{pid}/cmdline").read_bytes()]
         assert len(ranks) == 9
         time.sleep(0.5)  # everybody has the parameters and is in its first chunk, which sleeps
         before, began = [ticks(pid) for pid in ranks], time.monotonic()
-        time.sleep(4.0)  # what is measured: nine ranks with nothing to do for four seconds
+        time.sleep(2.0)  # what is measured: nine ranks with nothing to do for two seconds
         seconds = time.monotonic() - began
         shares = [(ticks(pid) - b) / os.sysconf("SC_CLK_TCK") / seconds for pid, b in zip(ranks, before, strict=True)]
     assert max(shares) < 0.05, shares

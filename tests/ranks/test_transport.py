@@ -20,9 +20,8 @@ def case(ranks, *arguments, living, code=0, env=None):
     return finished
 
 
-@pytest.mark.parametrize("victims", [[2], [1, 3]])
-def test_a_death_is_noticed_by_everybody_at_once(victims):
-    finished = case(5, "idle", *map(str, victims), living={0, 1, 2, 3, 4} - set(victims))
+def test_two_deaths_are_noticed_by_everybody_at_once():
+    finished = case(5, "idle", "1", "3", living=[0, 2, 4])
     killed = max(float(when) for when in re.findall(r"killed ([\d.]+)", finished.stdout))
     noticed = sorted(float(when) for when in re.findall(r"noticed ([\d.]+)", finished.stdout))
     assert noticed[0] - killed < 0.05, finished.said  # 6 to 15 ms on an idle machine
@@ -32,29 +31,24 @@ def test_nothing_of_the_living_is_lost_or_doubled_or_overtaken():
     case(4, "traffic", living=[0, 1, 3])
 
 
-@pytest.mark.parametrize("milliseconds", [0, 20])
-def test_a_sender_that_dies_in_the_middle_of_large_vectors_takes_no_buffer_with_it(milliseconds):
-    case(4, "sending", str(milliseconds), living=[0, 1, 3])
+def test_senders_that_die_in_the_middle_of_large_vectors_take_no_buffer_with_them():
+    case(5, "sending", living=[0, 1, 4])
 
 
 def test_a_receiver_that_dies_in_the_middle_of_large_vectors_holds_nobody_up():
     case(4, "receiving", living=[0, 1, 3])
 
 
-def test_vectors_of_iterations_long_past_are_told_apart():
-    case(2, "late", living=[0, 1])
-
-
 def test_without_the_server_everybody_goes():
     assert case(4, "server_dies", living=[1, 2, 3]).seconds < 10
 
 
-@pytest.mark.parametrize(("when", "victim"), [("broadcast", 0), ("gather", 3), ("late", 1)])
+@pytest.mark.parametrize(("when", "victim"), [("broadcast", 0), ("late", 1)])
 def test_a_death_while_setting_up_is_the_same_error_everywhere(when, victim):
     case(5, "setup", when, str(victim), living={0, 1, 2, 3, 4} - {victim}, code=1 if victim else 0)
 
 
-@pytest.mark.parametrize(("how", "victim"), [("leaves", 2), ("leaves", 0), ("stops", 2), ("stops", 0), ("thinks", 2)])
+@pytest.mark.parametrize(("how", "victim"), [("leaves", 2), ("stops", 2), ("stops", 0), ("thinks", 2)])
 def test_a_rank_that_does_not_come_ends_the_run_while_setting_up(how, victim):
     finished = case(4, "missing", how, str(victim), living={0, 1, 2, 3} - {victim}, code=None)
     assert (finished.returncode != 0) or victim == 0, finished.said  # without rank 0 it is for `psgc launch` to tell

@@ -20,19 +20,6 @@ coding: {chunks_per_worker: 2, replication: 3}
 stragglers: {kind: slow, seconds: {all: 0.02}}
 output: OUT
 """
-RANDOM = '''
-import numpy as np
-
-class Model:
-    """A gradient that uses randomness of its own."""
-    dim = 4
-
-    def initial_params(self):
-        return np.zeros(4)
-
-    def gradient(self, params, chunk, rng):
-        return params - 1.0 + 1e-6 * np.random.default_rng().standard_normal(4)
-'''
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +28,6 @@ def folder(tmp_path_factory):
     rng = np.random.default_rng(0)
     write_dense(str(folder / "data.npz"), rng.random((80, 5)), np.arange(80.0) % 3)
     (folder / "run.yaml").write_text(CONFIG)
-    (folder / "model.py").write_text(RANDOM)
     return folder
 
 
@@ -95,27 +81,3 @@ def test_with_combined_chunks_that_are_checked_travel_and_the_result_is_the_same
     np.testing.assert_allclose(params, healthy, rtol=1e-12, atol=1e-12)
     assert summary["wrong"] == {"2": 1}
     assert [event["event"] for event in events] == ["wrong"]
-
-
-def one_line(finished):
-    assert "Traceback" not in finished.said
-    (line,) = (line for line in finished.stderr.splitlines() if line.startswith("psgc"))
-    return line
-
-
-def test_a_gradient_that_is_not_deterministic_ends_the_run_with_one_line(folder):
-    finished = train(folder, "random", "problem={python: 'model:Model'}", "data=", "verify={every: 1}", "trial=false")
-    assert finished.returncode == 1, finished.said
-    text = r"chunk \d, iteration 0: workers \d, \d, \d, \d have done it, no 2 copies agree, and nobody is left to ask: "
-    assert re.search(text + "the gradient is not deterministic, verify.tolerance is too small, or", one_line(finished))
-    assert not finished.orphans
-
-
-def test_an_assignment_without_a_copy_to_spare_is_one_line_and_exit_2(folder):
-    assignment = np.ones((8, 4), np.int8)
-    assignment[5, 1:] = 0
-    np.save(folder / "A.npy", assignment)
-    finished = train(folder, "file", "coding={assignment: {kind: file, path: A.npy}}", "verify={every: 1}")
-    assert finished.returncode == 2, finished.said
-    assert "verify: A.npy: chunk 5 is held by 1 worker; to check it with parts 1 takes 2" in one_line(finished)
-    assert not (folder / "file").exists()

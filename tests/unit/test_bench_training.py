@@ -60,17 +60,3 @@ def test_every_scenario_has_the_same_problem_and_a_killed_worker_dies_half_way(t
     for settings in found.values():
         del settings["stragglers"]
     assert len({str(settings) for settings in found.values()}) == 1
-
-
-def test_the_report_says_what_ran_and_what_it_cost_beside_the_chunks(monkeypatch):
-    monkeypatch.setattr(bench_training, "machine", lambda: "2 cores")
-    monkeypatch.setattr(sys, "argv", ["scripts/bench_training.py", "--factor", "5"])
-    options = SimpleNamespace(chunks=8, chunk_ms=10.0, iterations=40, config="run.yaml")
-    rows = [Row(NONE_SLOW, program, 0.0812, loss=0.5) for program in bench_training.PROGRAMS]
-    text = bench_training.report(options, rows)
-    assert (
-        "40 iterations of run.yaml; 2 cores:\n\n    python scripts/bench_training.py --factor 5\n\n| workers |" in text
-    )
-    assert text.count("| 81.2 ms | 1.00 |") == len(rows)
-    assert "Above the 80 ms" in text
-    assert "`Allreduce` loop 1.2 ms, `uncoded` 1.2 ms, `static` 1.2 ms" in text

@@ -59,9 +59,3 @@ def test_every_worker_iteration_and_seed_has_a_draw_of_its_own_that_is_the_same_
     assert len({value for values in draws.values() for value in values}) == 2 * 3 * 20
     attempt = Emulation("exponential", 2, 1, seconds={"all": 1.0})
     assert [attempt.extra(7, 0.0), attempt.extra(7, 0.0)] == [draws[1, 2][7]] * 2
-
-
-@pytest.mark.parametrize("kind", ["none", "slow", "exponential"])
-def test_without_an_amount_nothing_is_stretched(kind):
-    assert not extras(kind, 1, 10).any()
-    assert not extras(kind, 1, 10, factor={2: 10.0}).any()

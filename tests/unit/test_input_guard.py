@@ -65,15 +65,6 @@ def test_what_is_written_to_is_named(make, place, name):
         InputGuard(evaluate, Backend())(np.ones(3), make(), RNG)
 
 
-def test_rows_that_change_places_are_noticed():
-    def evaluate(params, chunk, rng):
-        chunk.X[:] = chunk.X[::-1].copy()
-        return 0.0, params.copy()
-
-    with pytest.raises(ModelError, match=r"chunk\.X"):
-        InputGuard(evaluate, Backend())(np.ones(3), dense(), RNG)
-
-
 class Clock:
     """A second for each look at it while a checksum is formed, and so many for a gradient."""
 

@@ -19,13 +19,14 @@ from psgc.workers.state import WorkerState
 LIMIT = 20.0  # seconds until a thread counts as stuck
 COMBINED = pytest.mark.parametrize("combined", [True, False], ids=["combined", "per_chunk"])
 PARAMS = np.array([1.0, 2.0, 3.0])
+ONE_PART = np.ones((2, 1))
 STAMP = stamp_length("float64")  # room at the end of every message
 
 
 class Worker:
-    def __init__(self, queue, combined, parts=1):
+    def __init__(self, queue, combined, coding_matrix=ONE_PART):
         self.state = WorkerState(1, queue, 5, combined)
-        self.encoder = Encoder(Backend(), np.ones((2, parts)), 3, "float64")
+        self.encoder = Encoder(Backend(), coding_matrix, 3, "float64")
         self.encoder.begin(lambda _: False)
         self.woken = 0
         self.mailbox = Mailbox(self.state, self.encoder, self.wake)
@@ -102,13 +103,6 @@ def test_discard_and_collect_free_what_is_held():
     assert worker.encoder.deliver(1)[:-STAMP].tolist() == [1, 1, 1]
 
 
-def test_collect_of_an_older_iteration_delivers_nothing():
-    worker = Worker([2], combined=True)
-    worker.mailbox.begin(1, PARAMS)
-    assert not worker.mailbox.collect(0)
-    assert worker.compute()[0].chunk == 2
-
-
 def test_a_new_iteration_frees_what_the_old_one_held():
     worker = Worker([2, 0], combined=True)
     _, gradient = worker.compute()
@@ -120,7 +114,7 @@ def test_a_new_iteration_frees_what_the_old_one_held():
     assert worker.encoder.deliver(1)[:-STAMP].tolist() == [3, 3, 3]
 
 
-def test_a_invalidated_chunk_is_freed_and_may_be_done_in_another_role():
+def test_an_invalidated_chunk_is_freed_and_may_be_done_in_another_role():
     worker = Worker([2, 0], combined=True)
     _, first = worker.compute()
     worker.mailbox.tell("invalidate", 0, 2, 1)
@@ -137,20 +131,11 @@ def test_a_invalidated_chunk_is_freed_and_may_be_done_in_another_role():
 
 
 def test_per_chunk_codes_a_reassigned_chunk_in_its_role():
-    worker = Worker([2, 1], combined=False, parts=3)
+    worker = Worker([2, 1], combined=False, coding_matrix=np.array([[1.0] * 3, [5.0] * 3]))
     worker.mailbox.tell("reassign", 0, 2, 2)
-    worker.encoder._coding_matrix[1] = 5
     worker.compute()
     worker.compute()
     assert [message.vector[0] for message in worker.mailbox.outgoing()] == [45.0, 6.0]
-
-
-def test_the_default_queue_is_done_in_every_iteration():
-    worker = Worker([2], combined=True)
-    worker.mailbox.tell("default_queue", 0, [1, 2])
-    assert worker.compute()[0].chunk == 1
-    worker.mailbox.begin(1, PARAMS)
-    assert [worker.compute()[0].chunk for _ in range(2)] == [1, 2]
 
 
 @COMBINED
@@ -176,7 +161,7 @@ def test_it_can_be_asked_which_chunk_the_compute_thread_is_in_and_for_how_long(c
 
 
 def test_per_chunk_sends_the_coded_gradient_with_the_tail_of_its_report_and_keeps_nothing():
-    worker = Worker([2], combined=False, parts=3)
+    worker = Worker([2], combined=False, coding_matrix=np.ones((2, 3)))
     work, gradient = worker.compute()
     (message,) = worker.mailbox.outgoing()
     assert isinstance(message, CodedGradient)
@@ -228,6 +213,20 @@ def test_what_comes_for_a_failed_chunk_before_the_run_ends_changes_nothing(combi
     worker.compute()
     if combined:
         assert worker.mailbox.collect(0)
+
+
+def test_a_chunk_of_the_trial_keeps_the_thread_busy_until_it_is_told():
+    worker = Worker([0], combined=True)
+    work, _ = worker.compute()
+    assert not worker.mailbox.busy
+    worker.mailbox.trying(3)
+    assert worker.mailbox.busy
+    assert worker.mailbox.running()[0] == 3
+    worker.mailbox.tried(0, 3, (0.0, 0.0, 0.0))
+    assert not worker.mailbox.busy
+    assert worker.mailbox.running()[0] == -1
+    worker.mailbox.broken(work, "it writes to params")
+    assert worker.mailbox.outgoing()[-1] == Failure(0, 0, "it writes to params", everywhere=True)
 
 
 @COMBINED
@@ -343,16 +342,3 @@ def test_two_threads_at_full_speed_lose_nothing_and_mix_nothing(combined):
     mailbox.stop()
     assert answer() == messages + len(list(heard()))
     assert not mixed
-
-
-def test_a_checked_chunk_goes_with_its_report_also_with_combined():
-    worker = Worker([0, 1], combined=True)
-    worker.state = worker.mailbox._state = WorkerState(1, [0, 1], 5, True, every=2)
-    worker.mailbox.begin(0, PARAMS)
-    for _ in range(2):
-        worker.compute()
-    coded, reported = worker.mailbox.outgoing()
-    assert (coded.iteration, coded.chunk) == (0, 0)
-    assert coded.vector[:-STAMP].tolist() == [1, 1, 1, 0.5, 0.25, 7]
-    assert (reported["kind"][0], reported["chunk"][0]) == (Kind.REPORT, 1)
-    assert worker.state.held == {1}

@@ -61,10 +61,3 @@ def test_memory_that_others_may_reach_is_not(function):
 
 
 MODEL = Model(np.zeros(4))
-
-
-def test_what_the_function_returns_comes_back():
-    gradient = np.ones(3)
-    loss, same, _ = call(lambda: (0.5, gradient))
-    assert loss == 0.5
-    assert same is gradient

@@ -18,6 +18,7 @@ from psgc.errors import UserError
 from psgc.messages import Kind
 from psgc.plan import make_plan
 from psgc.server.checkpoint import load_newest
+from psgc.training.claim import Claim
 from psgc.training.ending import Ending
 from psgc.training.prepare import prepare
 from psgc.training.server_side import serve
@@ -93,6 +94,36 @@ def test_a_resumed_run_goes_on_with_the_state_of_its_optimizer():
     assert newest().params.tolist() == whole.tolist()
 
 
+def test_a_resume_that_finds_the_run_done_or_another_run_changes_nothing(capsys):
+    assert train(chunks_of(0, (1, 2), {1: 0.1, 2: 0.1}), "iterations=1") == 0
+
+    def files():
+        return {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()}
+
+    before = files()
+    assert train(iter([]), "iterations=1", resuming=True) == 0
+    assert "nothing to do: out has done 1 iterations" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"^seed: 1 does not match the checkpoint of iteration 1 in out"):
+        train(iter([]), "seed=1", resuming=True)
+    claim = Claim(Path("out"))
+    with pytest.raises(UserError, match=r"^output: out: another run uses it"):
+        train(iter([]))
+    claim.release()
+    assert files() == before
+
+
+def test_a_run_that_was_stopped_after_its_last_step_is_done_when_it_goes_on():
+    def stopped():
+        yield from chunks_of(0, (1,), {1: 0.1})
+        stopped_by.append(signal.SIGTERM)
+        yield []
+
+    stopped_by = []
+    assert train(stopped(), stopped_by=stopped_by) == 143
+    assert train(iter([]), f"iterations={newest().iteration}", resuming=True) == 0
+    assert summary()["status"] == "done"
+
+
 def test_the_chunks_that_auto_chooses_are_said_and_stay_after_a_resume(capsys, monkeypatch):
     auto = "coding.chunks_per_worker=auto"
     monkeypatch.setattr("psgc.training.prepare.seconds_of_share", lambda *_: 0.0085)
@@ -142,6 +173,13 @@ def test_a_loss_that_is_not_finite_ends_the_run_in_its_iteration(capsys):
     assert losses == ["4", "2", "inf"]
     assert not list(Path("out/checkpoints").glob("00000002-*"))  # it would only fail again
     assert np.isfinite(np.load("out/params.npy")).all()
+
+
+def test_a_step_that_overflows_ends_the_run_with_the_parameters_before_it(capsys):
+    steep = chunks_of(0, (1,), {1: 0.1}, gradient=1e300)
+    assert train(steep, "optimizer={kind: nesterov, lr: 1.0e+30}") == 1
+    assert "the step of iteration 0 makes parameters NaN or infinite" in capsys.readouterr().err
+    assert np.load("out/params.npy").tolist() == [0.0] * (FEATURES + 1)
 
 
 def test_a_held_out_loss_that_is_not_finite_is_no_success(capsys, monkeypatch):

@@ -210,17 +210,6 @@ def test_a_chunk_that_takes_very_long_is_told_with_its_line_at_once_and_after_tw
     assert [before for *_, before in texts] == [place for place, (kind, _) in enumerate(told) if kind == Kind.STUCK]
 
 
-def test_the_reason_of_a_failure_is_sent_before_the_failure():
-    worker = Worker(1)
-    worker.begin(0)
-    texts = []
-    worker.transport.send_text = lambda dest, text: texts.append((text, len(worker.transport.sent)))
-    worker.mailbox.failed(worker.mailbox.take(), "it raised")
-    worker.turn()
-    assert texts == [("it raised", 0)]
-    assert worker.transport.sent == [(0, ["FAILED"])]
-
-
 def test_orders_behind_the_queue_that_parameters_wait_for_are_of_their_iteration():
     worker = Worker(2)
     worker.begin(0, default_queues=1)

@@ -43,15 +43,6 @@ def rest(state):
     return chunks
 
 
-@COMBINED
-def test_the_default_queue_again_in_every_iteration(combined):
-    state = worker([3, 1, 2], combined)
-    for iteration in (0, 1, 7):
-        state.begin(iteration)
-        assert [do_next(state), do_next(state)] == [3, 1]
-    assert rest(state) == [2]
-
-
 def test_a_done_chunk_is_held_until_it_is_committed_or_discarded():
     state = begun([3, 1, 2])
     assert [do_next(state) for _ in range(3)] == [3, 1, 2]
@@ -62,61 +53,6 @@ def test_a_done_chunk_is_held_until_it_is_committed_or_discarded():
     state.discard(0, 3)  # heard again
     assert state.collect(0)
     assert state.held == set()
-
-
-def test_per_chunk_holds_nothing():
-    state = begun([3, 1], combined=False)
-    do_next(state)
-    assert state.held == set()
-    state.discard(0, 3)
-
-
-def test_a_discarded_chunk_is_dropped_from_the_queue():
-    state = begun([3, 1, 2])
-    state.discard(0, 1)
-    state.discard(0, 1)
-    assert rest(state) == [3, 2]
-
-
-@COMBINED
-def test_a_chunk_discarded_while_it_runs_is_abandoned_and_only_that_one(combined):
-    state = begun([3, 1], combined)
-    state.take()
-    state.discard(0, 3)
-    assert state.finished(0, 3) == Done(False, 0)
-    assert state.held == set()
-    assert do_next(state) == 1
-
-
-@COMBINED
-def test_a_chunk_of_an_older_iteration_is_abandoned_and_only_that_one(combined):
-    state = begun([3, 1], combined)
-    state.take()
-    state.begin(1)
-    state.discard(1, 1)
-    assert state.finished(0, 3) == Done(False, 0)
-    assert state.held == set()
-    assert rest(state) == [3]
-
-
-def test_collect_ends_the_work():
-    state = begun([3, 1, 2])
-    do_next(state)
-    state.take()
-    assert state.collect(0)
-    assert state.finished(0, 1) == Done(False, 0)
-    assert state.take() is None
-    state.begin(1)
-    assert rest(state) == [3, 1, 2]
-
-
-def test_a_new_queue_leaves_out_what_is_done_or_running():
-    state = begun([0, 1, 2, 3, 4])
-    assert do_next(state) == 0
-    assert state.take() == 1
-    state.queue(0, [4, 1, 2, 0, 4])
-    assert state.finished(0, 1) == Done(True, 0)
-    assert rest(state) == [4, 2]
 
 
 def test_queues_and_discards_that_arrive_before_their_iteration_wait_for_it_in_order():
@@ -134,27 +70,6 @@ def test_queues_and_discards_that_arrive_before_their_iteration_wait_for_it_in_o
     assert rest(state) == [3, 1]
     state.begin(3)
     assert snapshot(state) == snapshot(begun([0, 1, 2, 3], iteration=3))
-
-
-@COMBINED
-def test_events_of_an_older_iteration_change_nothing(combined):
-    state = begun([0, 1, 2], combined, iteration=3)
-    do_next(state)
-    state.take()
-    before = snapshot(state)
-    state.discard(2, 0)
-    state.discard(2, 1)
-    state.discard(2, 2)
-    assert state.commit(2, 0) is None
-    state.queue(2, [2])
-    state.default_queue(2, [2])
-    state.next(2, 1)
-    state.skip(2, 2)
-    state.reassign(2, 2, 3)
-    state.invalidate(2, 0, 1)
-    if combined:
-        assert not state.collect(2)
-    assert snapshot(state) == before
 
 
 def test_what_no_correct_server_sends_is_refused_and_changes_nothing():
@@ -191,17 +106,6 @@ def test_what_no_correct_server_sends_is_refused_and_changes_nothing():
         state.commit(3, 1)
 
 
-def test_per_chunk_has_nothing_to_commit_or_collect():
-    state = begun([0], combined=False)
-    do_next(state)
-    for do in (lambda: state.collect(0), lambda: state.commit(0, 0)):
-        with refused(state):
-            do()
-
-
-# rule 7: invalidated chunks
-
-
 @COMBINED
 def test_an_invalidated_chunk_is_done_again_when_it_is_asked_for_and_says_so(combined):
     state = begun([3, 1], combined)
@@ -218,71 +122,6 @@ def test_an_invalidated_chunk_is_done_again_when_it_is_asked_for_and_says_so(com
     assert state.held == ({1, 3} if combined else set())
 
 
-def test_a_copy_from_before_an_invalidation_cannot_be_committed_and_one_from_after_it_can():
-    state = begun([3])
-    do_next(state)
-    state.commit(0, 3)
-    state.invalidate(0, 3, 1)  # encoded long ago: nothing to free
-    with refused(state):
-        state.commit(0, 3)
-    state.next(0, 3)
-    do_next(state, attempt=1)
-    assert state.commit(0, 3) == gradient(3)
-
-
-@pytest.mark.parametrize("before", ["nothing", "discard", "collect"])
-def test_a_chunk_invalidated_while_it_runs_counts_when_it_is_done(before):
-    state = begun([3, 1])
-    state.take()
-    if before == "discard":
-        state.discard(0, 3)
-    elif before == "collect":
-        state.collect(0)
-    state.invalidate(0, 3, 1)
-    assert state.finished(0, 3) == Done(True, 1)
-    assert state.held == {3}
-
-
-def test_invalidations_end_with_their_iteration():
-    state = begun([3])
-    state.take()
-    state.invalidate(0, 3, 1)
-    state.begin(1)
-    assert state.finished(0, 3) == Done(False, 0)
-    assert do_next(state, attempt=0) == 3
-    state.begin(2)
-    state.invalidate(1, 3, 1)
-    assert do_next(state, attempt=0) == 3
-
-
-# rule 8: what holds for later iterations, too
-
-
-def test_the_default_queue_is_for_this_iteration_and_all_later_ones():
-    state = begun([0, 1, 2])
-    assert do_next(state) == 0
-    state.default_queue(0, [2, 0, 3])
-    assert rest(state) == [2, 3]
-    state.begin(1)
-    assert rest(state) == [2, 0, 3]
-    state.default_queue(1, [])
-    assert rest(state) == []
-    state.begin(2)
-    assert rest(state) == []
-
-
-def test_default_queues_and_roles_that_arrive_early_hold_from_their_iteration_on():
-    state = begun([0, 1])
-    state.reassign(1, 4, 3)
-    state.default_queue(1, [4, 1])
-    state.queue(1, [1])
-    assert (rest(state), state.role(4)) == ([0, 1], RANK)
-    state.begin(1)
-    assert (rest(state), state.role(4)) == ([1], 3)
-    state.begin(2)
-    assert (rest(state), state.role(4)) == ([4, 1], 3)
-
-
 def test_default_queues_and_roles_of_a_missed_iteration_hold_and_its_other_orders_do_not():
     state = begun([0, 1])
     state.reassign(1, 4, 3)
@@ -297,28 +136,6 @@ def test_default_queues_and_roles_of_a_missed_iteration_hold_and_its_other_order
     assert [do_next(state, attempt=0) for _ in range(3)] == [4, 1, 2]
     state.begin(5)
     assert rest(state) == [5]
-
-
-def test_next_comes_before_all_others_unless_it_is_done_or_running():
-    state = begun([0, 1, 2, 3])
-    do_next(state)
-    state.take()
-    for chunk in (3, 1, 0, 5):
-        state.next(0, chunk)
-    state.finished(0, 1)
-    assert rest(state) == [5, 3, 2]
-
-
-def test_work_may_go_on_after_collect_and_is_delivered_once_more():
-    state = begun([0, 1])
-    do_next(state)
-    state.commit(0, 0)
-    assert state.collect(0)
-    state.reassign(0, 4, 3)
-    state.next(0, 4)
-    assert do_next(state) == 4
-    assert state.commit(0, 4) == gradient(4)
-    assert state.collect(0)
 
 
 class Model:
@@ -478,9 +295,6 @@ def test_any_sequence_of_events_goes_by_the_rules(default_queue, combined, event
         assert [state.role(c) for c in range(4)] == [model.roles.get(c, RANK) for c in range(4)]
 
 
-# what is checked
-
-
 def test_a_checked_chunk_travels_with_its_report_and_is_not_held():
     state = WorkerState(1, [0, 1, 2, 3], 4, combined=True, every=2)
     for iteration, held in [(0, {1, 3}), (1, {0, 2})]:
@@ -489,19 +303,3 @@ def test_a_checked_chunk_travels_with_its_report_and_is_not_held():
             assert state.finished(iteration, chunk) == Done(True, 0)
             assert state.travels(iteration, chunk) == (chunk not in held)
         assert state.held == held
-
-
-def test_who_was_told_that_a_chunk_is_recovered_does_it_when_it_is_told_to_do_it_next():
-    """It was taken back: in the queue, in work, or dropped before."""
-    for so_far in ("queued", "running", "dropped"):
-        state = WorkerState(1, [0, 1], 2, combined=False)
-        state.begin(0)
-        if so_far != "queued":
-            state.take()
-        state.discard(0, 0)
-        if so_far == "dropped":
-            assert state.finished(0, 0) == Done(False, 0)
-        state.next(0, 0)
-        if so_far != "running":
-            assert state.take() == 0
-        assert state.finished(0, 0) == Done(True, 0)
