@@ -139,6 +139,9 @@ class Coding(Section):
         return self.chunks_per_worker
 
 
+Step = Literal["begin", "gradient", "before_report", "after_report", "after_commit", "sending"]
+
+
 class Injection(Section):
     """A fault to inject into a rank, once, at a step of the protocol."""
 
@@ -147,7 +150,7 @@ class Injection(Section):
     )
     rank: Natural = Field(description="a rank, 0 for the server")
     iteration: Natural = Field(description="a whole number >= 0")
-    step: Literal["begin", "gradient", "before_report", "after_report", "after_commit", "sending"] = "gradient"
+    step: Step = "gradient"
     # stop: until SIGCONT, None for never; hold: how long
     seconds: Annotated[Positive | None, UsedBy(["stop", "hold"])] = None
 

@@ -7,12 +7,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-Step = Literal["begin", "gradient", "before_report", "after_report", "after_commit", "sending"]
+from psgc.config import Injection, Step
 
 # Continues the process that started it, unless that has ended meanwhile; a stopped process cannot wake itself.
 _WAKE = """
@@ -25,26 +24,18 @@ if os.getppid() == pid:
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """What happens, once: kill (SIGKILL), stop (SIGSTOP, for `seconds` or for ever), exit (os._exit(3)), raise (in the
-    gradient), hang (the gradient does not return), hold (the gradient keeps the interpreter lock for `seconds`), flip
-    (a bit of the next coded gradient that is sent)."""
-
-    kind: Literal["kill", "stop", "exit", "raise", "hang", "hold", "flip"]
-    iteration: int
-    step: Step
-    seconds: float | None = None
-
-
 class Injector:
-    """The faults of this rank; asked at every step of every iteration, from whichever thread is there.
+    """The faults of this rank, each once; asked at every step of every iteration, from whichever thread is there.
+
+    kill: SIGKILL; stop: SIGSTOP, for `seconds` or for ever; exit: os._exit(3); raise: in the gradient; hang: the
+    gradient does not return; hold: it keeps the interpreter lock for `seconds`; flip: a bit of the next coded gradient
+    that is sent.
 
     A fault whose step does not come in its iteration (a worker may have nothing committed, or miss an iteration)
     happens at that step of a later one.
     """
 
-    def __init__(self, faults: Iterable[Fault] = ()) -> None:
+    def __init__(self, faults: Iterable[Injection] = ()) -> None:
         self._faults = list(faults)
 
     def at(self, step: Step, iteration: int) -> None:
@@ -67,7 +58,7 @@ class Injector:
                 return
 
 
-def _happen(fault: Fault) -> None:
+def _happen(fault: Injection) -> None:
     match fault.kind:
         case "kill":
             os.kill(os.getpid(), signal.SIGKILL)

@@ -19,7 +19,7 @@ from psgc.paths import expanded
 from psgc.plan import Plan
 from psgc.problems import EVALUATION_ROWS, Problem, check_labels, load_python, make_problem
 from psgc.simulation import speeds
-from psgc.workers.injection import Fault, Injector
+from psgc.workers.injection import Injector
 
 PREPARING = "reading data and building the problem"  # what a rank does while others wait for it
 SAMPLED = 1000  # rows that identify a data set
@@ -111,8 +111,7 @@ def emulated_seconds(config: Config, num_workers: int) -> np.ndarray | None:
 
 def make_injector(config: Config, rank: int) -> Injector:
     """Injects the faults of `faults.inject` for this rank."""
-    faults = [fault for fault in config.faults.inject if fault.rank == rank]
-    return Injector(Fault(fault.kind, fault.iteration, fault.step, fault.seconds) for fault in faults)
+    return Injector(fault for fault in config.faults.inject if fault.rank == rank)
 
 
 def tried_chunks(config: Config, plan: Plan) -> dict[int, int]:

@@ -9,13 +9,14 @@ import pytest
 
 from psgc.backend import Backend
 from psgc.coding.sketch import sketch
+from psgc.config import Injection
 from psgc.data import ChunkSource, Dataset
 from psgc.errors import ModelError
 from psgc.workers import compute
 from psgc.workers.compute import NO_TRIAL, ComputeThread, Trial, rng_of
 from psgc.workers.emulation import Emulation
 from psgc.workers.encoder import Encoder
-from psgc.workers.injection import Fault, Injector
+from psgc.workers.injection import Injector
 from psgc.workers.mailbox import Mailbox, Work
 from psgc.workers.state import WorkerState
 from tests.simulation.network import Clock
@@ -374,7 +375,7 @@ def test_a_fault_on_purpose_happens_at_its_step_of_its_iteration_and_once(run, s
         return mean_row(params, chunk, rng)
 
     pairs = [(0, 2), (1, 2), (1, 0)]
-    mailbox = run(evaluate, pairs, faults=[Fault("raise", 1, step)])
+    mailbox = run(evaluate, pairs, faults=[Injection.model_construct(kind="raise", iteration=1, step=step)])
     assert list(mailbox.failures) == [(1, 2)]
     assert mailbox.failures[1, 2].startswith("RuntimeError: a fault on purpose (faults.inject)\n")
     assert list(mailbox.results) == [(0, 2), (1, 0)]

@@ -10,17 +10,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from psgc.workers.injection import Fault, Injector
+from psgc.config import Injection
+from psgc.workers.injection import Injector
 
 LIMIT = 30.0  # seconds until a victim counts as stuck
 VICTIM = """
 import sys, threading, time
-from psgc.workers.injection import Fault, Injector
-injector = Injector([Fault({fault})])
+from tests.unit.test_injection import fault
+from psgc.workers.injection import Injector
+injector = Injector([fault({fault})])
 began = time.monotonic()
 {code}
 print(f"after {{time.monotonic() - began:.3f}}", flush=True)
 """
+
+
+def fault(kind, iteration, step, seconds=None):
+    """Also what the settings refuse, as an exception elsewhere than in the gradient."""
+    return Injection.model_construct(kind=kind, iteration=iteration, step=step, seconds=seconds)
 
 
 class Victim:
@@ -135,7 +142,7 @@ print(thread.is_alive())
 
 
 def test_a_fault_happens_once_at_its_step_of_its_iteration():
-    injector = Injector([Fault("raise", 3, "gradient"), Fault("raise", 4, "begin")])
+    injector = Injector([fault("raise", 3, "gradient"), fault("raise", 4, "begin")])
     for step, iteration in [("begin", 3), ("gradient", 2), ("sending", 3)]:
         injector.at(step, iteration)
     for step, iteration in [("gradient", 3), ("begin", 4)]:
@@ -145,7 +152,7 @@ def test_a_fault_happens_once_at_its_step_of_its_iteration():
 
 
 def test_a_step_that_does_not_come_in_its_iteration_is_waited_for():
-    injector = Injector([Fault("raise", 3, "after_commit")])
+    injector = Injector([fault("raise", 3, "after_commit")])
     with pytest.raises(RuntimeError):
         injector.at("after_commit", 5)
     injector.at("after_commit", 6)
@@ -153,7 +160,7 @@ def test_a_step_that_does_not_come_in_its_iteration_is_waited_for():
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 def test_flip_doubles_or_halves_the_largest_entry_of_one_gradient_each(dtype):
-    injector = Injector([Fault("flip", 3, "sending"), Fault("flip", 3, "sending")])
+    injector = Injector([fault("flip", 3, "sending"), fault("flip", 3, "sending")])
     injector.at("sending", 3)  # which is no flip's business
     before = np.array([1.0, -9.5, 2.0], dtype)
     for iteration, flipped in [(2, False), (3, True), (4, True), (5, False)]:
@@ -165,6 +172,6 @@ def test_flip_doubles_or_halves_the_largest_entry_of_one_gradient_each(dtype):
 
 def test_a_flipped_zero_is_not_zero():
     coded = np.zeros(3)
-    Injector([Fault("flip", 0, "sending")]).flip(coded, 0)
+    Injector([fault("flip", 0, "sending")]).flip(coded, 0)
     assert np.count_nonzero(coded) == 1
     assert np.isfinite(coded).all()
