@@ -19,31 +19,6 @@ from tests.simulation.network import Clock
 from tests.unit.scripted import Transport
 
 
-@pytest.fixture
-def loop():
-    """Of a worker that rests, and says by itself that it is alive every 1000 s."""
-    mailbox = SimpleNamespace(outgoing=list, running=lambda: (-1, 0.0), tell=lambda *_: None)
-    return WorkerLoop(Transport(2), mailbox, None, None, Backend(), 3, "float64", 1000.0, Injector())
-
-
-def turn(loop, messages):
-    loop._transport.arrived = [Control(0, record(Kind.SKIP, 0, 0)) for _ in range(messages)]
-    loop._poll()
-    loop._send_outbox()
-
-
-def test_who_is_told_much_and_says_nothing_says_that_it_reads(loop):
-    turn(loop, UNHEARD // 2 - 1)
-    assert loop._transport.sent == []
-    turn(loop, 1)
-    assert loop._transport.sent == [(0, ["ALIVE"])]
-    turn(loop, UNHEARD // 2 - 1)
-    assert loop._transport.sent == [(0, ["ALIVE"])]
-
-
-# a worker that computes
-
-
 class Worker:
     """Worker 1 of two; the test computes its chunks."""
 
@@ -79,6 +54,28 @@ class Worker:
 
     def delivered(self):
         return {role: vector.tolist() for _, _, role, vector in self.transport.vectors}
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    for module in (worker_loop, worker_mailbox):
+        monkeypatch.setattr(module, "time", clock)
+    return clock
+
+
+def test_who_is_told_much_and_says_nothing_says_that_it_reads():
+    worker = Worker(1)
+
+    def turn(messages):
+        worker.turn(*(Control(0, record(Kind.SKIP, 0, 0)) for _ in range(messages)))
+
+    turn(UNHEARD // 2 - 1)
+    assert worker.transport.sent == []
+    turn(1)
+    assert worker.transport.sent == [(0, ["ALIVE"])]
+    turn(UNHEARD // 2 - 1)
+    assert worker.transport.sent == [(0, ["ALIVE"])]
 
 
 def test_an_accumulator_that_still_waits_behind_other_vectors_is_not_used_again():
@@ -173,10 +170,7 @@ def test_two_vectors_are_on_their_way_at_most():
     assert [what for _, _, what, _ in worker.transport.vectors] == [0, 1, 2]
 
 
-def test_who_computes_says_in_which_chunk_it_is_and_for_how_long(monkeypatch):
-    clock = Clock()
-    for module in (worker_loop, worker_mailbox):
-        monkeypatch.setattr(module, "time", clock)
+def test_who_computes_says_in_which_chunk_it_is_and_for_how_long(clock):
     worker = Worker(2, silence=5.0)
     worker.begin(0)
     worker.mailbox.take()
@@ -190,10 +184,7 @@ def test_who_computes_says_in_which_chunk_it_is_and_for_how_long(monkeypatch):
     assert (alive["kind"], alive["chunk"], alive["seconds"]) == (Kind.ALIVE, 0, 5.5)
 
 
-def test_a_chunk_that_takes_very_long_is_told_with_its_line_at_once_and_after_twice_as_long(monkeypatch):
-    clock = Clock()
-    for module in (worker_loop, worker_mailbox):
-        monkeypatch.setattr(module, "time", clock)
+def test_a_chunk_that_takes_very_long_is_told_with_its_line_at_once_and_after_twice_as_long(clock, monkeypatch):
     monkeypatch.setattr(worker_loop, "current_line", lambda thread: f"model.py:3, thread {thread}")
     worker = Worker(2, silence=5.0, long=30.0)
     texts = []
