@@ -136,20 +136,3 @@ def test_on_a_phone_figures_are_scrolled_and_nothing_else(opened, tmp_path, work
         assert around <= NARROW
     assert seen.ask("[...document.querySelectorAll('p, td, figcaption')].every(e => e.clientWidth <= innerWidth)")
     seen.page.screenshot(path=tmp_path / f"{workers}-narrow.png", full_page=True)
-
-
-def test_text_is_text(opened):
-    """What a person searches for, selects or has read out: headings in order, sentences, tables."""
-    seen = opened(8, "light")
-    text = seen.page.inner_text("body")
-    assert "Report of the run with-8-workers" in text
-    assert "Worker 3 was slow" in text
-    assert "(schedule uncoded)" in text
-    assert "its process died" in text
-    assert seen.page.locator("h1").count() == 1
-    headings = seen.page.locator("h2").all_inner_texts()
-    assert headings[:3] == ["Convergence", "Iteration 136, worker by worker", "Every worker in every iteration"]
-    assert headings[3:] == ["Efficiency", "Lost workers", "Summary", "Settings"]
-    assert seen.page.get_by_role("table").count() == 3
-    assert seen.page.get_by_role("img").count() == 4
-    assert seen.page.get_by_role("rowheader", name="coding.parts").count() == 1

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shutil
 
 import numpy as np
@@ -202,13 +201,6 @@ def test_damage_is_one_line(run, name, content, said):
     told = refusal(run)
     assert told.startswith(f"/{name}:")
     assert said in told
-
-
-@pytest.mark.parametrize("name", ["config.yaml", "iterations.csv", "lost.csv", "timeline.npz", "summary.json"])
-def test_what_is_no_file_is_not_waited_for(run, name):
-    (run / name).unlink()
-    os.mkfifo(run / name)
-    assert re.search("cannot (be read|read it): is a pipe, not a file", refusal(run))
 
 
 def test_files_that_do_not_fit_each_other(run):

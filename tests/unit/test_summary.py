@@ -1,13 +1,11 @@
 """The summary: its numbers against a run computed by hand, and its lines for a person."""
 
-import json
-
 import numpy as np
 import pytest
 
 from psgc import __version__, coding
 from psgc.reporting.records import Recorder
-from psgc.reporting.summary import lines, summarise
+from psgc.reporting.summary import duration, lines, summarise
 from psgc.run_rows import IterationRow, Outcome
 
 SETTINGS = {"workers": 2, "chunks": 2, "schedule": "skipping", "transfer": "combined"}
@@ -40,18 +38,8 @@ def recorder(empty):
     return recorder
 
 
-def parsed(summary):
-    """The summary after a journey through strict JSON."""
-
-    def refuse(constant):
-        raise AssertionError(f"{constant} is not JSON")
-
-    return json.loads(json.dumps(summary), parse_constant=refuse)
-
-
 def test_the_numbers(recorder):
     summary = summarise(recorder, 12.5, SETTINGS, "done", "")
-    assert parsed(summary) == summary
     assert summary == {
         "version": __version__,
         "status": "done",
@@ -102,7 +90,6 @@ def test_who_was_in_the_wrong_is_counted(recorder):
     for worker in (2, 1, 2):
         recorder.wrong(worker, "n1", 1, "chunk 3: ...")
     summary = summarise(recorder, 12.5, SETTINGS, "done", "")
-    assert parsed(summary) == summary
     assert (summary["lost"], summary["wrong"]) == ([], {"1": 1, "2": 2})
     assert lines(summary)[-1] == "  wrong copies       1 of worker 1, 2 of worker 2 (lost.csv says which)"
 
@@ -112,7 +99,6 @@ def test_who_was_lost_is_said(recorder):
     recorder.returned(2, 3)
     recorder.lost(1, "n0", 4, "ValueError: " + 99 * "x")
     summary = summarise(recorder, 12.5, SETTINGS, "done", "")
-    assert parsed(summary) == summary
     assert summary["lost"][:2] == [
         {"iteration": 1, "worker": 2, "host": "n1", "event": "lost", "reason": "killed"},
         {"iteration": 3, "worker": 2, "host": "", "event": "returned", "reason": ""},
@@ -130,7 +116,6 @@ def test_who_was_lost_is_said(recorder):
 
 def test_before_the_first_iteration_there_is_little_to_say(empty):
     summary = summarise(empty, 0.25, SETTINGS, "interrupted", "asked to stop (SIGINT)")
-    assert parsed(summary) == summary
     assert (summary["iterations"], summary["work_thrown_away"], summary["bytes"]) == (0, 0.0, 0)
     for name in ("final_loss", "seconds_per_iteration", "uncoded_seconds_per_iteration", "efficiency",
                  "bound_seconds_per_iteration"):  # fmt: skip
@@ -145,7 +130,6 @@ def test_a_problem_without_a_loss_and_a_run_without_bounds(empty, monkeypatch):
     recorder.chunk(1, 1, 0, 0.0, 1.0, Outcome.USED)
     recorder.iteration(row(0, 2.0, None, 10))
     summary = summarise(recorder, 2.0, SETTINGS, "failed", "it broke")
-    assert parsed(summary) == summary
     assert (summary["reason"], summary["final_loss"], summary["efficiency"]) == ("it broke", None, None)
     text = "\n".join(lines(summary))
     assert "per iteration" in text
@@ -162,19 +146,8 @@ def test_a_loss_that_is_not_finite_is_told_as_what_it_is(recorder, loss):
     assert lines(summary)[1:3] == [f"  final loss         {loss}", f"  held-out loss      {loss}"]
 
 
-@pytest.mark.parametrize(
-    ("count", "text"),
-    [(999, "999 bytes"), (1500, "1.5 kB"), (7.2e9, "7.2 GB")],
-)
-def test_bytes_are_readable(recorder, count, text):
-    summary = summarise(recorder, 1.0, SETTINGS, "done", "") | {"bytes": int(count)}
-    assert lines(summary)[-1] == f"  bytes moved        {text} in and out of the server"
-
-
-@pytest.mark.parametrize(("seconds", "text"), [(0.00123, "1.2 ms"), (9.99, "9990.0 ms"), (12.34, "12.3 s")])
-def test_times_are_readable(recorder, seconds, text):
-    summary = summarise(recorder, 1.0, SETTINGS, "done", "") | {"seconds_per_iteration": seconds}
-    assert any(line.startswith(f"  per iteration      {text};") for line in lines(summary))
+def test_times_are_readable():
+    assert [duration(seconds) for seconds in (0.00123, 9.99, 12.34)] == ["1.2 ms", "9990.0 ms", "12.3 s"]
 
 
 def test_approximate_iterations_are_told(recorder):
