@@ -1,6 +1,7 @@
 """The figures of a report, and the same in words. Importing this needs matplotlib (`psgc.reporting.drawing`)."""
 
 from functools import partial
+from typing import Any
 
 import numpy as np
 from matplotlib.colors import LogNorm, Normalize
@@ -108,8 +109,7 @@ def _draw_heat_map(workers: int, pace: np.ndarray, first: float, last: float, th
         extent=(first - 0.5, last + 0.5, workers + 0.5, 0.5),
     )
     axes.patch.set(hatch="////", edgecolor=theme.muted, linewidth=0)
-    axes.set_xlabel("iteration")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _by_iteration(axes)
     axes.grid(visible=False)
     rows(axes, workers)
     bar = figure.colorbar(shown, label=f"{unit} for a chunk")
@@ -151,8 +151,7 @@ def _efficiency(run: RecordedRun) -> Picture:
         course(ratios, numbers[known], efficiency[known], theme.lines[0], None)
         ratios.set_ylim(0, 1.05 * max(1.0, efficiency[known].max(initial=0.0)))
         ratios.set_ylabel("efficiency T*/T")
-        ratios.set_xlabel("iteration")
-        ratios.xaxis.set_major_locator(MaxNLocator(integer=True))
+        _by_iteration(ratios)
         for panel in (times, ratios):
             for k, iteration in enumerate(lost[:MARKED]):
                 label = None if k else "a worker was lost"
@@ -168,6 +167,11 @@ def _efficiency(run: RecordedRun) -> Picture:
     if (run.iterations["error_measure"] > 0).any():
         caption += " T* is that of the exact gradient, so an approximate iteration may end before it."
     return Picture("efficiency", "Efficiency", alt, caption, draw)
+
+
+def _by_iteration(axes: Any) -> None:
+    axes.set_xlabel("iteration")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def _errors(run: RecordedRun) -> Picture:
@@ -189,8 +193,7 @@ def _errors(run: RecordedRun) -> Picture:
         if (known & some).any():
             course(axes, numbers[known], actual[known], theme.lines[1], "actual error of the gradient")
         axes.set_ylim(bottom=0)
-        axes.set_xlabel("iteration")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        _by_iteration(axes)
         axes.yaxis.set_major_formatter(PercentFormatter(1))
         figure.legend(loc="outside upper center", ncols=2)
         return figure

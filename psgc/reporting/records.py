@@ -26,15 +26,11 @@ from psgc.writing import NO_ROOM, GrowingFile, write_text, write_whole
 
 
 class Recorder:
-    """Keeps the record of a run in `directory`, which exists, and is empty unless `resume_at` is given.
+    """Keeps the record of a run in `directory`, which is empty unless `resume_at` is given. Raises UserError.
 
-    assignment: (chunks, workers), which chunks the workers hold under the schedule.
-    parts: copies that determine a chunk.
-    own_chunks: (workers,), how many chunks each worker would do if nothing were redundant.
-    iterations: of the whole run, at most.
-    resume_at: continue the record in `directory` from this iteration on; later rows are dropped.
-
-    Raises UserError when the directory cannot be written.
+    assignment: (chunks, workers), which chunks the workers hold under the schedule. parts: copies that determine a
+    chunk. own_chunks: (workers,), how many chunks each worker would do without redundancy. iterations: of the whole
+    run, at most. resume_at: continue the record from this iteration on; later rows are dropped.
     """
 
     def __init__(
@@ -159,10 +155,10 @@ class Recorder:
             self._keep("iterations.csv", lambda: write_whole(path, write))
 
     def finish(self, params: np.ndarray, summary: dict[str, Any]) -> dict[str, Any]:
-        """Write what a finished, failed or interrupted run leaves: params, timeline, summary; returns the summary.
+        """Write params, timeline and summary; returns the summary with the files that lack something (`not_whole`).
 
-        It says which files lack something (`not_whole`). The timeline makes room for the other two. A run whose
-        parameters cannot be written has failed. May be called again. Raises OSError when the summary cannot be written.
+        The timeline makes room for the other two. A run whose parameters cannot be written has failed. May be called
+        again. Raises OSError when the summary cannot be written.
         """
         self.lacks_room = False
         self._write_params(params)

@@ -17,14 +17,10 @@ from psgc.writing import make_directory, write_whole
 
 
 def report(path: str, iteration: int | None = None, output: str | None = None, tensorboard: bool = False) -> int:
-    """Write the report of the run in `path`, and print where it is. Returns 0.
+    """Write the report of the run in `path`, and print where it is. Returns 0. Raises UserError.
 
-    iteration: that of the Gantt chart, by default the slowest one.
-    output: where to write it, by default the directory `report` in `path`.
+    iteration: of the Gantt chart, by default the slowest; output: by default the directory `report` in `path`;
     tensorboard: write event files as well.
-
-    Raises UserError when `path` is no run directory or lacks the iteration, when matplotlib or TensorBoard is missing,
-    or when `output` cannot be written.
     """
     run = read_run(path)
     if iteration is not None:

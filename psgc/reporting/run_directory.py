@@ -1,7 +1,4 @@
-"""The reader of run directories, for `psgc report` and `psgc replay`.
-
-It reads those of finished runs, of killed ones, and of runs that still go on.
-"""
+"""The reader of run directories: of finished runs, of killed ones, and of runs that still go on."""
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -84,11 +81,7 @@ class RecordedRun:
 
 
 def read_run(path: str | Path) -> RecordedRun:
-    """What the run in the directory `path` has left so far.
-
-    Raises UserError, one line, when it is no run directory, when another version of psgc wrote it in another way, or
-    when a file in it is damaged.
-    """
+    """The record of the run in the directory `path`, so far. Raises UserError, also for a file of another version."""
     directory = Path(path)
     _check_directory(directory)
     iterations = _iterations(directory / "iterations.csv")

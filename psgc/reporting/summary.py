@@ -16,12 +16,9 @@ NAMED = 4  # losses and returns that the summary for a person tells
 
 
 def summarise(recorder: Recorder, seconds: float, settings: dict[str, Any], status: str, reason: str) -> dict[str, Any]:
-    """What summary.json holds; None stands for what is not known. A loss may be nan or inf.
+    """The content of summary.json; None stands for what is not known. A loss may be nan or inf.
 
-    seconds: wall time of the training.
-    settings: more that the summary shall hold.
-    status: done, failed or interrupted.
-    reason: why it failed or was interrupted.
+    seconds: wall time of the training; settings: more entries; status: done, failed or interrupted; reason: of it.
     """
     tally = recorder.tally
     bounds, took = np.array(tally.bounds), np.array(tally.seconds)

@@ -61,10 +61,7 @@ class Tally:
         self.final_loss = row.loss
 
     def iteration(self, row: IterationRow, entries: np.ndarray, pace: np.ndarray) -> None:
-        """What the timeline says of an iteration whose chunks have been counted.
-
-        entries: its chunks; pace: (workers,), the mean time of those that were done.
-        """
+        """An iteration whose chunks have been counted. entries: of these; pace: (workers,), mean time of those done."""
         mean = np.divide(self._finished_seconds, self._finished, out=self._abandoned.copy(), where=self._finished > 0)
         # the slowest worker's own chunks at its pace: that of this iteration, else its mean, else what it abandoned
         self.uncoded.append(float((self._own_chunks * np.where(np.isnan(pace), mean, pace)).max()))

@@ -1,8 +1,7 @@
 """The timeline of a run: every chunk that a worker worked on, and its outcome.
 
-While the run goes it grows in `timeline.raw`, iteration by iteration, so that a run that is killed has one as well: a
-line of JSON, then entries of 29 bytes. When the run ends, `timeline.npz` takes its place. Both are mapped to be read,
-so that no timeline has to fit into memory.
+During the run it grows in `timeline.raw`, a line of JSON and then entries of 29 bytes, so that a killed run has one as
+well. When the run ends, `timeline.npz` takes its place. Readers map both, so that no timeline has to fit into memory.
 """
 
 import errno
@@ -112,10 +111,9 @@ class TimelineWriter:
 
 
 def read_timeline(directory: Path) -> tuple[Columns | None, dict[str, int]]:
-    """The columns of the timeline in `directory`, None when it has none, and what is known of `workers` and `chunks`.
+    """The mapped columns of the timeline in `directory`, None when it has none, and `workers` and `chunks` if known.
 
-    The columns are mapped. Of timeline.raw what is before the first damaged entry counts. Raises UserError when the
-    timeline is damaged or of another version.
+    timeline.raw counts up to its first damaged entry. Raises UserError for a damaged timeline or another version.
     """
     path = directory / "timeline.raw"
     if path.exists():  # then the run has not ended, or continues an earlier one

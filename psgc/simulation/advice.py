@@ -1,6 +1,6 @@
 """Which settings to try for a recorded run, and which of them to recommend."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -25,16 +25,10 @@ class Grid:
 
 
 def choices(grid: Grid, own: Choice, workers: int, from_file: bool = False) -> list[Choice]:
-    """The combinations to try besides the run's own settings.
+    """The combinations to try besides the run's own settings. Raises UserError when the grid does not fit the run.
 
     Without redundancy all schedules are one. So `uncoded` has as much replication as parts, and the others have more,
-    unless the grid names a replication.
-
-    Args:
-        from_file: the assignment is from a file, which says replication and chunks.
-
-    Raises:
-        UserError: the grid does not go with the run.
+    unless the grid names a replication. from_file: the assignment is from a file, which fixes replication and chunks.
     """
     if from_file and (grid.replication or grid.chunks_per_worker):
         raise UserError(
@@ -68,7 +62,7 @@ def choices(grid: Grid, own: Choice, workers: int, from_file: bool = False) -> l
 
 
 def _around(chunks: int) -> list[int]:
-    """All that are fewer by halves: where messages take most of the time, one chunk can be the quickest.
+    """Twice as many, and all halves down to 1: where messages take most of the time, one chunk can be the quickest.
 
     >>> _around(8), _around(1)
     ([1, 2, 4, 8, 16], [1, 2])
@@ -77,19 +71,18 @@ def _around(chunks: int) -> list[int]:
     return [*reversed(fewer), 2 * chunks]
 
 
-def recommended(predictions: Iterable[Prediction], near: float = NEAR) -> tuple[Prediction, int]:
-    """The one to recommend, and how many are as quick as the best up to `near`.
+def recommended(predictions: Sequence[Prediction]) -> tuple[Prediction, int]:
+    """The prediction to recommend, and how many are as quick as the best up to `NEAR`.
 
     Of these it is the one whose workers hold the least data; then the one with the fewest bytes, then the quickest.
     """
-    all_of_them = list(predictions)
-    best = min(prediction.seconds for prediction in all_of_them)
-    quick = [prediction for prediction in all_of_them if prediction.seconds <= (1 + near) * best]
+    best = min(prediction.seconds for prediction in predictions)
+    quick = [prediction for prediction in predictions if prediction.seconds <= (1 + NEAR) * best]
     return min(quick, key=lambda p: (round(p.data, 9), (p.incoming or 0) + (p.outgoing or 0), p.seconds)), len(quick)
 
 
 def reason(advised: Prediction, own: Prediction, quick: int, best: float) -> str:
-    """Why `advised` is recommended to somebody whose run had the settings `own`: a sentence."""
+    """A sentence that says why `advised` is recommended for a run with the settings `own`."""
     choice = advised.choice
     settings = (
         f"schedule {choice.schedule}, {choice.chunks_per_worker} chunks per worker, replication {choice.replication}, "
@@ -112,9 +105,9 @@ def reason(advised: Prediction, own: Prediction, quick: int, best: float) -> str
 
 
 def yaml_lines(config: Config, choice: Choice, num_chunks: int, workers: int) -> str:
-    """The lines of the run's YAML file that say so.
+    """The lines of the run's YAML file for this choice. With `batch` the rows of an iteration stay as many.
 
-    num_chunks: of the recorded run. With `batch` as many rows as then are sampled in an iteration.
+    num_chunks: of the recorded run.
     """
     coding = config.coding.model_copy(update=choice.coding())
     lines: dict[str, Any] = {"coding": coding.model_dump(), "schedule": choice.schedule, "transfer": config.transfer}

@@ -27,8 +27,8 @@ Step = Callable[[str], object]
 class Row:
     """Means over the trials that recovered; None where there is none, or where it was not asked for.
 
-    mean_time, std_time, mean_bound: seconds. mean_errors: over all trials, one for each deadline. impossible: number of
-    trials that never recover. mean_computed: copies that were finished by then.
+    Times and bounds are seconds. mean_errors: over all trials, one for each deadline. impossible: trials that never
+    recover. mean_computed: copies that were finished at the recovery.
     """
 
     parts: int
@@ -44,11 +44,7 @@ class Row:
 
 @dataclass(frozen=True, eq=False)
 class Trials:
-    """All trials of a row.
-
-    times: (trials,) seconds; computed: (trials,) copies finished by then; errors: (trials, deadlines); bounds:
-    (trials,) seconds, None unless asked for.
-    """
+    """The trials of a row. times, bounds: (trials,) seconds; computed: (trials,); errors: (trials, deadlines)."""
 
     parts: int
     schedule: str
@@ -82,13 +78,9 @@ def steps(settings: Settings) -> int:
 
 
 def run(settings: Settings, step: Step = lambda what: None) -> list[Row]:
-    """Simulate.
+    """The rows of a simulation. step: called with a description after each trial that takes long.
 
-    Args:
-        step: called with a description after each trial of the parts that take long.
-
-    Raises:
-        UserError: the settings do not fit each other, or the files that they name.
+    Raises UserError when the settings do not fit each other, or the files that they name.
     """
     return [trials.row() for trials in simulate(settings, step)]
 
@@ -112,7 +104,7 @@ def simulate(settings: Settings, step: Step = lambda what: None) -> Iterator[Tri
 
 
 class _Cluster:
-    """The same workers, of speeds (trials, m), for all schedules."""
+    """One cluster for all schedules; seconds: of its workers, (trials, m)."""
 
     def __init__(
         self, settings: Settings, assignment: Any, ordering: Any, parts: int, seconds: speeds.Seconds, step: Step

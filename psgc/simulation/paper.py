@@ -5,11 +5,10 @@
 200 workers, 200 chunks, load 8, seconds per chunk Exp(1). Exact recovery: the mean time, on a clock that ticks once a
 second, over 2000 trials. Approximate recovery: the mean error at eight deadlines over 1000 trials, 7 workers failed.
 
-Two things the comparison has to respect. The published times of the cyclic assignment are those of a cluster
-without failures, those of the graph of one with 8 - l failed workers; the table says so, and gives psgc's cyclic
-times with failures as well. And the published numbers are for one random graph and one random order; psgc draws
-new ones for every hundredth or fiftieth trial, so that its means are those of the model, and counts in a standard
-error how far a single graph or order may be from that.
+The published times of the cyclic assignment are without failures, those of the graph with 8 - l failed workers. The
+table says so, and gives psgc's cyclic times with failures as well. The published numbers are for one random graph and
+one random order. psgc draws 20 of each, so that its means are those of the model, and its standard error includes how
+far a single graph or order may be from that.
 
 References: arXiv:2405.19509.
 """

@@ -23,13 +23,12 @@ SHORTEST = 1e-9  # seconds per chunk
 
 @dataclass(frozen=True)
 class Recording:
-    """Iterations in the order in which they were done, without those that have no chunk in the timeline.
+    """The iterations that have a chunk in the timeline.
 
-    seconds: (iterations, workers), per average chunk. took: (iterations,) seconds, recorded. counts: (iterations,)
-    bool, see above. exact: (iterations,) bool, whether all chunks were recovered. here: (iterations, workers) bool,
-    whether a worker took part. pause: seconds between two chunks of a worker. spent, used: (iterations,) seconds of
-    computing, and of these for copies in the gradient. assumed: share of `seconds` that was not seen. never_finished:
-    ranks.
+    seconds: (iterations, workers), per average chunk. took: (iterations,) seconds. counts: (iterations,) bool, see
+    above. exact: (iterations,) bool, whether all chunks were recovered. here: (iterations, workers) bool, whether the
+    worker took part. pause: seconds between two chunks of a worker. spent, used: (iterations,) seconds of computing,
+    and the part of it for copies in the gradient. assumed: share of `seconds` that was not seen. never_finished: ranks.
     """
 
     seconds: np.ndarray

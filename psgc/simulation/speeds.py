@@ -18,17 +18,14 @@ Seed: TypeAlias = int | list[int]
 
 
 def trace(path: str, shape: Shape) -> Seconds:
-    """Measured times from an .npy file (rounds, workers): trial t is round t mod rounds, its first m workers.
-
-    Raises UserError: unreadable, a time that is not > 0, fewer workers than needed.
-    """
+    """Measured times from an .npy file, (trials, workers): trial t is round t mod rounds. Raises UserError."""
     trials, workers = shape
     measured = rounds(path, workers)
     return measured[np.arange(trials) % len(measured)]
 
 
 def rounds(path: str, workers: int) -> Seconds:
-    """Measured times, (rounds, workers): the first m workers of an .npy file. Raises UserError as `trace` does."""
+    """Measured times, (rounds, workers): the first workers of an .npy file. Raises UserError."""
     measured = _read(path, "rounds x workers")
     if measured.shape[1] < workers:
         raise UserError(f"{path}: the trace has {measured.shape[1]} workers, but {workers} are needed")
@@ -36,10 +33,7 @@ def rounds(path: str, workers: int) -> Seconds:
 
 
 def from_file(path: str, shape: Shape) -> Seconds:
-    """Seconds per chunk from an .npy file (trials, workers).
-
-    Raises UserError: unreadable, a time that is not > 0, another number of workers, fewer trials than asked for.
-    """
+    """Seconds per chunk from an .npy file, (trials, workers): its first rows. Raises UserError."""
     trials, workers = shape
     seconds = _read(path, "trials x workers")
     if seconds.shape[1] != workers:
@@ -50,10 +44,9 @@ def from_file(path: str, shape: Shape) -> Seconds:
 
 
 def with_failures(seconds: Seconds, failed: int, seed: Seed) -> Seconds:
-    """The same times with `failed` random workers of each trial at inf.
+    """The same times with `failed` random workers of each trial at inf. Raises UserError when none would be left.
 
-    The workers that fail with a smaller number are among those that fail with a larger one, so that numbers of
-    failures are compared on the same luck. Raises UserError when nobody would be left.
+    Those that fail with a smaller number are among those that fail with a larger one, with the same seed.
     """
     trials, workers = seconds.shape
     if not 0 <= failed < workers:
@@ -65,7 +58,7 @@ def with_failures(seconds: Seconds, failed: int, seed: Seed) -> Seconds:
 
 
 def estimates(seconds: Seconds, relative_error: float, seed: Seed) -> Seconds:
-    """What a server believes that knows these times up to a relative (log-normal) error."""
+    """These times with a relative (log-normal) error."""
     return seconds * np.exp(relative_error * np.random.default_rng(seed).standard_normal(seconds.shape))
 
 

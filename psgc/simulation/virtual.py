@@ -19,12 +19,12 @@ from psgc.workers.state import WorkerState
 
 @dataclass(frozen=True)
 class Trial:
-    """time: seconds until recovery, inf when it is impossible; computed: chunk copies finished by then.
+    """time: seconds until recovery, inf when it is impossible; computed: copies finished by then.
 
     useful: when each copy was finished that a chunk still needed, ascending (N * l of them when it recovered).
-    spent: seconds of computing, what was in work at the end among them; used: of these, for copies in the gradient.
-    reported: copies that the server heard of; orders: records that it sent to workers; contributors: workers that have
-    a copy in the gradient.
+    spent: seconds of computing, also on unfinished chunks; used: the part of it for copies in the gradient.
+    reported: copies that were reported; orders: records sent to workers; contributors: workers with a copy in the
+    gradient.
     """
 
     time: float
@@ -38,11 +38,11 @@ class Trial:
 
 
 class VirtualCluster(Target):
-    """Workers and a server that live as long as several iterations do, so that a schedule can learn.
+    """A server and workers that keep their state over several iterations, so that a schedule can learn.
 
-    holders[i]: ranks that hold chunk i; queues: by rank, as in psgc.plan.Plan; parts: l; costs[i]: what chunk i takes
-    relative to an average one (None: all equal); pause: seconds that a worker needs for each chunk besides; breaks_off:
-    whether a new iteration ends the work on an older one at once, else a worker is through with its chunk first.
+    holders[i]: ranks that hold chunk i; queues: by rank, as in psgc.plan.Plan; costs[i]: what chunk i takes relative to
+    an average one (None: all equal); pause: seconds that a worker needs between two chunks; breaks_off: whether a new
+    iteration ends the work on an older one at once, else a worker finishes its chunk first.
     """
 
     def __init__(

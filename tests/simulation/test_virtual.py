@@ -85,9 +85,7 @@ def test_schedules_that_never_look_are_as_in_closed_form(case):
     seconds = np.array(case.seconds[: len(trials)])
     expected = closed_form.completion_times(positions, case.plan.parts, seconds)
     np.testing.assert_allclose([trial.time for trial in trials], expected, rtol=1e-12)
-    if (
-        np.where(seconds < inf, seconds, 1) * 4 % 1 == 0
-    ).all():  # the sums are exact, and so is what is done at the same moment
+    if (np.where(seconds < inf, seconds, 1) * 4 % 1 == 0).all():  # then sums are exact, and ties are ties
         assert [trial.time for trial in trials] == expected.tolist()
         most = closed_form.copies_computed(positions, seconds, expected)
         assert all(trial.computed <= copies for trial, copies in zip(trials, most, strict=True))
@@ -150,14 +148,8 @@ def test_the_same_again_is_the_same_and_a_slower_clock_changes_nothing(case, sca
 @pytest.mark.parametrize("assignment", ["blocks", "cyclic", "fractional"])
 @pytest.mark.parametrize(("name", "workers"), [("static", 6), ("skipping", 6), ("dynamic", 6), ("dynamic", 15)])
 def test_nothing_is_redundant_when_nobody_straggles(name, workers, assignment, parts, replication, second, known):
-    settings = Coding(
-        chunks_per_worker=8,
-        replication=replication,
-        assignment=assignment,
-        parts=parts,
-        coding_matrix="gaussian",
-    )
-    plan = make_plan(settings, name, workers, seed=0)
+    shape = {"chunks_per_worker": 8, "replication": replication, "assignment": assignment, "parts": parts}
+    plan = make_plan(Coding(**shape, coding_matrix="gaussian"), name, workers, seed=0)
     virtual = cluster(name, plan)
     if known:
         virtual.know(dict.fromkeys(plan.queues, second))
