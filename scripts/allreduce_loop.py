@@ -34,7 +34,7 @@ def descend(comm: MPI.Intracomm, config: Config, config_path: str) -> list[tuple
     dataset, problem = open_problem(config, config_path)
     share = ChunkSource(dataset, comm.size, config.dtype, open_backend("numpy", 0)).chunk(comm.rank)
     loss_and_gradient = evaluate(problem)
-    optimizer = make_optimizer(**config.optimizer.model_dump())
+    optimizer = make_optimizer(config.optimizer)
     slow, worker = config.stragglers, comm.rank + 1
     times = emulated_seconds(config, comm.size)
     emulation = Emulation(slow.kind, worker, config.seed, slow.factor, slow.seconds, times)

@@ -1,7 +1,6 @@
 """How the parameters of an iteration reach the workers."""
 
 from collections.abc import Iterable
-from typing import Protocol
 
 from psgc.backend import Array, Backend
 from psgc.messages import stamp, stamp_length
@@ -11,24 +10,8 @@ from psgc.transport import Transport
 AHEAD = 1 << 20  # bytes of parameters (or two vectors of them) that may be on their way to a worker before new ones
 
 
-class ParameterDelivery(Protocol):
-    """Begins the iterations of the workers."""
-
-    def begin(self, iteration: int, params: Array, workers: Iterable[int]) -> None:
-        """Have these workers begin `iteration` with `params` (dim,), which may change afterwards."""
-
-    def send(self) -> None:
-        """Send what the workers can take now. Orders have been sent before."""
-
-    def lost(self, worker: int) -> None:
-        """`worker` takes no part from now on."""
-
-    def clear(self) -> None:
-        """Send nothing more."""
-
-
-class DeliveryByMessage:
-    """Sends the parameters to each worker as one vector."""
+class ParameterDelivery:
+    """Begins the iterations of the workers: each is sent the parameters as one vector."""
 
     def __init__(self, transport: Transport, backend: Backend, outbox: Outbox) -> None:
         self._transport = transport
@@ -41,12 +24,14 @@ class DeliveryByMessage:
         self._lacking: dict[int, None] = {}  # workers that have not been sent them
 
     def begin(self, iteration: int, params: Array, workers: Iterable[int]) -> None:
+        """Have these workers begin `iteration` with `params` (dim,), which may change afterwards."""
         message = self._backend.xp.empty(params.size + stamp_length(params.dtype), params.dtype)
         message[: params.size] = params
         self._iteration, self._copy, self._messages = iteration, self._backend.to_message(message), {}
         self._lacking = dict.fromkeys(workers)
 
     def send(self) -> None:
+        """Send what the workers can take now. Orders have been sent before."""
         if not self._lacking:
             return
         pending, outbox = self._transport.pending(), self._outbox
@@ -61,7 +46,9 @@ class DeliveryByMessage:
             del self._lacking[worker]
 
     def lost(self, worker: int) -> None:
+        """`worker` takes no part from now on."""
         self._lacking.pop(worker, None)
 
     def clear(self) -> None:
+        """Send nothing more."""
         self._lacking.clear()

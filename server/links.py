@@ -11,7 +11,7 @@ from psgc.config import Config
 from psgc.messages import TAIL, UNDER_WAY, Entry, Kind, entries, receive_length
 from psgc.plan import Plan
 from psgc.server.arrivals import Alive, Failed, Gone, Tried
-from psgc.server.delivery import DeliveryByMessage, ParameterDelivery
+from psgc.server.delivery import ParameterDelivery
 from psgc.server.events import Abandoned, Delivered, Report
 from psgc.server.malformed import Malformed, check_chunk, check_iteration, check_length, check_record, check_seconds
 from psgc.server.outbox import Outbox
@@ -38,7 +38,7 @@ class Links:
         self._iteration = -1
         self._began = 0.0
         self.outbox = Outbox(transport)
-        self._delivery: ParameterDelivery = DeliveryByMessage(transport, backend, self.outbox)
+        self._delivery = ParameterDelivery(transport, backend, self.outbox)
         self._texts: dict[int, bytes] = {}  # what each worker sent before its next records
         self._ignored: set[int] = set()  # workers that sent something malformed
         self._spared: set[int] = set()  # workers for which there are more receive buffers

@@ -51,7 +51,7 @@ class Server:
     ) -> None:
         self._transport, self._config, self._plan, self._backend = transport, config, plan, backend
         self._observer, self._interrupted = observer, interrupted
-        self.optimizer = make_optimizer(**config.optimizer.model_dump())
+        self.optimizer = make_optimizer(config.optimizer)
         verify, recovery = config.verify, config.recovery
         self._tolerance = TOLERANCE[config.dtype] if verify is None or verify.tolerance is None else verify.tolerance
         self._trial = Trial(tried or {}, self._tolerance)

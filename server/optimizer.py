@@ -3,8 +3,8 @@
 from abc import ABC, abstractmethod
 from typing import Any
 
+from psgc import config
 from psgc.backend import Array
-from psgc.errors import UserError
 
 
 class Optimizer(ABC):
@@ -69,20 +69,12 @@ class Adam(Optimizer):
         return params - self._lr * first / (second**0.5 + self._epsilon)
 
 
-def make_optimizer(
-    kind: str,
-    lr: float,
-    momentum: float = 0.9,
-    beta1: float = 0.9,
-    beta2: float = 0.999,
-    epsilon: float = 1e-8,
-) -> Optimizer:
-    """The optimizer called `kind`: sgd, momentum, nesterov or adam. Raises UserError for another name."""
-    match kind:
+def make_optimizer(settings: config.Optimizer) -> Optimizer:
+    """The optimizer that the configuration names."""
+    match settings.kind:
         case "sgd":
-            return Sgd(lr)
+            return Sgd(settings.lr)
         case "momentum" | "nesterov":
-            return Momentum(lr, momentum, nesterov=kind == "nesterov")
+            return Momentum(settings.lr, settings.momentum, nesterov=settings.kind == "nesterov")
         case "adam":
-            return Adam(lr, beta1, beta2, epsilon)
-    raise UserError(f"optimizer.kind: expected sgd, momentum, nesterov or adam, got {kind!r}")
+            return Adam(settings.lr, settings.beta1, settings.beta2, settings.epsilon)

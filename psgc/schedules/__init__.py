@@ -4,10 +4,9 @@ To add one, write a subclass of `Schedule` in a file of this package and give it
 """
 
 from psgc.schedules.dynamic import DynamicSchedule
-from psgc.schedules.fixed import RandomSchedule, StaticSchedule, UncodedSchedule
+from psgc.schedules.fixed import RandomSchedule, SkippingSchedule, StaticSchedule, UncodedSchedule
 from psgc.schedules.full import FullSchedule
 from psgc.schedules.schedule import Queues, Schedule
-from psgc.schedules.skipping import SkippingSchedule
 
 SCHEDULES: dict[str, type[Schedule]] = {
     "uncoded": UncodedSchedule,

@@ -1,8 +1,9 @@
-"""The schedules in which every worker goes through its default queue and skips nothing: only the queues differ."""
+"""The schedules in which every worker goes through its default queue; all but `skipping` skip nothing."""
 
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from random import Random
 
+from psgc.schedules.orders import Order, Skip
 from psgc.schedules.schedule import Queues, Schedule, split
 
 
@@ -33,3 +34,10 @@ class UncodedSchedule(Schedule):
     @classmethod
     def default_queues(cls, ordered: Queues, own: Mapping[int, Set[int]], seed: int) -> tuple[Queues, Queues]:
         return split(ordered, own)[0], {}
+
+
+class SkippingSchedule(Schedule):
+    """The order of `static`; a recovered chunk is dropped from all queues that still hold it."""
+
+    def committed(self, chunk: int, unreported: Sequence[int]) -> list[Order]:
+        return [Skip(worker, chunk, recovered=True) for worker in unreported]

@@ -117,8 +117,3 @@ def make_injector(config: Config, rank: int) -> Injector:
 def tried_chunks(config: Config, plan: Plan) -> dict[int, int]:
     """The chunk that each worker computes in the trial. Empty when the run has no trial."""
     return trial_chunks(plan.queues, plan.holders(), config.faults.adopt) if config.trial else {}
-
-
-def first_role(config: Config, plan: Plan) -> int:
-    """What is added to a role in the stamp of an accumulator: with `verify`, roles are numbered after the chunks."""
-    return plan.num_chunks if config.verify else 0

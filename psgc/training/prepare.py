@@ -78,9 +78,8 @@ def prepare(transport: Transport, config: Config, config_path: str, overrides: S
     ChunkSource(dataset, plan.num_chunks, config.dtype, backend)  # refuses more chunks than rows
     if config.transfer == "auto":
         incoming = plan.num_chunks * problem.dim * np.dtype(config.dtype).itemsize
-        small = (
-            incoming <= PER_CHUNK_BYTES or config.recovery.estimator == "unbiased"
-        )  # which combined does not support
+        # combined does not support the estimator unbiased
+        small = incoming <= PER_CHUNK_BYTES or config.recovery.estimator == "unbiased"
         config = config.model_copy(update={"transfer": "per_chunk" if small else "combined"})
         if text := config.transfer_conflict():
             raise UserError(f"{text} (transfer: auto chose {config.transfer})")

@@ -40,7 +40,7 @@ def check(checkpoint: Checkpoint, config: Config, dim: int, data: str) -> None:
                 f"{what}: {_shown(now)} does not match {name}, which has {_shown(then)}; "
                 "set it back, or leave out --resume to start from the beginning"
             )
-    state, usual = checkpoint.optimizer, make_optimizer(**config.optimizer.model_dump()).state()
+    state, usual = checkpoint.optimizer, make_optimizer(config.optimizer).state()
     if set(state) != set(usual) or any(isinstance(state[k], int) != isinstance(v, int) for k, v in usual.items()):
         raise UserError(
             f"{name} does not hold the state of the optimizer {config.optimizer.kind}; "

@@ -13,7 +13,6 @@ from psgc.training.inputs import (
     check_same,
     description,
     emulated_seconds,
-    first_role,
     make_injector,
     open_problem,
     tried_chunks,
@@ -101,6 +100,6 @@ def make_worker(
         silence,
         injector,
         first,
-        first_role(config, plan),
+        plan.num_chunks if config.verify else 0,  # with `verify`, roles are numbered after the chunks
         config.faults.collect_timeout,
     )

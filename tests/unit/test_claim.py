@@ -173,14 +173,6 @@ def test_a_run_of_another_host_that_is_over_is_not_waited_for_longer(tmp_path):
         assert json.loads((tmp_path / "out" / LOCK).read_text())["pid"] == os.getpid()
 
 
-def test_the_lock_shows_that_its_run_goes_on(tmp_path):
-    with claimed(tmp_path / "out"):
-        path = tmp_path / "out" / LOCK
-        os.utime(path, ns=(0, 0))
-        assert module._is_alive(tmp_path / "out", {"host": "n17", "pid": 4711})
-    assert not path.exists()
-
-
 def test_without_locks_in_the_file_system_the_signs_of_life_count(tmp_path, monkeypatch):
     def none(descriptor, how):
         raise OSError(errno.ENOLCK, "No locks available")

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from psgc.backend import Backend, part_length
+from psgc.backend import Backend
 from psgc.messages import TAIL
 from psgc.server.decoder import Decoder
 from psgc.training.gradient_error import unseen
@@ -121,16 +121,6 @@ def test_what_waits_for_a_neighbour_is_all_that_is_kept():
     assert decoder.gradient.tolist() == [64, 64, 64]
 
 
-def test_a_copy_held_twice_counts_once():
-    decoder = Decoder(Backend(), np.eye(2), 4, "float64")
-    decoder.begin()
-    decoder.hold(2, 5, np.array([3.0, 4.0]))
-    decoder.hold(2, 5, np.array([3.0, 4.0]))
-    decoder.hold(1, 5, np.array([1.0, 2.0]))
-    decoder.commit(5, copies([2, 1]))
-    assert decoder.gradient.tolist() == [1, 2, 3, 4]
-
-
 def test_what_was_held_does_not_survive_into_the_next_iteration():
     decoder = Decoder(Backend(), np.ones((2, 1)), 2, "float64")
     decoder.begin()
@@ -139,12 +129,6 @@ def test_what_was_held_does_not_survive_into_the_next_iteration():
     decoder.hold(1, 0, np.array([1.0, 2.0]))
     decoder.commit(0, copies([1]))
     assert decoder.gradient.tolist() == [1, 2]
-
-
-@given(dim=st.integers(1, 50), parts=st.integers(1, 5))
-def test_a_message_has_one_part_rounded_up(dim, parts):
-    decoder = Decoder(Backend(), np.ones((5, parts)), dim, "float64")
-    assert decoder.message_length == part_length(dim, parts) == int(np.ceil(dim / parts))
 
 
 @settings(deadline=None, max_examples=60)

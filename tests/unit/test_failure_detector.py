@@ -20,12 +20,6 @@ def missing(it, now):
     return [rank for rank, _ in it.missing(now)]
 
 
-def test_at_first_everybody_is_here():
-    it = failure_detector()
-    assert (it.away, it.dead, it.answering) == ([], [], [1, 2, 3])
-    assert it.missing(TIMEOUT) == []
-
-
 def test_who_is_silent_for_longer_than_the_timeout_is_missing():
     it = failure_detector()
     hear_all(it, 1.0)

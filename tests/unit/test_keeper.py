@@ -51,13 +51,6 @@ def test_every_so_often_once_the_loss_of_its_parameters_is_known_and_at_the_end(
     assert heard[3:5] == [("row", 3), ("checkpoint", 3)]
 
 
-def test_every_iteration_has_a_checkpoint_if_that_is_asked_for():
-    keeper, heard, _ = kept(every=1)
-    train(keeper, 0, 4)
-    keeper.save_last()
-    assert checkpoints(heard) == [1, 2, 3, 4]
-
-
 def test_the_last_one_is_not_written_twice():
     keeper, heard, _ = kept(every=4)
     train(keeper, 0, 8)

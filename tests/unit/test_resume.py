@@ -143,11 +143,6 @@ def test_a_number_of_workers_that_fits_nothing_is_the_users_mistake():
         resume.plan_for(config(), 2, checkpoint())
 
 
-def test_without_a_checkpoint_it_is_the_usual_plan():
-    plan, remark = resume.plan_for(config(), 5, None)
-    assert (plan.num_chunks, remark) == (40, "")
-
-
 # the command, and the end
 
 

@@ -3,47 +3,11 @@
 from math import inf
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from psgc.schedules import SCHEDULES
 from psgc.schedules.dynamic import DynamicSchedule
 from psgc.schedules.orders import Queue, Skip
 
 QUEUES = {1: [0, 2], 2: [1, 0], 3: [2, 1, 0], 4: []}
-
-
-@pytest.mark.parametrize("name", ["uncoded", "random", "static"])
-@given(worker=st.integers(1, 4), chunk=st.integers(0, 2), unreported=st.lists(st.integers(1, 4), unique=True))
-def test_a_fixed_order_counts_at_once_and_skips_nothing(name, worker, chunk, unreported):
-    schedule = SCHEDULES[name](QUEUES)
-    assert schedule.begin() == []
-    assert list(schedule.counts(worker, chunk)) == [chunk]
-    assert schedule.committed(chunk, unreported) == []
-
-
-@given(chunk=st.integers(0, 9), unreported=st.lists(st.integers(1, 9), unique=True))
-def test_skipping_tells_exactly_the_holders_that_have_not_reported(chunk, unreported):
-    schedule = SCHEDULES["skipping"](QUEUES)
-    assert schedule.begin() == []
-    assert list(schedule.counts(1, chunk)) == [chunk]
-    assert schedule.committed(chunk, unreported) == [Skip(worker, chunk, recovered=True) for worker in unreported]
-
-
-@settings(deadline=None)
-@given(data=st.data(), queues=st.dictionaries(st.integers(1, 5), st.sets(st.integers(0, 9), min_size=1), min_size=1))
-def test_full_counts_a_whole_load_at_its_last_report(data, queues):
-    schedule = SCHEDULES["full"]({worker: sorted(chunks) for worker, chunks in queues.items()})
-    reports = [(worker, chunk) for worker, chunks in queues.items() for chunk in chunks]
-    for _ in range(2):  # the second iteration starts from nothing again, wherever the first one stopped
-        assert schedule.begin() == []
-        order = data.draw(st.permutations(reports))
-        heard: dict[int, list[int]] = {worker: [] for worker in queues}
-        for worker, chunk in order[: data.draw(st.integers(0, len(order)))]:
-            heard[worker].append(chunk)
-            complete = len(heard[worker]) == len(queues[worker])
-            assert list(schedule.counts(worker, chunk)) == (heard[worker] if complete else [])
-            assert schedule.committed(chunk, [worker]) == []
 
 
 # dynamic, small enough to follow by hand
@@ -67,13 +31,6 @@ def done(schedule, worker, chunk, now, seconds, others=()):
 def two_workers(**arguments):
     """Each has a share of four chunks, and holds the other's too, its last first."""
     return dynamic({1: [0, 1, 2, 3], 2: [4, 5, 6, 7]}, {1: [7, 6, 5, 4], 2: [3, 2, 1, 0]}, **arguments)
-
-
-def test_dynamic_begins_with_own_shares():
-    for estimates in ({}, {1: 1.0, 2: 1.0}):
-        schedule = two_workers(estimates=estimates)
-        assert schedule.begin() == []
-        assert schedule.wake == inf
 
 
 def test_dynamic_leaves_equals_alone():

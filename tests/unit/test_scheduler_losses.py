@@ -29,18 +29,6 @@ def begun(name, queues=QUEUES, paces=()):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_is_not_invalidated_is_done_by_those_who_hold_it_anyway(name):
-    schedule = begun(name)
-    assert schedule.lost(loss(1, dropped=[0, 1]), now=1.0) == []
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_reassigned_chunk_is_not_in_its_workers_queue(name):
-    schedule = begun(name)
-    assert schedule.lost(loss(1, reassigned=[(2, 5), (3, 6)]), now=1.0) == [Next(2, 5), Next(3, 6)]
-
-
-@pytest.mark.parametrize("name", NAMES)
 def test_a_invalidated_chunk_goes_to_as_many_as_it_needs_the_fastest_of_them(name):
     schedule = begun(name, paces={1: 1.0, 2: 5.0, 3: 2.0})
     invalidated = {0: (1, [1, 2, 3]), 1: (2, [2, 3, 1])}
@@ -69,13 +57,6 @@ def test_who_was_told_a_chunk_that_is_lost_once_more_does_it_again(name):
     schedule = begun(name, paces={1: 1.0, 2: 1.5})
     assert schedule.lost(loss(4, invalidated={0: (1, [1, 2])}), now=1.0) == [Next(1, 0)]
     assert schedule.lost(loss(5, invalidated={0: (1, [1, 2])}), now=1.0) == [Next(1, 0)]
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_what_a_lost_worker_was_told_goes_to_another(name):
-    schedule = begun(name, paces={1: 1.0, 2: 5.0, 3: 7.0})
-    assert schedule.lost(loss(4, invalidated={0: (1, [1, 2, 3])}), now=1.0) == [Next(1, 0)]
-    assert schedule.lost(loss(1, invalidated={0: (1, [2, 3])}), now=1.0) == [Next(2, 0)]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -136,14 +117,6 @@ def test_a_copy_of_the_load_from_before_a_invalidateing_is_done_again():
     schedule.counts(1, 0)
     assert schedule.freed(1, 0, now=2.0, seconds=1.0, done=False) == []
     assert schedule.freed(1, 7, now=2.0, seconds=1.0, done=False) == []  # reassigned before: not of its load
-
-
-def test_full_forgets_at_the_next_iteration_what_counted_and_what_was_urgent():
-    schedule = begun("full")
-    schedule.lost(loss(4, invalidated={0: (1, [1])}), now=1.0)
-    assert list(schedule.counts(1, 0)) == [0]
-    schedule.begin()
-    assert [list(schedule.counts(1, chunk)) for chunk in (0, 1, 2)] == [[], [], [0, 1, 2]]
 
 
 # dynamic

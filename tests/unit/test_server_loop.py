@@ -4,7 +4,7 @@ from itertools import count, repeat
 
 import pytest
 
-from psgc.errors import RunFailed, UserError
+from psgc.errors import RunFailed
 from psgc.messages import Kind
 from psgc.server import loop
 from psgc.transport import Text
@@ -29,15 +29,6 @@ def test_the_reason_of_a_failure_is_the_text_that_came_before_it_if_any(make_run
     run = make_run(replication=WORKERS)
     run.follow(iter([[*texts, said(1, Kind.FAILED, 0, 0), *everything(0)]]), 1)
     assert run.lost == {1: (0, reason)}
-
-
-def test_data_that_is_wrong_for_every_worker_ends_the_run(make_run):
-    def wrong(chunk):
-        raise UserError(f"data.npz: chunk {chunk} is wrong")
-
-    run = make_run(given={"check_data": wrong})
-    with pytest.raises(UserError, match=r"data\.npz: chunk 5 is wrong"):
-        run.follow(iter([[said(1, Kind.FAILED, 0, 5)]]), 1)
 
 
 def test_after_the_last_report_nothing_is_waited_for(make_run):
@@ -100,29 +91,6 @@ def test_a_run_that_ends_early_has_the_row_of_the_last_whole_iteration(trained):
 
 
 # the loss
-
-
-def with_losses(losses):
-    """Iterations in which chunk 1 has the loss that is given, and every other one 1."""
-    for iteration, loss in enumerate(losses):
-        yield [done(2, iteration, chunk, 1.0, loss=loss if chunk == 1 else 1.0) for chunk in range(CHUNKS)]
-
-
-@pytest.mark.parametrize("loss", ["nan", "inf", "-inf"])
-def test_a_loss_that_is_not_finite_ends_the_run_before_the_step(make_run, loss):
-    run = make_run(replication=WORKERS)
-    with pytest.raises(RunFailed) as caught:
-        run.follow(with_losses([1.0, 1.0, float(loss), 1.0]), 4)
-    assert str(caught.value).startswith(f"the loss of iteration 2 is {loss} (that of chunk 1 is {loss}); ")
-    assert [row.iteration for row in run.rows] == [0, 1, 2]
-    assert repr(run.rows[-1].loss) == loss
-    assert run.server.params == [-2 * 0.5 * CHUNKS]  # two steps
-
-
-def test_a_problem_without_a_loss_has_none_in_its_rows(make_run):
-    run = make_run(replication=WORKERS, given={"has_loss": False})
-    run.follow(with_losses([float("nan")] * 2), 2)
-    assert [row.loss for row in run.rows] == [None, None]
 
 
 # the end

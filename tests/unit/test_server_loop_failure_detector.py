@@ -97,20 +97,6 @@ def test_whose_gradient_does_not_return_is_lost_although_it_says_that_it_is_ther
     assert reason.endswith(" s, its gradient does not return")
 
 
-def test_who_has_done_the_chunk_it_was_in_is_not_taken_to_be_in_it_any_more(make_run):
-    run = make_run(replication=WORKERS)
-
-    def script():
-        yield alive(1, chunk=5, seconds=1.0)
-        yield [done(1, 0, 5, 1.0)]
-        for _ in range(LONG):  # nothing that it sends names a chunk it is in
-            yield from run.seconds(1, *alive(2, 3, 4), done(1, 0, 5, 1.0))
-        yield everything(0, 2)
-
-    run.follow(script(), 1)
-    assert run.lost == {}
-
-
 def test_who_rests_is_told_to_do_what_another_is_late_with(make_run):
     """Schedule `dynamic` has itself woken for that: nothing arrives that could remind it."""
     run = make_run("dynamic", replication=WORKERS)

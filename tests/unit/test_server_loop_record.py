@@ -5,7 +5,7 @@ import pytest
 
 from psgc.messages import Kind
 from psgc.run_rows import Outcome
-from psgc.transport import Died, Vector
+from psgc.transport import Died
 from tests.unit.scripted import done, said
 from tests.unit.scripted_run import WORKERS, approximate
 
@@ -52,35 +52,3 @@ def test_an_iteration_that_lacks_something_says_how_much(make_run, schedule):
     assert row.loss == pytest.approx((1 + 2 + 3 + 4 + 5 + 6) * 8 / 6)
     (approximation,) = run.gradient_error
     assert approximation.used == pytest.approx([6.0, 12.0])
-
-
-def test_a_chunk_with_some_of_its_copies_is_missing_as_a_chunk_and_counts_by_its_copies(make_run):
-    run = make_run("static", recovery=approximate(max_error=0.5), replication=WORKERS, parts=2)
-
-    def script():
-        yield [done(1, 0, chunk, np.ones(1)) for chunk in range(8)]
-
-    run.follow(script(), 1, dim=2)
-    (row,) = run.rows
-    assert (row.recovered, row.missing, row.error_measure) == (0, 8, 0.5)
-
-
-def test_a_gradient_of_two_parts_is_decoded_by_accumulators_that_the_commits_ask_for(make_run):
-    """Each of two contributors is told of both, in the order of S_i, and whose copy its own is."""
-    run = make_run(replication=WORKERS, parts=2, combined=True)
-    matrix, gradient = run.plan.coding_matrix, np.array([[1.0], [2.0]])
-
-    def script():
-        for worker in (3, 1):
-            yield [said(worker, Kind.REPORT, 0, chunk, seconds=1.0, loss=1.0) for chunk in range(8)]
-        for worker in (1, 3):
-            entries = [entry for entry in run.transport.records[worker] if entry["kind"] == Kind.COMMIT]
-            for chunk in range(8):
-                told = [(int(e["worker"]), int(e["role"]), bool(e["last"])) for e in entries if e["chunk"] == chunk]
-                assert told == [(3, worker, False), (1, worker, True)]
-        both = np.linalg.inv(matrix[[2, 0]]).T  # of y = X g, with sum over j of R[j]^T y_j = g
-        for place, worker in enumerate((3, 1)):
-            yield [Vector(worker, 0, worker, 8 * (both[place] @ gradient), 1)]
-
-    run.follow(script(), 1, dim=2)
-    assert run.server.params == pytest.approx(-0.5 * 8 * gradient.ravel())

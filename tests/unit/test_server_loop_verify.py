@@ -1,14 +1,11 @@
 """Whole runs of the server's loop in which copies are compared (`verify`), against a script."""
 
-import numpy as np
 import pytest
 
-from psgc.checks import is_checked
 from psgc.config import Verify
 from psgc.messages import Kind
-from psgc.transport import Vector
 from tests.unit.scripted import done, said
-from tests.unit.scripted_run import WORKERS, approximate
+from tests.unit.scripted_run import WORKERS
 
 CHUNKS = 2 * WORKERS
 COMBINED = pytest.mark.parametrize("combined", [True, False], ids=["combined", "per_chunk"])
@@ -43,37 +40,6 @@ def test_a_worker_with_too_many_wrong_copies_is_lost_for_good(make_run, combined
     run.follow(iter(script), 3)
     assert run.lost == {1: (0, "its copies were wrong 2 times (verify.strikes)")}
     assert run.returned == []
-
-
-def test_accumulators_have_their_place_after_the_chunks(make_run):
-    every = 100  # chunk 0 is checked in iteration 0, and no other
-    run = make_run(replication=WORKERS, combined=True, verify=Verify(every=every))
-
-    def script():
-        yield [done(worker, 0, 0, 1.0) for worker in (1, 2)]
-        yield [said(3, Kind.REPORT, 0, chunk, seconds=1.0, loss=1.0) for chunk in range(1, CHUNKS)]
-        yield [Vector(3, 0, CHUNKS + 3, np.array([CHUNKS - 1.0]), 1)]
-
-    run.follow(script(), 1)
-    assert run.server.params == [-0.5 * CHUNKS]
-
-
-def test_a_disputed_chunk_that_is_left_out_is_not_in_the_gradient(make_run):
-    """Unchecked, it was committed to the first copy; the second did not agree, and the deadline came."""
-    run = make_run(replication=3, verify=Verify(every=100), recovery=approximate(deadline=5.0))
-    chunk = next(chunk for chunk in range(CHUNKS) if not is_checked(chunk, 0, 100))
-    holders = run.plan.holders()
-
-    def script():
-        yield [done(of[0], 0, c, 1.0) for c, of in enumerate(holders) if c == chunk or not is_checked(c, 0, 100)][:-1]
-        yield [done(holders[chunk][1], 0, chunk, 7.0)]
-        run.clock.now += 6.0
-        yield []
-
-    run.follow(script(), 1)
-    (row,), (approximation,) = run.rows, run.gradient_error
-    assert chunk in approximation.incomplete
-    assert approximation.used == pytest.approx([CHUNKS - row.missing])
 
 
 def test_a_chunk_that_was_reassigned_to_settle_a_dispute_goes_back_before_the_next_iteration(make_run):

@@ -17,7 +17,7 @@ from psgc.data import write_dense
 from psgc.errors import UserError
 from psgc.messages import Kind
 from psgc.plan import make_plan
-from psgc.server.checkpoint import load_newest
+from psgc.server.checkpoint import load_newest, save
 from psgc.training.claim import Claim
 from psgc.training.ending import Ending
 from psgc.training.prepare import prepare
@@ -137,6 +137,54 @@ def test_the_chunks_that_auto_chooses_are_said_and_stay_after_a_resume(capsys, m
     assert newest().iteration == 2
 
 
+# what is set, or known of the run before
+
+
+ONCE = "iterations=1"
+VECTOR = np.full(FEATURES + 1, 0.1)
+
+
+def test_chunks_are_known_by_their_rows():
+    """42 rows in four chunks: who takes as long for each row is as fast with either."""
+    rng = np.random.default_rng(0)
+    write_dense("data.npz", rng.normal(size=(42, FEATURES)), rng.normal(size=42))
+
+    def script():
+        for chunk, rows in enumerate((10, 11, 10, 11)):
+            yield [done(1, 0, chunk, VECTOR, seconds=0.1 * rows)]
+
+    assert train(script(), ONCE) == 0
+    assert newest().estimates == pytest.approx({1: 0.1 * 42 / 4})
+
+
+def resumed_from(**changes):
+    """The checkpoint after another iteration of a run that goes on from one with these changes."""
+    assert train(chunks_of(0, (1,), {1: 0.1}), ONCE) == 0
+    changed = newest().model_copy(update=changes)
+    for path in Path("out/checkpoints").iterdir():
+        path.unlink()
+    save(changed, Path("out/checkpoints"))
+    assert train(chunks_of(1, (1,), {1: 0.1}), "iterations=2", resuming=True) == 0
+    return newest()
+
+
+def test_a_resumed_run_goes_on_counting_its_seconds():
+    assert 1000.0 < resumed_from(seconds=1000.0).seconds < 1060.0
+
+
+def test_a_run_that_goes_on_with_fewer_workers_forgets_the_others():
+    assert resumed_from(estimates={1: 0.1, 2: 0.3, 3: 0.2}, num_workers=3).estimates.keys() == {1, 2}
+
+
+@pytest.mark.parametrize(("estimator", "transfer"), [("least_squares", "combined"), ("unbiased", "per_chunk")])
+def test_the_transfer_of_a_large_vector_is_one_that_the_estimator_can_do_with(monkeypatch, capsys, estimator, transfer):
+    monkeypatch.setattr("psgc.training.prepare.PER_CHUNK_BYTES", 0)
+    recovery = f"recovery={{mode: approximate, deadline: 5.0, estimator: {estimator}}}"
+    script = iter([[Died(1), Died(2)]])
+    assert train(script, ONCE, "schedule=static", recovery) == 1
+    assert f"transfer {transfer}," in capsys.readouterr().out
+
+
 # how a run ends
 
 
@@ -167,7 +215,10 @@ def test_a_loss_that_is_not_finite_ends_the_run_in_its_iteration(capsys):
                 yield [done(1, iteration, chunk, np.full(FEATURES + 1, 0.1), loss=loss)]
 
     assert train(script(), "iterations=30", "checkpoint.every=1") == 1
-    assert "the loss of iteration 2 is inf" in capsys.readouterr().err
+    assert (
+        "the loss of iteration 2 is inf (that of chunk 0 is inf); a smaller optimizer.lr may help"
+        in capsys.readouterr().err
+    )
     assert [summary()[name] for name in ("status", "final_loss", "exit_code")] == ["failed", "inf", 1]
     losses = [line.split(",")[1] for line in Path("out/iterations.csv").read_text().splitlines()[1:]]
     assert losses == ["4", "2", "inf"]

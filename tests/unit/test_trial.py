@@ -36,19 +36,3 @@ def test_a_gradient_that_could_not_be_had_is_not_compared():
     trial = Trial({1: 4}, 1e-9)
     assert [trial.told(worker, 0, 4, found) for worker, found in ((1, FAILED), (2, ONE), (3, FAILED))] == [None] * 3
     assert trial.told(4, 0, 4, OTHER)
-
-
-def test_who_has_done_a_chunk_is_waited_for_until_it_has_told_or_is_lost():
-    trial = Trial({1: 4, 2: 0, 3: 2}, 1e-9)
-    for worker in (1, 2, 9):
-        trial.reported(worker, 0)
-    assert trial.awaited == {1, 2}
-    trial.told(1, 0, 0, ONE)  # its own share
-    assert trial.awaited == {1, 2}
-    trial.told(1, 0, 4, FAILED)
-    assert trial.awaited == {2}
-    trial.reported(1, 0)  # its second chunk
-    assert trial.awaited == {2}
-    trial.lost(2)
-    trial.lost(3)
-    assert trial.awaited == set()
