@@ -119,6 +119,14 @@ def test_a_copy_of_the_load_from_before_a_invalidateing_is_done_again():
     assert schedule.freed(1, 7, now=2.0, seconds=1.0, done=False) == []  # reassigned before: not of its load
 
 
+def test_full_forgets_at_the_next_iteration_what_counted_and_what_was_urgent():
+    schedule = begun("full")
+    schedule.lost(loss(4, invalidated={0: (1, [1])}), now=1.0)
+    assert list(schedule.counts(1, 0)) == [0]
+    schedule.begin()
+    assert [list(schedule.counts(1, chunk)) for chunk in (0, 1, 2)] == [[], [], [0, 1, 2]]
+
+
 # dynamic
 
 

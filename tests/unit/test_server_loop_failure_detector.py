@@ -5,6 +5,7 @@ from itertools import repeat
 import numpy as np
 import pytest
 
+from psgc.config import Faults
 from psgc.errors import TooFewWorkers
 from psgc.messages import Kind
 from psgc.transport import Died, Text, Vector
@@ -20,6 +21,18 @@ def alive(*workers, chunk=-1, seconds=0.0):
 
 def everything(iteration, worker, num_chunks=2 * WORKERS):
     return [done(worker, iteration, chunk, 1.0) for chunk in range(num_chunks)]
+
+
+def test_a_gradient_may_take_as_long_as_the_user_says(make_run):
+    run = make_run(replication=WORKERS, faults=Faults(chunk_timeout=5.0))
+
+    def script():
+        for second in range(7):
+            yield from run.seconds(1, *alive(2, 3, 4), *alive(1, chunk=5, seconds=float(second)))
+        yield everything(0, 2)
+
+    run.follow(script(), 1)
+    assert run.lost[1][1].endswith(" s, its gradient does not return (faults.chunk_timeout)")
 
 
 def test_who_is_silent_for_too_long_is_lost_and_nobody_else(make_run):
@@ -150,6 +163,20 @@ def test_who_does_not_deliver_what_it_was_asked_for_is_lost_and_its_chunks_are_d
 
     run.follow(script(), 1)
     assert run.lost == {1: (0, "has not delivered what it was asked for for 30 s (faults.collect_timeout)")}
+
+
+def test_who_may_have_been_held_up_by_a_silent_worker_has_the_whole_time_once_more(make_run):
+    run = make_run(replication=WORKERS, combined=True)
+
+    def script():
+        yield [*reported(0, 1, [0, 1]), *reported(0, 2, range(2, 8))]
+        yield from run.seconds(LONG + 5, *alive(2, 3, 4))
+        yield [accumulator(2, 0, 6.0)]
+        yield [said(3, Kind.REPORT, 0, chunk, attempt=1, seconds=1.0, loss=1.0) for chunk in (0, 1)]
+        yield [Vector(3, 0, 1, np.array([2.0]), 1)]
+
+    run.follow(script(), 1)
+    assert run.lost.keys() == {1}
 
 
 def test_who_has_delivered_owes_nothing_however_long_the_next_iteration_takes(make_run):

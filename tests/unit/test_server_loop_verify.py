@@ -32,6 +32,12 @@ def test_a_copy_that_does_not_agree_is_named_and_the_others_count(make_run, comb
     assert run.lost == {}
 
 
+def test_copies_that_differ_by_less_than_the_tolerance_agree(make_run):
+    run = make_run(replication=3, verify=Verify(every=1, tolerance=10.0))
+    run.follow(iter([copies(run, 0, wrong=[(run.plan.holders()[0][0], 0)])]), 1)
+    assert run.wrong == []
+
+
 @COMBINED
 def test_a_worker_with_too_many_wrong_copies_is_lost_for_good(make_run, combined):
     run = make_run(replication=WORKERS, combined=combined, verify=Verify(every=1, strikes=2))

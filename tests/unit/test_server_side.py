@@ -157,6 +157,12 @@ def test_chunks_are_known_by_their_rows():
     assert newest().estimates == pytest.approx({1: 0.1 * 42 / 4})
 
 
+@pytest.mark.parametrize(("adopt", "code"), [("true", 0), ("false", 1)])
+def test_chunks_without_a_live_holder_are_done_by_others_if_the_user_lets_them(adopt, code):
+    script = chain([[Died(2)]], chunks_of(0, (1,), {1: 0.1}))
+    assert train(script, ONCE, "coding.replication=1", f"faults.adopt={adopt}") == code
+
+
 def resumed_from(**changes):
     """The checkpoint after another iteration of a run that goes on from one with these changes."""
     assert train(chunks_of(0, (1,), {1: 0.1}), ONCE) == 0

@@ -27,6 +27,12 @@ def test_the_tolerance_is_for_rounding():
         assert bool(trial.told(2, 0, 0, OTHER)) == differs
 
 
+def test_only_the_first_iteration_of_the_run_has_a_trial():
+    trial = Trial({1: 4}, 1e-9, first=3)
+    trial.reported(1, 4)
+    assert trial.awaited == set()
+
+
 def test_other_chunks_and_other_iterations_are_not_compared():
     trial = Trial({}, 1e-9)
     assert [trial.told(1, *what, s) for what, s in (((0, 0), ONE), ((0, 1), OTHER), ((1, 0), OTHER))] == [None] * 3
