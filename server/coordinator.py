@@ -244,8 +244,8 @@ class Coordinator:
             raise RunFailed(str(error)) from None
 
     def _ask_one_more(self, chunk: int, now: float) -> Sequence[Order]:
-        copies = self._copies[chunk]
-        return self._schedule.disputed(chunk, len(copies.there), copies.able(self.membership.holders[chunk]), now)
+        copies, holders = self._copies[chunk], self.membership.holders[chunk]
+        return self._schedule.disputed(chunk, len(copies.there), copies.able(holders), now)
 
     # the end of an iteration
 

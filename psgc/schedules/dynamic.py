@@ -15,8 +15,6 @@ from psgc.schedules.schedule import Queues, Schedule, split
 class DynamicSchedule(Schedule):
     """Own shares first, evened out as the workers' paces show; then backups of what is predicted to be recovered last.
 
-    The default queue of a worker is its own share.
-
     1. A worker *pulls*: it takes over chunks that it holds from workers that have a longer way to go, the longest
        first, as long as it would still be through sooner than they. It does so before the iteration starts, after its
        first reports, when there is most to learn, and when it has one chunk left.
@@ -24,20 +22,19 @@ class DynamicSchedule(Schedule):
        last, if it would be GAIN of the way through before the chunk is recovered without it.
     3. When nothing would be gained the worker rests, until its alarm at the latest.
 
-    All this is decided in `tick`, for all the reports that came before it at once. Choices are made ahead, so that no
-    worker waits for an answer: when a worker starts the last chunk that it was told, once more shortly before the
-    predicted end, and again when another worker starts or recovers what it was told.
+    `tick` decides, for all the reports that came before it at once. Choices are made ahead, so that no worker waits for
+    an answer: when a worker starts the last chunk that it was told, shortly before the predicted end, and when another
+    worker starts or recovers what it was told.
 
     The predictions (`psgc.schedules.progress`), at time `now`:
 
     * a worker needs its pace for each chunk: an exponentially weighted mean that lasts from iteration to iteration. A
       chunk that is overdue takes as much longer as it is late;
-    * a worker without a report needs UNKNOWN times what it has taken so far;
-    * a worker has done what it was told when it has done all that it was told.
+    * a worker without a report needs UNKNOWN times what it has taken so far.
 
     The server hears of a chunk some time after it was done: the *lag*. A worker is overdue only once it is later than
-    that, and work is given to another worker only for a gain of twice the lag. Otherwise a server with a backlog of
-    reports would take the backlog for slowness, and answer it with orders for copies that make the backlog longer.
+    that, and work changes hands only for a gain of twice the lag. Otherwise a server with a backlog of reports would
+    take it for slowness, and order copies that make it longer.
     """
 
     is_adaptive = True
@@ -45,11 +42,9 @@ class DynamicSchedule(Schedule):
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         costs = self._costs or [1.0] * len(self._holders)
-        chunks = [Chunk(number, cost) for number, cost in enumerate(costs)]
-        backups = self._backups
-        self._chunks = chunks
+        self._chunks = chunks = [Chunk(number, cost) for number, cost in enumerate(costs)]
         self._workers = {
-            rank: Worker(rank, [chunks[i] for i in own], [chunks[i] for i in backups.get(rank, ())])
+            rank: Worker(rank, [chunks[i] for i in own], [chunks[i] for i in self._backups.get(rank, ())])
             for rank, own in self._queues.items()
         }
         self.learning = Learning()
@@ -58,8 +53,6 @@ class DynamicSchedule(Schedule):
     @classmethod
     def default_queues(cls, ordered: Queues, own: Mapping[int, Set[int]], seed: int) -> tuple[Queues, Queues]:
         return split(ordered, own)
-
-    # events
 
     def begin(self, checked: Sequence[int] = ()) -> list[Order]:
         workers = self._workers.values()
@@ -75,8 +68,7 @@ class DynamicSchedule(Schedule):
         self._alarms: list[tuple[float, int]] = []
         for worker in workers:
             worker.begin(self.estimates.get(worker.rank))
-        more = self._second_shares(checked)
-        orders: list[Order] = [self._queue(worker) for worker in more]
+        orders: list[Order] = [self._queue(worker) for worker in self._second_shares(checked)]
         fastest_first = sorted(workers, key=lambda w: w.pace or 0.0)
         for worker in fastest_first:
             orders += self._pull(worker, 0.0)
