@@ -115,7 +115,7 @@ def default_queues(
 def _assignment(settings: Coding, num_workers: int, seed: int, num_chunks: int) -> scipy.sparse.csr_array:
     if isinstance(settings.assignment, str):
         kind = coding.ASSIGNMENTS[settings.assignment]
-        most, replication = kind.most_replication(num_workers), settings.replication
+        most, replication = num_workers - kind.others, settings.replication
         if replication > most:
             raise UserError(
                 f"coding.replication: {replication} is too large for {num_workers} worker"

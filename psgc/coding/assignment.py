@@ -138,10 +138,6 @@ class AssignmentKind:
     make: Callable[[int, int, int, int], Assignment]
     others: int = 0
 
-    def most_replication(self, num_workers: int) -> int:
-        """The largest replication that `num_workers` workers allow."""
-        return num_workers - self.others
-
 
 ASSIGNMENTS = {
     "blocks": AssignmentKind(blocks),
@@ -205,7 +201,7 @@ def check(assignment: Assignment, parts: int) -> None:
 
 def _checked(name: str, n: int, m: int, replication: int) -> tuple[int, int]:
     """N and m. Raises UserError when the replication is too large for m workers, or all together for the memory."""
-    if (most := ASSIGNMENTS[name].most_replication(m)) < replication:
+    if (most := m - ASSIGNMENTS[name].others) < replication:
         raise UserError(f"{name}: replication {replication} is too large for {m} workers, expected at most {most}")
     if max(m, n * replication) > _LARGEST:  # a typing error, which would take all the memory there is
         sizes = f"{n} chunks in {n * replication} copies on {m} workers"

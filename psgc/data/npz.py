@@ -196,8 +196,6 @@ def _header(stream: IO[bytes], kinds: str = KINDS) -> tuple[tuple[int, ...], boo
         shape, fortran, dtype = np.lib.format.read_array_header_2_0(header)
     if dtype.kind not in kinds or dtype.itemsize == 0 or (dtype.kind == "f" and dtype.itemsize > 8):
         raise ValueError(f"an array of {dtype} where plain numbers belong")
-    if any(length < 0 for length in shape):
-        raise ValueError(f"shape {shape}")
     return shape, fortran, dtype, math.prod(shape) * dtype.itemsize
 
 

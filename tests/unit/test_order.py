@@ -35,12 +35,6 @@ def uneven(tmp_path):
     return tmp_path / "A.npy"
 
 
-@pytest.fixture
-def square(tmp_path):
-    np.save(tmp_path / "S.npy", coding.cyclic(12, 12, 3).toarray())
-    return tmp_path / "S.npy"
-
-
 def test_every_l_that_is_possible(capsys, uneven):
     matrix = np.load(uneven)
     code, lines, err = run(capsys, uneven)
@@ -57,8 +51,9 @@ def test_every_l_that_is_possible(capsys, uneven):
         assert optimal == (gap == 0)
 
 
-def test_a_square_regular_matrix_has_the_papers_q_max(capsys, square):
-    _, lines, _ = run(capsys, square)
+def test_a_square_regular_matrix_has_the_papers_q_max(capsys, tmp_path):
+    np.save(tmp_path / "S.npy", coding.cyclic(12, 12, 3).toarray())
+    _, lines, _ = run(capsys, tmp_path / "S.npy")
     assert lines[1].split()[-1] == lines[2].split()[-1] == "3"
     assert rows(lines) == {l: (q, q, 0, True) for l, q in ((1, 30), (2, 33), (3, 35))}  # noqa: E741
 
