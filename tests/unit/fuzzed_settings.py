@@ -1,13 +1,8 @@
-"""What the fuzz tests of settings are made of: valid trees, what to break them with, and who says what was given.
-
-The last is a YAML reader that knows nothing of psgc, for which every scalar is text.
-"""
+"""What the fuzz tests of settings are made of: valid trees, and what to break them with."""
 
 import copy
 import json
 import math
-import re
-from decimal import Decimal
 from typing import Any
 
 import yaml
@@ -78,77 +73,13 @@ EVERY_KEY = sorted(
 )  # fmt: skip
 
 
-# ---------------------------------------------------------------- what took effect
-
-
-class Quoted(str):
-    """A scalar that was written in quotes, or as a block: text, whatever it looks like."""
-
-
-class Text(yaml.BaseLoader):
-    """Every scalar is text; a key that is there twice, anchors, tags and directives are an AssertionError."""
-
-    def compose_node(self, parent, index):
-        event: Any = self.peek_event()
-        assert not isinstance(event, yaml.AliasEvent)
-        assert event.anchor is None
-        assert event.tag is None
-        return super().compose_node(parent, index)
-
-    def fetch_directive(self):
-        raise AssertionError("a directive")
-
-    def construct_scalar(self, node):
-        return str(node.value) if node.style is None else Quoted(node.value)
-
-    def construct_mapping(self, node, deep=False):
-        mapping: dict[Any, Any] = {}
-        for key, value in node.value:
-            name = self.construct_object(key, deep=True)
-            assert name not in mapping, f"{name!r} is there twice"
-            mapping[name] = self.construct_object(value, deep=True)
-        return mapping
-
-    def construct_object(self, node, deep=False):
-        if isinstance(node, yaml.MappingNode):
-            return self.construct_mapping(node)
-        return super().construct_object(node, deep=True)
-
-
-def stands_in(text):
-    """What a text says. AssertionError when it says something that settings cannot."""
-    return yaml.load(text, Loader=Text)
-
-
-def says(written, value):
-    """Whether `value` of the settings says what stands in the YAML, whose scalars are text here."""
-    if isinstance(written, dict):
-        by_name = {str(key): inner for key, inner in value.items()} if isinstance(value, dict) else {}
-        return isinstance(value, dict) and all(k in by_name and says(inner, by_name[k]) for k, inner in written.items())
-    if isinstance(written, list):
-        return isinstance(value, list) and len(value) == len(written) and all(map(says, written, value))
-    if isinstance(value, str) or isinstance(written, Quoted):
-        return bool(written == value)
-    if value is None or isinstance(value, bool):
-        return written.lower() in {None: ("", "~", "null"), True: ("true",), False: ("false",)}[value]
-    if math.isfinite(value):
-        exact = int(written, 0) if re.match("0[xo]", written) else Decimal(written)
-        return bool(abs(exact - Decimal(value)) <= abs(Decimal(value)) * Decimal("1e-15") + Decimal("5e-324"))
-    return written.lower().lstrip("+") == {"inf": ".inf", "-inf": "-.inf", "nan": ".nan"}[str(value)]
-
-
-def check(kind, path, overrides=(), given_tree=None):
-    """Load; the message or "". What is accepted must hold all of `given_tree`, or of what stands in the file."""
+def check(kind, path, overrides=()):
+    """Load; the message or ""."""
     load, _ = KINDS[kind]
     loaded, message = outcome(lambda: load(path, overrides), visible(str(path)), *(set_name(o) for o in overrides))
-    if loaded is None:
-        return message
-    written = stands_in(path.read_text(encoding="utf-8")) if given_tree is None else given_tree
-    resolved = loaded.model_dump()
-    assert says(written, resolved), (written, resolved)
-    if kind == "run":
+    if kind == "run" and loaded is not None:
         assert config.from_yaml_text(loaded.to_yaml()) == loaded  # what the workers read is the same
-    return ""
+    return message
 
 
 def set_name(override):

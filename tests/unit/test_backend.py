@@ -86,22 +86,6 @@ def test_decode_adds_to_every_part_its_share_of_every_copy(backend, dtype, exact
 
 
 @FLOATS
-def test_parts_copies_recover_the_gradient_to_rounding(backend, dtype, exact):
-    rng = np.random.default_rng(0)
-    for dim, parts in CUTS:
-        matrix = np.linalg.qr(rng.standard_normal((parts, parts)))[0]  # orthogonal: rounding is not magnified
-        gradient = rng.standard_normal(dim).astype(dtype)
-        copies = backend.xp.zeros((parts, part_length(dim, parts)), dtype)
-        for copy, row in zip(copies, matrix, strict=True):
-            encode(backend, copy, row, on(backend, gradient))
-        columns = dim // parts
-        recovered = backend.xp.zeros(dim, dtype)
-        decode(backend, recovered, matrix.T, backend.xp.ascontiguousarray(copies[:, :columns]), copies[:, columns:])
-        difference = np.abs(backend.to_host(recovered) - gradient).max()
-        assert difference <= 4 * parts * np.finfo(dtype).eps * np.abs(gradient).max()
-
-
-@FLOATS
 def test_the_tail_of_a_message_and_what_lies_beside_a_view_are_left_alone(backend, dtype, exact):
     rng = np.random.default_rng(0)
     gradient = rng.standard_normal(10).astype(dtype)
@@ -119,14 +103,10 @@ def test_the_tail_of_a_message_and_what_lies_beside_a_view_are_left_alone(backen
     [
         lambda target: np.repeat(target, 2, axis=1)[:, ::2],  # strided
         lambda target: target.astype("int64"),
-        lambda target: target.astype("float16"),
         lambda target: target.astype(">f8"),
-        lambda target: target.astype("complex128"),
         lambda target: target[:, ::-1],
     ],
-    ids=["strided", "int64", "float16", "foreign byte order", "complex", "reversed"],
 )
-@pytest.mark.filterwarnings("ignore::numpy.exceptions.ComplexWarning")
 def test_combine_refuses_what_blas_would_copy_and_lose(rows, spoil):
     target = spoil(np.ones((rows, 8)))
     with pytest.raises(TypeError, match="combine needs contiguous float32 or float64 arrays"):
@@ -183,9 +163,7 @@ def test_nothing_is_copied_on_the_host():
     assert Backend().to_host(array) is array
     assert Backend().to_message(array) is array
     matrix = scipy.sparse.csr_array(np.eye(3))
-    made = Backend().csr(matrix.data, matrix.indices, matrix.indptr, (3, 3))
-    assert np.shares_memory(made.data, matrix.data)
-    assert np.shares_memory(made.indices, matrix.indices)
+    assert np.shares_memory(Backend().csr(matrix.data, matrix.indices, matrix.indptr, (3, 3)).data, matrix.data)
 
 
 # which backend it is
@@ -243,10 +221,3 @@ def test_the_ranks_of_a_host_share_its_gpus_in_turn(monkeypatch, name):
         assert type(open_backend(name, local_rank, {})) is CupyBackend
         chosen += cupy.used
     assert chosen == [0, 1, 0, 1, 0]
-
-
-def test_numpy_never_looks_for_a_gpu(monkeypatch):
-    monkeypatch.setitem(sys.modules, "cupy", FakeCupy(devices=2))
-    backend = open_backend("numpy", 1)
-    assert type(backend) is Backend
-    assert (backend.name, backend.xp) == ("numpy", np)

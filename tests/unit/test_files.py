@@ -1,7 +1,6 @@
 """Files that a user names. What is not a file is never replaced by one: nothing here touches /dev."""
 
 import os
-import socket
 import stat
 import subprocess
 import sys
@@ -30,19 +29,14 @@ def test_what_a_link_leads_to_is_not_replaced(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["a.txt", "dangling", "link"]
 
 
-@pytest.mark.parametrize("through_a_link", [False, True])
-def test_a_pipe_with_a_reader_is_written_to_and_stays_a_pipe(tmp_path, through_a_link):
-    fifo = path = tmp_path / "fifo"
-    os.mkfifo(fifo)
-    if through_a_link:
-        path = tmp_path / "link"
-        path.symlink_to("fifo")
-    with open(os.open(fifo, os.O_RDONLY | os.O_NONBLOCK), "rb") as reader:
-        write_output_text(path, "text")
+def test_a_pipe_with_a_reader_is_written_to_and_stays_a_pipe(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "link").symlink_to("fifo")
+    with open(os.open(tmp_path / "fifo", os.O_RDONLY | os.O_NONBLOCK), "rb") as reader:
+        write_output_text(tmp_path / "link", "text")
         assert reader.read() == b"text"
-    assert stat.S_ISFIFO(fifo.lstat().st_mode)
-    assert path.is_symlink() == through_a_link
-    assert len(os.listdir(tmp_path)) == 1 + through_a_link
+    assert stat.S_ISFIFO((tmp_path / "fifo").lstat().st_mode)
+    assert (tmp_path / "link").is_symlink()
 
 
 def test_a_pipe_without_a_reader_is_an_error_and_stays_a_pipe(tmp_path):
@@ -51,18 +45,6 @@ def test_a_pipe_without_a_reader_is_an_error_and_stays_a_pipe(tmp_path):
         write_output_text(tmp_path / "fifo", "text")
     assert stat.S_ISFIFO((tmp_path / "fifo").lstat().st_mode)
     assert os.listdir(tmp_path) == ["fifo"]
-
-
-def test_a_socket_or_a_directory_is_not_replaced(tmp_path):
-    (tmp_path / "folder").mkdir()
-    with pytest.raises(IsADirectoryError):
-        write_output_text(tmp_path / "folder", "text")
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(tmp_path / "socket"))
-        with pytest.raises(OSError, match="Is a socket, not a file"):
-            write_output_text(tmp_path / "socket", "text")
-    assert stat.S_ISSOCK((tmp_path / "socket").lstat().st_mode)
-    assert sorted(os.listdir(tmp_path)) == ["folder", "socket"]
 
 
 @pytest.mark.parametrize("into", ["a file", "a pipe"])

