@@ -10,6 +10,8 @@ from typing import Any
 from psgc.regular_files import open_regular
 from psgc.run_rows import COLUMNS, COUNTS, MOST, IterationRow, WorkerEvent
 
+LONGEST = 1 << 20  # bytes of a line
+
 
 def csv_text(*rows: Iterable[Any]) -> str:
     """The rows as they stand in a file."""
@@ -77,4 +79,7 @@ def _whole_rows(path: Path, columns: Sequence[str]) -> Iterator[dict[str, str]]:
 
 def _lines(path: Path) -> Iterator[str]:
     with open_regular(path) as stream:
-        yield from (line.decode(errors="replace") for line in stream if line.endswith(b"\n"))
+        while (line := stream.readline(LONGEST)).endswith(b"\n"):
+            yield line.decode(errors="replace")
+        if len(line) == LONGEST:
+            raise csv.Error(f"a line is longer than {LONGEST} bytes")
