@@ -24,6 +24,8 @@ MAX_CHUNKS = 2**31
 FEW = 1 << 22  # workers x iterations that fit into memory anyhow
 IDLE = 64  # workers x iterations for each entry of the timeline, in a run in which only few of the workers do anything
 
+MAX_SUMMARY = 1 << 20  # bytes
+
 
 @dataclass(frozen=True, eq=False)
 class RecordedRun:
@@ -181,7 +183,7 @@ def _summary(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     with reading(path), open_regular(path) as stream:
-        summary = json.load(stream)
+        summary = json.loads(stream.read(MAX_SUMMARY))
     for name, kind in {"status": str, "reason": str, "workers": int, "chunks": int}.items():
         if not isinstance(summary, dict) or type(summary.get(name)) is not kind:
             raise UserError(f"{path}: damaged, or of another version of psgc: expected {name}, of type {kind.__name__}")

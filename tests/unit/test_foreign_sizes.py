@@ -71,7 +71,7 @@ CLAIMS = {
     many_workers: "damaged: 1000000 workers in 30 iterations do not go with",
     long_timeline: "timeline.raw: damaged, or of another version of psgc (ValueError: its first entry is none)",
     long_rows: "(Error: a line is longer than",
-    long_summary: "summary.json: damaged: longer than",
+    long_summary: "summary.json: damaged, or of another version of psgc (JSONDecodeError",
     long_head: "timeline.raw: damaged, or of another version of psgc (JSONDecodeError",
 }
 
