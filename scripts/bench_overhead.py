@@ -8,6 +8,9 @@ every run a real mpirun. The gradient of a chunk takes some 30 us; --chunk-ms ma
 --factor makes the last worker so many times slower. --rounds repeats the whole grid: a row is the median of its
 rounds, which lie far apart, so that a busy minute of the machine does not fall on one row alone.
 
+--virtual adds a second table, on a virtual clock: what rank 0's coordinator and schedule (`dynamic`) take for larger
+clusters, and for how long all workers wait for new queues after a loss.
+
 The grid as it stands takes an hour. The shortest that shows something: --workers 8 --chunks 8 --chunk-ms 0.
 """
 
@@ -24,6 +27,7 @@ from typing import Any
 
 import numpy as np
 from benching import machine, train, train_with_allreduce
+from virtual_overhead import measure_virtual, virtual_table
 
 from psgc.data import write_dense
 from psgc.reporting.files import write_output_text
@@ -67,6 +71,8 @@ def main() -> int:
                 print(f"{case} {program}: {1e3 * took.seconds:.2f} ms", file=sys.stderr, flush=True)
     what = f"{options.iterations} iterations, {options.rounds} rounds; {machine()}"
     text = f"{what}:\n\n    {shlex.join(['python', *sys.argv])}\n\n{table(medians(measured))}\n"
+    if options.virtual:
+        text += "\n" + virtual_table([measure_virtual(workers) for workers in options.virtual]) + "\n"
     options.out.parent.mkdir(parents=True, exist_ok=True)
     write_output_text(options.out, text)
     print(text)
@@ -80,6 +86,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--chunk-ms", type=float, nargs="+", default=[0.0, 1.0, 5.0])
     parser.add_argument("--schedules", nargs="+", choices=SCHEDULES, default=SCHEDULES)
     parser.add_argument("--transfers", nargs="+", default=["per_chunk", "combined"])
+    parser.add_argument("--virtual", type=int, nargs="*", default=[64, 512, 4096], help="workers on a virtual clock")
     parser.add_argument("--factor", type=float, default=1.0, help="how much slower the last worker is")
     parser.add_argument("--iterations", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=1)

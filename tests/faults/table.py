@@ -6,12 +6,14 @@ a run does not come to what it has to, or loses more time than it may.
 
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from tests.faults.matrix import (
+    SERVER_KILLED,
     TRANSFERS,
     Case,
     Outcome,
@@ -30,8 +32,9 @@ MS = 1000 * CHUNK
 SHARE = 4  # chunks, or copies of them, that a worker does in an iteration
 COLLECT_TIMEOUT = 1.0  # seconds
 AT_ONCE = 0.2  # seconds until a death is noticed and what it takes back is under way again
-FAULT_IN, FIRST_RANK = 5, 3  # the iteration, and the first of the workers that a fault befalls
+FAULT_IN = 5  # the iteration
 MORE = {"at once": 3, "missed": 9, "returns": 15}  # iterations from there on
+SERVER_GONE = 5.0  # seconds that anything of a run lives after its server
 
 HEAD = f"""\
 {WORKERS} workers, {SHARE} chunks of {MS:.0f} ms for each of them per iteration; collect_timeout: {COLLECT_TIMEOUT:g} s.
@@ -39,6 +42,11 @@ The *iteration* is the slowest from the fault to the one after it was noticed, *
 
 | fault | transfer | parts | recorded | parameters differ by | iteration | usual | time lost | allowed | exit |
 |---|---|---|---|---|---|---|---|---|---|"""
+EACH = f"""
+Each worker in turn, {2 * SHARE} chunks of {MS:.0f} ms for each of them per iteration, parts 1:
+
+| fault | transfer | time lost with worker 1, 2, ... {WORKERS} | most | allowed |
+|---|---|---|---|---|"""
 
 
 class Bench:
@@ -56,8 +64,11 @@ class Bench:
         self._runs += 1
         name = f"run-{self._runs}"
         (self.folder / f"{name}.yaml").write_text(config_text(settings, planned, name))
-        command = [sys.executable, "-m", "psgc", "launch", f"{name}.yaml", "-n", str(workers + 1)]
-        return name, run(command, self.folder)
+        return name, self.launch(name, workers)
+
+    def launch(self, name: str, workers: int = WORKERS, *options: str) -> Finished:
+        command = [sys.executable, "-m", "psgc", "launch", f"{name}.yaml", "-n", str(workers + 1), *options]
+        return run(command, self.folder)
 
     def undisturbed(self, iterations: int) -> Path:
         """The parameters after so many iterations without faults."""
@@ -67,9 +78,14 @@ class Bench:
             self._undisturbed[iterations] = self.folder / name / "params.npy"
         return self._undisturbed[iterations]
 
+    def check(self, what: str, found: Sequence[str]) -> str:
+        """A mark for the table."""
+        self.wrong += [f"{what}: {text}" for text in found]
+        return " (!)" if found else ""
 
-def settings(transfer: str, parts: int, iterations: int) -> Settings:
-    return Settings(transfer, parts, iterations, CHUNK, SHARE // parts, 3, COLLECT_TIMEOUT)
+
+def settings(transfer: str, parts: int, iterations: int, share: int = SHARE) -> Settings:
+    return Settings(transfer, parts, iterations, CHUNK, share // parts, 3, COLLECT_TIMEOUT)
 
 
 def allowed(case: Case, transfer: str) -> float:
@@ -78,31 +94,71 @@ def allowed(case: Case, transfer: str) -> float:
     return 2 * CHUNK * case.workers + (COLLECT_TIMEOUT if waits else AT_ONCE)
 
 
-def row_of_a_fault(bench: Bench, case: Case, transfer: str, parts: int) -> str:
-    """A run with one fault."""
-    more = "at once" if case.at_once else "returns" if case.returns else "missed"
-    how = settings(transfer, parts, FAULT_IN + MORE[more])
-    planned = Planned(case, FAULT_IN, tuple(range(FIRST_RANK, FIRST_RANK + case.workers)))
+def measure(bench: Bench, case: Case, how: Settings, rank: int) -> tuple[Outcome, Finished, float, float, str]:
+    """A run with one fault: what it left and said, seconds of its iteration and of the usual one, a mark if wrong."""
+    planned = Planned(case, FAULT_IN, tuple(range(rank, rank + case.workers)))
     name, finished = bench.begin(how, [planned])
-    outcome, undisturbed = Outcome(bench.folder / name), np.load(bench.undisturbed(how.iterations))
+    outcome = Outcome(bench.folder / name)
     slowest, usual = outcome.time_lost(planned)
-    found = complaints([planned], how, outcome, undisturbed)
+    found = complaints([planned], how, outcome, np.load(bench.undisturbed(how.iterations)))
     found += [f"exit code {finished.returncode}"] if finished.returncode else []
     found += [f"{len(finished.orphans)} processes are left"] if finished.orphans else []
-    if slowest - usual > (most := allowed(case, transfer)):
+    if slowest - usual > (most := allowed(case, how.transfer)):
         found.append(f"{milli(slowest - usual)} lost, {milli(most)} allowed")
-    bench.wrong += [f"{case.name}, {transfer}, parts {parts}: {text}" for text in found]
+    return outcome, finished, slowest, usual, bench.check(f"{case.name}, {how.transfer}, parts {how.parts}", found)
+
+
+def row_of_a_fault(bench: Bench, case: Case, transfer: str, parts: int) -> str:
+    more = "at once" if case.at_once else "returns" if case.returns else "missed"
+    how = settings(transfer, parts, FAULT_IN + MORE[more])
+    outcome, finished, slowest, usual, mark = measure(bench, case, how, rank=3)
     events = [f"worker {rank} {event} in {iteration}" for event, rank, iteration, _ in outcome.events]
     reasons = dict.fromkeys(reason.partition(" (")[0] for _, _, _, reason in outcome.events if reason)
+    difference = np.abs(outcome.params - np.load(bench.undisturbed(how.iterations))).max()
     recorded = f"{', '.join(events)}: {'; '.join(reasons)}"
-    difference = np.abs(outcome.params - undisturbed).max()
-    lost = f"{milli(slowest - usual)}{' (!)' if found else ''}"
-    cells = [case.name, transfer, parts, recorded, f"{difference:.1e}", milli(slowest), milli(usual), lost, milli(most)]
-    return f"| {' | '.join(map(str, [*cells, finished.returncode]))} |"
+    cells = [case.name, transfer, parts, recorded, f"{difference:.1e}", milli(slowest), milli(usual)]
+    cells += [f"{milli(slowest - usual)}{mark}", milli(allowed(case, transfer)), finished.returncode]
+    return row(*cells)
+
+
+def row_of_the_server(bench: Bench, transfer: str, parts: int) -> str:
+    how = settings(transfer, parts, FAULT_IN + MORE["missed"])
+    name, killed = bench.begin(how, [Planned(SERVER_KILLED, FAULT_IN + 3, (0,))])
+    gone = time.time() - (bench.folder / name / "iterations.csv").stat().st_mtime  # since an iteration before its death
+    resumed = bench.launch(name, WORKERS, "--resume")
+    params, undisturbed = bench.folder / name / "params.npy", bench.undisturbed(how.iterations)
+    difference = np.abs(np.load(params) - np.load(undisturbed)).max()
+    codes = f"{killed.returncode}, then {resumed.returncode}"
+    found = [f"exit code {codes}"] if codes != "1, then 0" else []
+    found += ["processes are left"] if killed.orphans or resumed.orphans else []
+    found += [f"everything gone after {gone:.1f} s"] if gone > SERVER_GONE else []
+    found += complaints([], how, Outcome(bench.folder / name), np.load(undisturbed))
+    same = params.read_bytes() == undisturbed.read_bytes()
+    if (transfer, parts) == ("per_chunk", 1) and not same:
+        found.append("other parameters than without the kill")
+    mark = bench.check(f"{SERVER_KILLED.name}, {transfer}, parts {parts}", found)
+    ended = f"every process gone in {gone:.1f} s{mark}"
+    cells = [SERVER_KILLED.name, transfer, parts, "--resume goes on", "0" if same else f"{difference:.1e}"]
+    return row(*cells, "", "", ended, f"{SERVER_GONE:.0f} s", codes)
+
+
+def row_of_each_worker(bench: Bench, case: Case, transfer: str) -> str:
+    how = settings(transfer, 1, FAULT_IN + MORE["at once" if case.at_once else "missed"], 2 * SHARE)
+    lost, mark = [], ""
+    for rank in range(1, WORKERS + 1):
+        _, _, slowest, usual, wrong = measure(bench, case, how, rank)
+        lost.append(slowest - usual)
+        mark = mark or wrong
+    each = ", ".join(f"{1000 * seconds:.0f}" for seconds in lost)
+    return row(case.name, transfer, f"{each} ms", f"{milli(max(lost))}{mark}", milli(allowed(case, transfer)))
 
 
 def milli(seconds: float) -> str:
     return f"{1000 * seconds:.0f} ms"
+
+
+def row(*cells: object) -> str:
+    return f"| {' | '.join(map(str, cells))} |"
 
 
 def main() -> int:
@@ -115,6 +171,16 @@ def main() -> int:
             for transfer, parts in combinations:
                 if transfer in case.transfers:
                     print(row_of_a_fault(bench, case, transfer, parts), flush=True)
+        for transfer, parts in combinations:
+            print(row_of_the_server(bench, transfer, parts), flush=True)
+        print(EACH, flush=True)
+        by_name = {case.name: case for case in cases("combined")}
+        for transfer in TRANSFERS:
+            names = ["SIGKILL in a gradient", "SIGSTOP"]
+            if transfer == "combined":
+                names = ["SIGKILL while sending", "SIGSTOP between commit and collect"]
+            for name in names:
+                print(row_of_each_worker(bench, by_name[name], transfer), flush=True)
         print(*(f"(!) {text}" for text in bench.wrong), sep="\n", end="\n" if bench.wrong else "", flush=True)
         return int(bool(bench.wrong))
 
