@@ -69,6 +69,12 @@ def test_json_has_null_where_there_is_no_mean(capsys):
         assert row["mean_computed"] is None
 
 
+def test_json_that_cannot_be_written_is_exit_2_and_one_line(capsys):
+    Path("rows.json").symlink_to("elsewhere")
+    assert exit_code("--json", "rows.json") == 2
+    assert capsys.readouterr().err == "psgc: rows.json: cannot be written: Is a link, not a file\n"
+
+
 def test_a_plot_is_a_png(capsys):
     pytest.importorskip("matplotlib")
     assert exit_code("--plot", "figure.png") == 0
