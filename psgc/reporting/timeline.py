@@ -28,6 +28,7 @@ FORMAT = 1  # of timeline.raw
 ENTRY = np.dtype([(name, field.dtype) for name, field in TIMELINE.items()])
 _pack = struct.Struct("<iiiddb").pack  # one ENTRY
 LONGEST_HEAD = 1000  # bytes of the first line of timeline.raw
+OLD_NAMES = {"fate": "outcome", "fates": "outcomes"}  # that columns of timeline.npz had once
 PIECE = 1 << 18  # entries that are looked at together
 
 Columns = dict[str, np.ndarray]
@@ -124,7 +125,7 @@ def read_timeline(directory: Path) -> tuple[Columns | None, dict[str, int]]:
         return None, {}
     with reading(path):
         found = map_npz(str(path), ours=True)
-        columns = {name: np.asarray(array) for name, array in found.items()}
+        columns = {OLD_NAMES.get(name, name): np.asarray(array) for name, array in found.items()}
         if lacking := {*TIMELINE, "outcomes"} - set(columns):
             raise ValueError(f"it lacks {', '.join(sorted(lacking))}")
         _check(columns)
