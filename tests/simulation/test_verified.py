@@ -2,11 +2,13 @@
 
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from psgc.config import Coding, Verify
 from psgc.plan import make_plan
+from psgc.server import decoder
 from psgc.server.events import Compared
 from tests.simulation import faults
 from tests.simulation.case import Case, Fault, Nap
@@ -86,3 +88,13 @@ def test_every_gradient_is_the_sum_of_right_copies_whoever_is_lost_or_wrong(case
     world = Unruly(case)
     world.run()
     assert world.counts["iterations"] == case.num_iterations or world.counts["stopped with too few workers"] == 1
+
+
+@pytest.mark.parametrize("blind", ["everything agrees", "the first are right"])
+def test_what_would_be_wrong_is_found(monkeypatch, blind):
+    def first(rows, copies, _):
+        return tuple(range(len(copies) if blind == "everything agrees" else rows.shape[1] + 1))
+
+    monkeypatch.setattr(decoder, "agreeing", first)
+    with pytest.raises(AssertionError):
+        any(faults.run(seed, verified=True) is None for seed in range(50))
