@@ -5,9 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Container, Iterable, Sequence
 from math import inf
 
-from psgc.config import Config
 from psgc.errors import RunFailed
-from psgc.plan import Plan
 from psgc.schedules import SCHEDULES, Queues, Schedule
 from psgc.server.arrivals import Alive, Failed
 from psgc.server.failure_detector import FailureDetector
@@ -15,6 +13,7 @@ from psgc.server.horvitz_thompson import weights
 from psgc.server.membership import Membership
 from psgc.server.observer import Observer
 from psgc.server.rebalance import queues_for
+from psgc.server.settings import ServerSettings
 from psgc.server.stuck import Stuck
 
 CHECK_EVERY = 0.05  # seconds between two looks at the deadlines
@@ -23,27 +22,16 @@ CHECK_EVERY = 0.05  # seconds between two looks at the deadlines
 class Cluster:
     """What the server knows of its workers; hosts: of every rank.
 
-    check_data: called with a chunk whose gradient failed, raises UserError when it is the data that is wrong.
     membership, schedule, queues: of the current iteration.
     now: seconds in which this process was running. A rank that was stopped and continued (Ctrl-Z, a suspended virtual
     machine) must not take its own absence for the silence of the others.
     """
 
-    def __init__(
-        self,
-        plan: Plan,
-        config: Config,
-        hosts: Sequence[str],
-        observer: Observer,
-        check_data: Callable[[int], object],
-        costs: Sequence[float] | None = None,
-    ) -> None:
-        self._plan = plan
-        self._config = config
-        self._costs = costs
+    def __init__(self, settings: ServerSettings, hosts: Sequence[str], observer: Observer) -> None:
+        self._settings, self._config, self._plan = settings, settings.config, settings.plan
         self.hosts = hosts
         self.observer = observer
-        self._check_data = check_data
+        config, plan = self._config, self._plan
         workers = range(1, plan.num_workers + 1)
         self._everybody = Membership(
             plan.holders(), plan.parts, config.faults.adopt, workers, checking=config.verify is not None
@@ -63,7 +51,7 @@ class Cluster:
 
     def _make_schedule(self, backups: Queues) -> Schedule:
         holders, parts = self.membership.holders, self.membership.parts
-        return SCHEDULES[self._config.schedule](self.queues, backups, holders, parts, self._costs)
+        return SCHEDULES[self._config.schedule](self.queues, backups, holders, parts, self._settings.costs)
 
     @property
     def estimates(self) -> dict[int, float]:
@@ -157,7 +145,7 @@ class Cluster:
         the chunk has been done in between, each failure is its worker's. Data that is wrong on rank 0 as well is wrong
         for every worker (UserError); otherwise only this worker's copy of it is damaged.
         """
-        self._check_data(failure.chunk)
+        self._settings.check_data(failure.chunk)
         reason = self.observer.failure_text(failure.worker, failure.text)
         if failure.everywhere:
             raise RunFailed(self._described(failure, reason))

@@ -1,14 +1,12 @@
 """The training loop of the server. Read `Server.run` first; what messages lead to is in `psgc.server.dispatch`."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 
 import numpy as np
 
 from psgc.backend import Array, Backend
-from psgc.config import Config
 from psgc.errors import RunFailed
-from psgc.plan import Plan
 from psgc.server.cluster import Cluster
 from psgc.server.coordinator import Coordinator
 from psgc.server.decoder import Decoder
@@ -18,8 +16,9 @@ from psgc.server.iteration_log import IterationLog
 from psgc.server.links import Links
 from psgc.server.observer import Approximation, Observer
 from psgc.server.optimizer import make_optimizer
-from psgc.server.recovery import Deadline, tolerated
-from psgc.server.trial import TOLERANCE, Trial
+from psgc.server.recovery import Deadline
+from psgc.server.settings import ServerSettings
+from psgc.server.trial import Trial
 from psgc.server.verification import Checks
 from psgc.transport import Transport
 
@@ -29,44 +28,20 @@ SETTLED = 0.003  # seconds after which all workers have begun an iteration, if i
 class Server:
     """Trains: sends parameters, lets the coordinator decide what counts, decodes, steps.
 
-    config: with the transfer that `auto` stands for; interrupted: polled, a reason to end early or None; check_data:
-    called with a chunk whose gradient failed, raises UserError when it is the data that is wrong; costs: of each chunk
-    relative to an average one, None: all equal; has_loss: whether the problem has one; tried: the chunk that each
-    worker computes in the trial.
     cluster: the workers; its `estimates` can be set before `run`.
     """
 
-    def __init__(
-        self,
-        transport: Transport,
-        config: Config,
-        plan: Plan,
-        backend: Backend,
-        observer: Observer,
-        interrupted: Callable[[], str | None] = lambda: None,
-        check_data: Callable[[int], object] = lambda _: None,
-        costs: Sequence[float] | None = None,
-        has_loss: bool = True,
-        tried: Mapping[int, int] | None = None,
-    ) -> None:
-        self._transport, self._config, self._plan, self._backend = transport, config, plan, backend
-        self._observer, self._interrupted = observer, interrupted
+    def __init__(self, transport: Transport, backend: Backend, observer: Observer, settings: ServerSettings) -> None:
+        config, plan = settings.config, settings.plan
+        self._transport, self._backend, self._observer, self._settings = transport, backend, observer, settings
         self.optimizer = make_optimizer(config.optimizer)
-        verify, recovery = config.verify, config.recovery
-        self._tolerance = TOLERANCE[config.dtype] if verify is None or verify.tolerance is None else verify.tolerance
-        self._trial = Trial(tried or {}, self._tolerance)
-        self._deadline = Deadline(recovery.deadline)
-        self._unbiased = recovery.estimator == "unbiased"
-        self._log = IterationLog(observer, plan.num_chunks, has_loss)
-        self.cluster = Cluster(plan, config, transport.hosts, observer, check_data, costs)
-        self._copies = plan.num_chunks * plan.parts  # that determine the gradient
-        self._coordinator = Coordinator(
-            self.cluster.membership,
-            self.cluster.schedule,
-            config.transfer == "combined",
-            tolerated(recovery.max_error, self._copies),
-            Checks(verify.every if verify else 0),
-        )
+        self._trial = Trial(settings.tried, settings.tolerance)
+        self._deadline = Deadline(config.recovery.deadline)
+        self._log = IterationLog(observer, plan.num_chunks, settings.has_loss)
+        self.cluster = Cluster(settings, transport.hosts, observer)
+        membership, schedule, combined = self.cluster.membership, self.cluster.schedule, config.transfer == "combined"
+        checks = Checks(config.verify.every if config.verify else 0)
+        self._coordinator = Coordinator(membership, schedule, combined, settings.tolerated, checks)
         self._links = Links(transport, backend, config, plan)
         self._dispatcher = Dispatcher(self._coordinator, self.cluster, self._links, self._log, self._trial)
 
@@ -81,9 +56,9 @@ class Server:
         """
         self.params = params
         self._trial.first = first
-        matrix, dtype = self._plan.coding_matrix, self._config.dtype
-        tolerance = self._tolerance if self._config.verify else None
-        self._decoder = Decoder(self._backend, matrix, params.size, dtype, self._unbiased, tolerance)
+        settings, config, matrix = self._settings, self._settings.config, self._settings.plan.coding_matrix
+        tolerance = settings.tolerance if config.verify else None
+        self._decoder = Decoder(self._backend, matrix, params.size, config.dtype, settings.is_unbiased, tolerance)
         self._dispatcher.decoder = self._decoder
         self._links.open(self._decoder.message_length)
         try:
@@ -110,7 +85,7 @@ class Server:
             self._poll()
             if self._log.waits and (self._log.row.reports or self._links.now > SETTLED):
                 self._log.write()
-        missing = self._coordinator.books.missing / self._copies
+        missing = self._coordinator.books.missing / self._settings.copies
         gradient = self._approximate_gradient() if missing else self._decoder.gradient
         row = self._log.row
         row.bytes_in = transport.bytes_received - received
@@ -130,14 +105,14 @@ class Server:
         self._dispatcher.tick(self._deadline.seconds)
         self._links.send()
         self.cluster.tick()
-        if (reason := self._interrupted()) is not None:
+        if (reason := self._settings.interrupted()) is not None:
             raise RunFailed(reason)
 
     def _approximate_gradient(self) -> Array:
         iteration, incomplete = self._coordinator.iteration, self._coordinator.books.incomplete()
         self._log.row.missing = len(incomplete)
         weighted = None
-        if self._unbiased:
+        if self._settings.is_unbiased:
             weighted = self._decoder.weighted(self.cluster.weights(iteration, self._log.row.reports, incomplete))
         plain = self._decoder.gradient
         used = plain if weighted is None else weighted

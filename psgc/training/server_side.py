@@ -21,6 +21,7 @@ from psgc.reporting.records import Recorder
 from psgc.reporting.summary import lines, summarise
 from psgc.server.checkpoint import Checkpoint, CheckpointWriter
 from psgc.server.loop import Server
+from psgc.server.settings import ServerSettings
 from psgc.terminal import say
 from psgc.training import resume
 from psgc.training.claim import Claim
@@ -107,18 +108,16 @@ def _serve(
     chunks = ChunkSource(run.dataset, plan.num_chunks, config.dtype, run.backend)
     costs = None if config.batch else chunks.costs()
     transport.start()
-    server = Server(
-        transport,
-        config,
-        plan,
-        run.backend,
-        keeper,
-        lambda: interruption(stopped_by),
-        chunks.check,
-        costs,
-        has_loss(run.problem),
-        tried_chunks(config, plan),
+    settings = ServerSettings(
+        config=config,
+        plan=plan,
+        costs=costs,
+        has_loss=has_loss(run.problem),
+        tried=tried_chunks(config, plan),
+        interrupted=lambda: interruption(stopped_by),
+        check_data=chunks.check,
     )
+    server = Server(transport, run.backend, keeper, settings)
     if run.checkpoint:
         state, asarray = run.checkpoint.optimizer, run.backend.asarray
         server.optimizer.load({k: asarray(v) if isinstance(v, np.ndarray) else v for k, v in state.items()})

@@ -21,6 +21,7 @@ from psgc.plan import Plan, make_plan
 from psgc.problems import make_problem
 from psgc.schedules import SCHEDULES
 from psgc.server.loop import Server
+from psgc.server.settings import ServerSettings
 from psgc.training.worker_side import make_worker
 from psgc.transport import Transport
 
@@ -131,7 +132,7 @@ def train_and_compare(case, data, world):
                 returned=unexpected,
             )
             transport.start()
-            server = Server(transport, config, plan, Backend(), silent)
+            server = Server(transport, Backend(), silent, ServerSettings(config=config, plan=plan))
             params = server.run(problem.initial_params().astype(config.dtype), ITERATIONS)
             assert server.stop_workers(timeout=10)
             expected = single_process(problem, data, config)

@@ -24,6 +24,7 @@ from psgc.server import cluster as server_cluster
 from psgc.server import links as server_links
 from psgc.server import loop as server_loop
 from psgc.server.loop import Server
+from psgc.server.settings import ServerSettings
 from psgc.training.gradient_error import unseen
 from psgc.transport import Control, Died, Text
 from psgc.workers import loop as worker_loop
@@ -104,7 +105,7 @@ class World:
                 recovery=case.recovery,
                 verify=case.verify,
             )
-            self.server = Server(self.end, config, self.plan, Backend(), Observer(self))
+            self.server = Server(self.end, Backend(), Observer(self), ServerSettings(config=config, plan=self.plan))
             self.server.optimizer = Checking(self)
             try:
                 self.server.run(np.zeros(case.dim), case.num_iterations, begins=self.begin)

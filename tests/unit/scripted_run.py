@@ -12,6 +12,7 @@ from psgc.plan import make_plan
 from psgc.run_rows import Outcome
 from psgc.server import cluster, links, loop
 from psgc.server.loop import Server
+from psgc.server.settings import ServerSettings
 from tests.simulation.network import Clock
 from tests.unit.scripted import Transport, config_of, done
 
@@ -49,7 +50,8 @@ class Run:
         self.plan = make_plan(coding, schedule, workers, SEED)
         transfer = "combined" if combined else "per_chunk"
         config = config_of(TIMEOUT, schedule=schedule, transfer=transfer, seed=SEED, **settings)
-        self.server = Server(self.transport, config, self.plan, Backend(), observer, **(given or {}))
+        given = ServerSettings(config=config, plan=self.plan, **(given or {}))
+        self.server = Server(self.transport, Backend(), observer, given)
 
     def _stepped(self, done):
         self.steps = done

@@ -1,0 +1,49 @@
+"""What a server is told when it is made."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from psgc.config import Config
+from psgc.plan import Plan
+from psgc.server.recovery import tolerated
+from psgc.server.trial import TOLERANCE
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerSettings:
+    """A run as its server sees it.
+
+    config: with the transfer that `auto` stands for; costs: of each chunk relative to an average one, None: all equal;
+    has_loss: whether the problem has one; tried: the chunk that each worker computes in the trial.
+    interrupted: polled, a reason to end early or None; check_data: called with a chunk whose gradient failed, raises
+    UserError when it is the data that is wrong.
+    """
+
+    config: Config
+    plan: Plan
+    costs: Sequence[float] | None = None
+    has_loss: bool = True
+    tried: Mapping[int, int] = field(default_factory=dict)
+    interrupted: Callable[[], str | None] = lambda: None
+    check_data: Callable[[int], object] = lambda _: None
+
+    @property
+    def copies(self) -> int:
+        """How many copies of chunks determine the gradient."""
+        return self.plan.num_chunks * self.plan.parts
+
+    @property
+    def tolerated(self) -> int:
+        """How many of them may be missing in the end."""
+        return tolerated(self.config.recovery.max_error, self.copies)
+
+    @property
+    def tolerance(self) -> float:
+        """Relative difference up to which two gradients of a chunk count as the same."""
+        verify = self.config.verify
+        return TOLERANCE[self.config.dtype] if verify is None or verify.tolerance is None else verify.tolerance
+
+    @property
+    def is_unbiased(self) -> bool:
+        """Whether the gradient of an iteration in which something is missing is to be unbiased."""
+        return self.config.recovery.estimator == "unbiased"
