@@ -3,7 +3,7 @@
 # make test-faults   run the matrix of faults, a killed server, several hosts that are cut off (as root), deaths under other MPIs
 # make test-slurm   run SLURM jobs on a cluster that the tests start on this machine (Debian: slurm-wlm, munge)
 # make test-package  build the wheel, install it and the checkout into new environments, run the quickstart there
-# make faults  every fault of the matrix alone: what comes of it, and what it costs (about eight minutes)
+# make faults  every fault of the matrix alone: what comes of it, and what it costs (about twelve minutes)
 # make bench  training under a plain Allreduce loop and under psgc: runs/bench/bench.md (about five minutes; TRACE=FILE.npy)
 # make paper  the paper's numerical experiments, beside the published numbers: runs/paper/paper.md and its figures
 # make lint   ruff, mypy, import-linter
