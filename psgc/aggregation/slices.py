@@ -1,0 +1,94 @@
+"""The map of slices to owners: who sums which part of the coded vector.
+
+The coded vector has `entries` = dim / parts entries. A *slice* is a contiguous range of it, and its *owner* sums it. A
+slice travels in *blocks*.
+
+With n live ranks, link rates r_i, l parts and E entries, the owner of s entries has to send its own accumulator and the
+gradient of its slice to everybody, E + (n - 1) l s entries, and to receive the gradient and the accumulators of others,
+l E + (n - 1) s. The shares s_i are those with which all links are through at the same time, and that time is least.
+A link that is too slow for that owns nothing.
+"""
+
+from collections.abc import Mapping, Sequence
+from itertools import accumulate, pairwise
+from typing import NamedTuple
+
+LEAST_SLICE = 1 << 18  # bytes; a smaller slice costs more messages than it takes off other owners
+BLOCK = 1 << 20  # bytes of a coded block, at most
+BLOCKS = 4  # of a slice, at least, so that sending, summing and passing on overlap
+LEAST_BLOCK = 1 << 16  # bytes; a slice is not cut finer than that for the sake of overlap
+HALVINGS = 60  # of the interval in which the time is looked for: shares to 12 digits and more
+
+
+class Slice(NamedTuple):
+    """Entries start, ..., stop - 1 of the coded vector, which `owner` sums."""
+
+    owner: int
+    start: int
+    stop: int
+
+
+class Block(NamedTuple):
+    """Entries start, ..., stop - 1 of the coded vector: a part of a slice of `owner`, sent in one message."""
+
+    owner: int
+    start: int
+    stop: int
+
+
+def make_slices(entries: int, parts: int, rates: Mapping[int, float], least: int = 1) -> list[Slice]:
+    """One slice for each rank that is to own something, in the order of ranks; together they are all entries.
+
+    rates: of the links of the live ranks, in any unit; a rank with rate 0 owns nothing. least: entries of a slice;
+    where there are not so many for everybody, an equal share.
+
+    >>> make_slices(12, 1, {0: 1.0, 1: 1.0, 2: 1.0})
+    [Slice(owner=0, start=0, stop=4), Slice(owner=1, start=4, stop=8), Slice(owner=2, start=8, stop=12)]
+    """
+    ranks = sorted(rank for rank in rates if rates[rank] > 0)
+    if not ranks or entries < 1:
+        raise ValueError(f"{entries} entries and {len(ranks)} links cannot be shared out")
+    fastest, others = max(rates.values()), len(rates) - 1
+    while True:
+        shares = _shares(parts, [rates[rank] / fastest for rank in ranks], others)
+        smallest = min(shares)
+        if smallest * entries >= min(least, 0.99 * entries / len(rates)):  # 0.99: an equal share is large enough
+            break
+        ranks = [rank for rank, share in zip(ranks, shares, strict=True) if share > smallest]
+    bounds = [round(entries * share) for share in accumulate(shares, initial=0.0)]
+    bounds[-1] = entries
+    return [Slice(rank, a, b) for rank, (a, b) in zip(ranks, pairwise(bounds), strict=True) if a < b]
+
+
+def _shares(parts: int, rates: Sequence[float], others: int) -> list[float]:
+    """The share of each rate, all together 1, by bisection of the time; the largest rate is 1."""
+    if len(rates) == 1:
+        return [1.0]
+
+    def owned(time: float) -> list[float]:
+        can_send = [(rate * time - 1) / (others * parts) for rate in rates]
+        can_receive = [(rate * time - parts) / others for rate in rates]
+        return [max(0.0, min(pair)) for pair in zip(can_send, can_receive, strict=True)]
+
+    low, high = 0.0, 1.0 + (others + 1) * parts  # with which the fastest alone could own everything
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        low, high = (low, middle) if sum(owned(middle)) >= 1 else (middle, high)
+    shares = owned(high)
+    total = sum(shares)
+    return [share / total for share in shares]
+
+
+def block_entries(slices: Sequence[Slice], itemsize: int) -> int:
+    """The most entries of a block, for entries of so many bytes."""
+    largest = max(stop - start for _, start, stop in slices)
+    overlapping = max(-(-largest // BLOCKS), LEAST_BLOCK // itemsize)
+    return max(1, min(overlapping, BLOCK // itemsize))
+
+
+def cut(part: Slice, most: int) -> list[Block]:
+    """The blocks of a slice, as equal as can be, with at most so many entries."""
+    size = part.stop - part.start
+    count = -(-size // most)
+    bounds = [part.start + size * k // count for k in range(count + 1)]
+    return [Block(part.owner, a, b) for a, b in pairwise(bounds)]
