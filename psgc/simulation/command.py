@@ -6,8 +6,10 @@ from pathlib import Path
 
 from rich.table import Table
 
-from psgc.simulation import experiment
+from psgc.errors import UserError
+from psgc.simulation import experiment, network_experiment
 from psgc.simulation.experiment import Row
+from psgc.simulation.network_settings import NetworkSettings
 from psgc.simulation.output import check_file, progress_bar, show, write_json
 from psgc.simulation.settings import Settings, load
 from psgc.terminal import say
@@ -17,6 +19,8 @@ def simulate(config: str, overrides: Sequence[str], json_file: str | None, plot_
     """Run the simulation of the YAML file `config`, print its table, write the files. Returns 0. Raises UserError."""
     settings = load(config, overrides)
     check_file("--json", json_file)
+    if isinstance(settings, NetworkSettings):
+        return _simulate_network(settings, json_file, plot_file)
     check_file("--plot", plot_file)
     if plot_file is not None:
         from psgc.simulation.plots import check_format, write_figure  # needs matplotlib
@@ -30,6 +34,21 @@ def simulate(config: str, overrides: Sequence[str], json_file: str | None, plot_
         write_json(Path(json_file), [asdict(row) for row in rows])
     if plot_file is not None:
         write_figure(Path(plot_file), rows, settings.deadlines)
+    return 0
+
+
+def _simulate_network(settings: NetworkSettings, json_file: str | None, plot_file: str | None) -> int:
+    if plot_file is not None:
+        raise UserError("--plot: expected a simulation of schedules; one of a network has a table only")
+    with progress_bar() as progress:
+        task = progress.add_task("", total=len(network_experiment.wanted(settings)))
+        rows = [*network_experiment.run(settings, lambda what: progress.update(task, description=what, advance=1))]
+    links = settings.network
+    size = f"{links.dim} entries of {links.itemsize} bytes"
+    say(f"an iteration with nothing to compute; links of {links.rate:g} bytes/s, latency {links.latency:g} s; {size}")
+    show(network_experiment.table(rows))
+    if json_file is not None:
+        write_json(Path(json_file), [asdict(row) for row in rows])
     return 0
 
 

@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 from psgc.coding import ASSIGNMENTS
 from psgc.config import AssignmentFile, ScheduleName
 from psgc.schedules import SCHEDULES
+from psgc.simulation.network_settings import NetworkSettings
 from psgc.simulation.speeds import Seconds, Shape, from_file, trace
 from psgc.validation import (
     MOST,
@@ -150,9 +151,14 @@ class Settings(Section):
         return self
 
 
-def load(path: str | Path, overrides: Sequence[str] = ()) -> Settings:
-    """Reads a simulation's YAML file and applies `--set` overrides in order. Raises UserError, one line."""
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Settings | NetworkSettings:
+    """Reads a simulation's YAML file and applies `--set` overrides in order. Raises UserError, one line.
+
+    With the key `network` it is a simulation of programs on a network, otherwise one of schedules.
+    """
     source = Source.from_file(path)
     for override in overrides:
         source.override(override)
+    if isinstance(source.tree, dict) and "network" in source.tree:
+        return validated(NetworkSettings, source)
     return validated(Settings, source)

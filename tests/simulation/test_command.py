@@ -110,3 +110,48 @@ def test_a_wrong_name_and_no_matplotlib_are_exit_2(capsys, monkeypatch):
         monkeypatch.delitem(sys.modules, name, raising=False)
     assert exit_code("--plot", "figure.png") == 2
     assert capsys.readouterr().err == "psgc: plots need matplotlib: pip install matplotlib\n"
+
+
+NETWORK = """\
+network: {rate: 25e6, latency: 1e-4, dim: 1000000, itemsize: 4}
+workers: [8, 400]
+parts: [1, 2]
+"""
+
+
+def test_a_network_is_a_table_and_json(capsys):
+    Path("sim.yaml").write_text(NETWORK)
+    assert exit_code("--json", "rows.json") == 0
+    out, err = capsys.readouterr()
+    title, head, *lines = out.splitlines()
+    assert title.startswith("an iteration with nothing to compute; links of 2.5e+07 bytes/s, latency 0.0001 s; 1000000")
+    assert " ".join(head.split()) == "workers program l seconds MB busiest link over mean control at rank 0"
+    assert lines[0].split() == ["8", "allreduce", "0.2814", "14.0", "1.000", "0"]
+    assert lines[1].split() == ["8", "server", "1", "2.56", "64.0", "4.500", "136"]
+    assert lines[9].split()[:3] == ["400", "coded_allreduce", "2"]
+    assert lines[9].endswith("by symmetry")
+    assert err == ""
+    rows = json.loads(Path("rows.json").read_text())
+    assert [(row["workers"], row["program"], row["parts"]) for row in rows] == [
+        (workers, program, parts)
+        for workers in (8, 400)
+        for program in ("allreduce", "server", "coded_allreduce")
+        for parts in ([None] if program == "allreduce" else [1, 2])
+    ]
+    assert [row["by_symmetry"] for row in rows] == 5 * [False] + [True, False, False, True, True]
+    assert all(row["ratio"] == pytest.approx(row["busiest_bytes"] / row["mean_bytes"]) for row in rows)
+    assert [*rows[0]][3:] == ["seconds", "busiest_bytes", "mean_bytes", "ratio", "control_messages", "by_symmetry"]
+
+
+def test_a_network_has_no_figure(capsys):
+    Path("sim.yaml").write_text(NETWORK)
+    assert exit_code("--plot", "f.png") == 2
+    said = "psgc: --plot: expected a simulation of schedules; one of a network has a table only\n"
+    assert capsys.readouterr().err == said
+
+
+def test_a_ring_of_one_rank_sends_nothing(capsys):
+    Path("sim.yaml").write_text(NETWORK)
+    assert exit_code("--set", "programs=[allreduce]", "--set", "workers=[1]", "--json", "rows.json") == 0
+    [row] = json.loads(Path("rows.json").read_text())
+    assert (row["seconds"], row["busiest_bytes"], row["ratio"]) == (0, 0, 1)

@@ -6,6 +6,7 @@ import pytest
 
 from psgc.errors import UserError
 from psgc.simulation import settings
+from psgc.simulation.network_settings import NetworkSettings
 from psgc.simulation.settings import BuiltAssignment, Exponential, Pareto, SpeedsFile, Trace, TwoSpeed, load
 
 SIMULATION = """\
@@ -107,3 +108,56 @@ def test_a_file_is_refused_with_its_line(sim_yaml):
     Path(sim_yaml).write_text(SIMULATION + "  men: 1\n")
     with pytest.raises(UserError, match=r"^sim\.yaml:5: speeds\.men: unknown key, did you mean 'mean'"):
         load(sim_yaml)
+
+
+NETWORK = """\
+network: {rate: 25e6, latency: 1e-4, dim: 1000000, itemsize: 4}
+workers: [8, 64]
+"""
+
+
+@pytest.fixture
+def network_yaml(sim_yaml) -> str:
+    Path(sim_yaml).write_text(NETWORK)
+    return sim_yaml
+
+
+def test_defaults_of_a_network(network_yaml):
+    loaded = load(network_yaml)
+    assert isinstance(loaded, NetworkSettings)
+    assert (loaded.network.rate, loaded.network.latency) == (25e6, 1e-4)
+    assert (loaded.workers, loaded.programs) == ([8, 64], ["allreduce", "server", "coded_allreduce"])
+    assert (loaded.parts, loaded.chunks_per_worker) == ([1], 8)
+
+
+def test_the_network_in_scripts_is_valid():
+    assert load(Path(__file__).parents[2] / "scripts/network.yaml").workers == [8, 64, 512, 4096]
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("network.rat=1", "unknown key, did you mean 'rate'?"),
+        ("network.rate=0", "expected a number > 0, got 0"),
+        ("network.latency=-1", "expected a number >= 0, got -1"),
+        ("network.dim=0", "expected a whole number >= 1, got 0"),
+        ("network=fast", "expected a mapping with the keys rate, latency, dim, itemsize, got 'fast'"),
+        ("network={rate: 1}", "network.latency: missing, expected seconds that a message takes besides"),
+        ("workers=8", "expected a list of at least one whole number >= 1, got 8"),
+        ("workers=[9, 200000]", "200000 workers x 8 chunks x 1 parts are 1600000 reports, expected <= 1000000"),
+        ("network.itemsize=17", "expected a whole number >= 1 and <= 16, got 17"),
+        ("programs=[ring]", "programs.0: expected allreduce, server or coded_allreduce, got 'ring'"),
+        ("chunks_per_worker=0", "expected a whole number >= 1, got 0"),
+        ("parts=[2, 9]", "9 parts need as many workers, got 8"),
+        ("trials=3", "unknown key, expected one of network, workers, programs, parts, chunks_per_worker"),
+    ],
+)
+def test_refused_overrides_of_a_network(network_yaml, override, said):
+    with pytest.raises(UserError) as caught:
+        load(network_yaml, [override])
+    assert str(caught.value).startswith(f"--set {override}: ")
+    assert said in str(caught.value)
+
+
+def test_an_allreduce_does_not_care_for_parts(network_yaml):
+    assert load(network_yaml, ["programs=[allreduce]", "parts=[9]"]).parts == [9]

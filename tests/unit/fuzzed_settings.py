@@ -65,6 +65,13 @@ SIMULATIONS = [
     SIMULATION | {"speeds": {"kind": "pareto", "shape": 1.5, "minimum": 0.5, "failed": 1}},
     SIMULATION | {"bound": False, "speeds": {"kind": "two_speed", "fast": 0.5, "slow": 2, "slow_fraction": 0.25}},
     SIMULATION | {"speeds": {"kind": "trace", "path": "t.npy"}, "assignment": {"kind": "file", "path": "A.npz"}},
+    {
+        "network": {"rate": 2.5e7, "latency": 1e-4, "dim": 100, "itemsize": 4},
+        "workers": [2, 8],
+        "parts": [1, 2],
+        "programs": ["server", "allreduce"],
+        "chunks_per_worker": 3,
+    },
 ]
 KINDS = {"run": (config.load, RUNS), "simulation": (simulation.load, SIMULATIONS)}
 EVERY_KEY = sorted(

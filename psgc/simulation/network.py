@@ -1,0 +1,94 @@
+"""A simulated network: every rank has a link with a rate and a latency, one send and one receive at a time.
+
+Messages leave their sender's link one after the other, in the order in which they were posted. `latency` seconds after
+its first byte has left, a message is at its receiver's link, which takes messages one after the other as well, at its
+own rate. What waits for a receiver waits in the network, and does not keep its sender from sending something else.
+Control messages travel between the packets of large ones: they wait for each other only.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from heapq import heappop, heappush
+
+Then = Callable[[], object]
+
+
+def nothing() -> None:
+    """What follows when nothing does."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Message:
+    """size: bytes; sent, arrived: called when the message is through its sender's link, and when it is there."""
+
+    dest: int
+    size: int
+    arrived: Then
+    sent: Then
+
+
+class Links:
+    """The links of all ranks, for large messages or for control messages.
+
+    waiting: messages by sender; sending: whether a rank sends; receiving: until when it receives, seconds; bytes: sent
+    and received so far.
+    """
+
+    def __init__(self, ranks: int) -> None:
+        self.waiting: list[deque[Message]] = [deque() for _ in range(ranks)]
+        self.sending = [False] * ranks
+        self.receiving = [0.0] * ranks
+        self.bytes = [0] * ranks
+
+
+class Network:
+    """Ranks 0, ..., ranks - 1 and a virtual clock. rate: bytes per second; latency: seconds; now: seconds."""
+
+    def __init__(self, ranks: int, rate: float, latency: float) -> None:
+        self.now = 0.0
+        self.vectors, self.control = Links(ranks), Links(ranks)
+        self._rate, self._latency = rate, latency
+        self._events: list[tuple[float, int, Then]] = []  # (when, number, what)
+        self._number = 0
+
+    def send(self, source: int, dest: int, size: int, arrived: Then, sent: Then = nothing) -> None:
+        """Send a vector of so many bytes as soon as the link is free."""
+        self._post(self.vectors, source, Message(dest, size, arrived, sent))
+
+    def tell(self, source: int, dest: int, size: int, arrived: Then) -> None:
+        """The same with a control message."""
+        self._post(self.control, source, Message(dest, size, arrived, nothing))
+
+    def run(self) -> None:
+        """Until nothing is under way."""
+        while self._events:
+            self.now, _, then = heappop(self._events)
+            then()
+
+    def _post(self, links: Links, source: int, message: Message) -> None:
+        links.waiting[source].append(message)
+        if not links.sending[source]:
+            self._next(links, source)
+
+    def _next(self, links: Links, source: int) -> None:
+        links.sending[source] = bool(links.waiting[source])
+        if not links.waiting[source]:
+            return
+        message = links.waiting[source].popleft()
+        takes = message.size / self._rate
+        there = max(self.now + self._latency, links.receiving[message.dest]) + takes
+        links.receiving[message.dest] = there
+        links.bytes[source] += message.size
+        links.bytes[message.dest] += message.size
+
+        def through() -> None:
+            self._next(links, source)
+            message.sent()
+
+        self._at(self.now + takes, through)
+        self._at(there, message.arrived)
+
+    def _at(self, when: float, then: Then) -> None:
+        heappush(self._events, (when, self._number, then))
+        self._number += 1

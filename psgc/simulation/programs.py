@@ -1,0 +1,224 @@
+"""One iteration on a simulated network, with nothing to compute, under each of three programs:
+
+* `allreduce`: m ranks sum their vectors around a ring, and pass the sum around it. Nobody decides anything.
+* `server`: rank 0 sends the parameters to m workers, which send it their accumulators (transfer `combined`).
+* `coded_allreduce`: rank 0 and m workers hold the parameters. The workers send each slice of their accumulators to its
+  owner, which sends the gradient of the slice to all (`psgc.aggregation`).
+
+The last two drive the production coordinator: a control message to rank 0 for each chunk that a worker has done, one
+from rank 0 for each commit and for each collect. `coded_allreduce` has two more for each rank: its slice is summed, and
+everything is (rank 0 knows without a message). Each control message is one record of `psgc.messages`.
+
+*By symmetry.* In a ring, and in a coded all-reduce with equal links and slices, all ranks do the same at the same time:
+when rank r sends something to rank r + k, rank r - k sends the same to rank r. So one rank stands for all when messages
+are too many to be simulated one by one. Rank 0 then contributes to the coded all-reduce as well.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+
+from psgc.aggregation.exchange import Arrived, Begin, Event, Exchange, Finish, Plan, Send, Sent, Sum
+from psgc.aggregation.slices import LEAST_SLICE, block_entries, make_slices
+from psgc.messages import RECORD
+from psgc.schedules import SCHEDULES
+from psgc.server import events
+from psgc.server.coordinator import Coordinator
+from psgc.server.interpreter import Target, carry_out
+from psgc.server.membership import Membership
+from psgc.simulation.network import Network, nothing
+from psgc.simulation.network_settings import NetworkSettings, ProgramName
+
+ONE_BY_ONE = 100_000  # messages with vectors; more are simulated by symmetry
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """seconds: of the iteration; link_bytes: of each rank's link, both directions together; control: messages to and
+    from rank 0; by_symmetry: whether one rank stood for all."""
+
+    seconds: float
+    link_bytes: list[int]
+    control: int
+    by_symmetry: bool
+
+
+def allreduce(settings: NetworkSettings, workers: int, parts: int, most: int = ONE_BY_ONE) -> Traffic:
+    """A ring of `workers` ranks; `parts` plays no role. most: messages that are simulated one by one."""
+    links, steps = settings.network, 2 * (workers - 1)
+    network = Network(workers, links.rate, links.latency)
+    by_symmetry = workers * steps > most
+
+    def send(rank: int, step: int) -> None:
+        if step < steps:
+            piece = (rank - step) % workers
+            entries = links.dim * (piece + 1) // workers - links.dim * piece // workers
+            dest = (rank + 1) % workers
+            network.send(rank, dest, entries * links.itemsize, partial(send, 0 if by_symmetry else dest, step + 1))
+
+    for rank in range(1 if by_symmetry else workers):
+        send(rank, 0)
+    network.run()
+    bytes_ = network.vectors.bytes
+    return Traffic(network.now, [sum(bytes_)] * workers if by_symmetry else bytes_, 0, by_symmetry)
+
+
+def server(settings: NetworkSettings, workers: int, parts: int, most: int = ONE_BY_ONE) -> Traffic:
+    """Everything through rank 0. Raises ValueError when there are fewer workers than parts."""
+    return _Server(settings, workers, parts).run()
+
+
+def coded_allreduce(settings: NetworkSettings, workers: int, parts: int, most: int = ONE_BY_ONE) -> Traffic:
+    """Slices and owners. most: messages that are simulated one by one. Raises ValueError as `server`."""
+    return _CodedAllreduce(settings, workers, parts, most).run()
+
+
+PROGRAMS: dict[ProgramName, Callable[[NetworkSettings, int, int], Traffic]] = {
+    "allreduce": allreduce,
+    "server": server,
+    "coded_allreduce": coded_allreduce,
+}
+
+
+class _Coordinated(Target):
+    """Rank 0 with the production coordinator, and workers that have done each chunk as soon as they begin."""
+
+    def __init__(self, settings: NetworkSettings, workers: int, parts: int) -> None:
+        if workers < parts:
+            raise ValueError(f"{parts} parts need as many workers, got {workers}")
+        self.links, self.workers, self.parts = settings.network, workers, parts
+        self.network = Network(workers + 1, self.links.rate, self.links.latency)
+        self.entries = -(-self.links.dim // parts)
+        self.seconds, self.control, self.by_symmetry = 0.0, 0, False
+        chunks = range(workers * settings.chunks_per_worker)
+        holders = [[1 + (chunk + k) % workers for k in range(parts)] for chunk in chunks]
+        self._queues: dict[int, list[int]] = {worker: [] for worker in range(1, workers + 1)}
+        for chunk in chunks:
+            for worker in holders[chunk]:
+                self._queues[worker].append(chunk)
+        schedule = SCHEDULES["uncoded"](self._queues, {}, holders, parts)
+        self._coordinator = Coordinator(Membership(holders, parts), schedule, combined=True)
+        self.bring(events.Begin(0))
+
+    def bring(self, event: events.Event) -> None:
+        """Something has happened at rank 0."""
+        carry_out(self._coordinator.handle(event), self)
+
+    def tell(self, source: int, dest: int, then: Callable[[], object]) -> None:
+        """A control message from or to rank 0."""
+        self.control += 1
+        self.network.tell(source, dest, RECORD.itemsize, then)
+
+    def report(self, worker: int) -> None:
+        """The worker has done all its chunks."""
+        for chunk in self._queues[worker]:
+            self.tell(worker, 0, partial(self.bring, events.Report(worker, 0, chunk)))
+
+    def commit(self, chunk: int, contributors: tuple[int, ...], told: object) -> None:
+        for worker in contributors:
+            self.tell(0, worker, nothing)
+
+    def begin(self) -> None:
+        raise NotImplementedError
+
+    def run(self) -> Traffic:
+        self.begin()
+        self.network.run()
+        vectors = self.network.vectors.bytes
+        if self.by_symmetry:
+            vectors = [sum(vectors)] * len(vectors)
+        link_bytes = [a + b for a, b in zip(vectors, self.network.control.bytes, strict=True)]
+        return Traffic(self.seconds, link_bytes, self.control, self.by_symmetry)
+
+
+class _Server(_Coordinated):
+    def begin(self) -> None:
+        for worker in self._queues:
+            self.network.send(0, worker, self.links.dim * self.links.itemsize, partial(self.report, worker))
+
+    def collect(self, worker: int, role: int) -> None:
+        self.tell(0, worker, partial(self._deliver, worker, role))
+
+    def _deliver(self, worker: int, role: int) -> None:
+        delivered = partial(self.bring, events.Delivered(worker, 0, role))
+        self.network.send(worker, 0, self.entries * self.links.itemsize, delivered)
+
+    def finish(self) -> None:
+        self.seconds = self.network.now
+
+
+class _CodedAllreduce(_Coordinated):
+    def __init__(self, settings: NetworkSettings, workers: int, parts: int, most: int) -> None:
+        super().__init__(settings, workers, parts)
+        self._ranks = range(workers + 1)
+        self._plan = self._make_plan(self._ranks[1:])
+        self.by_symmetry = 2 * len(self._ranks) * len(self._plan.blocks) > most
+        if self.by_symmetry:
+            self.entries = -(-self.entries // len(self._ranks)) * len(self._ranks)  # for slices of one size
+            self._plan = self._make_plan(self._ranks)
+        simulated = self._ranks[:1] if self.by_symmetry else self._ranks
+        self._exchanges = {rank: Exchange(self._plan, rank) for rank in simulated}
+        self._to_sum = {rank: sum(block.owner == rank for block in self._plan.blocks) for rank in simulated}
+        self._collected = 0  # workers that have been asked for their accumulators
+        self._to_close = len({block.owner for block in self._plan.blocks})  # slices that rank 0 waits for
+
+    def _make_plan(self, contributors: Iterable[int]) -> Plan:
+        rates, itemsize = dict.fromkeys(self._ranks, self.links.rate), self.links.itemsize
+        slices = make_slices(self.entries, self.parts, rates, LEAST_SLICE // itemsize)
+        return Plan(self._ranks, [(rank, rank) for rank in contributors], slices, block_entries(slices, itemsize))
+
+    def begin(self) -> None:
+        for worker in self._queues:
+            self.report(worker)
+        if not self.by_symmetry:
+            self._handle(0, Begin())
+
+    def collect(self, worker: int, role: int) -> None:
+        self.tell(0, worker, partial(self._begin_exchange, worker))
+
+    def _begin_exchange(self, worker: int) -> None:
+        self._collected += 1
+        if not self.by_symmetry:
+            self._handle(worker, Begin())
+        elif self._collected == self.workers:
+            self._handle(0, Begin())
+
+    def _handle(self, rank: int, event: Event) -> None:
+        for instruction in self._exchanges[rank].handle(event):
+            match instruction:
+                case Send():
+                    self._send(rank, instruction)
+                case Sum():
+                    self._to_sum[rank] -= 1
+                    if not self._to_sum[rank]:
+                        self._slice_is_summed(self._ranks if self.by_symmetry else [rank])
+                case Finish():
+                    self.seconds = self.network.now
+
+    def _send(self, rank: int, send: Send) -> None:
+        dest, number, role = send.dest, send.block, send.role
+        block = self._plan.blocks[number]
+        size = (block.stop - block.start) * self.links.itemsize * (self.parts if role is None else 1)
+        if self.by_symmetry:  # what rank 0 sends to `dest`, rank -dest sends to rank 0
+            count, blocks = len(self._ranks), len(self._plan.blocks)
+            number = (number - dest * (blocks // count)) % blocks
+            arrived = partial(self._handle, 0, Arrived(-dest % count, number, None if role is None else -dest % count))
+        else:
+            arrived = partial(self._handle, dest, Arrived(rank, number, role))
+        self.network.send(rank, dest, size, arrived, partial(self._handle, rank, Sent(send)))
+
+    def _slice_is_summed(self, owners: Iterable[int]) -> None:
+        for owner in owners:
+            if owner == 0:
+                self._hear_of_slice()
+            else:
+                self.tell(owner, 0, self._hear_of_slice)
+
+    def _hear_of_slice(self) -> None:
+        self._to_close -= 1
+        if not self._to_close:
+            for worker in self._queues:
+                self.tell(0, worker, self._close)
+
+    def _close(self) -> None:
+        self.seconds = self.network.now

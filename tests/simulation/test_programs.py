@@ -1,0 +1,103 @@
+"""Programs on simulated links: closed forms, what was measured on real links, and one rank that stands for all."""
+
+import pytest
+
+from psgc.messages import RECORD
+from psgc.simulation.network_settings import Network, NetworkSettings
+from psgc.simulation.programs import PROGRAMS, allreduce, coded_allreduce, server
+
+LINKS = {"rate": 25e6, "latency": 1e-4, "dim": 1_000_000, "itemsize": 4}
+WHOLE = 0.16  # seconds for the whole vector over one link
+
+
+def settings(chunks_per_worker=8, **links):
+    network = Network(**LINKS | links)
+    return NetworkSettings(network=network, workers=[8], chunks_per_worker=chunks_per_worker)
+
+
+@pytest.mark.parametrize(
+    ("program", "parts", "measured"),
+    [
+        ("allreduce", 1, 0.286),  # a ring of 8 ranks
+        ("server", 1, 2.5),
+        ("server", 2, 2.1),
+        ("coded_allreduce", 1, 0.289),
+        ("coded_allreduce", 2, 0.212),
+    ],
+)
+def test_within_15_percent_of_what_was_measured_on_links_of_200_megabits(program, parts, measured):
+    assert PROGRAMS[program](settings(), 8, parts).seconds == pytest.approx(measured, rel=0.15)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 7, 8])
+def test_a_ring_takes_2_m_minus_2_steps(workers):
+    traffic = allreduce(settings(), workers, 1)
+    assert traffic.seconds == pytest.approx(2 * (workers - 1) * (WHOLE / workers + 1e-4), rel=1e-4)
+    assert traffic.link_bytes == pytest.approx([4 * (workers - 1) * 4e6 / workers] * workers, rel=1e-4)
+    assert traffic.control == 0
+
+
+@pytest.mark.parametrize(("workers", "parts"), [(1, 1), (8, 1), (8, 2), (5, 3)])
+def test_all_that_the_server_sends_and_receives_goes_over_its_link(workers, parts):
+    traffic = server(settings(), workers, parts)
+    assert traffic.seconds == pytest.approx(workers * (WHOLE + WHOLE / parts), rel=0.01)
+    assert traffic.link_bytes[0] == sum(traffic.link_bytes[1:])
+    chunks = 8 * workers
+    assert traffic.control == 2 * chunks * parts + workers  # reports and commits, and collects
+
+
+@pytest.mark.parametrize(("workers", "parts"), [(2, 1), (8, 1), (8, 2), (9, 4), (40, 2)])
+def test_the_coded_allreduce_is_close_to_the_limit_of_a_link(workers, parts):
+    traffic = coded_allreduce(settings(), workers, parts)
+    limit = workers / (workers + 1) * (WHOLE + WHOLE / parts)  # a rank sends nothing to itself
+    assert limit < traffic.seconds < 1.03 * limit
+    assert max(traffic.link_bytes) < 1.2 * sum(traffic.link_bytes) / len(traffic.link_bytes)
+    chunks = 8 * workers
+    assert traffic.control == 2 * chunks * parts + 3 * workers  # also: my slice is summed; everything is
+
+
+def test_what_goes_over_all_links_together():
+    traffic = coded_allreduce(settings(dim=9_000_000), workers=8, parts=2)
+    accumulators = 8 * 8 * 4_500_000 // 9  # 8 workers send all slices but their own; rank 0 has no accumulator
+    gradient = 8 * 9_000_000
+    assert sum(traffic.link_bytes) == 2 * (4 * (accumulators + gradient) + RECORD.itemsize * traffic.control)
+
+
+def test_with_two_parts_less_is_moved_than_in_any_allreduce():
+    ring, coded = allreduce(settings(), 64, 2), coded_allreduce(settings(), 64, 2)
+    assert coded.seconds < 0.75 * ring.seconds
+    assert max(coded.link_bytes) < 0.76 * max(ring.link_bytes)
+
+
+@pytest.mark.parametrize("dim", [1, 5, 1000])
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_fewer_entries_than_ranks_and_other_small_vectors(program, dim):
+    traffic = PROGRAMS[program](settings(dim=dim), 8, 2)
+    assert 0 < traffic.seconds < 0.1
+
+
+@pytest.mark.parametrize("workers", [2, 8, 63])
+def test_a_ring_by_symmetry(workers):
+    dim = 4 * 2520 * workers
+    one_by_one, one = allreduce(settings(dim=dim), workers, 1), allreduce(settings(dim=dim), workers, 1, most=1)
+    assert (one_by_one.by_symmetry, one.by_symmetry) == (False, True)
+    assert one.seconds == pytest.approx(one_by_one.seconds)
+    assert one.link_bytes == one_by_one.link_bytes
+
+
+@pytest.mark.parametrize(("workers", "parts", "dim"), [(3, 1, 10**5), (8, 2, 10**6), (8, 3, 4 * 10**6), (63, 1, 10**6)])
+def test_a_coded_allreduce_by_symmetry(workers, parts, dim):
+    one_by_one = coded_allreduce(settings(dim=dim), workers, parts)
+    one = coded_allreduce(settings(dim=dim), workers, parts, most=1)
+    assert (one_by_one.by_symmetry, one.by_symmetry) == (False, True)
+    assert one.seconds == pytest.approx(one_by_one.seconds, rel=0.01)
+    assert one.control == one_by_one.control
+    workers_bytes = one_by_one.link_bytes[1:]
+    # rank 0 contributes as well, so that every rank receives one accumulator more of its slice
+    assert max(one.link_bytes[1:]) == pytest.approx(max(workers_bytes) + 4 * dim // parts // (workers + 1), rel=0.01)
+
+
+def test_fewer_workers_than_parts_are_refused():
+    for program in (server, coded_allreduce):
+        with pytest.raises(ValueError, match="2 parts need as many workers, got 1"):
+            program(settings(), 1, 2)
