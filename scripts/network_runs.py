@@ -1,0 +1,190 @@
+"""One run for scripts/bench_network.py: a program that adds up vectors, on hosts of given links and processors."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from benching import overrides, read
+from cpu_quotas import CpuQuotas
+from hosts import Hosts
+
+from psgc.data import write_dense
+from psgc.errors import RunFailed
+from psgc.launching.mpirun import Placement, launch_command
+from psgc.machine import THREADS, usable_cores
+
+MEGABITS = 200.0  # per second, of a link in each direction
+FIFTH = 0.2  # what a slow worker has of that, or of its processor time
+CHUNKS, CHUNK_SECONDS = 8, 0.01  # of a worker, where there is something to compute
+FOR_WORKERS = 0.8  # of the cores, where workers have quotas; the rest is the server's
+SERVER, SLOW = "server", "worker2"
+LIMIT = 300  # seconds that a run may take
+TOLERANCE = 1e-4  # of a sum of float32
+OUTPUT = "out"
+FOREIGN = ("PMIX_", "PRTE_", "OMPI_COMM", "SLURM_")  # variables of an mpirun or job around this one
+
+
+@dataclass(frozen=True)
+class Program:
+    """library: what the loop of network_ranks.py calls. Without one it is psgc with these settings, and a server."""
+
+    library: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+PROGRAMS = {
+    "mpi4py `Allreduce`": Program("mpi4py"),
+    "gloo `all_reduce`": Program("gloo"),
+    "psgc, `combined`, parts 1": Program(settings={"transfer": "combined"}),
+    "psgc, `combined`, parts 2": Program(settings={"transfer": "combined", "coding.parts": 2}),
+}
+
+
+@dataclass(frozen=True)
+class Situation:
+    """text: as in the table; undisturbed: the key of the same situation with nobody slow; workers: how many."""
+
+    text: str
+    undisturbed: str = "none"
+    computes: bool = False
+    slow_link: bool = False
+    slow_processor: bool = False
+    one_host: bool = False
+    workers: int = 8
+
+
+SITUATIONS = {
+    "none": Situation("none slow"),
+    "link": Situation("one link at a fifth", slow_link=True),
+    "chunks": Situation("none slow, chunks", "chunks", computes=True),
+    "processor": Situation("one processor at a fifth, chunks", "chunks", computes=True, slow_processor=True),
+    "memory": Situation("4 on one host", "memory", one_host=True, workers=4),
+}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """seconds: median of the iterations; busiest, mean: bytes per iteration of the hosts' links, 0 for one host."""
+
+    seconds: float
+    busiest: float = 0.0
+    mean: float = 0.0
+
+
+def measure(program: Program, situation: Situation, dim: int, iterations: int, folder: Path) -> Measured:
+    """One run, on hosts that exist for it alone. The first iteration comes on top and does not count.
+
+    folder: an empty one, for the files of the run.
+    Raises UserError: no such hosts, links or quotas here; RunFailed: the run takes more than LIMIT seconds, ends with
+    an error, or adds up wrongly.
+    """
+    workers = [f"worker{number}" for number in range(1, situation.workers + 1)]
+    placed = workers if program.library else [SERVER, *workers]  # a rank each, in this order
+    share = min(1.0, FOR_WORKERS * usable_cores() / len(workers))
+    work = {"dim": dim, "seconds": 0.0, "groups": ""}
+    with ExitStack() as stack:
+        if situation.computes:
+            shares = dict.fromkeys(workers, share)
+            if situation.slow_processor:
+                shares[SLOW] *= FIFTH
+            quotas = stack.enter_context(CpuQuotas(f"psgc-bench-{os.getpid()}", shares))
+            work |= {"seconds": share * CHUNK_SECONDS, "groups": str(quotas.folder)}
+        hosts = stack.enter_context(Hosts(*(["host"] if situation.one_host else placed)))
+        if not situation.one_host:
+            for name in placed:
+                hosts.limit(name, MEGABITS * (FIFTH if situation.slow_link and name == SLOW else 1))
+        places = f"host:{len(placed)}" if situation.one_host else ",".join(f"{name}:1" for name in placed)
+        environ = environment(hosts)
+        if program.library:
+            command, additions = loop(program.library, work, iterations + 1, len(placed), places, environ, folder)
+        else:
+            command, additions = training(program.settings, work, iterations + 1, len(placed), places, folder), {}
+        run_on(hosts, command, environ | additions, folder)
+        carried = list(hosts.link_bytes().values())
+    run = read(folder / OUTPUT)
+    if not program.library:
+        check_params(np.load(folder / OUTPUT / "params.npy"), iterations + 1)
+    if situation.one_host:
+        return Measured(run.median("seconds"))
+    return Measured(run.median("seconds"), max(carried) / len(run.rows), sum(carried) / len(carried) / len(run.rows))
+
+
+def environment(hosts: Hosts) -> dict[str, str]:
+    """Of every run: what mpirun needs to start on these hosts, one BLAS thread a rank, Python's path to this folder."""
+    found = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
+    found |= hosts.environment | dict.fromkeys(THREADS, "1")
+    path = [str(Path(__file__).parent), *found.get("PYTHONPATH", "").split(os.pathsep)]
+    return found | {"PYTHONPATH": os.pathsep.join(filter(None, path))}
+
+
+def loop(
+    library: str,
+    work: Mapping[str, Any],
+    iterations: int,
+    ranks: int,
+    places: str,
+    environ: Mapping[str, str],
+    folder: Path,
+) -> tuple[list[str], dict[str, str]]:
+    """The command of the Allreduce loop, and what to add to `environ` for it. A rank does all its chunks in one go."""
+    options = {**work, "seconds": CHUNKS * work["seconds"], "library": library, "iterations": iterations}
+    arguments = [str(folder / OUTPUT), json.dumps(options)]
+    placement = Placement(host=places)
+    command, additions = launch_command(
+        ranks, arguments, environ, placement, fault_tolerance=False, module="network_ranks"
+    )
+    # on fewer cores than ranks nobody may spin while others have work to do
+    return command, additions | {"OMPI_MCA_mpi_yield_when_idle": "1"}
+
+
+def training(
+    settings: Mapping[str, Any], work: Mapping[str, Any], iterations: int, ranks: int, places: str, folder: Path
+) -> list[str]:
+    """The command of psgc, whose YAML and data are written to `folder`. Without computing a worker has one chunk."""
+    chunks = CHUNKS if work["seconds"] else 1
+    rows = chunks * (ranks - 1)
+    write_dense(str(folder / "data.npz"), np.zeros((rows, 1)), np.zeros(rows))
+    config = {
+        "problem": {"python": "network_ranks:Constant", "options": dict(work)},
+        "data": {"path": str(folder / "data.npz")},
+        "optimizer": {"kind": "sgd", "lr": 1.0},
+        "iterations": iterations,
+        "coding": {"chunks_per_worker": chunks, "replication": min(3, ranks - 1)},
+        "dtype": "float32",
+        "trial": False,
+        "faults": {"collect_timeout": LIMIT},
+        "checkpoint": {"every": 0},
+        "output": str(folder / OUTPUT),
+    }
+    (folder / "run.yaml").write_text(json.dumps(config))
+    command = [sys.executable, "-P", "-m", "psgc", "launch", str(folder / "run.yaml"), "-n", str(ranks)]
+    return [*command, "--host", places, *overrides(settings)]
+
+
+def run_on(hosts: Hosts, command: Sequence[str], environ: Mapping[str, str], folder: Path) -> None:
+    """Run a command on the first host. Raises RunFailed when it fails or takes more than LIMIT seconds."""
+    errors = folder / "stderr"
+    with errors.open("wb") as stream:
+        try:
+            code = subprocess.run(
+                hosts.command(hosts.names[0], command), cwd=folder, env=environ, timeout=LIMIT,
+                stdin=subprocess.DEVNULL, stdout=stream, stderr=stream,
+            ).returncode  # fmt: skip
+        except subprocess.TimeoutExpired:
+            raise RunFailed(f"the run took more than {LIMIT} s") from None
+    if code:
+        said = errors.read_text(errors="replace").strip()
+        raise RunFailed(f"the run failed with exit code {code}: {' '.join(said.split())[:500]}")
+
+
+def check_params(params: np.ndarray, iterations: int) -> None:
+    """Raises RunFailed unless every step has taken 1, the sum of the gradients, from every parameter."""
+    if not np.allclose(params, -iterations, rtol=TOLERANCE):
+        raise RunFailed(f"psgc adds up wrongly: parameters {params.min()} to {params.max()}, not {-iterations}")

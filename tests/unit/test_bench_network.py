@@ -1,0 +1,134 @@
+"""The table of scripts/bench_network.py, and what it has the ranks do."""
+
+import json
+import socket
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from psgc.data import Chunk
+from psgc.errors import RunFailed, UserError
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
+import bench_network
+import cpu_quotas
+import hosts
+import network_ranks
+import network_runs
+from bench_network import Case
+from network_runs import PROGRAMS, Measured
+
+sys.path.pop(0)
+
+MPI4PY, GLOO, PARTS_1, *_ = PROGRAMS
+
+
+def test_rows_are_compared_with_the_better_allreduce_and_with_themselves_when_nobody_is_slow():
+    quiet, slow, other = Case(100_000, "none"), Case(100_000, "link"), Case(100_000, "processor")
+    rows = {
+        (quiet, MPI4PY): Measured(0.4, 2e6, 1e6),
+        (quiet, GLOO): Measured(0.2, 1e6, 1e6),
+        (quiet, PARTS_1): Measured(1.0, 9e6, 2e6),
+        (slow, PARTS_1): Measured(1.5, 9e6, 2e6),
+        (other, PARTS_1): Measured(0.1),
+    }
+    assert bench_network.table(rows).splitlines()[2:] == [
+        f"| 100,000 | none slow | {MPI4PY} | 400.0 ms | 2.00 | 1.00 | 2.00 MB | 2.00 |",
+        f"| 100,000 | none slow | {GLOO} | 200.0 ms | 1.00 | 1.00 | 1.00 MB | 1.00 |",
+        f"| 100,000 | none slow | {PARTS_1} | 1000.0 ms | 5.00 | 1.00 | 9.00 MB | 4.50 |",
+        f"| 100,000 | one link at a fifth | {PARTS_1} | 1500.0 ms | 7.50 | 1.50 | 9.00 MB | 4.50 |",
+        f"| 100,000 | one processor at a fifth, chunks | {PARTS_1} | 100.0 ms |  |  |  |  |",
+    ]
+
+
+def test_a_situation_with_chunks_is_compared_with_the_one_with_chunks():
+    assert Case(10, "processor").undisturbed == Case(10, "chunks")
+    assert Case(10, "link").undisturbed == Case(10, "none")
+    assert Case(10, "memory").undisturbed == Case(10, "memory")
+
+
+def test_one_host_has_one_dimension():
+    found = bench_network.cases([10, 20], ["none", "memory", "link"])
+    assert found == [*(Case(dim, name) for dim in (10, 20) for name in ("none", "link")), Case(10_000_000, "memory")]
+
+
+def test_fewer_iterations_of_larger_vectors():
+    counts = [bench_network.iterations(Case(dim, "none")) for dim in (1, 100_000, 1_000_000, 4_000_000)]
+    assert counts == [20, 20, 6, 3]
+    assert bench_network.iterations(Case(10_000_000, "memory")) == 20
+
+
+def test_without_root_one_line_says_so(monkeypatch, capsys):
+    monkeypatch.setattr(bench_network, "impossible", lambda: "no network namespaces for this user: why")
+    monkeypatch.setattr(sys, "argv", ["bench_network.py"])
+    assert bench_network.main() == 2
+    assert capsys.readouterr().err == "bench_network: needs root: no network namespaces for this user: why\n"
+
+
+def test_bytes_of_a_link_are_those_in_and_out():
+    said = [
+        {"ifname": "worker1", "stats64": {"rx": {"bytes": 5, "packets": 1}, "tx": {"bytes": 70, "packets": 1}}},
+        {"ifname": "lo", "stats64": {"rx": {"bytes": 0}, "tx": {"bytes": 0}}},
+    ]
+    assert hosts.carried_bytes(json.dumps(said)) == {"worker1": 75, "lo": 0}
+
+
+def test_the_gradients_of_all_chunks_add_up_to_one():
+    problem = network_ranks.Constant(3, 0.0, "")
+    chunks = [Chunk(0, None, None, rows / 8) for rows in (3, 5)]
+    rng = np.random.default_rng(0)
+    total = sum(problem.gradient(np.zeros(3, np.float32), chunk, rng) for chunk in chunks)
+    np.testing.assert_array_equal(total, np.ones(3, np.float32))
+    assert total.dtype == np.float32
+
+
+def test_a_rank_joins_the_group_of_its_host_once(tmp_path):
+    group = tmp_path / socket.gethostname()
+    group.mkdir()
+    work = network_ranks.Work(0.0, str(tmp_path))
+    assert not (group / "cgroup.procs").exists()
+    work()
+    (group / "cgroup.procs").rename(group / "joined")
+    work()
+    assert (group / "joined").read_text() == "0"
+    assert not (group / "cgroup.procs").exists()
+
+
+def test_psgc_has_one_chunk_a_worker_unless_there_is_something_to_compute(tmp_path):
+    for seconds, chunks in ((0.0, 1), (0.002, network_runs.CHUNKS)):
+        work = {"dim": 7, "seconds": seconds, "groups": ""}
+        command = network_runs.training({"coding.parts": 2}, work, 5, 9, "server:1,a:8", tmp_path)
+        config = json.loads((tmp_path / "run.yaml").read_text())
+        assert config["coding"]["chunks_per_worker"] == chunks
+        assert config["problem"]["options"] == work
+        assert command[command.index("-n") :] == ["-n", "9", "--host", "server:1,a:8", "--set", "coding.parts=2"]
+
+
+def test_a_wrong_sum_is_no_measurement():
+    network_runs.check_params(np.full(3, -4, np.float32), 4)
+    with pytest.raises(RunFailed, match="adds up wrongly: parameters -4"):
+        network_runs.check_params(np.array([-4, -4, -3.99], np.float32), 4)
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "folder", "settings"),
+    [
+        ("cpu/cpu.cfs_quota_us", "-1", "cpu", {"cpu.cfs_period_us": "25000", "cpu.cfs_quota_us": "5000"}),
+        ("cgroup.subtree_control", "memory cpu io", "", {"cpu.max": "5000 25000"}),
+    ],
+)
+def test_quotas_of_both_versions_of_cgroups(tmp_path, file, text, folder, settings):
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_text(text)
+    parent, quota = cpu_quotas._parent_and_quota(tmp_path)
+    assert parent == tmp_path / folder
+    assert quota(0.2) == settings
+    assert str(cpu_quotas.SMALLEST) in " ".join(quota(0.001).values()).split()
+
+
+def test_no_cpu_controller_is_one_line(tmp_path):
+    (tmp_path / "cgroup.subtree_control").write_text("memory cpuset")
+    with pytest.raises(UserError, match="no CPU quotas: no cpu controller in"):
+        cpu_quotas.CpuQuotas("name", {}, tmp_path)
