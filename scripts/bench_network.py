@@ -22,7 +22,6 @@ import importlib.util
 import shlex
 import signal
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,9 +66,8 @@ def main() -> int:
     try:
         for case in cases(options.dims, options.situations):
             for name, program in programs.items():
-                with tempfile.TemporaryDirectory() as folder:
-                    count = options.iterations or iterations(case)
-                    rows[case, name] = measure(program, SITUATIONS[case.situation], case.dim, count, Path(folder))
+                count = options.iterations or iterations(case)
+                rows[case, name] = measure(program, SITUATIONS[case.situation], case.dim, count)
                 print(table(rows).splitlines()[-1], flush=True)
     except PsgcError as error:
         print(f"bench_network: {name}, {case.situation}, dimension {case.dim}: {error}", file=sys.stderr)

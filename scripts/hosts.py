@@ -24,11 +24,16 @@ from psgc.errors import UserError
 DOOR = str(Path(__file__).with_name("door.py"))
 SWITCH = "switch"
 NETWORK = "10.213.7"  # inside the namespaces only
+# Waits until its standard input is closed, which the death of this process does too. Those who still write may take a
+# moment to end.
+REMOVE = 'cat; for try in $(seq 100); do rm -rf "$1" && exit; sleep 0.1; done'
 NAMESPACES = ("--net", "--uts", "--ipc", "--mount", "--pid")
 
 
 class Hosts:
     """Hosts of these names, each with the link `eth0` to one switch, until the with block is left.
+
+    folder: for files of the hosts and of their runs; it ends with them.
 
     Raises UserError on entering, where `impossible` says why.
     """
@@ -43,6 +48,8 @@ class Hosts:
         if reason := impossible():
             raise UserError(reason)
         self.folder = tempfile.mkdtemp(prefix="psgc-hosts-")
+        command = ["sh", "-c", REMOVE, "sh", self.folder]
+        self._remover = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
         try:
             self._build()
         except BaseException:
@@ -56,7 +63,7 @@ class Hosts:
         for maker in self._makers:
             maker.kill()
             maker.wait()
-        shutil.rmtree(self.folder)
+        self._remover.communicate(timeout=20)
 
     def _build(self) -> None:
         addresses = {name: f"{NETWORK}.{number}" for number, name in enumerate(self.names, start=1)}

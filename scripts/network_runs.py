@@ -78,42 +78,51 @@ class Measured:
     mean: float = 0.0
 
 
-def measure(program: Program, situation: Situation, dim: int, iterations: int, folder: Path) -> Measured:
+def measure(program: Program, situation: Situation, dim: int, iterations: int) -> Measured:
     """One run, on hosts that exist for it alone. The first iteration comes on top and does not count.
 
-    folder: an empty one, for the files of the run.
     Raises UserError: no such hosts, links or quotas here; RunFailed: the run takes more than LIMIT seconds, ends with
     an error, or adds up wrongly.
     """
     workers = [f"worker{number}" for number in range(1, situation.workers + 1)]
     placed = workers if program.library else [SERVER, *workers]  # a rank each, in this order
-    share = min(1.0, FOR_WORKERS * usable_cores() / len(workers))
     work = {"dim": dim, "seconds": 0.0, "groups": ""}
     with ExitStack() as stack:
         if situation.computes:
-            shares = dict.fromkeys(workers, share)
-            if situation.slow_processor:
-                shares[SLOW] *= FIFTH
+            shares = processors(workers, situation.slow_processor, usable_cores())
             quotas = stack.enter_context(CpuQuotas(f"psgc-bench-{os.getpid()}", shares))
-            work |= {"seconds": share * CHUNK_SECONDS, "groups": str(quotas.folder)}
+            work |= {"seconds": max(shares.values()) * CHUNK_SECONDS, "groups": str(quotas.folder)}
         hosts = stack.enter_context(Hosts(*(["host"] if situation.one_host else placed)))
         if not situation.one_host:
-            for name in placed:
-                hosts.limit(name, MEGABITS * (FIFTH if situation.slow_link and name == SLOW else 1))
+            for name, megabits in links(placed, situation.slow_link).items():
+                hosts.limit(name, megabits)
         places = f"host:{len(placed)}" if situation.one_host else ",".join(f"{name}:1" for name in placed)
         environ = environment(hosts)
+        folder = Path(hosts.folder, "run")
+        folder.mkdir()
         if program.library:
             command, additions = loop(program.library, work, iterations + 1, len(placed), places, environ, folder)
         else:
             command, additions = training(program.settings, work, iterations + 1, len(placed), places, folder), {}
         run_on(hosts, command, environ | additions, folder)
         carried = list(hosts.link_bytes().values())
-    run = read(folder / OUTPUT)
-    if not program.library:
-        check_params(np.load(folder / OUTPUT / "params.npy"), iterations + 1)
+        run = read(folder / OUTPUT)
+        if not program.library:
+            check_params(np.load(folder / OUTPUT / "params.npy"), iterations + 1)
     if situation.one_host:
         return Measured(run.median("seconds"))
     return Measured(run.median("seconds"), max(carried) / len(run.rows), sum(carried) / len(carried) / len(run.rows))
+
+
+def links(names: Sequence[str], slow: bool) -> dict[str, float]:
+    """Mbit/s of each host's link; slow: whether that of SLOW has a fifth."""
+    return {name: MEGABITS * (FIFTH if slow and name == SLOW else 1) for name in names}
+
+
+def processors(workers: Sequence[str], slow: bool, cores: int) -> dict[str, float]:
+    """Each worker's share of a core, of a machine with so many; slow: whether SLOW has a fifth of the others'."""
+    share = min(1.0, FOR_WORKERS * cores / len(workers))
+    return {name: share * (FIFTH if slow and name == SLOW else 1) for name in workers}
 
 
 def environment(hosts: Hosts) -> dict[str, str]:

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -33,18 +34,26 @@ def _can_be() -> None:
         pytest.skip(str(error))
 
 
-def groups() -> set[Path]:
-    return {path for pattern in ("psgc-*", "cpu/psgc-*") for path in ROOT.glob(pattern)}
+def left() -> set[Path]:
+    """The groups, and the folders of hosts, that there are."""
+    groups = {path for pattern in ("psgc-*", "cpu/psgc-*") for path in ROOT.glob(pattern)}
+    return groups | set(Path(tempfile.gettempdir()).glob("psgc-hosts-*"))
 
 
 @pytest.mark.parametrize("program", [MPI4PY, PARTS_1, PARTS_2])
-def test_a_run_with_a_slow_link_and_a_slow_processor(tmp_path: Path, program: str) -> None:
-    before = groups()
+def test_a_run_with_a_slow_link_and_a_slow_processor(program: str) -> None:
+    before = left()
     slow = Situation("", computes=True, slow_link=True, slow_processor=True, workers=2)
-    measured = measure(PROGRAMS[program], slow, 1000, 2, tmp_path)
+    measured = measure(PROGRAMS[program], slow, 1000, 2)
     assert 0 < measured.seconds < 10
     assert measured.busiest >= measured.mean > 4000  # a vector at least
-    assert groups() <= before
+    assert left() <= before
+
+
+def test_a_run_on_one_host_says_nothing_of_links() -> None:
+    measured = measure(PROGRAMS[PARTS_2], Situation("", one_host=True, workers=2), 1000, 2)
+    assert 0 < measured.seconds < 10
+    assert (measured.busiest, measured.mean) == (0, 0)
 
 
 def test_a_link_has_its_rate() -> None:
@@ -81,14 +90,14 @@ def test_a_process_in_a_group_has_its_share_of_a_core() -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_nothing_is_left_however_it_ends(tmp_path: Path, number: int) -> None:
-    before = groups()
+    before = left()
     options = ["--dims", "1000", "--situations", "processor", "--iterations", "100000"]
     with subprocess.Popen([sys.executable, SCRIPT, *options], cwd=tmp_path, start_new_session=True) as bench:
         try:
             wait_until(lambda: bench.poll() is not None or any(started(bench.pid)))
             assert bench.poll() is None
-            made = groups() - before
-            assert made
+            made = left() - before
+            assert len(made) >= 2  # the groups, and the folder
             os.kill(bench.pid, number)
             code = bench.wait(30)
         finally:

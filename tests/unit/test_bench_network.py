@@ -106,6 +106,14 @@ def test_psgc_has_one_chunk_a_worker_unless_there_is_something_to_compute(tmp_pa
         assert command[command.index("-n") :] == ["-n", "9", "--host", "server:1,a:8", "--set", "coding.parts=2"]
 
 
+def test_the_slow_worker_has_a_fifth():
+    names = ["worker1", "worker2", "worker3"]
+    assert network_runs.links(names, slow=False) == dict.fromkeys(names, 200)
+    assert network_runs.links(names, slow=True) == {"worker1": 200, "worker2": 40, "worker3": 200}
+    assert network_runs.processors(names, slow=False, cores=3) == dict.fromkeys(names, 0.8)
+    assert network_runs.processors(names, slow=True, cores=30) == {"worker1": 1, "worker2": 0.2, "worker3": 1}
+
+
 def test_a_wrong_sum_is_no_measurement():
     network_runs.check_params(np.full(3, -4, np.float32), 4)
     with pytest.raises(RunFailed, match="adds up wrongly: parameters -4"):
