@@ -110,7 +110,7 @@ def test_the_slow_worker_has_a_fifth():
     names = ["worker1", "worker2", "worker3"]
     assert network_runs.links(names, slow=False) == dict.fromkeys(names, 200)
     assert network_runs.links(names, slow=True) == {"worker1": 200, "worker2": 40, "worker3": 200}
-    assert network_runs.processors(names, slow=False, cores=3) == dict.fromkeys(names, 0.8)
+    assert network_runs.processors(names, slow=False, cores=3) == pytest.approx(dict.fromkeys(names, 0.8))
     assert network_runs.processors(names, slow=True, cores=30) == {"worker1": 1, "worker2": 0.2, "worker3": 1}
 
 
