@@ -111,8 +111,8 @@ class Plan:
         starts, stops = [part.start for part in slices], [part.stop for part in slices]
         if not slices or starts != [0, *stops[:-1]] or any(a >= b for a, b in zip(starts, stops, strict=True)):
             raise ValueError(f"expected slices that follow each other from entry 0 on, got {slices}")
-        strangers = {rank for rank, _ in self.contributors} | {part.owner for part in slices}
-        if strangers := strangers - set(self.live):
+        named = {rank for rank, _ in self.contributors} | {part.owner for part in slices}
+        if strangers := named - set(self.live):
             raise ValueError(f"ranks {sorted(strangers)} contribute or own, but are not live")
         blocks: list[Block] = []
         rounds: dict[int, list[int]] = {}  # the first blocks of all slices, the second blocks, ...
@@ -151,7 +151,7 @@ class Exchange:
         self._queue = deque(plan.coded_sends(rank))
         self._under_way: list[Send] = []
         own = [number for number, block in enumerate(plan.blocks) if block.owner == rank]
-        # by own block the (rank, role) whose accumulators are not there; a block that is summed is not among them
+        # by own block the (rank, role) whose accumulators are not there; none is left when the block is summed
         self._missing = {number: set(plan.contributors) for number in own}
         self._absent = set(range(len(plan.blocks)))  # blocks of the gradient
         self._events: deque[Event] = deque(maxlen=EVENTS_KEPT)
@@ -183,7 +183,7 @@ class Exchange:
             case Begin():
                 self._begun = True
                 mine = {contributor for contributor in self._plan.contributors if contributor[0] == self._rank}
-                for block, missing in [*self._missing.items()] if mine else ():
+                for block, missing in self._missing.items() if mine else ():
                     missing -= mine
                     instructions += self._sum_if_complete(block)
         if self._begun:
@@ -212,7 +212,6 @@ class Exchange:
     def _sum_if_complete(self, block: int) -> list[Instruction]:
         if self._missing[block]:
             return []
-        del self._missing[block]
         self._queue.extend(Send(dest, block, None) for dest in self._others)
         return [Sum(block, self._plan.roles), *self._have(block)]
 

@@ -56,7 +56,6 @@ def make_slices(entries: int, parts: int, rates: Mapping[int, float], least: int
             break
         ranks = [rank for rank, share in zip(ranks, shares, strict=True) if share > smallest]
     bounds = [round(entries * share) for share in accumulate(shares, initial=0.0)]
-    bounds[-1] = entries
     return [Slice(rank, a, b) for rank, (a, b) in zip(ranks, pairwise(bounds), strict=True) if a < b]
 
 

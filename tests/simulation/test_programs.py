@@ -37,6 +37,10 @@ def test_a_ring_takes_2_m_minus_2_steps(workers):
     assert traffic.control == 0
 
 
+def test_the_pieces_of_a_ring_are_all_entries():
+    assert sum(allreduce(settings(dim=10), 4, 1).link_bytes) == 2 * (2 * 3) * 10 * 4
+
+
 @pytest.mark.parametrize(("workers", "parts"), [(1, 1), (8, 1), (8, 2), (5, 3)])
 def test_all_that_the_server_sends_and_receives_goes_over_its_link(workers, parts):
     traffic = server(settings(), workers, parts)
@@ -54,6 +58,11 @@ def test_the_coded_allreduce_is_close_to_the_limit_of_a_link(workers, parts):
     assert max(traffic.link_bytes) < 1.2 * sum(traffic.link_bytes) / len(traffic.link_bytes)
     chunks = 8 * workers
     assert traffic.control == 2 * chunks * parts + 3 * workers  # also: my slice is summed; everything is
+
+
+def test_five_latencies_until_everybody_may_step():
+    """Report, collect, accumulators, slice is summed, everything is; the gradient arrives before the last of these."""
+    assert coded_allreduce(settings(dim=1, latency=1.0), 8, 1).seconds == pytest.approx(5.0, rel=1e-3)
 
 
 def test_what_goes_over_all_links_together():
@@ -95,6 +104,16 @@ def test_a_coded_allreduce_by_symmetry(workers, parts, dim):
     workers_bytes = one_by_one.link_bytes[1:]
     # rank 0 contributes as well, so that every rank receives one accumulator more of its slice
     assert max(one.link_bytes[1:]) == pytest.approx(max(workers_bytes) + 4 * dim // parts // (workers + 1), rel=0.01)
+
+
+def test_by_symmetry_all_begin_when_the_last_has_been_asked():
+    one_by_one = coded_allreduce(settings(dim=1000, chunks_per_worker=1, rate=1e6), 200, 1)
+    one = coded_allreduce(settings(dim=1000, chunks_per_worker=1, rate=1e6), 200, 1, most=1)
+    assert 0.99 * one_by_one.seconds < one.seconds < 1.3 * one_by_one.seconds
+
+
+def test_few_entries_by_symmetry():
+    assert 0 < coded_allreduce(settings(dim=3), 8, 1, most=1).seconds < 0.01
 
 
 def test_fewer_workers_than_parts_are_refused():

@@ -132,6 +132,12 @@ def test_in_any_order_every_rank_gets_every_block_once_and_nobody_waits_for_ever
 def test_sends_are_staggered_and_first_blocks_go_first():
     plan = equal_plan(range(4), [(rank, rank) for rank in range(4)], entries=8, most=1)
     assert [(send.dest, send.block) for send in plan.coded_sends(2)] == [(3, 6), (0, 0), (1, 2), (3, 7), (0, 1), (1, 3)]
+    assert plan.others(2) == [3, 0, 1]
+
+
+def test_sends_are_staggered_by_owner_wherever_the_slices_lie():
+    plan = Plan(range(4), [(0, 0)], [Slice(3, 0, 1), Slice(1, 1, 2), Slice(2, 2, 3)], 1)
+    assert [send.dest for send in plan.coded_sends(0)] == [1, 2, 3]
 
 
 def test_a_rank_with_two_roles_sends_both():
@@ -155,8 +161,9 @@ def test_nothing_is_sent_before_begin_but_what_arrives_is_summed():
     plan = equal_plan([0, 1], [(1, 1)], entries=2, most=1)
     exchange = Exchange(plan, 0)
     assert exchange.handle(Arrived(1, 0, 1)) == [Sum(0, (1,))]
-    assert exchange.handle(Begin()) == [Send(1, 0, None)]
     assert exchange.handle(Arrived(1, 1, None)) == [Finish()]
+    assert not exchange.is_done
+    assert exchange.handle(Begin()) == [Send(1, 0, None)]
     assert exchange.is_finished
     assert not exchange.is_done
     assert exchange.handle(Sent(Send(1, 0, None))) == []
