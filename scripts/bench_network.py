@@ -68,7 +68,7 @@ def main() -> int:
             for name, program in programs.items():
                 count = options.iterations or iterations(case)
                 rows[case, name] = measure(program, SITUATIONS[case.situation], case.dim, count)
-                print(table(rows).splitlines()[-1], flush=True)
+                print(line(case, name, rows[case, name]), flush=True)
     except PsgcError as error:
         print(f"bench_network: {name}, {case.situation}, dimension {case.dim}: {error}", file=sys.stderr)
         return error.exit_code
@@ -108,25 +108,42 @@ def iterations(case: Case) -> int:
     return max(3, min(20, 6_000_000 // case.dim))
 
 
+def line(case: Case, name: str, row: Measured) -> str:
+    """What is shown of a run as soon as it has ended."""
+    links = f", busiest link {row.busiest / 1e6:.2f} MB, mean {row.mean / 1e6:.2f} MB" if row.mean else ""
+    return f"{case.dim:,}, {SITUATIONS[case.situation].text}, {name}: {1e3 * row.seconds:.1f} ms{links}"
+
+
 def table(rows: Rows) -> str:
-    """The rows as Markdown, each beside Allreduce and beside itself with nobody slow, where those were measured."""
-    lines = [
-        "| d | workers | program | per iteration | to Allreduce | to none slow | busiest link | to the mean link |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for (case, name), row in rows.items():
-        references = [rows[case.undisturbed, other].seconds for other in ALLREDUCE if (case.undisturbed, other) in rows]
-        itself = rows.get((case.undisturbed, name))
-        cells = [f"{case.dim:,}", SITUATIONS[case.situation].text, name, f"{1e3 * row.seconds:.1f} ms"]
-        cells += [f"{row.seconds / min(references):.2f}" if references else ""]
-        cells += [f"{row.seconds / itself.seconds:.2f}" if itself else ""]
-        cells += [f"{row.busiest / 1e6:.2f} MB", f"{row.busiest / row.mean:.2f}"] if row.mean else ["", ""]
+    """Milliseconds as Markdown, a column for each program, each with its ratio to Allreduce where that was measured."""
+    cases, programs = (list(dict.fromkeys(key[place] for key in rows)) for place in (0, 1))
+    lines = [f"| d | workers | {' | '.join(programs)} |", "|---" * (2 + len(programs)) + "|"]
+    for case in cases:
+        quiet = case.undisturbed
+        reference = min((rows[quiet, name].seconds for name in ALLREDUCE if (quiet, name) in rows), default=None)
+        cells = [f"{case.dim:,}", SITUATIONS[case.situation].text]
+        for name in programs:
+            seconds = rows[case, name].seconds
+            cells.append(f"{1e3 * seconds:.0f} ms" + (f" ({seconds / reference:.2f})" if reference else ""))
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
+def traffic(rows: Rows) -> str:
+    """Bytes of the links for the largest vectors with nobody slow, as Markdown; empty where that was not measured."""
+    measured = {key: row for key, row in rows.items() if key[0].situation == "none"}
+    if not measured:
+        return ""
+    largest = max(case.dim for case, _ in measured)
+    lines = [f"| d = {largest:,}, none slow | busiest link | over the mean link |", "|---|---|---|"]
+    for (case, name), row in measured.items():
+        if case.dim == largest:
+            lines.append(f"| {name} | {row.busiest / 1e6:.1f} MB | {row.busiest / row.mean:.2f} |")
+    return "\n".join(lines)
+
+
 def report(rows: Rows) -> str:
-    """The whole Markdown text: what ran where, the table, how to read it."""
+    """The whole Markdown text: what ran where, the tables, how to read them."""
     return f"""\
 Links of {MEGABITS:g} Mbit/s, float32; {machine()}:
 
@@ -134,10 +151,12 @@ Links of {MEGABITS:g} Mbit/s, float32; {machine()}:
 
 {table(rows)}
 
-*Per iteration* is the median, without the first. *To Allreduce*: over the better of mpi4py and gloo with nobody slow.
-*To none slow*: over the same program with nobody slow. *Busiest link*: bytes in and out of a host per iteration, as the
-switch counts them, with those of the launch. The ranks of mpi4py yield while they wait (mpi_yield_when_idle), as they
-have to where there are fewer cores than ranks.
+{traffic(rows)}
+
+Milliseconds are those of an iteration in the median, without the first; in parentheses over the better of mpi4py and
+gloo with nobody slow. The bytes of a link are those in and out of a host per iteration, as the switch counts them, with
+those of the launch. The ranks of mpi4py yield while they wait (mpi_yield_when_idle), as they have to where there are
+fewer cores than ranks.
 """
 
 
