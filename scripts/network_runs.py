@@ -14,6 +14,7 @@ import numpy as np
 from benching import overrides, read
 from cpu_quotas import CpuQuotas
 from hosts import Hosts
+from network_ranks import TOLERANCE
 
 from psgc.data import write_dense
 from psgc.errors import RunFailed
@@ -26,7 +27,6 @@ CHUNKS, CHUNK_SECONDS = 8, 0.01  # of a worker, where there is something to comp
 FOR_WORKERS = 0.8  # of the cores, where workers have quotas; the rest is the server's
 SERVER, SLOW = "server", "worker2"
 LIMIT = 300  # seconds that a run may take
-TOLERANCE = 1e-4  # of a sum of float32
 OUTPUT = "out"
 FOREIGN = ("PMIX_", "PRTE_", "OMPI_COMM", "SLURM_")  # variables of an mpirun or job around this one
 
