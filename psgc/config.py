@@ -17,6 +17,7 @@ from psgc.validation import (
     PathText,
     Positive,
     PositiveNumber,
+    RelativeError,
     Section,
     UsedBy,
     WholeNumber,
@@ -218,20 +219,45 @@ _Factors = Annotated[PerRank, expect("a mapping {rank or all: a number > 0}")]
 _Seconds = Annotated[PerRank, expect("a mapping {rank or all: seconds > 0}")]
 
 
-class Stragglers(Section):
-    """Emulated slow workers: `factor` times slower, (a mean of) `seconds` per chunk, or a recorded trace."""
+class KnownCosts(Section):
+    """The schedule knows what each chunk takes, up to a relative (log-normal) error."""
 
-    kind: Literal["none", "slow", "exponential", "trace"] = "none"
+    known: RelativeError = Field(description="the relative error, a number >= 0")
+
+
+def _chunk_costs(value: Any, info: ValidationInfo) -> Any:
+    if isinstance(value, (dict, KnownCosts)):
+        return KnownCosts.model_validate(value, context=info.context)
+    if value not in ("unknown", "known"):
+        raise refuse(f"expected unknown, known or {{known: RELATIVE_ERROR}}, got {shown(value)}")
+    return value if value == "unknown" else KnownCosts(known=0.0)
+
+
+ChunkCosts = Annotated[Literal["unknown"] | KnownCosts, BeforeValidator(_chunk_costs)]
+
+
+class Stragglers(Section):
+    """Emulated slow workers: `factor` times slower, (a mean of) `seconds` per chunk, or a recorded trace.
+
+    With `chunk_trace` it is the chunk that is slow: it takes its recorded seconds on any worker.
+    """
+
+    kind: Literal["none", "slow", "exponential", "trace", "chunk_trace"] = "none"
     factor: Annotated[_Factors | None, UsedBy(["slow", "exponential"])] = None
     seconds: Annotated[_Seconds | None, UsedBy(["slow", "exponential"])] = None
     # seconds per chunk: .npy of rounds (iterations) x workers
-    path: Annotated[PathText | None, UsedBy(["trace"])] = None
-    scale: Annotated[Positive, UsedBy(["trace"])] = 1.0  # multiplies the seconds of the trace
+    # chunk_trace: seconds of each chunk, steps (iterations) x ranks x chunks
+    path: Annotated[PathText | None, UsedBy(["trace", "chunk_trace"])] = None
+    scale: Annotated[Positive, UsedBy(["trace", "chunk_trace"])] = 1.0  # multiplies the seconds of the trace
+    split: Annotated[Count, UsedBy(["chunk_trace"])] = 1  # every recorded chunk becomes so many equal ones
+    chunk_costs: Annotated[ChunkCosts, UsedBy(["chunk_trace"])] = "unknown"  # to the schedule
 
     @model_validator(mode="after")
     def _one_amount(self) -> Self:
         if self.kind == "trace" and self.path is None:
             raise refuse("kind trace needs path: a .npy file, rounds x workers", "kind", "path")
+        if self.kind == "chunk_trace" and self.path is None:
+            raise refuse("kind chunk_trace needs path: a .npy file, steps x ranks x chunks", "kind", "path")
         if self.kind in ("slow", "exponential") and (self.factor is None) == (self.seconds is None):
             text = f"kind {self.kind} needs either factor or seconds, for example factor: {{3: 10}}"
             raise refuse(text, "kind", "factor", "seconds")

@@ -25,7 +25,7 @@ from psgc.data import ChunkSource
 from psgc.errors import UserError
 from psgc.problems import evaluate
 from psgc.server.optimizer import make_optimizer
-from psgc.training.inputs import emulated_seconds, initial_params, make_injector, open_problem
+from psgc.training.inputs import emulated_chunks, emulated_seconds, initial_params, make_injector, open_problem
 from psgc.workers.emulation import Emulation
 
 
@@ -37,9 +37,11 @@ def descend(comm: MPI.Intracomm, config: Config, config_path: str) -> list[tuple
     optimizer = make_optimizer(config.optimizer)
     slow, worker = config.stragglers, comm.rank + 1
     times = emulated_seconds(config, comm.size)
-    emulation = Emulation(slow.kind, worker, config.seed, slow.factor, slow.seconds, times)
+    chunk_times = emulated_chunks(config, comm.size * config.coding.per_worker)
+    emulation = Emulation(slow.kind, worker, config.seed, slow.factor, slow.seconds, times, chunk_times)
     injector = make_injector(config, worker)
-    chunks = config.coding.per_worker
+    per_worker = config.coding.per_worker
+    chunks = range(comm.rank * per_worker, worker * per_worker)
 
     params = initial_params(problem, config.dtype)
     total = np.empty(problem.dim + 1, config.dtype)  # the gradient, and the loss behind it: one Allreduce for both
@@ -48,7 +50,8 @@ def descend(comm: MPI.Intracomm, config: Config, config_path: str) -> list[tuple
         began = time.monotonic()
         injector.at("gradient", iteration)
         total[-1], total[:-1] = loss_and_gradient(params, share, np.random.default_rng((config.seed, iteration)))
-        time.sleep(chunks * emulation.extra(iteration, (time.monotonic() - began) / chunks))
+        computed = (time.monotonic() - began) / per_worker
+        time.sleep(sum(emulation.extra(iteration, computed, chunk) for chunk in chunks))
         comm.Allreduce(MPI.IN_PLACE, total)
         rows.append((iteration, float(total[-1]), time.monotonic() - began))
         params = optimizer.step(params, total[:-1])

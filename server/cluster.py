@@ -87,6 +87,11 @@ class Cluster:
         self.schedule = schedule
         return True
 
+    def know_costs(self, iteration: int) -> None:
+        """Tell the schedule what the chunks of this iteration take, if that is known."""
+        if self._settings.known_costs is not None:
+            self.schedule.know_costs(self._settings.known_costs(iteration))
+
     def weights(
         self, iteration: int, reports: Iterable[tuple[int, int, int]], incomplete: Container[int]
     ) -> dict[int, float]:

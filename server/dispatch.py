@@ -53,6 +53,7 @@ class Dispatcher(Target):
                 if queue != self._told.get(worker):
                     self._told[worker] = queue
                     outbox.tell_default_queue(worker, queue)
+        cluster.know_costs(iteration)
         self._links.deliver(params, cluster.membership.live)
         self._log.finish(self._coordinator)  # the iteration before, while the workers begin this one
         self._log.begin(iteration, lost=len(cluster.detector.away))

@@ -14,6 +14,7 @@ class ServerSettings:
     """A run as its server sees it.
 
     config: with the transfer that `auto` stands for; costs: of each chunk relative to an average one, None: all equal;
+    known_costs: gives those of an iteration, where they differ from one to the next and are known beforehand;
     has_loss: whether the problem has one; tried: the chunk that each worker computes in the trial.
     interrupted: polled, a reason to end early or None; check_data: called with a chunk whose gradient failed, raises
     UserError when it is the data that is wrong.
@@ -22,6 +23,7 @@ class ServerSettings:
     config: Config
     plan: Plan
     costs: Sequence[float] | None = None
+    known_costs: Callable[[int], Sequence[float]] | None = None
     has_loss: bool = True
     tried: Mapping[int, int] = field(default_factory=dict)
     interrupted: Callable[[], str | None] = lambda: None

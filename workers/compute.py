@@ -134,7 +134,7 @@ class ComputeThread(threading.Thread):
         self._injector.at("gradient", work.iteration)
         loss, gradient, lasting = self._gradient(work.iteration, work.chunk, work.params)
         seconds = time.monotonic() - start
-        extra = self._emulation.extra(work.iteration, seconds)
+        extra = self._emulation.extra(work.iteration, seconds, work.chunk)
         if extra > 0:
             pause = extra - self._late
             self._mailbox.wait_stale(work, pause)
@@ -156,7 +156,7 @@ class ComputeThread(threading.Thread):
             raise
         except BaseException:  # the worker whose chunk it is tells what is wrong with it
             found = NO_SKETCH
-        self._mailbox.wait_stale(work, self._emulation.extra(work.iteration, time.monotonic() - start))
+        self._mailbox.wait_stale(work, self._emulation.extra(work.iteration, time.monotonic() - start, self._trial.own))
         self._mailbox.tried(work.iteration, self._trial.own, found)
 
     def _gradient(self, iteration: int, chunk: int, params: Array) -> tuple[float, Array, bool]:

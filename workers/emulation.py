@@ -11,7 +11,8 @@ class Emulation:
 
     kind: `none`, `slow` (always the same), `exponential` (once per iteration, a draw of Exp(1) multiplies the factor
     or the seconds: the paper's model of speeds) or `trace` (seconds per chunk as recorded: trace[iteration modulo
-    rounds, rank - 1]). factor, seconds: by rank or "all", a rank's own value first; at most one of them is given.
+    rounds, rank - 1]) or `chunk_trace` (seconds of each chunk, whoever does it: chunk_trace[iteration modulo steps,
+    chunk]). factor, seconds: by rank or "all", a rank's own value first; at most one of them is given.
     A chunk never takes less than its gradient did.
     """
 
@@ -23,6 +24,7 @@ class Emulation:
         factor: Mapping[Any, float] | None = None,
         seconds: Mapping[Any, float] | None = None,
         trace: np.ndarray | None = None,
+        chunk_trace: np.ndarray | None = None,
     ) -> None:
         self._kind = kind
         self._rank = rank
@@ -30,15 +32,18 @@ class Emulation:
         self._factor = _own(factor, rank)
         self._seconds = _own(seconds, rank)
         self._trace = None if trace is None else trace[:, rank - 1]
+        self._chunk_trace = chunk_trace
 
-    def extra(self, iteration: int, computed: float) -> float:
-        """Seconds to wait after a gradient that took `computed` seconds.
+    def extra(self, iteration: int, computed: float, chunk: int = 0) -> float:
+        """Seconds to wait after a gradient of `chunk` that took `computed` seconds.
 
         >>> Emulation("slow", 3, 0, factor={3: 10}).extra(0, 0.5)
         4.5
         >>> Emulation("slow", 2, 0, factor={3: 10}).extra(0, 0.5)
         0.0
         """
+        if self._chunk_trace is not None:
+            return max(0.0, float(self._chunk_trace[iteration % len(self._chunk_trace), chunk]) - computed)
         if self._trace is not None:
             return max(0.0, float(self._trace[iteration % len(self._trace)]) - computed)
         draw = 1.0

@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from scipy.sparse import csr_array
-from scipy.sparse.csgraph import maximum_bipartite_matching
+from scipy.sparse.csgraph import maximum_bipartite_matching, min_weight_full_bipartite_matching
 
 from psgc.coding.assignment import Assignment, check, from_matrix
 from psgc.coding.flow import Network
@@ -24,6 +24,7 @@ from psgc.coding.ordering_search import improve
 from psgc.coding.worst_case_bound import least_undone_bound
 from psgc.errors import UserError
 
+FEW_HOLDERS = 8  # of a chunk, up to which one of two algorithms for matchings is the faster
 _LEVELS = 8  # as many l are looked at when all matter
 
 Ordering: TypeAlias = "csr_array[np.int32, tuple[int, int]]"
@@ -193,8 +194,12 @@ def _one_holder_each(chunk: Any, worker: Any, owner: Any, n: int, m: int) -> Any
         _, pair, size = np.unique(worker.astype(np.int64) * m + owner[chunk], return_inverse=True, return_counts=True)
         unpaired = _places(pair, chunk) > size[pair] // degree * degree
         piece = worker * share + (_places(worker, unpaired, pair, chunk) - 1) // degree
-        square = csr_array((np.ones(len(chunk), np.int8), (chunk, piece)), shape=(n, n))
-        holder = maximum_bipartite_matching(square, perm_type="column") // share
+        square = csr_array((np.ones(len(chunk)), (chunk, piece)), shape=(n, n))
+        # the first is faster where few workers hold a chunk, and takes minutes when 32 workers hold all of 256 chunks
+        if degree <= FEW_HOLDERS:
+            holder = maximum_bipartite_matching(square, perm_type="column") // share
+        else:
+            holder = min_weight_full_bipartite_matching(square)[1] // share
     else:
         edges: Assignment = csr_array((np.ones(len(chunk), np.int8), (chunk, worker)), shape=(n, m))
         network = Network(edges, per_chunk > 0)

@@ -6,6 +6,7 @@ from heapq import heappop, heappush
 from math import inf
 from typing import Any, Self
 
+from psgc.schedules.balance import balance, uneven
 from psgc.schedules.learning import Learning
 from psgc.schedules.orders import Loss, Order, Queue, Skip
 from psgc.schedules.progress import LEAD, Chunk, Worker
@@ -47,12 +48,19 @@ class DynamicSchedule(Schedule):
             rank: Worker(rank, [chunks[i] for i in own], [chunks[i] for i in self._backups.get(rank, ())])
             for rank, own in self._queues.items()
         }
+        self._uneven = uneven(costs)
         self.learning = Learning()
         self._latest = 0.0  # when something was last heard in this iteration
 
     @classmethod
     def default_queues(cls, ordered: Queues, own: Mapping[int, Set[int]], seed: int) -> tuple[Queues, Queues]:
         return split(ordered, own)
+
+    def know_costs(self, costs: Sequence[float]) -> None:
+        self._uneven = uneven(costs)
+        mean = sum(costs) / len(costs)
+        for chunk, cost in zip(self._chunks, costs, strict=True):
+            chunk.cost = cost / mean
 
     def begin(self, checked: Sequence[int] = ()) -> list[Order]:
         workers = self._workers.values()
@@ -68,7 +76,11 @@ class DynamicSchedule(Schedule):
         self._alarms: list[tuple[float, int]] = []
         for worker in workers:
             worker.begin(self.estimates.get(worker.rank))
-        orders: list[Order] = [self._queue(worker) for worker in self._second_shares(checked)]
+        changed = set(self._second_shares(checked))
+        if self._uneven:
+            balance(self._chunks, [*workers], [[self._workers[rank] for rank in ranks] for ranks in self._holders])
+            changed = set(workers)
+        orders: list[Order] = [self._queue(worker) for worker in workers if worker in changed]
         fastest_first = sorted(workers, key=lambda w: w.pace or 0.0)
         for worker in fastest_first:
             orders += self._pull(worker, 0.0)
@@ -234,7 +246,7 @@ class DynamicSchedule(Schedule):
                 end = ends.get(other)
                 if end is None:
                     end = other.through(now, lag)
-                    if other.pace is None and now - other.since <= (1 + LEAD) * pace + lag:
+                    if other.pace is None and other.elapsed(now, lag) <= (1 + LEAD) * pace:
                         end = 0.0  # it may be as fast as `worker`, and its report under way
                     ends[other] = end
                 if end > limit + pace * chunk.cost:

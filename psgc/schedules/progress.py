@@ -121,6 +121,11 @@ class Worker:
 
     # what is expected of it
 
+    def elapsed(self, now: float, lag: float) -> float:
+        """Seconds per average chunk that it has taken so far for the chunk that it is in: the least its pace can be."""
+        cost = 1.0 if self.running is None else self.running.cost
+        return max(0.0, now - self.since - lag) / cost
+
     def free(self, now: float, lag: float) -> float:
         """When it will have finished the chunk that it is in. A late chunk is expected to take as much longer."""
         if self.pace is None:
@@ -131,7 +136,7 @@ class Worker:
 
     def through(self, now: float, lag: float) -> float:
         """When it will have done all that it was told."""
-        pace = (1 + UNKNOWN) * max(0.0, now - self.since - lag) if self.pace is None else self.pace
+        pace = (1 + UNKNOWN) * self.elapsed(now, lag) if self.pace is None else self.pace
         return self.free(now, lag) + pace * self.ahead
 
     def choices(self) -> list[Chunk]:
@@ -140,15 +145,21 @@ class Worker:
         return [chunk for chunk in self.left if self not in chunk.takers and self not in chunk.doers]
 
     def best(self, now: float, lag: float) -> Chunk | None:
-        """The chunk that is predicted to be recovered last without it, of those that it would speed up."""
+        """The chunk that is predicted to be recovered last without it, of those that it would speed up.
+
+        One that nobody has begun comes before the others: a second copy helps only when it is the worker that is slow.
+        """
         pace, start = self.pace, self.free(now, lag) + 2 * lag
-        best, latest = None, -inf
+        best, begun, latest = None, True, -inf
         for chunk in self.choices():
             if chunk.copies >= chunk.wanted:  # they are being compared
                 continue
             end = chunk.expected(now, lag)
-            if end > latest and (pace is None or start + GAIN * pace * chunk.cost < end):
-                best, latest = chunk, end
+            if (end <= latest and not begun) or (pace is not None and start + GAIN * pace * chunk.cost >= end):
+                continue
+            running = any(taker.running is chunk for taker in chunk.takers)
+            if running < begun or (running == begun and end > latest):
+                best, begun, latest = chunk, running, end
         return best
 
     def next_alarm(self, now: float, lag: float) -> float:

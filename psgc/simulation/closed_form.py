@@ -5,14 +5,16 @@ Such a schedule is its *positions*: O[i, j] = k when worker j's copy of chunk i 
 i is recovered at the l-th smallest of these times over its holders, and the gradient when the last chunk is.
 
 Arguments: `positions` is O, shape (N, m), sparse, at least l holders a chunk; `parts` is l; `seconds` is s of each
-trial, > 0, shape (trials, m), inf for a failed worker; `deadlines` are seconds, shape (D,).
+trial, > 0, shape (trials, m), inf for a failed worker; `deadlines` are seconds, shape (D,). Where chunks differ, the
+work that a worker has done by then (`work_before`) takes the place of the position.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.sparse import csr_array
 
 from psgc import coding
 from psgc.simulation.speeds import Seconds
@@ -20,6 +22,21 @@ from psgc.simulation.speeds import Seconds
 _BLOCK = 4_000_000  # numbers held at once
 _RIDGE = 1e-12  # relative to the trace of the Gram matrix
 _NO_ERROR = 1e-6  # a squared error below this is the ridge's
+
+
+def work_before(queues: Sequence[Sequence[int]], costs: Seconds, whole_loads: bool = False) -> Any:
+    """What each worker has done when its copy of a chunk counts, sparse, shape (N, m); costs: (N,) of the chunks.
+
+    Example:
+        >>> work_before([[0, 1], [1]], np.array([2.0, 0.5])).toarray().tolist()
+        [[2.0, 0.0], [2.5, 0.5]]
+    """
+    done = [np.cumsum(costs[list(queue)]) for queue in queues]
+    if whole_loads:
+        done = [np.full(len(work), work[-1:].sum()) for work in done]
+    worker = np.repeat(np.arange(len(queues)), [len(queue) for queue in queues])
+    chunk = np.array([chunk for queue in queues for chunk in queue], int)
+    return csr_array((np.concatenate(done), (chunk, worker)), shape=(len(costs), len(queues)))
 
 
 def completion_times(positions: Any, parts: int, seconds: Seconds) -> Seconds:

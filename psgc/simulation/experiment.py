@@ -91,11 +91,12 @@ def simulate(settings: Settings, step: Step = lambda what: None) -> Iterator[Tri
     for parts in settings.parts:
         coding.check(assignment, parts)
     everybody = _speeds(settings, assignment.shape[1])
+    costs = settings.speeds.of_chunks(settings.trials, assignment.shape[0])
     failed = {parts: _failed(settings, assignment, parts) for parts in settings.parts}
     ordering = coding.ordering(assignment)
     for parts in settings.parts:
         seconds = speeds.with_failures(everybody, failed[parts], [settings.seed, 1])
-        cluster = _Cluster(settings, assignment, ordering, parts, seconds, step)
+        cluster = _Cluster(settings, assignment, ordering, parts, seconds, costs, step)
         bounds = cluster.bounds() if settings.bound else None
         for schedule in settings.schedules:
             closed = SCHEDULES[schedule].keeps_queues
@@ -104,19 +105,33 @@ def simulate(settings: Settings, step: Step = lambda what: None) -> Iterator[Tri
 
 
 class _Cluster:
-    """One cluster for all schedules; seconds: of its workers, (trials, m)."""
+    """One cluster for all schedules.
+
+    seconds: of its workers, (trials, m); costs: of its chunks, (trials, N), None where all are alike.
+    """
 
     def __init__(
-        self, settings: Settings, assignment: Any, ordering: Any, parts: int, seconds: speeds.Seconds, step: Step
+        self,
+        settings: Settings,
+        assignment: Any,
+        ordering: Any,
+        parts: int,
+        seconds: speeds.Seconds,
+        costs: speeds.Seconds | None,
+        step: Step,
     ) -> None:
         self._settings, self._parts, self._seconds, self._step = settings, parts, seconds, step
+        self._costs = costs
         self._assignment, self._ordering = assignment, ordering
         self._primary = coding.primary_copies(assignment, ordering, parts)
 
     def bounds(self) -> speeds.Seconds:
         bounds = np.empty(len(self._seconds))
         for t, seconds in enumerate(self._seconds):
-            bounds[t] = coding.clairvoyant_bound(self._assignment, self._parts, seconds)
+            if self._costs is None:
+                bounds[t] = coding.clairvoyant_bound(self._assignment, self._parts, seconds)
+            else:  # the mean of all work: what would do if everybody could do any part of any chunk
+                bounds[t] = self._parts * self._costs[t].sum() / (1 / seconds).sum()
             self._step(f"bound, l = {self._parts}")
         return closed_form.rounded_up(bounds, self._settings.clock)
 
@@ -128,6 +143,8 @@ class _Cluster:
         """Times, copies computed and errors of a schedule that keeps its queues."""
         queues, _ = self._queues(schedule)
         whole_loads, deadlines = SCHEDULES[schedule].counts_whole_loads, self._settings.deadlines
+        if self._costs is not None:
+            return self._trial_by_trial([*queues.values()], whole_loads, self._costs)
         positions = coding.positions([*queues.values()], self._assignment.shape[0], whole_loads)
         times = closed_form.completion_times(positions, self._parts, self._seconds)
         if (
@@ -138,6 +155,21 @@ class _Cluster:
             errors = closed_form.error_measures(positions, self._parts, self._seconds, deadlines)
         return times, closed_form.copies_computed(positions, self._seconds, times), errors
 
+    def _trial_by_trial(
+        self, queues: list[list[int]], whole_loads: bool, costs: speeds.Seconds
+    ) -> tuple[speeds.Seconds, speeds.Seconds, speeds.Seconds]:
+        """As `in_closed_form`, of chunks that differ from trial to trial."""
+        parts, deadlines = self._parts, self._settings.deadlines
+        times, computed = np.empty((2, len(costs)))
+        errors = np.empty((len(costs), len(deadlines)))
+        for t, seconds in enumerate(self._seconds[:, None]):
+            work = closed_form.work_before(queues, costs[t])
+            counted = closed_form.work_before(queues, costs[t], whole_loads)
+            times[t] = closed_form.completion_times(counted, parts, seconds)[0]
+            computed[t] = (work.data * seconds[0, work.indices] <= times[t]).sum() if np.isfinite(times[t]) else np.nan
+            errors[t] = closed_form.error_measures(counted, parts, seconds, deadlines)[0]
+        return times, computed, errors
+
     def event_by_event(self, schedule: str) -> tuple[speeds.Seconds, speeds.Seconds, speeds.Seconds]:
         """The same from the production coordinator and schedule; each trial starts without what others have learnt."""
         held = self._assignment if SCHEDULES[schedule].holds_backups else self._primary
@@ -145,6 +177,7 @@ class _Cluster:
         queues, backups = self._queues(schedule)
         settings, error = self._settings, self._settings.known_speeds
         believed = None if error is None else speeds.estimates(self._seconds, error, [settings.seed, 2])
+        known_costs = self._known_costs()
         times, computed = np.empty((2, len(self._seconds)))
         errors = np.empty((len(self._seconds), len(settings.deadlines)))
         for t, seconds in enumerate(self._seconds):
@@ -152,13 +185,25 @@ class _Cluster:
             cluster = VirtualCluster(holders, queues, self._parts, rules)
             if believed is not None:
                 cluster.know(dict(enumerate(believed[t].tolist(), start=1)))
-            trial = cluster.recover(dict(enumerate(seconds.tolist(), start=1)))
+            if known_costs is not None:
+                rules.know_costs(known_costs[t].tolist())
+            costs = None if self._costs is None else self._costs[t].tolist()
+            trial = cluster.recover(dict(enumerate(seconds.tolist(), start=1)), costs)
             times[t], computed[t] = trial.time, trial.computed
             useful = closed_form.rounded_up(np.array(trial.useful), settings.clock)
             missing = len(holders) * self._parts - np.searchsorted(useful, settings.deadlines, side="right")
             errors[t] = np.sqrt(missing)
             self._step(f"{schedule}, l = {self._parts}")
         return times, computed, errors
+
+    def _known_costs(self) -> speeds.Seconds | None:
+        """What the schedules know of the chunks, (trials, N); None: nothing."""
+        error = self._settings.speeds.known_costs
+        return (
+            None
+            if self._costs is None or error is None
+            else speeds.estimates(self._costs, error, [self._settings.seed, 3])
+        )
 
 
 def _assignment(settings: Settings) -> Any:

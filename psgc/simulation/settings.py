@@ -8,10 +8,10 @@ import numpy as np
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
 from psgc.coding import ASSIGNMENTS
-from psgc.config import AssignmentFile, ScheduleName
+from psgc.config import AssignmentFile, ChunkCosts, ScheduleName
 from psgc.schedules import SCHEDULES
 from psgc.simulation.network_settings import NetworkSettings
-from psgc.simulation.speeds import Seconds, Shape, from_file, trace
+from psgc.simulation.speeds import Seconds, Shape, chunk_trace, from_file, trace
 from psgc.validation import (
     MOST,
     Count,
@@ -19,6 +19,7 @@ from psgc.validation import (
     Natural,
     PathText,
     Positive,
+    RelativeError,
     Section,
     by_kind,
     either,
@@ -37,7 +38,6 @@ def _failed(value: Any) -> Any:
 
 
 Exponent = Annotated[float, Field(ge=0.25, le=MOST, allow_inf_nan=False), expect("a number >= 0.25")]
-RelativeError = Annotated[float, Field(ge=0, le=10, allow_inf_nan=False), expect("a number >= 0")]
 Failed = Annotated[int | str, BeforeValidator(_failed)]
 
 
@@ -59,6 +59,15 @@ class Speeds(Section):
     def draw(self, rng: np.random.Generator, shape: Shape) -> Seconds:
         """The speeds of all workers in all trials: `shape` is (trials, m)."""
         raise NotImplementedError
+
+    def of_chunks(self, trials: int, num_chunks: int) -> Seconds | None:
+        """What the chunks take where they differ, (trials, N): factors of the workers' speeds. None: all the same."""
+        return None
+
+    @property
+    def known_costs(self) -> float | None:
+        """Relative error with which the schedules know that; None: they know nothing."""
+        return None
 
 
 class Exponential(Speeds):
@@ -104,6 +113,25 @@ class Trace(Speeds):
         return trace(self.path, shape)
 
 
+class ChunkTrace(Speeds):
+    """Measured times of chunks, the same on every worker; trial t is step t mod steps."""
+
+    path: PathText = Field(description="an .npy file with seconds, steps x ranks x chunks")
+    split: Count = 1  # every recorded chunk becomes so many equal ones
+    chunk_costs: ChunkCosts = "unknown"  # to the schedules
+
+    def draw(self, rng: np.random.Generator, shape: Shape) -> Seconds:
+        return np.ones(shape)
+
+    def of_chunks(self, trials: int, num_chunks: int) -> Seconds:
+        steps = chunk_trace(self.path, self.split, num_chunks)
+        return steps[np.arange(trials) % len(steps)]
+
+    @property
+    def known_costs(self) -> float | None:
+        return None if self.chunk_costs == "unknown" else self.chunk_costs.known
+
+
 class SpeedsFile(Speeds):
     path: PathText = Field(description="an .npy file with seconds per chunk, trials x workers")
 
@@ -117,6 +145,7 @@ SPEEDS: dict[str, type[Speeds]] = {
     "pareto": Pareto,
     "two_speed": TwoSpeed,
     "trace": Trace,
+    "chunk_trace": ChunkTrace,
     "file": SpeedsFile,
 }
 

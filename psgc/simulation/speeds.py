@@ -32,6 +32,24 @@ def rounds(path: str, workers: int) -> Seconds:
     return measured[:, :workers]
 
 
+def chunk_trace(path: str, split: int, num_chunks: int) -> Seconds:
+    """Measured times of chunks, (steps, num_chunks): of the first ranks of an .npy file, rank by rank.
+
+    Each recorded chunk is cut into `split` equal ones. Raises UserError unless these are the chunks of whole ranks.
+    """
+    measured = _read(path, "steps x ranks x chunks")
+    if np.isinf(measured).any():
+        raise UserError(f"{path}: inf in step {np.argwhere(np.isinf(measured))[0][0]}: every chunk ends at some time")
+    steps, ranks, chunks = measured.shape
+    if num_chunks % (chunks * split) or num_chunks > ranks * chunks * split:
+        of = f"{chunks} x split {split} = {chunks * split} chunks for each of {ranks} ranks"
+        raise UserError(
+            f"{path}: the trace has {of}, expected a multiple of {chunks * split} chunks, at most "
+            f"{ranks * chunks * split}, got {num_chunks}"
+        )
+    return np.repeat(measured.reshape(steps, -1), split, axis=1)[:, :num_chunks] / split
+
+
 def from_file(path: str, shape: Shape) -> Seconds:
     """Seconds per chunk from an .npy file, (trials, workers): its first rows. Raises UserError."""
     trials, workers = shape
@@ -68,11 +86,12 @@ def _read(path: str, what: str) -> Seconds:
         array = map_npy(path)
     except UserError as error:
         raise UserError(f"{error}; {needed}") from None
-    if array.dtype.kind not in "iuf" or array.ndim != 2 or 0 in array.shape:
+    if array.dtype.kind not in "iuf" or array.ndim != len(what.split(" x ")) or 0 in array.shape:
         raise UserError(f"{path}: it holds {array.dtype} of shape {array.shape}; {needed}")
     seconds: Seconds = array.astype(np.float64)
     wrong = np.argwhere(~((seconds >= LEAST) & ((seconds <= MOST) | np.isinf(seconds))))
     if len(wrong):
-        row, column = wrong[0]
-        raise UserError(f"{path}: {seconds[row, column]} in row {row}, column {column}; {needed} (inf: it failed)")
+        place = tuple(wrong[0].tolist())
+        where = "row {}, column {}" if len(place) == 2 else "step {}, rank {}, chunk {}"
+        raise UserError(f"{path}: {seconds[place]} in {where.format(*place)}; {needed} (inf: it failed)")
     return seconds

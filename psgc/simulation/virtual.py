@@ -70,9 +70,13 @@ class VirtualCluster(Target):
         if self._schedule.is_adaptive:
             self._schedule.estimates.update(seconds)
 
-    def recover(self, seconds: Mapping[int, float]) -> Trial:
-        """One iteration in which the worker of each rank takes so many seconds per chunk; inf: it has failed."""
+    def recover(self, seconds: Mapping[int, float], costs: Sequence[float] | None = None) -> Trial:
+        """One iteration in which the worker of each rank takes so many seconds per chunk; inf: it has failed.
+
+        costs: of the chunks in this iteration and those after it; None: as before.
+        """
         self._iteration += 1
+        self._costs = self._costs if costs is None else costs
         self._seconds = seconds
         self._ends = [] if self._breaks_off else [(end - self._now, rank, chunk) for end, rank, chunk in self._ends]
         heapify(self._ends)

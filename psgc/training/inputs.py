@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -106,7 +106,28 @@ def initial_params(problem: Problem, dtype: str) -> np.ndarray:
 def emulated_seconds(config: Config, num_workers: int) -> np.ndarray | None:
     """Emulated seconds per chunk (rounds, workers), if the run replays a trace. Raises UserError."""
     slow = config.stragglers
-    return None if slow.path is None else slow.scale * speeds.rounds(slow.path, num_workers)
+    return slow.scale * speeds.rounds(slow.path, num_workers) if slow.path and slow.kind == "trace" else None
+
+
+def emulated_chunks(config: Config, num_chunks: int) -> np.ndarray | None:
+    """Emulated seconds of each chunk (steps, num_chunks), if the run replays a trace of chunks. Raises UserError."""
+    slow = config.stragglers
+    if slow.path is None or slow.kind != "chunk_trace":
+        return None
+    return slow.scale * speeds.chunk_trace(slow.path, slow.split, num_chunks)
+
+
+def known_costs(config: Config, num_chunks: int) -> Callable[[int], list[float]] | None:
+    """What the server knows of the emulated seconds of the chunks of an iteration; None: nothing. Raises UserError."""
+    costs, known = emulated_chunks(config, num_chunks), config.stragglers.chunk_costs
+    if costs is None or known == "unknown":
+        return None
+
+    def of(iteration: int) -> list[float]:
+        believed = speeds.estimates(costs[iteration % len(costs)], known.known, [config.seed, iteration])
+        return [float(cost) for cost in believed]
+
+    return of
 
 
 def make_injector(config: Config, rank: int) -> Injector:

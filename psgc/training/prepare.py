@@ -20,7 +20,14 @@ from psgc.terminal import say
 from psgc.training import resume
 from psgc.training.chunk_choice import MOST, chosen_chunks, seconds_of_share
 from psgc.training.ending import launched
-from psgc.training.inputs import emulated_seconds, fingerprint, initial_params, open_problem, open_test
+from psgc.training.inputs import (
+    emulated_chunks,
+    emulated_seconds,
+    fingerprint,
+    initial_params,
+    open_problem,
+    open_test,
+)
 from psgc.transport import Transport
 
 PER_CHUNK_BYTES = 16 << 20  # `transfer: auto` is per_chunk up to so many bytes into the server per iteration
@@ -73,6 +80,7 @@ def prepare(transport: Transport, config: Config, config_path: str, overrides: S
     plan, remark = resume.plan_for(config, num_workers, checkpoint)
     if remark:
         say(remark)
+    emulated_chunks(config, plan.num_chunks)  # refuses another number of chunks
     if config.verify:
         _check_copies(config, plan)
     ChunkSource(dataset, plan.num_chunks, config.dtype, backend)  # refuses more chunks than rows

@@ -28,7 +28,15 @@ from psgc.training.claim import Claim
 from psgc.training.ending import Ending, interruption, launched
 from psgc.training.evaluation import Evaluator
 from psgc.training.gradient_error import GradientErrorEstimator
-from psgc.training.inputs import PREPARING, check_same, description, fingerprint, make_injector, tried_chunks
+from psgc.training.inputs import (
+    PREPARING,
+    check_same,
+    description,
+    fingerprint,
+    known_costs,
+    make_injector,
+    tried_chunks,
+)
 from psgc.training.keeper import Keeper
 from psgc.training.prepare import Run, opening_lines, prepare
 from psgc.transport import Transport
@@ -106,12 +114,13 @@ def _serve(
         debug,
     )
     chunks = ChunkSource(run.dataset, plan.num_chunks, config.dtype, run.backend)
-    costs = None if config.batch else chunks.costs()
+    costs = None if config.batch or config.stragglers.kind == "chunk_trace" else chunks.costs()
     transport.start()
     settings = ServerSettings(
         config=config,
         plan=plan,
         costs=costs,
+        known_costs=known_costs(config, plan.num_chunks),
         has_loss=has_loss(run.problem),
         tried=tried_chunks(config, plan),
         interrupted=lambda: interruption(stopped_by),

@@ -12,6 +12,7 @@ from psgc.training.inputs import (
     PREPARING,
     check_same,
     description,
+    emulated_chunks,
     emulated_seconds,
     make_injector,
     open_problem,
@@ -75,6 +76,7 @@ def make_worker(
     slow = config.stragglers
     tried = tried_chunks(config, plan)
     times = emulated_seconds(config, plan.num_workers)
+    chunk_times = emulated_chunks(config, plan.num_chunks)
     compute = ComputeThread(
         mailbox,
         InputGuard(evaluate(problem), backend),
@@ -82,7 +84,7 @@ def make_worker(
         backend,
         problem.dim,
         config.dtype,
-        Emulation(slow.kind, transport.rank, config.seed, slow.factor, slow.seconds, times),
+        Emulation(slow.kind, transport.rank, config.seed, slow.factor, slow.seconds, times, chunk_times),
         injector,
         config.seed,
         config.batch,

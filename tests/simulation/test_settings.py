@@ -65,7 +65,7 @@ def test_every_kind_of_speeds(sim_yaml, override, speeds):
     assert load(sim_yaml, [f"speeds={override}"]).speeds == speeds
 
 
-KINDS = "exponential, shifted_exponential, pareto, two_speed, trace or file"
+KINDS = "exponential, shifted_exponential, pareto, two_speed, trace, chunk_trace or file"
 WHOLES = "a list of at least one whole number >= 1"
 
 

@@ -91,6 +91,34 @@ def test_a_trace_is_repeated_round_by_round(tmp_path):
     assert seconds.dtype == np.float64
 
 
+def test_a_trace_of_chunks_is_taken_rank_by_rank_and_cut(tmp_path):
+    path = saved(tmp_path / "c.npy", np.arange(1, 13).reshape(2, 3, 2))
+    assert speeds.chunk_trace(path, 1, 4).tolist() == [[1, 2, 3, 4], [7, 8, 9, 10]]
+    assert speeds.chunk_trace(path, 2, 4).tolist() == [[0.5, 0.5, 1, 1], [3.5, 3.5, 4, 4]]
+
+
+@pytest.mark.parametrize(("split", "chunks"), [(1, 3), (1, 8), (2, 6)])
+def test_a_trace_of_chunks_must_have_the_chunks_of_whole_ranks(tmp_path, split, chunks):
+    path = saved(tmp_path / "c.npy", np.ones((2, 3, 2)))
+    said = f"expected a multiple of {2 * split} chunks, at most {6 * split}, got {chunks}"
+    with pytest.raises(UserError, match=f"^{path}: .*{said}$"):
+        speeds.chunk_trace(path, split, chunks)
+
+
+@pytest.mark.parametrize(
+    ("array", "said"),
+    [
+        (np.ones((2, 3)), r"shape \(2, 3\); expected an .npy file with seconds > 0, steps x ranks x chunks"),
+        (np.array([[[1.0, 2.0], [1.0, -1.0]]]), "-1.0 in step 0, rank 1, chunk 1"),
+        (np.array([[[1.0, 2.0]], [[1.0, np.inf]]]), "inf in step 1: every chunk ends"),
+    ],
+)
+def test_times_of_chunks_that_cannot_be(tmp_path, array, said):
+    path = saved(tmp_path / "c.npy", array)
+    with pytest.raises(UserError, match=said):
+        speeds.chunk_trace(path, 1, 4)
+
+
 def test_a_file_is_taken_row_by_row(tmp_path):
     path = saved(tmp_path / "s.npy", [[1, 2], [3, np.inf], [5, 6]])
     assert speeds.from_file(path, (2, 2)).tolist() == [[1, 2], [3, np.inf]]

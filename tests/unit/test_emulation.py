@@ -11,6 +11,13 @@ def test_a_trace_gives_each_worker_its_column_round_by_round():
     assert [emulation.extra(iteration, 0.125) for iteration in range(3)] == [0.375, 0.125, 0.375]
 
 
+def test_a_trace_of_chunks_gives_each_chunk_its_seconds_on_any_worker():
+    for rank in (1, 2):
+        emulation = Emulation("chunk_trace", rank, 0, chunk_trace=np.array([[1.0, 0.5, 0.25], [2.0, 0.5, 0.25]]))
+        assert [emulation.extra(0, 0.25, chunk) for chunk in range(3)] == [0.75, 0.25, 0.0]
+        assert [emulation.extra(iteration, 0.5, 0) for iteration in range(3)] == [0.5, 1.5, 0.5]
+
+
 def extras(kind, rank, iterations=4000, computed=0.5, seed=0, **amounts):
     emulation = Emulation(kind, rank, seed, **amounts)
     return np.array([emulation.extra(iteration, computed) for iteration in range(iterations)])
