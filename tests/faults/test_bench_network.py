@@ -88,11 +88,18 @@ def test_a_process_in_a_group_has_its_share_of_a_core() -> None:
     assert not quotas.folder.exists()
 
 
+def interruptible() -> None:
+    """For a process: Ctrl-C ends it, even if these tests are a shell's job in the background, which ignores that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_nothing_is_left_however_it_ends(tmp_path: Path, number: int) -> None:
     before = left()
     options = ["--dims", "1000", "--situations", "processor", "--iterations", "100000"]
-    with subprocess.Popen([sys.executable, SCRIPT, *options], cwd=tmp_path, start_new_session=True) as bench:
+    with subprocess.Popen(
+        [sys.executable, SCRIPT, *options], cwd=tmp_path, start_new_session=True, preexec_fn=interruptible
+    ) as bench:
         try:
             wait_until(lambda: bench.poll() is not None or any(started(bench.pid)))
             assert bench.poll() is None
