@@ -187,6 +187,7 @@ def _one_holder_each(chunk: Any, worker: Any, owner: Any, n: int, m: int) -> Any
     """Mask of one edge for each chunk that has any, the most of one worker being as few as possible."""
     per_chunk, per_worker = np.bincount(chunk, minlength=n), np.bincount(worker, minlength=m)
     degree, share = per_chunk[0], n // m
+    holder: Any  # of each chunk
     if (per_chunk == degree).all() and (per_worker == share * degree).all():
         # Cut every worker in `share` pieces of `degree` edges each: the graph becomes square and regular, and such
         # a graph has a perfect matching, which takes one edge of every piece. A piece holds chunks of one owner as
