@@ -1,17 +1,16 @@
 """Slow processors: groups of processes (Linux cgroups, version 1 or 2) that get a share of one core each."""
 
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
+
+from remover import start_remover
 
 from psgc.errors import UserError
 
 ROOT = Path("/sys/fs/cgroup")
 PERIOD = 25_000  # microseconds: in each the group may run for its share of them
 SMALLEST = 1000  # microseconds, the least that Linux grants
-# Waits until its standard input is closed, which the death of the benchmark does too, then removes the groups. Their
-# processes may take a moment to end.
-REMOVE = 'cat; for try in $(seq 100); do rmdir "$1"/*/; rmdir "$1" && exit; sleep 0.1; done'
+REMOVE = 'rmdir "$1"/*/; rmdir "$1"'
 
 
 class CpuQuotas:
@@ -26,15 +25,11 @@ class CpuQuotas:
         self._shares = shares
 
     def __enter__(self) -> "CpuQuotas":
-        command = ["sh", "-c", REMOVE, "sh", str(self.folder)]
-        quiet = subprocess.DEVNULL
         try:
             self.folder.mkdir()
         except OSError as error:
             raise UserError(f"no CPU quotas: {self.folder}: {error.strerror}") from None
-        self._remover = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=quiet, stderr=quiet, start_new_session=True
-        )
+        self._remover = start_remover(REMOVE, str(self.folder))
         try:
             self._build()
         except BaseException:

@@ -19,14 +19,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from remover import start_remover
+
 from psgc.errors import UserError
 
 DOOR = str(Path(__file__).with_name("door.py"))
 SWITCH = "switch"
 NETWORK = "10.213.7"  # inside the namespaces only
-# Waits until its standard input is closed, which the death of this process does too. Those who still write may take a
-# moment to end.
-REMOVE = 'cat; for try in $(seq 100); do rm -rf "$1" && exit; sleep 0.1; done'
 NAMESPACES = ("--net", "--uts", "--ipc", "--mount", "--pid")
 
 
@@ -48,8 +47,7 @@ class Hosts:
         if reason := impossible():
             raise UserError(reason)
         self.folder = tempfile.mkdtemp(prefix="psgc-hosts-")
-        command = ["sh", "-c", REMOVE, "sh", self.folder]
-        self._remover = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+        self._remover = start_remover('rm -rf "$1"', self.folder)
         try:
             self._build()
         except BaseException:

@@ -87,10 +87,12 @@ class Cluster:
         self.schedule = schedule
         return True
 
-    def know_costs(self, iteration: int) -> None:
-        """Tell the schedule what the chunks of this iteration take, if that is known."""
-        if self._settings.known_costs is not None:
-            self.schedule.know_costs(self._settings.known_costs(iteration))
+    def know_costs(self, iteration: int) -> bool:
+        """Tell the schedule what the chunks of this iteration take; whether that is known."""
+        if self._settings.known_costs is None:
+            return False
+        self.schedule.know_costs(self._settings.known_costs(iteration))
+        return True
 
     def weights(
         self, iteration: int, reports: Iterable[tuple[int, int, int]], incomplete: Container[int]

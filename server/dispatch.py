@@ -53,13 +53,17 @@ class Dispatcher(Target):
                 if queue != self._told.get(worker):
                     self._told[worker] = queue
                     outbox.tell_default_queue(worker, queue)
-        cluster.know_costs(iteration)
-        self._links.deliver(params, cluster.membership.live)
+        # workers begin with what they were told before, unless that depends on the iteration: then its orders go first
+        has_plan = cluster.know_costs(iteration)
+        if not has_plan:
+            self._links.deliver(params, cluster.membership.live)
         self._log.finish(self._coordinator)  # the iteration before, while the workers begin this one
         self._log.begin(iteration, lost=len(cluster.detector.away))
         self.decoder.begin()
         self.finished = False
         self._bring(Begin(iteration))
+        if has_plan:
+            self._links.deliver(params, cluster.membership.live)
 
     def tick(self, deadline: float) -> None:
         """Time has passed; deadline: of the iteration, in seconds since it began."""

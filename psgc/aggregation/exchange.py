@@ -175,8 +175,8 @@ class Exchange:
         match event:
             case Arrived(_, block, None):
                 instructions += self._have(block)
-            case Arrived(source, block, role):
-                self._missing[block].remove((source, role))  # type: ignore[arg-type]  # a role
+            case Arrived(source, block, int(role)):
+                self._missing[block].remove((source, role))
                 instructions += self._sum_if_complete(block)
             case Sent(send):
                 self._under_way.remove(send)

@@ -48,7 +48,7 @@ class DynamicSchedule(Schedule):
             rank: Worker(rank, [chunks[i] for i in own], [chunks[i] for i in self._backups.get(rank, ())])
             for rank, own in self._queues.items()
         }
-        self._uneven = uneven(costs)
+        self._plans = False  # with costs that it was told and that differ
         self.learning = Learning()
         self._latest = 0.0  # when something was last heard in this iteration
 
@@ -57,7 +57,7 @@ class DynamicSchedule(Schedule):
         return split(ordered, own)
 
     def know_costs(self, costs: Sequence[float]) -> None:
-        self._uneven = uneven(costs)
+        self._plans = uneven(costs)
         mean = sum(costs) / len(costs)
         for chunk, cost in zip(self._chunks, costs, strict=True):
             chunk.cost = cost / mean
@@ -76,11 +76,10 @@ class DynamicSchedule(Schedule):
         self._alarms: list[tuple[float, int]] = []
         for worker in workers:
             worker.begin(self.estimates.get(worker.rank))
-        changed = set(self._second_shares(checked))
-        if self._uneven:
+        more = self._second_shares(checked)
+        if self._plans:
             balance(self._chunks, [*workers], [[self._workers[rank] for rank in ranks] for ranks in self._holders])
-            changed = set(workers)
-        orders: list[Order] = [self._queue(worker) for worker in workers if worker in changed]
+        orders: list[Order] = [] if self._plans else [self._queue(worker) for worker in more]
         fastest_first = sorted(workers, key=lambda w: w.pace or 0.0)
         for worker in fastest_first:
             orders += self._pull(worker, 0.0)
@@ -88,7 +87,10 @@ class DynamicSchedule(Schedule):
             orders += self._start_next(worker, 0.0)
         self._bare |= dict.fromkeys(worker for worker in fastest_first if not worker.told)
         orders += self._choose_for_the_bare(0.0)
-        # who rests must hear so: it would do its own share
+        if self._plans:
+            told = {order.worker for order in orders if isinstance(order, Queue)}
+            orders += [self._queue(w) for w in workers if w.running is not None and w.rank not in told]
+        # a worker that rests must hear so: it would do its own share
         return orders + [Queue(w.rank, ()) for w in workers if w.running is None and w.own]
 
     def _second_shares(self, checked: Sequence[int]) -> Iterable[Worker]:

@@ -147,9 +147,7 @@ class _Cluster:
             return self._trial_by_trial([*queues.values()], whole_loads, self._costs)
         positions = coding.positions([*queues.values()], self._assignment.shape[0], whole_loads)
         times = closed_form.completion_times(positions, self._parts, self._seconds)
-        if (
-            deadlines and whole_loads and self._parts == 1
-        ):  # as in the paper: the finished workers, weighted by least squares
+        if deadlines and whole_loads and self._parts == 1:  # as in the paper: least squares over the finished workers
             errors = closed_form.least_squares_errors(self._assignment, self._seconds, deadlines)
         else:
             errors = closed_form.error_measures(positions, self._parts, self._seconds, deadlines)
@@ -199,11 +197,9 @@ class _Cluster:
     def _known_costs(self) -> speeds.Seconds | None:
         """What the schedules know of the chunks, (trials, N); None: nothing."""
         error = self._settings.speeds.known_costs
-        return (
-            None
-            if self._costs is None or error is None
-            else speeds.estimates(self._costs, error, [self._settings.seed, 3])
-        )
+        if self._costs is None or error is None:
+            return None
+        return speeds.estimates(self._costs, error, [self._settings.seed, 3])
 
 
 def _assignment(settings: Settings) -> Any:

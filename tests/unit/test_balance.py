@@ -50,6 +50,10 @@ def test_every_chunk_goes_to_one_holder_longest_first_and_nobody_ends_later_than
         for rank, pace in enumerate(paces)
     ]
     assert max(ends) <= max(before) * (1 + 1e-9)
+    for chunk in chunks:  # no further move helps
+        (taker,) = chunk.takers
+        for other in [workers[rank] for rank in holders[chunk.number] if rank != taker.rank]:
+            assert other.pace * (other.ahead + chunk.cost) >= taker.pace * taker.ahead * (1 - 1e-6)
 
 
 @given(st.lists(st.floats(0.5, 2.0), min_size=2, max_size=7))
@@ -64,7 +68,7 @@ def test_two_workers_that_may_do_any_chunk_come_near_the_best_plan(costs):
     assert max(worker.ahead for worker in workers) <= 4 / 3 * best + 1e-9
 
 
-def test_two_workers_exchange_chunks_where_no_move_helps():
+def test_moves_go_on_until_none_helps():
     _, workers = planned([5.0, 3.0, 3.0, 1.5], [[0, 1]] * 4, [0, 0, 1, 1], [1.0, 1.0])
     assert sorted(worker.ahead for worker in workers) == [6.0, 6.5]
 

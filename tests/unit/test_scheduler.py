@@ -126,6 +126,26 @@ def test_dynamic_looks_again_when_a_worker_did_another_chunk_first():
     assert Queue(1, (1,)) in done(schedule, 2, 2, 1.4, 1.4)
 
 
+@pytest.mark.parametrize(
+    ("costs", "orders"), [([1.0, 1.09], []), ([1.0, 2.0, 1.0, 2.0], [Queue(1, (1, 0)), Queue(2, (3, 2))])]
+)
+def test_dynamic_plans_with_costs_that_it_was_told_if_they_differ(costs, orders):
+    """The longest chunk first, where nothing is to be evened out."""
+    half = len(costs) // 2
+    own = {1: list(range(half)), 2: list(range(half, len(costs)))}
+    schedule = dynamic(own, {1: [], 2: []})
+    schedule.know_costs(costs)
+    assert schedule.begin() == orders
+
+
+def test_costs_that_dynamic_was_told_are_relative_to_their_mean():
+    schedule = dynamic({1: [0, 1], 2: []}, {1: [], 2: []})
+    schedule.know_costs([10.0, 30.0])
+    schedule.begin()
+    schedule.freed(1, 1, 3.0, 3.0)
+    assert schedule.estimates == {1: 2.0}  # seconds per average chunk
+
+
 def one_chunk_each():
     """Three workers that hold everything, with paces 1, 4 and 2: one chunk for each is no good guide."""
     backups = {worker: [chunk for chunk in (0, 1, 2) if chunk != worker - 1] for worker in (1, 2, 3)}

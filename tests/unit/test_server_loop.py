@@ -44,6 +44,16 @@ def test_after_the_last_report_nothing_is_waited_for(make_run):
     assert events[-3:] == ["poll", "wait", "poll"]
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_orders_go_before_the_parameters_if_it_is_known_what_the_chunks_of_the_iteration_take(make_run, known):
+    costs = [5.0] + [1.0] * (CHUNKS - 1)
+    run = make_run("dynamic", replication=WORKERS, given={"known_costs": lambda _: costs} if known else {})
+    run.follow(iter([everything(0)]), 1)
+    to_1 = [what for worker, what in run.transport.sent if worker == 1]
+    first = to_1.index(0)  # the parameters of iteration 0
+    assert to_1[:first] == ([["QUEUE"] * len(run.transport.queue(1, Kind.QUEUE))] if known else [])
+
+
 # the record
 
 
