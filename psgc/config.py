@@ -281,6 +281,7 @@ class Config(Section):
     batch: Count | None = None  # rows sampled from every chunk; None: all of them
     coding: Coding = Coding()
     schedule: ScheduleName = "dynamic"
+    aggregation: Literal["server", "allreduce", "auto"] = "auto"
     transfer: Literal["auto", "per_chunk", "combined"] = "auto"
     backend: Literal["auto", "numpy", "cupy"] = "auto"
     dtype: Literal["float64", "float32"] = "float64"
@@ -316,9 +317,26 @@ class Config(Section):
             if isinstance(coding.assignment, str) and coding.replication <= coding.parts:
                 text = f"replication {coding.replication} with parts {coding.parts} leaves no copy to compare with"
                 raise refuse(f"{text}, expected replication >= {coding.parts + 1}", "verify")
+        if self.aggregation == "allreduce" and (conflict := self.allreduce_conflict()):
+            key, text = conflict
+            raise refuse(text, "aggregation", key)
         if text := self.transfer_conflict():
             raise refuse(text, "faults", "transfer")
         return self
+
+    def allreduce_conflict(self) -> tuple[str, str] | None:
+        """A key whose value `aggregation: allreduce` does not support, and why not; None: it supports them all."""
+        if self.transfer == "per_chunk":
+            text = "allreduce sums accumulators, which per_chunk does not have; use transfer combined or auto"
+            return "transfer", text
+        if self.recovery.estimator == "unbiased":
+            return "recovery", "allreduce sums accumulators, but estimator unbiased weights single chunks; use server"
+        if self.verify and self.coding.parts > 1:
+            text = "allreduce sends no coded gradients, which verify compares; with parts 1 it compares sketches"
+            return "verify", text
+        if any(fault.kind == "flip" for fault in self.faults.inject):
+            return "faults", "allreduce sends no coded gradients, which kind flip of faults.inject changes; use server"
+        return None
 
     def transfer_conflict(self) -> str:
         """Why an injected fault cannot happen with this transfer, or ""."""

@@ -1,5 +1,6 @@
 """What the server reads and checks before the run starts."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,9 @@ from psgc.training.inputs import (
 from psgc.transport import Transport
 
 PER_CHUNK_BYTES = 16 << 20  # `transfer: auto` is per_chunk up to so many bytes into the server per iteration
+# `aggregation: auto` is allreduce from so many bytes on, in and out of the server per iteration; inf: never, since runs
+# do not support it yet
+ALLREDUCE_BYTES = math.inf
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,8 @@ def prepare(transport: Transport, config: Config, config_path: str, overrides: S
         config = resume.without_past_faults(config, checkpoint.iteration)
     if any(fault.rank > num_workers for fault in config.faults.inject):
         raise UserError(f"faults.inject: this run has ranks 0..{num_workers}")
+    if config.aggregation == "allreduce":
+        config = config.model_copy(update={"transfer": "combined"})
     config, chosen = _with_chunks(config, num_workers, dataset, problem, backend, checkpoint)
     plan, remark = resume.plan_for(config, num_workers, checkpoint)
     if remark:
@@ -84,13 +90,7 @@ def prepare(transport: Transport, config: Config, config_path: str, overrides: S
     if config.verify:
         _check_copies(config, plan)
     ChunkSource(dataset, plan.num_chunks, config.dtype, backend)  # refuses more chunks than rows
-    if config.transfer == "auto":
-        incoming = plan.num_chunks * problem.dim * np.dtype(config.dtype).itemsize
-        # combined does not support the estimator unbiased
-        small = incoming <= PER_CHUNK_BYTES or config.recovery.estimator == "unbiased"
-        config = config.model_copy(update={"transfer": "per_chunk" if small else "combined"})
-        if text := config.transfer_conflict():
-            raise UserError(f"{text} (transfer: auto chose {config.transfer})")
+    config = _with_paths(config, plan, problem.dim)
     return Run(
         config=config,
         plan=plan,
@@ -129,6 +129,22 @@ def _with_chunks(
         reason = f"a worker's share of the data takes {duration(share)}"
     update = {"coding": config.coding.model_copy(update={"chunks_per_worker": number})}
     return config.model_copy(update=update), f" (chunks_per_worker auto: {number}, {reason})"
+
+
+def _with_paths(config: Config, plan: Plan, dim: int) -> Config:
+    """The settings with the transfer and the aggregation that `auto` stands for. Raises UserError."""
+    vector = dim * np.dtype(config.dtype).itemsize
+    if config.transfer == "auto":
+        # combined does not support the estimator unbiased
+        small = plan.num_chunks * vector <= PER_CHUNK_BYTES or config.recovery.estimator == "unbiased"
+        config = config.model_copy(update={"transfer": "per_chunk" if small else "combined"})
+        if text := config.transfer_conflict():
+            raise UserError(f"{text} (transfer: auto chose {config.transfer})")
+    if config.aggregation == "auto":
+        through_server = plan.num_workers * (vector + vector // plan.parts)
+        allreduce = through_server >= ALLREDUCE_BYTES and config.allreduce_conflict() is None
+        config = config.model_copy(update={"aggregation": "allreduce" if allreduce else "server"})
+    return config
 
 
 def _check_copies(config: Config, plan: Plan) -> None:
@@ -172,7 +188,7 @@ def opening_lines(transport: Transport, run: Run) -> list[str]:
     what = (
         f"psgc {__version__}: {plan.num_workers} workers on {hosts} host{'s' if hosts > 1 else ''}, "
         f"{plan.num_chunks} chunks{run.chosen} in {plan.assignment.nnz} copies ({name}), parts {plan.parts}, "
-        f"schedule {config.schedule}, transfer {config.transfer}, {verify}{run.problem.dim} parameters, "
-        f"{run.backend.name} {config.dtype}, {transport.library}"
+        f"schedule {config.schedule}, aggregation {config.aggregation}, transfer {config.transfer}, {verify}"
+        f"{run.problem.dim} parameters, {run.backend.name} {config.dtype}, {transport.library}"
     )
     return ["; ".join(lacks), what] if lacks else [what]

@@ -27,6 +27,7 @@ RUN: dict[str, Any] = {
         "coding_matrix": "gaussian",
     },
     "schedule": "skipping",
+    "aggregation": "allreduce",
     "transfer": "combined",
     "recovery": {"mode": "approximate", "deadline": 0.5, "max_error": 0.25},
     "faults": {"collect_timeout": 2.5},
@@ -45,6 +46,7 @@ RUNS = [
     RUN
     | {"coding": {"assignment": {"kind": "file", "path": "A.npy"}, "parts": 3}}
     | {"stragglers": {"kind": "trace", "path": "t.npy", "scale": 0.5}, "transfer": "auto", "schedule": "static"}
+    | {"aggregation": "auto"}
     | {"recovery": {"mode": "approximate", "deadline": "auto", "estimator": "unbiased"}}
     | {"verify": {"every": 3, "tolerance": 1e-6, "strikes": 2}},
 ]  # fmt: skip

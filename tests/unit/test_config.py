@@ -35,7 +35,8 @@ def refusal(path, *overrides):
 def test_defaults(run_yaml):
     config = load(run_yaml)
     assert config.problem == BuiltinProblem(kind="logistic")
-    assert (config.schedule, config.transfer, config.backend, config.dtype) == ("dynamic", "auto", "auto", "float64")
+    assert (config.schedule, config.backend, config.dtype) == ("dynamic", "auto", "float64")
+    assert (config.aggregation, config.transfer) == ("auto", "auto")
     assert list(config.coding.model_dump().values()) == [8, 3, "blocks", 1, "spread"]
     assert list(config.optimizer.model_dump().values()) == ["nesterov", 0.1, 0.9, 0.9, 0.999, 1e-8]
     assert (config.batch, config.seed, config.stragglers.kind) == (None, 0, "none")
@@ -162,6 +163,7 @@ FAULTS = [
         ("stragglers={kind: chunk_trace, path: t, chunk_costs: {known: -1}}",
          "stragglers.chunk_costs.known: expected a number >= 0, got -1"),
         ("schedule=dynamics", "expected uncoded, full, random, static, skipping or dynamic, got 'dynamics'"),
+        ("aggregation=ring", "expected server, allreduce or auto, got 'ring'"),
         ("transfer=3", "expected auto, per_chunk or combined, got 3"),
         ("faults.collect_timeout=0", f"{NUMBER}, got 0"),
         ("faults.adopt=1", "expected true or false, got 1"),
@@ -265,6 +267,18 @@ FLIP, AFTER_COMMIT = FAULT % ("flip", "sending"), FAULT % ("kill", "after_commit
         (["verify.every=7", "coding.parts=3"],
          "--set verify.every=7: verify: replication 3 with parts 3 leaves no copy to compare with, expected "
          "replication >= 4"),
+        (["aggregation=allreduce", "transfer=per_chunk"],
+         "--set aggregation=allreduce: allreduce sums accumulators, which per_chunk does not have; use transfer "
+         "combined or auto"),
+        (["aggregation=allreduce", UNBIASED, "schedule=static"],
+         "--set aggregation=allreduce: allreduce sums accumulators, but estimator unbiased weights single chunks; use "
+         "server"),
+        (["aggregation=allreduce", "verify.every=7", "coding.parts=2"],
+         "--set aggregation=allreduce: allreduce sends no coded gradients, which verify compares; with parts 1 it "
+         "compares sketches"),
+        (["aggregation=allreduce", FLIP],
+         "--set aggregation=allreduce: allreduce sends no coded gradients, which kind flip of faults.inject changes; "
+         "use server"),
     ],
 )  # fmt: skip
 def test_settings_that_contradict_each_other(run_yaml, overrides, message):
@@ -273,7 +287,15 @@ def test_settings_that_contradict_each_other(run_yaml, overrides, message):
 
 @pytest.mark.parametrize(
     "overrides",
-    [[AFTER_COMMIT, "transfer=combined"], [FLIP, "transfer=combined", "verify={every: 3}"], ["verify.every=7"]],
+    [
+        [AFTER_COMMIT, "transfer=combined"],
+        [FLIP, "transfer=combined", "verify={every: 3}"],
+        ["verify.every=7"],
+        ["aggregation=allreduce", AFTER_COMMIT],
+        ["aggregation=allreduce", "transfer=combined", "coding.parts=2", f"{APPROXIMATE}deadline: 1}}"],
+        ["aggregation=allreduce", "verify.every=7"],
+        *([f"aggregation={name}", UNBIASED, "schedule=static", "transfer=per_chunk"] for name in ("auto", "server")),
+    ],
 )
 def test_settings_that_agree(run_yaml, overrides):
     load(run_yaml, overrides)

@@ -51,6 +51,7 @@ def checkpoint(num_chunks=64, num_workers=8, text=None, **changes):
     [
         {},
         {"iterations": 5, "schedule": "static", "transfer": "combined", "output": "elsewhere", "backend": "numpy"},
+        {"aggregation": "allreduce"},
         {"optimizer__lr": 0.01, "optimizer__momentum": 0.5},
         {"coding__replication": 2, "coding__parts": 2, "coding__chunks_per_worker": 3, "coding__assignment": "cyclic"},
         {"checkpoint__every": 1, "faults__collect_timeout": 1.0, "data__path": "moved.npz"},
@@ -59,6 +60,17 @@ def checkpoint(num_chunks=64, num_workers=8, text=None, **changes):
 )
 def test_what_may_change(changes):
     resume.check(checkpoint(), config(**changes), 6, "this")
+
+
+@pytest.mark.parametrize("before", ["server", "allreduce"])
+def test_the_aggregation_may_change(before):
+    resume.check(checkpoint(text=config(aggregation=before).to_yaml()), config(aggregation="server"), 6, "this")
+
+
+def test_a_checkpoint_from_before_there_were_several_aggregations():
+    text = config().to_yaml().replace("aggregation: auto\n", "")
+    assert "aggregation" not in text
+    resume.check(checkpoint(text=text), config(aggregation="allreduce"), 6, "this")
 
 
 @pytest.mark.parametrize(

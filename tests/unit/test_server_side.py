@@ -191,6 +191,54 @@ def test_the_transfer_of_a_large_vector_is_one_that_the_estimator_can_do_with(mo
     assert f"transfer {transfer}," in capsys.readouterr().out
 
 
+UNBIASED = "recovery={mode: approximate, deadline: 5.0, estimator: unbiased}"
+NO_LIMIT = float("inf")
+
+
+# 4 parameters of 8 bytes, in and out of rank 0 for each of 3 workers: 192 bytes
+@pytest.mark.parametrize(
+    ("limit", "settings", "expected"),
+    [
+        (192, ["transfer=combined"], ("allreduce", "combined")),
+        (193, ["transfer=combined"], ("server", "combined")),
+        (193, ["transfer=combined", "dtype=float32"], ("server", "combined")),
+        (144, ["transfer=combined", "coding.parts=2"], ("allreduce", "combined")),
+        (145, ["transfer=combined", "coding.parts=2"], ("server", "combined")),
+        (0, ["transfer=combined", "aggregation=server"], ("server", "combined")),
+        (0, ["transfer=combined", "verify={every: 1}", "coding={parts: 2, replication: 3}"], ("server", "combined")),
+        (0, ["transfer=combined", "verify={every: 1}"], ("allreduce", "combined")),
+        (0, [], ("server", "per_chunk")),
+        (0, ["schedule=static", UNBIASED], ("server", "per_chunk")),
+        (NO_LIMIT, ["aggregation=allreduce"], ("allreduce", "combined")),
+    ],
+)
+def test_what_auto_stands_for(monkeypatch, limit, settings, expected):
+    monkeypatch.setattr("psgc.training.prepare.ALLREDUCE_BYTES", limit)
+    run = prepare(Transport(4), load("run.yaml", settings), "run.yaml", settings, False)
+    assert (run.config.aggregation, run.config.transfer) == expected
+
+
+def test_nothing_that_is_set_makes_auto_refuse_a_run(monkeypatch):
+    """Where allreduce supports something not, auto is server."""
+    monkeypatch.setattr("psgc.training.prepare.ALLREDUCE_BYTES", 0)
+    flip = ["faults.inject=[{kind: flip, rank: 1, iteration: 1, step: sending}]", "verify={every: 1}"]
+    config = load("run.yaml", ["transfer=combined", *flip])
+    assert prepare(Transport(4), config, "run.yaml", [], False).config.aggregation == "server"
+
+
+@pytest.mark.parametrize(("aggregation", "chunks"), [("allreduce", 6), ("server", 9)])
+def test_a_report_without_a_vector_is_small(monkeypatch, aggregation, chunks):
+    monkeypatch.setattr("psgc.training.prepare.seconds_of_share", lambda *_: 1.0)
+    monkeypatch.setattr("psgc.training.prepare.chosen_chunks", lambda _, workers, report: 3 if report else 2)
+    config = load("run.yaml", ["coding.chunks_per_worker=auto", f"aggregation={aggregation}"])
+    assert prepare(Transport(4), config, "run.yaml", [], False).plan.num_chunks == chunks
+
+
+def test_the_opening_line_says_how_gradients_travel(capsys):
+    assert train(iter([[Died(1), Died(2)]]), ONCE, "aggregation=allreduce") == 1
+    assert "schedule dynamic, aggregation allreduce, transfer combined, 4 parameters" in capsys.readouterr().out
+
+
 # how a run ends
 
 
