@@ -1,4 +1,4 @@
-"""What travels between server and workers, as plain memory: nothing is ever pickled.
+"""What travels between ranks, as plain memory: nothing is ever pickled.
 
 *Control* messages are arrays of `RECORD`, up to `BATCH` of them in one MPI message. Each kind uses the fields
 that its line below names; the others are 0.
@@ -14,6 +14,9 @@ that its line below names; the others are 0.
   stamp says the role that it is coded in; with `verify`, where coded gradients of checked chunks come as well,
   num_chunks + role.
 
+With `aggregation: allreduce` parameters and accumulators do not travel whole. Any rank sends any other *blocks*: parts
+of a vector, with a stamp that says of which iteration and, packed by `pack_block`, of what.
+
 Vectors of one length that are ready at the same time travel as a *bundle*: one message, up to BUNDLE bytes.
 
 A *role* is a row of the coding matrix: a worker's own rank, unless it does what a lost worker was to do.
@@ -22,9 +25,11 @@ A *role* is a row of the coding matrix: a worker's own rank, unless it does what
 import struct
 from collections.abc import Iterable
 from enum import IntEnum, unique
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+
+from psgc.errors import ProtocolError
 
 RECORD = np.dtype(
     [
@@ -49,6 +54,8 @@ MESSAGE = 1 << 18  # bytes that take about as long as a message without any: 0.1
 TAIL = 3  # entries after a coded gradient: start, seconds, loss
 
 STAMP = struct.Struct("=qq")
+DIGEST = struct.Struct("=4i")
+FIELD_BITS = {"is_state": 1, "attempt": 8, "serial": 8, "role": 20, "block": 24}  # of a packed BlockName, highest first
 
 Records = np.ndarray  # one-dimensional, of dtype RECORD
 Entry = dict[str, Any]  # one of them by the names of its fields
@@ -60,7 +67,7 @@ class Kind(IntEnum):
 
     # server -> worker
     COMMIT = 1  # iteration, chunk, worker, role: one record per contributor in S_i's order, `last` on the last of them;
-    #             role: which of them this worker's copy is
+    #             role: which of them this worker's copy is; allreduce: attempt is the serial of the accumulator
     DISCARD = 2  # iteration, chunk: this worker's copy of the chunk is not needed, done or not
     QUEUE = 3  # iteration, chunk: one record per chunk of the new queue, `last` on the last; chunk -1: an empty queue
     SKIP = 6  # iteration, chunk: not to be done, unless it has been begun
@@ -72,15 +79,30 @@ class Kind(IntEnum):
     NEXT = 10  # iteration, chunk: to be done before everything else
     KILL = 16  # worker: end the process of this worker, which hangs on the same host
     LEAVE = 17  # last: whether everybody leaves in order, through MPI's Finalize
+    # server -> worker, allreduce only
+    BEGIN = 20  # iteration: work on it, once the step before it has been made
+    MAP = 21  # who sums what in an iteration (psgc.aggregation.map_messages); the work on the iteration is over
+    CLOSE = 22  # iteration, chunk, attempt: the version that counts of slice `chunk` of the iteration's first map: one
+    #             record per slice with another version than 0, `last` on the last; chunk -1: all have version 0
+    LEFT = 23  # worker: it is lost; what it was to be sent is dropped
+    GIVE = 24  # iteration, worker: send this worker your state of that iteration
     # worker -> server
     REPORT = 11  # iteration, chunk, attempt, start, seconds, loss (combined only)
     ABANDONED = 12  # iteration, chunk, attempt, start, seconds: worked on, and not needed any more when it was done
     FAILED = 13  # iteration, chunk, attempt: a chunk's gradient raised or is not finite; the text sent before says how;
     #              attempt: 1 when the model is at fault on every worker and the run must end
     ALIVE = 14  # chunk, seconds: nothing else was sent for a while; in which chunk, and for how long, or chunk -1
-    GOODBYE = 15  # nothing more will be sent
+    GOODBYE = 15  # nothing more will be sent; allreduce: the digest of the final parameters, as in STEPPED
     STUCK = 19  # chunk, seconds: as ALIVE, of a chunk that takes very long; the text sent before says where it is
     TRIAL = 18  # iteration, chunk, start, seconds, loss: these three hold a sketch (psgc.coding.sketch)
+    # worker -> server, allreduce only
+    STEPPED = 25  # iteration: this worker's replica is there; start: 1 with the digest of its parameters, which is then
+    #               in chunk, worker, role and attempt (`with_digest`)
+    BEHIND = 26  # iteration: of this worker's replica, which can only go on from another rank's state
+    # any rank -> worker, allreduce only
+    STATE = (
+        27  # iteration, chunk, start: a state of this iteration (psgc.aggregation.state_messages); its vectors follow
+    )
 
 
 def stamp_length(dtype: Any) -> int:
@@ -120,6 +142,49 @@ def stamp_of(vector: Any) -> tuple[int, int]:
     return iteration, what
 
 
+class BlockName(NamedTuple):
+    """Of what a block is a part.
+
+    attempt: which map of the iteration it belongs to; block: its number in that map's slices.
+
+    The block of an accumulator has the role and serial of that accumulator; the block of a gradient has role 0.
+    is_state: a block of a replica's state. Then the role is the number of the vector; 0: the parameters.
+    """
+
+    attempt: int
+    serial: int
+    role: int
+    block: int
+    is_state: bool = False
+
+
+def pack_block(name: BlockName) -> int:
+    """`name` as the second number of a stamp. Raises ValueError when a field has more bits than FIELD_BITS says.
+
+    >>> unpack_block(pack_block(BlockName(attempt=1, serial=2, role=3, block=4)))
+    BlockName(attempt=1, serial=2, role=3, block=4, is_state=False)
+    """
+    what = 0
+    for field, bits in FIELD_BITS.items():
+        value = int(getattr(name, field))
+        if not 0 <= value < 1 << bits:
+            raise ValueError(f"{field} of {name} does not fit {bits} bits")
+        what = what << bits | value
+    return what
+
+
+def unpack_block(what: int) -> BlockName:
+    """The block that a stamp names. Raises ProtocolError when it names none."""
+    left = what
+    values: dict[str, Any] = {}
+    for field, bits in reversed(FIELD_BITS.items()):
+        values[field] = left & ((1 << bits) - 1)
+        left >>= bits
+    if left:
+        raise ProtocolError(f"a block with the stamp {what}, which names none")
+    return BlockName(**values | {"is_state": bool(values["is_state"])})
+
+
 def record(
     kind: Kind,
     iteration: int = 0,
@@ -134,6 +199,25 @@ def record(
 ) -> Records:
     """One record, as an array of length 1."""
     return np.array([(kind, last, iteration, chunk, worker, role, attempt, start, seconds, loss)], RECORD)
+
+
+def with_digest(kind: Kind, iteration: int, digest: bytes = b"") -> Records:
+    """A STEPPED or GOODBYE record with a digest of 16 bytes, or without one.
+
+    >>> digest_in(entries(with_digest(Kind.STEPPED, 3, b"sixteen of bytes"))[0])
+    b'sixteen of bytes'
+    """
+    if not digest:
+        return record(kind, iteration)
+    chunk, worker, role, attempt = DIGEST.unpack(digest)
+    return record(kind, iteration, chunk, worker, role, attempt, start=1.0)
+
+
+def digest_in(entry: Entry) -> bytes:
+    """The digest in a STEPPED or GOODBYE record; empty when there is none."""
+    return (
+        DIGEST.pack(*(entry[name] for name in ("chunk", "worker", "role", "attempt"))) if entry["start"] == 1.0 else b""
+    )
 
 
 def joined(records: Iterable[Records]) -> Records:

@@ -1,1 +1,1 @@
-"""The coded all-reduce: how ranks sum their accumulators among themselves. Pure: no clock, no MPI, no arrays."""
+"""The coded all-reduce: how ranks sum their accumulators among themselves."""

@@ -1,10 +1,27 @@
 """Control records: plain memory with nothing hidden in it."""
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from psgc.messages import BATCH, RECORD, Kind, entries, joined, record, stamp, stamp_length, stamp_of
+from psgc.errors import ProtocolError
+from psgc.messages import (
+    BATCH,
+    RECORD,
+    BlockName,
+    Kind,
+    digest_in,
+    entries,
+    joined,
+    pack_block,
+    record,
+    stamp,
+    stamp_length,
+    stamp_of,
+    unpack_block,
+    with_digest,
+)
 
 int32 = st.integers(-(2**31), 2**31 - 1)
 floats = st.floats(allow_nan=False)
@@ -84,3 +101,45 @@ def test_joined_records_are_the_same_one_after_the_other():
     records = [record(Kind.SKIP, 3, chunk, seconds=chunk / 7) for chunk in range(BATCH)]
     assert np.array_equal(joined(records), np.concatenate(records))
     assert [entry["seconds"] for entry in entries(joined(records))] == [chunk / 7 for chunk in range(BATCH)]
+
+
+BLOCKS = st.builds(
+    BlockName,
+    attempt=st.integers(0, 2**8 - 1),
+    serial=st.integers(0, 2**8 - 1),
+    role=st.integers(0, 2**20 - 1),
+    block=st.integers(0, 2**24 - 1),
+    is_state=st.booleans(),
+)
+
+
+@given(BLOCKS)
+def test_the_name_of_a_block_survives_in_a_stamp(name):
+    assert unpack_block(stamp_of(stamp(np.zeros(2), 3, pack_block(name)))[1]) == name
+
+
+@given(BLOCKS, st.sampled_from([("attempt", 2**8), ("serial", 2**8), ("role", 2**20), ("block", 2**24)]), st.booleans())
+def test_a_number_that_does_not_fit_its_bits_is_an_error(name, too_large, negative):
+    field, value = too_large
+    with pytest.raises(ValueError, match=f"{field} of "):
+        pack_block(name._replace(**{field: -1 if negative else value}))
+
+
+@given(st.integers(-(2**63), 2**63 - 1))
+def test_every_stamp_names_one_block_or_none(what):
+    try:
+        name = unpack_block(what)
+    except ProtocolError:
+        assert not 0 <= what < 2**61
+    else:
+        assert pack_block(name) == what
+
+
+@given(st.sampled_from([Kind.STEPPED, Kind.GOODBYE]), st.binary(min_size=16, max_size=16) | st.just(b""))
+def test_a_digest_survives_in_a_record(kind, digest):
+    (entry,) = entries(with_digest(kind, 5, digest))
+    assert (entry["kind"], entry["iteration"], digest_in(entry)) == (kind, 5, digest)
+
+
+def test_a_goodbye_without_a_digest_has_none():
+    assert digest_in(entries(record(Kind.GOODBYE))[0]) == b""
