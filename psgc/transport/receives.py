@@ -114,6 +114,13 @@ class Receives:
         for buffer in lent:
             self.post(buffer, MPI.ANY_SOURCE)
 
+    def keep(self, buffer: Array) -> None:
+        """See `Transport.keep`."""
+        places = [place for place, lent in enumerate(self._lent) if lent is buffer]
+        if not places:
+            raise ValueError("this is no buffer that the last poll has given out as a whole")
+        del self._lent[places[0]]
+
     def requests(self) -> list[MPI.Request]:
         """Everything that is posted."""
         return [posted.request for posted in (*self._ring, *self._posted, *self._named)]

@@ -2,6 +2,7 @@
 
 import time
 from collections import Counter
+from collections.abc import Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,15 +14,25 @@ from psgc.transport.deaths import Deaths
 SLOWEST = 1e6  # bytes per second that any network moves
 
 
-@dataclass(frozen=True, slots=True)
-class Sent:
-    """A buffer that MPI may still read. size: its bytes; since: time.monotonic() when it was sent."""
+@dataclass(eq=False, slots=True)
+class Sending:
+    """A message to `dest` in `buffer`. size: its bytes; since: time.monotonic() when it was sent.
+
+    is_free: whether the buffer may change, since MPI has sent it or `dest` is dead. MPI notices during `poll`.
+    """
 
     request: MPI.Request
     buffer: Array
     size: int
     dest: int
     since: float
+    forgotten: Set[int]
+    is_free: bool = False
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nobody need wait for it: `is_free`, or `dest` is forgotten, which may still read the buffer."""
+        return self.is_free or self.dest in self.forgotten
 
 
 class Sends:
@@ -29,22 +40,25 @@ class Sends:
 
     def __init__(self, deaths: Deaths) -> None:
         self._deaths = deaths
-        self._sent: list[Sent] = []
-        self._orphaned: list[Sent] = []  # to dead ranks: MPI may still read the memory
+        self._sent: list[Sending] = []
+        self._orphaned: list[Sending] = []  # to dead ranks: MPI may still read the memory
         self._forgotten: set[int] = set()
         self.bytes = 0
 
-    def send(self, comm: MPI.Intracomm, message: Any, dest: int, tag: int, buffer: Array) -> None:
+    def send(self, comm: MPI.Intracomm, message: Any, dest: int, tag: int, buffer: Array) -> Sending:
         """Start to send `message`, which lies in `buffer`."""
-        if dest in self._deaths.dead:
-            return
+        sending = Sending(MPI.REQUEST_NULL, buffer, buffer.nbytes, dest, time.monotonic(), self._forgotten)
         try:
-            request = comm.Isend(message, dest, tag)
+            if dest not in self._deaths.dead:
+                sending.request = comm.Isend(message, dest, tag)
         except MPI.Exception as error:
             self._deaths.forgive(error)
-            return
-        self.bytes += buffer.nbytes
-        self._sent.append(Sent(request, buffer, buffer.nbytes, dest, time.monotonic()))
+        if sending.request == MPI.REQUEST_NULL:
+            sending.is_free = True
+        else:
+            self.bytes += buffer.nbytes
+            self._sent.append(sending)
+        return sending
 
     def poll(self) -> None:
         """Let go of what has been sent."""
@@ -56,17 +70,17 @@ class Sends:
             self._deaths.forgive(error)
         dead = self._deaths.dead
         self._orphaned += [sent for sent in self._sent if sent.dest in dead]
-        self._sent = [sent for sent in self._sent if sent.request != MPI.REQUEST_NULL and sent.dest not in dead]
+        for sent in self._sent:
+            sent.is_free = sent.request == MPI.REQUEST_NULL or sent.dest in dead
+        self._sent = [sent for sent in self._sent if not sent.is_free]
 
     def awaits(self, buffer: Array | None = None) -> bool:
         """Whether a send of `buffer` (None: any) is not complete."""
-        return any(
-            (buffer is None or sent.buffer is buffer) and sent.dest not in self._forgotten for sent in self._sent
-        )
+        return any((buffer is None or sent.buffer is buffer) and not sent.is_done for sent in self._sent)
 
     def has_large(self) -> bool:
         """Whether a large message is under way."""
-        return any(sent.size >= LARGE and sent.dest not in self._forgotten for sent in self._sent)
+        return any(sent.size >= LARGE and not sent.is_done for sent in self._sent)
 
     def unreached(self, patience: float) -> list[int]:
         """Ranks, other than forgotten ones, to which something has not left for `patience` seconds.
@@ -75,7 +89,7 @@ class Sends:
         processes of a host have for messages, and nobody gets anything any more.
         """
         latest = time.monotonic() - patience - sum(sent.size for sent in self._sent) / SLOWEST
-        return sorted({s.dest for s in self._sent if s.since < latest and s.dest not in self._forgotten})
+        return sorted({s.dest for s in self._sent if s.since < latest and not s.is_done})
 
     def pending(self) -> Counter[int]:
         """Bytes that are on their way to each rank."""

@@ -20,7 +20,7 @@ from psgc.transport.backoff import BELL, LONGEST, SHORTEST, Backoff
 from psgc.transport.bell import MESSAGE, Bell
 from psgc.transport.deaths import Deaths
 from psgc.transport.receives import CONTROL_TAG, TEXT_TAG, Message, Receives
-from psgc.transport.sends import Sends
+from psgc.transport.sends import Sending, Sends
 
 TEXT_LIMIT = 1 << 16
 PATIENCE = 2.0  # seconds for what should take none: the last processes of a run
@@ -55,9 +55,7 @@ class Transport:
         self._receives, self._sends = Receives(self._control, self._vectors, deaths), Sends(deaths)
         self._bell = Bell(self._processes[self.rank])
         self._expects = False  # the bell has rung for a message that has not come yet
-        senders = range(1, self.size) if self.rank == 0 else [0]
-        is_woken = self._bell.works and all(map(self._is_near, senders))
-        self._backoff = Backoff(SHORTEST if not is_woken else BELL if self.rank else LONGEST)
+        self._backoff = Backoff(SHORTEST)
 
     @property
     def thread_level(self) -> str:
@@ -93,8 +91,14 @@ class Transport:
         made[0].Set_errhandler(MPI.ERRORS_RETURN)
         return made[0]
 
-    def start(self) -> None:
-        """Post the receives of control messages."""
+    def start(self, from_everybody: bool = False) -> None:
+        """Post the receives of control messages.
+
+        from_everybody: workers send each other something as well. Else they hear from rank 0 only.
+        """
+        senders = range(self.size) if self.rank == 0 or from_everybody else [0]
+        is_woken = self._bell.works and all(map(self._is_near, senders))
+        self._backoff = Backoff(SHORTEST if not is_woken else BELL if self.rank else LONGEST)
         self._receives.start()
 
     # messages
@@ -115,28 +119,41 @@ class Transport:
     def _send_bytes(self, buffer: np.ndarray, dest: int, tag: int) -> None:
         self._send(self._control, [buffer, MPI.BYTE], dest, tag, buffer)
 
-    def send_vector(self, dest: int, vector: Array) -> None:
-        """Send a vector that has its stamp. It must not change until `sending` says so; others may be sent it too."""
-        self.send_vectors(dest, [vector])
+    def send_vector(self, dest: int, vector: Array) -> Sending:
+        """Send a vector that has its stamp. It must not change until what this returns `is_free`.
 
-    def send_vectors(self, dest: int, vectors: Sequence[Array]) -> None:
+        It may be sent to others meanwhile.
+        """
+        return self.send_vectors(dest, [vector])
+
+    def send_vectors(self, dest: int, vectors: Sequence[Array]) -> Sending:
         """Send vectors of one length in one message. Several must be in host memory, and are copied."""
         message = vectors[0] if len(vectors) == 1 else np.concatenate(vectors)
-        self._send(self._vectors, message, dest, len(vectors), message)
+        return self._send(self._vectors, message, dest, len(vectors), message)
 
-    def _send(self, comm: MPI.Intracomm, message: Any, dest: int, tag: int, buffer: Array) -> None:
-        self._sends.send(comm, message, dest, tag, buffer)
+    def _send(self, comm: MPI.Intracomm, message: Any, dest: int, tag: int, buffer: Array) -> Sending:
+        sending = self._sends.send(comm, message, dest, tag, buffer)
         self._backoff.reset(soon=self._expects)
         if self._is_near(dest):
             self._bell.ring_at(self._processes[dest])
+        return sending
 
     def post(self, buffer: Array, source: int | None = None) -> None:
         """Receive vectors from `source` (None: any rank) into `buffer`.
 
         From any rank the buffer is used again and again: what `poll` gives out lies in it until the next `poll` or
-        `wait`. From one rank it is used once.
+        `wait`, unless the caller keeps it. From one rank it is used once.
         """
         self._receives.post(buffer, MPI.ANY_SOURCE if source is None else source)
+
+    def keep(self, buffer: Array) -> None:
+        """Keep the vector in `buffer`, which the last `poll` has given out and which was posted for any rank.
+
+        The buffer is the caller's until it is given back with `post`. It is missing among the posted ones: post
+        another in its place where senders should not wait. Raises ValueError for a vector of a bundle, whose buffer has
+        others in it, and for a buffer that the last `poll` has not given out.
+        """
+        self._receives.keep(buffer)
 
     def poll(self) -> list[Message]:
         """What has arrived since the last poll."""

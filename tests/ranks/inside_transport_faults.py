@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 import traceback
-from collections import Counter
+from collections import Counter, deque
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ import pytest
 
 from psgc import rendezvous
 from psgc.errors import RunFailed
-from psgc.messages import Kind, record, stamp
+from psgc.messages import BlockName, Kind, pack_block, record, stamp
 from psgc.transport import Control, Died, Text, Transport, Vector
 
 LARGE = 1 << 21  # entries of a large vector: 16 MiB
@@ -54,13 +54,17 @@ class Ear:
                 case Text(source, piece):
                     assert source not in self.died, f"{source} was heard after its death"
                     self.texts[source] += piece
-                case Vector(source, iteration, _, buffer, length):
+                case Vector(source, iteration, _, buffer, length) as vector:
                     assert source not in self.died, f"{source} was heard after its death"
                     assert (buffer[:length] == buffer[0]).all()
                     self.vectors[source].append((iteration, float(buffer[0]), length))
-                    if self.transport.rank:
-                        self.transport.post(buffer, 0)
+                    self.take(vector)
         self.transport.wait()
+
+    def take(self, vector):
+        """Done with a vector."""
+        if self.transport.rank:
+            self.transport.post(vector.buffer, 0)
 
     def until(self, condition, what):
         end = time.monotonic() + TIMEOUT
@@ -213,6 +217,73 @@ def receiving():
     finish(transport, ear)
 
 
+class Holder(Ear):
+    """Keeps the last five vectors, whatever arrives meanwhile."""
+
+    def __init__(self, transport):
+        super().__init__(transport)
+        self.held = deque()
+
+    def take(self, vector):
+        self.transport.keep(vector.buffer)
+        self.held.append((vector, float(vector.buffer[0])))
+        if len(self.held) <= 5:
+            self.transport.post(np.empty_like(vector.buffer))  # in its place
+            return
+        oldest, value = self.held.popleft()
+        assert (oldest.buffer[: oldest.length] == value).all(), "a kept vector has changed"
+        self.transport.post(oldest.buffer)
+
+
+def blocks(victim="", count=12, length=1 << 17, window=2):
+    """Everybody sends everybody numbered blocks of 1 MiB. A victim takes one, sends all its blocks at once and dies."""
+    transport = Transport()
+    transport.start(from_everybody=True)
+    for _ in range(0 if victim == str(transport.rank) else 3):
+        transport.post(np.empty(length + 2))
+    transport.gather("")
+    ear = Holder(transport)
+    others = [rank for rank in range(transport.size) if rank != transport.rank]
+    living = [rank for rank in others if str(rank) != victim]
+    sent = {rank: [] for rank in others}
+
+    def send(most):
+        for rank in others:
+            while len(sent[rank]) < count and sum(not sending.is_done for sending in sent[rank]) < most:
+                n = len(sent[rank])
+                block = stamp(np.full(length + 2, float(n)), n, pack_block(BlockName(0, 0, transport.rank, n)))
+                sent[rank].append(transport.send_vector(rank, block))
+
+    if victim == str(transport.rank):
+        transport.post(np.empty(length + 2))
+        while not any(isinstance(message, Vector) for message in transport.poll()):
+            transport.wait()
+        send(count)
+        die()
+
+    def exchanged():
+        send(window)
+        done = all(len(mine) == count and all(sending.is_free for sending in mine) for mine in sent.values())
+        return done and all(len(ear.vectors[rank]) == count for rank in living)
+
+    ear.until(exchanged, "all blocks")
+    for rank in others:
+        numbers = [(n, float(n), length) for n in range(count)]
+        assert ear.vectors[rank] == (numbers if rank in living else numbers[: len(ear.vectors[rank])])
+    for rank in living:  # workers hear each other's records as well, and of each other's deaths
+        transport.send(rank, [record(Kind.STATE)])
+    for rank in living:
+        ear.until_kind(rank, Kind.STATE)
+    if victim:
+        ear.until_died(int(victim))
+    assert len(ear.died) == bool(victim)
+    if transport.rank:
+        transport.send(0, [record(Kind.ALIVE)])
+    for rank in living if transport.rank == 0 else ():  # who leaves is dead to the others
+        ear.until_kind(rank, Kind.ALIVE)
+    finish(transport, ear)
+
+
 def server_dies():
     """The others all see it, and go."""
     transport, ear = start()
@@ -301,12 +372,14 @@ def stopped():
         while Path(f"/proc/{transport.pids[2]}/stat").read_text().rpartition(")")[2].split()[0] != "T":
             time.sleep(0.001)
         vectors = [stamp(np.full(LARGE, float(n)), n, 0) for n in range(2)]
-        for vector in vectors:
-            transport.send_vector(2, vector)
-            transport.send_vector(1, vector)
+        to_2 = [transport.send_vector(2, vector) for vector in vectors]
+        to_1 = [transport.send_vector(1, vector) for vector in vectors]
         ear.until(lambda: any(entry[0] == Kind.ALIVE for entry in ear.records[1]), "rank 1")
+        ear.until(lambda: all(sending.is_free for sending in to_1), "rank 1's vectors")
         assert transport.sending()
+        assert not any(sending.is_done or sending.is_free for sending in to_2)
         transport.forget(2)
+        assert all(sending.is_done and not sending.is_free for sending in to_2)
         ear.until(lambda: not transport.sending(), "forgetting")
         assert not transport.sending(vectors[0])
         transport.remember(2)
@@ -316,6 +389,7 @@ def stopped():
         ear.until_kind(2, Kind.ALIVE)
         transport.remember(2)
         ear.until(lambda: not transport.sending(), "remembering")
+        assert all(sending.is_free for sending in to_2)
         assert not ear.died
     else:
         ear.until(lambda: len(ear.vectors[0]) == 2, "the vectors")

@@ -39,6 +39,14 @@ def test_a_receiver_that_dies_in_the_middle_of_large_vectors_holds_nobody_up():
     case(4, "receiving", living=[0, 1, 3])
 
 
+def test_everybody_sends_everybody_blocks_and_keeps_what_it_needs():
+    case(4, "blocks", living=[0, 1, 2, 3])
+
+
+def test_blocks_of_the_living_arrive_when_a_rank_dies_with_blocks_under_way():
+    case(4, "blocks", "2", living=[0, 1, 3])
+
+
 def test_without_the_server_everybody_goes():
     assert case(4, "server_dies", living=[1, 2, 3]).seconds < 10
 

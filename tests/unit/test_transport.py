@@ -13,7 +13,7 @@ from psgc.transport import Control, Died, Vector, backoff, sends
 from psgc.transport.backoff import BUSY, HOT_SPINS, LONGEST, SHORTEST, SILENCE, SILENT, SPINS, Backoff
 from psgc.transport.bell import MESSAGE, OWN, Bell
 from psgc.transport.receives import Receives
-from psgc.transport.sends import SLOWEST, Sends, Sent
+from psgc.transport.sends import SLOWEST, Sending, Sends
 
 
 @pytest.fixture
@@ -30,7 +30,8 @@ def it():
 
 
 def send(it, clock, dest, size):
-    it._sent.append(Sent(None, np.empty(0), size, dest, clock.now))
+    it._sent.append(Sending(None, np.empty(0), size, dest, clock.now, it._forgotten))
+    return it._sent[-1]
 
 
 def test_who_takes_nothing_for_too_long_is_unreached_unless_it_is_forgotten(it, clock):
@@ -54,6 +55,20 @@ def test_large_messages_have_the_time_that_a_slow_network_takes(it, clock):
     assert it.unreached(3.0) == []
     clock.now += 2.0
     assert it.unreached(3.0) == [1]
+
+
+def test_a_send_to_a_forgotten_rank_is_done_but_its_buffer_is_not_free(it, clock):
+    one, two = send(it, clock, 1, 8), send(it, clock, 2, 8)
+    it.forget(1)
+    assert [(sending.is_done, sending.is_free) for sending in (one, two)] == [(True, False), (False, False)]
+    it.remember(1)
+    assert not one.is_done
+
+
+def test_a_send_to_a_dead_rank_is_dropped_and_its_buffer_is_free():
+    it = Sends(SimpleNamespace(dead={1: None}))
+    sending = it.send(None, None, 1, 0, np.empty(3))
+    assert (sending.is_done, sending.is_free, it.awaits(), it.bytes) == (True, True, False, 0)
 
 
 # receives
@@ -93,6 +108,26 @@ def test_a_bundle_is_given_out_vector_by_vector_and_its_buffer_is_posted_again_l
     receives.repost()
     assert [posted is buffer for posted in receives.posted] == [True]
     assert receives.bytes == 3 * 24
+
+
+def test_a_buffer_that_is_kept_is_not_posted_again(receives):
+    first = arrives(receives, 2, (7, 0, 0.5))
+    (vector,) = receives.poll()
+    second = arrives(receives, 2, (7, 1, 0.5))
+    receives.poll()
+    receives.keep(vector.buffer)
+    with pytest.raises(ValueError):
+        receives.keep(first)
+    receives.repost()
+    assert [posted is second for posted in receives.posted] == [True]
+    with pytest.raises(ValueError):
+        receives.keep(second)
+
+
+def test_a_vector_of_a_bundle_cannot_be_kept(receives):
+    arrives(receives, 2, (7, 0, 0.5), (7, 5, 1.5))
+    with pytest.raises(ValueError):
+        receives.keep(receives.poll()[0].buffer)
 
 
 def test_a_message_that_is_too_short_for_its_stamp_is_given_out_as_such(receives):
