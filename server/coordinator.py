@@ -19,7 +19,11 @@ The rules, said once:
 6. Approximate recovery: once no more than `tolerated` copies are missing, or after the deadline, the iteration ends
    with the copies that are there. Chunks with some copies are committed to these, those with none are left out. It does
    not end before there is a copy, nor while an invalidated chunk is missing, without which accumulators are useless.
-7. Nothing survives into the next iteration but the membership. Lost workers return between two iterations
+7. With aggregation `allreduce` accumulators are not delivered: they are *shared out*, and workers sum them among
+   themselves. What is committed after that, since a worker was lost, goes to new accumulators, and all of them are
+   shared out again. The gradient may be there before, from what was shared out last: then the iteration is over, and
+   what is being done again is not needed.
+8. Nothing survives into the next iteration but the membership. Lost workers return between two iterations
    (`rebalance`).
 """
 
@@ -31,8 +35,19 @@ from psgc.errors import ProtocolError, RunFailed, TooFewWorkers
 from psgc.schedules import Schedule
 from psgc.schedules.orders import Loss, Order
 from psgc.server.copies import Books, Copy
-from psgc.server.events import Abandoned, Begin, Compared, Deadline, Delivered, Event, Lost, Report, Tick
-from psgc.server.instructions import Add, Collect, Commit, Compare, Discard, Finish, Instruction, Invalidate, Reassign
+from psgc.server.events import Abandoned, Begin, Compared, Deadline, Delivered, Event, Lost, Report, Summed, Tick
+from psgc.server.instructions import (
+    Add,
+    Collect,
+    Commit,
+    Compare,
+    Discard,
+    Finish,
+    Instruction,
+    Invalidate,
+    Reassign,
+    Share,
+)
 from psgc.server.membership import Membership
 from psgc.server.phases import COLLECTING, IDLE, REDOING, TRANSITIONS, WORKING, Phase
 from psgc.server.verification import Checks
@@ -46,7 +61,8 @@ class Coordinator:
     membership: the live workers and what they hold, changed by losses; schedule: says who does which chunk next;
     combined: whether contributors keep their copies until they are asked for them (transfer `combined`);
     tolerated: how many of the N * l copies may be missing in the end;
-    checks: which copies have to agree (`verify`), none by default.
+    checks: which copies have to agree (`verify`), none by default;
+    shared: whether contributors sum what they keep among themselves (aggregation `allreduce`), only with `combined`.
     books: the copies of this iteration.
 
     The caller answers each `Compare` with `Compared` before it brings the next event.
@@ -59,10 +75,12 @@ class Coordinator:
         combined: bool,
         tolerated: int = 0,
         checks: Checks | None = None,
+        shared: bool = False,
     ) -> None:
+        assert combined or not shared
         self.membership = membership
         self.phase: Phase = IDLE
-        self._schedule, self._combined, self._tolerated = schedule, combined, tolerated
+        self._schedule, self._combined, self._tolerated, self._shared = schedule, combined, tolerated, shared
         self._checks = checks or Checks()
         self._events: deque[Event] = deque(maxlen=EVENTS_KEPT)
         self._start(-1)
@@ -126,7 +144,10 @@ class Coordinator:
                     possible = possible and 0 <= event.attempt <= copies.attempt
                     late = event.worker in copies.reported
             case Delivered(worker, _, role):
-                possible = possible and (late or (worker, role) in self.books.accumulators.asked)
+                possible = possible and not self._shared
+                possible = possible and (late or (worker, role, 0) in self.books.accumulators.asked)
+            case Summed():
+                possible = self._shared
             case Begin(iteration):
                 possible = iteration > self.iteration
             case Lost(worker):
@@ -151,8 +172,12 @@ class Coordinator:
             case Tick(now):
                 return [*self._schedule.tick(now)]
             case Delivered(worker, _, role):
-                self.books.accumulators.delivered((worker, role))
+                self.books.accumulators.delivered(worker, role)
                 return [Add(worker, role), *(self._collect() if self.phase == COLLECTING else ())]
+            case Summed():
+                self.books.summed()
+                self.phase = IDLE
+                return [Finish()]
             case Begin(iteration):
                 self._start(iteration)
                 self.phase = WORKING
@@ -217,7 +242,7 @@ class Coordinator:
         if not self.is_here(chunk):
             for copy in to_these:
                 self.books.accumulators.add(copy, chunk, copies.attempt)
-        return Commit(chunk, copies.contributors, to_these)
+        return Commit(chunk, copies.contributors, to_these, self.books.accumulators.serial)
 
     # copies that were compared
 
@@ -272,11 +297,13 @@ class Coordinator:
 
     def _collect(self) -> list[Instruction]:
         """Ask for the accumulators that were not asked for; when none is missing the iteration is over."""
+        if self._shared:
+            return [Share(self.books.accumulators.share())]
         to_ask = self.books.accumulators.ask()
         if not self.books.accumulators:
             self.phase = IDLE
             return [Finish()]
-        return [Collect(worker, role) for worker, role in to_ask]
+        return [Collect(worker, role) for worker, role, _ in to_ask]
 
     # losses
 

@@ -4,6 +4,8 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 Copy = tuple[int, int]  # worker, role
+Used = tuple[int, int]  # worker, attempt
+Accumulator = tuple[int, int, int]  # worker, role, serial
 
 
 @dataclass(slots=True)
@@ -18,7 +20,7 @@ class Copies:
     reported: tuple[int, ...] = ()
     there: tuple[Copy, ...] = ()
     contributors: tuple[int, ...] = ()
-    used: tuple[tuple[int, int], ...] = ()
+    used: tuple[Used, ...] = ()
     attempt: int = 0
     redo: tuple[int, ...] = ()
 
@@ -55,11 +57,18 @@ class Copies:
 
 
 class Accumulators:
-    """What contributors have committed and keep until they are asked for it (transfer `combined`)."""
+    """What contributors have committed and keep until they are asked for it (transfer `combined`).
+
+    With aggregation `allreduce` they are asked for all accumulators together, and keep them: *shared out*, one does not
+    change any more. serial: how many times that has happened; what is committed from now on goes to new accumulators.
+    It is 0 otherwise.
+    """
 
     def __init__(self) -> None:
-        self._kept: dict[Copy, list[tuple[int, int]]] = {}  # (chunk, attempt) of copies not asked for yet
-        self._asked: dict[Copy, list[tuple[int, int]]] = {}
+        self.serial = 0
+        self._kept: dict[Accumulator, list[tuple[int, int]]] = {}  # (chunk, attempt) of copies not asked for yet
+        self._asked: dict[Accumulator, list[tuple[int, int]]] = {}
+        self._lost: list[tuple[int, Used]] = []  # by chunk, of what was shared out last
 
     def __bool__(self) -> bool:
         """Whether anything is kept."""
@@ -68,39 +77,59 @@ class Accumulators:
     @property
     def owing(self) -> frozenset[int]:
         """The contributors that have been asked for an accumulator and have not delivered it."""
-        return frozenset(worker for worker, _ in self._asked)
+        return frozenset(worker for worker, *_ in self._asked)
 
     @property
-    def asked(self) -> Collection[Copy]:
-        """The accumulators, (worker, role) each, that were asked for."""
+    def asked(self) -> Collection[Accumulator]:
+        """The accumulators that were asked for."""
         return self._asked.keys()
 
     def add(self, copy: Copy, chunk: int, attempt: int) -> None:
         """A contributor adds its copy of `chunk` to its accumulator."""
-        self._kept.setdefault(copy, []).append((chunk, attempt))
+        self._kept.setdefault((*copy, self.serial), []).append((chunk, attempt))
 
-    def ask(self) -> list[Copy]:
+    def ask(self) -> list[Accumulator]:
         """Those to ask for now.
 
         One that was asked for and has not come yet is asked for once more when it has, if something was added since:
         two accumulators of one role may overtake each other.
         """
         to_ask = sorted(self._kept.keys() - self._asked)
-        self._asked |= {copy: self._kept.pop(copy) for copy in to_ask}
+        self._asked |= {accumulator: self._kept.pop(accumulator) for accumulator in to_ask}
         return to_ask
 
-    def delivered(self, copy: Copy) -> None:
+    def delivered(self, worker: int, role: int) -> None:
         """One that was asked for is here."""
-        del self._asked[copy]
+        del self._asked[worker, role, 0]
+
+    def share(self) -> tuple[Accumulator, ...]:
+        """All of them are shared out, again or for the first time."""
+        self.ask()
+        self.serial += 1
+        self._lost.clear()
+        return tuple(sorted(self._asked))
 
     def lose(self, worker: int) -> dict[int, list[tuple[int, int, int]]]:
         """By chunk, what `worker` keeps: (worker, role, attempt) of each copy."""
         lost: dict[int, list[tuple[int, int, int]]] = {}
         for where in (self._kept, self._asked):
-            for role in sorted(role for w, role in where if w == worker):
-                for chunk, attempt in where.pop((worker, role)):
-                    lost.setdefault(chunk, []).append((worker, role, attempt))
+            for accumulator in sorted(key for key in where if key[0] == worker):
+                copies = where.pop(accumulator)
+                for chunk, attempt in copies:
+                    lost.setdefault(chunk, []).append((worker, accumulator[1], attempt))
+                if where is self._asked:
+                    self._lost += [(chunk, (worker, attempt)) for chunk, attempt in copies]
         return lost
+
+    def summed(self) -> tuple[list[tuple[int, Used]], list[tuple[int, Used]]]:
+        """The sum of what was shared out last is there, and nothing is kept any more.
+
+        Returns by chunk the copies in it that were lost since, and those that were committed since and are not in it.
+        """
+        since = [(chunk, (key[0], attempt)) for key, copies in self._kept.items() for chunk, attempt in copies]
+        self._kept.clear()
+        self._asked.clear()
+        return self._lost, since
 
 
 class Books:
@@ -137,6 +166,15 @@ class Books:
         if copies.contributors:
             copies.contributors = copies.used = ()
             self.missing += self._parts
+
+    def summed(self) -> None:
+        """The gradient is there (`allreduce`): of what was shared out last, whatever was invalidated since."""
+        lost, since = self.accumulators.summed()
+        for chunk, copy in lost:
+            self.chunks[chunk].used += (copy,)
+        for chunk, copy in since:
+            self.chunks[chunk].used = tuple(used for used in self.chunks[chunk].used if used != copy)
+        self.redo.clear()
 
     def lose(self, worker: int, kept: Iterable[int]) -> tuple[list[int], Collection[int]]:
         """A worker is lost that may keep copies of the chunks `kept`: those that have a copy less, and the invalidated.

@@ -158,14 +158,14 @@ class Dispatcher(Target):
 
     # instructions
 
-    def commit(self, chunk: int, contributors: tuple[int, ...], told: Copies) -> None:
+    def commit(self, chunk: int, contributors: tuple[int, ...], told: Copies, serial: int) -> None:
         if self._coordinator.is_here(chunk):
             self.decoder.commit(chunk, told)
             return
         for worker, role in told:
             for contributor in contributors:
                 last = contributor == contributors[-1]
-                self._tell(worker, Kind.COMMIT, chunk, role=role, worker=contributor, last=last)
+                self._tell(worker, Kind.COMMIT, chunk, role=role, worker=contributor, attempt=serial, last=last)
 
     def discard(self, worker: int, chunk: int) -> None:
         self._tell(worker, Kind.DISCARD, chunk)

@@ -62,6 +62,11 @@ class Delivered:
 
 
 @dataclass(frozen=True, slots=True)
+class Summed:
+    """The whole gradient is at the server, from what was shared out (aggregation `allreduce`)."""
+
+
+@dataclass(frozen=True, slots=True)
 class Lost:
     """The failure detector has given up a worker."""
 
@@ -93,4 +98,4 @@ class Compared:
     now: float = 0.0
 
 
-Event = Begin | Report | Abandoned | Delivered | Lost | Deadline | Tick | Compared
+Event = Begin | Report | Abandoned | Delivered | Summed | Lost | Deadline | Tick | Compared

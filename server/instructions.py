@@ -10,12 +10,13 @@ class Commit:
     """`chunk` is recovered from the copies in exactly these roles (S_i), in the order they counted.
 
     With fewer than `parts` copies it is recovered approximately. told: the workers that have to hear of it, each with
-    the role of its copy.
+    the role of its copy; serial: of the accumulator that the copies are added to.
     """
 
     chunk: int
     contributors: tuple[int, ...]
     told: tuple[tuple[int, int], ...]
+    serial: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,16 @@ class Collect:
 
     worker: int
     role: int
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """Sum these accumulators, (worker, role, serial) each: everything that live workers keep (`allreduce`).
+
+    It takes the place of the one before. `Summed` is the answer.
+    """
+
+    contributors: tuple[tuple[int, int, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,4 +96,4 @@ class Wrong:
     others: tuple[int, ...]
 
 
-Instruction = Commit | Discard | Collect | Add | Reassign | Invalidate | Finish | Compare | Wrong | Order
+Instruction = Commit | Discard | Collect | Share | Add | Reassign | Invalidate | Finish | Compare | Wrong | Order

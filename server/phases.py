@@ -2,12 +2,12 @@
 
 from typing import Final, Literal
 
-from psgc.server.events import Abandoned, Begin, Compared, Deadline, Delivered, Event, Lost, Report, Tick
+from psgc.server.events import Abandoned, Begin, Compared, Deadline, Delivered, Event, Lost, Report, Summed, Tick
 
 Phase = Literal["idle", "working", "collecting", "redoing"]
 IDLE: Final = "idle"  # between two iterations
 WORKING: Final = "working"  # until every chunk is committed
-COLLECTING: Final = "collecting"  # `combined` only: until every contributor has delivered
+COLLECTING: Final = "collecting"  # `combined` only: until every contributor has delivered, or everything is summed
 REDOING: Final = "redoing"  # a contributor was lost meanwhile: what it had not delivered is done again
 
 # For each event and phase the phases that may follow. (): the event is ignored; no entry: it is illegal.
@@ -20,6 +20,7 @@ TRANSITIONS: dict[type[Event], dict[Phase, tuple[Phase, ...]]] = {
     Tick:      {IDLE: (), WORKING: (WORKING,), COLLECTING: (), REDOING: (REDOING,)},
     Deadline:  {WORKING: (WORKING, COLLECTING, IDLE), COLLECTING: (), REDOING: ()},
     Delivered: {COLLECTING: (COLLECTING, IDLE), REDOING: (REDOING,)},
+    Summed:    {COLLECTING: (IDLE,), REDOING: (IDLE,)},
     Lost:      {IDLE: (IDLE,), WORKING: (WORKING,), COLLECTING: (COLLECTING, REDOING), REDOING: (REDOING,)},
 }
 # fmt: on

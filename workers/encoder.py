@@ -23,7 +23,7 @@ class Encoder:
         self._dtype = dtype
         self._stamp = stamp_length(dtype)  # entries that every message has behind those
         self._coefficients: dict[tuple[int, ...], np.ndarray] = {}  # role and S_i -> the role's row of X_i
-        self._accumulators: dict[int, Array] = {}  # by role, of this iteration
+        self._accumulators: dict[tuple[int, int], Array] = {}  # by role and serial, of this iteration
         self._others: list[Array] = []  # of iterations before; some may still be on their way
 
     def begin(self, sending: Callable[[Array], bool]) -> None:
@@ -32,20 +32,28 @@ class Encoder:
         self._accumulators = {}
         self._sending = sending
 
-    def add(self, gradient: Array, contributors: tuple[int, ...], role: int) -> None:
-        """Accumulate a committed chunk (`combined`): y_j += sum_k X_i[j, k] g_i[k], where j is the role."""
+    def add(self, gradient: Array, contributors: tuple[int, ...], role: int, serial: int = 0) -> None:
+        """Accumulate a committed chunk (`combined`): y_j += sum_k X_i[j, k] g_i[k], where j is the role.
+
+        serial: which of the accumulators of this role (`allreduce`: those that were shared out do not change).
+        """
         key = (role, *contributors)
         row = self._coefficients.get(key)
         if row is None:
             coefficients = encoding_coefficients(self._coding_matrix[[worker - 1 for worker in contributors]])
             row = self._coefficients[key] = coefficients[contributors.index(role)]
-        if role not in self._accumulators:
-            self._accumulators[role] = self._empty()
-        encode(self._backend, self._accumulators[role][: self._length], row, gradient)
+        if (role, serial) not in self._accumulators:
+            self._accumulators[role, serial] = self._empty()
+        encode(self._backend, self._accumulators[role, serial][: self._length], row, gradient)
+
+    @property
+    def accumulators(self) -> dict[tuple[int, int], Array]:
+        """By (role, serial), (part_length,) each; valid until `begin`."""
+        return {key: accumulator[: self._length] for key, accumulator in self._accumulators.items()}
 
     def deliver(self, role: int) -> Array:
         """The accumulator of this role, with room for a stamp, which is empty from now on; not to be changed."""
-        accumulator = self._accumulators.pop(role)
+        accumulator = self._accumulators.pop((role, 0))
         self._others.append(accumulator)
         return accumulator
 

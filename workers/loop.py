@@ -145,7 +145,7 @@ class WorkerLoop:
             case Kind.COMMIT:
                 self._list.append(entry["worker"])
                 if entry["last"]:
-                    self._mailbox.commit(iteration, chunk, tuple(self._take_list()), role)
+                    self._mailbox.commit(iteration, chunk, tuple(self._take_list()), role, entry["attempt"])
                     self._injector.at("after_commit", iteration)
             case Kind.QUEUE | Kind.DEFAULT_QUEUE as kind:
                 self._list.append(chunk)

@@ -189,12 +189,12 @@ class Mailbox:
             getattr(self._state, order)(iteration, *arguments)
             self._changed.notify_all()
 
-    def commit(self, iteration: int, chunk: int, contributors: tuple[int, ...], role: int) -> None:
+    def commit(self, iteration: int, chunk: int, contributors: tuple[int, ...], role: int, serial: int = 0) -> None:
         """The held copy of `chunk` counts in this role, together with those in the other contributors' roles."""
         with self._changed:
             gradient = self._state.commit(iteration, chunk)
         if gradient is not None:
-            self._encoder.add(gradient, contributors, role)
+            self._encoder.add(gradient, contributors, role, serial)
 
     def collect(self, iteration: int) -> bool:
         """Drop what is left of `iteration`; whether an accumulator is to be delivered."""

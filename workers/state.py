@@ -17,8 +17,9 @@ Each method is an event, from the server or from this worker's compute thread. B
    invalidated.
 8. A default queue is for its iteration and all later ones. So is the role in which a reassigned chunk is coded.
 9. Events of an older iteration change nothing. Orders may arrive before the parameters of their iteration: they are
-   kept for `begin`. A commit or a collect cannot, and raises ProtocolError. So does a commit of a chunk that is not
-   held. An event that raises changes nothing.
+   kept for `begin`. A commit cannot, nor a collect unless workers sum accumulators among themselves (aggregation
+   `allreduce`): these raise ProtocolError. So does a commit of a chunk that is not held. An event that raises changes
+   nothing.
 """
 
 from collections import deque
@@ -46,16 +47,25 @@ class WorkerState:
 
     rank: its own role; queue: the chunks it does unless it is told otherwise, in order; num_chunks: of the run;
     combined: whether done chunks are held until they are committed; every: each chunk is checked once in so many
-    iterations, 0 for never.
+    iterations, 0 for never; shared: whether workers sum accumulators among themselves (aggregation `allreduce`).
     """
 
-    def __init__(self, rank: int, queue: Sequence[int], num_chunks: int, combined: bool, every: int = 0) -> None:
+    def __init__(
+        self,
+        rank: int,
+        queue: Sequence[int],
+        num_chunks: int,
+        combined: bool,
+        every: int = 0,
+        shared: bool = False,
+    ) -> None:
         self._rank = rank
         self._default_queue = tuple(queue)
         self._num_chunks = num_chunks
         self._roles: dict[int, int] = {}  # of reassigned chunks
         self._combined = combined
         self._every = every
+        self._shared = shared
         self.iteration = -1
         self._queue: deque[int] = deque()
         self._done: set[int] = set()
@@ -186,9 +196,11 @@ class WorkerState:
 
     def collect(self, iteration: int) -> bool:
         """Everything is committed, the rest is forgotten: whether the accumulator is to be sent."""
-        if iteration > self.iteration or not self._combined:
+        if not self._combined or (iteration > self.iteration and not self._shared):
             raise self._illegal(f"collect({iteration})")
-        if iteration < self.iteration:
+        if iteration > self.iteration:
+            self._early.append((iteration, "collect", ()))
+        if iteration != self.iteration:
             return False
         self._held.clear()
         self._queue.clear()

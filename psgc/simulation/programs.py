@@ -114,7 +114,7 @@ class _Coordinated(Target):
         for chunk in self._queues[worker]:
             self.tell(worker, 0, partial(self.bring, events.Report(worker, 0, chunk)))
 
-    def commit(self, chunk: int, contributors: tuple[int, ...], told: object) -> None:
+    def commit(self, chunk: int, contributors: tuple[int, ...], told: object, serial: int) -> None:
         for worker in contributors:
             self.tell(0, worker, nothing)
 

@@ -18,6 +18,7 @@ def begun(
     tolerated=0,
     at=0,
     schedule=None,
+    shared=False,
 ):
     """A coordinator in iteration `at`, with the schedule of that name or with `schedule`."""
     membership = Membership(holders, parts, reassigning, workers, checking=every > 0)
@@ -25,7 +26,7 @@ def begun(
         worker: [chunk for chunk, of in enumerate(holders) if worker in of] for worker in sorted(membership.workers)
     }
     schedule = schedule or SCHEDULES[name](loads, holders=membership.holders, parts=parts)
-    it = Coordinator(membership, schedule, combined, tolerated, Checks(every))
+    it = Coordinator(membership, schedule, combined, tolerated, Checks(every), shared)
     it.handle(Begin(at))
     return it
 

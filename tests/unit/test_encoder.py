@@ -113,6 +113,21 @@ def test_a_new_iteration_starts_from_zero_and_leaves_what_is_being_sent():
     assert content(second).tolist() == [3, 3, 3, 3]
 
 
+def test_what_is_added_after_accumulators_were_shared_out_goes_to_new_ones():
+    encoder = begun(np.ones((3, 1)), 4)
+    assert encoder.accumulators == {}
+    encoder.add(np.ones(4), (1,), 1)
+    encoder.add(np.full(4, 2.0), (1,), 1, serial=1)
+    encoder.add(np.full(4, 3.0), (2,), 2, serial=1)
+    for _ in range(2):  # they stay where they are
+        shown = {key: accumulator.tolist() for key, accumulator in encoder.accumulators.items()}
+        assert shown == {(1, 0): [1.0] * 4, (1, 1): [2.0] * 4, (2, 1): [3.0] * 4}
+    encoder.begin(not_sending)
+    assert encoder.accumulators == {}
+    encoder.add(np.ones(4), (1,), 1, serial=1)
+    assert encoder.accumulators[1, 1].tolist() == [1.0] * 4
+
+
 def test_what_was_not_asked_for_does_not_survive_its_iteration_and_its_memory_does():
     encoder = begun(np.ones((3, 1)), 4)
     seen = []

@@ -130,6 +130,16 @@ def test_an_invalidated_chunk_is_freed_and_may_be_done_in_another_role():
     assert worker.encoder.deliver(2)[:-STAMP].tolist() == [3, 3, 3]
 
 
+def test_a_commit_says_which_accumulator_of_the_role():
+    worker = Worker([2, 0], combined=True)
+    worker.compute()
+    worker.compute()
+    worker.mailbox.commit(0, 2, (1,), 1)
+    worker.mailbox.commit(0, 0, (1,), 1, serial=1)
+    shown = {key: accumulator.tolist() for key, accumulator in worker.encoder.accumulators.items()}
+    assert shown == {(1, 0): [3, 3, 3], (1, 1): [1, 1, 1]}
+
+
 def test_per_chunk_codes_a_reassigned_chunk_in_its_role():
     worker = Worker([2, 1], combined=False, coding_matrix=np.array([[1.0] * 3, [5.0] * 3]))
     worker.mailbox.tell("reassign", 0, 2, 2)

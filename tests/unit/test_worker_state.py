@@ -13,8 +13,8 @@ COMBINED = pytest.mark.parametrize("combined", [True, False], ids=["combined", "
 RANK, CHUNKS = 1, 6
 
 
-def worker(queue, combined=True):
-    return WorkerState(RANK, queue, CHUNKS, combined)
+def worker(queue, combined=True, shared=False):
+    return WorkerState(RANK, queue, CHUNKS, combined, shared=shared)
 
 
 def begun(queue, combined=True, iteration=0):
@@ -138,6 +138,24 @@ def test_default_queues_and_roles_of_a_missed_iteration_hold_and_its_other_order
     assert rest(state) == [5]
 
 
+def test_shared_a_collect_that_comes_before_its_iteration_leaves_nothing_to_do_until_there_are_new_orders():
+    state = worker([0, 1, 2], shared=True)
+    for iteration in (1, 2, 2):
+        assert not state.collect(iteration)
+    state.next(2, 5)
+    state.begin(0)
+    assert rest(state) == [0, 1, 2]
+    state.begin(1)
+    assert state.take() is None
+    state.queue(1, [1])
+    assert rest(state) == [1]
+    assert state.collect(1)
+    state.begin(2)
+    assert rest(state) == [5]
+    state.begin(3)
+    assert rest(state) == [0, 1, 2]
+
+
 class Model:
     """The rules once more, without a thought for speed: the past of this iteration decides everything."""
 
@@ -158,7 +176,8 @@ class Model:
         if iteration > self.iteration:
             self.early.append((kind, iteration, what))
         elif iteration == self.iteration:
-            getattr(self, kind)(*what)
+            return getattr(self, kind)(*what)
+        return None
 
     def last(self, chunk, *kinds):
         return max([-1, *(place for place, event in enumerate(self.past) if event[0] in kinds and event[1] == chunk)])
@@ -224,9 +243,7 @@ class Model:
         self.past.append(("committed", chunk))
         return gradient(chunk)
 
-    def collect(self, iteration):
-        if iteration < self.iteration:
-            return False
+    def collect(self):
         self.past += [("collected", None)] + [("freed", chunk) for chunk in self.held]
         self.order = []
         return True
@@ -248,14 +265,15 @@ EVENTS = ["take", "take", "finished", "finished", "begin", "commit", "collect", 
 @given(
     default_queue=st.permutations(range(4)),
     combined=st.booleans(),
+    shared=st.booleans(),
     events=st.lists(
         st.tuples(st.sampled_from(EVENTS), st.integers(-1, 2), st.integers(0, 3), st.permutations(range(4))),
         max_size=40,
     ),
 )
-def test_any_sequence_of_events_goes_by_the_rules(default_queue, combined, events):
+def test_any_sequence_of_events_goes_by_the_rules(default_queue, combined, shared, events):
     """Whatever comes in, in any order: the same answers as the model, or a refusal that changes nothing."""
-    state, model = worker(default_queue, combined), Model(default_queue, combined)
+    state, model = worker(default_queue, combined, shared), Model(default_queue, combined)
     for kind, ahead, chunk, chunks in events:
         when, now = model.iteration + ahead, model.iteration
         if kind == "take" and model.running is None:
@@ -284,11 +302,11 @@ def test_any_sequence_of_events_goes_by_the_rules(default_queue, combined, event
                 state.commit(when, chunk)
         elif kind == "commit":
             assert state.commit(when, chunk) == model.commit(when, chunk)
-        elif kind == "collect" and (when > now or not combined):
+        elif kind == "collect" and (not combined or (when > now and not shared)):
             with refused(state):
                 state.collect(when)
         elif kind == "collect":
-            assert state.collect(when) == model.collect(when)
+            assert state.collect(when) == bool(model.order_of("collect", when))
         assert state.iteration == model.iteration
         assert set(state.held) == model.held
         assert state.running == (model.running and model.running[1])

@@ -1,0 +1,208 @@
+"""The coordinator when workers sum their accumulators among themselves: what is shared out, and what counts then."""
+
+from collections import Counter
+
+from coordinating import begun, report
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from refusal import refused, snapshot
+from test_coordinator import clusters
+
+from psgc.errors import TooFewWorkers
+from psgc.schedules.orders import Next
+from psgc.server.events import Abandoned, Begin, Deadline, Delivered, Lost, Report, Summed
+from psgc.server.instructions import Commit, Discard, Finish, Invalidate, Share
+
+
+def shared(holders, parts=1, **settings):
+    return begun(holders, parts, shared=True, **settings)
+
+
+def redoing():
+    """Worker 1 was lost after everything had been shared out; chunk 0 is to be done again."""
+    it = shared([[1, 2, 3], [2, 1, 3]])
+    assert report(it, (1, 0), (2, 1)) == [Commit(1, (2,), ((2, 2),)), Share(((1, 1, 0), (2, 2, 0)))]
+    assert it.handle(Lost(1)) == [Invalidate(2, 0, 1), Invalidate(3, 0, 1), Next(2, 0)]
+    assert it.phase == "redoing"
+    return it
+
+
+def test_when_everything_is_committed_all_accumulators_are_shared_out_and_their_sum_ends_the_iteration():
+    it = shared([[1, 2, 3], [2, 1, 3]], parts=2)
+    report(it, (1, 0), (3, 1), (2, 0))
+    assert report(it, (1, 1))[1:] == [Share(((1, 1, 0), (2, 2, 0), (3, 3, 0)))]
+    assert (it.phase, it.books.accumulators.owing) == ("collecting", {1, 2, 3})
+    assert it.handle(Summed()) == [Finish()]
+    assert (it.phase, it.books.accumulators.owing, it.books.recovered) == ("idle", frozenset(), 2)
+    assert it.handle(Begin(1)) == []
+    assert it.handle(Report(2, 0, 1)) == []
+    assert it.handle(Report(1, 1, 0)) == []
+    assert it.handle(Report(2, 1, 0)) == [Commit(0, (1, 2), ((1, 1), (2, 2)))]
+
+
+def test_what_is_done_again_goes_to_new_accumulators_and_all_are_shared_out_once_more():
+    it = redoing()
+    assert report(it, (2, 0), attempt=1) == [Commit(0, (1,), ((2, 1),), 1), Share(((2, 1, 1), (2, 2, 0)))]
+    assert it.handle(Lost(2)) == [Invalidate(3, 0, 2), Invalidate(3, 1, 1), Next(3, 0), Next(3, 1)]
+    report(it, (3, 0), attempt=2)
+    assert report(it, (3, 1), attempt=1) == [Commit(1, (2,), ((3, 2),), 2), Share(((3, 1, 2), (3, 2, 2)))]
+    assert it.handle(Summed()) == [Finish()]
+    assert [it.books.used(3, 0, 2), it.books.used(3, 1, 1)] == [True, True]
+    assert [it.books.used(1, 0), it.books.used(2, 0, 1), it.books.used(2, 1)] == [False, False, False]
+
+
+def test_a_loss_before_anything_is_shared_out_is_no_reason_for_a_new_accumulator():
+    it = shared([[1, 2], [2, 1]])
+    report(it, (1, 0))
+    it.handle(Lost(1))
+    assert report(it, (2, 0), attempt=1) == [Commit(0, (1,), ((2, 1),))]
+    assert report(it, (2, 1)) == [Commit(1, (2,), ((2, 2),)), Share(((2, 1, 0), (2, 2, 0)))]
+
+
+def test_the_loss_of_a_worker_without_an_accumulator_changes_nothing():
+    it = shared([[1, 2, 3], [2, 1, 3]])
+    report(it, (1, 0), (2, 1))
+    assert it.handle(Lost(3)) == []
+    assert it.phase == "collecting"
+    assert it.handle(Summed()) == [Finish()]
+
+
+def test_a_sum_that_is_there_before_the_lost_was_done_again_holds_what_was_lost():
+    it = redoing()
+    assert (it.books.recovered, it.books.used(1, 0)) == (1, False)
+    assert it.handle(Summed()) == [Finish()]
+    assert (it.books.recovered, it.books.missing, it.books.incomplete()) == (2, 0, {})
+    assert it.books.used(1, 0)
+    before = snapshot(it)
+    for event in (Report, Abandoned):
+        assert it.handle(event(2, 0, 0, attempt=1)) == []
+        assert it.handle(event(3, 0, 0)) == []
+        assert it.handle(event(1, 0, 0)) == []
+    assert snapshot(it) == before
+    assert it.handle(Lost(3)) == []
+    assert it.handle(Begin(1)) == []
+
+
+def test_what_was_done_again_and_not_shared_out_is_not_in_the_sum():
+    it = shared([[1, 2, 3], [1, 3, 2]])
+    report(it, (1, 0), (1, 1))
+    it.handle(Lost(1))
+    assert report(it, (2, 0), attempt=1) == [Commit(0, (1,), ((2, 1),), 1)]
+    assert it.books.used(2, 0, 1)
+    assert it.handle(Summed()) == [Finish()]
+    assert [it.books.used(1, 0), it.books.used(1, 1), it.books.used(2, 0, 1)] == [True, True, False]
+    assert it.books.recovered == 2
+
+
+def test_a_deadline_shares_out_what_is_there():
+    it = shared([[1, 2, 3]] * 3)
+    report(it, (1, 0))
+    assert it.handle(Deadline()) == [Share(((1, 1, 0),))]
+    assert it.handle(Lost(1))[0] == Invalidate(2, 0, 1)
+    assert it.handle(Report(2, 0, 1)) == [Discard(2, 1)]
+    assert it.handle(Summed()) == [Finish()]
+    assert (it.books.recovered, it.books.missing, it.books.incomplete()) == (1, 2, {1: (), 2: ()})
+
+
+def test_nothing_is_delivered_and_nothing_is_summed_before_it_was_shared_out():
+    it = shared([[1, 2]])
+    with refused(it):
+        it.handle(Summed())
+    report(it, (1, 0))
+    for iteration in (0, -1):
+        with refused(it):
+            it.handle(Delivered(1, iteration, 1))
+    it.handle(Summed())
+    with refused(it):
+        it.handle(Summed())
+    it = begun([[1, 2]])
+    report(it, (1, 0))
+    with refused(it):
+        it.handle(Summed())
+
+
+class World:
+    """What workers keep, by the instructions alone."""
+
+    def __init__(self, it, parts):
+        self.it, self.parts = it, parts
+        self.kept = {}  # (worker, role, serial) -> (chunk, attempt)
+        self.closed = set()  # accumulators that must not change
+        self.shares, self.last = 0, set()  # (worker, chunk, attempt) in the newest
+        self.attempts = Counter()
+        self.finished = False
+
+    def bring(self, event):
+        if isinstance(event, Lost):
+            self.kept = {key: copies for key, copies in self.kept.items() if key[0] != event.worker}
+        for instruction in self.it.handle(event):
+            assert not self.finished
+            match instruction:
+                case Commit(chunk, _, told, serial):
+                    assert serial == self.shares
+                    for worker, role in told:
+                        assert (worker, role, serial) not in self.closed
+                        self.kept.setdefault((worker, role, serial), []).append((chunk, self.attempts[chunk]))
+                case Invalidate(_, chunk, attempt):
+                    self.attempts[chunk] = attempt
+                case Share(contributors):
+                    self.share(contributors)
+                case Finish():
+                    self.finished = True
+                    self.finish()
+
+    def share(self, contributors):
+        """Every part of every chunk is in it once."""
+        assert contributors == tuple(sorted(self.kept))
+        summed = Counter((chunk, key[1]) for key in contributors for chunk, _ in self.kept[key])
+        chunks = enumerate(self.it.books.chunks)
+        assert summed == Counter((chunk, role) for chunk, copies in chunks for role in copies.contributors)
+        self.shares, self.closed = self.shares + 1, set(contributors)
+        self.last = {(key[0], chunk, attempt) for key in contributors for chunk, attempt in self.kept[key]}
+
+    def finish(self):
+        books = self.it.books
+        numbers = [len(copies.contributors) for copies in books.chunks]
+        assert (self.it.phase, bool(books.accumulators)) == ("idle", False)
+        assert books.recovered == numbers.count(self.parts)
+        assert books.missing == len(numbers) * self.parts - sum(numbers)
+        used = [(w, i, attempt) for i, copies in enumerate(books.chunks) for w, attempt in copies.used]
+        assert sorted(used) == sorted(self.last)
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    data=st.data(),
+    cluster=clusters(),
+    name=st.sampled_from(["full", "static", "skipping", "dynamic"]),
+    tolerated=st.integers(0, 2),
+)
+def test_every_part_of_every_chunk_is_shared_out_once_whoever_is_lost(data, cluster, name, tolerated):
+    holders, parts = cluster
+    it = shared(holders, parts, name=name, workers=range(1, 7), tolerated=tolerated)
+    world = World(it, parts)
+    events = data.draw(st.lists(st.sampled_from(["report", "some", "all", "lost", "lost", "end"]), max_size=12))
+    try:
+        for what in [*events, "all", "end"]:
+            copies = [(worker, chunk) for chunk, of in enumerate(it.membership.holders) for worker in of]
+            if world.finished:
+                break
+            if what == "lost":
+                world.bring(Lost(data.draw(st.sampled_from(sorted(it.membership.live)))))
+            elif what == "report":
+                worker, chunk = data.draw(st.sampled_from(copies))
+                attempt = data.draw(st.integers(0, it.books.chunks[chunk].attempt))
+                world.bring(Report(worker, 0, chunk, attempt=attempt))
+            elif what in ("some", "all"):
+                drawn = data.draw(st.permutations(copies))
+                for worker, chunk in drawn[: None if what == "all" else len(drawn) // 3]:
+                    world.bring(Report(worker, 0, chunk, attempt=it.books.chunks[chunk].attempt))
+            else:
+                world.bring(Deadline() if it.phase == "working" else Summed())
+    except TooFewWorkers:
+        return
+    assert world.finished
+    for worker, chunk in copies:
+        if worker in it.membership.live:
+            assert it.handle(Report(worker, 0, chunk)) == []
+    it.handle(Begin(1))
