@@ -23,8 +23,8 @@ from psgc.backend import open_backend
 from psgc.config import Config
 from psgc.data import ChunkSource
 from psgc.errors import UserError
+from psgc.optimizer import make_optimizer
 from psgc.problems import evaluate
-from psgc.server.optimizer import make_optimizer
 from psgc.training.inputs import emulated_chunks, emulated_seconds, initial_params, make_injector, open_problem
 from psgc.workers.emulation import Emulation
 

@@ -3,10 +3,9 @@
 import time
 from collections.abc import Callable
 
-import numpy as np
-
 from psgc.backend import Array, Backend
 from psgc.errors import RunFailed
+from psgc.optimizer import finite_step, make_optimizer
 from psgc.server.cluster import Cluster
 from psgc.server.coordinator import Coordinator
 from psgc.server.decoder import Decoder
@@ -15,7 +14,6 @@ from psgc.server.ending import end_workers
 from psgc.server.iteration_log import IterationLog
 from psgc.server.links import Links
 from psgc.server.observer import Approximation, Observer
-from psgc.server.optimizer import make_optimizer
 from psgc.server.recovery import Deadline
 from psgc.server.settings import ServerSettings
 from psgc.server.trial import Trial
@@ -67,7 +65,7 @@ class Server:
                 gradient = self._gradient(iteration)
                 if self._log.divergence:
                     raise RunFailed(self._log.divergence)
-                self.params = self._step(gradient)
+                self.params = finite_step(self.optimizer, self._backend, self.params, gradient, iteration)
                 self._observer.stepped(iteration + 1)
             while self._trial.awaited:
                 self._poll()
@@ -118,16 +116,6 @@ class Server:
         used = plain if weighted is None else weighted
         self._observer.approximate(Approximation(iteration, self.params, used, plain, incomplete))
         return used
-
-    def _step(self, gradient: Array) -> Array:
-        with np.errstate(all="ignore"):
-            params = self.optimizer.step(self.params, gradient)
-        if not self._backend.all_finite(params):
-            raise RunFailed(
-                f"the step of iteration {self._coordinator.iteration} makes parameters NaN or infinite, those before "
-                "it are kept; a smaller optimizer.lr may help"
-            )
-        return params
 
     def stop_workers(self, timeout: float) -> bool:
         """Have every process end (`psgc.server.ending`); whether all of them leave in order."""

@@ -9,9 +9,9 @@ from pathlib import Path
 from psgc import config as configuration
 from psgc.config import Config
 from psgc.errors import UserError
+from psgc.optimizer import make_optimizer
 from psgc.plan import Plan, make_plan
 from psgc.server.checkpoint import Checkpoint
-from psgc.server.optimizer import make_optimizer
 
 
 def check(checkpoint: Checkpoint, config: Config, dim: int, data: str) -> None:

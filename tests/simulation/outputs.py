@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from psgc.optimizer import Sgd
 from psgc.run_rows import Outcome
 from psgc.server.observer import Approximation, IterationRecord
-from psgc.server.optimizer import Sgd
 
 
 class Checking(Sgd):

@@ -2,12 +2,16 @@
 
 import copy
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
 
-from psgc import config
-from psgc.server.optimizer import make_optimizer
+from psgc import config, optimizer
+from psgc.backend import Backend
+from psgc.errors import RunFailed
+from psgc.optimizer import HOST_BLOCK, finite_step, make_optimizer
+from tests.unit.test_backend import opened
 
 KINDS = ("sgd", "momentum", "nesterov", "adam")
 ALL = pytest.mark.parametrize("kind", KINDS)
@@ -76,12 +80,12 @@ def test_nesterov_looks_ahead_as_in_the_paper():
 @ALL
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_the_dtype_stays_and_neither_argument_is_changed(kind, dtype):
-    optimizer, params, gradient = made(kind), np.ones(3, dtype), np.full(3, 0.25, dtype)
+    descent, params, gradient = made(kind), np.ones(3, dtype), np.full(3, 0.25, dtype)
     params.setflags(write=False)
     gradient.setflags(write=False)
-    first = optimizer.step(params, gradient)
+    first = descent.step(params, gradient)
     kept = first.copy()
-    second = optimizer.step(first, gradient)
+    second = descent.step(first, gradient)
     assert first.dtype == second.dtype == dtype
     assert not np.shares_memory(first, second)
     assert (first == kept).all()
@@ -117,3 +121,92 @@ def test_going_on_from_a_state_is_going_on(kind, dtype, before):
     found = run(other, params, gradients[before:])
     assert found.tobytes() == expected.tobytes()
     assert found.dtype == dtype
+
+
+def plain(kind, params, gradients):
+    """The formulas on whole vectors, without blocks and with a new array for every result."""
+    s = SETTINGS[kind]
+    velocity = first = second = 0.0
+    for t, gradient in enumerate(gradients, start=1):
+        match kind:
+            case "sgd":
+                params = params - s["lr"] * gradient
+            case "momentum":
+                velocity = s["momentum"] * velocity + gradient
+                params = params - s["lr"] * velocity
+            case "nesterov":
+                velocity = s["momentum"] * velocity + gradient
+                params = params - s["lr"] * (gradient + s["momentum"] * velocity)
+            case "adam":
+                first = s["beta1"] * first + (1 - s["beta1"]) * gradient
+                second = s["beta2"] * second + (1 - s["beta2"]) * gradient**2
+                right_first, right_second = first / (1 - s["beta1"] ** t), second / (1 - s["beta2"] ** t)
+                params = params - s["lr"] * right_first / (right_second**0.5 + s["epsilon"])
+    return params
+
+
+@ALL
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", ["numpy", pytest.param("cupy", marks=pytest.mark.gpu)])
+def test_blocks_change_no_bit(name, kind, dtype, monkeypatch):
+    monkeypatch.setattr(optimizer, "DEVICE_BLOCK", HOST_BLOCK)
+    backend, rng = opened(name), np.random.default_rng(0)
+    entries = HOST_BLOCK // np.dtype(dtype).itemsize
+    for size in (1, entries - 1, entries, entries + 1, 2 * entries, 2 * entries + 7):
+        start, *gradients = (backend.asarray(rng.standard_normal(size).astype(dtype)) for _ in range(4))
+        descent, params = made(kind), start
+        for done, gradient in enumerate(gradients, start=1):
+            params = descent.step(params, gradient)
+            expected = plain(kind, start, gradients[:done])
+            assert backend.to_host(params).tobytes() == backend.to_host(expected).tobytes()
+
+
+LONG = 24 * HOST_BLOCK // 4 + 5  # entries of float32
+
+
+@ALL
+def test_a_step_takes_memory_for_the_new_parameters_and_some_blocks(kind):
+    descent, params, gradient = made(kind), np.ones(LONG, np.float32), np.ones(LONG, np.float32)
+    params = descent.step(params, gradient)
+    state = [id(vector) for vector in descent._vectors.values()]
+    tracemalloc.start()
+    try:
+        params = descent.step(params, gradient)
+        kept, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < params.nbytes + 1e5
+    assert peak < params.nbytes + 12 * HOST_BLOCK
+    assert state == [id(vector) for vector in descent._vectors.values()]
+
+
+@pytest.mark.parametrize("kind", ["momentum", "adam"])
+@pytest.mark.parametrize("length", [3, LONG])
+def test_what_others_hold_of_the_state_is_never_changed(kind, length):
+    params, gradient = np.ones(length, np.float32), np.full(length, 0.5, np.float32)
+    descent, other = made(kind), made(kind)
+    for _ in range(2):
+        params = descent.step(params, gradient)
+    state = descent.state()
+    kept = copy.deepcopy(state)
+    other.load(state)
+    for _ in range(2):
+        assert (descent.step(params, gradient) == other.step(params, gradient)).all()
+    assert state.keys() == kept.keys()
+    assert all(np.array_equal(state[name], kept[name]) for name in kept)
+    assert not np.array_equal(descent.state()[min(state)], kept[min(state)])
+
+
+def test_integers_of_a_state_stay_integers():
+    descent = made("adam")
+    assert descent.state() == {"first": 0.0, "second": 0.0, "steps": 0}
+    descent.load({"first": 0.0, "second": 0.0, "steps": 7.0})
+    descent.step(np.ones(2), np.ones(2))
+    assert repr(descent.state()["steps"]) == "8"
+
+
+def test_a_step_to_parameters_that_are_not_finite_is_refused():
+    gradient = np.array([1.0, 1e308])
+    assert finite_step(made("sgd"), Backend(), np.ones(2), gradient / 1e308, 4) == pytest.approx([1.0, 0.7])
+    with pytest.raises(RunFailed, match="the step of iteration 5 makes parameters NaN or infinite"):
+        finite_step(make_optimizer(config.Optimizer(kind="sgd", lr=10.0)), Backend(), np.ones(2), gradient, 5)

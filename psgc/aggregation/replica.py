@@ -1,0 +1,137 @@
+"""One rank's copy of what training changes: the parameters and the state of the optimizer.
+
+A thread makes the steps, so that the thread that communicates, which calls all methods, never waits for one. Replicas
+that start alike and get the same gradients stay alike to the last bit; `digest` shows whether they are.
+"""
+
+import hashlib
+import threading
+from collections.abc import Callable
+from queue import SimpleQueue
+from typing import Any, NamedTuple
+
+from psgc.backend import Array, Backend
+from psgc.optimizer import Optimizer, finite_step
+
+IN_THREAD = 1 << 16  # bytes of parameters; a step of fewer is made at once: it takes less time than the hand-over
+
+
+class Snapshot(NamedTuple):
+    """A replica between two steps, for another rank to go on from. Nobody may change the vectors.
+
+    steps: how many have been made; vectors: the parameters, then the optimizer's, in the order of their names;
+    numbers: of the optimizer, by the index of their names among all names of its state, sorted. Before the first step
+    the optimizer's vectors are numbers as well.
+    """
+
+    steps: int
+    vectors: tuple[Array, ...]
+    numbers: dict[int, float]
+
+
+class Replica:
+    """Parameters and optimizer of one rank.
+
+    params: (dim,), never changed in place; steps: how many have been made, so also the iteration whose gradients are
+    computed at params; is_stepping: whether a step is under way, during which only `poll` and `digest` may be called.
+
+    wake: called, by any thread, when a step is made; then `poll` says so.
+    """
+
+    params: Array
+    steps: int
+
+    def __init__(self, optimizer: Optimizer, backend: Backend, wake: Callable[[], object]) -> None:
+        self._optimizer, self._backend, self._wake = optimizer, backend, wake
+        self._names = sorted(optimizer.state())
+        self.is_stepping = False
+        self._digest: bytes | None = None  # of params, if known
+        self._begun: SimpleQueue[tuple[Array, Array, int, bool]] = SimpleQueue()
+        self._made: SimpleQueue[tuple[Array, bytes | None] | Exception] = SimpleQueue()
+        threading.Thread(target=self._run, name="steps", daemon=True).start()
+
+    def start(self, steps: int, params: Array, state: dict[str, Any] | None = None) -> None:
+        """Go on from here, whatever was before. state: of the optimizer (`Optimizer.state`), as it is if None."""
+        self._refuse_while_stepping()
+        if state is not None:
+            self._optimizer.load(state)
+        self.params, self.steps, self._digest = params, steps, None
+
+    def load(self, snapshot: Snapshot) -> None:
+        """Go on from another rank's snapshot, whatever was before. Integers may come as floats.
+
+        Raises ValueError when it is not of the same kind of optimizer.
+        """
+        (params, *vectors), numbers = snapshot.vectors, snapshot.numbers
+        absent = [index for index in range(len(self._names)) if index not in numbers]
+        if len(absent) != len(vectors) or len(absent) + len(numbers) != len(self._names):
+            raise ValueError(f"{len(vectors)} vectors and the numbers {numbers} are not the state {self._names}")
+        state = numbers | dict(zip(absent, vectors, strict=True))
+        self.start(snapshot.steps, params, {self._names[index]: value for index, value in state.items()})
+
+    def snapshot(self) -> Snapshot:
+        """What another rank needs to go on from here. Copies nothing, and later steps do not change it."""
+        self._refuse_while_stepping()
+        state = self._optimizer.state()
+        values = [state[name] for name in self._names]
+        numbers = {index: value for index, value in enumerate(values) if isinstance(value, int | float)}
+        vectors = (value for index, value in enumerate(values) if index not in numbers)
+        return Snapshot(self.steps, (self.params, *vectors), numbers)
+
+    def step(self, gradient: Array, digest: bool = False) -> None:
+        """Begin the step with the gradient (dim,) of iteration `steps`, which nobody may change until it is made.
+
+        digest: whether to compute the digest of the new parameters as well, off this thread.
+        """
+        self._refuse_while_stepping()
+        self.is_stepping = True
+        job = self.params, gradient, self.steps, digest
+        if self.params.nbytes < IN_THREAD:
+            self._make(*job)
+        else:
+            self._begun.put(job)
+
+    def poll(self, wait: bool = False) -> bool:
+        """Whether the step under way has been made; only now do `params` and `steps` change.
+
+        wait: until it is. Raises what the step has raised: RunFailed when the parameters are not finite any more.
+        """
+        if not self.is_stepping or (self._made.empty() and not wait):
+            return False
+        made = self._made.get()
+        self.is_stepping = False
+        if isinstance(made, Exception):
+            raise made
+        self.params, self._digest = made
+        self.steps += 1
+        return True
+
+    def digest(self) -> bytes:
+        """A cryptographic checksum of `params`, 16 bytes.
+
+        If the step was not asked for it, it is computed here, at 0.5 to 1 GB/s.
+        """
+        if self._digest is None:
+            self._digest = self._digest_of(self.params)
+        return self._digest
+
+    def _refuse_while_stepping(self) -> None:
+        if self.is_stepping:
+            raise RuntimeError(f"step {self.steps} is still being made")
+
+    def _run(self) -> None:
+        """The thread."""
+        while True:
+            self._make(*self._begun.get())
+
+    def _make(self, params: Array, gradient: Array, iteration: int, digest: bool) -> None:
+        try:
+            self._backend.use_in_thread()
+            stepped = finite_step(self._optimizer, self._backend, params, gradient, iteration)
+            self._made.put((stepped, self._digest_of(stepped) if digest else None))
+        except Exception as error:  # for the thread that communicates
+            self._made.put(error)
+        self._wake()
+
+    def _digest_of(self, params: Array) -> bytes:
+        return hashlib.blake2b(self._backend.to_host(params).data, digest_size=16).digest()  # other threads may run
