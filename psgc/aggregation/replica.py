@@ -48,7 +48,7 @@ class Replica:
         self._digest: bytes | None = None  # of params, if known
         self._begun: SimpleQueue[tuple[Array, Array, int, bool]] = SimpleQueue()
         self._made: SimpleQueue[tuple[Array, bytes | None] | Exception] = SimpleQueue()
-        threading.Thread(target=self._run, name="steps", daemon=True).start()
+        self._thread = threading.Thread(target=self._run, name="steps", daemon=True)
 
     def start(self, steps: int, params: Array, state: dict[str, Any] | None = None) -> None:
         """Go on from here, whatever was before. state: of the optimizer (`Optimizer.state`), as it is if None."""
@@ -89,6 +89,8 @@ class Replica:
         if self.params.nbytes < IN_THREAD:
             self._make(*job)
         else:
+            if not self._thread.is_alive():  # the first of them
+                self._thread.start()
             self._begun.put(job)
 
     def poll(self, wait: bool = False) -> bool:

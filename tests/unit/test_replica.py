@@ -103,7 +103,7 @@ def test_the_caller_does_not_wait_for_a_large_step():
 
 
 def test_a_small_step_is_made_at_once():
-    optimizer = Gated()
+    optimizer, threads = Gated(), threading.active_count()
     optimizer.gate.set()
     rank = Rank(optimizer)
     rank.replica.start(0, np.ones(SMALL))
@@ -111,6 +111,7 @@ def test_a_small_step_is_made_at_once():
     assert optimizer.thread is threading.current_thread()
     assert rank.woken.is_set()  # as for a large one
     assert rank.replica.poll()
+    assert threading.active_count() == threads  # a simulation has very many replicas
 
 
 def test_the_end_of_a_step_can_be_waited_for():
