@@ -1,4 +1,4 @@
-"""The cores of this machine that a process may use, and the file system of a path."""
+"""The cores and the memory of this machine that a process may use, and the file system of a path."""
 
 import os
 import re
@@ -19,22 +19,50 @@ def usable_cores(cgroups: Path = Path("/sys/fs/cgroup")) -> int:
     return cores if quota is None else max(1, min(cores, round(quota)))
 
 
+def available_memory(meminfo: Path = Path("/proc/meminfo"), cgroups: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Bytes of memory that are free for programs, at most those of this container, and of swap.
+
+    None where the system does not say.
+    """
+    try:
+        lines = [line.split() for line in meminfo.read_text().splitlines()]
+        amounts = {words[0]: 1024 * int(words[1]) for words in lines if words[2:] == ["kB"]}
+        available, swap = amounts["MemAvailable:"], amounts.get("SwapFree:", 0)
+    except (OSError, ValueError, LookupError):
+        return None
+    limits = [limit for group in _groups("memory", cgroups) if (limit := _memory_of(group)) is not None]
+    return min([available, *limits]) + swap
+
+
+def _memory_of(group: Path) -> int | None:
+    for name in ("memory.max", "memory.limit_in_bytes"):  # versions 2 and 1
+        try:
+            return int((group / name).read_text())
+        except (OSError, ValueError):  # no such file; "max"
+            continue
+    return None
+
+
 def _quota(cgroups: Path) -> float | None:
     """The CPU quota of the control groups of this process, in cores. None without a limit."""
+    return min((quota for quota in map(_quota_of, _groups("cpu", cgroups)) if quota is not None), default=None)
+
+
+def _groups(controller: str, cgroups: Path) -> list[Path]:
+    """The control groups that limit this process in this, its own and those above."""
     try:
         lines = Path("/proc/self/cgroup").read_text().splitlines()
     except OSError:
-        return None
-    found: list[float | None] = []
+        return []
+    found: list[Path] = []
     for line in lines:
         _, controllers, path = line.split(":", 2)
-        if controllers and "cpu" not in controllers.split(","):  # version 1 has a tree for each controller
+        if controllers and controller not in controllers.split(","):  # version 1 has a tree for each controller
             continue
-        root = cgroups / "cpu" if controllers else cgroups
+        root = cgroups / controller if controllers else cgroups
         group = root / path.lstrip("/")
-        places = [place for place in (group, *group.parents) if place.is_relative_to(root)]
-        found += [_quota_of(place) for place in places]  # the groups above limit a group too
-    return min((quota for quota in found if quota is not None), default=None)
+        found += [place for place in (group, *group.parents) if place.is_relative_to(root)]
+    return found
 
 
 def _quota_of(group: Path) -> float | None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+from psgc.aggregation.memory import pool_buffers
 from psgc.backend import Array, Backend
 from psgc.config import Config
 from psgc.messages import TAIL, UNDER_WAY, Entry, Kind, entries, receive_length
@@ -18,8 +19,6 @@ from psgc.server.outbox import Outbox
 from psgc.transport import LARGE, TEXT_LIMIT, Control, Died, Text, Transport, Vector
 
 Arrival = Report | Abandoned | Delivered | Failed | Tried | Alive | Gone
-
-POOL_BYTES = 64 << 20  # memory for receives, at least two vectors and at most one per worker
 
 
 class Links:
@@ -107,8 +106,7 @@ class Links:
             self._post_pool()
 
     def _post_pool(self) -> None:
-        affordable = POOL_BYTES // (self._room * self._dtype.itemsize)
-        self._post(max(2, min(self._num_workers, affordable)))
+        self._post(pool_buffers(self._num_workers, self._room * self._dtype.itemsize))
 
     def _post(self, buffers: int) -> None:
         for _ in range(buffers):

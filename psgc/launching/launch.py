@@ -55,6 +55,7 @@ def launch(
     requeue: seconds between SLURM's SIGUSR1 and the time limit of this job. The job is requeued when that signal or a
     lost host ended the run, and the run left a new checkpoint.
     for_mpirun: further arguments of mpirun, such as --map-by core.
+    With `print_only` also prints what each rank will hold in memory, on stderr, if that is known before the run.
     Returns the exit code, see README.md. The last line on stderr says how to resume, where that may succeed.
     Raises UserError: wrong settings, ranks or hosts, no working mpirun, `requeue` outside of a SLURM job.
     """
@@ -73,6 +74,10 @@ def launch(
     command, additions = launch_command(num_ranks, train, environ, placement, fault_tolerance, extra=for_mpirun)
     if print_only:
         say(" ".join([*(f"{name}={shlex.quote(value)}" for name, value in additions.items()), shlex.join(command)]))
+        from psgc.training.memory import expected_memory  # with NumPy, which nothing else here needs
+
+        if not resume and (line := expected_memory(config, config_path, overrides, num_ranks - 1)):
+            say(line, error=True)  # on stdout is the command alone
         return 0
 
     left = _RunDirectory(Path(config.output), resume)

@@ -1,6 +1,5 @@
 """What the server reads and checks before the run starts."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,12 +28,9 @@ from psgc.training.inputs import (
     open_problem,
     open_test,
 )
+from psgc.training.memory import check_memory
+from psgc.training.transfer_choice import chosen_transfer, vector_bytes, without_auto
 from psgc.transport import Transport
-
-PER_CHUNK_BYTES = 16 << 20  # `transfer: auto` is per_chunk up to so many bytes into the server per iteration
-# `aggregation: auto` is allreduce from so many bytes on, in and out of the server per iteration; inf: never, since runs
-# do not support it yet
-ALLREDUCE_BYTES = math.inf
 
 
 @dataclass(frozen=True)
@@ -80,8 +76,6 @@ def prepare(transport: Transport, config: Config, config_path: str, overrides: S
         config = resume.without_past_faults(config, checkpoint.iteration)
     if any(fault.rank > num_workers for fault in config.faults.inject):
         raise UserError(f"faults.inject: this run has ranks 0..{num_workers}")
-    if config.aggregation == "allreduce":
-        config = config.model_copy(update={"transfer": "combined"})
     config, chosen = _with_chunks(config, num_workers, dataset, problem, backend, checkpoint)
     plan, remark = resume.plan_for(config, num_workers, checkpoint)
     if remark:
@@ -90,7 +84,9 @@ def prepare(transport: Transport, config: Config, config_path: str, overrides: S
     if config.verify:
         _check_copies(config, plan)
     ChunkSource(dataset, plan.num_chunks, config.dtype, backend)  # refuses more chunks than rows
-    config = _with_paths(config, plan, problem.dim)
+    config = without_auto(config, plan.num_chunks, num_workers, problem.dim)
+    if backend.name == "numpy":
+        check_memory(config, num_workers, problem.dim, transport.hosts.count(transport.hosts[0]) - 1, server_here=True)
     return Run(
         config=config,
         plan=plan,
@@ -122,29 +118,12 @@ def _with_chunks(
         reason = "as before"
     else:
         share = seconds_of_share(config, num_workers, dataset, problem, backend)
-        report = 0 if config.transfer == "combined" else problem.dim * np.dtype(config.dtype).itemsize
-        if config.transfer == "auto" and report * MOST * num_workers > PER_CHUNK_BYTES:
-            report = 0  # transfer will be combined
+        with_vector = chosen_transfer(config, MOST * num_workers, problem.dim) == "per_chunk"
+        report = vector_bytes(config, problem.dim) if with_vector else 0
         number = chosen_chunks(share, num_workers, report)
         reason = f"a worker's share of the data takes {duration(share)}"
     update = {"coding": config.coding.model_copy(update={"chunks_per_worker": number})}
     return config.model_copy(update=update), f" (chunks_per_worker auto: {number}, {reason})"
-
-
-def _with_paths(config: Config, plan: Plan, dim: int) -> Config:
-    """The settings with the transfer and the aggregation that `auto` stands for. Raises UserError."""
-    vector = dim * np.dtype(config.dtype).itemsize
-    if config.transfer == "auto":
-        # combined does not support the estimator unbiased
-        small = plan.num_chunks * vector <= PER_CHUNK_BYTES or config.recovery.estimator == "unbiased"
-        config = config.model_copy(update={"transfer": "per_chunk" if small else "combined"})
-        if text := config.transfer_conflict():
-            raise UserError(f"{text} (transfer: auto chose {config.transfer})")
-    if config.aggregation == "auto":
-        through_server = plan.num_workers * (vector + vector // plan.parts)
-        allreduce = through_server >= ALLREDUCE_BYTES and config.allreduce_conflict() is None
-        config = config.model_copy(update={"aggregation": "allreduce" if allreduce else "server"})
-    return config
 
 
 def _check_copies(config: Config, plan: Plan) -> None:

@@ -18,6 +18,7 @@ from psgc.training.inputs import (
     open_problem,
     tried_chunks,
 )
+from psgc.training.memory import check_memory
 from psgc.transport import Transport
 from psgc.workers.compute import ComputeThread, Trial
 from psgc.workers.emulation import Emulation
@@ -37,11 +38,13 @@ def work(transport: Transport, config_path: str, ending: Ending) -> int:
     config = configuration.from_yaml_text(text.decode())
     plan = Plan.from_bytes(transport.broadcast(None))
     first = int(transport.broadcast(None))
-    trouble = ""
+    host, trouble = transport.hosts[transport.rank], ""
     try:
         backend = open_backend(config.backend, transport.local_rank)  # first, as in `prepare`
-        dataset, problem = open_problem(config, config_path, transport.hosts.count(transport.hosts[transport.rank]))
+        dataset, problem = open_problem(config, config_path, transport.hosts.count(host))
         chunks = ChunkSource(dataset, plan.num_chunks, config.dtype, backend)
+        if backend.name == "numpy" and host != transport.hosts[0]:  # which rank 0 has checked
+            check_memory(config, plan.num_workers, problem.dim, transport.hosts.count(host), server_here=False)
     except UserError as error:
         trouble = str(error)
     if any(transport.gather(trouble, PREPARING)):

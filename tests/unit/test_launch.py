@@ -9,8 +9,10 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from psgc.data import write_dense
 from psgc.launching.launch import launch
 from psgc.launching.mpirun import Placement
 
@@ -38,6 +40,18 @@ def test_print_only_prints_a_line_for_the_shell(mpirun, monkeypatch, capsys):
     assert out.endswith("-m psgc train run.yaml --set 'output=my runs' --debug --resume\n")
     assert "PSGC_LAUNCHED" not in out  # the ranks that a user starts are not launched
     assert (out.count("\n"), err) == (1, "")
+
+
+def test_print_only_says_beside_the_command_what_ranks_hold(mpirun, capsys):
+    mpirun()
+    write_dense("train.npz", np.ones((8, 4)), np.arange(8.0) % 2)
+    assert launch("run.yaml", 5, ["coding.chunks_per_worker=2"], print_only=True) == 0
+    out, err = capsys.readouterr()
+    assert out.count("\n") == 1
+    assert err.startswith("memory of rank 0: parameters 3 x 40 bytes, ")
+    assert err.count("\n") == 1
+    assert launch("run.yaml", 5, ["coding.chunks_per_worker=2"], print_only=True, resume=True) == 0
+    assert capsys.readouterr().err == ""  # the chunks are those of the checkpoint
 
 
 def test_a_run_that_leaves_its_summary(mpirun):

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from psgc.machine import mount_of, usable_cores
+from psgc.machine import available_memory, mount_of, usable_cores
 
 
 @pytest.fixture
@@ -41,6 +41,45 @@ def test_a_quota_of_version_1(tmp_path, monkeypatch):
 def test_no_quota(tmp_path, monkeypatch):
     cgroup(monkeypatch, "0::/nowhere\n")
     assert usable_cores(tmp_path) == 16
+
+
+MEMINFO = """\
+MemTotal:       24731708 kB
+MemFree:        21918972 kB
+MemAvailable:    1000000 kB
+SwapFree:              5 kB
+HugePages_Total:       0
+"""
+
+
+@pytest.fixture
+def meminfo(tmp_path):
+    (tmp_path / "meminfo").write_text(MEMINFO)
+    return tmp_path / "meminfo"
+
+
+@pytest.mark.parametrize(("limit", "expected"), [("max", 1_024_000_000), ("4096", 4096), (str(10**12), 1_024_000_000)])
+def test_memory_of_a_container(tmp_path, monkeypatch, meminfo, limit, expected):
+    (tmp_path / "a/b").mkdir(parents=True)
+    (tmp_path / "a/memory.max").write_text(f"{limit}\n")
+    (tmp_path / "a/b/memory.max").write_text("max\n")
+    cgroup(monkeypatch, "0::/a/b\n")
+    assert available_memory(meminfo, tmp_path) == expected + 5120
+
+
+def test_memory_of_a_container_of_version_1(tmp_path, monkeypatch, meminfo):
+    (tmp_path / "memory/x").mkdir(parents=True)
+    (tmp_path / "memory/x/memory.limit_in_bytes").write_text("8192\n")
+    (tmp_path / "memory/memory.limit_in_bytes").write_text("9223372036854771712\n")
+    cgroup(monkeypatch, "5:memory:/x\n4:cpu,cpuacct:/a\n0::/\n")
+    assert available_memory(meminfo, tmp_path) == 8192 + 5120
+
+
+@pytest.mark.parametrize("text", ["", "MemTotal: 5 kB\n", "MemAvailable: much kB\n"])
+def test_a_system_that_does_not_say_how_much_memory_is_left(tmp_path, meminfo, text):
+    meminfo.write_text(text)
+    assert available_memory(meminfo, tmp_path) is None
+    assert available_memory(tmp_path / "none") is None
 
 
 MOUNTS = """\

@@ -5,9 +5,10 @@ import pytest
 import scipy.sparse
 
 from psgc import coding
+from psgc.aggregation import memory
 from psgc.errors import RunFailed
 from psgc.messages import BUNDLE, QUEUE_COUNTS, UNHEARD, Kind
-from psgc.server import links, outbox
+from psgc.server import outbox
 from psgc.server.membership import Membership
 from psgc.server.rebalance import queues_for
 from psgc.server.recovery import AT_FIRST
@@ -108,10 +109,10 @@ def test_after_a_loss_the_schedule_knows_what_it_has_learnt_and_what_chunks_cost
 # memory
 
 
-@pytest.mark.parametrize(("pool", "posted"), [(links.POOL_BYTES, WORKERS), (3 * BUNDLE, 3), (8, 2)])
+@pytest.mark.parametrize(("pool", "posted"), [(memory.POOL_BYTES, WORKERS), (3 * BUNDLE, 3), (8, 2)])
 def test_so_many_receives_are_posted_that_nobody_waits_for_another(make_run, monkeypatch, pool, posted):
     """One for each worker, or as many as there is memory for, but two."""
-    monkeypatch.setattr(links, "POOL_BYTES", pool)
+    monkeypatch.setattr(memory, "POOL_BYTES", pool)
     run = make_run("static")
 
     def script():

@@ -184,7 +184,7 @@ def test_a_run_that_goes_on_with_fewer_workers_forgets_the_others():
 
 @pytest.mark.parametrize(("estimator", "transfer"), [("least_squares", "combined"), ("unbiased", "per_chunk")])
 def test_the_transfer_of_a_large_vector_is_one_that_the_estimator_can_do_with(monkeypatch, capsys, estimator, transfer):
-    monkeypatch.setattr("psgc.training.prepare.PER_CHUNK_BYTES", 0)
+    monkeypatch.setattr("psgc.training.transfer_choice.PER_CHUNK_BYTES", 0)
     recovery = f"recovery={{mode: approximate, deadline: 5.0, estimator: {estimator}}}"
     script = iter([[Died(1), Died(2)]])
     assert train(script, ONCE, "schedule=static", recovery) == 1
@@ -213,14 +213,14 @@ NO_LIMIT = float("inf")
     ],
 )
 def test_what_auto_stands_for(monkeypatch, limit, settings, expected):
-    monkeypatch.setattr("psgc.training.prepare.ALLREDUCE_BYTES", limit)
+    monkeypatch.setattr("psgc.training.transfer_choice.ALLREDUCE_BYTES", limit)
     run = prepare(Transport(4), load("run.yaml", settings), "run.yaml", settings, False)
     assert (run.config.aggregation, run.config.transfer) == expected
 
 
 def test_nothing_that_is_set_makes_auto_refuse_a_run(monkeypatch):
     """Where allreduce supports something not, auto is server."""
-    monkeypatch.setattr("psgc.training.prepare.ALLREDUCE_BYTES", 0)
+    monkeypatch.setattr("psgc.training.transfer_choice.ALLREDUCE_BYTES", 0)
     flip = ["faults.inject=[{kind: flip, rank: 1, iteration: 1, step: sending}]", "verify={every: 1}"]
     config = load("run.yaml", ["transfer=combined", *flip])
     assert prepare(Transport(4), config, "run.yaml", [], False).config.aggregation == "server"

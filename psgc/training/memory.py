@@ -1,0 +1,72 @@
+"""How much memory the ranks of a run need, and whether a host has it. Neither data nor program are counted."""
+
+from collections.abc import Sequence
+
+from psgc.aggregation import memory
+from psgc.aggregation.memory import Held
+from psgc.backend import part_length
+from psgc.config import AssignmentFile, Config
+from psgc.errors import UserError
+from psgc.machine import available_memory
+from psgc.messages import receive_length
+from psgc.training.dimension import dimension
+from psgc.training.transfer_choice import vector_bytes, without_auto
+
+
+def held(config: Config, num_chunks: int, num_workers: int, dim: int) -> tuple[list[Held], list[Held]]:
+    """What rank 0 and what a worker holds. config: without `auto` in transfer and aggregation."""
+    vector, optimizer = vector_bytes(config, dim), config.optimizer.kind
+    length = part_length(dim, config.coding.parts)
+    coded = vector_bytes(config, length)
+    checkpoints = config.checkpoint.every > 0
+    if config.aggregation == "allreduce":
+        return memory.with_allreduce(vector, coded, optimizer, checkpoints)
+    keeps = config.transfer == "per_chunk" or config.verify is not None
+    received = vector_bytes(config, receive_length(length, config.dtype))
+    rank_0 = memory.of_server(vector, received, optimizer, num_workers, num_chunks if keeps else 0, checkpoints)
+    return rank_0, memory.of_worker(vector, coded)
+
+
+def expected_memory(config: Config, config_path: str, overrides: Sequence[str], num_workers: int) -> str:
+    """What each rank of a new run will hold at most, as text; "" where that cannot be known before the run.
+
+    config_path, overrides: the source of `config`.
+    """
+    coding = config.coding
+    if isinstance(coding.chunks_per_worker, str) or isinstance(coding.assignment, AssignmentFile):
+        return ""  # the run finds out how many chunks there are
+    dim = dimension(config_path, overrides)
+    if dim is None:
+        return ""
+    num_chunks = coding.chunks_per_worker * num_workers
+    try:
+        config = without_auto(config, num_chunks, num_workers, dim)
+    except UserError:  # the run will say so
+        return ""
+    return memory_line(config, num_chunks, num_workers, dim)
+
+
+def memory_line(config: Config, num_chunks: int, num_workers: int, dim: int) -> str:
+    """What the ranks hold at most, as text. Arguments as for `held`."""
+    rank_0, worker = held(config, num_chunks, num_workers, dim)
+    figures = f"memory of rank 0: {memory.described(rank_0)}; of a worker: {memory.described(worker)}"
+    return f"{figures}; besides data and program"
+
+
+def check_memory(config: Config, num_workers: int, dim: int, workers_here: int, server_here: bool) -> None:
+    """Raises UserError when the ranks on this host cannot hold what no iteration ends without.
+
+    config: as in `held`. The figures are low: what is refused could not have worked.
+    """
+    rank_0, worker = (memory.least(items) for items in held(config, 0, num_workers, dim))
+    needed = workers_here * worker + server_here * rank_0
+    available = available_memory()
+    if available is None or needed <= available:
+        return
+    each = memory.shown(max(rank_0 if server_here else 0, worker if workers_here else 0))
+    ranks = workers_here + server_here
+    raise UserError(
+        f"problem: a dimension of {dim} ({config.dtype}) does not fit into the memory of this host: up to {each} for "
+        f"each of its {ranks} ranks, {memory.shown(needed)} in all, but there are {memory.shown(available)}; "
+        "start fewer ranks on each host" + (", or use dtype: float32" if config.dtype == "float64" else "")
+    )

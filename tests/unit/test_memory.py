@@ -1,0 +1,240 @@
+"""What the ranks of a run hold, and what a host cannot hold."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from psgc.aggregation import memory
+from psgc.aggregation.memory import Held
+from psgc.config import Optimizer, load
+from psgc.data import write_dense
+from psgc.errors import UserError
+from psgc.optimizer import make_optimizer
+from psgc.plan import make_plan
+from psgc.training.dimension import dimension
+from psgc.training.ending import Ending
+from psgc.training.memory import check_memory, expected_memory, held, memory_line
+from psgc.training.prepare import prepare
+from psgc.training.worker_side import work
+from tests.unit.scripted import Transport
+
+CONFIG = """
+problem: {kind: least_squares}
+data: {path: data.npz}
+optimizer: {kind: momentum, lr: 0.01}
+iterations: 2
+coding: {chunks_per_worker: 2, replication: 2}
+aggregation: server
+transfer: combined
+output: out
+"""
+DIM = 12_500_000  # 100 MB
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    write_dense("data.npz", rng.normal(size=(40, 3)), rng.normal(size=40))
+    Path("run.yaml").write_text(CONFIG)
+
+
+@pytest.fixture
+def available(monkeypatch):
+    """Call it with the bytes that this machine has."""
+    return lambda size: monkeypatch.setattr("psgc.training.memory.available_memory", lambda: size)
+
+
+# what ranks hold
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (
+            ["aggregation=allreduce"],
+            "memory of rank 0: parameters 2 x 100 MB, optimizer 100 MB, gradients 2 x 100 MB, blocks 104 MB, "
+            "checkpoint 2 x 100 MB: 804 MB; of a worker: parameters 2 x 100 MB, optimizer 100 MB, "
+            "gradients 2 x 100 MB, blocks 104 MB, chunks 2 x 100 MB, accumulators 100 MB: 904 MB; "
+            "besides data and program",
+        ),
+        (
+            ["aggregation=allreduce", "coding.parts=2", "optimizer={kind: adam, lr: 0.1}", "dtype=float32"],
+            "memory of rank 0: parameters 2 x 50 MB, optimizer 2 x 50 MB, gradients 2 x 50 MB, blocks 29.2 MB, "
+            "checkpoint 3 x 50 MB: 479 MB; of a worker: parameters 2 x 50 MB, optimizer 2 x 50 MB, "
+            "gradients 2 x 50 MB, blocks 29.2 MB, chunks 2 x 50 MB, accumulators 25 MB: 454 MB; "
+            "besides data and program",
+        ),
+        (
+            ["optimizer={kind: sgd, lr: 0.1}"],
+            "memory of rank 0: parameters 3 x 100 MB, gradients 100 MB, receives 2 x 100 MB, checkpoint 100 MB: "
+            "700 MB; of a worker: parameters 2 x 100 MB, chunks 2 x 100 MB, coded gradients 2 x 100 MB: 600 MB; "
+            "besides data and program",
+        ),
+        (
+            ["transfer=per_chunk", "coding.parts=2", "checkpoint.every=0"],
+            "memory of rank 0: parameters 3 x 100 MB, optimizer 100 MB, gradients 100 MB, receives 2 x 50 MB, "
+            "copies 16 x 100 MB: 2.2 GB; of a worker: parameters 2 x 100 MB, chunks 2 x 100 MB, "
+            "coded gradients 2 x 50 MB: 500 MB; besides data and program",
+        ),
+    ],
+)
+def test_the_figures_of_a_run(overrides, expected):
+    assert memory_line(load("run.yaml", overrides), 16, 8, DIM) == expected
+
+
+def test_with_verify_the_server_keeps_copies():
+    rank_0, _ = held(load("run.yaml", ["verify={every: 1}"]), 16, 8, DIM)
+    assert Held("copies", 8 * DIM, 16, 0) in rank_0
+
+
+def test_rank_0_neither_computes_nor_accumulates():
+    rank_0, worker = held(load("run.yaml", ["aggregation=allreduce"]), 16, 8, DIM)
+    assert {item.name for item in worker} ^ {item.name for item in rank_0} == {"chunks", "accumulators", "checkpoint"}
+
+
+@pytest.mark.parametrize("kind", ["sgd", "momentum", "nesterov", "adam"])
+def test_the_state_of_an_optimizer(kind):
+    optimizer = make_optimizer(Optimizer(kind=kind, lr=0.1))
+    optimizer.step(np.zeros(5), np.ones(5))
+    assert sum(np.size(value) == 5 for value in optimizer.state().values()) == memory.KEPT[kind]
+
+
+# what does not fit
+
+
+def refused(*arguments, **options):
+    with pytest.raises(UserError) as caught:
+        check_memory(*arguments, **options)
+    assert caught.value.exit_code == 2
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("aggregation", "server", "vectors"),
+    [
+        ("server", True, 7 + 2 * 3),  # at the server 3 of parameters, velocity, gradient, 2 receives
+        ("server", False, 2 * 3),  # at a worker 2 of parameters, accumulator
+        ("allreduce", True, 4 + 2 * 5),  # everywhere 2 of parameters, velocity, gradient, at a worker accumulator
+        ("allreduce", False, 2 * 5),
+    ],
+)
+def test_what_no_iteration_ends_without_has_to_fit(available, aggregation, server, vectors):
+    config = load("run.yaml", [f"aggregation={aggregation}"])
+    available(vectors * 8 * DIM + 32)  # two receives have room for a stamp
+    check_memory(config, 8, DIM, 2, server_here=server)
+    available(vectors * 8 * DIM - 1)
+    assert "does not fit" in refused(config, 8, DIM, 2, server_here=server)
+
+
+def test_the_line_says_what_is_needed_and_what_there_is(available):
+    available(800_000_000)
+    expected = (
+        "problem: a dimension of 12500000 (float64) does not fit into the memory of this host: up to 700 MB for each "
+        "of its 4 ranks, 1.6 GB in all, but there are 800 MB; start fewer ranks on each host"
+    )
+    assert refused(load("run.yaml"), 8, DIM, 3, server_here=True) == f"{expected}, or use dtype: float32"
+    small = refused(load("run.yaml", ["dtype=float32"]), 8, 2 * DIM, 3, server_here=True)
+    assert small == expected.replace("12500000 (float64)", "25000000 (float32)")
+
+
+def test_a_system_that_does_not_say_refuses_nothing(available):
+    available(None)
+    check_memory(load("run.yaml"), 8, 10**15, 8, server_here=True)
+
+
+def on_hosts(rank, *hosts):
+    transport = Transport(len(hosts))
+    transport.rank, transport.hosts = rank, list(hosts)
+    return transport
+
+
+@pytest.mark.parametrize("missing", [0, 1])
+def test_rank_0_asks_for_the_ranks_on_its_host(available, missing):
+    transport = on_hosts(0, "a", "a", "b", "a")
+    config = load("run.yaml")
+    server, worker = (memory.least(items) for items in held(config, 6, 3, 4))
+    available(server + 2 * worker - missing)
+    if not missing:
+        prepare(transport, config, "run.yaml", [], False)
+        return
+    with pytest.raises(UserError, match=r"a dimension of 4 .* each of its 3 ranks"):
+        prepare(transport, config, "run.yaml", [], False)
+
+
+@pytest.mark.parametrize(("host", "complains"), [("a", False), ("b", True)])
+def test_a_worker_asks_where_rank_0_is_not(available, host, complains):
+    settings = load("run.yaml")
+    plan = make_plan(settings.coding, settings.schedule, 3, settings.seed)
+    worker = on_hosts(3, "a", "b", "b", host)
+    sent, said = [settings.to_yaml().encode(), plan.to_bytes(), b"0"], []
+    worker.broadcast = lambda *_: sent.pop(0)
+    worker.gather = lambda text, doing: said.append(text) or ["", "somebody cannot", "", text]
+    available(1)
+    assert work(worker, "run.yaml", Ending()) == 2
+    assert ("for each of its 3 ranks" in said[0]) == complains
+
+
+# the number of parameters before the run
+
+MODEL = """
+import os, sys, time
+print("a model speaks")
+print("psgc-dimension 7")
+
+class Model:
+    dim = 12
+
+    def __init__(self, how="well"):
+        if how == "badly":
+            raise ValueError("no")
+        if how == "hard":
+            os.abort()
+        if how == "never":
+            while True:
+                time.sleep(60)
+
+    def initial_params(self):
+        return [0.0] * 12
+
+    def gradient(self, params, chunk, rng):
+        return params
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "seconds", "expected"),
+    [("well", 60.0, 12), ("badly", 60.0, None), ("hard", 60.0, None), ("never", 0.1, None)],
+)
+def test_the_dimension_of_a_model_that_can_be_built(capfd, how, seconds, expected):
+    Path("speaking.py").write_text(MODEL)
+    problem = f"problem={{python: 'speaking:Model', options: {{how: {how}}}}}"
+    assert dimension("run.yaml", [problem], seconds) == expected
+    assert capfd.readouterr() == ("", "")
+    assert "speaking" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("overrides", "begin"),
+    [
+        ([], "memory of rank 0: parameters 3 x 32 bytes, "),
+        (["aggregation=allreduce"], "memory of rank 0: parameters 2 x 32 bytes, "),
+        (["transfer=auto"], "memory of rank 0: parameters 3 x 32 bytes, "),
+        (["data.path=nowhere.npz"], ""),
+        (["coding.chunks_per_worker=auto"], ""),
+        (["coding={assignment: {kind: file, path: A.npy}}"], ""),
+    ],
+)
+def test_what_is_said_before_the_run(overrides, begin):
+    line = expected_memory(load("run.yaml", overrides), "run.yaml", overrides, 3)
+    assert line.startswith(begin)
+    assert bool(line) == bool(begin)
+    assert len(line.splitlines()) <= 1
+
+
+def test_nothing_is_said_of_settings_that_the_run_refuses(monkeypatch):
+    monkeypatch.setattr("psgc.training.transfer_choice.PER_CHUNK_BYTES", 0)
+    overrides = ["transfer=auto", "faults.inject=[{kind: flip, rank: 1, iteration: 1, step: sending}]"]
+    assert expected_memory(load("run.yaml", overrides), "run.yaml", overrides, 3) == ""
