@@ -99,6 +99,7 @@ class Kind(IntEnum):
     STEPPED = 25  # iteration: this worker's replica is there; start: 1 with the digest of its parameters, which is then
     #               in chunk, worker, role and attempt (`with_digest`)
     BEHIND = 26  # iteration: of this worker's replica, which can only go on from another rank's state
+    SKETCH = 28  # iteration, chunk, start, seconds, loss: as TRIAL, of a checked chunk (`verify`) that is reported next
     # any rank -> worker, allreduce only
     STATE = (
         27  # iteration, chunk, start: a state of this iteration (psgc.aggregation.state_messages); its vectors follow

@@ -27,6 +27,16 @@ class Tried:
 
 
 @dataclass(frozen=True, slots=True)
+class Sketched:
+    """`sketch` stands for a copy that is to be checked; its report comes next (`verify` with `allreduce`)."""
+
+    worker: int
+    iteration: int
+    chunk: int
+    sketch: Sketch
+
+
+@dataclass(frozen=True, slots=True)
 class Alive:
     """A worker has been in a chunk for so many seconds; chunk -1: it has nothing to do.
 

@@ -78,6 +78,7 @@ class Coordinator:
         shared: bool = False,
     ) -> None:
         assert combined or not shared
+        assert not (shared and checks and checks.every and membership.parts > 1), "sketches do not tell what fits"
         self.membership = membership
         self.phase: Phase = IDLE
         self._schedule, self._combined, self._tolerated, self._shared = schedule, combined, tolerated, shared
@@ -96,7 +97,11 @@ class Coordinator:
 
     def is_here(self, chunk: int) -> bool:
         """Whether copies of `chunk` come with the reports, and are not kept by the workers."""
-        return not self._combined or chunk in self._checks.checked
+        return not self._combined or (chunk in self._checks.checked and not self._shared)
+
+    def is_sketched(self, chunk: int) -> bool:
+        """Whether sketches of copies of `chunk`, which the workers keep, come with the reports."""
+        return self._shared and chunk in self._checks.checked
 
     @property
     def wake(self) -> float:
@@ -212,17 +217,13 @@ class Coordinator:
     def _count(self, worker: int, chunk: int) -> list[Instruction]:
         """Count the copy of `worker`, if it is needed."""
         copies, parts, here = self._copies[chunk], self.membership.parts, self.is_here(chunk)
-        if copies.redo:
-            again = ((worker, copies.redo[0]),)
-            copies.redo = copies.redo[1:]
-            if copies.redo:
-                return [self._commit(chunk, again)]
-            self.books.redo.remove(chunk)
-            return self._recover(chunk, again)
-        compared = here and self._checks.every
-        if self.phase == REDOING or (copies.contributors and not compared):
+        compared = self.is_sketched(chunk) or (here and self._checks.every > 0)
+        if copies.redo and not compared:
+            return self._redone(worker, chunk)
+        if not copies.redo and (self.phase == REDOING or (copies.contributors and not compared)):
             return [] if here else [Discard(worker, chunk)]
-        copies.there += ((worker, self.membership.role(worker, chunk)),)
+        before = tuple(copy for copy in copies.there if copy[0] != worker)  # it may have done the chunk before
+        copies.there = (*before, (worker, self.membership.role(worker, chunk)))
         if len(copies.there) > parts:
             self._checks.comparing.append(chunk)
         elif chunk not in self._checks.checked:
@@ -230,6 +231,16 @@ class Coordinator:
             if len(copies.there) == parts:
                 return self._recover(chunk, copies.there)
         return []
+
+    def _redone(self, worker: int, chunk: int) -> list[Instruction]:
+        """An invalidated chunk is committed to the copy of `worker`, in one of the roles that it lacks."""
+        copies = self._copies[chunk]
+        again = ((worker, copies.redo[0]),)
+        copies.redo = copies.redo[1:]
+        if copies.redo:
+            return [self._commit(chunk, again)]
+        self.books.redo.remove(chunk)
+        return self._recover(chunk, again)
 
     def _recover(self, chunk: int, from_these: tuple[Copy, ...]) -> list[Instruction]:
         commit, reported = self._commit(chunk, from_these), self._copies[chunk].reported
@@ -251,26 +262,52 @@ class Coordinator:
         instructions: list[Instruction] = [*self._checks.judge(chunk, copies.there, agreeing)]
         if not agreeing:
             return self._take_back(chunk, now)
-        if not copies.contributors:
-            roles = dict(copies.there)
+        usable = dict(self._usable(chunk))
+        chosen = [worker for worker in agreeing if worker in usable][:parts]
+        if copies.contributors and not copies.redo:
+            chosen = []
+        elif not chosen:  # those that agree are lost, or have dropped their copies
+            instructions += self._find_one_more(chunk, now)
+        elif copies.redo:
+            instructions += self._redone(chosen[0], chunk)
+        else:
             self.books.missing -= parts
-            instructions += self._recover(chunk, tuple((worker, roles[worker]) for worker in agreeing[:parts]))
-        copies.used += tuple((worker, 0) for worker in agreeing if (worker, 0) not in copies.used)
+            instructions += self._recover(chunk, tuple((worker, usable[worker]) for worker in chosen))
+        if self._shared:
+            surplus = usable if chosen else [copies.there[-1][0]]  # the others were discarded before
+            instructions += [Discard(worker, chunk) for worker in surplus if worker not in chosen]
+            copies.there = tuple(copy for copy in copies.there if copy[0] in agreeing)
+        compared = [(worker, copies.attempt) for worker in agreeing if worker in copies.reported]
+        copies.used += tuple(copy for copy in compared if copy not in copies.used)
         if self._is_enough():
             return instructions + self._finalize()
         return [*instructions, *self._schedule.tick(now)]  # workers that were to do it may do something else
 
     def _take_back(self, chunk: int, now: float) -> list[Instruction]:
         """The copies do not agree: the chunk is not recovered, and one more worker does it."""
-        self.books.take_back(chunk)
+        if not self._copies[chunk].redo:
+            self.books.take_back(chunk)
         try:
-            return [*self._reassign(chunk), *self._ask_one_more(chunk, now)]
+            return self._find_one_more(chunk, now)
         except TooFewWorkers as error:  # other machines would not help
             raise RunFailed(str(error)) from None
+
+    def _find_one_more(self, chunk: int, now: float) -> list[Instruction]:
+        """Have one more worker do `chunk`, one that does not hold it if need be."""
+        reassigned, attempt = self._reassign(chunk), self._copies[chunk].attempt
+        invalidated = [Invalidate(reassign.worker, chunk, attempt) for reassign in reassigned if attempt]
+        return [*reassigned, *invalidated, *self._ask_one_more(chunk, now)]
 
     def _ask_one_more(self, chunk: int, now: float) -> Sequence[Order]:
         copies, holders = self._copies[chunk], self.membership.holders[chunk]
         return self._schedule.disputed(chunk, len(copies.there), copies.able(holders), now)
+
+    def _usable(self, chunk: int) -> tuple[Copy, ...]:
+        """The copies that are there and can be committed."""
+        copies, live = self._copies[chunk], self.membership.live
+        if not self.is_sketched(chunk):
+            return copies.there
+        return tuple(copy for copy in copies.there if copy[0] in live and copy[0] in copies.reported)
 
     # the end of an iteration
 
@@ -279,13 +316,16 @@ class Coordinator:
         if self.books.missing > self._may_miss or self.books.redo or self._checks.comparing:
             return False
         disputed = self._checks.disputed
-        return any(copies.there and chunk not in disputed for chunk, copies in enumerate(self._copies))
+        return any(
+            (copies.contributors or self._usable(chunk)) and chunk not in disputed
+            for chunk, copies in enumerate(self._copies)
+        )
 
     def _finalize(self) -> list[Instruction]:
         instructions: list[Instruction] = []
         if self.phase == WORKING and self.books.missing:
             for chunk in self.books.incomplete():
-                there = self._copies[chunk].there
+                there = self._usable(chunk)
                 if there and chunk not in self._checks.disputed:
                     if chunk in self._checks.checked:  # they count although nothing has shown them right
                         self.books.missing -= len(there)
@@ -309,7 +349,8 @@ class Coordinator:
 
     def _lost(self, worker: int, held: Sequence[int], now: float) -> list[Instruction]:
         holders = self.membership.holders
-        dropped, invalidated = self.books.lose(worker, [chunk for chunk in held if not self.is_here(chunk)])
+        kept = [chunk for chunk in held if not (self.is_here(chunk) or self.is_sketched(chunk))]
+        dropped, invalidated = self.books.lose(worker, kept)
         affected = dict.fromkeys([*held, *invalidated])
         reassigned = [reassign for chunk in affected for reassign in self._reassign(chunk)]
         instructions: list[Instruction] = [*reassigned]
@@ -330,7 +371,7 @@ class Coordinator:
         if self.phase == COLLECTING and self.books.redo:
             self.phase = REDOING
         instructions += self._schedule.lost(loss, now)
-        for chunk in sorted(self._checks.disputed.intersection(held)):
+        for chunk in sorted(self._checks.disputed.intersection(held) - self.books.redo):
             instructions += self._ask_one_more(chunk, now)
         return instructions
 

@@ -1,10 +1,11 @@
 """What each arrival from a worker leads to, and what each of the coordinator's instructions does."""
 
 from psgc.backend import Array
+from psgc.coding.sketch import Sketch, agreeing
 from psgc.errors import ProtocolError, RunFailed, TooFewWorkers
 from psgc.messages import Kind
 from psgc.run_rows import Outcome
-from psgc.server.arrivals import Alive, Failed, Gone, Tried
+from psgc.server.arrivals import Alive, Failed, Gone, Sketched, Tried
 from psgc.server.cluster import Cluster
 from psgc.server.coordinator import Coordinator
 from psgc.server.decoder import Decoder
@@ -35,6 +36,7 @@ class Dispatcher(Target):
         self._trial = trial
         self._observer = cluster.observer
         self._accumulator: Array = None  # the newest
+        self._sketches: dict[tuple[int, int], Sketch] = {}  # (chunk, worker) -> of the newest copy of this iteration
         self._told = dict(cluster.queues)  # the newest default queue of each worker
         self.finished = False
 
@@ -60,6 +62,7 @@ class Dispatcher(Target):
         self._log.finish(self._coordinator)  # the iteration before, while the workers begin this one
         self._log.begin(iteration, lost=len(cluster.detector.away))
         self.decoder.begin()
+        self._sketches.clear()
         self.finished = False
         self._bring(Begin(iteration))
         if has_plan:
@@ -97,6 +100,9 @@ class Dispatcher(Target):
                 case Tried(_, iteration, chunk, sketch):
                     if (difference := self._trial.told(worker, iteration, chunk, sketch)) is not None:
                         raise RunFailed(difference.text(self._cluster.hosts))
+                case Sketched(_, iteration, chunk, sketch):
+                    if iteration == self._coordinator.iteration:
+                        self._sketches[chunk, worker] = sketch
                 case Failed():
                     self._failed(arrival)
                 case Gone(_, reason, dead):
@@ -112,6 +118,8 @@ class Dispatcher(Target):
             if report.coded is None:
                 if coordinator.is_here(chunk):
                     raise Malformed(f"a report of chunk {chunk} without its coded gradient")
+                if coordinator.is_sketched(chunk) and (chunk, worker) not in self._sketches:
+                    raise Malformed(f"a report of chunk {chunk} without its sketch")
             elif not coordinator.is_here(chunk) or chunk not in coordinator.membership.held(worker):
                 raise Malformed(f"a coded gradient of chunk {chunk}, which it was not to send")
             else:
@@ -196,8 +204,12 @@ class Dispatcher(Target):
         self._tell(worker, Kind.INVALIDATE, chunk, attempt=attempt)
 
     def compare(self, chunk: int, copies: Copies) -> None:
-        agreeing = self.decoder.agreeing(chunk, copies)
-        self._bring(Compared(chunk, tuple(agreeing), self._links.now))
+        if self._coordinator.is_sketched(chunk):
+            places = agreeing([self._sketches[chunk, worker] for worker, _ in copies], self._trial.tolerance)
+            right = [copies[place][0] for place in places]
+        else:
+            right = self.decoder.agreeing(chunk, copies)
+        self._bring(Compared(chunk, tuple(right), self._links.now))
 
     def wrong(self, worker: int, chunk: int, others: tuple[int, ...]) -> None:
         self._cluster.strikes[worker] += 1

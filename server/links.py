@@ -11,14 +11,14 @@ from psgc.backend import Array, Backend
 from psgc.config import Config
 from psgc.messages import TAIL, UNDER_WAY, Entry, Kind, entries, receive_length
 from psgc.plan import Plan
-from psgc.server.arrivals import Alive, Failed, Gone, Tried
+from psgc.server.arrivals import Alive, Failed, Gone, Sketched, Tried
 from psgc.server.delivery import ParameterDelivery
 from psgc.server.events import Abandoned, Delivered, Report
 from psgc.server.malformed import Malformed, check_chunk, check_iteration, check_length, check_record, check_seconds
 from psgc.server.outbox import Outbox
 from psgc.transport import LARGE, TEXT_LIMIT, Control, Died, Text, Transport, Vector
 
-Arrival = Report | Abandoned | Delivered | Failed | Tried | Alive | Gone
+Arrival = Report | Abandoned | Delivered | Failed | Tried | Sketched | Alive | Gone
 
 
 class Links:
@@ -170,6 +170,8 @@ class Links:
             return Failed(worker, iteration, chunk, bool(attempt), self._text(worker))
         if kind == Kind.TRIAL:
             return Tried(worker, iteration, chunk, (start, seconds, loss))
+        if kind == Kind.SKETCH:
+            return Sketched(worker, iteration, chunk, (start, seconds, loss))
         return Alive(worker, chunk, seconds, self._text(worker) if kind == Kind.STUCK else None)
 
     def _text(self, worker: int) -> str:

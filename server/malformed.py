@@ -5,7 +5,8 @@ from math import isfinite
 from psgc.messages import Entry, Kind
 
 FROM_WORKERS = {
-    int(kind): kind.name for kind in (Kind.REPORT, Kind.ABANDONED, Kind.FAILED, Kind.ALIVE, Kind.STUCK, Kind.TRIAL)
+    int(kind): kind.name
+    for kind in (Kind.REPORT, Kind.ABANDONED, Kind.FAILED, Kind.ALIVE, Kind.STUCK, Kind.TRIAL, Kind.SKETCH)
 }
 
 
@@ -23,7 +24,7 @@ def check_record(entry: Entry, num_chunks: int, iteration: int) -> None:
     else:
         check_chunk(name, entry["chunk"], num_chunks)
         check_iteration(name, entry["iteration"], iteration)
-    if name != "TRIAL":  # which has a sketch in these fields
+    if name not in ("TRIAL", "SKETCH"):  # which have a sketch in these fields
         check_seconds(name, entry["start"], entry["seconds"])
 
 

@@ -16,7 +16,7 @@ TRANSITIONS: dict[type[Event], dict[Phase, tuple[Phase, ...]]] = {
     Begin:     {IDLE: (WORKING,)},
     Report:    {IDLE: (), WORKING: (WORKING, COLLECTING, IDLE), COLLECTING: (), REDOING: (REDOING, COLLECTING)},
     Abandoned: {IDLE: (), WORKING: (WORKING,), COLLECTING: (), REDOING: (REDOING,)},
-    Compared:  {WORKING: (WORKING, COLLECTING, IDLE)},
+    Compared:  {WORKING: (WORKING, COLLECTING, IDLE), REDOING: (REDOING, COLLECTING)},
     Tick:      {IDLE: (), WORKING: (WORKING,), COLLECTING: (), REDOING: (REDOING,)},
     Deadline:  {WORKING: (WORKING, COLLECTING, IDLE), COLLECTING: (), REDOING: ()},
     Delivered: {COLLECTING: (COLLECTING, IDLE), REDOING: (REDOING,)},

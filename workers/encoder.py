@@ -7,6 +7,7 @@ import numpy as np
 
 from psgc.backend import Array, Backend, encode, part_length
 from psgc.coding import encoding_coefficients
+from psgc.coding.sketch import Sketch, sketch
 from psgc.messages import TAIL, stamp_length
 
 
@@ -64,6 +65,10 @@ class Encoder:
                 accumulator.fill(0)
                 return accumulator
         return self._backend.xp.zeros(self._length + self._stamp, self._dtype)
+
+    def sketch(self, gradient: Array) -> Sketch:
+        """What stands for a gradient that is kept here while it is checked (`verify` with `allreduce`)."""
+        return sketch(gradient, self._backend.xp)
 
     def coded(self, gradient: Array, role: int, start: float, seconds: float, loss: float) -> Array:
         """A coded gradient with the tail of its report (`per_chunk`): sum_k R[role, k] g_i[k], start, seconds, loss.

@@ -103,7 +103,7 @@ class Mailbox:
     def finished(self, work: Work, result: Result) -> None:
         """Report a chunk, or abandon it when nobody needs it any more."""
         iteration, chunk = work.iteration, work.chunk
-        coded, gradient = None, result.gradient
+        coded, found, gradient = None, None, result.gradient
         # coded or copied outside the lock: the server's events need not wait
         if self._current(work):
             if self._state.travels(iteration, chunk):
@@ -111,6 +111,8 @@ class Mailbox:
                 coded = self._encoder.coded(gradient, role, result.start, result.seconds, result.loss)
             elif not result.lasting:
                 gradient = gradient.copy()
+            if self._state.is_sketched(iteration, chunk):
+                found = self._encoder.sketch(gradient)
         with self._changed:
             done = self._state.finished(iteration, chunk, gradient)
             waits = self._state.has_next and result.seconds < SHORT
@@ -122,6 +124,8 @@ class Mailbox:
             message = record(
                 kind, iteration, chunk, attempt=done.attempt, start=result.start, seconds=result.seconds, loss=loss
             )
+            if done.wanted and found is not None:
+                self._outbox.append(_sketch_record(Kind.SKETCH, iteration, chunk, found))
         self._outbox.append(message)
         if not waits:
             self._wake()
@@ -141,9 +145,8 @@ class Mailbox:
 
     def tried(self, iteration: int, chunk: int, sketch: Sketch) -> None:
         """Tell the server what the gradient of a chunk of the trial is like."""
-        start, seconds, loss = sketch
         self._trying = None
-        self._post(record(Kind.TRIAL, iteration, chunk, start=start, seconds=seconds, loss=loss))
+        self._post(_sketch_record(Kind.TRIAL, iteration, chunk, sketch))
 
     def broken(self, work: Work, text: str) -> None:
         """Tell the server that the run must end: the model breaks a rule. The compute thread takes no more work."""
@@ -206,3 +209,8 @@ class Mailbox:
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
+
+
+def _sketch_record(kind: Kind, iteration: int, chunk: int, sketch: Sketch) -> Records:
+    start, seconds, loss = sketch
+    return record(kind, iteration, chunk, start=start, seconds=seconds, loss=loss)

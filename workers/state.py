@@ -7,7 +7,8 @@ Each method is an event, from the server or from this worker's compute thread. B
 2. The compute thread takes chunks from the head of the queue and reports each when it is done, without waiting for
    an answer.
 3. With `combined` transfer a done chunk is *held* until it is committed (encoded, then freed) or discarded (freed).
-   With `per_chunk` it travels with its report and nothing is held. So do chunks that are checked (`psgc.checks`).
+   With `per_chunk` it travels with its report and nothing is held. So do chunks that are checked (`psgc.checks`); with
+   aggregation `allreduce` these are held, and a sketch of each goes before its report.
 4. A discarded chunk is dropped from the queue. If the compute thread is in it, it is *abandoned*: its result is never
    reported.
 5. `collect` ends the work on the iteration. A new queue for the same iteration, or a chunk to be done next, starts it
@@ -96,7 +97,11 @@ class WorkerState:
 
     def travels(self, iteration: int, chunk: int) -> bool:
         """Whether the coded gradient of `chunk` goes with its report."""
-        return not self._combined or is_checked(chunk, iteration, self._every)
+        return not self._combined or (not self._shared and is_checked(chunk, iteration, self._every))
+
+    def is_sketched(self, iteration: int, chunk: int) -> bool:
+        """Whether a sketch of `chunk` goes before its report."""
+        return self._shared and is_checked(chunk, iteration, self._every)
 
     # events of the compute thread
 

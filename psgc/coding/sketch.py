@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from itertools import combinations
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -49,8 +51,27 @@ def relative_difference(one: Sketch, other: Sketch) -> float:
 
     It is 0 for equal vectors. For others it is smaller than t |x - y| / |x| with probability below t^2.
     """
+    if not all(map(math.isfinite, (*one, *other))):
+        return math.inf
     scale = max(one[2], other[2])
-    if scale == 0:
-        return 0.0
-    difference = max(abs(one[0] - other[0]), abs(one[1] - other[1])) / scale
-    return difference if math.isfinite(difference) else math.inf
+    return max(abs(one[0] - other[0]), abs(one[1] - other[1])) / scale if scale else 0.0
+
+
+def agreeing(sketches: Sequence[Sketch], tolerance: float) -> tuple[int, ...]:
+    """Of copies of a vector those that agree: two, and after them all others that agree with the first of these.
+
+    tolerance: relative difference up to which they do.
+
+    Returns places in `sketches`; empty when no two agree.
+
+    >>> right, wrong = sketch(np.ones(3)), sketch(np.arange(3.0))
+    >>> agreeing([wrong, right, right], 1e-9), agreeing([right, wrong], 1e-9)
+    ((1, 2), ())
+    """
+    # what agreed before some of the copies were there is found first
+    for one, other in sorted(combinations(range(len(sketches)), 2), key=lambda places: places[::-1]):
+        if relative_difference(sketches[one], sketches[other]) <= tolerance:
+            others = [place for place in range(len(sketches)) if place not in (one, other)]
+            first = sketches[one]
+            return one, other, *(p for p in others if relative_difference(first, sketches[p]) <= tolerance)
+    return ()

@@ -61,4 +61,5 @@ class FullSchedule(Schedule):
 
     def disputed(self, chunk: int, copies: int, able: Sequence[int], now: float) -> list[Order]:
         # a worker that did it as part of a load that is not complete does not repeat it: its copy will count
-        return super().disputed(chunk, copies, [w for w in able if chunk not in self._done[w]], now)
+        able = [w for w in able if chunk not in self._done[w] or len(self._done[w]) == len(self._load[w])]
+        return super().disputed(chunk, copies, able, now)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from psgc.backend import Backend
+from psgc.coding.sketch import sketch
 from psgc.messages import TAIL, Kind, stamp_length
 from psgc.workers import mailbox
 from psgc.workers.encoder import Encoder
@@ -24,8 +25,8 @@ STAMP = stamp_length("float64")  # room at the end of every message
 
 
 class Worker:
-    def __init__(self, queue, combined, coding_matrix=ONE_PART):
-        self.state = WorkerState(1, queue, 5, combined)
+    def __init__(self, queue, combined, coding_matrix=ONE_PART, every=0, shared=False):
+        self.state = WorkerState(1, queue, 5, combined, every, shared)
         self.encoder = Encoder(Backend(), coding_matrix, 3, "float64")
         self.encoder.begin(lambda _: False)
         self.woken = 0
@@ -86,6 +87,27 @@ def test_a_done_chunk_is_reported_and_its_gradient_encoded_when_it_is_committed(
     worker.mailbox.commit(0, 2, (1,), 1)
     assert gradient() is None
     assert worker.encoder.deliver(1)[:-STAMP].tolist() == [3, 3, 3]
+
+
+def test_the_sketch_of_a_checked_chunk_goes_before_its_report_and_its_gradient_is_kept():
+    worker = Worker([2, 1], combined=True, every=2, shared=True)
+    _, checked = worker.compute()
+    worker.compute()
+    assert told(worker.mailbox) == [(Kind.SKETCH, 0, 2), (Kind.REPORT, 0, 2), (Kind.REPORT, 0, 1)]
+    assert checked() is not None
+    worker.mailbox.commit(0, 2, (1,), 1)
+    assert worker.encoder.accumulators[1, 0].tolist() == [3, 3, 3]
+
+
+def test_the_sketch_is_that_of_the_gradient_and_an_abandoned_chunk_has_none():
+    worker = Worker([2, 0], combined=True, every=1, shared=True)
+    worker.compute()
+    sketched, _ = worker.mailbox.outgoing()
+    assert tuple(sketched[["start", "seconds", "loss"]][0]) == sketch(np.full(3, 3.0))
+    work = worker.mailbox.take()
+    worker.mailbox.tell("discard", 0, 0)
+    worker.mailbox.finished(work, Result(np.ones(3), 7.0, 0.5, 0.25))
+    assert told(worker.mailbox) == [(Kind.ABANDONED, 0, 0)]
 
 
 def test_discard_and_collect_free_what_is_held():

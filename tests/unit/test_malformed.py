@@ -20,6 +20,8 @@ GOOD = {"iteration": 7, "chunk": 3, "start": 0.0, "seconds": 0.5}
         (Kind.REPORT, {"seconds": float("nan")}, "REPORT with a time of nan s"),
         (Kind.ALIVE, {"seconds": float("inf")}, "ALIVE with a time of inf s"),
         (Kind.REPORT, {"start": -1.0}, "REPORT with a time of -1.0 s"),
+        (Kind.SKETCH, {"chunk": 4}, "SKETCH of chunk 4, the chunks are 0..3"),
+        (Kind.SKETCH, {"iteration": 8}, "SKETCH of iteration 8, the run is in iteration 7"),
         (Kind.GOODBYE, {}, "a record of kind 15, which no worker sends during a run"),
         (Kind.COMMIT, {}, "a record of kind 1, which no worker sends during a run"),
         (99, {}, "a record of kind 99, which no worker sends during a run"),
@@ -29,6 +31,11 @@ def test_what_no_worker_sends_is_named(kind, wrong, says):
     with pytest.raises(Malformed) as caught:
         check_record(record(kind, **GOOD | wrong)[0], CHUNKS, ITERATION)
     assert str(caught.value) == says
+
+
+def test_a_sketch_may_have_any_numbers():
+    for kind in (Kind.TRIAL, Kind.SKETCH):
+        check_record(record(kind, iteration=7, start=-1.0, seconds=float("nan"))[0], CHUNKS, ITERATION)
 
 
 def test_vectors_of_another_length_are_malformed():

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from psgc.coding.sketch import COLUMNS, relative_difference, sketch
+from psgc.coding.sketch import COLUMNS, agreeing, relative_difference, sketch
 
 
 @given(dim=st.integers(1, 3 * COLUMNS), place=st.floats(0, 1), power=st.integers(-6, 0), seed=st.integers(0, 9))
@@ -58,3 +58,20 @@ def test_zeros_differ_from_everything_else_only():
     assert zeros == sketch(np.empty(0)) == (0.0, 0.0, 0.0)
     assert relative_difference(zeros, zeros) == 0
     assert relative_difference(zeros, sketch(np.array([0.0, 1e-300, 0, 0, 0]))) > 0.01
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+def test_what_is_not_finite_differs_from_everything(place, number):
+    wrong = tuple(number if at == place else 0.0 for at in range(3))
+    for other in (wrong, (0.0, 0.0, 0.0), (1.0, 1.0, 2.0)):
+        assert relative_difference(wrong, other) == relative_difference(other, wrong) == np.inf
+
+
+def test_two_agree_and_the_others_with_the_first_of_them():
+    one, other, third = (sketch(np.full(5, value)) for value in (1.0, 2.0, 3.0))
+    close = sketch(np.full(5, 1.0 + 1e-6))
+    assert agreeing([], 1e-9) == agreeing([one], 1e-9) == agreeing([one, other, third], 1e-9) == ()
+    assert agreeing([one, other, third, other, one, other], 1e-9) == (1, 3, 5)  # the first two that came
+    assert agreeing([one, close], 1e-9) == ()
+    assert agreeing([other, one, close, third], 1e-3) == (1, 2)

@@ -313,6 +313,17 @@ def test_any_sequence_of_events_goes_by_the_rules(default_queue, combined, share
         assert [state.role(c) for c in range(4)] == [model.roles.get(c, RANK) for c in range(4)]
 
 
+def test_shared_a_checked_chunk_is_held_and_sketched():
+    state = WorkerState(1, [0, 1], 2, combined=True, every=2, shared=True)
+    state.begin(0)
+    while (chunk := state.take()) is not None:
+        state.finished(0, chunk, gradient(chunk))
+        assert not state.travels(0, chunk)
+    assert state.held == {0, 1}
+    sketched = [(iteration, chunk) for iteration in (0, 1) for chunk in (0, 1) if state.is_sketched(iteration, chunk)]
+    assert sketched == [(0, 0), (1, 1)]
+
+
 def test_a_checked_chunk_travels_with_its_report_and_is_not_held():
     state = WorkerState(1, [0, 1, 2, 3], 4, combined=True, every=2)
     for iteration, held in [(0, {1, 3}), (1, {0, 2})]:
