@@ -133,6 +133,16 @@ class CupyBackend(Backend):
         self._combine(device_coefficients, rows, rows.shape[0], rows.shape[1], target)
 
 
+def copy(backend: Backend, target: Array, source: Array) -> None:
+    """target[:] = source, from host to device memory or back if need be."""
+    if type(target) is type(source):
+        target[:] = source
+    elif isinstance(target, np.ndarray):
+        target[:] = backend.to_host(source)
+    else:
+        target[:] = backend.asarray(source)
+
+
 def encode(backend: Backend, coded: Array, coefficients: np.ndarray, gradient: Array) -> None:
     """coded += sum_k coefficients[k] * gradient[part k], in place (docs/architecture.md, *Coding*).
 

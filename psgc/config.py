@@ -140,7 +140,13 @@ class Coding(Section):
         return self.chunks_per_worker
 
 
-Step = Literal["begin", "gradient", "before_report", "after_report", "after_commit", "sending"]
+# fmt: off
+Step = Literal[
+    "begin", "gradient", "before_report", "after_report", "after_commit", "sending",
+    "summing", "passing_on", "passed_on",
+]
+# fmt: on
+SUMS = ("summing", "passing_on", "passed_on")  # the steps that only aggregation `allreduce` has
 
 
 class Injection(Section):

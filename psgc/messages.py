@@ -66,8 +66,8 @@ class Kind(IntEnum):
     """What a record says, and the fields it uses."""
 
     # server -> worker
-    COMMIT = 1  # iteration, chunk, worker, role: one record per contributor in S_i's order, `last` on the last of them;
-    #             role: which of them this worker's copy is; allreduce: attempt is the serial of the accumulator
+    COMMIT = 1  # iteration, chunk, worker, role, attempt: one record per contributor in S_i's order, `last` on the last
+    #             of them; role: which of them this worker's copy is; attempt: the serial of the accumulator
     DISCARD = 2  # iteration, chunk: this worker's copy of the chunk is not needed, done or not
     QUEUE = 3  # iteration, chunk: one record per chunk of the new queue, `last` on the last; chunk -1: an empty queue
     SKIP = 6  # iteration, chunk: not to be done, unless it has been begun

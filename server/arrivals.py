@@ -1,6 +1,7 @@
 """What workers say besides the events of an iteration (`psgc.server.events`), read by `psgc.server.links`."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from psgc.coding.sketch import Sketch
 
@@ -56,3 +57,21 @@ class Gone:
     worker: int
     reason: str
     dead: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """The replica of a worker is at this iteration; or cannot follow it, and needs the state of another rank."""
+
+    worker: int
+    iteration: int
+    is_behind: bool
+    digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A block of a vector, from a worker (aggregation `allreduce`)."""
+
+    worker: int
+    vector: Any

@@ -5,25 +5,28 @@ from psgc.coding.sketch import Sketch, agreeing
 from psgc.errors import ProtocolError, RunFailed, TooFewWorkers
 from psgc.messages import Kind
 from psgc.run_rows import Outcome
-from psgc.server.arrivals import Alive, Failed, Gone, Sketched, Tried
+from psgc.server.arrivals import Alive, Block, Failed, Gone, Moved, Sketched, Tried
 from psgc.server.cluster import Cluster
 from psgc.server.coordinator import Coordinator
 from psgc.server.decoder import Decoder
-from psgc.server.events import Abandoned, Begin, Compared, Deadline, Delivered, Event, Lost, Report, Tick
+from psgc.server.events import Abandoned, Begin, Compared, Deadline, Delivered, Event, Lost, Report, Summed, Tick
 from psgc.server.interpreter import Copies, Target, carry_out
 from psgc.server.iteration_log import IterationLog
 from psgc.server.links import Arrival, Links
 from psgc.server.malformed import Malformed
+from psgc.server.replicated import Replicated
 from psgc.server.trial import Trial
 
 
 class Dispatcher(Target):
     """Hears the workers, brings the coordinator events, and carries out its instructions over MPI.
 
-    decoder: of the run, set before its first iteration; finished: whether the gradient is determined.
+    decoder: of the run, set before its first iteration; with aggregation `allreduce` `replicated` as well.
+    finished: whether the gradient is determined.
     """
 
     decoder: Decoder
+    replicated: Replicated | None = None
 
     def __init__(
         self, coordinator: Coordinator, cluster: Cluster, links: Links, log: IterationLog, trial: Trial
@@ -58,7 +61,7 @@ class Dispatcher(Target):
         # workers begin with what they were told before, unless that depends on the iteration: then its orders go first
         has_plan = cluster.know_costs(iteration)
         if not has_plan:
-            self._links.deliver(params, cluster.membership.live)
+            self._deliver(iteration, params)
         self._log.finish(self._coordinator)  # the iteration before, while the workers begin this one
         self._log.begin(iteration, lost=len(cluster.detector.away))
         self.decoder.begin()
@@ -66,11 +69,25 @@ class Dispatcher(Target):
         self.finished = False
         self._bring(Begin(iteration))
         if has_plan:
-            self._links.deliver(params, cluster.membership.live)
+            self._deliver(iteration, params)
+
+    def _deliver(self, iteration: int, params: Array) -> None:
+        """Have the workers begin."""
+        if self.replicated is None:
+            self._links.deliver(params, self._cluster.membership.live)
+        else:
+            self.replicated.begin(iteration, self._cluster.membership.live)
+            self._links.send()
 
     def tick(self, deadline: float) -> None:
         """Time has passed; deadline: of the iteration, in seconds since it began."""
         now = self._links.now
+        if self.replicated is not None:
+            if self.replicated.poll(now, self._coordinator.phase) and not self.finished:
+                self._bring(Summed())
+            while self.replicated.differing:
+                worker, iteration = self.replicated.differing.pop()
+                self._lose(worker, f"its parameters differ from those of rank 0 at iteration {iteration}")
         if now >= self._coordinator.wake:
             self._bring(Tick(now))
         if now >= deadline and not self.finished:
@@ -97,6 +114,10 @@ class Dispatcher(Target):
                     self._observer.chunk(worker, chunk, iteration, arrival.start, arrival.seconds, Outcome.ABANDONED)
                 case Alive():
                     self._cluster.alive(arrival)
+                case Block():
+                    self._replicated.arrived(arrival)
+                case Moved():
+                    self._replicated.moved(arrival)
                 case Tried(_, iteration, chunk, sketch):
                     if (difference := self._trial.told(worker, iteration, chunk, sketch)) is not None:
                         raise RunFailed(difference.text(self._cluster.hosts))
@@ -148,10 +169,20 @@ class Dispatcher(Target):
         self._links.lost(worker, for_good=dead or failed)
         self._trial.lost(worker)
         self._observer.lost(worker, host, iteration, reason)
+        if self.replicated is not None:
+            self.replicated.lost(worker)
         try:
             self._bring(Lost(worker, self._links.now))
+            if self.replicated is not None:
+                self.replicated.reassign(worker, self._links.now, self._coordinator.phase)
         except TooFewWorkers as error:
             raise TooFewWorkers(f"worker {worker} on {host}, iteration {iteration}: {reason}; {error}") from None
+
+    @property
+    def _replicated(self) -> Replicated:
+        if self.replicated is None:  # its messages
+            raise Malformed("what only aggregation allreduce knows")
+        return self.replicated
 
     def _bring(self, event: Event) -> None:
         carry_out(self._coordinator.handle(event), self)
@@ -190,6 +221,9 @@ class Dispatcher(Target):
     def collect(self, worker: int, role: int) -> None:
         self._tell(worker, Kind.COLLECT, role=role)
         self._cluster.detector.asked(worker, self._cluster.now)
+
+    def share(self, contributors: tuple[tuple[int, int, int], ...]) -> None:
+        self._replicated.share(contributors, self._links.now)
 
     def add(self, worker: int, role: int) -> None:
         self.decoder.add_accumulator(role, self._accumulator)

@@ -9,16 +9,16 @@ import numpy as np
 from psgc.aggregation.memory import pool_buffers
 from psgc.backend import Array, Backend
 from psgc.config import Config
-from psgc.messages import TAIL, UNDER_WAY, Entry, Kind, entries, receive_length
+from psgc.messages import TAIL, UNDER_WAY, Entry, Kind, digest_in, entries, receive_length
 from psgc.plan import Plan
-from psgc.server.arrivals import Alive, Failed, Gone, Sketched, Tried
+from psgc.server.arrivals import Alive, Block, Failed, Gone, Moved, Sketched, Tried
 from psgc.server.delivery import ParameterDelivery
 from psgc.server.events import Abandoned, Delivered, Report
 from psgc.server.malformed import Malformed, check_chunk, check_iteration, check_length, check_record, check_seconds
 from psgc.server.outbox import Outbox
 from psgc.transport import LARGE, TEXT_LIMIT, Control, Died, Text, Transport, Vector
 
-Arrival = Report | Abandoned | Delivered | Failed | Tried | Sketched | Alive | Gone
+Arrival = Report | Abandoned | Delivered | Failed | Tried | Sketched | Alive | Gone | Moved | Block
 
 
 class Links:
@@ -33,6 +33,7 @@ class Links:
         by_chunk = config.transfer == "per_chunk" or config.verify is not None
         self._first_role = plan.num_chunks if config.verify else sys.maxsize if by_chunk else 0
         self._tail = TAIL if by_chunk else 0
+        self._shares = config.aggregation == "allreduce"  # vectors are blocks
         self._length = 0  # entries of a coded gradient or accumulator, known when the run begins
         self._iteration = -1
         self._began = 0.0
@@ -140,7 +141,9 @@ class Links:
                 self.ignore(message.source)
                 yield Gone(message.source, f"it sent {flaw}", dead=False)
 
-    def _read_vector(self, message: Vector) -> Report | Delivered:
+    def _read_vector(self, message: Vector) -> Report | Delivered | Block:
+        if self._shares:
+            return Block(message.source, message)
         worker, iteration, chunk = message.source, message.iteration, message.chunk
         vector = self._backend.asarray(message.buffer[: message.length])
         if chunk >= self._first_role:
@@ -168,6 +171,8 @@ class Links:
             return Abandoned(worker, iteration, chunk, now, seconds, attempt, late, start)
         if kind == Kind.FAILED:
             return Failed(worker, iteration, chunk, bool(attempt), self._text(worker))
+        if kind == Kind.STEPPED or kind == Kind.BEHIND:
+            return Moved(worker, iteration, kind == Kind.BEHIND, digest_in(entry))
         if kind == Kind.TRIAL:
             return Tried(worker, iteration, chunk, (start, seconds, loss))
         if kind == Kind.SKETCH:

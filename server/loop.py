@@ -15,6 +15,7 @@ from psgc.server.iteration_log import IterationLog
 from psgc.server.links import Links
 from psgc.server.observer import Approximation, Observer
 from psgc.server.recovery import Deadline
+from psgc.server.replicated import Replicated
 from psgc.server.settings import ServerSettings
 from psgc.server.trial import Trial
 from psgc.server.verification import Checks
@@ -35,11 +36,14 @@ class Server:
         self.optimizer = make_optimizer(config.optimizer)
         self._trial = Trial(settings.tried, settings.tolerance)
         self._deadline = Deadline(config.recovery.deadline)
+        self._replicated: Replicated | None = None  # aggregation `allreduce`, as soon as the run begins
         self._log = IterationLog(observer, plan.num_chunks, settings.has_loss)
         self.cluster = Cluster(settings, transport.hosts, observer)
         membership, schedule, combined = self.cluster.membership, self.cluster.schedule, config.transfer == "combined"
         checks = Checks(config.verify.every if config.verify else 0)
-        self._coordinator = Coordinator(membership, schedule, combined, settings.tolerated, checks)
+        self._coordinator = Coordinator(
+            membership, schedule, combined, settings.tolerated, checks, config.aggregation == "allreduce"
+        )
         self._links = Links(transport, backend, config, plan)
         self._dispatcher = Dispatcher(self._coordinator, self.cluster, self._links, self._log, self._trial)
 
@@ -58,17 +62,23 @@ class Server:
         tolerance = settings.tolerance if config.verify else None
         self._decoder = Decoder(self._backend, matrix, params.size, config.dtype, settings.is_unbiased, tolerance)
         self._dispatcher.decoder = self._decoder
-        self._links.open(self._decoder.message_length)
+        if config.aggregation == "allreduce":
+            self._replicated = self._dispatcher.replicated = Replicated(
+                self._transport, self._backend, self._links.outbox, config, settings.plan, self.optimizer, params, first
+            )
+        else:
+            self._links.open(self._decoder.message_length)
         try:
             for iteration in range(first, iterations):
                 begins(iteration)
                 gradient = self._gradient(iteration)
                 if self._log.divergence:
                     raise RunFailed(self._log.divergence)
-                self.params = finite_step(self.optimizer, self._backend, self.params, gradient, iteration)
+                self.params = self._step(gradient)
                 self._observer.stepped(iteration + 1)
             while self._trial.awaited:
                 self._poll()
+            self._settle()
         finally:
             self._log.finish(self._coordinator)
             self._log.write()
@@ -84,13 +94,17 @@ class Server:
             if self._log.waits and (self._log.row.reports or self._links.now > SETTLED):
                 self._log.write()
         missing = self._coordinator.books.missing / self._settings.copies
-        gradient = self._approximate_gradient() if missing else self._decoder.gradient
+        gradient = self._approximate_gradient() if missing else self._plain_gradient
         row = self._log.row
         row.bytes_in = transport.bytes_received - received
         row.bytes = row.bytes_in + transport.bytes_sent - sent
         self._log.complete(time.monotonic() - began, self._coordinator.books.recovered, missing)
         self._deadline.took(row.seconds, missing)
         return gradient
+
+    @property
+    def _plain_gradient(self) -> Array:
+        return self._decoder.gradient if self._replicated is None else self._replicated.gradient
 
     def _poll(self) -> None:
         """Wait for something to arrive, handle it and what is due, and send what follows from it.
@@ -112,10 +126,29 @@ class Server:
         weighted = None
         if self._settings.is_unbiased:
             weighted = self._decoder.weighted(self.cluster.weights(iteration, self._log.row.reports, incomplete))
-        plain = self._decoder.gradient
+        plain = self._plain_gradient
         used = plain if weighted is None else weighted
         self._observer.approximate(Approximation(iteration, self.params, used, plain, incomplete))
         return used
+
+    def _step(self, gradient: Array) -> Array:
+        if self._replicated is not None:  # every rank makes the step
+            self._replicated.close()
+            while (params := self._replicated.params) is None:
+                self._poll()
+            return params
+        return finite_step(self.optimizer, self._backend, self.params, gradient, self._coordinator.iteration)
+
+    @property
+    def replicas(self) -> dict[str, object] | None:
+        """With aggregation `allreduce`: which workers' parameters are known to be those of rank 0, and when."""
+        return None if self._replicated is None else self._replicated.summary()
+
+    def _settle(self) -> None:
+        """Let the other replicas make the last step: they may need what this rank has summed."""
+        end = time.monotonic() + self._settings.config.faults.collect_timeout
+        while (it := self._replicated) and (it.is_busy or not it.is_followed()) and time.monotonic() < end:
+            self._poll()
 
     def stop_workers(self, timeout: float) -> bool:
         """Have every process end (`psgc.server.ending`); whether all of them leave in order."""

@@ -13,7 +13,8 @@ from typing import Any
 from psgc.messages import BATCH, QUEUE_COUNTS, UNHEARD, Kind, Records, record
 from psgc.transport import Transport
 
-LASTING = (Kind.REASSIGN, Kind.DEFAULT_QUEUE)  # orders that are for later iterations as well
+# orders that are for later iterations as well, or by which replicas follow those that are over
+LASTING = (Kind.REASSIGN, Kind.DEFAULT_QUEUE, Kind.MAP, Kind.CLOSE, Kind.LEFT)
 
 
 class Outbox:
@@ -35,6 +36,10 @@ class Outbox:
     def tell(self, to: int, kind: Kind, chunk: int = 0, **fields: Any) -> None:
         """An order for the worker `to`; fields: further ones of its record."""
         self._orders.setdefault(to, []).append(record(kind, self._iteration, chunk, **fields))
+
+    def tell_all(self, to: int, records: Records) -> None:
+        """Records that are ready, for the worker `to`."""
+        self._orders.setdefault(to, []).append(records)
 
     def tell_list(self, worker: int, kind: Kind, chunks: Sequence[int]) -> None:
         """Chunks in order, one record each."""
@@ -62,7 +67,7 @@ class Outbox:
         for worker in [worker for worker in self._orders if self.may_send(worker)]:
             orders = self._orders.pop(worker)
             self._transport.send(worker, orders)
-            self.count(worker, 1 + len(orders) // BATCH)
+            self.count(worker, 1 + sum(map(len, orders)) // BATCH)
 
     def may_send(self, worker: int) -> bool:
         """Whether `worker` may be sent one more message."""

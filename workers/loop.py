@@ -96,14 +96,23 @@ class WorkerLoop:
             self._send_vectors()
             if self._reported == self._iteration and not (self._vectors or self._transport.sending()):
                 self._injector.at("after_report", self._iteration)
-            self._transport.wait(busy=self._mailbox.busy)
+            self._transport.wait(expecting_large=self._expects_large, busy=self._mailbox.busy)
         self._mailbox.stop()
-        self._poll_until(lambda: not self._transport.sending(), LAST_WORD)  # the server takes what comes until goodbye
+        self._poll_until(lambda: self._is_idle, LAST_WORD)  # the server takes what comes until goodbye
         self._transport.send(SERVER, [record(Kind.GOODBYE)])
         # without fault tolerance whoever leaves before the server has saved everything takes the server with it
         patience = LAST_WORD if self._transport.survives_deaths else inf
         self._poll_until(lambda: self._in_order is not None and not self._transport.sending(), patience)
         return bool(self._in_order)
+
+    @property
+    def _expects_large(self) -> bool:
+        return False
+
+    @property
+    def _is_idle(self) -> bool:
+        """Whether nothing is left to be sent."""
+        return not self._transport.sending()
 
     def _poll_until(self, done: Callable[[], bool], timeout: float) -> None:
         end = time.monotonic() + timeout
@@ -116,29 +125,34 @@ class WorkerLoop:
             self._unanswered += 1
             match message:
                 case Vector():
-                    self._early = message
-                case Control(_, records):
+                    self._hear_vector(message)
+                case Control(source, records):
                     for entry in entries(records):
                         self._begin_when_ready()
-                        self._handle(entry)
+                        self._handle(entry, source)
                 case Died(rank) if rank == SERVER:
                     self._stopped, self._in_order = True, False
             self._begin_when_ready()
+
+    def _hear_vector(self, message: Vector) -> None:
+        self._early = message
 
     def _begin_when_ready(self) -> None:
         if self._early is None or (self._default_queues - self._early.chunk) % QUEUE_COUNTS >= QUEUE_COUNTS // 2:
             return  # a default queue that these parameters need is still on its way
         message, self._early = self._early, None
-        self._iteration = message.iteration
-        params = self._backend.asarray(message.buffer[: message.length])
+        self._begin(message.iteration, self._backend.asarray(message.buffer[: message.length]))
+        self._post_params()
+
+    def _begin(self, iteration: int, params: Array) -> None:
+        self._iteration = iteration
         if hasattr(params, "setflags"):
             params.setflags(write=False)  # a model that steps in place would break exactness silently
         self._encoder.begin(self._in_use)
         self._injector.at("begin", self._iteration)
         self._mailbox.begin(self._iteration, params)
-        self._post_params()
 
-    def _handle(self, entry: Entry) -> None:
+    def _handle(self, entry: Entry, source: int) -> None:
         iteration, chunk, role = entry["iteration"], entry["chunk"], entry["role"]
         tell = self._mailbox.tell
         match entry["kind"]:

@@ -17,7 +17,13 @@ LEAST_SLICE = 1 << 18  # bytes; a smaller slice costs more messages than it take
 BLOCK = 1 << 20  # bytes of a coded block, at most
 BLOCKS = 4  # of a slice, at least, so that sending, summing and passing on overlap
 LEAST_BLOCK = 1 << 16  # bytes; a slice is not cut finer than that for the sake of overlap
+SMALLEST = 0.25  # of an equal share: where that is less than LEAST_SLICE, a smaller slice is not worth its messages
 HALVINGS = 60  # of the interval in which the time is looked for: shares to 12 digits and more
+
+
+def least_slice(itemsize: int) -> int:
+    """The least entries of a slice, for entries of so many bytes."""
+    return max(1, LEAST_SLICE // itemsize)
 
 
 class Slice(NamedTuple):
@@ -52,7 +58,7 @@ def make_slices(entries: int, parts: int, rates: Mapping[int, float], least: int
     while True:
         shares = _shares(parts, [rates[rank] / fastest for rank in ranks], others)
         smallest = min(shares)
-        if smallest * entries >= min(least, 0.99 * entries / len(rates)):  # 0.99: an equal share is large enough
+        if smallest * entries >= min(least, SMALLEST * entries / len(rates)):
             break
         ranks = [rank for rank, share in zip(ranks, shares, strict=True) if share > smallest]
     bounds = [round(entries * share) for share in accumulate(shares, initial=0.0)]

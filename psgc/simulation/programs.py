@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from psgc.aggregation.exchange import Arrived, Begin, Event, Exchange, Finish, Plan, Send, Sent, Sum
+from psgc.aggregation.map import Contributor
 from psgc.aggregation.slices import LEAST_SLICE, block_entries, make_slices
 from psgc.messages import RECORD
 from psgc.schedules import SCHEDULES
@@ -165,7 +166,9 @@ class _CodedAllreduce(_Coordinated):
     def _make_plan(self, contributors: Iterable[int]) -> Plan:
         rates, itemsize = dict.fromkeys(self._ranks, self.links.rate), self.links.itemsize
         slices = make_slices(self.entries, self.parts, rates, LEAST_SLICE // itemsize)
-        return Plan(self._ranks, [(rank, rank) for rank in contributors], slices, block_entries(slices, itemsize))
+        return Plan(
+            self._ranks, [Contributor(rank, rank, 0) for rank in contributors], slices, block_entries(slices, itemsize)
+        )
 
     def begin(self) -> None:
         for worker in self._queues:
@@ -196,15 +199,17 @@ class _CodedAllreduce(_Coordinated):
                     self.seconds = self.network.now
 
     def _send(self, rank: int, send: Send) -> None:
-        dest, number, role = send.dest, send.block, send.role
+        dest, number, contributor = send.dest, send.block, send.contributor
         block = self._plan.blocks[number]
-        size = (block.stop - block.start) * self.links.itemsize * (self.parts if role is None else 1)
+        size = (block.stop - block.start) * self.links.itemsize * (self.parts if contributor is None else 1)
         if self.by_symmetry:  # what rank 0 sends to `dest`, rank -dest sends to rank 0
             count, blocks = len(self._ranks), len(self._plan.blocks)
             number = (number - dest * (blocks // count)) % blocks
-            arrived = partial(self._handle, 0, Arrived(-dest % count, number, None if role is None else -dest % count))
+            source = -dest % count
+            contributor = contributor and Contributor(source, source, 0)
+            arrived = partial(self._handle, 0, Arrived(source, number, contributor))
         else:
-            arrived = partial(self._handle, dest, Arrived(rank, number, role))
+            arrived = partial(self._handle, dest, Arrived(rank, number, contributor))
         self.network.send(rank, dest, size, arrived, partial(self._handle, rank, Sent(send)))
 
     def _slice_is_summed(self, owners: Iterable[int]) -> None:

@@ -115,7 +115,7 @@ def _serve(
     )
     chunks = ChunkSource(run.dataset, plan.num_chunks, config.dtype, run.backend)
     costs = None if config.batch or config.stragglers.kind == "chunk_trace" else chunks.costs()
-    transport.start()
+    transport.start(from_everybody=config.aggregation == "allreduce")
     settings = ServerSettings(
         config=config,
         plan=plan,
@@ -138,7 +138,7 @@ def _serve(
             keeper.save_last()  # its thread writes while the rest is finished
             progress.close()
         seconds = time.monotonic() - began
-        summary = _summary(recorder, seconds, run, outcome)
+        summary = _summary(server, recorder, seconds, run, outcome)
         params = run.backend.to_host(server.params)
         # first, since a run that is interrupted may be killed soon; "evaluating" makes `psgc launch` wait
         with suppress(OSError):  # a checkpoint that is being written may take the room: what counts comes below
@@ -154,7 +154,7 @@ def _serve(
             loss = found.get("test_loss", 0.0)  # the only loss after the last step
             if not math.isfinite(loss):
                 outcome = _Outcome("failed", f"the held-out loss is {loss}", RunFailed.exit_code)
-            summary = _summary(recorder, seconds, run, outcome) | found
+            summary = _summary(server, recorder, seconds, run, outcome) | found
         if not writer.flush(CHECKPOINT_TIMEOUT):
             say(f"psgc: the last checkpoint is not in {directory / 'checkpoints'}", error=True)
         elif recorder.lacks_room:  # parameters and summary matter more than older checkpoints
@@ -231,7 +231,7 @@ def _snapshot(server: Server, run: Run, data: str, done: int, seconds: float) ->
     )
 
 
-def _summary(recorder: Recorder, seconds: float, run: Run, outcome: _Outcome) -> dict[str, Any]:
+def _summary(server: Server, recorder: Recorder, seconds: float, run: Run, outcome: _Outcome) -> dict[str, Any]:
     coding = run.config.coding
     settings = {
         "workers": run.plan.num_workers,
@@ -243,6 +243,8 @@ def _summary(recorder: Recorder, seconds: float, run: Run, outcome: _Outcome) ->
         "too_few_workers": outcome.too_few_workers,
         "exit_code": outcome.code,
     }
+    if server.replicas is not None:
+        settings["replicas"] = server.replicas
     return summarise(recorder, seconds, settings, outcome.status, outcome.reason)
 
 

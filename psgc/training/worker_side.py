@@ -1,10 +1,13 @@
 """A worker's side of `psgc train`: sets up the worker and runs it."""
 
+from typing import Any
+
 from psgc import config as configuration
 from psgc.backend import Backend, open_backend
 from psgc.config import Config
 from psgc.data import ChunkSource
 from psgc.errors import UserError
+from psgc.optimizer import make_optimizer
 from psgc.plan import Plan
 from psgc.problems import Problem, evaluate
 from psgc.training.ending import Ending
@@ -26,6 +29,7 @@ from psgc.workers.encoder import Encoder
 from psgc.workers.input_guard import InputGuard
 from psgc.workers.loop import WorkerLoop
 from psgc.workers.mailbox import Mailbox
+from psgc.workers.replicated import ReplicatedLoop
 from psgc.workers.state import WorkerState
 
 
@@ -69,11 +73,11 @@ def make_worker(
     first: int = 0,
 ) -> WorkerLoop:
     """The worker of this rank, for the same settings as the server's, in a run that begins with iteration `first`."""
-    transport.start()
-    combined = config.transfer == "combined"
+    transport.start(from_everybody=config.aggregation == "allreduce")
+    combined, shared = config.transfer == "combined", config.aggregation == "allreduce"
     encoder = Encoder(backend, plan.coding_matrix, problem.dim, config.dtype)
     every = config.verify.every if config.verify else 0
-    state = WorkerState(transport.rank, plan.queues[transport.rank], plan.num_chunks, combined, every)
+    state = WorkerState(transport.rank, plan.queues[transport.rank], plan.num_chunks, combined, every, shared)
     injector = make_injector(config, transport.rank)
     mailbox = Mailbox(state, encoder, transport.wake)
     slow = config.stragglers
@@ -94,17 +98,21 @@ def make_worker(
         Trial(first, tried.get(transport.rank), frozenset(tried.values())),
     )
     silence = min(1.0, config.faults.collect_timeout / 4)
-    return WorkerLoop(
-        transport,
-        mailbox,
-        encoder,
-        compute,
-        backend,
-        problem.dim,
-        config.dtype,
-        silence,
-        injector,
-        first,
-        plan.num_chunks if config.verify else 0,  # with `verify`, roles are numbered after the chunks
-        config.faults.collect_timeout,
-    )
+    arguments: dict[str, Any] = {
+        "transport": transport,
+        "mailbox": mailbox,
+        "encoder": encoder,
+        "compute": compute,
+        "backend": backend,
+        "dim": problem.dim,
+        "dtype": config.dtype,
+        "silence": silence,
+        "injector": injector,
+        "first": first,
+        "first_role": plan.num_chunks if config.verify else 0,  # with `verify`, roles are numbered after the chunks
+        "long": config.faults.collect_timeout,
+    }
+    if not shared:
+        return WorkerLoop(**arguments)
+    optimizer = make_optimizer(config.optimizer)
+    return ReplicatedLoop(**arguments, coding_matrix=plan.coding_matrix, optimizer=optimizer, last=config.iterations)

@@ -223,11 +223,15 @@ class Receives:
         """
         self._deaths.forgive(error, statuses)
         filled, cut_off = [], []
-        complete = iter([status for status in statuses if status.Get_error() == MPI.SUCCESS])
+        complete = iter([status for status in statuses if status.Get_error() != MPI.ERR_PROC_FAILED_PENDING])
         whole = len(statuses) == len(self._posted)  # else the death came in the middle of Testsome: see the next poll
         for index, posted in enumerate(self._posted):
             if posted.request == MPI.REQUEST_NULL:
-                filled.append((posted.buffer, next(complete)))
+                status = next(complete)
+                if status.Get_error() == MPI.SUCCESS:
+                    filled.append((posted.buffer, status))
+                else:  # its sender died before all of it was here
+                    cut_off.append(posted.buffer)
             elif whole and (source := statuses[index].Get_source()) != MPI.ANY_SOURCE:
                 if self._test(posted.request, status := MPI.Status()):
                     filled.append((posted.buffer, status))

@@ -98,7 +98,8 @@ class Transport:
         """
         senders = range(self.size) if self.rank == 0 or from_everybody else [0]
         is_woken = self._bell.works and all(map(self._is_near, senders))
-        self._backoff = Backoff(SHORTEST if not is_woken else BELL if self.rank else LONGEST)
+        crowded = from_everybody and sum(map(self._is_near, senders)) > len(os.sched_getaffinity(0))
+        self._backoff = Backoff(SHORTEST if not is_woken else BELL if self.rank else LONGEST, crowded)
         self._receives.start()
 
     # messages

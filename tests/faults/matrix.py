@@ -17,8 +17,9 @@ import yaml
 from psgc.data import write_dense
 from psgc.server.failure_detector import PATIENCE
 
-TRANSFERS = ("per_chunk", "combined")
+TRANSFERS = ("per_chunk", "combined", "allreduce")  # the last one is combined, with that aggregation
 CLOSE = 1e-10  # largest difference of a parameter: the rounding of sums in another order
+KEEPING = ("combined", "allreduce")  # transfers with which workers keep what they have committed
 DIED, SILENT = "its process died", "not heard for "
 BUSY = 5.0  # seconds that this machine may be at other things
 FEATURES = 5000  # 40 kB a vector: more than MPI sends off without asking the receiver first
@@ -46,6 +47,11 @@ class Case:
         return self.kind in ("kill", "raise")
 
     @property
+    def of_owners(self) -> bool:
+        """Whether it befalls a worker that sums slices for others."""
+        return self.transfers == ("allreduce",)
+
+    @property
     def returns(self) -> bool:
         return self.seconds is not None
 
@@ -61,13 +67,19 @@ CASES = (
     Case("SIGKILL of two at once", "kill", "gradient", DIED, workers=2),
     Case("SIGKILL before a report", "kill", "before_report", DIED),
     Case("SIGKILL between report and commit", "kill", "after_report", DIED),
-    Case("SIGKILL between commit and collect", "kill", "after_commit", DIED, transfers=("combined",)),
+    Case("SIGKILL between commit and collect", "kill", "after_commit", DIED, transfers=KEEPING),
     Case("SIGKILL while sending", "kill", "sending", DIED),
+    Case("SIGKILL of an owner while summing", "kill", "summing", DIED, transfers=("allreduce",)),
+    Case("SIGKILL of two owners while summing", "kill", "summing", DIED, workers=2, transfers=("allreduce",)),
+    Case("SIGKILL of an owner, sum sent to half", "kill", "passing_on", DIED, transfers=("allreduce",)),
+    Case("SIGKILL of an owner, sum sent to all", "kill", "passed_on", DIED, transfers=("allreduce",)),
     Case("exception in a gradient", "raise", reason="RuntimeError: a fault on purpose"),
     Case("SIGSTOP then SIGCONT", "stop", seconds=2.0),
     Case("interpreter lock held", "hold", seconds=2.0),
     Case("SIGSTOP", "stop"),
-    Case("SIGSTOP between commit and collect", "stop", "after_commit", transfers=("combined",)),
+    Case("SIGSTOP between commit and collect", "stop", "after_commit", transfers=KEEPING),
+    Case("SIGSTOP of an owner while summing", "stop", "summing", transfers=("allreduce",)),
+    Case("SIGSTOP of an owner, sum sent to half", "stop", "passing_on", transfers=("allreduce",)),
     Case("os._exit(3)", "exit"),
     Case("gradient that never returns", "hang", reason="its gradient does not return"),
 )
@@ -128,7 +140,8 @@ def config_text(settings: Settings, planned: Sequence[Planned], output: str) -> 
                 "replication": settings.replication,
                 "parts": settings.parts,
             },
-            "transfer": settings.transfer,
+            "aggregation": "allreduce" if settings.transfer == "allreduce" else "server",
+            "transfer": "auto" if settings.transfer == "allreduce" else settings.transfer,
             "checkpoint": {"every": 5},
             "stragglers": {"kind": "slow", "seconds": {"all": settings.chunk_seconds}},
             "faults": {

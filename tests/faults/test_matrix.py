@@ -12,6 +12,7 @@ import pytest
 
 from tests.faults.matrix import (
     BUSY,
+    KEEPING,
     TRANSFERS,
     Outcome,
     Planned,
@@ -54,13 +55,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("parts", [1, 2])
-@pytest.mark.parametrize("transfer", TRANSFERS)
-def test_a_run_survives_every_fault_and_stays_exact(folder: Path, transfer: str, parts: int) -> None:
+@pytest.mark.parametrize(
+    ("transfer", "of_owners"), [*((transfer, False) for transfer in TRANSFERS), ("allreduce", True)]
+)
+def test_a_run_survives_every_fault_and_stays_exact(folder: Path, transfer: str, of_owners: bool, parts: int) -> None:
     how = settings(transfer, parts)
-    silent = plan([case for case in cases(transfer) if not case.at_once], first=3, gap=2)
-    at_once = [case for case in cases(transfer) if case.at_once]
+    chosen = [case for case in cases(transfer) if case.of_owners == of_owners]
+    silent = plan([case for case in chosen if not case.at_once], first=3, gap=2)
+    at_once = [case for case in chosen if case.at_once]
     planned = silent + plan(at_once, first=LATER, gap=2, rank=silent[-1].ranks[-1] + 1)
-    output = f"{transfer}-{parts}"
+    output = f"{transfer}-{parts}-{of_owners}"
     finished = launched(folder, how, planned, output, WORKERS)
     assert finished.returncode == 0, finished.said
     assert not finished.orphans, finished.said
@@ -68,7 +72,7 @@ def test_a_run_survives_every_fault_and_stays_exact(folder: Path, transfer: str,
     assert complaints(planned, how, outcome, np.load(folder / "undisturbed/params.npy")) == [], finished.said
 
     waiting = [p for p in planned if p.case.withholds]
-    assert len(waiting) == (transfer == "combined")
+    assert len(waiting) == (transfer in KEEPING and not of_owners)
     for p in waiting:  # what a worker withholds is waited for
         assert COLLECT_TIMEOUT - 0.1 < outcome.iterations[p.iteration] < COLLECT_TIMEOUT + BUSY
         del outcome.waited[p.iteration]

@@ -115,7 +115,7 @@ class Node(WorkerLoop):
             assert not self.state.held, "a chunk of an older iteration is still held"
             assert self.alive() == 0, "gradients of an older iteration are still in memory"
 
-    def _handle(self, entry: Any) -> None:
+    def _handle(self, entry: Any, source: int = 0) -> None:
         kind, iteration, chunk = Kind(entry["kind"]), int(entry["iteration"]), int(entry["chunk"])
         what = (iteration, chunk)
         self.waiting = False
@@ -134,7 +134,7 @@ class Node(WorkerLoop):
         if kind in (Kind.QUEUE, Kind.NEXT, Kind.INVALIDATE):
             self.redirected = max(self.redirected, iteration)
             self.collected = -1 if self.collected == iteration else self.collected
-        super()._handle(entry)
+        super()._handle(entry, source)
         if kind == Kind.DISCARD:
             assert iteration != self.state.iteration or chunk not in self.state.held
         if kind == Kind.COLLECT:

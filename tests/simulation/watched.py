@@ -91,8 +91,8 @@ class Watch:
         """A new coordinator that knows what the schedule has learnt, and nothing else."""
         schedule = self.schedule.recipe()  # type: ignore[attr-defined]
         schedule.inherit(self.schedule)
-        *settings, checks = self.settings
-        return Coordinator(self.it.membership, schedule, *settings, Checks(checks.every))
+        combined, tolerated, checks, shared = self.settings
+        return Coordinator(self.it.membership, schedule, combined, tolerated, Checks(checks.every), shared)
 
     # events
 

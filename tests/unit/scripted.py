@@ -67,7 +67,7 @@ class Transport:
     def gather(self, text: str, doing: str = "") -> list[str]:
         return [text] * self.size
 
-    def start(self) -> None:
+    def start(self, from_everybody: bool = False) -> None:
         pass
 
     def kill(self, rank: int) -> bool:

@@ -8,12 +8,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from psgc.aggregation.exchange import WINDOW, Arrived, Begin, Exchange, Finish, Plan, Send, Sent, Sum
+from psgc.aggregation.map import Contributor
 from psgc.aggregation.slices import Slice, make_slices
 from tests.unit.refusal import refused
 
 
 def equal_plan(ranks, contributors, entries, most):
     return Plan(ranks, contributors, make_slices(entries, 1, dict.fromkeys(ranks, 1.0)), most)
+
+
+def own(rank, role=None):
+    return Contributor(rank, role or rank, 0)
 
 
 def begun(plan, rank):
@@ -26,7 +31,7 @@ def plans(draw):
     """Some ranks contribute nothing, some in several roles, some own nothing, some own several slices."""
     ranks = draw(st.lists(st.integers(0, 9), min_size=1, max_size=6, unique=True))
     roles = draw(st.lists(st.integers(1, 20), min_size=1, max_size=6, unique=True))
-    contributors = [(draw(st.sampled_from(ranks)), role) for role in roles]
+    contributors = [Contributor(draw(st.sampled_from(ranks)), role, draw(st.integers(0, 1))) for role in roles]
     bounds = sorted({0, *draw(st.lists(st.integers(1, 12), min_size=1, max_size=5))})
     slices = [Slice(draw(st.sampled_from(ranks)), a, b) for a, b in pairwise(bounds)]
     return Plan(ranks, contributors, slices, draw(st.integers(1, 5)))
@@ -37,18 +42,18 @@ class Ranks:
 
     def __init__(self, plan, choose):
         self.plan, self.choose = plan, choose
-        self.exchanges = {rank: Exchange(plan, rank) for rank in plan.live}
-        self.possible = [(rank, Begin()) for rank in plan.live]
+        self.exchanges = {rank: Exchange(plan, rank) for rank in plan.receivers}
+        self.possible = [(rank, Begin()) for rank in plan.receivers]
         self.sending = Counter()
-        self.held = {rank: set() for rank in plan.live}  # (block, role) that it could sum
-        self.gradient = {rank: Counter() for rank in plan.live}  # how often it got a block
+        self.held = {rank: set() for rank in plan.receivers}  # (block, role) that it could sum
+        self.gradient = {rank: Counter() for rank in plan.receivers}  # how often it got a block
         self.finished = Counter()
         self.begun = set()
 
     def run(self):
         while self.possible:
             if self.choose(20) == 0:
-                self.illegal(self.plan.live[self.choose(len(self.plan.live))])
+                self.illegal(self.plan.receivers[self.choose(len(self.plan.receivers))])
             self.happen(*self.possible.pop(self.choose(len(self.possible))))
 
     def happen(self, rank, event):
@@ -56,7 +61,7 @@ class Ranks:
         match event:
             case Begin():
                 self.begun.add(rank)
-                self.held[rank] |= {(b, role) for b in blocks for who, role in self.plan.contributors if who == rank}
+                self.held[rank] |= {(b, one) for b in blocks for one in self.plan.contributors if one.rank == rank}
             case Arrived(_, block, None):
                 self.gradient[rank][block] += 1
             case Arrived(_, block, role):
@@ -68,7 +73,7 @@ class Ranks:
             match instruction:
                 case Sum(block, roles):
                     assert self.plan.blocks[block].owner == rank
-                    assert list(roles) == sorted(role for _, role in self.plan.contributors)
+                    assert list(roles) == sorted(self.plan.contributors, key=lambda one: one.role)
                     assert all((block, role) in self.held[rank] for role in roles)
                     self.gradient[rank][block] += 1
                 case Finish():
@@ -81,7 +86,7 @@ class Ranks:
 
     def send(self, rank, dest, block, role):
         assert rank in self.begun
-        assert dest in self.plan.live
+        assert dest in self.plan.receivers
         assert dest != rank
         has = self.gradient[rank][block] if role is None else (block, role) in self.held[rank]
         assert has, "sends what it does not have"
@@ -96,10 +101,11 @@ class Ranks:
         with refused(exchange):
             exchange.handle(Sent(Send(rank, 0, None)))
         for source in (rank, 99):
-            for role in (None, 1):
+            for role in (None, Contributor(source, 1, 9)):
                 with refused(exchange):
                     exchange.handle(Arrived(source, 0, role))
-        source, role = self.plan.contributors[self.choose(len(self.plan.contributors))]
+        role = self.plan.contributors[self.choose(len(self.plan.contributors))]
+        source = role.rank
         for block in (-1, 0, len(self.plan.blocks) - 1, len(self.plan.blocks)):
             known = 0 <= block < len(self.plan.blocks)
             owner = self.plan.blocks[block].owner if known else 99
@@ -110,7 +116,7 @@ class Ranks:
             if not known or owner == rank or self.gradient[rank][block]:
                 with refused(exchange):
                     exchange.handle(Arrived(owner, block, None))
-            not_under_way = Send(self.plan.live[0], block, role)
+            not_under_way = Send(self.plan.receivers[0], block, role)
             if not_under_way not in under_way:
                 with refused(exchange):
                     exchange.handle(Sent(not_under_way))
@@ -126,41 +132,41 @@ def test_in_any_order_every_rank_gets_every_block_once_and_nobody_waits_for_ever
     ranks = Ranks(plan, lambda n: next(numbers) % n)
     ranks.run()
     assert all(exchange.is_done for exchange in ranks.exchanges.values())
-    assert ranks.finished == Counter(plan.live)
+    assert ranks.finished == Counter(plan.receivers)
 
 
 def test_sends_are_staggered_and_first_blocks_go_first():
-    plan = equal_plan(range(4), [(rank, rank) for rank in range(4)], entries=8, most=1)
+    plan = equal_plan(range(4), [own(rank) for rank in range(4)], entries=8, most=1)
     assert [(send.dest, send.block) for send in plan.coded_sends(2)] == [(3, 6), (0, 0), (1, 2), (3, 7), (0, 1), (1, 3)]
     assert plan.others(2) == [3, 0, 1]
 
 
 def test_sends_are_staggered_by_owner_wherever_the_slices_lie():
-    plan = Plan(range(4), [(0, 0)], [Slice(3, 0, 1), Slice(1, 1, 2), Slice(2, 2, 3)], 1)
+    plan = Plan(range(4), [own(0)], [Slice(3, 0, 1), Slice(1, 1, 2), Slice(2, 2, 3)], 1)
     assert [send.dest for send in plan.coded_sends(0)] == [1, 2, 3]
 
 
 def test_a_rank_with_two_roles_sends_both():
-    plan = equal_plan([0, 1], [(1, 1), (1, 5)], entries=2, most=1)
-    assert [*plan.coded_sends(1)] == [Send(0, 0, 1), Send(0, 0, 5)]
+    plan = equal_plan([0, 1], [own(1), own(1, 5)], entries=2, most=1)
+    assert [*plan.coded_sends(1)] == [Send(0, 0, own(1)), Send(0, 0, own(1, 5))]
     assert [*plan.coded_sends(0)] == []
 
 
 def test_blocks_of_accumulators_go_before_blocks_of_the_gradient():
-    plan = equal_plan([1, 2, 3], [(1, 1), (2, 2), (3, 3)], entries=6, most=1)
+    plan = equal_plan([1, 2, 3], [own(1), own(2), own(3)], entries=6, most=1)
     exchange, first = begun(plan, 1)
-    assert first == [Send(2, 2, 1), Send(3, 4, 1)]
-    assert exchange.handle(Arrived(2, 0, 2)) == []
-    assert exchange.handle(Arrived(3, 0, 3)) == [Sum(0, (1, 2, 3))]
-    left = [Send(2, 3, 1), Send(3, 5, 1), Send(2, 0, None), Send(3, 0, None)]
+    assert first == [Send(2, 2, own(1)), Send(3, 4, own(1))]
+    assert exchange.handle(Arrived(2, 0, own(2))) == []
+    assert exchange.handle(Arrived(3, 0, own(3))) == [Sum(0, (own(1), own(2), own(3)))]
+    left = [Send(2, 3, own(1)), Send(3, 5, own(1)), Send(2, 0, None), Send(3, 0, None)]
     for ended, follows in zip([*first, *left], [*left, None, None], strict=True):
         assert exchange.handle(Sent(ended)) == ([follows] if follows else [])
 
 
 def test_nothing_is_sent_before_begin_but_what_arrives_is_summed():
-    plan = equal_plan([0, 1], [(1, 1)], entries=2, most=1)
+    plan = equal_plan([0, 1], [own(1)], entries=2, most=1)
     exchange = Exchange(plan, 0)
-    assert exchange.handle(Arrived(1, 0, 1)) == [Sum(0, (1,))]
+    assert exchange.handle(Arrived(1, 0, own(1))) == [Sum(0, (own(1),))]
     assert exchange.handle(Arrived(1, 1, None)) == [Finish()]
     assert not exchange.is_done
     assert exchange.handle(Begin()) == [Send(1, 0, None)]
@@ -171,12 +177,12 @@ def test_nothing_is_sent_before_begin_but_what_arrives_is_summed():
 
 
 def test_a_single_rank_sums_and_has_finished():
-    _, instructions = begun(equal_plan([3], [(3, 3), (3, 4)], entries=2, most=1), 3)
-    assert instructions == [Sum(0, (3, 4)), Sum(1, (3, 4)), Finish()]
+    _, instructions = begun(equal_plan([3], [own(3), own(3, 4)], entries=2, most=1), 3)
+    assert instructions == [Sum(0, (own(3), own(3, 4))), Sum(1, (own(3), own(3, 4))), Finish()]
 
 
 def test_an_error_lists_the_events_before_it():
-    exchange, _ = begun(equal_plan([0, 1], [(1, 1)], entries=2, most=1), 0)
+    exchange, _ = begun(equal_plan([0, 1], [own(1)], entries=2, most=1), 0)
     with refused(exchange):
         exchange.handle(Begin())
     with pytest.raises(ValueError, match="not in tuple"):
@@ -187,14 +193,13 @@ def test_an_error_lists_the_events_before_it():
 @pytest.mark.parametrize(
     ("live", "contributors", "slices", "said"),
     [
-        ([0, 1], [], [Slice(0, 0, 4)], "expected contributors with different roles"),
-        ([0, 1], [(0, 2), (1, 2)], [Slice(0, 0, 4)], "expected contributors with different roles"),
-        ([0, 1], [(2, 2)], [Slice(0, 0, 4)], r"ranks \[2\] contribute or own, but are not live"),
-        ([0, 1], [(1, 1)], [Slice(3, 0, 4)], r"ranks \[3\] contribute or own, but are not live"),
-        ([0, 1], [(1, 1)], [], "expected slices that follow each other"),
-        ([0, 1], [(1, 1)], [Slice(0, 1, 4)], "expected slices that follow each other"),
-        ([0, 1], [(1, 1)], [Slice(0, 0, 4), Slice(1, 5, 6)], "expected slices that follow each other"),
-        ([0, 1], [(1, 1)], [Slice(0, 0, 0)], "expected slices that follow each other"),
+        ([0, 1], [], [Slice(0, 0, 4)], "expected different contributors"),
+        ([0, 1], [own(1), own(1)], [Slice(0, 0, 4)], "expected different contributors"),
+        ([0, 1], [own(2)], [Slice(0, 0, 4)], r"ranks \[2\] contribute or own, but are not receivers"),
+        ([0, 1], [own(1)], [Slice(3, 0, 4)], r"ranks \[3\] contribute or own, but are not receivers"),
+        ([0, 1], [own(1)], [], "expected slices in the order"),
+        ([0, 1], [own(1)], [Slice(0, 0, 4), Slice(1, 3, 6)], "expected slices in the order"),
+        ([0, 1], [own(1)], [Slice(0, 0, 0)], "expected slices that are not empty"),
     ],
 )
 def test_a_plan_that_does_not_fit_together_is_refused(live, contributors, slices, said):

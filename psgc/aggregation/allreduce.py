@@ -1,0 +1,155 @@
+"""What every rank does with `aggregation: allreduce`: it exchanges blocks with the others, and its replica follows."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from psgc.aggregation.blocks import Accumulators, Blocks
+from psgc.aggregation.map import Map
+from psgc.aggregation.pool import Pool
+from psgc.aggregation.replica import Replica, Snapshot
+from psgc.aggregation.state_messages import State
+from psgc.aggregation.state_transfer import Giver, Receiver
+from psgc.backend import Array, Backend, part_length
+from psgc.config import Step
+from psgc.errors import ProtocolError
+from psgc.messages import unpack_block
+from psgc.optimizer import Optimizer
+from psgc.transport import Transport, Vector
+
+CHECKED = 16  # the digest of the parameters is computed at every so many iterations
+
+
+class AllReduce:
+    """One rank's part. coding_matrix: R, (num_workers, parts); dim: entries of the gradient.
+
+    last: the iteration that the run ends before.
+    have: called with iteration, attempt and number of each slice that is here.
+    behind: called with the iteration that this rank cannot follow, until the state of another one is here.
+    at: called at steps of the protocol at which faults can be injected.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        backend: Backend,
+        coding_matrix: np.ndarray,
+        dim: int,
+        dtype: Any,
+        optimizer: Optimizer,
+        last: int,
+        have: Callable[[int, int, int], object] = lambda *_: None,
+        behind: Callable[[int], object] = lambda _: None,
+        at: Callable[[Step, int], object] = lambda *_: None,
+    ) -> None:
+        self._transport, self._last = transport, last
+        self.replica = Replica(optimizer, backend, transport.wake)
+        self._pool = Pool(backend, dim, coding_matrix.shape[1], dtype)
+        self._blocks = Blocks(transport, self._pool, backend, coding_matrix, dim, self._step, have, behind, at)
+        self._giver = Giver(transport, self._pool, backend)
+        self._receiver = Receiver(self._pool, backend, dim)
+        self._to_give: dict[int, int] = {}  # receiver -> iteration whose state it is to be given
+        self.entries = part_length(dim, coding_matrix.shape[1])  # of the coded vector
+
+    def open(self) -> None:
+        """Be ready for blocks."""
+        self._pool.open(self._transport)
+
+    def start(self, iteration: int, params: Array) -> None:
+        """The replica begins here: `params` (dim,), and the optimizer as it is."""
+        self.replica.start(iteration, params)
+        self._blocks.loaded(iteration)
+
+    @property
+    def steps(self) -> int:
+        """The iteration that the replica is at; -1 when it has no parameters yet."""
+        return self._blocks.participant.steps
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether something is left to be sent, or awaited."""
+        return self._blocks.is_busy or self._giver.is_busy
+
+    def gradient(self, iteration: int) -> Array:
+        """(dim,): the gradient, as far as it is here."""
+        return self._blocks.gradient(iteration)
+
+    def digest(self) -> bytes:
+        """Of the parameters, 16 bytes, at the iterations at which replicas are compared; else nothing."""
+        return self.replica.digest() if self._is_checked(self.steps) else b""
+
+    # what comes
+
+    def arrived(self, message: Vector) -> None:
+        """A block has come. Raises ProtocolError when no correct rank sends it."""
+        name = unpack_block(message.chunk)
+        if message.iteration < 0 or message.length > self._pool.room:
+            raise ProtocolError(f"a block of {message.length} entries, of iteration {message.iteration}")
+        buffer = self._pool.receive(self._transport, message.buffer)
+        if name.is_state:
+            self._receiver.arrived(message.iteration, name, buffer)
+        else:
+            self._blocks.arrived(message.source, message.iteration, name, buffer)
+
+    def mapped(self, map: Map, accumulators: Accumulators) -> None:
+        """A map has come. accumulators: of this rank; they stay as they are until the iteration is closed."""
+        if not map.attempt:
+            self._giver.skipped(map.iteration, map.receivers)
+        self._blocks.mapped(map, accumulators)
+
+    def closed(self, iteration: int, others: dict[int, int]) -> None:
+        """The gradient of `iteration` is made of version 0 of each slice; others: version by slice where it is not."""
+        self._blocks.closed(iteration, others)
+
+    def left(self, rank: int) -> None:
+        """`rank` takes no part any more."""
+        self._to_give.pop(rank, None)
+        self._giver.stop(rank, left=True)
+        self._blocks.left(rank)
+
+    def give(self, dest: int, iteration: int) -> None:
+        """Send `dest` the state of the replica at the beginning of `iteration`, once it is there."""
+        self._to_give[dest] = iteration
+
+    def announced(self, state: State) -> None:
+        """The numbers of a state that this rank is given are here."""
+        self._receiver.announced(state)
+
+    def poll(self) -> bool:
+        """Go on. Whether the replica is at another iteration than before. Raises what a step raises."""
+        self._blocks.poll()
+        has_moved = self.replica.poll()
+        if has_moved:
+            self._blocks.stepped()
+        if not self.replica.is_stepping:
+            has_moved = self._load() or has_moved
+            self._give()
+        self._giver.poll()
+        return has_moved
+
+    # what follows
+
+    def _step(self, iteration: int, gradient: Array) -> None:
+        self.replica.step(gradient, digest=self._is_checked(iteration + 1))
+
+    def _is_checked(self, iteration: int) -> bool:
+        return iteration % CHECKED == 0 or iteration == self._last
+
+    def _load(self) -> bool:
+        """Whether a state that this rank waited for is here."""
+        if (found := self._receiver.complete()) is None or found[0] <= self.steps:
+            return False
+        iteration, vectors, numbers = found
+        self.replica.load(Snapshot(iteration, tuple(vectors), numbers))
+        self._blocks.loaded(iteration)
+        return True
+
+    def _give(self) -> None:
+        for dest, iteration in [*self._to_give.items()]:
+            if self.steps < iteration:
+                continue
+            del self._to_give[dest]
+            if self.steps == iteration:
+                snapshot = self.replica.snapshot()
+                self._giver.give(dest, iteration, [*snapshot.vectors], snapshot.numbers)

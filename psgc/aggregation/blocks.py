@@ -1,0 +1,241 @@
+"""The coded all-reduce of one rank over MPI: carries out what its `Participant` says, on arrays.
+
+Every block that is sent lies in a buffer of its own, with its stamp behind it: an accumulator is copied into one block
+by block, a block of the gradient is summed into one. So accumulators are never tied up by MPI. Buffers are used again
+and again. One that was being sent to a rank that has left is not, since that rank may still read it one day.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from psgc.aggregation import participant as part
+from psgc.aggregation.exchange import Send
+from psgc.aggregation.map import Contributor, Map
+from psgc.aggregation.participant import Participant
+from psgc.aggregation.pool import Pool
+from psgc.aggregation.slices import Block, block_entries
+from psgc.backend import Array, Backend, copy, part_length
+from psgc.config import Step
+from psgc.messages import BlockName, pack_block, stamp
+from psgc.transport import Transport
+
+LONG = 4.0  # times what sends usually take, after which the destination is held
+LEAST_LONG = 0.05  # seconds
+
+Name = tuple[int, int, int, Contributor | None]  # iteration, attempt, block; and whose accumulator, or the gradient
+Accumulators = Mapping[tuple[int, int], Array]  # (role, serial) -> (part_length,)
+
+
+@dataclass(slots=True)
+class _Sending:
+    """event: what follows when it has ended; is_needed: whether its buffer is needed after that."""
+
+    handle: Any
+    event: part.Sent
+    buffer: Array
+    is_needed: bool
+    since: float
+
+
+class Blocks:
+    """coding_matrix: R, (num_workers, parts); dim: entries of the gradient.
+
+    step: called with an iteration and its gradient (dim,), which stays as it is until `stepped`.
+    have: called with iteration, attempt and number of each slice that is here.
+    behind: called with the iteration that this rank cannot follow.
+    at: called at steps at which faults can be injected.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        pool: Pool,
+        backend: Backend,
+        coding_matrix: np.ndarray,
+        dim: int,
+        step: Callable[[int, Array], object],
+        have: Callable[[int, int, int], object],
+        behind: Callable[[int], object],
+        at: Callable[[Step, int], object],
+    ) -> None:
+        self._transport, self._pool, self._backend = transport, pool, backend
+        self._dtype = pool.dtype
+        self._rows = coding_matrix.astype(self._dtype)
+        self._parts = coding_matrix.shape[1]
+        self._dim, self._entries, self._columns = dim, part_length(dim, self._parts), dim // self._parts
+        self._step, self._have, self._behind, self._at = step, have, behind, at
+        self.participant = Participant(transport.rank)
+        self._accumulators: Accumulators = {}  # of the newest map
+        self._buffers: dict[Name, Array] = {}
+        self._sendings: list[_Sending] = []
+        self._gradients: dict[int, Array] = {}
+        self._spare: list[Array] = []  # gradients that are not used
+        self._usual = 0.0  # seconds that a send takes
+
+    # what happens
+
+    def mapped(self, map: Map, accumulators: Accumulators) -> None:
+        """A map has come. accumulators: of this rank; they stay as they are until the iteration is closed."""
+        self._accumulators = accumulators
+        for rank in map.receivers:
+            self._transport.remember(rank)
+        self._bring(part.Mapped(map, block_entries(map.slices, self._dtype.itemsize)))
+
+    def arrived(self, source: int, iteration: int, name: BlockName, buffer: Array) -> None:
+        """A block is here, in a buffer of the pool. Raises ProtocolError when no correct rank sends it."""
+        contributor = Contributor(source, name.role, name.serial) if name.role else None
+        self._buffers[iteration, name.attempt, name.block, contributor] = buffer
+        self._bring(part.Arrived(source, iteration, name.attempt, name.block, contributor))
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether something is left to be sent, or awaited."""
+        return bool(self._sendings) or self.participant.is_busy
+
+    def closed(self, iteration: int, others: dict[int, int]) -> None:
+        """The gradient is made of version 0 of each slice; others: version by slice where it is not."""
+        self._bring(part.Closed(iteration, others))
+
+    def stepped(self) -> None:
+        """The step that was to be made is made."""
+        self._spare.append(self._gradients.pop(self.participant.steps))
+        self._bring(part.Stepped())
+
+    def loaded(self, iteration: int) -> None:
+        """The replica is at the beginning of `iteration`."""
+        for past in [past for past in self._gradients if past < iteration]:
+            self._spare.append(self._gradients.pop(past))
+        self._bring(part.Loaded(iteration))
+
+    def left(self, rank: int) -> None:
+        """`rank` takes no part any more."""
+        self._transport.forget(rank)
+        for sending in self._sendings:
+            if sending.event.send.dest == rank:
+                self._pool.abandon(sending.buffer)
+        self._bring(part.Left(rank))
+
+    def poll(self) -> None:
+        """Go on with what has been sent, and past destinations that take long."""
+        now = time.monotonic()
+        long = max(LEAST_LONG, LONG * self._usual)
+        sendings, self._sendings = self._sendings, []
+        ended: list[_Sending] = []
+        for sending in sendings:
+            (ended if sending.handle.is_done else self._sendings).append(sending)
+        for sending in ended:
+            took = now - sending.since
+            self._usual += (min(took, long) - self._usual) / 16
+            if not sending.is_needed:
+                self._pool.give_back(sending.buffer)
+            if took < long:
+                self._bring(part.Held(sending.event.send.dest, False))
+            self._bring(sending.event)
+        for dest in {sending.event.send.dest for sending in self._sendings if now - sending.since > long}:
+            self._bring(part.Held(dest))
+
+    # what follows
+
+    def _bring(self, event: part.Event) -> None:
+        for instruction in self.participant.handle(event):
+            match instruction:
+                case part.SendBlock(iteration, attempt, send):
+                    self._send(iteration, attempt, send)
+                case part.SumBlock(iteration, attempt, number, contributors):
+                    self._sum(iteration, attempt, number, contributors)
+                case part.Place(iteration, attempt, number):
+                    self._place(iteration, attempt, number)
+                case part.Drop():
+                    assert isinstance(event, part.Arrived)
+                    self._release(event.iteration, event.attempt, event.block, event.contributor)
+                case part.Have(iteration, attempt, number):
+                    self._have(iteration, attempt, number)
+                case part.Step(iteration):
+                    self._step(iteration, self.gradient(iteration))
+                case part.FallBehind(iteration):
+                    self._behind(iteration)
+                case part.Forget(iteration, attempt):
+                    self._forget(iteration, attempt)
+
+    def _send(self, iteration: int, attempt: int, send: Send) -> None:
+        """The block of an accumulator is copied now, that of the gradient is ready."""
+        block, contributor = self.participant.block(iteration, attempt, send.block), send.contributor
+        entries = self._size(block)
+        if contributor is None:
+            buffer, entries = self._buffers[iteration, attempt, send.block, None], self._parts * entries
+        else:
+            buffer = self._pool.take()
+            accumulator = self._accumulators[contributor.role, contributor.serial]
+            copy(self._backend, buffer[:entries], accumulator[block.start : block.stop])
+            name = BlockName(attempt, contributor.serial, contributor.role, send.block)
+            stamp(self._pool.message(buffer, entries), iteration, pack_block(name))
+        handle = self._transport.send_vector(send.dest, self._pool.message(buffer, entries))
+        sent = part.Sent(iteration, attempt, send)
+        self._at("sending" if contributor else "passing_on", iteration)
+        self._sendings.append(_Sending(handle, sent, buffer, contributor is None, time.monotonic()))
+
+    def _sum(self, iteration: int, attempt: int, number: int, contributors: Iterable[Contributor]) -> None:
+        """Part k of the block is the sum over contributors j of R[j, k] y_j."""
+        block = self.participant.block(iteration, attempt, number)
+        size, buffer = self._size(block), self._pool.take()
+        whole = buffer[: self._parts * size]
+        work = whole if isinstance(whole, self._backend.xp.ndarray) else self._backend.xp.empty(whole.size, self._dtype)
+        work[:] = 0
+        for contributor in contributors:
+            if contributor.rank == self._transport.rank:
+                coded = self._accumulators[contributor.role, contributor.serial][block.start : block.stop]
+            else:
+                coded = self._backend.asarray(self._buffers[iteration, attempt, number, contributor][:size])
+            self._backend.combine(
+                work.reshape(self._parts, size), self._rows[contributor.role - 1][:, None], coded[None]
+            )
+            if contributor.rank != self._transport.rank:
+                self._release(iteration, attempt, number, contributor)
+        if work is not whole:
+            copy(self._backend, whole, work)
+        stamp(self._pool.message(buffer, whole.size), iteration, pack_block(BlockName(attempt, 0, 0, number)))
+        self._buffers[iteration, attempt, number, None] = buffer
+        self._at("summing", iteration)
+
+    def _place(self, iteration: int, attempt: int, number: int) -> None:
+        block, gradient = self.participant.block(iteration, attempt, number), self.gradient(iteration)
+        buffer, size = self._buffers[iteration, attempt, number, None], self._size(block)
+        stop = min(block.stop, self._columns)
+        for row in range(self._parts):
+            start = row * self._columns
+            copy(
+                self._backend,
+                gradient[start + block.start : start + stop],
+                buffer[row * size : row * size + stop - block.start],
+            )
+        if block.stop > self._columns:  # the last column, of the entries that are left over
+            rest = gradient[self._parts * self._columns :]
+            copy(self._backend, rest, buffer[size - 1 : self._parts * size : size][: rest.size])
+        if block.owner != self._transport.rank:
+            self._release(iteration, attempt, number, None)
+
+    def gradient(self, iteration: int) -> Array:
+        """(dim,): the gradient, as far as it is here."""
+        if iteration not in self._gradients:
+            self._gradients[iteration] = (
+                self._spare.pop() if self._spare else self._backend.xp.empty(self._dim, self._dtype)
+            )
+        return self._gradients[iteration]
+
+    def _release(self, *name: Any) -> None:
+        self._pool.give_back(self._buffers.pop(name))
+
+    def _forget(self, iteration: int, attempt: int | None) -> None:
+        self._at("passed_on", iteration)
+        for name in [name for name in self._buffers if name[0] == iteration and attempt in (None, name[1])]:
+            self._release(*name)
+        if attempt is None and iteration in self._gradients and iteration != self.participant.steps:
+            self._spare.append(self._gradients.pop(iteration))
+
+    @staticmethod
+    def _size(block: Block) -> int:
+        return block.stop - block.start

@@ -1,0 +1,401 @@
+"""One rank's part in the coded all-reduce over the iterations of a run, as a pure state machine.
+
+No clock, no MPI, no arrays. Events go in, instructions come out; `psgc.aggregation.blocks` carries them out. The rules:
+
+1. A rank makes step t when it has the closed version of every slice of iteration t. It makes the steps in order.
+2. A *version* of a slice is the attempt in which it was summed. Of attempt 0 blocks go into the gradient as they come;
+   of later attempts they are kept until `Closed` says which version counts.
+3. Blocks may come before their map. They are kept. Those of iterations whose step is made are dropped.
+4. A rank that a map leaves out is *behind*: it does not follow that iteration and those before, and says so. `Loaded`
+   ends that: the replica has the state of another rank. What it has to sum for others it sums all the same.
+5. A rank that has left is sent nothing. A rank that lacks a closed slice whose owner has left is behind as well.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from psgc.aggregation import exchange
+from psgc.aggregation.exchange import Exchange, Plan, Send
+from psgc.aggregation.map import Contributor, Map
+from psgc.aggregation.slices import Block
+
+# what happens
+
+
+@dataclass(frozen=True, slots=True)
+class Mapped:
+    """A map has come. most: entries of a block."""
+
+    map: Map
+    most: int
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """A block is here; as `exchange.Arrived`, of this iteration and attempt."""
+
+    source: int
+    iteration: int
+    attempt: int
+    block: int
+    contributor: Contributor | None
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """A send has ended."""
+
+    iteration: int
+    attempt: int
+    send: Send
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Sends to `dest` take long; or they do not any more."""
+
+    dest: int
+    is_held: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """Version 0 of each slice counts; others: version by slice where it is not 0."""
+
+    iteration: int
+    others: dict[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """`rank` takes no part any more."""
+
+    rank: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stepped:
+    """The replica has made the step that it was to make."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """The replica is at the beginning of `iteration`."""
+
+    iteration: int
+
+
+Event = Mapped | Arrived | Sent | Held | Closed | Left | Stepped | Loaded
+
+
+# what is to be done
+
+
+@dataclass(frozen=True, slots=True)
+class SendBlock:
+    """Carry out this send of an exchange; `Sent` says that it has ended."""
+
+    iteration: int
+    attempt: int
+    send: Send
+
+
+@dataclass(frozen=True, slots=True)
+class SumBlock:
+    """Make a block of the gradient from the blocks of these contributors, in this order. They are then not needed."""
+
+    iteration: int
+    attempt: int
+    block: int
+    contributors: tuple[Contributor, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Copy a block, which is here or was summed here, into the gradient of its iteration."""
+
+    iteration: int
+    attempt: int
+    block: int
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """The block that has just arrived is not needed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Have:
+    """A slice is here, in the version `attempt`. slice: its number in the map of attempt 0."""
+
+    iteration: int
+    attempt: int
+    slice: int
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """The gradient of `iteration` is there: make the step."""
+
+    iteration: int
+
+
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """Nothing is needed any more of an exchange; of all exchanges of the iteration when `attempt` is None."""
+
+    iteration: int
+    attempt: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class FallBehind:
+    """This rank cannot go on without the state of another one."""
+
+    iteration: int
+
+
+Instruction = SendBlock | SumBlock | Place | Drop | Have | Step | Forget | FallBehind
+
+
+@dataclass
+class _Attempt:
+    """What is known of one attempt. left: how many blocks of the gradient of each slice are not here."""
+
+    plan: Plan
+    exchange: Exchange
+    slice_of: dict[int, int]  # block -> number of its slice
+    owners: dict[int, int]  # number of the slice -> owner
+    left: Counter[int]
+
+
+@dataclass
+class _Iteration:
+    attempts: dict[int, _Attempt] = field(default_factory=dict)
+    numbers: dict[int, int] = field(default_factory=dict)  # where a slice starts -> its number
+    early: list[Arrived] = field(default_factory=list)  # blocks whose map has not come
+    kept: dict[tuple[int, int], list[int]] = field(default_factory=dict)  # (attempt, slice) -> blocks not placed yet
+    versions: tuple[int, ...] | None = None
+
+    def lacks(self) -> Iterator[int]:
+        """The owners of the closed versions that are not complete."""
+        for number, version in enumerate(self.versions or ()):
+            attempt = self.attempts[version]
+            if attempt.left[number]:
+                yield attempt.owners[number]
+
+
+class Participant:
+    """steps: how many steps the replica has made: the iteration that is next or under way; -1 before `Loaded`.
+
+    An iteration is *past* when its step is made or will not be made. It is forgotten when nothing is left to be sent.
+    """
+
+    def __init__(self, rank: int) -> None:
+        self._rank = rank
+        self.steps = -1
+        self._iterations: dict[int, _Iteration] = {}
+        self._held: set[int] = set()
+        self._left: set[int] = set()
+        self._stepping = False
+        self.is_behind = False
+        self._dropped = -1  # this iteration and those before are not followed
+
+    def block(self, iteration: int, attempt: int, number: int) -> Block:
+        """What a block is a part of."""
+        return self._iterations[iteration].attempts[attempt].plan.blocks[number]
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether blocks are awaited, or left to be sent."""
+        return any(iteration.attempts for iteration in self._iterations.values())
+
+    def handle(self, event: Event) -> list[Instruction]:
+        """What is to be done after `event`, in order. Raises ProtocolError when no correct rank can cause it."""
+        match event:
+            case Mapped(map, most):
+                return self._mapped(map, most)
+            case Arrived():
+                return self._arrived(event)
+            case Sent(iteration, attempt, send):
+                return self._bring(iteration, attempt, exchange.Sent(send)) + self._clear()
+            case Held(dest, is_held):
+                return self._hold(dest, is_held)
+            case Closed(iteration, others):
+                return self._closed(iteration, others)
+            case Left(rank):
+                return self._leave(rank)
+            case Stepped():
+                self._stepping = False
+                self.steps += 1
+                return self._quit() + self._step_if_complete()
+            case Loaded(iteration):
+                return self._loaded(iteration)
+
+    # maps
+
+    def _mapped(self, map: Map, most: int) -> list[Instruction]:
+        self._left -= set(map.receivers)
+        if self._is_past(map.iteration):
+            return []
+        if self._rank not in map.receivers:
+            return self._fall_behind(map.iteration)
+        iteration = self._iterations.setdefault(map.iteration, _Iteration())
+        if not map.attempt:
+            iteration.numbers = {part.start: number for number, part in enumerate(map.slices)}
+        plan = Plan(map.receivers, map.contributors, map.slices, most)
+        owners = {iteration.numbers[part.start]: part.owner for part in map.slices}
+        slice_of: dict[int, int] = {}
+        number = -1
+        for block, (_, start, _) in enumerate(plan.blocks):
+            number = iteration.numbers.get(start, number)  # its slice begins here, or before
+            slice_of[block] = number
+        made = Exchange(plan, self._rank, self._held & set(plan.receivers))
+        iteration.attempts[map.attempt] = _Attempt(plan, made, slice_of, owners, Counter(slice_of.values()))
+        instructions = self._bring(map.iteration, map.attempt, exchange.Begin())
+        early, iteration.early = iteration.early, []
+        for event in early:
+            instructions += self._arrived(event)
+        return instructions
+
+    # blocks
+
+    def _arrived(self, event: Arrived) -> list[Instruction]:
+        number, attempt, is_gradient = event.iteration, event.attempt, event.contributor is None
+        known = self._iterations.get(number)
+        is_mapped = known is not None and attempt in known.attempts
+        if self._is_past(number) and (is_gradient or not is_mapped):
+            return [Drop()]
+        if not is_mapped:
+            self._iterations.setdefault(number, _Iteration()).early.append(event)
+            return []
+        instructions = self._bring(number, attempt, exchange.Arrived(event.source, event.block, event.contributor))
+        return instructions + self._got(number, attempt, event.block) if is_gradient else instructions
+
+    def _is_past(self, number: int) -> bool:
+        return number < self.steps or number <= self._dropped
+
+    def _bring(self, number: int, attempt: int, event: exchange.Event) -> list[Instruction]:
+        known = self._iterations.get(number)
+        if known is None or attempt not in known.attempts:
+            return []
+        instructions: list[Instruction] = []
+        for instruction in known.attempts[attempt].exchange.handle(event):
+            match instruction:
+                case exchange.Send():
+                    instructions.append(SendBlock(number, attempt, instruction))
+                case exchange.Sum(block, contributors):
+                    instructions.append(SumBlock(number, attempt, block, contributors))
+                    instructions += self._got(number, attempt, block)
+        return instructions
+
+    def _got(self, number: int, version: int, block: int) -> list[Instruction]:
+        """A block of the gradient is here."""
+        if self._is_past(number):
+            return []
+        iteration = self._iterations[number]
+        attempt = iteration.attempts[version]
+        which = attempt.slice_of[block]
+        attempt.left[which] -= 1
+        instructions: list[Instruction] = []
+        if iteration.versions is None and version:
+            iteration.kept.setdefault((version, which), []).append(block)
+        elif iteration.versions is None or iteration.versions[which] == version:
+            instructions.append(Place(number, version, block))
+        if not attempt.left[which]:
+            instructions.append(Have(number, version, which))
+        return instructions + self._step_if_complete()
+
+    # the end of an iteration
+
+    def _closed(self, number: int, others: dict[int, int]) -> list[Instruction]:
+        iteration = self._iterations.get(number)
+        if iteration is None or self._is_past(number):
+            return []
+        versions = tuple(others.get(which, 0) for which in range(len(iteration.numbers)))
+        iteration.versions = versions
+        instructions: list[Instruction] = []
+        for which, version in enumerate(versions):
+            instructions += [Place(number, version, block) for block in iteration.kept.pop((version, which), ())]
+        iteration.kept.clear()
+        for version, attempt in iteration.attempts.items():
+            count = frozenset(block for block, which in attempt.slice_of.items() if versions[which] == version)
+            instructions += self._bring(number, version, exchange.Closed(count))
+        if self._left.intersection(iteration.lacks()):
+            return instructions + self._fall_behind(number)
+        return instructions + self._step_if_complete()
+
+    def _step_if_complete(self) -> list[Instruction]:
+        iteration = self._iterations.get(self.steps)
+        if (
+            self._stepping
+            or self.is_behind
+            or iteration is None
+            or iteration.versions is None
+            or any(True for _ in iteration.lacks())
+        ):
+            return []
+        self._stepping = True
+        return [Step(self.steps)]
+
+    def _clear(self) -> list[Instruction]:
+        """Forget the exchanges of past iterations of which nothing is left to be sent."""
+        instructions: list[Instruction] = []
+        for number in [number for number in self._iterations if self._is_past(number)]:
+            attempts = self._iterations[number].attempts
+            done = [version for version, attempt in attempts.items() if attempt.exchange.is_done]
+            for version in done:
+                del attempts[version]
+            if not attempts:
+                del self._iterations[number]
+            instructions += [Forget(number, version) for version in done] if attempts else [Forget(number, None)]
+        return instructions
+
+    # ranks that are slow, lost or behind
+
+    def _hold(self, dest: int, is_held: bool) -> list[Instruction]:
+        if not is_held:
+            self._held.discard(dest)
+            return []
+        self._held.add(dest)
+        return self._everywhere(exchange.Held(dest))
+
+    def _leave(self, rank: int) -> list[Instruction]:
+        self._left.add(rank)
+        instructions = self._everywhere(exchange.Left(rank))
+        for number, iteration in [*self._iterations.items()]:
+            if not self._is_past(number) and rank in iteration.lacks():
+                return instructions + self._fall_behind(number)
+        return instructions
+
+    def _everywhere(self, event: exchange.Event) -> list[Instruction]:
+        instructions: list[Instruction] = []
+        for number, iteration in [*self._iterations.items()]:
+            for version in [*iteration.attempts]:
+                instructions += self._bring(number, version, event)
+        return instructions + self._clear()
+
+    def _fall_behind(self, number: int) -> list[Instruction]:
+        self.is_behind = True
+        self._dropped = number
+        return [*self._quit(), FallBehind(number)]
+
+    def _quit(self) -> list[Instruction]:
+        """Wait for nothing more of past iterations."""
+        instructions: list[Instruction] = []
+        for number in [number for number in self._iterations if self._is_past(number)]:
+            self._iterations[number].kept.clear()
+            for version in [*self._iterations[number].attempts]:
+                instructions += self._bring(number, version, exchange.Quit())
+        return instructions + self._clear()
+
+    def _loaded(self, number: int) -> list[Instruction]:
+        self.is_behind, self._stepping = False, False
+        self.steps, self._dropped = number, number - 1
+        instructions: list[Instruction] = []
+        for past, iteration in self._iterations.items():  # all past iterations are closed: nobody needs accumulators
+            if self._is_past(past):
+                for version, attempt in iteration.attempts.items():
+                    instructions += self._bring(past, version, exchange.Closed(frozenset(attempt.slice_of)))
+        return instructions + self._quit() + self._step_if_complete()

@@ -1,0 +1,57 @@
+"""Buffers for blocks, which are received, summed and sent in them."""
+
+from typing import Any
+
+import numpy as np
+
+from psgc.aggregation.slices import BLOCK
+from psgc.backend import Array, Backend, part_length
+from psgc.messages import stamp_length
+from psgc.transport import Transport
+
+POSTED = 8  # receives: while one block is handled the next ones come
+
+
+class Pool:
+    """As many buffers as have been needed at the same time.
+
+    room: entries of a buffer, besides its stamp: a block of a gradient with `dim` entries and so many parts.
+    """
+
+    def __init__(self, backend: Backend, dim: int, parts: int, dtype: Any) -> None:
+        self._backend = backend
+        self.dtype = np.dtype(dtype)
+        self._stamp = stamp_length(dtype)
+        self.room = parts * min(part_length(dim, parts), BLOCK // self.dtype.itemsize)
+        self._free: list[Array] = []
+        self._abandoned: dict[int, Array] = {}  # by identity: a rank that has left may still read them
+
+    def take(self) -> Array:
+        """A buffer, whose entries may be anything."""
+        if self._free:
+            return self._free.pop()
+        return self._backend.message_buffer(self.room + self._stamp, self.dtype)
+
+    def message(self, buffer: Array, entries: int) -> Array:
+        """The first entries of a buffer, and behind them the place of the stamp."""
+        return buffer[: entries + self._stamp]
+
+    def give_back(self, buffer: Array) -> None:
+        """The buffer is not needed any more."""
+        if self._abandoned.pop(id(buffer), None) is None:
+            self._free.append(buffer)
+
+    def abandon(self, buffer: Array) -> None:
+        """Do not use this buffer again once it is given back."""
+        self._abandoned[id(buffer)] = buffer
+
+    def open(self, transport: Transport) -> None:
+        """Receive blocks from all ranks."""
+        for _ in range(POSTED):
+            transport.post(self.take())
+
+    def receive(self, transport: Transport, buffer: Array) -> Array:
+        """The buffer that was received is the caller's from now on; another one is posted in its place."""
+        transport.keep(buffer)
+        transport.post(self.take())
+        return buffer

@@ -1,0 +1,137 @@
+"""Who sums which slice of an iteration, and what of it rank 0 has (`aggregation: allreduce`). Pure: no clock, no MPI.
+
+The map of attempt 0 has all slices. A further attempt has the slices that rank 0 lacks, with other owners or other
+contributors: when contributors have changed, when an owner is lost, and when an owner is late. A late owner is not
+given up. Whichever version of a slice is at rank 0 first counts.
+"""
+
+from collections.abc import Collection, Iterable
+from statistics import median
+
+from psgc.aggregation.map import Contributor, Map, in_order
+from psgc.aggregation.slices import Slice, least_slice, make_slices
+from psgc.errors import RunFailed
+
+LATE = 3.0  # times the median of the other owners, after which an owner is late
+LEAST_LATE = 0.1  # seconds
+HEDGES = 8  # attempts in one iteration because of lateness
+SLOWER = 2.0  # times the median, after which an owner gets less
+LEAST_SLOWER = 0.05  # seconds
+RATES = (0.7, 1.15)  # factors of a rate after an iteration in which its owner was slow, or was not
+LEAST_RATE = 0.05
+
+
+class Owners:
+    """ranks: of the run; entries: of the coded vector; itemsize: bytes of an entry.
+
+    timeout: seconds without any slice after which all that are missing get other owners.
+    rates: of the ranks' links, relative to the fastest, by what was seen of their slices.
+    """
+
+    def __init__(self, ranks: Iterable[int], entries: int, parts: int, itemsize: int, timeout: float) -> None:
+        self._entries, self._parts, self._least = entries, parts, least_slice(itemsize)
+        self._timeout = timeout
+        self.rates = dict.fromkeys(ranks, 1.0)
+        self.begin(-1)
+
+    def begin(self, iteration: int) -> None:
+        """A new iteration."""
+        self._iteration = iteration
+        self.map: Map | None = None  # the newest
+        self._slices: tuple[Slice, ...] = ()
+        self._owners: list[dict[int, int]] = []  # by slice: attempt -> owner
+        self._took: dict[int, float] = {}  # by slice: seconds until it was here
+        self._versions: dict[int, int] = {}  # by slice: the attempt whose sum is here
+        self._hedges = 0
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether rank 0 has every slice."""
+        return self.map is not None and len(self._versions) == len(self._slices)
+
+    @property
+    def versions(self) -> tuple[int, ...]:
+        """Which attempt counts, by slice."""
+        return tuple(self._versions[number] for number in range(len(self._slices)))
+
+    def share(self, contributors: Iterable[Contributor], receivers: Collection[int], now: float) -> Map:
+        """The map for these contributors. receivers: those that get the gradient; now: seconds."""
+        made = tuple(sorted(contributors, key=in_order))
+        if self.map is None:
+            rates = {rank: self.rates[rank] for rank in receivers}
+            self._slices = tuple(make_slices(self._entries, self._parts, rates, self._least))
+            self._owners = [{0: part.owner} for part in self._slices]
+            self._began = self._progress = now
+            self.map = Map(self._iteration, 0, tuple(sorted(receivers)), made, self._slices)
+            return self.map
+        return self._remake(self._missing(), made, receivers, now)
+
+    def lost(self, rank: int, now: float) -> Map | None:
+        """`rank` is lost, but contributes nothing: a new map when it owned a slice that is missing."""
+        if self.map is None:
+            return None
+        receivers = [receiver for receiver in self.map.receivers if receiver != rank]
+        orphaned = [number for number in self._missing() if self._newest(number) == rank]
+        return self._remake(orphaned, self.map.contributors, receivers, now) if orphaned else None
+
+    def late(self, now: float) -> Map | None:
+        """A new map when owners are late. Raises RunFailed when that does not help."""
+        missing = self._missing()
+        if self.map is None or not missing:
+            return None
+        limit = self._progress + self._timeout
+        if 2 * len(self._took) >= len(self._slices):
+            usual = max(LEAST_LATE, LATE * median(self._took.values()))
+            limit = min(limit, self._began + usual * 2**self._hedges)
+        if now < limit:
+            return None
+        self._hedges += 1
+        if self._hedges > HEDGES:
+            owners = sorted({self._newest(number) for number in missing})
+            raise RunFailed(
+                f"the exchange of iteration {self._iteration} makes no progress: {len(missing)} of "
+                f"{len(self._slices)} slices are missing, also after {HEDGES} changes of their owners, now {owners}"
+            )
+        self._progress = now
+        return self._remake(missing, self.map.contributors, self.map.receivers, now)
+
+    def here(self, attempt: int, number: int, now: float) -> None:
+        """Rank 0 has a version of a slice."""
+        if number not in self._versions:
+            self._versions[number] = attempt
+            self._took[number] = now - self._began
+            self._progress = now
+
+    def learn(self) -> None:
+        """The iteration is over: owners that were slow get less in the next one."""
+        limit = max(SLOWER * (usual := median(self._took.values())), usual + LEAST_SLOWER)
+        owners = enumerate(part.owner for part in self._slices)
+        slow = {owner for number, owner in owners if self._versions[number] or self._took[number] > limit}
+        for rank, rate in self.rates.items():
+            self.rates[rank] = min(1.0, max(LEAST_RATE, round(rate * RATES[rank not in slow], 3)))
+
+    def _missing(self) -> list[int]:
+        return [number for number in range(len(self._slices)) if number not in self._versions]
+
+    def _newest(self, number: int) -> int:
+        owners = self._owners[number]
+        return owners[max(owners)]
+
+    def _remake(
+        self, numbers: list[int], contributors: tuple[Contributor, ...], receivers: Collection[int], now: float
+    ) -> Map:
+        """The next attempt: these slices go to those that have had them least often, each to another one."""
+        assert self.map is not None
+        attempt, able = self.map.attempt + 1, sorted(receivers)
+        slices: list[Slice] = []
+        for number in numbers:
+            had = [*self._owners[number].values()]
+            taken = [part.owner for part in slices]
+            owner = min(
+                able,
+                key=lambda rank: (had.count(rank) + taken.count(rank), -self.rates[rank], (rank - number) % len(able)),
+            )
+            self._owners[number][attempt] = owner
+            slices.append(self._slices[number]._replace(owner=owner))
+        self.map = Map(self._iteration, attempt, tuple(able), contributors, tuple(slices))
+        return self.map

@@ -1,0 +1,106 @@
+"""At which iteration each worker's replica is, and who gives its state to whom. Pure: no clock, no MPI.
+
+A worker follows the iterations by itself. It *needs a state* at the start, when it comes back, and when it falls
+behind. A rank whose replica is at the current iteration gives it. Workers give before rank 0 does, each to WIDTH others
+at a time: at the start the state reaches all in a tree.
+"""
+
+from collections import Counter
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+WAITING = 2  # gradients that wait for a rank
+CATCHING_UP = 4  # the same while it is sent a state
+WIDTH = 2  # states that a rank gives at a time
+LONGEST = 64  # iterations at most between two states for a worker that cannot follow
+
+
+@dataclass(slots=True)
+class _Replica:
+    """steps: the iteration that the replica has reached, as far as is known.
+
+    after: it needs a state of a later iteration than this one, None: it follows; donor, given: who gives it a state of
+    which iteration; failures: states in a row with which it did not catch up; earliest: iteration of the next one.
+    """
+
+    steps: int = -1
+    after: int | None = None
+    donor: int | None = None
+    given: int = -1
+    failures: int = 0
+    earliest: int = 0
+
+
+class Replicas:
+    """first: the iteration that the run begins with, whose state only rank 0 has."""
+
+    def __init__(self, workers: Iterable[int], first: int) -> None:
+        self._replicas = {worker: _Replica(after=first - 1) for worker in workers}
+
+    def stepped(self, worker: int, iteration: int) -> None:
+        """The replica of `worker` is at the beginning of `iteration`."""
+        replica = self._replicas[worker]
+        replica.steps = max(replica.steps, iteration)
+        if replica.donor is not None and iteration >= replica.given:
+            replica.donor, replica.after, replica.failures = None, None, 0
+
+    def behind(self, worker: int, iteration: int, now: int) -> None:
+        """`worker` cannot follow `iteration`; now: the iteration that rank 0 is at."""
+        replica = self._replicas[worker]
+        if replica.after is not None and replica.after >= iteration:
+            return
+        if replica.donor is not None:
+            replica.failures += 1
+            replica.earliest = now + min(LONGEST, 2**replica.failures)
+        replica.donor, replica.after = None, iteration
+
+    def lost(self, worker: int, now: int) -> None:
+        """`worker` takes no part: it gives nothing, and needs a state if it comes back."""
+        for replica in self._replicas.values():
+            if replica.donor == worker:
+                replica.donor = None
+        self._replicas[worker] = _Replica(after=now)
+
+    def receivers(self, iteration: int, live: Collection[int]) -> tuple[int, ...]:
+        """The ranks that get the gradient of `iteration`; the other live ones fall behind."""
+        receivers = [0]
+        for worker in sorted(live):
+            replica = self._replicas[worker]
+            if (replica.donor is not None and iteration < replica.given + CATCHING_UP) or (
+                replica.after is None and iteration < replica.steps + WAITING
+            ):
+                receivers.append(worker)
+            else:
+                self.behind(worker, iteration, iteration)
+        return tuple(receivers)
+
+    def are_at(self, iteration: int, live: Iterable[int]) -> bool:
+        """Whether the replicas of all of these that are not behind have reached `iteration`."""
+        replicas = [self._replicas[worker] for worker in live]
+        return all(
+            replica.steps >= iteration for replica in replicas if replica.after is None or replica.donor is not None
+        )
+
+    def gifts(self, iteration: int, live: Collection[int]) -> list[tuple[int, int]]:
+        """Who is to give a state of `iteration` to whom: (donor, receiver). Not when its map is out."""
+        giving = Counter(replica.donor for replica in self._replicas.values())
+        made: list[tuple[int, int]] = []
+        for worker in sorted(live):
+            replica = self._replicas[worker]
+            if (
+                replica.after is None
+                or replica.donor is not None
+                or max(replica.after + 1, replica.earliest) > iteration
+            ):
+                continue
+            donors = [rank for rank in live if self._replicas[rank].after is None]
+            donors = [rank for rank in donors if self._replicas[rank].steps >= iteration - 1]  # the last step is near
+            donor = next((rank for rank in sorted(donors, key=lambda rank: giving[rank]) if giving[rank] < WIDTH), None)
+            if donor is None and not donors and giving[0] < WIDTH:
+                donor = 0
+            if donor is None:
+                continue
+            giving[donor] += 1
+            replica.donor, replica.given = donor, iteration
+            made.append((donor, worker))
+        return made

@@ -1,0 +1,178 @@
+"""Rank 0 with `aggregation: allreduce`: it makes the maps, says which versions count, and has states passed on.
+
+Its own replica takes part as any other. `psgc.server.owners` and `psgc.server.replicas` decide; this file tells.
+"""
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
+
+from psgc.aggregation.allreduce import AllReduce
+from psgc.aggregation.map import Contributor, Map
+from psgc.aggregation.map_messages import close_records, to_records
+from psgc.backend import Array, Backend
+from psgc.config import Config
+from psgc.errors import ProtocolError
+from psgc.messages import Kind, joined
+from psgc.optimizer import Optimizer
+from psgc.plan import Plan
+from psgc.server.arrivals import Block, Moved
+from psgc.server.digests import Digests
+from psgc.server.malformed import Malformed
+from psgc.server.outbox import Outbox
+from psgc.server.owners import Owners
+from psgc.server.phases import COLLECTING, Phase
+from psgc.server.replicas import Replicas
+from psgc.transport import Transport
+
+
+class Replicated:
+    """first: the iteration that the run begins with."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        backend: Backend,
+        outbox: Outbox,
+        config: Config,
+        plan: Plan,
+        optimizer: Optimizer,
+        params: Array,
+        first: int,
+    ) -> None:
+        workers = range(1, plan.num_workers + 1)
+        self._outbox = outbox
+        self._allreduce = AllReduce(
+            *(transport, backend, plan.coding_matrix, params.size, config.dtype, optimizer, config.iterations),
+            have=self._have,
+        )
+        itemsize, timeout = params.itemsize, config.faults.collect_timeout
+        self._owners = Owners(range(plan.num_workers + 1), self._allreduce.entries, plan.parts, itemsize, timeout)
+        self._replicas, self._digests = Replicas(workers, first), Digests()
+        self.differing: list[tuple[int, int]] = []  # (worker, iteration): its parameters differed; for the dispatcher
+        self._live: list[int] = []
+        self._before: dict[int, Map] = {}  # by worker the first map that it was sent last
+        self._iteration, self._now = first - 1, 0.0
+        self._allreduce.open()
+        self._allreduce.start(first, params)
+
+    # an iteration
+
+    def begin(self, iteration: int, live: Collection[int]) -> None:
+        """The live workers are to begin `iteration`, as soon as their replicas are there."""
+        self._iteration, self._live = iteration, sorted(live)
+        self._owners.begin(iteration)
+        for worker in self._live:
+            self._outbox.tell(worker, Kind.BEGIN)
+        self._give()
+
+    def share(self, accumulators: Iterable[tuple[int, int, int]], now: float) -> None:
+        """Have the ranks sum these accumulators, (worker, role, serial) each. now: seconds of the iteration."""
+        self._send(self._owners.share([Contributor(*one) for one in accumulators], self._receivers(), now))
+
+    def _receivers(self) -> Sequence[int]:
+        if (known := self._owners.map) is None:
+            return self._replicas.receivers(self._iteration, self._live)
+        return [rank for rank in known.receivers if rank == 0 or rank in self._live]
+
+    def poll(self, now: float, phase: Phase) -> bool:
+        """Go on with the exchange; whether rank 0 has the whole gradient. Raises RunFailed when that cannot be."""
+        self._now = now
+        if self._allreduce.poll() and (digest := self._allreduce.digest()):
+            self._differ(self._digests.own(self._allreduce.steps, digest), self._allreduce.steps)
+        if phase == COLLECTING and (late := self._owners.late(now)):
+            self._send(late)
+        return self._owners.is_complete
+
+    @property
+    def gradient(self) -> Array:
+        """(dim,): of this iteration, as soon as all of it is here."""
+        return self._allreduce.gradient(self._iteration)
+
+    def close(self) -> None:
+        """Every rank is to make the step with the versions that are here."""
+        versions = self._owners.versions
+        self._owners.learn()
+        for worker in self._live:
+            self._outbox.tell_all(worker, joined(close_records(self._iteration, versions)))
+        self._allreduce.closed(self._iteration, {number: v for number, v in enumerate(versions) if v})
+
+    @property
+    def params(self) -> Array | None:
+        """(dim,): the parameters once the step is made, None before."""
+        has_stepped = self._allreduce.steps > self._iteration
+        return self._allreduce.replica.params if has_stepped else None
+
+    def summary(self) -> dict[str, object]:
+        """Which workers' parameters are known to be those of rank 0, to the last bit, and when."""
+        return {"iteration": self._digests.last, "equal": self._digests.equal()}
+
+    def is_followed(self) -> bool:
+        """Whether the replicas of all live workers that are not behind are where rank 0's is."""
+        return self._replicas.are_at(self._allreduce.steps, self._live)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether this rank has something left to send."""
+        return self._allreduce.is_busy
+
+    # workers
+
+    def lost(self, worker: int) -> None:
+        """`worker` takes no part any more. The coordinator hears of it afterwards, then `reassign` follows."""
+        self._live = [other for other in self._live if other != worker]
+        self._before.pop(worker, None)
+        self._replicas.lost(worker, self._iteration)
+        for other in self._live:
+            self._outbox.tell(other, Kind.LEFT, worker=worker)
+        self._allreduce.left(worker)
+        self._give()
+
+    def reassign(self, worker: int, now: float, phase: Phase) -> None:
+        """Give the slices of a lost worker to others, unless accumulators are missing as well."""
+        if phase == COLLECTING and (remade := self._owners.lost(worker, now)):
+            self._send(remade)
+
+    def moved(self, news: Moved) -> None:
+        """The replica of a worker is at another iteration, or cannot follow."""
+        if news.is_behind:
+            self._replicas.behind(news.worker, news.iteration, self._iteration)
+        else:
+            self._replicas.stepped(news.worker, news.iteration)
+            if news.digest:
+                self._differ(self._digests.told(news.worker, news.iteration, news.digest), news.iteration)
+        self._give()
+
+    def _differ(self, workers: Iterable[int], iteration: int) -> None:
+        """What these do is wrong; as lost workers that return they get the state of another rank."""
+        self.differing += [(worker, iteration) for worker in workers]
+
+    def arrived(self, block: Block) -> None:
+        """Raises Malformed when no correct rank sends this block."""
+        try:
+            self._allreduce.arrived(block.vector)
+        except ProtocolError as error:
+            raise Malformed(str(error)) from None
+
+    def _give(self) -> None:
+        if self._owners.map is not None:  # those that its map leaves out could do nothing with a state
+            return
+        for donor, worker in self._replicas.gifts(self._iteration, self._live):
+            if donor:
+                self._outbox.tell(donor, Kind.GIVE, worker=worker)
+            else:
+                self._allreduce.give(worker, self._iteration)
+
+    def _have(self, iteration: int, attempt: int, number: int) -> None:
+        if iteration == self._iteration:
+            self._owners.here(attempt, number, self._now)
+
+    def _send(self, made: Map) -> None:
+        rates = {rank: self._owners.rates[rank] for rank in made.receivers}
+        everything = to_records(made, rates)
+        for worker in self._live:
+            before = self._before.get(worker)
+            is_same = before is not None and replace(before, iteration=made.iteration) == made
+            self._outbox.tell_all(worker, to_records(made, rates, before) if is_same else everything)
+            if not made.attempt:
+                self._before[worker] = made
+        self._allreduce.mapped(made, {})

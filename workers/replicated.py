@@ -1,0 +1,92 @@
+"""The communication loop of a worker with `aggregation: allreduce`: it takes part in the sums, and makes every step."""
+
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+
+from psgc.aggregation.allreduce import AllReduce
+from psgc.aggregation.map_messages import CloseReader, MapReader
+from psgc.aggregation.slices import least_slice
+from psgc.aggregation.state_messages import StateReader
+from psgc.messages import Entry, Kind, record, with_digest
+from psgc.optimizer import Optimizer
+from psgc.transport import Vector
+from psgc.workers.loop import SERVER, WorkerLoop
+
+
+class ReplicatedLoop(WorkerLoop):
+    """As WorkerLoop; an iteration begins when the server says so and the step before it is made.
+
+    coding_matrix: R, (num_workers, parts); last: the iteration that the run ends before.
+    """
+
+    def __init__(
+        self, *arguments: Any, coding_matrix: np.ndarray, optimizer: Optimizer, last: int, **others: Any
+    ) -> None:
+        super().__init__(*arguments, **others)
+        parts = coding_matrix.shape[1]
+        self._allreduce = AllReduce(
+            *(self._transport, self._backend, coding_matrix, self._dim, self._dtype, optimizer, last),
+            behind=self._fall_behind,
+            at=self._injector.at,
+        )
+        ranks, least = len(coding_matrix) + 1, least_slice(np.dtype(self._dtype).itemsize)
+        self._maps = MapReader(ranks, self._allreduce.entries, parts, least)
+        self._closes = CloseReader()
+        self._states: defaultdict[int, StateReader] = defaultdict(StateReader)
+        self._due = -1  # the newest iteration that the server has begun
+
+    def _post_params(self) -> None:
+        self._allreduce.open()
+
+    @property
+    def _expects_large(self) -> bool:
+        return self._allreduce.is_busy
+
+    @property
+    def _is_idle(self) -> bool:
+        return super()._is_idle and not self._allreduce.is_busy
+
+    def _poll(self) -> None:
+        super()._poll()
+        if self._allreduce.poll():
+            iteration = self._allreduce.steps
+            self._transport.send(SERVER, [with_digest(Kind.STEPPED, iteration, self._allreduce.digest())])
+            self._begin_when_ready()
+
+    def _hear_vector(self, message: Vector) -> None:
+        self._allreduce.arrived(message)
+
+    def _begin_when_ready(self) -> None:
+        if self._iteration < self._due == self._allreduce.steps:
+            self._begin(self._due, self._allreduce.replica.params)
+
+    def _handle(self, entry: Entry, source: int) -> None:
+        iteration = entry["iteration"]
+        match entry["kind"]:
+            case Kind.BEGIN:
+                self._due = iteration
+            case Kind.MAP:
+                if made := self._maps.read(entry):
+                    self._mailbox.collect(made.iteration)
+                    own = self._encoder.accumulators if made.iteration == self._iteration else {}
+                    self._allreduce.mapped(made, own)
+            case Kind.CLOSE:
+                if closed := self._closes.read(entry):
+                    self._allreduce.closed(*closed)
+            case Kind.LEFT:
+                self._allreduce.left(entry["worker"])
+            case Kind.GIVE:
+                self._allreduce.give(entry["worker"], iteration)
+            case Kind.STATE:
+                if state := self._states[source].read(entry):
+                    self._allreduce.announced(state)
+            case _:
+                super()._handle(entry, source)
+
+    def _fall_behind(self, iteration: int) -> None:
+        self._transport.send(SERVER, [record(Kind.BEHIND, iteration)])
+
+    def _in_use(self, buffer: Any) -> bool:
+        return False  # accumulators are copied before they are sent
