@@ -143,10 +143,10 @@ class Coding(Section):
 # fmt: off
 Step = Literal[
     "begin", "gradient", "before_report", "after_report", "after_commit", "sending",
-    "summing", "passing_on", "passed_on",
+    "summing", "passing_on", "passed_on", "stepping",
 ]
 # fmt: on
-SUMS = ("summing", "passing_on", "passed_on")  # the steps that only aggregation `allreduce` has
+OF_ALLREDUCE = ("summing", "passing_on", "passed_on", "stepping")  # the steps that only aggregation `allreduce` has
 
 
 class Injection(Section):
@@ -165,8 +165,8 @@ class Injection(Section):
     def _possible(self) -> Self:
         if self.kind in ("raise", "hang", "hold") and self.step != "gradient":
             raise refuse(f"kind {self.kind} needs step: gradient", "step", "kind")
-        if self.kind == "flip" and self.step != "sending":
-            raise refuse("kind flip needs step: sending", "step", "kind")
+        if self.kind == "flip" and self.step not in ("sending", "stepping"):
+            raise refuse("kind flip needs step: sending, or stepping", "step", "kind")
         if self.rank == 0 and (self.kind, self.step) != ("kill", "begin"):
             text = "rank 0, the server, computes nothing: expected kind: kill, step: begin"
             raise refuse(text, "rank", "kind", "step")
@@ -183,6 +183,10 @@ class Faults(Section):
     # whether chunks are reassigned to other workers when too few of their holders remain
     adopt: Annotated[bool, expect("true or false")] = True
     inject: Annotated[list[Injection], expect("a list of {kind, rank, iteration, step}")] = Field(default_factory=list)
+
+    def flips(self, step: Step) -> bool:
+        """Whether a fault of kind flip is to happen at this step."""
+        return any((fault.kind, fault.step) == ("flip", step) for fault in self.inject)
 
 
 class Verify(Section):
@@ -326,6 +330,11 @@ class Config(Section):
         if self.aggregation == "allreduce" and (conflict := self.allreduce_conflict()):
             key, text = conflict
             raise refuse(text, "aggregation", key)
+        if self.aggregation != "allreduce":
+            for fault in self.faults.inject:
+                if fault.step in OF_ALLREDUCE:
+                    text = f"faults.inject: only aggregation allreduce has a step {fault.step}"
+                    raise refuse(text, "faults", "aggregation")
         if text := self.transfer_conflict():
             raise refuse(text, "faults", "transfer")
         return self
@@ -340,16 +349,16 @@ class Config(Section):
         if self.verify and self.coding.parts > 1:
             text = "allreduce sends no coded gradients, which verify compares; with parts 1 it compares sketches"
             return "verify", text
-        if any(fault.kind == "flip" for fault in self.faults.inject):
-            return "faults", "allreduce sends no coded gradients, which kind flip of faults.inject changes; use server"
+        if self.faults.flips("sending"):
+            text = "allreduce sends no coded gradients, which kind flip of faults.inject changes at sending; use server"
+            return "faults", text
         return None
 
     def transfer_conflict(self) -> str:
         """Why an injected fault cannot happen with this transfer, or ""."""
-        faults = self.faults.inject
-        if self.transfer == "combined" and not self.verify and any(fault.kind == "flip" for fault in faults):
+        if self.transfer == "combined" and not self.verify and self.faults.flips("sending"):
             return "faults.inject: kind flip changes coded gradients, which combined only sends with verify"
-        if self.transfer == "per_chunk" and any(fault.step == "after_commit" for fault in faults):
+        if self.transfer == "per_chunk" and any(fault.step == "after_commit" for fault in self.faults.inject):
             return "faults.inject: per_chunk has no step after_commit"
         return ""
 

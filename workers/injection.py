@@ -29,7 +29,7 @@ class Injector:
 
     kill: SIGKILL; stop: SIGSTOP, for `seconds` or for ever; exit: os._exit(3); raise: in the gradient; hang: the
     gradient does not return; hold: it keeps the interpreter lock for `seconds`; flip: a bit of the next coded gradient
-    that is sent.
+    that is sent, or of the gradient with which this rank makes its next step.
 
     A fault whose step does not come in its iteration (a worker may have nothing committed, or miss an iteration)
     happens at that step of a later one.
@@ -47,14 +47,14 @@ class Injector:
             self._faults.remove(fault)
             _happen(fault)
 
-    def flip(self, coded: Any, iteration: int) -> None:
-        """Have the next flip happen to this coded gradient, if there is one: its largest entry is doubled or halved."""
+    def flip(self, step: Step, vector: Any, iteration: int) -> None:
+        """Have the next flip of this step happen to a vector, if there is one: its largest entry doubles or halves."""
         for fault in self._faults:
-            if fault.kind == "flip" and fault.iteration <= iteration:
+            if fault.kind == "flip" and fault.step == step and fault.iteration <= iteration:
                 self._faults.remove(fault)
-                place = int(abs(coded).argmax())
-                bits = np.uint64 if coded.dtype.itemsize == 8 else np.uint32
-                coded[place : place + 1].view(bits)[:] ^= bits(1 << np.finfo(coded.dtype).nmant)  # of the exponent
+                place = int(abs(vector).argmax())
+                bits = np.uint64 if vector.dtype.itemsize == 8 else np.uint32
+                vector[place : place + 1].view(bits)[:] ^= bits(1 << np.finfo(vector.dtype).nmant)  # of the exponent
                 return
 
 

@@ -196,7 +196,7 @@ class WorkerLoop:
         for message in self._mailbox.outgoing():
             match message:
                 case CodedGradient(iteration, chunk, vector):
-                    self._injector.flip(vector[: -TAIL - self._stamp], iteration)
+                    self._injector.flip("sending", vector[: -TAIL - self._stamp], iteration)
                     self._vectors.append((iteration, chunk, vector))
                     self._reported = iteration
                 case Failure(iteration, chunk, text, everywhere):

@@ -30,6 +30,7 @@ class ReplicatedLoop(WorkerLoop):
             *(self._transport, self._backend, coding_matrix, self._dim, self._dtype, optimizer, last),
             behind=self._fall_behind,
             at=self._injector.at,
+            stepping=self._stepping,
         )
         ranks, least = len(coding_matrix) + 1, least_slice(np.dtype(self._dtype).itemsize)
         self._maps = MapReader(ranks, self._allreduce.entries, parts, least)
@@ -87,6 +88,10 @@ class ReplicatedLoop(WorkerLoop):
 
     def _fall_behind(self, iteration: int) -> None:
         self._transport.send(SERVER, [record(Kind.BEHIND, iteration)])
+
+    def _stepping(self, iteration: int, gradient: Any) -> None:
+        self._injector.at("stepping", iteration)
+        self._injector.flip("stepping", gradient, iteration)
 
     def _in_use(self, buffer: Any) -> bool:
         return False  # accumulators are copied before they are sent

@@ -28,6 +28,7 @@ class AllReduce:
     have: called with iteration, attempt and number of each slice that is here.
     behind: called with the iteration that this rank cannot follow, until the state of another one is here.
     at: called at steps of the protocol at which faults can be injected.
+    stepping: called before each step with its iteration and gradient.
     """
 
     def __init__(
@@ -42,8 +43,9 @@ class AllReduce:
         have: Callable[[int, int, int], object] = lambda *_: None,
         behind: Callable[[int], object] = lambda _: None,
         at: Callable[[Step, int], object] = lambda *_: None,
+        stepping: Callable[[int, Array], object] = lambda *_: None,
     ) -> None:
-        self._transport, self._last = transport, last
+        self._transport, self._last, self._stepping = transport, last, stepping
         self.replica = Replica(optimizer, backend, transport.wake)
         self._pool = Pool(backend, dim, coding_matrix.shape[1], dtype)
         self._blocks = Blocks(transport, self._pool, backend, coding_matrix, dim, self._step, have, behind, at)
@@ -131,6 +133,7 @@ class AllReduce:
     # what follows
 
     def _step(self, iteration: int, gradient: Array) -> None:
+        self._stepping(iteration, gradient)
         self.replica.step(gradient, digest=self._is_checked(iteration + 1))
 
     def _is_checked(self, iteration: int) -> bool:

@@ -131,7 +131,7 @@ FAULTS = [
     ("[{kind: hold, rank: 1, iteration: 1, seconds: 0}]", f"faults.inject.0.seconds: {NUMBER}, got 0"),
     ("[{kind: kill, rank: 1, iteration: 1, seconds: 2}]", "faults.inject.0.seconds: kind kill does not use it"),
     ("[{kind: flip, rank: 1, iteration: 1}]",
-     "faults.inject.0.step: kind flip needs step: sending"),
+     "faults.inject.0.step: kind flip needs step: sending, or stepping"),
     ("[{kind: kill, rank: 0, iteration: 1}]", f"faults.inject.0.rank: {ONLY_KILL}"),
     ("[{kind: stop, rank: 0, iteration: 1, step: begin}]", f"faults.inject.0.rank: {ONLY_KILL}"),
 ]  # fmt: skip
@@ -277,8 +277,12 @@ FLIP, AFTER_COMMIT = FAULT % ("flip", "sending"), FAULT % ("kill", "after_commit
          "--set aggregation=allreduce: allreduce sends no coded gradients, which verify compares; with parts 1 it "
          "compares sketches"),
         (["aggregation=allreduce", FLIP],
-         "--set aggregation=allreduce: allreduce sends no coded gradients, which kind flip of faults.inject changes; "
-         "use server"),
+         "--set aggregation=allreduce: allreduce sends no coded gradients, which kind flip of faults.inject changes at "
+         "sending; use server"),
+        *(([f"aggregation={name}", FAULT % (kind, step)],
+           f"--set {FAULT % (kind, step)}: faults: faults.inject: only aggregation allreduce has a step {step}")
+          for name, kind, step in [("server", "kill", "summing"), ("auto", "stop", "passing_on"),
+                                   ("server", "exit", "passed_on"), ("auto", "flip", "stepping")]),
     ],
 )  # fmt: skip
 def test_settings_that_contradict_each_other(run_yaml, overrides, message):
@@ -292,6 +296,8 @@ def test_settings_that_contradict_each_other(run_yaml, overrides, message):
         [FLIP, "transfer=combined", "verify={every: 3}"],
         ["verify.every=7"],
         ["aggregation=allreduce", AFTER_COMMIT],
+        *(["aggregation=allreduce", FAULT % ("stop", step)] for step in ("summing", "passing_on", "passed_on")),
+        ["aggregation=allreduce", FAULT % ("flip", "stepping")],
         ["aggregation=allreduce", "transfer=combined", "coding.parts=2", f"{APPROXIMATE}deadline: 1}}"],
         ["aggregation=allreduce", "verify.every=7"],
         *([f"aggregation={name}", UNBIASED, "schedule=static", "transfer=per_chunk"] for name in ("auto", "server")),

@@ -162,16 +162,17 @@ def test_a_step_that_does_not_come_in_its_iteration_is_waited_for():
 def test_flip_doubles_or_halves_the_largest_entry_of_one_gradient_each(dtype):
     injector = Injector([fault("flip", 3, "sending"), fault("flip", 3, "sending")])
     injector.at("sending", 3)  # which is no flip's business
+    injector.flip("stepping", np.zeros(3, dtype), 3)  # nor is another step
     before = np.array([1.0, -9.5, 2.0], dtype)
     for iteration, flipped in [(2, False), (3, True), (4, True), (5, False)]:
         coded = before.copy()
-        injector.flip(coded, iteration)
+        injector.flip("sending", coded, iteration)
         assert (coded != before).tolist() == [False, flipped, False]
         assert coded[1] / before[1] in ((0.5, 2.0) if flipped else (1.0,))
 
 
 def test_a_flipped_zero_is_not_zero():
     coded = np.zeros(3)
-    Injector([fault("flip", 0, "sending")]).flip(coded, 0)
+    Injector([fault("flip", 0, "sending")]).flip("sending", coded, 0)
     assert np.count_nonzero(coded) == 1
     assert np.isfinite(coded).all()
