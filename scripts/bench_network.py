@@ -1,11 +1,13 @@
 """What an iteration takes over links of a given rate: psgc beside Allreduce. One table, every row a real mpirun.
 
     python scripts/bench_network.py [--dims 100000 1000000 4000000] [--situations none link chunks processor memory]
-        [--iterations 20] [--out runs/bench/network.md]
+        [--programs mpi4py gloo combined-1 combined-2 allreduce-1 allreduce-2] [--iterations 20]
+        [--out runs/bench/network.md]
 
 Needs root: every worker, and psgc's server, has a host of its own, made of Linux namespaces (hosts.py), with a link of
 200 Mbit/s in each direction to one switch. Compared are Allreduce of mpi4py, all_reduce of gloo where torch is
-installed, and psgc. All add up float32 vectors, with 8 workers; all sums are checked. The situations:
+installed, and psgc with `transfer: combined` through its server and with `aggregation: allreduce`, with 1 and 2 parts.
+All add up float32 vectors, with 8 workers; all sums are checked. The situations:
 
     none       nobody slow, nothing to compute
     link       the link of one worker has a fifth of the rate
@@ -55,19 +57,23 @@ Rows = Mapping[tuple[Case, str], Measured]
 
 def main() -> int:
     options = _options()
+    if wrong := [number for number in (*options.dims, options.iterations or 1) if number < 1]:
+        print(f"bench_network: {wrong[0]}: dimensions and iterations are at least 1", file=sys.stderr)
+        return 2
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # the with blocks clean up
     if reason := impossible():
         print(f"bench_network: needs root: {reason}", file=sys.stderr)
         return 2
-    programs = {name: program for name, program in PROGRAMS.items() if program.library != "gloo" or _has_torch()}
-    if len(programs) < len(PROGRAMS):
+    programs = options.programs
+    if "gloo" in programs and not _has_torch():
+        programs = [name for name in programs if name != "gloo"]
         print("bench_network: torch is not installed: no rows of gloo", file=sys.stderr)
     rows: dict[tuple[Case, str], Measured] = {}
     try:
         for case in cases(options.dims, options.situations):
-            for name, program in programs.items():
+            for name in programs:
                 count = options.iterations or iterations(case)
-                rows[case, name] = measure(program, SITUATIONS[case.situation], case.dim, count)
+                rows[case, name] = measure(PROGRAMS[name], SITUATIONS[case.situation], case.dim, count)
                 print(line(case, name, rows[case, name]), flush=True)
     except PsgcError as error:
         print(f"bench_network: {name}, {case.situation}, dimension {case.dim}: {error}", file=sys.stderr)
@@ -85,7 +91,8 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dims", type=int, nargs="+", default=[100_000, 1_000_000, 4_000_000])
     parser.add_argument("--situations", nargs="+", choices=SITUATIONS, default=list(SITUATIONS))
-    parser.add_argument("--iterations", type=int, default=0, help="that count; by default fewer the larger the vector")
+    parser.add_argument("--programs", nargs="+", choices=PROGRAMS, default=list(PROGRAMS))
+    parser.add_argument("--iterations", type=int, help="that count; by default fewer the larger the vector")
     parser.add_argument("--out", type=Path, default=Path("runs/bench/network.md"), help="where the table goes")
     return parser.parse_args()
 
@@ -111,13 +118,17 @@ def iterations(case: Case) -> int:
 def line(case: Case, name: str, row: Measured) -> str:
     """What is shown of a run as soon as it has ended."""
     links = f", busiest link {row.busiest / 1e6:.2f} MB, mean {row.mean / 1e6:.2f} MB" if row.mean else ""
-    return f"{case.dim:,}, {SITUATIONS[case.situation].text}, {name}: {1e3 * row.seconds:.1f} ms{links}"
+    what = f"{case.dim:,}, {SITUATIONS[case.situation].text}, {PROGRAMS[name].text}"
+    return f"{what}: {1e3 * row.seconds:.1f} ms{links}"
 
 
 def table(rows: Rows) -> str:
     """Milliseconds as Markdown, a column for each program, each with its ratio to Allreduce where that was measured."""
     cases, programs = (list(dict.fromkeys(key[place] for key in rows)) for place in (0, 1))
-    lines = [f"| d | workers | {' | '.join(programs)} |", "|---" * (2 + len(programs)) + "|"]
+    lines = [
+        f"| d | workers | {' | '.join(PROGRAMS[name].text for name in programs)} |",
+        "|---" * (2 + len(programs)) + "|",
+    ]
     for case in cases:
         quiet = case.undisturbed
         reference = min((rows[quiet, name].seconds for name in ALLREDUCE if (quiet, name) in rows), default=None)
@@ -138,7 +149,7 @@ def traffic(rows: Rows) -> str:
     lines = [f"| d = {largest:,}, none slow | busiest link | over the mean link |", "|---|---|---|"]
     for (case, name), row in measured.items():
         if case.dim == largest:
-            lines.append(f"| {name} | {row.busiest / 1e6:.1f} MB | {row.busiest / row.mean:.2f} |")
+            lines.append(f"| {PROGRAMS[name].text} | {row.busiest / 1e6:.1f} MB | {row.busiest / row.mean:.2f} |")
     return "\n".join(lines)
 
 

@@ -33,17 +33,27 @@ FOREIGN = ("PMIX_", "PRTE_", "OMPI_COMM", "SLURM_")  # variables of an mpirun or
 
 @dataclass(frozen=True)
 class Program:
-    """library: what the loop of network_ranks.py calls. Without one it is psgc with these settings, and a server."""
+    """text: as in the table; library: what the loop of network_ranks.py calls. Without one it is psgc with these
+    settings, and a server."""
 
+    text: str
     library: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
+def _psgc(parts: int, aggregation: str) -> Program:
+    shown = "combined" if aggregation == "server" else aggregation
+    settings = {"aggregation": aggregation, "transfer": "combined", "coding.parts": parts}
+    return Program(f"psgc, `{shown}`, parts {parts}", settings=settings)
+
+
 PROGRAMS = {
-    "mpi4py `Allreduce`": Program("mpi4py"),
-    "gloo `all_reduce`": Program("gloo"),
-    "psgc, `combined`, parts 1": Program(settings={"transfer": "combined"}),
-    "psgc, `combined`, parts 2": Program(settings={"transfer": "combined", "coding.parts": 2}),
+    "mpi4py": Program("mpi4py `Allreduce`", "mpi4py"),
+    "gloo": Program("gloo `all_reduce`", "gloo"),
+    "combined-1": _psgc(1, "server"),
+    "combined-2": _psgc(2, "server"),
+    "allreduce-1": _psgc(1, "allreduce"),
+    "allreduce-2": _psgc(2, "allreduce"),
 }
 
 

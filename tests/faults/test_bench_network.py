@@ -20,7 +20,6 @@ from psgc.errors import UserError
 sys.path.pop(0)
 pytestmark = pytest.mark.faults
 SCRIPT = str(Path(__file__).parents[2] / "scripts/bench_network.py")
-MPI4PY, _, PARTS_1, PARTS_2 = PROGRAMS
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -40,7 +39,7 @@ def left() -> set[Path]:
     return groups | set(Path(tempfile.gettempdir()).glob("psgc-hosts-*"))
 
 
-@pytest.mark.parametrize("program", [MPI4PY, PARTS_1, PARTS_2])
+@pytest.mark.parametrize("program", ["mpi4py", "combined-1", "combined-2", "allreduce-1", "allreduce-2"])
 def test_a_run_with_a_slow_link_and_a_slow_processor(program: str) -> None:
     before = left()
     slow = Situation("", computes=True, slow_link=True, slow_processor=True, workers=2)
@@ -51,7 +50,7 @@ def test_a_run_with_a_slow_link_and_a_slow_processor(program: str) -> None:
 
 
 def test_a_run_on_one_host_says_nothing_of_links() -> None:
-    measured = measure(PROGRAMS[PARTS_2], Situation("", one_host=True, workers=2), 1000, 2)
+    measured = measure(PROGRAMS["allreduce-2"], Situation("", one_host=True, workers=2), 1000, 2)
     assert 0 < measured.seconds < 10
     assert (measured.busiest, measured.mean) == (0, 0)
 

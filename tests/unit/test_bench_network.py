@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from psgc.config import load
 from psgc.data import Chunk
 from psgc.errors import RunFailed, UserError
 
@@ -18,25 +19,23 @@ import hosts
 import network_ranks
 import network_runs
 from bench_network import Case
-from network_runs import PROGRAMS, Measured
+from network_runs import Measured
 
 sys.path.pop(0)
-
-MPI4PY, GLOO, PARTS_1, *_ = PROGRAMS
 
 
 def test_milliseconds_are_compared_with_the_better_allreduce_of_workers_of_whom_nobody_is_slow():
     quiet, slow, other = Case(100_000, "none"), Case(100_000, "link"), Case(100_000, "processor")
     rows = {
-        (quiet, MPI4PY): Measured(0.4),
-        (quiet, GLOO): Measured(0.2),
-        (slow, MPI4PY): Measured(0.5),
-        (slow, GLOO): Measured(0.1),
-        (other, MPI4PY): Measured(0.01),
-        (other, GLOO): Measured(0.02),
+        (quiet, "mpi4py"): Measured(0.4),
+        (quiet, "gloo"): Measured(0.2),
+        (slow, "mpi4py"): Measured(0.5),
+        (slow, "gloo"): Measured(0.1),
+        (other, "mpi4py"): Measured(0.01),
+        (other, "gloo"): Measured(0.02),
     }
     assert bench_network.table(rows).splitlines() == [
-        f"| d | workers | {MPI4PY} | {GLOO} |",
+        "| d | workers | mpi4py `Allreduce` | gloo `all_reduce` |",
         "|---|---|---|---|",
         "| 100,000 | none slow | 400 ms (2.00) | 200 ms (1.00) |",
         "| 100,000 | one link at a fifth | 500 ms (2.50) | 100 ms (0.50) |",
@@ -46,18 +45,18 @@ def test_milliseconds_are_compared_with_the_better_allreduce_of_workers_of_whom_
 
 def test_traffic_is_that_of_the_largest_vectors_with_nobody_slow():
     rows = {
-        (Case(4, "none"), PARTS_1): Measured(0.1, 8e6, 2e6),
-        (Case(9, "none"), MPI4PY): Measured(0.1, 2e6, 1e6),
-        (Case(9, "none"), PARTS_1): Measured(0.1, 9.06e6, 2e6),
-        (Case(99, "link"), PARTS_1): Measured(0.1, 7e6, 2e6),
+        (Case(4, "none"), "allreduce-1"): Measured(0.1, 8e6, 2e6),
+        (Case(9, "none"), "mpi4py"): Measured(0.1, 2e6, 1e6),
+        (Case(9, "none"), "allreduce-1"): Measured(0.1, 9.06e6, 2e6),
+        (Case(99, "link"), "allreduce-1"): Measured(0.1, 7e6, 2e6),
     }
     assert bench_network.traffic(rows).splitlines() == [
         "| d = 9, none slow | busiest link | over the mean link |",
         "|---|---|---|",
-        f"| {MPI4PY} | 2.0 MB | 2.00 |",
-        f"| {PARTS_1} | 9.1 MB | 4.53 |",
+        "| mpi4py `Allreduce` | 2.0 MB | 2.00 |",
+        "| psgc, `allreduce`, parts 1 | 9.1 MB | 4.53 |",
     ]
-    assert bench_network.traffic({(Case(99, "link"), PARTS_1): Measured(0.1, 7e6, 2e6)}) == ""
+    assert bench_network.traffic({(Case(99, "link"), "allreduce-1"): Measured(0.1, 7e6, 2e6)}) == ""
 
 
 def test_a_situation_with_chunks_is_compared_with_the_one_with_chunks():
@@ -82,6 +81,31 @@ def test_without_root_one_line_says_so(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["bench_network.py"])
     assert bench_network.main() == 2
     assert capsys.readouterr().err == "bench_network: needs root: no network namespaces for this user: why\n"
+
+
+@pytest.mark.parametrize(("options", "number"), [(["--dims", "5", "0"], 0), (["--iterations", "-1"], -1)])
+def test_a_number_below_one_is_refused_in_one_line(monkeypatch, capsys, options, number):
+    monkeypatch.setattr(sys, "argv", ["bench_network.py", *options])
+    assert bench_network.main() == 2
+    assert capsys.readouterr().err == f"bench_network: {number}: dimensions and iterations are at least 1\n"
+
+
+def test_only_the_programs_that_are_asked_for_are_measured(monkeypatch, capsys, tmp_path):
+    measured = []
+
+    def measure(program, situation, dim, iterations):
+        measured.append((program.text, dim, iterations))
+        return Measured(0.1)
+
+    monkeypatch.setattr(bench_network, "measure", measure)
+    monkeypatch.setattr(bench_network, "impossible", lambda: "")
+    monkeypatch.setattr(bench_network, "_has_torch", lambda: False)
+    words = ["--dims", "7", "--situations", "link", "--programs", "allreduce-2", "gloo", "mpi4py", "--iterations", "3"]
+    monkeypatch.setattr(sys, "argv", ["bench_network.py", *words, "--out", str(tmp_path / "table.md")])
+    assert bench_network.main() == 0
+    assert measured == [("psgc, `allreduce`, parts 2", 7, 3), ("mpi4py `Allreduce`", 7, 3)]
+    assert "| 7 | one link at a fifth | 100 ms | 100 ms |" in (tmp_path / "table.md").read_text()
+    assert "no rows of gloo" in capsys.readouterr().err
 
 
 def test_bytes_of_a_link_are_those_in_and_out():
@@ -111,6 +135,17 @@ def test_a_rank_joins_the_group_of_its_host_once(tmp_path):
     work()
     assert (group / "joined").read_text() == "0"
     assert not (group / "cgroup.procs").exists()
+
+
+def test_psgc_aggregates_as_its_row_says(tmp_path):
+    for name, program in network_runs.PROGRAMS.items():
+        if not program.library:
+            network_runs.training(program.settings, {"seconds": 0.0}, 5, 9, "a:9", tmp_path)
+            words = [f"{key}={value}" for key, value in program.settings.items()]
+            config = load(str(tmp_path / "run.yaml"), words)
+            shown = "allreduce" if config.aggregation == "allreduce" else config.transfer
+            assert name == f"{shown}-{config.coding.parts}"
+            assert program.text == f"psgc, `{shown}`, parts {config.coding.parts}"
 
 
 def test_psgc_has_one_chunk_a_worker_unless_there_is_something_to_compute(tmp_path):
