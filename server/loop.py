@@ -111,7 +111,8 @@ class Server:
 
         In this order: after the last report nothing is waited for.
         """
-        self._links.wait(self._coordinator.phase == "collecting")
+        nap = None if self._replicated is None else self._replicated.nap
+        self._links.wait(self._coordinator.phase == "collecting", nap)
         for arrival in self._links.poll():
             self._dispatcher.hear(arrival)
         self._dispatcher.tick(self._deadline.seconds)

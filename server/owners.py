@@ -12,12 +12,12 @@ from psgc.aggregation.map import Contributor, Map, in_order
 from psgc.aggregation.slices import Slice, least_slice, make_slices
 from psgc.errors import RunFailed
 
-LATE = 3.0  # times the median of the other owners, after which an owner is late
+LATE = 2.0  # times the median of the other owners, after which an owner is late
 LEAST_LATE = 0.1  # seconds
 HEDGES = 8  # attempts in one iteration because of lateness
-SLOWER = 2.0  # times the median, after which an owner gets less
+SLOWER = 1.5  # times the median, after which an owner gets less
 LEAST_SLOWER = 0.05  # seconds
-RATES = (0.7, 1.15)  # factors of a rate after an iteration in which its owner was slow, or was not
+RATES = (0.7, 1.05)  # factors of a rate after an iteration in which its owner was slow, or was not
 LEAST_RATE = 0.05
 
 
@@ -26,6 +26,7 @@ class Owners:
 
     timeout: seconds without any slice after which all that are missing get other owners.
     rates: of the ranks' links, relative to the fastest, by what was seen of their slices.
+    shares: the rates by which the slices of this iteration were made: 0 of a rank that may own nothing.
     """
 
     def __init__(self, ranks: Iterable[int], entries: int, parts: int, itemsize: int, timeout: float) -> None:
@@ -43,6 +44,8 @@ class Owners:
         self._took: dict[int, float] = {}  # by slice: seconds until it was here
         self._versions: dict[int, int] = {}  # by slice: the attempt whose sum is here
         self._hedges = 0
+        self._able: set[int] = set()
+        self.shares: dict[int, float] = {}
 
     @property
     def is_complete(self) -> bool:
@@ -54,12 +57,18 @@ class Owners:
         """Which attempt counts, by slice."""
         return tuple(self._versions[number] for number in range(len(self._slices)))
 
-    def share(self, contributors: Iterable[Contributor], receivers: Collection[int], now: float) -> Map:
-        """The map for these contributors. receivers: those that get the gradient; now: seconds."""
+    def share(
+        self, contributors: Iterable[Contributor], receivers: Collection[int], able: Collection[int], now: float
+    ) -> Map:
+        """The map for these contributors.
+
+        receivers: those that get the gradient; able: those of them that may own something; now: seconds.
+        """
         made = tuple(sorted(contributors, key=in_order))
+        self._able = set(able)
         if self.map is None:
-            rates = {rank: self.rates[rank] for rank in receivers}
-            self._slices = tuple(make_slices(self._entries, self._parts, rates, self._least))
+            self.shares = {rank: self.rates[rank] if rank in self._able else 0.0 for rank in receivers}
+            self._slices = tuple(make_slices(self._entries, self._parts, self.shares, self._least))
             self._owners = [{0: part.owner} for part in self._slices]
             self._began = self._progress = now
             self.map = Map(self._iteration, 0, tuple(sorted(receivers)), made, self._slices)
@@ -122,7 +131,7 @@ class Owners:
     ) -> Map:
         """The next attempt: these slices go to those that have had them least often, each to another one."""
         assert self.map is not None
-        attempt, able = self.map.attempt + 1, sorted(receivers)
+        attempt, able = self.map.attempt + 1, sorted(self._able.intersection(receivers))
         slices: list[Slice] = []
         for number in numbers:
             had = [*self._owners[number].values()]
@@ -133,5 +142,5 @@ class Owners:
             )
             self._owners[number][attempt] = owner
             slices.append(self._slices[number]._replace(owner=owner))
-        self.map = Map(self._iteration, attempt, tuple(able), contributors, tuple(slices))
+        self.map = Map(self._iteration, attempt, tuple(sorted(receivers)), contributors, tuple(slices))
         return self.map

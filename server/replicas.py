@@ -74,6 +74,10 @@ class Replicas:
                 self.behind(worker, iteration, iteration)
         return tuple(receivers)
 
+    def is_at(self, worker: int, iteration: int) -> bool:
+        """Whether the replica of `worker` is known to be at `iteration`."""
+        return self._replicas[worker].steps == iteration
+
     def are_at(self, iteration: int, live: Iterable[int]) -> bool:
         """Whether the replicas of all of these that are not behind have reached `iteration`."""
         replicas = [self._replicas[worker] for worker in live]

@@ -67,7 +67,9 @@ class Replicated:
 
     def share(self, accumulators: Iterable[tuple[int, int, int]], now: float) -> None:
         """Have the ranks sum these accumulators, (worker, role, serial) each. now: seconds of the iteration."""
-        self._send(self._owners.share([Contributor(*one) for one in accumulators], self._receivers(), now))
+        receivers = self._receivers()
+        able = [rank for rank in receivers if rank == 0 or self._replicas.is_at(rank, self._iteration)]
+        self._send(self._owners.share([Contributor(*one) for one in accumulators], receivers, able, now))
 
     def _receivers(self) -> Sequence[int]:
         if (known := self._owners.map) is None:
@@ -109,6 +111,11 @@ class Replicated:
     def is_followed(self) -> bool:
         """Whether the replicas of all live workers that are not behind are where rank 0's is."""
         return self._replicas.are_at(self._allreduce.steps, self._live)
+
+    @property
+    def nap(self) -> float | None:
+        """Seconds between two looks at MPI, None when blocks are neither awaited nor sent."""
+        return self._allreduce.nap
 
     @property
     def is_busy(self) -> bool:
@@ -167,12 +174,12 @@ class Replicated:
             self._owners.here(attempt, number, self._now)
 
     def _send(self, made: Map) -> None:
-        rates = {rank: self._owners.rates[rank] for rank in made.receivers}
-        everything = to_records(made, rates)
+        shares = self._owners.shares
+        everything = to_records(made, shares)
         for worker in self._live:
             before = self._before.get(worker)
             is_same = before is not None and replace(before, iteration=made.iteration) == made
-            self._outbox.tell_all(worker, to_records(made, rates, before) if is_same else everything)
+            self._outbox.tell_all(worker, to_records(made, shares, before) if is_same else everything)
             if not made.attempt:
                 self._before[worker] = made
         self._allreduce.mapped(made, {})

@@ -96,7 +96,7 @@ class WorkerLoop:
             self._send_vectors()
             if self._reported == self._iteration and not (self._vectors or self._transport.sending()):
                 self._injector.at("after_report", self._iteration)
-            self._transport.wait(expecting_large=self._expects_large, busy=self._mailbox.busy)
+            self._transport.wait(busy=self._mailbox.busy, nap=self._nap)
         self._mailbox.stop()
         self._poll_until(lambda: self._is_idle, LAST_WORD)  # the server takes what comes until goodbye
         self._transport.send(SERVER, [record(Kind.GOODBYE)])
@@ -106,8 +106,9 @@ class WorkerLoop:
         return bool(self._in_order)
 
     @property
-    def _expects_large(self) -> bool:
-        return False
+    def _nap(self) -> float | None:
+        """How long to wait for messages; None: as long as the transport thinks right."""
+        return None
 
     @property
     def _is_idle(self) -> bool:

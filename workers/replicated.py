@@ -42,8 +42,8 @@ class ReplicatedLoop(WorkerLoop):
         self._allreduce.open()
 
     @property
-    def _expects_large(self) -> bool:
-        return self._allreduce.is_busy
+    def _nap(self) -> float | None:
+        return self._allreduce.nap
 
     @property
     def _is_idle(self) -> bool:

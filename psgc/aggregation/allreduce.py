@@ -69,6 +69,11 @@ class AllReduce:
         return self._blocks.participant.steps
 
     @property
+    def nap(self) -> float | None:
+        """Seconds between two looks at MPI, None when blocks are neither awaited nor sent."""
+        return self._blocks.nap
+
+    @property
     def is_busy(self) -> bool:
         """Whether something is left to be sent, or awaited."""
         return self._blocks.is_busy or self._giver.is_busy

@@ -25,6 +25,7 @@ from psgc.transport import Transport
 
 LONG = 4.0  # times what sends usually take, after which the destination is held
 LEAST_LONG = 0.05  # seconds
+LOOKS, LONGEST_NAP = 8, 1e-3  # looks at MPI while a block is sent, and seconds between two of them at most
 
 Name = tuple[int, int, int, Contributor | None]  # iteration, attempt, block; and whose accumulator, or the gradient
 Accumulators = Mapping[tuple[int, int], Array]  # (role, serial) -> (part_length,)
@@ -74,7 +75,7 @@ class Blocks:
         self._sendings: list[_Sending] = []
         self._gradients: dict[int, Array] = {}
         self._spare: list[Array] = []  # gradients that are not used
-        self._usual = 0.0  # seconds that a send takes
+        self._usual = LEAST_LONG / LONG  # seconds that a send takes
 
     # what happens
 
@@ -90,6 +91,11 @@ class Blocks:
         contributor = Contributor(source, name.role, name.serial) if name.role else None
         self._buffers[iteration, name.attempt, name.block, contributor] = buffer
         self._bring(part.Arrived(source, iteration, name.attempt, name.block, contributor))
+
+    @property
+    def nap(self) -> float | None:
+        """Seconds between two looks at MPI while blocks are exchanged: a fraction of what a block takes."""
+        return min(LONGEST_NAP, self._usual / LOOKS) if self.participant.is_busy else None
 
     @property
     def is_busy(self) -> bool:

@@ -11,14 +11,10 @@ GROWTH = 1.3  # of a sleep over the one before: a message is noticed late by a q
 
 
 class Backoff:
-    """The sleeps of one process.
+    """The sleeps of one process. first: seconds of the first sleep after a message, for SHORTEST or longer."""
 
-    first: seconds of the first sleep after a message, for SHORTEST or longer; crowded: whether other processes need the
-    core while this one waits for large transfers.
-    """
-
-    def __init__(self, first: float, crowded: bool = False) -> None:
-        self._first, self._crowded = first, crowded
+    def __init__(self, first: float) -> None:
+        self._first = first
         self.reset()
 
     def reset(self, soon: bool = False) -> None:
@@ -32,10 +28,8 @@ class Backoff:
         busy: another thread of this process has a use for the core.
         """
         self._looks += 1
-        if self._looks <= (HOT_SPINS if large and not self._crowded else SPINS):
+        if self._looks <= (HOT_SPINS if large else SPINS):
             return 0.0
-        if large and self._crowded:
-            return BUSY
         if self._slept > SILENCE:
             return max(SILENT, self._first)
         sleep = max(self._sleep, BUSY) if busy else self._sleep

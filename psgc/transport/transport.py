@@ -23,6 +23,7 @@ from psgc.transport.receives import CONTROL_TAG, TEXT_TAG, Message, Receives
 from psgc.transport.sends import Sending, Sends
 
 TEXT_LIMIT = 1 << 16
+NAP = 5e-4  # seconds between two looks where ranks share cores: the others need them
 PATIENCE = 2.0  # seconds for what should take none: the last processes of a run
 
 
@@ -98,8 +99,9 @@ class Transport:
         """
         senders = range(self.size) if self.rank == 0 or from_everybody else [0]
         is_woken = self._bell.works and all(map(self._is_near, senders))
-        crowded = from_everybody and sum(map(self._is_near, senders)) > len(os.sched_getaffinity(0))
-        self._backoff = Backoff(SHORTEST if not is_woken else BELL if self.rank else LONGEST, crowded)
+        self._backoff = Backoff(SHORTEST if not is_woken else BELL if self.rank else LONGEST)
+        crowded = sum(map(self._is_near, range(self.size))) > len(os.sched_getaffinity(0))
+        self._least_nap = NAP if crowded else 0.0
         self._receives.start()
 
     # messages
@@ -170,13 +172,16 @@ class Transport:
         """End the `wait` of the thread that communicates. The only method for other threads."""
         self._bell.ring()
 
-    def wait(self, expecting_large: bool = False, busy: bool = False) -> None:
+    def wait(self, expecting_large: bool = False, busy: bool = False, nap: float | None = None) -> None:
         """Pause until there is something to poll, at most a millisecond or two.
 
         expecting_large: a large transfer is to come, which is not slept on. busy: another thread of this process has a
-        use for the core.
+        use for the core. nap: seconds to pause instead, until the next message if that comes first.
         """
         self._receives.repost()
+        if nap is not None:
+            self._bell.sleep(max(nap, self._least_nap))
+            return
         large = expecting_large or self._sends.has_large()
         end = time.monotonic() + LONGEST
         while True:
