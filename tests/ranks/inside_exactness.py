@@ -30,7 +30,7 @@ TOLERANCE = {"float64": 1e-10, "float32": 1e-4}
 DIMENSIONS = (
     [*ASSIGNMENTS],
     [1, 2, 3],
-    ["per_chunk", "combined"],
+    ["per_chunk", "combined", "allreduce"],
     [*SCHEDULES],
     ["float64", "float32"],
 )
@@ -70,7 +70,8 @@ coding:
   parts: {parts}
   replication: {replication(workers, assignment, parts)}
   chunks_per_worker: 2
-transfer: {transfer}
+aggregation: {"allreduce" if transfer == "allreduce" else "server"}
+transfer: {"combined" if transfer == "allreduce" else transfer}
 schedule: {schedule}
 dtype: {dtype}
 stragglers: {{kind: slow, seconds: {{2: 0.001}}}}
@@ -131,7 +132,7 @@ def train_and_compare(case, data, world):
                 lost=unexpected,
                 returned=unexpected,
             )
-            transport.start()
+            transport.start(from_everybody=config.aggregation == "allreduce")
             server = Server(transport, Backend(), silent, ServerSettings(config=config, plan=plan))
             params = server.run(problem.initial_params().astype(config.dtype), ITERATIONS)
             assert server.stop_workers(timeout=10)

@@ -64,9 +64,9 @@ class Ended:
         return np.array([float(row[name]) for row in self.rows])
 
 
-@pytest.fixture(scope="module")
-def late(folder):
-    return Ended(folder, "late", DEADLINE)
+@pytest.fixture(scope="module", params=["server", "allreduce"])
+def late(folder, request):
+    return Ended(folder, f"late-{request.param}", DEADLINE, f"aggregation={request.param}")
 
 
 def test_with_a_tenth_of_the_chunks_lost_the_loss_is_as_low_after_as_many_iterations(late):
@@ -104,9 +104,11 @@ def test_the_actual_error_is_the_actual_error(late):
     assert late.column("actual_error")[0] == pytest.approx(expected, abs=1e-9)
 
 
-def test_an_error_target_and_several_parts_combined(folder):
+@pytest.mark.parametrize("aggregation", ["server", "allreduce"])
+def test_an_error_target_and_several_parts_combined(folder, aggregation):
     sets = ["coding={chunks_per_worker: 5, replication: 2, parts: 2}", "schedule=skipping", "transfer=combined"]
-    target = Ended(folder, "target", *sets, "iterations=15", "recovery={mode: approximate, max_error: 0.2}")
+    sets += ["iterations=15", "recovery={mode: approximate, max_error: 0.2}", f"aggregation={aggregation}"]
+    target = Ended(folder, f"target-{aggregation}", *sets)
     measure = target.column("error_measure")
     assert (measure <= 0.2).all()
     assert np.median(measure) > 0.1  # it stops as soon as it may

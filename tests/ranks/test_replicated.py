@@ -1,0 +1,146 @@
+"""`aggregation: allreduce` under real mpirun: every rank holds the parameters, and all of them hold the same."""
+
+import csv
+import json
+import os
+import signal
+import sys
+
+import numpy as np
+import pytest
+
+from psgc.data import write_dense
+from tests.ranks.mpirun import MpiRun, mpirun, run
+from tests.ranks.test_train import wait_until
+
+ITERATIONS = 24
+CONFIG = f"""
+problem: {{kind: mlp, hidden: 4, l2: 0.01}}
+data: {{path: data.npz}}
+optimizer: {{kind: adam, lr: 0.05}}
+iterations: {ITERATIONS}
+coding: {{chunks_per_worker: 2, replication: 4}}
+checkpoint: {{every: 5, keep: 2}}
+output: OUTPUT
+"""
+MOMENTUM = "optimizer={kind: momentum, lr: 0.1}"
+ALLREDUCE, SERVER = "aggregation=allreduce", "aggregation=server"
+SLOWLY = "stragglers={kind: slow, seconds: {all: 0.02}}"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """With the data; the problem has 39 parameters, which no number of parts divides but 3."""
+    folder = tmp_path_factory.mktemp("replicated")
+    rng = np.random.default_rng(0)
+    write_dense(str(folder / "data.npz"), rng.normal(size=(240, 5)), rng.integers(0, 3, 240).astype(float))
+    return folder
+
+
+def changed(settings):
+    return [word for setting in settings for word in ("--set", setting)]
+
+
+def train(folder, output, *settings, workers=5, options=()):
+    (folder / f"{output}.yaml").write_text(CONFIG.replace("OUTPUT", output))
+    command = ["-m", "psgc", "train", f"{output}.yaml", *changed(settings), *options]
+    finished = run(mpirun(workers + 1, command), folder)
+    assert finished.returncode == 0, finished.said
+    assert not finished.orphans
+    return finished
+
+
+def summary_of(folder, output):
+    return json.loads((folder / output / "summary.json").read_text())
+
+
+def assert_replicas_are_equal(folder, output, iteration=ITERATIONS, workers=5):
+    assert summary_of(folder, output)["replicas"] == {"iteration": iteration, "equal": [*range(1, workers + 1)]}
+
+
+def events(folder, output):
+    with (folder / output / "lost.csv").open(newline="") as stream:
+        return [
+            (row["event"], int(row["worker"]), int(row["iteration"]), row["reason"]) for row in csv.DictReader(stream)
+        ]
+
+
+def assert_same_parameters(folder, output, expected):
+    found, wanted = (np.load(folder / name / "params.npy") for name in (output, expected))
+    np.testing.assert_allclose(found, wanted, rtol=1e-9, atol=1e-11)
+
+
+@pytest.fixture(scope="module")
+def whole(folder):
+    """The same training with the parameters on the server."""
+    train(folder, "whole", SERVER, "transfer=per_chunk")
+    return "whole"
+
+
+def test_with_four_parts_all_ranks_come_to_the_parameters_of_the_server(folder, whole):
+    train(folder, "parts", ALLREDUCE, "coding.parts=4")
+    assert_same_parameters(folder, "parts", whole)
+    assert_replicas_are_equal(folder, "parts")
+    assert "replicas" not in summary_of(folder, whole)
+
+
+def test_a_run_goes_on_with_another_aggregation_and_with_other_ranks(folder, whole):
+    stages = [
+        (6, 5, [SERVER]),
+        (12, 5, [ALLREDUCE]),
+        (18, 4, [ALLREDUCE, "coding.parts=2"]),
+        (ITERATIONS, 5, [SERVER, "transfer=per_chunk"]),
+    ]
+    for iterations, workers, settings in stages:
+        options = ["--resume"] if iterations > 6 else []
+        finished = train(folder, "stages", f"iterations={iterations}", *settings, workers=workers, options=options)
+        assert (f"resuming from iteration {iterations - 6}," in finished.stdout) == bool(options), finished.said
+        if ALLREDUCE in settings:
+            assert_replicas_are_equal(folder, "stages", iterations, workers)
+    assert_same_parameters(folder, "stages", whole)
+
+
+def test_an_interrupted_run_goes_on_with_the_optimizer_where_it_was(folder):
+    train(folder, "momentum", SERVER, MOMENTUM)
+    (folder / "asked.yaml").write_text(CONFIG.replace("OUTPUT", "asked"))
+    changes = changed([ALLREDUCE, MOMENTUM, SLOWLY])
+    launch = [sys.executable, "-m", "psgc", "launch", "asked.yaml", "-n", "6", *changes]
+    with MpiRun(launch, folder) as running:
+        rows = folder / "asked/iterations.csv"
+        wait_until(lambda: rows.exists() and len(rows.read_text().splitlines()) > 4)
+        os.kill(running.process.pid, signal.SIGTERM)
+        finished = running.wait(30)
+    assert finished.returncode == 128 + signal.SIGTERM, finished.said
+    assert not finished.orphans
+    summary = summary_of(folder, "asked")
+    assert (summary["status"], summary["reason"]) == ("interrupted", "stopped by SIGTERM")
+    assert 3 < summary["iterations"] < ITERATIONS
+    resumed = train(folder, "asked", ALLREDUCE, MOMENTUM, options=["--resume"])
+    assert f"resuming from iteration {summary['iterations']}," in resumed.stdout
+    assert_same_parameters(folder, "asked", "momentum")
+    assert_replicas_are_equal(folder, "asked")
+
+
+FLIP = "faults.inject=[{kind: flip, rank: 2, iteration: %d, step: stepping}]"
+
+
+def test_a_worker_whose_parameters_differ_is_lost_and_comes_back_with_those_of_another(folder, whole):
+    finished = train(folder, "differs", ALLREDUCE, SLOWLY, FLIP % 15)  # parameters are compared at iteration 16
+    assert_same_parameters(folder, "differs", whole)
+    (lost, *rest), returned = events(folder, "differs"), "returned"
+    assert (lost[:2], lost[3]) == (("lost", 2), "its parameters differ from those of rank 0 at iteration 16")
+    assert lost[2] in (15, 16)
+    assert [event[:2] for event in rest] == [(returned, 2)]
+    assert "its parameters differ from those of rank 0 at iteration 16" in finished.stdout
+    assert_replicas_are_equal(folder, "differs")
+
+
+def test_verify_finds_nothing_but_what_a_worker_does_with_parameters_that_differ(folder, whole):
+    train(folder, "checked", ALLREDUCE, SLOWLY, "verify={every: 1, strikes: 2}", FLIP % 4)
+    assert_same_parameters(folder, "checked", whole)
+    assert summary_of(folder, "checked")["wrong"].keys() == {"2"}
+    found = events(folder, "checked")
+    assert {event[1] for event in found} == {2}
+    assert {event[2] for event in found} == {5}  # at once
+    assert [event[0] for event in found if event[0] != "wrong"] == ["lost"]
+    assert summary_of(folder, "checked")["replicas"] == {"iteration": ITERATIONS, "equal": [1, 3, 4, 5]}
