@@ -92,7 +92,7 @@ class Kind(IntEnum):
     FAILED = 13  # iteration, chunk, attempt: a chunk's gradient raised or is not finite; the text sent before says how;
     #              attempt: 1 when the model is at fault on every worker and the run must end
     ALIVE = 14  # chunk, seconds: nothing else was sent for a while; in which chunk, and for how long, or chunk -1
-    GOODBYE = 15  # nothing more will be sent; allreduce: the digest of the final parameters, as in STEPPED
+    GOODBYE = 15  # nothing more will be sent
     STUCK = 19  # chunk, seconds: as ALIVE, of a chunk that takes very long; the text sent before says where it is
     TRIAL = 18  # iteration, chunk, start, seconds, loss: these three hold a sketch (psgc.coding.sketch)
     # worker -> server, allreduce only
