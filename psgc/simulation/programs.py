@@ -6,8 +6,8 @@
   owner, which sends the gradient of the slice to all (`psgc.aggregation`).
 
 The last two drive the production coordinator: a control message to rank 0 for each chunk that a worker has done, one
-from rank 0 for each commit and for each collect. `coded_allreduce` has two more for each rank: its slice is summed, and
-everything is (rank 0 knows without a message). Each control message is one record of `psgc.messages`.
+from rank 0 for each commit, and for `server` one for each collect. `coded_allreduce` has four more for each worker:
+BEGIN, MAP (the same as in the iteration before), CLOSE and STEPPED. Each is one record of `psgc.messages`.
 
 *By symmetry.* In a ring, and in a coded all-reduce with equal links and slices, all ranks do the same at the same time:
 when rank r sends something to rank r + k, rank r - k sends the same to rank r. So one rank stands for all when messages
@@ -18,9 +18,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 
-from psgc.aggregation.exchange import Arrived, Begin, Event, Exchange, Finish, Plan, Send, Sent, Sum
+from psgc.aggregation.exchange import Arrived, Begin, Event, Exchange, Finish, Plan, Send, Sent
 from psgc.aggregation.map import Contributor
-from psgc.aggregation.slices import LEAST_SLICE, block_entries, make_slices
+from psgc.aggregation.slices import block_entries, least_slice, make_slices
 from psgc.messages import RECORD
 from psgc.schedules import SCHEDULES
 from psgc.server import events
@@ -84,7 +84,7 @@ PROGRAMS: dict[ProgramName, Callable[[NetworkSettings, int, int], Traffic]] = {
 class _Coordinated(Target):
     """Rank 0 with the production coordinator, and workers that have done each chunk as soon as they begin."""
 
-    def __init__(self, settings: NetworkSettings, workers: int, parts: int) -> None:
+    def __init__(self, settings: NetworkSettings, workers: int, parts: int, shared: bool = False) -> None:
         if workers < parts:
             raise ValueError(f"{parts} parts need as many workers, got {workers}")
         self.links, self.workers, self.parts = settings.network, workers, parts
@@ -98,7 +98,7 @@ class _Coordinated(Target):
             for worker in holders[chunk]:
                 self._queues[worker].append(chunk)
         schedule = SCHEDULES["uncoded"](self._queues, {}, holders, parts)
-        self._coordinator = Coordinator(Membership(holders, parts), schedule, combined=True)
+        self._coordinator = Coordinator(Membership(holders, parts), schedule, combined=True, shared=shared)
         self.bring(events.Begin(0))
 
     def bring(self, event: events.Event) -> None:
@@ -150,7 +150,7 @@ class _Server(_Coordinated):
 
 class _CodedAllreduce(_Coordinated):
     def __init__(self, settings: NetworkSettings, workers: int, parts: int, most: int) -> None:
-        super().__init__(settings, workers, parts)
+        super().__init__(settings, workers, parts, shared=True)
         self._ranks = range(workers + 1)
         self._plan = self._make_plan(self._ranks[1:])
         self.by_symmetry = 2 * len(self._ranks) * len(self._plan.blocks) > most
@@ -159,31 +159,30 @@ class _CodedAllreduce(_Coordinated):
             self._plan = self._make_plan(self._ranks)
         simulated = self._ranks[:1] if self.by_symmetry else self._ranks
         self._exchanges = {rank: Exchange(self._plan, rank) for rank in simulated}
-        self._to_sum = {rank: sum(block.owner == rank for block in self._plan.blocks) for rank in simulated}
-        self._collected = 0  # workers that have been asked for their accumulators
-        self._to_close = len({block.owner for block in self._plan.blocks})  # slices that rank 0 waits for
+        self._mapped = 0  # workers that have the map
+        self._awaited = dict.fromkeys(self._queues, 2)  # the end of the exchange, and CLOSE
 
     def _make_plan(self, contributors: Iterable[int]) -> Plan:
         rates, itemsize = dict.fromkeys(self._ranks, self.links.rate), self.links.itemsize
-        slices = make_slices(self.entries, self.parts, rates, LEAST_SLICE // itemsize)
-        return Plan(
-            self._ranks, [Contributor(rank, rank, 0) for rank in contributors], slices, block_entries(slices, itemsize)
-        )
+        slices = make_slices(self.entries, self.parts, rates, least_slice(itemsize))
+        own = [Contributor(rank, rank, 0) for rank in contributors]
+        return Plan(self._ranks, own, slices, block_entries(slices, itemsize))
 
     def begin(self) -> None:
         for worker in self._queues:
-            self.report(worker)
+            self.tell(0, worker, partial(self.report, worker))  # BEGIN
+
+    def share(self, contributors: object) -> None:
         if not self.by_symmetry:
             self._handle(0, Begin())
-
-    def collect(self, worker: int, role: int) -> None:
-        self.tell(0, worker, partial(self._begin_exchange, worker))
+        for worker in self._queues:
+            self.tell(0, worker, partial(self._begin_exchange, worker))  # MAP, the same as in the iteration before
 
     def _begin_exchange(self, worker: int) -> None:
-        self._collected += 1
+        self._mapped += 1
         if not self.by_symmetry:
             self._handle(worker, Begin())
-        elif self._collected == self.workers:
+        elif self._mapped == self.workers:
             self._handle(0, Begin())
 
     def _handle(self, rank: int, event: Event) -> None:
@@ -191,12 +190,10 @@ class _CodedAllreduce(_Coordinated):
             match instruction:
                 case Send():
                     self._send(rank, instruction)
-                case Sum():
-                    self._to_sum[rank] -= 1
-                    if not self._to_sum[rank]:
-                        self._slice_is_summed(self._ranks if self.by_symmetry else [rank])
+                case Finish() if rank == 0:
+                    self.bring(events.Summed())
                 case Finish():
-                    self.seconds = self.network.now
+                    self._step_if_closed(rank)
 
     def _send(self, rank: int, send: Send) -> None:
         dest, number, contributor = send.dest, send.block, send.contributor
@@ -212,18 +209,15 @@ class _CodedAllreduce(_Coordinated):
             arrived = partial(self._handle, dest, Arrived(rank, number, contributor))
         self.network.send(rank, dest, size, arrived, partial(self._handle, rank, Sent(send)))
 
-    def _slice_is_summed(self, owners: Iterable[int]) -> None:
-        for owner in owners:
-            if owner == 0:
-                self._hear_of_slice()
-            else:
-                self.tell(owner, 0, self._hear_of_slice)
+    def finish(self) -> None:
+        """Rank 0 has the gradient; by symmetry the others have it at the same time."""
+        for worker in self._queues:
+            if self.by_symmetry:
+                self._awaited[worker] -= 1
+            self.tell(0, worker, partial(self._step_if_closed, worker))  # CLOSE
 
-    def _hear_of_slice(self) -> None:
-        self._to_close -= 1
-        if not self._to_close:
-            for worker in self._queues:
-                self.tell(0, worker, self._close)
-
-    def _close(self) -> None:
-        self.seconds = self.network.now
+    def _step_if_closed(self, worker: int) -> None:
+        self._awaited[worker] -= 1
+        if not self._awaited[worker]:
+            self.seconds = self.network.now
+            self.tell(worker, 0, nothing)  # STEPPED
