@@ -36,6 +36,7 @@ class Server:
         self.optimizer = make_optimizer(config.optimizer)
         self._trial = Trial(settings.tried, settings.tolerance)
         self._deadline = Deadline(config.recovery.deadline)
+        self._failure: RunFailed | None = None  # during the newest step
         self._replicated: Replicated | None = None  # aggregation `allreduce`, as soon as the run begins
         self._log = IterationLog(observer, plan.num_chunks, settings.has_loss)
         self.cluster = Cluster(settings, transport.hosts, observer)
@@ -76,6 +77,8 @@ class Server:
                     raise RunFailed(self._log.divergence)
                 self.params = self._step(gradient)
                 self._observer.stepped(iteration + 1)
+                if self._failure:
+                    raise self._failure
             while self._trial.awaited:
                 self._poll()
             self._settle()
@@ -136,7 +139,13 @@ class Server:
         if self._replicated is not None:  # every rank makes the step
             self._replicated.close()
             while (params := self._replicated.params) is None:
-                self._poll()
+                try:
+                    self._poll()
+                except RunFailed as failure:  # the others make the step all the same, and a checkpoint must be whole
+                    if not self._replicated.is_stepping:
+                        raise
+                    self._failure = failure
+                    self._replicated.finish_step()
             return params
         return finite_step(self.optimizer, self._backend, self.params, gradient, self._coordinator.iteration)
 

@@ -104,6 +104,15 @@ class Replicated:
         has_stepped = self._allreduce.steps > self._iteration
         return self._allreduce.replica.params if has_stepped else None
 
+    @property
+    def is_stepping(self) -> bool:
+        """Whether the step of this rank is being made."""
+        return self._allreduce.replica.is_stepping
+
+    def finish_step(self) -> None:
+        """Wait for the step of this rank. Raises what it raises."""
+        self._allreduce.finish_step()
+
     def summary(self) -> dict[str, object]:
         """Which workers' parameters are known to be those of rank 0, to the last bit, and when."""
         return {"iteration": self._digests.last, "equal": self._digests.equal()}

@@ -126,16 +126,24 @@ class AllReduce:
     def poll(self) -> bool:
         """Go on. Whether the replica is at another iteration than before. Raises what a step raises."""
         self._blocks.poll()
-        has_moved = self.replica.poll()
-        if has_moved:
-            self._blocks.stepped()
+        has_moved = self._has_stepped()
         if not self.replica.is_stepping:
             has_moved = self._load() or has_moved
             self._give()
         self._giver.poll()
         return has_moved
 
+    def finish_step(self) -> None:
+        """Wait for the step that is being made. Raises what it raises."""
+        self._has_stepped(wait=True)
+
     # what follows
+
+    def _has_stepped(self, wait: bool = False) -> bool:
+        has_stepped = self.replica.poll(wait)
+        if has_stepped:
+            self._blocks.stepped()
+        return has_stepped
 
     def _step(self, iteration: int, gradient: Array) -> None:
         self._stepping(iteration, gradient)

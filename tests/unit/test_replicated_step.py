@@ -1,0 +1,43 @@
+"""The server's step with aggregation allreduce: it is made to its end, whatever happens meanwhile."""
+
+import pytest
+
+from psgc.errors import RunFailed
+from psgc.server.loop import Server
+
+
+class Stepping:
+    """Stands for `Replicated`: the step is made when it is polled for the last time, or waited for."""
+
+    params = None
+    is_stepping = True
+
+    def close(self):
+        pass
+
+    def finish_step(self):
+        self.params, self.is_stepping = "stepped", False
+
+
+def make_server(replicated):
+    server = Server.__new__(Server)
+    server._replicated, server._failure = replicated, None
+
+    def poll():
+        raise RunFailed("stopped by SIGTERM")
+
+    server._poll = poll
+    return server
+
+
+def test_a_run_that_is_stopped_during_a_step_has_made_it():
+    server = make_server(Stepping())
+    assert server._step(None) == "stepped"
+    assert str(server._failure) == "stopped by SIGTERM"
+
+
+def test_a_step_that_cannot_be_made_ends_the_run():
+    replicated = Stepping()
+    replicated.is_stepping = False
+    with pytest.raises(RunFailed):
+        make_server(replicated)._step(None)
