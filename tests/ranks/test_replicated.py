@@ -121,6 +121,18 @@ def test_an_interrupted_run_goes_on_with_the_optimizer_where_it_was(folder):
     assert_replicas_are_equal(folder, "asked")
 
 
+def test_a_worker_that_stands_still_for_a_while_falls_behind_and_catches_up(folder, whole):
+    stop = "faults.inject=[{kind: stop, rank: 2, iteration: 5, step: begin, seconds: 1}]"
+    train(folder, "behind", ALLREDUCE, "stragglers={kind: slow, seconds: {all: 0.05}}", stop)
+    assert_same_parameters(folder, "behind", whole)
+    assert not (folder / "behind/lost.csv").exists()
+    timeline = np.load(folder / "behind/timeline.npz")
+    worked_in = set(timeline["iteration"][timeline["worker"] == 2].tolist())
+    assert {*range(5), ITERATIONS - 1} <= worked_in
+    assert len(worked_in) < ITERATIONS - 2  # two gradients wait for it, then the others go on without it
+    assert_replicas_are_equal(folder, "behind")
+
+
 FLIP = "faults.inject=[{kind: flip, rank: 2, iteration: %d, step: stepping}]"
 
 
