@@ -20,6 +20,7 @@ from psgc.server.failure_detector import PATIENCE
 TRANSFERS = ("per_chunk", "combined", "allreduce")  # the last one is combined, with that aggregation
 CLOSE = 1e-10  # largest difference of a parameter: the rounding of sums in another order
 KEEPING = ("combined", "allreduce")  # transfers with which workers keep what they have committed
+WITHHOLDING = ("after_commit", "summing", "passing_on")  # a worker that stops here has not delivered all it owes
 DIED, SILENT = "its process died", "not heard for "
 BUSY = 5.0  # seconds that this machine may be at other things
 FEATURES = 5000  # 40 kB a vector: more than MPI sends off without asking the receiver first
@@ -57,8 +58,8 @@ class Case:
 
     @property
     def withholds(self) -> bool:
-        """Whether others wait for what the worker has committed and does not deliver."""
-        return self.step == "after_commit" and not self.at_once
+        """Whether others wait for what the worker has committed, or summed, and does not deliver."""
+        return self.step in WITHHOLDING and not self.at_once
 
 
 CASES = (
@@ -71,7 +72,7 @@ CASES = (
     Case("SIGKILL while sending", "kill", "sending", DIED),
     Case("SIGKILL of an owner while summing", "kill", "summing", DIED, transfers=("allreduce",)),
     Case("SIGKILL of two owners while summing", "kill", "summing", DIED, workers=2, transfers=("allreduce",)),
-    Case("SIGKILL of an owner, sum sent to half", "kill", "passing_on", DIED, transfers=("allreduce",)),
+    Case("SIGKILL of an owner, sum sent to one", "kill", "passing_on", DIED, transfers=("allreduce",)),
     Case("SIGKILL of an owner, sum sent to all", "kill", "passed_on", DIED, transfers=("allreduce",)),
     Case("exception in a gradient", "raise", reason="RuntimeError: a fault on purpose"),
     Case("SIGSTOP then SIGCONT", "stop", seconds=2.0),
@@ -79,7 +80,7 @@ CASES = (
     Case("SIGSTOP", "stop"),
     Case("SIGSTOP between commit and collect", "stop", "after_commit", transfers=KEEPING),
     Case("SIGSTOP of an owner while summing", "stop", "summing", transfers=("allreduce",)),
-    Case("SIGSTOP of an owner, sum sent to half", "stop", "passing_on", transfers=("allreduce",)),
+    Case("SIGSTOP of an owner, sum sent to one", "stop", "passing_on", transfers=("allreduce",)),
     Case("os._exit(3)", "exit"),
     Case("gradient that never returns", "hang", reason="its gradient does not return"),
 )
@@ -207,6 +208,11 @@ def complaints(planned: Sequence[Planned], settings: Settings, outcome: Outcome,
     if not (difference := np.abs(outcome.params - undisturbed).max()) <= CLOSE:
         found.append(f"a parameter differs by {difference:.1e}")
     befallen = {rank for p in planned for rank in p.ranks}
+    if settings.transfer == "allreduce":
+        gone = {rank for p in planned for rank in p.ranks if not p.case.returns}
+        live = [worker for worker in range(1, outcome.summary["workers"] + 1) if worker not in gone]
+        if (replicas := outcome.summary["replicas"]) != {"iteration": settings.iterations, "equal": live}:
+            found.append(f"the parameters of workers {live} are not known to be equal: {replicas}")
     found += [f"nothing befell its worker: {event}" for event in outcome.events if event[1] not in befallen]
     for p in planned:
         for rank in p.ranks:

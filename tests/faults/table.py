@@ -89,8 +89,12 @@ def settings(transfer: str, parts: int, iterations: int, share: int = SHARE) -> 
 
 
 def allowed(case: Case, transfer: str) -> float:
-    """Seconds that a fault may cost: those who lose a worker do its work as well, and only `combined` waits."""
-    waits = transfer == "combined" and not case.at_once
+    """Seconds that a fault may cost: those who lose a worker do its work as well, and some wait for what it owes.
+
+    With `allreduce` the slices of an owner that is silent go to others at once. What it has committed itself is with
+    nobody else, however: that is waited for.
+    """
+    waits = case.withholds or (transfer == "combined" and not case.at_once)
     return 2 * CHUNK * case.workers + (COLLECT_TIMEOUT if waits else AT_ONCE)
 
 
@@ -174,11 +178,13 @@ def main() -> int:
         for transfer, parts in combinations:
             print(row_of_the_server(bench, transfer, parts), flush=True)
         print(EACH, flush=True)
-        by_name = {case.name: case for case in cases("combined")}
+        by_name = {case.name: case for transfer in TRANSFERS for case in cases(transfer)}
         for transfer in TRANSFERS:
             names = ["SIGKILL in a gradient", "SIGSTOP"]
             if transfer == "combined":
                 names = ["SIGKILL while sending", "SIGSTOP between commit and collect"]
+            if transfer == "allreduce":
+                names = ["SIGKILL of an owner while summing", "SIGSTOP of an owner, sum sent to one"]
             for name in names:
                 print(row_of_each_worker(bench, by_name[name], transfer), flush=True)
         print(*(f"(!) {text}" for text in bench.wrong), sep="\n", end="\n" if bench.wrong else "", flush=True)
