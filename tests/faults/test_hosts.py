@@ -31,6 +31,7 @@ output: whole
 """
 SLOWLY = "stragglers={kind: exponential, seconds: {all: 0.03}}"  # time enough to be disturbed in
 WATCHFUL = "faults.collect_timeout=3"
+ALLREDUCE = ("aggregation=allreduce", "transfer=combined")
 GO_ON = "psgc launch: to resume from the last checkpoint, with -n and --host for the remaining hosts: psgc launch"
 
 
@@ -52,8 +53,8 @@ class Cluster:
         command += ["--resume"] if resume else []
         return MpiRun(self.hosts.command(at, command), self.folder, {**self.hosts.environment, **environment})
 
-    def run(self, places: str, output: str, *settings: str, resume: bool = False) -> Finished:
-        with self.start(places, output, *settings, resume=resume) as running:
+    def run(self, places: str, output: str, *settings: str, resume: bool = False, at: str = "a") -> Finished:
+        with self.start(places, output, *settings, resume=resume, at=at) as running:
             return running.wait(60)
 
     def rows(self, output: str) -> list[dict[str, str]]:
@@ -168,6 +169,19 @@ def test_the_loss_of_the_servers_host_ends_the_run(cluster: Cluster) -> None:
     assert finished.returncode == 1, finished.said
     assert GO_ON in finished.stderr.splitlines()[-1], finished.said
     cluster.assert_nothing_left()
+
+
+def test_a_server_that_is_cut_off_from_all_ends_the_run_and_the_others_end_by_themselves(cluster: Cluster) -> None:
+    for name in cluster.hosts.names:
+        cluster.hosts.make_impatient(name)
+    with cluster.start("a:1,b:3", "alone", SLOWLY, WATCHFUL, *ALLREDUCE) as running:
+        cluster.wait_for_iteration("alone", 6)
+        cluster.hosts.unplug("a")
+        finished = running.wait(60)
+    assert finished.returncode == 1, finished.said
+    assert GO_ON in finished.stderr.splitlines()[-1], finished.said
+    cluster.assert_nothing_left()
+    cluster.assert_done(cluster.run("b:3", "alone", *ALLREDUCE, resume=True, at="b"), "alone")
 
 
 def test_a_host_that_is_shut_down_ends_the_run_and_the_others_go_on_with_it(cluster: Cluster) -> None:
