@@ -83,8 +83,8 @@ class Dispatcher(Target):
         """Time has passed; deadline: of the iteration, in seconds since it began."""
         now = self._links.now
         if self.replicated is not None:
-            if self.replicated.poll(now, self._coordinator.phase) and not self.finished:
-                self._bring(Summed())
+            self.replicated.poll(now, self._coordinator.phase)
+            self._finish_if_summed()
             while self.replicated.differing:
                 worker, iteration = self.replicated.differing.pop()
                 self._lose(worker, f"its parameters differ from those of rank 0 at iteration {iteration}")
@@ -131,6 +131,11 @@ class Dispatcher(Target):
         except Malformed as flaw:
             self._links.ignore(worker)
             self._lose(worker, f"it sent {flaw}", failed=True)
+        self._finish_if_summed()  # before anything else is shared out
+
+    def _finish_if_summed(self) -> None:
+        if self.replicated is not None and self.replicated.is_complete and not self.finished:
+            self._bring(Summed())
 
     def _report(self, report: Report) -> None:
         coordinator, worker, iteration, chunk = self._coordinator, report.worker, report.iteration, report.chunk

@@ -83,7 +83,7 @@ class Links:
         self.outbox.lost(worker, for_good)
         self._delivery.lost(worker)
         self._transport.forget(worker)
-        if not for_good and worker not in self._spared:
+        if not (self._shares or for_good or worker in self._spared):  # blocks come to buffers of their own
             self._spared.add(worker)
             self._post(UNDER_WAY)
 

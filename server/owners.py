@@ -6,6 +6,7 @@ given up. Whichever version of a slice is at rank 0 first counts.
 """
 
 from collections.abc import Collection, Iterable
+from dataclasses import replace
 from statistics import median
 
 from psgc.aggregation.map import Contributor, Map, in_order
@@ -81,7 +82,10 @@ class Owners:
             return None
         receivers = [receiver for receiver in self.map.receivers if receiver != rank]
         orphaned = [number for number in self._missing() if self._newest(number) == rank]
-        return self._remake(orphaned, self.map.contributors, receivers, now) if orphaned else None
+        if not orphaned:
+            self.map = replace(self.map, receivers=tuple(receivers))  # for the attempts that follow
+            return None
+        return self._remake(orphaned, self.map.contributors, receivers, now)
 
     def late(self, now: float) -> Map | None:
         """A new map when owners are late. Raises RunFailed when that does not help."""
@@ -89,7 +93,7 @@ class Owners:
         if self.map is None or not missing:
             return None
         limit = self._progress + self._timeout
-        if 2 * len(self._took) >= len(self._slices):
+        if self._hedges < HEDGES and 2 * len(self._took) >= len(self._slices):
             usual = max(LEAST_LATE, LATE * median(self._took.values()))
             limit = min(limit, self._began + usual * 2**self._hedges)
         if now < limit:

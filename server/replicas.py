@@ -41,7 +41,7 @@ class Replicas:
         """The replica of `worker` is at the beginning of `iteration`."""
         replica = self._replicas[worker]
         replica.steps = max(replica.steps, iteration)
-        if replica.donor is not None and iteration >= replica.given:
+        if replica.after is not None and iteration > replica.after:
             replica.donor, replica.after, replica.failures = None, None, 0
 
     def behind(self, worker: int, iteration: int, now: int) -> None:
@@ -78,6 +78,13 @@ class Replicas:
         """Whether the replica of `worker` is known to be at `iteration`."""
         return self._replicas[worker].steps == iteration
 
+    def overdue(self, live: Iterable[int]) -> list[int]:
+        """Those of `live` to which a worker gives a state, which may never come: from now on rank 0 gives it."""
+        waiting = [worker for worker in live if self._replicas[worker].donor]
+        for worker in waiting:
+            self._replicas[worker].donor = 0
+        return waiting
+
     def are_at(self, iteration: int, live: Iterable[int]) -> bool:
         """Whether the replicas of all of these that are not behind have reached `iteration`."""
         replicas = [self._replicas[worker] for worker in live]
@@ -86,7 +93,7 @@ class Replicas:
         )
 
     def gifts(self, iteration: int, live: Collection[int]) -> list[tuple[int, int]]:
-        """Who is to give a state of `iteration` to whom: (donor, receiver). Not when its map is out."""
+        """Who is to give a state of `iteration` to whom: (donor, receiver). live: but those that its map leaves out."""
         giving = Counter(replica.donor for replica in self._replicas.values())
         made: list[tuple[int, int]] = []
         for worker in sorted(live):

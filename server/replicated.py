@@ -5,6 +5,7 @@ Its own replica takes part as any other. `psgc.server.owners` and `psgc.server.r
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
+from math import inf
 
 from psgc.aggregation.allreduce import AllReduce
 from psgc.aggregation.map import Contributor, Map
@@ -51,6 +52,7 @@ class Replicated:
         self.differing: list[tuple[int, int]] = []  # (worker, iteration): its parameters differed; for the dispatcher
         self._live: list[int] = []
         self._before: dict[int, Map] = {}  # by worker the first map that it was sent last
+        self._timeout = self._overdue = timeout  # seconds of an iteration after which rank 0 gives states itself
         self._iteration, self._now = first - 1, 0.0
         self._allreduce.open()
         self._allreduce.start(first, params)
@@ -59,7 +61,7 @@ class Replicated:
 
     def begin(self, iteration: int, live: Collection[int]) -> None:
         """The live workers are to begin `iteration`, as soon as their replicas are there."""
-        self._iteration, self._live = iteration, sorted(live)
+        self._iteration, self._live, self._overdue = iteration, sorted(live), self._timeout
         self._owners.begin(iteration)
         for worker in self._live:
             self._outbox.tell(worker, Kind.BEGIN)
@@ -76,14 +78,22 @@ class Replicated:
             return self._replicas.receivers(self._iteration, self._live)
         return [rank for rank in known.receivers if rank == 0 or rank in self._live]
 
-    def poll(self, now: float, phase: Phase) -> bool:
-        """Go on with the exchange; whether rank 0 has the whole gradient. Raises RunFailed when that cannot be."""
+    @property
+    def is_complete(self) -> bool:
+        """Whether rank 0 has the whole gradient."""
+        return self._owners.is_complete
+
+    def poll(self, now: float, phase: Phase) -> None:
+        """Go on with the exchange. Raises RunFailed when that cannot be."""
         self._now = now
+        if now >= self._overdue:
+            self._overdue = inf
+            for worker in self._replicas.overdue(self._live):
+                self._allreduce.give(worker, self._iteration)
         if self._allreduce.poll() and (digest := self._allreduce.digest()):
             self._differ(self._digests.own(self._allreduce.steps, digest), self._allreduce.steps)
         if phase == COLLECTING and (late := self._owners.late(now)):
             self._send(late)
-        return self._owners.is_complete
 
     @property
     def gradient(self) -> Array:
@@ -170,9 +180,10 @@ class Replicated:
             raise Malformed(str(error)) from None
 
     def _give(self) -> None:
-        if self._owners.map is not None:  # those that its map leaves out could do nothing with a state
-            return
-        for donor, worker in self._replicas.gifts(self._iteration, self._live):
+        live: Collection[int] = self._live
+        if (known := self._owners.map) is not None:  # those that it leaves out could do nothing with a state
+            live = [worker for worker in live if worker in known.receivers]
+        for donor, worker in self._replicas.gifts(self._iteration, live):
             if donor:
                 self._outbox.tell(donor, Kind.GIVE, worker=worker)
             else:

@@ -113,6 +113,7 @@ class AllReduce:
         """`rank` takes no part any more."""
         self._to_give.pop(rank, None)
         self._giver.stop(rank, left=True)
+        self._pool.spare(self._transport, rank)
         self._blocks.left(rank)
 
     def give(self, dest: int, iteration: int) -> None:
@@ -154,7 +155,7 @@ class AllReduce:
 
     def _load(self) -> bool:
         """Whether a state that this rank waited for is here."""
-        if (found := self._receiver.complete()) is None or found[0] <= self.steps:
+        if (found := self._receiver.complete()) is None or found[0] <= self._blocks.participant.past:
             return False
         iteration, vectors, numbers = found
         self.replica.load(Snapshot(iteration, tuple(vectors), numbers))

@@ -203,6 +203,11 @@ class Exchange:
         """Whether the whole gradient is here and nothing is left to be sent."""
         return not (self._absent or self._queue or self._under_way or any(self._waiting.values()))
 
+    @property
+    def here(self) -> frozenset[int]:
+        """The blocks of the gradient that are here."""
+        return frozenset(range(len(self._plan.blocks))) - self._absent
+
     def handle(self, event: Event) -> list[Instruction]:
         """What is to be done after `event`, in order. Raises ProtocolError, and then changes nothing."""
         if not self._is_possible(event):

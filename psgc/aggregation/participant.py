@@ -202,6 +202,11 @@ class Participant:
         self.is_behind = False
         self._dropped = -1  # this iteration and those before are not followed
 
+    @property
+    def past(self) -> int:
+        """Only the state of a later iteration than this one is of use."""
+        return max(self.steps, self._dropped)
+
     def block(self, iteration: int, attempt: int, number: int) -> Block:
         """What a block is a part of."""
         return self._iterations[iteration].attempts[attempt].plan.blocks[number]
@@ -316,14 +321,14 @@ class Participant:
         versions = tuple(others.get(which, 0) for which in range(len(iteration.numbers)))
         iteration.versions = versions
         instructions: list[Instruction] = []
-        for which, version in enumerate(versions):
-            instructions += [Place(number, version, block) for block in iteration.kept.pop((version, which), ())]
-        iteration.kept.clear()
         for version, attempt in iteration.attempts.items():
             count = frozenset(block for block, which in attempt.slice_of.items() if versions[which] == version)
             instructions += self._bring(number, version, exchange.Closed(count))
         if self._left.intersection(iteration.lacks()):
             return instructions + self._fall_behind(number)
+        for which, version in enumerate(versions):
+            instructions += [Place(number, version, block) for block in iteration.kept.pop((version, which), ())]
+        iteration.kept.clear()
         return instructions + self._step_if_complete()
 
     def _step_if_complete(self) -> list[Instruction]:
@@ -394,8 +399,8 @@ class Participant:
         self.is_behind, self._stepping = False, False
         self.steps, self._dropped = number, number - 1
         instructions: list[Instruction] = []
-        for past, iteration in self._iterations.items():  # all past iterations are closed: nobody needs accumulators
+        for past, iteration in self._iterations.items():  # all closed: what counts of this rank's sums is at rank 0
             if self._is_past(past):
                 for version, attempt in iteration.attempts.items():
-                    instructions += self._bring(past, version, exchange.Closed(frozenset(attempt.slice_of)))
+                    instructions += self._bring(past, version, exchange.Closed(attempt.exchange.here))
         return instructions + self._quit() + self._step_if_complete()

@@ -10,6 +10,7 @@ from psgc.messages import stamp_length
 from psgc.transport import Transport
 
 POSTED = 8  # receives: while one block is handled the next ones come
+UNDER_WAY = 4  # blocks that one rank sends another at a time: of two exchanges
 
 
 class Pool:
@@ -25,6 +26,7 @@ class Pool:
         self.room = parts * min(part_length(dim, parts), BLOCK // self.dtype.itemsize)
         self._free: list[Array] = []
         self._abandoned: dict[int, Array] = {}  # by identity: a rank that has left may still read them
+        self._spared: set[int] = set()  # ranks for which more receives are posted
 
     def take(self) -> Array:
         """A buffer, whose entries may be anything."""
@@ -49,6 +51,13 @@ class Pool:
         """Receive blocks from all ranks."""
         for _ in range(POSTED):
             transport.post(self.take())
+
+    def spare(self, transport: Transport, rank: int) -> None:
+        """`rank` has left: the rest of what it was sending may never come, to buffers that others waited for."""
+        if rank not in self._spared:
+            self._spared.add(rank)
+            for _ in range(UNDER_WAY):
+                transport.post(self.take())
 
     def receive(self, transport: Transport, buffer: Array) -> Array:
         """The buffer that was received is the caller's from now on; another one is posted in its place."""

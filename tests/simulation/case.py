@@ -12,6 +12,9 @@ from psgc.plan import Plan
 class Nap:
     """A worker is deaf, slow or mute from step `after` of iteration `first` on, for `length` iterations.
 
+    With aggregation `allreduce` a rank may also be "clogged" or "late": blocks to it or from it are. `worker` is 0 then
+    for rank 0.
+
     stubborn: even when nothing else can happen; then it may be given up, and be back when it wakes up.
     """
 
@@ -26,17 +29,25 @@ class Nap:
 @dataclass(frozen=True)
 class Fault:
     """From step `after` of iteration `first` on, once: the process of a worker "dies", MPI says that it is "cut off"
-    (which is not so), or a gradient of it "raises"."""
+    (which is not so), or a gradient of it "raises", or it "stops" until others can do nothing without it.
+
+    step: of the protocol (`psgc.config.Step`); then it happens when the worker is there for the `after`-th time, from
+    iteration `first` on.
+    """
 
     kind: str
     worker: int
     first: int
     after: int
+    step: str = ""
 
 
 @dataclass(frozen=True)
 class Case:
-    """What happens to whom. choices: at every step, one of all that can happen; timeout: faults.collect_timeout."""
+    """What happens to whom. choices: at every step, one of all that can happen; timeout: faults.collect_timeout.
+
+    allreduce: workers sum their accumulators among themselves; pace: how fast time passes between events.
+    """
 
     plan: Plan
     schedule: str
@@ -51,3 +62,5 @@ class Case:
     recovery: Recovery = field(default_factory=Recovery)  # exact
     verify: Verify | None = None
     wrong: Collection[tuple[int, int, int]] = ()  # (iteration, chunk, worker) of copies that are
+    allreduce: bool = False
+    pace: float = 1.0

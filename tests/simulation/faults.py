@@ -6,12 +6,14 @@ import sys
 import time
 import traceback
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 
 from psgc.config import Coding, Recovery, Verify
 from psgc.plan import Plan, make_plan
 from tests.simulation.case import Case, Fault, Nap
+from tests.simulation.replicated import ReplicatedWorld
 from tests.simulation.schedules import SCHEDULES
 from tests.simulation.world import World
 
@@ -30,7 +32,7 @@ def plan_of(assignment: str, workers: int, chunks: int, replication: int, parts:
     return make_plan(coding, "static" if schedule == "reordering" else schedule, workers, seed=0)
 
 
-def random_case(rng: random.Random, verified: bool = False) -> Case:
+def random_case(rng: random.Random, verified: bool = False, allreduce: bool = False) -> Case:
     """Up to six workers, of which most of the time enough stay; verified: copies are compared, and some are wrong."""
     spare = 1 if verified else 0
     schedule = rng.choice([*(name for name in SCHEDULES if not verified or name != "uncoded"), "dynamic", "skipping"])
@@ -78,6 +80,8 @@ def random_case(rng: random.Random, verified: bool = False) -> Case:
         timeout=TIMEOUT,
         recovery=_random_recovery(rng),
     )
+    if allreduce:
+        case = _sharing(rng, case, moment)
     if not verified:
         return case
     wrong = [
@@ -90,6 +94,37 @@ def random_case(rng: random.Random, verified: bool = False) -> Case:
     return replace(case, verify=Verify(every=rng.choice([1, 1, 2, 5, 50]), strikes=rng.choice([1, 3, 99])), wrong=wrong)
 
 
+def _sharing(rng: random.Random, case: Case, moment: Callable[[], tuple[int, int]]) -> Case:
+    """The same with aggregation `allreduce`: links are slow as well, and ranks fail at steps of the protocol."""
+    workers = case.plan.num_workers
+    naps = [*case.naps]
+    for _ in range(rng.choice([0, 0, 1, 2])):
+        first, after = moment()
+        kind = rng.choice(["clogged", "late"])
+        naps.append(Nap(kind, rng.choice([0, rng.randint(0, workers)]), first, rng.randint(1, 3), after))
+    faults = [
+        fault if fault.kind == "raises" or rng.random() < 0.4 else _at_step(rng, fault.worker, case.num_iterations)
+        for fault in case.faults
+    ]
+    if len(faults) > 1 and rng.random() < 0.3:  # at the same moment
+        faults[1] = replace(faults[0], worker=faults[1].worker)
+    return replace(
+        case,
+        combined=True,
+        allreduce=True,
+        dim=rng.choice([case.dim, rng.randint(1, 30)]),
+        naps=naps,
+        faults=sorted(faults, key=lambda fault: (fault.first, fault.after)),
+        pace=rng.choice([0.1, 0.03, 0.01]),
+    )
+
+
+def _at_step(rng: random.Random, worker: int, iterations: int) -> Fault:
+    kind = rng.choice(["dies", "dies", "cut off", "stops"])
+    step = rng.choice(["begin", "after_commit", "sending", "summing", "passing_on", "passing_on", "passed_on"])
+    return Fault(kind, worker, rng.randrange(iterations), rng.choice([0, 0, 1, 2, 5]), step)
+
+
 def _random_recovery(rng: random.Random) -> Recovery:
     """Exact, most of the time."""
     if rng.random() < 0.7:
@@ -99,9 +134,9 @@ def _random_recovery(rng: random.Random) -> Recovery:
     return Recovery(mode="approximate", deadline=deadline, max_error=max_error)
 
 
-def run(seed: int, thorough: bool = False, verified: bool = False) -> Counter[str]:
+def run(seed: int, thorough: bool = False, verified: bool = False, allreduce: bool = False) -> Counter[str]:
     """One schedule of faults; what happened in it. Raises what goes wrong."""
-    world = World(random_case(random.Random(seed), verified), thorough)
+    world = (ReplicatedWorld if allreduce else World)(random_case(random.Random(seed), verified, allreduce), thorough)
     world.run()
     return world.counts
 
@@ -111,15 +146,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--schedules", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0, help="of the first schedule; the others follow")
     parser.add_argument("--verify", action="store_true", help="copies are compared, and some of them are wrong")
+    parser.add_argument("--allreduce", action="store_true", help="workers sum their accumulators among themselves")
     options = parser.parse_args(arguments)
     counts: Counter[str] = Counter()
     began = time.monotonic()
     for seed in range(options.seed, options.seed + options.schedules):
         try:
-            counts += run(seed, verified=options.verify)
+            counts += run(seed, verified=options.verify, allreduce=options.allreduce)
         except Exception:
             traceback.print_exc()
-            same = " --verify" if options.verify else ""
+            same = (" --verify" if options.verify else "") + (" --allreduce" if options.allreduce else "")
             print(f"failed: python -m tests.simulation.faults --schedules 1 --seed {seed}{same}", file=sys.stderr)
             return 1
     print(f"{options.schedules} schedules in {time.monotonic() - began:.0f} s")

@@ -34,7 +34,7 @@ class ImpatientState(WorkerState):
 
 class Node(WorkerLoop):
     """follows: "fixed" if the standing order is left only for a loss, "skipping" if chunks are also left out; every: 0
-    if nothing is verified."""
+    if nothing is verified; more: what another loop than WorkerLoop takes besides."""
 
     def __init__(
         self,
@@ -46,10 +46,13 @@ class Node(WorkerLoop):
         follows: str,
         clock: Clock,
         every: int = 0,
+        end: Any = None,
+        injector: Injector | None = None,
+        **more: Any,
     ) -> None:
         self.rank = rank
-        self.end = WorkerEnd(clock)
-        self.state = ImpatientState(rank, plan.queues[rank], plan.num_chunks, combined, every)
+        self.end = end or WorkerEnd(clock)
+        self.state = ImpatientState(rank, plan.queues[rank], plan.num_chunks, combined, every, bool(more))
         self.encoder = Encoder(Backend(), plan.coding_matrix, dim, "float64")
         self.mailbox = Mailbox(self.state, self.encoder)
         super().__init__(
@@ -61,8 +64,9 @@ class Node(WorkerLoop):
             dim,
             "float64",
             silence,
-            Injector(),  # type: ignore[arg-type]
+            injector or Injector(),
             first_role=plan.num_chunks if every else 0,
+            **more,
         )
         self._post_params()
         self.clock = clock
@@ -76,6 +80,7 @@ class Node(WorkerLoop):
         self.done = 0
         self.taken: list[tuple[int, int]] = []  # (chunk, how often invalidated before) in this iteration
         self.unneeded: set[tuple[int, int]] = set()  # (iteration, chunk) that it need not do
+        self.interrupted: set[tuple[int, int]] = set()  # the same, since the work was over
         self.skipped: set[tuple[int, int]] = set()  # that it need not begin, unless it is told otherwise
         self.collected = -1  # the iteration in which it was told to stop
         self.redirected = -1  # the newest iteration in which it was told what to do beyond the default queue
@@ -126,7 +131,7 @@ class Node(WorkerLoop):
                 self.skipped.add(what)
             case Kind.QUEUE | Kind.DEFAULT_QUEUE | Kind.NEXT:
                 self.skipped.discard(what)
-                if self.verified:  # it may have been taken back
+                if self.verified or what in self.interrupted:  # it may have been taken back
                     self.unneeded.discard(what)
                 assert what not in self.unneeded, "told to do what is not needed"
             case Kind.INVALIDATE:
@@ -137,11 +142,12 @@ class Node(WorkerLoop):
         super()._handle(entry, source)
         if kind == Kind.DISCARD:
             assert iteration != self.state.iteration or chunk not in self.state.held
-        if kind == Kind.COLLECT:
-            assert iteration < self.state.iteration or self.alive() == 0, "gradients are left after the last commit"
+        if kind == Kind.COLLECT or (kind == Kind.MAP and entry["last"]):
+            assert iteration != self.state.iteration or self.alive() == 0, "gradients are left after the last commit"
             self.collected = iteration
             if self.work is not None and self.work.iteration == iteration:
                 self.unneeded.add((iteration, self.work.chunk))
+                self.interrupted.add((iteration, self.work.chunk))
 
     # what the compute thread does
 
@@ -154,7 +160,7 @@ class Node(WorkerLoop):
         assert self.work is not None
         iteration, chunk = self.work.iteration, self.work.chunk
         assert iteration == self.state.iteration
-        assert (self.work.params == iteration).all(), "parameters of another iteration"
+        self.check_params(iteration, self.work.params)
         assert (iteration, chunk) not in self.unneeded | self.skipped, "told not to do this chunk"
         assert iteration != self.collected, "goes on after it was told to stop"
         copy = (chunk, self.state._attempts.get(chunk, 0))
@@ -166,6 +172,9 @@ class Node(WorkerLoop):
             assert taken == [c for c in passed if c in taken], "not in the order of the default queue"
             assert self.follows == "skipping" or taken == passed, "left out a chunk"
             assert {(iteration, c) for c in passed if c not in taken} <= self.unneeded
+
+    def check_params(self, iteration: int, params: np.ndarray) -> None:
+        assert (params == iteration).all(), "parameters of another iteration"
 
     def finish(self, gradient: np.ndarray, seconds: float) -> None:
         """The compute thread is through with its chunk; the caller keeps no reference to `gradient`."""
@@ -181,7 +190,8 @@ class Node(WorkerLoop):
         kind = Kind(message["kind"][0]) if isinstance(message, np.ndarray) else Kind.REPORT
         assert isinstance(message, np.ndarray) or self.state.travels(work.iteration, work.chunk)
         assert kind == (Kind.ABANDONED if unwanted else Kind.REPORT)
-        if self.verified and unwanted and work.iteration == self.state.iteration:
+        interrupted = (work.iteration, work.chunk) in self.interrupted
+        if (self.verified or interrupted) and unwanted and work.iteration == self.state.iteration:
             self.taken.remove((work.chunk, self.state._attempts.get(work.chunk, 0)))  # it may be wanted after all
 
     def fail(self) -> None:

@@ -11,7 +11,7 @@ from psgc.config import Recovery
 from psgc.schedules import Schedule
 from psgc.schedules.orders import Next, Queue, Skip
 from psgc.server.coordinator import Coordinator
-from psgc.server.events import Abandoned, Begin, Compared, Deadline, Delivered, Event, Lost, Report, Tick
+from psgc.server.events import Abandoned, Begin, Compared, Deadline, Delivered, Event, Lost, Report, Summed, Tick
 from psgc.server.instructions import (
     Add,
     Collect,
@@ -22,6 +22,7 @@ from psgc.server.instructions import (
     Instruction,
     Invalidate,
     Reassign,
+    Share,
     Wrong,
 )
 from psgc.server.membership import Membership
@@ -76,8 +77,10 @@ class Watch:
     def begin(self) -> None:
         self.heard: set[tuple[int, int, int]] = set()  # (worker, chunk, how often it had been invalidated)
         self.commits: dict[int, tuple[int, ...]] = {}
-        self.kept: dict[tuple[int, int], list[int]] = {}  # (worker, role) -> chunks, not asked for yet
-        self.asked: dict[tuple[int, int], list[int]] = {}
+        # (worker, role, serial) -> chunks, not asked for yet
+        self.kept: dict[tuple[int, int, int], list[int]] = {}
+        self.asked: dict[tuple[int, int, int], list[int]] = {}
+        self.serial = 0  # how many times accumulators were shared out
         self.attempts: Counter[int] = Counter()
         self.redo: dict[int, list[int]] = {}  # chunk -> roles
         self.dropped: set[tuple[int, int]] = set()  # copies discarded or skipped
@@ -122,9 +125,13 @@ class Watch:
             case Lost(worker):
                 self.is_calm = False
                 for where in (self.kept, self.asked):
-                    for who, role in [copy for copy in where if copy[0] == worker]:
-                        for chunk in where.pop((who, role)):
-                            self.redo.setdefault(chunk, []).append(role)
+                    for key in [key for key in where if key[0] == worker]:
+                        for chunk in where.pop(key):
+                            self.redo.setdefault(chunk, []).append(key[1])
+            case Summed():
+                assert self.serial, "the sum of nothing"
+                self.world.counts["summed meanwhile"] += bool(self.redo)
+                self.kept, self.asked, self.redo = {}, {}, {}
             case Compared(chunk, agreeing):
                 self.unanswered.discard(chunk)
                 if not agreeing:
@@ -140,8 +147,8 @@ class Watch:
         assert not self.finished, "an instruction after Finish"
         it, world, membership = self.it, self.world, self.it.membership
         match instruction:
-            case Commit(chunk, contributors, told):
-                self.check_commit(chunk, contributors, told)
+            case Commit(chunk, contributors, told, serial):
+                self.check_commit(chunk, contributors, told, serial)
             case Discard(worker, chunk):
                 assert not it.is_here(chunk)
                 assert (worker, chunk, self.attempts[chunk]) in self.heard
@@ -175,10 +182,17 @@ class Watch:
                 assert world.case.combined
                 assert worker in membership.live
                 self.check_may_end()
-                assert (worker, role) not in self.asked, "asked twice at a time"
-                self.asked[worker, role] = self.kept.pop((worker, role))
+                assert (worker, role, 0) not in self.asked, "asked twice at a time"
+                self.asked[worker, role, 0] = self.kept.pop((worker, role, 0))
+            case Share(contributors):
+                self.check_may_end()
+                self.asked |= self.kept
+                assert contributors == tuple(sorted(self.asked)), "others than those that live workers keep"
+                self.kept = {}
+                self.serial += 1
+                world.counts["shared out again"] += self.serial > 1
             case Add(worker, role):
-                del self.asked[worker, role]
+                del self.asked[worker, role, 0]
             case Compare(chunk, copies):
                 assert it.is_here(chunk)
                 assert len(copies) == len(dict(copies)) > membership.parts
@@ -208,7 +222,9 @@ class Watch:
             assert self.deadline or it.books.missing <= tolerated(self.world.case.recovery.max_error, copies)
             assert self.commits, "nothing at all"
 
-    def check_commit(self, chunk: int, contributors: tuple[int, ...], told: tuple[tuple[int, int], ...]) -> None:
+    def check_commit(
+        self, chunk: int, contributors: tuple[int, ...], told: tuple[tuple[int, int], ...], serial: int
+    ) -> None:
         it, membership = self.it, self.it.membership
         if chunk not in self.commits:
             self.commits[chunk] = contributors
@@ -231,7 +247,8 @@ class Watch:
             assert (worker, chunk) not in self.dropped
             assert it.is_here(chunk) or worker in membership.holders[chunk]
             if not it.is_here(chunk):
-                self.kept.setdefault((worker, role), []).append(chunk)
+                assert serial == self.serial
+                self.kept.setdefault((worker, role, serial), []).append(chunk)
             if self.world.case.schedule == "full" and self.is_calm:
                 assert self.has_done_its_load(worker)
 

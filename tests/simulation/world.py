@@ -19,6 +19,7 @@ import numpy as np
 from psgc.backend import Backend
 from psgc.coding import worst_condition
 from psgc.errors import RunFailed, TooFewWorkers
+from psgc.optimizer import Optimizer
 from psgc.schedules import SCHEDULES
 from psgc.server import cluster as server_cluster
 from psgc.server import links as server_links
@@ -56,16 +57,11 @@ class World:
         self.plan = case.plan
         self.thorough = thorough
         self.clock = Clock()
-        silence = min(case.timeout, LONG) / 4
+        self.silence = min(case.timeout, LONG) / 4
         self.every = case.verify.every if case.verify else 0
-        follows = (
+        self.follows = (
             "" if case.schedule in ("reordering", "dynamic") else "fixed" if case.schedule in FIXED else "skipping"
         )
-        self.nodes = {
-            rank: Node(rank, self.plan, case.combined, case.dim, silence, follows, self.clock, self.every)
-            for rank in range(1, self.plan.num_workers + 1)
-        }
-        self.end = ServerEnd(self, {rank: node.end for rank, node in self.nodes.items()}, self.clock)
         shape = case.num_iterations, self.plan.num_chunks, case.dim
         self.table = np.random.default_rng(7).integers(-9, 10, shape).astype(float)
         self.exactness = 1e-10 * self.plan.num_chunks * worst_condition(self.plan.coding_matrix, self.plan.assignment)
@@ -75,11 +71,22 @@ class World:
         self.began = 0  # the step in which the iteration did
         self.events = 0  # that have happened since
         self.idle = 0  # steps since anything but time could go on
-        self.faults = list(case.faults)
+        self.faults = [fault for fault in case.faults if not fault.step]
+        self.naps = list(case.naps)
         self.cut_off: set[int] = set()
         self.about_to_fail: set[int] = set()
         self.failed: set[int] = set()  # chunks, each on one worker only
         self.used: Counter[int] = Counter()  # copies of each chunk that are part of the gradient
+        self.connect()
+
+    def connect(self) -> None:
+        """The workers, and the server's end of the network."""
+        case = self.case
+        self.nodes = {
+            rank: Node(rank, self.plan, case.combined, case.dim, self.silence, self.follows, self.clock, self.every)
+            for rank in range(1, self.plan.num_workers + 1)
+        }
+        self.end = ServerEnd(self, {rank: node.end for rank, node in self.nodes.items()}, self.clock)
 
     def choose(self, below: int) -> int:
         self.steps += 1
@@ -91,6 +98,7 @@ class World:
     def run(self) -> None:
         """All iterations, or until too few workers are left."""
         with ExitStack() as stack:
+            self.replace(stack)
             for module in (server_cluster, server_links, server_loop, worker_loop, worker_mailbox):
                 stack.enter_context(mock.patch.object(module, "time", self.clock))
             stack.enter_context(mock.patch.dict(SCHEDULES, reordering=Reordering))
@@ -104,9 +112,11 @@ class World:
                 transfer="combined" if case.combined else "per_chunk",
                 recovery=case.recovery,
                 verify=case.verify,
+                aggregation="allreduce" if case.allreduce else "server",
+                iterations=case.num_iterations,
             )
             self.server = Server(self.end, Backend(), Observer(self), ServerSettings(config=config, plan=self.plan))
-            self.server.optimizer = Checking(self)
+            self.server.optimizer = self.optimizer()
             try:
                 self.server.run(np.zeros(case.dim), case.num_iterations, begins=self.begin)
             except RunFailed as error:
@@ -118,7 +128,16 @@ class World:
                     self.server._poll()
                     if self.idle:
                         break
-            self.check_exact(self.server._decoder.gradient)
+            self.check_end()
+
+    def replace(self, stack: ExitStack) -> None:
+        """Put what only this world has in the place of what the production code uses."""
+
+    def optimizer(self) -> Optimizer:
+        return Checking(self)
+
+    def check_end(self) -> None:
+        self.check_exact(self.server._decoder.gradient)
 
     def begin(self, iteration: int) -> None:
         self.iteration, self.began, self.events = iteration, self.steps, 0
@@ -190,7 +209,7 @@ class World:
         self.events += 1
         assert self.events < STEPS, "it never ends"
         if self.choose(3) == 0:
-            self.clock.now += PASSING[self.choose(len(PASSING))]
+            self.clock.now += self.case.pace * PASSING[self.choose(len(PASSING))]
         what, node = able[self.choose(len(able))]
         message = what(self, node)
         if self.thorough:
@@ -251,7 +270,7 @@ class World:
         """The naps of each worker at this moment, by kind."""
         naps: dict[int, dict[str, Nap]] = {}
         now, steps = self.iteration, self.steps - self.began
-        for nap in self.case.naps:
+        for nap in self.naps:
             if (nap.first, nap.after) <= (now, steps) and now < nap.first + nap.length:
                 of = naps.setdefault(nap.worker, {})
                 if nap.stubborn or nap.kind not in of:
@@ -295,7 +314,7 @@ class World:
             self.failed.add(work.chunk)
             node.fail()
         else:
-            row = self.table[(iteration := int(work.params[0])), work.chunk]
+            row = self.table[(iteration := work.iteration), work.chunk]
             wrong = (what := (iteration, work.chunk, node.rank)) in self.case.wrong
             error = np.random.default_rng(what).uniform(1, 9, len(row)) if wrong else 0.0
             node.finish(row + error, SECONDS[self.choose(len(SECONDS))])

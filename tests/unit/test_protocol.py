@@ -121,7 +121,7 @@ class Unruly(World):
         if it.phase != "idle":
             yield Begin(now + 1)
         for role in self.nodes:
-            if (worker, role) not in self.watch.asked:
+            if (worker, role, 0) not in self.watch.asked:
                 yield Delivered(worker, now, role)
         for chunk in range(num_chunks):
             attempt = self.watch.attempts[chunk] + 1 if worker in it.membership.holders[chunk] else 0

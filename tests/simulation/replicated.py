@@ -1,0 +1,352 @@
+"""Server and workers together with aggregation `allreduce`: the world of `world`, with blocks between all ranks.
+
+Every rank runs the production code, from the loops to replicas, exchanges and states. Ranks die or stop at the steps of
+the protocol at which faults can be injected, between two instructions of their loop. All replicas that are at one
+iteration are the same to the last bit.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from functools import partial
+from typing import Any
+from unittest import mock
+
+import numpy as np
+
+from psgc import messages
+from psgc.aggregation import allreduce, blocks, pool, slices
+from psgc.aggregation.map import Map
+from psgc.aggregation.replica import Replica
+from psgc.errors import TooFewWorkers
+from psgc.messages import Kind, Records
+from psgc.optimizer import Adam, Momentum, Optimizer
+from psgc.server import loop as server_loop
+from psgc.server.outbox import LASTING
+from psgc.server.phases import COLLECTING
+from psgc.server.replicated import Replicated
+from psgc.workers.injection import Injector
+from psgc.workers.replicated import ReplicatedLoop
+from tests.simulation.case import Case, Fault, Nap
+from tests.simulation.mesh import Link, MeshEnd
+from tests.simulation.node import Node
+from tests.simulation.world import STEPS, World
+
+LARGEST = 64  # bytes of a block: 8 entries
+SMALL = 16  # bytes from which a slice is cut into several blocks
+CHECKED = 2  # digests are compared at every so many iterations
+BURST = 4  # vectors that come at once, at most
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+class Told(Injector):
+    """Tells the world at which step of the protocol a worker is."""
+
+    def __init__(self, at: Callable[[str, int], None]) -> None:
+        super().__init__()
+        self._tell = at
+
+    def at(self, step: Any, iteration: int) -> None:
+        self._tell(step, iteration)
+
+
+class SlowReplica(Replica):
+    """A step is not made before `may_end`."""
+
+    may_end = False
+
+    def poll(self, wait: bool = False) -> bool:
+        if self.is_stepping and not self.may_end:
+            return False
+        self.may_end = False
+        return super().poll(wait)
+
+
+class ReplicatedNode(Node, ReplicatedLoop):
+    """check: called when its replica is at another iteration; params: what they are, by iteration."""
+
+    end: MeshEnd
+
+    def __init__(
+        self, *arguments: Any, check: Callable[[Replica], None], params: dict[int, bytes], **others: Any
+    ) -> None:
+        super().__init__(*arguments, **others)
+        self._check, self._params = check, params
+
+    @property
+    def allreduce(self) -> allreduce.AllReduce:
+        return self._allreduce
+
+    def spin(self) -> None:
+        with suppress(Killed):
+            super().spin()
+
+    def _poll(self) -> None:
+        before = self._allreduce.steps
+        super()._poll()
+        if self._allreduce.steps > before:
+            self._check(self._allreduce.replica)
+
+    def check_params(self, iteration: int, params: np.ndarray) -> None:
+        assert params.tobytes() == self._params[iteration], "parameters of another iteration"
+
+    def die(self, kept: int) -> None:
+        if not self.dead:
+            self.dead = True
+            self.end.cut(kept)
+
+
+class WatchedReplicated(Replicated):
+    """world: looks at each map."""
+
+    def __init__(self, world: "ReplicatedWorld", *arguments: Any) -> None:
+        self._world = world
+        super().__init__(*arguments)
+
+    @property
+    def allreduce(self) -> allreduce.AllReduce:
+        return self._allreduce
+
+    def _send(self, made: Map) -> None:
+        self._world.check_map(made)
+        super()._send(made)
+
+
+class ReplicatedWorld(World):
+    """As World. faults with a step happen at that step of the protocol."""
+
+    nodes: dict[int, ReplicatedNode]  # type: ignore[assignment]
+
+    def __init__(self, case: Case, thorough: bool = False) -> None:
+        assert not thorough
+        self.params: dict[int, bytes] = {}  # of the replicas, by iteration
+        self.states: dict[int, tuple[Any, ...]] = {}  # the same with the optimizer's
+        self.at_steps = [fault for fault in case.faults if fault.step]
+        self.times: Counter[Fault] = Counter()  # that a worker was at the step of a fault
+        super().__init__(case, thorough)
+
+    def connect(self) -> None:
+        case, clock = self.case, self.clock
+        ranks = range(self.plan.num_workers + 1)
+        self.links = {(a, b): Link() for a in ranks for b in ranks if a != b}
+        eager = lambda: self.choose(2) == 0  # noqa: E731
+        with ExitStack() as stack:
+            self.replace(stack)
+            self.nodes = {
+                rank: ReplicatedNode(
+                    *(rank, self.plan, True, case.dim, self.silence, self.follows, clock, self.every),
+                    end=MeshEnd(rank, self.links, clock, eager),
+                    injector=Told(partial(self.at, rank)),
+                    check=partial(self.check_replica, rank),
+                    params=self.params,
+                    coding_matrix=self.plan.coding_matrix,
+                    optimizer=self.new_optimizer(),
+                    last=case.num_iterations,
+                )
+                for rank in ranks[1:]
+            }
+        self.end = MeshEnd(0, self.links, clock, eager, self.advance, self.is_cut_off, self.check_sent)  # type: ignore[assignment]
+
+    def replace(self, stack: ExitStack) -> None:
+        for module in (slices, pool):
+            stack.enter_context(mock.patch.object(module, "BLOCK", LARGEST))
+        stack.enter_context(mock.patch.object(messages, "BUNDLE", 0))  # receives have room for one vector
+        stack.enter_context(mock.patch.object(slices, "LEAST_BLOCK", SMALL))
+        stack.enter_context(mock.patch.object(blocks, "time", self.clock))
+        stack.enter_context(mock.patch.object(allreduce, "Replica", SlowReplica))
+        stack.enter_context(mock.patch.object(allreduce, "CHECKED", CHECKED))
+        stack.enter_context(mock.patch.object(server_loop, "Replicated", partial(WatchedReplicated, self)))
+
+    def new_optimizer(self) -> Optimizer:
+        """One with numbers and vectors in its state, or with vectors alone."""
+        return Adam(0.1, 0.9, 0.99, 1e-8) if self.case.dim % 2 else Momentum(0.5, 0.9, nesterov=False)
+
+    def optimizer(self) -> Optimizer:
+        """That of rank 0, which looks at each gradient."""
+        optimizer = self.new_optimizer()
+        step = optimizer.step
+
+        def checked(params: np.ndarray, gradient: np.ndarray) -> np.ndarray:
+            self.check_exact(gradient)
+            self.counts["iterations"] += 1
+            return step(params, gradient)
+
+        optimizer.step = checked  # type: ignore[method-assign]
+        return optimizer
+
+    @property
+    def rank_0(self) -> allreduce.AllReduce:
+        return self.server._replicated.allreduce  # type: ignore[union-attr]
+
+    def begin(self, iteration: int) -> None:
+        super().begin(iteration)
+        assert self.rank_0.steps == iteration
+        self.check_replica(0, self.rank_0.replica)
+
+    # what must hold
+
+    def check_replica(self, rank: int, replica: Replica) -> None:
+        """It is the same as all others that have been at this iteration."""
+        steps, params = replica.steps, replica.params.tobytes()
+        assert self.params.setdefault(steps, params) == params, f"rank {rank} differs at iteration {steps}"
+        if not replica.is_stepping:  # else the optimizer may be further
+            _, vectors, numbers = replica.snapshot()
+            state = tuple(np.asarray(vector).tobytes() for vector in vectors), numbers
+            assert self.states.setdefault(steps, state) == state, f"rank {rank}'s optimizer differs at {steps}"
+
+    def check_map(self, made: Map) -> None:
+        watch = self.watch
+        assert watch.it.phase == COLLECTING, "a map while something is done again"
+        assert {tuple(contributor) for contributor in made.contributors} == watch.asked.keys()
+        assert {*made.receivers} <= {0, *watch.it.membership.live}
+        assert {part.owner for part in made.slices} <= {*made.receivers}
+        self.counts["maps after the first"] += made.attempt > 0
+        self.counts["left out"] += len(watch.it.membership.live) + 1 - len(made.receivers)
+
+    def check_sent(self, dest: int, records: Records) -> None:
+        lasting = np.isin(records["kind"], LASTING).all()
+        assert dest not in self.end.forgotten or lasting, "told what to do now to a worker that is lost"
+        self.counts["states"] += bool((records["kind"] == Kind.GIVE).any())
+
+    def check_end(self) -> None:
+        """Everybody who takes part has the same parameters, or knows that it lacks them; nothing is left over."""
+        self.naps.clear()
+        try:
+            for _ in range(STEPS):
+                self.server._poll()
+                if self.idle > 10:
+                    break
+        except TooFewWorkers:
+            return
+        self.check_replica(0, self.rank_0.replica)
+        self.check_empty(self.rank_0)
+        for rank in self.here():
+            node = self.nodes[rank]
+            if node.allreduce.steps == self.case.num_iterations:
+                self.counts["workers at the end"] += 1
+                self.check_empty(node.allreduce)
+            else:
+                assert node.allreduce._blocks.participant.is_behind or node.allreduce.steps < 0, "does not go on"
+                self.counts["behind at the end"] += 1
+
+    def check_empty(self, it: allreduce.AllReduce) -> None:
+        blocks, giver = it._blocks, it._giver
+        assert not it.is_busy
+        assert not blocks.participant._iterations
+        assert not blocks._buffers
+        assert not blocks._sendings
+        assert not giver._ended
+        assert not it._pool._abandoned
+        assert len(blocks._gradients) + len(blocks._spare) <= 4
+
+    # faults at steps of the protocol
+
+    def at(self, rank: int, step: str, iteration: int) -> None:
+        for fault in [fault for fault in self.at_steps if (fault.worker, fault.step) == (rank, step)]:
+            if iteration < fault.first:
+                continue
+            self.times[fault] += 1
+            if self.times[fault] <= fault.after:
+                continue
+            self.at_steps.remove(fault)
+            self.counts[f"{fault.kind} {step}"] += 1
+            match fault.kind:
+                case "cut off":
+                    self.cut_off.add(rank)
+                case "raises":
+                    self.about_to_fail.add(rank)
+                case "stops":
+                    now = self.iteration, 1 + fault.after % 2, self.steps - self.began
+                    self.naps += [Nap(kind, rank, *now, stubborn=True) for kind in ("deaf", "slow", "mute")]
+                case "dies":
+                    self.counts["deaths"] += 1
+                    self.nodes[rank].die(kept=self.choose(4))
+                    raise Killed
+
+    # a step
+
+    def possible(self) -> tuple[World.Possible, World.Possible, World.Possible]:
+        where: tuple[World.Possible, ...] = ([], [], [])  # what can happen, those that are asleep, never
+        able, chatter = where[0], []
+        naps = self.napping()
+
+        def level(kind: str, rank: int) -> int:
+            nap = naps.get(rank, {}).get(kind)
+            return 0 if nap is None else 1 + nap.stubborn
+
+        ranks: list[tuple[int, Any]] = [(0, None), *self.nodes.items()]
+        dead = [rank for rank, node in self.nodes.items() if node.dead]
+        for rank, node in ranks:
+            if rank in dead:
+                continue
+            end = node.end if node else self.end
+            vectors: tuple[list[int], ...] = ([], [], [])  # sources
+            for source, _ in ranks:
+                if source == rank or (link := self.links[source, rank]).is_empty:
+                    continue
+                reached = max(level("deaf", rank), level("mute", source))
+                if link.control:
+                    to = chatter if not (rank or reached) and link.only_says_alive() else where[reached]
+                    to.append((partial(ReplicatedWorld.control_comes, source=source), node))
+                if link.vectors and end.posted:
+                    vectors[max(reached, level("clogged", rank), level("late", source))].append(source)
+            for sources, to in zip(vectors, where, strict=True):
+                if sources:
+                    to.append((partial(ReplicatedWorld.vectors_come, sources=sources), node))
+            able += [(partial(ReplicatedWorld.death_is_seen, dead=d), node) for d in dead if d not in end.told]
+            in_node = where[level("slow", rank)]
+            if is_stepping(node.allreduce.replica if node else self.rank_0.replica):
+                where[min(1, level("slow", rank))].append((ReplicatedWorld.step_is_made, node))
+            if node is None:
+                continue
+            if node.work is not None:
+                in_node.append((World.finish, node))
+            elif not node.waiting:
+                able.append((World.take, node))
+            if end.has_news:
+                able.append((World.spin, node))
+            if self.clock.now - node.last_sent > node.silence:
+                chatter.append((World.spin, node))
+        return able, where[1], chatter
+
+    def control_comes(self, node: ReplicatedNode | None, source: int) -> None:
+        (node.end if node else self.end).control_comes(source)
+        if node:
+            node.spin()
+
+    def vectors_come(self, node: ReplicatedNode | None, sources: list[int]) -> None:
+        end = node.end if node else self.end
+        for _ in range(1 + self.choose(BURST)):
+            if not (end.posted and sources):
+                break
+            source = sources[self.choose(len(sources))]
+            vectors = self.links[source, end.rank].vectors
+            end.vector_comes(source, self.choose(len(vectors)))
+            if not vectors:
+                sources = [other for other in sources if other != source]
+        if node:
+            node.spin()
+
+    def step_is_made(self, node: ReplicatedNode | None) -> None:
+        (node.allreduce if node else self.rank_0).replica.may_end = True  # type: ignore[attr-defined]
+        if node:
+            node.spin()
+
+    def death_is_seen(self, node: ReplicatedNode | None, dead: int) -> None:
+        """What has arrived comes first."""
+        end = node.end if node else self.end
+        if not self.links[dead, end.rank].is_empty and self.choose(2):
+            return
+        end.death_is_seen(dead)
+        if node:
+            node.spin()
+        else:
+            self.nodes[dead].told_dead = True
+
+
+def is_stepping(replica: Replica) -> bool:
+    """Whether a step is under way, and not made."""
+    return replica.is_stepping and not replica.may_end  # type: ignore[attr-defined]
