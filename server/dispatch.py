@@ -85,9 +85,7 @@ class Dispatcher(Target):
         if self.replicated is not None:
             self.replicated.poll(now, self._coordinator.phase)
             self._finish_if_summed()
-            while self.replicated.differing:
-                worker, iteration = self.replicated.differing.pop()
-                self._lose(worker, f"its parameters differ from those of rank 0 at iteration {iteration}")
+            self._lose_differing(self.replicated)
         if now >= self._coordinator.wake:
             self._bring(Tick(now))
         if now >= deadline and not self.finished:
@@ -118,6 +116,7 @@ class Dispatcher(Target):
                     self._replicated.arrived(arrival)
                 case Moved():
                     self._replicated.moved(arrival)
+                    self._lose_differing(self._replicated)  # before its reports
                 case Tried(_, iteration, chunk, sketch):
                     if (difference := self._trial.told(worker, iteration, chunk, sketch)) is not None:
                         raise RunFailed(difference.text(self._cluster.hosts))
@@ -182,6 +181,11 @@ class Dispatcher(Target):
                 self.replicated.reassign(worker, self._links.now, self._coordinator.phase)
         except TooFewWorkers as error:
             raise TooFewWorkers(f"worker {worker} on {host}, iteration {iteration}: {reason}; {error}") from None
+
+    def _lose_differing(self, replicated: Replicated) -> None:
+        while replicated.differing:
+            worker, iteration = replicated.differing.pop()
+            self._lose(worker, f"its parameters differ from those of rank 0 at iteration {iteration}")
 
     @property
     def _replicated(self) -> Replicated:

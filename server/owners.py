@@ -6,7 +6,6 @@ given up. Whichever version of a slice is at rank 0 first counts.
 """
 
 from collections.abc import Collection, Iterable
-from dataclasses import replace
 from statistics import median
 
 from psgc.aggregation.map import Contributor, Map, in_order
@@ -44,6 +43,7 @@ class Owners:
         self._owners: list[dict[int, int]] = []  # by slice: attempt -> owner
         self._took: dict[int, float] = {}  # by slice: seconds until it was here
         self._versions: dict[int, int] = {}  # by slice: the attempt whose sum is here
+        self._first = 0  # earlier attempts do not count any more
         self._hedges = 0
         self._able: set[int] = set()
         self.shares: dict[int, float] = {}
@@ -60,10 +60,11 @@ class Owners:
 
     def share(
         self, contributors: Iterable[Contributor], receivers: Collection[int], able: Collection[int], now: float
-    ) -> Map:
-        """The map for these contributors.
+    ) -> Map | None:
+        """The map for these contributors; none when everything is here already.
 
-        receivers: those that get the gradient; able: those of them that may own something; now: seconds.
+        receivers: those that get the gradient, all of them live; able: those of them that may own something;
+        now: seconds.
         """
         made = tuple(sorted(contributors, key=in_order))
         self._able = set(able)
@@ -71,23 +72,22 @@ class Owners:
             self.shares = {rank: self.rates[rank] if rank in self._able else 0.0 for rank in receivers}
             self._slices = tuple(make_slices(self._entries, self._parts, self.shares, self._least))
             self._owners = [{0: part.owner} for part in self._slices]
-            self._began = self._progress = now
+            self._began = self._progress = self._made = now
             self.map = Map(self._iteration, 0, tuple(sorted(receivers)), made, self._slices)
             return self.map
-        return self._remake(self._missing(), made, receivers, now)
+        contributing = {one.rank for one in made}
+        if self._missing() and not contributing.issubset(receivers):  # ranks that the maps before left out
+            self._versions, self._first = {}, self.map.attempt + 1
+        return self._remake(self._missing(), made, contributing.union(receivers), now)
 
-    def lost(self, rank: int, now: float) -> Map | None:
+    def lost(self, rank: int, receivers: Collection[int], now: float) -> Map | None:
         """`rank` is lost, but contributes nothing: a new map when it owned a slice that is missing."""
         if self.map is None:
             return None
-        receivers = [receiver for receiver in self.map.receivers if receiver != rank]
         orphaned = [number for number in self._missing() if self._newest(number) == rank]
-        if not orphaned:
-            self.map = replace(self.map, receivers=tuple(receivers))  # for the attempts that follow
-            return None
         return self._remake(orphaned, self.map.contributors, receivers, now)
 
-    def late(self, now: float) -> Map | None:
+    def late(self, receivers: Collection[int], now: float) -> Map | None:
         """A new map when owners are late. Raises RunFailed when that does not help."""
         missing = self._missing()
         if self.map is None or not missing:
@@ -95,7 +95,7 @@ class Owners:
         limit = self._progress + self._timeout
         if self._hedges < HEDGES and 2 * len(self._took) >= len(self._slices):
             usual = max(LEAST_LATE, LATE * median(self._took.values()))
-            limit = min(limit, self._began + usual * 2**self._hedges)
+            limit = min(limit, self._made + usual * 2**self._hedges)
         if now < limit:
             return None
         self._hedges += 1
@@ -105,12 +105,11 @@ class Owners:
                 f"the exchange of iteration {self._iteration} makes no progress: {len(missing)} of "
                 f"{len(self._slices)} slices are missing, also after {HEDGES} changes of their owners, now {owners}"
             )
-        self._progress = now
-        return self._remake(missing, self.map.contributors, self.map.receivers, now)
+        return self._remake(missing, self.map.contributors, receivers, now)
 
     def here(self, attempt: int, number: int, now: float) -> None:
         """Rank 0 has a version of a slice."""
-        if number not in self._versions:
+        if number not in self._versions and attempt >= self._first:
             self._versions[number] = attempt
             self._took[number] = now - self._began
             self._progress = now
@@ -132,9 +131,12 @@ class Owners:
 
     def _remake(
         self, numbers: list[int], contributors: tuple[Contributor, ...], receivers: Collection[int], now: float
-    ) -> Map:
+    ) -> Map | None:
         """The next attempt: these slices go to those that have had them least often, each to another one."""
+        if not numbers:
+            return None
         assert self.map is not None
+        self._progress = self._made = now  # it takes as long as the first one
         attempt, able = self.map.attempt + 1, sorted(self._able.intersection(receivers))
         slices: list[Slice] = []
         for number in numbers:

@@ -42,7 +42,14 @@ class Replicas:
         replica = self._replicas[worker]
         replica.steps = max(replica.steps, iteration)
         if replica.after is not None and iteration > replica.after:
-            replica.donor, replica.after, replica.failures = None, None, 0
+            self.follows(worker)
+        elif replica.donor is not None and iteration >= replica.given:  # meanwhile it needs a newer one
+            replica.donor = None
+
+    def follows(self, worker: int) -> None:
+        """The replica of `worker` is where it is to be: it needs no state."""
+        replica = self._replicas[worker]
+        replica.donor, replica.after, replica.failures = None, None, 0
 
     def behind(self, worker: int, iteration: int, now: int) -> None:
         """`worker` cannot follow `iteration`; now: the iteration that rank 0 is at."""
@@ -53,13 +60,23 @@ class Replicas:
             replica.failures += 1
             replica.earliest = now + min(LONGEST, 2**replica.failures)
         replica.donor, replica.after = None, iteration
+        self._gives_nothing(worker)
 
     def lost(self, worker: int, now: int) -> None:
         """`worker` takes no part: it gives nothing, and needs a state if it comes back."""
+        self._gives_nothing(worker)
+        self._replicas[worker] = _Replica(after=now)
+
+    def _gives_nothing(self, worker: int) -> None:
         for replica in self._replicas.values():
             if replica.donor == worker:
                 replica.donor = None
-        self._replicas[worker] = _Replica(after=now)
+
+    def returned(self, worker: int, now: int) -> None:
+        """`worker` takes part again, from iteration `now` on: what it has missed it cannot follow."""
+        replica = self._replicas[worker]
+        if replica.steps < now:
+            replica.after = now - 1
 
     def receivers(self, iteration: int, live: Collection[int]) -> tuple[int, ...]:
         """The ranks that get the gradient of `iteration`; the other live ones fall behind."""
@@ -92,8 +109,11 @@ class Replicas:
             replica.steps >= iteration for replica in replicas if replica.after is None or replica.donor is not None
         )
 
-    def gifts(self, iteration: int, live: Collection[int]) -> list[tuple[int, int]]:
-        """Who is to give a state of `iteration` to whom: (donor, receiver). live: but those that its map leaves out."""
+    def gifts(self, iteration: int, live: Collection[int], urgent: bool = False) -> list[tuple[int, int]]:
+        """Who is to give a state of `iteration` to whom: (donor, receiver).
+
+        live: but those that its map leaves out, unless it is urgent: the iteration may not end without them.
+        """
         giving = Counter(replica.donor for replica in self._replicas.values())
         made: list[tuple[int, int]] = []
         for worker in sorted(live):
@@ -101,7 +121,8 @@ class Replicas:
             if (
                 replica.after is None
                 or replica.donor is not None
-                or max(replica.after + 1, replica.earliest) > iteration
+                or replica.steps >= iteration
+                or (not urgent and max(replica.after + 1, replica.earliest) > iteration)
             ):
                 continue
             donors = [rank for rank in live if self._replicas[rank].after is None]

@@ -21,7 +21,7 @@ from psgc.server.digests import Digests
 from psgc.server.malformed import Malformed
 from psgc.server.outbox import Outbox
 from psgc.server.owners import Owners
-from psgc.server.phases import COLLECTING, Phase
+from psgc.server.phases import COLLECTING, REDOING, Phase
 from psgc.server.replicas import Replicas
 from psgc.transport import Transport
 
@@ -54,6 +54,7 @@ class Replicated:
         self._before: dict[int, Map] = {}  # by worker the first map that it was sent last
         self._timeout = self._overdue = timeout  # seconds of an iteration after which rank 0 gives states itself
         self._iteration, self._now = first - 1, 0.0
+        self._redoing = False  # a contributor was lost when the map was out
         self._allreduce.open()
         self._allreduce.start(first, params)
 
@@ -61,17 +62,23 @@ class Replicated:
 
     def begin(self, iteration: int, live: Collection[int]) -> None:
         """The live workers are to begin `iteration`, as soon as their replicas are there."""
+        for worker in set(live).difference(self._live):
+            self._replicas.returned(worker, iteration)
         self._iteration, self._live, self._overdue = iteration, sorted(live), self._timeout
         self._owners.begin(iteration)
+        self._redoing = False
         for worker in self._live:
             self._outbox.tell(worker, Kind.BEGIN)
         self._give()
 
     def share(self, accumulators: Iterable[tuple[int, int, int]], now: float) -> None:
         """Have the ranks sum these accumulators, (worker, role, serial) each. now: seconds of the iteration."""
-        receivers = self._receivers()
+        contributors, receivers = [Contributor(*one) for one in accumulators], self._receivers()
         able = [rank for rank in receivers if rank == 0 or self._replicas.is_at(rank, self._iteration)]
-        self._send(self._owners.share([Contributor(*one) for one in accumulators], receivers, able, now))
+        self._redoing = False
+        self._send(self._owners.share(contributors, receivers, able, now))
+        for rank in {one.rank for one in contributors}:
+            self._replicas.follows(rank)
 
     def _receivers(self) -> Sequence[int]:
         if (known := self._owners.map) is None:
@@ -90,10 +97,11 @@ class Replicated:
             self._overdue = inf
             for worker in self._replicas.overdue(self._live):
                 self._allreduce.give(worker, self._iteration)
+            self._give()
         if self._allreduce.poll() and (digest := self._allreduce.digest()):
             self._differ(self._digests.own(self._allreduce.steps, digest), self._allreduce.steps)
-        if phase == COLLECTING and (late := self._owners.late(now)):
-            self._send(late)
+        if phase == COLLECTING:
+            self._send(self._owners.late(self._receivers(), now))
 
     @property
     def gradient(self) -> Array:
@@ -155,8 +163,10 @@ class Replicated:
 
     def reassign(self, worker: int, now: float, phase: Phase) -> None:
         """Give the slices of a lost worker to others, unless accumulators are missing as well."""
-        if phase == COLLECTING and (remade := self._owners.lost(worker, now)):
-            self._send(remade)
+        self._redoing = phase == REDOING
+        self._give()
+        if phase == COLLECTING:
+            self._send(self._owners.lost(worker, self._receivers(), now))
 
     def moved(self, news: Moved) -> None:
         """The replica of a worker is at another iteration, or cannot follow."""
@@ -181,9 +191,9 @@ class Replicated:
 
     def _give(self) -> None:
         live: Collection[int] = self._live
-        if (known := self._owners.map) is not None:  # those that it leaves out could do nothing with a state
+        if (known := self._owners.map) is not None and not self._redoing:  # others could do nothing with a state
             live = [worker for worker in live if worker in known.receivers]
-        for donor, worker in self._replicas.gifts(self._iteration, live):
+        for donor, worker in self._replicas.gifts(self._iteration, live, self._redoing or self._overdue == inf):
             if donor:
                 self._outbox.tell(donor, Kind.GIVE, worker=worker)
             else:
@@ -193,7 +203,9 @@ class Replicated:
         if iteration == self._iteration:
             self._owners.here(attempt, number, self._now)
 
-    def _send(self, made: Map) -> None:
+    def _send(self, made: Map | None) -> None:
+        if made is None:
+            return
         shares = self._owners.shares
         everything = to_records(made, shares)
         for worker in self._live:

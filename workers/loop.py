@@ -98,7 +98,7 @@ class WorkerLoop:
                 self._injector.at("after_report", self._iteration)
             self._transport.wait(busy=self._mailbox.busy, nap=self._nap)
         self._mailbox.stop()
-        self._poll_until(lambda: self._is_idle, LAST_WORD)  # the server takes what comes until goodbye
+        self._poll_until(lambda: not self._transport.sending(), LAST_WORD)  # the server takes what comes until goodbye
         self._transport.send(SERVER, [record(Kind.GOODBYE)])
         # without fault tolerance whoever leaves before the server has saved everything takes the server with it
         patience = LAST_WORD if self._transport.survives_deaths else inf
@@ -109,11 +109,6 @@ class WorkerLoop:
     def _nap(self) -> float | None:
         """How long to wait for messages; None: as long as the transport thinks right."""
         return None
-
-    @property
-    def _is_idle(self) -> bool:
-        """Whether nothing is left to be sent."""
-        return not self._transport.sending()
 
     def _poll_until(self, done: Callable[[], bool], timeout: float) -> None:
         end = time.monotonic() + timeout

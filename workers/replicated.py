@@ -45,10 +45,6 @@ class ReplicatedLoop(WorkerLoop):
     def _nap(self) -> float | None:
         return self._allreduce.nap
 
-    @property
-    def _is_idle(self) -> bool:
-        return super()._is_idle and not self._allreduce.is_busy
-
     def _poll(self) -> None:
         super()._poll()
         if self._allreduce.poll():

@@ -112,7 +112,7 @@ class AllReduce:
     def left(self, rank: int) -> None:
         """`rank` takes no part any more."""
         self._to_give.pop(rank, None)
-        self._giver.stop(rank, left=True)
+        self._giver.stop(rank)
         self._pool.spare(self._transport, rank)
         self._blocks.left(rank)
 
@@ -155,7 +155,7 @@ class AllReduce:
 
     def _load(self) -> bool:
         """Whether a state that this rank waited for is here."""
-        if (found := self._receiver.complete()) is None or found[0] <= self._blocks.participant.past:
+        if (found := self._receiver.complete()) is None or not self._blocks.participant.can_use(found[0]):
             return False
         iteration, vectors, numbers = found
         self.replica.load(Snapshot(iteration, tuple(vectors), numbers))

@@ -21,7 +21,7 @@ from psgc.aggregation.slices import Block, block_entries
 from psgc.backend import Array, Backend, copy, part_length
 from psgc.config import Step
 from psgc.messages import BlockName, pack_block, stamp
-from psgc.transport import Transport
+from psgc.transport import Sending, Transport
 
 LONG = 4.0  # times what sends usually take, after which the destination is held
 LEAST_LONG = 0.05  # seconds
@@ -35,7 +35,7 @@ Accumulators = Mapping[tuple[int, int], Array]  # (role, serial) -> (part_length
 class _Sending:
     """event: what follows when it has ended; is_needed: whether its buffer is needed after that."""
 
-    handle: Any
+    handle: Sending
     event: part.Sent
     buffer: Array
     is_needed: bool
@@ -120,9 +120,6 @@ class Blocks:
     def left(self, rank: int) -> None:
         """`rank` takes no part any more."""
         self._transport.forget(rank)
-        for sending in self._sendings:
-            if sending.event.send.dest == rank:
-                self._pool.abandon(sending.buffer)
         self._bring(part.Left(rank))
 
     def poll(self) -> None:
@@ -136,6 +133,7 @@ class Blocks:
         for sending in ended:
             took = now - sending.since
             self._usual += (min(took, long) - self._usual) / 16
+            self._pool.sent(sending.buffer, sending.handle)
             if not sending.is_needed:
                 self._pool.give_back(sending.buffer)
             if took < long:

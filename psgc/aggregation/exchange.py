@@ -16,8 +16,8 @@ several parts) and sends the block of the gradient, `parts` times as long, to al
 6. A destination that takes long is *held*: sends to it do not count in the window, and there is one at a time.
 7. `Finish` comes once, when all blocks of the gradient are here. Sends may then still be left: `is_done` says when none
    is, and accumulators and gradient are needed until then.
-8. `Closed` says which blocks of the gradient count. All of these have been summed: no more accumulators are sent, and
-   the other blocks are neither sent nor awaited.
+8. `Closed` says which blocks of the gradient count. All of these have been summed: no more accumulators are sent or
+   awaited, and the other blocks are neither sent nor awaited.
 9. After `Quit` a rank waits only for what it has to sum for others.
 10. An event that no correct rank can cause (a block that arrives twice, at a rank that does not own it, or from a rank
    that does not contribute it, and the end of a send that is not under way) raises ProtocolError and changes nothing.
@@ -203,11 +203,6 @@ class Exchange:
         """Whether the whole gradient is here and nothing is left to be sent."""
         return not (self._absent or self._queue or self._under_way or any(self._waiting.values()))
 
-    @property
-    def here(self) -> frozenset[int]:
-        """The blocks of the gradient that are here."""
-        return frozenset(range(len(self._plan.blocks))) - self._absent
-
     def handle(self, event: Event) -> list[Instruction]:
         """What is to be done after `event`, in order. Raises ProtocolError, and then changes nothing."""
         if not self._is_possible(event):
@@ -266,6 +261,7 @@ class Exchange:
         busy = {send.dest for send in self._under_way}
         for dest, waiting in self._waiting.items():
             if waiting and dest not in busy:
+                busy.add(dest)
                 instructions.append(waiting.popleft())
         in_window = sum(send.dest not in self._waiting for send in self._under_way)
         while self._queue and in_window < WINDOW:
@@ -301,5 +297,5 @@ class Exchange:
         self._queue = deque(filter(counts, self._queue))
         self._waiting = {dest: deque(filter(counts, sends)) for dest, sends in self._waiting.items()}
         were_absent = bool(self._absent)
-        self._absent &= set(blocks)
+        self._absent &= set(blocks) - self._missing.keys()  # those of this rank that are not summed are not needed
         return [Finish()] if were_absent and not self._absent else []

@@ -202,11 +202,6 @@ class Participant:
         self.is_behind = False
         self._dropped = -1  # this iteration and those before are not followed
 
-    @property
-    def past(self) -> int:
-        """Only the state of a later iteration than this one is of use."""
-        return max(self.steps, self._dropped)
-
     def block(self, iteration: int, attempt: int, number: int) -> Block:
         """What a block is a part of."""
         return self._iterations[iteration].attempts[attempt].plan.blocks[number]
@@ -215,6 +210,10 @@ class Participant:
     def is_busy(self) -> bool:
         """Whether blocks are awaited, or left to be sent."""
         return any(iteration.attempts for iteration in self._iterations.values())
+
+    def can_use(self, iteration: int) -> bool:
+        """Whether this rank gets on with the state of another one at the beginning of `iteration`."""
+        return iteration > self.steps and iteration >= self._dropped
 
     def handle(self, event: Event) -> list[Instruction]:
         """What is to be done after `event`, in order. Raises ProtocolError when no correct rank can cause it."""
@@ -244,10 +243,13 @@ class Participant:
         self._left -= set(map.receivers)
         if self._is_past(map.iteration):
             return []
-        if self._rank not in map.receivers:
-            return self._fall_behind(map.iteration)
+        missed = self._give_up_before(map.iteration)
+        is_there = self.steps == map.iteration
+        if self._rank not in map.receivers:  # if its replica is there it may still be asked to redo what is lost
+            return missed + self._fall_behind(map.iteration, map.iteration - is_there)
+        self.is_behind = self.is_behind and not is_there
         iteration = self._iterations.setdefault(map.iteration, _Iteration())
-        if not map.attempt:
+        if not iteration.numbers:
             iteration.numbers = {part.start: number for number, part in enumerate(map.slices)}
         plan = Plan(map.receivers, map.contributors, map.slices, most)
         owners = {iteration.numbers[part.start]: part.owner for part in map.slices}
@@ -258,7 +260,7 @@ class Participant:
             slice_of[block] = number
         made = Exchange(plan, self._rank, self._held & set(plan.receivers))
         iteration.attempts[map.attempt] = _Attempt(plan, made, slice_of, owners, Counter(slice_of.values()))
-        instructions = self._bring(map.iteration, map.attempt, exchange.Begin())
+        instructions = missed + self._bring(map.iteration, map.attempt, exchange.Begin())
         early, iteration.early = iteration.early, []
         for event in early:
             instructions += self._arrived(event)
@@ -316,7 +318,7 @@ class Participant:
 
     def _closed(self, number: int, others: dict[int, int]) -> list[Instruction]:
         iteration = self._iterations.get(number)
-        if iteration is None or self._is_past(number):
+        if iteration is None or not iteration.attempts or self._is_past(number):
             return []
         versions = tuple(others.get(which, 0) for which in range(len(iteration.numbers)))
         iteration.versions = versions
@@ -325,7 +327,7 @@ class Participant:
             count = frozenset(block for block, which in attempt.slice_of.items() if versions[which] == version)
             instructions += self._bring(number, version, exchange.Closed(count))
         if self._left.intersection(iteration.lacks()):
-            return instructions + self._fall_behind(number)
+            return instructions + self._fall_behind(number, number)
         for which, version in enumerate(versions):
             instructions += [Place(number, version, block) for block in iteration.kept.pop((version, which), ())]
         iteration.kept.clear()
@@ -371,7 +373,7 @@ class Participant:
         instructions = self._everywhere(exchange.Left(rank))
         for number, iteration in [*self._iterations.items()]:
             if not self._is_past(number) and rank in iteration.lacks():
-                return instructions + self._fall_behind(number)
+                return instructions + self._fall_behind(number, number)
         return instructions
 
     def _everywhere(self, event: exchange.Event) -> list[Instruction]:
@@ -381,9 +383,9 @@ class Participant:
                 instructions += self._bring(number, version, event)
         return instructions + self._clear()
 
-    def _fall_behind(self, number: int) -> list[Instruction]:
+    def _fall_behind(self, number: int, dropped: int) -> list[Instruction]:
         self.is_behind = True
-        self._dropped = number
+        self._dropped = max(self._dropped, dropped)
         return [*self._quit(), FallBehind(number)]
 
     def _quit(self) -> list[Instruction]:
@@ -395,12 +397,21 @@ class Participant:
                 instructions += self._bring(number, version, exchange.Quit())
         return instructions + self._clear()
 
+    def _give_up_before(self, number: int) -> list[Instruction]:
+        """All iterations before this one are closed. One whose end was not said here is not followed.
+
+        That is so when this rank was lost meanwhile, and when a state comes before the end of the iteration before.
+        """
+        instructions: list[Instruction] = []
+        for past, iteration in self._iterations.items():
+            if past < number and iteration.versions is None:
+                self._dropped = max(self._dropped, past)
+                self.is_behind = self.is_behind or past >= self.steps
+                for version, attempt in iteration.attempts.items():
+                    instructions += self._bring(past, version, exchange.Closed(frozenset(attempt.slice_of)))
+        return instructions + self._quit()
+
     def _loaded(self, number: int) -> list[Instruction]:
         self.is_behind, self._stepping = False, False
         self.steps, self._dropped = number, number - 1
-        instructions: list[Instruction] = []
-        for past, iteration in self._iterations.items():  # all closed: what counts of this rank's sums is at rank 0
-            if self._is_past(past):
-                for version, attempt in iteration.attempts.items():
-                    instructions += self._bring(past, version, exchange.Closed(attempt.exchange.here))
-        return instructions + self._quit() + self._step_if_complete()
+        return self._give_up_before(number) + self._step_if_complete()

@@ -7,7 +7,7 @@ import numpy as np
 from psgc.aggregation.slices import BLOCK
 from psgc.backend import Array, Backend, part_length
 from psgc.messages import stamp_length
-from psgc.transport import Transport
+from psgc.transport import Sending, Transport
 
 POSTED = 8  # receives: while one block is handled the next ones come
 UNDER_WAY = 4  # blocks that one rank sends another at a time: of two exchanges
@@ -25,7 +25,7 @@ class Pool:
         self._stamp = stamp_length(dtype)
         self.room = parts * min(part_length(dim, parts), BLOCK // self.dtype.itemsize)
         self._free: list[Array] = []
-        self._abandoned: dict[int, Array] = {}  # by identity: a rank that has left may still read them
+        self._abandoned: dict[int, Array] = {}  # by identity: ranks that have left may still read them
         self._spared: set[int] = set()  # ranks for which more receives are posted
 
     def take(self) -> Array:
@@ -43,9 +43,10 @@ class Pool:
         if self._abandoned.pop(id(buffer), None) is None:
             self._free.append(buffer)
 
-    def abandon(self, buffer: Array) -> None:
-        """Do not use this buffer again once it is given back."""
-        self._abandoned[id(buffer)] = buffer
+    def sent(self, buffer: Array, sending: Sending) -> None:
+        """A send of the buffer is done. If it has left while the other rank may still read it, it is not used again."""
+        if not sending.is_free:
+            self._abandoned[id(buffer)] = buffer
 
     def open(self, transport: Transport) -> None:
         """Receive blocks from all ranks."""

@@ -4,13 +4,12 @@ Blocks come from any rank that was told to give. Replicas agree to the last bit,
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 from psgc.aggregation.pool import Pool
 from psgc.aggregation.state_messages import State, state_records
 from psgc.backend import Array, Backend, copy
 from psgc.messages import BlockName, pack_block, stamp
-from psgc.transport import Transport
+from psgc.transport import Sending, Transport
 
 WINDOW = 2  # blocks under way to one rank
 
@@ -22,7 +21,7 @@ class _Gift:
     iteration: int
     vectors: list[Array]
     next: tuple[int, int]
-    under_way: list[tuple[Any, Array]]
+    under_way: list[tuple[Sending, Array]]
 
 
 class Giver:
@@ -31,7 +30,7 @@ class Giver:
     def __init__(self, transport: Transport, pool: Pool, backend: Backend) -> None:
         self._transport, self._pool, self._backend = transport, pool, backend
         self._gifts: dict[int, _Gift] = {}  # by receiver
-        self._ended: list[tuple[Any, Array]] = []  # sends of gifts that were given up
+        self._ended: list[tuple[Sending, Array]] = []  # sends of gifts that were given up
 
     def give(self, dest: int, iteration: int, vectors: list[Array], numbers: dict[int, float]) -> None:
         """Begin to send this state, which is at the beginning of `iteration`, to `dest`."""
@@ -40,14 +39,10 @@ class Giver:
         self._transport.send(dest, state_records(iteration, len(vectors), numbers))
         self._gifts[dest] = _Gift(iteration, vectors, (0, 0), [])
 
-    def stop(self, dest: int, left: bool = False) -> None:
-        """Send `dest` no more of a state. left: it may read what is under way at any time, or never."""
-        if (gift := self._gifts.pop(dest, None)) is None:
-            return
-        if left:
-            for _, buffer in gift.under_way:
-                self._pool.abandon(buffer)
-        self._ended += gift.under_way
+    def stop(self, dest: int) -> None:
+        """Send `dest` no more of a state."""
+        if (gift := self._gifts.pop(dest, None)) is not None:
+            self._ended += gift.under_way
 
     def skipped(self, iteration: int, receivers: tuple[int, ...]) -> None:
         """A map leaves out all but these: what others get would be of no use to them."""
@@ -70,13 +65,14 @@ class Giver:
             if not gift.under_way:
                 del self._gifts[dest]
 
-    def _still_under_way(self, sends: list[tuple[Any, Array]]) -> list[tuple[Any, Array]]:
+    def _still_under_way(self, sends: list[tuple[Sending, Array]]) -> list[tuple[Sending, Array]]:
         left = []
-        for handle, buffer in sends:
-            if handle.is_done:
+        for sending, buffer in sends:
+            if sending.is_done:
+                self._pool.sent(buffer, sending)
                 self._pool.give_back(buffer)
             else:
-                left.append((handle, buffer))
+                left.append((sending, buffer))
         return left
 
     def _send_block(self, dest: int, gift: _Gift) -> None:

@@ -110,8 +110,9 @@ class WatchedReplicated(Replicated):
     def allreduce(self) -> allreduce.AllReduce:
         return self._allreduce
 
-    def _send(self, made: Map) -> None:
-        self._world.check_map(made)
+    def _send(self, made: Map | None) -> None:
+        if made is not None:
+            self._world.check_map(made)
         super()._send(made)
 
 

@@ -1,0 +1,333 @@
+"""Ranks of a coded all-reduce over a network of lists: any interleaving, any loss. Names stand for arrays.
+
+`Rank` does what `Blocks`, `AllReduce` and the worker's loop do, `Network` what the server does with `Owners`,
+`Replicas` and the coordinator. Control messages from rank 0 are in order, and so are a worker's to rank 0.
+"""
+
+from collections import Counter, defaultdict
+
+from psgc.aggregation import participant as part
+from psgc.aggregation.map import Contributor
+from psgc.aggregation.participant import Participant
+from psgc.server.owners import Owners
+from psgc.server.replicas import Replicas
+
+ENTRIES, MOST, ITEMSIZE = 7, 2, 8
+
+
+class Rank:
+    def __init__(self, network, rank):
+        self.network, self.rank = network, rank
+        self.participant = Participant(rank)
+        self.control, self.to_server = [], []
+        self.buffers, self.gradients, self.placed = {}, defaultdict(dict), Counter()
+        self.sending = []  # Sent events that are due
+        self.mapped = self.due = self.begun = -1
+        self.is_stepping, self.is_dead = False, False
+        self.to_give, self.states = {}, []
+
+    def bring(self, event):
+        for instruction in self.participant.handle(event):
+            self.carry_out(instruction, event)
+
+    def carry_out(self, instruction, event):
+        match instruction:
+            case part.SendBlock(iteration, attempt, send):
+                if send.contributor is None:
+                    content = self.buffers[iteration, attempt, send.block, None]
+                else:
+                    assert send.contributor.rank == self.rank
+                    assert self.mapped == self.begun == iteration, "the accumulator is not there any more"
+                    content = send.contributor
+                self.sending.append(part.Sent(iteration, attempt, send))
+                arrived = part.Arrived(self.rank, iteration, attempt, send.block, send.contributor)
+                self.network.under_way.append((send.dest, arrived, content))
+            case part.SumBlock(iteration, attempt, block, contributors):
+                for one in contributors:
+                    if one.rank == self.rank:
+                        assert self.mapped == self.begun == iteration
+                    else:
+                        assert self.buffers.pop((iteration, attempt, block, one)) == one
+                self.buffers[iteration, attempt, block, None] = (iteration, attempt, contributors)
+            case part.Place(iteration, attempt, block):
+                where = self.participant.block(iteration, attempt, block)
+                self.placed[iteration, attempt, block] += 1
+                assert self.placed[iteration, attempt, block] == 1
+                content = self.buffers[iteration, attempt, block, None]
+                self.gradients[iteration] |= dict.fromkeys(range(where.start, where.stop), content)
+                if where.owner != self.rank:
+                    del self.buffers[iteration, attempt, block, None]
+            case part.Drop():
+                del self.buffers[event.iteration, event.attempt, event.block, event.contributor]
+            case part.Have(iteration, attempt, number):
+                if self.rank == 0 and iteration == self.network.iteration:
+                    self.network.owners.here(attempt, number, self.network.now)
+            case part.Step(iteration):
+                assert not self.is_stepping
+                assert self.gradients[iteration] == self.network.closed[iteration]
+                self.is_stepping = True
+            case part.FallBehind(iteration):
+                assert self.rank, "rank 0 cannot fall behind"
+                self.to_server.append(("behind", iteration))
+            case part.Forget(iteration, attempt):
+                names = [name for name in self.buffers if name[0] == iteration and attempt in (None, name[1])]
+                for name in names:
+                    del self.buffers[name]
+                under_way = {(sent.iteration, sent.attempt) for sent in self.sending}
+                assert not [one for one in under_way if one[0] == iteration and attempt in (None, one[1])]
+                if attempt is None and iteration != self.participant.steps:
+                    self.gradients.pop(iteration, None)
+
+    def read(self, kind, value):
+        """A control message of rank 0."""
+        match kind:
+            case "begin":
+                self.due = value
+            case "map":
+                self.mapped = value.iteration
+                self.bring(part.Mapped(value, MOST))
+            case "close":
+                self.bring(part.Closed(*value))
+            case "left":
+                self.to_give.pop(value, None)
+                self.bring(part.Left(value))
+            case "give":
+                self.to_give[value[0]] = value[1]
+        self.go_on()
+
+    def go_on(self):
+        """What follows when the replica is at another iteration, or was told something."""
+        steps = self.participant.steps
+        if not self.is_stepping:
+            states, self.states = self.states, []
+            if usable := [state for state in states if self.participant.can_use(state)]:
+                self.load(max(usable))
+                return
+            for dest, iteration in [*self.to_give.items()]:
+                if steps >= iteration:
+                    del self.to_give[dest]
+                    if steps == iteration and dest not in self.participant._left:
+                        self.network.states.append((dest, iteration))
+        if self.begun < self.due == steps:
+            self.begun = self.due
+            self.to_server.append(("report", self.due))
+
+    def load(self, iteration):
+        for past in [past for past in self.gradients if past < iteration]:
+            del self.gradients[past]
+        self.bring(part.Loaded(iteration))
+        self.moved()
+
+    def stepped(self):
+        self.is_stepping = False
+        del self.gradients[self.participant.steps]
+        self.bring(part.Stepped())
+        self.moved()
+
+    def moved(self):
+        self.to_server.append(("stepped", self.participant.steps))
+        self.go_on()
+
+
+class Network:
+    def __init__(self, workers, iterations, choose, losses):
+        self.choose, self.last, self.losses = choose, iterations, losses
+        self.rarely, self.slow = (10, 50, 200)[choose(3)], {choose(workers + 1) for _ in range(choose(3))}
+        self.ranks = [Rank(self, rank) for rank in range(workers + 1)]
+        self.live, self.away = set(range(1, workers + 1)), set()
+        self.owners = Owners(range(workers + 1), ENTRIES, 1, ITEMSIZE, 10.0)
+        self.replicas = Replicas(range(1, workers + 1), 0)
+        self.under_way, self.states = [], []
+        self.maps, self.closed = {}, {}
+        self.now, self.iteration = 0.0, -1
+        self.ranks[0].participant.handle(part.Loaded(0))
+        self.begin()
+
+    # rank 0
+
+    def tell(self, kind, value):
+        for worker in self.live:
+            self.ranks[worker].control.append((kind, value))
+
+    def begin(self):
+        self.iteration += 1
+        self.phase, self.reported, self.contributors, self.redo, self.shares = "working", set(), [], [], 0
+        if self.iteration == self.last:
+            self.phase = "over"
+            return
+        for worker in [worker for worker in self.away if self.choose(2)]:
+            self.away.remove(worker)
+            self.live.add(worker)
+            self.replicas.returned(worker, self.iteration)
+        self.owners.begin(self.iteration)
+        self.hedges = 2
+        self.tell("begin", self.iteration)
+        self.give()
+
+    def give(self, urgent=False):
+        if self.phase in ("working", "collecting", "redoing"):
+            redoing, map = self.phase == "redoing", self.owners.map
+            live = self.live if map is None or redoing else self.live.intersection(map.receivers)
+            for donor, worker in self.replicas.gifts(self.iteration, live, urgent or redoing):
+                if donor:
+                    self.ranks[donor].control.append(("give", (worker, self.iteration)))
+                else:
+                    self.states.append((worker, self.iteration))
+
+    def send(self, made):
+        if made is None:
+            return
+        assert {one.rank for one in made.contributors} <= set(made.receivers) <= self.live | {0}
+        for one in made.contributors:
+            self.replicas.follows(one.rank)
+        self.maps[made.iteration, made.attempt] = made
+        self.tell("map", made)
+        self.ranks[0].mapped = made.iteration
+        self.ranks[0].bring(part.Mapped(made, MOST))
+
+    def receivers(self):
+        if self.owners.map is None:
+            return self.replicas.receivers(self.iteration, self.live)
+        return [rank for rank in self.owners.map.receivers if rank == 0 or rank in self.live]
+
+    def share(self):
+        if self.phase == "working":
+            self.contributors = [Contributor(worker, worker, 0) for worker in self.reported]
+        else:
+            able = sorted(self.reported)
+            self.contributors += [
+                Contributor(able[self.choose(len(able))], role, self.shares) for role in sorted(set(self.redo))
+            ]
+            self.redo = []
+        self.shares += 1
+        self.phase = "collecting"
+        receivers = self.receivers()
+        able = [rank for rank in receivers if rank == 0 or self.replicas.is_at(rank, self.iteration)]
+        self.send(self.owners.share(self.contributors, receivers, able, self.now))
+
+    def close(self):
+        versions = self.owners.versions
+        self.owners.learn()
+        others = {number: version for number, version in enumerate(versions) if version}
+        self.closed[self.iteration] = {
+            entry: (self.iteration, version, self.maps[self.iteration, version].contributors)
+            for (_, start, stop), version in zip(self.maps[self.iteration, 0].slices, versions, strict=True)
+            for entry in range(start, stop)
+        }
+        self.tell("close", (self.iteration, others))
+        self.phase = "stepping"
+        self.ranks[0].bring(part.Closed(self.iteration, others))
+
+    def lose(self, worker, dies):
+        self.live.remove(worker)
+        self.ranks[worker].is_dead = dies
+        if not dies:
+            self.away.add(worker)
+        self.replicas.lost(worker, self.iteration)
+        self.tell("left", worker)
+        self.ranks[0].to_give.pop(worker, None)
+        self.ranks[0].bring(part.Left(worker))
+        self.reported.discard(worker)
+        gone = [one for one in self.contributors if one.rank == worker]
+        if gone and self.phase in ("collecting", "redoing"):
+            self.contributors = [one for one in self.contributors if one.rank != worker]
+            self.redo += [one.role for one in gone]
+            self.phase = "redoing"
+        self.give()
+        if self.phase == "collecting":
+            self.send(self.owners.lost(worker, self.receivers(), self.now))
+
+    def late(self):
+        self.hedges -= 1
+        self.now += 20.0
+        self.send(self.owners.late(self.receivers(), self.now))
+
+    def hear(self, worker, kind, iteration):
+        match kind:
+            case "stepped":
+                self.replicas.stepped(worker, iteration)
+            case "behind":
+                self.replicas.behind(worker, iteration, self.iteration)
+            case "report":
+                if worker in self.live and iteration == self.iteration:
+                    self.reported.add(worker)
+        self.give()
+
+    # what can happen
+
+    def options(self, everything):
+        made = []
+        for rank in self.ranks:
+            if not rank.is_dead and (everything or rank.rank not in self.slow):
+                made += [(rank.read, *rank.control[0])] if rank.control else []
+                made += [(rank.stepped,)] if rank.is_stepping else []
+                made += [(rank.bring, sent) for sent in rank.sending]
+            made += [(self.hear, rank.rank, *rank.to_server[0])] if rank.rank and rank.to_server else []
+        made += [(self.arrive, place) for place in range(len(self.under_way))]
+        made += [(self.deliver, place) for place in range(len(self.states))]
+        if (self.phase == "working" and self.reported) or (self.phase == "redoing" and self.reported):
+            made.append((self.share,))
+        if self.phase in ("collecting", "redoing") and self.owners.is_complete:
+            made.append((self.close,))
+        if self.phase == "stepping" and self.ranks[0].participant.steps > self.iteration:
+            made.append((self.begin,))
+        return made
+
+    def late_gifts(self):
+        self.give(urgent=True)
+        return self.options(True)
+
+    def rare(self):
+        made = []
+        if self.losses and self.phase not in ("over",):
+            made += [(self.lose, worker, dies) for worker in sorted(self.live) for dies in (True, False)]
+        if self.phase == "collecting" and self.hedges:
+            made.append((self.late,))
+        return made
+
+    def run(self):
+        while options := self.options(self.choose(20) == 0) or self.options(True) or self.late_gifts():
+            if (rare := self.rare()) and self.choose(self.rarely) == 0:
+                options = rare
+            self.do(*options[self.choose(len(options))])
+
+    def do(self, what, *arguments):
+        if what == self.lose:
+            self.losses -= 1
+        owner = getattr(what, "__self__", None)
+        if isinstance(owner, Rank):
+            if what == owner.read:
+                owner.control.pop(0)
+            elif what == owner.bring:
+                owner.sending.remove(arguments[0])
+        elif what == self.hear:
+            self.ranks[arguments[0]].to_server.pop(0)
+        what(*arguments)
+
+    def arrive(self, place):
+        dest, arrived, content = self.under_way.pop(place)
+        rank = self.ranks[dest]
+        if not rank.is_dead:
+            name = (arrived.iteration, arrived.attempt, arrived.block, arrived.contributor)
+            assert name not in rank.buffers
+            rank.buffers[name] = content
+            rank.bring(arrived)
+
+    def deliver(self, place):
+        dest, iteration = self.states.pop(place)
+        if not self.ranks[dest].is_dead:
+            self.ranks[dest].states.append(iteration)
+            self.ranks[dest].go_on()
+
+    def check(self):
+        """After the run: nobody waits for ever unless rank 0 knows that it needs a state, and nothing is left over."""
+        assert self.phase == "over" or not self.live
+        for rank in self.ranks:
+            if rank.rank in self.live | {0} and self.phase == "over":
+                needs = rank.rank and self.replicas._replicas[rank.rank].after is not None
+                assert needs or rank.participant.steps == self.last
+                if rank.participant.steps == self.last:
+                    assert not rank.participant.is_busy
+                    assert not rank.participant._iterations
+                    assert not rank.buffers
+                    assert not rank.gradients
