@@ -1,6 +1,5 @@
 """How gradients travel: what `transfer: auto` and `aggregation: auto` stand for."""
 
-import math
 from typing import Literal
 
 import numpy as np
@@ -9,9 +8,7 @@ from psgc.config import Config
 from psgc.errors import UserError
 
 PER_CHUNK_BYTES = 16 << 20  # `transfer: auto` is per_chunk up to so many bytes into the server per iteration
-# `aggregation: auto` is allreduce from so many bytes on, in and out of the server per iteration; inf: never, since runs
-# do not support it yet
-ALLREDUCE_BYTES = math.inf
+ALLREDUCE_BYTES = 32 << 20  # `aggregation: auto` is allreduce from so many bytes in and out of the server on
 
 
 def chosen_transfer(config: Config, num_chunks: int, dim: int) -> Literal["per_chunk", "combined"]:
