@@ -92,10 +92,11 @@ def allowed(case: Case, transfer: str) -> float:
     """Seconds that a fault may cost: those who lose a worker do its work as well, and some wait for what it owes.
 
     With `allreduce` the slices of an owner that is silent go to others at once. What it has committed itself is with
-    nobody else, however: that is waited for.
+    nobody else, however: that is waited for. An owner stops when all chunks are done, so that the wait comes on top.
     """
     waits = case.withholds or (transfer == "combined" and not case.at_once)
-    return 2 * CHUNK * case.workers + (COLLECT_TIMEOUT if waits else AT_ONCE)
+    overlaps = waits and not case.of_owners
+    return 2 * CHUNK * case.workers + (COLLECT_TIMEOUT if waits else 0.0) + (0.0 if overlaps else AT_ONCE)
 
 
 def measure(bench: Bench, case: Case, how: Settings, rank: int) -> tuple[Outcome, Finished, float, float, str]:
