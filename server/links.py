@@ -37,7 +37,7 @@ class Links:
         self._length = 0  # entries of a coded gradient or accumulator, known when the run begins
         self._iteration = -1
         self._began = 0.0
-        self.outbox = Outbox(transport)
+        self.outbox = Outbox(transport, followed=self._shares)
         self._delivery = ParameterDelivery(transport, backend, self.outbox)
         self._texts: dict[int, bytes] = {}  # what each worker sent before its next records
         self._ignored: set[int] = set()  # workers that sent something malformed

@@ -7,31 +7,33 @@ that is over are dropped.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from psgc.messages import BATCH, QUEUE_COUNTS, UNHEARD, Kind, Records, record
 from psgc.transport import Transport
 
-# orders that are for later iterations as well, or by which replicas follow those that are over
-LASTING = (Kind.REASSIGN, Kind.DEFAULT_QUEUE, Kind.MAP, Kind.CLOSE, Kind.LEFT)
+LASTING = (Kind.REASSIGN, Kind.DEFAULT_QUEUE)  # orders that are for later iterations as well
+# by which replicas follow iterations that are over; without the commits a map names accumulators that are not complete
+FOLLOWED = (Kind.COMMIT, Kind.MAP, Kind.CLOSE, Kind.LEFT)
 
 
 class Outbox:
-    """Orders for workers, which are ranks of `transport`."""
+    """Orders for workers, which are ranks of `transport`. followed: whether they have replicas (`allreduce`)."""
 
-    def __init__(self, transport: Transport) -> None:
+    def __init__(self, transport: Transport, followed: bool = False) -> None:
         self._transport = transport
+        self._kept = LASTING + (FOLLOWED if followed else ())
         self._iteration = -1
         self._orders: dict[int, list[Records]] = {}  # by worker, not sent yet
         self._unheard = Counter[int]()  # messages sent to each worker since it was last heard
         self._default_queues = Counter[int]()  # default queues that each worker was sent, or is to be
 
     def begin(self, iteration: int) -> None:
-        """Orders are for this iteration from now on. Of those for older ones only the lasting are kept."""
+        """Orders are for this iteration from now on. Of those for older ones only some are kept."""
         self._iteration = iteration
         for worker in list(self._orders):
-            self.lost(worker, for_good=False)
+            self._keep(worker, self._kept)
 
     def tell(self, to: int, kind: Kind, chunk: int = 0, **fields: Any) -> None:
         """An order for the worker `to`; fields: further ones of its record."""
@@ -83,8 +85,10 @@ class Outbox:
 
     def lost(self, worker: int, for_good: bool) -> None:
         """`worker` takes no part; if it may come back, it will need the lasting orders."""
-        orders = [order for order in self._orders.pop(worker, []) if order["kind"][0] in LASTING]
-        if orders and not for_good:
+        self._keep(worker, () if for_good else LASTING)
+
+    def _keep(self, worker: int, kinds: Collection[Kind]) -> None:
+        if orders := [order for order in self._orders.pop(worker, []) if order["kind"][0] in kinds]:
             self._orders[worker] = orders
 
     def clear(self) -> None:

@@ -117,7 +117,7 @@ class AllReduce:
         self._blocks.left(rank)
 
     def give(self, dest: int, iteration: int) -> None:
-        """Send `dest` the state of the replica at the beginning of `iteration`, once it is there."""
+        """Send `dest` the state of the replica at the beginning of `iteration` or a later one, once it is there."""
         self._to_give[dest] = iteration
 
     def announced(self, state: State) -> None:
@@ -130,7 +130,7 @@ class AllReduce:
         has_moved = self._has_stepped()
         if not self.replica.is_stepping:
             has_moved = self._load() or has_moved
-            self._give()
+        self._give()
         self._giver.poll()
         return has_moved
 
@@ -164,9 +164,8 @@ class AllReduce:
 
     def _give(self) -> None:
         for dest, iteration in [*self._to_give.items()]:
-            if self.steps < iteration:
+            if self.replica.is_stepping or self.steps < iteration:
                 continue
             del self._to_give[dest]
-            if self.steps == iteration:
-                snapshot = self.replica.snapshot()
-                self._giver.give(dest, iteration, [*snapshot.vectors], snapshot.numbers)
+            snapshot = self.replica.snapshot()
+            self._giver.give(dest, self.steps, [*snapshot.vectors], snapshot.numbers)

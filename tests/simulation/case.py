@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from math import inf
 
 from psgc.config import Recovery, Verify
+from psgc.messages import UNHEARD
 from psgc.plan import Plan
 
 
@@ -46,7 +47,8 @@ class Fault:
 class Case:
     """What happens to whom. choices: at every step, one of all that can happen; timeout: faults.collect_timeout.
 
-    allreduce: workers sum their accumulators among themselves; pace: how fast time passes between events.
+    allreduce: workers sum their accumulators among themselves; pace: how fast time passes between events; unheard: how
+    many messages a worker is sent without being heard, with `allreduce`.
     """
 
     plan: Plan
@@ -64,3 +66,4 @@ class Case:
     wrong: Collection[tuple[int, int, int]] = ()  # (iteration, chunk, worker) of copies that are
     allreduce: bool = False
     pace: float = 1.0
+    unheard: int = UNHEARD

@@ -116,6 +116,7 @@ def _sharing(rng: random.Random, case: Case, moment: Callable[[], tuple[int, int
         naps=naps,
         faults=sorted(faults, key=lambda fault: (fault.first, fault.after)),
         pace=rng.choice([0.1, 0.03, 0.01]),
+        unheard=rng.choice([4, 32]),
     )
 
 

@@ -177,6 +177,7 @@ class MeshEnd:
         flying = Flying(self, dest, vector, self._clock.now, dest in self.told or self._eager())
         if dest not in self.told:
             self._links[self.rank, dest].vectors.append(flying)
+        self.has_news = self.has_news or flying.is_free
         return flying
 
     def unreached(self, patience: float) -> list[int]:

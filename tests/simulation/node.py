@@ -192,7 +192,8 @@ class Node(WorkerLoop):
         assert kind == (Kind.ABANDONED if unwanted else Kind.REPORT)
         interrupted = (work.iteration, work.chunk) in self.interrupted
         if (self.verified or interrupted) and unwanted and work.iteration == self.state.iteration:
-            self.taken.remove((work.chunk, self.state._attempts.get(work.chunk, 0)))  # it may be wanted after all
+            again = work.chunk, self.state._attempts.get(work.chunk, 0)  # it may be wanted after all
+            self.taken = [copy for copy in self.taken if copy != again]
 
     def fail(self) -> None:
         """The chunk's gradient raises."""

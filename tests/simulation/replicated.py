@@ -22,9 +22,11 @@ from psgc.errors import TooFewWorkers
 from psgc.messages import Kind, Records
 from psgc.optimizer import Adam, Momentum, Optimizer
 from psgc.server import loop as server_loop
+from psgc.server import outbox
 from psgc.server.outbox import LASTING
 from psgc.server.phases import COLLECTING
 from psgc.server.replicated import Replicated
+from psgc.workers import loop as worker_loop
 from psgc.workers.injection import Injector
 from psgc.workers.replicated import ReplicatedLoop
 from tests.simulation.case import Case, Fault, Nap
@@ -155,6 +157,8 @@ class ReplicatedWorld(World):
         for module in (slices, pool):
             stack.enter_context(mock.patch.object(module, "BLOCK", LARGEST))
         stack.enter_context(mock.patch.object(messages, "BUNDLE", 0))  # receives have room for one vector
+        for module in (outbox, worker_loop):
+            stack.enter_context(mock.patch.object(module, "UNHEARD", self.case.unheard))
         stack.enter_context(mock.patch.object(slices, "LEAST_BLOCK", SMALL))
         stack.enter_context(mock.patch.object(blocks, "time", self.clock))
         stack.enter_context(mock.patch.object(allreduce, "Replica", SlowReplica))
@@ -235,8 +239,8 @@ class ReplicatedWorld(World):
 
     def check_empty(self, it: allreduce.AllReduce) -> None:
         blocks, giver = it._blocks, it._giver
+        assert not blocks.participant._iterations, "exchanges are left over"
         assert not it.is_busy
-        assert not blocks.participant._iterations
         assert not blocks._buffers
         assert not blocks._sendings
         assert not giver._ended
@@ -272,12 +276,11 @@ class ReplicatedWorld(World):
     def possible(self) -> tuple[World.Possible, World.Possible, World.Possible]:
         where: tuple[World.Possible, ...] = ([], [], [])  # what can happen, those that are asleep, never
         able, chatter = where[0], []
-        naps = self.napping()
-
-        def level(kind: str, rank: int) -> int:
-            nap = naps.get(rank, {}).get(kind)
-            return 0 if nap is None else 1 + nap.stubborn
-
+        asleep = {kind: [0] * (len(self.nodes) + 1) for kind in ("deaf", "slow", "mute", "clogged", "late")}
+        for rank, naps in self.napping().items():
+            for kind, nap in naps.items():
+                asleep[kind][rank] = 1 + nap.stubborn  # place in `where`
+        deaf, slow, mute, clogged, late = asleep.values()
         ranks: list[tuple[int, Any]] = [(0, None), *self.nodes.items()]
         dead = [rank for rank, node in self.nodes.items() if node.dead]
         for rank, node in ranks:
@@ -286,21 +289,21 @@ class ReplicatedWorld(World):
             end = node.end if node else self.end
             vectors: tuple[list[int], ...] = ([], [], [])  # sources
             for source, _ in ranks:
-                if source == rank or (link := self.links[source, rank]).is_empty:
+                if source == rank or not ((link := self.links[source, rank]).control or link.vectors):
                     continue
-                reached = max(level("deaf", rank), level("mute", source))
+                reached = deaf[rank] if deaf[rank] > mute[source] else mute[source]
                 if link.control:
                     to = chatter if not (rank or reached) and link.only_says_alive() else where[reached]
                     to.append((partial(ReplicatedWorld.control_comes, source=source), node))
                 if link.vectors and end.posted:
-                    vectors[max(reached, level("clogged", rank), level("late", source))].append(source)
+                    vectors[max(reached, clogged[rank], late[source])].append(source)
             for sources, to in zip(vectors, where, strict=True):
                 if sources:
                     to.append((partial(ReplicatedWorld.vectors_come, sources=sources), node))
             able += [(partial(ReplicatedWorld.death_is_seen, dead=d), node) for d in dead if d not in end.told]
-            in_node = where[level("slow", rank)]
+            in_node = where[slow[rank]]
             if is_stepping(node.allreduce.replica if node else self.rank_0.replica):
-                where[min(1, level("slow", rank))].append((ReplicatedWorld.step_is_made, node))
+                where[min(1, slow[rank])].append((ReplicatedWorld.step_is_made, node))
             if node is None:
                 continue
             if node.work is not None:

@@ -2,6 +2,11 @@
 
 import pytest
 
+from psgc.aggregation.blocks import Blocks
+from psgc.aggregation.participant import Participant
+from psgc.aggregation.pool import Pool
+from psgc.aggregation.replica import Replica
+from psgc.server import outbox, replicated
 from psgc.server.coordinator import Coordinator
 from psgc.server.decoder import Decoder
 from psgc.server.instructions import Finish
@@ -20,6 +25,21 @@ def test_several_hundred_schedules_of_faults(capsys):
     assert min(counts.values()) > 10
 
 
+def test_schedules_of_faults_with_allreduce(capsys):
+    assert faults.main(["--allreduce", "--schedules", "120", "--seed", "100000"]) == 0
+    lines = capsys.readouterr().out.splitlines()[1:-1]
+    counts = {what: int(count) for count, what in (line.split(None, 1) for line in lines)}
+    steps = ("begin", "after_commit", "sending", "summing", "passing_on", "passed_on")
+    at_steps = {f"{kind} {step}" for kind in ("dies", "cut off", "stops") for step in steps}
+    rare = {"summed meanwhile", "behind at the end"}
+    assert counts.keys() - at_steps - rare == {
+        "reassigned", "approximate", "deaths", "iterations", "lost", "invalidated", "returns", "states", "left out",
+        "shared out again", "maps after the first", "workers at the end",
+        "stopped with too few workers",
+    }  # fmt: skip
+    assert len(counts.keys() & at_steps) > 12
+
+
 def test_the_same_seed_is_the_same_schedule():
     assert faults.run(3) == faults.run(3)
 
@@ -35,3 +55,23 @@ def test_a_schedule_that_goes_wrong_is_named(monkeypatch, capsys, wrong):
     error = capsys.readouterr().err
     assert ("nothing happens any more" if wrong == "hang" else "Not equal to tolerance") in error
     assert error.splitlines()[-1] == "failed: python -m tests.simulation.faults --schedules 1 --seed 5"
+
+
+PLACE = Blocks._place
+ALLREDUCE_DEFECTS = [
+    (Participant, "_clear", lambda self: [], "exchanges are left over"),
+    (Pool, "sent", lambda *_: None, "a vector has changed while it was being sent"),
+    (Blocks, "_place", lambda self, *block: block[2] or PLACE(self, *block), "Not equal to tolerance"),
+    (Replica, "load", lambda self, state: self.start(state.steps, state.vectors[0]), "differs at"),
+    (replicated, "COLLECTING", "redoing", "a map while something is done again"),
+    (outbox, "LASTING", outbox.LASTING + outbox.FOLLOWED, "told what to do now to a worker that is lost"),
+]
+
+
+@pytest.mark.parametrize(("where", "name", "wrong", "found"), ALLREDUCE_DEFECTS)
+def test_a_defect_of_allreduce_is_found(monkeypatch, capsys, where, name, wrong, found):
+    monkeypatch.setattr(where, name, wrong)
+    assert faults.main(["--allreduce", "--schedules", "60", "--seed", "5"]) == 1
+    error = capsys.readouterr().err
+    assert found in error
+    assert error.splitlines()[-1].endswith(" --allreduce")
