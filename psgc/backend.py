@@ -3,7 +3,7 @@
 A gradient of `dim` entries is seen as `parts` rows of `dim // parts` entries; the `dim % parts` entries left over make
 one further column, so nothing is padded or copied. All memory traffic is in `combine`, one pass: BLAS on the CPU, which
 reaches the speed of a plain copy (`scripts/bench_encode.py`), a fused kernel on the GPU. MPI gets host arrays, pinned
-for CuPy, or device arrays when it is CUDA-aware.
+for CuPy, or device arrays when it is CUDA-aware; before those the transport waits for the device (`finish`).
 """
 
 import math
@@ -122,7 +122,6 @@ class CupyBackend(Backend):
 
     def to_message(self, array: Array) -> Array:
         if self._cuda_aware:
-            self.xp.cuda.get_current_stream().synchronize()  # MPI reads the memory outside CUDA's order
             return array
         staged = self.message_buffer(array.size, array.dtype)
         array.get(out=staged)
@@ -133,12 +132,18 @@ class CupyBackend(Backend):
         self._combine(device_coefficients, rows, rows.shape[0], rows.shape[1], target)
 
 
+def finish(array: Array) -> None:
+    """Wait for what has been begun on the device of `array`, if it is on one: MPI uses memory outside CUDA's order."""
+    if not isinstance(array, np.ndarray):
+        array.device.synchronize()
+
+
 def copy(backend: Backend, target: Array, source: Array) -> None:
-    """target[:] = source, from host to device memory or back if need be."""
-    if type(target) is type(source):
+    """target[:] = source, from host to device memory or back if need be; target is contiguous, dtypes are the same."""
+    if isinstance(target, np.ndarray) == isinstance(source, np.ndarray):
         target[:] = source
     elif isinstance(target, np.ndarray):
-        target[:] = backend.to_host(source)
+        source.get(out=target)
     else:
         target[:] = backend.asarray(source)
 

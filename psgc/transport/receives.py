@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from psgc.backend import Array
+from psgc.backend import Array, finish
 from psgc.messages import BATCH, RECORD, Records, stamp_length, stamp_of
 from psgc.rendezvous import MPI
 from psgc.transport.deaths import Deaths
@@ -101,6 +101,7 @@ class Receives:
 
     def post(self, buffer: Array, source: int) -> None:
         """See `Transport.post`."""
+        finish(buffer)  # what reads the vector that it held before may still be under way
         try:
             posted = Posted(self._vectors.Irecv(buffer, source, MPI.ANY_TAG), buffer)
         except MPI.Exception as error:  # `source` is dead

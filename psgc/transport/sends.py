@@ -6,7 +6,7 @@ from collections.abc import Set
 from dataclasses import dataclass
 from typing import Any
 
-from psgc.backend import Array
+from psgc.backend import Array, finish
 from psgc.rendezvous import MPI
 from psgc.transport.backoff import LARGE
 from psgc.transport.deaths import Deaths
@@ -50,6 +50,7 @@ class Sends:
         sending = Sending(MPI.REQUEST_NULL, buffer, buffer.nbytes, dest, time.monotonic(), self._forgotten)
         try:
             if dest not in self._deaths.dead:
+                finish(buffer)
                 sending.request = comm.Isend(message, dest, tag)
         except MPI.Exception as error:
             self._deaths.forgive(error)

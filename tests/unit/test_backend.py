@@ -11,6 +11,8 @@ import scipy.sparse
 from psgc.backend import Backend, CupyBackend, decode, encode, open_backend, part_length
 from psgc.errors import UserError
 from psgc.messages import TAIL
+from tests.stand_in import cupy as stand_in
+from tests.stand_in import cupyx
 
 FLOATS = pytest.mark.parametrize(("dtype", "exact"), [("float64", 1e-12), ("float32", 1e-4)])
 # (entries, parts): with and without a rest, and with fewer entries than parts
@@ -20,13 +22,15 @@ CUTS = list(itertools.product((1, 2, 3, 4, 5, 6, 7, 11, 12, 60, 61, 64, 100), (1
 def opened(name):
     if name == "numpy":
         return Backend()
+    if "stand-in" in name:
+        return CupyBackend(stand_in, 0, "aware" in name)
     try:
         return open_backend("cupy", environ={"PSGC_CUDA_AWARE": "1" if "aware" in name else "0"})
     except UserError as error:
         pytest.skip(str(error))
 
 
-@pytest.fixture(params=["numpy", pytest.param("cupy", marks=pytest.mark.gpu)])
+@pytest.fixture(params=["numpy", "stand-in", pytest.param("cupy", marks=pytest.mark.gpu)])
 def backend(request):
     return opened(request.param)
 
@@ -122,6 +126,7 @@ def test_all_finite_looks_again_when_only_the_sum_is_not(dtype):
     assert not Backend().all_finite(np.array([np.nan, 1], dtype))
 
 
+@pytest.mark.parametrize("backend", ["numpy", pytest.param("cupy", marks=pytest.mark.gpu)], indirect=True)
 def test_a_csr_matrix_multiplies_like_a_dense_one(backend):
     rng = np.random.default_rng(2)
     dense = np.where(rng.random((7, 5)) < 0.4, rng.standard_normal((7, 5)), 0.0)
@@ -138,11 +143,15 @@ def test_a_csr_matrix_multiplies_like_a_dense_one(backend):
     "name",
     [
         "numpy",
+        "stand-in",
+        "stand-in, CUDA-aware MPI",
         pytest.param("cupy", marks=pytest.mark.gpu),
         pytest.param("cupy, CUDA-aware MPI", marks=pytest.mark.gpu),
     ],
 )
-def test_what_is_put_in_a_message_comes_out_of_a_message_buffer(name, dtype):
+def test_what_is_put_in_a_message_comes_out_of_a_message_buffer(monkeypatch, name, dtype):
+    if "stand-in" in name:
+        monkeypatch.setitem(sys.modules, "cupyx", cupyx)
     backend = opened(name)
     values = np.arange(5.0).astype(dtype)
     array = backend.asarray(values)

@@ -14,6 +14,7 @@ from psgc.transport.backoff import BUSY, HOT_SPINS, LONGEST, SHORTEST, SILENCE, 
 from psgc.transport.bell import MESSAGE, OWN, Bell
 from psgc.transport.receives import Receives
 from psgc.transport.sends import SLOWEST, Sending, Sends
+from tests.stand_in import cupy
 
 
 @pytest.fixture
@@ -69,6 +70,24 @@ def test_a_send_to_a_dead_rank_is_dropped_and_its_buffer_is_free():
     it = Sends(SimpleNamespace(dead={1: None}))
     sending = it.send(None, None, 1, 0, np.empty(3))
     assert (sending.is_done, sending.is_free, it.awaits(), it.bytes) == (True, True, False, 0)
+
+
+def test_mpi_gets_memory_of_a_device_when_the_device_is_done():
+    """MPI would read what is not there yet, or write over what a kernel still has to read."""
+    given = []
+
+    def take(message, *_):
+        given.append(message.__cuda_array_interface__["shape"])
+
+    buffer = cupy.zeros(3)
+    with pytest.raises(RuntimeError, match="under way"):
+        take(buffer)
+    comm, nobody = SimpleNamespace(Isend=take, Irecv=take), SimpleNamespace(dead={})
+    stamp(buffer, 1, 2)
+    Sends(nobody).send(comm, buffer, 1, 0, buffer)
+    _ = buffer + 1
+    Receives(None, comm, nobody).post(buffer, 1)
+    assert given == [(3,), (3,)]
 
 
 # receives

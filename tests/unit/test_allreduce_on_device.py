@@ -1,0 +1,170 @@
+"""The all-reduce over arrays of a device (tests/stand_in): the same parameters as on the host, at all ranks."""
+
+import sys
+import threading
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from psgc.aggregation.allreduce import AllReduce
+from psgc.aggregation.map import Contributor, Map
+from psgc.aggregation.slices import make_slices
+from psgc.aggregation.state_messages import StateReader
+from psgc.backend import Backend, CupyBackend, copy
+from psgc.coding.sketch import sketch
+from psgc.config import Injection, Optimizer
+from psgc.messages import entries, stamp_length, stamp_of
+from psgc.optimizer import make_optimizer
+from psgc.transport import Vector
+from psgc.workers.encoder import Encoder
+from psgc.workers.injection import Injector
+from tests.stand_in import cupy, cupyx
+
+DIM = 150_001  # more than a block, and not a multiple of the parts
+WORKERS, ITERATIONS, LAST = (1, 2), 3, 16
+TIMEOUT = 60.0
+
+
+@pytest.fixture(autouse=True)
+def installed(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    monkeypatch.setitem(sys.modules, "cupyx", cupyx)
+    monkeypatch.setattr("psgc.optimizer.DEVICE_BLOCK", 1 << 19)  # a step goes through the vectors in several blocks
+
+
+def opened(name):
+    return Backend() if name == "numpy" else CupyBackend(cupy, 0, cuda_aware="aware" in name)
+
+
+class End:
+    """A rank's transport over lists. What is sent lies in its own buffer until it is taken, as with MPI."""
+
+    def __init__(self, rank, ends):
+        self.rank, self._ends, self._woken = rank, ends, threading.Event()
+        self.posted, self.vectors, self.control = [], [], []
+        self.remember = self.forget = self.keep = lambda _: None
+        self.wake, self.post = self._woken.set, self.posted.append
+
+    def send(self, dest, records):
+        self._ends[dest].control += [(self.rank, entry) for one in records for entry in entries(one)]
+
+    def send_vector(self, dest, vector):
+        sending = SimpleNamespace(is_done=False, is_free=False)
+        self._ends[dest].vectors.append((self.rank, vector, sending))
+        return sending
+
+    def arrived(self):
+        """The vectors that have been sent here, each in a buffer that was posted."""
+        sent, self.vectors[:] = self.vectors[:], []
+        for source, vector, sending in sent:
+            buffer = self.posted.pop(0)
+            assert type(buffer) is type(vector)
+            buffer[: len(vector)] = vector
+            sending.is_done = sending.is_free = True
+            yield Vector(source, *stamp_of(buffer[: len(vector)]), buffer, len(vector) - stamp_length(vector.dtype))
+
+
+class Ranks:
+    def __init__(self, backend, matrix, dtype):
+        self._ends = {}
+        self._ends |= {rank: End(rank, self._ends) for rank in (0, *WORKERS)}
+        self._states = {}
+        self.here = set()  # slices of rank 0
+        self.all = {
+            rank: AllReduce(
+                *(end, backend, matrix, DIM, dtype, make_optimizer(Optimizer(kind="adam", lr=0.1)), LAST),
+                have=lambda *slice, rank=rank: rank == 0 and self.here.add(slice),
+            )
+            for rank, end in self._ends.items()
+        }
+        for it in self.all.values():
+            it.open()
+
+    def until(self, done):
+        while not done():
+            for rank, it in self.all.items():
+                end = self._ends[rank]
+                for source, entry in [end.control.pop(0) for _ in range(len(end.control))]:
+                    if state := self._states.setdefault((source, rank), StateReader()).read(entry):
+                        it.announced(state)
+                for vector in end.arrived():
+                    it.arrived(vector)
+                if it.replica.is_stepping:
+                    assert end._woken.wait(TIMEOUT)
+                    end._woken.clear()
+                it.poll()
+
+
+def trained(name, parts, dtype):
+    """The parameters at every rank after some iterations. Rank 2 gets the state of rank 1 when one has been done."""
+    backend, rng = opened(name), np.random.default_rng(1)
+    matrix = np.ones((2, 1)) if parts == 1 else rng.standard_normal((2, 2))
+    ranks = Ranks(backend, matrix, dtype)
+    encoders = {worker: Encoder(backend, matrix, DIM, dtype) for worker in WORKERS}
+    ranks.all[0].start(0, backend.asarray(rng.standard_normal(DIM).astype(dtype)))
+    ranks.all[0].give(1, 0)
+    for iteration in range(ITERATIONS):
+        receivers = (0, 1, 2) if iteration else (0, 1)
+        if iteration == 1:
+            ranks.all[1].give(2, 1)
+        ranks.until(lambda: all(ranks.all[rank].steps == iteration for rank in receivers))  # noqa: B023
+        accumulators = {0: {}}
+        for worker in WORKERS:
+            encoders[worker].begin(lambda _: False)
+            gradient = backend.asarray(rng.standard_normal(DIM).astype(dtype))
+            for role in range(1, parts + 1) if parts > 1 else [worker]:
+                encoders[worker].add(gradient, (1, 2) if parts > 1 else (worker,), role)
+            accumulators[worker] = encoders[worker].accumulators
+        contributors = tuple(Contributor(w, *key) for w in receivers for key in sorted(accumulators[w]))
+        contributors = tuple(sorted(contributors, key=lambda one: (one.role, one.serial, one.rank)))
+        slices = tuple(make_slices(ranks.all[0].entries, parts, dict.fromkeys(receivers, 1.0)))
+        for rank in receivers:
+            ranks.all[rank].mapped(Map(iteration, 0, receivers, contributors, slices), accumulators[rank])
+        ranks.until(lambda: {(iteration, 0, k) for k in range(len(slices))} <= ranks.here)  # noqa: B023
+        for rank in receivers:
+            ranks.all[rank].closed(iteration, {})
+    ranks.until(lambda: all(it.steps == ITERATIONS for it in ranks.all.values()))
+    assert len({it.replica.digest() for it in ranks.all.values()}) == 1
+    assert all(type(it.replica.params) is backend.xp.ndarray for it in ranks.all.values())
+    return backend.to_host(ranks.all[2].replica.params)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("name", ["cupy", "cupy, CUDA-aware MPI"])
+def test_replicas_on_a_device_go_the_way_of_those_on_the_host(name, parts, dtype):
+    there, here = trained(name, parts, dtype), trained("numpy", parts, dtype)
+    np.testing.assert_allclose(there, here, rtol=0, atol=1e-10 if dtype == "float64" else 1e-3)
+    assert there.dtype == dtype
+
+
+def test_a_sketch_and_a_flipped_bit_of_a_vector_on_a_device():
+    values = np.random.default_rng(0).standard_normal(10_000)
+    assert sketch(cupy.asarray(values), cupy) == pytest.approx(sketch(values), rel=1e-12)
+    vectors = [values, cupy.asarray(values)]
+    for vector in vectors:
+        Injector([Injection(kind="flip", rank=1, step="stepping", iteration=0)]).flip("stepping", vector, 0)
+    assert (vectors[1].get() == vectors[0]).all()
+
+
+def test_the_stand_in_keeps_host_and_device_apart():
+    host, device = np.ones(3), cupy.asarray(np.ones(3))
+    for mixed in (
+        lambda: np.asarray(device),
+        lambda: host + device,
+        lambda: device + host,
+        lambda: np.add(host, 1.0, out=device),
+        lambda: host.__setitem__(slice(None), device),
+        lambda: device.__setitem__(slice(None), host),
+        lambda: device.__iadd__(host),
+        lambda: cupy.concatenate([device, host]),
+    ):
+        with pytest.raises(TypeError):
+            mixed()
+    assert isinstance(np.empty_like(device), cupy.ndarray)
+    for target in (host, device):
+        for source in (np.full(3, 2.0), cupy.asarray(np.full(3, 2.0))):
+            target[:] = 0
+            copy(opened("cupy"), target, source)
+            assert float(target.sum()) == 6
