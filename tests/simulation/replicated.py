@@ -6,8 +6,7 @@ iteration are the same to the last bit.
 """
 
 from collections import Counter
-from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 from unittest import mock
@@ -27,78 +26,15 @@ from psgc.server.outbox import LASTING
 from psgc.server.phases import COLLECTING
 from psgc.server.replicated import Replicated
 from psgc.workers import loop as worker_loop
-from psgc.workers.injection import Injector
-from psgc.workers.replicated import ReplicatedLoop
 from tests.simulation.case import Case, Fault, Nap
 from tests.simulation.mesh import Link, MeshEnd
-from tests.simulation.node import Node
+from tests.simulation.replicated_node import Killed, ReplicatedNode, SlowReplica, Told
 from tests.simulation.world import STEPS, World
 
 LARGEST = 64  # bytes of a block: 8 entries
 SMALL = 16  # bytes from which a slice is cut into several blocks
 CHECKED = 2  # digests are compared at every so many iterations
 BURST = 4  # vectors that come at once, at most
-
-
-class Killed(BaseException):
-    """The process ends here."""
-
-
-class Told(Injector):
-    """Tells the world at which step of the protocol a worker is."""
-
-    def __init__(self, at: Callable[[str, int], None]) -> None:
-        super().__init__()
-        self._tell = at
-
-    def at(self, step: Any, iteration: int) -> None:
-        self._tell(step, iteration)
-
-
-class SlowReplica(Replica):
-    """A step is not made before `may_end`."""
-
-    may_end = False
-
-    def poll(self, wait: bool = False) -> bool:
-        if self.is_stepping and not self.may_end:
-            return False
-        self.may_end = False
-        return super().poll(wait)
-
-
-class ReplicatedNode(Node, ReplicatedLoop):
-    """check: called when its replica is at another iteration; params: what they are, by iteration."""
-
-    end: MeshEnd
-
-    def __init__(
-        self, *arguments: Any, check: Callable[[Replica], None], params: dict[int, bytes], **others: Any
-    ) -> None:
-        super().__init__(*arguments, **others)
-        self._check, self._params = check, params
-
-    @property
-    def allreduce(self) -> allreduce.AllReduce:
-        return self._allreduce
-
-    def spin(self) -> None:
-        with suppress(Killed):
-            super().spin()
-
-    def _poll(self) -> None:
-        before = self._allreduce.steps
-        super()._poll()
-        if self._allreduce.steps > before:
-            self._check(self._allreduce.replica)
-
-    def check_params(self, iteration: int, params: np.ndarray) -> None:
-        assert params.tobytes() == self._params[iteration], "parameters of another iteration"
-
-    def die(self, kept: int) -> None:
-        if not self.dead:
-            self.dead = True
-            self.end.cut(kept)
 
 
 class WatchedReplicated(Replicated):
@@ -192,6 +128,10 @@ class ReplicatedWorld(World):
         self.check_replica(0, self.rank_0.replica)
 
     # what must hold
+
+    def check_reason(self, worker: int, reason: str) -> None:
+        assert "differ" not in reason, reason
+        super().check_reason(worker, reason)
 
     def check_replica(self, rank: int, replica: Replica) -> None:
         """It is the same as all others that have been at this iteration."""
@@ -302,7 +242,7 @@ class ReplicatedWorld(World):
                     to.append((partial(ReplicatedWorld.vectors_come, sources=sources), node))
             able += [(partial(ReplicatedWorld.death_is_seen, dead=d), node) for d in dead if d not in end.told]
             in_node = where[slow[rank]]
-            if is_stepping(node.allreduce.replica if node else self.rank_0.replica):
+            if (node.allreduce if node else self.rank_0).replica.is_unfinished:
                 where[min(1, slow[rank])].append((ReplicatedWorld.step_is_made, node))
             if node is None:
                 continue
@@ -349,8 +289,3 @@ class ReplicatedWorld(World):
             node.spin()
         else:
             self.nodes[dead].told_dead = True
-
-
-def is_stepping(replica: Replica) -> bool:
-    """Whether a step is under way, and not made."""
-    return replica.is_stepping and not replica.may_end  # type: ignore[attr-defined]
