@@ -261,7 +261,6 @@ class Exchange:
         busy = {send.dest for send in self._under_way}
         for dest, waiting in self._waiting.items():
             if waiting and dest not in busy:
-                busy.add(dest)
                 instructions.append(waiting.popleft())
         in_window = sum(send.dest not in self._waiting for send in self._under_way)
         while self._queue and in_window < WINDOW:

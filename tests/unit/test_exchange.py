@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from psgc.aggregation.exchange import WINDOW, Arrived, Begin, Exchange, Finish, Plan, Send, Sent, Sum
+from psgc.aggregation.exchange import WINDOW, Arrived, Begin, Closed, Exchange, Finish, Held, Plan, Send, Sent, Sum
 from psgc.aggregation.map import Contributor
 from psgc.aggregation.slices import Slice, make_slices
 from tests.unit.refusal import refused
@@ -205,3 +205,25 @@ def test_an_error_lists_the_events_before_it():
 def test_a_plan_that_does_not_fit_together_is_refused(live, contributors, slices, said):
     with pytest.raises(ValueError, match=said):
         Plan(live, contributors, slices, 2)
+
+
+def test_a_held_destination_gets_one_block_at_a_time():
+    plan = equal_plan([1, 2, 3], [own(1), own(2), own(3)], entries=9, most=1)
+    exchange, under_way = begun(plan, 1)
+    exchange.handle(Held(2))
+    under_way, to_2 = [*under_way], []
+    while under_way:
+        assert sum(send.dest == 2 for send in under_way) <= 1
+        ended = under_way.pop()
+        to_2.append(ended.dest == 2)
+        under_way += [send for send in exchange.handle(Sent(ended)) if isinstance(send, Send)]
+    assert sum(to_2) == 3
+
+
+def test_after_the_end_nobody_waits_for_accumulators_any_more():
+    plan = equal_plan([0, 1], [own(1)], entries=2, most=1)
+    exchange, _ = begun(plan, 0)
+    exchange.handle(Arrived(1, 1, None))
+    assert not exchange.is_done
+    assert exchange.handle(Closed(frozenset({0, 1}))) == [Finish()]
+    assert exchange.is_done

@@ -5,7 +5,14 @@ from random import Random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from psgc.aggregation import participant as part
+from psgc.aggregation.exchange import Send
+from psgc.aggregation.map import Contributor, Map
+from psgc.aggregation.participant import Participant
+from psgc.aggregation.slices import Slice
 from tests.unit.rank_network import Network
+
+ONE, TWO = Contributor(1, 1, 0), Contributor(2, 2, 0)
 
 
 @settings(deadline=None, max_examples=200)
@@ -14,3 +21,74 @@ def test_whatever_happens_ranks_step_with_what_was_closed_and_nobody_waits_for_e
     network = Network(workers, iterations, Random(seed).randrange, losses)
     network.run()
     network.check()
+
+
+def participant(rank):
+    it = Participant(rank)
+    it.handle(part.Loaded(0))
+    return it
+
+
+def mapped(iteration, receivers=(0, 1, 2), contributors=(ONE, TWO), attempt=0, owners=(0, 2)):
+    slices = tuple(Slice(owner, 2 * place, 2 * place + 2) for place, owner in enumerate(owners))
+    return part.Mapped(Map(iteration, attempt, receivers, contributors, slices), 1)
+
+
+def kinds(instructions):
+    return [type(instruction) for instruction in instructions]
+
+
+def test_who_was_away_sends_nothing_of_an_iteration_whose_end_it_was_not_told():
+    it = participant(1)
+    sends = it.handle(mapped(0))
+    assert [one.send for one in sends] == [Send(2, 2, ONE), Send(0, 0, ONE)]
+    it.handle(mapped(3, contributors=(TWO,)))
+    assert it.is_behind
+    assert it.handle(part.Sent(0, 0, sends[0].send)) == []
+    assert it.handle(part.Sent(0, 0, sends[1].send)) == [part.Forget(0, None)]
+
+
+def test_who_was_left_out_while_it_is_there_may_be_asked_to_redo_something():
+    it = participant(1)
+    assert it.handle(mapped(0, receivers=(0, 2), contributors=(TWO,))) == [part.FallBehind(0)]
+    assert it.handle(part.Arrived(2, 0, 1, 2, None)) == []  # before its map
+    redone = Contributor(1, 2, 1)
+    assert part.Have not in kinds(it.handle(mapped(0, contributors=(redone,), attempt=1)))
+    for block, owner in ((0, 0), (1, 0)):
+        it.handle(part.Arrived(owner, 0, 1, block, None))
+    assert kinds(it.handle(part.Closed(0, {0: 1, 1: 1}))) == [part.Place] * 3
+    assert kinds(it.handle(part.Arrived(2, 0, 1, 3, None))) == [part.Place, part.Have, part.Step]
+
+
+def test_the_end_of_an_iteration_that_it_does_not_know_changes_nothing():
+    it = participant(1)
+    it.handle(part.Arrived(2, 0, 0, 0, None))
+    assert it.handle(part.Closed(0, {})) == []
+
+
+def test_a_rank_that_has_left_and_returned_is_waited_for_again():
+    it = participant(1)
+    it.handle(part.Left(2))
+    it.handle(mapped(0))
+    assert part.FallBehind not in kinds(it.handle(part.Closed(0, {})))
+    assert not it.is_behind
+
+
+def test_who_lacks_a_closed_slice_whose_owner_leaves_falls_behind():
+    it = participant(1)
+    it.handle(mapped(0))
+    for block in (0, 1):
+        it.handle(part.Arrived(0, 0, 0, block, None))
+    it.handle(part.Closed(0, {}))
+    assert it.handle(part.Left(0)) == []
+    assert part.FallBehind(0) in it.handle(part.Left(2))
+
+
+def test_which_states_are_of_use():
+    it = participant(1)
+    assert [it.can_use(iteration) for iteration in (0, 1)] == [False, True]
+    it.handle(mapped(3, receivers=(0, 2), contributors=(TWO,)))
+    assert [it.can_use(iteration) for iteration in (2, 3, 4)] == [False, True, True]
+    it.handle(part.Loaded(3))  # in case that it is needed to redo something
+    assert not it.is_behind
+    assert it.handle(part.Arrived(2, 3, 1, 0, None)) == []  # and nothing is dropped

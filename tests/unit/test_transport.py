@@ -9,10 +9,11 @@ import pytest
 
 from psgc.messages import Kind, record, stamp
 from psgc.processes import Identity
+from psgc.rendezvous import MPI
 from psgc.transport import Control, Died, Vector, backoff, sends
 from psgc.transport.backoff import BUSY, HOT_SPINS, LONGEST, SHORTEST, SILENCE, SILENT, SPINS, Backoff
 from psgc.transport.bell import MESSAGE, OWN, Bell
-from psgc.transport.receives import Receives
+from psgc.transport.receives import Posted, Receives
 from psgc.transport.sends import SLOWEST, Sending, Sends
 from tests.stand_in import cupy
 
@@ -172,6 +173,32 @@ def test_the_last_words_of_a_dead_rank_come_before_its_death(receives, monkeypat
     receives._deaths.dead[2] = None
     assert receives.poll() == [*words, Died(2)]
     assert receives.poll() == []
+
+
+def test_with_a_death_what_is_whole_is_given_out_and_what_is_not_is_replaced(monkeypatch):
+    """Testsome's statuses: of two complete receives, one of them with an error, then of the pending ones."""
+
+    def status(error, source=MPI.ANY_SOURCE):
+        return SimpleNamespace(Get_error=lambda: error, Get_source=lambda: source)
+
+    buffers = [np.full(3, place, float) for place in range(4)]
+    null, pending = MPI.REQUEST_NULL, object()
+    statuses = [
+        status(MPI.SUCCESS, 1), status(MPI.ERR_PROC_FAILED, 2),
+        status(MPI.ERR_PROC_FAILED_PENDING), status(MPI.ERR_PROC_FAILED_PENDING, 2),
+    ]  # fmt: skip
+    it = Receives(None, None, SimpleNamespace(dead={2: None}, forgive=lambda *_: None))
+    it._posted = [Posted(r, b) for r, b in zip((null, null, pending, pending), buffers, strict=True)]
+    posted, tested = [], []
+    monkeypatch.setattr(it, "post", lambda buffer, source: posted.append((buffer, source)))
+    monkeypatch.setattr(it, "_test", lambda request, status: tested.append(request))
+    filled = it._sort_out(None, statuses)
+    assert [(buffer is buffers[0], status is statuses[0]) for buffer, status in filled] == [(True, True)]
+    assert [(buffer.shape, source) for buffer, source in posted] == [((3,), MPI.ANY_SOURCE)] * 2
+    assert not any(new is old for new, _ in posted for old in buffers)
+    assert [orphan.buffer is buffers[3] for orphan in it._orphaned] == [True]
+    assert [one.request for one in it._posted] == [null, null, pending, null]
+    assert tested == [pending]
 
 
 # waiting

@@ -1,0 +1,130 @@
+"""Who sums which slice, and which version of it counts, at rank 0."""
+
+import pytest
+
+from psgc.aggregation.map import Contributor
+from psgc.errors import RunFailed
+from psgc.server.owners import HEDGES, LATE, LEAST_LATE, LEAST_RATE, RATES, Owners
+
+ALL = [0, 1, 2, 3]
+MADE = [Contributor(rank, rank, 0) for rank in (3, 1, 2)]
+
+
+@pytest.fixture
+def it():
+    """Four ranks that own one of eight entries each, and more."""
+    it = Owners(ALL, 8, 1, 8, timeout=10.0)
+    it.begin(5)
+    it.share(MADE, ALL, ALL, 100.0)
+    return it
+
+
+def owners(made):
+    return [part.owner for part in made.slices]
+
+
+def test_the_first_map_has_everything_in_order(it):
+    made = it.map
+    assert (made.iteration, made.attempt, made.receivers) == (5, 0, (0, 1, 2, 3))
+    assert [one.rank for one in made.contributors] == [1, 2, 3]
+    assert (owners(made), made.slices[0].start, made.slices[-1].stop) == (ALL, 0, 8)
+
+
+def test_who_is_not_able_owns_nothing_but_receives():
+    it = Owners(ALL, 8, 1, 8, timeout=10.0)
+    made = it.share(MADE, ALL, [0, 1], 0.0)
+    assert (owners(made), made.receivers, it.shares[2]) == ([0, 1], (0, 1, 2, 3), 0.0)
+
+
+def test_what_is_missing_of_a_lost_owner_goes_to_another_one_and_the_version_that_is_first_counts(it):
+    it.here(0, 2, 100.1)
+    assert it.lost(2, [0, 1, 3], 100.2) is None
+    made = it.lost(3, [0, 1], 100.3)
+    assert (made.attempt, made.receivers, owners(made)) == (1, (0, 1), [1])
+    assert made.slices[0][1:] == it._slices[3][1:]
+    for number in (0, 1):
+        it.here(0, number, 100.4)
+    assert not it.is_complete
+    it.here(1, 3, 100.5)
+    it.here(0, 3, 100.6)
+    assert it.is_complete
+    assert it.versions == (0, 0, 0, 1)
+
+
+def test_nothing_is_shared_again_when_everything_is_here(it):
+    for number in range(4):
+        it.here(0, number, 100.1)
+    assert it.share(MADE[:2], ALL[:3], ALL[:3], 100.2) is None
+    assert it.late(ALL, 999.0) is None
+
+
+def test_with_other_contributors_only_what_is_missing_is_summed_again(it):
+    it.here(0, 1, 100.1)
+    made = it.share([MADE[0], Contributor(3, 1, 1)], [0, 2, 3], [0, 2, 3], 100.2)
+    assert [part.start for part in made.slices] == [it._slices[number].start for number in (0, 2, 3)]
+    assert set(owners(made)) == {0, 2, 3}
+    assert all(part.owner != it._slices[number].owner for part, number in zip(made.slices, (0, 2, 3), strict=True))
+
+
+def test_a_contributor_that_the_map_left_out_gets_every_slice_anew():
+    it = Owners(ALL, 8, 1, 8, timeout=10.0)
+    it.share(MADE[1:], ALL[:3], ALL[:3], 0.0)
+    it.here(0, 1, 0.1)
+    made = it.share([MADE[1], Contributor(3, 2, 1)], [0, 1], [0, 1], 0.2)
+    assert (made.receivers, len(made.slices)) == ((0, 1, 3), 3)
+    it.here(0, 0, 0.3)
+    it.here(1, 2, 0.3)
+    assert it._versions == {2: 1}
+
+
+def test_a_late_owner_is_hedged_after_a_while_that_doubles(it):
+    for number in range(3):
+        it.here(0, number, 100.0 + LEAST_LATE)
+    usual = LATE * LEAST_LATE
+    assert it.late(ALL, 100.0 + usual - 1e-6) is None
+    made = it.late(ALL, 100.0 + usual)
+    assert (made.attempt, len(made.slices), owners(made) == [3]) == (1, 1, False)
+    assert it.late(ALL, 100.0 + usual + 2 * usual - 1e-6) is None
+    again = it.late(ALL, 100.0 + usual + 2 * usual)
+    assert again.attempt == 2
+    assert owners(again) not in (owners(made), [3])
+
+
+def test_after_a_long_redo_owners_have_time(it):
+    for number in range(3):
+        it.here(0, number, 100.1)
+    it.share(MADE, ALL, ALL, 900.0)
+    assert it.late(ALL, 900.1) is None
+    assert it.late(ALL, 901.0).attempt == 2
+
+
+def test_without_any_slice_only_the_timeout_counts_and_in_the_end_the_run_fails(it):
+    now = 100.0
+    for attempt in range(1, HEDGES + 1):
+        assert it.late(ALL, now + 9.9) is None
+        now += 10.0
+        made = it.late(ALL, now)
+        assert (made.attempt, len(made.slices), set(owners(made))) == (attempt, 4, set(ALL))
+    with pytest.raises(RunFailed, match="of iteration 5 makes no progress: 4 of 4 slices"):
+        it.late(ALL, now + 10.0)
+
+
+def test_slow_owners_get_less_and_get_it_back(it):
+    for number, took in enumerate((0.1, 0.1, 0.1, 0.9)):
+        it.here(0, number, 100.0 + took)
+    it.learn()
+    assert [it.rates[rank] for rank in ALL] == [1.0, 1.0, 1.0, RATES[0]]
+    it.begin(6)
+    slices = it.share(MADE, ALL, ALL, 0.0).slices
+    assert slices[3].stop - slices[3].start < slices[0].stop - slices[0].start + 1
+    for number in range(4):
+        it.here(0, number, 0.1)
+    it.learn()
+    assert it.rates[3] == round(RATES[0] * RATES[1], 3)
+    for _ in range(20):
+        it.begin(7)
+        it.share(MADE, ALL, ALL, 0.0)
+        for number in range(len(it._slices)):
+            it.here(0, number, 0.9 if it._slices[number].owner == 3 else 0.1)
+        it.learn()
+    assert LEAST_RATE <= it.rates[3] < RATES[0]

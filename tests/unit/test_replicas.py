@@ -1,0 +1,122 @@
+"""Where the replicas are, and who gives a state to whom."""
+
+import pytest
+
+from psgc.server.replicas import CATCHING_UP, LONGEST, WAITING, WIDTH, Replicas
+
+LIVE = range(1, 8)
+
+
+@pytest.fixture
+def it():
+    """Seven workers whose replicas are at iteration 10."""
+    it = Replicas(LIVE, 10)
+    for worker in LIVE:
+        it.stepped(worker, 10)
+    return it
+
+
+def test_at_the_start_the_state_spreads_from_rank_0_in_a_tree():
+    it = Replicas(LIVE, 0)
+    assert it.gifts(0, LIVE) == [(0, 1), (0, 2)]
+    assert it.gifts(0, LIVE) == []
+    it.stepped(1, 0)
+    assert it.gifts(0, LIVE) == [(1, 3), (1, 4)]
+    it.stepped(2, 0)
+    it.stepped(3, 0)
+    assert it.gifts(0, LIVE) == [(2, 5), (3, 6), (1, 7)]
+    assert WIDTH == 2
+
+
+def test_two_gradients_wait_for_a_worker_then_it_is_left_out(it):
+    for worker in LIVE[1:]:
+        it.stepped(worker, 12)
+    assert it.receivers(10 + WAITING - 1, LIVE) == (0, *LIVE)
+    assert it.receivers(10 + WAITING, LIVE) == (0, *LIVE[1:])
+    it.behind(1, 10 + WAITING, 12)
+    assert it.gifts(12, LIVE) == []
+    assert it.gifts(13, LIVE) == [(2, 1)]
+    assert it.receivers(13, LIVE) == (0, *LIVE)
+    it.stepped(1, 13)
+    assert it.gifts(13, LIVE) == []
+
+
+def test_a_worker_that_does_not_catch_up_waits_twice_as_long_each_time(it):
+    now, waits = 10, []
+    it.behind(1, 10, 10)
+    for _ in range(8):
+        began = now
+        while not it.gifts(now := now + 1, [1]):
+            pass
+        waits.append(now - began)
+        assert it.receivers(now + CATCHING_UP - 1, [1]) == (0, 1)
+        now += CATCHING_UP
+        assert it.receivers(now, [1]) == (0,)
+    assert waits == [1, 2, 4, 8, 16, 32, LONGEST, LONGEST]
+    it.gifts(now + LONGEST, [1])
+    it.stepped(1, now + LONGEST)
+    it.behind(1, now + LONGEST, now + LONGEST)
+    assert it.gifts(now + LONGEST + 1, [1]) == [(0, 1)]
+
+
+def test_when_it_is_urgent_nobody_waits_not_even_who_was_left_out(it):
+    it.behind(1, 10, 10)
+    it.gifts(11, LIVE)
+    it.behind(1, 11, 11)
+    assert it.gifts(12, [1]) == []
+    assert it.gifts(12, [1], urgent=True) == [(0, 1)]
+    it.behind(2, 12, 12)
+    assert it.gifts(12, [2], urgent=True) == [(0, 2)]
+    it.stepped(2, 12)
+    assert it.gifts(12, [2], urgent=True) == []
+    assert it.gifts(13, [2]) == [(0, 2)]
+
+
+def test_a_state_counts_although_its_donor_is_lost_or_falls_behind(it):
+    for donor, loses in ((2, it.lost), (3, lambda worker, now: it.behind(worker, now, now))):
+        it.behind(1, 10, 10)
+        assert it.gifts(11, [1, donor]) == [(donor, 1)]
+        loses(donor, 11)
+        assert it._replicas[1].donor is None
+        it.stepped(1, 11)
+        assert it.receivers(11, [1]) == (0, 1)
+        it._replicas[1].steps = 10
+
+
+def test_what_a_worker_missed_while_it_was_away_it_cannot_follow(it):
+    it.lost(1, 10)
+    it.stepped(1, 11)  # the step of an iteration that was closed when it was lost
+    it.returned(1, 12)
+    assert it.receivers(12, [1]) == (0,)
+    it.lost(2, 10)
+    it.stepped(2, 11)
+    it.returned(2, 11)
+    assert it.receivers(11, [2]) == (0, 2)
+
+
+def test_what_an_old_step_says_does_not_end_the_need_of_a_newer_state(it):
+    it.behind(1, 12, 12)
+    it.stepped(1, 11)
+    it.stepped(1, 12)
+    assert it.gifts(13, LIVE) == [(0, 1)]
+
+
+def test_only_who_is_near_gives_and_if_nobody_is_rank_0_does(it):
+    it.behind(1, 11, 11)
+    assert it.gifts(12, LIVE) == [(0, 1)]
+    it.behind(2, 11, 11)
+    it.stepped(3, 11)
+    assert it.gifts(12, LIVE) == [(3, 2)]
+
+
+def test_who_is_behind_is_not_waited_for_but_who_is_given_a_state_is(it):
+    assert it.are_at(10, LIVE)
+    assert not it.are_at(11, LIVE)
+    it.behind(1, 10, 10)
+    for worker in LIVE[1:]:
+        it.stepped(worker, 11)
+    assert it.are_at(11, LIVE)
+    it.gifts(11, LIVE)
+    assert not it.are_at(11, LIVE)
+    assert it.overdue(LIVE) == [1]
+    assert it.overdue(LIVE) == []
