@@ -46,7 +46,8 @@ class Decoder:
         self._keeping = keeping or tolerance is not None
         self._kept: dict[int, tuple[tuple[int, ...], Array, Array]] = {}  # chunk -> S_i and what they sent
         self.message_length = part_length(dim, self._parts)  # entries of one coded gradient
-        self._sum = backend.xp.zeros(dim, dtype)  # of all that is not in the tree
+        self._dim, self._dtype = dim, dtype
+        self._sum: Array | None = None  # of all that is not in the tree, if there has ever been anything
         self._accumulated = False  # whether there are accumulators in it
 
     @property
@@ -56,7 +57,7 @@ class Decoder:
             self._add(chunk, *self._kept.pop(chunk))
         total = self._tree.total() if self._tree is not None else None
         if total is None:
-            return self._sum
+            return self._begun_sum()
         return total + self._sum if self._accumulated else total  # + 0 would change the sign of another 0
 
     def begin(self) -> None:
@@ -64,7 +65,8 @@ class Decoder:
         self._held.clear()
         self._committed.clear()
         self._kept.clear()
-        self._sum.fill(0)
+        if self._sum is not None:
+            self._sum.fill(0)
         self._accumulated = False
         if self._tree is not None:
             self._tree.clear()
@@ -107,7 +109,7 @@ class Decoder:
 
     def weighted(self, weights: Mapping[int, float]) -> Array:
         """(dim,): the sum of the gradients of these chunks, which are kept, each times its weight."""
-        total = self._backend.xp.zeros_like(self._sum)
+        total = self._backend.xp.zeros(self._dim, self._dtype)
         for chunk in sorted(weights):
             roles, coded, rest = self._kept[chunk]
             decode(self._backend, total, weights[chunk] * self._inverse(roles), coded, rest)
@@ -117,7 +119,7 @@ class Decoder:
         if self._tree is not None:  # R = 1: there is nothing to invert, the copy is the gradient
             self._tree.add(chunk, coded[0])
         else:
-            decode(self._backend, self._sum, self._inverse(roles), coded, rest)
+            decode(self._backend, self._begun_sum(), self._inverse(roles), coded, rest)
 
     def _inverse(self, roles: tuple[int, ...]) -> np.ndarray:
         """(parts, s): from coded gradients to parts."""
@@ -134,7 +136,12 @@ class Decoder:
         self._accumulated = True
         coefficients = self._coding_matrix[role - 1][:, None]
         coded, rest = accumulator[None, : self._columns], accumulator[None, self._columns :]
-        decode(self._backend, self._sum, coefficients, coded, rest)
+        decode(self._backend, self._begun_sum(), coefficients, coded, rest)
+
+    def _begun_sum(self) -> Array:
+        if self._sum is None:  # not before: where others sum, and with a tree, the memory is not needed
+            self._sum = self._backend.xp.zeros(self._dim, self._dtype)
+        return self._sum
 
 
 class _Tree:

@@ -69,6 +69,7 @@ class Server:
             )
         else:
             self._links.open(self._decoder.message_length)
+        del params  # they are memory that is free after the first step
         try:
             for iteration in range(first, iterations):
                 begins(iteration)

@@ -1,16 +1,16 @@
 """What the ranks of a run hold in memory, besides the data, the program and what a model keeps for itself.
 
 A *vector* has the size of the parameters, a *coded* vector 1 / parts of it. Messages that are under way are counted,
-what is left of them when a rank is lost or stopped is not. With several parts, gradients of chunks that wait for their
-other copies come on top.
+what is left of them when a rank is lost or stopped is not.
 """
 
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from psgc.aggregation.pool import POSTED
 from psgc.aggregation.slices import BLOCK
 
-BLOCK_BUFFERS = 4  # for blocks that are being sent or summed
+BLOCK_BUFFERS = POSTED + 4 + 4  # for receives, for what is being sent or summed, for states
 POOL_BYTES = 64 << 20  # of the server, for receives: at least two vectors and at most one per worker
 KEPT = {"sgd": 0, "momentum": 1, "nesterov": 1, "adam": 2}  # vectors in the state of an optimizer
 
@@ -24,19 +24,27 @@ class Held(NamedTuple):
     least: int
 
 
-def with_allreduce(vector: int, coded: int, optimizer: str, checkpoints: bool) -> tuple[list[Held], list[Held]]:
+def with_allreduce(
+    vector: int, coded: int, parts: int, optimizer: str, waiting: int, checkpoints: bool
+) -> tuple[list[Held], list[Held]]:
     """What rank 0 and what a worker holds with aggregation `allreduce`.
 
-    vector, coded: sizes in bytes; optimizer: its kind; checkpoints: whether they are written during the run.
+    vector, coded: sizes in bytes; optimizer: its kind; waiting: gradients of a worker that may wait to be counted;
+    checkpoints: whether they are written during the run.
+
+    A rank that is given a state has more gradients that wait for it, but computes none.
     """
+    kept = KEPT[optimizer]
     everywhere = [
         Held("parameters", vector, 2, 2),  # before and after the step
-        Held("optimizer", vector, KEPT[optimizer], KEPT[optimizer]),
+        Held("optimizer", vector, kept, kept),
         Held("gradients", vector, 2, 1),  # the next one may begin to arrive
-        Held("blocks", coded + BLOCK_BUFFERS * BLOCK, 1, 0),  # those that wait to be summed are less than `coded`
+        Held("state of another iteration", vector, 1 + kept, 0),  # for a rank that has fallen behind: there, and here
+        # those that wait to be summed are less than `coded`, each in a buffer that is `parts` times as large
+        Held("blocks", parts * (coded + BLOCK_BUFFERS * min(BLOCK, coded)), 1, 0),
     ]
     rank_0 = [*everywhere, _written(vector, optimizer, checkpoints)]
-    return rank_0, [*everywhere, _computed(vector), Held("accumulators", coded, 1, 1)]
+    return rank_0, [*everywhere, _computed(vector, waiting), Held("accumulators", coded, 1, 1)]
 
 
 def of_server(
@@ -57,18 +65,18 @@ def of_server(
     ]
 
 
-def of_worker(vector: int, coded: int) -> list[Held]:
-    """What a worker holds with aggregation `server`."""
-    return [Held("parameters", vector, 2, 2), _computed(vector), Held("coded gradients", coded, 2, 1)]
+def of_worker(vector: int, coded: int, waiting: int) -> list[Held]:
+    """What a worker holds with aggregation `server`. waiting: as for `with_allreduce`."""
+    return [Held("parameters", vector, 2, 2), _computed(vector, waiting), Held("coded gradients", coded, 2, 1)]
 
 
-def _computed(vector: int) -> Held:
-    return Held("chunks", vector, 2, 0)  # a gradient that is being computed, and one that may count
+def _computed(vector: int, waiting: int) -> Held:
+    return Held("chunks", vector, 1 + waiting, 0)  # a gradient that is being computed, and those that may count
 
 
 def _written(vector: int, optimizer: str, checkpoints: bool) -> Held:
-    """While a checkpoint is written, the next steps go on with other memory."""
-    return Held("checkpoint", vector, 1 + KEPT[optimizer] if checkpoints else 0, 0)
+    """While a checkpoint is written and another one waits, the next steps go on with other memory."""
+    return Held("checkpoints", vector, 2 * (1 + KEPT[optimizer]) if checkpoints else 0, 0)
 
 
 def pool_buffers(num_workers: int, size: int) -> int:

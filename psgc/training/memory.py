@@ -19,12 +19,23 @@ def held(config: Config, num_chunks: int, num_workers: int, dim: int) -> tuple[l
     length = part_length(dim, config.coding.parts)
     coded = vector_bytes(config, length)
     checkpoints = config.checkpoint.every > 0
+    waiting = _waiting(config, num_chunks, num_workers)
     if config.aggregation == "allreduce":
-        return memory.with_allreduce(vector, coded, optimizer, checkpoints)
+        return memory.with_allreduce(vector, coded, config.coding.parts, optimizer, waiting, checkpoints)
     keeps = config.transfer == "per_chunk" or config.verify is not None
     received = vector_bytes(config, receive_length(length, config.dtype))
     rank_0 = memory.of_server(vector, received, optimizer, num_workers, num_chunks if keeps else 0, checkpoints)
-    return rank_0, memory.of_worker(vector, coded)
+    return rank_0, memory.of_worker(vector, coded, waiting)
+
+
+def _waiting(config: Config, num_chunks: int, num_workers: int) -> int:
+    """How many gradients wait on a worker; one that needs no other copies counts before the next one is there."""
+    alone = config.coding.parts == 1 and config.verify is None
+    if alone or config.transfer == "per_chunk":
+        return 1
+    if isinstance(config.coding.assignment, AssignmentFile):
+        return num_chunks
+    return max(1, min(num_chunks, -(-num_chunks * config.coding.replication // num_workers)))
 
 
 def expected_memory(config: Config, config_path: str, overrides: Sequence[str], num_workers: int) -> str:

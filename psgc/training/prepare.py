@@ -33,11 +33,12 @@ from psgc.training.transfer_choice import chosen_transfer, vector_bytes, without
 from psgc.transport import Transport
 
 
-@dataclass(frozen=True)
+@dataclass
 class Run:
     """A run that is ready to start.
 
-    first: its first iteration; go_on: the command that resumes it; chosen: text about chunks that `auto` chose, or "".
+    first: its first iteration; go_on: the command that resumes it; chosen: text about chunks that `auto` chose, or "";
+    checkpoint, initial: the state and the parameters to begin with, None once it has begun.
     """
 
     config: Config
@@ -48,7 +49,7 @@ class Run:
     backend: Backend
     checkpoint: Checkpoint | None
     first: int
-    initial: np.ndarray
+    initial: np.ndarray | None
     go_on: str
     chosen: str
 

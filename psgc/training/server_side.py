@@ -13,6 +13,7 @@ import numpy as np
 
 from psgc import __version__
 from psgc import config as configuration
+from psgc.backend import Array
 from psgc.data import ChunkSource
 from psgc.errors import RunFailed, TooFewWorkers, UserError
 from psgc.problems import has_loss
@@ -131,6 +132,8 @@ def _serve(
         state, asarray = run.checkpoint.optimizer, run.backend.asarray
         server.optimizer.load({k: asarray(v) if isinstance(v, np.ndarray) else v for k, v in state.items()})
         server.cluster.estimates = resume.estimates_for(plan, run.checkpoint)
+        run.checkpoint = None
+        del state
     try:
         try:
             outcome = _train(server, run, stopped_by)
@@ -204,7 +207,7 @@ def _send_settings(transport: Transport, run: Run, ending: Ending) -> None:
 def _train(server: Server, run: Run, stopped_by: Sequence[int]) -> _Outcome:
     faults = make_injector(run.config, rank=0)
     try:
-        server.run(run.backend.asarray(run.initial), run.config.iterations, run.first, lambda i: faults.at("begin", i))
+        server.run(_taken_initial(run), run.config.iterations, run.first, lambda i: faults.at("begin", i))
     except RunFailed as error:
         if stopped_by:
             return _Outcome("interrupted", str(error), 128 + stopped_by[0])
@@ -212,6 +215,12 @@ def _train(server: Server, run: Run, stopped_by: Sequence[int]) -> _Outcome:
     except UserError as error:  # wrong data
         return _Outcome("failed", str(error), error.exit_code)
     return _Outcome()
+
+
+def _taken_initial(run: Run) -> Array:
+    """The initial parameters, whose memory only the caller holds from now on."""
+    initial, run.initial = run.initial, None
+    return run.backend.asarray(initial)
 
 
 def _snapshot(server: Server, run: Run, data: str, done: int, seconds: float) -> Checkpoint:

@@ -233,3 +233,16 @@ def wait_until(condition, timeout=60.0):
     while not condition():
         assert time.monotonic() < end, "it did not come to that"
         time.sleep(0.02)
+
+
+@pytest.mark.parametrize("aggregation", ["server", "allreduce"])
+def test_a_dimension_that_does_not_fit_is_one_line(folder, aggregation):
+    use_the_model(folder)
+    (folder / "large.py").write_text(MODEL.replace("dim = 4", "dim = 10**13"))
+    finished = train(folder, "--set", f"aggregation={aggregation}", "--set", "problem={python: 'large:Model'}")
+    assert finished.returncode == 2
+    said = one_line(finished)
+    assert said.startswith(
+        "psgc: problem: a dimension of 10000000000000 (float64) does not fit into the memory of this"
+    )
+    assert not (folder / "out").exists()

@@ -1,5 +1,7 @@
 """From coded gradients back to the gradient, in whatever order they come."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
@@ -271,3 +273,15 @@ def test_copies_are_told_apart_by_who_sent_them_also_in_the_same_role():
     assert decoder.agreeing(0, copies) == [2, 3, 4]
     decoder.commit(0, [(2, 2), (4, 1)])
     np.testing.assert_allclose(decoder.gradient, gradient, rtol=0, atol=1e-12)
+
+
+def test_it_takes_no_memory_before_there_is_something_to_sum():
+    """Where others sum, there never is."""
+    tracemalloc.start()
+    try:
+        decoder = Decoder(Backend(), np.ones((2, 1)), 1_000_000, "float64")
+        decoder.begin()
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
+    np.testing.assert_array_equal(decoder.gradient, np.zeros(1_000_000))

@@ -55,23 +55,25 @@ def available(monkeypatch):
     [
         (
             ["aggregation=allreduce"],
-            "memory of rank 0: parameters 2 x 100 MB, optimizer 100 MB, gradients 2 x 100 MB, blocks 104 MB, "
-            "checkpoint 2 x 100 MB: 804 MB; of a worker: parameters 2 x 100 MB, optimizer 100 MB, "
-            "gradients 2 x 100 MB, blocks 104 MB, chunks 2 x 100 MB, accumulators 100 MB: 904 MB; "
+            "memory of rank 0: parameters 2 x 100 MB, optimizer 100 MB, gradients 2 x 100 MB, "
+            "state of another iteration 2 x 100 MB, blocks 117 MB, checkpoints 4 x 100 MB: 1.22 GB; "
+            "of a worker: parameters 2 x 100 MB, optimizer 100 MB, gradients 2 x 100 MB, "
+            "state of another iteration 2 x 100 MB, blocks 117 MB, chunks 2 x 100 MB, accumulators 100 MB: 1.12 GB; "
             "besides data and program",
         ),
         (
             ["aggregation=allreduce", "coding.parts=2", "optimizer={kind: adam, lr: 0.1}", "dtype=float32"],
-            "memory of rank 0: parameters 2 x 50 MB, optimizer 2 x 50 MB, gradients 2 x 50 MB, blocks 29.2 MB, "
-            "checkpoint 3 x 50 MB: 479 MB; of a worker: parameters 2 x 50 MB, optimizer 2 x 50 MB, "
-            "gradients 2 x 50 MB, blocks 29.2 MB, chunks 2 x 50 MB, accumulators 25 MB: 454 MB; "
+            "memory of rank 0: parameters 2 x 50 MB, optimizer 2 x 50 MB, gradients 2 x 50 MB, "
+            "state of another iteration 3 x 50 MB, blocks 83.6 MB, checkpoints 6 x 50 MB: 834 MB; "
+            "of a worker: parameters 2 x 50 MB, optimizer 2 x 50 MB, gradients 2 x 50 MB, "
+            "state of another iteration 3 x 50 MB, blocks 83.6 MB, chunks 5 x 50 MB, accumulators 25 MB: 809 MB; "
             "besides data and program",
         ),
         (
             ["optimizer={kind: sgd, lr: 0.1}"],
-            "memory of rank 0: parameters 3 x 100 MB, gradients 100 MB, receives 2 x 100 MB, checkpoint 100 MB: "
-            "700 MB; of a worker: parameters 2 x 100 MB, chunks 2 x 100 MB, coded gradients 2 x 100 MB: 600 MB; "
-            "besides data and program",
+            "memory of rank 0: parameters 3 x 100 MB, gradients 100 MB, receives 2 x 100 MB, "
+            "checkpoints 2 x 100 MB: 800 MB; of a worker: parameters 2 x 100 MB, chunks 2 x 100 MB, "
+            "coded gradients 2 x 100 MB: 600 MB; besides data and program",
         ),
         (
             ["transfer=per_chunk", "coding.parts=2", "checkpoint.every=0"],
@@ -92,7 +94,7 @@ def test_with_verify_the_server_keeps_copies():
 
 def test_rank_0_neither_computes_nor_accumulates():
     rank_0, worker = held(load("run.yaml", ["aggregation=allreduce"]), 16, 8, DIM)
-    assert {item.name for item in worker} ^ {item.name for item in rank_0} == {"chunks", "accumulators", "checkpoint"}
+    assert {item.name for item in worker} ^ {item.name for item in rank_0} == {"chunks", "accumulators", "checkpoints"}
 
 
 @pytest.mark.parametrize("kind", ["sgd", "momentum", "nesterov", "adam"])
@@ -100,6 +102,20 @@ def test_the_state_of_an_optimizer(kind):
     optimizer = make_optimizer(Optimizer(kind=kind, lr=0.1))
     optimizer.step(np.zeros(5), np.ones(5))
     assert sum(np.size(value) == 5 for value in optimizer.state().values()) == memory.KEPT[kind]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "chunks"),
+    [
+        ([], 2),
+        (["coding.parts=2"], 1 + 4),  # 16 chunks, each on 2 of 8 workers
+        (["coding.parts=2", "transfer=per_chunk"], 2),
+        (["verify={every: 1}"], 1 + 4),
+        (["coding={parts: 2, assignment: {kind: file, path: A.npy}}"], 1 + 16),
+    ],
+)
+def test_gradients_that_wait_for_their_other_copies(overrides, chunks):
+    assert Held("chunks", 8 * DIM, chunks, 0) in held(load("run.yaml", overrides), 16, 8, DIM)[1]
 
 
 # what does not fit

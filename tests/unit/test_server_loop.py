@@ -1,7 +1,9 @@
 """Whole runs of the server's loop against a script: failures, what is written when, and how a run ends."""
 
+import weakref
 from itertools import count, repeat
 
+import numpy as np
 import pytest
 
 from psgc.errors import RunFailed
@@ -52,6 +54,20 @@ def test_orders_go_before_the_parameters_if_it_is_known_what_the_chunks_of_the_i
     to_1 = [what for worker, what in run.transport.sent if worker == 1]
     first = to_1.index(0)  # the parameters of iteration 0
     assert to_1[:first] == ([["QUEUE"] * len(run.transport.queue(1, Kind.QUEUE))] if known else [])
+
+
+def test_the_initial_parameters_are_not_held_after_the_first_step(make_run):
+    run, refs, held = make_run(replication=WORKERS), [], []
+    run.transport.script = iter([everything(0), everything(1)])
+
+    def initial():
+        params = np.zeros(1)
+        refs.append(weakref.ref(params))
+        return params
+
+    run.transport.sent.clear()
+    run.server.run(initial(), 2, 0, lambda _: held.append(refs[0]() is not None))
+    assert held == [True, False]
 
 
 # the record

@@ -1,0 +1,92 @@
+"""What `psgc launch --print` says of the memory of a run, beside the peak of every rank of that run."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.ranks.mpirun import mpirun, run
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
+WORKERS, DIM = 4, 25_000_000
+MODEL = """
+import numpy as np
+
+BLOCK = 1 << 16
+
+class Pulled:
+    '''Pulls params to 1. A gradient takes the memory of its vector, and no more.'''
+
+    def __init__(self, dim):
+        self.dim = dim
+
+    def initial_params(self):
+        return np.zeros(self.dim, np.float32)
+
+    def gradient(self, params, chunk, rng):
+        gradient = np.empty_like(params)
+        for start in range(0, self.dim, BLOCK):
+            block = slice(start, start + BLOCK)
+            np.subtract(params[block], 1, out=gradient[block])
+            gradient[block] *= chunk.weight
+        return gradient
+"""
+CONFIG = """
+problem: {python: "model:Pulled", options: {dim: 1000}}
+optimizer: {kind: momentum, lr: 0.1}
+iterations: 4
+coding: {chunks_per_worker: 2, replication: 2}
+dtype: float32
+output: out
+"""
+PEAK = """
+import os, subprocess, sys
+
+child = subprocess.Popen([sys.executable, *sys.argv[1:]])
+status, used = os.wait4(child.pid, 0)[1:]
+with open("peak-" + os.environ["OMPI_COMM_WORLD_RANK"], "w") as file:
+    file.write(str(1024 * used.ru_maxrss))
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+UNITS = {"bytes": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9}
+
+
+def said(folder: Path, settings: list[str]) -> list[float]:
+    """Bytes of rank 0 and of a worker, at most, as `psgc launch --print` has them: the sums of its line."""
+    command = [sys.executable, "-m", "psgc", "launch", "run.yaml", "-n", str(WORKERS + 1), "--print", *settings]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60)
+    found = re.findall(r": ([\d.]+) (\w+)(?=;)", done.stdout + done.stderr)
+    assert len(found) == 2, done
+    return [float(number) * UNITS[unit] for number, unit in found]
+
+
+def peaks(folder: Path, settings: list[str]) -> list[int]:
+    """The peak resident size of each rank, in bytes."""
+    finished = run(mpirun(WORKERS + 1, ["peak.py", "-m", "psgc", "train", "run.yaml", *settings]), folder, 300)
+    assert finished.returncode == 0, finished.said
+    return [int((folder / f"peak-{rank}").read_text()) for rank in range(WORKERS + 1)]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["aggregation=allreduce"],
+        ["aggregation=allreduce", "coding.parts=2", "checkpoint.every=1"],
+        ["aggregation=server", "transfer=combined"],
+    ],
+)
+def test_no_rank_holds_more_than_was_said(tmp_path: Path, settings: list[str]) -> None:
+    for name, text in (("model.py", MODEL), ("run.yaml", CONFIG), ("peak.py", PEAK)):
+        (tmp_path / name).write_text(text)
+    words = [word for setting in settings for word in ("--set", setting)]
+    small = peaks(tmp_path, words)
+    words += ["--set", f"problem.options.dim={DIM}"]
+    rank_0, worker = said(tmp_path, words)
+    most = [rank_0, *[worker] * WORKERS]
+    held = [large - program for large, program in zip(peaks(tmp_path, words), small, strict=True)]
+    rows = [f"rank {rank}: said {most[rank] / 1e6:.0f} MB, {held[rank] / 1e6:.0f} MB" for rank in range(WORKERS + 1)]
+    print("\n".join([" ".join(settings), *rows]))
+    vector = 4 * DIM
+    assert all(3 * vector < held[rank] <= most[rank] for rank in range(WORKERS + 1)), rows
