@@ -95,11 +95,18 @@ class Replicas:
         """Whether the replica of `worker` is known to be at `iteration`."""
         return self._replicas[worker].steps == iteration
 
-    def overdue(self, live: Iterable[int]) -> list[int]:
-        """Those of `live` to which a worker gives a state, which may never come: from now on rank 0 gives it."""
-        waiting = [worker for worker in live if self._replicas[worker].donor]
-        for worker in waiting:
-            self._replicas[worker].donor = 0
+    def overdue(self, iteration: int, live: Iterable[int]) -> list[int]:
+        """Those of `live` that wait for something from other workers before they can begin `iteration`.
+
+        It may never come to them: from now on rank 0 gives each of them its state.
+        """
+        waiting: list[int] = []
+        for worker in live:
+            replica = self._replicas[worker]
+            if replica.steps < iteration and (replica.after is None or replica.donor):
+                after = iteration - 1 if replica.after is None else replica.after
+                replica.donor, replica.given, replica.after = 0, iteration, after
+                waiting.append(worker)
         return waiting
 
     def are_at(self, iteration: int, live: Iterable[int]) -> bool:

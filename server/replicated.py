@@ -95,7 +95,7 @@ class Replicated:
         self._now = now
         if now >= self._overdue:
             self._overdue = inf
-            for worker in self._replicas.overdue(self._live):
+            for worker in self._replicas.overdue(self._iteration, self._can_use_a_state):
                 self._allreduce.give(worker, self._iteration)
             self._give()
         if self._allreduce.poll() and (digest := self._allreduce.digest()):
@@ -190,14 +190,19 @@ class Replicated:
             raise Malformed(str(error)) from None
 
     def _give(self) -> None:
-        live: Collection[int] = self._live
-        if (known := self._owners.map) is not None and not self._redoing:  # others could do nothing with a state
-            live = [worker for worker in live if worker in known.receivers]
-        for donor, worker in self._replicas.gifts(self._iteration, live, self._redoing or self._overdue == inf):
+        is_urgent = self._redoing or self._overdue == inf
+        for donor, worker in self._replicas.gifts(self._iteration, self._can_use_a_state, is_urgent):
             if donor:
                 self._outbox.tell(donor, Kind.GIVE, worker=worker)
             else:
                 self._allreduce.give(worker, self._iteration)
+
+    @property
+    def _can_use_a_state(self) -> Collection[int]:
+        """The live workers that can do something with a state of this iteration."""
+        if (known := self._owners.map) is None or self._redoing:
+            return self._live
+        return [worker for worker in self._live if worker in known.receivers]
 
     def _have(self, iteration: int, attempt: int, number: int) -> None:
         if iteration == self._iteration:

@@ -118,5 +118,16 @@ def test_who_is_behind_is_not_waited_for_but_who_is_given_a_state_is(it):
     assert it.are_at(11, LIVE)
     it.gifts(11, LIVE)
     assert not it.are_at(11, LIVE)
-    assert it.overdue(LIVE) == [1]
-    assert it.overdue(LIVE) == []
+
+
+def test_rank_0_gives_its_state_to_those_that_wait_for_others_in_vain(it):
+    it.behind(1, 10, 10)
+    for worker in LIVE[2:]:
+        it.stepped(worker, 11)
+    it.gifts(11, LIVE)
+    assert it.overdue(11, LIVE) == [1, 2]  # worker 1 for a state, worker 2 for the gradient
+    assert it.overdue(11, LIVE) == []
+    for worker in (1, 2):
+        it.stepped(worker, 11)
+    assert it.are_at(11, LIVE)
+    assert it.gifts(12, LIVE) == []
