@@ -38,6 +38,14 @@ def test_when_most_differ_it_is_rank_0_that_is_wrong(own_first):
         last[0](*last[1:])
 
 
+def test_workers_that_are_wrong_in_different_ways_are_wrong_themselves():
+    it = Digests()
+    it.own(16, b"a")
+    assert it.told(1, 16, b"b") == [1]
+    assert it.told(2, 16, b"c") == [2]
+    assert it.told(3, 16, b"a") == []
+
+
 def test_a_single_worker_that_differs_is_wrong_itself():
     it = Digests()
     it.told(1, 16, b"a")
