@@ -1,5 +1,6 @@
 """What `psgc launch --print` says of the memory of a run, beside the peak of every rank of that run."""
 
+import json
 import re
 import subprocess
 import sys
@@ -50,6 +51,7 @@ with open("peak-" + os.environ["OMPI_COMM_WORLD_RANK"], "w") as file:
     file.write(str(1024 * used.ru_maxrss))
 sys.exit(os.waitstatus_to_exitcode(status))
 """
+LOST = "faults={collect_timeout: 3, inject: [{kind: stop, rank: 2, iteration: 2, seconds: 8}]}"
 UNITS = {"bytes": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9}
 
 
@@ -64,29 +66,33 @@ def said(folder: Path, settings: list[str]) -> list[float]:
 
 def peaks(folder: Path, settings: list[str]) -> list[int]:
     """The peak resident size of each rank, in bytes."""
-    finished = run(mpirun(WORKERS + 1, ["peak.py", "-m", "psgc", "train", "run.yaml", *settings]), folder, 300)
+    finished = run(mpirun(WORKERS + 1, ["peak.py", "-m", "psgc", "train", "run.yaml", *settings], True), folder, 300)
     assert finished.returncode == 0, finished.said
     return [int((folder / f"peak-{rank}").read_text()) for rank in range(WORKERS + 1)]
 
 
 @pytest.mark.parametrize(
-    "settings",
+    ("settings", "fault"),
     [
-        ["aggregation=allreduce"],
-        ["aggregation=allreduce", "coding.parts=2", "checkpoint.every=1"],
-        ["aggregation=server", "transfer=combined"],
+        (["aggregation=allreduce"], []),
+        (["aggregation=allreduce", "coding.parts=2", "checkpoint.every=1"], []),
+        (["aggregation=allreduce", "optimizer={kind: adam, lr: 0.1}", "iterations=10"], [LOST]),
+        (["aggregation=server", "transfer=combined"], []),
     ],
 )
-def test_no_rank_holds_more_than_was_said(tmp_path: Path, settings: list[str]) -> None:
+def test_no_rank_holds_more_than_was_said(tmp_path: Path, settings: list[str], fault: list[str]) -> None:
+    """fault: a worker is lost and comes back, so that a state is passed on."""
     for name, text in (("model.py", MODEL), ("run.yaml", CONFIG), ("peak.py", PEAK)):
         (tmp_path / name).write_text(text)
     words = [word for setting in settings for word in ("--set", setting)]
     small = peaks(tmp_path, words)
-    words += ["--set", f"problem.options.dim={DIM}"]
+    words += [word for setting in (*fault, f"problem.options.dim={DIM}") for word in ("--set", setting)]
     rank_0, worker = said(tmp_path, words)
     most = [rank_0, *[worker] * WORKERS]
     held = [large - program for large, program in zip(peaks(tmp_path, words), small, strict=True)]
     rows = [f"rank {rank}: said {most[rank] / 1e6:.0f} MB, {held[rank] / 1e6:.0f} MB" for rank in range(WORKERS + 1)]
     print("\n".join([" ".join(settings), *rows]))
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert [event["event"] for event in summary["lost"]] == (["lost", "returned"] if fault else [])
     vector = 4 * DIM
     assert all(3 * vector < held[rank] <= most[rank] for rank in range(WORKERS + 1)), rows
