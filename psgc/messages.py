@@ -97,7 +97,7 @@ class Kind(IntEnum):
     TRIAL = 18  # iteration, chunk, start, seconds, loss: these three hold a sketch (psgc.coding.sketch)
     # worker -> server, allreduce only
     STEPPED = 25  # iteration: this worker's replica is there; start: 1 with the digest of its parameters, which is then
-    #               in chunk, worker, role and attempt (`with_digest`)
+    #               in chunk, worker, role and attempt (`stepped_record`)
     BEHIND = 26  # iteration: of this worker's replica, which can only go on from another rank's state
     SKETCH = 28  # iteration, chunk, start, seconds, loss: as TRIAL, of a checked chunk (`verify`) that is reported next
     # any rank -> worker, allreduce only
@@ -202,20 +202,20 @@ def record(
     return np.array([(kind, last, iteration, chunk, worker, role, attempt, start, seconds, loss)], RECORD)
 
 
-def with_digest(kind: Kind, iteration: int, digest: bytes = b"") -> Records:
-    """A STEPPED or GOODBYE record with a digest of 16 bytes, or without one.
+def stepped_record(iteration: int, digest: bytes = b"") -> Records:
+    """A STEPPED record with a digest of 16 bytes, or without one.
 
-    >>> digest_in(entries(with_digest(Kind.STEPPED, 3, b"sixteen of bytes"))[0])
+    >>> digest_in(entries(stepped_record(3, b"sixteen of bytes"))[0])
     b'sixteen of bytes'
     """
     if not digest:
-        return record(kind, iteration)
+        return record(Kind.STEPPED, iteration)
     chunk, worker, role, attempt = DIGEST.unpack(digest)
-    return record(kind, iteration, chunk, worker, role, attempt, start=1.0)
+    return record(Kind.STEPPED, iteration, chunk, worker, role, attempt, start=1.0)
 
 
 def digest_in(entry: Entry) -> bytes:
-    """The digest in a STEPPED or GOODBYE record; empty when there is none."""
+    """The digest in a STEPPED record; empty when there is none."""
     return (
         DIGEST.pack(*(entry[name] for name in ("chunk", "worker", "role", "attempt"))) if entry["start"] == 1.0 else b""
     )

@@ -9,7 +9,7 @@ from psgc.aggregation.allreduce import AllReduce
 from psgc.aggregation.map_messages import CloseReader, MapReader
 from psgc.aggregation.slices import least_slice
 from psgc.aggregation.state_messages import StateReader
-from psgc.messages import Entry, Kind, record, with_digest
+from psgc.messages import Entry, Kind, record, stepped_record
 from psgc.optimizer import Optimizer
 from psgc.transport import Vector
 from psgc.workers.loop import SERVER, WorkerLoop
@@ -49,7 +49,7 @@ class ReplicatedLoop(WorkerLoop):
         super()._poll()
         if self._allreduce.poll():
             iteration = self._allreduce.steps
-            self._transport.send(SERVER, [with_digest(Kind.STEPPED, iteration, self._allreduce.digest())])
+            self._transport.send(SERVER, [stepped_record(iteration, self._allreduce.digest())])
             self._begin_when_ready()
 
     def _hear_vector(self, message: Vector) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from psgc.aggregation import participant as part
+from psgc.aggregation import protocol as part
 from psgc.aggregation.exchange import Send
 from psgc.aggregation.map import Contributor, Map
 from psgc.aggregation.participant import Participant

@@ -16,147 +16,29 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from psgc.aggregation import exchange
-from psgc.aggregation.exchange import Exchange, Plan, Send
-from psgc.aggregation.map import Contributor, Map
+from psgc.aggregation.exchange import Exchange, Plan
+from psgc.aggregation.map import Map
+from psgc.aggregation.protocol import (
+    Arrived,
+    Closed,
+    Drop,
+    Event,
+    FallBehind,
+    Forget,
+    Have,
+    Held,
+    Instruction,
+    Left,
+    Loaded,
+    Mapped,
+    Place,
+    SendBlock,
+    Sent,
+    Step,
+    Stepped,
+    SumBlock,
+)
 from psgc.aggregation.slices import Block
-
-# what happens
-
-
-@dataclass(frozen=True, slots=True)
-class Mapped:
-    """A map has come. most: entries of a block."""
-
-    map: Map
-    most: int
-
-
-@dataclass(frozen=True, slots=True)
-class Arrived:
-    """A block is here; as `exchange.Arrived`, of this iteration and attempt."""
-
-    source: int
-    iteration: int
-    attempt: int
-    block: int
-    contributor: Contributor | None
-
-
-@dataclass(frozen=True, slots=True)
-class Sent:
-    """A send has ended."""
-
-    iteration: int
-    attempt: int
-    send: Send
-
-
-@dataclass(frozen=True, slots=True)
-class Held:
-    """Sends to `dest` take long; or they do not any more."""
-
-    dest: int
-    is_held: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Closed:
-    """Version 0 of each slice counts; others: version by slice where it is not 0."""
-
-    iteration: int
-    others: dict[int, int]
-
-
-@dataclass(frozen=True, slots=True)
-class Left:
-    """`rank` takes no part any more."""
-
-    rank: int
-
-
-@dataclass(frozen=True, slots=True)
-class Stepped:
-    """The replica has made the step that it was to make."""
-
-
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    """The replica is at the beginning of `iteration`."""
-
-    iteration: int
-
-
-Event = Mapped | Arrived | Sent | Held | Closed | Left | Stepped | Loaded
-
-
-# what is to be done
-
-
-@dataclass(frozen=True, slots=True)
-class SendBlock:
-    """Carry out this send of an exchange; `Sent` says that it has ended."""
-
-    iteration: int
-    attempt: int
-    send: Send
-
-
-@dataclass(frozen=True, slots=True)
-class SumBlock:
-    """Make a block of the gradient from the blocks of these contributors, in this order. They are then not needed."""
-
-    iteration: int
-    attempt: int
-    block: int
-    contributors: tuple[Contributor, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Copy a block, which is here or was summed here, into the gradient of its iteration."""
-
-    iteration: int
-    attempt: int
-    block: int
-
-
-@dataclass(frozen=True, slots=True)
-class Drop:
-    """The block that has just arrived is not needed."""
-
-
-@dataclass(frozen=True, slots=True)
-class Have:
-    """A slice is here, in the version `attempt`. slice: its number in the map of attempt 0."""
-
-    iteration: int
-    attempt: int
-    slice: int
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """The gradient of `iteration` is there: make the step."""
-
-    iteration: int
-
-
-@dataclass(frozen=True, slots=True)
-class Forget:
-    """Nothing is needed any more of an exchange; of all exchanges of the iteration when `attempt` is None."""
-
-    iteration: int
-    attempt: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class FallBehind:
-    """This rank cannot go on without the state of another one."""
-
-    iteration: int
-
-
-Instruction = SendBlock | SumBlock | Place | Drop | Have | Step | Forget | FallBehind
 
 
 @dataclass
@@ -364,6 +246,8 @@ class Participant:
     def _hold(self, dest: int, is_held: bool) -> list[Instruction]:
         if not is_held:
             self._held.discard(dest)
+            return []
+        if dest in self._held:
             return []
         self._held.add(dest)
         return self._everywhere(exchange.Held(dest))

@@ -6,7 +6,7 @@
 
 from collections import Counter, defaultdict
 
-from psgc.aggregation import participant as part
+from psgc.aggregation import protocol as part
 from psgc.aggregation.map import Contributor
 from psgc.aggregation.participant import Participant
 from psgc.server.owners import Owners

@@ -5,7 +5,7 @@ from random import Random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from psgc.aggregation import participant as part
+from psgc.aggregation import protocol as part
 from psgc.aggregation.exchange import Send
 from psgc.aggregation.map import Contributor, Map
 from psgc.aggregation.participant import Participant
