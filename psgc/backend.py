@@ -46,9 +46,9 @@ class Backend:
         return np.asarray(array)
 
     def all_finite(self, array: Array) -> bool:
-        """Whether no entry is NaN or infinite. Only if the sum is suspect are the entries looked at."""
+        """Whether no entry is NaN or infinite. Only if the sum of the squares is suspect are the entries looked at."""
         with np.errstate(all="ignore"):
-            return math.isfinite(array.sum()) or bool(self.xp.isfinite(array).all())
+            return math.isfinite(self.xp.vdot(array, array)) or bool(self.xp.isfinite(array).all())
 
     def csr(self, data: Array, indices: Array, indptr: Array, shape: tuple[int, int]) -> Any:
         """A sparse CSR matrix over the given arrays."""

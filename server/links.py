@@ -70,10 +70,10 @@ class Links:
         self.outbox.send()
         self._delivery.send()
 
-    def wait(self, collecting: bool, nap: float | None = None) -> None:
-        """Pause between two polls; collecting: accumulators are awaited; nap: as for `Transport.wait`."""
+    def wait(self, collecting: bool) -> None:
+        """Pause between two polls; collecting: accumulators are awaited."""
         large = (self._length + self._tail) * self._dtype.itemsize >= LARGE
-        self._transport.wait(expecting_large=large and collecting, nap=nap)
+        self._transport.wait(expecting_large=large and collecting)
 
     def lost(self, worker: int, for_good: bool) -> None:
         """Wait no longer for what is sent to `worker`; for_good: nothing will come from it either.

@@ -14,6 +14,7 @@ from psgc.server.ending import end_workers
 from psgc.server.iteration_log import IterationLog
 from psgc.server.links import Links
 from psgc.server.observer import Approximation, Observer
+from psgc.server.phases import COLLECTING
 from psgc.server.recovery import Deadline
 from psgc.server.replicated import Replicated
 from psgc.server.settings import ServerSettings
@@ -95,7 +96,7 @@ class Server:
         dispatcher.begin(iteration, self.params)
         while not dispatcher.finished:
             self._poll()
-            if self._log.waits and (self._log.row.reports or self._links.now > SETTLED):
+            if self._log.waits and self._has_time:
                 self._log.write()
         missing = self._coordinator.books.missing / self._settings.copies
         gradient = self._approximate_gradient() if missing else self._plain_gradient
@@ -107,6 +108,13 @@ class Server:
         return gradient
 
     @property
+    def _has_time(self) -> bool:
+        """Whether nobody waits for this rank: the workers compute, or exchange blocks."""
+        if self._replicated is not None:
+            return self._coordinator.phase == COLLECTING
+        return bool(self._log.row.reports) or self._links.now > SETTLED
+
+    @property
     def _plain_gradient(self) -> Array:
         return self._decoder.gradient if self._replicated is None else self._replicated.gradient
 
@@ -115,8 +123,10 @@ class Server:
 
         In this order: after the last report nothing is waited for.
         """
-        nap = None if self._replicated is None else self._replicated.nap
-        self._links.wait(self._coordinator.phase == "collecting", nap)
+        if (it := self._replicated) is None:
+            self._links.wait(self._coordinator.phase == COLLECTING)
+        else:
+            self._transport.wait(nap=it.nap, exchanging=it.is_exchanging)
         for arrival in self._links.poll():
             self._dispatcher.hear(arrival)
         self._dispatcher.tick(self._deadline.seconds)
@@ -139,6 +149,7 @@ class Server:
     def _step(self, gradient: Array) -> Array:
         if self._replicated is not None:  # every rank makes the step
             self._replicated.close()
+            self._links.send()
             while (params := self._replicated.params) is None:
                 try:
                     self._poll()
@@ -148,7 +159,7 @@ class Server:
                     self._failure = failure
                     self._replicated.finish_step()
             return params
-        return finite_step(self.optimizer, self._backend, self.params, gradient, self._coordinator.iteration)
+        return finite_step(self.optimizer, self.params, gradient, self._coordinator.iteration)
 
     @property
     def replicas(self) -> dict[str, object] | None:

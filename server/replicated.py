@@ -140,9 +140,14 @@ class Replicated:
         return self._replicas.are_at(self._allreduce.steps, self._live)
 
     @property
-    def nap(self) -> float | None:
-        """Seconds between two looks at MPI, None when blocks are neither awaited nor sent."""
+    def nap(self) -> float:
+        """Seconds between two looks at MPI."""
         return self._allreduce.nap
+
+    @property
+    def is_exchanging(self) -> bool:
+        """Whether blocks are awaited, or sent."""
+        return self._allreduce.is_exchanging
 
     @property
     def is_busy(self) -> bool:

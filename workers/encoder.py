@@ -43,9 +43,16 @@ class Encoder:
         if row is None:
             coefficients = encoding_coefficients(self._coding_matrix[[worker - 1 for worker in contributors]])
             row = self._coefficients[key] = coefficients[contributors.index(role)]
-        if (role, serial) not in self._accumulators:
-            self._accumulators[role, serial] = self._empty()
-        encode(self._backend, self._accumulators[role, serial][: self._length], row, gradient)
+        is_first = (role, serial) not in self._accumulators
+        if is_first:
+            self._accumulators[role, serial] = self._unused()
+        target = self._accumulators[role, serial][: self._length]
+        if is_first and len(row) == 1:  # one pass in place of two
+            self._backend.xp.multiply(gradient, float(row[0]), out=target)
+            return
+        if is_first:
+            target.fill(0)
+        encode(self._backend, target, row, gradient)
 
     @property
     def accumulators(self) -> dict[tuple[int, int], Array]:
@@ -58,13 +65,12 @@ class Encoder:
         self._others.append(accumulator)
         return accumulator
 
-    def _empty(self) -> Array:
+    def _unused(self) -> Array:
+        """An accumulator whose entries may be anything."""
         for place, accumulator in enumerate(self._others):
             if not self._sending(accumulator):
-                del self._others[place]
-                accumulator.fill(0)
-                return accumulator
-        return self._backend.xp.zeros(self._length + self._stamp, self._dtype)
+                return self._others.pop(place)
+        return self._backend.xp.empty(self._length + self._stamp, self._dtype)
 
     def sketch(self, gradient: Array) -> Sketch:
         """What stands for a gradient that is kept here while it is checked (`verify` with `allreduce`)."""

@@ -96,7 +96,7 @@ class WorkerLoop:
             self._send_vectors()
             if self._reported == self._iteration and not (self._vectors or self._transport.sending()):
                 self._injector.at("after_report", self._iteration)
-            self._transport.wait(busy=self._mailbox.busy, nap=self._nap)
+            self._wait()
         self._mailbox.stop()
         self._poll_until(lambda: not self._transport.sending(), LAST_WORD)  # the server takes what comes until goodbye
         self._transport.send(SERVER, [record(Kind.GOODBYE)])
@@ -105,10 +105,8 @@ class WorkerLoop:
         self._poll_until(lambda: self._in_order is not None and not self._transport.sending(), patience)
         return bool(self._in_order)
 
-    @property
-    def _nap(self) -> float | None:
-        """How long to wait for messages; None: as long as the transport thinks right."""
-        return None
+    def _wait(self) -> None:
+        self._transport.wait(busy=self._mailbox.busy)
 
     def _poll_until(self, done: Callable[[], bool], timeout: float) -> None:
         end = time.monotonic() + timeout

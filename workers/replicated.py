@@ -41,9 +41,9 @@ class ReplicatedLoop(WorkerLoop):
     def _post_params(self) -> None:
         self._allreduce.open()
 
-    @property
-    def _nap(self) -> float | None:
-        return self._allreduce.nap
+    def _wait(self) -> None:
+        it = self._allreduce
+        self._transport.wait(busy=self._mailbox.busy, nap=it.nap, exchanging=it.is_exchanging)
 
     def _poll(self) -> None:
         super()._poll()

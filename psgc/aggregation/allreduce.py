@@ -69,9 +69,14 @@ class AllReduce:
         return self._blocks.participant.steps
 
     @property
-    def nap(self) -> float | None:
-        """Seconds between two looks at MPI, None when blocks are neither awaited nor sent."""
+    def nap(self) -> float:
+        """Seconds between two looks at MPI."""
         return self._blocks.nap
+
+    @property
+    def is_exchanging(self) -> bool:
+        """Whether blocks are awaited, or sent."""
+        return self._blocks.is_busy
 
     @property
     def is_busy(self) -> bool:

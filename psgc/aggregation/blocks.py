@@ -25,7 +25,8 @@ from psgc.transport import Sending, Transport
 
 LONG = 4.0  # times what sends usually take, after which the destination is held
 LEAST_LONG = 0.05  # seconds
-LOOKS, LONGEST_NAP = 8, 1e-3  # looks at MPI while a block is sent, and seconds between two of them at most
+LOOKS, LONGEST_NAP = 4.0, 2e-3  # looks at MPI while a block is sent, and seconds between two of them at most
+OTHER_LOOKS = 4.0  # times as many looks while no block is sent or awaited: for control messages
 
 Name = tuple[int, int, int, Contributor | None]  # iteration, attempt, block; and whose accumulator, or the gradient
 Accumulators = Mapping[tuple[int, int], Array]  # (role, serial) -> (part_length,)
@@ -93,9 +94,9 @@ class Blocks:
         self._bring(part.Arrived(source, iteration, name.attempt, name.block, contributor))
 
     @property
-    def nap(self) -> float | None:
-        """Seconds between two looks at MPI while blocks are exchanged: a fraction of what a block takes."""
-        return min(LONGEST_NAP, self._usual / LOOKS) if self.participant.is_busy else None
+    def nap(self) -> float:
+        """Seconds between two looks at MPI, a fraction of what a block takes: many looks cost time as well."""
+        return min(LONGEST_NAP, self._usual / LOOKS) / (1 if self.is_busy else OTHER_LOOKS)
 
     @property
     def is_busy(self) -> bool:

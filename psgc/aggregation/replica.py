@@ -129,7 +129,7 @@ class Replica:
     def _make(self, params: Array, gradient: Array, iteration: int, digest: bool) -> None:
         try:
             self._backend.use_in_thread()
-            stepped = finite_step(self._optimizer, self._backend, params, gradient, iteration)
+            stepped = finite_step(self._optimizer, params, gradient, iteration)
             self._made.put((stepped, self._digest_of(stepped) if digest else None))
         except Exception as error:  # for the thread that communicates
             self._made.put(error)

@@ -10,6 +10,7 @@ A link that is too slow for that owns nothing.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 
@@ -56,7 +57,7 @@ def make_slices(entries: int, parts: int, rates: Mapping[int, float], least: int
         raise ValueError(f"{entries} entries and {len(ranks)} links cannot be shared out")
     fastest, others = max(rates.values()), len(rates) - 1
     while True:
-        shares = _shares(parts, [rates[rank] / fastest for rank in ranks], others)
+        shares = _shares(parts, tuple(rates[rank] / fastest for rank in ranks), others)
         smallest = min(shares)
         if smallest * entries >= min(least, SMALLEST * entries / len(rates)):
             break
@@ -65,10 +66,11 @@ def make_slices(entries: int, parts: int, rates: Mapping[int, float], least: int
     return [Slice(rank, a, b) for rank, (a, b) in zip(ranks, pairwise(bounds), strict=True) if a < b]
 
 
-def _shares(parts: int, rates: Sequence[float], others: int) -> list[float]:
+@lru_cache(maxsize=4)  # rates mostly stay what they were
+def _shares(parts: int, rates: tuple[float, ...], others: int) -> tuple[float, ...]:
     """The share of each rate, all together 1, by bisection of the time; the largest rate is 1."""
     if len(rates) == 1:
-        return [1.0]
+        return (1.0,)
 
     def owned(time: float) -> list[float]:
         can_send = [(rate * time - 1) / (others * parts) for rate in rates]
@@ -81,7 +83,7 @@ def _shares(parts: int, rates: Sequence[float], others: int) -> list[float]:
         low, high = (low, middle) if sum(owned(middle)) >= 1 else (middle, high)
     shares = owned(high)
     total = sum(shares)
-    return [share / total for share in shares]
+    return tuple(share / total for share in shares)
 
 
 def block_entries(slices: Sequence[Slice], itemsize: int) -> int:

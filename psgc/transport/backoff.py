@@ -21,18 +21,18 @@ class Backoff:
         """Something has come, or was sent. soon: something is about to come, and the bell has rung."""
         self._looks, self._slept, self._sleep = 0, 0.0, SHORTEST if soon else self._first
 
-    def next(self, large: bool, busy: bool) -> float:
-        """Seconds to sleep before the next look.
+    def next(self, large: bool, busy: bool, least: float = 0.0) -> float:
+        """Seconds to sleep before the next look, at least `least`.
 
         large: a large transfer is under way. Where the kernel does not help, its data moves only while MPI is called.
         busy: another thread of this process has a use for the core.
         """
         self._looks += 1
-        if self._looks <= (HOT_SPINS if large else SPINS):
+        if self._looks <= (HOT_SPINS if large else SPINS) and not least:
             return 0.0
         if self._slept > SILENCE:
             return max(SILENT, self._first)
-        sleep = max(self._sleep, BUSY) if busy else self._sleep
+        sleep = max(self._sleep, least, BUSY if busy else 0.0)
         self._slept += sleep
         self._sleep = max(sleep, min(LONGEST, sleep * GROWTH))
         return sleep

@@ -89,6 +89,7 @@ class Receives:
         self._told: set[int] = set()  # the dead that `poll` has given out
         self._ring: deque[Posted] = deque()
         self._posted: list[Posted] = []  # from any source
+        self._arrived: list[tuple[Array, MPI.Status]] = []  # found by `stirs`, for the next `poll`
         self._lent: list[Array] = []  # filled, and given out by the last `poll`
         self._named: list[Posted] = []  # from one source
         self._orphaned: list[Posted] = []  # half filled by dead ranks: MPI may still write to the memory
@@ -128,11 +129,11 @@ class Receives:
 
     def stirs(self) -> bool:
         """Whether `poll` would find something now. It may say no in vain, not for long: `poll` looks at more."""
-        heads = [*self._named, *self._posted[:1]]  # receives from any source are matched in the order of posting
-        if self._ring:
-            heads.append(self._ring[0])
+        if self._posted:
+            self._arrived += self._filled()
+        heads = [*self._named, self._ring[0]] if self._ring else self._named
         try:
-            return any(posted.request.Get_status() for posted in heads)
+            return bool(self._arrived) or any(posted.request.Get_status() for posted in heads)
         except MPI.Exception:
             return False
 
@@ -175,7 +176,8 @@ class Receives:
             if self._test(posted.request, status := MPI.Status()):
                 self._receive(posted.buffer, status, messages)
         self._named = [posted for posted in self._named if posted.request != MPI.REQUEST_NULL]
-        for buffer, status in self._filled() if self._posted else ():
+        arrived, self._arrived = self._arrived, []
+        for buffer, status in (*arrived, *(self._filled() if self._posted else ())):
             self._lent.append(buffer)
             self._receive(buffer, status, messages)
 

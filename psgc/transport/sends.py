@@ -61,10 +61,10 @@ class Sends:
             self._sent.append(sending)
         return sending
 
-    def poll(self) -> None:
-        """Let go of what has been sent."""
+    def poll(self) -> bool:
+        """Let go of what has been sent; whether that was anything."""
         if not self._sent:
-            return
+            return False
         try:
             MPI.Request.Testsome([sent.request for sent in self._sent])
         except MPI.Exception as error:
@@ -73,7 +73,8 @@ class Sends:
         self._orphaned += [sent for sent in self._sent if sent.dest in dead]
         for sent in self._sent:
             sent.is_free = sent.request == MPI.REQUEST_NULL or sent.dest in dead
-        self._sent = [sent for sent in self._sent if not sent.is_free]
+        before, self._sent = len(self._sent), [sent for sent in self._sent if not sent.is_free]
+        return len(self._sent) < before
 
     def awaits(self, buffer: Array | None = None) -> bool:
         """Whether a send of `buffer` (None: any) is not complete."""

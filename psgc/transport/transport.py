@@ -24,6 +24,7 @@ from psgc.transport.sends import Sending, Sends
 
 TEXT_LIMIT = 1 << 16
 NAP = 5e-4  # seconds between two looks where ranks share cores: the others need them
+REST = 4e-3  # seconds after which `wait` returns in any case, at workers and while blocks are exchanged
 PATIENCE = 2.0  # seconds for what should take none: the last processes of a run
 
 
@@ -172,24 +173,26 @@ class Transport:
         """End the `wait` of the thread that communicates. The only method for other threads."""
         self._bell.ring()
 
-    def wait(self, expecting_large: bool = False, busy: bool = False, nap: float | None = None) -> None:
-        """Pause until there is something to poll, at most a millisecond or two.
+    def wait(
+        self, expecting_large: bool = False, busy: bool = False, nap: float = 0.0, exchanging: bool = False
+    ) -> None:
+        """Pause until there is something to poll, at most a few milliseconds.
 
         expecting_large: a large transfer is to come, which is not slept on. busy: another thread of this process has a
-        use for the core. nap: seconds to pause instead, until the next message if that comes first.
+        use for the core. nap: seconds between two looks, at least; exchanging: never more than that either, and the end
+        of a send is something to poll.
         """
         self._receives.repost()
-        if nap is not None:
-            self._bell.sleep(max(nap, self._least_nap))
-            return
-        large = expecting_large or self._sends.has_large()
-        end = time.monotonic() + LONGEST
+        nap = nap and max(nap, self._least_nap)
+        large = not nap and (expecting_large or self._sends.has_large())
+        end = time.monotonic() + (REST if self.rank or exchanging else LONGEST)
         while True:
-            if rung := self._bell.sleep(self._backoff.next(large, busy)):
+            if rung := self._bell.sleep(nap if exchanging else self._backoff.next(large, busy, nap)):
                 self._expects = self._expects or MESSAGE in rung
                 self._backoff.reset(soon=self._expects)
                 return
-            if large or self._receives.stirs() or time.monotonic() >= end:
+            has_ended = exchanging and self._sends.poll()
+            if large or has_ended or self._receives.stirs() or time.monotonic() >= end:
                 return
 
     @property

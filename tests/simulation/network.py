@@ -115,7 +115,7 @@ class ServerEnd:
             self.post(buffer)
         return self._world.advance()
 
-    def wait(self, expecting_large: bool, nap: float | None = None) -> None:
+    def wait(self, expecting_large: bool = False, **_: object) -> None:
         pass
 
     def post(self, buffer: np.ndarray) -> None:

@@ -139,7 +139,7 @@ def of(function):
 
     def on_device(*inputs, **others):
         inputs = [[inside(one) for one in value] if isinstance(value, list) else inside(value) for value in inputs]
-        return outside(function(*inputs, **others))
+        return outside(function(*inputs, **{name: inside(value) for name, value in others.items()}))
 
     return on_device
 
