@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from psgc import config, optimizer
-from psgc.backend import Backend
 from psgc.errors import RunFailed
 from psgc.optimizer import HOST_BLOCK, finite_step, make_optimizer
 from tests.unit.test_backend import opened

@@ -1,0 +1,143 @@
+"""Which examples each step takes, and which of them are in which chunk.
+
+An epoch is a random order of all examples, a pure function of (seed, epoch). Steps take consecutive places of it, so
+every example comes once an epoch whatever the batch sizes, and nothing but a `Position` is needed to go on anywhere.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from psgc.data.shuffle import shuffled
+from psgc.errors import UserError, one_line
+
+
+class Position(NamedTuple):
+    """Where a step begins.
+
+    iteration: steps before it, in the whole run; epoch: epochs before this one, in the whole run; start: examples of
+    the epoch that earlier steps have taken.
+    """
+
+    iteration: int = 0
+    epoch: int = 0
+    start: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """The examples of one step.
+
+    position: where it begins; after: where the next step begins; rows: (n,) int64, the numbers of its examples.
+    """
+
+    position: Position
+    after: Position
+    rows: np.ndarray
+
+    @property
+    def iteration(self) -> int:
+        """Steps before this one, in the whole run."""
+        return self.position.iteration
+
+    @property
+    def epoch(self) -> int:
+        """Epochs before this one, in the whole run."""
+        return self.position.epoch
+
+    def __len__(self) -> int:
+        """How many examples it has."""
+        return len(self.rows)
+
+    def chunk(self, i: int, num_chunks: int) -> np.ndarray:
+        """The rows of chunk i of `num_chunks`: consecutive ones; some chunks are empty when there are too few rows."""
+        return self.rows[i * len(self) // num_chunks : (i + 1) * len(self) // num_chunks]
+
+
+class Sampler:
+    """The steps of a run, one after another, over a dataset of `length` examples.
+
+    position: where the next step begins. Whoever makes the steps sets it: to `batch.after` once a step is made, to
+    that of a checkpoint, or to that of a rank that is ahead. `batches` goes on from it.
+
+    Memory: the rows of one batch. Orders are computed, not kept (`psgc.data.shuffle`), also with 10^8 examples.
+    """
+
+    def __init__(self, length: int, seed: int) -> None:
+        self._length, self._seed = length, seed
+        self._position = Position()
+        self._given_out = 0  # epochs, to calls of `batches`
+
+    @property
+    def position(self) -> Position:
+        return self._position
+
+    @position.setter
+    def position(self, position: Position) -> None:
+        """Raises UserError when a dataset of this length has no such position."""
+        if min(position) < 0 or position.start >= self._length:
+            raise UserError(
+                f"step {position.iteration} begins after {position.start} examples of epoch {position.epoch}, but the "
+                f"dataset has {self._length} examples; expected the dataset that the run began with"
+            )
+        self._position = position
+
+    def batches(self, size: int, epochs: int) -> Iterator[Batch]:
+        """The batches of the next `epochs` epochs, of `size` examples each; the last one of an epoch may be smaller.
+
+        Each call has epochs of its own: the first those from 0 on, the second those after them, however many of its
+        batches the first was asked for. So a script that makes the same calls again finds its place in a run that is
+        resumed: calls whose epochs are over by `position` have no batches, and the sizes of others may differ.
+
+        Raises UserError, at once, when size or epochs is not a whole number >= 1.
+        """
+        check_whole("size", size)
+        check_whole("epochs", epochs)
+        first = self._given_out
+        self._given_out += epochs
+        return self._batches(size, first, self._given_out)
+
+    def _batches(self, size: int, first: int, end: int) -> Iterator[Batch]:
+        while self._position.epoch < end:
+            if self._position.epoch < first:  # the batches of the call before were not all taken
+                self._position = Position(self._position.iteration, first)
+            yield self._next(size)
+
+    def _next(self, size: int) -> Batch:
+        iteration, epoch, start = self._position
+        stop = min(start + size, self._length)
+        after = Position(iteration + 1, epoch, stop) if stop < self._length else Position(iteration + 1, epoch + 1)
+        return Batch(self._position, after, rows_of(self._seed, epoch, self._length, start, stop))
+
+
+def rows_of(seed: int, epoch: int, length: int, start: int, stop: int) -> np.ndarray:
+    """The examples at places `start` to `stop - 1` of an epoch over `length` examples: (stop - start,) int64."""
+    return shuffled((seed, epoch), length, start, stop)
+
+
+def check_whole(name: str, value: object) -> None:
+    """Raises UserError unless the argument `name` of run.batches is a whole number >= 1."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+        raise UserError(f"run.batches: {name} is {value!r:.40}, expected a whole number >= 1")
+
+
+def length_of(dataset: Any) -> int:
+    """How many examples a map-style dataset has.
+
+    Raises UserError: it has no length or no __getitem__, or it is empty.
+    """
+    name = type(dataset).__name__
+    wanted = "expected a map-style dataset, with __len__ and __getitem__"
+    if not hasattr(dataset, "__getitem__") and not hasattr(dataset, "__getitems__"):
+        raise UserError(f"the dataset ({name}) has no __getitem__; {wanted}")
+    try:
+        length = len(dataset)
+    except Exception as error:  # the user's code
+        if not hasattr(dataset, "__len__") or isinstance(error, NotImplementedError):
+            raise UserError(f"the dataset ({name}) has no length; {wanted}") from None
+        raise UserError(f"the dataset ({name}): __len__ failed: {one_line(error)}; {wanted}") from error
+    if length == 0:
+        raise UserError(f"the dataset ({name}) is empty, expected at least one example")
+    return length
