@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -17,13 +18,17 @@ EXAMPLES = """examples:
   psgc launch run.yaml -n 9                        run a server and 8 workers on this machine
   mpirun -n 9 psgc train run.yaml                  the same by hand, without fault tolerance
   psgc launch run.yaml -n 9 --set coding.parts=2   change a setting
+  psgc launch train.py -n 9 -- --epochs 3          run a script with psgc.torch, with arguments of its own
   psgc doctor                                      check what a run on this machine would survive
   psgc report runs/quickstart                      write an HTML page about a run
   psgc submit run.yaml --nodes 4 --ranks-per-node 8 --time 2:00:00 --go    submit a run to SLURM
   psgc simulate scripts/simulate.yaml              compare schedules in simulation
   psgc replay runs/example                         find better settings for a recorded run
 """
-FOR_MPIRUN = "Arguments after -- are passed to mpirun, for example: -- --map-by core -x HF_HOME"
+AFTER = (
+    "What follows -- goes to the script, or with a YAML file to mpirun, for example: -- --map-by core -x HF_HOME. "
+    "Options of mpirun's for a script: --mpirun='--map-by core -x HF_HOME'"
+)
 
 # Arguments that name files. (run.yaml is passed on to ranks and batch scripts, and expanded where it is read.)
 PATHS = ("assignment", "directory", "hostfile", "json", "output", "plot")
@@ -35,9 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     open_missing_streams()
     given = list(sys.argv[1:] if arguments is None else arguments)
     own = given[: given.index("--")] if given[:1] in (["launch"], ["submit"]) and "--" in given else given
-    options = argparse.Namespace(given=given, debug=False, for_mpirun=given[len(own) + 1 :])
+    options = argparse.Namespace(given=given, debug=False, after=given[len(own) + 1 :])
     try:
-        _parser().parse_args(own, options)
+        _parse(own, options)
         for name in PATHS:
             if (path := getattr(options, name, None)) is not None:
                 setattr(options, name, expanded(path))
@@ -57,6 +62,17 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         if reason:
             say(f"psgc: {reason}", error=True)
         sys.exit(code)
+
+
+def _parse(arguments: Sequence[str], options: argparse.Namespace) -> None:
+    """Adds to `options` what the arguments say. Ends the process when they are wrong."""
+    parser = _parser()
+    _, unknown = parser.parse_known_args(arguments, options)
+    if unknown:
+        script = getattr(options, "config", "")
+        is_for_script = options.run in (_launch, _submit) and script.endswith(".py")
+        hint = f"; those of {script} come after --, as in: -- {shlex.join(unknown)}" if is_for_script else ""
+        parser.error(f"unrecognized arguments: {shlex.join(unknown)}{hint}")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -87,6 +103,9 @@ def _parser() -> _Parser:
         "--resume", action="store_true", help="continue from the newest checkpoint in the run directory"
     )
     run = _settings_parser("run.yaml", "settings of the run, see README.md", "coding.parts=2")
+    program = _settings_parser("run.yaml|train.py", "settings of the run, or a script, see README.md", "coding.parts=2")
+    text = "options of mpirun's, for example --mpirun='--map-by core' (repeatable)"
+    program.add_argument("--mpirun", action="append", default=[], metavar="OPTIONS", help=text)
 
     def command(
         name: str,
@@ -103,7 +122,7 @@ def _parser() -> _Parser:
     command("train", _train, "run one rank of a training (started by mpirun)", [run, resume])
 
     launch = command(
-        "launch", _launch, "train, with the right mpirun command for this machine", [run, resume], FOR_MPIRUN
+        "launch", _launch, "train, with the right mpirun command for this machine", [program, resume], AFTER
     )
     add = launch.add_argument
     add(
@@ -116,7 +135,7 @@ def _parser() -> _Parser:
     text = "in a SLURM job that receives SIGUSR1 this long before its time limit: stop and requeue the job then, "
     add("--requeue", type=float, metavar="SECONDS", help=text + "and after the loss of a host")
 
-    submit = command("submit", _submit, "write or submit a SLURM batch script for a run or a sweep", [run], FOR_MPIRUN)
+    submit = command("submit", _submit, "write or submit a SLURM batch script for a run or a sweep", [program], AFTER)
     add = submit.add_argument
     add("--nodes", type=int, required=True, metavar="N", help="number of nodes")
     add("--ranks-per-node", type=int, required=True, metavar="R", help="ranks on each node; the first is the server")
@@ -125,7 +144,7 @@ def _parser() -> _Parser:
     add("--gpus-per-rank", type=int, default=0, metavar="G", help="GPUs of a rank (default: 0)")
     add("--partition", metavar="NAME", help="partition to run in")
     add("--account", metavar="NAME", help="account to charge")
-    add("--name", help="name of the job and of its log (default: the name of the YAML file)")
+    add("--name", help="name of the job and of its log (default: that of the YAML file or script)")
     text = "submit a job array with one run for each value; with several --sweep, one for each combination"
     add("--sweep", action="append", default=[], dest="sweeps", metavar="KEY=VALUE,...", help=text)
     text = "stop with a checkpoint this long before the time limit (default: 60)"
@@ -134,7 +153,11 @@ def _parser() -> _Parser:
     add("--sbatch", action="append", default=[], dest="options", metavar="OPTION", help=text)
     add("--local-dir", metavar="DIR", help="copy the data to DIR on each node first, for example '$TMPDIR'")
     add("--resume", action="store_true", help="continue from the newest checkpoint already at the first start")
-    add("--output", metavar="FILE", help="write the script to FILE (default: the run directory with .sbatch)")
+    add(
+        "--output",
+        metavar="FILE",
+        help="write the script to FILE (default: the run directory, or the script's name, with .sbatch)",
+    )
     add("--go", action="store_true", help="submit the script as well")
 
     doctor = command("doctor", _doctor, "test this machine: MPI, GPU, SLURM, disk, and what a run would survive")
@@ -187,6 +210,11 @@ def _add_hosts(parser: _Parser, text: str) -> None:
 
 
 def _train(options: argparse.Namespace) -> NoReturn:
+    from psgc.errors import UserError
+
+    if options.config.endswith(".py"):
+        how = f"psgc launch {options.config} -n RANKS, or: mpirun -n RANKS python {options.config}"
+        raise UserError(f"{options.config} is a script, which is started with: {how}")
     stopped_by: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, lambda number, _frame: stopped_by.append(number))
@@ -210,8 +238,18 @@ def _launch(options: argparse.Namespace) -> int:
         placement=Placement(options.host, options.hostfile),
         fault_tolerance=options.fault_tolerance,
         requeue=options.requeue,
-        for_mpirun=options.for_mpirun,
+        **_after(options),
     )
+
+
+def _after(options: argparse.Namespace) -> dict[str, list[str]]:
+    """Who gets what follows --, and the options of --mpirun."""
+    from psgc.launching.script import is_script, mpirun_options
+
+    for_mpirun = mpirun_options(options.mpirun)
+    if is_script(options.config):
+        return {"for_mpirun": for_mpirun, "arguments": options.after}
+    return {"for_mpirun": for_mpirun + options.after}
 
 
 def _submit(options: argparse.Namespace) -> int:
@@ -231,7 +269,7 @@ def _submit(options: argparse.Namespace) -> int:
         output=options.output,
         go=options.go,
         written_by=["psgc", *options.given],
-        for_mpirun=options.for_mpirun,
+        **_after(options),
     )
 
 

@@ -1,4 +1,4 @@
-"""`psgc launch run.yaml -n M`: starts mpirun, watches it, and reports how the run really ended.
+"""`psgc launch run.yaml -n M`, or train.py: starts mpirun, watches it, and reports how the run really ended.
 
 mpirun runs in a session of its own: Ctrl-C would have Open MPI kill the ranks after half a second. `psgc launch` sends
 SIGUSR1 first, on which the run ends in order, then SIGTERM, then SIGKILL.
@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -26,19 +26,23 @@ from psgc.config import load
 from psgc.errors import PsgcError, UserError
 from psgc.launching import slurm
 from psgc.launching.mpirun import ANYWHERE, Placement, launch_command
+from psgc.launching.outcome import RunDirectory, ScriptDirectory, folder_for_answers
+from psgc.launching.script import check_script, is_script
 from psgc.processes import die_with_parent, kill_tree
 from psgc.terminal import say
 from psgc.training.ending import stopped
+from psgc.training.launched import DEBUG, FOLDER, LAUNCHED, RESUME
 from psgc.writing import write_text
 
+TERMINAL = "PSGC_TERMINAL"  # the columns of the terminal, see psgc/reporting/progress.py
+OURS = (LAUNCHED, RESUME, DEBUG, FOLDER, TERMINAL)
 STOPPERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)  # SIGUSR1: SLURM's warning, if asked for
 STOP_SEQUENCE = ((signal.SIGUSR1, 4.0), (signal.SIGTERM, 2.0))  # and how many seconds a run has to react
 RESERVE = 10.0  # seconds of SLURM's warning that are kept for killing the run and requeueing the job
-GRACE = 10.0  # seconds that mpirun has to end after the run; a hung process that nobody could kill keeps it alive
 
 
 def launch(
-    config_path: str,
+    path: str,
     num_ranks: int,
     overrides: Sequence[str] = (),
     *,
@@ -49,43 +53,81 @@ def launch(
     fault_tolerance: bool = True,
     requeue: float | None = None,
     for_mpirun: Sequence[str] = (),
+    arguments: Sequence[str] = (),
 ) -> int:
-    """Runs (or, with `print_only`, prints) `mpirun ... psgc train config_path --set ... [--resume] [--debug]`.
+    """Runs (or, with `print_only`, prints) the mpirun command of `psgc train path --set ...`, or of the script `path`.
 
     requeue: seconds between SLURM's SIGUSR1 and the time limit of this job. The job is requeued when that signal or a
     lost host ended the run, and the run left a new checkpoint.
-    for_mpirun: further arguments of mpirun, such as --map-by core.
+    for_mpirun: further arguments of mpirun, such as --map-by core; arguments: of the script.
     With `print_only` also prints what each rank will hold in memory, on stderr, if that is known before the run.
     Returns the exit code, see README.md. The last line on stderr says how to resume, where that may succeed.
-    Raises UserError: wrong settings, ranks or hosts, no working mpirun, `requeue` outside of a SLURM job.
+    Raises UserError: wrong settings, script, ranks or hosts, no working mpirun, `requeue` outside of a SLURM job.
     """
     job = slurm.job_id(os.environ)
     if requeue is not None and not job:
         raise UserError("--requeue: not inside a SLURM job; `psgc submit` writes one")
-    config = load(config_path, overrides)
+    config = None if is_script(path) else load(path, overrides)
     settings = [argument for override in overrides for argument in ("--set", override)]
     settings += ["--debug"] if debug else []
-    environ = {name: value for name, value in os.environ.items() if name not in ("PSGC_LAUNCHED", "PSGC_TERMINAL")}
+    environ = {name: value for name, value in os.environ.items() if name not in OURS}
+    if config is None:
+        module, words = "psgc.launching.rank", [check_script(path, arguments, overrides), *arguments]
+        told = {RESUME: "1"} if resume else {}
+        told |= {DEBUG: "1"} if debug else {}
+    else:
+        module, words, told = "psgc", ["train", path, *settings, *(["--resume"] if resume else [])], {}
+    environ |= told
     if not print_only:
-        environ["PSGC_LAUNCHED"] = "1"
+        environ[LAUNCHED] = "1"
         if sys.stdout.isatty():
-            environ["PSGC_TERMINAL"] = str(shutil.get_terminal_size().columns)
-    train = ["train", config_path, *settings, *(["--resume"] if resume else [])]
-    command, additions = launch_command(num_ranks, train, environ, placement, fault_tolerance, extra=for_mpirun)
-    if print_only:
-        say(" ".join([*(f"{name}={shlex.quote(value)}" for name, value in additions.items()), shlex.join(command)]))
-        from psgc.training.memory import expected_memory  # with NumPy, which nothing else here needs
+            environ[TERMINAL] = str(shutil.get_terminal_size().columns)
 
-        if not resume and (line := expected_memory(config, config_path, overrides, num_ranks - 1)):
-            say(line, error=True)  # on stdout is the command alone
+    def line(environ: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
+        return launch_command(num_ranks, words, environ, placement, fault_tolerance, module=module, extra=for_mpirun)
+
+    if print_only:
+        command, additions = line(environ)
+        shown = (f"{name}={shlex.quote(value)}" for name, value in {**told, **additions}.items())
+        say(" ".join([*shown, shlex.join(command)]))
+        if config is not None and not resume:
+            from psgc.training.memory import expected_memory  # with NumPy, which nothing else here needs
+
+            if memory := expected_memory(config, path, overrides, num_ranks - 1):
+                say(memory, error=True)  # on stdout is the command alone
         return 0
 
-    left = _RunDirectory(Path(config.output), resume)
-    patience = STOP_SEQUENCE[0][1] if requeue is None else max(STOP_SEQUENCE[0][1], requeue - RESERVE)
-    mpirun_code, stopped_by = _run(command, {**environ, **additions}, left.is_over, patience)
+    with ExitStack() as at_end:
+        if config is None:
+            several_hosts = placement != ANYWHERE or os.environ.get("SLURM_JOB_NUM_NODES", "1") != "1"
+            folder = at_end.enter_context(folder_for_answers(several_hosts))
+            environ[FOLDER] = str(folder)
+            left: RunDirectory = ScriptDirectory(folder, resume)
+        else:
+            left = RunDirectory(Path(config.output), resume)
+        command, additions = line(environ)
+        patience = STOP_SEQUENCE[0][1] if requeue is None else max(STOP_SEQUENCE[0][1], requeue - RESERVE)
+        mpirun_code, stopped_by = _run(command, {**environ, **additions}, left.is_over, patience)
+        again = ["psgc", "launch", path, "-n", str(num_ranks), *placement.arguments()]
+        again += [*([] if fault_tolerance else ["--no-fault-tolerance"]), *settings]
+        if config is None:
+            again += [f"--mpirun={shlex.join(for_mpirun)}"] if for_mpirun else []
+        after = arguments if config is None else for_mpirun
+        again += ["--resume", *(["--", *after] if after else [])]
+        hint = "" if placement == ANYWHERE else f", with -n and {placement.arguments()[0]} for the remaining hosts"
+        return _conclude(left, mpirun_code, stopped_by, job if requeue is not None else None, again, hint)
+
+
+def _conclude(
+    left: RunDirectory, mpirun_code: int, stopped_by: int | None, job: str | None, again: Sequence[str], hint: str
+) -> int:
+    """Says how the run ended and how to go on, or requeues the job, if one is given. Returns the exit code.
+
+    again: the command that resumes the run; hint: what to change in it.
+    """
     summary = left.summary()
     status, too_few_workers = summary.get("status"), bool(summary.get("too_few_workers"))
-    code = _exit_code(mpirun_code, stopped_by, summary, left.summary_file)
+    code = _exit_code(mpirun_code, stopped_by, summary, left.proof)
     why = ""
     if stopped_by is not None and status not in ("done", "failed"):
         reason = stopped(stopped_by)
@@ -95,7 +137,7 @@ def launch(
                 write_text(left.summary_file, json.dumps({**summary, "reason": reason}, indent=2) + "\n")
     # ended by SIGUSR1, or by the loss of ranks or hosts (after which mpirun returns 0, 1 or a rank's code)
     cut_off = stopped_by in (None, signal.SIGUSR1) and (status in (None, "interrupted") or too_few_workers)
-    if requeue is not None and job and cut_off and left.got_further():
+    if job and cut_off and left.got_further():
         try:
             if slurm.requeue(job):
                 say(f"psgc launch: {why}job {job} is requeued and will resume from its checkpoint", error=True)
@@ -104,18 +146,17 @@ def launch(
             say(f"psgc launch: {error}", error=True)
     # a model or data that failed would fail again
     if code not in (0, 2) and (status != "failed" or too_few_workers) and left.can_resume():
-        again = ["psgc", "launch", config_path, "-n", str(num_ranks), *placement.arguments()]
-        again += [*([] if fault_tolerance else ["--no-fault-tolerance"]), *settings, "--resume"]
-        again += ["--", *for_mpirun] if for_mpirun else []
-        hint = "" if placement == ANYWHERE else f", with -n and {placement.arguments()[0]} for the remaining hosts"
         say(f"psgc launch: {why}to resume from the last checkpoint{hint}: {shlex.join(again)}", error=True)
     elif why:
         say(f"psgc launch: {why}there is no checkpoint yet", error=True)
     return code
 
 
-def _exit_code(code: int, stopped_by: int | None, summary: Mapping[str, Any], summary_file: Path) -> int:
-    """The true exit code of a run after which mpirun exited with `code`; says why when nobody else did."""
+def _exit_code(code: int, stopped_by: int | None, summary: Mapping[str, Any], proof: str) -> int:
+    """The true exit code of a run after which mpirun exited with `code`; says why when nobody else did.
+
+    proof: what a run does that ends in order.
+    """
     status = summary.get("status")
     if status in ("done", "failed"):
         return int(summary.get("exit_code", status == "failed"))
@@ -126,67 +167,13 @@ def _exit_code(code: int, stopped_by: int | None, summary: Mapping[str, Any], su
     number = -code if code < 0 else code - 128
     signals = {known.value: known.name for known in signal.Signals}
     if code == 0:
-        why = f"rank 0 or a host was lost: mpirun ended, but {summary_file} was not written"
+        why = f"rank 0 or a host was lost: mpirun ended, but {proof}"
     elif code < 0:
         why = f"mpirun was killed by {signals.get(number, number)}"
     else:
         why = f"mpirun exited with {code}" + (f": a rank was killed by {signals[number]}" if number in signals else "")
     say(f"psgc launch: the run failed: {why}", error=True)
     return 1
-
-
-class _RunDirectory:
-    """What this run, and no earlier one, leaves in its run directory. resumed: the run continues an earlier one."""
-
-    def __init__(self, directory: Path, resumed: bool) -> None:
-        self.summary_file = directory / "summary.json"
-        self._checkpoints = directory / "checkpoints"
-        self._resumed = resumed
-        self._old_summary = _stamp(self.summary_file)
-        self._old_checkpoints = self._list_checkpoints()
-        self._last_change: tuple[tuple[int, int] | None, float] = (None, 0.0)  # of the summary: its stamp, and when
-
-    def summary(self) -> dict[str, Any]:
-        """The summary that this run has written, empty before."""
-        if _stamp(self.summary_file) != self._old_summary:
-            with suppress(OSError, ValueError):
-                return dict(json.loads(self.summary_file.read_text(encoding="utf-8")))
-        return {}
-
-    def is_over(self) -> bool:
-        """Whether the run wrote its last summary more than GRACE seconds ago."""
-        stamp = _stamp(self.summary_file)
-        if stamp != self._last_change[0]:
-            self._last_change = stamp, time.monotonic()
-        late = time.monotonic() - self._last_change[1] > GRACE
-        return late and "status" in (summary := self.summary()) and not summary.get("evaluating")
-
-    def can_resume(self) -> bool:
-        """Whether there is a checkpoint of this run, or of the one that it continues, after its first iteration."""
-        return _newest(self._list_checkpoints() - (set() if self._resumed else self._old_checkpoints)) > 0
-
-    def got_further(self) -> bool:
-        """Whether this run left a checkpoint of a later iteration than the one that it continued from."""
-        new = self._list_checkpoints() - self._old_checkpoints
-        return _newest(new) > (_newest(self._old_checkpoints) if self._resumed else -1)
-
-    def _list_checkpoints(self) -> set[tuple[int, tuple[int, int] | None]]:
-        """Iteration and stamp of each checkpoint."""
-        files = self._checkpoints.glob("[0-9]*.npz")
-        return {(int(file.stem.partition("-")[0]), _stamp(file)) for file in files}
-
-
-def _newest(checkpoints: set[tuple[int, tuple[int, int] | None]]) -> int:
-    return max((iteration for iteration, _ in checkpoints), default=-1)
-
-
-def _stamp(path: Path) -> tuple[int, int] | None:
-    """Changes whenever the file is replaced. (Not compared with a clock: another node's may differ.)"""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_ino, status.st_mtime_ns
 
 
 def _run(

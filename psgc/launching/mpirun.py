@@ -16,6 +16,9 @@ from psgc.machine import THREADS, usable_cores
 
 AGENTS = ("plm_ssh_agent", "plm_rsh_agent")  # suffixes of the variables that make Open MPI use another ssh
 RANKS = ("-n", "-np", "--n", "--np", "-c")  # mpirun's names for the number of ranks; the first one counts
+PASSED_ON = (
+    "PSGC_CUDA_AWARE", "PSGC_DEBUG", "PSGC_FOLDER", "PSGC_LAUNCHED", "PSGC_RESUME", "PSGC_TERMINAL", "PYTHONPATH",
+)  # fmt: skip
 PROBE_SECONDS = 20.0
 FAMILIES = {
     "Open MPI": r"\((?:Open MPI|OpenRTE)\) ([0-9][0-9.]*)",
@@ -85,7 +88,7 @@ def find_mpirun(environ: Mapping[str, str], seconds: float = PROBE_SECONDS) -> M
 
 def launch_command(
     num_ranks: int,
-    train_arguments: Sequence[str],
+    arguments: Sequence[str],
     environ: Mapping[str, str],
     placement: Placement = ANYWHERE,
     fault_tolerance: bool = True,
@@ -94,7 +97,7 @@ def launch_command(
     module: str = "psgc",
     extra: Sequence[str] = (),
 ) -> tuple[list[str], dict[str, str]]:
-    """The mpirun command for `psgc <train_arguments>` on `num_ranks` ranks, and what to add to `environ` for it.
+    """The mpirun command for `psgc <arguments>` on `num_ranks` ranks, and what to add to `environ` for it.
 
     mpirun: what find_mpirun has found, if it was called already; module: the Python module to run;
     extra: the user's own arguments of mpirun, which take precedence.
@@ -133,20 +136,20 @@ def launch_command(
             additions["PSGC_CUDA_AWARE"] = "1"
         if "PSGC_TERMINAL" in environ and mpirun.major >= 5:
             flags += ["--stream-buffering", "0"]  # else mpirun delays the progress bar
-        for name in (*THREADS, "PSGC_CUDA_AWARE", "PSGC_LAUNCHED", "PSGC_TERMINAL", "PYTHONPATH"):
+        for name in (*THREADS, *PASSED_ON):
             if name in additions or name in environ:
                 flags += ["-x", name]  # other nodes receive only OMPI_ variables by default
     else:
         flags += placement.arguments("-hosts", "-f")  # MPICH's and Intel MPI's names
     additions = {name: value for name, value in additions.items() if name not in environ}
-    return [mpirun.path, *flags, sys.executable, "-P", "-m", module, *train_arguments], additions
+    return [mpirun.path, *flags, sys.executable, "-P", "-m", module, *arguments], additions
 
 
 def check_extra(extra: Sequence[str]) -> None:
     """Raises UserError when arguments for mpirun contain the number of ranks, which mpirun would ignore."""
     for argument in extra:
         if argument in RANKS:
-            raise UserError(f"-- {argument}: the number of ranks cannot be given after --")
+            raise UserError(f"{argument}: the number of ranks cannot be given among mpirun's own options")
 
 
 def _allows_ob1(pml: str) -> bool:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from psgc.errors import UserError
+from psgc.launching.script import is_script
 from psgc.machine import THREADS
 from psgc.yaml_source import printable
 
@@ -111,6 +112,7 @@ def batch_script(
     data: Mapping[str, str],
     written_by: Sequence[str],
     for_mpirun: Sequence[str],
+    arguments: Sequence[str] = (),
 ) -> str:
     """The text of the script. Raises UserError for an invalid local_dir.
 
@@ -141,7 +143,10 @@ def batch_script(
     launch = ["exec psgc launch", shlex.quote(config_path), f"-n {job.ranks}", _settings(overrides)]
     launch += [f"--set \"{key}='{copy}'\"" for key, copy in local.items()]
     launch += ['"${run[@]}"' if points else "", f"--requeue {job.warning}", again]
-    launch += [f"-- {shlex.join(for_mpirun)}"] if for_mpirun else []
+    if is_script(config_path):
+        launch += [shlex.quote(f"--mpirun={shlex.join(for_mpirun)}")] if for_mpirun else []
+    after = arguments if is_script(config_path) else for_mpirun
+    launch += [f"-- {shlex.join(after)}"] if after else []
     return "\n".join([*lines, f"{' '.join(filter(None, launch))}\n"])
 
 
@@ -155,7 +160,7 @@ def _suffix(path: str) -> str:
 
 
 def job_name(config_path: str) -> str:
-    """The default name of a job: the name of the YAML file, without what SLURM does not accept.
+    """The default name of a job: that of the YAML file or script, without what SLURM does not accept.
 
     >>> job_name("runs/my run.yaml")
     'my-run'

@@ -1,4 +1,4 @@
-"""`psgc submit run.yaml`: writes or submits the SLURM batch script of a run, or of a sweep over settings."""
+"""`psgc submit`: writes or submits the SLURM batch script of a run or a script, or of a sweep over settings."""
 
 import itertools
 import re
@@ -12,6 +12,7 @@ from psgc.config import Config, load
 from psgc.errors import UserError
 from psgc.launching import slurm
 from psgc.launching.mpirun import check_extra
+from psgc.launching.script import check_script, is_script
 from psgc.launching.slurm_script import Job, batch_script
 from psgc.plan import make_plan
 from psgc.regular_files import open_regular
@@ -32,6 +33,7 @@ def submit(
     go: bool = False,
     written_by: Sequence[str] = ("psgc", "submit"),
     for_mpirun: Sequence[str] = (),
+    arguments: Sequence[str] = (),
 ) -> int:
     """Writes the batch script and, with `go`, submits it. Returns 0.
 
@@ -40,20 +42,25 @@ def submit(
     local_dir: a directory on each node's own disk, such as $TMPDIR, to copy the data to first.
     output: the file to write, by default the name of the run directory with .sbatch.
     written_by: the command to name in the script; for_mpirun: further arguments of mpirun.
-    Raises UserError for wrong settings and for what SLURM refuses, RunFailed when SLURM does not work.
+    arguments: of the Python script that takes the place of a YAML file, if it does; only that has some.
+    Raises UserError for wrong settings or scripts and for what SLURM refuses, RunFailed when SLURM does not work.
     """
     check_extra(for_mpirun)
-    config = load(config_path, overrides)
-    points = sweep_points(sweeps, config.output.replace("$", "$$"))  # its variables are expanded already
-    for point in points or [[]]:
-        each = load(config_path, [*overrides, *point])
-        try:
-            _check(each, job)
-        except UserError as error:
-            raise UserError(f"{' '.join(point)}: {error}" if point else str(error)) from None
-    data = _data_to_copy(config, sweeps) if local_dir is not None else {}
-    script = Path(output or f"{config.output.rstrip('/')}.sbatch")
-    text = batch_script(config_path, job, overrides, points, resume, local_dir, data, written_by, for_mpirun)
+    points: list[list[str]] = []
+    data: dict[str, str] = {}
+    if is_script(config_path):
+        check_script(config_path, arguments, overrides)
+        if wrong := "--sweep" if sweeps else "--local-dir" if local_dir is not None else "":
+            raise UserError(f"{wrong}: for runs of a YAML file, {printable(config_path)} is a script")
+        name = Path(config_path).stem
+    else:
+        config = load(config_path, overrides)
+        points = sweep_points(sweeps, config.output.replace("$", "$$"))  # its variables are expanded already
+        _check_all(config_path, job, overrides, points)
+        data = _data_to_copy(config, sweeps) if local_dir is not None else {}
+        name = config.output.rstrip("/")
+    script = Path(output or f"{name}.sbatch")
+    text = batch_script(config_path, job, overrides, points, resume, local_dir, data, written_by, for_mpirun, arguments)
     try:
         script.parent.mkdir(parents=True, exist_ok=True)
         write_output_text(script, text)
@@ -100,6 +107,15 @@ def _split(values: str, sweep: str) -> list[str]:
     if not isinstance(node, yaml.SequenceNode) or not node.value:
         raise UserError(f"--sweep {printable(sweep)}: expected key=value,value,... such as optimizer.lr=0.1,0.3")
     return [f"[{values}]"[item.start_mark.index : item.end_mark.index] for item in node.value]
+
+
+def _check_all(config_path: str, job: Job, overrides: Sequence[str], points: Sequence[Sequence[str]]) -> None:
+    for point in points or [[]]:
+        each = load(config_path, [*overrides, *point])
+        try:
+            _check(each, job)
+        except UserError as error:
+            raise UserError(f"{' '.join(point)}: {error}" if point else str(error)) from None
 
 
 def _check(config: Config, job: Job) -> None:

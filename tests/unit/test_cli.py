@@ -15,6 +15,9 @@ THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 LOCAL_SIZES = ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS")
 
 
+SUBMIT = ("submit", "run.yaml", "--nodes", "2", "--ranks-per-node", "3", "--time", "2:00:00")
+
+
 def exit_code(*arguments):
     with pytest.raises(SystemExit) as caught:
         main(arguments)
@@ -77,6 +80,14 @@ def test_help(capsys, command):
         ([], "the following arguments are required: COMMAND"),
         (["launch", "run.yaml", "-n", "3", "--host", "a", "--hostfile", "b"], "not allowed with argument"),
         (["train", "run.yaml", "--", "--map-by", "core"], "unrecognized arguments"),
+        (["launch", "run.yaml", "-n", "3", "--epochs", "4"], "unrecognized arguments: --epochs 4\n"),
+        (
+            ["launch", "a/train.py", "-n", "3", "--epochs", "4"],
+            "unrecognized arguments: --epochs 4; those of a/train.py come after --, as in: -- --epochs 4\n",
+        ),
+        (["submit", "train.py", *SUBMIT[2:], "name=a b"], "come after --, as in: -- 'name=a b'\n"),
+        (["launch", "run.yaml", "-n", "3", "--mpirun=-x 'a"], "--mpirun -x 'a: no closing quotation\n"),
+        (["train", "train.py"], "train.py is a script, which is started with: psgc launch train.py -n RANKS, or: "),
     ],
 )
 def test_a_wrong_command_is_exit_2(capsys, arguments, said):
@@ -100,12 +111,20 @@ PLAIN = {"print_only": False, "debug": False, "resume": False, "placement": Plac
         ("--resume -- --map-by core -x HF -- --help", [],
          {"resume": True, "for_mpirun": ["--map-by", "core", "-x", "HF", "--", "--help"]}),
         ("--", [], {}),
+        ("--mpirun=--oversubscribe --mpirun=-q -- --map-by core", [],
+         {"for_mpirun": ["--oversubscribe", "-q", "--map-by", "core"]}),
     ],
 )  # fmt: skip
 def test_launch_passes_on_its_arguments(launched, arguments, overrides, changed):
     assert exit_code("launch", "run.yaml", "-n", "9", *arguments.split()) == 0
     assert launched.arguments == ("run.yaml", 9, overrides)
     assert launched.named == PLAIN | changed
+
+
+def test_what_follows_the_dashes_is_the_scripts(launched):
+    assert exit_code("launch", "train.py", "-n", "9", "--mpirun=--map-by core", "--", "--map-by", "-n", "--", "x") == 0
+    assert launched.arguments == ("train.py", 9, [])
+    assert launched.named == PLAIN | {"for_mpirun": ["--map-by", "core"], "arguments": ["--map-by", "-n", "--", "x"]}
 
 
 # errors

@@ -176,11 +176,11 @@ touch ready
 while :; do sleep 0.05; done
 """
 PATIENCE = "psgc.launching.launch.STOP_SEQUENCE = ((signal.SIGUSR1, {usr1}), (signal.SIGTERM, {term}))"
-PROGRAM = "import signal, sys, psgc.launching.launch; {patience}; sys.exit(psgc.launching.launch.launch('run.yaml', 2))"
+PROGRAM = "import signal, sys, psgc.launching.launch; {patience}; sys.exit(psgc.launching.launch.launch({path!r}, 2))"
 
 
-def start(environ, usr1=20, term=20):
-    program = PROGRAM.format(patience=PATIENCE.format(usr1=usr1, term=term))
+def start(environ, usr1=20, term=20, path="run.yaml"):
+    program = PROGRAM.format(patience=PATIENCE.format(usr1=usr1, term=term), path=path)
     process = subprocess.Popen([sys.executable, "-c", program], env={**os.environ, **environ})
     wait_for(lambda: Path("ready").exists() or process.poll() is not None)
     return process
@@ -234,7 +234,7 @@ def test_ranks_know_that_somebody_says_how_to_resume(mpirun, where):
 
 def test_a_terminals_interrupt_reaches_only_psgc_launch(mpirun):
     environ = mpirun(STUBBORN.format(usr1="kill -9 $(cat rank); exit 130", term=""))
-    program = PROGRAM.format(patience="pass")
+    program = PROGRAM.format(patience="pass", path="run.yaml")
     process = subprocess.Popen([sys.executable, "-c", program], env={**os.environ, **environ}, process_group=0)
     wait_for(lambda: Path("ready").exists())
     os.killpg(process.pid, signal.SIGINT)  # what a terminal does
@@ -277,7 +277,7 @@ def test_mpirun_is_told_to_end_when_psgc_launch_is_killed(mpirun):
 
 @pytest.mark.parametrize(("status", "code"), [("done", 0), ("failed", 1)])
 def test_an_mpirun_that_stays_after_the_run_is_ended(mpirun, monkeypatch, status, code):
-    monkeypatch.setattr("psgc.launching.launch.GRACE", 0.3)
+    monkeypatch.setattr("psgc.launching.outcome.GRACE", 0.3)
     monkeypatch.setattr("psgc.launching.launch.STOP_SEQUENCE", ((signal.SIGUSR1, 0.2), (signal.SIGTERM, 0.2)))
     mpirun(STUBBORN.format(usr1="", term="").replace("touch ready", summary(status)))
     began = time.monotonic()
@@ -288,7 +288,7 @@ def test_an_mpirun_that_stays_after_the_run_is_ended(mpirun, monkeypatch, status
 
 
 def test_it_has_time_while_the_run_still_evaluates(mpirun, monkeypatch):
-    monkeypatch.setattr("psgc.launching.launch.GRACE", 0.2)
+    monkeypatch.setattr("psgc.launching.outcome.GRACE", 0.2)
     early = """echo '{"status": "done", "evaluating": true}' > out/summary.json"""
     mpirun(f"trap 'touch told' TERM; {early}; sleep 1; {summary('done')}")
     assert launch("run.yaml", 2) == 0

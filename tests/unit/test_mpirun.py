@@ -55,7 +55,7 @@ def test_who_binds_ranks_has_them_bound(mpirun, extra):
 
 @pytest.mark.parametrize("count", ["-n", "-np", "--np", "-c"])
 def test_the_number_of_ranks_is_given_once(mpirun, count):
-    with pytest.raises(UserError, match=f"^-- {count}: the number of ranks cannot be given after --$"):
+    with pytest.raises(UserError, match=f"^{count}: the number of ranks cannot be given among mpirun's own options$"):
         launch_command(5, [], mpirun(), extra=["--map-by", "core", count, "4"])
 
 

@@ -145,6 +145,46 @@ def test_mpirun_gets_its_own_arguments_in_the_job(submit):
     assert not Path("hacked").exists()
 
 
+# scripts
+
+SCRIPT = ("train.py", *PLAIN[1:])
+
+
+def test_a_script_gets_its_own_arguments_in_the_job(submit):
+    Path("train.py").touch()
+    code, out, err = submit(*SCRIPT, "--mpirun=-x 'A=b c'", "--resume", "--", "--name", "$(touch hacked) x")
+    assert (code, err) == (0, "")
+    assert out == "train.sbatch: a run on 2 x 3 ranks; submit it with: sbatch train.sbatch\n"
+    lines = Path("train.sbatch").read_text().splitlines()
+    assert directives(lines)["--job-name"] == "train"
+    expected = ["train.py", "-n", "6", "--requeue", "60", "--mpirun=-x 'A=b c'", "--", "--name", "$(touch hacked) x"]
+    words = executed(lines)[0]
+    assert words[:2] == ["psgc", "launch"]
+    assert [word for word in words[2:] if word != "--resume"] == expected
+    assert not Path("hacked").exists()
+
+
+def test_a_script_that_is_not_there(submit):
+    assert submit(*SCRIPT) == (2, "", "psgc: train.py: no such file or directory\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--set", "seed=1"], "--set seed=1: train.py is no YAML file; what it takes itself comes after --"),
+        (["--sweep", "seed=1,2"], "--sweep: for runs of a YAML file, train.py is a script"),
+        (["--local-dir", "/tmp"], "--local-dir: for runs of a YAML file, train.py is a script"),
+        (["--", "--bind-to", "core"], "-- --bind-to: what follows -- goes to train.py; for mpirun: "),
+    ],
+)
+def test_what_a_script_has_not_is_refused(submit, arguments, said):
+    Path("train.py").touch()
+    code, out, err = submit(*SCRIPT, *arguments)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith(f"psgc: {said}")
+    assert not Path("train.sbatch").exists()
+
+
 # sweeps
 
 
@@ -195,7 +235,7 @@ def test_a_sweep_without_values(submit, sweep):
         (["--set", "data.path=nowhere"], f"data.path: nowhere: {MISSING}"),
         (["--set", "stragglers={kind: trace, path: nowhere}"], f"stragglers.path: nowhere: {MISSING}"),
         (["--sweep", "output=a,b"], "--sweep output=a,b: output: each run of a sweep has its own"),
-        (["--", "-np", "4"], "-- -np: the number of ranks cannot be given after --"),
+        (["--", "-np", "4"], "-np: the number of ranks cannot be given among mpirun's own options"),
         (["--nodes", "0"], "--nodes 0: expected a whole number from 1 to 65535"),
         (["--nodes", "1", "--ranks-per-node", "1"], "expected at least 2 ranks: a server and at least one worker"),
         (["--warning", "5"], "--warning 5: expected a whole number from 15"),

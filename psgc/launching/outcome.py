@@ -1,0 +1,110 @@
+"""How a run ended, by what it, and no earlier one, has left in its run directory."""
+
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from psgc.errors import UserError
+from psgc.training.launched import ANSWER, Found, stamp
+
+GRACE = 10.0  # seconds that mpirun has to end after the run; a hung process that nobody could kill keeps it alive
+
+
+class RunDirectory:
+    """What this run leaves in its run directory. resumed: the run continues an earlier one."""
+
+    def __init__(self, directory: Path, resumed: bool) -> None:
+        self._resumed = resumed
+        self._before = Found.now(directory)
+        self._last_change: tuple[tuple[int, int] | None, float] = (None, 0.0)  # of the summary: its stamp, and when
+
+    @property
+    def summary_file(self) -> Path:
+        """Where the run leaves its summary."""
+        return self._found().directory / "summary.json"
+
+    @property
+    def proof(self) -> str:
+        """What is missing where a run has not ended in order."""
+        return f"{self.summary_file} was not written"
+
+    def summary(self) -> dict[str, Any]:
+        """The summary that this run has written, empty before."""
+        if stamp(self.summary_file) != self._found().summary:
+            with suppress(OSError, ValueError):
+                return dict(json.loads(self.summary_file.read_text(encoding="utf-8")))
+        return {}
+
+    def is_over(self) -> bool:
+        """Whether the run wrote its last summary more than GRACE seconds ago."""
+        changed = stamp(self.summary_file)
+        if changed != self._last_change[0]:
+            self._last_change = changed, time.monotonic()
+        late = time.monotonic() - self._last_change[1] > GRACE
+        return late and "status" in (summary := self.summary()) and not summary.get("evaluating")
+
+    def can_resume(self) -> bool:
+        """Whether there is a checkpoint of this run, or of the one that it continues, after its first iteration."""
+        before = self._found()
+        return _newest(Found.now(before.directory).checkpoints - (set() if self._resumed else before.checkpoints)) > 0
+
+    def got_further(self) -> bool:
+        """Whether this run left a checkpoint of a later iteration than the one that it continued from."""
+        before = self._found()
+        new = Found.now(before.directory).checkpoints - before.checkpoints
+        return _newest(new) > (_newest(before.checkpoints) if self._resumed else -1)
+
+    def _found(self) -> Found:
+        """What was in the directory before this run."""
+        return self._before
+
+
+class ScriptDirectory(RunDirectory):
+    """The same for a script, whose run directory is known once its rank 0 has named it in `folder`.
+
+    A run without a directory, and a script that ended before psgc.torch.init, leave their summary in `folder`.
+    """
+
+    def __init__(self, folder: Path, resumed: bool) -> None:
+        super().__init__(folder, resumed)
+        self._answer = folder / ANSWER
+        self._is_named = False
+
+    @property
+    def proof(self) -> str:
+        """Also true before the script has come to name its directory."""
+        self._found()
+        return super().proof if self._is_named else "no rank 0 of the script has said how it ended"
+
+    def _found(self) -> Found:
+        if not self._is_named:
+            with suppress(OSError, ValueError):
+                self._before = Found.from_text(self._answer.read_text(encoding="utf-8"))
+                self._is_named = True
+        return self._before
+
+
+@contextmanager
+def folder_for_answers(several_hosts: bool) -> Iterator[Path]:
+    """A folder that rank 0 can write to: of several hosts, only the current directory is likely to be shared.
+
+    Raises UserError when it cannot be made.
+    """
+    try:
+        folder = tempfile.mkdtemp(prefix=".psgc-launch-", dir=os.getcwd() if several_hosts else None)
+    except OSError as error:
+        raise UserError(f"{error.filename}: {error.strerror}, where a script says how it ended") from None
+    try:
+        yield Path(folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _newest(checkpoints: frozenset[tuple[int, tuple[int, int] | None]]) -> int:
+    return max((iteration for iteration, _ in checkpoints), default=-1)
