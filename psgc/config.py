@@ -60,6 +60,13 @@ class PythonProblem(Section):
     options: Annotated[dict[str, Any], expect("a mapping of keyword arguments")] = Field(default_factory=dict)
 
 
+class ScriptProblem(Section):
+    """What a script computes with psgc.torch. Its run is not started from YAML, but has a record as any other."""
+
+    kind: Literal["script"] = "script"
+    script: str = Field(description="the file name of the script")
+
+
 def _index_base(value: Any) -> Any:
     if isinstance(value, bool) or value not in ("auto", 0, 1):
         raise refuse(f"expected auto, 0 or 1, got {shown(value)}")
@@ -93,6 +100,12 @@ class Optimizer(Section):
     beta1: Annotated[Fraction, UsedBy(["adam"])] = 0.9
     beta2: Annotated[Fraction, UsedBy(["adam"])] = 0.999
     epsilon: Annotated[Positive, UsedBy(["adam"])] = 1e-8
+
+
+class ScriptOptimizer(Section):
+    """The steps are made by the user's script."""
+
+    kind: Literal["script"] = "script"
 
 
 class AssignmentFile(Section):
@@ -275,18 +288,26 @@ class Stragglers(Section):
 
 
 def _problem(value: Any) -> type[Section]:
+    if isinstance(value, dict) and value.get("kind") == "script":
+        return ScriptProblem
     is_python = isinstance(value, dict) and ("python" in value or value.get("kind") == "python")
     return PythonProblem if is_python else BuiltinProblem
+
+
+def _optimizer(value: Any) -> type[Section]:
+    return ScriptOptimizer if value == {"kind": "script"} else Optimizer
 
 
 class Config(Section):
     """The settings of a run, read-only. The attributes are the keys of the YAML."""
 
-    problem: Annotated[BuiltinProblem | PythonProblem, by(_problem)] = Field(
+    problem: Annotated[BuiltinProblem | PythonProblem | ScriptProblem, by(_problem)] = Field(
         description="a mapping, for example {kind: logistic}"
     )
     data: Data | None = None
-    optimizer: Optimizer = Field(description="a mapping, for example {kind: nesterov, lr: 0.5}")
+    optimizer: Annotated[Optimizer | ScriptOptimizer, by(_optimizer)] = Field(
+        description="a mapping, for example {kind: nesterov, lr: 0.5}"
+    )
     iterations: Count = Field(description="a whole number >= 1")
     batch: Count | None = None  # rows sampled from every chunk; None: all of them
     coding: Coding = Coding()

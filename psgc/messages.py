@@ -72,7 +72,7 @@ class Kind(IntEnum):
     QUEUE = 3  # iteration, chunk: one record per chunk of the new queue, `last` on the last; chunk -1: an empty queue
     SKIP = 6  # iteration, chunk: not to be done, unless it has been begun
     COLLECT = 4  # iteration, role: send the accumulator
-    STOP = 5  # the run is over
+    STOP = 5  # iteration: the run is over before it (0 unless scripts make the steps)
     DEFAULT_QUEUE = 7  # iteration, chunk: as QUEUE, from this iteration on
     REASSIGN = 8  # iteration, chunk, role: from now on the worker holds this chunk and codes it in this role
     INVALIDATE = 9  # iteration, chunk, attempt: copies of the chunk do not count, and it may have to be done again
@@ -99,6 +99,7 @@ class Kind(IntEnum):
     STEPPED = 25  # iteration: this worker's replica is there; start: 1 with the digest of its parameters, which is then
     #               in chunk, worker, role and attempt (`stepped_record`)
     BEHIND = 26  # iteration: of this worker's replica, which can only go on from another rank's state
+    ENDED = 29  # iteration: the script of this worker (psgc.torch) makes no call for it; the text sent before says why
     SKETCH = 28  # iteration, chunk, start, seconds, loss: as TRIAL, of a checked chunk (`verify`) that is reported next
     # any rank -> worker, allreduce only
     STATE = (

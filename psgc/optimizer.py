@@ -8,7 +8,7 @@ import numpy as np
 
 from psgc import config
 from psgc.backend import Array
-from psgc.errors import RunFailed
+from psgc.errors import RunFailed, UserError
 
 HOST_BLOCK = 1 << 18  # bytes of a vector that are worked on at a time: they stay in the cache
 DEVICE_BLOCK = 1 << 26  # on a GPU, where each operation costs some microseconds however short it is
@@ -122,8 +122,8 @@ class Adam(Optimizer):
         return first, second
 
 
-def make_optimizer(settings: config.Optimizer) -> Optimizer:
-    """The optimizer that the configuration names."""
+def make_optimizer(settings: config.Optimizer | config.ScriptOptimizer) -> Optimizer:
+    """The optimizer that the configuration names. Raises UserError when that is a script's own."""
     match settings.kind:
         case "sgd":
             return Sgd(settings.lr)
@@ -131,6 +131,8 @@ def make_optimizer(settings: config.Optimizer) -> Optimizer:
             return Momentum(settings.lr, settings.momentum, nesterov=settings.kind == "nesterov")
         case "adam":
             return Adam(settings.lr, settings.beta1, settings.beta2, settings.epsilon)
+        case "script":
+            raise UserError("optimizer: a script makes the steps itself; start it with: psgc launch SCRIPT.py -n 9")
 
 
 def finite_step(optimizer: Optimizer, params: Array, gradient: Array, iteration: int) -> Array:

@@ -91,9 +91,53 @@ def make_plan(settings: Coding, schedule: str, num_workers: int, seed: int, num_
     coding.check(assignment, settings.parts)
     ordering = coding.ordering(assignment, settings.parts)
     primary = coding.primary_copies(assignment, ordering, settings.parts)
+    return _ordered(settings, schedule, ordering, primary, seed)
+
+
+def even_plan(settings: Coding, schedule: str, num_workers: int, num_chunks: int, seed: int) -> Plan:
+    """The plan for chunks that any worker can do, whatever the numbers: for scripts (`psgc.torch`).
+
+    Every worker's own share are consecutive chunks, as many as anybody's or one more. The backups of a share are on the
+    next workers in turn. No chunk has more holders than there are workers. Raises UserError: parts are too many.
+
+    >>> plan = even_plan(Coding(replication=2), "dynamic", num_workers=3, num_chunks=7, seed=0)
+    >>> plan.queues, plan.backups
+    ({1: [0, 1], 2: [2, 3], 3: [4, 5, 6]}, {1: [6, 3, 4], 2: [5, 0], 3: [1, 2]})
+    """
+    replication = min(settings.replication, num_workers)
+    if settings.parts > replication:
+        raise UserError(
+            f"parts: {settings.parts} is too large for {num_workers} workers, expected at most {replication}"
+        )
+    rounds: list[list[tuple[int, int, int]]] = [[] for _ in range(replication)]  # (holder, place, chunk)
+    for owner in range(num_workers):
+        first, end = (j * num_chunks // num_workers for j in (owner, owner + 1))
+        for place, chunk in enumerate(range(first, end)):
+            rounds[0].append((owner, place, chunk))
+            for number in range(1, replication):
+                others = num_workers - 1
+                distance = 1 + (place + (number - 1) * others // (replication - 1)) % others
+                # first what its owner does last, except where the copy counts as much as the owner's
+                turn = place if number < settings.parts else -place
+                rounds[number].append(((owner + distance) % num_workers, turn, chunk))
+    queues: list[list[int]] = [[] for _ in range(num_workers)]
+    for holders in rounds:
+        for holder, _, chunk in sorted(holders):
+            queues[holder].append(chunk)
+    ordering = coding.positions(queues, num_chunks)
+    ordering.sort_indices()
+    primary = np.zeros(ordering.shape, np.int8)
+    for holders in rounds[: settings.parts]:
+        for holder, _, chunk in holders:
+            primary[chunk, holder] = 1
+    return _ordered(settings, schedule, ordering, scipy.sparse.csr_array(primary), seed)
+
+
+def _ordered(settings: Coding, schedule: str, ordering: Any, primary: scipy.sparse.csr_array, seed: int) -> Plan:
+    """The plan for an ordering and the copies that count when nobody is slow."""
+    num_workers = ordering.shape[1]
+    assignment = coding.from_matrix(ordering > 0) if SCHEDULES[schedule].holds_backups else primary
     queues, backups = default_queues(schedule, ordering, primary, seed, range(1, num_workers + 1))
-    if not SCHEDULES[schedule].holds_backups:
-        assignment = primary
     matrix = coding.coding_matrix(settings.coding_matrix, assignment, settings.parts, seed)
     return Plan(assignment, queues, matrix, primary.sum(axis=0), backups)
 

@@ -185,6 +185,20 @@ def validated(model: type[Model], source: Source, by_hand: bool = True) -> Model
         raise _first(error, source) from None
 
 
+def checked(model: type[Model], values: Mapping[str, Any], where: str) -> Model:
+    """A `model` of these values, which the arguments of a Python function gave. Raises UserError for the first error.
+
+    where: the function. An error names the key alone, without the section that it is in.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        keys = first.get("ctx", {}).get("keys") or [name for name in first["loc"] if isinstance(name, str)] or [""]
+        name = keys[0] if first.get("ctx", {}).get("keys") else keys[-1]
+        raise UserError(f"{where}: {name}: {_text(first)}") from None
+
+
 def _first(error: ValidationError, source: Source) -> UserError:
     """The first of pydantic's errors, with the place where its key (or the nearest parent) was written."""
     first = error.errors(include_url=False)[0]
@@ -193,12 +207,16 @@ def _first(error: ValidationError, source: Source) -> UserError:
     below = [(*key, name) for name in context.get("keys", ())]
     if below:  # blame the command line rather than the file
         key = next((k for k in below if source.place(k).startswith("--set ")), below[0])
-    if first["type"] == "psgc":
-        text = str(context["text"])
-    elif first["type"] == "literal_error":
-        text = f"expected {context['expected'].replace(chr(39), '')}, got {shown(first['input'])}"
-    else:
-        text = str(first["msg"])
+    text = _text(first)
     place, name = source.place(key), dotted(key)
     said = not key or place.startswith(f"--set {name}=")
     return UserError(f"{place}: {text}" if said else f"{place}: {name}: {text}")
+
+
+def _text(error: Any) -> str:
+    """What one of pydantic's errors says is wrong."""
+    if error["type"] == "psgc":
+        return str(error["ctx"]["text"])
+    if error["type"] == "literal_error":
+        return f"expected {error['ctx']['expected'].replace(chr(39), '')}, got {shown(error['input'])}"
+    return str(error["msg"])

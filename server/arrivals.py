@@ -70,6 +70,15 @@ class Moved:
 
 
 @dataclass(frozen=True, slots=True)
+class Ended:
+    """The script of a worker makes no call for this iteration, nor for later ones; text: why, or empty."""
+
+    worker: int
+    iteration: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Block:
     """A block of a vector, from a worker (aggregation `allreduce`)."""
 

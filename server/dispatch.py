@@ -5,7 +5,7 @@ from psgc.coding.sketch import Sketch, agreeing
 from psgc.errors import ProtocolError, RunFailed, TooFewWorkers
 from psgc.messages import Kind
 from psgc.run_rows import Outcome
-from psgc.server.arrivals import Alive, Block, Failed, Gone, Moved, Sketched, Tried
+from psgc.server.arrivals import Alive, Block, Ended, Failed, Gone, Moved, Sketched, Tried
 from psgc.server.cluster import Cluster
 from psgc.server.coordinator import Coordinator
 from psgc.server.decoder import Decoder
@@ -15,6 +15,7 @@ from psgc.server.iteration_log import IterationLog
 from psgc.server.links import Arrival, Links
 from psgc.server.malformed import Malformed
 from psgc.server.replicated import Replicated
+from psgc.server.script import Script
 from psgc.server.trial import Trial
 
 
@@ -22,6 +23,7 @@ class Dispatcher(Target):
     """Hears the workers, brings the coordinator events, and carries out its instructions over MPI.
 
     decoder: of the run, set before its first iteration; with aggregation `allreduce` `replicated` as well.
+    script: that makes the steps, if it is not psgc that does.
     finished: whether the gradient is determined.
     """
 
@@ -29,7 +31,13 @@ class Dispatcher(Target):
     replicated: Replicated | None = None
 
     def __init__(
-        self, coordinator: Coordinator, cluster: Cluster, links: Links, log: IterationLog, trial: Trial
+        self,
+        coordinator: Coordinator,
+        cluster: Cluster,
+        links: Links,
+        log: IterationLog,
+        trial: Trial,
+        script: Script | None = None,
     ) -> None:
         self._coordinator = coordinator
         self._cluster = cluster
@@ -37,6 +45,7 @@ class Dispatcher(Target):
         self._tell = links.outbox.tell
         self._log = log
         self._trial = trial
+        self._script = script
         self._observer = cluster.observer
         self._accumulator: Array = None  # the newest
         self._sketches: dict[tuple[int, int], Sketch] = {}  # (chunk, worker) -> of the newest copy of this iteration
@@ -92,6 +101,8 @@ class Dispatcher(Target):
             self._bring(Deadline())
         for worker, reason, failed in self._cluster.due(self._links.unreached):
             self._lose(worker, reason, failed=failed)
+        for worker, reason in self._script.due() if self._script is not None else ():
+            self._lose(worker, reason, failed=True)
 
     # what arrives
 
@@ -125,6 +136,10 @@ class Dispatcher(Target):
                         self._sketches[chunk, worker] = sketch
                 case Failed():
                     self._failed(arrival)
+                case Ended(_, iteration, text):
+                    if self._script is None:
+                        raise Malformed("what only a script says")
+                    self._script.ended(worker, iteration, text)
                 case Gone(_, reason, dead):
                     self._lose(worker, reason, dead=dead, failed=not dead)
         except Malformed as flaw:
@@ -154,6 +169,8 @@ class Dispatcher(Target):
         self._trial.reported(worker, iteration)
         if is_current:
             self._cluster.failures.pop(chunk, None)
+            if self._script is not None:
+                self._script.reported(report)
         self._log.reported(report)
 
     def _failed(self, failure: Failed) -> None:

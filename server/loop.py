@@ -3,9 +3,10 @@
 import time
 from collections.abc import Callable
 
+from psgc.aggregation.replica import Replica
 from psgc.backend import Array, Backend
 from psgc.errors import RunFailed
-from psgc.optimizer import finite_step, make_optimizer
+from psgc.optimizer import Optimizer, finite_step, make_optimizer
 from psgc.server.cluster import Cluster
 from psgc.server.coordinator import Coordinator
 from psgc.server.decoder import Decoder
@@ -28,13 +29,17 @@ SETTLED = 0.003  # seconds after which all workers have begun an iteration, if i
 class Server:
     """Trains: sends parameters, lets the coordinator decide what counts, decodes, steps.
 
-    cluster: the workers; its `estimates` can be set before `run`.
+    cluster: the workers; its `estimates` can be set before `run`. optimizer: unless a script makes the steps.
     """
+
+    optimizer: Optimizer
 
     def __init__(self, transport: Transport, backend: Backend, observer: Observer, settings: ServerSettings) -> None:
         config, plan = settings.config, settings.plan
         self._transport, self._backend, self._observer, self._settings = transport, backend, observer, settings
-        self.optimizer = make_optimizer(config.optimizer)
+        self._script = settings.script
+        if self._script is None:
+            self.optimizer = make_optimizer(config.optimizer)
         self._trial = Trial(settings.tried, settings.tolerance)
         self._deadline = Deadline(config.recovery.deadline)
         self._failure: RunFailed | None = None  # during the newest step
@@ -47,7 +52,9 @@ class Server:
             membership, schedule, combined, settings.tolerated, checks, config.aggregation == "allreduce"
         )
         self._links = Links(transport, backend, config, plan)
-        self._dispatcher = Dispatcher(self._coordinator, self.cluster, self._links, self._log, self._trial)
+        self._dispatcher = Dispatcher(
+            self._coordinator, self.cluster, self._links, self._log, self._trial, self._script
+        )
 
     def run(
         self, params: Array, iterations: int, first: int = 0, begins: Callable[[int], object] = lambda _: None
@@ -65,16 +72,24 @@ class Server:
         self._decoder = Decoder(self._backend, matrix, params.size, config.dtype, settings.is_unbiased, tolerance)
         self._dispatcher.decoder = self._decoder
         if config.aggregation == "allreduce":
+            script = settings.script
+            wake = self._transport.wake
+            replica = script.replica if script else Replica(self.optimizer, self._backend, wake)
             self._replicated = self._dispatcher.replicated = Replicated(
-                self._transport, self._backend, self._links.outbox, config, settings.plan, self.optimizer, params, first
+                *(self._transport, self._backend, self._links.outbox, config, settings.plan, replica, params, first),
+                alike=script is not None,
             )
         else:
             self._links.open(self._decoder.message_length)
         del params  # they are memory that is free after the first step
         try:
             for iteration in range(first, iterations):
+                if not self._may_begin(iteration):
+                    break
                 begins(iteration)
                 gradient = self._gradient(iteration)
+                if gradient is None:
+                    break
                 if self._log.divergence:
                     raise RunFailed(self._log.divergence)
                 self.params = self._step(gradient)
@@ -89,13 +104,26 @@ class Server:
             self._log.write()
         return self.params
 
-    def _gradient(self, iteration: int) -> Array:
-        """One iteration: from the parameters to the gradient, exact unless the deadline or the error target is met."""
+    def _may_begin(self, iteration: int) -> bool:
+        """Whether there is to be another iteration: with a script that is known when it computes the next gradient."""
+        if self._script is None:
+            return True
+        while (known := self._script.may_begin(iteration)) is None:
+            self._poll()
+        return known
+
+    def _gradient(self, iteration: int) -> Array | None:
+        """One iteration: from the parameters to the gradient, exact unless the deadline or the error target is met.
+
+        None when the script is over before that.
+        """
         began, transport, dispatcher = time.monotonic(), self._transport, self._dispatcher
         sent, received = transport.bytes_sent, transport.bytes_received
         dispatcher.begin(iteration, self.params)
         while not dispatcher.finished:
             self._poll()
+            if self._script is not None and self._script.is_over():
+                return None
             if self._log.waits and self._has_time:
                 self._log.write()
         missing = self._coordinator.books.missing / self._settings.copies
@@ -104,6 +132,8 @@ class Server:
         row.bytes_in = transport.bytes_received - received
         row.bytes = row.bytes_in + transport.bytes_sent - sent
         self._log.complete(time.monotonic() - began, self._coordinator.books.recovered, missing)
+        if self._script is not None:
+            row.loss = self._script.loss(iteration, gradient)
         self._deadline.took(row.seconds, missing)
         return gradient
 
@@ -154,11 +184,14 @@ class Server:
                 try:
                     self._poll()
                 except RunFailed as failure:  # the others make the step all the same, and a checkpoint must be whole
-                    if not self._replicated.is_stepping:
+                    if not self._replicated.is_stepping or self._script is not None:
                         raise
                     self._failure = failure
                     self._replicated.finish_step()
             return params
+        if self._script is not None:
+            self._script.summed(self._coordinator.iteration, gradient)
+            return gradient.copy()  # what the workers begin the next iteration with: they make the step as well
         return finite_step(self.optimizer, self.params, gradient, self._coordinator.iteration)
 
     @property
@@ -172,7 +205,7 @@ class Server:
         while (it := self._replicated) and (it.is_busy or not it.is_followed()) and time.monotonic() < end:
             self._poll()
 
-    def stop_workers(self, timeout: float) -> bool:
+    def stop_workers(self, timeout: float, done: int = 0) -> bool:
         """Have every process end (`psgc.server.ending`); whether all of them leave in order."""
         self._links.close()
-        return end_workers(self._transport, self.cluster.detector, timeout)
+        return end_workers(self._transport, self.cluster.detector, timeout, done)

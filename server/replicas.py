@@ -32,10 +32,11 @@ class _Replica:
 
 
 class Replicas:
-    """first: the iteration that the run begins with, whose state only rank 0 has."""
+    """first: the iteration that the run begins with; alike: whether the workers have its state, as rank 0 has."""
 
-    def __init__(self, workers: Iterable[int], first: int) -> None:
-        self._replicas = {worker: _Replica(after=first - 1) for worker in workers}
+    def __init__(self, workers: Iterable[int], first: int, alike: bool = False) -> None:
+        made = {"steps": first} if alike else {"after": first - 1}
+        self._replicas = {worker: _Replica(**made) for worker in workers}
 
     def stepped(self, worker: int, iteration: int) -> None:
         """The replica of `worker` is at the beginning of `iteration`."""

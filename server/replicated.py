@@ -10,11 +10,11 @@ from math import inf
 from psgc.aggregation.allreduce import AllReduce
 from psgc.aggregation.map import Contributor, Map
 from psgc.aggregation.map_messages import close_records, to_records
+from psgc.aggregation.replica import Stepping
 from psgc.backend import Array, Backend
 from psgc.config import Config
 from psgc.errors import ProtocolError
 from psgc.messages import Kind, joined
-from psgc.optimizer import Optimizer
 from psgc.plan import Plan
 from psgc.server.arrivals import Block, Moved
 from psgc.server.digests import Digests
@@ -27,7 +27,7 @@ from psgc.transport import Transport
 
 
 class Replicated:
-    """first: the iteration that the run begins with."""
+    """first: the iteration that the run begins with; alike: whether the workers begin it with replicas as rank 0's."""
 
     def __init__(
         self,
@@ -36,19 +36,20 @@ class Replicated:
         outbox: Outbox,
         config: Config,
         plan: Plan,
-        optimizer: Optimizer,
+        replica: Stepping,
         params: Array,
         first: int,
+        alike: bool = False,
     ) -> None:
         workers = range(1, plan.num_workers + 1)
         self._outbox = outbox
         self._allreduce = AllReduce(
-            *(transport, backend, plan.coding_matrix, params.size, config.dtype, optimizer, config.iterations),
+            *(transport, backend, plan.coding_matrix, params.size, config.dtype, replica, config.iterations),
             have=self._have,
         )
         itemsize, timeout = params.itemsize, config.faults.collect_timeout
         self._owners = Owners(range(plan.num_workers + 1), self._allreduce.entries, plan.parts, itemsize, timeout)
-        self._replicas, self._digests = Replicas(workers, first), Digests()
+        self._replicas, self._digests = Replicas(workers, first, alike), Digests()
         self.differing: list[tuple[int, int]] = []  # (worker, iteration): its parameters differed; for the dispatcher
         self._live: list[int] = []
         self._before: dict[int, Map] = {}  # by worker the first map that it was sent last

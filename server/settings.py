@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from psgc.config import Config
 from psgc.plan import Plan
 from psgc.server.recovery import tolerated
+from psgc.server.script import Script
 from psgc.server.trial import TOLERANCE
 
 
@@ -14,6 +15,7 @@ class ServerSettings:
     """A run as its server sees it.
 
     config: with the transfer that `auto` stands for; costs: of each chunk relative to an average one, None: all equal;
+    script: that makes the steps, None when the optimizer of `config` does;
     known_costs: gives those of an iteration, where they differ from one to the next and are known beforehand;
     has_loss: whether the problem has one; tried: the chunk that each worker computes in the trial.
     interrupted: polled, a reason to end early or None; check_data: called with a chunk whose gradient failed, raises
@@ -25,6 +27,7 @@ class ServerSettings:
     costs: Sequence[float] | None = None
     known_costs: Callable[[int], Sequence[float]] | None = None
     has_loss: bool = True
+    script: Script | None = None
     tried: Mapping[int, int] = field(default_factory=dict)
     interrupted: Callable[[], str | None] = lambda: None
     check_data: Callable[[int], object] = lambda _: None

@@ -6,7 +6,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import nan
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.random.bit_generator import ISpawnableSeedSequence
@@ -75,6 +75,17 @@ class Trial:
 
 
 NO_TRIAL = Trial(-1, None, frozenset())
+
+
+class Computing(Protocol):
+    """What computes gradients: a ComputeThread, or the thread of the user's script (`psgc.torch`)."""
+
+    @property
+    def ident(self) -> int | None:
+        """Of the thread."""
+
+    def start(self) -> None:
+        """Begin to take chunks."""
 
 
 class ComputeThread(threading.Thread):

@@ -29,10 +29,10 @@ from psgc.messages import (
 )
 from psgc.transport import Control, Died, Transport, Vector
 from psgc.user_code import current_line
-from psgc.workers.compute import ComputeThread
+from psgc.workers.compute import Computing
 from psgc.workers.encoder import Encoder
 from psgc.workers.injection import Injector
-from psgc.workers.mailbox import CodedGradient, Failure, Mailbox
+from psgc.workers.mailbox import CodedGradient, Ended, Failure, Mailbox
 
 SERVER = 0
 LAST_WORD = 30.0  # seconds in which the server says how to leave, after goodbye
@@ -52,7 +52,7 @@ class WorkerLoop:
         transport: Transport,
         mailbox: Mailbox,
         encoder: Encoder,
-        compute: ComputeThread,
+        compute: Computing,
         backend: Backend,
         dim: int,
         dtype: Any,
@@ -175,11 +175,15 @@ class WorkerLoop:
                     accumulator = self._backend.to_message(self._encoder.deliver(role))
                     self._vectors.append((iteration, self._first_role + role, accumulator))
             case Kind.STOP:
-                self._stopped = True
+                self._stop(iteration)
             case Kind.KILL:
                 self._transport.kill(entry["worker"])
             case Kind.LEAVE:
                 self._in_order = bool(entry["last"])
+
+    def _stop(self, iteration: int) -> None:
+        """The run is over before `iteration`."""
+        self._stopped = True
 
     def _take_list(self) -> list[int]:
         values, self._list = self._list, []
@@ -198,6 +202,11 @@ class WorkerLoop:
                         self._transport.send(SERVER, records)
                     self._transport.send_text(SERVER, text)
                     records = [record(Kind.FAILED, iteration, chunk, attempt=everywhere)]
+                case Ended(iteration, text):
+                    if records:
+                        self._transport.send(SERVER, records)
+                    self._transport.send_text(SERVER, text)
+                    records = [record(Kind.ENDED, iteration)]
                 case _:
                     records.append(message)
                     if message["kind"][0] == Kind.REPORT:

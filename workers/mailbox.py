@@ -65,6 +65,17 @@ class Failure:
     everywhere: bool = False
 
 
+@dataclass(slots=True)
+class Ended:
+    """A message for the server: the script of this worker makes no call for `iteration`; text: why, or empty."""
+
+    iteration: int
+    text: str
+
+
+Message = Records | CodedGradient | Failure | Ended
+
+
 class Mailbox:
     """The shared half of a worker. wake: called when the outbox has something that must not wait."""
 
@@ -77,21 +88,42 @@ class Mailbox:
         self._begun = 0.0
         self._trying: int | None = None  # the chunk of the trial that the compute thread is in
         self._taken = 0.0  # when the compute thread took its chunk
-        self._outbox: deque[Records | CodedGradient | Failure] = deque()
+        self._outbox: deque[Message] = deque()
         self._wake = wake
 
     # for the compute thread
 
-    def take(self) -> Work | None:
-        """The next chunk, waiting until there is one; None when the worker stops."""
+    def take(self, is_over: Callable[[], bool] = lambda: False) -> Work | None:
+        """The next chunk, waiting until there is one; None when the worker stops, and once `is_over()`.
+
+        Whoever makes `is_over` true calls `look` after that.
+        """
         with self._changed:
-            while not self._stopped:
+            while not self._stopped and not is_over():
                 chunk = self._state.take()
                 if chunk is not None:
                     self._taken = time.monotonic()
                     return Work(self._state.iteration, chunk, self._params, self._begun)
                 self._changed.wait()
         return None
+
+    def wants(self, work: Work) -> bool:
+        """Whether the chunk that the compute thread is in is still needed."""
+        return not self._stopped and self._state.wants(work.iteration, work.chunk)
+
+    def gave_up(self, work: Work, start: float, seconds: float) -> None:
+        """The compute thread has left a chunk before its end, since it was not needed; start, seconds: as in Result."""
+        with self._changed:
+            done = self._state.gave_up(work.iteration, work.chunk)
+        if done is not None:
+            attempt = done.attempt
+            self._post(
+                record(Kind.ABANDONED, work.iteration, work.chunk, attempt=attempt, start=start, seconds=seconds)
+            )
+
+    def ended(self, iteration: int, text: str) -> None:
+        """The script makes no call for `iteration`; text: why, or empty."""
+        self._post(Ended(iteration, text))
 
     def wait_stale(self, work: Work, seconds: float) -> None:
         """Wait, but not past the end of the iteration of `work`."""
@@ -116,7 +148,7 @@ class Mailbox:
         with self._changed:
             done = self._state.finished(iteration, chunk, gradient)
             waits = self._state.has_next and result.seconds < SHORT
-        message: Records | CodedGradient
+        message: Message
         if done.wanted and coded is not None:
             message = CodedGradient(iteration, chunk, coded)
         else:
@@ -155,13 +187,13 @@ class Mailbox:
     def _current(self, work: Work) -> bool:
         return work.iteration == self._state.iteration
 
-    def _post(self, message: Records | CodedGradient | Failure) -> None:
+    def _post(self, message: Message) -> None:
         self._outbox.append(message)
         self._wake()
 
     # for the communication thread
 
-    def outgoing(self) -> list[Records | CodedGradient | Failure]:
+    def outgoing(self) -> list[Message]:
         """Empty the outbox."""
         messages = []
         while self._outbox:
@@ -203,6 +235,11 @@ class Mailbox:
         """Drop what is left of `iteration`; whether an accumulator is to be delivered."""
         with self._changed:
             return self._state.collect(iteration)
+
+    def look(self) -> None:
+        """Have `take` look again whether it is over."""
+        with self._changed:
+            self._changed.notify_all()
 
     def stop(self) -> None:
         """Let the compute thread end after the chunk it is in."""

@@ -7,10 +7,10 @@ import numpy as np
 
 from psgc.aggregation.allreduce import AllReduce
 from psgc.aggregation.map_messages import CloseReader, MapReader
+from psgc.aggregation.replica import Stepping
 from psgc.aggregation.slices import least_slice
 from psgc.aggregation.state_messages import StateReader
 from psgc.messages import Entry, Kind, record, stepped_record
-from psgc.optimizer import Optimizer
 from psgc.transport import Vector
 from psgc.workers.loop import SERVER, WorkerLoop
 
@@ -18,16 +18,24 @@ from psgc.workers.loop import SERVER, WorkerLoop
 class ReplicatedLoop(WorkerLoop):
     """As WorkerLoop; an iteration begins when the server says so and the step before it is made.
 
-    coding_matrix: R, (num_workers, parts); last: the iteration that the run ends before.
+    coding_matrix: R, (num_workers, parts); replica: of this rank; last: the iteration that the run ends before.
+    alike: whether the replica begins the run as that of rank 0 does.
     """
 
     def __init__(
-        self, *arguments: Any, coding_matrix: np.ndarray, optimizer: Optimizer, last: int, **others: Any
+        self,
+        *arguments: Any,
+        coding_matrix: np.ndarray,
+        replica: Stepping,
+        last: int,
+        alike: bool = False,
+        **others: Any,
     ) -> None:
         super().__init__(*arguments, **others)
+        self._alike = alike
         parts = coding_matrix.shape[1]
         self._allreduce = AllReduce(
-            *(self._transport, self._backend, coding_matrix, self._dim, self._dtype, optimizer, last),
+            *(self._transport, self._backend, coding_matrix, self._dim, self._dtype, replica, last),
             behind=self._fall_behind,
             at=self._injector.at,
             stepping=self._stepping,
@@ -40,6 +48,8 @@ class ReplicatedLoop(WorkerLoop):
 
     def _post_params(self) -> None:
         self._allreduce.open()
+        if self._alike:
+            self._allreduce.start(self._iteration + 1, self._allreduce.replica.params)
 
     def _wait(self) -> None:
         it = self._allreduce

@@ -129,6 +129,21 @@ class WorkerState:
             self._held[chunk] = gradient
         return Done(True, attempt)
 
+    def wants(self, iteration: int, chunk: int) -> bool:
+        """Whether the result of the chunk that the compute thread is in would be reported."""
+        return self._running == (iteration, chunk) and iteration == self.iteration and not self._unwanted
+
+    def gave_up(self, iteration: int, chunk: int) -> Done | None:
+        """The compute thread has left the chunk, which was not wanted any more.
+
+        None when it is wanted again since then: it is the next one to be taken.
+        """
+        if not self.wants(iteration, chunk):
+            return self.finished(iteration, chunk)
+        self._running = None
+        self._queue.appendleft(chunk)
+        return None
+
     # events from the server
 
     def begin(self, iteration: int) -> None:

@@ -8,21 +8,20 @@ import numpy as np
 from psgc.aggregation.blocks import Accumulators, Blocks
 from psgc.aggregation.map import Map
 from psgc.aggregation.pool import Pool
-from psgc.aggregation.replica import Replica, Snapshot
+from psgc.aggregation.replica import Snapshot, Stepping
 from psgc.aggregation.state_messages import State
 from psgc.aggregation.state_transfer import Giver, Receiver
 from psgc.backend import Array, Backend, part_length
 from psgc.config import Step
 from psgc.errors import ProtocolError
 from psgc.messages import unpack_block
-from psgc.optimizer import Optimizer
 from psgc.transport import Transport, Vector
 
 CHECKED = 16  # the digest of the parameters is computed at every so many iterations
 
 
 class AllReduce:
-    """One rank's part. coding_matrix: R, (num_workers, parts); dim: entries of the gradient.
+    """One rank's part. coding_matrix: R, (num_workers, parts); dim: entries of the gradient; replica: of this rank.
 
     last: the iteration that the run ends before.
     have: called with iteration, attempt and number of each slice that is here.
@@ -38,7 +37,7 @@ class AllReduce:
         coding_matrix: np.ndarray,
         dim: int,
         dtype: Any,
-        optimizer: Optimizer,
+        replica: Stepping,
         last: int,
         have: Callable[[int, int, int], object] = lambda *_: None,
         behind: Callable[[int], object] = lambda _: None,
@@ -46,7 +45,7 @@ class AllReduce:
         stepping: Callable[[int, Array], object] = lambda *_: None,
     ) -> None:
         self._transport, self._last, self._stepping = transport, last, stepping
-        self.replica = Replica(optimizer, backend, transport.wake)
+        self.replica = replica
         self._pool = Pool(backend, dim, coding_matrix.shape[1], dtype)
         self._blocks = Blocks(transport, self._pool, backend, coding_matrix, dim, self._step, have, behind, at)
         self._giver = Giver(transport, self._pool, backend)
@@ -171,6 +170,7 @@ class AllReduce:
         for dest, iteration in [*self._to_give.items()]:
             if self.replica.is_stepping or self.steps < iteration:
                 continue
+            if (snapshot := self.replica.snapshot()) is None:
+                continue
             del self._to_give[dest]
-            snapshot = self.replica.snapshot()
             self._giver.give(dest, self.steps, [*snapshot.vectors], snapshot.numbers)

@@ -8,7 +8,7 @@ import hashlib
 import threading
 from collections.abc import Callable
 from queue import SimpleQueue
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from psgc.backend import Array, Backend
 from psgc.optimizer import Optimizer, finite_step
@@ -27,6 +27,21 @@ class Snapshot(NamedTuple):
     steps: int
     vectors: tuple[Array, ...]
     numbers: dict[int, float]
+
+
+class Stepping(Protocol):
+    """What makes the steps of a rank: a `Replica`, which explains this, or the user's script (`psgc.torch`)."""
+
+    is_stepping: bool
+
+    @property
+    def params(self) -> Array: ...
+    def start(self, steps: int, params: Array) -> None: ...
+    def load(self, snapshot: Snapshot) -> None: ...
+    def snapshot(self) -> Snapshot | None: ...  # None: not now
+    def step(self, gradient: Array, digest: bool = False) -> None: ...
+    def poll(self, wait: bool = False) -> bool: ...
+    def digest(self) -> bytes: ...
 
 
 class Replica:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from psgc import config as configuration
+from psgc.aggregation.replica import Replica
 from psgc.backend import Backend, open_backend
 from psgc.config import Config
 from psgc.data import ChunkSource
@@ -114,5 +115,5 @@ def make_worker(
     }
     if not shared:
         return WorkerLoop(**arguments)
-    optimizer = make_optimizer(config.optimizer)
-    return ReplicatedLoop(**arguments, coding_matrix=plan.coding_matrix, optimizer=optimizer, last=config.iterations)
+    replica = Replica(make_optimizer(config.optimizer), backend, transport.wake)
+    return ReplicatedLoop(**arguments, coding_matrix=plan.coding_matrix, replica=replica, last=config.iterations)

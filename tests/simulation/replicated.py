@@ -17,6 +17,7 @@ from psgc import messages
 from psgc.aggregation import allreduce, blocks, pool, slices
 from psgc.aggregation.map import Map
 from psgc.aggregation.replica import Replica
+from psgc.backend import Backend
 from psgc.errors import TooFewWorkers
 from psgc.messages import Kind, Records
 from psgc.optimizer import Adam, Momentum, Optimizer
@@ -40,9 +41,9 @@ BURST = 4  # vectors that come at once, at most
 class WatchedReplicated(Replicated):
     """world: looks at each map."""
 
-    def __init__(self, world: "ReplicatedWorld", *arguments: Any) -> None:
+    def __init__(self, world: "ReplicatedWorld", *arguments: Any, **others: Any) -> None:
         self._world = world
-        super().__init__(*arguments)
+        super().__init__(*arguments, **others)
 
     @property
     def allreduce(self) -> allreduce.AllReduce:
@@ -77,15 +78,16 @@ class ReplicatedWorld(World):
             self.nodes = {
                 rank: ReplicatedNode(
                     *(rank, self.plan, True, case.dim, self.silence, self.follows, clock, self.every),
-                    end=MeshEnd(rank, self.links, clock, eager),
+                    end=end,
                     injector=Told(partial(self.at, rank)),
                     check=partial(self.check_replica, rank),
                     params=self.params,
                     coding_matrix=self.plan.coding_matrix,
-                    optimizer=self.new_optimizer(),
+                    replica=SlowReplica(self.new_optimizer(), Backend(), end.wake),
                     last=case.num_iterations,
                 )
                 for rank in ranks[1:]
+                if (end := MeshEnd(rank, self.links, clock, eager))
             }
         self.end = MeshEnd(0, self.links, clock, eager, self.advance, self.is_cut_off, self.check_sent)  # type: ignore[assignment]
 
@@ -97,7 +99,7 @@ class ReplicatedWorld(World):
             stack.enter_context(mock.patch.object(module, "UNHEARD", self.case.unheard))
         stack.enter_context(mock.patch.object(slices, "LEAST_BLOCK", SMALL))
         stack.enter_context(mock.patch.object(blocks, "time", self.clock))
-        stack.enter_context(mock.patch.object(allreduce, "Replica", SlowReplica))
+        stack.enter_context(mock.patch.object(server_loop, "Replica", SlowReplica))
         stack.enter_context(mock.patch.object(allreduce, "CHECKED", CHECKED))
         stack.enter_context(mock.patch.object(server_loop, "Replicated", partial(WatchedReplicated, self)))
 

@@ -9,6 +9,7 @@ import pytest
 
 from psgc.aggregation.allreduce import AllReduce
 from psgc.aggregation.map import Contributor, Map
+from psgc.aggregation.replica import Replica
 from psgc.aggregation.slices import make_slices
 from psgc.aggregation.state_messages import StateReader
 from psgc.backend import Backend, CupyBackend, copy
@@ -73,7 +74,15 @@ class Ranks:
         self.here = set()  # slices of rank 0
         self.all = {
             rank: AllReduce(
-                *(end, backend, matrix, DIM, dtype, make_optimizer(Optimizer(kind="adam", lr=0.1)), LAST),
+                *(
+                    end,
+                    backend,
+                    matrix,
+                    DIM,
+                    dtype,
+                    Replica(make_optimizer(Optimizer(kind="adam", lr=0.1)), backend, end.wake),
+                    LAST,
+                ),
                 have=lambda *slice, rank=rank: rank == 0 and self.here.add(slice),
             )
             for rank, end in self._ends.items()

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from psgc import coding, schedules
 from psgc.config import AssignmentFile, Coding
 from psgc.errors import UserError
-from psgc.plan import Plan, make_plan, read_assignment
+from psgc.plan import Plan, even_plan, make_plan, read_assignment
 
 NAMES = tuple(coding.ASSIGNMENTS)
 SCHEDULES = tuple(name for name in schedules.SCHEDULES if name != "dynamic")
@@ -307,3 +307,30 @@ def test_sparse_indices_that_lead_outside_the_matrix(folder, layout, indices, in
     said = refusal("A.npz")
     assert said.startswith("damaged")
     assert said.endswith(NEEDED)
+
+
+@pytest.mark.parametrize(("chunks", "workers", "replication", "parts"), [
+    (60, 1, 3, 1), (60, 7, 3, 1), (60, 7, 3, 2), (3, 8, 3, 1), (60, 8, 2, 2), (61, 16, 4, 3),
+])  # fmt: skip
+def test_an_even_plan_takes_any_numbers(chunks, workers, replication, parts):
+    plan = even_plan(Coding(replication=replication, parts=parts), "dynamic", workers, chunks, seed=0)
+    assert [len(set(holders)) for holders in plan.holders()] == [min(replication, workers)] * chunks
+    assert plan.own_chunks.max() - plan.own_chunks.min() <= parts
+    assert plan.own_chunks.sum() == chunks * parts
+    shares = [[*plan.queues[rank]] for rank in range(1, workers + 1)]
+    first = [share[: chunks // workers] for share in shares]
+    assert all(share == [*range(share[0], share[0] + len(share))] for share in first if share)
+    if parts == 1:
+        assert sorted(chunk for share in shares for chunk in share) == [*range(chunks)]
+    for rank, queue in plan.queues.items():
+        assert sorted([*queue, *plan.backups[rank]]) == [c for c, hold in enumerate(plan.holders()) if rank in hold]
+
+
+def test_the_backups_of_a_share_are_on_many_workers():
+    plan = even_plan(Coding(replication=2), "dynamic", 6, 60, seed=0)
+    assert {rank for rank in plan.backups if set(plan.queues[1]).intersection(plan.backups[rank])} == {2, 3, 4, 5, 6}
+
+
+def test_an_even_plan_refuses_more_parts_than_workers():
+    with pytest.raises(UserError, match="parts: 3 is too large for 2 workers, expected at most 2"):
+        even_plan(Coding(replication=3, parts=3), "dynamic", 2, 60, seed=0)

@@ -21,7 +21,7 @@ class Stepping:
 
 def make_server(replicated):
     server = Server.__new__(Server)
-    server._replicated, server._failure = replicated, None
+    server._replicated, server._failure, server._script = replicated, None, None
 
     def poll():
         raise RunFailed("stopped by SIGTERM")

@@ -1,0 +1,37 @@
+"""A user's script on rank 0 that makes the steps itself, as the server sees it (`psgc.torch`)."""
+
+from typing import Protocol
+
+from psgc.aggregation.replica import Stepping
+from psgc.backend import Array
+from psgc.server.events import Report
+
+
+class Script(Protocol):
+    """Every iteration is one call of the script; what is summed is a vector (dim,).
+
+    replica: with aggregation `allreduce`, by which the sums reach the script.
+    """
+
+    replica: Stepping
+
+    def may_begin(self, iteration: int) -> bool | None:
+        """Whether `iteration` is to begin; None while that is not known, False when the script makes no more calls."""
+
+    def is_over(self) -> bool:
+        """Whether the script makes no more calls."""
+
+    def summed(self, iteration: int, vector: Array) -> None:
+        """The sum of the chunks of `iteration` is there. Not with aggregation `allreduce`."""
+
+    def loss(self, iteration: int, vector: Array) -> float | None:
+        """The loss in a sum; None when it has none."""
+
+    def reported(self, report: Report) -> None:
+        """A worker has done a chunk of this iteration. Raises RunFailed when it was another call of the script."""
+
+    def ended(self, worker: int, iteration: int, text: str) -> None:
+        """The script of `worker` makes no call for `iteration` nor later ones; text: why, or empty."""
+
+    def due(self) -> list[tuple[int, str]]:
+        """Workers without which the run has to go on, and why."""
