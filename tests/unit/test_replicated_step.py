@@ -1,5 +1,7 @@
 """The server's step with aggregation allreduce: it is made to its end, whatever happens meanwhile."""
 
+from unittest import mock
+
 import pytest
 
 from psgc.errors import RunFailed
@@ -22,6 +24,7 @@ class Stepping:
 def make_server(replicated):
     server = Server.__new__(Server)
     server._replicated, server._failure, server._script = replicated, None, None
+    server._links = mock.Mock()
 
     def poll():
         raise RunFailed("stopped by SIGTERM")

@@ -332,3 +332,31 @@ def test_a_checked_chunk_travels_with_its_report_and_is_not_held():
             assert state.finished(iteration, chunk) == Done(True, 0)
             assert state.travels(iteration, chunk) == (chunk not in held)
         assert state.held == held
+
+
+def test_a_chunk_that_was_left_since_it_was_not_wanted_is_reported_as_abandoned():
+    state = begun([0, 1])
+    assert state.take() == 0
+    assert state.wants(0, 0)
+    state.discard(0, 0)
+    assert not state.wants(0, 0)
+    assert state.gave_up(0, 0) == Done(False, 0)
+    assert rest(state) == [1]
+
+
+def test_a_chunk_that_was_left_and_is_wanted_again_comes_next():
+    state = begun([0, 1])
+    assert state.take() == 0
+    state.discard(0, 0)
+    state.queue(0, [1, 0])  # between two looks of the compute thread
+    assert state.gave_up(0, 0) is None
+    assert state.running is None
+    assert rest(state) == [0, 1]
+
+
+def test_a_chunk_of_an_older_iteration_is_not_wanted():
+    state = begun([0, 1])
+    state.take()
+    state.begin(1)
+    assert not state.wants(0, 0)
+    assert state.gave_up(0, 0) == Done(False, 0)
