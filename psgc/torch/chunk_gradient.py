@@ -1,0 +1,124 @@
+"""The gradient of a chunk: the user's loss over its micro-batches, summed in the memory of one vector."""
+
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from math import isfinite
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from psgc.errors import ModelError, UserError
+from psgc.torch.checks import check_model
+from psgc.torch.flat import FlatModel
+from psgc.torch.loss import loss_and_count
+from psgc.torch.seeding import seeded
+from psgc.torch.statistics import RunningStatistics
+
+Loss: TypeAlias = Callable[[nn.Module, Any], Any]
+Buffers: TypeAlias = Literal["chunk"] | None
+
+END = object()
+SUMS = 16  # entries after the gradient: loss, examples, and room for 14 sums of metrics
+
+
+class ChunkGradient:
+    """Computes what a worker contributes for a chunk, and takes the sum of that over all chunks.
+
+    The vector is [gradient (D) | loss | examples | 14 sums of metrics | running statistics (B)], every entry a sum over
+    examples or chunks.
+
+    loss: (model, batch) -> (sum over the batch's examples, how many they are); or their mean alone.
+    buffers: "chunk" for running statistics of batch normalisation, see RunningStatistics; None: there are none (B = 0).
+    num_chunks: of an iteration. dim: entries of the vector, D + 16 + B.
+    """
+
+    def __init__(
+        self, flat: FlatModel, model: nn.Module, loss: Loss, buffers: Buffers = None, num_chunks: int = 1
+    ) -> None:
+        self._flat, self._model, self._loss, self._buffers = flat, model, loss, buffers
+        self._statistics = RunningStatistics(model, num_chunks) if buffers == "chunk" else None
+        self.dim = flat.dim + SUMS + (self._statistics.size if self._statistics else 0)
+
+    def vector(
+        self,
+        micro_batches: Iterable[Any],
+        seed: tuple[int, int, int],
+        wanted: Callable[[], bool],
+        scale: float | None = None,
+    ) -> np.ndarray | None:
+        """The vector (dim,) of a chunk, memory of its own; None once the chunk is not wanted any more.
+
+        micro_batches: the batches to call the loss with; all their random numbers and those of the model follow from
+        `seed`: (seed, step, chunk).
+        wanted: asked after each micro-batch.
+        scale: what the loss is multiplied with before the backward pass (GradScaler). Then a loss or a gradient that is
+        not finite is a result like others, and without it an error. The sum of the loss is not scaled.
+
+        Raises UserError: the loss does not return what it should, or batch normalisation is in training mode.
+        ModelError: the loss or the gradient is not finite.
+        """
+        check_model(self._model, self._buffers)
+        flat = self._flat
+        vector = torch.zeros(self.dim, dtype=flat.dtype, device=flat.device)
+        statistics = vector[flat.dim + SUMS :]
+        merging = self._statistics.of_chunk(seed[2], statistics) if self._statistics else nullcontext()
+        total, examples = 0.0, 0.0
+        flat.gradients_into(vector)
+        try:
+            with seeded(seed, flat.device), merging, torch.enable_grad():
+                batches = iter(micro_batches)
+                while (batch := next(batches, END)) is not END:
+                    part, count = self._add(batch, scale)
+                    total, examples = total + part, examples + count
+                    if not wanted():
+                        return None
+        finally:
+            flat.restore()
+        vector[flat.dim] = total
+        vector[flat.dim + 1] = examples
+        if scale is None:
+            self._check_finite(vector)
+        return vector.cpu().numpy()
+
+    def apply(self, total: np.ndarray, accumulate: bool = False) -> float:
+        """Take the sum of the vectors of all chunks: the gradient of the mean loss to `.grad`; the mean loss.
+
+        accumulate: add it to what is in `.grad`. Updates the running statistics of the model.
+
+        Raises UserError when no example was counted.
+        """
+        flat = self._flat
+        loss, examples = float(total[flat.dim]), float(total[flat.dim + 1])
+        if not examples > 0:
+            raise UserError(f"the loss counted {examples:g} examples in the whole batch; expected more than 0")
+        flat.restore()
+        gradient = torch.from_numpy(total[: flat.dim]).to(flat.device)
+        if accumulate:
+            flat.grad.add_(gradient / examples)
+        else:
+            torch.div(gradient, examples, out=flat.grad)
+        if self._statistics:
+            self._statistics.update(torch.from_numpy(total[flat.dim + SUMS :]).to(flat.device))
+        return loss / examples
+
+    def _add(self, batch: Any, scale: float | None) -> tuple[float, float]:
+        """Add the gradient of a micro-batch to the vector; the sum of its loss, and its number of examples."""
+        loss, count = loss_and_count(self._loss(self._model, batch), batch)
+        value = float(loss.detach())
+        if scale is None and not isfinite(value):
+            raise ModelError(
+                f"the loss is {value}: the rate may be too large, a logarithm or a division may meet 0; GradScaler "
+                "goes with backward(batch, scaler=scaler)"
+            )
+        (loss if scale is None else loss * scale).backward()  # type: ignore[no-untyped-call]
+        return value, count
+
+    def _check_finite(self, vector: Tensor) -> None:
+        """Raise ModelError when the gradient has an entry that is not finite."""
+        if bool(torch.isfinite(vector[: self._flat.dim].sum())):  # one pass over the memory, no copy
+            return
+        for name, gradient in zip(self._flat.names, self._flat.views(vector), strict=True):
+            if not bool(torch.isfinite(gradient).all()):
+                raise ModelError(f"the gradient of {name} has entries that are NaN or infinite, unlike the loss")

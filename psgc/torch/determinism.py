@@ -1,0 +1,175 @@
+"""Computes a chunk twice and compares: what makes the copies of a chunk differ, by the name of the module."""
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from psgc.errors import ModelError
+
+TOLERANCE = {"float32": 1e-5, "float64": 1e-9}  # of a gradient's length; rounding errors stay far below
+SEEDED = "psgc seeds torch, numpy.random and random for each chunk; draw from these alone"
+
+
+class Seen(NamedTuple):
+    """Something that was computed. what: "batch", "input" or "output"; name: of the module or the part of the batch."""
+
+    what: str
+    name: str
+    digest: bytes
+
+
+def computed_twice(
+    model: nn.Module,
+    dim: int,
+    load: Callable[[], Iterable[Any]],
+    compute: Callable[[Iterable[Any]], np.ndarray | None],
+) -> np.ndarray | None:
+    """What `compute` returns for the micro-batches of a chunk, if it returns the same for them a second time.
+
+    dim: entries of the gradient, at the beginning of what is returned; load: the micro-batches, anew; compute: a vector
+    from them, None when it was not wanted any more.
+
+    Raises ModelError: the loss or the model writes to the batch, to parameters or to buffers; or what it computes, or
+    what is loaded, is another thing the second time. The text names what differs first.
+    """
+    state = _state(model)
+    with _watched(model) as first:
+        vector = compute(_watched_batches(load(), first))
+    if vector is None:
+        return None
+    changed = next((name for name, digest in _state(model).items() if digest != state.get(name)), None)
+    if changed is not None:
+        raise ModelError(
+            f"{changed} of the model changes while a gradient is computed, so that ranks would not have the same; "
+            "change it in the script, after optimizer.step(), or not at all"
+        )
+    with _watched(model) as second:
+        again = compute(_watched_batches(load(), second))
+    if again is None or _agree(vector[:dim], again[:dim]):
+        return vector
+    raise ModelError(_difference(model, first, second))
+
+
+def _difference(model: nn.Module, first: list[Seen], second: list[Seen]) -> str:
+    """What to tell the user: the first thing that differs."""
+    twice = "two computations of the same chunk with the same parameters"
+    pairs = zip([*first, None], [*second, None], strict=False)
+    one, other = next(((one, other) for one, other in pairs if one != other), (None, None))
+    seen = one or other
+    if seen is None:
+        return (
+            f"the gradients of {twice} differ, while all modules return the same: the loss function draws random "
+            f"numbers or keeps something between calls ({SEEDED}), or an operation on this device adds up in another "
+            "order each time (torch.use_deterministic_algorithms(True) tells which)"
+        )
+    if seen.what == "batch":
+        return (
+            f"{seen.name} differs when the same rows are loaded twice: dataset or collate_fn is random or keeps "
+            f"something between calls; {SEEDED}"
+        )
+    kind = type(dict(model.named_modules())[seen.name]).__name__
+    module = f"{seen.name} ({kind})" if seen.name else f"the model ({kind})"
+    if seen.what == "input":
+        return (
+            f"what goes into {module} differs between {twice}: what is computed just before it is random or keeps "
+            f"something between calls; {SEEDED}"
+        )
+    return (
+        f"what {module} returns differs between {twice}, for the same input: it is random or keeps something between "
+        f"calls; {SEEDED}"
+    )
+
+
+@contextmanager
+def _watched(model: nn.Module) -> Iterator[list[Seen]]:
+    """A list that gets what goes into the modules of `model` and comes out of them, in order."""
+    seen: list[Seen] = []
+    handles = []
+
+    def watch(name: str, module: nn.Module) -> None:
+        def before(_module: nn.Module, args: Any, kwargs: Any) -> None:
+            seen.append(Seen("input", name, digest((args, kwargs))))
+
+        def after(_module: nn.Module, _args: Any, output: Any) -> None:
+            seen.append(Seen("output", name, digest(output)))
+
+        handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+        handles.append(module.register_forward_hook(after))
+
+    try:
+        for name, module in model.named_modules():
+            watch(name, module)
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _watched_batches(batches: Iterable[Any], seen: list[Seen]) -> Iterator[Any]:
+    """The batches; raises ModelError when one has been written to."""
+    for batch in batches:
+        before = _parts(batch)
+        seen.extend(Seen("batch", name, part) for name, part in before.items())
+        yield batch
+        after = _parts(batch)
+        if written := [name for name in before | after if before.get(name) != after.get(name)]:
+            raise ModelError(
+                f"the loss or the model writes to {written[0]}, which it must only read; let it work on a copy (no "
+                "operation in place, no pop)"
+            )
+
+
+def _state(model: nn.Module) -> dict[str, bytes]:
+    named = [("parameter", model.named_parameters()), ("buffer", model.named_buffers())]
+    return {f"{what} {name}": digest(tensor) for what, tensors in named for name, tensor in tensors}
+
+
+def _parts(batch: Any, name: str = "batch") -> dict[str, bytes]:
+    """Digests of the tensors and arrays of a batch, by where they are in it.
+
+    >>> list(_parts({"x": np.zeros(1), "more": (np.zeros(1), np.zeros(2))}))
+    ["batch['x']", "batch['more'][0]", "batch['more'][1]"]
+    """
+    return {where: digest(leaf) for where, leaf in _leaves(batch, name)}
+
+
+def digest(value: Any) -> bytes:
+    """A checksum of tensors, arrays and numbers in a value, also within lists, tuples and mappings."""
+    found = hashlib.blake2b(digest_size=16)
+    for where, leaf in _leaves(value, ""):
+        found.update(f"{where}{leaf.dtype}{tuple(leaf.shape)}".encode())
+        found.update(_bytes(leaf))
+    return found.digest()
+
+
+def _leaves(value: Any, where: str) -> Iterator[tuple[str, Tensor | np.ndarray]]:
+    if isinstance(value, Tensor | np.ndarray):
+        yield where, value
+    elif isinstance(value, float | int):
+        yield where, np.asarray(value)
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _leaves(item, f"{where}[{key!r}]")
+    elif isinstance(value, list | tuple):
+        for number, item in enumerate(value):
+            yield from _leaves(item, f"{where}[{number}]")
+
+
+def _bytes(leaf: Tensor | np.ndarray) -> memoryview:
+    if isinstance(leaf, Tensor):
+        strided = leaf.detach() if leaf.layout == torch.strided else leaf.detach().to_dense()
+        leaf = strided.cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data
+
+
+def _agree(one: np.ndarray, other: np.ndarray) -> bool:
+    """Whether two gradients are the same but for rounding errors."""
+    if np.array_equal(one, other, equal_nan=True):
+        return True
+    with np.errstate(all="ignore"):
+        return bool(np.linalg.norm(one - other) <= TOLERANCE[one.dtype.name] * np.linalg.norm(one))

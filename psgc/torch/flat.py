@@ -1,0 +1,129 @@
+"""The trainable parameters of a module, and their gradients, as views of two flat tensors."""
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from psgc.errors import UserError
+
+DTYPES = (torch.float32, torch.float64)
+
+
+class FlatModel:
+    """A module whose trainable parameters and gradients are views of flat memory.
+
+    Frozen parameters are left out, and tied ones are there once. The module works as before: optimizers, hooks and
+    `state_dict` see the same Parameter objects, whose strides are kept.
+
+    params, grad: (dim,) tensors; numpy_params, numpy_grad: the same memory, on a CPU only.
+    names: of the parameters, in their order in `params`.
+
+    Raises UserError: no trainable parameter, several dtypes or devices, a dtype other than float32 and float64, a
+    parameter without memory (lazy modules, the device "meta").
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        named = {name: param for name, param in model.named_parameters() if param.requires_grad}
+        self.dtype, self.device = _common(model, named)
+        self._model = model
+        self.names = tuple(named)
+        self._parameters = tuple(named.values())
+        self.dim = sum(param.numel() for param in self._parameters)
+        self._strides = tuple(torch.empty_like(param, device="meta").stride() for param in self._parameters)
+        # of torch, not of NumPy: aligned to 64 bytes on every rank
+        self.params = torch.empty(self.dim, dtype=self.dtype, device=self.device)
+        self.grad = torch.zeros_like(self.params)
+        self._param_views = self.views(self.params)
+        self._grad_views = self.views(self.grad)
+        self._adopt()
+
+    @property
+    def numpy_params(self) -> np.ndarray:
+        """(dim,), the memory of `params`."""
+        return self.params.numpy()
+
+    @property
+    def numpy_grad(self) -> np.ndarray:
+        """(dim,), the memory of `grad`."""
+        return self.grad.numpy()
+
+    def views(self, flat: Tensor) -> list[Tensor]:
+        """A view of `flat` for each parameter, of its shape and strides. flat: (dim,) or longer."""
+        views, start = [], flat.storage_offset()
+        for param, stride in zip(self._parameters, self._strides, strict=True):
+            views.append(flat.as_strided(param.shape, stride, start))
+            start += param.numel()
+        return views
+
+    def gradients_into(self, flat: Tensor) -> None:
+        """Let backward passes add to `flat`, (dim,) or longer, until `restore`."""
+        self._set_grads(self.views(flat))
+
+    def restore(self) -> None:
+        """Make each `.grad` a view of `grad` again, also where an optimizer's zero_grad() has set it to None.
+
+        Parameters that have been frozen since have none.
+        """
+        self._set_grads(self._grad_views)
+
+    def check(self) -> None:
+        """Make the parameters views of `params` again where their memory was replaced (by `param.data = ...`).
+
+        Raises UserError when parameters were added, replaced, taken out, unfrozen, moved or converted since.
+        """
+        now = dict(self._model.named_parameters())
+        known = {id(param) for param in self._parameters}
+        for name, param in now.items():
+            if param.requires_grad and id(param) not in known:
+                raise UserError(
+                    f"parameter {name} was added, replaced, moved or unfrozen after psgc.torch.init; do that before"
+                )
+        present = {id(param) for param in now.values()}
+        for name, param in zip(self.names, self._parameters, strict=True):
+            if id(param) not in present:
+                raise UserError(f"parameter {name} was taken out of the model after psgc.torch.init; do that before")
+            if param.dtype != self.dtype or param.device != self.device:
+                raise UserError(
+                    f"parameter {name} is {param.dtype} on {param.device}, and was {self.dtype} on {self.device} in "
+                    "psgc.torch.init; move or convert the model before"
+                )
+        self._adopt()
+
+    def _adopt(self) -> None:
+        """Give each parameter its view as memory, with the values that it has."""
+        with torch.no_grad():
+            for param, view in zip(self._parameters, self._param_views, strict=True):
+                if param.data_ptr() != view.data_ptr() or param.stride() != view.stride():
+                    view.copy_(param)
+                    param.data = view
+        self.restore()
+
+    def _set_grads(self, views: list[Tensor]) -> None:
+        for param, view in zip(self._parameters, views, strict=True):
+            param.grad = view if param.requires_grad else None
+
+
+def _common(model: nn.Module, named: dict[str, nn.Parameter]) -> tuple[torch.dtype, torch.device]:
+    """The dtype and the device of all parameters; raises UserError, see FlatModel."""
+    if not named:
+        raise UserError(f"the model ({type(model).__name__}) has no trainable parameter")
+    first = next(iter(named))
+    for name, param in named.items():
+        if isinstance(param, nn.parameter.UninitializedParameter) or param.is_meta:
+            raise UserError(
+                f"parameter {name} has no memory yet; call the model once with a batch (lazy modules), or "
+                'model.to_empty(device="cpu") and initialise it'
+            )
+        for what in ("dtype", "device"):
+            there, here = getattr(named[first], what), getattr(param, what)
+            if there != here:
+                raise UserError(
+                    f"the trainable parameters have several {what}s: {first} is {there}, {name} is {here}; expected one"
+                )
+    dtype = named[first].dtype
+    if dtype not in DTYPES:
+        raise UserError(
+            f"the parameters are {dtype}; expected float32 or float64 (keep them in float32 and compute under "
+            "torch.autocast for bfloat16 or float16)"
+        )
+    return dtype, named[first].device

@@ -1,0 +1,251 @@
+"""Parameters and gradients as views of flat memory."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from psgc.errors import UserError
+from psgc.torch.flat import FlatModel
+
+
+def small() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+
+
+def lies_in(tensor: torch.Tensor, flat: torch.Tensor) -> bool:
+    return tensor.untyped_storage().data_ptr() == flat.untyped_storage().data_ptr()
+
+
+def trained(model: nn.Module, optimizer: torch.optim.Optimizer, prepare=lambda: None) -> dict[str, torch.Tensor]:
+    """The parameters after three steps."""
+    x, y = torch.randn(8, 3, generator=torch.Generator().manual_seed(1)), torch.arange(8) % 2
+    for _ in range(3):
+        optimizer.zero_grad()
+        prepare()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    return model.state_dict()
+
+
+def test_values_stay_and_memory_is_one():
+    model, before = small(), small().state_dict()
+    flat = FlatModel(model)
+    assert flat.dim == 26
+    assert flat.names == ("0.weight", "0.bias", "2.weight", "2.bias")
+    assert (flat.dtype, flat.device) == (torch.float32, torch.device("cpu"))
+    for name, param in model.named_parameters():
+        assert torch.equal(param, before[name])
+        assert lies_in(param, flat.params)
+        assert lies_in(param.grad, flat.grad)
+    assert torch.equal(flat.params, torch.cat([before[name].flatten() for name in flat.names]))
+
+
+def test_numpy_shares_the_memory():
+    model = small()
+    flat = FlatModel(model)
+    flat.numpy_params[0] = 7.0
+    flat.numpy_grad[-1] = 5.0
+    assert model[0].weight[0, 0] == 7.0
+    assert model[2].bias.grad[1] == 5.0
+    with torch.no_grad():
+        model[2].bias[1] = 3.0
+    assert flat.numpy_params[-1] == 3.0
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW, torch.optim.RMSprop])
+def test_optimizers_make_the_same_steps_in_the_flat_memory(kind):
+    plain, model = small(), small()
+    flat = FlatModel(model)
+    expected = trained(plain, kind(plain.parameters(), 0.1))
+    optimizer = kind(model.parameters(), 0.1)
+
+    def zero():  # zero_grad() has set the gradients to None
+        flat.restore()
+        flat.grad.zero_()
+
+    for name, value in trained(model, optimizer, zero).items():
+        torch.testing.assert_close(value, expected[name])
+    assert torch.equal(flat.params[:12].view(4, 3), model[0].weight)
+    assert flat.grad.any()
+
+
+def test_parameter_groups_and_what_is_loaded_keep_the_memory():
+    model = small()
+    flat = FlatModel(model)
+    torch.optim.SGD([{"params": model[0].parameters(), "lr": 0.1}, {"params": model[2].parameters()}], 0.2)
+    model.load_state_dict(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).state_dict())
+    model.train()
+    model.to("cpu")
+    assert all(lies_in(param, flat.params) for param in model.parameters())
+
+
+def test_frozen_parameters_are_left_out():
+    model = small()
+    model[0].requires_grad_(False)
+    flat = FlatModel(model)
+    assert flat.names == ("2.weight", "2.bias")
+    assert flat.dim == 10
+    assert model[0].weight.grad is None
+
+
+def test_tied_weights_are_there_once():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.out = nn.Embedding(5, 4), nn.Linear(4, 5, bias=False)
+            self.out.weight = self.embed.weight
+
+        def forward(self, x):
+            return self.out(self.embed(x))
+
+    model = Tied()
+    flat = FlatModel(model)
+    assert (flat.dim, flat.names) == (20, ("embed.weight",))
+    assert model.out.weight is model.embed.weight
+    model(torch.tensor([1, 2])).sum().backward()
+    both = flat.grad.clone()
+    assert both[:5].any()  # of row 0, which only the output layer uses
+    assert not torch.equal(both[:4], both[4:8])  # row 1 is used by both
+
+
+def test_strides_are_kept():
+    model = nn.Conv2d(3, 4, 2).to(memory_format=torch.channels_last)
+    before, strides = model.weight.detach().clone(), model.weight.stride()
+    flat = FlatModel(model)
+    assert model.weight.stride() == model.weight.grad.stride() == strides != (12, 4, 2, 1)
+    assert torch.equal(model.weight, before)
+    assert lies_in(model.weight, flat.params)
+
+
+def test_gradients_into_a_vector_and_back():
+    model = small()
+    flat = FlatModel(model)
+    vector = torch.zeros(30)
+    flat.gradients_into(vector)
+    model(torch.ones(1, 3)).sum().backward()
+    model(torch.ones(1, 3)).sum().backward()
+    once = torch.autograd.grad(model(torch.ones(1, 3)).sum(), list(model.parameters()))
+    torch.testing.assert_close(vector[:26], 2 * torch.cat([gradient.flatten() for gradient in once]))
+    assert not vector[26:].any()
+    assert not flat.grad.any()
+    flat.restore()
+    assert all(lies_in(param.grad, flat.grad) for param in model.parameters())
+
+
+def test_sparse_gradients_are_added_too():
+    model = nn.Embedding(4, 2, sparse=True)
+    flat = FlatModel(model)
+    model(torch.tensor([1, 1, 3])).sum().backward()
+    assert flat.grad.tolist() == [0, 0, 2, 2, 0, 0, 1, 1]
+    assert lies_in(model.weight.grad, flat.grad)
+
+
+def test_restore_after_zero_grad_and_of_parameters_frozen_since():
+    model = small()
+    flat = FlatModel(model)
+    model.zero_grad()
+    assert model[0].weight.grad is None
+    model[2].bias.requires_grad_(False)
+    flat.restore()
+    assert lies_in(model[0].weight.grad, flat.grad)
+    assert model[2].bias.grad is None
+
+
+def test_check_takes_replaced_memory_over():
+    model = small()
+    flat = FlatModel(model)
+    nn.utils.vector_to_parameters(torch.arange(26.0), model.parameters())
+    assert not lies_in(model[0].weight, flat.params)
+    flat.check()
+    assert torch.equal(flat.params, torch.arange(26.0))
+    assert all(lies_in(param, flat.params) for param in model.parameters())
+
+
+def convert(model):
+    model.double()
+
+
+def move(model):
+    model.to("meta")
+
+
+def add(model):
+    model.append(nn.Linear(2, 2))
+
+
+def replace(model):
+    model[2] = nn.Linear(4, 2)
+
+
+def take_out(model):
+    del model[2]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (convert, "parameter 0.weight is torch.float64 on cpu, and was torch.float32 on cpu in psgc.torch.init; move "
+         "or convert the model before"),
+        (move, "parameter 0.weight was added, replaced, moved or unfrozen after psgc.torch.init; do that before"),
+        (add, "parameter 3.weight was added, replaced, moved or unfrozen after psgc.torch.init; do that before"),
+        (replace, "parameter 2.weight was added, replaced, moved or unfrozen after psgc.torch.init; do that before"),
+        (take_out, "parameter 2.weight was taken out of the model after psgc.torch.init; do that before"),
+    ],
+)  # fmt: skip
+def test_a_model_changed_since_is_refused(change, told):
+    model = small()
+    flat = FlatModel(model)
+    flat.check()
+    change(model)
+    with pytest.raises(UserError) as caught:
+        flat.check()
+    assert str(caught.value) == told
+
+
+def test_unfreezing_is_refused_and_freezing_is_not():
+    model = small()
+    model[0].bias.requires_grad_(False)
+    flat = FlatModel(model)
+    model[2].bias.requires_grad_(False)
+    flat.check()
+    model[0].bias.requires_grad_(True)
+    with pytest.raises(UserError, match=r"parameter 0\.bias was added, replaced, moved or unfrozen"):
+        flat.check()
+
+
+def mixed():
+    model = small()
+    model[2].double()
+    return model
+
+
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [
+        (nn.Tanh(), "the model (Tanh) has no trainable parameter"),
+        (small().requires_grad_(False), "the model (Sequential) has no trainable parameter"),
+        (mixed(), "the trainable parameters have several dtypes: 0.weight is torch.float32, 2.weight is torch.float64; "
+         "expected one"),
+        (small().bfloat16(), "the parameters are torch.bfloat16; expected float32 or float64 (keep them in float32 and "
+         "compute under torch.autocast for bfloat16 or float16)"),
+        (nn.Linear(2, 2, device="meta"), "parameter weight has no memory yet; call the model once with a batch (lazy "
+         'modules), or model.to_empty(device="cpu") and initialise it'),
+    ],
+)  # fmt: skip
+def test_models_that_cannot_be_flat(model, told):
+    with pytest.raises(UserError) as caught:
+        FlatModel(model)
+    assert str(caught.value) == told
+
+
+@pytest.mark.filterwarnings("ignore:Lazy modules")
+def test_a_lazy_module_is_called_first():
+    with pytest.raises(UserError, match="parameter weight has no memory yet"):
+        FlatModel(nn.LazyLinear(3))
+
+
+def test_double_precision():
+    flat = FlatModel(small().double())
+    assert flat.numpy_params.dtype == flat.numpy_grad.dtype == np.float64

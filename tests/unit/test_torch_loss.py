@@ -1,0 +1,81 @@
+"""What a loss may return."""
+
+import numpy as np
+import pytest
+import torch
+
+from psgc.errors import UserError
+from psgc.torch.loss import examples_in, loss_and_count
+
+W = torch.ones(3, requires_grad=True)
+BATCH = (torch.zeros(4, 3), torch.zeros(4))
+
+
+@pytest.mark.parametrize(
+    "count", [4, 4.0, np.int64(4), np.float32(4), torch.tensor(4), torch.tensor(4.0), np.array(4), W.sum() + 1]
+)
+def test_a_sum_and_a_count(count):
+    loss, examples = loss_and_count((W.sum(), count), BATCH)
+    assert (loss.item(), examples) == (3.0, 4.0)
+
+
+@pytest.mark.parametrize("total", [W.sum(), W[:1] * 3, W[:1].reshape(1, 1) * 3])
+def test_one_number_in_any_shape(total):
+    loss, _ = loss_and_count([total, 1], BATCH)
+    assert (loss.shape, loss.item()) == ((), 3.0)
+
+
+def test_a_mean_counts_as_often_as_there_are_examples():
+    loss, examples = loss_and_count(W.mean(), BATCH)
+    assert (loss.item(), examples) == (4.0, 4.0)
+    loss.backward()
+    assert W.grad.tolist() == pytest.approx([4 / 3] * 3)
+
+
+@pytest.mark.parametrize(
+    ("batch", "examples"),
+    [
+        (torch.zeros(5, 2), 5),
+        (np.zeros((5, 2)), 5),
+        ({"ids": torch.zeros(5, 2), "names": ["a"] * 9}, 5),
+        ([["a", "b"], {"x": (None, torch.zeros(3))}], 3),
+        (["a", "b"], 2),
+    ],
+)
+def test_examples_in_a_batch(batch, examples):
+    assert examples_in(batch) == examples
+
+
+NEITHER = "expected (sum over the examples, number of examples), or the mean over the examples"
+
+
+@pytest.mark.parametrize(
+    ("returned", "told"),
+    [
+        (None, f"the loss returned a value of type NoneType; {NEITHER}"),
+        (3.0, f"the loss returned a value of type float; {NEITHER}"),
+        ((W.sum(), 4, 5), f"the loss returned a tuple of 3; {NEITHER}"),
+        (W, f"the loss is a Tensor of shape (3,) and dtype torch.float32, not one number; {NEITHER}"),
+        ((W * W, 4), f"the loss is a Tensor of shape (3,) and dtype torch.float32, not one number; {NEITHER}"),
+        ((3.0, 4), f"the loss is a value of type float, not one number; {NEITHER}"),
+        ((W.sum().to(torch.complex64), 4),
+         f"the loss is a Tensor of shape () and dtype torch.complex64, not one number; {NEITHER}"),
+        ((W.sum().detach(), 4), "the loss does not depend on the model's parameters; is it computed under "
+         "torch.no_grad(), or after detach() or item()?"),
+        ((W.sum(), None), f"the loss returned a value of type NoneType as the number of examples; {NEITHER}"),
+        ((W.sum(), torch.zeros(4)),
+         f"the loss returned a Tensor of shape (4,) and dtype torch.float32 as the number of examples; {NEITHER}"),
+        ((W.sum(), -1), "the loss returned -1 as the number of examples; expected a finite number >= 0"),
+        ((W.sum(), float("nan")), "the loss returned nan as the number of examples; expected a finite number >= 0"),
+    ],
+)  # fmt: skip
+def test_what_a_loss_may_not_return(returned, told):
+    with pytest.raises(UserError) as caught:
+        loss_and_count(returned, BATCH)
+    assert str(caught.value) == told
+
+
+@pytest.mark.parametrize("batch", [{"text": "abc"}, ("a", "b"), object(), torch.tensor(1.0)])
+def test_a_mean_over_who_knows_how_many(batch):
+    with pytest.raises(UserError, match=r"the number of examples in a batch .* is not known; return"):
+        loss_and_count(W.mean(), batch)

@@ -1,0 +1,62 @@
+"""Random numbers of a chunk: a function of (seed, step, chunk), and without effect on what comes after."""
+
+import random
+from contextlib import suppress
+
+import numpy as np
+import pytest
+import torch
+
+from psgc.torch.seeding import seeded
+
+CPU = torch.device("cpu")
+
+
+def drawn() -> tuple[float, ...]:
+    return (*torch.rand(2).tolist(), *np.random.rand(2), random.random(), random.random())
+
+
+def of(*seed: int) -> tuple[float, ...]:
+    with seeded(seed, CPU):
+        return drawn()
+
+
+def test_numbers_depend_on_the_seed_alone():
+    first = of(1, 2, 3)
+    drawn()
+    assert of(1, 2, 3) == first
+    seen = [first, of(1, 2, 4), of(1, 3, 3), of(2, 2, 3), of(0, 0, 0), of(2**63, 0, 0)]
+    assert len({number for numbers in seen for number in numbers}) == 6 * len(seen)
+
+
+def test_the_generators_go_on_where_they_were():
+    torch.manual_seed(5), np.random.seed(5), random.seed(5)
+    expected = drawn(), drawn()
+    torch.manual_seed(5), np.random.seed(5), random.seed(5)
+    first = drawn()
+    of(1, 2, 3)
+    assert (first, drawn()) == expected
+
+
+def test_also_after_an_error():
+    torch.manual_seed(5), np.random.seed(5), random.seed(5)
+    expected = drawn()
+    torch.manual_seed(5), np.random.seed(5), random.seed(5)
+    with suppress(ZeroDivisionError), seeded((1,), CPU):
+        _ = drawn()[0] / 0
+    assert drawn() == expected
+
+
+def test_the_generator_of_the_cuda_device_too(monkeypatch):
+    """With a stand-in: what is called for a model on cuda:1, in which order."""
+    called = []
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: called.append(("get", device)) or "state")
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: called.append(("set", state, device)))
+    monkeypatch.setattr(torch.cuda, "manual_seed", lambda seed: called.append(("seed", seed)))
+    monkeypatch.setattr(torch.cuda, "device", lambda device: pytest.MonkeyPatch.context())
+    device = torch.device("cuda:1")
+    with seeded((1, 2, 3), device):
+        called.append("within")
+    got, (seed, number), within, restored = called
+    assert (got, seed, within, restored) == (("get", device), "seed", "within", ("set", "state", device))
+    assert 0 <= number < 2**63
