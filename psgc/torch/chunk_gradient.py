@@ -121,4 +121,4 @@ class ChunkGradient:
             return
         for name, gradient in zip(self._flat.names, self._flat.views(vector), strict=True):
             if not bool(torch.isfinite(gradient).all()):
-                raise ModelError(f"the gradient of {name} has entries that are NaN or infinite, unlike the loss")
+                raise ModelError(f"the gradient of {name} has NaN or infinite entries, unlike the loss")

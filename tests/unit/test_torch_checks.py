@@ -1,0 +1,57 @@
+"""Normalisation that changes running statistics is refused, by the names of its modules."""
+
+import pytest
+from torch import nn
+
+from psgc.errors import UserError
+from psgc.torch.checks import check_model
+
+WAYS_OUT = (
+    "batch normalisation in training mode, whose running statistics would be other ones on every rank; use "
+    "nn.GroupNorm, or freeze the statistics (eval() on these modules, after model.train()), or pass buffers=\"chunk\" "
+    "to psgc.torch.init (statistics of each chunk)"
+)  # fmt: skip
+
+
+def refusal(model: nn.Module, buffers: str | None) -> str:
+    with pytest.raises(UserError) as caught:
+        check_model(model, buffers)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("model", "names"),
+    [
+        (nn.BatchNorm1d(3), "the model"),
+        (nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1)), "1"),
+        (nn.ModuleDict({"stem": nn.BatchNorm2d(1), "block": nn.Sequential(nn.BatchNorm3d(1))}), "stem, block.0"),
+        (nn.Sequential(*(nn.BatchNorm1d(1) for _ in range(5))), "0, 1 and 3 more"),
+        (nn.BatchNorm1d(3, track_running_stats=False), "the model"),
+    ],
+)
+def test_batch_normalisation_in_training_mode(model, names):
+    assert refusal(model, None) == f"{names}: {WAYS_OUT}"
+    check_model(model, "chunk")
+    check_model(model.eval(), None)
+
+
+def test_frozen_statistics_in_a_model_that_is_trained():
+    model = nn.Sequential(nn.BatchNorm1d(3), nn.Dropout())
+    model[0].eval()
+    check_model(model, None)
+
+
+@pytest.mark.parametrize("norm", [nn.GroupNorm(1, 3), nn.LayerNorm(3), nn.InstanceNorm1d(3), nn.Dropout()])
+def test_what_normalises_rows_of_their_own_is_allowed(norm):
+    check_model(norm, None)
+
+
+@pytest.mark.parametrize("buffers", [None, "chunk"])
+def test_what_no_buffers_help(buffers):
+    assert refusal(nn.Sequential(nn.SyncBatchNorm(3)), buffers) == (
+        '0: SyncBatchNorm needs torch.distributed; use BatchNorm and buffers="chunk"'
+    )
+    assert refusal(nn.Sequential(nn.InstanceNorm2d(3, track_running_stats=True)), buffers) == (
+        "0: instance normalisation with running statistics in training mode, of which every rank would have its own; "
+        "use track_running_stats=False"
+    )

@@ -1,0 +1,278 @@
+"""The gradient of a chunk: sums over micro-batches in one vector, equal on every copy."""
+
+import random
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from psgc.errors import ModelError, UserError
+from psgc.torch.chunk_gradient import SUMS, ChunkGradient
+from psgc.torch.flat import FlatModel
+
+SEED = (1, 2, 3)
+X = torch.randn(10, 3, generator=torch.Generator().manual_seed(1))
+Y = torch.arange(10) % 2
+BATCHES = [(X[:4], Y[:4]), (X[4:8], Y[4:8]), (X[8:], Y[8:])]
+
+
+def always() -> bool:
+    return True
+
+
+def small(*more: nn.Module) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), *more, nn.Linear(4, 2))
+
+
+def cross_entropy(model, batch):
+    x, y = batch
+    return F.cross_entropy(model(x), y, reduction="sum"), len(y)
+
+
+def made(model=None, loss=cross_entropy, **more) -> tuple[ChunkGradient, FlatModel]:
+    model = model or small()
+    flat = FlatModel(model)
+    return ChunkGradient(flat, model, loss, **more), flat
+
+
+def expected(model: nn.Module, divisor: float = 1.0) -> tuple[torch.Tensor, float]:
+    """Gradient and loss of all rows, by PyTorch alone."""
+    loss = F.cross_entropy(model(X), Y, reduction="sum")
+    gradients = torch.autograd.grad(loss, list(model.parameters()))
+    return torch.cat([gradient.flatten() for gradient in gradients]) / divisor, loss.item() / divisor
+
+
+def test_the_vector_of_a_chunk():
+    gradient, flat = made()
+    vector = gradient.vector(BATCHES, SEED, always)
+    total, loss = expected(small())
+    assert gradient.dim == 26 + SUMS == len(vector)
+    assert vector.dtype == np.float32
+    np.testing.assert_allclose(vector[:26], total, rtol=1e-5, atol=1e-6)
+    assert vector[26:28].tolist() == pytest.approx([loss, 10])
+    assert not vector[28:].any()
+    assert not flat.grad.any()
+
+
+def test_a_mean_and_uneven_micro_batches_make_the_same():
+    gradient, _ = made(loss=lambda model, batch: F.cross_entropy(model(batch[0]), batch[1]))
+    total, loss = expected(small())
+    vector = gradient.vector(BATCHES, SEED, always)
+    np.testing.assert_allclose(vector[:26], total, rtol=1e-5, atol=1e-6)
+    assert vector[26:28].tolist() == pytest.approx([loss, 10])
+
+
+def test_the_sum_over_chunks_becomes_the_gradient_of_the_mean():
+    gradient, flat = made()
+    total = sum(gradient.vector([batch], (1, 2, chunk), always) for chunk, batch in enumerate(BATCHES))
+    mean, loss = expected(small(), 10)
+    assert gradient.apply(total) == pytest.approx(loss)
+    torch.testing.assert_close(flat.grad, mean)
+    gradient.apply(total, accumulate=True)
+    torch.testing.assert_close(flat.grad, 2 * mean)
+    gradient.apply(total)
+    torch.testing.assert_close(flat.grad, mean)
+
+
+def test_apply_after_zero_grad_reaches_the_parameters():
+    model = small()
+    gradient, _ = made(model)
+    vector = gradient.vector(BATCHES, SEED, always)
+    model.zero_grad()
+    gradient.apply(vector)
+    assert model[0].weight.grad.any()
+
+
+def test_no_examples_at_all_are_an_error():
+    gradient, _ = made()
+    with pytest.raises(UserError) as caught:
+        gradient.apply(gradient.vector([], SEED, always))
+    assert str(caught.value) == "the loss counted 0 examples in the whole batch; expected more than 0"
+
+
+def test_vectors_keep_what_is_in_them():
+    gradient, flat = made()
+    one = gradient.vector(BATCHES, SEED, always)
+    before = one.copy()
+    other = gradient.vector(BATCHES[:1], SEED, always)
+    gradient.apply(other)
+    flat.grad.fill_(7)
+    np.testing.assert_array_equal(one, before)
+
+
+def test_backward_passes_add_to_the_memory_of_the_vector():
+    """A second gradient of the whole model is never there: only one parameter's at a time, until it is added."""
+    model = small()
+    gradient, flat = made(model)
+    places = []
+    for param in model.parameters():
+        param.register_post_accumulate_grad_hook(lambda p: places.append(p.grad.untyped_storage().data_ptr()))
+    vector = gradient.vector(BATCHES, SEED, always)
+    assert places == [vector.__array_interface__["data"][0]] * 12
+    assert all(p.grad.untyped_storage().data_ptr() == flat.grad.data_ptr() for p in model.parameters())
+
+
+@pytest.mark.parametrize(("answers", "begun"), [([False], 1), ([True, False], 2), ([True, True, False], 3)])
+def test_a_chunk_ends_between_micro_batches(answers, begun):
+    gradient, flat = made()
+    loaded = []
+
+    def load():
+        for number, batch in enumerate(BATCHES):
+            loaded.append(number)
+            yield batch
+
+    assert gradient.vector(load(), SEED, iter(answers).__next__) is None
+    assert len(loaded) == begun
+    assert flat.grad.data_ptr() == next(iter(gradient._model.parameters())).grad.data_ptr()
+
+
+def test_dropout_and_augmentation_are_equal_on_every_copy():
+    def noisy(model, batch):
+        x, y = batch
+        noise = torch.randn_like(x) + float(np.random.rand()) + random.random()
+        return cross_entropy(model, (x + noise, y))
+
+    one, _ = made(small(nn.Dropout()), noisy)
+    other, _ = made(small(nn.Dropout()), noisy)
+    first = one.vector(BATCHES, SEED, always)
+    torch.manual_seed(9), np.random.seed(9), random.seed(9)
+    other.vector(BATCHES, (1, 2, 4), always)
+    np.testing.assert_array_equal(other.vector(BATCHES, SEED, always), first)
+    assert not np.array_equal(other.vector(BATCHES, (1, 2, 4), always), first)
+
+
+def test_the_scripts_random_numbers_do_not_depend_on_the_chunks():
+    gradient, _ = made(small(nn.Dropout()))
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    gradient.vector(BATCHES, SEED, always)
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize("within_loss", [True, False])
+def test_autocast(within_loss):
+    def autocast(model, batch):
+        with torch.autocast("cpu", torch.bfloat16) if within_loss else nullcontext():
+            assert model(batch[0]).dtype == torch.bfloat16
+            return cross_entropy(model, batch)
+
+    gradient, _ = made(loss=autocast)
+    with nullcontext() if within_loss else torch.autocast("cpu", torch.bfloat16):
+        vector = gradient.vector(BATCHES, SEED, always)
+    total, _ = expected(small())
+    assert vector.dtype == np.float32
+    np.testing.assert_allclose(vector[:26], total, atol=0.05)
+    assert np.abs(vector[:26] - total.numpy()).max() > 1e-4  # it was not float32
+
+
+def test_under_no_grad():
+    gradient, _ = made()
+    with torch.no_grad():
+        assert gradient.vector(BATCHES, SEED, always)[:26].any()
+
+
+def test_scale_multiplies_the_gradient_and_not_the_loss():
+    gradient, _ = made()
+    plain = gradient.vector(BATCHES, SEED, always)
+    scaled = gradient.vector(BATCHES, SEED, always, scale=1024.0)
+    np.testing.assert_allclose(scaled[:26], 1024 * plain[:26], rtol=1e-6)
+    np.testing.assert_array_equal(scaled[26:], plain[26:])
+
+
+@pytest.mark.parametrize("scale", [1.0, 65536.0])
+def test_a_gradient_that_overflows_is_a_result_with_a_scaler(scale):
+    """GradScaler then skips the step, and makes the scale smaller."""
+
+    def overflows(model, batch):
+        total, count = cross_entropy(model, batch)
+        return total * 3e38 * 10, count
+
+    model = small()
+    gradient, _ = made(model, overflows)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+    scaler.scale(torch.zeros(1))
+    before = gradient._flat.params.clone()
+    gradient.apply(gradient.vector(BATCHES, SEED, always, scale=scaler.get_scale()))
+    scaler.step(optimizer)
+    scaler.update()
+    assert torch.equal(gradient._flat.params, before)
+    assert scaler.get_scale() == scale / 2
+    with pytest.raises(ModelError, match="the loss is inf: the rate may be too large"):
+        gradient.vector(BATCHES, SEED, always)
+
+
+def test_a_gradient_that_is_not_finite_is_named():
+    def root_of_zero(model, batch):
+        total, count = cross_entropy(model, batch)
+        return total + (model[2].bias * 0).abs().sqrt().sum(), count
+
+    gradient, flat = made(loss=root_of_zero)
+    with pytest.raises(ModelError) as caught:
+        gradient.vector(BATCHES, SEED, always)
+    assert str(caught.value) == "the gradient of 2.bias has NaN or infinite entries, unlike the loss"
+    assert gradient.vector(BATCHES, SEED, always, scale=1.0) is not None
+    assert flat.grad.data_ptr() == next(iter(gradient._model.parameters())).grad.data_ptr()
+
+
+def test_large_entries_whose_sum_overflows_are_finite():
+    gradient, _ = made(loss=lambda model, batch: ((model[2].bias * 3e38).sum(), 1))
+    assert np.isfinite(gradient.vector(BATCHES[:1], SEED, always)).all()
+
+
+def test_a_loss_that_is_not_finite():
+    gradient, _ = made(loss=lambda model, batch: (model(batch[0]).sum() * float("nan"), 1))
+    with pytest.raises(ModelError, match="the loss is nan: the rate may be too large"):
+        gradient.vector(BATCHES, SEED, always)
+
+
+def test_the_users_errors_come_as_they_are_and_leave_all_in_order():
+    model = small(nn.Dropout())
+    gradient, flat = made(model, lambda model, batch: model.nothing)
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    with pytest.raises(AttributeError):
+        gradient.vector(BATCHES, SEED, always)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert model[0].weight.grad.data_ptr() == flat.grad.data_ptr()
+
+
+def test_batch_normalisation_set_to_training_later_is_refused():
+    model = small(nn.BatchNorm1d(4))
+    model.eval()
+    gradient, _ = made(model)
+    gradient.vector(BATCHES, SEED, always)
+    model.train()
+    with pytest.raises(UserError, match=r"^2: batch normalisation in training mode"):
+        gradient.vector(BATCHES, SEED, always)
+
+
+def test_parameters_frozen_since_get_zeros():
+    model = small()
+    gradient, _ = made(model)
+    model[0].requires_grad_(False)
+    vector = gradient.vector(BATCHES, SEED, always)
+    assert not vector[:16].any()
+    assert vector[16:26].all()
+    gradient.apply(vector)
+    assert model[0].weight.grad is None
+
+
+def test_running_statistics_ride_on_the_vector():
+    model = small(nn.BatchNorm1d(4))
+    gradient, _ = made(model, buffers="chunk", num_chunks=3)
+    vectors = [gradient.vector([batch], (1, 0, chunk), always) for chunk, batch in enumerate(BATCHES)]
+    assert gradient.dim == 26 + 8 + SUMS + 2 + 8 == len(vectors[0])
+    assert model[2].num_batches_tracked == 0
+    gradient.apply(sum(vectors))
+    plain = small(nn.BatchNorm1d(4))
+    for x, _ in BATCHES:
+        plain(x)
+    for name, buffer in plain.named_buffers():
+        torch.testing.assert_close(model.get_buffer(name), buffer)
