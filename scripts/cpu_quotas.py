@@ -1,5 +1,6 @@
 """Slow processors: groups of processes (Linux cgroups, version 1 or 2) that get a share of one core each."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -52,7 +53,7 @@ class CpuQuotas:
 
 def join(folder: str, name: str) -> None:
     """Put the calling process, with all its threads, into one of the groups in `folder`."""
-    Path(folder, name, "cgroup.procs").write_text("0")
+    Path(folder, name, "cgroup.procs").write_text(str(os.getpid()))
 
 
 def _parent_and_quota(root: Path):

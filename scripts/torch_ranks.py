@@ -1,0 +1,133 @@
+"""What the ranks of scripts/bench_torch.py run: one training loop with DistributedDataParallel, one with psgc.torch.
+
+    python torch_ranks.py ddp OPTIONS           # with RANK and WORLD_SIZE in the environment
+    psgc launch torch_ranks.py -n 5 -- psgc OPTIONS
+
+OPTIONS is a JSON object: task (of torch_tasks.py), steps, folder (for results), groups (the folder of the CPU quotas,
+empty for none), kill (rank and step, or null). Both take the same examples in every step. Rank 0 leaves
+FOLDER/result.json: the loss and the seconds of each step.
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from cpu_quotas import join
+from torch import distributed
+from torch.nn.parallel import DistributedDataParallel
+from torch_tasks import TASKS, Task
+
+from psgc.torch.sampling import Sampler
+from psgc.writing import write_text
+
+SEED = 0
+MILLION = 1 << 20  # epochs: more than any run takes
+
+
+class Progress:
+    """One rank's way through the steps. worker: from 1 on, 0 for psgc's server."""
+
+    def __init__(self, worker: int, options: dict[str, Any]) -> None:
+        self._worker, self._options = worker, options
+        self._losses: list[float] = []
+        self._seconds: list[float] = []
+        self._began = 0.0
+
+    def begin(self, step: int) -> None:
+        """Before a step. Quotas begin with the first: imports at a twentieth of a core take a minute."""
+        if step == 0 and self._worker and (groups := self._options["groups"]):
+            join(groups, f"worker{self._worker}")
+        if [self._worker, step] == self._options["kill"]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        self._began = time.monotonic()
+
+    def end(self, loss: float) -> None:
+        """After a step."""
+        self._seconds.append(time.monotonic() - self._began)
+        self._losses.append(loss)
+
+    def write(self, losses: Sequence[float] | None = None) -> None:
+        """On rank 0. losses: in place of those that `end` was told."""
+        result = {"losses": losses or self._losses, "seconds": self._seconds}
+        write_text(Path(self._options["folder"], "result.json"), json.dumps(result))
+
+
+def with_ddp(task: Task, options: dict[str, Any]) -> None:
+    """Examples dealt out as DistributedSampler does; one all-reduce a step, behind the last backward."""
+    store = f"file://{options['folder']}/store"
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=size)
+    model = DistributedDataParallel(task.model)
+    optimizer = task.optimizer(model.parameters())
+    collate = task.collate or torch.utils.data.default_collate
+    progress, losses = Progress(rank + 1, options), []
+    for step, batch in enumerate(
+        islice(Sampler(len(task.dataset), SEED).batches(task.batch, MILLION), options["steps"])
+    ):
+        progress.begin(step)
+        count = task.count(batch.rows)
+        own = batch.rows[rank::size]
+        total = torch.zeros(())
+        for first in range(0, len(own), task.at_once):
+            examples = collate([task.dataset[row] for row in own[first : first + task.at_once]])
+            with nullcontext() if first + task.at_once >= len(own) else model.no_sync():
+                loss, _ = task.loss(model, examples)
+                (loss * (size / count)).backward()  # DDP takes the mean over the ranks
+            total += loss.detach()
+        optimizer.step()
+        optimizer.zero_grad()
+        progress.end(0.0)
+        losses.append(total / count)
+    summed = torch.stack(losses)
+    distributed.all_reduce(summed)
+    if rank == 0:
+        progress.write(summed.tolist())
+    distributed.destroy_process_group()
+
+
+def with_psgc(task: Task, options: dict[str, Any]) -> None:
+    """The same with psgc."""
+    import psgc.torch
+
+    run = psgc.torch.init(
+        task.model,
+        task.dataset,
+        task.loss,
+        chunks=task.chunks,
+        micro_batch=task.at_once,
+        seed=SEED,
+        output=Path(options["folder"], "run"),
+        collate_fn=task.collate,
+        checkpoint_every=0,
+    )
+    optimizer = task.optimizer(task.model.parameters())
+    run.attach(optimizer)
+    rank = int(os.environ["OMPI_COMM_WORLD_RANK"])
+    progress = Progress(rank, options)
+    epochs = -(-options["steps"] * task.batch // len(task.dataset))
+    for step, batch in enumerate(run.batches(task.batch, epochs)):
+        progress.begin(step)
+        loss = run.backward(batch)
+        optimizer.step()
+        progress.end(float(loss))
+    if rank == 0:
+        progress.write()
+
+
+def main() -> None:
+    program, options = sys.argv[1], json.loads(sys.argv[2])
+    torch.set_num_threads(1)
+    task = TASKS[options["task"]](options["steps"])
+    {"ddp": with_ddp, "psgc": with_psgc}[program](task, options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""What scripts/bench_torch.py trains: a perceptron, and a character transformer on texts of very different length."""
+
+import ast
+import sysconfig
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+LONGEST = 2048  # characters of a text that are kept
+PADDING = 0  # no text has this byte
+FIRST = 1  # nor this one, which comes before every text
+
+
+@dataclass(frozen=True)
+class Task:
+    """A model and its data, the same on every rank.
+
+    loss: of (model, micro-batch), the sum and the number of terms; count: the number of terms of examples. batch: the
+    examples of a step, of which `at_once` go through the model together, at most; chunks: of psgc, in a step.
+    """
+
+    model: nn.Module
+    dataset: Any
+    loss: Callable[[nn.Module, Any], tuple[Tensor, int]]
+    count: Callable[[Sequence[int]], int]
+    collate: Callable[[list[Any]], Any] | None
+    optimizer: Callable[[Any], torch.optim.Optimizer]
+    batch: int
+    at_once: int
+    chunks: int
+
+
+class Examples:
+    """x: (examples, 784), y: (examples,), of ten classes."""
+
+    def __init__(self, length: int) -> None:
+        generator = torch.Generator().manual_seed(1)
+        self.x = torch.randn(length, 784, generator=generator)
+        self.y = (self.x @ torch.randn(784, 10, generator=generator)).argmax(1)
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def __getitem__(self, row: int) -> tuple[Tensor, Tensor]:
+        return self.x[row], self.y[row]
+
+
+def perceptron(steps: int) -> Task:
+    """Three layers, 669,706 parameters."""
+
+    def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, int]:
+        x, y = batch
+        return F.cross_entropy(model(x), y, reduction="sum"), len(y)
+
+    torch.manual_seed(0)
+    layers = [nn.Linear(784, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 10)]
+    return Task(
+        model=nn.Sequential(*layers),
+        dataset=Examples(8192),
+        loss=loss,
+        count=len,
+        collate=None,
+        optimizer=lambda params: torch.optim.SGD(params, 0.02, momentum=0.9),
+        batch=4096,
+        at_once=1024,
+        chunks=32,
+    )
+
+
+class Texts:
+    """Texts as bytes, FIRST before each."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        starts = (bytes([FIRST]) + text.encode("ascii", "replace") for text in texts)
+        self.texts = [torch.frombuffer(bytearray(text[: LONGEST + 1]), dtype=torch.uint8) for text in starts]
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __getitem__(self, row: int) -> Tensor:
+        return self.texts[row].long()
+
+
+class Transformer(nn.Module):
+    """Predicts each next byte. Attention is causal, so padding at the end changes nothing before it."""
+
+    def __init__(self, width: int = 64, layers: int = 2) -> None:
+        super().__init__()
+        self.byte, self.place = nn.Embedding(128, width), nn.Embedding(LONGEST, width)
+        self.blocks = nn.ModuleList(_Block(width) for _ in range(layers))
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, 128)
+
+    def forward(self, texts: Tensor) -> Tensor:
+        """texts: (texts, length). Returns logits, (texts, length, 128)."""
+        x = self.byte(texts) + self.place(torch.arange(texts.shape[1]))
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.norm(x))
+
+
+class _Block(nn.Module):
+    def __init__(self, width: int, heads: int = 4) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norms = nn.ModuleList([nn.LayerNorm(width), nn.LayerNorm(width)])
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(self.norms[0](x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        seen = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.out(seen.transpose(1, 2).flatten(2))
+        return x + self.mlp(self.norms[1](x))
+
+
+def transformer(steps: int) -> Task:
+    """Two layers; each step has functions of its own."""
+    batch = 32
+    dataset = Texts(functions(batch * steps))
+
+    def loss(model: nn.Module, texts: Tensor) -> tuple[Tensor, int]:
+        logits, following = model(texts[:, :-1]), texts[:, 1:]
+        total = F.cross_entropy(logits.transpose(1, 2), following, ignore_index=PADDING, reduction="sum")
+        return total, int((following != PADDING).sum())
+
+    torch.manual_seed(0)
+    return Task(
+        model=Transformer(),
+        dataset=dataset,
+        loss=loss,
+        count=lambda rows: sum(len(dataset.texts[row]) - 1 for row in rows),
+        collate=lambda texts: pad_sequence(texts, batch_first=True, padding_value=PADDING),
+        optimizer=lambda params: torch.optim.AdamW(params, 1e-3),
+        batch=batch,
+        at_once=2,
+        chunks=16,
+    )
+
+
+def functions(number: int) -> list[str]:
+    """The source of so many functions of Python's standard library, evenly from all that its first modules have."""
+    found = []
+    for path in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py")):
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+        nodes = (node for node in ast.walk(ast.parse("".join(lines))) if isinstance(node, ast.FunctionDef))
+        found += ["".join(lines[node.lineno - 1 : node.end_lineno]) for node in nodes]
+    return [found[i * len(found) // number] for i in range(number)]
+
+
+TASKS: dict[str, Callable[[int], Task]] = {"perceptron": perceptron, "transformer": transformer}

@@ -1,0 +1,166 @@
+"""The table of scripts/bench_torch.py, what it trains, and how it slows processes down without quotas."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
+import bench_torch
+import cpu_quotas
+import torch_tasks
+from bench_torch import DDP, PSGC, SETTINGS, Row
+from stop_and_go import StopAndGo
+
+from psgc.errors import RunFailed
+
+sys.path.pop(0)
+
+
+def test_the_table_is_relative_to_ddp_with_nobody_slow():
+    rows = {
+        ("perceptron", DDP): Row(0.2, (2.0, 1.0)),
+        ("perceptron", PSGC): Row(0.21, (2.0, 1.00001)),
+        ("perceptron-slow", DDP): Row(1.0, (2.0,)),
+        ("perceptron-killed", DDP): Row(None),
+        ("transformer", PSGC): Row(0.5, (3.0,)),
+    }
+    assert [bench_torch.line(rows, *key) for key in rows] == [
+        "| perceptron, none slow | DDP, gloo | 200 ms | 1.00 | 1.00000 |",
+        "| perceptron, none slow | psgc | 210 ms | 1.05 | 1.00001 |",
+        "| perceptron, one 5 x slower | DDP, gloo | 1000 ms | 5.00 | 2.00000 |",
+        "| perceptron, one killed | DDP, gloo | ends |  |  |",
+        "| transformer, none slow | psgc | 500 ms |  | 3.00000 |",
+    ]
+    assert "slow processors: CPU quotas:" in bench_torch.report(rows, "CPU quotas")
+
+
+@pytest.mark.parametrize("loss", [1.0002, float("nan")])
+@pytest.mark.parametrize("name", ["perceptron", "perceptron-killed"])
+def test_a_loss_that_differs_is_named_with_its_step(name, loss):
+    rows = {("perceptron", DDP): Row(0.2, (2.0, 1.0, 0.5)), ("perceptron", PSGC): Row(0.2, (2.0, 1.00009))}
+    assert bench_torch.disagreeing(rows) == ""
+    rows |= {
+        (name, DDP): Row(None) if name != "perceptron" else Row(0.2, (2.0, 1.0)),
+        (name, PSGC): Row(0.2, (2.0, loss)),
+    }
+    assert bench_torch.disagreeing(rows) == f"{SETTINGS[name].text}, step 1: 1.0 (DDP, gloo), {loss!r} (psgc)"
+
+
+def test_one_worker_has_a_fifth_of_what_the_others_have():
+    assert SETTINGS["perceptron-slow"].shares == (0.35, 0.07, 0.35, 0.35)
+    assert set(SETTINGS["perceptron-killed"].shares) == {0.35}
+    assert SETTINGS["transformer"].shares is None
+
+
+def test_a_run_that_hangs_after_a_failure_is_ended(monkeypatch):
+    commands = ["import sys; sys.exit(3)", "import time; time.sleep(60)"]
+    processes = [subprocess.Popen([sys.executable, "-c", command]) for command in commands]
+    monkeypatch.setattr(bench_torch, "AFTER_FAILURE", 0.3)
+    assert bench_torch.wait(processes) == [3, -15]
+    monkeypatch.setattr(bench_torch, "LIMIT", 0.3)
+    hanging = subprocess.Popen([sys.executable, "-c", commands[1]])
+    try:
+        with pytest.raises(RunFailed, match="more than 0"):
+            bench_torch.wait([hanging])
+    finally:
+        bench_torch.kill_all([hanging])
+    assert hanging.returncode == -15
+
+
+# what is trained
+
+
+def test_the_perceptron():
+    task = torch_tasks.perceptron(1)
+    assert sum(param.numel() for param in task.model.parameters()) == 669_706
+    total, count = task.loss(task.model, torch.utils.data.default_collate([task.dataset[row] for row in range(8)]))
+    assert (count, task.count(range(8))) == (8, 8)
+    assert 10 < float(total.detach()) < 30
+
+
+def test_padding_and_micro_batches_do_not_change_the_transformers_loss(monkeypatch):
+    monkeypatch.setattr(torch_tasks, "functions", lambda number: ["def f(): pass\n" * 5, "x = 1\n", "äb" * 2000, "y"])
+    task = torch_tasks.transformer(1)
+    rows = range(4)
+    with torch.no_grad():
+        together = task.loss(task.model, task.collate([task.dataset[row] for row in rows]))
+        alone = [task.loss(task.model, task.collate([task.dataset[row]])) for row in rows]
+    assert together[1] == sum(count for _, count in alone) == task.count(rows) == 70 + 6 + 2048 + 1
+    assert float(together[0]) == pytest.approx(sum(float(total) for total, _ in alone), rel=1e-5)
+
+
+def test_functions_are_those_of_the_standard_library():
+    found = torch_tasks.functions(50)
+    assert len(found) == 50
+    assert all(text.lstrip().startswith(("def ", "@")) for text in found)
+    assert max(map(len, found)) > 5 * min(map(len, found))
+
+
+# turns
+
+BUSY = """
+import sys, time
+sys.path.insert(0, {scripts!r})
+from cpu_quotas import join
+join({folder!r}, {name!r})
+end = time.monotonic() + 1.5
+while time.monotonic() < end: pass
+print(time.process_time())
+"""
+
+
+def test_a_process_runs_for_its_share_of_the_time():
+    with StopAndGo({"a": 0.2, "b": 1.0}) as groups:
+        scripts = str(Path(cpu_quotas.__file__).parent)
+        programs = (BUSY.format(scripts=scripts, folder=str(groups.folder), name=name) for name in "ab")
+        processes = [subprocess.Popen([sys.executable, "-c", text], stdout=subprocess.PIPE) for text in programs]
+        slow, fast = (float(process.communicate(timeout=30)[0]) for process in processes)
+    assert slow < 0.5 * fast
+    assert not groups.folder.exists()
+
+
+def test_nobody_stays_stopped():
+    with StopAndGo({"a": 0.01}) as groups:
+        sleeper = subprocess.Popen(["sleep", "60"])
+        (groups.folder / "a/cgroup.procs").write_text(str(sleeper.pid))
+        time.sleep(0.2)
+    try:
+        assert Path(f"/proc/{sleeper.pid}/stat").read_text().rpartition(")")[2].split()[0] != "T"
+    finally:
+        sleeper.kill()
+        sleeper.wait()
+
+
+def test_a_process_that_has_ended_is_left_alone():
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    with StopAndGo({"a": 0.5}) as groups:
+        (groups.folder / "a/cgroup.procs").write_text(str(ended.pid))
+        time.sleep(0.1)
+
+
+def test_without_torch_one_line_says_so(monkeypatch, capsys):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr(sys, "argv", ["bench_torch.py"])
+    assert bench_torch.main() == 2
+    assert capsys.readouterr().err == "bench_torch: PyTorch is not installed: pip install '.[torch]'\n"
+
+
+def test_two_ranks_of_ddp(tmp_path, monkeypatch):
+    """A real run of the side that psgc is compared with: its loss is that of one process over the same examples."""
+    monkeypatch.setitem(os.environ, "PYTHONPATH", os.pathsep.join([str(Path.cwd()), os.environ.get("PYTHONPATH", "")]))
+    setting = bench_torch.Setting("perceptron", "", None, workers=2)
+    row = bench_torch.measure(setting, DDP, bench_torch.WARM + 1, quotas=False)
+    task = torch_tasks.perceptron(1)
+    from psgc.torch.sampling import rows_of
+
+    rows = rows_of(0, 0, len(task.dataset), 0, task.batch)
+    total, count = task.loss(task.model, (task.dataset.x[rows], task.dataset.y[rows]))
+    assert row.losses[0] == pytest.approx(float(total.detach()) / count, rel=1e-5)
+    assert len(row.losses) == bench_torch.WARM + 1
+    assert row.losses[-1] < row.losses[0]
