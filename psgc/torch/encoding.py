@@ -1,0 +1,76 @@
+"""State dictionaries as JSON text and named tensors: what optimizers, schedules and modules return from `state_dict`.
+
+JSON has what it can. The rest is a mapping with one key: {"__tensor__": name}, {"__tuple__": [...]}, {"__dict__":
+[[key, value], ...]} where keys are not texts, {"__counter__": ...} likewise, {"__numpy__": [dtype, number]}. So
+`json.loads(text, object_hook=...)` gives everything back (see `psgc.torch.state.save_optimizer`). Nothing is pickled.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from psgc.errors import UserError
+
+
+def encode(state: Any, prefix: str, tensors: dict[str, Tensor]) -> Any:
+    """`state` as what `json.dumps` takes; its tensors are added to `tensors`, by prefix and place.
+
+    A tensor that is there twice is stored once, also when `tensors` had it before. Numbers come back as they were.
+
+    Raises UserError, with the place, for what cannot be stored, such as a function.
+    """
+    names = {id(tensor): name for name, tensor in tensors.items()}
+
+    def encoded(value: Any, place: str) -> Any:
+        if isinstance(value, Tensor):
+            if id(value) not in names:
+                while place in tensors:  # of other keys with dots
+                    place += "_"
+                tensors[place], names[id(value)] = value, place
+            return {"__tensor__": names[id(value)]}
+        if value is None or type(value) in (bool, int, float, str):
+            return value
+        if isinstance(value, np.generic) and value.dtype.kind in "fiub":
+            return {"__numpy__": [value.dtype.name, value.item()]}
+        if type(value) is list:
+            return [encoded(element, f"{place}.{at}") for at, element in enumerate(value)]
+        if type(value) is tuple:
+            return {"__tuple__": [encoded(element, f"{place}.{at}") for at, element in enumerate(value)]}
+        if isinstance(value, dict):
+            items = [[encoded(key, place), encoded(element, f"{place}.{key}")] for key, element in value.items()]
+            if isinstance(value, Counter):
+                return {"__counter__": items}
+            if all(type(key) is str and not key.startswith("__") for key in value):
+                return dict(items)
+            return {"__dict__": items}
+        raise UserError(f"{place} is a {type(value).__name__}, which cannot be saved; expected numbers, texts, tensors")
+
+    return encoded(state, prefix)
+
+
+def decode(text: str, tensors: Mapping[str, Tensor]) -> Any:
+    """What `encode` was given, from JSON text and tensors. Raises ValueError or LookupError when it is not that."""
+    makers: dict[str, Callable[[Any], Any]] = {
+        "__tensor__": lambda name: tensors[name],
+        "__tuple__": tuple,
+        "__dict__": _as_dict,
+        "__counter__": lambda items: Counter(_as_dict(items)),
+        "__numpy__": lambda pair: np.dtype(pair[0]).type(pair[1]),
+    }
+
+    def hook(mapping: dict[str, Any]) -> Any:
+        key = next(iter(mapping), "")
+        try:
+            return makers[key](mapping[key]) if len(mapping) == 1 and key in makers else mapping
+        except (TypeError, AttributeError) as error:
+            raise ValueError(f"{key}: {error}") from None
+
+    return json.loads(text, object_hook=hook)
+
+
+def _as_dict(items: list[list[Any]]) -> dict[Any, Any]:
+    return {key: value for key, value in items}  # noqa: C416  # dict() would take texts of two letters as well

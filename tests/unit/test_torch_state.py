@@ -1,0 +1,391 @@
+"""State of training: whatever is attached goes on from a blob or a file as if it had never stopped, to the last bit."""
+
+import json
+import textwrap
+import warnings
+from contextlib import suppress
+from functools import partial
+
+import numpy as np
+import pytest
+import safetensors
+import safetensors.torch
+import torch
+from torch import nn, optim
+from torch.optim import lr_scheduler
+
+from psgc.errors import UserError
+from psgc.torch import state
+from psgc.torch.sampling import Position
+from psgc.torch.state import from_blob, load_model, load_optimizer, save_model, save_optimizer, to_blob
+
+POSITION = Position(17, 2, 40)
+
+OPTIMIZERS = {
+    "sgd": partial(optim.SGD, lr=0.1),
+    "momentum": partial(optim.SGD, lr=0.1, momentum=0.9, weight_decay=0.01),
+    "nesterov": partial(optim.SGD, lr=0.1, momentum=0.9, nesterov=True),
+    "adam": partial(optim.Adam, lr=0.01),
+    "amsgrad": partial(optim.Adam, lr=0.01, amsgrad=True),
+    "fused": partial(optim.AdamW, lr=0.01, fused=True),
+    "adamw": partial(optim.AdamW, lr=0.01, weight_decay=0.1),
+    "lr tensor": partial(optim.Adam, lr=torch.tensor(0.01)),
+    "adagrad": partial(optim.Adagrad, lr=0.1),
+    "adadelta": partial(optim.Adadelta, lr=0.5),
+    "adamax": partial(optim.Adamax, lr=0.01),
+    "nadam": partial(optim.NAdam, lr=0.01),
+    "radam": partial(optim.RAdam, lr=0.01),
+    "rmsprop": partial(optim.RMSprop, lr=0.01, momentum=0.5, centered=True),
+    "rprop": partial(optim.Rprop, lr=0.01),
+    "asgd": partial(optim.ASGD, lr=0.01, t0=2),
+    "adafactor": partial(optim.Adafactor, lr=0.01),
+    "lbfgs": partial(optim.LBFGS, lr=0.5, max_iter=3, history_size=2),
+    "lbfgs, strong wolfe": partial(optim.LBFGS, lr=0.5, max_iter=3, history_size=5, line_search_fn="strong_wolfe"),
+}
+
+
+class Callable:
+    """The factor of a LambdaLR, with a state of its own."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, epoch):
+        self.calls += 1
+        return 1 / self.calls
+
+
+SCHEDULES = {
+    "lambda": lambda o: lr_scheduler.LambdaLR(o, lambda epoch: 0.9**epoch),
+    "lambda with state": lambda o: lr_scheduler.LambdaLR(o, Callable()),
+    "multiplicative": lambda o: lr_scheduler.MultiplicativeLR(o, lambda epoch: 0.9),
+    "step": lambda o: lr_scheduler.StepLR(o, 2, 0.5),
+    "milestones": lambda o: lr_scheduler.MultiStepLR(o, [2, 4, 4, 6], 0.5),
+    "constant": lambda o: lr_scheduler.ConstantLR(o, 0.5, 4),
+    "linear": lambda o: lr_scheduler.LinearLR(o, 0.1, 1.0, 7),
+    "exponential": lambda o: lr_scheduler.ExponentialLR(o, 0.9),
+    "polynomial": lambda o: lr_scheduler.PolynomialLR(o, 9, 2.0),
+    "cosine": lambda o: lr_scheduler.CosineAnnealingLR(o, 8, 1e-4),
+    "restarts": lambda o: lr_scheduler.CosineAnnealingWarmRestarts(o, 3, 2),
+    "cyclic": lambda o: lr_scheduler.CyclicLR(o, 0.001, 0.1, 3, mode="exp_range", gamma=0.9, cycle_momentum=False),
+    "one cycle": lambda o: lr_scheduler.OneCycleLR(o, 0.2, 12),
+    "plateau": lambda o: lr_scheduler.ReduceLROnPlateau(o, patience=1, factor=0.5),
+    "sequential": lambda o: lr_scheduler.SequentialLR(
+        o, [lr_scheduler.LinearLR(o, 0.1, 1.0, 3), lr_scheduler.CosineAnnealingLR(o, 6)], [3]
+    ),
+    "chained": lambda o: lr_scheduler.ChainedScheduler(
+        [lr_scheduler.ConstantLR(o), lr_scheduler.ExponentialLR(o, 0.9)]
+    ),
+    "numpy": lambda o: lr_scheduler.ExponentialLR(o, np.float32(0.9)),
+}
+
+
+class Tied(nn.Module):
+    """A convolution with other strides, a tied weight, a frozen one, a buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 2).to(memory_format=torch.channels_last)
+        self.encoder = nn.Linear(4, 5, bias=False)
+        self.frozen = nn.Parameter(torch.ones(5), requires_grad=False)
+        self.decoder = nn.Linear(4, 5)
+        self.decoder.weight = self.encoder.weight
+        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, x):
+        self.seen += len(x)
+        hidden = torch.tanh(self.conv(x)).mean((2, 3))
+        return (self.encoder(hidden) * self.frozen + self.decoder(hidden)).square().mean()
+
+
+class Training:
+    """A model, its optimizer and its schedule, and the steps they make."""
+
+    def __init__(self, make_optimizer, make_schedule=None, seed=0, dtype=torch.float32, contiguous=False):
+        torch.manual_seed(seed)
+        self.model = Tied().to(dtype)
+        if contiguous or getattr(make_optimizer, "func", None) is optim.LBFGS:  # which takes no other strides
+            self.model.conv.to(memory_format=torch.contiguous_format)
+        params = [param for param in self.model.parameters() if param.requires_grad]
+        self.optimizer = make_optimizer(params)
+        self.attached = [self.optimizer]
+        if make_schedule:
+            self.attached.append(make_schedule(self.optimizer))
+
+    def steps(self, first, count):
+        """The parameters and the learning rate after each step."""
+        found = []
+        for step in range(first, first + count):
+            data = torch.from_numpy(np.random.default_rng(step).standard_normal((6, 3, 4, 4)))
+
+            def closure(data=data):
+                self.optimizer.zero_grad()
+                loss = self.model(data.to(self.model.frozen.dtype))
+                loss.backward()
+                return loss
+
+            loss = self.optimizer.step(closure)
+            for schedule in self.attached[1:]:
+                if isinstance(schedule, lr_scheduler.ReduceLROnPlateau):
+                    schedule.step(float(loss))
+                else:
+                    schedule.step()
+            values = [value.detach().numpy().copy() for value in self.model.state_dict().values()]
+            found.append((values, float(self.optimizer.param_groups[0]["lr"])))
+        return found
+
+
+def check_equal(found, expected):
+    assert [lr for _, lr in found] == [lr for _, lr in expected]
+    for (values, _), (others, _) in zip(found, expected, strict=True):
+        for one, other in zip(values, others, strict=True):
+            np.testing.assert_array_equal(one, other)
+            assert one.dtype == other.dtype
+
+
+def check_goes_on(make_optimizer, make_schedule=None, dtype=torch.float32, done=4):
+    before = Training(make_optimizer, make_schedule, dtype=dtype)
+    before.steps(0, done)
+    blob = to_blob(before.model, before.attached, POSITION)
+    expected = before.steps(done, 5)
+    after = Training(make_optimizer, make_schedule, seed=1, dtype=dtype)
+    after.steps(90, 2)  # what is undone
+    memory = [param.data_ptr() for param in after.model.parameters()]
+    assert from_blob(bytes(blob), after.model, after.attached) == POSITION
+    assert [param.data_ptr() for param in after.model.parameters()] == memory
+    assert after.model.decoder.weight is after.model.encoder.weight
+    assert to_blob(after.model, after.attached, POSITION) == blob
+    check_equal(after.steps(done, 5), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_optimizers_go_on_to_the_last_bit(name, dtype):
+    check_goes_on(OPTIMIZERS[name], dtype=dtype)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_state_before_the_first_step_undoes_the_steps_of_others(name):
+    check_goes_on(OPTIMIZERS[name], done=0)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("done", [1, 5])
+def test_schedules_go_on(name, done):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of PyTorch, about its own way to call a schedule within another
+        check_goes_on(OPTIMIZERS["momentum"], SCHEDULES[name], done=done)
+
+
+def test_groups_with_options_of_their_own():
+    def grouped(params):
+        return optim.AdamW([{"params": params[:2], "lr": 0.01}, {"params": params[2:], "betas": (0.5, 0.6)}], lr=0.1)
+
+    check_goes_on(grouped)
+
+
+def test_a_gradient_scaler_travels_too():
+    training, scaler = Training(OPTIMIZERS["sgd"]), torch.amp.GradScaler("cpu", init_scale=8.0)
+    scaler.scale(torch.ones(())), scaler.update(4.0)
+    blob = to_blob(training.model, [training.optimizer, scaler], POSITION)
+    other = torch.amp.GradScaler("cpu")
+    from_blob(blob, training.model, [training.optimizer, other])
+    assert other.state_dict() == scaler.state_dict()
+
+
+def test_what_is_loaded_shares_no_memory_with_the_blob_or_the_optimizer_that_was_saved():
+    training = Training(OPTIMIZERS["adam"])
+    training.steps(0, 2)
+    blob = to_blob(training.model, training.attached, POSITION)
+    other = Training(OPTIMIZERS["adam"])
+    from_blob(blob, other.model, other.attached)
+    expected = training.steps(2, 3)
+    blob[len(blob) // 2 :] = bytes(len(blob) - len(blob) // 2)
+    check_equal(other.steps(2, 3), expected)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_files_can_be_read_without_psgc(name, tmp_path):
+    training = Training(OPTIMIZERS[name], contiguous=True)  # PyTorch's fused kernels are wrong when strides differ
+    training.steps(0, 4)
+    save_model(tmp_path / "model.safetensors", training.model)
+    path = tmp_path / "optimizer.safetensors"
+    save_optimizer(path, training.optimizer)
+    expected = training.steps(4, 5)
+
+    other = Training(OPTIMIZERS[name], seed=1, contiguous=True)
+    other.model.load_state_dict(safetensors.torch.load_file(tmp_path / "model.safetensors"))
+    lines = save_optimizer.__doc__.partition("without psgc:\n")[2].partition("Raises")[0]
+    scope = {"safetensors": safetensors, "json": json, "path": path, "optimizer": other.optimizer}
+    exec(textwrap.dedent(lines), scope)
+    check_equal(other.steps(4, 5), expected)
+
+
+def test_files_can_be_loaded_and_are_renamed_when_whole(tmp_path):
+    training = Training(OPTIMIZERS["adamw"], SCHEDULES["cosine"])
+    training.steps(0, 4)
+    for path, thing in zip([tmp_path / "optimizer", tmp_path / "schedule"], training.attached, strict=True):
+        save_optimizer(path, thing)
+    save_model(tmp_path / "model", training.model)
+    expected = training.steps(4, 5)
+    other = Training(OPTIMIZERS["adamw"], SCHEDULES["cosine"], seed=1)
+    load_model(tmp_path / "model", other.model)
+    load_optimizer(tmp_path / "optimizer", other.optimizer)
+    load_optimizer(tmp_path / "schedule", other.attached[1])
+    check_equal(other.steps(4, 5), expected)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "optimizer", "schedule"]
+    with safetensors.safe_open(tmp_path / "optimizer", "pt") as file:
+        assert "state.0.exp_avg" in file.keys()  # noqa: SIM118
+
+
+def test_a_model_file_of_others_may_have_another_dtype(tmp_path):
+    source, target = Tied(), Tied()
+    path = tmp_path / "theirs.safetensors"
+    tensors = {name: value.contiguous().clone() for name, value in source.state_dict().items()}
+    safetensors.torch.save_file({n: t.double() if t.is_floating_point() else t for n, t in tensors.items()}, path)
+    load_model(path, target)
+    assert all(torch.equal(value, tensors[name]) for name, value in target.state_dict().items())
+    assert target.frozen.dtype == torch.float32
+
+
+# What is refused
+
+
+def refusal(function, *arguments):
+    with pytest.raises(UserError) as error:
+        function(*arguments)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_a_function_in_a_state_is_refused_with_its_place():
+    model, optimizer = Training(OPTIMIZERS["sgd"]).model, Training(OPTIMIZERS["sgd"]).optimizer
+    optimizer.param_groups[0]["hook"] = print
+    text = refusal(to_blob, model, [optimizer], POSITION)
+    assert text == (
+        "0.SGD.param_groups.0.hook is a builtin_function_or_method, which cannot be saved; "
+        "expected numbers, texts, tensors"
+    )
+    schedule = lr_scheduler.LambdaLR(Training(OPTIMIZERS["sgd"]).optimizer, abs)
+    assert refusal(to_blob, model, [schedule], POSITION).startswith("the state of LambdaLR cannot be had: Attribute")
+
+
+@pytest.fixture
+def trained():
+    training = Training(OPTIMIZERS["adam"], SCHEDULES["step"])
+    training.steps(0, 2)
+    return training
+
+
+@pytest.fixture
+def blob(trained):
+    return to_blob(trained.model, trained.attached, POSITION)
+
+
+def values(training):
+    return [value.detach().clone() for value in training.model.state_dict().values()]
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (
+            lambda t: t.attached.pop(),
+            "the state: it is of Adam, StepLR, but attached to the run: Adam; expected the same in the same order",
+        ),
+        (
+            lambda t: t.attached.reverse(),
+            "the state: it is of Adam, StepLR, but attached to the run: StepLR, Adam; "
+            "expected the same in the same order",
+        ),
+        (
+            lambda t: t.model.register_buffer("more", torch.zeros(1)),
+            "the state: it lacks more of the model",
+        ),
+        (
+            lambda t: setattr(t.model, "decoder", nn.Identity()),
+            "the state: it has decoder.weight and 1 more, which the model does not have",
+        ),
+        (
+            lambda t: setattr(t.model, "frozen", nn.Parameter(torch.ones(4))),
+            "the state: frozen has the shape (5,), that of the model (4,)",
+        ),
+        (
+            lambda t: t.model.double(),
+            "the state: frozen is torch.float32, that of the model torch.float64",
+        ),
+        (
+            lambda t: t.optimizer.add_param_group({"params": [t.model.frozen]}),
+            "the state: Adam refuses it: ValueError: loaded state dict has a different number of parameter groups",
+        ),
+    ],
+)
+def test_a_state_of_another_run_is_refused_and_changes_nothing(trained, blob, change, text):
+    change(trained)
+    before = values(trained)
+    assert refusal(from_blob, blob, trained.model, trained.attached) == text
+    assert all(torch.equal(*pair) for pair in zip(values(trained), before, strict=True))
+
+
+def test_a_blob_of_another_format_or_of_something_else_is_refused(trained, blob, monkeypatch):
+    monkeypatch.setattr(state, "FORMAT", 2)
+    assert "written by a version of psgc" in refusal(from_blob, blob, trained.model, trained.attached)
+    monkeypatch.undo()
+    for about in [
+        "{}",
+        "[]",
+        "nonsense",
+        "null",
+        '{"format": 1}',
+        '{"format": 1, "position": [1], "model": {}}',
+        '{"format": 1, "position": [1, 2, 3], "model": {"a": {"__tensor__": "b"}}, "attached": []}',
+        '{"format": 1, "position": [1, 2, 3], "model": {"__dict__": 3}, "attached": []}',
+        "[" * 100_000,
+    ]:
+        theirs = bytearray(safetensors.torch.save({}, {"psgc": about}))
+        text = refusal(from_blob, theirs, trained.model, trained.attached, "rank 3")
+        assert text.startswith("rank 3: not a state of psgc.torch (")
+
+
+def test_a_damaged_blob_is_refused_in_one_line(trained, blob):
+    random = np.random.default_rng(0)
+    header = 8 + int.from_bytes(blob[:8], "little")
+    for _ in range(300):
+        damaged = bytearray(blob)
+        for place in random.integers(0, header, 3):
+            damaged[place] = random.integers(256)
+        with suppress(UserError):  # what was hit may be a letter of a name that nobody reads
+            from_blob(damaged, trained.model, trained.attached)
+    for length in [0, 3, 8, header - 1, header, len(blob) - 1]:
+        assert "not a whole safetensors file" in refusal(from_blob, blob[:length], trained.model, trained.attached)
+
+
+def test_files_that_are_no_states_are_refused(trained, tmp_path):
+    path = tmp_path / "file"
+    assert refusal(load_model, path, trained.model) == f"{path}: cannot be read: No such file or directory"
+    path.write_text("nonsense of some length")
+    assert refusal(load_optimizer, path, trained.optimizer) == (
+        f"{path}: not a whole safetensors file: its header does not fit"
+    )
+    safetensors.torch.save_file({"a": torch.ones(2)}, path)
+    assert refusal(load_model, path, trained.model) == f"{path}: it lacks frozen and 6 more of the model"
+    assert refusal(load_optimizer, path, trained.optimizer) == (
+        f"{path}: not the state of an optimizer that psgc has saved"
+    )
+    save_optimizer(path, optim.SGD(trained.model.parameters(), 0.1))
+    assert refusal(load_optimizer, path, trained.optimizer) == f"{path}: the state of SGD, expected that of Adam"
+
+
+def test_a_model_with_state_that_is_no_tensor_is_saved_in_blobs_only(tmp_path):
+    class Extra(nn.Linear):
+        def get_extra_state(self):
+            return {"counts": (1, 2)}
+
+        def set_extra_state(self, extra):
+            self.loaded = extra
+
+    model = Extra(2, 2)
+    from_blob(to_blob(model, [], POSITION), model, [])
+    assert model.loaded == {"counts": (1, 2)}
+    text = "_extra_state of the model is a dict, which a safetensors file cannot hold"
+    assert refusal(save_model, tmp_path / "model", model) == text
