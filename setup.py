@@ -55,6 +55,7 @@ setup(
             "pytest-timeout>=2.3",
             "pytest-xdist>=3.5",
             "ruff>=0.6",
+            "safetensors>=0.4",
             "scikit-learn>=1.3",
             "scipy-stubs; python_version >= '3.11'",
             "tensorboard>=2.16",
