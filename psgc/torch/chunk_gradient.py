@@ -96,7 +96,7 @@ class ChunkGradient:
         flat.restore()
         gradient = torch.from_numpy(total[: flat.dim]).to(flat.device)
         if accumulate:
-            flat.grad.add_(gradient / examples)
+            flat.grad.add_(gradient, alpha=1 / examples)
         else:
             torch.div(gradient, examples, out=flat.grad)
         if self._statistics:
@@ -117,7 +117,7 @@ class ChunkGradient:
 
     def _check_finite(self, vector: Tensor) -> None:
         """Raise ModelError when the gradient has an entry that is not finite."""
-        if bool(torch.isfinite(vector[: self._flat.dim].sum())):  # one pass over the memory, no copy
+        if isfinite(float(vector[: self._flat.dim].sum())):  # one pass over the memory, no copy
             return
         for name, gradient in zip(self._flat.names, self._flat.views(vector), strict=True):
             if not bool(torch.isfinite(gradient).all()):

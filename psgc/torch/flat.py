@@ -93,7 +93,7 @@ class FlatModel:
         """Give each parameter its view as memory, with the values that it has."""
         with torch.no_grad():
             for param, view in zip(self._parameters, self._param_views, strict=True):
-                if param.data_ptr() != view.data_ptr() or param.stride() != view.stride():
+                if param.data_ptr() != view.data_ptr():
                     view.copy_(param)
                     param.data = view
         self.restore()

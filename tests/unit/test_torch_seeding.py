@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from psgc.torch.seeding import seeded
+from psgc.torch.seeding import preserved, seeded
 
 CPU = torch.device("cpu")
 
@@ -44,6 +44,23 @@ def test_also_after_an_error():
     torch.manual_seed(5), np.random.seed(5), random.seed(5)
     with suppress(ZeroDivisionError), seeded((1,), CPU):
         _ = drawn()[0] / 0
+    assert drawn() == expected
+
+
+def test_many_chunks_are_preserved_at_once():
+    torch.manual_seed(5), np.random.seed(5), random.seed(5)
+    expected = drawn()
+    torch.manual_seed(5), np.random.seed(5), random.seed(5)
+    alone = of(1, 2, 3)
+    with preserved(CPU):
+        assert (of(1, 2, 4), of(1, 2, 3))[1] == alone
+        assert drawn() != expected  # restored at the end alone
+    assert drawn() == expected
+    with preserved(CPU):
+        of(1, 2, 3)
+    assert drawn() != expected
+    torch.manual_seed(5), np.random.seed(5), random.seed(5)
+    of(1, 2, 3)  # restores by itself again
     assert drawn() == expected
 
 

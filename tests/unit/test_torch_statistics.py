@@ -65,8 +65,9 @@ def test_a_forward_pass_that_is_repeated_in_the_backward_pass_changes_nothing():
     assert torch.equal(contribution(statistics, model, 0, CHUNKS[0], CHUNKS[0]), once)
 
 
-def test_an_empty_chunk_and_a_module_that_is_not_used_contribute_nothing():
-    model = nn.ModuleList([nn.BatchNorm1d(3), nn.BatchNorm1d(3)])
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_an_empty_chunk_and_a_module_that_is_not_used_contribute_nothing(momentum):
+    model = nn.ModuleList([nn.BatchNorm1d(3, momentum=momentum), nn.BatchNorm1d(3, momentum=momentum)])
     statistics = RunningStatistics(model, 2)
     assert statistics.size == 16
     assert not contribution(statistics, model[0], 0).any()
@@ -74,7 +75,7 @@ def test_an_empty_chunk_and_a_module_that_is_not_used_contribute_nothing():
     assert made[:8].all()
     assert not made[8:].any()
     statistics.update(made)
-    plain = nn.BatchNorm1d(3)
+    plain = nn.BatchNorm1d(3, momentum=momentum)
     plain(CHUNKS[1])
     torch.testing.assert_close(buffers(model[0]), buffers(plain))
     torch.testing.assert_close(buffers(model[1]), buffers(nn.BatchNorm1d(3)))
