@@ -67,7 +67,6 @@ def with_ddp(task: Task, options: dict[str, Any]) -> None:
     distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=size)
     model = DistributedDataParallel(task.model)
     optimizer = task.optimizer(model.parameters())
-    collate = task.collate or torch.utils.data.default_collate
     progress, losses = Progress(rank + 1, options), []
     for step, batch in enumerate(
         islice(Sampler(len(task.dataset), SEED).batches(task.batch, MILLION), options["steps"])
@@ -77,7 +76,7 @@ def with_ddp(task: Task, options: dict[str, Any]) -> None:
         own = batch.rows[rank::size]
         total = torch.zeros(())
         for first in range(0, len(own), task.at_once):
-            examples = collate([task.dataset[row] for row in own[first : first + task.at_once]])
+            examples = task.collate(task.dataset.__getitems__(own[first : first + task.at_once].tolist()))
             with nullcontext() if first + task.at_once >= len(own) else model.no_sync():
                 loss, _ = task.loss(model, examples)
                 (loss * (size / count)).backward()  # DDP takes the mean over the ranks

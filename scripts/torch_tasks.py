@@ -29,7 +29,7 @@ class Task:
     dataset: Any
     loss: Callable[[nn.Module, Any], tuple[Tensor, int]]
     count: Callable[[Sequence[int]], int]
-    collate: Callable[[list[Any]], Any] | None
+    collate: Callable[[Any], Any]
     optimizer: Callable[[Any], torch.optim.Optimizer]
     batch: int
     at_once: int
@@ -50,6 +50,9 @@ class Examples:
     def __getitem__(self, row: int) -> tuple[Tensor, Tensor]:
         return self.x[row], self.y[row]
 
+    def __getitems__(self, rows: list[int]) -> tuple[Tensor, Tensor]:
+        return self.x[rows], self.y[rows]
+
 
 def perceptron(steps: int) -> Task:
     """Three layers, 669,706 parameters."""
@@ -65,7 +68,7 @@ def perceptron(steps: int) -> Task:
         dataset=Examples(8192),
         loss=loss,
         count=len,
-        collate=None,
+        collate=lambda batch: batch,  # __getitems__ makes it
         optimizer=lambda params: torch.optim.SGD(params, 0.02, momentum=0.9),
         batch=4096,
         at_once=1024,
@@ -85,6 +88,9 @@ class Texts:
 
     def __getitem__(self, row: int) -> Tensor:
         return self.texts[row].long()
+
+    def __getitems__(self, rows: list[int]) -> list[Tensor]:
+        return [self[row] for row in rows]
 
 
 class Transformer(nn.Module):

@@ -58,18 +58,20 @@ class Workplace:
         (folder / "run.yaml").write_text(yaml.safe_dump(RUN))
         (folder / "where").mkdir()
 
-    def psgc_submit(self, *arguments: str, nodes: int = 2) -> subprocess.CompletedProcess[str]:
+    def psgc_submit(
+        self, *arguments: str, nodes: int = 2, program: str = "run.yaml"
+    ) -> subprocess.CompletedProcess[str]:
         """Two ranks on each node."""
-        command = [sys.executable, "-m", "psgc", "submit", "run.yaml", "--nodes", str(nodes), "--ranks-per-node", "2"]
+        command = [sys.executable, "-m", "psgc", "submit", program, "--nodes", str(nodes), "--ranks-per-node", "2"]
         environ = {"PYTHONPATH": str(ROOT), "OMPI_MCA_btl_tcp_if_include": "lo"}
         arguments = ("--time", "10:00", *arguments)
         return self.cluster.client(*command, *arguments, cwd=self.folder, env=environ)
 
-    def submit(self, *arguments: str, nodes: int = 2, slow: bool = False) -> str:
+    def submit(self, *arguments: str, nodes: int = 2, slow: bool = False, program: str = "run.yaml") -> str:
         """The number of a new job."""
         if slow:
             (self.folder / "slow").touch()
-        finished = self.psgc_submit(*arguments, "--go", nodes=nodes)
+        finished = self.psgc_submit("--go", *arguments, nodes=nodes, program=program)
         assert finished.returncode == 0, finished.stderr
         return re.match(r"job (\d+):", finished.stdout)[1]
 

@@ -78,7 +78,7 @@ def test_a_run_that_hangs_after_a_failure_is_ended(monkeypatch):
 def test_the_perceptron():
     task = torch_tasks.perceptron(1)
     assert sum(param.numel() for param in task.model.parameters()) == 669_706
-    total, count = task.loss(task.model, torch.utils.data.default_collate([task.dataset[row] for row in range(8)]))
+    total, count = task.loss(task.model, task.collate(task.dataset.__getitems__(list(range(8)))))
     assert (count, task.count(range(8))) == (8, 8)
     assert 10 < float(total.detach()) < 30
 
