@@ -31,6 +31,7 @@ TIMEOUT, STOPPED_TIMEOUT = 600.0, 30.0  # seconds, until rank 0 says otherwise
 FIRST_WORD = 20.0  # seconds of waiting after which rank 0 says for whom; each time after twice as many
 LOOK_EVERY = 0.1  # seconds between two looks at processes
 REMINDER = 60.0  # seconds of waiting after which rank 0 is sent something
+PATIENCE = 1.0  # seconds that a killed process may take to end
 PAUSE = 1e-3
 DEATHS = (MPI.ERR_PROC_FAILED, MPI.ERR_PROC_FAILED_PENDING)
 
@@ -157,9 +158,11 @@ class Rendezvous:
         raise RunFailed(reason)
 
     def _kill(self, ranks: Collection[int]) -> None:
-        for rank in ranks:
-            if rank != self._rank and self._is_near(rank):
-                self.processes[rank].kill()
+        """Kill those on this host, and wait until they are gone: whoever looks afterwards must not blame another."""
+        killed = [rank for rank in ranks if self._is_near(rank) and self.processes[rank].kill()]
+        end = time.monotonic() + PATIENCE
+        while not all(map(self._is_gone, killed)) and time.monotonic() < end:
+            time.sleep(PAUSE)
 
     def _is_gone(self, rank: int) -> bool:
         return self._is_near(rank) and self.processes[rank].is_gone()

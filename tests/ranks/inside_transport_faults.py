@@ -344,7 +344,7 @@ def missing(how, victim):
         "stops": f"{who} is stopped for 0.3 s (faults.collect_timeout) while the run is being set up",
         "thinks": f"nothing came for 1 s (faults.setup_timeout) from rank {victim}, thinking",
     }
-    assert str(caught.value) in (expected[how], expected["leaves"])  # who is stopped is then killed
+    assert str(caught.value) in (expected[how], expected["leaves"]), caught.value  # who is stopped is then killed
     assert how == "leaves" or transport.rank or str(caught.value) == expected[how]
     print(f"rank {transport.rank} ok\n", end="", flush=True)
     transport.leave(1 if transport.rank == 0 else 0, [r for r in range(1, transport.size) if r != victim])
