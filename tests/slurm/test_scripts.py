@@ -29,7 +29,8 @@ except launched.NotAllCame as error:
 if rank == 0:
     checkpoints = directory / "checkpoints"
     checkpoints.mkdir(parents=True, exist_ok=True)
-    done = max((int(path.stem.split("-")[0]) for path in checkpoints.iterdir()), default=0) if launched.resuming() else 0
+    found = [int(path.stem.split("-")[0]) for path in checkpoints.iterdir()]
+    done = max(found, default=0) if launched.resuming() else 0
     print(f"{sys.argv[1:]} from {done} on {os.environ['SLURMD_NODENAME']}", flush=True)
     while done < 40 and not stopped:
         time.sleep(0.5 if Path("slow").exists() else 0.01)
