@@ -2,11 +2,14 @@
 
 import hashlib
 import random
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
 import torch
+
+GENERATORS = threading.Lock()  # held while states are set here; who compares states holds it meanwhile
 
 _is_preserved = False  # whether `preserved` is under way
 
@@ -31,11 +34,12 @@ def preserved(device: torch.device) -> Iterator[None]:
         yield
     finally:
         _is_preserved = False
-        random.setstate(python)
-        np.random.set_state(numpy)
-        torch.set_rng_state(torchs)
-        if cuda is not None:
-            torch.cuda.set_rng_state(cuda, device)
+        with GENERATORS:
+            random.setstate(python)
+            np.random.set_state(numpy)
+            torch.set_rng_state(torchs)
+            if cuda is not None:
+                torch.cuda.set_rng_state(cuda, device)
 
 
 @contextmanager
@@ -46,11 +50,12 @@ def seeded(seed: tuple[int, ...], device: torch.device) -> Iterator[None]:
     """
     number = int.from_bytes(hashlib.blake2b(repr(seed).encode(), digest_size=20).digest())
     with preserved(device):
-        random.seed(number & 0xFFFFFFFFFFFFFFFF)
-        np.random.seed(number >> 64 & 0xFFFFFFFF)  # one word: NumPy takes five times as long with two
-        for_torch = number >> 97  # below 2^63
-        torch.default_generator.manual_seed(for_torch)
-        if device.type == "cuda":
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(for_torch)
+        with GENERATORS:
+            random.seed(number & 0xFFFFFFFFFFFFFFFF)
+            np.random.seed(number >> 64 & 0xFFFFFFFF)  # one word: NumPy takes five times as long with two
+            for_torch = number >> 97  # below 2^63
+            torch.default_generator.manual_seed(for_torch)
+            if device.type == "cuda":
+                with torch.cuda.device(device):
+                    torch.cuda.manual_seed(for_torch)
         yield

@@ -1,0 +1,255 @@
+"""The examples of a chunk, in micro-batches; those of the next chunk are loaded while this one is computed."""
+
+import random
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils.data import default_collate
+
+from psgc.errors import UserError, one_line
+from psgc.torch.sampling import length_of
+from psgc.torch.seeding import GENERATORS
+from psgc.user_code import raised_at
+
+AHEAD = 2  # micro-batches that are loaded before they are asked for, at most
+
+# functions of torch that draw random numbers, if not from a generator that they are given; some do so with dropout only
+_DRAWING = """
+    _fused_dropout _sample_dirichlet _standard_gamma alpha_dropout bernoulli binomial cauchy dropout dropout1d
+    dropout2d dropout3d exponential feature_alpha_dropout feature_dropout fractional_max_pool2d fractional_max_pool3d
+    geometric gru gumbel_softmax log_normal lstm multi_head_attention_forward multinomial native_dropout normal poisson
+    rand rand_like randint randint_like randn randn_like random randperm rnn_relu rnn_tanh rrelu
+    scaled_dot_product_attention uniform
+    """
+DRAWING = frozenset(_DRAWING.split())
+
+
+class ChunkLoader:
+    """Loads rows of a map-style dataset in micro-batches, and the next ones ahead, in a thread.
+
+    Only one thread uses the dataset at a time. It is loaded ahead unless it draws random numbers: then `micro_batches`
+    loads it, where they are seeded by the chunk. Whether it does is seen with the first chunk, which is never loaded
+    ahead, and watched from then on. Nor is it loaded ahead any more once that has failed: what is wrong comes out where
+    the rows are used.
+
+    collate_fn: examples -> batch, as of torch's DataLoader, whose default is the default here; micro_batch: examples of
+    a batch, the last one of a chunk may have fewer. The dataset's `__getitems__` is used if it has one.
+
+    Raises UserError for a dataset without length (`length_of`).
+    """
+
+    def __init__(self, dataset: Any, collate_fn: Callable[[list[Any]], Any] | None, micro_batch: int) -> None:
+        self._length = length_of(dataset)
+        self._dataset, self._collate, self._size = dataset, collate_fn or default_collate, micro_batch
+        self._reading = threading.Lock()
+        self._changed = threading.Condition()  # guards what follows
+        self._current = _Chunk(())
+        self._next = _Chunk(())
+        self._may_load_ahead: bool | None = None  # None: not known yet
+        self._closed = False
+        self._thread: threading.Thread | None = None
+
+    def micro_batches(self, rows: Sequence[int] | np.ndarray) -> Iterator[Any]:
+        """The batches of a chunk, in order. It may be left early; one chunk at a time.
+
+        Raises UserError, with the row, when the dataset or collate_fn fails.
+        """
+        with self._changed:
+            self._current = _Chunk(rows)
+            if self._next.rows == self._current.rows:
+                self._current, self._next = self._next, _Chunk(())
+            self._start()
+            return self._batches(self._current)
+
+    def _batches(self, chunk: "_Chunk") -> Iterator[Any]:
+        draws = False
+        try:
+            for at in range(self._pieces(chunk)):
+                if self._may_load_ahead is None:
+                    before = _generators()
+                    batch = self._load(self._rows(chunk, at))
+                    draws = draws or _generators() != before
+                else:
+                    batch = self._taken(chunk, at)
+                yield batch
+            if self._may_load_ahead is None and chunk.rows:
+                with self._changed:  # a default device, unlike a default dtype, is that of one thread
+                    self._may_load_ahead = not draws and torch.get_default_device().type == "cpu"
+                    self._start()
+        finally:
+            with self._changed:
+                if self._current is chunk:
+                    self._current = _Chunk(())
+                    self._changed.notify_all()
+
+    def expect(self, rows: Sequence[int] | np.ndarray) -> None:
+        """Load these rows next, ahead: most probably the next chunk is of them. Any thread may call it.
+
+        They take the place of those that were expected before; none: nothing is expected.
+        """
+        with self._changed:
+            if self._next.rows != tuple(rows):
+                self._next = _Chunk(rows)
+                self._start()
+
+    def close(self) -> None:
+        """Load nothing ahead any more, and drop what was. May be called again."""
+        with self._changed:
+            self._closed = True
+            self._next = _Chunk(())
+            self._changed.notify_all()
+
+    def _start(self) -> None:
+        """Have the thread, if it may, look at what there is to load."""
+        if self._thread is None and self._is_loading_ahead() and self._to_load() is not None:
+            self._thread = threading.Thread(target=self._run, name="psgc-loader", daemon=True)
+            self._thread.start()
+        self._changed.notify_all()
+
+    def _taken(self, chunk: "_Chunk", at: int) -> Any:
+        """Micro-batch `at` of the chunk: from the thread if it has begun it, else loaded here."""
+        with self._changed:
+            if chunk.begun > at:
+                self._changed.wait_for(lambda: chunk.loaded or not self._is_loading_ahead())
+                if chunk.loaded:
+                    self._changed.notify_all()
+                    return chunk.loaded.popleft()
+            chunk.begun = at + 1
+            self._start()
+        return self._load(self._rows(chunk, at))
+
+    def _rows(self, chunk: "_Chunk", at: int) -> Sequence[int]:
+        """The rows of micro-batch `at`."""
+        return chunk.rows[at * self._size : (at + 1) * self._size]
+
+    def _is_loading_ahead(self) -> bool:
+        return bool(self._may_load_ahead) and not self._closed
+
+    def _run(self) -> None:
+        """The thread."""
+        with _NoDraws():
+            while True:
+                with self._changed:
+                    self._changed.wait_for(lambda: not self._is_loading_ahead() or self._to_load() is not None)
+                    if not self._is_loading_ahead() or (chunk := self._to_load()) is None:
+                        return
+                    rows = self._rows(chunk, chunk.begun)
+                    chunk.begun += 1
+                try:
+                    batch = self._load_quietly(rows)
+                except BaseException:  # of the dataset; `_taken` will meet it again, if it is an error
+                    with self._changed:
+                        self._may_load_ahead = False
+                        self._changed.notify_all()
+                    return
+                with self._changed:
+                    chunk.loaded.append(batch)
+                    self._changed.notify_all()
+
+    def _to_load(self) -> "_Chunk | None":
+        """The chunk whose next micro-batch is to be loaded ahead, if any."""
+        if len(self._current.loaded) + len(self._next.loaded) < AHEAD:
+            if 0 < self._current.begun < self._pieces(self._current):  # its first one is not worth a change of threads
+                return self._current
+            if self._next.begun < self._pieces(self._next):
+                return self._next
+        return None
+
+    def _pieces(self, chunk: "_Chunk") -> int:
+        """How many micro-batches it has."""
+        return -(-len(chunk.rows) // self._size)
+
+    def _load_quietly(self, rows: Sequence[int]) -> Any:
+        """As `_load`. Raises _Draws when the dataset draws random numbers."""
+        with self._reading, GENERATORS:  # nobody else seeds them meanwhile
+            before = random.getstate(), _of_numpy()
+            batch = self._collated(rows)
+            if (random.getstate(), _of_numpy()) != before:
+                raise _Draws
+        return batch
+
+    def _load(self, rows: Sequence[int]) -> Any:
+        with self._reading:
+            return self._collated(rows)
+
+    def _collated(self, rows: Sequence[int]) -> Any:
+        examples = self._examples(list(rows))
+        try:
+            return self._collate(examples)
+        except Exception as error:  # the user's code
+            name = getattr(self._collate, "__name__", type(self._collate).__name__)
+            raise UserError(f"{name} of {_shown(rows)}: {one_line(error)}{raised_at(error)}") from error
+
+    def _examples(self, rows: list[int]) -> list[Any]:
+        many = getattr(self._dataset, "__getitems__", None)
+        if not many:
+            return [self._example(row) for row in rows]
+        try:
+            examples = many(rows)
+        except Exception as error:  # the user's code
+            for row in rows:  # which one is it?
+                try:
+                    many([row])
+                except Exception as alone:
+                    raise self._failed([row], alone) from alone
+            raise self._failed(rows, error) from error
+        if len(examples) != len(rows):
+            name = type(self._dataset).__name__
+            raise UserError(f"the dataset ({name}): __getitems__ gave {len(examples)} examples for {len(rows)} rows")
+        return list(examples)
+
+    def _example(self, row: int) -> Any:
+        try:
+            return self._dataset[row]
+        except Exception as error:  # the user's code
+            raise self._failed([row], error) from error
+
+    def _failed(self, rows: Sequence[int], error: Exception) -> UserError:
+        of = f"of the dataset ({type(self._dataset).__name__}, {self._length} examples)"
+        return UserError(f"{_shown(rows)} {of}: {one_line(error)}{raised_at(error)}")
+
+
+def _shown(rows: Sequence[int]) -> str:
+    if len(rows) == 1:
+        return f"row {rows[0]}"
+    return f"rows {', '.join(map(str, rows[:3]))}{', ...' if len(rows) > 3 else ''}"
+
+
+class _Chunk:
+    """The rows of a chunk, its micro-batches that are loaded and not used yet, and how many have been begun."""
+
+    def __init__(self, rows: Sequence[int] | np.ndarray) -> None:
+        self.rows = tuple(int(row) for row in rows)
+        self.loaded: deque[Any] = deque()
+        self.begun = 0
+
+
+class _Draws(Exception):
+    """The dataset draws random numbers, in a thread where they are not seeded."""
+
+
+class _NoDraws(TorchFunctionMode):
+    """Raises _Draws in place of a function that would draw from torch's default generators, in this thread only."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "").rstrip("_") in DRAWING and not any(
+            isinstance(argument, torch.Generator) for argument in (*args, *kwargs.values())
+        ):
+            raise _Draws
+        return func(*args, **kwargs)
+
+
+def _generators() -> tuple[Any, ...]:
+    """The state of the usual sources of random numbers."""
+    return random.getstate(), _of_numpy(), torch.get_rng_state().numpy().tobytes()
+
+
+def _of_numpy() -> tuple[Any, ...]:
+    kind, keys, *rest = np.random.get_state()
+    return kind, np.asarray(keys).tobytes(), *rest

@@ -1,0 +1,313 @@
+"""Examples in micro-batches: what is asked for, in time, by one thread, and with errors that name the row."""
+
+import random
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import Subset, TensorDataset
+
+from psgc.errors import UserError
+from psgc.torch.loader import AHEAD, DRAWING, ChunkLoader
+from psgc.torch.seeding import seeded
+
+CPU = torch.device("cpu")
+TIMEOUT = 20.0  # seconds; only a defect takes as long
+
+
+class Rows:
+    """Example i is i. It records who asked for which row, and may do something for some rows."""
+
+    def __init__(self, length=100, at=None, act=None):
+        self.length, self.at, self.act = length, at or set(), act
+        self.asked = []
+        self._busy = threading.Lock()
+
+    def __len__(self):
+        return self.length
+
+    def __getitem__(self, row):
+        assert type(row) is int
+        assert self._busy.acquire(blocking=False), "two threads use the dataset"
+        try:
+            self.asked.append((row, threading.current_thread().name))
+            if row in self.at:
+                return row + self.act()
+            return row
+        finally:
+            self._busy.release()
+
+    @property
+    def ahead(self):
+        """The rows that were loaded ahead."""
+        return [row for row, thread in self.asked if thread == "psgc-loader"]
+
+
+def loaded(loader, rows):
+    return [batch.tolist() for batch in loader.micro_batches(np.array(rows, np.int64))]
+
+
+def eventually(condition):
+    end = time.monotonic() + TIMEOUT
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.001)
+
+
+@pytest.fixture
+def opened():
+    """Makes loaders that have seen a first chunk, rows 0 and 1, and closes them."""
+    loaders = []
+
+    def opening(dataset, micro_batch=2, collate_fn=None):
+        loaders.append(ChunkLoader(dataset, collate_fn, micro_batch))
+        list(loaders[-1].micro_batches([0, 1]))
+        return loaders[-1]
+
+    yield opening
+    for loader in loaders:
+        loader.close()
+
+
+def test_micro_batches_in_order_and_empty_chunks():
+    loader = ChunkLoader(Rows(), None, 3)
+    assert loaded(loader, [5, 1, 7, 2, 9, 0, 4]) == [[5, 1, 7], [2, 9, 0], [4]]
+    assert loaded(loader, []) == []
+    assert loaded(loader, [3, 3, 3]) == [[3, 3, 3]]
+
+
+def test_tensors_and_getitems():
+    calls = []
+
+    class Many(TensorDataset):
+        def __getitems__(self, rows):
+            calls.append(rows)
+            return [self[row] for row in rows]
+
+    x, y = torch.randn(10, 3), torch.arange(10)
+    (first, second) = ChunkLoader(Many(x, y), None, 2).micro_batches([7, 1, 4])
+    assert calls == [[7, 1], [4]]
+    assert torch.equal(first[0], x[[7, 1]])
+    assert first[1].tolist() == [7, 1]
+    assert second[1].tolist() == [4]
+    (batch,) = ChunkLoader(Subset(TensorDataset(y), [9, 8, 7]), None, 8).micro_batches([2, 0])
+    assert batch[0].tolist() == [7, 9]
+
+
+def test_collate_fn():
+    loader = ChunkLoader(["a", "bcd", "ef"], lambda texts: "-".join(texts), 2)
+    assert list(loader.micro_batches([0, 1, 2])) == ["a-bcd", "ef"]
+
+
+def test_the_next_chunk_is_loaded_while_this_one_is_computed(opened):
+    dataset = Rows()
+    loader = opened(dataset)
+    batches = loader.micro_batches([10, 11, 12, 13])
+    loader.expect(range(20, 30))
+    assert next(batches).tolist() == [10, 11]
+    assert next(batches).tolist() == [12, 13]
+    eventually(lambda: 23 in dataset.ahead)
+    time.sleep(0.02)
+    assert max(row for row, _ in dataset.asked) == 19 + 2 * AHEAD  # and no more
+    assert list(batches) == []
+    assert loaded(loader, range(20, 30)) == [[20, 21], [22, 23], [24, 25], [26, 27], [28, 29]]
+    assert sorted(row for row, _ in dataset.asked) == [0, 1, 10, 11, 12, 13, *range(20, 30)]  # each once
+
+
+def test_nothing_is_loaded_ahead_before_the_first_chunk_was_seen_whole():
+    dataset = Rows()
+    loader = ChunkLoader(dataset, None, 2)
+    batches = loader.micro_batches([0, 1, 2, 3])
+    loader.expect([4, 5])
+    next(batches)
+    batches.close()
+    assert loaded(loader, [8, 9]) == [[8, 9]]
+    loader.expect([6, 7])
+    eventually(lambda: dataset.ahead == [6, 7])
+    loader.close()
+
+
+def test_what_is_expected_may_change_and_what_comes_may_be_something_else(opened):
+    dataset = Rows()
+    loader = opened(dataset)
+    loader.expect([20, 21])
+    eventually(lambda: 21 in dataset.ahead)
+    loader.expect([30, 31])
+    eventually(lambda: 31 in dataset.ahead)
+    assert loaded(loader, [40, 41]) == [[40, 41]]
+    assert loaded(loader, [30, 31]) == [[30, 31]]
+    assert dataset.ahead.count(30) + [row for row, _ in dataset.asked].count(30) == 2  # once, ahead
+    loader.expect([])
+    assert loaded(loader, [20, 21]) == [[20, 21]]
+
+
+def test_a_chunk_that_is_left_makes_room_for_the_next(opened):
+    dataset = Rows()
+    loader = opened(dataset)
+    batches = loader.micro_batches(range(10, 20))
+    next(batches)
+    eventually(lambda: len(dataset.ahead) >= 4)
+    batches.close()
+    loader.expect([30, 31, 32, 33])
+    eventually(lambda: 33 in dataset.ahead)
+
+
+def test_a_loader_that_is_closed_loads_nothing_ahead_and_still_serves(opened):
+    dataset = Rows()
+    loader = opened(dataset)
+    loader.expect([10, 11])
+    eventually(lambda: 11 in dataset.ahead)
+    loader.close()
+    loader.close()
+    eventually(lambda: all(thread.name != "psgc-loader" for thread in threading.enumerate()))
+    loader.expect([20, 21])
+    assert loaded(loader, [20, 21]) == [[20, 21]]
+    assert 20 not in dataset.ahead
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda: int(torch.randint(1000, ())),
+        lambda: int(1000 * nn.functional.dropout(torch.ones(100), 0.5).mean()),
+        lambda: int(np.random.randint(1000)),
+        lambda: random.randrange(1000),
+    ],
+    ids=["torch", "dropout", "numpy", "random"],
+)
+@pytest.mark.parametrize("first", [0, 20], ids=["seen with the first chunk", "later"])
+def test_random_numbers_are_those_of_the_chunk_whoever_was_ahead(opened, draw, first):
+    rows = {first, 23}
+    with seeded((0, 1, 2), CPU):
+        expected = loaded(ChunkLoader(Rows(at=rows, act=draw), None, 2), [20, 21, 22, 23])
+    dataset = Rows(at=rows, act=draw)
+    with seeded((9, 9, 9), CPU):
+        loader = opened(dataset)
+    with seeded((5, 5, 5), CPU):
+        before = torch.get_rng_state()
+        loader.expect([20, 21, 22, 23])
+        if first:
+            eventually(lambda: not loader._may_load_ahead)
+        assert torch.equal(torch.get_rng_state(), before)  # the model of this chunk draws what it should
+    with seeded((0, 1, 2), CPU):
+        assert loaded(loader, [20, 21, 22, 23]) == expected
+    assert (20 in dataset.ahead) == bool(first)
+
+
+def test_a_generator_of_the_datasets_own_does_not_stop_it(opened):
+    def act():
+        own = torch.Generator().manual_seed(3)
+        return int(torch.randint(1000, (), generator=own)) + int(torch.randperm(5, generator=own)[0])
+
+    dataset = Rows(at=set(range(50)), act=act)
+    loader = opened(dataset)
+    loader.expect([10, 11])
+    eventually(lambda: 11 in dataset.ahead)
+    (batch,) = loaded(loader, [10, 11])
+    assert batch[1] == batch[0] + 1
+    assert [row for row, _ in dataset.asked].count(10) == 1
+
+
+def test_seeding_in_another_thread_is_not_mistaken_for_a_draw(opened):
+    def slow():
+        time.sleep(0.002)
+        return 0
+
+    dataset = Rows(1000, at=set(range(1000)), act=slow)
+    loader = opened(dataset)
+    for start in range(10, 60, 4):
+        loader.expect(range(start, start + 4))
+        for step in range(20):
+            with seeded((step, start), CPU):
+                time.sleep(0.0002)
+    assert loader._may_load_ahead
+
+
+def fail():
+    raise OSError("cannot\nread")
+
+
+def error_of(loader, rows):
+    with pytest.raises(UserError) as error:
+        list(loader.micro_batches(rows))
+    assert str(error.value).isprintable()
+    return str(error.value)
+
+
+def test_an_error_comes_out_where_the_row_is_used(opened):
+    dataset = Rows(at={13}, act=fail)
+    loader = opened(dataset)
+    loader.expect([10, 11, 12, 13])
+    eventually(lambda: 13 in dataset.ahead)
+    assert loaded(loader, [20, 21]) == [[20, 21]]
+    batches = loader.micro_batches([10, 11, 12, 13])
+    assert next(batches).tolist() == [10, 11]
+    with pytest.raises(UserError) as error:
+        next(batches)
+    assert str(error.value).startswith("row 13 of the dataset (Rows, 100 examples): OSError: cannot read, tests/")
+    assert "test_torch_loader.py:" in str(error.value)
+
+
+def test_an_error_that_is_gone_when_the_row_is_used_is_none(opened):
+    errors = [OSError("once")]
+
+    def once():
+        if errors:
+            raise errors.pop()
+        return 0
+
+    loader = opened(Rows(at={13}, act=once))
+    loader.expect([12, 13])
+    eventually(lambda: not errors)
+    assert loaded(loader, [12, 13]) == [[12, 13]]
+
+
+def test_a_dataset_that_is_shorter_than_its_length():
+    class Short(Rows):
+        def __getitem__(self, row):
+            return [0, 1][row]
+
+    text = error_of(ChunkLoader(Short(5), None, 8), [1, 4])
+    assert text.startswith("row 4 of the dataset (Short, 5 examples): IndexError: list index out of range, ")
+
+
+def test_getitems_that_fails_or_gives_another_number():
+    class Many(Rows):
+        def __getitems__(self, rows):
+            if 3 in rows or len(rows) > 4:
+                raise KeyError("x")
+            return [0] * min(len(rows), 3)
+
+    loader = ChunkLoader(Many(), None, 8)
+    assert error_of(loader, [1, 3, 5]).startswith("row 3 of the dataset (Many, 100 examples): KeyError: 'x', ")
+    text = error_of(loader, [4, 5, 6, 7, 8])
+    assert text.startswith("rows 4, 5, 6, ... of the dataset (Many, 100 examples): KeyError: 'x', ")
+    assert error_of(loader, [4, 5, 6, 7]) == "the dataset (Many): __getitems__ gave 3 examples for 4 rows"
+
+
+def test_examples_that_cannot_be_collated():
+    dataset = [torch.zeros(n) for n in (1, 2, 3)]
+    text = error_of(ChunkLoader(dataset, None, 8), [0, 2])
+    assert text.startswith("default_collate of rows 0, 2: RuntimeError: stack expects each tensor to be equal size")
+
+
+def test_a_dataset_without_length_is_refused():
+    with pytest.raises(UserError, match="has no length"):
+        ChunkLoader(type("Endless", (), {"__getitem__": lambda self, row: row})(), None, 2)
+
+
+def test_all_functions_of_torch_that_draw_are_known():
+    found = set()
+    for schema in torch._C._jit_get_all_schemas():
+        namespace, _, name = schema.name.partition("::")
+        packet = getattr(torch.ops.aten, name, None) if namespace == "aten" else None
+        for overload in packet.overloads() if packet else ():
+            if torch.Tag.nondeterministic_seeded in getattr(packet, overload).tags:
+                found.add(name.rstrip("_"))
+    called = {name for name in found if any(hasattr(place, name) for place in (torch, torch.Tensor, nn.functional))}
+    internal = ("attention", "_rnn", "dropout_state", "dropout_mask", "_lstm_mps", "inplace", "_sdp_choice", "_nested")
+    assert {name for name in called if not any(part in name for part in internal)} <= DRAWING
+    assert {"rand", "bernoulli", "normal", "dropout"} <= called
