@@ -72,7 +72,7 @@ def _difference(model: nn.Module, first: list[Seen], second: list[Seen]) -> str:
             f"{seen.name} differs when the same rows are loaded twice: dataset or collate_fn is random or keeps "
             f"something between calls; {SEEDED}"
         )
-    kind = type(dict(model.named_modules())[seen.name]).__name__
+    kind = type(model.get_submodule(seen.name)).__name__
     module = f"{seen.name} ({kind})" if seen.name else f"the model ({kind})"
     if seen.what == "input":
         return (
@@ -102,12 +102,22 @@ def _watched(model: nn.Module) -> Iterator[list[Seen]]:
         handles.append(module.register_forward_hook(after))
 
     try:
-        for name, module in model.named_modules():
+        for name, module in _open_modules(model, ""):
             watch(name, module)
         yield seen
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _open_modules(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
+    """The modules in a model that are not compiled: hooks would be compiled too, and everything twice."""
+    if getattr(module, "_compiled_call_impl", None) is not None:  # by module.compile()
+        return
+    yield name, module
+    if not hasattr(module, "_orig_mod"):  # by torch.compile(module); to import its type takes two seconds
+        for child_name, child in module.named_children():
+            yield from _open_modules(child, f"{name}.{child_name}" if name else child_name)
 
 
 def _watched_batches(batches: Iterable[Any], seen: list[Seen]) -> Iterator[Any]:

@@ -110,6 +110,29 @@ def test_a_hidden_random_number_is_told_by_its_module(draw):
     )
 
 
+def test_a_module_that_is_used_under_two_names():
+    draw = counter()
+    noise = Noise(lambda: 0.0)
+    model = small(nn.Sequential(noise), nn.Sequential(noise))
+    calls = counter()
+    noise.draw = lambda: draw() if calls() % 4 == 3 else 0.0  # only at the fourth call, in the second micro-batch
+    assert refusal(model).startswith("what 2.0 (Noise) returns differs")
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch's own, when it compiles
+@pytest.mark.parametrize(
+    "compiled", [lambda m: torch.compile(m, backend="eager"), lambda m: m.compile(backend="eager")]
+)
+def test_compiled_modules_stay_compiled_as_they_are(compiled):
+    """A hook within them would be compiled too."""
+    model = small(nn.Sequential(nn.Linear(4, 4), nn.Dropout()))
+    model[2] = compiled(model[2]) or model[2]
+    torch.compiler.reset()
+    assert twice(model) is not None
+    model[0] = nn.Sequential(Noise(counter()), model[0])
+    assert refusal(model).startswith("what 0.0 (Noise) returns differs")
+
+
 def test_noise_between_modules_is_told_by_the_next_one():
     assert refusal(small(Around(counter()))).startswith(
         "what goes into 2.second (Linear) differs between two computations of the same chunk with the same parameters: "
