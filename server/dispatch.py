@@ -69,6 +69,9 @@ class Dispatcher(Target):
                     outbox.tell_default_queue(worker, queue)
         # workers begin with what they were told before, unless that depends on the iteration: then its orders go first
         has_plan = cluster.know_costs(iteration)
+        if self.replicated is not None and (resting := self.replicated.resting(iteration)):
+            cluster.schedule.rest(resting)
+            has_plan = True
         if not has_plan:
             self._deliver(iteration, params)
         self._log.finish(self._coordinator)  # the iteration before, while the workers begin this one

@@ -14,9 +14,10 @@ from psgc.aggregation.replica import Stepping
 from psgc.backend import Array, Backend
 from psgc.config import Config
 from psgc.errors import ProtocolError
-from psgc.messages import Kind, joined
+from psgc.messages import Kind, joined, unpack_block
 from psgc.plan import Plan
 from psgc.server.arrivals import Block, Moved
+from psgc.server.contributions import Contributions
 from psgc.server.digests import Digests
 from psgc.server.malformed import Malformed
 from psgc.server.outbox import Outbox
@@ -49,6 +50,7 @@ class Replicated:
         )
         itemsize, timeout = params.itemsize, config.faults.collect_timeout
         self._owners = Owners(range(plan.num_workers + 1), self._allreduce.entries, plan.parts, itemsize, timeout)
+        self._contributions = Contributions()
         self._replicas, self._digests = Replicas(workers, first, alike), Digests()
         self.differing: list[tuple[int, int]] = []  # (worker, iteration): its parameters differed; for the dispatcher
         self._live: list[int] = []
@@ -60,6 +62,10 @@ class Replicated:
         self._allreduce.start(first, params)
 
     # an iteration
+
+    def resting(self, iteration: int) -> frozenset[int]:
+        """The workers that contribute to this iteration only what they alone can."""
+        return self._contributions.resting(iteration)
 
     def begin(self, iteration: int, live: Collection[int]) -> None:
         """The live workers are to begin `iteration`, as soon as their replicas are there."""
@@ -77,6 +83,7 @@ class Replicated:
         contributors, receivers = [Contributor(*one) for one in accumulators], self._receivers()
         able = [rank for rank in receivers if rank == 0 or self._replicas.is_at(rank, self._iteration)]
         self._redoing = False
+        self._contributions.begin(now)
         self._send(self._owners.share(contributors, receivers, able, now))
         for rank in {one.rank for one in contributors}:
             self._replicas.follows(rank)
@@ -113,6 +120,7 @@ class Replicated:
         """Every rank is to make the step with the versions that are here."""
         versions = self._owners.versions
         self._owners.learn()
+        self._contributions.learn(self._iteration)
         for worker in self._live:
             self._outbox.tell_all(worker, joined(close_records(self._iteration, versions)))
         self._allreduce.closed(self._iteration, {number: v for number, v in enumerate(versions) if v})
@@ -194,6 +202,9 @@ class Replicated:
             self._allreduce.arrived(block.vector)
         except ProtocolError as error:
             raise Malformed(str(error)) from None
+        name = unpack_block(block.vector.chunk)
+        if block.vector.iteration == self._iteration and name.role and not name.is_state:
+            self._contributions.arrived(block.worker, self._now)
 
     def _give(self) -> None:
         is_urgent = self._redoing or self._overdue == inf

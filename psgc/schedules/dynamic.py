@@ -49,6 +49,7 @@ class DynamicSchedule(Schedule):
             for rank, own in self._queues.items()
         }
         self._plans = False  # with costs that it was told and that differ
+        self._resting: Set[int] = frozenset()  # in the next iteration
         self.learning = Learning()
         self._latest = 0.0  # when something was last heard in this iteration
 
@@ -61,6 +62,9 @@ class DynamicSchedule(Schedule):
         mean = sum(costs) / len(costs)
         for chunk, cost in zip(self._chunks, costs, strict=True):
             chunk.cost = cost / mean
+
+    def rest(self, workers: Set[int]) -> None:
+        self._resting = workers
 
     def begin(self, checked: Sequence[int] = ()) -> list[Order]:
         workers = self._workers.values()
@@ -76,9 +80,13 @@ class DynamicSchedule(Schedule):
         self._alarms: list[tuple[float, int]] = []
         for worker in workers:
             worker.begin(self.estimates.get(worker.rank))
-        more = self._second_shares(checked)
+        resting, self._resting = self._resting & self._workers.keys(), frozenset()
+        more = dict.fromkeys([*self._second_shares(checked), *self._shares_of(resting)])
         if self._plans:
-            balance(self._chunks, [*workers], [[self._workers[rank] for rank in ranks] for ranks in self._holders])
+            able = [[self._workers[rank] for rank in ranks] for ranks in self._holders]
+            if resting:
+                able = [[w for w in of if chunk in w.left] for chunk, of in zip(self._chunks, able, strict=True)]
+            balance(self._chunks, [*workers], able)
         orders: list[Order] = [] if self._plans else [self._queue(worker) for worker in more]
         fastest_first = sorted(workers, key=lambda w: w.pace or 0.0)
         for worker in fastest_first:
@@ -103,6 +111,24 @@ class DynamicSchedule(Schedule):
                 worker = min(others, key=lambda w: more.get(w, 0))
                 worker.tell(chunk)
                 more[worker] = more.get(worker, 0) + 1
+        return more
+
+    def _shares_of(self, resting: Set[int]) -> Iterable[Worker]:
+        """Who does the chunks of workers that rest. Those do what fewer than two others hold, and nothing else."""
+        more: dict[Worker, None] = {}
+        for worker in [self._workers[rank] for rank in sorted(resting)]:
+            worker.newest = None  # that it reports nothing is no surprise
+            for chunk in worker.held:
+                others = [self._workers[r] for r in self._holders[chunk.number] if r not in resting]
+                if len(others) < max(2, chunk.wanted):
+                    continue
+                worker.left = [other for other in worker.left if other is not chunk]
+                if chunk in worker.told:
+                    worker.forget(chunk)
+                    other = min((w for w in others if w not in chunk.takers), key=lambda w: w.ahead, default=None)
+                    if other is not None:
+                        other.tell(chunk)
+                        more[other] = None
         return more
 
     def counts(self, worker: int, chunk: int) -> Sequence[int]:
@@ -161,6 +187,8 @@ class DynamicSchedule(Schedule):
             worker = self._workers[rank]
             worker.held = [*worker.held, self._chunks[number]]
             worker.left = [*worker.left, self._chunks[number]]
+        for worker in self._workers.values():  # those that rested may be needed
+            worker.left = worker.held
         in_it: list[Worker] = []
         for number, (needed, able) in loss.invalidated.items():
             in_it += self._invalidate(number, self._chunks[number].wanted - needed, able)

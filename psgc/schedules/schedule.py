@@ -68,6 +68,9 @@ class Schedule:
     def know_costs(self, costs: Sequence[float]) -> None:
         """What the chunks of the next iterations take, relative to one another; a schedule need not use it."""
 
+    def rest(self, workers: Set[int]) -> None:
+        """In the next iteration these are to do only what too few others hold; a schedule need not use it."""
+
     def begin(self, checked: Sequence[int] = ()) -> list[Order]:
         """Orders at the start of an iteration; `checked` chunks need one more copy than others (`verify`)."""
         self._substitutes = {}

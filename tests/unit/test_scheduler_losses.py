@@ -254,6 +254,41 @@ def test_dynamic_has_a_checked_chunk_done_by_one_more():
     assert with_checks([[1], [2, 1]])[1] == []  # no second copy of what has begun before anything is known
 
 
+def resting(holders, workers, parts=1, costs=()):
+    schedule, _ = with_checks(holders, parts)
+    if costs:
+        schedule.know_costs(costs)
+    schedule.rest(workers)
+    return schedule, schedule.begin()
+
+
+@pytest.mark.parametrize("costs", [(), (1.0, 2.0, 3.0)])
+def test_dynamic_gives_the_share_of_who_is_to_rest_to_others_for_one_iteration(costs):
+    schedule, orders = resting([[1, 2, 3], [2, 3, 1], [3, 1, 2]], {1}, costs=costs)
+    told = {order.worker: order.chunks for order in orders if isinstance(order, Queue)}
+    assert told[1] == ()
+    assert {chunk for worker in (2, 3) for chunk in told.get(worker, (worker - 1,))} == {0, 1, 2}
+    assert all(order.worker != 1 for order in schedule.freed(2, 1, now=1.0, seconds=1.0))
+    assert not any(order.worker == 1 and order.chunks == () for order in schedule.begin() if isinstance(order, Queue))
+
+
+def test_dynamic_lets_nobody_rest_from_what_fewer_than_two_others_hold():
+    _, orders = resting([[1, 2], [2, 3, 1], [3, 1, 2]], {1})
+    assert not any(order.worker == 1 for order in orders)
+    _, orders = resting([[1, 2, 3], [2, 3, 1], [3, 1, 2]], {1, 2})
+    assert not any(order == Queue(1, ()) for order in orders)
+
+
+def test_dynamic_has_who_rests_do_what_is_lost():
+    schedule, _ = resting([[1, 2, 3], [2, 3, 1], [3, 1, 2]], {1})
+    orders = []
+    for lost in (2, 3):
+        left = [1, 3] if lost == 2 else [1]
+        loss = Loss(lost, dropped=[], invalidated={}, reassigned=[], holders=[left] * 3, collected=False)
+        orders += schedule.lost(loss, 1.0) + schedule.tick(1.0)
+    assert any(order.worker == 1 and order.chunks for order in orders if isinstance(order, Queue))
+
+
 def test_dynamic_has_a_disputed_chunk_done_by_who_rests_also_if_was_reassigned_it():
     holders = [[1], [2], [3]]
     schedule, _ = with_checks(holders)
