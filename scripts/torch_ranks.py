@@ -68,9 +68,8 @@ def with_ddp(task: Task, options: dict[str, Any]) -> None:
     model = DistributedDataParallel(task.model)
     optimizer = task.optimizer(model.parameters())
     progress, losses = Progress(rank + 1, options), []
-    for step, batch in enumerate(
-        islice(Sampler(len(task.dataset), SEED).batches(task.batch, MILLION), options["steps"])
-    ):
+    sampler = Sampler(len(task.dataset), SEED)
+    for step, batch in enumerate(islice(sampler.batches(task.batch, MILLION), options["steps"])):
         progress.begin(step)
         count = task.count(batch.rows)
         own = batch.rows[rank::size]
@@ -85,6 +84,7 @@ def with_ddp(task: Task, options: dict[str, Any]) -> None:
         optimizer.zero_grad()
         progress.end(0.0)
         losses.append(total / count)
+        sampler.position = batch.after
     summed = torch.stack(losses)
     distributed.all_reduce(summed)
     if rank == 0:

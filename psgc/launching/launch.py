@@ -16,8 +16,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -139,9 +139,10 @@ def _conclude(
     cut_off = stopped_by in (None, signal.SIGUSR1) and (status in (None, "interrupted") or too_few_workers)
     if job and cut_off and left.got_further():
         try:
-            if slurm.requeue(job):
-                say(f"psgc launch: {why}job {job} is requeued and will resume from its checkpoint", error=True)
-                return code
+            with _ignoring(signal.SIGTERM):  # which SLURM sends at once to what it requeues
+                if slurm.requeue(job):
+                    say(f"psgc launch: {why}job {job} is requeued and will resume from its checkpoint", error=True)
+                    return code
         except PsgcError as error:
             say(f"psgc launch: {error}", error=True)
     # a model or data that failed would fail again
@@ -150,6 +151,18 @@ def _conclude(
     elif why:
         say(f"psgc launch: {why}there is no checkpoint yet", error=True)
     return code
+
+
+@contextmanager
+def _ignoring(number: int) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():  # which alone can say so
+        yield
+        return
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
 
 
 def _exit_code(code: int, stopped_by: int | None, summary: Mapping[str, Any], proof: str) -> int:

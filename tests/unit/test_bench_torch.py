@@ -17,6 +17,7 @@ from bench_torch import DDP, PSGC, SETTINGS, Row
 from stop_and_go import StopAndGo
 
 from psgc.errors import RunFailed
+from psgc.torch.sampling import rows_of
 
 sys.path.pop(0)
 
@@ -156,11 +157,13 @@ def test_two_ranks_of_ddp(tmp_path, monkeypatch):
     monkeypatch.setitem(os.environ, "PYTHONPATH", os.pathsep.join([str(Path.cwd()), os.environ.get("PYTHONPATH", "")]))
     setting = bench_torch.Setting("perceptron", "", None, workers=2)
     row = bench_torch.measure(setting, DDP, bench_torch.WARM + 1, quotas=False)
-    task = torch_tasks.perceptron(1)
-    from psgc.torch.sampling import rows_of
-
-    rows = rows_of(0, 0, len(task.dataset), 0, task.batch)
-    total, count = task.loss(task.model, (task.dataset.x[rows], task.dataset.y[rows]))
-    assert row.losses[0] == pytest.approx(float(total.detach()) / count, rel=1e-5)
     assert len(row.losses) == bench_torch.WARM + 1
-    assert row.losses[-1] < row.losses[0]
+    task = torch_tasks.perceptron(1)
+    optimizer, size = task.optimizer(task.model.parameters()), task.batch
+    for step, expected in enumerate(row.losses[:2]):
+        rows = rows_of(0, 0, len(task.dataset), step * size, (step + 1) * size).tolist()
+        total, count = task.loss(task.model, task.collate(task.dataset.__getitems__(rows)))
+        assert expected == pytest.approx(float(total.detach()) / count, rel=1e-5)
+        optimizer.zero_grad()
+        (total / count).backward()
+        optimizer.step()

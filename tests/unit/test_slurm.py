@@ -182,6 +182,18 @@ def test_a_run_that_gets_nowhere_does_not_go_back_for_ever(in_job):
     assert in_job(f"{CHECKPOINT.format(6)}; {WARNED}", resume=True) == (138, True)
 
 
+def test_what_slurm_sends_a_requeued_job_does_not_cut_its_last_line_short(in_job, capsys):
+    received = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
+    try:
+        assert in_job(f"{CHECKPOINT.format(2)}; exit 1", requeue="echo $* > requeued; kill -TERM $PPID") == (1, True)
+        assert signal.getsignal(signal.SIGTERM) not in (signal.SIG_IGN, signal.SIG_DFL)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert received == []
+    assert " is requeued and will resume " in capsys.readouterr().err
+
+
 def test_a_queue_that_does_not_take_it_is_said(in_job, capsys):
     refusal = "echo 'Requested operation is presently disabled for job 12' >&2; exit 1"
     assert in_job(f"{CHECKPOINT.format(2)}; {WARNED}", requeue=refusal) == (138, False)
