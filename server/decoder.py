@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from psgc.aggregation.tree import Tree
 from psgc.backend import Array, Backend, decode, part_length
 from psgc.coding import agreeing, decoding_coefficients, encoding_coefficients
 
@@ -40,7 +41,7 @@ class Decoder:
         self._columns = dim // self._parts
         self._held: dict[int, _Copies] = {}  # chunk -> coded gradients that are here
         self._committed: set[int] = set()
-        self._tree: _Tree | None = _Tree() if self._parts == 1 else None  # `per_chunk`
+        self._tree: Tree | None = Tree() if self._parts == 1 else None  # `per_chunk`
         self._decoding: dict[tuple[int, ...], np.ndarray] = {}  # S_i -> inverse of R[S_i]
         self._tolerance = tolerance
         self._keeping = keeping or tolerance is not None
@@ -142,38 +143,6 @@ class Decoder:
         if self._sum is None:  # not before: where others sum, and with a tree, the memory is not needed
             self._sum = self._backend.xp.zeros(self._dim, self._dtype)
         return self._sum
-
-
-class _Tree:
-    """The sum of one vector per index, in an order that depends on the indices alone.
-
-    Two neighbours become one node as soon as both are there, in the memory of one of them; so do two nodes. At the end
-    a node is left for every 1 in the binary number of indices.
-    """
-
-    def __init__(self) -> None:
-        self._nodes: dict[tuple[int, int], Array] = {}  # (level, place): the sum of indices place * 2^level and on
-
-    def clear(self) -> None:
-        self._nodes.clear()
-
-    def add(self, index: int, vector: Array) -> None:
-        """`vector` is the tree's from now on."""
-        level, place = 0, index
-        while (sibling := self._nodes.pop((level, place ^ 1), None)) is not None:
-            vector += sibling  # a + b and b + a are the same number
-            level, place = level + 1, place >> 1
-        self._nodes[level, place] = vector
-
-    def total(self) -> Array | None:
-        """The sum of everything; None when there is nothing."""
-        if len(self._nodes) <= 1:
-            return next(iter(self._nodes.values()), None)
-        first, second, *others = (self._nodes[node] for node in sorted(self._nodes))  # the smaller ones first
-        total = first + second
-        for vector in others:
-            total += vector
-        return total
 
 
 class _Copies:

@@ -1,0 +1,48 @@
+"""What a script computes in a call, on whichever ranks do it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+from zlib import crc32
+
+import numpy as np
+
+from psgc.torch.hand_over import State, Sum
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of the script: the sum of a vector over all chunks is wanted.
+
+    vector: of a chunk, (dim,), memory of its own; None once the chunk is not wanted any more, which it asks the
+    function that it is given. signature: equal on ranks that make the same call; is_whole: see HandOver.
+    """
+
+    vector: Callable[[int, Callable[[], bool]], np.ndarray | None]
+    signature: float
+    is_whole: bool
+
+
+class Engine(Protocol):
+    """What makes sums of the calls: this process alone, or together with others.
+
+    rank: of this process; num_chunks: of every call; iteration: of the first call; state: what the run goes on from,
+    or None.
+    """
+
+    rank: int
+    num_chunks: int
+    iteration: int
+    state: bytes | None
+
+    def sum(self, iteration: int, call: Call) -> Sum | State:
+        """The sum of the call, or the state of another rank that is further."""
+
+
+def signature(*of: object) -> float:
+    """A number that float32 holds, for whatever tells a call from others.
+
+    >>> signature("backward", 3) == signature("backward", 3) != signature("backward", 4)
+    True
+    """
+    return float(crc32(repr(of).encode()) & 0x3FFFFF)

@@ -1,0 +1,186 @@
+"""What passes between the thread of the script and the thread that does MPI.
+
+The script makes *calls*, numbered by iteration: it says that it is there, and waits for the sum over all chunks. When it
+comes with the next call, it has made the step with the sum before. It may be given the state of another rank instead of
+a sum: then it has missed calls, and goes on with the one that the state says.
+"""
+
+import hashlib
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from psgc.aggregation.replica import Snapshot
+
+COUNT = 8  # bytes before a state that say how long it is
+
+
+@dataclass(frozen=True, slots=True)
+class Sum:
+    """The sum of the vectors of all chunks (dim,), which nobody writes to until the next call."""
+
+    vector: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """The state of another rank at its call for `iteration`."""
+
+    iteration: int
+    blob: bytes
+
+
+class HandOver:
+    """first: the iteration of the first call; wake: wakes the thread that does MPI; alert: that of the script, where it
+    waits for something else as well.
+
+    called: the newest iteration that the script has called for; is_whole: whether the state of the model and of the
+    optimizers was complete then, and not in the middle of something; signature: tells calls of scripts apart.
+    """
+
+    def __init__(self, first: int, wake: Callable[[], object] = lambda: None) -> None:
+        self._wake = wake
+        self.alert: Callable[[], object] = lambda: None
+        self._changed = threading.Condition()
+        self.called, self.is_whole, self.signature = first - 1, False, 0.0
+        self.is_ended = False
+        self.given = first - 1  # the newest iteration whose sum is here
+        self._sum: np.ndarray | None = None
+        self._state: State | None = None
+        self._error: BaseException | None = None
+
+    # for the script
+
+    def call(self, iteration: int, is_whole: bool, signature: float) -> None:
+        """The script has made all steps before `iteration`, and now waits for its sum."""
+        with self._changed:
+            self.is_whole, self.signature = is_whole, signature
+            self.called = iteration
+        self._wake()
+
+    def is_answered(self) -> bool:
+        """Whether the newest call need not wait any more."""
+        return self.given >= self.called or self._state is not None or self._error is not None
+
+    def answer(self) -> Sum | State:
+        """What comes of the newest call, once it is there. Raises what `stop` was given."""
+        with self._changed:
+            self._changed.wait_for(self.is_answered)
+            if self._state is not None and self._state.iteration > self.called:
+                state, self._state = self._state, None
+                return state
+            if self.given >= self.called:
+                assert self._sum is not None
+                return Sum(self._sum)
+            assert self._error is not None
+            raise self._error
+
+    def end(self) -> None:
+        """The script makes no more calls; it has made the step of the newest one, if it was given the sum."""
+        with self._changed:
+            self.is_ended = True
+        self._wake()
+
+    # for the thread that does MPI
+
+    def has_come_back(self, iteration: int) -> bool:
+        """Whether the script has made the step with the sum of `iteration`, or will make none."""
+        return self.called > iteration or self.is_ended
+
+    def give(self, iteration: int, vector: np.ndarray) -> None:
+        """The sum of `iteration` is here."""
+        with self._changed:
+            self.given, self._sum = iteration, vector
+            self._changed.notify_all()
+        self.alert()
+
+    def bring(self, state: State) -> None:
+        """The state of another rank is here: the script goes on with that."""
+        with self._changed:
+            self._state = state
+            self._changed.notify_all()
+        self.alert()
+
+    def stop(self, error: BaseException) -> None:
+        """No more sums come."""
+        with self._changed:
+            self._error = self._error or error
+            self._changed.notify_all()
+        self.alert()
+
+
+class ScriptReplica:
+    """The script of a rank as its replica (`psgc.aggregation.replica`), with aggregation `allreduce`.
+
+    What is to be given to other ranks is one text of bytes, cut into vectors. The script must be in a call that is whole.
+
+    state: makes it, in the middle of a call; params: the parameters, in one array; dim, dtype: of the vectors.
+    """
+
+    def __init__(
+        self,
+        hand_over: HandOver,
+        state: Callable[[], bytes],
+        params: Callable[[], np.ndarray],
+        dim: int,
+        dtype: Any,
+    ) -> None:
+        self._hand_over, self._state, self._params = hand_over, state, params
+        self._dim, self._dtype = dim, np.dtype(dtype)
+        self.steps = -1
+        self.is_stepping = False  # the script has the sum of `steps`, or will have it when it has come there
+
+    @property
+    def params(self) -> np.ndarray:
+        return self._params().view()
+
+    def start(self, steps: int, params: np.ndarray) -> None:
+        self.steps = steps
+
+    def load(self, snapshot: Snapshot) -> None:
+        self.steps = snapshot.steps
+        self._hand_over.bring(State(snapshot.steps, blob_of(snapshot.vectors)))
+
+    def snapshot(self) -> Snapshot | None:
+        if self.is_stepping or self._hand_over.called != self.steps or not self._hand_over.is_whole:
+            return None
+        return Snapshot(self.steps, tuple(vectors_of(self._state(), self._dim, self._dtype)), {})
+
+    def step(self, gradient: np.ndarray, digest: bool = False) -> None:
+        self.is_stepping = True
+        self._hand_over.give(self.steps, gradient)
+
+    def poll(self, wait: bool = False) -> bool:
+        if not self.is_stepping or not self._hand_over.has_come_back(self.steps):
+            return False
+        self.is_stepping = False
+        self.steps += 1
+        return True
+
+    def digest(self) -> bytes:
+        """Of the parameters; nothing while the script has not come where the replica is."""
+        if self.is_stepping or self._hand_over.called != self.steps:
+            return b""
+        return hashlib.blake2b(np.ascontiguousarray(self._params()).data, digest_size=16).digest()
+
+
+def vectors_of(blob: bytes, dim: int, dtype: np.dtype[Any]) -> list[np.ndarray]:
+    """Bytes as vectors (dim,), the last one filled up.
+
+    >>> blob_of(vectors_of(b"some bytes", 2, np.dtype(np.float32)))
+    b'some bytes'
+    """
+    size = dim * dtype.itemsize
+    whole = len(blob).to_bytes(COUNT, "little") + blob
+    memory = np.zeros(-(-len(whole) // size) * size, np.uint8)
+    memory[: len(whole)] = np.frombuffer(whole, np.uint8)
+    return list(memory.view(dtype).reshape(-1, dim))
+
+
+def blob_of(vectors: Any) -> bytes:
+    """The inverse of `vectors_of`."""
+    whole = b"".join(np.ascontiguousarray(vector).tobytes() for vector in vectors)
+    return whole[COUNT : COUNT + int.from_bytes(whole[:COUNT], "little")]

@@ -1,0 +1,26 @@
+"""Training in one process, without MPI: the same steps, and the same sums to the last bit as `per_chunk` with parts 1."""
+
+from psgc.aggregation.tree import Tree
+from psgc.torch.calls import Call
+from psgc.torch.hand_over import Sum
+
+
+class Single:
+    """state: what the run goes on from, or None; iteration: of the first call."""
+
+    rank = 0
+
+    def __init__(self, num_chunks: int, iteration: int = 0, state: bytes | None = None) -> None:
+        self.num_chunks, self.iteration, self.state = num_chunks, iteration, state
+
+    def sum(self, iteration: int, call: Call) -> Sum:
+        """The sum of the call. Raises what its vectors raise."""
+        tree = Tree()
+        for chunk in range(self.num_chunks):
+            vector = call.vector(chunk, lambda: True)
+            assert vector is not None
+            vector += 0.0  # turns -0 into 0, as encoding does
+            tree.add(chunk, vector)
+        total = tree.total()
+        assert total is not None
+        return Sum(total)
