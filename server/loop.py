@@ -190,8 +190,9 @@ class Server:
                     self._replicated.finish_step()
             return params
         if self._script is not None:
+            gradient = gradient.copy()  # what the workers begin the next iteration with: they make the step as well
             self._script.summed(self._coordinator.iteration, gradient)
-            return gradient.copy()  # what the workers begin the next iteration with: they make the step as well
+            return gradient
         return finite_step(self.optimizer, self.params, gradient, self._coordinator.iteration)
 
     @property

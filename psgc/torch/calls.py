@@ -30,10 +30,14 @@ class Engine(Protocol):
     or None.
     """
 
-    rank: int
-    num_chunks: int
-    iteration: int
-    state: bytes | None
+    @property
+    def rank(self) -> int: ...
+    @property
+    def num_chunks(self) -> int: ...
+    @property
+    def iteration(self) -> int: ...
+    @property
+    def state(self) -> bytes | None: ...
 
     def sum(self, iteration: int, call: Call) -> Sum | State:
         """The sum of the call, or the state of another rank that is further."""

@@ -1,8 +1,8 @@
 """What passes between the thread of the script and the thread that does MPI.
 
-The script makes *calls*, numbered by iteration: it says that it is there, and waits for the sum over all chunks. When it
-comes with the next call, it has made the step with the sum before. It may be given the state of another rank instead of
-a sum: then it has missed calls, and goes on with the one that the state says.
+The script makes *calls*, numbered by iteration: it says that it is there, and waits for the sum over all chunks. When
+it comes with the next call, it has made the step with the sum before. It may be given the state of another rank instead
+of a sum: then it has missed calls, and goes on with the one that the state says.
 """
 
 import hashlib
@@ -32,6 +32,14 @@ class State:
     iteration: int
     blob: bytes
 
+    def to_bytes(self) -> bytes:
+        return self.iteration.to_bytes(COUNT, "little") + self.blob
+
+    @staticmethod
+    def from_bytes(content: bytes) -> "State":
+        """The inverse of `to_bytes`."""
+        return State(int.from_bytes(content[:COUNT], "little"), content[COUNT:])
+
 
 class HandOver:
     """first: the iteration of the first call; wake: wakes the thread that does MPI; alert: that of the script, where it
@@ -48,7 +56,7 @@ class HandOver:
         self.called, self.is_whole, self.signature = first - 1, False, 0.0
         self.is_ended = False
         self.given = first - 1  # the newest iteration whose sum is here
-        self._sum: np.ndarray | None = None
+        self._sums: dict[int, np.ndarray] = {}  # that the script has not come to, and the newest that it has
         self._state: State | None = None
         self._error: BaseException | None = None
 
@@ -59,11 +67,12 @@ class HandOver:
         with self._changed:
             self.is_whole, self.signature = is_whole, signature
             self.called = iteration
+            self._sums = {number: vector for number, vector in self._sums.items() if number >= iteration}
         self._wake()
 
     def is_answered(self) -> bool:
         """Whether the newest call need not wait any more."""
-        return self.given >= self.called or self._state is not None or self._error is not None
+        return self.called in self._sums or self._state is not None or self._error is not None
 
     def answer(self) -> Sum | State:
         """What comes of the newest call, once it is there. Raises what `stop` was given."""
@@ -72,9 +81,8 @@ class HandOver:
             if self._state is not None and self._state.iteration > self.called:
                 state, self._state = self._state, None
                 return state
-            if self.given >= self.called:
-                assert self._sum is not None
-                return Sum(self._sum)
+            if self.called in self._sums:
+                return Sum(self._sums[self.called])
             assert self._error is not None
             raise self._error
 
@@ -93,7 +101,8 @@ class HandOver:
     def give(self, iteration: int, vector: np.ndarray) -> None:
         """The sum of `iteration` is here."""
         with self._changed:
-            self.given, self._sum = iteration, vector
+            self.given = iteration
+            self._sums[iteration] = vector
             self._changed.notify_all()
         self.alert()
 
@@ -115,7 +124,7 @@ class HandOver:
 class ScriptReplica:
     """The script of a rank as its replica (`psgc.aggregation.replica`), with aggregation `allreduce`.
 
-    What is to be given to other ranks is one text of bytes, cut into vectors. The script must be in a call that is whole.
+    What is given to other ranks is a string of bytes, cut into vectors. The script must be in a call that is whole.
 
     state: makes it, in the middle of a call; params: the parameters, in one array; dim, dtype: of the vectors.
     """

@@ -1,4 +1,4 @@
-"""Training in one process, without MPI: the same steps, and the same sums to the last bit as `per_chunk` with parts 1."""
+"""Training in one process, without MPI: the same steps, with the bits that sums have with `per_chunk` and parts 1."""
 
 from psgc.aggregation.tree import Tree
 from psgc.torch.calls import Call

@@ -256,19 +256,20 @@ class Transport:
         os._exit(code)
 
     def leave(self, code: int, others: Collection[int] = ()) -> NoReturn:
-        """End this process without leaving MPI, since Finalize and Abort hang after a death.
+        """End this process without leaving MPI, since Finalize and Abort hang after a death. others: see `outlast`."""
+        self.outlast(others)
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):  # a pipe that nobody reads any more
+                stream.flush()
+        os._exit(code)
 
-        Rank 0 waits up to 2 s for the processes of the ranks `others` to be gone, so that mpirun's exit code is `code`.
-        """
+    def outlast(self, others: Collection[int]) -> None:
+        """Rank 0 waits up to 2 s for the processes of these ranks to be gone, so that mpirun's exit code is its own."""
         end = time.monotonic() + PATIENCE
         while self.rank == 0 and not self._all_gone(others) and time.monotonic() < end:
             with suppress(MPI.Exception):
                 self._world.Iprobe(self.rank)  # moves what is still on its way
             time.sleep(LONGEST)
-        for stream in (sys.stdout, sys.stderr):
-            with suppress(OSError, ValueError):  # a pipe that nobody reads any more
-                stream.flush()
-        os._exit(code)
 
     def _all_gone(self, ranks: Collection[int]) -> bool:
         left = set(ranks) - set(failed_ranks(self._world))

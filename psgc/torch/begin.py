@@ -1,0 +1,178 @@
+"""`psgc.torch.init`: from a model, a dataset and a loss to a run, on every rank of mpirun or in one process."""
+
+import hashlib
+import os
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from psgc import __version__
+from psgc.config import Config
+from psgc.errors import UserError
+from psgc.plan import Plan
+from psgc.torch.checks import check_model
+from psgc.torch.chunk_gradient import Buffers, ChunkGradient, Loss
+from psgc.torch.ending import Ending, stopped_by
+from psgc.torch.flat import FlatModel
+from psgc.torch.hand_over import State
+from psgc.torch.run import Run
+from psgc.torch.sampling import Position, length_of
+from psgc.torch.settings import Arguments, arguments
+from psgc.torch.single import Single
+from psgc.torch.state import from_blob, to_blob
+from psgc.training import launched
+
+RANKS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")  # how many were started
+
+
+def init(
+    model: nn.Module,
+    dataset: Any,
+    loss: Loss,
+    *,
+    replication: int = 3,
+    chunks: int = 60,
+    micro_batch: int = 64,
+    seed: int = 0,
+    output: str | os.PathLike[str] | None = None,
+    collate_fn: Callable[[list[Any]], Any] | None = None,
+    buffers: Buffers = None,
+    aggregation: str = "auto",
+    transfer: str = "auto",
+    parts: int = 1,
+    schedule: str = "dynamic",
+    checkpoint_every: int = 50,
+    log_with: Sequence[str] = (),
+) -> Run:
+    """Begin a run, as every rank does with the same arguments. Without mpirun it has this process alone.
+
+    Args:
+        model: whose trainable parameters are all float32, or all float64, on one device. All ranks begin with those of
+            rank 0.
+        dataset: map-style, the same on every rank.
+        loss: (model, batch) -> (sum over the examples, how many they are), or their mean.
+        replication: how many workers may do a chunk without being asked to stand in for another one.
+        chunks: into how many the examples of a step are cut, whatever the number of workers.
+        micro_batch: examples of a chunk that are computed at a time.
+        seed: of the order of examples, and of everything random in a chunk.
+        output: the run directory.
+        collate_fn: makes a batch of a list of examples; torch's own by default.
+        buffers: "chunk" for batch normalisation in training mode.
+        aggregation, transfer, parts, schedule: as in YAML files.
+        checkpoint_every: steps between two checkpoints, 0 for none before the end; with `output`.
+
+    Raises UserError, in one line, for what is wrong, on rank 0; the other ranks end silently.
+    """
+    launched.begin()
+    ending = Ending()
+    given = {
+        "replication": replication,
+        "chunks": chunks,
+        "micro_batch": micro_batch,
+        "seed": seed,
+        "output": None if output is None else os.fspath(output),
+        "buffers": buffers,
+        "aggregation": aggregation,
+        "transfer": transfer,
+        "parts": parts,
+        "schedule": schedule,
+        "checkpoint_every": checkpoint_every,
+    }
+    made: _Local | UserError
+    try:
+        made = _Local(model, dataset, loss, collate_fn, given)
+    except UserError as error:
+        made = error
+    if _ranks() < 2:
+        if isinstance(made, UserError):
+            raise made
+        made.run.begin(Single(chunks))
+        return made.run
+    from psgc.torch.session import Session  # with MPI
+
+    ending.catch_signals()
+    ending.session = session = Session(made, stopped_by)
+    assert not isinstance(made, UserError)
+    made.run.begin(session)
+    return made.run
+
+
+def _ranks() -> int:
+    for name in RANKS:
+        if (found := os.environ.get(name, "")).isdigit():
+            return int(found)
+    return 1
+
+
+class _Local:
+    """What this rank brings to a run (`psgc.torch.session.Local`). Raises UserError."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        dataset: Any,
+        loss: Loss,
+        collate: Callable[[list[Any]], Any] | None,
+        given: Mapping[str, Any],
+    ) -> None:
+        self._arguments: Arguments = arguments(**given)
+        if not isinstance(model, nn.Module):
+            raise UserError(f"psgc.torch.init: model is a {type(model).__name__}, expected a torch.nn.Module")
+        if not callable(loss):
+            raise UserError(f"psgc.torch.init: loss is a {type(loss).__name__}, expected a function (model, batch)")
+        self._model, self._length = model, length_of(dataset)
+        buffers: Buffers = self._arguments.buffers
+        check_model(model, buffers)
+        self._flat = FlatModel(model)
+        compute = ChunkGradient(self._flat, model, loss, buffers, self._arguments.chunks)
+        self.dim, self.gradient = compute.dim, self._flat.dim
+        self._config = self._arguments.config(str(self._flat.dtype).removeprefix("torch."))
+        self.run = Run(model, dataset, self._length, compute, self._flat, self._arguments, collate)
+
+    def description(self) -> dict[str, Any]:
+        names = hashlib.sha256(repr([(n, tuple(t.shape)) for n, t in _tensors(self._model)]).encode()).hexdigest()
+        return {
+            "psgc": __version__,
+            "torch": torch.__version__,
+            "Python": platform.python_version(),
+            "parameters": self.gradient,
+            "names of the parameters": names[:8],
+            "dtype": self._config.dtype,
+            "device": self._flat.device.type,
+            "length of the dataset": self._length,
+            "arguments of init": hashlib.sha256(self._arguments.model_dump_json().encode()).hexdigest()[:8],
+        }
+
+    def settle(self, num_workers: int) -> tuple[Config, Plan]:
+        return self._arguments.settled(self._config, num_workers, self.dim)
+
+    def prepare(self) -> State | None:
+        return None
+
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256()
+        for name, tensor in _tensors(self._model):
+            digest.update(name.encode())
+            digest.update(np.ascontiguousarray(tensor.detach().cpu().view(-1).view(torch.uint8).numpy()).data)
+        return digest.hexdigest()
+
+    def model(self) -> bytes:
+        return bytes(to_blob(self._model, [], Position()))
+
+    def load_model(self, content: bytes) -> None:
+        from_blob(content, self._model, [], "the parameters of rank 0")
+        self._flat.check()
+
+    def state(self) -> bytes:
+        return self.run.state()
+
+    def params(self) -> np.ndarray:
+        return self._flat.params.detach().cpu().numpy()
+
+
+def _tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
+    return [*model.named_parameters(), *model.named_buffers()]

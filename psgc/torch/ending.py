@@ -1,0 +1,83 @@
+"""How the process of a script ends: the other ranks are told, and the exit code is that of the README."""
+
+import atexit
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from types import FrameType, TracebackType
+
+from psgc.errors import PsgcError, one_line
+from psgc.terminal import say
+from psgc.torch.session import Session
+from psgc.training import launched
+from psgc.user_code import raised_at
+
+STOPPERS = (signal.SIGTERM, signal.SIGUSR1)  # with these `psgc launch` and SLURM ask a run to end; and SIGINT
+
+stopped_by: list[int] = []  # signals that have come
+
+
+class Ending:
+    """Looks at how the script ends. session: of this rank, None in a single process."""
+
+    def __init__(self) -> None:
+        self.session: Session | None = None
+        self._code: int | None = None  # of the exit; None: that of Python
+        self._text = ""  # why the script ends
+        self._hook = sys.excepthook
+        sys.excepthook = self._raised
+        atexit.register(self._at_exit)
+
+    def catch_signals(self) -> None:
+        """Let rank 0 end the run in order. A second Ctrl-C ends the script at once."""
+        signal.signal(signal.SIGINT, _stop)
+        for number in STOPPERS:
+            signal.signal(number, lambda number, _: stopped_by.append(number))
+
+    def _raised(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        self._code, self._text = 1, f"its script raised {one_line(error)}{raised_at(error)}"
+        if isinstance(error, PsgcError):
+            self._code = error.exit_code
+        elif isinstance(error, KeyboardInterrupt):
+            self._code = 128 + signal.SIGINT
+        rank = 0 if self.session is None else self.session.rank
+        if isinstance(error, PsgcError) and not launched.debugging():
+            say(f"psgc: {error}", error=True)
+        elif isinstance(error, KeyboardInterrupt):
+            if rank == 0:
+                say("psgc: stopped by Ctrl-C (SIGINT)", error=True)
+        elif rank == 0:
+            self._hook(kind, error, trace)
+        else:  # rank 0 shows the first line
+            self._text += "\n" + "".join(traceback.format_exception(kind, error, trace))
+
+    def _at_exit(self) -> None:
+        atexit.unregister(self._at_exit)
+        session, code = self.session, self._code
+        if session is not None:
+            session.end(self._text)
+            if stopped_by and session.rank == 0 and code is not None:
+                code = 128 + stopped_by[0]
+            if session.rank:  # mpirun passes on rank 0's code, and prints a long comment on any other that is not 0
+                code = 0 if code is not None or not session.in_order else None
+        if (code is not None and code != 1) or (session is not None and not session.in_order and code is not None):
+            _leave(code)
+
+
+def _leave(code: int) -> None:
+    """End the process with this exit code, which Python would not take from an exception."""
+    run: Callable[[], object] = atexit._run_exitfuncs
+    run()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
+
+
+def _stop(number: int, _frame: FrameType | None) -> None:
+    if stopped_by:
+        raise KeyboardInterrupt
+    stopped_by.append(number)

@@ -1,0 +1,197 @@
+"""What a script has of its run: batches, gradients, evaluation, files (`psgc.torch.init` makes it)."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from torch.utils.data import default_collate
+
+from psgc.errors import UserError
+from psgc.torch.calls import Call, Engine, signature
+from psgc.torch.chunk_gradient import SUMS, ChunkGradient
+from psgc.torch.flat import FlatModel
+from psgc.torch.hand_over import State
+from psgc.torch.sampling import Batch, Position, Sampler
+from psgc.torch.settings import Arguments
+from psgc.torch.state import Stateful, from_blob, save_model, to_blob
+
+METRICS = SUMS - 2  # sums that `evaluate` has room for
+
+
+class Run:
+    """A training run. `psgc.torch.init` makes it; every rank makes the same calls.
+
+    engine: makes the sums, set by `init`.
+    """
+
+    engine: Engine
+
+    def __init__(
+        self,
+        model: nn.Module,
+        dataset: Any,
+        length: int,
+        compute: ChunkGradient,
+        flat: FlatModel,
+        arguments: Arguments,
+        collate: Callable[[list[Any]], Any] | None,
+    ) -> None:
+        self._model, self._dataset, self._compute, self._flat = model, dataset, compute, flat
+        self._arguments, self._collate = arguments, collate or default_collate
+        self._sampler = Sampler(length, arguments.seed)
+        self._attached: list[Stateful] = []
+        self.iteration = 0  # of the next call
+        self._pending: bytes | None = None  # a state to go on from, with the next batch
+        self._loss = 0.0  # the newest
+        self._evaluated: dict[str, float] = {}  # the newest
+        self._position = Position()  # where the batch begins that this rank has called for
+        self._current: Position | None = None  # where the batch begins whose gradient came last
+        self._stepping = 0  # steps of optimizers that are under way
+        self._stepped = True  # a step was made since the newest gradient
+        self._hooks = [
+            register_optimizer_step_pre_hook(self._before_step),
+            register_optimizer_step_post_hook(self._after_step),
+        ]
+
+    # training
+
+    def attach(self, *things: Stateful) -> None:
+        """Optimizers, schedules, a GradScaler: their state goes into checkpoints, and to ranks that fell behind.
+
+        Raises UserError for what has no state_dict and load_state_dict.
+        """
+        for thing in things:
+            if not (hasattr(thing, "state_dict") and hasattr(thing, "load_state_dict")):
+                kind = type(thing).__name__
+                raise UserError(f"run.attach: {kind} has no state_dict() and load_state_dict(), as optimizers do")
+            if not any(thing is other for other in self._attached):
+                self._attached.append(thing)
+
+    def batches(self, size: int, epochs: int = 1) -> Iterator[Batch]:
+        """The batches of `size` examples of so many epochs; the last one of an epoch may be smaller.
+
+        Each call has epochs of its own, after those of the call before. After a resumption it goes on with the batch
+        where the run was. Raises UserError when size or epochs is not a whole number >= 1.
+        """
+        return self._batches(self._sampler.batches(size, epochs))
+
+    def _batches(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        self._load_pending()
+        for batch in batches:
+            yield batch
+            if not self._load_pending():
+                self._sampler.position = batch.after
+
+    def backward(self, batch: Batch, accumulate: bool = False, scaler: Any = None) -> float:
+        """Put the gradient of the mean loss over the batch into `.grad`, on every rank; the mean loss.
+
+        accumulate: add it to what is there since the last step.
+        scaler: a torch.amp.GradScaler, whose scale the gradient then has.
+
+        On a rank that has fallen behind this returns at once, and what the script does until the next batch is undone.
+
+        Raises UserError: for the same batch twice, unless an optimizer's step does it; or an argument is wrong.
+        RunFailed: the run cannot go on; it is said why.
+        """
+        if not isinstance(batch, Batch):
+            raise UserError(f"run.backward: got a {type(batch).__name__}, expected a batch of run.batches")
+        if self._pending is not None:
+            return self._loss
+        if self._current == batch.position and not (self._stepping or self._stepped or accumulate):
+            raise UserError(
+                f"run.backward was called twice for step {batch.iteration} without a step of an optimizer in between; "
+                "expected one call, or accumulate=True"
+            )
+        self._flat.check()
+        adds = accumulate and not self._stepped
+        is_whole = not (self._stepping or adds) and self._current != batch.position
+        scale = float(scaler.get_scale()) if scaler is not None and scaler.is_enabled() else None
+        if scale is not None:
+            scaler.scale(torch.zeros((), device=self._flat.device))  # unscale_ and step expect that
+        num_chunks = self.engine.num_chunks
+        seed = self._arguments.seed
+
+        def vector(chunk: int, wanted: Callable[[], bool]) -> np.ndarray | None:
+            rows = batch.chunk(chunk, num_chunks)
+            parts = self._micro_batches(self._dataset, rows)
+            return self._compute.vector(parts, (seed, batch.iteration, chunk), wanted, scale)
+
+        self._position = batch.position
+        call = Call(vector, signature("backward", batch.position, len(batch), scale), is_whole)
+        total = self._sum(call)
+        if total is None:
+            self._flat.restore()
+            self._flat.grad.zero_()
+            return self._loss
+        self._loss = self._compute.apply(total, adds)
+        self._current, self._stepped = batch.position, False
+        return self._loss
+
+    def _sum(self, call: Call) -> np.ndarray | None:
+        """The sum of a call; None when this rank has fallen behind, and has the state of another one to go on from."""
+        answer = self.engine.sum(self.iteration, call)
+        if isinstance(answer, State):
+            self.iteration, self._pending = answer.iteration, answer.blob
+            return None
+        self.iteration += 1
+        return answer.vector
+
+    def _micro_batches(self, dataset: Any, rows: np.ndarray) -> Iterator[Any]:
+        size = self._arguments.micro_batch
+        for start in range(0, len(rows), size):
+            some = rows[start : start + size].tolist()
+            many = getattr(dataset, "__getitems__", None)
+            yield self._collate(many(some) if many is not None else [dataset[row] for row in some])
+
+    def _before_step(self, optimizer: Optimizer, *_: Any) -> None:
+        self._stepping += 1
+        mine = {id(param) for param in self._model.parameters()}
+        if not any(optimizer is thing for thing in self._attached) and any(
+            id(param) in mine for group in optimizer.param_groups for param in group["params"]
+        ):
+            self._stepping = 0
+            raise UserError(
+                f"{type(optimizer).__name__} steps parameters of the model, but was not attached; expected "
+                "run.attach(optimizer) before the first batch"
+            )
+
+    def _after_step(self, *_: Any) -> None:
+        self._stepping -= 1
+        self._stepped = True
+
+    # state
+
+    def state(self) -> bytes:
+        """What another rank needs to go on from the call that this one is in."""
+        about = json.dumps({"loss": self._loss, "evaluated": self._evaluated}).encode()
+        blob = to_blob(self._model, self._attached, self._position)
+        return len(about).to_bytes(8, "little") + about + bytes(blob)
+
+    def _load_pending(self) -> bool:
+        """Go on from the state that was waiting, if there is one; whether there was."""
+        if self._pending is None:
+            return False
+        content, self._pending = self._pending, None
+        length = int.from_bytes(content[:8], "little")
+        about = json.loads(content[8 : 8 + length])
+        self._loss, self._evaluated = about["loss"], about["evaluated"]
+        self._sampler.position = from_blob(memoryview(content)[8 + length :], self._model, self._attached)
+        self._flat.check()
+        self._flat.grad.zero_()
+        self._current, self._stepped = None, True
+        return True
+
+    def begin(self, engine: Engine) -> None:
+        """The run begins, where the engine says."""
+        self.engine, self.iteration, self._pending = engine, engine.iteration, engine.state
+
+    def save(self, path: str | Path) -> None:
+        """Write the model's parameters and buffers as safetensors, on rank 0; `load_state_dict` reads them."""
+        if self.engine.rank == 0:
+            save_model(Path(path), self._model)

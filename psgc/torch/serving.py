@@ -1,0 +1,135 @@
+"""Rank 0 of a script: what the server knows of it, and what it tells the user."""
+
+import math
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from psgc.aggregation.replica import Stepping
+from psgc.backend import Array, Backend
+from psgc.config import Config
+from psgc.errors import RunFailed
+from psgc.plan import Plan
+from psgc.run_rows import IterationRow
+from psgc.server.events import Report
+from psgc.server.loop import Server
+from psgc.server.observer import Approximation, IterationRecord, Observer
+from psgc.server.settings import ServerSettings
+from psgc.terminal import say
+from psgc.torch.hand_over import HandOver, ScriptReplica
+from psgc.training.inputs import tried_chunks
+from psgc.transport import Transport
+
+
+class Script:
+    """The script of rank 0 as its server sees it (`psgc.server.script`).
+
+    gradient: entries of the gradient, behind which a vector has the loss and the number of examples.
+    early: whether an iteration begins before rank 0 calls for it: the workers are sent the sum before at once
+    (aggregation `server`).
+    """
+
+    def __init__(
+        self, hand_over: HandOver, replica: ScriptReplica, gradient: int, early: bool, hosts: Sequence[str]
+    ) -> None:
+        self.replica: Stepping = replica
+        self._hand_over, self._gradient, self._early, self._hosts = hand_over, gradient, early, hosts
+        self._ended: dict[int, tuple[int, str]] = {}  # by worker: iteration, and why
+        self._reports: list[Report] = []  # of an iteration that rank 0 has not called for
+
+    def may_begin(self, iteration: int) -> bool | None:
+        if self._hand_over.is_ended:
+            return False
+        return True if self._early or self._hand_over.called >= iteration else None
+
+    def is_over(self) -> bool:
+        return self._hand_over.is_ended
+
+    def summed(self, iteration: int, vector: Array) -> None:
+        self._hand_over.give(iteration, vector)
+
+    def loss(self, iteration: int, vector: Array) -> float | None:
+        self._check(iteration)
+        loss, examples = vector[self._gradient : self._gradient + 2].tolist()
+        return loss / examples if examples and math.isfinite(loss) else None
+
+    def reported(self, report: Report) -> None:
+        self._reports.append(report)
+        if self._hand_over.called >= report.iteration:
+            self._check(report.iteration)
+
+    def _check(self, iteration: int) -> None:
+        reports, self._reports = self._reports, []
+        if self._hand_over.called != iteration:  # rank 0 has not come there, and never will
+            return
+        for report in reports:
+            if report.iteration == iteration and report.loss != self._hand_over.signature:
+                raise RunFailed(
+                    f"worker {report.worker} on {self._hosts[report.worker]}, iteration {iteration}: its script makes "
+                    "another call than that of rank 0; every rank must make the same calls, for the same batches"
+                )
+
+    def ended(self, worker: int, iteration: int, text: str) -> None:
+        self._ended[worker] = iteration, text
+
+    def due(self) -> list[tuple[int, str]]:
+        gone = {
+            worker: text
+            for worker, (iteration, text) in self._ended.items()
+            if text or self._hand_over.called >= iteration
+        }
+        for worker in gone:
+            del self._ended[worker]
+        return [(worker, text or "its script has ended, that of rank 0 has not") for worker, text in gone.items()]
+
+
+class Record:
+    """The observer of a run (`psgc.server.observer.Observer`). rows: those that the script has not been given."""
+
+    def __init__(self) -> None:
+        self.rows: deque[IterationRow] = deque()
+        self.done = 0
+
+    def chunk(self, worker: int, chunk: int, iteration: int, start: float, seconds: float, outcome: int) -> None: ...
+
+    def iteration(self, row: IterationRecord) -> None:
+        self.rows.append(row)
+
+    def approximate(self, approximation: Approximation) -> None: ...
+
+    def stepped(self, done: int) -> None:
+        self.done = done
+
+    def stuck(self, line: str) -> None:
+        say(line)
+
+    def lost(self, worker: int, host: str, iteration: int, reason: str) -> None:
+        say(f"worker {worker} on {host} lost in iteration {iteration}: {reason}")
+
+    def wrong(self, worker: int, host: str, iteration: int, reason: str) -> None:
+        say(f"worker {worker} on {host} sent a wrong copy in iteration {iteration}: {reason}")
+
+    def returned(self, worker: int, iteration: int) -> None:
+        say(f"worker {worker} is back in iteration {iteration}")
+
+    def failure_text(self, worker: int, text: str) -> str:
+        return next(iter(text.splitlines()), "it failed without a reason")
+
+
+def make_server(
+    transport: Transport,
+    config: Config,
+    plan: Plan,
+    script: Script,
+    record: Observer,
+    stopped_by: Callable[[], str | None],
+) -> Server:
+    """The server of a run."""
+    settings = ServerSettings(
+        config=config,
+        plan=plan,
+        has_loss=False,
+        script=script,
+        tried=tried_chunks(config, plan),
+        interrupted=stopped_by,
+    )
+    return Server(transport, Backend(), record, settings)

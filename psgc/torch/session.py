@@ -1,0 +1,249 @@
+"""This process among the ranks of a run: one thread does all MPI, that of the script computes.
+
+Rank 0 runs the server (`psgc.torch.serving`), the others a worker (`psgc.torch.working`). All ranks first agree that
+they run the same script with the same arguments, and begin with the parameters of rank 0. The last thing that this
+thread does is to leave MPI.
+"""
+
+import json
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any, Protocol
+
+import numpy as np
+
+from psgc.config import Config
+from psgc.errors import PsgcError, RunFailed, UserError, one_line
+from psgc.plan import Plan
+from psgc.terminal import say_traceback
+from psgc.torch.calls import Call
+from psgc.torch.hand_over import HandOver, ScriptReplica, State, Sum
+from psgc.torch.serving import Record, Script, make_server
+from psgc.torch.working import ScriptWorker, make_worker
+from psgc.training import launched
+from psgc.training.ending import interruption
+from psgc.transport import Transport
+
+STOP_TIMEOUT = 3.0  # seconds that the workers have to say goodbye
+OFF, ALIKE, MODEL, STATE = b"X", b"=", b"M", b"S"  # how rank 0 has the others begin; bytes follow
+
+
+class Left(SystemExit):
+    """Ends the script of a rank on which nothing more is to be done; rank 0 says why."""
+
+
+class Local(Protocol):
+    """What this rank brings to a run.
+
+    dim: entries of a vector, gradient: of these, those of the gradient.
+    """
+
+    dim: int
+    gradient: int
+
+    def description(self) -> dict[str, Any]:
+        """What has to be equal on all ranks, by name."""
+
+    def settle(self, num_workers: int) -> tuple[Config, Plan]:
+        """The settings and the plan for so many workers. Raises UserError."""
+
+    def prepare(self) -> State | None:
+        """For rank 0, before the run begins: the state to resume from, or None. Raises UserError."""
+
+    def fingerprint(self) -> str:
+        """Of all that the model holds."""
+
+    def model(self) -> bytes:
+        """All that the model holds."""
+
+    def load_model(self, content: bytes) -> None:
+        """Take what `model` gave on another rank."""
+
+    def state(self) -> bytes:
+        """What another rank needs to go on from the call that this one is in."""
+
+    def params(self) -> np.ndarray:
+        """The parameters (dim,)."""
+
+
+class Session:
+    """Makes sums of the calls together with other ranks (`psgc.torch.calls.Engine`).
+
+    local: of this rank, or why it cannot take part; stopped_by: the signals that have come, a handler fills it.
+
+    Raises, in the thread of the script: UserError and RunFailed on rank 0, Left on the others.
+    """
+
+    def __init__(self, local: Local | UserError, stopped_by: Sequence[int]) -> None:
+        self._local, self._stopped_by = local, stopped_by
+        self.iteration, self.rank = 0, 0
+        self.state: bytes | None = None
+        self.record = Record()
+        self.in_order = False  # all ranks leave through MPI's Finalize
+        self._ready, self._over = threading.Event(), threading.Event()
+        self._error: BaseException | None = None
+        self._transport: Transport | None = None
+        self._hand_over: HandOver | None = None
+        self._worker: ScriptWorker | None = None
+        self._script = threading.get_ident()
+        threading.Thread(target=self._run, name="psgc-mpi", daemon=True).start()
+        _wait(self._ready)
+        if self._error is not None:
+            _wait(self._over)
+            raise self._error
+
+    @property
+    def num_chunks(self) -> int:
+        return self.plan.num_chunks
+
+    # the thread of the script
+
+    def sum(self, iteration: int, call: Call) -> Sum | State:
+        """The sum of the call, which this rank takes part in."""
+        assert self._hand_over is not None
+        self._hand_over.call(iteration, call.is_whole, call.signature)
+        if self._worker is not None:
+            self._worker.compute(call)
+        return self._hand_over.answer()
+
+    def end(self, text: str = "") -> None:
+        """The script ends, because of an error if there is a text. Returns when this process has left MPI."""
+        if self._hand_over is not None and not self._over.is_set():
+            self._hand_over.end()
+            if self._worker is not None:
+                self._worker.ended(self._hand_over.called + 1, text)
+        _wait(self._over)
+
+    # the thread that does MPI
+
+    def _run(self) -> None:
+        try:
+            self._transport = transport = Transport(interrupted=lambda: interruption(self._stopped_by))
+            self.rank = transport.rank
+            local = self._agree(transport)
+            hand_over = self._hand_over = HandOver(self.iteration, transport.wake)
+            dtype = self.config.dtype
+            replica = ScriptReplica(hand_over, local.state, local.params, local.dim, dtype)
+            if transport.rank == 0:
+                self._serve(transport, local, hand_over, replica)
+            else:
+                self._worker = make_worker(
+                    *(transport, self.config, self.plan, local.dim, hand_over, replica, self.iteration, self._script)
+                )
+                self._ready.set()
+                self.in_order = self._worker.loop.run()
+        except PsgcError as error:
+            self._fail(error)
+        except BaseException as error:  # a defect
+            say_traceback()
+            self._fail(RunFailed(one_line(error)))
+        finally:
+            if self._transport is not None:
+                self._leave(self._transport)
+            if self._hand_over is not None:
+                self._hand_over.stop(Left(0))
+            self._over.set()
+            self._ready.set()
+
+    def _agree(self, transport: Transport) -> Local:
+        """All ranks bring the same, and begin with the parameters of rank 0."""
+        try:
+            launched.meet(transport)
+        except launched.NotAllCame:
+            self.in_order = True
+            raise
+        hosts, local = transport.hosts, self._local
+        troubles = transport.gather(str(local) if isinstance(local, UserError) else "", "preparing the script")
+        for rank, trouble in enumerate(troubles):
+            if trouble:
+                self.in_order = True
+                raise UserError(trouble if rank == 0 else f"rank {rank} on {hosts[rank]}: {trouble}")
+        assert not isinstance(local, UserError)
+        descriptions = transport.gather(json.dumps(local.description()), "preparing the script")
+        fingerprints = transport.gather(local.fingerprint(), "preparing the script")
+        try:
+            check_same(descriptions, hosts)
+            self.config, self.plan = local.settle(transport.size - 1)
+        except UserError:  # every rank comes to it
+            self.in_order = True
+            raise
+        is_alike = len(set(fingerprints)) == 1
+        begin = transport.broadcast(
+            self._beginning(local, is_alike) if self.rank == 0 else None, "preparing the script"
+        )
+        kind, content = begin[:1], begin[1:]
+        if kind == OFF:
+            self.in_order = True
+            raise self._error or Left(0)
+        if kind == MODEL and self.rank:
+            local.load_model(content)
+        if kind == STATE:
+            found = State.from_bytes(content)
+            self.iteration, self.state = found.iteration, found.blob
+        transport.start(from_everybody=self.config.aggregation == "allreduce")
+        return local
+
+    def _beginning(self, local: Local, is_alike: bool) -> bytes:
+        """How all ranks begin."""
+        try:
+            state = local.prepare()
+        except UserError as error:
+            self._error = error
+            return OFF
+        if state is not None:
+            return STATE + state.to_bytes()
+        return ALIKE if is_alike else MODEL + local.model()
+
+    def _serve(self, transport: Transport, local: Local, hand_over: HandOver, replica: ScriptReplica) -> None:
+        early = self.config.aggregation == "server"
+        script = Script(hand_over, replica, local.gradient, early, transport.hosts)
+        server = make_server(
+            *(transport, self.config, self.plan, script, self.record, lambda: interruption(self._stopped_by))
+        )
+        self.record.done = self.iteration
+        self._ready.set()
+        try:
+            server.run(np.zeros(local.dim, self.config.dtype), self.config.iterations, self.iteration)
+        except PsgcError as error:
+            hand_over.stop(error)
+        finally:
+            patience = STOP_TIMEOUT if transport.survives_deaths else self.config.faults.collect_timeout
+            self.in_order = server.stop_workers(patience, hand_over.given + 1)
+
+    def _fail(self, error: BaseException) -> None:
+        """No more sums come. Rank 0 says why, or rank 1 if rank 0 is dead."""
+        transport = self._transport
+        speaks = transport is None or transport.rank == 0 or (transport.rank == 1 and transport.is_gone(0))
+        told = error if speaks else Left(0)
+        self._error = self._error or told
+        if self._hand_over is not None:
+            self._hand_over.stop(told)
+
+    def _leave(self, transport: Transport) -> None:
+        with suppress(Exception):
+            if self.in_order:
+                transport.finalize()
+                if transport.rank == 0:
+                    time.sleep(0.1)  # the others leave first, or mpirun comments on an exit code that is not 0
+            elif transport.survives_deaths:
+                transport.outlast(range(1, transport.size))
+
+
+def check_same(descriptions: Sequence[str], hosts: Sequence[str]) -> None:
+    """Raises UserError for the first rank that brings something else than rank 0."""
+    expected, *others = map(json.loads, descriptions)
+    for rank, found in enumerate(others, start=1):
+        for name, value in expected.items():
+            if found.get(name) != value:
+                raise UserError(
+                    f"rank {rank} on {hosts[rank]} differs from rank 0 on {hosts[0]}: {name}: {found.get(name)}, not "
+                    f"{value}; all ranks need the same script, arguments, data and versions"
+                )
+
+
+def _wait(event: threading.Event) -> None:
+    """Until the event is set; signals are handled meanwhile."""
+    while not event.wait(3600.0):
+        pass

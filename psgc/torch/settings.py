@@ -1,0 +1,56 @@
+"""The arguments of `psgc.torch.init`, checked, and the settings of the run that they make."""
+
+import os
+import sys
+from typing import Annotated, Any, Literal
+
+from psgc.config import Config, ScheduleName
+from psgc.plan import Plan, even_plan
+from psgc.training.transfer_choice import without_auto
+from psgc.validation import Count, Natural, PathText, Section, checked, expect
+
+WHERE = "psgc.torch.init"
+OPEN_END = 2**31 - 1  # iterations: the script says when it is enough
+
+
+class Arguments(Section):
+    """Those of `psgc.torch.init` that are numbers and names."""
+
+    replication: Count
+    chunks: Count
+    micro_batch: Count
+    seed: Natural
+    output: PathText | None
+    buffers: Annotated[Literal["chunk"] | None, expect('"chunk" or None', union=True)]
+    aggregation: Literal["server", "allreduce", "auto"]
+    transfer: Literal["auto", "per_chunk", "combined"]
+    parts: Count
+    schedule: ScheduleName
+    checkpoint_every: Natural
+
+    def config(self, dtype: str) -> Config:
+        """The settings of the run. Raises UserError when arguments do not go together."""
+        values: dict[str, Any] = {
+            "problem": {"kind": "script", "script": os.path.basename(sys.argv[0]) or "python"},
+            "optimizer": {"kind": "script"},
+            "iterations": OPEN_END,
+            "coding": {"replication": max(self.replication, self.parts), "parts": self.parts},
+            "schedule": self.schedule,
+            "aggregation": self.aggregation,
+            "transfer": self.transfer,
+            "dtype": dtype,
+            "checkpoint": {"every": self.checkpoint_every},
+            "output": self.output or "none",
+            "seed": self.seed,
+        }
+        return checked(Config, values, WHERE)
+
+    def settled(self, config: Config, num_workers: int, dim: int) -> tuple[Config, Plan]:
+        """Settings without `auto`, and the plan, for so many workers. Raises UserError."""
+        config = without_auto(config, self.chunks, num_workers, dim)
+        return config, even_plan(config.coding, config.schedule, num_workers, self.chunks, config.seed)
+
+
+def arguments(**given: Any) -> Arguments:
+    """The arguments, checked. Raises UserError, which names the first one that is wrong."""
+    return checked(Arguments, given, WHERE)

@@ -1,0 +1,185 @@
+"""A worker of a script: its communication loop, and how the script's thread does chunks in its calls."""
+
+import time
+import traceback
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from psgc.backend import Array, Backend
+from psgc.coding.sketch import sketch
+from psgc.config import Config
+from psgc.errors import ModelError, RunFailed, UserError, one_line
+from psgc.plan import Plan
+from psgc.torch.calls import Call
+from psgc.torch.hand_over import HandOver, ScriptReplica
+from psgc.training.inputs import tried_chunks
+from psgc.transport import Transport
+from psgc.user_code import raised_at
+from psgc.workers.compute import NO_SKETCH, Trial
+from psgc.workers.encoder import Encoder
+from psgc.workers.injection import Injector
+from psgc.workers.loop import WorkerLoop
+from psgc.workers.mailbox import Mailbox, Result, Work
+from psgc.workers.replicated import ReplicatedLoop
+from psgc.workers.state import WorkerState
+
+LAST_SUM = 10.0  # seconds in which the sums that the run has had reach a worker after its end
+
+
+@dataclass(frozen=True)
+class ScriptThread:
+    """The thread of the script, in the place of a ComputeThread."""
+
+    ident: int | None
+
+    def start(self) -> None:
+        """It has begun."""
+
+
+class _Ends(WorkerLoop):
+    """Goes on after STOP until the script has all sums of the run."""
+
+    _hand_over: HandOver
+    _last: tuple[int, float] | None = None  # the iteration that the run is over before, and when to give up
+
+    def _stop(self, iteration: int) -> None:
+        self._last = iteration, time.monotonic() + LAST_SUM
+
+    def _poll(self) -> None:
+        super()._poll()
+        if self._last is not None:
+            end, late = self._last
+            has_all = self._hand_over.given >= end - 1 or self._hand_over.is_ended
+            self._stopped = self._stopped or has_all or time.monotonic() > late
+
+
+class WithServer(_Ends):
+    """aggregation `server`: the vector that an iteration begins with is the sum of the one before."""
+
+    def __init__(self, *arguments: Any, hand_over: HandOver, **others: Any) -> None:
+        super().__init__(*arguments, **others)
+        self._hand_over = hand_over
+
+    def _begin(self, iteration: int, params: Array) -> None:
+        given = self._hand_over.given
+        if iteration - 1 > given + 1:
+            self._hand_over.stop(RunFailed("this rank has missed sums, and cannot go on"))
+            self._mailbox.ended(given + 1, "it has missed sums, which only aggregation allreduce can make up for")
+            return
+        if iteration - 1 > given:  # else nothing has been summed yet
+            self._hand_over.give(iteration - 1, params.view())
+        super()._begin(iteration, params)
+
+
+class WithAllReduce(_Ends, ReplicatedLoop):
+    """aggregation `allreduce`: the sums come to a ScriptReplica."""
+
+    def __init__(self, *arguments: Any, hand_over: HandOver, **others: Any) -> None:
+        super().__init__(*arguments, **others)
+        self._hand_over = hand_over
+
+
+class ScriptWorker:
+    """The worker of this rank. loop: for the thread that does MPI; all else is for that of the script."""
+
+    def __init__(self, loop: WorkerLoop, mailbox: Mailbox, hand_over: HandOver, trial: Trial) -> None:
+        self.loop = loop
+        self._mailbox, self._hand_over, self._trial = mailbox, hand_over, trial
+        self._is_tried = trial.own is None
+        hand_over.alert = mailbox.look
+
+    def compute(self, call: Call) -> None:
+        """Do chunks until the call is answered."""
+        while (work := self._mailbox.take(self._hand_over.is_answered)) is not None:
+            try:
+                self._do(work, call)
+                if work.iteration == self._trial.iteration and not self._is_tried:
+                    self._is_tried = True
+                    self._try(work, call)
+            except ModelError as error:
+                self._mailbox.broken(work, str(error))
+                return
+            except UserError as error:
+                self._mailbox.broken(work, str(error))
+                return
+            except (KeyboardInterrupt, SystemExit):
+                raise
+            except BaseException as error:
+                told = f"{one_line(error)}{raised_at(error)}\n{traceback.format_exc()}"
+                self._mailbox.failed(work, told)
+
+    def ended(self, iteration: int, text: str) -> None:
+        """The script makes no call for `iteration`, nor later ones; text: why, or empty."""
+        self._mailbox.ended(iteration, text)
+
+    def _do(self, work: Work, call: Call) -> None:
+        start = time.monotonic()
+        vector = call.vector(work.chunk, lambda: self._mailbox.wants(work))
+        seconds = time.monotonic() - start
+        if vector is None:
+            self._mailbox.gave_up(work, start - work.begun, seconds)
+            return
+        if work.iteration == self._trial.iteration and work.chunk in self._trial.chunks:
+            self._mailbox.tried(work.iteration, work.chunk, sketch(vector, np))
+        self._mailbox.finished(work, Result(vector, call.signature, start - work.begun, seconds))
+
+    def _try(self, work: Work, call: Call) -> None:
+        """Do the chunk of the trial."""
+        assert self._trial.own is not None
+        self._mailbox.trying(self._trial.own)
+        found = NO_SKETCH
+        try:
+            vector = call.vector(self._trial.own, lambda: True)
+            if vector is not None:
+                found = sketch(vector, np)
+        except ModelError:
+            raise
+        except Exception:  # the worker whose chunk it is tells what is wrong with it
+            found = NO_SKETCH
+        self._mailbox.tried(work.iteration, self._trial.own, found)
+
+
+def make_worker(
+    transport: Transport,
+    config: Config,
+    plan: Plan,
+    dim: int,
+    hand_over: HandOver,
+    replica: ScriptReplica,
+    first: int,
+    script: int | None,
+) -> ScriptWorker:
+    """The worker of this rank, in a run that begins with iteration `first`.
+
+    dim: entries of the vectors; script: the thread of the script.
+    """
+    backend = Backend()
+    combined, shared = config.transfer == "combined", config.aggregation == "allreduce"
+    encoder = Encoder(backend, plan.coding_matrix, dim, config.dtype)
+    state = WorkerState(transport.rank, plan.queues[transport.rank], plan.num_chunks, combined, 0, shared)
+    mailbox = Mailbox(state, encoder, transport.wake)
+    tried = tried_chunks(config, plan)
+    arguments: dict[str, Any] = {
+        "transport": transport,
+        "mailbox": mailbox,
+        "encoder": encoder,
+        "compute": ScriptThread(script),
+        "backend": backend,
+        "dim": dim,
+        "dtype": config.dtype,
+        "silence": min(1.0, config.faults.collect_timeout / 4),
+        "injector": Injector(()),
+        "first": first,
+        "long": config.faults.collect_timeout,
+        "hand_over": hand_over,
+    }
+    loop: WorkerLoop
+    if shared:
+        loop = WithAllReduce(
+            **arguments, coding_matrix=plan.coding_matrix, replica=replica, last=config.iterations, alike=True
+        )
+    else:
+        loop = WithServer(**arguments)
+    return ScriptWorker(loop, mailbox, hand_over, Trial(first, tried.get(transport.rank), frozenset(tried.values())))
