@@ -142,7 +142,7 @@ class Dispatcher(Target):
                 case Ended(_, iteration, text):
                     if self._script is None:
                         raise Malformed("what only a script says")
-                    self._script.ended(worker, iteration, text)
+                    self._script.ended(worker, iteration, text and self._observer.failure_text(worker, text))
                 case Gone(_, reason, dead):
                     self._lose(worker, reason, dead=dead, failed=not dead)
         except Malformed as flaw:

@@ -16,8 +16,9 @@ LAST_CHANCE = 0.5  # seconds that lost workers have to say goodbye before they a
 
 
 def end_workers(transport: Transport, failure_detector: FailureDetector, timeout: float, done: int = 0) -> bool:
-    """Have every process end; whether all of them leave in order. done: iterations that the run has had, for scripts.
+    """Have every process end; whether all of them leave in order.
 
+    done: iterations that the run has had, for scripts; -1 when it has failed.
     timeout: seconds that workers have to say goodbye; lost ones have LAST_CHANCE. Without fault tolerance the first
     process that ends out of order takes all others with it. Then no worker is told to leave: this process ends first.
     """

@@ -91,6 +91,11 @@ class WorkerState:
         """Whether there is a chunk to take."""
         return bool(self._queue)
 
+    @property
+    def following(self) -> int | None:
+        """The chunk that would be taken next."""
+        return self._queue[0] if self._queue else None
+
     def role(self, chunk: int) -> int:
         """The role in which `chunk` is coded."""
         return self._roles.get(chunk, self._rank)

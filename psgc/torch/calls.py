@@ -15,10 +15,12 @@ class Call:
     """One call of the script: the sum of a vector over all chunks is wanted.
 
     vector: of a chunk, (dim,), memory of its own; None once the chunk is not wanted any more, which it asks the
-    function that it is given. signature: equal on ranks that make the same call; is_whole: see HandOver.
+    function that it is given. expect: told the chunk that probably comes next. signature: equal on ranks that make the
+    same call; is_whole: see HandOver.
     """
 
     vector: Callable[[int, Callable[[], bool]], np.ndarray | None]
+    expect: Callable[[int], object]
     signature: float
     is_whole: bool
 

@@ -10,14 +10,15 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
-from torch.utils.data import default_collate
 
 from psgc.errors import UserError
 from psgc.torch.calls import Call, Engine, signature
 from psgc.torch.chunk_gradient import SUMS, ChunkGradient
 from psgc.torch.flat import FlatModel
 from psgc.torch.hand_over import State
+from psgc.torch.loader import ChunkLoader
 from psgc.torch.sampling import Batch, Position, Sampler
+from psgc.torch.seeding import preserved
 from psgc.torch.settings import Arguments
 from psgc.torch.state import Stateful, from_blob, save_model, to_blob
 
@@ -43,7 +44,7 @@ class Run:
         collate: Callable[[list[Any]], Any] | None,
     ) -> None:
         self._model, self._dataset, self._compute, self._flat = model, dataset, compute, flat
-        self._arguments, self._collate = arguments, collate or default_collate
+        self._arguments, self._loader = arguments, ChunkLoader(dataset, collate, arguments.micro_batch)
         self._sampler = Sampler(length, arguments.seed)
         self._attached: list[Stateful] = []
         self.iteration = 0  # of the next call
@@ -118,12 +119,14 @@ class Run:
         seed = self._arguments.seed
 
         def vector(chunk: int, wanted: Callable[[], bool]) -> np.ndarray | None:
-            rows = batch.chunk(chunk, num_chunks)
-            parts = self._micro_batches(self._dataset, rows)
+            parts = self._loader.micro_batches(batch.chunk(chunk, num_chunks))
             return self._compute.vector(parts, (seed, batch.iteration, chunk), wanted, scale)
 
+        def expect(chunk: int) -> None:
+            self._loader.expect(batch.chunk(chunk, num_chunks))
+
         self._position = batch.position
-        call = Call(vector, signature("backward", batch.position, len(batch), scale), is_whole)
+        call = Call(vector, expect, signature("backward", batch.position, len(batch), scale), is_whole)
         total = self._sum(call)
         if total is None:
             self._flat.restore()
@@ -135,19 +138,13 @@ class Run:
 
     def _sum(self, call: Call) -> np.ndarray | None:
         """The sum of a call; None when this rank has fallen behind, and has the state of another one to go on from."""
-        answer = self.engine.sum(self.iteration, call)
+        with preserved(self._flat.device):  # random numbers of the script
+            answer = self.engine.sum(self.iteration, call)
         if isinstance(answer, State):
             self.iteration, self._pending = answer.iteration, answer.blob
             return None
         self.iteration += 1
         return answer.vector
-
-    def _micro_batches(self, dataset: Any, rows: np.ndarray) -> Iterator[Any]:
-        size = self._arguments.micro_batch
-        for start in range(0, len(rows), size):
-            some = rows[start : start + size].tolist()
-            many = getattr(dataset, "__getitems__", None)
-            yield self._collate(many(some) if many is not None else [dataset[row] for row in some])
 
     def _before_step(self, optimizer: Optimizer, *_: Any) -> None:
         self._stepping += 1

@@ -84,6 +84,7 @@ class Session:
         self.in_order = False  # all ranks leave through MPI's Finalize
         self._ready, self._over = threading.Event(), threading.Event()
         self._error: BaseException | None = None
+        self._text = ""  # why the script ends
         self._transport: Transport | None = None
         self._hand_over: HandOver | None = None
         self._worker: ScriptWorker | None = None
@@ -110,6 +111,7 @@ class Session:
 
     def end(self, text: str = "") -> None:
         """The script ends, because of an error if there is a text. Returns when this process has left MPI."""
+        self._text = text
         if self._hand_over is not None and not self._over.is_set():
             self._hand_over.end()
             if self._worker is not None:
@@ -143,7 +145,7 @@ class Session:
             if self._transport is not None:
                 self._leave(self._transport)
             if self._hand_over is not None:
-                self._hand_over.stop(Left(0))
+                self._hand_over.stop(self._last_word())
             self._over.set()
             self._ready.set()
 
@@ -204,13 +206,26 @@ class Session:
         )
         self.record.done = self.iteration
         self._ready.set()
+        failed = False
         try:
             server.run(np.zeros(local.dim, self.config.dtype), self.config.iterations, self.iteration)
         except PsgcError as error:
+            failed = True
             hand_over.stop(error)
         finally:
             patience = STOP_TIMEOUT if transport.survives_deaths else self.config.faults.collect_timeout
-            self.in_order = server.stop_workers(patience, hand_over.given + 1)
+            done = -1 if failed or self._text else hand_over.given + 1  # the others need not know why
+            self.in_order = server.stop_workers(patience, done)
+
+    def _last_word(self) -> BaseException:
+        """What a call gets after the end of the run."""
+        worker, transport = self._worker, self._transport
+        if worker is None or worker.loop.calls is None or transport is None:
+            return Left(0)
+        return RunFailed(
+            f"rank {transport.rank} on {transport.hosts[transport.rank]}: the script of rank 0 has ended after "
+            f"{worker.loop.calls} calls, this one makes another"
+        )
 
     def _fail(self, error: BaseException) -> None:
         """No more sums come. Rank 0 says why, or rank 1 if rank 0 is dead."""

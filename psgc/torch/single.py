@@ -17,6 +17,8 @@ class Single:
         """The sum of the call. Raises what its vectors raise."""
         tree = Tree()
         for chunk in range(self.num_chunks):
+            if chunk + 1 < self.num_chunks:
+                call.expect(chunk + 1)
             vector = call.vector(chunk, lambda: True)
             assert vector is not None
             vector += 0.0  # turns -0 into 0, as encoding does

@@ -38,14 +38,20 @@ class ScriptThread:
         """It has begun."""
 
 
-class _Ends(WorkerLoop):
-    """Goes on after STOP until the script has all sums of the run."""
+class ScriptLoop(WorkerLoop):
+    """Goes on after STOP until the script has all sums of the run.
+
+    calls: how many the run has had, once it is over in order.
+    """
+
+    calls: int | None = None
 
     _hand_over: HandOver
     _last: tuple[int, float] | None = None  # the iteration that the run is over before, and when to give up
 
     def _stop(self, iteration: int) -> None:
         self._last = iteration, time.monotonic() + LAST_SUM
+        self.calls = iteration if iteration >= 0 else None
 
     def _poll(self) -> None:
         super()._poll()
@@ -55,7 +61,7 @@ class _Ends(WorkerLoop):
             self._stopped = self._stopped or has_all or time.monotonic() > late
 
 
-class WithServer(_Ends):
+class WithServer(ScriptLoop):
     """aggregation `server`: the vector that an iteration begins with is the sum of the one before."""
 
     def __init__(self, *arguments: Any, hand_over: HandOver, **others: Any) -> None:
@@ -73,7 +79,7 @@ class WithServer(_Ends):
         super()._begin(iteration, params)
 
 
-class WithAllReduce(_Ends, ReplicatedLoop):
+class WithAllReduce(ScriptLoop, ReplicatedLoop):
     """aggregation `allreduce`: the sums come to a ScriptReplica."""
 
     def __init__(self, *arguments: Any, hand_over: HandOver, **others: Any) -> None:
@@ -84,7 +90,7 @@ class WithAllReduce(_Ends, ReplicatedLoop):
 class ScriptWorker:
     """The worker of this rank. loop: for the thread that does MPI; all else is for that of the script."""
 
-    def __init__(self, loop: WorkerLoop, mailbox: Mailbox, hand_over: HandOver, trial: Trial) -> None:
+    def __init__(self, loop: ScriptLoop, mailbox: Mailbox, hand_over: HandOver, trial: Trial) -> None:
         self.loop = loop
         self._mailbox, self._hand_over, self._trial = mailbox, hand_over, trial
         self._is_tried = trial.own is None
@@ -116,6 +122,8 @@ class ScriptWorker:
 
     def _do(self, work: Work, call: Call) -> None:
         start = time.monotonic()
+        if (following := self._mailbox.following) is not None:
+            call.expect(following)
         vector = call.vector(work.chunk, lambda: self._mailbox.wants(work))
         seconds = time.monotonic() - start
         if vector is None:
@@ -175,7 +183,7 @@ def make_worker(
         "long": config.faults.collect_timeout,
         "hand_over": hand_over,
     }
-    loop: WorkerLoop
+    loop: ScriptLoop
     if shared:
         loop = WithAllReduce(
             **arguments, coding_matrix=plan.coding_matrix, replica=replica, last=config.iterations, alike=True

@@ -1,0 +1,91 @@
+"""psgc.torch under a real mpirun: every rank makes the same steps as one process does, whoever dies."""
+
+import json
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.ranks.mpirun import mpirun, run
+
+SCRIPT = str(Path(__file__).with_name("torch_script.py"))
+TIMEOUT = 100  # seconds: each rank imports torch
+
+
+def trained(folder, ranks, code=0, **settings):
+    """Rank -> (digest, losses) of the ranks that came to the end, and what was said."""
+    arguments = [SCRIPT, json.dumps(settings)]
+    command = mpirun(ranks, arguments, ulfm=True) if ranks else [sys.executable, *arguments]
+    finished = run(command, folder, TIMEOUT)
+    assert finished.returncode == code, finished.said
+    assert not finished.orphans
+    lines = [line.split() for line in finished.stdout.splitlines() if line.startswith("rank ")]
+    ended = {int(rank): (digest, [float(loss) for loss in losses]) for _, rank, digest, *losses in lines}
+    others = [line for line in finished.stdout.splitlines() if not line.startswith("rank ")]
+    return ended, others + finished.stderr.splitlines()
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """Digest and losses of one process."""
+    ended, said = trained(tmp_path_factory.mktemp("alone"), 0)
+    assert not said
+    return ended[0]
+
+
+def assert_equal(ended, ranks, alone):
+    """All these ranks have the same parameters, and rank 0 the losses that one process has (others may fall behind)."""
+    assert ended.keys() == ranks
+    assert len({digest for digest, _ in ended.values()}) == 1
+    assert ended[0][1] == pytest.approx(alone[1], rel=1e-6)
+
+
+def test_a_worker_dies_and_the_others_make_the_steps_of_one_process(tmp_path, alone):
+    what = {2: ["killed in a chunk", 4]}
+    ended, said = trained(tmp_path, 4, aggregation="allreduce", what=what, pause=0.1)
+    assert_equal(ended, {0, 1, 3}, alone)
+    (line,) = said
+    assert line.startswith(f"worker 2 on {socket.gethostname()} lost in iteration ")
+    assert line.endswith(": its process died")
+
+
+@pytest.mark.parametrize("ranks", [3, 6])
+def test_through_rank_0_the_bits_are_those_of_one_process(tmp_path, alone, ranks):
+    ended, said = trained(tmp_path, ranks, aggregation="server", transfer="per_chunk")
+    assert not said
+    assert ended == dict.fromkeys(range(ranks), alone)
+
+
+def test_a_script_that_raises_on_one_worker_is_given_up_and_the_others_go_on(tmp_path, alone):
+    ended, said = trained(tmp_path, 4, aggregation="server", transfer="per_chunk", what={3: ["raises", 2]})
+    assert ended == dict.fromkeys([0, 1, 2], alone)
+    (line,) = said
+    assert line.startswith(f"worker 3 on {socket.gethostname()} lost in iteration ")
+    assert "its script raised ValueError: no such thing, " in line
+
+
+def test_a_script_that_raises_on_rank_0_ends_the_run(tmp_path):
+    ended, said = trained(tmp_path, 3, code=1, aggregation="allreduce", what={0: ["raises", 2]})
+    assert not ended
+    assert said[-1] == "ValueError: no such thing"
+    assert said[0] == "Traceback (most recent call last):"
+
+
+def test_a_script_that_leaves_the_loop_early_on_rank_0_ends_the_others(tmp_path):
+    ended, said = trained(tmp_path, 3, aggregation="allreduce", what={0: ["leaves", 3]})
+    assert ended.keys() == {0}
+    lines = sorted(said)
+    assert len(lines) == 2, lines
+    for rank, line in zip((1, 2), lines, strict=True):
+        who = f"psgc: rank {rank} on {socket.gethostname()}"
+        assert line == f"{who}: the script of rank 0 has ended after 3 calls, this one makes another"
+
+
+def test_a_script_that_makes_other_calls_on_one_rank_ends_the_run(tmp_path):
+    ended, said = trained(tmp_path, 3, code=1, aggregation="allreduce", what={1: ["skips", 2]})
+    assert not ended
+    assert said == [
+        f"psgc: worker 1 on {socket.gethostname()}, iteration 3: its script makes another call than that of rank 0; "
+        "every rank must make the same calls, for the same batches"
+    ]

@@ -1,0 +1,65 @@
+"""A script with psgc.torch for tests: `python torch_script.py SETTINGS`, JSON with arguments of init, and
+
+what: {rank: [what to do there, after so many steps]}; epochs; pause: seconds after each step on rank 0.
+
+It prints a line for each rank: rank, SHA-256 of the parameters, and its losses.
+"""
+
+import hashlib
+import json
+import os
+import signal
+import sys
+import time
+
+import torch
+import torch.nn.functional as F
+
+import psgc.torch
+
+settings = json.loads(sys.argv[1])
+what = {int(rank): tuple(value) for rank, value in settings.pop("what", {}).items()}
+epochs, pause = settings.pop("epochs", 2), settings.pop("pause", 0.0)
+rank, done = int(os.environ.get("OMPI_COMM_WORLD_RANK", "0")), 0
+torch.set_num_threads(1)
+torch.manual_seed(rank)  # init gives all ranks the parameters of rank 0
+model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Dropout(0.2), torch.nn.Linear(16, 3))
+generator = torch.Generator().manual_seed(1)
+x = torch.randn(250, 8, generator=generator)
+data = torch.utils.data.TensorDataset(x, x[:, :3].argmax(1))
+
+
+def happens(name):
+    return rank in what and what[rank][0] == name and done >= what[rank][1]
+
+
+def loss(model, batch):
+    features, labels = batch
+    if happens("killed in a chunk"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return F.cross_entropy(model(features), labels, reduction="sum"), len(labels)
+
+
+run = psgc.torch.init(model, data, loss, chunks=12, micro_batch=8, **settings)
+optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
+schedule = torch.optim.lr_scheduler.StepLR(optimizer, 3)
+run.attach(optimizer, schedule)
+losses = []
+for batch in run.batches(60, epochs=epochs):
+    losses.append(run.backward(batch))
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    schedule.step()
+    done = batch.iteration + 1
+    time.sleep(pause if rank == 0 else 0)
+    if happens("raises"):
+        raise ValueError("no such thing")
+    if happens("leaves"):
+        break
+    if happens("exits"):
+        sys.exit(3)
+    if happens("skips"):
+        next(run.batches(60, epochs=1))
+digest = hashlib.sha256(b"".join(param.detach().numpy().tobytes() for param in model.parameters())).hexdigest()
+sys.stdout.write(f"rank {rank} {digest} {' '.join(map(repr, losses))}\n")
+sys.stdout.flush()

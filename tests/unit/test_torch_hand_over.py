@@ -1,0 +1,197 @@
+"""Between the thread of a script and the one that does MPI: sums and states reach the call that they are for."""
+
+import threading
+
+import numpy as np
+import pytest
+
+from psgc.errors import RunFailed
+from psgc.server.events import Report
+from psgc.torch.hand_over import HandOver, ScriptReplica, State, Sum, blob_of, vectors_of
+from psgc.torch.serving import Script
+
+DIM, GRADIENT = 5, 3
+TIMEOUT = 30.0  # seconds; only a defect takes as long
+
+
+def vector(number):
+    return np.full(DIM, float(number), np.float32)
+
+
+def called(*iterations, first=0, is_whole=True):
+    hand_over = HandOver(first)
+    for iteration in iterations:
+        hand_over.call(iteration, is_whole, 0.0)
+    return hand_over
+
+
+def test_a_call_waits_for_its_sum_and_wakes_the_thread_that_does_mpi():
+    woken = threading.Event()
+    hand_over = HandOver(3, woken.set)
+    answers = []
+    thread = threading.Thread(target=lambda: (hand_over.call(3, True, 0.0), answers.append(hand_over.answer())))
+    thread.start()
+    assert woken.wait(TIMEOUT)
+    assert not hand_over.is_answered()
+    hand_over.give(3, vector(3))
+    thread.join(TIMEOUT)
+    assert answers == [Sum(answers[0].vector)]
+    assert answers[0].vector[0] == 3
+
+
+def test_a_script_that_is_late_gets_every_sum():
+    hand_over = called(0)
+    for iteration in range(3):
+        hand_over.give(iteration, vector(iteration))
+    for iteration in range(3):
+        hand_over.call(iteration, True, 0.0)
+        assert hand_over.is_answered()
+        assert hand_over.answer().vector[0] == iteration
+    hand_over.call(3, True, 0.0)
+    assert not hand_over.is_answered()
+
+
+def test_a_state_answers_the_call_that_has_missed_its_sum():
+    hand_over = called(4)
+    hand_over.bring(State(7, b"old"))
+    hand_over.bring(State(9, b"new"))
+    assert hand_over.answer() == State(9, b"new")
+    hand_over.call(9, True, 0.0)
+    assert not hand_over.is_answered()
+    hand_over.give(9, vector(9))
+    assert hand_over.answer().vector[0] == 9
+
+
+def test_what_ends_the_run_is_raised_and_the_first_reason_counts():
+    hand_over = called(0)
+    hand_over.stop(RunFailed("too few"))
+    hand_over.stop(SystemExit(0))
+    for _ in range(2):
+        with pytest.raises(RunFailed, match="too few"):
+            hand_over.answer()
+
+
+def test_a_sum_that_is_here_counts_although_the_run_is_over():
+    hand_over = called(0)
+    hand_over.give(0, vector(1))
+    hand_over.stop(SystemExit(0))
+    assert hand_over.answer().vector[0] == 1
+    hand_over.call(1, True, 0.0)
+    with pytest.raises(SystemExit):
+        hand_over.answer()
+
+
+def replica_of(hand_over, state=b"state"):
+    replica = ScriptReplica(hand_over, lambda: state, lambda: np.arange(GRADIENT, dtype=np.float32), DIM, np.float32)
+    replica.start(hand_over.called, np.empty(0))
+    return replica
+
+
+def test_a_step_is_made_when_the_script_comes_with_the_next_call():
+    hand_over = called(0)
+    replica = replica_of(hand_over)
+    replica.step(vector(2))
+    assert replica.is_stepping
+    assert not replica.poll()
+    assert replica.snapshot() is None
+    assert replica.digest() == b""
+    hand_over.call(1, True, 0.0)
+    assert replica.poll()
+    assert (replica.steps, replica.is_stepping) == (1, False)
+    assert not replica.poll()
+    assert len(replica.digest()) == 16
+
+
+def test_the_last_step_is_made_when_the_script_ends():
+    hand_over = called(0)
+    replica = replica_of(hand_over)
+    replica.step(vector(2))
+    hand_over.end()
+    assert replica.poll()
+    assert replica.steps == 1
+
+
+def test_a_state_is_given_only_from_a_call_that_is_whole():
+    assert replica_of(called(0, is_whole=False)).snapshot() is None
+    snapshot = replica_of(called(0)).snapshot()
+    assert snapshot.steps == 0
+    assert blob_of(snapshot.vectors) == b"state"
+
+
+def test_a_replica_with_a_state_that_the_script_has_not_come_to_gives_none_and_keeps_its_sum():
+    hand_over = called(2)
+    replica = replica_of(hand_over)
+    snapshot = replica_of(called(6), b"of another").snapshot()
+    replica.load(snapshot)
+    assert replica.steps == 6
+    assert replica.snapshot() is None
+    replica.step(vector(6))  # all others have done its chunks
+    assert hand_over.answer() == State(6, b"of another")
+    assert not replica.poll()
+    hand_over.call(6, True, 0.0)
+    assert hand_over.answer().vector[0] == 6
+    hand_over.call(7, True, 0.0)
+    assert replica.poll()
+    assert replica.steps == 7
+
+
+@pytest.mark.parametrize("length", [0, 1, 11, 12, 13, 100])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_bytes_travel_as_vectors(length, dtype):
+    blob = bytes(range(156, 256))[:length]  # also as numbers that are none
+    vectors = vectors_of(blob, DIM, np.dtype(dtype))
+    assert {(one.shape, one.dtype) for one in vectors} == {((DIM,), np.dtype(dtype))}
+    assert blob_of([one.copy() for one in vectors]) == blob
+
+
+# as the server sees it
+
+
+def script_of(hand_over, early=False):
+    return Script(hand_over, replica_of(hand_over), GRADIENT, early, ["a", "b", "c"])
+
+
+def report(worker, iteration, signature):
+    return Report(worker, iteration, 0, 0.0, 0.1, 0, 0.0, 0.0, signature)
+
+
+def test_an_iteration_begins_when_rank_0_calls_for_it_or_before():
+    for early in (False, True):
+        hand_over = HandOver(0)
+        script = script_of(hand_over, early)
+        assert script.may_begin(0) is (True if early else None)
+        hand_over.call(0, True, 0.0)
+        assert script.may_begin(0) is True
+        assert script.may_begin(1) is (True if early else None)
+        hand_over.end()
+        assert script.may_begin(1) is False
+        assert script.is_over()
+
+
+def test_a_worker_whose_script_makes_another_call_ends_the_run():
+    hand_over = HandOver(0)
+    script = script_of(hand_over, early=True)
+    script.reported(report(2, 0, 7.0))  # before rank 0 calls
+    hand_over.call(0, True, 8.0)
+    with pytest.raises(RunFailed, match="worker 2 on c, iteration 0: its script makes another call"):
+        script.loss(0, np.array([0, 0, 0, 4.0, 2.0]))
+    script.reported(report(1, 0, 8.0))
+    assert script.loss(0, np.array([0, 0, 0, 4.0, 2.0])) == 2.0
+    with pytest.raises(RunFailed, match="worker 1 on b"):
+        script.reported(report(1, 0, 9.0))
+
+
+def test_a_script_that_ends_with_that_of_rank_0_is_not_missed():
+    hand_over = called(4)
+    script = script_of(hand_over)
+    script.ended(1, 5, "")
+    assert script.due() == []
+    hand_over.call(5, True, 0.0)
+    assert script.due() == [(1, "its script has ended, that of rank 0 has not")]
+    assert script.due() == []
+
+
+def test_a_script_that_raised_is_given_up_at_once():
+    script = script_of(called(4))
+    script.ended(2, 5, "its script raised KeyError: 3")
+    assert script.due() == [(2, "its script raised KeyError: 3")]
