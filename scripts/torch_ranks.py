@@ -75,7 +75,7 @@ def with_ddp(task: Task, options: dict[str, Any]) -> None:
         own = batch.rows[rank::size]
         total = torch.zeros(())
         for first in range(0, len(own), task.at_once):
-            examples = task.collate(task.dataset.__getitems__(own[first : first + task.at_once].tolist()))
+            examples = task.collate([task.dataset[row] for row in own[first : first + task.at_once]])
             with nullcontext() if first + task.at_once >= len(own) else model.no_sync():
                 loss, _ = task.loss(model, examples)
                 (loss * (size / count)).backward()  # DDP takes the mean over the ranks

@@ -79,7 +79,7 @@ def test_a_run_that_hangs_after_a_failure_is_ended(monkeypatch):
 def test_the_perceptron():
     task = torch_tasks.perceptron(1)
     assert sum(param.numel() for param in task.model.parameters()) == 669_706
-    total, count = task.loss(task.model, task.collate(task.dataset.__getitems__(list(range(8)))))
+    total, count = task.loss(task.model, task.collate(list(range(8))))
     assert (count, task.count(range(8))) == (8, 8)
     assert 10 < float(total.detach()) < 30
 
@@ -162,7 +162,7 @@ def test_two_ranks_of_ddp(tmp_path, monkeypatch):
     optimizer, size = task.optimizer(task.model.parameters()), task.batch
     for step, expected in enumerate(row.losses[:2]):
         rows = rows_of(0, 0, len(task.dataset), step * size, (step + 1) * size).tolist()
-        total, count = task.loss(task.model, task.collate(task.dataset.__getitems__(rows)))
+        total, count = task.loss(task.model, task.collate(rows))
         assert expected == pytest.approx(float(total.detach()) / count, rel=1e-5)
         optimizer.zero_grad()
         (total / count).backward()
