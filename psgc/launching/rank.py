@@ -6,8 +6,8 @@ that have come there, and then all end. When all end so, each error is shown onc
 """
 
 import atexit
-import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -23,7 +23,6 @@ from psgc.rendezvous import MPI
 from psgc.terminal import say
 from psgc.training import launched
 from psgc.transport import Transport
-from psgc.writing import write_text
 
 PATIENCE = 2.0  # seconds after which an error is shown although other ranks may have the same
 
@@ -31,7 +30,8 @@ PATIENCE = 2.0  # seconds after which an error is shown although other ranks may
 class _Script:
     """What became of the script. reason: one line; shown: what the user is to see of its error, lines."""
 
-    def __init__(self) -> None:
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
         self.code = 0
         self.reason = "without an error"
         self.shown: list[str] = []
@@ -44,15 +44,17 @@ class _Script:
         try:
             exec(compile(Path(path).read_bytes(), path, "exec", dont_inherit=True), main.__dict__)
         except SystemExit as end:
-            if launched.has_begun():
-                raise
             self._exited(end.code)
+            if launched.has_begun():
+                self.shown = []
+                raise
         except BaseException as error:
             frames = error.__traceback__ and error.__traceback__.tb_next  # without this one
+            self._raised(error, frames)
             if launched.has_begun() or sys.excepthook is not sys.__excepthook__:
+                self.shown = []
                 sys.excepthook(type(error), error, frames)
                 sys.exit(1)
-            self._raised(error, frames)
 
     def _exited(self, code: object) -> None:
         self.code = code if isinstance(code, int) else int(code is not None)
@@ -66,6 +68,8 @@ class _Script:
         self.code, self.reason = 1, one_line(error) + where
         if isinstance(error, PsgcError):
             self.code, self.reason = error.exit_code, str(error)
+        elif isinstance(error, KeyboardInterrupt):
+            self.code = 128 + signal.SIGINT
         if isinstance(error, PsgcError) and not launched.debugging():
             self.shown = [f"psgc: {error}"]
         else:
@@ -84,7 +88,7 @@ def main() -> None:
     path = sys.argv[1]
     die_with_parent()
     MPI.Init_thread(MPI.THREAD_SERIALIZED)  # by whichever thread of psgc.torch communicates then
-    script = _Script()
+    script = _Script(MPI.COMM_WORLD.Get_rank())
     atexit.register(_end, script)  # after what the script registers
     sys.argv = sys.argv[1:]
     sys.path.insert(0, os.path.dirname(os.path.abspath(path)))
@@ -92,14 +96,16 @@ def main() -> None:
 
 
 def _end(script: _Script) -> None:
-    """Ends the process of a script that has ended without psgc.torch.init, and without MPI's Finalize of its own."""
+    """The end of a process. One without psgc.torch.init, and without MPI's Finalize of its own, meets the others."""
     if launched.has_begun() or MPI.Is_finalized():
         script.show()
+        if script.rank == 0:
+            _leave_summary(script.code)
         return
     late = threading.Timer(PATIENCE, script.show)
     late.daemon = True
     late.start()
-    serving, transport, code = MPI.COMM_WORLD.Get_rank() == 0, None, 1
+    serving, transport, code = script.rank == 0, None, 1
     try:
         transport = Transport()
         endings = launched.meet(transport, f"{script.code} {script.reason}")
@@ -115,15 +121,18 @@ def _end(script: _Script) -> None:
         if endings.index(endings[transport.rank]) == transport.rank:
             script.show()
         code = next((code for ending in endings if (code := int(ending.partition(" ")[0]))), 0)
-        if serving and (folder := os.environ.get(launched.FOLDER)):
-            with suppress(OSError):
-                summary = {"status": "failed" if code else "done", "exit_code": code}
-                write_text(Path(folder, "summary.json"), json.dumps(summary))
+        if serving:
+            _leave_summary(code)
     _flush()
     transport.finalize()
     if serving and code:
         time.sleep(0.2)  # let the others leave first, or mpirun comments on rank 0's code as well
     transport.end(code if serving else 0)  # mpirun passes on rank 0's code, and prints a long comment on any other
+
+
+def _leave_summary(code: int) -> None:
+    with suppress(OSError):
+        launched.leave_summary(code)
 
 
 def _leave(transport: Transport | None, code: int) -> NoReturn:

@@ -67,7 +67,6 @@ def init(
 
     Raises UserError, in one line, for what is wrong, on rank 0; the other ranks end silently.
     """
-    launched.begin()
     ending = Ending()
     given = {
         "replication": replication,
@@ -95,6 +94,7 @@ def init(
     from psgc.torch.session import Session  # with MPI
 
     ending.catch_signals()
+    launched.begin(stopped_by)
     ending.session = session = Session(made, stopped_by)
     assert not isinstance(made, UserError)
     made.run.begin(session)

@@ -16,9 +16,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from psgc.errors import RunFailed
+from psgc.training.ending import stopped
 from psgc.writing import write_text
 
 LAUNCHED, RESUME, DEBUG, FOLDER = "PSGC_LAUNCHED", "PSGC_RESUME", "PSGC_DEBUG", "PSGC_FOLDER"
@@ -26,6 +27,7 @@ ANSWER = "directory.json"  # in PSGC_FOLDER
 ENDED = "ended "  # with the exit code and the reason: what a rank says whose script has ended
 
 _begun = False
+_stopped_by: Sequence[int] = ()
 
 
 class NotAllCame(RunFailed):
@@ -103,15 +105,29 @@ def name_directory(output: str | os.PathLike[str] | None) -> Path | None:
     return directory
 
 
-def begin() -> None:
-    """psgc.torch.init has begun: what comes of this process is from now on its business."""
-    global _begun
-    _begun = True
+def begin(stopped_by: Sequence[int] = ()) -> None:
+    """This rank comes to `meet`, and what becomes of its process is the business of psgc.torch from now on.
+
+    stopped_by: the signals that have asked the run to end; a handler fills it.
+    """
+    global _begun, _stopped_by
+    _begun, _stopped_by = True, stopped_by
 
 
 def has_begun() -> bool:
     """Whether `begin` was called."""
     return _begun
+
+
+def leave_summary(code: int) -> None:
+    """Rank 0 tells `psgc launch`, if that started it, how a script ends of which nothing else tells it."""
+    folder = os.environ.get(FOLDER)
+    if folder and not any(Path(folder, name).exists() for name in (ANSWER, "summary.json")):
+        status = "done" if not code else "interrupted" if _stopped_by else "failed"
+        summary: dict[str, Any] = {"status": status, "exit_code": code}
+        if status == "interrupted":
+            summary["reason"] = stopped(_stopped_by[0])
+        write_text(Path(folder, "summary.json"), json.dumps(summary))
 
 
 def meet(transport: Gathering, ended: str = "") -> list[str]:

@@ -204,6 +204,30 @@ def test_rank_0_names_its_directory_and_what_was_in_there(tmp_path, monkeypatch)
     assert launched.Found.now(tmp_path / "out") != found
 
 
+@pytest.mark.parametrize(
+    ("stopped_by", "code", "expected"),
+    [
+        ([], 0, {"status": "done", "exit_code": 0}),
+        ([], 3, {"status": "failed", "exit_code": 3}),
+        ([10, 15], 1, {"status": "interrupted", "exit_code": 1, "reason": "stopped by SIGUSR1"}),
+        ([10], 0, {"status": "done", "exit_code": 0}),
+    ],
+)
+def test_the_summary_of_a_script_without_a_run_directory(tmp_path, monkeypatch, stopped_by, code, expected):
+    monkeypatch.setattr(launched, "_begun", False)
+    launched.begin(stopped_by)
+    assert launched.has_begun()
+    launched.leave_summary(code)  # nobody asks for it
+    monkeypatch.setenv("PSGC_FOLDER", str(tmp_path))
+    launched.leave_summary(code)
+    launched.leave_summary(7)  # the first one counts
+    assert json.loads((tmp_path / "summary.json").read_text()) == expected
+    (tmp_path / "summary.json").unlink()
+    launched.name_directory("out")
+    launched.leave_summary(code)
+    assert not (tmp_path / "summary.json").exists()
+
+
 class Gathered:
     def __init__(self, *texts):
         self.texts, self.hosts = list(texts), ["a", "b", "c"]
