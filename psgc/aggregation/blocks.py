@@ -189,15 +189,18 @@ class Blocks:
         size, buffer = self._size(block), self._pool.take()
         whole = buffer[: self._parts * size]
         work = whole if isinstance(whole, self._backend.xp.ndarray) else self._backend.xp.empty(whole.size, self._dtype)
-        work[:] = 0
-        for contributor in contributors:
+        for place, contributor in enumerate(contributors):
             if contributor.rank == self._transport.rank:
                 coded = self._accumulators[contributor.role, contributor.serial][block.start : block.stop]
             else:
                 coded = self._backend.asarray(self._buffers[iteration, attempt, number, contributor][:size])
-            self._backend.combine(
-                work.reshape(self._parts, size), self._rows[contributor.role - 1][:, None], coded[None]
-            )
+            row = self._rows[contributor.role - 1]
+            if place == 0 and self._parts == 1:  # one pass in place of two
+                self._backend.xp.multiply(coded, float(row[0]), out=work)
+            else:
+                if place == 0:
+                    work[:] = 0
+                self._backend.combine(work.reshape(self._parts, size), row[:, None], coded[None])
             if contributor.rank != self._transport.rank:
                 self._release(iteration, attempt, number, contributor)
         if work is not whole:
