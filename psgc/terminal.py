@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import TextIO
 
@@ -33,6 +34,12 @@ def say(line: str = "", *, error: bool = False) -> None:
             _write(f"{visible(line)}\n", sys.stderr)
     else:
         draw(f"{visible(line)}\n")
+
+
+def say_together(lines: Iterable[str]) -> None:
+    """Print lines on standard error in one piece, so that those of other ranks do not come in between."""
+    with suppress(OSError):
+        _write("".join(f"{visible(line)}\n" for line in lines), sys.stderr)
 
 
 def draw(text: str) -> None:

@@ -20,7 +20,7 @@ from typing import NoReturn
 from psgc.errors import PsgcError, RunFailed, one_line
 from psgc.processes import die_with_parent
 from psgc.rendezvous import MPI
-from psgc.terminal import say
+from psgc.terminal import say, say_together
 from psgc.training import launched
 from psgc.transport import Transport
 
@@ -79,8 +79,8 @@ class _Script:
     def show(self) -> None:
         """Once."""
         lines, self.shown = self.shown, []
-        for line in lines:
-            say(line, error=True)
+        if lines:
+            say_together(lines)
 
 
 def main() -> None:
