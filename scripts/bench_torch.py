@@ -97,7 +97,7 @@ def main() -> int:
     how = "stopped and continued in turns" if options.turns or not has_quotas() else "CPU quotas"
     try:
         for name in options.rows:
-            steps = max(WARM + 2, round(options.steps * SETTINGS[name].steps))
+            steps = max(WARM + 1, 2 * round(options.steps * SETTINGS[name].steps / 2))  # an epoch has two
             for program in (PROGRAMS[word] for word in options.programs):
                 rows[name, program] = measure(SETTINGS[name], program, steps, how == "CPU quotas")
                 print(line(rows, name, program), flush=True)
