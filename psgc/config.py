@@ -90,6 +90,26 @@ class Data(Section):
         return self
 
 
+_SCHEDULES = "constant, step, cosine or linear"
+
+
+class RateSchedule(Section):
+    """How the learning rate changes with the iterations. See `psgc.optimizer.factor`."""
+
+    kind: Literal["constant", "step", "cosine", "linear"] = Field(description=_SCHEDULES)
+    warmup: Natural = 0  # iterations in which the rate rises to lr
+    every: Annotated[Count, UsedBy(["step"])] = 100  # iterations
+    factor: Annotated[Positive, UsedBy(["step"])] = 0.1  # of each step
+    length: Annotated[Count | None, UsedBy(["cosine", "linear"])] = None  # iterations to the end; None: all of the run
+    final: Annotated[Fraction, UsedBy(["cosine", "linear"])] = 0.0  # share of lr at the end
+
+    @model_validator(mode="after")
+    def _decays(self) -> Self:
+        if self.length is not None and self.length <= self.warmup:
+            raise refuse(f"length {self.length} is all warmup, expected more than {self.warmup}", "length", "warmup")
+        return self
+
+
 _OPTIMIZERS = "sgd, momentum, nesterov or adam"
 
 
@@ -100,6 +120,9 @@ class Optimizer(Section):
     beta1: Annotated[Fraction, UsedBy(["adam"])] = 0.9
     beta2: Annotated[Fraction, UsedBy(["adam"])] = 0.999
     epsilon: Annotated[Positive, UsedBy(["adam"])] = 1e-8
+    weight_decay: NotNegative = 0.0  # decoupled: lr * weight_decay * theta; problem.l2 is part of the loss instead
+    clip_norm: Positive | None = None  # largest Euclidean norm of a gradient, longer ones are scaled
+    schedule: RateSchedule | None = None  # None: the rate is lr
 
 
 class ScriptOptimizer(Section):

@@ -2,6 +2,9 @@
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +17,20 @@ HOST_BLOCK = 1 << 18  # bytes of a vector that are worked on at a time: they sta
 DEVICE_BLOCK = 1 << 26  # on a GPU, where each operation costs some microseconds however short it is
 
 
+@dataclass(frozen=True)
+class Rules:
+    """What a step does besides its own formula.
+
+    factor: what the learning rate is multiplied by in an iteration; clip_norm: the gradient is scaled down to this
+    Euclidean norm; weight_decay: lr * weight_decay * theta is subtracted as well, beside the gradient, so that moments
+    know nothing of it. Source: Loshchilov and Hutter, "Decoupled weight decay regularization" (ICLR 2019).
+    """
+
+    factor: Callable[[int], float] = lambda iteration: 1.0
+    clip_norm: float | None = None
+    weight_decay: float = 0.0
+
+
 class Optimizer(ABC):
     """Turns (params, gradient) into the next params; both are vectors (dim,) and neither is changed.
 
@@ -22,28 +39,35 @@ class Optimizer(ABC):
     well.
 
     vectors: the names of the state's vectors, which are the number 0.0 before the first step.
+    rules: what is common to all kinds, may be set before the first step.
     """
 
     def __init__(self, lr: float, vectors: tuple[str, ...] = ()) -> None:
-        self._lr = lr
+        self.rules = Rules()
+        self._first_lr = self._lr = lr  # without the schedule, and of the step under way
         self._vectors: dict[str, Any] = dict.fromkeys(vectors, 0.0)
         self._numbers: dict[str, int] = {}
         self._is_shared = True  # whether somebody else may read the vectors, or there are none yet
 
-    def step(self, params: Array, gradient: Array) -> Array:
-        """The parameters after one step, in a new array of params' dtype.
+    def step(self, params: Array, gradient: Array, iteration: int = 0) -> Array:
+        """The parameters after one step, in a new array of params' dtype. iteration: for the schedule of the rate.
 
         Raises FloatingPointError when some of them are NaN or infinite.
         """
+        self._lr = self._first_lr * self.rules.factor(iteration)
         before = tuple(self._vectors.values())
         entries = (HOST_BLOCK if isinstance(params, np.ndarray) else DEVICE_BLOCK) // params.itemsize
         stepped = np.empty_like(params)
         after = [np.empty_like(params) for _ in before] if self._is_shared else [*before]
+        blocks = [slice(start, start + entries) for start in range(0, params.size, entries)]
+        scale = self._scale(gradient, blocks)
         squares = 0.0  # their sum; on a GPU it is there when all blocks have been stepped
-        for start in range(0, params.size, entries):
-            block = slice(start, start + entries)
+        for block in blocks:
             state = [vector if isinstance(vector, float) else vector[block] for vector in before]
-            results = self._step(stepped[block], params[block], gradient[block], *state)
+            slope = gradient[block] if scale == 1 else gradient[block] * scale
+            results = self._step(stepped[block], params[block], slope, *state)
+            if self.rules.weight_decay:
+                stepped[block] -= (self._lr * self.rules.weight_decay) * params[block]
             for target, values in zip(after, results, strict=True):
                 target[block] = values
             squares = squares + np.vdot(stepped[block], stepped[block])
@@ -51,6 +75,18 @@ class Optimizer(ABC):
         if not (math.isfinite(squares) or np.isfinite(stepped).all()):
             raise FloatingPointError("parameters are NaN or infinite")
         return stepped
+
+    def _scale(self, gradient: Array, blocks: list[slice]) -> float:
+        """What to multiply the gradient by so that its norm is at most `clip_norm`.
+
+        Summed by NumPy, not by a BLAS, whose sums differ between processors: replicas need the same bits.
+        """
+        if self.rules.clip_norm is None:
+            return 1.0
+        norm = math.sqrt(sum(float(np.square(gradient[block], dtype=np.float64).sum()) for block in blocks))
+        if not math.isfinite(norm):
+            raise FloatingPointError("the gradient's norm is not finite")
+        return min(1.0, self.rules.clip_norm / norm) if norm else 1.0
 
     @abstractmethod
     def _step(self, stepped: Array, params: Array, gradient: Array, *state: Any) -> tuple[Array, ...]:
@@ -109,9 +145,9 @@ class Adam(Optimizer):
         self._beta1, self._beta2, self._epsilon = beta1, beta2, epsilon
         self._numbers = {"steps": 0}
 
-    def step(self, params: Array, gradient: Array) -> Array:
+    def step(self, params: Array, gradient: Array, iteration: int = 0) -> Array:
         self._numbers["steps"] += 1
-        return super().step(params, gradient)
+        return super().step(params, gradient, iteration)
 
     def _step(self, stepped: Array, params: Array, gradient: Array, *state: Any) -> tuple[Array, ...]:
         first = self._beta1 * state[0] + (1 - self._beta1) * gradient
@@ -122,8 +158,20 @@ class Adam(Optimizer):
         return first, second
 
 
-def make_optimizer(settings: config.Optimizer | config.ScriptOptimizer) -> Optimizer:
-    """The optimizer that the configuration names. Raises UserError when that is a script's own."""
+def make_optimizer(settings: config.Optimizer | config.ScriptOptimizer, iterations: int = 1) -> Optimizer:
+    """The optimizer that the configuration names. iterations: of the run, over which its rate decays.
+
+    Raises UserError when it is a script's own.
+    """
+    if isinstance(settings, config.ScriptOptimizer):
+        raise UserError("optimizer: a script makes the steps itself; start it with: psgc launch SCRIPT.py -n 9")
+    optimizer = _of_kind(settings)
+    schedule = partial(factor, settings.schedule, iterations) if settings.schedule else Rules.factor
+    optimizer.rules = Rules(schedule, settings.clip_norm, settings.weight_decay)
+    return optimizer
+
+
+def _of_kind(settings: config.Optimizer) -> Optimizer:
     match settings.kind:
         case "sgd":
             return Sgd(settings.lr)
@@ -131,15 +179,32 @@ def make_optimizer(settings: config.Optimizer | config.ScriptOptimizer) -> Optim
             return Momentum(settings.lr, settings.momentum, nesterov=settings.kind == "nesterov")
         case "adam":
             return Adam(settings.lr, settings.beta1, settings.beta2, settings.epsilon)
-        case "script":
-            raise UserError("optimizer: a script makes the steps itself; start it with: psgc launch SCRIPT.py -n 9")
+
+
+def factor(schedule: config.RateSchedule, iterations: int, iteration: int) -> float:
+    """What the learning rate is multiplied by in `iteration`, counted from 0.
+
+    Warm-up: (iteration + 1) / warmup. Then, with s iterations since it and n from its end to that of the decay
+    (`length`, or `iterations` of the run): constant 1; step: factor^floor(s / every); linear: from 1 to `final`, which
+    it has at n and from then on; cosine likewise, along half a period.
+    """
+    if iteration < schedule.warmup:
+        return (iteration + 1) / schedule.warmup
+    since = iteration - schedule.warmup
+    if schedule.kind == "constant":
+        return 1.0
+    if schedule.kind == "step":
+        return schedule.factor ** (since // schedule.every)
+    share = min(1.0, since / max((schedule.length or iterations) - schedule.warmup, 1))
+    left = 1 - share if schedule.kind == "linear" else (1 + math.cos(math.pi * share)) / 2
+    return round(schedule.final + (1 - schedule.final) * left, 15)  # ranks may have other cosines, by a bit
 
 
 def finite_step(optimizer: Optimizer, params: Array, gradient: Array, iteration: int) -> Array:
     """The step of `iteration`, as `Optimizer.step`. Raises RunFailed when it makes parameters NaN or infinite."""
     try:
         with np.errstate(all="ignore"):
-            return optimizer.step(params, gradient)
+            return optimizer.step(params, gradient, iteration)
     except FloatingPointError:
         raise RunFailed(
             f"the step of iteration {iteration} makes parameters NaN or infinite, those before "

@@ -34,7 +34,7 @@ def descend(comm: MPI.Intracomm, config: Config, config_path: str) -> list[tuple
     dataset, problem = open_problem(config, config_path)
     share = ChunkSource(dataset, comm.size, config.dtype, open_backend("numpy", 0)).chunk(comm.rank)
     loss_and_gradient = evaluate(problem)
-    optimizer = make_optimizer(config.optimizer)
+    optimizer = make_optimizer(config.optimizer, config.iterations)
     slow, worker = config.stragglers, comm.rank + 1
     times = emulated_seconds(config, comm.size)
     chunk_times = emulated_chunks(config, comm.size * config.coding.per_worker)
@@ -54,7 +54,7 @@ def descend(comm: MPI.Intracomm, config: Config, config_path: str) -> list[tuple
         time.sleep(sum(emulation.extra(iteration, computed, chunk) for chunk in chunks))
         comm.Allreduce(MPI.IN_PLACE, total)
         rows.append((iteration, float(total[-1]), time.monotonic() - began))
-        params = optimizer.step(params, total[:-1])
+        params = optimizer.step(params, total[:-1], iteration)
     return rows
 
 

@@ -39,7 +39,7 @@ class Server:
         self._transport, self._backend, self._observer, self._settings = transport, backend, observer, settings
         self._script = settings.script
         if self._script is None:
-            self.optimizer = make_optimizer(config.optimizer)
+            self.optimizer = make_optimizer(config.optimizer, config.iterations)
         self._trial = Trial(settings.tried, settings.tolerance)
         self._deadline = Deadline(config.recovery.deadline)
         self._failure: RunFailed | None = None  # during the newest step

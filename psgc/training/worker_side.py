@@ -115,5 +115,5 @@ def make_worker(
     }
     if not shared:
         return WorkerLoop(**arguments)
-    replica = Replica(make_optimizer(config.optimizer), backend, transport.wake)
+    replica = Replica(make_optimizer(config.optimizer, config.iterations), backend, transport.wake)
     return ReplicatedLoop(**arguments, coding_matrix=plan.coding_matrix, replica=replica, last=config.iterations)

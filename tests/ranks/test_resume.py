@@ -17,7 +17,8 @@ from tests.ranks.test_train import wait_until
 CONFIG = """
 problem: {kind: mlp, hidden: 5, l2: 0.01}
 data: {path: data.npz}
-optimizer: {kind: adam, lr: 0.05}
+optimizer:
+  {kind: adam, lr: 0.05, weight_decay: 0.1, clip_norm: 0.1, schedule: {kind: cosine, warmup: 9, final: 0.1}}
 iterations: 40
 batch: 9
 coding: {chunks_per_worker: 4, replication: 2}

@@ -18,7 +18,7 @@ class Checking(Sgd):
     def __init__(self, world: Any) -> None:
         self._world = world
 
-    def step(self, params: np.ndarray, gradient: np.ndarray) -> np.ndarray:
+    def step(self, params: np.ndarray, gradient: np.ndarray, iteration: int = 0) -> np.ndarray:
         self._world.check_exact(gradient)
         self._world.counts["iterations"] += 1
         return params + 1.0

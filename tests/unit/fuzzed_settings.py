@@ -38,11 +38,12 @@ RUN: dict[str, Any] = {
 }
 RUNS = [
     RUN,
-    {"problem": {"kind": "logistic"}, "data": {"path": "a"}, "optimizer": {"kind": "sgd", "lr": 1}, "iterations": 1,
-     "output": "o"},
+    {"problem": {"kind": "logistic"}, "data": {"path": "a"}, "iterations": 1,
+     "optimizer": {"kind": "sgd", "lr": 1, "schedule": {"kind": "step", "warmup": 1, "every": 2}}, "output": "o"},
     RUN
     | {"problem": {"python": "my.models:Net", "options": {"wide": 3, "deep": {"er": [1, "a", None, True, False]}}}}
-    | {"data": None, "optimizer": {"kind": "adam", "lr": 1e-3, "beta1": 0.5, "beta2": 0.25, "epsilon": 1e-6}},
+    | {"data": None, "optimizer": {"kind": "adam", "lr": 1e-3, "beta1": 0.5, "beta2": 0.25, "epsilon": 1e-6,
+       "weight_decay": 0.1, "clip_norm": 2.0, "schedule": {"kind": "cosine", "length": 9, "final": 0.5}}},
     RUN
     | {"coding": {"assignment": {"kind": "file", "path": "A.npy"}, "parts": 3}}
     | {"stragglers": {"kind": "trace", "path": "t.npy", "scale": 0.5}, "transfer": "auto", "schedule": "static"}

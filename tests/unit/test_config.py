@@ -38,7 +38,7 @@ def test_defaults(run_yaml):
     assert (config.schedule, config.backend, config.dtype) == ("dynamic", "auto", "float64")
     assert (config.aggregation, config.transfer) == ("auto", "auto")
     assert list(config.coding.model_dump().values()) == [8, 3, "blocks", 1, "spread"]
-    assert list(config.optimizer.model_dump().values()) == ["nesterov", 0.1, 0.9, 0.9, 0.999, 1e-8]
+    assert list(config.optimizer.model_dump().values()) == ["nesterov", 0.1, 0.9, 0.9, 0.999, 1e-8, 0.0, None, None]
     assert (config.batch, config.seed, config.stragglers.kind) == (None, 0, "none")
     assert (config.faults.collect_timeout, config.faults.adopt, config.faults.inject) == (30.0, True, [])
 
@@ -68,6 +68,8 @@ def test_a_users_problem_needs_no_data(run_yaml):
         "problem={kind: mlp, hidden: 3, l2: 0.1}",
         "optimizer={kind: adam, lr: 3, beta1: 0, epsilon: 1e-30}",
         "optimizer={kind: sgd, lr: 1e-3}",
+        "optimizer={kind: sgd, lr: 1, weight_decay: 0.1, clip_norm: 2, schedule: {kind: step, warmup: 3, every: 5}}",
+        "optimizer={kind: sgd, lr: 1, schedule: {kind: cosine, length: 70, final: 0.5}}",
         "coding.assignment={kind: file, path: 1e3.npy}",
         "stragglers={kind: slow, seconds: {all: 0.5, 2: 1}}",
         "output='1e3'",
@@ -152,6 +154,15 @@ FAULTS = [
         ("optimizer.lr=true", f"{NUMBER}, got true"),
         ("optimizer.momentum=1", "expected a number >= 0 and < 1, got 1"),
         *((f"optimizer.{key}=0.5", "kind nesterov does not use it") for key in ("beta1", "beta2", "epsilon")),
+        ("optimizer.weight_decay=-1", "expected a number >= 0, got -1"),
+        ("optimizer.clip_norm=0", f"{NUMBER}, got 0"),
+        ("optimizer.schedule=cosine",
+         "expected a mapping with the keys kind, warmup, every, factor, length, final, got 'cosine'"),
+        ("optimizer.schedule={warmup: 3}",
+         "optimizer.schedule.kind: missing, expected constant, step, cosine or linear"),
+        ("optimizer.schedule={kind: cosine, every: 3}", "optimizer.schedule.every: kind cosine does not use it"),
+        ("optimizer.schedule={kind: linear, warmup: 5, length: 5}",
+         "optimizer.schedule.length: length 5 is all warmup, expected more than 5"),
         ("optimizer={kind: adam, lr: 1, momentum: 0.5}", "optimizer.momentum: kind adam does not use it"),
         (
             "stragglers=slow",

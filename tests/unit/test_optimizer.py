@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from psgc import config, optimizer
-from psgc.errors import RunFailed
+from psgc.errors import RunFailed, UserError
 from psgc.optimizer import HOST_BLOCK, finite_step, make_optimizer
 from tests.unit.test_backend import opened
 
@@ -209,3 +209,106 @@ def test_a_step_to_parameters_that_are_not_finite_is_refused():
     assert finite_step(made("sgd"), np.ones(2), gradient / 1e308, 4) == pytest.approx([1.0, 0.7])
     with pytest.raises(RunFailed, match="the step of iteration 5 makes parameters NaN or infinite"):
         finite_step(make_optimizer(config.Optimizer(kind="sgd", lr=10.0)), np.ones(2), gradient, 5)
+
+
+# Rates, clipping, weight decay: against the formulas
+
+
+def rates(iterations=10, count=12, **schedule):
+    """The rate of each iteration, seen in the steps of sgd from 0 with gradient -1."""
+    settings = config.Optimizer(kind="sgd", lr=0.5, schedule=config.RateSchedule(**schedule))
+    descent = make_optimizer(settings, iterations)
+    return [float(descent.step(np.zeros(1), -np.ones(1), t)[0]) for t in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "formula"),
+    [
+        ({"kind": "constant"}, lambda t: 1),
+        ({"kind": "constant", "warmup": 4}, lambda t: min(1, (t + 1) / 4)),
+        ({"kind": "step", "every": 3, "factor": 0.5}, lambda t: 0.5 ** (t // 3)),
+        ({"kind": "step", "warmup": 2, "every": 3}, lambda t: (t + 1) / 2 if t < 2 else 0.1 ** ((t - 2) // 3)),
+        ({"kind": "linear"}, lambda t: max(0, 1 - t / 10)),
+        ({"kind": "linear", "final": 0.25, "length": 4}, lambda t: max(0.25, 1 - 0.75 * t / 4)),
+        ({"kind": "linear", "warmup": 2, "length": 6}, lambda t: (t + 1) / 2 if t < 2 else max(0, 1 - (t - 2) / 4)),
+        ({"kind": "cosine"}, lambda t: (1 + math.cos(math.pi * min(t / 10, 1))) / 2),
+        (
+            {"kind": "cosine", "warmup": 2, "final": 0.1},
+            lambda t: (t + 1) / 2 if t < 2 else 0.1 + 0.45 * (1 + math.cos(math.pi * min((t - 2) / 8, 1))),
+        ),
+    ],
+)
+def test_the_rate_follows_its_schedule(schedule, formula):
+    np.testing.assert_allclose(rates(**schedule), [0.5 * formula(t) for t in range(12)], rtol=1e-13, atol=1e-15)
+
+
+def test_a_run_that_is_all_warmup_divides_by_nothing():
+    assert rates(iterations=3, count=5, kind="cosine", warmup=3) == pytest.approx([0.5 / 3, 1 / 3, 0.5, 0.5, 0])
+
+
+def test_the_rate_depends_on_the_iteration_alone():
+    settings = config.Optimizer(kind="momentum", lr=0.5, schedule=config.RateSchedule(kind="cosine", warmup=2))
+    gradients = np.random.default_rng(1).standard_normal((8, 3))
+    first, second = (make_optimizer(settings, 8) for _ in range(2))
+    params, middle = np.ones(3), None
+    for t, gradient in enumerate(gradients):
+        if t == 3:
+            second.load(copy.deepcopy(first.state()))
+            middle = params
+        params = first.step(params, gradient, t)
+    for t in range(3, 8):
+        middle = finite_step(second, middle, gradients[t], t)
+    np.testing.assert_array_equal(middle, params)
+
+
+@ALL
+def test_weight_decay_is_beside_the_step(kind):
+    rng = np.random.default_rng(2)
+    start, gradients = rng.standard_normal(5), rng.standard_normal((6, 5))
+    schedule = config.RateSchedule(kind="step", every=2, factor=0.5)
+    given = SETTINGS[kind] | {"schedule": schedule}
+    decaying = make_optimizer(config.Optimizer(kind=kind, weight_decay=0.3, **given))
+    plain, params, expected = make_optimizer(config.Optimizer(kind=kind, **given)), start, start
+    for t, gradient in enumerate(gradients):
+        params = decaying.step(params, gradient, t)
+        decay = SETTINGS[kind]["lr"] * 0.5 ** (t // 2) * 0.3
+        expected = plain.step(expected, gradient, t) - decay * expected
+    np.testing.assert_allclose(params, expected, rtol=1e-13)
+
+
+@ALL
+@pytest.mark.parametrize("dim", [5, HOST_BLOCK // 8 * 2 + 3])
+def test_gradients_are_scaled_to_the_norm_and_shorter_ones_are_not(kind, dim):
+    rng = np.random.default_rng(3)
+    gradients = [rng.standard_normal(dim) * length / dim**0.5 for length in (8.0, 0.01, 2.0, 0.0)]
+    clipping = make_optimizer(config.Optimizer(kind=kind, clip_norm=1.5, **SETTINGS[kind]))
+    kept = [gradient.copy() for gradient in gradients]
+    found = run(clipping, np.ones(dim), gradients)
+    scaled = [gradient * min(1.0, 1.5 / max(np.linalg.norm(gradient), 1e-300)) for gradient in gradients]
+    np.testing.assert_allclose(found, run(made(kind), np.ones(dim), scaled), rtol=1e-10)
+    assert all(np.array_equal(*pair) for pair in zip(gradients, kept, strict=True))
+    short = [gradient * 0.1 for gradient in gradients]
+    np.testing.assert_array_equal(
+        run(make_optimizer(config.Optimizer(kind=kind, clip_norm=1.5, **SETTINGS[kind])), np.ones(dim), short),
+        run(made(kind), np.ones(dim), short),
+    )
+
+
+def test_the_norm_of_many_float32_is_not_rounded_and_the_dtype_stays():
+    gradient = np.full(1 << 20, 1.0, np.float32)
+    descent = make_optimizer(config.Optimizer(kind="sgd", lr=1.0, clip_norm=512.0))
+    stepped = descent.step(np.zeros(1 << 20, np.float32), gradient)
+    assert stepped.dtype == np.float32
+    np.testing.assert_array_equal(stepped, -0.5)
+
+
+def test_a_gradient_without_finite_norm_is_refused():
+    descent = make_optimizer(config.Optimizer(kind="sgd", lr=1.0, clip_norm=1.0))
+    for value in (np.inf, np.nan, 1e200):
+        with pytest.raises(RunFailed, match="the step of iteration 5"):
+            finite_step(descent, np.zeros(2), np.array([1.0, value]), 5)
+
+
+def test_a_scripts_own_optimizer_is_none_of_ours():
+    with pytest.raises(UserError, match="a script makes the steps itself"):
+        make_optimizer(config.ScriptOptimizer())

@@ -71,7 +71,7 @@ class Gated(Sgd):
         self.gate = threading.Event()
         self.thread = None
 
-    def step(self, params, gradient):
+    def step(self, params, gradient, iteration=0):
         assert self.gate.wait(TIMEOUT)
         self.thread = threading.current_thread()
         return super().step(params, gradient)
