@@ -16,7 +16,7 @@ from psgc.torch.sampling import length_of
 from psgc.torch.seeding import GENERATORS
 from psgc.user_code import raised_at
 
-AHEAD = 2  # micro-batches that are loaded before they are asked for, at most
+AHEAD = 2  # micro-batches that are loaded before they are asked for, at most, and of what is not expected any more
 
 # functions of torch that draw random numbers, if not from a generator that they are given; some do so with dropout only
 _DRAWING = """
@@ -49,7 +49,8 @@ class ChunkLoader:
         self._reading = threading.Lock()
         self._changed = threading.Condition()  # guards what follows
         self._current = _Chunk(())
-        self._next = _Chunk(())
+        self._next = _Chunk(())  # what is expected
+        self._before = _Chunk(())  # what was expected before that
         self._may_load_ahead: bool | None = None  # None: not known yet
         self._closed = False
         self._thread: threading.Thread | None = None
@@ -61,8 +62,11 @@ class ChunkLoader:
         """
         with self._changed:
             self._current = _Chunk(rows)
-            if self._next.rows == self._current.rows:
+            if self._before.rows == self._current.rows:
+                self._current = self._before
+            elif self._next.rows == self._current.rows:
                 self._current, self._next = self._next, _Chunk(())
+            self._before = _Chunk(())
             self._start()
             return self._batches(self._current)
 
@@ -90,18 +94,19 @@ class ChunkLoader:
     def expect(self, rows: Sequence[int] | np.ndarray) -> None:
         """Load these rows next, ahead: most probably the next chunk is of them. Any thread may call it.
 
-        They take the place of those that were expected before; none: nothing is expected.
+        They take the place of those that were expected before, of which no more is loaded; what is loaded stays for the
+        next chunk, so this may be called right before `micro_batches` as well. No rows: nothing is expected.
         """
         with self._changed:
             if self._next.rows != tuple(rows):
-                self._next = _Chunk(rows)
+                self._before, self._next = self._next, _Chunk(rows)
                 self._start()
 
     def close(self) -> None:
         """Load nothing ahead any more, and drop what was. May be called again."""
         with self._changed:
             self._closed = True
-            self._next = _Chunk(())
+            self._next = self._before = _Chunk(())
             self._changed.notify_all()
 
     def _start(self) -> None:

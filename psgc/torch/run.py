@@ -49,6 +49,7 @@ class Run:
         self._attached: list[Stateful] = []
         self.iteration = 0  # of the next call
         self._pending: bytes | None = None  # a state to go on from, with the next batch
+        self._latest: bytes | None = None  # the state that was loaded, until a batch begins from it
         self._loss = 0.0  # the newest
         self._evaluated: dict[str, float] = {}  # the newest
         self._position = Position()  # where the batch begins that this rank has called for
@@ -83,10 +84,19 @@ class Run:
         return self._batches(self._sampler.batches(size, epochs))
 
     def _batches(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        self._load_pending()
+        is_fresh = self._load_pending()
         for batch in batches:
-            yield batch
-            if not self._load_pending():
+            if not is_fresh and self._latest is not None:  # the script may have stepped schedules since it was loaded
+                self._pending = self._latest
+                self._load_pending()
+            self._latest = None
+            try:
+                yield batch
+            except GeneratorExit:
+                self._sampler.position = batch.after
+                raise
+            is_fresh = self._load_pending()
+            if not is_fresh:
                 self._sampler.position = batch.after
 
     def backward(self, batch: Batch, accumulate: bool = False, scaler: Any = None) -> float:
@@ -174,7 +184,7 @@ class Run:
         """Go on from the state that was waiting, if there is one; whether there was."""
         if self._pending is None:
             return False
-        content, self._pending = self._pending, None
+        content, self._latest, self._pending = self._pending, self._pending, None
         length = int.from_bytes(content[:8], "little")
         about = json.loads(content[8 : 8 + length])
         self._loss, self._evaluated = about["loss"], about["evaluated"]

@@ -126,8 +126,19 @@ def test_nothing_is_loaded_ahead_before_the_first_chunk_was_seen_whole():
     batches.close()
     assert loaded(loader, [8, 9]) == [[8, 9]]
     loader.expect([6, 7])
-    eventually(lambda: dataset.ahead == [6, 7])
+    eventually(lambda: dataset.ahead[-2:] == [6, 7])
     loader.close()
+
+
+def test_the_chunk_after_the_next_may_be_expected_before_the_next_is_asked_for(opened):
+    dataset = Rows()
+    loader = opened(dataset)
+    loader.expect([10, 11, 12, 13])
+    for start in range(10, 50, 4):
+        eventually(lambda start=start: start + 3 in dataset.ahead)
+        loader.expect(range(start + 4, start + 8))
+        assert loaded(loader, range(start, start + 4)) == [[start, start + 1], [start + 2, start + 3]]
+    assert len(dataset.asked) == len(set(dataset.asked))
 
 
 def test_what_is_expected_may_change_and_what_comes_may_be_something_else(opened):
