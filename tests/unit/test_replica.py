@@ -51,6 +51,15 @@ def gradients(count, dim):
 
 
 @SIZES
+def test_the_rate_is_that_of_the_iteration_also_in_a_run_that_goes_on(dim):
+    schedule = config.RateSchedule(kind="step", every=1, factor=0.5)
+    rank = Rank(make_optimizer(config.Optimizer(kind="sgd", lr=8.0, schedule=schedule)))
+    rank.replica.start(2, np.zeros(dim))
+    np.testing.assert_array_equal(rank.step(-np.ones(dim)), 2.0)
+    np.testing.assert_array_equal(rank.step(-np.ones(dim)), 3.0)
+
+
+@SIZES
 @KINDS
 def test_the_steps_are_those_of_the_optimizer(kind, dim):
     rank, optimizer, params = started(kind, dim, steps=3), made(kind), np.ones(dim)
