@@ -57,7 +57,7 @@ def perceptron(steps: int) -> Task:
         optimizer=lambda params: torch.optim.SGD(params, 0.02, momentum=0.9),
         batch=4096,
         at_once=1024,
-        chunks=32,
+        chunks=16,
     )
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from psgc.cli import main
 from psgc.reporting.progress import RunProgress
-from psgc.terminal import say, say_traceback
+from psgc.terminal import say, say_together, say_traceback
 
 LURE = "psgc: done"
 NASTY = f"x\x1b[31m\n{LURE}"  # red from here on, and a line that looks like one of ours
@@ -65,6 +65,8 @@ def test_errors_and_tracebacks(capsys, mpirun):
     except ValueError:
         say_traceback()
     assert "ValueError: x\\x1b[31m\n" in capsys.readouterr().err
+    say_together([NASTY, "next"])
+    assert capsys.readouterr().err == f"{SHOWN}\nnext\n"
 
 
 def test_wrong_arguments(capsys):
