@@ -13,6 +13,9 @@ from psgc.errors import ModelError
 from psgc.torch.chunk_gradient import ChunkGradient
 from psgc.torch.determinism import computed_twice
 from psgc.torch.flat import FlatModel
+from psgc.torch.run import Run
+from psgc.torch.settings import arguments
+from psgc.torch.single import Single
 
 DATA = torch.randn(10, 3, generator=torch.Generator().manual_seed(1))
 SEEDED = "psgc seeds torch, numpy.random and random for each chunk; draw from these alone"
@@ -275,3 +278,32 @@ def test_values_of_all_kinds_have_digests():
             return self.out(made["half"].float() + made["sparse"].to_dense() + more[0][:, :1] + self.draw())
 
     assert refusal(Uses()).startswith("what goes into out (Linear) differs")
+
+
+def test_a_run_computes_the_first_chunk_of_a_process_twice():
+    class Counted(nn.Module):
+        calls = 0
+
+        def forward(self, x):
+            self.calls += 1
+            return x
+
+    data = torch.utils.data.TensorDataset(DATA, torch.arange(10) % 2)
+    counted = Counted()
+    model = small(counted)
+    flat = FlatModel(model)
+    given = arguments(
+        **{"replication": 3, "chunks": 5, "micro_batch": 8, "seed": 0, "output": None, "buffers": None, "parts": 1},
+        **{"aggregation": "auto", "transfer": "auto", "schedule": "dynamic", "checkpoint_every": 0},
+    )
+    run = Run(model, data, 10, ChunkGradient(flat, model, cross_entropy), flat, given, None)
+    try:
+        run.begin(Single(5))
+        for batch in run.batches(4):
+            run.backward(batch)
+            counted.calls, before = 0, counted.calls
+            assert before == {0: 5, 1: 4, 2: 2}[batch.iteration]  # a chunk with a row each, as far as there are rows
+            run._stepped = True
+    finally:
+        for hook in run._hooks:
+            hook.remove()
