@@ -112,10 +112,10 @@ class ReplicatedWorld(World):
         optimizer = self.new_optimizer()
         step = optimizer.step
 
-        def checked(params: np.ndarray, gradient: np.ndarray) -> np.ndarray:
+        def checked(params: np.ndarray, gradient: np.ndarray, iteration: int = 0) -> np.ndarray:
             self.check_exact(gradient)
             self.counts["iterations"] += 1
-            return step(params, gradient)
+            return step(params, gradient, iteration)
 
         optimizer.step = checked  # type: ignore[method-assign]
         return optimizer
