@@ -4,6 +4,7 @@ import hashlib
 import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,14 @@ from psgc import __version__
 from psgc.config import Config
 from psgc.errors import UserError
 from psgc.plan import Plan
+from psgc.terminal import say
+from psgc.torch import checkpoints
 from psgc.torch.checks import check_model
 from psgc.torch.chunk_gradient import Buffers, ChunkGradient, Loss
 from psgc.torch.ending import Ending, stopped_by
 from psgc.torch.flat import FlatModel
 from psgc.torch.hand_over import State
+from psgc.torch.record import Record
 from psgc.torch.run import Run
 from psgc.torch.sampling import Position, length_of
 from psgc.torch.settings import Arguments, arguments
@@ -89,7 +93,9 @@ def init(
     if _ranks() < 2:
         if isinstance(made, UserError):
             raise made
-        made.run.begin(Single(chunks))
+        state = made.resumed()
+        made.run.begin(Single(chunks) if state is None else Single(chunks, state.iteration, state.blob))
+        ending.last = made.run.end
         return made.run
     from psgc.torch.session import Session  # with MPI
 
@@ -98,6 +104,7 @@ def init(
     ending.session = session = Session(made, stopped_by)
     assert not isinstance(made, UserError)
     made.run.begin(session)
+    ending.last = made.run.end
     return made.run
 
 
@@ -150,8 +157,21 @@ class _Local:
     def settle(self, num_workers: int) -> tuple[Config, Plan]:
         return self._arguments.settled(self._config, num_workers, self.dim)
 
-    def prepare(self) -> State | None:
-        return None
+    def prepare(self) -> tuple[Record, State | None]:
+        record = Record(self._arguments.output)
+        return record, self.resumed()
+
+    def resumed(self) -> State | None:
+        """The state that the run goes on from, if it is to go on from one. Raises UserError."""
+        if self._arguments.output is None or not launched.resuming():
+            return None
+        directory = Path(self._arguments.output) / "checkpoints"
+        found = checkpoints.load_newest(directory)
+        if found is None:
+            say(f"no checkpoint in {directory}: starting from the beginning")
+            return None
+        say(f"resuming from step {found[0]}, checkpoint in {directory}")
+        return found[1]
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256()

@@ -1,5 +1,6 @@
 """What a script computes in a call, on whichever ranks do it."""
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -7,6 +8,7 @@ from zlib import crc32
 
 import numpy as np
 
+from psgc.run_rows import IterationRow
 from psgc.torch.hand_over import State, Sum
 
 
@@ -15,12 +17,13 @@ class Call:
     """One call of the script: the sum of a vector over all chunks is wanted.
 
     vector: of a chunk, (dim,), memory of its own; None once the chunk is not wanted any more, which it asks the
-    function that it is given. expect: told the chunk that probably comes next. signature: equal on ranks that make the
-    same call; is_whole: see HandOver.
+    function that it is given. expect: told the chunk that probably comes next. loss: reads a sum. signature: equal on
+    ranks that make the same call; is_whole: see HandOver.
     """
 
     vector: Callable[[int, Callable[[], bool]], np.ndarray | None]
     expect: Callable[[int], object]
+    loss: Callable[[np.ndarray], float | None]
     signature: float
     is_whole: bool
 
@@ -29,7 +32,7 @@ class Engine(Protocol):
     """What makes sums of the calls: this process alone, or together with others.
 
     rank: of this process; num_chunks: of every call; iteration: of the first call; state: what the run goes on from,
-    or None.
+    or None; rows: of iterations.csv, of iterations that are over, on rank 0.
     """
 
     @property
@@ -38,6 +41,8 @@ class Engine(Protocol):
     def num_chunks(self) -> int: ...
     @property
     def iteration(self) -> int: ...
+    @property
+    def rows(self) -> deque[IterationRow]: ...
     @property
     def state(self) -> bytes | None: ...
 

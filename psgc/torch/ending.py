@@ -25,8 +25,10 @@ class Ending:
 
     def __init__(self) -> None:
         self.session: Session | None = None
+        self.last: Callable[[bool], object] = lambda _: None  # called at the end: whether the script has raised
         self._code: int | None = None  # of the exit; None: that of Python
         self._text = ""  # why the script ends
+        self._is_ours = False  # because of an error of psgc
         self._hook = sys.excepthook
         sys.excepthook = self._raised
         atexit.register(self._at_exit)
@@ -40,7 +42,7 @@ class Ending:
     def _raised(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         self._code, self._text = 1, f"its script raised {one_line(error)}{raised_at(error)}"
         if isinstance(error, PsgcError):
-            self._code = error.exit_code
+            self._code, self._is_ours = error.exit_code, True
         elif isinstance(error, KeyboardInterrupt):
             self._code = 128 + signal.SIGINT
         rank = 0 if self.session is None else self.session.rank
@@ -57,6 +59,7 @@ class Ending:
     def _at_exit(self) -> None:
         atexit.unregister(self._at_exit)
         session, code = self.session, self._code
+        self.last(bool(self._text) and not self._is_ours)
         if session is not None:
             session.end(self._text)
             if stopped_by and session.rank == 0 and code is not None:

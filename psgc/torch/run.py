@@ -12,14 +12,17 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from psgc.errors import UserError
+from psgc.run_rows import IterationRow
+from psgc.terminal import say
+from psgc.torch import checkpoints, evaluation
 from psgc.torch.calls import Call, Engine, signature
 from psgc.torch.chunk_gradient import SUMS, ChunkGradient
 from psgc.torch.determinism import computed_twice
 from psgc.torch.flat import FlatModel
 from psgc.torch.hand_over import State
 from psgc.torch.loader import ChunkLoader
-from psgc.torch.sampling import Batch, Position, Sampler
-from psgc.torch.seeding import preserved
+from psgc.torch.sampling import Batch, Position, Sampler, length_of
+from psgc.torch.seeding import preserved, seeded
 from psgc.torch.settings import Arguments
 from psgc.torch.state import Stateful, from_blob, save_model, to_blob
 
@@ -46,13 +49,21 @@ class Run:
     ) -> None:
         self._model, self._dataset, self._compute, self._flat = model, dataset, compute, flat
         self._arguments, self._loader = arguments, ChunkLoader(dataset, collate, arguments.micro_batch)
+        self._collate = collate
         self._sampler = Sampler(length, arguments.seed)
         self._attached: list[Stateful] = []
         self.iteration = 0  # of the next call
         self._pending: bytes | None = None  # a state to go on from, with the next batch
         self._latest: bytes | None = None  # the state that was loaded, until a batch begins from it
         self._loss = 0.0  # the newest
-        self._evaluated: dict[str, float] = {}  # the newest
+        self._functions: list[Callable[[IterationRow], object]] = []  # called with rows
+        self._evaluated: dict[str, float] | None = None  # the newest means of metrics
+        self._evaluations = 0
+        self._catches_up = False  # it has loaded the state of another rank, and makes the call of that state next
+        self._is_starting = True  # nothing has been asked of the run yet
+        # where a checkpoint would have the run go on, None while that cannot be, and where when the next step is made
+        self._next: Position | None = None
+        self._after: Position | None = None
         self._position = Position()  # where the batch begins that this rank has called for
         self._current: Position | None = None  # where the batch begins whose gradient came last
         self._is_checked = False  # whether a chunk was computed twice here
@@ -122,6 +133,7 @@ class Run:
                 "expected one call, or accumulate=True"
             )
         self._flat.check()
+        self._catches_up = False
         adds = accumulate and not self._stepped
         is_whole = not (self._stepping or adds) and self._current != batch.position
         scale = float(scaler.get_scale()) if scaler is not None and scaler.is_enabled() else None
@@ -145,8 +157,11 @@ class Run:
         def expect(chunk: int) -> None:
             self._loader.expect(batch.chunk(chunk, num_chunks))
 
+        self._give_rows()
         self._position = batch.position
-        call = Call(vector, expect, signature("backward", batch.position, len(batch), scale), is_whole)
+        self._write_checkpoint(batch, is_whole)
+        self._next = batch.position if is_whole else None
+        call = Call(vector, expect, self._loss_in, signature("backward", batch.position, len(batch), scale), is_whole)
         total = self._sum(call)
         if total is None:
             self._flat.restore()
@@ -154,7 +169,60 @@ class Run:
             return self._loss
         self._loss = self._compute.apply(total, adds)
         self._current, self._stepped = batch.position, False
+        self._next, self._after = None, batch.after
         return self._loss
+
+    def evaluate(self, dataset: Any, metric: evaluation.Metric) -> Any:
+        """The mean of a metric over a map-style dataset, by all workers, slow ones doing less; the same on every rank.
+
+        metric: (model, batch) -> (sum over the examples, how many they are), or their mean; or a mapping of names to
+        such, and then the result is one as well. It is called in evaluation mode and without gradients.
+
+        On a rank that has fallen behind the result is the newest of another rank. Raises UserError.
+        """
+        if self._is_starting:
+            self._load_pending()
+        if self._pending is not None or self._catches_up:
+            return self._shown(self._evaluated)
+        self._give_rows()
+        length = length_of(dataset)
+        loader = ChunkLoader(dataset, self._collate, self._arguments.micro_batch)
+        device, num_chunks, gradient = self._flat.device, self.engine.num_chunks, self._flat.dim
+        seed, self._evaluations = self._arguments.seed, self._evaluations + 1
+        number = self._evaluations
+
+        def rows(chunk: int) -> np.ndarray:
+            return np.arange(chunk * length // num_chunks, (chunk + 1) * length // num_chunks)
+
+        with seeded((seed, number), device):
+            names = evaluation.names_of(self._model, metric, next(loader.micro_batches([0])))
+
+        def vector(chunk: int, wanted: Callable[[], bool]) -> np.ndarray | None:
+            with seeded((seed, number, chunk), device):
+                batches = loader.micro_batches(rows(chunk))
+                return evaluation.vector_of(
+                    *(self._model, metric, names, batches, wanted, gradient, self._compute.dim),
+                    self._flat.params.new_empty(0).cpu().numpy().dtype,
+                )
+
+        made = signature("evaluate", number, length, names)
+        call = Call(vector, lambda chunk: loader.expect(rows(chunk)), lambda _: None, made, is_whole=False)
+        total = self._sum(call)
+        loader.close()
+        if total is not None:
+            self._evaluated = evaluation.means_in(total, gradient, names)
+        return self._shown(self._evaluated)
+
+    @staticmethod
+    def _shown(means: dict[str, float] | None) -> Any:
+        """What `evaluate` returns."""
+        if means is None:
+            return float("nan")
+        return means[""] if "" in means else dict(means)
+
+    def _loss_in(self, total: np.ndarray) -> float | None:
+        loss, examples = total[self._flat.dim : self._flat.dim + 2].tolist()
+        return loss / examples if examples else None
 
     def _sum(self, call: Call) -> np.ndarray | None:
         """The sum of a call; None when this rank has fallen behind, and has the state of another one to go on from."""
@@ -181,32 +249,77 @@ class Run:
     def _after_step(self, *_: Any) -> None:
         self._stepping -= 1
         self._stepped = True
+        if not self._stepping:
+            self._next = self._after
 
     # state
 
     def state(self) -> bytes:
         """What another rank needs to go on from the call that this one is in."""
-        about = json.dumps({"loss": self._loss, "evaluated": self._evaluated}).encode()
+        kept = {"loss": self._loss, "evaluated": self._evaluated, "evaluations": self._evaluations}
+        about = json.dumps(kept).encode()
         blob = to_blob(self._model, self._attached, self._position)
         return len(about).to_bytes(8, "little") + about + bytes(blob)
 
     def _load_pending(self) -> bool:
         """Go on from the state that was waiting, if there is one; whether there was."""
+        is_start, self._is_starting = self._is_starting, False
         if self._pending is None:
             return False
         content, self._latest, self._pending = self._pending, self._pending, None
         length = int.from_bytes(content[:8], "little")
         about = json.loads(content[8 : 8 + length])
-        self._loss, self._evaluated = about["loss"], about["evaluated"]
+        self._loss, self._evaluated, self._evaluations = about["loss"], about["evaluated"], about["evaluations"]
         self._sampler.position = from_blob(memoryview(content)[8 + length :], self._model, self._attached)
         self._flat.check()
         self._flat.grad.zero_()
         self._current, self._stepped = None, True
+        self._catches_up = not is_start
         return True
 
     def begin(self, engine: Engine) -> None:
         """The run begins, where the engine says."""
         self.engine, self.iteration, self._pending = engine, engine.iteration, engine.state
+
+    def _write_checkpoint(self, batch: Batch, is_whole: bool) -> None:
+        every = self._arguments.checkpoint_every
+        if is_whole and every and batch.iteration % every == 0 and self.iteration > self.engine.iteration:
+            self._write_state(batch.iteration)
+
+    def _write_state(self, step: int) -> None:
+        if self._arguments.output is None or self.engine.rank:
+            return
+        try:
+            directory = Path(self._arguments.output)
+            directory.mkdir(parents=True, exist_ok=True)
+            checkpoints.write(directory / "checkpoints", step, State(self.iteration, self.state()))
+        except OSError as error:
+            text = f"no checkpoint of step {step}: {error.filename}: {error.strerror}; the run goes on"
+            say(f"psgc: {text}", error=True)
+
+    def end(self, has_raised: bool) -> None:
+        """The script ends: write the last checkpoint, unless it has raised, which may be in the middle of a step."""
+        self._give_rows()
+        if self._next is not None and not has_raised and self._pending is None:
+            self._position = self._next
+            self._write_state(self._next.iteration)
+        self._loader.close()
+
+    def on(self, event: str, function: Callable[[IterationRow], object]) -> None:
+        """Have `function` called on rank 0 with the row of iterations.csv of each iteration that is over.
+
+        It is called in the thread of the script, at its next call of the run. event: "iteration". Raises UserError.
+        """
+        if event != "iteration":
+            raise UserError(f"run.on: there is no event {event!r:.40}, expected iteration")
+        self._functions.append(function)
+
+    def _give_rows(self) -> None:
+        rows = self.engine.rows
+        while rows:
+            row = rows.popleft()
+            for function in self._functions:
+                function(row)
 
     def save(self, path: str | Path) -> None:
         """Write the model's parameters and buffers as safetensors, on rank 0; `load_state_dict` reads them."""

@@ -1,7 +1,6 @@
 """Rank 0 of a script: what the server knows of it, and what it tells the user."""
 
 import math
-from collections import deque
 from collections.abc import Callable, Sequence
 
 from psgc.aggregation.replica import Stepping
@@ -9,12 +8,10 @@ from psgc.backend import Array, Backend
 from psgc.config import Config
 from psgc.errors import RunFailed
 from psgc.plan import Plan
-from psgc.run_rows import IterationRow
 from psgc.server.events import Report
 from psgc.server.loop import Server
-from psgc.server.observer import Approximation, IterationRecord, Observer
+from psgc.server.observer import Observer
 from psgc.server.settings import ServerSettings
-from psgc.terminal import say
 from psgc.torch.hand_over import HandOver, ScriptReplica
 from psgc.training.inputs import tried_chunks
 from psgc.transport import Transport
@@ -80,39 +77,6 @@ class Script:
         for worker in gone:
             del self._ended[worker]
         return [(worker, text or "its script has ended, that of rank 0 has not") for worker, text in gone.items()]
-
-
-class Record:
-    """The observer of a run (`psgc.server.observer.Observer`). rows: those that the script has not been given."""
-
-    def __init__(self) -> None:
-        self.rows: deque[IterationRow] = deque()
-        self.done = 0
-
-    def chunk(self, worker: int, chunk: int, iteration: int, start: float, seconds: float, outcome: int) -> None: ...
-
-    def iteration(self, row: IterationRecord) -> None:
-        self.rows.append(row)
-
-    def approximate(self, approximation: Approximation) -> None: ...
-
-    def stepped(self, done: int) -> None:
-        self.done = done
-
-    def stuck(self, line: str) -> None:
-        say(line)
-
-    def lost(self, worker: int, host: str, iteration: int, reason: str) -> None:
-        say(f"worker {worker} on {host} lost in iteration {iteration}: {reason}")
-
-    def wrong(self, worker: int, host: str, iteration: int, reason: str) -> None:
-        say(f"worker {worker} on {host} sent a wrong copy in iteration {iteration}: {reason}")
-
-    def returned(self, worker: int, iteration: int) -> None:
-        say(f"worker {worker} is back in iteration {iteration}")
-
-    def failure_text(self, worker: int, text: str) -> str:
-        return next(iter(text.splitlines()), "it failed without a reason")
 
 
 def make_server(

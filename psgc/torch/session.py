@@ -7,7 +7,7 @@ thread does is to leave MPI.
 
 import json
 import threading
-import time
+from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, Protocol
@@ -17,10 +17,12 @@ import numpy as np
 from psgc.config import Config
 from psgc.errors import PsgcError, RunFailed, UserError, one_line
 from psgc.plan import Plan
+from psgc.run_rows import IterationRow
 from psgc.terminal import say_traceback
 from psgc.torch.calls import Call
 from psgc.torch.hand_over import HandOver, ScriptReplica, State, Sum
-from psgc.torch.serving import Record, Script, make_server
+from psgc.torch.record import Record
+from psgc.torch.serving import Script, make_server
 from psgc.torch.working import ScriptWorker, make_worker
 from psgc.training import launched
 from psgc.training.ending import interruption
@@ -49,8 +51,8 @@ class Local(Protocol):
     def settle(self, num_workers: int) -> tuple[Config, Plan]:
         """The settings and the plan for so many workers. Raises UserError."""
 
-    def prepare(self) -> State | None:
-        """For rank 0, before the run begins: the state to resume from, or None. Raises UserError."""
+    def prepare(self) -> tuple[Record, State | None]:
+        """For rank 0, before the run begins: its record, and the state to resume from or None. Raises UserError."""
 
     def fingerprint(self) -> str:
         """Of all that the model holds."""
@@ -80,7 +82,7 @@ class Session:
         self._local, self._stopped_by = local, stopped_by
         self.iteration, self.rank = 0, 0
         self.state: bytes | None = None
-        self.record = Record()
+        self.record: Record | None = None  # on rank 0
         self.in_order = False  # all ranks leave through MPI's Finalize
         self._ready, self._over = threading.Event(), threading.Event()
         self._error: BaseException | None = None
@@ -94,6 +96,11 @@ class Session:
         if self._error is not None:
             _wait(self._over)
             raise self._error
+
+    @property
+    def rows(self) -> deque[IterationRow]:
+        """Of iterations.csv, for the script; none but on rank 0."""
+        return deque() if self.record is None else self.record.rows
 
     @property
     def num_chunks(self) -> int:
@@ -190,7 +197,8 @@ class Session:
     def _beginning(self, local: Local, is_alike: bool) -> bytes:
         """How all ranks begin."""
         try:
-            state = local.prepare()
+            self.record, state = local.prepare()
+            self.record.begin(self.config, self.plan, None if state is None else state.iteration)
         except UserError as error:
             self._error = error
             return OFF
@@ -199,22 +207,27 @@ class Session:
         return ALIKE if is_alike else MODEL + local.model()
 
     def _serve(self, transport: Transport, local: Local, hand_over: HandOver, replica: ScriptReplica) -> None:
+        assert self.record is not None
         early = self.config.aggregation == "server"
         script = Script(hand_over, replica, local.gradient, early, transport.hosts)
         server = make_server(
             *(transport, self.config, self.plan, script, self.record, lambda: interruption(self._stopped_by))
         )
-        self.record.done = self.iteration
         self._ready.set()
-        failed = False
+        status, reason, code = "done", "", 0
         try:
             server.run(np.zeros(local.dim, self.config.dtype), self.config.iterations, self.iteration)
         except PsgcError as error:
-            failed = True
+            status, reason, code = "failed", str(error), error.exit_code
+            if self._stopped_by:
+                status, code = "interrupted", 128 + self._stopped_by[0]
             hand_over.stop(error)
         finally:
             patience = STOP_TIMEOUT if transport.survives_deaths else self.config.faults.collect_timeout
-            done = -1 if failed or self._text else hand_over.given + 1  # the others need not know why
+            if self._text and status == "done":
+                status, reason, code = "failed", self._text.splitlines()[0], 1
+            self.record.finish(local.params(), status, reason, code, server.replicas)
+            done = -1 if status != "done" else hand_over.given + 1  # the others need not know why
             self.in_order = server.stop_workers(patience, done)
 
     def _last_word(self) -> BaseException:
@@ -240,8 +253,8 @@ class Session:
         with suppress(Exception):
             if self.in_order:
                 transport.finalize()
-                if transport.rank == 0:
-                    time.sleep(0.1)  # the others leave first, or mpirun comments on an exit code that is not 0
+                if self._error is not None or self._text:
+                    transport.outlast(range(1, transport.size))  # or mpirun comments on an exit code that is not 0
             elif transport.survives_deaths:
                 transport.outlast(range(1, transport.size))
 

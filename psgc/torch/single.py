@@ -1,6 +1,10 @@
 """Training in one process, without MPI: the same steps, with the bits that sums have with `per_chunk` and parts 1."""
 
+import time
+from collections import deque
+
 from psgc.aggregation.tree import Tree
+from psgc.run_rows import IterationRow
 from psgc.torch.calls import Call
 from psgc.torch.hand_over import Sum
 
@@ -12,10 +16,11 @@ class Single:
 
     def __init__(self, num_chunks: int, iteration: int = 0, state: bytes | None = None) -> None:
         self.num_chunks, self.iteration, self.state = num_chunks, iteration, state
+        self.rows: deque[IterationRow] = deque()
 
     def sum(self, iteration: int, call: Call) -> Sum:
         """The sum of the call. Raises what its vectors raise."""
-        tree = Tree()
+        tree, began = Tree(), time.monotonic()
         for chunk in range(self.num_chunks):
             if chunk + 1 < self.num_chunks:
                 call.expect(chunk + 1)
@@ -25,4 +30,6 @@ class Single:
             tree.add(chunk, vector)
         total = tree.total()
         assert total is not None
+        seconds = time.monotonic() - began
+        self.rows.append(IterationRow(iteration, call.loss(total), seconds, recovered=self.num_chunks))
         return Sum(total)

@@ -268,10 +268,13 @@ class Transport:
         end = time.monotonic() + PATIENCE
         while self.rank == 0 and not self._all_gone(others) and time.monotonic() < end:
             with suppress(MPI.Exception):
-                self._world.Iprobe(self.rank)  # moves what is still on its way
+                if not MPI.Is_finalized():
+                    self._world.Iprobe(self.rank)  # moves what is still on its way
             time.sleep(LONGEST)
 
     def _all_gone(self, ranks: Collection[int]) -> bool:
+        if MPI.Is_finalized():
+            return all(self._processes[rank].is_gone() for rank in ranks if self._is_near(rank))
         left = set(ranks) - set(failed_ranks(self._world))
         return all(self._is_near(rank) and self._processes[rank].is_gone() for rank in left)
 

@@ -1,11 +1,15 @@
 """psgc.torch under a real mpirun: every rank makes the same steps as one process does, whoever dies."""
 
+import csv
+import hashlib
 import json
 import socket
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from tests.ranks.mpirun import mpirun, run
 
@@ -14,14 +18,18 @@ TIMEOUT = 100  # seconds: each rank imports torch
 
 
 def trained(folder, ranks, code=0, **settings):
-    """Rank -> (digest, losses) of the ranks that came to the end, and what was said."""
+    """Rank -> (digest, right, losses) of the ranks that came to the end, and what was said."""
     arguments = [SCRIPT, json.dumps(settings)]
     command = mpirun(ranks, arguments, ulfm=True) if ranks else [sys.executable, *arguments]
+    return results_of(command, folder, code)
+
+
+def results_of(command, folder, code=0):
     finished = run(command, folder, TIMEOUT)
     assert finished.returncode == code, finished.said
     assert not finished.orphans
     lines = [line.split() for line in finished.stdout.splitlines() if line.startswith("rank ")]
-    ended = {int(rank): (digest, [float(loss) for loss in losses]) for _, rank, digest, *losses in lines}
+    ended = {int(rank): (digest, float(right), [*map(float, losses)]) for _, rank, digest, right, *losses in lines}
     others = [line for line in finished.stdout.splitlines() if not line.startswith("rank ")]
     return ended, others + finished.stderr.splitlines()
 
@@ -37,8 +45,8 @@ def alone(tmp_path_factory):
 def assert_equal(ended, ranks, alone):
     """All these ranks have the same parameters, and rank 0 the losses that one process has (others may fall behind)."""
     assert ended.keys() == ranks
-    assert len({digest for digest, _ in ended.values()}) == 1
-    assert ended[0][1] == pytest.approx(alone[1], rel=1e-6)
+    assert len({(digest, right) for digest, right, _ in ended.values()}) == 1
+    assert ended[0][2] == pytest.approx(alone[2], rel=1e-6)
 
 
 def test_a_worker_dies_and_the_others_make_the_steps_of_one_process(tmp_path, alone):
@@ -89,3 +97,30 @@ def test_a_script_that_makes_other_calls_on_one_rank_ends_the_run(tmp_path):
         f"psgc: worker 1 on {socket.gethostname()}, iteration 3: its script makes another call than that of rank 0; "
         "every rank must make the same calls, for the same batches"
     ]
+
+
+def launched(folder, ranks, *options, code=0, **settings):
+    command = [sys.executable, "-m", "psgc", "launch", SCRIPT, "-n", str(ranks), *options, "--", json.dumps(settings)]
+    return results_of(command, folder, code)
+
+
+def test_a_run_that_is_stopped_goes_on_with_other_ranks_and_makes_the_same_steps(tmp_path, alone):
+    arguments = {"output": "run", "aggregation": "server", "transfer": "per_chunk", "checkpoint_every": 2}
+    ended, said = launched(tmp_path, 3, code=128 + 10, what={0: ["stops", 4]}, **arguments)
+    assert not ended
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert (summary["status"], summary["iterations"]) == ("interrupted", 4)
+    names = sorted(path.name.partition("-")[0] for path in (tmp_path / "run/checkpoints").iterdir())
+    assert names == ["00000002", "00000004"]
+    ended, said = launched(tmp_path, 4, "--resume", **arguments)
+    assert [ended[rank][:2] for rank in range(4)] == [alone[:2]] * 4
+    assert ended[0][2] == alone[2][4:]
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert (summary["status"], summary["iterations"]) == ("done", len(alone[2]) + 1)  # and the evaluation
+    with (tmp_path / "run/iterations.csv").open() as stream:
+        losses = [float(row["loss"] or "nan") for row in csv.DictReader(stream)]
+    assert losses[:-1] == pytest.approx(alone[2], rel=1e-6)
+    model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Dropout(), torch.nn.Linear(16, 3))
+    model.load_state_dict(load_file(tmp_path / "model.safetensors"))
+    digest = hashlib.sha256(b"".join(param.detach().numpy().tobytes() for param in model.parameters()))
+    assert digest.hexdigest() == alone[0]

@@ -2,7 +2,7 @@
 
 what: {rank: [what to do there, after so many steps]}; epochs; pause: seconds after each step on rank 0.
 
-It prints a line for each rank: rank, SHA-256 of the parameters, and its losses.
+It prints a line for each rank: rank, SHA-256 of the parameters, the share of examples that are right, and its losses.
 """
 
 import hashlib
@@ -44,8 +44,18 @@ run = psgc.torch.init(model, data, loss, chunks=12, micro_batch=8, **settings)
 optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
 schedule = torch.optim.lr_scheduler.StepLR(optimizer, 3)
 run.attach(optimizer, schedule)
-losses = []
+losses, rows = [], []
+run.on("iteration", rows.append)
+
+
+def accuracy(model, batch):
+    features, labels = batch
+    return {"right": ((model(features).argmax(1) == labels).sum(), len(labels))}
+
+
 for batch in run.batches(60, epochs=epochs):
+    if what.get(rank) == ("skips", batch.iteration):
+        continue
     losses.append(run.backward(batch))
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
@@ -56,10 +66,12 @@ for batch in run.batches(60, epochs=epochs):
         raise ValueError("no such thing")
     if happens("leaves"):
         break
+    if happens("stops"):
+        os.kill(os.getpid(), signal.SIGUSR1)
     if happens("exits"):
         sys.exit(3)
-    if happens("skips"):
-        next(run.batches(60, epochs=1))
+right = run.evaluate(data, accuracy)["right"]
+run.save("model.safetensors")
 digest = hashlib.sha256(b"".join(param.detach().numpy().tobytes() for param in model.parameters())).hexdigest()
-sys.stdout.write(f"rank {rank} {digest} {' '.join(map(repr, losses))}\n")
+sys.stdout.write(f"rank {rank} {digest} {right!r} {' '.join(map(repr, losses))}\n")
 sys.stdout.flush()

@@ -1,0 +1,60 @@
+"""Checkpoints of a script: the state in one file that is either complete or absent, named by step and checksum.
+
+`checkpoints/00000050-0123456789abcdef.state` is the state before step 50: eight bytes with the number of the call, then
+what `psgc.torch.state.to_blob` made and the run has added.
+"""
+
+import hashlib
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from psgc.errors import UserError
+from psgc.regular_files import open_regular
+from psgc.terminal import say
+from psgc.torch.hand_over import State
+from psgc.writing import make_directory, write_whole
+
+KEPT = 3  # newest checkpoints that stay
+SUFFIX = ".state"
+
+
+def write(directory: Path, step: int, state: State) -> None:
+    """Write the state before `step`, and remove old ones. Raises OSError."""
+    make_directory(directory)
+    content = state.to_bytes()
+    digest = hashlib.sha256(content).hexdigest()[:16]
+    write_whole(directory / f"{step:08d}-{digest}{SUFFIX}", lambda stream: stream.write(content))
+    for old in newest_first(directory)[KEPT:]:
+        with suppress(OSError):
+            old.unlink()
+
+
+def newest_first(directory: Path) -> list[Path]:
+    """The checkpoints that there are."""
+    names = os.listdir(directory) if directory.is_dir() else []
+    found = [directory / name for name in names if name.endswith(SUFFIX) and name.partition("-")[0].isdigit()]
+    return sorted(found, key=lambda path: (int(path.name.partition("-")[0]), path.stat().st_mtime_ns), reverse=True)
+
+
+def load_newest(directory: Path) -> tuple[int, State] | None:
+    """Step and state of the newest checkpoint that is whole; None when there is no file at all.
+
+    Raises UserError when there are files, but none can be used.
+    """
+    complaints = []
+    for path in newest_first(directory):
+        try:
+            with open_regular(path) as stream:
+                content = stream.read()
+        except OSError as error:
+            complaints.append(f"{path}: cannot be read: {error.strerror}")
+            continue
+        if hashlib.sha256(content).hexdigest()[:16] == path.stem.partition("-")[2]:
+            for complaint in complaints:
+                say(f"psgc: {complaint}; using the one before it", error=True)
+            return int(path.name.partition("-")[0]), State.from_bytes(content)
+        complaints.append(f"{path}: damaged, its checksum is wrong")
+    if complaints:
+        raise UserError(f"no checkpoint can be used: {'; '.join(complaints)}; start without --resume")
+    return None

@@ -1,0 +1,99 @@
+"""Sums of a metric over a dataset, as calls of the run: in the entries of the vector behind the loss."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import nn
+
+from psgc.errors import UserError, one_line
+from psgc.torch.chunk_gradient import SUMS
+from psgc.torch.loss import examples_in
+
+Metric: TypeAlias = Callable[[nn.Module, Any], Any]
+FIRST = 2  # entries behind the gradient that the loss has
+MOST = (SUMS - FIRST) // 2  # metrics at a time: a sum and a count each
+EXPECTED = "expected (sum over the examples, number of examples), their mean, or a mapping of names to such"
+
+
+def sums_of(returned: Any, batch: Any) -> dict[str, tuple[float, float]]:
+    """By name the sum over a batch and the number of examples; the name is empty for a single metric.
+
+    Raises UserError when the metric has returned something else.
+    """
+    named = returned if isinstance(returned, Mapping) else {"": returned}
+    if not 0 < len(named) <= MOST:
+        raise UserError(f"run.evaluate: the metric returned {len(named)} values, expected 1 to {MOST}")
+    found = {}
+    for name, value in named.items():
+        try:
+            if isinstance(value, tuple | list):
+                total, count = (float(part) for part in value)
+            else:
+                count = float(examples_in(batch))
+                total = float(value) * count
+        except (TypeError, ValueError, RuntimeError) as error:
+            kind = f"{type(value).__name__} ({one_line(error)})"
+            raise UserError(f"run.evaluate: the metric returned {kind}; {EXPECTED}") from None
+        found[str(name)] = total, count
+    return found
+
+
+def names_of(model: nn.Module, metric: Metric, batch: Any) -> list[str]:
+    """The names of what a metric returns, sorted. Raises UserError."""
+    with _evaluating(model):
+        return sorted(sums_of(metric(model, batch), batch))
+
+
+def vector_of(
+    model: nn.Module,
+    metric: Metric,
+    names: list[str],
+    micro_batches: Iterable[Any],
+    wanted: Callable[[], bool],
+    gradient: int,
+    dim: int,
+    dtype: Any,
+) -> np.ndarray | None:
+    """The vector (dim,) of a chunk, zero but for the sums; None once the chunk is not wanted any more."""
+    totals = dict.fromkeys(names, (0.0, 0.0))
+    with _evaluating(model):
+        for batch in micro_batches:
+            for name, (total, count) in sums_of(metric(model, batch), batch).items():
+                if name not in totals:
+                    raise UserError(f"run.evaluate: the metric returned {name!r:.40}, but not for the first example")
+                before = totals[name]
+                totals[name] = before[0] + total, before[1] + count
+            if not wanted():
+                return None
+    vector = np.zeros(dim, dtype)
+    vector[gradient + FIRST : gradient + FIRST + 2 * len(names)] = [value for name in names for value in totals[name]]
+    return vector
+
+
+def means_in(total: np.ndarray, gradient: int, names: list[str]) -> dict[str, float]:
+    """The mean of each metric."""
+    found = total[gradient + FIRST : gradient + FIRST + 2 * len(names)].tolist()
+    return {
+        name: part / count if count else float("nan")
+        for name, part, count in zip(names, found[::2], found[1::2], strict=True)
+    }
+
+
+class _evaluating(torch.no_grad):
+    """The model is in evaluation mode, and nothing is kept for gradients."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self._training = [module for module in model.modules() if module.training]
+        self._model = model
+
+    def __enter__(self) -> None:
+        super().__enter__()
+        self._model.eval()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        for module in self._training:
+            module.training = True

@@ -1,0 +1,125 @@
+"""The record of a script's run on rank 0: its run directory, progress, and the rows that the script asked for."""
+
+import json
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from psgc import __version__
+from psgc.config import Config
+from psgc.plan import Plan
+from psgc.reporting.records import Recorder
+from psgc.reporting.summary import lines, summarise
+from psgc.run_rows import IterationRow
+from psgc.server.observer import Approximation, IterationRecord
+from psgc.terminal import say
+from psgc.training import launched
+from psgc.training.claim import Claim
+from psgc.writing import write_text
+
+EVERY = 5.0  # seconds between two lines of progress
+
+
+class Record:
+    """The observer of a run (`psgc.server.observer.Observer`).
+
+    output: the run directory, or None: then only `psgc launch` is told how the run ended.
+    rows: those that the script has not been given yet.
+
+    Raises UserError: another run has the directory, or it cannot be written.
+    """
+
+    def __init__(self, output: str | None) -> None:
+        self.rows: deque[IterationRow] = deque()
+        self._claim = Claim(Path(output)) if output is not None else None
+        self._summary_in = launched.name_directory(output)
+        self._output = output
+        self._recorder: Recorder | None = None
+        self._began = self._last = time.monotonic()
+        self._hidden = True  # no line of progress yet
+
+    def begin(self, config: Config, plan: Plan, resume_at: int | None) -> None:
+        """The run begins, or goes on with this iteration. Raises UserError."""
+        self._config, self._plan = config, plan
+        if self._claim is not None and self._output is not None:
+            self._claim.make_room(resume_at is not None)
+            directory, own_chunks = Path(self._output), plan.own_chunks.tolist()
+            text = config.to_yaml()
+            self._recorder = Recorder(directory, text, plan.assignment, plan.parts, own_chunks, 100_000, resume_at)
+        self._began = time.monotonic()
+
+    # of the server
+
+    def chunk(self, worker: int, chunk: int, iteration: int, start: float, seconds: float, outcome: int) -> None:
+        if self._recorder is not None:
+            self._recorder.chunk(worker, chunk, iteration, start, seconds, outcome)
+
+    def iteration(self, row: IterationRecord) -> None:
+        if self._recorder is not None:
+            self._recorder.iteration(row)
+            now = time.monotonic()
+            if self._hidden or now - self._last >= EVERY:
+                self._last, self._hidden = now, False
+                loss = "" if row.loss is None else f"  loss {row.loss:.6f}"
+                say(f"iteration {row.iteration + 1}{loss}  {1e3 * row.seconds:.1f} ms")
+        self.rows.append(row)
+
+    def approximate(self, approximation: Approximation) -> None: ...
+
+    def stepped(self, done: int) -> None: ...
+
+    def stuck(self, line: str) -> None:
+        say(line)
+
+    def lost(self, worker: int, host: str, iteration: int, reason: str) -> None:
+        if self._recorder is not None:
+            self._recorder.lost(worker, host, iteration, reason)
+        say(f"worker {worker} on {host} lost in iteration {iteration}: {reason}")
+
+    def wrong(self, worker: int, host: str, iteration: int, reason: str) -> None:
+        if self._recorder is not None:
+            self._recorder.wrong(worker, host, iteration, reason)
+        say(f"worker {worker} on {host} sent a wrong copy in iteration {iteration}: {reason}")
+
+    def returned(self, worker: int, iteration: int) -> None:
+        if self._recorder is not None:
+            self._recorder.returned(worker, iteration)
+        say(f"worker {worker} is back in iteration {iteration}")
+
+    def failure_text(self, worker: int, text: str) -> str:
+        if self._recorder is not None:
+            return self._recorder.failure_text(worker, text)
+        return next(iter(text.splitlines()), "it failed without a reason")
+
+    # the end
+
+    def finish(
+        self, params: np.ndarray, status: str, reason: str, code: int, replicas: dict[str, object] | None
+    ) -> None:
+        """Write the summary, and say it. Raises OSError."""
+        settings: dict[str, Any] = {"exit_code": code}
+        if self._recorder is not None:
+            settings |= {
+                "workers": self._plan.num_workers,
+                "chunks": self._plan.num_chunks,
+                "schedule": self._config.schedule,
+                "transfer": self._config.transfer,
+                "chunks_per_worker": None,
+                "batch": None,
+                "too_few_workers": False,
+            }
+            if replicas is not None:
+                settings["replicas"] = replicas
+            seconds = time.monotonic() - self._began
+            summary = self._recorder.finish(params, summarise(self._recorder, seconds, settings, status, reason))
+            for line in lines(summary):
+                say(line)
+            say(f"  run directory      {self._output}")
+        elif self._summary_in is not None:
+            summary = {"version": __version__, "status": status, "reason": reason} | settings
+            write_text(self._summary_in / "summary.json", json.dumps(summary, indent=2) + "\n")
+        if self._claim is not None:
+            self._claim.release()
