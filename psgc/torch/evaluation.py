@@ -1,6 +1,7 @@
 """Sums of a metric over a dataset, as calls of the run: in the entries of the vector behind the loss."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -81,19 +82,14 @@ def means_in(total: np.ndarray, gradient: int, names: list[str]) -> dict[str, fl
     }
 
 
-class _evaluating(torch.no_grad):
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
     """The model is in evaluation mode, and nothing is kept for gradients."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self._training = [module for module in model.modules() if module.training]
-        self._model = model
-
-    def __enter__(self) -> None:
-        super().__enter__()
-        self._model.eval()
-
-    def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
-        for module in self._training:
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module in training:
             module.training = True
