@@ -1,0 +1,194 @@
+"""A run of psgc.torch in one process: what a script may do with it, and what it is told."""
+
+from unittest import mock
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import psgc.torch
+from psgc.errors import UserError
+from psgc.torch import begin
+
+ROWS, SIZE = 50, 20
+
+
+@pytest.fixture(autouse=True)
+def in_this_process(monkeypatch):
+    for name in begin.RANKS:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(begin, "Ending", mock.Mock)  # the process does not end
+
+
+def loss(model, batch):
+    x, y = batch
+    return F.mse_loss(model(x).squeeze(1), y, reduction="sum"), len(y)
+
+
+def made(loss=loss, **settings):
+    torch.manual_seed(3)
+    model = torch.nn.Linear(4, 1).double()
+    x = torch.randn(ROWS, 4, dtype=torch.float64)
+    data = torch.utils.data.TensorDataset(x, x @ torch.arange(4.0, dtype=torch.float64))
+    run = psgc.torch.init(model, data, loss, **{"chunks": 7, "micro_batch": 2} | settings)
+    optimizer = torch.optim.SGD(model.parameters(), 0.05)
+    return model, data, run, optimizer
+
+
+def gradient_of(model, batches, data):
+    """Of the mean loss over batches, by torch alone."""
+    rows = [int(row) for batch in batches for row in batch.rows]
+    x, y = data[rows]
+    return torch.autograd.grad(F.mse_loss(model(x).squeeze(1), y), model.weight)[0]
+
+
+def test_the_gradient_is_that_of_the_mean_loss_over_the_batch():
+    model, data, run, optimizer = made()
+    run.attach(optimizer)
+    sizes = []
+    for batch in run.batches(SIZE, epochs=1):
+        expected = gradient_of(model, [batch], data)
+        value = run.backward(batch)
+        torch.testing.assert_close(model.weight.grad, expected)
+        x, y = data[[int(row) for row in batch.rows]]
+        assert value == pytest.approx(F.mse_loss(model(x).squeeze(1), y).item())
+        optimizer.step()
+        sizes.append(len(batch))
+    assert sizes == [20, 20, 10]
+
+
+def test_gradients_add_up_until_a_step():
+    model, data, run, optimizer = made()
+    run.attach(optimizer)
+    first, second, third = run.batches(SIZE, epochs=1)
+    expected = gradient_of(model, [first], data) + gradient_of(model, [second], data)
+    run.backward(first, accumulate=True)
+    run.backward(second, accumulate=True)
+    torch.testing.assert_close(model.weight.grad, expected)
+    optimizer.step()
+    expected = gradient_of(model, [third], data)
+    run.backward(third, accumulate=True)
+    torch.testing.assert_close(model.weight.grad, expected)
+
+
+def test_two_gradients_of_a_batch_without_a_step_are_a_mistake():
+    _, _, run, _ = made()
+    batch = next(run.batches(SIZE, epochs=1))
+    run.backward(batch)
+    with pytest.raises(UserError, match="called twice for step 0 without a step of an optimizer in between"):
+        run.backward(batch)
+
+
+def test_a_closure_computes_the_gradient_of_a_batch_often():
+    model, _, run, _ = made()
+    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=30, line_search_fn="strong_wolfe")
+    run.attach(optimizer)
+    (batch,) = run.batches(ROWS, epochs=1)
+    calls = []
+
+    def closure():
+        calls.append(run.backward(batch))
+        return torch.tensor(calls[-1])
+
+    optimizer.step(closure)
+    assert len(calls) > 3
+    assert calls[-1] < 1e-4 * calls[0]
+
+
+def test_an_optimizer_that_was_not_attached_is_refused():
+    _, _, run, optimizer = made()
+    run.backward(next(run.batches(SIZE, epochs=1)))
+    with pytest.raises(UserError, match="SGD steps parameters of the model, but was not attached; expected run"):
+        optimizer.step()
+
+
+def test_a_scaled_gradient_that_is_infinite_is_left_out_by_the_scaler():
+    def large(model, batch):
+        total, count = loss(model, batch)
+        return total * 1e280, count
+
+    model, _, run, optimizer = made(large)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**120)
+    run.attach(optimizer, scaler)
+    before = model.weight.detach().clone()
+    batch = next(run.batches(SIZE, epochs=1))
+    run.backward(batch, scaler=scaler)
+    scaler.step(optimizer)
+    scaler.update()
+    assert torch.equal(model.weight, before)
+    assert scaler.get_scale() == 2.0**119
+
+
+def test_metrics_are_means_over_a_dataset_in_evaluation_mode():
+    model, data, run, _ = made()
+    seen = []
+
+    def metric(model, batch):
+        seen.append((model.training, torch.is_grad_enabled()))
+        x, y = batch
+        return {"squared": (F.mse_loss(model(x).squeeze(1), y, reduction="sum"), len(y)), "one": torch.ones(()).mean()}
+
+    found = run.evaluate(data, metric)
+    x, y = data[:]
+    assert found == {"squared": pytest.approx(F.mse_loss(model(x).squeeze(1), y).item()), "one": 1.0}
+    assert set(seen) == {(False, False)}
+    assert model.training
+    assert run.evaluate(data, lambda model, batch: (len(batch[0]) / 2, len(batch[0]))) == 0.5
+
+
+def test_a_metric_that_returns_something_else_is_refused():
+    _, data, run, _ = made()
+    with pytest.raises(UserError, match="the metric returned str"):
+        run.evaluate(data, lambda model, batch: "good")
+
+
+def test_functions_get_the_rows_of_iterations_that_are_over():
+    _, _, run, optimizer = made()
+    run.attach(optimizer)
+    rows, losses = [], []
+    run.on("iteration", rows.append)
+    for batch in run.batches(SIZE, epochs=1):
+        losses.append(run.backward(batch))
+        optimizer.step()
+    run.end(False)
+    assert [row.iteration for row in rows] == [0, 1, 2]
+    assert [row.loss for row in rows] == pytest.approx(losses)
+    with pytest.raises(UserError, match="there is no event 'epoch', expected iteration"):
+        run.on("epoch", print)
+
+
+def trained(folder, epochs):
+    model, _, run, optimizer = made(output=str(folder), checkpoint_every=2)
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, 2)
+    run.attach(optimizer, schedule)
+    steps = []
+    for batch in run.batches(SIZE, epochs=epochs):
+        run.backward(batch)
+        optimizer.step()
+        schedule.step()
+        steps.append(batch.iteration)
+    run.end(False)
+    return model.weight.detach().clone(), steps
+
+
+def test_a_resumed_run_makes_the_same_steps(tmp_path, monkeypatch):
+    whole, steps = trained(tmp_path / "whole", 3)
+    assert steps == [*range(9)]
+    trained(tmp_path / "part", 2)
+    monkeypatch.setenv("PSGC_RESUME", "1")
+    resumed, steps = trained(tmp_path / "part", 3)
+    assert steps == [6, 7, 8]
+    assert torch.equal(resumed, whole)
+
+
+@pytest.mark.parametrize(("settings", "text"), [
+    ({"chunks": 0}, "psgc.torch.init: chunks: expected a whole number >= 1, got 0"),
+    ({"replication": "3"}, "psgc.torch.init: replication: expected a whole number >= 1"),
+    ({"aggregation": "ring"}, "psgc.torch.init: aggregation: expected 'server', 'allreduce' or 'auto', got ring"),
+    ({"buffers": "all"}, 'psgc.torch.init: buffers: expected "chunk" or None, got all'),
+    ({"aggregation": "allreduce", "transfer": "per_chunk"}, "psgc.torch.init: aggregation: allreduce sums"),
+])  # fmt: skip
+def test_a_wrong_argument_is_named(settings, text):
+    with pytest.raises(UserError) as refused:
+        made(**settings)
+    assert str(refused.value).replace("'", "").startswith(text.replace("'", ""))
