@@ -94,7 +94,7 @@ def test_a_script_that_makes_other_calls_on_one_rank_ends_the_run(tmp_path):
     ended, said = trained(tmp_path, 3, code=1, aggregation="allreduce", what={1: ["skips", 2]})
     assert not ended
     assert said == [
-        f"psgc: worker 1 on {socket.gethostname()}, iteration 3: its script makes another call than that of rank 0; "
+        f"psgc: worker 1 on {socket.gethostname()}, iteration 2: its script makes another call than that of rank 0; "
         "every rank must make the same calls, for the same batches"
     ]
 
