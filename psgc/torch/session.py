@@ -216,7 +216,8 @@ class Session:
         self._ready.set()
         status, reason, code = "done", "", 0
         try:
-            server.run(np.zeros(local.dim, self.config.dtype), self.config.iterations, self.iteration)
+            with np.errstate(all="ignore"):  # sums of scaled gradients need not be finite
+                server.run(np.zeros(local.dim, self.config.dtype), self.config.iterations, self.iteration)
         except PsgcError as error:
             status, reason, code = "failed", str(error), error.exit_code
             if self._stopped_by:

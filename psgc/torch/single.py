@@ -3,6 +3,8 @@
 import time
 from collections import deque
 
+import numpy as np
+
 from psgc.aggregation.tree import Tree
 from psgc.run_rows import IterationRow
 from psgc.torch.calls import Call
@@ -21,6 +23,15 @@ class Single:
     def sum(self, iteration: int, call: Call) -> Sum:
         """The sum of the call. Raises what its vectors raise."""
         tree, began = Tree(), time.monotonic()
+        with np.errstate(all="ignore"):  # of a scaled gradient: whether it is finite, the scaler looks
+            self._add_chunks(call, tree)
+            total = tree.total()
+        assert total is not None
+        seconds = time.monotonic() - began
+        self.rows.append(IterationRow(iteration, call.loss(total), seconds, recovered=self.num_chunks))
+        return Sum(total)
+
+    def _add_chunks(self, call: Call, tree: Tree) -> None:
         for chunk in range(self.num_chunks):
             if chunk + 1 < self.num_chunks:
                 call.expect(chunk + 1)
@@ -28,8 +39,3 @@ class Single:
             assert vector is not None
             vector += 0.0  # turns -0 into 0, as encoding does
             tree.add(chunk, vector)
-        total = tree.total()
-        assert total is not None
-        seconds = time.monotonic() - began
-        self.rows.append(IterationRow(iteration, call.loss(total), seconds, recovered=self.num_chunks))
-        return Sum(total)
