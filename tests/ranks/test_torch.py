@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import signal
 import socket
 import sys
 from pathlib import Path
@@ -106,15 +107,15 @@ def launched(folder, ranks, *options, code=0, **settings):
 
 def test_a_run_that_is_stopped_goes_on_with_other_ranks_and_makes_the_same_steps(tmp_path, alone):
     arguments = {"output": "run", "aggregation": "server", "transfer": "per_chunk", "checkpoint_every": 2}
-    ended, _ = launched(tmp_path, 3, code=128 + 10, what={0: ["stops", 4]}, **arguments)
+    ended, _ = trained(tmp_path, 3, code=128 + signal.SIGUSR1, what={0: ["stops", 4]}, **arguments)
     assert not ended
     summary = json.loads((tmp_path / "run/summary.json").read_text())
-    assert (summary["status"], summary["iterations"]) == ("interrupted", 4)
-    names = sorted(path.name.partition("-")[0] for path in (tmp_path / "run/checkpoints").iterdir())
-    assert names == ["00000002", "00000004"]
+    assert summary["status"] == "interrupted"
+    assert 4 <= (done := summary["iterations"]) < len(alone[2])
+    assert f"{done:08d}" in {path.name.partition("-")[0] for path in (tmp_path / "run/checkpoints").iterdir()}
     ended, _ = launched(tmp_path, 4, "--resume", **arguments)
     assert [ended[rank][:2] for rank in range(4)] == [alone[:2]] * 4
-    assert ended[0][2] == alone[2][4:]
+    assert ended[0][2] == alone[2][done:]
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     assert (summary["status"], summary["iterations"]) == ("done", len(alone[2]) + 1)  # and the evaluation
     with (tmp_path / "run/iterations.csv").open() as stream:
