@@ -65,7 +65,8 @@ class Ending:
             if stopped_by and session.rank == 0 and code is not None:
                 code = 128 + stopped_by[0]
             if session.rank:  # mpirun passes on rank 0's code, and prints a long comment on any other that is not 0
-                code = 0 if code is not None or not session.in_order else None
+                is_short = code is not None or session.is_cut_short or not session.in_order
+                code = 0 if is_short else None
         if (code is not None and code != 1) or (session is not None and not session.in_order and code is not None):
             _leave(code)
 

@@ -36,7 +36,7 @@ class Script:
     def may_begin(self, iteration: int) -> bool | None:
         if self._hand_over.is_ended:
             return False
-        return True if self._early or self._hand_over.called >= iteration else None
+        return True if self._hand_over.called >= iteration - self._early else None
 
     def is_over(self) -> bool:
         return self._hand_over.is_ended

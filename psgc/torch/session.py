@@ -87,6 +87,8 @@ class Session:
         self._ready, self._over = threading.Event(), threading.Event()
         self._error: BaseException | None = None
         self._text = ""  # why the script ends
+        self.is_cut_short = False  # nothing more is to be done on this rank: it may end at once
+        self._has_failed = False
         self._transport: Transport | None = None
         self._hand_over: HandOver | None = None
         self._worker: ScriptWorker | None = None
@@ -114,7 +116,11 @@ class Session:
         self._hand_over.call(iteration, call.is_whole, call.signature)
         if self._worker is not None:
             self._worker.compute(call)
-        return self._hand_over.answer()
+        try:
+            return self._hand_over.answer()
+        except Left:
+            self.is_cut_short = True
+            raise
 
     def end(self, text: str = "") -> None:
         """The script ends, because of an error if there is a text. Returns when this process has left MPI."""
@@ -222,6 +228,7 @@ class Session:
             status, reason, code = "failed", str(error), error.exit_code
             if self._stopped_by:
                 status, code = "interrupted", 128 + self._stopped_by[0]
+            self._has_failed = True
             hand_over.stop(error)
         finally:
             patience = STOP_TIMEOUT if transport.survives_deaths else self.config.faults.collect_timeout
@@ -254,7 +261,7 @@ class Session:
         with suppress(Exception):
             if self.in_order:
                 transport.finalize()
-                if self._error is not None or self._text:
+                if self._error is not None or self._has_failed or self._text:
                     transport.outlast(range(1, transport.size))  # or mpirun comments on an exit code that is not 0
             elif transport.survives_deaths:
                 transport.outlast(range(1, transport.size))
