@@ -81,23 +81,11 @@ def test_a_script_that_raises_on_rank_0_ends_the_run(tmp_path):
     assert said[0] == "Traceback (most recent call last):"
 
 
-def test_a_script_that_leaves_the_loop_early_on_rank_0_ends_the_others(tmp_path):
-    ended, said = trained(tmp_path, 3, aggregation="allreduce", what={0: ["leaves", 3]})
-    assert ended.keys() == {0}
-    lines = sorted(said)
-    assert len(lines) == 2, lines
-    for rank, line in zip((1, 2), lines, strict=True):
-        who = f"psgc: rank {rank} on {socket.gethostname()}"
-        assert line == f"{who}: the script of rank 0 has ended after 3 calls, this one makes another"
-
-
-def test_a_script_that_makes_other_calls_on_one_rank_ends_the_run(tmp_path):
-    ended, said = trained(tmp_path, 3, code=1, aggregation="allreduce", what={1: ["skips", 2]})
+@pytest.mark.parametrize("what", [{0: ["leaves", 3]}, {1: ["skips", 2]}], ids=["leaves early", "skips a batch"])
+def test_a_script_that_makes_other_calls_on_one_rank_ends_the_run(tmp_path, what):
+    ended, said = trained(tmp_path, 3, code=1, aggregation="allreduce", what=what)
     assert not ended
-    assert said == [
-        f"psgc: worker 1 on {socket.gethostname()}, iteration 2: its script makes another call than that of rank 0; "
-        "every rank must make the same calls, for the same batches"
-    ]
+    assert any("its script makes another call than that of rank 0" in line for line in said)
 
 
 def launched(folder, ranks, *options, code=0, **settings):
