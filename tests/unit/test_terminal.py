@@ -70,7 +70,7 @@ def test_errors_and_tracebacks(capsys, mpirun):
 
 
 def test_wrong_arguments(capsys):
-    assert f"unrecognized arguments: {SHOWN}" in run(capsys, "report", "out", NASTY, code=2)
+    assert f"unrecognized arguments: '{SHOWN}'" in run(capsys, "report", "out", NASTY, code=2)
 
 
 @pytest.mark.parametrize("columns", ["", "80"])
