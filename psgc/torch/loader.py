@@ -1,10 +1,12 @@
 """The examples of a chunk, in micro-batches; those of the next chunk are loaded while this one is computed."""
 
+import atexit
 import random
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -27,6 +29,19 @@ _DRAWING = """
     scaled_dot_product_attention uniform
     """
 DRAWING = frozenset(_DRAWING.split())
+
+LAST_LOAD = 5.0  # seconds that Python's end waits for a load that is under way
+_with_thread: "WeakSet[ChunkLoader]" = WeakSet()
+
+
+@atexit.register
+def _end_threads() -> None:
+    """A thread that is inside torch while Python ends aborts the process."""
+    loaders = [*_with_thread]
+    for loader in loaders:
+        loader.close()
+    for loader in loaders:
+        loader.join(LAST_LOAD)
 
 
 class ChunkLoader:
@@ -109,10 +124,16 @@ class ChunkLoader:
             self._next = self._before = _Chunk(())
             self._changed.notify_all()
 
+    def join(self, timeout: float) -> None:
+        """After `close`: wait for a load that is under way, so many seconds at most."""
+        if self._thread is not None:
+            self._thread.join(timeout)
+
     def _start(self) -> None:
         """Have the thread, if it may, look at what there is to load."""
         if self._thread is None and self._is_loading_ahead() and self._to_load() is not None:
             self._thread = threading.Thread(target=self._run, name="psgc-loader", daemon=True)
+            _with_thread.add(self)
             self._thread.start()
         self._changed.notify_all()
 
