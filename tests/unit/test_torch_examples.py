@@ -1,0 +1,65 @@
+"""The models, data and losses of scripts/torch; tests/ranks runs the scripts."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from psgc.torch.chunk_gradient import ChunkGradient
+from psgc.torch.determinism import computed_twice
+from psgc.torch.flat import FlatModel
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts/torch"))
+import characters
+import digits
+
+sys.path.pop(0)
+
+EXAMPLES = Path(digits.__file__).parent
+
+
+def vector(model, loss, batches):
+    """Of a chunk, which is the same a second time."""
+    flat = FlatModel(model)
+    gradient = ChunkGradient(flat, model, loss)
+    return computed_twice(
+        model, flat.dim, lambda: batches, lambda loaded: gradient.vector(loaded, (0, 0, 0), lambda: True)
+    )
+
+
+@pytest.mark.parametrize("name", ["digits.py", "characters.py"])
+def test_they_are_short(name):
+    assert len((EXAMPLES / name).read_text().splitlines()) < 80
+
+
+def test_digits():
+    train, test = digits.datasets()
+    assert (len(train), len(test)) == (1437, 360)
+    model = digits.network()
+    made = vector(model, digits.loss, [train[:10], train[10:15]])
+    assert made[-15] == 15  # examples
+    right, count = digits.accuracy(model.eval(), test[:20])
+    assert 0 <= right <= count == 20
+
+
+def test_functions_of_the_standard_library():
+    found = characters.functions(60)
+    texts = [bytes(function.tolist()).decode() for function in found]
+    assert [len(text) for text in characters.functions(60)] == [len(text) for text in texts]  # each time the same
+    assert len(texts) == 60
+    assert all(text.lstrip().startswith("def ") and "\n" in text for text in texts)
+    assert max(map(len, texts)) == characters.LONGEST
+    assert min(map(len, texts)) < characters.LONGEST / 2
+    assert not any((function == characters.PADDING).any() for function in found)
+
+
+def test_padding_changes_no_loss():
+    torch.manual_seed(0)
+    model = characters.Transformer().eval()
+    rows = sorted(characters.functions(8), key=len)
+    one_by_one = vector(model, characters.loss, [characters.padded([row]) for row in (rows[0], rows[-1])])
+    together = vector(model, characters.loss, [characters.padded([rows[0], rows[-1]])])
+    torch.testing.assert_close(torch.from_numpy(one_by_one), torch.from_numpy(together), rtol=1e-4, atol=1e-3)
+    assert one_by_one[-15] == together[-15] == len(rows[0]) + len(rows[-1]) - 2
+    assert vector(model.train(), characters.loss, [characters.padded(rows)]) is not None  # with dropout
