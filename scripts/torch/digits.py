@@ -64,9 +64,8 @@ def main() -> None:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-    model.eval()
     found = run.evaluate(test, accuracy)
-    if run.rank == 0:
+    if run.engine.rank == 0:
         print(f"accuracy on {len(test)} images that it was not trained on: {found:.1%}")
     run.save(f"{arguments.output}/model.safetensors")
 
