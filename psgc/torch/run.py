@@ -76,6 +76,11 @@ class Run:
 
     # training
 
+    @property
+    def rank(self) -> int:
+        """Of this process: 0 writes files, and prints what is to be printed once."""
+        return self.engine.rank
+
     def attach(self, *things: Stateful) -> None:
         """Optimizers, schedules, a GradScaler: their state goes into checkpoints, and to ranks that fell behind.
 
@@ -322,6 +327,10 @@ class Run:
                 function(row)
 
     def save(self, path: str | Path) -> None:
-        """Write the model's parameters and buffers as safetensors, on rank 0; `load_state_dict` reads them."""
+        """Write the model's parameters and buffers as safetensors, on rank 0; `load_state_dict` reads them.
+
+        The folder is made if need be.
+        """
         if self.engine.rank == 0:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
             save_model(Path(path), self._model)

@@ -113,3 +113,13 @@ def test_a_run_that_is_stopped_goes_on_with_other_ranks_and_makes_the_same_steps
     model.load_state_dict(load_file(tmp_path / "model.safetensors"))
     digest = hashlib.sha256(b"".join(param.detach().numpy().tobytes() for param in model.parameters()))
     assert digest.hexdigest() == alone[0]
+
+
+def test_the_example_of_digits(tmp_path):
+    script = str(Path(__file__).parents[2] / "scripts/torch/digits.py")
+    command = [sys.executable, "-m", "psgc", "launch", script, "-n", "4", "--", "--epochs", "2", "--output", "out"]
+    finished = run(command, tmp_path, TIMEOUT)
+    assert finished.returncode == 0, finished.said
+    assert "accuracy on 360 images that it was not trained on: " in finished.stdout
+    assert load_file(tmp_path / "out/model.safetensors")["0.weight"].shape == (16, 1, 3, 3)
+    assert json.loads((tmp_path / "out/summary.json").read_text())["status"] == "done"

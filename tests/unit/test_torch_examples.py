@@ -1,4 +1,4 @@
-"""The models, data and losses of scripts/torch; tests/ranks runs the scripts."""
+"""The models, data and losses of scripts/torch; tests/ranks runs the one of digits."""
 
 import sys
 from pathlib import Path
