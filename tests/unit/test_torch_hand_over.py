@@ -35,7 +35,8 @@ def test_a_call_waits_for_its_sum_and_wakes_the_thread_that_does_mpi():
     assert not hand_over.is_answered()
     hand_over.give(3, vector(3))
     thread.join(TIMEOUT)
-    assert answers == [Sum(answers[0].vector)]
+    (answer,) = answers
+    assert isinstance(answer, Sum)
     assert answers[0].vector[0] == 3
 
 
