@@ -31,7 +31,7 @@ test: .venv/installed .venv/mpich/bin/mpirun
 	$(BIN)/python -m pytest tests/ranks
 
 test-faults: .venv/installed .venv/mpich/bin/mpirun
-	$(BIN)/python -m pytest -m faults tests/faults tests/ranks/test_other_mpi.py
+	$(BIN)/python -m pytest -m faults tests/faults tests/ranks/test_other_mpi.py tests/ranks/test_torch.py
 
 test-slurm: .venv/installed
 	$(BIN)/python -m pytest -m slurm tests/slurm

@@ -50,6 +50,7 @@ def assert_equal(ended, ranks, alone):
     assert ended[0][2] == pytest.approx(alone[2], rel=1e-6)
 
 
+@pytest.mark.faults
 def test_a_worker_dies_and_the_others_make_the_steps_of_one_process(tmp_path, alone):
     what = {2: ["killed in a chunk", 4]}
     ended, said = trained(tmp_path, 4, aggregation="allreduce", what=what, pause=0.1)
@@ -66,6 +67,7 @@ def test_through_rank_0_the_bits_are_those_of_one_process(tmp_path, alone, ranks
     assert ended == dict.fromkeys(range(ranks), alone)
 
 
+@pytest.mark.faults
 def test_a_script_that_raises_on_one_worker_is_given_up_and_the_others_go_on(tmp_path, alone):
     ended, said = trained(tmp_path, 4, aggregation="server", transfer="per_chunk", what={3: ["raises", 2]})
     assert ended == dict.fromkeys([0, 1, 2], alone)
@@ -74,6 +76,7 @@ def test_a_script_that_raises_on_one_worker_is_given_up_and_the_others_go_on(tmp
     assert "its script raised ValueError: no such thing, " in line
 
 
+@pytest.mark.faults
 def test_a_script_that_raises_on_rank_0_ends_the_run(tmp_path):
     ended, said = trained(tmp_path, 3, code=1, aggregation="allreduce", what={0: ["raises", 2]})
     assert not ended
