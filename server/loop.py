@@ -156,7 +156,7 @@ class Server:
         if (it := self._replicated) is None:
             self._links.wait(self._coordinator.phase == COLLECTING)
         else:
-            self._transport.wait(nap=it.nap, exchanging=it.is_exchanging)
+            self._transport.wait(nap=it.nap, exchanging=it.is_busy)
         for arrival in self._links.poll():
             self._dispatcher.hear(arrival)
         self._dispatcher.tick(self._deadline.seconds)

@@ -154,13 +154,8 @@ class Replicated:
         return self._allreduce.nap
 
     @property
-    def is_exchanging(self) -> bool:
-        """Whether blocks are awaited, or sent."""
-        return self._allreduce.is_exchanging
-
-    @property
     def is_busy(self) -> bool:
-        """Whether this rank has something left to send."""
+        """Whether this rank has something left to send, or to wait for."""
         return self._allreduce.is_busy
 
     # workers

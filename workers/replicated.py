@@ -53,7 +53,7 @@ class ReplicatedLoop(WorkerLoop):
 
     def _wait(self) -> None:
         it = self._allreduce
-        self._transport.wait(busy=self._mailbox.busy, nap=it.nap, exchanging=it.is_exchanging)
+        self._transport.wait(busy=self._mailbox.busy, nap=it.nap, exchanging=it.is_busy)
 
     def _poll(self) -> None:
         super()._poll()

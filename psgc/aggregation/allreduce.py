@@ -73,11 +73,6 @@ class AllReduce:
         return self._blocks.nap
 
     @property
-    def is_exchanging(self) -> bool:
-        """Whether blocks are awaited, or sent."""
-        return self._blocks.is_busy
-
-    @property
     def is_busy(self) -> bool:
         """Whether something is left to be sent, or awaited."""
         return self._blocks.is_busy or self._giver.is_busy

@@ -47,6 +47,8 @@ class _Script:
             self._exited(end.code)
             if launched.has_begun():
                 self.shown = []
+                if self.code:  # Python itself does not call it then
+                    sys.excepthook(SystemExit, end, end.__traceback__)
                 raise
         except BaseException as error:
             frames = error.__traceback__ and error.__traceback__.tb_next  # without this one

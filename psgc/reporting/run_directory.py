@@ -23,7 +23,7 @@ from psgc.run_rows import COLUMNS, COUNTS, Outcome, WorkerEvent
 MAX_CHUNKS = 2**31
 FEW = 1 << 22  # workers x iterations that fit into memory anyhow
 IDLE = 64  # workers x iterations for each entry of the timeline, in a run in which only few of the workers do anything
-MAX_SUMMARY = 1 << 26  # bytes
+MAX_SUMMARY = 1 << 24  # bytes
 
 
 @dataclass(frozen=True, eq=False)

@@ -186,7 +186,6 @@ class DynamicSchedule(Schedule):
         for rank, number in loss.reassigned:
             worker = self._workers[rank]
             worker.held = [*worker.held, self._chunks[number]]
-            worker.left = [*worker.left, self._chunks[number]]
         for worker in self._workers.values():  # those that rested may be needed
             worker.left = worker.held
         in_it: list[Worker] = []

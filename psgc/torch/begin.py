@@ -3,7 +3,7 @@
 import hashlib
 import os
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,6 @@ def init(
     parts: int = 1,
     schedule: str = "dynamic",
     checkpoint_every: int = 50,
-    log_with: Sequence[str] = (),
 ) -> Run:
     """Begin a run, as every rank does with the same arguments. Without mpirun it has this process alone.
 

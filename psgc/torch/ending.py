@@ -45,6 +45,9 @@ class Ending:
             self._code, self._is_ours = error.exit_code, True
         elif isinstance(error, KeyboardInterrupt):
             self._code = 128 + signal.SIGINT
+        elif isinstance(error, SystemExit):  # Python shows what there is to be shown
+            self._text = f"its script called sys.exit({error.code!r})"
+            return
         rank = 0 if self.session is None else self.session.rank
         if isinstance(error, PsgcError) and not launched.debugging():
             say(f"psgc: {error}", error=True)

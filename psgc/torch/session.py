@@ -26,6 +26,7 @@ from psgc.torch.serving import Script, make_server
 from psgc.torch.working import ScriptWorker, make_worker
 from psgc.training import launched
 from psgc.training.ending import interruption
+from psgc.training.inputs import check_same
 from psgc.transport import Transport
 
 STOP_TIMEOUT = 3.0  # seconds that the workers have to say goodbye
@@ -179,7 +180,7 @@ class Session:
         descriptions = transport.gather(json.dumps(local.description()), "preparing the script")
         fingerprints = transport.gather(local.fingerprint(), "preparing the script")
         try:
-            check_same(descriptions, hosts)
+            check_same(descriptions, hosts, "script, arguments, data and versions")
             self.config, self.plan = local.settle(transport.size - 1)
         except UserError:  # every rank comes to it
             self.in_order = True
@@ -265,18 +266,6 @@ class Session:
                     transport.outlast(range(1, transport.size))  # or mpirun comments on an exit code that is not 0
             elif transport.survives_deaths:
                 transport.outlast(range(1, transport.size))
-
-
-def check_same(descriptions: Sequence[str], hosts: Sequence[str]) -> None:
-    """Raises UserError for the first rank that brings something else than rank 0."""
-    expected, *others = map(json.loads, descriptions)
-    for rank, found in enumerate(others, start=1):
-        for name, value in expected.items():
-            if found.get(name) != value:
-                raise UserError(
-                    f"rank {rank} on {hosts[rank]} differs from rank 0 on {hosts[0]}: {name}: {found.get(name)}, not "
-                    f"{value}; all ranks need the same script, arguments, data and versions"
-                )
 
 
 def _wait(event: threading.Event) -> None:

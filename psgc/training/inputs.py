@@ -65,15 +65,15 @@ def description(config: Config, dataset: Dataset | None, problem: Problem) -> st
     return json.dumps(pieces)
 
 
-def check_same(descriptions: Sequence[str], hosts: Sequence[str]) -> None:
-    """Raises UserError for the first rank whose code or data differ from rank 0's."""
+def check_same(descriptions: Sequence[str], hosts: Sequence[str], same: str = "psgc, model and data") -> None:
+    """Raises UserError for the first rank whose description differs from rank 0's. same: what all ranks need."""
     expected, *others = map(json.loads, descriptions)
     for rank, found in enumerate(others, start=1):
         for name, value in expected.items():
             if found.get(name) != value:
                 raise UserError(
                     f"rank {rank} on {hosts[rank]} differs from rank 0 on {hosts[0]}: "
-                    f"{name}: {found.get(name)}, not {value}; all ranks need the same psgc, model and data"
+                    f"{name}: {found.get(name)}, not {value}; all ranks need the same {same}"
                 )
 
 

@@ -118,6 +118,14 @@ def test_a_run_that_is_stopped_goes_on_with_other_ranks_and_makes_the_same_steps
     assert digest.hexdigest() == alone[0]
 
 
+@pytest.mark.faults
+def test_a_script_that_calls_sys_exit_has_failed(tmp_path):
+    ended, _ = launched(tmp_path, 3, code=1, output="run", what={0: ["exits", 2]})
+    assert not ended
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert (summary["status"], summary["reason"]) == ("failed", "its script called sys.exit(3)")
+
+
 def test_the_example_of_digits(tmp_path):
     script = str(Path(__file__).parents[2] / "scripts/torch/digits.py")
     command = [sys.executable, "-m", "psgc", "launch", script, "-n", "4", "--", "--epochs", "2", "--output", "out"]
