@@ -51,7 +51,7 @@ with open("peak-" + os.environ["OMPI_COMM_WORLD_RANK"], "w") as file:
     file.write(str(1024 * used.ru_maxrss))
 sys.exit(os.waitstatus_to_exitcode(status))
 """
-LOST = "faults={collect_timeout: 3, inject: [{kind: stop, rank: 2, iteration: 2, seconds: 8}]}"
+LOST = "faults={collect_timeout: 3, inject: [{kind: stop, rank: 2, iteration: 2, seconds: 5}]}"
 UNITS = {"bytes": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9}
 
 
@@ -76,7 +76,7 @@ def peaks(folder: Path, settings: list[str]) -> list[int]:
     [
         (["aggregation=allreduce"], []),
         (["aggregation=allreduce", "coding.parts=2", "checkpoint.every=1"], []),
-        (["aggregation=allreduce", "optimizer={kind: adam, lr: 0.1}", "iterations=10"], [LOST]),
+        (["aggregation=allreduce", "optimizer={kind: adam, lr: 0.1}", "iterations=24"], [LOST]),
         (["aggregation=server", "transfer=combined"], []),
     ],
 )
