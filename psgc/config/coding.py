@@ -1,0 +1,93 @@
+"""How a gradient is coded, checked and recovered: the sections coding, verify and recovery of a run's YAML."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
+
+from psgc.errors import UserError
+from psgc.validation import (
+    Count,
+    Fraction,
+    NotNegative,
+    PathText,
+    PositiveNumber,
+    Section,
+    WholeNumber,
+    either,
+    expect,
+    refuse,
+)
+from psgc.yaml_source import shown
+
+
+class AssignmentFile(Section):
+    kind: Literal["file"] = Field(description="file")
+    path: PathText = Field(description="a .npy file with a 0/1 matrix, chunks x workers")
+
+
+def _assignment(value: Any, info: ValidationInfo) -> Any:
+    from psgc.coding import ASSIGNMENTS  # with SciPy, which takes half a second to import
+
+    if isinstance(value, (dict, AssignmentFile)):
+        return AssignmentFile.model_validate(value, context=info.context)
+    if not isinstance(value, str) or value not in ASSIGNMENTS:
+        raise refuse(f"expected {either([*ASSIGNMENTS, '{kind: file, path: ...}'])}, got {shown(value)}")
+    return value
+
+
+class Coding(Section):
+    chunks_per_worker: Annotated[WholeNumber | Literal["auto"], expect("a whole number >= 1 or auto", union=True)] = 8
+    replication: Count = 3
+    assignment: Annotated[str | AssignmentFile, BeforeValidator(_assignment)] = "blocks"
+    parts: Count = 1
+    coding_matrix: Literal["spread", "gaussian"] = "spread"
+
+    @model_validator(mode="after")
+    def _enough_holders(self) -> Self:
+        if isinstance(self.assignment, str) and self.parts > self.replication:
+            text = f"parts {self.parts} is more than replication {self.replication}, each needs a holder"
+            raise refuse(text, "parts", "replication")
+        if isinstance(self.assignment, AssignmentFile):
+            for key in ("chunks_per_worker", "replication"):
+                self._refuse_unused(key, "an assignment from a file")
+        return self
+
+    @property
+    def per_worker(self) -> int:
+        """chunks_per_worker once it is a number. Raises UserError while it is `auto`."""
+        if isinstance(self.chunks_per_worker, str):
+            raise UserError(
+                "coding.chunks_per_worker: only psgc train can choose it (auto), expected a whole number >= 1"
+            )
+        return self.chunks_per_worker
+
+
+class Verify(Section):
+    """Compares all copies of a chunk, and computes an extra copy of it once in `every` iterations."""
+
+    every: Count = Field(description="a whole number >= 1: each chunk is checked once in so many iterations")
+    tolerance: NotNegative | None = None  # allowed relative difference; None: 1e-9, with float32 1e-5
+    strikes: Count = 3  # wrong copies after which a worker is lost
+
+
+class Recovery(Section):
+    """When an iteration ends: approximate ends at `deadline`, or when at most `max_error` of the copies is missing."""
+
+    mode: Literal["exact", "approximate"] = "exact"
+    # seconds of an iteration
+    deadline: Annotated[PositiveNumber | Literal["auto"] | None, expect("seconds > 0 or auto", union=True)] = None
+    max_error: Fraction | None = None  # share of the chunks_per_worker * workers * parts copies
+    estimator: Literal["least_squares", "unbiased"] = "least_squares"
+
+    @model_validator(mode="after")
+    def _ends_somehow(self) -> Self:
+        if self.mode == "exact":
+            for key in ("deadline", "max_error", "estimator"):
+                self._refuse_unused(key, "mode exact")
+        elif self.deadline is None and self.max_error is None:
+            text = "mode approximate needs deadline (seconds, or auto) or max_error (a number >= 0 and < 1)"
+            raise refuse(text, "mode", "deadline", "max_error")
+        elif self.estimator == "unbiased" and (self.deadline is None or self.max_error is not None):
+            text = "unbiased needs a deadline and no max_error: a worker must not be late because of the others"
+            raise refuse(text, "estimator", "max_error", "deadline")
+        return self

@@ -1,0 +1,114 @@
+"""Faults and slow workers: the sections faults and stragglers of a run's YAML."""
+
+import re
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
+
+from psgc.validation import Count, Natural, PathText, Positive, RelativeError, Section, UsedBy, expect, refuse
+from psgc.yaml_source import shown
+
+# fmt: off
+Step = Literal[
+    "begin", "gradient", "before_report", "after_report", "after_commit", "sending",
+    "summing", "passing_on", "passed_on", "stepping",
+]
+# fmt: on
+OF_ALLREDUCE = ("summing", "passing_on", "passed_on", "stepping")  # the steps that only aggregation `allreduce` has
+
+
+class Injection(Section):
+    """A fault to inject into a rank, once, at a step of the protocol."""
+
+    kind: Literal["kill", "stop", "exit", "raise", "hang", "hold", "flip"] = Field(
+        description="kill, stop, exit, raise, hang, hold or flip"
+    )
+    rank: Natural = Field(description="a rank, 0 for the server")
+    iteration: Natural = Field(description="a whole number >= 0")
+    step: Step = "gradient"
+    # stop: until SIGCONT, None for never; hold: how long
+    seconds: Annotated[Positive | None, UsedBy(["stop", "hold"])] = None
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.kind in ("raise", "hang", "hold") and self.step != "gradient":
+            raise refuse(f"kind {self.kind} needs step: gradient", "step", "kind")
+        if self.kind == "flip" and self.step not in ("sending", "stepping"):
+            raise refuse("kind flip needs step: sending, or stepping", "step", "kind")
+        if self.rank == 0 and (self.kind, self.step) != ("kill", "begin"):
+            text = "rank 0, the server, computes nothing: expected kind: kill, step: begin"
+            raise refuse(text, "rank", "kind", "step")
+        if self.kind == "hold" and self.seconds is None:
+            raise refuse("kind hold needs seconds", "kind", "seconds")
+        return self
+
+
+class Faults(Section):
+    collect_timeout: Positive = 30.0  # seconds
+    # seconds in one chunk after which a worker is lost; None: 10 times the slowest chunk so far
+    chunk_timeout: Positive | None = None
+    setup_timeout: Positive = 600.0  # seconds that ranks wait for each other before the run starts
+    # whether chunks are reassigned to other workers when too few of their holders remain
+    adopt: Annotated[bool, expect("true or false")] = True
+    inject: Annotated[list[Injection], expect("a list of {kind, rank, iteration, step}")] = Field(default_factory=list)
+
+    def flips(self, step: Step) -> bool:
+        """Whether a fault of kind flip is to happen at this step."""
+        return any((fault.kind, fault.step) == ("flip", step) for fault in self.inject)
+
+
+def _rank(key: Any) -> Any:
+    if key != "all" and not re.fullmatch("[1-9][0-9]{0,8}", str(key)):
+        raise refuse(f"expected a worker's rank (1, 2, ...) or 'all', got {shown(key)}")
+    return key if key == "all" else int(key)
+
+
+Rank = Annotated[int | Literal["all"], BeforeValidator(_rank)]
+PerRank = Annotated[dict[Rank, Positive], Field(min_length=1)]
+_Factors = Annotated[PerRank, expect("a mapping {rank or all: a number > 0}")]
+_Seconds = Annotated[PerRank, expect("a mapping {rank or all: seconds > 0}")]
+
+
+class KnownCosts(Section):
+    """The schedule knows what each chunk takes, up to a relative (log-normal) error."""
+
+    known: RelativeError = Field(description="the relative error, a number >= 0")
+
+
+def _chunk_costs(value: Any, info: ValidationInfo) -> Any:
+    if isinstance(value, (dict, KnownCosts)):
+        return KnownCosts.model_validate(value, context=info.context)
+    if value not in ("unknown", "known"):
+        raise refuse(f"expected unknown, known or {{known: RELATIVE_ERROR}}, got {shown(value)}")
+    return value if value == "unknown" else KnownCosts(known=0.0)
+
+
+ChunkCosts = Annotated[Literal["unknown"] | KnownCosts, BeforeValidator(_chunk_costs)]
+
+
+class Stragglers(Section):
+    """Emulated slow workers: `factor` times slower, (a mean of) `seconds` per chunk, or a recorded trace.
+
+    With `chunk_trace` it is the chunk that is slow: it takes its recorded seconds on any worker.
+    """
+
+    kind: Literal["none", "slow", "exponential", "trace", "chunk_trace"] = "none"
+    factor: Annotated[_Factors | None, UsedBy(["slow", "exponential"])] = None
+    seconds: Annotated[_Seconds | None, UsedBy(["slow", "exponential"])] = None
+    # seconds per chunk: .npy of rounds (iterations) x workers
+    # chunk_trace: seconds of each chunk, steps (iterations) x ranks x chunks
+    path: Annotated[PathText | None, UsedBy(["trace", "chunk_trace"])] = None
+    scale: Annotated[Positive, UsedBy(["trace", "chunk_trace"])] = 1.0  # multiplies the seconds of the trace
+    split: Annotated[Count, UsedBy(["chunk_trace"])] = 1  # every recorded chunk becomes so many equal ones
+    chunk_costs: Annotated[ChunkCosts, UsedBy(["chunk_trace"])] = "unknown"  # to the schedule
+
+    @model_validator(mode="after")
+    def _one_amount(self) -> Self:
+        if self.kind == "trace" and self.path is None:
+            raise refuse("kind trace needs path: a .npy file, rounds x workers", "kind", "path")
+        if self.kind == "chunk_trace" and self.path is None:
+            raise refuse("kind chunk_trace needs path: a .npy file, steps x ranks x chunks", "kind", "path")
+        if self.kind in ("slow", "exponential") and (self.factor is None) == (self.seconds is None):
+            text = f"kind {self.kind} needs either factor or seconds, for example factor: {{3: 10}}"
+            raise refuse(text, "kind", "factor", "seconds")
+        return self

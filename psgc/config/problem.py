@@ -1,0 +1,110 @@
+"""What is optimised: the sections problem, data and optimizer of a run's YAML."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from psgc.validation import Count, Fraction, Natural, NotNegative, PathText, Positive, Section, UsedBy, expect, refuse
+from psgc.yaml_source import shown
+
+_DOTTED = r"[^\W\d]\w*(\.[^\W\d]\w*)*"
+_PROBLEMS = "least_squares, logistic, softmax, mlp or python: 'module:object'"
+
+
+class BuiltinProblem(Section):
+    kind: Annotated[Literal["least_squares", "logistic", "softmax", "mlp"], expect(_PROBLEMS)] = Field(
+        description=_PROBLEMS
+    )
+    l2: NotNegative = 0.0
+    hidden: Annotated[Count, UsedBy(["mlp"])] = 64
+
+
+class PythonProblem(Section):
+    kind: Annotated[Literal["python"], expect("kind python, or no kind, with the key python")] = "python"
+    python: Annotated[str, Field(pattern=rf"^{_DOTTED}:{_DOTTED}$"), expect("'module:object'")] = Field(
+        description="'module:object'"
+    )
+    options: Annotated[dict[str, Any], expect("a mapping of keyword arguments")] = Field(default_factory=dict)
+
+
+class ScriptProblem(Section):
+    """What a script computes with psgc.torch. Its run is not started from YAML, but has a record as any other."""
+
+    kind: Literal["script"] = "script"
+    script: str = Field(description="the file name of the script")
+
+
+def _index_base(value: Any) -> Any:
+    if isinstance(value, bool) or value not in ("auto", 0, 1):
+        raise refuse(f"expected auto, 0 or 1, got {shown(value)}")
+    return value
+
+
+class Data(Section):
+    path: PathText = Field(description="a file: .npz, .npy (with labels: another .npy) or LIBSVM text")
+    labels: PathText | None = None
+    test: PathText | None = None
+    test_labels: PathText | None = None
+    # the first index of LIBSVM text; auto: 0 when there is an index 0, else 1
+    index_base: Annotated[Literal["auto", 0, 1], BeforeValidator(_index_base)] = "auto"
+
+    @model_validator(mode="after")
+    def _labels_of_something(self) -> Self:
+        if self.test_labels is not None and self.test is None:
+            raise refuse("test_labels needs data.test", "test_labels", "test")
+        if all(Path(path).suffix.lower() in (".npz", ".npy") for path in (self.path, self.test) if path is not None):
+            self._refuse_unused("index_base", "a .npz or .npy file")
+        return self
+
+
+_SCHEDULES = "constant, step, cosine or linear"
+
+
+class RateSchedule(Section):
+    """How the learning rate changes with the iterations. See `psgc.optimizer.factor`."""
+
+    kind: Literal["constant", "step", "cosine", "linear"] = Field(description=_SCHEDULES)
+    warmup: Natural = 0  # iterations in which the rate rises to lr
+    every: Annotated[Count, UsedBy(["step"])] = 100  # iterations
+    factor: Annotated[Positive, UsedBy(["step"])] = 0.1  # of each step
+    length: Annotated[Count | None, UsedBy(["cosine", "linear"])] = None  # iterations to the end; None: all of the run
+    final: Annotated[Fraction, UsedBy(["cosine", "linear"])] = 0.0  # share of lr at the end
+
+    @model_validator(mode="after")
+    def _decays(self) -> Self:
+        if self.length is not None and self.length <= self.warmup:
+            raise refuse(f"length {self.length} is all warmup, expected more than {self.warmup}", "length", "warmup")
+        return self
+
+
+_OPTIMIZERS = "sgd, momentum, nesterov or adam"
+
+
+class Optimizer(Section):
+    kind: Literal["sgd", "momentum", "nesterov", "adam"] = Field(description=_OPTIMIZERS)
+    lr: Positive = Field(description="a number > 0")
+    momentum: Annotated[Fraction, UsedBy(["momentum", "nesterov"])] = 0.9
+    beta1: Annotated[Fraction, UsedBy(["adam"])] = 0.9
+    beta2: Annotated[Fraction, UsedBy(["adam"])] = 0.999
+    epsilon: Annotated[Positive, UsedBy(["adam"])] = 1e-8
+    weight_decay: NotNegative = 0.0  # decoupled: lr * weight_decay * theta; problem.l2 is part of the loss instead
+    clip_norm: Positive | None = None  # largest Euclidean norm of a gradient, longer ones are scaled
+    schedule: RateSchedule | None = None  # None: the rate is lr
+
+
+class ScriptOptimizer(Section):
+    """The steps are made by the user's script."""
+
+    kind: Literal["script"] = "script"
+
+
+def problem_of(value: Any) -> type[Section]:
+    if isinstance(value, dict) and value.get("kind") == "script":
+        return ScriptProblem
+    is_python = isinstance(value, dict) and ("python" in value or value.get("kind") == "python")
+    return PythonProblem if is_python else BuiltinProblem
+
+
+def optimizer_of(value: Any) -> type[Section]:
+    return ScriptOptimizer if value == {"kind": "script"} else Optimizer

@@ -1,0 +1,134 @@
+"""The settings of a run: the keys of its YAML, and the rules between its sections."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from psgc.config.coding import Coding, Recovery, Verify
+from psgc.config.faults import OF_ALLREDUCE, Faults, Stragglers
+from psgc.config.problem import (
+    BuiltinProblem,
+    Data,
+    Optimizer,
+    PythonProblem,
+    ScriptOptimizer,
+    ScriptProblem,
+    optimizer_of,
+    problem_of,
+)
+from psgc.errors import visible
+from psgc.schedules import SCHEDULES
+from psgc.validation import Count, Natural, PathText, Section, by, either, expect, one_of, refuse, validated
+from psgc.yaml_source import Source, to_text
+
+ScheduleName = Annotated[str, one_of(SCHEDULES)]
+
+
+class Checkpoint(Section):
+    every: Natural = 50  # iterations; 0: only at the end
+    keep: Count = 3
+
+
+class Config(Section):
+    """The settings of a run, read-only. The attributes are the keys of the YAML."""
+
+    problem: Annotated[BuiltinProblem | PythonProblem | ScriptProblem, by(problem_of)] = Field(
+        description="a mapping, for example {kind: logistic}"
+    )
+    data: Data | None = None
+    optimizer: Annotated[Optimizer | ScriptOptimizer, by(optimizer_of)] = Field(
+        description="a mapping, for example {kind: nesterov, lr: 0.5}"
+    )
+    iterations: Count = Field(description="a whole number >= 1")
+    batch: Count | None = None  # rows sampled from every chunk; None: all of them
+    coding: Coding = Coding()
+    schedule: ScheduleName = "dynamic"
+    aggregation: Literal["server", "allreduce", "auto"] = "auto"
+    transfer: Literal["auto", "per_chunk", "combined"] = "auto"
+    backend: Literal["auto", "numpy", "cupy"] = "auto"
+    dtype: Literal["float64", "float32"] = "float64"
+    recovery: Recovery = Recovery()
+    verify: Verify | None = None
+    # whether workers compare some gradients in the first iteration
+    trial: Annotated[bool, expect("true or false")] = True
+    faults: Faults = Faults()
+    checkpoint: Checkpoint = Checkpoint()
+    stragglers: Stragglers = Stragglers()
+    output: PathText = Field(description="the run directory, for example runs/quickstart")
+    seed: Natural = 0
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> Self:
+        coding, schedule = self.coding, SCHEDULES[self.schedule]
+        if self.data is None and isinstance(self.problem, BuiltinProblem):
+            raise refuse(f"missing, problem {self.problem.kind} needs data: {{path: ...}}", "data")
+        if self.batch is not None and coding.chunks_per_worker == "auto":
+            text = "batch is a number of rows of each chunk, which needs a number as coding.chunks_per_worker, not auto"
+            raise refuse(text, "batch", "coding")
+        if self.recovery.estimator == "unbiased":
+            if not schedule.keeps_queues:
+                others = either(name for name, schedule in SCHEDULES.items() if schedule.keeps_queues)
+                text = f"unbiased needs fixed queues, but schedule {self.schedule} changes them; use {others}"
+                raise refuse(f"recovery.estimator: {text}", "schedule", "recovery")
+            if self.transfer == "combined":
+                text = "unbiased weights single chunks, which combined does not send; use per_chunk"
+                raise refuse(f"recovery.estimator: {text}", "transfer", "recovery")
+        if self.verify:
+            if not schedule.holds_backups:
+                raise refuse(f"schedule {self.schedule} has no second copy to compare with", "verify")
+            if isinstance(coding.assignment, str) and coding.replication <= coding.parts:
+                text = f"replication {coding.replication} with parts {coding.parts} leaves no copy to compare with"
+                raise refuse(f"{text}, expected replication >= {coding.parts + 1}", "verify")
+        if self.aggregation == "allreduce" and (conflict := self.allreduce_conflict()):
+            key, text = conflict
+            raise refuse(text, "aggregation", key)
+        if self.aggregation != "allreduce":
+            for fault in self.faults.inject:
+                if fault.step in OF_ALLREDUCE:
+                    text = f"faults.inject: only aggregation allreduce has a step {fault.step}"
+                    raise refuse(text, "faults", "aggregation")
+        if text := self.transfer_conflict():
+            raise refuse(text, "faults", "transfer")
+        return self
+
+    def allreduce_conflict(self) -> tuple[str, str] | None:
+        """A key whose value `aggregation: allreduce` does not support, and why not; None: it supports them all."""
+        if self.transfer == "per_chunk":
+            text = "allreduce sums accumulators, which per_chunk does not have; use transfer combined or auto"
+            return "transfer", text
+        if self.recovery.estimator == "unbiased":
+            return "recovery", "allreduce sums accumulators, but estimator unbiased weights single chunks; use server"
+        if self.verify and self.coding.parts > 1:
+            text = "allreduce sends no coded gradients, which verify compares; with parts 1 it compares sketches"
+            return "verify", text
+        if self.faults.flips("sending"):
+            text = "allreduce sends no coded gradients, which kind flip of faults.inject changes at sending; use server"
+            return "faults", text
+        return None
+
+    def transfer_conflict(self) -> str:
+        """Why an injected fault cannot happen with this transfer, or ""."""
+        if self.transfer == "combined" and not self.verify and self.faults.flips("sending"):
+            return "faults.inject: kind flip changes coded gradients, which combined only sends with verify"
+        if self.transfer == "per_chunk" and any(fault.step == "after_commit" for fault in self.faults.inject):
+            return "faults.inject: per_chunk has no step after_commit"
+        return ""
+
+    def to_yaml(self) -> str:
+        """All settings, including defaults, as text for `from_yaml_text`."""
+        return to_text(self.model_dump())
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """The settings in a YAML file, with `--set` overrides such as "coding.parts=2" in order. Raises UserError."""
+    source = Source.from_file(path)
+    for override in overrides:
+        source.override(override)
+    return validated(Config, source)
+
+
+def from_yaml_text(text: str, name: str = "config.yaml") -> Config:
+    """The settings in `text`, which `to_yaml` has written. name: of the text in errors. Raises UserError."""
+    return validated(Config, Source(text, visible(name)), by_hand=False)
