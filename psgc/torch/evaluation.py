@@ -9,8 +9,12 @@ import torch
 from torch import nn
 
 from psgc.errors import UserError, one_line
+from psgc.torch.calls import Call, signature
 from psgc.torch.chunk_gradient import SUMS
+from psgc.torch.flat import FlatModel
+from psgc.torch.loader import ChunkLoader
 from psgc.torch.loss import examples_in
+from psgc.torch.seeding import seeded
 
 Metric: TypeAlias = Callable[[nn.Module, Any], Any]
 FIRST = 2  # entries behind the gradient that the loss has
@@ -80,6 +84,37 @@ def means_in(total: np.ndarray, gradient: int, names: list[str]) -> dict[str, fl
         name: part / count if count else float("nan")
         for name, part, count in zip(names, found[::2], found[1::2], strict=True)
     }
+
+
+def make_call(
+    model: nn.Module,
+    metric: Metric,
+    loader: ChunkLoader,
+    length: int,
+    seed: tuple[int, int],
+    num_chunks: int,
+    flat: FlatModel,
+    dim: int,
+) -> tuple[Call, list[str]]:
+    """The call that sums a metric over a dataset of `length` examples, and the names of what the metric returns.
+
+    seed: of the run, and the number of the evaluation; dim: entries of a vector. Raises UserError.
+    """
+
+    def rows(chunk: int) -> np.ndarray:
+        return np.arange(chunk * length // num_chunks, (chunk + 1) * length // num_chunks)
+
+    with seeded(seed, flat.device):
+        names = names_of(model, metric, next(loader.micro_batches([0])))
+
+    def vector(chunk: int, wanted: Callable[[], bool]) -> np.ndarray | None:
+        with seeded((*seed, chunk), flat.device):
+            batches = loader.micro_batches(rows(chunk))
+            dtype = str(flat.dtype).removeprefix("torch.")
+            return vector_of(model, metric, names, batches, wanted, flat.dim, dim, dtype)
+
+    made = signature("evaluate", seed[1], length, names)
+    return Call(vector, lambda chunk: loader.expect(rows(chunk)), lambda _: None, made, is_whole=False), names
 
 
 @contextmanager

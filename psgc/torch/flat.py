@@ -66,6 +66,12 @@ class FlatModel:
         """
         self._set_grads(self._grad_views)
 
+    def zero_dropped(self) -> None:
+        """Make those gradients zero that an optimizer's zero_grad() has set to None."""
+        for param, view in zip(self._parameters, self._grad_views, strict=True):
+            if param.grad is None:
+                view.zero_()
+
     def check(self) -> None:
         """Make the parameters views of `params` again where their memory was replaced (by `param.data = ...`).
 

@@ -1,32 +1,27 @@
 """What a script has of its run: batches, gradients, evaluation, files (`psgc.torch.init` makes it)."""
 
-import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import numpy as np
-import torch
-from torch import nn
-from torch.optim import Optimizer
-from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from torch import nn, zeros
 
 from psgc.errors import UserError
 from psgc.run_rows import IterationRow
-from psgc.terminal import say
 from psgc.torch import checkpoints, evaluation
-from psgc.torch.calls import Call, Engine, signature
-from psgc.torch.chunk_gradient import SUMS, ChunkGradient
-from psgc.torch.determinism import computed_twice
+from psgc.torch.calls import Call, Engine
+from psgc.torch.chunk_gradient import ChunkGradient
 from psgc.torch.flat import FlatModel
+from psgc.torch.gradient import BatchGradient
 from psgc.torch.hand_over import State
 from psgc.torch.loader import ChunkLoader
 from psgc.torch.sampling import Batch, Position, Sampler, length_of
-from psgc.torch.seeding import preserved, seeded
+from psgc.torch.seeding import preserved
 from psgc.torch.settings import Arguments
-from psgc.torch.state import Stateful, from_blob, save_model, to_blob
-
-METRICS = SUMS - 2  # sums that `evaluate` has room for
+from psgc.torch.state import About, Stateful, about_of, from_bytes, load_state, save_model, state_of, to_bytes
+from psgc.torch.steps import Steps
 
 
 class Run:
@@ -47,32 +42,25 @@ class Run:
         arguments: Arguments,
         collate: Callable[[list[Any]], Any] | None,
     ) -> None:
-        self._model, self._dataset, self._compute, self._flat = model, dataset, compute, flat
-        self._arguments, self._loader = arguments, ChunkLoader(dataset, collate, arguments.micro_batch)
-        self._collate = collate
+        self._model, self._compute, self._flat = model, compute, flat
+        self._arguments, self._collate = arguments, collate
+        self._loader = ChunkLoader(dataset, collate, arguments.micro_batch)
+        self._gradient = BatchGradient(model, self._loader, compute, flat.dim, arguments.seed)
         self._sampler = Sampler(length, arguments.seed)
         self._attached: list[Stateful] = []
+        self._steps = Steps(model, self._attached)
         self.iteration = 0  # of the next call
         self._pending: bytes | None = None  # a state to go on from, with the next batch
         self._latest: bytes | None = None  # the state that was loaded, until a batch begins from it
+        self._has_moved = False  # a state was loaded since the newest batch
+        self._loaded: int | None = None  # a checksum of the state that `load_state_dict` has loaded, for the next call
         self._loss = 0.0  # the newest
         self._functions: list[Callable[[IterationRow], object]] = []  # called with rows
         self._evaluated: dict[str, float] | None = None  # the newest means of metrics
         self._evaluations = 0
-        self._catches_up = False  # it has loaded the state of another rank, and makes the call of that state next
-        self._is_starting = True  # nothing has been asked of the run yet
-        # where a checkpoint would have the run go on, None while that cannot be, and where when the next step is made
-        self._next: Position | None = None
-        self._after: Position | None = None
-        self._position = Position()  # where the batch begins that this rank has called for
-        self._current: Position | None = None  # where the batch begins whose gradient came last
-        self._is_checked = False  # whether a chunk was computed twice here
-        self._stepping = 0  # steps of optimizers that are under way
-        self._stepped = True  # a step was made since the newest gradient
-        self._hooks = [
-            register_optimizer_step_pre_hook(self._before_step),
-            register_optimizer_step_post_hook(self._after_step),
-        ]
+        self._is_behind = False  # the state that is loaded next is that of another rank
+        self._catches_up = False  # it has been loaded, and the next call is that of this state
+        self._position = Position()  # where a state that is made now would go on
 
     # training
 
@@ -102,25 +90,29 @@ class Run:
         return self._batches(self._sampler.batches(size, epochs))
 
     def _batches(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        is_fresh = self._load_pending()
-        for batch in batches:
-            if not is_fresh and self._latest is not None:  # the script may have stepped schedules since it was loaded
+        is_empty = True
+        while True:
+            if self._pending is None:  # the script may have stepped schedules since the latest state was loaded
                 self._pending = self._latest
-                self._load_pending()
-            self._latest = None
+            self._load_pending()
+            batch = next(batches, None)
+            if batch is None:
+                if is_empty and self._latest is None:  # all of it was done before `load_state_dict`: what follows, too
+                    self._position = self._sampler.position
+                    self._latest = self.state()
+                return
+            is_empty = False
+            self._latest, self._has_moved = None, False
             try:
                 yield batch
-            except GeneratorExit:
-                self._sampler.position = batch.after
-                raise
-            is_fresh = self._load_pending()
-            if not is_fresh:
-                self._sampler.position = batch.after
+            finally:
+                if not self._has_moved:
+                    self._sampler.position = batch.after
 
     def backward(self, batch: Batch, accumulate: bool = False, scaler: Any = None) -> float:
         """Put the gradient of the mean loss over the batch into `.grad`, on every rank; the mean loss.
 
-        accumulate: add it to what is there since the last step.
+        accumulate: add it to what is there since the last step, or since `zero_grad()`.
         scaler: a torch.amp.GradScaler, whose scale the gradient then has.
 
         On a rank that has fallen behind this returns at once, and what the script does until the next batch is undone.
@@ -132,49 +124,34 @@ class Run:
             raise UserError(f"run.backward: got a {type(batch).__name__}, expected a batch of run.batches")
         if self._pending is not None:
             return self._loss
-        if self._current == batch.position and not (self._stepping or self._stepped or accumulate):
+        steps, is_again = self._steps, self._steps.is_newest(batch)
+        if accumulate:
+            self._flat.zero_dropped()
+        if is_again and steps.is_due and not (steps.is_within or accumulate):
             raise UserError(
                 f"run.backward was called twice for step {batch.iteration} without a step of an optimizer in between; "
                 "expected one call, or accumulate=True"
             )
+        adds = accumulate and steps.is_due
+        is_whole = not (steps.is_within or adds or is_again)
         self._flat.check()
         self._catches_up = False
-        adds = accumulate and not self._stepped
-        is_whole = not (self._stepping or adds) and self._current != batch.position
         scale = float(scaler.get_scale()) if scaler is not None and scaler.is_enabled() else None
         if scale is not None:
-            scaler.scale(torch.zeros((), device=self._flat.device))  # unscale_ and step expect that
-        num_chunks = self.engine.num_chunks
-        seed = self._arguments.seed
-
-        def vector(chunk: int, wanted: Callable[[], bool]) -> np.ndarray | None:
-            rows = batch.chunk(chunk, num_chunks)
-
-            def compute(micro_batches: Iterable[Any]) -> np.ndarray | None:
-                return self._compute.vector(micro_batches, (seed, batch.iteration, chunk), wanted, scale)
-
-            if self._is_checked:
-                return compute(self._loader.micro_batches(rows))
-            found = computed_twice(self._model, self._flat.dim, lambda: self._loader.micro_batches(rows), compute)
-            self._is_checked = found is not None and len(rows) > 0
-            return found
-
-        def expect(chunk: int) -> None:
-            self._loader.expect(batch.chunk(chunk, num_chunks))
-
+            scaler.scale(zeros((), device=self._flat.device))  # unscale_ and step expect that
         self._give_rows()
         self._position = batch.position
-        self._write_checkpoint(batch, is_whole)
-        self._next = batch.position if is_whole else None
-        call = Call(vector, expect, self._loss_in, signature("backward", batch.position, len(batch), scale), is_whole)
-        total = self._sum(call)
+        every = self._arguments.checkpoint_every
+        if is_whole and every and batch.iteration % every == 0 and self.iteration > self.engine.iteration:
+            self._write_checkpoint(batch.iteration)
+        total = self._sum(self._gradient.call(batch, self.engine.num_chunks, scale, is_whole, self._loaded))
         if total is None:
             self._flat.restore()
             self._flat.grad.zero_()
             return self._loss
+        self._loaded = None
         self._loss = self._compute.apply(total, adds)
-        self._current, self._stepped = batch.position, False
-        self._next, self._after = None, batch.after
+        steps.has_gradient(batch, scaler, scale)
         return self._loss
 
     def evaluate(self, dataset: Any, metric: evaluation.Metric) -> Any:
@@ -185,37 +162,22 @@ class Run:
 
         On a rank that has fallen behind the result is the newest of another rank. Raises UserError.
         """
-        if self._is_starting:
+        if not self._is_behind:  # the run is resumed
             self._load_pending()
         if self._pending is not None or self._catches_up:
             return self._shown(self._evaluated)
         self._give_rows()
         length = length_of(dataset)
         loader = ChunkLoader(dataset, self._collate, self._arguments.micro_batch)
-        device, num_chunks, gradient = self._flat.device, self.engine.num_chunks, self._flat.dim
-        seed, self._evaluations = self._arguments.seed, self._evaluations + 1
-        number = self._evaluations
-
-        def rows(chunk: int) -> np.ndarray:
-            return np.arange(chunk * length // num_chunks, (chunk + 1) * length // num_chunks)
-
-        with seeded((seed, number), device):
-            names = evaluation.names_of(self._model, metric, next(loader.micro_batches([0])))
-
-        def vector(chunk: int, wanted: Callable[[], bool]) -> np.ndarray | None:
-            with seeded((seed, number, chunk), device):
-                batches = loader.micro_batches(rows(chunk))
-                return evaluation.vector_of(
-                    *(self._model, metric, names, batches, wanted, gradient, self._compute.dim),
-                    self._flat.params.new_empty(0).cpu().numpy().dtype,
-                )
-
-        made = signature("evaluate", number, length, names)
-        call = Call(vector, lambda chunk: loader.expect(rows(chunk)), lambda _: None, made, is_whole=False)
+        self._evaluations += 1
+        call, names = evaluation.make_call(
+            *(self._model, metric, loader, length, (self._arguments.seed, self._evaluations)),
+            *(self.engine.num_chunks, self._flat, self._compute.dim),
+        )
         total = self._sum(call)
         loader.close()
         if total is not None:
-            self._evaluated = evaluation.means_in(total, gradient, names)
+            self._evaluated = evaluation.means_in(total, self._flat.dim, names)
         return self._shown(self._evaluated)
 
     @staticmethod
@@ -225,89 +187,97 @@ class Run:
             return float("nan")
         return means[""] if "" in means else dict(means)
 
-    def _loss_in(self, total: np.ndarray) -> float | None:
-        loss, examples = total[self._flat.dim : self._flat.dim + 2].tolist()
-        return loss / examples if examples else None
-
     def _sum(self, call: Call) -> np.ndarray | None:
         """The sum of a call; None when this rank has fallen behind, and has the state of another one to go on from."""
         with preserved(self._flat.device):  # random numbers of the script
             answer = self.engine.sum(self.iteration, call)
         if isinstance(answer, State):
-            self.iteration, self._pending = answer.iteration, answer.blob
+            self.iteration, self._pending, self._is_behind = answer.iteration, answer.blob, True
             return None
         self.iteration += 1
         return answer.vector
 
-    def _before_step(self, optimizer: Optimizer, *_: Any) -> None:
-        self._stepping += 1
-        mine = {id(param) for param in self._model.parameters()}
-        if not any(optimizer is thing for thing in self._attached) and any(
-            id(param) in mine for group in optimizer.param_groups for param in group["params"]
-        ):
-            self._stepping = 0
-            raise UserError(
-                f"{type(optimizer).__name__} steps parameters of the model, but was not attached; expected "
-                "run.attach(optimizer) before the first batch"
-            )
-
-    def _after_step(self, *_: Any) -> None:
-        self._stepping -= 1
-        self._stepped = True
-        if not self._stepping:
-            self._next = self._after
-
     # state
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the run has changed, in memory of its own: model, what is attached, position; for `torch.save`.
+
+        It has "model", "optimizer" and so on, each with its own state_dict, and "psgc". It goes on from after the
+        newest step of an optimizer. On a rank that has fallen behind it is that of another rank.
+
+        Raises UserError: there is a gradient that no step was made with; or something cannot be saved.
+        """
+        if not self._is_behind:
+            self._load_pending()
+        if self._pending is not None:
+            return from_bytes(self._pending, "run.state_dict", plain=True)
+        if self._steps.is_within or self._steps.is_due:
+            raise UserError(
+                "run.state_dict was called after run.backward and before the end of optimizer.step(); expected after it"
+            )
+        self._position = self._steps.next or self._sampler.position
+        return from_bytes(self.state(), "run.state_dict", plain=True)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from what `state_dict` has returned, in this run or another one, with any number of ranks.
+
+        Every rank loads the same. The next batch is the one after that state; loops over batches before it are over at
+        once, and what the script does after them is undone. With `--resume` the checkpoint counts, and this is undone.
+
+        Raises UserError when it is of another model, of other optimizers, of another seed or dataset, or none.
+        """
+        if self._steps.is_within:
+            raise UserError("run.load_state_dict was called within an optimizer's step; expected between two steps")
+        if not self._is_behind:
+            self._load_pending()
+        if self._pending is None:  # else another rank has loaded it
+            self._take(state_dict, "run.load_state_dict")
+            params = self._flat.params.detach().cpu().numpy()
+            self._loaded = crc32(repr(self._sampler.position).encode(), crc32(params.data))
 
     def state(self) -> bytes:
         """What another rank needs to go on from the call that this one is in."""
-        kept = {"loss": self._loss, "evaluated": self._evaluated, "evaluations": self._evaluations}
-        about = json.dumps(kept).encode()
-        blob = to_blob(self._model, self._attached, self._position)
-        return len(about).to_bytes(8, "little") + about + bytes(blob)
+        about = About(
+            *(self.iteration, self._position, self._arguments.seed, self._loss),
+            *(self._evaluated, self._evaluations, self._loaded),
+        )
+        return to_bytes(state_of(self._model, self._attached, about))
 
-    def _load_pending(self) -> bool:
-        """Go on from the state that was waiting, if there is one; whether there was."""
-        is_start, self._is_starting = self._is_starting, False
-        if self._pending is None:
-            return False
-        content, self._latest, self._pending = self._pending, self._pending, None
-        length = int.from_bytes(content[:8], "little")
-        about = json.loads(content[8 : 8 + length])
-        self._loss, self._evaluated, self._evaluations = about["loss"], about["evaluated"], about["evaluations"]
-        self._sampler.position = from_blob(memoryview(content)[8 + length :], self._model, self._attached)
+    def _load_pending(self) -> None:
+        """Go on from the state that is waiting, if there is one."""
+        if self._pending is not None:
+            self._latest, self._pending = self._pending, None
+            self._take(from_bytes(self._latest, "the state"), "the state")
+            self._catches_up = self._is_behind
+
+    def _take(self, state: Any, where: str) -> None:
+        about = about_of(state, where)
+        if about.seed != self._arguments.seed:
+            found = f"it is of a run with seed {about.seed}, this one has {self._arguments.seed}"
+            raise UserError(f"{where}: {found}; expected the same")
+        self._sampler.check(about.position)
+        load_state(state, self._model, self._attached, where)
+        self._loss, self._evaluated, self._evaluations = about.loss, about.evaluated, about.evaluations
+        self._loaded, self._sampler.position = about.loaded, about.position
         self._flat.check()
         self._flat.grad.zero_()
-        self._current, self._stepped = None, True
-        self._catches_up = not is_start
-        return True
+        self._steps.forget()
+        self._has_moved = True
 
     def begin(self, engine: Engine) -> None:
         """The run begins, where the engine says."""
         self.engine, self.iteration, self._pending = engine, engine.iteration, engine.state
 
-    def _write_checkpoint(self, batch: Batch, is_whole: bool) -> None:
-        every = self._arguments.checkpoint_every
-        if is_whole and every and batch.iteration % every == 0 and self.iteration > self.engine.iteration:
-            self._write_state(batch.iteration)
-
-    def _write_state(self, step: int) -> None:
-        if self._arguments.output is None or self.engine.rank:
-            return
-        try:
-            directory = Path(self._arguments.output)
-            directory.mkdir(parents=True, exist_ok=True)
-            checkpoints.write(directory / "checkpoints", step, State(self.iteration, self.state()))
-        except OSError as error:
-            text = f"no checkpoint of step {step}: {error.filename}: {error.strerror}; the run goes on"
-            say(f"psgc: {text}", error=True)
+    def _write_checkpoint(self, step: int) -> None:
+        if self._arguments.output is not None and not self.engine.rank:
+            checkpoints.write_or_say(Path(self._arguments.output), step, self.state())
 
     def end(self, has_raised: bool) -> None:
         """The script ends: write the last checkpoint, unless it has raised, which may be in the middle of a step."""
         self._give_rows()
-        if self._next is not None and not has_raised and self._pending is None:
-            self._position = self._next
-            self._write_state(self._next.iteration)
+        if self._steps.next is not None and not has_raised and self._pending is None:
+            self._position = self._steps.next
+            self._write_checkpoint(self._position.iteration)
         self._loader.close()
 
     def on(self, event: str, function: Callable[[IterationRow], object]) -> None:

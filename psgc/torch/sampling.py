@@ -76,13 +76,16 @@ class Sampler:
 
     @position.setter
     def position(self, position: Position) -> None:
+        self.check(position)
+        self._position = position
+
+    def check(self, position: Position) -> None:
         """Raises UserError when a dataset of this length has no such position."""
         if min(position) < 0 or position.start >= self._length:
             raise UserError(
                 f"step {position.iteration} begins after {position.start} examples of epoch {position.epoch}, but the "
                 f"dataset has {self._length} examples; expected the dataset that the run began with"
             )
-        self._position = position
 
     def batches(self, size: int, epochs: int) -> Iterator[Batch]:
         """The batches of the next `epochs` epochs, of `size` examples each; the last one of an epoch may be smaller.

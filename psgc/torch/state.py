@@ -1,26 +1,49 @@
 """What training has changed: model, optimizers, schedules and the position in the data, to go on from elsewhere.
 
-`to_blob` has all of it in one piece of memory, for checkpoints and for ranks that fell behind. Models and optimizers
-can also be saved as files of their own, which need no psgc to be read. All are safetensors with JSON; nothing is
-pickled.
+A *state* is a dictionary: "model", then what is attached to the run, as "optimizer", "schedule", "scaler", each with
+its `state_dict`, and "psgc" with the position and what else belongs to the run. As bytes it is a safetensors file: its
+tensors are named model.<name>, optimizer.state.0.exp_avg and so on, and the metadata have all else as JSON. Nothing is
+pickled. Whoever has only torch and safetensors can go on from it (docs/torch/checkpoints.md).
 """
 
+import copy
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from psgc.errors import UserError, one_line, visible
-from psgc.torch import safetensors
 from psgc.torch.encoding import decode, encode
 from psgc.torch.sampling import Position
+from psgc.writing import write_whole
 
-FORMAT = 1  # of blobs; others are refused
-_ABOUT, _STATE, _CLASS = "psgc", "state_dict", "class"  # keys of the metadata
-_MODEL = "model"  # prefix of the names of the model's tensors in a blob
+FORMAT = 2  # of states; others are refused
+MODEL, ABOUT = "model", "psgc"  # keys of a state
+START = Position()
+
+
+@dataclass(frozen=True)
+class About:
+    """What belongs to the run itself.
+
+    calls: before this state; position: of the next batch; seed: of the run; loss: the newest; evaluated: the newest
+    means of metrics; evaluations: how many there were; loaded: see Run.
+    """
+
+    calls: int = 0
+    position: Position = START
+    seed: int = 0
+    loss: float = 0.0
+    evaluated: dict[str, float] | None = None
+    evaluations: int = 0
+    loaded: int | None = None
 
 
 class Stateful(Protocol):
@@ -30,61 +53,102 @@ class Stateful(Protocol):
     def load_state_dict(self, state_dict: dict[str, Any]) -> Any: ...
 
 
-def to_blob(model: nn.Module, attached: Sequence[Stateful], position: Position) -> bytearray:
-    """The state of model (its `state_dict`) and of each of `attached`, and the position: a safetensors file in memory.
+def state_of(model: nn.Module, attached: Sequence[Stateful], about: About) -> dict[str, Any]:
+    """The state as it is now; its tensors are those of model and attached.
 
-    Memory: one copy of all of it, nothing else. Functions of a LambdaLR are not in it; the script makes them again.
-
-    Raises UserError, with the place, for what cannot be saved.
+    Raises UserError when something does not give its state.
     """
-    tensors: dict[str, Tensor] = {}
-    about = {
-        "format": FORMAT,
-        "position": list(position),
-        "model": encode(dict(model.state_dict(keep_vars=True)), _MODEL, tensors),  # tied weights are one object there
-        "attached": [
-            {"class": _kind(thing), "state": encode(_state_of(thing), f"{at}.{_kind(thing)}", tensors)}
-            for at, thing in enumerate(attached)
-        ],
-    }
-    return safetensors.to_bytes(tensors, {_ABOUT: json.dumps(about)})
+    names = _names(attached)
+    kinds = {name: _kind(thing) for name, thing in zip(names, attached, strict=True)}
+    states = {name: _state_of(thing) for name, thing in zip(names, attached, strict=True)}
+    own = vars(about) | {"position": list(about.position)}
+    return {MODEL: dict(model.state_dict()), **states, ABOUT: {"format": FORMAT, "attached": kinds, **own}}
 
 
-def from_blob(
-    blob: bytes | bytearray | memoryview, model: nn.Module, attached: Sequence[Stateful], where: str = "the state"
-) -> Position:
-    """Bring model and `attached` to the state in a blob, so that further steps are the same to the last bit.
-
-    The parameters keep their memory. attached: of the same classes, in the same order, as in `to_blob`.
-    where: said in errors.
-
-    Raises UserError when the blob is damaged or of another model or of other optimizers; then nothing has changed,
-    unless an object refuses a state of its own class.
-    """
-    tensors, metadata = safetensors.from_bytes(blob if isinstance(blob, bytearray) else bytearray(blob), where)
+def about_of(state: Any, where: str) -> About:
+    """What belongs to the run itself. where: said in errors. Raises UserError when `state` is none."""
     try:
-        version = json.loads(metadata[_ABOUT])["format"]
-        kept = {name: t if name.startswith(f"{_MODEL}.") else t.clone() for name, t in tensors.items()}
-        about = decode(metadata[_ABOUT], kept) if version == FORMAT else None
-    except (ValueError, LookupError, TypeError, RecursionError) as error:
-        raise UserError(f"{where}: not a state of psgc.torch ({one_line(error)})") from None
+        own = dict(state[ABOUT])
+        version = own.pop("format")
+        del own["attached"]
+        own["position"] = Position(*(int(number) for number in own["position"]))
+        about = About(**own) if version == FORMAT else None
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise _no_state(where, error) from None
     if about is None:
         raise UserError(f"{where}: written by a version of psgc whose states this version cannot read")
+    return about
+
+
+def load_state(state: Any, model: nn.Module, attached: Sequence[Stateful], where: str) -> None:
+    """Bring model and `attached` to a state, so that further steps are the same to the last bit.
+
+    The parameters keep their memory, and the state shares none. attached: of the same classes, in the same order, as
+    when the state was made. where: said in errors.
+
+    Raises UserError when it is no state, or that of another model or of other optimizers; then nothing has changed,
+    unless an object refuses a state of its own class.
+    """
+    about_of(state, where)
     try:
-        position = Position(*(int(number) for number in about["position"]))
-        states = [(str(entry["class"]), dict(entry["state"])) for entry in about["attached"]]
-        of_model = dict(about["model"])
-    except (ValueError, LookupError, TypeError) as error:
-        raise UserError(f"{where}: not a state of psgc.torch ({one_line(error)})") from None
-    then, now = [kind for kind, _ in states], [_kind(thing) for thing in attached]
-    if then != now:
-        given = f"it is of {_listed(then)}, but attached to the run: {_listed(now)}"
+        then = {str(name): str(kind) for name, kind in state[ABOUT]["attached"].items()}
+        of_model, states = dict(state[MODEL]), [dict(state[name]) for name in then]
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise _no_state(where, error) from None
+    now = [_kind(thing) for thing in attached]
+    if [*then.values()] != now:
+        given = f"it is of {_listed([*then.values()])}, but attached to the run: {_listed(now)}"
         raise UserError(visible(f"{where}: {given}; expected the same in the same order"))
-    _check_model(model, of_model, where, same_dtype=True)
-    for thing, (_, state) in zip(attached, states, strict=True):
-        _load(thing, state, where)
-    _load_model(model, of_model, where)
-    return position
+    _check_model(model, of_model, where)
+    for thing, its in zip(attached, states, strict=True):
+        _load(thing, copy.deepcopy(its), where)  # else they would share memory
+    try:
+        model.load_state_dict(of_model)
+    except Exception as error:  # hooks of the user's modules
+        raise UserError(f"{where}: the model refuses it: {one_line(error)}") from error
+
+
+def to_bytes(state: Mapping[str, Any]) -> bytes:
+    """The state as a safetensors file. Memory: one copy of it. Raises UserError, with the place, for what it cannot
+    hold.
+    """
+    tensors: dict[str, Tensor] = {}
+    metadata = {name: json.dumps(encode(value, name, tensors)) for name, value in state.items()}
+    return _file(tensors, {"format": "pt", **metadata})
+
+
+def from_bytes(content: bytes | bytearray | memoryview, where: str, plain: bool = False) -> dict[str, Any]:
+    """The state in a safetensors file of `to_bytes`, in memory of its own.
+
+    where: said in errors; plain: numbers of NumPy become those of Python. Raises UserError when it is damaged.
+    """
+    content = bytes(content)
+    try:
+        tensors = safetensors.torch.load(content)
+    except SafetensorError as error:
+        raise UserError(f"{where}: not a whole safetensors file: {one_line(error)}") from None
+    try:
+        texts = _metadata(content)
+        return {name: decode(text, tensors, plain) for name, text in texts.items() if name != "format"}
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise _no_state(where, error) from None
+
+
+def calls_in(content: bytes, where: str) -> int:
+    """How many calls the run had made by a state, from its bytes alone. Raises UserError."""
+    try:
+        return int(json.loads(_metadata(content)[ABOUT])["calls"])
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise _no_state(where, error) from None
+
+
+def _no_state(where: str, error: Exception) -> UserError:
+    return UserError(f"{where}: not a state of psgc.torch ({one_line(error)})")
+
+
+def _metadata(content: bytes) -> dict[str, str]:
+    length = int.from_bytes(content[:8], "little")
+    return dict(json.loads(content[8 : 8 + length])["__metadata__"])
 
 
 def save_model(path: Path, model: nn.Module) -> None:
@@ -96,50 +160,43 @@ def save_model(path: Path, model: nn.Module) -> None:
     for name, value in state.items():
         if not isinstance(value, Tensor):
             raise UserError(f"{name} of the model is a {type(value).__name__}, which a safetensors file cannot hold")
-    safetensors.write(path, state, {"format": "pt"})
+    content = _file(state, {"format": "pt"})
+    write_whole(path, lambda stream: stream.write(content))
 
 
-def load_model(path: Path, model: nn.Module) -> None:
-    """Load a file of `save_model`, or any safetensors file with the names and shapes of the model.
-
-    Other dtypes are converted. Raises UserError when it does not fit; then nothing has changed.
-    """
-    tensors, _ = safetensors.read(path)
-    _check_model(model, tensors, str(path), same_dtype=False)
-    _load_model(model, tensors, str(path))
-
-
-def save_optimizer(path: Path, optimizer: Stateful) -> None:
-    """Write the `state_dict` of an optimizer (or of a schedule): tensors such as state.0.exp_avg, all else as JSON.
-
-    It can be read without psgc:
-
-        with safetensors.safe_open(path, "pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-            text = file.metadata()["state_dict"]
-        kinds = {"__tensor__": tensors.get, "__tuple__": tuple, "__dict__": dict, "__counter__": dict}
-        make = lambda found: next((kinds[key](found[key]) for key in found if key in kinds), found)
-        optimizer.load_state_dict(json.loads(text, object_hook=make))
-
-    Raises OSError, and UserError for what cannot be saved.
-    """
-    tensors: dict[str, Tensor] = {}
-    items = {key: encode(value, key, tensors) for key, value in _state_of(optimizer).items()}
-    safetensors.write(path, tensors, {"format": "pt", _CLASS: _kind(optimizer), _STATE: json.dumps(items)})
-
-
-def load_optimizer(path: Path, optimizer: Stateful) -> None:
-    """Load a file of `save_optimizer` into an optimizer of the same class. Raises UserError when it does not fit."""
-    tensors, metadata = safetensors.read(path)
-    if _STATE not in metadata or _CLASS not in metadata:
-        raise UserError(f"{path}: not the state of an optimizer that psgc has saved")
-    if metadata[_CLASS] != _kind(optimizer):
-        raise UserError(visible(f"{path}: the state of {metadata[_CLASS]:.80}, expected that of {_kind(optimizer)}"))
+def _file(tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> bytes:
+    """A safetensors file. Raises UserError for a tensor that it cannot hold."""
+    ready: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if tensor.is_meta or tensor.layout != torch.strided:
+            kind = "without memory" if tensor.is_meta else str(tensor.layout)
+            raise UserError(f"{name} is a tensor that a safetensors file cannot hold ({kind})")
+        ready[name] = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
+    end = 0
+    for name, tensor in sorted(ready.items(), key=lambda item: item[1].data_ptr()):
+        if tensor.data_ptr() < end:  # tied weights, for example; in the file each has memory of its own
+            ready[name] = tensor.clone()
+        end = max(end, tensor.data_ptr() + tensor.nbytes)
     try:
-        state = dict(decode(metadata[_STATE], {name: tensor.clone() for name, tensor in tensors.items()}))
-    except (ValueError, LookupError, TypeError, RecursionError) as error:
-        raise UserError(f"{path}: not the state of an optimizer that psgc has saved ({one_line(error)})") from None
-    _load(optimizer, state, str(path))
+        return safetensors.torch.save(ready, metadata)
+    except (KeyError, ValueError, RuntimeError, SafetensorError) as error:
+        name = next((name for name, tensor in ready.items() if str(tensor.dtype) in str(error)), "one of them")
+        raise UserError(f"{name} is a tensor that a safetensors file cannot hold ({one_line(error)})") from None
+
+
+def _names(attached: Sequence[Stateful]) -> list[str]:
+    """A name for each, such as optimizer, schedule, optimizer_2."""
+    names = [MODEL, ABOUT, "format"]
+    for thing in attached:
+        kinds = ((torch.optim.Optimizer, "optimizer"), ((LRScheduler, ReduceLROnPlateau), "schedule"))
+        own = "scaler" if isinstance(thing, torch.amp.GradScaler) else type(thing).__name__.lower()
+        name = stem = next((name for kind, name in kinds if isinstance(thing, kind)), own)
+        number = 1
+        while name in names:
+            number += 1
+            name = f"{stem}_{number}"
+        names.append(name)
+    return names[3:]
 
 
 def _kind(thing: object) -> str:
@@ -157,12 +214,12 @@ def _state_of(thing: Stateful) -> dict[str, Any]:
         raise UserError(f"the state of {_kind(thing)} cannot be had: {one_line(error)}") from error
 
 
-def _check_model(model: nn.Module, state: Mapping[str, Any], where: str, same_dtype: bool) -> None:
+def _check_model(model: nn.Module, state: Mapping[str, Any], where: str) -> None:
     """Raises UserError unless `state` has what `model.load_state_dict` needs, and nothing else."""
     ours = model.state_dict()
     if missing := [name for name in ours if name not in state]:
         raise UserError(f"{where}: it lacks {_some(missing)} of the model")
-    if unknown := [name for name in state if name not in ours]:
+    if unknown := [str(name) for name in state if name not in ours]:
         raise UserError(visible(f"{where}: it has {_some(unknown)}, which the model does not have"))
     for name, value in ours.items():
         if isinstance(value, Tensor):
@@ -170,20 +227,13 @@ def _check_model(model: nn.Module, state: Mapping[str, Any], where: str, same_dt
             shape = tuple(found.shape) if isinstance(found, Tensor) else None
             if shape != tuple(value.shape):
                 raise UserError(f"{where}: {name} has the shape {shape}, that of the model {tuple(value.shape)}")
-            if same_dtype and found.dtype != value.dtype:
+            if found.dtype != value.dtype:
                 raise UserError(f"{where}: {name} is {found.dtype}, that of the model {value.dtype}")
 
 
 def _some(names: Sequence[str]) -> str:
     more = f" and {len(names) - 1} more" if len(names) > 1 else ""
     return f"{names[0]:.80}{more}"
-
-
-def _load_model(model: nn.Module, state: Mapping[str, Any], where: str) -> None:
-    try:
-        model.load_state_dict(state)
-    except Exception as error:  # hooks of the user's modules
-        raise UserError(f"{where}: the model refuses it: {one_line(error)}") from error
 
 
 def _load(thing: Stateful, state: dict[str, Any], where: str) -> None:

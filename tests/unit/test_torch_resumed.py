@@ -1,11 +1,14 @@
 """A script that goes on from a state: the same losses, whatever it does between its calls of `run.batches`."""
 
+import io
+
 import pytest
 import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
 import psgc.torch
+from psgc.errors import UserError
 from psgc.torch.single import Single
 
 
@@ -17,23 +20,25 @@ def loss(model, batch):
 class Script:
     """Three epochs, each a call of its own, and a schedule that is stepped after each."""
 
-    def __init__(self):
+    def __init__(self, **settings):
         torch.manual_seed(0)
         x = torch.randn(20, 3)
+        self.data = TensorDataset(x, x.sum(1, keepdim=True))
         self.model = nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.5), nn.Linear(4, 1))
-        self.run = psgc.torch.init(self.model, TensorDataset(x, x.sum(1, keepdim=True)), loss, chunks=4, micro_batch=2)
+        self.run = psgc.torch.init(self.model, self.data, loss, chunks=4, micro_batch=2, **settings)
         self.optimizer = torch.optim.Adam(self.model.parameters(), 0.1)
         self.schedule = torch.optim.lr_scheduler.ExponentialLR(self.optimizer, 0.5)
         self.run.attach(self.optimizer, self.schedule)
         self.states, self.steps = [], []
 
-    def train(self, size=8, most=99):
+    def train(self, size=8, most=99, each_step=lambda: None):
         for _ in range(3):
             for batch in self.run.batches(size, epochs=1):
                 value = self.run.backward(batch)
                 self.states.append(self.run.state())
                 self.steps.append((batch.position, value, self.optimizer.param_groups[0]["lr"]))
                 self.optimizer.step()
+                each_step()
                 if batch.iteration == most:
                     break
             self.schedule.step()
@@ -50,6 +55,77 @@ def test_a_schedule_that_is_stepped_after_each_epoch_is_not_stepped_again(done):
     assert resumed.train() == expected[done:]
     for one, other in zip(resumed.model.parameters(), whole.model.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+def through_torch(found):
+    """What torch reads of what torch has written."""
+    file = io.BytesIO()
+    torch.save(found, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+@pytest.mark.parametrize("done", [0, 1, 4, 5])
+def test_a_new_run_goes_on_from_a_dictionary(done):
+    whole, saved = Script(), []
+    saved.append(through_torch(whole.run.state_dict()))
+    expected = whole.train(each_step=lambda: saved.append(through_torch(whole.run.state_dict())))
+    new = Script()
+    new.run.load_state_dict(saved[done])
+    assert new.train() == expected[done:]
+    for one, other in zip(new.model.parameters(), whole.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_run_goes_back_to_where_it_was():
+    script, steps = Script(), []
+    for batch in script.run.batches(8, epochs=2):
+        steps.append((batch.iteration, script.run.backward(batch)))
+        script.optimizer.step()
+        if len(steps) == 2:
+            saved = script.run.state_dict()
+        if len(steps) in (4, 6):
+            script.run.load_state_dict(saved)
+    assert steps[2:4] == steps[4:6] == steps[6:8]
+    assert [iteration for iteration, _ in steps] == [0, 1, 2, 3, 2, 3, 2, 3, 4, 5]
+
+
+def test_what_is_changed_after_loading_stays_changed():
+    script = Script()
+    found = script.run.state_dict()
+    script.run.load_state_dict(found)
+    script.optimizer.param_groups[0]["lr"] = 0.3
+    assert {lr for _, _, lr in script.train()[:3]} == {0.3}
+
+
+def test_a_dictionary_of_another_run_is_refused_in_one_line():
+    script = Script()
+    found = script.run.state_dict()
+    with pytest.raises(UserError, match=r"^run.load_state_dict: it is of a run with seed 0, this one has 1; expected"):
+        Script(seed=1).run.load_state_dict(found)
+    with pytest.raises(UserError, match=r"^run.load_state_dict: not a state of psgc.torch \(KeyError: 'psgc'\)$"):
+        script.run.load_state_dict(script.model.state_dict())
+    found["psgc"]["position"] = [3, 0, 20]
+    with pytest.raises(UserError, match="step 3 begins after 20 examples of epoch 0, but the dataset has 20 examples"):
+        script.run.load_state_dict(found)
+
+
+def test_there_is_no_dictionary_in_the_middle_of_a_step():
+    script = Script()
+    script.run.backward(next(script.run.batches(8)))
+    with pytest.raises(UserError, match=r"called after run.backward and before the end of optimizer.step\(\)"):
+        script.run.state_dict()
+
+
+def test_metrics_before_the_first_batch_of_a_resumed_run_are_computed():
+    whole = Script()
+    whole.train()
+    resumed = Script()
+    resumed.run.begin(Single(4, 3, whole.states[3]))
+    metric = lambda model, batch: (loss(model, batch)[0], len(batch[0]))  # noqa: E731
+    first = resumed.run.evaluate(resumed.data, metric)
+    next(resumed.run.batches(8, epochs=3))
+    assert resumed.run.evaluate(resumed.data, metric) == first > 0
 
 
 def test_a_loop_that_is_left_has_made_its_step():

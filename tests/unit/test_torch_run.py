@@ -1,5 +1,6 @@
 """A run of psgc.torch in one process: what a script may do with it, and what it is told."""
 
+from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -9,7 +10,9 @@ import torch.nn.functional as F
 import psgc.torch
 from psgc.errors import UserError
 from psgc.torch import begin
+from tests.unit.documents import blocks
 
+DOCUMENT = Path(__file__).parents[2] / "docs/torch/checkpoints.md"
 ROWS, SIZE = 50, 20
 
 
@@ -71,6 +74,16 @@ def test_gradients_add_up_until_a_step():
     torch.testing.assert_close(model.weight.grad, expected)
 
 
+def test_zero_grad_begins_anew():
+    model, data, run, optimizer = made()
+    run.attach(optimizer)
+    first, second, _ = run.batches(SIZE, epochs=1)
+    run.backward(first, accumulate=True)
+    optimizer.zero_grad()
+    run.backward(second, accumulate=True)
+    torch.testing.assert_close(model.weight.grad, gradient_of(model, [second], data))
+
+
 def test_two_gradients_of_a_batch_without_a_step_are_a_mistake():
     _, _, run, _ = made()
     batch = next(run.batches(SIZE, epochs=1))
@@ -117,6 +130,7 @@ def test_a_scaled_gradient_that_is_infinite_is_left_out_by_the_scaler():
     scaler.update()
     assert torch.equal(model.weight, before)
     assert scaler.get_scale() == 2.0**119
+    assert run.state_dict()["psgc"]["position"] == list(batch.after)  # that was a step, for the run
 
 
 def test_metrics_are_means_over_a_dataset_in_evaluation_mode():
@@ -179,6 +193,29 @@ def test_a_resumed_run_makes_the_same_steps(tmp_path, monkeypatch):
     resumed, steps = trained(tmp_path / "part", 3)
     assert steps == [6, 7, 8]
     assert torch.equal(resumed, whole)
+
+
+def test_torch_alone_goes_on_from_a_checkpoint(tmp_path):
+    model, data, run, _ = made(output=str(tmp_path), checkpoint_every=2)
+    optimizer = torch.optim.AdamW(model.parameters(), 0.05)
+    run.attach(optimizer)
+    for batch in run.batches(ROWS, epochs=4):
+        run.backward(batch)
+        optimizer.step()
+    path = min((tmp_path / "checkpoints").iterdir())
+    assert path.name.startswith("00000002-")
+    expected = model.state_dict()
+
+    model = torch.nn.Linear(4, 1).double()
+    optimizer = torch.optim.AdamW(model.parameters(), 0.05)
+    (lines,) = [code for code in blocks(DOCUMENT) if "safe_open" in code]
+    exec(lines.replace(', "schedule": schedule', ""), {"path": path, "model": model, "optimizer": optimizer})
+    x, y = data[:]
+    for _ in range(2):
+        optimizer.zero_grad()
+        F.mse_loss(model(x).squeeze(1), y).backward()
+        optimizer.step()
+    torch.testing.assert_close(model.state_dict(), expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize(("settings", "text"), [

@@ -1,14 +1,12 @@
 """State of training: whatever is attached goes on from a blob or a file as if it had never stopped, to the last bit."""
 
-import json
-import textwrap
 import warnings
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
-import safetensors
 import safetensors.torch
 import torch
 from torch import nn, optim
@@ -17,9 +15,11 @@ from torch.optim import lr_scheduler
 from psgc.errors import UserError
 from psgc.torch import state
 from psgc.torch.sampling import Position
-from psgc.torch.state import from_blob, load_model, load_optimizer, save_model, save_optimizer, to_blob
+from psgc.torch.state import About, about_of, from_bytes, load_state, save_model, state_of, to_bytes
+from tests.unit.documents import blocks
 
-POSITION = Position(17, 2, 40)
+ABOUT = About(calls=20, position=Position(17, 2, 40), evaluated={"": 0.5})
+DOCUMENT = Path(__file__).parents[2] / "docs/torch/checkpoints.md"
 
 OPTIMIZERS = {
     "sgd": partial(optim.SGD, lr=0.1),
@@ -42,6 +42,16 @@ OPTIMIZERS = {
     "lbfgs": partial(optim.LBFGS, lr=0.5, max_iter=3, history_size=2),
     "lbfgs, strong wolfe": partial(optim.LBFGS, lr=0.5, max_iter=3, history_size=5, line_search_fn="strong_wolfe"),
 }
+
+
+def to_blob(model, attached):
+    return bytearray(to_bytes(state_of(model, attached, ABOUT)))
+
+
+def from_blob(blob, model, attached, where="the state"):
+    state = from_bytes(blob, where)
+    load_state(state, model, attached, where)
+    return about_of(state, where)
 
 
 class Callable:
@@ -143,18 +153,34 @@ def check_equal(found, expected):
             assert one.dtype == other.dtype
 
 
+def assert_same(one, other):
+    """Also in dtype and kind."""
+    assert type(one) is type(other)
+    if isinstance(one, dict):
+        assert one.keys() == other.keys()
+        one, other = [one[key] for key in other], list(other.values())
+    if isinstance(one, list | tuple):
+        for pair in zip(one, other, strict=True):
+            assert_same(*pair)
+    elif isinstance(one, torch.Tensor):
+        assert one.dtype == other.dtype
+        assert torch.equal(one, other)
+    else:
+        assert one == other
+
+
 def check_goes_on(make_optimizer, make_schedule=None, dtype=torch.float32, done=4):
     before = Training(make_optimizer, make_schedule, dtype=dtype)
     before.steps(0, done)
-    blob = to_blob(before.model, before.attached, POSITION)
+    blob = to_blob(before.model, before.attached)
     expected = before.steps(done, 5)
     after = Training(make_optimizer, make_schedule, seed=1, dtype=dtype)
     after.steps(90, 2)  # what is undone
     memory = [param.data_ptr() for param in after.model.parameters()]
-    assert from_blob(bytes(blob), after.model, after.attached) == POSITION
+    assert from_blob(bytes(blob), after.model, after.attached) == ABOUT
     assert [param.data_ptr() for param in after.model.parameters()] == memory
     assert after.model.decoder.weight is after.model.encoder.weight
-    assert to_blob(after.model, after.attached, POSITION) == blob
+    assert_same(from_bytes(to_blob(after.model, after.attached), ""), from_bytes(blob, ""))
     check_equal(after.steps(done, 5), expected)
 
 
@@ -187,7 +213,7 @@ def test_groups_with_options_of_their_own():
 def test_a_gradient_scaler_travels_too():
     training, scaler = Training(OPTIMIZERS["sgd"]), torch.amp.GradScaler("cpu", init_scale=8.0)
     scaler.scale(torch.ones(())), scaler.update(4.0)
-    blob = to_blob(training.model, [training.optimizer, scaler], POSITION)
+    blob = to_blob(training.model, [training.optimizer, scaler])
     other = torch.amp.GradScaler("cpu")
     from_blob(blob, training.model, [training.optimizer, other])
     assert other.state_dict() == scaler.state_dict()
@@ -196,7 +222,7 @@ def test_a_gradient_scaler_travels_too():
 def test_what_is_loaded_shares_no_memory_with_the_blob_or_the_optimizer_that_was_saved():
     training = Training(OPTIMIZERS["adam"])
     training.steps(0, 2)
-    blob = to_blob(training.model, training.attached, POSITION)
+    blob = to_blob(training.model, training.attached)
     other = Training(OPTIMIZERS["adam"])
     from_blob(blob, other.model, other.attached)
     expected = training.steps(2, 3)
@@ -205,47 +231,26 @@ def test_what_is_loaded_shares_no_memory_with_the_blob_or_the_optimizer_that_was
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_files_can_be_read_without_psgc(name, tmp_path):
-    training = Training(OPTIMIZERS[name], contiguous=True)  # PyTorch's fused kernels are wrong when strides differ
+def test_checkpoints_can_be_read_without_psgc(name, tmp_path):
+    training = Training(OPTIMIZERS[name], SCHEDULES["milestones"], contiguous=True)  # else fused kernels are wrong
     training.steps(0, 4)
-    save_model(tmp_path / "model.safetensors", training.model)
-    path = tmp_path / "optimizer.safetensors"
-    save_optimizer(path, training.optimizer)
+    path = tmp_path / "checkpoint.safetensors"
+    path.write_bytes(to_blob(training.model, training.attached))
     expected = training.steps(4, 5)
 
-    other = Training(OPTIMIZERS[name], seed=1, contiguous=True)
-    other.model.load_state_dict(safetensors.torch.load_file(tmp_path / "model.safetensors"))
-    lines = save_optimizer.__doc__.partition("without psgc:\n")[2].partition("Raises")[0]
-    scope = {"safetensors": safetensors, "json": json, "path": path, "optimizer": other.optimizer}
-    exec(textwrap.dedent(lines), scope)
+    other = Training(OPTIMIZERS[name], SCHEDULES["milestones"], seed=1, contiguous=True)
+    (lines,) = [code for code in blocks(DOCUMENT) if "safe_open" in code]
+    optimizer, schedule = other.attached
+    exec(lines, {"path": path, "model": other.model, "optimizer": optimizer, "schedule": schedule})
     check_equal(other.steps(4, 5), expected)
 
 
-def test_files_can_be_loaded_and_are_renamed_when_whole(tmp_path):
-    training = Training(OPTIMIZERS["adamw"], SCHEDULES["cosine"])
-    training.steps(0, 4)
-    for path, thing in zip([tmp_path / "optimizer", tmp_path / "schedule"], training.attached, strict=True):
-        save_optimizer(path, thing)
-    save_model(tmp_path / "model", training.model)
-    expected = training.steps(4, 5)
-    other = Training(OPTIMIZERS["adamw"], SCHEDULES["cosine"], seed=1)
-    load_model(tmp_path / "model", other.model)
-    load_optimizer(tmp_path / "optimizer", other.optimizer)
-    load_optimizer(tmp_path / "schedule", other.attached[1])
-    check_equal(other.steps(4, 5), expected)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "optimizer", "schedule"]
-    with safetensors.safe_open(tmp_path / "optimizer", "pt") as file:
-        assert "state.0.exp_avg" in file.keys()  # noqa: SIM118
-
-
-def test_a_model_file_of_others_may_have_another_dtype(tmp_path):
-    source, target = Tied(), Tied()
-    path = tmp_path / "theirs.safetensors"
-    tensors = {name: value.contiguous().clone() for name, value in source.state_dict().items()}
-    safetensors.torch.save_file({n: t.double() if t.is_floating_point() else t for n, t in tensors.items()}, path)
-    load_model(path, target)
-    assert all(torch.equal(value, tensors[name]) for name, value in target.state_dict().items())
-    assert target.frozen.dtype == torch.float32
+def test_a_model_alone_is_read_by_safetensors(tmp_path):
+    model, other = Tied(), Tied()
+    save_model(tmp_path / "model", model)
+    other.load_state_dict(safetensors.torch.load_file(tmp_path / "model"))
+    assert_same(dict(other.state_dict()), dict(model.state_dict()))
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 # What is refused
@@ -261,13 +266,13 @@ def refusal(function, *arguments):
 def test_a_function_in_a_state_is_refused_with_its_place():
     model, optimizer = Training(OPTIMIZERS["sgd"]).model, Training(OPTIMIZERS["sgd"]).optimizer
     optimizer.param_groups[0]["hook"] = print
-    text = refusal(to_blob, model, [optimizer], POSITION)
+    text = refusal(to_blob, model, [optimizer])
     assert text == (
-        "0.SGD.param_groups.0.hook is a builtin_function_or_method, which cannot be saved; "
+        "optimizer.param_groups.0.hook is a builtin_function_or_method, which cannot be saved; "
         "expected numbers, texts, tensors"
     )
     schedule = lr_scheduler.LambdaLR(Training(OPTIMIZERS["sgd"]).optimizer, abs)
-    assert refusal(to_blob, model, [schedule], POSITION).startswith("the state of LambdaLR cannot be had: Attribute")
+    assert refusal(to_blob, model, [schedule]).startswith("the state of LambdaLR cannot be had: Attribute")
 
 
 @pytest.fixture
@@ -279,7 +284,7 @@ def trained():
 
 @pytest.fixture
 def blob(trained):
-    return to_blob(trained.model, trained.attached, POSITION)
+    return to_blob(trained.model, trained.attached)
 
 
 def values(training):
@@ -328,23 +333,20 @@ def test_a_state_of_another_run_is_refused_and_changes_nothing(trained, blob, ch
 
 
 def test_a_blob_of_another_format_or_of_something_else_is_refused(trained, blob, monkeypatch):
-    monkeypatch.setattr(state, "FORMAT", 2)
+    monkeypatch.setattr(state, "FORMAT", 9)
     assert "written by a version of psgc" in refusal(from_blob, blob, trained.model, trained.attached)
     monkeypatch.undo()
-    for about in [
-        "{}",
-        "[]",
-        "nonsense",
-        "null",
-        '{"format": 1}',
-        '{"format": 1, "position": [1], "model": {}}',
-        '{"format": 1, "position": [1, 2, 3], "model": {"a": {"__tensor__": "b"}}, "attached": []}',
-        '{"format": 1, "position": [1, 2, 3], "model": {"__dict__": 3}, "attached": []}',
-        "[" * 100_000,
-    ]:
-        theirs = bytearray(safetensors.torch.save({}, {"psgc": about}))
-        text = refusal(from_blob, theirs, trained.model, trained.attached, "rank 3")
-        assert text.startswith("rank 3: not a state of psgc.torch (")
+    for text in ["{}", "[]", "nonsense", "null", '{"format": 2}', '{"format": 2, "attached": {"optimizer": "Adam"}}']:
+        theirs = safetensors.torch.save({}, {"psgc": text, "model": "{}"})
+        assert refusal(from_blob, theirs, trained.model, trained.attached, "rank 3").startswith(
+            "rank 3: not a state of"
+        )
+    for text in ['{"a": {"__tensor__": "b"}}', '{"__dict__": 3}', "[" * 100_000]:
+        theirs = safetensors.torch.save({}, {"model": text})
+        assert refusal(from_blob, theirs, trained.model, trained.attached, "rank 3").startswith(
+            "rank 3: not a state of"
+        )
+    assert refusal(load_state, 3, trained.model, trained.attached, "here").startswith("here: not a state of psgc.torch")
 
 
 def test_a_damaged_blob_is_refused_in_one_line(trained, blob):
@@ -360,20 +362,11 @@ def test_a_damaged_blob_is_refused_in_one_line(trained, blob):
         assert "not a whole safetensors file" in refusal(from_blob, blob[:length], trained.model, trained.attached)
 
 
-def test_files_that_are_no_states_are_refused(trained, tmp_path):
-    path = tmp_path / "file"
-    assert refusal(load_model, path, trained.model) == f"{path}: cannot be read: No such file or directory"
-    path.write_text("nonsense of some length")
-    assert refusal(load_optimizer, path, trained.optimizer) == (
-        f"{path}: not a whole safetensors file: its header does not fit"
-    )
-    safetensors.torch.save_file({"a": torch.ones(2)}, path)
-    assert refusal(load_model, path, trained.model) == f"{path}: it lacks frozen and 6 more of the model"
-    assert refusal(load_optimizer, path, trained.optimizer) == (
-        f"{path}: not the state of an optimizer that psgc has saved"
-    )
-    save_optimizer(path, optim.SGD(trained.model.parameters(), 0.1))
-    assert refusal(load_optimizer, path, trained.optimizer) == f"{path}: the state of SGD, expected that of Adam"
+@pytest.mark.parametrize("odd", [torch.zeros(2, dtype=torch.complex128), torch.ones(2, 2).to_sparse()], ids=str)
+def test_a_tensor_that_no_file_holds_is_named(odd):
+    model = nn.Linear(2, 2)
+    model.register_buffer("odd", odd)
+    assert refusal(to_blob, model, []).startswith("model.odd is a tensor that a safetensors file cannot hold (")
 
 
 def test_a_model_with_state_that_is_no_tensor_is_saved_in_blobs_only(tmp_path):
@@ -385,7 +378,7 @@ def test_a_model_with_state_that_is_no_tensor_is_saved_in_blobs_only(tmp_path):
             self.loaded = extra
 
     model = Extra(2, 2)
-    from_blob(to_blob(model, [], POSITION), model, [])
+    from_blob(to_blob(model, []), model, [])
     assert model.loaded == {"counts": (1, 2)}
     text = "_extra_state of the model is a dict, which a safetensors file cannot hold"
     assert refusal(save_model, tmp_path / "model", model) == text

@@ -1,0 +1,51 @@
+"""The gradient of a batch, as a call of the run."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from psgc.torch.calls import Call, signature
+from psgc.torch.chunk_gradient import ChunkGradient
+from psgc.torch.determinism import computed_twice
+from psgc.torch.loader import ChunkLoader
+from psgc.torch.sampling import Batch
+
+
+class BatchGradient:
+    """Makes the calls.
+
+    compute: the vector of a chunk; gradient: how many of its entries are the gradient; seed: of the run. The first
+    chunk is computed twice (`psgc.torch.determinism`).
+    """
+
+    def __init__(self, model: nn.Module, loader: ChunkLoader, compute: ChunkGradient, gradient: int, seed: int) -> None:
+        self._model, self._loader, self._compute = model, loader, compute
+        self._gradient, self._seed = gradient, seed
+        self._is_checked = False
+
+    def call(self, batch: Batch, num_chunks: int, scale: float | None, is_whole: bool, loaded: int | None) -> Call:
+        """scale: of the GradScaler; is_whole: see HandOver; loaded: tells ranks apart that have loaded other states."""
+
+        def vector(chunk: int, wanted: Callable[[], bool]) -> np.ndarray | None:
+            rows = batch.chunk(chunk, num_chunks)
+
+            def compute(micro_batches: Iterable[Any]) -> np.ndarray | None:
+                return self._compute.vector(micro_batches, (self._seed, batch.iteration, chunk), wanted, scale)
+
+            if self._is_checked:
+                return compute(self._loader.micro_batches(rows))
+            found = computed_twice(self._model, self._gradient, lambda: self._loader.micro_batches(rows), compute)
+            self._is_checked = found is not None and len(rows) > 0
+            return found
+
+        def expect(chunk: int) -> None:
+            self._loader.expect(batch.chunk(chunk, num_chunks))
+
+        def loss_in(total: np.ndarray) -> float | None:
+            loss, examples = total[self._gradient : self._gradient + 2].tolist()
+            return loss / examples if examples else None
+
+        made = signature("backward", batch.position, len(batch), scale, loaded)
+        return Call(vector, expect, loss_in, made, is_whole)
