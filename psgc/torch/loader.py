@@ -250,7 +250,7 @@ class _Chunk:
     """The rows of a chunk, its micro-batches that are loaded and not used yet, and how many have been begun."""
 
     def __init__(self, rows: Sequence[int] | np.ndarray) -> None:
-        self.rows = tuple(int(row) for row in rows)
+        self.rows = tuple(np.asarray(rows, np.int64).tolist())
         self.loaded: deque[Any] = deque()
         self.begun = 0
 

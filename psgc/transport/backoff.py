@@ -5,7 +5,7 @@ SPINS = 3  # looks before the first sleep
 HOT_SPINS = 2000  # the same while a large transfer is under way: about 20 ms
 SHORTEST, LONGEST, SILENT = 50e-6, 1e-3, 2e-3  # seconds: the first sleep, the longest, and the sleeps after SILENCE
 BUSY = 200e-6  # the first sleep while another thread of this process computes
-BELL = 4e-3  # the sleeps of a worker that is woken for every message
+BELL = 16e-3  # the sleeps of a worker that is woken for every message
 SILENCE = 0.1  # seconds without a message
 GROWTH = 1.3  # of a sleep over the one before: a message is noticed late by a quarter of the time waited
 

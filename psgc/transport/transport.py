@@ -24,7 +24,7 @@ from psgc.transport.sends import Sending, Sends
 
 TEXT_LIMIT = 1 << 16
 NAP = 5e-4  # seconds between two looks where ranks share cores: the others need them
-REST = 4e-3  # seconds after which `wait` returns in any case, at workers and while blocks are exchanged
+REST = 4e-3  # seconds after which `wait` returns in any case: at a worker without bell, and while blocks are exchanged
 PATIENCE = 2.0  # seconds for what should take none: the last processes of a run
 
 
@@ -57,7 +57,7 @@ class Transport:
         self._receives, self._sends = Receives(self._control, self._vectors, deaths), Sends(deaths)
         self._bell = Bell(self._processes[self.rank])
         self._expects = False  # the bell has rung for a message that has not come yet
-        self._backoff = Backoff(SHORTEST)
+        self._backoff, self._rest, self._least_nap = Backoff(SHORTEST), REST, 0.0
 
     @property
     def thread_level(self) -> str:
@@ -103,6 +103,7 @@ class Transport:
         self._backoff = Backoff(SHORTEST if not is_woken else BELL if self.rank else LONGEST)
         crowded = sum(map(self._is_near, range(self.size))) > len(os.sched_getaffinity(0))
         self._least_nap = NAP if crowded else 0.0
+        self._rest = LONGEST if self.rank == 0 else BELL if is_woken else REST
         self._receives.start()
 
     # messages
@@ -176,16 +177,19 @@ class Transport:
     def wait(
         self, expecting_large: bool = False, busy: bool = False, nap: float = 0.0, exchanging: bool = False
     ) -> None:
-        """Pause until there is something to poll, at most a few milliseconds.
+        """Pause until there is something to poll, some milliseconds at most.
 
-        expecting_large: a large transfer is to come, which is not slept on. busy: another thread of this process has a
-        use for the core. nap: seconds between two looks, at least; exchanging: never more than that either, and the end
-        of a send is something to poll.
+        expecting_large: a large transfer is to come, which is slept on only where ranks share cores. busy: another
+        thread of this process has a use for the core. nap: seconds between two looks, at least; exchanging: never more
+        than that either, and the end of a send is something to poll.
         """
         self._receives.repost()
-        nap = nap and max(nap, self._least_nap)
-        large = not nap and (expecting_large or self._sends.has_large())
-        end = time.monotonic() + (REST if self.rank or exchanging else LONGEST)
+        large = expecting_large or self._sends.has_large()
+        if nap:
+            nap, large = max(nap, self._least_nap), False
+        elif large and self._least_nap:  # to look without a pause would take the core that the transfer needs
+            nap, large, exchanging = self._least_nap, False, True
+        end = time.monotonic() + (REST if exchanging else self._rest)
         while True:
             if rung := self._bell.sleep(nap if exchanging else self._backoff.next(large, busy, nap)):
                 self._expects = self._expects or MESSAGE in rung
