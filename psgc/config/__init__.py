@@ -4,6 +4,7 @@ from psgc.config.coding import AssignmentFile, Coding, Recovery, Verify
 from psgc.config.faults import ChunkCosts, Faults, Injection, KnownCosts, Step, Stragglers
 from psgc.config.problem import (
     BuiltinProblem,
+    Data,
     Optimizer,
     PythonProblem,
     RateSchedule,
@@ -18,6 +19,7 @@ __all__ = [
     "ChunkCosts",
     "Coding",
     "Config",
+    "Data",
     "Faults",
     "Injection",
     "KnownCosts",
