@@ -210,11 +210,16 @@ def _add_hosts(parser: _Parser, text: str) -> None:
 
 
 def _train(options: argparse.Namespace) -> NoReturn:
+    from psgc.config import has_torch_problem
     from psgc.errors import UserError
 
     if options.config.endswith(".py"):
         how = f"psgc launch {options.config} -n RANKS, or: mpirun -n RANKS python {options.config}"
         raise UserError(f"{options.config} is a script, which is started with: {how}")
+    if has_torch_problem(options.config, options.overrides):
+        from psgc.launching import torch_problem
+
+        torch_problem.train(options.config, options.overrides, options.resume, options.debug)
     stopped_by: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, lambda number, _frame: stopped_by.append(number))

@@ -6,7 +6,7 @@ An error says the place, the dotted key, what is wrong, and what would be right.
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Self, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -136,17 +136,22 @@ class Section(BaseModel):
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
+    unused: ClassVar[Mapping[str, str]] = {}  # keys of the base class that this one lacks, and why
+
     @model_validator(mode="before")
     @classmethod
     def _keys(cls, data: Any) -> Any:
         if isinstance(data, BaseModel):
             return data
-        keys = ", ".join(cls.model_fields)
+        names = [name for name in cls.model_fields if name not in cls.unused]
+        keys = ", ".join(names)
         if not isinstance(data, dict):
             raise refuse(f"expected a mapping with the keys {keys}, got {shown(data)}")
         for key in data:
-            if key not in cls.model_fields:
-                near = get_close_matches(key, cls.model_fields, n=1)
+            if key in cls.unused:
+                raise refuse(cls.unused[key], key)
+            if key not in names and cls.model_config.get("extra") != "allow":
+                near = get_close_matches(key, names, n=1)
                 hint = f"did you mean {near[0]!r}?" if near else f"expected one of {keys}"
                 raise refuse(f"unknown key, {hint}", key)
         for key, field in cls.model_fields.items():
@@ -207,7 +212,11 @@ def _first(error: ValidationError, source: Source) -> UserError:
     below = [(*key, name) for name in context.get("keys", ())]
     if below:  # blame the command line rather than the file
         key = next((k for k in below if source.place(k).startswith("--set ")), below[0])
-    text = _text(first)
+    return wrong(source, key, _text(first))
+
+
+def wrong(source: Source, key: Key, text: str) -> UserError:
+    """The error that `text` is wrong with a key, with the place where the key was written."""
     place, name = source.place(key), dotted(key)
     said = not key or place.startswith(f"--set {name}=")
     return UserError(f"{place}: {text}" if said else f"{place}: {name}: {text}")

@@ -2,6 +2,7 @@
 
 from psgc.config.coding import AssignmentFile, Coding, Recovery, Verify
 from psgc.config.faults import ChunkCosts, Faults, Injection, KnownCosts, Step, Stragglers
+from psgc.config.loading import checked_settings, from_yaml_text, has_torch_problem, load, read
 from psgc.config.problem import (
     BuiltinProblem,
     Data,
@@ -10,8 +11,12 @@ from psgc.config.problem import (
     RateSchedule,
     ScriptOptimizer,
     ScriptProblem,
+    TorchOptimizer,
+    TorchProblem,
+    TorchScheduler,
 )
-from psgc.config.run import Config, ScheduleName, from_yaml_text, load
+from psgc.config.run import Config, ScheduleName
+from psgc.config.torch import TorchConfig
 
 __all__ = [
     "AssignmentFile",
@@ -32,7 +37,14 @@ __all__ = [
     "ScriptProblem",
     "Step",
     "Stragglers",
+    "TorchConfig",
+    "TorchOptimizer",
+    "TorchProblem",
+    "TorchScheduler",
     "Verify",
+    "checked_settings",
     "from_yaml_text",
+    "has_torch_problem",
     "load",
+    "read",
 ]

@@ -1,15 +1,16 @@
 """What is optimised: the sections problem, data and optimizer of a run's YAML."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from psgc.validation import Count, Fraction, Natural, NotNegative, PathText, Positive, Section, UsedBy, expect, refuse
 from psgc.yaml_source import shown
 
 _DOTTED = r"[^\W\d]\w*(\.[^\W\d]\w*)*"
-_PROBLEMS = "least_squares, logistic, softmax, mlp or python: 'module:object'"
+_PROBLEMS = "least_squares, logistic, softmax, mlp, python: 'module:object' or torch: 'module:function'"
 
 
 class BuiltinProblem(Section):
@@ -33,6 +34,19 @@ class ScriptProblem(Section):
 
     kind: Literal["script"] = "script"
     script: str = Field(description="the file name of the script")
+
+
+class TorchProblem(ScriptProblem):
+    """A function of the user's that returns model, dataset and loss. Its run is that of a script (psgc/torch/named)."""
+
+    unused: ClassVar[Mapping[str, str]] = dict.fromkeys(("kind", "script"), "a torch problem has no such key")
+
+    torch: Annotated[str, Field(pattern=rf"^{_DOTTED}:{_DOTTED}$"), expect("'module:function'")] = Field(
+        description="'module:function', which returns model, dataset and loss"
+    )
+    options: Annotated[dict[str, Any], expect("a mapping of keyword arguments")] = Field(default_factory=dict)
+    kind: Literal["script"] = Field(default="script", exclude=True)
+    script: str = Field(default="", exclude=True)
 
 
 def _index_base(value: Any) -> Any:
@@ -97,6 +111,41 @@ class ScriptOptimizer(Section):
     """The steps are made by the user's script."""
 
     kind: Literal["script"] = "script"
+
+
+_OPTIMIZER = "a class of torch.optim, for example AdamW"
+
+
+class TorchOptimizer(ScriptOptimizer):
+    """A class of torch.optim; the keys that are not below are its arguments."""
+
+    model_config = ConfigDict(extra="allow")
+    unused: ClassVar[Mapping[str, str]] = {"kind": "a torch problem has torch: NAME instead, a class of torch.optim"}
+
+    torch: Annotated[str, expect(_OPTIMIZER)] = Field(description=_OPTIMIZER)
+    clip_norm: Positive | None = None  # as for the built-in optimizers
+    kind: Literal["script"] = Field(default="script", exclude=True)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Of the class."""
+        return dict(self.model_extra or {})
+
+
+_SCHEDULER = "a class of torch.optim.lr_scheduler, for example CosineAnnealingLR"
+
+
+class TorchScheduler(Section):
+    """A class of torch.optim.lr_scheduler, stepped after each step; the other keys are its arguments."""
+
+    model_config = ConfigDict(extra="allow")
+
+    torch: Annotated[str, expect(_SCHEDULER)] = Field(description=_SCHEDULER)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Of the class."""
+        return dict(self.model_extra or {})
 
 
 def problem_of(value: Any) -> type[Section]:

@@ -1,7 +1,5 @@
 """The settings of a run: the keys of its YAML, and the rules between its sections."""
 
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -18,10 +16,9 @@ from psgc.config.problem import (
     optimizer_of,
     problem_of,
 )
-from psgc.errors import visible
 from psgc.schedules import SCHEDULES
-from psgc.validation import Count, Natural, PathText, Section, by, either, expect, one_of, refuse, validated
-from psgc.yaml_source import Source, to_text
+from psgc.validation import Count, Natural, PathText, Section, by, either, expect, one_of, refuse
+from psgc.yaml_source import to_text
 
 ScheduleName = Annotated[str, one_of(SCHEDULES)]
 
@@ -119,16 +116,3 @@ class Config(Section):
     def to_yaml(self) -> str:
         """All settings, including defaults, as text for `from_yaml_text`."""
         return to_text(self.model_dump())
-
-
-def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """The settings in a YAML file, with `--set` overrides such as "coding.parts=2" in order. Raises UserError."""
-    source = Source.from_file(path)
-    for override in overrides:
-        source.override(override)
-    return validated(Config, source)
-
-
-def from_yaml_text(text: str, name: str = "config.yaml") -> Config:
-    """The settings in `text`, which `to_yaml` has written. name: of the text in errors. Raises UserError."""
-    return validated(Config, Source(text, visible(name)), by_hand=False)

@@ -22,7 +22,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from psgc.config import load
+from psgc.config import TorchConfig, load
 from psgc.errors import PsgcError, UserError
 from psgc.launching import slurm
 from psgc.launching.mpirun import ANYWHERE, Placement, launch_command
@@ -90,7 +90,7 @@ def launch(
         command, additions = line(environ)
         shown = (f"{name}={shlex.quote(value)}" for name, value in {**told, **additions}.items())
         say(" ".join([*shown, shlex.join(command)]))
-        if config is not None and not resume:
+        if config is not None and not isinstance(config, TorchConfig) and not resume:
             from psgc.training.memory import expected_memory  # with NumPy, which nothing else here needs
 
             if memory := expected_memory(config, path, overrides, num_ranks - 1):

@@ -7,107 +7,63 @@ that have come there, and then all end. When all end so, each error is shown onc
 
 import atexit
 import os
-import signal
 import sys
 import threading
 import time
-import traceback
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from types import ModuleType, TracebackType
+from types import ModuleType
 from typing import NoReturn
 
-from psgc.errors import PsgcError, RunFailed, one_line
+from psgc.errors import RunFailed
+from psgc.launching.execution import Execution
 from psgc.processes import die_with_parent
 from psgc.rendezvous import MPI
-from psgc.terminal import say, say_together
+from psgc.terminal import say
 from psgc.training import launched
 from psgc.transport import Transport
 
 PATIENCE = 2.0  # seconds after which an error is shown although other ranks may have the same
 
 
-class _Script:
-    """What became of the script. reason: one line; shown: what the user is to see of its error, lines."""
-
-    def __init__(self, rank: int) -> None:
-        self.rank = rank
-        self.code = 0
-        self.reason = "without an error"
-        self.shown: list[str] = []
-
-    def run(self, path: str) -> None:
-        """Runs the script as Python does."""
-        main = ModuleType("__main__")
-        main.__dict__.update(__file__=path, __builtins__=__builtins__, __spec__=None)
-        sys.modules["__main__"] = main
-        try:
-            exec(compile(Path(path).read_bytes(), path, "exec", dont_inherit=True), main.__dict__)
-        except SystemExit as end:
-            self._exited(end.code)
-            if launched.has_begun():
-                self.shown = []
-                if self.code:  # Python itself does not call it then
-                    sys.excepthook(SystemExit, end, end.__traceback__)
-                raise
-        except BaseException as error:
-            frames = error.__traceback__ and error.__traceback__.tb_next  # without this one
-            self._raised(error, frames)
-            if launched.has_begun() or sys.excepthook is not sys.__excepthook__:
-                self.shown = []
-                sys.excepthook(type(error), error, frames)
-                sys.exit(1)
-
-    def _exited(self, code: object) -> None:
-        self.code = code if isinstance(code, int) else int(code is not None)
-        self.reason = f"sys.exit({code!r})"
-        if code is not None and not isinstance(code, int):
-            self.shown = str(code).split("\n")
-
-    def _raised(self, error: BaseException, frames: TracebackType | None) -> None:
-        place = next(iter(traceback.extract_tb(frames)[-1:]), None)
-        where = f" ({os.path.basename(place.filename)}:{place.lineno})" if place else ""
-        self.code, self.reason = 1, one_line(error) + where
-        if isinstance(error, PsgcError):
-            self.code, self.reason = error.exit_code, str(error)
-        elif isinstance(error, KeyboardInterrupt):
-            self.code = 128 + signal.SIGINT
-        if isinstance(error, PsgcError) and not launched.debugging():
-            self.shown = [f"psgc: {error}"]
-        else:
-            lines = traceback.format_exception(type(error), error, frames)
-            self.shown = "".join(lines).rstrip("\n").split("\n")
-
-    def show(self) -> None:
-        """Once."""
-        lines, self.shown = self.shown, []
-        if lines:
-            say_together(lines)
-
-
 def main() -> None:
     """Run the script that the arguments name, with the rest of them as its arguments."""
     path = sys.argv[1]
-    die_with_parent()
-    MPI.Init_thread(MPI.THREAD_SERIALIZED)  # by whichever thread of psgc.torch communicates then
-    script = _Script(MPI.COMM_WORLD.Get_rank())
-    atexit.register(_end, script)  # after what the script registers
     sys.argv = sys.argv[1:]
     sys.path.insert(0, os.path.dirname(os.path.abspath(path)))
-    script.run(path)
+    run(partial(_run_script, path))
 
 
-def _end(script: _Script) -> None:
+def run(work: Callable[[], object]) -> None:
+    """Do this rank's work, which calls psgc.torch.init, or ends before that."""
+    die_with_parent()
+    MPI.Init_thread(MPI.THREAD_SERIALIZED)  # by whichever thread of psgc.torch communicates then
+    execution = Execution()
+    atexit.register(_end, execution, MPI.COMM_WORLD.Get_rank())  # after what the script registers
+    execution.run(work)
+
+
+def _run_script(path: str) -> None:
+    """Run the script as Python does."""
+    main = ModuleType("__main__")
+    main.__dict__.update(__file__=path, __builtins__=__builtins__, __spec__=None)
+    sys.modules["__main__"] = main
+    exec(compile(Path(path).read_bytes(), path, "exec", dont_inherit=True), main.__dict__)
+
+
+def _end(script: Execution, rank: int) -> None:
     """The end of a process. One without psgc.torch.init, and without MPI's Finalize of its own, meets the others."""
     if launched.has_begun() or MPI.Is_finalized():
         script.show()
-        if script.rank == 0:
+        if rank == 0:
             _leave_summary(script.code)
         return
     late = threading.Timer(PATIENCE, script.show)
     late.daemon = True
     late.start()
-    serving, transport, code = script.rank == 0, None, 1
+    serving, transport, code = rank == 0, None, 1
     try:
         transport = Transport()
         endings = launched.meet(transport, f"{script.code} {script.reason}")

@@ -4,21 +4,25 @@ import itertools
 import re
 import shlex
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import yaml
 
-from psgc.config import Config, load
+from psgc.config import Config, TorchConfig, checked_settings, load, read
 from psgc.errors import UserError
 from psgc.launching import slurm
 from psgc.launching.mpirun import check_extra
 from psgc.launching.script import check_script, is_script
 from psgc.launching.slurm_script import Job, batch_script
-from psgc.plan import make_plan
+from psgc.plan import even_plan, make_plan
 from psgc.regular_files import open_regular
 from psgc.reporting.files import write_output_text
 from psgc.terminal import say
-from psgc.yaml_source import printable
+from psgc.validation import wrong
+from psgc.yaml_source import Source, printable
+
+ELSEWHERE = "if only the nodes have it, submit from one of them: srun psgc submit ..."
 
 
 def submit(
@@ -111,9 +115,13 @@ def _split(values: str, sweep: str) -> list[str]:
 
 def _check_all(config_path: str, job: Job, overrides: Sequence[str], points: Sequence[Sequence[str]]) -> None:
     for point in points or [[]]:
-        each = load(config_path, [*overrides, *point])
+        source = read(config_path, [*overrides, *point])
+        each = checked_settings(source)
         try:
-            _check(each, job)
+            if isinstance(each, TorchConfig):
+                _check_torch(each, job, source)
+            else:
+                _check(each, job)
         except UserError as error:
             raise UserError(f"{' '.join(point)}: {error}" if point else str(error)) from None
 
@@ -128,11 +136,20 @@ def _check(config: Config, job: Job) -> None:
             open_regular(path).close()
         except OSError as error:
             reason = f"{key}: {path}: {(error.strerror or str(error)).lower()}"
-            hint = "if only the nodes have it, submit from one of them: srun psgc submit ..."
-            raise UserError(f"{reason}; {hint}") from None
+            raise UserError(f"{reason}; {ELSEWHERE}") from None
     workers = job.ranks - 1
     num_chunks = workers if config.coding.chunks_per_worker == "auto" else None  # one each; the job may choose more
     make_plan(config.coding, config.schedule, workers, config.seed, num_chunks)
+
+
+def _check_torch(config: TorchConfig, job: Job, source: Source) -> None:
+    """The same for a torch problem."""
+    try:
+        from psgc.torch.by_name import optimizer_and_scheduler
+    except ImportError as error:
+        raise UserError(f"problem.torch: {error}; {ELSEWHERE}") from None
+    optimizer_and_scheduler(config, partial(wrong, source))
+    even_plan(config.coding, config.schedule, job.ranks - 1, config.coding.chunks, config.seed)
 
 
 def _data_files(config: Config) -> dict[str, str]:

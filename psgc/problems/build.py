@@ -3,7 +3,7 @@
 import importlib
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import numpy as np
@@ -78,22 +78,11 @@ def load_python(target: str, options: Mapping[str, Any], folder: str | None = No
     Raises UserError: the module or object is missing or fails, or it gives no problem (see `Problem`).
     """
     where = f"problem.python: {target}"
-    module_name, _, object_name = target.partition(":")
-    if not module_name or not object_name:
-        raise UserError(f"{where}: expected 'module:object'")
-    module = made = _import(where, module_name, folder)
-    for name in object_name.split("."):
-        if not hasattr(made, name):
-            file = getattr(module, "__file__", None) or "built into Python"
-            raise UserError(f"{where}: {module_name} ({file}) has no {object_name}")
-        made = getattr(made, name)
+    made = load_object(where, target, folder)
     if isinstance(made, type) or not hasattr(made, "gradient"):
         if not callable(made):
             raise UserError(f"{where}: expected a problem, or a class or function that makes one")
-        try:
-            made = made(**options)
-        except (Exception, SystemExit) as error:  # the user's code: anything can come, --debug shows where from
-            raise UserError(f"{where}: calling it with {dict(options)} failed: {one_line(error)}") from error
+        made = called(where, made, options)
     elif options:
         raise UserError(f"{where}: is a problem already and takes no options, got {dict(options)}")
     for method in ("initial_params", "gradient"):
@@ -103,6 +92,28 @@ def load_python(target: str, options: Mapping[str, Any], folder: str | None = No
     if not isinstance(dim, int | np.integer) or dim < 1:
         raise UserError(f"{where}: {type(made).__name__}.dim: expected a whole number >= 1, got {dim!r}")
     return cast(Problem, made)
+
+
+def load_object(where: str, target: str, folder: str | None) -> Any:
+    """The user's object named "module:object", as for `load_python`. where: said in errors. Raises UserError."""
+    module_name, _, object_name = target.partition(":")
+    if not module_name or not object_name:
+        raise UserError(f"{where}: expected 'module:object'")
+    module = found = _import(where, module_name, folder)
+    for name in object_name.split("."):
+        if not hasattr(found, name):
+            file = getattr(module, "__file__", None) or "built into Python"
+            raise UserError(f"{where}: {module_name} ({file}) has no {object_name}")
+        found = getattr(found, name)
+    return found
+
+
+def called(where: str, function: Callable[..., Any], options: Mapping[str, Any]) -> Any:
+    """What the user's function returns for these keyword arguments. Raises UserError when it fails."""
+    try:
+        return function(**options)
+    except (Exception, SystemExit) as error:  # the user's code: anything can come, --debug shows where from
+        raise UserError(f"{where}: calling it with {dict(options)} failed: {one_line(error)}") from error
 
 
 def _import(where: str, module_name: str, folder: str | None) -> Any:

@@ -10,7 +10,7 @@ import numpy as np
 from rich.filesize import decimal
 from rich.table import Table
 
-from psgc.config import AssignmentFile, Config
+from psgc.config import AssignmentFile, Config, ScriptProblem
 from psgc.data import Dataset, open_data
 from psgc.data.npz import map_npy
 from psgc.errors import PsgcError, UserError
@@ -35,6 +35,10 @@ def replay(run_directory: str, wanted: dict[str, str | None], json_file: str | N
     grid = read_grid(wanted)
     check_file("--json", json_file)
     run = read_run(run_directory)
+    if isinstance(run.config.problem, ScriptProblem):
+        raise UserError(
+            f"{run.path}: made with psgc.torch, of whose runs psgc replay cannot say what others would take"
+        )
     if run.timeline is None:
         raise UserError(f"{run.path}: the run was killed before its timeline was written; nothing to replay")
     if not run.chunks:  # no summary: as many as the settings say

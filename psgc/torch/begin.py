@@ -30,8 +30,6 @@ from psgc.torch.single import Single
 from psgc.torch.state import About, from_bytes, load_state, state_of, to_bytes
 from psgc.training import launched
 
-RANKS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")  # how many were started
-
 
 def init(
     model: nn.Module,
@@ -70,7 +68,6 @@ def init(
 
     Raises UserError, in one line, for what is wrong, on rank 0; the other ranks end silently.
     """
-    ending = Ending()
     given = {
         "replication": replication,
         "chunks": chunks,
@@ -84,15 +81,27 @@ def init(
         "schedule": schedule,
         "checkpoint_every": checkpoint_every,
     }
+    return begin(model, dataset, loss, collate_fn, given)
+
+
+def begin(
+    model: nn.Module,
+    dataset: Any,
+    loss: Loss,
+    collate_fn: Callable[[list[Any]], Any] | None,
+    given: Mapping[str, Any],
+) -> Run:
+    """As `init`, with the other arguments in a mapping: those of `Arguments`."""
+    ending = Ending()
     made: _Local | UserError
     try:
         made = _Local(model, dataset, loss, collate_fn, given)
     except UserError as error:
         made = error
-    if _ranks() < 2:
+    if launched.ranks() < 2:
         if isinstance(made, UserError):
             raise made
-        state = made.resumed()
+        state, chunks = made.resumed(), given["chunks"]
         made.run.begin(Single(chunks) if state is None else Single(chunks, state.iteration, state.blob))
         ending.last = made.run.end
         return made.run
@@ -105,13 +114,6 @@ def init(
     made.run.begin(session)
     ending.last = made.run.end
     return made.run
-
-
-def _ranks() -> int:
-    for name in RANKS:
-        if (found := os.environ.get(name, "")).isdigit():
-            return int(found)
-    return 1
 
 
 class _Local:

@@ -4,7 +4,7 @@ import os
 import sys
 from typing import Annotated, Any, Literal
 
-from psgc.config import Config, ScheduleName
+from psgc.config import Config, ScheduleName, TorchConfig
 from psgc.plan import Plan, even_plan
 from psgc.training.transfer_choice import without_auto
 from psgc.validation import Count, Natural, PathText, Section, checked, expect
@@ -27,9 +27,12 @@ class Arguments(Section):
     parts: Count
     schedule: ScheduleName
     checkpoint_every: Natural
+    of_yaml: TorchConfig | None = None  # the settings of a run that a YAML describes
 
     def config(self, dtype: str) -> Config:
         """The settings of the run. Raises UserError when arguments do not go together."""
+        if self.of_yaml is not None:
+            return self.of_yaml.model_copy(update={"dtype": dtype})
         values: dict[str, Any] = {
             "problem": {"kind": "script", "script": os.path.basename(sys.argv[0]) or "python"},
             "optimizer": {"kind": "script"},

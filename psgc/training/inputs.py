@@ -12,7 +12,7 @@ import numpy as np
 from psgc import __version__
 from psgc.backend import Backend
 from psgc.checks import trial_chunks
-from psgc.config import Config, PythonProblem, ScriptProblem
+from psgc.config import Config, PythonProblem, ScriptProblem, TorchProblem
 from psgc.data import ChunkSource, Dataset, open_data
 from psgc.errors import UserError, one_line
 from psgc.paths import expanded
@@ -31,6 +31,10 @@ def open_problem(config: Config, config_path: str, copies: int = 1) -> tuple[Dat
     config_path: the YAML, beside which a model may lie; copies: processes of this host that open the data.
     """
     data, problem = config.data, config.problem
+    if isinstance(problem, TorchProblem):
+        raise UserError(
+            f"problem: {problem.torch} is a torch problem, which only psgc train, launch and submit can run"
+        )
     if isinstance(problem, ScriptProblem):
         raise UserError(f"problem: {problem.script} is a script; start it with: psgc launch {problem.script} -n 9")
     dataset = open_data(data.path, data.labels, None, data.index_base, copies) if data else None

@@ -23,6 +23,7 @@ from psgc.training.ending import stopped
 from psgc.writing import write_text
 
 LAUNCHED, RESUME, DEBUG, FOLDER = "PSGC_LAUNCHED", "PSGC_RESUME", "PSGC_DEBUG", "PSGC_FOLDER"
+RANKS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")  # of which one says how many were started
 ANSWER = "directory.json"  # in PSGC_FOLDER
 ENDED = "ended "  # with the exit code and the reason: what a rank says whose script has ended
 
@@ -78,6 +79,11 @@ def stamp(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return status.st_ino, status.st_mtime_ns
+
+
+def ranks() -> int:
+    """How many ranks mpirun has started, 1 without mpirun."""
+    return next((int(found) for name in RANKS if (found := os.environ.get(name, "")).isdigit()), 1)
 
 
 def resuming() -> bool:

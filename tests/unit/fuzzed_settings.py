@@ -36,8 +36,19 @@ RUN: dict[str, Any] = {
     "output": "runs/x",
     "seed": 5,
 }
+TORCH: dict[str, Any] = {
+    "problem": {"torch": "module:build", "options": {"hidden": 5, "names": ["a", 0.5]}},
+    "optimizer": {"torch": "AdamW", "lr": 0.5, "betas": [0.9, 0.99], "clip_norm": 2.5},
+    "scheduler": {"torch": "MultiStepLR", "milestones": [2, 4]},
+    "batch": {"size": 100, "epochs": 2},
+    "micro_batch": 8,
+    "autocast": "bfloat16",
+    "coding": {"chunks": 12, "replication": 2, "parts": 2},
+    "output": "runs/x",
+}
 RUNS = [
     RUN,
+    TORCH,
     {"problem": {"kind": "logistic"}, "data": {"path": "a"}, "iterations": 1,
      "optimizer": {"kind": "sgd", "lr": 1, "schedule": {"kind": "step", "warmup": 1, "every": 2}}, "output": "o"},
     RUN

@@ -117,7 +117,7 @@ def test_refused_files(run_yaml, old, new, message):
 
 NUMBER = "expected a number > 0"
 NAMES = "expected blocks, cyclic, fractional, graph or {kind: file, path: ...}"
-PROBLEMS = "expected least_squares, logistic, softmax, mlp or python: 'module:object'"
+PROBLEMS = "expected least_squares, logistic, softmax, mlp, python: 'module:object' or torch: 'module:function'"
 APPROXIMATE = "recovery={mode: approximate, "
 UNBIASED = f"{APPROXIMATE}deadline: 1, estimator: unbiased}}"
 ONLY_KILL = "rank 0, the server, computes nothing: expected kind: kill, step: begin"

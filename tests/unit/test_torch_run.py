@@ -18,7 +18,7 @@ ROWS, SIZE = 50, 20
 
 @pytest.fixture(autouse=True)
 def in_this_process(monkeypatch):
-    for name in begin.RANKS:
+    for name in launched.RANKS:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(begin, "Ending", mock.Mock)  # the process does not end
 

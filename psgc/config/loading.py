@@ -1,0 +1,41 @@
+"""Reads the settings of a run from a YAML file, or from text."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from psgc.config.run import Config
+from psgc.config.torch import TorchConfig, is_torch
+from psgc.errors import UserError, visible
+from psgc.validation import validated
+from psgc.yaml_source import Source
+
+
+def read(path: str | Path, overrides: Sequence[str] = ()) -> Source:
+    """What a YAML file says, with `--set` overrides such as "coding.parts=2" in order. Raises UserError."""
+    source = Source.from_file(path)
+    for override in overrides:
+        source.override(override)
+    return source
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """The settings in a YAML file, with overrides; a TorchConfig for a torch problem. Raises UserError."""
+    return checked_settings(read(path, overrides))
+
+
+def checked_settings(source: Source, by_hand: bool = True) -> Config:
+    """The settings in `source`. by_hand: as for `validated`. Raises UserError."""
+    return validated(TorchConfig if is_torch(source.tree) else Config, source, by_hand)
+
+
+def from_yaml_text(text: str, name: str = "config.yaml") -> Config:
+    """The settings in `text`, which `to_yaml` has written. name: of the text in errors. Raises UserError."""
+    return checked_settings(Source(text, visible(name)), by_hand=False)
+
+
+def has_torch_problem(path: str | Path, overrides: Sequence[str] = ()) -> bool:
+    """Whether a YAML file has a torch problem. False also where it cannot be read."""
+    try:
+        return is_torch(read(path, overrides).tree)
+    except UserError:
+        return False

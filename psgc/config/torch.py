@@ -1,0 +1,61 @@
+"""The settings of a run that trains a PyTorch model: `problem: {torch: "module:function"}` and what goes with it."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from psgc.config.coding import Coding, Recovery
+from psgc.config.problem import TorchOptimizer, TorchProblem, TorchScheduler
+from psgc.config.run import Config
+from psgc.validation import Count, Section, expect
+
+
+class Batch(Section):
+    size: Count = Field(description="a whole number >= 1: examples of a step")
+    epochs: Count = Field(description="a whole number >= 1: how often each example is used")
+
+
+class TorchCoding(Coding):
+    unused: ClassVar[Mapping[str, str]] = {
+        "chunks_per_worker": "a torch problem has coding.chunks instead, a number for all workers together",
+        "assignment": "a torch problem has none, since any worker can do any chunk",
+    }
+
+    chunks: Count = 60  # into which the examples of a step are cut, whatever the number of workers
+    chunks_per_worker: int = Field(default=1, exclude=True)
+    assignment: str = Field(default="blocks", exclude=True)
+
+
+class TorchConfig(Config):
+    """The settings of a run with a torch problem. A `Config` for all that serves the run."""
+
+    unused: ClassVar[Mapping[str, str]] = {
+        "data": "a torch problem has none, its function returns the dataset",
+        "iterations": "a torch problem has batch: {size: ..., epochs: ...} instead",
+        "backend": "a torch problem has none, its model is where its function puts it",
+        "dtype": "a torch problem has none, it is that of the model's parameters",
+        "recovery": "a torch problem has none, its gradients are exact",
+    }
+
+    problem: TorchProblem = Field(description="a mapping, for example {torch: 'module:function'}")
+    optimizer: TorchOptimizer = Field(description="a mapping, for example {torch: AdamW, lr: 1.0e-3}")
+    scheduler: TorchScheduler | None = None
+    batch: Batch = Field(  # type: ignore[assignment]
+        description="a mapping, for example {size: 256, epochs: 10}"
+    )
+    micro_batch: Count = 64  # examples of a chunk that are computed at a time
+    autocast: Literal["none", "bfloat16"] = "none"  # in which loss and metrics are computed
+    # chunk: batch normalisation in training mode, with the statistics of each chunk
+    buffers: Annotated[Literal["chunk"] | None, expect("chunk or nothing", union=True)] = None
+    coding: TorchCoding = TorchCoding()
+    data: None = Field(default=None, exclude=True)
+    iterations: Count = Field(default=2**31 - 1, exclude=True)
+    backend: Literal["auto"] = Field(default="auto", exclude=True)
+    dtype: Literal["float64", "float32"] = Field(default="float32", exclude=True)
+    recovery: Recovery = Field(default=Recovery(), exclude=True)
+
+
+def is_torch(tree: Any) -> bool:
+    """Whether the content of a YAML file is that of a run with a torch problem."""
+    return isinstance(tree, dict) and isinstance(problem := tree.get("problem"), dict) and "torch" in problem

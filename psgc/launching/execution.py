@@ -1,0 +1,71 @@
+"""What becomes of a script, or of the training that a YAML describes, in this process."""
+
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from types import TracebackType
+
+from psgc.errors import PsgcError, one_line
+from psgc.terminal import say_together
+from psgc.training import launched
+
+
+class Execution:
+    """Runs what this process is there for. Afterwards, unless psgc.torch.init was called:
+
+    code: the exit code; reason: why it ended, one line; shown: what the user is to see of its error, lines.
+    """
+
+    def __init__(self) -> None:
+        self.code = 0
+        self.reason = "without an error"
+        self.shown: list[str] = []
+
+    def run(self, work: Callable[[], object]) -> None:
+        """Calls `work`. An error after psgc.torch.init ends the process as it ends any Python program."""
+        try:
+            work()
+        except SystemExit as end:
+            self._exited(end.code)
+            if launched.has_begun():
+                self.shown = []
+                if self.code:  # Python itself does not call it then
+                    sys.excepthook(SystemExit, end, end.__traceback__)
+                raise
+        except BaseException as error:
+            frames = error.__traceback__
+            for _ in range(2):  # without this one and that of `work`
+                frames = frames and frames.tb_next
+            self._raised(error, frames)
+            if launched.has_begun() or sys.excepthook is not sys.__excepthook__:
+                self.shown = []
+                sys.excepthook(type(error), error, frames)
+                sys.exit(1)
+
+    def _exited(self, code: object) -> None:
+        self.code = code if isinstance(code, int) else int(code is not None)
+        self.reason = f"sys.exit({code!r})"
+        if code is not None and not isinstance(code, int):
+            self.shown = str(code).split("\n")
+
+    def _raised(self, error: BaseException, frames: TracebackType | None) -> None:
+        place = next(iter(traceback.extract_tb(frames)[-1:]), None)
+        where = f" ({os.path.basename(place.filename)}:{place.lineno})" if place else ""
+        self.code, self.reason = 1, one_line(error) + where
+        if isinstance(error, PsgcError):
+            self.code, self.reason = error.exit_code, str(error)
+        elif isinstance(error, KeyboardInterrupt):
+            self.code = 128 + signal.SIGINT
+        if isinstance(error, PsgcError) and not launched.debugging():
+            self.shown = [f"psgc: {error}"]
+        else:
+            lines = traceback.format_exception(type(error), error, frames)
+            self.shown = "".join(lines).rstrip("\n").split("\n")
+
+    def show(self) -> None:
+        """Once."""
+        lines, self.shown = self.shown, []
+        if lines:
+            say_together(lines)

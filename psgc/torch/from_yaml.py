@@ -1,0 +1,137 @@
+"""The training that a YAML with a torch problem describes, as a script with psgc.torch would do it.
+
+Every rank runs `train`. What is wrong with the YAML, or with what the user's function returns, is told before any rank
+computes.
+"""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from psgc.config import TorchConfig, checked_settings, read
+from psgc.errors import UserError
+from psgc.paths import expanded
+from psgc.problems import called, load_object
+from psgc.terminal import say
+from psgc.torch.begin import begin
+from psgc.torch.by_name import optimizer_and_scheduler, rehearse
+from psgc.torch.chunk_gradient import Loss
+from psgc.torch.run import Run
+from psgc.torch.sampling import length_of
+from psgc.validation import wrong
+
+EXPECTED = "expected (model, dataset, loss), or a mapping with these keys and also collate_fn, test, metrics"
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the user's function has returned.
+
+    test: a dataset on which `metrics` are evaluated after each epoch; without metrics the loss is.
+    """
+
+    model: nn.Module
+    dataset: Any
+    loss: Loss
+    collate_fn: Callable[[list[Any]], Any] | None = None
+    test: Any = None
+    metrics: Callable[[nn.Module, Any], Any] | None = None
+
+
+def train(path: str, overrides: Sequence[str] = ()) -> None:
+    """Train as the YAML says. Raises UserError before the run begins, and what psgc.torch raises."""
+    source = read(path, overrides)
+    config = checked_settings(source)
+    assert isinstance(config, TorchConfig)
+    optimizer_by_name, scheduler_by_name = optimizer_and_scheduler(config, partial(wrong, source))
+    torch.manual_seed(config.seed)
+    parts = make_parts(config, os.path.dirname(expanded(path)))
+    rehearse(optimizer_by_name, scheduler_by_name, next(parts.model.parameters()).device)
+    optimizer = optimizer_by_name.made(parts.model.parameters())
+    scheduler = scheduler_by_name.made(optimizer) if scheduler_by_name else None
+
+    run = begin(
+        *(parts.model, parts.dataset, _autocast(config, parts.model, parts.loss), parts.collate_fn),
+        {
+            **{name: getattr(config, name) for name in ("micro_batch", "seed", "output", "buffers", "schedule")},
+            **{name: getattr(config.coding, name) for name in ("replication", "chunks", "parts")},
+            **{"aggregation": config.aggregation, "transfer": config.transfer},
+            **{"checkpoint_every": config.checkpoint.every, "of_yaml": config},
+        },
+    )
+    run.attach(optimizer, *([scheduler] if scheduler else []))
+    params = [param for param in parts.model.parameters() if param.requires_grad]
+    for batch in run.batches(config.batch.size, config.batch.epochs):
+        if batch.epoch and batch.position.start == 0:  # here, so that a run that is resumed does not leave it out
+            _evaluate(run, config, parts, batch.epoch)
+        run.backward(batch)
+        if config.optimizer.clip_norm is not None:
+            nn.utils.clip_grad_norm_(params, config.optimizer.clip_norm)
+        optimizer.step()
+        if scheduler:
+            scheduler.step()
+    _evaluate(run, config, parts, config.batch.epochs)
+    run.save(Path(config.output) / "model.safetensors")
+
+
+def make_parts(config: TorchConfig, folder: str) -> Parts:
+    """What the function of `problem.torch` returns. folder: where its module may lie. Raises UserError."""
+    target, options = config.problem.torch, config.problem.options
+    where = f"problem.torch: {target}"
+    function = load_object(where, target, folder)
+    if not callable(function):
+        raise UserError(f"{where}: is a {type(function).__name__}, expected a function")
+    returned = called(where, function, options)
+    if isinstance(returned, tuple) and len(returned) == 3:
+        returned = dict(zip(("model", "dataset", "loss"), returned, strict=True))
+    if not isinstance(returned, Mapping):
+        size = f" of {len(returned)}" if isinstance(returned, tuple | list) else ""
+        raise UserError(f"{where} returned a {type(returned).__name__}{size}; {EXPECTED}")
+    names = Parts.__dataclass_fields__
+    if unknown := [str(name) for name in returned if name not in names]:
+        raise UserError(f"{where} returned a mapping with {', '.join(unknown)}; {EXPECTED}")
+    if missing := [name for name in ("model", "dataset", "loss") if name not in returned]:
+        raise UserError(f"{where} returned a mapping without {', '.join(missing)}; {EXPECTED}")
+    parts = Parts(**returned)
+    if not isinstance(parts.model, nn.Module):
+        raise UserError(f"{where} returned a {type(parts.model).__name__} as model, expected a torch.nn.Module")
+    for name in ("loss", "collate_fn", "metrics"):
+        if not callable(value := getattr(parts, name)) and (name == "loss" or value is not None):
+            raise UserError(f"{where} returned a {type(value).__name__} as {name}, expected a function")
+    if parts.metrics is not None and parts.test is None:
+        raise UserError(f"{where} returned metrics without test, the dataset to evaluate them on")
+    for name in ("dataset", "test") if parts.test is not None else ("dataset",):
+        try:
+            length_of(getattr(parts, name))
+        except UserError as error:
+            raise UserError(f"{where}: {name}: {error}") from None
+    return parts
+
+
+def _autocast(config: TorchConfig, model: nn.Module, function: Any) -> Any:
+    """The function, (model, batch) -> anything, under autocast if the YAML says so."""
+    if config.autocast == "none":
+        return function
+    device = next(model.parameters()).device.type
+
+    def under_autocast(model: nn.Module, batch: Any) -> Any:
+        with torch.autocast(device, torch.bfloat16):
+            return function(model, batch)
+
+    return under_autocast
+
+
+def _evaluate(run: Run, config: TorchConfig, parts: Parts, epoch: int) -> None:
+    """The metrics after so many epochs."""
+    if parts.test is None:
+        return
+    found = run.evaluate(parts.test, _autocast(config, parts.model, parts.metrics or parts.loss))
+    named = found if isinstance(found, dict) else {"metric" if parts.metrics else "loss": found}
+    if run.rank == 0:
+        say(f"epoch {epoch}  " + "  ".join(f"{name} {value:.6g}" for name, value in named.items()))

@@ -1,0 +1,69 @@
+"""A torch problem: the same bits over workers, in one process, and from a script that does the same."""
+
+import hashlib
+import shutil
+import sys
+from pathlib import Path
+
+from tests.ranks.mpirun import run
+from tests.unit import torch_problem
+
+YAML = """\
+problem: {torch: "torch_problem:build", options: {hidden: 6}}
+optimizer: {torch: AdamW, lr: 1.0e-2, weight_decay: 0.1, clip_norm: 0.5}
+scheduler: {torch: StepLR, step_size: 2}
+batch: {size: 60, epochs: 2}
+micro_batch: 8
+autocast: bfloat16
+coding: {chunks: 12}
+output: together
+seed: 3
+"""
+SCRIPT = """
+import torch
+import psgc.torch
+import torch_problem
+
+def cast(function):
+    def under_autocast(model, batch):
+        with torch.autocast("cpu", torch.bfloat16):
+            return function(model, batch)
+    return under_autocast
+
+torch.manual_seed(3)
+model, data, loss = torch_problem.only_three(6)
+run = psgc.torch.init(model, data, cast(loss), chunks=12, micro_batch=8, seed=3)
+optimizer = torch.optim.AdamW(model.parameters(), 1e-2, weight_decay=0.1)
+schedule = torch.optim.lr_scheduler.StepLR(optimizer, 2)
+run.attach(optimizer, schedule)
+for batch in run.batches(60, epochs=2):
+    run.backward(batch)
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+    optimizer.step()
+    schedule.step()
+run.save("script/model.safetensors")
+"""
+
+
+def trained(folder, *arguments):
+    finished = run([sys.executable, *arguments], folder)
+    assert finished.returncode == 0, finished.said
+    assert not finished.orphans
+    assert not finished.stderr
+    return [line for line in finished.stdout.splitlines() if line.startswith("epoch")]
+
+
+def test_the_bits_are_those_of_one_process_and_of_a_script(tmp_path):
+    (tmp_path / "run.yaml").write_text(YAML)
+    (tmp_path / "train.py").write_text(SCRIPT)
+    shutil.copy(torch_problem.__file__, tmp_path)
+    together = trained(tmp_path, "-m", "psgc", "launch", "run.yaml", "-n", "3")
+    alone = trained(tmp_path, "-m", "psgc", "train", "run.yaml", "--set", "output=alone")
+    trained(tmp_path, "train.py")
+    assert [line.split()[:3] for line in alone] == [["epoch", "1", "right"], ["epoch", "2", "right"]]
+    assert together == alone
+    digests = {
+        hashlib.sha256(Path(tmp_path, name, "model.safetensors").read_bytes()).hexdigest()
+        for name in ("together", "alone", "script")
+    }
+    assert len(digests) == 1

@@ -1,0 +1,132 @@
+"""Torch problems: what is refused of the YAML, and of what the user's function returns."""
+
+from pathlib import Path
+
+import pytest
+
+from psgc.config import TorchConfig, from_yaml_text, load
+from psgc.errors import UserError
+from psgc.torch import from_yaml
+from tests.unit import torch_problem
+
+FOLDER = str(Path(torch_problem.__file__).parent)
+YAML = """\
+problem: {torch: "torch_problem:build", options: {hidden: 5}}
+optimizer:
+  torch: AdamW
+  lr: 1.0e-2
+  betas: [0.8, 0.9]
+  clip_norm: 0.5
+scheduler: {torch: MultiStepLR, milestones: [2, 4]}
+batch: {size: 100, epochs: 2}
+coding: {chunks: 4, replication: 2}
+output: out
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("run.yaml").write_text(YAML)
+    monkeypatch.syspath_prepend(FOLDER)
+    return tmp_path
+
+
+def refusal(*overrides):
+    with pytest.raises(UserError) as caught:
+        from_yaml.train("run.yaml", overrides)
+    assert caught.value.exit_code == 2
+    assert len(str(caught.value).splitlines()) == 1
+    assert not Path("out").exists()
+    return str(caught.value)
+
+
+def test_settings_are_written_and_read_again(folder):
+    config = load("run.yaml")
+    assert isinstance(config, TorchConfig)
+    assert config.optimizer.arguments == {"lr": 0.01, "betas": [0.8, 0.9]}
+    assert (config.coding.chunks, config.coding.parts, config.micro_batch) == (4, 1, 64)
+    text = config.to_yaml()
+    assert from_yaml_text(text) == config
+    assert not {"data", "iterations", "recovery", "assignment"} & set(text.replace(":", " ").split())
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("data={path: x.npz}", "a torch problem has none, its function returns the dataset"),
+        ("iterations=3", "a torch problem has batch: {size: ..., epochs: ...} instead"),
+        ("dtype=float32", "a torch problem has none, it is that of the model's parameters"),
+        ("recovery.mode=exact", "recovery: a torch problem has none, its gradients are exact"),
+        (
+            "coding.chunks_per_worker=3",
+            "a torch problem has coding.chunks instead, a number for all workers together",
+        ),
+        ("coding.chunk=3", "unknown key, did you mean 'chunks'?"),
+        ("optimizer={kind: adam, lr: 1}", "optimizer.kind: a torch problem has torch: NAME instead, a class of"),
+        ("optimizer={lr: 1}", "optimizer.torch: missing, expected a class of torch.optim, for example AdamW"),
+        ("optimizer.torch=3", "expected a class of torch.optim, for example AdamW, got 3"),
+        ("batch=100", "expected a mapping with the keys size, epochs, got 100"),
+        ("autocast=float16", "expected none or bfloat16, got 'float16'"),
+        ("coding.parts=3", "parts 3 is more than replication 2, each needs a holder"),
+        ("problem.torch=build", "expected 'module:function', got 'build'"),
+        # names
+        ("optimizer.torch=Adamw", "no Adamw in torch.optim, did you mean AdamW?"),
+        ("optimizer.torch=Optimizer", "no Optimizer in torch.optim, expected one of ASGD, Adadelta, "),
+        ("scheduler.torch=MultistepLR", "no MultistepLR in torch.optim.lr_scheduler, did you mean MultiStepLR?"),
+        ("optimizer.weigth_decay=1", "AdamW has no such argument, did you mean 'weight_decay'?"),
+        ("optimizer.rate=1", "AdamW has no such argument, expected one of lr, betas, eps, weight_decay, "),
+        ("optimizer.params=1", "AdamW has no such argument, expected one of lr, betas, eps, weight_decay, "),
+        ("scheduler={torch: StepLR}", "StepLR needs the argument step_size"),
+        # values
+        ("optimizer.lr=-1", "AdamW fails with it: ValueError: Invalid learning rate: -1"),
+        ("optimizer.lr=fast", "AdamW fails with it: TypeError: "),
+        ("optimizer={torch: LBFGS}", "LBFGS fails when it steps: TypeError: LBFGS.step() missing "),
+        ("optimizer={torch: SparseAdam}", "SparseAdam fails when it steps: RuntimeError: SparseAdam does not support"),
+        ("scheduler={torch: LambdaLR, lr_lambda: x}", "LambdaLR fails when it steps: TypeError: 'str' object is not"),
+        ("scheduler={torch: ReduceLROnPlateau}", "ReduceLROnPlateau fails when it steps: TypeError: "),
+    ],
+)  # fmt: skip
+def test_wrong_settings(folder, override, said):
+    assert refusal(override).startswith(f"--set {override}: {said}")
+
+
+def test_the_line_of_a_wrong_argument_is_named(folder):
+    Path("run.yaml").write_text(YAML.replace("betas", "beta"))
+    assert refusal() == "run.yaml:5: optimizer.beta: AdamW has no such argument, did you mean 'betas'?"
+
+
+@pytest.mark.parametrize(
+    ("problem", "said"),
+    [
+        ("{torch: 'nowhere:build'}", "nowhere:build: no module 'nowhere' installed, beside the YAML or here"),
+        ("{torch: 'broken:build'}", "broken:build: importing broken failed: ZeroDivisionError: division by zero"),
+        ("{torch: 'torch_problem:bild'}", "torch_problem:bild: torch_problem (FOLDER/torch_problem.py) has no bild"),
+        ("{torch: 'torch_problem:torch'}", "torch_problem:torch: is a module, expected a function"),
+        (
+            "{torch: 'torch_problem:build', options: {width: 3}}",
+            "torch_problem:build: calling it with {'width': 3} failed: TypeError: build() got an unexpected keyword "
+            "argument 'width'",
+        ),
+        ("{torch: 'torch_problem:data'}", "torch_problem:data returned a TensorDataset; EXPECTED"),
+        ("{torch: 'torch_problem:pair'}", "torch_problem:pair returned a tuple of 2; EXPECTED"),
+        ("{loss: nothing}", "torch_problem:returns returned a mapping without loss; EXPECTED"),
+        ("{losses: 3}", "torch_problem:returns returned a mapping with losses; EXPECTED"),
+        ("{model: 3}", "torch_problem:returns returned a int as model, expected a torch.nn.Module"),
+        ("{loss: 3}", "torch_problem:returns returned a int as loss, expected a function"),
+        ("{metrics: 3}", "torch_problem:returns returned a int as metrics, expected a function"),
+        ("{test: nothing}", "torch_problem:returns returned metrics without test, the dataset to evaluate them on"),
+        (
+            "{dataset: 3}",
+            "torch_problem:returns: dataset: the dataset (int) has no __getitem__; expected a map-style dataset, with "
+            "__len__ and __getitem__",
+        ),
+        ("{test: []}", "torch_problem:returns: test: the dataset (list) is empty, expected at least one example"),
+    ],
+)  # fmt: skip
+def test_wrong_functions(folder, problem, said):
+    Path("broken.py").write_text("1 / 0")
+    if "torch:" not in problem:
+        problem = f"{{torch: 'torch_problem:returns', options: {problem}}}"
+    expected = said.replace("EXPECTED", from_yaml.EXPECTED).replace("FOLDER", FOLDER)
+    assert refusal(f"problem={problem}") == f"problem.torch: {expected}"
