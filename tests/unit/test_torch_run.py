@@ -10,6 +10,7 @@ import torch.nn.functional as F
 import psgc.torch
 from psgc.errors import UserError
 from psgc.torch import begin
+from psgc.training import launched
 from tests.unit.documents import blocks
 
 DOCUMENT = Path(__file__).parents[2] / "docs/torch/checkpoints.md"
