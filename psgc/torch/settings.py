@@ -32,7 +32,9 @@ class Arguments(Section):
     def config(self, dtype: str) -> Config:
         """The settings of the run. Raises UserError when arguments do not go together."""
         if self.of_yaml is not None:
-            return self.of_yaml.model_copy(update={"dtype": dtype})
+            coding = self.of_yaml.coding.model_copy(update={"replication": self.replication, "parts": self.parts})
+            how = {"coding": coding, "aggregation": self.aggregation, "transfer": self.transfer}
+            return self.of_yaml.model_copy(update={"dtype": dtype, **how})
         values: dict[str, Any] = {
             "problem": {"kind": "script", "script": os.path.basename(sys.argv[0]) or "python"},
             "optimizer": {"kind": "script"},
