@@ -16,17 +16,19 @@ class RunProgress:
     """Shows how many of `iterations` are done, of which `done` were done before.
 
     mpirun gives a rank a terminal even in a batch job. So `psgc launch` sets PSGC_TERMINAL=COLUMNS where there is one.
+    columns: of the terminal of a process that mpirun did not start.
     """
 
-    def __init__(self, iterations: int, done: int = 0) -> None:
+    def __init__(self, iterations: int, done: int = 0, columns: int | None = None) -> None:
         self._iterations = iterations
         self._first = self._done = done
         self._began = self._last = time.monotonic()
         self._held: list[str] = []
-        columns = os.environ.get("PSGC_TERMINAL", "")
+        if (told := os.environ.get("PSGC_TERMINAL", "")).isdigit():
+            columns = int(told)
         self._bar: Progress | None = None
-        if columns.isdigit():
-            console = Console(force_terminal=True, width=int(columns), legacy_windows=False)
+        if columns is not None:
+            console = Console(force_terminal=True, width=columns, legacy_windows=False)
             self._bar = Progress(
                 TextColumn("iteration"),
                 BarColumn(),
@@ -38,6 +40,15 @@ class RunProgress:
             )
             self._task = self._bar.add_task("", total=iterations, completed=done, state="")
             self._bar.start()
+
+    def expect(self, iterations: int, done: int) -> None:
+        """There are so many iterations now, of which `done` are done."""
+        self._iterations = iterations
+        if done != self._done:
+            self._first = self._done = done
+            self._began = time.monotonic()
+        if self._bar is not None:
+            self._bar.update(self._task, total=iterations, completed=done)
 
     def update(self, loss: float | None, seconds: float) -> None:
         """One more iteration: its loss, None when the problem has none, and how long it took."""

@@ -58,7 +58,8 @@ class Tally:
         if row.missing and math.isfinite(row.actual_error):
             self.actual_errors.append(row.actual_error)
         self.bytes += row.bytes
-        self.final_loss = row.loss
+        if row.loss is not None:  # an evaluation has none
+            self.final_loss = row.loss
 
     def iteration(self, row: IterationRow, entries: np.ndarray, pace: np.ndarray) -> None:
         """An iteration whose chunks have been counted. entries: of these; pace: (workers,), mean time of those done."""

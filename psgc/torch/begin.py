@@ -3,6 +3,8 @@
 import hashlib
 import os
 import platform
+import shutil
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -101,9 +103,11 @@ def begin(
     if launched.ranks() < 2:
         if isinstance(made, UserError):
             raise made
-        state, chunks = made.resumed(), given["chunks"]
-        made.run.begin(Single(chunks) if state is None else Single(chunks, state.iteration, state.blob))
-        ending.last = made.run.end
+        if made.output is not None and not hasattr(sys, "ps1"):  # an interactive session is only interrupted
+            ending.catch_signals()
+        single = made.alone()
+        made.run.begin(single)
+        ending.session, ending.last = single, made.run.end
         return made.run
     from psgc.torch.session import Session  # with MPI
 
@@ -128,6 +132,7 @@ class _Local:
         given: Mapping[str, Any],
     ) -> None:
         self._arguments: Arguments = arguments(**given)
+        self.output = self._arguments.output
         if not isinstance(model, nn.Module):
             raise UserError(f"psgc.torch.init: model is a {type(model).__name__}, expected a torch.nn.Module")
         if not callable(loss):
@@ -158,9 +163,18 @@ class _Local:
     def settle(self, num_workers: int) -> tuple[Config, Plan]:
         return self._arguments.settled(self._config, num_workers, self.dim)
 
-    def prepare(self) -> tuple[Record, State | None]:
-        record = Record(self._arguments.output)
+    def prepare(self, columns: int | None = None) -> tuple[Record, State | None]:
+        record = Record(self._arguments.output, columns)
         return record, self.resumed()
+
+    def alone(self) -> Single:
+        """The run in this process, which begins. Raises UserError."""
+        columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+        record, state = self.prepare(columns)
+        arguments = self._arguments.alone()
+        config, plan = arguments.settled(arguments.config(self._config.dtype), 1, self.dim)
+        record.begin(config, plan, None if state is None else state.iteration)
+        return Single(plan.num_chunks, state, record, self.params, stopped_by)
 
     def resumed(self) -> State | None:
         """The state that the run goes on from, if it is to go on from one. Raises UserError."""

@@ -1,6 +1,5 @@
 """What a script computes in a call, on whichever ranks do it."""
 
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -8,8 +7,8 @@ from zlib import crc32
 
 import numpy as np
 
-from psgc.run_rows import IterationRow
 from psgc.torch.hand_over import State, Sum
+from psgc.torch.record import Record
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ class Engine(Protocol):
     """What makes sums of the calls: this process alone, or together with others.
 
     rank: of this process; num_chunks: of every call; iteration: of the first call; state: what the run goes on from,
-    or None; rows: of iterations.csv, of iterations that are over, on rank 0.
+    or None; record: of the run, on rank 0.
     """
 
     @property
@@ -42,7 +41,7 @@ class Engine(Protocol):
     @property
     def iteration(self) -> int: ...
     @property
-    def rows(self) -> deque[IterationRow]: ...
+    def record(self) -> Record | None: ...
     @property
     def state(self) -> bytes | None: ...
 

@@ -4,14 +4,17 @@ import atexit
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType, TracebackType
+from typing import ClassVar
 
 from psgc.errors import PsgcError, one_line
 from psgc.terminal import say
 from psgc.torch.session import Session
+from psgc.torch.single import Single
 from psgc.training import launched
 from psgc.user_code import raised_at
 
@@ -21,10 +24,18 @@ stopped_by: list[int] = []  # signals that have come
 
 
 class Ending:
-    """Looks at how the script ends. session: of this rank, None in a single process."""
+    """Looks at how the script ends. session: of this rank, None before there is one.
+
+    An earlier run of this process, which had it to itself, is over.
+    """
+
+    _earlier: ClassVar["Ending | None"] = None
 
     def __init__(self) -> None:
-        self.session: Session | None = None
+        if Ending._earlier is not None and isinstance(Ending._earlier.session, Single):
+            Ending._earlier.close()
+        Ending._earlier = self
+        self.session: Session | Single | None = None
         self.last: Callable[[bool], object] = lambda _: None  # called at the end: whether the script has raised
         self._code: int | None = None  # of the exit; None: that of Python
         self._text = ""  # why the script ends
@@ -35,9 +46,19 @@ class Ending:
 
     def catch_signals(self) -> None:
         """Let rank 0 end the run in order. A second Ctrl-C ends the script at once."""
+        if threading.current_thread() is not threading.main_thread():
+            return
         signal.signal(signal.SIGINT, _stop)
         for number in STOPPERS:
             signal.signal(number, lambda number, _: stopped_by.append(number))
+
+    def close(self) -> None:
+        """Another run begins in this process."""
+        atexit.unregister(self._at_exit)
+        sys.excepthook = self._hook
+        self.last(False)
+        if self.session is not None:
+            self.session.end()
 
     def _raised(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         self._code, self._text = 1, f"its script raised {one_line(error)}{raised_at(error)}"

@@ -11,6 +11,7 @@ import numpy as np
 from psgc import __version__
 from psgc.config import Config
 from psgc.plan import Plan
+from psgc.reporting.progress import RunProgress
 from psgc.reporting.records import Recorder
 from psgc.reporting.summary import lines, summarise
 from psgc.run_rows import IterationRow
@@ -20,26 +21,25 @@ from psgc.training import launched
 from psgc.training.claim import Claim
 from psgc.writing import write_text
 
-EVERY = 5.0  # seconds between two lines of progress
-
 
 class Record:
     """The observer of a run (`psgc.server.observer.Observer`).
 
-    output: the run directory, or None: then only `psgc launch` is told how the run ended.
-    rows: those that the script has not been given yet.
+    output: the run directory, or None: then only `psgc launch` is told how the run ended, and there is no progress.
+    columns: of the terminal, where nobody else says; rows: those that the script has not been given yet.
 
     Raises UserError: another run has the directory, or it cannot be written.
     """
 
-    def __init__(self, output: str | None) -> None:
+    def __init__(self, output: str | None, columns: int | None = None) -> None:
         self.rows: deque[IterationRow] = deque()
         self._claim = Claim(Path(output)) if output is not None else None
         self._summary_in = launched.name_directory(output)
         self._output = output
         self._recorder: Recorder | None = None
-        self._began = self._last = time.monotonic()
-        self._hidden = True  # no line of progress yet
+        self._columns = columns
+        self._progress: RunProgress | None = None
+        self._began = time.monotonic()
 
     def begin(self, config: Config, plan: Plan, resume_at: int | None) -> None:
         """The run begins, or goes on with this iteration. Raises UserError."""
@@ -51,6 +51,20 @@ class Record:
             self._recorder = Recorder(directory, text, plan.assignment, plan.parts, own_chunks, 100_000, resume_at)
         self._began = time.monotonic()
 
+    # of the script
+
+    def expects(self, steps: int, done: int) -> None:
+        """The script will have made so many steps at the end of its loop, and has made so many of them."""
+        if self._progress is not None:
+            self._progress.expect(steps, done)
+        elif self._recorder is not None:
+            self._progress = RunProgress(steps, done, self._columns)
+
+    def step(self, loss: float, seconds: float) -> None:
+        """It has made one more step."""
+        if self._progress is not None:
+            self._progress.update(loss, seconds)
+
     # of the server
 
     def chunk(self, worker: int, chunk: int, iteration: int, start: float, seconds: float, outcome: int) -> None:
@@ -60,11 +74,6 @@ class Record:
     def iteration(self, row: IterationRecord) -> None:
         if self._recorder is not None:
             self._recorder.iteration(row)
-            now = time.monotonic()
-            if self._hidden or now - self._last >= EVERY:
-                self._last, self._hidden = now, False
-                loss = "" if row.loss is None else f"  loss {row.loss:.6f}"
-                say(f"iteration {row.iteration + 1}{loss}  {1e3 * row.seconds:.1f} ms")
         self.rows.append(row)
 
     def approximate(self, approximation: Approximation) -> None: ...
@@ -100,6 +109,8 @@ class Record:
         self, params: np.ndarray, status: str, reason: str, code: int, replicas: dict[str, object] | None
     ) -> None:
         """Write the summary, and say it. Raises OSError."""
+        if self._progress is not None:
+            self._progress.close()
         settings: dict[str, Any] = {"exit_code": code}
         if self._recorder is not None:
             settings |= {

@@ -1,5 +1,6 @@
 """What a script has of its run: batches, gradients, evaluation, files (`psgc.torch.init` makes it)."""
 
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -87,10 +88,11 @@ class Run:
         Each call has epochs of its own, after those of the call before. After a resumption it goes on with the batch
         where the run was. Raises UserError when size or epochs is not a whole number >= 1.
         """
-        return self._batches(self._sampler.batches(size, epochs))
+        batches = self._sampler.batches(size, epochs)
+        return self._batches(batches, size, self._sampler.epochs)
 
-    def _batches(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        is_empty = True
+    def _batches(self, batches: Iterator[Batch], size: int, end: int) -> Iterator[Batch]:
+        is_empty, record = True, self.engine.record
         while True:
             if self._pending is None:  # the script may have stepped schedules since the latest state was loaded
                 self._pending = self._latest
@@ -101,13 +103,18 @@ class Run:
                     self._position = self._sampler.position
                     self._latest = self.state()
                 return
+            if record is not None and (is_empty or self._has_moved):
+                record.expects(self._sampler.steps_by(size, end), batch.iteration)
             is_empty = False
             self._latest, self._has_moved = None, False
+            began = time.monotonic()
             try:
                 yield batch
             finally:
                 if not self._has_moved:
                     self._sampler.position = batch.after
+            if record is not None:
+                record.step(self._loss, time.monotonic() - began)
 
     def backward(self, batch: Batch, accumulate: bool = False, scaler: Any = None) -> float:
         """Put the gradient of the mean loss over the batch into `.grad`, on every rank; the mean loss.
@@ -290,9 +297,9 @@ class Run:
         self._functions.append(function)
 
     def _give_rows(self) -> None:
-        rows = self.engine.rows
-        while rows:
-            row = rows.popleft()
+        record = self.engine.record
+        while record is not None and record.rows:
+            row = record.rows.popleft()
             for function in self._functions:
                 function(row)
 

@@ -68,7 +68,7 @@ class Sampler:
     def __init__(self, length: int, seed: int) -> None:
         self._length, self._seed = length, seed
         self._position = Position()
-        self._given_out = 0  # epochs, to calls of `batches`
+        self.epochs = 0  # of all calls of `batches`
 
     @property
     def position(self) -> Position:
@@ -87,6 +87,13 @@ class Sampler:
                 f"dataset has {self._length} examples; expected the dataset that the run began with"
             )
 
+    def steps_by(self, size: int, end: int) -> int:
+        """How many steps the run will have made when epoch `end` begins, with batches of this size from now on."""
+        iteration, epoch, start = self._position
+        if epoch >= end:
+            return iteration
+        return iteration + -(-(self._length - start) // size) + (end - epoch - 1) * -(-self._length // size)
+
     def batches(self, size: int, epochs: int) -> Iterator[Batch]:
         """The batches of the next `epochs` epochs, of `size` examples each; the last one of an epoch may be smaller.
 
@@ -98,9 +105,9 @@ class Sampler:
         """
         check_whole("size", size)
         check_whole("epochs", epochs)
-        first = self._given_out
-        self._given_out += epochs
-        return self._batches(size, first, self._given_out)
+        first = self.epochs
+        self.epochs += epochs
+        return self._batches(size, first, self.epochs)
 
     def _batches(self, size: int, first: int, end: int) -> Iterator[Batch]:
         while self._position.epoch < end:

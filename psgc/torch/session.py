@@ -7,7 +7,6 @@ thread does is to leave MPI.
 
 import json
 import threading
-from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, Protocol
@@ -17,7 +16,6 @@ import numpy as np
 from psgc.config import Config
 from psgc.errors import PsgcError, RunFailed, UserError, one_line
 from psgc.plan import Plan
-from psgc.run_rows import IterationRow
 from psgc.terminal import say_traceback
 from psgc.torch.calls import Call
 from psgc.torch.hand_over import HandOver, ScriptReplica, State, Sum
@@ -99,11 +97,6 @@ class Session:
         if self._error is not None:
             _wait(self._over)
             raise self._error
-
-    @property
-    def rows(self) -> deque[IterationRow]:
-        """Of iterations.csv, for the script; none but on rank 0."""
-        return deque() if self.record is None else self.record.rows
 
     @property
     def num_chunks(self) -> int:

@@ -29,6 +29,10 @@ class Arguments(Section):
     checkpoint_every: Natural
     of_yaml: TorchConfig | None = None  # the settings of a run that a YAML describes
 
+    def alone(self) -> "Arguments":
+        """As one process does it, which is the only worker."""
+        return self.model_copy(update={"aggregation": "server", "transfer": "per_chunk", "parts": 1, "replication": 1})
+
     def config(self, dtype: str) -> Config:
         """The settings of the run. Raises UserError when arguments do not go together."""
         if self.of_yaml is not None:

@@ -53,6 +53,25 @@ def test_a_line_says_loss_time_and_what_is_left(clock, capsys):
     ]
 
 
+def test_the_number_of_iterations_may_change_on_the_way(clock, capsys):
+    shown = RunProgress(2)
+    for _ in range(2):
+        clock.now += 1.0
+        shown.update(0.5, 1.0)
+    shown.expect(4, 2)
+    clock.now += 3.0
+    shown.update(0.5, 1.0)
+    shown.expect(4, 1)  # back to an earlier one
+    for _ in range(3):
+        clock.now += 2.0
+        shown.update(0.5, 1.0)
+    lines = [(line.split()[1], line.partition("about ")[2]) for line in capsys.readouterr().out.splitlines()]
+    assert lines == [
+        *[("1/2", "1 s left"), ("2/2", "0 s left")],
+        *[("2/4", "4 s left"), ("4/4", "0 s left")],
+    ]
+
+
 @pytest.mark.parametrize("columns", ["", "100"])
 def test_no_loss_and_a_loss_that_is_not_finite_look_different(clock, capsys, monkeypatch, columns):
     monkeypatch.setenv("PSGC_TERMINAL", columns)

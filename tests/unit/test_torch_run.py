@@ -1,5 +1,8 @@
 """A run of psgc.torch in one process: what a script may do with it, and what it is told."""
 
+import csv
+import json
+import signal
 from pathlib import Path
 from unittest import mock
 
@@ -8,8 +11,8 @@ import torch
 import torch.nn.functional as F
 
 import psgc.torch
-from psgc.errors import UserError
-from psgc.torch import begin
+from psgc.errors import RunFailed, UserError
+from psgc.torch import begin, checkpoints
 from psgc.training import launched
 from tests.unit.documents import blocks
 
@@ -37,6 +40,12 @@ def made(loss=loss, **settings):
     run = psgc.torch.init(model, data, loss, **{"chunks": 7, "micro_batch": 2} | settings)
     optimizer = torch.optim.SGD(model.parameters(), 0.05)
     return model, data, run, optimizer
+
+
+def end(run, text=""):
+    """What happens at the end of a script."""
+    run.end(bool(text))
+    run.engine.end(text)
 
 
 def gradient_of(model, batches, data):
@@ -182,8 +191,57 @@ def trained(folder, epochs):
         optimizer.step()
         schedule.step()
         steps.append(batch.iteration)
-    run.end(False)
+    end(run)
     return model.weight.detach().clone(), steps
+
+
+def rows_in(folder):
+    with (folder / "iterations.csv").open() as stream:
+        return [*csv.DictReader(stream)]
+
+
+def test_one_process_leaves_a_record(tmp_path, capsys, monkeypatch):
+    trained(tmp_path / "run", 2)
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert (summary["status"], summary["exit_code"], summary["iterations"]) == ("done", 0, 6)
+    assert (summary["workers"], summary["chunks"], summary["chunks_used"]) == (1, 7, 42)
+    assert [row["iteration"] for row in rows_in(tmp_path / "run")] == [*"012345"]
+    assert float(rows_in(tmp_path / "run")[-1]["loss"]) == pytest.approx(summary["final_loss"])
+    assert [path.name.partition("-")[0] for path in checkpoints.newest_first(tmp_path / "run/checkpoints")] == [
+        f"{step:08d}" for step in (6, 4, 2)
+    ]
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split()[1] for line in said if line.startswith("iteration ")] == ["1/6", "6/6"]
+    assert f"  run directory      {tmp_path / 'run'}" in said
+    monkeypatch.setenv("PSGC_RESUME", "1")
+    trained(tmp_path / "run", 3)
+    assert [row["iteration"] for row in rows_in(tmp_path / "run")] == [*"012345678"]
+    assert capsys.readouterr().out.splitlines()[1].startswith("iteration 7/9")
+
+
+def test_a_run_in_one_process_that_is_stopped_or_fails_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(begin, "stopped_by", [])
+    _, data, run, _ = made(output=str(tmp_path / "stopped"))
+    begin.stopped_by.append(signal.SIGTERM)
+    with pytest.raises(RunFailed, match="stopped by SIGTERM"):
+        run.backward(next(run.batches(SIZE)))
+    end(run, "its script raised RunFailed: stopped by SIGTERM")
+    summary = json.loads((tmp_path / "stopped/summary.json").read_text())
+    assert (summary["status"], summary["reason"], summary["exit_code"]) == ("interrupted", "stopped by SIGTERM", 143)
+    begin.stopped_by.clear()
+    _, data, run, _ = made(output=str(tmp_path / "failed"))
+    with pytest.raises(UserError):
+        run.evaluate(data, lambda model, batch: "good")
+    end(run, "its script raised UserError")
+    summary = json.loads((tmp_path / "failed/summary.json").read_text())
+    assert (summary["status"], summary["exit_code"]) == ("failed", 1)
+
+
+def test_arguments_for_several_ranks_do_in_one_process_too(tmp_path):
+    _, _, run, _ = made(output=str(tmp_path), parts=2, aggregation="allreduce", transfer="combined")
+    run.backward(next(run.batches(SIZE)))
+    end(run)
+    assert json.loads((tmp_path / "summary.json").read_text())["transfer"] == "per_chunk"
 
 
 def test_a_resumed_run_makes_the_same_steps(tmp_path, monkeypatch):
