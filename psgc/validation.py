@@ -111,12 +111,12 @@ def _expanded(text: str, info: ValidationInfo) -> str:
         raise refuse(str(error)) from None
 
 
-_LARGEST = 2**31 - 1
+LARGEST = 2**31 - 1
 LEAST, MOST = 1e-50, 1e50  # so that squares and quotients are finite
-WholeNumber = Annotated[int, Field(ge=1, le=_LARGEST)]
+WholeNumber = Annotated[int, Field(ge=1, le=LARGEST)]
 PositiveNumber = Annotated[float, Field(ge=LEAST, le=MOST, allow_inf_nan=False)]
 Count = Annotated[WholeNumber, expect("a whole number >= 1")]
-Natural = Annotated[int, Field(ge=0, le=_LARGEST), expect("a whole number >= 0")]
+Natural = Annotated[int, Field(ge=0, le=LARGEST), expect("a whole number >= 0")]
 Positive = Annotated[PositiveNumber, expect("a number > 0")]
 RelativeError = Annotated[float, Field(ge=0, le=10, allow_inf_nan=False), expect("a number >= 0")]
 NotNegative = Annotated[float, Field(ge=0, le=MOST, allow_inf_nan=False), expect("a number >= 0")]

@@ -88,11 +88,9 @@ class Cluster:
         return True
 
     def know_costs(self, iteration: int) -> bool:
-        """Tell the schedule what the chunks of this iteration take; whether that is known."""
-        if self._settings.known_costs is None:
-            return False
-        self.schedule.know_costs(self._settings.known_costs(iteration))
-        return True
+        """Tell the schedule what the chunks of this iteration take, if known; whether it has a plan for that."""
+        known = self._settings.known_costs
+        return known is not None and self.schedule.know_costs(known(iteration))
 
     def weights(
         self, iteration: int, reports: Iterable[tuple[int, int, int]], incomplete: Container[int]
@@ -152,7 +150,7 @@ class Cluster:
         the chunk has been done in between, each failure is its worker's. Data that is wrong on rank 0 as well is wrong
         for every worker (UserError); otherwise only this worker's copy of it is damaged.
         """
-        self._settings.check_data(failure.chunk)
+        self._settings.check_data(failure.iteration, failure.chunk)
         reason = self.observer.failure_text(failure.worker, failure.text)
         if failure.everywhere:
             raise RunFailed(self._described(failure, reason))

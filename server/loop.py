@@ -6,7 +6,7 @@ from collections.abc import Callable
 from psgc.aggregation.replica import Replica
 from psgc.backend import Array, Backend
 from psgc.errors import RunFailed
-from psgc.optimizer import Optimizer, finite_step, make_optimizer
+from psgc.optimizer import Optimizer, finite_step
 from psgc.server.cluster import Cluster
 from psgc.server.coordinator import Coordinator
 from psgc.server.decoder import Decoder
@@ -29,17 +29,24 @@ SETTLED = 0.003  # seconds after which all workers have begun an iteration, if i
 class Server:
     """Trains: sends parameters, lets the coordinator decide what counts, decodes, steps.
 
-    cluster: the workers; its `estimates` can be set before `run`. optimizer: unless a script makes the steps.
+    cluster: the workers; its `estimates` can be set before `run`. optimizer: None when a script makes the steps.
     """
 
     optimizer: Optimizer
 
-    def __init__(self, transport: Transport, backend: Backend, observer: Observer, settings: ServerSettings) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        backend: Backend,
+        observer: Observer,
+        settings: ServerSettings,
+        optimizer: Optimizer | None = None,
+    ) -> None:
         config, plan = settings.config, settings.plan
         self._transport, self._backend, self._observer, self._settings = transport, backend, observer, settings
         self._script = settings.script
-        if self._script is None:
-            self.optimizer = make_optimizer(config.optimizer, config.iterations)
+        if optimizer is not None:
+            self.optimizer = optimizer
         self._trial = Trial(settings.tried, settings.tolerance)
         self._deadline = Deadline(config.recovery.deadline)
         self._failure: RunFailed | None = None  # during the newest step
@@ -77,6 +84,7 @@ class Server:
             replica = script.replica if script else Replica(self.optimizer, self._backend, wake)
             self._replicated = self._dispatcher.replicated = Replicated(
                 *(self._transport, self._backend, self._links.outbox, config, settings.plan, replica, params, first),
+                last=iterations,
                 alike=script is not None,
             )
         else:

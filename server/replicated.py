@@ -28,7 +28,8 @@ from psgc.transport import Transport
 
 
 class Replicated:
-    """first: the iteration that the run begins with; alike: whether the workers begin it with replicas as rank 0's."""
+    """first, last: the iterations that the run begins with and ends before; alike: whether the workers begin with
+    replicas as rank 0's."""
 
     def __init__(
         self,
@@ -40,12 +41,13 @@ class Replicated:
         replica: Stepping,
         params: Array,
         first: int,
+        last: int,
         alike: bool = False,
     ) -> None:
         workers = range(1, plan.num_workers + 1)
         self._outbox = outbox
         self._allreduce = AllReduce(
-            *(transport, backend, plan.coding_matrix, params.size, config.dtype, replica, config.iterations),
+            *(transport, backend, plan.coding_matrix, params.size, config.dtype, replica, last),
             have=self._have,
         )
         itemsize, timeout = params.itemsize, config.faults.collect_timeout

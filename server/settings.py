@@ -16,10 +16,11 @@ class ServerSettings:
 
     config: with the transfer that `auto` stands for; costs: of each chunk relative to an average one, None: all equal;
     script: that makes the steps, None when the optimizer of `config` does;
-    known_costs: gives those of an iteration, where they differ from one to the next and are known beforehand;
+    known_costs: gives those of an iteration, where they differ from one to the next and are known beforehand, relative
+    to an average chunk of the run;
     has_loss: whether the problem has one; tried: the chunk that each worker computes in the trial.
-    interrupted: polled, a reason to end early or None; check_data: called with a chunk whose gradient failed, raises
-    UserError when it is the data that is wrong.
+    interrupted: polled, a reason to end early or None; check_data: called with the iteration and the chunk whose
+    gradient failed, raises UserError when it is the data that is wrong.
     """
 
     config: Config
@@ -30,7 +31,7 @@ class ServerSettings:
     script: Script | None = None
     tried: Mapping[int, int] = field(default_factory=dict)
     interrupted: Callable[[], str | None] = lambda: None
-    check_data: Callable[[int], object] = lambda _: None
+    check_data: Callable[[int, int], object] = lambda iteration, chunk: None
 
     @property
     def copies(self) -> int:

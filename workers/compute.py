@@ -13,7 +13,7 @@ from numpy.random.bit_generator import ISpawnableSeedSequence
 
 from psgc.backend import Array, Backend
 from psgc.coding.sketch import sketch
-from psgc.data import ChunkSource
+from psgc.data import ChunkSource, Epochs
 from psgc.errors import ModelError, UserError, one_line
 from psgc.user_code import raised_at
 from psgc.workers.emulation import Emulation
@@ -53,11 +53,27 @@ def rng_of(seed: int, iteration: int, chunk: int) -> np.random.Generator:
 
 
 def gradient_of(
-    evaluate: Evaluate, chunks: ChunkSource, chunk: int, params: Array, iteration: int, seed: int, batch: int | None
+    evaluate: Evaluate,
+    chunks: ChunkSource,
+    chunk: int,
+    params: Array,
+    iteration: int,
+    seed: int,
+    batch: int | Epochs | None,
 ) -> tuple[float, Array]:
-    """Loss and gradient (dim,) of a chunk: of all its rows, or of `batch` drawn from (seed, iteration, chunk)."""
+    """Loss and gradient (dim,) of a chunk.
+
+    batch: None for all its rows; a number of them, drawn from (seed, iteration, chunk); or epochs, which say what rows
+    of the data the chunk has in this iteration. Of no rows both are 0, and the model is not asked.
+    """
     rng = rng_of(seed, iteration, chunk)
-    data = chunks.chunk(chunk) if batch is None else chunks.sample(chunk, batch, rng)
+    if isinstance(batch, Epochs):
+        rows = batch.rows(iteration, chunk, chunks.num_chunks)
+        if not rows.size:
+            return 0.0, np.zeros_like(params)
+        data = chunks.take(chunk, rows, rows.size / batch.rows_in(iteration))
+    else:
+        data = chunks.chunk(chunk) if batch is None else chunks.sample(chunk, batch, rng)
     return evaluate(params, data, rng)
 
 
@@ -91,8 +107,8 @@ class Computing(Protocol):
 class ComputeThread(threading.Thread):
     """Runs until the mailbox stops. Everything random in a chunk is drawn from (seed, iteration, chunk).
 
-    evaluate: loss and gradient (dim,) of a chunk; batch: rows sampled per chunk, None for all of them; trial: chunks
-    that other workers do as well, whose gradients are compared.
+    evaluate: loss and gradient (dim,) of a chunk; batch: the rows of a chunk (`gradient_of`); trial: chunks that other
+    workers do as well, whose gradients are compared.
     """
 
     def __init__(
@@ -106,7 +122,7 @@ class ComputeThread(threading.Thread):
         emulation: Emulation,
         injector: Injector,
         seed: int,
-        batch: int | None,
+        batch: int | Epochs | None,
         trial: Trial = NO_TRIAL,
     ) -> None:
         super().__init__(name="psgc-compute", daemon=True)  # a gradient that never returns must not keep the rank alive

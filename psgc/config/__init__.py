@@ -4,6 +4,7 @@ from psgc.config.coding import AssignmentFile, Coding, Recovery, Verify
 from psgc.config.faults import ChunkCosts, Faults, Injection, KnownCosts, Step, Stragglers
 from psgc.config.loading import checked_settings, from_yaml_text, has_torch_problem, load, read
 from psgc.config.problem import (
+    Batch,
     BuiltinProblem,
     Data,
     Optimizer,
@@ -20,6 +21,7 @@ from psgc.config.torch import TorchConfig
 
 __all__ = [
     "AssignmentFile",
+    "Batch",
     "BuiltinProblem",
     "ChunkCosts",
     "Coding",

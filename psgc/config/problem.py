@@ -4,9 +4,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
 
-from psgc.validation import Count, Fraction, Natural, NotNegative, PathText, Positive, Section, UsedBy, expect, refuse
+from psgc.validation import (
+    LARGEST,
+    Count,
+    Fraction,
+    Natural,
+    NotNegative,
+    PathText,
+    Positive,
+    Section,
+    UsedBy,
+    expect,
+    refuse,
+)
 from psgc.yaml_source import shown
 
 _DOTTED = r"[^\W\d]\w*(\.[^\W\d]\w*)*"
@@ -70,6 +82,22 @@ class Data(Section):
         if all(Path(path).suffix.lower() in (".npz", ".npy") for path in (self.path, self.test) if path is not None):
             self._refuse_unused("index_base", "a .npz or .npy file")
         return self
+
+
+class Batch(Section):
+    """Every row comes once an epoch, in an order that depends on seed and epoch alone."""
+
+    size: Count = Field(description="a whole number >= 1: rows of an iteration, all chunks together")
+    epochs: Count = Field(description="a whole number >= 1: how often every row comes")
+
+
+def batch_of(value: Any, info: ValidationInfo) -> Any:
+    """A batch as the YAML has it: a number of rows of every chunk, or a mapping."""
+    if isinstance(value, dict | Batch):
+        return Batch.model_validate(value, context=info.context)
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= LARGEST):
+        raise refuse(f"expected a whole number >= 1 or {{size: ROWS, epochs: NUMBER}}, got {shown(value)}")
+    return value
 
 
 _SCHEDULES = "constant, step, cosine or linear"

@@ -2,17 +2,19 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from psgc.config.coding import Coding, Recovery, Verify
 from psgc.config.faults import OF_ALLREDUCE, Faults, Stragglers
 from psgc.config.problem import (
+    Batch,
     BuiltinProblem,
     Data,
     Optimizer,
     PythonProblem,
     ScriptOptimizer,
     ScriptProblem,
+    batch_of,
     optimizer_of,
     problem_of,
 )
@@ -38,8 +40,9 @@ class Config(Section):
     optimizer: Annotated[Optimizer | ScriptOptimizer, by(optimizer_of)] = Field(
         description="a mapping, for example {kind: nesterov, lr: 0.5}"
     )
-    iterations: Count = Field(description="a whole number >= 1")
-    batch: Count | None = None  # rows sampled from every chunk; None: all of them
+    iterations: Count | None = None  # None: as many as the epochs of the batch take
+    # a number: rows sampled from every chunk; None: all of them
+    batch: Annotated[int | Batch | None, BeforeValidator(batch_of)] = None
     coding: Coding = Coding()
     schedule: ScheduleName = "dynamic"
     aggregation: Literal["server", "allreduce", "auto"] = "auto"
@@ -61,7 +64,15 @@ class Config(Section):
         coding, schedule = self.coding, SCHEDULES[self.schedule]
         if self.data is None and isinstance(self.problem, BuiltinProblem):
             raise refuse(f"missing, problem {self.problem.kind} needs data: {{path: ...}}", "data")
-        if self.batch is not None and coding.chunks_per_worker == "auto":
+        if isinstance(self.batch, Batch):
+            if self.iterations is not None:
+                text = "batch.epochs says how long the run is; leave out iterations, or give batch a number of rows"
+                raise refuse(text, "iterations", "batch")
+            if self.data is None and not isinstance(self.problem, ScriptProblem):
+                raise refuse("epochs are over the rows of data: {path: ...}, which is missing", "batch", "data")
+        elif self.iterations is None:
+            raise refuse("missing, expected a whole number >= 1, or batch: {size: ..., epochs: ...}", "iterations")
+        elif self.batch is not None and coding.chunks_per_worker == "auto":
             text = "batch is a number of rows of each chunk, which needs a number as coding.chunks_per_worker, not auto"
             raise refuse(text, "batch", "coding")
         if self.recovery.estimator == "unbiased":

@@ -6,14 +6,9 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from psgc.config.coding import Coding, Recovery
-from psgc.config.problem import TorchOptimizer, TorchProblem, TorchScheduler
+from psgc.config.problem import Batch, TorchOptimizer, TorchProblem, TorchScheduler
 from psgc.config.run import Config
-from psgc.validation import Count, Section, expect
-
-
-class Batch(Section):
-    size: Count = Field(description="a whole number >= 1: examples of a step")
-    epochs: Count = Field(description="a whole number >= 1: how often each example is used")
+from psgc.validation import Count, expect
 
 
 class TorchCoding(Coding):
@@ -41,16 +36,14 @@ class TorchConfig(Config):
     problem: TorchProblem = Field(description="a mapping, for example {torch: 'module:function'}")
     optimizer: TorchOptimizer = Field(description="a mapping, for example {torch: AdamW, lr: 1.0e-3}")
     scheduler: TorchScheduler | None = None
-    batch: Batch = Field(  # type: ignore[assignment]
-        description="a mapping, for example {size: 256, epochs: 10}"
-    )
+    batch: Batch = Field(description="a mapping, for example {size: 256, epochs: 10}")
     micro_batch: Count = 64  # examples of a chunk that are computed at a time
     autocast: Literal["none", "bfloat16"] = "none"  # in which loss and metrics are computed
     # chunk: batch normalisation in training mode, with the statistics of each chunk
     buffers: Annotated[Literal["chunk"] | None, expect("chunk or nothing", union=True)] = None
     coding: TorchCoding = TorchCoding()
     data: None = Field(default=None, exclude=True)
-    iterations: Count = Field(default=2**31 - 1, exclude=True)
+    iterations: None = Field(default=None, exclude=True)
     backend: Literal["auto"] = Field(default="auto", exclude=True)
     dtype: Literal["float64", "float32"] = Field(default="float32", exclude=True)
     recovery: Recovery = Field(default=Recovery(), exclude=True)

@@ -2,6 +2,7 @@
 
 from psgc.data.chunks import Chunk, ChunkSource
 from psgc.data.dataset import Dataset, open_data
+from psgc.data.epochs import Epochs
 from psgc.data.npz import write_dense, write_sparse
 
-__all__ = ["Chunk", "ChunkSource", "Dataset", "open_data", "write_dense", "write_sparse"]
+__all__ = ["Chunk", "ChunkSource", "Dataset", "Epochs", "open_data", "write_dense", "write_sparse"]

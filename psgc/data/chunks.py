@@ -1,14 +1,17 @@
 """Chunks: the rows that one gradient is computed over, as they lie in the memory of the process that computes it."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from psgc.backend import Array, Backend
 from psgc.data.dataset import Dataset
+from psgc.data.epochs import bounds
 from psgc.data.values import changed, first_wrong, in_place, label_dtype
 from psgc.errors import UserError
+
+Rows: TypeAlias = range | np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,7 +21,8 @@ class Chunk:
     X: (rows, num_features), or with more dimensions, an array or a sparse CSR matrix of the backend, of the run's
         dtype; None when the problem brings its own data.
     y: (rows,) labels, int64 where they are stored as whole numbers, else of the run's dtype; None likewise.
-    weight: share of the whole data, rows / num_rows; the weights of all chunks add up to 1.
+    weight: share of the whole data, rows / num_rows, or with epochs of the rows of the iteration; the weights of all
+        chunks add up to 1.
     """
 
     index: int
@@ -44,11 +48,11 @@ class ChunkSource:
     so that the processes of a node share its pages; anything else is copied here, because BLAS would copy it
     on every call.
 
-    Numbers are checked when they are first used: all of a chunk in `chunk`, the drawn rows in `sample`. A large map is
-    never read only to check it.
+    Numbers are checked when they are first used: all of a chunk in `chunk`, the drawn rows in `sample` and `take`. A
+    large map is never read only to check it.
 
-    Raises UserError when there are more chunks than rows; so do `chunk` and `sample` for numbers that cannot be used,
-    with the row and the column of the first one (`psgc.data.values`).
+    Raises UserError when there are more chunks than rows; so do `chunk`, `sample` and `take` for numbers that cannot be
+    used, with the row and the column of the first one (`psgc.data.values`).
     """
 
     def __init__(self, dataset: Dataset | None, num_chunks: int, dtype: Any, backend: Backend) -> None:
@@ -73,11 +77,16 @@ class ChunkSource:
         sizes = np.diff(self._dataset.features[2][ends] if self._dataset.sparse else ends)
         return (sizes / sizes.mean()).clip(0.01).tolist() if sizes.any() else None
 
+    @property
+    def num_rows(self) -> int | None:
+        """Rows of the data set; None without one."""
+        return None if self._dataset is None else self._dataset.num_rows
+
     def chunk(self, i: int) -> Chunk:
         """Chunk i, 0 <= i < num_chunks."""
         chunk = self._kept(i)
         if i not in self._checked:
-            self._check(i, chunk)
+            self._check(chunk, self._range(i))
             self._checked.add(i)
         return chunk
 
@@ -87,55 +96,68 @@ class ChunkSource:
         drawn = whole.sample(batch, rng)
         if drawn is whole:
             return self.chunk(i)
-        self._check(i, drawn)
+        self._check(drawn, self._range(i))
         return drawn
 
-    def check(self, i: int) -> None:
-        """Look at all of chunk i, and keep nothing."""
-        self._check(i, self._load(i))
+    def take(self, i: int, rows: np.ndarray, weight: float) -> Chunk:
+        """These rows of the whole data, a copy that is not kept, as chunk i. Needs a data set."""
+        taken = self._load(i, rows, weight)
+        self._check(taken, rows)
+        return taken
+
+    def check(self, i: int, rows: np.ndarray | None = None) -> None:
+        """Look at these rows, or else at all of chunk i, and keep nothing."""
+        wanted = self._range(i) if rows is None else rows
+        self._check(self._load(i, wanted, 0.0), wanted)
 
     def _kept(self, i: int) -> Chunk:
         if i not in self._chunks:
-            self._chunks[i] = self._load(i)
+            rows = self._range(i)
+            weight = 1 / self.num_chunks if self._dataset is None else len(rows) / self._dataset.num_rows
+            self._chunks[i] = self._load(i, rows, weight)
         return self._chunks[i]
 
-    def _load(self, i: int) -> Chunk:
+    def _range(self, i: int) -> range:
+        """The rows of chunk i."""
+        return range(0) if self._dataset is None else range(*bounds(i, self._dataset.num_rows, self.num_chunks))
+
+    def _load(self, i: int, rows: Rows, weight: float) -> Chunk:
         if self._dataset is None:
-            return Chunk(i, None, None, 1 / self.num_chunks)
-        lo, hi = self._bounds(i, self._dataset)
-        X, y = self._dataset.rows(lo, hi)
+            return Chunk(i, None, None, weight)
+        X, y = _read(self._dataset, rows)
         features = X.data if self._dataset.sparse else X
         values, labels = in_place(features, self._dtype), in_place(y, label_dtype(y, self._dtype))
         if changed(features, values) is not None or changed(y, labels) is not None:
-            raise self._refusal(i, self._dataset)
+            raise self._refusal(self._dataset, rows)
         if self._dataset.sparse:
             X = self._backend.csr(self._backend.asarray(values), in_place(X.indices), in_place(X.indptr), X.shape)
         else:
             X = self._backend.asarray(values)
-        return Chunk(i, X, self._backend.asarray(labels), (hi - lo) / self._dataset.num_rows)
+        return Chunk(i, X, self._backend.asarray(labels), weight)
 
-    def _check(self, i: int, chunk: Chunk) -> None:
-        """Raises UserError unless all numbers of `chunk`, some or all rows of chunk i, are finite."""
+    def _check(self, chunk: Chunk, rows: Rows) -> None:
+        """Raises UserError unless all numbers of `chunk`, all or some of these rows, are finite."""
         if self._dataset is None:
             return
         features = chunk.X.data if self._dataset.sparse else chunk.X
         if not (self._backend.all_finite(features) and self._backend.all_finite(chunk.y)):
-            raise self._refusal(i, self._dataset)
+            raise self._refusal(self._dataset, rows)
 
-    def _refusal(self, i: int, dataset: Dataset) -> UserError:
-        """What is wrong with chunk i, given that something is."""
-        lo, hi = self._bounds(i, dataset)
-        X, y = dataset.rows(lo, hi)
+    def _refusal(self, dataset: Dataset, rows: Rows) -> UserError:
+        """What is wrong with these rows, given that something is."""
+        X, y = _read(dataset, rows)
         if (wrong := first_wrong(X.data if dataset.sparse else X, self._dtype)) is not None:
             (first, *rest), what = wrong
             if dataset.sparse:
                 first, rest = int(np.searchsorted(X.indptr, first, side="right")) - 1, [int(X.indices[first])]
             column = f"column {rest[0]}" if len(rest) == 1 else f"place {tuple(rest)}"
-            return UserError(f"{dataset.path}: row {lo + first}, {column} of X (counted from 0) {what}")
+            return UserError(f"{dataset.path}: row {rows[first]}, {column} of X (counted from 0) {what}")
         wrong = first_wrong(y, label_dtype(y, self._dtype))
         assert wrong is not None
         (row,), what = wrong
-        return UserError(f"{dataset.path}: the label of row {lo + row} (counted from 0) {what}")
+        return UserError(f"{dataset.path}: the label of row {rows[row]} (counted from 0) {what}")
 
-    def _bounds(self, i: int, dataset: Dataset) -> tuple[int, int]:
-        return i * dataset.num_rows // self.num_chunks, (i + 1) * dataset.num_rows // self.num_chunks
+
+def _read(dataset: Dataset, rows: Rows) -> tuple[Any, np.ndarray]:
+    """X and y: views of consecutive rows, else copies."""
+    return dataset.rows(rows.start, rows.stop) if isinstance(rows, range) else dataset.take(rows)

@@ -6,7 +6,8 @@ the built-in problems
     loss_i = weight_i * (mean over the rows of chunk i of the row's loss  +  l2 / 2 * |params|^2)
 
 with weight_i = rows of chunk i / rows of the data, so that L is the mean row loss plus l2 / 2 |params|^2
-however the data is cut, and a batch drawn from a chunk gives an unbiased estimate.
+however the data is cut, and a batch drawn from a chunk gives an unbiased estimate. With epochs the rows are
+those of the iteration's batch in both places.
 
 A complete problem of one's own, fitting the mean of the labels:
 

@@ -49,7 +49,8 @@ def advice(summary: Mapping[str, Any]) -> str | None:
         fewer //= 2
     if _share(summary, fewer / own) > 0.9 * share:  # messages are not for chunks, or there is one chunk already
         return f"{each}; try fewer workers (psgc launch -n)"
-    rows = "" if summary.get("batch") is None else f", batch: {summary['batch'] * own // fewer}"
+    batch = summary.get("batch")
+    rows = f", batch: {batch * own // fewer}" if isinstance(batch, int) else ""  # of each chunk
     return f"{each}; try coding.chunks_per_worker: {fewer}{rows}"
 
 

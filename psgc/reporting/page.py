@@ -12,6 +12,7 @@ from html import escape
 from typing import Any
 
 from psgc import __version__
+from psgc.config import Batch
 from psgc.errors import visible
 from psgc.reporting.picture import Picture
 from psgc.reporting.run_directory import RecordedRun
@@ -109,9 +110,11 @@ def _status(run: RecordedRun) -> str:
 
 def _facts(run: RecordedRun) -> str:
     summary: dict[str, Any] = run.summary or {}
+    batch = run.config.batch if isinstance(run.config.batch, Batch) else None
     facts = {
         "workers": str(run.workers) if run.workers else None,
         "chunks": str(run.chunks) if run.chunks else None,
+        "epoch": _shown(summary.get("epoch"), lambda epoch: f"{epoch}/{batch.epochs}") if batch else None,
         "schedule": run.config.schedule,
         "per iteration": _shown(summary.get("seconds_per_iteration"), duration),
         "efficiency T*/T": _shown(summary.get("efficiency"), "{:.2f}".format),

@@ -13,14 +13,16 @@ EVERY = 5.0  # seconds between two plain lines
 
 
 class RunProgress:
-    """Shows how many of `iterations` are done, of which `done` were done before.
+    """Shows how many of `iterations` are done, of which `done` were done before, and of `epochs` if they are counted.
 
     mpirun gives a rank a terminal even in a batch job. So `psgc launch` sets PSGC_TERMINAL=COLUMNS where there is one.
     columns: of the terminal of a process that mpirun did not start.
     """
 
-    def __init__(self, iterations: int, done: int = 0, columns: int | None = None) -> None:
-        self._iterations = iterations
+    def __init__(
+        self, iterations: int, done: int = 0, columns: int | None = None, epochs: int | None = None
+    ) -> None:
+        self._iterations, self._epochs = iterations, epochs
         self._first = self._done = done
         self._began = self._last = time.monotonic()
         self._held: list[str] = []
@@ -55,6 +57,8 @@ class RunProgress:
         self._say_held()
         self._done += 1
         state = f"{1e3 * seconds:.1f} ms" if loss is None else f"loss {loss:.6f}  {1e3 * seconds:.1f} ms"
+        if self._epochs is not None:
+            state = f"epoch {epoch_of(self._done, self._iterations, self._epochs)}/{self._epochs}  {state}"
         if self._bar is not None:
             self._bar.update(self._task, advance=1, state=state)
             return
@@ -91,3 +95,12 @@ class RunProgress:
         """Restore the terminal."""
         if self._bar is not None:
             self._bar.stop()
+
+
+def epoch_of(done: int, iterations: int, epochs: int) -> int:
+    """The epoch, counted from 1, that the last of `done` iterations was in; all epochs have as many.
+
+    >>> [epoch_of(done, iterations=6, epochs=2) for done in (1, 3, 4, 6)]
+    [1, 1, 2, 2]
+    """
+    return -(-done * epochs // iterations)

@@ -58,7 +58,8 @@ def summarise(recorder: Recorder, seconds: float, settings: dict[str, Any], stat
 
 def lines(summary: dict[str, Any]) -> list[str]:
     """The summary for a person."""
-    text = [f"{summary['status']} after {summary['iterations']} iterations in {summary['seconds']:.1f} s"]
+    epochs = f" (epoch {summary['epoch']}/{summary['batch']['epochs']})" if "epoch" in summary else ""
+    text = [f"{summary['status']} after {summary['iterations']} iterations{epochs} in {summary['seconds']:.1f} s"]
     if summary["final_loss"] is not None:
         text.append(f"  final loss         {summary['final_loss']:.6f}")
     for key, name in (("test_loss", "held-out loss"), ("test_accuracy", "held-out accuracy")):

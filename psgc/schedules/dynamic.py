@@ -57,11 +57,11 @@ class DynamicSchedule(Schedule):
     def default_queues(cls, ordered: Queues, own: Mapping[int, Set[int]], seed: int) -> tuple[Queues, Queues]:
         return split(ordered, own)
 
-    def know_costs(self, costs: Sequence[float]) -> None:
+    def know_costs(self, costs: Sequence[float]) -> bool:
         self._plans = uneven(costs)
-        mean = sum(costs) / len(costs)
         for chunk, cost in zip(self._chunks, costs, strict=True):
-            chunk.cost = cost / mean
+            chunk.cost = cost
+        return self._plans
 
     def rest(self, workers: Set[int]) -> None:
         self._resting = workers

@@ -65,8 +65,12 @@ class Schedule:
         """
         return ordered, {}
 
-    def know_costs(self, costs: Sequence[float]) -> None:
-        """What the chunks of the next iterations take, relative to one another; a schedule need not use it."""
+    def know_costs(self, costs: Sequence[float]) -> bool:
+        """What the chunks of the next iterations take, relative to an average one; a schedule need not use it.
+
+        Returns whether it has a plan of its own for them: then its orders should come before a worker begins.
+        """
+        return False
 
     def rest(self, workers: Set[int]) -> None:
         """In the next iteration these are to do only what too few others hold; a schedule need not use it."""

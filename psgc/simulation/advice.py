@@ -105,13 +105,13 @@ def reason(advised: Prediction, own: Prediction, quick: int, best: float) -> str
 
 
 def yaml_lines(config: Config, choice: Choice, num_chunks: int, workers: int) -> str:
-    """The lines of the run's YAML file for this choice. With `batch` the rows of an iteration stay as many.
+    """The lines of the run's YAML file for this choice. The rows of an iteration stay as many.
 
     num_chunks: of the recorded run.
     """
     coding = config.coding.model_copy(update=choice.coding())
     lines: dict[str, Any] = {"coding": coding.model_dump(), "schedule": choice.schedule, "transfer": config.transfer}
-    if config.batch is not None and not isinstance(coding.assignment, AssignmentFile):
+    if isinstance(config.batch, int) and not isinstance(coding.assignment, AssignmentFile):
         rows = config.batch * num_chunks / (choice.chunks_per_worker * workers)
         lines["batch"] = max(1, round(rows))
     return to_text(lines)

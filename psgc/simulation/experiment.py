@@ -195,11 +195,13 @@ class _Cluster:
         return times, computed, errors
 
     def _known_costs(self) -> speeds.Seconds | None:
-        """What the schedules know of the chunks, (trials, N); None: nothing."""
+        """What the schedules know of the chunks, relative to their mean, (trials, N); None: nothing."""
         error = self._settings.speeds.known_costs
         if self._costs is None or error is None:
             return None
-        return speeds.estimates(self._costs, error, [self._settings.seed, 3])
+        believed: speeds.Seconds = speeds.estimates(self._costs, error, [self._settings.seed, 3])
+        believed /= believed.mean(axis=1, keepdims=True)
+        return believed
 
 
 def _assignment(settings: Settings) -> Any:

@@ -3,7 +3,8 @@
 The model:
 
 * A worker takes in each iteration what it took then (`psgc.simulation.recording`), in proportion to the rows of a
-  chunk: half as long for each of twice as many chunks. With `batch` a chunk has as many sampled rows as then.
+  chunk: half as long for each of twice as many chunks. With `batch` an iteration has as many rows as then. With epochs
+  every worker holds all of the data; that the last batch of an epoch is smaller is not known to the schedule here.
 * A worker needs as long between two chunks as then, whatever their size.
 * The rest of an iteration is its overhead: messages, decoding, the step. Rank 0 sends and receives one message after
   another, so the overhead is in proportion to the messages and their bytes (a message without bytes counts as
@@ -22,7 +23,7 @@ from itertools import chain
 import numpy as np
 
 from psgc.backend import Backend, part_length
-from psgc.config import Config
+from psgc.config import Batch, Config
 from psgc.data import ChunkSource, Dataset
 from psgc.errors import UserError
 from psgc.messages import MESSAGE, RECORD, TAIL
@@ -170,7 +171,8 @@ class Replay:
         load = int(np.bincount(plan.assignment.indices).max())
         # a gradient that is not committed yet waits for other copies, or for the whole load
         waits = self._combined and (choice.parts > 1 or SCHEDULES[choice.schedule].counts_whole_loads)
-        data, gradients = load / plan.num_chunks, load if waits else 1
+        data = 1.0 if isinstance(self.run.config.batch, Batch) else load / plan.num_chunks
+        gradients = load if waits else 1
         number, dim, memory = np.dtype(self.run.config.dtype).itemsize, self._dim, None
         if self._dataset is not None and dim is not None:
             memory = data * _data_bytes(self._dataset, number) + gradients * dim * number

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from psgc.data.shuffle import shuffled
+from psgc.data.epochs import bounds, rows_of
 from psgc.errors import UserError, one_line
 
 
@@ -53,7 +53,7 @@ class Batch:
 
     def chunk(self, i: int, num_chunks: int) -> np.ndarray:
         """The rows of chunk i of `num_chunks`: consecutive ones; some chunks are empty when there are too few rows."""
-        return self.rows[i * len(self) // num_chunks : (i + 1) * len(self) // num_chunks]
+        return self.rows[slice(*bounds(i, len(self), num_chunks))]
 
 
 class Sampler:
@@ -120,11 +120,6 @@ class Sampler:
         stop = min(start + size, self._length)
         after = Position(iteration + 1, epoch, stop) if stop < self._length else Position(iteration + 1, epoch + 1)
         return Batch(self._position, after, rows_of(self._seed, epoch, self._length, start, stop))
-
-
-def rows_of(seed: int, epoch: int, length: int, start: int, stop: int) -> np.ndarray:
-    """The examples at places `start` to `stop - 1` of an epoch over `length` examples: (stop - start,) int64."""
-    return shuffled((seed, epoch), length, start, stop)
 
 
 def check_whole(name: str, value: object) -> None:

@@ -21,6 +21,7 @@ from psgc.torch.calls import Call
 from psgc.torch.hand_over import HandOver, ScriptReplica, State, Sum
 from psgc.torch.record import Record
 from psgc.torch.serving import Script, make_server
+from psgc.torch.settings import OPEN_END
 from psgc.torch.working import ScriptWorker, make_worker
 from psgc.training import launched
 from psgc.training.ending import interruption
@@ -217,7 +218,7 @@ class Session:
         status, reason, code = "done", "", 0
         try:
             with np.errstate(all="ignore"):  # sums of scaled gradients need not be finite
-                server.run(np.zeros(local.dim, self.config.dtype), self.config.iterations, self.iteration)
+                server.run(np.zeros(local.dim, self.config.dtype), OPEN_END, self.iteration)
         except PsgcError as error:
             status, reason, code = "failed", str(error), error.exit_code
             if self._stopped_by:

@@ -14,6 +14,7 @@ from psgc.errors import ModelError, RunFailed, UserError, one_line
 from psgc.plan import Plan
 from psgc.torch.calls import Call
 from psgc.torch.hand_over import HandOver, ScriptReplica
+from psgc.torch.settings import OPEN_END
 from psgc.training.inputs import tried_chunks
 from psgc.transport import Transport
 from psgc.user_code import raised_at
@@ -185,9 +186,7 @@ def make_worker(
     }
     loop: ScriptLoop
     if shared:
-        loop = WithAllReduce(
-            **arguments, coding_matrix=plan.coding_matrix, replica=replica, last=config.iterations, alike=True
-        )
+        loop = WithAllReduce(**arguments, coding_matrix=plan.coding_matrix, replica=replica, last=OPEN_END, alike=True)
     else:
         loop = WithServer(**arguments)
     return ScriptWorker(loop, mailbox, hand_over, Trial(first, tried.get(transport.rank), frozenset(tried.values())))

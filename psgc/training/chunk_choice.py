@@ -14,6 +14,7 @@ from psgc.data import ChunkSource, Dataset
 from psgc.errors import UserError, one_line
 from psgc.messages import MESSAGE
 from psgc.problems import Problem, evaluate
+from psgc.training.batches import rows_in_iteration
 from psgc.training.inputs import initial_params
 from psgc.user_code import raised_at
 from psgc.workers.compute import gradient_of
@@ -42,11 +43,13 @@ def chosen_chunks(share: float, num_workers: int, report_bytes: int) -> int:
 def seconds_of_share(
     config: Config, num_workers: int, dataset: Dataset | None, problem: Problem, backend: Backend
 ) -> float:
-    """How long a worker needs for its share of the data, extrapolated from the first of `MOST` chunks.
+    """How long a worker needs for its share of an iteration's rows, extrapolated from the first of `MOST` chunks.
 
     Raises UserError.
     """
     per_worker = MOST if dataset is None else max(1, min(MOST, dataset.num_rows // num_workers))
+    rows = rows_in_iteration(config, None if dataset is None else dataset.num_rows)
+    share = 1.0 if dataset is None or rows is None else rows / dataset.num_rows
     chunks = ChunkSource(dataset, per_worker * num_workers, config.dtype, backend)
     params = backend.asarray(initial_params(problem, config.dtype))
     evaluation = evaluate(problem)
@@ -63,4 +66,4 @@ def seconds_of_share(
             raise UserError(f"problem: {text} (it is timed for coding.chunks_per_worker: auto)") from error
         times.append(time.perf_counter() - began)
     cost = (chunks.costs() or [1.0])[0]
-    return min(times) / cost * per_worker
+    return min(times) / cost * per_worker * share

@@ -7,6 +7,7 @@ from psgc.data import ChunkSource
 from psgc.errors import one_line
 from psgc.problems import evaluate, quality
 from psgc.terminal import say
+from psgc.training.batches import rows_taken
 from psgc.training.gradient_error import GradientErrorEstimator
 from psgc.training.prepare import Run
 from psgc.workers.compute import gradient_of
@@ -19,10 +20,11 @@ class Evaluator:
         self._run = run
         self._chunks = ChunkSource(run.dataset, run.plan.num_chunks, run.config.dtype, run.backend)
         self._evaluate = evaluate(run.problem)
+        self._rows = rows_taken(run.config, self._chunks.num_rows)
 
     def _gradient(self, params: Array, iteration: int, chunk: int) -> Array:
-        config = self._run.config
-        return gradient_of(self._evaluate, self._chunks, chunk, params, iteration, config.seed, config.batch)[1]
+        seed = self._run.config.seed
+        return gradient_of(self._evaluate, self._chunks, chunk, params, iteration, seed, self._rows)[1]
 
     def actual_errors(self, gradient_error: GradientErrorEstimator, seconds: float) -> dict[int, float]:
         """The relative error of approximate gradients, by iteration. seconds: what the run took."""
@@ -48,5 +50,5 @@ class Evaluator:
             run.test,
             config.dtype,
             run.backend,
-            lambda: self._gradient(params, config.iterations, 0),
+            lambda: self._gradient(params, run.iterations, 0),
         )

@@ -124,14 +124,17 @@ def emulated_chunks(config: Config, num_chunks: int) -> np.ndarray | None:
 
 
 def known_costs(config: Config, num_chunks: int) -> Callable[[int], list[float]] | None:
-    """What the server knows of the emulated seconds of the chunks of an iteration; None: nothing. Raises UserError."""
+    """What the server knows of the emulated seconds of the chunks of an iteration, relative to their mean.
+
+    None: nothing. Raises UserError.
+    """
     costs, known = emulated_chunks(config, num_chunks), config.stragglers.chunk_costs
     if costs is None or known == "unknown":
         return None
 
     def of(iteration: int) -> list[float]:
         believed = speeds.estimates(costs[iteration % len(costs)], known.known, [config.seed, iteration])
-        return [float(cost) for cost in believed]
+        return [float(cost) for cost in believed / believed.mean()]
 
     return of
 

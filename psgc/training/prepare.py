@@ -9,7 +9,7 @@ import numpy as np
 from psgc import __version__
 from psgc import config as configuration
 from psgc.backend import Backend, open_backend
-from psgc.config import Config
+from psgc.config import Batch, Config
 from psgc.data import ChunkSource, Dataset
 from psgc.errors import UserError
 from psgc.plan import Plan
@@ -18,6 +18,7 @@ from psgc.reporting.summary import duration
 from psgc.server.checkpoint import Checkpoint, load_newest
 from psgc.terminal import say
 from psgc.training import resume
+from psgc.training.batches import check_rows, iterations_of, rows_in_iteration
 from psgc.training.chunk_choice import MOST, chosen_chunks, seconds_of_share
 from psgc.training.ending import launched
 from psgc.training.inputs import (
@@ -37,8 +38,9 @@ from psgc.transport import Transport
 class Run:
     """A run that is ready to start.
 
-    first: its first iteration; go_on: the command that resumes it; chosen: text about chunks that `auto` chose, or "";
-    checkpoint, initial: the state and the parameters to begin with, None once it has begun.
+    first: its first iteration; iterations: how many it has in all; go_on: the command that resumes it; chosen: text
+    about chunks that `auto` chose, or ""; checkpoint, initial: the state and the parameters to begin with, None once it
+    has begun.
     """
 
     config: Config
@@ -49,9 +51,15 @@ class Run:
     backend: Backend
     checkpoint: Checkpoint | None
     first: int
+    iterations: int
     initial: np.ndarray | None
     go_on: str
     chosen: str
+
+    @property
+    def epochs(self) -> int | None:
+        """How many the run has, if it has epochs."""
+        return self.config.batch.epochs if isinstance(self.config.batch, Batch) else None
 
 
 def prepare(transport: Transport, config: Config, config_path: str, overrides: Sequence[str], resuming: bool) -> Run:
@@ -84,7 +92,8 @@ def prepare(transport: Transport, config: Config, config_path: str, overrides: S
     emulated_chunks(config, plan.num_chunks)  # refuses another number of chunks
     if config.verify:
         _check_copies(config, plan)
-    ChunkSource(dataset, plan.num_chunks, config.dtype, backend)  # refuses more chunks than rows
+    chunks = ChunkSource(dataset, plan.num_chunks, config.dtype, backend)  # refuses more chunks than rows
+    check_rows(config, chunks.num_rows, plan.num_chunks)
     config = without_auto(config, plan.num_chunks, num_workers, problem.dim)
     if backend.name == "numpy":
         check_memory(config, num_workers, problem.dim, transport.hosts.count(transport.hosts[0]) - 1, server_here=True)
@@ -97,6 +106,7 @@ def prepare(transport: Transport, config: Config, config_path: str, overrides: S
         backend=backend,
         checkpoint=checkpoint,
         first=checkpoint.iteration if checkpoint else 0,
+        iterations=iterations_of(config, chunks.num_rows),
         initial=checkpoint.params if checkpoint else initial_params(problem, config.dtype),
         go_on=resume.command(config_path, overrides, transport.size),
         chosen=chosen,
@@ -122,6 +132,8 @@ def _with_chunks(
         with_vector = chosen_transfer(config, MOST * num_workers, problem.dim) == "per_chunk"
         report = vector_bytes(config, problem.dim) if with_vector else 0
         number = chosen_chunks(share, num_workers, report)
+        if (rows := rows_in_iteration(config, None if dataset is None else dataset.num_rows)) is not None:
+            number = min(number, max(1, rows // num_workers))
         reason = f"a worker's share of the data takes {duration(share)}"
     update = {"coding": config.coding.model_copy(update={"chunks_per_worker": number})}
     return config.model_copy(update=update), f" (chunks_per_worker auto: {number}, {reason})"

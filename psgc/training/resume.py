@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from psgc import config as configuration
-from psgc.config import Config
+from psgc.config import Batch, Config
 from psgc.errors import UserError
 from psgc.optimizer import make_optimizer
 from psgc.plan import Plan, make_plan
@@ -31,7 +31,7 @@ def check(checkpoint: Checkpoint, config: Config, dim: int, data: str) -> None:
         "data": (checkpoint.data, data),
         "optimizer.kind": (before.optimizer.kind, config.optimizer.kind),
         "dtype": (str(checkpoint.params.dtype), config.dtype),
-        "batch": (before.batch, config.batch),
+        "batch": (_sampled(before), _sampled(config)),
         "seed": (checkpoint.seed, config.seed),
     }
     for what, (then, now) in pairs.items():
@@ -46,6 +46,11 @@ def check(checkpoint: Checkpoint, config: Config, dim: int, data: str) -> None:
             f"{name} does not hold the state of the optimizer {config.optimizer.kind}; "
             "leave out --resume to start from the beginning"
         )
+
+
+def _sampled(config: Config) -> object:
+    """What must stay of the batch: with epochs their number may change."""
+    return config.batch.model_dump(exclude={"epochs"}) if isinstance(config.batch, Batch) else config.batch
 
 
 def _shown(value: object) -> str:
@@ -76,7 +81,7 @@ def plan_for(config: Config, num_workers: int, checkpoint: Checkpoint | None) ->
         return plan, ""
     return plan, (
         f"{plan.num_chunks} chunks instead of {checkpoint.num_chunks} from now on ({reason}): results will differ in "
-        "rounding" + (" and in what is sampled" if config.batch else "")
+        "rounding" + (" and in what is sampled" if isinstance(config.batch, int) else "")
     )
 
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,10 +15,11 @@ import numpy as np
 from psgc import __version__
 from psgc import config as configuration
 from psgc.backend import Array
-from psgc.data import ChunkSource
+from psgc.data import ChunkSource, Epochs
 from psgc.errors import RunFailed, TooFewWorkers, UserError
+from psgc.optimizer import make_optimizer
 from psgc.problems import has_loss
-from psgc.reporting.progress import RunProgress
+from psgc.reporting.progress import RunProgress, epoch_of
 from psgc.reporting.records import Recorder
 from psgc.reporting.summary import lines, summarise
 from psgc.server.checkpoint import Checkpoint, CheckpointWriter
@@ -25,6 +27,7 @@ from psgc.server.loop import Server
 from psgc.server.settings import ServerSettings
 from psgc.terminal import say
 from psgc.training import resume
+from psgc.training.batches import check_data, rows_taken
 from psgc.training.claim import Claim
 from psgc.training.ending import Ending, interruption, launched
 from psgc.training.evaluation import Evaluator
@@ -73,15 +76,15 @@ def serve(
             at_end.callback(claim.release)
             run = prepare(transport, config, config_path, overrides, resuming)
             config, plan, resumed = run.config, run.plan, run.checkpoint is not None
-            if run.first >= config.iterations and resume.is_done(directory):
-                say(f"nothing to do: {directory} has done {run.first} iterations, iterations is {config.iterations}")
+            if run.first >= run.iterations and resume.is_done(directory):
+                say(f"nothing to do: {directory} has done {run.first} iterations of {run.iterations}")
                 os.utime(directory / "summary.json", follow_symlinks=False)  # tells `psgc launch` that it is current
                 _call_off(transport, ending)
                 return 0
             claim.make_room(resumed)
             own_chunks, resume_at = plan.own_chunks.tolist(), run.first if resumed else None
             recorder = Recorder(
-                directory, config.to_yaml(), plan.assignment, plan.parts, own_chunks, config.iterations, resume_at
+                directory, config.to_yaml(), plan.assignment, plan.parts, own_chunks, run.iterations, resume_at
             )
         except Exception:
             _call_off(transport, ending)
@@ -99,7 +102,7 @@ def _serve(
         say(line)
 
     began = time.monotonic() - (run.checkpoint.seconds if run.checkpoint else 0.0)
-    progress = RunProgress(config.iterations, run.first)
+    progress = RunProgress(run.iterations, run.first, epochs=run.epochs)
     writer = CheckpointWriter(directory / "checkpoints", config.checkpoint.keep)
     data = fingerprint(run.dataset)
     gradient_error = GradientErrorEstimator(run.backend.to_host)
@@ -115,19 +118,22 @@ def _serve(
         debug,
     )
     chunks = ChunkSource(run.dataset, plan.num_chunks, config.dtype, run.backend)
-    costs = None if config.batch or config.stragglers.kind == "chunk_trace" else chunks.costs()
+    is_traced, rows = config.stragglers.kind == "chunk_trace", rows_taken(config, chunks.num_rows)
+    known = known_costs(config, plan.num_chunks)
+    if isinstance(rows, Epochs) and not is_traced:
+        known = partial(rows.costs, num_chunks=plan.num_chunks)
     transport.start(from_everybody=config.aggregation == "allreduce")
     settings = ServerSettings(
         config=config,
         plan=plan,
-        costs=costs,
-        known_costs=known_costs(config, plan.num_chunks),
+        costs=None if rows or is_traced else chunks.costs(),
+        known_costs=known,
         has_loss=has_loss(run.problem),
         tried=tried_chunks(config, plan),
         interrupted=lambda: interruption(stopped_by),
-        check_data=chunks.check,
+        check_data=partial(check_data, chunks, rows),
     )
-    server = Server(transport, run.backend, keeper, settings)
+    server = Server(transport, run.backend, keeper, settings, make_optimizer(config.optimizer, run.iterations))
     if run.checkpoint:
         state, asarray = run.checkpoint.optimizer, run.backend.asarray
         server.optimizer.load({k: asarray(v) if isinstance(v, np.ndarray) else v for k, v in state.items()})
@@ -207,7 +213,7 @@ def _send_settings(transport: Transport, run: Run, ending: Ending) -> None:
 def _train(server: Server, run: Run, stopped_by: Sequence[int]) -> _Outcome:
     faults = make_injector(run.config, rank=0)
     try:
-        server.run(_taken_initial(run), run.config.iterations, run.first, lambda i: faults.at("begin", i))
+        server.run(_taken_initial(run), run.iterations, run.first, lambda i: faults.at("begin", i))
     except RunFailed as error:
         if stopped_by:
             return _Outcome("interrupted", str(error), 128 + stopped_by[0])
@@ -248,10 +254,12 @@ def _summary(server: Server, recorder: Recorder, seconds: float, run: Run, outco
         "schedule": run.config.schedule,
         "transfer": run.config.transfer,
         "chunks_per_worker": coding.chunks_per_worker if isinstance(coding.assignment, str) else None,
-        "batch": run.config.batch,
+        "batch": run.config.model_dump()["batch"],
         "too_few_workers": outcome.too_few_workers,
         "exit_code": outcome.code,
     }
+    if run.epochs is not None:
+        settings["epoch"] = epoch_of(len(recorder.tally.seconds), run.iterations, run.epochs)
     if server.replicas is not None:
         settings["replicas"] = server.replicas
     return summarise(recorder, seconds, settings, outcome.status, outcome.reason)

@@ -11,6 +11,7 @@ from psgc.errors import UserError
 from psgc.optimizer import make_optimizer
 from psgc.plan import Plan
 from psgc.problems import Problem, evaluate
+from psgc.training.batches import iterations_of, rows_taken
 from psgc.training.ending import Ending
 from psgc.training.inputs import (
     PREPARING,
@@ -95,7 +96,7 @@ def make_worker(
         Emulation(slow.kind, transport.rank, config.seed, slow.factor, slow.seconds, times, chunk_times),
         injector,
         config.seed,
-        config.batch,
+        rows_taken(config, chunks.num_rows),
         Trial(first, tried.get(transport.rank), frozenset(tried.values())),
     )
     silence = min(1.0, config.faults.collect_timeout / 4)
@@ -115,5 +116,6 @@ def make_worker(
     }
     if not shared:
         return WorkerLoop(**arguments)
-    replica = Replica(make_optimizer(config.optimizer, config.iterations), backend, transport.wake)
-    return ReplicatedLoop(**arguments, coding_matrix=plan.coding_matrix, replica=replica, last=config.iterations)
+    iterations = iterations_of(config, chunks.num_rows)
+    replica = Replica(make_optimizer(config.optimizer, iterations), backend, transport.wake)
+    return ReplicatedLoop(**arguments, coding_matrix=plan.coding_matrix, replica=replica, last=iterations)

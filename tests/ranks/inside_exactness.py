@@ -17,6 +17,7 @@ from psgc.backend import Backend
 from psgc.coding import ASSIGNMENTS
 from psgc.config import from_yaml_text
 from psgc.data import ChunkSource, open_data, write_dense
+from psgc.optimizer import make_optimizer
 from psgc.plan import Plan, make_plan
 from psgc.problems import make_problem
 from psgc.schedules import SCHEDULES
@@ -133,7 +134,8 @@ def train_and_compare(case, data, world):
                 returned=unexpected,
             )
             transport.start(from_everybody=config.aggregation == "allreduce")
-            server = Server(transport, Backend(), silent, ServerSettings(config=config, plan=plan))
+            optimizer = make_optimizer(config.optimizer)
+            server = Server(transport, Backend(), silent, ServerSettings(config=config, plan=plan), optimizer)
             params = server.run(problem.initial_params().astype(config.dtype), ITERATIONS)
             assert server.stop_workers(timeout=10)
             expected = single_process(problem, data, config)

@@ -19,13 +19,12 @@ problem: {kind: mlp, hidden: 5, l2: 0.01}
 data: {path: data.npz}
 optimizer:
   {kind: adam, lr: 0.05, weight_decay: 0.1, clip_norm: 0.1, schedule: {kind: cosine, warmup: 9, final: 0.1}}
-iterations: 40
-batch: 9
+batch: {size: 59, epochs: 8}
 coding: {chunks_per_worker: 4, replication: 2}
 transfer: per_chunk
 checkpoint: {every: 7, keep: 2}
 output: OUTPUT
-"""
+"""  # 240 rows: an epoch has 5 iterations, the last one with 4 rows for 12 chunks
 
 
 @pytest.fixture(scope="module")

@@ -115,8 +115,8 @@ class World:
                 aggregation="allreduce" if case.allreduce else "server",
                 iterations=case.num_iterations,
             )
-            self.server = Server(self.end, Backend(), Observer(self), ServerSettings(config=config, plan=self.plan))
-            self.server.optimizer = self.optimizer()
+            settings = ServerSettings(config=config, plan=self.plan)
+            self.server = Server(self.end, Backend(), Observer(self), settings, self.optimizer())
             try:
                 self.server.run(np.zeros(case.dim), case.num_iterations, begins=self.begin)
             except RunFailed as error:

@@ -51,6 +51,8 @@ RUNS = [
     TORCH,
     {"problem": {"kind": "logistic"}, "data": {"path": "a"}, "iterations": 1,
      "optimizer": {"kind": "sgd", "lr": 1, "schedule": {"kind": "step", "warmup": 1, "every": 2}}, "output": "o"},
+    {"problem": {"kind": "logistic"}, "data": {"path": "a"}, "batch": {"size": 3, "epochs": 2},
+     "optimizer": {"kind": "sgd", "lr": 1}, "coding": {"chunks_per_worker": "auto"}, "output": "o"},
     RUN
     | {"problem": {"python": "my.models:Net", "options": {"wide": 3, "deep": {"er": [1, "a", None, True, False]}}}}
     | {"data": None, "optimizer": {"kind": "adam", "lr": 1e-3, "beta1": 0.5, "beta2": 0.25, "epsilon": 1e-6,

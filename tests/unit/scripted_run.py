@@ -8,6 +8,7 @@ import pytest
 
 from psgc.backend import Backend
 from psgc.config import Coding, Recovery
+from psgc.optimizer import make_optimizer
 from psgc.plan import make_plan
 from psgc.run_rows import Outcome
 from psgc.server import cluster, links, loop
@@ -51,7 +52,7 @@ class Run:
         transfer = "combined" if combined else "per_chunk"
         config = config_of(TIMEOUT, schedule=schedule, transfer=transfer, seed=SEED, **settings)
         given = ServerSettings(config=config, plan=self.plan, **(given or {}))
-        self.server = Server(self.transport, Backend(), observer, given)
+        self.server = Server(self.transport, Backend(), observer, given, make_optimizer(config.optimizer))
 
     def _stepped(self, done):
         self.steps = done

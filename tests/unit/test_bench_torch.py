@@ -16,8 +16,8 @@ import torch_tasks
 from bench_torch import DDP, PSGC, SETTINGS, Row
 from stop_and_go import StopAndGo
 
+from psgc.data.epochs import rows_of
 from psgc.errors import RunFailed
-from psgc.torch.sampling import rows_of
 
 sys.path.pop(0)
 

@@ -143,7 +143,7 @@ FAULTS = [
     ("override", "message"),
     [
         ("seed=-1", "expected a whole number >= 0, got -1"),
-        ("batch=0", "expected a whole number >= 1, got 0"),
+        ("batch=0", "expected a whole number >= 1 or {size: ROWS, epochs: NUMBER}, got 0"),
         ("coding.chunks_per_worker=many", "expected a whole number >= 1 or auto, got 'many'"),
         ("coding.chunks_per_worker=0", "expected a whole number >= 1 or auto, got 0"),
         ("coding={chunks_per_worker: auto, assignment: {kind: file, path: A.npy}}",
@@ -265,6 +265,13 @@ FLIP, AFTER_COMMIT = FAULT % ("flip", "sending"), FAULT % ("kill", "after_commit
         (["batch=3", "coding.chunks_per_worker=auto"],
          "--set batch=3: batch is a number of rows of each chunk, which needs a number as coding.chunks_per_worker, "
          "not auto"),
+        (["batch={size: 4096, epochs: 10}"],
+         "--set batch={size: 4096, epochs: 10}: batch.epochs says how long the run is; leave out iterations, or give "
+         "batch a number of rows"),
+        (["batch={size: 4096, epochs: 10}", "iterations=null", "data=null", "problem={python: 'a:B'}"],
+         "--set batch={size: 4096, epochs: 10}: epochs are over the rows of data: {path: ...}, which is missing"),
+        (["iterations=null"],
+         "--set iterations=null: missing, expected a whole number >= 1, or batch: {size: ..., epochs: ...}"),
         ([AFTER_COMMIT, "transfer=per_chunk"],
          f"--set {AFTER_COMMIT}: faults: faults.inject: per_chunk has no step after_commit"),
         ([FLIP, "transfer=combined"],

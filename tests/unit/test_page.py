@@ -8,6 +8,7 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
+from psgc.config import Batch
 from psgc.reporting.page import LISTED, page
 from psgc.reporting.picture import Picture
 from psgc.reporting.run_directory import read_run
@@ -63,6 +64,11 @@ def test_no_loss_and_a_loss_that_is_not_finite_look_different(run):
         seen = Text(page(changed(run, summary=run.summary | {"final_loss": loss}), [], []))
         assert ("final loss" in seen.text) == shown
         assert not shown or f"final loss{loss}" in seen.text
+
+
+def test_epochs_are_counted(run):
+    config = run.config.model_copy(update={"batch": Batch(size=8, epochs=10), "iterations": None})
+    assert "epoch3/10" in Text(page(changed(run, config=config, summary=run.summary | {"epoch": 3}), [], [])).text
 
 
 def test_nothing_is_fetched(run):

@@ -62,6 +62,11 @@ def test_settings_that_do_not_fit_the_run(override, message, monkeypatch):
     assert_refused(message, override)
 
 
+def test_batches_that_are_smaller_than_the_number_of_chunks():
+    expected = "batch.size: 5 rows cannot be cut into 6 chunks; use larger batches, fewer workers or coding.chunks_per_"
+    assert_refused(expected, "iterations=null", "batch={size: 5, epochs: 1}")
+
+
 def test_an_assignment_for_another_number_of_workers():
     np.save("A.npy", np.ones((4, 2), np.int8))
     assert_refused("A.npy: the assignment has 2 columns", FROM_A_FILE)

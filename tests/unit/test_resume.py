@@ -62,6 +62,18 @@ def test_what_may_change(changes):
     resume.check(checkpoint(), config(**changes), 6, "this")
 
 
+def with_epochs(size, epochs):
+    return config(batch={"size": size, "epochs": epochs}, iterations=None)
+
+
+def test_the_number_of_epochs_may_change_and_the_size_of_their_batches_may_not():
+    before = checkpoint(text=with_epochs(64, 2).to_yaml())
+    resume.check(before, with_epochs(64, 5), 6, "this")
+    for settings, shown in ((with_epochs(32, 2), '{"size": 32}'), (config(), "null"), (config(batch=64), "64")):
+        with pytest.raises(UserError, match=f"^batch: {shown} does not match .*, which has {{"):
+            resume.check(before, settings, 6, "this")
+
+
 @pytest.mark.parametrize("before", ["server", "allreduce"])
 def test_the_aggregation_may_change(before):
     resume.check(checkpoint(text=config(aggregation=before).to_yaml()), config(aggregation="server"), 6, "this")

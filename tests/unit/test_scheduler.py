@@ -138,9 +138,9 @@ def test_dynamic_plans_with_costs_that_it_was_told_if_they_differ(costs, orders)
     assert schedule.begin() == orders
 
 
-def test_costs_that_dynamic_was_told_are_relative_to_their_mean():
+def test_paces_are_those_of_average_chunks_by_the_costs_that_dynamic_was_told():
     schedule = dynamic({1: [0, 1], 2: []}, {1: [], 2: []})
-    schedule.know_costs([10.0, 30.0])
+    schedule.know_costs([0.5, 1.5])
     schedule.begin()
     schedule.freed(1, 1, 3.0, 3.0)
     assert schedule.estimates == {1: 2.0}  # seconds per average chunk

@@ -137,6 +137,23 @@ def test_the_chunks_that_auto_chooses_are_said_and_stay_after_a_resume(capsys, m
     assert newest().iteration == 2
 
 
+def test_a_run_of_epochs_is_as_long_as_its_data_and_goes_on_with_more_of_them(capsys):
+    """40 rows: two batches an epoch. The rate falls along a line to the end of the run."""
+    settings = ("iterations=null", "optimizer={kind: sgd, lr: 0.1, schedule: {kind: linear}}")
+    script = chain.from_iterable(chunks_of(iteration, (1, 2), {1: 0.1, 2: 0.1}) for iteration in range(4))
+    assert train(script, *settings, "batch={size: 30, epochs: 2}") == 0
+    assert newest().params == pytest.approx(np.full(FEATURES + 1, -0.1 * 0.4 * (1 + 0.75 + 0.5 + 0.25)))
+    said = capsys.readouterr().out
+    assert "\niteration 4/4  epoch 2/2  loss " in said
+    assert "\ndone after 4 iterations (epoch 2/2) in " in said
+    assert {"iterations": 4, "epoch": 2, "batch": {"size": 30, "epochs": 2}}.items() <= summary().items()
+    assert train(iter([]), *settings, "batch={size: 30, epochs: 2}", resuming=True) == 0
+    assert "nothing to do: out has done 4 iterations of 4\n" in capsys.readouterr().out
+    script = chain(chunks_of(4, (1,), {1: 0.1}), chunks_of(5, (1,), {1: 0.1}))
+    assert train(script, *settings, "batch={size: 30, epochs: 3}", resuming=True) == 0
+    assert (newest().iteration, summary()["epoch"]) == (6, 3)
+
+
 # what is set, or known of the run before
 
 

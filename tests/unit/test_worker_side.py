@@ -13,6 +13,7 @@ from psgc.data import ChunkSource, open_data, write_dense
 from psgc.messages import TAIL, Kind
 from psgc.plan import make_plan
 from psgc.problems import evaluate
+from psgc.training.batches import rows_taken
 from psgc.training.ending import Ending
 from psgc.training.inputs import open_problem
 from psgc.training.worker_side import work
@@ -91,10 +92,8 @@ def gradients(config, plan, iteration):
     """What the worker should have computed, by chunk."""
     dataset, problem = open_data("data.npz"), open_problem(config, "run.yaml", 1)[1]
     chunks = ChunkSource(dataset, plan.num_chunks, config.dtype, Backend())
-    of = evaluate(problem)
-    return [
-        gradient_of(of, chunks, chunk, PARAMS, iteration, config.seed, config.batch) for chunk in range(plan.num_chunks)
-    ]
+    of, rows = evaluate(problem), rows_taken(config, dataset.num_rows)
+    return [gradient_of(of, chunks, i, PARAMS, iteration, config.seed, rows) for i in range(plan.num_chunks)]
 
 
 @pytest.mark.parametrize("overrides", [[], ["batch=null"], ["seed=4"]])

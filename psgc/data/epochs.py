@@ -1,0 +1,79 @@
+"""Which rows of a data set each iteration takes, when every row comes once an epoch."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from psgc.data.shuffle import shuffled
+
+LEAST = 0.01  # cost of an empty chunk: its report takes time as well
+
+
+def rows_of(seed: int, epoch: int, length: int, start: int, stop: int) -> np.ndarray:
+    """The rows at places `start` to `stop - 1` of an epoch over `length` rows: (stop - start,) int64."""
+    return shuffled((seed, epoch), length, start, stop)
+
+
+def bounds(i: int, length: int, num_chunks: int) -> tuple[int, int]:
+    """Where chunk i of `num_chunks` begins and ends among `length` rows. Some are empty when there are too few rows.
+
+    >>> [bounds(i, 7, 3) for i in range(3)]
+    [(0, 2), (2, 4), (4, 7)]
+    """
+    return i * length // num_chunks, (i + 1) * length // num_chunks
+
+
+@dataclass(frozen=True)
+class Epochs:
+    """The batches of a run: a pure function of these numbers and the iteration, so nothing has to be kept.
+
+    num_rows: of the data; size: rows of a batch, the last one of an epoch may have fewer; count: epochs of the run.
+
+    >>> epochs = Epochs(num_rows=7, size=3, count=2, seed=0)
+    >>> epochs.iterations, [epochs.rows_in(iteration) for iteration in range(6)]
+    (6, [3, 3, 1, 3, 3, 1])
+    """
+
+    num_rows: int
+    size: int
+    count: int
+    seed: int
+
+    @property
+    def iterations_each(self) -> int:
+        """Iterations of an epoch."""
+        return -(-self.num_rows // self.size)
+
+    @property
+    def iterations(self) -> int:
+        """Iterations of the run."""
+        return self.count * self.iterations_each
+
+    def rows_in(self, iteration: int) -> int:
+        """How many rows the batch of an iteration has."""
+        return min(self.size, self.num_rows - iteration % self.iterations_each * self.size)
+
+    def costs(self, iteration: int, num_chunks: int) -> list[float]:
+        """What the chunks of an iteration cost relative to an average one of a whole batch, by their rows.
+
+        The last batch of an epoch may be small. Who does not know that takes all workers for faster than they are.
+        """
+        return _costs(self.rows_in(iteration), num_chunks, self.rows_in(0) / num_chunks)
+
+    def rows(self, iteration: int, i: int, num_chunks: int) -> np.ndarray:
+        """The rows of chunk i of the batch of an iteration, ascending: (n,) int64.
+
+        n is 0 for some chunks of a batch with fewer rows than chunks.
+        """
+        epoch, place = divmod(iteration, self.iterations_each)
+        first, last = bounds(i, self.rows_in(iteration), num_chunks)
+        start = place * self.size
+        return np.sort(rows_of(self.seed, epoch, self.num_rows, start + first, start + last))
+
+
+@lru_cache(4)  # a run has two kinds of batches
+def _costs(length: int, num_chunks: int, average: float) -> list[float]:
+    ends = np.arange(num_chunks + 1) * length // num_chunks
+    costs: list[float] = (np.diff(ends) / average).clip(LEAST).tolist()
+    return costs
