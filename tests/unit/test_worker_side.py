@@ -96,7 +96,10 @@ def gradients(config, plan, iteration):
     return [gradient_of(of, chunks, i, PARAMS, iteration, config.seed, rows) for i in range(plan.num_chunks)]
 
 
-@pytest.mark.parametrize("overrides", [[], ["batch=null"], ["seed=4"]])
+EPOCHS = ["iterations=null", "batch={size: 28, epochs: 2}"]  # the last of them has 4 rows for 6 chunks
+
+
+@pytest.mark.parametrize("overrides", [[], ["batch=null"], ["seed=4"], EPOCHS])
 def test_it_sends_the_gradients_of_its_queue_in_order(overrides):
     server = Served(overrides, first=5)
 
