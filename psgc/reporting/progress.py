@@ -19,9 +19,7 @@ class RunProgress:
     columns: of the terminal of a process that mpirun did not start.
     """
 
-    def __init__(
-        self, iterations: int, done: int = 0, columns: int | None = None, epochs: int | None = None
-    ) -> None:
+    def __init__(self, iterations: int, done: int = 0, columns: int | None = None, epochs: int | None = None) -> None:
         self._iterations, self._epochs = iterations, epochs
         self._first = self._done = done
         self._began = self._last = time.monotonic()
