@@ -50,6 +50,10 @@ def init(
     parts: int = 1,
     schedule: str = "dynamic",
     checkpoint_every: int = 50,
+    trial: bool = True,
+    verify: Mapping[str, Any] | None = None,
+    faults: Mapping[str, Any] | None = None,
+    stragglers: Mapping[str, Any] | None = None,
 ) -> Run:
     """Begin a run, as every rank does with the same arguments. Without mpirun it has this process alone.
 
@@ -65,7 +69,8 @@ def init(
         output: the run directory.
         collate_fn: makes a batch of a list of examples; torch's own by default.
         buffers: "chunk" for batch normalisation in training mode.
-        aggregation, transfer, parts, schedule: as in YAML files.
+        aggregation, transfer, parts, schedule, trial, verify, faults, stragglers: as in YAML files; of no effect in one
+            process.
         checkpoint_every: steps between two checkpoints, 0 for none before the end; with `output`.
 
     Raises UserError, in one line, for what is wrong, on rank 0; the other ranks end silently.
@@ -82,6 +87,10 @@ def init(
         "parts": parts,
         "schedule": schedule,
         "checkpoint_every": checkpoint_every,
+        "trial": trial,
+        "verify": None if verify is None else dict(verify),
+        "faults": dict(faults or {}),
+        "stragglers": dict(stragglers or {}),
     }
     return begin(model, dataset, loss, collate_fn, given)
 
@@ -143,6 +152,7 @@ class _Local:
         self._flat = FlatModel(model)
         compute = ChunkGradient(self._flat, model, loss, buffers, self._arguments.chunks)
         self.dim, self.gradient = compute.dim, self._flat.dim
+        self.faults = self._arguments.faults
         self._config = self._arguments.config(str(self._flat.dtype).removeprefix("torch."))
         self.run = Run(model, dataset, self._length, compute, self._flat, self._arguments, collate)
 

@@ -24,6 +24,7 @@ from psgc.torch.by_name import optimizer_and_scheduler, rehearse
 from psgc.torch.chunk_gradient import Loss
 from psgc.torch.run import Run
 from psgc.torch.sampling import length_of
+from psgc.torch.settings import AS_GIVEN
 from psgc.validation import wrong
 
 EXPECTED = "expected (model, dataset, loss), or a mapping with these keys and also collate_fn, test, metrics"
@@ -59,9 +60,8 @@ def train(path: str, overrides: Sequence[str] = ()) -> None:
     run = begin(
         *(parts.model, parts.dataset, _autocast(config, parts.model, parts.loss), parts.collate_fn),
         {
-            **{name: getattr(config, name) for name in ("micro_batch", "seed", "output", "buffers", "schedule")},
+            **{name: getattr(config, name) for name in ("micro_batch", "output", "buffers", *AS_GIVEN)},
             **{name: getattr(config.coding, name) for name in ("replication", "chunks", "parts")},
-            **{"aggregation": config.aggregation, "transfer": config.transfer},
             **{"checkpoint_every": config.checkpoint.every, "of_yaml": config},
         },
     )

@@ -13,7 +13,7 @@ from psgc.server.loop import Server
 from psgc.server.observer import Observer
 from psgc.server.settings import ServerSettings
 from psgc.torch.hand_over import HandOver, ScriptReplica
-from psgc.training.inputs import tried_chunks
+from psgc.training.inputs import known_costs, tried_chunks
 from psgc.transport import Transport
 
 
@@ -93,6 +93,7 @@ def make_server(
         plan=plan,
         has_loss=False,
         script=script,
+        known_costs=known_costs(config, plan.num_chunks),
         tried=tried_chunks(config, plan),
         interrupted=stopped_by,
     )

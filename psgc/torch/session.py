@@ -9,11 +9,12 @@ import json
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from psgc.config import Config
+from psgc.config import Config, Faults
 from psgc.errors import PsgcError, RunFailed, UserError, one_line
 from psgc.plan import Plan
 from psgc.terminal import say_traceback
@@ -23,9 +24,9 @@ from psgc.torch.record import Record
 from psgc.torch.serving import Script, make_server
 from psgc.torch.settings import OPEN_END
 from psgc.torch.working import ScriptWorker, make_worker
-from psgc.training import launched
+from psgc.training import launched, resume
 from psgc.training.ending import interruption
-from psgc.training.inputs import check_same
+from psgc.training.inputs import check_same, make_injector
 from psgc.transport import Transport
 
 STOP_TIMEOUT = 3.0  # seconds that the workers have to say goodbye
@@ -39,11 +40,12 @@ class Left(SystemExit):
 class Local(Protocol):
     """What this rank brings to a run.
 
-    dim: entries of a vector, gradient: of these, those of the gradient.
+    dim: entries of a vector, gradient: of these, those of the gradient; faults: the settings.
     """
 
     dim: int
     gradient: int
+    faults: Faults
 
     def description(self) -> dict[str, Any]:
         """What has to be equal on all ranks, by name."""
@@ -87,6 +89,7 @@ class Session:
         self._ready, self._over = threading.Event(), threading.Event()
         self._error: BaseException | None = None
         self._text = ""  # why the script ends
+        self._reached = 0  # on rank 0: the iteration before which injected faults have happened
         self.is_cut_short = False  # nothing more is to be done on this rank: it may end at once
         self._has_failed = False
         self._transport: Transport | None = None
@@ -165,6 +168,8 @@ class Session:
             self.in_order = True
             raise
         hosts, local = transport.hosts, self._local
+        if transport.rank == 0 and not isinstance(local, UserError):
+            transport.be_patient(local.faults.setup_timeout, local.faults.collect_timeout)
         troubles = transport.gather(str(local) if isinstance(local, UserError) else "", "preparing the script")
         for rank, trouble in enumerate(troubles):
             if trouble:
@@ -192,6 +197,8 @@ class Session:
         if kind == STATE:
             found = State.from_bytes(content)
             self.iteration, self.state = found.iteration, found.blob
+            reached = transport.broadcast(str(self._reached).encode() if self.rank == 0 else None)
+            self.config = resume.with_faults_from(self.config, int(reached))
         transport.start(from_everybody=self.config.aggregation == "allreduce")
         return local
 
@@ -199,6 +206,8 @@ class Session:
         """How all ranks begin."""
         try:
             self.record, state = local.prepare()
+            if state is not None:
+                self._reached = resume.reached(Path(self.config.output), state.iteration)
             self.record.begin(self.config, self.plan, None if state is None else state.iteration)
         except UserError as error:
             self._error = error
@@ -214,11 +223,13 @@ class Session:
         server = make_server(
             *(transport, self.config, self.plan, script, self.record, lambda: interruption(self._stopped_by))
         )
+        faults = make_injector(self.config, rank=0)
         self._ready.set()
         status, reason, code = "done", "", 0
         try:
             with np.errstate(all="ignore"):  # sums of scaled gradients need not be finite
-                server.run(np.zeros(local.dim, self.config.dtype), OPEN_END, self.iteration)
+                zeros = np.zeros(local.dim, self.config.dtype)
+                server.run(zeros, OPEN_END, self.iteration, lambda i: faults.at("begin", i))
         except PsgcError as error:
             status, reason, code = "failed", str(error), error.exit_code
             if self._stopped_by:

@@ -4,12 +4,15 @@ import os
 import sys
 from typing import Annotated, Any, Literal
 
-from psgc.config import Config, ScheduleName, TorchConfig
+from psgc.config import Config, Faults, ScheduleName, Stragglers, TorchConfig, Verify
+from psgc.errors import UserError
 from psgc.plan import Plan, even_plan
+from psgc.training.inputs import check_ranks, emulated_chunks
 from psgc.training.transfer_choice import without_auto
 from psgc.validation import Count, Natural, PathText, Section, checked, expect
 
 WHERE = "psgc.torch.init"
+AS_GIVEN = ("schedule", "aggregation", "transfer", "trial", "verify", "faults", "stragglers", "seed")
 OPEN_END = 2**31 - 1  # iterations: the script says when it is enough
 
 
@@ -27,35 +30,42 @@ class Arguments(Section):
     parts: Count
     schedule: ScheduleName
     checkpoint_every: Natural
+    trial: Annotated[bool, expect("True or False")]
+    verify: Verify | None
+    faults: Faults
+    stragglers: Stragglers
     of_yaml: TorchConfig | None = None  # the settings of a run that a YAML describes
 
     def alone(self) -> "Arguments":
         """As one process does it, which is the only worker."""
-        return self.model_copy(update={"aggregation": "server", "transfer": "per_chunk", "parts": 1, "replication": 1})
+        how = {"aggregation": "server", "transfer": "per_chunk", "parts": 1, "replication": 1}
+        return self.model_copy(update={**how, "verify": None, "faults": Faults(), "stragglers": Stragglers()})
 
     def config(self, dtype: str) -> Config:
         """The settings of the run. Raises UserError when arguments do not go together."""
         if self.of_yaml is not None:
             coding = self.of_yaml.coding.model_copy(update={"replication": self.replication, "parts": self.parts})
-            how = {"coding": coding, "aggregation": self.aggregation, "transfer": self.transfer}
-            return self.of_yaml.model_copy(update={"dtype": dtype, **how})
+            how = {name: getattr(self, name) for name in AS_GIVEN}
+            return self.of_yaml.model_copy(update={"dtype": dtype, "coding": coding, **how})
         values: dict[str, Any] = {
             "problem": {"kind": "script", "script": os.path.basename(sys.argv[0]) or "python"},
             "optimizer": {"kind": "script"},
             "iterations": OPEN_END,
             "coding": {"replication": max(self.replication, self.parts), "parts": self.parts},
-            "schedule": self.schedule,
-            "aggregation": self.aggregation,
-            "transfer": self.transfer,
+            **{name: getattr(self, name) for name in AS_GIVEN},
             "dtype": dtype,
             "checkpoint": {"every": self.checkpoint_every},
             "output": self.output or "none",
-            "seed": self.seed,
         }
         return checked(Config, values, WHERE)
 
     def settled(self, config: Config, num_workers: int, dim: int) -> tuple[Config, Plan]:
         """Settings without `auto`, and the plan, for so many workers. Raises UserError."""
+        check_ranks(config, num_workers)
+        emulated_chunks(config, self.chunks)
+        if config.verify and num_workers <= config.coding.parts:
+            least = config.coding.parts + 1
+            raise UserError(f"verify: copies of {num_workers} workers cannot be compared, expected {least} workers")
         config = without_auto(config, self.chunks, num_workers, dim)
         return config, even_plan(config.coding, config.schedule, num_workers, self.chunks, config.seed)
 

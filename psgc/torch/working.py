@@ -15,10 +15,11 @@ from psgc.plan import Plan
 from psgc.torch.calls import Call
 from psgc.torch.hand_over import HandOver, ScriptReplica
 from psgc.torch.settings import OPEN_END
-from psgc.training.inputs import tried_chunks
+from psgc.training.inputs import make_emulation, make_injector, tried_chunks
 from psgc.transport import Transport
 from psgc.user_code import raised_at
 from psgc.workers.compute import NO_SKETCH, Trial
+from psgc.workers.emulation import Emulation
 from psgc.workers.encoder import Encoder
 from psgc.workers.injection import Injector
 from psgc.workers.loop import WorkerLoop
@@ -91,9 +92,18 @@ class WithAllReduce(ScriptLoop, ReplicatedLoop):
 class ScriptWorker:
     """The worker of this rank. loop: for the thread that does MPI; all else is for that of the script."""
 
-    def __init__(self, loop: ScriptLoop, mailbox: Mailbox, hand_over: HandOver, trial: Trial) -> None:
+    def __init__(
+        self,
+        loop: ScriptLoop,
+        mailbox: Mailbox,
+        hand_over: HandOver,
+        trial: Trial,
+        emulation: Emulation,
+        injector: Injector,
+    ) -> None:
         self.loop = loop
         self._mailbox, self._hand_over, self._trial = mailbox, hand_over, trial
+        self._emulation, self._injector = emulation, injector
         self._is_tried = trial.own is None
         hand_over.alert = mailbox.look
 
@@ -123,6 +133,7 @@ class ScriptWorker:
 
     def _do(self, work: Work, call: Call) -> None:
         start = time.monotonic()
+        self._injector.at("gradient", work.iteration)
         if (following := self._mailbox.following) is not None:
             call.expect(following)
         vector = call.vector(work.chunk, lambda: self._mailbox.wants(work))
@@ -130,6 +141,10 @@ class ScriptWorker:
         if vector is None:
             self._mailbox.gave_up(work, start - work.begun, seconds)
             return
+        if (extra := self._emulation.extra(work.iteration, seconds, work.chunk)) > 0:
+            self._mailbox.wait_stale(work, extra)
+            seconds = time.monotonic() - start
+        self._injector.at("before_report", work.iteration)
         if work.iteration == self._trial.iteration and work.chunk in self._trial.chunks:
             self._mailbox.tried(work.iteration, work.chunk, sketch(vector, np))
         self._mailbox.finished(work, Result(vector, call.signature, start - work.begun, seconds))
@@ -167,9 +182,11 @@ def make_worker(
     backend = Backend()
     combined, shared = config.transfer == "combined", config.aggregation == "allreduce"
     encoder = Encoder(backend, plan.coding_matrix, dim, config.dtype)
-    state = WorkerState(transport.rank, plan.queues[transport.rank], plan.num_chunks, combined, 0, shared)
+    every = config.verify.every if config.verify else 0
+    state = WorkerState(transport.rank, plan.queues[transport.rank], plan.num_chunks, combined, every, shared)
     mailbox = Mailbox(state, encoder, transport.wake)
     tried = tried_chunks(config, plan)
+    emulation, injector = make_emulation(config, plan, transport.rank), make_injector(config, transport.rank)
     arguments: dict[str, Any] = {
         "transport": transport,
         "mailbox": mailbox,
@@ -179,8 +196,9 @@ def make_worker(
         "dim": dim,
         "dtype": config.dtype,
         "silence": min(1.0, config.faults.collect_timeout / 4),
-        "injector": Injector(()),
+        "injector": injector,
         "first": first,
+        "first_role": plan.num_chunks if config.verify else 0,  # as in `psgc train`
         "long": config.faults.collect_timeout,
         "hand_over": hand_over,
     }
@@ -189,4 +207,5 @@ def make_worker(
         loop = WithAllReduce(**arguments, coding_matrix=plan.coding_matrix, replica=replica, last=OPEN_END, alike=True)
     else:
         loop = WithServer(**arguments)
-    return ScriptWorker(loop, mailbox, hand_over, Trial(first, tried.get(transport.rank), frozenset(tried.values())))
+    trial = Trial(first, tried.get(transport.rank), frozenset(tried.values()))
+    return ScriptWorker(loop, mailbox, hand_over, trial, emulation, injector)

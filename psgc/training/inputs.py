@@ -19,6 +19,7 @@ from psgc.paths import expanded
 from psgc.plan import Plan
 from psgc.problems import EVALUATION_ROWS, Problem, check_labels, load_python, make_problem
 from psgc.simulation import speeds
+from psgc.workers.emulation import Emulation
 from psgc.workers.injection import Injector
 
 PREPARING = "reading data and building the problem"  # what a rank does while others wait for it
@@ -109,6 +110,16 @@ def initial_params(problem: Problem, dtype: str) -> np.ndarray:
     return params
 
 
+def check_ranks(config: Config, num_workers: int) -> None:
+    """Raises UserError when stragglers or faults name ranks that a run of so many workers does not have."""
+    slow = config.stragglers.factor or config.stragglers.seconds or {}
+    if (largest := max((rank for rank in slow if rank != "all"), default=0)) > num_workers:
+        raise UserError(f"stragglers: rank {largest} is named, but the workers are ranks 1..{num_workers}")
+    if any(fault.rank > num_workers for fault in config.faults.inject):
+        raise UserError(f"faults.inject: this run has ranks 0..{num_workers}")
+    emulated_seconds(config, num_workers)
+
+
 def emulated_seconds(config: Config, num_workers: int) -> np.ndarray | None:
     """Emulated seconds per chunk (rounds, workers), if the run replays a trace. Raises UserError."""
     slow = config.stragglers
@@ -137,6 +148,13 @@ def known_costs(config: Config, num_chunks: int) -> Callable[[int], list[float]]
         return [float(cost) for cost in believed / believed.mean()]
 
     return of
+
+
+def make_emulation(config: Config, plan: Plan, rank: int) -> Emulation:
+    """How much longer than they are the chunks of this rank take. Raises UserError."""
+    slow = config.stragglers
+    times, chunk_times = emulated_seconds(config, plan.num_workers), emulated_chunks(config, plan.num_chunks)
+    return Emulation(slow.kind, rank, config.seed, slow.factor, slow.seconds, times, chunk_times)
 
 
 def make_injector(config: Config, rank: int) -> Injector:

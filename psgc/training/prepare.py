@@ -22,8 +22,8 @@ from psgc.training.batches import check_rows, iterations_of, rows_in_iteration
 from psgc.training.chunk_choice import MOST, chosen_chunks, seconds_of_share
 from psgc.training.ending import launched
 from psgc.training.inputs import (
+    check_ranks,
     emulated_chunks,
-    emulated_seconds,
     fingerprint,
     initial_params,
     open_problem,
@@ -73,18 +73,13 @@ def prepare(transport: Transport, config: Config, config_path: str, overrides: S
             "psgc train needs at least 2 ranks, a server and a worker, but was started on 1; "
             f"start it with: psgc launch {config_path} -n 9   (or mpirun -n 9 psgc train {config_path})"
         )
-    slow = config.stragglers.factor or config.stragglers.seconds or {}
-    if (largest := max((rank for rank in slow if rank != "all"), default=0)) > num_workers:
-        raise UserError(f"stragglers: rank {largest} is named, but the workers are ranks 1..{num_workers}")
-    emulated_seconds(config, num_workers)
+    check_ranks(config, num_workers)
     # looks for CuPy, so it comes before a model's folder is on the path
     backend = open_backend(config.backend, transport.local_rank)
     dataset, problem = open_problem(config, config_path, transport.hosts.count(transport.hosts[transport.rank]))
     checkpoint = _checkpoint(config, problem, dataset) if resuming else None
     if checkpoint:
         config = resume.without_past_faults(config, checkpoint.iteration)
-    if any(fault.rank > num_workers for fault in config.faults.inject):
-        raise UserError(f"faults.inject: this run has ranks 0..{num_workers}")
     config, chosen = _with_chunks(config, num_workers, dataset, problem, backend, checkpoint)
     plan, remark = resume.plan_for(config, num_workers, checkpoint)
     if remark:

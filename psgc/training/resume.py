@@ -95,14 +95,22 @@ def without_past_faults(config: Config, first: int) -> Config:
 
     Otherwise a fault that kills the server would kill it again at every `--resume`.
     """
-    reached = first
-    directory = Path(config.output)
+    return with_faults_from(config, reached(Path(config.output), first))
+
+
+def reached(directory: Path, first: int) -> int:
+    """The iteration before which an earlier run in the directory may have injected faults; it goes on from `first`."""
     if not is_done(directory):
         with suppress(OSError, ValueError, LookupError):
             last_row = (directory / "iterations.csv").read_text().splitlines()[-1]
             # a row is written after the next iteration has begun, and then the one after that may have begun as well
-            reached = max(first, int(last_row.partition(",")[0]) + 3)
-    ahead = [fault for fault in config.faults.inject if fault.iteration >= reached]
+            return max(first, int(last_row.partition(",")[0]) + 3)
+    return first
+
+
+def with_faults_from(config: Config, iteration: int) -> Config:
+    """The settings with the injected faults of this iteration and later ones."""
+    ahead = [fault for fault in config.faults.inject if fault.iteration >= iteration]
     return config.model_copy(update={"faults": config.faults.model_copy(update={"inject": ahead})})
 
 

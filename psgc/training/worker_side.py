@@ -17,8 +17,7 @@ from psgc.training.inputs import (
     PREPARING,
     check_same,
     description,
-    emulated_chunks,
-    emulated_seconds,
+    make_emulation,
     make_injector,
     open_problem,
     tried_chunks,
@@ -26,7 +25,6 @@ from psgc.training.inputs import (
 from psgc.training.memory import check_memory
 from psgc.transport import Transport
 from psgc.workers.compute import ComputeThread, Trial
-from psgc.workers.emulation import Emulation
 from psgc.workers.encoder import Encoder
 from psgc.workers.input_guard import InputGuard
 from psgc.workers.loop import WorkerLoop
@@ -82,10 +80,7 @@ def make_worker(
     state = WorkerState(transport.rank, plan.queues[transport.rank], plan.num_chunks, combined, every, shared)
     injector = make_injector(config, transport.rank)
     mailbox = Mailbox(state, encoder, transport.wake)
-    slow = config.stragglers
     tried = tried_chunks(config, plan)
-    times = emulated_seconds(config, plan.num_workers)
-    chunk_times = emulated_chunks(config, plan.num_chunks)
     compute = ComputeThread(
         mailbox,
         InputGuard(evaluate(problem), backend),
@@ -93,7 +88,7 @@ def make_worker(
         backend,
         problem.dim,
         config.dtype,
-        Emulation(slow.kind, transport.rank, config.seed, slow.factor, slow.seconds, times, chunk_times),
+        make_emulation(config, plan, transport.rank),
         injector,
         config.seed,
         rows_taken(config, chunks.num_rows),

@@ -1,4 +1,4 @@
-"""A torch problem: the same bits over workers, in one process, and from a script that does the same."""
+"""A torch problem: the same bits over workers, of which one dies, in one process, and from a script."""
 
 import hashlib
 import shutil
@@ -16,6 +16,8 @@ batch: {size: 60, epochs: 2}
 micro_batch: 8
 autocast: bfloat16
 coding: {chunks: 12}
+faults: {inject: [{kind: kill, rank: 2, iteration: 4}]}
+stragglers: {kind: slow, seconds: {2: 0.01}}
 output: together
 seed: 3
 """
