@@ -3,7 +3,8 @@
 `Coordinator.handle` takes an event (`psgc.server.events`) and returns the instructions that the loop carries out, in
 order. The same object is driven by MPI in production and by a virtual clock in simulation.
 
-The rules, said once:
+It knows the phases, and when an iteration ends. `psgc.server.counting` says which copies count, and what is done again.
+The rules of both, said once:
 
 1. A chunk is committed once, to the first `parts` distinct holders whose copies count, at the moment the last of them
    does. Which copies have to agree before they count is for `psgc.server.verification` to say.
@@ -31,23 +32,12 @@ from collections import deque
 from collections.abc import Sequence
 from math import inf
 
-from psgc.errors import ProtocolError, RunFailed, TooFewWorkers
+from psgc.errors import ProtocolError
 from psgc.schedules import Schedule
-from psgc.schedules.orders import Loss, Order
-from psgc.server.copies import Books, Copy
+from psgc.schedules.orders import Order
+from psgc.server.counting import Counting
 from psgc.server.events import Abandoned, Begin, Compared, Deadline, Delivered, Event, Lost, Report, Summed, Tick
-from psgc.server.instructions import (
-    Add,
-    Collect,
-    Commit,
-    Compare,
-    Discard,
-    Finish,
-    Instruction,
-    Invalidate,
-    Reassign,
-    Share,
-)
+from psgc.server.instructions import Add, Collect, Compare, Finish, Instruction, Share
 from psgc.server.membership import Membership
 from psgc.server.phases import COLLECTING, IDLE, REDOING, TRANSITIONS, WORKING, Phase
 from psgc.server.verification import Checks
@@ -89,19 +79,22 @@ class Coordinator:
     def _start(self, iteration: int) -> None:
         self.iteration = iteration
         self._may_miss: float = self._tolerated
-        self.books = Books(len(self.membership.holders), self.membership.parts)
+        self._checks.begin(iteration, len(self.membership.holders))
+        self._counting = Counting(
+            iteration, self.membership, self._schedule, self._combined, self._checks, self._shared
+        )
+        self.books = self._counting.books
         self._copies = self.books.chunks
-        self._checks.begin(iteration, len(self._copies))
 
     # what can be asked
 
     def is_here(self, chunk: int) -> bool:
         """Whether copies of `chunk` come with the reports, and are not kept by the workers."""
-        return not self._combined or (chunk in self._checks.checked and not self._shared)
+        return self._counting.is_here(chunk)
 
     def is_sketched(self, chunk: int) -> bool:
         """Whether sketches of copies of `chunk`, which the workers keep, come with the reports."""
-        return self._shared and chunk in self._checks.checked
+        return self._counting.is_sketched(chunk)
 
     @property
     def wake(self) -> float:
@@ -194,9 +187,14 @@ class Coordinator:
                 held = self.membership.lose(worker)
                 return [] if self.phase == IDLE else self._lost(worker, held, now)
             case Compared(chunk, agreeing, now):
-                return self._compared(chunk, agreeing, now)
+                instructions = self._counting.compared(chunk, agreeing, now)
+                if not agreeing:
+                    return instructions
+                if self._is_enough():
+                    return instructions + self._finalize()
+                return [*instructions, *self._schedule.tick(now)]  # workers that were to do it may do something else
 
-    # reports
+    # reports and losses
 
     def _report(self, event: Report) -> list[Instruction]:
         copies = self._copies[event.chunk]
@@ -205,7 +203,7 @@ class Coordinator:
         copies.reported += (event.worker,)
         instructions: list[Instruction] = []
         for counted in self._schedule.counts(event.worker, event.chunk):
-            instructions += self._count(event.worker, counted)
+            instructions += self._counting.count(event.worker, counted)
         if self._is_enough():
             return instructions + self._finalize()
         instructions += self._freed(event, done=True)
@@ -214,100 +212,12 @@ class Coordinator:
     def _freed(self, event: Report | Abandoned, done: bool) -> Sequence[Order]:
         return self._schedule.freed(event.worker, event.chunk, event.now, event.seconds, done=done, late=event.late)
 
-    def _count(self, worker: int, chunk: int) -> list[Instruction]:
-        """Count the copy of `worker`, if it is needed."""
-        copies, parts, here = self._copies[chunk], self.membership.parts, self.is_here(chunk)
-        compared = self.is_sketched(chunk) or (here and self._checks.every > 0)
-        if copies.redo and not compared:
-            return self._redone(worker, chunk)
-        if not copies.redo and (self.phase == REDOING or (copies.contributors and not compared)):
-            return [] if here else [Discard(worker, chunk)]
-        before = tuple(copy for copy in copies.there if copy[0] != worker)  # it may have done the chunk before
-        copies.there = (*before, (worker, self.membership.role(worker, chunk)))
-        if len(copies.there) > parts:
-            self._checks.comparing.append(chunk)
-        elif chunk not in self._checks.checked:
-            self.books.missing -= 1
-            if len(copies.there) == parts:
-                return self._recover(chunk, copies.there)
-        return []
-
-    def _redone(self, worker: int, chunk: int) -> list[Instruction]:
-        """An invalidated chunk is committed to the copy of `worker`, in one of the roles that it lacks."""
-        copies = self._copies[chunk]
-        again = ((worker, copies.redo[0]),)
-        copies.redo = copies.redo[1:]
-        if copies.redo:
-            return [self._commit(chunk, again)]
-        self.books.redo.remove(chunk)
-        return self._recover(chunk, again)
-
-    def _recover(self, chunk: int, from_these: tuple[Copy, ...]) -> list[Instruction]:
-        commit, reported = self._commit(chunk, from_these), self._copies[chunk].reported
-        unreported = [holder for holder in self.membership.holders[chunk] if holder not in reported]
-        return [commit, *self._schedule.committed(chunk, unreported)]
-
-    def _commit(self, chunk: int, to_these: tuple[Copy, ...]) -> Commit:
-        copies = self._copies[chunk]
-        copies.commit(to_these)
-        if not self.is_here(chunk):
-            for copy in to_these:
-                self.books.accumulators.add(copy, chunk, copies.attempt)
-        return Commit(chunk, copies.contributors, to_these, self.books.accumulators.serial)
-
-    # copies that were compared
-
-    def _compared(self, chunk: int, agreeing: tuple[int, ...], now: float) -> list[Instruction]:
-        copies, parts = self._copies[chunk], self.membership.parts
-        instructions: list[Instruction] = [*self._checks.judge(chunk, copies.there, agreeing)]
-        if not agreeing:
-            return self._take_back(chunk, now)
-        usable = dict(self._usable(chunk))
-        chosen = [worker for worker in agreeing if worker in usable][:parts]
-        if copies.contributors and not copies.redo:
-            chosen = []
-        elif not chosen:  # those that agree are lost, or have dropped their copies
-            instructions += self._find_one_more(chunk, now)
-        elif copies.redo:
-            instructions += self._redone(chosen[0], chunk)
-        else:
-            self.books.missing -= parts
-            instructions += self._recover(chunk, tuple((worker, usable[worker]) for worker in chosen))
-        if self._shared:
-            surplus = usable if chosen else [copies.there[-1][0]]  # the others were discarded before
-            instructions += [Discard(worker, chunk) for worker in surplus if worker not in chosen]
-            copies.there = tuple(copy for copy in copies.there if copy[0] in agreeing)
-        compared = [(worker, copies.attempt) for worker in agreeing if worker in copies.reported]
-        copies.used += tuple(copy for copy in compared if copy not in copies.used)
-        if self._is_enough():
-            return instructions + self._finalize()
-        return [*instructions, *self._schedule.tick(now)]  # workers that were to do it may do something else
-
-    def _take_back(self, chunk: int, now: float) -> list[Instruction]:
-        """The copies do not agree: the chunk is not recovered, and one more worker does it."""
-        if not self._copies[chunk].redo:
-            self.books.take_back(chunk)
-        try:
-            return self._find_one_more(chunk, now)
-        except TooFewWorkers as error:  # other machines would not help
-            raise RunFailed(str(error)) from None
-
-    def _find_one_more(self, chunk: int, now: float) -> list[Instruction]:
-        """Have one more worker do `chunk`, one that does not hold it if need be."""
-        reassigned, attempt = self._reassign(chunk), self._copies[chunk].attempt
-        invalidated = [Invalidate(reassign.worker, chunk, attempt) for reassign in reassigned if attempt]
-        return [*reassigned, *invalidated, *self._ask_one_more(chunk, now)]
-
-    def _ask_one_more(self, chunk: int, now: float) -> Sequence[Order]:
-        copies, holders = self._copies[chunk], self.membership.holders[chunk]
-        return self._schedule.disputed(chunk, len(copies.there), copies.able(holders), now)
-
-    def _usable(self, chunk: int) -> tuple[Copy, ...]:
-        """The copies that are there and can be committed."""
-        copies, live = self._copies[chunk], self.membership.live
-        if not self.is_sketched(chunk):
-            return copies.there
-        return tuple(copy for copy in copies.there if copy[0] in live and copy[0] in copies.reported)
+    def _lost(self, worker: int, held: Sequence[int], now: float) -> list[Instruction]:
+        collected = self.phase == COLLECTING
+        instructions = self._counting.lost(worker, held, collected, now)
+        if collected and self.books.redo:
+            self.phase = REDOING
+        return instructions
 
     # the end of an iteration
 
@@ -317,7 +227,7 @@ class Coordinator:
             return False
         disputed = self._checks.disputed
         return any(
-            (copies.contributors or self._usable(chunk)) and chunk not in disputed
+            (copies.contributors or self._counting.usable(chunk)) and chunk not in disputed
             for chunk, copies in enumerate(self._copies)
         )
 
@@ -325,14 +235,14 @@ class Coordinator:
         instructions: list[Instruction] = []
         if self.phase == WORKING and self.books.missing:
             for chunk in self.books.incomplete():
-                there = self._usable(chunk)
+                there = self._counting.usable(chunk)
                 if there and chunk not in self._checks.disputed:
                     if chunk in self._checks.checked:  # they count although nothing has shown them right
                         self.books.missing -= len(there)
-                    instructions.append(self._commit(chunk, there))
+                    instructions.append(self._counting.commit(chunk, there))
                 self._schedule.committed(chunk, ())  # nobody is to do it any more
             self._checks.disputed.clear()
-        self.phase = COLLECTING
+        self.phase, self._counting.closed = COLLECTING, True
         return instructions + self._collect()
 
     def _collect(self) -> list[Instruction]:
@@ -344,49 +254,3 @@ class Coordinator:
             self.phase = IDLE
             return [Finish()]
         return [Collect(worker, role) for worker, role, _ in to_ask]
-
-    # losses
-
-    def _lost(self, worker: int, held: Sequence[int], now: float) -> list[Instruction]:
-        holders = self.membership.holders
-        kept = [chunk for chunk in held if not (self.is_here(chunk) or self.is_sketched(chunk))]
-        dropped, invalidated = self.books.lose(worker, kept)
-        affected = dict.fromkeys([*held, *invalidated])
-        reassigned = [reassign for chunk in affected for reassign in self._reassign(chunk)]
-        instructions: list[Instruction] = [*reassigned]
-        for chunk in affected:
-            if attempt := self._copies[chunk].attempt:
-                new = [reassign.worker for reassign in reassigned if reassign.chunk == chunk]
-                hear = holders[chunk] if chunk in invalidated else new
-                instructions += [Invalidate(holder, chunk, attempt) for holder in hear]
-        redo = {chunk: self._copies[chunk] for chunk in affected if chunk in self.books.redo}
-        loss = Loss(
-            worker=worker,
-            dropped=dropped,
-            invalidated={chunk: (len(copies.redo), copies.able(holders[chunk])) for chunk, copies in redo.items()},
-            reassigned=tuple((reassign.worker, reassign.chunk) for reassign in reassigned),
-            holders=holders,
-            collected=self.phase == COLLECTING,
-        )
-        if self.phase == COLLECTING and self.books.redo:
-            self.phase = REDOING
-        instructions += self._schedule.lost(loss, now)
-        for chunk in sorted(self._checks.disputed.intersection(held) - self.books.redo):
-            instructions += self._ask_one_more(chunk, now)
-        return instructions
-
-    def _reassign(self, chunk: int) -> list[Reassign]:
-        """Find workers until there are enough that can do `chunk`."""
-        copies, parts = self._copies[chunk], self.membership.parts
-        if copies.contributors or self.phase != WORKING:
-            needed = len(copies.redo)
-        else:
-            needed = self._checks.wanted(chunk, parts, len(copies.there)) - len(copies.there)
-        reassigned: list[Reassign] = []
-        while len(copies.able(self.membership.holders[chunk])) < needed:
-            try:
-                worker = self.membership.reassign(chunk, copies.waiting)
-            except TooFewWorkers as error:
-                raise self._checks.explain(error, chunk, self.iteration, copies.there, parts) from None
-            reassigned.append(Reassign(worker, chunk, self.membership.role(worker, chunk)))
-        return reassigned
