@@ -5,7 +5,7 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,11 @@ from psgc.torch.chunk_gradient import Buffers, ChunkGradient, Loss
 from psgc.torch.ending import Ending, stopped_by
 from psgc.torch.flat import FlatModel
 from psgc.torch.hand_over import State
+from psgc.torch.loggers import Loggers, check_installed
 from psgc.torch.record import Record
 from psgc.torch.run import Run
 from psgc.torch.sampling import length_of
+from psgc.torch.session import Session
 from psgc.torch.settings import Arguments, arguments
 from psgc.torch.single import Single
 from psgc.torch.state import About, from_bytes, load_state, state_of, to_bytes
@@ -54,6 +56,7 @@ def init(
     verify: Mapping[str, Any] | None = None,
     faults: Mapping[str, Any] | None = None,
     stragglers: Mapping[str, Any] | None = None,
+    log_with: Sequence[str] = (),
 ) -> Run:
     """Begin a run, as every rank does with the same arguments. Without mpirun it has this process alone.
 
@@ -72,6 +75,7 @@ def init(
         aggregation, transfer, parts, schedule, trial, verify, faults, stragglers: as in YAML files; of no effect in one
             process.
         checkpoint_every: steps between two checkpoints, 0 for none before the end; with `output`.
+        log_with: any of "tensorboard", "mlflow" and "wandb", which get loss, seconds and metrics; with `output`.
 
     Raises UserError, in one line, for what is wrong, on rank 0; the other ranks end silently.
     """
@@ -91,6 +95,7 @@ def init(
         "verify": None if verify is None else dict(verify),
         "faults": dict(faults or {}),
         "stragglers": dict(stragglers or {}),
+        "log_with": log_with if isinstance(log_with, str) else [*log_with],
     }
     return begin(model, dataset, loss, collate_fn, given)
 
@@ -115,18 +120,12 @@ def begin(
         if made.output is not None and not hasattr(sys, "ps1"):  # an interactive session is only interrupted
             ending.catch_signals()
         single = made.alone()
-        made.run.begin(single)
-        ending.session, ending.last = single, made.run.end
-        return made.run
-    from psgc.torch.session import Session  # with MPI
-
+        return made.begun(single, ending)
     ending.catch_signals()
     launched.begin(stopped_by)
     ending.session = session = Session(made, stopped_by)
     assert not isinstance(made, UserError)
-    made.run.begin(session)
-    ending.last = made.run.end
-    return made.run
+    return made.begun(session, ending)
 
 
 class _Local:
@@ -174,6 +173,7 @@ class _Local:
         return self._arguments.settled(self._config, num_workers, self.dim)
 
     def prepare(self, columns: int | None = None) -> tuple[Record, State | None]:
+        check_installed(self._arguments.log_with)
         record = Record(self._arguments.output, columns)
         return record, self.resumed()
 
@@ -185,6 +185,19 @@ class _Local:
         config, plan = arguments.settled(arguments.config(self._config.dtype), 1, self.dim)
         record.begin(config, plan, None if state is None else state.iteration)
         return Single(plan.num_chunks, state, record, self.params, stopped_by)
+
+    def begun(self, engine: Session | Single, ending: Ending) -> Run:
+        """The run, which begins. Raises UserError."""
+        run, output, names = self.run, self._arguments.output, self._arguments.log_with
+        run.begin(engine)
+        ending.session, ending.last = engine, run.end
+        if names and output is not None and engine.rank == 0:
+            run.loggers = loggers = Loggers(names, Path(output))
+            run.on("iteration", loggers.row)
+            ending.come_first()
+            ending.closed = loggers.close
+        ending.rows = run.give_rows
+        return run
 
     def resumed(self) -> State | None:
         """The state that the run goes on from, if it is to go on from one. Raises UserError."""

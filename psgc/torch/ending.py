@@ -37,6 +37,8 @@ class Ending:
         Ending._earlier = self
         self.session: Session | Single | None = None
         self.last: Callable[[bool], object] = lambda _: None  # called at the end: whether the script has raised
+        self.rows: Callable[[], object] = lambda: None  # called when all rows of the run are there
+        self.closed: Callable[[bool], object] = lambda _: None  # called after that: whether it was an error
         self._code: int | None = None  # of the exit; None: that of Python
         self._text = ""  # why the script ends
         self._is_ours = False  # because of an error of psgc
@@ -52,6 +54,11 @@ class Ending:
         for number in STOPPERS:
             signal.signal(number, lambda number, _: stopped_by.append(number))
 
+    def come_first(self) -> None:
+        """Look before what other packages have registered since, which would take from the run what it writes to."""
+        atexit.unregister(self._at_exit)
+        atexit.register(self._at_exit)
+
     def close(self) -> None:
         """Another run begins in this process."""
         atexit.unregister(self._at_exit)
@@ -59,6 +66,8 @@ class Ending:
         self.last(False)
         if self.session is not None:
             self.session.end()
+        self.rows()
+        self.closed(False)
 
     def _raised(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         self._code, self._text = 1, f"its script raised {one_line(error)}{raised_at(error)}"
@@ -85,7 +94,9 @@ class Ending:
         session, code = self.session, self._code
         self.last(bool(self._text) and not self._is_ours)
         if session is not None:
-            session.end(self._text)
+            session.end(self._text, code or 1)
+            self.rows()
+            self.closed(bool(self._text))
             if stopped_by and session.rank == 0 and code is not None:
                 code = 128 + stopped_by[0]
             if session.rank:  # mpirun passes on rank 0's code, and prints a long comment on any other that is not 0

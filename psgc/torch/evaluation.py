@@ -14,12 +14,64 @@ from psgc.torch.chunk_gradient import SUMS
 from psgc.torch.flat import FlatModel
 from psgc.torch.loader import ChunkLoader
 from psgc.torch.loss import examples_in
+from psgc.torch.sampling import length_of
 from psgc.torch.seeding import seeded
+from psgc.torch.settings import Arguments
 
 Metric: TypeAlias = Callable[[nn.Module, Any], Any]
 FIRST = 2  # entries behind the gradient that the loss has
 MOST = (SUMS - FIRST) // 2  # metrics at a time: a sum and a count each
 EXPECTED = "expected (sum over the examples, number of examples), their mean, or a mapping of names to such"
+
+
+class Evaluator:
+    """Evaluates metrics, as calls of the run.
+
+    collate, arguments: of the run; dim: entries of a vector.
+    newest: the means of the newest evaluation, by name; count: of evaluations. Whoever loads a state sets them.
+    """
+
+    newest: dict[str, float] | None = None
+    count = 0
+
+    def __init__(self, model: nn.Module, collate: Any, arguments: Arguments, flat: FlatModel, dim: int) -> None:
+        self._model, self._collate, self._flat, self._dim = model, collate, flat, dim
+        self._micro_batch, self._seed = arguments.micro_batch, arguments.seed
+
+    def evaluate(
+        self, dataset: Any, metric: Metric, num_chunks: int, total_of: Callable[[Call], np.ndarray | None]
+    ) -> bool:
+        """Have `total_of` make a call; whether it had a result, which is `newest` then. Raises UserError."""
+        length = length_of(dataset)
+        loader = ChunkLoader(dataset, self._collate, self._micro_batch)
+        self.count += 1
+        seed = (self._seed, self.count)
+
+        def rows(chunk: int) -> np.ndarray:
+            return np.arange(chunk * length // num_chunks, (chunk + 1) * length // num_chunks)
+
+        with seeded(seed, self._flat.device):
+            names = names_of(self._model, metric, next(loader.micro_batches([0])))
+
+        def vector(chunk: int, wanted: Callable[[], bool]) -> np.ndarray | None:
+            with seeded((*seed, chunk), self._flat.device):
+                batches = loader.micro_batches(rows(chunk))
+                dtype = str(self._flat.dtype).removeprefix("torch.")
+                return vector_of(self._model, metric, names, batches, wanted, self._flat.dim, self._dim, dtype)
+
+        made = signature("evaluate", self.count, length, names)
+        call = Call(vector, lambda chunk: loader.expect(rows(chunk)), lambda _: None, made, is_whole=False)
+        total = total_of(call)
+        loader.close()
+        if total is not None:
+            self.newest = means_in(total, self._flat.dim, names)
+        return total is not None
+
+    def shown(self) -> Any:
+        """The newest means as the script gets them: a number for a single metric."""
+        if self.newest is None:
+            return float("nan")
+        return self.newest[""] if "" in self.newest else dict(self.newest)
 
 
 def sums_of(returned: Any, batch: Any) -> dict[str, tuple[float, float]]:
@@ -84,37 +136,6 @@ def means_in(total: np.ndarray, gradient: int, names: list[str]) -> dict[str, fl
         name: part / count if count else float("nan")
         for name, part, count in zip(names, found[::2], found[1::2], strict=True)
     }
-
-
-def make_call(
-    model: nn.Module,
-    metric: Metric,
-    loader: ChunkLoader,
-    length: int,
-    seed: tuple[int, int],
-    num_chunks: int,
-    flat: FlatModel,
-    dim: int,
-) -> tuple[Call, list[str]]:
-    """The call that sums a metric over a dataset of `length` examples, and the names of what the metric returns.
-
-    seed: of the run, and the number of the evaluation; dim: entries of a vector. Raises UserError.
-    """
-
-    def rows(chunk: int) -> np.ndarray:
-        return np.arange(chunk * length // num_chunks, (chunk + 1) * length // num_chunks)
-
-    with seeded(seed, flat.device):
-        names = names_of(model, metric, next(loader.micro_batches([0])))
-
-    def vector(chunk: int, wanted: Callable[[], bool]) -> np.ndarray | None:
-        with seeded((*seed, chunk), flat.device):
-            batches = loader.micro_batches(rows(chunk))
-            dtype = str(flat.dtype).removeprefix("torch.")
-            return vector_of(model, metric, names, batches, wanted, flat.dim, dim, dtype)
-
-    made = signature("evaluate", seed[1], length, names)
-    return Call(vector, lambda chunk: loader.expect(rows(chunk)), lambda _: None, made, is_whole=False), names
 
 
 @contextmanager

@@ -11,14 +11,16 @@ from torch import nn, zeros
 
 from psgc.errors import UserError
 from psgc.run_rows import IterationRow
-from psgc.torch import checkpoints, evaluation
+from psgc.torch import checkpoints
 from psgc.torch.calls import Call, Engine
 from psgc.torch.chunk_gradient import ChunkGradient
+from psgc.torch.evaluation import Evaluator, Metric
 from psgc.torch.flat import FlatModel
 from psgc.torch.gradient import BatchGradient
 from psgc.torch.hand_over import State
 from psgc.torch.loader import ChunkLoader
-from psgc.torch.sampling import Batch, Position, Sampler, length_of
+from psgc.torch.loggers import Loggers
+from psgc.torch.sampling import Batch, Position, Sampler
 from psgc.torch.seeding import preserved
 from psgc.torch.settings import Arguments
 from psgc.torch.state import About, Stateful, about_of, from_bytes, load_state, save_model, state_of, to_bytes
@@ -28,10 +30,11 @@ from psgc.torch.steps import Steps
 class Run:
     """A training run. `psgc.torch.init` makes it; every rank makes the same calls.
 
-    engine: makes the sums, set by `init`.
+    engine: makes the sums, and loggers are told metrics; `init` sets them.
     """
 
     engine: Engine
+    loggers: Loggers | None = None
 
     def __init__(
         self,
@@ -44,7 +47,8 @@ class Run:
         collate: Callable[[list[Any]], Any] | None,
     ) -> None:
         self._model, self._compute, self._flat = model, compute, flat
-        self._arguments, self._collate = arguments, collate
+        self._arguments = arguments
+        self._evaluator = Evaluator(model, collate, arguments, flat, compute.dim)
         self._loader = ChunkLoader(dataset, collate, arguments.micro_batch)
         self._gradient = BatchGradient(model, self._loader, compute, flat.dim, arguments.seed)
         self._sampler = Sampler(length, arguments.seed)
@@ -57,8 +61,6 @@ class Run:
         self._loaded: int | None = None  # a checksum of the state that `load_state_dict` has loaded, for the next call
         self._loss = 0.0  # the newest
         self._functions: list[Callable[[IterationRow], object]] = []  # called with rows
-        self._evaluated: dict[str, float] | None = None  # the newest means of metrics
-        self._evaluations = 0
         self._is_behind = False  # the state that is loaded next is that of another rank
         self._catches_up = False  # it has been loaded, and the next call is that of this state
         self._position = Position()  # where a state that is made now would go on
@@ -146,7 +148,7 @@ class Run:
         scale = float(scaler.get_scale()) if scaler is not None and scaler.is_enabled() else None
         if scale is not None:
             scaler.scale(zeros((), device=self._flat.device))  # unscale_ and step expect that
-        self._give_rows()
+        self.give_rows()
         self._position = batch.position
         every = self._arguments.checkpoint_every
         if is_whole and every and batch.iteration % every == 0 and self.iteration > self.engine.iteration:
@@ -161,38 +163,22 @@ class Run:
         steps.has_gradient(batch, scaler, scale)
         return self._loss
 
-    def evaluate(self, dataset: Any, metric: evaluation.Metric) -> Any:
+    def evaluate(self, dataset: Any, metric: Metric) -> Any:
         """The mean of a metric over a map-style dataset, by all workers, slow ones doing less; the same on every rank.
 
         metric: (model, batch) -> (sum over the examples, how many they are), or their mean; or a mapping of names to
         such, and then the result is one as well. It is called in evaluation mode and without gradients.
 
-        On a rank that has fallen behind the result is the newest of another rank. Raises UserError.
+        On a rank that has fallen behind it is the newest of another rank. Raises UserError.
         """
         if not self._is_behind:  # the run is resumed
             self._load_pending()
-        if self._pending is not None or self._catches_up:
-            return self._shown(self._evaluated)
-        self._give_rows()
-        length = length_of(dataset)
-        loader = ChunkLoader(dataset, self._collate, self._arguments.micro_batch)
-        self._evaluations += 1
-        call, names = evaluation.make_call(
-            *(self._model, metric, loader, length, (self._arguments.seed, self._evaluations)),
-            *(self.engine.num_chunks, self._flat, self._compute.dim),
-        )
-        total = self._sum(call)
-        loader.close()
-        if total is not None:
-            self._evaluated = evaluation.means_in(total, self._flat.dim, names)
-        return self._shown(self._evaluated)
-
-    @staticmethod
-    def _shown(means: dict[str, float] | None) -> Any:
-        """What `evaluate` returns."""
-        if means is None:
-            return float("nan")
-        return means[""] if "" in means else dict(means)
+        if self._pending is None and not self._catches_up:
+            self.give_rows()
+            is_done = self._evaluator.evaluate(dataset, metric, self.engine.num_chunks, self._sum)
+            if is_done and self.loggers is not None:
+                self.loggers.metrics(self.iteration - 1, self._evaluator.newest or {})
+        return self._evaluator.shown()
 
     def _sum(self, call: Call) -> np.ndarray | None:
         """The sum of a call; None when this rank has fallen behind, and has the state of another one to go on from."""
@@ -246,7 +232,7 @@ class Run:
         """What another rank needs to go on from the call that this one is in."""
         about = About(
             *(self.iteration, self._position, self._arguments.seed, self._loss),
-            *(self._evaluated, self._evaluations, self._loaded),
+            *(self._evaluator.newest, self._evaluator.count, self._loaded),
         )
         return to_bytes(state_of(self._model, self._attached, about))
 
@@ -264,8 +250,8 @@ class Run:
             raise UserError(f"{where}: {found}; expected the same")
         self._sampler.check(about.position)
         load_state(state, self._model, self._attached, where)
-        self._loss, self._evaluated, self._evaluations = about.loss, about.evaluated, about.evaluations
-        self._loaded, self._sampler.position = about.loaded, about.position
+        self._evaluator.newest, self._evaluator.count = about.evaluated, about.evaluations
+        self._loss, self._loaded, self._sampler.position = about.loss, about.loaded, about.position
         self._flat.check()
         self._flat.grad.zero_()
         self._steps.forget()
@@ -281,7 +267,7 @@ class Run:
 
     def end(self, has_raised: bool) -> None:
         """The script ends: write the last checkpoint, unless it has raised, which may be in the middle of a step."""
-        self._give_rows()
+        self.give_rows()
         if self._steps.next is not None and not has_raised and self._pending is None:
             self._position = self._steps.next
             self._write_checkpoint(self._position.iteration)
@@ -296,7 +282,8 @@ class Run:
             raise UserError(f"run.on: there is no event {event!r:.40}, expected iteration")
         self._functions.append(function)
 
-    def _give_rows(self) -> None:
+    def give_rows(self) -> None:
+        """Call these functions with the rows that are there."""
         record = self.engine.record
         while record is not None and record.rows:
             row = record.rows.popleft()

@@ -88,8 +88,8 @@ class Session:
         self.in_order = False  # all ranks leave through MPI's Finalize
         self._ready, self._over = threading.Event(), threading.Event()
         self._error: BaseException | None = None
-        self._text = ""  # why the script ends
         self._reached = 0  # on rank 0: the iteration before which injected faults have happened
+        self._text, self._code = "", 1  # why the script ends, and the exit code then
         self.is_cut_short = False  # nothing more is to be done on this rank: it may end at once
         self._has_failed = False
         self._transport: Transport | None = None
@@ -120,9 +120,12 @@ class Session:
             self.is_cut_short = True
             raise
 
-    def end(self, text: str = "") -> None:
-        """The script ends, because of an error if there is a text. Returns when this process has left MPI."""
-        self._text = text
+    def end(self, text: str = "", code: int = 1) -> None:
+        """The script ends, with this exit code because of an error if there is a text.
+
+        Returns when this process has left MPI.
+        """
+        self._text, self._code = text, code
         if self._hand_over is not None and not self._over.is_set():
             self._hand_over.end()
             if self._worker is not None:
@@ -147,7 +150,7 @@ class Session:
                 )
                 self._ready.set()
                 self.in_order = self._worker.loop.run()
-        except PsgcError as error:
+        except (PsgcError, Left) as error:
             self._fail(error)
         except BaseException as error:  # a defect
             say_traceback()
@@ -239,7 +242,7 @@ class Session:
         finally:
             patience = STOP_TIMEOUT if transport.survives_deaths else self.config.faults.collect_timeout
             if self._text and status == "done":
-                status, reason, code = "failed", self._text.splitlines()[0], 1
+                status, reason, code = "failed", self._text.splitlines()[0], self._code
             self.record.finish(local.params(), status, reason, code, server.replicas)
             done = -1 if status != "done" else hand_over.given + 1  # the others need not know why
             self.in_order = server.stop_workers(patience, done)

@@ -4,6 +4,8 @@ import os
 import sys
 from typing import Annotated, Any, Literal
 
+from pydantic import Field
+
 from psgc.config import Config, Faults, ScheduleName, Stragglers, TorchConfig, Verify
 from psgc.errors import UserError
 from psgc.plan import Plan, even_plan
@@ -13,6 +15,7 @@ from psgc.validation import Count, Natural, PathText, Section, checked, expect
 
 WHERE = "psgc.torch.init"
 AS_GIVEN = ("schedule", "aggregation", "transfer", "trial", "verify", "faults", "stragglers", "seed")
+LOGGERS = 'a list of "tensorboard", "mlflow", "wandb"'
 OPEN_END = 2**31 - 1  # iterations: the script says when it is enough
 
 
@@ -34,6 +37,7 @@ class Arguments(Section):
     verify: Verify | None
     faults: Faults
     stragglers: Stragglers
+    log_with: Annotated[list[Literal["tensorboard", "mlflow", "wandb"]], expect(LOGGERS)] = Field(default=[])
     of_yaml: TorchConfig | None = None  # the settings of a run that a YAML describes
 
     def alone(self) -> "Arguments":
@@ -72,4 +76,7 @@ class Arguments(Section):
 
 def arguments(**given: Any) -> Arguments:
     """The arguments, checked. Raises UserError, which names the first one that is wrong."""
-    return checked(Arguments, given, WHERE)
+    made = checked(Arguments, given, WHERE)
+    if made.log_with and made.output is None:
+        raise UserError(f"{WHERE}: log_with: expected output, the directory of the run, as well")
+    return made

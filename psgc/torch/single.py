@@ -73,9 +73,9 @@ class Single:
         vector += 0.0  # turns -0 into 0, as encoding does
         return vector
 
-    def end(self, text: str = "") -> None:
-        """The script ends, because of an error if there is a text."""
-        status, reason, code = ("failed", text.splitlines()[0], 1) if text else ("done", "", 0)
+    def end(self, text: str = "", code: int = 1) -> None:
+        """The script ends, with this exit code because of an error if there is a text."""
+        status, reason, code = ("failed", text.splitlines()[0], code) if text else ("done", "", 0)
         if self._error is not None:
             status, reason, code = "failed", str(self._error), self._error.exit_code
         if self._stopped_by and text:

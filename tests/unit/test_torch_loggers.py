@@ -1,0 +1,136 @@
+"""What a run tells TensorBoard (the real one), MLflow and wandb (modules that stand in for them)."""
+
+import sys
+from types import SimpleNamespace
+from unittest import mock
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import psgc.torch
+from psgc.errors import UserError
+from psgc.torch import begin, loggers
+from psgc.training import launched
+
+
+@pytest.fixture
+def endings(monkeypatch):
+    """What looks at the end of each run, which a test ends itself."""
+    monkeypatch.delenv("PSGC_RESUME", raising=False)
+    for name in launched.RANKS:
+        monkeypatch.delenv(name, raising=False)
+    made = []
+    monkeypatch.setattr(begin, "Ending", lambda: made.append(mock.Mock()) or made[-1])
+    return made
+
+
+class Recording:
+    """Stands in for mlflow, and for wandb."""
+
+    def __init__(self):
+        self.calls = []
+        self.run, self.__spec__ = None, SimpleNamespace(origin="here")
+
+    def active_run(self):
+        return None
+
+    def init(self, **settings):
+        self.calls.append(("init", settings["name"]))
+        return self
+
+    def __getattr__(self, name):
+        return lambda *args, **kwargs: self.calls.append((name, *args, *kwargs.values()))
+
+
+def trained(endings, folder, names, raises=False):
+    """Two steps and an evaluation; the losses, and what the evaluation gave."""
+    model = torch.nn.Linear(2, 1)
+    data = torch.utils.data.TensorDataset(torch.randn(8, 2))
+    loss = lambda model, batch: (model(batch[0]).square().sum(), len(batch[0]))  # noqa: E731
+    run = psgc.torch.init(model, data, loss, chunks=3, output=str(folder), log_with=names)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    run.attach(optimizer)
+    losses = []
+    for batch in run.batches(4):
+        losses.append(run.backward(batch))
+        optimizer.step()
+    found = run.evaluate(data, lambda model, batch: {"squares": loss(model, batch)})
+    run.end(raises)
+    run.engine.end("it failed" if raises else "")
+    endings[-1].rows()
+    endings[-1].closed(raises)
+    return losses, found
+
+
+def test_tensorboard_gets_loss_seconds_and_metrics(endings, tmp_path):
+    losses, found = trained(endings, tmp_path, ["tensorboard"])
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert set(events.Tags()["scalars"]) == {"loss", "seconds", "evaluate/squares"}
+    assert [event.value for event in events.Scalars("loss")] == pytest.approx(losses)
+    assert [event.step for event in events.Scalars("seconds")] == [0, 1, 2]
+    assert [(event.step, event.value) for event in events.Scalars("evaluate/squares")] == [
+        (2, pytest.approx(found["squares"]))
+    ]
+
+
+def test_mlflow_and_wandb_get_the_same_in_runs_of_their_own(endings, tmp_path, monkeypatch):
+    mlflow, wandb = Recording(), Recording()
+    monkeypatch.setitem(sys.modules, "mlflow", mlflow)
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    losses, found = trained(endings, tmp_path / "mine", ["mlflow", "wandb"])
+    rows = [{"loss": pytest.approx(loss)} for loss in losses] + [{"evaluate/squares": found["squares"]}]
+    rows = [row | {"seconds": mock.ANY} for row in rows]
+    assert mlflow.calls == [
+        ("start_run", "mine"),
+        *[("log_metrics", row, step) for step, row in enumerate(rows)],
+        ("end_run", "FINISHED"),
+    ]
+    assert wandb.calls == [("init", "mine"), *[("log", row, step) for step, row in enumerate(rows)], ("finish", 0)]
+    mlflow.calls.clear(), wandb.calls.clear()
+    trained(endings, tmp_path / "failed", ["mlflow", "wandb"], raises=True)
+    assert (mlflow.calls[-1], wandb.calls[-1]) == (("end_run", "FAILED"), ("finish", 1))
+
+
+def test_runs_that_the_script_has_begun_are_used_and_left_open(endings, tmp_path, monkeypatch):
+    mlflow, wandb = Recording(), Recording()
+    mlflow.active_run, wandb.run = lambda: "its own", wandb
+    monkeypatch.setitem(sys.modules, "mlflow", mlflow)
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    trained(endings, tmp_path, ["mlflow", "wandb"])
+    assert {call[0] for call in mlflow.calls} == {"log_metrics"}
+    assert {call[0] for call in wandb.calls} == {"log"}
+
+
+def test_a_logger_that_fails_on_the_way_is_left_out(endings, tmp_path, monkeypatch, capsys):
+    wandb = Recording()
+    wandb.log = mock.Mock(side_effect=OSError("no network"))
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    trained(endings, tmp_path, ["wandb"])
+    assert wandb.log.call_count == 1
+    assert capsys.readouterr().err == "psgc: log_with: wandb: OSError: no network; the run goes on without it\n"
+
+
+def test_what_is_wrong_is_told_before_the_run_begins(endings, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError) as refused:
+        trained(endings, tmp_path, ["wandb"])
+    assert str(refused.value) == "log_with: wandb is not installed; pip install wandb"
+    assert not [*tmp_path.iterdir()]
+    (tmp_path / "mlflow").mkdir()  # a folder is no package
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "mlflow", raising=False)
+    with pytest.raises(UserError, match="log_with: mlflow is not installed; pip install mlflow-skinny"):
+        loggers.check_installed(["mlflow"])
+    wandb = Recording()
+    wandb.init = mock.Mock(side_effect=RuntimeError("no\nkey"))
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    with pytest.raises(UserError) as refused:
+        trained(endings, tmp_path / "run", ["wandb"])
+    assert str(refused.value) == "log_with: wandb cannot begin: RuntimeError: no key"
+    with pytest.raises(UserError, match='log_with: expected a list of "tensorboard", "mlflow", "wandb", got '):
+        trained(endings, tmp_path / "other", "wandb")
+    with pytest.raises(UserError, match="log_with: expected tensorboard, mlflow or wandb, got 'tensorbord'"):
+        trained(endings, tmp_path / "other", ["tensorbord"])
+    with pytest.raises(UserError, match="init: log_with: expected output, the directory of the run"):
+        psgc.torch.init(torch.nn.Linear(1, 1), [1], print, log_with=["tensorboard"])
