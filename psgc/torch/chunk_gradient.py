@@ -39,6 +39,7 @@ class ChunkGradient:
     ) -> None:
         self._flat, self._model, self._loss, self._buffers = flat, model, loss, buffers
         self._statistics = RunningStatistics(model, num_chunks) if buffers == "chunk" else None
+        self._num_chunks = num_chunks
         self.dim = flat.dim + SUMS + (self._statistics.size if self._statistics else 0)
 
     def vector(
@@ -56,7 +57,8 @@ class ChunkGradient:
         scale: what the loss is multiplied with before the backward pass (GradScaler). Then a loss or a gradient that is
         not finite is a result like others, and without it an error. The sum of the loss is not scaled.
 
-        Raises UserError: the loss does not return what it should, or batch normalisation is in training mode.
+        Raises UserError: the loss does not return what it should, or batch normalisation is in training mode, or has
+        one example to normalise.
         ModelError: the loss or the gradient is not finite.
         """
         check_model(self._model, self._buffers)
@@ -70,7 +72,7 @@ class ChunkGradient:
             with seeded(seed, flat.device), merging, torch.enable_grad():
                 batches = iter(micro_batches)
                 while (batch := next(batches, END)) is not END:
-                    part, count = self._add(batch, scale)
+                    part, count = self._add(batch, scale, seed)
                     total, examples = total + part, examples + count
                     if not wanted():
                         return None
@@ -103,9 +105,19 @@ class ChunkGradient:
             self._statistics.update(torch.from_numpy(total[flat.dim + SUMS :]).to(flat.device))
         return loss / examples
 
-    def _add(self, batch: Any, scale: float | None) -> tuple[float, float]:
+    def _add(self, batch: Any, scale: float | None, seed: tuple[int, int, int]) -> tuple[float, float]:
         """Add the gradient of a micro-batch to the vector; the sum of its loss, and its number of examples."""
-        loss, count = loss_and_count(self._loss(self._model, batch), batch)
+        try:
+            returned = self._loss(self._model, batch)
+        except ValueError as error:
+            if self._statistics is None or "more than 1 value per channel" not in str(error):
+                raise
+            raise UserError(
+                f"step {seed[1]}, chunk {seed[2]}: batch normalisation has one example to normalise, expected at least "
+                f"two in each micro-batch: a batch of {2 * self._num_chunks} examples or more for {self._num_chunks} "
+                "chunks, and a micro_batch that leaves none alone"
+            ) from error
+        loss, count = loss_and_count(returned, batch)
         value = float(loss.detach())
         if scale is None and not isfinite(value):
             raise ModelError(

@@ -1,2 +1,19 @@
+from unittest import mock
+
+import pytest
+
 from tests.unit.fake_mpirun import mpirun as mpirun
 from tests.unit.scripted_run import make_run as make_run
+
+
+@pytest.fixture
+def one_process(monkeypatch):
+    """Runs of psgc.torch have this process alone, and tests end them: what looks at the end of each."""
+    from psgc.torch import begin
+    from psgc.training import launched
+
+    for name in (*launched.RANKS, launched.RESUME):
+        monkeypatch.delenv(name, raising=False)
+    endings = []
+    monkeypatch.setattr(begin, "Ending", lambda: endings.append(mock.Mock()) or endings[-1])
+    return endings

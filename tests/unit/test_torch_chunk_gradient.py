@@ -264,6 +264,16 @@ def test_parameters_frozen_since_get_zeros():
     assert model[0].weight.grad is None
 
 
+def test_one_example_is_too_few_for_batch_normalisation():
+    gradient, _ = made(small(nn.BatchNorm1d(4)), buffers="chunk", num_chunks=30)
+    with pytest.raises(UserError) as refused:
+        gradient.vector([(X[:1], Y[:1])], (1, 2, 3), always)
+    assert str(refused.value) == (
+        "step 2, chunk 3: batch normalisation has one example to normalise, expected at least two in each micro-batch: "
+        "a batch of 60 examples or more for 30 chunks, and a micro_batch that leaves none alone"
+    )
+
+
 def test_running_statistics_ride_on_the_vector():
     model = small(nn.BatchNorm1d(4))
     gradient, _ = made(model, buffers="chunk", num_chunks=3)

@@ -10,19 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import psgc.torch
 from psgc.errors import UserError
-from psgc.torch import begin, loggers
-from psgc.training import launched
-
-
-@pytest.fixture
-def endings(monkeypatch):
-    """What looks at the end of each run, which a test ends itself."""
-    monkeypatch.delenv("PSGC_RESUME", raising=False)
-    for name in launched.RANKS:
-        monkeypatch.delenv(name, raising=False)
-    made = []
-    monkeypatch.setattr(begin, "Ending", lambda: made.append(mock.Mock()) or made[-1])
-    return made
+from psgc.torch import loggers
 
 
 class Recording:
@@ -63,8 +51,8 @@ def trained(endings, folder, names, raises=False):
     return losses, found
 
 
-def test_tensorboard_gets_loss_seconds_and_metrics(endings, tmp_path):
-    losses, found = trained(endings, tmp_path, ["tensorboard"])
+def test_tensorboard_gets_loss_seconds_and_metrics(one_process, tmp_path):
+    losses, found = trained(one_process, tmp_path, ["tensorboard"])
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert set(events.Tags()["scalars"]) == {"loss", "seconds", "evaluate/squares"}
     assert [event.value for event in events.Scalars("loss")] == pytest.approx(losses)
@@ -74,11 +62,11 @@ def test_tensorboard_gets_loss_seconds_and_metrics(endings, tmp_path):
     ]
 
 
-def test_mlflow_and_wandb_get_the_same_in_runs_of_their_own(endings, tmp_path, monkeypatch):
+def test_mlflow_and_wandb_get_the_same_in_runs_of_their_own(one_process, tmp_path, monkeypatch):
     mlflow, wandb = Recording(), Recording()
     monkeypatch.setitem(sys.modules, "mlflow", mlflow)
     monkeypatch.setitem(sys.modules, "wandb", wandb)
-    losses, found = trained(endings, tmp_path / "mine", ["mlflow", "wandb"])
+    losses, found = trained(one_process, tmp_path / "mine", ["mlflow", "wandb"])
     rows = [{"loss": pytest.approx(loss)} for loss in losses] + [{"evaluate/squares": found["squares"]}]
     rows = [row | {"seconds": mock.ANY} for row in rows]
     assert mlflow.calls == [
@@ -88,33 +76,33 @@ def test_mlflow_and_wandb_get_the_same_in_runs_of_their_own(endings, tmp_path, m
     ]
     assert wandb.calls == [("init", "mine"), *[("log", row, step) for step, row in enumerate(rows)], ("finish", 0)]
     mlflow.calls.clear(), wandb.calls.clear()
-    trained(endings, tmp_path / "failed", ["mlflow", "wandb"], raises=True)
+    trained(one_process, tmp_path / "failed", ["mlflow", "wandb"], raises=True)
     assert (mlflow.calls[-1], wandb.calls[-1]) == (("end_run", "FAILED"), ("finish", 1))
 
 
-def test_runs_that_the_script_has_begun_are_used_and_left_open(endings, tmp_path, monkeypatch):
+def test_runs_that_the_script_has_begun_are_used_and_left_open(one_process, tmp_path, monkeypatch):
     mlflow, wandb = Recording(), Recording()
     mlflow.active_run, wandb.run = lambda: "its own", wandb
     monkeypatch.setitem(sys.modules, "mlflow", mlflow)
     monkeypatch.setitem(sys.modules, "wandb", wandb)
-    trained(endings, tmp_path, ["mlflow", "wandb"])
+    trained(one_process, tmp_path, ["mlflow", "wandb"])
     assert {call[0] for call in mlflow.calls} == {"log_metrics"}
     assert {call[0] for call in wandb.calls} == {"log"}
 
 
-def test_a_logger_that_fails_on_the_way_is_left_out(endings, tmp_path, monkeypatch, capsys):
+def test_a_logger_that_fails_on_the_way_is_left_out(one_process, tmp_path, monkeypatch, capsys):
     wandb = Recording()
     wandb.log = mock.Mock(side_effect=OSError("no network"))
     monkeypatch.setitem(sys.modules, "wandb", wandb)
-    trained(endings, tmp_path, ["wandb"])
+    trained(one_process, tmp_path, ["wandb"])
     assert wandb.log.call_count == 1
     assert capsys.readouterr().err == "psgc: log_with: wandb: OSError: no network; the run goes on without it\n"
 
 
-def test_what_is_wrong_is_told_before_the_run_begins(endings, tmp_path, monkeypatch):
+def test_what_is_wrong_is_told_before_the_run_begins(one_process, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UserError) as refused:
-        trained(endings, tmp_path, ["wandb"])
+        trained(one_process, tmp_path, ["wandb"])
     assert str(refused.value) == "log_with: wandb is not installed; pip install wandb"
     assert not [*tmp_path.iterdir()]
     (tmp_path / "mlflow").mkdir()  # a folder is no package
@@ -126,11 +114,11 @@ def test_what_is_wrong_is_told_before_the_run_begins(endings, tmp_path, monkeypa
     wandb.init = mock.Mock(side_effect=RuntimeError("no\nkey"))
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     with pytest.raises(UserError) as refused:
-        trained(endings, tmp_path / "run", ["wandb"])
+        trained(one_process, tmp_path / "run", ["wandb"])
     assert str(refused.value) == "log_with: wandb cannot begin: RuntimeError: no key"
     with pytest.raises(UserError, match='log_with: expected a list of "tensorboard", "mlflow", "wandb", got '):
-        trained(endings, tmp_path / "other", "wandb")
+        trained(one_process, tmp_path / "other", "wandb")
     with pytest.raises(UserError, match="log_with: expected tensorboard, mlflow or wandb, got 'tensorbord'"):
-        trained(endings, tmp_path / "other", ["tensorbord"])
+        trained(one_process, tmp_path / "other", ["tensorbord"])
     with pytest.raises(UserError, match="init: log_with: expected output, the directory of the run"):
         psgc.torch.init(torch.nn.Linear(1, 1), [1], print, log_with=["tensorboard"])

@@ -12,6 +12,8 @@ from psgc.errors import UserError
 from psgc.torch.hand_over import State
 from psgc.torch.single import Single
 
+pytestmark = pytest.mark.usefixtures("one_process")
+
 
 def loss(model, batch):
     x, y = batch

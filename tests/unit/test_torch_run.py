@@ -4,7 +4,6 @@ import csv
 import json
 import signal
 from pathlib import Path
-from unittest import mock
 
 import pytest
 import torch
@@ -13,18 +12,13 @@ import torch.nn.functional as F
 import psgc.torch
 from psgc.errors import RunFailed, UserError
 from psgc.torch import begin, checkpoints
-from psgc.training import launched
 from tests.unit.documents import blocks
 
 DOCUMENT = Path(__file__).parents[2] / "docs/torch/checkpoints.md"
 ROWS, SIZE = 50, 20
 
 
-@pytest.fixture(autouse=True)
-def in_this_process(monkeypatch):
-    for name in launched.RANKS:
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(begin, "Ending", mock.Mock)  # the process does not end
+pytestmark = pytest.mark.usefixtures("one_process")
 
 
 def loss(model, batch):
