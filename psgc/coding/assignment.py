@@ -19,7 +19,6 @@ from typing import Any, TypeAlias
 import numpy as np
 import scipy.sparse
 from scipy.sparse import csr_array
-from scipy.sparse.linalg import eigsh
 
 from psgc.errors import UserError
 
@@ -222,6 +221,8 @@ def _second_eigenvalue(adjacency: Any) -> float:
     m = adjacency.shape[0]
     if m <= _DENSE_LIMIT:
         return float(np.sort(np.abs(np.linalg.eigvalsh(adjacency.toarray().astype(float))))[-2])
+    from scipy.sparse.linalg import eigsh  # takes long, as above
+
     start = np.random.default_rng(0).standard_normal(m)
     values = eigsh(adjacency.astype(float), k=2, which="LM", v0=start, tol=1e-3, return_eigenvectors=False)
     return float(np.abs(values).min())

@@ -13,7 +13,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 _LONGEST = 100  # a longer queue is reordered this many chunks at a time
 _PATIENCE = 20  # the search gives up an aim after this many sweeps in a row without a gain of 1 %
@@ -83,6 +82,8 @@ class _Search:
 
     def _reorder(self, edges: Any, aim: Any, noise: float) -> None:
         """Deal the u of these edges out to their chunks so that the sum of the misses, with noise, is smallest."""
+        from scipy.optimize import linear_sum_assignment  # takes long, and every rank of a run imports this file
+
         miss = self._miss(self.value[self.chunk[edges]], aim)
         if len(edges) == 1 or not miss.any():
             return

@@ -12,9 +12,16 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.timeout(300)
 def test_combinations_of_all_settings_are_exact():
-    inside = ["-m", "mpi4py", "-m", "pytest", "--only-mpi", "-q", "-p", "no:cacheprovider", "--timeout=0"]
-    patient = {"OMPI_MCA_mpi_yield_when_idle": "1"}  # ranks that a case does not need wait in MPI for the next
+    plugins = [
+        "-p",
+        "pytest_mpi",
+        "-p",
+        "pytest_timeout",
+        "-p",
+        "no:cacheprovider",
+    ]  # no others: they take long to load
+    inside = ["-m", "mpi4py", "-m", "pytest", *plugins, "--noconftest", "--only-mpi", "-q", "--timeout=0"]
     command = mpirun(9, [*inside, "tests/ranks/inside_exactness.py"])
-    finished = run(command, ROOT, timeout=280, env=patient)
+    finished = run(command, ROOT, timeout=280, env={"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"})
     assert finished.returncode == 0, finished.said
     assert re.findall(r"(\d+) passed", finished.stdout) == ["72"] * 9, finished.said

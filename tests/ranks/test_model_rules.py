@@ -56,7 +56,7 @@ def train(tmp_path):
         write_dense(str(tmp_path / "data.npz"), ROWS, np.zeros(48))
         (tmp_path / "model.py").write_text(MODEL)
         (tmp_path / "run.yaml").write_text(CONFIG.replace("RULE", rule))
-        return run(mpirun(4, ["-m", "psgc", "train", "run.yaml"]), tmp_path)
+        return run(mpirun(3, ["-m", "psgc", "train", "run.yaml"]), tmp_path)
 
     return start
 

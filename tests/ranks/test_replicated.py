@@ -23,7 +23,6 @@ coding: {{chunks_per_worker: 2, replication: 4}}
 checkpoint: {{every: 5, keep: 2}}
 output: OUTPUT
 """
-MOMENTUM = "optimizer={kind: momentum, lr: 0.1}"
 ALLREDUCE, SERVER = "aggregation=allreduce", "aggregation=server"
 SLOWLY = "stragglers={kind: slow, seconds: {all: 0.02}}"
 
@@ -77,43 +76,28 @@ def whole(folder):
     return "whole"
 
 
-def test_a_run_goes_on_with_another_aggregation_and_with_other_ranks(folder, whole):
-    stages = [
-        (6, 5, [SERVER]),
-        (12, 5, [ALLREDUCE]),
-        (18, 4, [ALLREDUCE, "coding.parts=4"]),
-        (ITERATIONS, 5, [SERVER, "transfer=per_chunk"]),
-    ]
-    for iterations, workers, settings in stages:
-        options = ["--resume"] if iterations > 6 else []
-        finished = train(folder, "stages", f"iterations={iterations}", *settings, workers=workers, options=options)
-        assert (f"resuming from iteration {iterations - 6}," in finished.stdout) == bool(options), finished.said
-        if ALLREDUCE in settings:
-            assert_replicas_are_equal(folder, "stages", iterations, workers)
-        else:
-            assert "replicas" not in summary_of(folder, "stages")
-    assert_same_parameters(folder, "stages", whole)
-
-
-def test_an_interrupted_run_goes_on_with_the_optimizer_where_it_was(folder):
-    train(folder, "momentum", SERVER, MOMENTUM)
-    (folder / "asked.yaml").write_text(CONFIG.replace("OUTPUT", "asked"))
-    changes = changed([ALLREDUCE, MOMENTUM, SLOWLY])
-    launch = [sys.executable, "-m", "psgc", "launch", "asked.yaml", "-n", "6", *changes]
-    with MpiRun(launch, folder) as running:
-        rows = folder / "asked/iterations.csv"
-        wait_until(lambda: rows.exists() and len(rows.read_text().splitlines()) > 4)
-        os.kill(running.process.pid, signal.SIGTERM)
-        finished = running.wait(30)
+def test_a_run_goes_on_with_another_aggregation_after_a_stop_and_with_other_ranks(folder, whole):
+    """At first on the server, then by all-reduce, interrupted, then on fewer workers, at last on the server again."""
+    train(folder, "stages", SERVER, "iterations=6")
+    assert "replicas" not in summary_of(folder, "stages")
+    slowly = changed([ALLREDUCE, "stragglers={kind: slow, seconds: {all: 0.05}}"])
+    with MpiRun([sys.executable, "-m", "psgc", "launch", "stages.yaml", "-n", "6", *slowly, "--resume"], folder) as run:
+        wait_until(lambda: len((folder / "stages/iterations.csv").read_text().splitlines()) > 8)
+        os.kill(run.process.pid, signal.SIGTERM)
+        finished = run.wait(30)
     assert finished.returncode == 128 + signal.SIGTERM, finished.said
     assert not finished.orphans
-    summary = summary_of(folder, "asked")
+    summary = summary_of(folder, "stages")
     assert (summary["status"], summary["reason"]) == ("interrupted", "stopped by SIGTERM")
-    assert 3 < summary["iterations"] < ITERATIONS
-    resumed = train(folder, "asked", ALLREDUCE, MOMENTUM, options=["--resume"])
-    assert f"resuming from iteration {summary['iterations']}," in resumed.stdout
-    assert_same_parameters(folder, "asked", "momentum")
-    assert_replicas_are_equal(folder, "asked")
+    done = summary["iterations"]
+    assert 6 < done < ITERATIONS - 3
+    fewer = ["coding.parts=4", f"iterations={done + 3}"]
+    finished = train(folder, "stages", ALLREDUCE, *fewer, workers=4, options=["--resume"])
+    assert f"resuming from iteration {done}," in finished.stdout
+    assert_replicas_are_equal(folder, "stages", done + 3, workers=4)
+    finished = train(folder, "stages", SERVER, "transfer=per_chunk", options=["--resume"])
+    assert f"resuming from iteration {done + 3}," in finished.stdout
+    assert_same_parameters(folder, "stages", whole)
 
 
 def test_a_worker_that_stands_still_for_a_while_falls_behind_and_catches_up(folder, whole):

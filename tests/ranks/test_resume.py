@@ -74,7 +74,7 @@ def killed(folder):
 
 @pytest.mark.parametrize(
     ("ranks", "changes"),
-    [(3, ["--set", "schedule=static", "--set", "coding.replication=1"]), (6, ["--set", "schedule=full"])],
+    [(3, ["--set", "schedule=static", "--set", "coding.replication=1"]), (5, ["--set", "schedule=full"])],
     ids=["fewer workers, static", "more workers, full"],
 )
 def test_a_killed_run_goes_on_to_the_same_parameters_to_the_last_bit(folder, killed, ranks, changes):

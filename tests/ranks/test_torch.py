@@ -60,34 +60,27 @@ def test_a_worker_dies_and_the_others_make_the_steps_of_one_process(tmp_path, al
     assert line.endswith(": its process died")
 
 
-@pytest.mark.parametrize("ranks", [3, 6])
-def test_through_rank_0_the_bits_are_those_of_one_process(tmp_path, alone, ranks):
-    ended, said = trained(tmp_path, ranks, aggregation="server", transfer="per_chunk")
-    assert not said
-    assert ended == dict.fromkeys(range(ranks), alone)
-
-
 @pytest.mark.faults
 def test_a_script_that_raises_on_one_worker_is_given_up_and_the_others_go_on(tmp_path, alone):
-    ended, said = trained(tmp_path, 4, aggregation="server", transfer="per_chunk", what={3: ["raises", 2]})
-    assert ended == dict.fromkeys([0, 1, 2], alone)
+    ended, said = trained(tmp_path, 3, aggregation="server", transfer="per_chunk", what={2: ["raises", 2]})
+    assert ended == dict.fromkeys([0, 1], alone)
     (line,) = said
-    assert line.startswith(f"worker 3 on {socket.gethostname()} lost in iteration ")
+    assert line.startswith(f"worker 2 on {socket.gethostname()} lost in iteration ")
     assert "its script raised ValueError: no such thing, " in line
 
 
 @pytest.mark.faults
 def test_a_script_that_raises_on_rank_0_ends_the_run(tmp_path):
-    ended, said = trained(tmp_path, 3, code=1, aggregation="allreduce", what={0: ["raises", 2]})
+    ended, said = trained(tmp_path, 2, code=1, aggregation="allreduce", what={0: ["raises", 2]})
     assert not ended
     assert said[-1] == "ValueError: no such thing"
     assert said[0] == "Traceback (most recent call last):"
 
 
-@pytest.mark.parametrize("what", [{0: ["leaves", 3]}, {1: ["skips", 2]}], ids=["leaves early", "skips a batch"])
+@pytest.mark.parametrize("what", [{0: ["leaves", 2]}, {1: ["skips", 2]}], ids=["leaves early", "skips a batch"])
 def test_a_script_that_makes_other_calls_on_one_rank_ends_the_run(tmp_path, what):
     # with the pause nobody falls behind, which would leave the mistake out
-    ended, said = trained(tmp_path, 3, code=1, aggregation="allreduce", what=what, pause=0.2)
+    ended, said = trained(tmp_path, 2, code=1, aggregation="allreduce", what=what, pause=0.2)
     assert not ended
     assert any("its script makes another call than that of rank 0" in line for line in said)
 
@@ -97,17 +90,17 @@ def launched(folder, ranks, *options, code=0, **settings):
     return results_of(command, folder, code)
 
 
-def test_a_run_that_is_stopped_goes_on_with_other_ranks_and_makes_the_same_steps(tmp_path, alone):
+def test_a_run_that_is_stopped_goes_on_with_other_ranks_and_makes_the_steps_of_one_process(tmp_path, alone):
+    """Through rank 0, to the last bit."""
     arguments = {"output": "run", "aggregation": "server", "transfer": "per_chunk", "checkpoint_every": 2}
-    ended, _ = trained(tmp_path, 3, code=128 + signal.SIGUSR1, what={0: ["stops", 4]}, **arguments)
+    ended, _ = trained(tmp_path, 5, code=128 + signal.SIGUSR1, what={0: ["stops", 4]}, **arguments)
     assert not ended
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     assert summary["status"] == "interrupted"
     assert 4 <= (done := summary["iterations"]) < len(alone[2])
     assert f"{done:08d}" in {path.name.partition("-")[0] for path in (tmp_path / "run/checkpoints").iterdir()}
-    ended, _ = launched(tmp_path, 4, "--resume", **arguments)
-    assert [ended[rank][:2] for rank in range(4)] == [alone[:2]] * 4
-    assert ended[0][2] == alone[2][done:]
+    ended, _ = launched(tmp_path, 3, "--resume", **arguments)
+    assert ended == dict.fromkeys(range(3), (*alone[:2], alone[2][done:]))
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     assert (summary["status"], summary["iterations"]) == ("done", len(alone[2]) + 1)  # and the evaluation
     with (tmp_path / "run/iterations.csv").open() as stream:
@@ -121,7 +114,7 @@ def test_a_run_that_is_stopped_goes_on_with_other_ranks_and_makes_the_same_steps
 
 @pytest.mark.faults
 def test_a_script_that_calls_sys_exit_has_failed(tmp_path):
-    ended, _ = launched(tmp_path, 3, code=1, output="run", what={0: ["exits", 2]})
+    ended, _ = launched(tmp_path, 2, code=1, output="run", what={0: ["exits", 2]})
     assert not ended
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     assert (summary["status"], summary["reason"]) == ("failed", "its script called sys.exit(3)")
@@ -129,9 +122,9 @@ def test_a_script_that_calls_sys_exit_has_failed(tmp_path):
 
 def test_the_example_of_digits(tmp_path):
     script = str(Path(__file__).parents[2] / "scripts/torch/digits.py")
-    command = [sys.executable, "-m", "psgc", "launch", script, "-n", "4", "--", "--epochs", "2", "--output", "out"]
+    command = [sys.executable, "-m", "psgc", "launch", script, "-n", "2", "--", "--epochs", "1", "--output", "out"]
     finished = run(command, tmp_path, TIMEOUT)
     assert finished.returncode == 0, finished.said
-    assert "accuracy on 360 images that it was not trained on: " in finished.stdout
+    assert finished.stdout.count("accuracy on 360 images that it was not trained on: ") == 1
     assert load_file(tmp_path / "out/model.safetensors")["0.weight"].shape == (16, 1, 3, 3)
     assert json.loads((tmp_path / "out/summary.json").read_text())["status"] == "done"

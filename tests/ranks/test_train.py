@@ -94,7 +94,7 @@ def test_a_run_leaves_a_whole_run_directory(folder):
 
 
 def test_bad_input_is_one_line_and_exit_2(folder):
-    finished = train(folder, "--set", "coding.replicaton=3")
+    finished = train(folder, "--set", "coding.replicaton=3", ranks=2)
     assert finished.returncode == 2, finished.said
     assert "did you mean 'replication'?" in one_line(finished)
     assert not (folder / "out").exists()
@@ -106,7 +106,7 @@ def test_data_that_only_a_worker_cannot_read_is_one_line_and_exit_2(folder):
         "import os\nif os.environ['OMPI_COMM_WORLD_RANK'] == '2': raise OSError('gone')\n" + MODEL
     )
     use_the_model(folder)
-    finished = train(folder)
+    finished = train(folder, ranks=3)
     assert finished.returncode == 2, finished.said
     assert "worker 2 on " in one_line(finished)
     assert "gone" in one_line(finished)
@@ -196,7 +196,7 @@ def test_ctrl_c_while_the_run_is_set_up_is_one_line(folder):
     still = "import os, time\nif os.environ['OMPI_COMM_WORLD_RANK'] == '2': open('importing', 'w'); time.sleep(20)\n"
     (folder / "model.py").write_text(still + MODEL)
     use_the_model(folder)
-    with MpiRun([sys.executable, "-m", "psgc", "launch", "run.yaml", "-n", "4"], folder) as running:
+    with MpiRun([sys.executable, "-m", "psgc", "launch", "run.yaml", "-n", "3"], folder) as running:
         wait_until((folder / "importing").exists)
         os.kill(running.process.pid, signal.SIGINT)
         finished = running.wait(timeout=10)
@@ -207,16 +207,16 @@ def test_ctrl_c_while_the_run_is_set_up_is_one_line(folder):
 
 def test_idle_ranks_leave_the_cores_alone(folder):
     use_the_model(folder, seconds=30.0)
-    with MpiRun(mpirun(9, ["-m", "psgc", "train", "run.yaml"]), folder) as running:
+    with MpiRun(mpirun(5, ["-m", "psgc", "train", "run.yaml"]), folder) as running:
         wait_until(lambda: "psgc" in running.output())
         ranks = [pid for pid in running.processes() if b"train" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-        assert len(ranks) == 9
+        assert len(ranks) == 5
         time.sleep(0.5)  # everybody has the parameters and is in its first chunk, which sleeps
         before, began = [ticks(pid) for pid in ranks], time.monotonic()
-        time.sleep(2.0)  # what is measured: nine ranks with nothing to do for two seconds
+        time.sleep(2.0)  # what is measured: five ranks with nothing to do for two seconds
         seconds = time.monotonic() - began
         shares = [(ticks(pid) - b) / os.sysconf("SC_CLK_TCK") / seconds for pid, b in zip(ranks, before, strict=True)]
-    assert sum(shares) < 9 * 0.05, shares  # of all: a single one is measured in ticks of 10 ms
+    assert sum(shares) < 5 * 0.05, shares  # of all: a single one is measured in ticks of 10 ms
 
 
 def ticks(pid):
@@ -239,7 +239,7 @@ def wait_until(condition, timeout=60.0):
 def test_a_dimension_that_does_not_fit_is_one_line(folder, aggregation):
     use_the_model(folder)
     (folder / "large.py").write_text(MODEL.replace("dim = 4", "dim = 10**13"))
-    finished = train(folder, "--set", f"aggregation={aggregation}", "--set", "problem={python: 'large:Model'}")
+    finished = train(folder, "--set", f"aggregation={aggregation}", "--set", "problem={python: 'large:Model'}", ranks=3)
     assert finished.returncode == 2
     said = one_line(finished)
     assert said.startswith(
