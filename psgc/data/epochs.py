@@ -5,8 +5,9 @@ from functools import lru_cache
 
 import numpy as np
 
-from psgc.data.shuffle import shuffled
+from psgc.data.shuffle import shuffled, shuffled_at
 
+TOGETHER = 1024  # rows that are looked up together, of the same chunk in some iterations: a look-up takes 0.4 ms
 LEAST = 0.01  # cost of an empty chunk: its report takes time as well
 
 
@@ -66,10 +67,11 @@ class Epochs:
 
         n is 0 for some chunks of a batch with fewer rows than chunks.
         """
+        together = max(1, TOGETHER * num_chunks // self.size)
         epoch, place = divmod(iteration, self.iterations_each)
-        first, last = bounds(i, self.rows_in(iteration), num_chunks)
-        start = place * self.size
-        return np.sort(rows_of(self.seed, epoch, self.num_rows, start + first, start + last))
+        first = epoch * self.iterations_each + place - place % together
+        look_up = _kept if together > 1 else _looked_up
+        return look_up(self, range(first, first + together), i, num_chunks)[iteration - first]
 
 
 @lru_cache(4)  # a run has two kinds of batches
@@ -77,3 +79,18 @@ def _costs(length: int, num_chunks: int, average: float) -> list[float]:
     ends = np.arange(num_chunks + 1) * length // num_chunks
     costs: list[float] = (np.diff(ends) / average).clip(LEAST).tolist()
     return costs
+
+
+def _looked_up(epochs: Epochs, iterations: range, i: int, num_chunks: int) -> list[np.ndarray]:
+    """The rows of chunk i in these iterations, as far as they are in the epoch of the first."""
+    epoch, place = divmod(iterations.start, epochs.iterations_each)
+    places = []
+    for iteration in iterations[: epochs.iterations_each - place]:
+        start = iteration % epochs.iterations_each * epochs.size
+        first, last = bounds(i, epochs.rows_in(iteration), num_chunks)
+        places.append(np.arange(start + first, start + last))
+    rows = shuffled_at((epochs.seed, epoch), epochs.num_rows, np.concatenate(places))
+    return [np.sort(chunk) for chunk in np.split(rows, np.cumsum([len(some) for some in places])[:-1])]
+
+
+_kept = lru_cache(256)(_looked_up)  # 2 MB

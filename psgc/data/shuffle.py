@@ -21,8 +21,13 @@ def shuffled(key: tuple[int, ...], length: int, start: int, stop: int) -> np.nda
     >>> shuffled((0, 1), 10, 0, 10).tolist(), shuffled((0, 1), 10, 4, 6).tolist()
     ([7, 3, 4, 8, 9, 0, 6, 2, 5, 1], [9, 0])
     """
+    return shuffled_at(key, length, np.arange(start, stop))
+
+
+def shuffled_at(key: tuple[int, ...], length: int, places: np.ndarray) -> np.ndarray:
+    """As `shuffled`, at these places, in any order. A call takes some 0.4 ms however few they are."""
     rounds = _round_keys(key)
-    numbers = np.arange(start, stop, dtype=np.uint64)
+    numbers = places.astype(np.uint64)
     if not numbers.size:
         return numbers.astype(np.int64)
     numbers = _permuted(numbers, length, rounds)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from psgc.backend import Backend
 from psgc.config import Config
 from psgc.data import Chunk, ChunkSource, Dataset, Epochs
+from psgc.data.epochs import bounds, rows_of
 from psgc.errors import UserError
 from psgc.problems import evaluate, make_problem
 from psgc.schedules.dynamic import DynamicSchedule
@@ -43,12 +44,16 @@ def test_every_row_comes_once_an_epoch_in_another_order(num_rows, size, num_chun
         assert orders[0] != orders[1]
 
 
-def test_a_batch_is_the_same_however_it_is_cut():
-    epochs = Epochs(ROWS, 16, count=1, seed=0)
-    for iteration in range(4):
-        cuts = [np.concatenate([epochs.rows(iteration, i, n) for i in range(n)]) for n in (1, 5, 24)]
-        assert all(sorted(cut) == sorted(cuts[0]) for cut in cuts)
-    assert sorted(Epochs(ROWS, 16, 1, seed=1).rows(0, 0, 1)) != sorted(epochs.rows(0, 0, 1))
+@pytest.mark.parametrize("size", [16, 3000])  # small chunks are looked up for several iterations together
+def test_a_batch_is_the_same_however_it_is_cut_and_whenever_it_is_asked_for(size):
+    epochs = Epochs(200 * size + 5, size, count=2, seed=5)
+    for iteration in (1, 0, 200, 401, 201, 64, 199):
+        epoch, place = divmod(iteration, 201)
+        rows = rows_of(5, epoch, epochs.num_rows, size * place, min(size * place + size, epochs.num_rows))
+        for n in (1, 5, 24):
+            found = [epochs.rows(iteration, i, n) for i in range(n)]
+            expected = [np.sort(rows[slice(*bounds(i, len(rows), n))]) for i in range(n)]
+            assert [chunk.tolist() for chunk in found] == [chunk.tolist() for chunk in expected]
 
 
 @pytest.mark.parametrize("dataset", [DENSE, SPARSE], ids=["dense", "sparse"])

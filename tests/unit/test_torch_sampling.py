@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 
+from psgc.data import Epochs
+from psgc.data.epochs import rows_of
 from psgc.errors import UserError
-from psgc.torch.sampling import Batch, Position, Sampler, length_of, rows_of
+from psgc.torch.sampling import Batch, Position, Sampler, length_of
 
 LENGTH = 103
 
@@ -20,6 +22,14 @@ def taken(batches, sampler):
 
 def flat(batches):
     return [int(row) for batch in batches for row in batch.rows]
+
+
+def test_runs_of_yaml_files_have_the_same_batches():
+    sampler, epochs = Sampler(LENGTH, seed=5), Epochs(LENGTH, 30, count=2, seed=5)
+    for batch in taken(sampler.batches(30, epochs=2), sampler):
+        for i in range(7):
+            assert sorted(batch.chunk(i, 7)) == epochs.rows(batch.iteration, i, 7).tolist()
+    assert batch.iteration + 1 == epochs.iterations
 
 
 @pytest.mark.parametrize("size", [1, 7, 60, 102, 103, 104, 5000])
