@@ -43,6 +43,14 @@ def alone(tmp_path_factory):
     return ended[0]
 
 
+@pytest.fixture(scope="module")
+def alone_with_more(tmp_path_factory):
+    """The same, with a closure, going back to an earlier state, and scaled gradients that add up."""
+    ended, said = trained(tmp_path_factory.mktemp("alone"), 0, more=True)
+    assert not said
+    return ended[0]
+
+
 def assert_equal(ended, ranks, alone):
     """All these ranks have the same parameters, and rank 0 the losses that one process has (others may fall behind)."""
     assert ended.keys() == ranks
@@ -90,9 +98,11 @@ def launched(folder, ranks, *options, code=0, **settings):
     return results_of(command, folder, code)
 
 
-def test_a_run_that_is_stopped_goes_on_with_other_ranks_and_makes_the_steps_of_one_process(tmp_path, alone):
+def test_a_run_that_is_stopped_goes_on_with_other_ranks_and_makes_the_steps_of_one_process(tmp_path, alone_with_more):
     """Through rank 0, to the last bit."""
-    arguments = {"output": "run", "aggregation": "server", "transfer": "per_chunk", "checkpoint_every": 2}
+    alone = alone_with_more
+    arguments = {"aggregation": "server", "transfer": "per_chunk", "more": True}
+    arguments |= {"output": "run", "checkpoint_every": 2}
     ended, _ = trained(tmp_path, 5, code=128 + signal.SIGUSR1, what={0: ["stops", 4]}, **arguments)
     assert not ended
     summary = json.loads((tmp_path / "run/summary.json").read_text())

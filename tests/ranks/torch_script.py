@@ -1,6 +1,7 @@
 """A script with psgc.torch for tests: `python torch_script.py SETTINGS`, JSON with arguments of init, and
 
-what: {rank: [what to do there, after so many steps]}; epochs; pause: seconds after each step on rank 0.
+what: {rank: [what to do there, after so many steps]}; epochs; pause: seconds after each step on rank 0;
+more: go on with a closure, go back, and add up scaled gradients.
 
 It prints a line for each rank: rank, SHA-256 of the parameters, the share of examples that are right, and its losses.
 """
@@ -23,7 +24,7 @@ nothing_is_compiled = {"disable": lambda function, *_, **__: function, "graph_br
 sys.modules["torch._dynamo"] = SimpleNamespace(**nothing_is_compiled)
 settings = json.loads(sys.argv[1])
 what = {int(rank): tuple(value) for rank, value in settings.pop("what", {}).items()}
-epochs, pause = settings.pop("epochs", 2), settings.pop("pause", 0.0)
+epochs, pause, more = settings.pop("epochs", 2), settings.pop("pause", 0.0), settings.pop("more", False)
 rank, done = int(os.environ.get("OMPI_COMM_WORLD_RANK", "0")), 0
 torch.set_num_threads(1)
 torch.manual_seed(rank)  # init gives all ranks the parameters of rank 0
@@ -47,7 +48,9 @@ def loss(model, batch):
 run = psgc.torch.init(model, data, loss, chunks=12, micro_batch=8, **settings)
 optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
 schedule = torch.optim.lr_scheduler.StepLR(optimizer, 3)
-run.attach(optimizer, schedule)
+newton = torch.optim.LBFGS(model.parameters(), max_iter=3)
+scaler = torch.amp.GradScaler("cpu", init_scale=64.0, growth_interval=2)
+run.attach(optimizer, schedule, *([newton, scaler] if more else []))
 losses, rows = [], []
 run.on("iteration", rows.append)
 
@@ -74,6 +77,16 @@ for batch in run.batches(60, epochs=epochs):
         os.kill(os.getpid(), signal.SIGUSR1)
     if happens("exits"):
         sys.exit(3)
+if more:
+    before = run.state_dict()
+    for batch in run.batches(125):
+        newton.step(lambda batch=batch: losses.append(run.backward(batch)) or torch.tensor(losses[-1]))
+    run.load_state_dict(before)
+    for number, batch in enumerate(run.batches(50)):
+        losses.append(run.backward(batch, accumulate=True, scaler=scaler))
+        if number % 2:
+            scaler.step(optimizer)
+            scaler.update()
 right = run.evaluate(data, accuracy)["right"]
 run.save("model.safetensors")
 digest = hashlib.sha256(b"".join(param.detach().numpy().tobytes() for param in model.parameters())).hexdigest()

@@ -1,5 +1,6 @@
 """A run of psgc.torch in one process: what a script may do with it, and what it is told."""
 
+import copy
 import csv
 import json
 import signal
@@ -97,19 +98,47 @@ def test_two_gradients_of_a_batch_without_a_step_are_a_mistake():
 
 
 def test_a_closure_computes_the_gradient_of_a_batch_often():
-    model, _, run, _ = made()
-    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=30, line_search_fn="strong_wolfe")
+    model, data, run, _ = made()
+    alone = copy.deepcopy(model)
+    optimizer, other = (torch.optim.LBFGS(m.parameters(), max_iter=5) for m in (model, alone))
     run.attach(optimizer)
-    (batch,) = run.batches(ROWS, epochs=1)
-    calls = []
+    calls, expected = [], []
+    for batch in run.batches(SIZE):
+        x, y = data[[int(row) for row in batch.rows]]
 
-    def closure():
-        calls.append(run.backward(batch))
-        return torch.tensor(calls[-1])
+        def by_torch(x=x, y=y):
+            other.zero_grad()
+            value = F.mse_loss(alone(x).squeeze(1), y)
+            value.backward()
+            expected.append(value.item())
+            return value
 
-    optimizer.step(closure)
-    assert len(calls) > 3
-    assert calls[-1] < 1e-4 * calls[0]
+        other.step(by_torch)
+        optimizer.step(lambda batch=batch: calls.append(run.backward(batch)) or torch.tensor(calls[-1]))
+    assert len(calls) > 6
+    assert calls == pytest.approx(expected, rel=1e-6)
+    torch.testing.assert_close(model.state_dict(), alone.state_dict(), rtol=1e-6, atol=1e-6)
+
+
+def test_scaled_gradients_that_add_up_are_those_of_torch():
+    model, data, run, _ = made()
+    alone = copy.deepcopy(model)
+    optimizer, other = (torch.optim.SGD(m.parameters(), 0.05, momentum=0.9) for m in (model, alone))
+    scaler, its = (torch.amp.GradScaler("cpu", init_scale=2.0**20, growth_interval=2) for _ in range(2))
+    run.attach(optimizer, scaler)
+    for number, batch in enumerate(run.batches(10, epochs=2)):
+        x, y = data[[int(row) for row in batch.rows]]
+        its.scale(F.mse_loss(alone(x).squeeze(1), y)).backward()
+        run.backward(batch, accumulate=True, scaler=scaler)
+        if number % 2:
+            for one, scales, parameters in ((optimizer, scaler, model), (other, its, alone)):
+                scales.unscale_(one)
+                torch.nn.utils.clip_grad_norm_(parameters.parameters(), 0.5)
+                scales.step(one)
+                scales.update()
+            other.zero_grad()
+    assert scaler.state_dict() == its.state_dict()
+    torch.testing.assert_close(model.state_dict(), alone.state_dict())
 
 
 def test_an_optimizer_that_was_not_attached_is_refused():
