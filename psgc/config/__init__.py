@@ -17,7 +17,7 @@ from psgc.config.problem import (
     TorchScheduler,
 )
 from psgc.config.run import Config, ScheduleName
-from psgc.config.torch import TorchConfig
+from psgc.config.torch import LogWith, TorchConfig
 
 __all__ = [
     "AssignmentFile",
@@ -30,6 +30,7 @@ __all__ = [
     "Faults",
     "Injection",
     "KnownCosts",
+    "LogWith",
     "Optimizer",
     "PythonProblem",
     "RateSchedule",

@@ -10,6 +10,10 @@ from psgc.config.problem import Batch, TorchOptimizer, TorchProblem, TorchSchedu
 from psgc.config.run import Config
 from psgc.validation import Count, expect
 
+LogWith = Annotated[
+    list[Literal["tensorboard", "mlflow", "wandb"]], expect('a list of "tensorboard", "mlflow", "wandb"')
+]
+
 
 class TorchCoding(Coding):
     unused: ClassVar[Mapping[str, str]] = {
@@ -41,6 +45,7 @@ class TorchConfig(Config):
     autocast: Literal["none", "bfloat16"] = "none"  # in which loss and metrics are computed
     # chunk: batch normalisation in training mode, with the statistics of each chunk
     buffers: Annotated[Literal["chunk"] | None, expect("chunk or nothing", union=True)] = None
+    log_with: LogWith = Field(default=[])  # who is told loss, seconds and metrics
     coding: TorchCoding = TorchCoding()
     data: None = Field(default=None, exclude=True)
     iterations: None = Field(default=None, exclude=True)

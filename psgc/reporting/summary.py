@@ -65,6 +65,9 @@ def lines(summary: dict[str, Any]) -> list[str]:
     for key, name in (("test_loss", "held-out loss"), ("test_accuracy", "held-out accuracy")):
         if summary.get(key) is not None:
             text.append(f"  {name:<18} {summary[key]:.4f}")
+    for key, value in summary.get("metrics", {}).items():
+        if key != "epoch":
+            text.append(f"  {key:<18} {value:.4f}")
     if summary.get("training_accuracy") is not None:
         text.append(f"  training accuracy  {summary['training_accuracy']:.4f}")
     if summary["seconds_per_iteration"] is None:

@@ -29,7 +29,7 @@ from psgc.torch.record import Record
 from psgc.torch.run import Run
 from psgc.torch.sampling import length_of
 from psgc.torch.session import Session
-from psgc.torch.settings import Arguments, arguments
+from psgc.torch.settings import Arguments, arguments, check_resumed
 from psgc.torch.single import Single
 from psgc.torch.state import About, from_bytes, load_state, state_of, to_bytes
 from psgc.training import launched
@@ -52,6 +52,7 @@ def init(
     parts: int = 1,
     schedule: str = "dynamic",
     checkpoint_every: int = 50,
+    checkpoint_keep: int = 3,
     trial: bool = True,
     verify: Mapping[str, Any] | None = None,
     faults: Mapping[str, Any] | None = None,
@@ -76,6 +77,7 @@ def init(
             process.
         checkpoint_every: steps between two checkpoints, 0 for none before the end; with `output`.
         log_with: any of "tensorboard", "mlflow" and "wandb", which get loss, seconds and metrics; with `output`.
+        checkpoint_keep: how many of them stay, the newest ones.
 
     Raises UserError, in one line, for what is wrong, on rank 0; the other ranks end silently.
     """
@@ -91,6 +93,7 @@ def init(
         "parts": parts,
         "schedule": schedule,
         "checkpoint_every": checkpoint_every,
+        "checkpoint_keep": checkpoint_keep,
         "trial": trial,
         "verify": None if verify is None else dict(verify),
         "faults": dict(faults or {}),
@@ -208,6 +211,8 @@ class _Local:
         if found is None:
             say(f"no checkpoint in {directory}: starting from the beginning")
             return None
+        if self._arguments.of_yaml is not None:
+            check_resumed(self._arguments.of_yaml, directory.parent)
         say(f"resuming from step {found[0]}, checkpoint in {directory}")
         return found[1]
 

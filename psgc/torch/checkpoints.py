@@ -15,25 +15,24 @@ from psgc.torch.hand_over import State
 from psgc.torch.state import calls_in
 from psgc.writing import make_directory, write_whole
 
-KEPT = 3  # newest checkpoints that stay
 SUFFIX = ".safetensors"
 
 
-def write(directory: Path, step: int, content: bytes) -> None:
-    """Write the state before `step`, and remove old ones. Raises OSError."""
+def write(directory: Path, step: int, content: bytes, keep: int = 3) -> None:
+    """Write the state before `step`, and remove all but the `keep` newest ones. Raises OSError."""
     make_directory(directory)
     digest = hashlib.sha256(content).hexdigest()[:16]
     write_whole(directory / f"{step:08d}-{digest}{SUFFIX}", lambda stream: stream.write(content))
-    for old in newest_first(directory)[KEPT:]:
+    for old in newest_first(directory)[keep:]:
         with suppress(OSError):
             old.unlink()
 
 
-def write_or_say(output: Path, step: int, content: bytes) -> None:
+def write_or_say(output: Path, step: int, content: bytes, keep: int) -> None:
     """As `write`, in the run directory `output`; where that fails it says so, and the run goes on."""
     try:
         output.mkdir(parents=True, exist_ok=True)
-        write(output / "checkpoints", step, content)
+        write(output / "checkpoints", step, content, keep)
     except OSError as error:
         say(f"psgc: no checkpoint of step {step}: {error.filename}: {error.strerror}; the run goes on", error=True)
 

@@ -18,7 +18,6 @@ from psgc.config import TorchConfig, checked_settings, read
 from psgc.errors import UserError
 from psgc.paths import expanded
 from psgc.problems import called, load_object
-from psgc.terminal import say
 from psgc.torch.begin import begin
 from psgc.torch.by_name import optimizer_and_scheduler, rehearse
 from psgc.torch.chunk_gradient import Loss
@@ -60,9 +59,10 @@ def train(path: str, overrides: Sequence[str] = ()) -> None:
     run = begin(
         *(parts.model, parts.dataset, _autocast(config, parts.model, parts.loss), parts.collate_fn),
         {
-            **{name: getattr(config, name) for name in ("micro_batch", "output", "buffers", *AS_GIVEN)},
+            **{name: getattr(config, name) for name in ("micro_batch", "output", "buffers", "log_with", *AS_GIVEN)},
             **{name: getattr(config.coding, name) for name in ("replication", "chunks", "parts")},
-            **{"checkpoint_every": config.checkpoint.every, "of_yaml": config},
+            **{f"checkpoint_{name}": getattr(config.checkpoint, name) for name in ("every", "keep")},
+            "of_yaml": config,
         },
     )
     run.attach(optimizer, *([scheduler] if scheduler else []))
@@ -132,6 +132,6 @@ def _evaluate(run: Run, config: TorchConfig, parts: Parts, epoch: int) -> None:
     if parts.test is None:
         return
     found = run.evaluate(parts.test, _autocast(config, parts.model, parts.metrics or parts.loss))
-    named = found if isinstance(found, dict) else {"metric" if parts.metrics else "loss": found}
-    if run.rank == 0:
-        say(f"epoch {epoch}  " + "  ".join(f"{name} {value:.6g}" for name, value in named.items()))
+    name = getattr(parts.metrics, "__name__", "metric") if parts.metrics else "loss"
+    if run.engine.record is not None:  # this is rank 0
+        run.engine.record.evaluated(epoch, found if isinstance(found, dict) else {name: found})

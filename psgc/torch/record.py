@@ -3,6 +3,7 @@
 import json
 import time
 from collections import deque
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ class Record:
         self._recorder: Recorder | None = None
         self._columns = columns
         self._progress: RunProgress | None = None
+        self._metrics: dict[str, float] = {}
         self._began = time.monotonic()
 
     def begin(self, config: Config, plan: Plan, resume_at: int | None) -> None:
@@ -64,6 +66,11 @@ class Record:
         """It has made one more step."""
         if self._progress is not None:
             self._progress.update(loss, seconds)
+
+    def evaluated(self, epoch: int, metrics: Mapping[str, float]) -> None:
+        """After so many epochs these are the means of metrics; the newest ones go into the summary."""
+        say(f"epoch {epoch}  " + "  ".join(f"{name} {value:.6g}" for name, value in metrics.items()))
+        self._metrics = {"epoch": epoch, **metrics}
 
     # of the server
 
@@ -122,6 +129,8 @@ class Record:
                 "batch": None,
                 "too_few_workers": False,
             }
+            if self._metrics:
+                settings["metrics"] = self._metrics
             if replicas is not None:
                 settings["replicas"] = replicas
             seconds = time.monotonic() - self._began

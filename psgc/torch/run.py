@@ -263,7 +263,8 @@ class Run:
 
     def _write_checkpoint(self, step: int) -> None:
         if self._arguments.output is not None and not self.engine.rank:
-            checkpoints.write_or_say(Path(self._arguments.output), step, self.state())
+            keep = self._arguments.checkpoint_keep
+            checkpoints.write_or_say(Path(self._arguments.output), step, self.state(), keep)
 
     def end(self, has_raised: bool) -> None:
         """The script ends: write the last checkpoint, unless it has raised, which may be in the middle of a step."""

@@ -2,20 +2,32 @@
 
 import os
 import sys
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from psgc.config import Config, Faults, ScheduleName, Stragglers, TorchConfig, Verify
+from psgc.config import (
+    Config,
+    Faults,
+    LogWith,
+    ScheduleName,
+    Stragglers,
+    TorchConfig,
+    TorchOptimizer,
+    TorchScheduler,
+    Verify,
+    load,
+)
 from psgc.errors import UserError
 from psgc.plan import Plan, even_plan
 from psgc.training.inputs import check_ranks, emulated_chunks
 from psgc.training.transfer_choice import without_auto
 from psgc.validation import Count, Natural, PathText, Section, checked, expect
+from psgc.yaml_source import shown
 
 WHERE = "psgc.torch.init"
 AS_GIVEN = ("schedule", "aggregation", "transfer", "trial", "verify", "faults", "stragglers", "seed")
-LOGGERS = 'a list of "tensorboard", "mlflow", "wandb"'
 OPEN_END = 2**31 - 1  # iterations: the script says when it is enough
 
 
@@ -33,11 +45,12 @@ class Arguments(Section):
     parts: Count
     schedule: ScheduleName
     checkpoint_every: Natural
-    trial: Annotated[bool, expect("True or False")]
-    verify: Verify | None
-    faults: Faults
-    stragglers: Stragglers
-    log_with: Annotated[list[Literal["tensorboard", "mlflow", "wandb"]], expect(LOGGERS)] = Field(default=[])
+    checkpoint_keep: Count = 3
+    trial: Annotated[bool, expect("True or False")] = True
+    verify: Verify | None = None
+    faults: Faults = Faults()
+    stragglers: Stragglers = Stragglers()
+    log_with: LogWith = Field(default=[])
     of_yaml: TorchConfig | None = None  # the settings of a run that a YAML describes
 
     def alone(self) -> "Arguments":
@@ -58,7 +71,7 @@ class Arguments(Section):
             "coding": {"replication": max(self.replication, self.parts), "parts": self.parts},
             **{name: getattr(self, name) for name in AS_GIVEN},
             "dtype": dtype,
-            "checkpoint": {"every": self.checkpoint_every},
+            "checkpoint": {"every": self.checkpoint_every, "keep": self.checkpoint_keep},
             "output": self.output or "none",
         }
         return checked(Config, values, WHERE)
@@ -72,6 +85,23 @@ class Arguments(Section):
             raise UserError(f"verify: copies of {num_workers} workers cannot be compared, expected {least} workers")
         config = without_auto(config, self.chunks, num_workers, dim)
         return config, even_plan(config.coding, config.schedule, num_workers, self.chunks, config.seed)
+
+
+def check_resumed(now: TorchConfig, directory: Path) -> None:
+    """Raises UserError when arguments differ from those in the states of the run that is resumed, which stay."""
+    before = load(directory / "config.yaml") if (directory / "config.yaml").exists() else None
+    if not isinstance(before, TorchConfig):
+        return
+    for section in ("optimizer", "scheduler"):
+        then, given = (_arguments_of(getattr(config, section)) for config in (before, now))
+        for key in [*given, *then]:
+            if given.get(key) != then.get(key):
+                text = f"is {shown(given.get(key))}, but was {shown(then.get(key))} in the run that is resumed"
+                raise UserError(f"{section}.{key}: {text}, whose {section} goes on; start a new run to change it")
+
+
+def _arguments_of(settings: TorchOptimizer | TorchScheduler | None) -> dict[str, Any]:
+    return {} if settings is None else {"torch": settings.torch, **settings.arguments}
 
 
 def arguments(**given: Any) -> Arguments:

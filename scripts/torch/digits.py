@@ -46,6 +46,11 @@ def accuracy(model, batch):
     return (model(x).argmax(dim=1) == y).sum(), len(y)
 
 
+def build() -> dict[str, object]:
+    train, test = datasets()
+    return {"model": network(), "dataset": train, "loss": loss, "test": test, "metrics": accuracy}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--epochs", type=int, default=10)
