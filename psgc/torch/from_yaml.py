@@ -44,8 +44,11 @@ class Parts:
     metrics: Callable[[nn.Module, Any], Any] | None = None
 
 
-def train(path: str, overrides: Sequence[str] = ()) -> None:
-    """Train as the YAML says. Raises UserError before the run begins, and what psgc.torch raises."""
+def train(path: str, overrides: Sequence[str] = ()) -> Run:
+    """Train as the YAML says. Returns the run, which ends with the process.
+
+    Raises UserError before the run begins, and what psgc.torch raises.
+    """
     source = read(path, overrides)
     config = checked_settings(source)
     assert isinstance(config, TorchConfig)
@@ -78,6 +81,7 @@ def train(path: str, overrides: Sequence[str] = ()) -> None:
             scheduler.step()
     _evaluate(run, config, parts, config.batch.epochs)
     run.save(Path(config.output) / "model.safetensors")
+    return run
 
 
 def make_parts(config: TorchConfig, folder: str) -> Parts:

@@ -1,8 +1,8 @@
-"""The Python in pages of docs/."""
+"""The code in pages of docs/."""
 
 import re
 
 
-def blocks(page):
-    """The Python blocks of a page, in order."""
-    return re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+def blocks(page, language="python"):
+    """The blocks of a page in this language, in order."""
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)

@@ -1,14 +1,20 @@
 """Torch problems: what is refused of the YAML, and of what the user's function returns."""
 
+import json
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
+from psgc.cli import main
 from psgc.config import TorchConfig, from_yaml_text, load
 from psgc.errors import UserError
 from psgc.torch import from_yaml
+from psgc.torch.settings import check_resumed
 from tests.unit import torch_problem
+from tests.unit.documents import blocks
 
+ROOT = Path(__file__).parents[2]
 FOLDER = str(Path(torch_problem.__file__).parent)
 YAML = """\
 problem: {torch: "torch_problem:build", options: {hidden: 5}}
@@ -130,3 +136,49 @@ def test_wrong_functions(folder, problem, said):
         problem = f"{{torch: 'torch_problem:returns', options: {problem}}}"
     expected = said.replace("EXPECTED", from_yaml.EXPECTED).replace("FOLDER", FOLDER)
     assert refusal(f"problem={problem}") == f"problem.torch: {expected}"
+
+
+def test_a_resumed_run_keeps_the_arguments_of_its_optimizer(folder):
+    Path("out").mkdir()
+    Path("out/config.yaml").write_text(load("run.yaml").to_yaml())
+    check_resumed(load("run.yaml", ["optimizer.clip_norm=3", "batch.epochs=5", "coding.replication=1"]), Path("out"))
+    wrong = r"^optimizer\.lr: is 0\.2, but was 0\.01 in the run that is resumed, whose optimizer goes on; "
+    with pytest.raises(UserError, match=wrong):
+        check_resumed(load("run.yaml", ["optimizer.lr=0.2"]), Path("out"))
+    with pytest.raises(UserError, match=r"^scheduler\.torch: is nothing, but was 'MultiStepLR' in"):
+        check_resumed(load("run.yaml", ["scheduler="]), Path("out"))
+
+
+def test_submit_refuses_what_the_job_would_refuse(folder, capsys):
+    job = ["submit", "run.yaml", "--nodes", "1", "--ranks-per-node", "3", "--time", "1:00:00"]
+    cases = {
+        "optimizer.torch=Adamw": "--set optimizer.torch=Adamw: no Adamw in torch.optim, did you mean AdamW?",
+        "coding={replication: 4, parts: 4}": "parts: 4 is too large for 2 workers, expected at most 2",
+    }
+    for override, said in {**cases, "seed=3": ""}.items():
+        with pytest.raises(SystemExit) as end:
+            main([*job, "--set", override])
+        assert (end.value.code, capsys.readouterr().err) == ((2, f"psgc: {said}\n") if said else (0, ""))
+
+
+def test_the_page_of_docs_trains(folder, one_process, capsys):
+    page = ROOT / "docs/torch/yaml.md"
+    Path("my_model.py").write_text(blocks(page)[0])
+    Path("run.yaml").write_text(blocks(page, "yaml")[0])
+    run = from_yaml.train("run.yaml", ["batch.epochs=2", "micro_batch=20", "coding.chunks=2"])
+    run.end(False)
+    run.engine.end()
+    metrics = json.loads(Path("runs/my_model/summary.json").read_text())["metrics"]
+    assert (metrics.keys(), metrics["epoch"]) == ({"epoch", "accuracy"}, 2)
+    assert f"\n  accuracy           {metrics['accuracy']:.4f}\n" in capsys.readouterr().out
+    assert isinstance(load("runs/my_model/config.yaml"), TorchConfig)
+    assert load_file("runs/my_model/model.safetensors").keys() == {"0.weight", "0.bias", "2.weight", "2.bias"}
+
+
+def test_the_example_makes_the_steps_of_its_script(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "scripts/torch")
+    config = load(ROOT / "scripts/torch/digits.yaml")
+    parts = from_yaml.make_parts(config, ".")
+    assert config.scheduler.arguments["T_max"] == config.batch.epochs * -(-len(parts.dataset) // config.batch.size)
+    optimizer, scheduler = from_yaml.optimizer_and_scheduler(config, lambda key, text: UserError(text))
+    assert scheduler.made(optimizer.made(parts.model.parameters())).get_last_lr() == [3e-3]
