@@ -297,13 +297,15 @@ def test_a_run_computes_the_first_chunk_of_a_process_twice():
         **{"aggregation": "auto", "transfer": "auto", "schedule": "dynamic", "checkpoint_every": 0},
     )
     run = Run(model, data, 10, ChunkGradient(flat, model, cross_entropy), flat, given, None)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    run.attach(optimizer)
     try:
         run.begin(Single(5))
         for batch in run.batches(4):
             run.backward(batch)
             counted.calls, before = 0, counted.calls
             assert before == {0: 5, 1: 4, 2: 2}[batch.iteration]  # a chunk with a row each, as far as there are rows
-            run._stepped = True
+            optimizer.step()
     finally:
-        for hook in run._hooks:
+        for hook in run._steps._hooks:
             hook.remove()
