@@ -119,7 +119,8 @@ def _parser() -> _Parser:
         added.set_defaults(run=function)
         return added
 
-    command("train", _train, "run one rank of a training (started by mpirun)", [run, resume])
+    text = "run one rank of a training (started by mpirun); a PyTorch model without mpirun in one process"
+    command("train", _train, text, [run, resume])
 
     launch = command(
         "launch", _launch, "train, with the right mpirun command for this machine", [program, resume], AFTER

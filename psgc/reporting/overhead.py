@@ -43,7 +43,7 @@ def advice(summary: Mapping[str, Any]) -> str | None:
     each = f"a chunk takes {1e3 * summary['seconds_per_chunk']:.1f} ms"
     own = summary.get("chunks_per_worker")
     if own is None:
-        return f"{each}; try an assignment with fewer chunks"
+        return f"{each}; try fewer chunks"
     fewer = own
     while fewer > 1 and _share(summary, fewer / own) > MUCH:
         fewer //= 2

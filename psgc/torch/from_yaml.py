@@ -23,7 +23,7 @@ from psgc.torch.by_name import optimizer_and_scheduler, rehearse
 from psgc.torch.chunk_gradient import Loss
 from psgc.torch.run import Run
 from psgc.torch.sampling import length_of
-from psgc.torch.settings import AS_GIVEN
+from psgc.torch.settings import given_by
 from psgc.validation import wrong
 
 EXPECTED = "expected (model, dataset, loss), or a mapping with these keys and also collate_fn, test, metrics"
@@ -58,16 +58,12 @@ def train(path: str, overrides: Sequence[str] = ()) -> Run:
     rehearse(optimizer_by_name, scheduler_by_name, next(parts.model.parameters()).device)
     optimizer = optimizer_by_name.made(parts.model.parameters())
     scheduler = scheduler_by_name.made(optimizer) if scheduler_by_name else None
+    steps = config.batch.epochs * -(-len(parts.dataset) // config.batch.size)
+    if (most := getattr(scheduler, "total_steps", None)) is not None and most < steps:  # it raises after the last one
+        raise wrong(source, ("scheduler",), f"is over after {most} steps, the run has {steps}")
 
-    run = begin(
-        *(parts.model, parts.dataset, _autocast(config, parts.model, parts.loss), parts.collate_fn),
-        {
-            **{name: getattr(config, name) for name in ("micro_batch", "output", "buffers", "log_with", *AS_GIVEN)},
-            **{name: getattr(config.coding, name) for name in ("replication", "chunks", "parts")},
-            **{f"checkpoint_{name}": getattr(config.checkpoint, name) for name in ("every", "keep")},
-            "of_yaml": config,
-        },
-    )
+    loss = _autocast(config, parts.model, parts.loss)
+    run = begin(parts.model, parts.dataset, loss, parts.collate_fn, given_by(config))
     run.attach(optimizer, *([scheduler] if scheduler else []))
     params = [param for param in parts.model.parameters() if param.requires_grad]
     for batch in run.batches(config.batch.size, config.batch.epochs):
@@ -105,6 +101,8 @@ def make_parts(config: TorchConfig, folder: str) -> Parts:
     parts = Parts(**returned)
     if not isinstance(parts.model, nn.Module):
         raise UserError(f"{where} returned a {type(parts.model).__name__} as model, expected a torch.nn.Module")
+    if not any(param.requires_grad for param in parts.model.parameters()):
+        raise UserError(f"{where} returned a model without trainable parameters")
     for name in ("loss", "collate_fn", "metrics"):
         if not callable(value := getattr(parts, name)) and (name == "loss" or value is not None):
             raise UserError(f"{where} returned a {type(value).__name__} as {name}, expected a function")

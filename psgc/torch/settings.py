@@ -87,6 +87,20 @@ class Arguments(Section):
         return config, even_plan(config.coding, config.schedule, num_workers, self.chunks, config.seed)
 
 
+def given_by(config: TorchConfig) -> dict[str, Any]:
+    """The `Arguments` that a YAML gives."""
+    same = ("micro_batch", "output", "buffers", "log_with", *AS_GIVEN)
+    return {
+        **{name: getattr(config, name) for name in same},
+        "replication": config.coding.replication,
+        "chunks": config.coding.chunks,
+        "parts": config.coding.parts,
+        "checkpoint_every": config.checkpoint.every,
+        "checkpoint_keep": config.checkpoint.keep,
+        "of_yaml": config,
+    }
+
+
 def check_resumed(now: TorchConfig, directory: Path) -> None:
     """Raises UserError when arguments differ from those in the states of the run that is resumed, which stay."""
     before = load(directory / "config.yaml") if (directory / "config.yaml").exists() else None

@@ -13,7 +13,7 @@ problem: {torch: "torch_problem:build", options: {hidden: 6}}
 optimizer: {torch: AdamW, lr: 1.0e-2, weight_decay: 0.1, clip_norm: 0.5}
 scheduler: {torch: StepLR, step_size: 2}
 batch: {size: 60, epochs: 2}
-micro_batch: 8
+micro_batch: 3
 autocast: bfloat16
 coding: {chunks: 12}
 faults: {inject: [{kind: kill, rank: 2, iteration: 4}]}
@@ -34,7 +34,7 @@ def cast(function):
 
 torch.manual_seed(3)
 model, data, loss = torch_problem.only_three(6)
-run = psgc.torch.init(model, data, cast(loss), chunks=12, micro_batch=8, seed=3)
+run = psgc.torch.init(model, data, cast(loss), chunks=12, micro_batch=3, seed=3)
 optimizer = torch.optim.AdamW(model.parameters(), 1e-2, weight_decay=0.1)
 schedule = torch.optim.lr_scheduler.StepLR(optimizer, 2)
 run.attach(optimizer, schedule)

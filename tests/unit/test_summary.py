@@ -78,8 +78,7 @@ def test_the_lines(recorder):
         "  held-out accuracy  0.9750",
         "  per iteration      4000.0 ms; waiting for everybody, without redundancy: at least 3000.0 ms (0.8 x)",
         "  clairvoyant bound  2000.0 ms; efficiency T*/T 0.50",
-        "  overhead           38 % of an iteration in the median: a chunk takes 2000.0 ms; "
-        "try an assignment with fewer chunks",
+        "  overhead           38 % of an iteration in the median: a chunk takes 2000.0 ms; try fewer chunks",
         "  work thrown away   23.1 % of the computing time (1 chunks too late, 1 abandoned, 6 used)",
         "  bytes moved        4.5 kB in and out of the server",
     ]

@@ -91,6 +91,7 @@ def test_settings_are_written_and_read_again(folder):
         ("optimizer={torch: SparseAdam}", "SparseAdam fails when it steps: RuntimeError: SparseAdam does not support"),
         ("scheduler={torch: LambdaLR, lr_lambda: x}", "LambdaLR fails when it steps: TypeError: 'str' object is not"),
         ("scheduler={torch: ReduceLROnPlateau}", "ReduceLROnPlateau fails when it steps: TypeError: "),
+        ("scheduler={torch: OneCycleLR, max_lr: 1, total_steps: 5}", "is over after 5 steps, the run has 6"),
     ],
 )  # fmt: skip
 def test_wrong_settings(folder, override, said):
@@ -119,6 +120,7 @@ def test_the_line_of_a_wrong_argument_is_named(folder):
         ("{loss: nothing}", "torch_problem:returns returned a mapping without loss; EXPECTED"),
         ("{losses: 3}", "torch_problem:returns returned a mapping with losses; EXPECTED"),
         ("{model: 3}", "torch_problem:returns returned a int as model, expected a torch.nn.Module"),
+        ("{torch: 'torch_problem:frozen'}", "torch_problem:frozen returned a model without trainable parameters"),
         ("{loss: 3}", "torch_problem:returns returned a int as loss, expected a function"),
         ("{metrics: 3}", "torch_problem:returns returned a int as metrics, expected a function"),
         ("{test: nothing}", "torch_problem:returns returned metrics without test, the dataset to evaluate them on"),

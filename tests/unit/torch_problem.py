@@ -41,3 +41,7 @@ def returns(**what):
 
 def pair():
     return network(3), data()
+
+
+def frozen():
+    return network(3).requires_grad_(False), data(), loss
