@@ -5,7 +5,9 @@ import csv
 import json
 import signal
 from pathlib import Path
+from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -298,6 +300,36 @@ def test_torch_alone_goes_on_from_a_checkpoint(tmp_path):
         F.mse_loss(model(x).squeeze(1), y).backward()
         optimizer.step()
     torch.testing.assert_close(model.state_dict(), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_a_damaged_checkpoint_is_told_and_the_one_before_it_used(tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "run/checkpoints"
+    trained(folder.parent, 2)
+    newest, *others = checkpoints.newest_first(folder)
+    newest.write_bytes(newest.read_bytes()[:-1])
+    capsys.readouterr()
+    assert checkpoints.load_newest(folder)[0] == 4
+    assert capsys.readouterr().err == f"psgc: {newest}: damaged, its checksum is wrong; using the one before it\n"
+    for path in others:
+        path.write_bytes(b"nonsense")
+    monkeypatch.setenv("PSGC_RESUME", "1")
+    with pytest.raises(
+        UserError, match=r"^no checkpoint can be used: .*its checksum is wrong; start without --resume$"
+    ):
+        trained(folder.parent, 3)
+
+
+def test_ranks_that_load_other_states_make_other_calls():
+    signatures = []
+    for bias in (0.0, 0.0, 1.0):
+        _, _, run, optimizer = made()
+        run.attach(optimizer)
+        found = run.state_dict()
+        found["model"]["bias"] += bias
+        run.load_state_dict(found)
+        run.engine.sum = lambda _, call: signatures.append(call.signature) or mock.Mock(vector=np.ones(21))
+        run.backward(next(run.batches(SIZE)))
+    assert signatures[0] == signatures[1] != signatures[2]
 
 
 @pytest.mark.parametrize(("settings", "text"), [
