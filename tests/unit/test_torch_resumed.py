@@ -89,6 +89,7 @@ def test_a_run_goes_back_to_where_it_was():
             saved = script.run.state_dict()
         if len(steps) in (4, 6):
             script.run.load_state_dict(saved)
+            assert script.run.state_dict()["psgc"]["position"] == saved["psgc"]["position"]
     assert steps[2:4] == steps[4:6] == steps[6:8]
     assert [iteration for iteration, _ in steps] == [0, 1, 2, 3, 2, 3, 2, 3, 4, 5]
 
