@@ -46,8 +46,7 @@ class Run:
         arguments: Arguments,
         collate: Callable[[list[Any]], Any] | None,
     ) -> None:
-        self._model, self._compute, self._flat = model, compute, flat
-        self._arguments = arguments
+        self._model, self._compute, self._flat, self._arguments = model, compute, flat, arguments
         self._evaluator = Evaluator(model, collate, arguments, flat, compute.dim)
         self._loader = ChunkLoader(dataset, collate, arguments.micro_batch)
         self._gradient = BatchGradient(model, self._loader, compute, flat.dim, arguments.seed)
@@ -262,9 +261,9 @@ class Run:
         self.engine, self.iteration, self._pending = engine, engine.iteration, engine.state
 
     def _write_checkpoint(self, step: int) -> None:
-        if self._arguments.output is not None and not self.engine.rank:
-            keep = self._arguments.checkpoint_keep
-            checkpoints.write_or_say(Path(self._arguments.output), step, self.state(), keep)
+        output, keep = self._arguments.output, self._arguments.checkpoint_keep
+        if output is not None and not self.engine.rank:
+            checkpoints.write_or_say(Path(output), step, self.state(), keep)
 
     def end(self, has_raised: bool) -> None:
         """The script ends: write the last checkpoint, unless it has raised, which may be in the middle of a step."""
