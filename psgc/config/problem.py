@@ -49,7 +49,7 @@ class ScriptProblem(Section):
 
 
 class TorchProblem(ScriptProblem):
-    """A function of the user's that returns model, dataset and loss. Its run is that of a script (psgc/torch/named)."""
+    """A function of the user's that returns model, dataset and loss. Its run is that of a script."""
 
     unused: ClassVar[Mapping[str, str]] = dict.fromkeys(("kind", "script"), "a torch problem has no such key")
 

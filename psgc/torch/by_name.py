@@ -2,7 +2,7 @@
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from typing import Any
 
@@ -107,9 +107,5 @@ def _class(section: str, name: str, module: Any, base: type, wrong: Wrong) -> An
         return getattr(module, name)
     lower = {known.lower(): known for known in kinds}
     near = [lower[found] for found in get_close_matches(name.lower(), lower, n=1)]
-    hint = f"did you mean {near[0]}?" if near else f"expected one of {_listed(kinds)}"
+    hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(sorted(kinds))}"
     raise wrong((section, "torch"), f"no {name} in {module.__name__}, {hint}")
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(sorted(names))

@@ -57,6 +57,14 @@ def exit_code(*arguments):
     return caught.value.code
 
 
+def test_runs_of_psgc_torch_are_refused(capsys):
+    torch = "problem: {torch: 'm:build'}\noptimizer: {torch: SGD}\nbatch: {size: 16, epochs: 2}\noutput: run\n"
+    Path("run/config.yaml").write_text(torch)
+    assert exit_code() == 2
+    text = "psgc: run: made with psgc.torch, of whose runs psgc replay cannot say what others would take\n"
+    assert capsys.readouterr().err == text
+
+
 def test_a_table_with_the_run_marked_and_one_recommended(capsys):
     assert exit_code("--json", "rows.json") == 0
     out, err = capsys.readouterr()

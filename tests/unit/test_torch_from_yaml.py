@@ -7,10 +7,12 @@ import pytest
 from safetensors.torch import load_file
 
 from psgc.cli import main
-from psgc.config import TorchConfig, from_yaml_text, load
+from psgc.config import TorchConfig, from_yaml_text, has_torch_problem, load
 from psgc.errors import UserError
+from psgc.launching.launch import launch
 from psgc.torch import from_yaml
 from psgc.torch.settings import check_resumed
+from psgc.training.inputs import open_problem
 from tests.unit import torch_problem
 from tests.unit.documents import blocks
 
@@ -149,6 +151,24 @@ def test_a_resumed_run_keeps_the_arguments_of_its_optimizer(folder):
         check_resumed(load("run.yaml", ["optimizer.lr=0.2"]), Path("out"))
     with pytest.raises(UserError, match=r"^scheduler\.torch: is nothing, but was 'MultiStepLR' in"):
         check_resumed(load("run.yaml", ["scheduler="]), Path("out"))
+
+
+def test_launch_has_ranks_train_as_with_other_yaml_files(mpirun, capsys):
+    mpirun("exit 9")
+    Path("run.yaml").write_text(YAML)
+    assert launch("run.yaml", 3, ["seed=2"], print_only=True) == 0
+    out, err = capsys.readouterr()
+    assert out.endswith(" -P -m psgc train run.yaml --set seed=2\n")
+    assert err == ""
+
+
+def test_only_these_commands_take_torch_problems(folder):
+    config = load("run.yaml")
+    assert not has_torch_problem("nowhere.yaml")
+    assert has_torch_problem("run.yaml")
+    assert not has_torch_problem("run.yaml", ["problem={kind: logistic}"])
+    with pytest.raises(UserError, match=r"^problem: torch_problem:build is a torch problem, which only psgc train, "):
+        open_problem(config, "run.yaml")
 
 
 def test_submit_refuses_what_the_job_would_refuse(folder, capsys):
