@@ -74,7 +74,7 @@ def lines(summary: dict[str, Any]) -> list[str]:
         return text
     per, uncoded = summary["seconds_per_iteration"], summary["uncoded_seconds_per_iteration"]
     without = ""
-    if uncoded is not None:
+    if uncoded is not None and summary.get("workers") != 1:
         without = f"; waiting for everybody, without redundancy: at least {duration(uncoded)} ({uncoded / per:.1f} x)"
     text.append(f"  per iteration      {duration(per)}{without}")
     if summary["efficiency"] is not None:
@@ -90,7 +90,8 @@ def lines(summary: dict[str, Any]) -> list[str]:
     )
     if summary["approximate_iterations"]:
         text.append(f"  approximate        {_approximate(summary)}")
-    text.append(f"  bytes moved        {decimal(summary['bytes'])} in and out of the server")
+    if summary["bytes"]:  # none in a single process
+        text.append(f"  bytes moved        {decimal(summary['bytes'])} in and out of the server")
     if summary["timeline_every"] > 1:
         text.append(f"  timeline           one of {summary['timeline_every']} iterations, so that the file stays small")
     if summary["lost"]:

@@ -238,6 +238,7 @@ def test_one_process_leaves_a_record(tmp_path, capsys, monkeypatch):
     said = capsys.readouterr().out.splitlines()
     assert [line.split()[1] for line in said if line.startswith("iteration ")] == ["1/6", "6/6"]
     assert f"  run directory      {tmp_path / 'run'}" in said
+    assert not [line for line in said if "waiting for everybody" in line or "server" in line]
     monkeypatch.setenv("PSGC_RESUME", "1")
     trained(tmp_path / "run", 3)
     assert [row["iteration"] for row in rows_in(tmp_path / "run")] == [*"012345678"]
