@@ -136,7 +136,7 @@ class Section(BaseModel):
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
-    unused: ClassVar[Mapping[str, str]] = {}  # keys of the base class that this one lacks, and why
+    unused: ClassVar[Mapping[str, str]] = {}  # keys that only other sections of this kind have, and why
 
     @model_validator(mode="before")
     @classmethod

@@ -1,6 +1,7 @@
 """The settings of a run: the keys of its YAML, and the rules between its sections."""
 
-from typing import Annotated, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -32,6 +33,11 @@ class Checkpoint(Section):
 
 class Config(Section):
     """The settings of a run, read-only. The attributes are the keys of the YAML."""
+
+    unused: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("scheduler", "micro_batch", "autocast", "buffers", "log_with"),
+        "only a torch problem has it, problem: {torch: 'module:function'}",
+    )
 
     problem: Annotated[BuiltinProblem | PythonProblem | ScriptProblem, by(problem_of)] = Field(
         description="a mapping, for example {kind: logistic}"

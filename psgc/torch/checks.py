@@ -34,7 +34,8 @@ def check_model(model: nn.Module, buffers: str | None) -> None:
         raise UserError(
             f"{_listed(normalising)}: batch normalisation in training mode, whose running statistics would be other "
             "ones on every rank; use nn.GroupNorm, or freeze the statistics (eval() on these modules, after "
-            'model.train()), or pass buffers="chunk" to psgc.torch.init (statistics of each chunk)'
+            'model.train()), or pass buffers="chunk" to psgc.torch.init, buffers: chunk in a YAML '
+            "(statistics of each chunk)"
         )
 
 

@@ -96,6 +96,11 @@ def test_the_resolved_text_reads_back_equal(run_yaml, override):
     ("old", "new", "message"),
     [
         ("  repli", "  repl", "run.yaml:6: coding.replcation: unknown key, did you mean 'replication'?"),
+        (
+            "iterations: 10",
+            "iterations: 10\nscheduler: {torch: StepLR}",
+            "run.yaml:4: scheduler: only a torch problem has it, problem: {torch: 'module:function'}",
+        ),
         ("iterations: 10", "iterations: true", "run.yaml:3: iterations: expected a whole number >= 1, got true"),
         (
             "problem: {kind: logistic}\n",

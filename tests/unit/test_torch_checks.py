@@ -9,7 +9,7 @@ from psgc.torch.checks import check_model
 WAYS_OUT = (
     "batch normalisation in training mode, whose running statistics would be other ones on every rank; use "
     "nn.GroupNorm, or freeze the statistics (eval() on these modules, after model.train()), or pass buffers=\"chunk\" "
-    "to psgc.torch.init (statistics of each chunk)"
+    "to psgc.torch.init, buffers: chunk in a YAML (statistics of each chunk)"
 )  # fmt: skip
 
 
