@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         for name in PATHS:
             if (path := getattr(options, name, None)) is not None:
                 setattr(options, name, expanded(path))
-        if options.run not in (_launch, _doctor):  # their ranks take their own share
+        if options.run not in (_launch, _doctor, _train):  # whose ranks take their own share
             _limit_threads()
         sys.exit(options.run(options))
     except KeyboardInterrupt:
@@ -219,8 +219,12 @@ def _train(options: argparse.Namespace) -> NoReturn:
         raise UserError(f"{options.config} is a script, which is started with: {how}")
     if has_torch_problem(options.config, options.overrides):
         from psgc.launching import torch_problem
+        from psgc.training.launched import ranks
 
+        if ranks() > 1:  # alone it has as many threads as `python train.py`
+            _limit_threads()
         torch_problem.train(options.config, options.overrides, options.resume, options.debug)
+    _limit_threads()
     stopped_by: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, lambda number, _frame: stopped_by.append(number))
