@@ -26,12 +26,19 @@ run: .venv/installed data/digits-train.npz
 	$$line --print 2>/dev/null | grep -q -e --with-ft || line="$$line --set faults.inject=[]"; \
 	echo "$$line"; $$line
 
+# processes of mpirun wait much, so that three tests at once keep two cores busy; the longest come first
+BESIDE := -n 3 --dist loadfile --no-loadscope-reorder
+# tests that compare times: nothing runs beside these
+TIMED := tests/ranks/test_approximate.py tests/ranks/test_replay.py
+FAULTS_OF_RANKS := tests/ranks/test_other_mpi.py tests/ranks/test_torch.py
+
 test: .venv/installed .venv/mpich/bin/mpirun
-	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/ranks
-	$(BIN)/python -m pytest tests/ranks
+	$(BIN)/python -m pytest $(BESIDE) $(TIMED:%=--ignore %)
+	$(BIN)/python -m pytest $(TIMED)
 
 test-faults: .venv/installed .venv/mpich/bin/mpirun
-	$(BIN)/python -m pytest -m faults tests/faults tests/ranks/test_other_mpi.py tests/ranks/test_torch.py
+	$(BIN)/python -m pytest -m faults tests/faults/test_matrix.py
+	$(BIN)/python -m pytest -m faults $(BESIDE) --ignore tests/faults/test_matrix.py tests/faults $(FAULTS_OF_RANKS)
 
 test-slurm: .venv/installed
 	$(BIN)/python -m pytest -m slurm tests/slurm

@@ -145,11 +145,11 @@ class Training:
         return found
 
 
-def check_equal(found, expected):
+def check_equal(found, expected, rtol=0.0):
     assert [lr for _, lr in found] == [lr for _, lr in expected]
     for (values, _), (others, _) in zip(found, expected, strict=True):
         for one, other in zip(values, others, strict=True):
-            np.testing.assert_array_equal(one, other)
+            np.testing.assert_allclose(one, other, rtol=rtol, atol=0)
             assert one.dtype == other.dtype
 
 
@@ -242,7 +242,8 @@ def test_checkpoints_can_be_read_without_psgc(name, tmp_path):
     (lines,) = [code for code in blocks(DOCUMENT) if "safe_open" in code]
     optimizer, schedule = other.attached
     exec(lines, {"path": path, "model": other.model, "optimizer": optimizer, "schedule": schedule})
-    check_equal(other.steps(4, 5), expected)
+    # MKL sums what lies elsewhere, as in a file, in another order on some processors; only L-BFGS sums its state
+    check_equal(other.steps(4, 5), expected, rtol=1e-4 if name.startswith("lbfgs") else 0.0)
 
 
 def test_a_model_alone_is_read_by_safetensors(tmp_path):
