@@ -138,7 +138,11 @@ class DynamicSchedule(Schedule):
     def committed(self, chunk: int, unreported: Sequence[int]) -> list[Order]:
         it = self._chunks[chunk]
         it.committed = True
-        return self._withdraw(it, [worker for worker in it.takers if worker.rank in unreported])
+        workers = [worker for worker in it.takers if worker.rank in unreported]
+        for worker in workers:  # one that hears so before it has begun the chunk reports nothing
+            if worker.running is it and worker.pace is None and not worker.told:
+                self._bare[worker] = None
+        return self._withdraw(it, workers)
 
     def _withdraw(self, chunk: Chunk, workers: Sequence[Worker]) -> list[Order]:
         """These workers need not begin `chunk`; if it is recovered, they need not do it at all."""

@@ -158,7 +158,7 @@ class Worker:
             if (end <= latest and not begun) or (pace is not None and start + GAIN * pace * chunk.cost >= end):
                 continue
             running = any(taker.running is chunk for taker in chunk.takers)
-            if running and end < inf and pace is None and self.running is not None:
+            if running and end < inf and pace is None and self.running is not None and not self.running.committed:
                 continue  # it is not needed, and nothing says yet which of them is sooner
             if running < begun or (running == begun and end > latest):
                 best, begun, latest = chunk, running, end

@@ -182,6 +182,14 @@ def test_who_may_not_have_begun_what_is_recovered_wakes_too():
     assert (when, orders) == (6.0, [Queue(2, (0,))])  # 1 was due at 2, and 2 needs 4
 
 
+def test_who_may_not_have_begun_its_first_chunk_is_told_another_when_that_is_recovered():
+    """It would report nothing, and wait for a worker that is not heard."""
+    schedule = dynamic({1: [0], 2: [1], 3: [2]}, {1: [1], 2: [2], 3: [0]})
+    assert schedule.begin() == []
+    assert done(schedule, 2, 1, 7.0, 1.0, [1]) == [Queue(2, (2,))]
+    assert done(schedule, 2, 2, 12.0, 1.0, [3]) == [Skip(3, 2, True), Queue(3, (0,))]
+
+
 def test_estimates_follow_within_a_few_chunks_and_survive():
     schedule = dynamic({1: list(range(6))}, {1: []})
     schedule.begin()
