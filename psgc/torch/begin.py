@@ -33,6 +33,7 @@ from psgc.torch.settings import Arguments, arguments, check_resumed
 from psgc.torch.single import Single
 from psgc.torch.state import About, from_bytes, load_state, state_of, to_bytes
 from psgc.training import launched
+from psgc.training.inputs import source_of
 
 
 def init(
@@ -169,6 +170,7 @@ class _Local:
             "dtype": self._config.dtype,
             "device": self._flat.device.type,
             "length of the dataset": self._length,
+            "model": "" if self._arguments.of_yaml is None else source_of(self._arguments.of_yaml.problem.torch),
             "arguments of init": hashlib.sha256(self._arguments.model_dump_json().encode()).hexdigest()[:8],
         }
 

@@ -63,11 +63,15 @@ def description(config: Config, dataset: Dataset | None, problem: Problem) -> st
     """The code and data of this rank, for `check_same`. (The settings cannot differ, since rank 0 sends them.)"""
     pieces = {"psgc": __version__, "number of parameters": int(problem.dim), "data": fingerprint(dataset)}
     if isinstance(config.problem, PythonProblem):
-        target = config.problem.python
-        file = getattr(sys.modules[target.partition(":")[0]], "__file__", None)
-        digest = hashlib.sha256(Path(file).read_bytes()).hexdigest()[:12] if file and Path(file).is_file() else ""
-        pieces["model"] = f"{Path(file).name} with the SHA-256 {digest}" if file and digest else target
+        pieces["model"] = source_of(config.problem.python)
     return json.dumps(pieces)
+
+
+def source_of(target: str) -> str:
+    """The file of the user's "module:object", which was imported, with a checksum; `target` itself without a file."""
+    file = getattr(sys.modules[target.partition(":")[0]], "__file__", None)
+    digest = hashlib.sha256(Path(file).read_bytes()).hexdigest()[:12] if file and Path(file).is_file() else ""
+    return f"{Path(file).name[-60:]} with the SHA-256 {digest}" if file and digest else target
 
 
 def check_same(descriptions: Sequence[str], hosts: Sequence[str], same: str = "psgc, model and data") -> None:
