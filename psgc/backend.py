@@ -18,6 +18,8 @@ from psgc.errors import UserError
 
 Array = Any  # numpy.ndarray or cupy.ndarray: CuPy has no stubs, and neither library is a subtype of the other
 
+ALIGNED = 64  # bytes
+
 
 def part_length(dim: int, parts: int) -> int:
     """Entries of one coded gradient: dim / parts, rounded up.
@@ -53,6 +55,12 @@ class Backend:
     def csr(self, data: Array, indices: Array, indptr: Array, shape: tuple[int, int]) -> Any:
         """A sparse CSR matrix over the given arrays."""
         return scipy.sparse.csr_array((data, indices, indptr), shape=shape)
+
+    def empty(self, length: int, dtype: Any) -> Array:
+        """An uninitialised vector, aligned to 64 bytes as those of torch: so its kernels round alike on all ranks."""
+        memory = np.empty(length * np.dtype(dtype).itemsize + ALIGNED, np.uint8)
+        start = -memory.ctypes.data % ALIGNED
+        return memory[start : start + memory.size - ALIGNED].view(dtype)
 
     def message_buffer(self, length: int, dtype: Any) -> Array:
         """An uninitialised vector that MPI can receive into."""
@@ -107,6 +115,9 @@ class CupyBackend(Backend):
 
     def to_host(self, array: Array) -> np.ndarray:
         return np.asarray(self.xp.asnumpy(array))
+
+    def empty(self, length: int, dtype: Any) -> Array:
+        return self.xp.empty(length, dtype)
 
     def csr(self, data: Array, indices: Array, indptr: Array, shape: tuple[int, int]) -> Any:
         from cupyx.scipy import sparse

@@ -229,9 +229,8 @@ class Blocks:
     def gradient(self, iteration: int) -> Array:
         """(dim,): the gradient, as far as it is here."""
         if iteration not in self._gradients:
-            self._gradients[iteration] = (
-                self._spare.pop() if self._spare else self._backend.xp.empty(self._dim, self._dtype)
-            )
+            spare = self._spare.pop() if self._spare else self._backend.empty(self._dim, self._dtype)
+            self._gradients[iteration] = spare
         return self._gradients[iteration]
 
     def _release(self, *name: Any) -> None:

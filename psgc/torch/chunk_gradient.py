@@ -84,10 +84,11 @@ class ChunkGradient:
             self._check_finite(vector)
         return vector.cpu().numpy()
 
-    def apply(self, total: np.ndarray, accumulate: bool = False) -> float:
+    def apply(self, total: np.ndarray, accumulate: bool = False, is_own: bool = False) -> float:
         """Take the sum of the vectors of all chunks: the gradient of the mean loss to `.grad`; the mean loss.
 
-        accumulate: add it to what is in `.grad`. Updates the running statistics of the model.
+        accumulate: add it to what is in `.grad`; is_own: whether `total` may become the memory of `.grad`, until
+        `FlatModel.keep`. Updates the running statistics of the model.
 
         Raises UserError when no example was counted.
         """
@@ -99,7 +100,10 @@ class ChunkGradient:
         gradient = torch.from_numpy(total[: flat.dim]).to(flat.device)
         if accumulate:
             flat.grad.add_(gradient, alpha=1 / examples)
+        elif is_own:
+            flat.lend(gradient.div_(examples))
         else:
+            flat.keep()
             torch.div(gradient, examples, out=flat.grad)
         if self._statistics:
             self._statistics.update(torch.from_numpy(total[flat.dim + SUMS :]).to(flat.device))

@@ -12,6 +12,7 @@ from psgc.errors import UserError, one_line
 from psgc.torch.calls import Call, signature
 from psgc.torch.chunk_gradient import SUMS
 from psgc.torch.flat import FlatModel
+from psgc.torch.hand_over import Sum
 from psgc.torch.loader import ChunkLoader
 from psgc.torch.loss import examples_in
 from psgc.torch.sampling import length_of
@@ -38,9 +39,7 @@ class Evaluator:
         self._model, self._collate, self._flat, self._dim = model, collate, flat, dim
         self._micro_batch, self._seed = arguments.micro_batch, arguments.seed
 
-    def evaluate(
-        self, dataset: Any, metric: Metric, num_chunks: int, total_of: Callable[[Call], np.ndarray | None]
-    ) -> bool:
+    def evaluate(self, dataset: Any, metric: Metric, num_chunks: int, total_of: Callable[[Call], Sum | None]) -> bool:
         """Have `total_of` make a call; whether it had a result, which is `newest` then. Raises UserError."""
         length = length_of(dataset)
         loader = ChunkLoader(dataset, self._collate, self._micro_batch)
@@ -64,7 +63,7 @@ class Evaluator:
         total = total_of(call)
         loader.close()
         if total is not None:
-            self.newest = means_in(total, self._flat.dim, names)
+            self.newest = means_in(total.vector, self._flat.dim, names)
         return total is not None
 
     def shown(self) -> Any:

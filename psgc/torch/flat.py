@@ -15,7 +15,8 @@ class FlatModel:
     Frozen parameters are left out, and tied ones are there once. The module works as before: optimizers, hooks and
     `state_dict` see the same Parameter objects, whose strides are kept.
 
-    params, grad: (dim,) tensors; numpy_params, numpy_grad: the same memory, on a CPU only.
+    params, grad: (dim,) tensors, `grad` another one after `lend` and what undoes it.
+    numpy_params, numpy_grad: the same memory, on a CPU only.
     names: of the parameters, in their order in `params`.
 
     Raises UserError: no trainable parameter, several dtypes or devices, a dtype other than float32 and float64, a
@@ -33,6 +34,7 @@ class FlatModel:
         # of torch, not of NumPy: aligned to 64 bytes on every rank
         self.params = torch.empty(self.dim, dtype=self.dtype, device=self.device)
         self.grad = torch.zeros_like(self.params)
+        self._is_lent = False  # whether `grad` is memory of somebody else
         self._param_views = self.views(self.params)
         self._grad_views = self.views(self.grad)
         self._adopt()
@@ -65,6 +67,32 @@ class FlatModel:
         Parameters that have been frozen since have none.
         """
         self._set_grads(self._grad_views)
+
+    def lend(self, gradient: Tensor) -> None:
+        """Have `gradient` (dim,) as `grad`, until its owner uses its memory otherwise: before that comes `keep`."""
+        self._replace(gradient, is_lent=True)
+        self.restore()
+
+    def keep(self) -> None:
+        """Have the values of `grad` in memory of its own, if they are not."""
+        if not self._is_lent:
+            return
+        old = self._grad_views
+        self._replace(self.grad.clone(), is_lent=False)
+        for param, before, view in zip(self._parameters, old, self._grad_views, strict=True):
+            if param.grad is before:  # and not None, or one of the script's
+                param.grad = view
+
+    def clear(self) -> None:
+        """Have zeros as `grad`, in memory of its own."""
+        if self._is_lent:
+            self._replace(torch.zeros_like(self.params), is_lent=False)
+        else:
+            self.grad.zero_()
+        self.restore()
+
+    def _replace(self, gradient: Tensor, is_lent: bool) -> None:
+        self.grad, self._grad_views, self._is_lent = gradient, self.views(gradient), is_lent
 
     def zero_dropped(self) -> None:
         """Make those gradients zero that an optimizer's zero_grad() has set to None."""

@@ -20,9 +20,13 @@ COUNT = 8  # bytes before a state that say how long it is
 
 @dataclass(frozen=True, slots=True)
 class Sum:
-    """The sum of the vectors of all chunks (dim,), which nobody writes to until the next call."""
+    """The sum of the vectors of all chunks (dim,), which stays until the next call.
+
+    is_own: whether nobody else reads it meanwhile, so that the script may write to it.
+    """
 
     vector: np.ndarray
+    is_own: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +60,7 @@ class HandOver:
         self.called, self.is_whole, self.signature = first - 1, False, 0.0
         self.is_ended = False
         self.given = first - 1  # the newest iteration whose sum is here
-        self._sums: dict[int, np.ndarray] = {}  # that the script has not come to, and the newest that it has
+        self._sums: dict[int, Sum] = {}  # that the script has not come to, and the newest that it has
         self._state: State | None = None
         self._error: BaseException | None = None
 
@@ -67,7 +71,7 @@ class HandOver:
         with self._changed:
             self.is_whole, self.signature = is_whole, signature
             self.called = iteration
-            self._sums = {number: vector for number, vector in self._sums.items() if number >= iteration}
+            self._sums = {number: found for number, found in self._sums.items() if number >= iteration}
         self._wake()
 
     def is_answered(self) -> bool:
@@ -82,7 +86,7 @@ class HandOver:
                 state, self._state = self._state, None
                 return state
             if self.called in self._sums:
-                return Sum(self._sums[self.called])
+                return self._sums[self.called]
             assert self._error is not None
             raise self._error
 
@@ -98,11 +102,11 @@ class HandOver:
         """Whether the script has made the step with the sum of `iteration`, or will make none."""
         return self.called > iteration or self.is_ended
 
-    def give(self, iteration: int, vector: np.ndarray) -> None:
-        """The sum of `iteration` is here."""
+    def give(self, iteration: int, vector: np.ndarray, is_own: bool = False) -> None:
+        """The sum of `iteration` is here (`Sum`)."""
         with self._changed:
             self.given = iteration
-            self._sums[iteration] = vector
+            self._sums[iteration] = Sum(vector, is_own)
             self._changed.notify_all()
         self.alert()
 
@@ -160,7 +164,7 @@ class ScriptReplica:
 
     def step(self, gradient: np.ndarray, digest: bool = False) -> None:
         self.is_stepping = True
-        self._hand_over.give(self.steps, gradient)
+        self._hand_over.give(self.steps, gradient, is_own=True)  # blocks that are passed on have memory of their own
 
     def poll(self, wait: bool = False) -> bool:
         if not self.is_stepping or not self._hand_over.has_come_back(self.steps):

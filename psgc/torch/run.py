@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
-import numpy as np
 from torch import nn, zeros
 
 from psgc.errors import UserError
@@ -17,7 +16,7 @@ from psgc.torch.chunk_gradient import ChunkGradient
 from psgc.torch.evaluation import Evaluator, Metric
 from psgc.torch.flat import FlatModel
 from psgc.torch.gradient import BatchGradient
-from psgc.torch.hand_over import State
+from psgc.torch.hand_over import State, Sum
 from psgc.torch.loader import ChunkLoader
 from psgc.torch.loggers import Loggers
 from psgc.torch.sampling import Batch, Position, Sampler
@@ -152,13 +151,13 @@ class Run:
         every = self._arguments.checkpoint_every
         if is_whole and every and batch.iteration % every == 0 and self.iteration > self.engine.iteration:
             self._write_checkpoint(batch.iteration)
-        total = self._sum(self._gradient.call(batch, self.engine.num_chunks, scale, is_whole, self._loaded))
+        call = self._gradient.call(batch, self.engine.num_chunks, scale, is_whole, self._loaded)
+        total = self._sum(call, keeps=adds)
         if total is None:
-            self._flat.restore()
-            self._flat.grad.zero_()
+            self._flat.clear()
             return self._loss
         self._loaded = None
-        self._loss = self._compute.apply(total, adds)
+        self._loss = self._compute.apply(total.vector, adds, total.is_own)
         steps.has_gradient(batch, scaler, scale)
         return self._loss
 
@@ -179,15 +178,20 @@ class Run:
                 self.loggers.metrics(self.iteration - 1, self._evaluator.newest or {})
         return self._evaluator.shown()
 
-    def _sum(self, call: Call) -> np.ndarray | None:
-        """The sum of a call; None when this rank has fallen behind, and has the state of another one to go on from."""
+    def _sum(self, call: Call, keeps: bool = True) -> Sum | None:
+        """The sum of a call; None when this rank has fallen behind, and has the state of another one to go on from.
+
+        keeps: whether the gradients that are there are wanted after it.
+        """
+        if keeps:
+            self._flat.keep()
         with preserved(self._flat.device):  # random numbers of the script
             answer = self.engine.sum(self.iteration, call)
         if isinstance(answer, State):
             self.iteration, self._pending, self._is_behind = answer.iteration, answer.blob, True
             return None
         self.iteration += 1
-        return answer.vector
+        return answer
 
     # state
 
@@ -252,7 +256,7 @@ class Run:
         self._evaluator.newest, self._evaluator.count = about.evaluated, about.evaluations
         self._loss, self._loaded, self._sampler.position = about.loss, about.loaded, about.position
         self._flat.check()
-        self._flat.grad.zero_()
+        self._flat.clear()
         self._steps.forget()
         self._has_moved = True
 

@@ -54,6 +54,25 @@ def test_numpy_shares_the_memory():
     assert flat.numpy_params[-1] == 3.0
 
 
+def test_a_gradient_that_is_lent_is_kept_in_memory_of_its_own():
+    model = small()
+    flat = FlatModel(model)
+    lent = torch.arange(26.0)
+    flat.lend(lent)
+    assert lies_in(model[0].weight.grad, lent)
+    model[0].bias.grad = None
+    model[2].bias.grad = own = torch.ones(2)
+    flat.keep()
+    lent.zero_()
+    assert torch.equal(model[0].weight.grad.flatten(), torch.arange(12.0))
+    assert model[0].bias.grad is None
+    assert model[2].bias.grad is own
+    flat.lend(lent)
+    flat.clear()
+    lent.fill_(3.0)
+    assert all(torch.equal(param.grad, torch.zeros_like(param)) for param in model.parameters())
+
+
 @pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW, torch.optim.RMSprop])
 def test_optimizers_make_the_same_steps_in_the_flat_memory(kind):
     plain, model = small(), small()

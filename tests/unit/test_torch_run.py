@@ -15,6 +15,7 @@ import torch.nn.functional as F
 import psgc.torch
 from psgc.errors import RunFailed, UserError
 from psgc.torch import begin, checkpoints
+from psgc.torch.hand_over import Sum
 from tests.unit.documents import blocks
 
 DOCUMENT = Path(__file__).parents[2] / "docs/torch/checkpoints.md"
@@ -65,6 +66,42 @@ def test_the_gradient_is_that_of_the_mean_loss_over_the_batch():
         optimizer.step()
         sizes.append(len(batch))
     assert sizes == [20, 20, 10]
+
+
+class Recycling:
+    """An engine that gives every sum in the same memory, as the exchange of blocks does."""
+
+    def __init__(self, engine):
+        self._engine, self._memory = engine, None
+
+    def __getattr__(self, name):
+        return getattr(self._engine, name)
+
+    def sum(self, iteration, call):
+        if self._memory is not None:
+            self._memory[:] = float("nan")  # the call begins
+        total = self._engine.sum(iteration, call).vector
+        self._memory = total if self._memory is None else self._memory
+        self._memory[:] = total
+        return Sum(self._memory, is_own=True)
+
+
+def test_gradients_stay_until_the_next_ones_whatever_happens_to_the_sum():
+    model, data, run, optimizer = made()
+    run.attach(optimizer)
+    run.engine = Recycling(run.engine)
+    first, second, third = run.batches(SIZE, epochs=1)
+    expected = gradient_of(model, [first], data)
+    run.backward(first)
+    address = model.weight.grad.data_ptr()
+    assert run.evaluate(data, lambda model, batch: (batch[1].sum(), len(batch[1]))) == pytest.approx(data[:][1].mean())
+    torch.testing.assert_close(model.weight.grad, expected)
+    optimizer.step()
+    expected = gradient_of(model, [second], data) + gradient_of(model, [third], data)
+    run.backward(second)
+    assert model.weight.grad.data_ptr() == address, "that of the sum: not copied"
+    run.backward(third, accumulate=True)
+    torch.testing.assert_close(model.weight.grad, expected)
 
 
 def test_gradients_add_up_until_a_step():
