@@ -179,7 +179,7 @@ def _bytes(leaf: Tensor | np.ndarray) -> memoryview:
 
 
 def _agree(one: np.ndarray, other: np.ndarray) -> bool:
-    """Whether two gradients are the same but for rounding errors. Block by block: it needs no memory worth mentioning."""
+    """Whether two gradients are the same but for rounding errors. Block by block, which takes no memory."""
     are_equal, difference, square = True, 0.0, 0.0
     with np.errstate(all="ignore"):
         for start in range(0, len(one), BLOCK):
