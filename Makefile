@@ -6,7 +6,7 @@
 # make faults  every fault of the matrix alone: what comes of it, and what it costs (about twelve minutes)
 # make bench  training under a plain Allreduce loop and under psgc: runs/bench/bench.md (about five minutes; TRACE=FILE.npy)
 # make bench-network  psgc and Allreduce over links of 200 Mbit/s, as root: runs/bench/network.md (about twenty minutes)
-# make bench-torch  DistributedDataParallel and psgc.torch: runs/bench/torch.md (about four minutes)
+# make bench-torch  DistributedDataParallel and psgc.torch: runs/bench/torch.md (about three minutes)
 # make paper  the paper's numerical experiments, beside the published numbers: runs/paper/paper.md and its figures
 # make lint   ruff, mypy, import-linter
 #
