@@ -125,7 +125,7 @@ class Ranks:
                 exchange.handle(Begin())
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=60)
 @given(plan=plans(), choices=st.binary(min_size=30, max_size=30))
 def test_in_any_order_every_rank_gets_every_block_once_and_nobody_waits_for_ever(plan, choices):
     numbers = iter(choices * 500)

@@ -150,7 +150,7 @@ class Unruly(World):
                 yield it, lambda chunk=chunk: it.commit(now, chunk)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=100)
 @given(case=cases())
 def test_every_interleaving_gives_the_exact_gradient(case: Case) -> None:
     world = Unruly(case)
@@ -210,7 +210,7 @@ def cases_with_faults(draw: st.DrawFn) -> Case:
     )
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=100)
 @given(case=cases_with_faults())
 def test_whoever_is_lost_or_returns_every_gradient_is_exact_until_too_few_are_left(case: Case) -> None:
     world = Unruly(case)
