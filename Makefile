@@ -30,15 +30,13 @@ run: .venv/installed data/digits-train.npz
 BESIDE := -n 3 --dist loadfile --no-loadscope-reorder
 # tests that compare times: nothing runs beside these
 TIMED := tests/ranks/test_approximate.py tests/ranks/test_replay.py
-FAULTS_OF_RANKS := tests/ranks/test_other_mpi.py tests/ranks/test_torch.py
 
 test: .venv/installed .venv/mpich/bin/mpirun
 	$(BIN)/python -m pytest $(BESIDE) $(TIMED:%=--ignore %)
 	$(BIN)/python -m pytest $(TIMED)
 
 test-faults: .venv/installed .venv/mpich/bin/mpirun
-	$(BIN)/python -m pytest -m faults tests/faults/test_matrix.py
-	$(BIN)/python -m pytest -m faults $(BESIDE) --ignore tests/faults/test_matrix.py tests/faults $(FAULTS_OF_RANKS)
+	$(BIN)/python -m pytest -m faults $(BESIDE) tests/faults tests/ranks/test_other_mpi.py tests/ranks/test_torch.py
 
 test-slurm: .venv/installed
 	$(BIN)/python -m pytest -m slurm tests/slurm

@@ -86,7 +86,7 @@ class Cluster:
         self.assert_nothing_left()
 
     def assert_nothing_left(self) -> None:
-        wait_until(lambda: not any(self.hosts.processes(name) for name in self.hosts.names))
+        wait_until(lambda: not any(self.hosts.processes(name) for name in self.hosts.names), seconds=60)
 
 
 @pytest.fixture(scope="module")
