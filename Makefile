@@ -1,6 +1,6 @@
 # make run    train the quickstart: eight workers, one of them ten times slower than the others, one killed
-# make test   run the tests; those that look at the report of a run need a browser (Debian: chromium), else they are skipped
-# make test-faults   run the matrix of faults, a killed server, several hosts that are cut off (as root), deaths under other MPIs
+# make test   run the tests (about four minutes on two cores); without a browser (Debian: chromium) some are skipped
+# make test-faults   run the matrix of faults, a killed server, hosts that are cut off (as root), deaths under other MPIs (three minutes)
 # make test-slurm   run SLURM jobs on a cluster that the tests start on this machine (Debian: slurm-wlm, munge)
 # make test-package  build the wheel, install it and the checkout into new environments, run the quickstart there
 # make faults  every fault of the matrix alone: what comes of it, and what it costs (about twelve minutes)
