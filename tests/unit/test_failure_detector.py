@@ -75,6 +75,19 @@ def test_a_chunk_may_take_ten_times_the_slowest_and_the_timeout_at_least(slowest
     assert found == (2, f"in chunk 7 for {patience + 0.5:.1f} s, its gradient does not return")
 
 
+def test_a_chunk_in_which_a_worker_was_lost_says_nothing_of_how_long_chunks_take():
+    it = failure_detector()
+    it.through(1, 0.1)
+    it.lost(3)  # it was stopped in a chunk
+    it.heard(3, 50.0)
+    assert it.welcome(50.0) == [3]
+    it.heard(3, 50.1)
+    it.through(3, 45.0)
+    it.busy(2, 7, seconds=0.0, now=50.0)
+    hear_all(it, 50.1 + TIMEOUT)
+    assert missing(it, 50.1 + TIMEOUT) == [2]
+
+
 def test_while_no_chunk_was_ever_done_any_may_take_for_ever():
     it = failure_detector()
     it.busy(2, 7, seconds=0.0, now=0.0)
