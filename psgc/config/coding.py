@@ -36,11 +36,19 @@ def _assignment(value: Any, info: ValidationInfo) -> Any:
 
 
 class Coding(Section):
-    chunks_per_worker: Annotated[WholeNumber | Literal["auto"], expect("a whole number >= 1 or auto", union=True)] = 8
-    replication: Count = 3
-    assignment: Annotated[str | AssignmentFile, BeforeValidator(_assignment)] = "blocks"
-    parts: Count = 1
-    coding_matrix: Literal["spread", "gaussian"] = "spread"
+    chunks_per_worker: Annotated[WholeNumber | Literal["auto"], expect("a whole number >= 1 or auto", union=True)] = (
+        Field(default=8, description="chunks for every worker; auto: 1 to 8, by the time of a gradient")
+    )
+    replication: Count = Field(default=3, description="workers that hold a chunk")
+    assignment: Annotated[str | AssignmentFile, BeforeValidator(_assignment)] = Field(
+        default="blocks", description="who holds which chunk: blocks, cyclic, fractional, graph or a matrix from a file"
+    )
+    parts: Count = Field(
+        default=1, description="a coded gradient has 1/parts of the entries, and parts copies recover a chunk"
+    )
+    coding_matrix: Literal["spread", "gaussian"] = Field(
+        default="spread", description="spread is well-conditioned, gaussian is the paper's"
+    )
 
     @model_validator(mode="after")
     def _enough_holders(self) -> Self:
@@ -66,18 +74,27 @@ class Verify(Section):
     """Compares all copies of a chunk, and computes an extra copy of it once in `every` iterations."""
 
     every: Count = Field(description="a whole number >= 1: each chunk is checked once in so many iterations")
-    tolerance: NotNegative | None = None  # allowed relative difference; None: 1e-9, with float32 1e-5
-    strikes: Count = 3  # wrong copies after which a worker is lost
+    tolerance: NotNegative | None = Field(
+        default=None, description="allowed relative difference; null: 1e-9, with float32 1e-5"
+    )
+    strikes: Count = Field(default=3, description="wrong copies after which a worker is lost")
 
 
 class Recovery(Section):
     """When an iteration ends: approximate ends at `deadline`, or when at most `max_error` of the copies is missing."""
 
-    mode: Literal["exact", "approximate"] = "exact"
-    # seconds of an iteration
-    deadline: Annotated[PositiveNumber | Literal["auto"] | None, expect("seconds > 0 or auto", union=True)] = None
-    max_error: Fraction | None = None  # share of the chunks_per_worker * workers * parts copies
-    estimator: Literal["least_squares", "unbiased"] = "least_squares"
+    mode: Literal["exact", "approximate"] = Field(
+        default="exact", description="whether an iteration may end before the gradient is exact"
+    )
+    deadline: Annotated[PositiveNumber | Literal["auto"] | None, expect("seconds > 0 or auto", union=True)] = Field(
+        default=None, description="seconds of an iteration, or auto; then the copies that have arrived are used"
+    )
+    max_error: Fraction | None = Field(
+        default=None, description="share of the chunks_per_worker * workers * parts copies that may be missing"
+    )
+    estimator: Literal["least_squares", "unbiased"] = Field(
+        default="least_squares", description="how the copies that are there are weighted"
+    )
 
     @model_validator(mode="after")
     def _ends_somehow(self) -> Self:

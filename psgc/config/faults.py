@@ -24,10 +24,11 @@ class Injection(Section):
         description="kill, stop, exit, raise, hang, hold or flip"
     )
     rank: Natural = Field(description="a rank, 0 for the server")
-    iteration: Natural = Field(description="a whole number >= 0")
-    step: Step = "gradient"
-    # stop: until SIGCONT, None for never; hold: how long
-    seconds: Annotated[Positive | None, UsedBy(["stop", "hold"])] = None
+    iteration: Natural = Field(description="a whole number >= 0: the iteration in which it happens")
+    step: Step = Field(default="gradient", description="when in the iteration")
+    seconds: Annotated[Positive | None, UsedBy(["stop", "hold"])] = Field(
+        default=None, description="stop: until SIGCONT, null for never; hold: how long"
+    )
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
@@ -44,13 +45,23 @@ class Injection(Section):
 
 
 class Faults(Section):
-    collect_timeout: Positive = 30.0  # seconds
-    # seconds in one chunk after which a worker is lost; None: 10 times the slowest chunk so far
-    chunk_timeout: Positive | None = None
-    setup_timeout: Positive = 600.0  # seconds that ranks wait for each other before the run starts
-    # whether chunks are reassigned to other workers when too few of their holders remain
-    adopt: Annotated[bool, expect("true or false")] = True
-    inject: Annotated[list[Injection], expect("a list of {kind, rank, iteration, step}")] = Field(default_factory=list)
+    collect_timeout: Positive = Field(
+        default=30.0, description="seconds without a sign of life or a delivery after which a worker is lost"
+    )
+    chunk_timeout: Positive | None = Field(
+        default=None,
+        description="seconds in one chunk after which a worker is lost; null: 10 times the slowest chunk so far",
+    )
+    setup_timeout: Positive = Field(
+        default=600.0, description="seconds that ranks wait for each other before the run starts"
+    )
+    adopt: Annotated[bool, expect("true or false")] = Field(
+        default=True,
+        description="whether chunks are reassigned to other workers when too few of their holders remain",
+    )
+    inject: Annotated[list[Injection], expect("a list of {kind, rank, iteration, step}")] = Field(
+        default_factory=list, description="faults on purpose, each once"
+    )
 
     def flips(self, step: Step) -> bool:
         """Whether a fault of kind flip is to happen at this step."""
@@ -92,15 +103,28 @@ class Stragglers(Section):
     With `chunk_trace` it is the chunk that is slow: it takes its recorded seconds on any worker.
     """
 
-    kind: Literal["none", "slow", "exponential", "trace", "chunk_trace"] = "none"
-    factor: Annotated[_Factors | None, UsedBy(["slow", "exponential"])] = None
-    seconds: Annotated[_Seconds | None, UsedBy(["slow", "exponential"])] = None
-    # seconds per chunk: .npy of rounds (iterations) x workers
-    # chunk_trace: seconds of each chunk, steps (iterations) x ranks x chunks
-    path: Annotated[PathText | None, UsedBy(["trace", "chunk_trace"])] = None
-    scale: Annotated[Positive, UsedBy(["trace", "chunk_trace"])] = 1.0  # multiplies the seconds of the trace
-    split: Annotated[Count, UsedBy(["chunk_trace"])] = 1  # every recorded chunk becomes so many equal ones
-    chunk_costs: Annotated[ChunkCosts, UsedBy(["chunk_trace"])] = "unknown"  # to the schedule
+    kind: Literal["none", "slow", "exponential", "trace", "chunk_trace"] = Field(
+        default="none", description="exponential: drawn anew for every iteration"
+    )
+    factor: Annotated[_Factors | None, UsedBy(["slow", "exponential"])] = Field(
+        default=None, description="how many times slower, {rank or all: factor}"
+    )
+    seconds: Annotated[_Seconds | None, UsedBy(["slow", "exponential"])] = Field(
+        default=None, description="seconds per chunk instead, {rank or all: seconds}"
+    )
+    path: Annotated[PathText | None, UsedBy(["trace", "chunk_trace"])] = Field(
+        default=None,
+        description="a .npy file of seconds per chunk: iterations x workers, or iterations x ranks x chunks",
+    )
+    scale: Annotated[Positive, UsedBy(["trace", "chunk_trace"])] = Field(
+        default=1.0, description="multiplies the seconds of the file"
+    )
+    split: Annotated[Count, UsedBy(["chunk_trace"])] = Field(
+        default=1, description="every recorded chunk becomes so many equal ones"
+    )
+    chunk_costs: Annotated[ChunkCosts, UsedBy(["chunk_trace"])] = Field(
+        default="unknown", description="what the schedule knows of them: unknown, known or {known: RELATIVE_ERROR}"
+    )
 
     @model_validator(mode="after")
     def _one_amount(self) -> Self:

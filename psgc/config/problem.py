@@ -26,19 +26,29 @@ _PROBLEMS = "least_squares, logistic, softmax, mlp, python: 'module:object' or t
 
 
 class BuiltinProblem(Section):
+    """A model that comes with psgc."""
+
     kind: Annotated[Literal["least_squares", "logistic", "softmax", "mlp"], expect(_PROBLEMS)] = Field(
         description=_PROBLEMS
     )
-    l2: NotNegative = 0.0
-    hidden: Annotated[Count, UsedBy(["mlp"])] = 64
+    l2: NotNegative = Field(
+        default=0.0, description="l2 / 2 times the squared length of the parameters is added to the loss"
+    )
+    hidden: Annotated[Count, UsedBy(["mlp"])] = Field(default=64, description="units of the hidden layer")
 
 
 class PythonProblem(Section):
-    kind: Annotated[Literal["python"], expect("kind python, or no kind, with the key python")] = "python"
+    """A model of the user's."""
+
+    kind: Annotated[Literal["python"], expect("kind python, or no kind, with the key python")] = Field(
+        default="python", description="may be left out"
+    )
     python: Annotated[str, Field(pattern=rf"^{_DOTTED}:{_DOTTED}$"), expect("'module:object'")] = Field(
         description="'module:object'"
     )
-    options: Annotated[dict[str, Any], expect("a mapping of keyword arguments")] = Field(default_factory=dict)
+    options: Annotated[dict[str, Any], expect("a mapping of keyword arguments")] = Field(
+        default_factory=dict, description="keyword arguments of the object"
+    )
 
 
 class ScriptProblem(Section):
@@ -56,7 +66,9 @@ class TorchProblem(ScriptProblem):
     torch: Annotated[str, Field(pattern=rf"^{_DOTTED}:{_DOTTED}$"), expect("'module:function'")] = Field(
         description="'module:function', which returns model, dataset and loss"
     )
-    options: Annotated[dict[str, Any], expect("a mapping of keyword arguments")] = Field(default_factory=dict)
+    options: Annotated[dict[str, Any], expect("a mapping of keyword arguments")] = Field(
+        default_factory=dict, description="keyword arguments of the function"
+    )
     kind: Literal["script"] = Field(default="script", exclude=True)
     script: str = Field(default="", exclude=True)
 
@@ -69,11 +81,12 @@ def _index_base(value: Any) -> Any:
 
 class Data(Section):
     path: PathText = Field(description="a file: .npz, .npy (with labels: another .npy) or LIBSVM text")
-    labels: PathText | None = None
-    test: PathText | None = None
-    test_labels: PathText | None = None
-    # the first index of LIBSVM text; auto: 0 when there is an index 0, else 1
-    index_base: Annotated[Literal["auto", 0, 1], BeforeValidator(_index_base)] = "auto"
+    labels: PathText | None = Field(default=None, description="a .npy file with the labels, where path is one with X")
+    test: PathText | None = Field(default=None, description="a file with held-out rows, as path")
+    test_labels: PathText | None = Field(default=None, description="a .npy file with the labels of test")
+    index_base: Annotated[Literal["auto", 0, 1], BeforeValidator(_index_base)] = Field(
+        default="auto", description="the first index of LIBSVM text; auto: 0 when there is an index 0, else 1"
+    )
 
     @model_validator(mode="after")
     def _labels_of_something(self) -> Self:
@@ -107,11 +120,15 @@ class RateSchedule(Section):
     """How the learning rate changes with the iterations. See `psgc.optimizer.factor`."""
 
     kind: Literal["constant", "step", "cosine", "linear"] = Field(description=_SCHEDULES)
-    warmup: Natural = 0  # iterations in which the rate rises to lr
-    every: Annotated[Count, UsedBy(["step"])] = 100  # iterations
-    factor: Annotated[Positive, UsedBy(["step"])] = 0.1  # of each step
-    length: Annotated[Count | None, UsedBy(["cosine", "linear"])] = None  # iterations to the end; None: all of the run
-    final: Annotated[Fraction, UsedBy(["cosine", "linear"])] = 0.0  # share of lr at the end
+    warmup: Natural = Field(default=0, description="iterations in which the rate rises to lr")
+    every: Annotated[Count, UsedBy(["step"])] = Field(default=100, description="iterations from one step to the next")
+    factor: Annotated[Positive, UsedBy(["step"])] = Field(
+        default=0.1, description="by which each step multiplies the rate"
+    )
+    length: Annotated[Count | None, UsedBy(["cosine", "linear"])] = Field(
+        default=None, description="iterations to the end; null: all of the run"
+    )
+    final: Annotated[Fraction, UsedBy(["cosine", "linear"])] = Field(default=0.0, description="share of lr at the end")
 
     @model_validator(mode="after")
     def _decays(self) -> Self:
@@ -125,14 +142,22 @@ _OPTIMIZERS = "sgd, momentum, nesterov or adam"
 
 class Optimizer(Section):
     kind: Literal["sgd", "momentum", "nesterov", "adam"] = Field(description=_OPTIMIZERS)
-    lr: Positive = Field(description="a number > 0")
-    momentum: Annotated[Fraction, UsedBy(["momentum", "nesterov"])] = 0.9
-    beta1: Annotated[Fraction, UsedBy(["adam"])] = 0.9
-    beta2: Annotated[Fraction, UsedBy(["adam"])] = 0.999
-    epsilon: Annotated[Positive, UsedBy(["adam"])] = 1e-8
-    weight_decay: NotNegative = 0.0  # decoupled: lr * weight_decay * theta; problem.l2 is part of the loss instead
-    clip_norm: Positive | None = None  # largest Euclidean norm of a gradient, longer ones are scaled
-    schedule: RateSchedule | None = None  # None: the rate is lr
+    lr: Positive = Field(description="a number > 0: the learning rate")
+    momentum: Annotated[Fraction, UsedBy(["momentum", "nesterov"])] = Field(
+        default=0.9, description="share of the step before that is kept"
+    )
+    beta1: Annotated[Fraction, UsedBy(["adam"])] = Field(default=0.9, description="decay of the mean of gradients")
+    beta2: Annotated[Fraction, UsedBy(["adam"])] = Field(
+        default=0.999, description="decay of the mean of their squares"
+    )
+    epsilon: Annotated[Positive, UsedBy(["adam"])] = Field(default=1e-8, description="is added to the denominator")
+    weight_decay: NotNegative = Field(
+        default=0.0, description="decoupled, lr * weight_decay * params; problem.l2 is part of the loss instead"
+    )
+    clip_norm: Positive | None = Field(
+        default=None, description="largest Euclidean norm of a gradient, longer ones are scaled"
+    )
+    schedule: RateSchedule | None = Field(default=None, description="how the learning rate changes; null: it is lr")
 
 
 class ScriptOptimizer(Section):
@@ -151,7 +176,9 @@ class TorchOptimizer(ScriptOptimizer):
     unused: ClassVar[Mapping[str, str]] = {"kind": "a torch problem has torch: NAME instead, a class of torch.optim"}
 
     torch: Annotated[str, expect(_OPTIMIZER)] = Field(description=_OPTIMIZER)
-    clip_norm: Positive | None = None  # as for the built-in optimizers
+    clip_norm: Positive | None = Field(
+        default=None, description="largest Euclidean norm of a gradient, longer ones are scaled"
+    )
     kind: Literal["script"] = Field(default="script", exclude=True)
 
     @property

@@ -27,8 +27,8 @@ ScheduleName = Annotated[str, one_of(SCHEDULES)]
 
 
 class Checkpoint(Section):
-    every: Natural = 50  # iterations; 0: only at the end
-    keep: Count = 3
+    every: Natural = Field(default=50, description="iterations between two checkpoints; 0: only at the end")
+    keep: Count = Field(default=3, description="how many checkpoints stay, the newest ones")
 
 
 class Config(Section):
@@ -42,28 +42,37 @@ class Config(Section):
     problem: Annotated[BuiltinProblem | PythonProblem | ScriptProblem, by(problem_of)] = Field(
         description="a mapping, for example {kind: logistic}"
     )
-    data: Data | None = None
+    data: Data | None = Field(default=None, description="the files with the rows; a model of the user's may have none")
     optimizer: Annotated[Optimizer | ScriptOptimizer, by(optimizer_of)] = Field(
         description="a mapping, for example {kind: nesterov, lr: 0.5}"
     )
-    iterations: Count | None = None  # None: as many as the epochs of the batch take
-    # a number: rows sampled from every chunk; None: all of them
-    batch: Annotated[int | Batch | None, BeforeValidator(batch_of)] = None
-    coding: Coding = Coding()
-    schedule: ScheduleName = "dynamic"
-    aggregation: Literal["server", "allreduce", "auto"] = "auto"
-    transfer: Literal["auto", "per_chunk", "combined"] = "auto"
-    backend: Literal["auto", "numpy", "cupy"] = "auto"
-    dtype: Literal["float64", "float32"] = "float64"
-    recovery: Recovery = Recovery()
-    verify: Verify | None = None
-    # whether workers compare some gradients in the first iteration
-    trial: Annotated[bool, expect("true or false")] = True
-    faults: Faults = Faults()
-    checkpoint: Checkpoint = Checkpoint()
-    stragglers: Stragglers = Stragglers()
+    iterations: Count | None = Field(
+        default=None, description="needed, except where batch has epochs: then as many as these take"
+    )
+    batch: Annotated[int | Batch | None, BeforeValidator(batch_of)] = Field(
+        default=None, description="a number: rows sampled from every chunk; null: all rows in every iteration"
+    )
+    coding: Coding = Field(default=Coding(), description="chunks, who holds them, and how their gradients are coded")
+    schedule: ScheduleName = Field(default="dynamic", description=f"who does which chunk next: {either(SCHEDULES)}")
+    aggregation: Literal["server", "allreduce", "auto"] = Field(
+        default="auto",
+        description="whether rank 0 sums and steps, or all ranks do; auto: by the size of the parameters",
+    )
+    transfer: Literal["auto", "per_chunk", "combined"] = Field(
+        default="auto", description="a coded gradient with each report, or one sum of each worker; auto: by their size"
+    )
+    backend: Literal["auto", "numpy", "cupy"] = Field(default="auto", description="on what arrays are computed")
+    dtype: Literal["float64", "float32"] = Field(default="float64", description="of data, parameters and gradients")
+    recovery: Recovery = Field(default=Recovery(), description="when an iteration ends")
+    verify: Verify | None = Field(default=None, description="compares copies of gradients; null: only the trial")
+    trial: Annotated[bool, expect("true or false")] = Field(
+        default=True, description="whether workers compare some gradients in the first iteration"
+    )
+    faults: Faults = Field(default=Faults(), description="timeouts, and faults on purpose")
+    checkpoint: Checkpoint = Field(default=Checkpoint(), description="when checkpoints are written, how many stay")
+    stragglers: Stragglers = Field(default=Stragglers(), description="emulated slow workers, for experiments")
     output: PathText = Field(description="the run directory, for example runs/quickstart")
-    seed: Natural = 0
+    seed: Natural = Field(default=0, description="of everything random")
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:

@@ -21,7 +21,9 @@ class TorchCoding(Coding):
         "assignment": "a torch problem has none, since any worker can do any chunk",
     }
 
-    chunks: Count = 60  # into which the examples of a step are cut, whatever the number of workers
+    chunks: Count = Field(
+        default=60, description="into which the examples of a step are cut, whatever the number of workers"
+    )
     chunks_per_worker: int = Field(default=1, exclude=True)
     assignment: str = Field(default="blocks", exclude=True)
 
@@ -39,14 +41,15 @@ class TorchConfig(Config):
 
     problem: TorchProblem = Field(description="a mapping, for example {torch: 'module:function'}")
     optimizer: TorchOptimizer = Field(description="a mapping, for example {torch: AdamW, lr: 1.0e-3}")
-    scheduler: TorchScheduler | None = None
+    scheduler: TorchScheduler | None = Field(default=None, description="how the learning rate changes; null: it stays")
     batch: Batch = Field(description="a mapping, for example {size: 256, epochs: 10}")
-    micro_batch: Count = 64  # examples of a chunk that are computed at a time
-    autocast: Literal["none", "bfloat16"] = "none"  # in which loss and metrics are computed
-    # chunk: batch normalisation in training mode, with the statistics of each chunk
-    buffers: Annotated[Literal["chunk"] | None, expect("chunk or nothing", union=True)] = None
-    log_with: LogWith = Field(default=[])  # who is told loss, seconds and metrics
-    coding: TorchCoding = TorchCoding()
+    micro_batch: Count = Field(default=64, description="examples of a chunk that are computed at a time")
+    autocast: Literal["none", "bfloat16"] = Field(default="none", description="in which loss and metrics are computed")
+    buffers: Annotated[Literal["chunk"] | None, expect("chunk or nothing", union=True)] = Field(
+        default=None, description="chunk: batch normalisation in training mode, with the statistics of each chunk"
+    )
+    log_with: LogWith = Field(default=[], description="who is told loss, seconds and metrics")
+    coding: TorchCoding = Field(default=TorchCoding(), description="chunks, and how their gradients are coded")
     data: None = Field(default=None, exclude=True)
     iterations: None = Field(default=None, exclude=True)
     backend: Literal["auto"] = Field(default="auto", exclude=True)

@@ -61,7 +61,7 @@ def launch(
     lost host ended the run, and the run left a new checkpoint.
     for_mpirun: further arguments of mpirun, such as --map-by core; arguments: of the script.
     With `print_only` also prints what each rank will hold in memory, on stderr, if that is known before the run.
-    Returns the exit code, see README.md. The last line on stderr says how to resume, where that may succeed.
+    Returns the exit code, see docs/getting-started.md. The last line on stderr says how to resume, if that may succeed.
     Raises UserError: wrong settings, script, ranks or hosts, no working mpirun, `requeue` outside of a SLURM job.
     """
     job = slurm.job_id(os.environ)

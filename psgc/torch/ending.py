@@ -1,4 +1,4 @@
-"""How the process of a script ends: the other ranks are told, and the exit code is that of the README."""
+"""How the process of a script ends: the other ranks are told, and the exit code is one of docs/getting-started.md."""
 
 import atexit
 import os

@@ -23,7 +23,7 @@ LAST_RESORT = 20  # seconds after SIGTERM at which a worker ends although the se
 def train(
     config_path: str, overrides: Sequence[str], debug: bool, stopped_by: Sequence[int], resuming: bool = False
 ) -> NoReturn:
-    """Run this rank of `psgc train`, and end the process with the exit code that the README names.
+    """Run this rank of `psgc train`, and end the process with the exit code that docs/getting-started.md names.
 
     stopped_by: the signals that asked this process to end; a handler fills it, and rank 0 then ends the run in order.
     resuming: continue from the newest checkpoint in the run directory, if there is one.

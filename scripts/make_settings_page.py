@@ -1,0 +1,119 @@
+"""Write docs/settings.md, the tables of all keys of a run's YAML, from the models in psgc/config.
+
+    python scripts/make_settings_page.py
+
+A test compares the page with what `page` returns.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from psgc.config import Config, TorchConfig
+from psgc.validation import LARGEST, LEAST, MOST, Section, UsedBy, either
+
+PAGE = Path(__file__).parents[1] / "docs/settings.md"
+HEAD = """# All settings
+
+Every key of a run's YAML. A key without a default is needed. [Training settings](training.md) has the keys in one YAML.
+`python scripts/make_settings_page.py` makes this page from `psgc/config/`.
+"""
+OF_TORCH = """
+## With a PyTorch model
+
+These keys are different where `problem` has the key `torch`, see [Training from a YAML](torch/yaml.md). All others are
+as above.
+"""
+OF_SCRIPTS = ("ScriptProblem", "ScriptOptimizer")  # in the config.yaml of a script's run, which nobody writes by hand
+
+
+def page() -> str:
+    """The text of docs/settings.md."""
+    usual, torch = Config.model_json_schema(), TorchConfig.model_json_schema()
+    fields = TorchConfig.model_fields
+    torch["properties"] = {
+        key: schema
+        for key, schema in torch["properties"].items()
+        if schema != usual["properties"].get(key) and not fields[key].exclude
+    }
+    texts = [HEAD, *tables(usual, "", Config), OF_TORCH, *tables(torch, "PyTorch: ", TorchConfig)]
+    return "".join(texts)
+
+
+def tables(root: dict[str, Any], heading: str, model: type[Section]) -> Iterator[str]:
+    """The tables of a model and of the sections below it, the outer ones first."""
+    models = {one.__name__: one for one in subclasses(Section)}
+    waiting, before = [("", root, model)], None
+    while waiting:
+        path, section, model = waiting.pop(0)
+        about = f"{section['description']}\n\n" if path and "description" in section else ""
+        yield f"\n{about}" if path == before else f"\n## {heading}{path or 'Top level'}\n\n{about}"
+        before = path
+        yield "| key | type | default | meaning |\n|---|---|---|---|\n"
+        below = []
+        for key, schema in section["properties"].items():
+            field = model.model_fields[key]
+            if field.exclude:
+                continue
+            kinds = [used_by.kinds for used_by in field.metadata if isinstance(used_by, UsedBy)]
+            text = schema.get("description", "") + "".join(f" (kind {either(names)})" for names in kinds)
+            text = "" if text == kind(schema).replace("`", "") else text
+            cells = (f"`{key}`", kind(schema), default(key, schema, section), text.replace("|", "\\|"))
+            yield f"| {' | '.join(cells)} |\n"
+            name = f"{path}.{key}".lstrip(".")
+            below += [(name, root["$defs"][ref], models[ref]) for ref in refs(schema) if ref not in OF_SCRIPTS]
+        waiting = below + waiting
+
+
+def subclasses(model: type[Section]) -> Iterator[type[Section]]:
+    for one in model.__subclasses__():
+        yield one
+        yield from subclasses(one)
+
+
+def refs(schema: dict[str, Any]) -> list[str]:
+    """The sections that a value may be."""
+    if "$ref" in schema:
+        return [schema["$ref"].rpartition("/")[2]]
+    inside = schema.get("anyOf") or ([schema["items"]] if "items" in schema else [])
+    return [ref for inner in inside for ref in refs(inner)]
+
+
+def kind(schema: dict[str, Any]) -> str:
+    """The type of a value in words."""
+    if "anyOf" in schema:
+        return either(dict.fromkeys(kind(one) for one in schema["anyOf"]))
+    if "enum" in schema or "const" in schema:
+        return either(f"`{value}`" for value in schema.get("enum", [schema.get("const")]))
+    if "$ref" in schema:
+        return "mapping"
+    if schema["type"] == "array":
+        return f"list of {kind(schema['items'])}"
+    names = {"integer": "whole number", "number": "number", "string": "text", "boolean": "`true` or `false`"}
+    limits = [
+        f" {sign} {0 if value == LEAST else value}"
+        for sign, value in (
+            (">" if schema.get("minimum") == LEAST else ">=", schema.get("minimum")),
+            ("<=", schema.get("maximum")),
+            ("<", schema.get("exclusiveMaximum")),
+        )
+        if value not in (None, LARGEST, MOST)
+    ]
+    return names.get(schema["type"], {"object": "mapping", "null": "`null`"}.get(schema["type"], "")) + " and".join(
+        limits
+    )
+
+
+def default(key: str, schema: dict[str, Any], section: dict[str, Any]) -> str:
+    """The default of a key, empty where the key is needed."""
+    if key in section.get("required", ()):
+        return ""
+    value = schema.get("default", [] if schema.get("type") == "array" else {})
+    if isinstance(value, dict) and value:
+        return "see below"
+    return f"`{value}`" if isinstance(value, str) else f"`{json.dumps(value)}`"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
