@@ -1,3 +1,34 @@
-"""psgc: exact synchronous gradient descent over MPI that never waits for its slowest machine."""
+"""psgc: exact synchronous gradient descent over MPI that never waits for its slowest machine.
+
+    import psgc
+
+    run = psgc.load("runs/quickstart")  # what a run has left, also before its end
+    run.summary["status"], run.history["loss"][-1]
+    run.report()  # writes the page of `psgc report`, and returns its path
+
+Scripts with PyTorch use `psgc.torch`, and the mathematics is `psgc.coding`. All else is done by the command `psgc`.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from psgc.errors import PsgcError, RunFailed, UserError
+
+if TYPE_CHECKING:
+    from psgc.library import Run, load
 
 __version__ = "0.1.0"
+__all__ = ["PsgcError", "Run", "RunFailed", "UserError", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    """What needs NumPy is imported once it is used: every command and every rank imports psgc."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = globals()[name] = getattr(import_module("psgc.library"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -27,21 +27,26 @@ def report(path: str, iteration: int | None = None, output: str | None = None, t
         _check_iteration(run, iteration)
     if tensorboard:
         from psgc.reporting.tensorboard import write_events  # TensorBoard only where it is asked for
+    index = write_report(run, output, iteration)
+    say(f"report written to {index}, with its figures beside it")
+    if tensorboard:
+        events = index.with_name("tensorboard")
+        write_events(run, events if output is None else events.parent.resolve() / events.name)
+        say(f"scalars written to {events}; see them with: tensorboard --logdir {events}")
+    return 0
+
+
+def write_report(run: RecordedRun, output: str | None = None, iteration: int | None = None) -> Path:
+    """Write the report of `run`, with arguments as for `report`. Returns the path of its page. Raises UserError."""
     directory = Path(output) if output is not None else run.path / "report"
     place = _make(directory, output is not None)
-
     images = []
     for picture in pictures(run, iteration):
         light, dark = (image(picture.draw(theme)) for theme in (LIGHT, DARK))
         _write(place / f"{picture.name}.png", light)
         images.append((picture, light, dark))
     _write(place / "index.html", page(run, sentences(run), images).encode())
-    say(f"report written to {directory / 'index.html'}, with its figures beside it")
-    if tensorboard:
-        write_events(run, place / "tensorboard")
-        events = directory / "tensorboard"
-        say(f"scalars written to {events}; see them with: tensorboard --logdir {events}")
-    return 0
+    return directory / "index.html"
 
 
 def _make(directory: Path, named: bool) -> Path:
