@@ -142,7 +142,7 @@ class AllReduce:
     def _has_stepped(self, wait: bool = False) -> bool:
         has_stepped = self.replica.poll(wait)
         if has_stepped:
-            self._blocks.stepped()
+            self._blocks.stepped(reuse=self.replica.gives_back)
         return has_stepped
 
     def _step(self, iteration: int, gradient: Array) -> None:

@@ -46,7 +46,7 @@ class _Sending:
 class Blocks:
     """coding_matrix: R, (num_workers, parts); dim: entries of the gradient.
 
-    step: called with an iteration and its gradient (dim,), which stays as it is until `stepped`.
+    step: called with an iteration and its gradient (dim,), which is not written to until `stepped`.
     have: called with iteration, attempt and number of each slice that is here.
     behind: called with the iteration that this rank cannot follow.
     at: called at steps at which faults can be injected.
@@ -107,9 +107,11 @@ class Blocks:
         """The gradient is made of version 0 of each slice; others: version by slice where it is not."""
         self._bring(part.Closed(iteration, others))
 
-    def stepped(self) -> None:
-        """The step that was to be made is made."""
-        self._spare.append(self._gradients.pop(self.participant.steps))
+    def stepped(self, reuse: bool = True) -> None:
+        """The step that was to be made is made. reuse: whether the memory of its gradient is free again."""
+        gradient = self._gradients.pop(self.participant.steps)
+        if reuse:
+            self._spare.append(gradient)
         self._bring(part.Stepped())
 
     def loaded(self, iteration: int) -> None:

@@ -30,8 +30,12 @@ class Snapshot(NamedTuple):
 
 
 class Stepping(Protocol):
-    """What makes the steps of a rank: a `Replica`, which explains this, or the user's script (`psgc.torch`)."""
+    """What makes the steps of a rank: a `Replica`, which explains this, or the user's script (`psgc.torch`).
 
+    gives_back: whether the memory of a gradient is free again once its step is made.
+    """
+
+    gives_back: bool
     is_stepping: bool
 
     @property
@@ -55,6 +59,7 @@ class Replica:
 
     params: Array
     steps: int
+    gives_back = True
 
     def __init__(self, optimizer: Optimizer, backend: Backend, wake: Callable[[], object]) -> None:
         self._optimizer, self._backend, self._wake = optimizer, backend, wake

@@ -87,8 +87,8 @@ class ChunkGradient:
     def apply(self, total: np.ndarray, accumulate: bool = False, is_own: bool = False) -> float:
         """Take the sum of the vectors of all chunks: the gradient of the mean loss to `.grad`; the mean loss.
 
-        accumulate: add it to what is in `.grad`; is_own: whether `total` may become the memory of `.grad`, until
-        `FlatModel.keep`. Updates the running statistics of the model.
+        accumulate: add it to what is in `.grad`; is_own: whether the memory of `total` may become that of `.grad`.
+        Updates the running statistics of the model.
 
         Raises UserError when no example was counted.
         """
@@ -100,11 +100,8 @@ class ChunkGradient:
         gradient = torch.from_numpy(total[: flat.dim]).to(flat.device)
         if accumulate:
             flat.grad.add_(gradient, alpha=1 / examples)
-        elif is_own:
-            flat.lend(gradient.div_(examples))
         else:
-            flat.keep()
-            torch.div(gradient, examples, out=flat.grad)
+            flat.take(gradient.div_(examples) if is_own else gradient / examples)
         if self._statistics:
             self._statistics.update(torch.from_numpy(total[flat.dim + SUMS :]).to(flat.device))
         return loss / examples

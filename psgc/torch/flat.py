@@ -1,6 +1,7 @@
 """The trainable parameters of a module, and their gradients, as views of two flat tensors."""
 
-import numpy as np
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -15,8 +16,7 @@ class FlatModel:
     Frozen parameters are left out, and tied ones are there once. The module works as before: optimizers, hooks and
     `state_dict` see the same Parameter objects, whose strides are kept.
 
-    params, grad: (dim,) tensors, `grad` another one after `lend` and what undoes it.
-    numpy_params, numpy_grad: the same memory, on a CPU only.
+    params, grad: (dim,) tensors; `grad` is another one after `take`.
     names: of the parameters, in their order in `params`.
 
     Raises UserError: no trainable parameter, several dtypes or devices, a dtype other than float32 and float64, a
@@ -34,20 +34,9 @@ class FlatModel:
         # of torch, not of NumPy: aligned to 64 bytes on every rank
         self.params = torch.empty(self.dim, dtype=self.dtype, device=self.device)
         self.grad = torch.zeros_like(self.params)
-        self._is_lent = False  # whether `grad` is memory of somebody else
         self._param_views = self.views(self.params)
-        self._grad_views = self.views(self.grad)
+        self._grad_views: list[Tensor | None] = [*self.views(self.grad)]
         self._adopt()
-
-    @property
-    def numpy_params(self) -> np.ndarray:
-        """(dim,), the memory of `params`."""
-        return self.params.numpy()
-
-    @property
-    def numpy_grad(self) -> np.ndarray:
-        """(dim,), the memory of `grad`."""
-        return self.grad.numpy()
 
     def views(self, flat: Tensor) -> list[Tensor]:
         """A view of `flat` for each parameter, of its shape and strides. flat: (dim,) or longer."""
@@ -68,36 +57,24 @@ class FlatModel:
         """
         self._set_grads(self._grad_views)
 
-    def lend(self, gradient: Tensor) -> None:
-        """Have `gradient` (dim,) as `grad`, until its owner uses its memory otherwise: before that comes `keep`."""
-        self._replace(gradient, is_lent=True)
+    def take(self, gradient: Tensor) -> None:
+        """Have `gradient` (dim,) as `grad`."""
+        self.grad, self._grad_views = gradient, [*self.views(gradient)]
         self.restore()
-
-    def keep(self) -> None:
-        """Have the values of `grad` in memory of its own, if they are not."""
-        if not self._is_lent:
-            return
-        old = self._grad_views
-        self._replace(self.grad.clone(), is_lent=False)
-        for param, before, view in zip(self._parameters, old, self._grad_views, strict=True):
-            if param.grad is before:  # and not None, or one of the script's
-                param.grad = view
 
     def clear(self) -> None:
-        """Have zeros as `grad`, in memory of its own."""
-        if self._is_lent:
-            self._replace(torch.zeros_like(self.params), is_lent=False)
-        else:
-            self.grad.zero_()
-        self.restore()
+        """Have zeros as `grad`."""
+        self.take(torch.zeros_like(self.params))
 
-    def _replace(self, gradient: Tensor, is_lent: bool) -> None:
-        self.grad, self._grad_views, self._is_lent = gradient, self.views(gradient), is_lent
+    def drop(self) -> None:
+        """Have no `grad`, and give its memory back, until `take`."""
+        self.grad, self._grad_views = self.params.new_empty(0), [None] * len(self._parameters)
+        self.restore()
 
     def zero_dropped(self) -> None:
         """Make those gradients zero that an optimizer's zero_grad() has set to None."""
         for param, view in zip(self._parameters, self._grad_views, strict=True):
-            if param.grad is None:
+            if param.grad is None and view is not None:
                 view.zero_()
 
     def check(self) -> None:
@@ -132,7 +109,7 @@ class FlatModel:
                     param.data = view
         self.restore()
 
-    def _set_grads(self, views: list[Tensor]) -> None:
+    def _set_grads(self, views: Sequence[Tensor | None]) -> None:
         for param, view in zip(self._parameters, views, strict=True):
             param.grad = view if param.requires_grad else None
 

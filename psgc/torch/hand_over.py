@@ -20,10 +20,7 @@ COUNT = 8  # bytes before a state that say how long it is
 
 @dataclass(frozen=True, slots=True)
 class Sum:
-    """The sum of the vectors of all chunks (dim,), which stays until the next call.
-
-    is_own: whether nobody else reads it meanwhile, so that the script may write to it.
-    """
+    """The sum of the vectors of all chunks (dim,). is_own: whether it is the script's from now on, to write to."""
 
     vector: np.ndarray
     is_own: bool
@@ -132,6 +129,8 @@ class ScriptReplica:
 
     state: makes it, in the middle of a call; params: the parameters, in one array; dim, dtype: of the vectors.
     """
+
+    gives_back = False  # a gradient is the script's, as `.grad`
 
     def __init__(
         self,

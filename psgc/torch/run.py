@@ -152,7 +152,9 @@ class Run:
         if is_whole and every and batch.iteration % every == 0 and self.iteration > self.engine.iteration:
             self._write_checkpoint(batch.iteration)
         call = self._gradient.call(batch, self.engine.num_chunks, scale, is_whole, self._loaded)
-        total = self._sum(call, keeps=adds)
+        if not adds:
+            self._flat.drop()  # while the next one comes about, its memory is of use
+        total = self._sum(call)
         if total is None:
             self._flat.clear()
             return self._loss
@@ -178,13 +180,8 @@ class Run:
                 self.loggers.metrics(self.iteration - 1, self._evaluator.newest or {})
         return self._evaluator.shown()
 
-    def _sum(self, call: Call, keeps: bool = True) -> Sum | None:
-        """The sum of a call; None when this rank has fallen behind, and has the state of another one to go on from.
-
-        keeps: whether the gradients that are there are wanted after it.
-        """
-        if keeps:
-            self._flat.keep()
+    def _sum(self, call: Call) -> Sum | None:
+        """The sum of a call; None when this rank has fallen behind, and has the state of another one to go on from."""
         with preserved(self._flat.device):  # random numbers of the script
             answer = self.engine.sum(self.iteration, call)
         if isinstance(answer, State):

@@ -96,9 +96,10 @@ class World:
             assert gradient.tobytes() == self.steps[0][1].tobytes()
 
     def check_nothing_is_left(self):
-        for it in self.blocks:
-            it.stepped()
+        for at, it in enumerate(self.blocks):
+            it.stepped(reuse=at > 0)
             it.poll()
+        assert not self.blocks[0]._spare
         for it, pool, backend in zip(self.blocks, self.pools, self.backends, strict=True):
             assert not it.is_busy
             assert not it._buffers

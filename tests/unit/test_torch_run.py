@@ -4,6 +4,7 @@ import copy
 import csv
 import json
 import signal
+import weakref
 from pathlib import Path
 from unittest import mock
 
@@ -15,7 +16,6 @@ import torch.nn.functional as F
 import psgc.torch
 from psgc.errors import RunFailed, UserError
 from psgc.torch import begin, checkpoints
-from psgc.torch.hand_over import Sum
 from tests.unit.documents import blocks
 
 DOCUMENT = Path(__file__).parents[2] / "docs/torch/checkpoints.md"
@@ -68,39 +68,29 @@ def test_the_gradient_is_that_of_the_mean_loss_over_the_batch():
     assert sizes == [20, 20, 10]
 
 
-class Recycling:
-    """An engine that gives every sum in the same memory, as the exchange of blocks does."""
+def test_one_gradient_is_there_at_a_time_and_stays_until_the_next_one():
+    there = []
 
-    def __init__(self, engine):
-        self._engine, self._memory = engine, None
+    def watching(model, batch):
+        there.append(gradient() is not None)
+        return loss(model, batch)
 
-    def __getattr__(self, name):
-        return getattr(self._engine, name)
-
-    def sum(self, iteration, call):
-        if self._memory is not None:
-            self._memory[:] = float("nan")  # the call begins
-        total = self._engine.sum(iteration, call).vector
-        self._memory = total if self._memory is None else self._memory
-        self._memory[:] = total
-        return Sum(self._memory, is_own=True)
-
-
-def test_gradients_stay_until_the_next_ones_whatever_happens_to_the_sum():
-    model, data, run, optimizer = made()
+    model, data, run, optimizer = made(watching)
     run.attach(optimizer)
-    run.engine = Recycling(run.engine)
+    gradient = weakref.ref(run._flat.grad)
     first, second, third = run.batches(SIZE, epochs=1)
     expected = gradient_of(model, [first], data)
     run.backward(first)
-    address = model.weight.grad.data_ptr()
+    gradient = weakref.ref(run._flat.grad)
     assert run.evaluate(data, lambda model, batch: (batch[1].sum(), len(batch[1]))) == pytest.approx(data[:][1].mean())
     torch.testing.assert_close(model.weight.grad, expected)
     optimizer.step()
     expected = gradient_of(model, [second], data) + gradient_of(model, [third], data)
     run.backward(second)
-    assert model.weight.grad.data_ptr() == address, "that of the sum: not copied"
+    assert not any(there)
+    gradient = weakref.ref(run._flat.grad)
     run.backward(third, accumulate=True)
+    assert there[-1]
     torch.testing.assert_close(model.weight.grad, expected)
 
 
