@@ -22,10 +22,18 @@ Every key of a run's YAML. A key without a default is needed. [Training settings
 OF_TORCH = """
 ## With a PyTorch model
 
-These keys are different where `problem` has the key `torch`, see [Training from a YAML](torch/yaml.md). All others are
-as above.
+Where `problem` has the key `torch`, these keys are different, and {without} are refused. All others are as above. See
+[Training from a YAML](torch/yaml.md).
 """
 OF_SCRIPTS = ("ScriptProblem", "ScriptOptimizer")  # in the config.yaml of a script's run, which nobody writes by hand
+NAMES = {
+    "boolean": "`true` or `false`",
+    "integer": "whole number",
+    "null": "`null`",
+    "number": "number",
+    "object": "mapping",
+    "string": "text",
+}
 
 
 def page() -> str:
@@ -37,13 +45,14 @@ def page() -> str:
         for key, schema in torch["properties"].items()
         if schema != usual["properties"].get(key) and not fields[key].exclude
     }
-    texts = [HEAD, *tables(usual, "", Config), OF_TORCH, *tables(torch, "PyTorch: ", TorchConfig)]
+    of_torch = OF_TORCH.format(without=", ".join(f"`{key}`" for key in usual["properties"] if fields[key].exclude))
+    texts = [HEAD, *tables(usual, "", Config), of_torch, *tables(torch, "PyTorch: ", TorchConfig)]
     return "".join(texts)
 
 
 def tables(root: dict[str, Any], heading: str, model: type[Section]) -> Iterator[str]:
     """The tables of a model and of the sections below it, the outer ones first."""
-    models = {one.__name__: one for one in subclasses(Section)}
+    models = {one.__name__: one for one in subclasses(Section) if one.__module__.startswith("psgc.config.")}
     waiting, before = [("", root, model)], None
     while waiting:
         path, section, model = waiting.pop(0)
@@ -59,7 +68,13 @@ def tables(root: dict[str, Any], heading: str, model: type[Section]) -> Iterator
             kinds = [used_by.kinds for used_by in field.metadata if isinstance(used_by, UsedBy)]
             text = schema.get("description", "") + "".join(f" (kind {either(names)})" for names in kinds)
             text = "" if text == kind(schema).replace("`", "") else text
-            cells = (f"`{key}`", kind(schema), default(key, schema, section), text.replace("|", "\\|"))
+            anchor = f"{heading}{key}".lower().replace(": ", "-")
+            cells = (
+                f"`{key}`",
+                kind(schema),
+                default(schema, key in section.get("required", ()), anchor),
+                text.replace("|", "\\|"),
+            )
             yield f"| {' | '.join(cells)} |\n"
             name = f"{path}.{key}".lstrip(".")
             below += [(name, root["$defs"][ref], models[ref]) for ref in refs(schema) if ref not in OF_SCRIPTS]
@@ -90,28 +105,23 @@ def kind(schema: dict[str, Any]) -> str:
         return "mapping"
     if schema["type"] == "array":
         return f"list of {kind(schema['items'])}"
-    names = {"integer": "whole number", "number": "number", "string": "text", "boolean": "`true` or `false`"}
-    limits = [
-        f" {sign} {0 if value == LEAST else value}"
-        for sign, value in (
-            (">" if schema.get("minimum") == LEAST else ">=", schema.get("minimum")),
-            ("<=", schema.get("maximum")),
-            ("<", schema.get("exclusiveMaximum")),
-        )
-        if value not in (None, LARGEST, MOST)
-    ]
-    return names.get(schema["type"], {"object": "mapping", "null": "`null`"}.get(schema["type"], "")) + " and".join(
-        limits
-    )
+    least, limits = schema.get("minimum"), []
+    if least is not None:
+        limits.append(" > 0" if least == LEAST else f" >= {least}")
+    if schema.get("maximum") not in (None, LARGEST, MOST):
+        limits.append(f" <= {schema['maximum']}")
+    if "exclusiveMaximum" in schema:
+        limits.append(f" < {schema['exclusiveMaximum']}")
+    return NAMES[schema["type"]] + " and".join(limits)
 
 
-def default(key: str, schema: dict[str, Any], section: dict[str, Any]) -> str:
-    """The default of a key, empty where the key is needed."""
-    if key in section.get("required", ()):
+def default(schema: dict[str, Any], needed: bool, anchor: str) -> str:
+    """The default of a key, empty where the key is needed. anchor: of the section that a mapping is."""
+    if needed:
         return ""
     value = schema.get("default", [] if schema.get("type") == "array" else {})
     if isinstance(value, dict) and value:
-        return "see below"
+        return f"[see below](#{anchor})"
     return f"`{value}`" if isinstance(value, str) else f"`{json.dumps(value)}`"
 
 

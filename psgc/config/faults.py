@@ -50,7 +50,8 @@ class Faults(Section):
     )
     chunk_timeout: Positive | None = Field(
         default=None,
-        description="seconds in one chunk after which a worker is lost; null: 10 times the slowest chunk so far",
+        description="seconds in one chunk after which a worker is lost; "
+        "null: 10 times the slowest so far, and at least collect_timeout",
     )
     setup_timeout: Positive = Field(
         default=600.0, description="seconds that ranks wait for each other before the run starts"
