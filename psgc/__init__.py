@@ -2,8 +2,9 @@
 
     import psgc
 
-    run = psgc.load("runs/quickstart")  # what a run has left, also before its end
+    run = psgc.launch("run.yaml", workers=8, set={"optimizer.lr": 0.1})  # as `psgc launch` does
     run.summary["status"], run.history["loss"][-1]
+    run = psgc.load("runs/quickstart")  # what a run has left, also before its end
     run.report()  # writes the page of `psgc report`, and returns its path
 
 Scripts with PyTorch use `psgc.torch`, and the mathematics is `psgc.coding`. All else is done by the command `psgc`.
@@ -14,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 from psgc.errors import PsgcError, RunFailed, UserError
 
 if TYPE_CHECKING:
-    from psgc.library import Run, load
+    from psgc.library import Run, launch, load
 
 __version__ = "0.1.0"
-__all__ = ["PsgcError", "Run", "RunFailed", "UserError", "load"]
+__all__ = ["PsgcError", "Run", "RunFailed", "UserError", "launch", "load"]
 
 
 def __getattr__(name: str) -> Any:

@@ -254,7 +254,7 @@ def _launch(options: argparse.Namespace) -> int:
     )
 
 
-def _after(options: argparse.Namespace) -> dict[str, list[str]]:
+def _after(options: argparse.Namespace) -> dict[str, Any]:
     """Who gets what follows --, and the options of --mpirun."""
     from psgc.launching.script import is_script, mpirun_options
 

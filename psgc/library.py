@@ -1,6 +1,9 @@
-"""psgc from Python programs and notebooks: `psgc.load`, and the `Run` that it returns."""
+"""psgc from Python programs and notebooks: `psgc.load`, `psgc.launch`, and the `Run` that they return."""
 
+import json
 import os
+import signal
+from collections.abc import Mapping
 from functools import cached_property
 from html import escape
 from pathlib import Path
@@ -8,8 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from psgc import config as configuration
 from psgc.data.npz import map_npy
-from psgc.errors import visible
+from psgc.errors import RunFailed, UserError, visible
+from psgc.launching import launch as command
+from psgc.launching.mpirun_process import Heard
+from psgc.launching.script import is_script
 from psgc.paths import expanded
 from psgc.reporting.files import reading
 from psgc.reporting.run_directory import RecordedRun, read_run
@@ -17,7 +24,7 @@ from psgc.reporting.summary import duration
 
 
 class Run:
-    """What a run has left in its directory, at its end or on the way. `psgc.load` returns it.
+    """What a run has left in its directory, at its end or on the way. `psgc.load` and `psgc.launch` return it.
 
     It is what was there when it was loaded; a run that still goes on is loaded again to see more of it.
     """
@@ -109,3 +116,50 @@ def load(path: str | os.PathLike[str]) -> Run:
     Example: `psgc.load("runs/quickstart").history["loss"]`.
     """
     return Run(read_run(expanded(os.fspath(path))))
+
+
+def launch(
+    path: str | os.PathLike[str], workers: int, set: Mapping[str, Any] | None = None, *, resume: bool = False
+) -> Run:
+    """Train with the settings in the YAML file `path`, as `psgc launch` does, and return what the run has left.
+
+    workers: how many there are, beside the server; all run on this machine, or where the job of this program runs.
+    set: settings to change, such as {"optimizer.lr": 0.1, "coding": {"parts": 2}}.
+    resume: go on from the newest checkpoint in the run directory, if there is one.
+
+    Progress and all that the run says go to standard output and standard error of this process. Ctrl-C stops the run
+    in order, and then raises KeyboardInterrupt. SIGTERM, SIGHUP and SIGUSR1 stop it too, and then do what they do
+    otherwise. Signals reach the main thread alone: they do not stop a run that another thread has launched.
+
+    Raises UserError when the settings, the data or an argument are wrong, and RunFailed when the run has failed, both
+    with the line that the command would print. What the run has left until then is read with `psgc.load`.
+
+    Example: `psgc.launch("run.yaml", workers=8, set={"optimizer.lr": 0.1}).summary["final_loss"]`.
+    """
+    path = os.fspath(path)
+    if is_script(path):
+        raise UserError(f"{path}: psgc.launch takes a YAML file; a script is started with: psgc launch {path} -n RANKS")
+    if workers < 1:
+        raise UserError(f"workers={workers}: expected a whole number >= 1")
+    overrides = [f"{key}={_yaml(key, value)}" for key, value in (set or {}).items()]
+    heard = Heard()
+    code = command.launch(path, workers + 1, overrides, resume=resume, heard=heard)
+    if heard.stopped_by is not None:
+        signal.raise_signal(heard.stopped_by)  # for the handlers that the run has kept it from
+    if code:
+        reason = heard.reason or f"the run ended with exit code {code}; what it said is on standard error"
+        raise (UserError if code == UserError.exit_code else RunFailed)(reason)
+    return Run(read_run(configuration.load(path, overrides).output))
+
+
+def _yaml(key: str, value: Any) -> str:
+    """The value as JSON, which is YAML on one line."""
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False, default=_plain)
+    except (TypeError, ValueError):
+        raise UserError(f"set: {key}: expected numbers, text, lists and mappings, got {value!r:.60}") from None
+
+
+def _plain(value: Any) -> Any:
+    """The numbers of NumPy and paths, which JSON does not know."""
+    return value.tolist() if isinstance(value, np.generic | np.ndarray) else os.fspath(value)

@@ -1,8 +1,5 @@
 """`psgc launch run.yaml -n M`, or train.py: starts mpirun, watches it, and reports how the run really ended.
 
-mpirun runs in a session of its own: Ctrl-C would have Open MPI kill the ranks after half a second. `psgc launch` sends
-SIGUSR1 first, on which the run ends in order, then SIGTERM, then SIGKILL.
-
 mpirun's exit code proves nothing: it is 0 after the loss of rank 0, and not 0 after the survived death of a worker.
 The proof is the summary that the run wrote.
 """
@@ -12,23 +9,20 @@ import os
 import shlex
 import shutil
 import signal
-import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from psgc.config import TorchConfig, load
 from psgc.errors import PsgcError, UserError
 from psgc.launching import slurm
 from psgc.launching.mpirun import ANYWHERE, Placement, launch_command
+from psgc.launching.mpirun_process import Heard, run
 from psgc.launching.outcome import RunDirectory, ScriptDirectory, folder_for_answers
 from psgc.launching.script import check_script, is_script
-from psgc.processes import die_with_parent, kill_tree
 from psgc.terminal import say
 from psgc.training.ending import stopped
 from psgc.training.launched import DEBUG, FOLDER, LAUNCHED, RESUME
@@ -36,8 +30,6 @@ from psgc.writing import write_text
 
 TERMINAL = "PSGC_TERMINAL"  # the columns of the terminal, see psgc/reporting/progress.py
 OURS = (LAUNCHED, RESUME, DEBUG, FOLDER, TERMINAL)
-STOPPERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)  # SIGUSR1: SLURM's warning, if asked for
-STOP_SEQUENCE = ((signal.SIGUSR1, 4.0), (signal.SIGTERM, 2.0))  # and how many seconds a run has to react
 RESERVE = 10.0  # seconds of SLURM's warning that are kept for killing the run and requeueing the job
 
 
@@ -54,12 +46,14 @@ def launch(
     requeue: float | None = None,
     for_mpirun: Sequence[str] = (),
     arguments: Sequence[str] = (),
+    heard: Heard | None = None,
 ) -> int:
     """Runs (or, with `print_only`, prints) the mpirun command of `psgc train path --set ...`, or of the script `path`.
 
     requeue: seconds between SLURM's SIGUSR1 and the time limit of this job. The job is requeued when that signal or a
     lost host ended the run, and the run left a new checkpoint.
     for_mpirun: further arguments of mpirun, such as --map-by core; arguments: of the script.
+    heard: filled for a program that has more use for an error than for an exit code.
     With `print_only` also prints what each rank will hold in memory, on stderr, if that is known before the run.
     Returns the exit code, see docs/getting-started.md. The last line on stderr says how to resume, if that may succeed.
     Raises UserError: wrong settings, script, ranks or hosts, no working mpirun, `requeue` outside of a SLURM job.
@@ -106,8 +100,8 @@ def launch(
         else:
             left = RunDirectory(Path(config.output), resume)
         command, additions = line(environ)
-        patience = STOP_SEQUENCE[0][1] if requeue is None else max(STOP_SEQUENCE[0][1], requeue - RESERVE)
-        mpirun_code, stopped_by = _run(command, {**environ, **additions}, left.is_over, patience)
+        patience = 0.0 if requeue is None else requeue - RESERVE
+        mpirun_code, stopped_by = run(command, {**environ, **additions}, left.is_over, patience, heard)
         again = ["psgc", "launch", path, "-n", str(num_ranks), *placement.arguments()]
         again += [*([] if fault_tolerance else ["--no-fault-tolerance"]), *settings]
         if config is None:
@@ -115,19 +109,23 @@ def launch(
         after = arguments if config is None else for_mpirun
         again += ["--resume", *(["--", *after] if after else [])]
         hint = "" if placement == ANYWHERE else f", with -n and {placement.arguments()[0]} for the remaining hosts"
-        return _conclude(left, mpirun_code, stopped_by, job if requeue is not None else None, again, hint)
+        code, why = _exit_code(mpirun_code, stopped_by, left.summary(), left.proof)
+        if why:
+            say(f"psgc launch: {why}", error=True)
+        if heard is not None:
+            heard.why, heard.stopped_by = why, stopped_by
+        return _conclude(left, code, stopped_by, job if requeue is not None else None, again, hint)
 
 
 def _conclude(
-    left: RunDirectory, mpirun_code: int, stopped_by: int | None, job: str | None, again: Sequence[str], hint: str
+    left: RunDirectory, code: int, stopped_by: int | None, job: str | None, again: Sequence[str], hint: str
 ) -> int:
-    """Says how the run ended and how to go on, or requeues the job, if one is given. Returns the exit code.
+    """Says who stopped the run and how to go on, or requeues the job, if one is given. Returns `code`, its exit code.
 
     again: the command that resumes the run; hint: what to change in it.
     """
     summary = left.summary()
     status, too_few_workers = summary.get("status"), bool(summary.get("too_few_workers"))
-    code = _exit_code(mpirun_code, stopped_by, summary, left.proof)
     why = ""
     if stopped_by is not None and status not in ("done", "failed"):
         reason = stopped(stopped_by)
@@ -165,18 +163,18 @@ def _ignoring(number: int) -> Iterator[None]:
         signal.signal(number, before)
 
 
-def _exit_code(code: int, stopped_by: int | None, summary: Mapping[str, Any], proof: str) -> int:
-    """The true exit code of a run after which mpirun exited with `code`; says why when nobody else did.
+def _exit_code(code: int, stopped_by: int | None, summary: Mapping[str, Any], proof: str) -> tuple[int, str]:
+    """The true exit code of a run after which mpirun exited with `code`, and why, if nobody else has said so.
 
     proof: what a run does that ends in order.
     """
     status = summary.get("status")
     if status in ("done", "failed"):
-        return int(summary.get("exit_code", status == "failed"))
+        return int(summary.get("exit_code", status == "failed")), ""
     if stopped_by is not None:
-        return 128 + stopped_by
+        return 128 + stopped_by, ""
     if status is None and code in (1, 2):  # rank 0, or mpirun, has said why
-        return code
+        return code, ""
     number = -code if code < 0 else code - 128
     signals = {known.value: known.name for known in signal.Signals}
     if code == 0:
@@ -185,62 +183,4 @@ def _exit_code(code: int, stopped_by: int | None, summary: Mapping[str, Any], pr
         why = f"mpirun was killed by {signals.get(number, number)}"
     else:
         why = f"mpirun exited with {code}" + (f": a rank was killed by {signals[number]}" if number in signals else "")
-    say(f"psgc launch: the run failed: {why}", error=True)
-    return 1
-
-
-def _run(
-    command: Sequence[str], environ: Mapping[str, str], is_over: Callable[[], bool], patience: float
-) -> tuple[int, int | None]:
-    """mpirun's exit code (negative: the signal that killed it), and the signal that stopped this process, if any.
-
-    is_over: whether mpirun should have ended long ago; patience: seconds that a run has to end after a SIGUSR1.
-    """
-    received: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-
-    in_thread = threading.current_thread() is not threading.main_thread()  # only the main thread gets signals
-    before = {} if in_thread else {number: signal.signal(number, note) for number in STOPPERS}
-    try:
-        sys.stdout.flush()
-        process = subprocess.Popen(
-            command,
-            env=environ,
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-            preexec_fn=lambda: die_with_parent(signal.SIGTERM),
-        )
-        ended = _wait(process, lambda: bool(received) or is_over())
-        for number, seconds in STOP_SEQUENCE if received else STOP_SEQUENCE[1:]:
-            if not ended:
-                process.send_signal(number)
-                if received[:1] == [number] == [signal.SIGUSR1]:
-                    seconds = patience
-                ended = _wait(process, _deadline_or_signal(seconds, received))
-        if not ended:
-            kill_tree(process.pid)
-        return process.wait(), received[0] if received else None
-    except OSError as error:
-        raise UserError(f"{command[0]}: {error.strerror}, expected a working MPI") from None
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _wait(process: subprocess.Popen[bytes], until: Callable[[], bool]) -> bool:
-    """Waits until `process` ends or `until()` holds. Returns whether the process has ended."""
-    while not until():
-        try:
-            process.wait(timeout=0.1)
-        except subprocess.TimeoutExpired:
-            continue
-        return True
-    return process.poll() is not None
-
-
-def _deadline_or_signal(seconds: float, received: Sequence[int]) -> Callable[[], bool]:
-    """Holds after so many seconds, or once another signal has been received."""
-    deadline, seen = time.monotonic() + seconds, len(received)
-    return lambda: len(received) > seen or time.monotonic() > deadline
+    return 1, f"the run failed: {why}"

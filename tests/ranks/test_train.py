@@ -80,11 +80,14 @@ def one_line(finished):
 
 
 def test_a_run_leaves_a_whole_run_directory(folder):
-    finished = train(folder)
+    program = "import psgc; print('loss', *psgc.launch('run.yaml', workers=3, set={'seed': 1}).history['loss'])"
+    finished = run([sys.executable, "-c", program], folder)
     assert finished.returncode == 0, finished.said
     assert {path.name for path in (folder / "out").iterdir()} == RUN_FILES
     rows = (folder / "out/iterations.csv").read_text().splitlines()
     assert len(rows) == 6
+    (losses,) = (line.split()[1:] for line in finished.stdout.splitlines() if line.startswith("loss "))
+    assert losses == [row.split(",")[1] for row in rows[1:]]
     summary = json.loads((folder / "out/summary.json").read_text())
     assert (summary["status"], summary["iterations"], summary["chunks_used"]) == ("done", 5, 30)
     assert "training accuracy" in finished.stdout

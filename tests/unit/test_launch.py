@@ -175,7 +175,7 @@ while [ ! -s rank ]; do sleep 0.02; done
 touch ready
 while :; do sleep 0.05; done
 """
-PATIENCE = "psgc.launching.launch.STOP_SEQUENCE = ((signal.SIGUSR1, {usr1}), (signal.SIGTERM, {term}))"
+PATIENCE = "psgc.launching.mpirun_process.STOP_SEQUENCE = ((signal.SIGUSR1, {usr1}), (signal.SIGTERM, {term}))"
 PROGRAM = "import signal, sys, psgc.launching.launch; {patience}; sys.exit(psgc.launching.launch.launch({path!r}, 2))"
 
 
@@ -278,7 +278,7 @@ def test_mpirun_is_told_to_end_when_psgc_launch_is_killed(mpirun):
 @pytest.mark.parametrize(("status", "code"), [("done", 0), ("failed", 1)])
 def test_an_mpirun_that_stays_after_the_run_is_ended(mpirun, monkeypatch, status, code):
     monkeypatch.setattr("psgc.launching.outcome.GRACE", 0.3)
-    monkeypatch.setattr("psgc.launching.launch.STOP_SEQUENCE", ((signal.SIGUSR1, 0.2), (signal.SIGTERM, 0.2)))
+    monkeypatch.setattr("psgc.launching.mpirun_process.STOP_SEQUENCE", ((signal.SIGUSR1, 0.2), (signal.SIGTERM, 0.2)))
     mpirun(STUBBORN.format(usr1="", term="").replace("touch ready", summary(status)))
     began = time.monotonic()
     assert launch("run.yaml", 2) == code

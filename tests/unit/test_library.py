@@ -1,10 +1,15 @@
 """psgc from Python: what a loaded run knows, and what `import psgc` costs."""
 
 import json
+import os
 import pydoc
 import shutil
+import signal
 import subprocess
 import sys
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -81,3 +86,105 @@ def test_import_psgc_is_cheap_and_help_is_whole():
     assert "load(path: 'str | os.PathLike[str]')" in shown or "load(path: str | os.PathLike[str])" in shown
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = psgc.nothing
+
+
+# ---------------------------------------------------------------- launching
+
+FAILED = """echo '{"status": "failed", "exit_code": 1, "reason": "broken"}' > out/summary.json; """
+
+
+@pytest.mark.parametrize("in_thread", [False, True])
+def test_a_launched_run_is_the_commands_and_is_loaded(mpirun, whole, capfd, in_thread):
+    mpirun(f'printf "%s\\n" "$@" > arguments; cp -r {whole}/. out; echo progress; echo "psgc: a warning" >&2')
+    changes = {"optimizer": {"kind": "sgd", "lr": np.float32(0.5)}, "batch": np.int64(4), "data.path": Path("é 1.npz")}
+    with ThreadPoolExecutor(1) as threads:
+        begin = threads.submit if in_thread else call
+        run = begin(psgc.launch, "run.yaml", workers=4, set=changes, resume=True).result()
+    assert (run.summary["status"], run.path) == ("done", Path("out"))
+    given = Path("arguments").read_text().splitlines()
+    assert given[:2] == ["-n", "5"]
+    told = given[given.index("run.yaml") + 1 :]
+    assert told[1::2][:3] == ['optimizer={"kind": "sgd", "lr": 0.5}', "batch=4", 'data.path="é 1.npz"']
+    assert told[-1] == "--resume"
+    assert capfd.readouterr() == ("progress\n", "psgc: a warning\n")
+
+
+def call(function, *arguments, **options):
+    """Now, in this thread."""
+    done = Future()
+    done.set_result(function(*arguments, **options))
+    return done
+
+
+@pytest.mark.parametrize(
+    ("body", "error", "text"),
+    [
+        (
+            FAILED + 'for line in x "psgc: failed: worker 1 broke" "psgc: no checkpoint" ---; do echo $line >&2; done',
+            psgc.RunFailed,
+            "failed: worker 1 broke",
+        ),
+        ("echo 'psgc: run.yaml:2: data: no such file' >&2; exit 2", psgc.UserError, "run.yaml:2: data: no such file"),
+        ("kill -9 $$", psgc.RunFailed, "the run failed: mpirun was killed by SIGKILL"),
+        ("exit 1", psgc.RunFailed, "the run ended with exit code 1; what it said is on standard error"),
+    ],
+)
+def test_a_run_that_fails_is_an_error_with_its_line(mpirun, body, error, text):
+    mpirun(body)
+    with pytest.raises(error) as caught:
+        psgc.launch("run.yaml", workers=2)
+    assert str(caught.value) == text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({"set": {"optimizer.lrr": 1}}, "--set optimizer.lrr=1: .* did you mean 'lr'"),
+        ({"set": {"seed": object()}}, "set: seed: expected numbers, text, lists and mappings, got <object"),
+        ({"set": {"optimizer.lr": float("nan")}}, "set: optimizer.lr: expected numbers, .* got nan"),
+        ({"workers": 0}, "workers=0: expected a whole number >= 1"),
+        ({"path": "train.py"}, "train.py: .* psgc launch train.py -n RANKS"),
+    ],
+)
+def test_a_mistake_starts_nothing(mpirun, arguments, text):
+    mpirun("touch started")
+    with pytest.raises(psgc.UserError, match=text):
+        psgc.launch(**({"path": "run.yaml", "workers": 2} | arguments))
+    assert not Path("started").exists()
+
+
+def signal_once_begun(number):
+    while not Path("begun").exists():
+        time.sleep(0.01)
+    os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize("status", ["interrupted", "done"])
+def test_ctrl_c_stops_the_run_and_is_raised(mpirun, status):
+    """Also when the run was done at that moment, so that a loop over runs ends."""
+    Path("summary").write_text(json.dumps({"status": status}))
+    mpirun("trap 'cp summary out/summary.json; exit 0' USR1; touch begun; while :; do sleep 0.05; done")
+    with ThreadPoolExecutor(1) as threads:
+        threads.submit(signal_once_begun, signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            psgc.launch("run.yaml", workers=2)
+    assert json.loads(Path("out/summary.json").read_text())["status"] == status
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_another_handler_that_raises_leaves_no_run_behind(mpirun):
+    def give_up(number, frame):
+        raise TimeoutError
+
+    mpirun("echo $$ > pid; touch begun; exec sleep 20")
+    began = time.monotonic()
+    before = signal.signal(signal.SIGUSR2, give_up)
+    try:
+        with ThreadPoolExecutor(1) as threads:
+            threads.submit(signal_once_begun, signal.SIGUSR2)
+            with pytest.raises(TimeoutError):
+                psgc.launch("run.yaml", workers=2)
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert time.monotonic() - began < 10
+    assert not Path("/proc", Path("pid").read_text().strip()).exists()

@@ -215,8 +215,8 @@ def test_requeue_outside_of_a_job_is_refused(mpirun, monkeypatch):
 
 
 PROGRAM = """
-import sys, psgc.launching.launch as l
-l.STOP_SEQUENCE = ((10, 0.2), (15, 0.2))
+import sys, psgc.launching.launch as l, psgc.launching.mpirun_process as p
+p.STOP_SEQUENCE = ((10, 0.2), (15, 0.2))
 l.RESERVE = {}
 sys.exit(l.launch({}))
 """

@@ -1,0 +1,146 @@
+"""Runs mpirun to its end, and stops it in order when this process is told to stop.
+
+mpirun runs in a session of its own: Ctrl-C would have Open MPI kill the ranks after half a second. It gets SIGUSR1
+first, on which the run ends in order, then SIGTERM, then SIGKILL.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import IO
+
+from psgc.errors import UserError
+from psgc.processes import die_with_parent, kill_tree
+
+STOPPERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)  # SIGUSR1: SLURM's warning, if asked for
+STOP_SEQUENCE = ((signal.SIGUSR1, 4.0), (signal.SIGTERM, 2.0))  # and how many seconds a run has to react
+HEARD = 100  # lines
+LATE = 2.0  # seconds after the end of mpirun for which its last lines are waited for
+
+
+@dataclass
+class Heard:
+    """What a program learns of a run that it has launched, besides the exit code.
+
+    lines: the last on stderr; why: what `psgc launch` itself says of a failed run; stopped_by: the signal that did.
+    """
+
+    lines: deque[str] = field(default_factory=lambda: deque(maxlen=HEARD))
+    why: str = ""
+    stopped_by: int | None = None
+
+    @property
+    def reason(self) -> str:
+        """The line that says why the run failed, without "psgc"; empty when there was none."""
+        said = [line.removeprefix("psgc: ") for line in self.lines if line.startswith("psgc: ")]
+        ends = [line for line in said if line.startswith("failed: ")]  # after which may come what else went wrong
+        return self.why or next(iter(reversed(ends or said)), "")
+
+    def relay(self, stream: IO[bytes]) -> None:
+        """Pass the stderr of a process on until its end."""
+        with stream:
+            for line in stream:
+                self.lines.append(line.decode(errors="replace").rstrip())
+                with suppress(OSError):
+                    os.write(2, line)
+
+
+def run(
+    command: Sequence[str],
+    environ: Mapping[str, str],
+    is_over: Callable[[], bool],
+    patience: float = 0.0,
+    heard: Heard | None = None,
+) -> tuple[int, int | None]:
+    """mpirun's exit code (negative: the signal that killed it), and the signal that stopped this process, if any.
+
+    is_over: whether mpirun should have ended long ago; patience: seconds that a run has to end after a SIGUSR1
+    to this process, if that is more than usual; heard: gets the lines on stderr, which are shown as well.
+    Signals reach the main thread alone, so that none stops a run that another thread has started.
+    Raises UserError when mpirun cannot be started.
+    """
+    received: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+
+    in_thread = threading.current_thread() is not threading.main_thread()  # only the main thread gets signals
+    before = {} if in_thread else {number: signal.signal(number, note) for number in STOPPERS}
+    try:
+        process = _start(command, environ, heard is not None)
+        try:
+            return _watch(process, is_over, patience, received, heard), received[0] if received else None
+        except BaseException:  # from another handler of the program: nobody would watch the run any more
+            kill_tree(process.pid)
+            process.wait()
+            raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _start(command: Sequence[str], environ: Mapping[str, str], hear: bool) -> subprocess.Popen[bytes]:
+    sys.stdout.flush()
+    try:
+        return subprocess.Popen(
+            command,
+            env=environ,
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE if hear else None,
+            start_new_session=True,
+            preexec_fn=lambda: die_with_parent(signal.SIGTERM),
+        )
+    except OSError as error:
+        raise UserError(f"{command[0]}: {error.strerror}, expected a working MPI") from None
+
+
+def _watch(
+    process: subprocess.Popen[bytes],
+    is_over: Callable[[], bool],
+    patience: float,
+    received: Sequence[int],
+    heard: Heard | None,
+) -> int:
+    """Wait for the end of mpirun, or bring it about. Returns its exit code."""
+    relaying = None
+    if heard is not None and process.stderr is not None:
+        relaying = threading.Thread(target=heard.relay, args=(process.stderr,), daemon=True)
+        relaying.start()
+    ended = _wait(process, lambda: bool(received) or is_over())
+    for number, seconds in STOP_SEQUENCE if received else STOP_SEQUENCE[1:]:
+        if not ended:
+            process.send_signal(number)
+            if received[:1] == [number] == [signal.SIGUSR1]:
+                seconds = max(seconds, patience)
+            ended = _wait(process, _deadline_or_signal(seconds, received))
+    if not ended:
+        kill_tree(process.pid)
+    code = process.wait()
+    if relaying is not None:
+        relaying.join(LATE)  # not for ever: what is left of the run on other hosts may keep the pipe open
+    return code
+
+
+def _wait(process: subprocess.Popen[bytes], until: Callable[[], bool]) -> bool:
+    """Waits until `process` ends or `until()` holds. Returns whether the process has ended."""
+    while not until():
+        try:
+            process.wait(timeout=0.1)
+        except subprocess.TimeoutExpired:
+            continue
+        return True
+    return process.poll() is not None
+
+
+def _deadline_or_signal(seconds: float, received: Sequence[int]) -> Callable[[], bool]:
+    """Holds after so many seconds, or once another signal has been received."""
+    deadline, seen = time.monotonic() + seconds, len(received)
+    return lambda: len(received) > seen or time.monotonic() > deadline
