@@ -6,6 +6,8 @@
     run.summary["status"], run.history["loss"][-1]
     run = psgc.load("runs/quickstart")  # what a run has left, also before its end
     run.report()  # writes the page of `psgc report`, and returns its path
+    psgc.replay("runs/quickstart")["yaml"]  # better settings for it
+    psgc.simulate("sim.yaml")  # the rows of `psgc simulate`
 
 Scripts with PyTorch use `psgc.torch`, and the mathematics is `psgc.coding`. All else is done by the command `psgc`.
 """
@@ -15,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 from psgc.errors import PsgcError, RunFailed, UserError
 
 if TYPE_CHECKING:
-    from psgc.library import Run, launch, load
+    from psgc.library import Run, launch, load, replay, simulate
 
 __version__ = "0.1.0"
-__all__ = ["PsgcError", "Run", "RunFailed", "UserError", "launch", "load"]
+__all__ = ["PsgcError", "Run", "RunFailed", "UserError", "launch", "load", "replay", "simulate"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,9 +1,10 @@
-"""psgc from Python programs and notebooks: `psgc.load`, `psgc.launch`, and the `Run` that they return."""
+"""psgc from Python programs and notebooks: functions that do what its commands do, and `Run`, what a run has left."""
 
 import json
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from functools import cached_property
 from html import escape
 from pathlib import Path
@@ -21,6 +22,7 @@ from psgc.paths import expanded
 from psgc.reporting.files import reading
 from psgc.reporting.run_directory import RecordedRun, read_run
 from psgc.reporting.summary import duration
+from psgc.yaml_source import printable
 
 
 class Run:
@@ -96,7 +98,7 @@ class Run:
     def _facts(self) -> list[tuple[str, str]]:
         """In few words."""
         status, reason = self.summary.get("status", "not ended"), self.summary.get("reason", "")
-        facts = [("status", visible(f"{status} ({reason})" if reason else status))]
+        facts = [("status", printable(f"{status} ({reason})" if reason else status))]
         iterations = len(self.history["iteration"])
         facts.append(("iterations", str(iterations)))
         if iterations and "loss" in self.history:
@@ -141,7 +143,7 @@ def launch(
         raise UserError(f"{path}: psgc.launch takes a YAML file; a script is started with: psgc launch {path} -n RANKS")
     if workers < 1:
         raise UserError(f"workers={workers}: expected a whole number >= 1")
-    overrides = [f"{key}={_yaml(key, value)}" for key, value in (set or {}).items()]
+    overrides = _overrides(set)
     heard = Heard()
     code = command.launch(path, workers + 1, overrides, resume=resume, heard=heard)
     if heard.stopped_by is not None:
@@ -150,6 +152,52 @@ def launch(
         reason = heard.reason or f"the run ended with exit code {code}; what it said is on standard error"
         raise (UserError if code == UserError.exit_code else RunFailed)(reason)
     return Run(read_run(configuration.load(path, overrides).output))
+
+
+def simulate(path: str | os.PathLike[str], set: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+    """The rows that `psgc simulate` prints for the YAML file `path`, as its `--json` writes them. Raises UserError.
+
+    set: settings to change, such as {"trials": 1000}.
+
+    Example: `{row["schedule"]: row["mean_time"] for row in psgc.simulate("sim.yaml")}`.
+    """
+    from psgc.simulation import experiment, network_experiment
+    from psgc.simulation.network_settings import NetworkSettings
+    from psgc.simulation.settings import load
+
+    settings = load(os.fspath(path), _overrides(set))
+    if isinstance(settings, NetworkSettings):
+        return [asdict(row) for row in network_experiment.run(settings)]
+    return [asdict(row) for row in experiment.run(settings)]
+
+
+def replay(
+    path: str | os.PathLike[str],
+    *,
+    replication: Iterable[int] | None = None,
+    chunks_per_worker: Iterable[int] | None = None,
+    parts: Iterable[int] | None = None,
+    schedule: Iterable[str] | None = None,
+) -> dict[str, Any]:
+    """What the run in the directory `path` would have taken with other settings, as `psgc replay --json` writes it.
+
+    The other arguments are values to try, by default some around the run's own.
+    Returns `rows` (a dict for each combination, the quickest first; one of them is `recommended`), `reason` and `yaml`
+    (the advice, in words and as settings), and `run`, `workers` and `iterations` (how many are replayed).
+    Raises UserError.
+
+    Example: `psgc.replay("runs/quickstart", replication=[2, 3], schedule=["dynamic"])["rows"][0]["seconds"]`.
+    """
+    from psgc.simulation.replay_command import predict, read_grid
+
+    wanted = {"replication": replication, "chunks_per_worker": chunks_per_worker, "parts": parts, "schedule": schedule}
+    texts = {name: None if values is None else ",".join(map(str, values)) for name, values in wanted.items()}
+    return predict(expanded(os.fspath(path)), read_grid(texts)).plain()
+
+
+def _overrides(set: Mapping[str, Any] | None) -> list[str]:
+    """As `--set` has them."""
+    return [f"{key}={_yaml(key, value)}" for key, value in (set or {}).items()]
 
 
 def _yaml(key: str, value: Any) -> str:

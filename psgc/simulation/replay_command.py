@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,27 @@ ITERATIONS = (3, 500)  # of the run that are simulated, at least and at most
 SHOWN = 24  # rows of the table
 
 
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What other settings of a run would have taken. predictions: the quickest first; advised: one of them.
+
+    sentence: the advice in words; yaml: its lines in a YAML file; remarks: what a reader should know besides.
+    """
+
+    replay: Replay
+    predictions: list[Prediction]
+    advised: Prediction
+    sentence: str
+    yaml: str
+    remarks: list[str]
+
+    def plain(self) -> dict[str, Any]:
+        """What `--json` writes."""
+        run, rows = self.replay.run, [_row(prediction, self.replay, self.advised) for prediction in self.predictions]
+        about = {"run": str(run.path), "workers": run.workers, "iterations": len(self.replay.took)}
+        return {**about, "reason": self.sentence, "yaml": self.yaml, "rows": rows}
+
+
 def replay(run_directory: str, wanted: dict[str, str | None], json_file: str | None) -> int:
     """Predict the times of a recorded run with other settings, and recommend some of them. Returns 0.
 
@@ -34,6 +55,24 @@ def replay(run_directory: str, wanted: dict[str, str | None], json_file: str | N
     """
     grid = read_grid(wanted)
     check_file("--json", json_file)
+    result = predict(run_directory, grid)
+    for line in [*_told(result.replay), *result.remarks, ""]:
+        say(line)
+    show(_table(result.replay, result.predictions, result.advised))
+    say("* recommended   > this run, and what it has recorded   chunks: for each worker   repl.: replication")
+    say("ms, redundant computing time, bytes into and out of the server: means per iteration")
+    if len(result.predictions) > SHOWN:
+        where = f"all of them are in {json_file}" if json_file else "--json FILE writes all of them"
+        say(f"{len(result.predictions)} settings were tried; {where}")
+    for line in ["", result.sentence, "", *result.yaml.splitlines()]:
+        say(line)
+    if json_file is not None:
+        write_json(Path(json_file), result.plain())
+    return 0
+
+
+def predict(run_directory: str, grid: Grid) -> Result:
+    """The times of a recorded run with other settings. Raises UserError."""
     run = read_run(run_directory)
     if isinstance(run.config.problem, ScriptProblem):
         raise UserError(
@@ -55,22 +94,7 @@ def replay(run_directory: str, wanted: dict[str, str | None], json_file: str | N
     advised, quick = recommended(predictions)
     sentence = reason(advised, replay.own, quick, predictions[0].seconds)
     yaml = yaml_lines(run.config, advised.choice, run.chunks, run.workers)
-
-    for line in [*_told(replay), *remark, *impossible, ""]:
-        say(line)
-    show(_table(replay, predictions, advised))
-    say("* recommended   > this run, and what it has recorded   chunks: for each worker   repl.: replication")
-    say("ms, redundant computing time, bytes into and out of the server: means per iteration")
-    if len(predictions) > SHOWN:
-        where = f"all of them are in {json_file}" if json_file else "--json FILE writes all of them"
-        say(f"{len(predictions)} settings were tried; {where}")
-    for line in ["", sentence, "", *yaml.splitlines()]:
-        say(line)
-    if json_file is not None:
-        rows = [_row(prediction, replay, advised) for prediction in predictions]
-        about = {"run": str(run.path), "workers": run.workers, "iterations": len(replay.took), "reason": sentence}
-        write_json(Path(json_file), {**about, "yaml": yaml, "rows": rows})
-    return 0
+    return Result(replay, predictions, advised, sentence, yaml, [*remark, *impossible])
 
 
 def read_grid(wanted: dict[str, str | None]) -> Grid:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import psgc
 from psgc.cli import main
 from psgc.simulation import experiment
 
@@ -56,6 +57,7 @@ def test_json_is_a_list_of_rows(capsys):
         assert row["mean_ratio"] >= 1
         assert row["impossible"] == 0
         assert len(row["mean_errors"]) == 2
+    assert psgc.simulate("sim.yaml", set={"trials": 3, "speeds.failed": 0}) == rows
 
 
 def test_json_has_null_where_there_is_no_mean(capsys):
@@ -132,6 +134,7 @@ def test_a_network_is_a_table_and_json(capsys):
     assert lines[9].endswith("by symmetry")
     assert err == ""
     rows = json.loads(Path("rows.json").read_text())
+    assert psgc.simulate(Path("sim.yaml")) == rows
     assert [(row["workers"], row["program"], row["parts"]) for row in rows] == [
         (workers, program, parts)
         for workers in (8, 400)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+import psgc
 from psgc import config as configuration
 from psgc.cli import main
 from psgc.data import write_dense
@@ -115,6 +116,8 @@ def test_data_and_model_that_are_not_here_are_done_without(capsys):
     assert "data.npz: cannot read it" in (out := capsys.readouterr().out)
     assert "chunks count as equally expensive" in out
     rows = json.loads(Path("rows.json").read_text())["rows"]
+    assert psgc.replay("run", schedule=["skipping"])["rows"] == rows
+    assert capsys.readouterr().out == ""
     assert all(row["memory_bytes"] is row["bytes_in"] is row["bytes_out"] is None for row in rows)
 
 
