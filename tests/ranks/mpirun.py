@@ -49,7 +49,9 @@ class MpiRun:
         environment = {k: v for k, v in os.environ.items() if not k.startswith(INHERITED)}
         environment |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1", "OMPI_MCA_btl": "^ofi"}
         environment |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-        environment |= {TOKEN: self.token, SESSION: _session(), **(env or {})}
+        # an mpirun that ends removes the folder that it shares with others, also while another one begins in it
+        self._folder = tempfile.TemporaryDirectory(prefix="psgc-", ignore_cleanup_errors=True)
+        environment |= {TOKEN: self.token, SESSION: _session(), "TMPDIR": self._folder.name, **(env or {})}
         self._out, self._err = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115  closed on leaving
         self._began = time.monotonic()
         self.process = subprocess.Popen(
@@ -64,6 +66,7 @@ class MpiRun:
         self.kill()
         self._out.close()
         self._err.close()
+        self._folder.cleanup()
 
     def processes(self) -> list[int]:
         """The living processes of this run, without mpirun itself."""
