@@ -5,7 +5,7 @@ try:
     import torch as _torch  # noqa: F401
 except ImportError as error:
     need = f"psgc.torch needs PyTorch and safetensors ({error})"
-    raise ImportError(f"{need}; install them with: pip install 'psgc-mpi[torch]'") from None
+    raise ImportError(f"{need}; install them with: pip install torch 'safetensors>=0.5.3'") from None
 
 from psgc.torch.begin import init
 from psgc.torch.run import Run
