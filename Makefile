@@ -1,15 +1,15 @@
 # make run    train the quickstart: eight workers, one of them ten times slower than the others, one killed
-# make test   run the tests (about four minutes on two cores); without a browser (Debian: chromium) some are skipped
-# make test-faults   run the matrix of faults, a killed server, hosts that are cut off (as root), deaths under other MPIs (three minutes)
+# make test   run the tests (four to eight minutes on two cores); without a browser (Debian: chromium) some are skipped
+# make test-faults   run the matrix of faults, a killed server, hosts that are cut off (as root), deaths under other MPIs (five to seven minutes)
 # make test-slurm   run SLURM jobs on a cluster that the tests start on this machine (Debian: slurm-wlm, munge)
 # make test-package  build the wheel, install it and the checkout into new environments, run the quickstart there
 # make faults  every fault of the matrix alone: what comes of it, and what it costs (about twelve minutes)
-# make bench  training under a plain Allreduce loop and under psgc: runs/bench/bench.md (about five minutes; TRACE=FILE.npy)
+# make bench  training under a plain Allreduce loop and under psgc: runs/bench/bench.md (about twenty minutes; TRACE=FILE.npy)
 # make bench-network  psgc and Allreduce over links of 200 Mbit/s, as root: runs/bench/network.md (about twenty minutes)
 # make bench-torch  DistributedDataParallel and psgc.torch: runs/bench/torch.md (about three minutes)
 # make paper  the paper's numerical experiments, beside the published numbers: runs/paper/paper.md and its figures
 # make lint   ruff, mypy, import-linter
-# make docs   the pages of docs/ as a site, in build/site; broken links and anchors are errors
+# make docs   the pages of docs/ as a site, in build/site; broken links are errors, and a browser looks at every page (a minute)
 #
 # Each sets up .venv first (Python >= 3.11); an Open MPI comes along from the Python index where there is no mpirun.
 
@@ -29,15 +29,17 @@ run: .venv/installed data/digits-train.npz
 
 # processes of mpirun wait much, so that three tests at once keep two cores busy; the longest come first
 BESIDE := -n 3 --dist loadfile --no-loadscope-reorder
-# tests that compare times: nothing runs beside these
+# tests that compare times: nothing runs beside these; and one with up to seventeen workers that are not to be missed
 TIMED := tests/ranks/test_approximate.py tests/ranks/test_replay.py
+CROWDED := tests/faults/test_matrix.py
 
 test: .venv/installed .venv/mpich/bin/mpirun
 	$(BIN)/python -m pytest $(BESIDE) $(TIMED:%=--ignore %)
 	$(BIN)/python -m pytest $(TIMED)
 
 test-faults: .venv/installed .venv/mpich/bin/mpirun
-	$(BIN)/python -m pytest -m faults $(BESIDE) tests/faults tests/ranks/test_other_mpi.py tests/ranks/test_torch.py
+	$(BIN)/python -m pytest -m faults $(BESIDE) --ignore $(CROWDED) tests/faults tests/ranks/test_other_mpi.py tests/ranks/test_torch.py
+	$(BIN)/python -m pytest -m faults $(CROWDED)
 
 test-slurm: .venv/installed
 	$(BIN)/python -m pytest -m slurm tests/slurm
@@ -68,6 +70,7 @@ lint: .venv/installed
 
 docs: .venv/installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	$(BIN)/python -m pytest -m site tests/site
 
 data/digits-train.npz: .venv/installed
 	$(BIN)/python scripts/make_digits.py

@@ -6,8 +6,16 @@
     run.summary["status"], run.history["loss"][-1]
     run = psgc.load("runs/quickstart")  # what a run has left, also before its end
     run.report()  # writes the page of `psgc report`, and returns its path
+    psgc.compare(["runs/a", "runs/b"])  # what differs between runs, and how they went
     psgc.replay("runs/quickstart")["yaml"]  # better settings for it
     psgc.simulate("sim.yaml")  # the rows of `psgc simulate`
+    psgc.order(assignment)["ordering"]  # the order in which workers do their chunks
+
+A program that is started with `psgc launch program.py -n 5` trains with what is in its memory, on every rank:
+
+    run = psgc.train(Ridge(20), (X, y), lr=0.1, iterations=200, callbacks=[stop])  # None on workers
+
+With `log=["tensorboard"]` rank 0 writes for TensorBoard, MLflow or W&B as well.
 
 Scripts with PyTorch use `psgc.torch`, and the mathematics is `psgc.coding`. All else is done by the command `psgc`.
 """
@@ -17,10 +25,22 @@ from typing import TYPE_CHECKING, Any
 from psgc.errors import PsgcError, RunFailed, UserError
 
 if TYPE_CHECKING:
-    from psgc.library import Run, launch, load, replay, simulate
+    from psgc.library import Run, compare, launch, load, order, replay, simulate, train
 
 __version__ = "0.1.0"
-__all__ = ["PsgcError", "Run", "RunFailed", "UserError", "launch", "load", "replay", "simulate"]
+__all__ = [
+    "PsgcError",
+    "Run",
+    "RunFailed",
+    "UserError",
+    "compare",
+    "launch",
+    "load",
+    "order",
+    "replay",
+    "simulate",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

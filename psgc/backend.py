@@ -37,7 +37,7 @@ class Backend:
     xp: Any = np
 
     def use_in_thread(self) -> None:
-        """For each thread that touches arrays: a GPU is chosen per thread."""
+        """For each thread that touches arrays: a GPU and a stream are chosen per thread."""
 
     def asarray(self, array: Array) -> Array:
         """The same values where this backend computes, copied only if need be."""
@@ -95,7 +95,7 @@ class CupyBackend(Backend):
 
     def __init__(self, cupy: Any, device: int, cuda_aware: bool) -> None:
         self.xp = cupy
-        self._device = cupy.cuda.Device(device)
+        self.device = cupy.cuda.Device(device)
         self._cuda_aware = cuda_aware
         self.use_in_thread()
         self._combine = cupy.ElementwiseKernel(
@@ -108,7 +108,9 @@ class CupyBackend(Backend):
         )
 
     def use_in_thread(self) -> None:
-        self._device.use()
+        """All threads use the default stream: so what one begins is done before what another one begins later."""
+        self.device.use()
+        self.xp.cuda.Stream.null.use()
 
     def asarray(self, array: Array) -> Array:
         return self.xp.asarray(array)
@@ -194,6 +196,16 @@ def open_backend(name: str, local_rank: int = 0, environ: Any = os.environ) -> B
     """
     if name == "numpy":
         return Backend()
+    found = find_cupy(local_rank, environ)
+    if not isinstance(found, str):
+        return found
+    if name == "auto":
+        return Backend()
+    raise UserError(f"backend: cupy was asked for, but {found}; use backend: numpy or auto")
+
+
+def find_cupy(number: int, environ: Any = os.environ) -> CupyBackend | str:
+    """CuPy on the GPU of this number, counted round; or why it is not to be had."""
     count, reason = 0, "CuPy finds no GPU"
     try:
         import cupy
@@ -205,8 +217,4 @@ def open_backend(name: str, local_rank: int = 0, environ: Any = os.environ) -> B
         reason = "CuPy cannot be loaded (python -c 'import cupy' says why)"
     except Exception as error:  # CUDA's own: no device, no driver, a driver that is too old
         reason += f" ({error})"
-    if count:
-        return CupyBackend(cupy, local_rank % count, environ.get("PSGC_CUDA_AWARE") == "1")
-    if name == "auto":
-        return Backend()
-    raise UserError(f"backend: cupy was asked for, but {reason}; use backend: numpy or auto")
+    return CupyBackend(cupy, number % count, environ.get("PSGC_CUDA_AWARE") == "1") if count else reason

@@ -1,6 +1,12 @@
-"""Which chunks are done more than once to compare the copies (`verify` and `trial`): rules that every rank knows."""
+"""Rules that every rank knows: which chunks are done more than once to compare the copies (`verify` and `trial`), and
+which iterations evaluate held-out rows."""
 
 from collections.abc import Mapping, Sequence
+
+
+def is_evaluated(iteration: int, every: int) -> bool:
+    """Whether workers evaluate held-out rows in this iteration (`evaluate.every`); every: 0 for never."""
+    return every > 0 and iteration > 0 and iteration % every == 0
 
 
 def is_checked(chunk: int, iteration: int, every: int) -> bool:

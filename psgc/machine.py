@@ -19,6 +19,15 @@ def usable_cores(cgroups: Path = Path("/sys/fs/cgroup")) -> int:
     return cores if quota is None else max(1, min(cores, round(quota)))
 
 
+def limit_threads() -> None:
+    """Limit BLAS to this rank's share of the cores. (It uses all by default, and reads this when it is loaded.)"""
+    local = os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE") or os.environ.get("MPI_LOCALNRANKS") or "1"
+    share = (os.cpu_count() or 1) // int(local) if local.isdigit() and int(local) else 1
+    share = max(1, min(share, len(os.sched_getaffinity(0))))  # SLURM and mpirun may have bound this rank to fewer cores
+    for name in THREADS:
+        os.environ.setdefault(name, str(share))
+
+
 def available_memory(meminfo: Path = Path("/proc/meminfo"), cgroups: Path = Path("/sys/fs/cgroup")) -> int | None:
     """Bytes of memory that are free for programs, at most those of this container, and of swap.
 

@@ -9,7 +9,7 @@ that its line below names; the others are 0.
   chunk the stamp says how many DEFAULT_QUEUE messages (modulo QUEUE_COUNTS) the worker must have read before, since
   control messages and vectors overtake each other;
 * worker -> server, `per_chunk`: the coded gradient of a chunk (dim / parts entries) followed by the `TAIL` of its
-  report: start, seconds and loss, so that the report needs no message of its own;
+  report: start, seconds, loss, test_loss and test_accuracy, so that the report needs no message of its own;
 * worker -> server, `combined`: the accumulator of everything committed (dim / parts entries). Instead of a chunk the
   stamp says the role that it is coded in; with `verify`, where coded gradients of checked chunks come as well,
   num_chunks + role.
@@ -43,15 +43,17 @@ RECORD = np.dtype(
         ("start", np.float64),
         ("seconds", np.float64),
         ("loss", np.float64),
+        ("test_loss", np.float64),
+        ("test_accuracy", np.float64),
     ]
 )
-BATCH = 64  # records in one message: 3.5 KiB, which every MPI sends eagerly
+BATCH = 50  # records in one message: 3.5 KiB, which every MPI sends eagerly
 UNHEARD = 32  # messages that a worker gets without being heard; after half as many it says that it is alive
 QUEUE_COUNTS = 2 * UNHEARD  # their count goes round after so many; a worker is behind by UNHEARD at most
 UNDER_WAY = 2  # vectors that a worker has on their way to the server, at most
 BUNDLE = 1 << 14  # bytes of vectors in one message, if there are several
 MESSAGE = 1 << 18  # bytes that take about as long as a message without any: 0.1 ms at 2.6 GB/s
-TAIL = 3  # entries after a coded gradient: start, seconds, loss
+TAIL = 5  # entries after a coded gradient: start, seconds, loss, test_loss, test_accuracy
 
 STAMP = struct.Struct("=qq")
 DIGEST = struct.Struct("=4i")
@@ -87,7 +89,7 @@ class Kind(IntEnum):
     LEFT = 23  # worker: it is lost; what it was to be sent is dropped
     GIVE = 24  # iteration, worker: send this worker your state of that iteration
     # worker -> server
-    REPORT = 11  # iteration, chunk, attempt, start, seconds, loss (combined only)
+    REPORT = 11  # iteration, chunk, attempt, start, seconds, loss, test_loss, test_accuracy (combined only)
     ABANDONED = 12  # iteration, chunk, attempt, start, seconds: worked on, and not needed any more when it was done
     FAILED = 13  # iteration, chunk, attempt: a chunk's gradient raised or is not finite; the text sent before says how;
     #              attempt: 1 when the model is at fault on every worker and the run must end
@@ -198,9 +200,12 @@ def record(
     seconds: float = 0.0,
     loss: float = 0.0,
     last: bool = True,
+    test_loss: float = 0.0,
+    test_accuracy: float = 0.0,
 ) -> Records:
     """One record, as an array of length 1."""
-    return np.array([(kind, last, iteration, chunk, worker, role, attempt, start, seconds, loss)], RECORD)
+    numbers = (start, seconds, loss, test_loss, test_accuracy)
+    return np.array([(kind, last, iteration, chunk, worker, role, attempt, *numbers)], RECORD)
 
 
 def stepped_record(iteration: int, digest: bytes = b"") -> Records:

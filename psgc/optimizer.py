@@ -177,7 +177,7 @@ def _of_kind(settings: config.Optimizer) -> Optimizer:
             return Sgd(settings.lr)
         case "momentum" | "nesterov":
             return Momentum(settings.lr, settings.momentum, nesterov=settings.kind == "nesterov")
-        case "adam":
+        case "adam" | "adamw":  # with the same steps: weight decay is decoupled in both, only its default differs
             return Adam(settings.lr, settings.beta1, settings.beta2, settings.epsilon)
 
 

@@ -51,11 +51,13 @@ class Rendezvous:
     interrupted: a reason to end, or None. All methods raise RunFailed for that reason, and when a rank is given up.
     """
 
-    def __init__(self, world: MPI.Intracomm, interrupted: Callable[[], str | None] | None = None) -> None:
+    def __init__(
+        self, world: MPI.Intracomm, interrupted: Callable[[], str | None] | None = None, timeout: float = TIMEOUT
+    ) -> None:
         self._world = world
         self._rank, self._others = world.Get_rank(), range(1, world.Get_size())
         self._interrupted = interrupted
-        self._timeout, self._stopped_timeout = TIMEOUT, STOPPED_TIMEOUT
+        self._timeout, self._stopped_timeout = timeout, STOPPED_TIMEOUT
         self._sends: list[tuple[MPI.Request, np.ndarray, int]] = []  # buffers that MPI may still read, and for whom
         self.processes: list[Identity] = []
         self.processes = [Identity.from_text(text) for text in self.gather(Identity.own().text(), "starting")]

@@ -55,9 +55,19 @@ class IterationRow:
     bytes: int = 0  # in and out of the server
     bytes_in: int = 0  # of these into it
     lost: int = 0  # workers that were lost before the end of the iteration
+    test_loss: float | None = None  # of the held-out rows, at the same parameters as the loss; None: not evaluated
+    test_accuracy: float | None = None  # likewise
+
+    @property
+    def is_evaluated(self) -> bool:
+        """Whether it has held-out figures."""
+        return self.test_loss is not None or self.test_accuracy is not None
 
 
 COLUMNS = tuple(field.name for field in fields(IterationRow))
+HELD_OUT = ("test_loss", "test_accuracy")
+OPTIONAL = ("loss", *HELD_OUT)  # a field of these may be empty
+EARLIER_COLUMNS = tuple(name for name in COLUMNS if name not in HELD_OUT)  # of psgc before it evaluated during a run
 COUNTS = tuple(field.name for field in fields(IterationRow) if field.type is int)
 MOST = {"seconds": LONGEST, "bound": LONGEST, "error_measure": 1.0}  # these are between 0 and this
 

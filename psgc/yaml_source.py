@@ -25,12 +25,13 @@ class Source:
     """The content of a YAML file and of the overrides after it.
 
     `tree` is made of dict (text keys), list, str, int, float, bool and None; it is None for an empty file.
+    has_lines: whether `name` is that of a file, so that messages name the line.
     """
 
-    def __init__(self, text: str, name: str) -> None:
+    def __init__(self, text: str, name: str, has_lines: bool = True) -> None:
         self.name = name
         self._places: dict[Key, str] = {}
-        self.tree = self._read(text, (), lambda line: f"{name}:{line}")
+        self.tree = self._read(text, (), lambda line: f"{name}:{line}" if has_lines else name)
 
     @classmethod
     def from_file(cls, path: str | Path) -> "Source":

@@ -25,7 +25,8 @@ from psgc.data import ChunkSource
 from psgc.errors import UserError
 from psgc.optimizer import make_optimizer
 from psgc.problems import evaluate
-from psgc.training.inputs import emulated_chunks, emulated_seconds, initial_params, make_injector, open_problem
+from psgc.training.initial import initial_params
+from psgc.training.inputs import emulated_chunks, emulated_seconds, make_injector, open_problem
 from psgc.workers.emulation import Emulation
 
 
@@ -43,7 +44,7 @@ def descend(comm: MPI.Intracomm, config: Config, config_path: str) -> list[tuple
     per_worker = config.coding.per_worker
     chunks = range(comm.rank * per_worker, worker * per_worker)
 
-    params = initial_params(problem, config.dtype)
+    params = initial_params(config, problem)
     total = np.empty(problem.dim + 1, config.dtype)  # the gradient, and the loss behind it: one Allreduce for both
     rows = []
     for iteration in range(config.iterations):

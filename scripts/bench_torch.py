@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import Any
 
 from benching import machine
-from cpu_quotas import CpuQuotas
+from cpu_quotas import CpuQuotas, has_quotas
 from stop_and_go import StopAndGo
 
 from psgc.errors import RunFailed, UserError
@@ -123,15 +123,6 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--turns", action="store_true", help="stop and continue workers even where there are quotas")
     parser.add_argument("--out", type=Path, default=Path("runs/bench/torch.md"), help="where the table goes")
     return parser.parse_args()
-
-
-def has_quotas() -> bool:
-    """Whether this machine and user can have CPU quotas."""
-    try:
-        with CpuQuotas(f"psgc-try-{os.getpid()}", {"any": 1.0}):
-            return True
-    except UserError:
-        return False
 
 
 def measure(setting: Setting, program: str, steps: int, quotas: bool) -> Row:

@@ -1,9 +1,10 @@
 """What training takes under an Allreduce loop and under psgc's schedules: one table, every row a real mpirun.
 
-    python scripts/bench_training.py [--chunk-ms 10] [--iterations 25] [--trace FILE.npy] [--out runs/bench/bench.md]
+    python scripts/bench_training.py [--slowness emulated quota] [--situations none slow neighbour cycle] [--rounds 3]
+        [--chunk-ms 10] [--iterations 25] [--trace FILE.npy] [--out runs/bench/bench.md]
 
-8 workers on the flights problem (python scripts/make_flights.py), without a straggler, with one worker that is
-`factor` times slower, with recorded times (--trace; seconds, rounds x workers, scaled so that a chunk takes chunk-ms
+Emulated: 8 workers on the flights problem (python scripts/make_flights.py), without a straggler, with one worker that
+is `factor` times slower, with recorded times (--trace; seconds, rounds x workers, scaled so that a chunk takes chunk-ms
 in the median), and with a worker that is killed half-way.
 
 Compared are a plain mpi4py loop (scripts/allreduce_loop.py), and psgc without redundancy (`uncoded`), as original
@@ -13,6 +14,14 @@ default (`dynamic`), once with each transfer.
 Chunk times are emulated: a worker sleeps until its chunk has taken its time, so that 8 workers on few cores behave as
 on 8 machines; gradients, coding, messages and steps are real. All rows take the same steps, so the final losses must
 agree: exits with 1 if they do not.
+
+Quota, by default as well where CPU quotas can be had: 4 workers with 0.35 of a core each, chunks of real matrix
+products (training_quotas.py), and every row once in each round. The situations:
+
+    none       nobody slow
+    slow       one worker has a fifth of that
+    neighbour  one shares its quota with a busy process
+    cycle      one has its whole share and a fifth of it, in turns of 2 s
 """
 
 import argparse
@@ -24,11 +33,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import training_quotas
 from benching import SCHEDULES, SLOW, WORKERS, Run, equal, machine, one_slow, traced, train, train_with_allreduce
+from cpu_quotas import has_quotas
+from training_quotas import LOOP, SITUATIONS
 
+from psgc.errors import PsgcError, RunFailed
 from psgc.reporting.files import write_output_text
 
-LOOP, NONE_SLOW, KILLED = "`Allreduce` loop", "none slow", "one killed"
+NONE_SLOW, KILLED = "none slow", "one killed"
 PROGRAMS: dict[str, dict[str, Any]] = {
     LOOP: {},
     **{f"`{schedule}`": {"schedule": schedule} for schedule in SCHEDULES},
@@ -54,6 +67,33 @@ class Row:
 
 def main() -> int:
     options = _options()
+    slowness = options.slowness or ["emulated", *(["quota"] if has_quotas() else [])]
+    texts, wrong = [], ""
+    try:
+        if "emulated" in slowness:
+            rows = emulated(options)
+            texts.append(report(options, rows))
+            wrong = disagreeing(rows)
+        if "quota" in slowness:
+            under_quotas = training_quotas.measure(
+                options.situations, options.chunks, options.iterations, options.rounds
+            )
+            texts.append(training_quotas.report(under_quotas, options.chunks, options.iterations))
+            wrong = wrong or disagreeing_under_quotas(under_quotas)
+    except PsgcError as error:
+        print(f"bench_training: {error}", file=sys.stderr)
+        return error.exit_code
+    text = f"{machine()}:\n\n    {shlex.join(['python', *sys.argv])}\n\n" + "\n".join(texts)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    write_output_text(options.out, text)
+    print(f"\n{text}")
+    if wrong:
+        print(f"bench_training: final losses differ: {wrong}", file=sys.stderr)
+    return 1 if wrong else 0
+
+
+def emulated(options: argparse.Namespace) -> list[Row]:
+    """The rows whose chunk times are emulated. Raises RunFailed."""
     began = options.iterations // 2 + 1  # what a death costs is measured after it
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as name:
@@ -65,26 +105,22 @@ def main() -> int:
                 launch = train_with_allreduce if program == LOOP else train
                 run = launch(options.config, output, settings | more)
                 if run is None and times != KILLED:
-                    print(f"bench_training: {program}, {times}: the run failed", file=sys.stderr)
-                    return 1
+                    raise RunFailed(f"{program}, {times}: the run failed")
                 rows.append(row(times, program, run, into, began if times == KILLED else 1))
                 print(table(rows[-1:], rows[0].seconds).splitlines()[-1], flush=True)
-    text = report(options, rows)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    write_output_text(options.out, text)
-    print(f"\n{text}")
-    if wrong := disagreeing(rows):
-        print(f"bench_training: final losses differ: {wrong}", file=sys.stderr)
-    return 1 if wrong else 0
+    return rows
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, default=Path("scripts/flights.yaml"), help="the run's YAML")
+    parser.add_argument("--slowness", nargs="+", choices=("emulated", "quota"), help="(default: both, where possible)")
+    parser.add_argument("--situations", nargs="+", choices=SITUATIONS, default=list(SITUATIONS), help="with quotas")
+    parser.add_argument("--rounds", type=int, default=3, help="with quotas")
+    parser.add_argument("--config", type=Path, default=Path("scripts/flights.yaml"), help="the YAML of emulated runs")
     parser.add_argument("--chunks", type=int, default=16, help="chunks for each worker")
-    parser.add_argument("--chunk-ms", type=float, default=10.0, help="milliseconds that a chunk takes")
-    parser.add_argument("--iterations", type=int, default=25)
-    parser.add_argument("--factor", type=float, default=5.0, help="how much slower the slow worker is")
+    parser.add_argument("--chunk-ms", type=float, default=10.0, help="milliseconds that an emulated chunk takes")
+    parser.add_argument("--iterations", type=int, default=25, help="of each run")
+    parser.add_argument("--factor", type=float, default=5.0, help="how much slower the emulated slow worker is")
     parser.add_argument("--trace", type=Path, help="measured times, .npy: seconds, rounds x workers")
     parser.add_argument("--out", type=Path, default=Path("runs/bench/bench.md"), help="where the table goes, Markdown")
     return parser.parse_args()
@@ -163,16 +199,28 @@ def disagreeing(rows: Sequence[Row]) -> str:
     return ", ".join(f"{row.loss!r} ({row.program}, {row.times})" for row in wrong and [rows[0], *wrong])
 
 
+def disagreeing_under_quotas(rows: training_quotas.Rows) -> str:
+    """The same for the rows of each situation, which may have iterations of its own."""
+    for situation in dict.fromkeys(name for name, _ in rows):
+        of_it = [
+            Row(SITUATIONS[situation].text, program, took.seconds, loss=took.loss)
+            for (name, program), tooks in rows.items()
+            for took in tooks
+            if name == situation
+        ]
+        if wrong := disagreeing(of_it):
+            return wrong
+    return ""
+
+
 def report(options: argparse.Namespace, rows: Sequence[Row]) -> str:
     """The whole Markdown text: what ran where, the table, how to read it."""
     computing = options.chunks * options.chunk_ms
     more = {row.program: 1e3 * row.seconds - computing for row in rows if row.times == NONE_SLOW and row.seconds}
     overheads = ", ".join(f"{program} {more[program]:.1f} ms" for program in PROGRAMS if program != "`full`")
     return f"""\
-{WORKERS} workers, {options.chunks} chunks of {options.chunk_ms:g} ms for each of them, replication 3, \
-{options.iterations} iterations of {options.config}; {machine()}:
-
-    {shlex.join(["python", *sys.argv])}
+Emulated: {WORKERS} workers, {options.chunks} chunks of {options.chunk_ms:g} ms for each of them, replication 3, \
+{options.iterations} iterations of {options.config}.
 
 {table(rows, rows[0].seconds)}
 

@@ -42,7 +42,7 @@ def train(config: Path, output: Path, settings: Mapping[str, Any], workers: int 
     """One run of psgc with a server and so many workers; None when it fails."""
     command = [sys.executable, "-m", "psgc", "launch", str(config), "-n", str(workers + 1)]
     command += overrides({**settings, "output": output})
-    done = subprocess.run(command, stdout=subprocess.DEVNULL)
+    done = subprocess.run(command, env=os.environ | python_path(), stdout=subprocess.DEVNULL)
     return read(output) if done.returncode == 0 else None
 
 
@@ -54,10 +54,8 @@ def train_with_allreduce(
     environment: Mapping[str, str] | None = None,
 ) -> Run | None:
     """One run of scripts/allreduce_loop.py on so many ranks; None when it ends early."""
-    scripts = [str(Path(__file__).parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     # on fewer cores than ranks nobody may spin while others have work to do
-    environ = {"OMPI_MCA_mpi_yield_when_idle": "1"} | os.environ | (environment or {})
-    environ["PYTHONPATH"] = os.pathsep.join(filter(None, scripts))
+    environ = {"OMPI_MCA_mpi_yield_when_idle": "1"} | os.environ | (environment or {}) | python_path()
     arguments = [str(config), *overrides({**settings, "output": output})]
     command, additions = launch_command(workers, arguments, environ, fault_tolerance=False, module="allreduce_loop")
     done = subprocess.run(command, env=environ | additions, capture_output=True, text=True)
@@ -65,6 +63,12 @@ def train_with_allreduce(
         return read(output)
     print(done.stderr.partition("\n")[0], file=sys.stderr)
     return None
+
+
+def python_path() -> dict[str, str]:
+    """The environment variable with which ranks find what lies beside this file."""
+    folders = [str(Path(__file__).parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    return {"PYTHONPATH": os.pathsep.join(filter(None, folders))}
 
 
 def overrides(settings: Mapping[str, Any]) -> list[str]:

@@ -45,10 +45,22 @@ class CpuQuotas:
         if (switch := self.folder / "cgroup.subtree_control").exists():
             switch.write_text("+cpu")
         for name, share in self._shares.items():
-            group = self.folder / name
-            group.mkdir()
-            for file, text in self._quota(share).items():
-                (group / file).write_text(text)
+            (self.folder / name).mkdir()
+            self.change(name, share)
+
+    def change(self, name: str, share: float) -> None:
+        """Give a group another share of one core."""
+        for file, text in self._quota(share).items():
+            (self.folder / name / file).write_text(text)
+
+
+def has_quotas() -> bool:
+    """Whether this machine and user can have CPU quotas."""
+    try:
+        with CpuQuotas(f"psgc-try-{os.getpid()}", {"any": 1.0}):
+            return True
+    except UserError:
+        return False
 
 
 def join(folder: str, name: str) -> None:

@@ -20,6 +20,7 @@ The rules of both, said once:
 6. Approximate recovery: once no more than `tolerated` copies are missing, or after the deadline, the iteration ends
    with the copies that are there. Chunks with some copies are committed to these, those with none are left out. It does
    not end before there is a copy, nor while an invalidated chunk is missing, without which accumulators are useless.
+   Iterations that evaluate held-out rows are exact: their figures are of all rows.
 7. With aggregation `allreduce` accumulators are not delivered: they are *shared out*, and workers sum them among
    themselves. What is committed after that, since a worker was lost, goes to new accumulators, and all of them are
    shared out again. The gradient may be there before, from what was shared out last: then the iteration is over, and
@@ -32,6 +33,7 @@ from collections import deque
 from collections.abc import Sequence
 from math import inf
 
+from psgc.checks import is_evaluated
 from psgc.errors import ProtocolError
 from psgc.schedules import Schedule
 from psgc.schedules.orders import Order
@@ -53,6 +55,7 @@ class Coordinator:
     tolerated: how many of the N * l copies may be missing in the end;
     checks: which copies have to agree (`verify`), none by default;
     shared: whether contributors sum what they keep among themselves (aggregation `allreduce`), only with `combined`.
+    every: iterations from one evaluation of held-out rows to the next, 0 for none.
     books: the copies of this iteration.
 
     The caller answers each `Compare` with `Compared` before it brings the next event.
@@ -66,19 +69,20 @@ class Coordinator:
         tolerated: int = 0,
         checks: Checks | None = None,
         shared: bool = False,
+        every: int = 0,
     ) -> None:
         assert combined or not shared
         assert not (shared and checks and checks.every and membership.parts > 1), "sketches do not tell what fits"
         self.membership = membership
         self.phase: Phase = IDLE
         self._schedule, self._combined, self._tolerated, self._shared = schedule, combined, tolerated, shared
-        self._checks = checks or Checks()
+        self._checks, self._every = checks or Checks(), every
         self._events: deque[Event] = deque(maxlen=EVENTS_KEPT)
         self._start(-1)
 
     def _start(self, iteration: int) -> None:
         self.iteration = iteration
-        self._may_miss: float = self._tolerated
+        self._may_miss: float = 0 if is_evaluated(iteration, self._every) else self._tolerated
         self._checks.begin(iteration, len(self.membership.holders))
         self._counting = Counting(
             iteration, self.membership, self._schedule, self._combined, self._checks, self._shared

@@ -19,6 +19,7 @@ class Report:
     been invalidated, as far as the worker knew; late: how many seconds ago the worker finished the chunk.
 
     The rest is not for the coordinator. start: when the worker began the chunk, by its own clock; loss: of the chunk;
+    test_loss, test_accuracy: its part of the held-out figures, where the iteration has them (`evaluate`);
     coded: the coded gradient, (dim / parts,), valid until the next event; None when the worker keeps its gradient.
     """
 
@@ -31,6 +32,8 @@ class Report:
     late: float = 0.0
     start: float = 0.0
     loss: float = 0.0
+    test_loss: float = 0.0
+    test_accuracy: float = 0.0
     coded: Any = field(default=None, repr=False, compare=False)
 
 

@@ -74,9 +74,12 @@ class FailureDetector:
             self._slowest = max(self._slowest, seconds)
 
     def busy(self, rank: int, chunk: int, seconds: float, now: float) -> None:
-        """The worker says that it has been in `chunk` for so long; chunk -1: in none."""
+        """The worker says that it has been in `chunk` for so long; chunk -1: in none.
+
+        Of one that was stopped in the chunk only the time since its return counts.
+        """
         worker = self._workers[rank]
-        worker.chunk, worker.since = chunk, now - seconds
+        worker.chunk, worker.since = chunk, max(now - seconds, worker.returned)
 
     def asked(self, rank: int, now: float) -> None:
         """The worker was asked for its accumulator."""

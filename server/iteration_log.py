@@ -1,8 +1,10 @@
 """The rows of a run's record: filled during an iteration, written during the next."""
 
 import math
+from collections.abc import Collection
 
-from psgc.run_rows import Outcome
+from psgc.checks import is_evaluated
+from psgc.run_rows import HELD_OUT, Outcome
 from psgc.server.coordinator import Coordinator
 from psgc.server.events import Report
 from psgc.server.observer import IterationRecord, Observer
@@ -12,13 +14,17 @@ class IterationLog:
     """Fills `row`, the row of the current iteration, and gives finished ones to `observer`.
 
     A row is written once the workers have begun the next iteration: workers on rank 0's host may need its core for
-    that. num_chunks: of the run; has_loss: whether the problem has one.
+    that. num_chunks: of the run; has_loss: whether the problem has one; every: iterations from one evaluation to the
+    next, 0 for none; held_out: the figures that an evaluation has, of `psgc.run_rows.HELD_OUT`.
     """
 
-    def __init__(self, observer: Observer, num_chunks: int, has_loss: bool) -> None:
+    def __init__(
+        self, observer: Observer, num_chunks: int, has_loss: bool, every: int = 0, held_out: Collection[str] = ()
+    ) -> None:
         self._observer = observer
         self._num_chunks = num_chunks
         self._has_loss = has_loss
+        self._every, self._held_out = every, held_out
         self.row = IterationRecord(-1)
         self._is_complete = False  # the gradient of the row's iteration is there
         self._finished: IterationRecord | None = None
@@ -38,6 +44,8 @@ class IterationLog:
         if report.iteration == self.row.iteration:
             self.row.reports[worker, chunk, report.attempt] = (start, seconds)
             self.row.losses.setdefault(chunk, report.loss)
+            if is_evaluated(report.iteration, self._every):
+                self.row.held_out.setdefault(chunk, (report.test_loss, report.test_accuracy))
         else:  # of an iteration whose row is finished
             self._observer.chunk(worker, chunk, report.iteration, start, seconds, Outcome.LATE)
 
@@ -47,13 +55,20 @@ class IterationLog:
         self.row.gone.add(worker)
 
     def complete(self, seconds: float, recovered: int, error_measure: float) -> None:
-        """The gradient is there. The loss is that of the reported chunks, scaled up to all of them."""
+        """The gradient is there. The loss is that of the reported chunks, scaled up to all of them.
+
+        There are held-out figures only when all chunks were reported.
+        """
         row, losses = self.row, self.row.losses
         row.seconds, row.recovered, row.error_measure = seconds, recovered, error_measure
         if self._has_loss:
             known = sum(losses[chunk] for chunk in sorted(losses))  # always the same rounding
             unknown = self._num_chunks - len(losses)
             row.loss = known * self._num_chunks / len(losses) if unknown else known
+        if len(row.held_out) == self._num_chunks:  # figures of some rows only could not be compared with others
+            parts = [row.held_out[chunk] for chunk in sorted(row.held_out)]
+            figures = dict(zip(HELD_OUT, map(sum, zip(*parts, strict=True)), strict=True))
+            row.test_loss, row.test_accuracy = (figures[name] if name in self._held_out else None for name in HELD_OUT)
         self._is_complete = True
 
     @property

@@ -153,11 +153,12 @@ class Links:
         check_length(what, vector.size, self._length + TAIL)
         check_chunk(what, chunk, self._num_chunks)
         check_iteration(what, iteration, self._iteration)
-        start, seconds, loss = self._backend.to_host(vector[-TAIL:]).tolist()
+        start, seconds, loss, test_loss, accuracy = self._backend.to_host(vector[-TAIL:]).tolist()
         check_seconds(what, start, seconds)
         now = self.now
         late = max(0.0, now - start - seconds)
-        return Report(worker, iteration, chunk, now, seconds, 0, late, start, loss, vector[:-TAIL])
+        figures = (loss, test_loss, accuracy)
+        return Report(worker, iteration, chunk, now, seconds, 0, late, start, *figures, vector[:-TAIL])
 
     def _read_record(self, worker: int, entry: Entry) -> Arrival:
         check_record(entry, self._num_chunks, self._iteration)
@@ -167,7 +168,8 @@ class Links:
             now = self.now
             late = max(0.0, now - start - seconds)
             if kind == Kind.REPORT:
-                return Report(worker, iteration, chunk, now, seconds, attempt, late, start, loss)
+                figures = (loss, entry["test_loss"], entry["test_accuracy"])
+                return Report(worker, iteration, chunk, now, seconds, attempt, late, start, *figures)
             return Abandoned(worker, iteration, chunk, now, seconds, attempt, late, start)
         if kind == Kind.FAILED:
             return Failed(worker, iteration, chunk, bool(attempt), self._text(worker))

@@ -2,9 +2,11 @@
 
 import time
 from collections.abc import Callable
+from math import inf
 
 from psgc.aggregation.replica import Replica
 from psgc.backend import Array, Backend
+from psgc.checks import is_evaluated
 from psgc.errors import RunFailed
 from psgc.optimizer import Optimizer, finite_step
 from psgc.server.cluster import Cluster
@@ -51,12 +53,13 @@ class Server:
         self._deadline = Deadline(config.recovery.deadline)
         self._failure: RunFailed | None = None  # during the newest step
         self._replicated: Replicated | None = None  # aggregation `allreduce`, as soon as the run begins
-        self._log = IterationLog(observer, plan.num_chunks, settings.has_loss)
+        self._every = every = config.evaluate.every if config.evaluate else 0
+        self._log = IterationLog(observer, plan.num_chunks, settings.has_loss, every, settings.held_out)
         self.cluster = Cluster(settings, transport.hosts, observer)
         membership, schedule, combined = self.cluster.membership, self.cluster.schedule, config.transfer == "combined"
         checks = Checks(config.verify.every if config.verify else 0)
         self._coordinator = Coordinator(
-            membership, schedule, combined, settings.tolerated, checks, config.aggregation == "allreduce"
+            membership, schedule, combined, settings.tolerated, checks, config.aggregation == "allreduce", every
         )
         self._links = Links(transport, backend, config, plan)
         self._dispatcher = Dispatcher(
@@ -101,9 +104,11 @@ class Server:
                 if self._log.divergence:
                     raise RunFailed(self._log.divergence)
                 self.params = self._step(gradient)
-                self._observer.stepped(iteration + 1)
+                has_enough = self._observer.stepped(iteration + 1, self._log.row, self.params)
                 if self._failure:
                     raise self._failure
+                if has_enough:
+                    break
             while self._trial.awaited:
                 self._poll()
             self._settle()
@@ -142,7 +147,10 @@ class Server:
         self._log.complete(time.monotonic() - began, self._coordinator.books.recovered, missing)
         if self._script is not None:
             row.loss = self._script.loss(iteration, gradient)
-        self._deadline.took(row.seconds, missing)
+        if row.is_evaluated:
+            row.params = self.params
+        else:
+            self._deadline.took(row.seconds, missing)
         return gradient
 
     @property
@@ -167,7 +175,8 @@ class Server:
             self._transport.wait(nap=it.nap, exchanging=it.is_busy)
         for arrival in self._links.poll():
             self._dispatcher.hear(arrival)
-        self._dispatcher.tick(self._deadline.seconds)
+        is_evaluated_now = is_evaluated(self._coordinator.iteration, self._every)
+        self._dispatcher.tick(inf if is_evaluated_now else self._deadline.seconds)
         self._links.send()
         self.cluster.tick()
         if (reason := self._settings.interrupted()) is not None:
@@ -211,7 +220,9 @@ class Server:
     def _settle(self) -> None:
         """Let the other replicas make the last step: they may need what this rank has summed."""
         end = time.monotonic() + self._settings.config.faults.collect_timeout
-        while (it := self._replicated) and (it.is_busy or not it.is_followed()) and time.monotonic() < end:
+        while (it := self._replicated) and time.monotonic() < end:
+            if not it.is_busy and it.is_followed(() if self._script is None else self._script.over_on()):
+                break
             self._poll()
 
     def stop_workers(self, timeout: float, done: int = 0) -> bool:

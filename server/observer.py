@@ -14,6 +14,8 @@ class IterationRecord(IterationRow):
     # (worker, chunk, how often it was invalidated before): start, seconds
     reports: dict[tuple[int, int, int], tuple[float, float]] = field(default_factory=dict)
     losses: dict[int, float] = field(default_factory=dict)  # of each chunk that was reported
+    held_out: dict[int, tuple[float, float]] = field(default_factory=dict)  # likewise: test_loss, test_accuracy
+    params: Any = None  # (dim,), those that the held-out figures are of
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,11 @@ class Observer(Protocol):
 
     def approximate(self, approximation: "Approximation") -> None: ...
 
-    def stepped(self, done: int) -> None: ...
+    def stepped(self, done: int, row: IterationRecord, params: Any) -> bool:
+        """So many iterations are done: the row of the newest, without what is known later, and the parameters (dim,).
+
+        Returns whether the run has had enough; then it ends as after its last iteration.
+        """
 
     def stuck(self, line: str) -> None: ...
 

@@ -110,11 +110,16 @@ class Replicas:
                 waiting.append(worker)
         return waiting
 
-    def are_at(self, iteration: int, live: Iterable[int]) -> bool:
-        """Whether the replicas of all of these that are not behind have reached `iteration`."""
+    def are_at(self, iteration: int, live: Iterable[int], over_on: Collection[int] = ()) -> bool:
+        """Whether the replicas of all of these that are not behind have reached `iteration`.
+
+        over_on: ranks that give nobody their state any more; a worker that waits for it is not waited for.
+        """
         replicas = [self._replicas[worker] for worker in live]
         return all(
-            replica.steps >= iteration for replica in replicas if replica.after is None or replica.donor is not None
+            replica.steps >= iteration
+            for replica in replicas
+            if replica.after is None or (replica.donor is not None and replica.donor not in over_on)
         )
 
     def gifts(self, iteration: int, live: Collection[int], urgent: bool = False) -> list[tuple[int, int]]:

@@ -146,9 +146,9 @@ class Replicated:
         """Which workers' parameters are known to be those of rank 0, to the last bit, and when."""
         return {"iteration": self._digests.last, "equal": self._digests.equal()}
 
-    def is_followed(self) -> bool:
-        """Whether the replicas of all live workers that are not behind are where rank 0's is."""
-        return self._replicas.are_at(self._allreduce.steps, self._live)
+    def is_followed(self, over_on: Collection[int]) -> bool:
+        """Whether the replicas of all live workers that are not behind are where rank 0's is (`Replicas.are_at`)."""
+        return self._replicas.are_at(self._allreduce.steps, self._live, over_on)
 
     @property
     def nap(self) -> float:

@@ -1,5 +1,6 @@
 """A user's script on rank 0 that makes the steps itself, as the server sees it (`psgc.torch`)."""
 
+from collections.abc import Collection
 from typing import Protocol
 
 from psgc.aggregation.replica import Stepping
@@ -16,7 +17,10 @@ class Script(Protocol):
     replica: Stepping
 
     def may_begin(self, iteration: int) -> bool | None:
-        """Whether `iteration` is to begin; None while that is not known, False when the script makes no more calls."""
+        """Whether `iteration` is to begin; None while that is not known, False when the script makes no more calls.
+
+        An iteration that brings the workers the sum before begins in any case: they may still need it.
+        """
 
     def is_over(self) -> bool:
         """Whether the script makes no more calls."""
@@ -32,6 +36,9 @@ class Script(Protocol):
 
     def ended(self, worker: int, iteration: int, text: str) -> None:
         """The script of `worker` makes no call for `iteration` nor later ones; text: why, or empty."""
+
+    def over_on(self) -> Collection[int]:
+        """The ranks whose scripts have ended. They give nobody their state any more."""
 
     def due(self) -> list[tuple[int, str]]:
         """Workers without which the run has to go on, and why."""

@@ -1,6 +1,6 @@
 """What a server is told when it is made."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from psgc.config import Config
@@ -18,7 +18,8 @@ class ServerSettings:
     script: that makes the steps, None when the optimizer of `config` does;
     known_costs: gives those of an iteration, where they differ from one to the next and are known beforehand, relative
     to an average chunk of the run;
-    has_loss: whether the problem has one; tried: the chunk that each worker computes in the trial.
+    has_loss: whether the problem has one; held_out: the figures that an evaluation of held-out rows has (`evaluate`);
+    tried: the chunk that each worker computes in the trial.
     interrupted: polled, a reason to end early or None; check_data: called with the iteration and the chunk whose
     gradient failed, raises UserError when it is the data that is wrong.
     """
@@ -28,6 +29,7 @@ class ServerSettings:
     costs: Sequence[float] | None = None
     known_costs: Callable[[int], Sequence[float]] | None = None
     has_loss: bool = True
+    held_out: Collection[str] = ()
     script: Script | None = None
     tried: Mapping[int, int] = field(default_factory=dict)
     interrupted: Callable[[], str | None] = lambda: None

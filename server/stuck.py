@@ -21,7 +21,10 @@ class Stuck:
     _workers: dict[str, list[tuple[int, int, float]]] = field(default_factory=dict)  # line of code -> worker, chunk, s
 
     def told(self, worker: int, chunk: int, seconds: float, line: str, now: float) -> None:
-        """The worker has been in the gradient of `chunk` for so long; line: of the user's code, empty if unknown."""
+        """The worker has been in the gradient of `chunk` for so long, or in held-out rows, which are chunk -1.
+
+        line: of the user's code, empty if unknown.
+        """
         self._workers.setdefault(line, []).append((worker, chunk, seconds))
         if self._since is None:
             self._since = now
@@ -35,7 +38,8 @@ class Stuck:
 
 
 def _text(line: str, workers: list[tuple[int, int, float]]) -> str:
-    named = ", ".join(f"worker {worker} in chunk {chunk}" for worker, chunk, _ in workers[:NAMED])
+    places = ((worker, f"chunk {chunk}" if chunk >= 0 else "held-out rows") for worker, chunk, _ in workers[:NAMED])
+    named = ", ".join(f"worker {worker} in {place}" for worker, place in places)
     more = f" and {len(workers) - NAMED} more workers" if len(workers) > NAMED else ""
     seconds = min(seconds for _, _, seconds in workers)
     return f"for {seconds:.0f} s gradients have not returned: {named}{more}" + (f"; in {line}" if line else "")

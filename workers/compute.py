@@ -17,6 +17,7 @@ from psgc.data import ChunkSource, Epochs
 from psgc.errors import ModelError, UserError, one_line
 from psgc.user_code import raised_at
 from psgc.workers.emulation import Emulation
+from psgc.workers.held_out import HeldOut
 from psgc.workers.injection import Injector
 from psgc.workers.mailbox import Mailbox, Result, Work
 from psgc.workers.ownership import call
@@ -108,7 +109,7 @@ class ComputeThread(threading.Thread):
     """Runs until the mailbox stops. Everything random in a chunk is drawn from (seed, iteration, chunk).
 
     evaluate: loss and gradient (dim,) of a chunk; batch: the rows of a chunk (`gradient_of`); trial: chunks that other
-    workers do as well, whose gradients are compared.
+    workers do as well, whose gradients are compared; held_out: rows that are evaluated with the chunks.
     """
 
     def __init__(
@@ -124,6 +125,7 @@ class ComputeThread(threading.Thread):
         seed: int,
         batch: int | Epochs | None,
         trial: Trial = NO_TRIAL,
+        held_out: HeldOut | None = None,
     ) -> None:
         super().__init__(name="psgc-compute", daemon=True)  # a gradient that never returns must not keep the rank alive
         self._mailbox = mailbox
@@ -137,6 +139,7 @@ class ComputeThread(threading.Thread):
         self._seed = seed
         self._batch = batch
         self._trial = trial
+        self._held_out = held_out
         self._tried = trial.own is None
         self._late = 0.0  # seconds by which the kernel ended the last sleep too late; the next one is shorter for it
 
@@ -157,7 +160,8 @@ class ComputeThread(threading.Thread):
                 self._mailbox.failed(work, told)
 
     def _do(self, work: Work) -> None:
-        start = time.monotonic()
+        held_out = self._evaluated(work)
+        start = time.monotonic()  # the seconds of a chunk are those of its gradient, from which its worker is judged
         self._injector.at("gradient", work.iteration)
         loss, gradient, lasting = self._gradient(work.iteration, work.chunk, work.params)
         seconds = time.monotonic() - start
@@ -170,7 +174,17 @@ class ComputeThread(threading.Thread):
         self._injector.at("before_report", work.iteration)
         if work.iteration == self._trial.iteration and work.chunk in self._trial.chunks:
             self._mailbox.tried(work.iteration, work.chunk, sketch(gradient, self._backend.xp))
-        self._mailbox.finished(work, Result(gradient, loss, start - work.begun, seconds, lasting))
+        self._mailbox.finished(work, Result(gradient, loss, start - work.begun, seconds, lasting, held_out))
+
+    def _evaluated(self, work: Work) -> tuple[float, float]:
+        """The part of the held-out loss and accuracy that goes with the chunk."""
+        if self._held_out is None or not self._held_out.is_due(work.iteration):
+            return 0.0, 0.0
+        with self._mailbox.evaluating():
+            return self._held_out.evaluate(
+                *(work.iteration, work.chunk, work.params),
+                gradient=lambda: self._gradient(work.iteration, work.chunk, work.params),
+            )
 
     def _try(self, work: Work) -> None:
         """Do the chunk of the trial, at the parameters of `work`."""

@@ -1,6 +1,6 @@
 """From a worker's gradients to what it sends (docs/architecture.md, *Coding*), on the worker's backend."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -76,13 +76,12 @@ class Encoder:
         """What stands for a gradient that is kept here while it is checked (`verify` with `allreduce`)."""
         return sketch(gradient, self._backend.xp)
 
-    def coded(self, gradient: Array, role: int, start: float, seconds: float, loss: float) -> Array:
-        """A coded gradient with the tail of its report (`per_chunk`): sum_k R[role, k] g_i[k], start, seconds, loss.
+    def coded(self, gradient: Array, role: int, tail: Sequence[float]) -> Array:
+        """A coded gradient, sum_k R[role, k] g_i[k], with the tail of its report (`per_chunk`; `psgc.messages.TAIL`).
 
         There is room for a stamp behind that.
         """
         message = self._backend.xp.zeros(self._length + TAIL + self._stamp, self._dtype)
         encode(self._backend, message[: self._length], self._coding_matrix[role - 1], gradient)
-        tail = np.array([start, seconds, loss], self._dtype)
-        message[self._length : self._length + TAIL] = self._backend.asarray(tail)
+        message[self._length : self._length + TAIL] = self._backend.asarray(np.array(tail, self._dtype))
         return self._backend.to_message(message)

@@ -90,13 +90,15 @@ class WorkerLoop:
         sys.setswitchinterval(SWITCH_INTERVAL)
         self._post_params()
         self._compute.start()
+        has_heard = True
         while not self._stopped:
-            self._poll()
+            if has_heard:
+                self._poll()
             self._send_outbox()
             self._send_vectors()
             if self._reported == self._iteration and not (self._vectors or self._transport.sending()):
                 self._injector.at("after_report", self._iteration)
-            self._wait()
+            has_heard = self._wait()
         self._mailbox.stop()
         self._poll_until(lambda: not self._transport.sending(), LAST_WORD)  # the server takes what comes until goodbye
         self._transport.send(SERVER, [record(Kind.GOODBYE)])
@@ -105,8 +107,9 @@ class WorkerLoop:
         self._poll_until(lambda: self._in_order is not None and not self._transport.sending(), patience)
         return bool(self._in_order)
 
-    def _wait(self) -> None:
-        self._transport.wait(busy=self._mailbox.busy)
+    def _wait(self) -> bool:
+        """Whether something may have come meanwhile."""
+        return self._transport.wait(busy=self._mailbox.busy)
 
     def _poll_until(self, done: Callable[[], bool], timeout: float) -> None:
         end = time.monotonic() + timeout

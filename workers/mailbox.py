@@ -7,8 +7,10 @@ guards everything here.
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from psgc.backend import Array
 from psgc.coding.sketch import Sketch
@@ -34,6 +36,7 @@ class Result:
     """What came of a Work. start: seconds since its iteration began; seconds: how long it took.
 
     lasting: whether nobody will write to the gradient any more; otherwise it is copied when it has to be kept.
+    held_out: the chunk's part of the held-out loss and accuracy.
     """
 
     gradient: Array
@@ -41,6 +44,7 @@ class Result:
     start: float
     seconds: float
     lasting: bool = True
+    held_out: tuple[float, float] = (0.0, 0.0)
 
 
 @dataclass(slots=True)
@@ -87,6 +91,7 @@ class Mailbox:
         self._params: Array = None
         self._begun = 0.0
         self._trying: int | None = None  # the chunk of the trial that the compute thread is in
+        self._evaluating = False  # the compute thread is in held-out rows
         self._taken = 0.0  # when the compute thread took its chunk
         self._outbox: deque[Message] = deque()
         self._wake = wake
@@ -146,7 +151,8 @@ class Mailbox:
         if self._current(work):
             if self._state.travels(iteration, chunk):
                 role = self._state.role(chunk)
-                coded = self._encoder.coded(gradient, role, result.start, result.seconds, result.loss)
+                tail = (result.start, result.seconds, result.loss, *result.held_out)
+                coded = self._encoder.coded(gradient, role, tail)
             elif not result.lasting:
                 gradient = gradient.copy()
             if self._state.is_sketched(iteration, chunk):
@@ -158,10 +164,13 @@ class Mailbox:
         if done.wanted and coded is not None:
             message = CodedGradient(iteration, chunk, coded)
         else:
-            kind, loss = (Kind.REPORT, result.loss) if done.wanted else (Kind.ABANDONED, 0.0)
-            message = record(
-                kind, iteration, chunk, attempt=done.attempt, start=result.start, seconds=result.seconds, loss=loss
-            )
+            times: dict[str, Any] = {"attempt": done.attempt, "start": result.start, "seconds": result.seconds}
+            if done.wanted:
+                test_loss, test_accuracy = result.held_out
+                figures: dict[str, Any] = {"loss": result.loss, "test_loss": test_loss, "test_accuracy": test_accuracy}
+                message = record(Kind.REPORT, iteration, chunk, **times, **figures)
+            else:
+                message = record(Kind.ABANDONED, iteration, chunk, **times)
             if done.wanted and found is not None:
                 self._outbox.append(_sketch_record(Kind.SKETCH, iteration, chunk, found))
         self._outbox.append(message)
@@ -176,6 +185,18 @@ class Mailbox:
                 self._state.discard(work.iteration, work.chunk)  # there is no gradient to hold
         if wanted:
             self._post(Failure(work.iteration, work.chunk, text))
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Within this the compute thread is in held-out rows, and not yet in the chunk that it has taken.
+
+        The limits on the time in a chunk follow from how long gradients take, and do not hold here.
+        """
+        self._evaluating = True
+        try:
+            yield
+        finally:
+            self._evaluating, self._taken = False, time.monotonic()
 
     def trying(self, chunk: int) -> None:
         """The compute thread does this chunk besides its work, for the trial; `tried` ends that."""
@@ -207,10 +228,12 @@ class Mailbox:
         return messages
 
     def running(self) -> tuple[int, float]:
-        """The chunk that the compute thread is in and for how many seconds; chunk -1: in none."""
+        """The chunk that the compute thread is in and for how many seconds; chunk -1: in none, or in held-out rows."""
         with self._changed:
             chunk = self._state.running if self._trying is None else self._trying
-            return (-1, 0.0) if chunk is None else (chunk, time.monotonic() - self._taken)
+            if chunk is None:
+                return -1, 0.0
+            return (-1 if self._evaluating else chunk), time.monotonic() - self._taken
 
     @property
     def busy(self) -> bool:

@@ -51,9 +51,10 @@ class ReplicatedLoop(WorkerLoop):
         if self._alike:
             self._allreduce.start(self._iteration + 1, self._allreduce.replica.params)
 
-    def _wait(self) -> None:
+    def _wait(self) -> bool:
         it = self._allreduce
         self._transport.wait(busy=self._mailbox.busy, nap=it.nap, exchanging=it.is_busy)
+        return True  # an own thread rings when a step is made as well
 
     def _poll(self) -> None:
         super()._poll()

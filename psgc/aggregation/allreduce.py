@@ -68,6 +68,11 @@ class AllReduce:
         return self._blocks.participant.steps
 
     @property
+    def is_behind(self) -> bool:
+        """Whether only the state of another rank gets the replica on."""
+        return self._blocks.participant.is_behind
+
+    @property
     def nap(self) -> float:
         """Seconds between two looks at MPI."""
         return self._blocks.nap

@@ -12,7 +12,7 @@ from psgc.aggregation.slices import BLOCK
 
 BLOCK_BUFFERS = POSTED + 4 + 4  # for receives, for what is being sent or summed, for states
 POOL_BYTES = 64 << 20  # of the server, for receives: at least two vectors and at most one per worker
-KEPT = {"sgd": 0, "momentum": 1, "nesterov": 1, "adam": 2, "script": 2}  # vectors in the state of an optimizer
+KEPT = {"sgd": 0, "momentum": 1, "nesterov": 1, "adam": 2, "adamw": 2, "script": 2}  # vectors of an optimizer
 
 
 class Held(NamedTuple):

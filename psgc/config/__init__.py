@@ -8,6 +8,7 @@ from psgc.config.problem import (
     BuiltinProblem,
     Data,
     Optimizer,
+    PythonData,
     PythonProblem,
     RateSchedule,
     ScriptOptimizer,
@@ -16,8 +17,8 @@ from psgc.config.problem import (
     TorchProblem,
     TorchScheduler,
 )
-from psgc.config.run import Config, ScheduleName
-from psgc.config.torch import LogWith, TorchConfig
+from psgc.config.run import Config, Evaluate, Loggers, ScheduleName
+from psgc.config.torch import TorchConfig
 
 __all__ = [
     "AssignmentFile",
@@ -27,11 +28,13 @@ __all__ = [
     "Coding",
     "Config",
     "Data",
+    "Evaluate",
     "Faults",
     "Injection",
     "KnownCosts",
-    "LogWith",
+    "Loggers",
     "Optimizer",
+    "PythonData",
     "PythonProblem",
     "RateSchedule",
     "Recovery",

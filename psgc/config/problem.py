@@ -80,6 +80,10 @@ def _index_base(value: Any) -> Any:
 
 
 class Data(Section):
+    """Files."""
+
+    unused: ClassVar[Mapping[str, str]] = {"options": "only data: {python: 'module:function'} takes options"}
+
     path: PathText = Field(description="a file: .npz, .npy (with labels: another .npy) or LIBSVM text")
     labels: PathText | None = Field(default=None, description="a .npy file with the labels, where path is one with X")
     test: PathText | None = Field(default=None, description="a file with held-out rows, as path")
@@ -97,11 +101,32 @@ class Data(Section):
         return self
 
 
+_FILE_KEY = "data.python reads the rows; leave out this key, or python"
+
+
+class PythonData(Section):
+    """What a function of the user's reads."""
+
+    unused: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("path", "labels", "test", "test_labels", "index_base"), _FILE_KEY
+    )
+
+    python: Annotated[str, Field(pattern=rf"^{_DOTTED}:{_DOTTED}$"), expect("'module:function'")] = Field(
+        description="'module:function', which returns the rows"
+    )
+    options: Annotated[dict[str, Any], expect("a mapping of keyword arguments")] = Field(
+        default_factory=dict, description="keyword arguments of the function"
+    )
+
+
 class Batch(Section):
-    """Every row comes once an epoch, in an order that depends on seed and epoch alone."""
+    """Every row comes once an epoch, in an order that depends on seed and epoch alone, or in that of the data."""
 
     size: Count = Field(description="a whole number >= 1: rows of an iteration, all chunks together")
     epochs: Count = Field(description="a whole number >= 1: how often every row comes")
+    shuffle: Annotated[bool, expect("true or false")] = Field(
+        default=True, description="whether rows come in another order each epoch, or as they are in the data"
+    )
 
 
 def batch_of(value: Any, info: ValidationInfo) -> Any:
@@ -137,22 +162,30 @@ class RateSchedule(Section):
         return self
 
 
-_OPTIMIZERS = "sgd, momentum, nesterov or adam"
+_OPTIMIZERS = "sgd, momentum, nesterov, adam or adamw"
+_ADAM = UsedBy(["adam", "adamw"])
+
+
+def _usual_decay(value: Any, info: ValidationInfo) -> Any:
+    if value is not None:
+        return value
+    return 0.01 if info.data.get("kind") == "adamw" else 0.0
 
 
 class Optimizer(Section):
-    kind: Literal["sgd", "momentum", "nesterov", "adam"] = Field(description=_OPTIMIZERS)
+    kind: Literal["sgd", "momentum", "nesterov", "adam", "adamw"] = Field(description=_OPTIMIZERS)
     lr: Positive = Field(description="a number > 0: the learning rate")
     momentum: Annotated[Fraction, UsedBy(["momentum", "nesterov"])] = Field(
         default=0.9, description="share of the step before that is kept"
     )
-    beta1: Annotated[Fraction, UsedBy(["adam"])] = Field(default=0.9, description="decay of the mean of gradients")
-    beta2: Annotated[Fraction, UsedBy(["adam"])] = Field(
-        default=0.999, description="decay of the mean of their squares"
-    )
-    epsilon: Annotated[Positive, UsedBy(["adam"])] = Field(default=1e-8, description="is added to the denominator")
-    weight_decay: NotNegative = Field(
-        default=0.0, description="decoupled, lr * weight_decay * params; problem.l2 is part of the loss instead"
+    beta1: Annotated[Fraction, _ADAM] = Field(default=0.9, description="decay of the mean of gradients")
+    beta2: Annotated[Fraction, _ADAM] = Field(default=0.999, description="decay of the mean of their squares")
+    epsilon: Annotated[Positive, _ADAM] = Field(default=1e-8, description="is added to the denominator")
+    weight_decay: Annotated[NotNegative, BeforeValidator(_usual_decay)] = Field(
+        default=None,
+        validate_default=True,
+        description="decoupled with every kind, lr * weight_decay * params; problem.l2 is part of the loss instead; "
+        "null: 0.01 with adamw, else 0",
     )
     clip_norm: Positive | None = Field(
         default=None, description="largest Euclidean norm of a gradient, longer ones are scaled"
@@ -208,6 +241,14 @@ def problem_of(value: Any) -> type[Section]:
         return ScriptProblem
     is_python = isinstance(value, dict) and ("python" in value or value.get("kind") == "python")
     return PythonProblem if is_python else BuiltinProblem
+
+
+def data_of(value: Any, info: ValidationInfo) -> Any:
+    """The data as the YAML has it, which may be none."""
+    if value is None or isinstance(value, Section):
+        return value
+    model = PythonData if isinstance(value, dict) and "python" in value else Data
+    return model.model_validate(value, context=info.context)
 
 
 def optimizer_of(value: Any) -> type[Section]:

@@ -12,10 +12,12 @@ from psgc.config.problem import (
     BuiltinProblem,
     Data,
     Optimizer,
+    PythonData,
     PythonProblem,
     ScriptOptimizer,
     ScriptProblem,
     batch_of,
+    data_of,
     optimizer_of,
     problem_of,
 )
@@ -24,6 +26,9 @@ from psgc.validation import Count, Natural, PathText, Section, by, either, expec
 from psgc.yaml_source import to_text
 
 ScheduleName = Annotated[str, one_of(SCHEDULES)]
+Loggers = Annotated[
+    list[Literal["tensorboard", "mlflow", "wandb"]], expect('a list of "tensorboard", "mlflow", "wandb"')
+]
 
 
 class Checkpoint(Section):
@@ -31,26 +36,45 @@ class Checkpoint(Section):
     keep: Count = Field(default=3, description="how many checkpoints stay, the newest ones")
 
 
+class Evaluate(Section):
+    every: Count = Field(default=10, description="iterations from one evaluation of the held-out rows to the next")
+    keep_best: Annotated[bool, expect("true or false")] = Field(
+        default=False, description="whether best.npy keeps the parameters with the least held-out loss"
+    )
+    patience: Count | None = Field(
+        default=None, description="evaluations without a lower held-out loss after which the run ends; null: never"
+    )
+
+
 class Config(Section):
     """The settings of a run, read-only. The attributes are the keys of the YAML."""
 
     unused: ClassVar[Mapping[str, str]] = dict.fromkeys(
-        ("scheduler", "micro_batch", "autocast", "buffers", "log_with"),
+        ("scheduler", "micro_batch", "autocast", "buffers"),
         "only a torch problem has it, problem: {torch: 'module:function'}",
     )
 
     problem: Annotated[BuiltinProblem | PythonProblem | ScriptProblem, by(problem_of)] = Field(
         description="a mapping, for example {kind: logistic}"
     )
-    data: Data | None = Field(default=None, description="the files with the rows; a model of the user's may have none")
+    data: Annotated[Data | PythonData | None, BeforeValidator(data_of)] = Field(
+        default=None, description="where the rows come from; a model of the user's may have none"
+    )
     optimizer: Annotated[Optimizer | ScriptOptimizer, by(optimizer_of)] = Field(
         description="a mapping, for example {kind: nesterov, lr: 0.5}"
+    )
+    initial: PathText | None = Field(
+        default=None,
+        description="a .npy file of parameters, or a run directory, to begin with; null: as the problem says",
     )
     iterations: Count | None = Field(
         default=None, description="needed, except where batch has epochs: then as many as these take"
     )
     batch: Annotated[int | Batch | None, BeforeValidator(batch_of)] = Field(
         default=None, description="a number: rows sampled from every chunk; null: all rows in every iteration"
+    )
+    evaluate: Evaluate | None = Field(
+        default=None, description="held-out loss and accuracy during the run; null: only at its end"
     )
     coding: Coding = Field(default=Coding(), description="chunks, who holds them, and how their gradients are coded")
     schedule: ScheduleName = Field(default="dynamic", description=f"who does which chunk next: {either(SCHEDULES)}")
@@ -70,6 +94,7 @@ class Config(Section):
     )
     faults: Faults = Field(default=Faults(), description="timeouts, and faults on purpose")
     checkpoint: Checkpoint = Field(default=Checkpoint(), description="when checkpoints are written, how many stay")
+    log: Loggers = Field(default=[], description="who is told loss, seconds and metrics while the run goes on")
     stragglers: Stragglers = Field(default=Stragglers(), description="emulated slow workers, for experiments")
     output: PathText = Field(description="the run directory, for example runs/quickstart")
     seed: Natural = Field(default=0, description="of everything random")
@@ -90,6 +115,8 @@ class Config(Section):
         elif self.batch is not None and coding.chunks_per_worker == "auto":
             text = "batch is a number of rows of each chunk, which needs a number as coding.chunks_per_worker, not auto"
             raise refuse(text, "batch", "coding")
+        if self.evaluate and isinstance(self.data, Data) and self.data.test is None:
+            raise refuse("held-out rows are needed, data: {path: ..., test: ...}", "evaluate", "data")
         if self.recovery.estimator == "unbiased":
             if not schedule.keeps_queues:
                 others = either(name for name, schedule in SCHEDULES.items() if schedule.keeps_queues)

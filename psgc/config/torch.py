@@ -8,11 +8,7 @@ from pydantic import Field
 from psgc.config.coding import Coding, Recovery
 from psgc.config.problem import Batch, TorchOptimizer, TorchProblem, TorchScheduler
 from psgc.config.run import Config
-from psgc.validation import Count, expect
-
-LogWith = Annotated[
-    list[Literal["tensorboard", "mlflow", "wandb"]], expect('a list of "tensorboard", "mlflow", "wandb"')
-]
+from psgc.validation import Count, PathText, expect
 
 
 class TorchCoding(Coding):
@@ -37,8 +33,13 @@ class TorchConfig(Config):
         "backend": "a torch problem has none, its model is where its function puts it",
         "dtype": "a torch problem has none, it is that of the model's parameters",
         "recovery": "a torch problem has none, its gradients are exact",
+        "evaluate": "a torch problem has none, its function returns test data and metrics",
     }
 
+    initial: PathText | None = Field(
+        default=None,
+        description="a safetensors file of the model, or a run directory, to begin with; null: as returned",
+    )
     problem: TorchProblem = Field(description="a mapping, for example {torch: 'module:function'}")
     optimizer: TorchOptimizer = Field(description="a mapping, for example {torch: AdamW, lr: 1.0e-3}")
     scheduler: TorchScheduler | None = Field(default=None, description="how the learning rate changes; null: it stays")
@@ -48,13 +49,13 @@ class TorchConfig(Config):
     buffers: Annotated[Literal["chunk"] | None, expect("chunk or nothing", union=True)] = Field(
         default=None, description="chunk: batch normalisation in training mode, with the statistics of each chunk"
     )
-    log_with: LogWith = Field(default=[], description="who is told loss, seconds and metrics")
     coding: TorchCoding = Field(default=TorchCoding(), description="chunks, and how their gradients are coded")
     data: None = Field(default=None, exclude=True)
     iterations: None = Field(default=None, exclude=True)
     backend: Literal["auto"] = Field(default="auto", exclude=True)
     dtype: Literal["float64", "float32"] = Field(default="float32", exclude=True)
     recovery: Recovery = Field(default=Recovery(), exclude=True)
+    evaluate: None = Field(default=None, exclude=True)
 
 
 def is_torch(tree: Any) -> bool:

@@ -1,8 +1,9 @@
-"""Training data: files opened as memory maps, and cut into chunks."""
+"""Training data: files opened as memory maps, or arrays, and cut into chunks."""
 
+from psgc.data.arrays import from_arrays
 from psgc.data.chunks import Chunk, ChunkSource
 from psgc.data.dataset import Dataset, open_data
 from psgc.data.epochs import Epochs
 from psgc.data.npz import write_dense, write_sparse
 
-__all__ = ["Chunk", "ChunkSource", "Dataset", "Epochs", "open_data", "write_dense", "write_sparse"]
+__all__ = ["Chunk", "ChunkSource", "Dataset", "Epochs", "from_arrays", "open_data", "write_dense", "write_sparse"]

@@ -1,5 +1,6 @@
 """Chunks: the rows that one gradient is computed over, as they lie in the memory of the process that computes it."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -8,7 +9,7 @@ import numpy as np
 from psgc.backend import Array, Backend
 from psgc.data.dataset import Dataset
 from psgc.data.epochs import bounds
-from psgc.data.values import changed, first_wrong, in_place, label_dtype
+from psgc.data.values import changed, feature_dtype, first_wrong, in_place, label_dtype
 from psgc.errors import UserError
 
 Rows: TypeAlias = range | np.ndarray
@@ -19,8 +20,10 @@ class Chunk:
     """Chunk number `index` of the data.
 
     X: (rows, num_features), or with more dimensions, an array or a sparse CSR matrix of the backend, of the run's
-        dtype; None when the problem brings its own data.
-    y: (rows,) labels, int64 where they are stored as whole numbers, else of the run's dtype; None likewise.
+        dtype, or for a problem of the user's of the whole numbers that are stored; None when the problem brings its own
+        data.
+    y: (rows,) labels, int64 where they are stored as whole numbers, else of the run's dtype; None likewise, and when
+        the data has none.
     weight: share of the whole data, rows / num_rows, or with epochs of the rows of the iteration; the weights of all
         chunks add up to 1.
     """
@@ -38,7 +41,7 @@ class Chunk:
         if self.X is None or batch >= self.X.shape[0]:
             return self
         drawn = np.sort(rng.choice(self.X.shape[0], batch, replace=False))
-        return Chunk(self.index, self.X[drawn], self.y[drawn], self.weight)
+        return Chunk(self.index, self.X[drawn], None if self.y is None else self.y[drawn], self.weight)
 
 
 class ChunkSource:
@@ -90,6 +93,16 @@ class ChunkSource:
             self._checked.add(i)
         return chunk
 
+    def each(self) -> Iterator[Chunk]:
+        """All chunks in order, each read when it is taken; those that are not kept already are not kept."""
+        for i in range(self.num_chunks):
+            if i in self._chunks:
+                yield self.chunk(i)
+            else:
+                chunk = self._whole(i)
+                self._check(chunk, self._range(i))
+                yield chunk
+
     def sample(self, i: int, batch: int, rng: np.random.Generator) -> Chunk:
         """`batch` rows of chunk i (`Chunk.sample`)."""
         whole = self._kept(i)
@@ -112,10 +125,12 @@ class ChunkSource:
 
     def _kept(self, i: int) -> Chunk:
         if i not in self._chunks:
-            rows = self._range(i)
-            weight = 1 / self.num_chunks if self._dataset is None else len(rows) / self._dataset.num_rows
-            self._chunks[i] = self._load(i, rows, weight)
+            self._chunks[i] = self._whole(i)
         return self._chunks[i]
+
+    def _whole(self, i: int) -> Chunk:
+        rows = self._range(i)
+        return self._load(i, rows, 1 / self.num_chunks if self._dataset is None else len(rows) / self._dataset.num_rows)
 
     def _range(self, i: int) -> range:
         """The rows of chunk i."""
@@ -126,38 +141,48 @@ class ChunkSource:
             return Chunk(i, None, None, weight)
         X, y = _read(self._dataset, rows)
         features = X.data if self._dataset.sparse else X
-        values, labels = in_place(features, self._dtype), in_place(y, label_dtype(y, self._dtype))
-        if changed(features, values) is not None or changed(y, labels) is not None:
+        values, labels = in_place(features, self._dtype_of(features)), None
+        wrong = changed(features, values) is not None
+        if y is not None:
+            labels = in_place(y, label_dtype(y, self._dtype))
+            wrong = wrong or changed(y, labels) is not None
+        if wrong:
             raise self._refusal(self._dataset, rows)
         if self._dataset.sparse:
             X = self._backend.csr(self._backend.asarray(values), in_place(X.indices), in_place(X.indptr), X.shape)
         else:
             X = self._backend.asarray(values)
-        return Chunk(i, X, self._backend.asarray(labels), weight)
+        return Chunk(i, X, None if labels is None else self._backend.asarray(labels), weight)
+
+    def _dtype_of(self, features: np.ndarray) -> np.dtype[Any]:
+        assert self._dataset is not None
+        return feature_dtype(features, self._dtype, self._dataset.keeps_integers and not self._dataset.sparse)
 
     def _check(self, chunk: Chunk, rows: Rows) -> None:
         """Raises UserError unless all numbers of `chunk`, all or some of these rows, are finite."""
         if self._dataset is None:
             return
-        features = chunk.X.data if self._dataset.sparse else chunk.X
-        if not (self._backend.all_finite(features) and self._backend.all_finite(chunk.y)):
-            raise self._refusal(self._dataset, rows)
+        for numbers in (chunk.X.data if self._dataset.sparse else chunk.X, chunk.y):
+            if numbers is not None and numbers.dtype.kind == "f" and not self._backend.all_finite(numbers):
+                raise self._refusal(self._dataset, rows)
 
     def _refusal(self, dataset: Dataset, rows: Rows) -> UserError:
         """What is wrong with these rows, given that something is."""
         X, y = _read(dataset, rows)
-        if (wrong := first_wrong(X.data if dataset.sparse else X, self._dtype)) is not None:
+        features = X.data if dataset.sparse else X
+        if (wrong := first_wrong(features, self._dtype_of(features))) is not None:
             (first, *rest), what = wrong
             if dataset.sparse:
                 first, rest = int(np.searchsorted(X.indptr, first, side="right")) - 1, [int(X.indices[first])]
             column = f"column {rest[0]}" if len(rest) == 1 else f"place {tuple(rest)}"
             return UserError(f"{dataset.path}: row {rows[first]}, {column} of X (counted from 0) {what}")
+        assert y is not None
         wrong = first_wrong(y, label_dtype(y, self._dtype))
         assert wrong is not None
         (row,), what = wrong
         return UserError(f"{dataset.path}: the label of row {rows[row]} (counted from 0) {what}")
 
 
-def _read(dataset: Dataset, rows: Rows) -> tuple[Any, np.ndarray]:
+def _read(dataset: Dataset, rows: Rows) -> tuple[Any, np.ndarray | None]:
     """X and y: views of consecutive rows, else copies."""
     return dataset.rows(rows.start, rows.stop) if isinstance(rows, range) else dataset.take(rows)

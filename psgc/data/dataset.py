@@ -35,8 +35,11 @@ class Dataset:
 
     num_features: numbers in a row, all dimensions together.
     features: an array (num_rows, num_features), or with more dimensions, or the CSR arrays (data, indices, indptr).
-    y: (num_rows,) labels, as stored.
+    y: (num_rows,) labels, as stored; None when there are none.
     index_base: what the indices of a LIBSVM text count from, 0 or 1; None for other files.
+    keeps_integers: whether chunks have an X of whole numbers as it is stored, for a model of the user's; otherwise, and
+        always when it is sparse, it becomes one of the run's dtype.
+    held_out: the test data that came with these.
     """
 
     path: str
@@ -44,37 +47,40 @@ class Dataset:
     num_features: int
     sparse: bool
     features: Any
-    y: np.ndarray
+    y: np.ndarray | None
     index_base: int | None = None
+    keeps_integers: bool = False
+    held_out: "Dataset | None" = None
 
     @property
     def row_shape(self) -> tuple[int, ...]:
         """The shape of one row of X: (num_features,), or that of an array with more dimensions."""
         return (self.num_features,) if self.sparse else tuple(self.features.shape[1:])
 
-    def rows(self, lo: int, hi: int) -> tuple[Any, np.ndarray]:
+    def rows(self, lo: int, hi: int) -> tuple[Any, np.ndarray | None]:
         """X (hi - lo, *row_shape), an array or a csr_array over the mapped file, and y (hi - lo,).
 
         Raises UserError when the rows of a sparse file name columns that do not exist.
         """
+        y = None if self.y is None else self.y[lo:hi]
         if not self.sparse:
-            return self.features[lo:hi], self.y[lo:hi]
+            return self.features[lo:hi], y
         data, indices, indptr = self.features
         pointers = np.asarray(indptr[lo : hi + 1], np.int64)
         entries = slice(int(pointers[0]), int(pointers[-1]))
-        return self._csr(data[entries], indices[entries], pointers - pointers[0], lo, hi - 1), self.y[lo:hi]
+        return self._csr(data[entries], indices[entries], pointers - pointers[0], lo, hi - 1), y
 
-    def take(self, rows: np.ndarray) -> tuple[Any, np.ndarray]:
+    def take(self, rows: np.ndarray) -> tuple[Any, np.ndarray | None]:
         """As `rows`, of one row or more with these numbers, in this order; copies, and nothing else is read."""
+        y = None if self.y is None else np.asarray(self.y)[rows]
         if not self.sparse:
-            return np.asarray(self.features)[rows], np.asarray(self.y)[rows]
+            return np.asarray(self.features)[rows], y
         data, indices, indptr = self.features
         begins = np.asarray(indptr[rows], np.int64)
         pointers = np.zeros(len(rows) + 1, np.int64)
         np.cumsum(np.asarray(indptr[rows + 1], np.int64) - begins, out=pointers[1:])
         entries = np.arange(pointers[-1]) + np.repeat(begins - pointers[:-1], np.diff(pointers))
-        X = self._csr(data[entries], indices[entries], pointers, int(rows.min()), int(rows.max()))
-        return X, np.asarray(self.y)[rows]
+        return self._csr(data[entries], indices[entries], pointers, int(rows.min()), int(rows.max())), y
 
     def _csr(
         self, data: np.ndarray, columns: np.ndarray, pointers: np.ndarray, first: int, last: int
@@ -113,17 +119,22 @@ def open_data(
     if suffix == ".npz":
         dataset = _from_npz(path, labels, copies)
     elif suffix == ".npy":
-        dataset = _dense(path, map_npy(path), _read_labels(path, labels))
+        dataset = dense(path, map_npy(path), _read_labels(path, labels))
     elif labels is not None:
         raise UserError(f"{path}: LIBSVM text holds its own labels, leave out labels: {labels}")
     else:
         dataset = _from_text(path, like, index_base, copies)
-    if like is not None and dataset.row_shape != like.row_shape:
+    return dataset if like is None else checked_like(dataset, like)
+
+
+def checked_like(test: Dataset, like: Dataset) -> Dataset:
+    """`test`, whose rows must have the shape of those of `like`, or it raises UserError."""
+    if test.row_shape != like.row_shape:
         raise UserError(
-            f"{path}: has {_features(dataset.row_shape)}, but {like.path}, which it must match, "
+            f"{test.path}: has {_features(test.row_shape)}, but {like.path}, which it must match, "
             f"has {_features(like.row_shape)}"
         )
-    return dataset
+    return test
 
 
 def _features(row_shape: tuple[int, ...]) -> str:
@@ -171,10 +182,10 @@ def _from_npz(path: str, labels: str | None, copies: int) -> Dataset:
         raise UserError(f"{path}: holds {unused[:200]!r} besides, which would not be used")
     y = arrays["y"] if "y" in arrays else _read_labels(path, labels)
     if not is_sparse:
-        return _dense(path, arrays["X"], y)
+        return dense(path, arrays["X"], y)
     if "format" in arrays and (arrays["format"].nbytes > 100 or arrays["format"].tobytes() != b"csr"):
         raise UserError(f"{path}: expected sparse format csr, found {arrays['format'].ravel()[:1].tobytes()[:20]!r}")
-    return _sparse(path, arrays["data"], arrays["indices"], arrays["indptr"], arrays["shape"], y)
+    return sparse(path, arrays["data"], arrays["indices"], arrays["indptr"], arrays["shape"], y)
 
 
 def _read_labels(path: str, labels: str | None) -> np.ndarray:
@@ -183,16 +194,18 @@ def _read_labels(path: str, labels: str | None) -> np.ndarray:
     return map_npy(labels)
 
 
-def _dense(path: str, X: np.ndarray, y: np.ndarray) -> Dataset:
+def dense(path: str, X: np.ndarray, y: np.ndarray | None) -> Dataset:
+    """The data set of an array (num_rows, ...) and labels. path: for messages. Raises UserError."""
     _check_numbers(path, "X", X, "fiub")
     if X.ndim < 2:
         raise UserError(f"{path}: expected X of shape (rows, features) or with more dimensions, found {X.shape}")
     return _checked(path, X.shape, False, X, y)
 
 
-def _sparse(
-    path: str, data: np.ndarray, indices: np.ndarray, indptr: np.ndarray, shape: np.ndarray, y: np.ndarray
+def sparse(
+    path: str, data: np.ndarray, indices: np.ndarray, indptr: np.ndarray, shape: np.ndarray, y: np.ndarray | None
 ) -> Dataset:
+    """The data set of CSR arrays and labels, as `dense`."""
     _check_numbers(path, "data", data, "fiub")
     for name, array in (("indices", indices), ("indptr", indptr), ("shape", shape)):
         _check_numbers(path, name, array, "iu")
@@ -212,13 +225,19 @@ def _sparse(
 
 
 def _checked(
-    path: str, shape: tuple[int, ...], is_sparse: bool, features: Any, y: np.ndarray, index_base: int | None = None
+    path: str,
+    shape: tuple[int, ...],
+    is_sparse: bool,
+    features: Any,
+    y: np.ndarray | None,
+    index_base: int | None = None,
 ) -> Dataset:
     num_rows, num_features = shape[0], math.prod(shape[1:])
-    _check_numbers(path, "y", y, "fiub")
     if num_rows == 0 or num_features == 0:
         raise UserError(f"{path}: holds no data: {num_rows} rows of {num_features} features")
-    if y.shape != (num_rows,):
+    if y is not None:
+        _check_numbers(path, "y", y, "fiub")
+    if y is not None and y.shape != (num_rows,):
         raise UserError(f"{path}: expected one label for each of {num_rows} rows, found y of shape {y.shape}")
     return Dataset(path, num_rows, num_features, is_sparse, features, y, index_base)
 

@@ -11,9 +11,12 @@ TOGETHER = 1024  # rows that are looked up together, of the same chunk in some i
 LEAST = 0.01  # cost of an empty chunk: its report takes time as well
 
 
-def rows_of(seed: int, epoch: int, length: int, start: int, stop: int) -> np.ndarray:
-    """The rows at places `start` to `stop - 1` of an epoch over `length` rows: (stop - start,) int64."""
-    return shuffled((seed, epoch), length, start, stop)
+def rows_of(seed: int, epoch: int, length: int, start: int, stop: int, shuffle: bool = True) -> np.ndarray:
+    """The rows at places `start` to `stop - 1` of an epoch over `length` rows: (stop - start,) int64.
+
+    shuffle: in the order of the epoch, otherwise in that of the data.
+    """
+    return shuffled((seed, epoch), length, start, stop) if shuffle else np.arange(start, stop)
 
 
 def bounds(i: int, length: int, num_chunks: int) -> tuple[int, int]:
@@ -29,7 +32,8 @@ def bounds(i: int, length: int, num_chunks: int) -> tuple[int, int]:
 class Epochs:
     """The batches of a run: a pure function of these numbers and the iteration, so nothing has to be kept.
 
-    num_rows: of the data; size: rows of a batch, the last one of an epoch may have fewer; count: epochs of the run.
+    num_rows: of the data; size: rows of a batch, the last one of an epoch may have fewer; count: epochs of the run;
+    shuffle: as for `rows_of`.
 
     >>> epochs = Epochs(num_rows=7, size=3, count=2, seed=0)
     >>> epochs.iterations, [epochs.rows_in(iteration) for iteration in range(6)]
@@ -40,6 +44,7 @@ class Epochs:
     size: int
     count: int
     seed: int
+    shuffle: bool = True
 
     @property
     def iterations_each(self) -> int:
@@ -60,7 +65,7 @@ class Epochs:
 
         The last batch of an epoch may be small. Who does not know that takes all workers for faster than they are.
         """
-        return _costs(self.rows_in(iteration), num_chunks, self.rows_in(0) / num_chunks)
+        return costs_of(self.rows_in(iteration), num_chunks, self.rows_in(0))
 
     def rows(self, iteration: int, i: int, num_chunks: int) -> np.ndarray:
         """The rows of chunk i of the batch of an iteration, ascending: (n,) int64.
@@ -75,9 +80,10 @@ class Epochs:
 
 
 @lru_cache(4)  # a run has two kinds of batches
-def _costs(length: int, num_chunks: int, average: float) -> list[float]:
+def costs_of(length: int, num_chunks: int, whole: int) -> list[float]:
+    """What the chunks of a batch of `length` rows cost relative to an average one of a whole batch, of `whole` rows."""
     ends = np.arange(num_chunks + 1) * length // num_chunks
-    costs: list[float] = (np.diff(ends) / average).clip(LEAST).tolist()
+    costs: list[float] = (np.diff(ends) * (num_chunks / whole)).clip(LEAST).tolist()
     return costs
 
 
@@ -89,7 +95,9 @@ def _looked_up(epochs: Epochs, iterations: range, i: int, num_chunks: int) -> li
         start = iteration % epochs.iterations_each * epochs.size
         first, last = bounds(i, epochs.rows_in(iteration), num_chunks)
         places.append(np.arange(start + first, start + last))
-    rows = shuffled_at((epochs.seed, epoch), epochs.num_rows, np.concatenate(places))
+    rows = np.concatenate(places)
+    if epochs.shuffle:
+        rows = shuffled_at((epochs.seed, epoch), epochs.num_rows, rows)
     return [np.sort(chunk) for chunk in np.split(rows, np.cumsum([len(some) for some in places])[:-1])]
 
 

@@ -20,9 +20,16 @@ def label_dtype(stored: np.ndarray, dtype: np.dtype[Any]) -> np.dtype[Any]:
     return np.dtype(np.int64) if stored.dtype.kind in "iub" else dtype
 
 
+def feature_dtype(stored: np.ndarray, dtype: np.dtype[Any], keeps_integers: bool) -> np.dtype[Any]:
+    """The dtype of X for a model: the run's, or for whole numbers that are kept that of the file, in native order."""
+    return stored.dtype.newbyteorder("=") if keeps_integers and stored.dtype.kind in "iub" else dtype
+
+
 def changed(stored: np.ndarray, converted: np.ndarray) -> np.ndarray | None:
     """Which whole numbers became others, a mask; None when all of them are what they were."""
     if stored.dtype.kind not in "iu" or not stored.size:
+        return None
+    if converted.dtype.kind == stored.dtype.kind and converted.dtype.itemsize >= stored.dtype.itemsize:
         return None
     whole = converted.dtype.kind == "i"
     # all whole numbers up to here exist in the new dtype

@@ -20,6 +20,7 @@ from psgc.diagnosis.findings import (
     job_findings,
     mpirun_finding,
     output_finding,
+    pace_findings,
     slurm_finding,
     survival,
 )
@@ -107,6 +108,7 @@ def _probe_mpi(
     with Command(command, {**environ, **additions, **SHOW_TRANSPORT}, deadline - time.monotonic()) as job:
         result = job.result()
     findings = [mpirun_finding(mpirun), *job_findings(mpirun, "--with-ft" in command, result, size)]
+    findings += pace_findings(result.found().get("paces", []))
     return findings, bool(result.found().get("survived"))
 
 

@@ -1,13 +1,16 @@
 """What the results of `probe` and of the cluster's own commands mean for a run. Pure functions."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from psgc.diagnosis.commands import Result
+from psgc.diagnosis.paces import BEHIND, Pace, ratio
 from psgc.launching.mpirun import Mpirun
 from psgc.machine import FLEETING, NETWORK
+
+BOUND = "-- --bind-to core:overload-allowed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +112,42 @@ def core_findings(num_ranks: int, cores: int, threads: str) -> list[Finding]:
         advice = f"unset OMP_NUM_THREADS={threads}"
         return [*found, Finding("note", name, f"{text}, {int(threads) * workers} on {cores} cores: {advice}")]
     return [*found, Finding("ok", name, text)]
+
+
+def pace_findings(hosts: Sequence[Mapping[str, Any]]) -> list[Finding]:
+    """What the measurements of the hosts say. hosts: each what `summarised` returns, and `host`, its name."""
+    if not hosts or (len(hosts) == 1 and hosts[0]["cores"] == 1):
+        return []
+    quickest = min(hosts, key=lambda host: host["fastest"][1][1])
+    within = {host["host"]: ratio(host["slowest"][1], host["fastest"][1]) for host in hosts}
+    between = {host["host"]: ratio(host["fastest"][1], quickest["fastest"][1]) for host in hosts}
+    uneven, late = ([name for name, times in each.items() if times >= BEHIND] for each in (within, between))
+    found = []
+    if uneven:
+        worst = max(hosts, key=lambda host: within[host["host"]])
+        where = f"on {worst['host']}: " if len(hosts) > 1 else ""
+        more = f"; other hosts with such cores: {len(uneven) - 1}" if len(uneven) > 1 else ""
+        (core, fast), (_, slow) = worst["fastest"], worst["slowest"]
+        slow_ones = f"{where}{worst['behind']} of {worst['cores']} cores"
+        text = f"{slow_ones} take up to {within[worst['host']]:.2f} x as long as core {core} for the same work"
+        advice = f"psgc launch ... {BOUND} keeps each rank on a core, whose pace schedule dynamic learns"
+        found.append(Finding("note", "slow cores", f"{text} ({_times(slow, fast)}){more}; {advice}"))
+    if late:
+        worst = max(hosts, key=lambda host: between[host["host"]])
+        others = f" and {len(late) - 1} more" if len(late) > 1 else ""
+        times = _times(worst["fastest"][1], quickest["fastest"][1])
+        longer = f"up to {between[worst['host']]:.2f} x as long as {quickest['host']} for the same work ({times})"
+        advice = "schedule dynamic learns that, and gives their workers less to do"
+        found.append(Finding("note", "slow hosts", f"{worst['host']}{others}: {longer}; {advice}"))
+    if not found:
+        most = max(ratio(host["slowest"][1], quickest["fastest"][1]) for host in hosts)
+        text = f"all alike: the slowest core takes {most:.2f} x as long as the fastest for the same work"
+        found.append(Finding("ok", "pace of cores", text))
+    return found
+
+
+def _times(slow: Pace, fast: Pace) -> str:
+    return f"{1e6 * slow[1]:.0f} us, {1e6 * fast[1]:.0f} us"
 
 
 def gpu_findings(result: Result, cuda_aware: bool, driver: bool) -> list[Finding]:

@@ -28,9 +28,10 @@ def say(**found: object) -> None:
 
 
 def ranks() -> None:
-    """One of three or more ranks: exchange vectors as a run does, lose the last rank, and end in order."""
+    """One of three or more ranks: measure the cores, exchange vectors as a run does, lose the last rank, and end."""
     import numpy as np
 
+    from psgc.diagnosis.paces import measured, summarised
     from psgc.messages import Kind, record, stamp
     from psgc.transport import Control, Died, Transport, Vector
 
@@ -47,6 +48,11 @@ def ranks() -> None:
     if transport.size < 3:
         transport.finalize()
         transport.end(0)
+    is_first = transport.hosts.index(transport.hosts[transport.rank]) == transport.rank  # on its host
+    paces = transport.gather(json.dumps(summarised(measured())) if is_first else "", "measuring the cores")
+    if serving:
+        named = zip(transport.hosts, paces, strict=True)
+        say(paces=[{"host": host, **json.loads(text)} for host, text in named if text])
     transport.start()
     for rank in workers if serving else [0]:
         transport.post(np.empty(ENTRIES), rank)

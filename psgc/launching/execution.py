@@ -41,7 +41,7 @@ class Execution:
             self._raised(error, frames)
             if launched.has_begun() or sys.excepthook is not sys.__excepthook__:
                 self.shown = []
-                sys.excepthook(type(error), error, frames)
+                sys.excepthook(type(error), error.with_traceback(frames), frames)
                 sys.exit(1)
 
     def _exited(self, code: object) -> None:

@@ -47,13 +47,14 @@ def launch(
     for_mpirun: Sequence[str] = (),
     arguments: Sequence[str] = (),
     heard: Heard | None = None,
+    hints: bool = True,
 ) -> int:
     """Runs (or, with `print_only`, prints) the mpirun command of `psgc train path --set ...`, or of the script `path`.
 
     requeue: seconds between SLURM's SIGUSR1 and the time limit of this job. The job is requeued when that signal or a
     lost host ended the run, and the run left a new checkpoint.
     for_mpirun: further arguments of mpirun, such as --map-by core; arguments: of the script.
-    heard: filled for a program that has more use for an error than for an exit code.
+    heard: filled for a program that has more use for an error than for an exit code; hints: say how to go on.
     With `print_only` also prints what each rank will hold in memory, on stderr, if that is known before the run.
     Returns the exit code, see docs/getting-started.md. The last line on stderr says how to resume, if that may succeed.
     Raises UserError: wrong settings, script, ranks or hosts, no working mpirun, `requeue` outside of a SLURM job.
@@ -114,7 +115,7 @@ def launch(
             say(f"psgc launch: {why}", error=True)
         if heard is not None:
             heard.why, heard.stopped_by = why, stopped_by
-        return _conclude(left, code, stopped_by, job if requeue is not None else None, again, hint)
+        return _conclude(left, code, stopped_by, job if requeue is not None else None, again if hints else [], hint)
 
 
 def _conclude(
@@ -122,7 +123,7 @@ def _conclude(
 ) -> int:
     """Says who stopped the run and how to go on, or requeues the job, if one is given. Returns `code`, its exit code.
 
-    again: the command that resumes the run; hint: what to change in it.
+    again: the command that resumes the run, empty when somebody else says so; hint: what to change in it.
     """
     summary = left.summary()
     status, too_few_workers = summary.get("status"), bool(summary.get("too_few_workers"))
@@ -143,8 +144,10 @@ def _conclude(
                     return code
         except PsgcError as error:
             say(f"psgc launch: {error}", error=True)
-    # a model or data that failed would fail again
-    if code not in (0, 2) and (status != "failed" or too_few_workers) and left.can_resume():
+    if not again:
+        return code
+    # a model or data that failed, and a script after its run, would fail again
+    if code not in (0, 2) and (status not in ("done", "failed") or too_few_workers) and left.can_resume():
         say(f"psgc launch: {why}to resume from the last checkpoint{hint}: {shlex.join(again)}", error=True)
     elif why:
         say(f"psgc launch: {why}there is no checkpoint yet", error=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from psgc.errors import UserError
-from psgc.training.launched import ANSWER, Found, stamp
+from psgc.training.launched import ANSWER, EXITED, Found, stamp
 
 GRACE = 10.0  # seconds that mpirun has to end after the run; a hung process that nobody could kill keeps it alive
 
@@ -73,7 +73,7 @@ class ScriptDirectory(RunDirectory):
 
     def __init__(self, folder: Path, resumed: bool) -> None:
         super().__init__(folder, resumed)
-        self._answer = folder / ANSWER
+        self._answer, self._exited = folder / ANSWER, folder / EXITED
         self._is_named = False
 
     @property
@@ -81,6 +81,14 @@ class ScriptDirectory(RunDirectory):
         """Also true before the script has come to name its directory."""
         self._found()
         return super().proof if self._is_named else "no rank 0 of the script has said how it ended"
+
+    def summary(self) -> dict[str, Any]:
+        """With the exit code of the script, if that has failed after its run."""
+        summary = super().summary()
+        if summary.get("status") == "done":
+            with suppress(OSError, ValueError):
+                summary |= json.loads(self._exited.read_text(encoding="utf-8"))
+        return summary
 
     def _found(self) -> Found:
         if not self._is_named:

@@ -57,6 +57,8 @@ def _end(script: Execution, rank: int) -> None:
     """The end of a process. One without psgc.torch.init, and without MPI's Finalize of its own, meets the others."""
     if launched.has_begun() or MPI.Is_finalized():
         script.show()
+        with suppress(OSError):
+            launched.leave_exit_code(script.code)
         if rank == 0:
             _leave_summary(script.code)
         return

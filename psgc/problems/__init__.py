@@ -1,9 +1,9 @@
 """What psgc optimises: the Problem protocol and the built-in models."""
 
-from psgc.problems.base import Problem, evaluate, has_loss
-from psgc.problems.build import called, check_labels, load_object, load_python, make_problem
+from psgc.problems.base import Problem, evaluate, has_loss, prepare_evaluation
+from psgc.problems.build import call_object, check_labels, load_python, make_problem
 from psgc.problems.models import LeastSquares, Logistic, Mlp, Softmax
-from psgc.problems.quality import EVALUATION_ROWS, quality
+from psgc.problems.quality import EVALUATION_ROWS, change_of, measures_of, part_of, quality
 
 __all__ = [
     "EVALUATION_ROWS",
@@ -12,12 +12,15 @@ __all__ = [
     "Mlp",
     "Problem",
     "Softmax",
-    "called",
+    "call_object",
+    "change_of",
     "check_labels",
     "evaluate",
     "has_loss",
-    "load_object",
     "load_python",
     "make_problem",
+    "measures_of",
+    "part_of",
+    "prepare_evaluation",
     "quality",
 ]

@@ -22,7 +22,7 @@ A complete problem of one's own, fitting the mean of the labels:
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -36,11 +36,15 @@ Evaluation: TypeAlias = Callable[[Array, Chunk, np.random.Generator], tuple[floa
 class Problem(Protocol):
     """What a problem must have. Copies of a chunk must agree, so `gradient` depends on its arguments alone.
 
-    Optional, used when present:
-        loss(params, chunk) -> float                            loss_i, shown and recorded; the run ends when the
-                                                                sum over the chunks is not finite
-        loss_and_gradient(params, chunk, rng) -> (float, vector)   both at the price of one
-        accuracy(params, chunk) -> float                        fraction of the chunk's rows classified right
+    Optional methods, used when they are there:
+
+    * `loss(params, chunk) -> float`: loss_i, shown and recorded. The run ends when its sum over the chunks is not
+      finite.
+    * `loss_and_gradient(params, chunk, rng) -> (float, vector)`: both at the price of one.
+    * `accuracy(params, chunk) -> float`: the fraction of the chunk's rows that are classified right.
+    * `prepare_evaluation(params, chunks)`: called before `loss` and `accuracy` are asked for figures that are shown. It
+      recomputes, from its arguments alone, what the problem keeps beside its parameters, such as running statistics.
+      `chunks` yields those of the training data, each read when it is taken.
     """
 
     dim: int
@@ -79,6 +83,15 @@ def evaluate(problem: Problem) -> Evaluation:
         return (float("nan") if loss is None else loss(params, chunk)), gradient
 
     return separately
+
+
+def prepare_evaluation(problem: Problem, params: Array, chunks: Iterator[Chunk]) -> None:
+    """Have the problem recompute its own state for an evaluation at `params`, if it has a method for that.
+
+    chunks: of the training data, in order (`psgc.data.ChunkSource.each`).
+    """
+    if (prepare := getattr(problem, "prepare_evaluation", None)) is not None:
+        prepare(params, chunks)
 
 
 def array_namespace(array: Array) -> Any:

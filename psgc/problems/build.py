@@ -12,6 +12,7 @@ from psgc.data import Dataset
 from psgc.errors import UserError, one_line
 from psgc.problems.base import Problem
 from psgc.problems.models import LeastSquares, Logistic, Mlp, Softmax
+from psgc.user_code import raised_at
 
 
 def make_problem(kind: str, *, dataset: Dataset, l2: float = 0.0, hidden: int = 64, seed: int = 0) -> Problem:
@@ -48,6 +49,8 @@ def check_labels(kind: str, dataset: Dataset, num_classes: int | None = None) ->
 
     Raises UserError: labels not finite, not 0/1 or -1/+1 (logistic), not 0..C-1 (softmax, mlp).
     """
+    if dataset.y is None:
+        raise UserError(f"{dataset.path}: gives X without labels, which {kind} needs")
     if not np.isfinite(dataset.y).all():
         row = int(np.flatnonzero(~np.isfinite(dataset.y))[0])
         raise UserError(f"{dataset.path}: the label of row {row} is {dataset.y[row]}, expected finite numbers")
@@ -78,11 +81,11 @@ def load_python(target: str, options: Mapping[str, Any], folder: str | None = No
     Raises UserError: the module or object is missing or fails, or it gives no problem (see `Problem`).
     """
     where = f"problem.python: {target}"
-    made = load_object(where, target, folder)
+    made = _load_object(where, target, folder)
     if isinstance(made, type) or not hasattr(made, "gradient"):
         if not callable(made):
             raise UserError(f"{where}: expected a problem, or a class or function that makes one")
-        made = called(where, made, options)
+        made = _called(where, made, options)
     elif options:
         raise UserError(f"{where}: is a problem already and takes no options, got {dict(options)}")
     for method in ("initial_params", "gradient"):
@@ -94,7 +97,7 @@ def load_python(target: str, options: Mapping[str, Any], folder: str | None = No
     return cast(Problem, made)
 
 
-def load_object(where: str, target: str, folder: str | None) -> Any:
+def _load_object(where: str, target: str, folder: str | None) -> Any:
     """The user's object named "module:object", as for `load_python`. where: said in errors. Raises UserError."""
     module_name, _, object_name = target.partition(":")
     if not module_name or not object_name:
@@ -108,12 +111,23 @@ def load_object(where: str, target: str, folder: str | None) -> Any:
     return found
 
 
-def called(where: str, function: Callable[..., Any], options: Mapping[str, Any]) -> Any:
-    """What the user's function returns for these keyword arguments. Raises UserError when it fails."""
+def call_object(where: str, target: str, options: Mapping[str, Any], folder: str | None) -> Any:
+    """What the user's function named "module:function" returns for these keyword arguments. Raises UserError.
+
+    where, folder: as for `_load_object`.
+    """
+    function = _load_object(where, target, folder)
+    if not callable(function):
+        raise UserError(f"{where}: is a {type(function).__name__}, expected a function")
+    return _called(where, function, options)
+
+
+def _called(where: str, function: Callable[..., Any], options: Mapping[str, Any]) -> Any:
     try:
         return function(**options)
     except (Exception, SystemExit) as error:  # the user's code: anything can come, --debug shows where from
-        raise UserError(f"{where}: calling it with {dict(options)} failed: {one_line(error)}") from error
+        text = f"calling it with {dict(options)} failed: {one_line(error)}{raised_at(error)}"
+        raise UserError(f"{where}: {text}") from error
 
 
 def _import(where: str, module_name: str, folder: str | None) -> Any:

@@ -1,13 +1,13 @@
 """How good parameters are: loss and accuracy over a whole dataset, on one process with a problem of its own."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from psgc.backend import Backend
 from psgc.data import Chunk, ChunkSource, Dataset
 from psgc.errors import one_line
-from psgc.problems.base import Problem
+from psgc.problems.base import Problem, prepare_evaluation
 from psgc.terminal import say
 
 EVALUATION_ROWS = 10_000  # rows that are looked at together
@@ -20,6 +20,16 @@ Measure = Callable[[Any, Chunk], float]
 Measures = dict[str, Measure]
 
 
+def measures_of(problem: Problem) -> Measures:
+    """The figures that the problem has for rows: loss, accuracy, both or none."""
+    return {what: getattr(problem, what) for what in ("loss", "accuracy") if hasattr(problem, what)}
+
+
+def part_of(what: str, measure: Measure, params: Any, chunk: Chunk) -> float:
+    """What a chunk adds to the figure of all chunks: a loss adds up, an accuracy is a mean over the rows."""
+    return float(measure(params, chunk)) * (chunk.weight if what == "accuracy" else 1.0)
+
+
 def quality(
     problem: Problem,
     params: Any,
@@ -28,32 +38,34 @@ def quality(
     dtype: str,
     backend: Backend,
     gradient: Callable[[], object],
+    chunks: Callable[[], Iterator[Chunk]],
 ) -> dict[str, float]:
     """Loss and accuracy of `params`, on the held-out data where there is some.
 
     gradient: makes `problem` compute a gradient. If that changes the figures of the same rows and parameters, the
     problem keeps state of its own. Workers have their own copies of such state, so figures from this process would be
     wrong: none are returned, and a line says why.
+    chunks: of the training data, for a problem that computes that state anew before it is evaluated.
     """
     data, name, key = (test, "held-out", "test") if test is not None else (dataset, "training", "training")
-    measures: Measures = {what: getattr(problem, what) for what in ("loss", "accuracy") if hasattr(problem, what)}
+    measures = measures_of(problem)
     wanted = [what for what in measures if what == "accuracy" or test is not None]  # the record has the training loss
     if data is None or not wanted:
         return {}
+
+    def disturb() -> None:
+        gradient()
+        prepare_evaluation(problem, params, chunks())
+
     try:
+        prepare_evaluation(problem, params, chunks())
         probed = ChunkSource(data, max(1, data.num_rows // PROBED_ROWS), dtype, backend).chunk(0)
-        change = _change(measures, params, probed, gradient)
+        change = change_of(problem, params, probed, disturb)
     except Exception as error:  # the user's code or damaged data; the run itself is done and well
         say(f"psgc: no {name} figures: {one_line(error)}", error=True)
         return {}
     if change:
-        say(
-            f"psgc: no {name} figures: with the same rows and parameters {change} when a gradient was computed. The "
-            "problem keeps state beside its parameters (running statistics of batch normalisation?), of which rank 0 "
-            "has seen none, or it is random; normalise without state (by layer or group), or evaluate params.npy "
-            "yourself",
-            error=True,
-        )
+        say(f"psgc: no {name} figures: {change}", error=True)
         return {}
     source = ChunkSource(data, -(-data.num_rows // EVALUATION_ROWS), dtype, backend)
     found = {}
@@ -65,19 +77,31 @@ def quality(
     return found
 
 
+def _why(problem: Problem) -> str:
+    if hasattr(problem, "prepare_evaluation"):
+        return (
+            " when a gradient and prepare_evaluation were computed in between. What prepare_evaluation leaves must "
+            "depend on its arguments alone: let it begin from nothing, and draw no random numbers"
+        )
+    return (
+        " when a gradient was computed. The problem keeps state beside its parameters (running statistics of batch "
+        "normalisation?), of which rank 0 has seen none, or it is random; give it a method prepare_evaluation, "
+        "normalise without state (by layer or group), or evaluate params.npy yourself"
+    )
+
+
 def _over_all(what: str, measure: Measure, params: Any, source: ChunkSource) -> float:
-    """A loss adds up over the chunks, an accuracy is a mean over the rows."""
-    chunks = map(source.chunk, range(source.num_chunks))
-    return float(sum(float(measure(params, c)) * (c.weight if what == "accuracy" else 1.0) for c in chunks))
+    return float(sum(part_of(what, measure, params, source.chunk(i)) for i in range(source.num_chunks)))
 
 
-def _change(measures: Measures, params: Any, probed: Chunk, gradient: Callable[[], object]) -> str:
-    """Which figure of the same rows and parameters is another one after a gradient; empty when none is."""
+def change_of(problem: Problem, params: Any, probed: Chunk, disturb: Callable[[], None]) -> str:
+    """Which figure of the same rows and parameters is another one after `disturb`, and why; empty when none is."""
+    measures = measures_of(problem)
     before = {what: float(measure(params, probed)) for what, measure in measures.items()}
-    gradient()
+    disturb()
     for what, measure in measures.items():
         then, now = before[what], float(measure(params, probed))
         same = then == now or (math.isnan(then) and math.isnan(now))
         if not (same or abs(then - now) <= SAME * max(abs(then), abs(now))):
-            return f"the {what} went from {then:g} to {now:g}"
+            return f"with the same rows and parameters the {what} went from {then:g} to {now:g}{_why(problem)}"
     return ""

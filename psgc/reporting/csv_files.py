@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from psgc.regular_files import open_regular
-from psgc.run_rows import COLUMNS, COUNTS, MOST, IterationRow, WorkerEvent
+from psgc.run_rows import COLUMNS, COUNTS, EARLIER_COLUMNS, MOST, OPTIONAL, IterationRow, WorkerEvent
 
 LONGEST = 1 << 20  # bytes of a line
 
@@ -38,7 +38,7 @@ def number(column: str, text: str) -> float:
             return int(text)
         raise ValueError(f"expected a whole number, got {text[:40]!r}")
     try:
-        value = float(text or "nan") if column == "loss" else float(text)
+        value = float(text or "nan") if column in OPTIONAL else float(text)
     except ValueError:
         raise ValueError(f"expected a number, got {text[:40]!r}") from None
     is_unknown = column == "bound" and not math.isfinite(value)
@@ -50,14 +50,14 @@ def number(column: str, text: str) -> float:
 def earlier_rows(path: Path, end: float = math.inf) -> Iterator[IterationRow]:
     """The rows of an iterations.csv, which may be damaged, before the iteration `end`."""
     last = -1
-    for values in _whole_rows(path, COLUMNS):
+    for values in _whole_rows(path, COLUMNS, EARLIER_COLUMNS):
         try:
             fields: Any = {column: number(column, text) for column, text in values.items()}
         except ValueError:
             continue
         if last < fields["iteration"] < end:
             last = fields["iteration"]
-            yield IterationRow(**fields | ({} if values["loss"] else {"loss": None}))
+            yield IterationRow(**fields | {name: None for name in OPTIONAL if not values.get(name)})
 
 
 def earlier_events(path: Path) -> list[WorkerEvent]:
@@ -67,11 +67,12 @@ def earlier_events(path: Path) -> list[WorkerEvent]:
     return [WorkerEvent(int(row.pop("iteration")), int(row.pop("worker")), **row) for row in whole]
 
 
-def _whole_rows(path: Path, columns: Sequence[str]) -> Iterator[dict[str, str]]:
-    """The rows that have all of `columns`; none when the file is missing, cannot be read, or has other columns."""
+def _whole_rows(path: Path, *known: Sequence[str]) -> Iterator[dict[str, str]]:
+    """The rows of a file that has one of these lists of columns; none when it is missing or cannot be read."""
     try:
         rows = csv_rows(path)
-        if tuple(next(rows, ())) == tuple(columns):
+        columns = tuple(next(rows, ()))
+        if columns in known:
             yield from (dict(zip(columns, row, strict=True)) for row in rows if len(row) == len(columns))
     except (OSError, csv.Error):
         return

@@ -50,19 +50,28 @@ def _convergence(run: RecordedRun) -> Picture:
     elif not known.all():
         wrong = int(np.argmin(known))
         remark = f"The loss of iteration {numbers[wrong]} is {loss[wrong]}."
+    held_out = run.iterations.get("test_loss", np.full(len(numbers), np.nan))
+    tested = np.isfinite(held_out)
+    if tested.any():
+        least = int(np.nanargmin(np.where(tested, held_out, np.nan)))
+        course += f" The held-out loss is least, {held_out[least]:.4g}, after {numbers[least]} iterations."
     alt = f"{course} {remark}".strip()
 
     def draw(theme: Theme) -> Figure:
         figure = new_figure(WIDTH, 3.6)
         axes = figure.subplots(1, 2, sharey=True)
         for panel, x, label in zip(axes, (numbers, elapsed), ("iteration", "seconds of training"), strict=True):
-            panel.plot(x[known], loss[known], **line(known.sum()))
+            panel.plot(x[known], loss[known], **line(known.sum()), label="training")
+            if tested.any():
+                panel.plot(x[tested], held_out[tested], color=theme.lines[1], **line(tested.sum()), label="held-out")
             panel.set_xlabel(label)
         axes[0].set_ylabel("loss")
         axes[0].xaxis.set_major_locator(MaxNLocator(integer=True))
         if spread(loss[known], 4):
             axes[0].set_yscale("log")
             plain_logarithm(axes[0].yaxis)
+        if tested.any():
+            figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
         return figure
 
     caption = f"The loss before each step, against iterations and against the time that they took. {remark}".strip()

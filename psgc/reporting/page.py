@@ -120,6 +120,7 @@ def _facts(run: RecordedRun) -> str:
         "efficiency T*/T": _shown(summary.get("efficiency"), "{:.2f}".format),
         "final loss": _shown(summary.get("final_loss"), "{:.6g}".format),
         "held-out loss": _shown(summary.get("test_loss"), "{:.4g}".format),
+        "best held-out loss": _shown((summary.get("best") or {}).get("test_loss"), "{:.4g}".format),
         "held-out accuracy": _shown(summary.get("test_accuracy"), "{:.4f}".format),
         "work thrown away": _shown(summary.get("work_thrown_away"), lambda share: f"{100 * share:.1f} %"),
         "whole run": _shown(summary.get("seconds"), duration),

@@ -50,11 +50,15 @@ class RunProgress:
         if self._bar is not None:
             self._bar.update(self._task, total=iterations, completed=done)
 
-    def update(self, loss: float | None, seconds: float) -> None:
-        """One more iteration: its loss, None when the problem has none, and how long it took."""
+    def update(self, loss: float | None, seconds: float, held_out: str = "") -> None:
+        """One more iteration: its loss, None when the problem has none, and how long it took.
+
+        held_out: the newest figure of held-out rows.
+        """
         self._say_held()
         self._done += 1
-        state = f"{1e3 * seconds:.1f} ms" if loss is None else f"loss {loss:.6f}  {1e3 * seconds:.1f} ms"
+        shown = [] if loss is None else [f"loss {loss:.6f}"]
+        state = "  ".join([*shown, *([held_out] if held_out else []), f"{1e3 * seconds:.1f} ms"])
         if self._epochs is not None:
             state = f"epoch {epoch_of(self._done, self._iterations, self._epochs)}/{self._epochs}  {state}"
         if self._bar is not None:

@@ -92,7 +92,8 @@ class Recorder:
         mine = entries[entries["iteration"] == row.iteration]
         done = mine[mine["outcome"] != Outcome.ABANDONED]
         pace = seconds_per_chunk(done, self._workers)
-        row.bound = self._bounds.bound(row, done, pace)
+        # how long the evaluation takes is no matter of the schedule, and not in the seconds of the chunks
+        row.bound = math.nan if row.is_evaluated else self._bounds.bound(row, done, pace)
         row.efficiency = row.bound / row.seconds
         row.actual_error = math.nan if row.missing else 0.0
         self.tally.count(entries)
@@ -201,6 +202,11 @@ class Recorder:
             reason = f"params.npy: {self.not_whole['params.npy']}"
             summary |= {"status": "failed", "reason": reason, "exit_code": RunFailed.exit_code}
         return summary
+
+    def keep_best(self, params: np.ndarray) -> None:
+        """Write the parameters that are the best so far (`evaluate.keep_best`)."""
+        path = self._directory / "best.npy"
+        self._keep(path.name, lambda: write_whole(path, lambda stream: np.save(stream, params, allow_pickle=False)))
 
     def drop_timeline(self) -> None:
         """Remove the timeline from the disk, to make room for a checkpoint."""

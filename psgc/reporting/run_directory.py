@@ -18,7 +18,7 @@ from psgc.regular_files import open_regular
 from psgc.reporting.csv_files import csv_rows, number
 from psgc.reporting.files import reading
 from psgc.reporting.timeline import Columns, pieces, read_timeline
-from psgc.run_rows import COLUMNS, COUNTS, Outcome, WorkerEvent
+from psgc.run_rows import COLUMNS, COUNTS, EARLIER_COLUMNS, OPTIONAL, Outcome, WorkerEvent
 
 MAX_CHUNKS = 2**31
 FEW = 1 << 22  # workers x iterations that fit into memory anyhow
@@ -32,7 +32,7 @@ class RecordedRun:
 
     config: its settings.
     iterations: the columns of iterations.csv (`psgc.run_rows.IterationRow`), counts as int64 and others as float64;
-        without the loss when the problem has none.
+        without the loss when the problem has none, and without held-out figures when there are none.
     timeline: the columns of the timeline (`psgc.run_rows.TIMELINE`) and `outcomes`, the names that `outcome` is an
         index of; None when there is none. It may lack iterations, and have some that have no row yet.
     summary: summary.json, None while the run has not ended.
@@ -157,10 +157,11 @@ def _check_columns(path: Path, header: Sequence[str], columns: Sequence[str]) ->
 
 def _iterations(path: Path) -> Columns:
     header, rows = _csv(path)
-    _check_columns(path, header, COLUMNS)
+    if tuple(header) != EARLIER_COLUMNS:
+        _check_columns(path, header, COLUMNS)
     columns = {}
     for place, name in enumerate(header):
-        if name == "loss" and rows and not any(row[place] for row in rows):  # the problem has none
+        if name in OPTIONAL and (rows or name != "loss") and not any(row[place] for row in rows):  # there is none
             continue
         values = _column(path, name, (row[place] for row in rows))
         columns[name] = np.array(values, np.int64 if name in COUNTS else np.float64)

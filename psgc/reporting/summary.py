@@ -13,6 +13,7 @@ from psgc.reporting.records import Recorder
 from psgc.run_rows import Outcome
 
 NAMED = 4  # losses and returns that the summary for a person tells
+TOLD = 0.5  # of an iteration, that the computing time without redundancy has to be
 
 
 def summarise(recorder: Recorder, seconds: float, settings: dict[str, Any], status: str, reason: str) -> dict[str, Any]:
@@ -70,11 +71,14 @@ def lines(summary: dict[str, Any]) -> list[str]:
             text.append(f"  {key:<18} {value:.4f}")
     if summary.get("training_accuracy") is not None:
         text.append(f"  training accuracy  {summary['training_accuracy']:.4f}")
+    if best := summary.get("best"):
+        text.append(f"  best               {_best(best)}")
     if summary["seconds_per_iteration"] is None:
         return text
     per, uncoded = summary["seconds_per_iteration"], summary["uncoded_seconds_per_iteration"]
     without = ""
-    if uncoded is not None and summary.get("workers") != 1:
+    # where an iteration is mostly overhead, which waiting would not save, its computing time compares with nothing
+    if uncoded is not None and uncoded > TOLD * per and summary.get("workers") != 1:
         without = f"; waiting for everybody, without redundancy: at least {duration(uncoded)} ({uncoded / per:.1f} x)"
     text.append(f"  per iteration      {duration(per)}{without}")
     if summary["efficiency"] is not None:
@@ -103,6 +107,12 @@ def lines(summary: dict[str, Any]) -> list[str]:
         copies = ", ".join(f"{count} of worker {worker}" for worker, count in summary["wrong"].items())
         text.append(f"  wrong copies       {copies} (lost.csv says which)")
     return text
+
+
+def _best(best: dict[str, Any]) -> str:
+    figures = [f"held-out {name} {best[f'test_{name}']:.4f}" for name in ("loss", "accuracy") if f"test_{name}" in best]
+    kept = f" ({best['file']})" if "file" in best else ""
+    return f"{', '.join(figures)} after {best['iteration']} iterations{kept}"
 
 
 def _approximate(summary: dict[str, Any]) -> str:

@@ -66,6 +66,6 @@ class Tally:
         mean = np.divide(self._finished_seconds, self._finished, out=self._abandoned.copy(), where=self._finished > 0)
         # the slowest worker's own chunks at its pace: that of this iteration, else its mean, else what it abandoned
         self.uncoded.append(float((self._own_chunks * np.where(np.isnan(pace), mean, pace)).max()))
-        self.overheads.append(math.nan if row.error_measure else overhead(entries, row.seconds))
+        self.overheads.append(math.nan if row.error_measure or row.is_evaluated else overhead(entries, row.seconds))
         delivered = entries["seconds"][entries["outcome"] <= Outcome.LATE]
         self.chunk_seconds.append(float(np.median(delivered)) if len(delivered) else math.nan)

@@ -11,6 +11,7 @@ import numpy as np
 from psgc.errors import UserError
 from psgc.reporting.files import writing
 from psgc.reporting.run_directory import RecordedRun
+from psgc.run_rows import HELD_OUT
 from psgc.writing import make_directory, write_whole
 
 try:
@@ -20,7 +21,7 @@ try:
 except ImportError:
     raise UserError("--tensorboard needs TensorBoard: pip install tensorboard") from None
 
-SCALARS = ("loss", "seconds", "efficiency", "error_measure", "lost", "redundant")
+SCALARS = ("loss", "seconds", "efficiency", "error_measure", "lost", "redundant", *HELD_OUT)
 
 
 def write_events(run: RecordedRun, directory: Path) -> None:

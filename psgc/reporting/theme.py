@@ -44,3 +44,6 @@ DARK = Theme(
     lines=("#4aa8e8", "#f0b429"), outcomes=("#4aa8e8", "#e0a020", "#6e7681", "#ffb3d1"),
 )  # fmt: skip
 HATCHES = ("", "////", "", "xxxx")  # of the outcomes: colour is not all that tells them apart
+# Many lines in one figure, on light paper: each colour comes with each style.
+SERIES = ("#0072b2", "#b35900", "#1b1f24", "#c2185b", "#00429d")
+STYLES = ("-", (0, (5, 2)))

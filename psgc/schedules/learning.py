@@ -5,7 +5,7 @@ from collections.abc import Collection
 from psgc.schedules.progress import Worker
 
 TRUSTED = 0.08  # surprise up to which the paces of one iteration are used in the next
-LEARNING_RATE = 0.5  # weight of a worker's newest chunk in its pace
+LEARNING_RATE = 0.25  # weight of a worker's newest chunk in its pace
 LAG_RATE = 0.25  # weight of the newest report in the lag
 LAG_STEP = 1e-4  # seconds; a report counts as at most this late, or as twice the lag
 

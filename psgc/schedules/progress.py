@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from math import inf
 
-GAIN = 0.5  # share of a chunk that must be done before the others are predicted to be: predictions err
 LEAD = 0.1  # share of a chunk's time before its predicted end at which the next one is chosen once more
 UNKNOWN = 5.0  # a worker without a report, after e seconds: expected to need this times e more
 
@@ -155,7 +154,7 @@ class Worker:
             if chunk.copies >= chunk.wanted:  # they are being compared
                 continue
             end = chunk.expected(now, lag)
-            if (end <= latest and not begun) or (pace is not None and start + GAIN * pace * chunk.cost >= end):
+            if (end <= latest and not begun) or (pace is not None and start + pace * chunk.cost > end):
                 continue
             running = any(taker.running is chunk for taker in chunk.takers)
             if running and end < inf and pace is None and self.running is not None and not self.running.committed:

@@ -7,10 +7,10 @@ from pathlib import Path
 from rich.table import Table
 
 from psgc.errors import UserError
+from psgc.reporting.output import check_file, check_plot, progress_bar, show, write_json
 from psgc.simulation import experiment, network_experiment
 from psgc.simulation.experiment import Row
 from psgc.simulation.network_settings import NetworkSettings
-from psgc.simulation.output import check_file, progress_bar, show, write_json
 from psgc.simulation.settings import Settings, load
 from psgc.terminal import say
 
@@ -21,11 +21,9 @@ def simulate(config: str, overrides: Sequence[str], json_file: str | None, plot_
     check_file("--json", json_file)
     if isinstance(settings, NetworkSettings):
         return _simulate_network(settings, json_file, plot_file)
-    check_file("--plot", plot_file)
+    check_plot(plot_file)
     if plot_file is not None:
-        from psgc.simulation.plots import check_format, write_figure  # needs matplotlib
-
-        check_format(plot_file)
+        from psgc.simulation.plots import write_figure  # needs matplotlib
     with progress_bar() as progress:
         task = progress.add_task("", total=experiment.steps(settings))
         rows = experiment.run(settings, lambda what: progress.update(task, description=what, advance=1))

@@ -7,15 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from psgc.errors import UserError
 from psgc.reporting.drawing import new_figure, save
 from psgc.simulation.experiment import Row
-
-
-def check_format(path: str) -> None:
-    """Raises UserError when a figure cannot be written under this name."""
-    if Path(path).suffix not in (".png", ".pdf", ".svg"):
-        raise UserError(f"--plot {path}: expected a name that ends in .png, .pdf or .svg")
 
 
 def write_figure(path: Path, rows: Sequence[Row], deadlines: Sequence[float]) -> None:

@@ -10,15 +10,15 @@ import numpy as np
 from rich.filesize import decimal
 from rich.table import Table
 
-from psgc.config import AssignmentFile, Config, ScriptProblem
+from psgc.config import AssignmentFile, Config, PythonData, ScriptProblem
 from psgc.data import Dataset, open_data
 from psgc.data.npz import map_npy
 from psgc.errors import PsgcError, UserError
+from psgc.reporting.output import check_file, progress_bar, show, write_json
 from psgc.reporting.run_directory import read_run
 from psgc.reporting.summary import duration
 from psgc.schedules import SCHEDULES
 from psgc.simulation.advice import Grid, choices, reason, recommended, yaml_lines
-from psgc.simulation.output import check_file, progress_bar, show, write_json
 from psgc.simulation.replay import Choice, Prediction, Replay, own_choice
 from psgc.terminal import say
 
@@ -124,6 +124,8 @@ def _data(config: Config) -> tuple[Dataset | None, list[str]]:
     if config.data is None:
         return None, []
     without = "chunks count as equally expensive, and memory is not known"
+    if isinstance(config.data, PythonData):
+        return None, [f"data.python is not called for this: {without}"]
     if Path(config.data.path).suffix.lower() not in (".npz", ".npy"):
         return None, [f"{config.data.path} is text, which is not read for this: {without}"]
     try:

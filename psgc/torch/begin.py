@@ -17,14 +17,13 @@ from psgc import __version__
 from psgc.config import Config
 from psgc.errors import UserError
 from psgc.plan import Plan
+from psgc.reporting.loggers import Loggers, check_installed
 from psgc.terminal import say
 from psgc.torch import checkpoints
 from psgc.torch.checks import check_model
 from psgc.torch.chunk_gradient import Buffers, ChunkGradient, Loss
-from psgc.torch.ending import Ending, stopped_by
 from psgc.torch.flat import FlatModel
 from psgc.torch.hand_over import State
-from psgc.torch.loggers import Loggers, check_installed
 from psgc.torch.record import Record
 from psgc.torch.run import Run
 from psgc.torch.sampling import length_of
@@ -34,6 +33,7 @@ from psgc.torch.single import Single
 from psgc.torch.state import About, from_bytes, load_state, state_of, to_bytes
 from psgc.training import launched
 from psgc.training.inputs import source_of
+from psgc.training.script_ending import Ending, stopped_by
 
 
 def init(
@@ -62,23 +62,22 @@ def init(
 ) -> Run:
     """Begin a run, as every rank does with the same arguments. Without mpirun it has this process alone.
 
-    Args:
-        model: whose trainable parameters are all float32, or all float64, on one device. All ranks begin with those of
-            rank 0.
-        dataset: map-style, the same on every rank.
-        loss: (model, batch) -> (sum over the examples, how many they are), or their mean.
-        replication: how many workers may do a chunk without being asked to stand in for another one.
-        chunks: into how many the examples of a step are cut, whatever the number of workers.
-        micro_batch: examples of a chunk that are computed at a time.
-        seed: of the order of examples, and of everything random in a chunk.
-        output: the run directory.
-        collate_fn: makes a batch of a list of examples; torch's own by default.
-        buffers: "chunk" for batch normalisation in training mode.
-        aggregation, transfer, parts, schedule, trial, verify, faults, stragglers: as in YAML files; of no effect in one
-            process.
-        checkpoint_every: steps between two checkpoints, 0 for none before the end; with `output`.
-        log_with: any of "tensorboard", "mlflow" and "wandb", which get loss, seconds and metrics; with `output`.
-        checkpoint_keep: how many of them stay, the newest ones.
+    model: its trainable parameters are all float32, or all float64, on one device. All ranks begin with those of
+        rank 0.
+    dataset: map-style, the same on every rank.
+    loss: (model, batch) -> (sum over the examples, how many they are), or their mean.
+    replication: how many workers may do a chunk without being asked to stand in for another one.
+    chunks: how many chunks the examples of a step are cut into, whatever the number of workers.
+    micro_batch: examples of a chunk that are computed at a time.
+    seed: for the order of examples, and for everything random in a chunk.
+    output: the run directory.
+    collate_fn: makes a batch of a list of examples; torch's own by default.
+    buffers: "chunk" for batch normalisation in training mode.
+    aggregation, transfer, parts, schedule, trial, verify, faults, stragglers: as in YAML files; of no effect in one
+        process.
+    checkpoint_every: steps between two checkpoints, 0 for none before the end; with `output`.
+    checkpoint_keep: how many of them stay, the newest ones.
+    log_with: any of "tensorboard", "mlflow" and "wandb", which get loss, seconds and metrics; with `output`.
 
     Raises UserError, in one line, for what is wrong, on rank 0; the other ranks end silently.
     """
@@ -154,7 +153,7 @@ class _Local:
         check_model(model, buffers)
         self._flat = FlatModel(model)
         compute = ChunkGradient(self._flat, model, loss, buffers, self._arguments.chunks)
-        self.dim, self.gradient = compute.dim, self._flat.dim
+        self.dim, self.gradient, self.device = compute.dim, self._flat.dim, self._flat.device
         self.faults = self._arguments.faults
         self._config = self._arguments.config(str(self._flat.dtype).removeprefix("torch."))
         self.run = Run(model, dataset, self._length, compute, self._flat, self._arguments, collate)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 from zlib import crc32
 
-import numpy as np
+from torch import Tensor
 
 from psgc.torch.hand_over import State, Sum
 from psgc.torch.record import Record
@@ -15,16 +15,19 @@ from psgc.torch.record import Record
 class Call:
     """One call of the script: the sum of a vector over all chunks is wanted.
 
-    vector: of a chunk, (dim,), memory of its own; None once the chunk is not wanted any more, which it asks the
-    function that it is given. expect: told the chunk that probably comes next. loss: reads a sum. signature: equal on
-    ranks that make the same call; is_whole: see HandOver.
+    vector: of a chunk, (dim,) on the device of the model, memory of its own; None once the chunk is not wanted any
+    more, which it asks the function that it is given. expect: told the chunk that probably comes next. loss: reads a
+    sum. signature: equal on ranks that make the same call; is_whole: see HandOver; rows: how many examples all chunks
+    have together, following: how many the next call probably has, 0 if that is not known.
     """
 
-    vector: Callable[[int, Callable[[], bool]], np.ndarray | None]
+    vector: Callable[[int, Callable[[], bool]], Tensor | None]
     expect: Callable[[int], object]
-    loss: Callable[[np.ndarray], float | None]
+    loss: Callable[[Tensor], float | None]
     signature: float
     is_whole: bool
+    rows: int
+    following: int = 0
 
 
 class Engine(Protocol):
@@ -46,7 +49,7 @@ class Engine(Protocol):
     def state(self) -> bytes | None: ...
 
     def sum(self, iteration: int, call: Call) -> Sum | State:
-        """The sum of the call, or the state of another rank that is further."""
+        """The sum of the call, a tensor, or the state of another rank that is further."""
 
 
 def signature(*of: object) -> float:

@@ -5,7 +5,6 @@ from contextlib import nullcontext
 from math import isfinite
 from typing import Any, Literal, TypeAlias
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -48,7 +47,7 @@ class ChunkGradient:
         seed: tuple[int, int, int],
         wanted: Callable[[], bool],
         scale: float | None = None,
-    ) -> np.ndarray | None:
+    ) -> Tensor | None:
         """The vector (dim,) of a chunk, memory of its own; None once the chunk is not wanted any more.
 
         micro_batches: the batches to call the loss with; all their random numbers and those of the model follow from
@@ -82,9 +81,9 @@ class ChunkGradient:
         vector[flat.dim + 1] = examples
         if scale is None:
             self._check_finite(vector)
-        return vector.cpu().numpy()
+        return vector
 
-    def apply(self, total: np.ndarray, accumulate: bool = False, is_own: bool = False) -> float:
+    def apply(self, total: Tensor, accumulate: bool = False, is_own: bool = False) -> float:
         """Take the sum of the vectors of all chunks: the gradient of the mean loss to `.grad`; the mean loss.
 
         accumulate: add it to what is in `.grad`; is_own: whether the memory of `total` may become that of `.grad`.
@@ -97,13 +96,13 @@ class ChunkGradient:
         if not examples > 0:
             raise UserError(f"the loss counted {examples:g} examples in the whole batch; expected more than 0")
         flat.restore()
-        gradient = torch.from_numpy(total[: flat.dim]).to(flat.device)
+        gradient = total[: flat.dim]
         if accumulate:
             flat.grad.add_(gradient, alpha=1 / examples)
         else:
             flat.take(gradient.div_(examples) if is_own else gradient / examples)
         if self._statistics:
-            self._statistics.update(torch.from_numpy(total[flat.dim + SUMS :]).to(flat.device))
+            self._statistics.update(total[flat.dim + SUMS :])
         return loss / examples
 
     def _add(self, batch: Any, scale: float | None, seed: tuple[int, int, int]) -> tuple[float, float]:
@@ -116,7 +115,7 @@ class ChunkGradient:
             raise UserError(
                 f"step {seed[1]}, chunk {seed[2]}: batch normalisation has one example to normalise, expected at least "
                 f"two in each micro-batch: a batch of {2 * self._num_chunks} examples or more for {self._num_chunks} "
-                "chunks, and a micro_batch that leaves none alone"
+                "chunks, and a micro_batch of 3 or more"
             ) from error
         loss, count = loss_and_count(returned, batch)
         value = float(loss.detach())

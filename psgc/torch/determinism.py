@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from psgc.errors import ModelError
 
-TOLERANCE = {"float32": 1e-5, "float64": 1e-9}  # of a gradient's length; rounding errors stay far below
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-9}  # of a gradient's length; rounding errors stay far below
 BLOCK = 1 << 16  # entries
 SEEDED = "psgc seeds torch, numpy.random and random for each chunk; draw from these alone"
 
@@ -28,8 +28,8 @@ def computed_twice(
     model: nn.Module,
     dim: int,
     load: Callable[[], Iterable[Any]],
-    compute: Callable[[Iterable[Any]], np.ndarray | None],
-) -> np.ndarray | None:
+    compute: Callable[[Iterable[Any]], Tensor | None],
+) -> Tensor | None:
     """What `compute` returns for the micro-batches of a chunk, if it returns the same for them a second time.
 
     dim: entries of the gradient, at the beginning of what is returned; load: the micro-batches, anew; compute: a vector
@@ -178,13 +178,12 @@ def _bytes(leaf: Tensor | np.ndarray) -> memoryview:
     return np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data
 
 
-def _agree(one: np.ndarray, other: np.ndarray) -> bool:
+def _agree(one: Tensor, other: Tensor) -> bool:
     """Whether two gradients are the same but for rounding errors. Block by block, which takes no memory."""
     are_equal, difference, square = True, 0.0, 0.0
-    with np.errstate(all="ignore"):
-        for start in range(0, len(one), BLOCK):
-            a, b = one[start : start + BLOCK], other[start : start + BLOCK]
-            are_equal = are_equal and np.array_equal(a, b, equal_nan=True)
-            difference += float(np.linalg.norm(a - b)) ** 2
-            square += float(np.linalg.norm(a)) ** 2
-    return are_equal or difference <= TOLERANCE[one.dtype.name] ** 2 * square
+    for start in range(0, len(one), BLOCK):
+        a, b = one[start : start + BLOCK], other[start : start + BLOCK]
+        are_equal = are_equal and bool(((a == b) | (a.isnan() & b.isnan())).all())
+        difference += float(torch.linalg.vector_norm(a - b)) ** 2
+        square += float(torch.linalg.vector_norm(a)) ** 2
+    return are_equal or difference <= TOLERANCE[one.dtype] ** 2 * square

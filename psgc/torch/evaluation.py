@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from psgc.errors import UserError, one_line
 from psgc.torch.calls import Call, signature
@@ -52,14 +52,14 @@ class Evaluator:
         with seeded(seed, self._flat.device):
             names = names_of(self._model, metric, next(loader.micro_batches([0])))
 
-        def vector(chunk: int, wanted: Callable[[], bool]) -> np.ndarray | None:
+        def vector(chunk: int, wanted: Callable[[], bool]) -> Tensor | None:
             with seeded((*seed, chunk), self._flat.device):
                 batches = loader.micro_batches(rows(chunk))
-                dtype = str(self._flat.dtype).removeprefix("torch.")
-                return vector_of(self._model, metric, names, batches, wanted, self._flat.dim, self._dim, dtype)
+                vector = self._flat.params.new_zeros(self._dim)
+                return vector_of(self._model, metric, names, batches, wanted, self._flat.dim, vector)
 
         made = signature("evaluate", self.count, length, names)
-        call = Call(vector, lambda chunk: loader.expect(rows(chunk)), lambda _: None, made, is_whole=False)
+        call = Call(vector, lambda chunk: loader.expect(rows(chunk)), lambda _: None, made, False, length)
         total = total_of(call)
         loader.close()
         if total is not None:
@@ -109,10 +109,9 @@ def vector_of(
     micro_batches: Iterable[Any],
     wanted: Callable[[], bool],
     gradient: int,
-    dim: int,
-    dtype: Any,
-) -> np.ndarray | None:
-    """The vector (dim,) of a chunk, zero but for the sums; None once the chunk is not wanted any more."""
+    vector: Tensor,
+) -> Tensor | None:
+    """`vector`, (dim,) zeros, with the sums of a chunk; None once the chunk is not wanted any more."""
     totals = dict.fromkeys(names, (0.0, 0.0))
     with _evaluating(model):
         for batch in micro_batches:
@@ -123,12 +122,12 @@ def vector_of(
                 totals[name] = before[0] + total, before[1] + count
             if not wanted():
                 return None
-    vector = np.zeros(dim, dtype)
-    vector[gradient + FIRST : gradient + FIRST + 2 * len(names)] = [value for name in names for value in totals[name]]
+    sums = torch.tensor([value for name in names for value in totals[name]], dtype=torch.float64)
+    vector[gradient + FIRST : gradient + FIRST + len(sums)].copy_(sums)
     return vector
 
 
-def means_in(total: np.ndarray, gradient: int, names: list[str]) -> dict[str, float]:
+def means_in(total: Tensor, gradient: int, names: list[str]) -> dict[str, float]:
     """The mean of each metric."""
     found = total[gradient + FIRST : gradient + FIRST + 2 * len(names)].tolist()
     return {

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from psgc.errors import UserError
+from psgc.torch.memory import settle
 
 DTYPES = (torch.float32, torch.float64)
 
@@ -59,6 +60,7 @@ class FlatModel:
 
     def take(self, gradient: Tensor) -> None:
         """Have `gradient` (dim,) as `grad`."""
+        settle(self.device)
         self.grad, self._grad_views = gradient, [*self.views(gradient)]
         self.restore()
 
@@ -68,6 +70,7 @@ class FlatModel:
 
     def drop(self) -> None:
         """Have no `grad`, and give its memory back, until `take`."""
+        settle(self.device)
         self.grad, self._grad_views = self.params.new_empty(0), [None] * len(self._parameters)
         self.restore()
 

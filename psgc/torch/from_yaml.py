@@ -17,13 +17,16 @@ from torch import nn
 from psgc.config import TorchConfig, checked_settings, read
 from psgc.errors import UserError
 from psgc.paths import expanded
-from psgc.problems import called, load_object
+from psgc.problems import call_object
 from psgc.torch.begin import begin
 from psgc.torch.by_name import optimizer_and_scheduler, rehearse
+from psgc.torch.checkpoints import newest_first
 from psgc.torch.chunk_gradient import Loss
+from psgc.torch.initial import load_initial
 from psgc.torch.run import Run
 from psgc.torch.sampling import length_of
 from psgc.torch.settings import given_by
+from psgc.training import launched
 from psgc.validation import wrong
 
 EXPECTED = "expected (model, dataset, loss), or a mapping with these keys and also collate_fn, test, metrics"
@@ -55,6 +58,8 @@ def train(path: str, overrides: Sequence[str] = ()) -> Run:
     optimizer_by_name, scheduler_by_name = optimizer_and_scheduler(config, partial(wrong, source))
     torch.manual_seed(config.seed)
     parts = make_parts(config, os.path.dirname(expanded(path)))
+    if config.initial is not None and not (launched.resuming() and newest_first(Path(config.output, "checkpoints"))):
+        load_initial(config.initial, parts.model)
     rehearse(optimizer_by_name, scheduler_by_name, next(parts.model.parameters()).device)
     optimizer = optimizer_by_name.made(parts.model.parameters())
     scheduler = scheduler_by_name.made(optimizer) if scheduler_by_name else None
@@ -66,7 +71,7 @@ def train(path: str, overrides: Sequence[str] = ()) -> Run:
     run = begin(parts.model, parts.dataset, loss, parts.collate_fn, given_by(config))
     run.attach(optimizer, *([scheduler] if scheduler else []))
     params = [param for param in parts.model.parameters() if param.requires_grad]
-    for batch in run.batches(config.batch.size, config.batch.epochs):
+    for batch in run.batches(config.batch.size, config.batch.epochs, config.batch.shuffle):
         if batch.epoch and batch.position.start == 0:  # here, so that a run that is resumed does not leave it out
             _evaluate(run, config, parts, batch.epoch)
         run.backward(batch)
@@ -82,12 +87,8 @@ def train(path: str, overrides: Sequence[str] = ()) -> Run:
 
 def make_parts(config: TorchConfig, folder: str) -> Parts:
     """What the function of `problem.torch` returns. folder: where its module may lie. Raises UserError."""
-    target, options = config.problem.torch, config.problem.options
-    where = f"problem.torch: {target}"
-    function = load_object(where, target, folder)
-    if not callable(function):
-        raise UserError(f"{where}: is a {type(function).__name__}, expected a function")
-    returned = called(where, function, options)
+    where = f"problem.torch: {config.problem.torch}"
+    returned = call_object(where, config.problem.torch, config.problem.options, folder)
     if isinstance(returned, tuple) and len(returned) == 3:
         returned = dict(zip(("model", "dataset", "loss"), returned, strict=True))
     if not isinstance(returned, Mapping):

@@ -3,8 +3,7 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from psgc.torch.calls import Call, signature
 from psgc.torch.chunk_gradient import ChunkGradient
@@ -28,10 +27,10 @@ class BatchGradient:
     def call(self, batch: Batch, num_chunks: int, scale: float | None, is_whole: bool, loaded: int | None) -> Call:
         """scale: of the GradScaler; is_whole: see HandOver; loaded: tells ranks apart that have loaded other states."""
 
-        def vector(chunk: int, wanted: Callable[[], bool]) -> np.ndarray | None:
+        def vector(chunk: int, wanted: Callable[[], bool]) -> Tensor | None:
             rows = batch.chunk(chunk, num_chunks)
 
-            def compute(micro_batches: Iterable[Any]) -> np.ndarray | None:
+            def compute(micro_batches: Iterable[Any]) -> Tensor | None:
                 return self._compute.vector(micro_batches, (self._seed, batch.iteration, chunk), wanted, scale)
 
             if self._is_checked:
@@ -43,9 +42,9 @@ class BatchGradient:
         def expect(chunk: int) -> None:
             self._loader.expect(batch.chunk(chunk, num_chunks))
 
-        def loss_in(total: np.ndarray) -> float | None:
+        def loss_in(total: Tensor) -> float | None:
             loss, examples = total[self._gradient : self._gradient + 2].tolist()
             return loss / examples if examples else None
 
         made = signature("backward", batch.position, len(batch), scale, loaded)
-        return Call(vector, expect, loss_in, made, is_whole)
+        return Call(vector, expect, loss_in, made, is_whole, len(batch), batch.following)

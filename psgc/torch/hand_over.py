@@ -14,15 +14,23 @@ from typing import Any
 import numpy as np
 
 from psgc.aggregation.replica import Snapshot
+from psgc.backend import Array, Backend
 
 COUNT = 8  # bytes before a state that say how long it is
 
 
+class Left(SystemExit):
+    """Ends the script of a rank on which nothing more is to be done; rank 0 says why."""
+
+
 @dataclass(frozen=True, slots=True)
 class Sum:
-    """The sum of the vectors of all chunks (dim,). is_own: whether it is the script's from now on, to write to."""
+    """The sum of the vectors of all chunks (dim,). is_own: whether it is the script's from now on, to write to.
 
-    vector: np.ndarray
+    vector: an array (`psgc.backend`), and a tensor when it comes to the script (`psgc.torch.memory`).
+    """
+
+    vector: Any
     is_own: bool
 
 
@@ -47,7 +55,8 @@ class HandOver:
     waits for something else as well.
 
     called: the newest iteration that the script has called for; is_whole: whether the state of the model and of the
-    optimizers was complete then, and not in the middle of something; signature: tells calls of scripts apart.
+    optimizers was complete then, and not in the middle of something; signature: tells calls of scripts apart; rows,
+    following: as of Call.
     """
 
     def __init__(self, first: int, wake: Callable[[], object] = lambda: None) -> None:
@@ -55,6 +64,7 @@ class HandOver:
         self.alert: Callable[[], object] = lambda: None
         self._changed = threading.Condition()
         self.called, self.is_whole, self.signature = first - 1, False, 0.0
+        self.rows, self.following = 0, 0
         self.is_ended = False
         self.given = first - 1  # the newest iteration whose sum is here
         self._sums: dict[int, Sum] = {}  # that the script has not come to, and the newest that it has
@@ -63,10 +73,11 @@ class HandOver:
 
     # for the script
 
-    def call(self, iteration: int, is_whole: bool, signature: float) -> None:
+    def call(self, iteration: int, is_whole: bool, signature: float, rows: int = 0, following: int = 0) -> None:
         """The script has made all steps before `iteration`, and now waits for its sum."""
         with self._changed:
             self.is_whole, self.signature = is_whole, signature
+            self.rows, self.following = rows, following
             self.called = iteration
             self._sums = {number: found for number, found in self._sums.items() if number >= iteration}
         self._wake()
@@ -99,7 +110,7 @@ class HandOver:
         """Whether the script has made the step with the sum of `iteration`, or will make none."""
         return self.called > iteration or self.is_ended
 
-    def give(self, iteration: int, vector: np.ndarray, is_own: bool = False) -> None:
+    def give(self, iteration: int, vector: Array, is_own: bool = False) -> None:
         """The sum of `iteration` is here (`Sum`)."""
         with self._changed:
             self.given = iteration
@@ -128,6 +139,7 @@ class ScriptReplica:
     What is given to other ranks is a string of bytes, cut into vectors. The script must be in a call that is whole.
 
     state: makes it, in the middle of a call; params: the parameters, in one array; dim, dtype: of the vectors.
+    Gradients are arrays of `backend`; parameters, and states that leave, are in the memory of the host.
     """
 
     gives_back = False  # a gradient is the script's, as `.grad`
@@ -139,8 +151,9 @@ class ScriptReplica:
         params: Callable[[], np.ndarray],
         dim: int,
         dtype: Any,
+        backend: Backend,
     ) -> None:
-        self._hand_over, self._state, self._params = hand_over, state, params
+        self._hand_over, self._state, self._params, self._backend = hand_over, state, params, backend
         self._dim, self._dtype = dim, np.dtype(dtype)
         self.steps = -1
         self.is_stepping = False  # the script has the sum of `steps`, or will have it when it has come there
@@ -154,14 +167,14 @@ class ScriptReplica:
 
     def load(self, snapshot: Snapshot) -> None:
         self.steps = snapshot.steps
-        self._hand_over.bring(State(snapshot.steps, blob_of(snapshot.vectors)))
+        self._hand_over.bring(State(snapshot.steps, blob_of(map(self._backend.to_host, snapshot.vectors))))
 
     def snapshot(self) -> Snapshot | None:
         if self.is_stepping or self._hand_over.called != self.steps or not self._hand_over.is_whole:
             return None
         return Snapshot(self.steps, tuple(vectors_of(self._state(), self._dim, self._dtype)), {})
 
-    def step(self, gradient: np.ndarray, digest: bool = False) -> None:
+    def step(self, gradient: Array, digest: bool = False) -> None:
         self.is_stepping = True
         self._hand_over.give(self.steps, gradient, is_own=True)  # blocks that are passed on have memory of their own
 

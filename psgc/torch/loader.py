@@ -13,6 +13,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils.data import default_collate
 
+from psgc.data.epochs import bounds
 from psgc.errors import UserError, one_line
 from psgc.torch.sampling import length_of
 from psgc.torch.seeding import GENERATORS
@@ -53,7 +54,8 @@ class ChunkLoader:
     the rows are used.
 
     collate_fn: examples -> batch, as of torch's DataLoader, whose default is the default here; micro_batch: examples of
-    a batch, the last one of a chunk may have fewer. The dataset's `__getitems__` is used if it has one.
+    a batch at most. The rows of a chunk are spread evenly over as few batches as that allows, so that none is left
+    alone, as batch normalisation needs it. The dataset's `__getitems__` is used if it has one.
 
     Raises UserError for a dataset without length (`length_of`).
     """
@@ -151,7 +153,7 @@ class ChunkLoader:
 
     def _rows(self, chunk: "_Chunk", at: int) -> Sequence[int]:
         """The rows of micro-batch `at`."""
-        return chunk.rows[at * self._size : (at + 1) * self._size]
+        return chunk.rows[slice(*bounds(at, len(chunk.rows), self._pieces(chunk)))]
 
     def _is_loading_ahead(self) -> bool:
         return bool(self._may_load_ahead) and not self._closed

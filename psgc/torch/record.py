@@ -85,7 +85,8 @@ class Record:
 
     def approximate(self, approximation: Approximation) -> None: ...
 
-    def stepped(self, done: int) -> None: ...
+    def stepped(self, done: int, row: IterationRow, params: object) -> bool:
+        return False
 
     def stuck(self, line: str) -> None:
         say(line)

@@ -9,6 +9,7 @@ from zlib import crc32
 from torch import nn, zeros
 
 from psgc.errors import UserError
+from psgc.reporting.loggers import Loggers
 from psgc.run_rows import IterationRow
 from psgc.torch import checkpoints
 from psgc.torch.calls import Call, Engine
@@ -18,7 +19,6 @@ from psgc.torch.flat import FlatModel
 from psgc.torch.gradient import BatchGradient
 from psgc.torch.hand_over import State, Sum
 from psgc.torch.loader import ChunkLoader
-from psgc.torch.loggers import Loggers
 from psgc.torch.sampling import Batch, Position, Sampler
 from psgc.torch.seeding import preserved
 from psgc.torch.settings import Arguments
@@ -27,13 +27,10 @@ from psgc.torch.steps import Steps
 
 
 class Run:
-    """A training run. `psgc.torch.init` makes it; every rank makes the same calls.
+    """A training run. `psgc.torch.init` makes it; every rank makes the same calls."""
 
-    engine: makes the sums, and loggers are told metrics; `init` sets them.
-    """
-
-    engine: Engine
-    loggers: Loggers | None = None
+    engine: Engine  # makes the sums; `init` sets it
+    loggers: Loggers | None = None  # are told metrics
 
     def __init__(
         self,
@@ -67,7 +64,7 @@ class Run:
 
     @property
     def rank(self) -> int:
-        """Of this process: 0 writes files, and prints what is to be printed once."""
+        """The number of this process. Rank 0 writes files, and should print what is to be printed once."""
         return self.engine.rank
 
     def attach(self, *things: Stateful) -> None:
@@ -82,13 +79,14 @@ class Run:
             if not any(thing is other for other in self._attached):
                 self._attached.append(thing)
 
-    def batches(self, size: int, epochs: int = 1) -> Iterator[Batch]:
-        """The batches of `size` examples of so many epochs; the last one of an epoch may be smaller.
+    def batches(self, size: int, epochs: int = 1, shuffle: bool = True) -> Iterator[Batch]:
+        """The batches of `size` examples of so many epochs, the last one of each may be smaller.
 
         Each call has epochs of its own, after those of the call before. After a resumption it goes on with the batch
-        where the run was. Raises UserError when size or epochs is not a whole number >= 1.
+        where the run was. shuffle: in another order each epoch, otherwise in that of the dataset. Raises UserError
+        when size or epochs is not a whole number >= 1.
         """
-        batches = self._sampler.batches(size, epochs)
+        batches = self._sampler.batches(size, epochs, shuffle)
         return self._batches(batches, size, self._sampler.epochs)
 
     def _batches(self, batches: Iterator[Batch], size: int, end: int) -> Iterator[Batch]:
@@ -292,10 +290,7 @@ class Run:
                 function(row)
 
     def save(self, path: str | Path) -> None:
-        """Write the model's parameters and buffers as safetensors, on rank 0; `load_state_dict` reads them.
-
-        The folder is made if need be.
-        """
+        """Rank 0 writes parameters and buffers as safetensors, for `load_state_dict`; the folder is made if need be."""
         if self.engine.rank == 0:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             save_model(Path(path), self._model)

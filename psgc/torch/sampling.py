@@ -30,12 +30,14 @@ class Position(NamedTuple):
 class Batch:
     """The examples of one step.
 
-    position: where it begins; after: where the next step begins; rows: (n,) int64, the numbers of its examples.
+    position: where it begins; after: where the next step begins; rows: (n,) int64, the numbers of its examples;
+    following: how many the next batch has, if the loop goes on; 0: not known.
     """
 
     position: Position
     after: Position
     rows: np.ndarray
+    following: int = 0
 
     @property
     def iteration(self) -> int:
@@ -94,8 +96,10 @@ class Sampler:
             return iteration
         return iteration + -(-(self._length - start) // size) + (end - epoch - 1) * -(-self._length // size)
 
-    def batches(self, size: int, epochs: int) -> Iterator[Batch]:
+    def batches(self, size: int, epochs: int, shuffle: bool = True) -> Iterator[Batch]:
         """The batches of the next `epochs` epochs, of `size` examples each; the last one of an epoch may be smaller.
+
+        shuffle: the examples come in another order each epoch, otherwise in that of the dataset.
 
         Each call has epochs of its own: the first those from 0 on, the second those after them, however many of its
         batches the first was asked for. So a script that makes the same calls again finds its place in a run that is
@@ -107,19 +111,21 @@ class Sampler:
         check_whole("epochs", epochs)
         first = self.epochs
         self.epochs += epochs
-        return self._batches(size, first, self.epochs)
+        return self._batches(size, first, self.epochs, shuffle)
 
-    def _batches(self, size: int, first: int, end: int) -> Iterator[Batch]:
+    def _batches(self, size: int, first: int, end: int, shuffle: bool) -> Iterator[Batch]:
         while self._position.epoch < end:
             if self._position.epoch < first:  # the batches of the call before were not all taken
                 self._position = Position(self._position.iteration, first)
-            yield self._next(size)
+            yield self._next(size, shuffle)
 
-    def _next(self, size: int) -> Batch:
+    def _next(self, size: int, shuffle: bool) -> Batch:
         iteration, epoch, start = self._position
         stop = min(start + size, self._length)
         after = Position(iteration + 1, epoch, stop) if stop < self._length else Position(iteration + 1, epoch + 1)
-        return Batch(self._position, after, rows_of(self._seed, epoch, self._length, start, stop))
+        following = min(size, self._length - after.start)
+        rows = rows_of(self._seed, epoch, self._length, start, stop, shuffle)
+        return Batch(self._position, after, rows, following)
 
 
 def check_whole(name: str, value: object) -> None:

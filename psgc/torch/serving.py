@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from psgc.aggregation.replica import Stepping
 from psgc.backend import Array, Backend
 from psgc.config import Config
+from psgc.data.epochs import costs_of
 from psgc.errors import RunFailed
 from psgc.plan import Plan
 from psgc.server.events import Report
@@ -26,27 +28,43 @@ class Script:
     """
 
     def __init__(
-        self, hand_over: HandOver, replica: ScriptReplica, gradient: int, early: bool, hosts: Sequence[str]
+        self,
+        hand_over: HandOver,
+        replica: ScriptReplica,
+        gradient: int,
+        early: bool,
+        hosts: Sequence[str],
+        backend: Backend,
     ) -> None:
         self.replica: Stepping = replica
         self._hand_over, self._gradient, self._early, self._hosts = hand_over, gradient, early, hosts
+        self._to_host = backend.to_host
         self._ended: dict[int, tuple[int, str]] = {}  # by worker: iteration, and why
         self._reports: list[Report] = []  # of an iteration that rank 0 has not called for
+        self._usual = 0  # examples of the first call of which that is known
+        self._summed: int | None = None  # the newest iteration whose sum the next one brings to the workers
 
     def may_begin(self, iteration: int) -> bool | None:
-        if self._hand_over.is_ended:
-            return False
+        if self._hand_over.is_ended:  # maybe before the last sum has been sent to the others
+            return self._summed == iteration - 1
         return True if self._hand_over.called >= iteration - self._early else None
+
+    def costs(self, iteration: int, num_chunks: int) -> list[float]:
+        """What the chunks of an iteration that begins take relative to an average one, by their examples."""
+        rows = self._hand_over.rows if self._hand_over.called >= iteration else self._hand_over.following
+        self._usual = self._usual or rows
+        return costs_of(rows or self._usual, num_chunks, self._usual) if self._usual else [1.0] * num_chunks
 
     def is_over(self) -> bool:
         return self._hand_over.is_ended
 
     def summed(self, iteration: int, vector: Array) -> None:
+        self._summed = iteration
         self._hand_over.give(iteration, vector)
 
     def loss(self, iteration: int, vector: Array) -> float | None:
         self._check(iteration)
-        loss, examples = vector[self._gradient : self._gradient + 2].tolist()
+        loss, examples = self._to_host(vector[self._gradient : self._gradient + 2]).tolist()
         return loss / examples if examples and math.isfinite(loss) else None
 
     def reported(self, report: Report) -> None:
@@ -68,6 +86,9 @@ class Script:
     def ended(self, worker: int, iteration: int, text: str) -> None:
         self._ended[worker] = iteration, text
 
+    def over_on(self) -> set[int]:
+        return {*self._ended, 0} if self._hand_over.is_ended else {*self._ended}
+
     def due(self) -> list[tuple[int, str]]:
         gone = {
             worker: text
@@ -86,6 +107,7 @@ def make_server(
     script: Script,
     record: Observer,
     stopped_by: Callable[[], str | None],
+    backend: Backend,
 ) -> Server:
     """The server of a run."""
     settings = ServerSettings(
@@ -93,8 +115,8 @@ def make_server(
         plan=plan,
         has_loss=False,
         script=script,
-        known_costs=known_costs(config, plan.num_chunks),
+        known_costs=known_costs(config, plan.num_chunks) or partial(script.costs, num_chunks=plan.num_chunks),
         tried=tried_chunks(config, plan),
         interrupted=stopped_by,
     )
-    return Server(transport, Backend(), record, settings)
+    return Server(transport, backend, record, settings)

@@ -6,20 +6,25 @@ thread does is to leave MPI.
 """
 
 import json
+import os
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 
+from psgc.backend import Backend
 from psgc.config import Config, Faults
 from psgc.errors import PsgcError, RunFailed, UserError, one_line
 from psgc.plan import Plan
-from psgc.terminal import say_traceback
+from psgc.terminal import say, say_traceback
 from psgc.torch.calls import Call
-from psgc.torch.hand_over import HandOver, ScriptReplica, State, Sum
+from psgc.torch.hand_over import HandOver, Left, ScriptReplica, State, Sum
+from psgc.torch.memory import Memory, memory_of, settle
 from psgc.torch.record import Record
 from psgc.torch.serving import Script, make_server
 from psgc.torch.settings import OPEN_END
@@ -29,22 +34,19 @@ from psgc.training.ending import interruption
 from psgc.training.inputs import check_same, make_injector
 from psgc.transport import Transport
 
-STOP_TIMEOUT = 3.0  # seconds that the workers have to say goodbye
+STOP_TIMEOUT = 10.0  # seconds that the scripts of workers have to come to their end
 OFF, ALIKE, MODEL, STATE = b"X", b"=", b"M", b"S"  # how rank 0 has the others begin; bytes follow
-
-
-class Left(SystemExit):
-    """Ends the script of a rank on which nothing more is to be done; rank 0 says why."""
 
 
 class Local(Protocol):
     """What this rank brings to a run.
 
-    dim: entries of a vector, gradient: of these, those of the gradient; faults: the settings.
+    dim: entries of a vector, gradient: of these, those of the gradient; device: of the model; faults: the settings.
     """
 
     dim: int
     gradient: int
+    device: torch.device
     faults: Faults
 
     def description(self) -> dict[str, Any]:
@@ -80,6 +82,8 @@ class Session:
     Raises, in the thread of the script: UserError and RunFailed on rank 0, Left on the others.
     """
 
+    is_alone = False
+
     def __init__(self, local: Local | UserError, stopped_by: Sequence[int]) -> None:
         self._local, self._stopped_by = local, stopped_by
         self.iteration, self.rank = 0, 0
@@ -87,6 +91,7 @@ class Session:
         self.record: Record | None = None  # on rank 0
         self.in_order = False  # all ranks leave through MPI's Finalize
         self._ready, self._over = threading.Event(), threading.Event()
+        self._computing = threading.Lock()  # held by the script's thread while it may be in a chunk
         self._error: BaseException | None = None
         self._reached = 0  # on rank 0: the iteration before which injected faults have happened
         self._text, self._code = "", 1  # why the script ends, and the exit code then
@@ -111,14 +116,17 @@ class Session:
     def sum(self, iteration: int, call: Call) -> Sum | State:
         """The sum of the call, which this rank takes part in."""
         assert self._hand_over is not None
-        self._hand_over.call(iteration, call.is_whole, call.signature)
+        settle(self._memory.device)  # the other thread may look at the parameters from now on
+        self._hand_over.call(iteration, call.is_whole, call.signature, call.rows, call.following)
         if self._worker is not None:
-            self._worker.compute(call)
+            with self._computing:
+                self._worker.compute(call)
         try:
-            return self._hand_over.answer()
+            answer = self._hand_over.answer()
         except Left:
             self.is_cut_short = True
             raise
+        return answer if isinstance(answer, State) else Sum(self._memory.tensor(answer.vector), answer.is_own)
 
     def end(self, text: str = "", code: int = 1) -> None:
         """The script ends, with this exit code because of an error if there is a text.
@@ -140,14 +148,13 @@ class Session:
             self.rank = transport.rank
             local = self._agree(transport)
             hand_over = self._hand_over = HandOver(self.iteration, transport.wake)
-            dtype = self.config.dtype
-            replica = ScriptReplica(hand_over, local.state, local.params, local.dim, dtype)
+            dtype, memory = self.config.dtype, self._open_memory(local)
+            replica = ScriptReplica(hand_over, local.state, local.params, local.dim, dtype, memory.backend)
             if transport.rank == 0:
-                self._serve(transport, local, hand_over, replica)
+                self._serve(transport, local, hand_over, replica, memory.backend)
             else:
-                self._worker = make_worker(
-                    *(transport, self.config, self.plan, local.dim, hand_over, replica, self.iteration, self._script)
-                )
+                arguments = transport, self.config, self.plan, local.dim, hand_over, replica
+                self._worker = make_worker(*arguments, self.iteration, self._script, memory)
                 self._ready.set()
                 self.in_order = self._worker.loop.run()
         except (PsgcError, Left) as error:
@@ -162,6 +169,9 @@ class Session:
                 self._hand_over.stop(self._last_word())
             self._over.set()
             self._ready.set()
+        if not self._computing.acquire(timeout=STOP_TIMEOUT):  # a chunk that nobody waits for hangs
+            os._exit(0)
+        self._computing.release()
 
     def _agree(self, transport: Transport) -> Local:
         """All ranks bring the same, and begin with the parameters of rank 0."""
@@ -219,19 +229,27 @@ class Session:
             return STATE + state.to_bytes()
         return ALIKE if is_alike else MODEL + local.model()
 
-    def _serve(self, transport: Transport, local: Local, hand_over: HandOver, replica: ScriptReplica) -> None:
+    def _open_memory(self, local: Local) -> Memory:
+        """What this rank computes with; rank 0 says if it cannot be a GPU although the model is there."""
+        self._memory, trouble = memory_of(local.device)
+        if trouble and not self.rank:
+            say(f"the model is on {local.device}, but {trouble}: all vectors go through the memory of the host")
+        return self._memory
+
+    def _serve(
+        self, transport: Transport, local: Local, hand_over: HandOver, replica: ScriptReplica, backend: Backend
+    ) -> None:
         assert self.record is not None
         early = self.config.aggregation == "server"
-        script = Script(hand_over, replica, local.gradient, early, transport.hosts)
-        server = make_server(
-            *(transport, self.config, self.plan, script, self.record, lambda: interruption(self._stopped_by))
-        )
+        script = Script(hand_over, replica, local.gradient, early, transport.hosts, backend)
+        stopped_by = partial(interruption, self._stopped_by)
+        server = make_server(transport, self.config, self.plan, script, self.record, stopped_by, backend)
         faults = make_injector(self.config, rank=0)
         self._ready.set()
         status, reason, code = "done", "", 0
         try:
             with np.errstate(all="ignore"):  # sums of scaled gradients need not be finite
-                zeros = np.zeros(local.dim, self.config.dtype)
+                zeros = backend.xp.zeros(local.dim, self.config.dtype)
                 server.run(zeros, OPEN_END, self.iteration, lambda i: faults.at("begin", i))
         except PsgcError as error:
             status, reason, code = "failed", str(error), error.exit_code

@@ -10,7 +10,7 @@ from pydantic import Field
 from psgc.config import (
     Config,
     Faults,
-    LogWith,
+    Loggers,
     ScheduleName,
     Stragglers,
     TorchConfig,
@@ -50,7 +50,7 @@ class Arguments(Section):
     verify: Verify | None = None
     faults: Faults = Faults()
     stragglers: Stragglers = Stragglers()
-    log_with: LogWith = Field(default=[])
+    log_with: Loggers = Field(default=[])
     of_yaml: TorchConfig | None = None  # the settings of a run that a YAML describes
 
     def alone(self) -> "Arguments":
@@ -89,7 +89,7 @@ class Arguments(Section):
 
 def given_by(config: TorchConfig) -> dict[str, Any]:
     """The `Arguments` that a YAML gives."""
-    same = ("micro_batch", "output", "buffers", "log_with", *AS_GIVEN)
+    same = ("micro_batch", "output", "buffers", *AS_GIVEN)
     return {
         **{name: getattr(config, name) for name in same},
         "replication": config.coding.replication,
@@ -97,6 +97,7 @@ def given_by(config: TorchConfig) -> dict[str, Any]:
         "parts": config.coding.parts,
         "checkpoint_every": config.checkpoint.every,
         "checkpoint_keep": config.checkpoint.keep,
+        "log_with": config.log,
         "of_yaml": config,
     }
 

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from torch import Tensor
 
 from psgc.aggregation.tree import Tree
 from psgc.errors import PsgcError, RunFailed
@@ -26,7 +27,7 @@ class Single:
     """
 
     rank = 0
-    in_order, is_cut_short = True, False  # as of a Session
+    is_alone, in_order, is_cut_short = True, True, False  # as of a Session
 
     def __init__(
         self,
@@ -47,10 +48,9 @@ class Single:
         """The sum of the call. Raises what its vectors raise, and RunFailed when the run was told to stop."""
         tree, began = Tree(), time.monotonic()
         try:
-            with np.errstate(all="ignore"):  # of a scaled gradient: whether it is finite, the scaler looks
-                for chunk in range(self.num_chunks):
-                    tree.add(chunk, self._vector(chunk, iteration, call, began))
-                total = tree.total()
+            for chunk in range(self.num_chunks):
+                tree.add(chunk, self._vector(chunk, iteration, call, began))
+            total = tree.total()
         except PsgcError as error:
             self._error = error
             raise
@@ -60,7 +60,7 @@ class Single:
         self.record.iteration(IterationRecord(iteration, known, seconds, recovered=self.num_chunks))
         return Sum(total, is_own=True)
 
-    def _vector(self, chunk: int, iteration: int, call: Call, began: float) -> np.ndarray:
+    def _vector(self, chunk: int, iteration: int, call: Call, began: float) -> Tensor:
         if reason := interruption(self._stopped_by):
             raise RunFailed(reason)
         if chunk + 1 < self.num_chunks:

@@ -99,7 +99,7 @@ def load_state(state: Any, model: nn.Module, attached: Sequence[Stateful], where
     if [*then.values()] != now:
         given = f"it is of {_listed([*then.values()])}, but attached to the run: {_listed(now)}"
         raise UserError(visible(f"{where}: {given}; expected the same in the same order"))
-    _check_model(model, of_model, where)
+    check_model(model, of_model, where)
     for thing, its in zip(attached, states, strict=True):
         _load(thing, copy.deepcopy(its), where)  # else they would share memory
     try:
@@ -132,6 +132,14 @@ def from_bytes(content: bytes | bytearray | memoryview, where: str, plain: bool 
         return {name: decode(text, tensors, plain) for name, text in texts.items() if name != "format"}
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise _no_state(where, error) from None
+
+
+def is_state(content: bytes) -> bool:
+    """Whether these bytes are a safetensors file of `to_bytes`, and not one of a model alone."""
+    try:
+        return ABOUT in _metadata(content)
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return False
 
 
 def calls_in(content: bytes, where: str) -> int:
@@ -214,7 +222,7 @@ def _state_of(thing: Stateful) -> dict[str, Any]:
         raise UserError(f"the state of {_kind(thing)} cannot be had: {one_line(error)}") from error
 
 
-def _check_model(model: nn.Module, state: Mapping[str, Any], where: str) -> None:
+def check_model(model: nn.Module, state: Mapping[str, Any], where: str) -> None:
     """Raises UserError unless `state` has what `model.load_state_dict` needs, and nothing else."""
     ours = model.state_dict()
     if missing := [name for name in ours if name not in state]:

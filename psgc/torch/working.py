@@ -5,15 +5,14 @@ import traceback
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from psgc.backend import Array, Backend
+from psgc.backend import Array
 from psgc.coding.sketch import sketch
 from psgc.config import Config
 from psgc.errors import ModelError, RunFailed, UserError, one_line
 from psgc.plan import Plan
 from psgc.torch.calls import Call
-from psgc.torch.hand_over import HandOver, ScriptReplica
+from psgc.torch.hand_over import HandOver, Left, ScriptReplica
+from psgc.torch.memory import Memory
 from psgc.torch.settings import OPEN_END
 from psgc.training.inputs import make_emulation, make_injector, tried_chunks
 from psgc.transport import Transport
@@ -27,7 +26,7 @@ from psgc.workers.mailbox import Mailbox, Result, Work
 from psgc.workers.replicated import ReplicatedLoop
 from psgc.workers.state import WorkerState
 
-LAST_SUM = 10.0  # seconds in which the sums that the run has had reach a worker after its end
+LAST_SUM = 15.0  # seconds in which a script makes its last steps after the end of the run, if rank 0 waits so long
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class ScriptThread:
 
 
 class ScriptLoop(WorkerLoop):
-    """Goes on after STOP until the script has all sums of the run.
+    """Goes on after STOP until the script has all sums of the run, or ends since it cannot have them any more.
 
     calls: how many the run has had, once it is over in order.
     """
@@ -60,7 +59,13 @@ class ScriptLoop(WorkerLoop):
         if self._last is not None:
             end, late = self._last
             has_all = self._hand_over.given >= end - 1 or self._hand_over.is_ended
+            if not has_all and self._is_behind():
+                self._hand_over.stop(Left(0))
             self._stopped = self._stopped or has_all or time.monotonic() > late
+
+    def _is_behind(self) -> bool:
+        """Whether the script has missed a sum."""
+        return False
 
 
 class WithServer(ScriptLoop):
@@ -77,7 +82,7 @@ class WithServer(ScriptLoop):
             self._mailbox.ended(given + 1, "it has missed sums, which only aggregation allreduce can make up for")
             return
         if iteration - 1 > given:  # else nothing has been summed yet
-            self._hand_over.give(iteration - 1, params.view())
+            self._hand_over.give(iteration - 1, params[:])  # of NumPy: what `_begin` forbids, the script may do
         super()._begin(iteration, params)
 
 
@@ -87,6 +92,9 @@ class WithAllReduce(ScriptLoop, ReplicatedLoop):
     def __init__(self, *arguments: Any, hand_over: HandOver, **others: Any) -> None:
         super().__init__(*arguments, **others)
         self._hand_over = hand_over
+
+    def _is_behind(self) -> bool:
+        return self._allreduce.is_behind
 
 
 class ScriptWorker:
@@ -100,8 +108,9 @@ class ScriptWorker:
         trial: Trial,
         emulation: Emulation,
         injector: Injector,
+        memory: Memory,
     ) -> None:
-        self.loop = loop
+        self.loop, self._memory = loop, memory
         self._mailbox, self._hand_over, self._trial = mailbox, hand_over, trial
         self._emulation, self._injector = emulation, injector
         self._is_tried = trial.own is None
@@ -145,9 +154,11 @@ class ScriptWorker:
             self._mailbox.wait_stale(work, extra)
             seconds = time.monotonic() - start
         self._injector.at("before_report", work.iteration)
-        if work.iteration == self._trial.iteration and work.chunk in self._trial.chunks:
-            self._mailbox.tried(work.iteration, work.chunk, sketch(vector, np))
-        self._mailbox.finished(work, Result(vector, call.signature, start - work.begun, seconds))
+        with self._memory.here():
+            array = self._memory.array(vector)
+            if work.iteration == self._trial.iteration and work.chunk in self._trial.chunks:
+                self._mailbox.tried(work.iteration, work.chunk, sketch(array, self._memory.backend.xp))
+            self._mailbox.finished(work, Result(array, call.signature, start - work.begun, seconds))
 
     def _try(self, work: Work, call: Call) -> None:
         """Do the chunk of the trial."""
@@ -157,7 +168,8 @@ class ScriptWorker:
         try:
             vector = call.vector(self._trial.own, lambda: True)
             if vector is not None:
-                found = sketch(vector, np)
+                with self._memory.here():
+                    found = sketch(self._memory.array(vector), self._memory.backend.xp)
         except ModelError:
             raise
         except Exception:  # the worker whose chunk it is tells what is wrong with it
@@ -174,12 +186,13 @@ def make_worker(
     replica: ScriptReplica,
     first: int,
     script: int | None,
+    memory: Memory,
 ) -> ScriptWorker:
     """The worker of this rank, in a run that begins with iteration `first`.
 
     dim: entries of the vectors; script: the thread of the script.
     """
-    backend = Backend()
+    backend = memory.backend
     combined, shared = config.transfer == "combined", config.aggregation == "allreduce"
     encoder = Encoder(backend, plan.coding_matrix, dim, config.dtype)
     every = config.verify.every if config.verify else 0
@@ -208,4 +221,4 @@ def make_worker(
     else:
         loop = WithServer(**arguments)
     trial = Trial(first, tried.get(transport.rank), frozenset(tried.values()))
-    return ScriptWorker(loop, mailbox, hand_over, trial, emulation, injector)
+    return ScriptWorker(loop, mailbox, hand_over, trial, emulation, injector, memory)

@@ -15,7 +15,7 @@ def rows_taken(config: Config, num_rows: int | None) -> int | Epochs | None:
         return batch
     if num_rows is None:
         raise UserError("batch: epochs need data: {path: ...}")
-    return Epochs(num_rows, batch.size, batch.epochs, config.seed)
+    return Epochs(num_rows, batch.size, batch.epochs, config.seed, batch.shuffle)
 
 
 def iterations_of(config: Config, num_rows: int | None) -> int:

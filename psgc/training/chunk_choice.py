@@ -15,7 +15,7 @@ from psgc.errors import UserError, one_line
 from psgc.messages import MESSAGE
 from psgc.problems import Problem, evaluate
 from psgc.training.batches import rows_in_iteration
-from psgc.training.inputs import initial_params
+from psgc.training.initial import initial_params
 from psgc.user_code import raised_at
 from psgc.workers.compute import gradient_of
 
@@ -51,7 +51,7 @@ def seconds_of_share(
     rows = rows_in_iteration(config, None if dataset is None else dataset.num_rows)
     share = 1.0 if dataset is None or rows is None else rows / dataset.num_rows
     chunks = ChunkSource(dataset, per_worker * num_workers, config.dtype, backend)
-    params = backend.asarray(initial_params(problem, config.dtype))
+    params = backend.asarray(initial_params(config, problem))
     evaluation = evaluate(problem)
     times: list[float] = []
     while len(times) < TIMED[0] and sum(times) < TIMED[1]:

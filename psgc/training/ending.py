@@ -1,17 +1,30 @@
-"""How a run ends: what its processes have to know about it."""
+"""How a run ends: what its processes have to know about it, and what is said."""
 
 import os
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from psgc.terminal import say
+
 
 @dataclass
 class Ending:
-    """told: every process knows that the run is over; in_order: all of them leave through MPI's Finalize."""
+    """told: every process knows that the run is over; in_order: all of them leave through MPI's Finalize.
+
+    reason: the line that says why the run has failed; speaks: whether to print it, or a program raises it.
+    """
 
     told: bool = False
     in_order: bool = False
+    reason: str = ""
+    speaks: bool = True
+
+    def failed(self, reason: str) -> None:
+        """The run has failed. reason: empty when somebody else says it."""
+        self.reason = self.reason or reason
+        if reason and self.speaks:
+            say(f"psgc: {reason}", error=True)
 
     def call_off(self) -> None:
         """There will be no run, every process knows so, and all leave in order."""

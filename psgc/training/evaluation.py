@@ -51,4 +51,5 @@ class Evaluator:
             config.dtype,
             run.backend,
             lambda: self._gradient(params, run.iterations, 0),
+            self._chunks.each,
         )

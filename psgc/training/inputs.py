@@ -5,6 +5,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +13,22 @@ import numpy as np
 from psgc import __version__
 from psgc.backend import Backend
 from psgc.checks import trial_chunks
-from psgc.config import Config, PythonProblem, ScriptProblem, TorchProblem
-from psgc.data import ChunkSource, Dataset, open_data
-from psgc.errors import UserError, one_line
+from psgc.config import BuiltinProblem, Config, Data, PythonData, PythonProblem, ScriptProblem, TorchProblem
+from psgc.data import ChunkSource, Dataset, from_arrays, open_data
+from psgc.errors import UserError
 from psgc.paths import expanded
 from psgc.plan import Plan
-from psgc.problems import EVALUATION_ROWS, Problem, check_labels, load_python, make_problem
+from psgc.problems import (
+    EVALUATION_ROWS,
+    Problem,
+    call_object,
+    check_labels,
+    load_python,
+    make_problem,
+    measures_of,
+)
 from psgc.simulation import speeds
+from psgc.training.given import Given
 from psgc.workers.emulation import Emulation
 from psgc.workers.injection import Injector
 
@@ -26,25 +36,47 @@ PREPARING = "reading data and building the problem"  # what a rank does while ot
 SAMPLED = 1000  # rows that identify a data set
 
 
-def open_problem(config: Config, config_path: str, copies: int = 1) -> tuple[Dataset | None, Problem]:
+def open_problem(
+    config: Config, config_path: str, copies: int = 1, given: Given | None = None
+) -> tuple[Dataset | None, Problem]:
     """The training data and the problem of this rank. Raises UserError.
 
-    config_path: the YAML, beside which a model may lie; copies: processes of this host that open the data.
+    config_path: the YAML, beside which a model may lie; copies: processes of this host that open the data;
+    given: the problem and the data of a program.
     """
     data, problem = config.data, config.problem
     if isinstance(problem, TorchProblem):
         raise UserError(
             f"problem: {problem.torch} is a torch problem, which only psgc train, launch and submit can run"
         )
+    if given is not None:
+        in_file = None if data is None else _opened(data, config_path, copies)
+        return _with_integers(given.dataset or in_file), given.problem
     if isinstance(problem, ScriptProblem):
         raise UserError(f"problem: {problem.script} is a script; start it with: psgc launch {problem.script} -n 9")
-    dataset = open_data(data.path, data.labels, None, data.index_base, copies) if data else None
+    dataset = None if data is None else _opened(data, config_path, copies)
     if isinstance(problem, PythonProblem):
-        return dataset, load_python(problem.python, problem.options, os.path.dirname(expanded(config_path)))
+        folder = os.path.dirname(expanded(config_path))
+        return _with_integers(dataset), load_python(problem.python, problem.options, folder)
     if dataset is None:
         raise UserError(f"data: problem {problem.kind} needs data: {{path: ...}}")
     built = make_problem(problem.kind, dataset=dataset, l2=problem.l2, hidden=problem.hidden, seed=config.seed)
     return dataset, built
+
+
+def _opened(data: Data | PythonData, config_path: str, copies: int) -> Dataset:
+    if isinstance(data, Data):
+        return open_data(data.path, data.labels, None, data.index_base, copies)
+    where = f"data.python: {data.python}"
+    folder = os.path.dirname(expanded(config_path))
+    return from_arrays(where, call_object(where, data.python, data.options, folder))
+
+
+def _with_integers(dataset: Dataset | None) -> Dataset | None:
+    """The data as a model of the user's gets it: an X of whole numbers stays as it is."""
+    if dataset is None:
+        return None
+    return replace(dataset, keeps_integers=True, held_out=_with_integers(dataset.held_out))
 
 
 def fingerprint(dataset: Dataset | None) -> str:
@@ -52,18 +84,25 @@ def fingerprint(dataset: Dataset | None) -> str:
     if dataset is None:
         return "none"
     rows = np.unique(np.linspace(0, dataset.num_rows - 1, SAMPLED).astype(int))
-    digest = hashlib.sha256(np.asarray(dataset.y[rows], np.float64).tobytes())
+    digest = hashlib.sha256(b"" if dataset.y is None else np.asarray(dataset.y[rows], np.float64).tobytes())
     for row in rows[:: max(1, len(rows) // 16)].tolist():
         X, _ = dataset.rows(row, row + 1)
         digest.update(np.asarray(X.data if dataset.sparse else X, np.float64).tobytes())
     return f"{dataset.num_rows} rows of {dataset.num_features} features ({digest.hexdigest()[:8]})"
 
 
-def description(config: Config, dataset: Dataset | None, problem: Problem) -> str:
+def description(config: Config, dataset: Dataset | None, problem: Problem, test: Dataset | None) -> str:
     """The code and data of this rank, for `check_same`. (The settings cannot differ, since rank 0 sends them.)"""
     pieces = {"psgc": __version__, "number of parameters": int(problem.dim), "data": fingerprint(dataset)}
     if isinstance(config.problem, PythonProblem):
         pieces["model"] = source_of(config.problem.python)
+    if isinstance(config.problem, ScriptProblem):
+        pieces["model"] = source_of(type(problem).__module__)
+    if isinstance(config.data, PythonData):
+        pieces["file of the reader"] = hashlib.sha256(source_of(config.data.python).encode()).hexdigest()[:8]
+        pieces["test data"] = fingerprint(dataset.held_out if dataset else None)
+    if config.evaluate:
+        pieces["test data"] = fingerprint(test)
     return json.dumps(pieces)
 
 
@@ -86,32 +125,32 @@ def check_same(descriptions: Sequence[str], hosts: Sequence[str], same: str = "p
                 )
 
 
+def open_held_out(config: Config, dataset: Dataset | None, copies: int = 1) -> Dataset | None:
+    """The held-out data, if any, as it is opened beside the training data. copies: as there. Raises UserError."""
+    data = config.data
+    if isinstance(data, Data) and data.test is not None and dataset is not None:
+        test = open_data(data.test, data.test_labels, dataset, data.index_base, copies)
+        return replace(test, keeps_integers=dataset.keeps_integers)
+    return None if dataset is None else dataset.held_out
+
+
 def open_test(config: Config, problem: Problem, dataset: Dataset | None, backend: Backend) -> Dataset | None:
     """The held-out data, if any. All of it is checked now, although it is used only after the run. Raises UserError."""
-    data = config.data
-    if data is None or data.test is None or dataset is None:
+    test = open_held_out(config, dataset)
+    if config.evaluate:
+        if test is None:
+            raise UserError("evaluate: held-out rows are needed, expected data.test, or X_test beside X")
+        if not measures_of(problem):
+            raise UserError("evaluate: the problem has no figures, expected a method loss or accuracy (params, chunk)")
+    if test is None:
         return None
-    test = open_data(data.test, data.test_labels, dataset, data.index_base)
-    if not isinstance(config.problem, PythonProblem):
+    if isinstance(config.problem, BuiltinProblem):
         check_labels(config.problem.kind, test, getattr(problem, "num_classes", None))
     pieces = -(-test.num_rows // EVALUATION_ROWS)
     source = ChunkSource(test, pieces, config.dtype, backend)
     for piece in range(pieces):
         source.check(piece)
     return test
-
-
-def initial_params(problem: Problem, dtype: str) -> np.ndarray:
-    """The initial parameters of the problem, checked. Raises UserError."""
-    try:
-        params = np.array(problem.initial_params(), dtype)
-    except (Exception, SystemExit) as error:  # the user's code may raise anything; --debug shows where
-        raise UserError(f"problem: initial_params() failed: {one_line(error)}") from error
-    if params.shape != (problem.dim,):
-        raise UserError(f"problem: initial_params() gave the shape {params.shape}, expected ({problem.dim},)")
-    if not np.isfinite(params).all():
-        raise UserError("problem: initial_params() gave NaN or infinity, expected finite numbers")
-    return params
 
 
 def check_ranks(config: Config, num_workers: int) -> None:

@@ -2,13 +2,17 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import InitVar, dataclass
+from dataclasses import InitVar, dataclass, field
 
+from psgc.backend import Array
+from psgc.reporting.loggers import Loggers
 from psgc.reporting.progress import RunProgress
 from psgc.reporting.records import Recorder
 from psgc.server.checkpoint import Checkpoint, CheckpointWriter
 from psgc.server.observer import Approximation, IterationRecord
 from psgc.terminal import say
+from psgc.training.best import Best, Figures
+from psgc.training.callbacks import Callbacks
 from psgc.training.gradient_error import GradientErrorEstimator
 
 
@@ -22,6 +26,9 @@ class Keeper:
     saved: whether there is a checkpoint of them already.
     gradient_error: is told what approximate gradients lack.
     debug: whether to show the tracebacks of gradients that failed.
+    callbacks: are told each step, and say when it is enough; loggers: are told each row.
+    best: which parameters are the best.
+    enough: why the run ends before its last iteration, empty as long as it does not.
     """
 
     recorder: Recorder
@@ -33,6 +40,10 @@ class Keeper:
     saved: InitVar[bool]
     gradient_error: GradientErrorEstimator
     debug: bool = False
+    callbacks: Callbacks = field(default_factory=Callbacks)
+    loggers: Loggers | None = None
+    best: Best = field(default_factory=Best)
+    enough: str = ""
 
     def __post_init__(self, saved: bool) -> None:
         self.chunk: Callable[[int, int, int, float, float, int], None] = self.recorder.chunk
@@ -44,20 +55,29 @@ class Keeper:
 
     def iteration(self, row: IterationRecord) -> None:
         self.recorder.iteration(row)
-        self.progress.update(row.loss, row.seconds)
+        self.progress.update(row.loss, row.seconds, self.best.told())
+        if self.loggers is not None:
+            self.loggers.row(row)
         self._diverged = row.loss is not None and not math.isfinite(row.loss)
         if self.writer.no_room:
             self.recorder.drop_timeline()
         while self._pending and self._pending[0].iteration <= row.iteration and not self._diverged:
             self._write(self._pending.pop(0))
+        if self.best.keep is not None and row.params is not None and self.best.is_of(row.iteration):
+            self.best.keep(row.params)  # now, since the workers compute meanwhile
+        row.params = None
 
     def approximate(self, approximation: Approximation) -> None:
         self.gradient_error.add(approximation)
 
-    def stepped(self, done: int) -> None:
+    def stepped(self, done: int, row: IterationRecord, params: Array) -> bool:
         self.done = done
         if self.every and done % self.every == 0:
             self._pending.append(self.snapshot(done))
+        if row.is_evaluated and not self.best.add(Figures.of(row)):
+            row.params = None
+        self.enough = self.callbacks.stepped(row, params) or self.best.enough
+        return bool(self.enough)
 
     def stuck(self, line: str) -> None:
         self.progress.say(line)

@@ -24,7 +24,7 @@ from psgc.writing import write_text
 
 LAUNCHED, RESUME, DEBUG, FOLDER = "PSGC_LAUNCHED", "PSGC_RESUME", "PSGC_DEBUG", "PSGC_FOLDER"
 RANKS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")  # of which one says how many were started
-ANSWER = "directory.json"  # in PSGC_FOLDER
+ANSWER, EXITED = "directory.json", "exited.json"  # in PSGC_FOLDER
 ENDED = "ended "  # with the exit code and the reason: what a rank says whose script has ended
 
 _begun = False
@@ -125,6 +125,13 @@ def has_begun() -> bool:
     return _begun
 
 
+def leave_exit_code(code: int) -> None:
+    """A rank tells `psgc launch`, if that started it, that its script has ended with an error after a run."""
+    folder = os.environ.get(FOLDER)
+    if folder and code:
+        write_text(Path(folder, EXITED), json.dumps({"exit_code": code}))
+
+
 def leave_summary(code: int) -> None:
     """Rank 0 tells `psgc launch`, if that started it, how a script ends of which nothing else tells it."""
     folder = os.environ.get(FOLDER)
@@ -153,5 +160,5 @@ def _check(endings: Sequence[str], hosts: Sequence[str]) -> list[str]:
         first = over[0]
         who = f"rank {first} on {hosts[first]}" if len(over) == 1 else f"{len(over)} ranks, first rank {first},"
         reason = endings[first].partition(" ")[2]
-        raise NotAllCame(f"the script of {who} ended before psgc.torch.init: {reason}")
+        raise NotAllCame(f"the script of {who} ended before the others: {reason}")
     return list(endings)

@@ -21,11 +21,12 @@ from psgc.training import resume
 from psgc.training.batches import check_rows, iterations_of, rows_in_iteration
 from psgc.training.chunk_choice import MOST, chosen_chunks, seconds_of_share
 from psgc.training.ending import launched
+from psgc.training.given import Given
+from psgc.training.initial import initial_params
 from psgc.training.inputs import (
     check_ranks,
     emulated_chunks,
     fingerprint,
-    initial_params,
     open_problem,
     open_test,
 )
@@ -62,10 +63,17 @@ class Run:
         return self.config.batch.epochs if isinstance(self.config.batch, Batch) else None
 
 
-def prepare(transport: Transport, config: Config, config_path: str, overrides: Sequence[str], resuming: bool) -> Run:
+def prepare(
+    transport: Transport,
+    config: Config,
+    config_path: str,
+    overrides: Sequence[str],
+    resuming: bool,
+    given: Given | None = None,
+) -> Run:
     """The run that `config` describes, on the ranks of `transport`. Raises UserError for the first problem.
 
-    config_path, overrides: the source of `config`, for the command that resumes the run.
+    config_path, overrides: the source of `config`, for the command that resumes the run; given: by a program.
     """
     num_workers = transport.size - 1
     if num_workers < 1:
@@ -76,7 +84,7 @@ def prepare(transport: Transport, config: Config, config_path: str, overrides: S
     check_ranks(config, num_workers)
     # looks for CuPy, so it comes before a model's folder is on the path
     backend = open_backend(config.backend, transport.local_rank)
-    dataset, problem = open_problem(config, config_path, transport.hosts.count(transport.hosts[transport.rank]))
+    dataset, problem = open_problem(config, config_path, transport.hosts.count(transport.hosts[transport.rank]), given)
     checkpoint = _checkpoint(config, problem, dataset) if resuming else None
     if checkpoint:
         config = resume.without_past_faults(config, checkpoint.iteration)
@@ -102,8 +110,8 @@ def prepare(transport: Transport, config: Config, config_path: str, overrides: S
         checkpoint=checkpoint,
         first=checkpoint.iteration if checkpoint else 0,
         iterations=iterations_of(config, chunks.num_rows),
-        initial=checkpoint.params if checkpoint else initial_params(problem, config.dtype),
-        go_on=resume.command(config_path, overrides, transport.size),
+        initial=checkpoint.params if checkpoint else initial_params(config, problem),
+        go_on="psgc.train(..., resume=True)" if given else resume.command(config_path, overrides, transport.size),
         chosen=chosen,
     )
 

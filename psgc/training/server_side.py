@@ -5,10 +5,8 @@ import os
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 
@@ -18,19 +16,23 @@ from psgc.backend import Array
 from psgc.data import ChunkSource, Epochs
 from psgc.errors import RunFailed, TooFewWorkers, UserError
 from psgc.optimizer import make_optimizer
-from psgc.problems import has_loss
-from psgc.reporting.progress import RunProgress, epoch_of
+from psgc.problems import has_loss, measures_of
+from psgc.reporting.loggers import Loggers, check_installed
+from psgc.reporting.progress import RunProgress
 from psgc.reporting.records import Recorder
-from psgc.reporting.summary import lines, summarise
+from psgc.reporting.summary import lines
 from psgc.server.checkpoint import Checkpoint, CheckpointWriter
 from psgc.server.loop import Server
 from psgc.server.settings import ServerSettings
 from psgc.terminal import say
 from psgc.training import resume
 from psgc.training.batches import check_data, rows_taken
+from psgc.training.best import Best, best_so_far, know_last
+from psgc.training.callbacks import Callbacks
 from psgc.training.claim import Claim
-from psgc.training.ending import Ending, interruption, launched
+from psgc.training.ending import Ending, interruption
 from psgc.training.evaluation import Evaluator
+from psgc.training.given import Given
 from psgc.training.gradient_error import GradientErrorEstimator
 from psgc.training.inputs import (
     PREPARING,
@@ -42,19 +44,12 @@ from psgc.training.inputs import (
     tried_chunks,
 )
 from psgc.training.keeper import Keeper
+from psgc.training.outcome import Outcome, how_it_ended, summary_of
 from psgc.training.prepare import Run, opening_lines, prepare
 from psgc.transport import Transport
 
 STOP_TIMEOUT = 3.0  # seconds that the workers have to say goodbye
 CHECKPOINT_TIMEOUT = 120.0  # seconds that the last checkpoint has to reach the disk
-
-
-@dataclass(frozen=True)
-class _Outcome:
-    status: Literal["done", "failed", "interrupted"] = "done"
-    reason: str = ""
-    code: int = 0
-    too_few_workers: bool = False  # another attempt may succeed
 
 
 def serve(
@@ -65,35 +60,58 @@ def serve(
     resuming: bool,
     ending: Ending,
     debug: bool = False,
+    given: Given | None = None,
 ) -> int:
-    """Run the server, and return its exit code. debug: show the traceback of a gradient that failed."""
+    """Run the server, and return its exit code.
+
+    debug: show the traceback of a gradient that failed; given: by a program, in place of a YAML.
+    """
     with ExitStack() as at_end:
         try:
-            config = configuration.load(config_path, overrides)
+            config = given.config if given else configuration.load(config_path, overrides)
             directory = Path(config.output)
             transport.be_patient(config.faults.setup_timeout, config.faults.collect_timeout)
             claim = Claim(directory)
             at_end.callback(claim.release)
-            run = prepare(transport, config, config_path, overrides, resuming)
+            run = prepare(transport, config, config_path, overrides, resuming, given)
             config, plan, resumed = run.config, run.plan, run.checkpoint is not None
-            if run.first >= run.iterations and resume.is_done(directory):
-                say(f"nothing to do: {directory} has done {run.first} iterations of {run.iterations}")
+            check_installed(config.log)
+            best = Best(config.evaluate.patience if config.evaluate else None)
+            if resumed:
+                best_so_far(best, directory, config.evaluate, run.first)
+            if resume.is_done(directory) and (run.first >= run.iterations or best.enough):
+                why = f" ({best.enough})" if best.enough else ""
+                say(f"nothing to do: {directory} has done {run.first} iterations of {run.iterations}{why}")
                 os.utime(directory / "summary.json", follow_symlinks=False)  # tells `psgc launch` that it is current
                 _call_off(transport, ending)
                 return 0
+            if resumed and config.evaluate and config.evaluate.keep_best:
+                know_last(best, directory)
             claim.make_room(resumed)
             own_chunks, resume_at = plan.own_chunks.tolist(), run.first if resumed else None
             recorder = Recorder(
                 directory, config.to_yaml(), plan.assignment, plan.parts, own_chunks, run.iterations, resume_at
             )
+            if config.evaluate and config.evaluate.keep_best:
+                best.keep = lambda params: recorder.keep_best(run.backend.to_host(params))
+            loggers = Loggers(config.log, directory)
+            at_end.callback(loggers.close, has_failed=True)  # unless it was closed before
         except Exception:
             _call_off(transport, ending)
             raise
-        return _serve(transport, run, recorder, stopped_by, ending, debug)
+        return _serve(transport, run, recorder, loggers, best, stopped_by, ending, debug, given)
 
 
 def _serve(
-    transport: Transport, run: Run, recorder: Recorder, stopped_by: Sequence[int], ending: Ending, debug: bool
+    transport: Transport,
+    run: Run,
+    recorder: Recorder,
+    loggers: Loggers,
+    best: Best,
+    stopped_by: Sequence[int],
+    ending: Ending,
+    debug: bool,
+    given: Given | None,
 ) -> int:
     """Start the workers, train, stop the workers, and write the results."""
     config, plan, directory = run.config, run.plan, Path(run.config.output)
@@ -116,6 +134,9 @@ def _serve(
         run.checkpoint is not None,
         gradient_error,
         debug,
+        Callbacks(given.callbacks if given else ()),
+        loggers,
+        best,
     )
     chunks = ChunkSource(run.dataset, plan.num_chunks, config.dtype, run.backend)
     is_traced, rows = config.stragglers.kind == "chunk_trace", rows_taken(config, chunks.num_rows)
@@ -129,6 +150,7 @@ def _serve(
         costs=None if rows or is_traced else chunks.costs(),
         known_costs=known,
         has_loss=has_loss(run.problem),
+        held_out=[f"test_{what}" for what in measures_of(run.problem)],
         tried=tried_chunks(config, plan),
         interrupted=lambda: interruption(stopped_by),
         check_data=partial(check_data, chunks, rows),
@@ -147,44 +169,50 @@ def _serve(
             keeper.save_last()  # its thread writes while the rest is finished
             progress.close()
         seconds = time.monotonic() - began
-        summary = _summary(server, recorder, seconds, run, outcome)
+        if keeper.enough and outcome.status == "done":
+            outcome = Outcome(enough=keeper.enough)
+            say(f"ended after {keeper.done} of {run.iterations} iterations: {keeper.enough}")
+        summary = summary_of(server, recorder, seconds, run, outcome, best)
         params = run.backend.to_host(server.params)
         # first, since a run that is interrupted may be killed soon; "evaluating" makes `psgc launch` wait
         with suppress(OSError):  # a checkpoint that is being written may take the room: what counts comes below
             recorder.finish(params, summary | {"evaluating": True})
         if outcome.status == "interrupted":  # now: Open MPI's mpirun sends SIGKILL after half a second
-            _say_how_it_ended(run, outcome, keeper.done)
+            ending.failed(how_it_ended(run, outcome, keeper.done))
         patient = outcome.status == "done" and not transport.survives_deaths  # a killed worker would end the server
         _stop(server, ending, config.faults.collect_timeout if patient else STOP_TIMEOUT)
         if outcome.status == "done":
             evaluator = Evaluator(run)
             recorder.complete(evaluator.actual_errors(gradient_error, seconds))
             found = evaluator.quality(server.params)
+            if config.evaluate:
+                best.last(keeper.done, found, server.params)
             loss = found.get("test_loss", 0.0)  # the only loss after the last step
             if not math.isfinite(loss):
-                outcome = _Outcome("failed", f"the held-out loss is {loss}", RunFailed.exit_code)
-            summary = _summary(server, recorder, seconds, run, outcome) | found
+                outcome = Outcome("failed", f"the held-out loss is {loss}", RunFailed.exit_code)
+            summary = summary_of(server, recorder, seconds, run, outcome, best) | found
         if not writer.flush(CHECKPOINT_TIMEOUT):
             say(f"psgc: the last checkpoint is not in {directory / 'checkpoints'}", error=True)
         elif recorder.lacks_room:  # parameters and summary matter more than older checkpoints
             writer.make_room()
         summary = recorder.finish(params, summary)
         if summary["status"] != outcome.status:  # the parameters could not be written
-            outcome = _Outcome(summary["status"], summary["reason"], RunFailed.exit_code)
+            outcome = Outcome(summary["status"], summary["reason"], RunFailed.exit_code)
     except BaseException:  # a full disk, or a defect
         if not ending.told:
             _stop(server, ending)
         writer.flush(CHECKPOINT_TIMEOUT)
         raise
+    loggers.close(has_failed=outcome.status != "done")
     if outcome.code == UserError.exit_code:
-        say(f"psgc: {outcome.reason}", error=True)
+        ending.failed(outcome.reason)
         return outcome.code
     if keeper.done > run.first or outcome.status == "done":
         for line in lines(summary):
             say(line)
         say(f"  run directory      {config.output}")
     if outcome.status == "failed":
-        _say_how_it_ended(run, outcome, keeper.done)
+        ending.failed(how_it_ended(run, outcome, keeper.done))
     return outcome.code
 
 
@@ -204,23 +232,23 @@ def _send_settings(transport: Transport, run: Run, ending: Ending) -> None:
             ending.call_off()
             raise UserError(f"worker {rank} on {transport.hosts[rank]}: {problem_text}")
     try:
-        check_same(transport.gather(description(run.config, run.dataset, run.problem)), transport.hosts)
+        check_same(transport.gather(description(run.config, run.dataset, run.problem, run.test)), transport.hosts)
     except UserError:
         ending.call_off()
         raise
 
 
-def _train(server: Server, run: Run, stopped_by: Sequence[int]) -> _Outcome:
+def _train(server: Server, run: Run, stopped_by: Sequence[int]) -> Outcome:
     faults = make_injector(run.config, rank=0)
     try:
         server.run(_taken_initial(run), run.iterations, run.first, lambda i: faults.at("begin", i))
     except RunFailed as error:
         if stopped_by:
-            return _Outcome("interrupted", str(error), 128 + stopped_by[0])
-        return _Outcome("failed", str(error), error.exit_code, isinstance(error, TooFewWorkers))
+            return Outcome("interrupted", str(error), 128 + stopped_by[0])
+        return Outcome("failed", str(error), error.exit_code, isinstance(error, TooFewWorkers))
     except UserError as error:  # wrong data
-        return _Outcome("failed", str(error), error.exit_code)
-    return _Outcome()
+        return Outcome("failed", str(error), error.exit_code)
+    return Outcome()
 
 
 def _taken_initial(run: Run) -> Array:
@@ -246,38 +274,6 @@ def _snapshot(server: Server, run: Run, data: str, done: int, seconds: float) ->
     )
 
 
-def _summary(server: Server, recorder: Recorder, seconds: float, run: Run, outcome: _Outcome) -> dict[str, Any]:
-    coding = run.config.coding
-    settings = {
-        "workers": run.plan.num_workers,
-        "chunks": run.plan.num_chunks,
-        "schedule": run.config.schedule,
-        "transfer": run.config.transfer,
-        "chunks_per_worker": coding.chunks_per_worker if isinstance(coding.assignment, str) else None,
-        "batch": run.config.model_dump()["batch"],
-        "too_few_workers": outcome.too_few_workers,
-        "exit_code": outcome.code,
-    }
-    if run.epochs is not None:
-        settings["epoch"] = epoch_of(len(recorder.tally.seconds), run.iterations, run.epochs)
-    if server.replicas is not None:
-        settings["replicas"] = server.replicas
-    return summarise(recorder, seconds, settings, outcome.status, outcome.reason)
-
-
 def _stop(server: Server, ending: Ending, timeout: float = STOP_TIMEOUT) -> None:
     ending.in_order = server.stop_workers(timeout)
     ending.told = True
-
-
-def _say_how_it_ended(run: Run, outcome: _Outcome, done: int) -> None:
-    """Print how the run ended, and how to resume it if there is a checkpoint and another attempt may succeed."""
-    line, kept = f"psgc: {outcome.status}: {outcome.reason}", ""
-    if done and outcome.status == "failed" and not outcome.too_few_workers:
-        kept = f"; {run.config.output} has the state after {done} iteration{'s' if done > 1 else ''}"
-    elif launched():
-        if outcome.status == "interrupted":
-            return  # `psgc launch` says so, and who stopped it
-    elif done:
-        kept = f"; resume with: {run.go_on}"
-    say(line + kept, error=True)

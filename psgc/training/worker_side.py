@@ -6,19 +6,21 @@ from psgc import config as configuration
 from psgc.aggregation.replica import Replica
 from psgc.backend import Backend, open_backend
 from psgc.config import Config
-from psgc.data import ChunkSource
+from psgc.data import ChunkSource, Dataset
 from psgc.errors import UserError
 from psgc.optimizer import make_optimizer
 from psgc.plan import Plan
 from psgc.problems import Problem, evaluate
 from psgc.training.batches import iterations_of, rows_taken
 from psgc.training.ending import Ending
+from psgc.training.given import Given
 from psgc.training.inputs import (
     PREPARING,
     check_same,
     description,
     make_emulation,
     make_injector,
+    open_held_out,
     open_problem,
     tried_chunks,
 )
@@ -26,6 +28,7 @@ from psgc.training.memory import check_memory
 from psgc.transport import Transport
 from psgc.workers.compute import ComputeThread, Trial
 from psgc.workers.encoder import Encoder
+from psgc.workers.held_out import HeldOut
 from psgc.workers.input_guard import InputGuard
 from psgc.workers.loop import WorkerLoop
 from psgc.workers.mailbox import Mailbox
@@ -33,8 +36,8 @@ from psgc.workers.replicated import ReplicatedLoop
 from psgc.workers.state import WorkerState
 
 
-def work(transport: Transport, config_path: str, ending: Ending) -> int:
-    """Run this worker, and return its exit code."""
+def work(transport: Transport, config_path: str, ending: Ending, given: Given | None = None) -> int:
+    """Run this worker, and return its exit code. given: by a program, in place of a YAML."""
     text = transport.broadcast(None, PREPARING)
     if not text:  # rank 0 found something wrong and says what
         ending.call_off()
@@ -45,8 +48,9 @@ def work(transport: Transport, config_path: str, ending: Ending) -> int:
     host, trouble = transport.hosts[transport.rank], ""
     try:
         backend = open_backend(config.backend, transport.local_rank)  # first, as in `prepare`
-        dataset, problem = open_problem(config, config_path, transport.hosts.count(host))
+        dataset, problem = open_problem(config, config_path, transport.hosts.count(host), given)
         chunks = ChunkSource(dataset, plan.num_chunks, config.dtype, backend)
+        test = open_held_out(config, dataset, transport.hosts.count(host)) if config.evaluate else None
         if backend.name == "numpy" and host != transport.hosts[0]:  # which rank 0 has checked
             check_memory(config, plan.num_workers, problem.dim, transport.hosts.count(host), server_here=False)
     except UserError as error:
@@ -55,11 +59,11 @@ def work(transport: Transport, config_path: str, ending: Ending) -> int:
         ending.call_off()
         return UserError.exit_code
     try:
-        check_same(transport.gather(description(config, dataset, problem)), transport.hosts)
+        check_same(transport.gather(description(config, dataset, problem, test)), transport.hosts)
     except UserError:  # rank 0 says so
         ending.call_off()
         raise
-    ending.in_order = make_worker(transport, config, plan, backend, problem, chunks, first).run()
+    ending.in_order = make_worker(transport, config, plan, backend, problem, chunks, first, test).run()
     return 0
 
 
@@ -71,8 +75,12 @@ def make_worker(
     problem: Problem,
     chunks: ChunkSource,
     first: int = 0,
+    test: Dataset | None = None,
 ) -> WorkerLoop:
-    """The worker of this rank, for the same settings as the server's, in a run that begins with iteration `first`."""
+    """The worker of this rank, for the same settings as the server's, in a run that begins with iteration `first`.
+
+    test: rows that are evaluated during the run.
+    """
     transport.start(from_everybody=config.aggregation == "allreduce")
     combined, shared = config.transfer == "combined", config.aggregation == "allreduce"
     encoder = Encoder(backend, plan.coding_matrix, problem.dim, config.dtype)
@@ -80,7 +88,10 @@ def make_worker(
     state = WorkerState(transport.rank, plan.queues[transport.rank], plan.num_chunks, combined, every, shared)
     injector = make_injector(config, transport.rank)
     mailbox = Mailbox(state, encoder, transport.wake)
-    tried = tried_chunks(config, plan)
+    tried, held_out = tried_chunks(config, plan), None
+    if config.evaluate and test is not None:
+        rows = ChunkSource(test, min(plan.num_chunks, test.num_rows), config.dtype, backend)
+        held_out = HeldOut(problem, rows, chunks, config.evaluate.every)
     compute = ComputeThread(
         mailbox,
         InputGuard(evaluate(problem), backend),
@@ -93,6 +104,7 @@ def make_worker(
         config.seed,
         rows_taken(config, chunks.num_rows),
         Trial(first, tried.get(transport.rank), frozenset(tried.values())),
+        held_out,
     )
     silence = min(1.0, config.faults.collect_timeout / 4)
     arguments: dict[str, Any] = {

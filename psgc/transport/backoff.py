@@ -5,7 +5,7 @@ SPINS = 3  # looks before the first sleep
 HOT_SPINS = 2000  # the same while a large transfer is under way: about 20 ms
 SHORTEST, LONGEST, SILENT = 50e-6, 1e-3, 2e-3  # seconds: the first sleep, the longest, and the sleeps after SILENCE
 BUSY = 200e-6  # the first sleep while another thread of this process computes
-BELL = 16e-3  # the sleeps of a worker that is woken for every message
+BELL = 32e-3  # the sleeps of a worker that is woken for every message
 SILENCE = 0.1  # seconds without a message
 GROWTH = 1.3  # of a sleep over the one before: a message is noticed late by a quarter of the time waited
 
@@ -19,7 +19,8 @@ class Backoff:
 
     def reset(self, soon: bool = False) -> None:
         """Something has come, or was sent. soon: something is about to come, and the bell has rung."""
-        self._looks, self._slept, self._sleep = 0, 0.0, SHORTEST if soon else self._first
+        self._looks, self._slept, self._soon = 0, 0.0, soon
+        self._sleep = SHORTEST if soon else self._first
 
     def next(self, large: bool, busy: bool, least: float = 0.0) -> float:
         """Seconds to sleep before the next look, at least `least`.
@@ -28,7 +29,8 @@ class Backoff:
         busy: another thread of this process has a use for the core.
         """
         self._looks += 1
-        if self._looks <= (HOT_SPINS if large else SPINS) and not least:
+        spins = HOT_SPINS if large else SPINS if self._soon or not busy else 0
+        if self._looks <= spins and not least:
             return 0.0
         if self._slept > SILENCE:
             return max(SILENT, self._first)

@@ -8,10 +8,11 @@ or comes too early, only means that the process looks later.
 import select
 import socket
 from contextlib import suppress
+from functools import cache
 
 from psgc.processes import Identity
 
-OWN, MESSAGE = b"o", b"m"  # why a bell rings
+OWN, NEIGHBOUR = b"o", b"n"  # who rings
 
 
 class Bell:
@@ -39,7 +40,7 @@ class Bell:
     def ring_at(self, process: Identity) -> None:
         """Ring the bell of another process of this host, which was sent a message."""
         with suppress(OSError):  # as above, or it has ended
-            self._socket.sendto(MESSAGE, _address(process))
+            self._socket.sendto(NEIGHBOUR, _address(process))
 
     def close(self) -> None:
         """Give the socket back."""
@@ -48,7 +49,7 @@ class Bell:
             self._inside.close()
 
     def sleep(self, seconds: float) -> set[bytes]:
-        """Sleep until the bell rings: for what it has rung, OWN or MESSAGE; nothing when it has not."""
+        """Sleep until the bell rings: who has rung it, OWN or NEIGHBOUR; nobody when it has not rung."""
         rung: set[bytes] = set()
         if select.select([self._socket], [], [], seconds)[0]:
             with suppress(OSError):
@@ -57,5 +58,6 @@ class Bell:
         return rung
 
 
+@cache
 def _address(process: Identity) -> bytes:
     return f"\0psgc {process.machine} {process.pid} {process.started}".encode()[:100]

@@ -8,7 +8,6 @@ from typing import Any
 
 from psgc.backend import Array, finish
 from psgc.rendezvous import MPI
-from psgc.transport.backoff import LARGE
 from psgc.transport.deaths import Deaths
 
 SLOWEST = 1e6  # bytes per second that any network moves
@@ -80,9 +79,9 @@ class Sends:
         """Whether a send of `buffer` (None: any) is not complete."""
         return any((buffer is None or sent.buffer is buffer) and not sent.is_done for sent in self._sent)
 
-    def has_large(self) -> bool:
-        """Whether a large message is under way."""
-        return any(sent.size >= LARGE and not sent.is_done for sent in self._sent)
+    def largest(self) -> int:
+        """Bytes of the largest message that is under way, 0 for none."""
+        return max((sent.size for sent in self._sent if not sent.is_done), default=0)
 
     def unreached(self, patience: float) -> list[int]:
         """Ranks, other than forgotten ones, to which something has not left for `patience` seconds.

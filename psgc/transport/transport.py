@@ -13,11 +13,11 @@ from typing import Any, NoReturn
 import numpy as np
 
 from psgc.backend import Array
-from psgc.messages import BATCH, RECORD, Records, joined
+from psgc.messages import BATCH, MESSAGE, RECORD, Records, joined
 from psgc.processes import die_with_parent, keep_freed_memory, sleep_precisely
-from psgc.rendezvous import MPI, Rendezvous, failed_ranks
-from psgc.transport.backoff import BELL, LONGEST, SHORTEST, Backoff
-from psgc.transport.bell import MESSAGE, Bell
+from psgc.rendezvous import MPI, TIMEOUT, Rendezvous, failed_ranks
+from psgc.transport.backoff import BELL, LARGE, LONGEST, SHORTEST, Backoff
+from psgc.transport.bell import NEIGHBOUR, OWN, Bell
 from psgc.transport.deaths import Deaths
 from psgc.transport.receives import CONTROL_TAG, TEXT_TAG, Message, Receives
 from psgc.transport.sends import Sending, Sends
@@ -35,7 +35,12 @@ class Transport:
     raises; so do `broadcast` and `gather`.
     """
 
-    def __init__(self, world: MPI.Intracomm | None = None, interrupted: Callable[[], str | None] | None = None) -> None:
+    def __init__(
+        self,
+        world: MPI.Intracomm | None = None,
+        interrupted: Callable[[], str | None] | None = None,
+        timeout: float = TIMEOUT,
+    ) -> None:
         die_with_parent()
         sleep_precisely()
         keep_freed_memory()
@@ -46,7 +51,7 @@ class Transport:
         self.library = " ".join(MPI.Get_library_version().split(",")[0].split("\n")[0].split())
         self.survives_deaths = os.environ.get("OMPI_MCA_mpi_ft_enable") == "1"  # noqa: SIM112  mpirun --with-ft ulfm's
         world.Set_errhandler(MPI.ERRORS_RETURN)
-        self._rendezvous = Rendezvous(world, interrupted)
+        self._rendezvous = Rendezvous(world, interrupted, timeout)
         self._processes = self._rendezvous.processes
         self.hosts = [process.host for process in self._processes]
         self.pids = [process.pid for process in self._processes]
@@ -56,6 +61,7 @@ class Transport:
         deaths = Deaths(self._control)
         self._receives, self._sends = Receives(self._control, self._vectors, deaths), Sends(deaths)
         self._bell = Bell(self._processes[self.rank])
+        self._is_woken = False  # whoever sends this process something rings its bell
         self._expects = False  # the bell has rung for a message that has not come yet
         self._backoff, self._rest, self._least_nap = Backoff(SHORTEST), REST, 0.0
 
@@ -99,11 +105,12 @@ class Transport:
         from_everybody: workers send each other something as well. Else they hear from rank 0 only.
         """
         senders = range(self.size) if self.rank == 0 or from_everybody else [0]
-        is_woken = self._bell.works and all(map(self._is_near, senders))
-        self._backoff = Backoff(SHORTEST if not is_woken else BELL if self.rank else LONGEST)
+        self._is_woken = self._bell.works and all(map(self._is_near, senders))
+        self._rest = LONGEST if self.rank == 0 else BELL if self._is_woken else REST
+        if self._is_woken:
+            self._backoff = Backoff(self._rest)
         crowded = sum(map(self._is_near, range(self.size))) > len(os.sched_getaffinity(0))
         self._least_nap = NAP if crowded else 0.0
-        self._rest = LONGEST if self.rank == 0 else BELL if is_woken else REST
         self._receives.start()
 
     # messages
@@ -125,10 +132,7 @@ class Transport:
         self._send(self._control, [buffer, MPI.BYTE], dest, tag, buffer)
 
     def send_vector(self, dest: int, vector: Array) -> Sending:
-        """Send a vector that has its stamp. It must not change until what this returns `is_free`.
-
-        It may be sent to others meanwhile.
-        """
+        """Send a vector that has its stamp. Until what this returns `is_free` it may be sent to others, not changed."""
         return self.send_vectors(dest, [vector])
 
     def send_vectors(self, dest: int, vectors: Sequence[Array]) -> Sending:
@@ -176,28 +180,30 @@ class Transport:
 
     def wait(
         self, expecting_large: bool = False, busy: bool = False, nap: float = 0.0, exchanging: bool = False
-    ) -> None:
-        """Pause until there is something to poll, some milliseconds at most.
+    ) -> bool:
+        """Pause until there is something to poll, some milliseconds at most; whether there may be something.
 
+        There is nothing when a thread of this process has ended the pause, and everybody else would have rung.
         expecting_large: a large transfer is to come, which is slept on only where ranks share cores. busy: another
         thread of this process has a use for the core. nap: seconds between two looks, at least; exchanging: never more
         than that either, and the end of a send is something to poll.
         """
         self._receives.repost()
-        large = expecting_large or self._sends.has_large()
+        size = self._sends.largest()
+        large = expecting_large or size >= LARGE
         if nap:
             nap, large = max(nap, self._least_nap), False
         elif large and self._least_nap:  # to look without a pause would take the core that the transfer needs
-            nap, large, exchanging = self._least_nap, False, True
+            nap = self._rest if busy and size <= MESSAGE else self._least_nap  # a short one ends while others compute
+            large, exchanging = False, True
         end = time.monotonic() + (REST if exchanging else self._rest)
         while True:
             if rung := self._bell.sleep(nap if exchanging else self._backoff.next(large, busy, nap)):
-                self._expects = self._expects or MESSAGE in rung
+                self._expects = self._expects or NEIGHBOUR in rung
                 self._backoff.reset(soon=self._expects)
-                return
-            has_ended = exchanging and self._sends.poll()
-            if large or has_ended or self._receives.stirs() or time.monotonic() >= end:
-                return
+                return rung != {OWN} or not self._is_woken or size > 0 or exchanging
+            if large or (exchanging and self._sends.poll()) or self._receives.stirs() or time.monotonic() >= end:
+                return True
 
     @property
     def bytes_sent(self) -> int:

@@ -98,6 +98,7 @@ class Settings:
     chunks_per_worker: int
     replication: int
     collect_timeout: float
+    chunk_timeout: float | None = None
 
 
 @dataclass(frozen=True)
@@ -147,6 +148,7 @@ def config_text(settings: Settings, planned: Sequence[Planned], output: str) -> 
             "stragglers": {"kind": "slow", "seconds": {"all": settings.chunk_seconds}},
             "faults": {
                 "collect_timeout": settings.collect_timeout,
+                "chunk_timeout": settings.chunk_timeout,
                 "inject": [fault for p in planned for fault in _injections(p, settings.collect_timeout)],
             },
             "output": output,
@@ -230,7 +232,7 @@ def _wrong_record(planned: Planned, rank: int, settings: Settings, outcome: Outc
             yield f"lost because: {reason}"
         until = sum(outcome.iterations[planned.iteration : iteration])  # when that iteration began
         latest = BUSY if case.at_once else settings.collect_timeout + BUSY
-        if case.kind == "hang":  # the patience with a chunk grows with the slowest that anybody has done
+        if case.kind == "hang" and settings.chunk_timeout is None:  # it grows with the slowest chunk so far
             latest = max(settings.collect_timeout, PATIENCE * max(outcome.iterations)) + BUSY
         if not (planned.iteration <= iteration and until <= latest):
             yield f"lost in iteration {iteration}, {until:.1f} s after the fault in {planned.iteration}"

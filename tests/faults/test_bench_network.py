@@ -81,7 +81,7 @@ def test_a_link_has_its_rate() -> None:
             listening = hosts.command("b", ["sh", "-c", "ss -ltn | grep -q :5000"])
             wait_until(lambda: subprocess.run(listening, timeout=10).returncode == 0)
             done = subprocess.run(hosts.command("a", [*program, send]), capture_output=True, text=True, timeout=20)
-        assert 0.15 < float(done.stdout) < 1
+        assert 0.15 < float(done.stdout) < 5
         carried = hosts.link_bytes()
         assert carried["a"] == pytest.approx(1_524_288, rel=0.1)
         assert carried["b"] == pytest.approx(carried["a"], rel=0.1)

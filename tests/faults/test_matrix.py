@@ -33,8 +33,10 @@ COLLECT_TIMEOUT = 1.5
 
 
 def settings(transfer: str, parts: int) -> Settings:
-    # so many holders that those who are silent together, and not yet missed, leave `parts` others of each chunk
-    return Settings(transfer, parts, ITERATIONS, 0.02 / parts, 2, 6, COLLECT_TIMEOUT)
+    # So many holders that those who are silent together, and not yet missed, leave `parts` others of each chunk. With
+    # the usual patience, which a chunk of half a second makes longer than the run, a gradient that hangs is not missed
+    # by LATER; then those who die leave nobody else.
+    return Settings(transfer, parts, ITERATIONS, 0.02 / parts, 2, 6, COLLECT_TIMEOUT, chunk_timeout=COLLECT_TIMEOUT)
 
 
 def launched(folder: Path, settings: Settings, planned: Sequence[Planned], output: str, workers: int) -> Finished:

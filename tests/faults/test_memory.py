@@ -66,6 +66,8 @@ x = torch.randn(64, width)
 def loss(model, batch):
     return ((model(batch[0]) - batch[1]) ** 2).mean(1).sum(), len(batch[0])
 
+model(x).sum().backward()  # the first time takes seconds on a busy machine
+model.zero_grad()
 data = torch.utils.data.TensorDataset(x, x)
 run = psgc.torch.init(model, data, loss, chunks=12, micro_batch=8, aggregation="allreduce")
 optimizer = torch.optim.SGD(model.parameters(), 1e-3, momentum=0.9)

@@ -145,7 +145,7 @@ def train_and_compare(case, data, world):
             silent = SimpleNamespace(
                 chunk=lambda *_: None,
                 iteration=lambda _: None,
-                stepped=lambda _: None,
+                stepped=lambda *_: False,
                 failure_text=lambda _, text: text,
                 lost=unexpected,
                 returned=unexpected,

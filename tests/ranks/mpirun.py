@@ -28,7 +28,7 @@ INHERITED = ("PMIX_", "PRTE_", "OMPI_COMM", "SLURM_")  # an outer mpirun or job 
 
 @dataclass
 class Finished:
-    """returncode, and what all processes wrote; orphans: processes of the run still alive at its end, killed since."""
+    """returncode, and what all processes wrote; orphans: processes that outlived it by two seconds, killed since."""
 
     returncode: int
     stdout: str
@@ -93,7 +93,9 @@ class MpiRun:
             self.kill()
             pytest.fail(f"mpirun took more than {timeout} s\n{self._read(self._out)}\n{self._read(self._err)}")
         seconds = time.monotonic() - self._began
-        orphans = self.processes()
+        end = time.monotonic() + 2
+        while (orphans := self.processes()) and time.monotonic() < end:  # killed ones may be on a busy machine
+            time.sleep(0.02)
         self.kill()
         return Finished(code, self._read(self._out), self._read(self._err), orphans, seconds)
 

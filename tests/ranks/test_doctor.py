@@ -5,7 +5,16 @@ import sys
 from tests.ranks.mpirun import run
 from tests.ranks.planted import plant
 
-DOCTOR = [sys.executable, "-m", "psgc", "doctor"]
+# with limits for a machine that is busy with other tests; -P: as the command `psgc`
+PATIENT = """
+import sys
+import psgc.diagnosis.doctor as doctor
+from psgc.cli import main
+
+doctor.LIMIT, doctor.MPIRUN_LIMIT, doctor.FILES_LIMIT = 60.0, 20.0, 30.0
+main(sys.argv[1:])
+"""
+DOCTOR = [sys.executable, "-P", "-c", PATIENT, "doctor"]
 
 
 def test_this_machine_survives_a_dead_rank(tmp_path):
@@ -13,7 +22,7 @@ def test_this_machine_survives_a_dead_rank(tmp_path):
     folder.mkdir()
     plant(folder, planted)
     there = set(folder.iterdir())
-    finished = run([*DOCTOR, "-n", "4"], folder)
+    finished = run([*DOCTOR, "-n", "4"], folder, timeout=90)
     assert finished.returncode == 0, finished.said
     assert finished.stderr == ""
     lines = {" ".join(line.split()[:3]): line for line in finished.stdout.splitlines()}
@@ -21,6 +30,7 @@ def test_this_machine_survives_a_dead_rank(tmp_path):
     assert "pml ob1" in lines["ok transport pml"]
     assert "and went on; mpirun exited with 0" in lines["ok a dead"]
     assert "ok killed worker" in lines
+    assert " x as long as " in lines.get("ok pace of", lines.get("note slow cores", ""))
     assert "1 in each rank" in lines["ok BLAS threads"]
     assert not finished.orphans
     assert set(folder.iterdir()) == there  # nothing is left where runs will write
@@ -28,7 +38,8 @@ def test_this_machine_survives_a_dead_rank(tmp_path):
 
 
 def test_an_mpi_that_does_not_start(tmp_path):
-    finished = run(DOCTOR, tmp_path, env={"OMPI_MCA_pml": "^ob1"})  # none of the others works on one host: no run
+    env = {"OMPI_MCA_pml": "^ob1"}  # none of the others works on one host: no run
+    finished = run(DOCTOR, tmp_path, timeout=90, env=env)
     assert finished.returncode == 1, finished.said
     assert "problem  MPI library" in finished.stdout
     assert "did not start: " in finished.stdout

@@ -19,6 +19,8 @@ import pytest
 
 from psgc.data import write_dense
 from tests.ranks.mpirun import MpiRun, mpirun_path, run
+from tests.ranks.test_doctor import DOCTOR
+from tests.sweeper import environ_of
 
 CONFIG = """
 problem: {kind: softmax}
@@ -29,9 +31,9 @@ coding: {chunks_per_worker: 2, replication: 2}
 checkpoint: {every: 5}
 output: out
 """
-SLOWLY = ("--set", "stragglers={kind: exponential, seconds: {all: 0.04}}")  # time enough to be killed in
+SLOWLY = ("--set", "stragglers={kind: exponential, seconds: {all: 0.15}}")  # time enough to be killed in
 ON = "psgc launch: to resume from the last checkpoint: "
-PROMPT = 20.0  # seconds for a run to be over after a death: it takes 0.6 on an idle machine, 8 on a busy one
+PROMPT = 40.0  # seconds for a run to be over after a death: it takes 0.6 on an idle machine, 8 on a busy one
 
 
 @dataclass
@@ -99,8 +101,8 @@ def wait_until(condition, timeout=60.0):
 
 
 def kill(running, rank):
-    marks = {f"OMPI_COMM_WORLD_RANK={rank}".encode(), f"PMI_RANK={rank}".encode()}
-    (pid,) = [p for p in running.processes() if marks & set(Path(f"/proc/{p}/environ").read_bytes().split(b"\0"))]
+    marks = {f"OMPI_COMM_WORLD_RANK={rank}", f"PMI_RANK={rank}"}
+    (pid,) = [p for p in running.processes() if marks & environ_of(p)]
     os.kill(pid, signal.SIGKILL)
 
 
@@ -201,7 +203,7 @@ def test_ctrl_c_is_an_orderly_end_under_mpich(folder):
 
 
 def test_the_doctor_says_that_a_dead_rank_ends_the_run(tmp_path):
-    finished = run([sys.executable, "-m", "psgc", "doctor"], tmp_path, env=mpich().env)
+    finished = run(DOCTOR, tmp_path, timeout=90, env=mpich().env)
     assert finished.returncode == 0, finished.said
     for line in ("MPICH Version: 5", "netmod ", "ends the job (mpirun exited with 9): MPICH 5"):
         assert line in finished.stdout, finished.said
@@ -211,6 +213,6 @@ def test_the_doctor_says_that_a_dead_rank_ends_the_run(tmp_path):
 
 def test_the_doctor_finds_an_mpirun_of_another_mpi(tmp_path):
     env = {"PATH": mpich().env["PATH"]}  # and mpi4py takes the usual library
-    finished = run([sys.executable, "-m", "psgc", "doctor"], tmp_path, env=env)
+    finished = run(DOCTOR, tmp_path, timeout=90, env=env)
     assert finished.returncode == 1, finished.said
     assert "the ranks do not see each other: mpirun is MPICH, mpi4py uses Open MPI" in finished.stdout

@@ -50,7 +50,7 @@ if how != "over":
     threading.Thread(target=run).start()
 """
 TRACEBACK = 'Traceback (most recent call last):\n  File "train.py", line 11, in <module>\n'
-EARLY = "psgc: the script of rank {} on {} ended before psgc.torch.init: "
+EARLY = "psgc: the script of rank {} on {} ended before the others: "
 
 
 def command(how, ranks, *options, size=3):
@@ -74,7 +74,7 @@ CASES = [
     ("exit", "2", 1, [EARLY.format(2, "HOST") + "sys.exit(3)"]),
     ("raise", "2", 1, [EARLY.format(2, "HOST") + "Strange: no data (train.py:11)", "\nhelper.Strange: no\n"]),
     ("raise", "0", 1, [EARLY.format(0, "HOST") + "Strange: no data (train.py:11)", "\nhelper.Strange: no\n"]),
-    ("refuse", "12", 1, ["psgc: the script of 2 ranks, first rank 1, ended before psgc.torch.init: chunks=0"]),
+    ("refuse", "12", 1, ["psgc: the script of 2 ranks, first rank 1, ended before the others: chunks=0"]),
 ]
 
 

@@ -14,19 +14,22 @@ from safetensors.torch import load_file
 
 from tests.ranks.mpirun import mpirun, run
 
+ROOT = Path(__file__).parents[2]
 SCRIPT = str(Path(__file__).with_name("torch_script.py"))
 TIMEOUT = 100  # seconds: each rank imports torch
 
+pytestmark = pytest.mark.timeout(300)  # a fixture and two runs
 
-def trained(folder, ranks, code=0, **settings):
+
+def trained(folder, ranks, code=0, env=None, **settings):
     """Rank -> (digest, right, losses) of the ranks that came to the end, and what was said."""
     arguments = [SCRIPT, json.dumps(settings)]
     command = mpirun(ranks, arguments, ulfm=True) if ranks else [sys.executable, *arguments]
-    return results_of(command, folder, code)
+    return results_of(command, folder, code, env)
 
 
-def results_of(command, folder, code=0):
-    finished = run(command, folder, TIMEOUT)
+def results_of(command, folder, code=0, env=None):
+    finished = run(command, folder, TIMEOUT, env=env)
     assert finished.returncode == code, finished.said
     assert not finished.orphans
     lines = [line.split() for line in finished.stdout.splitlines() if line.startswith("rank ")]
@@ -61,7 +64,7 @@ def assert_equal(ended, ranks, alone):
 @pytest.mark.faults
 def test_a_worker_dies_and_the_others_make_the_steps_of_one_process(tmp_path, alone):
     what = {2: ["killed in a chunk", 4]}
-    ended, said = trained(tmp_path, 4, aggregation="allreduce", what=what, pause=0.1)
+    ended, said = trained(tmp_path, 4, aggregation="allreduce", what=what, pause=0.3)
     assert_equal(ended, {0, 1, 3}, alone)
     (line,) = said
     assert line.startswith(f"worker 2 on {socket.gethostname()} lost in iteration ")
@@ -69,8 +72,39 @@ def test_a_worker_dies_and_the_others_make_the_steps_of_one_process(tmp_path, al
 
 
 @pytest.mark.faults
+@pytest.mark.parametrize("steps", [1, 9], ids=["nine steps", "the last step"])
+def test_the_others_have_ended_when_a_worker_has_done_its_chunk(tmp_path, alone, steps):
+    """Its script makes the steps that it has the sums for, or ends at the next call. Nobody kills it."""
+    ended, said = trained(tmp_path, 3, aggregation="allreduce", what={2: ["pauses in a chunk", steps, 5]})
+    assert_equal(ended, {0, 1, 2} if steps == 9 or 2 in ended else {0, 1}, alone)
+    assert not said
+    assert (tmp_path / "ended-2").exists()
+
+
+@pytest.mark.faults
+def test_a_worker_that_hangs_in_the_last_chunk_keeps_nobody(tmp_path, alone):
+    settings = {"aggregation": "server", "transfer": "per_chunk", "what": {2: ["pauses in a chunk", 9, 1000]}}
+    ended, said = trained(tmp_path, 3, **settings)
+    assert ended == dict.fromkeys([0, 1], alone)
+    assert not said
+
+
+@pytest.mark.parametrize(("aggregation", "aware", "copies"), [("server", "0", "staged"), ("allreduce", "1", "none")])
+def test_a_model_on_a_gpu_has_its_vectors_summed_there(tmp_path, alone, aggregation, aware, copies):
+    """CuPy is the stand-in (tests/stand_in), and the script looks for copies to the host."""
+    env = {"PYTHONPATH": f"{ROOT / 'tests/stand_in'}:{ROOT}", "PSGC_CUDA_AWARE": aware}
+    # with the pause nobody falls behind: the state that such a rank is given goes through the host
+    pause = 0.3 if aggregation == "allreduce" else 0.0
+    ended, said = trained(
+        tmp_path, 3, env=env, aggregation=aggregation, transfer="combined", device=copies, pause=pause
+    )
+    assert_equal(ended, {0, 1, 2}, alone)
+    assert not said
+
+
+@pytest.mark.faults
 def test_a_script_that_raises_on_one_worker_is_given_up_and_the_others_go_on(tmp_path, alone):
-    ended, said = trained(tmp_path, 3, aggregation="server", transfer="per_chunk", what={2: ["raises", 2]})
+    ended, said = trained(tmp_path, 3, aggregation="server", transfer="per_chunk", what={2: ["raises", 2]}, pause=0.1)
     assert ended == dict.fromkeys([0, 1], alone)
     (line,) = said
     assert line.startswith(f"worker 2 on {socket.gethostname()} lost in iteration ")

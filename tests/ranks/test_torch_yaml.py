@@ -5,8 +5,12 @@ import shutil
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.ranks.mpirun import run
 from tests.unit import torch_problem
+
+pytestmark = pytest.mark.timeout(300)  # three runs, of ranks that import torch
 
 YAML = """\
 problem: {torch: "torch_problem:build", options: {hidden: 6}}
@@ -48,7 +52,7 @@ run.save("script/model.safetensors")
 
 
 def trained(folder, *arguments):
-    finished = run([sys.executable, *arguments], folder)
+    finished = run([sys.executable, *arguments], folder, timeout=100)
     assert finished.returncode == 0, finished.said
     assert not finished.orphans
     assert not finished.stderr

@@ -17,7 +17,7 @@ data: {path: data.npz}
 optimizer: {kind: nesterov, lr: 0.5}
 iterations: 8
 coding: {chunks_per_worker: 2, replication: 3}
-stragglers: {kind: slow, seconds: {all: 0.02}}
+stragglers: {kind: slow, seconds: {all: 0.05}}
 output: OUT
 """
 

@@ -1,17 +1,22 @@
 """A script with psgc.torch for tests: `python torch_script.py SETTINGS`, JSON with arguments of init, and
 
-what: {rank: [what to do there, after so many steps]}; epochs; pause: seconds after each step on rank 0;
-more: go on with a closure, go back, and add up scaled gradients.
+what: {rank: [what to do there, after so many steps]}; epochs;
+pause: seconds after each step on rank 0;
+more: go on with a closure, go back, and add up scaled gradients;
+device: CuPy is the stand-in (tests/stand_in), and the memory of the model passes for that of a GPU. The script fails if
+a vector gets to the host or back, other than to be sent ("staged": MPI cannot read the GPU).
 
 It prints a line for each rank: rank, SHA-256 of the parameters, the share of examples that are right, and its losses.
 """
 
+import atexit
 import hashlib
 import json
 import os
 import signal
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import torch
@@ -25,6 +30,7 @@ sys.modules["torch._dynamo"] = SimpleNamespace(**nothing_is_compiled)
 settings = json.loads(sys.argv[1])
 what = {int(rank): tuple(value) for rank, value in settings.pop("what", {}).items()}
 epochs, pause, more = settings.pop("epochs", 2), settings.pop("pause", 0.0), settings.pop("more", False)
+device = settings.pop("device", "")
 rank, done = int(os.environ.get("OMPI_COMM_WORLD_RANK", "0")), 0
 torch.set_num_threads(1)
 torch.manual_seed(rank)  # init gives all ranks the parameters of rank 0
@@ -42,8 +48,34 @@ def loss(model, batch):
     features, labels = batch
     if happens("killed in a chunk"):
         os.kill(os.getpid(), signal.SIGKILL)
+    if happens("pauses in a chunk"):
+        atexit.register(Path(f"ended-{rank}").touch)
+        time.sleep(what.pop(rank)[2])
     return F.cross_entropy(model(features), labels, reduction="sum"), len(labels)
 
+
+copies = []  # of vectors from or to the host: by what
+if device:
+    import cupy
+
+    import psgc.torch.memory
+
+    psgc.torch.memory.is_on_gpu = lambda _: True
+
+    def watched(owner, name, what=None):
+        function = getattr(owner, name)
+
+        def watching(*of, **others):
+            shape, kind = getattr(of[0], "shape", ()), str(getattr(of[0], "dtype", ""))
+            if len(shape) == 1 and shape[0] > sum(map(torch.numel, model.parameters())) and "float32" in kind:
+                copies.append("staged" if others.get("out") is not None else what or name)
+            return function(*of, **others)
+
+        setattr(owner, name, watching)
+
+    for of in ((cupy.ndarray, "get"), (cupy, "asarray", "staged"), (torch.Tensor, "cpu"), (torch.Tensor, "numpy")):
+        watched(*of)
+    watched(torch, "from_numpy")
 
 run = psgc.torch.init(model, data, loss, chunks=12, micro_batch=8, **settings)
 optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
@@ -89,6 +121,8 @@ if more:
             scaler.update()
 right = run.evaluate(data, accuracy)["right"]
 run.save("model.safetensors")
+if device and set(copies) - {device}:
+    raise AssertionError(f"vectors were copied: {copies}")
 digest = hashlib.sha256(b"".join(param.detach().numpy().tobytes() for param in model.parameters())).hexdigest()
 sys.stdout.write(f"rank {rank} {digest} {right!r} {' '.join(map(repr, losses))}\n")
 sys.stdout.flush()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from psgc.optimizer import Sgd
-from psgc.run_rows import Outcome
+from psgc.run_rows import IterationRow, Outcome
 from psgc.server.observer import Approximation, IterationRecord
 
 
@@ -52,8 +52,9 @@ class Observer:
         assert approximation.incomplete
         assert approximation.used is approximation.plain
 
-    def stepped(self, done: int) -> None:
-        assert done == self.world.iteration + 1
+    def stepped(self, done: int, row: IterationRow, params: object) -> bool:
+        assert done == self.world.iteration + 1 == row.iteration + 1
+        return False
 
     def wrong(self, worker: int, host: str, iteration: int, reason: str) -> None:
         assert self.world.case.verify

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from psgc.data import open_data, write_dense, write_sparse
 from psgc.errors import UserError
-from psgc.messages import MESSAGE, RECORD
+from psgc.messages import MESSAGE, RECORD, TAIL
 from psgc.run_rows import Outcome, WorkerEvent
 from psgc.simulation.replay import Choice, Replay, own_choice
 from tests.simulation.recorded import by_rank, cluster, messages, record, recorded_run, settings
@@ -198,10 +198,10 @@ def test_what_a_worker_holds_and_what_is_sent():
     replay = Replay(run, None, 1000, most=100)
     static = replay.predict(Choice("static", 4, 2, 2))
     assert (static.data, static.gradients) == (0.5, 1)
-    assert static.incoming == 32 * (500 + 3) * 8
+    assert static.incoming == 32 * (500 + TAIL) * 8
     assert static.outgoing == 4 * 1000 * 8
     skipping = replay.predict(Choice("skipping", 4, 3, 1))
-    assert (skipping.data, skipping.incoming) == (0.75, 16 * (1000 + 3) * 8)
+    assert (skipping.data, skipping.incoming) == (0.75, 16 * (1000 + TAIL) * 8)
     assert skipping.outgoing == 4 * 1000 * 8 + 2 * 16 * RECORD.itemsize  # both others hear of each chunk
     assert own_choice(config) == replay.own.choice
 

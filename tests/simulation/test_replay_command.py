@@ -12,6 +12,7 @@ import psgc
 from psgc import config as configuration
 from psgc.cli import main
 from psgc.data import write_dense
+from psgc.messages import TAIL
 from psgc.reporting.csv_files import COLUMNS
 from psgc.simulation import replay_command
 from tests.simulation.recorded import record, settings
@@ -88,7 +89,7 @@ def test_a_table_with_the_run_marked_and_one_recommended(capsys):
     assert uncoded["seconds"] == pytest.approx(8 * 2.0)
     assert uncoded["data_held"] == 0.25
     assert uncoded["memory_bytes"] == 0.25 * 64 * 10 * 8 + 10 * 8
-    assert (uncoded["bytes_in"], uncoded["bytes_out"]) == (32 * (10 + 3) * 8, 4 * 10 * 8)
+    assert (uncoded["bytes_in"], uncoded["bytes_out"]) == (32 * (10 + TAIL) * 8, 4 * 10 * 8)
 
 
 def test_a_grid_of_ones_own(capsys):
@@ -102,7 +103,7 @@ def test_a_grid_of_ones_own(capsys):
 
 def test_the_table_fits_a_terminal(monkeypatch, capsys):
     terminal = Console(width=80, force_terminal=True, color_system=None)
-    monkeypatch.setattr("psgc.simulation.output.Console", lambda stderr=False: Console() if stderr else terminal)
+    monkeypatch.setattr("psgc.reporting.output.Console", lambda **how: Console(**how) if how else terminal)
     assert exit_code() == 0
     table = [line for line in capsys.readouterr().out.splitlines() if "%" in line and "B" in line]
     assert len(table) > 20

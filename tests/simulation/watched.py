@@ -94,7 +94,7 @@ class Watch:
         """A new coordinator that knows what the schedule has learnt, and nothing else."""
         schedule = self.schedule.recipe()  # type: ignore[attr-defined]
         schedule.inherit(self.schedule)
-        combined, tolerated, checks, shared = self.settings
+        combined, tolerated, checks, shared, *_ = self.settings
         return Coordinator(self.it.membership, schedule, combined, tolerated, Checks(checks.every), shared)
 
     # events

@@ -52,12 +52,12 @@ MailProg=/bin/true
 ReturnToService=2
 KillWait=5
 MinJobAge=3600
-PartitionName=test Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
 
 
 class Cluster:
-    """`nodes` virtual nodes n1, n2, ... of `cpus` CPUs each, in one partition, test. A context manager."""
+    """`nodes` virtual nodes n1, n2, ... of `cpus` CPUs each, in one partition, main. A context manager."""
 
     def __init__(self, nodes: int, cpus: int) -> None:
         self.nodes, self.cpus = nodes, cpus

@@ -128,6 +128,7 @@ def test_a_killed_worker_is_survived_in_the_same_start(work, undisturbed):
     job = work.submit(slow=True)
     work.until(work.checkpoints)
     os.kill(work.pid(3), signal.SIGKILL)
+    work.until((work.folder / "out/lost.csv").exists)
     work.hurry()
     work.end(job, restarts=0)
     lost = (work.folder / "out/lost.csv").read_text().splitlines()

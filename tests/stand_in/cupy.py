@@ -22,9 +22,25 @@ def synchronize():
     _done = next(_ticks)
 
 
-DEVICE = SimpleNamespace(use=lambda: None, synchronize=synchronize)
+class _Used:
+    """A device, and a stream."""
+
+    synchronize = staticmethod(synchronize)
+
+    def use(self):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+
+DEVICE = _Used()
 cuda = SimpleNamespace(
     Device=lambda number: DEVICE,
+    Stream=SimpleNamespace(null=DEVICE),
     runtime=SimpleNamespace(getDeviceCount=lambda: 1),
     get_current_stream=lambda: DEVICE,
 )
@@ -57,6 +73,12 @@ class ndarray:
         assert self.flags.c_contiguous
         pointer, kind = self._memory.ctypes.data, self.dtype.str
         return {"shape": self.shape, "typestr": kind, "data": (pointer, False), "version": 3, "strides": None}
+
+    def __dlpack_device__(self):
+        return self._memory.__dlpack_device__()
+
+    def __dlpack__(self, **others):
+        return self._memory.__dlpack__(**others)
 
     device = DEVICE
 
@@ -177,6 +199,11 @@ def asarray(value, dtype=None):
     if isinstance(value, ndarray):
         return value if dtype in (None, value.dtype) else value.astype(dtype)
     return ndarray(np.array(value, dtype))
+
+
+def from_dlpack(value):
+    """Over the same memory."""
+    return ndarray(np.from_dlpack(value))
 
 
 def ascontiguousarray(value, dtype=None):

@@ -131,7 +131,7 @@ texts = st.lists(st.sampled_from(FRAGMENTS) | st.sampled_from(EVERY_KEY) | lines
 scalars = (
     st.sampled_from([None, True, False, 0, 1, 2, -1, 2**31 - 1, 2**31, 2**63, 10**99, 0.5, 1.0, 1e308, 5e-324, -0.0])
     | st.sampled_from([math.inf, -math.inf, math.nan, "", " ", "a/b", "3", "1e3", "yes", "a:b", "a:", "~", "null"])
-    | st.sampled_from(["logistic", "mlp", "python", "adam", "graph", "file", "trace", "none", "dynamic", "pareto"])
+    | st.sampled_from(["logistic", "mlp", "python", "adamw", "graph", "file", "trace", "none", "dynamic", "pareto"])
     | st.sampled_from(["a\nb", "a\0b", "\x1b[31m", "\ud800", "\u2028", "é/漢", "x" * 5000])
     | st.integers() | st.floats() | st.text(max_size=6)
 )  # fmt: skip

@@ -28,11 +28,13 @@ def record(
     killed=False,
     loss=lambda iteration: 2.3 * 0.97**iteration,
     seed=0,
+    held_out=lambda iteration: {},
 ):
     """A run in which every worker takes what chunk is next, until all are done; about 5 ms a chunk.
 
     slow: by worker, how many times as long it takes; lost: by worker, the iteration in which it dies;
-    killed: the run is, so that nothing is written at its end. Returns the directory.
+    held_out: the held-out figures of an iteration; killed: the run is, so that nothing is written at its end.
+    Returns the directory.
     """
     slow, lost = slow or {}, lost or {}
     num_chunks = workers * chunks_per_worker
@@ -50,7 +52,16 @@ def record(
                 recorder.lost(worker, "n1", iteration, "its process died")
             else:
                 seconds[worker - 1] = np.inf
-        _iteration(recorder, iteration, seconds, [w for w in gone if lost[w] == iteration], num_chunks, loss, len(gone))
+        _iteration(
+            recorder,
+            iteration,
+            seconds,
+            [w for w in gone if lost[w] == iteration],
+            num_chunks,
+            loss,
+            len(gone),
+            held_out(iteration),
+        )
     if killed:
         for stream in (recorder._csv, recorder._timeline._raw, recorder._lost_csv):
             if stream is not None:
@@ -62,7 +73,7 @@ def record(
     return directory
 
 
-def _iteration(recorder, iteration, seconds, dying, num_chunks, loss, lost):
+def _iteration(recorder, iteration, seconds, dying, num_chunks, loss, lost, held_out):
     most = 3 * num_chunks // len(seconds)
     ends = np.arange(1, most + 1) * seconds[:, None]  # (workers, chunks): when each has done its first, second, ...
     others = ends.copy()
@@ -91,6 +102,7 @@ def _iteration(recorder, iteration, seconds, dying, num_chunks, loss, lost):
             redundant=int(done.sum()) - num_chunks,
             bytes=1000 * num_chunks,
             lost=lost,
+            **held_out,
         )
     )
 

@@ -82,8 +82,8 @@ class Transport:
     def unreached(self, patience: float) -> list[int]:
         return []
 
-    def wait(self, *_: object, **__: object) -> None:
-        pass
+    def wait(self, *_: object, **__: object) -> bool:
+        return True
 
     def wake(self) -> None:
         pass
@@ -114,9 +114,17 @@ def config_of(timeout: float = 30.0, adopt: bool = True, **settings: Any) -> Con
     return config.model_copy(update={"faults": faults, **settings})
 
 
-def done(worker: int, iteration: int, chunk: int, gradient: Any, seconds: float = 1.0, loss: float = 1.0) -> Vector:
+def done(
+    worker: int,
+    iteration: int,
+    chunk: int,
+    gradient: Any,
+    seconds: float = 1.0,
+    loss: float = 1.0,
+    held_out: tuple[float, float] = (0.0, 0.0),
+) -> Vector:
     """A coded gradient with the tail of its report, as it arrives (`per_chunk`)."""
-    vector = np.concatenate([np.atleast_1d(gradient), [0.0, seconds, loss]])
+    vector = np.concatenate([np.atleast_1d(gradient), [0.0, seconds, loss, *held_out]])
     assert len(vector) == np.size(gradient) + TAIL
     return Vector(worker, iteration, chunk, vector, len(vector))
 

@@ -33,7 +33,7 @@ class Run:
     ):  # fmt: skip
         self.transport, self.clock = Transport(workers + 1), Clock()
         self.rows, self.gradient_error, self.lost, self.returned, self.outcomes, self.stuck = [], [], {}, [], {}, []
-        self.wrong, self.steps = [], 0
+        self.wrong, self.steps, self.is_enough = [], 0, lambda row, params: False
         for module in (loop, links, cluster):
             monkeypatch.setattr(module, "time", self.clock)
         observer = SimpleNamespace(
@@ -54,8 +54,9 @@ class Run:
         given = ServerSettings(config=config, plan=self.plan, **(given or {}))
         self.server = Server(self.transport, Backend(), observer, given, make_optimizer(config.optimizer))
 
-    def _stepped(self, done):
+    def _stepped(self, done, row, params):
         self.steps = done
+        return self.is_enough(row, params)
 
     def _chunk(self, worker, chunk, iteration, start, seconds, outcome):
         self.outcomes[worker, chunk, iteration] = Outcome(outcome)

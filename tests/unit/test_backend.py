@@ -192,7 +192,10 @@ class FakeCupy:
             return devices
 
         device = lambda number: SimpleNamespace(use=lambda: self.used.append(number))  # noqa: E731
-        self.cuda = SimpleNamespace(runtime=SimpleNamespace(getDeviceCount=count), Device=device)
+        null = SimpleNamespace(use=lambda: None)
+        self.cuda = SimpleNamespace(
+            runtime=SimpleNamespace(getDeviceCount=count), Device=device, Stream=SimpleNamespace(null=null)
+        )
         self.ElementwiseKernel = lambda *text: None
 
 

@@ -10,7 +10,10 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 import bench_training
 import benching
+import slowed_network
+import training_quotas
 from bench_training import KILLED, LOOP, NONE_SLOW, Row
+from training_quotas import Took
 
 sys.path.pop(0)
 
@@ -60,3 +63,63 @@ def test_every_scenario_has_the_same_problem_and_a_killed_worker_dies_half_way(t
     for settings in found.values():
         del settings["stragglers"]
     assert len({str(settings) for settings in found.values()}) == 1
+
+
+def test_table_under_quotas():
+    """Each row over the loop of its own round, and over the limit: in the last round the machine is half as fast."""
+    rows = {
+        ("none", LOOP): [Took(0.2, 0.0, 0.5), Took(0.2, 0.0, 0.5), Took(0.4, 0.0, 0.5)],
+        ("slow", "`dynamic`"): [Took(0.25, 0.1, 0.5), Took(0.3, 0.125, 0.5), Took(0.6, 0.2, 0.5)],
+    }
+    assert training_quotas.table(rows).splitlines()[2:] == [
+        "| none slow | `Allreduce` loop | 200 ms | 1.00 | 1.00 | 0.0 % | 0.5000000000 |",
+        "| one 5 x slower | `dynamic` | 300 ms | 1.50 | 1.20 | 12.5 % | 0.5000000000 |",
+    ]
+    del rows["none", LOOP]
+    assert training_quotas.table(rows).splitlines()[2].startswith("| one 5 x slower | `dynamic` | 300 ms |  |  |")
+
+
+def test_final_losses_under_quotas_are_those_of_their_situation():
+    rows = {(name, LOOP): [Took(0.2, 0.0, loss)] for name, loss in (("none", 0.5), ("cycle", 0.3))}
+    rows["cycle", "`dynamic`"] = [Took(0.2, 0.0, 0.3)]
+    assert bench_training.disagreeing_under_quotas(rows) == ""
+    rows["cycle", "`dynamic`"] += [Took(0.2, 0.0, 0.5)]
+    assert "0.5 (`dynamic`, one 5 x slower now and then)" in bench_training.disagreeing_under_quotas(rows)
+
+
+def test_limits_under_quotas():
+    limits = {name: round(situation.limit, 4) for name, situation in training_quotas.SITUATIONS.items()}
+    assert limits == {"none": 1.0, "slow": 1.25, "neighbour": 1.1429, "cycle": 1.1111}
+
+
+def test_a_run_under_quotas():
+    """A pace that changes counts by the mean; the first iterations do not count."""
+    run = benching.Run(
+        [{"seconds": s, "loss": 0.5} for s in (9.0, 9.0, 9.0, 1.0, 1.0, 4.0)], {"work_thrown_away": 0.25}
+    )
+    assert training_quotas.took(run, training_quotas.SITUATIONS["slow"]) == Took(1.0, 0.25, 0.5)
+    assert training_quotas.took(run, training_quotas.SITUATIONS["cycle"]) == Took(2.0, 0.25, 0.5)
+
+
+def test_a_disturbed_run_is_repeated(monkeypatch):
+    """Until nothing else was busy; otherwise the one counts that was disturbed least, however long it took."""
+    seconds = iter([1.0, 2.0, 3.0, 4.0])
+    monkeypatch.setattr(training_quotas, "_processor_times", lambda: ())
+    monkeypatch.setattr(training_quotas, "_measure", lambda *_: Took(next(seconds), 0.0, 0.5))
+    busy = iter([0.5, 0.02, 0.4, 0.3])
+    monkeypatch.setattr(training_quotas, "_others", lambda *_: next(busy))
+    assert training_quotas._undisturbed() == Took(2.0, 0.0, 0.5, 0.02)
+    monkeypatch.setattr(training_quotas, "TRIES", 3)
+    busy, seconds = iter([0.4, 0.3, 0.5]), iter([1.0, 2.0, 3.0])
+    assert training_quotas._undisturbed() == Took(2.0, 0.0, 0.5, 0.3)
+
+
+def test_the_model_under_quotas_has_the_gradient_of_its_loss(monkeypatch):
+    """Of rows that fill no whole number of blocks."""
+    monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "0")
+    X, y = slowed_network.make_rows(slowed_network.BLOCK + 37)
+    network, chunk = slowed_network.Network("", 1), SimpleNamespace(X=X, y=y, weight=0.5)
+    params = network.initial_params()
+    direction = np.random.default_rng(2).standard_normal(network.dim)
+    there, back = (network.loss(params + step * direction, chunk) for step in (1e-7, -1e-7))
+    assert network.gradient(params, chunk, None) @ direction == pytest.approx((there - back) / 2e-7, rel=1e-3)

@@ -44,6 +44,64 @@ def test_chunks_share_out_every_row_once(num_rows, num_chunks):
         assert chunk.weight == len(chunk.y) / num_rows
 
 
+@pytest.mark.parametrize("stored", ["uint8", ">i4", "int64", "uint64", "bool"])
+def test_whole_numbers_stay_as_they_are_for_a_model_of_the_users(stored):
+    images = np.arange(6 * 3 * 2).reshape(6, 3, 2).astype(stored)
+    if stored == "uint64":
+        images[5, 2, 1] = 2**64 - 1  # which no float holds
+    source = ChunkSource(
+        Dataset("a.npz", 6, 6, False, images, np.arange(6), keeps_integers=True), 2, "float32", Backend()
+    )
+    rows = np.array([4, 1])
+    for chunk, expected in ((source.chunk(1), images[3:]), (source.take(0, rows, 0.5), images[rows])):
+        assert chunk.X.dtype == np.dtype(stored).newbyteorder("=")
+        assert (expected == chunk.X).all()
+        assert chunk.y.dtype == np.int64
+    drawn = source.sample(0, 2, np.random.default_rng(0))
+    assert drawn.X.shape == (2, 3, 2)
+    if stored == "uint8":
+        assert np.shares_memory(source.chunk(1).X, images)
+
+
+def test_floats_and_sparse_rows_become_those_of_the_run_for_any_model():
+    csr = scipy.sparse.csr_array(np.eye(4, dtype=np.int64))
+    arrays = (csr.data, csr.indices, csr.indptr)
+    for dataset in (
+        Dataset("a.npz", 4, 4, True, arrays, np.arange(4), keeps_integers=True),
+        Dataset("a.npz", 4, 4, False, np.eye(4), np.arange(4), keeps_integers=True),
+    ):
+        assert ChunkSource(dataset, 2, "float32", Backend()).chunk(0).X.dtype == np.float32
+
+
+def test_rows_without_labels():
+    source = ChunkSource(Dataset("a.npz", 23, 5, False, X, None), 4, "float64", Backend())
+    chunks = [source.chunk(1), source.take(0, np.array([3, 1]), 0.5), source.sample(2, 2, rng), next(source.each())]
+    assert [chunk.y for chunk in chunks] == [None] * 4
+    broken = X.copy()
+    broken[7, 2] = np.inf
+    with pytest.raises(UserError, match="row 7, column 2"):
+        ChunkSource(Dataset("a.npz", 23, 5, False, broken, None), 4, "float64", Backend()).chunk(1)
+
+
+def test_each_chunk_in_turn_is_read_when_it_is_taken_and_not_kept(monkeypatch):
+    reads, rows, read = [], X.copy(), Dataset.rows
+    monkeypatch.setattr(Dataset, "rows", lambda self, lo, hi: reads.append(lo) or read(self, lo, hi))
+    source = ChunkSource(Dataset("a.npz", 23, 5, False, rows, y), 4, "float64", Backend())
+    kept = source.chunk(1)
+    chunks = source.each()
+    assert reads == [5]
+    first, second = next(chunks), next(chunks)
+    assert reads == [5, 0]
+    assert second is kept
+    assert (X[:5] == first.X).all()
+    assert (first.index, first.weight) == (0, 5 / 23)
+    assert [chunk.index for chunk in chunks] == [2, 3]
+    assert next(source.each()) is not first
+    rows[22, 4] = np.nan
+    with pytest.raises(UserError, match="row 22, column 4"):
+        list(source.each())
+
+
 def test_a_dense_file_of_the_right_type_is_used_in_place(tmp_path):
     write_dense(tmp_path / "a.npz", X, y.astype(float))
     for chunk in whole(open_data(str(tmp_path / "a.npz")), 4):

@@ -66,7 +66,9 @@ def trained(monkeypatch):
 # arguments
 
 
-@pytest.mark.parametrize("command", ["train", "launch", "submit", "doctor", "report", "simulate", "replay", "order"])
+@pytest.mark.parametrize(
+    "command", ["train", "launch", "sweep", "submit", "doctor", "report", "compare", "simulate", "replay", "order"]
+)
 def test_help(capsys, command):
     assert exit_code("--help") == 0
     assert f"\n    {command} " in capsys.readouterr().out

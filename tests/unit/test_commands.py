@@ -18,7 +18,7 @@ def test_an_answer():
 
 def test_who_is_late_is_killed_with_all_that_it_started(tmp_path):
     began = time.monotonic()
-    with shell(f"setsid sh -c 'echo $$ > {tmp_path}/pid; exec sleep 60' & echo begun; wait", 1.0) as question:
+    with shell(f"setsid sh -c 'echo $$ > {tmp_path}/pid; exec sleep 60' & echo begun; wait", 3.0) as question:
         answer = question.result()
     assert (answer.code, answer.out) == (None, "begun\n")
     assert time.monotonic() - began < 15
@@ -30,9 +30,9 @@ def test_who_is_late_is_killed_with_all_that_it_started(tmp_path):
 
 def test_who_keeps_the_pipe_open_keeps_nobody_waiting():
     began = time.monotonic()
-    with shell("setsid sleep 5 & echo done") as question:
+    with shell("setsid sleep 30 & echo done") as question:
         assert question.result().out == "done\n"
-    assert time.monotonic() - began < 4
+    assert time.monotonic() - began < 20
 
 
 def test_a_command_that_nobody_waits_for_ends_with_its_block(tmp_path):

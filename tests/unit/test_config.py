@@ -275,6 +275,8 @@ FLIP, AFTER_COMMIT = FAULT % ("flip", "sending"), FAULT % ("kill", "after_commit
          "batch a number of rows"),
         (["batch={size: 4096, epochs: 10}", "iterations=null", "data=null", "problem={python: 'a:B'}"],
          "--set batch={size: 4096, epochs: 10}: epochs are over the rows of data: {path: ...}, which is missing"),
+        (["evaluate.every=5", "data={path: train.npz}"],
+         "--set evaluate.every=5: evaluate: held-out rows are needed, data: {path: ..., test: ...}"),
         (["iterations=null"],
          "--set iterations=null: missing, expected a whole number >= 1, or batch: {size: ..., epochs: ...}"),
         ([AFTER_COMMIT, "transfer=per_chunk"],

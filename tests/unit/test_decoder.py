@@ -17,7 +17,7 @@ FLOATS = pytest.mark.parametrize(("dtype", "exact"), [("float64", 1e-9), ("float
 
 
 def coded(matrix, rank, gradient):
-    return Encoder(Backend(), matrix, gradient.size, gradient.dtype).coded(gradient, rank, 0, 0, 0)[:-TAIL]
+    return Encoder(Backend(), matrix, gradient.size, gradient.dtype).coded(gradient, rank, [0.0] * TAIL)[:-TAIL]
 
 
 def copies(workers):

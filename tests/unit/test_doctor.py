@@ -78,7 +78,7 @@ def test_no_mpirun(tmp_path, monkeypatch, capsys):
 
 
 def test_an_mpirun_that_never_ends(mpirun, monkeypatch, capsys):
-    monkeypatch.setattr("psgc.diagnosis.doctor.LIMIT", 1.0)
+    monkeypatch.setattr("psgc.diagnosis.doctor.LIMIT", 3.0)
     mpirun("echo $$ > pid; exec sleep 60")
     began = time.monotonic()
     assert doctor("out") == 1

@@ -47,10 +47,10 @@ def test_per_chunk_is_the_roles_row_times_the_parts(dtype, exact, parts, extra, 
     untouched = gradient.copy()
     encoder = Encoder(Backend(), matrix, dim, dtype)
     for role in range(1, len(matrix) + 1):
-        message = content(encoder.coded(gradient, role, start=0.5, seconds=0.25, loss=-3.0))
+        message = content(encoder.coded(gradient, role, [0.5, 0.25, -3.0, 2.0, 0.75]))
         assert message.dtype == dtype
         np.testing.assert_allclose(message[:-TAIL], matrix[role - 1] @ cut(gradient, parts), rtol=0, atol=exact)
-        assert message[-TAIL:].tolist() == [0.5, 0.25, -3.0]
+        assert message[-TAIL:].tolist() == [0.5, 0.25, -3.0, 2.0, 0.75]
     np.testing.assert_array_equal(gradient, untouched)
 
 

@@ -56,6 +56,12 @@ def test_a_batch_is_the_same_however_it_is_cut_and_whenever_it_is_asked_for(size
             assert [chunk.tolist() for chunk in found] == [chunk.tolist() for chunk in expected]
 
 
+def test_without_shuffling_rows_come_as_they_are_in_the_data():
+    epochs = Epochs(num_rows=10, size=4, count=2, seed=5, shuffle=False)
+    batches = [[row for i in range(2) for row in epochs.rows(iteration, i, 2).tolist()] for iteration in range(6)]
+    assert batches == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]] * 2
+
+
 @pytest.mark.parametrize("dataset", [DENSE, SPARSE], ids=["dense", "sparse"])
 def test_the_gradient_of_an_iteration_is_that_of_the_mean_loss_over_its_batch(dataset):
     epochs = Epochs(ROWS, 16, count=2, seed=0)  # the last batch of an epoch has 2 rows, so 4 of its chunks are empty

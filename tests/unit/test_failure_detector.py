@@ -198,3 +198,17 @@ def test_who_died_or_failed_never_comes_back(how, answering, lost_before):
     assert it.welcome(1.0) == []
     assert it.answering == answering
     assert it.dead == ([2] if how == "dead" else [])
+
+
+def test_the_time_that_a_worker_was_stopped_in_a_chunk_is_not_that_of_its_gradient():
+    it = FailureDetector([1, 2], timeout=1.5, chunk_timeout=2.0)
+    it.lost(1)
+    it.heard(1, 10.0)
+    assert it.welcome(10.0) == [1]
+    it.busy(1, 6, 3.0, 10.1)
+    for now in (11.0, 12.0):
+        for rank in (1, 2):
+            it.heard(rank, now)
+        assert it.missing(now) == []
+    it.heard(1, 12.1), it.heard(2, 12.1)
+    assert it.missing(12.1) == [(1, "in chunk 6 for 2.1 s, its gradient does not return (faults.chunk_timeout)")]

@@ -12,7 +12,7 @@ from psgc.reporting.figures import pictures
 from psgc.reporting.page import page
 from psgc.reporting.run_directory import read_run
 from psgc.reporting.slowness import sentences
-from psgc.run_rows import COLUMNS
+from psgc.run_rows import COLUMNS, OPTIONAL
 from tests.unit.fuzzed_files import NO_FILES, damaged, no_file, quietly
 from tests.unit.fuzzing import fuzzed
 from tests.unit.recorded_runs import record
@@ -40,7 +40,7 @@ def told(directory):
     if run is not None:
         lengths = {len(column) for column in run.iterations.values()}
         assert len(lengths) == 1
-        assert {*COLUMNS} - {"loss"} <= set(run.iterations)
+        assert {*COLUMNS} - {*OPTIONAL} <= set(run.iterations)
         found = pictures(run)
         text = page(run, sentences(run), [])
         assert text.isascii() or text.encode()

@@ -1,5 +1,6 @@
 """What both sides of a run open, and how ranks are compared."""
 
+import json
 import os
 import sys
 
@@ -8,7 +9,7 @@ import pytest
 import scipy.sparse
 
 from psgc.config import from_yaml_text
-from psgc.data import Dataset, open_data, write_dense, write_sparse
+from psgc.data import Dataset, from_arrays, open_data, write_dense, write_sparse
 from psgc.errors import UserError
 from psgc.training import inputs
 from psgc.training.inputs import check_same, description, fingerprint
@@ -27,11 +28,12 @@ class Problem:
         self.dim = dim
 
 
-def described(rows=20, dim=3, model=None):
+def described(rows=20, dim=3, model=None, read=None):
     kind = "python: 'the_model:Model'" if model else "kind: logistic"
     X = np.arange(float(rows))[:, None]
-    dataset = Dataset("d.npz", rows, 1, False, X, np.arange(rows))
-    return description(from_yaml_text(SAME.replace("KIND", kind)), dataset, Problem(dim))
+    dataset = read or Dataset("d.npz", rows, 1, False, X, np.arange(rows))
+    settings = SAME.replace("path: d.npz", "python: 'the_model:read'") if read else SAME
+    return description(from_yaml_text(settings.replace("KIND", kind)), dataset, Problem(dim), None)
 
 
 @pytest.fixture
@@ -73,7 +75,26 @@ def test_another_model_file_differs_and_its_place_does_not(model):
 
 
 def test_a_description_fits_into_what_is_gathered(model):
-    assert len(described(model=model("x = 1")).encode()) < 400
+    assert len(described(model=model("x = 1"), read=from_arrays("r", X_AND_TEST)).encode()) < 400
+
+
+ROWS = np.arange(4000.0).reshape(1000, 4)
+X_AND_TEST = {"X": ROWS, "X_test": ROWS[:50]}
+
+
+def test_readers_that_read_something_else_are_noticed(model):
+    ours = described(model=model("x = 1"), read=from_arrays("r", X_AND_TEST))
+    other_rows = np.random.default_rng(0).permutation(ROWS)
+    for other, what in (
+        ({"X": other_rows, "X_test": ROWS[:50]}, "data: 1000 rows of 4 features"),
+        ({"X": ROWS, "y": np.arange(1000), "X_test": ROWS[:50], "y_test": np.arange(50)}, "data: 1000 rows"),
+        ({"X": ROWS, "X_test": ROWS[1:51]}, "test data: 50 rows of 4 features"),
+        ({"X": ROWS}, "test data: none, not 50 rows"),
+    ):
+        with pytest.raises(UserError, match=rf"^rank 1 on b .*: {what}"):
+            check_same([ours, described(model=True, read=from_arrays("r", other)), ours], HOSTS)
+    other = described(model=model("x = 2"), read=from_arrays("r", X_AND_TEST))
+    assert json.loads(ours)["file of the reader"] != json.loads(other)["file of the reader"]
 
 
 def test_data_are_known_by_what_they_are(tmp_path):

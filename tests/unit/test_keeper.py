@@ -2,13 +2,16 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
+from psgc.errors import RunFailed
 from psgc.server.observer import IterationRecord
+from psgc.training.callbacks import Callbacks
 from psgc.training.keeper import Keeper
 
 
-def kept(every, done=0, saved=False, no_room=False):
+def kept(every, done=0, saved=False, no_room=False, **given):
     """A keeper, what its record and writer have heard in order, and what was said on the screen."""
     heard, said = [], []
     recorder = SimpleNamespace(
@@ -20,14 +23,14 @@ def kept(every, done=0, saved=False, no_room=False):
         wrong=lambda worker, host, iteration, reason: f"{worker} wrong",
         returned=lambda worker, iteration: f"{worker} back",
     )
-    progress = SimpleNamespace(update=lambda loss, seconds: None, say=said.append)
+    progress = SimpleNamespace(update=lambda *_: None, say=said.append)
     writer = SimpleNamespace(
         no_room=no_room,
         write=lambda checkpoint: heard.append(("checkpoint", checkpoint.iteration)),
     )
     gradient_error = SimpleNamespace(add=None)
     keeper = Keeper(
-        recorder, progress, writer, every, lambda n: SimpleNamespace(iteration=n), done, saved, gradient_error
+        recorder, progress, writer, every, lambda n: SimpleNamespace(iteration=n), done, saved, gradient_error, **given
     )
     return keeper, heard, said
 
@@ -35,7 +38,7 @@ def kept(every, done=0, saved=False, no_room=False):
 def train(keeper, first, iterations):
     """As the server does: the row of an iteration is closed when the next one has begun."""
     for iteration in range(first, iterations):
-        keeper.stepped(iteration + 1)
+        keeper.stepped(iteration + 1, IterationRecord(iteration), np.zeros(1))
         keeper.iteration(IterationRecord(iteration))
 
 
@@ -80,7 +83,7 @@ def test_a_run_that_went_on_without_a_step_has_its_checkpoint_already():
 def test_a_run_that_fails_before_the_row_is_closed_saves_the_step_it_made():
     keeper, heard, _ = kept(every=2)
     train(keeper, 0, 1)
-    keeper.stepped(2)  # and then something breaks
+    keeper.stepped(2, IterationRecord(1), np.zeros(1))  # and then something breaks
     keeper.save_last()
     assert checkpoints(heard) == [2]
 
@@ -121,3 +124,29 @@ def test_losses_are_shown():
     keeper.returned(3, 15)
     keeper.wrong(3, "n1", 16, "chunk 2: ...")
     assert said == ["3 lost", "3 back", "3 wrong"]
+
+
+def test_callbacks_get_the_row_and_the_parameters_and_can_end_the_run():
+    told = []
+
+    def least(row, params):
+        told.append((row["iteration"], row["loss"], params.tolist()))
+        return row["loss"] < 0.5
+
+    keeper, heard, _ = kept(every=0, callbacks=Callbacks([least, lambda row, params: row.clear()]))
+    assert not keeper.stepped(1, IterationRecord(0, 0.7), np.ones(2))
+    assert keeper.stepped(2, IterationRecord(1, 0.4), np.zeros(2))
+    assert told == [(0, 0.7, [1, 1]), (1, 0.4, [0, 0])]
+    assert keeper.enough == "callback least said so"
+    keeper.save_last()
+    assert checkpoints(heard) == [2]
+
+
+def test_a_callback_that_raises_or_writes_to_the_parameters_ends_the_run():
+    def wrong(row, params):
+        params[0] = 1
+
+    keeper, _, _ = kept(every=0, callbacks=Callbacks([wrong]))
+    with pytest.raises(RunFailed, match=r"callback wrong raised ValueError: .*read-only, .*test_keeper.py:\d+"):
+        keeper.stepped(1, IterationRecord(0), params := np.zeros(1))
+    assert (params[0], keeper.done) == (0, 1)

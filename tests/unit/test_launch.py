@@ -125,6 +125,8 @@ def test_a_failed_run_with_a_checkpoint_says_how_to_resume(mpirun, capsys, end):
     mpirun(f"{CHECKPOINT}; {end}")
     assert launch("run.yaml", 9) == 1
     assert how_to_resume(capsys) == "psgc launch run.yaml -n 9 --resume"
+    assert launch("run.yaml", 9, hints=False) == 1
+    assert "resume" not in capsys.readouterr().err
 
 
 def test_the_command_to_resume_repeats_all_arguments(mpirun, capsys):
@@ -244,7 +246,7 @@ def test_a_terminals_interrupt_reaches_only_psgc_launch(mpirun):
 
 @pytest.mark.parametrize(
     ("usr1", "term", "seconds"),
-    [("", "kill -9 $(cat rank); exit 1", (0.2, 20)), ("", "", (1, 1))],
+    [("", "kill -9 $(cat rank); exit 1", (0.2, 20)), ("", "", (1, 3))],
     ids=["ends at SIGTERM", "ends at nothing"],
 )
 def test_a_request_without_effect_is_followed_by_signals(mpirun, usr1, term, seconds):
@@ -278,7 +280,7 @@ def test_mpirun_is_told_to_end_when_psgc_launch_is_killed(mpirun):
 @pytest.mark.parametrize(("status", "code"), [("done", 0), ("failed", 1)])
 def test_an_mpirun_that_stays_after_the_run_is_ended(mpirun, monkeypatch, status, code):
     monkeypatch.setattr("psgc.launching.outcome.GRACE", 0.3)
-    monkeypatch.setattr("psgc.launching.mpirun_process.STOP_SEQUENCE", ((signal.SIGUSR1, 0.2), (signal.SIGTERM, 0.2)))
+    monkeypatch.setattr("psgc.launching.mpirun_process.STOP_SEQUENCE", ((signal.SIGUSR1, 0.2), (signal.SIGTERM, 2.0)))
     mpirun(STUBBORN.format(usr1="", term="").replace("touch ready", summary(status)))
     began = time.monotonic()
     assert launch("run.yaml", 2) == code

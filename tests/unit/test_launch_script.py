@@ -240,7 +240,7 @@ class Gathered:
 def test_ranks_that_meet():
     assert launched.meet(Gathered("", "", "")) == ["", "", ""]
     assert launched.meet(Gathered("ended 0 x", "ended 2 y"), "2 y") == ["0 x", "2 y"]
-    one = "^the script of rank 1 on b ended before psgc.torch.init: ValueError: no$"
+    one = "^the script of rank 1 on b ended before the others: ValueError: no$"
     for ended in ("", "1 ValueError: no"):
         with pytest.raises(launched.NotAllCame, match=one):
             launched.meet(Gathered("", "ended 1 ValueError: no", ""), ended)

@@ -72,6 +72,8 @@ def test_a_report(whole, tmp_path, monkeypatch):
     monkeypatch.setattr("psgc.reporting.report.pictures", lambda run, iteration: [])  # they take their time
     assert psgc.load(whole).report(tmp_path / "a" / "b") == tmp_path / "a/b/index.html"
     assert "The run is done" in (tmp_path / "a/b/index.html").read_text()
+    monkeypatch.chdir(tmp_path)
+    assert '<iframe src="a/b/index.html"' in psgc.load(whole).report("a/b")._repr_html_()
     killed = psgc.load(record(tmp_path / "run", workers=2, chunks_per_worker=2, iterations=1, killed=True))
     assert "The run has not ended" in killed.report().read_text()
 
@@ -140,8 +142,8 @@ def test_a_run_that_fails_is_an_error_with_its_line(mpirun, body, error, text):
     ("arguments", "text"),
     [
         ({"set": {"optimizer.lrr": 1}}, "--set optimizer.lrr=1: .* did you mean 'lr'"),
-        ({"set": {"seed": object()}}, "set: seed: expected numbers, text, lists and mappings, got <object"),
-        ({"set": {"optimizer.lr": float("nan")}}, "set: optimizer.lr: expected numbers, .* got nan"),
+        ({"set": {"seed": object()}}, "seed: expected numbers, text, lists and mappings, got <object"),
+        ({"set": {"optimizer.lr": float("nan")}}, "optimizer.lr: expected numbers, .* got nan"),
         ({"workers": 0}, "workers=0: expected a whole number >= 1"),
         ({"path": "train.py"}, "train.py: .* psgc launch train.py -n RANKS"),
     ],
@@ -162,6 +164,7 @@ def signal_once_begun(number):
 @pytest.mark.parametrize("status", ["interrupted", "done"])
 def test_ctrl_c_stops_the_run_and_is_raised(mpirun, status):
     """Also when the run was done at that moment, so that a loop over runs ends."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has background jobs ignore it
     Path("summary").write_text(json.dumps({"status": status}))
     mpirun("trap 'cp summary out/summary.json; exit 0' USR1; touch begun; while :; do sleep 0.05; done")
     with ThreadPoolExecutor(1) as threads:
@@ -169,7 +172,7 @@ def test_ctrl_c_stops_the_run_and_is_raised(mpirun, status):
         with pytest.raises(KeyboardInterrupt):
             psgc.launch("run.yaml", workers=2)
     assert json.loads(Path("out/summary.json").read_text())["status"] == status
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.signal(signal.SIGINT, before) is signal.default_int_handler
 
 
 def test_another_handler_that_raises_leaves_no_run_behind(mpirun):

@@ -36,11 +36,11 @@ class Worker:
     def wake(self):
         self.woken += 1
 
-    def compute(self, start=0.5, seconds=0.25, loss=7.0):
+    def compute(self, start=0.5, seconds=0.25, loss=7.0, held_out=(4.0, 0.5)):
         """One chunk from the queue to the outbox: its work, and a weak reference to its gradient."""
         work = self.mailbox.take()
         gradient = np.full(3, float(work.chunk + 1))
-        self.mailbox.finished(work, Result(gradient, loss, start, seconds))
+        self.mailbox.finished(work, Result(gradient, loss, start, seconds, held_out=held_out))
         return work, weakref.ref(gradient)
 
 
@@ -81,7 +81,7 @@ def test_a_done_chunk_is_reported_and_its_gradient_encoded_when_it_is_committed(
     worker = Worker([2, 0], combined=True)
     _, gradient = worker.compute()
     (records,) = worker.mailbox.outgoing()
-    assert records.tolist() == [(Kind.REPORT, 1, 0, 2, 0, 0, 0, 0.5, 0.25, 7.0)]
+    assert records.tolist() == [(Kind.REPORT, 1, 0, 2, 0, 0, 0, 0.5, 0.25, 7.0, 4.0, 0.5)]
     assert worker.mailbox.outgoing() == []
     assert gradient() is not None
     worker.mailbox.commit(0, 2, (1,), 1)
@@ -188,6 +188,11 @@ def test_it_can_be_asked_which_chunk_the_compute_thread_is_in_and_for_how_long(c
     work = worker.mailbox.take()
     clock.now += 1
     assert worker.mailbox.running() == (2, 1.0)
+    with worker.mailbox.evaluating():  # held-out rows may take longer than any chunk: that is no sign of a hanging one
+        clock.now += 90
+        assert worker.mailbox.running() == (-1, 91.0)
+    clock.now += 1
+    assert worker.mailbox.running() == (2, 1.0)
     worker.mailbox.failed(work, "")
     assert worker.mailbox.running() == (-1, 0.0)
 
@@ -198,7 +203,7 @@ def test_per_chunk_sends_the_coded_gradient_with_the_tail_of_its_report_and_keep
     (message,) = worker.mailbox.outgoing()
     assert isinstance(message, CodedGradient)
     assert (message.iteration, message.chunk) == (work.iteration, work.chunk)
-    assert message.vector[:-STAMP].tolist() == [9.0, 0.5, 0.25, 7.0]
+    assert message.vector[:-STAMP].tolist() == [9.0, 0.5, 0.25, 7.0, 4.0, 0.5]
     assert len(message.vector) == 1 + TAIL + STAMP
     assert gradient() is None
 
@@ -210,7 +215,7 @@ def test_an_abandoned_chunk_costs_a_record_and_no_memory(combined):
     worker.mailbox.begin(1, PARAMS)
     worker.mailbox.finished(stale, Result(np.ones(3), 7.0, 0.5, 0.25))
     (records,) = worker.mailbox.outgoing()
-    assert records.tolist() == [(Kind.ABANDONED, 1, 0, 2, 0, 0, 0, 0.5, 0.25, 0.0)]
+    assert records.tolist() == [(Kind.ABANDONED, 1, 0, 2, 0, 0, 0, 0.5, 0.25, 0.0, 0.0, 0.0)]
     unwanted = worker.mailbox.take()
     worker.mailbox.tell("discard", 1, 2)
     gradient = np.ones(3)

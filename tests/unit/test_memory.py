@@ -97,7 +97,7 @@ def test_rank_0_neither_computes_nor_accumulates():
     assert {item.name for item in worker} ^ {item.name for item in rank_0} == {"chunks", "accumulators", "checkpoints"}
 
 
-@pytest.mark.parametrize("kind", ["sgd", "momentum", "nesterov", "adam"])
+@pytest.mark.parametrize("kind", ["sgd", "momentum", "nesterov", "adam", "adamw"])
 def test_the_state_of_an_optimizer(kind):
     optimizer = make_optimizer(Optimizer(kind=kind, lr=0.1))
     optimizer.step(np.zeros(5), np.ones(5))

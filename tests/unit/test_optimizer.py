@@ -6,19 +6,21 @@ import tracemalloc
 
 import numpy as np
 import pytest
+import torch
 
 from psgc import config, optimizer
 from psgc.errors import RunFailed, UserError
 from psgc.optimizer import HOST_BLOCK, finite_step, make_optimizer
 from tests.unit.test_backend import opened
 
-KINDS = ("sgd", "momentum", "nesterov", "adam")
+KINDS = ("sgd", "momentum", "nesterov", "adam", "adamw")
 ALL = pytest.mark.parametrize("kind", KINDS)
 SETTINGS = {
     "sgd": {"lr": 0.3},
     "momentum": {"lr": 0.1, "momentum": 0.8},
     "nesterov": {"lr": 0.1, "momentum": 0.8},
     "adam": {"lr": 0.05, "beta1": 0.7, "beta2": 0.95, "epsilon": 1e-3},
+    "adamw": {"lr": 0.05, "beta1": 0.7, "beta2": 0.95, "epsilon": 1e-3, "weight_decay": 0.0},
 }
 
 
@@ -36,7 +38,7 @@ def reference(kind, theta, gradients):
             case "nesterov":
                 v = s["momentum"] * v + g
                 theta -= s["lr"] * (g + s["momentum"] * v)
-            case "adam":
+            case "adam" | "adamw":
                 m = s["beta1"] * m + (1 - s["beta1"]) * g
                 second = s["beta2"] * second + (1 - s["beta2"]) * g * g
                 right_m, right_second = m / (1 - s["beta1"] ** t), second / (1 - s["beta2"] ** t)
@@ -136,7 +138,7 @@ def plain(kind, params, gradients):
             case "nesterov":
                 velocity = s["momentum"] * velocity + gradient
                 params = params - s["lr"] * (gradient + s["momentum"] * velocity)
-            case "adam":
+            case "adam" | "adamw":
                 first = s["beta1"] * first + (1 - s["beta1"]) * gradient
                 second = s["beta2"] * second + (1 - s["beta2"]) * gradient**2
                 right_first, right_second = first / (1 - s["beta1"] ** t), second / (1 - s["beta2"] ** t)
@@ -246,8 +248,11 @@ def test_a_run_that_is_all_warmup_divides_by_nothing():
     assert rates(iterations=3, count=5, kind="cosine", warmup=3) == pytest.approx([0.5 / 3, 1 / 3, 0.5, 0.5, 0])
 
 
-def test_the_rate_depends_on_the_iteration_alone():
-    settings = config.Optimizer(kind="momentum", lr=0.5, schedule=config.RateSchedule(kind="cosine", warmup=2))
+@ALL
+@pytest.mark.parametrize("schedule", ["constant", "step", "linear", "cosine"])
+def test_the_rate_depends_on_the_iteration_alone(kind, schedule):
+    rates = config.RateSchedule(kind=schedule, warmup=4, **({"every": 2} if schedule == "step" else {}))
+    settings = config.Optimizer(kind=kind, lr=0.5, weight_decay=0.1, clip_norm=1.0, schedule=rates)
     gradients = np.random.default_rng(1).standard_normal((8, 3))
     first, second = (make_optimizer(settings, 8) for _ in range(2))
     params, middle = np.ones(3), None
@@ -267,13 +272,36 @@ def test_weight_decay_is_beside_the_step(kind):
     start, gradients = rng.standard_normal(5), rng.standard_normal((6, 5))
     schedule = config.RateSchedule(kind="step", every=2, factor=0.5)
     given = SETTINGS[kind] | {"schedule": schedule}
-    decaying = make_optimizer(config.Optimizer(kind=kind, weight_decay=0.3, **given))
+    decaying = make_optimizer(config.Optimizer(kind=kind, **given | {"weight_decay": 0.3}))
     plain, params, expected = make_optimizer(config.Optimizer(kind=kind, **given)), start, start
     for t, gradient in enumerate(gradients):
         params = decaying.step(params, gradient, t)
         decay = SETTINGS[kind]["lr"] * 0.5 ** (t // 2) * 0.3
         expected = plain.step(expected, gradient, t) - decay * expected
     np.testing.assert_allclose(params, expected, rtol=1e-13)
+
+
+def test_adamw_is_that_of_torch():
+    rng = np.random.default_rng(4)
+    start, gradients = rng.standard_normal(50), rng.standard_normal((30, 50)) * np.logspace(-6, 3, 50)
+    schedule = config.RateSchedule(kind="cosine", warmup=5)
+    ours, theta = make_optimizer(config.Optimizer(kind="adamw", lr=0.02, schedule=schedule), 30), start
+    theirs = torch.nn.Parameter(torch.tensor(start))
+    other = torch.optim.AdamW([theirs], lr=0.02)
+    rates = torch.optim.lr_scheduler.LambdaLR(other, lambda t: optimizer.factor(schedule, 30, t))
+    for t, gradient in enumerate(gradients):
+        theta = ours.step(theta, gradient, t)
+        theirs.grad = torch.tensor(gradient)
+        other.step()
+        rates.step()
+        np.testing.assert_allclose(theta, theirs.detach().numpy(), rtol=1e-13, atol=1e-15)
+
+
+@pytest.mark.parametrize(("kind", "decay"), [("adam", 0.0), ("sgd", 0.0), ("adamw", 0.01)])
+def test_only_adamw_decays_weights_when_nothing_is_said(kind, decay):
+    assert config.Optimizer(kind=kind, lr=1.0).weight_decay == decay
+    assert config.Optimizer(kind=kind, lr=1.0, weight_decay=None).weight_decay == decay
+    assert config.Optimizer(kind=kind, lr=1.0, weight_decay=0.0).weight_decay == 0.0
 
 
 @ALL

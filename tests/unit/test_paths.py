@@ -164,8 +164,8 @@ def test_the_yaml_itself(home):
         ("replay run --json ~/x", "simulation.replay_command.replay", str),
         ("simulate sim.yaml --json ~/x", "simulation.command.simulate", str),
         ("simulate sim.yaml --plot ~/x", "simulation.command.simulate", str),
-        ("order ~/x", "order.order", str),
-        ("order A.npy --output ~/x", "order.order", str),
+        ("order ~/x", "ordering_command.order", str),
+        ("order A.npy --output ~/x", "ordering_command.order", str),
         ("submit run.yaml --nodes 2 --ranks-per-node 2 --time 60 --output ~/x", "launching.submit.submit", str),
     ],
 )

@@ -24,10 +24,12 @@ def measured(dataset=DATA, test=None, problem=None, params=PARAMS, dtype="float6
     """As after a run: the gradient is that of the first of two chunks."""
     problem = problem or Softmax(3, 3)
 
-    def gradient():
-        return problem.gradient(params, ChunkSource(dataset, 2, dtype, Backend()).chunk(0), np.random.default_rng(0))
+    chunks = ChunkSource(dataset, 2, dtype, Backend())
 
-    return quality(problem, params.astype(dtype), dataset, test, dtype, Backend(), gradient)
+    def gradient():
+        return problem.gradient(params, chunks.chunk(0), np.random.default_rng(0))
+
+    return quality(problem, params.astype(dtype), dataset, test, dtype, Backend(), gradient, chunks.each)
 
 
 def test_the_test_set_is_measured_where_there_is_one():
@@ -89,6 +91,36 @@ def test_a_problem_whose_gradients_change_its_state_has_no_figures(capsys, test,
     said = capsys.readouterr().err
     assert said.startswith(f"psgc: no {name} figures: with the same rows and parameters the loss went from ")
     assert said.count("\n") == 1
+
+
+class Prepared(Stateful):
+    """Its mean is that of the first chunk."""
+
+    def prepare_evaluation(self, params, chunks):
+        self.taken = next(chunks)
+        self.mean = self.taken.X.mean(axis=0)
+
+
+@pytest.mark.parametrize("test", [None, SHIFTED])
+def test_a_problem_that_computes_its_state_anew_has_figures(capsys, test):
+    problem, asked = Prepared(0.5), Stateful(0.0)
+    found = measured(SHIFTED, test, problem, np.ones(2))
+    assert problem.seen == 1
+    assert (ROWS[:20] == problem.taken.X).all()
+    asked.mean = ROWS[:20].mean(axis=0)
+    whole = ChunkSource(SHIFTED, 1, "float64", Backend()).chunk(0)
+    name = "test" if test else "training"
+    assert found[f"{name}_accuracy"] == asked.accuracy(np.ones(2), whole)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_problem_that_only_adds_to_its_state_has_none(capsys):
+    class Adds(Prepared):
+        def prepare_evaluation(self, params, chunks):
+            self.mean = 0.9 * self.mean + 0.1 * next(chunks).X.mean(axis=0)
+
+    assert measured(SHIFTED, SHIFTED, Adds(0.5), np.ones(2)) == {}
+    assert "What prepare_evaluation leaves must depend on its arguments alone" in capsys.readouterr().err
 
 
 def test_state_that_changes_no_figure_raises_no_alarm(capsys):

@@ -59,16 +59,16 @@ def column(directory, name):
 
 def test_one_row_an_iteration(recorder_in, tmp_path):
     recorder = recorder_in(tmp_path / "out")
-    values = {"loss": 1 / 3, "recovered": 3, "redundant": 1, "bytes": 12345, "bytes_in": 45}
+    values = {"loss": 1 / 3, "recovered": 3, "redundant": 1, "bytes": 12345, "bytes_in": 45, "test_loss": 0.25}
     add(recorder, 0, {(1, 0): 1.0, (1, 1): 1.0, (2, 2): 0.5}, 3.0, **values)
     (row,) = rows_of(tmp_path / "out")
     assert list(row) == [
         "iteration", "loss", "seconds", "bound", "efficiency", "error_measure", "missing", "actual_error", "recovered",
-        "redundant", "bytes", "bytes_in", "lost",
+        "redundant", "bytes", "bytes_in", "lost", "test_loss", "test_accuracy",
     ]  # fmt: skip
     assert tuple(row) == COLUMNS
     assert list(row.values()) == [
-        "0", "0.333333333", "3", "1", "0.333333333", "0", "0", "0", "3", "1", "12345", "45", "0",
+        "0", "0.333333333", "3", "nan", "nan", "0", "0", "0", "3", "1", "12345", "45", "0", "0.25", "",
     ]  # fmt: skip
 
 

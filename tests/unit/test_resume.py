@@ -69,7 +69,8 @@ def with_epochs(size, epochs):
 def test_the_number_of_epochs_may_change_and_the_size_of_their_batches_may_not():
     before = checkpoint(text=with_epochs(64, 2).to_yaml())
     resume.check(before, with_epochs(64, 5), 6, "this")
-    for settings, shown in ((with_epochs(32, 2), '{"size": 32}'), (config(), "null"), (config(batch=64), "64")):
+    other = '{"size": 32, "shuffle": true}'
+    for settings, shown in ((with_epochs(32, 2), other), (config(), "null"), (config(batch=64), "64")):
         with pytest.raises(UserError, match=f"^batch: {shown} does not match .*, which has {{"):
             resume.check(before, settings, 6, "this")
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from psgc.errors import UserError
+from psgc.reporting.csv_files import earlier_rows
 from psgc.reporting.run_directory import read_run
-from psgc.run_rows import COLUMNS, WorkerEvent
+from psgc.run_rows import COLUMNS, EARLIER_COLUMNS, HELD_OUT, WorkerEvent
 from tests.unit.recorded_runs import record
 
 
@@ -40,7 +41,7 @@ def refusal(directory):
 
 def test_a_problem_without_a_loss_has_no_column_of_it(tmp_path):
     without = read_run(record(tmp_path / "without", 2, 2, 3, loss=lambda _: None))
-    assert set(COLUMNS) - set(without.iterations) == {"loss"}
+    assert set(COLUMNS) - set(without.iterations) == {"loss", *HELD_OUT}
     assert without.summary["final_loss"] is None
     diverged = read_run(record(tmp_path / "diverged", 2, 2, 3, loss=lambda i: [None, np.nan, np.inf][i]))
     assert [str(loss) for loss in diverged.iterations["loss"]] == ["nan", "nan", "inf"]
@@ -57,7 +58,7 @@ def test_everything_that_a_run_leaves(whole):
     assert run.path == whole
     assert (run.workers, run.chunks, run.summary["status"]) == (4, 12, "done")
     assert (run.config.iterations, run.config.output) == (5, str(whole))
-    assert tuple(run.iterations) == COLUMNS
+    assert tuple(run.iterations) == EARLIER_COLUMNS
     assert run.iterations["iteration"].tolist() == [0, 1, 2, 3, 4]
     assert run.iterations["lost"].tolist() == [0, 0, 1, 1, 1]
     assert run.iterations["loss"] == pytest.approx(2.3 * 0.97 ** np.arange(5))
@@ -69,6 +70,26 @@ def test_everything_that_a_run_leaves(whole):
         assert {name: archive[name].tolist() for name in archive} == {
             name: column.tolist() for name, column in run.timeline.items()
         }
+
+
+def test_held_out_figures_are_there_for_the_iterations_that_were_evaluated(tmp_path):
+    def figures(iteration):
+        return {"test_loss": 1.5 - iteration} if iteration in (2, 4) else {}
+
+    directory = record(tmp_path / "run", 2, 2, 6, held_out=figures)
+    found = read_run(directory).iterations
+    np.testing.assert_array_equal(found["test_loss"], [np.nan, np.nan, -0.5, np.nan, -2.5, np.nan])
+    assert "test_accuracy" not in found
+
+
+def test_a_record_of_before_there_were_held_out_figures_is_read(whole, run):
+    lines = (run / "iterations.csv").read_text().splitlines()
+    (run / "iterations.csv").write_text("".join(line.rsplit(",", 2)[0] + "\n" for line in lines))
+    before, now = read_run(run).iterations, read_run(whole).iterations
+    assert before.keys() == now.keys()
+    assert all(np.array_equal(before[name], now[name], equal_nan=True) for name in now)
+    assert [row.loss for row in earlier_rows(run / "iterations.csv")] == now["loss"].tolist()
+    assert {row.test_loss for row in earlier_rows(run / "iterations.csv")} == {None}
 
 
 def test_the_pace_of_workers_is_the_mean_of_what_they_did(whole):
@@ -176,7 +197,7 @@ def test_what_is_no_run_directory(tmp_path, whole):
         (b"\n1,", b"\n" + 30 * b"1" + b",", "row 3: iteration: expected a whole number, got '" + 30 * "1"),
         (b",2.231,", b",much,", "row 3: loss: expected a number, got 'much'"),
         (b",2.231,", b",2.231,-", "row 3: seconds: expected 0 to 1e+09, got '-"),
-        (b",2.231,", b",", "row 3 has 12 values, expected 13"),
+        (b",2.231,", b",", "row 3 has 14 values, expected 15"),
     ],
 )
 def test_rows_that_no_run_writes(run, old, new, said):

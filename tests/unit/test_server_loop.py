@@ -92,7 +92,7 @@ def trained(make_run, monkeypatch):
         run = make_run(replication=WORKERS, given={"interrupted": interrupted})
         observer = run.server.cluster.observer
         observer.iteration = lambda row: events.append(f"row {row.iteration}, {row.redundant} redundant")
-        observer.stepped = lambda done: events.append(f"step {done}")
+        observer.stepped = lambda done, row, params: events.append(f"step {done}")
         try:
             run.follow(chunk_by_chunk(events), iterations)
         except RunFailed as error:
@@ -114,6 +114,14 @@ def test_a_run_that_ends_early_has_the_row_of_the_last_whole_iteration(trained):
     told = iter([None] * (CHUNKS + 1))
     events = trained(60, 2, lambda: next(told, "asked to stop"))
     assert events[-3:] == ["step 1", "row 0, 0 redundant", "asked to stop"]
+
+
+def test_a_run_that_has_had_enough_ends_as_after_its_last_iteration(make_run):
+    run, seen = make_run(replication=WORKERS), []
+    run.is_enough = lambda row, params: seen.append((row.iteration, params.copy())) or len(seen) == 2
+    params = run.follow(iter([everything(0), everything(1)]), iterations=100)
+    assert (run.steps, [row.iteration for row in run.rows], [iteration for iteration, _ in seen]) == (2, [0, 1], [0, 1])
+    np.testing.assert_array_equal(params, seen[-1][1])
 
 
 # the loss

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from psgc.config import Evaluate
 from psgc.messages import Kind
 from psgc.run_rows import Outcome
 from psgc.transport import Died
@@ -52,3 +53,44 @@ def test_an_iteration_that_lacks_something_says_how_much(make_run, schedule):
     assert row.loss == pytest.approx((1 + 2 + 3 + 4 + 5 + 6) * 8 / 6)
     (approximation,) = run.gradient_error
     assert approximation.used == pytest.approx([6.0, 12.0])
+
+
+HELD_OUT = {"held_out": ["test_loss"]}
+
+
+def evaluated(worker, iteration, chunk, held_out):
+    return done(worker, iteration, chunk, 1.0, held_out=held_out)
+
+
+def test_held_out_figures_are_the_sums_of_the_first_reports_in_the_order_of_chunks(make_run):
+    parts = [0.1, 0.2, 0.3, 1e9, -1e9, 0.7, 0.8, 0.9]
+    run = make_run(replication=WORKERS, evaluate=Evaluate(every=2), given=HELD_OUT)
+    kept = []
+    run.is_enough = lambda row, params: kept.append((row.params, params))
+
+    def script():
+        for iteration in range(3):
+            yield [evaluated(2, iteration, 3, (parts[3], 0.5))]
+            yield [evaluated(1, iteration, 3, (7.0, 0.5))]  # a worker whose sums differ in rounding, say
+            yield [evaluated(1, iteration, chunk, (parts[chunk], 0.5)) for chunk in (7, 6, 5, 4, 2, 1, 0)]
+
+    run.follow(script(), 3)
+    assert [row.test_loss for row in run.rows] == [None, None, sum(parts)]
+    assert [row.test_accuracy for row in run.rows] == [None] * 3  # which the problem does not have
+    assert [before for before, _ in kept] == [None, None, kept[1][1]]  # those that the step begins with
+
+
+@pytest.mark.parametrize("recovery", [{"max_error": 0.25}, {"deadline": 3.0}])
+def test_an_iteration_that_evaluates_is_exact(make_run, recovery):
+    run = make_run(recovery=approximate(**recovery), evaluate=Evaluate(every=1), given=HELD_OUT)
+
+    def script():
+        for iteration in range(2):
+            own = {worker: run.plan.queues[worker][:2] for worker in range(1, WORKERS + 1)}
+            yield [evaluated(worker, iteration, c, (1.0, 0.0)) for worker in (1, 2, 3) for c in own[worker]]
+            yield from run.seconds(10)
+            if iteration:
+                yield [evaluated(4, iteration, c, (1.0, 0.0)) for c in own[4]]
+
+    run.follow(script(), 2)
+    assert [(row.missing > 0, row.test_loss) for row in run.rows] == [(True, None), (False, 8.0)]

@@ -146,7 +146,9 @@ def test_a_run_of_epochs_is_as_long_as_its_data_and_goes_on_with_more_of_them(ca
     said = capsys.readouterr().out
     assert "\niteration 4/4  epoch 2/2  loss " in said
     assert "\ndone after 4 iterations (epoch 2/2) in " in said
-    assert {"iterations": 4, "epoch": 2, "batch": {"size": 30, "epochs": 2}}.items() <= summary().items()
+    shown = summary()
+    assert (shown["iterations"], shown["epoch"]) == (4, 2)
+    assert shown["batch"] == {"size": 30, "epochs": 2, "shuffle": True}
     assert train(iter([]), *settings, "batch={size: 30, epochs: 2}", resuming=True) == 0
     assert "nothing to do: out has done 4 iterations of 4\n" in capsys.readouterr().out
     script = chain(chunks_of(4, (1,), {1: 0.1}), chunks_of(5, (1,), {1: 0.1}))

@@ -11,8 +11,8 @@ import pytest
 from psgc.cli import main
 from psgc.config import load
 from psgc.errors import UserError
+from psgc.launching.points import sweep_points
 from psgc.launching.slurm_script import Job
-from psgc.launching.submit import sweep_points
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted((ROOT / "scripts/slurm").glob("*.sbatch"))
@@ -251,6 +251,8 @@ def test_a_sweep_without_values(submit, sweep):
             "--local-dir: the data of all runs must be the same",
         ),
         (["--local-dir", "/tmp", "--set", "problem={python: 'a:b'}", "--set", "data=null"], "the YAML has no data"),
+        (["--local-dir", "/tmp", "--set", "data={python: 'a:b'}"], "--local-dir: copies the files of data.path, but "),
+        (["--set", "initial=nowhere.npy"], f"initial: nowhere.npy: {MISSING}"),
         (["--output", "run.yaml/x"], "run.yaml/x: cannot be written: "),
     ],
 )

@@ -83,6 +83,9 @@ def test_the_lines(recorder):
         "  bytes moved        4.5 kB in and out of the server",
     ]
     assert "  training accuracy  0.5000" in lines(summary | {"training_accuracy": 0.5})
+    assert "  per iteration      4000.0 ms" in lines(
+        summary | {"uncoded_seconds_per_iteration": 1.0}
+    )  # mostly overhead
 
 
 def test_who_was_in_the_wrong_is_counted(recorder):

@@ -25,7 +25,17 @@ def test_tensorboard_reads_what_was_recorded(tmp_path):
     def loss(iteration):
         return float("nan") if iteration == 2 else 1.0 / (1 + iteration)
 
-    run = read_run(record(tmp_path / "run", 3, 2, 5, lost={2: 1}, loss=loss))
+    run = read_run(
+        record(
+            tmp_path / "run",
+            3,
+            2,
+            5,
+            lost={2: 1},
+            loss=loss,
+            held_out=lambda i: {"test_loss": 0.5, "test_accuracy": 0.75} if i == 2 else {},
+        )
+    )
     for _ in range(2):  # a report that is made again takes the place of the one before
         write_events(run, tmp_path / "events")
     found = read_back(tmp_path / "events")
@@ -42,7 +52,7 @@ def test_tensorboard_reads_what_was_recorded(tmp_path):
 
 def test_a_problem_without_a_loss_has_no_scalars_of_it(tmp_path):
     write_events(read_run(record(tmp_path / "run", 3, 2, 5, loss=lambda _: None)), tmp_path / "events")
-    assert set(read_back(tmp_path / "events")) == set(SCALARS) - {"loss"}
+    assert set(read_back(tmp_path / "events")) == set(SCALARS) - {"loss", "test_loss", "test_accuracy"}
 
 
 def test_the_command_says_where_they_are(tmp_path, capsys, monkeypatch):
@@ -53,7 +63,7 @@ def test_the_command_says_where_they_are(tmp_path, capsys, monkeypatch):
     assert capsys.readouterr().out.splitlines()[1] == (
         f"scalars written to {place}; see them with: tensorboard --logdir {place}"
     )
-    assert set(read_back(place)) == set(SCALARS)
+    assert set(read_back(place)) == set(SCALARS) - {"test_loss", "test_accuracy"}
 
 
 def test_what_cannot_be_written_is_one_line(tmp_path):

@@ -4,7 +4,7 @@ from itertools import combinations
 
 import pytest
 
-from psgc.reporting.theme import DARK, LIGHT
+from psgc.reporting.theme import DARK, LIGHT, SERIES
 from tests.unit.colours import SEEN, contrast, distance
 
 
@@ -14,6 +14,12 @@ def test_all_that_has_to_be_seen_has_contrast(theme):
         assert contrast(text, theme.paper) > 4.5
     for mark in (*theme.lines, *theme.outcomes):
         assert contrast(mark, theme.paper) > 3
+
+
+@pytest.mark.parametrize("seen", SEEN)
+def test_the_lines_of_several_runs_can_be_told_apart(seen):
+    assert min(contrast(colour, LIGHT.paper) for colour in SERIES) > 3
+    assert min(distance(one, other, seen) for one, other in combinations(SERIES, 2)) > 15
 
 
 @pytest.mark.parametrize("seen", SEEN)

@@ -10,8 +10,10 @@ from psgc.cli import main
 from psgc.config import TorchConfig, from_yaml_text, has_torch_problem, load
 from psgc.errors import UserError
 from psgc.launching.launch import launch
-from psgc.torch import from_yaml
+from psgc.torch import checkpoints, from_yaml
+from psgc.torch.initial import load_initial
 from psgc.torch.settings import check_resumed
+from psgc.torch.state import About, save_model, state_of, to_bytes
 from psgc.training.inputs import open_problem
 from tests.unit import torch_problem
 from tests.unit.documents import blocks
@@ -74,7 +76,7 @@ def test_settings_are_written_and_read_again(folder):
         ("optimizer={kind: adam, lr: 1}", "optimizer.kind: a torch problem has torch: NAME instead, a class of"),
         ("optimizer={lr: 1}", "optimizer.torch: missing, expected a class of torch.optim, for example AdamW"),
         ("optimizer.torch=3", "expected a class of torch.optim, for example AdamW, got 3"),
-        ("batch=100", "expected a mapping with the keys size, epochs, got 100"),
+        ("batch=100", "expected a mapping with the keys size, epochs, shuffle, got 100"),
         ("autocast=float16", "expected none or bfloat16, got 'float16'"),
         ("coding.parts=3", "parts 3 is more than replication 2, each needs a holder"),
         ("problem.torch=build", "expected 'module:function', got 'build'"),
@@ -195,6 +197,39 @@ def test_the_page_of_docs_trains(folder, one_process, capsys):
     assert f"\n  accuracy           {metrics['accuracy']:.4f}\n" in capsys.readouterr().out
     assert isinstance(load("runs/my_model/config.yaml"), TorchConfig)
     assert load_file("runs/my_model/model.safetensors").keys() == {"0.weight", "0.bias", "2.weight", "2.bias"}
+
+
+@pytest.mark.parametrize("name", ["left", "left/model.safetensors", "checkpoint", "left/checkpoints"])
+def test_a_model_begins_with_what_another_run_has_left(folder, name):
+    model = torch_problem.network(5)
+    Path("left/checkpoints").mkdir(parents=True)
+    Path("checkpoint").mkdir()
+    save_model(Path("left/model.safetensors"), model)
+    checkpoints.write(Path("checkpoint/checkpoints"), 7, to_bytes(state_of(model, [], About())))
+    if name == "left/checkpoints":
+        wanted = "left/checkpoints: expected a run directory, but it holds neither model.safetensors nor a checkpoint"
+        assert refusal(f"initial={name}") == f"initial: {wanted}"
+        return
+    other = torch_problem.network(5)
+    load_initial(name, other)
+    assert all((other.state_dict()[key] == value).all() for key, value in model.state_dict().items())
+    with pytest.raises(UserError, match=r"0.weight has the shape \(5, 8\), that of the model \(6, 8\)$"):
+        load_initial(name, torch_problem.network(6))
+    assert "0.weight has the shape (5, 8), that of the model (7, 8)" in refusal(
+        "problem.options.hidden=7", f"initial={name}"
+    )
+
+
+def test_a_model_that_cannot_be_begun_with_is_named(folder):
+    Path("text.safetensors").write_text("text")
+    assert refusal("initial=text.safetensors").startswith("initial: text.safetensors: not a whole safetensors file: ")
+    assert refusal("initial=gone.npy").startswith("initial: gone.npy: cannot read it: no such file or directory; expec")
+    model = torch_problem.network(5)
+    model[3].bias.data[1] = float("nan")
+    save_model(Path("nan.safetensors"), model)
+    assert refusal("initial=nan.safetensors") == (
+        "initial: nan.safetensors: 3.bias holds NaN or infinity, expected finite numbers"
+    )
 
 
 def test_the_example_makes_the_steps_of_its_script(monkeypatch):

@@ -5,12 +5,14 @@ import threading
 import numpy as np
 import pytest
 
+from psgc.backend import Backend
 from psgc.errors import RunFailed
 from psgc.server.events import Report
 from psgc.torch.hand_over import HandOver, ScriptReplica, State, Sum, blob_of, vectors_of
 from psgc.torch.serving import Script
 
 DIM, GRADIENT = 5, 3
+OF = DIM, np.float32, Backend()
 TIMEOUT = 30.0  # seconds; only a defect takes as long
 
 
@@ -83,7 +85,7 @@ def test_a_sum_that_is_here_counts_although_the_run_is_over():
 
 
 def replica_of(hand_over, state=b"state"):
-    replica = ScriptReplica(hand_over, lambda: state, lambda: np.arange(GRADIENT, dtype=np.float32), DIM, np.float32)
+    replica = ScriptReplica(hand_over, lambda: state, lambda: np.arange(GRADIENT, dtype=np.float32), *OF)
     replica.start(hand_over.called, np.empty(0))
     return replica
 
@@ -149,7 +151,7 @@ def test_bytes_travel_as_vectors(length, dtype):
 
 
 def script_of(hand_over, early=False):
-    return Script(hand_over, replica_of(hand_over), GRADIENT, early, ["a", "b", "c"])
+    return Script(hand_over, replica_of(hand_over), GRADIENT, early, ["a", "b", "c"], Backend())
 
 
 def report(worker, iteration, signature):
@@ -167,6 +169,27 @@ def test_an_iteration_begins_when_rank_0_calls_for_it_or_before():
         hand_over.end()
         assert script.may_begin(1) is False
         assert script.is_over()
+
+
+def test_a_script_that_ends_with_the_last_sum_does_not_keep_it_from_the_others():
+    hand_over = HandOver(0)
+    script = script_of(hand_over, early=True)
+    hand_over.call(0, True, 0.0)
+    script.summed(0, np.zeros(DIM))
+    hand_over.end()
+    assert [script.may_begin(iteration) for iteration in (1, 2)] == [True, False]
+
+
+def test_chunks_of_a_small_batch_cost_less_also_before_rank_0_calls_for_it():
+    hand_over = HandOver(0)
+    script = script_of(hand_over)
+    assert script.costs(0, 4) == [1.0] * 4
+    hand_over.call(0, True, 0.0, rows=40, following=6)
+    assert script.costs(0, 4) == [1.0] * 4
+    assert script.costs(1, 4) == [0.1, 0.2, 0.1, 0.2]
+    hand_over.call(1, True, 0.0, rows=80)
+    assert script.costs(1, 4) == [2.0] * 4
+    assert script.costs(2, 4) == [1.0] * 4
 
 
 def test_a_worker_whose_script_makes_another_call_ends_the_run():

@@ -72,9 +72,9 @@ def opened():
         loader.close()
 
 
-def test_micro_batches_in_order_and_empty_chunks():
+def test_micro_batches_in_order_none_with_a_row_alone_and_empty_chunks():
     loader = ChunkLoader(Rows(), None, 3)
-    assert loaded(loader, [5, 1, 7, 2, 9, 0, 4]) == [[5, 1, 7], [2, 9, 0], [4]]
+    assert loaded(loader, [5, 1, 7, 2, 9, 0, 4]) == [[5, 1], [7, 2], [9, 0, 4]]
     assert loaded(loader, []) == []
     assert loaded(loader, [3, 3, 3]) == [[3, 3, 3]]
 
@@ -89,17 +89,17 @@ def test_tensors_and_getitems():
 
     x, y = torch.randn(10, 3), torch.arange(10)
     (first, second) = ChunkLoader(Many(x, y), None, 2).micro_batches([7, 1, 4])
-    assert calls == [[7, 1], [4]]
-    assert torch.equal(first[0], x[[7, 1]])
-    assert first[1].tolist() == [7, 1]
-    assert second[1].tolist() == [4]
+    assert calls == [[7], [1, 4]]
+    assert torch.equal(second[0], x[[1, 4]])
+    assert first[1].tolist() == [7]
+    assert second[1].tolist() == [1, 4]
     (batch,) = ChunkLoader(Subset(TensorDataset(y), [9, 8, 7]), None, 8).micro_batches([2, 0])
     assert batch[0].tolist() == [7, 9]
 
 
 def test_collate_fn():
     loader = ChunkLoader(["a", "bcd", "ef"], lambda texts: "-".join(texts), 2)
-    assert list(loader.micro_batches([0, 1, 2])) == ["a-bcd", "ef"]
+    assert list(loader.micro_batches([0, 1, 2])) == ["a", "bcd-ef"]
 
 
 def test_the_next_chunk_is_loaded_while_this_one_is_computed(opened):

@@ -8,7 +8,6 @@ import weakref
 from pathlib import Path
 from unittest import mock
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -353,7 +352,9 @@ def test_ranks_that_load_other_states_make_other_calls():
         found = run.state_dict()
         found["model"]["bias"] += bias
         run.load_state_dict(found)
-        run.engine.sum = lambda _, call: signatures.append(call.signature) or mock.Mock(vector=np.ones(21))
+        run.engine.sum = lambda _, call: (
+            signatures.append(call.signature) or mock.Mock(vector=torch.ones(21, dtype=torch.float64))
+        )
         run.backward(next(run.batches(SIZE)))
     assert signatures[0] == signatures[1] != signatures[2]
 

@@ -29,6 +29,7 @@ def test_runs_of_yaml_files_have_the_same_batches():
     for batch in taken(sampler.batches(30, epochs=2), sampler):
         for i in range(7):
             assert sorted(batch.chunk(i, 7)) == epochs.rows(batch.iteration, i, 7).tolist()
+        assert batch.following == epochs.rows_in(batch.iteration + 1)
     assert batch.iteration + 1 == epochs.iterations
 
 
@@ -42,6 +43,12 @@ def test_every_example_once_an_epoch_whatever_the_batch_size(size):
         assert all(len(batch) == min(size, LENGTH) for batch in ours[:-1])
         np.testing.assert_array_equal(flat(ours), rows_of(3, epoch, LENGTH, 0, LENGTH))
     assert [batch.iteration for batch in batches] == list(range(3 * -(-LENGTH // size)))
+
+
+def test_without_shuffling_examples_come_as_they_are_in_the_dataset():
+    sampler = Sampler(LENGTH, seed=3)
+    batches = taken(sampler.batches(40, epochs=2, shuffle=False), sampler)
+    assert flat(batches) == [*range(LENGTH), *range(LENGTH)]
 
 
 def test_epochs_and_seeds_differ():

@@ -7,14 +7,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from psgc.messages import Kind, record, stamp
+from psgc.messages import MESSAGE, Kind, record, stamp
 from psgc.processes import Identity
 from psgc.rendezvous import MPI
 from psgc.transport import Control, Died, Vector, backoff, sends
-from psgc.transport.backoff import BUSY, HOT_SPINS, LONGEST, SHORTEST, SILENCE, SILENT, SPINS, Backoff
-from psgc.transport.bell import MESSAGE, OWN, Bell
+from psgc.transport.backoff import BUSY, HOT_SPINS, LARGE, LONGEST, SHORTEST, SILENCE, SILENT, SPINS, Backoff
+from psgc.transport.bell import NEIGHBOUR, OWN, Bell
 from psgc.transport.receives import Posted, Receives
 from psgc.transport.sends import SLOWEST, Sending, Sends
+from psgc.transport.transport import NAP, Transport
 from tests.stand_in import cupy
 
 
@@ -217,7 +218,7 @@ def test_sleeps_begin_short_grow_and_begin_anew_after_a_message():
         assert growing == sorted(growing)
         assert sleeps(it, 20)[-1] == LONGEST
         it.reset()
-    assert sleeps(it, SPINS + 1, busy=True)[-1] == BUSY
+    assert sleeps(it, 1, busy=True) == [BUSY]  # the core has better uses than looks
     assert sleeps(it, int(2 * SILENCE / LONGEST))[-1] == SILENT
 
 
@@ -227,9 +228,50 @@ def test_a_large_transfer_is_not_slept_on_for_long():
 
 def test_who_is_woken_sleeps_longer_unless_the_bell_came_early():
     it = Backoff(backoff.BELL)
-    assert sleeps(it, SPINS + 2)[SPINS:] == [backoff.BELL] * 2
+    assert sleeps(it, SPINS + 2)[SPINS:] == sleeps(it, 2, busy=True) == [backoff.BELL] * 2
     it.reset(soon=True)
-    assert sleeps(it, SPINS + 1)[-1] == SHORTEST
+    assert sleeps(it, SPINS + 1, busy=True) == [*[0.0] * SPINS, BUSY]
+    it.reset(soon=True)
+    assert sleeps(it, SPINS + 1) == [*[0.0] * SPINS, SHORTEST]
+
+
+class Waiting:
+    """A transport that waits: whether others ring, what its bell rings, and the bytes that it is sending."""
+
+    def __init__(self, rings, is_woken=True, sending=0):
+        self.slept = []  # seconds
+        self._rings = iter(rings)
+        self._receives = SimpleNamespace(repost=lambda: None, stirs=lambda: False)
+        self._sends = SimpleNamespace(largest=lambda: sending, poll=lambda: False)
+        self._bell, self._expects, self._is_woken = self, False, is_woken
+        self._backoff, self._rest, self._least_nap = Backoff(backoff.BELL), backoff.BELL, NAP
+
+    def sleep(self, seconds):
+        self.slept.append(seconds)
+        return next(self._rings)
+
+
+@pytest.mark.parametrize(
+    ("rung", "others", "comes"),
+    [
+        ({OWN}, {}, False),
+        ({NEIGHBOUR}, {}, True),
+        ({OWN, NEIGHBOUR}, {}, True),
+        ({OWN}, {"is_woken": False}, True),  # others send without ringing
+        ({OWN}, {"sending": 100}, True),  # its end is found with a poll
+    ],
+)
+def test_something_may_have_come_unless_only_an_own_thread_has_rung(rung, others, comes):
+    assert Transport.wait(Waiting([rung], **others)) == comes
+
+
+@pytest.mark.parametrize(
+    ("size", "busy", "nap"), [(LARGE, True, backoff.BELL), (LARGE, False, NAP), (MESSAGE + 1, True, NAP)]
+)
+def test_where_ranks_share_cores_a_worker_that_computes_does_not_look_after_a_short_send(size, busy, nap):
+    it = Waiting([set(), {NEIGHBOUR}], sending=size)
+    assert Transport.wait(it, busy=busy)
+    assert it.slept[0] == nap
 
 
 @pytest.fixture
@@ -247,8 +289,10 @@ def test_a_bell_wakes_its_process_once_and_says_why(bells):
     (one, _), (other, other_identity) = bells
     assert one.sleep(0) == set()
     one.ring_at(other_identity)
-    threading.Thread(target=other.ring).start()
-    assert other.sleep(20) | other.sleep(0.2) == {MESSAGE, OWN}
+    ringing = threading.Thread(target=other.ring)
+    ringing.start()
+    ringing.join()
+    assert other.sleep(20) | other.sleep(0.2) == {NEIGHBOUR, OWN}
     assert (one.sleep(0), other.sleep(0)) == (set(), set())
 
 

@@ -14,6 +14,7 @@ from psgc.workers.encoder import Encoder
 from psgc.workers.injection import Injector
 from psgc.workers.loop import WorkerLoop
 from psgc.workers.mailbox import Mailbox, Result
+from psgc.workers.replicated import ReplicatedLoop
 from psgc.workers.state import WorkerState
 from tests.simulation.network import Clock
 from tests.unit.scripted import Transport
@@ -258,3 +259,10 @@ def test_goodbye_is_the_last_thing_that_is_sent():
     assert not worker.loop.run()  # the server says so
     assert worker.transport.sent == [(0, ["GOODBYE"])]
     assert said_at == [4]
+
+
+def test_a_replica_that_has_made_a_step_is_heard_although_nobody_else_rang():
+    loop = object.__new__(ReplicatedLoop)
+    loop._allreduce = SimpleNamespace(nap=0.0, is_busy=False)
+    loop._mailbox, loop._transport = SimpleNamespace(busy=True), SimpleNamespace(wait=lambda **_: False)
+    assert loop._wait()

@@ -1,4 +1,4 @@
-"""What `psgc simulate` and `psgc replay` have in common: tables, files and the progress bar."""
+"""What commands that print a table have in common: tables, files and the progress bar."""
 
 import json
 from pathlib import Path
@@ -12,11 +12,20 @@ from psgc.errors import UserError
 from psgc.reporting.files import write_output_text, writing
 from psgc.terminal import draw
 
+WIDEST = 2000  # characters of a line of a table
+
 
 def check_file(option: str, file: str | None) -> None:
     """Raises UserError when `file`, given with `option`, cannot be written; nothing is done without one."""
     if file is not None and (not Path(file).absolute().parent.is_dir() or Path(file).is_dir()):
         raise UserError(f"{option} {file}: expected a file in a directory that exists")
+
+
+def check_plot(file: str | None) -> None:
+    """The same for `--plot`, whose name says which kind of figure it is."""
+    check_file("--plot", file)
+    if file is not None and Path(file).suffix not in (".png", ".pdf", ".svg"):
+        raise UserError(f"--plot {file}: expected a name that ends in .png, .pdf or .svg")
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -26,10 +35,9 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def show(table: Table) -> None:
-    """Print a table; in a file or a pipe it is never cut."""
+    """Print a table. It is never cut: a terminal that is too narrow for it breaks its lines."""
     console = Console()
-    if not console.is_terminal:
-        console.width = 200
+    console.width = max(console.width, Console(width=WIDEST).measure(table).maximum)
     with console.capture() as drawn:
         console.print(table)
     draw(drawn.get())

@@ -1,7 +1,7 @@
 """`psgc order assignment.npy`: orders the queues of any assignment matrix, and prints how good the ordering is."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.sparse
@@ -13,6 +13,30 @@ from psgc.reporting.files import write_output
 from psgc.terminal import say
 
 
+class Row(NamedTuple):
+    """How good an ordering is for a number of parts: see `psgc.coding.worst_case` and `worst_case_bound`."""
+
+    parts: int
+    q_max: int
+    bound: int
+
+    @property
+    def gap(self) -> int:
+        """0: no ordering of this assignment is better."""
+        return self.q_max - self.bound
+
+
+def ordered(assignment: scipy.sparse.csr_array, parts: int | None = None) -> tuple[scipy.sparse.csr_array, list[Row]]:
+    """An ordering of the assignment, and a row for these parts, or for each possible number. Raises UserError."""
+    ordering = coding.ordering(assignment, parts)
+    possible = range(1, int(np.diff(assignment.indptr).min()) + 1) if parts is None else [parts]
+    rows = [
+        Row(copies, coding.worst_case(assignment, ordering, copies), coding.worst_case_bound(assignment, copies))
+        for copies in possible
+    ]
+    return ordering, rows
+
+
 def order(path: str, parts: int | None = None, output: str | None = None) -> int:
     """Prints Q_max, bound and gap (see `psgc.coding`) for this l, or for each possible l. Returns 0.
 
@@ -22,7 +46,7 @@ def order(path: str, parts: int | None = None, output: str | None = None) -> int
     if output is not None:
         _check_output(output)
     try:
-        ordering = coding.ordering(assignment, parts)
+        ordering, rows = ordered(assignment, parts)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
 
@@ -34,10 +58,8 @@ def order(path: str, parts: int | None = None, output: str | None = None) -> int
     say(f"load (chunks that a worker holds)        {_range(load)}")
     say()
     say(f"{'parts':>5} {'Q_max':>12} {'lower bound':>12} {'gap':>8}")
-    for copies in range(1, int(replication.min()) + 1) if parts is None else [parts]:
-        q_max, bound = coding.worst_case(assignment, ordering, copies), coding.worst_case_bound(assignment, copies)
-        optimal = "  optimal" if q_max == bound else ""
-        say(f"{copies:>5} {q_max:>12} {bound:>12} {q_max - bound:>8}{optimal}")
+    for row in rows:
+        say(f"{row.parts:>5} {row.q_max:>12} {row.bound:>12} {row.gap:>8}{'' if row.gap else '  optimal'}")
     if output is not None:
         _write(output, ordering)
         say()

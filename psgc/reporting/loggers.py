@@ -1,16 +1,17 @@
 """Loss, seconds and metrics of a run for TensorBoard, MLflow and Weights & Biases, on rank 0.
 
 Each takes its own settings from its own environment variables, such as MLFLOW_TRACKING_URI and WANDB_MODE=offline, and
-uses the run of MLflow or of wandb that the script has begun itself.
+uses the run of MLflow or of wandb that the program has begun itself.
 """
 
+import time
 from collections.abc import Callable, Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from psgc.errors import UserError, one_line
-from psgc.run_rows import IterationRow
+from psgc.run_rows import HELD_OUT, IterationRow
 from psgc.terminal import say
 
 PACKAGES = {"tensorboard": "tensorboard", "mlflow": "mlflow-skinny", "wandb": "wandb"}  # what pip installs
@@ -26,7 +27,7 @@ def check_installed(names: Iterable[str]) -> None:
     for name in names:
         spec = find_spec(name)
         if spec is None or spec.origin is None:  # wandb leaves a folder of its name, which could be imported as well
-            raise UserError(f"log_with: {name} is not installed; pip install {PACKAGES[name]}")
+            raise UserError(f"log: {name} is not installed; pip install {PACKAGES[name]}")
 
 
 class Loggers:
@@ -44,7 +45,7 @@ class Loggers:
             try:
                 self._loggers[name] = MAKERS[name](directory)
             except Exception as error:  # of another package
-                raise UserError(f"log_with: {name} cannot begin: {one_line(error)}") from error
+                raise UserError(f"log: {name} cannot begin: {one_line(error)}") from error
 
     def metrics(self, iteration: int, means: Mapping[str, float]) -> None:
         """An evaluation was that iteration, with these means; they are written with its row."""
@@ -55,6 +56,7 @@ class Loggers:
         values = {"seconds": row.seconds} | self._metrics.pop(row.iteration, {})
         if row.loss is not None:
             values["loss"] = row.loss
+        values |= {name: value for name in HELD_OUT if (value := getattr(row, name)) is not None}
         self._each(lambda logger: logger.log(values, row.iteration))
 
     def close(self, has_failed: bool) -> None:
@@ -68,17 +70,19 @@ class Loggers:
                 do(logger)
             except Exception as error:  # of another package
                 del self._loggers[name]
-                say(f"psgc: log_with: {name}: {one_line(error)}; the run goes on without it", error=True)
+                say(f"psgc: log: {name}: {one_line(error)}; the run goes on without it", error=True)
 
 
 def _tensorboard(directory: Path) -> _Logger:
-    from torch.utils.tensorboard import SummaryWriter
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-    writer: Any = SummaryWriter(directory / "tensorboard")
+    writer = EventFileWriter(str(directory / "tensorboard"))
 
     def log(values: Mapping[str, float], iteration: int) -> None:
-        for name, value in values.items():
-            writer.add_scalar(name, value, iteration)
+        scalars = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+        writer.add_event(Event(wall_time=time.time(), step=iteration, summary=Summary(value=scalars)))
 
     return _Logger(log, lambda _: writer.close())
 

@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import psgc.torch
 from psgc.errors import UserError
-from psgc.torch import loggers
+from psgc.reporting import loggers
 
 
 class Recording:
@@ -96,26 +96,26 @@ def test_a_logger_that_fails_on_the_way_is_left_out(one_process, tmp_path, monke
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     trained(one_process, tmp_path, ["wandb"])
     assert wandb.log.call_count == 1
-    assert capsys.readouterr().err == "psgc: log_with: wandb: OSError: no network; the run goes on without it\n"
+    assert capsys.readouterr().err == "psgc: log: wandb: OSError: no network; the run goes on without it\n"
 
 
 def test_what_is_wrong_is_told_before_the_run_begins(one_process, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UserError) as refused:
         trained(one_process, tmp_path, ["wandb"])
-    assert str(refused.value) == "log_with: wandb is not installed; pip install wandb"
+    assert str(refused.value) == "log: wandb is not installed; pip install wandb"
     assert not [*tmp_path.iterdir()]
     (tmp_path / "mlflow").mkdir()  # a folder is no package
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "mlflow", raising=False)
-    with pytest.raises(UserError, match="log_with: mlflow is not installed; pip install mlflow-skinny"):
+    with pytest.raises(UserError, match="log: mlflow is not installed; pip install mlflow-skinny"):
         loggers.check_installed(["mlflow"])
     wandb = Recording()
     wandb.init = mock.Mock(side_effect=RuntimeError("no\nkey"))
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     with pytest.raises(UserError) as refused:
         trained(one_process, tmp_path / "run", ["wandb"])
-    assert str(refused.value) == "log_with: wandb cannot begin: RuntimeError: no key"
+    assert str(refused.value) == "log: wandb cannot begin: RuntimeError: no key"
     with pytest.raises(UserError, match='log_with: expected a list of "tensorboard", "mlflow", "wandb", got '):
         trained(one_process, tmp_path / "other", "wandb")
     with pytest.raises(UserError, match="log_with: expected tensorboard, mlflow or wandb, got 'tensorbord'"):

@@ -1,4 +1,6 @@
-"""How the process of a script ends: the other ranks are told, and the exit code is one of docs/getting-started.md."""
+"""How the process of a script ends, with psgc.torch or psgc.train: the other ranks are told, and the exit code is one
+of docs/getting-started.md.
+"""
 
 import atexit
 import os
@@ -9,18 +11,32 @@ import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType, TracebackType
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 from psgc.errors import PsgcError, one_line
 from psgc.terminal import say
-from psgc.torch.session import Session
-from psgc.torch.single import Single
 from psgc.training import launched
 from psgc.user_code import raised_at
 
 STOPPERS = (signal.SIGTERM, signal.SIGUSR1)  # with these `psgc launch` and SLURM ask a run to end; and SIGINT
 
 stopped_by: list[int] = []  # signals that have come
+
+
+class Session(Protocol):
+    """A run as the end of its process sees it.
+
+    rank: of this process; is_alone: it has no other; in_order: all ranks leave through MPI's Finalize; is_cut_short:
+    nothing more is to be done on this rank.
+    """
+
+    rank: int
+    is_alone: bool
+    in_order: bool
+    is_cut_short: bool
+
+    def end(self, text: str = "", code: int = 1) -> None:
+        """The script is over, with this exit code because of an error if there is a text. Leaves MPI."""
 
 
 class Ending:
@@ -32,10 +48,11 @@ class Ending:
     _earlier: ClassVar["Ending | None"] = None
 
     def __init__(self) -> None:
-        if Ending._earlier is not None and isinstance(Ending._earlier.session, Single):
-            Ending._earlier.close()
+        before = Ending._earlier
+        if before is not None and before.session is not None and before.session.is_alone:
+            before.close()
         Ending._earlier = self
-        self.session: Session | Single | None = None
+        self.session: Session | None = None
         self.last: Callable[[bool], object] = lambda _: None  # called at the end: whether the script has raised
         self.rows: Callable[[], object] = lambda: None  # called when all rows of the run are there
         self.closed: Callable[[bool], object] = lambda _: None  # called after that: whether it was an error
@@ -103,10 +120,10 @@ class Ending:
                 is_short = code is not None or session.is_cut_short or not session.in_order
                 code = 0 if is_short else None
         if (code is not None and code != 1) or (session is not None and not session.in_order and code is not None):
-            _leave(code)
+            leave(code)
 
 
-def _leave(code: int) -> None:
+def leave(code: int) -> None:
     """End the process with this exit code, which Python would not take from an exception."""
     run: Callable[[], object] = atexit._run_exitfuncs
     run()

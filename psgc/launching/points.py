@@ -1,0 +1,108 @@
+"""The runs of a sweep: their settings and directories, and whether each can be made."""
+
+import itertools
+import re
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import yaml
+
+from psgc.config import Config, Data, TorchConfig, checked_settings, read
+from psgc.errors import UserError
+from psgc.plan import even_plan, make_plan
+from psgc.regular_files import open_regular
+from psgc.validation import wrong
+from psgc.yaml_source import Source, printable
+
+
+def sweep_points(sweeps: Sequence[str], output: str, option: str = "--sweep") -> list[list[str]]:
+    """The overrides of each run of a sweep, including its directory below `output`. Empty when there is no sweep.
+
+    option: the name of the option whose values `sweeps` are. Raises UserError.
+
+    >>> sweep_points(["seed=1,2"], "runs/a")
+    [['seed=1', 'output=runs/a/0_seed=1'], ['seed=2', 'output=runs/a/1_seed=2']]
+    """
+    axes: dict[str, list[str]] = {}
+    for sweep in sweeps:
+        key = key_of(sweep)
+        if key in axes or key == "output":
+            reason = "each run of a sweep has its own" if key == "output" else "given twice"
+            raise UserError(f"{option} {printable(sweep)}: {printable(key)}: {reason}")
+        values = values_of(sweep)
+        if not values:
+            raise UserError(f"{option} {printable(sweep)}: expected key=value,value,... such as optimizer.lr=0.1,0.3")
+        axes[key] = [f"{key}={value}" for value in values]
+    points = [list(point) for point in itertools.product(*axes.values())] if axes else []
+    for index, point in enumerate(points):
+        name = re.sub(r"[^A-Za-z0-9._=+-]+", "_", "_".join([str(index), *point]))
+        point.append(f"output={yaml.safe_dump(f'{output}/{name[:100]}', width=10**6).splitlines()[0]}")
+    return points
+
+
+def key_of(sweep: str) -> str:
+    return sweep.partition("=")[0].strip()
+
+
+def values_of(sweep: str) -> list[str]:
+    """The values after key=, as text. They are separated as YAML does: 1,[2, 3],'4,5' are three. Empty: not valid."""
+    values = sweep.partition("=")[2]
+    try:
+        node = yaml.compose(f"[{values}]", Loader=yaml.SafeLoader) if values.isprintable() else None
+    except yaml.YAMLError:
+        node = None
+    if not isinstance(node, yaml.SequenceNode):
+        return []
+    return [f"[{values}]"[item.start_mark.index : item.end_mark.index] for item in node.value]
+
+
+def check_runs(
+    config_path: str, overrides: Sequence[str], points: Sequence[Sequence[str]], ranks: int, missing: str = ""
+) -> None:
+    """Refuse before the start what the ranks of a run would refuse: wrong settings, and files that are not there.
+
+    points: the further overrides of each run; without any there is one run. missing: what to add about such files.
+    Raises UserError.
+    """
+    for point in points or [[]]:
+        source = read(config_path, [*overrides, *point])
+        config = checked_settings(source)
+        try:
+            if isinstance(config, TorchConfig):
+                _check_torch(config, ranks, source, missing)
+            else:
+                _check(config, ranks, missing)
+        except UserError as error:
+            raise UserError(f"{' '.join(point)}: {error}" if point else str(error)) from None
+
+
+def data_files(config: Config) -> dict[str, str]:
+    """The files of the data by their keys in the YAML."""
+    files = config.data.model_dump(exclude={"index_base"}) if isinstance(config.data, Data) else {}
+    return {f"data.{key}": path for key, path in files.items() if path is not None}
+
+
+def _check(config: Config, ranks: int, missing: str) -> None:
+    files = data_files(config)
+    if config.stragglers.path is not None:
+        files["stragglers.path"] = config.stragglers.path
+    if config.initial is not None and not Path(config.initial).is_dir():
+        files["initial"] = config.initial
+    for key, path in files.items():
+        try:
+            open_regular(path).close()
+        except OSError as error:
+            raise UserError(f"{key}: {path}: {(error.strerror or str(error)).lower()}{missing}") from None
+    workers = ranks - 1
+    num_chunks = workers if config.coding.chunks_per_worker == "auto" else None  # one each; the run may choose more
+    make_plan(config.coding, config.schedule, workers, config.seed, num_chunks)
+
+
+def _check_torch(config: TorchConfig, ranks: int, source: Source, missing: str) -> None:
+    try:
+        from psgc.torch.by_name import optimizer_and_scheduler
+    except ImportError as error:
+        raise UserError(f"problem.torch: {error}{missing}") from None
+    optimizer_and_scheduler(config, partial(wrong, source))
+    even_plan(config.coding, config.schedule, ranks - 1, config.coding.chunks, config.seed)

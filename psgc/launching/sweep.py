@@ -1,0 +1,106 @@
+"""`psgc sweep`: one run for each combination of values, one after the other, as `psgc launch` starts them."""
+
+import shlex
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+
+from psgc.config import Config, load
+from psgc.errors import RunFailed, UserError, visible
+from psgc.launching.launch import launch
+from psgc.launching.mpirun import ANYWHERE, Placement, check_extra
+from psgc.launching.mpirun_process import Heard
+from psgc.launching.points import check_runs, sweep_points, values_of
+from psgc.launching.script import is_script
+from psgc.reporting.compare import compare
+from psgc.reporting.run_directory import read_run
+from psgc.terminal import say
+from psgc.training.ending import stopped
+from psgc.yaml_source import printable
+
+
+def sweep(
+    path: str,
+    num_ranks: int,
+    overrides: Sequence[str],
+    again: Sequence[str],
+    *,
+    debug: bool = False,
+    resume: bool = False,
+    placement: Placement = ANYWHERE,
+    fault_tolerance: bool = True,
+    for_mpirun: Sequence[str] = (),
+) -> int:
+    """Makes the runs, and prints a table of them at the end. A run that fails does not end the sweep.
+
+    overrides: as `psgc launch` has them; where one has several values, such as "optimizer.lr=0.1,0.3", every
+    combination is a run, with a directory of its own in the run directory. again: the command that goes on.
+    resume: leave out the runs that are done, and go on with the others from their newest checkpoints.
+    Returns 0 when all runs are done, 1 when some failed, 128 + the number of a signal that stopped it.
+    Raises UserError before the first run: a script, no value to vary, or what a run would refuse.
+    """
+    if is_script(path):
+        raise UserError(f"sweep: for runs of a YAML file, {printable(path)} is a script")
+    check_extra(for_mpirun)
+    if num_ranks < 2:
+        raise UserError(f"-n {num_ranks}: expected at least 2 ranks: a server and at least one worker")
+    varied = [override for override in overrides if len(values_of(override)) > 1]
+    fixed = [override for override in overrides if override not in varied]
+    if not varied:
+        raise UserError("--set: expected one with several values, such as --set optimizer.lr=0.1,0.3")
+    output = load(path, fixed).output
+    points = sweep_points(varied, output.replace("$", "$$"), "--set")  # its variables are expanded already
+    check_runs(path, fixed, points, num_ranks)
+    configs = [load(path, [*fixed, *point]) for point in points]
+    failed: list[str] = []
+    for place, (point, config) in enumerate(zip(points, configs, strict=True), start=1):
+        what = f"run {place} of {len(points)}: {' '.join(point[:-1])}"
+        if resume and _is_done(config):
+            say(f"{what}: done already, {config.output}")
+            continue
+        say(f"{what}, in {config.output}")
+        heard = Heard()
+        try:
+            code = launch(
+                path,
+                num_ranks,
+                [*fixed, *point],
+                debug=debug,
+                resume=resume,
+                placement=placement,
+                fault_tolerance=fault_tolerance,
+                for_mpirun=for_mpirun,
+                heard=heard,
+                hints=False,
+            )
+        except KeyboardInterrupt:  # while no mpirun runs
+            code, heard.stopped_by = 128 + signal.SIGINT, signal.SIGINT
+        if heard.stopped_by is not None and (code or place < len(points)):
+            reason = stopped(heard.stopped_by)
+            say(f"psgc sweep: {reason} in run {place} of {len(points)}; to go on: {shlex.join(again)}", error=True)
+            return 128 + heard.stopped_by
+        if code:
+            failed.append(config.output)
+            say(f"psgc sweep: {what} failed", error=True)
+    say()
+    compare([config.output for config in configs])
+    say(f"the runs are in {visible(output)}; psgc report RUN_DIR says more about one")
+    if failed:
+        say(
+            f"psgc sweep: {len(failed)} of {len(points)} runs failed; to go on with them: {shlex.join(again)}",
+            error=True,
+        )
+        return RunFailed.exit_code
+    return 0
+
+
+def _is_done(config: Config) -> bool:
+    """Whether the run has ended in order, and was to be as long as it is to be now."""
+    if not Path(config.output, "summary.json").exists():
+        return False
+    try:
+        run = read_run(config.output)
+    except UserError:
+        return False
+    same_length = (run.config.iterations, run.config.batch) == (config.iterations, config.batch)
+    return run.summary is not None and run.summary["status"] == "done" and same_length

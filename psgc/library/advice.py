@@ -1,0 +1,70 @@
+"""The commands that look for good settings, with their rows as plain data."""
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from psgc.library.arguments import overrides_of
+from psgc.paths import expanded
+
+
+def simulate(path: str | os.PathLike[str], set: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+    """The rows that `psgc simulate` prints for the YAML file `path`, as its `--json` writes them. Raises UserError.
+
+    set: settings to change, such as {"trials": 1000}.
+
+    Example: `{row["schedule"]: row["mean_time"] for row in psgc.simulate("sim.yaml")}`.
+    """
+    from psgc.simulation import experiment, network_experiment
+    from psgc.simulation.network_settings import NetworkSettings
+    from psgc.simulation.settings import load
+
+    settings = load(os.fspath(path), overrides_of(set))
+    if isinstance(settings, NetworkSettings):
+        return [asdict(row) for row in network_experiment.run(settings)]
+    return [asdict(row) for row in experiment.run(settings)]
+
+
+def replay(
+    path: str | os.PathLike[str],
+    *,
+    replication: Iterable[int] | None = None,
+    chunks_per_worker: Iterable[int] | None = None,
+    parts: Iterable[int] | None = None,
+    schedule: Iterable[str] | None = None,
+) -> dict[str, Any]:
+    """What the run in the directory `path` would have taken with other settings, as `psgc replay --json` writes it.
+
+    The other arguments are values to try, by default some around the run's own.
+    Returns `rows` (a dict for each combination, the quickest first; one of them is `recommended`), `reason` and `yaml`
+    (the advice, in words and as settings), and `run`, `workers` and `iterations` (how many are replayed).
+    Raises UserError.
+
+    Example: `psgc.replay("runs/quickstart", replication=[2, 3], schedule=["dynamic"])["rows"][0]["seconds"]`.
+    """
+    from psgc.simulation.replay_command import predict, read_grid
+
+    wanted = {"replication": replication, "chunks_per_worker": chunks_per_worker, "parts": parts, "schedule": schedule}
+    texts = {name: None if values is None else ",".join(map(str, values)) for name, values in wanted.items()}
+    return predict(expanded(os.fspath(path)), read_grid(texts)).plain()
+
+
+def order(assignment: Any, parts: int | None = None) -> dict[str, Any]:
+    """Order the queues of an assignment, as `psgc order` does.
+
+    assignment: a 0/1 matrix (chunks, workers), dense or sparse. parts: for how many, by default for every possible
+    number together.
+
+    Returns `ordering`, the position of each chunk in the queue of each worker from 1, 0 where it is not held, (chunks,
+    workers), and `rows`, for each number of parts a dict: `parts`, `q_max` (chunks that are done in all before the
+    gradient is there, in the worst case), `bound` (which no ordering can go below) and `gap` between the two.
+    Raises UserError.
+
+    Example: `psgc.order(psgc.coding.cyclic(5, 5, 3), parts=2)["rows"][0]["gap"]`.
+    """
+    from psgc import coding
+    from psgc.ordering_command import ordered
+
+    ordering, rows = ordered(coding.from_matrix(assignment), parts)
+    return {"ordering": ordering.toarray(), "rows": [row._asdict() | {"gap": row.gap} for row in rows]}

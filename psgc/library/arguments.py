@@ -1,0 +1,116 @@
+"""From the arguments of psgc.launch and psgc.train to the settings that a YAML would have."""
+
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from psgc import config as configuration
+from psgc.config import Config
+from psgc.data import Dataset, from_arrays
+from psgc.errors import UserError
+from psgc.yaml_source import Source
+
+ARRAYS = "expected (X, y), X, a mapping with X, y, X_test and y_test, the path of a file, or data as in a YAML"
+
+
+def overrides_of(set: Mapping[str, Any] | None) -> list[str]:
+    """Settings such as {"coding.parts": 2} as `--set` has them. Raises UserError."""
+    return [f"{key}={_yaml(key, value)}" for key, value in (set or {}).items()]
+
+
+def settings_of(
+    where: str,
+    problem: Mapping[str, Any],
+    data: Mapping[str, Any] | None,
+    optimizer: str | Mapping[str, Any],
+    lr: float | None,
+    set: Mapping[str, Any] | None,
+    more: Mapping[str, Any],
+) -> Config:
+    """The settings of a run. where: the function, for messages. Raises UserError."""
+    steps: dict[str, Any] = dict(optimizer) if isinstance(optimizer, Mapping) else {"kind": optimizer}
+    if lr is not None:
+        steps["lr"] = lr
+    tree: dict[str, Any] = {"problem": problem, "optimizer": steps}
+    if data is not None:
+        tree["data"] = data
+    tree |= {key: value for key, value in more.items() if value is not None}
+    source = Source(_yaml(where, tree), where, has_lines=False)
+    for override in overrides_of(set):
+        source.override(override)
+    return configuration.checked_settings(source)
+
+
+def arrays_of(where: str, data: Any) -> Dataset | None:
+    """The data set of arrays in memory, None when `data` is none or says where the data is. Raises UserError."""
+    if data is None or isinstance(data, str | os.PathLike):
+        return None
+    if isinstance(data, Mapping) and not {"X", "y"} & data.keys():
+        return None
+    if not isinstance(data, tuple | Mapping) and not hasattr(data, "shape"):
+        raise UserError(f"{where}: data is a {type(data).__name__}, {ARRAYS}")
+    return from_arrays(f"{where}: data", data)
+
+
+def data_section(data: Any) -> dict[str, Any] | None:
+    """The section `data` of a YAML for data that is not in memory."""
+    if isinstance(data, Mapping):
+        return dict(data)
+    return None if data is None else {"path": os.fspath(data)}
+
+
+def named(problem: Any, options: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The section `problem` of a YAML for a class, a function or an object that ranks can import. Raises UserError.
+
+    options: keyword arguments of a class or a function. An instance of a dataclass gives its fields as options.
+    """
+    given = dict(options or {})
+    if isinstance(problem, str):
+        return {"python": problem, "options": given} if ":" in problem else {"kind": problem, **given}
+    if isinstance(problem, Mapping):
+        return {**problem, **({"options": given} if given else {})}
+    name = getattr(problem, "__qualname__", None)
+    if name is None and options is not None:
+        raise UserError("psgc.launch: options are those of a class or a function, and problem is an object already")
+    if name is None and dataclasses.is_dataclass(problem):
+        fields = {field.name: getattr(problem, field.name) for field in dataclasses.fields(problem) if field.init}
+        return named(type(problem), fields)
+    module = problem.__module__
+    if name is None:
+        of_module = vars(sys.modules[module]) if module in sys.modules else {}
+        name = next((known for known, value in of_module.items() if value is problem), None)
+        if name is None:
+            kind = type(problem).__name__
+            raise UserError(
+                f"psgc.launch: ranks cannot make this {kind} again; give the class and its arguments, as in "
+                f"problem={kind}, options={{...}}, make {kind} a dataclass, or call psgc.train in the ranks"
+            )
+    if "<" in name:  # <locals>, <lambda>
+        raise UserError(f"psgc.launch: {name} is inside a function; ranks can import only what is at a module's level")
+    if module == "__main__":
+        file = getattr(sys.modules[module], "__file__", None)
+        if file is None:
+            raise UserError(
+                f"psgc.launch: {name} is defined in a notebook or a terminal; ranks import it from a .py file"
+            )
+        module = Path(file).stem
+    return {"python": f"{module}:{name}", "options": given}
+
+
+def _yaml(key: str, value: Any) -> str:
+    """The value as JSON, which is YAML on one line."""
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False, default=_plain)
+    except (TypeError, ValueError):
+        raise UserError(f"{key}: expected numbers, text, lists and mappings, got {value!r:.60}") from None
+
+
+def _plain(value: Any) -> Any:
+    """The numbers of NumPy and paths, which JSON does not know."""
+    return value.tolist() if isinstance(value, np.generic | np.ndarray) else os.fspath(value)

@@ -1,0 +1,213 @@
+"""Runs that a program starts: psgc.launch has mpirun start the ranks, psgc.train is called by each of them."""
+
+import os
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from psgc import config as configuration
+from psgc.data import Dataset, write_dense, write_sparse
+from psgc.errors import RunFailed, UserError
+from psgc.launching import launch as command
+from psgc.launching.mpirun_process import Heard
+from psgc.launching.script import is_script
+from psgc.library.arguments import arrays_of, data_section, named, overrides_of, settings_of
+from psgc.library.run import Run, load
+from psgc.problems import check_labels, make_problem
+from psgc.training import launched
+from psgc.training.given import Callback, Given
+from psgc.writing import make_directory, write_text
+
+
+def launch(
+    path: str | os.PathLike[str] | None = None,
+    *,
+    workers: int,
+    set: Mapping[str, Any] | None = None,
+    resume: bool = False,
+    problem: Any = None,
+    options: Mapping[str, Any] | None = None,
+    data: Any = None,
+    optimizer: str | Mapping[str, Any] = "sgd",
+    lr: float | None = None,
+    iterations: int | None = None,
+    output: str | os.PathLike[str] | None = None,
+    **settings: Any,
+) -> Run:
+    """Train as `psgc launch` does, with the settings in the YAML file `path` or in the other arguments.
+
+    workers: how many there are, beside the server; all run on this machine, or where the job of this program runs.
+    set: settings to change, such as {"optimizer.lr": 0.1, "coding": {"parts": 2}}.
+    resume: go on from the newest checkpoint in the run directory, if there is one.
+
+    In place of `path`:
+    problem: a class or a function that ranks can import, called with the keyword arguments `options`; or an instance of
+        a dataclass, or an object at a module's level; or a built-in problem, such as "softmax".
+    data: (X, y), or a mapping with X, y, X_test and y_test, written to a file beside the run directory; or the path of
+        a file; or as in a YAML.
+    optimizer, lr: its name, such as "adam", or a mapping as in a YAML; and its learning rate.
+    iterations, settings: the other keys of a YAML, such as batch={"size": 256, "epochs": 3}.
+    output: the run directory, by default `runs/NAME` with the name of the problem. The YAML is beside it.
+
+    Progress and all that the run says go to standard output and standard error of this process. Ctrl-C stops the run
+    in order, and then raises KeyboardInterrupt. SIGTERM, SIGHUP and SIGUSR1 stop it too, and then do what they do
+    otherwise. Signals reach the main thread alone: they do not stop a run that another thread has launched.
+
+    Raises UserError when the settings, the data or an argument are wrong, and RunFailed when the run has failed, both
+    with the line that the command would print. What the run has left until then is read with `psgc.load`.
+
+    Examples: `psgc.launch("run.yaml", workers=8, set={"optimizer.lr": 0.1}).summary["final_loss"]`;
+    `psgc.launch(problem="softmax", data=(X, y), workers=4, lr=0.5, iterations=100).params`.
+    """
+    if workers < 1:
+        raise UserError(f"workers={workers}: expected a whole number >= 1")
+    if (path is None) == (problem is None):
+        raise UserError("psgc.launch: expected the path of a YAML file, or a problem")
+    if path is None:
+        more = {"iterations": iterations, "output": output, **settings}
+        path, overrides = _written(problem, options, data, optimizer, lr, set, more), []
+    else:
+        if settings or any(given is not None for given in (options, data, lr, iterations, output)):
+            raise UserError("psgc.launch: the YAML has the settings; what is to be changed goes into set={...}")
+        path, overrides = os.fspath(path), overrides_of(set)
+        if is_script(path):
+            how = f"a script is started with: psgc launch {path} -n RANKS"
+            raise UserError(f"{path}: psgc.launch takes a YAML file; {how}")
+    heard = Heard()
+    code = command.launch(path, workers + 1, overrides, resume=resume, heard=heard)
+    if heard.stopped_by is not None:
+        signal.raise_signal(heard.stopped_by)  # for the handlers that the run has kept it from
+    if code:
+        reason = heard.reason or f"the run ended with exit code {code}; what it said is on standard error"
+        raise (UserError if code == UserError.exit_code else RunFailed)(reason)
+    return load(configuration.load(path, overrides).output)
+
+
+def _written(
+    problem: Any,
+    options: Mapping[str, Any] | None,
+    data: Any,
+    optimizer: str | Mapping[str, Any],
+    lr: float | None,
+    set: Mapping[str, Any] | None,
+    more: Mapping[str, Any],
+) -> str:
+    """The YAML file of a run, with its data in a file as well. Raises UserError."""
+    where = "psgc.launch"
+    if launched.ranks() > 1:
+        raise UserError(f"{where}: this process is a rank of a run; put the call under: if __name__ == '__main__':")
+    section = named(problem, options)
+    name = section["python"].rpartition(":")[2] if "python" in section else str(section.get("kind", "problem"))
+    output = os.fspath(more.get("output") or Path("runs", name.lower()))
+    dataset, held_out = arrays_of(where, data), None
+    if dataset is None:
+        files = data_section(data)
+    else:
+        held_out = dataset.held_out
+        files = {"path": f"{output}-data.npz", **({"test": f"{output}-test.npz"} if held_out else {})}
+    config = settings_of(where, section, files, optimizer, lr, set, {**more, "output": output})
+    try:
+        make_directory(Path(config.output).parent)
+        for rows, key in ((dataset, "path"), (held_out, "test")):
+            if rows is not None and files is not None:
+                _write_data(Path(files[key]), rows)
+        path = f"{config.output}.yaml"
+        write_text(Path(path), config.to_yaml())
+    except OSError as error:
+        raise UserError(f"{where}: output: {error.filename}: {error.strerror}") from None
+    return path
+
+
+def _write_data(path: Path, rows: Dataset) -> None:
+    if rows.y is None:
+        raise UserError("psgc.launch: data: expected labels as well, (X, y); for data without, give a reader, see docs")
+    X, y = rows.rows(0, rows.num_rows)
+    (write_sparse if rows.sparse else write_dense)(path, X, y)
+
+
+def train(
+    problem: Any,
+    data: Any = None,
+    optimizer: str | Mapping[str, Any] = "sgd",
+    lr: float | None = None,
+    iterations: int | None = None,
+    *,
+    callbacks: Sequence[Callback] = (),
+    output: str | os.PathLike[str] | None = None,
+    set: Mapping[str, Any] | None = None,
+    resume: bool = False,
+    **settings: Any,
+) -> Run | None:
+    """Train with a problem and data that are in memory, inside mpirun: every rank calls it with the same arguments.
+
+    A program that calls it is started with `psgc launch program.py -n 5`, or `mpirun -n 5 python program.py`.
+
+    problem: an object with the methods of `psgc.problems.base.Problem`, or a built-in one, such as "softmax".
+    data: (X, y), X, or a mapping with X, y, X_test and y_test, used where they lie; or the path of a file; or as in a
+        YAML; or None, when the problem has its own.
+    optimizer, lr: its name, such as "adam", or a mapping as in a YAML; and its learning rate.
+    iterations, settings: the other keys of a YAML, such as batch={"size": 256, "epochs": 3}.
+    callbacks: each is called on rank 0 after each step with a row, which is a dict with the columns of iterations.csv,
+        and the parameters after the step, (dim,), read-only. When one returns True, the run ends in order.
+    output: the run directory, by default `runs/NAME` with the name of the program.
+    set: settings to change, such as {"coding.parts": 2}.
+    resume: go on from the newest checkpoint in the run directory, if there is one; `psgc launch --resume` asks for it
+        as well.
+
+    Returns the run on rank 0, and None on the workers. It can be called again. When a rank was lost, the workers
+    do not return from the call, but end. After that, and after a failed run, no other run can begin in the program.
+
+    Raises, on rank 0: UserError when an argument or the data are wrong, or differ between ranks; RunFailed when the run
+    has failed; KeyboardInterrupt on Ctrl-C, which ends the run in order. The workers then end without a word.
+
+    Example: `psgc.train(Ridge(20), (X, y), optimizer="adam", lr=1e-3, iterations=200)`.
+    """
+    from psgc.training.in_program import train as train_in_program
+
+    program = sys.argv[0] or "program.py"
+    more = {"iterations": iterations, "output": output or Path("runs", Path(program).stem or "run"), **settings}
+    given: Given | UserError
+    try:
+        given = _given(problem, data, optimizer, lr, set, more, Path(program).name, callbacks)
+    except UserError as error:
+        given = error
+    directory = train_in_program(given, program, resume)
+    return None if directory is None else load(directory)
+
+
+def _given(
+    problem: Any,
+    data: Any,
+    optimizer: str | Mapping[str, Any],
+    lr: float | None,
+    set: Mapping[str, Any] | None,
+    more: Mapping[str, Any],
+    program: str,
+    callbacks: Sequence[Callback],
+) -> Given:
+    """What this rank brings to a run. Raises UserError."""
+    where = "psgc.train"
+    dataset = arrays_of(where, data)
+    section = None if dataset is not None else data_section(data)
+    in_yaml = {"kind": "script", "script": program}
+    config = settings_of(where, in_yaml, section, optimizer, lr, set, more)
+    if not all(callable(callback) for callback in callbacks):
+        raise UserError(f"{where}: callbacks: expected functions (row, params), got {list(callbacks)!r:.80}")
+    if isinstance(problem, str | Mapping):
+        if dataset is None:
+            raise UserError(f"{where}: a built-in problem needs data in memory here; with files use psgc.launch")
+        built_in: dict[str, Any] = {"kind": problem} if isinstance(problem, str) else dict(problem)
+        try:
+            problem = make_problem(**built_in, dataset=dataset, seed=config.seed)
+            if dataset.held_out is not None:
+                check_labels(built_in["kind"], dataset.held_out, getattr(problem, "num_classes", None))
+        except TypeError as error:
+            raise UserError(f"{where}: problem: {error}") from None
+    for name in ("dim", "initial_params", "gradient"):
+        if not hasattr(problem, name):
+            raise UserError(
+                f"{where}: problem: {type(problem).__name__} has no {name}, which psgc.problems.base.Problem asks for"
+            )
+    return Given(config, problem, dataset, callbacks)

@@ -1,0 +1,129 @@
+"""`psgc compare RUN_DIR ...`: a table and a figure of several runs."""
+
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from rich.markup import escape
+from rich.table import Table
+
+from psgc.errors import UserError, visible
+from psgc.reporting.comparison import Row, compared, shown
+from psgc.reporting.output import check_file, check_plot, show, write_json
+from psgc.reporting.run_directory import RecordedRun, read_run
+from psgc.terminal import say
+from psgc.yaml_source import printable
+
+MOST = 6  # settings that have a column of their own
+NAME, SETTING = 50, 24  # characters after which a name or a setting goes on in the next line
+
+
+def compare(paths: Sequence[str], json_file: str | None = None, plot_file: str | None = None) -> int:
+    """Print a table of the runs in these directories, and write it and a figure of their losses to files.
+
+    Directories that are none of a run are told one by one on stderr. Returns 2 when there are such, else 0.
+    Raises UserError when there is no run at all, or a file cannot be written.
+    """
+    check_file("--json", json_file)
+    check_plot(plot_file)
+    if plot_file is not None:
+        from psgc.reporting.comparison_figure import draw  # needs matplotlib
+        from psgc.reporting.drawing import save
+    runs, wrong = readable(paths)
+    if not runs:
+        raise UserError("no run to compare; expected run directories, such as runs/*")
+    rows = compared(runs)
+    for line in table_of(rows):
+        say(line)
+    if json_file is not None:
+        write_json(Path(json_file), [_plain(row) for row in rows])
+    if plot_file is not None:
+        figure, remark = draw(rows, runs)
+        save(figure, Path(plot_file))
+        say(f"{plot_file}: {remark}")
+    return UserError.exit_code if wrong else 0
+
+
+def readable(paths: Iterable[str]) -> tuple[list[RecordedRun], int]:
+    """The runs in these directories, once each, and how many are none, which are told on stderr."""
+    runs, wrong = [], 0
+    for path in dict.fromkeys(str(Path(path)) for path in paths):
+        try:
+            runs.append(read_run(path))
+        except UserError as error:
+            say(f"psgc compare: {error}", error=True)
+            wrong += 1
+    return runs, wrong
+
+
+def table_of(rows: Sequence[Row]) -> list[str]:
+    """Prints the table; returns what is to be said below it."""
+    keys, rest = list(rows[0]["settings"])[:MOST], list(rows[0]["settings"])[MOST:]
+    table = Table(box=None, header_style="bold", pad_edge=False, collapse_padding=True)
+    table.add_column("run", overflow="fold", max_width=NAME)
+    for key in _short(keys):
+        table.add_column(escape(visible(key)), overflow="fold", max_width=SETTING)
+    table.add_column("status", no_wrap=True)
+    columns = _columns(rows)
+    for name in columns:
+        table.add_column(name, justify="right", no_wrap=True)
+    above = _common(rows)
+    for place, row in enumerate(rows):
+        name, settings = row["run"].removeprefix(above), [_cell(row["settings"][key]) for key in keys]
+        table.add_row(escape(visible(name)), *settings, row["status"], *(texts[place] for texts in columns.values()))
+    if above:
+        say(f"in {above}")
+    show(table)
+    below = ["the least loss first; ms per iteration and T*/T (how near it came to the clairvoyant bound) are medians"]
+    if rest:
+        below.append(f"{len(rest)} more settings differ, which --json FILE has: {printable(', '.join(rest))}")
+    if len(rows) > 1 and not keys:
+        below.append("the settings are the same in all of them")
+    return below
+
+
+def _common(rows: Sequence[Row]) -> str:
+    """The directory that all runs are in, with the slash at its end; empty when it has no name or there is one run."""
+    parents = {str(Path(row["run"]).parent) for row in rows}
+    return f"{parents.pop()}/" if len(rows) > 1 and len(parents) == 1 and parents != {"."} else ""
+
+
+def _short(keys: Sequence[str]) -> list[str]:
+    """The last words of dotted keys where these tell them apart.
+
+    >>> _short(["optimizer.lr", "optimizer.kind", "problem.kind"])
+    ['lr', 'optimizer.kind', 'problem.kind']
+    """
+    last = [key.rpartition(".")[2] for key in keys]
+    return [word if last.count(word) == 1 else key for key, word in zip(keys, last, strict=True)]
+
+
+def _columns(rows: Sequence[Row]) -> dict[str, list[str]]:
+    """The texts of each column of numbers, without those of which nothing is known."""
+    columns = {
+        "iter-\nations": [str(row["iterations"]) for row in rows],
+        "loss": [_text(row["final_loss"], ".5g") for row in rows],
+        "held-out\nloss": [_text(row["test_loss"], ".5g") for row in rows],
+        "least\nof it": [
+            "" if row["best_test_loss"] == row["test_loss"] else _text(row["best_test_loss"], ".5g") for row in rows
+        ],
+        "accu-\nracy": [_text(row["test_accuracy"], ".4f") for row in rows],
+        "sec-\nonds": [_text(row["seconds"], ".1f") for row in rows],
+        "ms per\niter.": [_text(row["seconds_per_iteration"], ".1f", 1e3) for row in rows],
+        "T*/T": [_text(row["efficiency"], ".2f") for row in rows],
+        "lost": [str(row["lost"] or "") for row in rows],
+    }
+    return {name: texts for name, texts in columns.items() if any(texts)}
+
+
+def _cell(value: object) -> str:
+    return escape(visible("" if value is None else shown(value)))
+
+
+def _text(number: float | None, how: str, scale: float = 1.0) -> str:
+    return "" if number is None else format(scale * number, how)
+
+
+def _plain(row: Row) -> Row:
+    """JSON has no nan and no inf: they are text, as in summary.json."""
+    return {key: str(v) if isinstance(v, float) and not math.isfinite(v) else v for key, v in row.items()}

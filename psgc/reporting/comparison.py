@@ -1,0 +1,129 @@
+"""Several runs beside each other: what differs in their settings, and how each of them went. Plain data."""
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from psgc.reporting.run_directory import RecordedRun
+from psgc.reporting.running import is_running
+
+Row = dict[str, Any]
+
+
+def compared(runs: Sequence[RecordedRun]) -> list[Row]:
+    """A row for each run, in order: the least held-out loss first, then the least final loss, then those without;
+    of equal ones the quickest.
+
+    run: the directory. settings: what is not the same in all of them, by dotted key, and `workers` when that differs;
+    None where a run has no such key. status: done, failed or interrupted, without a summary running or killed. The
+    others are numbers, None when they are not known: iterations, final_loss, test_loss and test_accuracy (held-out, the
+    newest), best_test_loss (the least), seconds in all, seconds_per_iteration (median), efficiency (T*/T, median),
+    workers, and lost (workers).
+    """
+    differing = differences([_settings(run) for run in runs])
+    rows = [_row(run, settings) for run, settings in zip(runs, differing, strict=True)]
+    return sorted(rows, key=_rank)
+
+
+def differences(settings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Of mappings with dotted keys, what is not the same in all of them.
+
+    >>> differences([{"seed": 0, "optimizer.lr": 0.1}, {"seed": 0, "optimizer.lr": 0.3}])
+    [{'optimizer.lr': 0.1}, {'optimizer.lr': 0.3}]
+    """
+    keys = dict.fromkeys(key for each in settings for key in each)
+    differing = [key for key in keys if any(each.get(key) != settings[0].get(key) for each in settings)]
+    return [{key: each.get(key) for key in differing} for each in settings]
+
+
+def labels(rows: Sequence[Row]) -> list[str]:
+    """What tells the runs apart in few words: what differs, with the directory where that is not enough.
+
+    >>> labels([{"run": "runs/a", "settings": {"optimizer.lr": 0.1}}, {"run": "b", "settings": {"optimizer.lr": 0.3}}])
+    ['optimizer.lr=0.1', 'optimizer.lr=0.3']
+    """
+    texts = [", ".join(f"{key}={shown(value)}" for key, value in row["settings"].items()) for row in rows]
+    alike = {text for text in texts if texts.count(text) > 1}
+    return [
+        f"{row['run']}, {text}".removesuffix(", ") if text in alike or not text else text
+        for row, text in zip(rows, texts, strict=True)
+    ]
+
+
+def shown(value: Any) -> str:
+    """A setting as a YAML has it, on one line."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _settings(run: RecordedRun) -> dict[str, Any]:
+    found = _flat(run.config.model_dump())
+    del found["output"]  # each has its own
+    return found | ({"workers": run.workers} if run.workers else {})
+
+
+def _flat(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """A tree of mappings as one mapping with dotted keys."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            found |= _flat(value, f"{above}{key}.")
+        else:
+            found[f"{above}{key}"] = value
+    return found
+
+
+def _row(run: RecordedRun, settings: dict[str, Any]) -> Row:
+    summary, columns = run.summary or {}, run.iterations
+    seconds = columns["seconds"]
+    ratios = columns["bound"] / np.where(seconds > 0, seconds, np.nan)
+    metrics = summary.get("metrics", {})  # of a torch problem
+    test_loss = _number(summary.get("test_loss", metrics.get("loss", _last(columns, "test_loss"))))
+    return {
+        "run": str(run.path),
+        "settings": settings,
+        "status": summary.get("status") or ("running" if is_running(run.path) else "killed"),
+        "iterations": len(seconds),
+        "final_loss": _number(summary.get("final_loss", _last(columns, "loss"))),
+        "test_loss": test_loss,
+        "best_test_loss": _least([*columns.get("test_loss", ()), test_loss]),
+        "test_accuracy": _number(
+            summary.get("test_accuracy", metrics.get("accuracy", _last(columns, "test_accuracy")))
+        ),
+        "seconds": _number(summary.get("seconds", float(seconds.sum()))),
+        "seconds_per_iteration": _median(seconds),
+        "efficiency": _median(ratios),
+        "workers": run.workers or None,
+        "lost": len({event.worker for event in run.events if event.event == "lost"}),
+    }
+
+
+def _last(columns: Mapping[str, np.ndarray], name: str) -> float | None:
+    """The newest value that is known: not every iteration has a held-out loss."""
+    known: np.ndarray = columns[name][~np.isnan(columns[name])] if name in columns else np.empty(0)
+    return float(known[-1]) if known.size else None
+
+
+def _least(losses: Iterable[float | None]) -> float | None:
+    return min((float(loss) for loss in losses if loss is not None and math.isfinite(loss)), default=None)
+
+
+def _median(values: np.ndarray) -> float | None:
+    known = values[np.isfinite(values)]
+    return float(np.median(known)) if len(known) else None
+
+
+def _number(value: Any) -> float | None:
+    """Of a summary, where a loss may be "nan" or "inf", and anything in a damaged one."""
+    try:
+        return None if value is None else float(value)
+    except (TypeError, ValueError):
+        return None
+
+
+def _rank(row: Row) -> tuple[Any, ...]:
+    losses = [row[name] for name in ("best_test_loss", "final_loss")]
+    known = [math.inf if loss is None or math.isnan(loss) else loss for loss in losses]
+    return (*known, row["seconds"] or 0.0, row["run"])

@@ -1,0 +1,158 @@
+"""What the schedule `dynamic` decides: who takes over chunks from whom, and who does which backup next."""
+
+from collections.abc import Sequence
+from heapq import heappop, heappush
+from math import inf
+from typing import Any
+
+from psgc.schedules.learning import Learning
+from psgc.schedules.orders import Order, Queue, Skip
+from psgc.schedules.progress import LEAD, Chunk, Worker
+from psgc.schedules.schedule import Schedule
+
+
+class Decisions(Schedule):
+    """The decisions of `dynamic`, which says when they are made (`psgc.schedules.dynamic`), and what they rest on."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        costs = self._costs or [1.0] * len(self._holders)
+        self._chunks = chunks = [Chunk(number, cost) for number, cost in enumerate(costs)]
+        self._workers = {
+            rank: Worker(rank, [chunks[i] for i in own], [chunks[i] for i in self._backups.get(rank, ())])
+            for rank, own in self._queues.items()
+        }
+        self.learning = Learning()
+        self._forget_plans()
+
+    def _forget_plans(self) -> None:
+        """An iteration begins."""
+        self._latest = 0.0  # when something was last heard in this iteration
+        self._to_pull: dict[Worker, None] = {}  # workers that may take over more
+        self._bare: dict[Worker, None] = {}  # workers that have lost the last chunk they were told
+        self._alarms: list[tuple[float, int]] = []
+
+    def tick(self, now: float) -> list[Order]:
+        orders: list[Order] = []
+        for worker in self._to_pull:
+            orders += self._pull(worker, now)
+            if worker.running is None and worker.told:
+                orders += self._start_next(worker, now)
+        self._to_pull.clear()
+        while self._next_alarm() <= now:
+            worker = self._workers[heappop(self._alarms)[1]]
+            worker.alarm = inf
+            if not worker.told or worker.chosen:
+                orders += self._choose(worker, now)
+        return orders + self._choose_for_the_bare(now)
+
+    @property
+    def wake(self) -> float:
+        return self._latest if self._to_pull or self._bare else self._next_alarm()
+
+    def _next_alarm(self) -> float:
+        while self._alarms:
+            when, rank = self._alarms[0]
+            if (worker := self._workers.get(rank)) is not None and worker.alarm == when:
+                return when
+            heappop(self._alarms)
+        return inf
+
+    def _withdraw(self, chunk: Chunk, workers: Sequence[Worker]) -> list[Order]:
+        """These workers need not begin `chunk`; if it is recovered, they need not do it at all."""
+        for worker in workers:
+            if worker.running is not chunk:
+                worker.forget(chunk)
+                if not worker.told:
+                    self._bare[worker] = None
+        return [Skip(worker.rank, chunk.number, chunk.committed) for worker in workers]
+
+    def _start_next(self, worker: Worker, now: float) -> list[Order]:
+        """`worker` goes on with the head of what it was told; nobody else needs to begin with that then."""
+        worker.start_next(now)
+        chunk = worker.running
+        if chunk is None:
+            return []
+        others = [taker for taker in chunk.takers if taker.running is not chunk]
+        started = chunk.copies + len(chunk.takers) - len(others)
+        return self._withdraw(chunk, others) if started >= chunk.wanted else []
+
+    def _pull(self, worker: Worker, now: float) -> list[Order]:
+        """Take over what holders with a longer way to go were told, as long as `worker` would be through sooner."""
+        pace, lag = worker.pace, self.learning.lag
+        if pace is None or pace == inf or worker.chosen:
+            return []
+        limit = worker.through(now, lag) + 2 * lag
+        ends: dict[Worker, float] = {}  # when others will be through
+        offers: dict[Worker, set[Chunk]] = {}  # what those that will be through later were told
+        for chunk in worker.choices():
+            for other in chunk.takers:
+                if other.running is chunk:
+                    continue
+                end = ends.get(other)
+                if end is None:
+                    end = other.through(now, lag)
+                    if other.pace is None and other.elapsed(now, lag) <= (1 + LEAD) * pace:
+                        end = 0.0  # it may be as fast as `worker`, and its report under way
+                    ends[other] = end
+                if end > limit + pace * chunk.cost:
+                    offers.setdefault(other, set()).add(chunk)
+        orders: list[Order] = []
+        while offers:
+            other = max(offers, key=ends.__getitem__)
+            chunk = next(chunk for chunk in reversed(other.told) if chunk in offers[other])
+            offers[other].remove(chunk)
+            if not offers[other]:
+                del offers[other]
+            # before it starts: it may begin the first of its default queue before it reads that it need not
+            is_first = other.running is None and chunk is next(iter(other.told))
+            needed = 2 * pace * chunk.cost if is_first else pace * chunk.cost
+            if chunk in worker.told or (is_first and len(other.told) > 1) or ends[other] <= limit + needed:
+                continue
+            orders += self._withdraw(chunk, [other])
+            worker.tell(chunk)
+            ends[other] = other.through(now, lag)
+            limit += pace * chunk.cost
+        return [*orders, self._queue(worker)] if orders else []
+
+    def _choose_for_the_bare(self, now: float) -> list[Order]:
+        orders: list[Order] = []
+        while self._bare:
+            worker = next(iter(self._bare))
+            del self._bare[worker]
+            if not worker.told:
+                orders += self._choose(worker, now)
+        return orders
+
+    def _choose(self, worker: Worker, now: float) -> list[Order]:
+        """Decide what `worker` does after the chunk it is in, or at once when it rests."""
+        lag = self.learning.lag
+        before = tuple(worker.told)
+        for chunk in before:
+            worker.forget(chunk)
+        orders: list[Order] = []
+        running = worker.running
+        if running is not None and running.committed and worker.pace is not None and now > worker.due:
+            worker.forget_all()  # it heard that the chunk is recovered before it began it, and reports nothing
+        best = worker.best(now, lag)
+        rested = worker.running is None
+        if rested and best is not None:
+            worker.tell(best)
+            orders += self._start_next(worker, now)
+            best = worker.best(now, lag)
+        if best is not None:
+            worker.tell(best)
+            worker.chosen = True
+        worker.alarm = worker.next_alarm(now, lag)
+        if worker.alarm < inf:
+            heappush(self._alarms, (worker.alarm, worker.rank))
+        begun = rested and worker.running is not None
+        if begun or tuple(worker.told) != before:
+            orders.append(self._queue(worker))
+        return orders
+
+    def _queue(self, worker: Worker) -> Queue:
+        """What `worker` was told, and before it what it is in: it may not have begun that when the order arrives."""
+        running = worker.running
+        first = () if running is None or running.committed else (running,)
+        return Queue(worker.rank, tuple(chunk.number for chunk in (*first, *worker.told)))

@@ -1,0 +1,138 @@
+"""Which parameters of a run are the best by its held-out rows, and whether they have not become better for too long."""
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from psgc.backend import Array
+from psgc.config import Evaluate
+from psgc.reporting.csv_files import earlier_rows
+from psgc.run_rows import HELD_OUT, IterationRow
+
+FILE = "best.npy"
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Held-out figures of the parameters after so many iterations; None where the problem has no such figure."""
+
+    iteration: int
+    test_loss: float | None
+    test_accuracy: float | None
+
+    @classmethod
+    def of(cls, row: IterationRow) -> "Figures":
+        """Those in a row."""
+        return cls(row.iteration, row.test_loss, row.test_accuracy)
+
+    @property
+    def name(self) -> str:
+        """What tells the better one of two."""
+        return "loss" if self.test_loss is not None else "accuracy"
+
+    @property
+    def value(self) -> float:
+        """The figure of that name."""
+        return self.test_loss if self.test_loss is not None else self.test_accuracy or 0.0
+
+    def is_better(self, other: "Figures | None") -> bool:
+        """Whether the loss is less, or without a loss the accuracy greater; what is not finite is never better."""
+        if not math.isfinite(self.value):
+            return False
+        return other is None or (self.value < other.value if self.name == "loss" else self.value > other.value)
+
+
+class Best:
+    """The best figures so far, and the newest.
+
+    patience: evaluations without better ones after which it is enough; None: it never is. keep: keeps parameters as the
+    best ones; None: they are not kept.
+    """
+
+    def __init__(self, patience: int | None = None, keep: Callable[[Array], None] | None = None) -> None:
+        self._patience = patience
+        self.keep = keep
+        self.figures: Figures | None = None
+        self.newest: Figures | None = None
+        self._evaluated: set[int] = set()  # iterations
+
+    def add(self, figures: Figures) -> bool:
+        """The figures of an iteration; whether they are the best so far."""
+        self._evaluated.add(figures.iteration)
+        self.newest = figures
+        return self.know(figures)
+
+    def know(self, figures: Figures) -> bool:
+        """As `add`, for parameters that an evaluation of this run has not been of."""
+        is_better = figures.is_better(self.figures)
+        if is_better:
+            self.figures = figures
+        return is_better
+
+    def is_of(self, iteration: int) -> bool:
+        """Whether the best are those of this iteration."""
+        return self.figures is not None and self.figures.iteration == iteration
+
+    def told(self) -> str:
+        """The newest figure, for a person; empty without any."""
+        newest = self.newest
+        if newest is None:
+            return ""
+        best = " (best)" if self.is_of(newest.iteration) else ""
+        return f"held-out {newest.name} {newest.value:.4f}{best}"
+
+    def last(self, done: int, found: Mapping[str, float], params: Array) -> None:
+        """The figures at the end of the run, after `done` iterations."""
+        if any(name in found for name in HELD_OUT):
+            figures = Figures(done, *(found.get(name) for name in HELD_OUT))
+            if self.know(figures) and self.keep is not None:
+                self.keep(params)
+
+    @property
+    def enough(self) -> str:
+        """Why the run need not go on, or empty."""
+        best = -1 if self.figures is None else self.figures.iteration
+        if self._patience is None or sum(iteration > best for iteration in self._evaluated) < self._patience:
+            return ""
+        better = (
+            "greater held-out accuracy" if self.newest and self.newest.name == "accuracy" else "lower held-out loss"
+        )
+        times = f"{self._patience} evaluation{'s' if self._patience > 1 else ''}"
+        return f"no {better} in {times}" + (f" after that of iteration {best}" if best >= 0 else "")
+
+    def summary(self) -> dict[str, Any]:
+        """For summary.json: the best figures, none when nothing was evaluated."""
+        if self.figures is None:
+            return {}
+        known = {name: x for name, x in asdict(self.figures).items() if x is not None and math.isfinite(x)}
+        return {"best": known | ({"file": FILE} if self.keep else {})}
+
+
+def best_so_far(best: Best, directory: Path, evaluate: Evaluate | None, first: int) -> None:
+    """Tell `best` what an earlier part of the run in `directory` has found, which goes on from iteration `first`.
+
+    best.npy may be newer than the checkpoint.
+    """
+    keeps = evaluate is not None and evaluate.keep_best
+    if evaluate is None or (keeps and not (directory / FILE).exists()):
+        return
+    for row in earlier_rows(directory / "iterations.csv"):
+        if not row.is_evaluated:
+            continue
+        if row.iteration < first:
+            best.add(Figures.of(row))
+        elif keeps:
+            best.know(Figures.of(row))
+
+
+def know_last(best: Best, directory: Path) -> None:
+    """Tell `best` what best.npy holds when it is of the end of an earlier part of the run."""
+    try:
+        told = json.loads((directory / "summary.json").read_text())["best"]
+        figures = Figures(int(told["iteration"]), *(told.get(name) for name in HELD_OUT))
+        best.know(figures)
+    except (OSError, ValueError, LookupError, TypeError):
+        return

@@ -1,0 +1,88 @@
+"""psgc.train under a real mpirun: the program is `train_in_program.py`, which asserts what each rank has to see."""
+
+import json
+import os
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.ranks.mpirun import MpiRun, mpirun, run
+from tests.ranks.test_train import wait_until
+
+
+@pytest.fixture
+def folder(tmp_path):
+    shutil.copy(Path(__file__).with_name("train_in_program.py"), tmp_path / "program.py")
+    return tmp_path
+
+
+def launch(*how, options=()):
+    return [sys.executable, "-m", "psgc", "launch", "program.py", "-n", "4", *options, "--", *how]
+
+
+@pytest.mark.parametrize("command", [launch("twice"), mpirun(4, ["program.py", "twice"])], ids=["launch", "mpirun"])
+def test_two_runs_in_one_program(folder, command):
+    finished = run(command, folder)
+    assert finished.returncode == 0, finished.said
+    assert not finished.orphans, finished.said
+    assert finished.stderr == "", finished.said
+    assert [finished.stdout.count(f"rank {rank} goes on\n") for rank in range(4)] == [1] * 4, finished.said
+    assert "callback low_enough said so" in finished.stdout
+
+
+WRONG = [
+    ("other_data", 2, "psgc: rank 2 on HOST differs from rank 0 on HOST: data: 48 rows of 5 features ("),
+    ("wrong", 2, "psgc: psgc.train: lrr: unknown key, expected one of problem, data, "),
+    ("strange", 1, "psgc: failed: callback strange raised KeyError: 'who', program.py:"),
+]
+
+
+@pytest.mark.parametrize(("how", "code", "line"), WRONG)
+def test_what_is_wrong_is_one_line(folder, how, code, line):
+    finished = run(launch(how), folder)
+    assert finished.returncode == code, finished.said
+    assert not finished.orphans, finished.said
+    (said,) = finished.stderr.splitlines()
+    assert said.startswith(line.replace("HOST", os.uname().nodename)), finished.said
+    assert "goes on" not in finished.stdout, finished.said
+
+
+@pytest.mark.parametrize(("rank", "more"), [(1, []), (0, ["train"])])
+def test_a_program_that_fails_after_its_run(folder, rank, more):
+    """Also while others begin the next one."""
+    finished = run(launch("raise", str(rank), *more), folder)
+    assert finished.returncode == 1, finished.said
+    assert not finished.orphans, finished.said
+    assert finished.stderr.count("\nAssertionError: after the run\n") == 1, finished.said
+    early = f"psgc: the script of rank {rank} on {os.uname().nodename} ended before the others: "
+    assert finished.stderr.count(early) == len(more), finished.said
+    assert "execution.py" not in finished.stderr, finished.said
+    assert json.loads((folder / "runs/program/summary.json").read_text())["status"] == "done"
+
+
+def test_a_killed_worker_costs_nothing_but_the_next_run(folder):
+    finished = run(launch("lose"), folder)
+    assert finished.returncode == 0, finished.said
+    assert not finished.orphans, finished.said
+    assert "psgc.train: the run before has lost ranks, after which no other can begin" in finished.stdout
+    assert finished.stdout.count("goes on") == 1, finished.said
+
+
+def test_a_program_that_is_stopped_and_goes_on(folder):
+    with MpiRun(launch("long", "1000"), folder) as running:
+        wait_until(lambda: list(folder.glob("runs/program/checkpoints/*5*")))
+        os.kill(running.process.pid, signal.SIGTERM)
+        finished = running.wait(20)
+    assert finished.returncode == 128 + signal.SIGTERM, finished.said
+    assert not finished.orphans, finished.said
+    assert finished.stderr.endswith("psgc launch program.py -n 4 --resume -- long 1000\n"), finished.said
+    assert "goes on" not in finished.stdout, finished.said
+    summary = json.loads((folder / "runs/program/summary.json").read_text())
+    assert summary["status"] == "interrupted"
+    again = run(launch("long", str(summary["iterations"] + 20), options=["--resume"]), folder)
+    assert again.returncode == 0, again.said
+    assert "rank 0 goes on" in again.stdout, again.said
+    assert "resum" in again.stdout + again.stderr, again.said

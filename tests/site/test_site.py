@@ -1,0 +1,111 @@
+"""The built site as a person sees it, in a real browser: every page, wide and on light paper, narrow and on dark.
+
+`make docs` builds the site and runs these tests. Screenshots of some pages stay in pytest's temporary directory.
+"""
+
+import functools
+import shutil
+import threading
+import time
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.site, pytest.mark.timeout(300)]
+sync_api = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install playwright")
+axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="no axe: pip install axe-playwright-python")
+CHROMIUM = shutil.which("chromium")
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no browser: apt-get install chromium")
+
+SITE = Path(__file__).parents[2] / "build/site"
+SEEN = ("index.html", "benchmarks.html", "settings.html", "api/psgc.html")  # of which screenshots are kept
+WIDE, NARROW = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+CASES = {"wide": (WIDE, "light"), "narrow": (NARROW, "dark")}
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, format, *arguments):
+        pass
+
+
+@pytest.fixture(scope="module")
+def address():
+    """Where the site is served."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=SITE)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_api.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=CHROMIUM)
+        yield opened
+        opened.close()
+
+
+def heard_and_asked(page):
+    """Lists that grow with what the page says on the console, and with the addresses that it asks for."""
+    heard, asked = [], []
+    page.on("console", lambda message: heard.append(message.text))
+    page.on("pageerror", lambda error: heard.append(str(error)))
+    page.on("request", lambda request: asked.append(request.url[:100]))
+    return heard, asked
+
+
+@needs_browser
+@pytest.mark.parametrize("case", CASES)
+def test_every_page(browser, address, case, tmp_path):
+    viewport, scheme = CASES[case]
+    names = sorted(str(path.relative_to(SITE)) for path in SITE.rglob("*.html"))
+    assert len(names) > 30
+    wrong = {}
+    for name in names:
+        context = browser.new_context(viewport=viewport, color_scheme=scheme)
+        page = context.new_page()
+        heard, asked = heard_and_asked(page)
+        page.goto(address + name, wait_until="load")
+        page.wait_for_timeout(100)  # for what the theme's script adds
+        found = [f"on the console: {text}" for text in heard]
+        found += [f"asks {url}" for url in asked if not url.startswith((address, "blob:", "data:"))]
+        if (wide := page.evaluate("document.documentElement.scrollWidth")) > viewport["width"]:
+            found.append(f"is {wide} pixels wide")
+        found += page.evaluate("[...document.images].filter(i => !i.naturalWidth).map(i => `no image ${i.src}`)")
+        found += [f"{rule['id']}: {rule['nodes'][0]['html']}" for rule in axe.Axe().run(page).response["violations"]]
+        if found:
+            wrong[name] = found
+        if name in SEEN:
+            page.screenshot(path=tmp_path / f"{name.replace('/', '-')}.png", full_page=True)
+        context.close()
+    assert wrong == {}
+
+
+@needs_browser
+def test_a_wide_table_is_scrolled_in_its_own_box(browser, address):
+    page = browser.new_page(viewport=NARROW)
+    page.goto(address + "benchmarks.html")
+    box = page.locator(".md-typeset__scrollwrap").first
+    assert box.evaluate("box => box.scrollWidth > box.clientWidth && box.clientWidth <= innerWidth")
+    box.focus()
+    page.keyboard.press("ArrowRight")
+    page.wait_for_function("box => box.scrollLeft > 0", arg=box.element_handle(), timeout=5000)
+    page.close()
+
+
+@needs_browser
+def test_the_search_works_from_the_disk(browser):
+    page = browser.new_page(viewport=WIDE)
+    heard, asked = heard_and_asked(page)
+    page.goto((SITE / "torch/init.html").as_uri())
+    box, found = page.locator(".md-search__input"), page.locator(".md-search-result__link")
+    box.fill("replication")
+    end = time.monotonic() + 20
+    while not found.count() and time.monotonic() < end:  # what is typed before the index is there is not looked up
+        box.press("End")
+        page.wait_for_timeout(200)
+    assert found.count()
+    assert heard == []
+    assert [url for url in asked if not url.startswith("file:")] == []
+    page.close()

@@ -1,0 +1,93 @@
+"""Which held-out figures are the best, when it is enough, and what a resumed run knows of that."""
+
+import json
+from math import inf, nan
+
+import pytest
+
+from psgc.config import Evaluate
+from psgc.reporting.csv_files import csv_text, row_text
+from psgc.run_rows import COLUMNS, IterationRow
+from psgc.training.best import Best, Figures, best_so_far, know_last
+
+
+def after(best, losses, accuracies=None):
+    for place, loss in enumerate(losses):
+        best.add(Figures(10 * (place + 1), loss, accuracies and accuracies[place]))
+    return best
+
+
+def test_the_least_loss_is_the_best_and_the_first_of_equal_ones():
+    best = after(Best(), [nan, 3.0, 2.0, 2.0, inf, -inf, nan], [0.1, 0.2, nan, 0.4, 0.5, 0.6, 0.7])
+    assert best.summary() == {"best": {"iteration": 30, "test_loss": 2.0}}  # JSON has no nan
+    assert (best.told(), best.enough) == ("held-out loss nan", "")
+    assert Best().summary() == {}
+
+
+def test_without_a_loss_the_greatest_accuracy_is_the_best():
+    best = after(Best(2), [None] * 4, [0.5, 0.7, 0.7, 0.6])
+    assert best.summary() == {"best": {"iteration": 20, "test_accuracy": 0.7}}
+    assert best.enough == "no greater held-out accuracy in 2 evaluations after that of iteration 20"
+
+
+def test_patience_counts_the_evaluations_after_the_best():
+    said = [bool(after(Best(2), [3.0, 4.0, 2.0, 2.5, nan][:count]).enough) for count in range(6)]
+    assert said == [False, False, False, False, False, True]
+    assert after(Best(2), [nan, nan]).enough == "no lower held-out loss in 2 evaluations"
+
+
+def test_the_end_of_the_run_may_be_the_best():
+    kept = []
+    best = after(Best(keep=kept.append), [3.0])
+    best.last(17, {"test_loss": 3.5}, "worse")
+    best.last(17, {}, "unknown")
+    best.last(17, {"test_loss": 2.5, "test_accuracy": 0.5}, "better")
+    assert kept == ["better"]
+    assert best.summary()["best"] == {"iteration": 17, "test_loss": 2.5, "test_accuracy": 0.5, "file": "best.npy"}
+
+
+@pytest.fixture
+def directory(tmp_path):
+    """Of a run that was evaluated in iterations 10 to 40, and then killed; its checkpoint is that of 30."""
+    losses = {10: 3.0, 20: 4.0, 30: 2.0, 40: 5.0}
+    rows = [row_text(IterationRow(i, test_loss=losses.get(i))) for i in range(45)]
+    (tmp_path / "iterations.csv").write_text(csv_text(COLUMNS) + "".join(rows))
+    (tmp_path / "best.npy").write_text("")
+    return tmp_path
+
+
+def resumed(directory, keep_best):
+    best = Best(2)
+    best_so_far(best, directory, Evaluate(keep_best=keep_best, patience=2), first=30)
+    return best
+
+
+def test_a_resumed_run_goes_on_as_if_it_had_not_been_killed(directory):
+    best = resumed(directory, keep_best=False)
+    assert best.figures == Figures(10, 3.0, None)
+    assert not best.add(Figures(30, 3.5, None))
+    assert best.enough
+    best = resumed(directory, keep_best=True)  # best.npy is that of iteration 30
+    assert best.figures == Figures(30, 2.0, None)
+    assert not best.add(Figures(30, 2.0, None))
+    best.add(Figures(40, 5.0, None))
+    assert not best.enough
+    best.add(Figures(50, 5.0, None))
+    assert best.enough
+
+
+def test_without_best_npy_the_best_is_sought_anew(directory):
+    (directory / "best.npy").unlink()
+    best = resumed(directory, keep_best=True)
+    assert (best.figures, best.enough) == (None, "")
+
+
+def test_best_npy_of_the_end_of_a_run_is_known_from_its_summary(directory):
+    best = resumed(directory, keep_best=True)
+    for told in ('{"best": 7}', "[]", "{"):
+        (directory / "summary.json").write_text(told)
+        know_last(best, directory)
+    assert best.figures == Figures(30, 2.0, None)
+    (directory / "summary.json").write_text(json.dumps({"best": {"iteration": 45, "test_loss": 1.5}}))
+    know_last(best, directory)
+    assert best.figures == Figures(45, 1.5, None)

@@ -1,0 +1,94 @@
+"""From arguments of Python to what a YAML would have: problems by name, data, settings."""
+
+import dataclasses
+import sys
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+from psgc.errors import UserError
+from psgc.library.arguments import arrays_of, data_section, named, settings_of
+
+
+class Line:
+    def __init__(self, dim=1):
+        self.dim = dim
+
+
+@dataclasses.dataclass
+class Plane:
+    width: int
+    height: int = 2
+
+
+LINE = Line(3)
+HERE = __name__
+
+
+def test_problems_that_ranks_can_import_are_named():
+    assert named(Line, {"dim": 4}) == {"python": f"{HERE}:Line", "options": {"dim": 4}}
+    assert named(Line, None) == {"python": f"{HERE}:Line", "options": {}}
+    assert named(Plane(5), None) == {"python": f"{HERE}:Plane", "options": {"width": 5, "height": 2}}
+    assert named(LINE, None) == {"python": f"{HERE}:LINE", "options": {}}
+    assert named("module:Line", {"dim": 2}) == {"python": "module:Line", "options": {"dim": 2}}
+    assert named("mlp", {"hidden": 8}) == {"kind": "mlp", "hidden": 8}
+    assert named({"kind": "softmax", "l2": 0.1}, None) == {"kind": "softmax", "l2": 0.1}
+
+
+def test_a_class_of_the_program_itself_is_named_by_its_file(monkeypatch):
+    main = ModuleType("__main__")
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    monkeypatch.setattr(Line, "__module__", "__main__")
+    with pytest.raises(UserError, match="Line is defined in a notebook or a terminal; ranks import it from"):
+        named(Line, None)
+    main.__file__ = "/somewhere/my_program.py"
+    assert named(Line, None)["python"] == "my_program:Line"
+
+
+def test_what_ranks_cannot_make_again_is_refused():
+    class Inside:
+        pass
+
+    for problem, options, text in [
+        (Inside, None, "Inside is inside a function; ranks can import only what is at a module's level"),
+        (lambda: None, None, "<lambda> is inside a function"),
+        (Line(7), None, "ranks cannot make this Line again; give the class and its arguments, as in problem=Line"),
+        (LINE, {"dim": 2}, "options are those of a class or a function, and problem is an object already"),
+    ]:
+        with pytest.raises(UserError, match=text):
+            named(problem, options)
+
+
+def test_data_in_memory_and_elsewhere(tmp_path):
+    X, y = np.ones((4, 2)), np.arange(4)
+    dataset = arrays_of("it", {"X": X, "y": y, "X_test": X[:1], "y_test": y[:1]})
+    assert (dataset.num_rows, dataset.held_out.num_rows) == (4, 1)
+    assert np.shares_memory(arrays_of("it", (X, y)).features, X)
+    assert arrays_of("it", X).y is None
+    for elsewhere, section in [
+        (None, None),
+        (tmp_path / "a.npz", {"path": str(tmp_path / "a.npz")}),
+        ({"path": "a.npz", "test": "b.npz"}, {"path": "a.npz", "test": "b.npz"}),
+        ({"python": "module:reader"}, {"python": "module:reader"}),
+    ]:
+        assert arrays_of("it", elsewhere) is None
+        assert data_section(elsewhere) == section
+    for wrong in ([1, 2], 7, {1, 2}):
+        with pytest.raises(UserError, match=r"it: data is a \w+, expected \(X, y\), X, a mapping with"):
+            arrays_of("it", wrong)
+
+
+def test_settings_are_those_of_a_yaml():
+    problem, more = {"kind": "script", "script": "a.py"}, {"iterations": np.int64(3), "output": "out", "batch": None}
+    config = settings_of("it", problem, None, "adam", np.float32(0.5), {"coding.parts": 2}, more)
+    assert (config.optimizer.kind, config.optimizer.lr, config.iterations) == ("adam", 0.5, 3)
+    assert (config.coding.parts, config.batch) == (2, None)
+    steps = {"kind": "momentum", "lr": 0.1, "momentum": 0.5}
+    assert settings_of("it", problem, None, steps, None, None, more).optimizer.momentum == 0.5
+    with pytest.raises(UserError, match=r"^it: optimizer.kind: expected sgd, .*, got 'adamm'$"):
+        settings_of("it", problem, None, "adamm", 0.1, None, more)
+    with pytest.raises(UserError, match="did you mean 'iterations'"):
+        settings_of("it", problem, None, "sgd", 0.1, None, {"iteration": 3, "output": "out"})
+    with pytest.raises(UserError, match=r"^it: expected numbers, text, lists and mappings, got "):
+        settings_of("it", problem, None, "sgd", 0.1, None, {**more, "seed": object()})

@@ -1,0 +1,146 @@
+"""`psgc sweep`: which runs it makes, what it does when one fails or it is stopped, and what it refuses. No mpirun."""
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from psgc.cli import main
+from psgc.config import load
+from tests.unit.recorded_runs import record
+
+RUN = """\
+problem: {kind: logistic}
+data: {path: train.npz}
+optimizer: {kind: sgd, lr: 0.1}
+iterations: 3
+coding: {replication: 2}
+output: runs/a
+"""
+LR = ("run.yaml", "-n", "3", "--set", "optimizer.lr=0.1,0.3")
+
+
+class Launch:
+    """Takes the place of psgc.launching.launch.launch: leaves a run directory of `ends`, by number of the run."""
+
+    def __init__(self):
+        self.calls, self.ends = [], {}
+
+    def __call__(self, path, ranks, overrides, *, heard, hints, **named):
+        assert (path, hints) == ("run.yaml", False)
+        config = load(path, overrides)
+        self.calls.append((config, ranks, named))
+        end = self.ends.get(len(self.calls), 0)
+        if isinstance(end, BaseException):
+            raise end
+        if end > 128:
+            heard.stopped_by = signal.Signals(end - 128)
+        elif end == 0 and not Path(config.output).exists():
+            record(Path(config.output), workers=ranks - 1, chunks_per_worker=2, iterations=3)
+            Path(config.output, "config.yaml").write_text(config.to_yaml())
+        return end
+
+
+@pytest.fixture
+def launch(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("run.yaml").write_text(RUN)
+    Path("train.npz").touch()
+    fake = Launch()
+    monkeypatch.setattr("psgc.launching.sweep.launch", fake)
+    return fake
+
+
+@pytest.fixture
+def sweep(launch, capsys):
+    """`psgc sweep`: exit code, stdout, stderr."""
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as caught:
+            main(["sweep", *arguments])
+        return caught.value.code, *capsys.readouterr()
+
+    return run
+
+
+def test_every_combination_is_a_run_and_the_table_comes_last(sweep, launch):
+    given = ["--set", "coding.replication=1,2", "--set", "stragglers={kind: slow, factor: {1: 2, 2: 3}}"]
+    code, out, err = sweep(*LR, *given, "--no-fault-tolerance", "--", "--map-by", "core")
+    assert (code, err) == (0, "")
+    configs = [config for config, _, _ in launch.calls]
+    assert [(c.optimizer.lr, c.coding.replication) for c in configs] == [(0.1, 1), (0.1, 2), (0.3, 1), (0.3, 2)]
+    assert configs[1].output == "runs/a/1_optimizer.lr=0.1_coding.replication=2"
+    assert {c.stragglers.factor[2] for c in configs} == {3}
+    for _, ranks, named in launch.calls:
+        assert (ranks, named["fault_tolerance"], named["for_mpirun"]) == (3, False, ["--map-by", "core"])
+        assert not named["resume"]
+    assert f"run 2 of 4: optimizer.lr=0.1 coding.replication=2, in {configs[1].output}\n" in out
+    table = out.partition("\n\n")[2].splitlines()
+    assert table[0] == "in runs/a/"
+    assert table[2].split()[:4] == ["run", "lr", "replication", "status"]
+    assert len(table) == 9
+    assert table[-1] == "the runs are in runs/a; psgc report RUN_DIR says more about one"
+
+
+def test_the_runs_lie_where_output_says(sweep, launch, monkeypatch):
+    monkeypatch.setenv("HERE", "deep/er")
+    assert sweep(*LR, "--set", "output=$HERE/b")[0] == 0
+    assert Path("deep/er/b/1_optimizer.lr=0.3/config.yaml").exists()
+
+
+def test_a_failed_run_does_not_end_the_sweep(sweep, launch):
+    launch.ends = {1: 1}
+    code, out, err = sweep(*LR)
+    assert code == 1
+    assert len(launch.calls) == 2
+    first, missing, last = err.splitlines()
+    assert first == "psgc sweep: run 1 of 2: optimizer.lr=0.1 failed"
+    assert missing.startswith("psgc compare: runs/a/0_optimizer.lr=0.1: no such directory")
+    again = "psgc sweep run.yaml -n 3 --set optimizer.lr=0.1,0.3 --resume"
+    assert last == f"psgc sweep: 1 of 2 runs failed; to go on with them: {again}"
+    assert "runs/a/1_optimizer.lr=0.3" in out.splitlines()[-3]
+
+
+@pytest.mark.parametrize("end", [130, KeyboardInterrupt()])
+def test_ctrl_c_ends_the_whole_and_says_how_to_go_on(sweep, launch, end):
+    launch.ends = {1: end}
+    code, _, err = sweep(*LR, "--", "-q")
+    assert (code, len(launch.calls)) == (130, 1)
+    again = "psgc sweep run.yaml -n 3 --set optimizer.lr=0.1,0.3 --resume -- -q"
+    assert err == f"psgc sweep: stopped by Ctrl-C (SIGINT) in run 1 of 2; to go on: {again}\n"
+
+
+def test_resume_leaves_out_what_is_done(sweep, launch):
+    launch.ends = {2: 1}
+    sweep(*LR)
+    launch.calls, launch.ends = [], {}
+    code, out, _ = sweep(*LR, "--resume")
+    assert code == 0
+    assert out.startswith("run 1 of 2: optimizer.lr=0.1: done already, runs/a/0_optimizer.lr=0.1\n")
+    ((config, _, named),) = launch.calls
+    assert (config.optimizer.lr, named["resume"]) == (0.3, True)
+    sweep(*LR, "--resume", "--set", "iterations=9")  # longer than they were
+    assert len(launch.calls) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["t.py", "-n", "3", "--set", "a=1,2"], "sweep: for runs of a YAML file, t.py is a script"),
+        (["run.yaml", "-n", "3", "--set", "seed=1"], "--set: expected one with several values, such as "),
+        (["run.yaml", "-n", "3", "--set", "log=[1, 2]"], "--set: expected one with several values, such as "),
+        ([*LR, "--set", "optimizer.lr=1,2"], "--set optimizer.lr=1,2: optimizer.lr: given twice"),
+        ([*LR, "--set", "output=a,b"], "--set output=a,b: output: each run of a sweep has its own"),
+        ([*LR, "--set", "seed=1,x"], "--set seed=x: expected a whole number"),
+        ([*LR, "--set", "seed=1,,2"], "--set seed=1,,2: expected a whole number"),
+        ([*LR, "--set", "coding.replication=2,3"], "optimizer.lr=0.1 coding.replication=3 output=runs/a/1_"),
+        ([*LR, "--set", "data.path=nowhere"], "optimizer.lr=0.1 output=runs/a/0_optimizer.lr=0.1: data.path: no"),
+        (["run.yaml", "-n", "1", "--set", "seed=1,2"], "-n 1: expected at least 2 ranks"),
+        ([*LR, "--", "-np", "4"], "-np: the number of ranks cannot be given among mpirun's own options"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_refused_before_the_first_run(sweep, launch, arguments, said):
+    code, out, err = sweep(*arguments)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith(f"psgc: {said}")
+    assert launch.calls == []
