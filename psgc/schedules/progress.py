@@ -8,6 +8,7 @@ from __future__ import annotations
 from math import inf
 
 LEAD = 0.1  # share of a chunk's time before its predicted end at which the next one is chosen once more
+SOON = 0.5  # share of a chunk's time: workers that would end it within so much of each other would both begin it
 UNKNOWN = 5.0  # a worker without a report, after e seconds: expected to need this times e more
 
 
@@ -146,7 +147,8 @@ class Worker:
     def best(self, now: float, lag: float) -> Chunk | None:
         """The chunk that is predicted to be recovered last without it, of those that it would speed up.
 
-        One that nobody has begun comes before the others: a second copy helps only when it is the worker that is slow.
+        One that nobody would begin soon comes before the others: a second copy helps only when it is the worker that is
+        slow.
         """
         pace, start = self.pace, self.free(now, lag) + 2 * lag
         best, begun, latest = None, True, -inf
@@ -154,13 +156,15 @@ class Worker:
             if chunk.copies >= chunk.wanted:  # they are being compared
                 continue
             end = chunk.expected(now, lag)
-            if (end <= latest and not begun) or (pace is not None and start + pace * chunk.cost > end):
+            gain = end - start - (0.0 if pace is None else pace * chunk.cost)
+            if (end <= latest and not begun) or (pace is not None and gain < 0):
                 continue
             running = any(taker.running is chunk for taker in chunk.takers)
             if running and end < inf and pace is None and self.running is not None and not self.running.committed:
                 continue  # it is not needed, and nothing says yet which of them is sooner
-            if running < begun or (running == begun and end > latest):
-                best, begun, latest = chunk, running, end
+            soon = running or (pace is not None and gain < SOON * pace * chunk.cost)
+            if soon < begun or (soon == begun and end > latest):
+                best, begun, latest = chunk, soon, end
         return best
 
     def next_alarm(self, now: float, lag: float) -> float:
