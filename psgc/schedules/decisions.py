@@ -86,9 +86,6 @@ class Decisions(Schedule):
         ends: dict[Worker, float] = {}  # when others will be through
         offers: dict[Worker, set[Chunk]] = {}  # what those that will be through later were told
         for chunk in worker.choices():
-            through = limit + pace * chunk.cost
-            if len(chunk.takers) > chunk.wanted and chunk.expected(now, lag) <= through:
-                continue  # some of them are late with it, but not all
             for other in chunk.takers:
                 if other.running is chunk:
                     continue
@@ -98,7 +95,7 @@ class Decisions(Schedule):
                     if other.pace is None and other.elapsed(now, lag) <= (1 + LEAD) * pace:
                         end = 0.0  # it may be as fast as `worker`, and its report under way
                     ends[other] = end
-                if end > through:
+                if end > limit + pace * chunk.cost:
                     offers.setdefault(other, set()).add(chunk)
         orders: list[Order] = []
         while offers:

@@ -123,15 +123,14 @@ class Worker:
 
     def elapsed(self, now: float, lag: float) -> float:
         """Seconds per average chunk that it has taken so far for the chunk that it is in: the least its pace can be."""
-        cost = 1.0 if self.running is None else self.running.cost
-        return max(0.0, now - self.since - lag) / cost
+        return 0.0 if self.running is None else max(0.0, now - self.since - lag) / self.running.cost
 
     def free(self, now: float, lag: float) -> float:
         """When it will have finished the chunk that it is in. A late chunk is expected to take as much longer."""
-        if self.pace is None:
-            return now + UNKNOWN * max(0.0, now - self.since - lag)
         if self.running is None:
             return now
+        if self.pace is None:
+            return now + UNKNOWN * max(0.0, now - self.since - lag)
         return self.due if self.due > now else now + max(0.0, now - self.due - lag)
 
     def through(self, now: float, lag: float) -> float:
@@ -157,7 +156,7 @@ class Worker:
                 continue
             end = chunk.expected(now, lag)
             gain = end - start - (0.0 if pace is None else pace * chunk.cost)
-            if (end <= latest and not begun) or (pace is not None and gain < 0):
+            if (end <= latest and not begun) or gain < 0:
                 continue
             running = any(taker.running is chunk for taker in chunk.takers)
             if running and end < inf and pace is None and self.running is not None and not self.running.committed:

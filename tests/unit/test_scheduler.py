@@ -66,8 +66,7 @@ def test_dynamic_takes_over_from_one_that_is_not_heard():
         Skip(2, 7, recovered=False),  # through at 5 instead of 6 + 18
         Skip(2, 6, recovered=False),  # at 6 instead of 6 + 12
         Skip(2, 5, recovered=False),  # at 7 instead of 6 + 6; but 4 is begun
-        Queue(1, (2, 3, 7, 6, 5)),
-        Queue(2, (4, 5)),  # has nothing left: what is predicted last, and first in its order
+        Queue(1, (2, 3, 7, 6, 5)),  # the silent one has nothing left, and would be late with any copy
     ]
 
 
@@ -88,6 +87,30 @@ def test_dynamic_begins_no_chunk_twice_without_need():
     assert done(schedule, 2, 6, 3.0, 3.0, [1]) == [Skip(1, 6, recovered=True)]
     # 2 is in 4 until 6, and would be through with 5 at 9
     assert done(schedule, 1, 3, 4.0, 1.0, [2]) == [Skip(2, 5, recovered=False), Queue(1, (7, 5))]
+
+
+def test_equals_begin_nothing_twice_when_all_orders_cross_their_reports():
+    """Three workers report at the same times, and have begun the next chunk by then; the fourth is silent."""
+    shares = {rank: [*range(3 * rank - 3, 3 * rank)] for rank in (1, 2, 3, 4)}
+    schedule = dynamic(shares, {rank: [i % 12 for i in range(3 * rank, 3 * rank + 9)] for rank in shares})
+    for _ in range(2):
+        queues = {rank: [*share] for rank, share in shares.items()}
+        orders, begun = schedule.begin(), {rank: [] for rank in shares}
+        for now in range(5):
+            for rank in (1, 3, 4):
+                begun[rank] += queues[rank][:1]
+                if now:
+                    chunk = begun[rank][now - 1]
+                    schedule.counts(rank, chunk)
+                    orders += schedule.committed(chunk, [other for other in shares if other != rank])
+                    orders += schedule.freed(rank, chunk, float(now), 1.0)
+            for order in orders + schedule.tick(float(now)):  # they have begun the next one by now
+                chunks = order.chunks if isinstance(order, Queue) else queues[order.worker]
+                not_to_do = {*begun[order.worker], order.chunk if isinstance(order, Skip) else None}
+                queues[order.worker] = [chunk for chunk in chunks if chunk not in not_to_do]
+            queues = {rank: [chunk for chunk in queue if chunk not in begun[rank]] for rank, queue in queues.items()}
+            orders = []
+        assert sorted(sum(begun.values(), [])) == [*range(12)]
 
 
 def test_dynamic_backs_up_what_is_predicted_last():
