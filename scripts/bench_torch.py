@@ -1,7 +1,7 @@
 """What a step takes with DistributedDataParallel over gloo and with psgc.torch: one table, every row a real run.
 
     python scripts/bench_torch.py [--rows perceptron perceptron-slow perceptron-killed transformer]
-        [--programs ddp psgc] [--steps 40] [--turns] [--out runs/bench/torch.md]
+        [--programs ddp psgc] [--steps 40] [--batch 10240] [--turns] [--out runs/bench/torch.md]
 
 The same model, data, batches and optimizer (torch_tasks.py); losses that differ by more than 1e-4 are an error.
 
@@ -54,12 +54,13 @@ ADVICE = "pip install '.[torch]'"
 @dataclass(frozen=True)
 class Setting:
     """A pair of rows. task: of torch_tasks.TASKS; shares: of a core for each worker, None: nobody is held back;
-    undisturbed: the setting with nobody slow; steps: relative to --steps."""
+    batch: examples of a step, None: --batch; undisturbed: the setting with nobody slow; steps: relative to --steps."""
 
     task: str
     text: str
     shares: tuple[float, ...] | None
     workers: int = 4
+    batch: int | None = None
     killed: bool = False
     undisturbed: str = "perceptron"
     steps: float = 1.0
@@ -72,7 +73,7 @@ SETTINGS = {
         "perceptron", "perceptron, one 5 x slower", (*EQUAL[: SLOW - 1], SLOW_SHARE, *EQUAL[SLOW:]), steps=0.5
     ),
     "perceptron-killed": Setting("perceptron", "perceptron, one killed", EQUAL, killed=True),
-    "transformer": Setting("transformer", "transformer, none slow", None, 2, undisturbed="transformer", steps=0.4),
+    "transformer": Setting("transformer", "transformer, none slow", None, 2, 32, undisturbed="transformer", steps=0.4),
 }
 
 
@@ -99,7 +100,7 @@ def main() -> int:
         for name in options.rows:
             steps = max(WARM + 1, 2 * round(options.steps * SETTINGS[name].steps / 2))  # an epoch has two
             for program in (PROGRAMS[word] for word in options.programs):
-                rows[name, program] = measure(SETTINGS[name], program, steps, how == "CPU quotas")
+                rows[name, program] = measure(SETTINGS[name], program, steps, options.batch, how == "CPU quotas")
                 print(line(rows, name, program), flush=True)
     except (UserError, RunFailed) as error:
         print(f"bench_torch: {SETTINGS[name].text}, {program}: {error}", file=sys.stderr)
@@ -120,16 +121,18 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rows", nargs="+", choices=SETTINGS, default=list(SETTINGS))
     parser.add_argument("--programs", nargs="+", choices=PROGRAMS, default=list(PROGRAMS))
     parser.add_argument("--steps", type=int, default=40, help="of the perceptron with nobody slow")
+    parser.add_argument("--batch", type=int, default=10240, help="examples of a step of the perceptron")
     parser.add_argument("--turns", action="store_true", help="stop and continue workers even where there are quotas")
     parser.add_argument("--out", type=Path, default=Path("runs/bench/torch.md"), help="where the table goes")
     return parser.parse_args()
 
 
-def measure(setting: Setting, program: str, steps: int, quotas: bool) -> Row:
+def measure(setting: Setting, program: str, steps: int, batch: int, quotas: bool) -> Row:
     """One run. Raises UserError: no torch; RunFailed: it fails, takes too long, or leaves nothing."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        options: dict[str, Any] = {"task": setting.task, "steps": steps, "folder": str(folder), "groups": ""}
+        options: dict[str, Any] = {"task": setting.task, "steps": steps, "batch": setting.batch or batch}
+        options |= {"folder": str(folder), "groups": ""}
         options["kill"] = [VICTIM, steps // 2] if setting.killed else None
         if setting.shares:
             shares = {f"worker{number}": share for number, share in enumerate(setting.shares, 1)}

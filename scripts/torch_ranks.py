@@ -3,9 +3,9 @@
     python torch_ranks.py ddp OPTIONS           # with RANK and WORLD_SIZE in the environment
     psgc launch torch_ranks.py -n 5 -- psgc OPTIONS
 
-OPTIONS is a JSON object: task (of torch_tasks.py), steps, folder (for results), groups (the folder of the CPU quotas,
-empty for none), kill (rank and step, or null). Both take the same examples in every step. Rank 0 leaves
-FOLDER/result.json: the loss and the seconds of each step.
+OPTIONS is a JSON object: task (of torch_tasks.py), steps, batch (examples of a step), folder (for results), groups (the
+folder of the CPU quotas, empty for none), kill (rank and step, or null). Both take the same examples in every step.
+Rank 0 leaves FOLDER/result.json: the loss and the seconds of each step.
 """
 
 import json
@@ -124,7 +124,7 @@ def with_psgc(task: Task, options: dict[str, Any]) -> None:
 def main() -> None:
     program, options = sys.argv[1], json.loads(sys.argv[2])
     torch.set_num_threads(1)
-    task = TASKS[options["task"]](options["steps"])
+    task = TASKS[options["task"]](options["steps"], options["batch"])
     {"ddp": with_ddp, "psgc": with_psgc}[program](task, options)
 
 

@@ -36,15 +36,15 @@ class Task:
     chunks: int
 
 
-def perceptron(steps: int) -> Task:
-    """Three layers, 669,706 parameters."""
+def perceptron(steps: int, batch: int) -> Task:
+    """Three layers, 669,706 parameters; an epoch has two steps."""
 
-    def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, int]:
-        x, y = batch
+    def loss(model: nn.Module, examples: tuple[Tensor, Tensor]) -> tuple[Tensor, int]:
+        x, y = examples
         return F.cross_entropy(model(x), y, reduction="sum"), len(y)
 
     generator = torch.Generator().manual_seed(1)
-    x = torch.randn(8192, 784, generator=generator)
+    x = torch.randn(2 * batch, 784, generator=generator)
     y = (x @ torch.randn(784, 10, generator=generator)).argmax(1)
     torch.manual_seed(0)
     layers = [nn.Linear(784, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 10)]
@@ -55,7 +55,7 @@ def perceptron(steps: int) -> Task:
         count=len,
         collate=lambda rows: (x[rows], y[rows]),
         optimizer=lambda params: torch.optim.SGD(params, 0.02, momentum=0.9),
-        batch=4096,
+        batch=batch,
         at_once=1024,
         chunks=12,  # as many for each of four workers as for each of three
     )
@@ -107,9 +107,8 @@ class _Block(nn.Module):
         return x + self.mlp(self.norms[1](x))
 
 
-def transformer(steps: int) -> Task:
+def transformer(steps: int, batch: int = 32) -> Task:
     """Two layers; each step has functions of its own."""
-    batch = 32
     dataset = Texts(functions(batch * steps))
 
     def loss(model: nn.Module, texts: Tensor) -> tuple[Tensor, int]:
@@ -141,4 +140,4 @@ def functions(number: int) -> list[str]:
     return [found[i * len(found) // number] for i in range(number)]
 
 
-TASKS: dict[str, Callable[[int], Task]] = {"perceptron": perceptron, "transformer": transformer}
+TASKS: dict[str, Callable[[int, int], Task]] = {"perceptron": perceptron, "transformer": transformer}

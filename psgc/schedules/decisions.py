@@ -126,7 +126,7 @@ class Decisions(Schedule):
 
     def _choose(self, worker: Worker, now: float) -> list[Order]:
         """Decide what `worker` does after the chunk it is in, or at once when it rests."""
-        lag = self.learning.lag
+        lag, spread = self.learning.lag, self.learning.spread
         before = tuple(worker.told)
         for chunk in before:
             worker.forget(chunk)
@@ -134,16 +134,16 @@ class Decisions(Schedule):
         running = worker.running
         if running is not None and running.committed and worker.pace is not None and now > worker.due:
             worker.forget_all()  # it heard that the chunk is recovered before it began it, and reports nothing
-        best = worker.best(now, lag)
+        best = worker.best(now, lag, spread)
         rested = worker.running is None
         if rested and best is not None:
             worker.tell(best)
             orders += self._start_next(worker, now)
-            best = worker.best(now, lag)
+            best = worker.best(now, lag, spread)
         if best is not None:
             worker.tell(best)
             worker.chosen = True
-        worker.alarm = worker.next_alarm(now, lag)
+        worker.alarm = worker.next_alarm(now, lag, spread)
         if worker.alarm < inf:
             heappush(self._alarms, (worker.alarm, worker.rank))
         begun = rested and worker.running is not None

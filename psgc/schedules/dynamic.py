@@ -34,6 +34,9 @@ class DynamicSchedule(Decisions):
     The server hears of a chunk some time after it was done: the *lag*. A worker is overdue only once it is later than
     that, and work changes hands only for a gain of twice the lag. Otherwise a server with a backlog of reports would
     take it for slowness, and order copies that make it longer.
+
+    Where chunks differ more in length than the schedule knows, a late one may be a long one, and a copy would take as
+    long. So it is copied only once it is later than chunks usually are: the *spread*.
     """
 
     is_adaptive = True

@@ -6,6 +6,7 @@ from psgc.schedules.progress import Worker
 
 TRUSTED = 0.08  # surprise up to which the paces of one iteration are used in the next
 LEARNING_RATE = 0.25  # weight of a worker's newest chunk in its pace
+RISE, FALL = 0.25, 0.02  # weight of a chunk in the spread, when it took longer and when not
 LAG_RATE = 0.25  # weight of the newest report in the lag
 LAG_STEP = 1e-4  # seconds; a report counts as at most this late, or as twice the lag
 
@@ -14,10 +15,12 @@ class Learning:
     """Lasts from one iteration to the next. The paces themselves are with the workers.
 
     lag: seconds from the end of a chunk until the server handles its report, smoothed.
+    spread: how many times as long as expected the longest chunks take, of workers that are no slower than before.
     """
 
     def __init__(self) -> None:
         self.lag = 0.0
+        self.spread = 1.0
         self._surprise = 0.0  # how far paces are from those of the iteration before, as a share; a weighted mean
 
     def trusts_paces(self, workers: Collection[Worker], seconds: float) -> bool:
@@ -35,6 +38,9 @@ class Learning:
         if worker.reports == 0 and before is not None:  # paces that differ by less than the lag count as the same
             change = max(0.0, abs(pace - before) - self.lag) / max(pace, before, 1e-300)
             self._add_surprise(change, num_workers)
+        elif worker.pace is not None:
+            times = pace / worker.pace
+            self.spread += (RISE if times > self.spread else FALL) * (max(1.0, times) - self.spread)
         worker.newest = pace
         old = pace if worker.pace is None else worker.pace
         worker.pace = old + LEARNING_RATE * (pace - old)

@@ -39,6 +39,14 @@ class Chunk:
         ends = [taker.free(now, lag) if taker.running is self else taker.through(now, lag) for taker in self.takers]
         return sorted(ends)[missing - 1]
 
+    def length(self, now: float, lag: float, spread: float) -> float:
+        """Its cost if it is as long as a late worker makes it seem, but at most `spread` times as long as it should be.
+
+        Otherwise every long chunk would be taken for a slow worker, and a copy of it comes too late.
+        """
+        late = [w.elapsed(now, lag) / w.pace for w in self.takers if w.running is self and w.pace]
+        return self.cost * max(1.0, min(spread, *late)) if late else self.cost
+
 
 class Worker:
     """A worker in one iteration.
@@ -143,39 +151,40 @@ class Worker:
         self.left = [chunk for chunk in self.left if not chunk.committed]
         return [chunk for chunk in self.left if self not in chunk.takers and self not in chunk.doers]
 
-    def best(self, now: float, lag: float) -> Chunk | None:
+    def best(self, now: float, lag: float, spread: float) -> Chunk | None:
         """The chunk that is predicted to be recovered last without it, of those that it would speed up.
 
         One that nobody would begin soon comes before the others: a second copy helps only when it is the worker that is
-        slow.
+        slow. spread: see `psgc.schedules.learning`.
         """
         pace, start = self.pace, self.free(now, lag) + 2 * lag
+        is_untried = pace is None and (self.running is None or self.running.committed)  # then any chunk will do
         best, begun, latest = None, True, -inf
         for chunk in self.choices():
             if chunk.copies >= chunk.wanted:  # they are being compared
                 continue
             end = chunk.expected(now, lag)
-            gain = end - start - (0.0 if pace is None else pace * chunk.cost)
-            if (end <= latest and not begun) or gain < 0:
+            gain = end - start - (0.0 if pace is None else pace * chunk.length(now, lag, spread))
+            if (end <= latest and not begun) or (gain < 0 and not is_untried):
                 continue
             running = any(taker.running is chunk for taker in chunk.takers)
-            if running and end < inf and pace is None and self.running is not None and not self.running.committed:
+            if running and end < inf and pace is None and not is_untried:
                 continue  # it is not needed, and nothing says yet which of them is sooner
             soon = running or (pace is not None and gain < SOON * pace * chunk.cost)
             if soon < begun or (soon == begun and end > latest):
                 best, begun, latest = chunk, soon, end
         return best
 
-    def next_alarm(self, now: float, lag: float) -> float:
+    def next_alarm(self, now: float, lag: float, spread: float) -> float:
         """When to choose for it again; infinite when only a report can change the choice."""
         if self.pace is None or self.pace == inf:
             return inf
         if self.running is not None and not self.running.committed:
             when = self.free(now, lag) - LEAD * self.pace
         else:  # when another worker is so late that this one could be sooner
-            gain = self.pace + 2 * lag
             late = [
-                taker.since + lag + (gain / UNKNOWN if taker.pace is None else gain + taker.pace)
+                taker.since + lag + (gain / UNKNOWN if taker.pace is None else spread * gain + taker.pace)
+                for gain in (self.pace + 2 * lag,)
                 for chunk in self.choices()
                 for taker in chunk.takers
                 if taker.running is not None

@@ -76,7 +76,7 @@ def test_a_run_that_hangs_after_a_failure_is_ended(monkeypatch):
 
 
 def test_the_perceptron():
-    task = torch_tasks.perceptron(1)
+    task = torch_tasks.perceptron(1, 64)
     assert sum(param.numel() for param in task.model.parameters()) == 669_706
     total, count = task.loss(task.model, task.collate(list(range(8))))
     assert (count, task.count(range(8))) == (8, 8)
@@ -153,9 +153,9 @@ def test_two_ranks_of_ddp(tmp_path, monkeypatch):
     """A real run of the side that psgc is compared with: its loss is that of one process over the same examples."""
     monkeypatch.setitem(os.environ, "PYTHONPATH", os.pathsep.join([str(Path.cwd()), os.environ.get("PYTHONPATH", "")]))
     setting = bench_torch.Setting("perceptron", "", None, workers=2)
-    row = bench_torch.measure(setting, DDP, bench_torch.WARM + 1, quotas=False)
+    row = bench_torch.measure(setting, DDP, bench_torch.WARM + 1, 64, quotas=False)
     assert len(row.losses) == bench_torch.WARM + 1
-    task = torch_tasks.perceptron(1)
+    task = torch_tasks.perceptron(1, 64)
     optimizer, size = task.optimizer(task.model.parameters()), task.batch
     for step, expected in enumerate(row.losses[:2]):
         rows = rows_of(0, 0, len(task.dataset), step * size, (step + 1) * size).tolist()

@@ -110,7 +110,7 @@ def test_equals_begin_nothing_twice_when_all_orders_cross_their_reports():
                 queues[order.worker] = [chunk for chunk in chunks if chunk not in not_to_do]
             queues = {rank: [chunk for chunk in queue if chunk not in begun[rank]] for rank, queue in queues.items()}
             orders = []
-        assert sorted(sum(begun.values(), [])) == [*range(12)]
+        assert sorted(chunk for chunks in begun.values() for chunk in chunks) == [*range(12)]
 
 
 def test_dynamic_backs_up_what_is_predicted_last():
@@ -191,6 +191,47 @@ def test_who_rests_wakes_when_the_others_are_as_late_as_it_would_need():
     assert schedule.wake == 5.0  # chunk 0 was due at 1, and 2 needs 4
     # as late as they are now: 1 has chunk 0 at 9, and then 1 at 10
     assert schedule.tick(5.0) == [Skip(1, 1, recovered=False), Queue(2, (1,))]
+
+
+@pytest.mark.parametrize(("spread", "when"), [(1.0, 2.0), (3.0, 4.0)])
+def test_a_late_chunk_is_copied_once_it_is_later_than_long_chunks_are(spread, when):
+    """Both took 1 so far. A chunk that has taken 2 is copied, unless chunks of 3 occur: then one that has taken 4."""
+    schedule = dynamic({1: [0], 2: [1]}, {1: [1], 2: [0]}, {1: 1.0, 2: 1.0})
+    schedule.learning.spread = spread
+    schedule.begin()
+    assert done(schedule, 1, 0, 1.0, 1.0, [2]) == []
+    assert schedule.wake == pytest.approx(when, abs=0.05)
+    assert schedule.tick(when) == [Queue(1, (1,))]
+
+
+@pytest.mark.parametrize(("spread", "is_copied"), [(1.0, True), (3.0, False)])
+def test_who_is_free_copies_no_chunk_that_may_only_be_a_long_one(spread, is_copied):
+    """At 3 the second worker is in chunk 1, which should have taken 1."""
+    schedule = dynamic({1: [0, 2], 2: [1]}, {1: [1], 2: []}, {1: 1.0, 2: 1.0})
+    schedule.begin()
+    schedule.learning.spread = spread
+    done(schedule, 1, 0, 1.0, 1.0)
+    assert (Queue(1, (1,)) in done(schedule, 1, 2, 3.0, 2.0)) is is_copied
+
+
+def test_who_has_no_pace_and_no_share_makes_a_copy_at_once():
+    """Nobody else may ever do it, and nothing would wake this worker."""
+    schedule = dynamic({1: [0], 2: []}, {1: [], 2: [0]})
+    schedule.learning.lag = 0.1
+    assert schedule.begin() == [Queue(2, (0,))]
+
+
+def test_the_spread_follows_chunks_that_take_longer_than_those_before_them():
+    schedule = dynamic({1: list(range(60))}, {1: []})
+    schedule.begin()
+    for chunk in range(60):
+        done(schedule, 1, chunk, 0.0, 1.0 if chunk < 20 or chunk % 4 else 4.0)
+        if chunk == 19:
+            assert schedule.learning.spread == 1.0
+    assert 1.5 < schedule.learning.spread < 3.0
+    schedule.begin()
+    done(schedule, 1, 0, 0.0, 40.0)  # the worker may be another one than before
+    assert schedule.learning.spread < 3.0
 
 
 def test_who_may_not_have_begun_what_is_recovered_wakes_too():
