@@ -73,7 +73,7 @@ SETTINGS = {
         "perceptron", "perceptron, one 5 x slower", (*EQUAL[: SLOW - 1], SLOW_SHARE, *EQUAL[SLOW:]), steps=0.5
     ),
     "perceptron-killed": Setting("perceptron", "perceptron, one killed", EQUAL, killed=True),
-    "transformer": Setting("transformer", "transformer, none slow", None, 2, 32, undisturbed="transformer", steps=0.4),
+    "transformer": Setting("transformer", "transformer, none slow", None, 2, 32, undisturbed="transformer", steps=0.8),
 }
 
 
