@@ -38,8 +38,8 @@ class Learning:
         if worker.reports == 0 and before is not None:  # paces that differ by less than the lag count as the same
             change = max(0.0, abs(pace - before) - self.lag) / max(pace, before, 1e-300)
             self._add_surprise(change, num_workers)
-        elif worker.pace is not None:
-            times = pace / worker.pace
+        elif worker.pace:
+            times = min(pace / worker.pace, 2 * self.spread)  # once is no rule
             self.spread += (RISE if times > self.spread else FALL) * (max(1.0, times) - self.spread)
         worker.newest = pace
         old = pace if worker.pace is None else worker.pace

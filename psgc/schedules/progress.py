@@ -8,7 +8,7 @@ from __future__ import annotations
 from math import inf
 
 LEAD = 0.1  # share of a chunk's time before its predicted end at which the next one is chosen once more
-SOON = 0.5  # share of a chunk's time: workers that would end it within so much of each other would both begin it
+SOON = 0.5  # share of a chunk's time: two workers that would end a chunk within this of each other would both begin it
 UNKNOWN = 5.0  # a worker without a report, after e seconds: expected to need this times e more
 
 
@@ -40,9 +40,9 @@ class Chunk:
         return sorted(ends)[missing - 1]
 
     def length(self, now: float, lag: float, spread: float) -> float:
-        """Its cost if it is as long as a late worker makes it seem, but at most `spread` times as long as it should be.
+        """The cost of a copy: a chunk that is late is taken for a longer one, up to `spread` times as long.
 
-        Otherwise every long chunk would be taken for a slow worker, and a copy of it comes too late.
+        Only what is later than that is taken for the work of a slow worker.
         """
         late = [w.elapsed(now, lag) / w.pace for w in self.takers if w.running is self and w.pace]
         return self.cost * max(1.0, min(spread, *late)) if late else self.cost
@@ -154,8 +154,8 @@ class Worker:
     def best(self, now: float, lag: float, spread: float) -> Chunk | None:
         """The chunk that is predicted to be recovered last without it, of those that it would speed up.
 
-        One that nobody would begin soon comes before the others: a second copy helps only when it is the worker that is
-        slow. spread: see `psgc.schedules.learning`.
+        Those that nobody begins soon come first: a second copy helps only when it is the worker that is slow.
+        spread: see `psgc.schedules.learning`.
         """
         pace, start = self.pace, self.free(now, lag) + 2 * lag
         is_untried = pace is None and (self.running is None or self.running.committed)  # then any chunk will do
@@ -182,9 +182,9 @@ class Worker:
         if self.running is not None and not self.running.committed:
             when = self.free(now, lag) - LEAD * self.pace
         else:  # when another worker is so late that this one could be sooner
+            gain = self.pace + 2 * lag
             late = [
                 taker.since + lag + (gain / UNKNOWN if taker.pace is None else spread * gain + taker.pace)
-                for gain in (self.pace + 2 * lag,)
                 for chunk in self.choices()
                 for taker in chunk.takers
                 if taker.running is not None

@@ -229,9 +229,20 @@ def test_the_spread_follows_chunks_that_take_longer_than_those_before_them():
         if chunk == 19:
             assert schedule.learning.spread == 1.0
     assert 1.5 < schedule.learning.spread < 3.0
+    before = schedule.learning.spread
     schedule.begin()
     done(schedule, 1, 0, 0.0, 40.0)  # the worker may be another one than before
-    assert schedule.learning.spread < 3.0
+    assert schedule.learning.spread == before
+    done(schedule, 1, 1, 0.0, 4000.0)  # once is no rule
+    assert schedule.learning.spread == pytest.approx(1.25 * before)
+
+
+def test_chunks_that_take_no_time_have_no_spread():
+    schedule = dynamic({1: [0, 1, 2]}, {1: []})
+    schedule.begin()
+    for chunk, seconds in enumerate([0.0, 0.0, 1.0]):
+        done(schedule, 1, chunk, 0.0, seconds)
+    assert schedule.learning.spread == 1.0
 
 
 def test_who_may_not_have_begun_what_is_recovered_wakes_too():
