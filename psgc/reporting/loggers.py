@@ -14,7 +14,7 @@ from psgc.errors import UserError, one_line
 from psgc.run_rows import HELD_OUT, IterationRow
 from psgc.terminal import say
 
-PACKAGES = {"tensorboard": "tensorboard", "mlflow": "mlflow-skinny", "wandb": "wandb"}  # what pip installs
+PACKAGES = {"tensorboard": "tensorboard", "mlflow": "mlflow", "wandb": "wandb"}  # what pip installs
 
 
 class _Logger(NamedTuple):

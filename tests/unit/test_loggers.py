@@ -108,7 +108,7 @@ def test_what_is_wrong_is_told_before_the_run_begins(one_process, tmp_path, monk
     (tmp_path / "mlflow").mkdir()  # a folder is no package
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "mlflow", raising=False)
-    with pytest.raises(UserError, match="log: mlflow is not installed; pip install mlflow-skinny"):
+    with pytest.raises(UserError, match="log: mlflow is not installed; pip install mlflow"):
         loggers.check_installed(["mlflow"])
     wandb = Recording()
     wandb.init = mock.Mock(side_effect=RuntimeError("no\nkey"))
