@@ -107,7 +107,7 @@ class DynamicSchedule(Decisions):
         """Who does the chunks of workers that rest. Those do what fewer than two others hold, and nothing else."""
         more: dict[Worker, None] = {}
         for worker in [self._workers[rank] for rank in sorted(resting)]:
-            worker.newest = None  # that it reports nothing is no surprise
+            worker.mean = None  # that it reports nothing is no surprise
             for chunk in worker.held:
                 others = [self._workers[r] for r in self._holders[chunk.number] if r not in resting]
                 if len(others) < max(2, chunk.wanted):
@@ -138,7 +138,7 @@ class DynamicSchedule(Decisions):
         self, worker: int, chunk: int, now: float, seconds: float, done: bool = True, late: float = 0.0
     ) -> list[Order]:
         by, it = self._workers[worker], self._chunks[chunk]
-        self.estimates[worker] = self.learning.learn(by, seconds / it.cost, late, len(self._workers))
+        self.estimates[worker] = self.learning.learn(by, seconds / it.cost, late)
         self._latest = now
         running = by.running
         if done:
@@ -204,5 +204,5 @@ class DynamicSchedule(Decisions):
         self.estimates = {rank: pace for rank, pace in other.estimates.items() if rank in self._workers}
         for rank, worker in self._workers.items():
             if (before := other._workers.get(rank)) is not None:
-                worker.newest, worker.reports = before.newest, before.reports
+                worker.mean, worker.sum, worker.reports = before.mean, before.sum, before.reports
         self.learning, self._latest = copy(other.learning), other._latest

@@ -26,27 +26,24 @@ class Learning:
     def trusts_paces(self, workers: Collection[Worker], seconds: float) -> bool:
         """Whether the paces of the iteration that is over are a guide for the next; seconds: until its last report."""
         for worker in workers:
-            newest = worker.newest
-            if not worker.reports and newest is not None and newest < seconds:  # it was expected to report
-                worker.newest = seconds
-                self._add_surprise(1 - newest / seconds, len(workers))
+            before = worker.mean
+            if worker.reports:  # the mean: single chunks of a worker that shares its processor differ much
+                worker.mean = worker.sum / worker.reports
+            elif before is not None and before < seconds:  # it was expected to report
+                worker.mean = seconds
+            if before is not None and worker.mean is not None:  # less than the lag is no difference
+                change = max(0.0, abs(worker.mean - before) - self.lag) / max(worker.mean, before, 1e-300)
+                self._surprise += (change - self._surprise) / len(workers)
         return self._surprise <= TRUSTED
 
-    def learn(self, worker: Worker, pace: float, late: float, num_workers: int) -> float:
+    def learn(self, worker: Worker, pace: float, late: float) -> float:
         """`worker` took `pace` seconds per average chunk, and its report was `late` seconds late: its new pace."""
-        before = worker.newest
-        if worker.reports == 0 and before is not None:  # paces that differ by less than the lag count as the same
-            change = max(0.0, abs(pace - before) - self.lag) / max(pace, before, 1e-300)
-            self._add_surprise(change, num_workers)
-        elif worker.pace:
+        if worker.reports and worker.pace:
             times = min(pace / worker.pace, 2 * self.spread)  # once is no rule
             self.spread += (RISE if times > self.spread else FALL) * (max(1.0, times) - self.spread)
-        worker.newest = pace
+        worker.sum += pace
         old = pace if worker.pace is None else worker.pace
         worker.pace = old + LEARNING_RATE * (pace - old)
         # a single worker whose reports take long says nothing about the server
         self.lag += LAG_RATE * (min(late, max(2 * self.lag, LAG_STEP)) - self.lag)
         return worker.pace
-
-    def _add_surprise(self, share: float, num_workers: int) -> None:
-        self._surprise += (share - self._surprise) / num_workers

@@ -52,23 +52,24 @@ class Worker:
     """A worker in one iteration.
 
     own: its own share; held: all chunks that it holds, in order of preference; left: those of them that may have to be
-    done; newest: its newest pace in seconds per average chunk, or the least that it can have been; pace: the expected
-    one, None before the first report; told: the chunks that it does next, in order; ahead: their cost; running: the
-    chunk that it is in, from `since` until `due`; chosen: whether it was told one chunk that may still be changed;
-    reports: how many there were; alarm: when to choose for it again.
+    done; mean: its pace in the newest iteration that is over, in seconds per average chunk, or the least that it can
+    have been; pace: the expected one, None before the first report; told: the chunks that it does next, in order;
+    ahead: their cost; running: the chunk that it is in, from `since` until `due`; chosen: whether it was told one chunk
+    that may still be changed; reports: how many there were; sum: of the paces that they told; alarm: when to choose for
+    it again.
     """
 
     __slots__ = (
-        "ahead", "alarm", "chosen", "due", "held", "left", "newest", "own", "pace", "rank", "reports", "running",
-        "since", "told",
+        "ahead", "alarm", "chosen", "due", "held", "left", "mean", "own", "pace", "rank", "reports", "running",
+        "since", "sum", "told",
     )  # fmt: skip
 
     def __init__(self, rank: int, own: list[Chunk], backups: list[Chunk]) -> None:
         self.rank = rank
         self.own = own
         self.held = own + backups
-        self.newest: float | None = None
-        self.reports = 0
+        self.mean: float | None = None
+        self.reports, self.sum = 0, 0.0
 
     def begin(self, pace: float | None) -> None:
         """A new iteration: the worker is told its own share."""
@@ -79,7 +80,7 @@ class Worker:
         self.running: Chunk | None = None
         self.since = self.due = 0.0
         self.chosen = False
-        self.reports = 0
+        self.reports, self.sum = 0, 0.0
         self.alarm = inf
         for chunk in self.own:
             self.tell(chunk)

@@ -289,6 +289,34 @@ def test_paces_that_change_at_every_iteration_are_not_believed():
     assert schedule.estimates == {}
 
 
+@pytest.mark.parametrize(("slow", "is_believed"), [(1, True), (4, False)])
+def test_single_chunks_that_take_long_are_no_change_of_pace(slow, is_believed):
+    """In turns the first chunk of an iteration or the last one takes 3, or all chunks of it do."""
+    schedule = dynamic({1: [0, 1, 2, 3]}, {1: []})
+    for iteration in range(8):
+        schedule.begin()
+        seconds = [3.0] * slow + [1.0] * (4 - slow)
+        if iteration % 2:
+            seconds = seconds[::-1] if slow < 4 else [1.0] * 4
+        for chunk in range(4):
+            done(schedule, 1, chunk, float(chunk), seconds[chunk])
+    schedule.begin()
+    assert (schedule.estimates != {}) is is_believed
+
+
+def test_who_reports_nothing_for_longer_than_expected_is_a_surprise():
+    schedule = dynamic({1: [0], 2: [1]}, {1: [1], 2: [0]})
+    schedule.begin()
+    done(schedule, 1, 0, 1.0, 1.0)
+    done(schedule, 2, 1, 1.0, 1.0)
+    schedule.begin()
+    assert schedule.estimates == {1: 1.0, 2: 1.0}
+    done(schedule, 1, 0, 1.0, 1.0)
+    done(schedule, 1, 1, 5.0, 1.0)  # and nothing from the other one
+    schedule.begin()
+    assert schedule.estimates == {}
+
+
 def test_paces_that_stay_are_believed():
     schedule = dynamic({1: [0], 2: [1]}, {1: [1], 2: [0]})
     for iteration in range(6):
