@@ -98,10 +98,10 @@ def test_the_lag_follows_most_reports_and_not_one_worker_whose_reports_take_long
     learning, worker = Learning(), Worker(1, [], [])
     worker.begin(1.0)
     for report_number in range(800):
-        learning.learn(worker, 1.0, 10.0 if report_number % 8 == 0 else 0.02, num_workers=8)
+        learning.learn(worker, 1.0, 10.0 if report_number % 8 == 0 else 0.02)
     assert 0.01 < learning.lag < 0.03
     for _ in range(50):
-        learning.learn(worker, 1.0, 0.0, num_workers=8)
+        learning.learn(worker, 1.0, 0.0)
     assert learning.lag < 1e-6
 
 
