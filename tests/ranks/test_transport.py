@@ -1,6 +1,7 @@
 """What the transport does when ranks die, under real mpirun: see inside_transport_faults.py."""
 
 import re
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,9 @@ ROOT = Path(__file__).parents[2]
 def case(ranks, *arguments, living, code=0, env=None):
     """Run a case to its end: who lives is content, nothing is left behind, mpirun's exit code is the server's."""
     inside = ["-m", "tests.ranks.inside_transport_faults", *arguments]
-    finished = run(mpirun(ranks, inside, ulfm=True), ROOT, timeout=30, env=env)
-    assert sorted(map(int, re.findall(r"rank (\d+) ok", finished.stdout))) == sorted(living), finished.said
+    with tempfile.TemporaryDirectory() as folder:
+        finished = run(mpirun(ranks, inside, ulfm=True), ROOT, timeout=30, env={"CONTENT": folder, **(env or {})})
+        assert sorted(int(path.name) for path in Path(folder).iterdir()) == sorted(living), finished.said
     assert code is None or finished.returncode == code, finished.said
     assert not finished.orphans
     return finished
