@@ -158,8 +158,8 @@ def check_ranks(config: Config, num_workers: int) -> None:
     slow = config.stragglers.factor or config.stragglers.seconds or {}
     if (largest := max((rank for rank in slow if rank != "all"), default=0)) > num_workers:
         raise UserError(f"stragglers: rank {largest} is named, but the workers are ranks 1..{num_workers}")
-    if any(fault.rank > num_workers for fault in config.faults.inject):
-        raise UserError(f"faults.inject: this run has ranks 0..{num_workers}")
+    if (largest := max((fault.rank for fault in config.faults.inject), default=0)) > num_workers:
+        raise UserError(f"faults.inject: rank {largest} is named, but this run has ranks 0..{num_workers}")
     emulated_seconds(config, num_workers)
 
 

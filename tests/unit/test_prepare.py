@@ -48,7 +48,7 @@ def assert_refused(message, *overrides, ranks=4):
         ("data.path=nowhere.npz", "nowhere.npz: cannot read it: no such file"),
         ("problem.kind=logistic", "logistic needs 0/1 or -1/+1"),
         ("stragglers={kind: slow, factor: {9: 2}}", "rank 9 is named, but the workers are ranks 1..3"),
-        ("faults.inject=[{kind: kill, rank: 4, iteration: 1}]", "this run has ranks 0..3"),
+        ("faults.inject=[{kind: kill, rank: 4, iteration: 1}]", "rank 4 is named, but this run has ranks 0..3"),
         ("backend=cupy", "use backend: numpy or auto"),
         ("problem={python: 'no_start:Model'}", "initial_params() gave NaN or infinity"),
     ],
