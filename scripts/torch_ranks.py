@@ -106,6 +106,7 @@ def with_psgc(task: Task, options: dict[str, Any]) -> None:
         seed=SEED,
         output=Path(options["folder"], "run"),
         collate_fn=task.collate,
+        cost_fn=task.cost,
         checkpoint_every=0,
     )
     optimizer = task.optimizer(task.model.parameters())

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+WIDTH = 64  # of the transformer
 LONGEST = 2048  # characters of a text that are kept
 PADDING = 0  # no text has this byte
 FIRST = 1  # nor this one, which comes before every text
@@ -22,7 +23,8 @@ class Task:
     """A model and its data, the same on every rank.
 
     loss: of (model, micro-batch), the sum and the number of terms; count: the number of terms of examples. batch: the
-    examples of a step, of which `at_once` go through the model together, at most; chunks: of psgc, in a step.
+    examples of a step, of which `at_once` go through the model together, at most; chunks: of psgc, in a step; cost: how
+    long examples that go through the model together take, as psgc is told.
     """
 
     model: nn.Module
@@ -34,6 +36,7 @@ class Task:
     batch: int
     at_once: int
     chunks: int
+    cost: Callable[[Sequence[int]], float] | None = None
 
 
 def perceptron(steps: int, batch: int) -> Task:
@@ -78,7 +81,7 @@ class Texts:
 class Transformer(nn.Module):
     """Predicts each next byte. Attention is causal, so padding at the end changes nothing before it."""
 
-    def __init__(self, width: int = 64, layers: int = 2) -> None:
+    def __init__(self, width: int = WIDTH, layers: int = 2) -> None:
         super().__init__()
         self.byte, self.place = nn.Embedding(128, width), nn.Embedding(LONGEST, width)
         self.blocks = nn.ModuleList(_Block(width) for _ in range(layers))
@@ -116,6 +119,10 @@ def transformer(steps: int, batch: int = 32) -> Task:
         total = F.cross_entropy(logits.transpose(1, 2), following, ignore_index=PADDING, reduction="sum")
         return total, int((following != PADDING).sum())
 
+    def cost(rows: Sequence[int]) -> float:  # padded to the longest; attention takes its square
+        length = max(len(dataset.texts[row]) for row in rows)
+        return len(rows) * length * (length + 6 * WIDTH)
+
     torch.manual_seed(0)
     return Task(
         model=Transformer(),
@@ -127,6 +134,7 @@ def transformer(steps: int, batch: int = 32) -> Task:
         batch=batch,
         at_once=2,
         chunks=16,
+        cost=cost,
     )
 
 

@@ -22,6 +22,7 @@ from psgc.terminal import say
 from psgc.torch import checkpoints
 from psgc.torch.checks import check_model
 from psgc.torch.chunk_gradient import Buffers, ChunkGradient, Loss
+from psgc.torch.costs import CostFunction
 from psgc.torch.flat import FlatModel
 from psgc.torch.hand_over import State
 from psgc.torch.record import Record
@@ -47,6 +48,7 @@ def init(
     seed: int = 0,
     output: str | os.PathLike[str] | None = None,
     collate_fn: Callable[[list[Any]], Any] | None = None,
+    cost_fn: CostFunction | None = None,
     buffers: Buffers = None,
     aggregation: str = "auto",
     transfer: str = "auto",
@@ -72,6 +74,8 @@ def init(
     seed: for the order of examples, and for everything random in a chunk.
     output: the run directory.
     collate_fn: makes a batch of a list of examples; torch's own by default.
+    cost_fn: (rows of a micro-batch) -> how long it takes, in any unit. Give it where examples have different lengths:
+        then the longest chunks come first. It changes no result.
     buffers: "chunk" for batch normalisation in training mode.
     aggregation, transfer, parts, schedule, trial, verify, faults, stragglers: as in YAML files; of no effect in one
         process.
@@ -100,7 +104,7 @@ def init(
         "stragglers": dict(stragglers or {}),
         "log_with": log_with if isinstance(log_with, str) else [*log_with],
     }
-    return begin(model, dataset, loss, collate_fn, given)
+    return begin(model, dataset, loss, collate_fn, given, cost_fn)
 
 
 def begin(
@@ -109,12 +113,13 @@ def begin(
     loss: Loss,
     collate_fn: Callable[[list[Any]], Any] | None,
     given: Mapping[str, Any],
+    cost_fn: CostFunction | None = None,
 ) -> Run:
     """As `init`, with the other arguments in a mapping: those of `Arguments`."""
     ending = Ending()
     made: _Local | UserError
     try:
-        made = _Local(model, dataset, loss, collate_fn, given)
+        made = _Local(model, dataset, loss, collate_fn, given, cost_fn)
     except UserError as error:
         made = error
     if launched.ranks() < 2:
@@ -141,6 +146,7 @@ class _Local:
         loss: Loss,
         collate: Callable[[list[Any]], Any] | None,
         given: Mapping[str, Any],
+        cost: CostFunction | None,
     ) -> None:
         self._arguments: Arguments = arguments(**given)
         self.output = self._arguments.output
@@ -148,6 +154,8 @@ class _Local:
             raise UserError(f"psgc.torch.init: model is a {type(model).__name__}, expected a torch.nn.Module")
         if not callable(loss):
             raise UserError(f"psgc.torch.init: loss is a {type(loss).__name__}, expected a function (model, batch)")
+        if cost is not None and not callable(cost):
+            raise UserError(f"psgc.torch.init: cost_fn is a {type(cost).__name__}, expected a function of rows")
         self._model, self._length = model, length_of(dataset)
         buffers: Buffers = self._arguments.buffers
         check_model(model, buffers)
@@ -156,7 +164,7 @@ class _Local:
         self.dim, self.gradient, self.device = compute.dim, self._flat.dim, self._flat.device
         self.faults = self._arguments.faults
         self._config = self._arguments.config(str(self._flat.dtype).removeprefix("torch."))
-        self.run = Run(model, dataset, self._length, compute, self._flat, self._arguments, collate)
+        self.run = Run(model, dataset, self._length, compute, self._flat, self._arguments, collate, cost)
 
     def description(self) -> dict[str, Any]:
         names = hashlib.sha256(repr([(n, tuple(t.shape)) for n, t in _tensors(self._model)]).encode()).hexdigest()

@@ -1,6 +1,6 @@
 """What a script computes in a call, on whichever ranks do it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 from zlib import crc32
@@ -17,8 +17,8 @@ class Call:
 
     vector: of a chunk, (dim,) on the device of the model, memory of its own; None once the chunk is not wanted any
     more, which it asks the function that it is given. expect: told the chunk that probably comes next. loss: reads a
-    sum. signature: equal on ranks that make the same call; is_whole: see HandOver; rows: how many examples all chunks
-    have together, following: how many the next call probably has, 0 if that is not known.
+    sum. signature: equal on ranks that make the same call; is_whole: see HandOver; costs: makes what the
+    chunks cost (`psgc.torch.costs`), following: what those of the next call probably do, empty if that is not known.
     """
 
     vector: Callable[[int, Callable[[], bool]], Tensor | None]
@@ -26,8 +26,8 @@ class Call:
     loss: Callable[[Tensor], float | None]
     signature: float
     is_whole: bool
-    rows: int
-    following: int = 0
+    costs: Callable[[], Sequence[float]]
+    following: Callable[[], Sequence[float]] = tuple
 
 
 class Engine(Protocol):

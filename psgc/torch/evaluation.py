@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from psgc.errors import UserError, one_line
 from psgc.torch.calls import Call, signature
 from psgc.torch.chunk_gradient import SUMS
+from psgc.torch.costs import ChunkCosts
 from psgc.torch.flat import FlatModel
 from psgc.torch.hand_over import Sum
 from psgc.torch.loader import ChunkLoader
@@ -59,7 +60,8 @@ class Evaluator:
                 return vector_of(self._model, metric, names, batches, wanted, self._flat.dim, vector)
 
         made = signature("evaluate", self.count, length, names)
-        call = Call(vector, lambda chunk: loader.expect(rows(chunk)), lambda _: None, made, False, length)
+        costs = ChunkCosts(None, self._micro_batch).of(np.arange(length), num_chunks)
+        call = Call(vector, lambda chunk: loader.expect(rows(chunk)), lambda _: None, made, False, lambda: costs)
         total = total_of(call)
         loader.close()
         if total is not None:

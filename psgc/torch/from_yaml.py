@@ -22,6 +22,7 @@ from psgc.torch.begin import begin
 from psgc.torch.by_name import optimizer_and_scheduler, rehearse
 from psgc.torch.checkpoints import newest_first
 from psgc.torch.chunk_gradient import Loss
+from psgc.torch.costs import CostFunction
 from psgc.torch.initial import load_initial
 from psgc.torch.run import Run
 from psgc.torch.sampling import length_of
@@ -29,7 +30,7 @@ from psgc.torch.settings import given_by
 from psgc.training import launched
 from psgc.validation import wrong
 
-EXPECTED = "expected (model, dataset, loss), or a mapping with these keys and also collate_fn, test, metrics"
+EXPECTED = "expected (model, dataset, loss), or a mapping with these keys and also collate_fn, cost_fn, test, metrics"
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Parts:
     dataset: Any
     loss: Loss
     collate_fn: Callable[[list[Any]], Any] | None = None
+    cost_fn: CostFunction | None = None
     test: Any = None
     metrics: Callable[[nn.Module, Any], Any] | None = None
 
@@ -68,7 +70,7 @@ def train(path: str, overrides: Sequence[str] = ()) -> Run:
         raise wrong(source, ("scheduler",), f"is over after {most} steps, the run has {steps}")
 
     loss = _autocast(config, parts.model, parts.loss)
-    run = begin(parts.model, parts.dataset, loss, parts.collate_fn, given_by(config))
+    run = begin(parts.model, parts.dataset, loss, parts.collate_fn, given_by(config), parts.cost_fn)
     run.attach(optimizer, *([scheduler] if scheduler else []))
     params = [param for param in parts.model.parameters() if param.requires_grad]
     for batch in run.batches(config.batch.size, config.batch.epochs, config.batch.shuffle):
@@ -104,7 +106,7 @@ def make_parts(config: TorchConfig, folder: str) -> Parts:
         raise UserError(f"{where} returned a {type(parts.model).__name__} as model, expected a torch.nn.Module")
     if not any(param.requires_grad for param in parts.model.parameters()):
         raise UserError(f"{where} returned a model without trainable parameters")
-    for name in ("loss", "collate_fn", "metrics"):
+    for name in ("loss", "collate_fn", "cost_fn", "metrics"):
         if not callable(value := getattr(parts, name)) and (name == "loss" or value is not None):
             raise UserError(f"{where} returned a {type(value).__name__} as {name}, expected a function")
     if parts.metrics is not None and parts.test is None:

@@ -1,12 +1,14 @@
 """The gradient of a batch, as a call of the run."""
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
 from psgc.torch.calls import Call, signature
 from psgc.torch.chunk_gradient import ChunkGradient
+from psgc.torch.costs import ChunkCosts
 from psgc.torch.determinism import computed_twice
 from psgc.torch.loader import ChunkLoader
 from psgc.torch.sampling import Batch
@@ -15,13 +17,21 @@ from psgc.torch.sampling import Batch
 class BatchGradient:
     """Makes the calls.
 
-    compute: the vector of a chunk; gradient: how many of its entries are the gradient; seed: of the run. The first
-    chunk is computed twice (`psgc.torch.determinism`).
+    compute: the vector of a chunk; gradient: how many of its entries are the gradient; seed: of the run; costs: of
+    chunks. The first chunk is computed twice (`psgc.torch.determinism`).
     """
 
-    def __init__(self, model: nn.Module, loader: ChunkLoader, compute: ChunkGradient, gradient: int, seed: int) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        loader: ChunkLoader,
+        compute: ChunkGradient,
+        gradient: int,
+        seed: int,
+        costs: ChunkCosts,
+    ) -> None:
         self._model, self._loader, self._compute = model, loader, compute
-        self._gradient, self._seed = gradient, seed
+        self._gradient, self._seed, self._costs = gradient, seed, costs
         self._is_checked = False
 
     def call(self, batch: Batch, num_chunks: int, scale: float | None, is_whole: bool, loaded: int | None) -> Call:
@@ -47,4 +57,5 @@ class BatchGradient:
             return loss / examples if examples else None
 
         made = signature("backward", batch.position, len(batch), scale, loaded)
-        return Call(vector, expect, loss_in, made, is_whole, len(batch), batch.following)
+        costs, following = (partial(self._costs.of, rows, num_chunks) for rows in (batch.rows, batch.following))
+        return Call(vector, expect, loss_in, made, is_whole, costs, following)

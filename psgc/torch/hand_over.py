@@ -7,7 +7,7 @@ of a sum: then it has missed calls, and goes on with the one that the state says
 
 import hashlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,8 +55,8 @@ class HandOver:
     waits for something else as well.
 
     called: the newest iteration that the script has called for; is_whole: whether the state of the model and of the
-    optimizers was complete then, and not in the middle of something; signature: tells calls of scripts apart; rows,
-    following: as of Call.
+    optimizers was complete then, and not in the middle of something; signature: tells calls of scripts apart; costs,
+    following: as of Call, on rank 0.
     """
 
     def __init__(self, first: int, wake: Callable[[], object] = lambda: None) -> None:
@@ -64,7 +64,8 @@ class HandOver:
         self.alert: Callable[[], object] = lambda: None
         self._changed = threading.Condition()
         self.called, self.is_whole, self.signature = first - 1, False, 0.0
-        self.rows, self.following = 0, 0
+        self.costs: Sequence[float] = ()
+        self.following: Sequence[float] = ()
         self.is_ended = False
         self.given = first - 1  # the newest iteration whose sum is here
         self._sums: dict[int, Sum] = {}  # that the script has not come to, and the newest that it has
@@ -73,11 +74,18 @@ class HandOver:
 
     # for the script
 
-    def call(self, iteration: int, is_whole: bool, signature: float, rows: int = 0, following: int = 0) -> None:
+    def call(
+        self,
+        iteration: int,
+        is_whole: bool,
+        signature: float,
+        costs: Sequence[float] = (),
+        following: Sequence[float] = (),
+    ) -> None:
         """The script has made all steps before `iteration`, and now waits for its sum."""
         with self._changed:
             self.is_whole, self.signature = is_whole, signature
-            self.rows, self.following = rows, following
+            self.costs, self.following = costs, following
             self.called = iteration
             self._sums = {number: found for number, found in self._sums.items() if number >= iteration}
         self._wake()

@@ -14,6 +14,7 @@ from psgc.run_rows import IterationRow
 from psgc.torch import checkpoints
 from psgc.torch.calls import Call, Engine
 from psgc.torch.chunk_gradient import ChunkGradient
+from psgc.torch.costs import ChunkCosts, CostFunction
 from psgc.torch.evaluation import Evaluator, Metric
 from psgc.torch.flat import FlatModel
 from psgc.torch.gradient import BatchGradient
@@ -41,11 +42,13 @@ class Run:
         flat: FlatModel,
         arguments: Arguments,
         collate: Callable[[list[Any]], Any] | None,
+        cost: CostFunction | None = None,
     ) -> None:
         self._model, self._compute, self._flat, self._arguments = model, compute, flat, arguments
         self._evaluator = Evaluator(model, collate, arguments, flat, compute.dim)
         self._loader = ChunkLoader(dataset, collate, arguments.micro_batch)
-        self._gradient = BatchGradient(model, self._loader, compute, flat.dim, arguments.seed)
+        costs = ChunkCosts(cost, arguments.micro_batch)
+        self._gradient = BatchGradient(model, self._loader, compute, flat.dim, arguments.seed, costs)
         self._sampler = Sampler(length, arguments.seed)
         self._attached: list[Stateful] = []
         self._steps = Steps(model, self._attached)

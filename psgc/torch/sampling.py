@@ -6,12 +6,15 @@ every example comes once an epoch whatever the batch sizes, and nothing but a `P
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from psgc.data.epochs import bounds, rows_of
 from psgc.errors import UserError, one_line
+
+_rows_of = lru_cache(2)(rows_of)  # of a step, and of the next one
 
 
 class Position(NamedTuple):
@@ -31,13 +34,13 @@ class Batch:
     """The examples of one step.
 
     position: where it begins; after: where the next step begins; rows: (n,) int64, the numbers of its examples;
-    following: how many the next batch has, if the loop goes on; 0: not known.
+    following: those of the next batch, if the loop goes on.
     """
 
     position: Position
     after: Position
     rows: np.ndarray
-    following: int = 0
+    following: np.ndarray
 
     @property
     def iteration(self) -> int:
@@ -64,7 +67,7 @@ class Sampler:
     position: where the next step begins. Whoever makes the steps sets it: to `batch.after` once a step is made, to
     that of a checkpoint, or to that of a rank that is ahead. `batches` goes on from it.
 
-    Memory: the rows of one batch. Orders are computed, not kept (`psgc.data.shuffle`), also with 10^8 examples.
+    Memory: the rows of two batches. Orders are computed, not kept (`psgc.data.shuffle`), also with 10^8 examples.
     """
 
     def __init__(self, length: int, seed: int) -> None:
@@ -123,8 +126,10 @@ class Sampler:
         iteration, epoch, start = self._position
         stop = min(start + size, self._length)
         after = Position(iteration + 1, epoch, stop) if stop < self._length else Position(iteration + 1, epoch + 1)
-        following = min(size, self._length - after.start)
-        rows = rows_of(self._seed, epoch, self._length, start, stop, shuffle)
+        rows, following = (
+            _rows_of(self._seed, at.epoch, self._length, at.start, min(at.start + size, self._length), shuffle)
+            for at in (self._position, after)
+        )
         return Batch(self._position, after, rows, following)
 
 

@@ -7,7 +7,7 @@ from functools import partial
 from psgc.aggregation.replica import Stepping
 from psgc.backend import Array, Backend
 from psgc.config import Config
-from psgc.data.epochs import costs_of
+from psgc.data.epochs import LEAST
 from psgc.errors import RunFailed
 from psgc.plan import Plan
 from psgc.server.events import Report
@@ -41,7 +41,7 @@ class Script:
         self._to_host = backend.to_host
         self._ended: dict[int, tuple[int, str]] = {}  # by worker: iteration, and why
         self._reports: list[Report] = []  # of an iteration that rank 0 has not called for
-        self._usual = 0  # examples of the first call of which that is known
+        self._usual = 0.0  # what a chunk of the first call costs in the mean
         self._summed: int | None = None  # the newest iteration whose sum the next one brings to the workers
 
     def may_begin(self, iteration: int) -> bool | None:
@@ -50,10 +50,10 @@ class Script:
         return True if self._hand_over.called >= iteration - self._early else None
 
     def costs(self, iteration: int, num_chunks: int) -> list[float]:
-        """What the chunks of an iteration that begins take relative to an average one, by their examples."""
-        rows = self._hand_over.rows if self._hand_over.called >= iteration else self._hand_over.following
-        self._usual = self._usual or rows
-        return costs_of(rows or self._usual, num_chunks, self._usual) if self._usual else [1.0] * num_chunks
+        """What the chunks of an iteration that begins take relative to an average one."""
+        costs = self._hand_over.costs if self._hand_over.called >= iteration else self._hand_over.following
+        self._usual = self._usual or sum(costs) / num_chunks
+        return [max(LEAST, cost / self._usual) for cost in costs] or [1.0] * num_chunks
 
     def is_over(self) -> bool:
         return self._hand_over.is_ended

@@ -117,7 +117,8 @@ class Session:
         """The sum of the call, which this rank takes part in."""
         assert self._hand_over is not None
         settle(self._memory.device)  # the other thread may look at the parameters from now on
-        self._hand_over.call(iteration, call.is_whole, call.signature, call.rows, call.following)
+        costs = (call.costs(), call.following()) if self._worker is None else ((), ())
+        self._hand_over.call(iteration, call.is_whole, call.signature, *costs)
         if self._worker is not None:
             with self._computing:
                 self._worker.compute(call)

@@ -8,10 +8,12 @@ import socket
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from psgc.torch.sampling import Sampler
 from tests.ranks.mpirun import mpirun, run
 
 ROOT = Path(__file__).parents[2]
@@ -154,6 +156,26 @@ def test_a_run_that_is_stopped_goes_on_with_other_ranks_and_makes_the_steps_of_o
     model.load_state_dict(load_file(tmp_path / "model.safetensors"))
     digest = hashlib.sha256(b"".join(param.detach().numpy().tobytes() for param in model.parameters()))
     assert digest.hexdigest() == alone[0]
+
+
+@pytest.mark.parametrize("aggregation", ["server", "allreduce"])
+def test_the_longest_chunk_is_begun_first_where_the_script_says_what_examples_cost(tmp_path, alone, aggregation):
+    """Through rank 0 an iteration begins before its script calls for it."""
+    costs = [1.0 + row % 25 for row in range(250)]
+    ended, _ = trained(tmp_path, 3, costs=costs, output="run", aggregation=aggregation, replication=2)
+    assert_equal(ended, {0, 1, 2}, alone)
+    steps = []
+    sampler = Sampler(250, seed=0)
+    for batch in sampler.batches(60, epochs=2):
+        steps.append([sum(costs[row] for row in batch.chunk(chunk, 12)) for chunk in range(12)])
+        sampler.position = batch.after
+    with np.load(tmp_path / "run/timeline.npz") as timeline:
+        columns = [timeline[name].tolist() for name in ("iteration", "worker", "start", "chunk")]
+    begun = {}  # (step, worker) -> the first chunk
+    for step, worker, _, chunk in sorted(zip(*columns, strict=True)):
+        begun.setdefault((step, worker), chunk)
+    for step, costs_of_chunks in enumerate(steps[1:], 1):
+        assert costs_of_chunks.index(max(costs_of_chunks)) in {begun.get((step, worker)) for worker in (1, 2)}
 
 
 @pytest.mark.faults

@@ -126,6 +126,7 @@ def test_the_line_of_a_wrong_argument_is_named(folder):
         ("{model: 3}", "torch_problem:returns returned a int as model, expected a torch.nn.Module"),
         ("{torch: 'torch_problem:frozen'}", "torch_problem:frozen returned a model without trainable parameters"),
         ("{loss: 3}", "torch_problem:returns returned a int as loss, expected a function"),
+        ("{cost_fn: 3}", "torch_problem:returns returned a int as cost_fn, expected a function"),
         ("{metrics: 3}", "torch_problem:returns returned a int as metrics, expected a function"),
         ("{test: nothing}", "torch_problem:returns returned metrics without test, the dataset to evaluate them on"),
         (

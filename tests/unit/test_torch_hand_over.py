@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from psgc.backend import Backend
+from psgc.data.epochs import LEAST
 from psgc.errors import RunFailed
 from psgc.server.events import Report
 from psgc.torch.hand_over import HandOver, ScriptReplica, State, Sum, blob_of, vectors_of
@@ -184,10 +185,10 @@ def test_chunks_of_a_small_batch_cost_less_also_before_rank_0_calls_for_it():
     hand_over = HandOver(0)
     script = script_of(hand_over)
     assert script.costs(0, 4) == [1.0] * 4
-    hand_over.call(0, True, 0.0, rows=40, following=6)
+    hand_over.call(0, True, 0.0, costs=[10, 10, 10, 10], following=[1, 2, 0, 2])
     assert script.costs(0, 4) == [1.0] * 4
-    assert script.costs(1, 4) == [0.1, 0.2, 0.1, 0.2]
-    hand_over.call(1, True, 0.0, rows=80)
+    assert script.costs(1, 4) == [0.1, 0.2, LEAST, 0.2]
+    hand_over.call(1, True, 0.0, costs=[20, 20, 20, 20])
     assert script.costs(1, 4) == [2.0] * 4
     assert script.costs(2, 4) == [1.0] * 4
 

@@ -363,6 +363,7 @@ def test_ranks_that_load_other_states_make_other_calls():
     ({"chunks": 0}, "psgc.torch.init: chunks: expected a whole number >= 1, got 0"),
     ({"replication": "3"}, "psgc.torch.init: replication: expected a whole number >= 1"),
     ({"aggregation": "ring"}, "psgc.torch.init: aggregation: expected 'server', 'allreduce' or 'auto', got ring"),
+    ({"cost_fn": [1, 2]}, "psgc.torch.init: cost_fn is a list, expected a function of rows"),
     ({"buffers": "all"}, 'psgc.torch.init: buffers: expected "chunk" or None, got all'),
     ({"aggregation": "allreduce", "transfer": "per_chunk"}, "psgc.torch.init: aggregation: allreduce sums"),
 ])  # fmt: skip
