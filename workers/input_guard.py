@@ -18,7 +18,7 @@ from psgc.errors import ModelError
 from psgc.problems.base import Evaluation
 
 FIRST = 3  # parameters whose first gradient is always checked: where all are 0, a model may write 0 over them
-SHARE = 0.01  # of the computing time that checksums may take after that
+SHARE = 0.005  # of the computing time that checksums may take after that
 
 
 class InputGuard:

@@ -183,26 +183,30 @@ class Transport:
     ) -> bool:
         """Pause until there is something to poll, some milliseconds at most; whether there may be something.
 
-        There is nothing when a thread of this process has ended the pause, and everybody else would have rung.
+        There is nothing when a thread of this process has ended the pause, and everybody else would have rung. Sends go on
+        all the same.
         expecting_large: a large transfer is to come, which is slept on only where ranks share cores. busy: another
         thread of this process has a use for the core. nap: seconds between two looks, at least; exchanging: never more
         than that either, and the end of a send is something to poll.
         """
         self._receives.repost()
         size = self._sends.largest()
-        large = expecting_large or size >= LARGE
+        large, looks = expecting_large or size >= LARGE, exchanging
         if nap:
             nap, large = max(nap, self._least_nap), False
         elif large and self._least_nap:  # to look without a pause would take the core that the transfer needs
             nap = self._rest if busy and size <= MESSAGE else self._least_nap  # a short one ends while others compute
-            large, exchanging = False, True
-        end = time.monotonic() + (REST if exchanging else self._rest)
+            large, looks = False, True
+        end = time.monotonic() + (REST if looks else self._rest)
         while True:
-            if rung := self._bell.sleep(nap if exchanging else self._backoff.next(large, busy, nap)):
+            if rung := self._bell.sleep(nap if looks else self._backoff.next(large, busy, nap)):
                 self._expects = self._expects or NEIGHBOUR in rung
                 self._backoff.reset(soon=self._expects)
-                return rung != {OWN} or not self._is_woken or size > 0 or exchanging
-            if large or (exchanging and self._sends.poll()) or self._receives.stirs() or time.monotonic() >= end:
+                if rung != {OWN} or not self._is_woken or exchanging:
+                    return True
+                self._sends.poll()  # a large one moves only while MPI is called
+                return False
+            if large or (looks and self._sends.poll()) or self._receives.stirs() or time.monotonic() >= end:
                 return True
 
     @property

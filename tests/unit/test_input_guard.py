@@ -95,8 +95,8 @@ def test_later_checks_take_a_small_share_of_the_time(monkeypatch):
         guard(np.ones(3), no_data(), RNG)
     rounds = sorted(set(checked))
     assert rounds[:3] == [0, 1, 2]
-    assert 0.008 < 2 * len(rounds) / (10 * 2000) < 0.012
-    assert max(np.diff(rounds[2:])) < 100  # spread over the run: 6 s of checksums are 1 % of 60 gradients
+    assert 0.004 < 2 * len(rounds) / (10 * 2000) < 0.006
+    assert max(np.diff(rounds[2:])) < 200  # spread over the run: 6 s of checksums are 0.5 % of 120 gradients
 
 
 def test_zeros_that_are_multiplied_are_noticed_when_they_are_not_zero_any_more(monkeypatch):

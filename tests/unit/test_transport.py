@@ -240,9 +240,10 @@ class Waiting:
 
     def __init__(self, rings, is_woken=True, sending=0):
         self.slept = []  # seconds
+        self.looks = []  # at what is being sent
         self._rings = iter(rings)
         self._receives = SimpleNamespace(repost=lambda: None, stirs=lambda: False)
-        self._sends = SimpleNamespace(largest=lambda: sending, poll=lambda: False)
+        self._sends = SimpleNamespace(largest=lambda: sending, poll=lambda: self.looks.append(sending))
         self._bell, self._expects, self._is_woken = self, False, is_woken
         self._backoff, self._rest, self._least_nap = Backoff(backoff.BELL), backoff.BELL, NAP
 
@@ -258,11 +259,18 @@ class Waiting:
         ({NEIGHBOUR}, {}, True),
         ({OWN, NEIGHBOUR}, {}, True),
         ({OWN}, {"is_woken": False}, True),  # others send without ringing
-        ({OWN}, {"sending": 100}, True),  # its end is found with a poll
     ],
 )
 def test_something_may_have_come_unless_only_an_own_thread_has_rung(rung, others, comes):
     assert Transport.wait(Waiting([rung], **others)) == comes
+
+
+@pytest.mark.parametrize("size", [100, LARGE])
+def test_what_is_being_sent_goes_on_when_an_own_thread_has_rung(size):
+    it = Waiting([{OWN}], sending=size)
+    assert not Transport.wait(it, busy=True)
+    assert it.looks == [size]
+    assert Transport.wait(Waiting([{OWN}], sending=size), busy=True, exchanging=True)
 
 
 @pytest.mark.parametrize(
