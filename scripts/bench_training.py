@@ -1,7 +1,8 @@
 """What training takes under an Allreduce loop and under psgc's schedules: one table, every row a real mpirun.
 
-    python scripts/bench_training.py [--slowness emulated quota] [--situations none slow neighbour cycle] [--rounds 3]
-        [--chunk-ms 10] [--iterations 25] [--trace FILE.npy] [--out runs/bench/bench.md]
+    python scripts/bench_training.py [--slowness emulated quota] [--situations none slow neighbour cycle]
+        [--programs loop uncoded static skipping dynamic] [--rounds 3] [--chunk-ms 10] [--iterations 25]
+        [--trace FILE.npy] [--out runs/bench/bench.md]
 
 Emulated: 8 workers on the flights problem (python scripts/make_flights.py), without a straggler, with one worker that
 is `factor` times slower, with recorded times (--trace; seconds, rounds x workers, scaled so that a chunk takes chunk-ms
@@ -76,7 +77,7 @@ def main() -> int:
             wrong = disagreeing(rows)
         if "quota" in slowness:
             under_quotas = training_quotas.measure(
-                options.situations, options.chunks, options.iterations, options.rounds
+                options.situations, options.programs, options.chunks, options.iterations, options.rounds
             )
             texts.append(training_quotas.report(under_quotas, options.chunks, options.iterations))
             wrong = wrong or disagreeing_under_quotas(under_quotas)
@@ -115,6 +116,8 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--slowness", nargs="+", choices=("emulated", "quota"), help="(default: both, where possible)")
     parser.add_argument("--situations", nargs="+", choices=SITUATIONS, default=list(SITUATIONS), help="with quotas")
+    programs = training_quotas.PROGRAMS
+    parser.add_argument("--programs", nargs="+", choices=programs, default=list(programs), help="with quotas")
     parser.add_argument("--rounds", type=int, default=3, help="with quotas")
     parser.add_argument("--config", type=Path, default=Path("scripts/flights.yaml"), help="the YAML of emulated runs")
     parser.add_argument("--chunks", type=int, default=16, help="chunks for each worker")

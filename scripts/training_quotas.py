@@ -24,7 +24,7 @@ from psgc.data import write_dense
 from psgc.errors import RunFailed
 
 LOOP, DYNAMIC = "`Allreduce` loop", "`dynamic`"
-PROGRAMS = (LOOP, "`uncoded`", "`static`", "`skipping`", DYNAMIC)
+PROGRAMS = {"loop": LOOP, "uncoded": "`uncoded`", "static": "`static`", "skipping": "`skipping`", "dynamic": DYNAMIC}
 WORKERS, SLOW = 4, 2
 SHARE, FACTOR = 0.35, 5.0  # of a core for each worker; how much less the slow one has
 HALF_CYCLE = 2.0  # seconds
@@ -79,14 +79,14 @@ class Took:
 Rows = Mapping[tuple[str, str], Sequence[Took]]  # by situation and program: one of each round
 
 
-def measure(situations: Sequence[str], chunks: int, iterations: int, rounds: int) -> Rows:
-    """Every program in every situation, in turns. Raises RunFailed."""
+def measure(situations: Sequence[str], programs: Sequence[str], chunks: int, iterations: int, rounds: int) -> Rows:
+    """These programs (PROGRAMS) in these situations, in turns. Raises RunFailed."""
     found: dict[tuple[str, str], list[Took]] = {}
     with tempfile.TemporaryDirectory() as name:
         write_dense(f"{name}/data.npz", *make_rows(ROWS * WORKERS * chunks))
         for _ in range(rounds):
             for situation in situations:
-                for program in PROGRAMS:
+                for program in [PROGRAMS[name] for name in programs]:
                     took = _undisturbed(Path(name), SITUATIONS[situation], program, chunks, iterations)
                     found.setdefault((situation, program), []).append(took)
                     more = f"{1e3 * took.seconds:.1f} ms, others on {took.others:.2f} cores"

@@ -183,8 +183,8 @@ class Transport:
     ) -> bool:
         """Pause until there is something to poll, some milliseconds at most; whether there may be something.
 
-        There is nothing when a thread of this process has ended the pause, and everybody else would have rung. Sends go on
-        all the same.
+        There is nothing when a thread of this process has ended the pause, and everybody else would have rung. Sends
+        go on all the same.
         expecting_large: a large transfer is to come, which is slept on only where ranks share cores. busy: another
         thread of this process has a use for the core. nap: seconds between two looks, at least; exchanging: never more
         than that either, and the end of a send is something to poll.
