@@ -1,4 +1,4 @@
-"""How long the chunks of a step take relative to others, as far as that is known before."""
+"""How long the chunks of a step take relative to each other, as far as that is known before they begin."""
 
 from collections.abc import Callable
 from math import inf
@@ -26,7 +26,9 @@ class ChunkCosts:
         self._newest: tuple[np.ndarray, list[float]] | None = None  # rows, and what they cost
 
     def of(self, rows: np.ndarray, num_chunks: int) -> list[float]:
-        """For each chunk of a batch with these rows (n,), which is asked for twice: a step before, and then.
+        """The cost of each chunk of a batch. rows: of the batch, (n,).
+
+        The newest result is kept: the rows of a batch are asked for before its step begins, and then once more.
 
         >>> ChunkCosts(None, micro_batch=2).of(np.arange(5), num_chunks=2)
         [2.0, 3.0]
