@@ -201,10 +201,12 @@ class Server:
                 try:
                     self._poll()
                 except RunFailed as failure:  # the others make the step all the same, and a checkpoint must be whole
-                    if not self._replicated.is_stepping or self._script is not None:
+                    is_made = self._replicated.params is not None
+                    if self._script is not None or not (is_made or self._replicated.is_stepping):
                         raise
                     self._failure = failure
-                    self._replicated.finish_step()
+                    if not is_made:
+                        self._replicated.finish_step()
             return params
         if self._script is not None:
             gradient = gradient.copy()  # what the workers begin the next iteration with: they make the step as well

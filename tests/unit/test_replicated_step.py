@@ -44,3 +44,16 @@ def test_a_step_that_cannot_be_made_ends_the_run():
     replicated.is_stepping = False
     with pytest.raises(RunFailed):
         make_server(replicated)._step(None)
+
+
+def test_a_run_that_is_stopped_in_the_poll_that_finds_the_step_made_has_made_it():
+    replicated = Stepping()
+    server = make_server(replicated)
+
+    def poll():
+        replicated.finish_step()
+        raise RunFailed("stopped by SIGTERM")
+
+    server._poll = poll
+    assert server._step(None) == "stepped"
+    assert str(server._failure) == "stopped by SIGTERM"
