@@ -174,8 +174,9 @@ def test_the_longest_chunk_is_begun_first_where_the_script_says_what_examples_co
     begun = {}  # (step, worker) -> the first chunk
     for step, worker, _, chunk in sorted(zip(*columns, strict=True)):
         begun.setdefault((step, worker), chunk)
-    for step, costs_of_chunks in enumerate(steps[1:], 1):
-        assert costs_of_chunks.index(max(costs_of_chunks)) in {begun.get((step, worker)) for worker in (1, 2)}
+    longest = [of.index(max(of)) for of in steps]
+    first = [longest[step] in {begun.get((step, worker)) for worker in (1, 2)} for step in range(1, len(steps))]
+    assert sum(first) >= 6, first  # of 9, by chance 1 or 2; a worker that stalls in it may abandon it
 
 
 @pytest.mark.faults
