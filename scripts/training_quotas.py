@@ -82,12 +82,12 @@ Rows = Mapping[tuple[str, str], Sequence[Took]]  # by situation and program: one
 def measure(situations: Sequence[str], programs: Sequence[str], chunks: int, iterations: int, rounds: int) -> Rows:
     """These programs (PROGRAMS) in these situations, in turns. Raises RunFailed."""
     found: dict[tuple[str, str], list[Took]] = {}
-    with tempfile.TemporaryDirectory() as name:
-        write_dense(f"{name}/data.npz", *make_rows(ROWS * WORKERS * chunks))
+    with tempfile.TemporaryDirectory() as folder:
+        write_dense(f"{folder}/data.npz", *make_rows(ROWS * WORKERS * chunks))
         for _ in range(rounds):
             for situation in situations:
                 for program in [PROGRAMS[name] for name in programs]:
-                    took = _undisturbed(Path(name), SITUATIONS[situation], program, chunks, iterations)
+                    took = _undisturbed(Path(folder), SITUATIONS[situation], program, chunks, iterations)
                     found.setdefault((situation, program), []).append(took)
                     more = f"{1e3 * took.seconds:.1f} ms, others on {took.others:.2f} cores"
                     print(f"{SITUATIONS[situation].text}, {program}: {more}", flush=True)
