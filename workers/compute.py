@@ -163,7 +163,7 @@ class ComputeThread(threading.Thread):
         held_out = self._evaluated(work)
         start = time.monotonic()  # the seconds of a chunk are those of its gradient, from which its worker is judged
         self._injector.at("gradient", work.iteration)
-        loss, gradient, lasting = self._gradient(work.iteration, work.chunk, work.params)
+        loss, gradient, is_own = self._gradient(work.iteration, work.chunk, work.params)
         seconds = time.monotonic() - start
         extra = self._emulation.extra(work.iteration, seconds, work.chunk)
         if extra > 0:
@@ -174,7 +174,7 @@ class ComputeThread(threading.Thread):
         self._injector.at("before_report", work.iteration)
         if work.iteration == self._trial.iteration and work.chunk in self._trial.chunks:
             self._mailbox.tried(work.iteration, work.chunk, sketch(gradient, self._backend.xp))
-        self._mailbox.finished(work, Result(gradient, loss, start - work.begun, seconds, lasting, held_out))
+        self._mailbox.finished(work, Result(gradient, loss, start - work.begun, seconds, is_own, held_out))
 
     def _evaluated(self, work: Work) -> tuple[float, float]:
         """The part of the held-out loss and accuracy that goes with the chunk."""
@@ -201,7 +201,7 @@ class ComputeThread(threading.Thread):
         self._mailbox.tried(work.iteration, self._trial.own, found)
 
     def _gradient(self, iteration: int, chunk: int, params: Array) -> tuple[float, Array, bool]:
-        """Loss, gradient, and whether nobody will write to the gradient any more."""
+        """Loss, gradient, and whether the gradient's memory is psgc's."""
         loss, returned, unshared = call(
             lambda: gradient_of(self._evaluate, self._chunks, chunk, params, iteration, self._seed, self._batch)
         )

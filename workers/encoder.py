@@ -14,28 +14,32 @@ from psgc.messages import TAIL, stamp_length
 class Encoder:
     """Codes the gradients of a worker, in its own role or in that of a lost worker.
 
-    coding_matrix: R, (num_workers, parts), row j - 1 for role j; dim: entries of the gradient.
+    coding_matrix: R, (num_workers, parts), row j - 1 for role j; dim: entries of the gradient; shared:
+    accumulators are never delivered (`allreduce`). With one part a chunk's gradient can then become one, uncopied.
     """
 
-    def __init__(self, backend: Backend, coding_matrix: np.ndarray, dim: int, dtype: Any) -> None:
+    def __init__(self, backend: Backend, coding_matrix: np.ndarray, dim: int, dtype: Any, shared: bool = False) -> None:
         self._backend = backend
         self._coding_matrix = coding_matrix
         self._length = part_length(dim, coding_matrix.shape[1])
         self._dtype = dtype
         self._stamp = stamp_length(dtype)  # entries that every message has behind those
+        self._takes = shared and coding_matrix.shape[1] == 1
         self._coefficients: dict[tuple[int, ...], np.ndarray] = {}  # role and S_i -> the role's row of X_i
         self._accumulators: dict[tuple[int, int], Array] = {}  # by role and serial, of this iteration
         self._others: list[Array] = []  # of iterations before; some may still be on their way
 
     def begin(self, sending: Callable[[Array], bool]) -> None:
         """A new iteration: empty accumulators, and none that is still being sent."""
-        self._others += self._accumulators.values()
+        if not self._takes:
+            self._others += self._accumulators.values()
         self._accumulators = {}
         self._sending = sending
 
     def add(self, gradient: Array, contributors: tuple[int, ...], role: int, serial: int = 0) -> None:
         """Accumulate a committed chunk (`combined`): y_j += sum_k X_i[j, k] g_i[k], where j is the role.
 
+        gradient: the encoder's from now on, to write to.
         serial: which of the accumulators of this role (`allreduce`: those that were shared out do not change).
         """
         key = (role, *contributors)
@@ -44,6 +48,9 @@ class Encoder:
             coefficients = encoding_coefficients(self._coding_matrix[[worker - 1 for worker in contributors]])
             row = self._coefficients[key] = coefficients[contributors.index(role)]
         is_first = (role, serial) not in self._accumulators
+        if is_first and self._takes and row[0] == 1:
+            self._accumulators[role, serial] = gradient
+            return
         if is_first:
             self._accumulators[role, serial] = self._unused()
         target = self._accumulators[role, serial][: self._length]

@@ -35,7 +35,7 @@ class Work:
 class Result:
     """What came of a Work. start: seconds since its iteration began; seconds: how long it took.
 
-    lasting: whether nobody will write to the gradient any more; otherwise it is copied when it has to be kept.
+    is_own: whether the gradient's memory is psgc's, to write to; otherwise it is copied when it has to be kept.
     held_out: the chunk's part of the held-out loss and accuracy.
     """
 
@@ -43,7 +43,7 @@ class Result:
     loss: float
     start: float
     seconds: float
-    lasting: bool = True
+    is_own: bool = True
     held_out: tuple[float, float] = (0.0, 0.0)
 
 
@@ -153,7 +153,7 @@ class Mailbox:
                 role = self._state.role(chunk)
                 tail = (result.start, result.seconds, result.loss, *result.held_out)
                 coded = self._encoder.coded(gradient, role, tail)
-            elif not result.lasting:
+            elif not result.is_own:
                 gradient = gradient.copy()
             if self._state.is_sketched(iteration, chunk):
                 found = self._encoder.sketch(gradient)

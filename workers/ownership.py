@@ -1,4 +1,4 @@
-"""Whether psgc can keep an array that a model returned, or must copy it because its memory may be written to again.
+"""Whether an array that a model returned can become psgc's, or must be copied since others may use its memory.
 
 A gradient may wait for its commit while the model computes the next one. A model that returns the same buffer each
 time, or a view of one, would change what waits. NumPy's read-only flag does not prevent that: another view of the
@@ -14,10 +14,10 @@ import numpy as np
 
 
 def call(function: Callable[[], tuple[Any, Any]]) -> tuple[Any, Any, bool]:
-    """The loss and the array that `function` returns, and whether nobody else can reach the array's memory.
+    """The loss and the array that `function` returns, and whether the array's memory is the caller's, to write to.
 
-    The last is False whenever that is not certain: for arrays of other libraries, and for NumPy arrays over memory that
-    NumPy does not own.
+    That is so when nobody else can reach it and it is not read-only. It is False whenever that is not certain: for
+    arrays of other libraries, and for NumPy arrays over memory that NumPy does not own.
 
     >>> call(lambda: (0.0, np.ones(3)))[2]
     True
@@ -26,7 +26,7 @@ def call(function: Callable[[], tuple[Any, Any]]) -> tuple[Any, Any, bool]:
     (False, False)
     """
     loss, array, counts, rest = _call(function)
-    return loss, array, rest is None and bool(counts) and max(counts) <= _UNSHARED
+    return loss, array, rest is None and bool(counts) and max(counts) <= _UNSHARED and array.flags.writeable
 
 
 def _call(function: Callable[[], tuple[Any, Any]]) -> tuple[Any, Any, list[int], Any]:

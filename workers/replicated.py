@@ -68,6 +68,7 @@ class ReplicatedLoop(WorkerLoop):
 
     def _begin_when_ready(self) -> None:
         if self._iteration < self._due == self._allreduce.steps:
+            self._allreduce.drop_accumulators()
             self._begin(self._due, self._allreduce.replica.params)
 
     def _handle(self, entry: Entry, source: int) -> None:

@@ -104,10 +104,14 @@ class AllReduce:
             self._blocks.arrived(message.source, message.iteration, name, buffer)
 
     def mapped(self, map: Map, accumulators: Accumulators) -> None:
-        """A map has come. accumulators: of this rank; they stay as they are until the iteration is closed."""
+        """A map has come. accumulators: of this rank; they stay as they are until the next iteration begins here."""
         if not map.attempt:
             self._giver.skipped(map.iteration, map.receivers)
         self._blocks.mapped(map, accumulators)
+
+    def drop_accumulators(self) -> None:
+        """A new iteration begins here: the accumulators of those before are not needed any more."""
+        self._blocks.drop_accumulators()
 
     def closed(self, iteration: int, others: dict[int, int]) -> None:
         """The gradient of `iteration` is made of version 0 of each slice; others: version by slice where it is not."""

@@ -81,7 +81,7 @@ class Blocks:
     # what happens
 
     def mapped(self, map: Map, accumulators: Accumulators) -> None:
-        """A map has come. accumulators: of this rank; they stay as they are until the iteration is closed."""
+        """A map has come. accumulators: of this rank; they stay as they are until the next iteration begins here."""
         self._accumulators = accumulators
         for rank in map.receivers:
             self._transport.remember(rank)
@@ -92,6 +92,10 @@ class Blocks:
         contributor = Contributor(source, name.role, name.serial) if name.role else None
         self._buffers[iteration, name.attempt, name.block, contributor] = buffer
         self._bring(part.Arrived(source, iteration, name.attempt, name.block, contributor))
+
+    def drop_accumulators(self) -> None:
+        """A new iteration begins here: the accumulators of those before are not needed any more."""
+        self._accumulators = {}
 
     @property
     def nap(self) -> float:

@@ -194,7 +194,7 @@ def make_worker(
     """
     backend = memory.backend
     combined, shared = config.transfer == "combined", config.aggregation == "allreduce"
-    encoder = Encoder(backend, plan.coding_matrix, dim, config.dtype)
+    encoder = Encoder(backend, plan.coding_matrix, dim, config.dtype, shared)
     every = config.verify.every if config.verify else 0
     state = WorkerState(transport.rank, plan.queues[transport.rank], plan.num_chunks, combined, every, shared)
     mailbox = Mailbox(state, encoder, transport.wake)

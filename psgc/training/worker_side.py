@@ -83,7 +83,7 @@ def make_worker(
     """
     transport.start(from_everybody=config.aggregation == "allreduce")
     combined, shared = config.transfer == "combined", config.aggregation == "allreduce"
-    encoder = Encoder(backend, plan.coding_matrix, problem.dim, config.dtype)
+    encoder = Encoder(backend, plan.coding_matrix, problem.dim, config.dtype, shared)
     every = config.verify.every if config.verify else 0
     state = WorkerState(transport.rank, plan.queues[transport.rank], plan.num_chunks, combined, every, shared)
     injector = make_injector(config, transport.rank)

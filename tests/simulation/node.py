@@ -53,7 +53,7 @@ class Node(WorkerLoop):
         self.rank = rank
         self.end = end or WorkerEnd(clock)
         self.state = ImpatientState(rank, plan.queues[rank], plan.num_chunks, combined, every, bool(more))
-        self.encoder = Encoder(Backend(), plan.coding_matrix, dim, "float64")
+        self.encoder = Encoder(Backend(), plan.coding_matrix, dim, "float64", shared=bool(more))
         self.mailbox = Mailbox(self.state, self.encoder)
         super().__init__(
             self.end,
@@ -97,9 +97,10 @@ class Node(WorkerLoop):
         self._send_vectors()
 
     def alive(self) -> int:
-        """How many gradients are still in memory."""
+        """How many gradients are still in memory, besides those that have become accumulators."""
         self.gradients = [ref for ref in self.gradients if ref() is not None]
-        return len(self.gradients)
+        accumulators = [*map(id, self.encoder._accumulators.values())]
+        return sum(id(ref()) not in accumulators for ref in self.gradients)
 
     def die(self, kept: int) -> None:
         """The process ends; so many of its messages were out of its hands."""

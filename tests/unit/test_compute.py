@@ -181,7 +181,7 @@ def test_the_gradient_is_cast_to_the_runs_type(run, dtype, given):
 
 
 @pytest.mark.parametrize(
-    ("given", "dtype", "lasting"),
+    ("given", "dtype", "is_own"),
     [
         (lambda: np.ones(DIM), "float64", True),
         (lambda: np.ones((DIM, 1)).reshape(-1), "float64", True),
@@ -194,9 +194,9 @@ def test_the_gradient_is_cast_to_the_runs_type(run, dtype, given):
     ],
     ids=["new", "view of new", "list", "buffer", "converted buffer", "strided", "foreign", "memory of others"],
 )
-def test_it_is_known_whether_the_gradient_stays_as_it_is(run, given, dtype, lasting):
+def test_it_is_known_whether_the_gradient_stays_as_it_is(run, given, dtype, is_own):
     result = run(lambda *_: (np.nan, given()), dtype=dtype).results[0, 2]  # a loss is for information only
-    assert result.lasting == lasting
+    assert result.is_own == is_own
 
 
 @pytest.mark.parametrize("owner", [np.empty(2 * DIM), np.frombuffer(bytearray(16 * DIM))], ids=["NumPy's", "foreign"])

@@ -1,5 +1,7 @@
 """What a worker sends: per chunk and combined, for every cut of the gradient."""
 
+import weakref
+
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
@@ -126,6 +128,26 @@ def test_what_is_added_after_accumulators_were_shared_out_goes_to_new_ones():
     assert encoder.accumulators == {}
     encoder.add(np.ones(4), (1,), 1, serial=1)
     assert encoder.accumulators[1, 1].tolist() == [1.0] * 4
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_with_allreduce_and_one_part_the_first_gradient_becomes_the_accumulator(parts):
+    encoder = Encoder(Backend(), np.ones((3, 1)) if parts == 1 else np.eye(3, 2) + 1, 4, "float64", shared=True)
+    contributors = (1, 2)[:parts]
+    for iteration in range(2):
+        encoder.begin(not_sending)
+        first, second = np.full(4, 1.0 + iteration), np.full(4, 2.0)
+        encoder.add(first, contributors, 1)
+        encoder.add(first.copy(), contributors, 1, serial=1)
+        once = encoder.accumulators[1, 1].copy()
+        encoder.add(second, contributors, 1)
+        np.testing.assert_allclose(encoder.accumulators[1, 0], once * (3 + iteration) / (1 + iteration))
+        assert np.shares_memory(encoder.accumulators[1, 0], first) == (parts == 1)
+        assert second.tolist() == [2.0] * 4
+        gone = weakref.ref(first)
+        del first
+    encoder.begin(not_sending)
+    assert gone() is None
 
 
 def test_what_was_not_asked_for_does_not_survive_its_iteration_and_its_memory_does():

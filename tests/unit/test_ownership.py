@@ -52,9 +52,22 @@ class Model:
         lambda: (0.0, np.ctypeslib.as_array((ctypes.c_double * 4)())),
         lambda: (0.0, np.from_dlpack(np.ones(4))),
         lambda: (0.0, np.ones((2, 2)).view(np.matrix)),
+        lambda: (0.0, np.broadcast_to(np.ones(3), (3,))),
         lambda: (0.0, [1.0, 2.0]),
     ],
-    ids=["buffer", "view", "window", "window elsewhere", "kept", "bytes", "ctypes", "DLPack", "subclass", "list"],
+    ids=[
+        "buffer",
+        "view",
+        "window",
+        "window elsewhere",
+        "kept",
+        "bytes",
+        "ctypes",
+        "DLPack",
+        "subclass",
+        "read-only",
+        "list",
+    ],
 )
 def test_memory_that_others_may_reach_is_not(function):
     assert not call(function)[2]
