@@ -12,6 +12,7 @@ from psgc.errors import ModelError, UserError
 from psgc.torch.checks import check_model
 from psgc.torch.flat import FlatModel
 from psgc.torch.loss import loss_and_count
+from psgc.torch.memory import lazy_zeros
 from psgc.torch.seeding import seeded
 from psgc.torch.statistics import RunningStatistics
 
@@ -62,7 +63,7 @@ class ChunkGradient:
         """
         check_model(self._model, self._buffers)
         flat = self._flat
-        vector = torch.zeros(self.dim, dtype=flat.dtype, device=flat.device)
+        vector = lazy_zeros(self.dim, flat.dtype, flat.device)
         statistics = vector[flat.dim + SUMS :]
         merging = self._statistics.of_chunk(seed[2], statistics) if self._statistics else nullcontext()
         total, examples = 0.0, 0.0

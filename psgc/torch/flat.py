@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from psgc.errors import UserError
-from psgc.torch.memory import settle
+from psgc.torch.memory import lazy_zeros, settle
 
 DTYPES = (torch.float32, torch.float64)
 
@@ -34,7 +34,7 @@ class FlatModel:
         self._strides = tuple(torch.empty_like(param, device="meta").stride() for param in self._parameters)
         # of torch, not of NumPy: aligned to 64 bytes on every rank
         self.params = torch.empty(self.dim, dtype=self.dtype, device=self.device)
-        self.grad = torch.zeros_like(self.params)
+        self.grad = lazy_zeros(self.dim, self.dtype, self.device)
         self._param_views = self.views(self.params)
         self._grad_views: list[Tensor | None] = [*self.views(self.grad)]
         self._adopt()
@@ -66,7 +66,7 @@ class FlatModel:
 
     def clear(self) -> None:
         """Have zeros as `grad`."""
-        self.take(torch.zeros_like(self.params))
+        self.take(lazy_zeros(self.dim, self.dtype, self.device))
 
     def drop(self) -> None:
         """Have no `grad`, and give its memory back, until `take`."""

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from statistics import median
 
 import pytest
 
@@ -59,20 +60,20 @@ import psgc.torch
 
 torch.set_num_threads(1)
 torch.manual_seed(0)
-width = int(sys.argv[1])
+width, rows = int(sys.argv[1]), int(sys.argv[2])
 model = torch.nn.Sequential(*[torch.nn.Linear(width, width) for _ in range(25)])
-x = torch.randn(64, width)
+x = torch.randn(2 * rows, width)
 
 def loss(model, batch):
     return ((model(batch[0]) - batch[1]) ** 2).mean(1).sum(), len(batch[0])
 
-model(x).sum().backward()  # the first time takes seconds on a busy machine
+model(x[:8]).sum().backward()  # the first time takes seconds on a busy machine
 model.zero_grad()
 data = torch.utils.data.TensorDataset(x, x)
 run = psgc.torch.init(model, data, loss, chunks=12, micro_batch=8, aggregation="allreduce")
 optimizer = torch.optim.SGD(model.parameters(), 1e-3, momentum=0.9)
 run.attach(optimizer)
-for batch in run.batches(32, epochs=4):
+for batch in run.batches(rows, epochs=4):
     run.backward(batch)
     optimizer.step()
 """
@@ -143,12 +144,13 @@ def test_no_rank_holds_more_than_was_said(
     assert all(3 * vector < held[rank] <= most[rank] for rank in range(WORKERS + 1)), rows
 
 
-def test_a_worker_of_a_script_holds_about_three_gradients_besides_parameters_and_momentum(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("rows", "most"), [(384, 3.0), (32, 4.0)], ids=["chunks of 32 examples", "of 2 or 3"])
+def test_what_a_worker_of_a_script_holds_besides_its_model_and_momentum(tmp_path: Path, rows: int, most: float) -> None:
+    """With so few examples a chunk is over before the one before it is added."""
     for name, text in (("script.py", SCRIPT), ("peak.py", PEAK)):
         (tmp_path / name).write_text(text)
-    small, large = (peaks_of(tmp_path, ["script.py", str(width)]) for width in (30, WIDTH))
+    small, large = (peaks_of(tmp_path, ["script.py", str(width), str(rows)]) for width in (30, WIDTH))
     vector = 4 * 25 * (WIDTH + 1) * WIDTH
     gradients = [(more - less) / vector - 2 for more, less in zip(large[1:], small[1:], strict=True)]
-    print(gradients)
-    # on a busy machine a second chunk may wait to be added; with a copy of the sum in `.grad` there were more than five
-    assert all(1 < held < 5 for held in gradients), gradients
+    print(rows, "examples a step, gradients:", *(f"{held:.2f}" for held in gradients))
+    assert 1 < median(gradients) < most, gradients  # one worker may be interrupted at the wrong time

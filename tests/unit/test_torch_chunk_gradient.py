@@ -112,8 +112,9 @@ def test_backward_passes_add_to_the_memory_of_the_vector():
     for param in model.parameters():
         param.register_post_accumulate_grad_hook(lambda p: places.append(p.grad.untyped_storage().data_ptr()))
     vector = gradient.vector(BATCHES, SEED, always)
-    assert places == [vector.data_ptr()] * 12
-    assert all(p.grad.untyped_storage().data_ptr() == flat.grad.data_ptr() for p in model.parameters())
+    assert places == [vector.untyped_storage().data_ptr()] * 12
+    storage = flat.grad.untyped_storage().data_ptr()
+    assert all(p.grad.untyped_storage().data_ptr() == storage for p in model.parameters())
 
 
 @pytest.mark.parametrize(("answers", "begun"), [([False], 1), ([True, False], 2), ([True, True, False], 3)])
