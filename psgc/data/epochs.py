@@ -7,7 +7,7 @@ import numpy as np
 
 from psgc.data.shuffle import shuffled, shuffled_at
 
-TOGETHER = 1024  # rows that are looked up together, of the same chunk in some iterations: a look-up takes 0.4 ms
+TOGETHER = 1024  # rows that are looked up together, of the same chunk in some iterations: a look-up takes 0.2 ms
 LEAST = 0.01  # cost of an empty chunk: its report takes time as well
 
 
