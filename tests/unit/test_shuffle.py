@@ -10,6 +10,7 @@ import pytest
 from psgc.data.shuffle import shuffled
 
 FIRST = [7, 3, 4, 8, 9, 0, 6, 2, 5, 1]
+LATER = [19744, 6624, 12849, 873, 10364]  # looked up in tables
 
 
 @pytest.mark.parametrize("length", [*range(1, 70), 1000, 4096, 4097, 99_999])
@@ -19,7 +20,7 @@ def test_every_number_once(length):
 
 def test_any_slice_alone_is_that_of_the_whole_order():
     whole = shuffled((7, 2), 1000, 0, 1000)
-    for start, stop in [(0, 0), (0, 1), (999, 1000), (137, 641), (500, 500)]:
+    for start, stop in [(0, 0), (0, 1), (999, 1000), (137, 641), (500, 500), (300, 330), (400, 434)]:
         found = shuffled((7, 2), 1000, start, stop)
         np.testing.assert_array_equal(found, whole[start:stop])
         assert found.dtype == np.int64
@@ -29,6 +30,7 @@ def test_the_order_never_changes_between_versions():
     assert shuffled((0, 1), 10, 0, 10).tolist() == FIRST
     assert shuffled((np.int64(0), 1), 10, 0, 10).tolist() == FIRST
     assert int(shuffled((2**80, 0), 10**8, 99_999_999, 10**8)[0]) == 88141713
+    assert shuffled((0, 3), 20_480, 0, 10_240)[::2048].tolist() == LATER
 
 
 @pytest.mark.parametrize("length", [2, 3, 4, 5])
