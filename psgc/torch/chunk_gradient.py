@@ -12,7 +12,6 @@ from psgc.errors import ModelError, UserError
 from psgc.torch.checks import check_model
 from psgc.torch.flat import FlatModel
 from psgc.torch.loss import loss_and_count
-from psgc.torch.memory import lazy_zeros
 from psgc.torch.seeding import seeded
 from psgc.torch.statistics import RunningStatistics
 
@@ -63,7 +62,8 @@ class ChunkGradient:
         """
         check_model(self._model, self._buffers)
         flat = self._flat
-        vector = lazy_zeros(self.dim, flat.dtype, flat.device)
+        vector = torch.empty(self.dim, dtype=flat.dtype, device=flat.device)  # no page of it takes memory yet
+        vector[flat.dim :] = 0
         statistics = vector[flat.dim + SUMS :]
         merging = self._statistics.of_chunk(seed[2], statistics) if self._statistics else nullcontext()
         total, examples = 0.0, 0.0
@@ -76,6 +76,7 @@ class ChunkGradient:
                     total, examples = total + part, examples + count
                     if not wanted():
                         return None
+            flat.zero_rest()
         finally:
             flat.restore()
         vector[flat.dim] = total

@@ -1,12 +1,14 @@
 """The trainable parameters of a module, and their gradients, as views of two flat tensors."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from weakref import WeakMethod
 
 import torch
 from torch import Tensor, nn
 
 from psgc.errors import UserError
-from psgc.torch.memory import lazy_zeros, settle
+from psgc.torch.memory import settle
 
 DTYPES = (torch.float32, torch.float64)
 
@@ -34,9 +36,13 @@ class FlatModel:
         self._strides = tuple(torch.empty_like(param, device="meta").stride() for param in self._parameters)
         # of torch, not of NumPy: aligned to 64 bytes on every rank
         self.params = torch.empty(self.dim, dtype=self.dtype, device=self.device)
-        self.grad = lazy_zeros(self.dim, self.dtype, self.device)
+        self.grad = torch.zeros_like(self.params)
         self._param_views = self.views(self.params)
         self._grad_views: list[Tensor | None] = [*self.views(self.grad)]
+        self._targets: list[Tensor] = []  # of `gradients_into`
+        moved = WeakMethod(self._moved)  # what a hook refers to is never collected
+        for place, param in enumerate(self._parameters):
+            param.register_post_accumulate_grad_hook(partial(_call, moved, place))  # type: ignore[no-untyped-call]
         self._adopt()
 
     def views(self, flat: Tensor) -> list[Tensor]:
@@ -48,14 +54,36 @@ class FlatModel:
         return views
 
     def gradients_into(self, flat: Tensor) -> None:
-        """Let backward passes add to `flat`, (dim,) or longer, until `restore`."""
-        self._set_grads(self.views(flat))
+        """Let backward passes sum up in `flat`, (dim,) or longer, until `restore`.
+
+        Its entries may be anything: the first gradient of a parameter overwrites them. `zero_rest` does what is left.
+        """
+        self._targets = self.views(flat)
+        self._set_grads([None] * len(self._parameters))
+
+    def zero_rest(self) -> None:
+        """After the last backward pass: make the entries zero of parameters that had no gradient."""
+        for param, target in zip(self._parameters, self._targets, strict=True):
+            if param.grad is None:
+                target.zero_()
+
+    def _moved(self, place: int, param: Tensor) -> None:
+        """A backward pass has added to `param.grad`, which is memory of its own if there was none before."""
+        if not self._targets or param.grad is None or param.grad is self._targets[place]:
+            return
+        target = self._targets[place]
+        if param.grad.is_sparse:
+            target.zero_().add_(param.grad.detach())
+        else:
+            target.copy_(param.grad.detach())
+        param.grad = target
 
     def restore(self) -> None:
         """Make each `.grad` a view of `grad` again, also where an optimizer's zero_grad() has set it to None.
 
         Parameters that have been frozen since have none.
         """
+        self._targets = []
         self._set_grads(self._grad_views)
 
     def take(self, gradient: Tensor) -> None:
@@ -66,7 +94,7 @@ class FlatModel:
 
     def clear(self) -> None:
         """Have zeros as `grad`."""
-        self.take(lazy_zeros(self.dim, self.dtype, self.device))
+        self.take(torch.zeros_like(self.params))
 
     def drop(self) -> None:
         """Have no `grad`, and give its memory back, until `take`."""
@@ -115,6 +143,12 @@ class FlatModel:
     def _set_grads(self, views: Sequence[Tensor | None]) -> None:
         for param, view in zip(self._parameters, views, strict=True):
             param.grad = view if param.requires_grad else None
+
+
+def _call(method: "WeakMethod[Callable[[int, Tensor], None]]", place: int, param: Tensor) -> None:
+    """The method, if its object is still there."""
+    if (called := method()) is not None:
+        called(place, param)
 
 
 def _common(model: nn.Module, named: dict[str, nn.Parameter]) -> tuple[torch.dtype, torch.device]:

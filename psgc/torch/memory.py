@@ -13,14 +13,11 @@ memory is given back `settle` does, since the next one to get it may belong to t
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from psgc.backend import Array, Backend, CupyBackend, find_cupy
-
-ALIGNED = 64  # bytes
 
 
 class Memory:
@@ -83,19 +80,6 @@ def memory_of(device: torch.device) -> tuple[Memory, str]:
         return Memory(device), ""
     found = find_cupy(device.index or 0)
     return (Memory(device), found) if isinstance(found, str) else (OnGpu(device, found), "")
-
-
-def lazy_zeros(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Zeros (size,). On the CPU a page of a large tensor takes memory when it is written to, and not before.
-
-    It begins at a multiple of 64 bytes, as tensors of torch do: results may depend on that.
-    """
-    if device.type != "cpu":
-        return torch.zeros(size, dtype=dtype, device=device)
-    spare = ALIGNED // dtype.itemsize
-    memory = torch.from_numpy(np.zeros(size + spare, str(dtype).removeprefix("torch.")))
-    start = -memory.data_ptr() % ALIGNED // dtype.itemsize
-    return memory[start : start + size]
 
 
 def settle(device: torch.device) -> None:

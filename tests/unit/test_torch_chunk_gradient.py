@@ -265,6 +265,19 @@ def test_parameters_frozen_since_get_zeros():
     assert model[0].weight.grad is None
 
 
+def test_a_chunk_without_rows_is_zero():
+    gradient, _ = made()
+    torch.use_deterministic_algorithms(True)  # fills torch.empty with NaN
+    try:
+        assert gradient.vector([], SEED, always).tolist() == [0] * gradient.dim
+        model = small()
+        other, _ = made(model)
+        model[0].requires_grad_(False)
+        assert other.vector(BATCHES, SEED, always)[:16].tolist() == [0] * 16
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 def test_one_example_is_too_few_for_batch_normalisation():
     gradient, _ = made(small(nn.BatchNorm1d(4)), buffers="chunk", num_chunks=30)
     with pytest.raises(UserError) as refused:

@@ -1,5 +1,9 @@
 """Parameters and gradients as views of flat memory."""
 
+import gc
+import weakref
+from math import nan
+
 import pytest
 import torch
 from torch import nn
@@ -122,16 +126,20 @@ def test_strides_are_kept():
 def test_gradients_into_a_vector_and_back():
     model = small()
     flat = FlatModel(model)
-    vector = torch.zeros(30)
+    vector = torch.full((30,), nan)
+    vector[26:] = 0
     flat.gradients_into(vector)
     model(torch.ones(1, 3)).sum().backward()
     model(torch.ones(1, 3)).sum().backward()
+    flat.zero_rest()
     once = torch.autograd.grad(model(torch.ones(1, 3)).sum(), list(model.parameters()))
     torch.testing.assert_close(vector[:26], 2 * torch.cat([gradient.flatten() for gradient in once]))
     assert not vector[26:].any()
     assert not flat.grad.any()
     flat.restore()
+    model(torch.ones(1, 3)).sum().backward()
     assert all(lies_in(param.grad, flat.grad) for param in model.parameters())
+    torch.testing.assert_close(vector[:26], 2 * flat.grad)
 
 
 def test_sparse_gradients_are_added_too():
@@ -140,6 +148,48 @@ def test_sparse_gradients_are_added_too():
     model(torch.tensor([1, 1, 3])).sum().backward()
     assert flat.grad.tolist() == [0, 0, 2, 2, 0, 0, 1, 1]
     assert lies_in(model.weight.grad, flat.grad)
+
+
+def test_a_model_is_collected_and_works_without_psgc():
+    model = small()
+    flat = FlatModel(model)
+    flat.gradients_into(torch.empty(26))
+    model(torch.ones(1, 3)).sum().backward()
+    gone = weakref.ref(flat), weakref.ref(model)
+    del flat
+    gc.collect()
+    assert gone[0]() is None
+    model.zero_grad()
+    model(torch.ones(1, 3)).sum().backward()
+    assert all(param.grad.shape == param.shape for param in model.parameters())
+    del model
+    gc.collect()
+    assert gone[1]() is None
+
+
+def test_what_is_in_a_vector_before_does_not_matter():
+    """Sparse gradients, a parameter that is used later than others, one that is never used."""
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table, self.later, self.never = nn.Embedding(4, 2, sparse=True), nn.Linear(2, 1), nn.Linear(2, 1)
+
+        def forward(self, rows, later):
+            found = self.table(rows)
+            return (self.later(found) if later else found).sum()
+
+    flat = FlatModel(model := Model())
+    vector = torch.full((flat.dim,), nan)
+    flat.gradients_into(vector)
+    model(torch.tensor([1, 1, 3]), False).backward()
+    model(torch.tensor([2]), True).backward()
+    flat.zero_rest()
+    table = torch.tensor([[0, 0], [2, 2], [0, 0], [1, 1]], dtype=torch.float32)
+    table[2] = model.later.weight.detach()[0]
+    later = torch.cat([model.table.weight.detach()[2], torch.ones(1)])
+    assert torch.equal(vector, torch.cat([table.flatten(), later, torch.zeros(3)]))
+    assert all(lies_in(param.grad, vector) for param in (model.table.weight, *model.later.parameters()))
 
 
 def test_restore_after_zero_grad_and_of_parameters_frozen_since():

@@ -1,8 +1,6 @@
 """Tensors and arrays over the same memory, on the stand-in for CuPy and, where there is one, on a GPU."""
 
-import os
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +8,7 @@ import torch
 
 from psgc.torch import memory
 from psgc.torch.flat import FlatModel
-from psgc.torch.memory import Memory, OnGpu, lazy_zeros, memory_of, settle
+from psgc.torch.memory import Memory, OnGpu, memory_of, settle
 from tests.stand_in import cupy
 
 CPU = torch.device("cpu")
@@ -43,26 +41,6 @@ def test_without_cupy_it_is_said_that_vectors_go_through_the_host(monkeypatch):
     found, why = memory_of(torch.device("cuda", 0))
     assert (type(found), found.backend.name) == (Memory, "numpy")
     assert why.startswith("CuPy is not installed (pip install cupy-cuda13x")
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_zeros_are_aligned_as_tensors_of_torch_are(dtype):
-    kept = [lazy_zeros(size, dtype, CPU) for size in (*range(1, 40), 1 << 20)]
-    for zeros in kept:
-        zeros += 1
-    assert [len(zeros) for zeros in kept] == [*range(1, 40), 1 << 20]
-    assert all(zeros.dtype == dtype and zeros.data_ptr() % 64 == 0 and (zeros == 1).all() for zeros in kept)
-
-
-def test_zeros_take_memory_when_they_are_written_to():
-    def resident():
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-    before = resident()
-    zeros = lazy_zeros(1 << 26, torch.float32, CPU)
-    assert resident() - before < 1 << 24
-    zeros[: 1 << 25] = 1
-    assert 1 << 26 < resident() - before < 1 << 28
 
 
 @pytest.mark.gpu
