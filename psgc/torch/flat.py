@@ -1,7 +1,8 @@
 """The trainable parameters of a module, and their gradients, as views of two flat tensors."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
+from typing import Any
 from weakref import WeakMethod
 
 import torch
@@ -145,7 +146,7 @@ class FlatModel:
             param.grad = view if param.requires_grad else None
 
 
-def _call(method: "WeakMethod[Callable[[int, Tensor], None]]", place: int, param: Tensor) -> None:
+def _call(method: WeakMethod[Any], place: int, param: Tensor) -> None:
     """The method, if its object is still there."""
     if (called := method()) is not None:
         called(place, param)
