@@ -205,10 +205,10 @@ class ComputeThread(threading.Thread):
         loss, returned, unshared = call(
             lambda: gradient_of(self._evaluate, self._chunks, chunk, params, iteration, self._seed, self._batch)
         )
-        gradient = returned if self._fits(returned) else self._converted(returned)
+        gradient, is_new = (returned, False) if self._fits(returned) else self._converted(returned)
         if not self._backend.all_finite(gradient):
             raise _BadGradient("the gradient has entries that are NaN or infinite")
-        return float(loss), gradient, unshared or (gradient is not returned and gradient.base is None)
+        return float(loss), gradient, unshared or is_new
 
     def _fits(self, array: Any) -> bool:
         return (
@@ -218,14 +218,16 @@ class ComputeThread(threading.Thread):
             and array.flags.c_contiguous
         )
 
-    def _converted(self, returned: Any) -> Array:
+    def _converted(self, returned: Any) -> tuple[Array, bool]:
+        """As an array of the run's type, and whether it is a copy for certain: `__array__` may give what others use."""
         gradient = self._backend.xp.asarray(self._backend.asarray(returned))
         if not np.can_cast(gradient.dtype, self._dtype, "same_kind"):  # from complex or objects a cast loses or invents
             raise _BadGradient(f"the gradient is of dtype {gradient.dtype}, expected {self._dtype}")
         if gradient.shape != (self._dim,):
             raise _BadGradient(f"the gradient has shape {gradient.shape}, expected ({self._dim},)")
         with np.errstate(all="ignore"):
-            return self._backend.xp.ascontiguousarray(gradient, self._dtype)
+            converted = self._backend.xp.ascontiguousarray(gradient, self._dtype)
+        return converted, converted is not gradient and converted.base is None
 
 
 class _BadGradient(Exception):

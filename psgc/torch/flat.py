@@ -76,7 +76,7 @@ class FlatModel:
         if param.grad.is_sparse:
             target.zero_().add_(param.grad.detach())
         else:
-            target.copy_(param.grad.detach())
+            torch.add(param.grad.detach(), 0.0, out=target)  # turns -0 into 0, as adding to zeros does
         param.grad = target
 
     def restore(self) -> None:

@@ -23,6 +23,17 @@ from tests.simulation.network import Clock
 
 DIM, CHUNKS = 3, 4
 PARAMS = np.array([1.0, 2.0, 3.0])
+
+
+class Kept:
+    """As arrays of other libraries are: what `__array__` gives may be memory that is used again."""
+
+    memory = np.ones(DIM)
+
+    def __array__(self, dtype=None, copy=None):
+        return self.memory
+
+
 BUFFER, TWICE, FOREIGN = np.ones(DIM), np.ones(2 * DIM), np.frombuffer(bytearray(8 * DIM))
 ROWS = np.arange(40.0)
 DATASET = Dataset("data.npz", 40, 1, False, ROWS[:, None], ROWS)  # chunk i is the rows 10 i .. 10 i + 9
@@ -185,14 +196,27 @@ def test_the_gradient_is_cast_to_the_runs_type(run, dtype, given):
     [
         (lambda: np.ones(DIM), "float64", True),
         (lambda: np.ones((DIM, 1)).reshape(-1), "float64", True),
-        (lambda: [1.0, 1.0, 1.0], "float64", True),
+        (lambda: [1.0, 1.0, 1.0], "float64", False),
+        (lambda: Kept(), "float64", False),
+        (lambda: Kept(), "float32", True),
         (lambda: BUFFER, "float64", False),
         (lambda: BUFFER, "float32", True),  # converted, which makes a new array
         (lambda: TWICE[::2], "float64", True),
         (lambda: FOREIGN, "float64", False),
         (lambda: np.frombuffer(bytearray(8 * DIM)), "float64", False),
     ],
-    ids=["new", "view of new", "list", "buffer", "converted buffer", "strided", "foreign", "memory of others"],
+    ids=(
+        "new",
+        "view of new",
+        "list",
+        "kept",
+        "converted kept",
+        "buffer",
+        "converted buffer",
+        "strided",
+        "foreign",
+        "memory of others",
+    ),
 )
 def test_it_is_known_whether_the_gradient_stays_as_it_is(run, given, dtype, is_own):
     result = run(lambda *_: (np.nan, given()), dtype=dtype).results[0, 2]  # a loss is for information only

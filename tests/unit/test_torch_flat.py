@@ -167,6 +167,15 @@ def test_a_model_is_collected_and_works_without_psgc():
     assert gone[1]() is None
 
 
+def test_minus_zero_becomes_zero_as_in_a_sum():
+    flat = FlatModel(model := nn.Linear(2, 1, bias=False))
+    vector = torch.empty(2)
+    flat.gradients_into(vector)
+    (model.weight * torch.tensor([-0.0, 1.0])).sum().backward()
+    assert vector.tolist() == [0, 1]
+    assert not torch.signbit(vector).any()
+
+
 def test_what_is_in_a_vector_before_does_not_matter():
     """Sparse gradients, a parameter that is used later than others, one that is never used."""
 
