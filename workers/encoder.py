@@ -15,7 +15,7 @@ class Encoder:
     """Codes the gradients of a worker, in its own role or in that of a lost worker.
 
     coding_matrix: R, (num_workers, parts), row j - 1 for role j; dim: entries of the gradient; shared:
-    accumulators are never delivered (`allreduce`). With one part a chunk's gradient can then become one, uncopied.
+    accumulators are never delivered (`allreduce`). With one part a chunk's gradient then becomes one without a copy.
     """
 
     def __init__(self, backend: Backend, coding_matrix: np.ndarray, dim: int, dtype: Any, shared: bool = False) -> None:

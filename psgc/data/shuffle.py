@@ -47,7 +47,7 @@ def _permuted(numbers: np.ndarray, length: int, rounds: np.ndarray) -> np.ndarra
     a, b = bases = np.uint64(-(-length // even)), np.uint64(even)
     left = numbers // b
     digits = [left, numbers - left * b]
-    tables = []  # for each digit and round by how much it moves, by the other digit, where that is less to compute
+    tables = []  # for each digit and round: how far the other digit moves it; used where that is less to compute
     if max(bases) < numbers.size:
         every = (np.arange(b, dtype=np.uint64), np.arange(a, dtype=np.uint64))
         tables = [_below(base, every[which], rounds[which::2, None]) for which, base in enumerate(bases)]

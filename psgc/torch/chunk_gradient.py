@@ -76,7 +76,7 @@ class ChunkGradient:
                     total, examples = total + part, examples + count
                     if not wanted():
                         return None
-            flat.zero_rest()
+            flat.complete()
         finally:
             flat.restore()
         vector[flat.dim] = total

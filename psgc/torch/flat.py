@@ -41,6 +41,7 @@ class FlatModel:
         self._param_views = self.views(self.params)
         self._grad_views: list[Tensor | None] = [*self.views(self.grad)]
         self._targets: list[Tensor] = []  # of `gradients_into`
+        self._written: set[int] = set()  # which of them have been written to
         moved = WeakMethod(self._moved)  # what a hook refers to is never collected
         for place, param in enumerate(self._parameters):
             param.register_post_accumulate_grad_hook(partial(_call, moved, place))  # type: ignore[no-untyped-call]
@@ -57,15 +58,25 @@ class FlatModel:
     def gradients_into(self, flat: Tensor) -> None:
         """Let backward passes sum up in `flat`, (dim,) or longer, until `restore`.
 
-        Its entries may be anything: the first gradient of a parameter overwrites them. `zero_rest` does what is left.
+        Its entries may be anything: the first gradient of a parameter overwrites them. `complete` makes the rest zero.
         """
-        self._targets = self.views(flat)
+        self._targets, self._written = self.views(flat), set()
         self._set_grads([None] * len(self._parameters))
 
-    def zero_rest(self) -> None:
-        """After the last backward pass: make the entries zero of parameters that had no gradient."""
-        for param, target in zip(self._parameters, self._targets, strict=True):
-            if param.grad is None:
+    def complete(self) -> None:
+        """After the last backward pass: make the entries of parameters zero that had no gradient.
+
+        Raises UserError when a gradient was taken away meanwhile.
+        """
+        for place, (param, target) in enumerate(zip(self._parameters, self._targets, strict=True)):
+            if param.grad is not None:
+                self._moved(place, param)
+            elif place in self._written and param.requires_grad:
+                raise UserError(
+                    f"the gradient of {self.names[place]} was set to None while that of a chunk was summed, by a "
+                    "hook or by zero_grad(); do that after run.backward"
+                )
+            else:
                 target.zero_()
 
     def _moved(self, place: int, param: Tensor) -> None:
@@ -78,6 +89,7 @@ class FlatModel:
         else:
             torch.add(param.grad.detach(), 0.0, out=target)  # turns -0 into 0, as adding to zeros does
         param.grad = target
+        self._written.add(place)
 
     def restore(self) -> None:
         """Make each `.grad` a view of `grad` again, also where an optimizer's zero_grad() has set it to None.

@@ -131,7 +131,7 @@ def test_gradients_into_a_vector_and_back():
     flat.gradients_into(vector)
     model(torch.ones(1, 3)).sum().backward()
     model(torch.ones(1, 3)).sum().backward()
-    flat.zero_rest()
+    flat.complete()
     once = torch.autograd.grad(model(torch.ones(1, 3)).sum(), list(model.parameters()))
     torch.testing.assert_close(vector[:26], 2 * torch.cat([gradient.flatten() for gradient in once]))
     assert not vector[26:].any()
@@ -176,6 +176,27 @@ def test_minus_zero_becomes_zero_as_in_a_sum():
     assert not torch.signbit(vector).any()
 
 
+def test_a_gradient_that_the_user_sets_counts():
+    flat = FlatModel(model := nn.Linear(2, 1))
+    vector = torch.full((3,), nan)
+    flat.gradients_into(vector)
+    model.weight.grad = torch.tensor([[2.0, 3.0]])
+    model.bias.sum().backward()
+    flat.complete()
+    assert vector.tolist() == [2, 3, 1]
+
+
+def test_a_gradient_that_is_taken_away_is_an_error():
+    flat = FlatModel(model := nn.Linear(2, 1))
+    flat.gradients_into(torch.empty(3))
+    model(torch.ones(1, 2)).sum().backward()
+    model.weight.grad = None
+    with pytest.raises(
+        UserError, match=r"^the gradient of weight was set to None while .*; do that after run.backward$"
+    ):
+        flat.complete()
+
+
 def test_what_is_in_a_vector_before_does_not_matter():
     """Sparse gradients, a parameter that is used later than others, one that is never used."""
 
@@ -193,7 +214,7 @@ def test_what_is_in_a_vector_before_does_not_matter():
     flat.gradients_into(vector)
     model(torch.tensor([1, 1, 3]), False).backward()
     model(torch.tensor([2]), True).backward()
-    flat.zero_rest()
+    flat.complete()
     table = torch.tensor([[0, 0], [2, 2], [0, 0], [1, 1]], dtype=torch.float32)
     table[2] = model.later.weight.detach()[0]
     later = torch.cat([model.table.weight.detach()[2], torch.ones(1)])
