@@ -80,7 +80,7 @@ class FlatModel:
                 target.zero_()
 
     def _moved(self, place: int, param: Tensor) -> None:
-        """A backward pass has added to `param.grad`, which is memory of its own if there was none before."""
+        """A hook: `param.grad` has a new gradient. One in memory of its own is moved to the vector of the chunk."""
         if not self._targets or param.grad is None or param.grad is self._targets[place]:
             return
         target = self._targets[place]
