@@ -30,7 +30,7 @@ run: .venv/installed data/digits-train.npz
 # processes of mpirun wait much, so that three tests at once keep two cores busy; the longest come first
 BESIDE := -n 3 --dist loadfile --no-loadscope-reorder
 # tests that compare times: nothing runs beside these; and one with up to seventeen workers that are not to be missed
-TIMED := tests/ranks/test_approximate.py tests/ranks/test_replay.py
+TIMED := tests/ranks/test_approximate.py tests/ranks/test_latency.py tests/ranks/test_replay.py
 CROWDED := tests/faults/test_matrix.py
 
 test: .venv/installed .venv/mpich/bin/mpirun

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from psgc.backend import Array
-from psgc.messages import BATCH, MESSAGE, RECORD, Records, joined
+from psgc.messages import BATCH, RECORD, Records, joined
 from psgc.processes import die_with_parent, keep_freed_memory, sleep_precisely
 from psgc.rendezvous import MPI, TIMEOUT, Rendezvous, failed_ranks
 from psgc.transport.backoff import BELL, LARGE, LONGEST, SHORTEST, Backoff
@@ -62,6 +62,7 @@ class Transport:
         self._receives, self._sends = Receives(self._control, self._vectors, deaths), Sends(deaths)
         self._bell = Bell(self._processes[self.rank])
         self._is_woken = False  # whoever sends this process something rings its bell
+        self._rang = 0.0  # when this process last rang others' bells, time.monotonic()
         self._expects = False  # the bell has rung for a message that has not come yet
         self._backoff, self._rest, self._least_nap = Backoff(SHORTEST), REST, 0.0
 
@@ -143,9 +144,13 @@ class Transport:
     def _send(self, comm: MPI.Intracomm, message: Any, dest: int, tag: int, buffer: Array) -> Sending:
         sending = self._sends.send(comm, message, dest, tag, buffer)
         self._backoff.reset(soon=self._expects)
-        if self._is_near(dest):
-            self._bell.ring_at(self._processes[dest])
+        self._ring_at([dest])
         return sending
+
+    def _ring_at(self, ranks: Iterable[int]) -> None:
+        self._rang = time.monotonic()
+        for rank in filter(self._is_near, ranks):
+            self._bell.ring_at(self._processes[rank])
 
     def post(self, buffer: Array, source: int | None = None) -> None:
         """Receive vectors from `source` (None: any rank) into `buffer`.
@@ -190,13 +195,17 @@ class Transport:
         than that either, and the end of a send is something to poll.
         """
         self._receives.repost()
+        self._sends.poll()
         size = self._sends.largest()
+        if size and time.monotonic() - self._rang > NAP:  # it may move only while the other end calls MPI as well
+            self._ring_at(self._sends.pending())
         large, looks = expecting_large or size >= LARGE, exchanging
         if nap:
             nap, large = max(nap, self._least_nap), False
         elif large and self._least_nap:  # to look without a pause would take the core that the transfer needs
-            nap = self._rest if busy and size <= MESSAGE else self._least_nap  # a short one ends while others compute
-            large, looks = False, True
+            nap, large, looks = self._least_nap, False, True
+        elif size and self._rest == BELL and not large:  # nobody rings when it can go on
+            nap, looks = NAP, True
         end = time.monotonic() + (REST if looks else self._rest)
         while True:
             if rung := self._bell.sleep(nap if looks else self._backoff.next(large, busy, nap)):

@@ -93,10 +93,11 @@ def test_a_recording_predicts_what_other_settings_take(folder, replays):
             times = f"predicted {1e3 * predicted:6.1f} ms, measured {1e3 * measured:6.1f} ms"
             lines.append(f"{recorded:>18} -> {other:<18} {times}, {100 * error:5.1f} % off")
         print("", *lines, sep="\n")  # python -m pytest -s tests/ranks/test_replay.py
-        (recorded, _), worst = max(errors.items(), key=lambda item: item[1])
+        pair, worst = max(errors.items(), key=lambda item: item[1])
         if worst <= CLOSE:
             return
-        replays[recorded] = record(folder, recorded)  # the machine may have been busy during that run
+        for name in set(pair):  # the machine may have been busy during either of them
+            replays[name] = record(folder, name)
     pytest.fail("\n".join(lines))
 
 

@@ -2,12 +2,13 @@
 
 import threading
 from dataclasses import replace
+from math import inf
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from psgc.messages import MESSAGE, Kind, record, stamp
+from psgc.messages import Kind, record, stamp
 from psgc.processes import Identity
 from psgc.rendezvous import MPI
 from psgc.transport import Control, Died, Vector, backoff, sends
@@ -236,15 +237,19 @@ def test_who_is_woken_sleeps_longer_unless_the_bell_came_early():
 
 
 class Waiting:
-    """A transport that waits: whether others ring, what its bell rings, and the bytes that it is sending."""
+    """A transport that waits: whether others ring, what its bell rings, and the bytes that it is sending to rank 2."""
 
-    def __init__(self, rings, is_woken=True, sending=0):
+    def __init__(self, rings, is_woken=True, sending=0, rang=0.0):
         self.slept = []  # seconds
         self.looks = []  # at what is being sent
+        self.rung = []  # ranks
         self._rings = iter(rings)
         self._receives = SimpleNamespace(repost=lambda: None, stirs=lambda: False)
-        self._sends = SimpleNamespace(largest=lambda: sending, poll=lambda: self.looks.append(sending))
-        self._bell, self._expects, self._is_woken = self, False, is_woken
+        self._sends = SimpleNamespace(
+            largest=lambda: sending, poll=lambda: self.looks.append(sending), pending=lambda: {2: sending}
+        )
+        self._bell, self._expects, self._is_woken, self._rang = self, False, is_woken, rang
+        self._ring_at = self.rung.extend
         self._backoff, self._rest, self._least_nap = Backoff(backoff.BELL), backoff.BELL, NAP
 
     def sleep(self, seconds):
@@ -269,17 +274,22 @@ def test_something_may_have_come_unless_only_an_own_thread_has_rung(rung, others
 def test_what_is_being_sent_goes_on_when_an_own_thread_has_rung(size):
     it = Waiting([{OWN}], sending=size)
     assert not Transport.wait(it, busy=True)
-    assert it.looks == [size]
+    assert it.looks == [size] * 2
     assert Transport.wait(Waiting([{OWN}], sending=size), busy=True, exchanging=True)
 
 
-@pytest.mark.parametrize(
-    ("size", "busy", "nap"), [(LARGE, True, backoff.BELL), (LARGE, False, NAP), (MESSAGE + 1, True, NAP)]
-)
-def test_where_ranks_share_cores_a_worker_that_computes_does_not_look_after_a_short_send(size, busy, nap):
+@pytest.mark.parametrize(("size", "nap"), [(0, backoff.BELL), (100, NAP), (LARGE, NAP)])
+def test_a_worker_that_is_sending_looks_soon_whether_it_computes_or_not(size, nap):
     it = Waiting([set(), {NEIGHBOUR}], sending=size)
-    assert Transport.wait(it, busy=busy)
-    assert it.slept[0] == nap
+    assert Transport.wait(it, busy=True)
+    assert it.slept == [nap] * 2
+
+
+@pytest.mark.parametrize(("size", "rang", "rung"), [(100, 0.0, [2]), (100, inf, []), (0, 0.0, [])])
+def test_while_a_send_is_under_way_its_receiver_is_woken_again_unless_that_was_just_done(size, rang, rung):
+    it = Waiting([{NEIGHBOUR}], sending=size, rang=rang)
+    assert Transport.wait(it)
+    assert it.rung == rung
 
 
 @pytest.fixture
