@@ -197,7 +197,7 @@ class Transport:
         self._receives.repost()
         self._sends.poll()
         size = self._sends.largest()
-        if size and time.monotonic() - self._rang > NAP:  # it may move only while the other end calls MPI as well
+        if size and not exchanging and time.monotonic() - self._rang > NAP:  # the other end has to call MPI as well
             self._ring_at(self._sends.pending())
         large, looks = expecting_large or size >= LARGE, exchanging
         if nap:
