@@ -19,10 +19,15 @@ def usable_cores(cgroups: Path = Path("/sys/fs/cgroup")) -> int:
     return cores if quota is None else max(1, min(cores, round(quota)))
 
 
+def local_ranks() -> int:
+    """How many ranks mpirun has started on this machine; 1 without mpirun."""
+    ranks = os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE") or os.environ.get("MPI_LOCALNRANKS") or "1"
+    return max(1, int(ranks)) if ranks.isdigit() else 1
+
+
 def limit_threads() -> None:
     """Limit BLAS to this rank's share of the cores. (It uses all by default, and reads this when it is loaded.)"""
-    local = os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE") or os.environ.get("MPI_LOCALNRANKS") or "1"
-    share = (os.cpu_count() or 1) // int(local) if local.isdigit() and int(local) else 1
+    share = (os.cpu_count() or 1) // local_ranks()
     share = max(1, min(share, len(os.sched_getaffinity(0))))  # SLURM and mpirun may have bound this rank to fewer cores
     for name in THREADS:
         os.environ.setdefault(name, str(share))

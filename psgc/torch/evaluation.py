@@ -14,7 +14,7 @@ from psgc.torch.chunk_gradient import SUMS
 from psgc.torch.costs import ChunkCosts
 from psgc.torch.flat import FlatModel
 from psgc.torch.hand_over import Sum
-from psgc.torch.loader import ChunkLoader
+from psgc.torch.loader import ChunkLoader, has_spare_core
 from psgc.torch.loss import examples_in
 from psgc.torch.sampling import length_of
 from psgc.torch.seeding import seeded
@@ -43,7 +43,7 @@ class Evaluator:
     def evaluate(self, dataset: Any, metric: Metric, num_chunks: int, total_of: Callable[[Call], Sum | None]) -> bool:
         """Have `total_of` make a call; whether it had a result, which is `newest` then. Raises UserError."""
         length = length_of(dataset)
-        loader = ChunkLoader(dataset, self._collate, self._micro_batch)
+        loader = ChunkLoader(dataset, self._collate, self._micro_batch, has_spare_core(self._flat.device))
         self.count += 1
         seed = (self._seed, self.count)
 

@@ -1,8 +1,10 @@
 """The examples of a chunk, in micro-batches; those of the next chunk are loaded while this one is computed."""
 
 import atexit
-import random
+import resource
+import statistics
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -10,26 +12,19 @@ from weakref import WeakSet
 
 import numpy as np
 import torch
-from torch.overrides import TorchFunctionMode
 from torch.utils.data import default_collate
 
 from psgc.data.epochs import bounds
 from psgc.errors import UserError, one_line
+from psgc.machine import local_ranks, usable_cores
+from psgc.torch.draws import Draws, NoDraws, all_states, states
 from psgc.torch.sampling import length_of
 from psgc.torch.seeding import GENERATORS
 from psgc.user_code import raised_at
 
 AHEAD = 2  # micro-batches that are loaded before they are asked for, at most, and of what is not expected any more
-
-# functions of torch that draw random numbers, if not from a generator that they are given; some do so with dropout only
-_DRAWING = """
-    _fused_dropout _sample_dirichlet _standard_gamma alpha_dropout bernoulli binomial cauchy dropout dropout1d
-    dropout2d dropout3d exponential feature_alpha_dropout feature_dropout fractional_max_pool2d fractional_max_pool3d
-    geometric gru gumbel_softmax log_normal lstm multi_head_attention_forward multinomial native_dropout normal poisson
-    rand rand_like randint randint_like randn randn_like random randperm rnn_relu rnn_tanh rrelu
-    scaled_dot_product_attention uniform
-    """
-DRAWING = frozenset(_DRAWING.split())
+LONG = 1e-3  # seconds of a load that a thread has to save: it costs about 0.6 ms of CPU time for each
+LEAST, TIMED = 3, 9  # the newest loads, of which the median has to save so much: the first may be slow
 
 LAST_LOAD = 5.0  # seconds that Python's end waits for a load that is under way
 _with_thread: "WeakSet[ChunkLoader]" = WeakSet()
@@ -45,23 +40,37 @@ def _end_threads() -> None:
         loader.join(LAST_LOAD)
 
 
+def has_spare_core(device: torch.device) -> bool:
+    """Whether the ranks of this machine leave a core to others while their models, on such a device, compute."""
+    return device.type != "cpu" or usable_cores() > local_ranks() * torch.get_num_threads()
+
+
 class ChunkLoader:
     """Loads rows of a map-style dataset in micro-batches, and the next ones ahead, in a thread.
 
-    Only one thread uses the dataset at a time. It is loaded ahead unless it draws random numbers: then `micro_batches`
-    loads it, where they are seeded by the chunk. Whether it does is seen with the first chunk, which is never loaded
-    ahead, and watched from then on. Nor is it loaded ahead any more once that has failed: what is wrong comes out where
-    the rows are used.
+    Only one thread uses the dataset at a time. It is loaded ahead once that would save more time than a thread costs.
+    Where all cores compute, a thread saves only the time in which a load waits.
+
+    It is not loaded ahead when it draws random numbers: then `micro_batches` loads it, where they are seeded by the
+    chunk. Whether it does is seen with the first chunk, which is never loaded ahead, and watched from then on. Nor is
+    it loaded ahead any more once that has failed: what is wrong comes out where the rows are used.
 
     collate_fn: examples -> batch, as of torch's DataLoader, whose default is the default here; micro_batch: examples of
     a batch at most. The rows of a chunk are spread evenly over as few batches as that allows, so that none is left
-    alone, as batch normalisation needs it. The dataset's `__getitems__` is used if it has one.
+    alone, as batch normalisation needs it. The dataset's `__getitems__` is used if it has one. spare_core:
+    whether there is a core for the thread.
 
     Raises UserError for a dataset without length (`length_of`).
     """
 
-    def __init__(self, dataset: Any, collate_fn: Callable[[list[Any]], Any] | None, micro_batch: int) -> None:
-        self._length = length_of(dataset)
+    def __init__(
+        self,
+        dataset: Any,
+        collate_fn: Callable[[list[Any]], Any] | None,
+        micro_batch: int,
+        spare_core: bool = True,
+    ) -> None:
+        self._length, self._spare_core = length_of(dataset), spare_core
         self._dataset, self._collate, self._size = dataset, collate_fn or default_collate, micro_batch
         self._reading = threading.Lock()
         self._changed = threading.Condition()  # guards what follows
@@ -69,6 +78,8 @@ class ChunkLoader:
         self._next = _Chunk(())  # what is expected
         self._before = _Chunk(())  # what was expected before that
         self._may_load_ahead: bool | None = None  # None: not known yet
+        self._savings: deque[float] = deque(maxlen=TIMED)  # seconds of loads that were not ahead
+        self._is_worth_it = False
         self._closed = False
         self._thread: threading.Thread | None = None
 
@@ -92,9 +103,9 @@ class ChunkLoader:
         try:
             for at in range(self._pieces(chunk)):
                 if self._may_load_ahead is None:
-                    before = _generators()
+                    before = all_states()
                     batch = self._load(self._rows(chunk, at))
-                    draws = draws or _generators() != before
+                    draws = draws or all_states() != before
                 else:
                     batch = self._taken(chunk, at)
                 yield batch
@@ -156,11 +167,11 @@ class ChunkLoader:
         return chunk.rows[slice(*bounds(at, len(chunk.rows), self._pieces(chunk)))]
 
     def _is_loading_ahead(self) -> bool:
-        return bool(self._may_load_ahead) and not self._closed
+        return bool(self._may_load_ahead) and self._is_worth_it and not self._closed
 
     def _run(self) -> None:
         """The thread."""
-        with _NoDraws():
+        with NoDraws():
             while True:
                 with self._changed:
                     self._changed.wait_for(lambda: not self._is_loading_ahead() or self._to_load() is not None)
@@ -193,17 +204,22 @@ class ChunkLoader:
         return -(-len(chunk.rows) // self._size)
 
     def _load_quietly(self, rows: Sequence[int]) -> Any:
-        """As `_load`. Raises _Draws when the dataset draws random numbers."""
+        """As `_load`. Raises Draws when the dataset draws random numbers."""
         with self._reading, GENERATORS:  # nobody else seeds them meanwhile
-            before = random.getstate(), _of_numpy()
+            before = states()
             batch = self._collated(rows)
-            if (random.getstate(), _of_numpy()) != before:
-                raise _Draws
+            if states() != before:
+                raise Draws
         return batch
 
     def _load(self, rows: Sequence[int]) -> Any:
         with self._reading:
-            return self._collated(rows)
+            before = _Times()
+            batch = self._collated(rows)
+            self._savings.append(before.savings(_Times(), self._spare_core))
+        if len(self._savings) >= LEAST and statistics.median_low(self._savings) > LONG:
+            self._is_worth_it = True
+        return batch
 
     def _collated(self, rows: Sequence[int]) -> Any:
         examples = self._examples(list(rows))
@@ -257,27 +273,17 @@ class _Chunk:
         self.begun = 0
 
 
-class _Draws(Exception):
-    """The dataset draws random numbers, in a thread where they are not seeded."""
+class _Times:
+    """What this thread has done so far, in seconds, and how often it has waited."""
 
+    def __init__(self) -> None:
+        self._now, self._computed = time.monotonic(), time.thread_time()
+        self._waits = resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
 
-class _NoDraws(TorchFunctionMode):
-    """Raises _Draws in place of a function that would draw from torch's default generators, in this thread only."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if getattr(func, "__name__", "").rstrip("_") in DRAWING and not any(
-            isinstance(argument, torch.Generator) for argument in (*args, *kwargs.values())
-        ):
-            raise _Draws
-        return func(*args, **kwargs)
-
-
-def _generators() -> tuple[Any, ...]:
-    """The state of the usual sources of random numbers."""
-    return random.getstate(), _of_numpy(), torch.get_rng_state().numpy().tobytes()
-
-
-def _of_numpy() -> tuple[Any, ...]:
-    kind, keys, *rest = np.random.get_state()
-    return kind, np.asarray(keys).tobytes(), *rest
+    def savings(self, end: "_Times", spare_core: bool) -> float:
+        """Seconds until `end` that would be saved if they passed while a chunk is computed."""
+        took = end._now - self._now
+        if spare_core:
+            return took
+        # without a wait the rest is time in which the kernel gave the core to others
+        return took - (end._computed - self._computed) if end._waits > self._waits else 0.0

@@ -19,7 +19,7 @@ from psgc.torch.evaluation import Evaluator, Metric
 from psgc.torch.flat import FlatModel
 from psgc.torch.gradient import BatchGradient
 from psgc.torch.hand_over import State, Sum
-from psgc.torch.loader import ChunkLoader
+from psgc.torch.loader import ChunkLoader, has_spare_core
 from psgc.torch.sampling import Batch, Position, Sampler
 from psgc.torch.seeding import preserved
 from psgc.torch.settings import Arguments
@@ -46,7 +46,7 @@ class Run:
     ) -> None:
         self._model, self._compute, self._flat, self._arguments = model, compute, flat, arguments
         self._evaluator = Evaluator(model, collate, arguments, flat, compute.dim)
-        self._loader = ChunkLoader(dataset, collate, arguments.micro_batch)
+        self._loader = ChunkLoader(dataset, collate, arguments.micro_batch, has_spare_core(flat.device))
         costs = ChunkCosts(cost, arguments.micro_batch)
         self._gradient = BatchGradient(model, self._loader, compute, flat.dim, arguments.seed, costs)
         self._sampler = Sampler(length, arguments.seed)

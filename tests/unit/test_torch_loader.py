@@ -3,6 +3,7 @@
 import random
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ from torch import nn
 from torch.utils.data import Subset, TensorDataset
 
 from psgc.errors import UserError
-from psgc.torch.loader import AHEAD, DRAWING, ChunkLoader
+from psgc.torch.draws import DRAWING
+from psgc.torch.loader import AHEAD, ChunkLoader, has_spare_core
 from psgc.torch.seeding import seeded
 
 CPU = torch.device("cpu")
@@ -58,7 +60,14 @@ def eventually(condition):
 
 
 @pytest.fixture
-def opened():
+def at_once(monkeypatch):
+    """Everything takes long enough to be loaded ahead, from the first load on."""
+    monkeypatch.setattr("psgc.torch.loader.LEAST", 1)
+    monkeypatch.setattr("psgc.torch.loader.LONG", 0.0)
+
+
+@pytest.fixture
+def opened(at_once):
     """Makes loaders that have seen a first chunk, rows 0 and 1, and closes them."""
     loaders = []
 
@@ -117,7 +126,79 @@ def test_the_next_chunk_is_loaded_while_this_one_is_computed(opened):
     assert sorted(row for row, _ in dataset.asked) == [0, 1, 10, 11, 12, 13, *range(20, 30)]  # each once
 
 
-def test_nothing_is_loaded_ahead_before_the_first_chunk_was_seen_whole():
+class Clock:
+    """Times of this thread: `spend` lets it compute, or be away because it waits or is interrupted."""
+
+    def __init__(self, monkeypatch):
+        self.now = self.computed = self.waits = 0
+        monkeypatch.setattr("psgc.torch.loader.time", self)
+        monkeypatch.setattr("psgc.torch.loader.resource", self)
+
+    RUSAGE_THREAD = None
+    monotonic = property(lambda self: lambda: self.now)
+    thread_time = property(lambda self: lambda: self.computed)
+
+    def getrusage(self, _):
+        return SimpleNamespace(ru_nvcsw=self.waits)
+
+    def spend(self, computing=0.0, waiting=0.0, interrupted=0.0):
+        self.now += 1e-3 * (computing + waiting + interrupted)
+        self.computed += 1e-3 * computing
+        self.waits += waiting > 0
+        return 0
+
+
+SHORT, COMPUTING, WAITING = {"computing": 0.4}, {"computing": 2.0}, {"computing": 0.4, "waiting": 2.0}
+INTERRUPTED = {"computing": 0.4, "interrupted": 9.0}
+
+
+@pytest.mark.parametrize(
+    ("loads", "ahead"),
+    [
+        ([WAITING] * 2, False),
+        ([WAITING] * 3, True),
+        ([WAITING, SHORT, SHORT] * 30, False),  # the first is often slow, and any may be now and then
+        ([SHORT] * 9 + [WAITING] * 4, False),
+        ([SHORT] * 9 + [WAITING] * 5, True),
+        ([INTERRUPTED] * 9, False),
+        ([COMPUTING] * 9, False),
+    ],
+)
+def test_what_a_thread_would_not_save_is_not_loaded_ahead(monkeypatch, loads, ahead):
+    clock, left = Clock(monkeypatch), iter([*loads, SHORT])
+    dataset = Rows(at=set(range(100)), act=lambda: clock.spend(**next(left)))
+    loader = ChunkLoader(dataset, None, 1, spare_core=False)
+    for row in range(len(loads)):
+        assert loaded(loader, [row]) == [[row]]
+    loader.expect([99])
+    if ahead:
+        eventually(lambda: 99 in dataset.ahead)
+    assert loaded(loader, [99]) == [[99]]
+    assert ahead or not dataset.ahead
+    loader.close()
+
+
+def test_where_a_core_is_spare_computing_is_saved_too(monkeypatch):
+    clock = Clock(monkeypatch)
+    dataset = Rows(at=set(range(100)), act=lambda: clock.spend(computing=2.0))
+    loader = ChunkLoader(dataset, None, 1)
+    for row in range(3):
+        assert loaded(loader, [row]) == [[row]]
+    loader.expect([99])
+    eventually(lambda: 99 in dataset.ahead)
+    loader.close()
+
+
+@pytest.mark.parametrize(("threads", "ranks", "spare"), [(1, 3, True), (1, 4, False), (2, 2, False)])
+def test_a_core_is_spare_when_the_ranks_of_this_machine_do_not_take_all(monkeypatch, threads, ranks, spare):
+    monkeypatch.setattr("psgc.torch.loader.usable_cores", lambda: 4)
+    monkeypatch.setattr("torch.get_num_threads", lambda: threads)
+    monkeypatch.setenv("OMPI_COMM_WORLD_LOCAL_SIZE", str(ranks))
+    assert has_spare_core(CPU) == spare
+    assert has_spare_core(torch.device("meta"))
+
+
+def test_nothing_is_loaded_ahead_before_the_first_chunk_was_seen_whole(at_once):
     dataset = Rows()
     loader = ChunkLoader(dataset, None, 2)
     batches = loader.micro_batches([0, 1, 2, 3])
