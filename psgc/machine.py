@@ -20,7 +20,7 @@ def usable_cores(cgroups: Path = Path("/sys/fs/cgroup")) -> int:
 
 
 def local_ranks() -> int:
-    """How many ranks mpirun has started on this machine; 1 without mpirun, one for each core where it gives no number."""
+    """How many ranks mpirun has started on this machine: 1 without it, one for each core where it gives no number."""
     ranks = os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE") or os.environ.get("MPI_LOCALNRANKS") or "1"
     return max(1, int(ranks)) if ranks.isdigit() else os.cpu_count() or 1
 
