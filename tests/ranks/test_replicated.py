@@ -100,6 +100,7 @@ def test_a_run_goes_on_with_another_aggregation_after_a_stop_and_with_other_rank
     assert_same_parameters(folder, "stages", whole)
 
 
+@pytest.mark.faults
 def test_a_worker_that_stands_still_for_a_while_falls_behind_and_catches_up(folder, whole):
     stop = "faults.inject=[{kind: stop, rank: 2, iteration: 5, step: begin, seconds: 2}]"
     train(folder, "behind", ALLREDUCE, "stragglers={kind: slow, seconds: {all: 0.1}}", stop)
@@ -116,6 +117,7 @@ def test_a_worker_that_stands_still_for_a_while_falls_behind_and_catches_up(fold
 FLIP = "faults.inject=[{kind: flip, rank: 2, iteration: %d, step: stepping}]"
 
 
+@pytest.mark.faults
 def test_a_worker_whose_parameters_differ_is_lost_and_comes_back_with_those_of_another(folder, whole):
     finished = train(folder, "differs", ALLREDUCE, SLOWLY, FLIP % 15)  # parameters are compared at iteration 16
     assert_same_parameters(folder, "differs", whole)
@@ -127,6 +129,7 @@ def test_a_worker_whose_parameters_differ_is_lost_and_comes_back_with_those_of_a
     assert_replicas_are_equal(folder, "differs")
 
 
+@pytest.mark.faults
 def test_verify_finds_nothing_but_what_a_worker_does_with_parameters_that_differ(folder, whole):
     train(folder, "checked", ALLREDUCE, SLOWLY, "verify={every: 1, strikes: 2}", FLIP % 4)
     assert_same_parameters(folder, "checked", whole)

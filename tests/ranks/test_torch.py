@@ -121,6 +121,7 @@ def test_a_script_that_raises_on_rank_0_ends_the_run(tmp_path):
     assert said[0] == "Traceback (most recent call last):"
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("what", [{0: ["leaves", 2]}, {1: ["skips", 2]}], ids=["leaves early", "skips a batch"])
 def test_a_script_that_makes_other_calls_on_one_rank_ends_the_run(tmp_path, what):
     # with the pause nobody falls behind, which would leave the mistake out
@@ -134,6 +135,7 @@ def launched(folder, ranks, *options, code=0, **settings):
     return results_of(command, folder, code)
 
 
+@pytest.mark.faults
 def test_a_run_that_is_stopped_goes_on_with_other_ranks_and_makes_the_steps_of_one_process(tmp_path, alone_with_more):
     """Through rank 0, to the last bit."""
     alone = alone_with_more
