@@ -64,8 +64,10 @@ class Sends:
         """Let go of what has been sent; whether that was anything."""
         if not self._sent:
             return False
+        requests = [sent.request for sent in self._sent]
         try:
-            MPI.Request.Testsome([sent.request for sent in self._sent])
+            if not MPI.Request.Testsome(requests):  # Open MPI looks first and moves messages then
+                MPI.Request.Testsome(requests)
         except MPI.Exception as error:
             self._deaths.forgive(error)
         dead = self._deaths.dead

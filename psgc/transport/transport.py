@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from psgc.backend import Array
-from psgc.messages import BATCH, RECORD, Records, joined
+from psgc.messages import BATCH, MESSAGE, RECORD, Records, joined
 from psgc.processes import die_with_parent, keep_freed_memory, sleep_precisely
 from psgc.rendezvous import MPI, TIMEOUT, Rendezvous, failed_ranks
 from psgc.transport.backoff import BELL, LARGE, LONGEST, SHORTEST, Backoff
@@ -203,8 +203,9 @@ class Transport:
         if nap:
             nap, large = max(nap, self._least_nap), False
         elif large and self._least_nap:  # to look without a pause would take the core that the transfer needs
-            nap, large, looks = self._least_nap, False, True
-        elif size and self._rest == BELL and not large:  # nobody rings when it can go on
+            nap = self._rest if busy and size <= MESSAGE else self._least_nap  # a short one ends while others compute
+            large, looks = False, True
+        elif self._rest == BELL and size and not large and not busy:  # nobody rings when a send can go on
             nap, looks = NAP, True
         end = time.monotonic() + (REST if looks else self._rest)
         while True:
