@@ -35,11 +35,11 @@ class NoDraws(TorchFunctionMode):
 
 
 def states() -> tuple[Any, ...]:
-    """Of `random` and of NumPy, which are the same in all threads."""
+    """The states of `random` and of NumPy's generator, which all threads share."""
     kind, keys, *rest = np.random.get_state()
     return random.getstate(), kind, np.asarray(keys).tobytes(), *rest
 
 
 def all_states() -> tuple[Any, ...]:
-    """And of torch."""
+    """The states of `random`, of NumPy's and of torch's generator."""
     return *states(), torch.get_rng_state().numpy().tobytes()

@@ -57,8 +57,8 @@ class ChunkLoader:
 
     collate_fn: examples -> batch, as of torch's DataLoader, whose default is the default here; micro_batch: examples of
     a batch at most. The rows of a chunk are spread evenly over as few batches as that allows, so that none is left
-    alone, as batch normalisation needs it. The dataset's `__getitems__` is used if it has one. spare_core:
-    whether there is a core for the thread.
+    alone, as batch normalisation needs it. The dataset's `__getitems__` is used if it has one.
+    spare_core: whether there is a core for the thread.
 
     Raises UserError for a dataset without length (`length_of`).
     """

@@ -195,7 +195,8 @@ class Transport:
         than that either, and the end of a send is something to poll.
         """
         self._receives.repost()
-        self._sends.poll()
+        if not exchanging:  # else the end of a send is to be returned
+            self._sends.poll()
         size = self._sends.largest()
         if size and not exchanging and time.monotonic() - self._rang > NAP:  # the other end has to call MPI as well
             self._ring_at(self._sends.pending())

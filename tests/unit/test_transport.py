@@ -296,6 +296,14 @@ def test_what_is_being_sent_goes_on_when_an_own_thread_has_rung(size):
     assert Transport.wait(Waiting([{OWN}], sending=size), busy=True, exchanging=True)
 
 
+def test_while_blocks_are_exchanged_the_end_of_a_send_ends_the_wait():
+    it = Waiting([set()], sending=100)
+    ended = iter([True])
+    it._sends.poll = lambda: next(ended, False)
+    assert Transport.wait(it, nap=NAP, exchanging=True)
+    assert it.slept == [NAP]
+
+
 @pytest.mark.parametrize("size", [0, 100, LARGE, MESSAGE, MESSAGE + 1])
 @pytest.mark.parametrize("busy", [True, False])
 def test_a_worker_that_is_sending_looks_soon_unless_it_computes_and_the_message_is_short(size, busy):
