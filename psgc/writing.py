@@ -45,11 +45,6 @@ class NewFile:
         self.stream: IO[bytes] = _Stream(io.FileIO(descriptor, "w"))
         self._descriptor = descriptor
 
-    def sync(self) -> None:
-        """Have what was written on the disk."""
-        self.stream.flush()
-        os.fsync(self._descriptor)
-
     def duplicate(self) -> int:
         """A descriptor of the file that stays open, to write more to it."""
         return os.dup(self._descriptor)
@@ -61,6 +56,17 @@ class NewFile:
         assert self._unnamed is not None
         os.replace(self._unnamed, name, src_dir_fd=self._directory, dst_dir_fd=self._directory)
         self._unnamed = None
+
+    def keep_on_disk(self, name: str) -> None:
+        """As `keep`. When this returns, file and name survive a crash of the machine."""
+        self.stream.flush()
+        os.fsync(self._descriptor)
+        self.keep(name)
+        descriptor = os.open(".", os.O_RDONLY, dir_fd=self._directory)
+        try:
+            os.fsync(descriptor)  # the name
+        finally:
+            os.close(descriptor)
 
     def _mode_of(self, name: str) -> int | None:
         """The permissions of the file `name`, None when there is none."""
@@ -133,14 +139,15 @@ class GrowingFile:
             self._waiting.clear()
 
 
-def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+def write_whole(path: Path, write: Callable[[IO[bytes]], object], on_disk: bool = False) -> None:
     """Have `write` fill a new file, then put it in the place of `path`.
 
+    on_disk: when this returns, the file survives a crash of the machine, so that an older one may be removed.
     Raises OSError with the path when it cannot be written, or when it or its directory is a link or of another kind.
     """
     with naming(path), NewFile(path.parent, path.name) as file:
         write(file.stream)
-        file.keep(path.name)
+        (file.keep_on_disk if on_disk else file.keep)(path.name)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -64,14 +64,8 @@ def save(checkpoint: Checkpoint, directory: Path) -> Path:
     with naming(directory), NewFile(directory) as file:
         hashing = _Hashing(file.stream)
         _write(checkpoint, hashing)
-        file.sync()
         path = directory / f"{checkpoint.iteration:08d}-{hashing.hash.hexdigest()[:16]}.npz"
-        file.keep(path.name)
-        descriptor = os.open(directory, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)  # the name
-        finally:
-            os.close(descriptor)
+        file.keep_on_disk(path.name)
     return path
 
 

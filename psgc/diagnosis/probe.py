@@ -131,8 +131,7 @@ def files(directory: str) -> None:
         with tempfile.TemporaryDirectory(prefix=".psgc-doctor-", dir=existing) as scratch:
             with NewFile(Path(scratch)) as file:
                 file.stream.write(content)
-                file.sync()
-                file.keep("finished")
+                file.keep_on_disk("finished")
             say(written=Path(scratch, "finished").read_bytes() == content, seconds=time.monotonic() - began)
     except OSError as error:
         say(written=False, reason=error.strerror)

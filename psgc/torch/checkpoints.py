@@ -22,7 +22,8 @@ def write(directory: Path, step: int, content: bytes, keep: int = 3) -> None:
     """Write the state before `step`, and remove all but the `keep` newest ones. Raises OSError."""
     make_directory(directory)
     digest = hashlib.sha256(content).hexdigest()[:16]
-    write_whole(directory / f"{step:08d}-{digest}{SUFFIX}", lambda stream: stream.write(content))
+    path = directory / f"{step:08d}-{digest}{SUFFIX}"
+    write_whole(path, lambda stream: stream.write(content), on_disk=True)
     for old in newest_first(directory)[keep:]:
         with suppress(OSError):
             old.unlink()

@@ -37,6 +37,16 @@ def test_a_failure_leaves_what_was_there_before(tmp_path, error):
     assert (tmp_path / "old").read_text() == "whole"
 
 
+def test_a_file_that_survives_a_crash_is_on_the_disk_before_and_after_it_has_its_name(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.readlink(f"/proc/self/fd/{descriptor}")))
+    write_whole(tmp_path / "a", lambda stream: stream.write(b"a"), on_disk=True)
+    unnamed, directory = synced
+    assert os.path.dirname(unnamed) == directory == str(tmp_path)
+    assert not os.path.exists(unnamed)
+    assert (tmp_path / "a").read_bytes() == b"a"
+
+
 @pytest.fixture
 def victim(tmp_path):
     """A file outside the directory `run`, to which somebody has linked."""
