@@ -40,7 +40,10 @@ class Optimizer(ABC):
 
     vectors: the names of the state's vectors, which are the number 0.0 before the first step.
     rules: what is common to all kinds, may be set before the first step.
+    undoes: whether a step that raises leaves the state as it was. That takes memory for as many vectors again.
     """
+
+    undoes = False
 
     def __init__(self, lr: float, vectors: tuple[str, ...] = ()) -> None:
         self.rules = Rules()
@@ -48,6 +51,7 @@ class Optimizer(ABC):
         self._vectors: dict[str, Any] = dict.fromkeys(vectors, 0.0)
         self._numbers: dict[str, int] = {}
         self._is_shared = True  # whether somebody else may read the vectors, or there are none yet
+        self._spare: list[Any] = []  # vectors that nobody reads any more
 
     def step(self, params: Array, gradient: Array, iteration: int = 0) -> Array:
         """The parameters after one step, in a new array of params' dtype. iteration: for the schedule of the rate.
@@ -58,7 +62,8 @@ class Optimizer(ABC):
         before = tuple(self._vectors.values())
         entries = (HOST_BLOCK if isinstance(params, np.ndarray) else DEVICE_BLOCK) // params.itemsize
         stepped = np.empty_like(params)
-        after = [np.empty_like(params) for _ in before] if self._is_shared else [*before]
+        is_new = self._is_shared or self.undoes
+        after = (self._spare or [np.empty_like(params) for _ in before]) if is_new else [*before]
         blocks = [slice(start, start + entries) for start in range(0, params.size, entries)]
         scale = self._scale(gradient, blocks)
         squares = 0.0  # their sum; on a GPU it is there when all blocks have been stepped
@@ -71,9 +76,10 @@ class Optimizer(ABC):
             for target, values in zip(after, results, strict=True):
                 target[block] = values
             squares = squares + np.vdot(stepped[block], stepped[block])
-        self._vectors, self._is_shared = dict(zip(self._vectors, after, strict=True)), False
         if not (math.isfinite(squares) or np.isfinite(stepped).all()):
             raise FloatingPointError("parameters are NaN or infinite")
+        self._spare = [*before] if is_new and not self._is_shared else []
+        self._vectors, self._is_shared = dict(zip(self._vectors, after, strict=True)), False
         return stepped
 
     def _scale(self, gradient: Array, blocks: list[slice]) -> float:
@@ -146,13 +152,14 @@ class Adam(Optimizer):
         self._numbers = {"steps": 0}
 
     def step(self, params: Array, gradient: Array, iteration: int = 0) -> Array:
+        stepped = super().step(params, gradient, iteration)
         self._numbers["steps"] += 1
-        return super().step(params, gradient, iteration)
+        return stepped
 
     def _step(self, stepped: Array, params: Array, gradient: Array, *state: Any) -> tuple[Array, ...]:
         first = self._beta1 * state[0] + (1 - self._beta1) * gradient
         second = self._beta2 * state[1] + (1 - self._beta2) * gradient**2
-        steps = self._numbers["steps"]
+        steps = self._numbers["steps"] + 1
         right_first, right_second = first / (1 - self._beta1**steps), second / (1 - self._beta2**steps)
         np.subtract(params, self._lr * right_first / (right_second**0.5 + self._epsilon), out=stepped)
         return first, second

@@ -25,6 +25,7 @@ from psgc.terminal import say
 from psgc.writing import NO_ROOM, UNNAMED, NewFile, make_directory, naming
 
 FORMAT = 1  # of the file; other formats are refused
+BLOCK = 1 << 16  # entries
 DTYPES = (np.float32, np.float64)
 _NAME = re.compile(r"([0-9]{8,})-([0-9a-f]{16})\.npz")
 _VECTOR = "optimizer."  # prefix of the names of the optimizer's vectors
@@ -122,12 +123,19 @@ def _read(path: Path) -> Checkpoint | None:
         return None
     params = np.array(archive["params"])
     vectors = {name.removeprefix(_VECTOR): np.array(archive[name]) for name in archive if name.startswith(_VECTOR)}
-    kinds = {(vector.shape, vector.dtype) for vector in (params, *vectors.values())}
-    if kinds != {((params.size,), params.dtype)} or params.dtype not in DTYPES or not np.isfinite(params).all():
+    everything = [params, *vectors.values()]
+    kinds = {(vector.shape, vector.dtype) for vector in everything}
+    if kinds != {((params.size,), params.dtype)} or params.dtype not in DTYPES or not all(map(_is_finite, everything)):
         raise ValueError
     about["estimates"] = {int(rank): seconds for rank, seconds in about["estimates"].items()}
     about["optimizer"] |= vectors
     return Checkpoint.model_validate(about | {"params": params})
+
+
+def _is_finite(values: np.ndarray | float) -> bool:
+    """Whether all entries are. Block by block, which takes no memory."""
+    entries = np.atleast_1d(values)
+    return all(np.isfinite(entries[start : start + BLOCK]).all() for start in range(0, len(entries), BLOCK))
 
 
 def _damage(path: Path) -> str | None:
@@ -215,6 +223,9 @@ class CheckpointWriter:
 
     def _save(self, checkpoint: Checkpoint) -> str:
         """Why it could not be written, empty when it was."""
+        vectors = {"the parameters": checkpoint.params, **checkpoint.optimizer}
+        if (name := next((name for name, values in vectors.items() if not _is_finite(values)), None)) is not None:
+            return f"entries of {name} are NaN or infinite"
         try:
             make_directory(self._directory)
             while True:

@@ -35,16 +35,16 @@ def with_allreduce(
     A rank that is given a state has more gradients that wait for it, but computes none.
     """
     kept = KEPT[optimizer]
+    parameters = Held("parameters", vector, 2, 2)  # before and after the step
     everywhere = [
-        Held("parameters", vector, 2, 2),  # before and after the step
-        Held("optimizer", vector, kept, kept),
         Held("gradients", vector, 2, 1),  # the next one may begin to arrive
         Held("state of another iteration", vector, 1 + kept, 0),  # for a rank that has fallen behind: there, and here
         # those that wait to be summed are less than `coded`, each in a buffer that is `parts` times as large
         Held("blocks", parts * (coded + BLOCK_BUFFERS * min(BLOCK, coded)), 1, 0),
     ]
-    rank_0 = [*everywhere, _written(vector, optimizer, checkpoints)]
-    return rank_0, [*everywhere, _computed(vector, waiting), Held("accumulators", coded, 1, 1)]
+    rank_0 = [parameters, _undone(vector, optimizer), *everywhere, _written(vector, optimizer, checkpoints)]
+    computes = [_computed(vector, waiting), Held("accumulators", coded, 1, 1)]
+    return rank_0, [parameters, Held("optimizer", vector, kept, kept), *everywhere, *computes]
 
 
 def of_server(
@@ -57,7 +57,7 @@ def of_server(
     pool = pool_buffers(num_workers, received)
     return [
         Held("parameters", vector, 3, 3),  # before and after the step, and as they are sent
-        Held("optimizer", vector, KEPT[optimizer], KEPT[optimizer]),
+        _undone(vector, optimizer),
         Held("gradients", vector, 1, 1),
         Held("receives", received, pool, min(pool, num_workers)),
         Held("copies", vector, copied_chunks, 0),
@@ -72,6 +72,11 @@ def of_worker(vector: int, coded: int, waiting: int) -> list[Held]:
 
 def _computed(vector: int, waiting: int) -> Held:
     return Held("chunks", vector, 1 + waiting, 0)  # a gradient that is being computed, and those that may count
+
+
+def _undone(vector: int, optimizer: str) -> Held:
+    """The state before and after the step, which may fail: then the last checkpoint has that before."""
+    return Held("optimizer", vector, 2 * KEPT[optimizer], 2 * KEPT[optimizer])
 
 
 def _written(vector: int, optimizer: str, checkpoints: bool) -> Held:

@@ -155,7 +155,9 @@ def _serve(
         interrupted=lambda: interruption(stopped_by),
         check_data=partial(check_data, chunks, rows),
     )
-    server = Server(transport, run.backend, keeper, settings, make_optimizer(config.optimizer, run.iterations))
+    optimizer = make_optimizer(config.optimizer, run.iterations)
+    optimizer.undoes = True  # after a step that failed, the checkpoint has the state of its parameters
+    server = Server(transport, run.backend, keeper, settings, optimizer)
     if run.checkpoint:
         state, asarray = run.checkpoint.optimizer, run.backend.asarray
         server.optimizer.load({k: asarray(v) if isinstance(v, np.ndarray) else v for k, v in state.items()})

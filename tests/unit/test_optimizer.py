@@ -213,6 +213,28 @@ def test_a_step_to_parameters_that_are_not_finite_is_refused():
         finite_step(make_optimizer(config.Optimizer(kind="sgd", lr=10.0)), np.ones(2), gradient, 5)
 
 
+@ALL
+@pytest.mark.parametrize("before", [0, 1, 3])
+@pytest.mark.parametrize("is_shared", [False, True])
+def test_a_step_that_fails_is_undone(kind, before, is_shared):
+    """In the last of several blocks only, after the state of the others has been stepped."""
+    rng = np.random.default_rng(before)
+    start, *gradients = rng.standard_normal((7, 2 * HOST_BLOCK // 8 + 3))
+    huge = np.append(gradients[0][:-1], np.inf)
+    descent, other = made(kind), made(kind)
+    descent.undoes = True
+    params = run(descent, start, gradients[:before])
+    expected = run(other, start, gradients[:before])
+    taken = copy.deepcopy(descent.state()) if is_shared else None
+    for _ in range(2):
+        with pytest.raises(RunFailed):
+            finite_step(descent, params, huge, 5)
+    if is_shared:
+        np.testing.assert_equal(descent.state(), taken)
+    assert run(descent, params, gradients[before:]).tobytes() == run(other, expected, gradients[before:]).tobytes()
+    np.testing.assert_equal(descent.state(), other.state())
+
+
 # Rates, clipping, weight decay: against the formulas
 
 

@@ -306,6 +306,36 @@ def test_a_step_that_overflows_ends_the_run_with_the_parameters_before_it(capsys
     assert np.load("out/params.npy").tolist() == [0.0] * (FEATURES + 1)
 
 
+@pytest.mark.parametrize("kind", ["momentum", "nesterov", "adam"])
+def test_the_last_checkpoint_before_an_overflow_is_that_of_a_run_that_ended_there(kind, capsys):
+    optimizer = f"optimizer={{kind: {kind}, lr: 0.1}}"
+
+    def some(*gradients):
+        for iteration, gradient in enumerate(gradients):
+            yield from chunks_of(iteration, (1, 2), {1: 0.1, 2: 0.1}, gradient)
+
+    assert train(some(0.25, -1.5), "iterations=2", optimizer) == 0
+    before = newest()
+    shutil.rmtree("out")
+    assert train(some(0.25, -1.5, np.inf), "iterations=5", optimizer) == 1
+    after = newest()
+    assert "the step of iteration 2 makes parameters NaN or infinite" in capsys.readouterr().err
+    assert (after.iteration, after.params.tolist()) == (2, before.params.tolist())
+    np.testing.assert_equal(after.optimizer, before.optimizer)
+
+
+def test_no_checkpoint_holds_a_state_that_is_not_finite(capsys):
+    """The second moment of Adam overflows, and then steps are 0, in parameters that stay finite."""
+    optimizer = "optimizer={kind: adam, lr: 0.1}"
+    steps = chain(*(chunks_of(i, (1,), {1: 0.1}, gradient) for i, gradient in enumerate([0.5, 1e200])))
+    assert train(steps, "iterations=2", "checkpoint.every=0", optimizer) == 0
+    assert newest() is None
+    assert capsys.readouterr().err.splitlines() == [
+        "psgc: no checkpoint of iteration 2: entries of second are NaN or infinite; the run goes on",
+        "psgc: the last checkpoint is not in out/checkpoints",
+    ]
+
+
 def test_a_held_out_loss_that_is_not_finite_is_no_success(capsys, monkeypatch):
     monkeypatch.setattr("psgc.training.evaluation.quality", lambda *_: {"test_loss": np.nan})
     assert train(chunks_of(0, (1,), {1: 0.1}), "iterations=1") == 1
