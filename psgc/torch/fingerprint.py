@@ -1,0 +1,124 @@
+"""Short checksums of all that decides a script's next step, in parts, so that an error can say what differs."""
+
+from collections.abc import Mapping, Sequence
+from zlib import crc32
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from psgc.torch.generators import NAMES, Generators
+from psgc.torch.state import Stateful
+
+RANDOM = tuple(f"the random numbers of the script ({name})" for name in NAMES)
+PARTS = {  # what each is of, and its bytes; 16 in all
+    "the parameters": 4,
+    "the buffers": 3,
+    "the state of the optimizers": 3,
+    "the state of what else is attached": 3,
+    **dict.fromkeys(RANDOM, 1),
+}
+ROW = 1024  # entries of 8 bytes that are added up
+
+
+def differing(one: bytes, other: bytes) -> list[str]:
+    """What two ranks do not share, by their digests (`Fingerprint.digest`) at the same call. They agree if it is empty.
+
+    Digests that agree need not be the same bytes: where one has no random numbers (zeros), nothing is compared.
+
+    >>> differing(bytes(16), b"1" + bytes(15))
+    ['the parameters']
+    >>> differing(bytes(16), bytes(15) + b"1")
+    []
+    """
+    found, start = [], 0
+    for name, size in PARTS.items():
+        its = slice(start, start + size)
+        start += size
+        is_known = name not in RANDOM or (any(one[its]) and any(other[its]))
+        if is_known and one[its] != other[its]:
+            found.append(name)
+    return found
+
+
+class Fingerprint:
+    """Makes digests of a model, of what is `attached` to the run, and of the generators of random numbers.
+
+    `generators` are those that the run begins with, or goes on from: whoever changes them sets it.
+
+    A rank may draw random numbers alone, for a picture for example, as long as the others draw none: so a generator
+    counts only if this rank has drawn from it since the digest before.
+    """
+
+    def __init__(self, model: nn.Module, attached: Sequence[Stateful], generators: Generators) -> None:
+        self._model, self._attached, self.generators = model, attached, generators
+
+    def digest(self, generators: Generators) -> bytes:
+        """16 bytes, see PARTS. generators: as they are now.
+
+        Takes the time of reading all of it once: at 8 GB/s on one core, and 0.02 ms for each tensor.
+        """
+        state = self._model.state_dict()
+        names = {name for name, _ in self._model.named_parameters(remove_duplicate=False)}
+        optimizers = [thing for thing in self._attached if isinstance(thing, torch.optim.Optimizer)]
+        others = [thing for thing in self._attached if not isinstance(thing, torch.optim.Optimizer)]
+        checksums = [
+            checksum({name: value for name, value in state.items() if name in names}),
+            checksum({name: value for name, value in state.items() if name not in names}),
+            checksum([thing.state_dict() for thing in optimizers]),
+            checksum([thing.state_dict() for thing in others]),
+        ]
+        pairs = zip(generators.contents(), self.generators.contents(), strict=True)
+        drawn = [1 + crc32(now) % 255 if now != before else 0 for now, before in pairs]
+        self.generators = generators
+        sizes = PARTS.values()
+        parts = zip([*checksums, *drawn], sizes, strict=True)
+        return b"".join((number % (1 << 8 * size)).to_bytes(size, "little") for number, size in parts)
+
+
+def checksum(value: object) -> int:
+    """32 bits that depend on all tensors, arrays, numbers and texts in a value, also within lists and mappings.
+
+    Things of other kinds are left out. Tensors are read where they are, and stay there.
+    """
+    found, sums = 0, list[Tensor]()
+    for kind, content in _contents(value):
+        found = crc32(kind.encode(), found)
+        if isinstance(content, Tensor):
+            sums.append(_sums(content))
+        else:
+            found = crc32(content, found)
+    by_device: dict[torch.device, list[Tensor]] = {}
+    for of_tensor in sums:
+        by_device.setdefault(of_tensor.device, []).append(of_tensor)
+    for those in by_device.values():  # one copy from each device
+        found = crc32(torch.cat(those).cpu().numpy().data, found)
+    return found
+
+
+def _contents(value: object) -> list[tuple[str, Tensor | bytes]]:
+    """The tensors in a value, and bytes of what else is in it, each with text that says what it is."""
+    if isinstance(value, Tensor):
+        return [(f"{value.dtype}{tuple(value.shape)}", value.detach())]
+    if isinstance(value, np.ndarray):
+        return [(f"{value.dtype}{value.shape}", value.tobytes())]
+    if value is None or isinstance(value, bool | int | float | str | np.generic):
+        return [("", repr(value).encode())]
+    if isinstance(value, Mapping):
+        return [(f"{key}{kind}", part) for key, item in value.items() for kind, part in _contents(item)]
+    if isinstance(value, list | tuple):
+        return [pair for item in value for pair in _contents(item)]
+    return []
+
+
+def _sums(tensor: Tensor) -> Tensor:
+    """Sums of rows of the bytes of a tensor, as int64, on its device."""
+    dense = tensor if tensor.layout == torch.strided else tensor.to_dense()
+    flat = dense.resolve_conj().resolve_neg().contiguous().view(-1).view(torch.uint8)
+    if flat.storage_offset() % 8:
+        flat = flat.clone()
+    whole = flat.numel() // (8 * ROW) * 8 * ROW
+    rows, rest = flat[:whole].view(torch.int64).view(-1, ROW).sum(1), flat[whole:]
+    if rest.numel() % 8:
+        rest = torch.nn.functional.pad(rest, (0, -rest.numel() % 8))
+    return torch.cat((rows, rest.clone().view(torch.int64)))
