@@ -280,4 +280,6 @@ class Dispatcher(Target):
         self._observer.wrong(worker, self._cluster.hosts[worker], self._coordinator.iteration, reason)
 
     def finish(self) -> None:
+        if self.replicated is not None:
+            self.replicated.choose()
         self.finished = True

@@ -2,12 +2,13 @@
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from math import inf
 
 from psgc.aggregation.replica import Replica
 from psgc.backend import Array, Backend
 from psgc.checks import is_evaluated
-from psgc.errors import RunFailed
+from psgc.errors import RunFailed, TooFewWorkers
 from psgc.optimizer import Optimizer, finite_step
 from psgc.server.cluster import Cluster
 from psgc.server.coordinator import Coordinator
@@ -109,8 +110,6 @@ class Server:
                     raise self._failure
                 if has_enough:
                     break
-            while self._trial.awaited:
-                self._poll()
             self._settle()
         finally:
             self._log.finish(self._coordinator)
@@ -220,12 +219,19 @@ class Server:
         return None if self._replicated is None else self._replicated.summary()
 
     def _settle(self) -> None:
-        """Let the other replicas make the last step: they may need what this rank has summed."""
+        """Wait for what is left of the trial, and let the other replicas make the last step.
+
+        They may need what this rank has summed. All iterations are over: who is lost now is not missed.
+        """
         end = time.monotonic() + self._settings.config.faults.collect_timeout
-        while (it := self._replicated) and time.monotonic() < end:
-            if not it.is_busy and it.is_followed(() if self._script is None else self._script.over_on()):
-                break
-            self._poll()
+        while self._trial.awaited or (not self._is_followed() and time.monotonic() < end):
+            with suppress(TooFewWorkers):
+                self._poll()
+
+    def _is_followed(self) -> bool:
+        """Whether nobody needs anything of this rank any more."""
+        it, script = self._replicated, self._script
+        return it is None or (not it.is_busy and it.is_followed(() if script is None else script.over_on()))
 
     def stop_workers(self, timeout: float, done: int = 0) -> bool:
         """Have every process end (`psgc.server.ending`); whether all of them leave in order."""

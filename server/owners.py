@@ -58,6 +58,11 @@ class Owners:
         """Which attempt counts, by slice."""
         return tuple(self._versions[number] for number in range(len(self._slices)))
 
+    @property
+    def others(self) -> dict[int, int]:
+        """Which attempt counts of the slices of which it is not the first."""
+        return {number: version for number, version in self._versions.items() if version}
+
     def share(
         self, contributors: Iterable[Contributor], receivers: Collection[int], able: Collection[int], now: float
     ) -> Map | None:

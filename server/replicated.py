@@ -44,7 +44,7 @@ class Replicated:
         last: int,
         alike: bool = False,
     ) -> None:
-        workers = range(1, plan.num_workers + 1)
+        self._workers = workers = range(1, plan.num_workers + 1)
         self._outbox = outbox
         self._allreduce = AllReduce(
             *(transport, backend, plan.coding_matrix, params.size, config.dtype, replica, last),
@@ -71,8 +71,12 @@ class Replicated:
 
     def begin(self, iteration: int, live: Collection[int]) -> None:
         """The live workers are to begin `iteration`, as soon as their replicas are there."""
-        for worker in set(live).difference(self._live):
+        returned = set(live).difference(self._live)
+        away = [worker for worker in self._workers if worker not in live]
+        for worker in returned:
             self._replicas.returned(worker, iteration)
+            for other in away:  # lost while nobody told this worker anything
+                self._outbox.tell(worker, Kind.LEFT, worker=other)
         self._iteration, self._live, self._overdue = iteration, sorted(live), self._timeout
         self._owners.begin(iteration)
         self._redoing = False
@@ -113,19 +117,22 @@ class Replicated:
         if phase == COLLECTING:
             self._send(self._owners.late(self._receivers(), now))
 
+    def choose(self) -> None:
+        """Make the gradient of the versions that are here first: they count, and late ones change nothing."""
+        self._allreduce.chosen(self._iteration, self._owners.others)
+
     @property
     def gradient(self) -> Array:
-        """(dim,): of this iteration, as soon as all of it is here."""
+        """(dim,): of this iteration, once it is chosen: what the step is made with."""
         return self._allreduce.gradient(self._iteration)
 
     def close(self) -> None:
         """Every rank is to make the step with the versions that are here."""
-        versions = self._owners.versions
         self._owners.learn()
         self._contributions.learn(self._iteration)
         for worker in self._live:
-            self._outbox.tell_all(worker, joined(close_records(self._iteration, versions)))
-        self._allreduce.closed(self._iteration, {number: v for number, v in enumerate(versions) if v})
+            self._outbox.tell_all(worker, joined(close_records(self._iteration, self._owners.versions)))
+        self._allreduce.closed(self._iteration, self._owners.others)
 
     @property
     def params(self) -> Array | None:

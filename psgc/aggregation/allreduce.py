@@ -113,8 +113,15 @@ class AllReduce:
         """A new iteration begins here: the accumulators of those before are not needed any more."""
         self._blocks.drop_accumulators()
 
+    def chosen(self, iteration: int, others: dict[int, int]) -> None:
+        """Make the gradient of `iteration` of version 0 of each slice; others: version by slice where it is not.
+
+        On rank 0, where all of these are. No step is made before `closed`.
+        """
+        self._blocks.chosen(iteration, others)
+
     def closed(self, iteration: int, others: dict[int, int]) -> None:
-        """The gradient of `iteration` is made of version 0 of each slice; others: version by slice where it is not."""
+        """Every rank makes the step of `iteration` with these versions."""
         self._blocks.closed(iteration, others)
 
     def left(self, rank: int) -> None:

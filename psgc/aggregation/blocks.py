@@ -107,8 +107,12 @@ class Blocks:
         """Whether something is left to be sent, or awaited."""
         return bool(self._sendings) or self.participant.is_busy
 
+    def chosen(self, iteration: int, others: dict[int, int]) -> None:
+        """The gradient is to be made of version 0 of each slice; others: version by slice where it is not."""
+        self._bring(part.Chosen(iteration, others))
+
     def closed(self, iteration: int, others: dict[int, int]) -> None:
-        """The gradient is made of version 0 of each slice; others: version by slice where it is not."""
+        """The step is to be made with these versions."""
         self._bring(part.Closed(iteration, others))
 
     def stepped(self, reuse: bool = True) -> None:

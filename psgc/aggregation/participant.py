@@ -4,7 +4,7 @@ No clock, no MPI, no arrays. Events go in, instructions come out; `psgc.aggregat
 
 1. A rank makes step t when it has the closed version of every slice of iteration t. It makes the steps in order.
 2. A *version* of a slice is the attempt in which it was summed. Of attempt 0 blocks go into the gradient as they come;
-   of later attempts they are kept until `Closed` says which version counts.
+   of later attempts they are kept until `Chosen` (on rank 0) or `Closed` says which version counts.
 3. Blocks may come before their map. They are kept. Those of iterations whose step is made are dropped.
 4. A rank that a map leaves out is *behind*: it does not follow that iteration and those before, and says so. `Loaded`
    ends that: the replica has the state of another rank. What it has to sum for others it sums all the same.
@@ -20,6 +20,7 @@ from psgc.aggregation.exchange import Exchange, Plan
 from psgc.aggregation.map import Map
 from psgc.aggregation.protocol import (
     Arrived,
+    Chosen,
     Closed,
     Drop,
     Event,
@@ -58,7 +59,8 @@ class _Iteration:
     numbers: dict[int, int] = field(default_factory=dict)  # where a slice starts -> its number
     early: list[Arrived] = field(default_factory=list)  # blocks whose map has not come
     kept: dict[tuple[int, int], list[int]] = field(default_factory=dict)  # (attempt, slice) -> blocks not placed yet
-    versions: tuple[int, ...] | None = None
+    versions: tuple[int, ...] | None = None  # that count
+    is_closed: bool = False
 
     def lacks(self) -> Iterator[int]:
         """The owners of the closed versions that are not complete."""
@@ -108,6 +110,8 @@ class Participant:
                 return self._bring(iteration, attempt, exchange.Sent(send)) + self._clear()
             case Held(dest, is_held):
                 return self._hold(dest, is_held)
+            case Chosen(iteration, others):
+                return self._choose(iteration, others)
             case Closed(iteration, others):
                 return self._closed(iteration, others)
             case Left(rank):
@@ -202,6 +206,12 @@ class Participant:
         iteration = self._iterations.get(number)
         if iteration is None or not iteration.attempts or self._is_past(number):
             return []
+        instructions = self._choose(number, others) if iteration.versions is None else []
+        iteration.is_closed = True
+        return instructions + self._step_if_complete()
+
+    def _choose(self, number: int, others: dict[int, int]) -> list[Instruction]:
+        iteration = self._iterations[number]
         versions = tuple(others.get(which, 0) for which in range(len(iteration.numbers)))
         iteration.versions = versions
         instructions: list[Instruction] = []
@@ -213,7 +223,7 @@ class Participant:
         for which, version in enumerate(versions):
             instructions += [Place(number, version, block) for block in iteration.kept.pop((version, which), ())]
         iteration.kept.clear()
-        return instructions + self._step_if_complete()
+        return instructions
 
     def _step_if_complete(self) -> list[Instruction]:
         iteration = self._iterations.get(self.steps)
@@ -221,7 +231,7 @@ class Participant:
             self._stepping
             or self.is_behind
             or iteration is None
-            or iteration.versions is None
+            or not iteration.is_closed
             or any(True for _ in iteration.lacks())
         ):
             return []

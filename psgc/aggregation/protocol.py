@@ -45,8 +45,19 @@ class Held:
 
 
 @dataclass(frozen=True, slots=True)
+class Chosen:
+    """On rank 0: the gradient is to be made of version 0 of each slice; others: version by slice where it is not 0.
+
+    All of them are here. The step waits for `Closed`.
+    """
+
+    iteration: int
+    others: dict[int, int]
+
+
+@dataclass(frozen=True, slots=True)
 class Closed:
-    """Version 0 of each slice counts; others: version by slice where it is not 0."""
+    """The step is to be made with these versions, which are said as in `Chosen`."""
 
     iteration: int
     others: dict[int, int]
@@ -71,7 +82,7 @@ class Loaded:
     iteration: int
 
 
-Event = Mapped | Arrived | Sent | Held | Closed | Left | Stepped | Loaded
+Event = Mapped | Arrived | Sent | Held | Chosen | Closed | Left | Stepped | Loaded
 
 
 # what is to be done

@@ -49,6 +49,12 @@ class WatchedReplicated(Replicated):
     def allreduce(self) -> allreduce.AllReduce:
         return self._allreduce
 
+    @property
+    def gradient(self) -> np.ndarray:
+        """Loss and gradient error are read from it."""
+        self._world.read = super().gradient.copy()
+        return super().gradient
+
     def _send(self, made: Map | None) -> None:
         if made is not None:
             self._world.check_map(made)
@@ -59,6 +65,7 @@ class ReplicatedWorld(World):
     """As World. faults with a step happen at that step of the protocol."""
 
     nodes: dict[int, ReplicatedNode]  # type: ignore[assignment]
+    read: np.ndarray  # the newest gradient that the server has read
 
     def __init__(self, case: Case, thorough: bool = False) -> None:
         assert not thorough
@@ -114,6 +121,7 @@ class ReplicatedWorld(World):
 
         def checked(params: np.ndarray, gradient: np.ndarray, iteration: int = 0) -> np.ndarray:
             self.check_exact(gradient)
+            assert self.read.tobytes() == gradient.tobytes(), "the server has read another gradient"
             self.counts["iterations"] += 1
             return step(params, gradient, iteration)
 
@@ -130,6 +138,10 @@ class ReplicatedWorld(World):
         self.check_replica(0, self.rank_0.replica)
 
     # what must hold
+
+    def check_too_few(self, text: str) -> None:
+        assert self.rank_0.steps < self.case.num_iterations, f"a finished run fails: {text}"
+        super().check_too_few(text)
 
     def check_reason(self, worker: int, reason: str) -> None:
         assert "differ" not in reason, reason
@@ -170,8 +182,10 @@ class ReplicatedWorld(World):
             return
         self.check_replica(0, self.rank_0.replica)
         self.check_empty(self.rank_0)
+        away = self.nodes.keys() - self.here()
         for rank in self.here():
             node = self.nodes[rank]
+            assert away <= node.end.forgotten | node.end.told, f"rank {rank} was not told who left"
             if node.allreduce.steps == self.case.num_iterations:
                 self.counts["workers at the end"] += 1
                 self.check_empty(node.allreduce)

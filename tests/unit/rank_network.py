@@ -214,6 +214,9 @@ class Network:
             for (_, start, stop), version in zip(self.maps[self.iteration, 0].slices, versions, strict=True)
             for entry in range(start, stop)
         }
+        self.ranks[0].bring(part.Chosen(self.iteration, others))
+        assert self.ranks[0].gradients[self.iteration] == self.closed[self.iteration], "read before it is there"
+        assert self.ranks[0].participant.steps == self.iteration, "a step before the end"
         self.tell("close", (self.iteration, others))
         self.phase = "stepping"
         self.ranks[0].bring(part.Closed(self.iteration, others))

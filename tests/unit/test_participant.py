@@ -60,6 +60,19 @@ def test_who_was_left_out_while_it_is_there_may_be_asked_to_redo_something():
     assert kinds(it.handle(part.Arrived(2, 0, 1, 3, None))) == [part.Place, part.Have, part.Step]
 
 
+def test_what_is_chosen_is_put_in_place_and_the_step_waits_for_the_end():
+    it = participant(0)
+    it.handle(mapped(0, contributors=(TWO,)))
+    it.handle(mapped(0, contributors=(TWO,), attempt=1, owners=(1, 0)))
+    assert kinds(it.handle(part.Arrived(1, 0, 1, 0, None))) == []
+    assert kinds(it.handle(part.Arrived(1, 0, 1, 1, None))) == [part.Have]
+    for block in (2, 3):
+        it.handle(part.Arrived(2, 0, 0, block, None))
+    assert it.handle(part.Chosen(0, {0: 1})) == [part.Place(0, 1, 0), part.Place(0, 1, 1)]
+    assert it.handle(part.Arrived(2, 0, 0, 0, TWO)) == []  # of what does not count
+    assert it.handle(part.Closed(0, {0: 1})) == [part.Step(0)]
+
+
 def test_the_end_of_an_iteration_that_it_does_not_know_changes_nothing():
     it = participant(1)
     it.handle(part.Arrived(2, 0, 0, 0, None))
