@@ -23,6 +23,7 @@ from psgc.torch import checkpoints
 from psgc.torch.checks import check_model
 from psgc.torch.chunk_gradient import Buffers, ChunkGradient, Loss
 from psgc.torch.costs import CostFunction
+from psgc.torch.determinism import digest as checksum
 from psgc.torch.flat import FlatModel
 from psgc.torch.hand_over import State
 from psgc.torch.record import Record
@@ -228,8 +229,7 @@ class _Local:
     def fingerprint(self) -> str:
         digest = hashlib.sha256()
         for name, tensor in _tensors(self._model):
-            digest.update(name.encode())
-            digest.update(np.ascontiguousarray(tensor.detach().cpu().view(-1).view(torch.uint8).numpy()).data)
+            digest.update(name.encode() + checksum(tensor))
         return digest.hexdigest()
 
     def model(self) -> bytes:

@@ -18,7 +18,8 @@ class FlatModel:
     """A module whose trainable parameters and gradients are views of flat memory.
 
     Frozen parameters are left out, and tied ones are there once. The module works as before: optimizers, hooks and
-    `state_dict` see the same Parameter objects, whose strides are kept.
+    `state_dict` see the same Parameter objects, whose strides are kept. Buffers whose entries share memory, as
+    `expand` makes them, get memory of their own: a state could not be loaded into them.
 
     params, grad: (dim,) tensors; `grad` is another one after `take`.
     names: of the parameters, in their order in `params`.
@@ -46,6 +47,9 @@ class FlatModel:
         for place, param in enumerate(self._parameters):
             param.register_post_accumulate_grad_hook(partial(_call, moved, place))  # type: ignore[no-untyped-call]
         self._adopt()
+        for buffer in model.buffers():
+            if buffer.layout == torch.strided and 0 in buffer.stride():
+                buffer.data = buffer.clone(memory_format=torch.contiguous_format)
 
     def views(self, flat: Tensor) -> list[Tensor]:
         """A view of `flat` for each parameter, of its shape and strides. flat: (dim,) or longer."""

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -82,17 +83,19 @@ class Run:
             if not any(thing is other for other in self._attached):
                 self._attached.append(thing)
 
-    def batches(self, size: int, epochs: int = 1, shuffle: bool = True) -> Iterator[Batch]:
+    def batches(self, size: int, epochs: int = 1, shuffle: bool = True, drop_last: bool = False) -> Iterator[Batch]:
         """The batches of `size` examples of so many epochs, the last one of each may be smaller.
 
         Each call has epochs of its own, after those of the call before. After a resumption it goes on with the batch
-        where the run was. shuffle: in another order each epoch, otherwise in that of the dataset. Raises UserError
-        when size or epochs is not a whole number >= 1.
+        where the run was. shuffle: in another order each epoch, otherwise in that of the dataset. drop_last: leave out
+        a last batch that would be smaller. Raises UserError when size or epochs is not a whole number >= 1, or when
+        drop_last leaves no batch.
         """
-        batches = self._sampler.batches(size, epochs, shuffle)
-        return self._batches(batches, size, self._sampler.epochs)
+        batches = self._sampler.batches(size, epochs, shuffle, drop_last)
+        return self._batches(batches, partial(self._sampler.steps_by, size, self._sampler.epochs, drop_last))
 
-    def _batches(self, batches: Iterator[Batch], size: int, end: int) -> Iterator[Batch]:
+    def _batches(self, batches: Iterator[Batch], steps: Callable[[], int]) -> Iterator[Batch]:
+        """steps: how many the run will have made after these batches."""
         is_empty, record = True, self.engine.record
         while True:
             if self._pending is None:  # the script may have stepped schedules since the latest state was loaded
@@ -105,7 +108,7 @@ class Run:
                     self._latest = self.state()
                 return
             if record is not None and (is_empty or self._has_moved):
-                record.expects(self._sampler.steps_by(size, end), batch.iteration)
+                record.expects(steps(), batch.iteration)
             is_empty = False
             self._latest, self._has_moved = None, False
             began = time.monotonic()

@@ -92,40 +92,53 @@ class Sampler:
                 f"dataset has {self._length} examples; expected the dataset that the run began with"
             )
 
-    def steps_by(self, size: int, end: int) -> int:
+    def steps_by(self, size: int, end: int, drop_last: bool = False) -> int:
         """How many steps the run will have made when epoch `end` begins, with batches of this size from now on."""
         iteration, epoch, start = self._position
         if epoch >= end:
             return iteration
-        return iteration + -(-(self._length - start) // size) + (end - epoch - 1) * -(-self._length // size)
+        more = 0 if drop_last else size - 1
+        now, later = ((number + more) // size for number in (self._length - start, self._length))
+        return iteration + now + (end - epoch - 1) * later
 
-    def batches(self, size: int, epochs: int, shuffle: bool = True) -> Iterator[Batch]:
+    def batches(self, size: int, epochs: int, shuffle: bool = True, drop_last: bool = False) -> Iterator[Batch]:
         """The batches of the next `epochs` epochs, of `size` examples each; the last one of an epoch may be smaller.
 
         shuffle: the examples come in another order each epoch, otherwise in that of the dataset.
+        drop_last: leave out a last batch that would be smaller.
 
         Each call has epochs of its own: the first those from 0 on, the second those after them, however many of its
         batches the first was asked for. So a script that makes the same calls again finds its place in a run that is
         resumed: calls whose epochs are over by `position` have no batches, and the sizes of others may differ.
 
-        Raises UserError, at once, when size or epochs is not a whole number >= 1.
+        Raises UserError, at once, when size or epochs is not a whole number >= 1, or when no batch would be left.
         """
         check_whole("size", size)
         check_whole("epochs", epochs)
+        if drop_last and size > self._length:
+            raise UserError(
+                f"run.batches: size is {size}, and the dataset has {self._length} examples: with drop_last no batch is "
+                "left; expected a smaller size, or drop_last=False"
+            )
         first = self.epochs
         self.epochs += epochs
-        return self._batches(size, first, self.epochs, shuffle)
+        return self._batches(size, first, self.epochs, shuffle, size if drop_last else 1)
 
-    def _batches(self, size: int, first: int, end: int, shuffle: bool) -> Iterator[Batch]:
+    def _batches(self, size: int, first: int, end: int, shuffle: bool, least: int) -> Iterator[Batch]:
+        """least: examples of a batch."""
         while self._position.epoch < end:
             if self._position.epoch < first:  # the batches of the call before were not all taken
                 self._position = Position(self._position.iteration, first)
-            yield self._next(size, shuffle)
+            elif self._length - self._position.start < least:  # the batches before had another size
+                self._position = Position(self._position.iteration, self._position.epoch + 1)
+            else:
+                yield self._next(size, shuffle, least)
 
-    def _next(self, size: int, shuffle: bool) -> Batch:
+    def _next(self, size: int, shuffle: bool, least: int) -> Batch:
         iteration, epoch, start = self._position
         stop = min(start + size, self._length)
-        after = Position(iteration + 1, epoch, stop) if stop < self._length else Position(iteration + 1, epoch + 1)
+        has_more = self._length - stop >= least
+        after = Position(iteration + 1, epoch, stop) if has_more else Position(iteration + 1, epoch + 1)
         rows, following = (
             _rows_of(self._seed, at.epoch, self._length, at.start, min(at.start + size, self._length), shuffle)
             for at in (self._position, after)

@@ -35,7 +35,12 @@ device, costs = settings.pop("device", ""), settings.pop("costs", None)
 rank, done = int(os.environ.get("OMPI_COMM_WORLD_RANK", "0")), 0
 torch.set_num_threads(1)
 torch.manual_seed(rank)  # init gives all ranks the parameters of rank 0
-model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Dropout(0.2), torch.nn.Linear(16, 3))
+first = torch.nn.Conv2d(2, 16, 2).to(memory_format=torch.channels_last)  # of examples of 8 numbers
+model = torch.nn.Sequential(
+    *(torch.nn.Unflatten(1, (2, 2, 2)), first, torch.nn.Flatten()),
+    *(torch.nn.ReLU(), torch.nn.Dropout(0.2), torch.nn.Linear(16, 3)),
+)
+model.register_buffer("shared", torch.ones(1).expand(5))  # its entries have one memory
 generator = torch.Generator().manual_seed(1)
 x = torch.randn(250, 8, generator=generator)
 data = torch.utils.data.TensorDataset(x, x[:, :3].argmax(1))

@@ -284,7 +284,8 @@ def test_one_example_is_too_few_for_batch_normalisation():
         gradient.vector([(X[:1], Y[:1])], (1, 2, 3), always)
     assert str(refused.value) == (
         "step 2, chunk 3: batch normalisation has one example to normalise, expected at least two in each micro-batch: "
-        "a batch of 60 examples or more for 30 chunks, and a micro_batch of 3 or more"
+        "a batch of 60 examples or more for 30 chunks, and a micro_batch of 3 or more (run.batches(..., "
+        "drop_last=True) leaves out a last batch of few examples)"
     )
 
 

@@ -123,6 +123,14 @@ def test_strides_are_kept():
     assert lies_in(model.weight, flat.params)
 
 
+def test_buffers_that_share_memory_get_some_of_their_own():
+    model = small()
+    model.register_buffer("shared", torch.ones(3).expand(2, 3))
+    FlatModel(model)
+    model.load_state_dict({**model.state_dict(), "shared": torch.arange(6.0).view(2, 3)})
+    assert model.shared.tolist() == [[0, 1, 2], [3, 4, 5]]
+
+
 def test_gradients_into_a_vector_and_back():
     model = small()
     flat = FlatModel(model)

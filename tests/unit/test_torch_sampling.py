@@ -1,7 +1,10 @@
 """Which examples each step takes: every one once an epoch, whatever the sizes, and after any interruption."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
+from torch.utils.data import DataLoader
 
 from psgc.data import Epochs
 from psgc.data.epochs import rows_of
@@ -80,6 +83,32 @@ def test_a_resumed_script_makes_the_same_calls_and_gets_the_rest(done):
     rest = taken(script(resumed), resumed)
     assert [batch.position for batch in rest] == [batch.position for batch in steps[done:]]
     assert flat(rest) == flat(steps[done:])
+
+
+@pytest.mark.parametrize("size", [1, 7, 60, 102, 103])
+def test_drop_last_leaves_out_what_a_data_loader_leaves_out(size):
+    sampler = Sampler(LENGTH, seed=3)
+    steps = sampler.steps_by(size, 2, drop_last=True)
+    batches = taken(sampler.batches(size, epochs=2, drop_last=True), sampler)
+    loader = DataLoader(range(LENGTH), size, drop_last=True)
+    assert [(batch.epoch, len(batch)) for batch in batches] == [(n, len(rows)) for n in range(2) for rows in loader]
+    assert steps == len(batches) == 2 * len(loader)
+    for batch, after in pairwise(batches):
+        np.testing.assert_array_equal(batch.following, after.rows)
+    assert sampler.position == Position(len(batches), 2)
+
+
+def test_drop_last_after_batches_of_another_size():
+    sampler = Sampler(LENGTH, seed=3)
+    sampler.position = Position(1, 0, 90)  # 13 examples are left
+    assert sampler.steps_by(20, 2, drop_last=True) == 1 + 0 + 5
+    assert taken(sampler.batches(20, 2, drop_last=True), sampler)[0].position == Position(1, 1)
+    assert sampler.position == Position(6, 2)
+
+
+def test_drop_last_that_leaves_nothing_is_refused():
+    with pytest.raises(UserError, match="size is 104, and the dataset has 103 examples: with drop_last no batch is le"):
+        Sampler(LENGTH, seed=3).batches(104, 1, drop_last=True)
 
 
 def test_a_size_that_changes_within_an_epoch_leaves_nothing_out():
