@@ -1,6 +1,7 @@
 """Many random schedules of slowness, death, return and message delay: `python -m tests.simulation.faults`."""
 
 import argparse
+import itertools
 import random
 import sys
 import time
@@ -33,11 +34,14 @@ def plan_of(assignment: str, workers: int, chunks: int, replication: int, parts:
 
 
 def random_case(rng: random.Random, verified: bool = False, allreduce: bool = False) -> Case:
-    """Up to six workers, of which most of the time enough stay; verified: copies are compared, and some are wrong."""
+    """Up to six workers, of which most of the time enough stay.
+
+    verified: copies are compared; some of them are wrong, or all that one worker makes from some iteration on.
+    """
     spare = 1 if verified else 0
     schedule = rng.choice([*(name for name in SCHEDULES if not verified or name != "uncoded"), "dynamic", "skipping"])
     workers = rng.randint(2, 6)
-    parts = rng.randint(1, min(3, workers - 1))
+    parts = 1 if verified and allreduce else rng.randint(1, min(3, workers - 1))
     replication = rng.randint(parts + spare, max(parts + spare, min(4, workers)))
     plan = plan_of(rng.choice(["cyclic", "blocks"]), workers, rng.randint(1, 3), replication, parts, schedule)
     ranks = range(1, workers + 1)
@@ -91,6 +95,10 @@ def random_case(rng: random.Random, verified: bool = False, allreduce: bool = Fa
         if rng.random() < 0.3
         for worker in rng.sample(holders, replication - parts - 1)
     ]
+    if rng.random() < 0.3 and (parts == 1 or replication > parts + 1):  # rows of a chunk's roles are independent
+        corrupt, since = rng.choice(ranks), rng.randrange(iterations)
+        everything = itertools.product(range(since, iterations), range(plan.num_chunks), [corrupt])
+        wrong = [*(which for which in wrong if parts == 1 and rng.random() < 0.3), *everything]
     return replace(case, verify=Verify(every=rng.choice([1, 1, 2, 5, 50]), strikes=rng.choice([1, 3, 99])), wrong=wrong)
 
 
@@ -146,9 +154,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.simulation.faults", description=__doc__)
     parser.add_argument("--schedules", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0, help="of the first schedule; the others follow")
-    kind = parser.add_mutually_exclusive_group()
-    kind.add_argument("--verify", action="store_true", help="copies are compared, and some of them are wrong")
-    kind.add_argument("--allreduce", action="store_true", help="workers sum their accumulators among themselves")
+    parser.add_argument("--verify", action="store_true", help="copies are compared, and some of them are wrong")
+    parser.add_argument("--allreduce", action="store_true", help="workers sum their accumulators among themselves")
     options = parser.parse_args(arguments)
     counts: Counter[str] = Counter()
     began = time.monotonic()

@@ -54,7 +54,7 @@ class Link:
     def oldest(self) -> float:
         """When the oldest message was sent that has not come."""
         sent = [self.control[0][0]] if self.control else []
-        return min([*sent, *(flying.since for flying in self.vectors if not flying.is_free)], default=inf)
+        return min([*sent, *(flying.since for flying in self.vectors)], default=inf)
 
     @property
     def is_empty(self) -> bool:

@@ -18,7 +18,7 @@ from psgc.aggregation import allreduce, blocks, pool, slices
 from psgc.aggregation.map import Map
 from psgc.aggregation.replica import Replica
 from psgc.backend import Backend
-from psgc.errors import TooFewWorkers
+from psgc.errors import RunFailed
 from psgc.messages import Kind, Records
 from psgc.optimizer import Adam, Momentum, Optimizer
 from psgc.server import loop as server_loop
@@ -178,7 +178,7 @@ class ReplicatedWorld(World):
                 self.server._poll()
                 if self.idle > 10:
                     break
-        except TooFewWorkers:
+        except RunFailed:
             return
         self.check_replica(0, self.rank_0.replica)
         self.check_empty(self.rank_0)

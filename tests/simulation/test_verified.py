@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from psgc.config import Coding, Verify
 from psgc.plan import make_plan
-from psgc.server import decoder
+from psgc.server import decoder, dispatch
+from psgc.server.cluster import Cluster
 from psgc.server.events import Compared
 from tests.simulation import faults
 from tests.simulation.case import Case, Fault, Nap
@@ -26,6 +27,13 @@ def test_no_wrong_copy_passes_and_nobody_right_is_named(capsys):
     counts = counts_of(capsys.readouterr().out)
     assert {"wrong", "disputed", "taken back", "reassigned", "deaths", "approximate", "invalidated"} <= counts.keys()
     assert min(counts.values()) > 1
+
+
+def test_the_same_when_workers_sum_among_themselves(capsys):
+    """Sketches are compared, and copies that were shown right may be lost after that."""
+    assert faults.main(["--verify", "--allreduce", "--schedules", "40", "--seed", "200000"]) == 0
+    counts = counts_of(capsys.readouterr().out)
+    assert {"wrong", "disputed", "reassigned", "deaths", "approximate", "invalidated", "states"} <= counts.keys()
 
 
 @st.composite
@@ -98,3 +106,17 @@ def test_what_would_be_wrong_is_found(monkeypatch, blind):
     monkeypatch.setattr(decoder, "agreeing", first)
     with pytest.raises(AssertionError):
         any(faults.run(seed, verified=True) is None for seed in range(50))
+
+
+DUE = Cluster.due
+SHARED_DEFECTS = [
+    (dispatch, "agreeing", lambda sketches, _: tuple(range(len(sketches))), "wrong, and not named"),
+    (Cluster, "due", lambda *it: [due for due in DUE(*it) if not due[2]], "a corrupt worker takes part"),
+]
+
+
+@pytest.mark.parametrize(("where", "name", "wrong", "found"), SHARED_DEFECTS)
+def test_a_defect_of_comparing_sketches_is_found(monkeypatch, where, name, wrong, found):
+    monkeypatch.setattr(where, name, wrong)
+    with pytest.raises(AssertionError, match=found):
+        any(faults.run(seed, verified=True, allreduce=True) is None for seed in range(100))

@@ -72,6 +72,7 @@ class Watch:
 
     def __init__(self, world: Any, it: WatchedCoordinator, schedule: Schedule, settings: Any) -> None:
         self.world, self.it, self.schedule, self.settings = world, it, schedule, settings
+        self.strikes = Counter[int]()  # copies of each worker that were named as wrong
         self.begin()
 
     def begin(self) -> None:
@@ -85,6 +86,8 @@ class Watch:
         self.redo: dict[int, list[int]] = {}  # chunk -> roles
         self.dropped: set[tuple[int, int]] = set()  # copies discarded or skipped
         self.compares: dict[int, tuple[tuple[int, int], ...]] = {}  # the newest of each chunk
+        self.doers: dict[int, set[int]] = {}  # the workers whose copies of a chunk were compared
+        self.told: set[tuple[int, int]] = set()  # (worker, chunk) of copies that were committed
         self.unanswered: set[int] = set()
         self.wrong: set[tuple[int, int]] = set()  # (worker, chunk)
         self.deadline = self.finished = False
@@ -135,9 +138,10 @@ class Watch:
             case Compared(chunk, agreeing):
                 self.unanswered.discard(chunk)
                 if not agreeing:
-                    self.world.counts["taken back"] += chunk in self.commits
                     self.world.counts["disputed"] += 1
-                    self.commits.pop(chunk, None)
+                    if chunk not in self.redo:
+                        self.world.counts["taken back"] += chunk in self.commits
+                        self.commits.pop(chunk, None)
                     self.dropped = {(worker, c) for worker, c in self.dropped if c != chunk}
                     self.is_calm = False
 
@@ -194,15 +198,18 @@ class Watch:
             case Add(worker, role):
                 del self.asked[worker, role, 0]
             case Compare(chunk, copies):
-                assert it.is_here(chunk)
+                assert it.is_here(chunk) or it.is_sketched(chunk)
                 assert len(copies) == len(dict(copies)) > membership.parts
-                assert all((worker, chunk, 0) in self.heard for worker, _ in copies)
+                doers = {worker for worker, c, _ in self.heard if c == chunk}
+                assert doers.issuperset(dict(copies))
                 self.compares[chunk] = copies
+                self.doers.setdefault(chunk, set()).update(worker for worker, _ in copies)
                 self.unanswered.add(chunk)
             case Wrong(worker, chunk, others):
                 assert (it.iteration, chunk, worker) in world.case.wrong, "named, and not in the wrong"
                 assert len(others) > membership.parts
                 self.wrong.add((worker, chunk))
+                self.strikes[worker] += 1
                 world.counts["wrong"] += 1
             case Finish():
                 self.finished = True
@@ -242,6 +249,7 @@ class Watch:
             self.redo = {c: roles for c, roles in self.redo.items() if roles}
         assert it.books.chunks[chunk].contributors == contributors
         for worker, role in told:
+            self.told.add((worker, chunk))
             assert (worker, chunk, self.attempts[chunk]) in self.heard
             assert it.books.used(worker, chunk, self.attempts[chunk])
             assert (worker, chunk) not in self.dropped
@@ -263,9 +271,9 @@ class Watch:
         return {(worker, own, 0) for own in self.it.membership.held(worker)} <= self.heard
 
     def check_dropped(self, worker: int, chunk: int) -> None:
-        assert self.is_done_with(chunk)
+        assert self.is_done_with(chunk) or (worker, chunk) in self.wrong
         assert worker in self.it.membership.live
-        assert not self.is_calm or worker not in self.commits[chunk]
+        assert not self.is_calm or worker not in self.commits.get(chunk, ())
         if (worker, chunk) in self.dropped:
             assert self.world.case.schedule not in FIXED, "discarded twice"
         self.dropped.add((worker, chunk))
@@ -287,10 +295,10 @@ class Watch:
 
     def check_named(self) -> None:
         """Of all copies that were compared, those that are wrong have been named."""
-        for chunk, copies in self.compares.items():
+        for chunk, doers in self.doers.items():
             if chunk in self.commits:
-                wrong = {worker for worker, _ in copies if (self.it.iteration, chunk, worker) in self.world.case.wrong}
-                assert {worker for worker, c in self.wrong if c == chunk} == wrong
+                wrong = {worker for worker in doers if (self.it.iteration, chunk, worker) in self.world.case.wrong}
+                assert {worker for worker, c in self.wrong if c == chunk} == wrong, "wrong, and not named"
 
     def compared(self) -> dict[int, int]:
         """How many copies agreed, of each chunk of which more were there than recover it."""
@@ -300,6 +308,8 @@ class Watch:
     def uses_a_wrong_copy(self, chunk: int) -> bool:
         it = self.it
         wrong = [w for iteration, c, w in self.world.case.wrong if (iteration, c) == (it.iteration, chunk)]
+        if self.world.case.allreduce:  # also one that was done again: slices may have been summed before
+            return any((worker, chunk) in self.told for worker in wrong)
         return any(it.books.used(w, chunk, attempt) for w in wrong for attempt in range(self.attempts[chunk] + 1))
 
     def is_unseen(self, chunk: int) -> bool:

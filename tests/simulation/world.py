@@ -18,7 +18,7 @@ import numpy as np
 
 from psgc.backend import Backend
 from psgc.coding import worst_condition
-from psgc.errors import RunFailed, TooFewWorkers
+from psgc.errors import RunFailed
 from psgc.optimizer import Optimizer
 from psgc.schedules import SCHEDULES
 from psgc.server import cluster as server_cluster
@@ -123,7 +123,7 @@ class World:
                 self.check_too_few(str(error))
                 self.counts["stopped with too few workers"] += 1
                 return
-            with suppress(TooFewWorkers):
+            with suppress(RunFailed):
                 for _ in range(STEPS):  # what is still on its way changes nothing
                     self.server._poll()
                     if self.idle:
@@ -143,6 +143,7 @@ class World:
         self.iteration, self.began, self.events = iteration, self.steps, 0
         self.began_at = self.clock.now
         self.used.clear()
+        assert not any(map(self.has_struck_out, self.here())), "a corrupt worker takes part"
 
     def check_exact(self, gradient: np.ndarray) -> None:
         gradients = self.table[self.iteration]
@@ -170,7 +171,13 @@ class World:
 
     def check_reason(self, worker: int, reason: str) -> None:
         assert not reason.startswith("it sent"), reason  # nothing here is malformed
+        assert ("verify.strikes" in reason) <= self.has_struck_out(worker), reason
         assert reason.endswith("it raises") == reason.startswith("chunk"), "a failure without its text"
+
+    def has_struck_out(self, worker: int) -> bool:
+        """Whether as many copies of a worker were wrong as it takes to give it up."""
+        verify = self.case.verify
+        return verify is not None and self.watch.strikes[worker] >= verify.strikes
 
     def here(self) -> set[int]:
         """The workers that the server counts on."""
