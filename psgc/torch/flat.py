@@ -1,6 +1,6 @@
 """The trainable parameters of a module, and their gradients, as views of two flat tensors."""
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from functools import partial
 from typing import Any
 from weakref import WeakMethod
@@ -119,10 +119,10 @@ class FlatModel:
         self.grad, self._grad_views = self.params.new_empty(0), [None] * len(self._parameters)
         self.restore()
 
-    def zero_dropped(self) -> None:
-        """Make those gradients zero that an optimizer's zero_grad() has set to None."""
+    def zero_all_but(self, kept: Container[int]) -> None:
+        """Make the gradients zero that another one is not to be added to. kept: ids of the other parameters."""
         for param, view in zip(self._parameters, self._grad_views, strict=True):
-            if param.grad is None and view is not None:
+            if id(param) not in kept and view is not None:
                 view.zero_()
 
     def check(self) -> None:

@@ -52,7 +52,7 @@ class Run:
         self._gradient = BatchGradient(model, self._loader, compute, flat.dim, arguments.seed, costs)
         self._sampler = Sampler(length, arguments.seed)
         self._attached: list[Stateful] = []
-        self._steps = Steps(model, self._attached)
+        self._steps = Steps(model, flat, self._attached)
         self.iteration = 0  # of the next call
         self._pending: bytes | None = None  # a state to go on from, with the next batch
         self._latest: bytes | None = None  # the state that was loaded, until a batch begins from it
@@ -112,9 +112,11 @@ class Run:
             is_empty = False
             self._latest, self._has_moved = None, False
             began = time.monotonic()
+            self._steps.loops += 1
             try:
                 yield batch
             finally:
+                self._steps.loops -= 1
                 if not self._has_moved:
                     self._sampler.position = batch.after
             if record is not None:
@@ -123,7 +125,7 @@ class Run:
     def backward(self, batch: Batch, accumulate: bool = False, scaler: Any = None) -> float:
         """Put the gradient of the mean loss over the batch into `.grad`, on every rank; the mean loss.
 
-        accumulate: add it to what is there since the last step, or since `zero_grad()`.
+        accumulate: add it to what each parameter has since an optimizer stepped it, or since `zero_grad()`.
         scaler: a torch.amp.GradScaler, whose scale the gradient then has.
 
         On a rank that has fallen behind this returns at once, and what the script does until the next batch is undone.
@@ -136,15 +138,13 @@ class Run:
         if self._pending is not None:
             return self._loss
         steps, is_again = self._steps, self._steps.is_newest(batch)
-        if accumulate:
-            self._flat.zero_dropped()
-        if is_again and steps.is_due and not (steps.is_within or accumulate):
+        is_within, due = steps.is_within, steps.due if accumulate else set()
+        if is_again and not (steps.is_made or is_within or accumulate):
             raise UserError(
                 f"run.backward was called twice for step {batch.iteration} without a step of an optimizer in between; "
                 "expected one call, or accumulate=True"
             )
-        adds = accumulate and steps.is_due
-        is_whole = not (steps.is_within or adds or is_again)
+        is_whole = not (is_within or is_again or (due and steps.is_between))
         self._flat.check()
         self._catches_up = False
         scale = float(scaler.get_scale()) if scaler is not None and scaler.is_enabled() else None
@@ -156,15 +156,17 @@ class Run:
         if is_whole and every and batch.iteration % every == 0 and self.iteration > self.engine.iteration:
             self._write_checkpoint(batch.iteration)
         call = self._gradient.call(batch, self.engine.num_chunks, scale, is_whole, self._loaded)
-        if not adds:
+        if due:
+            self._flat.zero_all_but(due)
+        else:
             self._flat.drop()  # while the next one comes about, its memory is of use
         total = self._sum(call)
         if total is None:
             self._flat.clear()
             return self._loss
         self._loaded = None
-        self._loss = self._compute.apply(total.vector, adds, total.is_own)
-        steps.has_gradient(batch, scaler, scale)
+        self._loss = self._compute.apply(total.vector, bool(due), total.is_own)
+        steps.has_gradient(batch, accumulate, scaler, scale)
         return self._loss
 
     def evaluate(self, dataset: Any, metric: Metric) -> Any:
@@ -208,7 +210,7 @@ class Run:
             self._load_pending()
         if self._pending is not None:
             return from_bytes(self._pending, "run.state_dict", plain=True)
-        if self._steps.is_within or self._steps.is_due:
+        if not self._steps.is_complete:
             raise UserError(
                 "run.state_dict was called after run.backward and before the end of optimizer.step(); expected after it"
             )
@@ -273,9 +275,11 @@ class Run:
     def end(self, has_raised: bool) -> None:
         """The script ends: write the last checkpoint, unless it has raised, which may be in the middle of a step."""
         self.give_rows()
-        if self._steps.next is not None and not has_raised and self._pending is None:
-            self._position = self._steps.next
-            self._write_checkpoint(self._position.iteration)
+        position = self._steps.next
+        if position is not None and self._steps.is_complete and not has_raised and self._pending is None:
+            self._position = position
+            self._write_checkpoint(position.iteration)
+        self._steps.close()
         self._loader.close()
 
     def on(self, event: str, function: Callable[[IterationRow], object]) -> None:

@@ -1,74 +1,147 @@
-"""Where the script is between the gradient of a batch and an optimizer's step with it."""
+"""Where the script is between the gradient of a batch and the steps with it."""
 
+import sys
 from collections.abc import Sequence
+from types import CodeType, FrameType
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from psgc.errors import UserError
+from psgc.torch.flat import FlatModel
 from psgc.torch.sampling import Batch, Position
+
+# what torch puts around `step` of each class; a step that raises calls no hook, but is not on the stack any more
+_STEP: CodeType = Optimizer.profile_hook_step(lambda _: None).__code__
 
 
 class Steps:
-    """Watches the steps of all optimizers of this process.
+    """Watches the steps of all optimizers of this process, until `close`.
 
-    attached: what may step the parameters of `model`; others are refused with UserError.
+    model: whose trainable parameters count; flat: of it. attached: what may step them; others are refused with
+    UserError. loops: how many loops over batches are under way.
+
+    A parameter is *due* when no optimizer has stepped it since its gradient was made. Without an attached optimizer the
+    script changes parameters by hand: then it has made a step once they differ from what they were.
     """
 
-    def __init__(self, model: nn.Module, attached: Sequence[object]) -> None:
-        self._model, self._attached = model, attached
-        self._under_way = 0  # an optimizer may step another one
-        self._is_made = True  # since the newest gradient
+    def __init__(self, model: nn.Module, flat: FlatModel, attached: Sequence[object]) -> None:
+        self._flat, self._attached = flat, attached
+        self._params = {id(param): param for param in model.parameters() if param.requires_grad}
+        self.loops = 0
+        self._due: set[int] = set()  # ids of parameters
+        self._is_made = True  # a step since the newest gradient
         self._newest: Batch | None = None  # of which there is a gradient
+        self._adds_up = False  # others may be added to it
         self._scaler: Any = None
         self._scale: float | None = None  # that the newest gradient has
+        self._checksum = 0  # of the parameters it was computed with, where they are changed by hand
         self._hooks = [
             register_optimizer_step_pre_hook(self._before_step),
             register_optimizer_step_post_hook(self._after_step),
         ]
 
-    def has_gradient(self, batch: Batch, scaler: Any, scale: float | None) -> None:
+    def has_gradient(self, batch: Batch, accumulate: bool, scaler: Any, scale: float | None) -> None:
         """There is a gradient of the batch, with this scale of the GradScaler."""
-        self._newest, self._is_made, self._scaler, self._scale = batch, False, scaler, scale
+        self._newest, self._is_made, self._adds_up = batch, False, accumulate
+        self._scaler, self._scale = scaler, scale
+        self._due = {number for number, param in self._params.items() if param.grad is not None}
+        if self._is_by_hand:
+            self._checksum = self._checksum_now()
 
     def forget(self) -> None:
         """Another state was loaded: there is no gradient."""
-        self._newest, self._is_made = None, True
+        self._newest, self._is_made, self._due = None, True, set()
+
+    def close(self) -> None:
+        """The run is over."""
+        for hook in self._hooks:
+            hook.remove()
 
     @property
     def is_within(self) -> bool:
         """Whether an optimizer's step is under way, which calls a closure."""
-        return self._under_way > 0
+        frame: FrameType | None = sys._getframe()
+        while frame is not None and frame.f_code is not _STEP:
+            frame = frame.f_back
+        return frame is not None
 
     @property
-    def is_due(self) -> bool:
-        """Whether there is a gradient that no step was made with. A scaler that leaves a step out lowers its scale."""
-        if self._is_made:
-            return False
-        return self._scale is None or self._scaler.get_scale() >= self._scale
+    def is_made(self) -> bool:
+        """Whether an optimizer has made a step since the newest gradient, or a scaler has left it out."""
+        return self._is_made or self._is_left_out
+
+    @property
+    def due(self) -> set[int]:
+        """The ids of the parameters that are due and have a gradient: what `zero_grad()` has dropped does not count."""
+        if self._is_left_out:
+            return set()
+        return {number for number in self._due if self._params[number].grad is not None}
+
+    @property
+    def is_between(self) -> bool:
+        """Whether there are gradients for which a step is to come: a state does not have them."""
+        if self._is_by_hand:
+            return self._newest is not None and self._checksum == self._checksum_now()
+        due = self.due
+        return any(not due.isdisjoint(_stepped_by(optimizer)) for optimizer in self._optimizers)
 
     def is_newest(self, batch: Batch) -> bool:
         """Whether the newest gradient is of this batch."""
         return self._newest is not None and self._newest.position == batch.position
 
     @property
+    def is_complete(self) -> bool:
+        """Whether a state can be made: it does not have a gradient that no step was made with."""
+        if self.is_within:
+            return False
+        return self._is_by_hand or (self.is_made and not (self._adds_up and self.is_between))
+
+    @property
     def next(self) -> Position | None:
-        """Where the next batch begins, once a step was made with the newest gradient."""
-        return None if self._newest is None or self.is_within or self.is_due else self._newest.after
+        """Where a complete state goes on; None before the first gradient."""
+        if self._newest is None:
+            return None
+        return self._newest.position if self._is_by_hand and self.is_between else self._newest.after
+
+    @property
+    def _is_by_hand(self) -> bool:
+        return not self._optimizers
+
+    @property
+    def _optimizers(self) -> list[Optimizer]:
+        return [thing for thing in self._attached if isinstance(thing, Optimizer)]
+
+    @property
+    def _is_left_out(self) -> bool:
+        """Whether the scaler has left out a step: it then lowers its scale."""
+        return self._scale is not None and self._scaler.get_scale() < self._scale
+
+    def _checksum_now(self) -> int:
+        bits = torch.int32 if self._flat.dtype == torch.float32 else torch.int64
+        return int(self._flat.params.detach().view(bits).sum(dtype=torch.int64))
 
     def _before_step(self, optimizer: Optimizer, *_: Any) -> None:
-        mine = {id(param) for param in self._model.parameters()}
-        if not any(optimizer is thing for thing in self._attached) and any(
-            id(param) in mine for group in optimizer.param_groups for param in group["params"]
-        ):
+        is_watched = self.loops > 0 or not self._is_made  # afterwards the script may train the model without the run
+        if is_watched and self._concerns(optimizer) and not any(optimizer is thing for thing in self._attached):
+            self._is_made = False  # others may have made theirs
             raise UserError(
                 f"{type(optimizer).__name__} steps parameters of the model, but was not attached; expected "
                 "run.attach(optimizer) before the first batch"
             )
-        self._under_way += 1
 
-    def _after_step(self, *_: Any) -> None:
-        self._under_way -= 1
-        self._is_made = True
+    def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
+        if self._concerns(optimizer):
+            self._is_made = True
+            self._due -= _stepped_by(optimizer)
+
+    def _concerns(self, optimizer: Optimizer) -> bool:
+        return not _stepped_by(optimizer).isdisjoint(self._params)
+
+
+def _stepped_by(optimizer: Optimizer) -> set[int]:
+    """The ids of the parameters of an optimizer."""
+    return {id(param) for group in optimizer.param_groups for param in group["params"]}

@@ -1,0 +1,235 @@
+"""What a script does between the gradients of a run: the same as torch makes of it, with whatever optimizers."""
+
+import copy
+import gc
+import os
+import weakref
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.optim.optimizer import _global_optimizer_pre_hooks
+from torch.utils.data import TensorDataset
+
+import psgc.torch
+from psgc.errors import UserError
+from psgc.training.script_ending import Ending
+
+pytestmark = pytest.mark.usefixtures("one_process")
+X = torch.randn(64, 4, generator=torch.Generator().manual_seed(1))
+Y = (X.sum(1) > 0).long()
+
+
+def loss(model, batch):
+    x, y = batch
+    return F.cross_entropy(model(x), y, reduction="sum"), len(y)
+
+
+def begun(**settings):
+    """A run, its model, and the model as it was."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
+    before = copy.deepcopy(model)
+    return psgc.torch.init(model, TensorDataset(X, Y), loss, chunks=4, **settings), model, before
+
+
+def by_torch(model, batch):
+    """Adds the gradient of the mean loss over the batch."""
+    rows = torch.as_tensor(batch.rows)
+    F.cross_entropy(model(X[rows]), Y[rows]).backward()
+
+
+def assert_same(model, other):
+    torch.testing.assert_close(model.state_dict(), other.state_dict(), rtol=1e-6, atol=1e-6)
+
+
+def sgd(layer, rate=0.1):
+    return torch.optim.SGD(layer.parameters(), rate, momentum=0.9)
+
+
+def train_in_turns(run, ours, batches):
+    """The second optimizer steps after every second batch; the positions of states that are whole."""
+    whole = []
+    for number, batch in enumerate(batches):
+        run.backward(batch, accumulate=True)
+        for optimizer in ours[: 1 + number % 2]:
+            optimizer.step()
+            optimizer.zero_grad()
+        try:
+            whole.append(run.state_dict()["psgc"]["position"][0])
+        except UserError:
+            continue
+    return whole
+
+
+def test_an_optimizer_that_steps_after_every_second_batch_has_the_gradients_of_both():
+    run, model, other = begun()
+    ours, its = ([sgd(m[0]), sgd(m[2])] for m in (model, other))
+    run.attach(*ours)
+    for number, batch in enumerate(run.batches(16, epochs=2)):
+        run.backward(batch, accumulate=True)
+        by_torch(other, batch)
+        for one, same in [*zip(ours, its, strict=True)][: 1 + number % 2]:
+            one.step()  # what it has stepped is not added to, also without zero_grad()
+            same.step()
+            same.zero_grad()
+    assert_same(model, other)
+
+
+def test_a_state_is_made_where_no_gradient_waits_for_a_step(tmp_path):
+    run, model, _ = begun(output=str(tmp_path), checkpoint_every=1, checkpoint_keep=9)
+    ours = [sgd(model[0]), sgd(model[2])]
+    run.attach(*ours)
+    assert train_in_turns(run, ours, run.batches(16, epochs=2)) == [2, 4, 6, 8]
+    run.end(False)
+    assert sorted(int(name[:8]) for name in os.listdir(tmp_path / "checkpoints")) == [2, 4, 6, 8]
+
+
+def test_an_optimizer_of_another_model_does_not_end_a_sum_of_gradients():
+    run, model, other = begun()
+    run.attach(sgd(model))
+    stranger = nn.Linear(2, 2)
+    its = sgd(stranger)
+    for batch in run.batches(32):
+        run.backward(batch, accumulate=True)
+        by_torch(other, batch)
+        stranger(torch.ones(1, 2)).sum().backward()
+        its.step()
+    for one, same in zip(model.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, same.grad)
+
+
+def test_a_step_that_raises_is_no_step_and_the_next_one_is():
+    class Failing(torch.optim.SGD):
+        fails = True
+
+        def step(self, closure=None):
+            if self.fails:
+                raise RuntimeError("no memory")
+            return super().step(closure)
+
+    run, model, other = begun()
+    optimizer, its = Failing(model.parameters(), 0.1), torch.optim.SGD(other.parameters(), 0.1)
+    run.attach(optimizer)
+    for batch in run.batches(32):
+        run.backward(batch)
+        optimizer.fails = True
+        with pytest.raises(RuntimeError, match="no memory"):
+            optimizer.step()
+        with pytest.raises(UserError, match=r"called after run.backward and before the end of optimizer.step\(\)"):
+            run.state_dict()
+        optimizer.fails = False
+        optimizer.step()
+        assert run.state_dict()["psgc"]["position"] == list(batch.after)
+        by_torch(other, batch)
+        its.step()
+        its.zero_grad()
+    assert_same(model, other)
+
+
+@pytest.mark.parametrize("stop", [3, 8])
+def test_parameters_that_are_changed_by_hand_are_in_a_last_checkpoint(tmp_path, monkeypatch, stop):
+    """Also where the loop is left between a gradient and the change."""
+    run, model, other = begun(output=str(tmp_path), checkpoint_every=0)
+    for batch in run.batches(16, epochs=2):
+        run.backward(batch)
+        if batch.iteration == stop:
+            break
+        with torch.no_grad():
+            for param in model.parameters():
+                param -= 0.1 * param.grad
+        assert run.state_dict()["psgc"]["position"] == list(batch.after)
+    run.end(False)
+    run.engine.end()
+    monkeypatch.setenv("PSGC_RESUME", "1")
+    run, model, _ = begun(output=str(tmp_path), checkpoint_every=0)
+    batches = run.batches(16, epochs=3)
+    for batch in batches:
+        assert batch.iteration >= stop
+        run.backward(batch)
+        with torch.no_grad():
+            for param in model.parameters():
+                param.sub_(0.1 * param.grad)
+    by_hand = torch.optim.SGD(other.parameters(), 0.1)
+    for batch in begun()[0].batches(16, epochs=3):
+        by_torch(other, batch)
+        by_hand.step()
+        by_hand.zero_grad()
+    assert_same(model, other)
+
+
+def test_a_second_optimizer_that_was_not_attached_is_refused_and_what_it_left_is_no_state(tmp_path):
+    run, model, _ = begun(output=str(tmp_path))
+    run.attach(sgd(model[0]))
+    first, second = sgd(model[0]), sgd(model[2])
+    run.attach(first)
+    for batch in run.batches(32):
+        run.backward(batch)
+        first.step()
+        with pytest.raises(UserError, match="SGD steps parameters of the model, but was not attached"):
+            second.step()
+        break
+    run.end(False)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+@pytest.fixture
+def endings(monkeypatch, one_process):
+    """Runs of this test are ended by those that begin after them, as in a script."""
+    monkeypatch.setattr(psgc.torch.begin, "Ending", Ending)
+    monkeypatch.setattr(Ending, "_earlier", None)
+    yield
+    if Ending._earlier is not None:
+        Ending._earlier.close()
+
+
+@pytest.mark.usefixtures("endings")
+def test_runs_follow_one_another_with_one_model_and_with_others(tmp_path):
+    def train(run, model):
+        optimizer = sgd(model)
+        run.attach(optimizer)
+        for batch in run.batches(32, epochs=2):
+            run.backward(batch)
+            optimizer.step()
+
+    before = len(_global_optimizer_pre_hooks)
+    run, model, other = begun(output=str(tmp_path / "a"))
+    train(run, model)
+    freed = weakref.ref(model)
+    run, same, _ = begun(output=str(tmp_path / "b"))
+    train(run, same)
+    assert (tmp_path / "a/summary.json").exists()
+    del model
+    gc.collect()
+    assert freed() is None
+    again = psgc.torch.init(same, TensorDataset(X, Y), loss, chunks=4)
+    train(again, same)
+    assert len(_global_optimizer_pre_hooks) == before + 1
+    its = sgd(other)
+    for round_of_runs in range(2):
+        if round_of_runs:
+            its = sgd(other)
+        for batch in begun()[0].batches(32, epochs=2):
+            its.zero_grad()
+            by_torch(other, batch)
+            its.step()
+    assert_same(same, other)
+
+
+def test_a_model_is_trained_without_the_run_after_its_loop():
+    run, model, other = begun()
+    optimizer, its = sgd(model), sgd(other)
+    run.attach(optimizer)
+    for batch in run.batches(32):
+        run.backward(batch)
+        optimizer.step()
+        by_torch(other, batch)
+        its.step()
+        its.zero_grad()
+    for m in (model, other):
+        alone = sgd(m)
+        alone.zero_grad()
+        F.cross_entropy(m(X), Y).backward()
+        alone.step()
+    assert_same(model, other)
