@@ -32,7 +32,7 @@ BESIDE := -n 3 --dist loadfile --no-loadscope-reorder
 # tests that compare times: nothing runs beside these; and one with up to seventeen workers that are not to be missed
 TIMED := tests/ranks/test_approximate.py tests/ranks/test_latency.py tests/ranks/test_replay.py
 CROWDED := tests/faults/test_matrix.py
-FAULTS := tests/ranks/test_other_mpi.py tests/ranks/test_replicated.py tests/ranks/test_torch.py
+FAULTS := tests/ranks/test_other_mpi.py tests/ranks/test_replicated.py tests/ranks/test_torch.py tests/ranks/test_torch_mistakes.py
 
 test: .venv/installed .venv/mpich/bin/mpirun
 	$(BIN)/python -m pytest $(BESIDE) $(TIMED:%=--ignore %)

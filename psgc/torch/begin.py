@@ -1,6 +1,7 @@
 """`psgc.torch.init`: from a model, a dataset and a loss to a run, on every rank of mpirun or in one process."""
 
 import hashlib
+import json
 import os
 import platform
 import shutil
@@ -27,6 +28,7 @@ from psgc.torch.determinism import digest as checksum
 from psgc.torch.flat import FlatModel
 from psgc.torch.hand_over import State
 from psgc.torch.record import Record
+from psgc.torch.rows import differing, sample
 from psgc.torch.run import Run
 from psgc.torch.sampling import length_of
 from psgc.torch.session import Session
@@ -36,6 +38,7 @@ from psgc.torch.state import About, from_bytes, load_state, state_of, to_bytes
 from psgc.training import launched
 from psgc.training.inputs import source_of
 from psgc.training.script_ending import Ending, stopped_by
+from psgc.yaml_source import shown
 
 
 def init(
@@ -131,6 +134,8 @@ def begin(
         single = made.alone()
         return made.begun(single, ending)
     ending.catch_signals()
+    if isinstance(made, _Local):
+        made.look_at_rows()
     launched.begin(stopped_by)
     ending.session = session = Session(made, stopped_by)
     assert not isinstance(made, UserError)
@@ -157,7 +162,7 @@ class _Local:
             raise UserError(f"psgc.torch.init: loss is a {type(loss).__name__}, expected a function (model, batch)")
         if cost is not None and not callable(cost):
             raise UserError(f"psgc.torch.init: cost_fn is a {type(cost).__name__}, expected a function of rows")
-        self._model, self._length = model, length_of(dataset)
+        self._model, self._dataset, self._length = model, dataset, length_of(dataset)
         buffers: Buffers = self._arguments.buffers
         check_model(model, buffers)
         self._flat = FlatModel(model)
@@ -179,8 +184,23 @@ class _Local:
             "device": self._flat.device.type,
             "length of the dataset": self._length,
             "model": "" if self._arguments.of_yaml is None else source_of(self._arguments.of_yaml.problem.torch),
-            "arguments of init": hashlib.sha256(self._arguments.model_dump_json().encode()).hexdigest()[:8],
         }
+
+    def look_at_rows(self) -> None:
+        """Before the ranks meet: what this one will say of its data."""
+        self._rows = sample(self._dataset, self._length, self._arguments.seed, self.device)
+
+    def expected(self) -> bytes:
+        return json.dumps([_flat(self._arguments.model_dump(mode="json")), self._rows]).encode()
+
+    def difference(self, expected: bytes) -> str:
+        arguments, rows = json.loads(expected)
+        mine = _flat(self._arguments.model_dump(mode="json"))
+        for name in [*arguments, *mine]:
+            if mine.get(name) != arguments.get(name):
+                return f"{name} is {shown(mine.get(name))}, not {shown(arguments.get(name))}"
+        row = differing(self._rows, rows)
+        return "" if row is None else f"row {row} of the dataset is another one"
 
     def settle(self, num_workers: int) -> tuple[Config, Plan]:
         return self._arguments.settled(self._config, num_workers, self.dim)
@@ -249,3 +269,17 @@ class _Local:
 
 def _tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
     return [*model.named_parameters(), *model.named_buffers()]
+
+
+def _flat(settings: Mapping[str, Any], of: str = "") -> dict[str, Any]:
+    """By the names that people give them, such as optimizer.lr.
+
+    >>> _flat({"seed": 0, "faults": {"adopt": True}})
+    {'seed': 0, 'faults.adopt': True}
+    """
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        found |= (
+            _flat(value, "" if name == "of_yaml" else f"{of}{name}.") if isinstance(value, dict) else {of + name: value}
+        )
+    return found

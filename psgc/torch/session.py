@@ -31,9 +31,10 @@ from psgc.torch.settings import OPEN_END
 from psgc.torch.working import ScriptWorker, make_worker
 from psgc.training import launched, resume
 from psgc.training.ending import interruption
-from psgc.training.inputs import check_same, make_injector
+from psgc.training.inputs import check_alike, check_same, make_injector
 from psgc.transport import Transport
 
+SAME = "script, arguments, data and versions"
 STOP_TIMEOUT = 10.0  # seconds that the scripts of workers have to come to their end
 OFF, ALIKE, MODEL, STATE = b"X", b"=", b"M", b"S"  # how rank 0 has the others begin; bytes follow
 
@@ -50,7 +51,13 @@ class Local(Protocol):
     faults: Faults
 
     def description(self) -> dict[str, Any]:
-        """What has to be equal on all ranks, by name."""
+        """What has to be equal on all ranks, by name; at most 512 bytes as JSON."""
+
+    def expected(self) -> bytes:
+        """For rank 0: what else has to be equal."""
+
+    def difference(self, expected: bytes) -> str:
+        """What is not as rank 0 expects it, empty when all is."""
 
     def settle(self, num_workers: int) -> tuple[Config, Plan]:
         """The settings and the plan for so many workers. Raises UserError."""
@@ -193,7 +200,9 @@ class Session:
         descriptions = transport.gather(json.dumps(local.description()), "preparing the script")
         fingerprints = transport.gather(local.fingerprint(), "preparing the script")
         try:
-            check_same(descriptions, hosts, "script, arguments, data and versions")
+            check_same(descriptions, hosts, SAME)
+            expected = transport.broadcast(local.expected() if self.rank == 0 else None, "preparing the script")
+            check_alike(transport.gather(local.difference(expected), "preparing the script"), hosts, SAME)
             self.config, self.plan = local.settle(transport.size - 1)
         except UserError:  # every rank comes to it
             self.in_order = True

@@ -116,13 +116,24 @@ def source_of(target: str) -> str:
 def check_same(descriptions: Sequence[str], hosts: Sequence[str], same: str = "psgc, model and data") -> None:
     """Raises UserError for the first rank whose description differs from rank 0's. same: what all ranks need."""
     expected, *others = map(json.loads, descriptions)
-    for rank, found in enumerate(others, start=1):
-        for name, value in expected.items():
-            if found.get(name) != value:
-                raise UserError(
-                    f"rank {rank} on {hosts[rank]} differs from rank 0 on {hosts[0]}: "
-                    f"{name}: {found.get(name)}, not {value}; all ranks need the same {same}"
-                )
+    differences = [
+        next(
+            (f"{name}: {found.get(name)}, not {value}" for name, value in expected.items() if found.get(name) != value),
+            "",
+        )
+        for found in others
+    ]
+    check_alike(["", *differences], hosts, same)
+
+
+def check_alike(differences: Sequence[str], hosts: Sequence[str], same: str) -> None:
+    """Raises UserError for the first rank that has a difference from rank 0. same: what all ranks need."""
+    for rank, difference in enumerate(differences):
+        if difference:
+            raise UserError(
+                f"rank {rank} on {hosts[rank]} differs from rank 0 on {hosts[0]}: {difference}; "
+                f"all ranks need the same {same}"
+            )
 
 
 def open_held_out(config: Config, dataset: Dataset | None, copies: int = 1) -> Dataset | None:

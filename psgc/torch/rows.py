@@ -1,0 +1,114 @@
+"""A few rows of a dataset in a few numbers each, by which ranks see whether they have the same data."""
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from psgc.coding.sketch import relative_difference
+from psgc.torch.seeding import preserved, seeded
+
+MOST, LEAST = 64, 5  # rows: LEAST of them, and more as long as they take less than SECONDS
+SECONDS = 0.02
+TOLERANCE = (
+    1e-5  # relative: what processors of different kinds compute, an augmentation for example, differs in rounding
+)
+ENTRIES = 4096  # of an array that are looked at
+
+
+def sample(dataset: Any, length: int, seed: int, device: torch.device) -> str:
+    """The first row, the last one, and some in between, always the same ones, as JSON for `differing`.
+
+    seed: of the run. Rows are loaded with random numbers that follow from it, and the generators of the script go on
+    where they were before. Rows that cannot be loaded are left out: the chunks that need them say why.
+    """
+    found: list[Any] = []
+    began = time.monotonic()
+    with preserved(device):
+        for number, row in enumerate(_places(length)):
+            if number >= LEAST and time.monotonic() - began > SECONDS:
+                break
+            try:
+                with seeded((seed, row), device):
+                    many = getattr(dataset, "__getitems__", None)
+                    content = many([row])[0] if many else dataset[row]
+                found.append([row, *_described(content)])
+            except Exception:  # code of the user
+                continue
+    return json.dumps(found)
+
+
+def differing(one: str, other: str) -> int | None:
+    """The first row that is in both samples and another one there; None if they agree."""
+    there = {row: rest for row, *rest in json.loads(other)}
+    for row, exact, sketches in json.loads(one):
+        if row in there and not _agree((exact, sketches), there[row]):
+            return int(row)
+    return None
+
+
+def _agree(one: Any, other: Any) -> bool:
+    pairs = zip(one[1], other[1], strict=False)
+    return one[0] == other[0] and all(a == b or relative_difference(a, b) <= TOLERANCE for a, b in pairs)
+
+
+def _places(length: int) -> list[int]:
+    some = np.random.default_rng(0).integers(max(1, length), size=MOST - 2).tolist()
+    return [*dict.fromkeys([0, length - 1, *some])] if length else []
+
+
+def _described(row: Any) -> tuple[str, list[list[float]]]:
+    """A checksum of a row's structure, whole numbers and texts, and a sketch of each array of real numbers."""
+    exact, sketches = hashlib.blake2b(digest_size=8), []
+    for where, values in _arrays(row, ""):
+        exact.update(f"{where}{values.dtype}{values.shape}".encode())
+        if values.dtype.kind in "fc":
+            sketches.append(_sketch(values))
+        else:
+            exact.update(np.ascontiguousarray(values).tobytes())
+    return exact.hexdigest(), sketches
+
+
+def _sketch(values: np.ndarray) -> list[float]:
+    """Two random projections and the norm of some of the entries; those that are not finite count as 0."""
+    flat = values.reshape(-1)
+    some = flat[:: max(1, -(-flat.size // ENTRIES))]
+    some = np.concatenate([some.real, some.imag]) if some.dtype.kind == "c" else some
+    some = np.nan_to_num(some.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+    return [*map(float, _weights(len(some)) @ some), float(np.linalg.norm(some))]
+
+
+@lru_cache(8)
+def _weights(entries: int) -> np.ndarray:
+    return np.random.default_rng(0).standard_normal((2, entries))
+
+
+def _arrays(value: Any, where: str) -> Iterator[tuple[str, np.ndarray]]:
+    """What is in a row: tensors, arrays, pictures, numbers and texts, also within lists, tuples and mappings."""
+    if isinstance(value, Tensor):
+        plain = (
+            (value if value.layout == torch.strided else value.to_dense()).detach().cpu().resolve_conj().resolve_neg()
+        )
+        yield where, (plain.float() if plain.dtype in (torch.bfloat16, torch.float16) else plain).numpy()
+    elif isinstance(value, str | bytes):
+        yield where, np.frombuffer(value if isinstance(value, bytes) else value.encode(), np.uint8)
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _arrays(item, f"{where}[{key!r}]")
+    elif isinstance(value, list | tuple) and not all(isinstance(item, int | float) for item in value):
+        for number, item in enumerate(value):
+            yield from _arrays(item, f"{where}[{number}]")
+    elif (
+        isinstance(value, int | float | list | tuple)
+        or hasattr(value, "__array__")
+        or hasattr(value, "__array_interface__")
+    ):
+        array = np.asarray(value)
+        if array.dtype != object:
+            yield where, array
