@@ -41,7 +41,7 @@ for batch in run.batches(50):
     optimizer.step()
 """
 HOST = socket.gethostname()
-DIFFERS = f"psgc: rank {{}} on {HOST} differs from rank 0 on {HOST}: {{}}; all ranks need the same script, arguments, data"
+DIFFERS = f"psgc: rank {{}} on {HOST} differs from rank 0 on {HOST}: {{}}; all ranks need the same script"
 
 
 def said(folder, mistake, ranks=3):
@@ -63,4 +63,4 @@ def said(folder, mistake, ranks=3):
 )
 def test_what_a_rank_has_otherwise_is_named(tmp_path, mistake, rank, difference):
     (line,) = said(tmp_path, mistake)
-    assert line == f"{DIFFERS.format(rank, difference)} and versions"
+    assert line == f"{DIFFERS.format(rank, difference)}, arguments, data and versions"
