@@ -90,7 +90,7 @@ class ReplicatedLoop(WorkerLoop):
                 self._allreduce.give(entry["worker"], iteration)
             case Kind.STATE:
                 if state := self._states[source].read(entry):
-                    self._allreduce.announced(state)
+                    self._allreduce.announced(source, state)
             case _:
                 super()._handle(entry, source)
 

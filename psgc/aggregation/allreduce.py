@@ -49,7 +49,7 @@ class AllReduce:
         self._pool = Pool(backend, dim, coding_matrix.shape[1], dtype)
         self._blocks = Blocks(transport, self._pool, backend, coding_matrix, dim, self._step, have, behind, at)
         self._giver = Giver(transport, self._pool, backend)
-        self._receiver = Receiver(self._pool, backend, dim)
+        self._receiver = Receiver(self._pool, backend)
         self._to_give: dict[int, int] = {}  # receiver -> iteration whose state it is to be given
         self.entries = part_length(dim, coding_matrix.shape[1])  # of the coded vector
 
@@ -99,7 +99,7 @@ class AllReduce:
             raise ProtocolError(f"a block of {message.length} entries, of iteration {message.iteration}")
         buffer = self._pool.receive(self._transport, message.buffer)
         if name.is_state:
-            self._receiver.arrived(message.iteration, name, buffer)
+            self._receiver.arrived(message.source, message.iteration, name, buffer)
         else:
             self._blocks.arrived(message.source, message.iteration, name, buffer)
 
@@ -135,9 +135,9 @@ class AllReduce:
         """Send `dest` the state of the replica at the beginning of `iteration` or a later one, once it is there."""
         self._to_give[dest] = iteration
 
-    def announced(self, state: State) -> None:
-        """The numbers of a state that this rank is given are here."""
-        self._receiver.announced(state)
+    def announced(self, source: int, state: State) -> None:
+        """The numbers of a state that `source` gives this rank are here."""
+        self._receiver.announced(source, state)
 
     def poll(self) -> bool:
         """Go on. Whether the replica is at another iteration than before. Raises what a step raises."""

@@ -7,8 +7,7 @@ what is left of them when a rank is lost or stopped is not.
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from psgc.aggregation.pool import POSTED
-from psgc.aggregation.slices import BLOCK
+from psgc.aggregation.pool import POSTED, room_bytes
 
 BLOCK_BUFFERS = POSTED + 4 + 4  # for receives, for what is being sent or summed, for states
 POOL_BYTES = 64 << 20  # of the server, for receives: at least two vectors and at most one per worker
@@ -40,7 +39,7 @@ def with_allreduce(
         Held("gradients", vector, 2, 1),  # the next one may begin to arrive
         Held("state of another iteration", vector, 1 + kept, 0),  # for a rank that has fallen behind: there, and here
         # those that wait to be summed are less than `coded`, each in a buffer that is `parts` times as large
-        Held("blocks", parts * (coded + BLOCK_BUFFERS * min(BLOCK, coded)), 1, 0),
+        Held("blocks", parts * coded + BLOCK_BUFFERS * room_bytes(parts, coded), 1, 0),
     ]
     rank_0 = [parameters, _undone(vector, optimizer), *everywhere, _written(vector, optimizer, checkpoints)]
     computes = [_computed(vector, waiting), Held("accumulators", coded, 1, 1)]

@@ -10,20 +10,27 @@ from psgc.messages import stamp_length
 from psgc.transport import Sending, Transport
 
 POSTED = 8  # receives: while one block is handled the next ones come
+LEAST_ROOM = 1 << 18  # bytes of a buffer: in smaller blocks a large state of a small model would never come to an end
 UNDER_WAY = 4  # blocks that one rank sends another at a time: of two exchanges
+
+
+def room_bytes(parts: int, coded: int) -> int:
+    """Bytes of a buffer, for a coded vector of so many bytes."""
+    return max(parts * min(coded, BLOCK), LEAST_ROOM)
 
 
 class Pool:
     """As many buffers as have been needed at the same time.
 
-    room: entries of a buffer, besides its stamp: a block of a gradient with `dim` entries and so many parts.
+    room: entries of a buffer, besides its stamp: at least those of a block of a gradient (`room_bytes`).
     """
 
     def __init__(self, backend: Backend, dim: int, parts: int, dtype: Any) -> None:
         self._backend = backend
         self.dtype = np.dtype(dtype)
         self._stamp = stamp_length(dtype)
-        self.room = parts * min(part_length(dim, parts), BLOCK // self.dtype.itemsize)
+        itemsize = self.dtype.itemsize
+        self.room = room_bytes(parts, part_length(dim, parts) * itemsize) // itemsize
         self._free: list[Array] = []
         self._abandoned: dict[int, Array] = {}  # by identity: ranks that have left may still read them
         self._spared: set[int] = set()  # ranks for which more receives are posted

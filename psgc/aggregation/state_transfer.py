@@ -1,9 +1,10 @@
 """How the state of a replica reaches a rank that has fallen behind: in blocks, from another rank.
 
-Blocks come from any rank that was told to give. Replicas agree to the last bit, so it does not matter from which.
+All blocks of a state come from one giver: another one may say the same of a script in other words. Blocks may come
+before the records that say how large the state is. They are kept until then.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from psgc.aggregation.pool import Pool
 from psgc.aggregation.state_messages import State, state_records
@@ -16,7 +17,7 @@ WINDOW = 2  # blocks under way to one rank
 
 @dataclass(slots=True)
 class _Gift:
-    """vectors: of the state, (dim,) each; next: (vector, block) that is to be sent; under_way: (handle, buffer)."""
+    """vectors: of one length; next: (vector, block) that is to be sent; under_way: (handle, buffer)."""
 
     iteration: int
     vectors: list[Array]
@@ -36,7 +37,7 @@ class Giver:
         """Begin to send this state, which is at the beginning of `iteration`, to `dest`."""
         self.stop(dest)
         self._transport.remember(dest)
-        self._transport.send(dest, state_records(iteration, len(vectors), numbers))
+        self._transport.send(dest, state_records(State(iteration, len(vectors), vectors[0].size, numbers)))
         self._gifts[dest] = _Gift(iteration, vectors, (0, 0), [])
 
     def stop(self, dest: int) -> None:
@@ -90,46 +91,79 @@ class Giver:
         gift.next = (number, block + 1) if stop < vector.size else (number + 1, 0)
 
 
+@dataclass(slots=True)
+class _Incoming:
+    """state: None before it has been announced; missing: (vector, block); early: blocks that came before."""
+
+    iteration: int
+    state: State | None = None
+    vectors: list[Array] = field(default_factory=list)
+    missing: set[tuple[int, int]] = field(default_factory=set)
+    early: list[tuple[BlockName, Array]] = field(default_factory=list)
+
+
 class Receiver:
-    """Puts the state of another rank together. dim: entries of a vector."""
+    """Puts the states of other ranks together. The first that is complete is used, those before it are dropped."""
 
-    def __init__(self, pool: Pool, backend: Backend, dim: int) -> None:
-        self._pool, self._backend, self._dim = pool, backend, dim
-        self._iteration, self._completed = -1, -1
-        self._state: State | None = None
-        self._vectors: dict[int, Array] = {}
-        self._missing: dict[int, set[int]] = {}  # by vector the blocks that have not come
+    def __init__(self, pool: Pool, backend: Backend) -> None:
+        self._pool, self._backend = pool, backend
+        self._from: dict[int, _Incoming] = {}  # by giver the newest
+        self._completed = -1
 
-    def announced(self, state: State) -> None:
+    def announced(self, source: int, state: State) -> None:
         """The numbers of a state are here."""
-        if self._is_for(state.iteration):
-            self._state = state
+        if (incoming := self._of(source, state.iteration)) is None or incoming.state is not None:
+            return
+        incoming.state = state
+        incoming.vectors = [self._backend.xp.empty(state.entries, self._pool.dtype) for _ in range(state.vectors)]
+        blocks = range(-(-state.entries // self._pool.room))
+        incoming.missing = {(number, block) for number in range(state.vectors) for block in blocks}
+        for name, buffer in incoming.early:
+            self._take(incoming, name, buffer)
+        incoming.early = []
+        self._drop_before(state.iteration)
 
-    def arrived(self, iteration: int, name: BlockName, buffer: Array) -> None:
+    def arrived(self, source: int, iteration: int, name: BlockName, buffer: Array) -> None:
         """A block of a state is here, which is not needed after that."""
+        if (incoming := self._of(source, iteration)) is None:
+            self._pool.give_back(buffer)
+        elif incoming.state is None:
+            incoming.early.append((name, buffer))
+        else:
+            self._take(incoming, name, buffer)
+
+    def _of(self, source: int, iteration: int) -> _Incoming | None:
+        """What this is a part of; None when that is not of use any more."""
+        known = self._from.get(source)
+        if iteration <= self._completed or (known is not None and iteration < known.iteration):
+            return None
+        if known is None or iteration > known.iteration:
+            self._drop(source)
+            known = self._from[source] = _Incoming(iteration)
+        return known
+
+    def _take(self, incoming: _Incoming, name: BlockName, buffer: Array) -> None:
         number, block, room = name.role, name.block, self._pool.room
-        if self._is_for(iteration) and block * room < self._dim:
-            if number not in self._vectors:
-                self._vectors[number] = self._backend.xp.empty(self._dim, self._pool.dtype)
-                self._missing[number] = set(range(-(-self._dim // room)))
-            target = self._vectors[number][block * room : (block + 1) * room]
+        if (number, block) in incoming.missing:
+            target = incoming.vectors[number][block * room : (block + 1) * room]
             copy(self._backend, target, buffer[: target.size])
-            self._missing[number].discard(block)
+            incoming.missing.remove((number, block))
         self._pool.give_back(buffer)
 
-    def _is_for(self, iteration: int) -> bool:
-        """Whether something is of the newest state that has been heard of; an older one is dropped."""
-        if iteration > self._iteration:
-            self._iteration, self._state = iteration, None
-            self._vectors, self._missing = {}, {}
-        return iteration == self._iteration > self._completed
+    def _drop(self, source: int) -> None:
+        if (incoming := self._from.pop(source, None)) is not None:
+            for _, buffer in incoming.early:
+                self._pool.give_back(buffer)
+
+    def _drop_before(self, iteration: int) -> None:
+        for source in [source for source, incoming in self._from.items() if incoming.iteration < iteration]:
+            self._drop(source)
 
     def complete(self) -> tuple[int, list[Array], dict[int, float]] | None:
         """The iteration, the vectors and the numbers of a state, once, when all of it is here."""
-        state = self._state
-        if state is None or len(self._vectors) < state.vectors or any(self._missing.values()):
-            return None
-        vectors = [self._vectors[number] for number in range(state.vectors)]
-        self._completed = self._iteration
-        self._state, self._vectors, self._missing = None, {}, {}
-        return self._iteration, vectors, state.numbers
+        for incoming in self._from.values():
+            if incoming.state is not None and not incoming.missing:
+                self._completed = incoming.iteration
+                self._drop_before(incoming.iteration + 1)
+                return incoming.iteration, incoming.vectors, incoming.state.numbers
+        return None

@@ -144,7 +144,7 @@ class HandOver:
 class ScriptReplica:
     """The script of a rank as its replica (`psgc.aggregation.replica`), with aggregation `allreduce`.
 
-    What is given to other ranks is a string of bytes, cut into vectors. The script must be in a call that is whole.
+    What is given to other ranks is a string of bytes, as a vector. The script must be in a call that is whole.
 
     state: makes it, in the middle of a call; params: the parameters, in one array; dim, dtype: of the vectors.
     Gradients are arrays of `backend`; parameters, and states that leave, are in the memory of the host.
@@ -175,12 +175,12 @@ class ScriptReplica:
 
     def load(self, snapshot: Snapshot) -> None:
         self.steps = snapshot.steps
-        self._hand_over.bring(State(snapshot.steps, blob_of(map(self._backend.to_host, snapshot.vectors))))
+        self._hand_over.bring(State(snapshot.steps, blob_of(self._backend.to_host(snapshot.vectors[0]))))
 
     def snapshot(self) -> Snapshot | None:
         if self.is_stepping or self._hand_over.called != self.steps or not self._hand_over.is_whole:
             return None
-        return Snapshot(self.steps, tuple(vectors_of(self._state(), self._dim, self._dtype)), {})
+        return Snapshot(self.steps, (vector_of(self._state(), self._dtype),), {})
 
     def step(self, gradient: Array, digest: bool = False) -> None:
         self.is_stepping = True
@@ -200,20 +200,19 @@ class ScriptReplica:
         return hashlib.blake2b(np.ascontiguousarray(self._params()).data, digest_size=16).digest()
 
 
-def vectors_of(blob: bytes, dim: int, dtype: np.dtype[Any]) -> list[np.ndarray]:
-    """Bytes as vectors (dim,), the last one filled up.
+def vector_of(blob: bytes, dtype: np.dtype[Any]) -> np.ndarray:
+    """Bytes as a vector, the last entry filled up.
 
-    >>> blob_of(vectors_of(b"some bytes", 2, np.dtype(np.float32)))
+    >>> blob_of(vector_of(b"some bytes", np.dtype(np.float32)))
     b'some bytes'
     """
-    size = dim * dtype.itemsize
-    whole = len(blob).to_bytes(COUNT, "little") + blob
-    memory = np.zeros(-(-len(whole) // size) * size, np.uint8)
-    memory[: len(whole)] = np.frombuffer(whole, np.uint8)
-    return list(memory.view(dtype).reshape(-1, dim))
+    memory = np.zeros(-(-(COUNT + len(blob)) // dtype.itemsize) * dtype.itemsize, np.uint8)
+    memory[:COUNT] = np.frombuffer(len(blob).to_bytes(COUNT, "little"), np.uint8)
+    memory[COUNT : COUNT + len(blob)] = np.frombuffer(blob, np.uint8)
+    return memory.view(dtype)
 
 
-def blob_of(vectors: Any) -> bytes:
-    """The inverse of `vectors_of`."""
-    whole = b"".join(np.ascontiguousarray(vector).tobytes() for vector in vectors)
-    return whole[COUNT : COUNT + int.from_bytes(whole[:COUNT], "little")]
+def blob_of(vector: np.ndarray) -> bytes:
+    """The inverse of `vector_of`."""
+    whole = np.ascontiguousarray(vector).view(np.uint8)
+    return whole[COUNT : COUNT + int.from_bytes(whole[:COUNT].tobytes(), "little")].tobytes()

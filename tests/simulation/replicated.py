@@ -101,6 +101,7 @@ class ReplicatedWorld(World):
     def replace(self, stack: ExitStack) -> None:
         for module in (slices, pool):
             stack.enter_context(mock.patch.object(module, "BLOCK", LARGEST))
+        stack.enter_context(mock.patch.object(pool, "LEAST_ROOM", 0))
         stack.enter_context(mock.patch.object(messages, "BUNDLE", 0))  # receives have room for one vector
         for module in (outbox, worker_loop):
             stack.enter_context(mock.patch.object(module, "UNHEARD", self.case.unheard))
@@ -201,6 +202,7 @@ class ReplicatedWorld(World):
         assert not blocks._buffers
         assert not blocks._sendings
         assert not giver._ended
+        assert not it._receiver._from
         assert not it._pool._abandoned
         assert len(blocks._gradients) + len(blocks._spare) <= 4
 

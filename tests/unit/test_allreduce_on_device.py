@@ -96,7 +96,7 @@ class Ranks:
                 end = self._ends[rank]
                 for source, entry in [end.control.pop(0) for _ in range(len(end.control))]:
                     if state := self._states.setdefault((source, rank), StateReader()).read(entry):
-                        it.announced(state)
+                        it.announced(source, state)
                 for vector in end.arrived():
                     it.arrived(vector)
                 if it.replica.is_stepping:

@@ -173,14 +173,17 @@ def test_the_ends_of_two_iterations_do_not_mix():
 # the state of a replica
 
 
-@given(st.integers(0, 2**40), st.integers(1, 9), st.sets(st.integers(0, 8)), st.floats(allow_nan=False))
-def test_a_state_is_read_as_it_was_meant(iteration, vectors, indices, value):
+@given(
+    *(st.integers(0, 2**40), st.integers(1, 9), st.integers(1, 2**40)),
+    *(st.sets(st.integers(0, 8)), st.floats(allow_nan=False)),
+)
+def test_a_state_is_read_as_it_was_meant(iteration, vectors, size, indices, value):
     values = {index: value for index in indices if index < vectors - 1 + len(indices)}
     indices = range(vectors - 1 + len(values))
     values = {index: value for index in values if index in indices}
     vectors = len(indices) - len(values) + 1
-    records = joined(state_records(iteration, vectors, values))
-    assert read(StateReader(), records) == State(iteration, vectors, values)
+    state = State(iteration, vectors, size, values)
+    assert read(StateReader(), joined(state_records(state))) == state
 
 
 @pytest.mark.parametrize(
@@ -198,13 +201,19 @@ def test_a_state_is_read_as_it_was_meant(iteration, vectors, indices, value):
     ],
 )
 def test_what_is_no_state_is_an_error(said):
-    records = [record(Kind.STATE, 3, index, start=value, last=False) for index, value in said]
+    records = [record(Kind.STATE, 3, index, start=value, seconds=5.0, last=False) for index, value in said]
     records[-1]["last"] = 1
     with pytest.raises(ProtocolError, match="a state of iteration 3 that is none"):
         read(StateReader(), joined(records))
 
 
+@pytest.mark.parametrize("size", [0.0, -1.0, 1.5, nan, inf, 2.0**60])
+def test_a_state_of_vectors_that_cannot_be_is_none(size):
+    with pytest.raises(ProtocolError, match=r"1\.0 vectors of "):
+        read(StateReader(), record(Kind.STATE, 3, -1, start=1.0, seconds=size))
+
+
 def test_records_of_states_of_two_iterations_do_not_mix():
-    records = [record(Kind.STATE, 3, -1, start=1.0, last=False), record(Kind.STATE, 4, 0, start=1.0)]
+    records = [record(Kind.STATE, 3, -1, start=1.0, seconds=1.0, last=False), record(Kind.STATE, 4, 0, start=1.0)]
     with pytest.raises(ProtocolError):
         read(StateReader(), joined(records))

@@ -5,14 +5,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from psgc.aggregation.pool import POSTED, UNDER_WAY, Pool
+from psgc.aggregation import pool
+from psgc.aggregation.pool import LEAST_ROOM, POSTED, UNDER_WAY, Pool
 from psgc.aggregation.slices import BLOCK
 from psgc.backend import Backend
 from tests.unit.list_transport import ListTransport
 
 
 @pytest.fixture
-def it():
+def it(monkeypatch):
+    monkeypatch.setattr(pool, "LEAST_ROOM", 0)
     return Pool(Backend(), 10, 3, np.float64)
 
 
@@ -22,6 +24,10 @@ def test_a_buffer_has_room_for_a_block_of_the_gradient_and_its_stamp(it):
     assert it.message(it.take(), 5).shape == (7,)
     large = Pool(Backend(), 10 * BLOCK, 2, np.float32)
     assert large.room == 2 * BLOCK // 4
+
+
+def test_a_small_model_may_have_a_large_state():
+    assert Pool(Backend(), 3, 1, np.float32).room * 4 == LEAST_ROOM
 
 
 def test_a_buffer_is_used_again_when_it_is_given_back(it):

@@ -24,17 +24,17 @@ class Rank:
         self.end, self.pool = ListTransport(rank, under_way), Pool(Backend(), DIM, 1, np.float64)
         self.pool.room = 300  # four blocks of a vector, the last one shorter
         self.giver = Giver(self.end, self.pool, Backend())
-        self.receiver = Receiver(self.pool, Backend(), DIM)
+        self.receiver = Receiver(self.pool, Backend())
         self.readers = {}
 
     def hear(self, source, entry):
         if state := self.readers.setdefault(source, StateReader()).read(entry):
-            self.receiver.announced(state)
+            self.receiver.announced(source, state)
 
     def take(self, source, message):
         self.end.posted = [self.pool.take()]
         vector = self.end.receive(source, message)
-        self.receiver.arrived(vector.iteration, unpack_block(vector.chunk), vector.buffer)
+        self.receiver.arrived(source, vector.iteration, unpack_block(vector.chunk), vector.buffer)
 
 
 @pytest.fixture
@@ -87,16 +87,30 @@ def test_a_state_arrives_whole_in_any_order(ranks, under_way, seed):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_it_does_not_matter_who_gives_which_block_and_it_is_complete_once(ranks, under_way, seed):
-    sent = vectors(1)
-    ranks[0].giver.give(2, 7, sent, NUMBERS)
+def test_a_state_is_that_of_one_giver_and_complete_once(ranks, under_way, seed):
+    """Both give the same state in other words, of another length. Nothing of the two is mixed."""
+    sent = {0: vectors(1), 1: [vector[:1000] for vector in vectors(2)]}
+    ranks[0].giver.give(2, 7, sent[0], NUMBERS)
     found = deliver(ranks, under_way, seed, most=seed * 3)
     assert found is None
-    ranks[0].giver.stop(2)
-    ranks[1].giver.give(2, 7, sent, NUMBERS)
-    assert same(deliver(ranks, under_way, seed), 7, sent)
+    if seed % 2:
+        ranks[0].giver.stop(2)
+    ranks[1].giver.give(2, 7, sent[1], NUMBERS)
+    found = deliver(ranks, under_way, seed)
+    assert same(found, 7, sent[len(found[1][0]) == 1000])
     ranks[1].giver.give(2, 7, vectors(9), NUMBERS)
     assert deliver(ranks, under_way, seed) is None
+    assert not ranks[2].receiver._from
+
+
+@pytest.mark.parametrize("entries", [1, 299, 300, 301, 50_000])
+def test_a_state_may_have_any_size(ranks, under_way, entries):
+    """Also one that is very large beside the gradient."""
+    sent = [np.arange(float(entries))]
+    ranks[0].giver.give(2, 7, sent, {})
+    iteration, found, numbers = deliver(ranks, under_way)
+    assert (iteration, numbers) == (7, {})
+    assert np.array_equal(found[0], sent[0])
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -156,7 +170,8 @@ def test_what_a_lost_rank_may_still_read_is_not_used_again(ranks, under_way, is_
 def test_blocks_of_an_older_state_do_not_count_for_a_newer_one(ranks):
     pool, receiver = ranks[2].pool, ranks[2].receiver
     for block in range(3):
-        receiver.arrived(7, BlockName(0, 0, 0, block, is_state=True), pool.take())
-    receiver.announced(State(8, 1, NUMBERS))
-    receiver.arrived(8, BlockName(0, 0, 0, 3, is_state=True), pool.take())
+        receiver.arrived(1, 7, BlockName(0, 0, 0, block, is_state=True), pool.take())
+    receiver.announced(1, State(8, 1, DIM, NUMBERS))
+    receiver.arrived(1, 8, BlockName(0, 0, 0, 3, is_state=True), pool.take())
     assert receiver.complete() is None
+    assert len(pool._free) == 3

@@ -9,7 +9,7 @@ from psgc.backend import Backend
 from psgc.data.epochs import LEAST
 from psgc.errors import RunFailed
 from psgc.server.events import Report
-from psgc.torch.hand_over import HandOver, ScriptReplica, State, Sum, blob_of, vectors_of
+from psgc.torch.hand_over import HandOver, ScriptReplica, State, Sum, blob_of, vector_of
 from psgc.torch.serving import Script
 
 DIM, GRADIENT = 5, 3
@@ -119,7 +119,7 @@ def test_a_state_is_given_only_from_a_call_that_is_whole():
     assert replica_of(called(0, is_whole=False)).snapshot() is None
     snapshot = replica_of(called(0)).snapshot()
     assert snapshot.steps == 0
-    assert blob_of(snapshot.vectors) == b"state"
+    assert blob_of(snapshot.vectors[0]) == b"state"
 
 
 def test_a_replica_with_a_state_that_the_script_has_not_come_to_gives_none_and_keeps_its_sum():
@@ -141,11 +141,11 @@ def test_a_replica_with_a_state_that_the_script_has_not_come_to_gives_none_and_k
 
 @pytest.mark.parametrize("length", [0, 1, 11, 12, 13, 100])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_bytes_travel_as_vectors(length, dtype):
+def test_bytes_travel_as_a_vector(length, dtype):
     blob = bytes(range(156, 256))[:length]  # also as numbers that are none
-    vectors = vectors_of(blob, DIM, np.dtype(dtype))
-    assert {(one.shape, one.dtype) for one in vectors} == {((DIM,), np.dtype(dtype))}
-    assert blob_of([one.copy() for one in vectors]) == blob
+    vector = vector_of(blob, np.dtype(dtype))
+    assert (vector.ndim, vector.dtype) == (1, np.dtype(dtype))
+    assert blob_of(vector.copy()) == blob
 
 
 # as the server sees it
