@@ -7,6 +7,7 @@ from weakref import WeakMethod
 
 import torch
 from torch import Tensor, nn
+from torch.utils.dlpack import from_dlpack
 
 from psgc.errors import UserError
 from psgc.torch.memory import settle
@@ -39,7 +40,7 @@ class FlatModel:
         # of torch, not of NumPy: aligned to 64 bytes on every rank
         self.params = torch.empty(self.dim, dtype=self.dtype, device=self.device)
         self.grad = torch.zeros_like(self.params)
-        self._param_views = self.views(self.params)
+        self._param_views = [_alone(view) for view in self.views(self.params)]
         self._grad_views: list[Tensor | None] = [*self.views(self.grad)]
         self._targets: list[Tensor] = []  # of `gradients_into`
         self._written: set[int] = set()  # which of them have been written to
@@ -160,6 +161,13 @@ class FlatModel:
     def _set_grads(self, views: Sequence[Tensor | None]) -> None:
         for param, view in zip(self._parameters, views, strict=True):
             param.grad = view if param.requires_grad else None
+
+
+def _alone(view: Tensor) -> Tensor:
+    """The same memory as a tensor whose storage is that part of it alone: `torch.save` writes whole storages."""
+    start = view.storage_offset()
+    whole = view.as_strided((view.untyped_storage().nbytes() // view.itemsize,), (1,), 0)
+    return from_dlpack(whole[start : start + view.numel()]).as_strided(view.shape, view.stride(), 0)
 
 
 def _call(method: WeakMethod[Any], place: int, param: Tensor) -> None:
