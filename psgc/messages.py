@@ -88,6 +88,7 @@ class Kind(IntEnum):
     #             record per slice with another version than 0, `last` on the last; chunk -1: all have version 0
     LEFT = 23  # worker: it is lost; what it was to be sent is dropped
     GIVE = 24  # iteration, worker: send this worker your state of that iteration
+    DROP = 30  # this worker's replica is wrong: it can only go on from another rank's state
     # worker -> server
     REPORT = 11  # iteration, chunk, attempt, start, seconds, loss, test_loss, test_accuracy (combined only)
     ABANDONED = 12  # iteration, chunk, attempt, start, seconds: worked on, and not needed any more when it was done

@@ -1,46 +1,102 @@
-"""Whether all replicas hold the same parameters, to the last bit: digests of them at some iterations, compared."""
+"""Whether all replicas are the same: digests of them at some iterations, compared. Pure: no clock, no MPI.
 
-from collections import Counter
+Replicas that differ from that of rank 0 are wrong, unless most of all replicas differ from it in the same way: then
+it is rank 0 that is wrong. So nobody is blamed before so many have answered that the others could not change that, or
+WINDOW iterations have gone by. With a script, a rank that has never been as rank 0 does something else than rank 0.
+"""
+
+from collections.abc import Callable, Collection, Sequence
+from typing import NamedTuple
 
 from psgc.errors import RunFailed
 
+WINDOW = 4  # iterations; a rank that has not answered by then does not follow
+KEPT = 2  # comparisons
+
+Differing = Callable[[bytes, bytes], Sequence[str]]  # what two replicas do not share, by their digests
+
+
+class Difference(NamedTuple):
+    """The replica of `worker` is wrong at the beginning of `iteration`.
+
+    names: what of it is; always: it has never been as that of rank 0.
+    """
+
+    worker: int
+    iteration: int
+    names: tuple[str, ...]
+    always: bool
+
+
+def of_parameters(one: bytes, other: bytes) -> Sequence[str]:
+    """For digests of the parameters alone."""
+    return () if one == other else ("the parameters",)
+
 
 class Digests:
-    """Compares the workers' digests with that of rank 0. last: the newest iteration that rank 0's is known of."""
+    """Compares the workers' digests with that of rank 0. last: the newest iteration that rank 0's is known of.
 
-    def __init__(self) -> None:
+    differing: what two digests show to differ; by_script: whether the user's script makes the steps.
+    """
+
+    def __init__(self, differing: Differing = of_parameters, by_script: bool = False) -> None:
+        self._differing, self._by_script = differing, by_script
         self.last = -1
         self._own: dict[int, bytes] = {}  # by iteration
         self._told: dict[int, dict[int, bytes]] = {}  # by iteration and worker
+        self._found: dict[int, set[int]] = {}  # by iteration the workers that were found wrong
+        self._agreed: set[int] = set()  # the workers that have been as rank 0 once
+        self._open: set[int] = set()  # iterations that are to be looked at
 
-    def own(self, iteration: int, digest: bytes) -> list[int]:
-        """The parameters of rank 0 at the beginning of `iteration`. The workers whose parameters differ from them."""
+    def own(self, iteration: int, digest: bytes) -> None:
+        """The replica of rank 0 at the beginning of `iteration`."""
         self.last, self._own[iteration] = iteration, digest
-        told = self._told.setdefault(iteration, {})
-        differing = [worker for worker, other in told.items() if other != digest]
-        self._check(iteration)
-        for old in sorted(self._told)[:-2]:
-            del self._told[old]
-            self._own.pop(old, None)
-        return differing
+        self._open.add(iteration)
+        for kept in (self._own, self._told, self._found):
+            for old in sorted(kept)[:-KEPT]:
+                del kept[old]
 
-    def told(self, worker: int, iteration: int, digest: bytes) -> list[int]:
-        """The parameters of `worker`. The worker itself, if they differ from those of rank 0."""
-        told = self._told.setdefault(iteration, {})
-        told[worker] = digest
-        self._check(iteration)
-        return [worker] if digest != self._own.get(iteration, digest) else []
+    def told(self, worker: int, iteration: int, digest: bytes) -> None:
+        """The replica of `worker` at the beginning of `iteration`."""
+        self._told.setdefault(iteration, {})[worker] = digest
+        self._open.add(iteration)
 
     def equal(self) -> list[int]:
-        """The workers whose parameters are those of rank 0 at `last`."""
-        told = self._told.get(self.last, {})
-        return sorted(worker for worker, digest in told.items() if digest == self._own[self.last])
+        """The workers whose replicas are as that of rank 0 at `last`."""
+        told, own = self._told.get(self.last, {}), self._own.get(self.last, b"")
+        return sorted(worker for worker, digest in told.items() if not self._differing(own, digest))
 
-    def _check(self, iteration: int) -> None:
-        """Raises RunFailed when it is rank 0 that is wrong: most workers have other parameters, all the same."""
-        told = self._told[iteration]
-        (digest, count), *_ = Counter(told.values()).most_common(1) or [(b"", 0)]
-        if count > 1 and 2 * count > len(told) and self._own.get(iteration, digest) != digest:
+    def wrong(self, now: int, expected: Collection[int]) -> list[Difference]:
+        """The workers that have been found wrong since this was asked last.
+
+        now: the iteration of rank 0; expected: the workers that follow, and should answer. Raises RunFailed when it is
+        rank 0 that is wrong.
+        """
+        look_at, self._open = sorted(self._open & self._own.keys()), self._open - self._own.keys()
+        return [found for iteration in look_at for found in self._compare(iteration, now, expected)]
+
+    def _compare(self, iteration: int, now: int, expected: Collection[int]) -> list[Difference]:
+        own, told = self._own[iteration], self._told.get(iteration, {})
+        names = {worker: tuple(self._differing(own, digest)) for worker, digest in told.items()}
+        wrong = [worker for worker in sorted(told) if names[worker]]
+        self._agreed.update(told.keys() - set(wrong))
+        always = [worker for worker in wrong if worker not in self._agreed]
+        if self._by_script and always:
+            return [Difference(worker, iteration, names[worker], True) for worker in always]
+        everybody, agree = told.keys() | set(expected), len(told) - len(wrong)
+        is_open = len(told) < len(everybody) and now < iteration + WINDOW
+        if not wrong:
+            return []
+        if is_open and 2 * agree < len(everybody):
+            self._open.add(iteration)
+            return []
+        alike = max(sum(not self._differing(told[one], told[other]) for other in wrong) for one in wrong)
+        if alike > 1 and 2 * alike > len(everybody):
+            what = ", ".join(names[wrong[0]])
             raise RunFailed(
-                f"at iteration {iteration} the parameters of rank 0 differ from those of {count} of {len(told)} workers"
+                f"at iteration {iteration} {what} of rank 0 differ from those of {alike} of {len(everybody)} workers"
             )
+        found = self._found.setdefault(iteration, set())
+        new = [worker for worker in wrong if worker not in found]
+        found.update(new)
+        return [Difference(worker, iteration, names[worker], worker in always) for worker in new]

@@ -2,7 +2,7 @@
 
 from psgc.backend import Array
 from psgc.coding.sketch import Sketch, agreeing
-from psgc.errors import ProtocolError, RunFailed, TooFewWorkers
+from psgc.errors import ProtocolError, RunFailed, TooFewWorkers, UserError
 from psgc.messages import Kind
 from psgc.run_rows import Outcome
 from psgc.server.arrivals import Alive, Block, Ended, Failed, Gone, Moved, Sketched, Tried
@@ -97,7 +97,7 @@ class Dispatcher(Target):
         if self.replicated is not None:
             self.replicated.poll(now, self._coordinator.phase)
             self._finish_if_summed()
-            self._lose_differing(self.replicated)
+            self._lose_wrong(self.replicated)
         if now >= self._coordinator.wake:
             self._bring(Tick(now))
         if now >= deadline and not self.finished:
@@ -130,7 +130,7 @@ class Dispatcher(Target):
                     self._replicated.arrived(arrival)
                 case Moved():
                     self._replicated.moved(arrival)
-                    self._lose_differing(self._replicated)  # before its reports
+                    self._lose_wrong(self._replicated)  # before its reports
                 case Tried(_, iteration, chunk, sketch):
                     if (difference := self._trial.told(worker, iteration, chunk, sketch)) is not None:
                         raise RunFailed(difference.text(self._cluster.hosts))
@@ -202,10 +202,15 @@ class Dispatcher(Target):
         except TooFewWorkers as error:
             raise TooFewWorkers(f"worker {worker} on {host}, iteration {iteration}: {reason}; {error}") from None
 
-    def _lose_differing(self, replicated: Replicated) -> None:
-        while replicated.differing:
-            worker, iteration = replicated.differing.pop()
-            self._lose(worker, f"its parameters differ from those of rank 0 at iteration {iteration}")
+    def _lose_wrong(self, replicated: Replicated) -> None:
+        for worker, iteration, names, always in replicated.wrong():
+            what = f"{' and '.join(names)} differ from those of rank 0 at iteration {iteration}"
+            if always and self._script is not None:
+                raise UserError(
+                    f"worker {worker} on {self._cluster.hosts[worker]}: {what}; expected every rank to run the same "
+                    "script, and to change model, optimizers and schedules alike"
+                )
+            self._lose(worker, what)
 
     @property
     def _replicated(self) -> Replicated:

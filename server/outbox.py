@@ -15,7 +15,7 @@ from psgc.transport import Transport
 
 LASTING = (Kind.REASSIGN, Kind.DEFAULT_QUEUE)  # orders that are for later iterations as well
 # by which replicas follow iterations that are over; without the commits a map names accumulators that are not complete
-FOLLOWED = (Kind.COMMIT, Kind.MAP, Kind.CLOSE, Kind.LEFT)
+FOLLOWED = (Kind.COMMIT, Kind.MAP, Kind.CLOSE, Kind.LEFT, Kind.DROP)
 
 
 class Outbox:

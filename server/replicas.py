@@ -2,7 +2,9 @@
 
 A worker follows the iterations by itself. It *needs a state* at the start, when it comes back, and when it falls
 behind. A rank whose replica is at the current iteration gives it. Workers give before rank 0 does, each to WIDTH others
-at a time: at the start the state reaches all in a tree.
+at a time: at the start the state reaches all in a tree. Where only rank 0 has links to all others, it alone gives.
+
+A worker with a *wrong* replica is told to drop it. Until it says BEHIND, nothing that it says of its replica counts.
 """
 
 from collections import Counter
@@ -20,7 +22,8 @@ class _Replica:
     """steps: the iteration that the replica has reached, as far as is known.
 
     after: it needs a state of a later iteration than this one, None: it follows; donor, given: who gives it a state of
-    which iteration; failures: states in a row with which it did not catch up; earliest: iteration of the next one.
+    which iteration; failures: states in a row with which it did not catch up; earliest: iteration of the next one;
+    is_wrong: it has to drop what it has.
     """
 
     steps: int = -1
@@ -29,18 +32,23 @@ class _Replica:
     given: int = -1
     failures: int = 0
     earliest: int = 0
+    is_wrong: bool = False
 
 
 class Replicas:
-    """first: the iteration that the run begins with; alike: whether the workers have its state, as rank 0 has."""
+    """first: the iteration that the run begins with; alike: whether the workers have its state, as rank 0 has;
+    workers_give: whether workers give states to others."""
 
-    def __init__(self, workers: Iterable[int], first: int, alike: bool = False) -> None:
-        made = {"steps": first} if alike else {"after": first - 1}
-        self._replicas = {worker: _Replica(**made) for worker in workers}
+    def __init__(self, workers: Iterable[int], first: int, alike: bool = False, workers_give: bool = True) -> None:
+        self._workers_give = workers_give
+        steps, after = (first, None) if alike else (-1, first - 1)
+        self._replicas = {worker: _Replica(steps, after) for worker in workers}
 
     def stepped(self, worker: int, iteration: int) -> None:
         """The replica of `worker` is at the beginning of `iteration`."""
         replica = self._replicas[worker]
+        if replica.is_wrong:
+            return
         replica.steps = max(replica.steps, iteration)
         if replica.after is not None and iteration > replica.after:
             self.follows(worker)
@@ -55,6 +63,7 @@ class Replicas:
     def behind(self, worker: int, iteration: int, now: int) -> None:
         """`worker` cannot follow `iteration`; now: the iteration that rank 0 is at."""
         replica = self._replicas[worker]
+        replica.is_wrong = False
         if replica.after is not None and replica.after >= iteration:
             return
         if replica.donor is not None:
@@ -66,7 +75,15 @@ class Replicas:
     def lost(self, worker: int, now: int) -> None:
         """`worker` takes no part: it gives nothing, and needs a state if it comes back."""
         self._gives_nothing(worker)
-        self._replicas[worker] = _Replica(after=now)
+        self._replicas[worker] = _Replica(after=now, is_wrong=self._replicas[worker].is_wrong)
+
+    def wrong(self, worker: int) -> None:
+        """The replica of `worker`, which is lost, is wrong: when it comes back, it has to drop that."""
+        self._replicas[worker].is_wrong = True
+
+    def is_wrong(self, worker: int) -> bool:
+        """Whether the worker has a wrong replica, as far as is known."""
+        return self._replicas[worker].is_wrong
 
     def _gives_nothing(self, worker: int) -> None:
         for replica in self._replicas.values():
@@ -88,9 +105,17 @@ class Replicas:
                 replica.after is None and iteration < replica.steps + WAITING
             ):
                 receivers.append(worker)
-            else:
+            elif not replica.is_wrong:
                 self.behind(worker, iteration, iteration)
         return tuple(receivers)
+
+    def following(self, workers: Iterable[int]) -> list[int]:
+        """Those that need no state."""
+        return [worker for worker in workers if self._replicas[worker].after is None]
+
+    def lack_a_state(self, workers: Iterable[int]) -> set[int]:
+        """Those that cannot go on, and that nobody gives a state."""
+        return {w for w in workers if self._replicas[w].after is not None and self._replicas[w].donor is None}
 
     def is_at(self, worker: int, iteration: int) -> bool:
         """Whether the replica of `worker` is known to be at `iteration`."""
@@ -134,11 +159,12 @@ class Replicas:
             if (
                 replica.after is None
                 or replica.donor is not None
+                or replica.is_wrong
                 or replica.steps >= iteration
                 or (not urgent and max(replica.after + 1, replica.earliest) > iteration)
             ):
                 continue
-            donors = [rank for rank in live if self._replicas[rank].after is None]
+            donors = [rank for rank in live if self._workers_give and self._replicas[rank].after is None]
             donors = [rank for rank in donors if self._replicas[rank].steps >= iteration - 1]  # the last step is near
             donor = next((rank for rank in sorted(donors, key=lambda rank: giving[rank]) if giving[rank] < WIDTH), None)
             if donor is None and not donors and giving[0] < WIDTH:

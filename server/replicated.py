@@ -18,7 +18,7 @@ from psgc.messages import Kind, joined, unpack_block
 from psgc.plan import Plan
 from psgc.server.arrivals import Block, Moved
 from psgc.server.contributions import Contributions
-from psgc.server.digests import Digests
+from psgc.server.digests import Difference, Differing, Digests, of_parameters
 from psgc.server.malformed import Malformed
 from psgc.server.outbox import Outbox
 from psgc.server.owners import Owners
@@ -43,6 +43,7 @@ class Replicated:
         first: int,
         last: int,
         alike: bool = False,
+        differing: Differing = of_parameters,
     ) -> None:
         self._workers = workers = range(1, plan.num_workers + 1)
         self._outbox = outbox
@@ -53,8 +54,7 @@ class Replicated:
         itemsize, timeout = params.itemsize, config.faults.collect_timeout
         self._owners = Owners(range(plan.num_workers + 1), self._allreduce.entries, plan.parts, itemsize, timeout)
         self._contributions = Contributions()
-        self._replicas, self._digests = Replicas(workers, first, alike), Digests()
-        self.differing: list[tuple[int, int]] = []  # (worker, iteration): its parameters differed; for the dispatcher
+        self._replicas, self._digests = Replicas(workers, first, alike), Digests(differing, by_script=alike)
         self._live: list[int] = []
         self._before: dict[int, Map] = {}  # by worker the first map that it was sent last
         self._timeout = self._overdue = timeout  # seconds of an iteration after which rank 0 gives states itself
@@ -75,6 +75,8 @@ class Replicated:
         away = [worker for worker in self._workers if worker not in live]
         for worker in returned:
             self._replicas.returned(worker, iteration)
+            if self._replicas.is_wrong(worker):
+                self._outbox.tell(worker, Kind.DROP)
             for other in away:  # lost while nobody told this worker anything
                 self._outbox.tell(worker, Kind.LEFT, worker=other)
         self._iteration, self._live, self._overdue = iteration, sorted(live), self._timeout
@@ -113,7 +115,7 @@ class Replicated:
                 self._allreduce.give(worker, self._iteration)
             self._give()
         if self._allreduce.poll() and (digest := self._allreduce.digest()):
-            self._differ(self._digests.own(self._allreduce.steps, digest), self._allreduce.steps)
+            self._digests.own(self._allreduce.steps, digest)
         if phase == COLLECTING:
             self._send(self._owners.late(self._receivers(), now))
 
@@ -193,12 +195,18 @@ class Replicated:
         else:
             self._replicas.stepped(news.worker, news.iteration)
             if news.digest:
-                self._differ(self._digests.told(news.worker, news.iteration, news.digest), news.iteration)
+                self._digests.told(news.worker, news.iteration, news.digest)
         self._give()
 
-    def _differ(self, workers: Iterable[int], iteration: int) -> None:
-        """What these do is wrong; as lost workers that return they get the state of another rank."""
-        self.differing += [(worker, iteration) for worker in workers]
+    def wrong(self) -> list[Difference]:
+        """The workers whose replicas are found wrong now: each is to be lost, and to get a state when it is back.
+
+        Raises RunFailed when it is rank 0 whose replica is wrong.
+        """
+        found = self._digests.wrong(self._iteration, self._replicas.following(self._live))
+        for difference in found:
+            self._replicas.wrong(difference.worker)
+        return found
 
     def arrived(self, block: Block) -> None:
         """Raises Malformed when no correct rank sends this block."""

@@ -67,7 +67,7 @@ class ReplicatedLoop(WorkerLoop):
         self._allreduce.arrived(message)
 
     def _begin_when_ready(self) -> None:
-        if self._iteration < self._due == self._allreduce.steps:
+        if self._iteration < self._due == self._allreduce.steps and not self._allreduce.is_behind:
             self._allreduce.drop_accumulators()
             self._begin(self._due, self._allreduce.replica.params)
 
@@ -88,6 +88,8 @@ class ReplicatedLoop(WorkerLoop):
                 self._allreduce.left(entry["worker"])
             case Kind.GIVE:
                 self._allreduce.give(entry["worker"], iteration)
+            case Kind.DROP:
+                self._allreduce.drop()
             case Kind.STATE:
                 if state := self._states[source].read(entry):
                     self._allreduce.announced(source, state)

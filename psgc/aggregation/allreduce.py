@@ -135,6 +135,10 @@ class AllReduce:
         """Send `dest` the state of the replica at the beginning of `iteration` or a later one, once it is there."""
         self._to_give[dest] = iteration
 
+    def drop(self) -> None:
+        """The replica of this rank is wrong: only the state of another rank gets it on."""
+        self._blocks.dropped()
+
     def announced(self, source: int, state: State) -> None:
         """The numbers of a state that `source` gives this rank are here."""
         self._receiver.announced(source, state)

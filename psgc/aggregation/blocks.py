@@ -128,6 +128,10 @@ class Blocks:
             self._spare.append(self._gradients.pop(past))
         self._bring(part.Loaded(iteration))
 
+    def dropped(self) -> None:
+        """The replica is wrong, and cannot be gone on from."""
+        self._bring(part.Dropped())
+
     def left(self, rank: int) -> None:
         """`rank` takes no part any more."""
         self._transport.forget(rank)

@@ -7,7 +7,8 @@ No clock, no MPI, no arrays. Events go in, instructions come out; `psgc.aggregat
    of later attempts they are kept until `Chosen` (on rank 0) or `Closed` says which version counts.
 3. Blocks may come before their map. They are kept. Those of iterations whose step is made are dropped.
 4. A rank that a map leaves out is *behind*: it does not follow that iteration and those before, and says so. `Loaded`
-   ends that: the replica has the state of another rank. What it has to sum for others it sums all the same.
+   ends that: the replica has the state of another rank. What it has to sum for others it sums all the same. So does
+   a rank whose replica is wrong (`Dropped`).
 5. A rank that has left is sent nothing. A rank that lacks a closed slice whose owner has left is behind as well.
 """
 
@@ -23,6 +24,7 @@ from psgc.aggregation.protocol import (
     Chosen,
     Closed,
     Drop,
+    Dropped,
     Event,
     FallBehind,
     Forget,
@@ -84,6 +86,7 @@ class Participant:
         self._left: set[int] = set()
         self._stepping = False
         self.is_behind = False
+        self._is_wrong = False  # the replica, which is not gone on from
         self._dropped = -1  # this iteration and those before are not followed
 
     def block(self, iteration: int, attempt: int, number: int) -> Block:
@@ -97,7 +100,7 @@ class Participant:
 
     def can_use(self, iteration: int) -> bool:
         """Whether this rank gets on with the state of another one at the beginning of `iteration`."""
-        return iteration > self.steps and iteration >= self._dropped
+        return iteration > self.steps - self._is_wrong and iteration >= self._dropped
 
     def handle(self, event: Event) -> list[Instruction]:
         """What is to be done after `event`, in order. Raises ProtocolError when no correct rank can cause it."""
@@ -122,6 +125,9 @@ class Participant:
                 return self._quit() + self._step_if_complete()
             case Loaded(iteration):
                 return self._loaded(iteration)
+            case Dropped():
+                self._is_wrong, missed = True, self.steps + self._stepping - 1
+                return self._fall_behind(missed, missed)
 
     # maps
 
@@ -130,7 +136,7 @@ class Participant:
         if self._is_past(map.iteration):
             return []
         missed = self._give_up_before(map.iteration)
-        is_there = self.steps == map.iteration
+        is_there = self.steps == map.iteration and not self._is_wrong
         if self._rank not in map.receivers:  # if its replica is there it may still be asked to redo what is lost
             return missed + self._fall_behind(map.iteration, map.iteration - is_there)
         self.is_behind = self.is_behind and not is_there
@@ -306,6 +312,6 @@ class Participant:
         return instructions + self._quit()
 
     def _loaded(self, number: int) -> list[Instruction]:
-        self.is_behind, self._stepping = False, False
+        self.is_behind, self._stepping, self._is_wrong = False, False, False
         self.steps, self._dropped = number, number - 1
         return self._give_up_before(number) + self._step_if_complete()

@@ -82,7 +82,12 @@ class Loaded:
     iteration: int
 
 
-Event = Mapped | Arrived | Sent | Held | Chosen | Closed | Left | Stepped | Loaded
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """The replica is wrong, also after the step that it may be making."""
+
+
+Event = Mapped | Arrived | Sent | Held | Chosen | Closed | Left | Stepped | Loaded | Dropped
 
 
 # what is to be done

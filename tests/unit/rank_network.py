@@ -25,6 +25,7 @@ class Rank:
         self.mapped = self.due = self.begun = -1
         self.is_stepping, self.is_dead = False, False
         self.to_give, self.states = {}, []
+        self.is_wrong = False  # its replica, as rank 0 knows
 
     def bring(self, event):
         for instruction in self.participant.handle(event):
@@ -91,6 +92,8 @@ class Rank:
             case "left":
                 self.to_give.pop(value, None)
                 self.bring(part.Left(value))
+            case "drop":
+                self.bring(part.Dropped())
             case "give":
                 self.to_give[value[0]] = value[1]
         self.go_on()
@@ -108,13 +111,14 @@ class Rank:
                     del self.to_give[dest]
                     if steps == iteration and dest not in self.participant._left:
                         self.network.states.append((dest, iteration))
-        if self.begun < self.due == steps:
+        if self.begun < self.due == steps and not self.participant.is_behind:
             self.begun = self.due
             self.to_server.append(("report", self.due))
 
     def load(self, iteration):
         for past in [past for past in self.gradients if past < iteration]:
             del self.gradients[past]
+        self.is_wrong = False
         self.bring(part.Loaded(iteration))
         self.moved()
 
@@ -159,6 +163,8 @@ class Network:
             self.away.remove(worker)
             self.live.add(worker)
             self.replicas.returned(worker, self.iteration)
+            if self.replicas.is_wrong(worker):
+                self.ranks[worker].control.append(("drop", None))
         self.owners.begin(self.iteration)
         self.hedges = 2
         self.tell("begin", self.iteration)
@@ -221,7 +227,10 @@ class Network:
         self.phase = "stepping"
         self.ranks[0].bring(part.Closed(self.iteration, others))
 
-    def lose(self, worker, dies):
+    def lose(self, worker, dies, is_wrong=False):
+        if is_wrong:
+            self.ranks[worker].is_wrong = True
+            self.replicas.wrong(worker)
         self.live.remove(worker)
         self.ranks[worker].is_dead = dies
         if not dies:
@@ -253,6 +262,7 @@ class Network:
                 self.replicas.behind(worker, iteration, self.iteration)
             case "report":
                 if worker in self.live and iteration == self.iteration:
+                    assert not self.ranks[worker].is_wrong, "a gradient at wrong parameters"
                     self.reported.add(worker)
         self.give()
 
@@ -283,7 +293,8 @@ class Network:
     def rare(self):
         made = []
         if self.losses and self.phase not in ("over",):
-            made += [(self.lose, worker, dies) for worker in sorted(self.live) for dies in (True, False)]
+            how = ((True,), (False,), (False, True))
+            made += [(self.lose, worker, *which) for worker in sorted(self.live) for which in how]
         if self.phase == "collecting" and self.hedges:
             made.append((self.late,))
         return made
@@ -329,6 +340,7 @@ class Network:
             if rank.rank in self.live | {0} and self.phase == "over":
                 needs = rank.rank and self.replicas._replicas[rank.rank].after is not None
                 assert needs or rank.participant.steps == self.last
+                assert needs or not rank.is_wrong
                 if rank.participant.steps == self.last:
                     assert not rank.participant.is_busy
                     assert not rank.participant._iterations

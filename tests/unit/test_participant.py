@@ -2,6 +2,7 @@
 
 from random import Random
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -97,6 +98,24 @@ def test_who_lacks_a_closed_slice_whose_owner_leaves_falls_behind():
     assert part.FallBehind(0) in it.handle(part.Left(2))
 
 
+def test_a_wrong_replica_makes_no_step_and_goes_on_from_a_state_alone():
+    it = participant(1)
+    it.handle(part.Loaded(3))
+    assert it.handle(part.Dropped()) == [part.FallBehind(2)]
+    assert it.is_behind
+    assert [it.can_use(iteration) for iteration in (2, 3)] == [False, True]
+    it = participant(1)
+    it.handle(mapped(0, owners=(0,), contributors=(TWO,)))
+    for block in (0, 1):
+        it.handle(part.Arrived(0, 0, 0, block, None))
+    assert kinds(it.handle(part.Closed(0, {}))) == [part.Step]
+    assert part.FallBehind(0) in it.handle(part.Dropped())  # also after that step
+    it.handle(part.Stepped())
+    assert [it.can_use(iteration) for iteration in (0, 1)] == [False, True]
+    it.handle(mapped(1, owners=(0,), contributors=(TWO,)))
+    assert it.is_behind
+
+
 def test_which_states_are_of_use():
     it = participant(1)
     assert [it.can_use(iteration) for iteration in (0, 1)] == [False, True]
@@ -105,3 +124,22 @@ def test_which_states_are_of_use():
     it.handle(part.Loaded(3))  # in case that it is needed to redo something
     assert not it.is_behind
     assert it.handle(part.Arrived(2, 3, 1, 0, None)) == []  # and nothing is dropped
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_worker_that_is_lost_for_a_wrong_replica_computes_nothing_before_it_has_a_state(seed):
+    """It is found while rank 0 makes the step, and is back at once, maybe at the very iteration that begins."""
+    network = Network(2, 6, Random(seed).randrange, 0)
+    lose = network.lose
+    found = []
+
+    def options(everything, given=network.options):
+        if network.phase == "stepping" and network.live == {1, 2} and network.iteration % 2:
+            found.append(network.iteration)
+            lose(1, dies=False, is_wrong=True)
+        return given(everything)
+
+    network.options = options
+    network.run()
+    network.check()
+    assert found

@@ -101,6 +101,33 @@ def test_what_an_old_step_says_does_not_end_the_need_of_a_newer_state(it):
     assert it.gifts(13, LIVE) == [(0, 1)]
 
 
+def test_a_worker_with_a_wrong_replica_needs_a_state_whatever_its_replica_says(it):
+    it.wrong(1)
+    it.lost(1, 16)
+    it.stepped(1, 17)  # on its way since before
+    it.returned(1, 17)
+    assert it.is_wrong(1)
+    assert it.gifts(17, LIVE) == []
+    assert it.receivers(17, [1]) == (0,)
+    assert not it.is_at(1, 17)
+    it.behind(1, 17, 17)  # it has dropped it
+    for worker in LIVE[1:]:
+        it.stepped(worker, 18)
+    assert it.gifts(18, LIVE) == [(2, 1)]
+
+
+def test_where_workers_have_no_links_rank_0_gives():
+    it = Replicas(LIVE, 0, alike=True, workers_give=False)
+    for worker in (1, 2, 3):
+        it.behind(worker, 0, 0)
+    assert it.lack_a_state(LIVE) == {1, 2, 3}
+    assert it.gifts(1, LIVE) == [(0, 1), (0, 2)]
+    assert it.lack_a_state(LIVE) == {3}
+    it.stepped(1, 1)
+    assert it.following(LIVE) == [1, 4, 5, 6, 7]
+    assert it.gifts(2, LIVE) == [(0, 3)]
+
+
 def test_only_who_is_near_gives_and_if_nobody_is_rank_0_does(it):
     it.behind(1, 11, 11)
     assert it.gifts(12, LIVE) == [(0, 1)]
