@@ -67,7 +67,8 @@ class ReplicatedLoop(WorkerLoop):
         self._allreduce.arrived(message)
 
     def _begin_when_ready(self) -> None:
-        if self._iteration < self._due == self._allreduce.steps and not self._allreduce.is_behind:
+        is_there = self._due == self._allreduce.steps and not self._allreduce.is_behind
+        if self._iteration < self._due and is_there:
             self._allreduce.drop_accumulators()
             self._begin(self._due, self._allreduce.replica.params)
 
