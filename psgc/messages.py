@@ -93,7 +93,7 @@ class Kind(IntEnum):
     REPORT = 11  # iteration, chunk, attempt, start, seconds, loss, test_loss, test_accuracy (combined only)
     ABANDONED = 12  # iteration, chunk, attempt, start, seconds: worked on, and not needed any more when it was done
     FAILED = 13  # iteration, chunk, attempt: a chunk's gradient raised or is not finite; the text sent before says how;
-    #              attempt: 1 when the model is at fault on every worker and the run must end
+    #              attempt: the exit code with which the run must end since no worker can do better, or 0
     ALIVE = 14  # chunk, seconds: nothing else was sent for a while; in which chunk, and for how long, or chunk -1
     GOODBYE = 15  # nothing more will be sent
     STUCK = 19  # chunk, seconds: as ALIVE, of a chunk that takes very long; the text sent before says where it is
@@ -102,7 +102,8 @@ class Kind(IntEnum):
     STEPPED = 25  # iteration: this worker's replica is there; start: 1 with the digest of its parameters, which is then
     #               in chunk, worker, role and attempt (`stepped_record`)
     BEHIND = 26  # iteration: of this worker's replica, which can only go on from another rank's state
-    ENDED = 29  # iteration: the script of this worker (psgc.torch) makes no call for it; the text sent before says why
+    ENDED = 29  # iteration: the script of this worker (psgc.torch) makes no call for it; the text sent before says why;
+    #             attempt: the exit code of its error, 0 without one
     SKETCH = 28  # iteration, chunk, start, seconds, loss: as TRIAL, of a checked chunk (`verify`) that is reported next
     # any rank -> worker, allreduce only
     STATE = (

@@ -8,12 +8,15 @@ from psgc.coding.sketch import Sketch
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """A gradient raised, or is not finite. everywhere: the model is at fault, on every worker; text: what happened."""
+    """A gradient raised, or is not finite. text: what happened.
+
+    code: the exit code with which the run must end, since no worker can do better; 0 if another one may.
+    """
 
     worker: int
     iteration: int
     chunk: int
-    everywhere: bool
+    code: int
     text: str
 
 
@@ -71,11 +74,15 @@ class Moved:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """The script of a worker makes no call for this iteration, nor for later ones; text: why, or empty."""
+    """The script of a worker makes no call for this iteration, nor for later ones; text: why, or empty.
+
+    code: the exit code of its error, 0 without one.
+    """
 
     worker: int
     iteration: int
     text: str
+    code: int
 
 
 @dataclass(frozen=True, slots=True)

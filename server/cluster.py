@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Container, Iterable, Sequence
 from math import inf
 
-from psgc.errors import RunFailed
+from psgc.errors import RunFailed, UserError
 from psgc.schedules import SCHEDULES, Queues, Schedule
 from psgc.server.arrivals import Alive, Failed
 from psgc.server.failure_detector import FailureDetector
@@ -152,8 +152,9 @@ class Cluster:
         """
         self._settings.check_data(failure.iteration, failure.chunk)
         reason = self.observer.failure_text(failure.worker, failure.text)
-        if failure.everywhere:
-            raise RunFailed(self._described(failure, reason))
+        if failure.code:
+            kind = UserError if failure.code == UserError.exit_code else RunFailed
+            raise kind(self._described(failure, reason))
         other = self.failures.setdefault(failure.chunk, failure.worker)
         if other != failure.worker:
             before = f"as before on worker {other} on {self.hosts[other]}"

@@ -139,10 +139,11 @@ class Dispatcher(Target):
                         self._sketches[chunk, worker] = sketch
                 case Failed():
                     self._failed(arrival)
-                case Ended(_, iteration, text):
+                case Ended(_, iteration, text, code):
                     if self._script is None:
                         raise Malformed("what only a script says")
-                    self._script.ended(worker, iteration, text and self._observer.failure_text(worker, text))
+                    text = text and self._observer.failure_text(worker, text)
+                    self._script.ended(worker, iteration, text, code == UserError.exit_code)
                 case Gone(_, reason, dead):
                     self._lose(worker, reason, dead=dead, failed=not dead)
         except Malformed as flaw:

@@ -172,11 +172,11 @@ class Links:
                 return Report(worker, iteration, chunk, now, seconds, attempt, late, start, *figures)
             return Abandoned(worker, iteration, chunk, now, seconds, attempt, late, start)
         if kind == Kind.FAILED:
-            return Failed(worker, iteration, chunk, bool(attempt), self._text(worker))
+            return Failed(worker, iteration, chunk, attempt, self._text(worker))
         if kind == Kind.STEPPED or kind == Kind.BEHIND:
             return Moved(worker, iteration, kind == Kind.BEHIND, digest_in(entry))
         if kind == Kind.ENDED:
-            return Ended(worker, iteration, self._text(worker))
+            return Ended(worker, iteration, self._text(worker), attempt)
         if kind == Kind.TRIAL:
             return Tried(worker, iteration, chunk, (start, seconds, loss))
         if kind == Kind.SKETCH:

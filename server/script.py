@@ -34,11 +34,14 @@ class Script(Protocol):
     def reported(self, report: Report) -> None:
         """A worker has done a chunk of this iteration. Raises RunFailed when it was another call of the script."""
 
-    def ended(self, worker: int, iteration: int, text: str) -> None:
-        """The script of `worker` makes no call for `iteration` nor later ones; text: why, or empty."""
+    def ended(self, worker: int, iteration: int, text: str, is_mistake: bool) -> None:
+        """The script of `worker` makes no call for `iteration` nor later ones; text: why, or empty.
+
+        is_mistake: of the user, as `text` says, so that the run must end.
+        """
 
     def over_on(self) -> Collection[int]:
         """The ranks whose scripts have ended. They give nobody their state any more."""
 
     def due(self) -> list[tuple[int, str]]:
-        """Workers without which the run has to go on, and why."""
+        """Workers without which the run has to go on, and why. Raises UserError for a mistake in a script."""

@@ -152,7 +152,7 @@ class ComputeThread(threading.Thread):
                     self._tried = True
                     self._try(work)
             except ModelError as error:
-                self._mailbox.broken(work, str(error))
+                self._mailbox.broken(work, error)
                 return
             except BaseException as error:  # even sys.exit() in a model: without this thread the run would hang
                 known = isinstance(error, _BadGradient | UserError)  # the latter: damaged data

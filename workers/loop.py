@@ -200,16 +200,16 @@ class WorkerLoop:
                     self._injector.flip("sending", vector[: -TAIL - self._stamp], iteration)
                     self._vectors.append((iteration, chunk, vector))
                     self._reported = iteration
-                case Failure(iteration, chunk, text, everywhere):
+                case Failure(iteration, chunk, text, code):
                     if records:  # a text belongs to the records that come next
                         self._transport.send(SERVER, records)
                     self._transport.send_text(SERVER, text)
-                    records = [record(Kind.FAILED, iteration, chunk, attempt=everywhere)]
-                case Ended(iteration, text):
+                    records = [record(Kind.FAILED, iteration, chunk, attempt=code)]
+                case Ended(iteration, text, code):
                     if records:
                         self._transport.send(SERVER, records)
                     self._transport.send_text(SERVER, text)
-                    records = [record(Kind.ENDED, iteration)]
+                    records = [record(Kind.ENDED, iteration, attempt=code)]
                 case _:
                     records.append(message)
                     if message["kind"][0] == Kind.REPORT:

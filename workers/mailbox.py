@@ -14,6 +14,7 @@ from typing import Any
 
 from psgc.backend import Array
 from psgc.coding.sketch import Sketch
+from psgc.errors import PsgcError
 from psgc.messages import Kind, Records, record
 from psgc.workers.encoder import Encoder
 from psgc.workers.state import WorkerState
@@ -60,21 +61,25 @@ class CodedGradient:
 class Failure:
     """A message for the server: this chunk's gradient failed, and the traceback or reason.
 
-    everywhere: no worker can do better, and the run must end.
+    code: the exit code with which the run must end, since no worker can do better; 0 if another one may.
     """
 
     iteration: int
     chunk: int
     text: str
-    everywhere: bool = False
+    code: int = 0
 
 
 @dataclass(slots=True)
 class Ended:
-    """A message for the server: the script of this worker makes no call for `iteration`; text: why, or empty."""
+    """A message for the server: the script of this worker makes no call for `iteration`; text: why, or empty.
+
+    code: the exit code of its error, 0 without one.
+    """
 
     iteration: int
     text: str
+    code: int = 0
 
 
 Message = Records | CodedGradient | Failure | Ended
@@ -132,9 +137,9 @@ class Mailbox:
                 record(Kind.ABANDONED, work.iteration, work.chunk, attempt=attempt, start=start, seconds=seconds)
             )
 
-    def ended(self, iteration: int, text: str) -> None:
-        """The script makes no call for `iteration`; text: why, or empty."""
-        self._post(Ended(iteration, text))
+    def ended(self, iteration: int, text: str, code: int = 0) -> None:
+        """The script makes no call for `iteration`; text: why, or empty; code: the exit code of its error."""
+        self._post(Ended(iteration, text, code))
 
     def wait_stale(self, work: Work, seconds: float) -> None:
         """Wait, but not past the end of the iteration of `work`."""
@@ -207,9 +212,9 @@ class Mailbox:
         self._trying = None
         self._post(_sketch_record(Kind.TRIAL, iteration, chunk, sketch))
 
-    def broken(self, work: Work, text: str) -> None:
-        """Tell the server that the run must end: the model breaks a rule. The compute thread takes no more work."""
-        self._post(Failure(work.iteration, work.chunk, text, everywhere=True))
+    def broken(self, work: Work, error: PsgcError) -> None:
+        """Tell the server that the run must end: no worker can do better. The compute thread takes no more work."""
+        self._post(Failure(work.iteration, work.chunk, str(error), error.exit_code))
 
     def _current(self, work: Work) -> bool:
         return work.iteration == self._state.iteration

@@ -8,7 +8,7 @@ from psgc.aggregation.replica import Stepping
 from psgc.backend import Array, Backend
 from psgc.config import Config
 from psgc.data.epochs import LEAST
-from psgc.errors import RunFailed
+from psgc.errors import RunFailed, UserError
 from psgc.plan import Plan
 from psgc.server.events import Report
 from psgc.server.loop import Server
@@ -40,6 +40,7 @@ class Script:
         self._hand_over, self._gradient, self._early, self._hosts = hand_over, gradient, early, hosts
         self._to_host = backend.to_host
         self._ended: dict[int, tuple[int, str]] = {}  # by worker: iteration, and why
+        self._mistakes: dict[int, tuple[int, str]] = {}  # of the user, likewise
         self._reports: list[Report] = []  # of an iteration that rank 0 has not called for
         self._usual = 0.0  # what a chunk of the first call costs in the mean
         self._summed: int | None = None  # the newest iteration whose sum the next one brings to the workers
@@ -83,13 +84,16 @@ class Script:
                     "another call than that of rank 0; every rank must make the same calls, for the same batches"
                 )
 
-    def ended(self, worker: int, iteration: int, text: str) -> None:
-        self._ended[worker] = iteration, text
+    def ended(self, worker: int, iteration: int, text: str, is_mistake: bool) -> None:
+        (self._mistakes if is_mistake else self._ended)[worker] = iteration, text
 
     def over_on(self) -> set[int]:
-        return {*self._ended, 0} if self._hand_over.is_ended else {*self._ended}
+        return {*self._ended, *self._mistakes, *([0] if self._hand_over.is_ended else [])}
 
     def due(self) -> list[tuple[int, str]]:
+        for worker, (iteration, text) in self._mistakes.items():
+            if self._hand_over.called >= iteration:  # else the script of rank 0 comes to the same mistake, and says it
+                raise UserError(f"worker {worker} on {self._hosts[worker]}: {text}")
         gone = {
             worker: text
             for worker, (iteration, text) in self._ended.items()

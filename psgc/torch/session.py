@@ -120,6 +120,11 @@ class Session:
 
     # the thread of the script
 
+    @property
+    def reports(self) -> bool:
+        """Whether `end` has rank 0 say what the mistake of the user was (`psgc.training.script_ending`)."""
+        return self._worker is not None and not self._over.is_set()
+
     def sum(self, iteration: int, call: Call) -> Sum | State:
         """The sum of the call, which this rank takes part in."""
         assert self._hand_over is not None
@@ -145,7 +150,7 @@ class Session:
         if self._hand_over is not None and not self._over.is_set():
             self._hand_over.end()
             if self._worker is not None:
-                self._worker.ended(self._hand_over.called + 1, text)
+                self._worker.ended(self._hand_over.called + 1, text, code if text else 0)
         _wait(self._over)
 
     # the thread that does MPI

@@ -27,7 +27,7 @@ class Single:
     """
 
     rank = 0
-    is_alone, in_order, is_cut_short = True, True, False  # as of a Session
+    is_alone, in_order, is_cut_short, reports = True, True, False, False  # as of a Session
 
     def __init__(
         self,

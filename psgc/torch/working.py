@@ -124,11 +124,8 @@ class ScriptWorker:
                 if work.iteration == self._trial.iteration and not self._is_tried:
                     self._is_tried = True
                     self._try(work, call)
-            except ModelError as error:
-                self._mailbox.broken(work, str(error))
-                return
-            except UserError as error:
-                self._mailbox.broken(work, str(error))
+            except (ModelError, UserError) as error:
+                self._mailbox.broken(work, error)
                 return
             except (KeyboardInterrupt, SystemExit):
                 raise
@@ -136,9 +133,9 @@ class ScriptWorker:
                 told = f"{one_line(error)}{raised_at(error)}\n{traceback.format_exc()}"
                 self._mailbox.failed(work, told)
 
-    def ended(self, iteration: int, text: str) -> None:
-        """The script makes no call for `iteration`, nor later ones; text: why, or empty."""
-        self._mailbox.ended(iteration, text)
+    def ended(self, iteration: int, text: str, code: int) -> None:
+        """The script makes no call for `iteration`, nor later ones; text: why, or empty; code: of its error."""
+        self._mailbox.ended(iteration, text, code)
 
     def _do(self, work: Work, call: Call) -> None:
         start = time.monotonic()

@@ -31,6 +31,10 @@ class _Ranks:
         self._transport, self.rank = transport, transport.rank
         self.in_order = self.is_cut_short = False
 
+    @property
+    def reports(self) -> bool:
+        return self.rank > 0 and not self.is_cut_short
+
     def end(self, text: str = "", code: int = 1) -> None:
         """Leave MPI for good. An error of the program on a worker, after the run, is shown: nobody else knows of it."""
         is_own = bool(text and self.rank and not self.is_cut_short)

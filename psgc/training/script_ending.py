@@ -13,7 +13,7 @@ from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import ClassVar, Protocol
 
-from psgc.errors import PsgcError, one_line
+from psgc.errors import PsgcError, UserError, one_line
 from psgc.terminal import say
 from psgc.training import launched
 from psgc.user_code import raised_at
@@ -27,13 +27,16 @@ class Session(Protocol):
     """A run as the end of its process sees it.
 
     rank: of this process; is_alone: it has no other; in_order: all ranks leave through MPI's Finalize; is_cut_short:
-    nothing more is to be done on this rank.
+    nothing more is to be done on this rank; reports: `end` has rank 0 say what the mistake of the user was.
     """
 
     rank: int
     is_alone: bool
     in_order: bool
     is_cut_short: bool
+
+    @property
+    def reports(self) -> bool: ...
 
     def end(self, text: str = "", code: int = 1) -> None:
         """The script is over, with this exit code because of an error if there is a text. Leaves MPI."""
@@ -89,15 +92,17 @@ class Ending:
     def _raised(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         self._code, self._text = 1, f"its script raised {one_line(error)}{raised_at(error)}"
         if isinstance(error, PsgcError):
-            self._code, self._is_ours = error.exit_code, True
+            self._code, self._is_ours, self._text = error.exit_code, True, str(error)
         elif isinstance(error, KeyboardInterrupt):
             self._code = 128 + signal.SIGINT
         elif isinstance(error, SystemExit):  # Python shows what there is to be shown
             self._text = f"its script called sys.exit({error.code!r})"
             return
         rank = 0 if self.session is None else self.session.rank
+        is_reported = isinstance(error, UserError) and self.session is not None and self.session.reports
         if isinstance(error, PsgcError) and not launched.debugging():
-            say(f"psgc: {error}", error=True)
+            if not is_reported:
+                say(f"psgc: {error}", error=True)
         elif isinstance(error, KeyboardInterrupt):
             if rank == 0:
                 say("psgc: stopped by Ctrl-C (SIGINT)", error=True)

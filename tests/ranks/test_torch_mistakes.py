@@ -1,5 +1,6 @@
 """A mistake in a script with psgc.torch: one line that says what is wrong, and exit code 2, as in one process."""
 
+import re
 import socket
 import sys
 
@@ -35,9 +36,10 @@ def loss(model, batch):
 data = torch.utils.data.TensorDataset(x, y)
 run = psgc.torch.init(model, data, loss, chunks=6, seed=rank // 2 if mistake == "seed" else 0)
 optimizer = torch.optim.SGD(model.parameters(), 0.1)
-run.attach(optimizer)
-for batch in run.batches(50):
-    run.backward(batch)
+if mistake != "no attach":
+    run.attach(optimizer)
+for batch in run.batches(0 if mistake == "size" else 50):
+    run.backward([] if mistake == "batch" or (mistake == "batch on rank 2" and rank == 2) else batch)
     optimizer.step()
 """
 HOST = socket.gethostname()
@@ -64,3 +66,32 @@ def said(folder, mistake, ranks=3):
 def test_what_a_rank_has_otherwise_is_named(tmp_path, mistake, rank, difference):
     (line,) = said(tmp_path, mistake)
     assert line == f"{DIFFERS.format(rank, difference)}, arguments, data and versions"
+
+
+CONTRACT = "expected (sum over the examples, number of examples), or the mean over the examples"
+MISTAKES = {
+    "none": f"the loss returned a value of type NoneType; {CONTRACT}",
+    "vector": "the loss is a Tensor of shape (8, 3) and dtype torch.float32, not one number; " + CONTRACT,
+    "float": f"the loss returned a value of type float; {CONTRACT}",
+    "no attach": "SGD steps parameters of the model, but was not attached; expected run.attach(optimizer) before the "
+    "first batch",
+    "size": "run.batches: size is 0, expected a whole number >= 1",
+    "batch": "run.backward: got a list, expected a batch of run.batches",
+}
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [pytest.param(name, marks=[] if name in ("none", "no attach") else pytest.mark.faults) for name in MISTAKES],
+)
+def test_a_mistake_that_every_rank_makes_is_told_once(tmp_path, mistake):
+    """That it is the user's is told by the exit code, in one process and in several."""
+    alone, (line,) = said(tmp_path, mistake, ranks=1), said(tmp_path, mistake)
+    told = re.sub(r"worker . on \S+, chunk ., iteration 0: ", "", line).replace("(9, 3)", "(8, 3)")
+    assert [told] == alone == [f"psgc: {MISTAKES[mistake]}"]
+
+
+@pytest.mark.faults
+def test_a_mistake_that_one_worker_makes_ends_the_run(tmp_path):
+    (line,) = said(tmp_path, "batch on rank 2")
+    assert line == f"psgc: worker 2 on {HOST}: {MISTAKES['batch']}"

@@ -60,8 +60,8 @@ class FakeDesk:
     def failed(self, work, text):
         self.failures[work.iteration, work.chunk] = text
 
-    def broken(self, work, text):
-        self.broken_rules.append((work.iteration, work.chunk, text))
+    def broken(self, work, error):
+        self.broken_rules.append((work.iteration, work.chunk, str(error)))
 
     def trying(self, chunk):
         self.tries.append(chunk)

@@ -11,6 +11,7 @@ import pytest
 
 from psgc.backend import Backend
 from psgc.coding.sketch import sketch
+from psgc.errors import ModelError
 from psgc.messages import TAIL, Kind, stamp_length
 from psgc.workers import mailbox
 from psgc.workers.encoder import Encoder
@@ -262,8 +263,8 @@ def test_a_chunk_of_the_trial_keeps_the_thread_busy_until_it_is_told():
     worker.mailbox.tried(0, 3, (0.0, 0.0, 0.0))
     assert not worker.mailbox.busy
     assert worker.mailbox.running()[0] == -1
-    worker.mailbox.broken(work, "it writes to params")
-    assert worker.mailbox.outgoing()[-1] == Failure(0, 0, "it writes to params", everywhere=True)
+    worker.mailbox.broken(work, ModelError("it writes to params"))
+    assert worker.mailbox.outgoing()[-1] == Failure(0, 0, "it writes to params", 1)
 
 
 @COMBINED

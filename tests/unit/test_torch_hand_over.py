@@ -7,7 +7,7 @@ import pytest
 
 from psgc.backend import Backend
 from psgc.data.epochs import LEAST
-from psgc.errors import RunFailed
+from psgc.errors import RunFailed, UserError
 from psgc.server.events import Report
 from psgc.torch.hand_over import HandOver, ScriptReplica, State, Sum, blob_of, vector_of
 from psgc.torch.serving import Script
@@ -209,7 +209,7 @@ def test_a_worker_whose_script_makes_another_call_ends_the_run():
 def test_a_script_that_ends_with_that_of_rank_0_is_not_missed():
     hand_over = called(4)
     script = script_of(hand_over)
-    script.ended(1, 5, "")
+    script.ended(1, 5, "", False)
     assert script.due() == []
     hand_over.call(5, True, 0.0)
     assert script.due() == [(1, "its script has ended, that of rank 0 has not")]
@@ -218,5 +218,16 @@ def test_a_script_that_ends_with_that_of_rank_0_is_not_missed():
 
 def test_a_script_that_raised_is_given_up_at_once():
     script = script_of(called(4))
-    script.ended(2, 5, "its script raised KeyError: 3")
+    script.ended(2, 5, "its script raised KeyError: 3", False)
     assert script.due() == [(2, "its script raised KeyError: 3")]
+
+
+def test_a_mistake_of_the_user_ends_the_run_unless_rank_0_makes_it_too():
+    hand_over = called(4)
+    script = script_of(hand_over)
+    script.ended(2, 5, "run.backward: got a list", True)
+    assert script.due() == []  # the script of rank 0 has not come there
+    assert 2 in script.over_on()
+    hand_over.call(5, True, 0.0)
+    with pytest.raises(UserError, match=r"^worker 2 on c: run.backward: got a list$"):
+        script.due()
