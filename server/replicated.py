@@ -48,7 +48,7 @@ class Replicated:
         self._workers = workers = range(1, plan.num_workers + 1)
         self._outbox = outbox
         self._allreduce = AllReduce(
-            *(transport, backend, plan.coding_matrix, params.size, config.dtype, replica, last),
+            *(transport, backend, plan.coding_matrix, params.size, config.dtype, replica, first, last),
             have=self._have,
         )
         itemsize, timeout = params.itemsize, config.faults.collect_timeout

@@ -35,7 +35,8 @@ class ReplicatedLoop(WorkerLoop):
         self._alike = alike
         parts = coding_matrix.shape[1]
         self._allreduce = AllReduce(
-            *(self._transport, self._backend, coding_matrix, self._dim, self._dtype, replica, last),
+            *(self._transport, self._backend, coding_matrix, self._dim, self._dtype, replica),
+            *(self._iteration + 1, last),
             behind=self._fall_behind,
             at=self._injector.at,
             stepping=self._stepping,

@@ -8,7 +8,7 @@ import numpy as np
 from psgc.aggregation.blocks import Accumulators, Blocks
 from psgc.aggregation.map import Map
 from psgc.aggregation.pool import Pool
-from psgc.aggregation.replica import Snapshot, Stepping
+from psgc.aggregation.replica import Snapshot, Stepping, is_checked
 from psgc.aggregation.state_messages import State
 from psgc.aggregation.state_transfer import Giver, Receiver
 from psgc.backend import Array, Backend, part_length
@@ -17,13 +17,11 @@ from psgc.errors import ProtocolError
 from psgc.messages import unpack_block
 from psgc.transport import Transport, Vector
 
-CHECKED = 16  # the digest of the parameters is computed at every so many iterations
-
 
 class AllReduce:
     """One rank's part. coding_matrix: R, (num_workers, parts); dim: entries of the gradient; replica: of this rank.
 
-    last: the iteration that the run ends before.
+    first, last: the iterations that the run begins with and ends before.
     have: called with iteration, attempt and number of each slice that is here.
     behind: called with the iteration that this rank cannot follow, until the state of another one is here.
     at: called at steps of the protocol at which faults can be injected.
@@ -38,13 +36,15 @@ class AllReduce:
         dim: int,
         dtype: Any,
         replica: Stepping,
+        first: int,
         last: int,
         have: Callable[[int, int, int], object] = lambda *_: None,
         behind: Callable[[int], object] = lambda _: None,
         at: Callable[[Step, int], object] = lambda *_: None,
         stepping: Callable[[int, Array], object] = lambda *_: None,
     ) -> None:
-        self._transport, self._last, self._stepping = transport, last, stepping
+        self._transport, self._stepping = transport, stepping
+        self._first, self._last = first, last
         self.replica = replica
         self._pool = Pool(backend, dim, coding_matrix.shape[1], dtype)
         self._blocks = Blocks(transport, self._pool, backend, coding_matrix, dim, self._step, have, behind, at)
@@ -87,7 +87,7 @@ class AllReduce:
         return self._blocks.gradient(iteration)
 
     def digest(self) -> bytes:
-        """Of the parameters, 16 bytes, at the iterations at which replicas are compared; else nothing."""
+        """Of the replica, 16 bytes, at the iterations at which replicas are compared; else nothing."""
         return self.replica.digest() if self._is_checked(self.steps) else b""
 
     # what comes
@@ -170,7 +170,7 @@ class AllReduce:
         self.replica.step(gradient, digest=self._is_checked(iteration + 1))
 
     def _is_checked(self, iteration: int) -> bool:
-        return iteration % CHECKED == 0 or iteration == self._last
+        return is_checked(iteration, self._first) or iteration == self._last
 
     def _load(self) -> bool:
         """Whether a state that this rank waited for is here."""

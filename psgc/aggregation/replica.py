@@ -14,6 +14,15 @@ from psgc.backend import Array, Backend
 from psgc.optimizer import Optimizer, finite_step
 
 IN_THREAD = 1 << 16  # bytes of parameters; a step of fewer is made at once: it takes less time than the hand-over
+CHECKED_FIRST, CHECKED = 4, 16  # iterations of a run; every so many
+
+
+def is_checked(iteration: int, first: int) -> bool:
+    """Whether the ranks compare digests at the beginning of `iteration`: at the first ones, then rarely.
+
+    first: the iteration that the run begins with.
+    """
+    return iteration < first + CHECKED_FIRST or iteration % CHECKED == 0
 
 
 class Snapshot(NamedTuple):

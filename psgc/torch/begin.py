@@ -26,6 +26,7 @@ from psgc.torch.chunk_gradient import Buffers, ChunkGradient, Loss
 from psgc.torch.costs import CostFunction
 from psgc.torch.determinism import digest as checksum
 from psgc.torch.flat import FlatModel
+from psgc.torch.generators import Generators
 from psgc.torch.hand_over import State
 from psgc.torch.record import Record
 from psgc.torch.rows import differing, sample
@@ -260,8 +261,17 @@ class _Local:
         load_state(from_bytes(content, where), self._model, [], where)
         self._flat.check()
 
+    def generators(self) -> bytes:
+        return to_bytes({"random": Generators.now(self.device).saved()})
+
+    def set_generators(self, content: bytes) -> None:
+        Generators.of(from_bytes(content, "the random numbers of rank 0")["random"]).set(self.device)
+
     def state(self) -> bytes:
         return self.run.state()
+
+    def digest(self) -> bytes:
+        return self.run.digest()
 
     def params(self) -> np.ndarray:
         return self._flat.params.detach().cpu().numpy()

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from psgc.errors import UserError, one_line
+
 NAMES = "random", "numpy.random", "torch"
 
 
@@ -30,13 +32,16 @@ class Generators(NamedTuple):
     def set(self, device: torch.device) -> None:
         """Have the generators go on from here. One that there is no state of stays as it is.
 
-        Raises ValueError or TypeError when these are no such states, or of another generator behind `numpy.random`.
+        Raises UserError when these are no such states, or of another generator behind `numpy.random`.
         """
-        random.setstate(self.python)
-        np.random.set_state(self.numpy)
-        torch.set_rng_state(self.cpu)
-        if self.cuda is not None and device.type == "cuda":
-            torch.cuda.set_rng_state(self.cuda, device)
+        try:
+            random.setstate(self.python)
+            np.random.set_state(self.numpy)
+            torch.set_rng_state(self.cpu)
+            if self.cuda is not None and device.type == "cuda":
+                torch.cuda.set_rng_state(self.cuda, device)
+        except (ValueError, TypeError, RuntimeError, LookupError, OverflowError) as error:
+            raise UserError(f"random numbers cannot go on from a state: {one_line(error)}") from error
 
     def saved(self) -> dict[str, Any]:
         """As numbers, texts and tensors, for a state (`psgc.torch.state`)."""

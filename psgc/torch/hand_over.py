@@ -3,9 +3,11 @@
 The script makes *calls*, numbered by iteration: it says that it is there, and waits for the sum over all chunks. When
 it comes with the next call, it has made the step with the sum before. It may be given the state of another rank instead
 of a sum: then it has missed calls, and goes on with the one that the state says.
+
+Only the thread of the script touches model, optimizers and random numbers. Where the other one needs something of them,
+the script has made it: a digest before it calls, a state between two chunks or while it waits.
 """
 
-import hashlib
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +19,7 @@ from psgc.aggregation.replica import Snapshot
 from psgc.backend import Array, Backend
 
 COUNT = 8  # bytes before a state that say how long it is
+DIGESTS = 8  # of the newest calls that had one
 
 
 class Left(SystemExit):
@@ -52,15 +55,17 @@ class State:
 
 class HandOver:
     """first: the iteration of the first call; wake: wakes the thread that does MPI; alert: that of the script, where it
-    waits for something else as well.
+    waits for something else as well; state: makes the state of this rank, in a call that is whole.
 
     called: the newest iteration that the script has called for; is_whole: whether the state of the model and of the
     optimizers was complete then, and not in the middle of something; signature: tells calls of scripts apart; costs,
     following: as of Call, on rank 0.
     """
 
-    def __init__(self, first: int, wake: Callable[[], object] = lambda: None) -> None:
-        self._wake = wake
+    def __init__(
+        self, first: int, wake: Callable[[], object] = lambda: None, state: Callable[[], bytes] = bytes
+    ) -> None:
+        self._wake, self._make_state = wake, state
         self.alert: Callable[[], object] = lambda: None
         self._changed = threading.Condition()
         self.called, self.is_whole, self.signature = first - 1, False, 0.0
@@ -69,7 +74,10 @@ class HandOver:
         self.is_ended = False
         self.given = first - 1  # the newest iteration whose sum is here
         self._sums: dict[int, Sum] = {}  # that the script has not come to, and the newest that it has
-        self._state: State | None = None
+        self._state: State | None = None  # of another rank
+        self._digests: dict[int, bytes] = {}  # by iteration
+        self._is_asked = False  # for a state
+        self._made: State | None = None  # which the other thread has not come to
         self._error: BaseException | None = None
 
     # for the script
@@ -81,9 +89,18 @@ class HandOver:
         signature: float,
         costs: Sequence[float] = (),
         following: Sequence[float] = (),
+        digest: bytes = b"",
     ) -> None:
-        """The script has made all steps before `iteration`, and now waits for its sum."""
+        """The script has made all steps before `iteration`, and now waits for its sum.
+
+        digest: of all that decides the next step (`psgc.torch.fingerprint`), where ranks are to be compared.
+        """
         with self._changed:
+            if digest:
+                self._digests[iteration] = digest
+                for old in sorted(self._digests)[:-DIGESTS]:
+                    del self._digests[old]
+            self._made = None
             self.is_whole, self.signature = is_whole, signature
             self.costs, self.following = costs, following
             self.called = iteration
@@ -94,10 +111,33 @@ class HandOver:
         """Whether the newest call need not wait any more."""
         return self.called in self._sums or self._state is not None or self._error is not None
 
-    def answer(self) -> Sum | State:
-        """What comes of the newest call, once it is there. Raises what `stop` was given."""
+    def is_due(self) -> bool:
+        """Whether the script has something else to do than chunks: its call is answered, or a state is to be made."""
+        return self.is_answered() or (self._is_asked and self.is_whole)
+
+    def make_state(self) -> bool:
+        """Make the state that the other thread waits for; whether it does. Not when the call is answered.
+
+        To be called when model and optimizers are whole, not within a chunk. Raises what making it raises.
+        """
+        if self.is_answered() or not self.is_due():
+            return False
+        made = State(self.called, self._make_state())
         with self._changed:
-            self._changed.wait_for(self.is_answered)
+            self._made, self._is_asked = made, False
+        self._wake()
+        return True
+
+    def answer(self) -> Sum | State:
+        """What comes of the newest call, once it is there; meanwhile states are made. Raises what `stop` was given."""
+        while True:
+            with self._changed:
+                self._changed.wait_for(self.is_due)
+            if not self.make_state():
+                return self._answer()
+
+    def _answer(self) -> Sum | State:
+        with self._changed:
             if self._state is not None and self._state.iteration > self.called:
                 state, self._state = self._state, None
                 return state
@@ -113,6 +153,26 @@ class HandOver:
         self._wake()
 
     # for the thread that does MPI
+
+    def digest(self, iteration: int) -> bytes:
+        """That of the script's call for `iteration`; empty where it had none, or has not come there."""
+        return self._digests.get(iteration, b"")
+
+    def state(self, iteration: int) -> bytes | None:
+        """The state of this rank in its call for `iteration`; None while the script has not made it, which it is told.
+
+        If it comes too late for that call, the script makes that of the next one that is whole, first of all.
+        """
+        with self._changed:
+            if self._made is not None and self._made.iteration == iteration:
+                made, self._made = self._made, None
+                return made.blob
+            if self._is_asked:
+                return None
+            self._is_asked = True
+            self._changed.notify_all()
+        self.alert()
+        return None
 
     def has_come_back(self, iteration: int) -> bool:
         """Whether the script has made the step with the sum of `iteration`, or will make none."""
@@ -146,44 +206,36 @@ class ScriptReplica:
 
     What is given to other ranks is a string of bytes, as a vector. The script must be in a call that is whole.
 
-    state: makes it, in the middle of a call; params: the parameters, in one array; dim, dtype: of the vectors.
-    Gradients are arrays of `backend`; parameters, and states that leave, are in the memory of the host.
+    params: empty, the script has them; dtype: of the vectors. Gradients are arrays of `backend`; states that leave are
+    in the memory of the host.
     """
 
     gives_back = False  # a gradient is the script's, as `.grad`
+    params: Array = np.empty(0)
 
-    def __init__(
-        self,
-        hand_over: HandOver,
-        state: Callable[[], bytes],
-        params: Callable[[], np.ndarray],
-        dim: int,
-        dtype: Any,
-        backend: Backend,
-    ) -> None:
-        self._hand_over, self._state, self._params, self._backend = hand_over, state, params, backend
-        self._dim, self._dtype = dim, np.dtype(dtype)
+    def __init__(self, hand_over: HandOver, dtype: Any, backend: Backend) -> None:
+        self._hand_over, self._backend = hand_over, backend
+        self._dtype = np.dtype(dtype)
+        self._snapshot: Snapshot | None = None  # of `steps`, once it was needed
         self.steps = -1
         self.is_stepping = False  # the script has the sum of `steps`, or will have it when it has come there
-
-    @property
-    def params(self) -> np.ndarray:
-        return self._params().view()
 
     def start(self, steps: int, params: np.ndarray) -> None:
         self.steps = steps
 
     def load(self, snapshot: Snapshot) -> None:
-        self.steps = snapshot.steps
+        self.steps, self._snapshot = snapshot.steps, None
         self._hand_over.bring(State(snapshot.steps, blob_of(self._backend.to_host(snapshot.vectors[0]))))
 
     def snapshot(self) -> Snapshot | None:
         if self.is_stepping or self._hand_over.called != self.steps or not self._hand_over.is_whole:
             return None
-        return Snapshot(self.steps, (vector_of(self._state(), self._dtype),), {})
+        if self._snapshot is None and (blob := self._hand_over.state(self.steps)) is not None:
+            self._snapshot = Snapshot(self.steps, (vector_of(blob, self._dtype),), {})
+        return self._snapshot
 
     def step(self, gradient: Array, digest: bool = False) -> None:
-        self.is_stepping = True
+        self.is_stepping, self._snapshot = True, None
         self._hand_over.give(self.steps, gradient, is_own=True)  # blocks that are passed on have memory of their own
 
     def poll(self, wait: bool = False) -> bool:
@@ -194,10 +246,8 @@ class ScriptReplica:
         return True
 
     def digest(self) -> bytes:
-        """Of the parameters; nothing while the script has not come where the replica is."""
-        if self.is_stepping or self._hand_over.called != self.steps:
-            return b""
-        return hashlib.blake2b(np.ascontiguousarray(self._params()).data, digest_size=16).digest()
+        """Of all that decides the next step; nothing while the script has not come where the replica is."""
+        return b"" if self.is_stepping else self._hand_over.digest(self.steps)
 
 
 def vector_of(blob: bytes, dtype: np.dtype[Any]) -> np.ndarray:

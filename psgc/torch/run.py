@@ -17,7 +17,9 @@ from psgc.torch.calls import Call, Engine
 from psgc.torch.chunk_gradient import ChunkGradient
 from psgc.torch.costs import ChunkCosts, CostFunction
 from psgc.torch.evaluation import Evaluator, Metric
+from psgc.torch.fingerprint import Fingerprint
 from psgc.torch.flat import FlatModel
+from psgc.torch.generators import Generators
 from psgc.torch.gradient import BatchGradient
 from psgc.torch.hand_over import State, Sum
 from psgc.torch.loader import ChunkLoader, has_spare_core
@@ -63,6 +65,10 @@ class Run:
         self._is_behind = False  # the state that is loaded next is that of another rank
         self._catches_up = False  # it has been loaded, and the next call is that of this state
         self._position = Position()  # where a state that is made now would go on
+        self._generators = Generators.now(flat.device)  # with which random numbers it would
+        self._at_batch = self._generators  # before the newest batch
+        self._to_set: Generators | None = None  # of a state that was loaded, before the next batch
+        self._fingerprint = Fingerprint(model, self._attached, self._generators)
 
     # training
 
@@ -104,13 +110,17 @@ class Run:
             batch = next(batches, None)
             if batch is None:
                 if is_empty and self._latest is None:  # all of it was done before `load_state_dict`: what follows, too
-                    self._position = self._sampler.position
+                    self._is_at(self._sampler.position)
                     self._latest = self.state()
                 return
             if record is not None and (is_empty or self._has_moved):
                 record.expects(steps(), batch.iteration)
             is_empty = False
             self._latest, self._has_moved = None, False
+            if self._to_set is not None:
+                self._fingerprint.generators, self._to_set = self._to_set, None
+                self._fingerprint.generators.set(self._flat.device)
+            self._at_batch = Generators.now(self._flat.device)
             began = time.monotonic()
             self._steps.loops += 1
             try:
@@ -151,7 +161,7 @@ class Run:
         if scale is not None:
             scaler.scale(zeros((), device=self._flat.device))  # unscale_ and step expect that
         self.give_rows()
-        self._position = batch.position
+        self._position, self._generators = batch.position, self._at_batch
         every = self._arguments.checkpoint_every
         if is_whole and every and batch.iteration % every == 0 and self.iteration > self.engine.iteration:
             self._write_checkpoint(batch.iteration)
@@ -214,7 +224,7 @@ class Run:
             raise UserError(
                 "run.state_dict was called after run.backward and before the end of optimizer.step(); expected after it"
             )
-        self._position = self._steps.next or self._sampler.position
+        self._is_at(self._steps.next or self._sampler.position)
         return from_bytes(self.state(), "run.state_dict", plain=True)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -238,9 +248,17 @@ class Run:
         """What another rank needs to go on from the call that this one is in."""
         about = About(
             *(self.iteration, self._position, self._arguments.seed, self._loss),
-            *(self._evaluator.newest, self._evaluator.count, self._loaded),
+            *(self._evaluator.newest, self._evaluator.count, self._loaded, self._generators.saved()),
         )
         return to_bytes(state_of(self._model, self._attached, about))
+
+    def digest(self) -> bytes:
+        """16 bytes of all that decides the next step, as it is now."""
+        return self._fingerprint.digest(Generators.now(self._flat.device))
+
+    def _is_at(self, position: Position) -> None:
+        """A state that is made now goes on at this position, with random numbers from now on."""
+        self._position, self._generators = position, self._to_set or Generators.now(self._flat.device)
 
     def _load_pending(self) -> None:
         """Go on from the state that is waiting, if there is one."""
@@ -255,6 +273,10 @@ class Run:
             found = f"it is of a run with seed {about.seed}, this one has {self._arguments.seed}"
             raise UserError(f"{where}: {found}; expected the same")
         self._sampler.check(about.position)
+        if about.random is not None:
+            self._to_set = Generators.of(about.random)
+            with preserved(self._flat.device):
+                self._to_set.set(self._flat.device)  # now it would raise
         load_state(state, self._model, self._attached, where)
         self._evaluator.newest, self._evaluator.count = about.evaluated, about.evaluations
         self._loss, self._loaded, self._sampler.position = about.loss, about.loaded, about.position
@@ -266,6 +288,7 @@ class Run:
     def begin(self, engine: Engine) -> None:
         """The run begins, where the engine says."""
         self.engine, self.iteration, self._pending = engine, engine.iteration, engine.state
+        self._fingerprint.generators = Generators.now(self._flat.device)
 
     def _write_checkpoint(self, step: int) -> None:
         output, keep = self._arguments.output, self._arguments.checkpoint_keep
@@ -277,7 +300,7 @@ class Run:
         self.give_rows()
         position = self._steps.next
         if position is not None and self._steps.is_complete and not has_raised and self._pending is None:
-            self._position = position
+            self._is_at(position)
             self._write_checkpoint(position.iteration)
         self._steps.close()
         self._loader.close()

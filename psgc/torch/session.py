@@ -1,8 +1,8 @@
 """This process among the ranks of a run: one thread does all MPI, that of the script computes.
 
 Rank 0 runs the server (`psgc.torch.serving`), the others a worker (`psgc.torch.working`). All ranks first agree that
-they run the same script with the same arguments, and begin with the parameters of rank 0. The last thing that this
-thread does is to leave MPI.
+they run the same script with the same arguments, and begin with the parameters and the random numbers of rank 0. The
+last thing that this thread does is to leave MPI.
 """
 
 import json
@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from psgc.aggregation.replica import is_checked
 from psgc.backend import Backend
 from psgc.config import Config, Faults
 from psgc.errors import PsgcError, RunFailed, UserError, one_line
@@ -74,8 +75,17 @@ class Local(Protocol):
     def load_model(self, content: bytes) -> None:
         """Take what `model` gave on another rank."""
 
+    def generators(self) -> bytes:
+        """The states of the generators of random numbers."""
+
+    def set_generators(self, content: bytes) -> None:
+        """Have those that `generators` gave on another rank."""
+
     def state(self) -> bytes:
         """What another rank needs to go on from the call that this one is in."""
+
+    def digest(self) -> bytes:
+        """16 bytes of all that decides the next step (`psgc.torch.fingerprint`)."""
 
     def params(self) -> np.ndarray:
         """The parameters (dim,)."""
@@ -128,9 +138,10 @@ class Session:
     def sum(self, iteration: int, call: Call) -> Sum | State:
         """The sum of the call, which this rank takes part in."""
         assert self._hand_over is not None
-        settle(self._memory.device)  # the other thread may look at the parameters from now on
+        assert not isinstance(self._local, UserError)
+        digest = self._local.digest() if is_checked(iteration, self.iteration) else b""
         costs = (call.costs(), call.following()) if self._worker is None else ((), ())
-        self._hand_over.call(iteration, call.is_whole, call.signature, *costs)
+        self._hand_over.call(iteration, call.is_whole, call.signature, *costs, digest=digest)
         if self._worker is not None:
             with self._computing:
                 self._worker.compute(call)
@@ -148,6 +159,7 @@ class Session:
         """
         self._text, self._code = text, code
         if self._hand_over is not None and not self._over.is_set():
+            settle(self._memory.device)  # the other thread looks at the parameters
             self._hand_over.end()
             if self._worker is not None:
                 self._worker.ended(self._hand_over.called + 1, text, code if text else 0)
@@ -160,9 +172,9 @@ class Session:
             self._transport = transport = Transport(interrupted=lambda: interruption(self._stopped_by))
             self.rank = transport.rank
             local = self._agree(transport)
-            hand_over = self._hand_over = HandOver(self.iteration, transport.wake)
+            hand_over = self._hand_over = HandOver(self.iteration, transport.wake, local.state)
             dtype, memory = self.config.dtype, self._open_memory(local)
-            replica = ScriptReplica(hand_over, local.state, local.params, local.dim, dtype, memory.backend)
+            replica = ScriptReplica(hand_over, dtype, memory.backend)
             if transport.rank == 0:
                 self._serve(transport, local, hand_over, replica, memory.backend)
             else:
@@ -187,7 +199,7 @@ class Session:
         self._computing.release()
 
     def _agree(self, transport: Transport) -> Local:
-        """All ranks bring the same, and begin with the parameters of rank 0."""
+        """All ranks bring the same, and begin with the parameters and the random numbers of rank 0."""
         try:
             launched.meet(transport)
         except launched.NotAllCame:
@@ -222,6 +234,9 @@ class Session:
             raise self._error or Left(0)
         if kind == MODEL and self.rank:
             local.load_model(content)
+        drawn = transport.broadcast(local.generators() if self.rank == 0 else None, "preparing the script")
+        if self.rank:
+            local.set_generators(drawn)
         if kind == STATE:
             found = State.from_bytes(content)
             self.iteration, self.state = found.iteration, found.blob

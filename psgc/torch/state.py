@@ -21,10 +21,11 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from psgc.errors import UserError, one_line, visible
 from psgc.torch.encoding import decode, encode
+from psgc.torch.generators import Generators
 from psgc.torch.sampling import Position
 from psgc.writing import write_whole
 
-FORMAT = 2  # of states; others are refused
+FORMAT = 3  # of states; others are refused
 MODEL, ABOUT = "model", "psgc"  # keys of a state
 START = Position()
 
@@ -34,7 +35,8 @@ class About:
     """What belongs to the run itself.
 
     calls: before this state; position: of the next batch; seed: of the run; loss: the newest; evaluated: the newest
-    means of metrics; evaluations: how many there were; loaded: see Run.
+    means of metrics; evaluations: how many there were; loaded: see Run; random: the generators of the script's random
+    numbers as they are before the next batch (`psgc.torch.generators`).
     """
 
     calls: int = 0
@@ -44,6 +46,7 @@ class About:
     evaluated: dict[str, float] | None = None
     evaluations: int = 0
     loaded: int | None = None
+    random: dict[str, Any] | None = None
 
 
 class Stateful(Protocol):
@@ -73,6 +76,8 @@ def about_of(state: Any, where: str) -> About:
         del own["attached"]
         own["position"] = Position(*(int(number) for number in own["position"]))
         about = About(**own) if version == FORMAT else None
+        if about is not None and about.random is not None:
+            Generators.of(about.random)
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise _no_state(where, error) from None
     if about is None:

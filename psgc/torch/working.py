@@ -118,7 +118,12 @@ class ScriptWorker:
 
     def compute(self, call: Call) -> None:
         """Do chunks until the call is answered."""
-        while (work := self._mailbox.take(self._hand_over.is_answered)) is not None:
+        while True:
+            work = self._mailbox.take(self._hand_over.is_due)
+            if work is None:
+                if self._hand_over.make_state():
+                    continue
+                return
             try:
                 self._do(work, call)
                 if work.iteration == self._trial.iteration and not self._is_tried:

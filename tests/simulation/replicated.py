@@ -14,7 +14,7 @@ from unittest import mock
 import numpy as np
 
 from psgc import messages
-from psgc.aggregation import allreduce, blocks, pool, slices
+from psgc.aggregation import allreduce, blocks, pool, replica, slices
 from psgc.aggregation.map import Map
 from psgc.aggregation.replica import Replica
 from psgc.backend import Backend
@@ -108,7 +108,7 @@ class ReplicatedWorld(World):
         stack.enter_context(mock.patch.object(slices, "LEAST_BLOCK", SMALL))
         stack.enter_context(mock.patch.object(blocks, "time", self.clock))
         stack.enter_context(mock.patch.object(server_loop, "Replica", SlowReplica))
-        stack.enter_context(mock.patch.object(allreduce, "CHECKED", CHECKED))
+        stack.enter_context(mock.patch.object(replica, "CHECKED", CHECKED))
         stack.enter_context(mock.patch.object(server_loop, "Replicated", partial(WatchedReplicated, self)))
 
     def new_optimizer(self) -> Optimizer:

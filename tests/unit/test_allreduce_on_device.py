@@ -81,6 +81,7 @@ class Ranks:
                     DIM,
                     dtype,
                     Replica(make_optimizer(Optimizer(kind="adam", lr=0.1)), backend, end.wake),
+                    0,
                     LAST,
                 ),
                 have=lambda *slice, rank=rank: rank == 0 and self.here.add(slice),

@@ -13,7 +13,7 @@ from psgc.torch.hand_over import HandOver, ScriptReplica, State, Sum, blob_of, v
 from psgc.torch.serving import Script
 
 DIM, GRADIENT = 5, 3
-OF = DIM, np.float32, Backend()
+OF = np.float32, Backend()
 TIMEOUT = 30.0  # seconds; only a defect takes as long
 
 
@@ -21,10 +21,10 @@ def vector(number):
     return np.full(DIM, float(number), np.float32)
 
 
-def called(*iterations, first=0, is_whole=True):
-    hand_over = HandOver(first)
+def called(*iterations, first=0, is_whole=True, state=b"state"):
+    hand_over = HandOver(first, state=lambda: state)
     for iteration in iterations:
-        hand_over.call(iteration, is_whole, 0.0)
+        hand_over.call(iteration, is_whole, 0.0, digest=bytes(16))
     return hand_over
 
 
@@ -85,10 +85,18 @@ def test_a_sum_that_is_here_counts_although_the_run_is_over():
         hand_over.answer()
 
 
-def replica_of(hand_over, state=b"state"):
-    replica = ScriptReplica(hand_over, lambda: state, lambda: np.arange(GRADIENT, dtype=np.float32), *OF)
+def replica_of(hand_over):
+    replica = ScriptReplica(hand_over, *OF)
     replica.start(hand_over.called, np.empty(0))
     return replica
+
+
+def snapshot_of(hand_over):
+    """The state that the script makes once it is asked for it."""
+    replica = replica_of(hand_over)
+    assert replica.snapshot() is None
+    assert hand_over.make_state()
+    return replica.snapshot()
 
 
 def test_a_step_is_made_when_the_script_comes_with_the_next_call():
@@ -99,11 +107,11 @@ def test_a_step_is_made_when_the_script_comes_with_the_next_call():
     assert not replica.poll()
     assert replica.snapshot() is None
     assert replica.digest() == b""
-    hand_over.call(1, True, 0.0)
+    hand_over.call(1, True, 0.0, digest=b"of iteration one")
     assert replica.poll()
     assert (replica.steps, replica.is_stepping) == (1, False)
     assert not replica.poll()
-    assert len(replica.digest()) == 16
+    assert replica.digest() == b"of iteration one"
 
 
 def test_the_last_step_is_made_when_the_script_ends():
@@ -116,16 +124,89 @@ def test_the_last_step_is_made_when_the_script_ends():
 
 
 def test_a_state_is_given_only_from_a_call_that_is_whole():
-    assert replica_of(called(0, is_whole=False)).snapshot() is None
-    snapshot = replica_of(called(0)).snapshot()
+    hand_over = called(0, is_whole=False)
+    assert replica_of(hand_over).snapshot() is None
+    assert not hand_over.is_due()
+    snapshot = snapshot_of(called(0))
     assert snapshot.steps == 0
     assert blob_of(snapshot.vectors[0]) == b"state"
+
+
+def test_a_state_is_made_by_the_thread_of_the_script_which_then_waits_on():
+    made_by, made = [], threading.Event()
+
+    def state():
+        made_by.append(threading.get_ident())
+        made.set()
+        return b"state"
+
+    hand_over = HandOver(0, state=state)
+    hand_over.call(0, True, 0.0)
+    answers = []
+    thread = threading.Thread(target=lambda: answers.append(hand_over.answer()))
+    thread.start()
+    replica = replica_of(hand_over)
+    assert replica.snapshot() is None
+    assert made.wait(TIMEOUT)
+    while (snapshot := replica.snapshot()) is None:  # nobody has given the sum: it comes
+        pass
+    assert blob_of(snapshot.vectors[0]) == b"state"
+    assert replica.snapshot() is snapshot  # for another rank
+    replica.step(vector(0))
+    thread.join(TIMEOUT)
+    assert answers[0].vector[0] == 0
+    assert made_by == [thread.ident]
+
+
+def test_a_state_that_is_too_late_for_its_call_is_that_of_the_next_one_that_is_whole():
+    hand_over = called(0)
+    replica = replica_of(hand_over)
+    assert replica.snapshot() is None
+    replica.step(vector(0))
+    assert not hand_over.make_state()  # first of all the script goes on
+    assert hand_over.answer().vector[0] == 0
+    hand_over.call(1, False, 0.0)
+    assert replica.poll()
+    assert replica.snapshot() is None
+    assert not hand_over.is_due()
+    replica.step(vector(1))
+    hand_over.call(2, True, 0.0)
+    assert replica.poll()
+    assert hand_over.make_state()
+    assert replica.snapshot().steps == 2
+    assert not hand_over.is_due()
+
+
+def test_a_state_that_nobody_has_come_for_is_not_that_of_the_next_call():
+    hand_over = called(0)
+    replica = replica_of(hand_over)
+    assert replica.snapshot() is None
+    assert hand_over.make_state()
+    replica.step(vector(0))
+    hand_over.call(1, True, 0.0)
+    assert replica.poll()
+    assert replica.snapshot() is None
+    assert hand_over.make_state()
+    assert replica.snapshot().steps == 1
+
+
+@pytest.mark.parametrize("end", [lambda it: it.end(), lambda it: it.stop(RunFailed("over"))])
+def test_nobody_waits_for_a_state_of_a_script_that_ends(end):
+    hand_over = called(0)
+    replica = replica_of(hand_over)
+    assert replica.snapshot() is None
+    end(hand_over)
+    assert replica.snapshot() is None
+    replica.step(vector(0))
+    hand_over.end()
+    assert replica.poll()
+    assert replica.snapshot() is None
 
 
 def test_a_replica_with_a_state_that_the_script_has_not_come_to_gives_none_and_keeps_its_sum():
     hand_over = called(2)
     replica = replica_of(hand_over)
-    snapshot = replica_of(called(6), b"of another").snapshot()
+    snapshot = snapshot_of(called(6, state=b"of another"))
     replica.load(snapshot)
     assert replica.steps == 6
     assert replica.snapshot() is None
