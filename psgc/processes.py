@@ -4,9 +4,29 @@ import ctypes
 import os
 import signal
 import socket
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+
+class RunningTime:
+    """Seconds in which this process was running, for one that looks at them all the time.
+
+    A process that was stopped and continued (Ctrl-Z, a suspended virtual machine) must not take its own absence for the
+    silence of others: between two looks a second passes at most.
+    """
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+        self.now = 0.0
+
+    def look(self) -> float:
+        """Let `now` go on, and give it."""
+        current = time.monotonic()
+        self.now += min(current - self._last, 1.0)
+        self._last = current
+        return self.now
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,8 @@ Rank 0 then tells the others, and a rank that is stopped is killed by those on i
 import json
 import time
 from collections.abc import Callable, Collection
-from typing import NoReturn
+from functools import lru_cache
+from typing import Any, NoReturn
 
 import mpi4py
 import numpy as np
@@ -22,7 +23,7 @@ mpi4py.rc.finalize = False
 from mpi4py import MPI as MPI  # noqa: E402  the settings above must come before
 
 from psgc.errors import RunFailed  # noqa: E402
-from psgc.processes import Identity  # noqa: E402
+from psgc.processes import Identity, RunningTime  # noqa: E402
 from psgc.terminal import say  # noqa: E402
 
 DATA_TAG, REMINDER_TAG, PATIENCE_TAG, OFF_TAG = 11, 12, 13, 14
@@ -33,7 +34,32 @@ LOOK_EVERY = 0.1  # seconds between two looks at processes
 REMINDER = 60.0  # seconds of waiting after which rank 0 is sent something
 PATIENCE = 1.0  # seconds that a killed process may take to end
 PAUSE = 1e-3
+LARGEST = 2**31 - 1  # that MPI counts to
+BLOCK = 1 << 10  # bytes
 DEATHS = (MPI.ERR_PROC_FAILED, MPI.ERR_PROC_FAILED_PENDING)
+
+
+def in_bytes(buffer: Any) -> list[Any]:
+    """`buffer`, of any size, as MPI's functions take it: as so many bytes, or as one item that is made of blocks."""
+    if buffer.nbytes <= LARGEST:
+        return [buffer, MPI.BYTE]
+    return [buffer, 1, _item(buffer.nbytes)]
+
+
+@lru_cache(maxsize=8)  # messages of a run have few sizes
+def _item(size: int) -> MPI.Datatype:
+    count, rest = divmod(size, BLOCK)
+    block = MPI.BYTE.Create_contiguous(BLOCK)
+    blocks = block.Create_contiguous(count)
+    item = MPI.Datatype.Create_struct([1, rest], [0, size - rest], [blocks, MPI.BYTE]).Commit()
+    block.Free()
+    blocks.Free()
+    return item
+
+
+def received(status: MPI.Status) -> int:
+    """How many bytes have come."""
+    return status.Get_elements(MPI.BYTE)
 
 
 def failed_ranks(comm: MPI.Intracomm) -> list[int]:
@@ -113,7 +139,7 @@ class Rendezvous:
 
     def _wait(self, step: Callable[[], bool], awaited: Callable[[], Collection[int]], doing: str) -> None:
         """Waits until `step()`. awaited: the ranks that it takes."""
-        waited, last, next_look, next_word, next_reminder = 0.0, time.monotonic(), 0.0, FIRST_WORD, REMINDER
+        running, next_look, next_word, next_reminder = RunningTime(), 0.0, FIRST_WORD, REMINDER
         stopped_at: dict[int, float] = {}  # since how many seconds of waiting a process is stopped
         while True:
             try:
@@ -125,8 +151,7 @@ class Rendezvous:
                 self._give_up(self._death(0 if 0 in dead or self._is_gone(0) else dead[0]))
             if self._interrupted is not None and (reason := self._interrupted()) is not None:
                 raise RunFailed(reason)
-            now = time.monotonic()
-            waited, last = waited + min(now - last, 1.0), now  # less when this process was stopped itself
+            waited = running.look()
             if waited >= next_look:
                 next_look = waited + LOOK_EVERY
                 self._look_at(awaited(), waited, stopped_at)
@@ -188,7 +213,7 @@ class Rendezvous:
     def _send(self, rank: int, data: bytes, tag: int = DATA_TAG) -> None:
         buffer = np.frombuffer(data, np.uint8)
         try:
-            self._sends.append((self._world.Isend([buffer, MPI.BYTE], rank, tag), buffer, rank))
+            self._sends.append((self._world.Isend(in_bytes(buffer), rank, tag), buffer, rank))
         except MPI.Exception as error:
             self._forgive(error)
 
@@ -224,8 +249,8 @@ class Rendezvous:
         message = self._world.Improbe(source, tag, status)
         if message is None:
             return None
-        buffer = np.empty(status.Get_count(MPI.BYTE), np.uint8)
-        request = message.Irecv([buffer, MPI.BYTE])
+        buffer = np.empty(received(status), np.uint8)
+        request = message.Irecv(in_bytes(buffer))
         self._wait(lambda: bool(request.Test()), lambda: [status.Get_source()], "sending")
         return status.Get_source(), status.Get_tag(), buffer.tobytes()
 

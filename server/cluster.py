@@ -1,11 +1,11 @@
 """The workers of a run: which of them take part, what they hold, and what follows when one fails."""
 
-import time
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Sequence
 from math import inf
 
 from psgc.errors import RunFailed, UserError
+from psgc.processes import RunningTime
 from psgc.schedules import SCHEDULES, Queues, Schedule
 from psgc.server.arrivals import Alive, Failed
 from psgc.server.failure_detector import FailureDetector
@@ -23,8 +23,7 @@ class Cluster:
     """What the server knows of its workers; hosts: of every rank.
 
     membership, schedule, queues: of the current iteration.
-    now: seconds in which this process was running. A rank that was stopped and continued (Ctrl-Z, a suspended virtual
-    machine) must not take its own absence for the silence of the others.
+    now: seconds in which this process was running (`RunningTime`).
     """
 
     def __init__(self, settings: ServerSettings, hosts: Sequence[str], observer: Observer) -> None:
@@ -40,8 +39,7 @@ class Cluster:
         self.queues = plan.queues
         self.schedule = self._make_schedule(plan.backups)
         self.detector = FailureDetector(workers, config.faults.collect_timeout, config.faults.chunk_timeout)
-        self.now = 0.0
-        self._last_tick = time.monotonic()
+        self._running = RunningTime()
         self._next_check = 0.0
         self.changed = False  # a worker was lost or is back, or a chunk reassigned, since the last rebalancing
         self.failures: dict[int, int] = {}  # chunk -> on which worker its gradient failed; done by nobody since
@@ -65,9 +63,11 @@ class Cluster:
 
     def tick(self) -> None:
         """Let `now` go on."""
-        current = time.monotonic()
-        self.now += min(current - self._last_tick, 1.0)
-        self._last_tick = current
+        self._running.look()
+
+    @property
+    def now(self) -> float:
+        return self._running.now
 
     def welcome(self) -> list[int]:
         """The lost workers that have been heard again: they take part from the next rebalancing on."""

@@ -95,7 +95,7 @@ class Dispatcher(Target):
         """Time has passed; deadline: of the iteration, in seconds since it began."""
         now = self._links.now
         if self.replicated is not None:
-            self.replicated.poll(now, self._coordinator.phase)
+            self.replicated.poll(self._cluster.now, self._coordinator.phase)
             self._finish_if_summed()
             self._lose_wrong(self.replicated)
         if now >= self._coordinator.wake:
@@ -199,7 +199,7 @@ class Dispatcher(Target):
         try:
             self._bring(Lost(worker, self._links.now))
             if self.replicated is not None:
-                self.replicated.reassign(worker, self._links.now, self._coordinator.phase)
+                self.replicated.reassign(worker, self._cluster.now, self._coordinator.phase)
         except TooFewWorkers as error:
             raise TooFewWorkers(f"worker {worker} on {host}, iteration {iteration}: {reason}; {error}") from None
 
@@ -258,7 +258,7 @@ class Dispatcher(Target):
         self._cluster.detector.asked(worker, self._cluster.now)
 
     def share(self, contributors: tuple[tuple[int, int, int], ...]) -> None:
-        self._replicated.share(contributors, self._links.now)
+        self._replicated.share(contributors, self._cluster.now)
 
     def add(self, worker: int, role: int) -> None:
         self.decoder.add_accumulator(role, self._accumulator)

@@ -57,7 +57,8 @@ class Replicated:
         self._replicas, self._digests = Replicas(workers, first, alike), Digests(differing, by_script=alike)
         self._live: list[int] = []
         self._before: dict[int, Map] = {}  # by worker the first map that it was sent last
-        self._timeout = self._overdue = timeout  # seconds of an iteration after which rank 0 gives states itself
+        self._timeout = timeout
+        self._overdue = timeout  # when rank 0 gives states itself, inf since it does
         self._iteration, self._now = first - 1, 0.0
         self._redoing = False  # a contributor was lost when the map was out
         self._allreduce.open()
@@ -79,7 +80,7 @@ class Replicated:
                 self._outbox.tell(worker, Kind.DROP)
             for other in away:  # lost while nobody told this worker anything
                 self._outbox.tell(worker, Kind.LEFT, worker=other)
-        self._iteration, self._live, self._overdue = iteration, sorted(live), self._timeout
+        self._iteration, self._live, self._overdue = iteration, sorted(live), self._now + self._timeout
         self._owners.begin(iteration)
         self._redoing = False
         for worker in self._live:
@@ -87,7 +88,7 @@ class Replicated:
         self._give()
 
     def share(self, accumulators: Iterable[tuple[int, int, int]], now: float) -> None:
-        """Have the ranks sum these accumulators, (worker, role, serial) each. now: seconds of the iteration."""
+        """Have the ranks sum these accumulators, (worker, role, serial) each. now: of `Cluster`."""
         contributors, receivers = [Contributor(*one) for one in accumulators], self._receivers()
         able = [rank for rank in receivers if rank == 0 or self._replicas.is_at(rank, self._iteration)]
         self._redoing = False

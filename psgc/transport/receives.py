@@ -25,7 +25,7 @@ import numpy as np
 
 from psgc.backend import Array, finish
 from psgc.messages import BATCH, RECORD, Records, stamp_length, stamp_of
-from psgc.rendezvous import MPI
+from psgc.rendezvous import MPI, in_bytes, received
 from psgc.transport.deaths import Deaths
 
 CONTROL_TAG, TEXT_TAG = 1, 2
@@ -104,7 +104,7 @@ class Receives:
         """See `Transport.post`."""
         finish(buffer)  # what reads the vector that it held before may still be under way
         try:
-            posted = Posted(self._vectors.Irecv(buffer, source, MPI.ANY_TAG), buffer)
+            posted = Posted(self._vectors.Irecv(in_bytes(buffer), source, MPI.ANY_TAG), buffer)
         except MPI.Exception as error:  # `source` is dead
             self._deaths.forgive(error)
             return
@@ -154,13 +154,13 @@ class Receives:
         return messages
 
     def _post_control(self, buffer: np.ndarray) -> None:
-        request = self._control.Irecv([buffer.view(np.uint8), MPI.BYTE], MPI.ANY_SOURCE, MPI.ANY_TAG)
+        request = self._control.Irecv(in_bytes(buffer), MPI.ANY_SOURCE, MPI.ANY_TAG)
         self._ring.append(Posted(request, buffer))
 
     def _poll_control(self, messages: list[Message]) -> None:
         while self._ring and self._test(self._ring[0].request, status := MPI.Status()):
             buffer = self._ring.popleft().buffer
-            source, size = status.Get_source(), status.Get_count(MPI.BYTE)
+            source, size = status.Get_source(), received(status)
             message: Control | Text
             if status.Get_tag() == TEXT_TAG:
                 message = Text(source, buffer.view(np.uint8)[:size].tobytes())
@@ -183,7 +183,7 @@ class Receives:
 
     def _receive(self, buffer: Array, status: MPI.Status, messages: list[Message]) -> None:
         """The vectors in a buffer that has been filled."""
-        source, count, size = status.Get_source(), max(1, status.Get_tag()), status.Get_count(MPI.BYTE)
+        source, count, size = status.Get_source(), max(1, status.Get_tag()), received(status)
         self.bytes += size
         if source in self._told:
             return

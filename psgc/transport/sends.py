@@ -1,13 +1,12 @@
 """Messages on their way to other ranks."""
 
-import time
 from collections import Counter
 from collections.abc import Set
 from dataclasses import dataclass
-from typing import Any
 
 from psgc.backend import Array, finish
-from psgc.rendezvous import MPI
+from psgc.processes import RunningTime
+from psgc.rendezvous import MPI, in_bytes
 from psgc.transport.deaths import Deaths
 
 SLOWEST = 1e6  # bytes per second that any network moves
@@ -15,7 +14,7 @@ SLOWEST = 1e6  # bytes per second that any network moves
 
 @dataclass(eq=False, slots=True)
 class Sending:
-    """A message to `dest` in `buffer`. size: its bytes; since: time.monotonic() when it was sent.
+    """A message to `dest` in `buffer`. size: its bytes; since: of `RunningTime` when it was sent.
 
     is_free: whether the buffer may change, since MPI has sent it or `dest` is dead. MPI notices during `poll`.
     """
@@ -42,15 +41,16 @@ class Sends:
         self._sent: list[Sending] = []
         self._orphaned: list[Sending] = []  # to dead ranks: MPI may still read the memory
         self._forgotten: set[int] = set()
+        self._running = RunningTime()
         self.bytes = 0
 
-    def send(self, comm: MPI.Intracomm, message: Any, dest: int, tag: int, buffer: Array) -> Sending:
-        """Start to send `message`, which lies in `buffer`."""
-        sending = Sending(MPI.REQUEST_NULL, buffer, buffer.nbytes, dest, time.monotonic(), self._forgotten)
+    def send(self, comm: MPI.Intracomm, buffer: Array, dest: int, tag: int) -> Sending:
+        """Start to send what is in `buffer`."""
+        sending = Sending(MPI.REQUEST_NULL, buffer, buffer.nbytes, dest, self._running.now, self._forgotten)
         try:
             if dest not in self._deaths.dead:
                 finish(buffer)
-                sending.request = comm.Isend(message, dest, tag)
+                sending.request = comm.Isend(in_bytes(buffer), dest, tag)
         except MPI.Exception as error:
             self._deaths.forgive(error)
         if sending.request == MPI.REQUEST_NULL:
@@ -62,6 +62,7 @@ class Sends:
 
     def poll(self) -> bool:
         """Let go of what has been sent; whether that was anything."""
+        self._running.look()
         if not self._sent:
             return False
         requests = [sent.request for sent in self._sent]
@@ -86,12 +87,12 @@ class Sends:
         return max((sent.size for sent in self._sent if not sent.is_done), default=0)
 
     def unreached(self, patience: float) -> list[int]:
-        """Ranks, other than forgotten ones, to which something has not left for `patience` seconds.
+        """Ranks, other than forgotten ones, to which something has not left for `patience` seconds of this process.
 
         Large messages have more time. In MPICH a stopped process that does not read ends up with all the memory that
         processes of a host have for messages, and nobody gets anything any more.
         """
-        latest = time.monotonic() - patience - sum(sent.size for sent in self._sent) / SLOWEST
+        latest = self._running.now - patience - sum(sent.size for sent in self._sent) / SLOWEST
         return sorted({s.dest for s in self._sent if s.since < latest and not s.is_done})
 
     def pending(self) -> Counter[int]:

@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import numpy as np
 
@@ -120,17 +120,14 @@ class Transport:
         """Send control records, in order, in as few messages as they fit."""
         everything = joined(records)
         for first in range(0, len(everything), BATCH):
-            self._send_bytes(everything[first : first + BATCH].view(np.uint8), dest, CONTROL_TAG)
+            self._send(self._control, everything[first : first + BATCH], dest, CONTROL_TAG)
 
     def send_text(self, dest: int, text: str) -> None:
         """Send a text of at most 64 KiB. It arrives before the records that are sent after it."""
         everything = np.frombuffer(text.encode()[:TEXT_LIMIT], np.uint8)
         size = BATCH * RECORD.itemsize
         for first in range(0, len(everything), size):
-            self._send_bytes(everything[first : first + size], dest, TEXT_TAG)
-
-    def _send_bytes(self, buffer: np.ndarray, dest: int, tag: int) -> None:
-        self._send(self._control, [buffer, MPI.BYTE], dest, tag, buffer)
+            self._send(self._control, everything[first : first + size], dest, TEXT_TAG)
 
     def send_vector(self, dest: int, vector: Array) -> Sending:
         """Send a vector that has its stamp. Until what this returns `is_free` it may be sent to others, not changed."""
@@ -139,10 +136,10 @@ class Transport:
     def send_vectors(self, dest: int, vectors: Sequence[Array]) -> Sending:
         """Send vectors of one length in one message. Several must be in host memory, and are copied."""
         message = vectors[0] if len(vectors) == 1 else np.concatenate(vectors)
-        return self._send(self._vectors, message, dest, len(vectors), message)
+        return self._send(self._vectors, message, dest, len(vectors))
 
-    def _send(self, comm: MPI.Intracomm, message: Any, dest: int, tag: int, buffer: Array) -> Sending:
-        sending = self._sends.send(comm, message, dest, tag, buffer)
+    def _send(self, comm: MPI.Intracomm, buffer: Array, dest: int, tag: int) -> Sending:
+        sending = self._sends.send(comm, buffer, dest, tag)
         self._backoff.reset(soon=self._expects)
         self._ring_at([dest])
         return sending

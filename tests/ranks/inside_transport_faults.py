@@ -2,6 +2,8 @@
 
     mpirun --with-ft ulfm -n 4 python -m tests.ranks.inside_transport_faults CASE
 
+With LARGEST in the environment MPI can count no further than that, as with messages of 2 GiB and more.
+
 Every rank that lives to see the end of a case leaves a file of its number in the folder CONTENT of the environment; an
 assertion that fails leaves a traceback and no such file. Not collected by itself; `test_transport.py` starts it.
 """
@@ -19,10 +21,26 @@ import numpy as np
 from psgc import rendezvous
 from psgc.errors import RunFailed
 from psgc.messages import BlockName, Kind, pack_block, record, stamp
+from psgc.rendezvous import MPI
 from psgc.transport import Control, Died, Text, Transport, Vector
 
 LARGE = 1 << 21  # entries of a large vector: 16 MiB
 TIMEOUT = 15.0
+
+
+class Counting(MPI.Intracomm):
+    """MPI that cannot count further than `rendezvous.LARGEST`."""
+
+    def Isend(self, message, *to):
+        return super().Isend(self.counted(*message), *to)
+
+    def Irecv(self, message, *of):
+        return super().Irecv(self.counted(*message), *of)
+
+    @staticmethod
+    def counted(buffer, *how):
+        assert how[0] == 1 or buffer.nbytes <= rendezvous.LARGEST, f"a count of {buffer.nbytes}"
+        return [buffer, *how]
 
 
 def die():
@@ -89,7 +107,11 @@ class Ear:
 
 def start(buffers=2, length=LARGE):
     """A transport that is ready, everybody's, and its ear."""
-    transport = Transport()
+    rendezvous.LARGEST = int(os.environ.get("LARGEST", rendezvous.LARGEST))
+    MPI.Init_thread(MPI.THREAD_FUNNELED)
+    transport = Transport(Counting(MPI.COMM_WORLD))
+    large = bytes(range(256)) * 1000 + b"end"
+    assert transport.broadcast(None if transport.rank else large) == large
     transport.start()
     for _ in range(buffers if transport.rank == 0 else 1):
         transport.post(np.empty(length), *([0] if transport.rank else []))

@@ -32,12 +32,17 @@ def test_two_deaths_are_noticed_by_everybody_at_once():
     pytest.fail(finished.said)
 
 
-def test_nothing_of_the_living_is_lost_or_doubled_or_overtaken():
-    case(4, "traffic", living=[0, 1, 3])
+FURTHER = [None, {"LARGEST": "3000"}]  # than MPI can count
 
 
-def test_senders_that_die_in_the_middle_of_large_vectors_take_no_buffer_with_them():
-    case(5, "sending", living=[0, 1, 4])
+@pytest.mark.parametrize("env", FURTHER)
+def test_nothing_of_the_living_is_lost_or_doubled_or_overtaken(env):
+    case(4, "traffic", living=[0, 1, 3], env=env)
+
+
+@pytest.mark.parametrize("env", FURTHER)
+def test_senders_that_die_in_the_middle_of_large_vectors_take_no_buffer_with_them(env):
+    case(5, "sending", living=[0, 1, 4], env=env)
 
 
 def test_a_receiver_that_dies_in_the_middle_of_large_vectors_holds_nobody_up():

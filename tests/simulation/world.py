@@ -16,6 +16,7 @@ from unittest import mock
 
 import numpy as np
 
+from psgc import processes
 from psgc.backend import Backend
 from psgc.coding import worst_condition
 from psgc.errors import RunFailed
@@ -99,7 +100,7 @@ class World:
         """All iterations, or until too few workers are left."""
         with ExitStack() as stack:
             self.replace(stack)
-            for module in (server_cluster, server_links, server_loop, worker_loop, worker_mailbox):
+            for module in (processes, server_links, server_loop, worker_loop, worker_mailbox):
                 stack.enter_context(mock.patch.object(module, "time", self.clock))
             stack.enter_context(mock.patch.dict(SCHEDULES, reordering=Reordering))
             stack.enter_context(mock.patch.object(server_cluster, "SCHEDULES", FACTORIES))

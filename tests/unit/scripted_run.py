@@ -6,12 +6,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from psgc import processes
 from psgc.backend import Backend
 from psgc.config import Coding, Recovery
 from psgc.optimizer import make_optimizer
 from psgc.plan import make_plan
 from psgc.run_rows import Outcome
-from psgc.server import cluster, links, loop
+from psgc.server import links, loop
 from psgc.server.loop import Server
 from psgc.server.settings import ServerSettings
 from tests.simulation.network import Clock
@@ -34,7 +35,7 @@ class Run:
         self.transport, self.clock = Transport(workers + 1), Clock()
         self.rows, self.gradient_error, self.lost, self.returned, self.outcomes, self.stuck = [], [], {}, [], {}, []
         self.wrong, self.steps, self.is_enough = [], 0, lambda row, params: False
-        for module in (loop, links, cluster):
+        for module in (loop, links, processes):
             monkeypatch.setattr(module, "time", self.clock)
         observer = SimpleNamespace(
             iteration=self.rows.append,
