@@ -26,7 +26,7 @@ class TooFewWorkers(RunFailed):
     """Too few workers remained. Another attempt, on other machines, may succeed. Exit code 1."""
 
 
-class ModelError(PsgcError):
+class ModelError(RunFailed):
     """The model breaks a rule, so that its gradients cannot be used on any worker. Exit code 1."""
 
 

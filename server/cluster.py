@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Container, Iterable, Sequence
 from math import inf
 
-from psgc.errors import RunFailed, UserError
+from psgc.errors import ModelError, RunFailed, UserError
 from psgc.processes import RunningTime
 from psgc.schedules import SCHEDULES, Queues, Schedule
 from psgc.server.arrivals import Alive, Failed
@@ -153,7 +153,7 @@ class Cluster:
         self._settings.check_data(failure.iteration, failure.chunk)
         reason = self.observer.failure_text(failure.worker, failure.text)
         if failure.code:
-            kind = UserError if failure.code == UserError.exit_code else RunFailed
+            kind = UserError if failure.code == UserError.exit_code else ModelError
             raise kind(self._described(failure, reason))
         other = self.failures.setdefault(failure.chunk, failure.worker)
         if other != failure.worker:

@@ -9,11 +9,11 @@ from zlib import crc32
 
 from torch import nn, zeros
 
-from psgc.errors import UserError
+from psgc.errors import ModelError, UserError
 from psgc.reporting.loggers import Loggers
 from psgc.run_rows import IterationRow
-from psgc.torch import checkpoints
 from psgc.torch.calls import Call, Engine
+from psgc.torch.checkpoints import Checkpoints
 from psgc.torch.chunk_gradient import ChunkGradient
 from psgc.torch.costs import ChunkCosts, CostFunction
 from psgc.torch.evaluation import Evaluator, Metric
@@ -69,6 +69,7 @@ class Run:
         self._at_batch = self._generators  # before the newest batch
         self._to_set: Generators | None = None  # of a state that was loaded, before the next batch
         self._fingerprint = Fingerprint(model, self._attached, self._generators)
+        self._is_broken = False  # from here the loss or the gradient is not finite
 
     # training
 
@@ -162,9 +163,7 @@ class Run:
             scaler.scale(zeros((), device=self._flat.device))  # unscale_ and step expect that
         self.give_rows()
         self._position, self._generators = batch.position, self._at_batch
-        every = self._arguments.checkpoint_every
-        if is_whole and every and batch.iteration % every == 0 and self.iteration > self.engine.iteration:
-            self._write_checkpoint(batch.iteration)
+        is_due = self._checkpoints.is_due(batch.iteration) and is_whole
         call = self._gradient.call(batch, self.engine.num_chunks, scale, is_whole, self._loaded)
         if due:
             self._flat.zero_all_but(due)
@@ -174,6 +173,9 @@ class Run:
         if total is None:
             self._flat.clear()
             return self._loss
+        if is_due:  # now that the state before this step is known to have a loss
+            state = partial(self.state, self.iteration - 1)
+            self._checkpoints.write(batch.iteration, self._flat.params, state)
         self._loaded = None
         self._loss = self._compute.apply(total.vector, bool(due), total.is_own)
         steps.has_gradient(batch, accumulate, scaler, scale)
@@ -198,8 +200,12 @@ class Run:
 
     def _sum(self, call: Call) -> Sum | None:
         """The sum of a call; None when this rank has fallen behind, and has the state of another one to go on from."""
-        with preserved(self._flat.device):  # random numbers of the script
-            answer = self.engine.sum(self.iteration, call)
+        try:
+            with preserved(self._flat.device):  # random numbers of the script
+                answer = self.engine.sum(self.iteration, call)
+        except ModelError:
+            self._is_broken = True
+            raise
         if isinstance(answer, State):
             self.iteration, self._pending, self._is_behind = answer.iteration, answer.blob, True
             return None
@@ -241,13 +247,14 @@ class Run:
             self._load_pending()
         if self._pending is None:  # else another rank has loaded it
             self._take(state_dict, "run.load_state_dict")
+            self._checkpoints.abandon()
             params = self._flat.params.detach().cpu().numpy()
             self._loaded = crc32(repr(self._sampler.position).encode(), crc32(params.data))
 
-    def state(self) -> bytes:
-        """What another rank needs to go on from the call that this one is in."""
+    def state(self, calls: int | None = None) -> bytes:
+        """What another rank needs to go on from the call that this one is in, or that it has made after so many."""
         about = About(
-            *(self.iteration, self._position, self._arguments.seed, self._loss),
+            *(self.iteration if calls is None else calls, self._position, self._arguments.seed, self._loss),
             *(self._evaluator.newest, self._evaluator.count, self._loaded, self._generators.saved()),
         )
         return to_bytes(state_of(self._model, self._attached, about))
@@ -289,19 +296,17 @@ class Run:
         """The run begins, where the engine says."""
         self.engine, self.iteration, self._pending = engine, engine.iteration, engine.state
         self._fingerprint.generators = Generators.now(self._flat.device)
-
-    def _write_checkpoint(self, step: int) -> None:
-        output, keep = self._arguments.output, self._arguments.checkpoint_keep
-        if output is not None and not self.engine.rank:
-            checkpoints.write_or_say(Path(output), step, self.state(), keep)
+        output = self._arguments.output if engine.rank == 0 else None
+        self._checkpoints = Checkpoints(output, self._arguments.checkpoint_every, self._arguments.checkpoint_keep)
 
     def end(self, has_raised: bool) -> None:
         """The script ends: write the last checkpoint, unless it has raised, which may be in the middle of a step."""
         self.give_rows()
         position = self._steps.next
-        if position is not None and self._steps.is_complete and not has_raised and self._pending is None:
+        is_complete = self._steps.is_complete and not (has_raised or self._is_broken)
+        if position is not None and is_complete and self._pending is None:
             self._is_at(position)
-            self._write_checkpoint(position.iteration)
+            self._checkpoints.write(position.iteration, self._flat.params, self.state)
         self._steps.close()
         self._loader.close()
 

@@ -5,7 +5,7 @@ import pytest
 
 from psgc.coding.sketch import sketch
 from psgc.config import Coding
-from psgc.errors import RunFailed
+from psgc.errors import ModelError, RunFailed
 from psgc.messages import Kind
 from psgc.plan import make_plan
 from psgc.transport import Died, Text
@@ -92,5 +92,5 @@ def test_a_chunk_that_does_not_exist_costs_only_the_worker_that_names_it(train):
 
 def test_a_model_at_fault_on_every_worker_ends_the_run_at_once(train):
     script = [[Text(2, b"the gradient writes to params"), said(2, Kind.FAILED, 0, 1, attempt=1)]]
-    with pytest.raises(RunFailed, match=r"^worker 2 on h2, chunk 1, iteration 0: the gradient writes to params$"):
+    with pytest.raises(ModelError, match=r"^worker 2 on h2, chunk 1, iteration 0: the gradient writes to params$"):
         train(script)
