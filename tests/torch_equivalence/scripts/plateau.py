@@ -1,0 +1,50 @@
+"""ReduceLROnPlateau, with the loss of run.evaluate after each epoch."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import psgc.torch
+
+
+def begin():
+    torch.manual_seed(0)
+    x = torch.randn(96, 6)
+    data = TensorDataset(x, x[:, :3].argmax(1))
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+    return data, model
+
+
+def loss(model, batch):
+    x, y = batch
+    return F.cross_entropy(model(x), y, reduction="sum"), len(y)
+
+
+def with_torch():
+    data, model = begin()
+    optimizer = torch.optim.SGD(model.parameters(), 8.0)
+    schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0, factor=0.5)
+    for _ in range(6):
+        for x, y in DataLoader(data, 48):
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+        with torch.no_grad():
+            total, count = loss(model, data[:])
+        schedule.step(float(total / count))
+    return model, schedule.get_last_lr()
+
+
+def with_psgc(**settings):
+    data, model = begin()
+    run = psgc.torch.init(model, data, loss, chunks=6, **settings)
+    optimizer = torch.optim.SGD(model.parameters(), 8.0)
+    schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0, factor=0.5)
+    run.attach(optimizer, schedule)
+    for _ in range(6):
+        for batch in run.batches(48, shuffle=False):
+            run.backward(batch)
+            optimizer.step()
+        schedule.step(run.evaluate(data, loss))
+    return model, schedule.get_last_lr()

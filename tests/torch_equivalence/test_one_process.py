@@ -1,0 +1,27 @@
+"""Scripts as people write them: psgc in one process makes the steps of plain torch, or says why not."""
+
+import pytest
+
+from tests.torch_equivalence.values import difference
+from tests.torch_equivalence.ways import ALL, CLOSE, has_torch, is_refused, refusal, result, script
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if has_torch(name)])
+def test_psgc_makes_the_steps_of_plain_torch(name, tmp_path):
+    expected = result(name, "torch", tmp_path)
+    assert difference(result(name, "psgc", tmp_path), expected) <= CLOSE
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if is_refused(name)])
+def test_what_would_not_be_equal_is_refused_in_one_line(name, tmp_path):
+    code, said = refusal(name, tmp_path)
+    assert code in (1, 2)  # 1: the model breaks a rule
+    assert script(name).REFUSED in said
+    assert "\n" not in said
+
+
+def test_each_script_is_one_or_the_other():
+    """Or says in its first lines why plain torch cannot be compared."""
+    for name in ALL:
+        says_why = "compared with psgc in one process" in " ".join(script(name).__doc__.split())
+        assert has_torch(name) + is_refused(name) + says_why == 1, name

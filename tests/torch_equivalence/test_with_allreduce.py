@@ -1,0 +1,31 @@
+"""Scripts as people write them, with three workers and aggregation: allreduce, whatever befalls them."""
+
+import pytest
+
+from tests.torch_equivalence.prepared import Prepared
+from tests.torch_equivalence.ways import ALL, WAYS, Ranks, Way, is_refused, refusal, result, script
+
+pytestmark = pytest.mark.faults
+MINE = [way for way in WAYS if way.aggregation == "allreduce"]
+
+
+@pytest.fixture(scope="module")
+def prepared():
+    with Prepared() as prepared:
+        yield prepared
+
+
+@pytest.mark.parametrize("way", MINE, ids=str)
+@pytest.mark.parametrize("name", [name for name in ALL if not is_refused(name)])
+def test_the_result_is_that_of_one_process(name, way, tmp_path, prepared):
+    expected = result(name, "psgc", tmp_path)
+    _, complaints = Ranks(name, way, tmp_path, prepared).complaints(expected)
+    assert not complaints, "\n".join(complaints)
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if is_refused(name)])
+def test_what_would_not_be_equal_is_refused_in_one_line(name, tmp_path, prepared):
+    code, said = Ranks(name, Way("allreduce", "nothing"), tmp_path, prepared).refusal()
+    assert code == refusal(name, tmp_path)[0], said
+    assert script(name).REFUSED in said[0]
+    assert len(said) == 1

@@ -1,0 +1,134 @@
+"""The ways in which the scripts of this folder are run, and what has to come of it.
+
+A script has `with_psgc(**settings)`, whose settings are those of psgc.torch.init, and mostly `with_torch()`. Both
+return what is compared: modules, and whatever else is a result. Where plain torch cannot be compared, the script says
+why, and psgc in one process is what the other ways are compared with. A script that is to be refused has in REFUSED
+words of the line that says so.
+
+The numbers of the scripts are float64 unless they say otherwise. So what differs is seldom rounding.
+"""
+
+import importlib
+import random
+import signal
+from collections.abc import Iterator
+from contextlib import chdir, contextmanager
+from dataclasses import dataclass
+from math import inf
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+from psgc.errors import PsgcError
+from tests.ranks.mpirun import Finished, mpirun, run
+from tests.torch_equivalence.prepared import Prepared
+from tests.torch_equivalence.values import Values, difference, values
+
+ALL = sorted(path.stem for path in Path(__file__).with_name("scripts").glob("[a-z]*.py"))
+EXACT = {"transfer": "per_chunk"}  # with the server and parts 1, with which psgc promises the same bits
+CLOSE = 1e-6  # of the largest entry of a tensor; for sums in another order
+TIMEOUT = 100.0  # seconds of a run
+WORKERS = 3
+AFTER_RESUME = {"server": 2, "allreduce": 4}  # workers
+
+
+@dataclass(frozen=True)
+class Way:
+    """Three workers, and what befalls them: "nothing", "killed", "behind" (see in_rank.py), or "resumed"."""
+
+    aggregation: str
+    befalls: str
+
+    def __str__(self) -> str:
+        return self.aggregation if self.befalls == "nothing" else f"{self.aggregation}, {self.befalls}"
+
+
+WAYS = [Way(how, befalls) for befalls in ("nothing", "killed", "behind", "resumed") for how in AFTER_RESUME]
+
+
+def script(name: str) -> ModuleType:
+    return importlib.import_module(f"tests.torch_equivalence.scripts.{name}")
+
+
+def is_refused(name: str) -> bool:
+    return hasattr(script(name), "REFUSED")
+
+
+def has_torch(name: str) -> bool:
+    """Whether plain torch is what psgc is compared with."""
+    return hasattr(script(name), "with_torch")
+
+
+@contextmanager
+def one_process() -> Iterator[None]:
+    """Random numbers as a process may find them, and float64 by default."""
+    random.seed(0)
+    np.random.seed(0)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def result(name: str, how: str, folder: Path) -> Values:
+    """Of the script in this process, with "torch" or "psgc"."""
+    with one_process(), chdir(folder):
+        return values(getattr(script(name), f"with_{how}")())
+
+
+def refusal(name: str, folder: Path) -> tuple[int, str]:
+    """The exit code of the script in this process, and what psgc says; 0 and nothing when it trains."""
+    try:
+        result(name, "psgc", folder)
+    except PsgcError as error:
+        return error.exit_code, str(error)
+    return 0, ""
+
+
+class Ranks:
+    """Runs a script in ranks of mpirun, that `prepared` forks, in a folder of its own."""
+
+    def __init__(self, name: str, way: Way, folder: Path, prepared: Prepared) -> None:
+        self._name, self._way, self._folder, self._prepared = name, way, folder, prepared
+
+    def complaints(self, expected: Values) -> tuple[float, list[str]]:
+        """How far its result is from the expected one, and what is not as it has to be."""
+        found = []
+        if self._way.befalls == "resumed":
+            stopped = self._run("stopped", WORKERS)
+            if stopped.returncode != 128 + signal.SIGUSR1:
+                found.append(f"it was not stopped: {stopped.said}")
+            finished = self._run("nothing", AFTER_RESUME[self._way.aggregation], resume=True)
+        else:
+            finished = self._run(self._way.befalls, WORKERS)
+        if finished.returncode != 0:
+            return inf, [*found, finished.said]
+        if self._way.befalls in ("killed", "behind") and not (self._folder / "befallen").exists():
+            found.append("nothing befell the worker")
+        results = {path.stem: load_file(path) for path in sorted(self._folder.glob("result-*.safetensors"))}
+        if "result-0" not in results:
+            return inf, [*found, f"rank 0 has no result: {finished.said}"]
+        apart = {}
+        for rank, its in results.items():  # what is in files may be a result of rank 0 alone
+            apart[rank] = difference(its, expected if rank == "result-0" else {name: expected[name] for name in its})
+        allowed = 0.0 if self._way.aggregation == "server" else CLOSE
+        if far := [f"{rank} by {of:.0e}" for rank, of in apart.items() if not of <= allowed]:
+            found.append(f"differ: {', '.join(far)}\n{finished.said}")
+        return max(apart.values()), found
+
+    def refusal(self) -> tuple[int, list[str]]:
+        """The exit code, and the lines of errors."""
+        finished = self._run("nothing", WORKERS)
+        return finished.returncode, finished.stderr.splitlines()
+
+    def _run(self, befalls: str, workers: int, resume: bool = False) -> Finished:
+        arguments = self._name, self._way.aggregation, befalls
+        command = mpirun(
+            workers + 1, self._prepared.arguments("tests.torch_equivalence.in_rank", *arguments), ulfm=True
+        )
+        return run(command, self._folder, TIMEOUT, env={"PSGC_RESUME": "1"} if resume else None)
