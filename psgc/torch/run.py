@@ -26,7 +26,17 @@ from psgc.torch.loader import ChunkLoader, has_spare_core
 from psgc.torch.sampling import Batch, Position, Sampler
 from psgc.torch.seeding import preserved
 from psgc.torch.settings import Arguments
-from psgc.torch.state import About, Stateful, about_of, from_bytes, load_state, save_model, state_of, to_bytes
+from psgc.torch.state import (
+    About,
+    Stateful,
+    about_of,
+    check_savable,
+    from_bytes,
+    load_state,
+    save_model,
+    state_of,
+    to_bytes,
+)
 from psgc.torch.steps import Steps
 
 
@@ -81,14 +91,18 @@ class Run:
     def attach(self, *things: Stateful) -> None:
         """Optimizers, schedules, a GradScaler: their state goes into checkpoints, and to ranks that fell behind.
 
-        Raises UserError for what has no state_dict and load_state_dict.
+        Raises UserError for what has no state_dict and load_state_dict, or a state that a file cannot hold. States grow
+        with the steps, so they are looked at again after the first one, and then rarely.
         """
+        attached = [*self._attached]
         for thing in things:
             if not (hasattr(thing, "state_dict") and hasattr(thing, "load_state_dict")):
                 kind = type(thing).__name__
                 raise UserError(f"run.attach: {kind} has no state_dict() and load_state_dict(), as optimizers do")
-            if not any(thing is other for other in self._attached):
-                self._attached.append(thing)
+            if not any(thing is other for other in attached):
+                attached.append(thing)
+        check_savable(attached)
+        self._attached[:] = attached
 
     def batches(self, size: int, epochs: int = 1, shuffle: bool = True, drop_last: bool = False) -> Iterator[Batch]:
         """The batches of `size` examples of so many epochs, the last one of each may be smaller.
@@ -200,6 +214,8 @@ class Run:
 
     def _sum(self, call: Call) -> Sum | None:
         """The sum of a call; None when this rank has fallen behind, and has the state of another one to go on from."""
+        if self.iteration & (self.iteration - 1) == 0:  # at calls 0, 1, 2, 4, 8 and so on
+            check_savable(self._attached)
         try:
             with preserved(self._flat.device):  # random numbers of the script
                 answer = self.engine.sum(self.iteration, call)
@@ -305,6 +321,7 @@ class Run:
         position = self._steps.next
         is_complete = self._steps.is_complete and not (has_raised or self._is_broken)
         if position is not None and is_complete and self._pending is None:
+            check_savable(self._attached)
             self._is_at(position)
             self._checkpoints.write(position.iteration, self._flat.params, self.state)
         self._steps.close()

@@ -108,6 +108,7 @@ class Session:
         self.record: Record | None = None  # on rank 0
         self.in_order = False  # all ranks leave through MPI's Finalize
         self._ready, self._over = threading.Event(), threading.Event()
+        self._is_in_call = False  # the script waits for a sum
         self._computing = threading.Lock()  # held by the script's thread while it may be in a chunk
         self._error: BaseException | None = None
         self._reached = 0  # on rank 0: the iteration before which injected faults have happened
@@ -132,8 +133,11 @@ class Session:
 
     @property
     def reports(self) -> bool:
-        """Whether `end` has rank 0 say what the mistake of the user was (`psgc.training.script_ending`)."""
-        return self._worker is not None and not self._over.is_set()
+        """Whether `end` has rank 0 say what the mistake of the user was (`psgc.training.script_ending`), or rank 0 has
+        said one.
+        """
+        worker = self._worker
+        return worker is not None and (worker.loop.calls is None or not self._over.is_set())
 
     def sum(self, iteration: int, call: Call) -> Sum | State:
         """The sum of the call, which this rank takes part in."""
@@ -142,6 +146,7 @@ class Session:
         digest = self._local.digest() if is_checked(iteration, self.iteration) else b""
         costs = (call.costs(), call.following()) if self._worker is None else ((), ())
         self._hand_over.call(iteration, call.is_whole, call.signature, *costs, digest=digest)
+        self._is_in_call = True
         if self._worker is not None:
             with self._computing:
                 self._worker.compute(call)
@@ -150,6 +155,7 @@ class Session:
         except Left:
             self.is_cut_short = True
             raise
+        self._is_in_call = False
         return answer if isinstance(answer, State) else Sum(self._memory.tensor(answer.vector), answer.is_own)
 
     def end(self, text: str = "", code: int = 1) -> None:
@@ -162,7 +168,8 @@ class Session:
             settle(self._memory.device)  # the other thread looks at the parameters
             self._hand_over.end()
             if self._worker is not None:
-                self._worker.ended(self._hand_over.called + 1, text, code if text else 0)
+                last = self._hand_over.called
+                self._worker.ended(last if self._is_in_call else last + 1, text, code if text else 0)
         _wait(self._over)
 
     # the thread that does MPI

@@ -113,8 +113,14 @@ class Ending:
 
     def _at_exit(self) -> None:
         atexit.unregister(self._at_exit)
-        session, code = self.session, self._code
-        self.last(bool(self._text) and not self._is_ours)
+        session, is_late = self.session, False
+        try:
+            self.last(bool(self._text) and not self._is_ours)
+        except Exception as error:  # it is too late for Python to end with the exit code of an error
+            is_late = not self._text
+            if is_late:
+                self._raised(type(error), error, error.__traceback__)
+        code = self._code
         if session is not None:
             session.end(self._text, code or 1)
             self.rows()
@@ -124,7 +130,8 @@ class Ending:
             if session.rank:  # mpirun passes on rank 0's code, and prints a long comment on any other that is not 0
                 is_short = code is not None or session.is_cut_short or not session.in_order
                 code = 0 if is_short else None
-        if (code is not None and code != 1) or (session is not None and not session.in_order and code is not None):
+        is_ours = code not in (None, 1) or (session is not None and not session.in_order)
+        if code is not None and (is_ours or is_late):
             leave(code)
 
 

@@ -36,11 +36,14 @@ def loss(model, batch):
 data = torch.utils.data.TensorDataset(x, y)
 run = psgc.torch.init(model, data, loss, chunks=6, seed=rank // 2 if mistake == "seed" else 0)
 optimizer = torch.optim.SGD(model.parameters(), 0.1)
+state = {}
 if mistake != "no attach":
-    run.attach(optimizer)
+    run.attach(optimizer, SimpleNamespace(state_dict=lambda: state, load_state_dict=state.update))
 for batch in run.batches(0 if mistake == "size" else 50):
     run.backward([] if mistake == "batch" or (mistake == "batch on rank 2" and rank == 2) else batch)
     optimizer.step()
+    if mistake == "state":
+        state["later"] = [1, set()]
 """
 HOST = socket.gethostname()
 DIFFERS = f"psgc: rank {{}} on {HOST} differs from rank 0 on {HOST}: {{}}; all ranks need the same script"
@@ -76,13 +79,15 @@ MISTAKES = {
     "no attach": "SGD steps parameters of the model, but was not attached; expected run.attach(optimizer) before the "
     "first batch",
     "size": "run.batches: size is 0, expected a whole number >= 1",
+    "state": "SimpleNamespace, attached to the run: simplenamespace.later.1 is a set, which cannot be saved; "
+    "expected numbers, texts, tensors",
     "batch": "run.backward: got a list, expected a batch of run.batches",
 }
 
 
 @pytest.mark.parametrize(
     "mistake",
-    [pytest.param(name, marks=[] if name in ("none", "no attach") else pytest.mark.faults) for name in MISTAKES],
+    [pytest.param(name, marks=[] if name in ("none", "state") else pytest.mark.faults) for name in MISTAKES],
 )
 def test_a_mistake_that_every_rank_makes_is_told_once(tmp_path, mistake):
     """That it is the user's is told by the exit code, in one process and in several."""

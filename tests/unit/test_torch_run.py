@@ -169,6 +169,34 @@ def test_scaled_gradients_that_add_up_are_those_of_torch():
     torch.testing.assert_close(model.state_dict(), alone.state_dict())
 
 
+class Rate:
+    """A schedule's function that holds something which no file does."""
+
+    def __init__(self):
+        self.log = object()
+
+    def __call__(self, epoch):
+        return 1.0
+
+
+def test_a_state_that_no_file_holds_is_refused_when_it_is_attached(monkeypatch):
+    _, _, run, optimizer = made()
+    with pytest.raises(
+        UserError, match=r"^LambdaLR, attached to the run: schedule.lr_lambdas.0.log is a object, which"
+    ):
+        run.attach(optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, Rate()))
+    optimizer.state[optimizer.param_groups[0]["params"][0]]["moment"] = torch.zeros(1, dtype=torch.complex128)
+    with pytest.raises(UserError, match=r"^SGD, attached to the run: optimizer.state.0.moment is a tensor that a safe"):
+        run.attach(optimizer)
+    monkeypatch.setattr(torch.Tensor, "cpu", None)  # looking at a state copies nothing
+    monkeypatch.setattr(torch.Tensor, "clone", None)
+    adam = torch.optim.Adam(optimizer.param_groups[0]["params"])
+    for param in adam.param_groups[0]["params"]:
+        param.grad = torch.ones_like(param)
+    adam.step()
+    run.attach(adam)
+
+
 def test_an_optimizer_that_was_not_attached_is_refused():
     _, _, run, optimizer = made()
     run.backward(next(run.batches(SIZE, epochs=1)))
