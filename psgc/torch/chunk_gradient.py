@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from psgc.errors import ModelError, UserError
 from psgc.torch.checks import check_model
 from psgc.torch.flat import FlatModel
+from psgc.torch.loader import MicroBatch
 from psgc.torch.loss import loss_and_count
 from psgc.torch.seeding import seeded
 from psgc.torch.statistics import RunningStatistics
@@ -25,12 +26,12 @@ SUMS = 16  # entries after the gradient: loss, examples, and room for 14 sums of
 class ChunkGradient:
     """Computes what a worker contributes for a chunk, and takes the sum of that over all chunks.
 
-    The vector is [gradient (D) | loss | examples | 14 sums of metrics | running statistics (B)], every entry a sum over
-    examples or chunks.
+    The vector is [gradient (D) | loss | examples | 14 sums of metrics | unused (P) | running statistics (B)], every
+    entry a sum over examples or chunks. unused: by parameter, in how many chunks it had no gradient.
 
     loss: (model, batch) -> (sum over the batch's examples, how many they are); or their mean alone.
     buffers: "chunk" for running statistics of batch normalisation, see RunningStatistics; None: there are none (B = 0).
-    num_chunks: of an iteration. dim: entries of the vector, D + 16 + B.
+    num_chunks: of an iteration. dim: entries of the vector, D + 16 + P + B.
     """
 
     def __init__(
@@ -39,22 +40,25 @@ class ChunkGradient:
         self._flat, self._model, self._loss, self._buffers = flat, model, loss, buffers
         self._statistics = RunningStatistics(model, num_chunks) if buffers == "chunk" else None
         self._num_chunks = num_chunks
-        self.dim = flat.dim + SUMS + (self._statistics.size if self._statistics else 0)
+        self._unused = slice(flat.dim + SUMS, flat.dim + SUMS + len(flat.names))
+        self.dim = self._unused.stop + (self._statistics.size if self._statistics else 0)
 
     def vector(
         self,
-        micro_batches: Iterable[Any],
+        micro_batches: Iterable[MicroBatch],
         seed: tuple[int, int, int],
         wanted: Callable[[], bool],
+        rows: int,
         scale: float | None = None,
     ) -> Tensor | None:
         """The vector (dim,) of a chunk, memory of its own; None once the chunk is not wanted any more.
 
-        micro_batches: the batches to call the loss with; all their random numbers and those of the model follow from
-        `seed`: (seed, step, chunk).
+        micro_batches: what to call the loss with; all their random numbers and those of the model follow from `seed`:
+        (seed, step, chunk).
         wanted: asked after each micro-batch.
-        scale: what the loss is multiplied with before the backward pass (GradScaler). Then a loss or a gradient that is
-        not finite is a result like others, and without it an error. The sum of the loss is not scaled.
+        rows: examples of the whole step.
+        scale: what the gradient is multiplied with (GradScaler). Then a loss or a gradient that is not finite is a
+        result like others, and without it an error. The sum of the loss is not scaled.
 
         Raises UserError: the loss does not return what it should, or batch normalisation is in training mode, or has
         one example to normalise.
@@ -64,32 +68,36 @@ class ChunkGradient:
         flat = self._flat
         vector = torch.empty(self.dim, dtype=flat.dtype, device=flat.device)  # no page of it takes memory yet
         vector[flat.dim :] = 0
-        statistics = vector[flat.dim + SUMS :]
+        statistics = vector[self._unused.stop :]
         merging = self._statistics.of_chunk(seed[2], statistics) if self._statistics else nullcontext()
         total, examples = 0.0, 0.0
+        factor = None if scale is None else _Factor(scale, rows)
         flat.gradients_into(vector)
         try:
             with seeded(seed, flat.device), merging, torch.enable_grad():
                 batches = iter(micro_batches)
-                while (batch := next(batches, END)) is not END:
-                    part, count = self._add(batch, scale, seed)
+                while (piece := next(batches, END)) is not END:
+                    part, count = self._add(piece, factor, seed)
                     total, examples = total + part, examples + count
                     if not wanted():
                         return None
-            flat.complete()
+            vector[self._unused] = torch.tensor(flat.complete(), dtype=flat.dtype)
         finally:
             flat.restore()
         vector[flat.dim] = total
         vector[flat.dim + 1] = examples
-        if scale is None:
+        if factor is None:
             self._check_finite(vector)
+        else:
+            vector[: flat.dim] *= factor.rest
         return vector
 
     def apply(self, total: Tensor, accumulate: bool = False, is_own: bool = False) -> float:
         """Take the sum of the vectors of all chunks: the gradient of the mean loss to `.grad`; the mean loss.
 
         accumulate: add it to what is in `.grad`; is_own: whether the memory of `total` may become that of `.grad`.
-        Updates the running statistics of the model.
+        A parameter that no chunk had a gradient for has none, as in torch; the hooks of the others are called with the
+        gradient of the mean. Updates the running statistics of the model.
 
         Raises UserError when no example was counted.
         """
@@ -98,19 +106,22 @@ class ChunkGradient:
         if not examples > 0:
             raise UserError(f"the loss counted {examples:g} examples in the whole batch; expected more than 0")
         flat.restore()
+        is_used = (total[self._unused] < self._num_chunks - 0.5).tolist()
         gradient = total[: flat.dim]
+        gradient = gradient.div_(examples) if is_own else gradient / examples
+        flat.call_hooks(gradient, is_used)
         if accumulate:
-            flat.grad.add_(gradient, alpha=1 / examples)
+            flat.add(gradient, is_used)
         else:
-            flat.take(gradient.div_(examples) if is_own else gradient / examples)
+            flat.take(gradient, is_used)
         if self._statistics:
-            self._statistics.update(total[flat.dim + SUMS :])
+            self._statistics.update(total[self._unused.stop :])
         return loss / examples
 
-    def _add(self, batch: Any, scale: float | None, seed: tuple[int, int, int]) -> tuple[float, float]:
+    def _add(self, piece: MicroBatch, factor: "_Factor | None", seed: tuple[int, int, int]) -> tuple[float, float]:
         """Add the gradient of a micro-batch to the vector; the sum of its loss, and its number of examples."""
         try:
-            returned = self._loss(self._model, batch)
+            returned = self._loss(self._model, piece.batch)
         except ValueError as error:
             if self._statistics is None or "more than 1 value per channel" not in str(error):
                 raise
@@ -120,14 +131,14 @@ class ChunkGradient:
                 "chunks, and a micro_batch of 3 or more (run.batches(..., drop_last=True) leaves out a last batch of "
                 "few examples)"
             ) from error
-        loss, count = loss_and_count(returned, batch)
+        loss, count = loss_and_count(returned, piece.rows)
         value = float(loss.detach())
-        if scale is None and not isfinite(value):
+        if factor is None and not isfinite(value):
             raise ModelError(
                 f"the loss is {value}: the rate may be too large, a logarithm or a division may meet 0; GradScaler "
                 "goes with backward(batch, scaler=scaler)"
             )
-        (loss if scale is None else loss * scale).backward()  # type: ignore[no-untyped-call]
+        (loss if factor is None else loss * factor.of(piece.rows, count)).backward()  # type: ignore[no-untyped-call]
         return value, count
 
     def _check_finite(self, vector: Tensor) -> None:
@@ -137,3 +148,23 @@ class ChunkGradient:
         for name, gradient in zip(self._flat.names, self._flat.views(vector), strict=True):
             if not bool(torch.isfinite(gradient).all()):
                 raise ModelError(f"the gradient of {name} has NaN or infinite entries, unlike the loss")
+
+
+class _Factor:
+    """What losses of a chunk are multiplied with before the backward pass, so that float16 overflows as in torch.
+
+    There the loss of a step is one mean, and `scale` (GradScaler) fits the gradient of a mean. So the sum over a
+    micro-batch is divided by the number that the step's loss will be divided by: as far as that is known, which it is
+    when rows are counted; otherwise as the first micro-batch counts.
+
+    rows: examples of the step; rest: what the chunk's gradient is multiplied with afterwards, so that it has `scale`.
+    """
+
+    def __init__(self, scale: float, rows: int) -> None:
+        self._scale, self._rows = scale, rows
+        self.rest = 0.0  # of a chunk without rows, whose gradient is 0
+
+    def of(self, rows: int, count: float) -> float:
+        """For a micro-batch of so many examples, of which the loss has counted `count`."""
+        self.rest = self.rest or self._rows * (count / rows or 1.0)
+        return self._scale / self.rest

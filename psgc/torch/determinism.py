@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from psgc.errors import ModelError
+from psgc.torch.loader import MicroBatch
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-9}  # of a gradient's length; rounding errors stay far below
 BLOCK = 1 << 16  # entries
@@ -27,8 +28,8 @@ class Seen(NamedTuple):
 def computed_twice(
     model: nn.Module,
     dim: int,
-    load: Callable[[], Iterable[Any]],
-    compute: Callable[[Iterable[Any]], Tensor | None],
+    load: Callable[[], Iterable[MicroBatch]],
+    compute: Callable[[Iterable[MicroBatch]], Tensor | None],
 ) -> Tensor | None:
     """What `compute` returns for the micro-batches of a chunk, if it returns the same for them a second time.
 
@@ -121,13 +122,13 @@ def _open_modules(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module
             yield from _open_modules(child, f"{name}.{child_name}" if name else child_name)
 
 
-def _watched_batches(batches: Iterable[Any], seen: list[Seen]) -> Iterator[Any]:
-    """The batches; raises ModelError when one has been written to."""
-    for batch in batches:
-        before = _parts(batch)
+def _watched_batches(pieces: Iterable[MicroBatch], seen: list[Seen]) -> Iterator[MicroBatch]:
+    """The micro-batches; raises ModelError when one has been written to."""
+    for piece in pieces:
+        before = _parts(piece.batch)
         seen.extend(Seen("batch", name, part) for name, part in before.items())
-        yield batch
-        after = _parts(batch)
+        yield piece
+        after = _parts(piece.batch)
         if written := [name for name in before | after if before.get(name) != after.get(name)]:
             raise ModelError(
                 f"the loss or the model writes to {written[0]}, which it must only read; let it work on a copy (no "

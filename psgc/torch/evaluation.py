@@ -14,8 +14,7 @@ from psgc.torch.chunk_gradient import SUMS
 from psgc.torch.costs import ChunkCosts
 from psgc.torch.flat import FlatModel
 from psgc.torch.hand_over import Sum
-from psgc.torch.loader import ChunkLoader, has_spare_core
-from psgc.torch.loss import examples_in
+from psgc.torch.loader import ChunkLoader, MicroBatch, has_spare_core
 from psgc.torch.sampling import length_of
 from psgc.torch.seeding import seeded
 from psgc.torch.settings import Arguments
@@ -75,10 +74,10 @@ class Evaluator:
         return self.newest[""] if "" in self.newest else dict(self.newest)
 
 
-def sums_of(returned: Any, batch: Any) -> dict[str, tuple[float, float]]:
-    """By name the sum over a batch and the number of examples; the name is empty for a single metric.
+def sums_of(returned: Any, rows: int) -> dict[str, tuple[float, float]]:
+    """By name the sum over a micro-batch and the number of examples; the name is empty for a single metric.
 
-    Raises UserError when the metric has returned something else.
+    rows: examples of the micro-batch. Raises UserError when the metric has returned something else.
     """
     named = returned if isinstance(returned, Mapping) else {"": returned}
     if not 0 < len(named) <= MOST:
@@ -89,7 +88,7 @@ def sums_of(returned: Any, batch: Any) -> dict[str, tuple[float, float]]:
             if isinstance(value, tuple | list):
                 total, count = (float(part) for part in value)
             else:
-                count = float(examples_in(batch))
+                count = float(rows)
                 total = float(value) * count
         except (TypeError, ValueError, RuntimeError) as error:
             kind = f"{type(value).__name__} ({one_line(error)})"
@@ -98,17 +97,17 @@ def sums_of(returned: Any, batch: Any) -> dict[str, tuple[float, float]]:
     return found
 
 
-def names_of(model: nn.Module, metric: Metric, batch: Any) -> list[str]:
+def names_of(model: nn.Module, metric: Metric, piece: MicroBatch) -> list[str]:
     """The names of what a metric returns, sorted. Raises UserError."""
     with _evaluating(model):
-        return sorted(sums_of(metric(model, batch), batch))
+        return sorted(sums_of(metric(model, piece.batch), piece.rows))
 
 
 def vector_of(
     model: nn.Module,
     metric: Metric,
     names: list[str],
-    micro_batches: Iterable[Any],
+    micro_batches: Iterable[MicroBatch],
     wanted: Callable[[], bool],
     gradient: int,
     vector: Tensor,
@@ -116,8 +115,8 @@ def vector_of(
     """`vector`, (dim,) zeros, with the sums of a chunk; None once the chunk is not wanted any more."""
     totals = dict.fromkeys(names, (0.0, 0.0))
     with _evaluating(model):
-        for batch in micro_batches:
-            for name, (total, count) in sums_of(metric(model, batch), batch).items():
+        for piece in micro_batches:
+            for name, (total, count) in sums_of(metric(model, piece.batch), piece.rows).items():
                 if name not in totals:
                     raise UserError(f"run.evaluate: the metric returned {name!r:.40}, but not for the first example")
                 before = totals[name]

@@ -1,6 +1,6 @@
 """The trainable parameters of a module, and their gradients, as views of two flat tensors."""
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterator, Sequence
 from functools import partial
 from typing import Any
 from weakref import WeakMethod
@@ -45,8 +45,11 @@ class FlatModel:
         self._targets: list[Tensor] = []  # of `gradients_into`
         self._written: set[int] = set()  # which of them have been written to
         moved = WeakMethod(self._moved)  # what a hook refers to is never collected
-        for place, param in enumerate(self._parameters):
-            param.register_post_accumulate_grad_hook(partial(_call, moved, place))  # type: ignore[no-untyped-call]
+        self._own_hooks = [
+            param.register_post_accumulate_grad_hook(partial(_call, moved, place)).id  # type: ignore[no-untyped-call]
+            for place, param in enumerate(self._parameters)
+        ]
+        self._aside: list[tuple[dict[int, Any], dict[int, Any]]] = []  # hooks of others, and where they belong
         self._adopt()
         for buffer in model.buffers():
             if buffer.layout == torch.strided and 0 in buffer.stride():
@@ -64,15 +67,48 @@ class FlatModel:
         """Let backward passes sum up in `flat`, (dim,) or longer, until `restore`.
 
         Its entries may be anything: the first gradient of a parameter overwrites them. `complete` makes the rest zero.
+        Hooks of the parameters are not called: they are for the gradient of a whole batch (`call_hooks`).
         """
         self._targets, self._written = self.views(flat), set()
         self._set_grads([None] * len(self._parameters))
+        for hooks, own in self._hooks():
+            if others := {number: hook for number, hook in hooks.items() if number != own}:
+                self._aside.append((hooks, dict(hooks)))
+                for number in others:
+                    del hooks[number]
 
-    def complete(self) -> None:
-        """After the last backward pass: make the entries of parameters zero that had no gradient.
+    def _hooks(self) -> Iterator[tuple[dict[int, Any], int]]:
+        """The hooks of parameters as torch keeps them, by number, and the number of our own."""
+        for param, own in zip(self._parameters, self._own_hooks, strict=True):
+            for hooks in (param._backward_hooks, param._post_accumulate_grad_hooks):  # type: ignore[attr-defined]
+                if hooks:
+                    yield hooks, own
+
+    def call_hooks(self, gradient: Tensor, is_used: Sequence[bool]) -> None:
+        """Call the hooks of `register_hook`, which may change the gradient (dim,) of a batch.
+
+        is_used: by parameter, whether it has a gradient.
+        """
+        with torch.no_grad():
+            for param, view, has in zip(self._parameters, self.views(gradient), is_used, strict=True):
+                for hook in [*(param._backward_hooks or {}).values()] if has else []:
+                    if (changed := hook(view)) is not None:
+                        view.copy_(changed)
+
+    def call_late_hooks(self) -> None:
+        """Call the hooks of `register_post_accumulate_grad_hook`: `.grad` is what the script gets."""
+        for param, own in zip(self._parameters, self._own_hooks, strict=True):
+            hooks = param._post_accumulate_grad_hooks  # type: ignore[attr-defined]
+            for number, hook in [*hooks.items()] if param.grad is not None else []:
+                if number != own:
+                    hook(param)
+
+    def complete(self) -> list[bool]:
+        """After the last backward pass: make the entries of parameters zero that had no gradient, which are returned.
 
         Raises UserError when a gradient was taken away meanwhile.
         """
+        unused = [param.grad is None for param in self._parameters]
         for place, (param, target) in enumerate(zip(self._parameters, self._targets, strict=True)):
             if param.grad is not None:
                 self._moved(place, param)
@@ -83,6 +119,7 @@ class FlatModel:
                 )
             else:
                 target.zero_()
+        return unused
 
     def _moved(self, place: int, param: Tensor) -> None:
         """A hook: `param.grad` has a new gradient. One in memory of its own is moved to the vector of the chunk."""
@@ -99,15 +136,30 @@ class FlatModel:
     def restore(self) -> None:
         """Make each `.grad` a view of `grad` again, also where an optimizer's zero_grad() has set it to None.
 
-        Parameters that have been frozen since have none.
+        Parameters that have been frozen since have none, nor have those that `take` was told of.
         """
         self._targets = []
+        for hooks, all_of_them in self._aside:
+            hooks.clear()
+            hooks.update(all_of_them)  # in their order
+        self._aside = []
         self._set_grads(self._grad_views)
 
-    def take(self, gradient: Tensor) -> None:
-        """Have `gradient` (dim,) as `grad`."""
+    def take(self, gradient: Tensor, is_used: Sequence[bool] | None = None) -> None:
+        """Have `gradient` (dim,) as `grad`. is_used: by parameter, whether it has a gradient, else `.grad` is None."""
         settle(self.device)
         self.grad, self._grad_views = gradient, [*self.views(gradient)]
+        for place, has in enumerate(is_used or ()):
+            if not has:
+                self._drop(place)
+        self.restore()
+
+    def add(self, gradient: Tensor, is_used: Sequence[bool]) -> None:
+        """Add a gradient, as of `take`, to `grad`."""
+        self.grad.add_(gradient)
+        for place, (view, has) in enumerate(zip(self.views(self.grad), is_used, strict=True)):
+            if has:
+                self._grad_views[place] = view
         self.restore()
 
     def clear(self) -> None:
@@ -120,11 +172,17 @@ class FlatModel:
         self.grad, self._grad_views = self.params.new_empty(0), [None] * len(self._parameters)
         self.restore()
 
-    def zero_all_but(self, kept: Container[int]) -> None:
-        """Make the gradients zero that another one is not to be added to. kept: ids of the other parameters."""
-        for param, view in zip(self._parameters, self._grad_views, strict=True):
-            if id(param) not in kept and view is not None:
-                view.zero_()
+    def keep(self, kept: Container[int]) -> None:
+        """Have no gradients but those that another one is to be added to. kept: ids of their parameters."""
+        for place, param in enumerate(self._parameters):
+            if id(param) not in kept:
+                self._drop(place)
+
+    def _drop(self, place: int) -> None:
+        """Have no gradient of this parameter: zeros, to which another one may be added."""
+        if (view := self._grad_views[place]) is not None:
+            view.zero_()
+        self._grad_views[place] = None
 
     def check(self) -> None:
         """Make the parameters views of `params` again where their memory was replaced (by `param.data = ...`).

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -10,7 +9,7 @@ from psgc.torch.calls import Call, signature
 from psgc.torch.chunk_gradient import ChunkGradient
 from psgc.torch.costs import ChunkCosts
 from psgc.torch.determinism import computed_twice
-from psgc.torch.loader import ChunkLoader
+from psgc.torch.loader import ChunkLoader, MicroBatch
 from psgc.torch.sampling import Batch
 
 
@@ -40,8 +39,9 @@ class BatchGradient:
         def vector(chunk: int, wanted: Callable[[], bool]) -> Tensor | None:
             rows = batch.chunk(chunk, num_chunks)
 
-            def compute(micro_batches: Iterable[Any]) -> Tensor | None:
-                return self._compute.vector(micro_batches, (self._seed, batch.iteration, chunk), wanted, scale)
+            def compute(micro_batches: Iterable[MicroBatch]) -> Tensor | None:
+                seed = self._seed, batch.iteration, chunk
+                return self._compute.vector(micro_batches, seed, wanted, len(batch), scale)
 
             if self._is_checked:
                 return compute(self._loader.micro_batches(rows))

@@ -7,7 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakSet
 
 import numpy as np
@@ -43,6 +43,13 @@ def _end_threads() -> None:
 def has_spare_core(device: torch.device) -> bool:
     """Whether the ranks of this machine leave a core to others while their models, on such a device, compute."""
     return device.type != "cpu" or usable_cores() > local_ranks() * torch.get_num_threads()
+
+
+class MicroBatch(NamedTuple):
+    """What the loss is called with. rows: how many examples it is made of; batch: of collate_fn."""
+
+    rows: int
+    batch: Any
 
 
 class ChunkLoader:
@@ -83,8 +90,8 @@ class ChunkLoader:
         self._closed = False
         self._thread: threading.Thread | None = None
 
-    def micro_batches(self, rows: Sequence[int] | np.ndarray) -> Iterator[Any]:
-        """The batches of a chunk, in order. It may be left early; one chunk at a time.
+    def micro_batches(self, rows: Sequence[int] | np.ndarray) -> Iterator[MicroBatch]:
+        """The micro-batches of a chunk, in order. It may be left early; one chunk at a time.
 
         Raises UserError, with the row, when the dataset or collate_fn fails.
         """
@@ -98,17 +105,18 @@ class ChunkLoader:
             self._start()
             return self._batches(self._current)
 
-    def _batches(self, chunk: "_Chunk") -> Iterator[Any]:
+    def _batches(self, chunk: "_Chunk") -> Iterator[MicroBatch]:
         draws = False
         try:
             for at in range(self._pieces(chunk)):
+                rows = self._rows(chunk, at)
                 if self._may_load_ahead is None:
                     before = all_states()
-                    batch = self._load(self._rows(chunk, at))
+                    batch = self._load(rows)
                     draws = draws or all_states() != before
                 else:
                     batch = self._taken(chunk, at)
-                yield batch
+                yield MicroBatch(len(rows), batch)
             if self._may_load_ahead is None and chunk.rows:
                 with self._changed:  # a default device, unlike a default dtype, is that of one thread
                     self._may_load_ahead = not draws and torch.get_default_device().type == "cpu"

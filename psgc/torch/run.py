@@ -180,7 +180,7 @@ class Run:
         is_due = self._checkpoints.is_due(batch.iteration) and is_whole
         call = self._gradient.call(batch, self.engine.num_chunks, scale, is_whole, self._loaded)
         if due:
-            self._flat.zero_all_but(due)
+            self._flat.keep(due)
         else:
             self._flat.drop()  # while the next one comes about, its memory is of use
         total = self._sum(call)
@@ -193,6 +193,7 @@ class Run:
         self._loaded = None
         self._loss = self._compute.apply(total.vector, bool(due), total.is_own)
         steps.has_gradient(batch, accumulate, scaler, scale)
+        self._flat.call_late_hooks()
         return self._loss
 
     def evaluate(self, dataset: Any, metric: Metric) -> Any:
