@@ -19,7 +19,6 @@ from psgc.torch.statistics import RunningStatistics
 Loss: TypeAlias = Callable[[nn.Module, Any], Any]
 Buffers: TypeAlias = Literal["chunk"] | None
 
-END = object()
 SUMS = 16  # entries after the gradient: loss, examples, and room for 14 sums of metrics
 
 
@@ -75,8 +74,7 @@ class ChunkGradient:
         flat.gradients_into(vector)
         try:
             with seeded(seed, flat.device), merging, torch.enable_grad():
-                batches = iter(micro_batches)
-                while (piece := next(batches, END)) is not END:
+                for piece in micro_batches:
                     part, count = self._add(piece, factor, seed)
                     total, examples = total + part, examples + count
                     if not wanted():

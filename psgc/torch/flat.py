@@ -80,7 +80,7 @@ class FlatModel:
     def _hooks(self) -> Iterator[tuple[dict[int, Any], int]]:
         """The hooks of parameters as torch keeps them, by number, and the number of our own."""
         for param, own in zip(self._parameters, self._own_hooks, strict=True):
-            for hooks in (param._backward_hooks, param._post_accumulate_grad_hooks):  # type: ignore[attr-defined]
+            for hooks in (param._backward_hooks, param._post_accumulate_grad_hooks):
                 if hooks:
                     yield hooks, own
 
@@ -98,7 +98,7 @@ class FlatModel:
     def call_late_hooks(self) -> None:
         """Call the hooks of `register_post_accumulate_grad_hook`: `.grad` is what the script gets."""
         for param, own in zip(self._parameters, self._own_hooks, strict=True):
-            hooks = param._post_accumulate_grad_hooks  # type: ignore[attr-defined]
+            hooks = param._post_accumulate_grad_hooks
             for number, hook in [*hooks.items()] if param.grad is not None else []:
                 if number != own:
                     hook(param)

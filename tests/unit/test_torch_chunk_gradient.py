@@ -12,11 +12,12 @@ from torch.nn import functional as F
 from psgc.errors import ModelError, UserError
 from psgc.torch.chunk_gradient import SUMS, ChunkGradient
 from psgc.torch.flat import FlatModel
+from psgc.torch.loader import MicroBatch
 
 SEED = (1, 2, 3)
 X = torch.randn(10, 3, generator=torch.Generator().manual_seed(1))
 Y = torch.arange(10) % 2
-BATCHES = [(X[:4], Y[:4]), (X[4:8], Y[4:8]), (X[8:], Y[8:])]
+PIECES = [MicroBatch(4, (X[:4], Y[:4])), MicroBatch(4, (X[4:8], Y[4:8])), MicroBatch(2, (X[8:], Y[8:]))]
 
 
 def always() -> bool:
@@ -48,27 +49,27 @@ def expected(model: nn.Module, divisor: float = 1.0) -> tuple[torch.Tensor, floa
 
 def test_the_vector_of_a_chunk():
     gradient, flat = made()
-    vector = gradient.vector(BATCHES, SEED, always)
+    vector = gradient.vector(PIECES, SEED, always, 10)
     total, loss = expected(small())
-    assert gradient.dim == 26 + SUMS == len(vector)
+    assert gradient.dim == 26 + SUMS + 4 == len(vector)
     assert vector.dtype == torch.float32
     np.testing.assert_allclose(vector[:26], total, rtol=1e-5, atol=1e-6)
     assert vector[26:28].tolist() == pytest.approx([loss, 10])
-    assert not vector[28:].any()
+    assert not vector[28:].any()  # no metrics, and no parameter without a gradient
     assert not flat.grad.any()
 
 
 def test_a_mean_and_uneven_micro_batches_make_the_same():
     gradient, _ = made(loss=lambda model, batch: F.cross_entropy(model(batch[0]), batch[1]))
     total, loss = expected(small())
-    vector = gradient.vector(BATCHES, SEED, always)
+    vector = gradient.vector(PIECES, SEED, always, 10)
     np.testing.assert_allclose(vector[:26], total, rtol=1e-5, atol=1e-6)
     assert vector[26:28].tolist() == pytest.approx([loss, 10])
 
 
 def test_the_sum_over_chunks_becomes_the_gradient_of_the_mean():
     gradient, flat = made()
-    total = sum(gradient.vector([batch], (1, 2, chunk), always) for chunk, batch in enumerate(BATCHES))
+    total = sum(gradient.vector([batch], (1, 2, chunk), always, 10) for chunk, batch in enumerate(PIECES))
     mean, loss = expected(small(), 10)
     assert gradient.apply(total) == pytest.approx(loss)
     torch.testing.assert_close(flat.grad, mean)
@@ -81,7 +82,7 @@ def test_the_sum_over_chunks_becomes_the_gradient_of_the_mean():
 def test_apply_after_zero_grad_reaches_the_parameters():
     model = small()
     gradient, _ = made(model)
-    vector = gradient.vector(BATCHES, SEED, always)
+    vector = gradient.vector(PIECES, SEED, always, 10)
     model.zero_grad()
     gradient.apply(vector)
     assert model[0].weight.grad.any()
@@ -90,15 +91,15 @@ def test_apply_after_zero_grad_reaches_the_parameters():
 def test_no_examples_at_all_are_an_error():
     gradient, _ = made()
     with pytest.raises(UserError) as caught:
-        gradient.apply(gradient.vector([], SEED, always))
+        gradient.apply(gradient.vector([], SEED, always, 10))
     assert str(caught.value) == "the loss counted 0 examples in the whole batch; expected more than 0"
 
 
 def test_vectors_keep_what_is_in_them():
     gradient, flat = made()
-    one = gradient.vector(BATCHES, SEED, always)
+    one = gradient.vector(PIECES, SEED, always, 10)
     before = one.clone()
-    other = gradient.vector(BATCHES[:1], SEED, always)
+    other = gradient.vector(PIECES[:1], SEED, always, 10)
     gradient.apply(other)
     flat.grad.fill_(7)
     np.testing.assert_array_equal(one, before)
@@ -106,13 +107,16 @@ def test_vectors_keep_what_is_in_them():
 
 def test_backward_passes_add_to_the_memory_of_the_vector():
     """A second gradient of the whole model is never there: only one parameter's at a time, until it is added."""
-    model = small()
-    gradient, flat = made(model)
     places = []
-    for param in model.parameters():
-        param.register_post_accumulate_grad_hook(lambda p: places.append(p.grad.untyped_storage().data_ptr()))
-    vector = gradient.vector(BATCHES, SEED, always)
-    assert places == [vector.untyped_storage().data_ptr()] * 12
+
+    def watching(model, batch):
+        places.extend(p.grad.untyped_storage().data_ptr() for p in model.parameters() if p.grad is not None)
+        return cross_entropy(model, batch)
+
+    model = small()
+    gradient, flat = made(model, watching)
+    vector = gradient.vector(PIECES, SEED, always, 10)
+    assert places == [vector.untyped_storage().data_ptr()] * 8  # after the first and the second
     storage = flat.grad.untyped_storage().data_ptr()
     assert all(p.grad.untyped_storage().data_ptr() == storage for p in model.parameters())
 
@@ -123,11 +127,11 @@ def test_a_chunk_ends_between_micro_batches(answers, begun):
     loaded = []
 
     def load():
-        for number, batch in enumerate(BATCHES):
+        for number, batch in enumerate(PIECES):
             loaded.append(number)
             yield batch
 
-    assert gradient.vector(load(), SEED, iter(answers).__next__) is None
+    assert gradient.vector(load(), SEED, iter(answers).__next__, 10) is None
     assert len(loaded) == begun
     assert flat.grad.data_ptr() == next(iter(gradient._model.parameters())).grad.data_ptr()
 
@@ -140,11 +144,11 @@ def test_dropout_and_augmentation_are_equal_on_every_copy():
 
     one, _ = made(small(nn.Dropout()), noisy)
     other, _ = made(small(nn.Dropout()), noisy)
-    first = one.vector(BATCHES, SEED, always)
+    first = one.vector(PIECES, SEED, always, 10)
     torch.manual_seed(9), np.random.seed(9), random.seed(9)
-    other.vector(BATCHES, (1, 2, 4), always)
-    np.testing.assert_array_equal(other.vector(BATCHES, SEED, always), first)
-    assert not np.array_equal(other.vector(BATCHES, (1, 2, 4), always), first)
+    other.vector(PIECES, (1, 2, 4), always, 10)
+    np.testing.assert_array_equal(other.vector(PIECES, SEED, always, 10), first)
+    assert not np.array_equal(other.vector(PIECES, (1, 2, 4), always, 10), first)
 
 
 def test_the_scripts_random_numbers_do_not_depend_on_the_chunks():
@@ -152,7 +156,7 @@ def test_the_scripts_random_numbers_do_not_depend_on_the_chunks():
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    gradient.vector(BATCHES, SEED, always)
+    gradient.vector(PIECES, SEED, always, 10)
     assert torch.equal(torch.rand(3), expected)
 
 
@@ -165,7 +169,7 @@ def test_autocast(within_loss):
 
     gradient, _ = made(loss=autocast)
     with nullcontext() if within_loss else torch.autocast("cpu", torch.bfloat16):
-        vector = gradient.vector(BATCHES, SEED, always)
+        vector = gradient.vector(PIECES, SEED, always, 10)
     total, _ = expected(small())
     assert vector.dtype == torch.float32
     np.testing.assert_allclose(vector[:26], total, atol=0.05)
@@ -175,14 +179,14 @@ def test_autocast(within_loss):
 def test_under_no_grad():
     gradient, _ = made()
     with torch.no_grad():
-        assert gradient.vector(BATCHES, SEED, always)[:26].any()
+        assert gradient.vector(PIECES, SEED, always, 10)[:26].any()
 
 
 def test_scale_multiplies_the_gradient_and_not_the_loss():
     gradient, _ = made()
-    plain = gradient.vector(BATCHES, SEED, always)
-    scaled = gradient.vector(BATCHES, SEED, always, scale=1024.0)
-    np.testing.assert_allclose(scaled[:26], 1024 * plain[:26], rtol=1e-6)
+    plain = gradient.vector(PIECES, SEED, always, 10)
+    scaled = gradient.vector(PIECES, SEED, always, 10, scale=1024.0)
+    np.testing.assert_allclose(scaled[:26], 1024 * plain[:26], atol=1e-6 * float(scaled[:26].abs().max()))
     np.testing.assert_array_equal(scaled[26:], plain[26:])
 
 
@@ -200,13 +204,13 @@ def test_a_gradient_that_overflows_is_a_result_with_a_scaler(scale):
     scaler = torch.amp.GradScaler("cpu", init_scale=scale)
     scaler.scale(torch.zeros(1))
     before = gradient._flat.params.clone()
-    gradient.apply(gradient.vector(BATCHES, SEED, always, scale=scaler.get_scale()))
+    gradient.apply(gradient.vector(PIECES, SEED, always, 10, scale=scaler.get_scale()))
     scaler.step(optimizer)
     scaler.update()
     assert torch.equal(gradient._flat.params, before)
     assert scaler.get_scale() == scale / 2
     with pytest.raises(ModelError, match="the loss is inf: the rate may be too large"):
-        gradient.vector(BATCHES, SEED, always)
+        gradient.vector(PIECES, SEED, always, 10)
 
 
 def test_a_gradient_that_is_not_finite_is_named():
@@ -216,21 +220,21 @@ def test_a_gradient_that_is_not_finite_is_named():
 
     gradient, flat = made(loss=root_of_zero)
     with pytest.raises(ModelError) as caught:
-        gradient.vector(BATCHES, SEED, always)
+        gradient.vector(PIECES, SEED, always, 10)
     assert str(caught.value) == "the gradient of 2.bias has NaN or infinite entries, unlike the loss"
-    assert gradient.vector(BATCHES, SEED, always, scale=1.0) is not None
+    assert gradient.vector(PIECES, SEED, always, 10, scale=1.0) is not None
     assert flat.grad.data_ptr() == next(iter(gradient._model.parameters())).grad.data_ptr()
 
 
 def test_large_entries_whose_sum_overflows_are_finite():
     gradient, _ = made(loss=lambda model, batch: ((model[2].bias * 3e38).sum(), 1))
-    assert gradient.vector(BATCHES[:1], SEED, always).isfinite().all()
+    assert gradient.vector(PIECES[:1], SEED, always, 10).isfinite().all()
 
 
 def test_a_loss_that_is_not_finite():
     gradient, _ = made(loss=lambda model, batch: (model(batch[0]).sum() * float("nan"), 1))
     with pytest.raises(ModelError, match="the loss is nan: the rate may be too large"):
-        gradient.vector(BATCHES, SEED, always)
+        gradient.vector(PIECES, SEED, always, 10)
 
 
 def test_the_users_errors_come_as_they_are_and_leave_all_in_order():
@@ -239,7 +243,7 @@ def test_the_users_errors_come_as_they_are_and_leave_all_in_order():
     torch.manual_seed(5)
     state = torch.get_rng_state()
     with pytest.raises(AttributeError):
-        gradient.vector(BATCHES, SEED, always)
+        gradient.vector(PIECES, SEED, always, 10)
     assert torch.equal(torch.get_rng_state(), state)
     assert model[0].weight.grad.data_ptr() == flat.grad.data_ptr()
 
@@ -248,32 +252,90 @@ def test_batch_normalisation_set_to_training_later_is_refused():
     model = small(nn.BatchNorm1d(4))
     model.eval()
     gradient, _ = made(model)
-    gradient.vector(BATCHES, SEED, always)
+    gradient.vector(PIECES, SEED, always, 10)
     model.train()
     with pytest.raises(UserError, match=r"^2: batch normalisation in training mode"):
-        gradient.vector(BATCHES, SEED, always)
+        gradient.vector(PIECES, SEED, always, 10)
 
 
 def test_parameters_frozen_since_get_zeros():
     model = small()
     gradient, _ = made(model)
     model[0].requires_grad_(False)
-    vector = gradient.vector(BATCHES, SEED, always)
+    vector = gradient.vector(PIECES, SEED, always, 10)
     assert not vector[:16].any()
     assert vector[16:26].all()
     gradient.apply(vector)
     assert model[0].weight.grad is None
 
 
+class Heads(nn.Module):
+    """Two heads, the second of which only some batches use."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.one, self.other = nn.Linear(3, 4), nn.Linear(4, 2), nn.Linear(4, 2)
+        self.uses_other = lambda x: False
+
+    def forward(self, x):
+        x = self.body(x)
+        return self.one(x) + (self.other(x) if self.uses_other(x) else 0)
+
+
+def test_a_parameter_without_a_gradient_in_any_chunk_has_none():
+    model = Heads()
+    gradient, flat = made(model, num_chunks=3)
+
+    def total():
+        return sum(gradient.vector([piece], (1, 2, chunk), always, 10) for chunk, piece in enumerate(PIECES))
+
+    gradient.apply(total())
+    assert model.other.weight.grad is None
+    assert model.one.weight.grad.any()
+    model.uses_other = lambda x: len(x) == 2  # in the last chunk
+    gradient.apply(both := total(), accumulate=True)
+    assert torch.equal(model.other.bias.grad, flat.views(both)[5] / 10)
+    gradient.apply(total())
+    model.uses_other = lambda x: False
+    before = model.other.weight.grad.clone()
+    gradient.apply(total(), accumulate=True)
+    assert torch.equal(model.other.weight.grad, before)
+    flat.keep({id(param) for param in model.body.parameters()})
+    gradient.apply(total(), accumulate=True)
+    assert model.other.weight.grad is None
+
+
+def test_hooks_see_the_gradient_of_the_mean_and_may_change_it():
+    plain, model = small(), small()
+    gradient, _ = made(model, num_chunks=3)
+    seen = {plain: [], model: []}
+    for one, told in seen.items():
+        one[0].weight.register_hook(lambda grad, told=told: told.append(grad.clone()) or grad.clamp(-1e-2, 1e-2))
+        one[0].weight.register_hook(lambda grad, told=told: told.append(grad.clone()))
+        one[2].bias.register_hook(lambda grad: grad.mul_(2))
+        one[2].bias.register_hook(torch.zeros_like).remove()
+    F.cross_entropy(plain(X), Y).backward()
+    total = sum(gradient.vector([piece], (1, 2, chunk), always, 10) for chunk, piece in enumerate(PIECES))
+    assert not seen[model]
+    gradient.apply(total)
+    torch.testing.assert_close(seen[model], seen[plain])
+    for one, other in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad)
+    gradient.vector(PIECES[:1], SEED, iter([False]).__next__, 10)
+    model[0].weight.sum().backward()  # hooks work as before
+    assert len(seen[model]) == 4
+
+
 def test_a_chunk_without_rows_is_zero():
     gradient, _ = made()
     torch.use_deterministic_algorithms(True)  # fills torch.empty with NaN
     try:
-        assert gradient.vector([], SEED, always).tolist() == [0] * gradient.dim
+        assert gradient.vector([], SEED, always, 10).tolist() == [0] * (gradient.dim - 4) + [1] * 4
         model = small()
         other, _ = made(model)
         model[0].requires_grad_(False)
-        assert other.vector(BATCHES, SEED, always)[:16].tolist() == [0] * 16
+        assert other.vector(PIECES, SEED, always, 10)[:16].tolist() == [0] * 16
     finally:
         torch.use_deterministic_algorithms(False)
 
@@ -281,7 +343,7 @@ def test_a_chunk_without_rows_is_zero():
 def test_one_example_is_too_few_for_batch_normalisation():
     gradient, _ = made(small(nn.BatchNorm1d(4)), buffers="chunk", num_chunks=30)
     with pytest.raises(UserError) as refused:
-        gradient.vector([(X[:1], Y[:1])], (1, 2, 3), always)
+        gradient.vector([MicroBatch(1, (X[:1], Y[:1]))], (1, 2, 3), always, 10)
     assert str(refused.value) == (
         "step 2, chunk 3: batch normalisation has one example to normalise, expected at least two in each micro-batch: "
         "a batch of 60 examples or more for 30 chunks, and a micro_batch of 3 or more (run.batches(..., "
@@ -292,12 +354,12 @@ def test_one_example_is_too_few_for_batch_normalisation():
 def test_running_statistics_ride_on_the_vector():
     model = small(nn.BatchNorm1d(4))
     gradient, _ = made(model, buffers="chunk", num_chunks=3)
-    vectors = [gradient.vector([batch], (1, 0, chunk), always) for chunk, batch in enumerate(BATCHES)]
-    assert gradient.dim == 26 + 8 + SUMS + 2 + 8 == len(vectors[0])
+    vectors = [gradient.vector([batch], (1, 0, chunk), always, 10) for chunk, batch in enumerate(PIECES)]
+    assert gradient.dim == 26 + 8 + SUMS + 6 + 2 + 8 == len(vectors[0])
     assert model[2].num_batches_tracked == 0
     gradient.apply(sum(vectors))
     plain = small(nn.BatchNorm1d(4))
-    for x, _ in BATCHES:
-        plain(x)
+    for piece in PIECES:
+        plain(piece.batch[0])
     for name, buffer in plain.named_buffers():
         torch.testing.assert_close(model.get_buffer(name), buffer)

@@ -13,6 +13,7 @@ from psgc.errors import ModelError
 from psgc.torch.chunk_gradient import ChunkGradient
 from psgc.torch.determinism import computed_twice
 from psgc.torch.flat import FlatModel
+from psgc.torch.loader import MicroBatch
 from psgc.torch.run import Run
 from psgc.torch.settings import arguments
 from psgc.torch.single import Single
@@ -23,7 +24,7 @@ SEEDED = "psgc seeds torch, numpy.random and random for each chunk; draw from th
 
 def batches():
     for rows in (slice(0, 5), slice(5, 10)):
-        yield DATA[rows].clone(), torch.arange(5) % 2
+        yield MicroBatch(5, (DATA[rows].clone(), torch.arange(5) % 2))
 
 
 def cross_entropy(model, batch):
@@ -61,7 +62,7 @@ def small(*more: nn.Module) -> nn.Sequential:
 def twice(model: nn.Module, loss=cross_entropy, load=batches, wanted=lambda: True, buffers=None):
     flat = FlatModel(model)
     gradient = ChunkGradient(flat, model, loss, buffers)
-    return computed_twice(model, flat.dim, load, lambda loaded: gradient.vector(loaded, (1, 2, 0), wanted))
+    return computed_twice(model, flat.dim, load, lambda loaded: gradient.vector(loaded, (1, 2, 0), wanted, 10))
 
 
 def refusal(model: nn.Module, loss=cross_entropy, load=batches) -> str:
@@ -79,7 +80,7 @@ def counter():
 def test_the_vector_of_a_model_that_repeats_itself():
     model = small(nn.Dropout(), Noise(lambda: np.random.rand() + random.random()))
     vector = twice(model)
-    plain = ChunkGradient(FlatModel(model), model, cross_entropy).vector(batches(), (1, 2, 0), lambda: True)
+    plain = ChunkGradient(FlatModel(model), model, cross_entropy).vector(batches(), (1, 2, 0), lambda: True, 10)
     np.testing.assert_array_equal(vector, plain)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
@@ -173,8 +174,8 @@ def test_a_dataset_that_is_random():
     draw = counter()
 
     def load():
-        for x, y in batches():
-            yield {"x": x + draw(), "y": y}
+        for rows, (x, y) in batches():
+            yield MicroBatch(rows, {"x": x + draw(), "y": y})
 
     said = refusal(small(), lambda model, batch: cross_entropy(model, (batch["x"], batch["y"])), load)
     assert said == (
@@ -217,8 +218,8 @@ def test_a_model_that_writes_to_its_input():
 
 def test_a_loss_that_takes_something_out_of_its_batch():
     def load():
-        for x, y in batches():
-            yield {"x": x, "y": y}
+        for rows, (x, y) in batches():
+            yield MicroBatch(rows, {"x": x, "y": y})
 
     said = refusal(small(), lambda model, batch: cross_entropy(model, (batch["x"], batch.pop("y"))), load)
     assert "writes to batch['y']" in said
@@ -253,8 +254,8 @@ def test_rounding_is_no_difference(noise, told):
         return total * (1 + noise * draw()), count
 
     def load():
-        for x, y in batches():
-            yield x.double(), y
+        for rows, (x, y) in batches():
+            yield MicroBatch(rows, (x.double(), y))
 
     model = small().double()
     if told:

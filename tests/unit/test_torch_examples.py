@@ -9,6 +9,7 @@ import torch
 from psgc.torch.chunk_gradient import ChunkGradient
 from psgc.torch.determinism import computed_twice
 from psgc.torch.flat import FlatModel
+from psgc.torch.loader import MicroBatch
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts/torch"))
 import characters
@@ -19,12 +20,12 @@ sys.path.pop(0)
 EXAMPLES = Path(digits.__file__).parent
 
 
-def vector(model, loss, batches):
+def vector(model, loss, pieces):
     """Of a chunk, which is the same a second time."""
     flat = FlatModel(model)
     gradient = ChunkGradient(flat, model, loss)
     return computed_twice(
-        model, flat.dim, lambda: batches, lambda loaded: gradient.vector(loaded, (0, 0, 0), lambda: True)
+        model, flat.dim, lambda: pieces, lambda loaded: gradient.vector(loaded, (0, 0, 0), lambda: True, 15)
     )
 
 
@@ -37,8 +38,8 @@ def test_digits():
     train, test = digits.datasets()
     assert (len(train), len(test)) == (1437, 360)
     model = digits.network()
-    made = vector(model, digits.loss, [train[:10], train[10:15]])
-    assert made[-15] == 15  # examples
+    made = vector(model, digits.loss, [MicroBatch(10, train[:10]), MicroBatch(5, train[10:15])])
+    assert made[sum(map(torch.numel, model.parameters())) + 1] == 15  # examples
     right, count = digits.accuracy(model.eval(), test[:20])
     assert 0 <= right <= count == 20
 
@@ -58,8 +59,13 @@ def test_padding_changes_no_loss():
     torch.manual_seed(0)
     model = characters.Transformer().eval()
     rows = sorted(characters.functions(8), key=len)
-    one_by_one = vector(model, characters.loss, [characters.padded([row]) for row in (rows[0], rows[-1])])
-    together = vector(model, characters.loss, [characters.padded([rows[0], rows[-1]])])
+    one_by_one = vector(
+        model, characters.loss, [MicroBatch(1, characters.padded([row])) for row in (rows[0], rows[-1])]
+    )
+    together = vector(model, characters.loss, [MicroBatch(2, characters.padded([rows[0], rows[-1]]))])
     torch.testing.assert_close(one_by_one, together, rtol=1e-4, atol=1e-3)
-    assert one_by_one[-15] == together[-15] == len(rows[0]) + len(rows[-1]) - 2
-    assert vector(model.train(), characters.loss, [characters.padded(rows)]) is not None  # with dropout
+    count = sum(map(torch.numel, model.parameters())) + 1
+    assert one_by_one[count] == together[count] == len(rows[0]) + len(rows[-1]) - 2
+    assert (
+        vector(model.train(), characters.loss, [MicroBatch(len(rows), characters.padded(rows))]) is not None
+    )  # with dropout

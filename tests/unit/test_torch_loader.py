@@ -49,7 +49,7 @@ class Rows:
 
 
 def loaded(loader, rows):
-    return [batch.tolist() for batch in loader.micro_batches(np.array(rows, np.int64))]
+    return [piece.batch.tolist() for piece in loader.micro_batches(np.array(rows, np.int64))]
 
 
 def eventually(condition):
@@ -97,18 +97,19 @@ def test_tensors_and_getitems():
             return [self[row] for row in rows]
 
     x, y = torch.randn(10, 3), torch.arange(10)
-    (first, second) = ChunkLoader(Many(x, y), None, 2).micro_batches([7, 1, 4])
+    ((one, first), (two, second)) = ChunkLoader(Many(x, y), None, 2).micro_batches([7, 1, 4])
     assert calls == [[7], [1, 4]]
+    assert (one, two) == (1, 2)
     assert torch.equal(second[0], x[[1, 4]])
     assert first[1].tolist() == [7]
     assert second[1].tolist() == [1, 4]
-    (batch,) = ChunkLoader(Subset(TensorDataset(y), [9, 8, 7]), None, 8).micro_batches([2, 0])
+    ((_, batch),) = ChunkLoader(Subset(TensorDataset(y), [9, 8, 7]), None, 8).micro_batches([2, 0])
     assert batch[0].tolist() == [7, 9]
 
 
 def test_collate_fn():
     loader = ChunkLoader(["a", "bcd", "ef"], lambda texts: "-".join(texts), 2)
-    assert list(loader.micro_batches([0, 1, 2])) == ["a", "bcd-ef"]
+    assert list(loader.micro_batches([0, 1, 2])) == [(1, "a"), (2, "bcd-ef")]
 
 
 def test_the_next_chunk_is_loaded_while_this_one_is_computed(opened):
@@ -116,8 +117,8 @@ def test_the_next_chunk_is_loaded_while_this_one_is_computed(opened):
     loader = opened(dataset)
     batches = loader.micro_batches([10, 11, 12, 13])
     loader.expect(range(20, 30))
-    assert next(batches).tolist() == [10, 11]
-    assert next(batches).tolist() == [12, 13]
+    assert next(batches).batch.tolist() == [10, 11]
+    assert next(batches).batch.tolist() == [12, 13]
     eventually(lambda: 23 in dataset.ahead)
     time.sleep(0.02)
     assert max(row for row, _ in dataset.asked) == 19 + 2 * AHEAD  # and no more
@@ -337,7 +338,7 @@ def test_an_error_comes_out_where_the_row_is_used(opened):
     eventually(lambda: 13 in dataset.ahead)
     assert loaded(loader, [20, 21]) == [[20, 21]]
     batches = loader.micro_batches([10, 11, 12, 13])
-    assert next(batches).tolist() == [10, 11]
+    assert next(batches).batch.tolist() == [10, 11]
     with pytest.raises(UserError) as error:
         next(batches)
     assert str(error.value).startswith("row 13 of the dataset (Rows, 100 examples): OSError: cannot read, tests/")

@@ -5,45 +5,30 @@ import pytest
 import torch
 
 from psgc.errors import UserError
-from psgc.torch.loss import examples_in, loss_and_count
+from psgc.torch.loss import loss_and_count
 
 W = torch.ones(3, requires_grad=True)
-BATCH = (torch.zeros(4, 3), torch.zeros(4))
 
 
 @pytest.mark.parametrize(
     "count", [4, 4.0, np.int64(4), np.float32(4), torch.tensor(4), torch.tensor(4.0), np.array(4), W.sum() + 1]
 )
 def test_a_sum_and_a_count(count):
-    loss, examples = loss_and_count((W.sum(), count), BATCH)
+    loss, examples = loss_and_count((W.sum(), count), 4)
     assert (loss.item(), examples) == (3.0, 4.0)
 
 
 @pytest.mark.parametrize("total", [W.sum(), W[:1] * 3, W[:1].reshape(1, 1) * 3])
 def test_one_number_in_any_shape(total):
-    loss, _ = loss_and_count([total, 1], BATCH)
+    loss, _ = loss_and_count([total, 1], 4)
     assert (loss.shape, loss.item()) == ((), 3.0)
 
 
 def test_a_mean_counts_as_often_as_there_are_examples():
-    loss, examples = loss_and_count(W.mean(), BATCH)
+    loss, examples = loss_and_count(W.mean(), 4)
     assert (loss.item(), examples) == (4.0, 4.0)
     loss.backward()
     assert W.grad.tolist() == pytest.approx([4 / 3] * 3)
-
-
-@pytest.mark.parametrize(
-    ("batch", "examples"),
-    [
-        (torch.zeros(5, 2), 5),
-        (np.zeros((5, 2)), 5),
-        ({"ids": torch.zeros(5, 2), "names": ["a"] * 9}, 5),
-        ([["a", "b"], {"x": (None, torch.zeros(3))}], 3),
-        (["a", "b"], 2),
-    ],
-)
-def test_examples_in_a_batch(batch, examples):
-    assert examples_in(batch) == examples
 
 
 NEITHER = "expected (sum over the examples, number of examples), or the mean over the examples"
@@ -71,11 +56,5 @@ NEITHER = "expected (sum over the examples, number of examples), or the mean ove
 )  # fmt: skip
 def test_what_a_loss_may_not_return(returned, told):
     with pytest.raises(UserError) as caught:
-        loss_and_count(returned, BATCH)
+        loss_and_count(returned, 4)
     assert str(caught.value) == told
-
-
-@pytest.mark.parametrize("batch", [{"text": "abc"}, ("a", "b"), object(), torch.tensor(1.0)])
-def test_a_mean_over_who_knows_how_many(batch):
-    with pytest.raises(UserError, match=r"the number of examples in a batch .* is not known; return"):
-        loss_and_count(W.mean(), batch)

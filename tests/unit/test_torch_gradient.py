@@ -1,0 +1,100 @@
+"""The gradient that a script gets is that of plain torch: unused parameters, hooks, float16."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import psgc.torch
+
+pytestmark = pytest.mark.usefixtures("one_process")
+
+
+def loss(model, batch):
+    x, y = batch
+    return F.mse_loss(model(x).squeeze(1), y, reduction="sum"), len(y)
+
+
+@pytest.mark.parametrize("of", ["rows", "mean", "tokens"])
+def test_float16_leaves_out_no_step_that_torch_makes(of):
+    """The gradient of the mean fits, that of a sum over a micro-batch would not."""
+    torch.manual_seed(0)
+    tokens = 64
+    x, y = torch.randn(320, tokens, 16), torch.randint(0, 10, (320, tokens))
+    model = torch.nn.Sequential(torch.nn.Linear(16, 64), torch.nn.ReLU(), torch.nn.Linear(64, 10))
+    alone, scale = copy.deepcopy(model), 2.0**14 * (tokens if of == "tokens" else 1)
+    scalers = [torch.amp.GradScaler("cpu", init_scale=scale) for _ in range(2)]
+
+    def total(model, x, y):
+        with torch.autocast("cpu", torch.float16):
+            return F.cross_entropy(model(x).flatten(0, 1), y.flatten(), reduction="sum")
+
+    def loss(model, batch):
+        count = {"rows": len(batch[1]), "mean": len(batch[1]), "tokens": batch[1].numel()}[of]
+        return total(model, *batch) / count if of == "mean" else (total(model, *batch), count)
+
+    run = psgc.torch.init(model, torch.utils.data.TensorDataset(x, y), loss, chunks=2, micro_batch=50)
+    optimizer, other = (torch.optim.SGD(m.parameters(), 0.01) for m in (model, alone))
+    run.attach(optimizer, scalers[0])
+    for batch in run.batches(64):
+        run.backward(batch, scaler=scalers[0])
+        rows = torch.as_tensor(batch.rows)
+        other.zero_grad()
+        mean = total(alone, x[rows], y[rows]) / (64 * tokens if of == "tokens" else 64)
+        scalers[1].scale(mean).backward()
+        assert model[0].weight.grad.isfinite().all()
+        assert alone[0].weight.grad.isfinite().all()
+        for scaler, one in zip(scalers, (optimizer, other), strict=True):
+            scaler.step(one)
+            scaler.update()
+    torch.testing.assert_close(model.state_dict(), alone.state_dict(), rtol=1e-3, atol=1e-4)
+
+
+def test_an_idle_head_stays_as_it_is():
+    """AdamW decays what has a gradient, zeros or not."""
+
+    class Heads(torch.nn.Module):
+        turn = 0
+
+        def __init__(self):
+            super().__init__()
+            self.heads = torch.nn.ModuleList([torch.nn.Linear(4, 1), torch.nn.Linear(4, 1)])
+
+        def forward(self, x):
+            return self.heads[self.turn](x)
+
+    torch.manual_seed(0)
+    x, y = torch.randn(40, 4), torch.randn(40)
+    model = Heads()
+    alone = copy.deepcopy(model)
+    run = psgc.torch.init(model, torch.utils.data.TensorDataset(x, y), loss, chunks=4)
+    optimizer, other = (torch.optim.AdamW(m.parameters(), 0.05) for m in (model, alone))
+    run.attach(optimizer)
+    for batch in run.batches(10, epochs=4):
+        model.turn = alone.turn = batch.iteration // 8
+        run.backward(batch)
+        optimizer.step()
+        rows = torch.as_tensor(batch.rows)
+        other.zero_grad()
+        F.mse_loss(alone(x[rows]).squeeze(1), y[rows]).backward()
+        other.step()
+    torch.testing.assert_close(model.state_dict(), alone.state_dict())
+
+
+def test_an_optimizer_in_a_hook_steps_within_backward():
+    """`register_post_accumulate_grad_hook` sees `.grad` as the script gets it, once for each batch."""
+    torch.manual_seed(3)
+    x, model = torch.randn(50, 4), torch.nn.Linear(4, 1)
+    y, alone = x[:, 0], copy.deepcopy(model)
+    run = psgc.torch.init(model, torch.utils.data.TensorDataset(x, y), loss, chunks=7, micro_batch=2)
+    optimizer, other = (torch.optim.SGD(m.parameters(), 0.05) for m in (model, alone))
+    run.attach(optimizer)
+    model.weight.register_post_accumulate_grad_hook(lambda param: (optimizer.step(), optimizer.zero_grad()))
+    for batch in run.batches(20, epochs=2):
+        run.backward(batch)
+        rows = torch.as_tensor(batch.rows)
+        F.mse_loss(alone(x[rows]).squeeze(1), y[rows]).backward()
+        other.step()
+        other.zero_grad()
+    torch.testing.assert_close(model.state_dict(), alone.state_dict())
