@@ -138,12 +138,14 @@ def load(path: str | os.PathLike[str]) -> Run:
     return Run(read_run(expanded(os.fspath(path))))
 
 
-def compare(paths: Iterable[str | os.PathLike[str]]) -> list[dict[str, Any]]:
+def compare(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> list[dict[str, Any]]:
     """The rows that `psgc compare` prints for the runs in these directories, also of runs that go on or were killed.
 
     The least held-out loss comes first, else the least final loss. `settings` is what differs between the runs, by
-    dotted key; the other entries are those of `psgc.reporting.comparison.compared`. Raises UserError.
+    dotted key; the other entries are those of `psgc.reporting.comparison.compared`. A single path is a run of its own.
+    Raises UserError.
 
     Example: `psgc.compare(Path("runs/a").iterdir())[0]["settings"]`.
     """
-    return compared([read_run(expanded(os.fspath(path))) for path in paths])
+    listed = [paths] if isinstance(paths, str | os.PathLike) else paths
+    return compared([read_run(expanded(os.fspath(path))) for path in listed])

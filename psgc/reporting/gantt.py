@@ -35,7 +35,7 @@ def gantt(run: RecordedRun, iteration: int | None) -> Picture:
     total, bound = float(run.iterations["seconds"][row]), float(run.iterations["bound"][row])
     ended = "ended, approximate" if run.iterations["error_measure"][row] > 0 else "recovered"
     away: dict[int, int] = {}  # worker -> the iteration in which it was lost
-    for event in run.events:
+    for event in run.events_of_workers:
         if event.iteration <= numbers[row] and event.event == "lost":
             away[event.worker] = event.iteration
         elif event.iteration <= numbers[row] and event.event == "returned":

@@ -36,7 +36,7 @@ class RecordedRun:
     timeline: the columns of the timeline (`psgc.run_rows.TIMELINE`) and `outcomes`, the names that `outcome` is an
         index of; None when there is none. It may lack iterations, and have some that have no row yet.
     summary: summary.json, None while the run has not ended.
-    events: the rows of lost.csv.
+    events: the rows of lost.csv, also of workers that the run does not have any more since it was resumed.
     workers, chunks: how many there are, 0 when nothing says so.
     """
 
@@ -48,6 +48,11 @@ class RecordedRun:
     events: list[WorkerEvent]
     workers: int
     chunks: int
+
+    @property
+    def events_of_workers(self) -> list[WorkerEvent]:
+        """Those of the workers that there are now."""
+        return [event for event in self.events if event.worker <= self.workers]
 
     @cached_property
     def in_timeline(self) -> np.ndarray:
@@ -90,11 +95,10 @@ def read_run(path: str | Path) -> RecordedRun:
     events = _events(directory / "lost.csv")
     summary = _summary(directory / "summary.json")
     timeline, about = read_timeline(directory)
-    largest = max((event.worker for event in events), default=0)
-    if timeline is not None:
-        largest = max(largest, int(timeline["worker"].max(initial=0)))
+    largest = 0 if timeline is None else int(timeline["worker"].max(initial=0))
     about |= {name: summary[name] for name in ("workers", "chunks")} if summary else {}
-    workers, chunks = about.get("workers", largest), about.get("chunks", 0)
+    workers = about.get("workers", max([largest, *(event.worker for event in events)]))
+    chunks = about.get("chunks", 0)
     if not (0 <= workers <= MAX_WORKERS and 0 <= chunks <= MAX_CHUNKS):
         raise UserError(f"{directory}: damaged: {workers!s:.20} workers and {chunks!s:.20} chunks are no run")
     if largest > workers:

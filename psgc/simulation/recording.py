@@ -68,7 +68,7 @@ def read_recording(run: RecordedRun, costs: Sequence[float] | None = None, break
     shape = (len(numbers), run.workers)
     paces, least = _paces(row, column, seconds, work, broken_off, shape)
     here = np.ones(shape, bool)
-    for event in sorted(run.events, key=lambda event: event.iteration):  # stable: in the order of the file
+    for event in sorted(run.events_of_workers, key=lambda event: event.iteration):  # stable: in the order of the file
         back = event.event == "returned"  # a worker that is lost takes part until the end of the iteration
         here[numbers >= event.iteration + (not back), event.worker - 1] = back
     disturbed = [event.iteration + later for event in run.events for later in (0, 1)]

@@ -29,22 +29,26 @@ def record(
     loss=lambda iteration: 2.3 * 0.97**iteration,
     seed=0,
     held_out=lambda iteration: {},
+    resume_at=None,
 ):
     """A run in which every worker takes what chunk is next, until all are done; about 5 ms a chunk.
 
     slow: by worker, how many times as long it takes; lost: by worker, the iteration in which it dies;
-    held_out: the held-out figures of an iteration; killed: the run is, so that nothing is written at its end.
+    held_out: the held-out figures of an iteration; killed: the run is, so that nothing is written at its end;
+    resume_at: the run in the directory goes on with this iteration.
     Returns the directory.
     """
     slow, lost = slow or {}, lost or {}
     num_chunks = workers * chunks_per_worker
     config = from_yaml_text(f"{CONFIG}iterations: {max(1, iterations)}\noutput: {directory}\n")
     assignment = coding.cyclic(num_chunks, workers, min(4, workers))
-    directory.mkdir(parents=True)
-    recorder = Recorder(directory, config.to_yaml(), assignment, 1, [chunks_per_worker] * workers, iterations)
+    directory.mkdir(parents=True, exist_ok=resume_at is not None)
+    recorder = Recorder(
+        directory, config.to_yaml(), assignment, 1, [chunks_per_worker] * workers, iterations, resume_at
+    )
     rng = np.random.default_rng(seed)
     pace = 0.005 * np.array([slow.get(worker, 1.0) for worker in range(1, workers + 1)])
-    for iteration in range(iterations):
+    for iteration in range(resume_at or 0, iterations):
         gone = [worker for worker, when in lost.items() if when <= iteration]
         seconds = pace * rng.lognormal(0, 0.1, workers)
         for worker in gone:

@@ -166,7 +166,8 @@ def test_who_is_not_there_is_named_until_they_are_back(run):
     assert "worker 3 (in iteration 2)" in gantt(back, 3).caption
     assert "in iteration 2" not in gantt(back, 4).caption
     many = [WorkerEvent(0, worker, "n1", "lost", "killed") for worker in range(1, MARKED + 4)]
-    assert gantt(changed(run, events=many), 4).caption.endswith(f"{MARKED} (in iteration 0) and 3 more.")
+    crowd = changed(run, events=many, workers=MARKED + 3)
+    assert gantt(crowd, 4).caption.endswith(f"{MARKED} (in iteration 0) and 3 more.")
 
 
 def test_the_rows_of_many_workers_have_no_names_of_their_own(tmp_path):

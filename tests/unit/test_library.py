@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import psgc
+from psgc.cli import main
 from tests.unit.recorded_runs import record
 
 
@@ -37,6 +38,20 @@ def test_everything_that_a_run_has_left(whole, monkeypatch):
     assert (run.config["optimizer"]["lr"], run.config["coding"]["parts"]) == (0.5, 1)
     assert "status done, iterations 4, loss 2.09915, " in repr(run)
     assert repr(run).endswith("workers lost 1>")
+
+
+def test_a_run_goes_on_with_fewer_workers_than_the_one_that_was_lost(tmp_path, capsys):
+    directory = record(tmp_path / "run", workers=4, chunks_per_worker=3, iterations=3, lost={4: 1}, killed=True)
+    record(directory, workers=3, chunks_per_worker=4, iterations=6, resume_at=3)
+    run = psgc.load(directory)
+    assert [event["worker"] for event in run.lost] == [4]
+    assert run.history["iteration"].tolist() == [*range(6)]
+    (row,) = psgc.compare(str(directory))  # a text is one path
+    assert (row["workers"], row["lost"], row["iterations"]) == (3, 1, 6)
+    for command in ("report", "replay"):
+        with pytest.raises(SystemExit) as ended:
+            main([command, str(directory)])
+        assert ended.value.code in (0, None), capsys.readouterr().err
 
 
 def test_a_run_that_has_not_ended(tmp_path):
