@@ -94,7 +94,8 @@ class Kind(IntEnum):
     ABANDONED = 12  # iteration, chunk, attempt, start, seconds: worked on, and not needed any more when it was done
     FAILED = 13  # iteration, chunk, attempt: a chunk's gradient raised or is not finite; the text sent before says how;
     #              attempt: the exit code with which the run must end since no worker can do better, or 0
-    ALIVE = 14  # chunk, seconds: nothing else was sent for a while; in which chunk, and for how long, or chunk -1
+    ALIVE = 14  # chunk, seconds: nothing else was sent for a while; in which chunk, and for how long, or chunk -1;
+    #             iteration, start: bytes of blocks of this iteration that this worker's link has carried (allreduce)
     GOODBYE = 15  # nothing more will be sent
     STUCK = 19  # chunk, seconds: as ALIVE, of a chunk that takes very long; the text sent before says where it is
     TRIAL = 18  # iteration, chunk, start, seconds, loss: these three hold a sketch (psgc.coding.sketch)

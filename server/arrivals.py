@@ -44,12 +44,15 @@ class Sketched:
 class Alive:
     """A worker has been in a chunk for so many seconds; chunk -1: it has nothing to do.
 
+    carried: bytes of blocks of `iteration` that its link has carried (aggregation `allreduce`).
     stuck_at: when that takes very long, the line of code that it is in, or empty if unknown.
     """
 
     worker: int
     chunk: int
     seconds: float
+    iteration: int = 0
+    carried: float = 0.0
     stuck_at: str | None = None
 
 

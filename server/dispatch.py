@@ -126,6 +126,8 @@ class Dispatcher(Target):
                     self._observer.chunk(worker, chunk, iteration, arrival.start, arrival.seconds, Outcome.ABANDONED)
                 case Alive():
                     self._cluster.alive(arrival)
+                    if self.replicated is not None:
+                        self.replicated.alive(arrival)
                 case Block():
                     self._replicated.arrived(arrival)
                 case Moved():

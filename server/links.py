@@ -181,7 +181,8 @@ class Links:
             return Tried(worker, iteration, chunk, (start, seconds, loss))
         if kind == Kind.SKETCH:
             return Sketched(worker, iteration, chunk, (start, seconds, loss))
-        return Alive(worker, chunk, seconds, self._text(worker) if kind == Kind.STUCK else None)
+        stuck_at = self._text(worker) if kind == Kind.STUCK else None
+        return Alive(worker, chunk, seconds, iteration, start, stuck_at)
 
     def _text(self, worker: int) -> str:
         return self._texts.pop(worker, b"").decode(errors="replace")

@@ -1,8 +1,16 @@
 """Who sums which slice of an iteration, and what of it rank 0 has (`aggregation: allreduce`). Pure: no clock, no MPI.
 
-The map of attempt 0 has all slices. A further attempt has the slices that rank 0 lacks, with other owners or other
+The map of attempt 0 has all slices. A further attempt has slices that rank 0 lacks, with other owners or other
 contributors: when contributors have changed, when an owner is lost, and when an owner is late. A late owner is not
 given up. Whichever version of a slice is at rank 0 first counts.
+
+An owner is late when most of the others are through long since, and
+
+* rank 0 does not wait for another contributor itself: that one would be late for any owner;
+* what its link still has to carry takes longer, at its pace, than another owner would take, or nothing moves there.
+
+What a slow network carries is progress, however little it is. Only when no byte has moved anywhere for `timeout`, all
+slices that are missing get other owners.
 """
 
 from collections.abc import Collection, Iterable
@@ -24,14 +32,14 @@ LEAST_RATE = 0.05
 class Owners:
     """ranks: of the run; entries: of the coded vector; itemsize: bytes of an entry.
 
-    timeout: seconds without any slice after which all that are missing get other owners.
+    timeout: seconds in which no byte moves after which all slices that are missing get other owners.
     rates: of the ranks' links, relative to the fastest, by what was seen of their slices.
     shares: the rates by which the slices of this iteration were made: 0 of a rank that may own nothing.
     """
 
     def __init__(self, ranks: Iterable[int], entries: int, parts: int, itemsize: int, timeout: float) -> None:
         self._entries, self._parts, self._least = entries, parts, least_slice(itemsize)
-        self._timeout = timeout
+        self._itemsize, self._timeout = itemsize, timeout
         self.rates = dict.fromkeys(ranks, 1.0)
         self.begin(-1)
 
@@ -46,6 +54,8 @@ class Owners:
         self._first = 0  # earlier attempts do not count any more
         self._hedges = 0
         self._able: set[int] = set()
+        self._carried: dict[int, tuple[float, float]] = {}  # by rank: bytes that its link has carried, known since
+        self._needed: dict[int, int] = {}  # by owner: all that its link has to carry for the first map
         self.shares: dict[int, float] = {}
 
     @property
@@ -79,6 +89,7 @@ class Owners:
             self._owners = [{0: part.owner} for part in self._slices]
             self._began = self._progress = self._made = now
             self.map = Map(self._iteration, 0, tuple(sorted(receivers)), made, self._slices)
+            self._needed = self._needs(self.map)
             return self.map
         contributing = {one.rank for one in made}
         if self._missing() and not contributing.issubset(receivers):  # ranks that the maps before left out
@@ -92,17 +103,24 @@ class Owners:
         orphaned = [number for number in self._missing() if self._newest(number) == rank]
         return self._remake(orphaned, self.map.contributors, receivers, now)
 
-    def late(self, receivers: Collection[int], now: float) -> Map | None:
-        """A new map when owners are late. Raises RunFailed when that does not help."""
+    def moved(self, rank: int, carried: float, now: float) -> None:
+        """The link of `rank` has carried so many bytes of blocks of this iteration, in both directions."""
+        if carried > self._carried.get(rank, (0, 0.0))[0]:
+            self._carried[rank] = carried, now
+            self._progress = now
+
+    def late(self, receivers: Collection[int], now: float, awaited: Collection[int] = ()) -> Map | None:
+        """A new map when owners are late. Raises RunFailed when that does not help.
+
+        awaited: the ranks whose accumulators rank 0 lacks for its own slices.
+        """
         missing = self._missing()
         if self.map is None or not missing:
             return None
-        limit = self._progress + self._timeout
-        if self._hedges < HEDGES and 2 * len(self._took) >= len(self._slices):
-            usual = max(LEAST_LATE, LATE * median(self._took.values()))
-            limit = min(limit, self._made + usual * 2**self._hedges)
-        if now < limit:
-            return None
+        if now < self._progress + self._timeout:
+            missing = [number for number in missing if self._is_late(self._newest(number), now, awaited)]
+            if not missing:
+                return None
         self._hedges += 1
         if self._hedges > HEDGES:
             owners = sorted({self._newest(number) for number in missing})
@@ -111,6 +129,26 @@ class Owners:
                 f"{len(self._slices)} slices are missing, also after {HEDGES} changes of their owners, now {owners}"
             )
         return self._remake(missing, self.map.contributors, receivers, now)
+
+    def _is_late(self, owner: int, now: float, awaited: Collection[int]) -> bool:
+        if self._hedges >= HEDGES or 2 * len(self._took) < len(self._slices):
+            return False
+        usual = median(self._took.values())
+        if now < self._made + max(LEAST_LATE, LATE * usual) * 2**self._hedges or set(awaited) - {owner}:
+            return False
+        carried, since = self._carried.get(owner, (0, self._began))
+        left = self._needed.get(owner, 0) - carried
+        return now - since > usual or (now - self._began) * left > usual * carried
+
+    def _needs(self, map: Map) -> dict[int, int]:
+        needed = {}
+        for owner, start, stop in map.slices:
+            own, size = sum(one.rank == owner for one in map.contributors), stop - start
+            others = self._entries - size
+            accumulators = others * own + size * (len(map.contributors) - own)
+            gradient = self._parts * (others + size * (len(map.receivers) - 1))
+            needed[owner] = (accumulators + gradient) * self._itemsize
+        return needed
 
     def here(self, attempt: int, number: int, now: float) -> None:
         """Rank 0 has a version of a slice."""

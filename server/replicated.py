@@ -16,7 +16,7 @@ from psgc.config import Config
 from psgc.errors import ProtocolError
 from psgc.messages import Kind, joined, unpack_block
 from psgc.plan import Plan
-from psgc.server.arrivals import Block, Moved
+from psgc.server.arrivals import Alive, Block, Moved
 from psgc.server.contributions import Contributions
 from psgc.server.digests import Difference, Differing, Digests, of_parameters
 from psgc.server.malformed import Malformed
@@ -117,8 +117,9 @@ class Replicated:
             self._give()
         if self._allreduce.poll() and (digest := self._allreduce.digest()):
             self._digests.own(self._allreduce.steps, digest)
+        self._owners.moved(0, self._allreduce.carried(self._iteration), now)
         if phase == COLLECTING:
-            self._send(self._owners.late(self._receivers(), now))
+            self._send(self._owners.late(self._receivers(), now, self._allreduce.awaited(self._iteration)))
 
     def choose(self) -> None:
         """Make the gradient of the versions that are here first: they count, and late ones change nothing."""
@@ -208,6 +209,11 @@ class Replicated:
         for difference in found:
             self._replicas.wrong(difference.worker)
         return found
+
+    def alive(self, news: Alive) -> None:
+        """A worker says how much its link has carried."""
+        if news.iteration == self._iteration:
+            self._owners.moved(news.worker, news.carried, self._now)
 
     def arrived(self, block: Block) -> None:
         """Raises Malformed when no correct rank sends this block."""

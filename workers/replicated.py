@@ -52,6 +52,9 @@ class ReplicatedLoop(WorkerLoop):
         if self._alike:
             self._allreduce.start(self._iteration + 1, self._allreduce.replica.params)
 
+    def _carried(self) -> float:
+        return float(self._allreduce.carried(self._iteration))
+
     def _wait(self) -> bool:
         it = self._allreduce
         self._transport.wait(busy=self._mailbox.busy, nap=it.nap, exchanging=it.is_busy)

@@ -90,6 +90,14 @@ class AllReduce:
         """Of the replica, 16 bytes, at the iterations at which replicas are compared; else nothing."""
         return self.replica.digest() if self._is_checked(self.steps) else b""
 
+    def carried(self, iteration: int) -> int:
+        """Bytes of blocks of this iteration that have come or left."""
+        return self._blocks.carried(iteration)
+
+    def awaited(self, iteration: int) -> set[int]:
+        """The ranks whose accumulators this one lacks for the slices that it owns."""
+        return self._blocks.participant.awaited(iteration)
+
     # what comes
 
     def arrived(self, message: Vector) -> None:
@@ -101,7 +109,7 @@ class AllReduce:
         if name.is_state:
             self._receiver.arrived(message.source, message.iteration, name, buffer)
         else:
-            self._blocks.arrived(message.source, message.iteration, name, buffer)
+            self._blocks.arrived(message.source, message.iteration, name, buffer, message.length)
 
     def mapped(self, map: Map, accumulators: Accumulators) -> None:
         """A map has come. accumulators: of this rank; they stay as they are until the next iteration begins here."""

@@ -6,6 +6,7 @@ and again. One that was being sent to a rank that has left is not, since that ra
 """
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -34,9 +35,10 @@ Accumulators = Mapping[tuple[int, int], Array]  # (role, serial) -> (part_length
 
 @dataclass(slots=True)
 class _Sending:
-    """event: what follows when it has ended; is_needed: whether its buffer is needed after that."""
+    """size: bytes; event: what follows when it has ended; is_needed: whether its buffer is needed after that."""
 
     handle: Sending
+    size: int
     event: part.Sent
     buffer: Array
     is_needed: bool
@@ -77,6 +79,7 @@ class Blocks:
         self._gradients: dict[int, Array] = {}
         self._spare: list[Array] = []  # gradients that are not used
         self._usual = LEAST_LONG / LONG  # seconds that a send takes
+        self._carried: Counter[int] = Counter()  # by iteration: bytes that have come or left
 
     # what happens
 
@@ -85,13 +88,22 @@ class Blocks:
         self._accumulators = accumulators
         for rank in map.receivers:
             self._transport.remember(rank)
+        self._carried = Counter({number: size for number, size in self._carried.items() if number >= map.iteration})
         self._bring(part.Mapped(map, block_entries(map.slices, self._dtype.itemsize)))
 
-    def arrived(self, source: int, iteration: int, name: BlockName, buffer: Array) -> None:
-        """A block is here, in a buffer of the pool. Raises ProtocolError when no correct rank sends it."""
+    def arrived(self, source: int, iteration: int, name: BlockName, buffer: Array, length: int) -> None:
+        """A block of `length` entries is here, in a buffer of the pool.
+
+        Raises ProtocolError when no correct rank sends it.
+        """
+        self._carried[iteration] += length * self._dtype.itemsize
         contributor = Contributor(source, name.role, name.serial) if name.role else None
         self._buffers[iteration, name.attempt, name.block, contributor] = buffer
         self._bring(part.Arrived(source, iteration, name.attempt, name.block, contributor))
+
+    def carried(self, iteration: int) -> int:
+        """Bytes of blocks of this iteration that have come or left."""
+        return self._carried[iteration]
 
     def drop_accumulators(self) -> None:
         """A new iteration begins here: the accumulators of those before are not needed any more."""
@@ -148,6 +160,7 @@ class Blocks:
         for sending in ended:
             took = now - sending.since
             self._usual += (min(took, long) - self._usual) / 16
+            self._carried[sending.event.iteration] += sending.size
             self._pool.sent(sending.buffer, sending.handle)
             if not sending.is_needed:
                 self._pool.give_back(sending.buffer)
@@ -195,7 +208,8 @@ class Blocks:
         handle = self._transport.send_vector(send.dest, self._pool.message(buffer, entries))
         sent = part.Sent(iteration, attempt, send)
         self._at("sending" if contributor else "passing_on", iteration)
-        self._sendings.append(_Sending(handle, sent, buffer, contributor is None, time.monotonic()))
+        size = entries * self._dtype.itemsize
+        self._sendings.append(_Sending(handle, size, sent, buffer, contributor is None, time.monotonic()))
 
     def _sum(self, iteration: int, attempt: int, number: int, contributors: Iterable[Contributor]) -> None:
         """Part k of the block is the sum over contributors j of R[j, k] y_j."""

@@ -203,6 +203,11 @@ class Exchange:
         """Whether the whole gradient is here and nothing is left to be sent."""
         return not (self._absent or self._queue or self._under_way or any(self._waiting.values()))
 
+    @property
+    def awaited(self) -> set[int]:
+        """The ranks whose accumulators this one lacks for the blocks that it is to sum."""
+        return {one.rank for missing in self._missing.values() for one in missing} - {self._rank}
+
     def handle(self, event: Event) -> list[Instruction]:
         """What is to be done after `event`, in order. Raises ProtocolError, and then changes nothing."""
         if not self._is_possible(event):

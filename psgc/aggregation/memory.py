@@ -38,6 +38,7 @@ def with_allreduce(
     everywhere = [
         Held("gradients", vector, 2, 1),  # the next one may begin to arrive
         Held("state of another iteration", vector, 1 + kept, 0),  # for a rank that has fallen behind: there, and here
+        Held("slices summed again", vector, 1, 0),  # by another owner: kept until it is said which sum counts
         # those that wait to be summed are less than `coded`, each in a buffer that is `parts` times as large
         Held("blocks", parts * coded + BLOCK_BUFFERS * room_bytes(parts, coded), 1, 0),
     ]

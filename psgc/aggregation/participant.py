@@ -98,6 +98,12 @@ class Participant:
         """Whether blocks are awaited, or left to be sent."""
         return any(iteration.attempts for iteration in self._iterations.values())
 
+    def awaited(self, iteration: int) -> set[int]:
+        """The ranks whose accumulators this one lacks for the slices that it owns."""
+        known = self._iterations.get(iteration)
+        attempts = known.attempts.values() if known else ()
+        return {rank for attempt in attempts for rank in attempt.exchange.awaited}
+
     def can_use(self, iteration: int) -> bool:
         """Whether this rank gets on with the state of another one at the beginning of `iteration`."""
         return iteration > self.steps - self._is_wrong and iteration >= self._dropped

@@ -78,7 +78,7 @@ class World:
             self.ends[dest].posted = [buffer]
             vector = self.ends[dest].receive(source, message)
             handle.is_free = True
-            self.blocks[dest].arrived(source, vector.iteration, unpack_block(vector.chunk), buffer)
+            self.blocks[dest].arrived(source, vector.iteration, unpack_block(vector.chunk), buffer, vector.length)
             for it in self.random.sample(self.blocks, self.random.randrange(len(self.blocks) + 1)):
                 it.poll()
             if not self.under_way:

@@ -56,17 +56,21 @@ def available(monkeypatch):
         (
             ["aggregation=allreduce"],
             "memory of rank 0: parameters 2 x 100 MB, optimizer 2 x 100 MB, gradients 2 x 100 MB, "
-            "state of another iteration 2 x 100 MB, blocks 117 MB, checkpoints 4 x 100 MB: 1.32 GB; "
+            "state of another iteration 2 x 100 MB, slices summed again 100 MB, blocks 117 MB, "
+            "checkpoints 4 x 100 MB: 1.42 GB; "
             "of a worker: parameters 2 x 100 MB, optimizer 100 MB, gradients 2 x 100 MB, "
-            "state of another iteration 2 x 100 MB, blocks 117 MB, chunks 2 x 100 MB, accumulators 100 MB: 1.12 GB; "
+            "state of another iteration 2 x 100 MB, slices summed again 100 MB, blocks 117 MB, "
+            "chunks 2 x 100 MB, accumulators 100 MB: 1.22 GB; "
             "besides data and program",
         ),
         (
             ["aggregation=allreduce", "coding.parts=2", "optimizer={kind: adam, lr: 0.1}", "dtype=float32"],
             "memory of rank 0: parameters 2 x 50 MB, optimizer 4 x 50 MB, gradients 2 x 50 MB, "
-            "state of another iteration 3 x 50 MB, blocks 83.6 MB, checkpoints 6 x 50 MB: 934 MB; "
+            "state of another iteration 3 x 50 MB, slices summed again 50 MB, blocks 83.6 MB, "
+            "checkpoints 6 x 50 MB: 984 MB; "
             "of a worker: parameters 2 x 50 MB, optimizer 2 x 50 MB, gradients 2 x 50 MB, "
-            "state of another iteration 3 x 50 MB, blocks 83.6 MB, chunks 5 x 50 MB, accumulators 25 MB: 809 MB; "
+            "state of another iteration 3 x 50 MB, slices summed again 50 MB, blocks 83.6 MB, "
+            "chunks 5 x 50 MB, accumulators 25 MB: 859 MB; "
             "besides data and program",
         ),
         (

@@ -77,6 +77,49 @@ def test_a_contributor_that_the_map_left_out_gets_every_slice_anew():
     assert it._versions == {2: 1}
 
 
+def test_half_of_the_slices_is_enough_to_see_who_is_late():
+    it = Owners([0, 1], 8, 1, 8, timeout=10.0)
+    it.begin(0)
+    it.share([Contributor(1, 1, 0)], [0, 1], [0, 1], 0.0)
+    assert it.late([0, 1], 1.0) is None
+    it.here(0, 0, 0.01)
+    assert owners(it.late([0, 1], 1.0)) == [0]
+
+
+def test_what_moves_anywhere_is_progress(it):
+    for second in range(100, 200):
+        it.moved(second % 4, second, float(second))
+        assert it.late(ALL, float(second)) is None
+    it.moved(1, 5.0, 208.9)  # what has been known before
+    assert it.late(ALL, 208.9) is None
+    assert it.late(ALL, 209.0).attempt == 1
+
+
+def test_a_contributor_that_rank_0_waits_for_is_no_reason_for_another_owner_than_itself(it):
+    for number in range(2):
+        it.here(0, number, 100.1)
+    assert it.late(ALL, 105.0, awaited={1}) is None
+    made = it.late(ALL, 105.0, awaited={2})
+    assert made.slices[0][1:] == it._slices[2][1:]
+    assert len(made.slices) == 1
+
+
+def test_an_owner_whose_link_is_soon_through_keeps_its_slice_while_it_moves(it):
+    for number in range(3):
+        it.here(0, number, 101.0)
+    accumulators, gradient = 6 + 2 * 2, 6 + 2 * 3  # entries to and from rank 3, which owns two of eight
+    it.moved(3, 0.9 * 8 * (accumulators + gradient), 101.9)
+    assert it.late(ALL, 102.8) is None  # 0.3 s are left
+    assert it.late(ALL, 103.0) is not None  # nothing has moved for as long as the others needed
+
+
+def test_an_owner_that_moves_but_has_much_left_is_late(it):
+    for number in range(3):
+        it.here(0, number, 101.0)
+    it.moved(3, 0.6 * 8 * 22, 101.9)
+    assert it.late(ALL, 102.0).slices[0][1:] == it._slices[3][1:]
+
+
 def test_a_late_owner_is_hedged_after_a_while_that_doubles(it):
     for number in range(3):
         it.here(0, number, 100.0 + LEAST_LATE)
