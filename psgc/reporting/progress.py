@@ -1,13 +1,17 @@
 """The progress of a run: a live bar on a terminal, a plain line every few seconds in a log."""
 
 import os
+import random
 import time
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from psgc.errors import visible
 from psgc.terminal import say
+
+_state = random.getstate()  # the user's: rich draws from it when it is imported
+from rich.console import Console  # noqa: E402
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn  # noqa: E402
+
+random.setstate(_state)
 
 EVERY = 5.0  # seconds between two plain lines
 

@@ -297,17 +297,17 @@ class Run:
             found = f"it is of a run with seed {about.seed}, this one has {self._arguments.seed}"
             raise UserError(f"{where}: {found}; expected the same")
         self._sampler.check(about.position)
-        if about.random is not None:
-            self._to_set = Generators.of(about.random)
+        generators = None if about.random is None else Generators.of(about.random)
+        if generators is not None:
             with preserved(self._flat.device):
-                self._to_set.set(self._flat.device)  # now it would raise
+                generators.set(self._flat.device)  # raises now, not later
         load_state(state, self._model, self._attached, where)
         self._evaluator.newest, self._evaluator.count = about.evaluated, about.evaluations
         self._loss, self._loaded, self._sampler.position = about.loss, about.loaded, about.position
         self._flat.check()
         self._flat.clear()
         self._steps.forget()
-        self._has_moved = True
+        self._has_moved, self._to_set = True, generators
 
     def begin(self, engine: Engine) -> None:
         """The run begins, where the engine says."""

@@ -1,7 +1,10 @@
 """A script that goes on from a state: the same losses, whatever it does between its calls of `run.batches`."""
 
 import io
+import random
+from contextlib import suppress
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -9,6 +12,7 @@ from torch.utils.data import TensorDataset
 
 import psgc.torch
 from psgc.errors import UserError
+from psgc.torch import checkpoints
 from psgc.torch.hand_over import State
 from psgc.torch.single import Single
 
@@ -20,31 +24,49 @@ def loss(model, batch):
     return nn.functional.mse_loss(model(x), y, reduction="sum"), len(y)
 
 
+def drawn():
+    """Random numbers of the script's own."""
+    return random.random(), random.gauss(0, 1), np.random.rand(), np.random.randn(), float(torch.rand(()))
+
+
+class Stop(Exception):
+    """Ends a script."""
+
+
 class Script:
-    """Three epochs, each a call of its own, and a schedule that is stepped after each."""
+    """Three epochs, each a call of its own, and a schedule that is stepped after each. It draws a scale for each batch,
+    and numbers between epochs."""
 
     def __init__(self, **settings):
-        torch.manual_seed(0)
+        torch.manual_seed(0), np.random.seed(0), random.seed(0)
+        self.scale = 1.0
         x = torch.randn(20, 3)
         self.data = TensorDataset(x, x.sum(1, keepdim=True))
         self.model = nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.5), nn.Linear(4, 1))
-        self.run = psgc.torch.init(self.model, self.data, loss, chunks=4, micro_batch=2, **settings)
+        self.run = psgc.torch.init(self.model, self.data, self.loss, chunks=4, micro_batch=2, **settings)
         self.optimizer = torch.optim.Adam(self.model.parameters(), 0.1)
         self.schedule = torch.optim.lr_scheduler.ExponentialLR(self.optimizer, 0.5)
         self.run.attach(self.optimizer, self.schedule)
         self.states, self.steps = [], []
 
+    def loss(self, model, batch):
+        total, count = loss(model, batch)
+        return self.scale * total, count
+
     def train(self, size=8, most=99, each_step=lambda: None):
         for _ in range(3):
             for batch in self.run.batches(size, epochs=1):
+                numbers = drawn()
+                self.scale = 1 + numbers[-1]
                 value = self.run.backward(batch)
                 self.states.append(self.run.state())
-                self.steps.append((batch.position, value, self.optimizer.param_groups[0]["lr"]))
+                self.steps.append((batch.position, value, self.optimizer.param_groups[0]["lr"], numbers))
                 self.optimizer.step()
                 each_step()
                 if batch.iteration == most:
                     break
             self.schedule.step()
+            drawn()
         return self.steps
 
 
@@ -80,9 +102,40 @@ def test_a_new_run_goes_on_from_a_dictionary(done):
         assert torch.equal(one, other)
 
 
+@pytest.mark.parametrize("done", [0, 1, 3, 7])
+def test_a_script_that_was_stopped_in_a_loop_draws_on_when_it_is_resumed(tmp_path, done):
+    def stop():
+        if len(ended.steps) == done + 1:
+            raise Stop
+
+    expected = Script().train()
+    ended = Script(output=str(tmp_path))
+    with suppress(Stop):
+        ended.train(each_step=stop)
+    ended.run.end(has_raised=False)
+    found = checkpoints.load_newest(tmp_path / "checkpoints")
+    resumed = Script()
+    resumed.run.begin(Single(4, found[1]))
+    assert resumed.train() == expected[done + 1 :]
+
+
+def test_a_state_of_another_generator_behind_numpy_random_is_refused_and_changes_nothing():
+    script = Script()
+    found = script.run.state_dict()
+    found["psgc"]["random"]["numpy"]["bit_generator"] = "PCG64"
+    with pytest.raises(UserError, match=r"^random numbers cannot go on from a state: .*MT19937"):
+        script.run.load_state_dict(found)
+    for _ in script.run.batches(8):
+        numbers = drawn()
+        break
+    Script()
+    assert drawn() == numbers
+
+
 def test_a_run_goes_back_to_where_it_was():
     script, steps = Script(), []
     for batch in script.run.batches(8, epochs=2):
+        script.scale = 1 + random.random()
         steps.append((batch.iteration, script.run.backward(batch)))
         script.optimizer.step()
         if len(steps) == 2:
@@ -99,7 +152,7 @@ def test_what_is_changed_after_loading_stays_changed():
     found = script.run.state_dict()
     script.run.load_state_dict(found)
     script.optimizer.param_groups[0]["lr"] = 0.3
-    assert {lr for _, _, lr in script.train()[:3]} == {0.3}
+    assert {lr for _, _, lr, _ in script.train()[:3]} == {0.3}
 
 
 def test_a_dictionary_of_another_run_is_refused_in_one_line():
@@ -134,5 +187,5 @@ def test_metrics_before_the_first_batch_of_a_resumed_run_are_computed():
 
 def test_a_loop_that_is_left_has_made_its_step():
     script = Script()
-    iterations = [position.iteration for position, _, _ in script.train(most=4)]
+    iterations = [position.iteration for position, *_ in script.train(most=4)]
     assert iterations == list(range(8))
