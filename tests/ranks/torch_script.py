@@ -14,6 +14,7 @@ import atexit
 import hashlib
 import json
 import os
+import random
 import signal
 import sys
 import time
@@ -23,8 +24,10 @@ from types import SimpleNamespace
 import torch
 import torch.nn.functional as F
 
-import psgc.torch
+drawn_before = random.getstate()
+import psgc.torch  # noqa: E402
 
+assert random.getstate() == drawn_before, "import psgc.torch draws random numbers"
 # Optimizers import the compiler only to say what it is not to compile. That takes as long as importing torch.
 nothing_is_compiled = {"disable": lambda function, *_, **__: function, "graph_break": lambda: None}
 sys.modules["torch._dynamo"] = SimpleNamespace(**nothing_is_compiled)
