@@ -17,7 +17,7 @@ from psgc.errors import UserError
 from psgc.regular_files import open_regular
 from psgc.terminal import say
 from psgc.torch.hand_over import State
-from psgc.torch.state import calls_in
+from psgc.torch.state import about_in
 from psgc.writing import UNNAMED, make_directory, write_whole
 
 SUFFIX = ".safetensors"
@@ -114,7 +114,7 @@ def load_newest(directory: Path) -> tuple[int, State] | None:
         if hashlib.sha256(content).hexdigest()[:16] == path.stem.partition("-")[2]:
             for complaint in complaints:
                 say(f"psgc: {complaint}; using the one before it", error=True)
-            return _step(path), State(calls_in(content, str(path)), content)
+            return _step(path), State(about_in(content, str(path)).calls, content)
         complaints.append(f"{path}: damaged, its checksum is wrong")
     if complaints:
         raise UserError(f"no checkpoint can be used: {'; '.join(complaints)}; start without --resume")

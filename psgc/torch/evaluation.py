@@ -1,8 +1,9 @@
 """Sums of a metric over a dataset, as calls of the run: in the entries of the vector behind the loss."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -25,26 +26,59 @@ MOST = (SUMS - FIRST) // 2  # metrics at a time: a sum and a count each
 EXPECTED = "expected (sum over the examples, number of examples), their mean, or a mapping of names to such"
 
 
+class Result(NamedTuple):
+    """The means of an evaluation, by name; and where the script was: how many epochs all its loops so far have, and the
+    step of the batch that was under way, -1 between loops.
+    """
+
+    epochs: int
+    step: int
+    means: dict[str, float]
+
+
 class Evaluator:
     """Evaluates metrics, as calls of the run.
 
     collate, arguments: of the run; dim: entries of a vector.
-    newest: the means of the newest evaluation, by name; count: of evaluations. Whoever loads a state sets them.
+    results: all so far, of the whole run, in order. Whoever gets a state sets them.
     """
-
-    newest: dict[str, float] | None = None
-    count = 0
 
     def __init__(self, model: nn.Module, collate: Any, arguments: Arguments, flat: FlatModel, dim: int) -> None:
         self._model, self._collate, self._flat, self._dim = model, collate, flat, dim
         self._micro_batch, self._seed = arguments.micro_batch, arguments.seed
+        self.results: Sequence[Result] = ()
+        self._asked = Counter[tuple[int, int]]()
 
-    def evaluate(self, dataset: Any, metric: Metric, num_chunks: int, total_of: Callable[[Call], Sum | None]) -> bool:
-        """Have `total_of` make a call; whether it had a result, which is `newest` then. Raises UserError."""
+    def asked(self, epochs: int, step: int) -> Callable[[], dict[str, float] | None]:
+        """The script evaluates, where it is (as of Result). Gives the means of this evaluation once there are some.
+
+        They are there at once where the script does again what was done before the state that it goes on from.
+        """
+        before = self._asked[epochs, step]
+        self._asked[epochs, step] += 1
+
+        def found() -> dict[str, float] | None:
+            here = [result.means for result in self.results if result[:2] == (epochs, step)]
+            return here[before] if before < len(here) else None
+
+        return found
+
+    def evaluate(
+        self,
+        dataset: Any,
+        metric: Metric,
+        num_chunks: int,
+        total_of: Callable[[Call], Sum | None],
+        place: tuple[int, int],
+    ) -> dict[str, float] | None:
+        """Have `total_of` make a call; the means, or None when it had no result. place: as of Result.
+
+        Raises UserError.
+        """
         length = length_of(dataset)
         loader = ChunkLoader(dataset, self._collate, self._micro_batch, has_spare_core(self._flat.device))
-        self.count += 1
-        seed = (self._seed, self.count)
+        number = len(self.results) + 1
+        seed = (self._seed, number)
 
         def rows(chunk: int) -> np.ndarray:
             return np.arange(chunk * length // num_chunks, (chunk + 1) * length // num_chunks)
@@ -58,20 +92,22 @@ class Evaluator:
                 vector = self._flat.params.new_zeros(self._dim)
                 return vector_of(self._model, metric, names, batches, wanted, self._flat.dim, vector)
 
-        made = signature("evaluate", self.count, length, names)
+        made = signature("evaluate", number, length, names)
         costs = ChunkCosts(None, self._micro_batch).of(np.arange(length), num_chunks)
         call = Call(vector, lambda chunk: loader.expect(rows(chunk)), lambda _: None, made, False, lambda: costs)
         total = total_of(call)
         loader.close()
-        if total is not None:
-            self.newest = means_in(total.vector, self._flat.dim, names)
-        return total is not None
+        if total is None:
+            return None
+        means = means_in(total.vector, self._flat.dim, names)
+        self.results = [*self.results, Result(*place, means)]
+        return means
 
-    def shown(self) -> Any:
-        """The newest means as the script gets them: a number for a single metric."""
-        if self.newest is None:
-            return float("nan")
-        return self.newest[""] if "" in self.newest else dict(self.newest)
+    def shown(self, means: dict[str, float] | None) -> Any:
+        """As the script gets them: a number for a single metric. None: the newest ones."""
+        if means is None:
+            means = self.results[-1].means if self.results else {"": float("nan")}
+        return means[""] if "" in means else dict(means)
 
 
 def sums_of(returned: Any, rows: int) -> dict[str, tuple[float, float]]:

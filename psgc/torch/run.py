@@ -29,6 +29,7 @@ from psgc.torch.settings import Arguments
 from psgc.torch.state import (
     About,
     Stateful,
+    about_in,
     about_of,
     check_savable,
     from_bytes,
@@ -79,6 +80,7 @@ class Run:
         self._at_batch = self._generators  # before the newest batch
         self._to_set: Generators | None = None  # of a state that was loaded, before the next batch
         self._fingerprint = Fingerprint(model, self._attached, self._generators)
+        self._under_way = -1  # the step of the batch in whose loop the script is
         self._is_broken = False  # from here the loss or the gradient is not finite
 
     # training
@@ -137,11 +139,11 @@ class Run:
                 self._fingerprint.generators.set(self._flat.device)
             self._at_batch = Generators.now(self._flat.device)
             began = time.monotonic()
-            self._steps.loops += 1
+            self._steps.loops, outer, self._under_way = self._steps.loops + 1, self._under_way, batch.iteration
             try:
                 yield batch
             finally:
-                self._steps.loops -= 1
+                self._steps.loops, self._under_way = self._steps.loops - 1, outer
                 if not self._has_moved:
                     self._sampler.position = batch.after
             if record is not None:
@@ -202,16 +204,19 @@ class Run:
         metric: (model, batch) -> (sum over the examples, how many they are), or their mean; or a mapping of names to
         such, and then the result is one as well. It is called in evaluation mode and without gradients.
 
-        On a rank that has fallen behind it is the newest of another rank. Raises UserError.
+        What was evaluated before the state that a rank goes on from, as in the finished epochs of a run that is
+        resumed, has the result that it had then. Raises UserError.
         """
-        if not self._is_behind:  # the run is resumed
+        place = self._sampler.epochs, self._under_way
+        found = self._evaluator.asked(*place)
+        if found() is None and not self._is_behind:  # the run is resumed
             self._load_pending()
-        if self._pending is None and not self._catches_up:
+        if found() is None and self._pending is None and not self._catches_up:
             self.give_rows()
-            is_done = self._evaluator.evaluate(dataset, metric, self.engine.num_chunks, self._sum)
-            if is_done and self.loggers is not None:
-                self.loggers.metrics(self.iteration - 1, self._evaluator.newest or {})
-        return self._evaluator.shown()
+            means = self._evaluator.evaluate(dataset, metric, self.engine.num_chunks, self._sum, place)
+            if means is not None and self.loggers is not None:
+                self.loggers.metrics(self.iteration - 1, means)
+        return self._evaluator.shown(found())
 
     def _sum(self, call: Call) -> Sum | None:
         """The sum of a call; None when this rank has fallen behind, and has the state of another one to go on from."""
@@ -225,6 +230,7 @@ class Run:
             raise
         if isinstance(answer, State):
             self.iteration, self._pending, self._is_behind = answer.iteration, answer.blob, True
+            self._evaluator.results = about_in(answer.blob, "the state").evaluations
             return None
         self.iteration += 1
         return answer
@@ -265,6 +271,8 @@ class Run:
         if self._pending is None:  # else another rank has loaded it
             self._take(state_dict, "run.load_state_dict")
             self._checkpoints.abandon()
+            if self._latest is None:  # else this is undone
+                self._evaluator.results = about_of(state_dict, "run.load_state_dict").evaluations
             params = self._flat.params.detach().cpu().numpy()
             self._loaded = crc32(repr(self._sampler.position).encode(), crc32(params.data))
 
@@ -272,7 +280,7 @@ class Run:
         """What another rank needs to go on from the call that this one is in, or that it has made after so many."""
         about = About(
             *(self.iteration if calls is None else calls, self._position, self._arguments.seed, self._loss),
-            *(self._evaluator.newest, self._evaluator.count, self._loaded, self._generators.saved()),
+            *(self._evaluator.results, self._loaded, self._generators.saved()),
         )
         return to_bytes(state_of(self._model, self._attached, about))
 
@@ -302,7 +310,6 @@ class Run:
             with preserved(self._flat.device):
                 generators.set(self._flat.device)  # raises now, not later
         load_state(state, self._model, self._attached, where)
-        self._evaluator.newest, self._evaluator.count = about.evaluated, about.evaluations
         self._loss, self._loaded, self._sampler.position = about.loss, about.loaded, about.position
         self._flat.check()
         self._flat.clear()
@@ -312,6 +319,8 @@ class Run:
     def begin(self, engine: Engine) -> None:
         """The run begins, where the engine says."""
         self.engine, self.iteration, self._pending = engine, engine.iteration, engine.state
+        if engine.state is not None:
+            self._evaluator.results = about_in(engine.state, "the state").evaluations
         self._fingerprint.generators = Generators.now(self._flat.device)
         output = self._arguments.output if engine.rank == 0 else None
         self._checkpoints = Checkpoints(output, self._arguments.checkpoint_every, self._arguments.checkpoint_keep)
@@ -346,7 +355,14 @@ class Run:
                 function(row)
 
     def save(self, path: str | Path) -> None:
-        """Rank 0 writes parameters and buffers as safetensors, for `load_state_dict`; the folder is made if need be."""
-        if self.engine.rank == 0:
+        """Rank 0 writes parameters and buffers as safetensors, for `load_state_dict`; the folder is made if need be.
+
+        Nothing is written where the parameters are already those of a later batch, as in the finished epochs of a run
+        that is resumed.
+        """
+        pending = self._pending
+        at = self._sampler.position if pending is None else about_in(pending, "the state").position
+        is_past = (at.epoch, at.start) > (self._sampler.epochs, 0) or (pending is not None and self._is_behind)
+        if self.engine.rank == 0 and not is_past:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             save_model(Path(path), self._model)

@@ -8,6 +8,7 @@ pickled. Whoever has only torch and safetensors can go on from it (docs/torch/ch
 
 import copy
 import json
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -22,6 +23,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from psgc.errors import UserError, one_line, visible
 from psgc.torch.encoding import decode, encode
+from psgc.torch.evaluation import Result
 from psgc.torch.generators import Generators
 from psgc.torch.sampling import Position
 from psgc.writing import write_whole
@@ -35,17 +37,16 @@ START = Position()
 class About:
     """What belongs to the run itself.
 
-    calls: before this state; position: of the next batch; seed: of the run; loss: the newest; evaluated: the newest
-    means of metrics; evaluations: how many there were; loaded: see Run; random: the generators of the script's random
-    numbers as they are before the next batch (`psgc.torch.generators`).
+    calls: before this state; position: of the next batch; seed: of the run; loss: the newest; evaluations: all so far
+    (`psgc.torch.evaluation`); loaded: see Run; random: the generators of the script's random numbers as they are before
+    the next batch (`psgc.torch.generators`).
     """
 
     calls: int = 0
     position: Position = START
     seed: int = 0
     loss: float = 0.0
-    evaluated: dict[str, float] | None = None
-    evaluations: int = 0
+    evaluations: Sequence[Result] = ()
     loaded: int | None = None
     random: dict[str, Any] | None = None
 
@@ -65,7 +66,7 @@ def state_of(model: nn.Module, attached: Sequence[Stateful], about: About) -> di
     names = _names(attached)
     kinds = {name: _kind(thing) for name, thing in zip(names, attached, strict=True)}
     states = {name: _state_of(thing) for name, thing in zip(names, attached, strict=True)}
-    own = vars(about) | {"position": list(about.position)}
+    own = vars(about) | {"position": list(about.position), "evaluations": [*map(list, about.evaluations)]}
     return {MODEL: dict(model.state_dict()), **states, ABOUT: {"format": FORMAT, "attached": kinds, **own}}
 
 
@@ -76,6 +77,7 @@ def about_of(state: Any, where: str) -> About:
         version = own.pop("format")
         del own["attached"]
         own["position"] = Position(*(int(number) for number in own["position"]))
+        own["evaluations"] = [Result(int(loops), int(at), dict(means)) for loops, at, means in own["evaluations"]]
         about = About(**own) if version == FORMAT else None
         if about is not None and about.random is not None:
             Generators.of(about.random)
@@ -163,10 +165,11 @@ def is_state(content: bytes) -> bool:
         return False
 
 
-def calls_in(content: bytes, where: str) -> int:
-    """How many calls the run had made by a state, from its bytes alone. Raises UserError."""
+def about_in(content: bytes, where: str) -> About:
+    """What belongs to the run itself, without random numbers, from the bytes of a state alone. Raises UserError."""
     try:
-        return int(json.loads(_metadata(content)[ABOUT])["calls"])
+        own = decode(_metadata(content)[ABOUT], defaultdict(lambda: torch.empty(0)))
+        return about_of({ABOUT: {**own, "random": None}}, where)
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise _no_state(where, error) from None
 
