@@ -56,7 +56,8 @@ class Fingerprint:
     def digest(self, generators: Generators) -> bytes:
         """16 bytes, see PARTS. generators: as they are now.
 
-        Takes the time of reading all of it once: at 8 GB/s on one core, and 0.02 ms for each tensor.
+        Takes the time of reading all of it once, at 8 GB/s on one core, and 0.02 ms for each tensor: with AdamW and
+        4.7 million parameters 11 ms, so at every sixteenth step 0.2 % of the time to compute one of 512 tokens.
         """
         state = self._model.state_dict()
         names = {name for name, _ in self._model.named_parameters(remove_duplicate=False)}
@@ -102,10 +103,13 @@ def _contents(value: object) -> list[tuple[str, Tensor | bytes]]:
         return [(f"{value.dtype}{tuple(value.shape)}", value.detach())]
     if isinstance(value, np.ndarray):
         return [(f"{value.dtype}{value.shape}", value.tobytes())]
-    if value is None or isinstance(value, bool | int | float | str | np.generic):
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or isinstance(value, bool | int | float | str):
         return [("", repr(value).encode())]
     if isinstance(value, Mapping):
-        return [(f"{key}{kind}", part) for key, item in value.items() for kind, part in _contents(item)]
+        items = sorted(value.items(), key=lambda item: str(item[0]))  # their order decides nothing
+        return [(f"{key}{kind}", part) for key, item in items for kind, part in _contents(item)]
     if isinstance(value, list | tuple):
         return [pair for item in value for pair in _contents(item)]
     return []

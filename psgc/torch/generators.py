@@ -25,7 +25,7 @@ class Generators(NamedTuple):
 
     @staticmethod
     def now(device: torch.device) -> "Generators":
-        """As they are now. Takes 0.1 ms."""
+        """As they are now. Takes 0.05 ms."""
         cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
         return Generators(random.getstate(), np.random.get_state(legacy=False), torch.get_rng_state(), cuda)
 

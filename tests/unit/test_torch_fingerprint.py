@@ -100,6 +100,10 @@ def test_a_checksum_is_of_values_wherever_they_are():
         assert checksum(torch.zeros(11, dtype=dtype)) != checksum(torch.tensor([0] * 10 + [1]).to(dtype))
 
 
+def test_the_order_of_keys_makes_no_difference():
+    assert checksum({"a": 1, 2: np.float64(3)}) == checksum({2: 3.0, "a": 1}) != checksum({"a": 2, 2: 3.0})
+
+
 def test_rows_of_a_long_tensor_are_told_apart():
     zeros = torch.zeros(5000, dtype=torch.int64)
     first, second = zeros.clone(), zeros.clone()
