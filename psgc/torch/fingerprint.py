@@ -44,14 +44,15 @@ def differing(one: bytes, other: bytes) -> list[str]:
 class Fingerprint:
     """Makes digests of a model, of what is `attached` to the run, and of the generators of random numbers.
 
-    `generators` are those that the run begins with, or goes on from: whoever changes them sets it.
-
     A rank may draw random numbers alone, for a picture for example, as long as the others draw none: so a generator
-    counts only if this rank has drawn from it since the digest before.
+    counts only if this rank has drawn from it since the digest before. `generators` are those of then; whoever changes
+    them sets it.
     """
 
-    def __init__(self, model: nn.Module, attached: Sequence[Stateful], generators: Generators) -> None:
-        self._model, self._attached, self.generators = model, attached, generators
+    generators: Generators | None = None
+
+    def __init__(self, model: nn.Module, attached: Sequence[Stateful]) -> None:
+        self._model, self._attached = model, attached
 
     def digest(self, generators: Generators) -> bytes:
         """16 bytes, see PARTS. generators: as they are now.
@@ -69,7 +70,7 @@ class Fingerprint:
             checksum([thing.state_dict() for thing in optimizers]),
             checksum([thing.state_dict() for thing in others]),
         ]
-        pairs = zip(generators.contents(), self.generators.contents(), strict=True)
+        pairs = zip(generators.contents(), (self.generators or generators).contents(), strict=True)
         drawn = [1 + crc32(now) % 255 if now != before else 0 for now, before in pairs]
         self.generators = generators
         sizes = PARTS.values()

@@ -79,7 +79,7 @@ class Run:
         self._generators = Generators.now(flat.device)  # with which random numbers it would
         self._at_batch = self._generators  # before the newest batch
         self._to_set: Generators | None = None  # of a state that was loaded, before the next batch
-        self._fingerprint = Fingerprint(model, self._attached, self._generators)
+        self._fingerprint = Fingerprint(model, self._attached)
         self._under_way = -1  # the step of the batch in whose loop the script is
         self._is_broken = False  # from here the loss or the gradient is not finite
 
@@ -321,7 +321,6 @@ class Run:
         self.engine, self.iteration, self._pending = engine, engine.iteration, engine.state
         if engine.state is not None:
             self._evaluator.results = about_in(engine.state, "the state").evaluations
-        self._fingerprint.generators = Generators.now(self._flat.device)
         output = self._arguments.output if engine.rank == 0 else None
         self._checkpoints = Checkpoints(output, self._arguments.checkpoint_every, self._arguments.checkpoint_keep)
 
