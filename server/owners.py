@@ -13,7 +13,7 @@ What a slow network carries is progress, however little it is. Only when no byte
 slices that are missing get other owners.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from statistics import median
 
 from psgc.aggregation.map import Contributor, Map, in_order
@@ -109,16 +109,18 @@ class Owners:
             self._carried[rank] = carried, now
             self._progress = now
 
-    def late(self, receivers: Collection[int], now: float, awaited: Collection[int] = ()) -> Map | None:
+    def late(
+        self, receivers: Collection[int], now: float, awaited: Callable[[], Collection[int]] = tuple
+    ) -> Map | None:
         """A new map when owners are late. Raises RunFailed when that does not help.
 
-        awaited: the ranks whose accumulators rank 0 lacks for its own slices.
+        awaited: gives the ranks whose accumulators rank 0 lacks for its own slices.
         """
         missing = self._missing()
         if self.map is None or not missing:
             return None
         if now < self._progress + self._timeout:
-            missing = [number for number in missing if self._is_late(self._newest(number), now, awaited)]
+            missing = self._late(missing, now, awaited)
             if not missing:
                 return None
         self._hedges += 1
@@ -130,12 +132,21 @@ class Owners:
             )
         return self._remake(missing, self.map.contributors, receivers, now)
 
-    def _is_late(self, owner: int, now: float, awaited: Collection[int]) -> bool:
+    def _late(self, missing: list[int], now: float, awaited: Callable[[], Collection[int]]) -> list[int]:
+        """Those of the missing slices whose owners are late."""
         if self._hedges >= HEDGES or 2 * len(self._took) < len(self._slices):
-            return False
+            return []
         usual = median(self._took.values())
-        if now < self._made + max(LEAST_LATE, LATE * usual) * 2**self._hedges or set(awaited) - {owner}:
-            return False
+        if now < self._made + max(LEAST_LATE, LATE * usual) * 2**self._hedges:
+            return []
+        ranks = set(awaited())
+        owners = {
+            owner for owner in map(self._newest, missing) if not ranks - {owner} and self._is_late(owner, usual, now)
+        }
+        return [number for number in missing if self._newest(number) in owners]
+
+    def _is_late(self, owner: int, usual: float, now: float) -> bool:
+        """Whether another owner would be through before this one is, at the pace of its link."""
         carried, since = self._carried.get(owner, (0, self._began))
         left = self._needed.get(owner, 0) - carried
         return now - since > usual or (now - self._began) * left > usual * carried

@@ -5,6 +5,7 @@ Its own replica takes part as any other. `psgc.server.owners` and `psgc.server.r
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from math import inf
 
 from psgc.aggregation.allreduce import AllReduce
@@ -119,7 +120,8 @@ class Replicated:
             self._digests.own(self._allreduce.steps, digest)
         self._owners.moved(0, self._allreduce.carried(self._iteration), now)
         if phase == COLLECTING:
-            self._send(self._owners.late(self._receivers(), now, self._allreduce.awaited(self._iteration)))
+            awaited = partial(self._allreduce.awaited, self._iteration)
+            self._send(self._owners.late(self._receivers(), now, awaited))
 
     def choose(self) -> None:
         """Make the gradient of the versions that are here first: they count, and late ones change nothing."""

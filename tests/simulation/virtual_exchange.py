@@ -105,7 +105,7 @@ class VirtualExchange:
             return
         now = self._network.now
         self._owners.moved(0, self._carried[0], now)
-        self._send(self._owners.late(self._ranks, now, self._participants[0].awaited(0)))
+        self._send(self._owners.late(self._ranks, now, lambda: self._participants[0].awaited(0)))
         self._network.after(self.least / LOOKS, self._look)
 
     def _speak(self, worker: int, again: bool = False) -> None:

@@ -98,8 +98,8 @@ def test_what_moves_anywhere_is_progress(it):
 def test_a_contributor_that_rank_0_waits_for_is_no_reason_for_another_owner_than_itself(it):
     for number in range(2):
         it.here(0, number, 100.1)
-    assert it.late(ALL, 105.0, awaited={1}) is None
-    made = it.late(ALL, 105.0, awaited={2})
+    assert it.late(ALL, 105.0, awaited=lambda: {1}) is None
+    made = it.late(ALL, 105.0, awaited=lambda: {2})
     assert made.slices[0][1:] == it._slices[2][1:]
     assert len(made.slices) == 1
 
