@@ -105,6 +105,7 @@ class Kind(IntEnum):
     BEHIND = 26  # iteration: of this worker's replica, which can only go on from another rank's state
     ENDED = 29  # iteration: the script of this worker (psgc.torch) makes no call for it; the text sent before says why;
     #             attempt: the exit code of its error, 0 without one
+    REFUSED = 31  # worker: it has sent this worker what no correct rank sends; the text sent before says what that is
     SKETCH = 28  # iteration, chunk, start, seconds, loss: as TRIAL, of a checked chunk (`verify`) that is reported next
     # any rank -> worker, allreduce only
     STATE = (

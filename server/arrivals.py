@@ -76,6 +76,15 @@ class Moved:
 
 
 @dataclass(frozen=True, slots=True)
+class Refused:
+    """`source` has sent a worker what no correct rank sends; text: what that is."""
+
+    worker: int
+    source: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Ended:
     """The script of a worker makes no call for this iteration, nor for later ones; text: why, or empty.
 

@@ -5,7 +5,7 @@ from psgc.coding.sketch import Sketch, agreeing
 from psgc.errors import ProtocolError, RunFailed, TooFewWorkers, UserError
 from psgc.messages import Kind
 from psgc.run_rows import Outcome
-from psgc.server.arrivals import Alive, Block, Ended, Failed, Gone, Moved, Sketched, Tried
+from psgc.server.arrivals import Alive, Block, Ended, Failed, Gone, Moved, Refused, Sketched, Tried
 from psgc.server.cluster import Cluster
 from psgc.server.coordinator import Coordinator
 from psgc.server.decoder import Decoder
@@ -48,6 +48,7 @@ class Dispatcher(Target):
         self._script = script
         self._observer = cluster.observer
         self._accumulator: Array = None  # the newest
+        self._complaints: dict[int, int] = {}  # worker -> whose messages it refuses
         self._sketches: dict[tuple[int, int], Sketch] = {}  # (chunk, worker) -> of the newest copy of this iteration
         self._told = dict(cluster.queues)  # the newest default queue of each worker
         self.finished = False
@@ -133,6 +134,8 @@ class Dispatcher(Target):
                 case Moved():
                     self._replicated.moved(arrival)
                     self._lose_wrong(self._replicated)  # before its reports
+                case Refused():
+                    self._refused(arrival)
                 case Tried(_, iteration, chunk, sketch):
                     if (difference := self._trial.told(worker, iteration, chunk, sketch)) is not None:
                         raise RunFailed(difference.text(self._cluster.hosts))
@@ -152,6 +155,15 @@ class Dispatcher(Target):
             self._links.ignore(worker)
             self._lose(worker, f"it sent {flaw}", failed=True)
         self._finish_if_summed()  # before anything else is shared out
+
+    def _refused(self, refused: Refused) -> None:
+        """Who sends a worker what no correct rank sends is lost. Who says so of two others is not correct itself."""
+        worker, source, text = refused.worker, refused.source, refused.text
+        before = self._complaints.setdefault(worker, source)
+        if before != source:
+            raise Malformed(f"complaints of workers {before} and {source}")
+        if worker not in self._cluster.detector.away:
+            self._lose(source, f"it sent worker {worker} {text}")
 
     def _finish_if_summed(self) -> None:
         if self.replicated is not None and self.replicated.is_complete and not self.finished:

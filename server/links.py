@@ -11,14 +11,14 @@ from psgc.backend import Array, Backend
 from psgc.config import Config
 from psgc.messages import TAIL, UNDER_WAY, Entry, Kind, digest_in, entries, receive_length
 from psgc.plan import Plan
-from psgc.server.arrivals import Alive, Block, Ended, Failed, Gone, Moved, Sketched, Tried
+from psgc.server.arrivals import Alive, Block, Ended, Failed, Gone, Moved, Refused, Sketched, Tried
 from psgc.server.delivery import ParameterDelivery
 from psgc.server.events import Abandoned, Delivered, Report
 from psgc.server.malformed import Malformed, check_chunk, check_iteration, check_length, check_record, check_seconds
 from psgc.server.outbox import Outbox
 from psgc.transport import LARGE, TEXT_LIMIT, Control, Died, Text, Transport, Vector
 
-Arrival = Report | Abandoned | Delivered | Failed | Tried | Sketched | Alive | Gone | Moved | Block | Ended
+Arrival = Report | Abandoned | Delivered | Failed | Tried | Sketched | Alive | Gone | Moved | Block | Refused | Ended
 
 
 class Links:
@@ -175,6 +175,10 @@ class Links:
             return Failed(worker, iteration, chunk, attempt, self._text(worker))
         if kind == Kind.STEPPED or kind == Kind.BEHIND:
             return Moved(worker, iteration, kind == Kind.BEHIND, digest_in(entry))
+        if kind == Kind.REFUSED:
+            if not 1 <= entry["worker"] <= self._num_workers or entry["worker"] == worker:
+                raise Malformed(f"a complaint of rank {entry['worker']}")
+            return Refused(worker, entry["worker"], self._text(worker))
         if kind == Kind.ENDED:
             return Ended(worker, iteration, self._text(worker), attempt)
         if kind == Kind.TRIAL:

@@ -8,7 +8,7 @@ FROM_WORKERS = {
     int(kind): kind.name
     for kind in (
         *(Kind.REPORT, Kind.ABANDONED, Kind.FAILED, Kind.ALIVE, Kind.STUCK, Kind.TRIAL, Kind.SKETCH),
-        *(Kind.STEPPED, Kind.BEHIND, Kind.ENDED),
+        *(Kind.STEPPED, Kind.BEHIND, Kind.ENDED, Kind.REFUSED),
     )
 }
 
@@ -24,6 +24,8 @@ def check_record(entry: Entry, num_chunks: int, iteration: int) -> None:
         raise Malformed(f"a record of kind {entry['kind']}, which no worker sends during a run")
     if name in ("STEPPED", "BEHIND", "ENDED"):  # the former has a digest in the other fields
         check_iteration(name, entry["iteration"], iteration + 1)
+        return
+    if name == "REFUSED":
         return
     if name in ("ALIVE", "STUCK"):
         check_chunk(name, entry["chunk"], num_chunks, least=-1)

@@ -14,7 +14,6 @@ from psgc.aggregation.map_messages import close_records, to_records
 from psgc.aggregation.replica import Stepping
 from psgc.backend import Array, Backend
 from psgc.config import Config
-from psgc.errors import ProtocolError
 from psgc.messages import Kind, joined, unpack_block
 from psgc.plan import Plan
 from psgc.server.arrivals import Alive, Block, Moved
@@ -51,6 +50,7 @@ class Replicated:
         self._allreduce = AllReduce(
             *(transport, backend, plan.coding_matrix, params.size, config.dtype, replica, first, last),
             have=self._have,
+            refused=self._refuse,
         )
         itemsize, timeout = params.itemsize, config.faults.collect_timeout
         self._owners = Owners(range(plan.num_workers + 1), self._allreduce.entries, plan.parts, itemsize, timeout)
@@ -219,13 +219,13 @@ class Replicated:
 
     def arrived(self, block: Block) -> None:
         """Raises Malformed when no correct rank sends this block."""
-        try:
-            self._allreduce.arrived(block.vector)
-        except ProtocolError as error:
-            raise Malformed(str(error)) from None
+        self._allreduce.arrived(block.vector)
         name = unpack_block(block.vector.chunk)
         if block.vector.iteration == self._iteration and name.role and not name.is_state:
             self._contributions.arrived(block.worker, self._now)
+
+    def _refuse(self, worker: int, what: str) -> None:
+        raise Malformed(what)
 
     def _give(self) -> None:
         is_urgent = self._redoing or self._overdue == inf

@@ -10,6 +10,7 @@ from psgc.aggregation.map_messages import CloseReader, MapReader
 from psgc.aggregation.replica import Stepping
 from psgc.aggregation.slices import least_slice
 from psgc.aggregation.state_messages import StateReader
+from psgc.errors import ProtocolError
 from psgc.messages import Entry, Kind, record, stepped_record
 from psgc.transport import Vector
 from psgc.workers.loop import SERVER, WorkerLoop
@@ -40,6 +41,7 @@ class ReplicatedLoop(WorkerLoop):
             behind=self._fall_behind,
             at=self._injector.at,
             stepping=self._stepping,
+            refused=self._refuse,
         )
         ranks, least = len(coding_matrix) + 1, least_slice(np.dtype(self._dtype).itemsize)
         self._maps = MapReader(ranks, self._allreduce.entries, parts, least)
@@ -96,10 +98,22 @@ class ReplicatedLoop(WorkerLoop):
             case Kind.DROP:
                 self._allreduce.drop()
             case Kind.STATE:
-                if state := self._states[source].read(entry):
+                try:
+                    state = self._states[source].read(entry)
+                except ProtocolError as error:
+                    self._refuse(source, str(error))
+                    return
+                if state is not None:
                     self._allreduce.announced(source, state)
             case _:
                 super()._handle(entry, source)
+
+    def _refuse(self, source: int, what: str) -> None:
+        """No correct rank sends this: rank 0 goes on without `source`."""
+        if source == SERVER:
+            raise ProtocolError(f"rank 0 has sent {what}")
+        self._transport.send_text(SERVER, what)
+        self._transport.send(SERVER, [record(Kind.REFUSED, worker=source)])
 
     def _fall_behind(self, iteration: int) -> None:
         self._transport.send(SERVER, [record(Kind.BEHIND, iteration)])

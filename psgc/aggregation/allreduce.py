@@ -26,6 +26,7 @@ class AllReduce:
     behind: called with the iteration that this rank cannot follow, until the state of another one is here.
     at: called at steps of the protocol at which faults can be injected.
     stepping: called before each step with its iteration and gradient.
+    refused: called with who has sent what no correct rank sends, and what that is.
     """
 
     def __init__(
@@ -42,12 +43,15 @@ class AllReduce:
         behind: Callable[[int], object] = lambda _: None,
         at: Callable[[Step, int], object] = lambda *_: None,
         stepping: Callable[[int, Array], object] = lambda *_: None,
+        refused: Callable[[int, str], object] = lambda *_: None,
     ) -> None:
-        self._transport, self._stepping = transport, stepping
+        self._transport, self._stepping, self._refused = transport, stepping, refused
         self._first, self._last = first, last
         self.replica = replica
         self._pool = Pool(backend, dim, coding_matrix.shape[1], dtype)
-        self._blocks = Blocks(transport, self._pool, backend, coding_matrix, dim, self._step, have, behind, at)
+        self._blocks = Blocks(
+            *(transport, self._pool, backend, coding_matrix, dim), self._step, have, behind, at, refused
+        )
         self._giver = Giver(transport, self._pool, backend)
         self._receiver = Receiver(self._pool, backend)
         self._to_give: dict[int, int] = {}  # receiver -> iteration whose state it is to be given
@@ -101,15 +105,19 @@ class AllReduce:
     # what comes
 
     def arrived(self, message: Vector) -> None:
-        """A block has come. Raises ProtocolError when no correct rank sends it."""
-        name = unpack_block(message.chunk)
-        if message.iteration < 0 or message.length > self._pool.room:
-            raise ProtocolError(f"a block of {message.length} entries, of iteration {message.iteration}")
-        buffer = self._pool.receive(self._transport, message.buffer)
-        if name.is_state:
-            self._receiver.arrived(message.source, message.iteration, name, buffer)
-        else:
-            self._blocks.arrived(message.source, message.iteration, name, buffer, message.length)
+        """A block has come."""
+        source, iteration, length = message.source, message.iteration, message.length
+        try:
+            name = unpack_block(message.chunk)
+            if iteration < 0 or length > self._pool.room:
+                raise ProtocolError(f"a block of {length} entries, of iteration {iteration}")
+            buffer = self._pool.receive(self._transport, message.buffer)
+            if name.is_state:
+                self._receiver.arrived(source, iteration, name, buffer, length)
+            else:
+                self._blocks.arrived(source, iteration, name, buffer, length)
+        except ProtocolError as error:
+            self._refused(source, str(error))
 
     def mapped(self, map: Map, accumulators: Accumulators) -> None:
         """A map has come. accumulators: of this rank; they stay as they are until the next iteration begins here."""
@@ -149,7 +157,10 @@ class AllReduce:
 
     def announced(self, source: int, state: State) -> None:
         """The numbers of a state that `source` gives this rank are here."""
-        self._receiver.announced(source, state)
+        try:
+            self._receiver.announced(source, state)
+        except ProtocolError as error:
+            self._refused(source, str(error))
 
     def poll(self) -> bool:
         """Go on. Whether the replica is at another iteration than before. Raises what a step raises."""

@@ -52,6 +52,7 @@ class Blocks:
     have: called with iteration, attempt and number of each slice that is here.
     behind: called with the iteration that this rank cannot follow.
     at: called at steps at which faults can be injected.
+    refused: called with who has sent what no correct rank sends, and what that is.
     """
 
     def __init__(
@@ -65,14 +66,15 @@ class Blocks:
         have: Callable[[int, int, int], object],
         behind: Callable[[int], object],
         at: Callable[[Step, int], object],
+        refused: Callable[[int, str], object],
     ) -> None:
         self._transport, self._pool, self._backend = transport, pool, backend
         self._dtype = pool.dtype
         self._rows = coding_matrix.astype(self._dtype)
         self._parts = coding_matrix.shape[1]
         self._dim, self._entries, self._columns = dim, part_length(dim, self._parts), dim // self._parts
-        self._step, self._have, self._behind, self._at = step, have, behind, at
-        self.participant = Participant(transport.rank)
+        self._step, self._have, self._behind, self._at, self._refused = step, have, behind, at, refused
+        self.participant = Participant(transport.rank, self._parts)
         self._accumulators: Accumulators = {}  # of the newest map
         self._buffers: dict[Name, Array] = {}
         self._sendings: list[_Sending] = []
@@ -92,14 +94,16 @@ class Blocks:
         self._bring(part.Mapped(map, block_entries(map.slices, self._dtype.itemsize)))
 
     def arrived(self, source: int, iteration: int, name: BlockName, buffer: Array, length: int) -> None:
-        """A block of `length` entries is here, in a buffer of the pool.
-
-        Raises ProtocolError when no correct rank sends it.
-        """
+        """A block of `length` entries is here, in a buffer of the pool."""
         self._carried[iteration] += length * self._dtype.itemsize
         contributor = Contributor(source, name.role, name.serial) if name.role else None
+        event = part.Arrived(source, iteration, name.attempt, name.block, contributor, length)
+        if (iteration, name.attempt, name.block, contributor) in self._buffers:
+            self._pool.give_back(buffer)
+            self._refuse(event)
+            return
         self._buffers[iteration, name.attempt, name.block, contributor] = buffer
-        self._bring(part.Arrived(source, iteration, name.attempt, name.block, contributor))
+        self._bring(event)
 
     def carried(self, iteration: int) -> int:
         """Bytes of blocks of this iteration that have come or left."""
@@ -184,6 +188,9 @@ class Blocks:
                 case part.Drop():
                     assert isinstance(event, part.Arrived)
                     self._release(event.iteration, event.attempt, event.block, event.contributor)
+                case part.Refuse(refused):
+                    self._release(refused.iteration, refused.attempt, refused.block, refused.contributor)
+                    self._refuse(refused)
                 case part.Have(iteration, attempt, number):
                     self._have(iteration, attempt, number)
                 case part.Step(iteration):
@@ -260,6 +267,11 @@ class Blocks:
             spare = self._spare.pop() if self._spare else self._backend.empty(self._dim, self._dtype)
             self._gradients[iteration] = spare
         return self._gradients[iteration]
+
+    def _refuse(self, event: part.Arrived) -> None:
+        what = "a sum" if event.contributor is None else f"role {event.contributor.role}"
+        where = f"block {event.block} of {what}, attempt {event.attempt} of iteration {event.iteration}"
+        self._refused(event.source, f"{where}, with {event.length} entries, which it was not to send")
 
     def _release(self, *name: Any) -> None:
         self._pool.give_back(self._buffers.pop(name))

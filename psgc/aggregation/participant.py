@@ -5,7 +5,8 @@ No clock, no MPI, no arrays. Events go in, instructions come out; `psgc.aggregat
 1. A rank makes step t when it has the closed version of every slice of iteration t. It makes the steps in order.
 2. A *version* of a slice is the attempt in which it was summed. Of attempt 0 blocks go into the gradient as they come;
    of later attempts they are kept until `Chosen` (on rank 0) or `Closed` says which version counts.
-3. Blocks may come before their map. They are kept. Those of iterations whose step is made are dropped.
+3. Blocks may come before their map. They are kept. Those of iterations whose step is made are dropped. Those that no
+   correct rank sends are refused, and change nothing.
 4. A rank that a map leaves out is *behind*: it does not follow that iteration and those before, and says so. `Loaded`
    ends that: the replica has the state of another rank. What it has to sum for others it sums all the same. So does
    a rank whose replica is wrong (`Dropped`).
@@ -35,6 +36,7 @@ from psgc.aggregation.protocol import (
     Loaded,
     Mapped,
     Place,
+    Refuse,
     SendBlock,
     Sent,
     Step,
@@ -42,6 +44,7 @@ from psgc.aggregation.protocol import (
     SumBlock,
 )
 from psgc.aggregation.slices import Block
+from psgc.errors import ProtocolError
 
 
 @dataclass
@@ -73,13 +76,15 @@ class _Iteration:
 
 
 class Participant:
-    """steps: how many steps the replica has made: the iteration that is next or under way; -1 before `Loaded`.
+    """parts: of the gradient, so that a block of it is so many times as long as one of an accumulator.
+
+    steps: how many steps the replica has made: the iteration that is next or under way; -1 before `Loaded`.
 
     An iteration is *past* when its step is made or will not be made. It is forgotten when nothing is left to be sent.
     """
 
-    def __init__(self, rank: int) -> None:
-        self._rank = rank
+    def __init__(self, rank: int, parts: int = 1) -> None:
+        self._rank, self._parts = rank, parts
         self.steps = -1
         self._iterations: dict[int, _Iteration] = {}
         self._held: set[int] = set()
@@ -109,7 +114,10 @@ class Participant:
         return iteration > self.steps - self._is_wrong and iteration >= self._dropped
 
     def handle(self, event: Event) -> list[Instruction]:
-        """What is to be done after `event`, in order. Raises ProtocolError when no correct rank can cause it."""
+        """What is to be done after `event`, in order.
+
+        Raises ProtocolError for the end of a send that is not under way.
+        """
         match event:
             case Mapped(map, most):
                 return self._mapped(map, most)
@@ -175,8 +183,20 @@ class Participant:
         if not is_mapped:
             self._iterations.setdefault(number, _Iteration()).early.append(event)
             return []
-        instructions = self._bring(number, attempt, exchange.Arrived(event.source, event.block, event.contributor))
+        if not self._has_its_length(event):
+            return [Refuse(event)]
+        try:
+            instructions = self._bring(number, attempt, exchange.Arrived(event.source, event.block, event.contributor))
+        except ProtocolError:
+            return [Refuse(event)]
         return instructions + self._got(number, attempt, event.block) if is_gradient else instructions
+
+    def _has_its_length(self, event: Arrived) -> bool:
+        blocks = self._iterations[event.iteration].attempts[event.attempt].plan.blocks
+        if event.length is None or not 0 <= event.block < len(blocks):
+            return True
+        _, start, stop = blocks[event.block]
+        return event.length == (stop - start) * (self._parts if event.contributor is None else 1)
 
     def _is_past(self, number: int) -> bool:
         return number < self.steps or number <= self._dropped

@@ -18,13 +18,14 @@ class Mapped:
 
 @dataclass(frozen=True, slots=True)
 class Arrived:
-    """A block is here; as `exchange.Arrived`, of this iteration and attempt."""
+    """A block is here; as `exchange.Arrived`, of this iteration and attempt. length: entries; None: as it should be."""
 
     source: int
     iteration: int
     attempt: int
     block: int
     contributor: Contributor | None
+    length: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +128,13 @@ class Drop:
 
 
 @dataclass(frozen=True, slots=True)
+class Refuse:
+    """No correct rank sends this block; it may have come long ago, before its map."""
+
+    event: Arrived
+
+
+@dataclass(frozen=True, slots=True)
 class Have:
     """A slice is here, in the version `attempt`. slice: its number in the map of attempt 0."""
 
@@ -157,4 +165,4 @@ class FallBehind:
     iteration: int
 
 
-Instruction = SendBlock | SumBlock | Place | Drop | Have | Step | Forget | FallBehind
+Instruction = SendBlock | SumBlock | Place | Drop | Refuse | Have | Step | Forget | FallBehind

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from psgc.aggregation.pool import Pool
 from psgc.aggregation.state_messages import State, state_records
 from psgc.backend import Array, Backend, copy
+from psgc.errors import ProtocolError
 from psgc.messages import BlockName, pack_block, stamp
 from psgc.transport import Sending, Transport
 
@@ -99,7 +100,7 @@ class _Incoming:
     state: State | None = None
     vectors: list[Array] = field(default_factory=list)
     missing: set[tuple[int, int]] = field(default_factory=set)
-    early: list[tuple[BlockName, Array]] = field(default_factory=list)
+    early: list[tuple[BlockName, Array, int]] = field(default_factory=list)
 
 
 class Receiver:
@@ -111,26 +112,29 @@ class Receiver:
         self._completed = -1
 
     def announced(self, source: int, state: State) -> None:
-        """The numbers of a state are here."""
+        """The numbers of a state are here. Raises ProtocolError when blocks that came before are of another one."""
         if (incoming := self._of(source, state.iteration)) is None or incoming.state is not None:
             return
         incoming.state = state
         incoming.vectors = [self._backend.xp.empty(state.entries, self._pool.dtype) for _ in range(state.vectors)]
         blocks = range(-(-state.entries // self._pool.room))
         incoming.missing = {(number, block) for number in range(state.vectors) for block in blocks}
-        for name, buffer in incoming.early:
-            self._take(incoming, name, buffer)
-        incoming.early = []
         self._drop_before(state.iteration)
+        early, incoming.early = incoming.early, []
+        for block in early:
+            self._take(incoming, *block)
 
-    def arrived(self, source: int, iteration: int, name: BlockName, buffer: Array) -> None:
-        """A block of a state is here, which is not needed after that."""
+    def arrived(self, source: int, iteration: int, name: BlockName, buffer: Array, length: int) -> None:
+        """A block of `length` entries of a state is here, which is not needed after that.
+
+        Raises ProtocolError when no correct rank sends it.
+        """
         if (incoming := self._of(source, iteration)) is None:
             self._pool.give_back(buffer)
         elif incoming.state is None:
-            incoming.early.append((name, buffer))
+            incoming.early.append((name, buffer, length))
         else:
-            self._take(incoming, name, buffer)
+            self._take(incoming, name, buffer, length)
 
     def _of(self, source: int, iteration: int) -> _Incoming | None:
         """What this is a part of; None when that is not of use any more."""
@@ -142,17 +146,22 @@ class Receiver:
             known = self._from[source] = _Incoming(iteration)
         return known
 
-    def _take(self, incoming: _Incoming, name: BlockName, buffer: Array) -> None:
+    def _take(self, incoming: _Incoming, name: BlockName, buffer: Array, length: int) -> None:
         number, block, room = name.role, name.block, self._pool.room
-        if (number, block) in incoming.missing:
-            target = incoming.vectors[number][block * room : (block + 1) * room]
+        is_known = number < len(incoming.vectors)
+        target = incoming.vectors[number][block * room : (block + 1) * room] if is_known else buffer[:0]
+        is_possible = 0 < length == target.size
+        if is_possible and (number, block) in incoming.missing:
             copy(self._backend, target, buffer[: target.size])
             incoming.missing.remove((number, block))
         self._pool.give_back(buffer)
+        if not is_possible:
+            of = f"vector {number} of a state of iteration {incoming.iteration}"
+            raise ProtocolError(f"block {block} of {of}, with {length} entries, which it was not to send")
 
     def _drop(self, source: int) -> None:
         if (incoming := self._from.pop(source, None)) is not None:
-            for _, buffer in incoming.early:
+            for _, buffer, _ in incoming.early:
                 self._pool.give_back(buffer)
 
     def _drop_before(self, iteration: int) -> None:

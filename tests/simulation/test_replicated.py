@@ -1,13 +1,17 @@
 """The world with aggregation `allreduce`: what one kind of disturbance does, and what it does not."""
 
+import itertools
 import random
 from dataclasses import replace
 
 import pytest
 
 from psgc.config import Recovery
+from psgc.messages import pack_block, stamp, stamp_of, unpack_block
 from tests.simulation import faults
 from tests.simulation.replicated import ReplicatedWorld
+
+GARBLER = 2
 
 
 def quiet_case(seed, **changes):
@@ -41,3 +45,66 @@ def test_the_time_in_which_rank_0_was_suspended_counts_against_nobody(seed):
     assert world.counts["iterations"] == 3
     assert world.counts["stopped"] > 3
     assert not world.counts["lost"] + world.counts["left out"]
+
+
+class Garbling(ReplicatedWorld):
+    """From some vector on the newest blocks of GARBLER are not what they should be, to one rank or to all."""
+
+    def __init__(self, case, how, victims, first):
+        super().__init__(case)
+        self.lost, sent = {}, itertools.count()
+        end = self.nodes[GARBLER].end
+        send = end.send_vector
+
+        def send_garbled(dest, vector):
+            if dest in victims and next(sent) >= first:
+                self.counts["garbled"] += 1
+                if how == "twice":
+                    send(dest, vector.copy())
+                else:
+                    vector = how(vector.copy())
+            return send(dest, vector)
+
+        end.send_vector = send_garbled
+
+    def check_reason(self, worker, reason):
+        self.lost[worker] = reason
+
+
+def named(**fields):
+    """The block says that it is another one."""
+
+    def garbled(vector):
+        iteration, what = stamp_of(vector)
+        name = unpack_block(what)
+        values = {field: change(getattr(name, field)) for field, change in fields.items()}
+        return stamp(vector, iteration, pack_block(name._replace(**values)))
+
+    return garbled
+
+
+def shorter(vector):
+    return stamp(vector[1:].copy(), *stamp_of(vector))
+
+
+HOW = {
+    "another block": named(block=lambda block: block + 1000),
+    "another's accumulator": named(role=lambda role: role % 4 + 1),
+    "shorter": shorter,
+    "another serial": named(serial=lambda serial: serial + 7),
+    "none": lambda vector: stamp(vector, 0, -1),
+    "twice": "twice",
+    "of the past": lambda vector: stamp(vector, -1, stamp_of(vector)[1]),
+}
+
+
+@pytest.mark.parametrize("victims", [[0], [3], range(5)])
+@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("first", [0, 3, 6])
+def test_who_sends_a_block_that_no_correct_rank_sends_is_lost_and_not_its_receiver(how, victims, first):
+    plan = faults.plan_of("cyclic", 4, 2, 3, 1, "dynamic")
+    world = Garbling(quiet_case(5, plan=plan, schedule="dynamic", dim=30), HOW[how], victims, first)
+    world.run()
+    assert world.counts["iterations"] == 3
+    assert world.lost.keys() <= {GARBLER}
+    assert world.counts["garbled"] == 0 or "it sent" in world.lost[GARBLER]

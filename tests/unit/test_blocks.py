@@ -39,7 +39,7 @@ class World:
         self.random, rng = Random(seed), np.random.default_rng(seed)
         self.matrix = rng.standard_normal((workers, parts))
         self.entries, self.dim, self.dtype = part_length(dim, parts), dim, np.dtype(dtype)
-        self.under_way, self.steps, self.have, self.said = [], {}, [], []
+        self.under_way, self.steps, self.have, self.said, self.refused = [], {}, [], [], []
         self.coded = rng.standard_normal((workers, self.entries)).astype(dtype)
         self.coded[:, dim // parts :] *= dim % parts > 0
         self.backends = [CountingBackend() for _ in range(workers + 1)]
@@ -56,6 +56,7 @@ class World:
             have=lambda *what: self.have.append((rank, *what)),
             behind=lambda iteration: self.said.append((rank, iteration)),
             at=lambda *_: None,
+            refused=lambda *what: self.refused.append((rank, *what)),
         )
 
     def map(self, attempt=0, parts=None, serial=0):

@@ -1,5 +1,6 @@
 """The state of a replica, in blocks, from one rank or several to another one."""
 
+from functools import partial
 from random import Random
 
 import numpy as np
@@ -9,6 +10,7 @@ from psgc.aggregation.pool import Pool
 from psgc.aggregation.state_messages import State, StateReader
 from psgc.aggregation.state_transfer import WINDOW, Giver, Receiver
 from psgc.backend import Backend
+from psgc.errors import ProtocolError
 from psgc.messages import BlockName, unpack_block
 from tests.unit.list_transport import ListTransport
 
@@ -34,7 +36,7 @@ class Rank:
     def take(self, source, message):
         self.end.posted = [self.pool.take()]
         vector = self.end.receive(source, message)
-        self.receiver.arrived(source, vector.iteration, unpack_block(vector.chunk), vector.buffer)
+        self.receiver.arrived(source, vector.iteration, unpack_block(vector.chunk), vector.buffer, vector.length)
 
 
 @pytest.fixture
@@ -170,8 +172,28 @@ def test_what_a_lost_rank_may_still_read_is_not_used_again(ranks, under_way, is_
 def test_blocks_of_an_older_state_do_not_count_for_a_newer_one(ranks):
     pool, receiver = ranks[2].pool, ranks[2].receiver
     for block in range(3):
-        receiver.arrived(1, 7, BlockName(0, 0, 0, block, is_state=True), pool.take())
+        receiver.arrived(1, 7, BlockName(0, 0, 0, block, is_state=True), pool.take(), 300)
     receiver.announced(1, State(8, 1, DIM, NUMBERS))
-    receiver.arrived(1, 8, BlockName(0, 0, 0, 3, is_state=True), pool.take())
+    receiver.arrived(1, 8, BlockName(0, 0, 0, 3, is_state=True), pool.take(), 200)
     assert receiver.complete() is None
     assert len(pool._free) == 3
+
+
+@pytest.mark.parametrize("is_early", [True, False])
+@pytest.mark.parametrize(("vector", "block", "length"), [(0, 0, 299), (0, 3, 300), (0, 4, 0), (2, 0, 300)])
+def test_a_block_that_is_not_part_of_the_state_is_an_error_and_gives_its_buffer_back(
+    ranks, is_early, vector, block, length
+):
+    pool, receiver = ranks[2].pool, ranks[2].receiver
+    name = BlockName(0, 0, vector, block, is_state=True)
+    first = partial(receiver.announced, 1, State(7, 2, DIM, {}))
+    second = partial(receiver.arrived, 1, 7, name, pool.take(), length)
+    if is_early:
+        first, second = second, first
+    first()
+    with pytest.raises(
+        ProtocolError, match=f"block {block} of vector {vector} of a state of iteration 7, with {length} "
+    ):
+        second()
+    assert len(pool._free) == 1
+    assert receiver.complete() is None
