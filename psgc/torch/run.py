@@ -9,7 +9,7 @@ from zlib import crc32
 
 from torch import nn, zeros
 
-from psgc.errors import ModelError, UserError
+from psgc.errors import ModelError, PsgcError, UserError
 from psgc.reporting.loggers import Loggers
 from psgc.run_rows import IterationRow
 from psgc.torch.calls import Call, Engine
@@ -81,7 +81,7 @@ class Run:
         self._to_set: Generators | None = None  # of a state that was loaded, before the next batch
         self._fingerprint = Fingerprint(model, self._attached)
         self._under_way = -1  # the step of the batch in whose loop the script is
-        self._is_broken = False  # from here the loss or the gradient is not finite
+        self._is_broken = False  # there is no going on from here: a loss that is not finite, or half of a batch
 
     # training
 
@@ -225,8 +225,9 @@ class Run:
         try:
             with preserved(self._flat.device):  # random numbers of the script
                 answer = self.engine.sum(self.iteration, call)
-        except ModelError:
-            self._is_broken = True
+        except PsgcError as error:
+            # when a batch has several calls, what the script does between them is not all done
+            self._is_broken = isinstance(error, ModelError) or (self._steps.loops > 0 and not call.is_whole)
             raise
         if isinstance(answer, State):
             self.iteration, self._pending, self._is_behind = answer.iteration, answer.blob, True
@@ -331,7 +332,8 @@ class Run:
         is_complete = self._steps.is_complete and not (has_raised or self._is_broken)
         if position is not None and is_complete and self._pending is None:
             check_savable(self._attached)
-            self._is_at(position)
+            if self._position != position:  # else a call there has failed, and the script may have drawn numbers for it
+                self._is_at(position)
             self._checkpoints.write(position.iteration, self._flat.params, self.state)
         self._steps.close()
         self._loader.close()

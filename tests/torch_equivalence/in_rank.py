@@ -67,6 +67,7 @@ class Fate:
             part.replace("calls")
             if self._befalls == "stopped" and self._calls == STOP_AFTER:
                 os.kill(os.getpid(), signal.SIGUSR1)
+                wait_until(Path("run/summary.json").exists)  # the run is over: the next call of the script fails
 
     def _computes(self, *_: object) -> None:
         """A module computes: this rank is in a chunk."""
