@@ -33,7 +33,7 @@ def with_torch():
                 with torch.no_grad():
                     total, count = loss(model, data[:])
                 schedule.step(float(total / count))
-    return model, schedule.get_last_lr()
+    return model, schedule.last_epoch, schedule.best
 
 
 def with_psgc(**settings):
@@ -45,4 +45,4 @@ def with_psgc(**settings):
         optimizer.step()
         if batch.iteration % 4 == 2:
             schedule.step(run.evaluate(data, loss))
-    return model, schedule.get_last_lr()
+    return model, schedule.last_epoch, schedule.best
