@@ -5,9 +5,11 @@ that its line below names; the others are 0.
 
 *Vectors* are arrays of the run's dtype. Each ends in a *stamp*: its iteration, and what it is:
 
-* server -> worker: the parameters of an iteration (`dim` entries); this is what starts the iteration. Instead of a
+* server -> worker: the parameters of an iteration (`dim` entries), or with a script the sum of the iteration before;
+  this is what starts the iteration. Instead of a
   chunk the stamp says how many DEFAULT_QUEUE messages (modulo QUEUE_COUNTS) the worker must have read before, since
-  control messages and vectors overtake each other;
+  control messages and vectors overtake each other. Before it a script may be sent a state, in pieces: in the place of
+  role and block `pack_block` has the number of the piece, and how many there are;
 * worker -> server, `per_chunk`: the coded gradient of a chunk (dim / parts entries) followed by the `TAIL` of its
   report: start, seconds, loss, test_loss and test_accuracy, so that the report needs no message of its own;
 * worker -> server, `combined`: the accumulator of everything committed (dim / parts entries). Instead of a chunk the
@@ -50,6 +52,7 @@ RECORD = np.dtype(
 BATCH = 50  # records in one message: 3.5 KiB, which every MPI sends eagerly
 UNHEARD = 32  # messages that a worker gets without being heard; after half as many it says that it is alive
 QUEUE_COUNTS = 2 * UNHEARD  # their count goes round after so many; a worker is behind by UNHEARD at most
+PIECE = 1 << 16  # bytes of a piece of a state, at least, where it travels in messages like parameters
 UNDER_WAY = 2  # vectors that a worker has on their way to the server, at most
 BUNDLE = 1 << 14  # bytes of vectors in one message, if there are several
 MESSAGE = 1 << 18  # bytes that take about as long as a message without any: 0.1 ms at 2.6 GB/s
@@ -121,6 +124,11 @@ def stamp_length(dtype: Any) -> int:
 def receive_length(length: int, dtype: Any) -> int:
     """Entries of a buffer that receives vectors of `length` entries: one with its stamp, or a bundle of short ones."""
     return max(length + stamp_length(dtype), BUNDLE // int(np.dtype(dtype).itemsize))
+
+
+def piece_length(dim: int, dtype: Any) -> int:
+    """Entries of the buffers in which a script's worker receives sums of `dim` entries, and pieces of states."""
+    return max(dim, PIECE // int(np.dtype(dtype).itemsize))
 
 
 def stamp(vector: Any, iteration: int, what: int) -> Any:

@@ -2,7 +2,7 @@
 
 Replicas that differ from that of rank 0 are wrong, unless most of all replicas differ from it in the same way: then
 it is rank 0 that is wrong. So nobody is blamed before so many have answered that the others could not change that, or
-WINDOW iterations have gone by. With a script, a rank that has never been as rank 0 does something else than rank 0.
+WINDOW iterations have gone by. In the first iterations of a script a rank that differs does something else than rank 0.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -19,13 +19,13 @@ Differing = Callable[[bytes, bytes], Sequence[str]]  # what two replicas do not 
 class Difference(NamedTuple):
     """The replica of `worker` is wrong at the beginning of `iteration`.
 
-    names: what of it is; always: it has never been as that of rank 0.
+    names: what of it is; is_early: so early that it is a mistake in the script.
     """
 
     worker: int
     iteration: int
     names: tuple[str, ...]
-    always: bool
+    is_early: bool
 
 
 def of_parameters(one: bytes, other: bytes) -> Sequence[str]:
@@ -36,16 +36,15 @@ def of_parameters(one: bytes, other: bytes) -> Sequence[str]:
 class Digests:
     """Compares the workers' digests with that of rank 0. last: the newest iteration that rank 0's is known of.
 
-    differing: what two digests show to differ; by_script: whether the user's script makes the steps.
+    differing: what two digests show to differ; sure: from this iteration on differences are no mistakes in the script.
     """
 
-    def __init__(self, differing: Differing = of_parameters, by_script: bool = False) -> None:
-        self._differing, self._by_script = differing, by_script
+    def __init__(self, differing: Differing = of_parameters, sure: int = 0) -> None:
+        self._differing, self._sure = differing, sure
         self.last = -1
         self._own: dict[int, bytes] = {}  # by iteration
         self._told: dict[int, dict[int, bytes]] = {}  # by iteration and worker
         self._found: dict[int, set[int]] = {}  # by iteration the workers that were found wrong
-        self._agreed: set[int] = set()  # the workers that have been as rank 0 once
         self._open: set[int] = set()  # iterations that are to be looked at
 
     def own(self, iteration: int, digest: bytes) -> None:
@@ -79,10 +78,8 @@ class Digests:
         own, told = self._own[iteration], self._told.get(iteration, {})
         names = {worker: tuple(self._differing(own, digest)) for worker, digest in told.items()}
         wrong = [worker for worker in sorted(told) if names[worker]]
-        self._agreed.update(told.keys() - set(wrong))
-        always = [worker for worker in wrong if worker not in self._agreed]
-        if self._by_script and always:
-            return [Difference(worker, iteration, names[worker], True) for worker in always]
+        if iteration < self._sure:
+            return [Difference(worker, iteration, names[worker], True) for worker in wrong]
         everybody, agree = told.keys() | set(expected), len(told) - len(wrong)
         is_open = len(told) < len(everybody) and now < iteration + WINDOW
         if not wrong:
@@ -92,11 +89,11 @@ class Digests:
             return []
         alike = max(sum(not self._differing(told[one], told[other]) for other in wrong) for one in wrong)
         if alike > 1 and 2 * alike > len(everybody):
-            what = ", ".join(names[wrong[0]])
+            what = " and ".join(names[wrong[0]])
             raise RunFailed(
-                f"at iteration {iteration} {what} of rank 0 differ from those of {alike} of {len(everybody)} workers"
+                f"at iteration {iteration} rank 0 differs from {alike} of {len(everybody)} workers in {what}"
             )
         found = self._found.setdefault(iteration, set())
         new = [worker for worker in wrong if worker not in found]
         found.update(new)
-        return [Difference(worker, iteration, names[worker], worker in always) for worker in new]
+        return [Difference(worker, iteration, names[worker], False) for worker in new]

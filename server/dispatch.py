@@ -10,6 +10,7 @@ from psgc.server.cluster import Cluster
 from psgc.server.coordinator import Coordinator
 from psgc.server.decoder import Decoder
 from psgc.server.events import Abandoned, Begin, Compared, Deadline, Delivered, Event, Lost, Report, Summed, Tick
+from psgc.server.followers import Followers
 from psgc.server.interpreter import Copies, Target, carry_out
 from psgc.server.iteration_log import IterationLog
 from psgc.server.links import Arrival, Links
@@ -22,13 +23,15 @@ from psgc.server.trial import Trial
 class Dispatcher(Target):
     """Hears the workers, brings the coordinator events, and carries out its instructions over MPI.
 
-    decoder: of the run, set before its first iteration; with aggregation `allreduce` `replicated` as well.
+    decoder: of the run, set before its first iteration; with aggregation `allreduce` `replicated` as well, and with
+    `server` and a script `followers`.
     script: that makes the steps, if it is not psgc that does.
     finished: whether the gradient is determined.
     """
 
     decoder: Decoder
     replicated: Replicated | None = None
+    followers: Followers | None = None
 
     def __init__(
         self,
@@ -87,7 +90,8 @@ class Dispatcher(Target):
     def _deliver(self, iteration: int, params: Array) -> None:
         """Have the workers begin."""
         if self.replicated is None:
-            self._links.deliver(params, self._cluster.membership.live)
+            live = self._cluster.membership.live
+            self._links.deliver(params, live if self.followers is None else self.followers.begin(iteration, live))
         else:
             self.replicated.begin(iteration, self._cluster.membership.live)
             self._links.send()
@@ -98,7 +102,7 @@ class Dispatcher(Target):
         if self.replicated is not None:
             self.replicated.poll(self._cluster.now, self._coordinator.phase)
             self._finish_if_summed()
-            self._lose_wrong(self.replicated)
+        self._lose_wrong()
         if now >= self._coordinator.wake:
             self._bring(Tick(now))
         if now >= deadline and not self.finished:
@@ -132,8 +136,10 @@ class Dispatcher(Target):
                 case Block():
                     self._replicated.arrived(arrival)
                 case Moved():
-                    self._replicated.moved(arrival)
-                    self._lose_wrong(self._replicated)  # before its reports
+                    if self.replicas is None:
+                        raise Malformed("what only ranks with replicas say")
+                    self.replicas.moved(arrival)
+                    self._lose_wrong()  # before its reports
                 case Refused():
                     self._refused(arrival)
                 case Tried(_, iteration, chunk, sketch):
@@ -208,8 +214,8 @@ class Dispatcher(Target):
         self._links.lost(worker, for_good=dead or failed)
         self._trial.lost(worker)
         self._observer.lost(worker, host, iteration, reason)
-        if self.replicated is not None:
-            self.replicated.lost(worker)
+        if self.replicas is not None:
+            self.replicas.lost(worker)
         try:
             self._bring(Lost(worker, self._links.now))
             if self.replicated is not None:
@@ -217,13 +223,18 @@ class Dispatcher(Target):
         except TooFewWorkers as error:
             raise TooFewWorkers(f"worker {worker} on {host}, iteration {iteration}: {reason}; {error}") from None
 
-    def _lose_wrong(self, replicated: Replicated) -> None:
-        for worker, iteration, names, always in replicated.wrong():
-            what = f"{' and '.join(names)} differ from those of rank 0 at iteration {iteration}"
-            if always and self._script is not None:
+    @property
+    def replicas(self) -> Replicated | Followers | None:
+        """What knows of the workers' replicas, where they have any."""
+        return self.replicated or self.followers
+
+    def _lose_wrong(self) -> None:
+        for worker, iteration, names, is_early in () if self.replicas is None else self.replicas.wrong():
+            what = f"at iteration {iteration} it differs from rank 0 in {' and '.join(names)}"
+            if is_early:
                 raise UserError(
-                    f"worker {worker} on {self._cluster.hosts[worker]}: {what}; expected every rank to run the same "
-                    "script, and to change model, optimizers and schedules alike"
+                    f"worker {worker} on {self._cluster.hosts[worker]}: {what}; every rank must run the same script, "
+                    "and change model, optimizers and schedules alike"
                 )
             self._lose(worker, what)
 

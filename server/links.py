@@ -12,7 +12,7 @@ from psgc.config import Config
 from psgc.messages import TAIL, UNDER_WAY, Entry, Kind, digest_in, entries, receive_length
 from psgc.plan import Plan
 from psgc.server.arrivals import Alive, Block, Ended, Failed, Gone, Moved, Refused, Sketched, Tried
-from psgc.server.delivery import ParameterDelivery
+from psgc.server.delivery import Delivery
 from psgc.server.events import Abandoned, Delivered, Report
 from psgc.server.malformed import Malformed, check_chunk, check_iteration, check_length, check_record, check_seconds
 from psgc.server.outbox import Outbox
@@ -22,9 +22,11 @@ Arrival = Report | Abandoned | Delivered | Failed | Tried | Sketched | Alive | G
 
 
 class Links:
-    """The links of the server to the workers of `plan`, which are ranks of `transport`."""
+    """The links of the server to the workers of `plan`, which are ranks of `transport`. by_script: see Delivery."""
 
-    def __init__(self, transport: Transport, backend: Backend, config: Config, plan: Plan) -> None:
+    def __init__(
+        self, transport: Transport, backend: Backend, config: Config, plan: Plan, by_script: bool = False
+    ) -> None:
         self._transport = transport
         self._backend = backend
         self._dtype = np.dtype(config.dtype)
@@ -38,7 +40,7 @@ class Links:
         self._iteration = -1
         self._began = 0.0
         self.outbox = Outbox(transport, followed=self._shares)
-        self._delivery = ParameterDelivery(transport, backend, self.outbox)
+        self._delivery = Delivery(transport, backend, self.outbox, by_script)
         self._texts: dict[int, bytes] = {}  # what each worker sent before its next records
         self._ignored: set[int] = set()  # workers that sent something malformed
         self._spared: set[int] = set()  # workers for which there are more receive buffers
@@ -64,6 +66,15 @@ class Links:
         """Have these workers begin the iteration with `params` (dim,)."""
         self._delivery.begin(self._iteration, params, workers)
         self.send()
+
+    def give(self, worker: int, state: Array) -> None:
+        """Have `worker` go on from a state at the beginning of the iteration."""
+        self._delivery.give(worker, self._iteration, state)
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether a worker waits for something that it has not been sent."""
+        return self._delivery.is_awaited
 
     def send(self) -> None:
         """Send what the workers can take: first the orders, since parameters count the default queues among them."""

@@ -15,6 +15,7 @@ from psgc.server.coordinator import Coordinator
 from psgc.server.decoder import Decoder
 from psgc.server.dispatch import Dispatcher
 from psgc.server.ending import end_workers
+from psgc.server.followers import Followers
 from psgc.server.iteration_log import IterationLog
 from psgc.server.links import Links
 from psgc.server.observer import Approximation, Observer
@@ -54,6 +55,7 @@ class Server:
         self._deadline = Deadline(config.recovery.deadline)
         self._failure: RunFailed | None = None  # during the newest step
         self._replicated: Replicated | None = None  # aggregation `allreduce`, as soon as the run begins
+        self._followers: Followers | None = None  # a script with aggregation `server`, likewise
         self._every = every = config.evaluate.every if config.evaluate else 0
         self._log = IterationLog(observer, plan.num_chunks, settings.has_loss, every, settings.held_out)
         self.cluster = Cluster(settings, transport.hosts, observer)
@@ -62,7 +64,7 @@ class Server:
         self._coordinator = Coordinator(
             membership, schedule, combined, settings.tolerated, checks, config.aggregation == "allreduce", every
         )
-        self._links = Links(transport, backend, config, plan)
+        self._links = Links(transport, backend, config, plan, by_script=self._script is not None)
         self._dispatcher = Dispatcher(
             self._coordinator, self.cluster, self._links, self._log, self._trial, self._script
         )
@@ -89,10 +91,14 @@ class Server:
             self._replicated = self._dispatcher.replicated = Replicated(
                 *(self._transport, self._backend, self._links.outbox, config, settings.plan, replica, params, first),
                 last=iterations,
-                alike=script is not None,
+                script=script,
             )
         else:
             self._links.open(self._decoder.message_length)
+            if settings.script is not None:
+                workers = range(1, settings.plan.num_workers + 1)
+                self._followers = Followers(self._links, settings.script, workers, first)
+                self._dispatcher.followers = self._followers
         del params  # they are memory that is free after the first step
         try:
             for iteration in range(first, iterations):
@@ -207,16 +213,18 @@ class Server:
                     if not is_made:
                         self._replicated.finish_step()
             return params
-        if self._script is not None:
+        if self._script is not None and self._followers is not None:
             gradient = gradient.copy()  # what the workers begin the next iteration with: they make the step as well
+            while not self._followers.are_served():
+                self._poll()
             self._script.summed(self._coordinator.iteration, gradient)
             return gradient
         return finite_step(self.optimizer, self.params, gradient, self._coordinator.iteration)
 
     @property
     def replicas(self) -> dict[str, object] | None:
-        """With aggregation `allreduce`: which workers' parameters are known to be those of rank 0, and when."""
-        return None if self._replicated is None else self._replicated.summary()
+        """Which workers' parameters are known to be those of rank 0, and when; None where workers have none."""
+        return None if (replicas := self._dispatcher.replicas) is None else replicas.summary()
 
     def _settle(self) -> None:
         """Wait for what is left of the trial, and let the other replicas make the last step.
@@ -231,6 +239,8 @@ class Server:
     def _is_followed(self) -> bool:
         """Whether nobody needs anything of this rank any more."""
         it, script = self._replicated, self._script
+        if self._followers is not None and self._links.is_awaited:
+            return False
         return it is None or (not it.is_busy and it.is_followed(() if script is None else script.over_on()))
 
     def stop_workers(self, timeout: float, done: int = 0) -> bool:

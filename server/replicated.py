@@ -11,25 +11,28 @@ from math import inf
 from psgc.aggregation.allreduce import AllReduce
 from psgc.aggregation.map import Contributor, Map
 from psgc.aggregation.map_messages import close_records, to_records
-from psgc.aggregation.replica import Stepping
+from psgc.aggregation.replica import CHECKED, Stepping
 from psgc.backend import Array, Backend
 from psgc.config import Config
 from psgc.messages import Kind, joined, unpack_block
 from psgc.plan import Plan
 from psgc.server.arrivals import Alive, Block, Moved
 from psgc.server.contributions import Contributions
-from psgc.server.digests import Difference, Differing, Digests, of_parameters
+from psgc.server.digests import Difference, Digests
 from psgc.server.malformed import Malformed
 from psgc.server.outbox import Outbox
 from psgc.server.owners import Owners
 from psgc.server.phases import COLLECTING, REDOING, Phase
 from psgc.server.replicas import Replicas
+from psgc.server.script import Script
 from psgc.transport import Transport
 
 
 class Replicated:
-    """first, last: the iterations that the run begins with and ends before; alike: whether the workers begin with
-    replicas as rank 0's."""
+    """first, last: the iterations that the run begins with and ends before.
+
+    script: that makes the steps, if it is not psgc that does; then all ranks begin alike.
+    """
 
     def __init__(
         self,
@@ -42,8 +45,7 @@ class Replicated:
         params: Array,
         first: int,
         last: int,
-        alike: bool = False,
-        differing: Differing = of_parameters,
+        script: Script | None = None,
     ) -> None:
         self._workers = workers = range(1, plan.num_workers + 1)
         self._outbox = outbox
@@ -55,7 +57,9 @@ class Replicated:
         itemsize, timeout = params.itemsize, config.faults.collect_timeout
         self._owners = Owners(range(plan.num_workers + 1), self._allreduce.entries, plan.parts, itemsize, timeout)
         self._contributions = Contributions()
-        self._replicas, self._digests = Replicas(workers, first, alike), Digests(differing, by_script=alike)
+        self._script = script
+        self._replicas = Replicas(workers, first, alike=script is not None)
+        self._digests = Digests() if script is None else Digests(script.differing, first + CHECKED + 1)
         self._live: list[int] = []
         self._before: dict[int, Map] = {}  # by worker the first map that it was sent last
         self._timeout = timeout
@@ -228,6 +232,8 @@ class Replicated:
         raise Malformed(what)
 
     def _give(self) -> None:
+        if self._script is not None and not self._script.is_whole(self._iteration):
+            return  # neither is that of any other rank
         is_urgent = self._redoing or self._overdue == inf
         for donor, worker in self._replicas.gifts(self._iteration, self._can_use_a_state, is_urgent):
             if donor:

@@ -1,6 +1,6 @@
 """A user's script on rank 0 that makes the steps itself, as the server sees it (`psgc.torch`)."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
 from psgc.aggregation.replica import Stepping
@@ -11,10 +11,16 @@ from psgc.server.events import Report
 class Script(Protocol):
     """Every iteration is one call of the script; what is summed is a vector (dim,).
 
-    replica: with aggregation `allreduce`, by which the sums reach the script.
+    replica: with aggregation `allreduce`, by which the sums reach the script; and which has its state in any case.
     """
 
     replica: Stepping
+
+    def differing(self, one: bytes, other: bytes) -> Sequence[str]:
+        """What two replicas do not share, by their digests."""
+
+    def is_whole(self, iteration: int) -> bool | None:
+        """Whether its state can be had in its call for `iteration`; None while it has not come there, but may."""
 
     def may_begin(self, iteration: int) -> bool | None:
         """Whether `iteration` is to begin; None while that is not known, False when the script makes no more calls.

@@ -220,8 +220,9 @@ class ScriptReplica:
         self.steps = -1
         self.is_stepping = False  # the script has the sum of `steps`, or will have it when it has come there
 
-    def start(self, steps: int, params: np.ndarray) -> None:
-        self.steps = steps
+    def start(self, steps: int, params: Array) -> None:
+        if steps != self.steps:
+            self.steps, self._snapshot = steps, None
 
     def load(self, snapshot: Snapshot) -> None:
         self.steps, self._snapshot = snapshot.steps, None

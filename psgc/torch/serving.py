@@ -14,6 +14,7 @@ from psgc.server.events import Report
 from psgc.server.loop import Server
 from psgc.server.observer import Observer
 from psgc.server.settings import ServerSettings
+from psgc.torch.fingerprint import differing
 from psgc.torch.hand_over import HandOver, ScriptReplica
 from psgc.training.inputs import known_costs, tried_chunks
 from psgc.transport import Transport
@@ -44,6 +45,14 @@ class Script:
         self._reports: list[Report] = []  # of an iteration that rank 0 has not called for
         self._usual = 0.0  # what a chunk of the first call costs in the mean
         self._summed: int | None = None  # the newest iteration whose sum the next one brings to the workers
+
+    def differing(self, one: bytes, other: bytes) -> Sequence[str]:
+        return differing(one, other)
+
+    def is_whole(self, iteration: int) -> bool | None:
+        if self._hand_over.is_ended or self._hand_over.called > iteration:
+            return False
+        return self._hand_over.is_whole if self._hand_over.called == iteration else None
 
     def may_begin(self, iteration: int) -> bool | None:
         if self._hand_over.is_ended:  # maybe before the last sum has been sent to the others

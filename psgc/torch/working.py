@@ -5,27 +5,33 @@ import traceback
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
+from psgc.aggregation.replica import Snapshot
 from psgc.backend import Array
 from psgc.coding.sketch import sketch
 from psgc.config import Config
-from psgc.errors import ModelError, RunFailed, UserError, one_line
+from psgc.errors import ModelError, UserError, one_line
+from psgc.messages import Kind, piece_length, record, stepped_record, unpack_block
 from psgc.plan import Plan
 from psgc.torch.calls import Call
 from psgc.torch.hand_over import HandOver, Left, ScriptReplica
 from psgc.torch.memory import Memory
 from psgc.torch.settings import OPEN_END
 from psgc.training.inputs import make_emulation, make_injector, tried_chunks
-from psgc.transport import Transport
+from psgc.transport import Transport, Vector
 from psgc.user_code import raised_at
 from psgc.workers.compute import NO_SKETCH, Trial
 from psgc.workers.emulation import Emulation
 from psgc.workers.encoder import Encoder
 from psgc.workers.injection import Injector
-from psgc.workers.loop import WorkerLoop
+from psgc.workers.loop import SERVER, WorkerLoop
 from psgc.workers.mailbox import Mailbox, Result, Work
 from psgc.workers.replicated import ReplicatedLoop
 from psgc.workers.state import WorkerState
 
+CATCHING_UP = 4  # sums that may wait for a script in any case, as while it loads a state
+WAITING_BYTES = 1 << 20  # of sums that may wait for it
 LAST_SUM = 15.0  # seconds in which a script makes its last steps after the end of the run, if rank 0 waits so long
 
 
@@ -69,21 +75,70 @@ class ScriptLoop(WorkerLoop):
 
 
 class WithServer(ScriptLoop):
-    """aggregation `server`: the vector that an iteration begins with is the sum of the one before."""
+    """aggregation `server`: the vector that an iteration begins with is the sum of the one before.
 
-    def __init__(self, *arguments: Any, hand_over: HandOver, **others: Any) -> None:
+    A script that has missed one, or for which too many wait, goes on from a state of rank 0.
+    """
+
+    def __init__(self, *arguments: Any, hand_over: HandOver, replica: ScriptReplica, **others: Any) -> None:
         super().__init__(*arguments, **others)
-        self._hand_over = hand_over
+        self._hand_over, self._replica = hand_over, replica
+        self._needed = self._iteration + 1  # the iteration whose sum the script lacks
+        self._told = self._iteration  # the newest call that the server knows of, or need not know of
+        self._loaded = self._needed  # the iteration that it began with, or that the newest state is of
+        self._missed = False  # a sum, so that those after it are of no use
+        self._pieces: list[np.ndarray] = []  # of a state that is coming
+
+    def _is_behind(self) -> bool:
+        return self._missed
 
     def _begin(self, iteration: int, params: Array) -> None:
-        given = self._hand_over.given
-        if iteration - 1 > given + 1:
-            self._hand_over.stop(RunFailed("this rank has missed sums, and cannot go on"))
-            self._mailbox.ended(given + 1, "it has missed sums, which only aggregation allreduce can make up for")
+        number = iteration - 1
+        if self._missed:
             return
-        if iteration - 1 > given:  # else nothing has been summed yet
-            self._hand_over.give(iteration - 1, params[:])  # of NumPy: what `_begin` forbids, the script may do
+        if number > self._needed or number >= max(self._hand_over.called, self._loaded) + self._most(params.nbytes):
+            self._missed = True
+            self._transport.send(SERVER, [record(Kind.BEHIND, number)])
+            return
+        if number == self._needed:  # else nothing has been summed yet
+            self._needed += 1
+            self._hand_over.give(number, params[:])  # of NumPy: what `_begin` forbids, the script may do
         super()._begin(iteration, params)
+
+    @staticmethod
+    def _most(size: int) -> int:
+        """How many sums of so many bytes may wait for the script."""
+        return max(CATCHING_UP, WAITING_BYTES // size)
+
+    def _hear_vector(self, message: Vector) -> None:
+        if not (name := unpack_block(message.chunk)).is_state:
+            super()._hear_vector(message)
+            return
+        if name.role == 0:
+            self._pieces = []
+        if name.role == len(self._pieces):  # else some of it has not been sent, since it came to be too old
+            piece = self._backend.asarray(message.buffer[: message.length])
+            self._pieces.append(self._backend.to_host(piece))
+        if len(self._pieces) == name.block:
+            state, self._pieces = np.concatenate(self._pieces), []
+            self._needed = self._loaded = message.iteration
+            self._missed = False
+            self._replica.load(Snapshot(message.iteration, (state,), {}))
+        self._post_params()
+
+    def _post_params(self) -> None:
+        length = piece_length(self._dim, self._dtype) + self._stamp
+        self._transport.post(self._backend.message_buffer(length, self._dtype), source=SERVER)
+
+    def _send_outbox(self) -> None:
+        """Besides, say where the script is if that is compared, or once a state has got it on."""
+        called, loaded = self._hand_over.called, self._loaded
+        for iteration in range(self._told + 1, called + 1):
+            digest = self._hand_over.digest(iteration)
+            if digest or self._told < loaded <= iteration:
+                self._transport.send(SERVER, [stepped_record(iteration, digest)])
+            self._told = iteration
+        super()._send_outbox()
 
 
 class WithAllReduce(ScriptLoop, ReplicatedLoop):
@@ -221,6 +276,6 @@ def make_worker(
     if shared:
         loop = WithAllReduce(**arguments, coding_matrix=plan.coding_matrix, replica=replica, last=OPEN_END, alike=True)
     else:
-        loop = WithServer(**arguments)
+        loop = WithServer(**arguments, replica=replica)
     trial = Trial(first, tried.get(transport.rank), frozenset(tried.values()))
     return ScriptWorker(loop, mailbox, hand_over, trial, emulation, injector, memory)

@@ -122,10 +122,10 @@ def test_a_worker_whose_parameters_differ_is_lost_and_comes_back_with_those_of_a
     finished = train(folder, "differs", ALLREDUCE, SLOWLY, FLIP % 15)  # parameters are compared at iteration 16
     assert_same_parameters(folder, "differs", whole)
     (lost, *rest), returned = events(folder, "differs"), "returned"
-    assert (lost[:2], lost[3]) == (("lost", 2), "the parameters differ from those of rank 0 at iteration 16")
+    assert (lost[:2], lost[3]) == (("lost", 2), "at iteration 16 it differs from rank 0 in the parameters")
     assert lost[2] in (15, 16, 17)
     assert [event[:2] for event in rest] == [(returned, 2)]
-    assert "the parameters differ from those of rank 0 at iteration 16" in finished.stdout
+    assert "at iteration 16 it differs from rank 0 in the parameters" in finished.stdout
     assert_replicas_are_equal(folder, "differs")
 
 

@@ -16,6 +16,7 @@ import json
 import os
 import random
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -116,6 +117,10 @@ for batch in run.batches(60, epochs=epochs):
         raise ValueError("no such thing")
     if happens("leaves"):
         break
+    if happens("is suspended"):
+        seconds, pid = what.pop(rank)[2], os.getpid()
+        subprocess.Popen(["sh", "-c", f"kill -STOP {pid}; sleep {seconds}; kill -CONT {pid}"])
+        signal.sigtimedwait([], 1.0)  # until it is
     if happens("stops"):
         os.kill(os.getpid(), signal.SIGUSR1)
     if happens("exits"):

@@ -1,0 +1,82 @@
+"""Rank 0 with `aggregation: server` and a script: the workers' scripts follow by the sums that begin each iteration.
+
+A worker that has missed a sum, or was lost, gets the state of rank 0: as it is in a call, before the sum of that call
+is out. So the sums that come behind it are those that the worker needs. Rank 0 alone has links to all workers.
+"""
+
+from collections.abc import Collection
+
+from psgc.aggregation.replica import CHECKED, is_checked
+from psgc.server.arrivals import Moved
+from psgc.server.digests import Difference, Digests
+from psgc.server.links import Links
+from psgc.server.replicas import Replicas
+from psgc.server.script import Script
+
+
+class Followers:
+    """first: the iteration that the run begins with."""
+
+    def __init__(self, links: Links, script: Script, workers: Collection[int], first: int) -> None:
+        self._links, self._script, self._first = links, script, first
+        self._replicas = Replicas(workers, first, alike=True, workers_give=False)
+        self._digests = Digests(script.differing, first + CHECKED + 1)
+        self._live: list[int] = []
+        self._iteration = first - 1
+        self._to_give: list[int] = []  # workers that get the state of this iteration
+
+    def begin(self, iteration: int, live: Collection[int]) -> list[int]:
+        """The workers that are to begin `iteration`, with the sum before it; the other live ones lack a state."""
+        for worker in set(live).difference(self._live):
+            self._replicas.returned(worker, iteration)
+        self._iteration, self._live, self._to_give = iteration, sorted(live), []
+        lacking = self._replicas.lack_a_state(self._live)
+        return [worker for worker in self._live if worker not in lacking]
+
+    def are_served(self) -> bool:
+        """Whether the sum of this iteration may go out: what the script is asked for in its call before it is there."""
+        iteration, script = self._iteration, self._script
+        lacking = self._replicas.lack_a_state(self._live)
+        if not (lacking or self._to_give or is_checked(iteration, self._first)):
+            return True
+        if (is_whole := script.is_whole(iteration)) is None:
+            return False
+        script.replica.start(iteration, None)
+        if self._digests.last < iteration and (digest := script.replica.digest()):
+            self._digests.own(iteration, digest)
+        if is_whole and not self._to_give:
+            self._to_give = [worker for _, worker in self._replicas.gifts(iteration, self._live)]
+        if not self._to_give:
+            return True
+        if (snapshot := script.replica.snapshot()) is None:
+            return script.is_over()
+        for worker in self._to_give:
+            self._links.give(worker, snapshot.vectors[0])
+        self._to_give = []
+        return True
+
+    def moved(self, news: Moved) -> None:
+        """The script of a worker has come to a call, or has missed a sum."""
+        if news.is_behind:
+            self._replicas.behind(news.worker, news.iteration, self._iteration)
+            return
+        self._replicas.stepped(news.worker, news.iteration)
+        if news.digest:
+            self._digests.told(news.worker, news.iteration, news.digest)
+
+    def wrong(self) -> list[Difference]:
+        """The workers whose replicas are found wrong now: each is to be lost, and gets a state when it is back.
+
+        Raises RunFailed when it is rank 0 whose replica is wrong.
+        """
+        return self._digests.wrong(self._iteration, self._replicas.following(self._live))
+
+    def lost(self, worker: int) -> None:
+        """`worker` takes no part any more."""
+        self._live = [other for other in self._live if other != worker]
+        self._to_give = [other for other in self._to_give if other != worker]
+        self._replicas.lost(worker, self._iteration)
+
+    def summary(self) -> dict[str, object]:
+        """Which workers are known to be as rank 0, and when."""
+        return {"iteration": self._digests.last, "equal": self._digests.equal()}

@@ -1,0 +1,32 @@
+"""A worker of a script is suspended for some seconds, as a virtual machine may be: it comes back, and all is exact."""
+
+import json
+import re
+
+import pytest
+
+from tests.ranks.test_torch import launched, trained
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(300)]
+SECONDS, PAUSE, EPOCHS, STEPS = 5, 0.1, 18, 90  # the others make about 50 steps meanwhile
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    ended, _ = trained(tmp_path_factory.mktemp("alone"), 0, epochs=EPOCHS)
+    return ended[0]
+
+
+@pytest.mark.parametrize("how", [{"aggregation": "server", "transfer": "per_chunk"}, {"aggregation": "allreduce"}])
+def test_a_worker_that_is_suspended_for_some_seconds_comes_back(tmp_path, alone, how):
+    suspended = {2: ["is suspended", 10, SECONDS]}
+    ended, said = launched(tmp_path, 4, what=suspended, pause=PAUSE, epochs=EPOCHS, output="run", **how)
+    assert ended.keys() == {0, 1, 2, 3}
+    assert len({digest for digest, *_ in ended.values()}) == 1
+    assert ended[0][2] == pytest.approx(alone[2], rel=1e-6)
+    if how["aggregation"] == "server":
+        assert ended[0][0] == alone[0]  # to the last bit
+    assert 11 <= len(ended[2][2]) < STEPS - 20  # it did not make those in between
+    assert not re.search("lost in iteration|psgc:", "\n".join(said))
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert (summary["status"], summary["exit_code"], summary["lost"]) == ("done", 0, [])
