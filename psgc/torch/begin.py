@@ -72,7 +72,7 @@ def init(
     model: its trainable parameters are all float32, or all float64, on one device. All ranks begin with those of
         rank 0.
     dataset: map-style, the same on every rank.
-    loss: (model, batch) -> (sum over the examples, how many they are), or their mean.
+    loss: (model, batch) -> (sum over the examples, how many they are), or their mean. It must not compare examples.
     replication: how many workers may do a chunk without being asked to stand in for another one.
     chunks: how many chunks the examples of a step are cut into, whatever the number of workers.
     micro_batch: examples of a chunk that are computed at a time.

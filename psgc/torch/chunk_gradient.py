@@ -30,15 +30,16 @@ class ChunkGradient:
 
     loss: (model, batch) -> (sum over the batch's examples, how many they are); or their mean alone.
     buffers: "chunk" for running statistics of batch normalisation, see RunningStatistics; None: there are none (B = 0).
-    num_chunks: of an iteration. dim: entries of the vector, D + 16 + P + B.
+    num_chunks: of an iteration. dim: entries of the vector, D + 16 + P + B; gradient: D; device: of the model.
     """
 
     def __init__(
         self, flat: FlatModel, model: nn.Module, loss: Loss, buffers: Buffers = None, num_chunks: int = 1
     ) -> None:
-        self._flat, self._model, self._loss, self._buffers = flat, model, loss, buffers
+        self._flat, self._model, self.loss, self._buffers = flat, model, loss, buffers
         self._statistics = RunningStatistics(model, num_chunks) if buffers == "chunk" else None
         self._num_chunks = num_chunks
+        self.gradient, self.device = flat.dim, flat.device
         self._unused = slice(flat.dim + SUMS, flat.dim + SUMS + len(flat.names))
         self.dim = self._unused.stop + (self._statistics.size if self._statistics else 0)
 
@@ -119,7 +120,7 @@ class ChunkGradient:
     def _add(self, piece: MicroBatch, factor: "_Factor | None", seed: tuple[int, int, int]) -> tuple[float, float]:
         """Add the gradient of a micro-batch to the vector; the sum of its loss, and its number of examples."""
         try:
-            returned = self._loss(self._model, piece.batch)
+            returned = self.loss(self._model, piece.batch)
         except ValueError as error:
             if self._statistics is None or "more than 1 value per channel" not in str(error):
                 raise

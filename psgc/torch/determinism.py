@@ -52,7 +52,7 @@ def computed_twice(
         )
     with _watched(model) as second:
         again = compute(_watched_batches(load(), second))
-    if again is None or _agree(vector[:dim], again[:dim]):
+    if again is None or agree(vector[:dim], again[:dim], TOLERANCE[vector.dtype]):
         return vector
     raise ModelError(_difference(model, first, second))
 
@@ -104,7 +104,7 @@ def _watched(model: nn.Module) -> Iterator[list[Seen]]:
         handles.append(module.register_forward_hook(after))
 
     try:
-        for name, module in _open_modules(model, ""):
+        for name, module in open_modules(model, ""):
             watch(name, module)
         yield seen
     finally:
@@ -112,14 +112,14 @@ def _watched(model: nn.Module) -> Iterator[list[Seen]]:
             handle.remove()
 
 
-def _open_modules(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
+def open_modules(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
     """The modules in a model that are not compiled: hooks would be compiled too, and everything twice."""
     if getattr(module, "_compiled_call_impl", None) is not None:  # by module.compile()
         return
     yield name, module
     if not hasattr(module, "_orig_mod"):  # by torch.compile(module); to import its type takes two seconds
         for child_name, child in module.named_children():
-            yield from _open_modules(child, f"{name}.{child_name}" if name else child_name)
+            yield from open_modules(child, f"{name}.{child_name}" if name else child_name)
 
 
 def _watched_batches(pieces: Iterable[MicroBatch], seen: list[Seen]) -> Iterator[MicroBatch]:
@@ -147,29 +147,30 @@ def _parts(batch: Any, name: str = "batch") -> dict[str, bytes]:
     >>> list(_parts({"x": np.zeros(1), "more": (np.zeros(1), np.zeros(2))}))
     ["batch['x']", "batch['more'][0]", "batch['more'][1]"]
     """
-    return {where: digest(leaf) for where, leaf in _leaves(batch, name)}
+    return {where: digest(leaf) for where, leaf in leaves(batch, name)}
 
 
 def digest(value: Any) -> bytes:
     """A checksum of tensors, arrays and numbers in a value, also within lists, tuples and mappings."""
     found = hashlib.blake2b(digest_size=16)
-    for where, leaf in _leaves(value, ""):
+    for where, leaf in leaves(value, ""):
         found.update(f"{where}{leaf.dtype}{tuple(leaf.shape)}".encode())
         found.update(_bytes(leaf))
     return found.digest()
 
 
-def _leaves(value: Any, where: str) -> Iterator[tuple[str, Tensor | np.ndarray]]:
+def leaves(value: Any, where: str) -> Iterator[tuple[str, Tensor | np.ndarray]]:
+    """The tensors, arrays and numbers in a value, and where they are in it."""
     if isinstance(value, Tensor | np.ndarray):
         yield where, value
     elif isinstance(value, float | int):
         yield where, np.asarray(value)
     elif isinstance(value, Mapping):
         for key, item in value.items():
-            yield from _leaves(item, f"{where}[{key!r}]")
+            yield from leaves(item, f"{where}[{key!r}]")
     elif isinstance(value, list | tuple):
         for number, item in enumerate(value):
-            yield from _leaves(item, f"{where}[{number}]")
+            yield from leaves(item, f"{where}[{number}]")
 
 
 def _bytes(leaf: Tensor | np.ndarray) -> memoryview:
@@ -179,12 +180,15 @@ def _bytes(leaf: Tensor | np.ndarray) -> memoryview:
     return np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data
 
 
-def _agree(one: Tensor, other: Tensor) -> bool:
-    """Whether two gradients are the same but for rounding errors. Block by block, which takes no memory."""
+def agree(one: Tensor, other: Tensor, tolerance: float) -> bool:
+    """Whether two gradients are the same but for rounding errors. Block by block, which takes no memory.
+
+    tolerance: of the first one's length.
+    """
     are_equal, difference, square = True, 0.0, 0.0
     for start in range(0, len(one), BLOCK):
         a, b = one[start : start + BLOCK], other[start : start + BLOCK]
         are_equal = are_equal and bool(((a == b) | (a.isnan() & b.isnan())).all())
         difference += float(torch.linalg.vector_norm(a - b)) ** 2
         square += float(torch.linalg.vector_norm(a)) ** 2
-    return are_equal or difference <= TOLERANCE[one.dtype] ** 2 * square
+    return are_equal or difference <= tolerance**2 * square

@@ -135,7 +135,7 @@ def sums_of(returned: Any, rows: int) -> dict[str, tuple[float, float]]:
 
 def names_of(model: nn.Module, metric: Metric, piece: MicroBatch) -> list[str]:
     """The names of what a metric returns, sorted. Raises UserError."""
-    with _evaluating(model):
+    with evaluation_mode(model), torch.no_grad():
         return sorted(sums_of(metric(model, piece.batch), piece.rows))
 
 
@@ -150,7 +150,7 @@ def vector_of(
 ) -> Tensor | None:
     """`vector`, (dim,) zeros, with the sums of a chunk; None once the chunk is not wanted any more."""
     totals = dict.fromkeys(names, (0.0, 0.0))
-    with _evaluating(model):
+    with evaluation_mode(model), torch.no_grad():
         for piece in micro_batches:
             for name, (total, count) in sums_of(metric(model, piece.batch), piece.rows).items():
                 if name not in totals:
@@ -174,13 +174,12 @@ def means_in(total: Tensor, gradient: int, names: list[str]) -> dict[str, float]
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """The model is in evaluation mode, and nothing is kept for gradients."""
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """The model is in evaluation mode."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
-        with torch.no_grad():
-            yield
+        yield
     finally:
         for module in training:
             module.training = True

@@ -1,14 +1,17 @@
 """The gradient of a batch, as a call of the run."""
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import partial
 
+import numpy as np
 from torch import Tensor, nn
 
 from psgc.torch.calls import Call, signature
 from psgc.torch.chunk_gradient import ChunkGradient
 from psgc.torch.costs import ChunkCosts
 from psgc.torch.determinism import computed_twice
+from psgc.torch.halves import Halves, NotFinite
 from psgc.torch.loader import ChunkLoader, MicroBatch
 from psgc.torch.sampling import Batch
 
@@ -17,7 +20,8 @@ class BatchGradient:
     """Makes the calls.
 
     compute: the vector of a chunk; gradient: how many of its entries are the gradient; seed: of the run; costs: of
-    chunks. The first chunk is computed twice (`psgc.torch.determinism`).
+    chunks. Before the first chunk the loss is looked at (`psgc.torch.halves`), and then it is computed twice
+    (`psgc.torch.determinism`).
     """
 
     def __init__(
@@ -31,6 +35,7 @@ class BatchGradient:
     ) -> None:
         self._model, self._loader, self._compute = model, loader, compute
         self._gradient, self._seed, self._costs = gradient, seed, costs
+        self._halves: Halves | None = Halves(model, compute, loader.micro_batch)  # None: they were compared
         self._is_checked = False
 
     def call(self, batch: Batch, num_chunks: int, scale: float | None, is_whole: bool, loaded: int | None) -> Call:
@@ -43,6 +48,8 @@ class BatchGradient:
                 seed = self._seed, batch.iteration, chunk
                 return self._compute.vector(micro_batches, seed, wanted, len(batch), scale)
 
+            if self._halves is not None:
+                self._compare_halves(self._halves, batch, rows, chunk, num_chunks, scale)
             if self._is_checked:
                 return compute(self._loader.micro_batches(rows))
             found = computed_twice(self._model, self._gradient, lambda: self._loader.micro_batches(rows), compute)
@@ -59,3 +66,15 @@ class BatchGradient:
         made = signature("backward", batch.position, len(batch), scale, loaded)
         costs, following = (partial(self._costs.of, rows, num_chunks) for rows in (batch.rows, batch.following))
         return Call(vector, expect, loss_in, made, is_whole, costs, following)
+
+    def _compare_halves(
+        self, halves: Halves, batch: Batch, rows: np.ndarray, chunk: int, num_chunks: int, scale: float | None
+    ) -> None:
+        """Of a micro-batch of the chunk; where it has one row, of two rows of the batch."""
+        size = self._loader.size
+        if size == 1 or len(batch) < 2 or (num_chunks == 1 and len(batch) <= size):
+            return  # the loss is called with each example alone, or with all of them
+        some = (rows if len(rows) > 1 else batch.rows[:2])[:size]
+        with suppress(NotFinite):  # then another chunk is looked at
+            halves.check(some.tolist(), (self._seed, batch.iteration, chunk), len(batch), scale)
+            self._halves = None

@@ -78,7 +78,7 @@ class ChunkLoader:
         spare_core: bool = True,
     ) -> None:
         self._length, self._spare_core = length_of(dataset), spare_core
-        self._dataset, self._collate, self._size = dataset, collate_fn or default_collate, micro_batch
+        self._dataset, self._collate, self.size = dataset, collate_fn or default_collate, micro_batch
         self._reading = threading.Lock()
         self._changed = threading.Condition()  # guards what follows
         self._current = _Chunk(())
@@ -126,6 +126,11 @@ class ChunkLoader:
                 if self._current is chunk:
                     self._current = _Chunk(())
                     self._changed.notify_all()
+
+    def micro_batch(self, rows: Sequence[int]) -> MicroBatch:
+        """The micro-batch of these rows, loaded now. Raises UserError, as above."""
+        with self._reading:
+            return MicroBatch(len(rows), self._collated(rows))
 
     def expect(self, rows: Sequence[int] | np.ndarray) -> None:
         """Load these rows next, ahead: most probably the next chunk is of them. Any thread may call it.
@@ -209,7 +214,7 @@ class ChunkLoader:
 
     def _pieces(self, chunk: "_Chunk") -> int:
         """How many micro-batches it has."""
-        return -(-len(chunk.rows) // self._size)
+        return -(-len(chunk.rows) // self.size)
 
     def _load_quietly(self, rows: Sequence[int]) -> Any:
         """As `_load`. Raises Draws when the dataset draws random numbers."""

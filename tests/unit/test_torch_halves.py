@@ -1,0 +1,230 @@
+"""What a loss returns for a micro-batch, against what it returns for the halves of it."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import psgc.torch
+from psgc.errors import UserError
+
+pytestmark = pytest.mark.usefixtures("one_process")
+GENERATOR = torch.Generator().manual_seed(1)
+X = torch.randn(48, 6, generator=GENERATOR)
+Y = torch.randint(0, 3, (48,), generator=GENERATOR)
+TOKENS = torch.randint(0, 11, (48, 8), generator=GENERATOR)
+LABELS = torch.where(torch.arange(8) <= torch.arange(48)[:, None] % 8, TOKENS, -100)  # 1 to 8 that are not ignored
+
+
+def small(*more):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), *more, nn.Linear(8, 3))
+
+
+def of_tokens():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Embedding(11, 8), nn.Linear(8, 11))
+
+
+def backward(model, loss, data=(X, Y), size=48, scaler=None, collate_fn=None, **settings):
+    """The mean loss of the first batch, after `run.backward`."""
+    settings = {"chunks": 4, "micro_batch": 8} | settings
+    run = psgc.torch.init(model, torch.utils.data.TensorDataset(*data), loss, collate_fn=collate_fn, **settings)
+    return run.backward(next(run.batches(size, shuffle=False)), scaler=scaler)
+
+
+def refusal(model, loss, *arguments, **settings):
+    with pytest.raises(UserError) as refused:
+        backward(model, loss, *arguments, **settings)
+    return str(refused.value)
+
+
+def mean(model, batch):
+    return F.cross_entropy(model(batch[0]), batch[1])
+
+
+def total(model, batch):
+    return F.cross_entropy(model(batch[0]), batch[1], reduction="sum"), len(batch[1])
+
+
+def over_tokens(model, batch):
+    return F.cross_entropy(model(batch[0]).flatten(0, 1), batch[1].flatten(), ignore_index=-100)
+
+
+def contrastive(model, batch):
+    found = F.normalize(model(batch[0]))
+    return F.cross_entropy(found @ found.T, torch.arange(len(found)))
+
+
+class TrainsOnly(nn.Module):
+    """Returns something else in evaluation mode, as some detectors do."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = small()
+
+    def forward(self, x):
+        return self.inner(x) if self.training else None
+
+
+PENALTY = 0.1
+EITHER = "; expected (sum, number of examples), or the mean over the examples"
+
+
+@pytest.mark.parametrize(
+    ("model", "loss", "data", "told"),
+    [
+        (small, lambda model, batch: total(model, batch)[0], (X, Y), "a sum" + EITHER),
+        (small, lambda model, batch: (mean(model, batch), len(batch[1])), (X, Y),
+         "a mean with a count; expected (sum, count), or the mean over the examples alone"),
+        (small, lambda model, batch: (total(model, batch)[0], 1), (X, Y),
+         "the counts do not add up; expected (sum over the examples, number of examples)"),
+        (of_tokens, over_tokens, (TOKENS, LABELS), "not the mean over the examples. For a mean over something else"),
+        (small, contrastive, (X, Y), "not the mean over the examples. For a mean over something else"),
+        (small, lambda model, batch: (contrastive(model, batch) * len(batch[1]), len(batch[1])), (X, Y),
+         "the sums do not add up. A term that is there once in each call, such as weight decay, must be mu"),
+        (small, lambda model, batch: (total(model, batch)[0] + PENALTY * model[0].weight.square().sum(), len(batch[1])),
+         (X, Y), "the sums do not add up. A term that is there once in each call, such as weight decay, must be mu"),
+        (small, lambda model, batch: (total(model, batch)[0] + 9, len(batch[1])), (X, Y), "the sums do not add up"),
+        (TrainsOnly, lambda model, batch: total(model, batch)[0], (X, Y), "a sum" + EITHER),
+    ],
+    ids=["sum", "mean and count", "sum and 1", "mean over tokens", "contrastive", "sum across", "weight decay",
+         "constant", "trains only"],
+)  # fmt: skip
+@pytest.mark.parametrize("chunks", [4, 48])
+def test_losses_that_cannot_be_added_up_are_refused(model, loss, data, told, chunks):
+    said = refusal(model(), loss, data, chunks=chunks)
+    rows = 8 if chunks == 4 else 2
+    assert said.startswith(f"the loss of {rows} examples is ")
+    assert f", with the same parameters: {told}" in said
+
+
+def test_it_is_said_what_the_loss_returned():
+    model = small()
+    whole, one, other = (mean(model, (X[rows], Y[rows])) for rows in (slice(0, 8), slice(0, 4), slice(4, 8)))
+    assert refusal(model, lambda model, batch: (mean(model, batch), len(batch[1]))).startswith(
+        f"the loss of 8 examples is ({whole:.5g}, 8), and that of their halves ({one:.5g}, 4) and ({other:.5g}, 4), w"
+    )
+
+
+def test_a_mean_over_tokens_that_are_all_alike_at_first():
+    """Its value is that of a mean over examples, its gradient is not."""
+    model = of_tokens()
+    nn.init.zeros_(model[1].weight)
+    nn.init.zeros_(model[1].bias)
+    assert "not the mean over the examples" in refusal(model, over_tokens, (TOKENS, LABELS))
+
+
+class InLoss(nn.Module):
+    """Dropout and noise as functions."""
+
+    def __init__(self, noise=0.0):
+        super().__init__()
+        self.inner, self.noise = small(), noise
+
+    def forward(self, x):
+        return self.inner(F.dropout(x, 0.5, self.training) + self.noise * torch.randn_like(x))
+
+
+def under_autocast(dtype):
+    def loss(model, batch):
+        with torch.autocast("cpu", dtype):
+            return mean(model, batch)
+
+    return loss
+
+
+@pytest.mark.parametrize(
+    ("model", "loss", "settings"),
+    [
+        (small, mean, {}),
+        (small, total, {"chunks": 48}),
+        (small, lambda model, batch: mean(model, batch) + PENALTY * model[0].weight.square().sum(), {}),
+        (lambda: small(nn.Dropout()), mean, {}),
+        (lambda: small(nn.BatchNorm1d(8)), mean, {"buffers": "chunk"}),
+        (lambda: small(nn.BatchNorm1d(8, track_running_stats=False)), mean, {"buffers": "chunk"}),
+        (InLoss, mean, {}),
+        (lambda: InLoss(0.5), total, {}),
+        (TrainsOnly, total, {}),
+        (lambda: small(*[layer for _ in range(20) for layer in (nn.Linear(8, 8), nn.ReLU())]),
+         under_autocast(torch.bfloat16), {}),
+        (small, under_autocast(torch.float16), {"scaler": torch.amp.GradScaler("cpu")}),
+        (small, lambda model, batch: (model(batch[0]).sum() - model(batch[0].flip(0)).sum()) / len(batch[0]), {}),
+        (small, contrastive, {"chunks": 1, "micro_batch": 48}),
+        (small, lambda model, batch: total(model, batch)[0], {"chunks": 5, "micro_batch": 1}),
+        (lambda: small().double(), lambda model, batch: mean(model, (batch[0].double(), batch[1])), {}),
+    ],
+    ids=["mean", "sum", "decay in a mean", "dropout", "batch norm", "batch norm without statistics",
+         "dropout in a function", "noise", "trains only", "bfloat16", "float16", "rounding errors", "whole batch",
+         "one by one", "double"],
+)  # fmt: skip
+def test_losses_that_can_be_added_up_are_not(model, loss, settings):
+    backward(model(), loss, **settings)
+
+
+def test_tokens_with_their_count_and_padding_that_is_masked():
+    def padded(examples):
+        lengths = [int((labels >= 0).sum()) for _, labels in examples]
+        return tuple(torch.stack(part)[:, : max(lengths)] for part in zip(*examples, strict=True))
+
+    def loss(model, batch):
+        found = F.cross_entropy(model(batch[0]).flatten(0, 1), batch[1].flatten(), reduction="sum")
+        return found, (batch[1] >= 0).sum()
+
+    value = backward(of_tokens(), loss, (TOKENS, LABELS), collate_fn=padded)
+    assert value == pytest.approx(over_tokens(of_tokens(), (TOKENS, LABELS)).item(), rel=1e-5)
+
+
+def test_sequences_first():
+    """The first dimension of a batch is not its examples."""
+    series = torch.randn(50, 7, 6, generator=torch.Generator().manual_seed(2))
+    target = series[:, 0, 0]
+    model = nn.Linear(6, 1)
+    alone = copy.deepcopy(model)
+
+    def loss(model, batch):
+        return F.mse_loss(model(batch[0]).mean(0).squeeze(-1), batch[1])
+
+    def first(examples):
+        x, y = zip(*examples, strict=True)
+        return torch.stack(x, 1), torch.stack(y)
+
+    value = backward(model, loss, (series, target), size=50, collate_fn=first)
+    expected = loss(alone, (series.transpose(0, 1), target))
+    expected.backward()
+    assert value == pytest.approx(expected.item())
+    torch.testing.assert_close(model.weight.grad, alone.weight.grad)
+
+
+def test_it_is_looked_at_again_once_gradients_are_finite():
+    """At first the scale of a GradScaler may be too large."""
+    model, scaler = small(), torch.amp.GradScaler("cpu", init_scale=2.0**126)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    data = torch.utils.data.TensorDataset(X, Y)
+    run = psgc.torch.init(model, data, lambda model, batch: 1e6 * total(model, batch)[0], chunks=4, micro_batch=8)
+    run.attach(optimizer, scaler)
+    first, second, _ = run.batches(16)
+    run.backward(first, scaler=scaler)
+    scaler.step(optimizer)
+    scaler.update(2.0)
+    with pytest.raises(UserError, match="a sum; expected"):
+        run.backward(second, scaler=scaler)
+
+
+def test_a_loss_is_looked_at_once():
+    calls = []
+
+    def counted(model, batch):
+        calls.append(len(batch[1]))
+        return mean(model, batch)
+
+    model = small()
+    run = psgc.torch.init(model, torch.utils.data.TensorDataset(X, Y), counted, chunks=4, micro_batch=8)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    run.attach(optimizer)
+    for batch in run.batches(24):
+        run.backward(batch)
+        optimizer.step()
+    assert calls == [6, 3, 3, *[6] * 5, *[6] * 4]  # the first chunk is computed twice, too
