@@ -172,3 +172,21 @@ def test_who_takes_long_is_held(monkeypatch):
         sending.since -= 1000.0
     it.poll()
     assert {event.dest for event in events} == {sending.event.send.dest for sending in it._sendings}
+
+
+def test_who_was_slow_once_is_held_no_longer_than_that():
+    """A rank that is held gets one block at a time, others two."""
+    world = World(2, 8, 1, "f8", 0)
+    it, at_once = world.blocks[1], []
+    for iteration, seconds in enumerate((0.0, 1000.0, 0.0, 0.0)):
+        it.loaded(iteration)
+        made = Map(iteration, 0, (0, 1, 2), (Contributor(1, 1, 0),), (Slice(2, 0, 8),))
+        it.mapped(made, {(1, 0): world.coded[0]})
+        at_once.append(len(it._sendings))
+        while it._sendings:  # each takes so long
+            sending = it._sendings[0]
+            sending.since -= seconds
+            it.poll()
+            sending.handle.is_free = True
+            it.poll()
+    assert at_once == [2, 2, 1, 2]

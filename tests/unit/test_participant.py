@@ -116,6 +116,16 @@ def test_a_wrong_replica_makes_no_step_and_goes_on_from_a_state_alone():
     assert it.is_behind
 
 
+def test_who_is_told_who_left_before_the_end_of_an_iteration_falls_behind_at_its_end():
+    it = participant(1)
+    it.handle(mapped(0))
+    for block in (0, 1):
+        it.handle(part.Arrived(0, 0, 0, block, None))
+    assert part.FallBehind not in kinds(it.handle(part.Left(2)))
+    assert part.FallBehind(0) in it.handle(part.Closed(0, {}))
+    assert it.is_behind
+
+
 def test_which_states_are_of_use():
     it = participant(1)
     assert [it.can_use(iteration) for iteration in (0, 1)] == [False, True]

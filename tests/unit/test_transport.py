@@ -86,6 +86,17 @@ def test_a_send_to_a_forgotten_rank_is_done_but_its_buffer_is_not_free(it, clock
     assert not one.is_done
 
 
+def test_nobody_looks_more_often_for_the_sake_of_a_forgotten_rank(it):
+    """The largest send that is under way says how `Transport.wait` looks."""
+    send(it, 1, 8)
+    send(it, 2, 1 << 20)
+    assert it.largest() == 1 << 20
+    it.forget(2)
+    assert it.largest() == 8
+    it.remember(2)
+    assert it.largest() == 1 << 20
+
+
 def test_a_send_to_a_dead_rank_is_dropped_and_its_buffer_is_free():
     it = Sends(SimpleNamespace(dead={1: None}))
     sending = it.send(None, np.empty(3), 1, 0)

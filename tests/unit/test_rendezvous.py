@@ -1,0 +1,99 @@
+"""How ranks come together, without MPI; what happens to real ranks is in tests/ranks."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from psgc import processes, rendezvous
+from psgc.errors import RunFailed
+from psgc.rendezvous import Rendezvous
+
+LIMIT = 30.0  # seconds for which a rank may be stopped
+
+
+class Process:
+    """Of rank 1; stopped: between which moments it is."""
+
+    host, stopped = "there", ()
+
+    def __init__(self, clock):
+        self._clock = clock
+
+    def text(self):
+        return "any"
+
+    def is_near(self, other):
+        return True
+
+    def is_gone(self):
+        return False
+
+    def is_stopped(self):
+        return any(begin <= self._clock.now < end for begin, end in self.stopped)
+
+    def kill(self):
+        return False
+
+
+class World:
+    """Rank 0 of two. Rank 1 takes what it is sent at the moment `takes`."""
+
+    def __init__(self, clock):
+        self._clock, self.takes, self._texts = clock, 0.0, 1
+
+    def Get_rank(self):
+        return 0
+
+    def Get_size(self):
+        return 2
+
+    def Isend(self, *_):
+        return SimpleNamespace(Test=lambda: self._clock.now >= self.takes)
+
+    def Improbe(self, source, tag, status):
+        self._texts -= 1
+        status.Set_source(1)
+        return SimpleNamespace(Irecv=lambda buffer: SimpleNamespace(Test=lambda: True)) if self._texts >= 0 else None
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
+    clock.sleep = lambda seconds: setattr(clock, "now", clock.now + 0.25)
+    for module in (processes, rendezvous):
+        monkeypatch.setattr(module, "time", clock)
+    return clock
+
+
+@pytest.fixture
+def ranks(clock, monkeypatch):
+    """The rendezvous of rank 0, the world, and the process of rank 1."""
+    process, world = Process(clock), World(clock)
+    identity = SimpleNamespace(own=lambda: process, from_text=lambda _: process)
+    monkeypatch.setattr(rendezvous, "Identity", identity)
+    monkeypatch.setattr(rendezvous, "failed_ranks", lambda _: [])
+    monkeypatch.setattr(rendezvous, "received", lambda _: rendezvous.TEXT_LIMIT)
+    return Rendezvous(world, timeout=600.0), world, process
+
+
+def test_short_stops_do_not_add_up(ranks, clock):
+    it, world, process = ranks
+    process.stopped, world.takes = ((10.0, 35.0), (36.0, 60.0), (61.0, 85.0)), 100.0
+    it.broadcast(b"data", "starting")
+    assert clock.now >= 100.0
+
+
+def test_who_is_stopped_for_too_long_at_a_time_ends_the_run(ranks, clock):
+    it, world, process = ranks
+    process.stopped, world.takes = ((10.0, 15.0), (20.0, 60.0)), 100.0
+    with pytest.raises(RunFailed, match="rank 1 on there is stopped for 30 s"):
+        it.broadcast(b"data", "starting")
+    assert 20.0 + LIMIT <= clock.now < 20.0 + LIMIT + 2.0
+
+
+def test_the_time_in_which_this_rank_was_stopped_itself_does_not_count(ranks, clock):
+    it, world, process = ranks
+    process.stopped, world.takes = ((10.0, 10_000.0),), 10_010.0
+    sleep = clock.sleep
+    clock.sleep = lambda seconds: setattr(clock, "now", 10_005.0) if 15.0 < clock.now < 10_000.0 else sleep(seconds)
+    it.broadcast(b"data", "starting")

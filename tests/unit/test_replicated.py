@@ -1,0 +1,87 @@
+"""What rank 0 tells workers of maps, states and each other (`aggregation: allreduce`), over a list of messages."""
+
+import numpy as np
+import pytest
+
+from psgc.aggregation.replica import Replica
+from psgc.backend import Backend
+from psgc.config import Coding, Optimizer
+from psgc.messages import Kind
+from psgc.optimizer import make_optimizer
+from psgc.plan import make_plan
+from psgc.server.arrivals import Moved
+from psgc.server.outbox import Outbox
+from psgc.server.phases import WORKING
+from psgc.server.replicated import Replicated
+from tests.unit.list_transport import ListTransport
+from tests.unit.scripted import config_of
+
+FIRST, TIMEOUT, WORKERS = 10, 5.0, [1, 2, 3]
+
+
+class Rank0:
+    def __init__(self):
+        self.end = ListTransport(0, [])
+        self.outbox = Outbox(self.end, followed=True)
+        plan = make_plan(Coding(chunks_per_worker=1), "static", len(WORKERS), seed=0)
+        replica = Replica(make_optimizer(Optimizer(kind="sgd", lr=0.1)), Backend(), lambda: None)
+        config = config_of(TIMEOUT, aggregation="allreduce")
+        arguments = self.end, Backend(), self.outbox, config, plan, replica, np.zeros(4), FIRST
+        self.it = Replicated(*arguments, last=FIRST + 9, alike=True)
+        self.given = []
+        self.it._allreduce.give = lambda worker, iteration: self.given.append(worker)
+
+    def begin(self, iteration, live=WORKERS):
+        self.outbox.begin(iteration)
+        self.it.begin(iteration, live)
+
+    def told(self):
+        """(worker, kind, about whom) of what has been said since."""
+        self.outbox.send()
+        said, self.end.control = self.end.control, []
+        return [(dest, Kind(entry["kind"]), entry["worker"]) for dest, entry in said]
+
+    def gives(self, now):
+        """The workers to which rank 0 is to send its state by then."""
+        self.given.clear()
+        self.it.poll(now, WORKING)
+        return set(self.given)
+
+
+@pytest.fixture
+def rank_0():
+    return Rank0()
+
+
+def test_who_comes_back_is_told_who_is_away(rank_0):
+    rank_0.begin(10)
+    for worker in (1, 2):
+        rank_0.it.lost(worker)
+    rank_0.told()
+    rank_0.begin(11, [2, 3])
+    assert [one for one in rank_0.told() if one[1] == Kind.LEFT] == [(2, Kind.LEFT, 1)]
+
+
+def test_in_every_iteration_that_is_overdue_rank_0_gives_its_state_to_who_waits_for_others(rank_0):
+    rank_0.begin(10)
+    for iteration, behind in ((11, 1), (12, 3)):
+        since = 100.0 * iteration
+        rank_0.it.moved(Moved(behind, iteration - 1, True, b""))
+        for worker in {2, 3} - {behind}:
+            rank_0.it.moved(Moved(worker, iteration, False, b""))
+        rank_0.it.poll(since, WORKING)
+        rank_0.begin(iteration)
+        assert (2, Kind.GIVE, behind) in rank_0.told()
+        assert rank_0.gives(since + 0.9 * TIMEOUT) == set()
+        assert behind in rank_0.gives(since + TIMEOUT)
+
+
+def test_who_waits_for_the_state_of_a_rank_that_gives_none_any_more_is_not_waited_for(rank_0):
+    rank_0.begin(10, [1, 2])
+    rank_0.it.moved(Moved(2, 11, False, b""))
+    rank_0.it.moved(Moved(1, 10, True, b""))
+    rank_0.begin(11, [1, 2])
+    assert (2, Kind.GIVE, 1) in rank_0.told()
+    rank_0.it._allreduce.start(11, np.zeros(4))
+    assert not rank_0.it.is_followed(())
+    assert rank_0.it.is_followed({2})
