@@ -77,7 +77,7 @@ class Run:
         self._catches_up = False  # it has been loaded, and the next call is that of this state
         self._position = Position()  # where a state that is made now would go on
         self._generators = Generators.now(flat.device)  # with which random numbers it would
-        self._at_batch = self._generators  # before the newest batch
+        self._at_batch: tuple[Position | None, Generators] = None, self._generators  # before the newest batch
         self._to_set: Generators | None = None  # of a state that was loaded, before the next batch
         self._fingerprint = Fingerprint(model, self._attached)
         self._under_way = -1  # the step of the batch in whose loop the script is
@@ -137,7 +137,7 @@ class Run:
             if self._to_set is not None:
                 self._fingerprint.generators, self._to_set = self._to_set, None
                 self._fingerprint.generators.set(self._flat.device)
-            self._at_batch = Generators.now(self._flat.device)
+            self._at_batch = batch.position, Generators.now(self._flat.device)
             began = time.monotonic()
             self._steps.loops, outer, self._under_way = self._steps.loops + 1, self._under_way, batch.iteration
             try:
@@ -178,7 +178,7 @@ class Run:
         if scale is not None:
             scaler.scale(zeros((), device=self._flat.device))  # unscale_ and step expect that
         self.give_rows()
-        self._position, self._generators = batch.position, self._at_batch
+        self._is_at(batch.position)
         is_due = self._checkpoints.is_due(batch.iteration) and is_whole
         call = self._gradient.call(batch, self.engine.num_chunks, scale, is_whole, self._loaded)
         if due:
@@ -290,8 +290,14 @@ class Run:
         return self._fingerprint.digest(Generators.now(self._flat.device))
 
     def _is_at(self, position: Position) -> None:
-        """A state that is made now goes on at this position, with random numbers from now on."""
-        self._position, self._generators = position, self._to_set or Generators.now(self._flat.device)
+        """A state that is made now goes on at this position.
+
+        If that batch has begun it goes on with the random numbers before it: what was drawn for it is drawn again.
+        """
+        before, generators = self._at_batch
+        if before != position:
+            generators = Generators.now(self._flat.device)
+        self._position, self._generators = position, self._to_set or generators
 
     def _load_pending(self) -> None:
         """Go on from the state that is waiting, if there is one."""
@@ -332,8 +338,7 @@ class Run:
         is_complete = self._steps.is_complete and not (has_raised or self._is_broken)
         if position is not None and is_complete and self._pending is None:
             check_savable(self._attached)
-            if self._position != position:  # else a call there has failed, and the script may have drawn numbers for it
-                self._is_at(position)
+            self._is_at(position)
             self._checkpoints.write(position.iteration, self._flat.params, self.state)
         self._steps.close()
         self._loader.close()

@@ -53,11 +53,12 @@ class Script:
         total, count = loss(model, batch)
         return self.scale * total, count
 
-    def train(self, size=8, most=99, each_step=lambda: None):
+    def train(self, size=8, most=99, each_step=lambda: None, each_batch=lambda: None):
         for _ in range(3):
             for batch in self.run.batches(size, epochs=1):
                 numbers = drawn()
                 self.scale = 1 + numbers[-1]
+                each_batch()
                 value = self.run.backward(batch)
                 self.states.append(self.run.state())
                 self.steps.append((batch.position, value, self.optimizer.param_groups[0]["lr"], numbers))
@@ -102,8 +103,18 @@ def test_a_new_run_goes_on_from_a_dictionary(done):
         assert torch.equal(one, other)
 
 
+@pytest.mark.parametrize("done", [0, 1, 3, 8])
+def test_what_was_drawn_for_a_batch_before_a_dictionary_was_made_is_drawn_again(done):
+    whole, saved = Script(), []
+    expected = whole.train(each_batch=lambda: saved.append(through_torch(whole.run.state_dict())))
+    new = Script()
+    new.run.load_state_dict(saved[done])
+    assert new.train() == expected[done:]
+
+
+@pytest.mark.parametrize("when", ["each_step", "each_batch"])
 @pytest.mark.parametrize("done", [0, 1, 3, 7])
-def test_a_script_that_was_stopped_in_a_loop_draws_on_when_it_is_resumed(tmp_path, done):
+def test_a_script_that_was_stopped_in_a_loop_draws_on_when_it_is_resumed(tmp_path, done, when):
     def stop():
         if len(ended.steps) == done + 1:
             raise Stop
@@ -111,7 +122,7 @@ def test_a_script_that_was_stopped_in_a_loop_draws_on_when_it_is_resumed(tmp_pat
     expected = Script().train()
     ended = Script(output=str(tmp_path))
     with suppress(Stop):
-        ended.train(each_step=stop)
+        ended.train(**{when: stop})
     ended.run.end(has_raised=False)
     found = checkpoints.load_newest(tmp_path / "checkpoints")
     resumed = Script()
