@@ -13,7 +13,7 @@ import numpy as np
 from psgc.data.npz import map_npy
 from psgc.errors import visible
 from psgc.paths import expanded
-from psgc.reporting.comparison import compared
+from psgc.reporting.comparison import compared, final_loss
 from psgc.reporting.files import reading
 from psgc.reporting.run_directory import RecordedRun, read_run
 from psgc.reporting.summary import duration
@@ -119,8 +119,8 @@ class Run:
         facts = [("status", printable(f"{status} ({reason})" if reason else status))]
         iterations = len(self.history["iteration"])
         facts.append(("iterations", str(iterations)))
-        if iterations and "loss" in self.history:
-            facts.append(("loss", f"{self.history['loss'][-1]:.6g}"))
+        if (loss := final_loss(self._recorded)) is not None:
+            facts.append(("loss", f"{loss:.6g}"))
         if iterations:
             facts.append(("per iteration", duration(float(np.median(self.history["seconds"])))))
         if gone := {event.worker for event in self._recorded.events if event.event == "lost"}:

@@ -86,7 +86,7 @@ def _row(run: RecordedRun, settings: dict[str, Any]) -> Row:
         "settings": settings,
         "status": summary.get("status") or ("running" if is_running(run.path) else "killed"),
         "iterations": len(seconds),
-        "final_loss": _number(summary.get("final_loss", _last(columns, "loss"))),
+        "final_loss": final_loss(run),
         "test_loss": test_loss,
         "best_test_loss": _least([*columns.get("test_loss", ()), test_loss]),
         "test_accuracy": _number(
@@ -98,6 +98,11 @@ def _row(run: RecordedRun, settings: dict[str, Any]) -> Row:
         "workers": run.workers or None,
         "lost": len({event.worker for event in run.events if event.event == "lost"}),
     }
+
+
+def final_loss(run: RecordedRun) -> float | None:
+    """That of its summary, or as long as there is none the newest one that is known."""
+    return _number((run.summary or {}).get("final_loss", _last(run.iterations, "loss")))
 
 
 def _last(columns: Mapping[str, np.ndarray], name: str) -> float | None:

@@ -217,7 +217,7 @@ class _Local:
         record, state = self.prepare(columns)
         arguments = self._arguments.alone()
         config, plan = arguments.settled(arguments.config(self._config.dtype), 1, self.dim)
-        record.begin(config, plan, None if state is None else state.iteration)
+        record.begin(config, plan, state)
         return Single(plan.num_chunks, state, record, self.params, stopped_by)
 
     def begun(self, engine: Session | Single, ending: Ending) -> Run:

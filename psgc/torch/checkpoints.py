@@ -114,7 +114,8 @@ def load_newest(directory: Path) -> tuple[int, State] | None:
         if hashlib.sha256(content).hexdigest()[:16] == path.stem.partition("-")[2]:
             for complaint in complaints:
                 say(f"psgc: {complaint}; using the one before it", error=True)
-            return _step(path), State(about_in(content, str(path)).calls, content)
+            about = about_in(content, str(path))
+            return _step(path), State(about.calls, content, about.seconds)
         complaints.append(f"{path}: damaged, its checksum is wrong")
     if complaints:
         raise UserError(f"no checkpoint can be used: {'; '.join(complaints)}; start without --resume")

@@ -39,10 +39,11 @@ class Sum:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """The state of another rank at its call for `iteration`."""
+    """The state of another rank at its call for `iteration`, or a checkpoint. seconds: that the run had taken then."""
 
     iteration: int
     blob: bytes
+    seconds: float = 0.0
 
     def to_bytes(self) -> bytes:
         return self.iteration.to_bytes(COUNT, "little") + self.blob

@@ -18,6 +18,7 @@ from psgc.reporting.summary import lines, summarise
 from psgc.run_rows import IterationRow
 from psgc.server.observer import Approximation, IterationRecord
 from psgc.terminal import say
+from psgc.torch.hand_over import State
 from psgc.training import launched
 from psgc.training.claim import Claim
 from psgc.writing import write_text
@@ -43,15 +44,21 @@ class Record:
         self._metrics: dict[str, float] = {}
         self._began = time.monotonic()
 
-    def begin(self, config: Config, plan: Plan, resume_at: int | None) -> None:
-        """The run begins, or goes on with this iteration. Raises UserError."""
+    def begin(self, config: Config, plan: Plan, state: State | None) -> None:
+        """The run begins, or goes on from this state. Raises UserError."""
         self._config, self._plan = config, plan
+        resume_at = None if state is None else state.iteration
         if self._claim is not None and self._output is not None:
             self._claim.make_room(resume_at is not None)
             directory, own_chunks = Path(self._output), plan.own_chunks.tolist()
             text = config.to_yaml()
             self._recorder = Recorder(directory, text, plan.assignment, plan.parts, own_chunks, 100_000, resume_at)
-        self._began = time.monotonic()
+        self._began = time.monotonic() - (0.0 if state is None else state.seconds)
+
+    @property
+    def seconds(self) -> float:
+        """That the run has taken, also before it was resumed."""
+        return time.monotonic() - self._began
 
     # of the script
 
@@ -134,8 +141,7 @@ class Record:
                 settings["metrics"] = self._metrics
             if replicas is not None:
                 settings["replicas"] = replicas
-            seconds = time.monotonic() - self._began
-            summary = self._recorder.finish(params, summarise(self._recorder, seconds, settings, status, reason))
+            summary = self._recorder.finish(params, summarise(self._recorder, self.seconds, settings, status, reason))
             for line in lines(summary):
                 say(line)
             say(f"  run directory      {self._output}")

@@ -190,8 +190,7 @@ class Run:
             self._flat.clear()
             return self._loss
         if is_due:  # now that the state before this step is known to have a loss
-            state = partial(self.state, self.iteration - 1)
-            self._checkpoints.write(batch.iteration, self._flat.params, state)
+            self._write_checkpoint(batch.iteration, self.iteration - 1)
         self._loaded = None
         self._loss = self._compute.apply(total.vector, bool(due), total.is_own)
         steps.has_gradient(batch, accumulate, scaler, scale)
@@ -277,13 +276,21 @@ class Run:
             params = self._flat.params.detach().cpu().numpy()
             self._loaded = crc32(repr(self._sampler.position).encode(), crc32(params.data))
 
-    def state(self, calls: int | None = None) -> bytes:
-        """What another rank needs to go on from the call that this one is in, or that it has made after so many."""
+    def state(self, calls: int | None = None, seconds: float = 0.0) -> bytes:
+        """What another rank needs to go on from the call that this one is in, or that it has made after so many.
+
+        seconds: that the run has taken.
+        """
         about = About(
             *(self.iteration if calls is None else calls, self._position, self._arguments.seed, self._loss),
             *(self._evaluator.results, self._loaded, self._generators.saved()),
+            seconds=seconds,
         )
         return to_bytes(state_of(self._model, self._attached, about))
+
+    def _write_checkpoint(self, step: int, calls: int) -> None:
+        seconds = 0.0 if self.engine.record is None else self.engine.record.seconds
+        self._checkpoints.write(step, self._flat.params, partial(self.state, calls, seconds))
 
     def digest(self) -> bytes:
         """16 bytes of all that decides the next step, as it is now."""
@@ -339,7 +346,7 @@ class Run:
         if position is not None and is_complete and self._pending is None:
             check_savable(self._attached)
             self._is_at(position)
-            self._checkpoints.write(position.iteration, self._flat.params, self.state)
+            self._write_checkpoint(position.iteration, self.iteration)
         self._steps.close()
         self._loader.close()
 

@@ -258,7 +258,7 @@ class Session:
             self.record, state = local.prepare()
             if state is not None:
                 self._reached = resume.reached(Path(self.config.output), state.iteration)
-            self.record.begin(self.config, self.plan, None if state is None else state.iteration)
+            self.record.begin(self.config, self.plan, state)
         except UserError as error:
             self._error = error
             return OFF

@@ -39,7 +39,7 @@ class About:
 
     calls: before this state; position: of the next batch; seed: of the run; loss: the newest; evaluations: all so far
     (`psgc.torch.evaluation`); loaded: see Run; random: the generators of the script's random numbers as they are before
-    the next batch (`psgc.torch.generators`).
+    the next batch (`psgc.torch.generators`); seconds: how long the run had taken, in a checkpoint.
     """
 
     calls: int = 0
@@ -49,6 +49,7 @@ class About:
     evaluations: Sequence[Result] = ()
     loaded: int | None = None
     random: dict[str, Any] | None = None
+    seconds: float = 0.0
 
 
 class Stateful(Protocol):

@@ -16,6 +16,7 @@ from typing import ClassVar, Protocol
 from psgc.errors import PsgcError, UserError, one_line
 from psgc.terminal import say
 from psgc.training import launched
+from psgc.training.ending import launched as is_launched
 from psgc.user_code import raised_at
 
 STOPPERS = (signal.SIGTERM, signal.SIGUSR1)  # with these `psgc launch` and SLURM ask a run to end; and SIGINT
@@ -100,6 +101,7 @@ class Ending:
             return
         rank = 0 if self.session is None else self.session.rank
         is_reported = isinstance(error, UserError) and self.session is not None and self.session.reports
+        is_reported |= bool(stopped_by) and is_launched()  # `psgc launch` knows which signal it was
         if isinstance(error, PsgcError) and not launched.debugging():
             if not is_reported:
                 say(f"psgc: {error}", error=True)

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -138,3 +138,11 @@ def run(command: Sequence[str], cwd: Path, timeout: float = 60, env: Mapping[str
     """Run a command to its end."""
     with MpiRun(command, cwd, env) as running:
         return running.wait(timeout)
+
+
+def wait_until(condition: Callable[[], object], timeout: float = 60) -> None:
+    """A test failure when the condition does not hold within so many seconds."""
+    end = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < end, "it did not come to that"
+        time.sleep(0.02)

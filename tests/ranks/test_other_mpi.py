@@ -10,7 +10,6 @@ import os
 import shlex
 import signal
 import sys
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,7 +17,7 @@ import numpy as np
 import pytest
 
 from psgc.data import write_dense
-from tests.ranks.mpirun import MpiRun, mpirun_path, run
+from tests.ranks.mpirun import MpiRun, mpirun_path, run, wait_until
 from tests.ranks.test_doctor import DOCTOR
 from tests.sweeper import environ_of
 
@@ -91,13 +90,6 @@ def expected(tmp_path_factory):
         scores = np.exp(X @ W)
         W -= 0.5 * X.T @ (scores / scores.sum(axis=1, keepdims=True) - np.eye(3)[y]) / 80
     return W
-
-
-def wait_until(condition, timeout=60.0):
-    end = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < end, "it did not come to that"
-        time.sleep(0.02)
 
 
 def kill(running, rank):

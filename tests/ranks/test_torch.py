@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import os
 import signal
 import socket
 import sys
@@ -14,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from psgc.torch.sampling import Sampler
-from tests.ranks.mpirun import mpirun, run
+from tests.ranks.mpirun import MpiRun, mpirun, run, wait_until
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = str(Path(__file__).with_name("torch_script.py"))
@@ -158,6 +159,23 @@ def test_a_run_that_is_stopped_goes_on_with_other_ranks_and_makes_the_steps_of_o
     model.load_state_dict(load_file(tmp_path / "model.safetensors"))
     digest = hashlib.sha256(b"".join(param.detach().numpy().tobytes() for param in model.parameters()))
     assert digest.hexdigest() == alone[0]
+
+
+@pytest.mark.faults
+def test_ctrl_c_is_told_as_such(tmp_path):
+    """The ranks get another signal from `psgc launch`."""
+    settings = json.dumps({"output": "run", "pause": 0.1, "epochs": 100})
+    command = [sys.executable, "-m", "psgc", "launch", SCRIPT, "-n", "3", "--", settings]
+    rows = tmp_path / "run/iterations.csv"
+    with MpiRun(command, tmp_path) as running:
+        wait_until(lambda: rows.exists() and rows.read_text().count("\n") > 3, TIMEOUT)
+        os.kill(running.process.pid, signal.SIGINT)
+        finished = running.wait(timeout=TIMEOUT)
+    assert finished.returncode == 130, finished.said
+    (line,) = finished.stderr.splitlines()
+    assert line.startswith("psgc launch: stopped by Ctrl-C (SIGINT); to resume from the last checkpoint: psgc launch ")
+    assert "SIGUSR1" not in finished.said
+    assert json.loads((tmp_path / "run/summary.json").read_text())["reason"] == "stopped by Ctrl-C (SIGINT)"
 
 
 @pytest.mark.parametrize("aggregation", ["server", "allreduce"])

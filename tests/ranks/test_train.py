@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from psgc.data import write_dense
-from tests.ranks.mpirun import MpiRun, mpirun, run
+from tests.ranks.mpirun import MpiRun, mpirun, run, wait_until
 
 RUN_FILES = {"config.yaml", "iterations.csv", "timeline.npz", "summary.json", "params.npy", "checkpoints"}
 CONFIG = """
@@ -237,13 +237,6 @@ def ticks(pid):
 
 def rows(folder):
     return (folder / "out/iterations.csv").read_text().splitlines()
-
-
-def wait_until(condition, timeout=60.0):
-    end = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < end, "it did not come to that"
-        time.sleep(0.02)
 
 
 @pytest.mark.parametrize("aggregation", ["server", "allreduce"])

@@ -54,6 +54,16 @@ def test_a_run_goes_on_with_fewer_workers_than_the_one_that_was_lost(tmp_path, c
         assert ended.value.code in (0, None), capsys.readouterr().err
 
 
+def test_the_loss_that_is_told_is_the_newest_that_there_is(tmp_path):
+    """The last call of a script may be an evaluation, which has none."""
+    losses = [3.0, 2.0, None]
+    for killed in (False, True):
+        run = psgc.load(record(tmp_path / f"{killed}", 2, 2, 3, loss=losses.__getitem__, killed=killed))
+        assert "loss 2, " in repr(run)
+    diverged = record(tmp_path / "diverged", 2, 2, 3, loss=[3.0, 2.0, np.nan].__getitem__)
+    assert "loss nan, " in repr(psgc.load(diverged))
+
+
 def test_a_run_that_has_not_ended(tmp_path):
     run = psgc.load(record(tmp_path / "run", workers=2, chunks_per_worker=2, iterations=3, killed=True))
     assert (run.summary, run.params, run.lost) == ({}, None, [])

@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 
+from psgc.checks import is_evaluated
 from psgc.config import Evaluate
 from psgc.messages import Kind
 from psgc.run_rows import Outcome
+from psgc.server.recovery import LOOKED_BACK
 from psgc.transport import Died
 from tests.unit.scripted import done, said
 from tests.unit.scripted_run import WORKERS, approximate
@@ -94,3 +96,24 @@ def test_an_iteration_that_evaluates_is_exact(make_run, recovery):
 
     run.follow(script(), 2)
     assert [(row.missing > 0, row.test_loss) for row in run.rows] == [(True, None), (False, 8.0)]
+
+
+def test_an_automatic_deadline_learns_nothing_from_iterations_that_evaluate(make_run):
+    """They take ten times as long. The last iteration does, too, and evaluates nothing: it is cut off."""
+    last = LOOKED_BACK + 1
+    run = make_run("static", recovery=approximate(deadline="auto"), evaluate=Evaluate(every=2), given=HELD_OUT)
+
+    def script():
+        while True:
+            iteration = run.transport.vectors[-1][1]
+            yield []
+            for chunk, holders in enumerate(run.plan.holders()):
+                if run.transport.vectors[-1][1] > iteration:
+                    break
+                evaluates = is_evaluated(iteration, 2)
+                run.clock.now += 1.0 if evaluates or iteration == last else 0.1
+                report = done(holders[0], iteration, chunk, 1.0)
+                yield [evaluated(holders[0], iteration, chunk, (1.0, 0.0)) if evaluates else report]
+
+    run.follow(script(), last + 1)
+    assert [row.iteration for row in run.rows if row.error_measure > 0] == [last]

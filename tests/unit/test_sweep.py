@@ -35,8 +35,9 @@ class Launch:
             raise end
         if end > 128:
             heard.stopped_by = signal.Signals(end - 128)
-        elif end == 0 and not Path(config.output).exists():
-            record(Path(config.output), workers=ranks - 1, chunks_per_worker=2, iterations=3)
+        elif end == 0:
+            if not Path(config.output).exists():
+                record(Path(config.output), workers=ranks - 1, chunks_per_worker=2, iterations=3)
             Path(config.output, "config.yaml").write_text(config.to_yaml())
         return end
 
@@ -121,6 +122,27 @@ def test_resume_leaves_out_what_is_done(sweep, launch):
     assert (config.optimizer.lr, named["resume"]) == (0.3, True)
     sweep(*LR, "--resume", "--set", "iterations=9")  # longer than they were
     assert len(launch.calls) == 3
+
+
+def test_resume_makes_runs_longer_that_were_to_have_fewer_epochs(sweep, launch):
+    Path("run.yaml").write_text(RUN.replace("iterations: 3\n", "batch: {size: 4, epochs: 1}\n"))
+    sweep(*LR)
+    assert sweep(*LR, "--resume")[1].count("done already") == len(launch.calls) == 2
+    _, out, _ = sweep(*LR, "--resume", "--set", "batch.epochs=2")
+    assert [config.batch.epochs for config, _, _ in launch.calls] == [1, 1, 2, 2]
+    assert "done already" not in out
+
+
+def test_a_signal_that_comes_when_the_last_run_is_done_stops_nothing(sweep, launch, monkeypatch):
+    def launched(*arguments, heard, **named):
+        code = launch(*arguments, heard=heard, **named)
+        heard.stopped_by = signal.SIGTERM if len(launch.calls) == 2 else None
+        return code
+
+    monkeypatch.setattr("psgc.launching.sweep.launch", launched)
+    code, out, err = sweep(*LR)
+    assert (code, err) == (0, "")
+    assert "the runs are in runs/a" in out
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 import psgc.torch
 from psgc.errors import RunFailed, UserError
 from psgc.torch import begin, checkpoints
+from tests.simulation.network import Clock
 from tests.unit.documents import blocks
 
 DOCUMENT = Path(__file__).parents[2] / "docs/torch/checkpoints.md"
@@ -239,6 +240,44 @@ def test_metrics_are_means_over_a_dataset_in_evaluation_mode():
     assert run.evaluate(data, lambda model, batch: (len(batch[0]) / 2, len(batch[0]))) == 0.5
 
 
+def test_a_random_metric_draws_other_numbers_each_time_and_the_same_ones_in_another_run():
+    def drawn():
+        _, data, run, _ = made()
+        return [run.evaluate(data, lambda model, batch: torch.rand(len(batch[1])).mean()) for _ in range(3)]
+
+    found = drawn()
+    assert len({*found}) == 3
+    assert drawn() == found
+
+
+def test_batch_normalisation_that_is_frozen_stays_frozen_after_an_evaluation():
+    """And what trains goes on training: as torch does it without psgc."""
+
+    def network():
+        torch.manual_seed(0)
+        layers = [torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3), torch.nn.Dropout(0.0), torch.nn.Linear(3, 1)]
+        return torch.nn.Sequential(*layers).double()
+
+    _, data, _, _ = made()
+    plain, model = network(), network()
+    for each in (plain, model):
+        each[1].eval()
+        each[1].running_mean.fill_(0.5)
+    run = psgc.torch.init(model, data, loss, chunks=4, micro_batch=64, buffers="chunk")
+    ours, theirs = (torch.optim.SGD(each.parameters(), 0.05) for each in (model, plain))
+    run.attach(ours)
+    for batch in run.batches(SIZE, epochs=2):
+        run.evaluate(data, loss)
+        run.backward(batch)
+        ours.step()
+        theirs.zero_grad()
+        x, y = data[[int(row) for row in batch.rows]]
+        F.mse_loss(plain(x).squeeze(1), y).backward()
+        theirs.step()
+    assert [module.training for module in model] == [True, False, True, True]
+    torch.testing.assert_close(model.state_dict(), plain.state_dict())
+
+
 def test_a_metric_that_returns_something_else_is_refused():
     _, data, run, _ = made()
     with pytest.raises(UserError, match="the metric returned str"):
@@ -297,6 +336,35 @@ def test_one_process_leaves_a_record(tmp_path, capsys, monkeypatch):
     trained(tmp_path / "run", 3)
     assert [row["iteration"] for row in rows_in(tmp_path / "run")] == [*"012345678"]
     assert capsys.readouterr().out.splitlines()[1].startswith("iteration 7/9")
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_as_many_checkpoints_stay_as_are_to_be_kept(tmp_path, keep):
+    _, _, run, optimizer = made(output=str(tmp_path), checkpoint_every=1, checkpoint_keep=keep)
+    run.attach(optimizer)
+    for batch in run.batches(SIZE, epochs=2):
+        run.backward(batch)
+        optimizer.step()
+        assert len([*(tmp_path / "checkpoints").glob("*")]) <= keep
+    end(run)
+    left = sorted(path.name.partition("-")[0] for path in (tmp_path / "checkpoints").iterdir())
+    assert left == [f"{step:08d}" for step in range(7 - keep, 7)]
+
+
+def test_the_seconds_of_a_run_are_those_of_all_its_parts(tmp_path, monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr("psgc.torch.record.time", clock)
+    for epochs, expected in ((2, 60.0), (3, 90.0)):
+        _, _, run, optimizer = made(output=str(tmp_path), checkpoint_every=2)
+        run.attach(optimizer)
+        for batch in run.batches(SIZE, epochs=epochs):
+            run.backward(batch)
+            optimizer.step()
+            clock.now += 10.0
+        end(run)
+        clock.now += 1000.0  # until somebody resumes it
+        assert json.loads((tmp_path / "summary.json").read_text())["seconds"] == expected
+        monkeypatch.setenv("PSGC_RESUME", "1")
 
 
 def test_a_run_in_one_process_that_is_stopped_or_fails_says_so(tmp_path, monkeypatch):
