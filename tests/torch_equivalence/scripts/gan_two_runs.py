@@ -7,7 +7,7 @@ from torch.utils.data import TensorDataset
 
 import psgc.torch
 
-REFUSED = "one run"
+REFUSED = "expected one"
 
 
 def begin():
