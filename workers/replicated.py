@@ -73,8 +73,7 @@ class ReplicatedLoop(WorkerLoop):
         self._allreduce.arrived(message)
 
     def _begin_when_ready(self) -> None:
-        is_there = self._due == self._allreduce.steps and not self._allreduce.is_behind
-        if self._iteration < self._due and is_there:
+        if self._iteration < self._due and self._allreduce.is_at(self._due):
             self._allreduce.drop_accumulators()
             self._begin(self._due, self._allreduce.replica.params)
 
@@ -119,6 +118,7 @@ class ReplicatedLoop(WorkerLoop):
         self._transport.send(SERVER, [record(Kind.BEHIND, iteration)])
 
     def _stepping(self, iteration: int, gradient: Any) -> None:
+        self._mailbox.tell("closed", iteration)
         self._injector.at("stepping", iteration)
         self._injector.flip("stepping", gradient, iteration)
 

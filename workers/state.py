@@ -12,7 +12,8 @@ Each method is an event, from the server or from this worker's compute thread. B
 4. A discarded chunk is dropped from the queue. If the compute thread is in it, it is *abandoned*: its result is never
    reported.
 5. `collect` ends the work on the iteration. A new queue for the same iteration, or a chunk to be done next, starts it
-   again.
+   again. With aggregation `allreduce` `closed` ends it for good: a chunk that was to be done again is not needed, and
+   a script would do it in its next call.
 6. A skipped chunk is dropped from the queue. One that has begun goes on and is reported.
 7. An invalidated chunk counts as not done. What is held of it is freed. Its next report says how often it was
    invalidated.
@@ -231,6 +232,12 @@ class WorkerState:
         self._queue.clear()
         self._unwanted = self._running is not None
         return True
+
+    def closed(self, iteration: int) -> None:
+        """The sum of `iteration` is here: nothing more of it is to be done. What is held may still be committed."""
+        if iteration == self.iteration:
+            self._queue.clear()
+            self._unwanted = self._running is not None
 
     def _is_now(self, order: str, iteration: int, chunks: int | Sequence[int], *arguments: int) -> bool:
         """Whether an order is for this iteration; one for a later iteration is kept."""

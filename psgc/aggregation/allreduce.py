@@ -76,6 +76,10 @@ class AllReduce:
         """Whether only the state of another rank gets the replica on."""
         return self._blocks.participant.is_behind
 
+    def is_at(self, iteration: int) -> bool:
+        """Whether gradients of `iteration` can be computed here, although it may be behind."""
+        return self._blocks.participant.is_at(iteration)
+
     @property
     def nap(self) -> float:
         """Seconds between two looks at MPI."""

@@ -109,6 +109,10 @@ class Participant:
         attempts = known.attempts.values() if known else ()
         return {rank for attempt in attempts for rank in attempt.exchange.awaited}
 
+    def is_at(self, iteration: int) -> bool:
+        """Whether the replica is where gradients of `iteration` can be computed, whoever gets their sum."""
+        return self.steps == iteration and not self._is_wrong
+
     def can_use(self, iteration: int) -> bool:
         """Whether this rank gets on with the state of another one at the beginning of `iteration`."""
         return iteration > self.steps - self._is_wrong and iteration >= self._dropped
@@ -150,7 +154,7 @@ class Participant:
         if self._is_past(map.iteration):
             return []
         missed = self._give_up_before(map.iteration)
-        is_there = self.steps == map.iteration and not self._is_wrong
+        is_there = self.steps + self._stepping == map.iteration and not self._is_wrong  # or about to be
         if self._rank not in map.receivers:  # if its replica is there it may still be asked to redo what is lost
             return missed + self._fall_behind(map.iteration, map.iteration - is_there)
         self.is_behind = self.is_behind and not is_there

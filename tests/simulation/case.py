@@ -13,8 +13,8 @@ from psgc.plan import Plan
 class Nap:
     """A worker is deaf, slow or mute from step `after` of iteration `first` on, for `length` iterations.
 
-    With aggregation `allreduce` a rank may also be "clogged" or "late": blocks to it or from it are. `worker` is 0 then
-    for rank 0.
+    With aggregation `allreduce` a rank may also be "clogged" or "late": blocks to it or from it are. A script may be
+    "away": it makes no call. `worker` is 0 then for rank 0.
 
     stubborn: even when nothing else can happen; then it may be given up, and be back when it wakes up.
     """
@@ -30,7 +30,9 @@ class Nap:
 @dataclass(frozen=True)
 class Fault:
     """From step `after` of iteration `first` on, once: the process of a worker "dies", MPI says that it is "cut off"
-    (which is not so), or a gradient of it "raises", or it "stops" until others can do nothing without it.
+    (which is not so), or a gradient of it "raises", or it "stops" until others can do nothing without it. Its script
+    "ends" in place of its call for iteration `first`, or it "raises there"; it makes "another call" than the others,
+    or it "differs" from them from that call on.
 
     step: of the protocol (`psgc.config.Step`); then it happens when the worker is there for the `after`-th time, from
     iteration `first` on.
@@ -49,6 +51,9 @@ class Case:
 
     allreduce: workers sum their accumulators among themselves; pace: how fast time passes between events; unheard: how
     many messages a worker is sent without being heard, with `allreduce`.
+
+    scripts: the steps are made by scripts (`tests.simulation.scripts`); partial: iterations before which these are in
+    the middle of something, as in the accumulation of gradients.
     """
 
     plan: Plan
@@ -67,3 +72,5 @@ class Case:
     allreduce: bool = False
     pace: float = 1.0
     unheard: int = UNHEARD
+    scripts: bool = False
+    partial: Collection[int] = ()

@@ -16,9 +16,11 @@ from psgc.plan import Plan, make_plan
 from tests.simulation.case import Case, Fault, Nap
 from tests.simulation.replicated import ReplicatedWorld
 from tests.simulation.schedules import SCHEDULES
+from tests.simulation.scripts import ScriptWorld
 from tests.simulation.world import World
 
 TIMEOUT = 30.0  # seconds of the simulated world
+LATER = 9  # iterations in which it is noticed that scripts differ
 
 
 @cache
@@ -128,6 +130,37 @@ def _sharing(rng: random.Random, case: Case, moment: Callable[[], tuple[int, int
     )
 
 
+def script_case(rng: random.Random) -> Case:
+    """With aggregation `allreduce`, and a script on each rank."""
+    case = random_case(rng, allreduce=True)
+    workers, iterations = case.plan.num_workers, rng.randint(2, 8)
+    ranks = range(1, workers + 1)
+    away = rng.choice([0, 1, 1, 2, 3])  # how many scripts are slow to make their next call
+    naps = [
+        Nap("away", rng.randint(0, workers), rng.randrange(iterations), rng.randint(1, 5), rng.randrange(60))
+        for _ in range(away)
+    ]
+    wrong = []
+    if rng.random() < 0.3:
+        wrong.append(
+            Fault(rng.choice(["ends", "ends", "raises there"]), rng.choice(ranks), rng.randint(0, iterations + 2), 0)
+        )
+    if rng.random() < 0.2:
+        wrong.append(Fault("differs", rng.choice(ranks), rng.randrange(1, iterations), 0))
+        iterations += LATER
+    if rng.random() < 0.05:
+        wrong.append(Fault("another", rng.choice(ranks), rng.randrange(iterations), 0))
+    return replace(
+        case,
+        dim=3 + case.dim,
+        num_iterations=iterations,
+        naps=[*case.naps, *naps],
+        faults=[*case.faults, *wrong],
+        recovery=Recovery(),
+        scripts=True,
+    )
+
+
 def _at_step(rng: random.Random, worker: int, iterations: int) -> Fault:
     kind = rng.choice(["dies", "dies", "cut off", "stops"])
     step = rng.choice(["begin", "after_commit", "sending", "summing", "passing_on", "passing_on", "passed_on"])
@@ -143,9 +176,16 @@ def _random_recovery(rng: random.Random) -> Recovery:
     return Recovery(mode="approximate", deadline=deadline, max_error=max_error)
 
 
-def run(seed: int, thorough: bool = False, verified: bool = False, allreduce: bool = False) -> Counter[str]:
+def run(
+    seed: int, thorough: bool = False, verified: bool = False, allreduce: bool = False, scripts: bool = False
+) -> Counter[str]:
     """One schedule of faults; what happened in it. Raises what goes wrong."""
-    world = (ReplicatedWorld if allreduce else World)(random_case(random.Random(seed), verified, allreduce), thorough)
+    rng = random.Random(seed)
+    world: World
+    if scripts:
+        world = ScriptWorld(script_case(rng))
+    else:
+        world = (ReplicatedWorld if allreduce else World)(random_case(rng, verified, allreduce), thorough)
     world.run()
     return world.counts
 
@@ -156,15 +196,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the first schedule; the others follow")
     parser.add_argument("--verify", action="store_true", help="copies are compared, and some of them are wrong")
     parser.add_argument("--allreduce", action="store_true", help="workers sum their accumulators among themselves")
+    parser.add_argument("--scripts", action="store_true", help="of users, which make the steps")
     options = parser.parse_args(arguments)
     counts: Counter[str] = Counter()
     began = time.monotonic()
     for seed in range(options.seed, options.seed + options.schedules):
         try:
-            counts += run(seed, verified=options.verify, allreduce=options.allreduce)
+            counts += run(seed, verified=options.verify, allreduce=options.allreduce, scripts=options.scripts)
         except Exception:
             traceback.print_exc()
-            same = (" --verify" if options.verify else "") + (" --allreduce" if options.allreduce else "")
+            same = "".join(f" --{kind}" for kind in ("verify", "allreduce", "scripts") if getattr(options, kind))
             print(f"failed: python -m tests.simulation.faults --schedules 1 --seed {seed}{same}", file=sys.stderr)
             return 1
     print(f"{options.schedules} schedules in {time.monotonic() - began:.0f} s")

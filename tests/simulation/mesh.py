@@ -82,7 +82,8 @@ class MeshEnd:
     """The transport of one rank. links: by (source, destination), of the whole network.
 
     eager: asked at every send whether the memory is free at once; advance: lets the world go on, for rank 0;
-    is_cut_off: whether MPI says that nothing reaches a rank; sends: called with every control message that is sent.
+    is_cut_off: whether MPI says that nothing reaches a rank; sends: called with every control message that is sent;
+    kills: ends the process of a rank.
     """
 
     survives_deaths = True
@@ -97,11 +98,14 @@ class MeshEnd:
         advance: Callable[[], object] = lambda: None,
         is_cut_off: Callable[[int], bool] = lambda _: False,
         sends: Callable[[int, Records], None] = lambda *_: None,
+        kills: Callable[[int], None] = lambda _: None,
     ) -> None:
         self.rank, self._links, self._clock = rank, links, clock
-        self._eager, self._advance, self._is_cut_off, self._sends = eager, advance, is_cut_off, sends
+        self._eager, self._advance, self._is_cut_off = eager, advance, is_cut_off
+        self._sends, self._kills = sends, kills
         self._others = [dest for source, dest in links if source == rank]
-        self.hosts = ["here"] * (len(self._others) + 1)
+        self.size = len(self._others) + 1
+        self.hosts = ["here"] * self.size
         self.posted: list[np.ndarray] = []
         self._lent: list[np.ndarray] = []  # given out by the last poll
         self.told: set[int] = set()  # the dead that this rank knows of
@@ -179,6 +183,15 @@ class MeshEnd:
             self._links[self.rank, dest].vectors.append(flying)
         self.has_news = self.has_news or flying.is_free
         return flying
+
+    def sending(self) -> bool:
+        """Whether anything is on its way from here that is waited for."""
+        dests = [dest for dest in self._others if dest not in self.forgotten | self.told]
+        return not all(self._links[self.rank, dest].is_empty for dest in dests)
+
+    def kill(self, rank: int) -> bool:
+        self._kills(rank)
+        return True
 
     def unreached(self, patience: float) -> list[int]:
         return [

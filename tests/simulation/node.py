@@ -34,7 +34,9 @@ class ImpatientState(WorkerState):
 
 class Node(WorkerLoop):
     """follows: "fixed" if the standing order is left only for a loss, "skipping" if chunks are also left out; every: 0
-    if nothing is verified; more: what another loop than WorkerLoop takes besides."""
+    if nothing is verified; more: what another loop than WorkerLoop takes besides; loss: that it says each chunk has."""
+
+    loss = 1.0
 
     def __init__(
         self,
@@ -145,20 +147,23 @@ class Node(WorkerLoop):
             assert iteration != self.state.iteration or chunk not in self.state.held
         if kind == Kind.COLLECT or (kind == Kind.MAP and entry["last"]):
             assert iteration != self.state.iteration or self.alive() == 0, "gradients are left after the last commit"
-            self.collected = iteration
-            if self.work is not None and self.work.iteration == iteration:
-                self.unneeded.add((iteration, self.work.chunk))
-                self.interrupted.add((iteration, self.work.chunk))
+            self._is_over(iteration)
+
+    def _is_over(self, iteration: int) -> None:
+        """Nothing more is to be done in an iteration, as far as is known."""
+        self.collected = iteration
+        if self.work is not None and self.work.iteration == iteration:
+            self.unneeded.add((iteration, self.work.chunk))
+            self.interrupted.add((iteration, self.work.chunk))
 
     # what the compute thread does
 
     def take(self) -> None:
         try:
-            self.work = self.mailbox.take()
+            self.work = self.next_work()
         except NothingToDo:
             self.waiting = True
             return
-        assert self.work is not None
         iteration, chunk = self.work.iteration, self.work.chunk
         assert iteration == self.state.iteration
         self.check_params(iteration, self.work.params)
@@ -174,6 +179,11 @@ class Node(WorkerLoop):
             assert self.follows == "skipping" or taken == passed, "left out a chunk"
             assert {(iteration, c) for c in passed if c not in taken} <= self.unneeded
 
+    def next_work(self) -> Work:
+        work = self.mailbox.take()
+        assert work is not None
+        return work
+
     def check_params(self, iteration: int, params: np.ndarray) -> None:
         assert (params == iteration).all(), "parameters of another iteration"
 
@@ -185,7 +195,7 @@ class Node(WorkerLoop):
         self.done += 1
         unwanted = work.iteration < self.state.iteration or (work.iteration, work.chunk) in self.unneeded
         before = len(self.mailbox._outbox)
-        self.mailbox.finished(work, Result(gradient, 1.0, 0.0, seconds))
+        self.mailbox.finished(work, Result(gradient, self.loss, 0.0, seconds))
         sketched = not unwanted and self.state.is_sketched(work.iteration, work.chunk)
         assert len(self.mailbox._outbox) == before + 1 + sketched
         message = self.mailbox._outbox[-1]

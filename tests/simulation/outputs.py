@@ -45,7 +45,7 @@ class Observer:
             else:
                 copies |= world.compared
             assert +world.used == +Counter(copies)
-            assert row.loss == pytest.approx(world.plan.num_chunks)
+            assert row.loss == pytest.approx(world.loss(row.iteration))
             assert row.missing == len(world.incomplete)
             lacking = world.plan.parts * len(world.incomplete) - sum(map(len, world.incomplete.values()))
             assert row.error_measure == lacking / (world.plan.parts * world.plan.num_chunks)

@@ -235,11 +235,11 @@ class ReplicatedWorld(World):
     def possible(self) -> tuple[World.Possible, World.Possible, World.Possible]:
         where: tuple[World.Possible, ...] = ([], [], [])  # what can happen, those that are asleep, never
         able, chatter = where[0], []
-        asleep = {kind: [0] * (len(self.nodes) + 1) for kind in ("deaf", "slow", "mute", "clogged", "late")}
+        asleep = {kind: [0] * (len(self.nodes) + 1) for kind in ("deaf", "slow", "mute", "clogged", "late", "away")}
         for rank, naps in self.napping().items():
             for kind, nap in naps.items():
                 asleep[kind][rank] = 1 + nap.stubborn  # place in `where`
-        deaf, slow, mute, clogged, late = asleep.values()
+        deaf, slow, mute, clogged, late, _ = asleep.values()
         ranks: list[tuple[int, Any]] = [(0, None), *self.nodes.items()]
         dead = [rank for rank, node in self.nodes.items() if node.dead]
         for rank, node in ranks:

@@ -70,6 +70,10 @@ class ReplicatedNode(Node, ReplicatedLoop):
         if self._allreduce.steps > before:
             self._check(self._allreduce.replica)
 
+    def _stepping(self, iteration: int, gradient: np.ndarray) -> None:
+        super()._stepping(iteration, gradient)
+        self._is_over(iteration)
+
     def check_params(self, iteration: int, params: np.ndarray) -> None:
         assert params.tobytes() == self._params[iteration], "parameters of another iteration"
 

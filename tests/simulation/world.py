@@ -19,7 +19,8 @@ import numpy as np
 from psgc import processes
 from psgc.backend import Backend
 from psgc.coding import worst_condition
-from psgc.errors import RunFailed
+from psgc.config import Config
+from psgc.errors import PsgcError, RunFailed, UserError
 from psgc.optimizer import Optimizer
 from psgc.schedules import SCHEDULES
 from psgc.server import cluster as server_cluster
@@ -58,6 +59,7 @@ class World:
         self.plan = case.plan
         self.thorough = thorough
         self.clock = Clock()
+        self.began_at = self.clock.now  # the iteration
         self.silence = min(case.timeout, LONG) / 4
         self.every = case.verify.every if case.verify else 0
         self.follows = (
@@ -116,20 +118,36 @@ class World:
                 aggregation="allreduce" if case.allreduce else "server",
                 iterations=case.num_iterations,
             )
-            settings = ServerSettings(config=config, plan=self.plan)
-            self.server = Server(self.end, Backend(), Observer(self), settings, self.optimizer())
+            self.server = self.make_server(config)
             try:
-                self.server.run(np.zeros(case.dim), case.num_iterations, begins=self.begin)
-            except RunFailed as error:
-                self.check_too_few(str(error))
-                self.counts["stopped with too few workers"] += 1
+                self.server.run(np.zeros(case.dim), self.last, begins=self.begin)
+            except (RunFailed, UserError) as error:
+                self.stopped(error)
                 return
-            with suppress(RunFailed):
-                for _ in range(STEPS):  # what is still on its way changes nothing
-                    self.server._poll()
-                    if self.idle:
-                        break
-            self.check_end()
+            self.ended()
+
+    @property
+    def last(self) -> int:
+        """The iteration that the server ends before."""
+        return self.case.num_iterations
+
+    def make_server(self, config: Config) -> Server:
+        settings = ServerSettings(config=config, plan=self.plan)
+        return Server(self.end, Backend(), Observer(self), settings, self.optimizer())
+
+    def stopped(self, error: PsgcError) -> None:
+        """The run cannot go on."""
+        self.check_too_few(str(error))
+        self.counts["stopped with too few workers"] += 1
+
+    def ended(self) -> None:
+        """The run has had all iterations."""
+        with suppress(RunFailed):
+            for _ in range(STEPS):  # what is still on its way changes nothing
+                self.server._poll()
+                if self.idle:
+                    break
+        self.check_end()
 
     def replace(self, stack: ExitStack) -> None:
         """Put what only this world has in the place of what the production code uses."""
@@ -174,6 +192,10 @@ class World:
         assert not reason.startswith("it sent"), reason  # nothing here is malformed
         assert ("verify.strikes" in reason) <= self.has_struck_out(worker), reason
         assert reason.endswith("it raises") == reason.startswith("chunk"), "a failure without its text"
+
+    def loss(self, iteration: int) -> float:
+        """That the row of an iteration is to say."""
+        return float(self.plan.num_chunks)
 
     def has_struck_out(self, worker: int) -> bool:
         """Whether as many copies of a worker were wrong as it takes to give it up."""

@@ -111,7 +111,7 @@ class Rank:
                     del self.to_give[dest]
                     if steps == iteration and dest not in self.participant._left:
                         self.network.states.append((dest, iteration))
-        if self.begun < self.due == steps and not self.participant.is_behind:
+        if self.begun < self.due and self.participant.is_at(self.due):
             self.begun = self.due
             self.to_server.append(("report", self.due))
 

@@ -1,0 +1,37 @@
+"""Random schedules of faults with scripts that make the steps: slow, wrong, ended early or late, behind."""
+
+import pytest
+
+from psgc.server.digests import Digests
+from psgc.torch.serving import Script
+from psgc.workers.state import WorkerState
+from tests.simulation import faults
+
+
+def test_every_script_has_the_right_sums_or_a_right_state_in_between(capsys):
+    assert faults.main(["--scripts", "--schedules", "60", "--seed", "100000"]) == 0
+    lines = capsys.readouterr().out.splitlines()[1:-1]
+    counts = {what: int(count) for count, what in (line.split(None, 1) for line in lines)}
+    assert counts.keys() >= {
+        "states loaded", "left out", "lost", "returns", "deaths", "differs", "differs from the beginning",
+        "another call", "workers at the end", "stopped with too few workers",
+    }  # fmt: skip
+
+
+DEFECTS = [
+    (WorkerState, "closed", lambda *_: None, "a chunk of another call"),
+    (Script, "due", lambda _: [], "nothing happens any more"),
+    (Digests, "wrong", lambda *_: [], "and nobody notices"),
+]
+
+
+@pytest.mark.parametrize(("where", "name", "wrong", "found"), DEFECTS)
+def test_a_defect_is_found(monkeypatch, capsys, where, name, wrong, found):
+    monkeypatch.setattr(where, name, wrong)
+    assert faults.main(["--scripts", "--schedules", "60", "--seed", "200"]) == 1
+    assert found in capsys.readouterr().err
+
+
+def test_a_rank_that_is_left_out_while_it_makes_the_step_before_can_do_what_is_lost():
+    """Once it waited for ever: it was at the iteration, and did not follow it."""
+    faults.run(449, scripts=True)
