@@ -57,9 +57,9 @@ def _end(script: Execution, rank: int) -> None:
     """The end of a process. One without psgc.torch.init, and without MPI's Finalize of its own, meets the others."""
     if launched.has_begun() or MPI.Is_finalized():
         script.show()
-        with suppress(OSError):
-            launched.leave_exit_code(script.code)
-        if rank == 0:
+        if rank == 0:  # the others can do without one that has failed during the run, which is in the record
+            with suppress(OSError):
+                launched.leave_exit_code(script.code)
             _leave_summary(script.code)
         return
     late = threading.Timer(PATIENCE, script.show)

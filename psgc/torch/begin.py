@@ -121,6 +121,8 @@ def begin(
     cost_fn: CostFunction | None = None,
 ) -> Run:
     """As `init`, with the other arguments in a mapping: those of `Arguments`."""
+    if launched.has_begun():  # and MPI is left at the end of a run
+        raise UserError("psgc.torch.init: these ranks have a run already; expected one for each psgc launch or mpirun")
     ending = Ending()
     made: _Local | UserError
     try:

@@ -1,19 +1,28 @@
-"""Computes a chunk twice and compares: what makes the copies of a chunk differ, by the name of the module."""
+"""Computes a chunk twice and compares: what makes the copies of a chunk differ, by the name of the module.
+
+That is done with the first chunk of a process, and then with one now and then, since a count may matter later.
+"""
 
 import hashlib
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from math import isfinite
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from psgc.coding.sketch import Sketch, relative_difference, sketch
 from psgc.errors import ModelError
 from psgc.torch.loader import MicroBatch
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-9}  # of a gradient's length; rounding errors stay far below
 BLOCK = 1 << 16  # entries
+SHARE = 0.01  # of the computing time that may be spent on computing chunks twice, after the first
+EVERY = 16  # steps: all ranks compute chunks twice in the same ones, so that none has to wait for others each time
+TWICE = "two computations of the same chunk with the same parameters"
 SEEDED = "psgc seeds torch, numpy.random and random for each chunk; draw from these alone"
 
 
@@ -23,6 +32,51 @@ class Seen(NamedTuple):
     what: str
     name: str
     digest: bytes
+
+
+class Sampled:
+    """Computes chunks, now and then one of them twice. model, dim: as in `computed_twice`."""
+
+    def __init__(self, model: nn.Module, dim: int) -> None:
+        self._model, self._dim = model, dim
+        self._computing = self._checking = 0.0  # seconds
+
+    def compute(
+        self,
+        step: int,
+        load: Callable[[], Iterable[MicroBatch]],
+        compute: Callable[[Iterable[MicroBatch]], Tensor | None],
+    ) -> Tensor | None:
+        """What `compute` returns for the micro-batches of a chunk of this step. Raises ModelError as `computed_twice`.
+
+        No two vectors are there at the same time.
+        """
+        began = time.monotonic()
+        vector = compute(load())
+        seconds = time.monotonic() - began
+        self._computing += seconds
+        if vector is None or step % EVERY or self._checking + seconds > SHARE * self._computing:
+            return vector
+        first, tolerance = self._sketch(vector), TOLERANCE[vector.dtype]
+        if first is None:
+            return vector
+        del vector
+        vector = compute(load())
+        if vector is not None:
+            second = self._sketch(vector)
+            if second is None or relative_difference(first, second) > tolerance:
+                computed_twice(self._model, self._dim, load, compute)  # it names what differs, if it still does
+                raise ModelError(
+                    f"the gradients of {TWICE} differ in step {step}, and did not at first: a count, or something else "
+                    f"that is kept between calls, changes what is computed; {SEEDED}"
+                )
+        self._checking += time.monotonic() - began - seconds
+        return vector
+
+    def _sketch(self, vector: Tensor) -> Sketch | None:
+        """Of the gradient; None when it is not finite."""
+        gradient = vector[: self._dim]
+        return sketch(gradient.cpu().numpy()) if isfinite(float(gradient.sum())) else None
 
 
 def computed_twice(
@@ -59,13 +113,12 @@ def computed_twice(
 
 def _difference(model: nn.Module, first: list[Seen], second: list[Seen]) -> str:
     """What to tell the user: the first thing that differs."""
-    twice = "two computations of the same chunk with the same parameters"
     pairs = zip([*first, None], [*second, None], strict=False)
     one, other = next(((one, other) for one, other in pairs if one != other), (None, None))
     seen = one or other
     if seen is None:
         return (
-            f"the gradients of {twice} differ, while all modules return the same: the loss function draws random "
+            f"the gradients of {TWICE} differ, while all modules return the same: the loss function draws random "
             f"numbers or keeps something between calls ({SEEDED}), or an operation on this device adds up in another "
             "order each time (torch.use_deterministic_algorithms(True) tells which)"
         )
@@ -78,11 +131,11 @@ def _difference(model: nn.Module, first: list[Seen], second: list[Seen]) -> str:
     module = f"{seen.name} ({kind})" if seen.name else f"the model ({kind})"
     if seen.what == "input":
         return (
-            f"what goes into {module} differs between {twice}: what is computed just before it is random or keeps "
+            f"what goes into {module} differs between {TWICE}: what is computed just before it is random or keeps "
             f"something between calls; {SEEDED}"
         )
     return (
-        f"what {module} returns differs between {twice}, for the same input: it is random or keeps something between "
+        f"what {module} returns differs between {TWICE}, for the same input: it is random or keeps something between "
         f"calls; {SEEDED}"
     )
 

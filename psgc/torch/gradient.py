@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from psgc.torch.calls import Call, signature
 from psgc.torch.chunk_gradient import ChunkGradient
 from psgc.torch.costs import ChunkCosts
-from psgc.torch.determinism import computed_twice
+from psgc.torch.determinism import Sampled, computed_twice
 from psgc.torch.halves import Halves, NotFinite
 from psgc.torch.loader import ChunkLoader, MicroBatch
 from psgc.torch.sampling import Batch
@@ -20,8 +20,8 @@ class BatchGradient:
     """Makes the calls.
 
     compute: the vector of a chunk; gradient: how many of its entries are the gradient; seed: of the run; costs: of
-    chunks. Before the first chunk the loss is looked at (`psgc.torch.halves`), and then it is computed twice
-    (`psgc.torch.determinism`).
+    chunks. Before the first chunk the loss is looked at (`psgc.torch.halves`). Then it is computed twice, and some of
+    the later ones are (`psgc.torch.determinism`).
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class BatchGradient:
         self._model, self._loader, self._compute = model, loader, compute
         self._gradient, self._seed, self._costs = gradient, seed, costs
         self._halves: Halves | None = Halves(model, compute, loader.micro_batch)  # None: they were compared
-        self._is_checked = False
+        self._is_checked, self._sampled = False, Sampled(model, gradient)
 
     def call(self, batch: Batch, num_chunks: int, scale: float | None, is_whole: bool, loaded: int | None) -> Call:
         """scale: of the GradScaler; is_whole: see HandOver; loaded: tells ranks apart that have loaded other states."""
@@ -50,9 +50,10 @@ class BatchGradient:
 
             if self._halves is not None:
                 self._compare_halves(self._halves, batch, rows, chunk, num_chunks, scale)
+            load = partial(self._loader.micro_batches, rows)
             if self._is_checked:
-                return compute(self._loader.micro_batches(rows))
-            found = computed_twice(self._model, self._gradient, lambda: self._loader.micro_batches(rows), compute)
+                return self._sampled.compute(batch.iteration, load, compute)
+            found = computed_twice(self._model, self._gradient, load, compute)
             self._is_checked = found is not None and len(rows) > 0
             return found
 

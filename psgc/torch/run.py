@@ -81,6 +81,7 @@ class Run:
         self._to_set: Generators | None = None  # of a state that was loaded, before the next batch
         self._fingerprint = Fingerprint(model, self._attached)
         self._under_way = -1  # the step of the batch in whose loop the script is
+        self._is_over = False
         self._is_broken = False  # there is no going on from here: a loss that is not finite, or half of a batch
 
     # training
@@ -219,6 +220,8 @@ class Run:
 
     def _sum(self, call: Call) -> Sum | None:
         """The sum of a call; None when this rank has fallen behind, and has the state of another one to go on from."""
+        if self._is_over:
+            raise UserError("this run ended when psgc.torch.init was called again; expected one run at a time")
         if self.iteration & (self.iteration - 1) == 0:  # at calls 0, 1, 2, 4, 8 and so on
             check_savable(self._attached)
         try:
@@ -349,6 +352,7 @@ class Run:
             self._write_checkpoint(position.iteration, self.iteration)
         self._steps.close()
         self._loader.close()
+        self._is_over = True
 
     def on(self, event: str, function: Callable[[IterationRow], object]) -> None:
         """Have `function` called on rank 0 with the row of iterations.csv of each iteration that is over.

@@ -107,11 +107,13 @@ def test_a_model_on_a_gpu_has_its_vectors_summed_there(tmp_path, alone, aggregat
 
 @pytest.mark.faults
 def test_a_script_that_raises_on_one_worker_is_given_up_and_the_others_go_on(tmp_path, alone):
-    ended, said = trained(tmp_path, 3, aggregation="server", transfer="per_chunk", what={2: ["raises", 2]}, pause=0.1)
+    settings = {"aggregation": "server", "transfer": "per_chunk", "what": {2: ["raises", 2]}, "pause": 0.1}
+    ended, said = launched(tmp_path, 3, output="run", **settings)  # with exit code 0
     assert ended == dict.fromkeys([0, 1], alone)
-    (line,) = said
+    (line,) = [line for line in said if "lost in iteration" in line]
     assert line.startswith(f"worker 2 on {socket.gethostname()} lost in iteration ")
     assert "its script raised ValueError: no such thing, " in line
+    assert json.loads((tmp_path / "run/summary.json").read_text())["exit_code"] == 0
 
 
 @pytest.mark.faults

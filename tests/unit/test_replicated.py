@@ -1,5 +1,7 @@
 """What rank 0 tells workers of maps, states and each other (`aggregation: allreduce`), over a list of messages."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -10,6 +12,7 @@ from psgc.messages import Kind
 from psgc.optimizer import make_optimizer
 from psgc.plan import make_plan
 from psgc.server.arrivals import Moved
+from psgc.server.digests import of_parameters
 from psgc.server.outbox import Outbox
 from psgc.server.phases import WORKING
 from psgc.server.replicated import Replicated
@@ -27,7 +30,9 @@ class Rank0:
         replica = Replica(make_optimizer(Optimizer(kind="sgd", lr=0.1)), Backend(), lambda: None)
         config = config_of(TIMEOUT, aggregation="allreduce")
         arguments = self.end, Backend(), self.outbox, config, plan, replica, np.zeros(4), FIRST
-        self.it = Replicated(*arguments, last=FIRST + 9, alike=True)
+        self.within = set()  # iterations in which a script gives no state
+        script = SimpleNamespace(is_whole=lambda iteration: iteration not in self.within, differing=of_parameters)
+        self.it = Replicated(*arguments, last=FIRST + 9, script=script)
         self.given = []
         self.it._allreduce.give = lambda worker, iteration: self.given.append(worker)
 
@@ -85,3 +90,16 @@ def test_who_waits_for_the_state_of_a_rank_that_gives_none_any_more_is_not_waite
     rank_0.it._allreduce.start(11, np.zeros(4))
     assert not rank_0.it.is_followed(())
     assert rank_0.it.is_followed({2})
+
+
+def test_a_script_is_asked_for_its_state_only_in_a_call_that_is_whole(rank_0):
+    """Else it would come some calls later, when the worker is not waited for any more."""
+    rank_0.within = {11, 12, 13, 14, 15, 16, 17}
+    rank_0.begin(10)
+    rank_0.it.moved(Moved(1, 10, True, b""))
+    for iteration in range(11, 19):
+        for worker in (2, 3):
+            rank_0.it.moved(Moved(worker, iteration, False, b""))
+        rank_0.begin(iteration)
+        assert ((2, Kind.GIVE, 1) in rank_0.told()) == (iteration == 18)
+    assert 1 in rank_0.it._receivers()  # of the gradients from there on

@@ -9,9 +9,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+import psgc.torch
 from psgc.errors import ModelError
 from psgc.torch.chunk_gradient import ChunkGradient
-from psgc.torch.determinism import computed_twice
+from psgc.torch.determinism import Sampled, computed_twice
 from psgc.torch.flat import FlatModel
 from psgc.torch.loader import MicroBatch
 from psgc.torch.run import Run
@@ -279,6 +280,71 @@ def test_values_of_all_kinds_have_digests():
             return self.out(made["half"].float() + made["sparse"].to_dense() + more[0][:, :1] + self.draw())
 
     assert refusal(Uses()).startswith("what goes into out (Linear) differs")
+
+
+@pytest.mark.usefixtures("one_process")
+def test_a_count_that_matters_later_is_found_then():
+    class Late(nn.Module):
+        calls = 0
+
+        def forward(self, x):
+            self.calls += 1
+            return x * (1.0 if self.calls < 300 else self.calls)
+
+    model = small(Late())
+    data = torch.utils.data.TensorDataset(DATA, torch.arange(10) % 2)
+    run = psgc.torch.init(model, data, cross_entropy, chunks=10)
+    optimizer = torch.optim.SGD(model.parameters(), 1e-9)
+    run.attach(optimizer)
+    steps = []
+
+    def train():
+        for batch in run.batches(10, epochs=200):
+            steps.append(batch.iteration)
+            run.backward(batch)
+            optimizer.step()
+
+    with pytest.raises(ModelError, match=r"what 2 \(Late\) returns differs between two computations of the same chunk"):
+        train()
+    assert steps[-1] % 16 == 0
+
+
+def sampled(monkeypatch, compute, seconds=lambda step: 1.0, steps=400, chunks=4):
+    """How often each step's chunks were computed, by a `Sampled` whose chunks take so long."""
+    now, calls = [0.0], [0] * steps
+    monkeypatch.setattr("psgc.torch.determinism.time.monotonic", lambda: now[0])
+    checks = Sampled(small(), 3)
+    for step in range(steps):
+
+        def computed(_, step=step):
+            now[0] += seconds(step)
+            calls[step] += 1
+            return compute()
+
+        for _ in range(chunks):
+            checks.compute(step, lambda: [], computed)
+    return calls
+
+
+@pytest.mark.parametrize("seconds", [lambda step: 1.0, lambda step: 1 + step % 3, lambda step: 1.0 if step % 32 else 9])
+def test_one_chunk_in_a_hundred_is_computed_twice_at_most(monkeypatch, seconds):
+    calls = sampled(monkeypatch, lambda: torch.ones(5), seconds)
+    twice = [step for step, number in enumerate(calls) if number > 4]
+    assert twice
+    assert all(step % 16 == 0 for step in twice)
+    assert sum((calls[step] - 4) * seconds(step) for step in twice) <= 0.01 * sum(4 * seconds(n) for n in range(400))
+
+
+@pytest.mark.parametrize(("value", "calls"), [(1.0, 5), (float("nan"), 4), (float("inf"), 4)])
+def test_chunks_that_are_the_same_or_not_finite_are_no_difference(monkeypatch, value, calls):
+    assert max(sampled(monkeypatch, lambda: torch.full((5,), value))) == calls
+
+
+@pytest.mark.parametrize("other", [2.0, float("inf")])
+def test_a_difference_that_is_gone_again_is_told_as_well(monkeypatch, other):
+    numbers = iter([1.0] * 129 + [other] * 9)  # the 129th chunk is the first of step 32
+    with pytest.raises(ModelError, match="differ in step 32, and did not at first: a count, or something else that is"):
+        sampled(monkeypatch, lambda: torch.full((5,), next(numbers)))
 
 
 def test_a_run_computes_the_first_chunk_of_a_process_twice():
