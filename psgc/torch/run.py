@@ -163,6 +163,7 @@ class Run:
         """
         if not isinstance(batch, Batch):
             raise UserError(f"run.backward: got a {type(batch).__name__}, expected a batch of run.batches")
+        self._steps.has_begun = True
         if self._pending is not None:
             return self._loss
         steps, is_again = self._steps, self._steps.is_newest(batch)

@@ -19,7 +19,7 @@ import torch
 
 from psgc.aggregation.replica import is_checked
 from psgc.backend import Backend
-from psgc.config import Config, Faults
+from psgc.config import Coding, Config, Faults
 from psgc.errors import PsgcError, RunFailed, UserError, one_line
 from psgc.plan import Plan
 from psgc.terminal import say, say_traceback
@@ -262,6 +262,9 @@ class Session:
         except UserError as error:
             self._error = error
             return OFF
+        wanted, workers = self.config.coding.replication, self.plan.num_workers
+        if wanted > workers and wanted != Coding().replication:
+            say(f"replication is {wanted}, but the workers are {workers}: each of them may do every chunk")
         if state is not None:
             return STATE + state.to_bytes()
         return ALIKE if is_alike else MODEL + local.model()

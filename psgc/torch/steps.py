@@ -22,7 +22,7 @@ class Steps:
     """Watches the steps of all optimizers of this process, until `close`.
 
     model: whose trainable parameters count; flat: of it. attached: what may step them; others are refused with
-    UserError. loops: how many loops over batches are under way.
+    UserError. loops: how many loops over batches are under way; has_begun: whether run.backward was called.
 
     A parameter is *due* when no optimizer has stepped it since its gradient was made. Without an attached optimizer the
     script changes parameters by hand: then it has made a step once they differ from what they were.
@@ -31,7 +31,7 @@ class Steps:
     def __init__(self, model: nn.Module, flat: FlatModel, attached: Sequence[object]) -> None:
         self._flat, self._attached = flat, attached
         self._params = {id(param): param for param in model.parameters() if param.requires_grad}
-        self.loops = 0
+        self.loops, self.has_begun = 0, False
         self._due: set[int] = set()  # ids of parameters
         self._is_made = True  # a step since the newest gradient
         self._newest: Batch | None = None  # of which there is a gradient
@@ -124,13 +124,19 @@ class Steps:
         bits = torch.int32 if self._flat.dtype == torch.float32 else torch.int64
         return int(self._flat.params.detach().view(bits).sum(dtype=torch.int64))
 
-    def _before_step(self, optimizer: Optimizer, *_: Any) -> None:
+    def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         is_watched = self.loops > 0 or not self._is_made  # afterwards the script may train the model without the run
         if is_watched and self._concerns(optimizer) and not any(optimizer is thing for thing in self._attached):
             self._is_made = False  # others may have made theirs
             raise UserError(
                 f"{type(optimizer).__name__} steps parameters of the model, but was not attached; expected "
                 "run.attach(optimizer) before the first batch"
+            )
+        has_closure = len(args) > 1 or bool(kwargs)  # which calls run.backward
+        if self.loops and not (self.has_begun or has_closure) and self._concerns(optimizer):
+            raise UserError(
+                f"{type(optimizer).__name__} makes a step before the first run.backward, when there is no gradient; "
+                "expected run.backward(batch) before it"
             )
 
     def _after_step(self, optimizer: Optimizer, *_: Any) -> None:

@@ -34,7 +34,8 @@ def loss(model, batch):
     return {"none": None, "vector": model(x), "float": 1.0}.get(mistake, found)
 
 data = torch.utils.data.TensorDataset(x, y)
-run = psgc.torch.init(model, data, loss, chunks=6, seed=rank // 2 if mistake == "seed" else 0)
+seed, replication = rank // 2 if mistake == "seed" else 0, 9 if mistake == "batch on rank 2" else 3
+run = psgc.torch.init(model, data, loss, chunks=6, seed=seed, replication=replication)
 optimizer = torch.optim.SGD(model.parameters(), 0.1)
 state = {}
 if mistake != "no attach":
@@ -98,5 +99,7 @@ def test_a_mistake_that_every_rank_makes_is_told_once(tmp_path, mistake):
 
 @pytest.mark.faults
 def test_a_mistake_that_one_worker_makes_ends_the_run(tmp_path):
-    (line,) = said(tmp_path, "batch on rank 2")
+    """A replication that so few workers cannot give is only said."""
+    first, line = said(tmp_path, "batch on rank 2")
+    assert first == "replication is 9, but the workers are 2: each of them may do every chunk"
     assert line == f"psgc: worker 2 on {HOST}: {MISTAKES['batch']}"

@@ -118,6 +118,17 @@ def test_zero_grad_begins_anew():
     torch.testing.assert_close(model.weight.grad, gradient_of(model, [second], data))
 
 
+def test_a_step_before_the_first_gradient_is_a_mistake():
+    """Torch does nothing then, and after it each step has the gradient of the batch before."""
+    _, _, run, optimizer = made()
+    run.attach(optimizer)
+    optimizer.step()  # no batch is under way: some do this before a schedule's first step
+    batches = run.batches(SIZE)
+    next(batches)
+    with pytest.raises(UserError, match=r"^SGD makes a step before the first run.backward, when there is no gradient"):
+        optimizer.step()
+
+
 def test_two_gradients_of_a_batch_without_a_step_are_a_mistake():
     _, _, run, _ = made()
     batch = next(run.batches(SIZE, epochs=1))
