@@ -50,8 +50,7 @@ class Followers:
             return True
         if (snapshot := script.replica.snapshot()) is None:
             return script.is_over()
-        for worker in self._to_give:
-            self._links.give(worker, snapshot.vectors[0])
+        self._links.give(self._to_give, snapshot.vectors[0])
         self._to_give = []
         return True
 

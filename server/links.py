@@ -67,9 +67,9 @@ class Links:
         self._delivery.begin(self._iteration, params, workers)
         self.send()
 
-    def give(self, worker: int, state: Array) -> None:
-        """Have `worker` go on from a state at the beginning of the iteration."""
-        self._delivery.give(worker, self._iteration, state)
+    def give(self, workers: Iterable[int], state: Array) -> None:
+        """Have these workers go on from a state at the beginning of the iteration."""
+        self._delivery.give(workers, self._iteration, state)
 
     @property
     def is_awaited(self) -> bool:

@@ -61,13 +61,22 @@ def of_server(
         Held("gradients", vector, 1, 1),
         Held("receives", received, pool, min(pool, num_workers)),
         Held("copies", vector, copied_chunks, 0),
+        *_of_script(vector, optimizer),
         _written(vector, optimizer, checkpoints),
     ]
 
 
-def of_worker(vector: int, coded: int, waiting: int) -> list[Held]:
+def of_worker(vector: int, coded: int, optimizer: str, waiting: int) -> list[Held]:
     """What a worker holds with aggregation `server`. waiting: as for `with_allreduce`."""
-    return [Held("parameters", vector, 2, 2), _computed(vector, waiting), Held("coded gradients", coded, 2, 1)]
+    computes = [_computed(vector, waiting), Held("coded gradients", coded, 2, 1)]
+    return [Held("parameters", vector, 2, 2), *_of_script(vector, optimizer), *computes]
+
+
+def _of_script(vector: int, optimizer: str) -> list[Held]:
+    """What ranks hold besides where each of them makes the steps, with aggregation `server`."""
+    state, waiting = 2 * (1 + KEPT[optimizer]), 2 + 4  # as it is made and sent; sums on their way, and that wait
+    of_others = [Held("state of another iteration", vector, state, 0), Held("sums that wait", vector, waiting, 0)]
+    return of_others if optimizer == "script" else []
 
 
 def _computed(vector: int, waiting: int) -> Held:

@@ -188,9 +188,11 @@ class HandOver:
         self.alert()
 
     def bring(self, state: State) -> None:
-        """The state of another rank is here: the script goes on with that."""
+        """The state of another rank is here: the script goes on with that, even if it has made the same call before."""
         with self._changed:
             self._state = state
+            self.called = min(self.called, state.iteration - 1)
+            self._digests = {number: found for number, found in self._digests.items() if number < state.iteration}
             self._changed.notify_all()
         self.alert()
 

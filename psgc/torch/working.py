@@ -12,7 +12,7 @@ from psgc.backend import Array
 from psgc.coding.sketch import sketch
 from psgc.config import Config
 from psgc.errors import ModelError, UserError, one_line
-from psgc.messages import Kind, piece_length, record, stepped_record, unpack_block
+from psgc.messages import PIECE, Kind, piece_length, record, stepped_record, unpack_block
 from psgc.plan import Plan
 from psgc.torch.calls import Call
 from psgc.torch.hand_over import HandOver, Left, ScriptReplica
@@ -93,7 +93,7 @@ class WithServer(ScriptLoop):
         return self._missed
 
     def _begin(self, iteration: int, params: Array) -> None:
-        number = iteration - 1
+        number, self._pieces = iteration - 1, []  # the rest of a state comes no more, since it came to be too old
         if self._missed:
             return
         if number > self._needed or number >= max(self._hand_over.called, self._loaded) + self._most(params.nbytes):
@@ -102,7 +102,9 @@ class WithServer(ScriptLoop):
             return
         if number == self._needed:  # else nothing has been summed yet
             self._needed += 1
-            self._hand_over.give(number, params[:])  # of NumPy: what `_begin` forbids, the script may do
+            is_short = params.nbytes < PIECE  # in a buffer that is larger
+            # as a view of NumPy: what `_begin` forbids, the script may do
+            self._hand_over.give(number, params.copy() if is_short else params[:])
         super()._begin(iteration, params)
 
     @staticmethod
@@ -114,9 +116,9 @@ class WithServer(ScriptLoop):
         if not (name := unpack_block(message.chunk)).is_state:
             super()._hear_vector(message)
             return
-        if name.role == 0:
+        if not name.role:
             self._pieces = []
-        if name.role == len(self._pieces):  # else some of it has not been sent, since it came to be too old
+        if name.role == len(self._pieces):
             piece = self._backend.asarray(message.buffer[: message.length])
             self._pieces.append(self._backend.to_host(piece))
         if len(self._pieces) == name.block:

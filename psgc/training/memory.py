@@ -25,7 +25,7 @@ def held(config: Config, num_chunks: int, num_workers: int, dim: int) -> tuple[l
     keeps = config.transfer == "per_chunk" or config.verify is not None
     received = vector_bytes(config, receive_length(length, config.dtype))
     rank_0 = memory.of_server(vector, received, optimizer, num_workers, num_chunks if keeps else 0, checkpoints)
-    return rank_0, memory.of_worker(vector, coded, waiting)
+    return rank_0, memory.of_worker(vector, coded, optimizer, waiting)
 
 
 def _waiting(config: Config, num_chunks: int, num_workers: int) -> int:

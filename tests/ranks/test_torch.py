@@ -133,6 +133,16 @@ def test_a_script_that_makes_other_calls_on_one_rank_ends_the_run(tmp_path, what
     assert any("its script makes another call than that of rank 0" in line for line in said)
 
 
+@pytest.mark.faults
+@pytest.mark.parametrize("aggregation", ["server", "allreduce"])
+def test_a_script_that_ends_earlier_on_rank_0_is_told_on_the_other_ranks(tmp_path, aggregation):
+    ended, said = trained(tmp_path, 3, aggregation=aggregation, what={0: ["ends", 4]}, pause=0.1)
+    assert not ended
+    host = socket.gethostname()
+    text = "the script of rank 0 has ended after 4 calls, this one makes another"
+    assert sorted(said) == [f"psgc: rank {rank} on {host}: {text}" for rank in (1, 2)]
+
+
 def launched(folder, ranks, *options, code=0, **settings):
     command = [sys.executable, "-m", "psgc", "launch", SCRIPT, "-n", str(ranks), *options, "--", json.dumps(settings)]
     return results_of(command, folder, code)

@@ -123,6 +123,8 @@ for batch in run.batches(60, epochs=epochs):
         signal.sigtimedwait([], 1.0)  # until it is
     if happens("stops"):
         os.kill(os.getpid(), signal.SIGUSR1)
+    if happens("ends"):
+        sys.exit(0)
     if happens("exits"):
         sys.exit(3)
 if more:

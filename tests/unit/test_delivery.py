@@ -59,7 +59,7 @@ def test_a_state_goes_in_pieces_before_the_sums_that_follow_it():
     transport, _, it = made(by_script=True)
     state = np.arange(2.5 * ROOM)
     begin(it, [4], workers=(2,))
-    it.give(1, 4, state)
+    it.give([1], 4, state)
     begin(it, range(5, 8), workers=(1, 2))
     assert sent(transport) == [4] * 3 + [5, 6, 7]
     pieces = [(unpack_block(what), vector) for rank, _, what, vector in transport.vectors if rank == 1][:3]
@@ -72,13 +72,13 @@ def test_as_long_as_a_state_is_on_its_way_more_sums_wait_behind_it():
     transport, outbox, it = made(by_script=True)
     outbox.count(1, UNHEARD)  # it reads nothing
     begin(it, [4], workers=())
-    it.give(1, 4, np.zeros(3))
+    it.give([1], 4, np.zeros(3))
     begin(it, range(5, 5 + CATCHING_UP))
     outbox.heard(1)
     it.send()
     assert sent(transport) == [*range(4, 5 + CATCHING_UP)]
     outbox.count(1, UNHEARD)
-    it.give(1, 20, np.zeros(3))
+    it.give([1], 20, np.zeros(3))
     begin(it, range(21, 22 + CATCHING_UP))
     outbox.heard(1)
     assert not it.is_awaited  # it has missed too much: it needs another state, and nobody waits for it

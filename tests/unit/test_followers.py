@@ -41,7 +41,7 @@ class Script:
 def it():
     """Three workers, of which 1 is behind, in iteration 10."""
     given, script = [], Script()
-    links = SimpleNamespace(give=lambda worker, state: given.append((worker, state[0])))
+    links = SimpleNamespace(give=lambda workers, state: given.extend((worker, state[0]) for worker in workers))
     it = Followers(links, script, LIVE, first=0)
     assert it.begin(0, LIVE) == LIVE
     it.script, it.given = script, given

@@ -5,6 +5,7 @@ import threading
 import numpy as np
 import pytest
 
+from psgc.aggregation.replica import Snapshot
 from psgc.backend import Backend
 from psgc.data.epochs import LEAST
 from psgc.errors import RunFailed, UserError
@@ -112,6 +113,19 @@ def test_a_step_is_made_when_the_script_comes_with_the_next_call():
     assert (replica.steps, replica.is_stepping) == (1, False)
     assert not replica.poll()
     assert replica.digest() == b"of iteration one"
+
+
+@pytest.mark.parametrize("called_for", [2, 3], ids=["behind", "with a wrong replica"])
+def test_nothing_is_said_or_given_of_the_replica_that_a_state_replaces(called_for):
+    hand_over = called(called_for)
+    replica = replica_of(hand_over)
+    replica.load(Snapshot(3, (vector_of(b"state", np.dtype(np.float32)),), {}))
+    assert replica.digest() == b""
+    assert replica.snapshot() is None
+    assert hand_over.answer() == State(3, b"state")
+    assert not hand_over.is_answered()
+    hand_over.call(3, True, 0.0, digest=b"of the new state")
+    assert replica.digest() == b"of the new state"
 
 
 def test_the_last_step_is_made_when_the_script_ends():

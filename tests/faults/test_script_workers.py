@@ -1,4 +1,4 @@
-"""A worker of a script is suspended for some seconds, as a virtual machine may be: it comes back, and all is exact."""
+"""Workers of a script that are suspended for some seconds, or have a wrong replica: they come back, all is exact."""
 
 import json
 import re
@@ -30,3 +30,16 @@ def test_a_worker_that_is_suspended_for_some_seconds_comes_back(tmp_path, alone,
     assert not re.search("lost in iteration|psgc:", "\n".join(said))
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     assert (summary["status"], summary["exit_code"], summary["lost"]) == ("done", 0, [])
+
+
+def test_a_worker_with_a_wrong_replica_is_lost_and_comes_back_with_another(tmp_path, alone):
+    flip = {"kind": "flip", "rank": 2, "iteration": 31, "step": "stepping"}  # replicas are compared at iteration 32
+    how = {"aggregation": "allreduce", "faults": {"inject": [flip]}}
+    ended, said = launched(tmp_path, 5, pause=PAUSE, epochs=EPOCHS, output="run", **how)
+    assert ended.keys() == {0, 1, 2, 3, 4}
+    assert len({digest for digest, *_ in ended.values()}) == 1
+    assert ended[0][2] == pytest.approx(alone[2], rel=1e-6)
+    (lost,) = [line for line in said if "lost in iteration" in line]
+    assert "at iteration 32 it differs from rank 0 in the parameters" in lost
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert [(one["event"], one["worker"]) for one in summary["lost"]] == [("lost", 2), ("returned", 2)]
