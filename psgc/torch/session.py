@@ -302,7 +302,7 @@ class Session:
             if self._text and status == "done":
                 status, reason, code = "failed", self._text.splitlines()[0], self._code
             self.record.finish(local.params(), status, reason, code, server.replicas)
-            done = -1 if status != "done" else hand_over.given + 1  # the others need not know why
+            done = -1 if status != "done" else hand_over.called + 1  # the others need not know why
             self.in_order = server.stop_workers(patience, done)
 
     def _last_word(self) -> BaseException:

@@ -32,13 +32,13 @@ def test_a_worker_that_is_suspended_for_some_seconds_comes_back(tmp_path, alone,
     assert (summary["status"], summary["exit_code"], summary["lost"]) == ("done", 0, [])
 
 
-def test_a_worker_with_a_wrong_replica_is_lost_and_comes_back_with_another(tmp_path, alone):
-    flip = {"kind": "flip", "rank": 2, "iteration": 31, "step": "stepping"}  # replicas are compared at iteration 32
-    how = {"aggregation": "allreduce", "faults": {"inject": [flip]}}
-    ended, said = launched(tmp_path, 5, pause=PAUSE, epochs=EPOCHS, output="run", **how)
-    assert ended.keys() == {0, 1, 2, 3, 4}
+@pytest.mark.parametrize("aggregation", ["server", "allreduce"])
+def test_a_worker_with_a_wrong_replica_is_lost_and_comes_back_with_another(tmp_path, alone, aggregation):
+    wrong = {2: ["goes wrong", 32]}  # before the call for which replicas are compared; a chunk of it may have counted
+    ended, said = launched(tmp_path, 4, what=wrong, pause=PAUSE, epochs=EPOCHS, output="run", aggregation=aggregation)
+    assert ended.keys() == {0, 1, 2, 3}
     assert len({digest for digest, *_ in ended.values()}) == 1
-    assert ended[0][2] == pytest.approx(alone[2], rel=1e-6)
+    assert ended[0][2] == pytest.approx(alone[2], rel=1e-2)
     (lost,) = [line for line in said if "lost in iteration" in line]
     assert "at iteration 32 it differs from rank 0 in the parameters" in lost
     summary = json.loads((tmp_path / "run/summary.json").read_text())

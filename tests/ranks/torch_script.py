@@ -123,6 +123,10 @@ for batch in run.batches(60, epochs=epochs):
         signal.sigtimedwait([], 1.0)  # until it is
     if happens("stops"):
         os.kill(os.getpid(), signal.SIGUSR1)
+    if happens("goes wrong"):
+        what.pop(rank)
+        with torch.no_grad():
+            model[0].weight[0, 0] += 0.01
     if happens("ends"):
         sys.exit(0)
     if happens("exits"):
