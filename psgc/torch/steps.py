@@ -13,6 +13,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from psgc.errors import UserError
 from psgc.torch.flat import FlatModel
 from psgc.torch.sampling import Batch, Position
+from psgc.torch.schedules import Schedules
 
 # what torch puts around `step` of each class; a step that raises calls no hook, but is not on the stack any more
 _STEP: CodeType = Optimizer.profile_hook_step(lambda _: None).__code__
@@ -39,6 +40,7 @@ class Steps:
         self._scaler: Any = None
         self._scale: float | None = None  # that the newest gradient has
         self._checksum = 0  # of the parameters it was computed with, where they are changed by hand
+        self._schedules = Schedules(attached)
         self._hooks = [
             register_optimizer_step_pre_hook(self._before_step),
             register_optimizer_step_post_hook(self._after_step),
@@ -126,23 +128,34 @@ class Steps:
 
     def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         is_watched = self.loops > 0 or not self._is_made  # afterwards the script may train the model without the run
-        if is_watched and self._concerns(optimizer) and not any(optimizer is thing for thing in self._attached):
+        if not (is_watched and self._concerns(optimizer)):
+            return
+        try:
+            self._check(optimizer, has_closure=len(args) > 1 or bool(kwargs))
+        except UserError:
             self._is_made = False  # others may have made theirs
+            raise
+
+    def _check(self, optimizer: Optimizer, has_closure: bool) -> None:
+        """Raises UserError when it must not make a step now. has_closure: which calls run.backward."""
+        kind = type(optimizer).__name__
+        if not any(optimizer is thing for thing in self._attached):
             raise UserError(
-                f"{type(optimizer).__name__} steps parameters of the model, but was not attached; expected "
-                "run.attach(optimizer) before the first batch"
+                f"{kind} steps parameters of the model, but was not attached; expected run.attach(optimizer) before "
+                "the first batch"
             )
-        has_closure = len(args) > 1 or bool(kwargs)  # which calls run.backward
-        if self.loops and not (self.has_begun or has_closure) and self._concerns(optimizer):
+        if self.loops and not (self.has_begun or has_closure):
             raise UserError(
-                f"{type(optimizer).__name__} makes a step before the first run.backward, when there is no gradient; "
-                "expected run.backward(batch) before it"
+                f"{kind} makes a step before the first run.backward, when there is no gradient; expected "
+                "run.backward(batch) before it"
             )
+        self._schedules.check(optimizer)
 
     def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
         if self._concerns(optimizer):
             self._is_made = True
             self._due -= _stepped_by(optimizer)
+            self._schedules.stepped(optimizer)
 
     def _concerns(self, optimizer: Optimizer) -> bool:
         return not _stepped_by(optimizer).isdisjoint(self._params)
