@@ -174,6 +174,7 @@ class _Local:
         self.faults = self._arguments.faults
         self._config = self._arguments.config(str(self._flat.dtype).removeprefix("torch."))
         self.run = Run(model, dataset, self._length, compute, self._flat, self._arguments, collate, cost)
+        self.attached: Sequence[object] = self.run.attached
 
     def description(self) -> dict[str, Any]:
         names = hashlib.sha256(repr([(n, tuple(t.shape)) for n, t in _tensors(self._model)]).encode()).hexdigest()

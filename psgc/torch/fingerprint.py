@@ -1,6 +1,7 @@
 """Short checksums of all that decides a script's next step, in parts, so that an error can say what differs."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 from zlib import crc32
 
 import numpy as np
@@ -11,34 +12,49 @@ from psgc.torch.generators import NAMES, Generators
 from psgc.torch.state import Stateful
 
 RANDOM = tuple(f"the random numbers of the script ({name})" for name in NAMES)
+OPTIMIZERS, OTHERS = "the state of the optimizers", "the state of what else is attached"
 PARTS = {  # what each is of, and its bytes; 16 in all
     "the parameters": 4,
     "the buffers": 3,
-    "the state of the optimizers": 3,
-    "the state of what else is attached": 3,
+    OPTIMIZERS: 3,
+    OTHERS: 3,
     **dict.fromkeys(RANDOM, 1),
 }
 ROW = 1024  # entries of 8 bytes that are added up
 
 
-def differing(one: bytes, other: bytes) -> list[str]:
+def differing(one: bytes, other: bytes, attached: Sequence[object] = ()) -> list[str]:
     """What two ranks do not share, by their digests (`Fingerprint.digest`) at the same call. They agree if it is empty.
 
-    Digests that agree need not be the same bytes: where one has no random numbers (zeros), nothing is compared.
+    attached: to the run, whose classes are named. Digests that agree need not be the same bytes: where one has no
+    random numbers (zeros), nothing is compared.
 
     >>> differing(bytes(16), b"1" + bytes(15))
     ['the parameters']
     >>> differing(bytes(16), bytes(15) + b"1")
     []
     """
-    found, start = [], 0
+    found, start = list[str](), 0
     for name, size in PARTS.items():
         its = slice(start, start + size)
         start += size
         is_known = name not in RANDOM or (any(one[its]) and any(other[its]))
         if is_known and one[its] != other[its]:
             found.append(name)
-    return found
+    kinds = dict(zip((OPTIMIZERS, OTHERS), (_kinds(things) for things in _by_role(attached)), strict=True))
+    return [kinds.get(name) or name for name in found]
+
+
+def _by_role(attached: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+    """The optimizers, and all else."""
+    optimizers = [thing for thing in attached if isinstance(thing, torch.optim.Optimizer)]
+    return optimizers, [thing for thing in attached if not isinstance(thing, torch.optim.Optimizer)]
+
+
+def _kinds(things: Sequence[object]) -> str:
+    """What the state of these is called; empty when there are none."""
+    kinds = " or ".join(dict.fromkeys(type(thing).__name__ for thing in things))
+    return kinds and f"the state of {kinds}"
 
 
 class Fingerprint:
@@ -62,8 +78,7 @@ class Fingerprint:
         """
         state = self._model.state_dict()
         names = {name for name, _ in self._model.named_parameters(remove_duplicate=False)}
-        optimizers = [thing for thing in self._attached if isinstance(thing, torch.optim.Optimizer)]
-        others = [thing for thing in self._attached if not isinstance(thing, torch.optim.Optimizer)]
+        optimizers, others = _by_role(self._attached)
         checksums = [
             checksum({name: value for name, value in state.items() if name in names}),
             checksum({name: value for name, value in state.items() if name not in names}),

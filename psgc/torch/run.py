@@ -64,8 +64,8 @@ class Run:
         costs = ChunkCosts(cost, arguments.micro_batch)
         self._gradient = BatchGradient(model, self._loader, compute, flat.dim, arguments.seed, costs)
         self._sampler = Sampler(length, arguments.seed)
-        self._attached: list[Stateful] = []
-        self._steps = Steps(model, flat, self._attached)
+        self.attached: list[Stateful] = []
+        self._steps = Steps(model, flat, self.attached)
         self.iteration = 0  # of the next call
         self._pending: bytes | None = None  # a state to go on from, with the next batch
         self._latest: bytes | None = None  # the state that was loaded, until a batch begins from it
@@ -79,7 +79,7 @@ class Run:
         self._generators = Generators.now(flat.device)  # with which random numbers it would
         self._at_batch: tuple[Position | None, Generators] = None, self._generators  # before the newest batch
         self._to_set: Generators | None = None  # of a state that was loaded, before the next batch
-        self._fingerprint = Fingerprint(model, self._attached)
+        self._fingerprint = Fingerprint(model, self.attached)
         self._under_way = -1  # the step of the batch in whose loop the script is
         self._is_over = False
         self._is_broken = False  # there is no going on from here: a loss that is not finite, or half of a batch
@@ -97,7 +97,7 @@ class Run:
         Raises UserError for what has no state_dict and load_state_dict, or a state that a file cannot hold. States grow
         with the steps, so they are looked at again after the first one, and then rarely.
         """
-        attached = [*self._attached]
+        attached = [*self.attached]
         for thing in things:
             if not (hasattr(thing, "state_dict") and hasattr(thing, "load_state_dict")):
                 kind = type(thing).__name__
@@ -105,7 +105,7 @@ class Run:
             if not any(thing is other for other in attached):
                 attached.append(thing)
         check_savable(attached)
-        self._attached[:] = attached
+        self.attached[:] = attached
 
     def batches(self, size: int, epochs: int = 1, shuffle: bool = True, drop_last: bool = False) -> Iterator[Batch]:
         """The batches of `size` examples of so many epochs, the last one of each may be smaller.
@@ -224,7 +224,7 @@ class Run:
         if self._is_over:
             raise UserError("this run ended when psgc.torch.init was called again; expected one run at a time")
         if self.iteration & (self.iteration - 1) == 0:  # at calls 0, 1, 2, 4, 8 and so on
-            check_savable(self._attached)
+            check_savable(self.attached)
         try:
             with preserved(self._flat.device):  # random numbers of the script
                 answer = self.engine.sum(self.iteration, call)
@@ -290,7 +290,7 @@ class Run:
             *(self._evaluator.results, self._loaded, self._generators.saved()),
             seconds=seconds,
         )
-        return to_bytes(state_of(self._model, self._attached, about))
+        return to_bytes(state_of(self._model, self.attached, about))
 
     def _write_checkpoint(self, step: int, calls: int) -> None:
         seconds = 0.0 if self.engine.record is None else self.engine.record.seconds
@@ -327,7 +327,7 @@ class Run:
         if generators is not None:
             with preserved(self._flat.device):
                 generators.set(self._flat.device)  # raises now, not later
-        load_state(state, self._model, self._attached, where)
+        load_state(state, self._model, self.attached, where)
         self._loss, self._loaded, self._sampler.position = about.loss, about.loaded, about.position
         self._flat.check()
         self._flat.clear()
@@ -348,7 +348,7 @@ class Run:
         position = self._steps.next
         is_complete = self._steps.is_complete and not (has_raised or self._is_broken)
         if position is not None and is_complete and self._pending is None:
-            check_savable(self._attached)
+            check_savable(self.attached)
             self._is_at(position)
             self._write_checkpoint(position.iteration, self.iteration)
         self._steps.close()

@@ -24,6 +24,7 @@ class Script:
     """The script of rank 0 as its server sees it (`psgc.server.script`).
 
     gradient: entries of the gradient, behind which a vector has the loss and the number of examples.
+    attached: to the run, on rank 0.
     early: whether an iteration begins before rank 0 calls for it: the workers are sent the sum before at once
     (aggregation `server`).
     """
@@ -36,8 +37,10 @@ class Script:
         early: bool,
         hosts: Sequence[str],
         backend: Backend,
+        attached: Sequence[object] = (),
     ) -> None:
         self.replica: Stepping = replica
+        self._attached = attached
         self._hand_over, self._gradient, self._early, self._hosts = hand_over, gradient, early, hosts
         self._to_host = backend.to_host
         self._ended: dict[int, tuple[int, str]] = {}  # by worker: iteration, and why
@@ -47,7 +50,7 @@ class Script:
         self._summed: int | None = None  # the newest iteration whose sum the next one brings to the workers
 
     def differing(self, one: bytes, other: bytes) -> Sequence[str]:
-        return differing(one, other)
+        return differing(one, other, self._attached)
 
     def is_whole(self, iteration: int) -> bool | None:
         if self._hand_over.is_ended or self._hand_over.called > iteration:

@@ -43,13 +43,15 @@ OFF, ALIKE, MODEL, STATE = b"X", b"=", b"M", b"S"  # how rank 0 has the others b
 class Local(Protocol):
     """What this rank brings to a run.
 
-    dim: entries of a vector, gradient: of these, those of the gradient; device: of the model; faults: the settings.
+    dim: entries of a vector, gradient: of these, those of the gradient; device: of the model; faults: the settings;
+    attached: what the script attaches to the run.
     """
 
     dim: int
     gradient: int
     device: torch.device
     faults: Faults
+    attached: Sequence[object]
 
     def description(self) -> dict[str, Any]:
         """What has to be equal on all ranks, by name; at most 512 bytes as JSON."""
@@ -281,7 +283,7 @@ class Session:
     ) -> None:
         assert self.record is not None
         early = self.config.aggregation == "server"
-        script = Script(hand_over, replica, local.gradient, early, transport.hosts, backend)
+        script = Script(hand_over, replica, local.gradient, early, transport.hosts, backend, local.attached)
         stopped_by = partial(interruption, self._stopped_by)
         server = make_server(transport, self.config, self.plan, script, self.record, stopped_by, backend)
         faults = make_injector(self.config, rank=0)

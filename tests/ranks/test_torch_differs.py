@@ -50,8 +50,8 @@ for batch in run.batches(50, epochs=2):
     if what != "schedule" or rank == 0:
         schedule.step()
 """
-OTHERS, PARAMETERS = "the state of what else is attached", "the parameters"
-OPTIMIZERS, RANDOM = "the state of the optimizers", "the random numbers of the script \\(random\\)"
+SCHEDULE, PARAMETERS = "the state of StepLR", "the parameters"
+OPTIMIZER, RANDOM = "the state of SGD", "the random numbers of the script \\(random\\)"
 
 
 def said(folder, what, aggregation, code):
@@ -69,8 +69,8 @@ faults = pytest.mark.faults
 @pytest.mark.parametrize(
     ("what", "aggregation", "differs"),
     [
-        ("schedule", "server", OTHERS),
-        pytest.param("rate", "server", OPTIMIZERS, marks=faults),
+        ("schedule", "server", SCHEDULE),
+        pytest.param("rate", "server", OPTIMIZER, marks=faults),
         pytest.param("weights", "server", PARAMETERS, marks=faults),
         pytest.param("clipping", "allreduce", PARAMETERS, marks=faults),
         pytest.param("draws", "allreduce", RANDOM, marks=faults),
@@ -79,7 +79,7 @@ faults = pytest.mark.faults
 def test_a_rank_that_makes_other_steps_ends_the_run(tmp_path, what, aggregation, differs):
     (line,) = said(tmp_path, what, aggregation, 2)
     worker = "[12]" if what in ("schedule", "draws") else "1"  # the first one that is looked at
-    assert re.match(rf"psgc: worker {worker} on \S+: at iteration [0-3] it differs from rank 0 in {differs}", line)
+    assert re.match(rf"psgc: worker {worker} on \S+: at iteration [0-3] it differs from rank 0 in .*{differs}", line)
 
 
 @faults

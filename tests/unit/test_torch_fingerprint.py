@@ -68,6 +68,8 @@ def test_a_difference_has_a_name(change, name):
     assert differing(one.digest(), other.digest()) == []
     change(other)
     assert differing(one.digest(), other.digest()) == [name]
+    named = {OPTIMIZERS: "the state of AdamW", OTHERS: "the state of StepLR"}.get(name, name)
+    assert differing(one.digest(), other.digest(), [other.optimizer, other.schedule]) == [named]
 
 
 DRAWS = [(random.random, PYTHON), (np.random.rand, NUMPY), (lambda: torch.rand(1), TORCH)]
