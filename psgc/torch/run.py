@@ -24,7 +24,7 @@ from psgc.torch.gradient import BatchGradient
 from psgc.torch.hand_over import State, Sum
 from psgc.torch.loader import ChunkLoader, has_spare_core
 from psgc.torch.sampling import Batch, Position, Sampler
-from psgc.torch.seeding import preserved
+from psgc.torch.seeding import GENERATORS, preserved
 from psgc.torch.settings import Arguments
 from psgc.torch.state import (
     About,
@@ -137,7 +137,8 @@ class Run:
             self._latest, self._has_moved = None, False
             if self._to_set is not None:
                 self._fingerprint.generators, self._to_set = self._to_set, None
-                self._fingerprint.generators.set(self._flat.device)
+                with GENERATORS:
+                    self._fingerprint.generators.set(self._flat.device)
             self._at_batch = batch.position, Generators.now(self._flat.device)
             began = time.monotonic()
             self._steps.loops, outer, self._under_way = self._steps.loops + 1, self._under_way, batch.iteration
