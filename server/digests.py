@@ -11,7 +11,7 @@ from typing import NamedTuple
 from psgc.errors import RunFailed
 
 WINDOW = 4  # iterations; a rank that has not answered by then does not follow
-KEPT = 2  # comparisons
+KEPT = 6  # comparisons: the first ones follow one another, and a rank may be late by some iterations
 
 Differing = Callable[[bytes, bytes], Sequence[str]]  # what two replicas do not share, by their digests
 

@@ -33,16 +33,25 @@ def test_workers_that_differ_are_named_once_whoever_is_first():
     assert (it.last, it.equal()) == (16, [1, 3, 4])
 
 
-def test_only_the_newest_two_iterations_are_kept():
+def test_only_the_newest_iterations_are_kept():
     it = Digests()
-    for iteration in (16, 32, 48):
+    for iteration in range(16, 128, 16):
         it.told(1, iteration, b"a")
         it.own(iteration, b"a")
         assert it.wrong(iteration, [1]) == []
     it.told(2, 32, b"b")
     it.told(3, 16, b"b")  # too old to say
-    assert names(it.wrong(48, [1, 2, 3])) == [2]
+    assert names(it.wrong(112, [1, 2, 3])) == [2]
     assert it.equal() == [1]
+
+
+def test_a_worker_that_is_four_iterations_late_is_compared():
+    it = Digests(sure=17)
+    for iteration in (0, 1, 2, 3, 16):
+        it.own(iteration, b"a")
+        assert it.wrong(iteration, [1]) == []
+    it.told(1, 0, b"b")
+    assert names(it.wrong(16, [1])) == [1]
 
 
 @pytest.mark.parametrize("own_first", [True, False])
