@@ -271,10 +271,10 @@ class _Local:
         Generators.of(from_bytes(content, "the random numbers of rank 0")["random"]).set(self.device)
 
     def state(self) -> bytes:
-        return self.run.state()
+        return self.run.standing.state()
 
     def digest(self) -> bytes:
-        return self.run.digest()
+        return self.run.standing.digest()
 
     def params(self) -> np.ndarray:
         return self._flat.params.detach().cpu().numpy()

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
-from zlib import crc32
 
 from torch import nn, zeros
 
@@ -17,27 +16,15 @@ from psgc.torch.checkpoints import Checkpoints
 from psgc.torch.chunk_gradient import ChunkGradient
 from psgc.torch.costs import ChunkCosts, CostFunction
 from psgc.torch.evaluation import Evaluator, Metric
-from psgc.torch.fingerprint import Fingerprint
 from psgc.torch.flat import FlatModel
-from psgc.torch.generators import Generators
 from psgc.torch.gradient import BatchGradient
 from psgc.torch.hand_over import State, Sum
 from psgc.torch.loader import ChunkLoader, has_spare_core
-from psgc.torch.sampling import Batch, Position, Sampler
-from psgc.torch.seeding import GENERATORS, preserved
+from psgc.torch.sampling import Batch, Sampler
+from psgc.torch.seeding import preserved
 from psgc.torch.settings import Arguments
-from psgc.torch.state import (
-    About,
-    Stateful,
-    about_in,
-    about_of,
-    check_savable,
-    from_bytes,
-    load_state,
-    save_model,
-    state_of,
-    to_bytes,
-)
+from psgc.torch.standing import Standing
+from psgc.torch.state import Stateful, check_savable, from_bytes, save_model
 from psgc.torch.steps import Steps
 
 
@@ -66,20 +53,9 @@ class Run:
         self._sampler = Sampler(length, arguments.seed)
         self.attached: list[Stateful] = []
         self._steps = Steps(model, flat, self.attached)
-        self.iteration = 0  # of the next call
-        self._pending: bytes | None = None  # a state to go on from, with the next batch
-        self._latest: bytes | None = None  # the state that was loaded, until a batch begins from it
-        self._has_moved = False  # a state was loaded since the newest batch
-        self._loaded: int | None = None  # a checksum of the state that `load_state_dict` has loaded, for the next call
-        self._loss = 0.0  # the newest
+        follows = self._sampler, self._steps, self._evaluator
+        self.standing = Standing(model, self.attached, flat, arguments.seed, *follows)
         self._functions: list[Callable[[IterationRow], object]] = []  # called with rows
-        self._is_behind = False  # the state that is loaded next is that of another rank
-        self._catches_up = False  # it has been loaded, and the next call is that of this state
-        self._position = Position()  # where a state that is made now would go on
-        self._generators = Generators.now(flat.device)  # with which random numbers it would
-        self._at_batch: tuple[Position | None, Generators] = None, self._generators  # before the newest batch
-        self._to_set: Generators | None = None  # of a state that was loaded, before the next batch
-        self._fingerprint = Fingerprint(model, self.attached)
         self._under_way = -1  # the step of the batch in whose loop the script is
         self._is_over = False
         self._is_broken = False  # there is no going on from here: a loss that is not finite, or half of a batch
@@ -120,36 +96,28 @@ class Run:
 
     def _batches(self, batches: Iterator[Batch], steps: Callable[[], int]) -> Iterator[Batch]:
         """steps: how many the run will have made after these batches."""
-        is_empty, record = True, self.engine.record
+        is_empty, record, standing = True, self.engine.record, self.standing
         while True:
-            if self._pending is None:  # the script may have stepped schedules since the latest state was loaded
-                self._pending = self._latest
-            self._load_pending()
+            standing.before_batch()
             batch = next(batches, None)
             if batch is None:
-                if is_empty and self._latest is None:  # all of it was done before `load_state_dict`: what follows, too
-                    self._is_at(self._sampler.position)
-                    self._latest = self.state()
+                if is_empty:
+                    standing.has_none()
                 return
-            if record is not None and (is_empty or self._has_moved):
+            if record is not None and (is_empty or standing.has_moved):
                 record.expects(steps(), batch.iteration)
             is_empty = False
-            self._latest, self._has_moved = None, False
-            if self._to_set is not None:
-                self._fingerprint.generators, self._to_set = self._to_set, None
-                with GENERATORS:
-                    self._fingerprint.generators.set(self._flat.device)
-            self._at_batch = batch.position, Generators.now(self._flat.device)
+            standing.begin(batch)
             began = time.monotonic()
             self._steps.loops, outer, self._under_way = self._steps.loops + 1, self._under_way, batch.iteration
             try:
                 yield batch
             finally:
                 self._steps.loops, self._under_way = self._steps.loops - 1, outer
-                if not self._has_moved:
+                if not standing.has_moved:
                     self._sampler.position = batch.after
             if record is not None:
-                record.step(self._loss, time.monotonic() - began)
+                record.step(standing.loss, time.monotonic() - began)
 
     def backward(self, batch: Batch, accumulate: bool = False, scaler: Any = None) -> float:
         """Put the gradient of the mean loss over the batch into `.grad`, on every rank; the mean loss.
@@ -165,9 +133,9 @@ class Run:
         if not isinstance(batch, Batch):
             raise UserError(f"run.backward: got a {type(batch).__name__}, expected a batch of run.batches")
         self._steps.has_begun = True
-        if self._pending is not None:
-            return self._loss
-        steps, is_again = self._steps, self._steps.is_newest(batch)
+        steps, standing, is_again = self._steps, self.standing, self._steps.is_newest(batch)
+        if standing.pending is not None:
+            return standing.loss
         is_within, due = steps.is_within, steps.due if accumulate else set()
         if is_again and not (steps.is_made or is_within or accumulate):
             raise UserError(
@@ -176,14 +144,14 @@ class Run:
             )
         is_whole = not (is_within or is_again or (due and steps.is_between))
         self._flat.check()
-        self._catches_up = False
+        standing.catches_up = False
         scale = float(scaler.get_scale()) if scaler is not None and scaler.is_enabled() else None
         if scale is not None:
             scaler.scale(zeros((), device=self._flat.device))  # unscale_ and step expect that
         self.give_rows()
-        self._is_at(batch.position)
+        standing.is_at(batch.position)
         is_due = self._checkpoints.is_due(batch.iteration) and is_whole
-        call = self._gradient.call(batch, self.engine.num_chunks, scale, is_whole, self._loaded)
+        call = self._gradient.call(batch, self.engine.num_chunks, scale, is_whole, standing.loaded)
         if due:
             self._flat.keep(due)
         else:
@@ -191,14 +159,14 @@ class Run:
         total = self._sum(call)
         if total is None:
             self._flat.clear()
-            return self._loss
+            return standing.loss
         if is_due:  # now that the state before this step is known to have a loss
-            self._write_checkpoint(batch.iteration, self.iteration - 1)
-        self._loaded = None
-        self._loss = self._compute.apply(total.vector, bool(due), total.is_own)
+            self._write_checkpoint(batch.iteration, standing.iteration - 1)
+        standing.loaded = None
+        standing.loss = self._compute.apply(total.vector, bool(due), total.is_own)
         steps.has_gradient(batch, accumulate, scaler, scale)
         self._flat.call_late_hooks()
-        return self._loss
+        return standing.loss
 
     def evaluate(self, dataset: Any, metric: Metric) -> Any:
         """The mean of a metric over a map-style dataset, by all workers, slow ones doing less; the same on every rank.
@@ -211,33 +179,33 @@ class Run:
         """
         place = self._sampler.epochs, self._under_way
         found = self._evaluator.asked(*place)
-        if found() is None and not self._is_behind:  # the run is resumed
-            self._load_pending()
-        if found() is None and self._pending is None and not self._catches_up:
+        if found() is None:
+            self.standing.load_own()
+        if found() is None and self.standing.pending is None and not self.standing.catches_up:
             self.give_rows()
             means = self._evaluator.evaluate(dataset, metric, self.engine.num_chunks, self._sum, place)
             if means is not None and self.loggers is not None:
-                self.loggers.metrics(self.iteration - 1, means)
+                self.loggers.metrics(self.standing.iteration - 1, means)
         return self._evaluator.shown(found())
 
     def _sum(self, call: Call) -> Sum | None:
         """The sum of a call; None when this rank has fallen behind, and has the state of another one to go on from."""
         if self._is_over:
             raise UserError("this run ended when psgc.torch.init was called again; expected one run at a time")
-        if self.iteration & (self.iteration - 1) == 0:  # at calls 0, 1, 2, 4, 8 and so on
+        iteration = self.standing.iteration
+        if iteration & (iteration - 1) == 0:  # at calls 0, 1, 2, 4, 8 and so on
             check_savable(self.attached)
         try:
             with preserved(self._flat.device):  # random numbers of the script
-                answer = self.engine.sum(self.iteration, call)
+                answer = self.engine.sum(iteration, call)
         except PsgcError as error:
             # when a batch has several calls, what the script does between them is not all done
             self._is_broken = isinstance(error, ModelError) or (self._steps.loops > 0 and not call.is_whole)
             raise
         if isinstance(answer, State):
-            self.iteration, self._pending, self._is_behind = answer.iteration, answer.blob, True
-            self._evaluator.results = about_in(answer.blob, "the state").evaluations
+            self.standing.comes(answer.iteration, answer.blob, is_behind=True)
             return None
-        self.iteration += 1
+        self.standing.iteration += 1
         return answer
 
     # state
@@ -250,16 +218,16 @@ class Run:
 
         Raises UserError: there is a gradient that no step was made with; or something cannot be saved.
         """
-        if not self._is_behind:
-            self._load_pending()
-        if self._pending is not None:
-            return from_bytes(self._pending, "run.state_dict", plain=True)
+        standing = self.standing
+        standing.load_own()
+        if standing.pending is not None:
+            return from_bytes(standing.pending, "run.state_dict", plain=True)
         if not self._steps.is_complete:
             raise UserError(
                 "run.state_dict was called after run.backward and before the end of optimizer.step(); expected after it"
             )
-        self._is_at(self._steps.next or self._sampler.position)
-        return from_bytes(self.state(), "run.state_dict", plain=True)
+        standing.is_at(self._steps.next or self._sampler.position)
+        return from_bytes(standing.state(), "run.state_dict", plain=True)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from what `state_dict` has returned, in this run or another one, with any number of ranks.
@@ -271,75 +239,19 @@ class Run:
         """
         if self._steps.is_within:
             raise UserError("run.load_state_dict was called within an optimizer's step; expected between two steps")
-        if not self._is_behind:
-            self._load_pending()
-        if self._pending is None:  # else another rank has loaded it
-            self._take(state_dict, "run.load_state_dict")
+        self.standing.load_own()
+        if self.standing.pending is None:  # else another rank has loaded it
+            self.standing.load(state_dict, "run.load_state_dict")
             self._checkpoints.abandon()
-            if self._latest is None:  # else this is undone
-                self._evaluator.results = about_of(state_dict, "run.load_state_dict").evaluations
-            params = self._flat.params.detach().cpu().numpy()
-            self._loaded = crc32(repr(self._sampler.position).encode(), crc32(params.data))
-
-    def state(self, calls: int | None = None, seconds: float = 0.0) -> bytes:
-        """What another rank needs to go on from the call that this one is in, or that it has made after so many.
-
-        seconds: that the run has taken.
-        """
-        about = About(
-            *(self.iteration if calls is None else calls, self._position, self._arguments.seed, self._loss),
-            *(self._evaluator.results, self._loaded, self._generators.saved()),
-            seconds=seconds,
-        )
-        return to_bytes(state_of(self._model, self.attached, about))
 
     def _write_checkpoint(self, step: int, calls: int) -> None:
         seconds = 0.0 if self.engine.record is None else self.engine.record.seconds
-        self._checkpoints.write(step, self._flat.params, partial(self.state, calls, seconds))
-
-    def digest(self) -> bytes:
-        """16 bytes of all that decides the next step, as it is now."""
-        return self._fingerprint.digest(Generators.now(self._flat.device))
-
-    def _is_at(self, position: Position) -> None:
-        """A state that is made now goes on at this position.
-
-        If that batch has begun it goes on with the random numbers before it: what was drawn for it is drawn again.
-        """
-        before, generators = self._at_batch
-        if before != position:
-            generators = Generators.now(self._flat.device)
-        self._position, self._generators = position, self._to_set or generators
-
-    def _load_pending(self) -> None:
-        """Go on from the state that is waiting, if there is one."""
-        if self._pending is not None:
-            self._latest, self._pending = self._pending, None
-            self._take(from_bytes(self._latest, "the state"), "the state")
-            self._catches_up = self._is_behind
-
-    def _take(self, state: Any, where: str) -> None:
-        about = about_of(state, where)
-        if about.seed != self._arguments.seed:
-            found = f"it is of a run with seed {about.seed}, this one has {self._arguments.seed}"
-            raise UserError(f"{where}: {found}; expected the same")
-        self._sampler.check(about.position)
-        generators = None if about.random is None else Generators.of(about.random)
-        if generators is not None:
-            with preserved(self._flat.device):
-                generators.set(self._flat.device)  # raises now, not later
-        load_state(state, self._model, self.attached, where)
-        self._loss, self._loaded, self._sampler.position = about.loss, about.loaded, about.position
-        self._flat.check()
-        self._flat.clear()
-        self._steps.forget()
-        self._has_moved, self._to_set = True, generators
+        self._checkpoints.write(step, self._flat.params, partial(self.standing.state, calls, seconds))
 
     def begin(self, engine: Engine) -> None:
         """The run begins, where the engine says."""
-        self.engine, self.iteration, self._pending = engine, engine.iteration, engine.state
-        if engine.state is not None:
-            self._evaluator.results = about_in(engine.state, "the state").evaluations
+        self.engine = engine
+        self.standing.comes(engine.iteration, engine.state)
         output = self._arguments.output if engine.rank == 0 else None
         self._checkpoints = Checkpoints(output, self._arguments.checkpoint_every, self._arguments.checkpoint_keep)
 
@@ -348,10 +260,10 @@ class Run:
         self.give_rows()
         position = self._steps.next
         is_complete = self._steps.is_complete and not (has_raised or self._is_broken)
-        if position is not None and is_complete and self._pending is None:
+        if position is not None and is_complete and self.standing.pending is None:
             check_savable(self.attached)
-            self._is_at(position)
-            self._write_checkpoint(position.iteration, self.iteration)
+            self.standing.is_at(position)
+            self._write_checkpoint(position.iteration, self.standing.iteration)
         self._steps.close()
         self._loader.close()
         self._is_over = True
@@ -379,9 +291,6 @@ class Run:
         Nothing is written where the parameters are already those of a later batch, as in the finished epochs of a run
         that is resumed.
         """
-        pending = self._pending
-        at = self._sampler.position if pending is None else about_in(pending, "the state").position
-        is_past = (at.epoch, at.start) > (self._sampler.epochs, 0) or (pending is not None and self._is_behind)
-        if self.engine.rank == 0 and not is_past:
+        if self.engine.rank == 0 and not self.standing.is_past:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             save_model(Path(path), self._model)

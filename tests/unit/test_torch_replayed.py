@@ -69,7 +69,7 @@ def whole(tmp_path):
     """The run that nobody disturbs, and the states before each step."""
     (tmp_path / "whole").mkdir()
     script = Script(tmp_path / "whole")
-    script.train(lambda script: script.states.append(script.run.state(script.run.iteration - 1)))
+    script.train(lambda script: script.states.append(script.run.standing.state(script.run.standing.iteration - 1)))
     assert 3 < len(script.log) < EPOCHS  # it was ended early, and after the best epoch
     return script
 
@@ -123,7 +123,9 @@ def test_nothing_is_saved_before_a_resumed_run_is_where_it_was(tmp_path, whole):
 @pytest.mark.parametrize("done", [2, 4, 5])
 def test_evaluations_within_an_epoch_are_told_from_those_after_it(tmp_path, done):
     whole = Script(tmp_path)
-    whole.train(lambda script: script.states.append(script.run.state(script.run.iteration - 1)), within=True)
+    whole.train(
+        lambda script: script.states.append(script.run.standing.state(script.run.standing.iteration - 1)), within=True
+    )
     resumed = Script(tmp_path)
     resumed.run.begin(Single(2, State(0, whole.states[done])))
     resumed.train(within=True)
@@ -182,7 +184,7 @@ def test_an_evaluation_that_is_left_out_for_finished_epochs_shifts_no_other(tmp_
             has_steps = False
             for batch in script.run.batches(4):
                 script.run.backward(batch)
-                script.states.append(script.run.state(script.run.iteration - 1))
+                script.states.append(script.run.standing.state(script.run.standing.iteration - 1))
                 script.optimizer.step()
                 has_steps = True
             if has_steps:
@@ -201,6 +203,6 @@ def test_each_evaluation_has_random_numbers_of_its_own_also_after_a_resumption(t
 
     whole, resumed = Script(tmp_path), Script(tmp_path)
     first = drawn(whole, 2)
-    resumed.run.begin(Single(2, State(2, whole.run.state())))
+    resumed.run.begin(Single(2, State(2, whole.run.standing.state())))
     assert drawn(resumed, 4) == first + drawn(whole, 2)
     assert len(set(first)) == 2

@@ -60,7 +60,7 @@ class Script:
                 self.scale = 1 + numbers[-1]
                 each_batch()
                 value = self.run.backward(batch)
-                self.states.append(self.run.state())
+                self.states.append(self.run.standing.state())
                 self.steps.append((batch.position, value, self.optimizer.param_groups[0]["lr"], numbers))
                 self.optimizer.step()
                 each_step()

@@ -85,7 +85,7 @@ def test_a_schedule_that_is_made_later_is_found_in_the_next_step():
 
     with pytest.raises(UserError, match=REFUSED.format("StepLR")):
         script.train(each_step)
-    assert script.run.iteration == 6
+    assert script.run.standing.iteration == 6
 
 
 def test_a_schedule_within_something_of_the_user_that_was_attached_belongs_to_it():
