@@ -251,6 +251,7 @@ class Run:
     def begin(self, engine: Engine) -> None:
         """The run begins, where the engine says."""
         self.engine = engine
+        self._steps.open()
         self.standing.comes(engine.iteration, engine.state)
         output = self._arguments.output if engine.rank == 0 else None
         self._checkpoints = Checkpoints(output, self._arguments.checkpoint_every, self._arguments.checkpoint_keep)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from torch.utils.hooks import RemovableHandle
 
 from psgc.errors import UserError
 from psgc.torch.flat import FlatModel
@@ -20,7 +21,7 @@ _STEP: CodeType = Optimizer.profile_hook_step(lambda _: None).__code__
 
 
 class Steps:
-    """Watches the steps of all optimizers of this process, until `close`.
+    """Watches the steps of all optimizers of this process, from `open` to `close`.
 
     model: whose trainable parameters count; flat: of it. attached: what may step them; others are refused with
     UserError. loops: how many loops over batches are under way; has_begun: whether run.backward was called.
@@ -41,6 +42,11 @@ class Steps:
         self._scale: float | None = None  # that the newest gradient has
         self._checksum = 0  # of the parameters it was computed with, where they are changed by hand
         self._schedules = Schedules(attached)
+        self._hooks: list[RemovableHandle] = []
+
+    def open(self) -> None:
+        """The run begins."""
+        self.close()
         self._hooks = [
             register_optimizer_step_pre_hook(self._before_step),
             register_optimizer_step_post_hook(self._after_step),
@@ -62,6 +68,7 @@ class Steps:
         """The run is over."""
         for hook in self._hooks:
             hook.remove()
+        self._hooks = []
 
     @property
     def is_within(self) -> bool:

@@ -205,9 +205,13 @@ def test_runs_follow_one_another_with_one_model_and_with_others(tmp_path):
     assert freed() is None
     again = psgc.torch.init(same, TensorDataset(X, Y), loss, chunks=4)
     train(again, same)
+    with pytest.raises(UserError, match="holds other files"):  # the run does not begin
+        psgc.torch.init(same, TensorDataset(X, Y), loss, output=str(tmp_path))
+    assert len(_global_optimizer_pre_hooks) == before
+    train(psgc.torch.init(same, TensorDataset(X, Y), loss, chunks=4), same)
     assert len(_global_optimizer_pre_hooks) == before + 1
     its = sgd(other)
-    for round_of_runs in range(2):
+    for round_of_runs in range(3):
         if round_of_runs:
             its = sgd(other)
         for batch in begun()[0].batches(32, epochs=2):
