@@ -16,6 +16,7 @@ CHANCES = 3  # losses after which a worker does not come back
 @dataclass(slots=True)
 class _Worker:
     heard: float = 0.0
+    before: float = 0.0  # when it was heard the time before
     asked: float = inf  # since when it owes an accumulator
     chunk: int = -1  # that it said it is in, since `since`
     since: float = 0.0
@@ -60,7 +61,8 @@ class FailureDetector:
     def heard(self, rank: int, now: float) -> None:
         """Anything came from the worker."""
         worker = self._workers[rank]
-        worker.heard = now
+        if now > worker.heard:
+            worker.before, worker.heard = worker.heard, now
         worker.back = not worker.here and worker.chunk < 0
 
     def through(self, rank: int, seconds: float) -> None:
@@ -76,10 +78,12 @@ class FailureDetector:
     def busy(self, rank: int, chunk: int, seconds: float, now: float) -> None:
         """The worker says that it has been in `chunk` for so long; chunk -1: in none.
 
-        Of one that was stopped in the chunk only the time since its return counts.
+        Of one that was stopped in the chunk only the time since its return counts. Where all ranks were stopped, it has
+        begun the chunk after it was heard the time before, when it was not in it.
         """
         worker = self._workers[rank]
-        worker.chunk, worker.since = chunk, max(now - seconds, worker.returned)
+        if chunk != worker.chunk:
+            worker.chunk, worker.since = chunk, max(now - seconds, worker.returned, worker.before)
 
     def asked(self, rank: int, now: float) -> None:
         """The worker was asked for its accumulator."""
