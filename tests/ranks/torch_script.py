@@ -126,7 +126,7 @@ for batch in run.batches(60, epochs=epochs):
     if happens("goes wrong"):
         what.pop(rank)
         with torch.no_grad():
-            model[0].weight[0, 0] += 0.01
+            next(model.parameters()).mul_(1.01)
     if happens("ends"):
         sys.exit(0)
     if happens("exits"):
