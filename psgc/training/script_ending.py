@@ -13,7 +13,7 @@ from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import ClassVar, Protocol
 
-from psgc.errors import PsgcError, UserError, one_line
+from psgc.errors import PsgcError, RunFailed, UserError, one_line
 from psgc.terminal import say
 from psgc.training import launched
 from psgc.training.ending import launched as is_launched
@@ -101,7 +101,8 @@ class Ending:
             return
         rank = 0 if self.session is None else self.session.rank
         is_reported = isinstance(error, UserError) and self.session is not None and self.session.reports
-        is_reported |= bool(stopped_by) and is_launched()  # `psgc launch` knows which signal it was
+        if stopped_by and isinstance(error, RunFailed) and is_launched():  # `psgc launch` knows which signal it was
+            is_reported = True
         if isinstance(error, PsgcError) and not launched.debugging():
             if not is_reported:
                 say(f"psgc: {error}", error=True)
