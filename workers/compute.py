@@ -13,8 +13,9 @@ from numpy.random.bit_generator import ISpawnableSeedSequence
 
 from psgc.backend import Array, Backend
 from psgc.coding.sketch import sketch
-from psgc.data import ChunkSource, Epochs
+from psgc.data import Chunk, ChunkSource, Epochs
 from psgc.errors import ModelError, UserError, one_line
+from psgc.problems import Halves
 from psgc.user_code import raised_at
 from psgc.workers.emulation import Emulation
 from psgc.workers.held_out import HeldOut
@@ -68,14 +69,18 @@ def gradient_of(
     of the data the chunk has in this iteration. Of no rows both are 0, and the model is not asked.
     """
     rng = rng_of(seed, iteration, chunk)
+    data = rows_of_chunk(chunks, chunk, iteration, rng, batch)
+    return (0.0, np.zeros_like(params)) if data is None else evaluate(params, data, rng)
+
+
+def rows_of_chunk(
+    chunks: ChunkSource, chunk: int, iteration: int, rng: np.random.Generator, batch: int | Epochs | None
+) -> Chunk | None:
+    """The rows that a gradient is computed over (`gradient_of`); None when there are none."""
     if isinstance(batch, Epochs):
         rows = batch.rows(iteration, chunk, chunks.num_chunks)
-        if not rows.size:
-            return 0.0, np.zeros_like(params)
-        data = chunks.take(chunk, rows, rows.size / batch.rows_in(iteration))
-    else:
-        data = chunks.chunk(chunk) if batch is None else chunks.sample(chunk, batch, rng)
-    return evaluate(params, data, rng)
+        return chunks.take(chunk, rows, rows.size / batch.rows_in(iteration)) if rows.size else None
+    return chunks.chunk(chunk) if batch is None else chunks.sample(chunk, batch, rng)
 
 
 @dataclass(frozen=True)
@@ -109,7 +114,8 @@ class ComputeThread(threading.Thread):
     """Runs until the mailbox stops. Everything random in a chunk is drawn from (seed, iteration, chunk).
 
     evaluate: loss and gradient (dim,) of a chunk; batch: the rows of a chunk (`gradient_of`); trial: chunks that other
-    workers do as well, whose gradients are compared; held_out: rows that are evaluated with the chunks.
+    workers do as well, whose gradients are compared; held_out: rows that are evaluated with the chunks; halves: looks
+    at the first chunk.
     """
 
     def __init__(
@@ -126,6 +132,7 @@ class ComputeThread(threading.Thread):
         batch: int | Epochs | None,
         trial: Trial = NO_TRIAL,
         held_out: HeldOut | None = None,
+        halves: Halves | None = None,
     ) -> None:
         super().__init__(name="psgc-compute", daemon=True)  # a gradient that never returns must not keep the rank alive
         self._mailbox = mailbox
@@ -140,6 +147,7 @@ class ComputeThread(threading.Thread):
         self._batch = batch
         self._trial = trial
         self._held_out = held_out
+        self._halves = halves
         self._tried = trial.own is None
         self._late = 0.0  # seconds by which the kernel ended the last sleep too late; the next one is shorter for it
 
@@ -161,6 +169,8 @@ class ComputeThread(threading.Thread):
 
     def _do(self, work: Work) -> None:
         held_out = self._evaluated(work)
+        if self._halves is not None:
+            self._look(self._halves, work)
         start = time.monotonic()  # the seconds of a chunk are those of its gradient, from which its worker is judged
         self._injector.at("gradient", work.iteration)
         loss, gradient, is_own = self._gradient(work.iteration, work.chunk, work.params)
@@ -185,6 +195,14 @@ class ComputeThread(threading.Thread):
                 *(work.iteration, work.chunk, work.params),
                 gradient=lambda: self._gradient(work.iteration, work.chunk, work.params),
             )
+
+    def _look(self, halves: Halves, work: Work) -> None:
+        """Compare the chunk with its halves, as long as none was."""
+        with self._mailbox.evaluating():
+            rng = rng_of(self._seed, work.iteration, work.chunk)
+            data = rows_of_chunk(self._chunks, work.chunk, work.iteration, rng, self._batch)
+            if data is not None and halves.check(work.params, data):
+                self._halves = None
 
     def _try(self, work: Work) -> None:
         """Do the chunk of the trial, at the parameters of `work`."""

@@ -56,6 +56,8 @@ class Problem(Protocol):
     def gradient(self, params: Array, chunk: Chunk, rng: np.random.Generator) -> Array:
         """Gradient of loss_i at `params`: (dim,), of the dtype and on the device of `params`.
 
+        It contains chunk.weight, in all its terms. That is looked at with the first chunk (`psgc.problems.halves`).
+
         psgc copies it where it has to keep it and other code can reach its memory. `params` and `chunk` must not
         be written to.
 

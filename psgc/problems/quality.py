@@ -8,6 +8,7 @@ from psgc.backend import Backend
 from psgc.data import Chunk, ChunkSource, Dataset
 from psgc.errors import one_line
 from psgc.problems.base import Problem, prepare_evaluation
+from psgc.problems.halves import wrong_measure
 from psgc.terminal import say
 
 EVALUATION_ROWS = 10_000  # rows that are looked at together
@@ -95,7 +96,10 @@ def _over_all(what: str, measure: Measure, params: Any, source: ChunkSource) -> 
 
 
 def change_of(problem: Problem, params: Any, probed: Chunk, disturb: Callable[[], None]) -> str:
-    """Which figure of the same rows and parameters is another one after `disturb`, and why; empty when none is."""
+    """Which figure of the same rows and parameters is another one after `disturb`, and why; empty when none is.
+
+    Also which one does not follow from its halves (`wrong_measure`).
+    """
     measures = measures_of(problem)
     before = {what: float(measure(params, probed)) for what, measure in measures.items()}
     disturb()
@@ -104,4 +108,4 @@ def change_of(problem: Problem, params: Any, probed: Chunk, disturb: Callable[[]
         same = then == now or (math.isnan(then) and math.isnan(now))
         if not (same or abs(then - now) <= SAME * max(abs(then), abs(now))):
             return f"with the same rows and parameters the {what} went from {then:g} to {now:g}{_why(problem)}"
-    return ""
+    return next(filter(None, (wrong_measure(what, of, params, probed) for what, of in measures.items())), "")

@@ -5,12 +5,12 @@ from typing import Any
 from psgc import config as configuration
 from psgc.aggregation.replica import Replica
 from psgc.backend import Backend, open_backend
-from psgc.config import Config
+from psgc.config import BuiltinProblem, Config
 from psgc.data import ChunkSource, Dataset
 from psgc.errors import UserError
 from psgc.optimizer import make_optimizer
 from psgc.plan import Plan
-from psgc.problems import Problem, evaluate
+from psgc.problems import Halves, Problem, evaluate
 from psgc.training.batches import iterations_of, rows_taken
 from psgc.training.ending import Ending
 from psgc.training.given import Given
@@ -105,6 +105,7 @@ def make_worker(
         rows_taken(config, chunks.num_rows),
         Trial(first, tried.get(transport.rank), frozenset(tried.values())),
         held_out,
+        None if isinstance(config.problem, BuiltinProblem) else Halves(problem),
     )
     silence = min(1.0, config.faults.collect_timeout / 4)
     arguments: dict[str, Any] = {

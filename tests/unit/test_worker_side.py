@@ -176,6 +176,36 @@ def test_a_fault_on_purpose_happens_on_its_rank_alone():
     assert "FAILED" not in kinds(RANK - 1)
 
 
+MEAN = """
+import numpy as np
+
+class Model:
+    dim = 4
+
+    def initial_params(self):
+        return np.zeros(4)
+
+    def gradient(self, params, chunk, rng):
+        return params - chunk.y.mean()
+"""
+
+
+@pytest.mark.parametrize("rows", ["batch=4", "batch=~"], ids=["some rows", "all rows"])
+def test_a_gradient_without_the_weight_of_its_chunk_is_told_to_the_server(tmp_path, monkeypatch, rows):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "mean.py").write_text(MEAN)
+    server, told = Served(["problem={python: 'mean:Model'}", rows]), []
+
+    def script():
+        yield server.params(0)
+        yield from server.until(lambda: (0, ["FAILED"]) in server.sent or len(server.vectors) > 1)
+
+    server.send_text = lambda dest, text: told.append(text)
+    server.run(script())
+    assert not server.vectors
+    assert told[0].startswith("the gradient of a chunk has the length ")
+
+
 BUSY = """
 import time
 import numpy as np
@@ -193,7 +223,7 @@ class Model:
         end = time.monotonic() + 0.5
         while chunk.index != self.quick and time.monotonic() < end:
             sum(range(100))  # holds the interpreter lock, lets go of it only when asked
-        return params
+        return chunk.weight * params
 """
 
 
