@@ -98,9 +98,9 @@ HOW = {
 }
 
 
-@pytest.mark.parametrize("victims", [[0], [3], range(5)])
+@pytest.mark.parametrize("victims", [[0], [3]])
 @pytest.mark.parametrize("how", HOW)
-@pytest.mark.parametrize("first", [0, 3, 6])
+@pytest.mark.parametrize("first", [0, 4])
 def test_who_sends_a_block_that_no_correct_rank_sends_is_lost_and_not_its_receiver(how, victims, first):
     plan = faults.plan_of("cyclic", 4, 2, 3, 1, "dynamic")
     world = Garbling(quiet_case(5, plan=plan, schedule="dynamic", dim=30), HOW[how], victims, first)
