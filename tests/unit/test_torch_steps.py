@@ -3,6 +3,7 @@
 import copy
 import gc
 import os
+import random
 import weakref
 
 import pytest
@@ -40,8 +41,12 @@ def by_torch(model, batch):
     F.cross_entropy(model(X[rows]), Y[rows]).backward()
 
 
-def assert_same(model, other):
-    torch.testing.assert_close(model.state_dict(), other.state_dict(), rtol=1e-6, atol=1e-6)
+def assert_same(model, other, within=1e-6):
+    torch.testing.assert_close(model.state_dict(), other.state_dict(), rtol=within, atol=within)
+
+
+def adam(layer):
+    return torch.optim.AdamW(layer.parameters(), 0.05)
 
 
 def sgd(layer, rate=0.1):
@@ -75,6 +80,45 @@ def test_an_optimizer_that_steps_after_every_second_batch_has_the_gradients_of_b
             same.step()
             same.zero_grad()
     assert_same(model, other)
+
+
+class Heads(nn.Module):
+    """use: which of its heads a batch goes through: b, c or both."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c, self.use = nn.Linear(4, 6), nn.Linear(6, 2), nn.Linear(6, 2), "b"
+
+    def forward(self, x):
+        return sum(getattr(self, name)(torch.tanh(self.a(x))) for name in self.use)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_random_turns_of_three_optimizers_are_those_of_torch(seed):
+    torch.manual_seed(seed)
+    draws, model = random.Random(seed), Heads()
+    other = copy.deepcopy(model)
+    run = psgc.torch.init(model, TensorDataset(X, Y), loss, chunks=3, micro_batch=5)
+    ours, its = (
+        [draw(getattr(m, name)) for draw, name in ((sgd, "a"), (adam, "b"), (adam, "c"))] for m in (model, other)
+    )
+    run.attach(*ours)
+    for batch in run.batches(8, epochs=2):
+        model.use = other.use = draws.choice(["b", "b", "c", "bc"])
+        accumulate = draws.random() < 0.8
+        run.backward(batch, accumulate=accumulate)
+        if not accumulate:
+            other.zero_grad()
+        by_torch(other, batch)
+        for one, same in zip(ours, its, strict=True):
+            if draws.random() < 0.4:
+                one.step()
+                same.step()
+                same.zero_grad()
+            elif draws.random() < 0.1:
+                one.zero_grad()
+                same.zero_grad()
+    assert_same(model, other, 1e-5)
 
 
 def test_a_state_is_made_where_no_gradient_waits_for_a_step(tmp_path):
