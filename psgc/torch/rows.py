@@ -16,9 +16,7 @@ from psgc.torch.seeding import preserved, seeded
 
 MOST, LEAST = 64, 5  # rows: LEAST of them, and more as long as they take less than SECONDS
 SECONDS = 0.02
-TOLERANCE = (
-    1e-5  # relative: what processors of different kinds compute, an augmentation for example, differs in rounding
-)
+TOLERANCE = 1e-5  # relative: an augmentation, for example, differs in rounding between kinds of processors
 ENTRIES = 4096  # of an array that are looked at
 
 
