@@ -40,7 +40,7 @@ class FlatModel:
         # of torch, not of NumPy: aligned to 64 bytes on every rank
         self.params = torch.empty(self.dim, dtype=self.dtype, device=self.device)
         self.grad = torch.zeros_like(self.params)
-        self._param_views = [_alone(view) for view in self.views(self.params)]
+        self._param_views = self.views(self.params)
         self._grad_views: list[Tensor | None] = [*self.views(self.grad)]
         self._targets: list[Tensor] = []  # of `gradients_into`
         self._written: set[int] = set()  # which of them have been written to
@@ -213,7 +213,7 @@ class FlatModel:
             for param, view in zip(self._parameters, self._param_views, strict=True):
                 if param.data_ptr() != view.data_ptr():
                     view.copy_(param)
-                    param.data = view
+                    param.data = _alone(view)  # for `share_memory()`, too, which moves whole storages
         self.restore()
 
     def _set_grads(self, views: Sequence[Tensor | None]) -> None:

@@ -194,7 +194,7 @@ def save_model(path: Path, model: nn.Module) -> None:
         if not isinstance(value, Tensor):
             raise UserError(f"{name} of the model is a {type(value).__name__}, which a safetensors file cannot hold")
     content = _file(state, {"format": "pt"})
-    write_whole(path, lambda stream: stream.write(content))
+    write_whole(path, lambda stream: stream.write(content), on_disk=True)  # it may take the place of the best one
 
 
 def _file(tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> bytes:

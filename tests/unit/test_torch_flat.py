@@ -352,3 +352,16 @@ def test_a_part_of_the_model_is_saved_in_its_own_size(tmp_path):
     safetensors.torch.save_model(model, str(tmp_path / "model"))
     loaded = torch.load(tmp_path / "ours", weights_only=False)
     torch.testing.assert_close(loaded.state_dict(), alone.state_dict(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("move", [lambda m: m.share_memory(), lambda m: m.double().float(), lambda m: m.to("cpu")])
+def test_parameters_are_views_again_after_their_memory_was_moved(move):
+    model = small()
+    flat = FlatModel(model)
+    before = flat.params.clone()
+    move(model)
+    flat.check()
+    assert torch.equal(flat.params, before)
+    with torch.no_grad():
+        model[0].weight.fill_(7.0)
+    assert (flat.params == 7.0).sum() == model[0].weight.numel()

@@ -1,5 +1,6 @@
 """State of training: whatever is attached goes on from a blob or a file as if it had never stopped, to the last bit."""
 
+import os
 import warnings
 from contextlib import suppress
 from functools import partial
@@ -247,9 +248,11 @@ def test_checkpoints_can_be_read_without_psgc(name, tmp_path):
     check_equal(other.steps(4, 5), expected, rtol=1e-4 if name.startswith("lbfgs") else 0.0)
 
 
-def test_a_model_alone_is_read_by_safetensors(tmp_path):
-    model, other = Tied(), Tied()
+def test_a_model_alone_is_read_by_safetensors(tmp_path, monkeypatch):
+    model, other, synced = Tied(), Tied(), []
+    monkeypatch.setattr(os, "fsync", synced.append)
     save_model(tmp_path / "model", model)
+    assert len(synced) == 2  # file and name: the one that was there before is gone
     other.load_state_dict(safetensors.torch.load_file(tmp_path / "model"))
     assert_same(dict(other.state_dict()), dict(model.state_dict()))
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
