@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from psgc.errors import ModelError, UserError
-from psgc.torch.checks import check_model
+from psgc.torch.checks import check_leaves, check_model
 from psgc.torch.flat import FlatModel
 from psgc.torch.loader import MicroBatch
 from psgc.torch.loss import loss_and_count
@@ -39,6 +39,7 @@ class ChunkGradient:
         self._flat, self._model, self.loss, self._buffers = flat, model, loss, buffers
         self._statistics = RunningStatistics(model, num_chunks) if buffers == "chunk" else None
         self._num_chunks = num_chunks
+        self._has_looked = False  # at what the loss depends on
         self.gradient, self.device = flat.dim, flat.device
         self._unused = slice(flat.dim + SUMS, flat.dim + SUMS + len(flat.names))
         self.dim = self._unused.stop + (self._statistics.size if self._statistics else 0)
@@ -137,6 +138,9 @@ class ChunkGradient:
                 f"the loss is {value}: the rate may be too large, a logarithm or a division may meet 0; GradScaler "
                 "goes with backward(batch, scaler=scaler)"
             )
+        if not self._has_looked:
+            check_leaves(loss, self._model)
+            self._has_looked = True
         (loss if factor is None else loss * factor.of(piece.rows, count)).backward()  # type: ignore[no-untyped-call]
         return value, count
 

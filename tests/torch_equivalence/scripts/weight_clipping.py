@@ -1,0 +1,51 @@
+"""Parameters are clipped after each step, as in a Wasserstein GAN."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import psgc.torch
+
+
+def begin():
+    torch.manual_seed(0)
+    x = torch.randn(96, 6)
+    data = TensorDataset(x, x[:, :3].argmax(1))
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+    return data, model
+
+
+def loss(model, batch):
+    x, y = batch
+    return F.cross_entropy(model(x), y, reduction="sum"), len(y)
+
+
+def clip(model):
+    with torch.no_grad():
+        for param in model.parameters():
+            param.clamp_(-0.2, 0.2)
+
+
+def with_torch():
+    data, model = begin()
+    optimizer = torch.optim.RMSprop(model.parameters(), 1e-2)
+    for _ in range(3):
+        for x, y in DataLoader(data, 24):
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+            clip(model)
+    return model
+
+
+def with_psgc(**settings):
+    data, model = begin()
+    run = psgc.torch.init(model, data, loss, chunks=6, **settings)
+    optimizer = torch.optim.RMSprop(model.parameters(), 1e-2)
+    run.attach(optimizer)
+    for batch in run.batches(24, epochs=3, shuffle=False):
+        run.backward(batch)
+        optimizer.step()
+        clip(model)
+    return model
