@@ -3,11 +3,13 @@
 import itertools
 import random
 from dataclasses import replace
+from unittest import mock
 
 import pytest
 
 from psgc.config import Recovery
 from psgc.messages import pack_block, stamp, stamp_of, unpack_block
+from psgc.server.owners import Owners
 from tests.simulation import faults
 from tests.simulation.replicated import ReplicatedWorld
 
@@ -45,6 +47,15 @@ def test_the_time_in_which_rank_0_was_stopped_itself_counts_against_nobody(seed)
     assert world.counts["iterations"] == 3
     assert world.counts["stopped"] > 3
     assert not world.counts["lost"] + world.counts["left out"]
+
+
+def test_rank_0_hears_what_the_links_of_all_ranks_have_carried():
+    """By which it knows that an exchange goes on where it sees nothing of it."""
+    heard = []
+    with mock.patch.object(Owners, "moved", lambda _, *what: heard.append(what)):
+        world = ReplicatedWorld(quiet_case(5, unheard=4, dim=30))
+        world.run()
+    assert {rank for rank, carried, _ in heard if carried} == {0, *world.nodes}
 
 
 class Garbling(ReplicatedWorld):

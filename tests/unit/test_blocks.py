@@ -37,6 +37,7 @@ class World:
 
     def __init__(self, workers, dim, parts, dtype, seed):
         self.random, rng = Random(seed), np.random.default_rng(seed)
+        self.bytes = 0  # delivered
         self.matrix = rng.standard_normal((workers, parts))
         self.entries, self.dim, self.dtype = part_length(dim, parts), dim, np.dtype(dtype)
         self.under_way, self.steps, self.have, self.said, self.refused = [], {}, [], [], []
@@ -79,6 +80,7 @@ class World:
             self.ends[dest].posted = [buffer]
             vector = self.ends[dest].receive(source, message)
             handle.is_free = True
+            self.bytes += vector.length * self.dtype.itemsize
             self.blocks[dest].arrived(source, vector.iteration, unpack_block(vector.chunk), buffer, vector.length)
             for it in self.random.sample(self.blocks, self.random.randrange(len(self.blocks) + 1)):
                 it.poll()
@@ -118,6 +120,7 @@ def test_every_rank_gets_the_sum_over_the_accumulators(workers, dim, parts, dtyp
     made = world.map()
     world.deliver()
     assert sorted(one[3] for one in world.have if one[0] == 0) == [*range(len(made.slices))]
+    assert sum(it.carried(0) for it in world.blocks) == 2 * world.bytes  # by two links
     for it in world.blocks:
         it.closed(0, {})
     world.check_gradients()
