@@ -105,9 +105,9 @@ class Steps:
     @property
     def is_complete(self) -> bool:
         """Whether a state can be made: it does not have a gradient that no step was made with."""
-        if self.is_within:
+        if self.is_within or (self._adds_up and self.is_between):
             return False
-        return self._is_by_hand or (self.is_made and not (self._adds_up and self.is_between))
+        return self._is_by_hand or self.is_made
 
     @property
     def next(self) -> Position | None:

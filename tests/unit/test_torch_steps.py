@@ -203,6 +203,24 @@ def test_parameters_that_are_changed_by_hand_are_in_a_last_checkpoint(tmp_path, 
     assert_same(model, other)
 
 
+def test_gradients_that_are_added_up_by_hand_are_no_state(tmp_path):
+    run, model, _ = begun(output=str(tmp_path), checkpoint_every=0)
+    for batch in run.batches(16):
+        run.backward(batch, accumulate=True)
+        if batch.iteration % 2 == 0:
+            with pytest.raises(UserError, match=r"called after run\.backward and before the end"):
+                run.state_dict()
+        else:
+            with torch.no_grad():
+                for param in model.parameters():
+                    param -= 0.1 * param.grad
+            model.zero_grad()
+            assert run.state_dict()["psgc"]["position"] == list(batch.after)
+    run.backward(next(run.batches(16)), accumulate=True)
+    run.end(False)
+    assert not (tmp_path / "checkpoints").exists()
+
+
 def test_a_second_optimizer_that_was_not_attached_is_refused_and_what_it_left_is_no_state(tmp_path):
     run, model, _ = begun(output=str(tmp_path))
     run.attach(sgd(model[0]))
