@@ -15,6 +15,7 @@ from psgc.server.interpreter import Copies, Target, carry_out
 from psgc.server.iteration_log import IterationLog
 from psgc.server.links import Arrival, Links
 from psgc.server.malformed import Malformed
+from psgc.server.phases import IDLE
 from psgc.server.replicated import Replicated
 from psgc.server.script import Script
 from psgc.server.trial import Trial
@@ -51,6 +52,7 @@ class Dispatcher(Target):
         self._script = script
         self._observer = cluster.observer
         self._accumulator: Array = None  # the newest
+        self._too_few: TooFewWorkers | None = None  # the newest loss of that kind
         self._complaints: dict[int, int] = {}  # worker -> whose messages it refuses
         self._sketches: dict[tuple[int, int], Sketch] = {}  # (chunk, worker) -> of the newest copy of this iteration
         self._told = dict(cluster.queues)  # the newest default queue of each worker
@@ -63,7 +65,7 @@ class Dispatcher(Target):
         for worker in cluster.welcome():
             self._links.returned(worker)
             self._observer.returned(worker, iteration)
-        if cluster.rebalance():
+        if self._rebalance():
             self._coordinator.rebalance(cluster.membership, cluster.schedule)
             for worker, queue in cluster.queues.items():
                 for chunk in cluster.membership.reassigned(worker):
@@ -86,6 +88,13 @@ class Dispatcher(Target):
         self._bring(Begin(iteration))
         if has_plan:
             self._deliver(iteration, params)
+
+    def _rebalance(self) -> bool:
+        """As of the cluster; who was lost before, so that too few workers are left, and is not back, is named."""
+        try:
+            return self._cluster.rebalance()
+        except TooFewWorkers as error:
+            raise self._too_few or error from None
 
     def _deliver(self, iteration: int, params: Array) -> None:
         """Have the workers begin."""
@@ -221,7 +230,9 @@ class Dispatcher(Target):
             if self.replicated is not None:
                 self.replicated.reassign(worker, self._cluster.now, self._coordinator.phase)
         except TooFewWorkers as error:
-            raise TooFewWorkers(f"worker {worker} on {host}, iteration {iteration}: {reason}; {error}") from None
+            self._too_few = TooFewWorkers(f"worker {worker} on {host}, iteration {iteration}: {reason}; {error}")
+            if self._coordinator.phase != IDLE:  # else the next iteration misses it, if there is one
+                raise self._too_few from None
 
     @property
     def replicas(self) -> Replicated | Followers | None:

@@ -2,13 +2,12 @@
 
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from math import inf
 
 from psgc.aggregation.replica import Replica
 from psgc.backend import Array, Backend
 from psgc.checks import is_evaluated
-from psgc.errors import RunFailed, TooFewWorkers
+from psgc.errors import RunFailed
 from psgc.optimizer import Optimizer, finite_step
 from psgc.server.cluster import Cluster
 from psgc.server.coordinator import Coordinator
@@ -229,12 +228,11 @@ class Server:
     def _settle(self) -> None:
         """Wait for what is left of the trial, and let the other replicas make the last step.
 
-        They may need what this rank has summed. All iterations are over: who is lost now is not missed.
+        They may need what this rank has summed.
         """
         end = time.monotonic() + self._settings.config.faults.collect_timeout
         while self._trial.awaited or (not self._is_followed() and time.monotonic() < end):
-            with suppress(TooFewWorkers):
-                self._poll()
+            self._poll()
 
     def _is_followed(self) -> bool:
         """Whether nobody needs anything of this rank any more."""

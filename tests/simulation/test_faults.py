@@ -1,14 +1,12 @@
 """Some hundred random schedules of faults, and what the driver says of one that goes wrong."""
 
-from contextlib import nullcontext
-
 import pytest
 
 from psgc.aggregation.blocks import Blocks
 from psgc.aggregation.participant import Participant
 from psgc.aggregation.pool import Pool
 from psgc.aggregation.replica import Replica
-from psgc.server import loop, outbox, replicated
+from psgc.server import dispatch, outbox, replicated
 from psgc.server.coordinator import Coordinator
 from psgc.server.decoder import Decoder
 from psgc.server.instructions import Finish
@@ -65,7 +63,7 @@ ALLREDUCE_DEFECTS = [
     (Pool, "sent", lambda *_: None, "a vector has changed while it was being sent"),
     (Blocks, "_place", lambda self, *block: block[2] or PLACE(self, *block), "Not equal to tolerance"),
     (Blocks, "chosen", lambda *_: None, "the server has read another gradient"),
-    (loop, "suppress", lambda _: nullcontext(), "a finished run fails"),
+    (dispatch, "IDLE", None, "a finished run fails"),
     (Replica, "load", lambda self, state: self.start(state.steps, state.vectors[0]), "differs at"),
     (replicated, "COLLECTING", "redoing", "a map while something is done again"),
     (outbox, "LASTING", outbox.LASTING + outbox.FOLLOWED, "told what to do now to a worker that is lost"),
@@ -75,7 +73,7 @@ ALLREDUCE_DEFECTS = [
 @pytest.mark.parametrize(("where", "name", "wrong", "found"), ALLREDUCE_DEFECTS)
 def test_a_defect_of_allreduce_is_found(monkeypatch, capsys, where, name, wrong, found):
     monkeypatch.setattr(where, name, wrong)
-    assert faults.main(["--allreduce", "--schedules", "60", "--seed", "5"]) == 1
+    assert faults.main(["--allreduce", "--schedules", "100", "--seed", "5"]) == 1
     error = capsys.readouterr().err
     assert found in error
     assert error.splitlines()[-1].endswith(" --allreduce")
