@@ -1,9 +1,9 @@
 # make run    train the quickstart: eight workers, one of them ten times slower than the others, one killed
 # make test   run the tests (four to eight minutes on two cores); without a browser (Debian: chromium) some are skipped
-# make test-faults   run the matrix of faults, a killed server, hosts that are cut off (as root), deaths under other MPIs (five to seven minutes)
+# make test-faults   run the matrix of faults, a killed server, hosts that are cut off (as root), deaths under other MPIs, training scripts to which something happens (ten to fifteen minutes)
 # make test-slurm   run SLURM jobs on a cluster that the tests start on this machine (Debian: slurm-wlm, munge)
 # make test-package  build the wheel, install it and the checkout into new environments, run the quickstart there
-# make equivalence  scripts as people write them, under plain torch and under psgc in ten ways: a table (about five minutes)
+# make equivalence  scripts as people write them, under plain torch and under psgc in nine ways: a table (about ten minutes)
 # make faults  every fault of the matrix alone: what comes of it, and what it costs (about twelve minutes)
 # make bench  training under a plain Allreduce loop and under psgc: runs/bench/bench.md (about twenty minutes; TRACE=FILE.npy)
 # make bench-network  psgc and Allreduce over links of 200 Mbit/s, as root: runs/bench/network.md (about twenty minutes)

@@ -58,7 +58,6 @@ class Forks:
         self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
         self._selector.register(sys.stdin, selectors.EVENT_READ, self._end)
         self._running: dict[int, socket.socket] = {}  # by process
-        self._request: dict[str, object] | None = None
 
     def next(self) -> list[str]:
         """In a fork that is a rank: the module, and its arguments."""

@@ -104,6 +104,8 @@ class Ranks:
             if stopped.returncode != 128 + signal.SIGUSR1:
                 found.append(f"it was not stopped: {stopped.said}")
             finished = self._run("nothing", AFTER_RESUME[self._way.aggregation], resume=True)
+            if "resuming from step" not in finished.stdout:
+                found.append("it began anew")
         else:
             finished = self._run(self._way.befalls, WORKERS)
         if finished.returncode != 0:
