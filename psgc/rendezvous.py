@@ -35,7 +35,7 @@ REMINDER = 60.0  # seconds of waiting after which rank 0 is sent something
 PATIENCE = 1.0  # seconds that a killed process may take to end
 PAUSE = 1e-3
 LARGEST = 2**31 - 1  # that MPI counts to
-BLOCK = 1 << 10  # bytes
+BLOCK = 1 << 10  # bytes: what is larger than LARGEST is counted in blocks
 DEATHS = (MPI.ERR_PROC_FAILED, MPI.ERR_PROC_FAILED_PENDING)
 
 

@@ -2,7 +2,8 @@
 
 * One thread of each process makes all its calls.
 * Receives are posted before anything is asked for. That pool of buffers is all the memory a receiver spends.
-* Sends are Isend. Their buffers are kept until MPI is done with them.
+* Sends are Isend. Their buffers are kept until MPI is done with them. MPI counts bytes with 32 bits: what is larger is
+  one item, which is made of blocks (`psgc.rendezvous.in_bytes`).
 * Waiting looks at MPI a few times and then sleeps: Open MPI's blocking calls would burn a core per rank.
 
 Under fault-tolerant MPI (`mpirun --with-ft ulfm`) ranks may die. `Transport.poll` gives out what has arrived from a
