@@ -65,6 +65,10 @@ class Dispatcher(Target):
         for worker in cluster.welcome():
             self._links.returned(worker)
             self._observer.returned(worker, iteration)
+        if self.followers is not None:
+            cluster.leave_out(set(cluster.here).difference(self.followers.begin(iteration, cluster.here)))
+        elif self.replicated is not None:
+            cluster.leave_out(self.replicated.without_state(iteration, cluster.here))
         if self._rebalance():
             self._coordinator.rebalance(cluster.membership, cluster.schedule)
             for worker, queue in cluster.queues.items():
@@ -99,8 +103,7 @@ class Dispatcher(Target):
     def _deliver(self, iteration: int, params: Array) -> None:
         """Have the workers begin."""
         if self.replicated is None:
-            live = self._cluster.membership.live
-            self._links.deliver(params, live if self.followers is None else self.followers.begin(iteration, live))
+            self._links.deliver(params, self._cluster.membership.live)
         else:
             self.replicated.begin(iteration, self._cluster.membership.live)
             self._links.send()
@@ -225,6 +228,8 @@ class Dispatcher(Target):
         self._observer.lost(worker, host, iteration, reason)
         if self.replicas is not None:
             self.replicas.lost(worker)
+        if worker not in self._coordinator.membership.live:
+            return  # it did nothing in this iteration
         try:
             self._bring(Lost(worker, self._links.now))
             if self.replicated is not None:

@@ -26,7 +26,10 @@ class Followers:
         self._to_give: list[int] = []  # workers that get the state of this iteration
 
     def begin(self, iteration: int, live: Collection[int]) -> list[int]:
-        """The workers that are to begin `iteration`, with the sum before it; the other live ones lack a state."""
+        """The workers that are to begin `iteration`, with the sum before it.
+
+        live: that are not lost; the others of them lack a state, which they get at the end of the iteration.
+        """
         for worker in set(live).difference(self._live):
             self._replicas.returned(worker, iteration)
         self._iteration, self._live, self._to_give = iteration, sorted(live), []

@@ -75,6 +75,12 @@ class Replicated:
         """The workers that contribute to this iteration only what they alone can."""
         return self._contributions.resting(iteration)
 
+    def without_state(self, iteration: int, live: Collection[int]) -> Collection[int]:
+        """Those that lack a state which nobody has in this iteration: a script is in the middle of something."""
+        if self._script is None or self._script.is_whole(iteration):
+            return ()
+        return self._replicas.lack_a_state(live)
+
     def begin(self, iteration: int, live: Collection[int]) -> None:
         """The live workers are to begin `iteration`, as soon as their replicas are there."""
         returned = set(live).difference(self._live)

@@ -158,6 +158,7 @@ def script_case(rng: random.Random) -> Case:
         faults=[*case.faults, *wrong],
         recovery=Recovery(),
         scripts=True,
+        partial=[iteration for iteration in range(iterations) if rng.random() < 0.1],
     )
 
 

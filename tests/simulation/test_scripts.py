@@ -14,7 +14,7 @@ def test_every_script_has_the_right_sums_or_a_right_state_in_between(capsys):
     counts = {what: int(count) for count, what in (line.split(None, 1) for line in lines)}
     assert counts.keys() >= {
         "states loaded", "left out", "lost", "returns", "deaths", "differs", "differs from the beginning",
-        "another call", "workers at the end", "stopped with too few workers",
+        "another call", "workers at the end", "stopped with too few workers", "do nothing without a state",
     }  # fmt: skip
 
 
@@ -30,6 +30,12 @@ def test_a_defect_is_found(monkeypatch, capsys, where, name, wrong, found):
     monkeypatch.setattr(where, name, wrong)
     assert faults.main(["--scripts", "--schedules", "60", "--seed", "200"]) == 1
     assert found in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("seed", [6, 135])
+def test_a_rank_that_lacks_a_state_while_gradients_are_accumulated_is_not_waited_for(seed):
+    """Once its chunks were: nobody could give it a state before the iteration was over."""
+    assert faults.run(seed, scripts=True)["do nothing without a state"] > 0
 
 
 def test_a_rank_that_is_left_out_while_it_makes_the_step_before_can_do_what_is_lost():

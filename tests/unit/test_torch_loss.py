@@ -18,6 +18,12 @@ def test_a_sum_and_a_count(count):
     assert (loss.item(), examples) == (3.0, 4.0)
 
 
+def test_a_micro_batch_may_count_nothing():
+    """All of its tokens are ignored: others count."""
+    loss, examples = loss_and_count((0 * W.sum(), 0), 4)
+    assert (loss.item(), examples) == (0.0, 0.0)
+
+
 @pytest.mark.parametrize("total", [W.sum(), W[:1] * 3, W[:1].reshape(1, 1) * 3])
 def test_one_number_in_any_shape(total):
     loss, _ = loss_and_count([total, 1], 4)
