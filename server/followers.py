@@ -42,11 +42,8 @@ class Followers:
         lacking = self._replicas.lack_a_state(self._live)
         if not (lacking or self._to_give or is_checked(iteration, self._first)):
             return True
-        if (is_whole := script.is_whole(iteration)) is None:
+        if (is_whole := self._look()) is None:
             return False
-        script.replica.start(iteration, None)
-        if self._digests.last < iteration and (digest := script.replica.digest()):
-            self._digests.own(iteration, digest)
         if is_whole and not self._to_give:
             self._to_give = [worker for _, worker in self._replicas.gifts(iteration, self._live)]
         if not self._to_give:
@@ -71,7 +68,18 @@ class Followers:
 
         Raises RunFailed when it is rank 0 whose replica is wrong.
         """
+        if is_checked(self._iteration, self._first) and self._digests.last < self._iteration:
+            self._look()
         return self._digests.wrong(self._iteration, self._replicas.following(self._live))
+
+    def _look(self) -> bool | None:
+        """Whether the state of rank 0 can be had in this iteration; None while its script has not called for it."""
+        script = self._script
+        if (is_whole := script.is_whole(self._iteration)) is not None:
+            script.replica.start(self._iteration, None)
+            if self._digests.last < self._iteration and (digest := script.replica.digest()):
+                self._digests.own(self._iteration, digest)
+        return is_whole
 
     def lost(self, worker: int) -> None:
         """`worker` takes no part any more."""

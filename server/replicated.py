@@ -126,7 +126,8 @@ class Replicated:
             for worker in self._replicas.overdue(self._iteration, self._can_use_a_state):
                 self._allreduce.give(worker, self._iteration)
             self._give()
-        if self._allreduce.poll() and (digest := self._allreduce.digest()):
+        is_first = self._script is not None and self._digests.last < 0  # scripts have been compared in nothing yet
+        if (self._allreduce.poll() or is_first) and (digest := self._allreduce.digest()):
             self._digests.own(self._allreduce.steps, digest)
         self._owners.moved(0, self._allreduce.carried(self._iteration), now)
         if phase == COLLECTING:

@@ -149,9 +149,18 @@ class WithAllReduce(ScriptLoop, ReplicatedLoop):
     def __init__(self, *arguments: Any, hand_over: HandOver, **others: Any) -> None:
         super().__init__(*arguments, **others)
         self._hand_over = hand_over
+        self._first: int | None = self._iteration + 1  # call, of which the server has not been told
 
     def _is_behind(self) -> bool:
         return self._allreduce.is_behind
+
+    def _send_outbox(self) -> None:
+        """Besides, say how the script begins; from then on that is said after each step."""
+        if self._first is not None and self._hand_over.called >= self._first:
+            if digest := self._hand_over.digest(self._first):
+                self._transport.send(SERVER, [stepped_record(self._first, digest)])
+            self._first = None
+        super()._send_outbox()
 
 
 class ScriptWorker:

@@ -8,22 +8,22 @@ import pytest
 from tests.ranks.test_torch import launched, trained
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(300)]
-SECONDS, PAUSE, EPOCHS, STEPS = 5, 0.1, 18, 90  # the others make about 50 steps meanwhile
+SECONDS, PAUSE, EPOCHS, STEPS, GAMMA = 5, 0.1, 18, 90, 0.9  # the others make about 50 steps meanwhile
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    ended, _ = trained(tmp_path_factory.mktemp("alone"), 0, epochs=EPOCHS)
+    ended, _ = trained(tmp_path_factory.mktemp("alone"), 0, epochs=EPOCHS, gamma=GAMMA)
     return ended[0]
 
 
 @pytest.mark.parametrize("how", [{"aggregation": "server", "transfer": "per_chunk"}, {"aggregation": "allreduce"}])
 def test_a_worker_that_is_suspended_for_some_seconds_comes_back(tmp_path, alone, how):
     suspended = {2: ["is suspended", 10, SECONDS]}
-    ended, said = launched(tmp_path, 4, what=suspended, pause=PAUSE, epochs=EPOCHS, output="run", **how)
+    ended, said = launched(tmp_path, 4, what=suspended, pause=PAUSE, epochs=EPOCHS, gamma=GAMMA, output="run", **how)
     assert ended.keys() == {0, 1, 2, 3}
     assert len({digest for digest, *_ in ended.values()}) == 1
-    assert ended[0][2] == pytest.approx(alone[2], rel=1e-6)
+    assert ended[0][2] == pytest.approx(alone[2], rel=1e-4)
     if how["aggregation"] == "server":
         assert ended[0][0] == alone[0]  # to the last bit
     assert 11 <= len(ended[2][2]) < STEPS - 20  # it did not make those in between
@@ -35,7 +35,9 @@ def test_a_worker_that_is_suspended_for_some_seconds_comes_back(tmp_path, alone,
 @pytest.mark.parametrize("aggregation", ["server", "allreduce"])
 def test_a_worker_with_a_wrong_replica_is_lost_and_comes_back_with_another(tmp_path, alone, aggregation):
     wrong = {2: ["goes wrong", 32]}  # before the call for which replicas are compared; a chunk of it may have counted
-    ended, said = launched(tmp_path, 4, what=wrong, pause=PAUSE, epochs=EPOCHS, output="run", aggregation=aggregation)
+    ended, said = launched(
+        tmp_path, 4, what=wrong, pause=PAUSE, epochs=EPOCHS, gamma=GAMMA, output="run", aggregation=aggregation
+    )
     assert ended.keys() == {0, 1, 2, 3}
     assert len({digest for digest, *_ in ended.values()}) == 1
     assert ended[0][2] == pytest.approx(alone[2], rel=1e-2)

@@ -2,7 +2,7 @@
 
 what: {rank: [what to do there, after so many steps]}; epochs;
 pause: seconds after each step on rank 0;
-costs: of each example, for init;
+costs: of each example, for init; gamma: of the schedule, by default soon nothing changes any more;
 more: go on with a closure, go back, and add up scaled gradients;
 device: CuPy is the stand-in (tests/stand_in), and the memory of the model passes for that of a GPU. The script fails if
 a vector gets to the host or back, other than to be sent ("staged": MPI cannot read the GPU).
@@ -35,7 +35,7 @@ sys.modules["torch._dynamo"] = SimpleNamespace(**nothing_is_compiled)
 settings = json.loads(sys.argv[1])
 what = {int(rank): tuple(value) for rank, value in settings.pop("what", {}).items()}
 epochs, pause, more = settings.pop("epochs", 2), settings.pop("pause", 0.0), settings.pop("more", False)
-device, costs = settings.pop("device", ""), settings.pop("costs", None)
+device, costs, gamma = settings.pop("device", ""), settings.pop("costs", None), settings.pop("gamma", 0.1)
 rank, done = int(os.environ.get("OMPI_COMM_WORLD_RANK", "0")), 0
 torch.set_num_threads(1)
 torch.manual_seed(rank)  # init gives all ranks the parameters of rank 0
@@ -91,7 +91,7 @@ if costs:
     settings["cost_fn"] = lambda rows: sum(costs[row] for row in rows)
 run = psgc.torch.init(model, data, loss, chunks=12, micro_batch=8, **settings)
 optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
-schedule = torch.optim.lr_scheduler.StepLR(optimizer, 3)
+schedule = torch.optim.lr_scheduler.StepLR(optimizer, 3, gamma)
 newton = torch.optim.LBFGS(model.parameters(), max_iter=3)
 scaler = torch.amp.GradScaler("cpu", init_scale=64.0, growth_interval=2)
 run.attach(optimizer, schedule, *([newton, scaler] if more else []))

@@ -201,7 +201,7 @@ class Node(WorkerLoop):
         message = self.mailbox._outbox[-1]
         kind = Kind(message["kind"][0]) if isinstance(message, np.ndarray) else Kind.REPORT
         assert isinstance(message, np.ndarray) or self.state.travels(work.iteration, work.chunk)
-        assert kind == (Kind.ABANDONED if unwanted else Kind.REPORT)
+        assert kind == (Kind.ABANDONED if unwanted else Kind.REPORT), "reported although nobody wants it"
         interrupted = (work.iteration, work.chunk) in self.interrupted
         if (self.verified or interrupted) and unwanted and work.iteration == self.state.iteration:
             again = work.chunk, self.state._attempts.get(work.chunk, 0)  # it may be wanted after all

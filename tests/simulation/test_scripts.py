@@ -19,7 +19,7 @@ def test_every_script_has_the_right_sums_or_a_right_state_in_between(capsys):
 
 
 DEFECTS = [
-    (WorkerState, "closed", lambda *_: None, "a chunk of another call"),
+    (WorkerState, "closed", lambda *_: None, "reported although nobody wants it"),
     (Script, "due", lambda _: [], "nothing happens any more"),
     (Digests, "wrong", lambda *_: [], "and nobody notices"),
 ]

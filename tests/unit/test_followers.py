@@ -112,3 +112,15 @@ def test_when_most_differ_it_is_rank_0(it):
     it.moved(Moved(3, 32, is_behind=False, digest=b"b"))
     with pytest.raises(RunFailed, match="at iteration 32 rank 0 differs from 2 of 2 workers in the parameters"):
         it.wrong()
+
+
+def test_what_differs_from_the_beginning_is_found_in_the_first_iteration_before_it_is_over():
+    """Before the gradients of a worker that differs are taken for those of a model that is not deterministic."""
+    script = Script()
+    it = Followers(SimpleNamespace(), script, LIVE, first=0)
+    it.begin(0, LIVE)
+    script.called = -1
+    it.moved(Moved(2, 0, is_behind=False, digest=b"b"))
+    assert it.wrong() == []
+    script.called, script.digests = 0, {0: b"a"}
+    assert it.wrong() == [(2, 0, ("the parameters",), True)]
