@@ -66,7 +66,8 @@ class ReplicatedLoop(WorkerLoop):
         super()._poll()
         if self._allreduce.poll():
             iteration = self._allreduce.steps
-            self._transport.send(SERVER, [stepped_record(iteration, self._allreduce.digest())])
+            if self._allreduce.is_at(iteration):  # else it was dropped during the step, and follows nothing
+                self._transport.send(SERVER, [stepped_record(iteration, self._allreduce.digest())])
             self._begin_when_ready()
 
     def _hear_vector(self, message: Vector) -> None:

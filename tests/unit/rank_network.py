@@ -129,7 +129,8 @@ class Rank:
         self.moved()
 
     def moved(self):
-        self.to_server.append(("stepped", self.participant.steps))
+        if self.participant.is_at(self.participant.steps):
+            self.to_server.append(("stepped", self.participant.steps))
         self.go_on()
 
 

@@ -3,7 +3,7 @@
 from random import Random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from psgc.aggregation import protocol as part
@@ -18,6 +18,7 @@ ONE, TWO = Contributor(1, 1, 0), Contributor(2, 2, 0)
 
 @settings(deadline=None, max_examples=200)
 @given(st.integers(1, 4), st.integers(1, 6), st.integers(0, 3), st.integers(0, 1 << 32))
+@example(3, 5, 3, 1410)  # a wrong replica is dropped while it makes a step
 def test_whatever_happens_ranks_step_with_what_was_closed_and_nobody_waits_for_ever(workers, iterations, losses, seed):
     network = Network(workers, iterations, Random(seed).randrange, losses)
     network.run()
