@@ -152,6 +152,15 @@ def test_without_any_slice_only_the_timeout_counts_and_in_the_end_the_run_fails(
         it.late(ALL, now + 10.0)
 
 
+def test_what_is_missing_goes_to_a_fast_link(it):
+    for number, took in enumerate((0.9, 0.1, 0.9, 0.1)):
+        it.here(0, number, 100.0 + took)
+    it.learn()
+    it.begin(6)
+    it.share(MADE, ALL, ALL, 0.0)
+    assert owners(it.lost(3, [0, 1, 2], 0.1)) == [1]
+
+
 def test_slow_owners_get_less_and_get_it_back(it):
     for number, took in enumerate((0.1, 0.1, 0.1, 0.9)):
         it.here(0, number, 100.0 + took)

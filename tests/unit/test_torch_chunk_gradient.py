@@ -190,6 +190,19 @@ def test_scale_multiplies_the_gradient_and_not_the_loss():
     np.testing.assert_array_equal(scaled[26:], plain[26:])
 
 
+def test_scaled_micro_batches_weigh_alike_whatever_their_losses_count():
+    """As with padding, of which one micro-batch has more than the other."""
+
+    def counted(model, batch):
+        total, rows = cross_entropy(model, batch)
+        return total, rows * float(batch[1][0] + 1)
+
+    gradient, _ = made(loss=counted)
+    plain = gradient.vector(PIECES, SEED, always, 10)
+    scaled = gradient.vector(PIECES, SEED, always, 10, scale=1024.0)
+    np.testing.assert_allclose(scaled[:26], 1024 * plain[:26], atol=1e-6 * float(scaled[:26].abs().max()))
+
+
 @pytest.mark.parametrize("scale", [1.0, 65536.0])
 def test_a_gradient_that_overflows_is_a_result_with_a_scaler(scale):
     """GradScaler then skips the step, and makes the scale smaller."""

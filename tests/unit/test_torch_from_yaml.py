@@ -226,11 +226,12 @@ def test_a_model_that_cannot_be_begun_with_is_named(folder):
     assert refusal("initial=text.safetensors").startswith("initial: text.safetensors: not a whole safetensors file: ")
     assert refusal("initial=gone.npy").startswith("initial: gone.npy: cannot read it: no such file or directory; expec")
     model = torch_problem.network(5)
-    model[3].bias.data[1] = float("nan")
-    save_model(Path("nan.safetensors"), model)
-    assert refusal("initial=nan.safetensors") == (
-        "initial: nan.safetensors: 3.bias holds NaN or infinity, expected finite numbers"
-    )
+    for name in ("nan", "inf"):
+        model[3].bias.data[1] = float(name)
+        save_model(Path(f"{name}.safetensors"), model)
+        assert refusal(f"initial={name}.safetensors") == (
+            f"initial: {name}.safetensors: 3.bias holds NaN or infinity, expected finite numbers"
+        )
 
 
 def test_the_example_makes_the_steps_of_its_script(monkeypatch):

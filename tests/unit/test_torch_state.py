@@ -268,6 +268,26 @@ def refusal(function, *arguments):
     return str(error.value)
 
 
+class Named:
+    """What a user attaches, with keys of its own."""
+
+    def __init__(self, found):
+        self.found = found
+
+    def state_dict(self):
+        return self.found
+
+    def load_state_dict(self, found):
+        self.found = found
+
+
+@pytest.mark.parametrize("found", [{"__tensor__": 1.5}, {"__tuple__": [1, 2]}, {"a": {"__dict__": []}, "__b": 1}])
+def test_keys_may_be_any_texts(found):
+    model, there, here = Training(OPTIMIZERS["sgd"]).model, Named(found), Named({})
+    load_state(from_bytes(to_bytes(state_of(model, [there], About())), "here"), model, [here], "here")
+    assert here.found == found
+
+
 def test_a_function_in_a_state_is_refused_with_its_place():
     model, optimizer = Training(OPTIMIZERS["sgd"]).model, Training(OPTIMIZERS["sgd"]).optimizer
     optimizer.param_groups[0]["hook"] = print
