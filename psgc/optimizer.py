@@ -1,5 +1,6 @@
 """The steps that gradient descent takes with the exact gradient, on NumPy or CuPy arrays."""
 
+import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -105,6 +106,13 @@ class Optimizer(ABC):
         """
         self._is_shared = True
         return self._vectors | self._numbers
+
+    def digest(self, read: Callable[[Array], np.ndarray]) -> bytes:
+        """8 bytes that depend on every bit of the `state`. read: a vector of it in the memory of the host."""
+        found = hashlib.blake2b(digest_size=8)
+        for value in (*self._vectors.values(), *self._numbers.values()):
+            found.update(repr(value).encode() if isinstance(value, int | float) else read(value).data)
+        return found.digest()
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from the `state` of an optimizer of the same kind, with arrays of the backend as vectors.

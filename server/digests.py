@@ -28,9 +28,14 @@ class Difference(NamedTuple):
     is_early: bool
 
 
-def of_parameters(one: bytes, other: bytes) -> Sequence[str]:
-    """For digests of the parameters alone."""
-    return () if one == other else ("the parameters",)
+def of_replicas(one: bytes, other: bytes) -> Sequence[str]:
+    """For digests of `psgc.aggregation.replica`.
+
+    >>> of_replicas(b"params..momentum", b"params..velocity")
+    ['the state of the optimizer']
+    """
+    parts = {"the parameters": slice(8), "the state of the optimizer": slice(8, 16)}
+    return [name for name, its in parts.items() if one[its] != other[its]]
 
 
 class Digests:
@@ -39,7 +44,7 @@ class Digests:
     differing: what two digests show to differ; sure: from this iteration on differences are no mistakes in the script.
     """
 
-    def __init__(self, differing: Differing = of_parameters, sure: int = 0) -> None:
+    def __init__(self, differing: Differing = of_replicas, sure: int = 0) -> None:
         self._differing, self._sure = differing, sure
         self.last = -1
         self._own: dict[int, bytes] = {}  # by iteration

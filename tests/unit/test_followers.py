@@ -7,7 +7,7 @@ import pytest
 
 from psgc.errors import RunFailed
 from psgc.server.arrivals import Moved
-from psgc.server.digests import of_parameters
+from psgc.server.digests import of_replicas
 from psgc.server.followers import Followers
 
 LIVE = [1, 2, 3]
@@ -20,7 +20,7 @@ class Script:
         self.called, self.whole, self.ended, self.steps, self.is_made, self.digests = 0, True, False, -1, True, {}
         digest = lambda: self.digests.get(self.steps, b"")  # noqa: E731
         self.replica = SimpleNamespace(start=self.start, snapshot=self.snapshot, digest=digest)
-        self.differing = of_parameters
+        self.differing = of_replicas
 
     def start(self, steps, params):
         self.steps = steps

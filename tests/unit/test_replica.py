@@ -12,6 +12,7 @@ from psgc.backend import Backend
 from psgc.errors import RunFailed
 from psgc.messages import entries, joined
 from psgc.optimizer import Sgd, make_optimizer
+from psgc.server.digests import of_replicas
 
 TIMEOUT = 30.0  # seconds; only a defect takes as long
 SMALL, LARGE = 5, IN_THREAD // 8  # entries of float64
@@ -108,6 +109,17 @@ def test_the_caller_does_not_wait_for_a_large_step():
     assert replica.steps == 8
     assert not replica.is_stepping
     assert optimizer.thread is not threading.current_thread()
+
+
+def test_while_a_step_is_made_there_is_no_digest_that_was_not_known_before():
+    optimizer = Gated()
+    replica = Rank(optimizer).replica
+    replica.start(7, np.ones(LARGE))
+    replica.step(np.ones(LARGE))
+    assert replica.digest() == b""
+    optimizer.gate.set()
+    assert replica.poll(wait=True)
+    assert len(replica.digest()) == 16
     assert optimizer.thread.daemon
 
 
@@ -201,6 +213,23 @@ def test_a_digest_shows_the_smallest_difference(dim):
     params[-1] = np.nextafter(params[-1], np.inf)
     other.replica.start(2, params)
     assert digest != other.replica.digest()
+
+
+@SIZES
+@pytest.mark.parametrize("what", ["first moment", "count"])
+def test_a_digest_shows_another_state_of_the_optimizer_beside_equal_parameters(dim, what):
+    one, other = started("adam", dim), started("adam", dim)
+    for gradient in gradients(2, dim):
+        one.step(gradient, digest=True)
+        other.step(gradient)
+    snapshot = one.replica.snapshot()
+    vectors, numbers = [vector.copy() for vector in snapshot.vectors], dict(snapshot.numbers)
+    if what == "count":
+        numbers = {index: number + 1 for index, number in numbers.items()}
+    else:
+        vectors[1][-1] = np.nextafter(vectors[1][-1], np.inf)
+    other.replica.load(Snapshot(2, tuple(vectors), numbers))
+    assert of_replicas(one.replica.digest(), other.replica.digest()) == ["the state of the optimizer"]
 
 
 @SIZES

@@ -12,7 +12,7 @@ from psgc.messages import Kind
 from psgc.optimizer import make_optimizer
 from psgc.plan import make_plan
 from psgc.server.arrivals import Moved
-from psgc.server.digests import of_parameters
+from psgc.server.digests import of_replicas
 from psgc.server.outbox import Outbox
 from psgc.server.phases import WORKING
 from psgc.server.replicated import Replicated
@@ -31,7 +31,7 @@ class Rank0:
         config = config_of(TIMEOUT, aggregation="allreduce")
         arguments = self.end, Backend(), self.outbox, config, plan, replica, np.zeros(4), FIRST
         self.within = set()  # iterations in which a script gives no state
-        script = SimpleNamespace(is_whole=lambda iteration: iteration not in self.within, differing=of_parameters)
+        script = SimpleNamespace(is_whole=lambda iteration: iteration not in self.within, differing=of_replicas)
         self.it = Replicated(*arguments, last=FIRST + 9, script=script)
         self.given = []
         self.it._allreduce.give = lambda worker, iteration: self.given.append(worker)
