@@ -5,7 +5,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from psgc.errors import RunFailed, UserError, one_line
@@ -40,6 +40,8 @@ class _Ranks:
         is_own = bool(text and self.rank and not self.is_cut_short)
         if is_own:
             say_together(f"psgc: worker {self.rank}: {text}".split("\n"))
+            with suppress(OSError):
+                launched.leave_exit_code(code)
         if self.in_order and not self.is_cut_short:
             self._meet_others(code if text else 0, text)
         if self.in_order:

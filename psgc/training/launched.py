@@ -126,7 +126,7 @@ def has_begun() -> bool:
 
 
 def leave_exit_code(code: int) -> None:
-    """Rank 0 tells `psgc launch`, if that started it, that its script has ended with an error after a run."""
+    """A rank tells `psgc launch`, if that started it, that its script has ended with an error after a run."""
     folder = os.environ.get(FOLDER)
     if folder and code:
         write_text(Path(folder, EXITED), json.dumps({"exit_code": code}))
