@@ -15,7 +15,7 @@ from psgc.server.interpreter import Copies, Target, carry_out
 from psgc.server.iteration_log import IterationLog
 from psgc.server.links import Arrival, Links
 from psgc.server.malformed import Malformed
-from psgc.server.phases import IDLE
+from psgc.server.phases import IDLE, REDOING, WORKING
 from psgc.server.replicated import Replicated
 from psgc.server.script import Script
 from psgc.server.trial import Trial
@@ -115,6 +115,10 @@ class Dispatcher(Target):
             self.replicated.poll(self._cluster.now, self._coordinator.phase)
             self._finish_if_summed()
         self._lose_wrong()
+        if self.replicated is not None and self._coordinator.phase in (WORKING, REDOING):
+            live = self._coordinator.membership.live
+            for worker in self.replicated.without_state(self._coordinator.iteration, live):
+                self._lose(worker, "it has fallen behind while gradients are added up, when nobody has a state for it")
         if now >= self._coordinator.wake:
             self._bring(Tick(now))
         if now >= deadline and not self.finished:

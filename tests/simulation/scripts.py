@@ -274,10 +274,12 @@ class ScriptWorld(ReplicatedWorld):
 
     def check_too_few(self, text: str) -> None:
         assert not self.scripts[0].hand_over.is_ended, f"a finished run fails: {text}"
-        World.check_too_few(self, text)
+        if "has fallen behind" not in text:  # else nobody but rank 0 has a state, and it has none to give
+            World.check_too_few(self, text)
 
     def check_reason(self, worker: int, reason: str) -> None:
-        assert worker in self.faulty or {0} & self.faulty, f"worker {worker}: {reason}"
+        may_be_behind = "has fallen behind" in reason and self.iteration in self.case.partial
+        assert may_be_behind or worker in self.faulty or {0} & self.faulty, f"worker {worker}: {reason}"
         reason_of = {"ended": "ends", "raises there": "raises there", "differ": "differs"}
         for said, kind in reason_of.items():
             assert said not in reason or any(fault.kind == kind for fault in self.case.faults), reason

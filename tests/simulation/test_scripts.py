@@ -38,6 +38,10 @@ def test_a_rank_that_lacks_a_state_while_gradients_are_accumulated_is_not_waited
     assert faults.run(seed, scripts=True)["do nothing without a state"] > 0
 
 
+def test_a_run_in_which_only_rank_0_is_not_behind_while_gradients_are_accumulated_ends():
+    assert faults.run(141, scripts=True)["stopped with too few workers"] == 1
+
+
 def test_a_rank_that_is_left_out_while_it_makes_the_step_before_can_do_what_is_lost():
     """Once it waited for ever: it was at the iteration, and did not follow it."""
     faults.run(449, scripts=True)
