@@ -1,4 +1,4 @@
-"""Sharpness-aware minimisation: an optimizer of the script's own, with two gradients of a batch for each step."""
+"""Sharpness-aware minimisation: an optimizer of the script's own, whose closure is called twice."""
 
 import torch
 import torch.nn.functional as F
