@@ -3,7 +3,7 @@
 BEFALLS: "nothing"; "killed": worker 2 kills itself in a chunk; "behind": it stays in a chunk while the others make two
 calls; "stopped": rank 0 is asked to end the run after some calls. A rank that comes to its end leaves a result.
 
-No time decides what happens: ranks wait for each other's files, in the current directory.
+Ranks wait for each other's files, in the current directory.
 """
 
 import os
@@ -25,6 +25,7 @@ WORKER = 2  # whom it befalls
 AFTER, STOP_AFTER = 2, 7  # calls of run.backward
 BEHIND_BY = 2
 PATIENCE = 60.0  # seconds
+ITS_TURN = 2.0  # seconds that others leave it, at each of their chunks
 
 
 def main() -> None:
@@ -71,12 +72,12 @@ class Fate:
 
     def _computes(self, *_: object) -> None:
         """A module computes: this rank is in a chunk."""
-        if self._is_over or self._calls < AFTER:
+        if self._is_over or calls_of_rank_0() < AFTER:
+            return
+        if self._rank != WORKER:  # or the others might do all chunks before it has begun one; it may wait for a state
+            self._is_over = wait_until(Path("befallen").exists, ITS_TURN)
             return
         self._is_over = True
-        if self._rank != WORKER:  # or the others might do all chunks before it has begun one
-            wait_until(Path("befallen").exists)
-            return
         Path("befallen").touch()
         if self._befalls == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
@@ -88,9 +89,9 @@ def calls_of_rank_0() -> int:
     return int(Path("calls").read_text()) if Path("calls").exists() else 0
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + PATIENCE
-    while not condition():
-        if time.monotonic() > end:
-            raise RuntimeError(f"waited for {PATIENCE:.0f} s")
+def wait_until(condition: Callable[[], bool], most: float = PATIENCE) -> bool:
+    """Whether it came true within `most` seconds."""
+    end = time.monotonic() + most
+    while not condition() and time.monotonic() < end:
         time.sleep(0.005)
+    return condition()
