@@ -120,7 +120,8 @@ class Watch:
                 membership = self.it.membership
                 left_out = self.world.server.cluster._left_out
                 assert set(membership.live) == self.world.here() - left_out
-                self.world.counts["do nothing without a state"] += len(left_out)
+                if left_out:
+                    self.world.counts["do nothing without a state"] += len(left_out)
                 assert all(len(holders) >= membership.parts for holders in membership.holders)
             case Report(worker, _, chunk) if not late:
                 self.heard.add((worker, chunk, event.attempt))
