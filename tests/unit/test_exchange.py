@@ -7,7 +7,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from psgc.aggregation.exchange import WINDOW, Arrived, Begin, Closed, Exchange, Finish, Held, Plan, Send, Sent, Sum
+from psgc.aggregation.exchange import (
+    WINDOW,
+    Arrived,
+    Begin,
+    Closed,
+    Exchange,
+    Finish,
+    Held,
+    Left,
+    Plan,
+    Quit,
+    Send,
+    Sent,
+    Sum,
+)
 from psgc.aggregation.map import Contributor
 from psgc.aggregation.slices import Slice, make_slices
 from tests.unit.refusal import refused
@@ -218,6 +232,32 @@ def test_a_held_destination_gets_one_block_at_a_time():
         to_2.append(ended.dest == 2)
         under_way += [send for send in exchange.handle(Sent(ended)) if isinstance(send, Send)]
     assert sum(to_2) == 3
+
+
+def test_who_has_left_is_sent_nothing_more_also_when_it_was_held():
+    plan = equal_plan([1, 2, 3], [own(1), own(2), own(3)], entries=9, most=1)
+    exchange, under_way = begun(plan, 1)
+    under_way += exchange.handle(Held(2))
+    while to_3 := [send for send in under_way if send.dest == 3]:  # others to rank 2 wait meanwhile
+        under_way.remove(to_3[0])
+        under_way += exchange.handle(Sent(to_3[0]))
+    exchange.handle(Left(2))
+    assert [send.dest for send in under_way] == [2]
+    assert exchange.handle(Sent(under_way[0])) == []
+    exchange.handle(Closed(frozenset()))
+    assert exchange.is_done
+
+
+def test_who_has_quit_sums_what_others_need_and_waits_for_nothing_else():
+    plan = equal_plan([0, 1], [own(1)], entries=2, most=1)
+    exchange, _ = begun(plan, 0)
+    exchange.handle(Quit())
+    assert not exchange.is_done
+    summed, *_, passed_on = exchange.handle(Arrived(1, 0, own(1)))
+    assert (summed, passed_on) == (Sum(0, (own(1),)), Send(1, 0, None))
+    exchange.handle(Sent(passed_on))
+    assert exchange.is_done
+    assert exchange.handle(Arrived(1, 1, None)) == []
 
 
 def test_after_the_end_nobody_waits_for_accumulators_any_more():

@@ -180,3 +180,25 @@ def test_slow_owners_get_less_and_get_it_back(it):
             it.here(0, number, 0.9 if it._slices[number].owner == 3 else 0.1)
         it.learn()
     assert LEAST_RATE <= it.rates[3] < RATES[0]
+
+
+def test_a_slow_owner_gets_less_also_after_many_iterations_that_were_summed_twice():
+    """As with a worker that is lost and returns in each of them: all slices are late, and no owner is to blame."""
+    it = Owners(ALL, 8000, 1, 8, timeout=10.0)
+
+    def iteration(redone, took):
+        it.begin(0)
+        it.share(MADE, ALL, ALL, 0.0)
+        if redone:
+            it.share(MADE[1:], ALL, ALL, 0.0)
+        for number, part in enumerate(it.map.slices):
+            it.here(it.map.attempt, number, took[part.owner])
+        it.learn()
+
+    for _ in range(40):
+        iteration(True, [0.1] * 4)
+    for _ in range(10):
+        iteration(False, [0.1, 0.1, 0.1, 0.9])
+    iteration(False, [0.1] * 4)
+    sizes = {part.owner: part.stop - part.start for part in it.map.slices}
+    assert sizes.get(3, 0) < sizes[0]
