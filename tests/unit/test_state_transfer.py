@@ -149,6 +149,8 @@ def test_those_that_a_map_leaves_out_get_no_more_of_it(ranks):
     assert giver._gifts.keys() == {1, 2}
     giver.skipped(8, (0,))
     assert giver._gifts.keys() == {2}
+    giver.skipped(9, (0, 1))  # at whose beginning the state is: rank 2 cannot go on from it
+    assert not giver.is_busy
 
 
 @pytest.mark.parametrize("is_forgotten", [True, False])
