@@ -1,5 +1,6 @@
 """Blocks on arrays: whatever the order, the gradient is the sum over the accumulators, and all buffers come back."""
 
+from dataclasses import replace
 from random import Random
 
 import numpy as np
@@ -71,11 +72,11 @@ class World:
             self.deliver(self.random.randrange(4))
         return made
 
-    def deliver(self, most=10**6):
-        """Messages in any order; the sender hears of it at once or later."""
-        while self.under_way and most:
+    def deliver(self, most=10**6, but=None):
+        """Messages in any order; the sender hears of it at once or later. but: (source, dest) whose link is stuck."""
+        while most and (due := [at for at, one in enumerate(self.under_way) if one[1:3] != but]):
             most -= 1
-            handle, source, dest, message = self.under_way.pop(self.random.randrange(len(self.under_way)))
+            handle, source, dest, message = self.under_way.pop(self.random.choice(due))
             buffer = self.pools[dest].take()
             self.ends[dest].posted = [buffer]
             vector = self.ends[dest].receive(source, message)
@@ -146,6 +147,31 @@ def test_versions_of_other_attempts_take_the_place_of_the_first(workers, dim, pa
     world.deliver()
     world.check_gradients()
     world.check_nothing_is_left()
+
+
+def test_what_is_here_of_a_gradient_stays_when_a_state_is_loaded_that_the_gradient_follows():
+    """Also when the next iteration is here before the rest of it."""
+    world = World(2, 8, 1, "f8", 0)
+    made = Map(1, 0, (0, 1, 2), (Contributor(1, 1, 0),), (Slice(0, 0, 4), Slice(1, 4, 8)))
+    next_one = replace(made, iteration=2, slices=(Slice(0, 0, 8),))
+    for it in world.blocks[:2]:
+        it.loaded(1)
+    for it in world.blocks:
+        it.mapped(made, {(1, 0): world.coded[0]})
+    world.deliver(but=(1, 2))
+    world.blocks[2].loaded(1)
+    for it in world.blocks:
+        it.closed(1, {})
+    for it in world.blocks[:2]:
+        it.stepped()
+    for it in world.blocks:
+        it.mapped(next_one, {(1, 0): world.coded[1]})
+    world.deliver(but=(1, 2))
+    assert 2 not in world.steps
+    world.deliver()
+    iteration, gradient = world.steps[2]
+    assert iteration == 1
+    np.testing.assert_allclose(gradient, world.matrix[0, 0] * world.coded[0])
 
 
 def test_a_buffer_that_a_rank_that_left_may_still_read_is_not_used_again():
