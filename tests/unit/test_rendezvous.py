@@ -1,5 +1,6 @@
 """How ranks come together, without MPI; what happens to real ranks is in tests/ranks."""
 
+from math import inf
 from types import SimpleNamespace
 
 import pytest
@@ -12,9 +13,9 @@ LIMIT = 30.0  # seconds for which a rank may be stopped
 
 
 class Process:
-    """Of rank 1; stopped: between which moments it is."""
+    """Of the other rank; stopped: between which moments it is."""
 
-    host, stopped = "there", ()
+    host, stopped, kills = "there", (), 0
 
     def __init__(self, clock):
         self._clock = clock
@@ -32,17 +33,18 @@ class Process:
         return any(begin <= self._clock.now < end for begin, end in self.stopped)
 
     def kill(self):
+        self.kills += 1
         return False
 
 
 class World:
-    """Rank 0 of two. Rank 1 takes what it is sent at the moment `takes`."""
+    """This rank of two. The other one takes what it is sent at the moment `takes`."""
 
-    def __init__(self, clock):
-        self._clock, self.takes, self._texts = clock, 0.0, 1
+    def __init__(self, clock, rank):
+        self._clock, self._rank, self.takes, self._texts = clock, rank, 0.0, 1
 
     def Get_rank(self):
-        return 0
+        return self._rank
 
     def Get_size(self):
         return 2
@@ -52,7 +54,8 @@ class World:
 
     def Improbe(self, source, tag, status):
         self._texts -= 1
-        status.Set_source(1)
+        status.Set_source(1 - self._rank)
+        status.Set_tag(rendezvous.DATA_TAG)
         return SimpleNamespace(Irecv=lambda buffer: SimpleNamespace(Test=lambda: True)) if self._texts >= 0 else None
 
 
@@ -66,14 +69,23 @@ def clock(monkeypatch):
 
 
 @pytest.fixture
-def ranks(clock, monkeypatch):
-    """The rendezvous of rank 0, the world, and the process of rank 1."""
-    process, world = Process(clock), World(clock)
-    identity = SimpleNamespace(own=lambda: process, from_text=lambda _: process)
-    monkeypatch.setattr(rendezvous, "Identity", identity)
-    monkeypatch.setattr(rendezvous, "failed_ranks", lambda _: [])
-    monkeypatch.setattr(rendezvous, "received", lambda _: rendezvous.TEXT_LIMIT)
-    return Rendezvous(world, timeout=600.0), world, process
+def meet(clock, monkeypatch):
+    """Gives the rendezvous of a rank, the world, and the process of the other rank."""
+
+    def meet(rank):
+        process, world = Process(clock), World(clock, rank)
+        identity = SimpleNamespace(own=lambda: process, from_text=lambda _: process)
+        monkeypatch.setattr(rendezvous, "Identity", identity)
+        monkeypatch.setattr(rendezvous, "failed_ranks", lambda _: [])
+        monkeypatch.setattr(rendezvous, "received", lambda _: (1 + rank) * rendezvous.TEXT_LIMIT)
+        return Rendezvous(world, timeout=600.0), world, process
+
+    return meet
+
+
+@pytest.fixture
+def ranks(meet):
+    return meet(0)
 
 
 def test_short_stops_do_not_add_up(ranks, clock):
@@ -97,3 +109,20 @@ def test_the_time_in_which_this_rank_was_stopped_itself_does_not_count(ranks, cl
     sleep = clock.sleep
     clock.sleep = lambda seconds: setattr(clock, "now", 10_005.0) if 15.0 < clock.now < 10_000.0 else sleep(seconds)
     it.broadcast(b"data", "starting")
+
+
+def test_who_gives_nothing_for_too_long_ends_the_run_and_is_killed(ranks, clock):
+    it, world, process = ranks
+    world.takes = inf
+    with pytest.raises(RunFailed, match=r"nothing came for 600 s \(faults.setup_timeout\) from rank 1, starting"):
+        it.broadcast(b"data", "starting")
+    assert 600.0 <= clock.now < 602.0
+    assert process.kills == 1
+
+
+def test_rank_0_is_waited_for_twice_as_long_since_it_may_wait_for_another(meet, clock):
+    it, _, process = meet(1)
+    with pytest.raises(RunFailed, match="nothing came for 600 s"):
+        it.broadcast(None, "starting")
+    assert 1200.0 <= clock.now < 1202.0
+    assert process.kills == 1
