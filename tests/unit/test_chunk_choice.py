@@ -72,6 +72,7 @@ def test_the_chunk_that_is_timed_may_be_small_and_rows_few(share, tmp_path):
         (0.031, 8, 0, 7),
         (10.0, 8, 0, 8),
         (0.1, 100, 0, 2),  # 40 ms: rank 0 handles 100 reports in 10 ms
+        (0.1, 100, MESSAGE // 2, 1),  # 60 ms: rank 0 needs half as long again for a report
         (0.1, 100, MESSAGE, 1),
     ],
 )

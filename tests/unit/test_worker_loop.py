@@ -171,6 +171,18 @@ def test_two_vectors_are_on_their_way_at_most():
     assert [what for _, _, what, _ in worker.transport.vectors] == [0, 1, 2]
 
 
+def test_small_vectors_travel_together_as_many_as_the_receive_has_room_for(monkeypatch):
+    size = 8 * (3 + TAIL + stamp_length("float64"))
+    monkeypatch.setattr(worker_loop, "BUNDLE", 3 * size)
+    worker, messages = Worker(8, combined=False), []
+    worker.transport.send_vectors = lambda dest, vectors: messages.append(len(vectors))
+    worker.begin(0)
+    for value in range(8):
+        worker.does(float(value))
+    worker.turn()
+    assert messages == [3, 3, 2]
+
+
 def test_who_computes_says_in_which_chunk_it_is_and_for_how_long(clock):
     worker = Worker(2, silence=5.0)
     worker.begin(0)

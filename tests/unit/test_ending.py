@@ -1,0 +1,49 @@
+"""How long the server waits for goodbyes at the end of a run, and how workers are told to leave."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from psgc.messages import Kind
+from psgc.server import ending
+from psgc.server.ending import LAST_CHANCE, end_workers
+from tests.simulation.network import Clock
+from tests.unit.scripted import Transport, said
+
+TIMEOUT = 30.0
+
+
+@pytest.fixture
+def ended(monkeypatch):
+    """What two workers are told, and how many seconds that takes. goodbyes: by worker after how many seconds."""
+    clock, transport = Clock(), Transport(3)
+    monkeypatch.setattr(ending, "time", clock)
+
+    def end(goodbyes, answering):
+        due, began = dict(goodbyes), clock.now
+
+        def poll():
+            there = [worker for worker in due if clock.now >= began + due[worker]]
+            return [said(worker, Kind.GOODBYE) for worker in there if due.pop(worker) >= 0]
+
+        transport.poll = poll
+        transport.wait = lambda: setattr(clock, "now", clock.now + 0.125)
+        in_order = end_workers(transport, SimpleNamespace(dead=(), answering=answering), TIMEOUT)
+        told = {worker: [Kind(int(one["kind"])).name for one in transport.records[worker]] for worker in (1, 2)}
+        return in_order, told, clock.now - began
+
+    return end
+
+
+def test_a_worker_that_answers_has_time_to_say_goodbye(ended):
+    in_order, told, seconds = ended({1: 0.0, 2: TIMEOUT - 1.0}, answering=(1, 2))
+    assert in_order
+    assert told == {1: ["STOP", "LEAVE"], 2: ["STOP", "LEAVE"]}
+    assert TIMEOUT - 1.0 <= seconds < TIMEOUT
+
+
+def test_for_a_lost_worker_nobody_waits_long(ended):
+    in_order, told, seconds = ended({1: 0.0}, answering=(1,))
+    assert not in_order
+    assert told == {1: ["STOP", "LEAVE"], 2: ["STOP"]}
+    assert LAST_CHANCE <= seconds < 2 * LAST_CHANCE
