@@ -54,6 +54,14 @@ def test_a_run_goes_on_with_fewer_workers_than_the_one_that_was_lost(tmp_path, c
         assert ended.value.code in (0, None), capsys.readouterr().err
 
 
+def test_a_worker_that_was_lost_twice_is_one(tmp_path):
+    directory = record(tmp_path / "run", workers=3, chunks_per_worker=2, iterations=3, lost={2: 1}, killed=True)
+    record(directory, workers=3, chunks_per_worker=2, iterations=6, resume_at=3, lost={2: 4})
+    run = psgc.load(directory)
+    assert [event["worker"] for event in run.lost] == [2, 2]
+    assert repr(run).endswith("workers lost 1>")
+
+
 def test_the_loss_that_is_told_is_the_newest_that_there_is(tmp_path):
     """The last call of a script may be an evaluation, which has none."""
     losses = [3.0, 2.0, None]
