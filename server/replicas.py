@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-WAITING = 2  # gradients that wait for a rank
+WAITING = 2  # gradients that wait for a rank, at least
 CATCHING_UP = 4  # the same while it is sent a state
 WIDTH = 2  # states that a rank gives at a time
 LONGEST = 64  # iterations at most between two states for a worker that cannot follow
@@ -37,10 +37,17 @@ class _Replica:
 
 class Replicas:
     """first: the iteration that the run begins with; alike: whether the workers have its state, as rank 0 has;
-    workers_give: whether workers give states to others."""
+    workers_give: whether workers give states to others; waiting: gradients that wait for a rank."""
 
-    def __init__(self, workers: Iterable[int], first: int, alike: bool = False, workers_give: bool = True) -> None:
-        self._workers_give = workers_give
+    def __init__(
+        self,
+        workers: Iterable[int],
+        first: int,
+        alike: bool = False,
+        workers_give: bool = True,
+        waiting: int = WAITING,
+    ) -> None:
+        self._workers_give, self._waiting, self._catching_up = workers_give, waiting, max(CATCHING_UP, waiting)
         steps, after = (first, None) if alike else (-1, first - 1)
         self._replicas = {worker: _Replica(steps, after) for worker in workers}
 
@@ -101,8 +108,8 @@ class Replicas:
         receivers = [0]
         for worker in sorted(live):
             replica = self._replicas[worker]
-            if (replica.donor is not None and iteration < replica.given + CATCHING_UP) or (
-                replica.after is None and iteration < replica.steps + WAITING
+            if (replica.donor is not None and iteration < replica.given + self._catching_up) or (
+                replica.after is None and iteration < replica.steps + self._waiting
             ):
                 receivers.append(worker)
             elif not replica.is_wrong:

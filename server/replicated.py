@@ -11,7 +11,7 @@ from math import inf
 from psgc.aggregation.allreduce import AllReduce
 from psgc.aggregation.map import Contributor, Map
 from psgc.aggregation.map_messages import close_records, to_records
-from psgc.aggregation.replica import CHECKED, Stepping
+from psgc.aggregation.replica import CHECKED, WAITING_BYTES, Stepping
 from psgc.backend import Array, Backend
 from psgc.config import Config
 from psgc.messages import Kind, joined, unpack_block
@@ -23,9 +23,11 @@ from psgc.server.malformed import Malformed
 from psgc.server.outbox import Outbox
 from psgc.server.owners import Owners
 from psgc.server.phases import COLLECTING, REDOING, Phase
-from psgc.server.replicas import Replicas
+from psgc.server.replicas import WAITING, Replicas
 from psgc.server.script import Script
 from psgc.transport import Transport
+
+MOST_WAITING = 64  # sums that wait for a script, however short: what a stopped rank does not receive, others keep
 
 
 class Replicated:
@@ -58,7 +60,8 @@ class Replicated:
         self._owners = Owners(range(plan.num_workers + 1), self._allreduce.entries, plan.parts, itemsize, timeout)
         self._contributions = Contributions()
         self._script = script
-        self._replicas = Replicas(workers, first, alike=script is not None)
+        most = 0 if script is None else min(MOST_WAITING, WAITING_BYTES // params.nbytes)
+        self._replicas = Replicas(workers, first, alike=script is not None, waiting=max(WAITING, most))
         self._digests = Digests() if script is None else Digests(script.differing, first + CHECKED + 1)
         self._live: list[int] = []
         self._before: dict[int, Map] = {}  # by worker the first map that it was sent last

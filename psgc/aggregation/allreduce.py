@@ -73,8 +73,9 @@ class AllReduce:
 
     @property
     def is_behind(self) -> bool:
-        """Whether only the state of another rank gets the replica on."""
-        return self._blocks.participant.is_behind
+        """Whether only the state of another rank gets the replica on, and none waits here for the end of its step."""
+        it, waiting = self._blocks.participant, self._receiver.waiting
+        return it.is_behind and not (waiting is not None and it.can_use(waiting))
 
     def is_at(self, iteration: int) -> bool:
         """Whether gradients of `iteration` can be computed here, although it may be behind."""

@@ -342,6 +342,7 @@ class Participant:
         return instructions + self._quit()
 
     def _loaded(self, number: int) -> list[Instruction]:
-        self.is_behind, self._stepping, self._is_wrong = False, False, False
+        self.is_behind = number == self._dropped  # it may redo what is lost, but its sum does not come here
+        self._stepping, self._is_wrong = False, False
         self.steps, self._dropped = number, number - 1
         return self._give_up_before(number) + self._step_if_complete()

@@ -168,6 +168,12 @@ class Receiver:
         for source in [source for source, incoming in self._from.items() if incoming.iteration < iteration]:
             self._drop(source)
 
+    @property
+    def waiting(self) -> int | None:
+        """The iteration of the newest state of which all is here, and which has not been used; None without one."""
+        whole = (it.iteration for it in self._from.values() if it.state is not None and not it.missing)
+        return max((iteration for iteration in whole if iteration > self._completed), default=None)
+
     def complete(self) -> tuple[int, list[Array], dict[int, float]] | None:
         """The iteration, the vectors and the numbers of a state, once, when all of it is here."""
         for incoming in self._from.values():

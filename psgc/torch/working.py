@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from psgc.aggregation.replica import Snapshot
+from psgc.aggregation.replica import WAITING_BYTES, Snapshot
 from psgc.backend import Array
 from psgc.coding.sketch import sketch
 from psgc.config import Config
@@ -31,7 +31,6 @@ from psgc.workers.replicated import ReplicatedLoop
 from psgc.workers.state import WorkerState
 
 CATCHING_UP = 4  # sums that may wait for a script in any case, as while it loads a state
-WAITING_BYTES = 1 << 20  # of sums that may wait for it
 LAST_SUM = 15.0  # seconds in which a script makes its last steps after the end of the run, if rank 0 waits so long
 
 

@@ -53,7 +53,7 @@ class Case:
     many messages a worker is sent without being heard, with `allreduce`.
 
     scripts: the steps are made by scripts (`tests.simulation.scripts`); partial: iterations before which these are in
-    the middle of something, as in the accumulation of gradients.
+    the middle of something, as in the accumulation of gradients; waiting: bytes of sums that may wait for each of them.
     """
 
     plan: Plan
@@ -74,3 +74,4 @@ class Case:
     unheard: int = UNHEARD
     scripts: bool = False
     partial: Collection[int] = ()
+    waiting: int = 0

@@ -159,6 +159,7 @@ def script_case(rng: random.Random) -> Case:
         recovery=Recovery(),
         scripts=True,
         partial=[iteration for iteration in range(iterations) if rng.random() < 0.1],
+        waiting=rng.choice([0, 0, 0, 1000]),
     )
 
 

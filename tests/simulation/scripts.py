@@ -227,6 +227,7 @@ class ScriptWorld(ReplicatedWorld):
     def replace(self, stack: ExitStack) -> None:
         super().replace(stack)
         stack.enter_context(mock.patch.object(replicated, "CHECKED", CHECKED))
+        stack.enter_context(mock.patch.object(replicated, "WAITING_BYTES", self.case.waiting))
         for module in (working, ending):
             stack.enter_context(mock.patch.object(module, "time", self.clock))
 

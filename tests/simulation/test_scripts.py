@@ -45,3 +45,8 @@ def test_a_run_in_which_only_rank_0_is_not_behind_while_gradients_are_accumulate
 def test_a_rank_that_is_left_out_while_it_makes_the_step_before_can_do_what_is_lost():
     """Once it waited for ever: it was at the iteration, and did not follow it."""
     faults.run(449, scripts=True)
+
+
+def test_a_rank_that_has_the_state_of_an_iteration_whose_sum_it_does_not_get_leaves_when_the_run_ends():
+    """Once it waited for that sum until rank 0 killed it."""
+    faults.run(697, scripts=True)

@@ -1,13 +1,21 @@
 """One rank's part in the coded all-reduce, over a list of messages."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from psgc.aggregation.allreduce import AllReduce
+from psgc.aggregation.map import Contributor, Map
 from psgc.aggregation.pool import POSTED, UNDER_WAY
 from psgc.aggregation.replica import Replica
+from psgc.aggregation.slices import Slice
+from psgc.aggregation.state_messages import State
 from psgc.backend import Backend
 from psgc.config import Optimizer
+from psgc.messages import BlockName, pack_block, stamp_length
 from psgc.optimizer import make_optimizer
+from psgc.torch.hand_over import HandOver, ScriptReplica, vector_of
+from psgc.transport import Vector
 from tests.unit.list_transport import ListTransport
 
 
@@ -41,3 +49,35 @@ def test_who_has_left_before_the_state_was_there_that_it_was_to_be_given_is_sent
     assert {dest for dest, _ in end.control} == {3}
     assert {dest for _, _, dest, _ in end.under_way} == {3}
     assert end.forgotten == {2}
+
+
+def test_a_rank_whose_state_waits_for_the_end_of_its_step_is_not_behind_any_more():
+    """Else its script would leave when the run ends meanwhile, although it can make the last steps."""
+    hand_over = HandOver(0)
+    replica = ScriptReplica(hand_over, np.float64, Backend())
+    it = AllReduce(ListTransport(1, []), Backend(), np.ones((2, 1)), 4, np.float64, replica, 0, 9)
+    it.open()
+    it.start(0, np.zeros(4))
+    hand_over.call(0, is_whole=True, signature=0.0)
+
+    def arrives(source, iteration, vector, is_state=False):
+        buffer = np.concatenate([vector, np.zeros(stamp_length(np.float64))])
+        it.arrived(Vector(source, iteration, pack_block(BlockName(0, 0, 0, 0, is_state)), buffer, vector.size))
+        it.poll()
+
+    first = Map(0, 0, (0, 1, 2), (Contributor(2, 2, 0),), (Slice(0, 0, 4),))
+    it.mapped(first, {})
+    it.closed(0, {})
+    arrives(0, 0, np.ones(4))
+    assert replica.is_stepping  # which the script takes some time for
+    it.mapped(replace(first, iteration=1, receivers=(0, 2)), {})
+    assert it.is_behind
+    state = vector_of(b"a state", np.dtype(np.float64))
+    it.announced(2, State(2, 1, state.size, {}))
+    assert it.is_behind
+    arrives(2, 2, state, is_state=True)
+    assert not it.is_behind
+    hand_over.call(1, is_whole=True, signature=1.0)
+    it.poll()
+    assert it.steps == 2
+    assert hand_over.answer().blob == b"a state"

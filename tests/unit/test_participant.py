@@ -133,8 +133,11 @@ def test_which_states_are_of_use():
     it.handle(mapped(3, receivers=(0, 2), contributors=(TWO,)))
     assert [it.can_use(iteration) for iteration in (2, 3, 4)] == [False, True, True]
     it.handle(part.Loaded(3))  # in case that it is needed to redo something
-    assert not it.is_behind
+    assert it.is_at(3)
+    assert it.is_behind  # else nobody sends it the sum
     assert it.handle(part.Arrived(2, 3, 1, 0, None)) == []  # and nothing is dropped
+    it.handle(mapped(3, contributors=(Contributor(1, 2, 1),), attempt=1))
+    assert not it.is_behind
 
 
 @pytest.mark.parametrize("seed", range(40))

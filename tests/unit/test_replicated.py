@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from psgc.aggregation.replica import Replica
+from psgc.aggregation.replica import WAITING_BYTES, Replica
 from psgc.backend import Backend
 from psgc.config import Coding, Optimizer
 from psgc.messages import Kind
@@ -15,7 +15,8 @@ from psgc.server.arrivals import Moved
 from psgc.server.digests import of_replicas
 from psgc.server.outbox import Outbox
 from psgc.server.phases import WORKING
-from psgc.server.replicated import Replicated
+from psgc.server.replicas import WAITING
+from psgc.server.replicated import MOST_WAITING, Replicated
 from tests.unit.list_transport import ListTransport
 from tests.unit.scripted import config_of
 
@@ -23,13 +24,13 @@ FIRST, TIMEOUT, WORKERS = 10, 5.0, [1, 2, 3]
 
 
 class Rank0:
-    def __init__(self):
+    def __init__(self, dim=4):
         self.end = ListTransport(0, [])
         self.outbox = Outbox(self.end, followed=True)
         plan = make_plan(Coding(chunks_per_worker=1), "static", len(WORKERS), seed=0)
         replica = Replica(make_optimizer(Optimizer(kind="sgd", lr=0.1)), Backend(), lambda: None)
         config = config_of(TIMEOUT, aggregation="allreduce")
-        arguments = self.end, Backend(), self.outbox, config, plan, replica, np.zeros(4), FIRST
+        arguments = self.end, Backend(), self.outbox, config, plan, replica, np.zeros(dim), FIRST
         self.within = set()  # iterations in which a script gives no state
         script = SimpleNamespace(is_whole=lambda iteration: iteration not in self.within, differing=of_replicas)
         self.it = Replicated(*arguments, last=FIRST + 9, script=script)
@@ -103,3 +104,14 @@ def test_a_script_is_asked_for_its_state_only_in_a_call_that_is_whole(rank_0):
         rank_0.begin(iteration)
         assert ((2, Kind.GIVE, 1) in rank_0.told()) == (iteration == 18)
     assert 1 in rank_0.it._receivers()  # of the gradients from there on
+
+
+@pytest.mark.parametrize(("dim", "most"), [(4, MOST_WAITING), (WAITING_BYTES // 8 // 5, 5), (WAITING_BYTES, WAITING)])
+def test_short_sums_wait_for_a_script_that_is_late_by_a_chunk_or_a_slow_step(dim, most):
+    """Else it would need a state after two iterations, however short these are, and be late for that as well."""
+    rank_0 = Rank0(dim)
+    for iteration in range(FIRST, FIRST + most + 1):
+        for worker in (2, 3):
+            rank_0.it.moved(Moved(worker, iteration, False, b""))
+        rank_0.begin(iteration)
+        assert (1 in rank_0.it._receivers()) == (iteration < FIRST + most)

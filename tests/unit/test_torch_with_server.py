@@ -5,10 +5,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from psgc.aggregation.replica import WAITING_BYTES
 from psgc.backend import Backend
 from psgc.messages import PIECE, BlockName, Kind, digest_in, entries, pack_block
 from psgc.torch.hand_over import HandOver, ScriptReplica, State, vector_of
-from psgc.torch.working import CATCHING_UP, WAITING_BYTES, WithServer
+from psgc.torch.working import CATCHING_UP, WithServer
 from psgc.transport import Vector
 from psgc.workers.encoder import Encoder
 from psgc.workers.injection import Injector
