@@ -103,7 +103,9 @@ class Script:
             self.end()
             return
         if isinstance(answer, State):
-            assert answer.iteration > self.iteration
+            faults = [(fault.kind, fault.worker) for fault in self._world.case.faults]
+            is_wrong = ("differs", self._rank) in faults  # then it may make the same call again, as the others make it
+            assert answer.iteration > self.iteration - is_wrong
             self.iteration, self._has_loaded = answer.iteration, True
             self.params[:], self.velocity[:] = np.split(np.frombuffer(answer.blob), 2)
             self._world.counts["states loaded"] += 1

@@ -47,6 +47,10 @@ def test_a_rank_that_is_left_out_while_it_makes_the_step_before_can_do_what_is_l
     faults.run(449, scripts=True)
 
 
+def test_a_wrong_replica_that_is_dropped_in_a_call_makes_that_call_again_with_the_right_state():
+    assert faults.run(883, scripts=True)["states loaded"] > 0
+
+
 def test_a_rank_that_has_the_state_of_an_iteration_whose_sum_it_does_not_get_leaves_when_the_run_ends():
     """Once it waited for that sum until rank 0 killed it."""
     faults.run(697, scripts=True)
