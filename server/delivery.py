@@ -61,14 +61,19 @@ class Delivery:
                 self._missed.add(worker)
             queue.append(new)
 
-    def give(self, workers: Iterable[int], iteration: int, state: Array) -> None:
-        """Have these workers go on from a state at the beginning of `iteration`, which is sent in pieces."""
+    def give(self, workers: Iterable[int], iteration: int, state: Array, vector: Array = None) -> None:
+        """Have these workers go on from a state at the beginning of `iteration`, which is sent in pieces.
+
+        vector: with which they begin the iteration then, if they are to do so.
+        """
         pieces = [state[start : start + self._room] for start in range(0, state.size, self._room)]
         names = [BlockName(0, 0, number, len(pieces), is_state=True) for number in range(len(pieces))]
         made = [
             _Waiting(self._backend, self._backend.asarray(piece), iteration, pack_block(name))
             for name, piece in zip(names, pieces, strict=True)
         ]
+        if vector is not None:
+            made.append(_Waiting(self._backend, vector, iteration))
         for worker in workers:
             self._waiting[worker] = deque(made)
             self._missed.discard(worker)

@@ -66,7 +66,7 @@ class Dispatcher(Target):
             self._links.returned(worker)
             self._observer.returned(worker, iteration)
         if self.followers is not None:
-            cluster.leave_out(set(cluster.here).difference(self.followers.begin(iteration, cluster.here)))
+            cluster.leave_out(set(cluster.here).difference(self.followers.begin(iteration, cluster.here, params)))
         elif self.replicated is not None:
             cluster.leave_out(self.replicated.without_state(iteration, cluster.here))
         if self._rebalance():
@@ -115,9 +115,9 @@ class Dispatcher(Target):
             self.replicated.poll(self._cluster.now, self._coordinator.phase)
             self._finish_if_summed()
         self._lose_wrong()
-        if self.replicated is not None and self._coordinator.phase in (WORKING, REDOING):
+        if self.replicas is not None and self._coordinator.phase in (WORKING, REDOING):
             live = self._coordinator.membership.live
-            for worker in self.replicated.without_state(self._coordinator.iteration, live):
+            for worker in self.replicas.without_state(self._coordinator.iteration, live):
                 self._lose(worker, "it has fallen behind while gradients are added up, when nobody has a state for it")
         if now >= self._coordinator.wake:
             self._bring(Tick(now))

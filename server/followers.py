@@ -7,6 +7,7 @@ is out. So the sums that come behind it are those that the worker needs. Rank 0 
 from collections.abc import Collection
 
 from psgc.aggregation.replica import CHECKED, is_checked
+from psgc.backend import Array
 from psgc.server.arrivals import Moved
 from psgc.server.digests import Difference, Digests
 from psgc.server.links import Links
@@ -23,18 +24,33 @@ class Followers:
         self._digests = Digests(script.differing, first + CHECKED + 1)
         self._live: list[int] = []
         self._iteration = first - 1
+        self._vector: Array = None  # that the iteration begins with
         self._to_give: list[int] = []  # workers that get the state of this iteration
 
-    def begin(self, iteration: int, live: Collection[int]) -> list[int]:
-        """The workers that are to begin `iteration`, with the sum before it.
+    def begin(self, iteration: int, live: Collection[int], vector: Array = None) -> list[int]:
+        """The workers that are to begin `iteration`, with the sum before it, `vector`.
 
         live: that are not lost; the others of them lack a state, which they get at the end of the iteration.
         """
+        self._vector = vector
         for worker in set(live).difference(self._live):
             self._replicas.returned(worker, iteration)
         self._iteration, self._live, self._to_give = iteration, sorted(live), []
         lacking = self._replicas.lack_a_state(self._live)
         return [worker for worker in self._live if worker not in lacking]
+
+    def without_state(self, iteration: int, live: Collection[int]) -> Collection[int]:
+        """Those of `live`, the workers that are to do chunks now, that lack a state which nobody has in this iteration.
+
+        If rank 0 has one they are given that, and begin the iteration: it may not end without them.
+        """
+        lacking, script = self._replicas.lack_a_state(live), self._script
+        if not lacking or script.is_over() or (is_whole := self._look()) is None:
+            return ()
+        if is_whole and (snapshot := script.replica.snapshot()) is not None:
+            given = [worker for _, worker in self._replicas.gifts(iteration, lacking, urgent=True)]
+            self._links.give(given, snapshot.vectors[0], self._vector)
+        return () if is_whole else lacking
 
     def are_served(self) -> bool:
         """Whether the sum of this iteration may go out: what the script is asked for in its call before it is there."""
@@ -86,6 +102,12 @@ class Followers:
         self._live = [other for other in self._live if other != worker]
         self._to_give = [other for other in self._to_give if other != worker]
         self._replicas.lost(worker, self._iteration)
+
+    @property
+    def is_giving(self) -> bool:
+        """Whether a worker whose script goes on has not come to the state that it was given."""
+        over_on = self._script.over_on()
+        return bool(self._replicas.being_given([worker for worker in self._live if worker not in over_on]))
 
     def summary(self) -> dict[str, object]:
         """Which workers are known to be as rank 0, and when."""

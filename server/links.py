@@ -67,9 +67,9 @@ class Links:
         self._delivery.begin(self._iteration, params, workers)
         self.send()
 
-    def give(self, workers: Iterable[int], state: Array) -> None:
-        """Have these workers go on from a state at the beginning of the iteration."""
-        self._delivery.give(workers, self._iteration, state)
+    def give(self, workers: Iterable[int], state: Array, vector: Array = None) -> None:
+        """Have these workers go on from a state of this iteration, and begin it with `vector` if there is one."""
+        self._delivery.give(workers, self._iteration, state, vector)
 
     @property
     def is_awaited(self) -> bool:

@@ -237,7 +237,7 @@ class Server:
     def _is_followed(self) -> bool:
         """Whether nobody needs anything of this rank any more."""
         it, script = self._replicated, self._script
-        if self._followers is not None and self._links.is_awaited:
+        if self._followers is not None and (self._links.is_awaited or self._followers.is_giving):
             return False
         return it is None or (not it.is_busy and it.is_followed(() if script is None else script.over_on()))
 

@@ -124,6 +124,10 @@ class Replicas:
         """Those that cannot go on, and that nobody gives a state."""
         return {w for w in workers if self._replicas[w].after is not None and self._replicas[w].donor is None}
 
+    def being_given(self, workers: Iterable[int]) -> set[int]:
+        """Those that have not come to the state that they are given."""
+        return {w for w in workers if self._replicas[w].after is not None and self._replicas[w].donor is not None}
+
     def is_at(self, worker: int, iteration: int) -> bool:
         """Whether the replica of `worker` is known to be at `iteration`."""
         return self._replicas[worker].steps == iteration

@@ -51,6 +51,24 @@ def it():
     return it
 
 
+def test_a_worker_that_is_found_behind_while_it_is_to_do_chunks_gets_a_state_and_begins(it):
+    sent = []
+    it._links.give = lambda workers, state, vector: sent.append((workers, state[0], vector))
+    it.script.called = 11
+    it.begin(12, LIVE, "the sum before")
+    it.moved(Moved(2, 11, is_behind=True, digest=b""))
+    assert not it.without_state(12, [2, 3])
+    assert not sent  # rank 0 has not called for it
+    it.script.called = 12
+    assert not it.without_state(12, [2, 3])
+    assert sent == [([2], 12.0, "the sum before")]
+    assert not it.without_state(12, [2, 3])
+    assert len(sent) == 1
+    it.script.whole = False
+    it.moved(Moved(3, 11, is_behind=True, digest=b""))
+    assert it.without_state(12, [2, 3]) == {3}  # nobody has one for it in this iteration
+
+
 def test_a_worker_that_has_missed_a_sum_gets_the_state_before_the_next_sum_goes_out(it):
     assert not it.are_served()  # rank 0 has not called for it
     it.script.called, it.script.is_made = 11, False
