@@ -20,6 +20,7 @@ from tests.simulation.scripts import ScriptWorld
 from tests.simulation.world import World
 
 TIMEOUT = 30.0  # seconds of the simulated world
+SERVER_STEPS = ["begin", "after_commit", "sending"]  # of the protocol with aggregation `server`
 LATER = 9  # iterations in which it is noticed that scripts differ
 
 
@@ -132,6 +133,11 @@ def _sharing(rng: random.Random, case: Case, moment: Callable[[], tuple[int, int
 
 def script_case(rng: random.Random) -> Case:
     """With aggregation `allreduce`, and a script on each rank."""
+    case = _with_scripts(rng)
+    return replace(case, waiting=rng.choice([0, 0, 0, 1000]))
+
+
+def _with_scripts(rng: random.Random) -> Case:
     case = random_case(rng, allreduce=True)
     workers, iterations = case.plan.num_workers, rng.randint(2, 8)
     ranks = range(1, workers + 1)
@@ -159,7 +165,31 @@ def script_case(rng: random.Random) -> Case:
         recovery=Recovery(),
         scripts=True,
         partial=[iteration for iteration in range(iterations) if rng.random() < 0.1],
-        waiting=rng.choice([0, 0, 0, 1000]),
+    )
+
+
+def server_case(rng: random.Random) -> Case:
+    """As `script_case`, with aggregation `server`."""
+    case = _with_scripts(rng)
+    faults = [
+        replace(fault, step=rng.choice(SERVER_STEPS)) if fault.step and fault.step not in SERVER_STEPS else fault
+        for fault in case.faults
+    ]
+    iterations, naps = case.num_iterations, [*case.naps]
+    if rng.random() < 0.5:  # more sums come than wait for a rank
+        iterations += rng.randint(4, 12)
+        for _ in range(rng.randint(1, 3)):
+            kind = rng.choice(["away", "away", "clogged", "deaf"])
+            worker, first = rng.randint(1, case.plan.num_workers), rng.randrange(iterations)
+            naps.append(Nap(kind, worker, first, rng.randint(3, 9), rng.randrange(30)))
+    return replace(
+        case,
+        allreduce=False,
+        combined=rng.random() < 0.6,
+        naps=naps,
+        faults=faults,
+        num_iterations=iterations,
+        partial=[iteration for iteration in range(iterations) if rng.random() < 0.1],
     )
 
 
@@ -179,13 +209,18 @@ def _random_recovery(rng: random.Random) -> Recovery:
 
 
 def run(
-    seed: int, thorough: bool = False, verified: bool = False, allreduce: bool = False, scripts: bool = False
+    seed: int,
+    thorough: bool = False,
+    verified: bool = False,
+    allreduce: bool = False,
+    scripts: bool = False,
+    server: bool = False,
 ) -> Counter[str]:
     """One schedule of faults; what happened in it. Raises what goes wrong."""
     rng = random.Random(seed)
     world: World
     if scripts:
-        world = ScriptWorld(script_case(rng))
+        world = ScriptWorld(server_case(rng) if server else script_case(rng))
     else:
         world = (ReplicatedWorld if allreduce else World)(random_case(rng, verified, allreduce), thorough)
     world.run()
@@ -199,15 +234,24 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--verify", action="store_true", help="copies are compared, and some of them are wrong")
     parser.add_argument("--allreduce", action="store_true", help="workers sum their accumulators among themselves")
     parser.add_argument("--scripts", action="store_true", help="of users, which make the steps")
+    parser.add_argument("--server", action="store_true", help="with --scripts: aggregation `server`")
     options = parser.parse_args(arguments)
+    if options.server and not options.scripts:
+        parser.error("--server needs --scripts")
+    kinds = {
+        "verified": options.verify,
+        **{kind: getattr(options, kind) for kind in ("allreduce", "scripts", "server")},
+    }
     counts: Counter[str] = Counter()
     began = time.monotonic()
     for seed in range(options.seed, options.seed + options.schedules):
         try:
-            counts += run(seed, verified=options.verify, allreduce=options.allreduce, scripts=options.scripts)
+            counts += run(seed, **kinds)
         except Exception:
             traceback.print_exc()
-            same = "".join(f" --{kind}" for kind in ("verify", "allreduce", "scripts") if getattr(options, kind))
+            same = "".join(
+                f" --{kind}" for kind in ("verify", "allreduce", "scripts", "server") if getattr(options, kind)
+            )
             print(f"failed: python -m tests.simulation.faults --schedules 1 --seed {seed}{same}", file=sys.stderr)
             return 1
     print(f"{options.schedules} schedules in {time.monotonic() - began:.0f} s")

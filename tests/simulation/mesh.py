@@ -1,10 +1,10 @@
-"""A network between all ranks without MPI, for aggregation `allreduce`: what `psgc.transport` promises, over lists.
+"""A network between all ranks without MPI, for `allreduce` and for scripts: what `psgc.transport` promises, over lists.
 
 Control messages from one rank to another keep their order. Vectors come in any order, and are read from the sender's
 memory at the moment in which they come, unless they were eager. Who moves what, and when, is for `replicated`.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from math import inf
 from typing import Any
@@ -108,6 +108,7 @@ class MeshEnd:
         self.hosts = ["here"] * self.size
         self.posted: list[np.ndarray] = []
         self._lent: list[np.ndarray] = []  # given out by the last poll
+        self._once: list[np.ndarray] = []  # posted for one source: used once
         self.told: set[int] = set()  # the dead that this rank knows of
         self.forgotten: set[int] = set()
         self.has_news = False  # a send has ended since the last poll
@@ -150,7 +151,8 @@ class MeshEnd:
         self.has_news = False
         self._advance()
         arrived, self.arrived = self.arrived, []
-        self._lent = [message.buffer for message in arrived if isinstance(message, Vector)]
+        given = [message.buffer for message in arrived if isinstance(message, Vector)]
+        self._lent = [buffer for buffer in given if not any(buffer is other for other in self._once)]
         return arrived
 
     def wait(self, *_: object, **__: object) -> None:
@@ -159,9 +161,11 @@ class MeshEnd:
     def wake(self) -> None:
         pass
 
-    def post(self, buffer: np.ndarray) -> None:
+    def post(self, buffer: np.ndarray, source: int | None = None) -> None:
         buffer.fill(np.nan)
         self.posted.append(buffer)
+        if source is not None:
+            self._once = [*self._once[-1:], buffer]
 
     def keep(self, buffer: np.ndarray) -> None:
         (place,) = [place for place, lent in enumerate(self._lent) if lent is buffer]
@@ -184,8 +188,22 @@ class MeshEnd:
         self.has_news = self.has_news or flying.is_free
         return flying
 
-    def sending(self) -> bool:
-        """Whether anything is on its way from here that is waited for."""
+    def send_vectors(self, dest: int, vectors: list[np.ndarray]) -> None:
+        for vector in vectors:
+            self.send_vector(dest, vector)
+
+    def pending(self) -> Counter[int]:
+        """Bytes on their way to each rank that the network has not taken."""
+        links = {dest: self._links[self.rank, dest] for dest in self._others}
+        return Counter(
+            {dest: sum(it.vector.nbytes for it in link.vectors if not it.is_free) for dest, link in links.items()}
+        )
+
+    def sending(self, buffer: np.ndarray | None = None) -> bool:
+        """Whether anything is on its way from here that is waited for, or this buffer is."""
+        if buffer is not None:
+            flying = [it for dest in self._others for it in self._links[self.rank, dest].vectors]
+            return any(it.vector is buffer and not it.is_done for it in flying)
         dests = [dest for dest in self._others if dest not in self.forgotten | self.told]
         return not all(self._links[self.rank, dest].is_empty for dest in dests)
 

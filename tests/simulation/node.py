@@ -54,8 +54,9 @@ class Node(WorkerLoop):
     ) -> None:
         self.rank = rank
         self.end = end or WorkerEnd(clock)
-        self.state = ImpatientState(rank, plan.queues[rank], plan.num_chunks, combined, every, bool(more))
-        self.encoder = Encoder(Backend(), plan.coding_matrix, dim, "float64", shared=bool(more))
+        shared = "coding_matrix" in more
+        self.state = ImpatientState(rank, plan.queues[rank], plan.num_chunks, combined, every, shared)
+        self.encoder = Encoder(Backend(), plan.coding_matrix, dim, "float64", shared=shared)
         self.mailbox = Mailbox(self.state, self.encoder)
         super().__init__(
             self.end,

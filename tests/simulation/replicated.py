@@ -232,6 +232,9 @@ class ReplicatedWorld(World):
 
     # a step
 
+    def is_stepping(self, node: ReplicatedNode | None) -> bool:
+        return (node.allreduce if node else self.rank_0).replica.is_unfinished  # type: ignore[attr-defined]
+
     def possible(self) -> tuple[World.Possible, World.Possible, World.Possible]:
         where: tuple[World.Possible, ...] = ([], [], [])  # what can happen, those that are asleep, never
         able, chatter = where[0], []
@@ -261,7 +264,7 @@ class ReplicatedWorld(World):
                     to.append((partial(ReplicatedWorld.vectors_come, sources=sources), node))
             able += [(partial(ReplicatedWorld.death_is_seen, dead=d), node) for d in dead if d not in end.told]
             in_node = where[slow[rank]]
-            if (node.allreduce if node else self.rank_0).replica.is_unfinished:
+            if self.is_stepping(node):
                 where[min(1, slow[rank])].append((ReplicatedWorld.step_is_made, node))
             if node is None:
                 continue
@@ -287,7 +290,8 @@ class ReplicatedWorld(World):
                 break
             source = sources[self.choose(len(sources))]
             vectors = self.links[source, end.rank].vectors
-            end.vector_comes(source, self.choose(len(vectors)))
+            in_order = source == 0 and not self.case.allreduce
+            end.vector_comes(source, 0 if in_order else self.choose(len(vectors)))
             if not vectors:
                 sources = [other for other in sources if other != source]
         if node:

@@ -45,10 +45,23 @@ class SlowReplica(Replica):
         return super().poll(wait)
 
 
-class ReplicatedNode(Node, ReplicatedLoop):
-    """check: called when its replica is at another iteration; params: what they are, by iteration."""
+class MeshNode(Node):
+    """Its process ends in the middle of a turn as well."""
 
     end: MeshEnd
+
+    def spin(self) -> None:
+        with suppress(Killed):
+            super().spin()
+
+    def die(self, kept: int) -> None:
+        if not self.dead:
+            self.dead = True
+            self.end.cut(kept)
+
+
+class ReplicatedNode(MeshNode, ReplicatedLoop):
+    """check: called when its replica is at another iteration; params: what they are, by iteration."""
 
     def __init__(
         self, *arguments: Any, check: Callable[[Replica], None], params: dict[int, bytes], **others: Any
@@ -59,10 +72,6 @@ class ReplicatedNode(Node, ReplicatedLoop):
     @property
     def allreduce(self) -> AllReduce:
         return self._allreduce
-
-    def spin(self) -> None:
-        with suppress(Killed):
-            super().spin()
 
     def _poll(self) -> None:
         before = self._allreduce.steps
@@ -76,8 +85,3 @@ class ReplicatedNode(Node, ReplicatedLoop):
 
     def check_params(self, iteration: int, params: np.ndarray) -> None:
         assert params.tobytes() == self._params[iteration], "parameters of another iteration"
-
-    def die(self, kept: int) -> None:
-        if not self.dead:
-            self.dead = True
-            self.end.cut(kept)

@@ -9,33 +9,29 @@ with an error; one makes another call than the others, or goes on differently. W
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
-from hashlib import blake2b
-from typing import Any
 from unittest import mock
 
 import numpy as np
 
-from psgc.aggregation import replica
+from psgc import messages
 from psgc.aggregation.replica import Replica
 from psgc.backend import Backend
 from psgc.config import Config
-from psgc.errors import PsgcError, RunFailed
-from psgc.messages import Kind, Records, record
-from psgc.server import ending, replicated
+from psgc.errors import PsgcError
+from psgc.messages import Records
+from psgc.server import delivery, ending, followers, replicated
 from psgc.server.loop import Server
 from psgc.server.settings import ServerSettings
 from psgc.torch import working
-from psgc.torch.hand_over import HandOver, Left, ScriptReplica, State
+from psgc.torch.hand_over import Left
 from psgc.torch.serving import Script as ServerScript
 from psgc.torch.settings import OPEN_END
-from psgc.torch.working import WithAllReduce
-from psgc.workers.loop import SERVER
-from psgc.workers.mailbox import Work
 from tests.simulation.case import Case
 from tests.simulation.mesh import Link, MeshEnd
 from tests.simulation.outputs import Observer
 from tests.simulation.replicated import CHECKED, ReplicatedWorld
 from tests.simulation.replicated_node import ReplicatedNode, Told
+from tests.simulation.script_node import AllReduceNode, Script, ScriptNode, ServerNode
 from tests.simulation.world import STEPS, World
 
 PATIENCE = 10.0  # seconds that the scripts of workers have to come to their end
@@ -44,149 +40,8 @@ ENDS = ("ends", "raises there")
 WRONG = (*ENDS, "another", "differs")  # what scripts do
 STOPPED = {"deaf", "slow", "mute"}  # of a process: its script goes no further
 NOTICED = 8  # calls after which it is known that a script differs
-OTHER = 0.5  # in the signature of another call
-
-
-class WatchedHandOver(HandOver):
-    """Tells the world what the script is given."""
-
-    def __init__(self, world: "ScriptWorld", rank: int, state: Callable[[], bytes]) -> None:
-        super().__init__(0, state=state)
-        self._world, self._of = world, rank
-
-    def give(self, iteration: int, vector: Any, is_own: bool = False) -> None:
-        self._world.check_sum(self._of, iteration, vector)
-        super().give(iteration, vector, is_own)
-
-
-class WatchedReplica(ScriptReplica):
-    is_unfinished = False  # the step of a script is one of its own events
-
-
-class Script:
-    """The script of one rank, with momentum. error: that has ended it, if one has.
-
-    came: by iteration of its calls, its state then, and whether it had just loaded that.
-    """
-
-    def __init__(self, world: "ScriptWorld", rank: int, dim: int) -> None:
-        self._world, self._rank = world, rank
-        self.hand_over = WatchedHandOver(world, rank, self._state)
-        self.iteration = 0  # of the call that it is in, or makes next
-        self.params, self.velocity = np.zeros(dim), np.zeros(dim)
-        self.is_in_call = self.is_over = self._has_loaded = False
-        self.error: BaseException | None = None
-        self.came: dict[int, tuple[bytes, bool]] = {}
-        self.replica = WatchedReplica(self.hand_over, "float64", Backend())
-
-    @property
-    def signature(self) -> float:
-        return self.iteration + OTHER * self._world.does(self._rank, "another", self.iteration)
-
-    def call(self) -> None:
-        costs = [1.0] * self._world.plan.num_chunks
-        self.is_in_call, content = True, self._content()
-        self.came[self.iteration] = content, self._has_loaded
-        self._has_loaded = False
-        digest = blake2b(content, digest_size=16).digest() if replica.is_checked(self.iteration, 0) else b""
-        self.hand_over.call(
-            self.iteration, self.iteration not in self._world.case.partial, self.signature, costs, costs, digest
-        )
-
-    def take_answer(self) -> None:
-        """The newest call is answered."""
-        self.is_in_call = False
-        try:
-            answer = self.hand_over.answer()
-        except (PsgcError, Left) as error:
-            self.error = error
-            self.end()
-            return
-        if isinstance(answer, State):
-            faults = [(fault.kind, fault.worker) for fault in self._world.case.faults]
-            is_wrong = ("differs", self._rank) in faults  # then it may make the same call again, as the others make it
-            assert answer.iteration > self.iteration - is_wrong
-            self.iteration, self._has_loaded = answer.iteration, True
-            self.params[:], self.velocity[:] = np.split(np.frombuffer(answer.blob), 2)
-            self._world.counts["states loaded"] += 1
-        else:
-            self.velocity[:] = 0.5 * self.velocity + answer.vector
-            self.params -= 0.1 * self.velocity
-            self.iteration += 1
-            if answer.is_own:
-                answer.vector.fill(np.nan)
-        if self._world.does(self._rank, "differs", self.iteration):
-            self._world.counts["differs"] += 1
-            self.params += self._rank
-
-    def may_do(self, iteration: int) -> bool:
-        """Whether it may do a chunk of this iteration. Of one that is over at rank 0 it counts for nothing."""
-        return iteration == self.iteration or iteration < self._world.iteration
-
-    def end(self) -> None:
-        self.is_over = True
-        self.hand_over.end()
-
-    def _state(self) -> bytes:
-        assert self.is_in_call, "the state of a script that is between two calls"
-        return self._content()
-
-    def _content(self) -> bytes:
-        return np.concatenate([self.params, self.velocity]).tobytes()
-
-
-class ScriptNode(ReplicatedNode, WithAllReduce):
-    """One worker. script: of this rank; has_left: its process has left the run."""
-
-    def __init__(self, *arguments: Any, script: Script, **others: Any) -> None:
-        self.script, self._waits, self._has_said_goodbye, self.has_left = script, False, False, False
-        others |= {"hand_over": script.hand_over, "replica": script.replica, "last": OPEN_END, "alike": True}
-        super().__init__(*arguments, **others)
-        script.hand_over.alert = lambda: setattr(self, "waiting", False)
-
-    @property
-    def waiting(self) -> bool:  # type: ignore[override]
-        script = self.script
-        return self._waits or self._has_said_goodbye or not script.is_in_call or script.hand_over.is_due()
-
-    @waiting.setter
-    def waiting(self, waits: bool) -> None:
-        self._waits = waits
-
-    @property
-    def loss(self) -> float:  # type: ignore[override]
-        return self.script.signature
-
-    def next_work(self) -> Work:
-        work = self.mailbox.take(self.script.hand_over.is_due)
-        assert work is not None
-        assert self.script.may_do(work.iteration), "a chunk of another call"
-        return work
-
-    def check_params(self, iteration: int, params: np.ndarray) -> None:
-        """They are the script's, which the world looks at."""
-
-    def give_up(self) -> None:
-        """The script leaves its chunk, which is not wanted any more."""
-        work, self.work = self.work, None
-        assert work is not None
-        self.mailbox.gave_up(work, 0.0, 1.0)
-
-    @property
-    def may_say_goodbye(self) -> bool:
-        return self._stopped and not self._has_said_goodbye and not self.end.sending()
-
-    def spin(self) -> None:
-        super().spin()
-        if self.dead:
-            return
-        if self.may_say_goodbye:
-            self._has_said_goodbye = True
-            self.mailbox.stop()
-            self.end.send(SERVER, [record(Kind.GOODBYE)])
-        if self._in_order is not None and not self.has_left:
-            self.has_left = True
-            self._hand_over.stop(Left(0) if self.calls is None else RunFailed("the script of rank 0 has ended"))
+BEYOND = 3  # iterations after the end of rank 0's script in which others may still compute
+SMALL_PIECE = 64  # bytes of a piece of a state: 8 entries
 
 
 class ScriptWorld(ReplicatedWorld):
@@ -198,6 +53,7 @@ class ScriptWorld(ReplicatedWorld):
     def __init__(self, case: Case, thorough: bool = False) -> None:
         super().__init__(case, thorough)
         self.faults = [fault for fault in self.faults if fault.kind not in WRONG]
+        self.table = np.concatenate([self.table] + [self.table[:1]] * BEYOND)
         self.table[..., -1] = 1.0  # an example in each chunk
 
     def connect(self) -> None:
@@ -210,14 +66,16 @@ class ScriptWorld(ReplicatedWorld):
         eager = lambda: self.choose(2) == 0  # noqa: E731
         with ExitStack() as stack:
             self.replace(stack)
+            make: Callable[..., ScriptNode] = ServerNode
+            if case.allreduce:
+                matrix = self.plan.coding_matrix
+                more = {"check": lambda _: None, "params": {}, "last": OPEN_END, "alike": True, "coding_matrix": matrix}
+                make = partial(AllReduceNode, **more)
             self.nodes = {
-                rank: ScriptNode(
-                    *(rank, self.plan, True, case.dim, self.silence, self.follows, clock, self.every),
+                rank: make(
+                    *(rank, self.plan, case.combined, case.dim, self.silence, self.follows, clock, self.every),
                     end=MeshEnd(rank, self.links, clock, eager),
                     injector=Told(partial(self.at, rank)),
-                    check=lambda _: None,
-                    params={},
-                    coding_matrix=self.plan.coding_matrix,
                     script=self.scripts[rank],
                 )
                 for rank in ranks[1:]
@@ -230,6 +88,11 @@ class ScriptWorld(ReplicatedWorld):
         super().replace(stack)
         stack.enter_context(mock.patch.object(replicated, "CHECKED", CHECKED))
         stack.enter_context(mock.patch.object(replicated, "WAITING_BYTES", self.case.waiting))
+        stack.enter_context(mock.patch.object(followers, "CHECKED", CHECKED))
+        stack.enter_context(mock.patch.object(delivery, "AHEAD", 0))
+        stack.enter_context(mock.patch.object(working, "WAITING_BYTES", 0))
+        for module in (messages, working):
+            stack.enter_context(mock.patch.object(module, "PIECE", SMALL_PIECE))
         for module in (working, ending):
             stack.enter_context(mock.patch.object(module, "time", self.clock))
 
@@ -244,6 +107,15 @@ class ScriptWorld(ReplicatedWorld):
         costs = partial(script.costs, num_chunks=self.plan.num_chunks)
         settings = ServerSettings(config=config, plan=self.plan, has_loss=False, script=script, known_costs=costs)
         return Server(self.end, Backend(), Observer(self), settings)
+
+    def begin(self, iteration: int) -> None:
+        if self.case.allreduce:
+            super().begin(iteration)
+        else:
+            World.begin(self, iteration)
+
+    def is_stepping(self, node: ReplicatedNode | None) -> bool:
+        return False  # the step of a script is one of its own events
 
     def loss(self, iteration: int) -> float:
         total = self.table[iteration].sum(axis=0)[-TAIL:]
@@ -280,9 +152,14 @@ class ScriptWorld(ReplicatedWorld):
         if "has fallen behind" not in text:  # else nobody but rank 0 has a state, and it has none to give
             World.check_too_few(self, text)
 
+    def able(self) -> set[int]:
+        """Whoever lacks a state does nothing with aggregation `server`, before rank 0 gives its own in a call."""
+        return super().able() - (set() if self.case.allreduce else self.server.cluster._left_out)
+
     def check_reason(self, worker: int, reason: str) -> None:
         may_be_behind = "has fallen behind" in reason and self.iteration in self.case.partial
-        assert may_be_behind or worker in self.faulty or {0} & self.faulty, f"worker {worker}: {reason}"
+        may_be_late = {0} & self.faulty and (self.case.allreduce or reason.startswith("nothing reaches it"))
+        assert may_be_behind or worker in self.faulty or may_be_late, f"worker {worker}: {reason}"
         reason_of = {"ended": "ends", "raises there": "raises there", "differ": "differs"}
         for said, kind in reason_of.items():
             assert said not in reason or any(fault.kind == kind for fault in self.case.faults), reason
@@ -302,7 +179,7 @@ class ScriptWorld(ReplicatedWorld):
 
     def ended(self) -> None:
         assert self.scripts[0].error is None
-        self.stop_workers(self.scripts[0].hand_over.given + 1)
+        self.stop_workers(self.scripts[0].hand_over.called + 1)
         assert self.scripts[0].iteration == self.length(0)
 
     def stop_workers(self, done: int) -> None:
@@ -321,7 +198,7 @@ class ScriptWorld(ReplicatedWorld):
         if done >= 0:
             for rank in here - self.faulty:
                 left = isinstance(self.scripts[rank].error, Left)
-                assert not left or self.nodes[rank].allreduce.is_behind, "left without a sum although it follows"
+                assert not left or self.nodes[rank]._is_behind(), "left without a sum although it follows"
                 self.counts["left behind" if left else "workers at the end"] += 1
         self.check_scripts()
 

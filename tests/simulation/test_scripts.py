@@ -3,6 +3,7 @@
 import pytest
 
 from psgc.server.digests import Digests
+from psgc.server.followers import Followers
 from psgc.torch.serving import Script
 from psgc.workers.state import WorkerState
 from tests.simulation import faults
@@ -16,6 +17,39 @@ def test_every_script_has_the_right_sums_or_a_right_state_in_between(capsys):
         "states loaded", "left out", "lost", "returns", "deaths", "differs", "differs from the beginning",
         "another call", "workers at the end", "stopped with too few workers",
     }  # fmt: skip
+
+
+def test_with_aggregation_server_as_well(capsys):
+    assert faults.main(["--scripts", "--server", "--schedules", "40", "--seed", "2000"]) == 0
+    lines = capsys.readouterr().out.splitlines()[1:-1]
+    counts = {what: int(count) for count, what in (line.split(None, 1) for line in lines)}
+    assert counts.keys() >= {
+        "sums missed", "states loaded", "lost", "returns", "deaths", "differs", "workers at the end",
+        "stopped with too few workers",
+    }  # fmt: skip
+
+
+def test_a_worker_that_is_found_behind_and_is_needed_gets_its_state_within_the_iteration():
+    """Once it was waited for, while it waited for the end of the iteration."""
+    assert faults.run(184, scripts=True, server=True)["states loaded"] == 1
+
+
+def test_the_run_does_not_end_while_a_state_is_on_its_way():
+    """Once the worker was told to leave before it had come."""
+    assert faults.run(1277, scripts=True, server=True)["workers at the end"] == 4
+
+
+SERVER_DEFECTS = [
+    (Followers, "without_state", lambda *_: (), 184, "nothing happens any more"),
+    (Followers, "is_giving", False, 1277, "left without a sum although it follows"),
+]
+
+
+@pytest.mark.parametrize(("where", "name", "wrong", "seed", "found"), SERVER_DEFECTS)
+def test_a_defect_with_aggregation_server_is_found(monkeypatch, where, name, wrong, seed, found):
+    monkeypatch.setattr(where, name, wrong)
+    with pytest.raises(AssertionError, match=found):
+        faults.run(seed, scripts=True, server=True)
 
 
 DEFECTS = [

@@ -180,7 +180,7 @@ class World:
         np.testing.assert_allclose(gradient, expected, rtol=0, atol=self.exactness)
 
     def check_too_few(self, text: str) -> None:
-        here, needed = self.here(), self.plan.parts
+        here, needed = self.able(), self.plan.parts
         if self.every:
             needed += 1 + max(Counter((when, chunk) for when, chunk, _ in self.case.wrong).values(), default=0)
         enough = len(here) >= needed
@@ -205,6 +205,10 @@ class World:
     def here(self) -> set[int]:
         """The workers that the server counts on."""
         return self.nodes.keys() - set(self.server.cluster.detector.away)
+
+    def able(self) -> set[int]:
+        """Those of them that can take part."""
+        return self.here()
 
     def is_cut_off(self, rank: int) -> bool:
         if rank in self.cut_off:

@@ -1,0 +1,179 @@
+"""One rank of a simulated world with scripts: a script that makes the steps, and a worker with the production loop."""
+
+from collections.abc import Callable
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from psgc.aggregation import replica
+from psgc.backend import Backend
+from psgc.errors import PsgcError, RunFailed
+from psgc.messages import Kind, record
+from psgc.torch.hand_over import HandOver, Left, ScriptReplica, State
+from psgc.torch.working import ScriptLoop, WithAllReduce, WithServer
+from psgc.workers.loop import SERVER
+from psgc.workers.mailbox import Work
+from tests.simulation.replicated_node import MeshNode, ReplicatedNode
+
+if TYPE_CHECKING:
+    from tests.simulation.scripts import ScriptWorld
+
+OTHER = 0.5  # in the signature of another call
+
+
+class WatchedHandOver(HandOver):
+    """Tells the world what the script is given."""
+
+    def __init__(self, world: "ScriptWorld", rank: int, state: Callable[[], bytes]) -> None:
+        super().__init__(0, state=state)
+        self._world, self._of = world, rank
+
+    def give(self, iteration: int, vector: Any, is_own: bool = False) -> None:
+        self._world.check_sum(self._of, iteration, vector)
+        super().give(iteration, vector, is_own)
+
+
+class Script:
+    """The script of one rank, with momentum. error: that has ended it, if one has.
+
+    came: by iteration of its calls, its state then, and whether it had just loaded that.
+    """
+
+    def __init__(self, world: "ScriptWorld", rank: int, dim: int) -> None:
+        self._world, self._rank = world, rank
+        self.hand_over = WatchedHandOver(world, rank, self._state)
+        self.iteration = 0  # of the call that it is in, or makes next
+        self.params, self.velocity = np.zeros(dim), np.zeros(dim)
+        self.is_in_call = self.is_over = self._has_loaded = False
+        self.error: BaseException | None = None
+        self.came: dict[int, tuple[bytes, bool]] = {}
+        self.replica = ScriptReplica(self.hand_over, "float64", Backend())
+
+    def count(self, what: str, times: int = 1) -> None:
+        self._world.counts[what] += times
+
+    @property
+    def signature(self) -> float:
+        return self.iteration + OTHER * self._world.does(self._rank, "another", self.iteration)
+
+    def call(self) -> None:
+        costs = [1.0] * self._world.plan.num_chunks
+        self.is_in_call, content = True, self._content()
+        self.came[self.iteration] = content, self._has_loaded
+        self._has_loaded = False
+        digest = blake2b(content, digest_size=16).digest() if replica.is_checked(self.iteration, 0) else b""
+        self.hand_over.call(
+            self.iteration, self.iteration not in self._world.case.partial, self.signature, costs, costs, digest
+        )
+
+    def take_answer(self) -> None:
+        """The newest call is answered."""
+        self.is_in_call = False
+        try:
+            answer = self.hand_over.answer()
+        except (PsgcError, Left) as error:
+            self.error = error
+            self.end()
+            return
+        if isinstance(answer, State):
+            faults = [(fault.kind, fault.worker) for fault in self._world.case.faults]
+            is_wrong = ("differs", self._rank) in faults  # then it may make the same call again, as the others make it
+            assert answer.iteration > self.iteration - is_wrong
+            self.iteration, self._has_loaded = answer.iteration, True
+            self.params[:], self.velocity[:] = np.split(np.frombuffer(answer.blob), 2)
+            self._world.counts["states loaded"] += 1
+        else:
+            self.velocity[:] = 0.5 * self.velocity + answer.vector
+            self.params -= 0.1 * self.velocity
+            self.iteration += 1
+            if answer.is_own:
+                answer.vector.fill(np.nan)
+        if self._world.does(self._rank, "differs", self.iteration):
+            self._world.counts["differs"] += 1
+            self.params += self._rank
+
+    def may_do(self, iteration: int) -> bool:
+        """Whether it may do a chunk of this iteration. Of one that is over at rank 0 it counts for nothing."""
+        return iteration == self.iteration or iteration < self._world.iteration
+
+    def end(self) -> None:
+        self.is_over = True
+        self.hand_over.end()
+
+    def _state(self) -> bytes:
+        assert self.is_in_call, "the state of a script that is between two calls"
+        return self._content()
+
+    def _content(self) -> bytes:
+        return np.concatenate([self.params, self.velocity]).tobytes()
+
+
+class ScriptNode(MeshNode, ScriptLoop):
+    """One worker. script: of this rank; has_left: its process has left the run."""
+
+    def __init__(self, *arguments: Any, script: Script, **others: Any) -> None:
+        self.script, self._waits, self._has_said_goodbye, self.has_left = script, False, False, False
+        super().__init__(*arguments, hand_over=script.hand_over, replica=script.replica, **others)
+        script.hand_over.alert = lambda: setattr(self, "waiting", False)
+
+    @property
+    def waiting(self) -> bool:  # type: ignore[override]
+        script = self.script
+        return self._waits or self._has_said_goodbye or not script.is_in_call or script.hand_over.is_due()
+
+    @waiting.setter
+    def waiting(self, waits: bool) -> None:
+        self._waits = waits
+
+    @property
+    def loss(self) -> float:  # type: ignore[override]
+        return self.script.signature
+
+    def next_work(self) -> Work:
+        work = self.mailbox.take(self.script.hand_over.is_due)
+        assert work is not None
+        assert self.script.may_do(work.iteration), "a chunk of another call"
+        return work
+
+    def check_params(self, iteration: int, params: np.ndarray) -> None:
+        """They are the script's, which the world looks at."""
+
+    def give_up(self) -> None:
+        """The script leaves its chunk, which is not wanted any more."""
+        work, self.work = self.work, None
+        assert work is not None
+        self.mailbox.gave_up(work, 0.0, 1.0)
+
+    @property
+    def may_say_goodbye(self) -> bool:
+        return self._stopped and not self._has_said_goodbye and not self.end.sending()
+
+    def spin(self) -> None:
+        super().spin()
+        if self.dead:
+            return
+        if self.may_say_goodbye:
+            self._has_said_goodbye = True
+            self.mailbox.stop()
+            self.end.send(SERVER, [record(Kind.GOODBYE)])
+        if self._in_order is not None and not self.has_left:
+            self.has_left = True
+            self._hand_over.stop(Left(0) if self.calls is None else RunFailed("the script of rank 0 has ended"))
+
+
+class AllReduceNode(ScriptNode, ReplicatedNode, WithAllReduce):
+    """The same with aggregation `allreduce`."""
+
+
+class ServerNode(ScriptNode, WithServer):
+    """The same with aggregation `server`."""
+
+    def __init__(self, *arguments: Any, **others: Any) -> None:
+        super().__init__(*arguments, **others)
+        self._last_sent = self.clock.now  # in this world, of which the loop has not known
+
+    def _begin(self, iteration: int, params: Any) -> None:
+        was_behind = self._missed
+        super()._begin(iteration, params)
+        self.script.count("sums missed", self._missed and not was_behind)
