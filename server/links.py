@@ -52,6 +52,10 @@ class Links:
 
     # the run
 
+    def start(self, first: int) -> None:
+        """The run begins with iteration `first`: workers may be there before rank 0 is."""
+        self._iteration = first - 1
+
     def open(self, length: int) -> None:
         """Be ready for coded gradients and accumulators of so many entries."""
         self._length = length

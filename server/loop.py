@@ -79,6 +79,7 @@ class Server:
         """
         self.params = params
         self._trial.first = first
+        self._links.start(first)
         settings, config, matrix = self._settings, self._settings.config, self._settings.plan.coding_matrix
         tolerance = settings.tolerance if config.verify else None
         self._decoder = Decoder(self._backend, matrix, params.size, config.dtype, settings.is_unbiased, tolerance)

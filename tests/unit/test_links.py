@@ -5,14 +5,17 @@ import pytest
 
 from psgc.backend import Backend
 from psgc.config import Coding
-from psgc.messages import BATCH, UNDER_WAY, UNHEARD, Kind, stamp_length
+from psgc.messages import BATCH, UNDER_WAY, UNHEARD, Kind, joined, stamp_length, stepped_record
 from psgc.plan import make_plan
+from psgc.server.arrivals import Gone, Moved
 from psgc.server.delivery import AHEAD
 from psgc.server.links import Links
-from psgc.transport import Text
+from psgc.transport import Control, Text
 from tests.unit.scripted import Transport, config_of
 
 LARGE, SMALL = np.zeros(AHEAD), np.zeros(3)  # parameters: of eight times AHEAD bytes, and of few
+DIGEST = b"0123456789abcdef"
+STEPPED_8 = "it sent STEPPED of iteration 8, the run is in iteration 7"
 SENT = LARGE.nbytes + 8 * stamp_length("float64")
 
 
@@ -51,6 +54,13 @@ def test_small_parameters_are_sent_beside_orders_that_are_still_on_their_way(tra
     transport.on_the_way.update({1: AHEAD, 2: AHEAD - 1})
     begin(links, 7, SMALL, (1, 2, 3, 4))
     assert transport.sent == [(2, 7), (3, 7), (4, 7)]
+
+
+def test_a_worker_of_a_run_that_goes_on_may_be_there_before_rank_0_begins(transport, links):
+    links.start(7)
+    for iteration, comes in ((7, Moved(3, 7, False, DIGEST)), (8, Gone(3, STEPPED_8, dead=False))):
+        transport.arrived = [Control(3, joined([stepped_record(iteration, DIGEST)]))]
+        assert list(links.poll()) == [comes]
 
 
 def test_a_lost_worker_gets_no_parameters(transport, links):
