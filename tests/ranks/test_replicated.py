@@ -122,7 +122,10 @@ def test_a_worker_whose_parameters_differ_is_lost_and_comes_back_with_those_of_a
     finished = train(folder, "differs", ALLREDUCE, SLOWLY, FLIP % 15)  # parameters are compared at iteration 16
     assert_same_parameters(folder, "differs", whole)
     (lost, *rest), returned = events(folder, "differs"), "returned"
-    assert (lost[:2], lost[3]) == (("lost", 2), "at iteration 16 it differs from rank 0 in the parameters")
+    assert (lost[:2], lost[3]) == (
+        ("lost", 2),
+        "at iteration 16 it differs from rank 0 in the parameters and the state of the optimizer",
+    )
     assert lost[2] in (15, 16, 17)
     assert [event[:2] for event in rest] == [(returned, 2)]
     assert "at iteration 16 it differs from rank 0 in the parameters" in finished.stdout

@@ -92,7 +92,7 @@ if costs:
 run = psgc.torch.init(model, data, loss, chunks=12, micro_batch=8, **settings)
 optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
 schedule = torch.optim.lr_scheduler.StepLR(optimizer, 3, gamma)
-newton = torch.optim.LBFGS(model.parameters(), max_iter=3)
+newton = torch.optim.LBFGS([param for param in model.parameters() if param.is_contiguous()], max_iter=3)
 scaler = torch.amp.GradScaler("cpu", init_scale=64.0, growth_interval=2)
 run.attach(optimizer, schedule, *([newton, scaler] if more else []))
 losses, rows = [], []
