@@ -77,7 +77,7 @@ class Kind(IntEnum):
     QUEUE = 3  # iteration, chunk: one record per chunk of the new queue, `last` on the last; chunk -1: an empty queue
     SKIP = 6  # iteration, chunk: not to be done, unless it has been begun
     COLLECT = 4  # iteration, role: send the accumulator
-    STOP = 5  # iteration: how many the run has had, for scripts; -1 when it has failed
+    STOP = 5  # iteration: how many the run has had, for scripts; -1 when it failed, or this worker cannot reach its end
     DEFAULT_QUEUE = 7  # iteration, chunk: as QUEUE, from this iteration on
     REASSIGN = 8  # iteration, chunk, role: from now on the worker holds this chunk and codes it in this role
     INVALIDATE = 9  # iteration, chunk, attempt: copies of the chunk do not count, and it may have to be done again

@@ -7,6 +7,7 @@ server -> worker   LEAVE     through MPI's Finalize, when everybody does, else w
 """
 
 import time
+from collections.abc import Collection
 
 from psgc.messages import Kind, record
 from psgc.server.failure_detector import FailureDetector
@@ -15,19 +16,26 @@ from psgc.transport import Control, Died, Transport
 LAST_CHANCE = 0.5  # seconds that lost workers have to say goodbye before they are killed
 
 
-def end_workers(transport: Transport, failure_detector: FailureDetector, timeout: float, done: int = 0) -> bool:
+def end_workers(
+    transport: Transport,
+    failure_detector: FailureDetector,
+    timeout: float,
+    done: int = 0,
+    lacking: Collection[int] = (),
+) -> bool:
     """Have every process end; whether all of them leave in order.
 
     done: iterations that the run has had, for scripts; -1 when it has failed.
+    lacking: workers whose scripts cannot come to the end, since they lack a state that nobody gives them any more.
     timeout: seconds that workers have to say goodbye; lost ones have LAST_CHANCE. Without fault tolerance the first
     process that ends out of order takes all others with it. Then no worker is told to leave: this process ends first.
     """
-    return _Farewell(transport, done).say(failure_detector, timeout)
+    return _Farewell(transport, done, lacking).say(failure_detector, timeout)
 
 
 class _Farewell:
-    def __init__(self, transport: Transport, done: int) -> None:
-        self._transport, self._done = transport, done
+    def __init__(self, transport: Transport, done: int, lacking: Collection[int]) -> None:
+        self._transport, self._done, self._lacking = transport, done, lacking
         self._workers = set(range(1, transport.size))
         self._goodbyes: set[int] = set()
         self._gone: set[int] = set()
@@ -35,7 +43,7 @@ class _Farewell:
     def say(self, failure_detector: FailureDetector, timeout: float) -> bool:
         self._gone.update(failure_detector.dead)
         for worker in self._workers:
-            self._transport.send(worker, [record(Kind.STOP, self._done)])
+            self._transport.send(worker, [record(Kind.STOP, -1 if worker in self._lacking else self._done)])
         self._wait_for(set(failure_detector.answering), timeout)
         self._wait_for(self._workers, LAST_CHANCE)
         for worker in self._goodbyes:  # they still have to read what was sent to them, even if it is old

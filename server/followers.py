@@ -19,7 +19,7 @@ class Followers:
     """first: the iteration that the run begins with."""
 
     def __init__(self, links: Links, script: Script, workers: Collection[int], first: int) -> None:
-        self._links, self._script, self._first = links, script, first
+        self._links, self._script, self._workers, self._first = links, script, workers, first
         self._replicas = Replicas(workers, first, alike=True, workers_give=False)
         self._digests = Digests(script.differing, first + CHECKED + 1)
         self._live: list[int] = []
@@ -102,6 +102,10 @@ class Followers:
         self._live = [other for other in self._live if other != worker]
         self._to_give = [other for other in self._to_give if other != worker]
         self._replicas.lost(worker, self._iteration)
+
+    def lack_a_state(self) -> set[int]:
+        """The workers whose scripts cannot go on, and that are given no state."""
+        return self._replicas.lack_a_state(self._workers)
 
     @property
     def is_giving(self) -> bool:

@@ -245,4 +245,6 @@ class Server:
     def stop_workers(self, timeout: float, done: int = 0) -> bool:
         """Have every process end (`psgc.server.ending`); whether all of them leave in order."""
         self._links.close()
-        return end_workers(self._transport, self.cluster.detector, timeout, done)
+        replicas = self._dispatcher.replicas
+        lacking = set() if self._script is None or replicas is None else replicas.lack_a_state()
+        return end_workers(self._transport, self.cluster.detector, timeout, done, lacking)

@@ -189,6 +189,10 @@ class Replicated:
 
     # workers
 
+    def lack_a_state(self) -> set[int]:
+        """The workers whose replicas cannot go on, and that are given no state."""
+        return self._replicas.lack_a_state(self._workers)
+
     def lost(self, worker: int) -> None:
         """`worker` takes no part any more. The coordinator hears of it afterwards, then `reassign` follows."""
         self._live = [other for other in self._live if other != worker]

@@ -1,7 +1,7 @@
 """An optimizer and an observer for the simulated world, which look at what comes of its events."""
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,7 @@ class Observer:
     """Keeps what the server writes down of the chunks."""
 
     world: Any
+    lost_once: set[int] = field(default_factory=set)
 
     def chunk(self, worker: int, chunk: int, iteration: int, start: float, seconds: float, outcome: Outcome) -> None:
         self.world.used[chunk] += outcome == Outcome.USED and iteration == self.world.server._log.row.iteration
@@ -66,6 +67,7 @@ class Observer:
     def lost(self, worker: int, host: str, iteration: int, reason: str) -> None:
         self.world.check_reason(worker, reason)
         self.world.counts["lost"] += 1
+        self.lost_once.add(worker)
 
     def returned(self, worker: int, iteration: int) -> None:
         assert not self.world.nodes[worker].dead or not self.world.nodes[worker].told_dead
