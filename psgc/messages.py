@@ -5,19 +5,11 @@ that its line below names; the others are 0.
 
 *Vectors* are arrays of the run's dtype. Each ends in a *stamp*: its iteration, and what it is:
 
-* server -> worker: the parameters of an iteration (`dim` entries), or with a script the sum of the iteration before;
-  this is what starts the iteration. Instead of a
-  chunk the stamp says how many DEFAULT_QUEUE messages (modulo QUEUE_COUNTS) the worker must have read before, since
-  control messages and vectors overtake each other. Before it a script may be sent a state, in pieces: in the place of
-  role and block `pack_block` has the number of the piece, and how many there are;
+* any rank -> any other: a *block*, part of an accumulator, of a gradient or of a replica's state; `pack_block` makes
+  the second number of its stamp;
 * worker -> server, `per_chunk`: the coded gradient of a chunk (dim / parts entries) followed by the `TAIL` of its
-  report: start, seconds, loss, test_loss and test_accuracy, so that the report needs no message of its own;
-* worker -> server, `combined`: the accumulator of everything committed (dim / parts entries). Instead of a chunk the
-  stamp says the role that it is coded in; with `verify`, where coded gradients of checked chunks come as well,
-  num_chunks + role.
-
-With `aggregation: allreduce` parameters and accumulators do not travel whole. Any rank sends any other *blocks*: parts
-of a vector, with a stamp that says of which iteration and, packed by `pack_block`, of what.
+  report: start, seconds, loss, test_loss and test_accuracy, so that the report needs no message of its own. The stamp
+  says the chunk.
 
 Vectors of one length that are ready at the same time travel as a *bundle*: one message, up to BUNDLE bytes.
 
@@ -51,8 +43,6 @@ RECORD = np.dtype(
 )
 BATCH = 50  # records in one message: 3.5 KiB, which every MPI sends eagerly
 UNHEARD = 32  # messages that a worker gets without being heard; after half as many it says that it is alive
-QUEUE_COUNTS = 2 * UNHEARD  # their count goes round after so many; a worker is behind by UNHEARD at most
-PIECE = 1 << 16  # bytes of a piece of a state, at least, where it travels in messages like parameters
 UNDER_WAY = 2  # vectors that a worker has on their way to the server, at most
 BUNDLE = 1 << 14  # bytes of vectors in one message, if there are several
 MESSAGE = 1 << 18  # bytes that take about as long as a message without any: 0.1 ms at 2.6 GB/s
@@ -76,7 +66,6 @@ class Kind(IntEnum):
     DISCARD = 2  # iteration, chunk: this worker's copy of the chunk is not needed, done or not
     QUEUE = 3  # iteration, chunk: one record per chunk of the new queue, `last` on the last; chunk -1: an empty queue
     SKIP = 6  # iteration, chunk: not to be done, unless it has been begun
-    COLLECT = 4  # iteration, role: send the accumulator
     STOP = 5  # iteration: how many the run has had, for scripts; -1 when it failed, or this worker cannot reach its end
     DEFAULT_QUEUE = 7  # iteration, chunk: as QUEUE, from this iteration on
     REASSIGN = 8  # iteration, chunk, role: from now on the worker holds this chunk and codes it in this role
@@ -84,7 +73,6 @@ class Kind(IntEnum):
     NEXT = 10  # iteration, chunk: to be done before everything else
     KILL = 16  # worker: end the process of this worker, which hangs on the same host
     LEAVE = 17  # last: whether everybody leaves in order, through MPI's Finalize
-    # server -> worker, allreduce only
     BEGIN = 20  # iteration: work on it, once the step before it has been made
     MAP = 21  # who sums what in an iteration (psgc.aggregation.map_messages); the work on the iteration is over
     CLOSE = 22  # iteration, chunk, attempt: the version that counts of slice `chunk` of the iteration's first map: one
@@ -98,11 +86,10 @@ class Kind(IntEnum):
     FAILED = 13  # iteration, chunk, attempt: a chunk's gradient raised or is not finite; the text sent before says how;
     #              attempt: the exit code with which the run must end since no worker can do better, or 0
     ALIVE = 14  # chunk, seconds: nothing else was sent for a while; in which chunk, and for how long, or chunk -1;
-    #             iteration, start: bytes of blocks of this iteration that this worker's link has carried (allreduce)
+    #             iteration, start: bytes of blocks of this iteration that this worker's link has carried
     GOODBYE = 15  # nothing more will be sent
     STUCK = 19  # chunk, seconds: as ALIVE, of a chunk that takes very long; the text sent before says where it is
     TRIAL = 18  # iteration, chunk, start, seconds, loss: these three hold a sketch (psgc.coding.sketch)
-    # worker -> server, where workers have replicas: with allreduce, and scripts
     STEPPED = 25  # iteration: this worker's replica is there; start: 1 with the digest of its parameters, which is then
     #               in chunk, worker, role and attempt (`stepped_record`)
     BEHIND = 26  # iteration: of this worker's replica, which can only go on from another rank's state
@@ -110,10 +97,8 @@ class Kind(IntEnum):
     #             attempt: the exit code of its error, 0 without one
     REFUSED = 31  # worker: it has sent this worker what no correct rank sends; the text sent before says what that is
     SKETCH = 28  # iteration, chunk, start, seconds, loss: as TRIAL, of a checked chunk (`verify`) that is reported next
-    # any rank -> worker, allreduce only
-    STATE = (
-        27  # iteration, chunk, start: a state of this iteration (psgc.aggregation.state_messages); its vectors follow
-    )
+    # any rank -> worker
+    STATE = 27  # iteration, chunk, start: a state of this iteration (psgc.aggregation.state_messages); vectors follow
 
 
 def stamp_length(dtype: Any) -> int:
@@ -124,11 +109,6 @@ def stamp_length(dtype: Any) -> int:
 def receive_length(length: int, dtype: Any) -> int:
     """Entries of a buffer that receives vectors of `length` entries: one with its stamp, or a bundle of short ones."""
     return max(length + stamp_length(dtype), BUNDLE // int(np.dtype(dtype).itemsize))
-
-
-def piece_length(dim: int, dtype: Any) -> int:
-    """Entries of the buffers in which a script's worker receives sums of `dim` entries, and pieces of states."""
-    return max(dim, PIECE // int(np.dtype(dtype).itemsize))
 
 
 def stamp(vector: Any, iteration: int, what: int) -> Any:

@@ -151,8 +151,6 @@ class Cluster:
         if not self.detector.lost(worker, dead, failed):
             return False
         self.changed = True
-        if not (dead or failed):  # it may have held up those that are to deliver
-            self.detector.excuse(self.now)
         return True
 
     def failed(self, failure: Failed) -> str:

@@ -11,20 +11,18 @@ The rules of both, said once:
 2. A copy that comes too late is discarded: the worker that keeps it is told, so that it can free it.
 3. Events of an earlier iteration and of a lost worker change nothing; neither does a report that was heard before, nor
    one of a copy that was done before its chunk was invalidated.
-4. An event that no correct worker can send (a chunk it does not hold, an iteration that has not begun, a delivery that
-   nobody asked for) raises ProtocolError and changes nothing.
-5. A lost worker delivers nothing more. Copies that it keeps do not count. A chunk that is committed to one of them is
-   *invalidated*: a live holder does it again, in the role of the lost worker, and S_i stays what it is. What was
-   delivered before, and with `per_chunk` what was reported, counts. Chunks with too few live workers that can still do
-   them are reassigned.
+4. An event that no correct worker can send (a chunk it does not hold, an iteration that has not begun) raises
+   ProtocolError and changes nothing.
+5. Copies that a lost worker keeps do not count. A chunk that is committed to one of them is *invalidated*: a live
+   holder does it again, in the role of the lost worker, and S_i stays what it is. With `per_chunk` what was reported
+   counts. Chunks with too few live workers that can still do them are reassigned.
 6. Approximate recovery: once no more than `tolerated` copies are missing, or after the deadline, the iteration ends
    with the copies that are there. Chunks with some copies are committed to these, those with none are left out. It does
    not end before there is a copy, nor while an invalidated chunk is missing, without which accumulators are useless.
    Iterations that evaluate held-out rows are exact: their figures are of all rows.
-7. With aggregation `allreduce` accumulators are not delivered: they are *shared out*, and workers sum them among
-   themselves. What is committed after that, since a worker was lost, goes to new accumulators, and all of them are
-   shared out again. The gradient may be there before, from what was shared out last: then the iteration is over, and
-   what is being done again is not needed.
+7. With `combined` the accumulators are *shared out*: the ranks sum them. What is committed after that, since a worker
+   was lost, goes to new accumulators, and all of them are shared out again. The gradient may be there before, from what
+   was shared out last: then the iteration is over, and what is being done again is not needed.
 8. Nothing survives into the next iteration but the membership. Lost workers return between two iterations
    (`rebalance`).
 """
@@ -38,8 +36,8 @@ from psgc.errors import ProtocolError
 from psgc.schedules import Schedule
 from psgc.schedules.orders import Order
 from psgc.server.counting import Counting
-from psgc.server.events import Abandoned, Begin, Compared, Deadline, Delivered, Event, Lost, Report, Summed, Tick
-from psgc.server.instructions import Add, Collect, Compare, Finish, Instruction, Share
+from psgc.server.events import Abandoned, Begin, Compared, Deadline, Event, Lost, Report, Summed, Tick
+from psgc.server.instructions import Compare, Finish, Instruction, Share
 from psgc.server.membership import Membership
 from psgc.server.phases import COLLECTING, IDLE, REDOING, TRANSITIONS, WORKING, Phase
 from psgc.server.verification import Checks
@@ -51,12 +49,11 @@ class Coordinator:
     """Decides, report by report, which copies count, and knows when the gradient is there.
 
     membership: the live workers and what they hold, changed by losses; schedule: says who does which chunk next;
-    combined: whether contributors keep their copies until they are asked for them (transfer `combined`);
+    combined: whether contributors keep their copies, and what they have added up is shared out (transfer `combined`);
     tolerated: how many of the N * l copies may be missing in the end;
     checks: which copies have to agree (`verify`), none by default;
-    shared: whether contributors sum what they keep among themselves (aggregation `allreduce`), only with `combined`.
     every: iterations from one evaluation of held-out rows to the next, 0 for none.
-    books: the copies of this iteration.
+    books: the copies of this iteration; is_combined: as `combined`.
 
     The caller answers each `Compare` with `Compared` before it brings the next event.
     """
@@ -68,14 +65,12 @@ class Coordinator:
         combined: bool,
         tolerated: int = 0,
         checks: Checks | None = None,
-        shared: bool = False,
         every: int = 0,
     ) -> None:
-        assert combined or not shared
-        assert not (shared and checks and checks.every and membership.parts > 1), "sketches do not tell what fits"
+        assert not (combined and checks and checks.every and membership.parts > 1), "sketches do not tell what fits"
         self.membership = membership
         self.phase: Phase = IDLE
-        self._schedule, self._combined, self._tolerated, self._shared = schedule, combined, tolerated, shared
+        self._schedule, self.is_combined, self._tolerated = schedule, combined, tolerated
         self._checks, self._every = checks or Checks(), every
         self._events: deque[Event] = deque(maxlen=EVENTS_KEPT)
         self._start(-1)
@@ -84,17 +79,11 @@ class Coordinator:
         self.iteration = iteration
         self._may_miss: float = 0 if is_evaluated(iteration, self._every) else self._tolerated
         self._checks.begin(iteration, len(self.membership.holders))
-        self._counting = Counting(
-            iteration, self.membership, self._schedule, self._combined, self._checks, self._shared
-        )
+        self._counting = Counting(iteration, self.membership, self._schedule, self.is_combined, self._checks)
         self.books = self._counting.books
         self._copies = self.books.chunks
 
     # what can be asked
-
-    def is_here(self, chunk: int) -> bool:
-        """Whether copies of `chunk` come with the reports, and are not kept by the workers."""
-        return self._counting.is_here(chunk)
 
     def is_sketched(self, chunk: int) -> bool:
         """Whether sketches of copies of `chunk`, which the workers keep, come with the reports."""
@@ -133,23 +122,17 @@ class Coordinator:
     def _is_late(self, event: Event) -> bool:
         """Whether an event comes too late to matter. Raises ProtocolError when nobody can bring it."""
         late, possible = False, True
-        if isinstance(event, Report | Abandoned | Delivered):
+        if isinstance(event, Report | Abandoned):
             late = event.iteration < self.iteration or event.worker not in self.membership.live
-            possible = event.iteration <= self.iteration
+            possible = 0 <= event.iteration <= self.iteration and event.worker in self.membership.workers
         match event:
             case Report() | Abandoned():
-                possible = possible and event.iteration >= 0 and event.worker in self.membership.workers
                 possible = possible and 0 <= event.chunk < len(self._copies)
                 if possible and not late:
                     copies = self._copies[event.chunk]
                     possible = event.worker in self.membership.holders[event.chunk]
                     possible = possible and 0 <= event.attempt <= copies.attempt
                     late = event.worker in copies.reported
-            case Delivered(worker, _, role):
-                possible = possible and not self._shared
-                possible = possible and (late or (worker, role, 0) in self.books.accumulators.asked)
-            case Summed():
-                possible = self._shared
             case Begin(iteration):
                 possible = iteration > self.iteration
             case Lost(worker):
@@ -173,9 +156,6 @@ class Coordinator:
                 return [*self._freed(event, done)]
             case Tick(now):
                 return [*self._schedule.tick(now)]
-            case Delivered(worker, _, role):
-                self.books.accumulators.delivered(worker, role)
-                return [Add(worker, role), *(self._collect() if self.phase == COLLECTING else ())]
             case Summed():
                 self.books.summed()
                 self.phase = IDLE
@@ -246,15 +226,9 @@ class Coordinator:
                     instructions.append(self._counting.commit(chunk, there))
                 self._schedule.committed(chunk, ())  # nobody is to do it any more
             self._checks.disputed.clear()
-        self.phase, self._counting.closed = COLLECTING, True
-        return instructions + self._collect()
-
-    def _collect(self) -> list[Instruction]:
-        """Ask for the accumulators that were not asked for; when none is missing the iteration is over."""
-        if self._shared:
-            return [Share(self.books.accumulators.share())]
-        to_ask = self.books.accumulators.ask()
-        if not self.books.accumulators:
+        self._counting.closed = True
+        if not self.is_combined:
             self.phase = IDLE
-            return [Finish()]
-        return [Collect(worker, role) for worker, role, _ in to_ask]
+            return [*instructions, Finish()]
+        self.phase = COLLECTING
+        return [*instructions, Share(self.books.accumulators.share())]

@@ -42,10 +42,10 @@ class Copies:
             self.there = kept
         return dropped
 
-    def invalidate(self, undelivered: Sequence[tuple[int, int, int]]) -> None:
+    def invalidate(self, gone: Sequence[tuple[int, int, int]]) -> None:
         """Committed copies, (worker, role, attempt) each, are lost: the chunk is to be done again in their roles."""
-        lost = {(worker, attempt) for worker, _, attempt in undelivered}
-        self.redo += tuple(role for _, role, _ in undelivered)
+        lost = {(worker, attempt) for worker, _, attempt in gone}
+        self.redo += tuple(role for _, role, _ in gone)
         self.used = tuple(copy for copy in self.used if copy not in lost)
         self.attempt += 1
         self.reported = ()
@@ -57,67 +57,44 @@ class Copies:
 
 
 class Accumulators:
-    """What contributors have committed and keep until they are asked for it (transfer `combined`).
+    """What contributors have committed and keep (transfer `combined`).
 
-    With aggregation `allreduce` they are asked for all accumulators together, and keep them: *shared out*, one does not
-    change any more. serial: how many times that has happened; what is committed from now on goes to new accumulators.
-    It is 0 otherwise.
+    *Shared out*, an accumulator does not change any more. serial: how many times that has happened; what is committed
+    from now on goes to new accumulators.
     """
 
     def __init__(self) -> None:
         self.serial = 0
-        self._kept: dict[Accumulator, list[tuple[int, int]]] = {}  # (chunk, attempt) of copies not asked for yet
-        self._asked: dict[Accumulator, list[tuple[int, int]]] = {}
+        self._kept: dict[Accumulator, list[tuple[int, int]]] = {}  # (chunk, attempt) of copies not shared out yet
+        self._shared: dict[Accumulator, list[tuple[int, int]]] = {}
         self._lost: list[tuple[int, Used]] = []  # by chunk, of what was shared out last
 
-    def __bool__(self) -> bool:
-        """Whether anything is kept."""
-        return bool(self._kept or self._asked)
-
     @property
-    def owing(self) -> frozenset[int]:
-        """The contributors that have been asked for an accumulator and have not delivered it."""
-        return frozenset(worker for worker, *_ in self._asked)
-
-    @property
-    def asked(self) -> Collection[Accumulator]:
-        """The accumulators that were asked for."""
-        return self._asked.keys()
+    def shared(self) -> Collection[Accumulator]:
+        """The accumulators that were shared out."""
+        return self._shared.keys()
 
     def add(self, copy: Copy, chunk: int, attempt: int) -> None:
         """A contributor adds its copy of `chunk` to its accumulator."""
         self._kept.setdefault((*copy, self.serial), []).append((chunk, attempt))
 
-    def ask(self) -> list[Accumulator]:
-        """Those to ask for now.
-
-        One that was asked for and has not come yet is asked for once more when it has, if something was added since:
-        two accumulators of one role may overtake each other.
-        """
-        to_ask = sorted(self._kept.keys() - self._asked)
-        self._asked |= {accumulator: self._kept.pop(accumulator) for accumulator in to_ask}
-        return to_ask
-
-    def delivered(self, worker: int, role: int) -> None:
-        """One that was asked for is here."""
-        del self._asked[worker, role, 0]
-
     def share(self) -> tuple[Accumulator, ...]:
         """All of them are shared out, again or for the first time."""
-        self.ask()
+        self._shared |= self._kept
+        self._kept.clear()
         self.serial += 1
         self._lost.clear()
-        return tuple(sorted(self._asked))
+        return tuple(sorted(self._shared))
 
     def lose(self, worker: int) -> dict[int, list[tuple[int, int, int]]]:
         """By chunk, what `worker` keeps: (worker, role, attempt) of each copy."""
         lost: dict[int, list[tuple[int, int, int]]] = {}
-        for where in (self._kept, self._asked):
+        for where in (self._kept, self._shared):
             for accumulator in sorted(key for key in where if key[0] == worker):
                 copies = where.pop(accumulator)
                 for chunk, attempt in copies:
                     lost.setdefault(chunk, []).append((worker, accumulator[1], attempt))
-                if where is self._asked:
+                if where is self._shared:
                     self._lost += [(chunk, (worker, attempt)) for chunk, attempt in copies]
         return lost
 
@@ -128,7 +105,7 @@ class Accumulators:
         """
         since = [(chunk, (key[0], attempt)) for key, copies in self._kept.items() for chunk, attempt in copies]
         self._kept.clear()
-        self._asked.clear()
+        self._shared.clear()
         return self._lost, since
 
 
@@ -168,7 +145,7 @@ class Books:
             self.missing += self._parts
 
     def summed(self) -> None:
-        """The gradient is there (`allreduce`): of what was shared out last, whatever was invalidated since."""
+        """The gradient is there: of what was shared out last, whatever was invalidated since."""
         lost, since = self.accumulators.summed()
         for chunk, copy in lost:
             self.chunks[chunk].used += (copy,)
@@ -179,12 +156,12 @@ class Books:
     def lose(self, worker: int, kept: Iterable[int]) -> tuple[list[int], Collection[int]]:
         """A worker is lost that may keep copies of the chunks `kept`: those that have a copy less, and the invalidated.
 
-        A chunk that is committed to a copy that was not delivered is invalidated.
+        A chunk that is committed to a copy that it keeps is invalidated.
         """
         dropped = [chunk for chunk in kept if self.chunks[chunk].drop(worker)]
         self.missing += len(dropped)
         invalidated = self.accumulators.lose(worker)
-        for chunk, undelivered in invalidated.items():
-            self.chunks[chunk].invalidate(undelivered)
+        for chunk, gone in invalidated.items():
+            self.chunks[chunk].invalidate(gone)
         self.redo |= invalidated.keys()
         return dropped, invalidated.keys()

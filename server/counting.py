@@ -27,21 +27,16 @@ class Counting:
         schedule: Schedule,
         combined: bool,
         checks: Checks,
-        shared: bool,
     ) -> None:
         self._iteration, self._membership, self._schedule = iteration, membership, schedule
-        self._combined, self._checks, self._shared = combined, checks, shared
+        self._combined, self._checks = combined, checks
         self.books = Books(len(membership.holders), membership.parts)
         self._copies = self.books.chunks
         self.closed = False
 
-    def is_here(self, chunk: int) -> bool:
-        """Whether copies of `chunk` come with the reports, and are not kept by the workers."""
-        return not self._combined or (chunk in self._checks.checked and not self._shared)
-
     def is_sketched(self, chunk: int) -> bool:
         """Whether sketches of copies of `chunk`, which the workers keep, come with the reports."""
-        return self._shared and chunk in self._checks.checked
+        return self._combined and chunk in self._checks.checked
 
     def usable(self, chunk: int) -> tuple[Copy, ...]:
         """The copies that are there and can be committed."""
@@ -54,7 +49,7 @@ class Counting:
 
     def count(self, worker: int, chunk: int) -> list[Instruction]:
         """Count the copy of `worker`, if it is needed."""
-        copies, parts, here = self._copies[chunk], self._membership.parts, self.is_here(chunk)
+        copies, parts, here = self._copies[chunk], self._membership.parts, not self._combined
         compared = self.is_sketched(chunk) or (here and self._checks.every > 0)
         if copies.redo and not compared:
             return self._redone(worker, chunk)
@@ -89,7 +84,7 @@ class Counting:
         """These copies count."""
         copies = self._copies[chunk]
         copies.commit(to_these)
-        if not self.is_here(chunk):
+        if self._combined:
             for copy in to_these:
                 self.books.accumulators.add(copy, chunk, copies.attempt)
         return Commit(chunk, copies.contributors, to_these, self.books.accumulators.serial)
@@ -113,7 +108,7 @@ class Counting:
         else:
             self.books.missing -= parts
             instructions += self._recover(chunk, tuple((worker, usable[worker]) for worker in chosen))
-        if self._shared:
+        if self._combined:
             surplus = usable if chosen else [copies.there[-1][0]]  # the others were discarded before
             instructions += [Discard(worker, chunk) for worker in surplus if worker not in chosen]
             copies.there = tuple(copy for copy in copies.there if copy[0] in agreeing)
@@ -145,7 +140,7 @@ class Counting:
     def lost(self, worker: int, held: Sequence[int], collected: bool, now: float) -> list[Instruction]:
         """`worker`, which held these chunks, is lost; collected: nobody works on the iteration any more."""
         holders = self._membership.holders
-        kept = [chunk for chunk in held if not (self.is_here(chunk) or self.is_sketched(chunk))]
+        kept = [chunk for chunk in held if self._combined and not self.is_sketched(chunk)]
         dropped, invalidated = self.books.lose(worker, kept)
         affected = dict.fromkeys([*held, *invalidated])
         reassigned = [reassign for chunk in affected for reassign in self._reassign(chunk)]

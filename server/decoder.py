@@ -1,9 +1,8 @@
 """From coded gradients to the gradient (docs/architecture.md, *Coding*), on the server's backend.
 
-With `per_chunk` transfer and one part the sum is taken in a fixed order, a binary tree over the chunk indices: then
-the gradient is the same to the last bit, whoever sent what when. Otherwise it cannot be: which workers a chunk with
-several parts is decoded from (and so with which rounding) depends on who was fast, and with `combined` so does the
-order in which the workers' own sums were formed.
+With one part the sum is taken in a fixed order, a binary tree over the chunk indices: then the gradient is the same to
+the last bit, whoever sent what when. With several parts it cannot be: which workers a chunk is decoded from, and with
+which rounding, depends on who was fast.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,10 +18,10 @@ Contributions = Sequence[tuple[int, int]]  # (worker, role) of copies of a chunk
 
 
 class Decoder:
-    """Sums one iteration's gradient from what the workers send.
+    """Sums one iteration's gradient from the coded gradients that come with reports (transfer `per_chunk`).
 
     coding_matrix: R, (num_workers, parts), row j - 1 for role j; dim: entries of the gradient;
-    keeping: whether copies that count are kept until the gradient is asked for, N * dim entries (`per_chunk`);
+    keeping: whether copies that count are kept until the gradient is asked for, N * dim entries;
     tolerance: relative difference up to which copies agree (`verify`); then all copies are kept, also surplus ones.
     """
 
@@ -41,15 +40,14 @@ class Decoder:
         self._columns = dim // self._parts
         self._held: dict[int, _Copies] = {}  # chunk -> coded gradients that are here
         self._committed: set[int] = set()
-        self._tree: Tree | None = Tree() if self._parts == 1 else None  # `per_chunk`
+        self._tree: Tree | None = Tree() if self._parts == 1 else None
         self._decoding: dict[tuple[int, ...], np.ndarray] = {}  # S_i -> inverse of R[S_i]
         self._tolerance = tolerance
         self._keeping = keeping or tolerance is not None
         self._kept: dict[int, tuple[tuple[int, ...], Array, Array]] = {}  # chunk -> S_i and what they sent
         self.message_length = part_length(dim, self._parts)  # entries of one coded gradient
         self._dim, self._dtype = dim, dtype
-        self._sum: Array | None = None  # of all that is not in the tree, if there has ever been anything
-        self._accumulated = False  # whether there are accumulators in it
+        self._sum: Array | None = None  # without a tree, or where nothing was in it
 
     @property
     def gradient(self) -> Array:
@@ -57,9 +55,7 @@ class Decoder:
         for chunk in sorted(self._kept):
             self._add(chunk, *self._kept.pop(chunk))
         total = self._tree.total() if self._tree is not None else None
-        if total is None:
-            return self._begun_sum()
-        return total + self._sum if self._accumulated else total  # + 0 would change the sign of another 0
+        return self._begun_sum() if total is None else total
 
     def begin(self) -> None:
         """A new iteration: the sum is zero and nothing is held."""
@@ -68,7 +64,6 @@ class Decoder:
         self._kept.clear()
         if self._sum is not None:
             self._sum.fill(0)
-        self._accumulated = False
         if self._tree is not None:
             self._tree.clear()
 
@@ -82,7 +77,7 @@ class Decoder:
         self._held[chunk].add(worker, coded, self._backend)
 
     def commit(self, chunk: int, contributions: Contributions) -> None:
-        """Decode a chunk (`per_chunk`) from these copies: R[S_i] G = Y. With `verify` it may be committed once more.
+        """Decode a chunk from these copies: R[S_i] G = Y. With `verify` it may be committed once more.
 
         Of fewer than `parts` the least-squares solution: the projection of G on the row space of R[S_i].
         """
@@ -132,15 +127,8 @@ class Decoder:
             self._decoding[roles] = inverse
         return inverse
 
-    def add_accumulator(self, role: int, accumulator: Array) -> None:
-        """Add the accumulator of a role (`combined`): part k of the gradient is sum_j R[j, k] y_j."""
-        self._accumulated = True
-        coefficients = self._coding_matrix[role - 1][:, None]
-        coded, rest = accumulator[None, : self._columns], accumulator[None, self._columns :]
-        decode(self._backend, self._begun_sum(), coefficients, coded, rest)
-
     def _begun_sum(self) -> Array:
-        if self._sum is None:  # not before: where others sum, and with a tree, the memory is not needed
+        if self._sum is None:  # not before: with a tree the memory is mostly not needed
             self._sum = self._backend.xp.zeros(self._dim, self._dtype)
         return self._sum
 

@@ -1,6 +1,5 @@
 """What each arrival from a worker leads to, and what each of the coordinator's instructions does."""
 
-from psgc.backend import Array
 from psgc.coding.sketch import Sketch, agreeing
 from psgc.errors import ProtocolError, RunFailed, TooFewWorkers, UserError
 from psgc.messages import Kind
@@ -9,8 +8,7 @@ from psgc.server.arrivals import Alive, Block, Ended, Failed, Gone, Moved, Refus
 from psgc.server.cluster import Cluster
 from psgc.server.coordinator import Coordinator
 from psgc.server.decoder import Decoder
-from psgc.server.events import Abandoned, Begin, Compared, Deadline, Delivered, Event, Lost, Report, Summed, Tick
-from psgc.server.followers import Followers
+from psgc.server.events import Abandoned, Begin, Compared, Deadline, Event, Lost, Report, Summed, Tick
 from psgc.server.interpreter import Copies, Target, carry_out
 from psgc.server.iteration_log import IterationLog
 from psgc.server.links import Arrival, Links
@@ -24,15 +22,13 @@ from psgc.server.trial import Trial
 class Dispatcher(Target):
     """Hears the workers, brings the coordinator events, and carries out its instructions over MPI.
 
-    decoder: of the run, set before its first iteration; with aggregation `allreduce` `replicated` as well, and with
-    `server` and a script `followers`.
+    decoder, replicated: of the run, set before its first iteration.
     script: that makes the steps, if it is not psgc that does.
     finished: whether the gradient is determined.
     """
 
     decoder: Decoder
-    replicated: Replicated | None = None
-    followers: Followers | None = None
+    replicated: Replicated
 
     def __init__(
         self,
@@ -51,24 +47,20 @@ class Dispatcher(Target):
         self._trial = trial
         self._script = script
         self._observer = cluster.observer
-        self._accumulator: Array = None  # the newest
         self._too_few: TooFewWorkers | None = None  # the newest loss of that kind
         self._complaints: dict[int, int] = {}  # worker -> whose messages it refuses
         self._sketches: dict[tuple[int, int], Sketch] = {}  # (chunk, worker) -> of the newest copy of this iteration
         self._told = dict(cluster.queues)  # the newest default queue of each worker
         self.finished = False
 
-    def begin(self, iteration: int, params: Array) -> None:
-        """A new iteration, in which the workers are to compute gradients at `params` (dim,)."""
+    def begin(self, iteration: int) -> None:
+        """A new iteration."""
         cluster, outbox = self._cluster, self._links.outbox
         self._links.begin(iteration)
         for worker in cluster.welcome():
             self._links.returned(worker)
             self._observer.returned(worker, iteration)
-        if self.followers is not None:
-            cluster.leave_out(set(cluster.here).difference(self.followers.begin(iteration, cluster.here, params)))
-        elif self.replicated is not None:
-            cluster.leave_out(self.replicated.without_state(iteration, cluster.here))
+        cluster.leave_out(self.replicated.without_state(iteration, cluster.here))
         if self._rebalance():
             self._coordinator.rebalance(cluster.membership, cluster.schedule)
             for worker, queue in cluster.queues.items():
@@ -79,11 +71,11 @@ class Dispatcher(Target):
                     outbox.tell_default_queue(worker, queue)
         # workers begin with what they were told before, unless that depends on the iteration: then its orders go first
         has_plan = cluster.know_costs(iteration)
-        if self.replicated is not None and (resting := self.replicated.resting(iteration)):
+        if resting := self.replicated.resting(iteration):
             cluster.schedule.rest(resting)
             has_plan = True
         if not has_plan:
-            self._deliver(iteration, params)
+            self._have_begin(iteration)
         self._log.finish(self._coordinator)  # the iteration before, while the workers begin this one
         self._log.begin(iteration, lost=len(cluster.detector.away))
         self.decoder.begin()
@@ -91,7 +83,7 @@ class Dispatcher(Target):
         self.finished = False
         self._bring(Begin(iteration))
         if has_plan:
-            self._deliver(iteration, params)
+            self._have_begin(iteration)
 
     def _rebalance(self) -> bool:
         """As of the cluster; who was lost before, so that too few workers are left, and is not back, is named."""
@@ -100,24 +92,20 @@ class Dispatcher(Target):
         except TooFewWorkers as error:
             raise self._too_few or error from None
 
-    def _deliver(self, iteration: int, params: Array) -> None:
+    def _have_begin(self, iteration: int) -> None:
         """Have the workers begin."""
-        if self.replicated is None:
-            self._links.deliver(params, self._cluster.membership.live)
-        else:
-            self.replicated.begin(iteration, self._cluster.membership.live)
-            self._links.send()
+        self.replicated.begin(iteration, self._cluster.membership.live)
+        self._links.outbox.send()
 
     def tick(self, deadline: float) -> None:
         """Time has passed; deadline: of the iteration, in seconds since it began."""
         now = self._links.now
-        if self.replicated is not None:
-            self.replicated.poll(self._cluster.now, self._coordinator.phase)
-            self._finish_if_summed()
+        self.replicated.poll(self._cluster.now, self._coordinator.phase)
+        self._finish_if_summed()
         self._lose_wrong()
-        if self.replicas is not None and self._coordinator.phase in (WORKING, REDOING):
+        if self._coordinator.phase in (WORKING, REDOING):
             live = self._coordinator.membership.live
-            for worker in self.replicas.without_state(self._coordinator.iteration, live):
+            for worker in self.replicated.without_state(self._coordinator.iteration, live):
                 self._lose(worker, "it has fallen behind while gradients are added up, when nobody has a state for it")
         if now >= self._coordinator.wake:
             self._bring(Tick(now))
@@ -138,23 +126,17 @@ class Dispatcher(Target):
             match arrival:
                 case Report():
                     self._report(arrival)
-                case Delivered():
-                    self._accumulator = arrival.vector
-                    self._bring_from_worker(arrival)
                 case Abandoned(_, iteration, chunk):
                     self._bring_from_worker(arrival)
                     self._cluster.detector.through(worker, arrival.seconds)
                     self._observer.chunk(worker, chunk, iteration, arrival.start, arrival.seconds, Outcome.ABANDONED)
                 case Alive():
                     self._cluster.alive(arrival)
-                    if self.replicated is not None:
-                        self.replicated.alive(arrival)
+                    self.replicated.alive(arrival)
                 case Block():
-                    self._replicated.arrived(arrival)
+                    self.replicated.arrived(arrival)
                 case Moved():
-                    if self.replicas is None:
-                        raise Malformed("what only ranks with replicas say")
-                    self.replicas.moved(arrival)
+                    self.replicated.moved(arrival)
                     self._lose_wrong()  # before its reports
                 case Refused():
                     self._refused(arrival)
@@ -188,7 +170,7 @@ class Dispatcher(Target):
             self._lose(source, f"it sent worker {worker} {text}")
 
     def _finish_if_summed(self) -> None:
-        if self.replicated is not None and self.replicated.is_complete and not self.finished:
+        if self._coordinator.is_combined and self.replicated.is_complete and not self.finished:
             self._bring(Summed())
 
     def _report(self, report: Report) -> None:
@@ -196,11 +178,11 @@ class Dispatcher(Target):
         is_current = iteration == coordinator.iteration
         if is_current and worker in coordinator.membership.live:
             if report.coded is None:
-                if coordinator.is_here(chunk):
+                if not coordinator.is_combined:
                     raise Malformed(f"a report of chunk {chunk} without its coded gradient")
                 if coordinator.is_sketched(chunk) and (chunk, worker) not in self._sketches:
                     raise Malformed(f"a report of chunk {chunk} without its sketch")
-            elif not coordinator.is_here(chunk) or chunk not in coordinator.membership.held(worker):
+            elif coordinator.is_combined or chunk not in coordinator.membership.held(worker):
                 raise Malformed(f"a coded gradient of chunk {chunk}, which it was not to send")
             else:
                 self.decoder.hold(worker, chunk, report.coded)
@@ -230,26 +212,19 @@ class Dispatcher(Target):
         self._links.lost(worker, for_good=dead or failed)
         self._trial.lost(worker)
         self._observer.lost(worker, host, iteration, reason)
-        if self.replicas is not None:
-            self.replicas.lost(worker)
+        self.replicated.lost(worker)
         if worker not in self._coordinator.membership.live:
             return  # it did nothing in this iteration
         try:
             self._bring(Lost(worker, self._links.now))
-            if self.replicated is not None:
-                self.replicated.reassign(worker, self._cluster.now, self._coordinator.phase)
+            self.replicated.reassign(worker, self._cluster.now, self._coordinator.phase)
         except TooFewWorkers as error:
             self._too_few = TooFewWorkers(f"worker {worker} on {host}, iteration {iteration}: {reason}; {error}")
             if self._coordinator.phase != IDLE:  # else the next iteration misses it, if there is one
                 raise self._too_few from None
 
-    @property
-    def replicas(self) -> Replicated | Followers | None:
-        """What knows of the workers' replicas, where they have any."""
-        return self.replicated or self.followers
-
     def _lose_wrong(self) -> None:
-        for worker, iteration, names, is_early in () if self.replicas is None else self.replicas.wrong():
+        for worker, iteration, names, is_early in self.replicated.wrong():
             what = f"at iteration {iteration} it differs from rank 0 in {' and '.join(names)}"
             if is_early:
                 raise UserError(
@@ -257,12 +232,6 @@ class Dispatcher(Target):
                     "and change model, optimizers and schedules alike"
                 )
             self._lose(worker, what)
-
-    @property
-    def _replicated(self) -> Replicated:
-        if self.replicated is None:  # its messages
-            raise Malformed("what only aggregation allreduce knows")
-        return self.replicated
 
     def _bring(self, event: Event) -> None:
         carry_out(self._coordinator.handle(event), self)
@@ -278,7 +247,7 @@ class Dispatcher(Target):
     # instructions
 
     def commit(self, chunk: int, contributors: tuple[int, ...], told: Copies, serial: int) -> None:
-        if self._coordinator.is_here(chunk):
+        if not self._coordinator.is_combined:
             self.decoder.commit(chunk, told)
             return
         for worker, role in told:
@@ -298,17 +267,8 @@ class Dispatcher(Target):
     def next(self, worker: int, chunk: int) -> None:
         self._tell(worker, Kind.NEXT, chunk)
 
-    def collect(self, worker: int, role: int) -> None:
-        self._tell(worker, Kind.COLLECT, role=role)
-        self._cluster.detector.asked(worker, self._cluster.now)
-
     def share(self, contributors: tuple[tuple[int, int, int], ...]) -> None:
-        self._replicated.share(contributors, self._cluster.now)
-
-    def add(self, worker: int, role: int) -> None:
-        self.decoder.add_accumulator(role, self._accumulator)
-        if worker not in self._coordinator.books.accumulators.owing:
-            self._cluster.detector.delivered(worker)
+        self.replicated.share(contributors, self._cluster.now)
 
     def reassign(self, worker: int, chunk: int, role: int) -> None:
         self._cluster.changed = True  # for this iteration only: before the next, all is shared out anew
@@ -331,6 +291,4 @@ class Dispatcher(Target):
         self._observer.wrong(worker, self._cluster.hosts[worker], self._coordinator.iteration, reason)
 
     def finish(self) -> None:
-        if self.replicated is not None:
-            self.replicated.choose()
         self.finished = True

@@ -52,21 +52,8 @@ class Abandoned:
 
 
 @dataclass(frozen=True, slots=True)
-class Delivered:
-    """The accumulator of a worker in one role is here (transfer `combined`).
-
-    vector: (dim / parts,), valid until the next event; not for the coordinator.
-    """
-
-    worker: int
-    iteration: int
-    role: int
-    vector: Any = field(default=None, repr=False, compare=False)
-
-
-@dataclass(frozen=True, slots=True)
 class Summed:
-    """The whole gradient is at the server, from what was shared out (aggregation `allreduce`)."""
+    """The whole gradient is at the server, from what was shared out (transfer `combined`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,4 +88,4 @@ class Compared:
     now: float = 0.0
 
 
-Event = Begin | Report | Abandoned | Delivered | Summed | Lost | Deadline | Tick | Compared
+Event = Begin | Report | Abandoned | Summed | Lost | Deadline | Tick | Compared

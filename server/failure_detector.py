@@ -1,8 +1,8 @@
 """The failure detector: which workers still take part, by what was heard of each and when. Time comes with events.
 
-A worker is *here* until it is lost. It is lost when its process dies, when it is silent for too long, when it does not
-deliver its accumulator, when its gradient does not return, or when its gradient fails. A lost worker that is heard
-again is *back*: it takes part from the next iteration on, unless it failed or has been lost too often.
+A worker is *here* until it is lost. It is lost when its process dies, when it is silent for too long, when its gradient
+does not return, or when its gradient fails. A lost worker that is heard again is *back*: it takes part from the next
+iteration on, unless it failed or has been lost too often.
 """
 
 from collections.abc import Iterable
@@ -17,7 +17,6 @@ CHANCES = 3  # losses after which a worker does not come back
 class _Worker:
     heard: float = 0.0
     before: float = 0.0  # when it was heard the time before
-    asked: float = inf  # since when it owes an accumulator
     chunk: int = -1  # that it said it is in, since `since`
     since: float = 0.0
     here: bool = True
@@ -29,7 +28,7 @@ class _Worker:
 
 
 class FailureDetector:
-    """timeout: seconds without a sign of life, without a delivery, or in one chunk (faults.collect_timeout).
+    """timeout: seconds without a sign of life, or in one chunk (faults.collect_timeout).
 
     chunk_timeout: seconds in one chunk after which its worker is lost (faults.chunk_timeout); None: PATIENCE times the
     slowest chunk that anybody has done, and no limit before that.
@@ -85,20 +84,6 @@ class FailureDetector:
         if chunk != worker.chunk:
             worker.chunk, worker.since = chunk, max(now - seconds, worker.returned, worker.before)
 
-    def asked(self, rank: int, now: float) -> None:
-        """The worker was asked for its accumulator."""
-        self._workers[rank].asked = now
-
-    def excuse(self, now: float) -> None:
-        """Every worker that owes an accumulator has the whole timeout for it once more."""
-        for worker in self._workers.values():
-            if worker.asked < inf:
-                worker.asked = now
-
-    def delivered(self, rank: int) -> None:
-        """The worker owes nothing."""
-        self._workers[rank].asked = inf
-
     # lost and back
 
     def missing(self, now: float) -> list[tuple[int, str]]:
@@ -114,8 +99,6 @@ class FailureDetector:
                 continue
             if now - worker.heard > self._timeout:
                 silent.append((rank, f"not heard {limit}"))
-            elif now - worker.asked > self._timeout:
-                found.append((rank, f"has not delivered what it was asked for {limit}"))
             elif worker.chunk >= 0 and (busy := now - worker.since) > patience:
                 found.append((rank, f"in chunk {worker.chunk} for {busy:.1f} s, its gradient does not return{by}"))
         return silent or found
@@ -127,7 +110,6 @@ class FailureDetector:
         worker.dead |= dead
         worker.failed |= failed
         worker.back = False
-        worker.asked = inf
         worker.losses += was_here
         return was_here
 

@@ -28,32 +28,13 @@ class Discard:
 
 
 @dataclass(frozen=True, slots=True)
-class Collect:
-    """Ask `worker` for its accumulator in this role."""
-
-    worker: int
-    role: int
-
-
-@dataclass(frozen=True, slots=True)
 class Share:
-    """Sum these accumulators, (worker, role, serial) each: everything that live workers keep (`allreduce`).
+    """Sum these accumulators, (worker, role, serial) each: everything that live workers keep (`combined`).
 
     It takes the place of the one before. `Summed` is the answer.
     """
 
     contributors: tuple[tuple[int, int, int], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Add:
-    """The accumulator that `worker` has just delivered in this role is part of the gradient.
-
-    One for which there is no such instruction is to be dropped.
-    """
-
-    worker: int
-    role: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,4 +77,4 @@ class Wrong:
     others: tuple[int, ...]
 
 
-Instruction = Commit | Discard | Collect | Share | Add | Reassign | Invalidate | Finish | Compare | Wrong | Order
+Instruction = Commit | Discard | Share | Reassign | Invalidate | Finish | Compare | Wrong | Order

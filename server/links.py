@@ -1,46 +1,36 @@
 """Messages between the server and its workers: they come out of `poll` as events, and orders go into the outbox."""
 
-import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 
 from psgc.aggregation.memory import pool_buffers
-from psgc.backend import Array, Backend
+from psgc.backend import Backend
 from psgc.config import Config
 from psgc.messages import TAIL, UNDER_WAY, Entry, Kind, digest_in, entries, receive_length
 from psgc.plan import Plan
 from psgc.server.arrivals import Alive, Block, Ended, Failed, Gone, Moved, Refused, Sketched, Tried
-from psgc.server.delivery import Delivery
-from psgc.server.events import Abandoned, Delivered, Report
+from psgc.server.events import Abandoned, Report
 from psgc.server.malformed import Malformed, check_chunk, check_iteration, check_length, check_record, check_seconds
 from psgc.server.outbox import Outbox
-from psgc.transport import LARGE, TEXT_LIMIT, Control, Died, Text, Transport, Vector
+from psgc.transport import TEXT_LIMIT, Control, Died, Text, Transport, Vector
 
-Arrival = Report | Abandoned | Delivered | Failed | Tried | Sketched | Alive | Gone | Moved | Block | Refused | Ended
+Arrival = Report | Abandoned | Failed | Tried | Sketched | Alive | Gone | Moved | Block | Refused | Ended
 
 
 class Links:
-    """The links of the server to the workers of `plan`, which are ranks of `transport`. by_script: see Delivery."""
+    """The links of the server to the workers of `plan`, which are ranks of `transport`."""
 
-    def __init__(
-        self, transport: Transport, backend: Backend, config: Config, plan: Plan, by_script: bool = False
-    ) -> None:
+    def __init__(self, transport: Transport, backend: Backend, config: Config, plan: Plan) -> None:
         self._transport = transport
         self._backend = backend
         self._dtype = np.dtype(config.dtype)
         self._num_chunks, self._num_workers = plan.num_chunks, plan.num_workers
-        # with `verify`, coded gradients and accumulators both come: the tags of the latter follow those of the chunks
-        by_chunk = config.transfer == "per_chunk" or config.verify is not None
-        self._first_role = plan.num_chunks if config.verify else sys.maxsize if by_chunk else 0
-        self._tail = TAIL if by_chunk else 0
-        self._shares = config.aggregation == "allreduce"  # vectors are blocks
-        self._length = 0  # entries of a coded gradient or accumulator, known when the run begins
+        self._length = 0  # entries of a coded gradient, once such come (`per_chunk`); else vectors are blocks
         self._iteration = -1
         self._began = 0.0
-        self.outbox = Outbox(transport, followed=self._shares)
-        self._delivery = Delivery(transport, backend, self.outbox, by_script)
+        self.outbox = Outbox(transport)
         self._texts: dict[int, bytes] = {}  # what each worker sent before its next records
         self._ignored: set[int] = set()  # workers that sent something malformed
         self._spared: set[int] = set()  # workers for which there are more receive buffers
@@ -57,7 +47,7 @@ class Links:
         self._iteration = first - 1
 
     def open(self, length: int) -> None:
-        """Be ready for coded gradients and accumulators of so many entries."""
+        """Be ready for coded gradients of so many entries."""
         self._length = length
         self._post_pool()
 
@@ -66,39 +56,14 @@ class Links:
         self._iteration, self._began = iteration, time.monotonic()
         self.outbox.begin(iteration)
 
-    def deliver(self, params: Array, workers: Iterable[int]) -> None:
-        """Have these workers begin the iteration with `params` (dim,)."""
-        self._delivery.begin(self._iteration, params, workers)
-        self.send()
-
-    def give(self, workers: Iterable[int], state: Array, vector: Array = None) -> None:
-        """Have these workers go on from a state of this iteration, and begin it with `vector` if there is one."""
-        self._delivery.give(workers, self._iteration, state, vector)
-
-    @property
-    def is_awaited(self) -> bool:
-        """Whether a worker waits for something that it has not been sent."""
-        return self._delivery.is_awaited
-
-    def send(self) -> None:
-        """Send what the workers can take: first the orders, since parameters count the default queues among them."""
-        self.outbox.send()
-        self._delivery.send()
-
-    def wait(self, collecting: bool) -> None:
-        """Pause between two polls; collecting: accumulators are awaited."""
-        large = (self._length + self._tail) * self._dtype.itemsize >= LARGE
-        self._transport.wait(expecting_large=large and collecting)
-
     def lost(self, worker: int, for_good: bool) -> None:
         """Wait no longer for what is sent to `worker`; for_good: nothing will come from it either.
 
         Otherwise the rest of what it was sending may never come, to buffers that others waited for: there are more.
         """
         self.outbox.lost(worker, for_good)
-        self._delivery.lost(worker)
         self._transport.forget(worker)
-        if not (self._shares or for_good or worker in self._spared):  # blocks come to buffers of their own
+        if self._length and not (for_good or worker in self._spared):
             self._spared.add(worker)
             self._post(UNDER_WAY)
 
@@ -117,8 +82,7 @@ class Links:
     def close(self) -> None:
         """Drop all that has not been sent. What the workers were sending can still arrive."""
         self.outbox.clear()
-        self._delivery.clear()
-        if self._length:  # else nothing comes yet; a failure may have left no buffer posted
+        if self._length:  # a failure may have left no buffer posted
             self._post_pool()
 
     def _post_pool(self) -> None:
@@ -130,7 +94,7 @@ class Links:
 
     @property
     def _room(self) -> int:
-        return receive_length(self._length + self._tail, self._dtype)
+        return receive_length(self._length + TAIL, self._dtype)
 
     # what arrives
 
@@ -156,14 +120,11 @@ class Links:
                 self.ignore(message.source)
                 yield Gone(message.source, f"it sent {flaw}", dead=False)
 
-    def _read_vector(self, message: Vector) -> Report | Delivered | Block:
-        if self._shares:
+    def _read_vector(self, message: Vector) -> Report | Block:
+        if not self._length:
             return Block(message.source, message)
         worker, iteration, chunk = message.source, message.iteration, message.chunk
         vector = self._backend.asarray(message.buffer[: message.length])
-        if chunk >= self._first_role:
-            check_length("an accumulator", vector.size, self._length)
-            return Delivered(worker, iteration, chunk - self._first_role, vector)
         what = "a coded gradient"
         check_length(what, vector.size, self._length + TAIL)
         check_chunk(what, chunk, self._num_chunks)

@@ -8,13 +8,12 @@ from psgc.aggregation.replica import Replica
 from psgc.backend import Array, Backend
 from psgc.checks import is_evaluated
 from psgc.errors import RunFailed
-from psgc.optimizer import Optimizer, finite_step
+from psgc.optimizer import Optimizer
 from psgc.server.cluster import Cluster
 from psgc.server.coordinator import Coordinator
 from psgc.server.decoder import Decoder
 from psgc.server.dispatch import Dispatcher
 from psgc.server.ending import end_workers
-from psgc.server.followers import Followers
 from psgc.server.iteration_log import IterationLog
 from psgc.server.links import Links
 from psgc.server.observer import Approximation, Observer
@@ -26,11 +25,12 @@ from psgc.server.trial import Trial
 from psgc.server.verification import Checks
 from psgc.transport import Transport
 
+LAST_STEP = 3.0  # seconds that workers have for a step that only shows that their replicas are right
 SETTLED = 0.003  # seconds after which all workers have begun an iteration, if its parameters have reached them
 
 
 class Server:
-    """Trains: sends parameters, lets the coordinator decide what counts, decodes, steps.
+    """Trains: has the workers begin, lets the coordinator decide what counts, has the ranks sum that, and steps.
 
     cluster: the workers; its `estimates` can be set before `run`. optimizer: None when a script makes the steps.
     """
@@ -53,17 +53,13 @@ class Server:
         self._trial = Trial(settings.tried, settings.tolerance)
         self._deadline = Deadline(config.recovery.deadline)
         self._failure: RunFailed | None = None  # during the newest step
-        self._replicated: Replicated | None = None  # aggregation `allreduce`, as soon as the run begins
-        self._followers: Followers | None = None  # a script with aggregation `server`, likewise
         self._every = every = config.evaluate.every if config.evaluate else 0
         self._log = IterationLog(observer, plan.num_chunks, settings.has_loss, every, settings.held_out)
         self.cluster = Cluster(settings, transport.hosts, observer)
         membership, schedule, combined = self.cluster.membership, self.cluster.schedule, config.transfer == "combined"
         checks = Checks(config.verify.every if config.verify else 0)
-        self._coordinator = Coordinator(
-            membership, schedule, combined, settings.tolerated, checks, config.aggregation == "allreduce", every
-        )
-        self._links = Links(transport, backend, config, plan, by_script=self._script is not None)
+        self._coordinator = Coordinator(membership, schedule, combined, settings.tolerated, checks, every)
+        self._links = Links(transport, backend, config, plan)
         self._dispatcher = Dispatcher(
             self._coordinator, self.cluster, self._links, self._log, self._trial, self._script
         )
@@ -78,39 +74,33 @@ class Server:
         the last good parameters.
         """
         self.params = params
+        self._moved = self._transport.bytes_sent, self._transport.bytes_received
         self._trial.first = first
         self._links.start(first)
         settings, config, matrix = self._settings, self._settings.config, self._settings.plan.coding_matrix
         tolerance = settings.tolerance if config.verify else None
         self._decoder = Decoder(self._backend, matrix, params.size, config.dtype, settings.is_unbiased, tolerance)
         self._dispatcher.decoder = self._decoder
-        if config.aggregation == "allreduce":
-            script = settings.script
-            wake = self._transport.wake
-            replica = script.replica if script else Replica(self.optimizer, self._backend, wake)
-            self._replicated = self._dispatcher.replicated = Replicated(
-                *(self._transport, self._backend, self._links.outbox, config, settings.plan, replica, params, first),
-                last=iterations,
-                script=script,
-            )
-        else:
+        script, wake = settings.script, self._transport.wake
+        replica = script.replica if script else Replica(self.optimizer, self._backend, wake)
+        self._replicated = self._dispatcher.replicated = Replicated(
+            *(self._transport, self._backend, self._links.outbox, config, settings.plan, replica, params, first),
+            last=iterations,
+            script=script,
+        )
+        if not self._coordinator.is_combined:
             self._links.open(self._decoder.message_length)
-            if settings.script is not None:
-                workers = range(1, settings.plan.num_workers + 1)
-                self._followers = Followers(self._links, settings.script, workers, first)
-                self._dispatcher.followers = self._followers
         del params  # they are memory that is free after the first step
         try:
             for iteration in range(first, iterations):
                 if not self._may_begin(iteration):
                     break
                 begins(iteration)
-                gradient = self._gradient(iteration)
-                if gradient is None:
+                if not self._sum(iteration):
                     break
                 if self._log.divergence:
                     raise RunFailed(self._log.divergence)
-                self.params = self._step(gradient)
+                self.params = self._step()
                 has_enough = self._observer.stepped(iteration + 1, self._log.row, self.params)
                 if self._failure:
                     raise self._failure
@@ -130,23 +120,24 @@ class Server:
             self._poll()
         return known
 
-    def _gradient(self, iteration: int) -> Array | None:
-        """One iteration: from the parameters to the gradient, exact unless the deadline or the error target is met.
+    def _sum(self, iteration: int) -> bool:
+        """One iteration: up to the gradient, exact unless the deadline or the error target is met.
 
-        None when the script is over before that.
+        False when the script is over before that.
         """
         began, transport, dispatcher = time.monotonic(), self._transport, self._dispatcher
-        sent, received = transport.bytes_sent, transport.bytes_received
-        dispatcher.begin(iteration, self.params)
+        dispatcher.begin(iteration)
         while not dispatcher.finished:
             self._poll()
             if self._script is not None and self._script.is_over():
-                return None
+                return False
             if self._log.waits and self._has_time:
                 self._log.write()
         missing = self._coordinator.books.missing / self._settings.copies
-        gradient = self._approximate_gradient() if missing else self._plain_gradient
+        gradient = self._summed(is_approximate=missing > 0)
         row = self._log.row
+        sent, received = self._moved
+        self._moved = transport.bytes_sent, transport.bytes_received  # what still goes out is of the next iteration
         row.bytes_in = transport.bytes_received - received
         row.bytes = row.bytes_in + transport.bytes_sent - sent
         self._log.complete(time.monotonic() - began, self._coordinator.books.recovered, missing)
@@ -156,95 +147,88 @@ class Server:
             row.params = self.params
         else:
             self._deadline.took(row.seconds, missing)
-        return gradient
+        return True
 
     @property
     def _has_time(self) -> bool:
         """Whether nobody waits for this rank: the workers compute, or exchange blocks."""
-        if self._replicated is not None:
+        if self._coordinator.is_combined:
             return self._coordinator.phase == COLLECTING
         return bool(self._log.row.reports) or self._links.now > SETTLED
 
-    @property
-    def _plain_gradient(self) -> Array:
-        return self._decoder.gradient if self._replicated is None else self._replicated.gradient
+    def _summed(self, is_approximate: bool) -> Array:
+        """The gradient of this iteration, which all ranks get."""
+        iteration, incomplete = self._coordinator.iteration, self._coordinator.books.incomplete()
+        if self._coordinator.is_combined:
+            self._replicated.choose()
+            used = plain = self._replicated.gradient
+        else:
+            weighted = None
+            if is_approximate and self._settings.is_unbiased:  # before the copies are summed
+                weighted = self._decoder.weighted(self.cluster.weights(iteration, self._log.row.reports, incomplete))
+            plain = self._decoder.gradient
+            used = plain if weighted is None else weighted
+            self._replicated.hand_out(used, self.cluster.now)
+        if is_approximate:
+            self._log.row.missing = len(incomplete)
+            self._observer.approximate(Approximation(iteration, self.params, used, plain, incomplete))
+        return used
 
     def _poll(self) -> None:
         """Wait for something to arrive, handle it and what is due, and send what follows from it.
 
         In this order: after the last report nothing is waited for.
         """
-        if (it := self._replicated) is None:
-            self._links.wait(self._coordinator.phase == COLLECTING)
-        else:
-            self._transport.wait(nap=it.nap, exchanging=it.is_busy)
+        it = self._replicated
+        nap = it.nap if it.is_busy or self._coordinator.is_combined else 0.0
+        self._transport.wait(nap=nap, exchanging=it.is_busy)
         for arrival in self._links.poll():
             self._dispatcher.hear(arrival)
         is_evaluated_now = is_evaluated(self._coordinator.iteration, self._every)
         self._dispatcher.tick(inf if is_evaluated_now else self._deadline.seconds)
-        self._links.send()
+        self._links.outbox.send()
         self.cluster.tick()
         if (reason := self._settings.interrupted()) is not None:
             raise RunFailed(reason)
 
-    def _approximate_gradient(self) -> Array:
-        iteration, incomplete = self._coordinator.iteration, self._coordinator.books.incomplete()
-        self._log.row.missing = len(incomplete)
-        weighted = None
-        if self._settings.is_unbiased:
-            weighted = self._decoder.weighted(self.cluster.weights(iteration, self._log.row.reports, incomplete))
-        plain = self._plain_gradient
-        used = plain if weighted is None else weighted
-        self._observer.approximate(Approximation(iteration, self.params, used, plain, incomplete))
-        return used
-
-    def _step(self, gradient: Array) -> Array:
-        if self._replicated is not None:  # every rank makes the step
-            self._replicated.close()
-            self._links.send()
-            while (params := self._replicated.params) is None:
-                try:
-                    self._poll()
-                except RunFailed as failure:  # the others make the step all the same, and a checkpoint must be whole
-                    is_made = self._replicated.params is not None
-                    if self._script is not None or not (is_made or self._replicated.is_stepping):
-                        raise
-                    self._failure = failure
-                    if not is_made:
-                        self._replicated.finish_step()
-            return params
-        if self._script is not None and self._followers is not None:
-            gradient = gradient.copy()  # what the workers begin the next iteration with: they make the step as well
-            while not self._followers.are_served():
+    def _step(self) -> Array:
+        """Every rank makes the step. The parameters after that of this rank."""
+        self._replicated.close()
+        self._links.outbox.send()
+        while (params := self._replicated.params) is None:
+            try:
                 self._poll()
-            self._script.summed(self._coordinator.iteration, gradient)
-            return gradient
-        return finite_step(self.optimizer, self.params, gradient, self._coordinator.iteration)
+            except RunFailed as failure:  # the others make the step all the same, and a checkpoint must be whole
+                is_made = self._replicated.params is not None
+                if self._script is not None or not (is_made or self._replicated.is_stepping):
+                    raise
+                self._failure = failure
+                if not is_made:
+                    self._replicated.finish_step()
+        return params
 
     @property
-    def replicas(self) -> dict[str, object] | None:
-        """Which workers' parameters are known to be those of rank 0, and when; None where workers have none."""
-        return None if (replicas := self._dispatcher.replicas) is None else replicas.summary()
+    def replicas(self) -> dict[str, object]:
+        """Which workers' parameters are known to be those of rank 0, and when."""
+        return self._replicated.summary()
 
     def _settle(self) -> None:
         """Wait for what is left of the trial, and let the other replicas make the last step.
 
-        They may need what this rank has summed.
+        They may need what this rank has summed. Without a script the run does not need their last step.
         """
-        end = time.monotonic() + self._settings.config.faults.collect_timeout
+        timeout = self._settings.config.faults.collect_timeout
+        end = time.monotonic() + (min(timeout, LAST_STEP) if self._script is None else timeout)
         while self._trial.awaited or (not self._is_followed() and time.monotonic() < end):
             self._poll()
 
     def _is_followed(self) -> bool:
         """Whether nobody needs anything of this rank any more."""
         it, script = self._replicated, self._script
-        if self._followers is not None and (self._links.is_awaited or self._followers.is_giving):
-            return False
-        return it is None or (not it.is_busy and it.is_followed(() if script is None else script.over_on()))
+        return not it.is_busy and it.is_followed(() if script is None else script.over_on())
 
     def stop_workers(self, timeout: float, done: int = 0) -> bool:
         """Have every process end (`psgc.server.ending`); whether all of them leave in order."""
         self._links.close()
-        replicas = self._dispatcher.replicas
-        lacking = set() if self._script is None or replicas is None else replicas.lack_a_state()
+        lacking = self._replicated.lack_a_state() if self._script is not None else ()
         return end_workers(self._transport, self.cluster.detector, timeout, done, lacking)

@@ -10,30 +10,28 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from psgc.messages import BATCH, QUEUE_COUNTS, UNHEARD, Kind, Records, record
+from psgc.messages import BATCH, UNHEARD, Kind, Records, record
 from psgc.transport import Transport
 
 LASTING = (Kind.REASSIGN, Kind.DEFAULT_QUEUE)  # orders that are for later iterations as well
-# by which replicas follow iterations that are over; without the commits a map names accumulators that are not complete
+# late replicas still need these; without the commits a map names accumulators that are not complete
 FOLLOWED = (Kind.COMMIT, Kind.MAP, Kind.CLOSE, Kind.LEFT, Kind.DROP)
 
 
 class Outbox:
-    """Orders for workers, which are ranks of `transport`. followed: whether they have replicas (`allreduce`)."""
+    """Orders for workers, which are ranks of `transport`."""
 
-    def __init__(self, transport: Transport, followed: bool = False) -> None:
+    def __init__(self, transport: Transport) -> None:
         self._transport = transport
-        self._kept = LASTING + (FOLLOWED if followed else ())
         self._iteration = -1
         self._orders: dict[int, list[Records]] = {}  # by worker, not sent yet
         self._unheard = Counter[int]()  # messages sent to each worker since it was last heard
-        self._default_queues = Counter[int]()  # default queues that each worker was sent, or is to be
 
     def begin(self, iteration: int) -> None:
         """Orders are for this iteration from now on. Of those for older ones only some are kept."""
         self._iteration = iteration
         for worker in list(self._orders):
-            self._keep(worker, self._kept)
+            self._keep(worker, LASTING + FOLLOWED)
 
     def tell(self, to: int, kind: Kind, chunk: int = 0, **fields: Any) -> None:
         """An order for the worker `to`; fields: further ones of its record."""
@@ -49,35 +47,17 @@ class Outbox:
             self.tell(worker, kind, chunk, last=place >= len(chunks))
 
     def tell_default_queue(self, worker: int, queue: Sequence[int]) -> None:
-        """A default queue. It replaces one that has not been sent yet: a message holds at most one (QUEUE_COUNTS)."""
+        """A default queue. It replaces one that has not been sent yet."""
         waiting = self._orders.get(worker, [])
-        others = [order for order in waiting if order["kind"][0] != Kind.DEFAULT_QUEUE]
-        self._default_queues[worker] += len(others) == len(waiting)
-        self._orders[worker] = others
+        self._orders[worker] = [order for order in waiting if order["kind"][0] != Kind.DEFAULT_QUEUE]
         self.tell_list(worker, Kind.DEFAULT_QUEUE, queue)
-
-    def default_queues(self, worker: int) -> int:
-        """How many default queues `worker` must have read before it uses new parameters, modulo QUEUE_COUNTS."""
-        return self._default_queues[worker] % QUEUE_COUNTS
-
-    def waits(self, worker: int) -> bool:
-        """Whether there are orders for `worker` that have not been sent."""
-        return worker in self._orders
 
     def send(self) -> None:
         """Send the orders for all workers that may be sent more."""
-        for worker in [worker for worker in self._orders if self.may_send(worker)]:
+        for worker in [worker for worker in self._orders if self._unheard[worker] < UNHEARD]:
             orders = self._orders.pop(worker)
             self._transport.send(worker, orders)
-            self.count(worker, 1 + sum(map(len, orders)) // BATCH)
-
-    def may_send(self, worker: int) -> bool:
-        """Whether `worker` may be sent one more message."""
-        return self._unheard[worker] < UNHEARD
-
-    def count(self, worker: int, messages: int) -> None:
-        """So many messages have been sent to `worker`."""
-        self._unheard[worker] += messages
+            self._unheard[worker] += 1 + sum(map(len, orders)) // BATCH
 
     def heard(self, worker: int) -> None:
         """Something came from `worker`: it has read what it was sent."""

@@ -2,13 +2,13 @@
 
 from typing import Final, Literal
 
-from psgc.server.events import Abandoned, Begin, Compared, Deadline, Delivered, Event, Lost, Report, Summed, Tick
+from psgc.server.events import Abandoned, Begin, Compared, Deadline, Event, Lost, Report, Summed, Tick
 
 Phase = Literal["idle", "working", "collecting", "redoing"]
 IDLE: Final = "idle"  # between two iterations
 WORKING: Final = "working"  # until every chunk is committed
-COLLECTING: Final = "collecting"  # `combined` only: until every contributor has delivered, or everything is summed
-REDOING: Final = "redoing"  # a contributor was lost meanwhile: what it had not delivered is done again
+COLLECTING: Final = "collecting"  # `combined` only: until everything is summed
+REDOING: Final = "redoing"  # a contributor was lost meanwhile: what it kept is done again
 
 # For each event and phase the phases that may follow. (): the event is ignored; no entry: it is illegal.
 # fmt: off
@@ -19,7 +19,6 @@ TRANSITIONS: dict[type[Event], dict[Phase, tuple[Phase, ...]]] = {
     Compared:  {WORKING: (WORKING, COLLECTING, IDLE), REDOING: (REDOING, COLLECTING)},
     Tick:      {IDLE: (), WORKING: (WORKING,), COLLECTING: (), REDOING: (REDOING,)},
     Deadline:  {WORKING: (WORKING, COLLECTING, IDLE), COLLECTING: (), REDOING: ()},
-    Delivered: {COLLECTING: (COLLECTING, IDLE), REDOING: (REDOING,)},
     Summed:    {COLLECTING: (IDLE,), REDOING: (IDLE,)},
     Lost:      {IDLE: (IDLE,), WORKING: (WORKING,), COLLECTING: (COLLECTING, REDOING), REDOING: (REDOING,)},
 }

@@ -2,7 +2,8 @@
 
 A worker follows the iterations by itself. It *needs a state* at the start, when it comes back, and when it falls
 behind. A rank whose replica is at the current iteration gives it. Workers give before rank 0 does, each to WIDTH others
-at a time: at the start the state reaches all in a tree. Where only rank 0 has links to all others, it alone gives.
+at a time: at the start the state reaches all in a tree. Where only rank 0 has links to all others, it gives to
+all at once.
 
 A worker with a *wrong* replica is told to drop it. Until it says BEHIND, nothing that it says of its replica counts.
 """
@@ -132,17 +133,17 @@ class Replicas:
         """Whether the replica of `worker` is known to be at `iteration`."""
         return self._replicas[worker].steps == iteration
 
-    def overdue(self, iteration: int, live: Iterable[int]) -> list[int]:
+    def overdue(self, iteration: int, live: Iterable[int], has_state: bool = True) -> list[int]:
         """Those of `live` that wait for something from other workers before they can begin `iteration`.
 
-        It may never come to them: from now on rank 0 gives each of them its state.
+        It may never come to them: from now on rank 0 gives each of them its state, if it has one in this iteration.
         """
         waiting: list[int] = []
         for worker in live:
             replica = self._replicas[worker]
             if replica.steps < iteration and (replica.after is None or replica.donor):
                 after = iteration - 1 if replica.after is None else replica.after
-                replica.donor, replica.given, replica.after = 0, iteration, after
+                replica.donor, replica.given, replica.after = 0 if has_state else None, iteration, after
                 waiting.append(worker)
         return waiting
 
@@ -178,7 +179,7 @@ class Replicas:
             donors = [rank for rank in live if self._workers_give and self._replicas[rank].after is None]
             donors = [rank for rank in donors if self._replicas[rank].steps >= iteration - 1]  # the last step is near
             donor = next((rank for rank in sorted(donors, key=lambda rank: giving[rank]) if giving[rank] < WIDTH), None)
-            if donor is None and not donors and giving[0] < WIDTH:
+            if donor is None and not donors and (giving[0] < WIDTH or not self._workers_give):
                 donor = 0
             if donor is None:
                 continue

@@ -1,6 +1,8 @@
-"""Rank 0 with `aggregation: allreduce`: it makes the maps, says which versions count, and has states passed on.
+"""How rank 0 has the ranks sum: it makes the maps, says which versions count, and has states passed on.
 
-Its own replica takes part as any other. `psgc.server.owners` and `psgc.server.replicas` decide; this file tells.
+With `aggregation: allreduce` all ranks own slices, with `server` rank 0 owns everything. With `per_chunk` rank 0 has
+the gradient, and is the only contributor as well. Its own replica takes part as any other. `psgc.server.owners` and
+`psgc.server.replicas` decide; this file tells.
 """
 
 from collections.abc import Collection, Iterable, Sequence
@@ -8,12 +10,14 @@ from dataclasses import replace
 from functools import partial
 from math import inf
 
-from psgc.aggregation.allreduce import AllReduce
+from psgc.aggregation.allreduce import AllReduce, summing_matrix
+from psgc.aggregation.blocks import Accumulators
 from psgc.aggregation.map import Contributor, Map
 from psgc.aggregation.map_messages import close_records, to_records
 from psgc.aggregation.replica import CHECKED, WAITING_BYTES, Stepping
 from psgc.backend import Array, Backend
 from psgc.config import Config
+from psgc.errors import ProtocolError
 from psgc.messages import Kind, joined, unpack_block
 from psgc.plan import Plan
 from psgc.server.arrivals import Alive, Block, Moved
@@ -27,6 +31,8 @@ from psgc.server.replicas import WAITING, Replicas
 from psgc.server.script import Script
 from psgc.transport import Transport
 
+OF_RANK_0 = 1  # the role in which rank 0 contributes
+NONE: Accumulators = {}
 MOST_WAITING = 64  # sums that wait for a script, however short: what a stopped rank does not receive, others keep
 
 
@@ -51,17 +57,20 @@ class Replicated:
     ) -> None:
         self._workers = workers = range(1, plan.num_workers + 1)
         self._outbox = outbox
+        matrix = summing_matrix(plan.coding_matrix, config.transfer)
         self._allreduce = AllReduce(
-            *(transport, backend, plan.coding_matrix, params.size, config.dtype, replica, first, last),
+            *(transport, backend, matrix, params.size, config.dtype, replica, first, last),
             have=self._have,
             refused=self._refuse,
         )
         itemsize, timeout = params.itemsize, config.faults.collect_timeout
-        self._owners = Owners(range(plan.num_workers + 1), self._allreduce.entries, plan.parts, itemsize, timeout)
+        ranks, self._all_own = range(plan.num_workers + 1), config.aggregation == "allreduce"
+        self._owners = Owners(ranks, self._allreduce.entries, matrix.shape[1], itemsize, timeout)
         self._contributions = Contributions()
         self._script = script
         most = 0 if script is None else min(MOST_WAITING, WAITING_BYTES // params.nbytes)
-        self._replicas = Replicas(workers, first, alike=script is not None, waiting=max(WAITING, most))
+        is_alike = script is not None
+        self._replicas = Replicas(workers, first, is_alike, workers_give=self._all_own, waiting=max(WAITING, most))
         self._digests = Digests() if script is None else Digests(script.differing, first + CHECKED + 1)
         self._live: list[int] = []
         self._before: dict[int, Map] = {}  # by worker the first map that it was sent last
@@ -69,20 +78,23 @@ class Replicated:
         self._overdue = timeout  # when rank 0 gives states itself, inf since it does
         self._iteration, self._now = first - 1, 0.0
         self._redoing = False  # a contributor was lost when the map was out
-        self._allreduce.open()
+        if config.transfer == "combined":  # else no block comes to rank 0
+            self._allreduce.open()
         self._allreduce.start(first, params)
 
     # an iteration
 
     def resting(self, iteration: int) -> frozenset[int]:
-        """The workers that contribute to this iteration only what they alone can."""
-        return self._contributions.resting(iteration)
+        """The workers that contribute to this iteration only what they alone can: who is late holds all owners up."""
+        return self._contributions.resting(iteration) if self._all_own else frozenset()
 
     def without_state(self, iteration: int, live: Collection[int]) -> Collection[int]:
         """Those that lack a state which nobody has in this iteration: a script is in the middle of something."""
-        if self._script is None or self._script.is_whole(iteration):
-            return ()
-        return self._replicas.lack_a_state(live)
+        return () if self._has_state(iteration) else self._replicas.lack_a_state(live)
+
+    def _has_state(self, iteration: int) -> bool:
+        """Whether rank 0 can give its state of `iteration`; if not, no other rank can either."""
+        return self._script is None or bool(self._script.is_whole(iteration))
 
     def begin(self, iteration: int, live: Collection[int]) -> None:
         """The live workers are to begin `iteration`, as soon as their replicas are there."""
@@ -103,13 +115,23 @@ class Replicated:
 
     def share(self, accumulators: Iterable[tuple[int, int, int]], now: float) -> None:
         """Have the ranks sum these accumulators, (worker, role, serial) each. now: of `Cluster`."""
-        contributors, receivers = [Contributor(*one) for one in accumulators], self._receivers()
-        able = [rank for rank in receivers if rank == 0 or self._replicas.is_at(rank, self._iteration)]
+        contributors = [Contributor(*one) for one in accumulators]
         self._redoing = False
         self._contributions.begin(now)
-        self._send(self._owners.share(contributors, receivers, able, now))
+        self._share(contributors, now, {})
         for rank in {one.rank for one in contributors}:
             self._replicas.follows(rank)
+
+    def hand_out(self, gradient: Array, now: float) -> None:
+        """All ranks get this gradient (dim,) of rank 0; it is not to be changed until the next iteration."""
+        self._share([Contributor(0, OF_RANK_0, 0)], now, {(OF_RANK_0, 0): gradient})
+        self.choose()
+
+    def _share(self, contributors: Sequence[Contributor], now: float, own: Accumulators) -> None:
+        receivers = self._receivers()
+        workers = receivers[1:] if self._all_own else ()
+        at_it = [worker for worker in workers if self._replicas.is_at(worker, self._iteration)]
+        self._send(self._owners.share(contributors, receivers, [0, *at_it], now), own)
 
     def _receivers(self) -> Sequence[int]:
         if (known := self._owners.map) is None:
@@ -125,9 +147,10 @@ class Replicated:
         """Go on with the exchange. Raises RunFailed when that cannot be."""
         self._now = now
         if now >= self._overdue:
-            self._overdue = inf
-            for worker in self._replicas.overdue(self._iteration, self._can_use_a_state):
-                self._allreduce.give(worker, self._iteration)
+            self._overdue, has_state = inf, self._has_state(self._iteration)
+            for worker in self._replicas.overdue(self._iteration, self._can_use_a_state, has_state):
+                if has_state:
+                    self._allreduce.give(worker, self._iteration)
             self._give()
         is_first = self._script is not None and self._digests.last < 0  # scripts have been compared in nothing yet
         if (self._allreduce.poll() or is_first) and (digest := self._allreduce.digest()):
@@ -237,17 +260,24 @@ class Replicated:
 
     def arrived(self, block: Block) -> None:
         """Raises Malformed when no correct rank sends this block."""
+        iteration, known = block.vector.iteration, self._owners.map
+        try:
+            name = unpack_block(block.vector.chunk)
+        except ProtocolError as error:
+            raise Malformed(str(error)) from None
+        newest = -1 if known is None else known.attempt
+        if iteration > self._iteration or (iteration == self._iteration and name.attempt > newest):
+            raise Malformed(f"a block of iteration {iteration}, attempt {name.attempt}, which has not begun")
         self._allreduce.arrived(block.vector)
-        name = unpack_block(block.vector.chunk)
-        if block.vector.iteration == self._iteration and name.role and not name.is_state:
+        if iteration == self._iteration and name.role:
             self._contributions.arrived(block.worker, self._now)
 
     def _refuse(self, worker: int, what: str) -> None:
         raise Malformed(what)
 
     def _give(self) -> None:
-        if self._script is not None and not self._script.is_whole(self._iteration):
-            return  # neither is that of any other rank
+        if not self._has_state(self._iteration):
+            return
         is_urgent = self._redoing or self._overdue == inf
         for donor, worker in self._replicas.gifts(self._iteration, self._can_use_a_state, is_urgent):
             if donor:
@@ -266,7 +296,7 @@ class Replicated:
         if iteration == self._iteration:
             self._owners.here(attempt, number, self._now)
 
-    def _send(self, made: Map | None) -> None:
+    def _send(self, made: Map | None, own: Accumulators = NONE) -> None:
         if made is None:
             return
         shares = self._owners.shares
@@ -277,4 +307,4 @@ class Replicated:
             self._outbox.tell_all(worker, to_records(made, shares, before) if is_same else everything)
             if not made.attempt:
                 self._before[worker] = made
-        self._allreduce.mapped(made, {})
+        self._allreduce.mapped(made, own)

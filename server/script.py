@@ -11,7 +11,7 @@ from psgc.server.events import Report
 class Script(Protocol):
     """Every iteration is one call of the script; what is summed is a vector (dim,).
 
-    replica: with aggregation `allreduce`, by which the sums reach the script; and which has its state in any case.
+    replica: by which the sums reach the script, and which has its state.
     """
 
     replica: Stepping
@@ -23,16 +23,10 @@ class Script(Protocol):
         """Whether its state can be had in its call for `iteration`; None while it has not come there, but may."""
 
     def may_begin(self, iteration: int) -> bool | None:
-        """Whether `iteration` is to begin; None while that is not known, False when the script makes no more calls.
-
-        An iteration that brings the workers the sum before begins in any case: they may still need it.
-        """
+        """Whether `iteration` is to begin; None while that is not known, False when the script makes no more calls."""
 
     def is_over(self) -> bool:
         """Whether the script makes no more calls."""
-
-    def summed(self, iteration: int, vector: Array) -> None:
-        """The sum of the chunks of `iteration` is there. Not with aggregation `allreduce`."""
 
     def loss(self, iteration: int, vector: Array) -> float | None:
         """The loss in a sum; None when it has none."""

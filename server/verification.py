@@ -3,15 +3,15 @@
 Besides the rules of `psgc.server.coordinator`:
 
 1. A chunk that is *checked* in this iteration (`psgc.checks`) is committed once the copies of parts + 1 workers agree,
-   to the first `parts` of these. Its coded gradients come with the reports, also with `combined` transfer. With
-   aggregation `allreduce` their sketches do (`psgc.coding.sketch`), and workers keep the copies; those that are not
-   committed are discarded. A sketch outlives its worker: it still shows whether other copies are right.
+   to the first `parts` of these. With `per_chunk` its coded gradients come with the reports. With `combined` their
+   sketches do (`psgc.coding.sketch`), and workers keep the copies; those that are not committed are discarded. A sketch
+   outlives its worker: it still shows whether other copies are right.
 2. As soon as more than `parts` copies of a chunk are with the server, they are compared: also surplus ones that come
    by themselves (`per_chunk`), and those that come after the commit.
 3. When no parts + 1 of them agree, the chunk is *disputed*: taken back if it was committed, and done by one more
    worker, until some do. A live worker that does not hold it takes it over when all holders have done it.
 4. A worker is in the wrong when its copy does not agree with those that do. Nobody is while the chunk is disputed.
-5. A chunk that was committed to a worker that is lost (`allreduce`) is checked again when it has been done again: it
+5. A chunk that was committed to a worker that is lost (`combined`) is checked again when it has been done again: it
    counts if it agrees with another copy, otherwise one more worker does it.
 6. When the iteration ends before that (approximate recovery), a checked chunk is committed to the copies that are
    there; a disputed one is left out.

@@ -1,6 +1,6 @@
 """From a worker's gradients to what it sends (docs/architecture.md, *Coding*), on the worker's backend."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,33 +14,32 @@ from psgc.messages import TAIL, stamp_length
 class Encoder:
     """Codes the gradients of a worker, in its own role or in that of a lost worker.
 
-    coding_matrix: R, (num_workers, parts), row j - 1 for role j; dim: entries of the gradient; shared:
-    accumulators are never delivered (`allreduce`). With one part a chunk's gradient then becomes one without a copy.
+    coding_matrix: R, (num_workers, parts), row j - 1 for role j; dim: entries of the gradient. With one part a chunk's
+    gradient becomes an accumulator without a copy.
     """
 
-    def __init__(self, backend: Backend, coding_matrix: np.ndarray, dim: int, dtype: Any, shared: bool = False) -> None:
+    def __init__(self, backend: Backend, coding_matrix: np.ndarray, dim: int, dtype: Any) -> None:
         self._backend = backend
         self._coding_matrix = coding_matrix
         self._length = part_length(dim, coding_matrix.shape[1])
         self._dtype = dtype
         self._stamp = stamp_length(dtype)  # entries that every message has behind those
-        self._takes = shared and coding_matrix.shape[1] == 1
+        self._takes = coding_matrix.shape[1] == 1
         self._coefficients: dict[tuple[int, ...], np.ndarray] = {}  # role and S_i -> the role's row of X_i
         self._accumulators: dict[tuple[int, int], Array] = {}  # by role and serial, of this iteration
-        self._others: list[Array] = []  # of iterations before; some may still be on their way
+        self._unused: list[Array] = []  # accumulators of iterations before
 
-    def begin(self, sending: Callable[[Array], bool]) -> None:
-        """A new iteration: empty accumulators, and none that is still being sent."""
+    def begin(self) -> None:
+        """A new iteration: empty accumulators."""
         if not self._takes:
-            self._others += self._accumulators.values()
+            self._unused += self._accumulators.values()
         self._accumulators = {}
-        self._sending = sending
 
     def add(self, gradient: Array, contributors: tuple[int, ...], role: int, serial: int = 0) -> None:
         """Accumulate a committed chunk (`combined`): y_j += sum_k X_i[j, k] g_i[k], where j is the role.
 
         gradient: the encoder's from now on, to write to.
-        serial: which of the accumulators of this role (`allreduce`: those that were shared out do not change).
+        serial: which of the accumulators of this role: those that were shared out do not change.
         """
         key = (role, *contributors)
         row = self._coefficients.get(key)
@@ -52,8 +51,9 @@ class Encoder:
             self._accumulators[role, serial] = gradient
             return
         if is_first:
-            self._accumulators[role, serial] = self._unused()
-        target = self._accumulators[role, serial][: self._length]
+            unused = self._unused.pop() if self._unused else self._backend.xp.empty(self._length, self._dtype)
+            self._accumulators[role, serial] = unused
+        target = self._accumulators[role, serial]
         if is_first and len(row) == 1:  # one pass in place of two
             self._backend.xp.multiply(gradient, float(row[0]), out=target)
             return
@@ -64,23 +64,10 @@ class Encoder:
     @property
     def accumulators(self) -> dict[tuple[int, int], Array]:
         """By (role, serial), (part_length,) each; valid until `begin`."""
-        return {key: accumulator[: self._length] for key, accumulator in self._accumulators.items()}
-
-    def deliver(self, role: int) -> Array:
-        """The accumulator of this role, with room for a stamp, which is empty from now on; not to be changed."""
-        accumulator = self._accumulators.pop((role, 0))
-        self._others.append(accumulator)
-        return accumulator
-
-    def _unused(self) -> Array:
-        """An accumulator whose entries may be anything."""
-        for place, accumulator in enumerate(self._others):
-            if not self._sending(accumulator):
-                return self._others.pop(place)
-        return self._backend.xp.empty(self._length + self._stamp, self._dtype)
+        return self._accumulators
 
     def sketch(self, gradient: Array) -> Sketch:
-        """What stands for a gradient that is kept here while it is checked (`verify` with `allreduce`)."""
+        """What stands for a gradient that is kept here while it is checked (`verify` with `combined`)."""
         return sketch(gradient, self._backend.xp)
 
     def coded(self, gradient: Array, role: int, tail: Sequence[float]) -> Array:

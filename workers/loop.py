@@ -1,21 +1,29 @@
-"""The communication loop of a worker: MPI on one side, the mailbox on the other.
+"""The communication loop of a worker: MPI on one side, the mailbox and the sums of the ranks on the other.
 
-It never computes a gradient itself, so a worker that is deep inside a chunk still answers the server at once.
+It never computes a gradient itself, so a worker that is deep inside a chunk still answers the server at once. An
+iteration begins when the server says so and the step before it is made.
 """
 
 import sys
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from math import inf
 from typing import Any
 
 import numpy as np
 
+from psgc.aggregation.allreduce import AllReduce, summing_matrix
+from psgc.aggregation.map_messages import CloseReader, MapReader
+from psgc.aggregation.replica import Stepping
+from psgc.aggregation.slices import least_slice
+from psgc.aggregation.state_messages import StateReader
 from psgc.backend import Array, Backend
+from psgc.config import Config
+from psgc.errors import ProtocolError
 from psgc.messages import (
     BUNDLE,
-    QUEUE_COUNTS,
     TAIL,
     UNDER_WAY,
     UNHEARD,
@@ -26,7 +34,9 @@ from psgc.messages import (
     record,
     stamp,
     stamp_length,
+    stepped_record,
 )
+from psgc.plan import Plan
 from psgc.transport import Control, Died, Transport, Vector
 from psgc.user_code import current_line
 from psgc.workers.compute import Computing
@@ -35,17 +45,48 @@ from psgc.workers.injection import Injector
 from psgc.workers.mailbox import CodedGradient, Ended, Failure, Mailbox
 
 SERVER = 0
+LONGEST_SILENCE = 1.0  # seconds
 LAST_WORD = 30.0  # seconds in which the server says how to leave, after goodbye
 SWITCH_INTERVAL = 5e-4  # seconds; at Python's 5 ms a gradient in pure Python starves this loop
 
 
-class WorkerLoop:
-    """Carries messages between the server and the mailbox until the server says stop.
+@dataclass(frozen=True, kw_only=True)
+class Duties:
+    """What a worker's loop is told of its run.
 
-    dim: entries of the parameters; silence: seconds without a message after which the server is told that all is well;
-    long: seconds in one chunk after which the server is told where it is, then after twice as long, and so on;
-    first: the iteration that the run begins with; first_role: what is added to a role in the stamp of an accumulator.
+    matrix: R of the accumulators that the ranks sum (`aggregation.allreduce.summing_matrix`); dim: entries of the
+    gradient; dtype: of vectors; first, last: the iterations that the run begins with and ends before; alike: whether
+    the replica begins the run as that of rank 0 does; silence: seconds without a message after which the server is told
+    that all is well; long: seconds in one chunk after which it is told where, then after twice as long, and so on.
     """
+
+    matrix: np.ndarray
+    dim: int
+    dtype: Any
+    first: int
+    last: int
+    alike: bool
+    silence: float
+    long: float = inf
+
+    @staticmethod
+    def of(config: Config, plan: Plan, dim: int, first: int, last: int, alike: bool) -> "Duties":
+        """Those that follow from the settings of a run."""
+        matrix, timeout = summing_matrix(plan.coding_matrix, config.transfer), config.faults.collect_timeout
+        return Duties(
+            matrix=matrix,
+            dim=dim,
+            dtype=config.dtype,
+            first=first,
+            last=last,
+            alike=alike,
+            silence=min(LONGEST_SILENCE, timeout / 4),
+            long=timeout,
+        )
+
+
+class WorkerLoop:
+    """Carries messages between the other ranks, the mailbox and the replica until the server says stop."""
 
     def __init__(
         self,
@@ -54,51 +95,46 @@ class WorkerLoop:
         encoder: Encoder,
         compute: Computing,
         backend: Backend,
-        dim: int,
-        dtype: Any,
-        silence: float,
+        replica: Stepping,
         injector: Injector,
-        first: int = 0,
-        first_role: int = 0,
-        long: float = inf,
+        duties: Duties,
     ) -> None:
-        self._transport = transport
-        self._mailbox = mailbox
-        self._encoder = encoder
-        self._compute = compute
-        self._backend = backend
-        self._dim = dim
-        self._dtype = dtype
-        self._stamp = stamp_length(dtype)
-        self._silence = silence
-        self._long = long
-        self._injector = injector
-        self._iteration = first - 1
-        self._first_role = first_role
+        self._transport, self._mailbox, self._encoder, self._compute = transport, mailbox, encoder, compute
+        self._injector, self._duties, self._long = injector, duties, duties.long
+        self._stamp = stamp_length(duties.dtype)
+        self._allreduce = AllReduce(
+            *(transport, backend, duties.matrix, duties.dim, duties.dtype, replica, duties.first, duties.last),
+            behind=lambda iteration: transport.send(SERVER, [record(Kind.BEHIND, iteration)]),
+            at=injector.at,
+            stepping=self._stepping,
+            refused=self._refuse,
+        )
+        ranks, parts = len(duties.matrix) + 1, duties.matrix.shape[1]
+        self._maps = MapReader(ranks, self._allreduce.entries, parts, least_slice(np.dtype(duties.dtype).itemsize))
+        self._closes = CloseReader()
+        self._states: defaultdict[int, StateReader] = defaultdict(StateReader)
+        self._iteration = duties.first - 1
+        self._due = -1  # the newest iteration that the server has begun
         self._list: list[int] = []  # what has come so far of a commit's contributors or of a queue
-        self._default_queues = 0  # default queues that have come
-        self._early: Vector | None = None  # parameters that wait for a default queue
         self._stopped = False
         self._in_order: bool | None = None  # how to leave, once the server has said so
         self._last_sent = time.monotonic()
         self._unanswered = 0  # messages that have come since the server was last sent anything
         self._reported = -1  # iteration of the newest report
-        self._vectors: deque[tuple[int, int, Array]] = deque()  # (iteration, chunk or role, vector) to be sent
+        self._vectors: deque[tuple[int, int, Array]] = deque()  # (iteration, chunk, coded gradient) to be sent
 
     def run(self) -> bool:
         """Work until the server says stop, or is gone; whether everybody leaves in order."""
         sys.setswitchinterval(SWITCH_INTERVAL)
-        self._post_params()
+        self._open()
         self._compute.start()
-        has_heard = True
         while not self._stopped:
-            if has_heard:
-                self._poll()
+            self._poll()  # also when nobody rang: an own thread rings when a step is made
             self._send_outbox()
             self._send_vectors()
             if self._reported == self._iteration and not (self._vectors or self._transport.sending()):
                 self._injector.at("after_report", self._iteration)
-            has_heard = self._wait()
+            self._wait()
         self._mailbox.stop()
         self._poll_until(lambda: not self._transport.sending(), LAST_WORD)  # the server takes what comes until goodbye
         self._transport.send(SERVER, [record(Kind.GOODBYE)])
@@ -107,13 +143,15 @@ class WorkerLoop:
         self._poll_until(lambda: self._in_order is not None and not self._transport.sending(), patience)
         return bool(self._in_order)
 
-    def _carried(self) -> float:
-        """Bytes of blocks of this iteration that the link of this worker has carried."""
-        return 0.0
+    def _open(self) -> None:
+        self._allreduce.open()
+        if self._duties.alike:
+            self._allreduce.start(self._duties.first, self._allreduce.replica.params)
 
-    def _wait(self) -> bool:
-        """Whether something may have come meanwhile."""
-        return self._transport.wait(busy=self._mailbox.busy)
+    def _wait(self) -> None:
+        it = self._allreduce
+        nap = it.nap if it.is_busy or not self._transport.sending() else 0.0  # coded gradients move while MPI is called
+        self._transport.wait(busy=self._mailbox.busy, nap=nap, exchanging=it.is_busy)
 
     def _poll_until(self, done: Callable[[], bool], timeout: float) -> None:
         end = time.monotonic() + timeout
@@ -121,12 +159,14 @@ class WorkerLoop:
             self._poll()
             self._transport.wait()
 
+    # what comes
+
     def _poll(self) -> None:
         for message in self._transport.poll():
             self._unanswered += 1
             match message:
                 case Vector():
-                    self._hear_vector(message)
+                    self._allreduce.arrived(message)
                 case Control(source, records):
                     for entry in entries(records):
                         self._begin_when_ready()
@@ -134,22 +174,20 @@ class WorkerLoop:
                 case Died(rank) if rank == SERVER:
                     self._stopped, self._in_order = True, False
             self._begin_when_ready()
-
-    def _hear_vector(self, message: Vector) -> None:
-        self._early = message
+        if self._allreduce.poll():
+            iteration = self._allreduce.steps
+            if self._allreduce.is_at(iteration):  # else it was dropped during the step, and follows nothing
+                self._transport.send(SERVER, [stepped_record(iteration, self._allreduce.digest())])
+            self._begin_when_ready()
 
     def _begin_when_ready(self) -> None:
-        if self._early is None or (self._default_queues - self._early.chunk) % QUEUE_COUNTS >= QUEUE_COUNTS // 2:
-            return  # a default queue that these parameters need is still on its way
-        message, self._early = self._early, None
-        self._begin(message.iteration, self._backend.asarray(message.buffer[: message.length]))
-        self._post_params()
-
-    def _begin(self, iteration: int, params: Array) -> None:
-        self._iteration = iteration
+        if self._iteration >= self._due or not self._allreduce.is_at(self._due):
+            return
+        self._allreduce.drop_accumulators()
+        self._iteration, params = self._due, self._allreduce.replica.params
         if hasattr(params, "setflags"):
             params.setflags(write=False)  # a model that steps in place would break exactness silently
-        self._encoder.begin(self._in_use)
+        self._encoder.begin()
         self._injector.at("begin", self._iteration)
         self._mailbox.begin(self._iteration, params)
 
@@ -157,6 +195,8 @@ class WorkerLoop:
         iteration, chunk, role = entry["iteration"], entry["chunk"], entry["role"]
         tell = self._mailbox.tell
         match entry["kind"]:
+            case Kind.BEGIN:
+                self._due = iteration
             case Kind.COMMIT:
                 self._list.append(entry["worker"])
                 if entry["last"]:
@@ -165,7 +205,6 @@ class WorkerLoop:
             case Kind.QUEUE | Kind.DEFAULT_QUEUE as kind:
                 self._list.append(chunk)
                 if entry["last"]:
-                    self._default_queues += kind == Kind.DEFAULT_QUEUE
                     tell("queue" if kind == Kind.QUEUE else "default_queue", iteration, self._take_list())
             case Kind.DISCARD:
                 tell("discard", iteration, chunk)
@@ -177,16 +216,49 @@ class WorkerLoop:
                 tell("invalidate", iteration, chunk, entry["attempt"])
             case Kind.NEXT:
                 tell("next", iteration, chunk)
-            case Kind.COLLECT:
-                if self._mailbox.collect(iteration):
-                    accumulator = self._backend.to_message(self._encoder.deliver(role))
-                    self._vectors.append((iteration, self._first_role + role, accumulator))
+            case Kind.MAP:
+                if made := self._maps.read(entry):
+                    tell("share", made.iteration)
+                    own = self._encoder.accumulators if made.iteration == self._iteration else {}
+                    self._allreduce.mapped(made, own)
+            case Kind.CLOSE:
+                if closed := self._closes.read(entry):
+                    self._allreduce.closed(*closed)
+            case Kind.LEFT:
+                self._allreduce.left(entry["worker"])
+            case Kind.GIVE:
+                self._allreduce.give(entry["worker"], iteration)
+            case Kind.DROP:
+                self._allreduce.drop()
+            case Kind.STATE:
+                self._hear_state(entry, source)
             case Kind.STOP:
                 self._stop(iteration)
             case Kind.KILL:
                 self._transport.kill(entry["worker"])
             case Kind.LEAVE:
                 self._in_order = bool(entry["last"])
+
+    def _hear_state(self, entry: Entry, source: int) -> None:
+        try:
+            state = self._states[source].read(entry)
+        except ProtocolError as error:
+            self._refuse(source, str(error))
+            return
+        if state is not None:
+            self._allreduce.announced(source, state)
+
+    def _refuse(self, source: int, what: str) -> None:
+        """No correct rank sends this: rank 0 goes on without `source`."""
+        if source == SERVER:
+            raise ProtocolError(f"rank 0 has sent {what}")
+        self._transport.send_text(SERVER, what)
+        self._transport.send(SERVER, [record(Kind.REFUSED, worker=source)])
+
+    def _stepping(self, iteration: int, gradient: Array) -> None:
+        self._mailbox.tell("closed", iteration)
+        self._injector.at("stepping", iteration)
+        self._injector.flip("stepping", gradient, iteration)
 
     def _stop(self, iteration: int) -> None:
         """The run is over before `iteration`."""
@@ -195,6 +267,8 @@ class WorkerLoop:
     def _take_list(self) -> list[int]:
         values, self._list = self._list, []
         return [value for value in values if value >= 0]
+
+    # what goes to the server
 
     def _send_outbox(self) -> None:
         records: list[Records] = []
@@ -205,31 +279,34 @@ class WorkerLoop:
                     self._vectors.append((iteration, chunk, vector))
                     self._reported = iteration
                 case Failure(iteration, chunk, text, code):
-                    if records:  # a text belongs to the records that come next
-                        self._transport.send(SERVER, records)
-                    self._transport.send_text(SERVER, text)
+                    self._send_text(records, text)
                     records = [record(Kind.FAILED, iteration, chunk, attempt=code)]
                 case Ended(iteration, text, code):
-                    if records:
-                        self._transport.send(SERVER, records)
-                    self._transport.send_text(SERVER, text)
+                    self._send_text(records, text)
                     records = [record(Kind.ENDED, iteration, attempt=code)]
                 case _:
                     records.append(message)
                     if message["kind"][0] == Kind.REPORT:
                         self._reported = int(message["iteration"][0])
         now = time.monotonic()
-        if not records and (now - self._last_sent > self._silence or self._unanswered >= UNHEARD // 2):
+        if not records and (now - self._last_sent > self._duties.silence or self._unanswered >= UNHEARD // 2):
             chunk, seconds = self._mailbox.running()
             kind = Kind.ALIVE
             if seconds > self._long:
                 self._long = 2 * seconds
                 self._transport.send_text(SERVER, current_line(self._compute.ident))
                 kind = Kind.STUCK
-            records.append(record(kind, self._iteration, chunk, seconds=seconds, start=self._carried()))
+            carried = float(self._allreduce.carried(self._iteration))
+            records.append(record(kind, self._iteration, chunk, seconds=seconds, start=carried))
         if records:
             self._transport.send(SERVER, records)
             self._last_sent, self._unanswered = now, 0
+
+    def _send_text(self, before: list[Records], text: str) -> None:
+        """A text belongs to the records that come next: those `before` go first."""
+        if before:
+            self._transport.send(SERVER, before)
+        self._transport.send_text(SERVER, text)
 
     def _send_vectors(self) -> None:
         """At most two messages at a time: the server has spare memory for so many, should this worker be cut off."""
@@ -248,10 +325,3 @@ class WorkerLoop:
             while self._vectors and len(bundle) < room and self._vectors[0][2].size == first.size:
                 bundle.append(self._vectors.popleft())
         return bundle
-
-    def _in_use(self, buffer: Array) -> bool:
-        return self._transport.sending(buffer) or any(vector is buffer for _, _, vector in self._vectors)
-
-    def _post_params(self) -> None:
-        # a buffer of its own for every iteration: the compute thread may still be reading an older one
-        self._transport.post(self._backend.message_buffer(self._dim + self._stamp, self._dtype), source=SERVER)

@@ -154,7 +154,7 @@ class Mailbox:
         coded, found, gradient = None, None, result.gradient
         # coded or copied outside the lock: the server's events need not wait
         if self._current(work):
-            if self._state.travels(iteration, chunk):
+            if not self._state.is_combined:
                 role = self._state.role(chunk)
                 tail = (result.start, result.seconds, result.loss, *result.held_out)
                 coded = self._encoder.coded(gradient, role, tail)
@@ -264,11 +264,6 @@ class Mailbox:
             gradient = self._state.commit(iteration, chunk)
         if gradient is not None:
             self._encoder.add(gradient, contributors, role, serial)
-
-    def collect(self, iteration: int) -> bool:
-        """Drop what is left of `iteration`; whether an accumulator is to be delivered."""
-        with self._changed:
-            return self._state.collect(iteration)
 
     def look(self) -> None:
         """Have `take` look again whether it is over."""

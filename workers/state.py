@@ -6,22 +6,21 @@ Each method is an event, from the server or from this worker's compute thread. B
 1. `begin(t)` drops everything of older iterations and starts from the default queue.
 2. The compute thread takes chunks from the head of the queue and reports each when it is done, without waiting for
    an answer.
-3. With `combined` transfer a done chunk is *held* until it is committed (encoded, then freed) or discarded (freed).
-   With `per_chunk` it travels with its report and nothing is held. So do chunks that are checked (`psgc.checks`); with
-   aggregation `allreduce` these are held, and a sketch of each goes before its report.
+3. With `combined` transfer a done chunk is *held* until it is committed (encoded, then freed) or discarded (freed). A
+   sketch of each chunk that is checked (`psgc.checks`) goes before its report. With `per_chunk` a coded gradient
+   travels with the report, and nothing is held.
 4. A discarded chunk is dropped from the queue. If the compute thread is in it, it is *abandoned*: its result is never
    reported.
-5. `collect` ends the work on the iteration. A new queue for the same iteration, or a chunk to be done next, starts it
-   again. With aggregation `allreduce` `closed` ends it for good: a chunk that was to be done again is not needed, and
-   a script would do it in its next call.
+5. `share` ends the work on the iteration: everything is committed, and the rest is freed. A new queue for the same
+   iteration, or a chunk to be done next, starts it again. `closed` ends it for good: a chunk that was to be done again
+   is not needed, and a script would do it in its next call.
 6. A skipped chunk is dropped from the queue. One that has begun goes on and is reported.
 7. An invalidated chunk counts as not done. What is held of it is freed. Its next report says how often it was
    invalidated.
 8. A default queue is for its iteration and all later ones. So is the role in which a reassigned chunk is coded.
-9. Events of an older iteration change nothing. Orders may arrive before the parameters of their iteration: they are
-   kept for `begin`. A commit cannot, nor a collect unless workers sum accumulators among themselves (aggregation
-   `allreduce`): these raise ProtocolError. So does a commit of a chunk that is not held. An event that raises changes
-   nothing.
+9. Events of an older iteration change nothing. Orders may arrive before their iteration begins: they are kept for
+   `begin`. A commit cannot: it raises ProtocolError, and so does a commit of a chunk that is not held. An event that
+   raises changes nothing.
 """
 
 from collections import deque
@@ -48,26 +47,17 @@ class WorkerState:
     """What one worker has to do, is doing, and holds.
 
     rank: its own role; queue: the chunks it does unless it is told otherwise, in order; num_chunks: of the run;
-    combined: whether done chunks are held until they are committed; every: each chunk is checked once in so many
-    iterations, 0 for never; shared: whether workers sum accumulators among themselves (aggregation `allreduce`).
+    combined: whether done chunks are held until they are committed, else their coded gradients go with their reports;
+    every: each chunk is checked once in so many iterations, 0 for never.
     """
 
-    def __init__(
-        self,
-        rank: int,
-        queue: Sequence[int],
-        num_chunks: int,
-        combined: bool,
-        every: int = 0,
-        shared: bool = False,
-    ) -> None:
+    def __init__(self, rank: int, queue: Sequence[int], num_chunks: int, combined: bool, every: int = 0) -> None:
         self._rank = rank
         self._default_queue = tuple(queue)
         self._num_chunks = num_chunks
         self._roles: dict[int, int] = {}  # of reassigned chunks
-        self._combined = combined
+        self.is_combined = combined
         self._every = every
-        self._shared = shared
         self.iteration = -1
         self._queue: deque[int] = deque()
         self._done: set[int] = set()
@@ -101,13 +91,9 @@ class WorkerState:
         """The role in which `chunk` is coded."""
         return self._roles.get(chunk, self._rank)
 
-    def travels(self, iteration: int, chunk: int) -> bool:
-        """Whether the coded gradient of `chunk` goes with its report."""
-        return not self._combined or (not self._shared and is_checked(chunk, iteration, self._every))
-
     def is_sketched(self, iteration: int, chunk: int) -> bool:
         """Whether a sketch of `chunk` goes before its report."""
-        return self._shared and is_checked(chunk, iteration, self._every)
+        return self.is_combined and is_checked(chunk, iteration, self._every)
 
     # events of the compute thread
 
@@ -131,7 +117,7 @@ class WorkerState:
             self._unwanted = False
             return Done(False, attempt)
         self._done.add(chunk)
-        if not self.travels(iteration, chunk):
+        if self.is_combined:
             self._held[chunk] = gradient
         return Done(True, attempt)
 
@@ -153,7 +139,7 @@ class WorkerState:
     # events from the server
 
     def begin(self, iteration: int) -> None:
-        """The parameters of `iteration` are here."""
+        """Work on `iteration` begins."""
         if iteration <= self.iteration:
             raise self._illegal(f"begin({iteration})")
         self.iteration = iteration
@@ -220,18 +206,14 @@ class WorkerState:
             raise self._illegal(f"commit({iteration=}, {chunk=})")
         return self._held.pop(chunk) if iteration == self.iteration else None
 
-    def collect(self, iteration: int) -> bool:
-        """Everything is committed, the rest is forgotten: whether the accumulator is to be sent."""
-        if not self._combined or (iteration > self.iteration and not self._shared):
-            raise self._illegal(f"collect({iteration})")
+    def share(self, iteration: int) -> None:
+        """The accumulators are to be summed: everything is committed, the rest is not needed."""
         if iteration > self.iteration:
-            self._early.append((iteration, "collect", ()))
-        if iteration != self.iteration:
-            return False
-        self._held.clear()
-        self._queue.clear()
-        self._unwanted = self._running is not None
-        return True
+            self._early.append((iteration, "share", ()))
+        elif iteration == self.iteration:
+            self._held.clear()
+            self._queue.clear()
+            self._unwanted = self._running is not None
 
     def closed(self, iteration: int) -> None:
         """The sum of `iteration` is here: nothing more of it is to be done. What is held may still be committed."""

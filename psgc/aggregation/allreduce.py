@@ -1,4 +1,4 @@
-"""What every rank does with `aggregation: allreduce`: it exchanges blocks with the others, and its replica follows."""
+"""How every rank sums: it exchanges blocks with the others, and its replica follows."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +16,14 @@ from psgc.config import Step
 from psgc.errors import ProtocolError
 from psgc.messages import unpack_block
 from psgc.transport import Transport, Vector
+
+
+def summing_matrix(coding_matrix: np.ndarray, transfer: str) -> np.ndarray:
+    """The matrix R, (num_workers, parts), of the accumulators that the ranks sum.
+
+    With `per_chunk` rank 0 has decoded the gradient: it is the only accumulator, in a code of one part.
+    """
+    return coding_matrix if transfer == "combined" else np.ones((len(coding_matrix), 1))
 
 
 class AllReduce:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from psgc.aggregation.pool import POSTED, room_bytes
 
 BLOCK_BUFFERS = POSTED + 4 + 4  # for receives, for what is being sent or summed, for states
-POOL_BYTES = 64 << 20  # of the server, for receives: at least two vectors and at most one per worker
+POOL_BYTES = 64 << 20  # of rank 0, for coded gradients: at least two vectors and at most one per worker
 KEPT = {"sgd": 0, "momentum": 1, "nesterov": 1, "adam": 2, "adamw": 2, "script": 2}  # vectors of an optimizer
 
 
@@ -23,69 +23,68 @@ class Held(NamedTuple):
     least: int
 
 
-def with_allreduce(
-    vector: int, coded: int, parts: int, optimizer: str, waiting: int, checkpoints: bool
+class PerChunk(NamedTuple):
+    """What rank 0 holds besides, with transfer `per_chunk`.
+
+    received: bytes of a receive; copied_chunks: how many have copies that are kept until they are summed; decoded: how
+    many gradients are made of them.
+    """
+
+    received: int
+    copied_chunks: int
+    decoded: int = 1
+
+
+def of_ranks(
+    vector: int,
+    coded: int,
+    parts: int,
+    optimizer: str,
+    waiting: int,
+    checkpoints: bool,
+    num_workers: int,
+    all_own: bool,
+    per_chunk: PerChunk | None = None,
 ) -> tuple[list[Held], list[Held]]:
-    """What rank 0 and what a worker holds with aggregation `allreduce`.
+    """What rank 0 and what a worker holds.
 
     vector, coded: sizes in bytes; optimizer: its kind; waiting: gradients of a worker that may wait to be counted;
-    checkpoints: whether they are written during the run.
+    checkpoints: whether they are written during the run; all_own: whether workers own slices, or rank 0 everything;
+    per_chunk: None with `combined`.
 
     A rank that is given a state has more gradients that wait for it, but computes none.
     """
     kept = KEPT[optimizer]
     parameters = Held("parameters", vector, 2, 2)  # before and after the step
+    undone = Held("optimizer", vector, 2 * kept, 2 * kept)  # likewise: if it fails the last checkpoint has that before
     everywhere = [
         Held("gradients", vector, 2, 1),  # the next one may begin to arrive
         Held("state of another iteration", vector, 1 + kept, 0),  # for a rank that has fallen behind: there, and here
-        Held("slices summed again", vector, 1, 0),  # by another owner: kept until it is said which sum counts
-        # those that wait to be summed are less than `coded`, each in a buffer that is `parts` times as large
-        Held("blocks", parts * coded + BLOCK_BUFFERS * room_bytes(parts, coded), 1, 0),
     ]
-    rank_0 = [parameters, _undone(vector, optimizer), *everywhere, _written(vector, optimizer, checkpoints)]
-    computes = [_computed(vector, waiting), Held("accumulators", coded, 1, 1)]
-    return rank_0, [parameters, Held("optimizer", vector, kept, kept), *everywhere, *computes]
-
-
-def of_server(
-    vector: int, received: int, optimizer: str, num_workers: int, copied_chunks: int, checkpoints: bool
-) -> list[Held]:
-    """What rank 0 holds with aggregation `server`.
-
-    received: bytes of a receive; copied_chunks: how many have copies that are kept until they are summed.
-    """
-    pool = pool_buffers(num_workers, received)
-    return [
-        Held("parameters", vector, 3, 3),  # before and after the step, and as they are sent
-        _undone(vector, optimizer),
-        Held("gradients", vector, 1, 1),
-        Held("receives", received, pool, min(pool, num_workers)),
-        Held("copies", vector, copied_chunks, 0),
-        *_of_script(vector, optimizer),
-        _written(vector, optimizer, checkpoints),
-    ]
-
-
-def of_worker(vector: int, coded: int, optimizer: str, waiting: int) -> list[Held]:
-    """What a worker holds with aggregation `server`. waiting: as for `with_allreduce`."""
-    computes = [_computed(vector, waiting), Held("coded gradients", coded, 2, 1)]
-    return [Held("parameters", vector, 2, 2), *_of_script(vector, optimizer), *computes]
-
-
-def _of_script(vector: int, optimizer: str) -> list[Held]:
-    """What ranks hold besides where each of them makes the steps, with aggregation `server`."""
-    state, waiting = 2 * (1 + KEPT[optimizer]), 2 + 4  # as it is made and sent; sums on their way, and that wait
-    of_others = [Held("state of another iteration", vector, state, 0), Held("sums that wait", vector, waiting, 0)]
-    return of_others if optimizer == "script" else []
-
-
-def _computed(vector: int, waiting: int) -> Held:
-    return Held("chunks", vector, 1 + waiting, 0)  # a gradient that is being computed, and those that may count
-
-
-def _undone(vector: int, optimizer: str) -> Held:
-    """The state before and after the step, which may fail: then the last checkpoint has that before."""
-    return Held("optimizer", vector, 2 * KEPT[optimizer], 2 * KEPT[optimizer])
+    room = room_bytes(parts, coded) if per_chunk is None else room_bytes(1, vector)
+    few = BLOCK_BUFFERS * room
+    if per_chunk is None:
+        # of other attempts, as when an owner or a contributor is lost: kept until it is said which sum counts
+        everywhere.append(Held("slices summed again", vector, 1, 0))
+        # accumulators that wait to be summed are in buffers that are `parts` times as large; of all slices that a
+        # worker owns they are less than one, of rank 0 with everything as many as there are other workers
+        waits = parts * coded * (1 if all_own else max(1, num_workers - 1))
+        of_rank_0 = [Held("blocks", waits + few, 1, 0)]
+        of_worker = [Held("blocks", parts * coded * all_own + few, 1, 0)]
+        sent = Held("accumulators", coded, 1, 1)
+    else:
+        pool = pool_buffers(num_workers, per_chunk.received)
+        of_rank_0 = [
+            Held("blocks", vector + few - POSTED * room, 1, 0),  # on their way to the workers
+            Held("receives", per_chunk.received, pool, min(pool, num_workers)),
+            Held("copies", vector, per_chunk.copied_chunks, 0),
+            Held("decoded", vector, per_chunk.decoded, 1),
+        ]
+        of_worker = [Held("blocks", few, 1, 0)]
+        sent = Held("coded gradients", coded, 2, 1)
+    rank_0 = [parameters, undone, *everywhere, *of_rank_0, _written(vector, optimizer, checkpoints)]
+    computed = Held("chunks", vector, 1 + waiting, 0)  # a gradient that is being computed, and those that may count
+    return rank_0, [parameters, Held("optimizer", vector, kept, kept), *everywhere, *of_worker, computed, sent]
 
 
 def _written(vector: int, optimizer: str, checkpoints: bool) -> Held:
@@ -94,7 +93,7 @@ def _written(vector: int, optimizer: str, checkpoints: bool) -> Held:
 
 
 def pool_buffers(num_workers: int, size: int) -> int:
-    """The number of receives of `size` bytes that the server posts for vectors."""
+    """The number of receives of `size` bytes that rank 0 posts for coded gradients."""
     return max(2, min(num_workers, POOL_BYTES // size))
 
 

@@ -33,6 +33,7 @@ class Pool:
         self.room = room_bytes(parts, part_length(dim, parts) * itemsize) // itemsize
         self._free: list[Array] = []
         self._abandoned: dict[int, Array] = {}  # by identity: ranks that have left may still read them
+        self._is_open = False
         self._spared: set[int] = set()  # ranks for which more receives are posted
 
     def take(self) -> Array:
@@ -57,12 +58,13 @@ class Pool:
 
     def open(self, transport: Transport) -> None:
         """Receive blocks from all ranks."""
+        self._is_open = True
         for _ in range(POSTED):
             transport.post(self.take())
 
     def spare(self, transport: Transport, rank: int) -> None:
         """`rank` has left: the rest of what it was sending may never come, to buffers that others waited for."""
-        if rank not in self._spared:
+        if self._is_open and rank not in self._spared:
             self._spared.add(rank)
             for _ in range(UNDER_WAY):
                 transport.post(self.take())

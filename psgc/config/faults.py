@@ -14,7 +14,7 @@ Step = Literal[
     "summing", "passing_on", "passed_on", "stepping",
 ]
 # fmt: on
-OF_ALLREDUCE = ("summing", "passing_on", "passed_on", "stepping")  # the steps that only aggregation `allreduce` has
+OF_OWNERS = ("summing", "passing_on")  # steps of ranks that own slices: no worker does with aggregation `server`
 
 
 class Injection(Section):

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from psgc.config.coding import Coding, Recovery, Verify
-from psgc.config.faults import OF_ALLREDUCE, Faults, Stragglers
+from psgc.config.faults import OF_OWNERS, Faults, Stragglers
 from psgc.config.problem import (
     Batch,
     BuiltinProblem,
@@ -80,7 +80,7 @@ class Config(Section):
     schedule: ScheduleName = Field(default="dynamic", description=f"who does which chunk next: {either(SCHEDULES)}")
     aggregation: Literal["server", "allreduce", "auto"] = Field(
         default="auto",
-        description="whether rank 0 sums and steps, or all ranks do; auto: by the size of the parameters",
+        description="whether rank 0 sums the gradients, or all ranks do; auto: by the size of the parameters",
     )
     transfer: Literal["auto", "per_chunk", "combined"] = Field(
         default="auto", description="a coded gradient with each report, or one sum of each worker; auto: by their size"
@@ -136,9 +136,12 @@ class Config(Section):
             raise refuse(text, "aggregation", key)
         if self.aggregation != "allreduce":
             for fault in self.faults.inject:
-                if fault.step in OF_ALLREDUCE:
-                    text = f"faults.inject: only aggregation allreduce has a step {fault.step}"
+                if fault.step in OF_OWNERS:
+                    text = f"faults.inject: workers have a step {fault.step} only with aggregation allreduce"
                     raise refuse(text, "faults", "aggregation")
+        if self.transfer == "combined" and self.verify and coding.parts > 1:
+            text = f"with parts {coding.parts} it compares coded gradients, which combined does not send"
+            raise refuse(f"verify: {text}; use per_chunk", "transfer", "verify")
         if text := self.transfer_conflict():
             raise refuse(text, "faults", "transfer")
         return self
@@ -160,8 +163,8 @@ class Config(Section):
 
     def transfer_conflict(self) -> str:
         """Why an injected fault cannot happen with this transfer, or ""."""
-        if self.transfer == "combined" and not self.verify and self.faults.flips("sending"):
-            return "faults.inject: kind flip changes coded gradients, which combined only sends with verify"
+        if self.transfer == "combined" and self.faults.flips("sending"):
+            return "faults.inject: kind flip changes coded gradients at sending, which combined does not send"
         if self.transfer == "per_chunk" and any(fault.step == "after_commit" for fault in self.faults.inject):
             return "faults.inject: per_chunk has no step after_commit"
         return ""

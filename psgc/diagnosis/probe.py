@@ -71,7 +71,7 @@ def ranks() -> None:
                         heard.add((source, "vector"))
                     case Died(rank):
                         heard.add((rank, "died"))
-            transport.wait(expecting_large=True)
+            transport.wait()
 
     vector = stamp(np.ones(ENTRIES), 0, 0)
     if serving:

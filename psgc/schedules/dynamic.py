@@ -104,13 +104,13 @@ class DynamicSchedule(Decisions):
         return more
 
     def _shares_of(self, resting: Set[int]) -> Iterable[Worker]:
-        """Who does the chunks of workers that rest. Those do what fewer than two others hold, and nothing else."""
+        """Who does the chunks of workers that rest. Those do what has no spare holder, and nothing else."""
         more: dict[Worker, None] = {}
         for worker in [self._workers[rank] for rank in sorted(resting)]:
             worker.mean = None  # that it reports nothing is no surprise
             for chunk in worker.held:
                 others = [self._workers[r] for r in self._holders[chunk.number] if r not in resting]
-                if len(others) < max(2, chunk.wanted):
+                if len(others) <= chunk.wanted:  # else one of them may stop
                     continue
                 worker.left = [other for other in worker.left if other is not chunk]
                 if chunk in worker.told:

@@ -1,13 +1,13 @@
 """One iteration on a simulated network, with nothing to compute, under each of three programs:
 
 * `allreduce`: m ranks sum their vectors around a ring, and pass the sum around it. Nobody decides anything.
-* `server`: rank 0 sends the parameters to m workers, which send it their accumulators (transfer `combined`).
 * `coded_allreduce`: rank 0 and m workers hold the parameters. The workers send each slice of their accumulators to its
   owner, which sends the gradient of the slice to all (`psgc.aggregation`).
+* `server`: the same, but rank 0 owns everything.
 
 The last two drive the production coordinator: a control message to rank 0 for each chunk that a worker has done, one
-from rank 0 for each commit, and for `server` one for each collect. `coded_allreduce` has four more for each worker:
-BEGIN, MAP (the same as in the iteration before), CLOSE and STEPPED. Each is one record of `psgc.messages`.
+from rank 0 for each commit, and four more for each worker: BEGIN, MAP (the same as in the iteration before), CLOSE and
+STEPPED. Each is one record of `psgc.messages`.
 
 *By symmetry.* In a ring, and in a coded all-reduce with equal links and slices, all ranks do the same at the same time:
 when rank r sends something to rank r + k, rank r - k sends the same to rank r. So one rank stands for all when messages
@@ -65,13 +65,13 @@ def allreduce(settings: NetworkSettings, workers: int, parts: int, most: int = O
 
 
 def server(settings: NetworkSettings, workers: int, parts: int, most: int = ONE_BY_ONE) -> Traffic:
-    """Everything through rank 0. Raises ValueError when there are fewer workers than parts."""
-    return _Server(settings, workers, parts).run()
+    """Rank 0 owns everything: all messages are simulated. Raises ValueError when there are fewer workers than parts."""
+    return _CodedAllreduce(settings, workers, parts).run()
 
 
 def coded_allreduce(settings: NetworkSettings, workers: int, parts: int, most: int = ONE_BY_ONE) -> Traffic:
     """Slices and owners. most: messages that are simulated one by one. Raises ValueError as `server`."""
-    return _CodedAllreduce(settings, workers, parts, most).run()
+    return _CodedAllreduce(settings, workers, parts, most, all_own=True).run()
 
 
 PROGRAMS: dict[ProgramName, Callable[[NetworkSettings, int, int], Traffic]] = {
@@ -84,7 +84,7 @@ PROGRAMS: dict[ProgramName, Callable[[NetworkSettings, int, int], Traffic]] = {
 class _Coordinated(Target):
     """Rank 0 with the production coordinator, and workers that have done each chunk as soon as they begin."""
 
-    def __init__(self, settings: NetworkSettings, workers: int, parts: int, shared: bool = False) -> None:
+    def __init__(self, settings: NetworkSettings, workers: int, parts: int) -> None:
         if workers < parts:
             raise ValueError(f"{parts} parts need as many workers, got {workers}")
         self.links, self.workers, self.parts = settings.network, workers, parts
@@ -98,7 +98,7 @@ class _Coordinated(Target):
             for worker in holders[chunk]:
                 self._queues[worker].append(chunk)
         schedule = SCHEDULES["uncoded"](self._queues, {}, holders, parts)
-        self._coordinator = Coordinator(Membership(holders, parts), schedule, combined=True, shared=shared)
+        self._coordinator = Coordinator(Membership(holders, parts), schedule, combined=True)
         self.bring(events.Begin(0))
 
     def bring(self, event: events.Event) -> None:
@@ -132,28 +132,14 @@ class _Coordinated(Target):
         return Traffic(self.seconds, link_bytes, self.control, self.by_symmetry)
 
 
-class _Server(_Coordinated):
-    def begin(self) -> None:
-        for worker in self._queues:
-            self.network.send(0, worker, self.links.dim * self.links.itemsize, partial(self.report, worker))
-
-    def collect(self, worker: int, role: int) -> None:
-        self.tell(0, worker, partial(self._deliver, worker, role))
-
-    def _deliver(self, worker: int, role: int) -> None:
-        delivered = partial(self.bring, events.Delivered(worker, 0, role))
-        self.network.send(worker, 0, self.entries * self.links.itemsize, delivered)
-
-    def finish(self) -> None:
-        self.seconds = self.network.now
-
-
 class _CodedAllreduce(_Coordinated):
-    def __init__(self, settings: NetworkSettings, workers: int, parts: int, most: int) -> None:
-        super().__init__(settings, workers, parts, shared=True)
-        self._ranks = range(workers + 1)
+    def __init__(
+        self, settings: NetworkSettings, workers: int, parts: int, most: int = ONE_BY_ONE, all_own: bool = False
+    ) -> None:
+        super().__init__(settings, workers, parts)
+        self._ranks, self._all_own = range(workers + 1), all_own
         self._plan = self._make_plan(self._ranks[1:])
-        self.by_symmetry = 2 * len(self._ranks) * len(self._plan.blocks) > most
+        self.by_symmetry = all_own and 2 * len(self._ranks) * len(self._plan.blocks) > most
         if self.by_symmetry:
             self.entries = -(-self.entries // len(self._ranks)) * len(self._ranks)  # for slices of one size
             self._plan = self._make_plan(self._ranks)
@@ -163,7 +149,8 @@ class _CodedAllreduce(_Coordinated):
         self._awaited = dict.fromkeys(self._queues, 2)  # the end of the exchange, and CLOSE
 
     def _make_plan(self, contributors: Iterable[int]) -> Plan:
-        rates, itemsize = dict.fromkeys(self._ranks, self.links.rate), self.links.itemsize
+        itemsize = self.links.itemsize
+        rates = {rank: self.links.rate if self._all_own or not rank else 0.0 for rank in self._ranks}
         slices = make_slices(self.entries, self.parts, rates, least_slice(itemsize))
         own = [Contributor(rank, rank, 0) for rank in contributors]
         return Plan(self._ranks, own, slices, block_entries(slices, itemsize))

@@ -18,7 +18,7 @@ class Call:
     vector: of a chunk, (dim,) on the device of the model, memory of its own; None once the chunk is not wanted any
     more, which it asks the function that it is given. expect: told the chunk that probably comes next. loss: reads a
     sum. signature: equal on ranks that make the same call; is_whole: see HandOver; costs: returns what each
-    chunk costs (`psgc.torch.costs`); following: the same for the next call, empty if that is not known.
+    chunk costs (`psgc.torch.costs`).
     """
 
     vector: Callable[[int, Callable[[], bool]], Tensor | None]
@@ -27,7 +27,6 @@ class Call:
     signature: float
     is_whole: bool
     costs: Callable[[], Sequence[float]]
-    following: Callable[[], Sequence[float]] = tuple
 
 
 class Engine(Protocol):

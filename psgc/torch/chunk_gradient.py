@@ -92,10 +92,10 @@ class ChunkGradient:
             vector[: flat.dim] *= factor.rest
         return vector
 
-    def apply(self, total: Tensor, accumulate: bool = False, is_own: bool = False) -> float:
-        """Take the sum of the vectors of all chunks: the gradient of the mean loss to `.grad`; the mean loss.
+    def apply(self, total: Tensor, accumulate: bool = False) -> float:
+        """Take the sum of the vectors of all chunks, whose memory may become that of `.grad`; the mean loss.
 
-        accumulate: add it to what is in `.grad`; is_own: whether the memory of `total` may become that of `.grad`.
+        accumulate: add the gradient of the mean loss to what is in `.grad`.
         A parameter that no chunk had a gradient for has none, as in torch; the hooks of the others are called with the
         gradient of the mean. Updates the running statistics of the model.
 
@@ -107,8 +107,7 @@ class ChunkGradient:
             raise UserError(f"the loss counted {examples:g} examples in the whole batch; expected more than 0")
         flat.restore()
         is_used = (total[self._unused] < self._num_chunks - 0.5).tolist()
-        gradient = total[: flat.dim]
-        gradient = gradient.div_(examples) if is_own else gradient / examples
+        gradient = total[: flat.dim].div_(examples)
         flat.call_hooks(gradient, is_used)
         if accumulate:
             flat.add(gradient, is_used)

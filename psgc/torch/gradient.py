@@ -65,8 +65,7 @@ class BatchGradient:
             return loss / examples if examples else None
 
         made = signature("backward", batch.position, len(batch), scale, loaded)
-        costs, following = (partial(self._costs.of, rows, num_chunks) for rows in (batch.rows, batch.following))
-        return Call(vector, expect, loss_in, made, is_whole, costs, following)
+        return Call(vector, expect, loss_in, made, is_whole, partial(self._costs.of, batch.rows, num_chunks))
 
     def _compare_halves(
         self, halves: Halves, batch: Batch, rows: np.ndarray, chunk: int, num_chunks: int, scale: float | None

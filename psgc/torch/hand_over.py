@@ -28,13 +28,12 @@ class Left(SystemExit):
 
 @dataclass(frozen=True, slots=True)
 class Sum:
-    """The sum of the vectors of all chunks (dim,). is_own: whether it is the script's from now on, to write to.
+    """The sum of the vectors of all chunks (dim,), the script's from now on, to write to.
 
     vector: an array (`psgc.backend`), and a tensor when it comes to the script (`psgc.torch.memory`).
     """
 
     vector: Any
-    is_own: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +58,8 @@ class HandOver:
     waits for something else as well; state: makes the state of this rank, in a call that is whole.
 
     called: the newest iteration that the script has called for; is_whole: whether the state of the model and of the
-    optimizers was complete then, and not in the middle of something; signature: tells calls of scripts apart; costs,
-    following: as of Call, on rank 0.
+    optimizers was complete then, and not in the middle of something; signature: tells calls of scripts apart; costs: as
+    of Call, on rank 0.
     """
 
     def __init__(
@@ -71,7 +70,6 @@ class HandOver:
         self._changed = threading.Condition()
         self.called, self.is_whole, self.signature = first - 1, False, 0.0
         self.costs: Sequence[float] = ()
-        self.following: Sequence[float] = ()
         self.is_ended = False
         self.given = first - 1  # the newest iteration whose sum is here
         self._sums: dict[int, Sum] = {}  # that the script has not come to, and the newest that it has
@@ -89,7 +87,6 @@ class HandOver:
         is_whole: bool,
         signature: float,
         costs: Sequence[float] = (),
-        following: Sequence[float] = (),
         digest: bytes = b"",
     ) -> None:
         """The script has made all steps before `iteration`, and now waits for its sum.
@@ -103,7 +100,7 @@ class HandOver:
                     del self._digests[old]
             self._made = None
             self.is_whole, self.signature = is_whole, signature
-            self.costs, self.following = costs, following
+            self.costs = costs
             self.called = iteration
             self._sums = {number: found for number, found in self._sums.items() if number >= iteration}
         self._wake()
@@ -179,11 +176,11 @@ class HandOver:
         """Whether the script has made the step with the sum of `iteration`, or will make none."""
         return self.called > iteration or self.is_ended
 
-    def give(self, iteration: int, vector: Array, is_own: bool = False) -> None:
+    def give(self, iteration: int, vector: Array) -> None:
         """The sum of `iteration` is here (`Sum`)."""
         with self._changed:
             self.given = iteration
-            self._sums[iteration] = Sum(vector, is_own)
+            self._sums[iteration] = Sum(vector)
             self._changed.notify_all()
         self.alert()
 
@@ -205,7 +202,7 @@ class HandOver:
 
 
 class ScriptReplica:
-    """The script of a rank as its replica (`psgc.aggregation.replica`), with aggregation `allreduce`.
+    """The script of a rank as its replica (`psgc.aggregation.replica`).
 
     What is given to other ranks is a string of bytes, as a vector. The script must be in a call that is whole.
 
@@ -240,7 +237,7 @@ class ScriptReplica:
 
     def step(self, gradient: Array, digest: bool = False) -> None:
         self.is_stepping, self._snapshot = True, None
-        self._hand_over.give(self.steps, gradient, is_own=True)  # blocks that are passed on have memory of their own
+        self._hand_over.give(self.steps, gradient)  # blocks that are passed on have memory of their own
 
     def poll(self, wait: bool = False) -> bool:
         if not self.is_stepping or not self._hand_over.has_come_back(self.steps):

@@ -163,7 +163,7 @@ class Run:
         if is_due:  # now that the state before this step is known to have a loss
             self._write_checkpoint(batch.iteration, standing.iteration - 1)
         standing.loaded = None
-        standing.loss = self._compute.apply(total.vector, bool(due), total.is_own)
+        standing.loss = self._compute.apply(total.vector, bool(due))
         steps.has_gradient(batch, accumulate, scaler, scale)
         self._flat.call_late_hooks()
         return standing.loss

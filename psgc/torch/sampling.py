@@ -33,14 +33,12 @@ class Position(NamedTuple):
 class Batch:
     """The examples of one step.
 
-    position: where it begins; after: where the next step begins; rows: (n,) int64, the numbers of its examples;
-    following: those of the next batch, if the loop goes on.
+    position: where it begins; after: where the next step begins; rows: (n,) int64, the numbers of its examples.
     """
 
     position: Position
     after: Position
     rows: np.ndarray
-    following: np.ndarray
 
     @property
     def iteration(self) -> int:
@@ -139,11 +137,7 @@ class Sampler:
         stop = min(start + size, self._length)
         has_more = self._length - stop >= least
         after = Position(iteration + 1, epoch, stop) if has_more else Position(iteration + 1, epoch + 1)
-        rows, following = (
-            _rows_of(self._seed, at.epoch, self._length, at.start, min(at.start + size, self._length), shuffle)
-            for at in (self._position, after)
-        )
-        return Batch(self._position, after, rows, following)
+        return Batch(self._position, after, _rows_of(self._seed, epoch, self._length, start, stop, shuffle))
 
 
 def check_whole(name: str, value: object) -> None:

@@ -25,8 +25,6 @@ class Script:
 
     gradient: entries of the gradient, behind which a vector has the loss and the number of examples.
     attached: to the run, on rank 0.
-    early: whether an iteration begins before rank 0 calls for it: the workers are sent the sum before at once
-    (aggregation `server`).
     """
 
     def __init__(
@@ -34,20 +32,17 @@ class Script:
         hand_over: HandOver,
         replica: ScriptReplica,
         gradient: int,
-        early: bool,
         hosts: Sequence[str],
         backend: Backend,
         attached: Sequence[object] = (),
     ) -> None:
         self.replica: Stepping = replica
         self._attached = attached
-        self._hand_over, self._gradient, self._early, self._hosts = hand_over, gradient, early, hosts
+        self._hand_over, self._gradient, self._hosts = hand_over, gradient, hosts
         self._to_host = backend.to_host
         self._ended: dict[int, tuple[int, str]] = {}  # by worker: iteration, and why
         self._mistakes: dict[int, tuple[int, str]] = {}  # of the user, likewise
-        self._reports: list[Report] = []  # of an iteration that rank 0 has not called for
         self._usual = 0.0  # what a chunk of the first call costs in the mean
-        self._summed: int | None = None  # the newest iteration whose sum the next one brings to the workers
 
     def differing(self, one: bytes, other: bytes) -> Sequence[str]:
         return differing(one, other, self._attached)
@@ -58,43 +53,30 @@ class Script:
         return self._hand_over.is_whole if self._hand_over.called == iteration else None
 
     def may_begin(self, iteration: int) -> bool | None:
-        if self._hand_over.is_ended:  # maybe before the last sum has been sent to the others
-            return self._summed == iteration - 1
-        return True if self._hand_over.called >= iteration - self._early else None
+        if self._hand_over.is_ended:
+            return False
+        return True if self._hand_over.called >= iteration else None
 
     def costs(self, iteration: int, num_chunks: int) -> list[float]:
         """What the chunks of an iteration that begins take relative to an average one."""
-        costs = self._hand_over.costs if self._hand_over.called >= iteration else self._hand_over.following
+        costs = self._hand_over.costs
         self._usual = self._usual or sum(costs) / num_chunks
         return [max(LEAST, cost / self._usual) for cost in costs] or [1.0] * num_chunks
 
     def is_over(self) -> bool:
         return self._hand_over.is_ended
 
-    def summed(self, iteration: int, vector: Array) -> None:
-        self._summed = iteration
-        self._hand_over.give(iteration, vector)
-
     def loss(self, iteration: int, vector: Array) -> float | None:
-        self._check(iteration)
         loss, examples = self._to_host(vector[self._gradient : self._gradient + 2]).tolist()
         return loss / examples if examples and math.isfinite(loss) else None
 
     def reported(self, report: Report) -> None:
-        self._reports.append(report)
-        if self._hand_over.called >= report.iteration:
-            self._check(report.iteration)
-
-    def _check(self, iteration: int) -> None:
-        reports, self._reports = self._reports, []
-        if self._hand_over.called != iteration:  # rank 0 has not come there, and never will
-            return
-        for report in reports:
-            if report.iteration == iteration and report.loss != self._hand_over.signature:
-                raise RunFailed(
-                    f"worker {report.worker} on {self._hosts[report.worker]}, iteration {iteration}: its script makes "
-                    "another call than that of rank 0; every rank must make the same calls, for the same batches"
-                )
+        is_there = self._hand_over.called == report.iteration  # else the script has gone on already
+        if is_there and report.loss != self._hand_over.signature:
+            raise RunFailed(
+                f"worker {report.worker} on {self._hosts[report.worker]}, iteration {report.iteration}: its script "
+                "makes another call than that of rank 0; every rank must make the same calls, for the same batches"
+            )
 
     def ended(self, worker: int, iteration: int, text: str, is_mistake: bool) -> None:
         (self._mistakes if is_mistake else self._ended)[worker] = iteration, text

@@ -146,8 +146,8 @@ class Session:
         assert self._hand_over is not None
         assert not isinstance(self._local, UserError)
         digest = self._local.digest() if is_checked(iteration, self.iteration) else b""
-        costs = (call.costs(), call.following()) if self._worker is None else ((), ())
-        self._hand_over.call(iteration, call.is_whole, call.signature, *costs, digest=digest)
+        costs = call.costs() if self._worker is None else ()
+        self._hand_over.call(iteration, call.is_whole, call.signature, costs, digest)
         self._is_in_call = True
         if self._worker is not None:
             with self._computing:
@@ -158,7 +158,7 @@ class Session:
             self.is_cut_short = True
             raise
         self._is_in_call = False
-        return answer if isinstance(answer, State) else Sum(self._memory.tensor(answer.vector), answer.is_own)
+        return answer if isinstance(answer, State) else Sum(self._memory.tensor(answer.vector))
 
     def end(self, text: str = "", code: int = 1) -> None:
         """The script ends, with this exit code because of an error if there is a text.
@@ -282,8 +282,7 @@ class Session:
         self, transport: Transport, local: Local, hand_over: HandOver, replica: ScriptReplica, backend: Backend
     ) -> None:
         assert self.record is not None
-        early = self.config.aggregation == "server"
-        script = Script(hand_over, replica, local.gradient, early, transport.hosts, backend, local.attached)
+        script = Script(hand_over, replica, local.gradient, transport.hosts, backend, local.attached)
         stopped_by = partial(interruption, self._stopped_by)
         server = make_server(transport, self.config, self.plan, script, self.record, stopped_by, backend)
         faults = make_injector(self.config, rank=0)

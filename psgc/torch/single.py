@@ -58,7 +58,7 @@ class Single:
         loss, seconds = call.loss(total), time.monotonic() - began
         known = loss if loss is None or math.isfinite(loss) else None
         self.record.iteration(IterationRecord(iteration, known, seconds, recovered=self.num_chunks))
-        return Sum(total, is_own=True)
+        return Sum(total)
 
     def _vector(self, chunk: int, iteration: int, call: Call, began: float) -> Tensor:
         if reason := interruption(self._stopped_by):

@@ -5,32 +5,26 @@ import traceback
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from psgc.aggregation.replica import WAITING_BYTES, Snapshot
-from psgc.backend import Array
 from psgc.coding.sketch import sketch
 from psgc.config import Config
 from psgc.errors import ModelError, UserError, one_line
-from psgc.messages import PIECE, Kind, piece_length, record, stepped_record, unpack_block
+from psgc.messages import stepped_record
 from psgc.plan import Plan
 from psgc.torch.calls import Call
 from psgc.torch.hand_over import HandOver, Left, ScriptReplica
 from psgc.torch.memory import Memory
 from psgc.torch.settings import OPEN_END
 from psgc.training.inputs import make_emulation, make_injector, tried_chunks
-from psgc.transport import Transport, Vector
+from psgc.transport import Transport
 from psgc.user_code import raised_at
 from psgc.workers.compute import NO_SKETCH, Trial
 from psgc.workers.emulation import Emulation
 from psgc.workers.encoder import Encoder
 from psgc.workers.injection import Injector
-from psgc.workers.loop import SERVER, WorkerLoop
+from psgc.workers.loop import SERVER, Duties, WorkerLoop
 from psgc.workers.mailbox import Mailbox, Result, Work
-from psgc.workers.replicated import ReplicatedLoop
 from psgc.workers.state import WorkerState
 
-CATCHING_UP = 4  # sums that may wait for a script in any case, as while it loads a state
 LAST_SUM = 15.0  # seconds in which a script makes its last steps after the end of the run, if rank 0 waits so long
 
 
@@ -52,8 +46,11 @@ class ScriptLoop(WorkerLoop):
 
     calls: int | None = None
 
-    _hand_over: HandOver
-    _last: tuple[int, float] | None = None  # the iteration that the run is over before, and when to give up
+    def __init__(self, *arguments: Any, hand_over: HandOver, **others: Any) -> None:
+        super().__init__(*arguments, **others)
+        self._hand_over = hand_over
+        self._first: int | None = self._iteration + 1  # call, of which the server has not been told
+        self._last: tuple[int, float] | None = None  # the iteration that the run is over before, and when to give up
 
     def _stop(self, iteration: int) -> None:
         self._last = iteration, time.monotonic() + LAST_SUM
@@ -64,94 +61,9 @@ class ScriptLoop(WorkerLoop):
         if self._last is not None:
             end, late = self._last
             has_all = self._hand_over.given >= end - 1 or self._hand_over.is_ended
-            if not has_all and self._is_behind():
+            if not has_all and self._allreduce.is_behind:
                 self._hand_over.stop(Left(0))
             self._stopped = self._stopped or has_all or time.monotonic() > late
-
-    def _is_behind(self) -> bool:
-        """Whether the script has missed a sum."""
-        return False
-
-
-class WithServer(ScriptLoop):
-    """aggregation `server`: the vector that an iteration begins with is the sum of the one before.
-
-    A script that has missed one, or for which too many wait, goes on from a state of rank 0.
-    """
-
-    def __init__(self, *arguments: Any, hand_over: HandOver, replica: ScriptReplica, **others: Any) -> None:
-        super().__init__(*arguments, **others)
-        self._hand_over, self._replica = hand_over, replica
-        self._needed = self._iteration + 1  # the iteration whose sum the script lacks
-        self._told = self._iteration  # the newest call that the server knows of, or need not know of
-        self._loaded = self._needed  # the iteration that it began with, or that the newest state is of
-        self._missed = False  # a sum, so that those after it are of no use
-        self._pieces: list[np.ndarray] = []  # of a state that is coming
-
-    def _is_behind(self) -> bool:
-        return self._missed
-
-    def _begin(self, iteration: int, params: Array) -> None:
-        number, self._pieces = iteration - 1, []  # the rest of a state comes no more, since it came to be too old
-        if self._missed:
-            return
-        if number > self._needed or number >= max(self._hand_over.called, self._loaded) + self._most(params.nbytes):
-            self._missed = True
-            self._transport.send(SERVER, [record(Kind.BEHIND, number)])
-            return
-        if number == self._needed:  # else nothing has been summed yet
-            self._needed += 1
-            is_short = params.nbytes < PIECE  # in a buffer that is larger
-            # as a view of NumPy: what `_begin` forbids, the script may do
-            self._hand_over.give(number, params.copy() if is_short else params[:])
-        super()._begin(iteration, params)
-
-    @staticmethod
-    def _most(size: int) -> int:
-        """How many sums of so many bytes may wait for the script."""
-        return max(CATCHING_UP, WAITING_BYTES // size)
-
-    def _hear_vector(self, message: Vector) -> None:
-        if not (name := unpack_block(message.chunk)).is_state:
-            super()._hear_vector(message)
-            return
-        if not name.role:
-            self._pieces = []
-        if name.role == len(self._pieces):
-            piece = self._backend.asarray(message.buffer[: message.length])
-            self._pieces.append(self._backend.to_host(piece))
-        if len(self._pieces) == name.block:
-            state, self._pieces = np.concatenate(self._pieces), []
-            self._needed = self._loaded = message.iteration
-            self._missed = False
-            self._replica.load(Snapshot(message.iteration, (state,), {}))
-        self._post_params()
-
-    def _post_params(self) -> None:
-        length = piece_length(self._dim, self._dtype) + self._stamp
-        self._transport.post(self._backend.message_buffer(length, self._dtype), source=SERVER)
-
-    def _send_outbox(self) -> None:
-        """Besides, say where the script is if that is compared, or once a state has got it on."""
-        called, loaded = self._hand_over.called, self._loaded
-        for iteration in range(self._told + 1, called + 1):
-            digest = self._hand_over.digest(iteration)
-            if digest or self._told < loaded <= iteration:
-                self._transport.send(SERVER, [stepped_record(iteration, digest)])
-            self._told = iteration
-        super()._send_outbox()
-
-
-class WithAllReduce(ScriptLoop, ReplicatedLoop):
-    """aggregation `allreduce`: the sums come to a ScriptReplica."""
-
-    def __init__(self, *arguments: Any, hand_over: HandOver, **others: Any) -> None:
-        super().__init__(*arguments, **others)
-        self._hand_over = hand_over
-        self._first: int | None = self._iteration + 1  # call, of which the server has not been told
-
-    def _is_behind(self) -> bool:
-        return self._allreduce.is_behind
 
     def _send_outbox(self) -> None:
         """Besides, say how the script begins; from then on that is said after each step."""
@@ -260,32 +172,15 @@ def make_worker(
     dim: entries of the vectors; script: the thread of the script.
     """
     backend = memory.backend
-    combined, shared = config.transfer == "combined", config.aggregation == "allreduce"
-    encoder = Encoder(backend, plan.coding_matrix, dim, config.dtype, shared)
-    every = config.verify.every if config.verify else 0
-    state = WorkerState(transport.rank, plan.queues[transport.rank], plan.num_chunks, combined, every, shared)
+    encoder = Encoder(backend, plan.coding_matrix, dim, config.dtype)
+    every, combined = config.verify.every if config.verify else 0, config.transfer == "combined"
+    state = WorkerState(transport.rank, plan.queues[transport.rank], plan.num_chunks, combined, every)
     mailbox = Mailbox(state, encoder, transport.wake)
     tried = tried_chunks(config, plan)
     emulation, injector = make_emulation(config, plan, transport.rank), make_injector(config, transport.rank)
-    arguments: dict[str, Any] = {
-        "transport": transport,
-        "mailbox": mailbox,
-        "encoder": encoder,
-        "compute": ScriptThread(script),
-        "backend": backend,
-        "dim": dim,
-        "dtype": config.dtype,
-        "silence": min(1.0, config.faults.collect_timeout / 4),
-        "injector": injector,
-        "first": first,
-        "first_role": plan.num_chunks if config.verify else 0,  # as in `psgc train`
-        "long": config.faults.collect_timeout,
-        "hand_over": hand_over,
-    }
-    loop: ScriptLoop
-    if shared:
-        loop = WithAllReduce(**arguments, coding_matrix=plan.coding_matrix, replica=replica, last=OPEN_END, alike=True)
-    else:
-        loop = WithServer(**arguments, replica=replica)
+    duties = Duties.of(config, plan, dim, first, OPEN_END, alike=True)
+    loop = ScriptLoop(
+        *(transport, mailbox, encoder, ScriptThread(script), backend, replica, injector, duties), hand_over=hand_over
+    )
     trial = Trial(first, tried.get(transport.rank), frozenset(tried.values()))
     return ScriptWorker(loop, mailbox, hand_over, trial, emulation, injector, memory)

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 
 from psgc.aggregation import memory
-from psgc.aggregation.memory import Held
+from psgc.aggregation.memory import Held, PerChunk
 from psgc.backend import part_length
 from psgc.config import AssignmentFile, Config
 from psgc.errors import UserError
 from psgc.machine import available_memory
-from psgc.messages import receive_length
+from psgc.messages import TAIL, receive_length
 from psgc.training.dimension import dimension
 from psgc.training.transfer_choice import vector_bytes, without_auto
 
@@ -18,14 +18,18 @@ def held(config: Config, num_chunks: int, num_workers: int, dim: int) -> tuple[l
     vector, optimizer = vector_bytes(config, dim), config.optimizer.kind
     length = part_length(dim, config.coding.parts)
     coded = vector_bytes(config, length)
-    checkpoints = config.checkpoint.every > 0
-    waiting = _waiting(config, num_chunks, num_workers)
-    if config.aggregation == "allreduce":
-        return memory.with_allreduce(vector, coded, config.coding.parts, optimizer, waiting, checkpoints)
-    keeps = config.transfer == "per_chunk" or config.verify is not None
-    received = vector_bytes(config, receive_length(length, config.dtype))
-    rank_0 = memory.of_server(vector, received, optimizer, num_workers, num_chunks if keeps else 0, checkpoints)
-    return rank_0, memory.of_worker(vector, coded, optimizer, waiting)
+    per_chunk = None
+    if config.transfer == "per_chunk":
+        received = vector_bytes(config, receive_length(length + TAIL, config.dtype))
+        is_unbiased = config.recovery.estimator == "unbiased"
+        per_chunk = PerChunk(received, num_chunks, decoded=1 + is_unbiased)  # beside the sum without weights
+    return memory.of_ranks(
+        *(vector, coded, config.coding.parts, optimizer, _waiting(config, num_chunks, num_workers)),
+        checkpoints=config.checkpoint.every > 0,
+        num_workers=num_workers,
+        all_own=config.aggregation == "allreduce",
+        per_chunk=per_chunk,
+    )
 
 
 def _waiting(config: Config, num_chunks: int, num_workers: int) -> int:

@@ -17,9 +17,9 @@ def chosen_transfer(config: Config, num_chunks: int, dim: int) -> Literal["per_c
         return config.transfer
     if config.aggregation == "allreduce":
         return "combined"
-    # combined does not support the estimator unbiased
-    small = num_chunks * vector_bytes(config, dim) <= PER_CHUNK_BYTES or config.recovery.estimator == "unbiased"
-    return "per_chunk" if small else "combined"
+    needs_chunks = config.recovery.estimator == "unbiased" or (config.verify is not None and config.coding.parts > 1)
+    is_small = num_chunks * vector_bytes(config, dim) <= PER_CHUNK_BYTES
+    return "per_chunk" if is_small or needs_chunks else "combined"
 
 
 def without_auto(config: Config, num_chunks: int, num_workers: int, dim: int) -> Config:

@@ -1,7 +1,5 @@
 """A worker's side of `psgc train`: sets up the worker and runs it."""
 
-from typing import Any
-
 from psgc import config as configuration
 from psgc.aggregation.replica import Replica
 from psgc.backend import Backend, open_backend
@@ -30,9 +28,8 @@ from psgc.workers.compute import ComputeThread, Trial
 from psgc.workers.encoder import Encoder
 from psgc.workers.held_out import HeldOut
 from psgc.workers.input_guard import InputGuard
-from psgc.workers.loop import WorkerLoop
+from psgc.workers.loop import Duties, WorkerLoop
 from psgc.workers.mailbox import Mailbox
-from psgc.workers.replicated import ReplicatedLoop
 from psgc.workers.state import WorkerState
 
 
@@ -82,10 +79,9 @@ def make_worker(
     test: rows that are evaluated during the run.
     """
     transport.start(from_everybody=config.aggregation == "allreduce")
-    combined, shared = config.transfer == "combined", config.aggregation == "allreduce"
-    encoder = Encoder(backend, plan.coding_matrix, problem.dim, config.dtype, shared)
-    every = config.verify.every if config.verify else 0
-    state = WorkerState(transport.rank, plan.queues[transport.rank], plan.num_chunks, combined, every, shared)
+    encoder = Encoder(backend, plan.coding_matrix, problem.dim, config.dtype)
+    every, combined = config.verify.every if config.verify else 0, config.transfer == "combined"
+    state = WorkerState(transport.rank, plan.queues[transport.rank], plan.num_chunks, combined, every)
     injector = make_injector(config, transport.rank)
     mailbox = Mailbox(state, encoder, transport.wake)
     tried, held_out = tried_chunks(config, plan), None
@@ -107,23 +103,7 @@ def make_worker(
         held_out,
         None if isinstance(config.problem, BuiltinProblem) else Halves(problem),
     )
-    silence = min(1.0, config.faults.collect_timeout / 4)
-    arguments: dict[str, Any] = {
-        "transport": transport,
-        "mailbox": mailbox,
-        "encoder": encoder,
-        "compute": compute,
-        "backend": backend,
-        "dim": problem.dim,
-        "dtype": config.dtype,
-        "silence": silence,
-        "injector": injector,
-        "first": first,
-        "first_role": plan.num_chunks if config.verify else 0,  # with `verify`, roles are numbered after the chunks
-        "long": config.faults.collect_timeout,
-    }
-    if not shared:
-        return WorkerLoop(**arguments)
     iterations = iterations_of(config, chunks.num_rows)
+    duties = Duties.of(config, plan, problem.dim, first, iterations, alike=False)
     replica = Replica(make_optimizer(config.optimizer, iterations), backend, transport.wake)
-    return ReplicatedLoop(**arguments, coding_matrix=plan.coding_matrix, replica=replica, last=iterations)
+    return WorkerLoop(transport, mailbox, encoder, compute, backend, replica, injector, duties)

@@ -180,16 +180,13 @@ class Transport:
         """End the `wait` of the thread that communicates. The only method for other threads."""
         self._bell.ring()
 
-    def wait(
-        self, expecting_large: bool = False, busy: bool = False, nap: float = 0.0, exchanging: bool = False
-    ) -> bool:
+    def wait(self, busy: bool = False, nap: float = 0.0, exchanging: bool = False) -> bool:
         """Pause until there is something to poll, some milliseconds at most; whether there may be something.
 
         There is nothing when a thread of this process has ended the pause, and everybody else would have rung. Sends
         go on all the same.
-        expecting_large: a large transfer is to come, which is slept on only where ranks share cores. busy: another
-        thread of this process has a use for the core. nap: seconds between two looks, at least; exchanging: never more
-        than that either, and the end of a send is something to poll.
+        busy: another thread of this process has a use for the core. nap: seconds between two looks, at least;
+        exchanging: never more than that either, and the end of a send is something to poll.
         """
         self._receives.repost()
         if not exchanging:  # else the end of a send is to be returned
@@ -197,7 +194,7 @@ class Transport:
         size = self._sends.largest()
         if size and not exchanging and time.monotonic() - self._rang > NAP:  # the other end has to call MPI as well
             self._ring_at(self._sends.pending())
-        large, looks = expecting_large or size >= LARGE, exchanging
+        large, looks = size >= LARGE, exchanging
         if nap:
             nap, large = max(nap, self._least_nap), False
         elif large and self._least_nap:  # to look without a pause would take the core that the transfer needs

@@ -123,6 +123,7 @@ def write_files(folder: Path) -> None:
         (["aggregation=allreduce", "coding.parts=2", "checkpoint.every=1"], []),
         (["aggregation=allreduce", "optimizer={kind: adam, lr: 0.1}", "iterations=24"], [LOST]),
         (["aggregation=server", "transfer=combined"], []),
+        (["aggregation=server", "transfer=per_chunk"], []),
     ],
 )
 def test_no_rank_holds_more_than_was_said(

@@ -32,8 +32,9 @@ def check_beliefs(world: Any) -> None:
 
 def _check_nothing_lost(world: Any, worker: int, counted_on: set[int]) -> None:
     watch, node = world.watch, world.nodes[worker]
-    end = node.end
-    on_its_way = end.params or end.control or end.sent or end.vectors or world.server._links.outbox.waits(worker)
+    links = world.links[0, worker], world.links[worker, 0]
+    on_its_way = not all(link.is_empty for link in links) or worker in world.server._links.outbox._orders
+    on_its_way = on_its_way or bool(node._vectors)
     if node.dead or on_its_way or node.state.iteration < world.iteration:
         return
     will = {*node.state._queue}

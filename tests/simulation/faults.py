@@ -87,10 +87,12 @@ def random_case(rng: random.Random, verified: bool = False, allreduce: bool = Fa
         timeout=TIMEOUT,
         recovery=_random_recovery(rng),
     )
-    if allreduce:
-        case = _sharing(rng, case, moment)
+    case = _sharing(rng, case, moment)
+    case = replace(case, allreduce=True, combined=True) if allreduce else replace(case, faults=_of_server(rng, case))
     if not verified:
         return case
+    if parts > 1:
+        case = replace(case, combined=False)
     wrong = [
         (iteration, chunk, worker)
         for iteration in range(iterations)
@@ -106,7 +108,7 @@ def random_case(rng: random.Random, verified: bool = False, allreduce: bool = Fa
 
 
 def _sharing(rng: random.Random, case: Case, moment: Callable[[], tuple[int, int]]) -> Case:
-    """The same with aggregation `allreduce`: links are slow as well, and ranks fail at steps of the protocol."""
+    """The same, but links are slow as well, and ranks fail at steps of the protocol."""
     workers = case.plan.num_workers
     naps = [*case.naps]
     for _ in range(rng.choice([0, 0, 1, 2])):
@@ -121,8 +123,6 @@ def _sharing(rng: random.Random, case: Case, moment: Callable[[], tuple[int, int
         faults[1] = replace(faults[0], worker=faults[1].worker)
     return replace(
         case,
-        combined=True,
-        allreduce=True,
         dim=rng.choice([case.dim, rng.randint(1, 30)]),
         naps=naps,
         faults=sorted(faults, key=lambda fault: (fault.first, fault.after)),
@@ -171,10 +171,7 @@ def _with_scripts(rng: random.Random) -> Case:
 def server_case(rng: random.Random) -> Case:
     """As `script_case`, with aggregation `server`."""
     case = _with_scripts(rng)
-    faults = [
-        replace(fault, step=rng.choice(SERVER_STEPS)) if fault.step and fault.step not in SERVER_STEPS else fault
-        for fault in case.faults
-    ]
+    faults = _of_server(rng, case)
     iterations, naps = case.num_iterations, [*case.naps]
     if rng.random() < 0.5:  # more sums come than wait for a rank
         iterations += rng.randint(4, 12)
@@ -191,6 +188,14 @@ def server_case(rng: random.Random) -> Case:
         num_iterations=iterations,
         partial=[iteration for iteration in range(iterations) if rng.random() < 0.1],
     )
+
+
+def _of_server(rng: random.Random, case: Case) -> list[Fault]:
+    """Its faults, at steps of the protocol that workers come to with aggregation `server`."""
+    return [
+        replace(fault, step=rng.choice(SERVER_STEPS)) if fault.step and fault.step not in SERVER_STEPS else fault
+        for fault in case.faults
+    ]
 
 
 def _at_step(rng: random.Random, worker: int, iterations: int) -> Fault:
@@ -222,7 +227,7 @@ def run(
     if scripts:
         world = ScriptWorld(server_case(rng) if server else script_case(rng))
     else:
-        world = (ReplicatedWorld if allreduce else World)(random_case(rng, verified, allreduce), thorough)
+        world = ReplicatedWorld(random_case(rng, verified, allreduce), thorough)
     world.run()
     return world.counts
 

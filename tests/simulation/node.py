@@ -5,19 +5,27 @@ What must hold is asserted where it happens.
 """
 
 import weakref
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 
+from psgc.aggregation.allreduce import summing_matrix
+from psgc.aggregation.replica import Stepping
 from psgc.backend import Backend
 from psgc.messages import Kind
 from psgc.plan import Plan
 from psgc.workers.encoder import Encoder
 from psgc.workers.injection import Injector
-from psgc.workers.loop import WorkerLoop
+from psgc.workers.loop import Duties, WorkerLoop
 from psgc.workers.mailbox import Mailbox, Result, Work
 from psgc.workers.state import WorkerState
-from tests.simulation.network import Clock, WorkerEnd
+from tests.simulation.mesh import MeshEnd
+from tests.simulation.network import Clock
+
+
+class Killed(BaseException):
+    """The process ends here."""
 
 
 class NothingToDo(Exception):
@@ -34,9 +42,13 @@ class ImpatientState(WorkerState):
 
 class Node(WorkerLoop):
     """follows: "fixed" if the standing order is left only for a loss, "skipping" if chunks are also left out; every: 0
-    if nothing is verified; more: what another loop than WorkerLoop takes besides; loss: that it says each chunk has."""
+    if nothing is verified; more: what another loop than WorkerLoop takes besides; loss: that it says each chunk has.
+
+    Its process ends in the middle of a turn as well.
+    """
 
     loss = 1.0
+    end: MeshEnd
 
     def __init__(
         self,
@@ -47,32 +59,33 @@ class Node(WorkerLoop):
         silence: float,
         follows: str,
         clock: Clock,
-        every: int = 0,
-        end: Any = None,
-        injector: Injector | None = None,
+        every: int,
+        end: MeshEnd,
+        injector: Injector,
+        replica: Stepping,
+        last: int,
+        alike: bool = False,
         **more: Any,
     ) -> None:
-        self.rank = rank
-        self.end = end or WorkerEnd(clock)
-        shared = "coding_matrix" in more
-        self.state = ImpatientState(rank, plan.queues[rank], plan.num_chunks, combined, every, shared)
-        self.encoder = Encoder(Backend(), plan.coding_matrix, dim, "float64", shared=shared)
+        self.rank, self.end, self.clock = rank, end, clock
+        self.state = ImpatientState(rank, plan.queues[rank], plan.num_chunks, combined, every)
+        self.encoder = Encoder(Backend(), plan.coding_matrix, dim, "float64")
         self.mailbox = Mailbox(self.state, self.encoder)
+        duties = Duties(
+            matrix=summing_matrix(plan.coding_matrix, "combined" if combined else "per_chunk"),
+            dim=dim,
+            dtype="float64",
+            first=0,
+            last=last,
+            alike=alike,
+            silence=silence,
+        )
         super().__init__(
-            self.end,
-            self.mailbox,
-            self.encoder,
-            None,
-            Backend(),
-            dim,
-            "float64",
-            silence,
-            injector or Injector(),
-            first_role=plan.num_chunks if every else 0,
+            *(end, self.mailbox, self.encoder, None, Backend(), replica, injector, duties),  # type: ignore[arg-type]
             **more,
         )
-        self._post_params()
-        self.clock = clock
+        self._last_sent = clock.now  # in this world, of which the loop has not known
+        self._open()
         self.verified = every > 0
         self.silence = silence  # after which the loop says that all is well
         self.follows = follows
@@ -95,9 +108,10 @@ class Node(WorkerLoop):
 
     def spin(self) -> None:
         """One turn of the loop."""
-        self._poll()
-        self._send_outbox()
-        self._send_vectors()
+        with suppress(Killed):
+            self._poll()
+            self._send_outbox()
+            self._send_vectors()
 
     def alive(self) -> int:
         """How many gradients are still in memory, besides those that have become accumulators."""
@@ -106,13 +120,10 @@ class Node(WorkerLoop):
         return sum(id(ref()) not in accumulators for ref in self.gradients)
 
     def die(self, kept: int) -> None:
-        """The process ends; so many of its messages were out of its hands."""
-        self.dead = True
-        self.end.params.clear()
-        self.end.control.clear()
-        while len(self.end.sent) > kept:
-            self.end.sent.pop()
-        del self.end.vectors[kept:]
+        """The process ends; so many of its messages to each rank were out of its hands."""
+        if not self.dead:
+            self.dead = True
+            self.end.cut(kept)
 
     # what the loop hears
 
@@ -146,9 +157,13 @@ class Node(WorkerLoop):
         super()._handle(entry, source)
         if kind == Kind.DISCARD:
             assert iteration != self.state.iteration or chunk not in self.state.held
-        if kind == Kind.COLLECT or (kind == Kind.MAP and entry["last"]):
+        if kind == Kind.MAP and entry["last"]:
             assert iteration != self.state.iteration or self.alive() == 0, "gradients are left after the last commit"
             self._is_over(iteration)
+
+    def _stepping(self, iteration: int, gradient: np.ndarray) -> None:
+        super()._stepping(iteration, gradient)
+        self._is_over(iteration)
 
     def _is_over(self, iteration: int) -> None:
         """Nothing more is to be done in an iteration, as far as is known."""
@@ -186,7 +201,7 @@ class Node(WorkerLoop):
         return work
 
     def check_params(self, iteration: int, params: np.ndarray) -> None:
-        assert (params == iteration).all(), "parameters of another iteration"
+        """They are those of the iteration."""
 
     def finish(self, gradient: np.ndarray, seconds: float) -> None:
         """The compute thread is through with its chunk; the caller keeps no reference to `gradient`."""
@@ -201,7 +216,7 @@ class Node(WorkerLoop):
         assert len(self.mailbox._outbox) == before + 1 + sketched
         message = self.mailbox._outbox[-1]
         kind = Kind(message["kind"][0]) if isinstance(message, np.ndarray) else Kind.REPORT
-        assert isinstance(message, np.ndarray) or self.state.travels(work.iteration, work.chunk)
+        assert isinstance(message, np.ndarray) or not self.state.is_combined
         assert kind == (Kind.ABANDONED if unwanted else Kind.REPORT), "reported although nobody wants it"
         interrupted = (work.iteration, work.chunk) in self.interrupted
         if (self.verified or interrupted) and unwanted and work.iteration == self.state.iteration:

@@ -1,27 +1,13 @@
-"""An optimizer and an observer for the simulated world, which look at what comes of its events."""
+"""An observer for the simulated world, which looks at what the server writes down."""
 
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import pytest
 
-from psgc.optimizer import Sgd
 from psgc.run_rows import IterationRow, Outcome
 from psgc.server.observer import Approximation, IterationRecord
-
-
-class Checking(Sgd):
-    """An optimizer whose parameters are the number of the iteration, and which looks at each gradient."""
-
-    def __init__(self, world: Any) -> None:
-        self._world = world
-
-    def step(self, params: np.ndarray, gradient: np.ndarray, iteration: int = 0) -> np.ndarray:
-        self._world.check_exact(gradient)
-        self._world.counts["iterations"] += 1
-        return params + 1.0
 
 
 @dataclass
@@ -40,7 +26,7 @@ class Observer:
             assert row.recovered == world.plan.num_chunks - len(world.incomplete)
             copies = dict.fromkeys(range(world.plan.num_chunks), world.plan.parts)
             copies |= {chunk: len(roles) for chunk, roles in world.incomplete.items()}
-            if world.case.allreduce:  # a copy that is lost was shown right all the same, and another one counts
+            if world.case.combined:  # a copy that is lost was shown right all the same, and another one counts
                 assert all(world.used[chunk] >= world.plan.parts for chunk in world.compared)
                 copies |= {chunk: world.used[chunk] for chunk in world.compared}
             else:

@@ -1,4 +1,4 @@
-"""Server and workers together with aggregation `allreduce`: the world of `world`, with blocks between all ranks.
+"""Server and workers together: the world of `world`, with blocks between all ranks and a NumPy problem.
 
 Every rank runs the production code, from the loops to replicas, exchanges and states. Ranks die or stop at the steps of
 the protocol at which faults can be injected, between two instructions of their loop. All replicas that are at one
@@ -29,7 +29,8 @@ from psgc.server.replicated import Replicated
 from psgc.workers import loop as worker_loop
 from tests.simulation.case import Case, Fault, Nap
 from tests.simulation.mesh import Link, MeshEnd
-from tests.simulation.replicated_node import Killed, ReplicatedNode, SlowReplica, Told
+from tests.simulation.node import Killed
+from tests.simulation.replicated_node import ReplicatedNode, SlowReplica, Told
 from tests.simulation.world import STEPS, World
 
 LARGEST = 64  # bytes of a block: 8 entries
@@ -55,10 +56,14 @@ class WatchedReplicated(Replicated):
         self._world.read = super().gradient.copy()
         return super().gradient
 
-    def _send(self, made: Map | None) -> None:
+    def hand_out(self, gradient: np.ndarray, now: float) -> None:
+        self._world.read = gradient.copy()
+        super().hand_out(gradient, now)
+
+    def _send(self, made: Map | None, *own: Any) -> None:
         if made is not None:
             self._world.check_map(made)
-        super()._send(made)
+        super()._send(made, *own)
 
 
 class ReplicatedWorld(World):
@@ -68,7 +73,6 @@ class ReplicatedWorld(World):
     read: np.ndarray  # the newest gradient that the server has read
 
     def __init__(self, case: Case, thorough: bool = False) -> None:
-        assert not thorough
         self.params: dict[int, bytes] = {}  # of the replicas, by iteration
         self.states: dict[int, tuple[Any, ...]] = {}  # the same with the optimizer's
         self.at_steps = [fault for fault in case.faults if fault.step]
@@ -84,12 +88,11 @@ class ReplicatedWorld(World):
             self.replace(stack)
             self.nodes = {
                 rank: ReplicatedNode(
-                    *(rank, self.plan, True, case.dim, self.silence, self.follows, clock, self.every),
+                    *(rank, self.plan, case.combined, case.dim, self.silence, self.follows, clock, self.every),
                     end=end,
                     injector=Told(partial(self.at, rank)),
                     check=partial(self.check_replica, rank),
                     params=self.params,
-                    coding_matrix=self.plan.coding_matrix,
                     replica=SlowReplica(self.new_optimizer(), Backend(), end.wake),
                     last=case.num_iterations,
                 )
@@ -159,10 +162,14 @@ class ReplicatedWorld(World):
 
     def check_map(self, made: Map) -> None:
         watch = self.watch
-        assert watch.it.phase == COLLECTING, "a map while something is done again"
-        assert {tuple(contributor) for contributor in made.contributors} == watch.asked.keys()
+        if self.case.combined:
+            assert watch.it.phase == COLLECTING, "a map while something is done again"
+            assert {tuple(contributor) for contributor in made.contributors} == watch.shared.keys()
+        else:
+            assert watch.finished, "a map before the gradient is known"
+            assert [contributor.rank for contributor in made.contributors] == [0]
         assert {*made.receivers} <= {0, *watch.it.membership.live}
-        assert {part.owner for part in made.slices} <= {*made.receivers}
+        assert {part.owner for part in made.slices} <= ({*made.receivers} if self.case.allreduce else {0})
         self.counts["maps after the first"] += made.attempt > 0
         self.counts["left out"] += len(watch.it.membership.live) + 1 - len(made.receivers)
 
@@ -290,8 +297,7 @@ class ReplicatedWorld(World):
                 break
             source = sources[self.choose(len(sources))]
             vectors = self.links[source, end.rank].vectors
-            in_order = source == 0 and not self.case.allreduce
-            end.vector_comes(source, 0 if in_order else self.choose(len(vectors)))
+            end.vector_comes(source, self.choose(len(vectors)))
             if not vectors:
                 sources = [other for other in sources if other != source]
         if node:

@@ -1,7 +1,6 @@
-"""One worker of a simulated world with aggregation `allreduce`: as `node`, with the production `ReplicatedLoop`."""
+"""One worker of a simulated world whose parameters the world knows."""
 
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -9,13 +8,7 @@ import numpy as np
 from psgc.aggregation.allreduce import AllReduce
 from psgc.aggregation.replica import Replica
 from psgc.workers.injection import Injector
-from psgc.workers.replicated import ReplicatedLoop
-from tests.simulation.mesh import MeshEnd
 from tests.simulation.node import Node
-
-
-class Killed(BaseException):
-    """The process ends here."""
 
 
 class Told(Injector):
@@ -45,22 +38,7 @@ class SlowReplica(Replica):
         return super().poll(wait)
 
 
-class MeshNode(Node):
-    """Its process ends in the middle of a turn as well."""
-
-    end: MeshEnd
-
-    def spin(self) -> None:
-        with suppress(Killed):
-            super().spin()
-
-    def die(self, kept: int) -> None:
-        if not self.dead:
-            self.dead = True
-            self.end.cut(kept)
-
-
-class ReplicatedNode(MeshNode, ReplicatedLoop):
+class ReplicatedNode(Node):
     """check: called when its replica is at another iteration; params: what they are, by iteration."""
 
     def __init__(
@@ -78,10 +56,6 @@ class ReplicatedNode(MeshNode, ReplicatedLoop):
         super()._poll()
         if self._allreduce.steps > before:
             self._check(self._allreduce.replica)
-
-    def _stepping(self, iteration: int, gradient: np.ndarray) -> None:
-        super()._stepping(iteration, gradient)
-        self._is_over(iteration)
 
     def check_params(self, iteration: int, params: np.ndarray) -> None:
         assert params.tobytes() == self._params[iteration], "parameters of another iteration"

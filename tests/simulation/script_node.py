@@ -11,10 +11,10 @@ from psgc.backend import Backend
 from psgc.errors import PsgcError, RunFailed
 from psgc.messages import Kind, record
 from psgc.torch.hand_over import HandOver, Left, ScriptReplica, State
-from psgc.torch.working import ScriptLoop, WithAllReduce, WithServer
+from psgc.torch.working import ScriptLoop
 from psgc.workers.loop import SERVER
 from psgc.workers.mailbox import Work
-from tests.simulation.replicated_node import MeshNode, ReplicatedNode
+from tests.simulation.node import Node
 
 if TYPE_CHECKING:
     from tests.simulation.scripts import ScriptWorld
@@ -29,9 +29,9 @@ class WatchedHandOver(HandOver):
         super().__init__(0, state=state)
         self._world, self._of = world, rank
 
-    def give(self, iteration: int, vector: Any, is_own: bool = False) -> None:
+    def give(self, iteration: int, vector: Any) -> None:
         self._world.check_sum(self._of, iteration, vector)
-        super().give(iteration, vector, is_own)
+        super().give(iteration, vector)
 
 
 class Script:
@@ -64,7 +64,7 @@ class Script:
         self._has_loaded = False
         digest = blake2b(content, digest_size=16).digest() if replica.is_checked(self.iteration, 0) else b""
         self.hand_over.call(
-            self.iteration, self.iteration not in self._world.case.partial, self.signature, costs, costs, digest
+            self.iteration, self.iteration not in self._world.case.partial, self.signature, costs, digest
         )
 
     def take_answer(self) -> None:
@@ -87,8 +87,7 @@ class Script:
             self.velocity[:] = 0.5 * self.velocity + answer.vector
             self.params -= 0.1 * self.velocity
             self.iteration += 1
-            if answer.is_own:
-                answer.vector.fill(np.nan)
+            answer.vector.fill(np.nan)  # it is the script's
         if self._world.does(self._rank, "differs", self.iteration):
             self._world.counts["differs"] += 1
             self.params += self._rank
@@ -109,7 +108,7 @@ class Script:
         return np.concatenate([self.params, self.velocity]).tobytes()
 
 
-class ScriptNode(MeshNode, ScriptLoop):
+class ScriptNode(Node, ScriptLoop):
     """One worker. script: of this rank; has_left: its process has left the run."""
 
     def __init__(self, *arguments: Any, script: Script, **others: Any) -> None:
@@ -160,20 +159,3 @@ class ScriptNode(MeshNode, ScriptLoop):
         if self._in_order is not None and not self.has_left:
             self.has_left = True
             self._hand_over.stop(Left(0) if self.calls is None else RunFailed("the script of rank 0 has ended"))
-
-
-class AllReduceNode(ScriptNode, ReplicatedNode, WithAllReduce):
-    """The same with aggregation `allreduce`."""
-
-
-class ServerNode(ScriptNode, WithServer):
-    """The same with aggregation `server`."""
-
-    def __init__(self, *arguments: Any, **others: Any) -> None:
-        super().__init__(*arguments, **others)
-        self._last_sent = self.clock.now  # in this world, of which the loop has not known
-
-    def _begin(self, iteration: int, params: Any) -> None:
-        was_behind = self._missed
-        super()._begin(iteration, params)
-        self.script.count("sums missed", self._missed and not was_behind)

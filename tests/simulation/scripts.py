@@ -6,20 +6,18 @@ Scripts are slow to make their next call, or in the middle of something; they en
 with an error; one makes another call than the others, or goes on differently. Whoever has missed sums gets a state.
 """
 
-from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from unittest import mock
 
 import numpy as np
 
-from psgc import messages
 from psgc.aggregation.replica import Replica
 from psgc.backend import Backend
 from psgc.config import Config
 from psgc.errors import PsgcError
 from psgc.messages import Records
-from psgc.server import delivery, ending, followers, replicated
+from psgc.server import ending, replicated
 from psgc.server.loop import Server
 from psgc.server.settings import ServerSettings
 from psgc.torch import working
@@ -31,7 +29,7 @@ from tests.simulation.mesh import Link, MeshEnd
 from tests.simulation.outputs import Observer
 from tests.simulation.replicated import CHECKED, ReplicatedWorld
 from tests.simulation.replicated_node import ReplicatedNode, Told
-from tests.simulation.script_node import AllReduceNode, Script, ScriptNode, ServerNode
+from tests.simulation.script_node import Script, ScriptNode
 from tests.simulation.world import STEPS, World
 
 PATIENCE = 10.0  # seconds that the scripts of workers have to come to their end
@@ -41,7 +39,6 @@ WRONG = (*ENDS, "another", "differs")  # what scripts do
 STOPPED = {"deaf", "slow", "mute"}  # of a process: its script goes no further
 NOTICED = 8  # calls after which it is known that a script differs
 BEYOND = 3  # iterations after the end of rank 0's script in which others may still compute
-SMALL_PIECE = 64  # bytes of a piece of a state: 8 entries
 
 
 class ScriptWorld(ReplicatedWorld):
@@ -66,17 +63,14 @@ class ScriptWorld(ReplicatedWorld):
         eager = lambda: self.choose(2) == 0  # noqa: E731
         with ExitStack() as stack:
             self.replace(stack)
-            make: Callable[..., ScriptNode] = ServerNode
-            if case.allreduce:
-                matrix = self.plan.coding_matrix
-                more = {"check": lambda _: None, "params": {}, "last": OPEN_END, "alike": True, "coding_matrix": matrix}
-                make = partial(AllReduceNode, **more)
             self.nodes = {
-                rank: make(
+                rank: ScriptNode(
                     *(rank, self.plan, case.combined, case.dim, self.silence, self.follows, clock, self.every),
                     end=MeshEnd(rank, self.links, clock, eager),
                     injector=Told(partial(self.at, rank)),
                     script=self.scripts[rank],
+                    last=OPEN_END,
+                    alike=True,
                 )
                 for rank in ranks[1:]
             }
@@ -88,11 +82,6 @@ class ScriptWorld(ReplicatedWorld):
         super().replace(stack)
         stack.enter_context(mock.patch.object(replicated, "CHECKED", CHECKED))
         stack.enter_context(mock.patch.object(replicated, "WAITING_BYTES", self.case.waiting))
-        stack.enter_context(mock.patch.object(followers, "CHECKED", CHECKED))
-        stack.enter_context(mock.patch.object(delivery, "AHEAD", 0))
-        stack.enter_context(mock.patch.object(working, "WAITING_BYTES", 0))
-        for module in (messages, working):
-            stack.enter_context(mock.patch.object(module, "PIECE", SMALL_PIECE))
         for module in (working, ending):
             stack.enter_context(mock.patch.object(module, "time", self.clock))
 
@@ -102,17 +91,10 @@ class ScriptWorld(ReplicatedWorld):
 
     def make_server(self, config: Config) -> Server:
         it = self.scripts[0]
-        early = config.aggregation == "server"
-        script = ServerScript(it.hand_over, it.replica, self.case.dim - TAIL, early, self.end.hosts, Backend())
+        script = ServerScript(it.hand_over, it.replica, self.case.dim - TAIL, self.end.hosts, Backend())
         costs = partial(script.costs, num_chunks=self.plan.num_chunks)
         settings = ServerSettings(config=config, plan=self.plan, has_loss=False, script=script, known_costs=costs)
         return Server(self.end, Backend(), Observer(self), settings)
-
-    def begin(self, iteration: int) -> None:
-        if self.case.allreduce:
-            super().begin(iteration)
-        else:
-            World.begin(self, iteration)
 
     def is_stepping(self, node: ReplicatedNode | None) -> bool:
         return False  # the step of a script is one of its own events
@@ -153,12 +135,11 @@ class ScriptWorld(ReplicatedWorld):
             World.check_too_few(self, text)
 
     def able(self) -> set[int]:
-        """Whoever lacks a state does nothing with aggregation `server`, before rank 0 gives its own in a call."""
-        return super().able() - (set() if self.case.allreduce else self.server.cluster._left_out)
+        return super().able() - self.server.cluster._left_out
 
     def check_reason(self, worker: int, reason: str) -> None:
         may_be_behind = "has fallen behind" in reason and self.iteration in self.case.partial
-        may_be_late = {0} & self.faulty and (self.case.allreduce or reason.startswith("nothing reaches it"))
+        may_be_late = 0 in self.faulty
         assert may_be_behind or worker in self.faulty or may_be_late, f"worker {worker}: {reason}"
         reason_of = {"ended": "ends", "raises there": "raises there", "differ": "differs"}
         for said, kind in reason_of.items():
@@ -184,6 +165,7 @@ class ScriptWorld(ReplicatedWorld):
 
     def stop_workers(self, done: int) -> None:
         here, self.is_ending, self.events = self.here(), True, 0
+        self.at_steps = [fault for fault in self.at_steps if fault.kind != "stops"]  # here nobody would wake it up
         self.server.stop_workers(PATIENCE, done)
         self.naps.clear()
         for _ in range(STEPS):
@@ -198,7 +180,7 @@ class ScriptWorld(ReplicatedWorld):
         if done >= 0:
             for rank in here - self.faulty:
                 left = isinstance(self.scripts[rank].error, Left)
-                knows = self.nodes[rank]._is_behind() or rank in self.server._observer.lost_once
+                knows = self.nodes[rank]._allreduce.is_behind or rank in self.server._observer.lost_once
                 assert not left or knows, "left without a sum although it follows"
                 self.counts["left behind" if left else "workers at the end"] += 1
         self.check_scripts()

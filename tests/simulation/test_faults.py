@@ -9,35 +9,31 @@ from psgc.aggregation.replica import Replica
 from psgc.server import dispatch, outbox, replicated
 from psgc.server.coordinator import Coordinator
 from psgc.server.decoder import Decoder
-from psgc.server.instructions import Finish
+from psgc.server.instructions import Finish, Share
 from tests.simulation import faults
 
-
-def test_several_hundred_schedules_of_faults(capsys):
-    assert faults.main(["--schedules", "200", "--seed", "100000"]) == 0
-    counts = {
-        what: int(count) for count, what in (line.split(None, 1) for line in capsys.readouterr().out.splitlines()[1:-1])
-    }
-    assert counts.keys() == {
-        "reassigned", "approximate", "deaths", "iterations", "lost", "invalidated", "returns",
-        "stopped with too few workers",
-    }  # fmt: skip
-    assert min(counts.values()) > 10
+OF_SERVER = ["begin", "after_commit", "sending"]
 
 
-def test_schedules_of_faults_with_allreduce(capsys):
-    assert faults.main(["--allreduce", "--schedules", "120", "--seed", "100000"]) == 0
+@pytest.mark.parametrize(
+    ("options", "steps"),
+    [
+        (["--schedules", "160"], OF_SERVER),
+        (["--schedules", "120", "--allreduce"], [*OF_SERVER, "summing", "passing_on", "passed_on"]),
+    ],
+)
+def test_some_hundred_schedules_of_faults(capsys, options, steps):
+    assert faults.main([*options, "--seed", "100000"]) == 0
     lines = capsys.readouterr().out.splitlines()[1:-1]
     counts = {what: int(count) for count, what in (line.split(None, 1) for line in lines)}
-    steps = ("begin", "after_commit", "sending", "summing", "passing_on", "passed_on")
     at_steps = {f"{kind} {step}" for kind in ("dies", "cut off", "stops") for step in steps}
-    rare = {"summed meanwhile", "behind at the end"}
+    rare = {"summed meanwhile", "behind at the end", "states"}  # with `server` rank 0 gives them itself
     assert counts.keys() - at_steps - rare == {
-        "reassigned", "approximate", "deaths", "iterations", "lost", "invalidated", "returns", "states", "left out",
+        "reassigned", "approximate", "deaths", "iterations", "lost", "invalidated", "returns", "left out",
         "shared out again", "maps after the first", "workers at the end",
         "stopped with too few workers",
     }  # fmt: skip
-    assert len(counts.keys() & at_steps) > 12
+    assert len(counts.keys() & at_steps) > 2 * len(steps)
 
 
 def test_the_same_seed_is_the_same_schedule():
@@ -48,13 +44,18 @@ def test_the_same_seed_is_the_same_schedule():
 def test_a_schedule_that_goes_wrong_is_named(monkeypatch, capsys, wrong):
     if wrong == "hang":
         handle = Coordinator.handle
-        monkeypatch.setattr(Coordinator, "handle", lambda it, event: [i for i in handle(it, event) if i != Finish()])
+        ends = Finish, Share
+        monkeypatch.setattr(
+            Coordinator, "handle", lambda it, event: [i for i in handle(it, event) if not isinstance(i, ends)]
+        )
     else:
-        monkeypatch.setattr(Decoder, "gradient", property(lambda self: 1.5 * self._sum))
+        right = Decoder.gradient.fget
+        monkeypatch.setattr(Decoder, "gradient", property(lambda self: 1.5 * right(self)))
     assert faults.main(["--schedules", "20", "--seed", "5"]) == 1
     error = capsys.readouterr().err
     assert ("nothing happens any more" if wrong == "hang" else "Not equal to tolerance") in error
-    assert error.splitlines()[-1] == "failed: python -m tests.simulation.faults --schedules 1 --seed 5"
+    seed = 11 if wrong == "sum" else 5  # the first that has transfer `per_chunk`
+    assert error.splitlines()[-1] == f"failed: python -m tests.simulation.faults --schedules 1 --seed {seed}"
 
 
 PLACE = Blocks._place

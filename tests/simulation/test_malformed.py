@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from psgc.config import Verify
 from psgc.messages import TAIL, Kind, record
-from psgc.transport import Control, Text
-from tests.simulation.case import Case
+from psgc.transport import Control, Text, Vector
+from tests.simulation.case import Case, Nap
 from tests.simulation.faults import plan_of
-from tests.simulation.network import STAMP
-from tests.simulation.world import World
+from tests.simulation.mesh import STAMP
+from tests.simulation.replicated import ReplicatedWorld
 
 WORKERS, CHUNKS, ITERATIONS = 4, 8, 3
 BABBLER = 2
@@ -36,11 +36,11 @@ VECTORS = st.tuples(WHOLE, WHOLE, st.integers(1, 2 + TAIL + STAMP), SECONDS)  # 
 MESSAGES = st.one_of(RECORDS, VECTORS, st.binary(max_size=9))
 
 
-class Babbling(World):
+class Babbling(ReplicatedWorld):
     """From some step on BABBLER does nothing any more but send `messages`."""
 
     def __init__(self, case, step, messages):
-        super().__init__(case, thorough=False)
+        super().__init__(case)
         self.step_of_babble, self.messages = step, list(messages)
         self.babbling = False
         self.lost = {}
@@ -54,12 +54,13 @@ class Babbling(World):
     def advance(self):
         if self.steps >= self.step_of_babble and not self.babbling:
             self.babbling = True
-            node = self.nodes[BABBLER]
-            node.die(kept=0)
-            node.told_dead = True  # its process lives
+            first, after = self.iteration, self.steps - self.began
+            kinds = ("deaf", "slow", "mute")
+            self.naps += [Nap(kind, BABBLER, first, ITERATIONS, after, stubborn=True) for kind in kinds]
         if self.babbling and self.messages:
-            return [self.message(self.messages.pop(0))]
-        return super().advance()
+            self.end.arrived.append(self.message(self.messages.pop(0)))
+        else:
+            super().advance()
 
     def message(self, what):
         match what:
@@ -72,7 +73,9 @@ class Babbling(World):
                 vector[-TAIL - STAMP : -1 - STAMP] = tail
                 if 0 <= iteration < ITERATIONS and 0 <= chunk < CHUNKS and len(vector) == 2 + TAIL + STAMP:
                     vector[:2] = self.table[iteration, chunk]  # it is not about copies that are wrong
-                return self.end.receive(BABBLER, iteration, chunk, vector)
+                buffer = self.end.posted.pop()
+                buffer[: len(vector)] = vector
+                return Vector(BABBLER, iteration, chunk, buffer, len(vector) - STAMP)
         raise AssertionError(what)
 
 
@@ -86,7 +89,8 @@ def case(schedule, combined, verified):
         num_iterations=ITERATIONS,
         naps=(),
         choices=random.Random(1).randbytes(997),
-        timeout=1000.0,  # nobody else is lost by chance
+        timeout=100.0,
+        pace=0.01,  # nobody else is lost by chance
         verify=Verify(every=2) if verified else None,
     )
 

@@ -13,8 +13,8 @@ from psgc.server.cluster import Cluster
 from psgc.server.events import Compared
 from tests.simulation import faults
 from tests.simulation.case import Case, Fault, Nap
+from tests.simulation.replicated import ReplicatedWorld
 from tests.simulation.schedules import SCHEDULES
-from tests.simulation.world import World
 from tests.unit.refusal import refused
 
 
@@ -64,7 +64,7 @@ def cases(draw: st.DrawFn) -> Case:
     return Case(
         plan=plan,
         schedule=schedule,
-        combined=draw(st.booleans()),
+        combined=parts == 1 and draw(st.booleans()),
         dim=draw(st.integers(1, 7)),
         num_iterations=iterations,
         naps=draw(st.lists(st.builds(Nap, nap, worker, first, st.integers(1, 3), after, st.booleans()), max_size=3)),
@@ -77,7 +77,7 @@ def cases(draw: st.DrawFn) -> Case:
     )
 
 
-class Unruly(World):
+class Unruly(ReplicatedWorld):
     """Now and then an answer to a comparison that nobody asked for: refused, and nothing has changed."""
 
     def step(self) -> list[Any]:

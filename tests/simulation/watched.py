@@ -11,10 +11,8 @@ from psgc.config import Recovery
 from psgc.schedules import Schedule
 from psgc.schedules.orders import Next, Queue, Skip
 from psgc.server.coordinator import Coordinator
-from psgc.server.events import Abandoned, Begin, Compared, Deadline, Delivered, Event, Lost, Report, Summed, Tick
+from psgc.server.events import Abandoned, Begin, Compared, Deadline, Event, Lost, Report, Summed, Tick
 from psgc.server.instructions import (
-    Add,
-    Collect,
     Commit,
     Compare,
     Discard,
@@ -78,9 +76,9 @@ class Watch:
     def begin(self) -> None:
         self.heard: set[tuple[int, int, int]] = set()  # (worker, chunk, how often it had been invalidated)
         self.commits: dict[int, tuple[int, ...]] = {}
-        # (worker, role, serial) -> chunks, not asked for yet
+        # (worker, role, serial) -> chunks, not shared out yet
         self.kept: dict[tuple[int, int, int], list[int]] = {}
-        self.asked: dict[tuple[int, int, int], list[int]] = {}
+        self.shared: dict[tuple[int, int, int], list[int]] = {}
         self.serial = 0  # how many times accumulators were shared out
         self.attempts: Counter[int] = Counter()
         self.redo: dict[int, list[int]] = {}  # chunk -> roles
@@ -97,8 +95,10 @@ class Watch:
         """A new coordinator that knows what the schedule has learnt, and nothing else."""
         schedule = self.schedule.recipe()  # type: ignore[attr-defined]
         schedule.inherit(self.schedule)
-        combined, tolerated, checks, shared, *_ = self.settings
-        return Coordinator(self.it.membership, schedule, combined, tolerated, Checks(checks.every), shared)
+        if hasattr(schedule, "_resting"):
+            schedule.rest(self.schedule._resting)
+        combined, tolerated, checks, *_ = self.settings
+        return Coordinator(self.it.membership, schedule, combined, tolerated, Checks(checks.every))
 
     # events
 
@@ -108,8 +108,6 @@ class Watch:
                 known = self.it.phase in ("working", "redoing") and worker in self.it.membership.live
                 heard = (worker, chunk, self.attempts[chunk]) in self.heard
                 return not known or iteration < self.it.iteration or heard
-            case Delivered(worker, iteration):
-                return iteration < self.it.iteration or worker not in self.it.membership.live
         return False
 
     def hear(self, event: Event, late: bool) -> None:
@@ -130,14 +128,14 @@ class Watch:
                 assert self.world.clock.now - self.world.began_at >= self.world.case.recovery.deadline
             case Lost(worker):
                 self.is_calm = False
-                for where in (self.kept, self.asked):
+                for where in (self.kept, self.shared):
                     for key in [key for key in where if key[0] == worker]:
                         for chunk in where.pop(key):
                             self.redo.setdefault(chunk, []).append(key[1])
             case Summed():
                 assert self.serial, "the sum of nothing"
                 self.world.counts["summed meanwhile"] += bool(self.redo)
-                self.kept, self.asked, self.redo = {}, {}, {}
+                self.kept, self.shared, self.redo = {}, {}, {}
             case Compared(chunk, agreeing):
                 self.unanswered.discard(chunk)
                 if not agreeing:
@@ -157,7 +155,7 @@ class Watch:
             case Commit(chunk, contributors, told, serial):
                 self.check_commit(chunk, contributors, told, serial)
             case Discard(worker, chunk):
-                assert not it.is_here(chunk)
+                assert it.is_combined
                 assert (worker, chunk, self.attempts[chunk]) in self.heard
                 self.check_dropped(worker, chunk)
             case Skip(worker, chunk, recovered):
@@ -185,23 +183,16 @@ class Watch:
                 world.counts["invalidated"] += attempt > self.attempts[chunk]
                 self.attempts[chunk] = attempt
                 self.dropped = {(w, c) for w, c in self.dropped if c != chunk}
-            case Collect(worker, role):
-                assert world.case.combined
-                assert worker in membership.live
-                self.check_may_end()
-                assert (worker, role, 0) not in self.asked, "asked twice at a time"
-                self.asked[worker, role, 0] = self.kept.pop((worker, role, 0))
             case Share(contributors):
+                assert world.case.combined
                 self.check_may_end()
-                self.asked |= self.kept
-                assert contributors == tuple(sorted(self.asked)), "others than those that live workers keep"
+                self.shared |= self.kept
+                assert contributors == tuple(sorted(self.shared)), "others than those that live workers keep"
                 self.kept = {}
                 self.serial += 1
                 world.counts["shared out again"] += self.serial > 1
-            case Add(worker, role):
-                del self.asked[worker, role, 0]
             case Compare(chunk, copies):
-                assert it.is_here(chunk) or it.is_sketched(chunk)
+                assert not it.is_combined or it.is_sketched(chunk)
                 assert len(copies) == len(dict(copies)) > membership.parts
                 doers = {worker for worker, c, _ in self.heard if c == chunk}
                 assert doers.issuperset(dict(copies))
@@ -219,8 +210,8 @@ class Watch:
                 self.check_may_end()
                 self.check_named()
                 assert not self.kept
-                assert not self.asked
-                assert not it.books.accumulators.owing
+                assert not self.shared
+                assert not it.books.accumulators.shared
 
     def check_may_end(self) -> None:
         it = self.it
@@ -256,8 +247,8 @@ class Watch:
             assert (worker, chunk, self.attempts[chunk]) in self.heard
             assert it.books.used(worker, chunk, self.attempts[chunk])
             assert (worker, chunk) not in self.dropped
-            assert it.is_here(chunk) or worker in membership.holders[chunk]
-            if not it.is_here(chunk):
+            assert not it.is_combined or worker in membership.holders[chunk]
+            if it.is_combined:
                 assert serial == self.serial
                 self.kept.setdefault((worker, role, serial), []).append(chunk)
             if self.world.case.schedule == "full" and self.is_calm:
@@ -287,7 +278,7 @@ class Watch:
         for chunk, contributors in self.commits.items():
             for worker in membership.holders[chunk]:
                 done = (worker, chunk, 0) in self.heard
-                if membership.role(worker, chunk) in contributors or (done and self.it.is_here(chunk)):
+                if membership.role(worker, chunk) in contributors or (done and not self.it.is_combined):
                     continue
                 if schedule == "full":
                     done = self.has_done_its_load(worker)
@@ -311,7 +302,7 @@ class Watch:
     def uses_a_wrong_copy(self, chunk: int) -> bool:
         it = self.it
         wrong = [w for iteration, c, w in self.world.case.wrong if (iteration, c) == (it.iteration, chunk)]
-        if self.world.case.allreduce:  # also one that was done again: slices may have been summed before
+        if self.world.case.combined:  # also one that was done again: slices may have been summed before
             return any((worker, chunk) in self.told for worker in wrong)
         return any(it.books.used(w, chunk, attempt) for w in wrong for attempt in range(self.attempts[chunk] + 1))
 

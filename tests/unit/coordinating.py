@@ -18,7 +18,6 @@ def begun(
     tolerated=0,
     at=0,
     schedule=None,
-    shared=False,
 ):
     """A coordinator in iteration `at`, with the schedule of that name or with `schedule`."""
     membership = Membership(holders, parts, reassigning, workers, checking=every > 0)
@@ -26,7 +25,7 @@ def begun(
         worker: [chunk for chunk, of in enumerate(holders) if worker in of] for worker in sorted(membership.workers)
     }
     schedule = schedule or SCHEDULES[name](loads, holders=membership.holders, parts=parts)
-    it = Coordinator(membership, schedule, combined, tolerated, Checks(every), shared)
+    it = Coordinator(membership, schedule, combined, tolerated, Checks(every))
     it.handle(Begin(at))
     return it
 
@@ -57,8 +56,8 @@ class Recording(Schedule):
 
 
 def collecting(schedule=None):
-    """One that waits for the accumulators of workers 1 and 2; worker 3 holds both chunks, too."""
+    """One that waits for the sum of what workers 1 and 2 keep; worker 3 holds both chunks, too."""
     it = begun([[1, 2, 3], [2, 1, 3]], schedule=schedule)
     report(it, (1, 0), (2, 1))
-    assert (it.phase, it.books.accumulators.owing) == ("collecting", {1, 2})
+    assert (it.phase, it.books.accumulators.shared) == ("collecting", {(1, 1, 0), (2, 2, 0)})
     return it

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,8 @@ import numpy as np
 from psgc.config import Config, Optimizer, PythonProblem
 from psgc.messages import TAIL, Kind, Records, record, stamp_length, stamp_of
 from psgc.transport import Control, Vector
+
+HAS_LEFT = SimpleNamespace(is_done=True, is_free=True)  # of everything that is sent
 
 
 class Transport:
@@ -46,10 +49,11 @@ class Transport:
         self.sent.append((dest, [Kind(int(entry["kind"][0])).name for entry in records]))
         self.records[dest].extend(np.concatenate(records))
 
-    def send_vector(self, dest: int, vector: np.ndarray) -> None:
+    def send_vector(self, dest: int, vector: np.ndarray) -> Any:
         iteration, what = stamp_of(vector)
         self.sent.append((dest, iteration))
-        self.vectors.append((dest, iteration, what, vector[: -stamp_length(vector.dtype)]))
+        self.vectors.append((dest, iteration, what, vector[: -stamp_length(vector.dtype)].copy()))
+        return HAS_LEFT
 
     def send_vectors(self, dest: int, vectors: list[np.ndarray]) -> None:
         for vector in vectors:
@@ -57,6 +61,9 @@ class Transport:
 
     def post(self, buffer: np.ndarray, source: int = 0) -> None:
         self.posted += 1
+
+    def keep(self, buffer: np.ndarray) -> None:
+        pass
 
     def be_patient(self, timeout: float, stopped_timeout: float) -> None:
         pass
@@ -99,6 +106,50 @@ class Transport:
         ends = [place for place, entry in enumerate(entries) if entry["last"]]
         first = ends[-2] + 1 if len(ends) > 1 else 0
         return [int(entry["chunk"]) for entry in entries[first : ends[-1] + 1] if entry["chunk"] >= 0]
+
+
+class Following(Transport):
+    """The replicas of the workers follow at once; what the script has to say arrives after that."""
+
+    def __init__(self, ranks: int, script: Iterator[list[Any]] | None = None) -> None:
+        super().__init__(ranks, script)
+        self._at: dict[int, int] = {}  # worker -> iteration
+        self._lacking: set[int] = set()  # who is to begin, and has no state
+        self._said: list[Any] = []
+        self._quiet = 0  # polls in which nothing arrives: rank 0 makes a step, and passes something on
+
+    def poll(self) -> list[Any]:
+        if self._said:
+            self._said, said = [], self._said
+            return said
+        if self._quiet or self._lacking:
+            self._quiet = max(0, self._quiet - 1)
+            return []
+        return super().poll()
+
+    def send(self, dest: int, records: list[Records]) -> None:
+        super().send(dest, records)
+        for entry in np.concatenate(records):
+            iteration = int(entry["iteration"])
+            match Kind(int(entry["kind"])):
+                case Kind.BEGIN if dest not in self._at:
+                    self._lacking.add(dest)
+                case Kind.STATE if entry["last"]:
+                    self._come_to(dest, iteration)
+                case Kind.GIVE:
+                    self._come_to(int(entry["worker"]), iteration)
+                case Kind.CLOSE if entry["last"] and self._at.get(dest) == iteration:
+                    self._come_to(dest, iteration + 1)
+                case Kind.STOP:
+                    self._lacking.clear()
+
+    def forget(self, rank: int) -> None:
+        self._lacking.discard(rank)
+
+    def _come_to(self, worker: int, iteration: int) -> None:
+        self._at[worker], self._quiet = iteration, self.size
+        self._lacking.discard(worker)
+        self._said.append(said(worker, Kind.STEPPED, iteration))
 
 
 def config_of(timeout: float = 30.0, adopt: bool = True, **settings: Any) -> Config:

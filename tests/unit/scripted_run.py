@@ -16,7 +16,7 @@ from psgc.server import links, loop
 from psgc.server.loop import Server
 from psgc.server.settings import ServerSettings
 from tests.simulation.network import Clock
-from tests.unit.scripted import Transport, config_of, done
+from tests.unit.scripted import Following, config_of, done
 
 WORKERS, SEED, TIMEOUT = 4, 5, 30.0
 approximate = partial(Recovery, mode="approximate")
@@ -26,13 +26,15 @@ class Run:
     """A server of so many workers, its transport, its clock, and what it told its observer.
 
     Chunk i has the gradient (2^i,). settings: of its configuration; given: other arguments of `Server`.
+    iteration: the newest that has begun; steps: how many have been made.
     """
 
     def __init__(
         self, monkeypatch, schedule="static", workers=WORKERS, chunks_per_worker=2, replication=2, parts=1,
         combined=False, given=None, **settings,
     ):  # fmt: skip
-        self.transport, self.clock = Transport(workers + 1), Clock()
+        self.transport, self.clock = Following(workers + 1), Clock()
+        self.iteration = -1
         self.rows, self.gradient_error, self.lost, self.returned, self.outcomes, self.stuck = [], [], {}, [], {}, []
         self.wrong, self.steps, self.is_enough = [], 0, lambda row, params: False
         for module in (loop, links, processes):
@@ -55,6 +57,9 @@ class Run:
         given = ServerSettings(config=config, plan=self.plan, **(given or {}))
         self.server = Server(self.transport, Backend(), observer, given, make_optimizer(config.optimizer))
 
+    def _begins(self, iteration):
+        self.iteration = iteration
+
     def _stepped(self, done, row, params):
         self.steps = done
         return self.is_enough(row, params)
@@ -64,7 +69,7 @@ class Run:
 
     def follow(self, script, iterations, dim=1):
         self.transport.script = script
-        return self.server.run(np.zeros(dim), iterations)
+        return self.server.run(np.zeros(dim), iterations, begins=self._begins)
 
     def queues(self, iteration, workers, seconds=1.0):
         """The reports of these workers for all of their queues, which take so many seconds a chunk."""

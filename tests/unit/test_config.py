@@ -282,8 +282,11 @@ FLIP, AFTER_COMMIT = FAULT % ("flip", "sending"), FAULT % ("kill", "after_commit
         ([AFTER_COMMIT, "transfer=per_chunk"],
          f"--set {AFTER_COMMIT}: faults: faults.inject: per_chunk has no step after_commit"),
         ([FLIP, "transfer=combined"],
-         f"--set {FLIP}: faults: faults.inject: kind flip changes coded gradients, which combined only sends with "
-         "verify"),
+         f"--set {FLIP}: faults: faults.inject: kind flip changes coded gradients at sending, which combined does not "
+         "send"),
+        (["verify.every=7", "coding.parts=2", "transfer=combined"],
+         "--set transfer=combined: verify: with parts 2 it compares coded gradients, which combined does not send; "
+         "use per_chunk"),
         (["verify.every=7", "schedule=uncoded"],
          "--set verify.every=7: verify: schedule uncoded has no second copy to compare with"),
         (["verify.every=7", "coding.replication=1"],
@@ -305,9 +308,9 @@ FLIP, AFTER_COMMIT = FAULT % ("flip", "sending"), FAULT % ("kill", "after_commit
          "--set aggregation=allreduce: allreduce sends no coded gradients, which kind flip of faults.inject changes at "
          "sending; use server"),
         *(([f"aggregation={name}", FAULT % (kind, step)],
-           f"--set {FAULT % (kind, step)}: faults: faults.inject: only aggregation allreduce has a step {step}")
-          for name, kind, step in [("server", "kill", "summing"), ("auto", "stop", "passing_on"),
-                                   ("server", "exit", "passed_on"), ("auto", "flip", "stepping")]),
+           f"--set {FAULT % (kind, step)}: faults: faults.inject: workers have a step {step} only with aggregation "
+           "allreduce")
+          for name, kind, step in [("server", "kill", "summing"), ("auto", "stop", "passing_on")]),
     ],
 )  # fmt: skip
 def test_settings_that_contradict_each_other(run_yaml, overrides, message):
@@ -318,11 +321,14 @@ def test_settings_that_contradict_each_other(run_yaml, overrides, message):
     "overrides",
     [
         [AFTER_COMMIT, "transfer=combined"],
-        [FLIP, "transfer=combined", "verify={every: 3}"],
+        [FLIP],
         ["verify.every=7"],
         ["aggregation=allreduce", AFTER_COMMIT],
         *(["aggregation=allreduce", FAULT % ("stop", step)] for step in ("summing", "passing_on", "passed_on")),
-        ["aggregation=allreduce", FAULT % ("flip", "stepping")],
+        *([f"aggregation={name}", FAULT % ("flip", "stepping")] for name in ("auto", "server", "allreduce")),
+        ["aggregation=server", FAULT % ("exit", "passed_on")],
+        ["verify.every=7", "coding.parts=2"],
+        ["verify.every=7", "transfer=combined"],
         ["aggregation=allreduce", "transfer=combined", "coding.parts=2", f"{APPROXIMATE}deadline: 1}}"],
         ["aggregation=allreduce", "verify.every=7"],
         *([f"aggregation={name}", UNBIASED, "schedule=static", "transfer=per_chunk"] for name in ("auto", "server")),

@@ -13,8 +13,8 @@ from psgc.errors import ProtocolError
 from psgc.schedules import SCHEDULES
 from psgc.schedules.orders import Skip
 from psgc.server.coordinator import Coordinator
-from psgc.server.events import Abandoned, Begin, Deadline, Delivered, Lost, Report, Tick
-from psgc.server.instructions import Add, Collect, Commit, Discard, Finish
+from psgc.server.events import Abandoned, Begin, Deadline, Lost, Report, Summed, Tick
+from psgc.server.instructions import Commit, Discard, Finish, Share
 from psgc.server.membership import Membership
 
 COMBINED = pytest.mark.parametrize("combined", [True, False], ids=["combined", "per_chunk"])
@@ -32,6 +32,11 @@ def commit(chunk, *contributors):
 def loads(holders):
     workers = sorted(set(itertools.chain(*holders)))
     return {worker: [chunk for chunk, of in enumerate(holders) if worker in of] for worker in workers}
+
+
+def everybody(committed):
+    """The accumulators of all contributors."""
+    return tuple((worker, worker, 0) for worker in sorted(set(itertools.chain(*committed.values()))))
 
 
 class Rules:
@@ -75,8 +80,7 @@ class Rules:
                 expected += [Skip(w, what, True) for w in others if self.name == "skipping"]
         committed = self.committed(after)
         if len(committed) == len(self.holders):
-            everybody = sorted(set(itertools.chain(*committed.values())))
-            expected += [Collect(w, w) for w in everybody] if self.combined else [Finish()]
+            expected.append(Share(everybody(committed)) if self.combined else Finish())
         return expected
 
 
@@ -117,14 +121,10 @@ def test_every_answer_follows_from_the_rules(data, cluster, name, combined):
         assert {chunk: it.books.chunks[chunk].contributors for chunk in range(len(holders))} == committed
         assert it.books.recovered == len(holders)
         if combined:
-            everybody = set(itertools.chain(*committed.values()))
-            assert it.books.accumulators.owing == everybody
-            *early, last = data.draw(st.permutations(sorted(everybody)))
-            assert [it.handle(Delivered(worker, iteration, worker)) for worker in early] == [[Add(w, w)] for w in early]
-            assert it.books.accumulators.owing == {last}
-            assert it.handle(Delivered(last, iteration, last)) == [Add(last, last), Finish()]
+            assert it.books.accumulators.shared == {*everybody(committed)}
+            assert it.handle(Summed()) == [Finish()]
         assert it.phase == "idle"
-        assert it.books.accumulators.owing == set()
+        assert not it.books.accumulators.shared
 
 
 def begun(it, iteration):
@@ -149,25 +149,23 @@ def test_an_event_that_no_correct_worker_can_send_is_refused_and_changes_nothing
             refuses(event(2, now, 2), event(2, now, -1), event(2, now - 1, 2))  # no such chunk
             refuses(event(2, now + 1, 0), event(2, -1, 0), event(4, now - 1, 0))
             refuses(event(1, now, 0, attempt=1), event(1, now, 0, attempt=-1))  # it was never invalidated
-        refuses(Delivered(3, now, 3), Delivered(1, now, 2), Delivered(1, now + 1, 1))  # nobody asked
 
-    refuses(Report(1, 0, 0), Delivered(1, 0, 1), Deadline(), Begin(-1))
+    refuses(Report(1, 0, 0), Summed(), Deadline(), Begin(-1))
     for iteration in (0, 4):
         it.handle(Begin(iteration))
         for worker, chunk in [(1, 0), (2, 1)]:
             assert it.phase == "working"
             refuses_always()
-            refuses(Begin(iteration + 1), Delivered(1, iteration, 1))
+            refuses(Begin(iteration + 1), Summed())
             it.handle(Report(worker, iteration, chunk))
-        for worker in (1, 2) if combined else ():
+        if combined:
             assert it.phase == "collecting"
             refuses_always()
             refuses(Begin(iteration + 1))
-            it.handle(Delivered(worker, iteration, worker))
-            refuses(Delivered(worker, iteration, worker))
+            it.handle(Summed())
         assert it.phase == "idle"
         refuses_always()
-        refuses(Delivered(1, iteration, 1), Deadline())
+        refuses(Summed(), Deadline())
 
 
 def test_an_error_names_event_phase_and_iteration_and_its_traceback_shows_the_events_before():

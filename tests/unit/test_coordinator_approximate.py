@@ -2,8 +2,8 @@
 
 from psgc.schedules import Schedule
 from psgc.server.coordinator import Coordinator
-from psgc.server.events import Begin, Deadline, Delivered, Lost, Report
-from psgc.server.instructions import Add, Collect, Commit, Discard, Finish, Invalidate
+from psgc.server.events import Begin, Deadline, Lost, Report, Summed
+from psgc.server.instructions import Commit, Discard, Finish, Invalidate, Share
 from psgc.server.membership import Membership
 from tests.unit.coordinating import begun, report
 
@@ -19,26 +19,25 @@ def test_per_chunk_ends_at_the_deadline_with_the_copies_that_are_there():
     assert it.phase == "idle"
 
 
-def test_combined_collects_at_the_deadline_from_everybody_that_has_a_copy():
+def test_combined_shares_out_at_the_deadline_what_everybody_has():
     it = begun(EVERYBODY, parts=2)
     report(it, (1, 0), (2, 0), (3, 1))
-    assert it.handle(Deadline()) == [Commit(1, (3,), ((3, 3),)), Collect(1, 1), Collect(2, 2), Collect(3, 3)]
-    for worker in (1, 2):
-        assert it.handle(Delivered(worker, 0, worker)) == [Add(worker, worker)]
-    assert it.handle(Delivered(3, 0, 3)) == [Add(3, 3), Finish()]
+    assert it.handle(Deadline()) == [Commit(1, (3,), ((3, 3),)), Share(((1, 1, 0), (2, 2, 0), (3, 3, 0)))]
+    assert it.handle(Summed()) == [Finish()]
+    assert (it.books.recovered, it.books.missing, it.books.incomplete()) == (1, 3, {1: (3,), 2: ()})
 
 
 def test_the_deadline_waits_for_the_first_copy_even_if_that_is_lost_again():
     it = begun(EVERYBODY)
     assert it.handle(Deadline()) == []
     assert it.phase == "working"
-    assert report(it, (2, 1))[-1] == Collect(2, 2)
+    assert report(it, (2, 1))[-1] == Share(((2, 2, 0),))
     assert it.books.incomplete() == {0: (), 2: ()}
     it = begun(EVERYBODY, parts=2)
     report(it, (1, 0))
     it.handle(Lost(1))
     assert it.handle(Deadline()) == []
-    assert report(it, (3, 0)) == [Commit(0, (3,), ((3, 3),)), Collect(3, 3)]
+    assert report(it, (3, 0)) == [Commit(0, (3,), ((3, 3),)), Share(((3, 3, 0),))]
 
 
 def test_as_many_copies_as_are_tolerated_may_be_missing():
@@ -68,7 +67,7 @@ def test_an_invalidated_chunk_is_waited_for_and_nothing_else_counts_meanwhile():
     assert Invalidate(3, 0, 1) in it.handle(Lost(1))
     assert it.phase == "redoing"
     assert it.handle(Report(3, 0, 2)) == [Discard(3, 2)]  # was on its way; the worker has dropped it
-    assert it.handle(Report(3, 0, 0, attempt=1)) == [Commit(0, (1,), ((3, 1),)), Collect(3, 1)]
+    assert report(it, (3, 0), attempt=1) == [Commit(0, (1,), ((3, 1),), 1), Share(((2, 2, 0), (3, 1, 1)))]
     assert it.books.incomplete() == {2: ()}
-    assert it.handle(Delivered(2, 0, 2)) == [Add(2, 2)]
-    assert it.handle(Delivered(3, 0, 1)) == [Add(3, 1), Finish()]
+    assert it.handle(Summed()) == [Finish()]
+    assert it.books.missing == 1

@@ -1,12 +1,12 @@
 """The coordinator when workers are lost: what still counts, and what is done again."""
 
 import pytest
-from coordinating import Recording, begun, collecting, report
+from coordinating import Recording, begun, report
 from refusal import refused, snapshot
 
 from psgc.schedules.orders import Next, Skip
-from psgc.server.events import Abandoned, Delivered, Lost, Report
-from psgc.server.instructions import Add, Collect, Commit, Finish, Invalidate
+from psgc.server.events import Abandoned, Lost, Report, Summed
+from psgc.server.instructions import Commit, Finish, Invalidate, Share
 
 COMBINED = pytest.mark.parametrize("combined", [True, False], ids=["combined", "per_chunk"])
 
@@ -24,10 +24,9 @@ def test_a_worker_lost_before_it_reports_is_not_needed(combined):
         assert it.handle(Report(1, 0, chunk)) == []
         assert it.handle(Abandoned(1, 0, chunk)) == []
         assert it.handle(Report(1, 0, chunk, attempt=3)) == []  # whatever it believes
-    assert it.handle(Delivered(1, 0, 1)) == []
     assert snapshot(it) == before
     answers = report(it, (2, 0), (2, 1), (2, 2))
-    assert answers == [Commit(2, (2,), ((2, 2),)), Collect(2, 2) if combined else Finish()]
+    assert answers == [Commit(2, (2,), ((2, 2),)), Share(((2, 2, 0),)) if combined else Finish()]
 
 
 def test_combined_a_copy_that_its_lost_worker_keeps_does_not_count():
@@ -35,7 +34,7 @@ def test_combined_a_copy_that_its_lost_worker_keeps_does_not_count():
     assert report(it, (1, 0)) == []
     assert it.handle(Lost(1)) == []
     assert report(it, (2, 0)) == []
-    assert report(it, (3, 0)) == [Commit(0, (2, 3), ((2, 2), (3, 3))), Collect(2, 2), Collect(3, 3)]
+    assert report(it, (3, 0)) == [Commit(0, (2, 3), ((2, 2), (3, 3))), Share(((2, 2, 0), (3, 3, 0)))]
 
 
 def test_per_chunk_a_copy_of_a_lost_worker_counts():
@@ -57,7 +56,7 @@ def test_full_does_not_count_the_unfinished_load_of_a_lost_worker():
 # lost after it was committed
 
 
-def test_a_committed_copy_that_was_not_delivered_is_done_again_in_the_role_of_the_lost_worker():
+def test_combined_a_committed_copy_is_done_again_in_the_role_of_the_lost_worker():
     it = begun([[1, 2, 3], [2, 3]], parts=2)
     assert report(it, (1, 0), (2, 0)) == [Commit(0, (1, 2), ((1, 1), (2, 2)))]
     assert it.books.recovered == 1
@@ -69,17 +68,15 @@ def test_a_committed_copy_that_was_not_delivered_is_done_again_in_the_role_of_th
     assert (it.books.chunks[0].contributors, it.books.recovered) == ((1, 2), 1)
     assert (it.books.used(3, 0), it.books.used(3, 0, attempt=1)) == (False, True)
     report(it, (2, 1))
-    answers = report(it, (3, 1))
-    assert answers[-3:] == [Collect(2, 2), Collect(3, 1), Collect(3, 3)]
+    assert report(it, (3, 1))[-1] == Share(((2, 2, 0), (3, 1, 0), (3, 3, 0)))
 
 
-def test_the_other_contributor_may_do_it_again_and_then_owes_two_accumulators():
+def test_the_other_contributor_may_do_it_again_and_then_keeps_two_accumulators():
     it = begun([[1, 2, 3]], parts=2)
-    assert report(it, (1, 0), (2, 0))[1:] == [Collect(1, 1), Collect(2, 2)]
+    assert report(it, (1, 0), (2, 0))[1:] == [Share(((1, 1, 0), (2, 2, 0)))]
     it.handle(Lost(1))
-    assert report(it, (2, 0), attempt=1) == [Commit(0, (1, 2), ((2, 1),)), Collect(2, 1)]
-    assert it.handle(Delivered(2, 0, 1)) == [Add(2, 1)]
-    assert it.handle(Delivered(2, 0, 2)) == [Add(2, 2), Finish()]
+    assert report(it, (2, 0), attempt=1) == [Commit(0, (1, 2), ((2, 1),), 1), Share(((2, 1, 1), (2, 2, 0)))]
+    assert it.handle(Summed()) == [Finish()]
     assert (it.books.used(2, 0), it.books.used(2, 0, attempt=1)) == (True, True)
 
 
@@ -88,23 +85,13 @@ def test_a_chunk_of_two_lost_contributors_is_done_again_by_two_workers():
     report(it, (1, 0), (2, 0))
     it.handle(Lost(1))
     assert it.handle(Lost(2)) == [Invalidate(3, 0, 2), Invalidate(4, 0, 2), Next(3, 0), Next(4, 0)]
-    assert report(it, (3, 0), attempt=2) == [Commit(0, (1, 2), ((3, 1),))]
+    assert report(it, (3, 0), attempt=2) == [Commit(0, (1, 2), ((3, 1),), 1)]
     assert it.books.recovered == 0
     before = snapshot(it)
     assert report(it, (3, 0), attempt=2) == []  # it cannot be both of them
     assert snapshot(it) == before
     answers = report(it, (4, 0), attempt=2)
-    assert answers == [Commit(0, (1, 2), ((4, 2),)), Collect(3, 1), Collect(4, 2)]
-
-
-def test_a_chunk_may_be_invalidated_twice_in_the_same_role():
-    it = begun([[1, 2, 3]])
-    report(it, (1, 0))
-    it.handle(Lost(1))
-    assert report(it, (2, 0), attempt=1) == [Commit(0, (1,), ((2, 1),)), Collect(2, 1)]
-    assert it.handle(Lost(2)) == [Invalidate(3, 0, 2), Next(3, 0)]
-    assert report(it, (3, 0), attempt=2) == [Commit(0, (1,), ((3, 1),)), Collect(3, 1)]
-    assert it.handle(Delivered(3, 0, 1)) == [Add(3, 1), Finish()]
+    assert answers == [Commit(0, (1, 2), ((4, 2),), 1), Share(((3, 1, 1), (4, 2, 1)))]
 
 
 def test_a_copy_from_before_the_invalidation_changes_nothing_but_its_worker_is_free():
@@ -126,42 +113,6 @@ def test_skipping_drops_a_chunk_invalidated_in_two_roles_only_when_both_are_done
     it.handle(Lost(2))
     assert report(it, (3, 0), attempt=2) == [Commit(0, (1, 2), ((3, 1),))]
     assert report(it, (4, 0), attempt=2) == [Commit(0, (1, 2), ((4, 2),)), Skip(5, 0, True)]
-
-
-# lost while it is collected
-
-
-def test_the_loss_of_a_worker_that_owes_nothing_has_no_consequences():
-    it = collecting()
-    assert it.handle(Delivered(1, 0, 1)) == [Add(1, 1)]
-    assert [it.handle(Lost(1)), it.handle(Lost(3))] == [[], []]
-    assert it.phase == "collecting"
-    assert it.books.used(1, 0)
-    assert it.handle(Delivered(2, 0, 2)) == [Add(2, 2), Finish()]
-
-
-def test_an_accumulator_that_was_not_delivered_is_done_again_while_others_deliver():
-    it = collecting()
-    assert it.handle(Lost(1)) == [Invalidate(2, 0, 1), Invalidate(3, 0, 1), Next(2, 0)]
-    assert (it.phase, it.books.accumulators.owing) == ("redoing", {2})
-    assert it.handle(Delivered(1, 0, 1)) == []  # it was sent before, and came too late
-    assert it.handle(Delivered(2, 0, 2)) == [Add(2, 2)]
-    assert report(it, (2, 0), attempt=1) == [Commit(0, (1,), ((2, 1),)), Collect(2, 1)]
-    assert it.handle(Delivered(2, 0, 1)) == [Add(2, 1), Finish()]
-
-
-def test_a_second_accumulator_in_one_role_is_asked_for_when_the_first_is_there():
-    it = begun([[1, 2, 3], [1, 3, 2]])
-    report(it, (1, 0), (1, 1))
-    it.handle(Lost(1))
-    report(it, (2, 0), attempt=1)
-    assert report(it, (3, 1), attempt=1)[1:] == [Collect(2, 1), Collect(3, 1)]
-    assert it.handle(Lost(3)) == [Invalidate(2, 1, 2), Next(2, 1)]
-    assert report(it, (2, 1), attempt=2) == [Commit(1, (1,), ((2, 1),))]  # it was asked already, and may have answered
-    assert it.handle(Delivered(2, 0, 1)) == [Add(2, 1), Collect(2, 1)]
-    with refused(it):
-        it.handle(Delivered(2, 0, 2))
-    assert it.handle(Delivered(2, 0, 1)) == [Add(2, 1), Finish()]
 
 
 # between the iterations

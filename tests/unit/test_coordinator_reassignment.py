@@ -4,8 +4,8 @@ import pytest
 from coordinating import Recording, begun, collecting, report
 
 from psgc.schedules.orders import Next, Queue
-from psgc.server.events import Delivered, Lost
-from psgc.server.instructions import Collect, Commit, Finish, Invalidate, Reassign
+from psgc.server.events import Lost
+from psgc.server.instructions import Commit, Finish, Invalidate, Reassign, Share
 
 COMBINED = pytest.mark.parametrize("combined", [True, False], ids=["combined", "per_chunk"])
 
@@ -20,7 +20,7 @@ def test_a_chunk_without_a_live_holder_goes_to_the_worker_that_holds_least_in_th
     assert report(it, (3, 0)) == [Commit(0, (1,), ((3, 1),))]
     report(it, (3, 3), (2, 1))
     answers = report(it, (2, 2))
-    assert answers[1:] == ([Collect(2, 2), Collect(3, 1), Collect(3, 3)] if combined else [Finish()])
+    assert answers[1:] == [Share(((2, 2, 0), (3, 1, 0), (3, 3, 0))) if combined else Finish()]
 
 
 def test_several_chunks_are_reassigned_in_roles_that_no_live_holder_has():
@@ -108,7 +108,6 @@ def test_the_schedule_hears_whether_the_workers_had_stopped():
 
 def test_dynamic_does_not_order_from_a_worker_that_was_lost_while_collecting():
     it = begun([[1, 2, 3], [2, 3, 1], [3, 1, 2]], name="dynamic")
-    report(it, (1, 0), (2, 1), (3, 2))
-    it.handle(Delivered(2, 0, 2))
+    report(it, (1, 0), (3, 1), (3, 2))
     assert it.handle(Lost(2)) == []
     assert it.handle(Lost(1)) == [Invalidate(3, 0, 1), Queue(3, (0,))]

@@ -1,39 +1,34 @@
-"""The coordinator when workers sum their accumulators among themselves: what is shared out, and what counts then."""
+"""The coordinator with transfer `combined`: which accumulators are shared out, and what is in their sum."""
 
 from collections import Counter
 
-from coordinating import begun, report
+from coordinating import begun, collecting, report
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from refusal import refused, snapshot
+from refusal import snapshot
 from test_coordinator import clusters
 
 from psgc.errors import TooFewWorkers
 from psgc.schedules.orders import Next
-from psgc.server.events import Abandoned, Begin, Deadline, Delivered, Lost, Report, Summed
-from psgc.server.instructions import Commit, Discard, Finish, Invalidate, Share
-
-
-def shared(holders, parts=1, **settings):
-    return begun(holders, parts, shared=True, **settings)
+from psgc.server.events import Abandoned, Begin, Deadline, Lost, Report, Summed
+from psgc.server.instructions import Commit, Finish, Invalidate, Share
 
 
 def redoing():
     """Worker 1 was lost after everything had been shared out; chunk 0 is to be done again."""
-    it = shared([[1, 2, 3], [2, 1, 3]])
-    assert report(it, (1, 0), (2, 1)) == [Commit(1, (2,), ((2, 2),)), Share(((1, 1, 0), (2, 2, 0)))]
+    it = collecting()
     assert it.handle(Lost(1)) == [Invalidate(2, 0, 1), Invalidate(3, 0, 1), Next(2, 0)]
     assert it.phase == "redoing"
     return it
 
 
 def test_when_everything_is_committed_all_accumulators_are_shared_out_and_their_sum_ends_the_iteration():
-    it = shared([[1, 2, 3], [2, 1, 3]], parts=2)
+    it = begun([[1, 2, 3], [2, 1, 3]], parts=2)
     report(it, (1, 0), (3, 1), (2, 0))
     assert report(it, (1, 1))[1:] == [Share(((1, 1, 0), (2, 2, 0), (3, 3, 0)))]
-    assert (it.phase, it.books.accumulators.owing) == ("collecting", {1, 2, 3})
+    assert (it.phase, it.books.accumulators.shared) == ("collecting", {(1, 1, 0), (2, 2, 0), (3, 3, 0)})
     assert it.handle(Summed()) == [Finish()]
-    assert (it.phase, it.books.accumulators.owing, it.books.recovered) == ("idle", frozenset(), 2)
+    assert (it.phase, it.books.accumulators.shared, it.books.recovered) == ("idle", set(), 2)
     assert it.handle(Begin(1)) == []
     assert it.handle(Report(2, 0, 1)) == []
     assert it.handle(Report(1, 1, 0)) == []
@@ -51,8 +46,18 @@ def test_what_is_done_again_goes_to_new_accumulators_and_all_are_shared_out_once
     assert [it.books.used(1, 0), it.books.used(2, 0, 1), it.books.used(2, 1)] == [False, False, False]
 
 
+def test_a_worker_may_keep_two_accumulators_in_one_role():
+    it = begun([[1, 2, 3], [1, 3, 2]])
+    report(it, (1, 0), (1, 1))
+    it.handle(Lost(1))
+    report(it, (2, 0), attempt=1)
+    assert report(it, (3, 1), attempt=1)[1:] == [Share(((2, 1, 1), (3, 1, 1)))]
+    assert it.handle(Lost(3)) == [Invalidate(2, 1, 2), Next(2, 1)]
+    assert report(it, (2, 1), attempt=2) == [Commit(1, (1,), ((2, 1),), 2), Share(((2, 1, 1), (2, 1, 2)))]
+
+
 def test_a_loss_before_anything_is_shared_out_is_no_reason_for_a_new_accumulator():
-    it = shared([[1, 2], [2, 1]])
+    it = begun([[1, 2], [2, 1]])
     report(it, (1, 0))
     it.handle(Lost(1))
     assert report(it, (2, 0), attempt=1) == [Commit(0, (1,), ((2, 1),))]
@@ -60,8 +65,7 @@ def test_a_loss_before_anything_is_shared_out_is_no_reason_for_a_new_accumulator
 
 
 def test_the_loss_of_a_worker_without_an_accumulator_changes_nothing():
-    it = shared([[1, 2, 3], [2, 1, 3]])
-    report(it, (1, 0), (2, 1))
+    it = collecting()
     assert it.handle(Lost(3)) == []
     assert it.phase == "collecting"
     assert it.handle(Summed()) == [Finish()]
@@ -84,7 +88,7 @@ def test_a_sum_that_is_there_before_the_lost_was_done_again_holds_what_was_lost(
 
 
 def test_what_was_done_again_and_not_shared_out_is_not_in_the_sum():
-    it = shared([[1, 2, 3], [1, 3, 2]])
+    it = begun([[1, 2, 3], [1, 3, 2]])
     report(it, (1, 0), (1, 1))
     it.handle(Lost(1))
     assert report(it, (2, 0), attempt=1) == [Commit(0, (1,), ((2, 1),), 1)]
@@ -92,33 +96,6 @@ def test_what_was_done_again_and_not_shared_out_is_not_in_the_sum():
     assert it.handle(Summed()) == [Finish()]
     assert [it.books.used(1, 0), it.books.used(1, 1), it.books.used(2, 0, 1)] == [True, True, False]
     assert it.books.recovered == 2
-
-
-def test_a_deadline_shares_out_what_is_there():
-    it = shared([[1, 2, 3]] * 3)
-    report(it, (1, 0))
-    assert it.handle(Deadline()) == [Share(((1, 1, 0),))]
-    assert it.handle(Lost(1))[0] == Invalidate(2, 0, 1)
-    assert it.handle(Report(2, 0, 1)) == [Discard(2, 1)]
-    assert it.handle(Summed()) == [Finish()]
-    assert (it.books.recovered, it.books.missing, it.books.incomplete()) == (1, 2, {1: (), 2: ()})
-
-
-def test_nothing_is_delivered_and_nothing_is_summed_before_it_was_shared_out():
-    it = shared([[1, 2]])
-    with refused(it):
-        it.handle(Summed())
-    report(it, (1, 0))
-    for iteration in (0, -1):
-        with refused(it):
-            it.handle(Delivered(1, iteration, 1))
-    it.handle(Summed())
-    with refused(it):
-        it.handle(Summed())
-    it = begun([[1, 2]])
-    report(it, (1, 0))
-    with refused(it):
-        it.handle(Summed())
 
 
 class World:
@@ -163,7 +140,7 @@ class World:
     def finish(self):
         books = self.it.books
         numbers = [len(copies.contributors) for copies in books.chunks]
-        assert (self.it.phase, bool(books.accumulators)) == ("idle", False)
+        assert (self.it.phase, books.accumulators.shared) == ("idle", set())
         assert books.recovered == numbers.count(self.parts)
         assert books.missing == len(numbers) * self.parts - sum(numbers)
         used = [(w, i, attempt) for i, copies in enumerate(books.chunks) for w, attempt in copies.used]
@@ -179,7 +156,7 @@ class World:
 )
 def test_every_part_of_every_chunk_is_shared_out_once_whoever_is_lost(data, cluster, name, tolerated):
     holders, parts = cluster
-    it = shared(holders, parts, name=name, workers=range(1, 7), tolerated=tolerated)
+    it = begun(holders, parts, name=name, workers=range(1, 7), tolerated=tolerated)
     world = World(it, parts)
     events = data.draw(st.lists(st.sampled_from(["report", "some", "all", "lost", "lost", "end"]), max_size=12))
     try:

@@ -1,4 +1,4 @@
-"""The coordinator when copies are compared by their sketches and kept by the workers: `verify` with `allreduce`."""
+"""The coordinator when copies are compared by their sketches and kept by the workers: `verify` with `combined`."""
 
 import itertools
 from collections import deque
@@ -22,7 +22,7 @@ from psgc.server.membership import Membership
 from psgc.server.verification import Checks
 from psgc.workers.state import WorkerState
 
-begun = partial(coordinating.begun, shared=True, every=1)
+begun = partial(coordinating.begun, every=1)
 EVERYBODY = [[1, 2, 3, 4], [1, 2, 3, 4]]
 
 
@@ -38,7 +38,7 @@ def commit(chunk, worker, role=None, serial=0):
 def test_a_chunk_is_committed_to_one_that_agrees_and_the_others_drop_their_copies():
     it = begun(EVERYBODY)
     assert report(it, (3, 0)) == []
-    assert (it.is_here(0), it.is_sketched(0)) == (False, True)
+    assert it.is_sketched(0)
     assert report(it, (1, 0)) == [compare(0, 3, 1)]
     assert it.handle(Compared(0, (3, 1))) == [commit(0, 3), Discard(1, 0)]
     assert (it.books.missing, it.books.recovered) == (1, 1)
@@ -48,6 +48,17 @@ def test_a_chunk_is_committed_to_one_that_agrees_and_the_others_drop_their_copie
     report(it, (2, 1), (4, 1))
     assert it.handle(Compared(1, (2, 4))) == [commit(1, 2), Discard(4, 1), Share(((2, 2, 0), (3, 3, 0)))]
     assert it.handle(Summed()) == [Finish()]
+
+
+def test_a_chunk_that_is_not_checked_counts_at_once():
+    it = begun([[1, 2]] * 4, every=2)  # in iteration 0 chunks 0 and 2 are checked
+    assert report(it, (1, 1)) == [commit(1, 1)]
+    assert report(it, (2, 1)) == [Discard(2, 1)]
+    assert report(it, (2, 3)) == [commit(3, 2)]
+    report(it, (1, 0), (2, 0))
+    assert it.handle(Compared(0, (1, 2))) == [commit(0, 1), Discard(2, 0)]
+    report(it, (2, 2), (1, 2))
+    assert it.handle(Compared(2, (2, 1))) == [commit(2, 2), Discard(1, 2), Share(((1, 1, 0), (2, 2, 0)))]
 
 
 def test_one_more_worker_does_a_disputed_chunk_and_the_wrong_copy_is_named_and_dropped():
@@ -143,7 +154,7 @@ class Worker:
 
     def __init__(self, rank, queue, num_chunks, wrong):
         self.rank, self.wrong = rank, wrong
-        self.state = WorkerState(rank, queue, num_chunks, combined=True, every=1, shared=True)
+        self.state = WorkerState(rank, queue, num_chunks, combined=True, every=1)
         self.state.begin(0)
         self.sums = {}  # (role, serial) -> sum
         self.orders, self.reports = deque(), deque()
@@ -180,7 +191,7 @@ class World:
         loads = {w: [chunk for chunk, of in enumerate(holders) if w in of] for w in membership.workers}
         queues, backups = SCHEDULES[name].default_queues(loads, {w: set(loads[w]) for w in loads}, 0)
         schedule = SCHEDULES[name](queues, backups, membership.holders, 1)
-        self.it = Coordinator(membership, schedule, combined=True, checks=Checks(1), shared=True)
+        self.it = Coordinator(membership, schedule, combined=True, checks=Checks(1))
         self.wrong, self.name, self.now = wrong, name, 0.0
         self.workers = {w: Worker(w, queues[w], len(holders), wrong) for w in membership.workers}
         self.sketches = {}
@@ -225,7 +236,7 @@ class World:
                 worker.obey()
             reported = {*worker.state.held} - {chunk for chunk, *_ in worker.reports}
             assert not reported or self.name == "full", "a copy is kept in vain"
-            worker.state.collect(0)
+            worker.state.share(0)
         kept = sorted((rank, *key) for rank, worker in self.workers.items() for key in worker.sums)
         assert list(contributors) == kept
         self.total = sum(self.workers[rank].sums[role, serial] for rank, role, serial in contributors)

@@ -63,24 +63,6 @@ def test_chunks_are_decoded_from_any_copies_however_they_arrive(dtype, exact, da
     assert decoder.gradient.dtype == dtype
 
 
-@FLOATS
-@settings(deadline=None, max_examples=60)
-@given(parts=st.integers(1, 4), extra=st.integers(0, 3), dim=st.integers(1, 17), seed=st.integers(0, 99))
-def test_part_k_is_the_sum_of_accumulators_weighted_by_column_k(dtype, exact, parts, extra, dim, seed):
-    rng = np.random.default_rng(seed)
-    matrix = matrix_for(parts, parts + extra, rng)
-    decoder = Decoder(Backend(), matrix, dim, dtype)
-    for _ in range(2):
-        decoder.begin()
-        accumulators = rng.standard_normal((parts + extra, decoder.message_length)).astype(dtype)
-        for worker in rng.permutation(parts + extra) + 1:
-            decoder.add_accumulator(int(worker), accumulators[worker - 1])
-        sums = matrix.T @ accumulators
-        columns = dim // parts
-        expected = np.concatenate([sums[:, :columns].reshape(-1), sums[: dim % parts, columns:].reshape(-1)])
-        np.testing.assert_allclose(decoder.gradient, expected, rtol=0, atol=exact)
-
-
 @settings(deadline=None)
 @given(data=st.data(), num_chunks=st.integers(1, 20), dtype=st.sampled_from(["float64", "float32"]))
 def test_the_sum_of_whole_gradients_does_not_depend_on_who_sent_what_when(data, num_chunks, dtype):
@@ -220,28 +202,6 @@ def test_with_one_part_every_bit_is_that_of_the_decoder_that_checks_nothing(dtyp
     assert decoder.gradient.tobytes() == plain.gradient.tobytes()
 
 
-@pytest.mark.parametrize("parts", [1, 2])
-def test_accumulators_are_added_to_what_was_checked(parts):
-    rng = np.random.default_rng(parts)
-    matrix = np.ones((3, 1)) if parts == 1 else rng.standard_normal((3, parts))
-    decoder, gradient, other = begun(matrix, 5), rng.standard_normal(5), rng.standard_normal(5)
-    encoder = Encoder(Backend(), matrix, 5, "float64")
-    encoder.begin(lambda _: False)
-    roles = tuple(range(1, parts + 1))
-    for role in roles:
-        encoder.add(other, roles, role)
-        decoder.add_accumulator(role, encoder.deliver(role))
-    for _ in range(2):  # asked for twice, it is the same
-        np.testing.assert_allclose(decoder.gradient, other, rtol=0, atol=1e-12)
-    for worker in roles:
-        decoder.hold(worker, 0, coded(matrix, worker, gradient))
-    decoder.commit(0, copies(roles))
-    for _ in range(2):
-        np.testing.assert_allclose(decoder.gradient, gradient + other, rtol=0, atol=1e-12)
-    decoder.begin()
-    assert not decoder.gradient.any()
-
-
 def test_a_worker_has_one_copy_whatever_it_sends_later():
     decoder = begun(np.ones((2, 1)), 2)
     decoder.hold(1, 0, np.array([1.0, 2.0]))
@@ -276,7 +236,7 @@ def test_copies_are_told_apart_by_who_sent_them_also_in_the_same_role():
 
 
 def test_it_takes_no_memory_before_there_is_something_to_sum():
-    """Where others sum, there never is."""
+    """With `combined`, there never is."""
     tracemalloc.start()
     try:
         decoder = Decoder(Backend(), np.ones((2, 1)), 1_000_000, "float64")

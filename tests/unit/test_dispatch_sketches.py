@@ -1,4 +1,4 @@
-"""The dispatcher with `verify` and `allreduce`: sketches that workers send are what it compares."""
+"""The dispatcher with `verify` and `combined`: sketches that workers send are what it compares."""
 
 from collections import Counter
 from types import SimpleNamespace
@@ -25,7 +25,7 @@ class Run:
     """A dispatcher in iteration 0, in which both chunks are checked."""
 
     def __init__(self):
-        self.it = begun(HOLDERS, every=1, shared=True)
+        self.it = begun(HOLDERS, every=1)
         self.told, self.wrong, self.lost = [], [], []
         outbox = SimpleNamespace(tell=lambda *what, **_: self.told.append(what))
         links = SimpleNamespace(outbox=outbox, now=1.0, ignore=self.lost.append, lost=ignore)
@@ -43,6 +43,7 @@ class Run:
         )
         log = SimpleNamespace(reported=ignore, lost=ignore)
         self.dispatcher = Dispatcher(self.it, cluster, links, log, Trial({}, 1e-9))
+        self.dispatcher.replicated = SimpleNamespace(is_complete=False, lost=ignore, reassign=ignore)
 
     def copy(self, worker, chunk, value, iteration=0):
         self.dispatcher.hear(Sketched(worker, iteration, chunk, sketch(np.full(3, value))))

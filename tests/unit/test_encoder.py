@@ -14,10 +14,6 @@ from psgc.workers.encoder import Encoder
 FLOATS = pytest.mark.parametrize(("dtype", "exact"), [("float64", 1e-10), ("float32", 1e-3)])
 
 
-def not_sending(_):
-    return False
-
-
 def content(message):
     """Without the room for a stamp."""
     return message[: -stamp_length(message.dtype)]
@@ -64,27 +60,24 @@ def test_combined_accumulators_give_the_sum_of_what_was_committed(dtype, exact, 
     rng = np.random.default_rng(seed)
     matrix = matrix_for(parts, parts + extra, rng)
     workers = begun(matrix, dim, dtype), begun(matrix, dim, dtype)
-    total, owing, delivered = np.zeros(dim), set(), []
+    total, serial = np.zeros(dim), 0
     for _ in range(data.draw(st.integers(0, 4))):
         gradient = rng.standard_normal(dim).astype(dtype)
         contributors = tuple(data.draw(st.permutations(range(1, parts + extra + 1)))[:parts])
         assume(np.linalg.cond(matrix[[role - 1 for role in contributors]]) < 50)
         for role in contributors:
             place = data.draw(st.integers(0, 1))
-            workers[place].add(gradient, contributors, role)
-            owing.add((place, role))
+            workers[place].add(gradient.copy(), contributors, role, serial)
         total += gradient
-        if owing and data.draw(st.booleans()):  # an invalidated chunk: more is committed after some was collected
-            place, role = owing.pop()
-            delivered.append((role, content(workers[place].deliver(role)).copy()))  # "sent": it is used again
-    delivered += [(role, content(workers[place].deliver(role))) for place, role in sorted(owing)]
-    parts_sum = sum((np.outer(matrix[role - 1], part) for role, part in delivered), np.zeros(cut(total, parts).shape))
+        serial += data.draw(st.booleans())  # an invalidated chunk: more is committed after some was shared out
+    shared = [(role, vector) for encoder in workers for (role, _), vector in encoder.accumulators.items()]
+    parts_sum = sum((np.outer(matrix[role - 1], part) for role, part in shared), np.zeros(cut(total, parts).shape))
     np.testing.assert_allclose(parts_sum, cut_like(total, parts, parts_sum), rtol=0, atol=100 * exact)
 
 
-def begun(matrix, dim, dtype="float64", sending=not_sending):
+def begun(matrix, dim, dtype="float64"):
     encoder = Encoder(Backend(), matrix, dim, dtype)
-    encoder.begin(sending)
+    encoder.begin()
     return encoder
 
 
@@ -96,23 +89,17 @@ def cut_like(total, parts, parts_sum):
     return expected
 
 
-def test_a_new_iteration_starts_from_zero_and_leaves_what_is_being_sent():
-    encoder = begun(np.ones((3, 1)), 4, "float32")
-    encoder.add(np.ones(4, np.float32), (1,), 1)
-    first = encoder.deliver(1)
-    asked = []
-    encoder.begin(lambda buffer: asked.append(buffer) is None)
-    encoder.add(np.full(4, 2, np.float32), (1,), 1)
-    assert len(asked) == 1
-    assert asked[0] is first
-    assert content(first).tolist() == [1, 1, 1, 1]
-    second = encoder.deliver(1)
-    assert content(second).tolist() == [2, 2, 2, 2]
-    assert second.dtype == np.float32
-    encoder.begin(lambda buffer: buffer is first)
-    encoder.add(np.full(4, 3, np.float32), (1,), 1)
-    assert encoder.deliver(1) is second  # sent: used again, from zero
-    assert content(second).tolist() == [3, 3, 3, 3]
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_new_iteration_starts_from_zero(parts):
+    encoder = begun(np.ones((3, 1)) if parts == 1 else np.eye(3, 2) + 1, 4, "float32")
+    sums = []
+    for value in (1, 2, 3):
+        encoder.begin()
+        for _ in range(2):
+            encoder.add(np.full(4, value, np.float32), (1, 2)[:parts], 1)
+        assert encoder.accumulators[1, 0].dtype == np.float32
+        sums.append(encoder.accumulators[1, 0].copy())
+    np.testing.assert_allclose(sums, [value * sums[0] for value in (1, 2, 3)])
 
 
 def test_what_is_added_after_accumulators_were_shared_out_goes_to_new_ones():
@@ -124,18 +111,18 @@ def test_what_is_added_after_accumulators_were_shared_out_goes_to_new_ones():
     for _ in range(2):  # they stay where they are
         shown = {key: accumulator.tolist() for key, accumulator in encoder.accumulators.items()}
         assert shown == {(1, 0): [1.0] * 4, (1, 1): [2.0] * 4, (2, 1): [3.0] * 4}
-    encoder.begin(not_sending)
+    encoder.begin()
     assert encoder.accumulators == {}
     encoder.add(np.ones(4), (1,), 1, serial=1)
     assert encoder.accumulators[1, 1].tolist() == [1.0] * 4
 
 
 @pytest.mark.parametrize("parts", [1, 2])
-def test_with_allreduce_and_one_part_the_first_gradient_becomes_the_accumulator(parts):
-    encoder = Encoder(Backend(), np.ones((3, 1)) if parts == 1 else np.eye(3, 2) + 1, 4, "float64", shared=True)
+def test_with_one_part_the_first_gradient_becomes_the_accumulator(parts):
+    encoder = Encoder(Backend(), np.ones((3, 1)) if parts == 1 else np.eye(3, 2) + 1, 4, "float64")
     contributors = (1, 2)[:parts]
     for iteration in range(2):
-        encoder.begin(not_sending)
+        encoder.begin()
         first, second = np.full(4, 1.0 + iteration), np.full(4, 2.0)
         encoder.add(first, contributors, 1)
         encoder.add(first.copy(), contributors, 1, serial=1)
@@ -146,18 +133,17 @@ def test_with_allreduce_and_one_part_the_first_gradient_becomes_the_accumulator(
         assert second.tolist() == [2.0] * 4
         gone = weakref.ref(first)
         del first
-    encoder.begin(not_sending)
+    encoder.begin()
     assert gone() is None
 
 
-def test_what_was_not_asked_for_does_not_survive_its_iteration_and_its_memory_does():
-    encoder = begun(np.ones((3, 1)), 4)
+def test_accumulators_do_not_survive_their_iteration_and_their_memory_does():
+    encoder = begun(np.eye(3, 2) + 1, 4)
     seen = []
-    for iteration in range(20):
-        encoder.begin(not_sending)
-        for role in (1, 2, 3):
-            encoder.add(np.ones(4), (role,), role)
-        delivered = encoder.deliver(1 + iteration % 3)  # and nobody asks for the others
-        assert content(delivered).tolist() == [1.0] * 4
-        seen.append(delivered)
-    assert len({id(vector) for vector in seen}) <= 3
+    for _ in range(20):
+        encoder.begin()
+        for role in (1, 2):
+            encoder.add(np.ones(4), (1, 2), role)
+        assert len(encoder.accumulators) == 2
+        seen += encoder.accumulators.values()
+    assert len({id(vector) for vector in seen}) == 2

@@ -32,26 +32,6 @@ def test_who_is_silent_for_longer_than_the_timeout_is_missing():
     assert missing(it, 3.5 + TIMEOUT) == [1, 2, 3]
 
 
-def test_who_does_not_deliver_is_missing_though_it_is_heard():
-    it = failure_detector()
-    it.asked(2, 1.0)
-    it.asked(3, 1.0)
-    it.delivered(3)
-    hear_all(it, 9.0)
-    assert missing(it, 1.0 + TIMEOUT) == []
-    reason = "has not delivered what it was asked for for 8 s (faults.collect_timeout)"
-    assert it.missing(1.5 + TIMEOUT) == [(2, reason)]
-
-
-def test_who_is_excused_has_the_whole_time_once_more_and_nobody_else_owes_anything():
-    it = failure_detector()
-    it.asked(2, 1.0)
-    it.excuse(7.0)
-    hear_all(it, 20.0)
-    assert missing(it, 7.0 + TIMEOUT) == []
-    assert missing(it, 7.5 + TIMEOUT) == [2]
-
-
 @pytest.mark.parametrize("slowest", [None, 0.1, 100.0])
 def test_a_limit_of_the_users_is_for_every_chunk_also_the_first(slowest):
     it = FailureDetector((1, 2, 3), TIMEOUT, chunk_timeout=20.0)
@@ -111,7 +91,7 @@ def test_who_is_through_with_a_chunk_is_not_in_it(how):
 def test_as_long_as_some_are_silent_only_those_are_missing():
     it = failure_detector()
     it.through(1, 0.1)
-    it.asked(2, 0.0)
+    it.busy(2, 7, seconds=0.0, now=0.0)
     it.busy(3, 4, seconds=0.0, now=0.0)
     hear_all(it, 20.0, but=[1])
     assert missing(it, 20.0) == [1]
@@ -119,9 +99,8 @@ def test_as_long_as_some_are_silent_only_those_are_missing():
     assert missing(it, 20.0) == [2, 3]
 
 
-def test_who_is_lost_is_away_and_not_missing_and_owes_nothing():
+def test_who_is_lost_is_away_and_not_missing():
     it = failure_detector()
-    it.asked(2, 0.0)
     assert it.lost(2) is True
     assert it.lost(2) is False
     assert (it.away, it.answering, it.dead) == ([2], [1, 3], [])

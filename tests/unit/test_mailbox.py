@@ -26,13 +26,17 @@ STAMP = stamp_length("float64")  # room at the end of every message
 
 
 class Worker:
-    def __init__(self, queue, combined, coding_matrix=ONE_PART, every=0, shared=False):
-        self.state = WorkerState(1, queue, 5, combined, every, shared)
+    def __init__(self, queue, combined, coding_matrix=ONE_PART, every=0):
+        self.state = WorkerState(1, queue, 5, combined, every)
         self.encoder = Encoder(Backend(), coding_matrix, 3, "float64")
-        self.encoder.begin(lambda _: False)
+        self.encoder.begin()
         self.woken = 0
         self.mailbox = Mailbox(self.state, self.encoder, self.wake)
         self.mailbox.begin(0, PARAMS)
+
+    def sum(self, role=1):
+        """The accumulator."""
+        return self.encoder.accumulators[role, 0].tolist()
 
     def wake(self):
         self.woken += 1
@@ -86,22 +90,21 @@ def test_a_done_chunk_is_reported_and_its_gradient_encoded_when_it_is_committed(
     assert worker.mailbox.outgoing() == []
     assert gradient() is not None
     worker.mailbox.commit(0, 2, (1,), 1)
-    assert gradient() is None
-    assert worker.encoder.deliver(1)[:-STAMP].tolist() == [3, 3, 3]
+    assert worker.sum() == [3, 3, 3]
 
 
 def test_the_sketch_of_a_checked_chunk_goes_before_its_report_and_its_gradient_is_kept():
-    worker = Worker([2, 1], combined=True, every=2, shared=True)
+    worker = Worker([2, 1], combined=True, every=2)
     _, checked = worker.compute()
     worker.compute()
     assert told(worker.mailbox) == [(Kind.SKETCH, 0, 2), (Kind.REPORT, 0, 2), (Kind.REPORT, 0, 1)]
     assert checked() is not None
     worker.mailbox.commit(0, 2, (1,), 1)
-    assert worker.encoder.accumulators[1, 0].tolist() == [3, 3, 3]
+    assert worker.sum() == [3, 3, 3]
 
 
 def test_the_sketch_is_that_of_the_gradient_and_an_abandoned_chunk_has_none():
-    worker = Worker([2, 0], combined=True, every=1, shared=True)
+    worker = Worker([2, 0], combined=True, every=1)
     worker.compute()
     sketched, _ = worker.mailbox.outgoing()
     assert tuple(sketched[["start", "seconds", "loss"]][0]) == sketch(np.full(3, 3.0))
@@ -111,19 +114,21 @@ def test_the_sketch_is_that_of_the_gradient_and_an_abandoned_chunk_has_none():
     assert told(worker.mailbox) == [(Kind.ABANDONED, 0, 0)]
 
 
-def test_discard_and_collect_free_what_is_held():
-    worker = Worker([2, 0, 1], combined=True)
+def test_what_is_not_committed_is_freed_when_it_is_discarded_and_when_accumulators_are_shared():
+    worker = Worker([2, 0, 3, 1], combined=True)
     _, late = worker.compute()
+    worker.compute()
     _, kept = worker.compute()
     _, undecided = worker.compute()
     worker.mailbox.tell("discard", 0, 2)
     assert late() is None
     worker.mailbox.commit(0, 0, (1,), 1)
+    worker.mailbox.commit(0, 3, (1,), 1)
     assert kept() is None
     assert undecided() is not None
-    assert worker.mailbox.collect(0)
+    worker.mailbox.tell("share", 0)
     assert undecided() is None
-    assert worker.encoder.deliver(1)[:-STAMP].tolist() == [1, 1, 1]
+    assert worker.sum() == [5, 5, 5]
 
 
 def test_a_new_iteration_frees_what_the_old_one_held():
@@ -134,7 +139,7 @@ def test_a_new_iteration_frees_what_the_old_one_held():
     worker.mailbox.commit(0, 2, (1,), 1)  # of the old iteration: nothing happens
     worker.compute()
     worker.mailbox.commit(1, 2, (1,), 1)
-    assert worker.encoder.deliver(1)[:-STAMP].tolist() == [3, 3, 3]
+    assert worker.sum() == [3, 3, 3]
 
 
 def test_an_invalidated_chunk_is_freed_and_may_be_done_in_another_role():
@@ -144,13 +149,11 @@ def test_an_invalidated_chunk_is_freed_and_may_be_done_in_another_role():
     assert first() is None
     worker.mailbox.tell("reassign", 0, 2, 2)
     worker.mailbox.tell("next", 0, 2)
-    _, second = worker.compute()
+    worker.compute()
     (_, records) = worker.mailbox.outgoing()
     assert (records["kind"][0], records["chunk"][0], records["attempt"][0]) == (Kind.REPORT, 2, 1)
     worker.mailbox.commit(0, 2, (2,), 2)
-    assert second() is None
-    assert worker.mailbox.collect(0)
-    assert worker.encoder.deliver(2)[:-STAMP].tolist() == [3, 3, 3]
+    assert worker.sum(role=2) == [3, 3, 3]
 
 
 def test_a_commit_says_which_accumulator_of_the_role():
@@ -249,8 +252,7 @@ def test_what_comes_for_a_failed_chunk_before_the_run_ends_changes_nothing(combi
     worker.mailbox.tell("discard", 0, 1)  # somebody else has done it meanwhile
     assert not worker.state.held
     worker.compute()
-    if combined:
-        assert worker.mailbox.collect(0)
+    worker.mailbox.tell("share", 0)
 
 
 def test_a_chunk_of_the_trial_keeps_the_thread_busy_until_it_is_told():
@@ -360,7 +362,7 @@ def test_two_threads_at_full_speed_lose_nothing_and_mix_nothing(combined):
     rng = random.Random(5)
     messages = 0
     for iteration in range(2, 200):
-        worker.encoder.begin(lambda _: False)
+        worker.encoder.begin()
         mailbox.begin(iteration, np.full(3, float(iteration)))
         unwanted, reported = rng.randrange(4), []
         for _ in range(rng.randrange(20)):
@@ -372,11 +374,10 @@ def test_two_threads_at_full_speed_lose_nothing_and_mix_nothing(combined):
                     if combined:
                         mailbox.commit(iteration, chunk, (1,), 1)
         assert len(reported) == len(set(reported))
-        if combined:
-            assert mailbox.collect(iteration)
-            if reported:  # else the server would not ask
-                assert (worker.encoder.deliver(1)[:-STAMP] == sum(iteration * 10 + chunk for chunk in reported)).all()
-            assert not worker.state.held
+        mailbox.tell("share", iteration)
+        if combined and reported:
+            assert worker.sum() == [sum(iteration * 10 + chunk for chunk in reported)] * 3
+        assert not worker.state.held
     mailbox.stop()
     assert answer() == messages + len(list(heard()))
     assert not mixed

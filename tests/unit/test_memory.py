@@ -11,6 +11,7 @@ from psgc.aggregation.memory import Held
 from psgc.config import Optimizer, load
 from psgc.data import write_dense
 from psgc.errors import UserError
+from psgc.messages import TAIL
 from psgc.optimizer import make_optimizer
 from psgc.plan import make_plan
 from psgc.training.dimension import dimension
@@ -75,15 +76,20 @@ def available(monkeypatch):
         ),
         (
             ["optimizer={kind: sgd, lr: 0.1}"],
-            "memory of rank 0: parameters 3 x 100 MB, gradients 100 MB, receives 2 x 100 MB, "
-            "checkpoints 2 x 100 MB: 800 MB; of a worker: parameters 2 x 100 MB, chunks 2 x 100 MB, "
-            "coded gradients 2 x 100 MB: 600 MB; besides data and program",
+            "memory of rank 0: parameters 2 x 100 MB, gradients 2 x 100 MB, state of another iteration 100 MB, "
+            "slices summed again 100 MB, blocks 717 MB, checkpoints 2 x 100 MB: 1.52 GB; "
+            "of a worker: parameters 2 x 100 MB, gradients 2 x 100 MB, state of another iteration 100 MB, "
+            "slices summed again 100 MB, blocks 16.8 MB, chunks 2 x 100 MB, accumulators 100 MB: 917 MB; "
+            "besides data and program",
         ),
         (
             ["transfer=per_chunk", "coding.parts=2", "checkpoint.every=0"],
-            "memory of rank 0: parameters 3 x 100 MB, optimizer 2 x 100 MB, gradients 100 MB, receives 2 x 50 MB, "
-            "copies 16 x 100 MB: 2.3 GB; of a worker: parameters 2 x 100 MB, chunks 2 x 100 MB, "
-            "coded gradients 2 x 50 MB: 500 MB; besides data and program",
+            "memory of rank 0: parameters 2 x 100 MB, optimizer 2 x 100 MB, gradients 2 x 100 MB, "
+            "state of another iteration 2 x 100 MB, blocks 108 MB, receives 2 x 50 MB, copies 16 x 100 MB, "
+            "decoded 100 MB: 2.71 GB; "
+            "of a worker: parameters 2 x 100 MB, optimizer 100 MB, gradients 2 x 100 MB, "
+            "state of another iteration 2 x 100 MB, blocks 16.8 MB, chunks 2 x 100 MB, "
+            "coded gradients 2 x 50 MB: 1.02 GB; besides data and program",
         ),
     ],
 )
@@ -91,9 +97,16 @@ def test_the_figures_of_a_run(overrides, expected):
     assert memory_line(load("run.yaml", overrides), 16, 8, DIM) == expected
 
 
-def test_with_verify_the_server_keeps_copies():
-    rank_0, _ = held(load("run.yaml", ["verify={every: 1}"]), 16, 8, DIM)
-    assert Held("copies", 8 * DIM, 16, 0) in rank_0
+@pytest.mark.parametrize(("transfer", "copies"), [("per_chunk", [Held("copies", 8 * DIM, 16, 0)]), ("combined", [])])
+def test_rank_0_keeps_copies_where_gradients_come_to_it(transfer, copies):
+    rank_0, _ = held(load("run.yaml", ["verify={every: 1}", f"transfer={transfer}"]), 16, 8, DIM)
+    assert [item for item in rank_0 if item.name == "copies"] == copies
+
+
+def test_an_unbiased_gradient_is_beside_one_without_weights():
+    unbiased = ["recovery={mode: approximate, deadline: 5.0, estimator: unbiased}", "schedule=static"]
+    rank_0, _ = held(load("run.yaml", [*unbiased, "transfer=per_chunk"]), 16, 8, DIM)
+    assert Held("decoded", 8 * DIM, 2, 1) in rank_0
 
 
 def test_rank_0_neither_computes_nor_accumulates():
@@ -133,17 +146,17 @@ def refused(*arguments, **options):
 
 
 @pytest.mark.parametrize(
-    ("aggregation", "server", "vectors"),
+    ("transfer", "server", "vectors"),
     [
-        ("server", True, 8 + 2 * 3),  # at the server 3 of parameters, 2 of velocity, gradient, 2 receives
-        ("server", False, 2 * 3),  # at a worker 2 of parameters, accumulator
-        ("allreduce", True, 5 + 2 * 5),  # 2 of parameters, gradient, and velocity: 2 at rank 0, or 1 and accumulator
-        ("allreduce", False, 2 * 5),
+        ("combined", True, 5 + 2 * 5),  # 2 of parameters, gradient, and velocity: 2 at rank 0, or 1 and accumulator
+        ("combined", False, 2 * 5),
+        ("per_chunk", True, 8 + 2 * 5),  # at rank 0 two receives as well, and what is made of them
+        ("per_chunk", False, 2 * 5),
     ],
 )
-def test_what_no_iteration_ends_without_has_to_fit(available, aggregation, server, vectors):
-    config = load("run.yaml", [f"aggregation={aggregation}"])
-    available(vectors * 8 * DIM + 32)  # two receives have room for a stamp
+def test_what_no_iteration_ends_without_has_to_fit(available, transfer, server, vectors):
+    config = load("run.yaml", [f"transfer={transfer}"])
+    available(vectors * 8 * DIM + 2 * 8 * (TAIL + 2))  # two receives have room for a tail and a stamp
     check_memory(config, 8, DIM, 2, server_here=server)
     available(vectors * 8 * DIM - 1)
     assert "does not fit" in refused(config, 8, DIM, 2, server_here=server)
@@ -152,8 +165,8 @@ def test_what_no_iteration_ends_without_has_to_fit(available, aggregation, serve
 def test_the_line_says_what_is_needed_and_what_there_is(available):
     available(800_000_000)
     expected = (
-        "problem: a dimension of 12500000 (float64) does not fit into the memory of this host: up to 800 MB for each "
-        "of its 4 ranks, 1.7 GB in all, but there are 800 MB; start fewer ranks on each host"
+        "problem: a dimension of 12500000 (float64) does not fit into the memory of this host: up to 500 MB for each "
+        "of its 4 ranks, 2 GB in all, but there are 800 MB; start fewer ranks on each host"
     )
     assert refused(load("run.yaml"), 8, DIM, 3, server_here=True) == f"{expected}, or use dtype: float32"
     small = refused(load("run.yaml", ["dtype=float32"]), 8, 2 * DIM, 3, server_here=True)
@@ -239,9 +252,8 @@ def test_the_dimension_of_a_model_that_can_be_built(capfd, how, seconds, expecte
 @pytest.mark.parametrize(
     ("overrides", "begin"),
     [
-        ([], "memory of rank 0: parameters 3 x 32 bytes, "),
-        (["aggregation=allreduce"], "memory of rank 0: parameters 2 x 32 bytes, "),
-        (["transfer=auto"], "memory of rank 0: parameters 3 x 32 bytes, "),
+        ([], "memory of rank 0: parameters 2 x 32 bytes, "),
+        (["transfer=auto"], "memory of rank 0: parameters 2 x 32 bytes, "),
         (["data.path=nowhere.npz"], ""),
         (["coding.chunks_per_worker=auto"], ""),
         (["coding={assignment: {kind: file, path: A.npy}}"], ""),

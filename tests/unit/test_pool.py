@@ -51,6 +51,8 @@ def test_what_has_left_for_a_rank_that_is_forgotten_is_not(it):
 
 def test_what_is_received_is_replaced(it):
     transport = ListTransport(0, [])
+    it.spare(transport, 1)
+    assert not transport.posted  # where no blocks come
     it.open(transport)
     assert len(transport.posted) == POSTED
     transport.lent.append(buffer := transport.posted.pop())

@@ -1,7 +1,7 @@
 """Server and workers together: every interleaving, death, silence and return that Hypothesis thinks of.
 
-`tests.simulation.world` says what can happen and what must hold; here is who chooses. Every whole state is compared,
-and now and then somebody does what nobody may.
+`tests.simulation.replicated` says what can happen and what must hold; here is who chooses. Every whole state is
+compared, and now and then somebody does what nobody may.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from psgc.coding import coding_matrix, from_matrix
 from psgc.config import Coding
 from psgc.plan import Plan, make_plan
-from psgc.server.events import Abandoned, Begin, Delivered, Event, Lost, Report
+from psgc.server.events import Abandoned, Begin, Event, Lost, Report, Summed
 from tests.simulation.case import Case, Fault, Nap
 from tests.simulation.node import Node
+from tests.simulation.replicated import ReplicatedWorld
 from tests.simulation.schedules import SCHEDULES
-from tests.simulation.world import World
 from tests.unit.refusal import refused
 
 KINDS = st.sampled_from(["deaf", "slow", "mute"])
@@ -88,7 +88,7 @@ def cases(draw: st.DrawFn) -> Case:
     )
 
 
-class Unruly(World):
+class Unruly(ReplicatedWorld):
     """Now and then an illegal event: refused, and nothing has changed."""
 
     def step(self) -> list[Any]:
@@ -117,12 +117,10 @@ class Unruly(World):
         if worker not in it.membership.live:
             yield Lost(worker)
             return
-        yield Delivered(worker, now + 1, worker)
         if it.phase != "idle":
             yield Begin(now + 1)
-        for role in self.nodes:
-            if (worker, role, 0) not in self.watch.asked:
-                yield Delivered(worker, now, role)
+        if not self.watch.shared:
+            yield Summed()
         for chunk in range(num_chunks):
             attempt = self.watch.attempts[chunk] + 1 if worker in it.membership.holders[chunk] else 0
             yield Report(worker, now, chunk, attempt=attempt)
@@ -140,9 +138,6 @@ class Unruly(World):
             yield it, lambda do=do: do(now + 1, [0, foreign])
         yield it, lambda: it.finished(now, foreign)
         yield it, lambda: it.commit(now + 1, 0)
-        yield it, lambda: it.collect(now + 1)
-        if not self.case.combined:
-            yield it, lambda: it.collect(now)
         if node.work is not None:
             yield it, it.take
         for chunk in range(foreign):
@@ -153,17 +148,18 @@ class Unruly(World):
 @settings(deadline=None, max_examples=100)
 @given(case=cases())
 def test_every_interleaving_gives_the_exact_gradient(case: Case) -> None:
-    world = Unruly(case)
+    world = Unruly(case, thorough=True)
     world.run()
-    assert world.counts == {"iterations": case.num_iterations}
+    assert (world.counts["iterations"], world.counts["lost"]) == (case.num_iterations, 0)
 
 
-def nobody_waits_for(case: Case) -> World:
-    """Nobody is given up, however long it takes."""
-    world = World(case)
-    world.run()
-    assert world.counts == {"iterations": case.num_iterations}
-    return world
+class Ending(ReplicatedWorld):
+    """Nobody is given up, however long it takes; after the last step, for which rank 0 waits, all are awake."""
+
+    def step(self) -> list[Any]:
+        if self.rank_0.steps == self.case.num_iterations:
+            self.naps.clear()
+        return super().step()
 
 
 @st.composite
@@ -175,9 +171,10 @@ def cases_with_the_dead(draw: st.DrawFn) -> Case:
     for worker in draw(st.permutations(range(1, case.plan.num_workers + 1))):
         if all(len({*holders} - gone - {worker}) >= case.plan.parts for holders in case.plan.holders()):
             gone.add(worker)
-            # with `combined` transfer, who has contributed must still be able to deliver
-            kind = "slow" if case.combined else draw(st.sampled_from(["slow", "mute", "deaf"]))
-            first = draw(st.integers(0, case.num_iterations - 1))
+            # with `combined`, who has contributed must still send it; before the first iteration all are given a state
+            is_slow = case.combined or case.num_iterations == 1 or draw(st.booleans())
+            kind = "slow" if is_slow else draw(st.sampled_from(["mute", "deaf"]))
+            first = draw(st.integers(0 if is_slow else 1, case.num_iterations - 1))
             naps.append(Nap(kind, worker, first, 99, draw(st.integers(0, 60)), stubborn=True))
     return replace(case, naps=naps)
 
@@ -185,7 +182,9 @@ def cases_with_the_dead(draw: st.DrawFn) -> Case:
 @settings(deadline=None, max_examples=100)
 @given(case=cases_with_the_dead())
 def test_nobody_waits_for_the_dead(case: Case) -> None:
-    nobody_waits_for(case)
+    world = Ending(case, thorough=True)
+    world.run()
+    assert (world.counts["iterations"], world.counts["lost"]) == (case.num_iterations, 0)
 
 
 def _fits_its_schedule(case: Case) -> bool:
@@ -213,6 +212,6 @@ def cases_with_faults(draw: st.DrawFn) -> Case:
 @settings(deadline=None, max_examples=100)
 @given(case=cases_with_faults())
 def test_whoever_is_lost_or_returns_every_gradient_is_exact_until_too_few_are_left(case: Case) -> None:
-    world = Unruly(case)
+    world = Unruly(case, thorough=True)
     world.run()
     assert world.counts["iterations"] == case.num_iterations or world.counts["stopped with too few workers"] == 1

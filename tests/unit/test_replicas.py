@@ -116,16 +116,16 @@ def test_a_worker_with_a_wrong_replica_needs_a_state_whatever_its_replica_says(i
     assert it.gifts(18, LIVE) == [(2, 1)]
 
 
-def test_where_workers_have_no_links_rank_0_gives():
+def test_where_workers_have_no_links_rank_0_gives_to_all_at_once():
     it = Replicas(LIVE, 0, alike=True, workers_give=False)
     for worker in (1, 2, 3):
         it.behind(worker, 0, 0)
     assert it.lack_a_state(LIVE) == {1, 2, 3}
-    assert it.gifts(1, LIVE) == [(0, 1), (0, 2)]
-    assert it.lack_a_state(LIVE) == {3}
+    assert it.gifts(1, LIVE) == [(0, 1), (0, 2), (0, 3)]
+    assert it.lack_a_state(LIVE) == set()
     it.stepped(1, 1)
     assert it.following(LIVE) == [1, 4, 5, 6, 7]
-    assert it.gifts(2, LIVE) == [(0, 3)]
+    assert it.gifts(2, LIVE) == []
 
 
 def test_only_who_is_near_gives_and_if_nobody_is_rank_0_does(it):

@@ -1,10 +1,12 @@
-"""What rank 0 tells workers of maps, states and each other (`aggregation: allreduce`), over a list of messages."""
+"""What rank 0 tells workers of maps, states and each other, over a list of messages."""
 
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from psgc.aggregation.map import Contributor
+from psgc.aggregation.map_messages import MapReader
 from psgc.aggregation.replica import WAITING_BYTES, Replica
 from psgc.backend import Backend
 from psgc.config import Coding, Optimizer
@@ -24,12 +26,12 @@ FIRST, TIMEOUT, WORKERS = 10, 5.0, [1, 2, 3]
 
 
 class Rank0:
-    def __init__(self, dim=4):
+    def __init__(self, dim=4, aggregation="allreduce", transfer="combined"):
         self.end = ListTransport(0, [])
-        self.outbox = Outbox(self.end, followed=True)
+        self.outbox = Outbox(self.end)
         plan = make_plan(Coding(chunks_per_worker=1), "static", len(WORKERS), seed=0)
         replica = Replica(make_optimizer(Optimizer(kind="sgd", lr=0.1)), Backend(), lambda: None)
-        config = config_of(TIMEOUT, aggregation="allreduce")
+        config = config_of(TIMEOUT, aggregation=aggregation, transfer=transfer)
         arguments = self.end, Backend(), self.outbox, config, plan, replica, np.zeros(dim), FIRST
         self.within = set()  # iterations in which a script gives no state
         script = SimpleNamespace(is_whole=lambda iteration: iteration not in self.within, differing=of_replicas)
@@ -46,6 +48,13 @@ class Rank0:
         self.outbox.send()
         said, self.end.control = self.end.control, []
         return [(dest, Kind(entry["kind"]), entry["worker"]) for dest, entry in said]
+
+    def maps(self, worker):
+        """The maps that this worker has been told of since."""
+        self.outbox.send()
+        reader = MapReader(len(WORKERS) + 1, 4, 1, least=1)
+        entries = [entry for dest, entry in self.end.control if dest == worker and entry["kind"] == Kind.MAP]
+        return [made for entry in entries if (made := reader.read(entry))]
 
     def gives(self, now):
         """The workers to which rank 0 is to send its state by then."""
@@ -115,3 +124,52 @@ def test_short_sums_wait_for_a_script_that_is_late_by_a_chunk_or_a_slow_step(dim
             rank_0.it.moved(Moved(worker, iteration, False, b""))
         rank_0.begin(iteration)
         assert (1 in rank_0.it._receivers()) == (iteration < FIRST + most)
+
+
+def test_with_server_rank_0_owns_every_slice_and_gives_every_state():
+    rank_0 = Rank0(aggregation="server")
+    rank_0.begin(10)
+    rank_0.it.share([(1, 1, 0), (2, 2, 0)], now=0.0)
+    (made,) = rank_0.maps(3)
+    assert {part.owner for part in made.slices} == {0}
+    assert made.receivers == (0, *WORKERS)
+    rank_0.it.moved(Moved(1, 10, True, b""))
+    rank_0.told()
+    rank_0.begin(11)
+    assert Kind.GIVE not in [kind for _, kind, _ in rank_0.told()]
+    assert rank_0.given == [1]
+
+
+def test_with_per_chunk_rank_0_hands_out_the_gradient_that_it_has():
+    rank_0 = Rank0(aggregation="server", transfer="per_chunk")
+    rank_0.begin(10)
+    gradient = np.array([1.0, -2.0, 0.5, 4.0])
+    rank_0.it.hand_out(gradient, now=0.0)
+    (made,) = rank_0.maps(1)
+    assert made.contributors == (Contributor(0, 1, 0),)
+    assert rank_0.it.is_complete
+    assert rank_0.it.gradient.tolist() == gradient.tolist()
+    for handle, *_ in rank_0.end.under_way:  # as one is sent, the next follows
+        handle.is_free = True
+        rank_0.it.poll(0.0, WORKING)
+    sent = {dest: message[:4].tolist() for _, _, dest, message in rank_0.end.under_way}
+    assert sent == dict.fromkeys(WORKERS, gradient.tolist())
+    assert not rank_0.end.posted  # nobody sends it blocks
+
+
+def test_who_falls_behind_when_nobody_has_a_state_does_nothing(rank_0):
+    rank_0.begin(10)
+    rank_0.it.moved(Moved(1, 10, True, b""))
+    assert not rank_0.it.without_state(10, WORKERS)  # rank 0 has one
+    rank_0.within = {11}
+    assert rank_0.it.without_state(11, WORKERS) == {1}
+
+
+def test_what_differs_from_the_beginning_is_found_in_the_first_iteration_before_it_is_over(rank_0):
+    """Before the gradients of a worker that differs are taken for those of a model that is not deterministic."""
+    rank_0.begin(10)
+    rank_0.it.moved(Moved(2, 10, False, 8 * b"p" + 8 * b"o"))
+    assert rank_0.it.wrong() == []
+    rank_0.it.poll(0.0, WORKING)
+    ((worker, iteration, _, is_early),) = rank_0.it.wrong()
+    assert (worker, iteration, is_early) == (2, 10, True)

@@ -1,4 +1,4 @@
-"""The server's step with aggregation allreduce: it is made to its end, whatever happens meanwhile."""
+"""The server's step: it is made to its end, whatever happens meanwhile."""
 
 from unittest import mock
 
@@ -35,7 +35,7 @@ def make_server(replicated):
 
 def test_a_run_that_is_stopped_during_a_step_has_made_it():
     server = make_server(Stepping())
-    assert server._step(None) == "stepped"
+    assert server._step() == "stepped"
     assert str(server._failure) == "stopped by SIGTERM"
 
 
@@ -43,7 +43,7 @@ def test_a_step_that_cannot_be_made_ends_the_run():
     replicated = Stepping()
     replicated.is_stepping = False
     with pytest.raises(RunFailed):
-        make_server(replicated)._step(None)
+        make_server(replicated)._step()
 
 
 def test_a_run_that_is_stopped_in_the_poll_that_finds_the_step_made_has_made_it():
@@ -55,5 +55,5 @@ def test_a_run_that_is_stopped_in_the_poll_that_finds_the_step_made_has_made_it(
         raise RunFailed("stopped by SIGTERM")
 
     server._poll = poll
-    assert server._step(None) == "stepped"
+    assert server._step() == "stepped"
     assert str(server._failure) == "stopped by SIGTERM"

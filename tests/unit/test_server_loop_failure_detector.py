@@ -8,7 +8,7 @@ import pytest
 from psgc.config import Faults
 from psgc.errors import TooFewWorkers
 from psgc.messages import Kind
-from psgc.transport import Died, Text, Vector
+from psgc.transport import Died, Text
 from tests.unit.scripted import done, said
 from tests.unit.scripted_run import TIMEOUT, WORKERS
 
@@ -65,19 +65,21 @@ def test_gradients_that_do_not_return_are_told_in_one_line(make_run):
 
 def test_who_is_lost_and_heard_again_takes_part_from_the_next_iteration_on(make_run):
     run = make_run(replication=WORKERS)
-    forgotten, remembered = [], []
-    run.transport.forget, run.transport.remember = forgotten.append, remembered.append
+    is_known = {}
+    run.transport.forget = lambda worker: is_known.update({worker: False})
+    run.transport.remember = lambda worker: is_known.update({worker: True})
 
     def script():
         yield from run.seconds(LONG, *alive(2, 3, 4))
-        assert (forgotten, remembered) == ([1], [])
+        assert not is_known[1]
         yield [*alive(1), *everything(0, 2)]
         yield everything(1, 1)
 
     run.follow(script(), 2)
     assert run.returned == [(1, 1)]
-    assert remembered == [1]
-    assert [(dest, iteration) for dest, iteration, *_ in run.transport.vectors if dest == 1] == [(1, 0), (1, 1)]
+    assert is_known[1]
+    begun = [int(entry["iteration"]) for entry in run.transport.records[1] if entry["kind"] == Kind.BEGIN]
+    assert begun == [0, 1]
 
 
 def test_to_whom_nothing_leaves_is_lost(make_run):
@@ -137,57 +139,3 @@ def test_after_a_failed_run_there_is_room_again_for_what_workers_still_send(make
     run.transport.script = repeat([])
     run.server.stop_workers(0.0)
     assert run.transport.posted == before + WORKERS
-
-
-# transfer combined
-
-
-def reported(iteration, worker, chunks):
-    return [said(worker, Kind.REPORT, iteration, chunk, seconds=1.0, loss=1.0) for chunk in chunks]
-
-
-def accumulator(worker, iteration, value):
-    return Vector(worker, iteration, worker, np.array([value]), 1)
-
-
-def test_who_does_not_deliver_what_it_was_asked_for_is_lost_and_its_chunks_are_done_again(make_run):
-    run = make_run(replication=WORKERS, combined=True)
-
-    def script():
-        yield [*reported(0, 1, [0, 1]), *reported(0, 2, range(2, 8))]
-        yield [accumulator(2, 0, 6.0)]
-        yield from run.seconds(LONG, *alive(1, 2, 3, 4))
-        attempt = [said(3, Kind.REPORT, 0, chunk, attempt=1, seconds=1.0, loss=1.0) for chunk in (0, 1)]
-        yield attempt
-        yield [Vector(3, 0, 1, np.array([2.0]), 1)]
-
-    run.follow(script(), 1)
-    assert run.lost == {1: (0, "has not delivered what it was asked for for 30 s (faults.collect_timeout)")}
-
-
-def test_who_may_have_been_held_up_by_a_silent_worker_has_the_whole_time_once_more(make_run):
-    run = make_run(replication=WORKERS, combined=True)
-
-    def script():
-        yield [*reported(0, 1, [0, 1]), *reported(0, 2, range(2, 8))]
-        yield from run.seconds(LONG + 5, *alive(2, 3, 4))
-        yield [accumulator(2, 0, 6.0)]
-        yield [said(3, Kind.REPORT, 0, chunk, attempt=1, seconds=1.0, loss=1.0) for chunk in (0, 1)]
-        yield [Vector(3, 0, 1, np.array([2.0]), 1)]
-
-    run.follow(script(), 1)
-    assert run.lost.keys() == {1}
-
-
-def test_who_has_delivered_owes_nothing_however_long_the_next_iteration_takes(make_run):
-    run = make_run(replication=WORKERS, combined=True)
-
-    def script():
-        yield reported(0, 1, range(8))
-        yield [accumulator(1, 0, 8.0)]
-        yield from run.seconds(LONG, *alive(1, 2, 3, 4))
-        yield reported(1, 2, range(8))
-        yield [accumulator(2, 1, 8.0)]
-
-    run.follow(script(), 2)
-    assert run.lost == {}

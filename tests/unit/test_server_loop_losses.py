@@ -7,8 +7,7 @@ import scipy.sparse
 from psgc import coding
 from psgc.aggregation import memory
 from psgc.errors import RunFailed
-from psgc.messages import BUNDLE, QUEUE_COUNTS, UNHEARD, Kind
-from psgc.server import outbox
+from psgc.messages import BUNDLE, Kind
 from psgc.server.membership import Membership
 from psgc.server.rebalance import queues_for
 from psgc.server.recovery import AT_FIRST
@@ -62,10 +61,10 @@ def test_an_automatic_deadline_follows_a_run_that_becomes_slower(make_run):
 
     def script():
         while True:
-            iteration = run.transport.vectors[-1][1]
+            iteration = run.iteration
             yield []
             for chunk, holders in enumerate(run.plan.holders()):
-                if run.transport.vectors[-1][1] > iteration:
+                if run.iteration > iteration:
                     break  # it was cut off
                 run.clock.now += 0.1 if iteration < AT_FIRST else 1.0
                 yield [done(holders[0], iteration, chunk, 1.0)]
@@ -121,47 +120,6 @@ def test_so_many_receives_are_posted_that_nobody_waits_for_another(make_run, mon
 
     run.follow(script(), 1)
     assert run.transport.posted == posted  # the transport posts them again
-
-
-def test_a_worker_that_was_silent_during_many_losses_waits_for_its_queue(make_run, monkeypatch):
-    """Others die one by one. What it is told when it is heard again comes after the parameters, as MPI allows."""
-    assert 2 * UNHEARD <= QUEUE_COUNTS
-    unheard, default_queues = 4, 8
-    monkeypatch.setattr(outbox, "UNHEARD", unheard)
-    monkeypatch.setattr(outbox, "QUEUE_COUNTS", default_queues)
-    run = make_run("static", workers=default_queues + 3, replication=default_queues + 3)
-
-    def script():
-        for iteration in range(default_queues):
-            heard = [said(1, Kind.ALIVE, chunk=-1)] if iteration == default_queues - 1 else []
-            chunks = [done(2, iteration, chunk, 1.0) for chunk in range(run.plan.num_chunks)]
-            yield [*heard, *chunks, Died(default_queues + 3 - iteration)]
-
-    run.follow(script(), default_queues)
-    count = [what for dest, _, what, _ in run.transport.vectors if dest == 1][-1]
-    *read, _ = [what for dest, what in run.transport.sent if dest == 1 and "DEFAULT_QUEUE" in str(what)]
-    assert 0 < len(read) < unheard
-    assert (len(read) - count) % default_queues >= default_queues // 2  # so it sees that a queue is still on its way
-
-
-@pytest.mark.parametrize("death", range(UNHEARD))
-def test_parameters_are_sent_after_the_default_queues_that_they_count(make_run, death):
-    """To a worker that is not heard for a while, about when it gets no more."""
-    run = make_run("static", replication=WORKERS)
-
-    def script():
-        for iteration in range(UNHEARD + 1):
-            heard = [said(1, Kind.ALIVE, chunk=-1)] if iteration == UNHEARD else []
-            yield [*heard, *all_of(iteration, 2), *[Died(4)] * (iteration == death)]
-
-    run.follow(script(), UNHEARD + 1)
-    counts, sent = iter([what for dest, _, what, _ in run.transport.vectors if dest == 1]), 0
-    for what in [what for dest, what in run.transport.sent if dest == 1]:
-        if isinstance(what, int):
-            assert next(counts) <= sent
-        else:
-            sent += "DEFAULT_QUEUE" in what
-    assert sent == 1
 
 
 # failures

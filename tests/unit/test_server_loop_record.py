@@ -105,10 +105,10 @@ def test_an_automatic_deadline_learns_nothing_from_iterations_that_evaluate(make
 
     def script():
         while True:
-            iteration = run.transport.vectors[-1][1]
+            iteration = run.iteration
             yield []
             for chunk, holders in enumerate(run.plan.holders()):
-                if run.transport.vectors[-1][1] > iteration:
+                if run.iteration > iteration:
                     break
                 evaluates = is_evaluated(iteration, 2)
                 run.clock.now += 1.0 if evaluates or iteration == last else 0.1

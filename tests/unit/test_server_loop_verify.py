@@ -1,14 +1,11 @@
 """Whole runs of the server's loop in which copies are compared (`verify`), against a script."""
 
-import pytest
-
 from psgc.config import Verify
 from psgc.messages import Kind
 from tests.unit.scripted import done, said
 from tests.unit.scripted_run import WORKERS
 
 CHUNKS = 2 * WORKERS
-COMBINED = pytest.mark.parametrize("combined", [True, False], ids=["combined", "per_chunk"])
 
 
 def copies(run, iteration, wrong=(), without=None):
@@ -21,9 +18,8 @@ def copies(run, iteration, wrong=(), without=None):
     ]
 
 
-@COMBINED
-def test_a_copy_that_does_not_agree_is_named_and_the_others_count(make_run, combined):
-    run = make_run(replication=3, combined=combined, verify=Verify(every=1, strikes=2))
+def test_a_copy_that_does_not_agree_is_named_and_the_others_count(make_run):
+    run = make_run(replication=3, verify=Verify(every=1, strikes=2))
     one, *others = run.plan.holders()[0]
     run.follow(iter([copies(run, 0, wrong=[(one, 0)])]), 1)
     reason = f"chunk 0: its copy does not agree with those of workers {', '.join(map(str, sorted(others)))}"
@@ -38,9 +34,8 @@ def test_copies_that_differ_by_less_than_the_tolerance_agree(make_run):
     assert run.wrong == []
 
 
-@COMBINED
-def test_a_worker_with_too_many_wrong_copies_is_lost_for_good(make_run, combined):
-    run = make_run(replication=WORKERS, combined=combined, verify=Verify(every=1, strikes=2))
+def test_a_worker_with_too_many_wrong_copies_is_lost_for_good(make_run):
+    run = make_run(replication=WORKERS, verify=Verify(every=1, strikes=2))
     alive = said(1, Kind.ALIVE, chunk=-1)
     script = [copies(run, 0, wrong=[(1, 0), (1, 1)]), [alive, *copies(run, 1, without=1)], copies(run, 2, without=1)]
     run.follow(iter(script), 3)

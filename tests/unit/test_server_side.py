@@ -24,7 +24,7 @@ from psgc.training.prepare import prepare
 from psgc.training.server_side import serve
 from psgc.training.worker_side import work
 from psgc.transport import Died, Text
-from tests.unit.scripted import Transport, done, said
+from tests.unit.scripted import Following, Transport, done, said
 
 CONFIG = """
 problem: {kind: least_squares}
@@ -55,7 +55,7 @@ def train(script, *overrides, resuming=False, stopped_by=(), debug=False):
         while True:  # farewells
             yield [said(worker, Kind.GOODBYE) for worker in (1, 2)]
 
-    return serve(Transport(3, to_the_end()), "run.yaml", overrides, stopped_by, resuming, Ending(), debug)
+    return serve(Following(3, to_the_end()), "run.yaml", overrides, stopped_by, resuming, Ending(), debug)
 
 
 def chunks_of(iteration, workers, seconds, gradient=0.1):
@@ -224,7 +224,7 @@ NO_LIMIT = float("inf")
         (144, ["transfer=combined", "coding.parts=2"], ("allreduce", "combined")),
         (145, ["transfer=combined", "coding.parts=2"], ("server", "combined")),
         (0, ["transfer=combined", "aggregation=server"], ("server", "combined")),
-        (0, ["transfer=combined", "verify={every: 1}", "coding={parts: 2, replication: 3}"], ("server", "combined")),
+        (0, ["verify={every: 1}", "coding={parts: 2, replication: 3}"], ("server", "per_chunk")),
         (0, ["transfer=combined", "verify={every: 1}"], ("allreduce", "combined")),
         (0, [], ("server", "per_chunk")),
         (0, ["schedule=static", UNBIASED], ("server", "per_chunk")),
@@ -238,11 +238,12 @@ def test_what_auto_stands_for(monkeypatch, limit, settings, expected):
 
 
 def test_nothing_that_is_set_makes_auto_refuse_a_run(monkeypatch):
-    """Where allreduce supports something not, auto is server."""
-    monkeypatch.setattr("psgc.training.transfer_choice.ALLREDUCE_BYTES", 0)
-    flip = ["faults.inject=[{kind: flip, rank: 1, iteration: 1, step: sending}]", "verify={every: 1}"]
-    config = load("run.yaml", ["transfer=combined", *flip])
-    assert prepare(Transport(4), config, "run.yaml", [], False).config.aggregation == "server"
+    """Where combined or allreduce supports something not, auto is another one."""
+    for limit in ("PER_CHUNK_BYTES", "ALLREDUCE_BYTES"):
+        monkeypatch.setattr(f"psgc.training.transfer_choice.{limit}", 0)
+    config = load("run.yaml", ["verify={every: 1}", "coding={parts: 2, replication: 3}"])
+    config = prepare(Transport(4), config, "run.yaml", [], False).config
+    assert (config.aggregation, config.transfer) == ("server", "per_chunk")
 
 
 @pytest.mark.parametrize(("aggregation", "chunks"), [("allreduce", 6), ("server", 9)])

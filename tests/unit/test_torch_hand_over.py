@@ -246,59 +246,54 @@ def test_bytes_travel_as_a_vector(length, dtype):
 # as the server sees it
 
 
-def script_of(hand_over, early=False):
-    return Script(hand_over, replica_of(hand_over), GRADIENT, early, ["a", "b", "c"], Backend())
+def script_of(hand_over):
+    return Script(hand_over, replica_of(hand_over), GRADIENT, ["a", "b", "c"], Backend())
 
 
 def report(worker, iteration, signature):
     return Report(worker, iteration, 0, 0.0, 0.1, 0, 0.0, 0.0, signature)
 
 
-def test_an_iteration_begins_when_rank_0_calls_for_it_or_before():
-    for early in (False, True):
-        hand_over = HandOver(0)
-        script = script_of(hand_over, early)
-        assert script.may_begin(0) is (True if early else None)
-        hand_over.call(0, True, 0.0)
-        assert script.may_begin(0) is True
-        assert script.may_begin(1) is (True if early else None)
-        hand_over.end()
-        assert script.may_begin(1) is False
-        assert script.is_over()
-
-
-def test_a_script_that_ends_with_the_last_sum_does_not_keep_it_from_the_others():
-    hand_over = HandOver(0)
-    script = script_of(hand_over, early=True)
-    hand_over.call(0, True, 0.0)
-    script.summed(0, np.zeros(DIM))
-    hand_over.end()
-    assert [script.may_begin(iteration) for iteration in (1, 2)] == [True, False]
-
-
-def test_chunks_of_a_small_batch_cost_less_also_before_rank_0_calls_for_it():
+def test_an_iteration_begins_when_rank_0_calls_for_it():
     hand_over = HandOver(0)
     script = script_of(hand_over)
-    assert script.costs(0, 4) == [1.0] * 4
-    hand_over.call(0, True, 0.0, costs=[10, 10, 10, 10], following=[1, 2, 0, 2])
-    assert script.costs(0, 4) == [1.0] * 4
-    assert script.costs(1, 4) == [0.1, 0.2, LEAST, 0.2]
-    hand_over.call(1, True, 0.0, costs=[20, 20, 20, 20])
-    assert script.costs(1, 4) == [2.0] * 4
-    assert script.costs(2, 4) == [1.0] * 4
+    assert script.may_begin(0) is None
+    hand_over.call(0, True, 0.0)
+    assert script.may_begin(0) is True
+    assert script.may_begin(1) is None
+    hand_over.end()
+    assert script.may_begin(1) is False
+    assert script.is_over()
+
+
+def test_chunks_of_a_small_batch_cost_less_than_those_of_the_first_one():
+    hand_over = HandOver(0)
+    script = script_of(hand_over)
+    for iteration, costs, relative in [
+        (0, [10, 10, 10, 10], [1.0] * 4),
+        (1, [1, 2, 0, 2], [0.1, 0.2, LEAST, 0.2]),
+        (2, [20, 20, 20, 20], [2.0] * 4),
+        (3, [], [1.0] * 4),
+    ]:
+        hand_over.call(iteration, True, 0.0, costs=costs)
+        assert script.costs(iteration, 4) == relative
 
 
 def test_a_worker_whose_script_makes_another_call_ends_the_run():
     hand_over = HandOver(0)
-    script = script_of(hand_over, early=True)
-    script.reported(report(2, 0, 7.0))  # before rank 0 calls
+    script = script_of(hand_over)
     hand_over.call(0, True, 8.0)
-    with pytest.raises(RunFailed, match="worker 2 on c, iteration 0: its script makes another call"):
-        script.loss(0, np.array([0, 0, 0, 4.0, 2.0]))
     script.reported(report(1, 0, 8.0))
-    assert script.loss(0, np.array([0, 0, 0, 4.0, 2.0])) == 2.0
-    with pytest.raises(RunFailed, match="worker 1 on b"):
-        script.reported(report(1, 0, 9.0))
+    with pytest.raises(RunFailed, match="worker 2 on c, iteration 0: its script makes another call"):
+        script.reported(report(2, 0, 7.0))
+    hand_over.call(1, True, 9.0)
+    script.reported(report(1, 0, 8.0))  # the script of rank 0 has gone on
+
+
+def test_the_loss_is_that_of_the_mean_example():
+    script = script_of(called(0))
+    sums = [(4.0, 2.0), (4.0, 0.0), (np.inf, 2.0)]
+    assert [script.loss(0, np.array([0, 0, 0, *one])) for one in sums] == [2.0, None, None]
 
 
 def test_a_script_that_ends_with_that_of_rank_0_is_not_missed():

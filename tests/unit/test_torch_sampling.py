@@ -1,7 +1,5 @@
 """Which examples each step takes: every one once an epoch, whatever the sizes, and after any interruption."""
 
-from itertools import pairwise
-
 import numpy as np
 import pytest
 from torch.utils.data import DataLoader
@@ -32,8 +30,6 @@ def test_runs_of_yaml_files_have_the_same_batches():
     for batch in taken(sampler.batches(30, epochs=2), sampler):
         for i in range(7):
             assert sorted(batch.chunk(i, 7)) == epochs.rows(batch.iteration, i, 7).tolist()
-        following = [epochs.rows(batch.iteration + 1, i, 7) for i in range(7)]
-        assert sorted(batch.following) == sorted(np.concatenate(following))
     assert batch.iteration + 1 == epochs.iterations
 
 
@@ -93,8 +89,6 @@ def test_drop_last_leaves_out_what_a_data_loader_leaves_out(size):
     loader = DataLoader(range(LENGTH), size, drop_last=True)
     assert [(batch.epoch, len(batch)) for batch in batches] == [(n, len(rows)) for n in range(2) for rows in loader]
     assert steps == len(batches) == 2 * len(loader)
-    for batch, after in pairwise(batches):
-        np.testing.assert_array_equal(batch.following, after.rows)
     assert sampler.position == Position(len(batches), 2)
 
 
@@ -145,7 +139,7 @@ def test_a_step_that_is_not_made_comes_again_and_one_that_others_made_is_skipped
 
 @pytest.mark.parametrize(("rows", "chunks"), [(103, 60), (60, 60), (59, 60), (1, 60), (7, 3), (5, 1)])
 def test_chunks_are_consecutive_slices_and_differ_by_one_row_at_most(rows, chunks):
-    batch = Batch(Position(), Position(), np.arange(rows)[::-1], np.arange(0))
+    batch = Batch(Position(), Position(), np.arange(rows)[::-1])
     slices = [batch.chunk(i, chunks) for i in range(chunks)]
     np.testing.assert_array_equal(np.concatenate(slices), batch.rows)
     sizes = [len(part) for part in slices]

@@ -1,24 +1,33 @@
-"""A worker of a script: the state that it gives away is whole, although its script is in a chunk when it is asked."""
+"""A worker of a script, without MPI: which sums and states reach its script, what it says, and what it gives away."""
 
 import threading
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
 from psgc.backend import Backend
+from psgc.messages import Kind, digest_in, entries, record
+from psgc.torch import working
 from psgc.torch.begin import _Local
 from psgc.torch.generators import Generators
-from psgc.torch.hand_over import HandOver, ScriptReplica, blob_of
+from psgc.torch.hand_over import HandOver, Left, ScriptReplica, State, blob_of, vector_of
 from psgc.torch.memory import Memory
 from psgc.torch.state import from_bytes
-from psgc.torch.working import ScriptWorker
+from psgc.torch.working import LAST_SUM, ScriptLoop, ScriptThread, ScriptWorker
+from psgc.transport import Control
 from psgc.workers.compute import Trial
 from psgc.workers.emulation import Emulation
 from psgc.workers.encoder import Encoder
+from psgc.workers.injection import Injector
+from psgc.workers.loop import Duties
 from psgc.workers.mailbox import Mailbox
 from psgc.workers.state import WorkerState
+from tests.simulation.network import Clock
+from tests.unit.given_states import block_of, map_of, state_of
+from tests.unit.scripted import Transport
 
 CPU, CHUNKS = torch.device("cpu"), 2
 GIVEN = {"replication": 1, "chunks": CHUNKS, "micro_batch": 8, "seed": 0, "output": None, "buffers": "chunk"}
@@ -44,8 +53,8 @@ class Rank:
         self.hand_over = HandOver(0, state=self.local.state)
         self.replica = ScriptReplica(self.hand_over, np.float32, Backend())
         self.replica.start(0, np.empty(0))
-        encoder = Encoder(Backend(), np.ones((1, 1)), self.local.dim, np.float32, shared=True)
-        self.mailbox = Mailbox(WorkerState(1, range(CHUNKS), CHUNKS, combined=True, shared=True), encoder)
+        encoder = Encoder(Backend(), np.ones((1, 1)), self.local.dim, np.float32)
+        self.mailbox = Mailbox(WorkerState(1, range(CHUNKS), CHUNKS, combined=True), encoder)
         nothing, trial = SimpleNamespace(at=lambda *_: None), Trial(-1, None, frozenset())
         arguments = self.mailbox, self.hand_over, trial, Emulation("none", 1, 0), nothing, Memory(CPU)
         self.worker = ScriptWorker(None, *arguments)
@@ -92,3 +101,121 @@ def test_a_state_has_the_statistics_and_the_random_numbers_of_the_script_not_tho
     assert rank.given["model"]["0.num_batches_tracked"] == 100
     assert Generators.of(rank.given["psgc"]["random"]).contents() == before.contents()
     assert rank.model[0].running_mean.tolist() == [5.0] * 3
+
+
+class Worker:
+    """Worker 1 of two; the test is its script, which calls for iteration `first`. Rank 0 has all gradients."""
+
+    def __init__(self, first=0, digest=b""):
+        self.transport = Transport(3)
+        self.transport.rank = 1
+        self.hand_over = HandOver(first)
+        replica = ScriptReplica(self.hand_over, np.float32, Backend())
+        encoder = Encoder(Backend(), np.ones((2, 1)), 3, np.float32)
+        mailbox = Mailbox(WorkerState(1, [0], 1, combined=False), encoder)
+        duties = Duties(
+            matrix=np.ones((2, 1)), dim=3, dtype=np.float32, first=first, last=99, alike=True, silence=1000.0
+        )
+        arguments = self.transport, mailbox, encoder, ScriptThread(5), Backend(), replica, Injector(), duties
+        self.loop = ScriptLoop(*arguments, hand_over=self.hand_over)
+        self.loop._open()
+        self.call(first, digest)
+
+    def call(self, iteration, digest=b""):
+        self.hand_over.call(iteration, True, 0.0, digest=digest)
+        self.turn()
+
+    def turn(self, *messages):
+        self.transport.arrived = list(messages)
+        self.loop._poll()
+        self.loop._send_outbox()
+
+    def summed(self, *iterations, ranks=3):
+        """These are over: the entries of each sum say which it is. ranks: the first ones, which get it."""
+        for iteration in iterations:
+            begin, close = record(Kind.BEGIN, iteration), record(Kind.CLOSE, iteration, -1)
+            self.turn(Control(0, begin), map_of(iteration, ranks, (0, 1, 0)), Control(0, close))
+            if ranks > 1:
+                self.turn(block_of(iteration, np.full(3, iteration, np.float32)))
+
+    def said(self, kind):
+        return [entry for one in self.transport.records[0] for entry in entries(one[None]) if entry["kind"] == kind]
+
+    def sum(self):
+        assert self.hand_over.is_answered()
+        return self.hand_over.answer().vector[0]
+
+
+def test_a_script_gets_every_sum_in_order_to_write_to():
+    worker = Worker()
+    worker.summed(0, 1, 2)
+    for iteration in range(3):
+        assert worker.sum() == iteration
+        worker.hand_over.answer().vector[:] = 7
+        worker.call(iteration + 1)
+    assert [entry["iteration"] for entry in worker.said(Kind.STEPPED)] == [1, 2, 3]
+    assert not worker.said(Kind.BEHIND)
+
+
+def test_a_script_that_is_left_out_says_so_and_goes_on_from_a_state():
+    worker = Worker(first=5)
+    worker.summed(5)
+    worker.call(6)
+    worker.summed(6, ranks=1)
+    assert [entry["iteration"] for entry in worker.said(Kind.BEHIND)] == [6]
+    assert not worker.hand_over.is_answered()
+    worker.turn(*state_of(8, vector_of(b"the state of rank 0", np.dtype(np.float32))))
+    assert worker.hand_over.answer() == State(8, b"the state of rank 0")
+    worker.summed(8)
+    worker.call(8)
+    assert worker.sum() == 8
+    assert len(worker.said(Kind.BEHIND)) == 1
+
+
+def test_digests_are_told_where_ranks_are_compared():
+    digests = [b"how it begins...", b"sixteen of bytes", b""]
+    worker = Worker(4, digests[0])
+    for iteration in (5, 6):
+        worker.summed(iteration - 1)
+        worker.call(iteration, digests[iteration - 4])
+    told = [(entry["iteration"], digest_in(entry)) for entry in worker.said(Kind.STEPPED)]
+    assert told == [(4, digests[0]), (5, digests[1]), (6, b"")]
+
+
+def test_after_the_end_of_the_run_a_script_gets_the_last_sums():
+    worker = Worker()
+    worker.summed(0)
+    worker.turn(Control(0, record(Kind.STOP, 2)))
+    assert worker.loop.calls == 2
+    assert not worker.loop._stopped
+    worker.call(1)
+    worker.summed(1)
+    assert worker.loop._stopped
+
+
+def test_a_script_that_cannot_have_the_last_sums_ends_with_the_run():
+    worker = Worker()
+    worker.summed(0, ranks=1)
+    worker.turn(Control(0, record(Kind.STOP, 2)))
+    with pytest.raises(Left):
+        worker.hand_over.answer()
+
+
+def test_a_worker_does_not_wait_for_ever_for_the_last_sums(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(working, "time", clock)
+    worker = Worker()
+    worker.turn(Control(0, record(Kind.STOP, 1)))
+    clock.now += LAST_SUM
+    worker.turn()
+    assert not worker.loop._stopped
+    clock.now += 1.0
+    worker.turn()
+    assert worker.loop._stopped
+
+
+def test_after_a_run_that_failed_nothing_is_waited_for():
+    worker = Worker()
+    worker.turn(Control(0, record(Kind.STOP, -1)))
+    assert worker.loop._stopped
+    assert worker.loop.calls is None

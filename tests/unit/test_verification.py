@@ -1,4 +1,4 @@
-"""The coordinator when copies are compared: what counts, who is asked, who is in the wrong."""
+"""The coordinator when copies are compared (`per_chunk`): what counts, who is asked, who is in the wrong."""
 
 from functools import partial
 
@@ -8,11 +8,8 @@ from coordinating import Recording, report
 
 from psgc.errors import RunFailed, TooFewWorkers
 from psgc.schedules.orders import Next, Skip
-from psgc.server.events import Abandoned, Compared, Deadline, Delivered, Lost
-from psgc.server.instructions import Add, Collect, Commit, Compare, Discard, Finish, Reassign, Wrong
-
-COMBINED = pytest.mark.parametrize("combined", [True, False], ids=["combined", "per_chunk"])
-
+from psgc.server.events import Abandoned, Compared, Deadline, Lost
+from psgc.server.instructions import Commit, Compare, Finish, Reassign, Wrong
 
 begun = partial(coordinating.begun, combined=False, every=1)
 
@@ -28,10 +25,9 @@ def commit(chunk, *workers):
 # a chunk that is checked
 
 
-@COMBINED
 @pytest.mark.parametrize("parts", [1, 2])
-def test_a_checked_chunk_is_committed_when_one_more_copy_than_parts_agrees(combined, parts):
-    it = begun([[1, 2, 3], [1, 2, 3]], parts, combined=combined)
+def test_a_checked_chunk_is_committed_when_one_more_copy_than_parts_agrees(parts):
+    it = begun([[1, 2, 3], [1, 2, 3]], parts)
     workers = [3, 1, 2][: parts + 1]
     for worker in workers[:-1]:
         assert report(it, (worker, 0)) == []
@@ -43,27 +39,6 @@ def test_a_checked_chunk_is_committed_when_one_more_copy_than_parts_agrees(combi
     assert all(it.books.used(worker, 0) for worker in workers)
 
 
-@COMBINED
-def test_when_everything_is_checked_nothing_is_collected(combined):
-    it = begun([[1, 2]], combined=combined)
-    report(it, (1, 0), (2, 0))
-    assert it.handle(Compared(0, (1, 2))) == [commit(0, 1), Finish()]
-    assert it.phase == "idle"
-
-
-def test_combined_collects_the_chunks_that_are_not_checked():
-    it = begun([[1, 2], [1, 2], [1, 2], [1, 2]], combined=True, every=2)  # in iteration 0 chunks 0 and 2 are checked
-    assert report(it, (1, 1)) == [commit(1, 1)]
-    assert report(it, (2, 1)) == [Discard(2, 1)]
-    assert report(it, (2, 3)) == [commit(3, 2)]
-    report(it, (1, 0), (2, 0))
-    assert it.handle(Compared(0, (1, 2))) == [commit(0, 1)]
-    report(it, (2, 2), (1, 2))
-    assert it.handle(Compared(2, (2, 1))) == [commit(2, 2), Collect(1, 1), Collect(2, 2)]
-    assert it.handle(Delivered(1, 0, 1)) == [Add(1, 1)]
-    assert it.handle(Delivered(2, 0, 2)) == [Add(2, 2), Finish()]
-
-
 def test_skipping_skips_a_checked_chunk_once_its_copies_agree():
     it = begun([[1, 2, 3], [1, 2, 3]], name="skipping")
     report(it, (1, 0), (2, 0))
@@ -73,9 +48,8 @@ def test_skipping_skips_a_checked_chunk_once_its_copies_agree():
 # copies that do not agree
 
 
-@COMBINED
-def test_one_more_holder_does_a_disputed_chunk_and_the_odd_copy_is_wrong(combined):
-    it = begun([[1, 2, 3], [1, 2, 3]], combined=combined)
+def test_one_more_holder_does_a_disputed_chunk_and_the_odd_copy_is_wrong():
+    it = begun([[1, 2, 3], [1, 2, 3]])
     report(it, (1, 0), (2, 0))
     assert it.handle(Compared(0, ())) == [Next(3, 0)]
     assert it.books.recovered == 0
@@ -217,9 +191,8 @@ def test_a_loss_that_leaves_nobody_to_ask_is_too_few_workers():
         it.handle(Lost(3))
 
 
-@COMBINED
-def test_a_checked_copy_of_a_lost_worker_counts(combined):
-    it = begun([[1, 2, 3], [1, 2, 3]], combined=combined)
+def test_a_checked_copy_of_a_lost_worker_counts():
+    it = begun([[1, 2, 3], [1, 2, 3]])
     report(it, (1, 0))
     assert it.handle(Lost(1)) == []
     assert report(it, (2, 0)) == [compare(0, 1, 2)]

@@ -5,34 +5,42 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from psgc.aggregation.replica import Replica
 from psgc.backend import Backend
-from psgc.messages import QUEUE_COUNTS, TAIL, UNDER_WAY, UNHEARD, Kind, record, stamp_length
-from psgc.transport import Control, Died, Vector
+from psgc.messages import TAIL, UNDER_WAY, UNHEARD, Kind, record, stamp_length, unpack_block
+from psgc.optimizer import make_optimizer
+from psgc.transport import Control, Died
 from psgc.workers import loop as worker_loop
 from psgc.workers import mailbox as worker_mailbox
 from psgc.workers.encoder import Encoder
 from psgc.workers.injection import Injector
-from psgc.workers.loop import WorkerLoop
+from psgc.workers.loop import Duties, WorkerLoop
 from psgc.workers.mailbox import Mailbox, Result
-from psgc.workers.replicated import ReplicatedLoop
 from psgc.workers.state import WorkerState
 from tests.simulation.network import Clock
+from tests.unit.given_states import SGD, block_of, map_of, state_of
 from tests.unit.scripted import Transport
 
 
 class Worker:
     """Worker 1 of two; the test computes its chunks."""
 
-    def __init__(self, num_chunks, combined=True, silence=1000.0, first_role=0, long=1000.0):
+    def __init__(self, num_chunks, combined=True, silence=1000.0, long=1000.0):
         self.transport = Transport(3)
+        self.transport.rank = 1
         encoder = Encoder(Backend(), np.ones((2, 1)), 3, "float64")
         self.state = WorkerState(1, range(num_chunks), num_chunks, combined)
         self.mailbox = Mailbox(self.state, encoder)
+        self.replica = Replica(make_optimizer(SGD), Backend(), lambda: None)
+        self.replica.params = np.zeros(3)
+        duties = Duties(
+            matrix=np.ones((2, 1)), dim=3, dtype="float64", first=0, last=9, alike=True, silence=silence, long=long
+        )
         compute = SimpleNamespace(start=lambda: None, ident=5)
         self.loop = WorkerLoop(
-            self.transport, self.mailbox, encoder, compute, Backend(), 3, "float64", silence, Injector(),
-            first_role=first_role, long=long,
-        )  # fmt: skip
+            self.transport, self.mailbox, encoder, compute, Backend(), self.replica, Injector(), duties
+        )
+        self.loop._open()
 
     def turn(self, *messages):
         """The loop turns once, and finds these."""
@@ -41,11 +49,11 @@ class Worker:
         self.loop._send_outbox()
         self.loop._send_vectors()
 
-    def begin(self, iteration, default_queues=0):
-        self.turn(Vector(0, iteration, default_queues, np.zeros(3), 3))
-
     def told(self, *records):
         self.turn(Control(0, np.concatenate(records)))
+
+    def begin(self, iteration):
+        self.told(record(Kind.BEGIN, iteration))
 
     def does(self, value):
         """The next chunk, whose gradient has this value in every entry."""
@@ -53,8 +61,12 @@ class Worker:
         self.mailbox.finished(work, Result(np.full(3, value), 0.0, 0.0, 0.1))
         return work.chunk
 
-    def delivered(self):
-        return {role: vector.tolist() for _, _, role, vector in self.transport.vectors}
+    def sent(self):
+        """The blocks that have been sent: (to whom, of which iteration, role and serial, first entry)."""
+        names = [
+            (to, iteration, unpack_block(what), vector[0]) for to, iteration, what, vector in self.transport.vectors
+        ]
+        return [(to, iteration, (name.role, name.serial), first) for to, iteration, name, first in names]
 
 
 @pytest.fixture
@@ -79,35 +91,44 @@ def test_who_is_told_much_and_says_nothing_says_that_it_reads():
     assert worker.transport.sent == [(0, ["ALIVE"])]
 
 
-def test_an_accumulator_that_still_waits_behind_other_vectors_is_not_used_again():
+@pytest.mark.parametrize("messages", [["begin", "step"], ["step", "begin"]])
+def test_an_iteration_begins_when_the_server_says_so_and_the_step_before_it_is_made(messages):
     worker = Worker(2)
     worker.begin(0)
-    worker.transport.on_the_way[0] = 1 << 30  # the server does not take what was sent before
-    for value in (5.0, 7.0):
-        worker.does(value)
-    worker.told(record(Kind.COMMIT, 0, 0, worker=1, role=1), record(Kind.COLLECT, 0, role=1))
-    # others are lost: this worker does their chunks in their roles
-    worker.told(record(Kind.INVALIDATE, 0, 1, attempt=1), record(Kind.NEXT, 0, 1))
-    assert worker.does(7.0) == 1
-    worker.told(record(Kind.COMMIT, 0, 1, worker=2, role=2), record(Kind.COLLECT, 0, role=2))
-    assert worker.transport.vectors == []
-    worker.transport.on_the_way.clear()
-    worker.turn()
-    assert worker.delivered() == {1: [5.0] * 3, 2: [7.0] * 3}
+    worker.turn(map_of(0, 3, (2, 2, 0)), Control(0, record(Kind.CLOSE, 0, -1)))
+    assert worker.state.take() is None  # the work on it is over
+    what = {"begin": Control(0, record(Kind.BEGIN, 1)), "step": block_of(0, np.full(3, 5.0))}
+    worker.turn(what[messages[0]])
+    assert worker.state.iteration == 0
+    worker.turn(what[messages[1]])
+    work = worker.mailbox.take()
+    assert (work.iteration, work.params.tolist()) == (1, [-0.5] * 3)
+    with pytest.raises(ValueError, match="read-only"):
+        work.params[0] = 7.0
+    told = [entry for entry in worker.transport.records[0] if entry["kind"] == Kind.STEPPED]
+    assert [entry["iteration"] for entry in told] == [1]
 
 
-def test_an_accumulator_of_an_iteration_before_that_still_waits_is_not_used_again():
-    worker = Worker(1)
+def test_a_worker_whose_replica_is_not_there_begins_with_the_state_of_another_rank():
+    worker = Worker(2)
+    worker.begin(4)
+    assert worker.state.iteration == -1
+    worker.turn(*state_of(4, np.full(3, 2.0)))
+    assert worker.state.iteration == 4
+    assert worker.mailbox.take().params.tolist() == [2.0] * 3
+
+
+def test_what_is_committed_goes_where_the_map_says():
+    worker = Worker(3)
     worker.begin(0)
-    worker.transport.on_the_way[0] = 1 << 30
-    worker.does(5.0)
-    worker.told(record(Kind.COMMIT, 0, 0, worker=1, role=1), record(Kind.COLLECT, 0, role=1))
-    worker.begin(1)
-    worker.does(9.0)
-    worker.told(record(Kind.COMMIT, 1, 0, worker=1, role=1))
-    worker.transport.on_the_way.clear()
-    worker.turn()
-    assert worker.delivered() == {1: [5.0] * 3}
+    for value in (5.0, 7.0, 9.0):
+        worker.does(value)
+    worker.told(record(Kind.COMMIT, 0, 0, worker=1, role=1), record(Kind.COMMIT, 0, 2, worker=1, role=1))
+    assert worker.sent() == []
+    # others are lost: this worker has done a chunk of theirs, and codes it in their role
+    worker.told(record(Kind.COMMIT, 0, 1, worker=2, role=2, attempt=1))
+    worker.turn(map_of(0, 3, (1, 1, 0), (1, 2, 1)))
+    assert sorted(worker.sent()) == [(0, 0, (1, 0), 14.0), (0, 0, (2, 1), 7.0)]
 
 
 def test_each_failure_has_its_own_text_right_before_it():
@@ -122,39 +143,6 @@ def test_each_failure_has_its_own_text_right_before_it():
     worker.does(5.0)
     worker.turn()
     assert sent == [["REPORT"], "one", ["FAILED"], "two", ["FAILED", "REPORT"]]
-
-
-@pytest.mark.parametrize("before", [0, QUEUE_COUNTS - 1])
-@pytest.mark.parametrize("behind", [1, UNHEARD])
-def test_parameters_wait_for_every_default_queue_that_they_count(before, behind):
-    worker = Worker(2)
-
-    def read(queues):
-        for _ in range(queues):
-            worker.told(record(Kind.DEFAULT_QUEUE, 0, 0, last=False), record(Kind.DEFAULT_QUEUE, 0, 1))
-
-    read(before)
-    worker.begin(0, default_queues=(before + behind) % QUEUE_COUNTS)
-    read(behind - 1)
-    assert worker.state.iteration == -1
-    read(1)
-    assert worker.state.iteration == 0
-
-
-def test_parameters_that_were_overtaken_by_newer_default_queues_begin_at_once():
-    worker = Worker(2)
-    for _ in range(QUEUE_COUNTS // 2 - 1):
-        worker.told(record(Kind.DEFAULT_QUEUE, 1, 1))
-    worker.begin(0, default_queues=0)
-    assert worker.state.iteration == 0
-
-
-def test_with_verify_an_accumulator_is_told_from_the_coded_gradient_of_a_chunk():
-    worker = Worker(2, first_role=7)
-    worker.begin(0)
-    worker.does(5.0)
-    worker.told(record(Kind.COMMIT, 0, 0, worker=1, role=1), record(Kind.COLLECT, 0, role=1))
-    assert worker.delivered() == {7 + 1: [5.0] * 3}
 
 
 def test_two_vectors_are_on_their_way_at_most():
@@ -214,25 +202,26 @@ def test_a_chunk_that_takes_very_long_is_told_with_its_line_at_once_and_after_tw
     assert [before for *_, before in texts] == [place for place, (kind, _) in enumerate(told) if kind == Kind.STUCK]
 
 
-def test_orders_behind_the_queue_that_parameters_wait_for_are_of_their_iteration():
+def test_orders_in_one_message_with_the_beginning_of_their_iteration_are_followed():
     worker = Worker(2)
-    worker.begin(0, default_queues=1)
     worker.told(
-        record(Kind.DEFAULT_QUEUE, 0, 1, last=False), record(Kind.DEFAULT_QUEUE, 0, 0), record(Kind.NEXT, 0, 0),
-        record(Kind.QUEUE, 0, -1),
+        record(Kind.DEFAULT_QUEUE, 0, 1, last=False), record(Kind.DEFAULT_QUEUE, 0, 0), record(Kind.BEGIN, 0),
+        record(Kind.NEXT, 0, 0), record(Kind.QUEUE, 0, -1),
     )  # fmt: skip
     assert worker.state.iteration == 0
     assert worker.state.take() is None  # the empty queue was the last word
 
 
-def test_an_order_to_deliver_that_comes_after_its_iteration_is_not_followed():
+def test_a_map_that_comes_after_its_iteration_is_not_followed():
     worker = Worker(1)
     worker.begin(0)
     worker.does(5.0)
     worker.told(record(Kind.COMMIT, 0, 0, worker=1, role=1))
+    worker.turn(*state_of(1, np.zeros(3)))
     worker.begin(1)
-    worker.told(record(Kind.COLLECT, 0, role=1))
-    assert worker.delivered() == {}
+    worker.turn(map_of(0, 3, (1, 1, 0)))
+    assert worker.sent() == []
+    assert worker.does(7.0) == 0
 
 
 # how it ends
@@ -274,7 +263,7 @@ def test_goodbye_is_the_last_thing_that_is_sent():
 
 
 def test_a_replica_that_has_made_a_step_is_heard_although_nobody_else_rang():
-    loop = object.__new__(ReplicatedLoop)
-    loop._allreduce = SimpleNamespace(nap=0.0, is_busy=False)
-    loop._mailbox, loop._transport = SimpleNamespace(busy=True), SimpleNamespace(wait=lambda **_: False)
-    assert loop._wait()
+    worker, waits = Worker(1), iter([False] * 9)
+    worker.transport.wait = lambda **_: next(waits)
+    worker.transport.script = iter([[], [], [Control(0, record(Kind.STOP))], [Control(0, record(Kind.LEAVE))]])
+    assert worker.loop.run()

@@ -10,17 +10,17 @@ from psgc.backend import Backend
 from psgc.checks import is_checked
 from psgc.config import load
 from psgc.data import ChunkSource, open_data, write_dense
-from psgc.messages import TAIL, Kind
+from psgc.messages import TAIL, Kind, unpack_block
 from psgc.plan import make_plan
 from psgc.problems import evaluate
 from psgc.training.batches import rows_taken
 from psgc.training.ending import Ending
 from psgc.training.inputs import open_problem
 from psgc.training.worker_side import work
-from psgc.transport import Vector
 from psgc.workers import loop
 from psgc.workers.compute import gradient_of
 from tests.simulation.network import Clock
+from tests.unit.given_states import map_of, state_of
 from tests.unit.scripted import Transport, said
 
 CONFIG = """
@@ -60,8 +60,13 @@ class Served(Transport):
     def broadcast(self, data, doing=""):
         return self._told.pop(0)
 
-    def params(self, iteration):
-        return [Vector(0, iteration, 0, PARAMS.copy(), len(PARAMS))]
+    def begin(self, iteration):
+        """What comes when the worker has missed the iterations before."""
+        return [*state_of(iteration, PARAMS, self.config.optimizer), said(0, Kind.BEGIN, iteration)]
+
+    def share(self, iteration):
+        """Rank 0 sums what this worker has accumulated."""
+        return [map_of(iteration, WORKERS + 1, (RANK, RANK, 0))]
 
     def wait(self, wakeup=None, **more):
         time.sleep(1e-3)
@@ -105,7 +110,7 @@ def test_it_sends_the_gradients_of_its_queue_in_order(overrides):
     server = Served(overrides, first=5)
 
     def script():
-        yield server.params(5)
+        yield server.begin(5)
         yield from server.until(lambda: len(server.vectors) == len(server.plan.queues[RANK]))
 
     server.run(script())
@@ -119,25 +124,25 @@ def test_it_sends_the_gradients_of_its_queue_in_order(overrides):
         assert vector[2 - TAIL] == pytest.approx(loss)
 
 
-def test_with_combined_and_verify_the_copies_of_checked_chunks_travel_and_accumulators_come_after_the_chunks():
-    server = Served(["transfer=combined", "verify={every: 2}", "coding.replication=2"])
-    queue, num_chunks = server.plan.queues[RANK], server.plan.num_chunks
+def test_with_combined_and_verify_checked_chunks_are_sketched_and_what_is_committed_goes_where_it_is_summed():
+    server = Served(["transfer=combined", "aggregation=server", "verify={every: 2}", "coding.replication=2"])
+    queue = server.plan.queues[RANK]
     checked = [chunk for chunk in queue if is_checked(chunk, 0, 2)]
-    (held, *_) = [chunk for chunk in queue if chunk not in checked]
 
-    def reports():
-        return [entry for entry in server.records[0] if entry["kind"] == Kind.REPORT]
+    def told(kind):
+        return [entry["chunk"] for entry in server.records[0] if entry["kind"] == kind]
 
     def script():
-        yield server.params(0)
-        yield from server.until(lambda: len(reports()) + len(server.vectors) == len(queue))
-        yield [said(0, Kind.COMMIT, 0, held, worker=RANK, role=RANK), said(0, Kind.COLLECT, 0, role=RANK)]
-        yield from server.until(lambda: len(server.vectors) > len(checked))
+        yield server.begin(0)
+        yield from server.until(lambda: len(told(Kind.REPORT)) == len(queue))
+        yield [said(0, Kind.COMMIT, 0, checked[0], worker=RANK, role=RANK), *server.share(0)]
+        yield from server.until(lambda: server.vectors)
 
     server.run(script())
-    assert [what for _, _, what, _ in server.vectors] == [*checked, num_chunks + RANK]
-    expected = gradients(server.config, server.plan, 0)
-    assert server.vectors[-1][3] == pytest.approx(expected[held][1])
+    assert (told(Kind.REPORT), told(Kind.SKETCH)) == (queue, checked)
+    ((dest, iteration, what, accumulator),) = server.vectors
+    assert (dest, iteration, unpack_block(what).role) == (0, 0, RANK)
+    assert accumulator == pytest.approx(gradients(server.config, server.plan, 0)[checked[0]][1])
 
 
 def test_it_says_that_it_is_there_four_times_in_the_time_after_which_it_is_lost(monkeypatch):
@@ -165,7 +170,7 @@ def test_a_fault_on_purpose_happens_on_its_rank_alone():
         server = Served([faults.format(rank)])
 
         def script():
-            yield server.params(0)
+            yield server.begin(0)
             yield from server.until(lambda: len(server.vectors) + ((0, ["FAILED"]) in server.sent) >= 6)
 
         server.send_text = lambda dest, text: None
@@ -197,7 +202,7 @@ def test_a_gradient_without_the_weight_of_its_chunk_is_told_to_the_server(tmp_pa
     server, told = Served(["problem={python: 'mean:Model'}", rows]), []
 
     def script():
-        yield server.params(0)
+        yield server.begin(0)
         yield from server.until(lambda: (0, ["FAILED"]) in server.sent or len(server.vectors) > 1)
 
     server.send_text = lambda dest, text: told.append(text)
@@ -233,18 +238,18 @@ def test_a_worker_deep_in_a_chunk_answers_at_once(tmp_path, monkeypatch):
     plan = Served([]).plan
     quick = int(plan.queues[RANK][0])
     problem = f"problem={{python: 'busy:Model', options: {{quick: {quick}}}}}"
-    server = Served([problem, "transfer=combined", "schedule=static"])
+    server = Served([problem, "transfer=combined"])
     delays = []
 
     def script():
         for iteration in range(3):
-            yield server.params(iteration)
+            yield server.begin(iteration)
             yield from server.until(lambda: server.sent[-1:] == [(0, ["REPORT"])])
             yield [said(0, Kind.COMMIT, iteration, quick, worker=RANK, role=RANK)]
             began, delivered = time.monotonic(), len(server.vectors)
             yield from server.until(lambda began=began: time.monotonic() > began + 0.2)  # let it get deep
             began = time.monotonic()
-            yield [said(0, Kind.COLLECT, iteration, role=RANK)]
+            yield server.share(iteration)
             yield from server.until(lambda delivered=delivered: len(server.vectors) > delivered)
             delays.append(time.monotonic() - began)
 

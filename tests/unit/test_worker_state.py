@@ -13,8 +13,8 @@ COMBINED = pytest.mark.parametrize("combined", [True, False], ids=["combined", "
 RANK, CHUNKS = 1, 6
 
 
-def worker(queue, combined=True, shared=False):
-    return WorkerState(RANK, queue, CHUNKS, combined, shared=shared)
+def worker(queue, combined=True):
+    return WorkerState(RANK, queue, CHUNKS, combined)
 
 
 def begun(queue, combined=True, iteration=0):
@@ -51,7 +51,7 @@ def test_a_done_chunk_is_held_until_it_is_committed_or_discarded():
     state.discard(0, 3)
     assert state.held == {2}
     state.discard(0, 3)  # heard again
-    assert state.collect(0)
+    state.share(0)
     assert state.held == set()
 
 
@@ -97,7 +97,6 @@ def test_what_no_correct_server_sends_is_refused_and_changes_nothing():
         lambda: state.skip(3, 9),
         lambda: state.reassign(3, 9, 1),
         lambda: state.invalidate(4, 9, 1),
-        lambda: state.collect(4),
     ):
         with refused(state):
             do()
@@ -138,10 +137,10 @@ def test_default_queues_and_roles_of_a_missed_iteration_hold_and_its_other_order
     assert rest(state) == [5]
 
 
-def test_shared_a_collect_that_comes_before_its_iteration_leaves_nothing_to_do_until_there_are_new_orders():
-    state = worker([0, 1, 2], shared=True)
+def test_an_iteration_that_is_over_before_it_begins_leaves_nothing_to_do_until_there_are_new_orders():
+    state = worker([0, 1, 2])
     for iteration in (1, 2, 2):
-        assert not state.collect(iteration)
+        state.share(iteration)
     state.next(2, 5)
     state.begin(0)
     assert rest(state) == [0, 1, 2]
@@ -149,11 +148,26 @@ def test_shared_a_collect_that_comes_before_its_iteration_leaves_nothing_to_do_u
     assert state.take() is None
     state.queue(1, [1])
     assert rest(state) == [1]
-    assert state.collect(1)
+    state.share(1)
     state.begin(2)
     assert rest(state) == [5]
     state.begin(3)
     assert rest(state) == [0, 1, 2]
+
+
+def test_when_the_sum_is_here_nothing_more_is_to_be_done_and_what_is_held_may_still_be_committed():
+    state = begun([0, 1, 2])
+    do_next(state)
+    state.take()
+    state.closed(0)
+    assert not state.wants(0, 1)
+    assert state.finished(0, 1) == Done(False, 0)
+    assert state.take() is None
+    assert state.commit(0, 0) == gradient(0)
+    for iteration in (-1, 1):
+        before = snapshot(state)
+        state.closed(iteration)
+        assert snapshot(state) == before
 
 
 class Model:
@@ -206,8 +220,8 @@ class Model:
         (iteration, chunk, since), self.running = self.running, None
         if iteration != self.iteration:
             return Done(False, 0)
-        said = [kind for kind, what, *_ in self.past[since:] if kind == "collected" or what == chunk]
-        if said and said[-1] in ("dropped", "collected"):
+        said = [kind for kind, what, *_ in self.past[since:] if kind == "shared" or what == chunk]
+        if said and said[-1] in ("dropped", "shared"):
             return Done(False, self.attempt(chunk))
         self.past.append(("done", chunk))
         return Done(True, self.attempt(chunk))
@@ -243,10 +257,13 @@ class Model:
         self.past.append(("committed", chunk))
         return gradient(chunk)
 
-    def collect(self):
-        self.past += [("collected", None)] + [("freed", chunk) for chunk in self.held]
+    def share(self):
+        self.past += [("shared", None)] + [("freed", chunk) for chunk in self.held]
         self.order = []
-        return True
+
+    def closed(self):
+        self.past.append(("shared", None))
+        self.order = []
 
 
 ORDERS = {  # what may come early, and its arguments
@@ -257,23 +274,35 @@ ORDERS = {  # what may come early, and its arguments
     "skip": lambda chunk, _: (chunk,),
     "reassign": lambda chunk, chunks: (chunk, chunks[0]),
     "invalidate": lambda chunk, chunks: (chunk, 1 + chunks[0]),
+    "share": lambda *_: (),
 }
-EVENTS = ["take", "take", "finished", "finished", "begin", "commit", "collect", "discard", "invalidate", *ORDERS]
+EVENTS = [
+    "take",
+    "take",
+    "finished",
+    "finished",
+    "begin",
+    "commit",
+    "share",
+    "closed",
+    "discard",
+    "invalidate",
+    *ORDERS,
+]
 
 
 @settings(deadline=None, max_examples=250)
 @given(
     default_queue=st.permutations(range(4)),
     combined=st.booleans(),
-    shared=st.booleans(),
     events=st.lists(
         st.tuples(st.sampled_from(EVENTS), st.integers(-1, 2), st.integers(0, 3), st.permutations(range(4))),
         max_size=40,
     ),
 )
-def test_any_sequence_of_events_goes_by_the_rules(default_queue, combined, shared, events):
+def test_any_sequence_of_events_goes_by_the_rules(default_queue, combined, events):
     """Whatever comes in, in any order: the same answers as the model, or a refusal that changes nothing."""
-    state, model = worker(default_queue, combined, shared), Model(default_queue, combined)
+    state, model = worker(default_queue, combined), Model(default_queue, combined)
     for kind, ahead, chunk, chunks in events:
         when, now = model.iteration + ahead, model.iteration
         if kind == "take" and model.running is None:
@@ -302,36 +331,24 @@ def test_any_sequence_of_events_goes_by_the_rules(default_queue, combined, share
                 state.commit(when, chunk)
         elif kind == "commit":
             assert state.commit(when, chunk) == model.commit(when, chunk)
-        elif kind == "collect" and (not combined or (when > now and not shared)):
-            with refused(state):
-                state.collect(when)
-        elif kind == "collect":
-            assert state.collect(when) == bool(model.order_of("collect", when))
+        elif kind == "closed":
+            state.closed(when)
+            if when == now:
+                model.closed()
         assert state.iteration == model.iteration
         assert set(state.held) == model.held
         assert state.running == (model.running and model.running[1])
         assert [state.role(c) for c in range(4)] == [model.roles.get(c, RANK) for c in range(4)]
 
 
-def test_shared_a_checked_chunk_is_held_and_sketched():
-    state = WorkerState(1, [0, 1], 2, combined=True, every=2, shared=True)
+def test_a_checked_chunk_is_held_and_sketched():
+    state = WorkerState(1, [0, 1], 2, combined=True, every=2)
     state.begin(0)
     while (chunk := state.take()) is not None:
         state.finished(0, chunk, gradient(chunk))
-        assert not state.travels(0, chunk)
     assert state.held == {0, 1}
     sketched = [(iteration, chunk) for iteration in (0, 1) for chunk in (0, 1) if state.is_sketched(iteration, chunk)]
     assert sketched == [(0, 0), (1, 1)]
-
-
-def test_a_checked_chunk_travels_with_its_report_and_is_not_held():
-    state = WorkerState(1, [0, 1, 2, 3], 4, combined=True, every=2)
-    for iteration, held in [(0, {1, 3}), (1, {0, 2})]:
-        state.begin(iteration)
-        while (chunk := state.take()) is not None:
-            assert state.finished(iteration, chunk) == Done(True, 0)
-            assert state.travels(iteration, chunk) == (chunk not in held)
-        assert state.held == held
 
 
 def test_a_chunk_that_was_left_since_it_was_not_wanted_is_reported_as_abandoned():
