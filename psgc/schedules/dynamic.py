@@ -186,9 +186,9 @@ class DynamicSchedule(Decisions):
         """Only so many copies are there, and those who are `able` have to do it; who of them seems to be in it."""
         chunk = self._chunks[number]
         workers = [self._workers[rank] for rank in able]
-        for worker in workers:
-            if chunk not in worker.left:
-                worker.left = [*worker.left, chunk]
+        for worker in workers:  # one that did not hold the chunk does from now on
+            worker.held = worker.held if chunk in worker.held else [*worker.held, chunk]
+            worker.left = worker.left if chunk in worker.left else [*worker.left, chunk]
         chunk.committed, chunk.copies = False, copies
         chunk.takers = tuple(w for w in workers if w.running is chunk or chunk in w.told)
         chunk.doers = tuple(w for w in chunk.doers if w not in workers)

@@ -120,3 +120,8 @@ def test_a_defect_of_comparing_sketches_is_found(monkeypatch, where, name, wrong
     monkeypatch.setattr(where, name, wrong)
     with pytest.raises(AssertionError, match=found):
         any(faults.run(seed, verified=True, allreduce=True) is None for seed in range(100))
+
+
+def test_who_is_given_a_disputed_chunk_does_it_although_another_worker_is_lost_meanwhile():
+    """Once nobody did: the schedule had forgotten that the worker held the chunk."""
+    assert faults.run(50157, verified=True)["iterations"] == 5
