@@ -119,3 +119,9 @@ def test_who_sends_a_block_that_no_correct_rank_sends_is_lost_and_not_its_receiv
     assert world.counts["iterations"] == 3
     assert world.lost.keys() <= {GARBLER}
     assert world.counts["garbled"] == 0 or "it sent" in world.lost[GARBLER]
+
+
+def test_replicas_are_compared_after_the_last_step():
+    world = ReplicatedWorld(quiet_case(5, num_iterations=7))
+    world.run()
+    assert world.server.replicas == {"iteration": 7, "equal": sorted(world.nodes)}

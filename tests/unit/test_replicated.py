@@ -173,3 +173,26 @@ def test_what_differs_from_the_beginning_is_found_in_the_first_iteration_before_
     rank_0.it.poll(0.0, WORKING)
     ((worker, iteration, _, is_early),) = rank_0.it.wrong()
     assert (worker, iteration, is_early) == (2, 10, True)
+
+
+def test_a_worker_that_was_lost_before_it_had_a_map_is_told_all_of_the_next_one(rank_0):
+    """Else it would take the map before that for the same as the next one."""
+    reader = MapReader(len(WORKERS) + 1, 4, 1, least=1)
+
+    def heard():
+        rank_0.outbox.send()
+        said, rank_0.end.control = rank_0.end.control, []
+        entries = [entry for dest, entry in said if dest == 3 and entry["kind"] == Kind.MAP]
+        return [made.contributors for entry in entries if (made := reader.read(entry))]
+
+    everybody, without_3 = [(1, 1, 0), (2, 2, 0), (3, 3, 0)], [(1, 1, 0), (2, 2, 0)]
+    rank_0.begin(10)
+    rank_0.it.share(everybody, now=0.0)
+    assert heard() == [tuple(everybody)]
+    rank_0.begin(11)
+    rank_0.it.share(without_3, now=1.0)
+    rank_0.outbox.lost(3, for_good=False)
+    rank_0.it.lost(3)
+    rank_0.begin(12)
+    rank_0.it.share(without_3, now=2.0)
+    assert heard() == [tuple(without_3)]
