@@ -17,7 +17,6 @@ from psgc.server.ending import end_workers
 from psgc.server.iteration_log import IterationLog
 from psgc.server.links import Links
 from psgc.server.observer import Approximation, Observer
-from psgc.server.phases import COLLECTING
 from psgc.server.recovery import Deadline
 from psgc.server.replicated import Replicated
 from psgc.server.settings import ServerSettings
@@ -152,8 +151,6 @@ class Server:
     @property
     def _has_time(self) -> bool:
         """Whether nobody waits for this rank: the workers compute, or exchange blocks."""
-        if self._coordinator.is_combined:
-            return self._coordinator.phase == COLLECTING
         return bool(self._log.row.reports) or self._links.now > SETTLED
 
     def _summed(self, is_approximate: bool) -> Array:

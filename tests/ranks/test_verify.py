@@ -74,10 +74,3 @@ def test_a_worker_that_flips_bits_is_named_and_lost_and_no_bit_of_the_result_is_
     assert not finished.orphans
 
 
-def test_with_combined_chunks_that_are_checked_travel_and_the_result_is_the_same(folder, healthy):
-    finished = train(folder, "combined", "transfer=combined", "verify={every: 2}", flips(1))
-    assert finished.returncode == 0, finished.said
-    params, summary, events = results(folder, "combined")
-    np.testing.assert_allclose(params, healthy, rtol=1e-12, atol=1e-12)
-    assert summary["wrong"] == {"2": 1}
-    assert [event["event"] for event in events] == ["wrong"]

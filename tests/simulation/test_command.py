@@ -129,7 +129,7 @@ def test_a_network_is_a_table_and_json(capsys):
     assert title.startswith("an iteration with nothing to compute; links of 2.5e+07 bytes/s, latency 0.0001 s; 1000000")
     assert " ".join(head.split()) == "workers program l seconds MB busiest link over mean control at rank 0"
     assert lines[0].split() == ["8", "allreduce", "0.2814", "14.0", "1.000", "0"]
-    assert lines[1].split() == ["8", "server", "1", "2.56", "64.0", "4.500", "136"]
+    assert lines[1].split() == ["8", "server", "1", "1.601", "64.0", "4.500", "160"]
     assert lines[9].split()[:3] == ["400", "coded_allreduce", "2"]
     assert lines[9].endswith("by symmetry")
     assert err == ""

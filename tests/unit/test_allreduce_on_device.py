@@ -121,7 +121,7 @@ def trained(name, parts, dtype):
         ranks.until(lambda: all(ranks.all[rank].steps == iteration for rank in receivers))  # noqa: B023
         accumulators = {0: {}}
         for worker in WORKERS:
-            encoders[worker].begin(lambda _: False)
+            encoders[worker].begin()
             gradient = backend.asarray(rng.standard_normal(DIM).astype(dtype))
             for role in range(1, parts + 1) if parts > 1 else [worker]:
                 encoders[worker].add(gradient, (1, 2) if parts > 1 else (worker,), role)

@@ -48,7 +48,7 @@ def test_print_only_says_beside_the_command_what_ranks_hold(mpirun, capsys):
     assert launch("run.yaml", 5, ["coding.chunks_per_worker=2"], print_only=True) == 0
     out, err = capsys.readouterr()
     assert out.count("\n") == 1
-    assert err.startswith("memory of rank 0: parameters 3 x 40 bytes, ")
+    assert err.startswith("memory of rank 0: parameters 2 x 40 bytes, ")
     assert err.count("\n") == 1
     assert launch("run.yaml", 5, ["coding.chunks_per_worker=2"], print_only=True, resume=True) == 0
     assert capsys.readouterr().err == ""  # the chunks are those of the checkpoint
