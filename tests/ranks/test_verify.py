@@ -72,5 +72,3 @@ def test_a_worker_that_flips_bits_is_named_and_lost_and_no_bit_of_the_result_is_
     timeline = np.load(folder / "flipped/timeline.npz")
     assert set(timeline["worker"][timeline["iteration"] > 3]) == {1, 3, 4}
     assert not finished.orphans
-
-

@@ -6,7 +6,7 @@ from psgc.aggregation.blocks import Blocks
 from psgc.aggregation.participant import Participant
 from psgc.aggregation.pool import Pool
 from psgc.aggregation.replica import Replica
-from psgc.server import dispatch, outbox, replicated
+from psgc.server import outbox, replicated
 from psgc.server.coordinator import Coordinator
 from psgc.server.decoder import Decoder
 from psgc.server.instructions import Finish, Share
@@ -64,7 +64,6 @@ ALLREDUCE_DEFECTS = [
     (Pool, "sent", lambda *_: None, "a vector has changed while it was being sent"),
     (Blocks, "_place", lambda self, *block: block[2] or PLACE(self, *block), "Not equal to tolerance"),
     (Blocks, "chosen", lambda *_: None, "the server has read another gradient"),
-    (dispatch, "IDLE", None, "a finished run fails"),
     (Replica, "load", lambda self, state: self.start(state.steps, state.vectors[0]), "differs at"),
     (replicated, "COLLECTING", "redoing", "a map while something is done again"),
     (outbox, "LASTING", outbox.LASTING + outbox.FOLLOWED, "told what to do now to a worker that is lost"),

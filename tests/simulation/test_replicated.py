@@ -11,6 +11,7 @@ from psgc.config import Recovery
 from psgc.messages import pack_block, stamp, stamp_of, unpack_block
 from psgc.server.owners import Owners
 from tests.simulation import faults
+from tests.simulation.case import Fault
 from tests.simulation.replicated import ReplicatedWorld
 
 GARBLER = 2
@@ -119,6 +120,17 @@ def test_who_sends_a_block_that_no_correct_rank_sends_is_lost_and_not_its_receiv
     assert world.counts["iterations"] == 3
     assert world.lost.keys() <= {GARBLER}
     assert world.counts["garbled"] == 0 or "it sent" in world.lost[GARBLER]
+
+
+def test_a_run_that_is_over_does_not_fail_since_all_workers_die_in_the_last_step():
+    case = quiet_case(5)
+    last = case.num_iterations - 1
+    deaths = [Fault("dies", worker, last, 0, "stepping") for worker in range(1, case.plan.num_workers + 1)]
+    world = ReplicatedWorld(replace(case, faults=deaths))
+    world.run()
+    assert world.counts["iterations"] == case.num_iterations
+    assert world.counts["lost"] == case.plan.num_workers
+    assert not world.counts["stopped with too few workers"]
 
 
 def test_replicas_are_compared_after_the_last_step():
