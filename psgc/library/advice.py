@@ -64,7 +64,21 @@ def order(assignment: Any, parts: int | None = None) -> dict[str, Any]:
     Example: `psgc.order(psgc.coding.cyclic(5, 5, 3), parts=2)["rows"][0]["gap"]`.
     """
     from psgc import coding
-    from psgc.ordering_command import ordered
 
     ordering, rows = ordered(coding.from_matrix(assignment), parts)
-    return {"ordering": ordering.toarray(), "rows": [row._asdict() | {"gap": row.gap} for row in rows]}
+    return {"ordering": ordering.toarray(), "rows": rows}
+
+
+def ordered(assignment: Any, parts: int | None = None) -> tuple[Any, list[dict[str, int]]]:
+    """What `order` returns, for a sparse assignment, with a sparse ordering. Raises UserError."""
+    import numpy as np
+
+    from psgc import coding
+
+    ordering = coding.ordering(assignment, parts)
+    possible = range(1, int(np.diff(assignment.indptr).min()) + 1) if parts is None else [parts]
+    rows = []
+    for copies in possible:
+        q_max, bound = coding.worst_case(assignment, ordering, copies), coding.worst_case_bound(assignment, copies)
+        rows.append({"parts": copies, "q_max": q_max, "bound": bound, "gap": q_max - bound})
+    return ordering, rows

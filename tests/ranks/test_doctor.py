@@ -8,7 +8,7 @@ from tests.ranks.planted import plant
 # with limits for a machine that is busy with other tests; -P: as the command `psgc`
 PATIENT = """
 import sys
-import psgc.diagnosis.doctor as doctor
+import psgc.cli.doctor as doctor
 from psgc.cli import main
 
 doctor.LIMIT, doctor.MPIRUN_LIMIT, doctor.FILES_LIMIT = 60.0, 20.0, 30.0

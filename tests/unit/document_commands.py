@@ -6,13 +6,13 @@ The others are checked: make's targets, scripts and their options, extras of the
 import re
 import shlex
 import shutil
+from contextlib import redirect_stdout, suppress
+from io import StringIO
 from pathlib import Path
 
 import pytest
 
 from psgc import __version__, cli
-from psgc.commands import ADD
-from psgc.commands.parser import Commands
 from psgc.config import load
 from tests.unit.documents import ROOT
 from tests.unit.fake_mpirun import OPEN_MPI
@@ -74,10 +74,7 @@ def runs(word: str) -> list[str]:
 
 def parsed(arguments: list[str]):
     """What the command line says."""
-    commands = Commands("")
-    for add in ADD:
-        add(commands)
-    return commands.parser.parse_args(arguments)
+    return cli.parser_for(arguments[0]).parse_args(arguments)
 
 
 def check_python(arguments: list[str]) -> None:
@@ -111,18 +108,19 @@ def check_in_sentence(command: str) -> None:
     if words[0] != "psgc":
         return check(command)
     words = words[: words.index("--")] if "--" in words else words
-    help_of = {name: parser.format_help() for name, parser in _commands().items()}
-    assert words[1] in help_of, command
+    assert words[1] in cli.COMMANDS, command
+    options = parsed_help(words[1])
     for option in (word.split("=")[0] for word in words[2:] if word.startswith("--")):
-        assert re.search(rf"{option}\b", help_of[words[1]]), command
+        assert re.search(rf"{option}\b", options), command
     return None
 
 
-def _commands():
-    commands = Commands("")
-    for add in ADD:
-        add(commands)
-    return commands._commands.choices
+def parsed_help(command: str) -> str:
+    """What `psgc COMMAND --help` prints."""
+    printed = StringIO()
+    with redirect_stdout(printed), suppress(SystemExit):
+        cli.parser_for(command).parse_args([command, "--help"])
+    return printed.getvalue()
 
 
 def prepare(folder: Path) -> None:

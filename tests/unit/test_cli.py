@@ -26,7 +26,7 @@ def exit_code(*arguments):
 
 @pytest.fixture
 def launched(monkeypatch):
-    """What psgc.launching.launch.launch is called with; set `answer` to an exit code or an exception."""
+    """What psgc.cli.launch.launch is called with; set `answer` to an exit code or an exception."""
 
     class Launch:
         answer = 0
@@ -38,7 +38,7 @@ def launched(monkeypatch):
             return self.answer
 
     launch = Launch()
-    monkeypatch.setattr("psgc.launching.launch.launch", launch)
+    monkeypatch.setattr("psgc.cli.launch.launch", launch)
     return launch
 
 

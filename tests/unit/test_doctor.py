@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from psgc.cli import main
-from psgc.diagnosis.doctor import default_ranks, doctor
+from psgc.cli.doctor import default_ranks, doctor
 from psgc.diagnosis.probe import MARK
 
 JOB = [
@@ -78,7 +78,7 @@ def test_no_mpirun(tmp_path, monkeypatch, capsys):
 
 
 def test_an_mpirun_that_never_ends(mpirun, monkeypatch, capsys):
-    monkeypatch.setattr("psgc.diagnosis.doctor.LIMIT", 3.0)
+    monkeypatch.setattr("psgc.cli.doctor.LIMIT", 3.0)
     mpirun("echo $$ > pid; exec sleep 60")
     began = time.monotonic()
     assert doctor("out") == 1
@@ -88,9 +88,9 @@ def test_an_mpirun_that_never_ends(mpirun, monkeypatch, capsys):
 
 
 def test_everything_that_hangs_is_given_up(mpirun, monkeypatch, capsys):
-    monkeypatch.setattr("psgc.diagnosis.doctor.PROBE", ["sh", "-c", "exec sleep 60"])
+    monkeypatch.setattr("psgc.cli.doctor.PROBE", ["sh", "-c", "exec sleep 60"])
     for limit in ("GPU_LIMIT", "FILES_LIMIT", "SLURM_LIMIT"):
-        monkeypatch.setattr(f"psgc.diagnosis.doctor.{limit}", 0.5)
+        monkeypatch.setattr(f"psgc.cli.doctor.{limit}", 0.5)
     mpirun(SAY)
     Path("bin/sinfo").write_text("#!/bin/sh\nexec sleep 60\n")
     began = time.monotonic()

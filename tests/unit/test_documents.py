@@ -65,7 +65,7 @@ def inside(folder, monkeypatch):
     monkeypatch.setenv("PATH", f"{folder / 'bin'}:{os.environ['PATH']}")
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setattr("psgc.library.launching.command", SimpleNamespace(launch=recorded))
-    monkeypatch.setattr("psgc.launching.sweep.launch", recorded)
+    monkeypatch.setattr("psgc.cli.sweep.launch", recorded)
     monkeypatch.setattr("psgc.cli.limit_threads", lambda: None)  # for the whole process
     monkeypatch.setattr("psgc.reporting.report.pictures", lambda run, iteration: [])  # they take their time
     return folder

@@ -155,18 +155,18 @@ def test_the_yaml_itself(home):
 @pytest.mark.parametrize(
     ("command", "function", "as_a"),
     [
-        ("launch ~/r.yaml -n 3 --hostfile ~/x", "launching.launch.launch", Placement),
-        ("doctor ~/x", "diagnosis.doctor.doctor", str),
-        ("doctor --hostfile ~/x", "diagnosis.doctor.doctor", Placement),
+        ("launch ~/r.yaml -n 3 --hostfile ~/x", "cli.launch.launch", Placement),
+        ("doctor ~/x", "cli.doctor.doctor", str),
+        ("doctor --hostfile ~/x", "cli.doctor.doctor", Placement),
         ("report ~/x", "reporting.report.report", str),
         ("report run --output ~/x", "reporting.report.report", str),
-        ("replay ~/x", "simulation.replay_command.replay", str),
-        ("replay run --json ~/x", "simulation.replay_command.replay", str),
-        ("simulate sim.yaml --json ~/x", "simulation.command.simulate", str),
-        ("simulate sim.yaml --plot ~/x", "simulation.command.simulate", str),
-        ("order ~/x", "ordering_command.order", str),
-        ("order A.npy --output ~/x", "ordering_command.order", str),
-        ("submit run.yaml --nodes 2 --ranks-per-node 2 --time 60 --output ~/x", "launching.submit.submit", str),
+        ("replay ~/x", "cli.replay.replay", str),
+        ("replay run --json ~/x", "cli.replay.replay", str),
+        ("simulate sim.yaml --json ~/x", "cli.simulate.simulate", str),
+        ("simulate sim.yaml --plot ~/x", "cli.simulate.simulate", str),
+        ("order ~/x", "cli.order.order", str),
+        ("order A.npy --output ~/x", "cli.order.order", str),
+        ("submit run.yaml --nodes 2 --ranks-per-node 2 --time 60 --output ~/x", "cli.submit.submit", str),
     ],
 )
 def test_every_argument_that_is_a_path(home, monkeypatch, capsys, command, function, as_a):

@@ -12,7 +12,7 @@ from psgc.cli import main
 from psgc.config import load
 from psgc.errors import UserError
 from psgc.launching.points import sweep_points
-from psgc.launching.slurm_script import Job
+from psgc.launching.slurm import Job
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted((ROOT / "scripts/slurm").glob("*.sbatch"))
@@ -358,7 +358,7 @@ def test_the_examples_are_what_psgc_submit_writes(example, monkeypatch, capsys, 
     Path("data").mkdir()
     for name in ("flights-train", "flights-test", "digits-train", "digits-test"):
         Path(f"data/{name}.npz").touch()
-    monkeypatch.setattr("psgc.launching.slurm_script.PROGRAM", Path(".venv/bin/psgc"))
+    monkeypatch.setattr("psgc.launching.slurm.PROGRAM", Path(".venv/bin/psgc"))
     text = example.read_text()
     arguments = shlex.split(text.splitlines()[1].removeprefix("# Written by: psgc "))
     place = arguments.index("--output") + 1

@@ -48,7 +48,7 @@ def launch(tmp_path, monkeypatch):
     Path("run.yaml").write_text(RUN)
     Path("train.npz").touch()
     fake = Launch()
-    monkeypatch.setattr("psgc.launching.sweep.launch", fake)
+    monkeypatch.setattr("psgc.cli.sweep.launch", fake)
     return fake
 
 
@@ -139,7 +139,7 @@ def test_a_signal_that_comes_when_the_last_run_is_done_stops_nothing(sweep, laun
         heard.stopped_by = signal.SIGTERM if len(launch.calls) == 2 else None
         return code
 
-    monkeypatch.setattr("psgc.launching.sweep.launch", launched)
+    monkeypatch.setattr("psgc.cli.sweep.launch", launched)
     code, out, err = sweep(*LR)
     assert (code, err) == (0, "")
     assert "the runs are in runs/a" in out

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable, Mapping
 
 from psgc import __version__
+from psgc.cli import Options, Parser, add_hosts
 from psgc.diagnosis.commands import Command
 from psgc.diagnosis.findings import (
     Finding,
@@ -41,6 +42,17 @@ SHOW_TRANSPORT = {  # makes Open MPI and MPICH print which transport they have c
     "OMPI_MCA_btl_base_verbose": "5",
     "MPIR_CVAR_DEBUG_SUMMARY": "1",
 }
+
+
+def add_arguments(parser: Parser) -> None:
+    add_hosts(parser, "test these hosts")
+    text = "directory that runs will write to (default: runs)"
+    parser.add_argument("output", nargs="?", default="runs", help=text)
+    parser.add_argument("-n", type=int, dest="ranks", metavar="RANKS", help="number of ranks of the planned run")
+
+
+def run(options: Options) -> int:
+    return doctor(options.output, options.ranks, Placement(options.host, options.hostfile))
 
 
 def doctor(output: str = "runs", num_ranks: int | None = None, placement: Placement = ANYWHERE) -> int:

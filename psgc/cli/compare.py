@@ -7,7 +7,9 @@ from pathlib import Path
 from rich.markup import escape
 from rich.table import Table
 
+from psgc.cli import Options, Parser, add_json, add_plot
 from psgc.errors import UserError, visible
+from psgc.paths import expanded
 from psgc.reporting.comparison import Row, compared, shown
 from psgc.reporting.output import check_file, check_plot, show, write_json
 from psgc.reporting.run_directory import RecordedRun, read_run
@@ -16,6 +18,16 @@ from psgc.yaml_source import printable
 
 MOST = 6  # settings that have a column of their own
 NAME, SETTING = 50, 24  # characters after which a name or a setting goes on in the next line
+
+
+def add_arguments(parser: Parser) -> None:
+    parser.add_argument("directories", nargs="+", metavar="RUN_DIR", help="run directories, for example runs/*")
+    add_json(parser)
+    add_plot(parser, "losses")
+
+
+def run(options: Options) -> int:
+    return compare([expanded(path) for path in options.directories], options.json, options.plot)
 
 
 def compare(paths: Sequence[str], json_file: str | None = None, plot_file: str | None = None) -> int:

@@ -2,20 +2,63 @@
 
 import shlex
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
+from psgc.cli import Options, Parser
+from psgc.cli.launch import add_program, what_follows
 from psgc.config import Config, Data, load
 from psgc.errors import UserError
 from psgc.launching import slurm
 from psgc.launching.mpirun import check_extra
 from psgc.launching.points import check_runs, data_files, sweep_points
 from psgc.launching.script import check_script, is_script
-from psgc.launching.slurm_script import Job, batch_script
+from psgc.launching.slurm import Job, batch_script, job_name
 from psgc.reporting.files import write_output_text
 from psgc.terminal import say
 from psgc.yaml_source import printable
 
 ELSEWHERE = "; if only the nodes have it, submit from one of them: srun psgc submit ..."
+
+
+def add_arguments(parser: Parser) -> None:
+    add_program(parser)
+    add = parser.add_argument
+    add("--nodes", type=int, required=True, metavar="N", help="number of nodes")
+    add("--ranks-per-node", type=int, required=True, metavar="R", help="ranks on each node; the first is the server")
+    add("--time", required=True, metavar="H:M:S", help="time limit of the job")
+    add("--cpus-per-rank", type=int, default=1, metavar="C", help="cores and BLAS threads of a rank (default: 1)")
+    add("--gpus-per-rank", type=int, default=0, metavar="G", help="GPUs of a rank (default: 0)")
+    add("--partition", metavar="NAME", help="partition to run in")
+    add("--account", metavar="NAME", help="account to charge")
+    add("--name", help="name of the job and of its log (default: that of the YAML file or script)")
+    text = "submit a job array with one run for each value; with several --sweep, one for each combination"
+    add("--sweep", action="append", default=[], dest="sweeps", metavar="KEY=VALUE,...", help=text)
+    text = "stop with a checkpoint this long before the time limit (default: 60)"
+    add("--warning", type=int, default=60, metavar="SECONDS", help=text)
+    text = "add an option of sbatch, for example --sbatch=--qos=long (repeatable)"
+    add("--sbatch", action="append", default=[], dest="options", metavar="OPTION", help=text)
+    add("--local-dir", metavar="DIR", help="copy the data to DIR on each node first, for example '$TMPDIR'")
+    add("--resume", action="store_true", help="continue from the newest checkpoint already at the first start")
+    text = "write the script to FILE (default: the run directory, or the script's name, with .sbatch)"
+    add("--output", metavar="FILE", help=text)
+    add("--go", action="store_true", help="submit the script as well")
+
+
+def run(options: Options) -> int:
+    options.name = options.name or job_name(options.config)
+    return submit(
+        options.config,
+        Job(**{field.name: getattr(options, field.name) for field in fields(Job)}),
+        options.overrides,
+        options.sweeps,
+        resume=options.resume,
+        local_dir=options.local_dir,
+        output=options.output,
+        go=options.go,
+        written_by=["psgc", *options.given],
+        **what_follows(options),
+    )
 
 
 def submit(

@@ -5,6 +5,9 @@ import signal
 from collections.abc import Sequence
 from pathlib import Path
 
+from psgc.cli import Options, Parser, add_resume, add_settings
+from psgc.cli.compare import compare
+from psgc.cli.launch import add_ranks
 from psgc.config import Config, load
 from psgc.errors import RunFailed, UserError, visible
 from psgc.launching.launch import launch
@@ -12,11 +15,33 @@ from psgc.launching.mpirun import ANYWHERE, Placement, check_extra
 from psgc.launching.mpirun_process import Heard
 from psgc.launching.points import check_runs, sweep_points, values_of
 from psgc.launching.script import is_script
-from psgc.reporting.compare import compare
 from psgc.reporting.run_directory import read_run
 from psgc.terminal import say
 from psgc.training.ending import stopped
 from psgc.yaml_source import printable
+
+
+def add_arguments(parser: Parser) -> None:
+    parser.epilog = "Values are separated as in a YAML list: a,[b, c],'d,e' are three. What follows -- goes to mpirun."
+    add_settings(parser, "run.yaml", "settings of the runs, see docs/training.md", "optimizer.lr=0.1,0.3 for two runs")
+    add_resume(parser, "leave out the runs that are done, and continue the others from their newest checkpoints")
+    add_ranks(parser)
+
+
+def run(options: Options) -> int:
+    own = options.given[: -len(options.after) - 1] if "--" in options.given else options.given
+    again = [*own, *([] if options.resume else ["--resume"]), *(["--", *options.after] if options.after else [])]
+    return sweep(
+        options.config,
+        options.ranks,
+        options.overrides,
+        ["psgc", *again],
+        debug=options.debug,
+        resume=options.resume,
+        placement=Placement(options.host, options.hostfile),
+        fault_tolerance=options.fault_tolerance,
+        for_mpirun=options.after,
+    )
 
 
 def sweep(

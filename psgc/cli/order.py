@@ -1,40 +1,28 @@
 """`psgc order assignment.npy`: orders the queues of any assignment matrix, and prints how good the ordering is."""
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import scipy.sparse
 
-from psgc import coding
+from psgc.cli import Options, Parser
 from psgc.errors import UserError
+from psgc.library.advice import ordered
 from psgc.plan import read_assignment
 from psgc.reporting.files import write_output
 from psgc.terminal import say
 
 
-class Row(NamedTuple):
-    """How good an ordering is for a number of parts: see `psgc.coding.worst_case` and `worst_case_bound`."""
-
-    parts: int
-    q_max: int
-    bound: int
-
-    @property
-    def gap(self) -> int:
-        """0: no ordering of this assignment is better."""
-        return self.q_max - self.bound
+def add_arguments(parser: Parser) -> None:
+    add = parser.add_argument
+    add("assignment", metavar="assignment.npy", help="0/1 matrix, chunks x workers (.npy or sparse .npz)")
+    add("--parts", type=int, metavar="L", help="number of parts to order for (default: every possible number)")
+    add("--output", metavar="FILE", help="write the position of each chunk to FILE (.npy or sparse .npz)")
 
 
-def ordered(assignment: scipy.sparse.csr_array, parts: int | None = None) -> tuple[scipy.sparse.csr_array, list[Row]]:
-    """An ordering of the assignment, and a row for these parts, or for each possible number. Raises UserError."""
-    ordering = coding.ordering(assignment, parts)
-    possible = range(1, int(np.diff(assignment.indptr).min()) + 1) if parts is None else [parts]
-    rows = [
-        Row(copies, coding.worst_case(assignment, ordering, copies), coding.worst_case_bound(assignment, copies))
-        for copies in possible
-    ]
-    return ordering, rows
+def run(options: Options) -> int:
+    return order(options.assignment, options.parts, options.output)
 
 
 def order(path: str, parts: int | None = None, output: str | None = None) -> int:
@@ -59,7 +47,8 @@ def order(path: str, parts: int | None = None, output: str | None = None) -> int
     say()
     say(f"{'parts':>5} {'Q_max':>12} {'lower bound':>12} {'gap':>8}")
     for row in rows:
-        say(f"{row.parts:>5} {row.q_max:>12} {row.bound:>12} {row.gap:>8}{'' if row.gap else '  optimal'}")
+        optimal = "" if row["gap"] else "  optimal"
+        say(f"{row['parts']:>5} {row['q_max']:>12} {row['bound']:>12} {row['gap']:>8}{optimal}")
     if output is not None:
         _write(output, ordering)
         say()

@@ -1,0 +1,62 @@
+"""`psgc launch`: train, with the right mpirun command for this machine. Also what `psgc sweep` and `submit` share."""
+
+from typing import Any
+
+from psgc.cli import Options, Parser, add_hosts, add_resume, add_settings
+from psgc.launching.launch import launch
+from psgc.launching.mpirun import Placement
+from psgc.launching.script import is_script, mpirun_options
+
+AFTER = (
+    "What follows -- goes to the script, or with a YAML file to mpirun, for example: -- --map-by core -x HF_HOME. "
+    "Options of mpirun's for a script: --mpirun='--map-by core -x HF_HOME'"
+)
+
+
+def add_arguments(parser: Parser) -> None:
+    add_program(parser)
+    add_resume(parser)
+    add_ranks(parser)
+    parser.add_argument("--print", action="store_true", dest="print_only", help="print the mpirun command and exit")
+    text = "in a SLURM job that receives SIGUSR1 this long before its time limit: stop and requeue the job then, "
+    parser.add_argument("--requeue", type=float, metavar="SECONDS", help=text + "and after the loss of a host")
+
+
+def run(options: Options) -> int:
+    return launch(
+        options.config,
+        options.ranks,
+        options.overrides,
+        print_only=options.print_only,
+        debug=options.debug,
+        resume=options.resume,
+        placement=Placement(options.host, options.hostfile),
+        fault_tolerance=options.fault_tolerance,
+        requeue=options.requeue,
+        **what_follows(options),
+    )
+
+
+def add_program(parser: Parser) -> None:
+    """A YAML file or a script, and options of mpirun."""
+    parser.epilog = AFTER
+    add_settings(parser, "run.yaml|train.py", "settings of the run, or a script, see docs/training.md")
+    text = "options of mpirun's, for example --mpirun='--map-by core' (repeatable)"
+    parser.add_argument("--mpirun", action="append", default=[], metavar="OPTIONS", help=text)
+
+
+def add_ranks(parser: Parser) -> None:
+    """How many ranks, and where."""
+    text = "number of ranks: one server and the workers"
+    parser.add_argument("-n", type=int, required=True, dest="ranks", metavar="RANKS", help=text)
+    text = "let MPI use all its transports (UCX, InfiniBand); a dead rank then ends the run"
+    parser.add_argument("--no-fault-tolerance", action="store_false", dest="fault_tolerance", help=text)
+    add_hosts(parser, "run on these hosts")
+
+
+def what_follows(options: Options) -> dict[str, Any]:
+    """Who gets what follows --, and the options of --mpirun."""
+    for_mpirun = mpirun_options(options.mpirun)
+    if is_script(options.config):
+        return {"for_mpirun": for_mpirun, "arguments": options.after}
+    return {"for_mpirun": for_mpirun + options.after}

@@ -1,0 +1,17 @@
+"""`psgc report`: figures and an HTML page about a run."""
+
+from psgc.cli import Options, Parser
+
+
+def add_arguments(parser: Parser) -> None:
+    add = parser.add_argument
+    add("directory", metavar="RUN_DIR", help="run directory, for example runs/quickstart")
+    add("--iteration", type=int, metavar="K", help="show iteration K in detail (default: the slowest)")
+    add("--output", metavar="DIR", help="write to DIR (default: RUN_DIR/report)")
+    add("--tensorboard", action="store_true", help="also write event files for TensorBoard")
+
+
+def run(options: Options) -> int:
+    from psgc.reporting.report import report  # needs matplotlib, which the help can do without
+
+    return report(options.directory, options.iteration, options.output, options.tensorboard)
