@@ -11,7 +11,8 @@ from psgc.cli import Options, Parser, add_json, add_plot
 from psgc.errors import UserError, visible
 from psgc.paths import expanded
 from psgc.reporting.comparison import Row, compared, shown
-from psgc.reporting.output import check_file, check_plot, show, write_json
+from psgc.reporting.files import check_file, check_plot, write_json
+from psgc.reporting.progress import show
 from psgc.reporting.run_directory import RecordedRun, read_run
 from psgc.terminal import say
 from psgc.yaml_source import printable

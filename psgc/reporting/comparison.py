@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from psgc.reporting.run_directory import RecordedRun
-from psgc.reporting.running import is_running
+from psgc.reporting.run_directory import RecordedRun, is_running
 
 Row = dict[str, Any]
 

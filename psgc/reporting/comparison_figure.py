@@ -9,10 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from psgc.reporting.comparison import Row, labels
-from psgc.reporting.drawing import new_figure
-from psgc.reporting.picture import WIDTH, plain_logarithm, spread
+from psgc.reporting.drawing import LIGHT, SERIES, STYLES, WIDTH, new_figure, plain_logarithm, spread
 from psgc.reporting.run_directory import RecordedRun
-from psgc.reporting.theme import LIGHT, SERIES, STYLES
 
 NAMED = len(SERIES) * len(STYLES)  # runs with a line of their own look; the others are thin and grey
 LONGEST = 70  # characters of a line of the legend

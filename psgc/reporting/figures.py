@@ -8,12 +8,22 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from psgc.reporting.drawing import new_figure
+from psgc.reporting.drawing import (
+    MARKED,
+    WIDTH,
+    Picture,
+    Theme,
+    course,
+    line,
+    new_figure,
+    plain_logarithm,
+    rows,
+    spread,
+    unit_of,
+)
 from psgc.reporting.gantt import gantt
-from psgc.reporting.picture import MARKED, WIDTH, Picture, course, line, plain_logarithm, rows, spread, unit_of
 from psgc.reporting.run_directory import RecordedRun
 from psgc.reporting.summary import duration
-from psgc.reporting.theme import Theme
 
 BINS = 800  # columns of a heat map; with more iterations than that a column is the mean of several
 

@@ -1,5 +1,6 @@
 """Files that a user names on the command line, also pipes, terminals, /dev/null and stdout, and damaged files."""
 
+import json
 import os
 import stat
 import sys
@@ -7,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from psgc.errors import UserError, one_line
 from psgc.writing import naming, write_whole
@@ -52,6 +53,25 @@ def reading(path: Path) -> Iterator[None]:
         raise UserError(f"{path}: cannot be read: {(error.strerror or str(error)).lower()}") from None
     except Exception as error:  # NumPy, zipfile, csv and json raise many kinds
         raise UserError(f"{path}: damaged, or of another version of psgc ({one_line(error)})") from None
+
+
+def check_file(option: str, file: str | None) -> None:
+    """Raises UserError when `file`, given with `option`, cannot be written; nothing is done without one."""
+    if file is not None and (not Path(file).absolute().parent.is_dir() or Path(file).is_dir()):
+        raise UserError(f"{option} {file}: expected a file in a directory that exists")
+
+
+def check_plot(file: str | None) -> None:
+    """The same for `--plot`, whose name says which kind of figure it is."""
+    check_file("--plot", file)
+    if file is not None and Path(file).suffix not in (".png", ".pdf", ".svg"):
+        raise UserError(f"--plot {file}: expected a name that ends in .png, .pdf or .svg")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """`content` as JSON, the whole file or none. Raises UserError."""
+    with writing(path):
+        write_output_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
 def _is_stream(path: Path) -> bool:

@@ -9,11 +9,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from psgc.reporting.drawing import new_figure
-from psgc.reporting.picture import MARKED, NAMED_ROWS, WIDTH, Picture, rows, unit_of
+from psgc.reporting.drawing import HATCHES, MARKED, NAMED_ROWS, WIDTH, Picture, Theme, new_figure, rows, unit_of
 from psgc.reporting.run_directory import RecordedRun
 from psgc.reporting.summary import duration
-from psgc.reporting.theme import HATCHES, Theme
 from psgc.run_rows import OUTCOMES
 
 NARROW = {"handlelength": 1.4, "columnspacing": 1.2, "handletextpad": 0.5}  # a legend

@@ -14,10 +14,9 @@ from typing import Any
 from psgc import __version__
 from psgc.config import Batch
 from psgc.errors import visible
-from psgc.reporting.picture import Picture
+from psgc.reporting.drawing import DARK, LIGHT, Picture
 from psgc.reporting.run_directory import RecordedRun
 from psgc.reporting.summary import duration
-from psgc.reporting.theme import DARK, LIGHT
 from psgc.run_rows import WorkerEvent
 
 LISTED = 200  # rows of lost.csv that the page shows

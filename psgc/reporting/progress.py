@@ -1,19 +1,21 @@
-"""The progress of a run: a live bar on a terminal, a plain line every few seconds in a log."""
+"""What rich shows: the progress of a run, as a live bar on a terminal or a plain line every few seconds, and tables."""
 
 import os
 import random
 import time
 
 from psgc.errors import visible
-from psgc.terminal import say
+from psgc.terminal import draw, say
 
 _state = random.getstate()  # the user's: rich draws from it when it is imported
 from rich.console import Console  # noqa: E402
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn  # noqa: E402
+from rich.table import Table  # noqa: E402
 
 random.setstate(_state)
 
 EVERY = 5.0  # seconds between two plain lines
+WIDEST = 2000  # characters of a line of a table
 
 
 class RunProgress:
@@ -110,3 +112,19 @@ def epoch_of(done: int, iterations: int, epochs: int) -> int:
     [1, 1, 2, 2]
     """
     return -(-done * epochs // iterations)
+
+
+def show(table: Table) -> None:
+    """Print a table. It is never cut: a terminal that is too narrow for it breaks its lines."""
+    console = Console()
+    console.width = max(console.width, Console(width=WIDEST).measure(table).maximum)
+    with console.capture() as drawn:
+        console.print(table)
+    draw(drawn.get())
+
+
+def progress_bar() -> Progress:
+    """A bar on standard error, gone at the end; none where nobody watches."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)

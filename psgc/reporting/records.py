@@ -16,9 +16,8 @@ import numpy as np
 import scipy.sparse
 
 from psgc.errors import RunFailed, UserError
-from psgc.reporting.bound import BoundSampler
 from psgc.reporting.csv_files import csv_text, earlier_events, earlier_rows, row_text
-from psgc.reporting.tally import Tally, seconds_per_chunk
+from psgc.reporting.tally import BoundSampler, Tally, seconds_per_chunk
 from psgc.reporting.timeline import ENTRY, TimelineWriter, pieces, read_timeline, recorded_every
 from psgc.run_rows import COLUMNS, TIMELINE, IterationRow, Outcome, WorkerEvent
 from psgc.terminal import say

@@ -1,19 +1,22 @@
-"""`psgc report RUN_DIR`: figures of a run, and a page that shows and explains them."""
+"""`psgc report RUN_DIR`: figures of a run, a page that shows and explains them, and scalars for TensorBoard."""
 
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 
 from psgc.errors import UserError
-from psgc.reporting.drawing import image
+from psgc.reporting.drawing import DARK, LIGHT, image
 from psgc.reporting.figures import pictures
 from psgc.reporting.files import writing
 from psgc.reporting.page import page
 from psgc.reporting.run_directory import RecordedRun, read_run
 from psgc.reporting.slowness import sentences
-from psgc.reporting.theme import DARK, LIGHT
+from psgc.run_rows import HELD_OUT
 from psgc.terminal import say
 from psgc.writing import make_directory, write_whole
+
+SCALARS = ("loss", "seconds", "efficiency", "error_measure", "lost", "redundant", *HELD_OUT)  # of the event files
 
 
 def report(path: str, iteration: int | None = None, output: str | None = None, tensorboard: bool = False) -> int:
@@ -26,7 +29,7 @@ def report(path: str, iteration: int | None = None, output: str | None = None, t
     if iteration is not None:
         _check_iteration(run, iteration)
     if tensorboard:
-        from psgc.reporting.tensorboard import write_events  # TensorBoard only where it is asked for
+        _tensorboard()  # refuse now what would fail after the figures
     index = write_report(run, output, iteration)
     say(f"report written to {index}, with its figures beside it")
     if tensorboard:
@@ -77,3 +80,39 @@ def _check_iteration(run: RecordedRun, iteration: int) -> None:
         raise UserError(
             f"--iteration {iteration}: the timeline does not have it, expected one of {first} to {last}{hint}"
         )
+
+
+def write_events(run: RecordedRun, directory: Path) -> None:
+    """Replace the event file in `directory` by one with `SCALARS` by iteration. Raises UserError.
+
+    Values that are nan are left out. The times start when the settings of the run were written.
+    """
+    Event, Summary, RecordWriter = _tensorboard()
+    began = (run.path / "config.yaml").stat().st_mtime
+    times = (began + np.cumsum(run.iterations["seconds"])).tolist()
+
+    def fill(stream: IO[bytes]) -> None:
+        writer = RecordWriter(stream)
+        writer.write(Event(wall_time=began, file_version="brain.Event:2").SerializeToString())
+        for row, iteration in enumerate(run.iterations["iteration"].tolist()):
+            values = {name: float(run.iterations[name][row]) for name in SCALARS if name in run.iterations}
+            known = [Summary.Value(tag=name, simple_value=x) for name, x in values.items() if np.isfinite(x)]
+            event = Event(wall_time=times[row], step=iteration, summary=Summary(value=known))
+            writer.write(event.SerializeToString())
+
+    with writing(directory):
+        make_directory(directory)
+        for old in directory.glob("events.out.tfevents.*"):
+            old.unlink()
+        write_whole(directory / f"events.out.tfevents.{int(began):010d}.psgc", fill)
+
+
+def _tensorboard() -> tuple[Any, Any, Any]:
+    """What an event file is written with. Raises UserError without TensorBoard (the extra `tensorboard`)."""
+    try:
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.summary.writer.record_writer import RecordWriter
+    except ImportError:
+        raise UserError("--tensorboard needs TensorBoard: pip install tensorboard") from None
+    return Event, Summary, RecordWriter

@@ -1,6 +1,9 @@
 """The reader of run directories: of finished runs, of killed ones, and of runs that still go on."""
 
 import json
+import os
+import socket
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,6 +27,8 @@ MAX_CHUNKS = 2**31
 FEW = 1 << 22  # workers x iterations that fit into memory anyhow
 IDLE = 64  # workers x iterations for each entry of the timeline, in a run in which only few of the workers do anything
 MAX_SUMMARY = 1 << 24  # bytes
+FRESH = 15.0  # seconds since run.lock was touched, for a run on another host; it is touched every two seconds
+MAX_LOCK = 1000  # bytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,3 +197,24 @@ def _summary(path: Path) -> dict[str, Any] | None:
         if not isinstance(summary, dict) or type(summary.get(name)) is not kind:
             raise UserError(f"{path}: damaged, or of another version of psgc: expected {name}, of type {kind.__name__}")
     return dict(summary)
+
+
+def is_running(directory: Path) -> bool:
+    """Whether the run in a directory still goes on, by its run.lock (psgc/training/claim.py).
+
+    The process that it names runs, or, when it is on another host, has touched it lately. Nothing is locked for that,
+    so that no run that begins just now is refused.
+    """
+    path = directory / "run.lock"
+    try:
+        with open_regular(path) as stream:
+            holder = json.loads(stream.read(MAX_LOCK))
+        host, process = str(holder["host"]), int(holder["pid"])
+        if host != socket.gethostname():
+            return abs(time.time() - path.stat().st_mtime) < FRESH
+        os.kill(process, 0)
+    except PermissionError:  # a process of another user
+        return True
+    except (OSError, ValueError, LookupError, TypeError, OverflowError):
+        return False
+    return process > 0

@@ -1,18 +1,19 @@
 """The end of a run in numbers (summary.json) and in a few lines for a person."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from rich.filesize import decimal
 
 from psgc import __version__
-from psgc.reporting.overhead import advice
+from psgc.messages import MESSAGE
 from psgc.reporting.records import Recorder
 from psgc.run_rows import Outcome
 
 NAMED = 4  # losses and returns that the summary for a person tells
+MUCH = 0.3  # of the time, as overhead: said
 TOLD = 0.5  # of an iteration, that the computing time without redundancy has to be
 
 
@@ -107,6 +108,35 @@ def lines(summary: dict[str, Any]) -> list[str]:
         copies = ", ".join(f"{count} of worker {worker}" for worker, count in summary["wrong"].items())
         text.append(f"  wrong copies       {copies} (lost.csv says which)")
     return text
+
+
+def advice(summary: Mapping[str, Any]) -> str | None:
+    """What to change in a run with this summary to reduce its overhead; None where that is not `MUCH`."""
+    share = summary.get("overhead")
+    if share is None or share <= MUCH:
+        return None
+    each = f"a chunk takes {1e3 * summary['seconds_per_chunk']:.1f} ms"
+    own = summary.get("chunks_per_worker")
+    if own is None:
+        return f"{each}; try fewer chunks"
+    fewer = own
+    while fewer > 1 and _share(summary, fewer / own) > MUCH:
+        fewer //= 2
+    if _share(summary, fewer / own) > 0.9 * share:  # messages are not for chunks, or there is one chunk already
+        return f"{each}; try fewer workers (psgc launch -n)"
+    batch = summary.get("batch")
+    rows = f", batch: {batch * own // fewer}" if isinstance(batch, int) else ""  # of each chunk
+    return f"{each}; try coding.chunks_per_worker: {fewer}{rows}"
+
+
+def _share(summary: Mapping[str, Any], chunks: float) -> float:
+    """The overhead with `chunks` times as many chunks: proportional to messages, and for vectors to their bytes."""
+    copies = (summary["chunks_used"] + summary["chunks_late"]) / summary["iterations"]
+    others = summary["workers"]  # with `per_chunk` as large as reports of chunks
+    if summary["transfer"] == "combined":
+        others = 2 * summary["workers"] + summary["bytes"] / summary["iterations"] / MESSAGE
+    rest = summary["overhead"] * (others + chunks * copies) / (others + copies)
+    return float(rest / (1 - summary["overhead"] + rest))
 
 
 def _best(best: dict[str, Any]) -> str:

@@ -7,7 +7,8 @@ from pathlib import Path
 from rich.table import Table
 
 from psgc.errors import UserError
-from psgc.reporting.output import check_file, check_plot, progress_bar, show, write_json
+from psgc.reporting.files import check_file, check_plot, write_json
+from psgc.reporting.progress import progress_bar, show
 from psgc.simulation import experiment, network_experiment
 from psgc.simulation.experiment import Row
 from psgc.simulation.network_settings import NetworkSettings

@@ -14,7 +14,8 @@ from psgc.config import AssignmentFile, Config, PythonData, ScriptProblem
 from psgc.data import Dataset, open_data
 from psgc.data.npz import map_npy
 from psgc.errors import PsgcError, UserError
-from psgc.reporting.output import check_file, progress_bar, show, write_json
+from psgc.reporting.files import check_file, write_json
+from psgc.reporting.progress import progress_bar, show
 from psgc.reporting.run_directory import read_run
 from psgc.reporting.summary import duration
 from psgc.schedules import SCHEDULES

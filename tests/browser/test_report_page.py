@@ -10,8 +10,8 @@ import matplotlib.image
 import numpy as np
 import pytest
 
+from psgc.reporting.drawing import DARK, LIGHT
 from psgc.reporting.report import report
-from psgc.reporting.theme import DARK, LIGHT
 from tests.unit.colours import colour
 from tests.unit.recorded_runs import record
 

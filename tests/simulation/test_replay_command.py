@@ -103,7 +103,7 @@ def test_a_grid_of_ones_own(capsys):
 
 def test_the_table_fits_a_terminal(monkeypatch, capsys):
     terminal = Console(width=80, force_terminal=True, color_system=None)
-    monkeypatch.setattr("psgc.reporting.output.Console", lambda **how: Console(**how) if how else terminal)
+    monkeypatch.setattr("psgc.reporting.progress.Console", lambda **how: Console(**how) if how else terminal)
     assert exit_code() == 0
     table = [line for line in capsys.readouterr().out.splitlines() if "%" in line and "B" in line]
     assert len(table) > 20

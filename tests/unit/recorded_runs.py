@@ -15,7 +15,7 @@ from psgc.run_rows import OUTCOMES, TIMELINE, IterationRow, Outcome
 CONFIG = "problem: {kind: softmax}\ndata: {path: train.npz}\noptimizer: {kind: nesterov, lr: 0.5}\n"
 
 
-@patch("psgc.reporting.bound.SHARE", np.inf)  # every row has its bound
+@patch("psgc.reporting.tally.SHARE", np.inf)  # every row has its bound
 def record(
     directory,
     workers=8,

@@ -11,8 +11,8 @@ from rich.console import Console
 
 from psgc.cli import main
 from psgc.reporting.comparison import compared, differences, labels
+from psgc.reporting.drawing import SERIES
 from psgc.reporting.run_directory import read_run
-from psgc.reporting.theme import SERIES
 from tests.unit.recorded_runs import changed, record, with_columns
 
 
@@ -166,7 +166,7 @@ def test_what_is_common_is_not_repeated_and_nothing_is_cut(compare, recorded, mo
     place = recorded.name
     monkeypatch.chdir(recorded.parent)
     terminal = Console(width=20, force_terminal=True)
-    monkeypatch.setattr("psgc.reporting.output.Console", lambda **how: Console(**how) if how else terminal)
+    monkeypatch.setattr("psgc.reporting.progress.Console", lambda **how: Console(**how) if how else terminal)
     code, out, _ = compare(f"{place}/a", f"{place}/b")
     above, *_, a, b, _ = out.splitlines()
     assert (code, above) == (0, f"in {place}/")

@@ -5,12 +5,10 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
-from psgc.reporting.drawing import image, new_figure
+from psgc.reporting.drawing import DARK, LIGHT, MANY, MARKED, NAMED_ROWS, course, image, new_figure, spread, unit_of
 from psgc.reporting.figures import BINS, _binned, pictures
 from psgc.reporting.gantt import gantt, slowest
-from psgc.reporting.picture import MANY, MARKED, NAMED_ROWS, course, spread, unit_of
 from psgc.reporting.run_directory import read_run
-from psgc.reporting.theme import DARK, LIGHT
 from psgc.run_rows import WorkerEvent
 from tests.unit.recorded_runs import changed, record, with_columns
 

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from psgc.reporting.overhead import advice, overhead
+from psgc.reporting.summary import advice
+from psgc.reporting.tally import overhead
 from psgc.reporting.timeline import ENTRY
 from psgc.run_rows import Outcome
 

@@ -9,8 +9,8 @@ import pytest
 pytest.importorskip("matplotlib")
 
 from psgc.config import Batch
+from psgc.reporting.drawing import Picture
 from psgc.reporting.page import LISTED, page
-from psgc.reporting.picture import Picture
 from psgc.reporting.run_directory import read_run
 from psgc.run_rows import WorkerEvent
 from tests.unit.recorded_runs import changed, record

@@ -135,7 +135,7 @@ def test_a_worker_that_finished_nothing_is_as_slow_as_it_ever_was(recorder_in, t
 def test_bounds_that_take_long_are_computed_for_some_iterations(recorder_in, tmp_path, monkeypatch):
     """Each takes 0.1 s here: at 2 % of the time there is one in 5 s."""
     clock = iter(np.arange(0.0, 100.0, 0.1).tolist())
-    monkeypatch.setattr("psgc.reporting.bound.time.thread_time", lambda: next(clock))
+    monkeypatch.setattr("psgc.reporting.tally.time.thread_time", lambda: next(clock))
     recorder = recorder_in(tmp_path / "out")
     for iteration in range(20):
         add(recorder, iteration, EVEN, seconds=1.1)

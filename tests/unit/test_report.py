@@ -13,13 +13,11 @@ pytest.importorskip("matplotlib")
 
 from psgc.cli import main
 from psgc.errors import UserError
-from psgc.reporting.drawing import new_figure
+from psgc.reporting.drawing import LIGHT, Picture, new_figure
 from psgc.reporting.figures import pictures
-from psgc.reporting.picture import Picture
 from psgc.reporting.report import report
 from psgc.reporting.run_directory import read_run
 from psgc.reporting.summary import lines
-from psgc.reporting.theme import LIGHT
 from tests.unit.recorded_runs import record
 
 
@@ -144,7 +142,6 @@ def test_without_matplotlib_one_line_says_what_to_install(capsys, whole, monkeyp
 
 def test_without_tensorboard_one_line_says_what_to_install(capsys, whole, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "tensorboard.summary.writer.record_writer", None)
-    monkeypatch.delitem(sys.modules, "psgc.reporting.tensorboard", raising=False)
     code, _, err = run(capsys, whole, "--tensorboard", "--output", tmp_path / "out")
     assert (code, err) == (2, "psgc: --tensorboard needs TensorBoard: pip install tensorboard\n")
     assert not (tmp_path / "out").exists()

@@ -126,7 +126,7 @@ def test_before_the_first_iteration_there_is_little_to_say(empty):
 
 
 def test_a_problem_without_a_loss_and_a_run_without_bounds(empty, monkeypatch):
-    monkeypatch.setattr("psgc.reporting.bound.SHARE", -1.0)
+    monkeypatch.setattr("psgc.reporting.tally.SHARE", -1.0)
     recorder = empty
     recorder.chunk(1, 0, 0, 0.0, 1.0, Outcome.USED)
     recorder.chunk(1, 1, 0, 0.0, 1.0, Outcome.USED)

@@ -9,9 +9,8 @@ pytest.importorskip("tensorboard", reason="no TensorBoard: pip install tensorboa
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from psgc.errors import UserError
-from psgc.reporting.report import report
+from psgc.reporting.report import SCALARS, report, write_events
 from psgc.reporting.run_directory import read_run
-from psgc.reporting.tensorboard import SCALARS, write_events
 from tests.unit.recorded_runs import record
 
 

@@ -4,7 +4,7 @@ from itertools import combinations
 
 import pytest
 
-from psgc.reporting.theme import DARK, LIGHT, SERIES
+from psgc.reporting.drawing import DARK, LIGHT, SERIES
 from tests.unit.colours import SEEN, contrast, distance
 
 
