@@ -1,6 +1,5 @@
 """`psgc compare RUN_DIR ...`: a table and a figure of several runs."""
 
-import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from psgc.cli import Options, Parser, add_json, add_plot
 from psgc.errors import UserError, visible
 from psgc.paths import expanded
 from psgc.reporting.comparison import Row, compared, shown
-from psgc.reporting.files import check_file, check_plot, write_json
+from psgc.reporting.files import check_file, check_plot, finite, write_json
 from psgc.reporting.progress import show
 from psgc.reporting.run_directory import RecordedRun, read_run
 from psgc.terminal import say
@@ -49,7 +48,7 @@ def compare(paths: Sequence[str], json_file: str | None = None, plot_file: str |
     for line in table_of(rows):
         say(line)
     if json_file is not None:
-        write_json(Path(json_file), [_plain(row) for row in rows])
+        write_json(Path(json_file), [finite(row) for row in rows])
     if plot_file is not None:
         figure, remark = draw(rows, runs)
         save(figure, Path(plot_file))
@@ -135,8 +134,3 @@ def _cell(value: object) -> str:
 
 def _text(number: float | None, how: str, scale: float = 1.0) -> str:
     return "" if number is None else format(scale * number, how)
-
-
-def _plain(row: Row) -> Row:
-    """JSON has no nan and no inf: they are text, as in summary.json."""
-    return {key: str(v) if isinstance(v, float) and not math.isfinite(v) else v for key, v in row.items()}

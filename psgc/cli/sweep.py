@@ -111,10 +111,8 @@ def sweep(
     compare([config.output for config in configs])
     say(f"the runs are in {visible(output)}; psgc report RUN_DIR says more about one")
     if failed:
-        say(
-            f"psgc sweep: {len(failed)} of {len(points)} runs failed; to go on with them: {shlex.join(again)}",
-            error=True,
-        )
+        how = f"to go on with them: {shlex.join(again)}"
+        say(f"psgc sweep: {len(failed)} of {len(points)} runs failed; {how}", error=True)
         return RunFailed.exit_code
     return 0
 

@@ -29,7 +29,10 @@ class Execution:
         try:
             work()
         except SystemExit as end:
-            self._exited(end.code)
+            self.code = end.code if isinstance(end.code, int) else int(end.code is not None)
+            self.reason = f"sys.exit({end.code!r})"
+            if end.code is not None and not isinstance(end.code, int):
+                self.shown = str(end.code).split("\n")
             if launched.has_begun():
                 self.shown = []
                 if self.code:  # Python itself does not call it then
@@ -44,12 +47,6 @@ class Execution:
                 self.shown = []
                 sys.excepthook(type(error), error.with_traceback(frames), frames)
                 sys.exit(1)
-
-    def _exited(self, code: object) -> None:
-        self.code = code if isinstance(code, int) else int(code is not None)
-        self.reason = f"sys.exit({code!r})"
-        if code is not None and not isinstance(code, int):
-            self.shown = str(code).split("\n")
 
     def _raised(self, error: BaseException, frames: TracebackType | None) -> None:
         place = next(iter(traceback.extract_tb(frames)[-1:]), None)
@@ -67,7 +64,7 @@ class Execution:
 
     def show(self) -> None:
         """Once."""
-        lines, self.shown = self.shown, []
+        lines, self.shown = self.shown, []  # first: a timer may call this as well
         if lines:
             say_together(lines)
 

@@ -10,9 +10,8 @@ import shlex
 import shutil
 import signal
 import sys
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from psgc.errors import PsgcError, UserError
 from psgc.launching import slurm
 from psgc.launching.mpirun import ANYWHERE, Placement, launch_command
 from psgc.launching.mpirun_process import Heard, run
-from psgc.launching.outcome import RunDirectory, ScriptDirectory, folder_for_answers
+from psgc.launching.outcome import RunDirectory, folder_for_answers
 from psgc.launching.script import check_script, is_script
 from psgc.terminal import say
 from psgc.training.ending import stopped
@@ -54,7 +53,7 @@ def launch(
     requeue: seconds between SLURM's SIGUSR1 and the time limit of this job. The job is requeued when that signal or a
     lost host ended the run, and the run left a new checkpoint.
     for_mpirun: further arguments of mpirun, such as --map-by core; arguments: of the script.
-    heard: filled for a program that has more use for an error than for an exit code; hints: say how to go on.
+    heard: collects the output for callers in Python; hints: say how to resume the run.
     With `print_only` also prints what each rank will hold in memory, on stderr, if that is known before the run.
     Returns the exit code, see docs/getting-started.md. The last line on stderr says how to resume, if that may succeed.
     Raises UserError: wrong settings, script, ranks or hosts, no working mpirun, `requeue` outside of a SLURM job.
@@ -97,7 +96,7 @@ def launch(
             several_hosts = placement != ANYWHERE or os.environ.get("SLURM_JOB_NUM_NODES", "1") != "1"
             folder = at_end.enter_context(folder_for_answers(several_hosts))
             environ[FOLDER] = str(folder)
-            left: RunDirectory = ScriptDirectory(folder, resume)
+            left = RunDirectory(folder, resume, of_script=True)
         else:
             left = RunDirectory(Path(config.output), resume)
         command, additions = line(environ)
@@ -137,13 +136,15 @@ def _conclude(
     # ended by SIGUSR1, or by the loss of ranks or hosts (after which mpirun returns 0, 1 or a rank's code)
     cut_off = stopped_by in (None, signal.SIGUSR1) and (status in (None, "interrupted") or too_few_workers)
     if job and cut_off and left.got_further():
+        before = signal.signal(signal.SIGTERM, signal.SIG_IGN)  # which SLURM sends at once to what it requeues
         try:
-            with _ignoring(signal.SIGTERM):  # which SLURM sends at once to what it requeues
-                if slurm.requeue(job):
-                    say(f"psgc launch: {why}job {job} is requeued and will resume from its checkpoint", error=True)
-                    return code
+            if slurm.requeue(job):
+                say(f"psgc launch: {why}job {job} is requeued and will resume from its checkpoint", error=True)
+                return code
         except PsgcError as error:
             say(f"psgc launch: {error}", error=True)
+        finally:
+            signal.signal(signal.SIGTERM, before)
     if not again:
         return code
     # a model or data that failed, and a script after its run, would fail again
@@ -152,18 +153,6 @@ def _conclude(
     elif why:
         say(f"psgc launch: {why}there is no checkpoint yet", error=True)
     return code
-
-
-@contextmanager
-def _ignoring(number: int) -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():  # which alone can say so
-        yield
-        return
-    before = signal.signal(number, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(number, before)
 
 
 def _exit_code(code: int, stopped_by: int | None, summary: Mapping[str, Any], proof: str) -> tuple[int, str]:

@@ -14,7 +14,6 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from types import FrameType
 from typing import IO
 
 from psgc.errors import UserError
@@ -28,9 +27,9 @@ LATE = 2.0  # seconds after the end of mpirun for which its last lines are waite
 
 @dataclass
 class Heard:
-    """What a program learns of a run that it has launched, besides the exit code.
+    """The output of a run, for callers in Python.
 
-    lines: the last on stderr; why: what `psgc launch` itself says of a failed run; stopped_by: the signal that did.
+    lines: the last ones on stderr; why: what `psgc launch` itself says of a failed run; stopped_by: a signal.
     """
 
     lines: deque[str] = field(default_factory=lambda: deque(maxlen=HEARD))
@@ -68,14 +67,24 @@ def run(
     Raises UserError when mpirun cannot be started.
     """
     received: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-
-    in_thread = threading.current_thread() is not threading.main_thread()  # only the main thread gets signals
-    before = {} if in_thread else {number: signal.signal(number, note) for number in STOPPERS}
+    in_main_thread = threading.current_thread() is threading.main_thread()  # which alone gets signals
+    before = {
+        number: signal.signal(number, lambda number, _frame: received.append(number))
+        for number in (STOPPERS if in_main_thread else ())
+    }
     try:
-        process = _start(command, environ, heard is not None)
+        sys.stdout.flush()
+        try:
+            process = subprocess.Popen(
+                command,
+                env=environ,
+                stdin=subprocess.DEVNULL,
+                stderr=subprocess.PIPE if heard is not None else None,
+                start_new_session=True,
+                preexec_fn=lambda: die_with_parent(signal.SIGTERM),
+            )
+        except OSError as error:
+            raise UserError(f"{command[0]}: {error.strerror}, expected a working MPI") from None
         try:
             return _watch(process, is_over, patience, received, heard), received[0] if received else None
         except BaseException:  # from another handler of the program: nobody would watch the run any more
@@ -85,21 +94,6 @@ def run(
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _start(command: Sequence[str], environ: Mapping[str, str], hear: bool) -> subprocess.Popen[bytes]:
-    sys.stdout.flush()
-    try:
-        return subprocess.Popen(
-            command,
-            env=environ,
-            stdin=subprocess.DEVNULL,
-            stderr=subprocess.PIPE if hear else None,
-            start_new_session=True,
-            preexec_fn=lambda: die_with_parent(signal.SIGTERM),
-        )
-    except OSError as error:
-        raise UserError(f"{command[0]}: {error.strerror}, expected a working MPI") from None
 
 
 def _watch(
@@ -120,7 +114,8 @@ def _watch(
             process.send_signal(number)
             if received[:1] == [number] == [signal.SIGUSR1]:
                 seconds = max(seconds, patience)
-            ended = _wait(process, _deadline_or_signal(seconds, received))
+            deadline, seen = time.monotonic() + seconds, len(received)
+            ended = _wait(process, lambda: len(received) > seen or time.monotonic() > deadline)  # noqa: B023  called now
     if not ended:
         kill_tree(process.pid)
     code = process.wait()
@@ -138,9 +133,3 @@ def _wait(process: subprocess.Popen[bytes], until: Callable[[], bool]) -> bool:
             continue
         return True
     return process.poll() is not None
-
-
-def _deadline_or_signal(seconds: float, received: Sequence[int]) -> Callable[[], bool]:
-    """Holds after so many seconds, or once another signal has been received."""
-    deadline, seen = time.monotonic() + seconds, len(received)
-    return lambda: len(received) > seen or time.monotonic() > deadline

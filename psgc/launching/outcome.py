@@ -17,29 +17,39 @@ GRACE = 10.0  # seconds that mpirun has to end after the run; a hung process tha
 
 
 class RunDirectory:
-    """What this run leaves in its run directory. resumed: the run continues an earlier one."""
+    """What this run leaves in its run directory. resumed: the run continues an earlier one.
 
-    def __init__(self, directory: Path, resumed: bool) -> None:
+    of_script: `directory` is a folder in which rank 0 of a script will name the run directory. A run without one, and a
+    script that ended before psgc.torch.init, leave their summary in that folder.
+    """
+
+    def __init__(self, directory: Path, resumed: bool, of_script: bool = False) -> None:
         self._resumed = resumed
-        self._before = Found.now(directory)
+        self._folder = directory if of_script else None
+        self._is_named = not of_script
+        self._found = Found.now(directory)
         self._last_change: tuple[tuple[int, int] | None, float] = (None, 0.0)  # of the summary: its stamp, and when
 
     @property
     def summary_file(self) -> Path:
         """Where the run leaves its summary."""
-        return self._found().directory / "summary.json"
+        return self._before().directory / "summary.json"
 
     @property
     def proof(self) -> str:
-        """What is missing where a run has not ended in order."""
-        return f"{self.summary_file} was not written"
+        """What is missing where a run has not ended in order. Also true before a script has named its directory."""
+        missing = f"{self.summary_file} was not written"
+        return missing if self._is_named else "no rank 0 of the script has said how it ended"
 
     def summary(self) -> dict[str, Any]:
-        """The summary that this run has written, empty before."""
-        if stamp(self.summary_file) != self._found().summary:
-            with suppress(OSError, ValueError):
-                return dict(json.loads(self.summary_file.read_text(encoding="utf-8")))
-        return {}
+        """The summary that this run has written, empty before. A script that failed after its run adds a code."""
+        summary: dict[str, Any] = {}
+        with suppress(OSError, ValueError):
+            if stamp(self.summary_file) != self._before().summary:
+                summary |= json.loads(self.summary_file.read_text(encoding="utf-8"))
+            if self._folder is not None and summary.get("status") == "done":
+                summary |= json.loads((self._folder / EXITED).read_text(encoding="utf-8"))
+        return summary
 
     def is_over(self) -> bool:
         """Whether the run wrote its last summary more than GRACE seconds ago."""
@@ -51,51 +61,22 @@ class RunDirectory:
 
     def can_resume(self) -> bool:
         """Whether there is a checkpoint of this run, or of the one that it continues, after its first iteration."""
-        before = self._found()
+        before = self._before()
         return _newest(Found.now(before.directory).checkpoints - (set() if self._resumed else before.checkpoints)) > 0
 
     def got_further(self) -> bool:
         """Whether this run left a checkpoint of a later iteration than the one that it continued from."""
-        before = self._found()
+        before = self._before()
         new = Found.now(before.directory).checkpoints - before.checkpoints
         return _newest(new) > (_newest(before.checkpoints) if self._resumed else -1)
 
-    def _found(self) -> Found:
+    def _before(self) -> Found:
         """What was in the directory before this run."""
-        return self._before
-
-
-class ScriptDirectory(RunDirectory):
-    """The same for a script, whose run directory is known once its rank 0 has named it in `folder`.
-
-    A run without a directory, and a script that ended before psgc.torch.init, leave their summary in `folder`.
-    """
-
-    def __init__(self, folder: Path, resumed: bool) -> None:
-        super().__init__(folder, resumed)
-        self._answer, self._exited = folder / ANSWER, folder / EXITED
-        self._is_named = False
-
-    @property
-    def proof(self) -> str:
-        """Also true before the script has come to name its directory."""
-        self._found()
-        return super().proof if self._is_named else "no rank 0 of the script has said how it ended"
-
-    def summary(self) -> dict[str, Any]:
-        """With the exit code of the script, if that has failed after its run."""
-        summary = super().summary()
-        if summary.get("status") == "done":
+        if not self._is_named and self._folder is not None:
             with suppress(OSError, ValueError):
-                summary |= json.loads(self._exited.read_text(encoding="utf-8"))
-        return summary
-
-    def _found(self) -> Found:
-        if not self._is_named:
-            with suppress(OSError, ValueError):
-                self._before = Found.from_text(self._answer.read_text(encoding="utf-8"))
+                self._found = Found.from_text((self._folder / ANSWER).read_text(encoding="utf-8"))
                 self._is_named = True
-        return self._before
+        return self._found
 
 
 @contextmanager

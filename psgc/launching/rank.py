@@ -60,7 +60,8 @@ def _end(script: Execution, rank: int) -> None:
         if rank == 0:  # the others can do without one that has failed during the run, which is in the record
             with suppress(OSError):
                 launched.leave_exit_code(script.code)
-            _leave_summary(script.code)
+            with suppress(OSError):
+                launched.leave_summary(script.code)
         return
     late = threading.Timer(PATIENCE, script.show)
     late.daemon = True
@@ -81,18 +82,14 @@ def _end(script: Execution, rank: int) -> None:
         if endings.index(endings[transport.rank]) == transport.rank:
             script.show()
         code = next((code for ending in endings if (code := int(ending.partition(" ")[0]))), 0)
-        if serving:
-            _leave_summary(code)
+        with suppress(OSError):
+            if serving:
+                launched.leave_summary(code)
     _flush()
     transport.finalize()
     if serving and code:
         time.sleep(0.2)  # let the others leave first, or mpirun comments on rank 0's code as well
     transport.end(code if serving else 0)  # mpirun passes on rank 0's code, and prints a long comment on any other
-
-
-def _leave_summary(code: int) -> None:
-    with suppress(OSError):
-        launched.leave_summary(code)
 
 
 def _leave(transport: Transport | None, code: int) -> NoReturn:

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from psgc.reporting.run_directory import RecordedRun, is_running
+from psgc.reporting.run_directory import RecordedRun, flat, is_running
+from psgc.reporting.summary import median
 
 Row = dict[str, Any]
 
@@ -58,20 +59,9 @@ def shown(value: Any) -> str:
 
 
 def _settings(run: RecordedRun) -> dict[str, Any]:
-    found = _flat(run.config.model_dump())
-    del found["output"]  # each has its own
-    return found | ({"workers": run.workers} if run.workers else {})
-
-
-def _flat(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    """A tree of mappings as one mapping with dotted keys."""
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            found |= _flat(value, f"{above}{key}.")
-        else:
-            found[f"{above}{key}"] = value
-    return found
+    settings = {key: value for key, value in flat(run.config.model_dump()).items() if value != {}}
+    del settings["output"]  # each has its own
+    return settings | ({"workers": run.workers} if run.workers else {})
 
 
 def _row(run: RecordedRun, settings: dict[str, Any]) -> Row:
@@ -92,8 +82,8 @@ def _row(run: RecordedRun, settings: dict[str, Any]) -> Row:
             summary.get("test_accuracy", metrics.get("accuracy", _last(columns, "test_accuracy")))
         ),
         "seconds": _number(summary.get("seconds", float(seconds.sum()))),
-        "seconds_per_iteration": _median(seconds),
-        "efficiency": _median(ratios),
+        "seconds_per_iteration": median(seconds),
+        "efficiency": median(ratios),
         "workers": run.workers or None,
         "lost": len({event.worker for event in run.events if event.event == "lost"}),
     }
@@ -112,11 +102,6 @@ def _last(columns: Mapping[str, np.ndarray], name: str) -> float | None:
 
 def _least(losses: Iterable[float | None]) -> float | None:
     return min((float(loss) for loss in losses if loss is not None and math.isfinite(loss)), default=None)
-
-
-def _median(values: np.ndarray) -> float | None:
-    known = values[np.isfinite(values)]
-    return float(np.median(known)) if len(known) else None
 
 
 def _number(value: Any) -> float | None:

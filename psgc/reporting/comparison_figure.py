@@ -6,10 +6,9 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from psgc.reporting.comparison import Row, labels
-from psgc.reporting.drawing import LIGHT, SERIES, STYLES, WIDTH, new_figure, plain_logarithm, spread
+from psgc.reporting.drawing import LIGHT, SERIES, STYLES, WIDTH, loss_panels, new_figure, scale_for
 from psgc.reporting.run_directory import RecordedRun
 
 NAMED = len(SERIES) * len(STYLES)  # runs with a line of their own look; the others are thin and grey
@@ -38,7 +37,7 @@ def draw(rows: Sequence[Row], runs: Sequence[RecordedRun]) -> tuple[Figure, str]
 def _figure(drawn: Sequence[tuple[str, RecordedRun]]) -> Figure:
     named = drawn[:NAMED]
     figure = new_figure(WIDTH, 3.6 + 0.22 * min(len(drawn), NAMED + 1))
-    axes = figure.subplots(1, 2, sharey=True)
+    axes = loss_panels(figure)
     for place, (label, run) in reversed(list(enumerate(drawn))):  # the best on top
         look: dict[str, Any] = {"color": LIGHT.muted, "linewidth": 0.6, "alpha": 0.5, "label": "_others"}
         if place < NAMED:
@@ -49,14 +48,8 @@ def _figure(drawn: Sequence[tuple[str, RecordedRun]]) -> Figure:
         few = {"marker": "o", "markersize": 3} if known.sum() <= 3 else {}
         for panel, x in zip(axes, (run.iterations["iteration"], np.cumsum(run.iterations["seconds"])), strict=True):
             panel.plot(x[known], loss[known], **look, **few)
-    axes[0].set_xlabel("iteration")
-    axes[0].xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes[1].set_xlabel("seconds of training")
-    axes[0].set_ylabel("loss")
     losses = np.concatenate([run.iterations["loss"] for _, run in drawn]) if drawn else np.array([])
-    if spread(losses[np.isfinite(losses)], 4):
-        axes[0].set_yscale("log")
-        plain_logarithm(axes[0].yaxis)
+    scale_for(axes[0], losses[np.isfinite(losses)], 4)
     handles, texts = axes[0].get_legend_handles_labels()
     if len(drawn) > len(named):
         handles.insert(0, axes[0].lines[0])

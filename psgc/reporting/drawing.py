@@ -142,16 +142,30 @@ def rows(axes: Any, workers: int) -> None:
         axes.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=5))
 
 
+def loss_panels(figure: Figure) -> Any:
+    """The axes of losses against iterations, and beside them against seconds."""
+    axes = figure.subplots(1, 2, sharey=True)
+    axes[0].set_xlabel("iteration")
+    axes[0].xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes[1].set_xlabel("seconds of training")
+    axes[0].set_ylabel("loss")
+    return axes
+
+
+def scale_for(axes: Any, values: np.ndarray, times: float) -> bool:
+    """Make a y axis logarithmic where that shows values better: all > 0, the largest far above the median."""
+    logarithmic = bool(len(values)) and bool(values.min() > 0) and bool(values.max() > times * np.median(values))
+    if logarithmic:
+        axes.set_yscale("log")
+        plain_logarithm(axes.yaxis)
+    return logarithmic
+
+
 def unit_of(largest: float) -> tuple[float, str]:
     """A factor for seconds up to `largest`, and the unit of the product."""
     if largest >= 10:
         return 1.0, "seconds"
     return (1e3, "milliseconds") if largest >= 1e-3 else (1e6, "microseconds")
-
-
-def spread(values: np.ndarray, times: float) -> bool:
-    """Whether a logarithmic scale shows values better: all > 0, the largest far above the median."""
-    return bool(len(values)) and bool(values.min() > 0) and bool(values.max() > times * np.median(values))
 
 
 def plain_logarithm(axis: Any) -> None:

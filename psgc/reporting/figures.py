@@ -15,10 +15,11 @@ from psgc.reporting.drawing import (
     Theme,
     course,
     line,
+    loss_panels,
     new_figure,
     plain_logarithm,
     rows,
-    spread,
+    scale_for,
     unit_of,
 )
 from psgc.reporting.gantt import gantt
@@ -69,17 +70,12 @@ def _convergence(run: RecordedRun) -> Picture:
 
     def draw(theme: Theme) -> Figure:
         figure = new_figure(WIDTH, 3.6)
-        axes = figure.subplots(1, 2, sharey=True)
-        for panel, x, label in zip(axes, (numbers, elapsed), ("iteration", "seconds of training"), strict=True):
+        axes = loss_panels(figure)
+        for panel, x in zip(axes, (numbers, elapsed), strict=True):
             panel.plot(x[known], loss[known], **line(known.sum()), label="training")
             if tested.any():
                 panel.plot(x[tested], held_out[tested], color=theme.lines[1], **line(tested.sum()), label="held-out")
-            panel.set_xlabel(label)
-        axes[0].set_ylabel("loss")
-        axes[0].xaxis.set_major_locator(MaxNLocator(integer=True))
-        if spread(loss[known], 4):
-            axes[0].set_yscale("log")
-            plain_logarithm(axes[0].yaxis)
+        scale_for(axes[0], loss[known], 4)
         if tested.any():
             figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
         return figure
@@ -161,11 +157,7 @@ def _efficiency(run: RecordedRun) -> Picture:
         course(times, numbers, scale * seconds, theme.lines[0], "T, the iteration")
         course(times, numbers[known], scale * bound[known], theme.lines[1], "T*, the bound")
         times.set_ylabel(unit)
-        both = scale * np.concatenate([seconds, bound[known]])
-        if spread(both, 8):
-            times.set_yscale("log")
-            plain_logarithm(times.yaxis)
-        else:
+        if not scale_for(times, scale * np.concatenate([seconds, bound[known]]), 8):
             times.set_ylim(bottom=0)
         course(ratios, numbers[known], efficiency[known], theme.lines[0], None)
         ratios.set_ylim(0, 1.05 * max(1.0, efficiency[known].max(initial=0.0)))

@@ -1,10 +1,11 @@
 """Files that a user names on the command line, also pipes, terminals, /dev/null and stdout, and damaged files."""
 
 import json
+import math
 import os
 import stat
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
@@ -66,6 +67,11 @@ def check_plot(file: str | None) -> None:
     check_file("--plot", file)
     if file is not None and Path(file).suffix not in (".png", ".pdf", ".svg"):
         raise UserError(f"--plot {file}: expected a name that ends in .png, .pdf or .svg")
+
+
+def finite(values: Mapping[str, Any]) -> dict[str, Any]:
+    """With nan and inf as text: JSON has none, and its null says that there is no such number."""
+    return {name: str(v) if isinstance(v, float) and not math.isfinite(v) else v for name, v in values.items()}
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -15,7 +15,7 @@ from psgc import __version__
 from psgc.config import Batch
 from psgc.errors import visible
 from psgc.reporting.drawing import DARK, LIGHT, Picture
-from psgc.reporting.run_directory import RecordedRun
+from psgc.reporting.run_directory import RecordedRun, flat
 from psgc.reporting.summary import duration
 from psgc.run_rows import WorkerEvent
 
@@ -62,8 +62,8 @@ def page(run: RecordedRun, said: Sequence[str], images: Iterable[tuple[Picture, 
         *(f"<p>{_text(sentence)}</p>" for sentence in said),
         *(_figure(picture, light, dark) for picture, light, dark in images),
         _lost(run),
-        _table("Summary", ("what", "value"), _flat(_shown_summary(run))) if run.summary else "",
-        _table("Settings", ("setting", "value"), _flat(run.config.model_dump())),
+        _table("Summary", ("what", "value"), _values(_shown_summary(run))) if run.summary else "",
+        _table("Settings", ("setting", "value"), _values(run.config.model_dump())),
     ]
     if not len(run.iterations["iteration"]):
         parts.insert(2, "<p>No iteration was recorded.</p>")
@@ -168,18 +168,10 @@ def _shown_summary(run: RecordedRun) -> dict[str, Any]:
     return {name: value for name, value in (run.summary or {}).items() if name not in left_out and value not in empty}
 
 
-def _flat(tree: dict[str, Any], above: str = "") -> list[tuple[str, str]]:
+def _values(tree: dict[str, Any]) -> list[tuple[str, str]]:
     """Names with dots, and values as JSON; text as it is."""
-    rows = []
-    for key, value in tree.items():
-        name = f"{above}{key}"
-        if isinstance(value, dict) and value:
-            rows += _flat(value, f"{name}.")
-        elif isinstance(value, float):
-            rows.append((name, f"{value:.6g}"))
-        else:
-            rows.append((name, value if isinstance(value, str) else json.dumps(value, default=str)))
-    return rows
+    texts = {name: f"{v:.6g}" if isinstance(v, float) else v for name, v in flat(tree).items()}
+    return [(name, v if isinstance(v, str) else json.dumps(v, default=str)) for name, v in texts.items()]
 
 
 def _table(title: str, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

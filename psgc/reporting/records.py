@@ -17,6 +17,7 @@ import scipy.sparse
 
 from psgc.errors import RunFailed, UserError
 from psgc.reporting.csv_files import csv_text, earlier_events, earlier_rows, row_text
+from psgc.reporting.files import finite
 from psgc.reporting.tally import BoundSampler, Tally, seconds_per_chunk
 from psgc.reporting.timeline import ENTRY, TimelineWriter, pieces, read_timeline, recorded_every
 from psgc.run_rows import COLUMNS, TIMELINE, IterationRow, Outcome, WorkerEvent
@@ -188,10 +189,8 @@ class Recorder:
             self.not_whole["params.npy"] = str(error.strerror)
 
     def _write_summary(self, summary: dict[str, Any]) -> None:
-        # JSON has no nan and no inf, and null says that there is no such number: "nan" and "inf" are text
-        values = self._completed(summary).items()
-        finite = {name: str(v) if isinstance(v, float) and not math.isfinite(v) else v for name, v in values}
-        write_text(self._directory / "summary.json", json.dumps(finite, indent=2, allow_nan=False) + "\n")
+        text = json.dumps(finite(self._completed(summary)), indent=2, allow_nan=False)
+        write_text(self._directory / "summary.json", f"{text}\n")
 
     def _completed(self, summary: dict[str, Any]) -> dict[str, Any]:
         """The summary with what could not be written."""

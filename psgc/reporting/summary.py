@@ -37,12 +37,12 @@ def summarise(recorder: Recorder, seconds: float, settings: dict[str, Any], stat
         "iterations": len(took),
         "final_loss": tally.final_loss,
         "seconds": seconds,
-        "seconds_per_iteration": _median(took),
-        "uncoded_seconds_per_iteration": _median(tally.uncoded),
-        "bound_seconds_per_iteration": _median(bounds),
-        "overhead": _median(tally.overheads[1:] or tally.overheads),  # in the first one ranks are still being set up
-        "seconds_per_chunk": _median(tally.chunk_seconds),
-        "efficiency": _median(bounds[known] / took[known]),
+        "seconds_per_iteration": median(took),
+        "uncoded_seconds_per_iteration": median(tally.uncoded),
+        "bound_seconds_per_iteration": median(bounds),
+        "overhead": median(tally.overheads[1:] or tally.overheads),  # in the first one ranks are still being set up
+        "seconds_per_chunk": median(tally.chunk_seconds),
+        "efficiency": median(bounds[known] / took[known]),
         "efficiency_iterations": int(known.sum()),
         "chunks_used": used,
         "chunks_late": late,
@@ -51,7 +51,7 @@ def summarise(recorder: Recorder, seconds: float, settings: dict[str, Any], stat
         "timeline_every": recorder.timeline_every,
         "approximate_iterations": int((errors > 0).sum()),
         "error_measure": float(errors.mean()) if len(errors) else 0.0,
-        "actual_error": _median(tally.actual_errors),
+        "actual_error": median(tally.actual_errors),
         "bytes": tally.bytes,
         "lost": [event._asdict() for event in recorder.events if event.event != "wrong"],
         "wrong": {str(worker): count for worker, count in sorted(wrong.items())},
@@ -165,7 +165,7 @@ def _losses(events: list[dict[str, Any]]) -> str:
     return ", ".join(told) + more
 
 
-def _median(values: Sequence[float] | np.ndarray) -> float | None:
+def median(values: Sequence[float] | np.ndarray) -> float | None:
     """The median of what is known."""
     known = np.asarray(values)[np.isfinite(values)]
     return float(np.median(known)) if len(known) else None

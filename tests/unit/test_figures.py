@@ -1,15 +1,18 @@
 """The figures of a report: what they draw, for runs of any size, and what they say in words."""
 
+from itertools import combinations
+
 import numpy as np
 import pytest
 
 pytest.importorskip("matplotlib")
 
-from psgc.reporting.drawing import DARK, LIGHT, MANY, MARKED, NAMED_ROWS, course, image, new_figure, spread, unit_of
-from psgc.reporting.figures import BINS, _binned, pictures
+from psgc.reporting.drawing import DARK, LIGHT, MANY, MARKED, NAMED_ROWS, SERIES, course, image, new_figure, unit_of
+from psgc.reporting.figures import pictures
 from psgc.reporting.gantt import gantt, slowest
 from psgc.reporting.run_directory import read_run
 from psgc.run_rows import WorkerEvent
+from tests.unit.colours import SEEN, contrast, distance
 from tests.unit.recorded_runs import changed, record, with_columns
 
 
@@ -43,6 +46,8 @@ def test_convergence_against_iterations_and_seconds(run):
     assert left.get_yscale() == "linear"
     steep = with_columns(run, loss=[100.0, 10.0, 1.0, 0.1, np.nan, np.inf])
     assert named(steep, "convergence").draw(LIGHT).axes[0].get_yscale() == "log"
+    with_zero = with_columns(run, loss=[100.0, 10.0, 1.0, 0.1, 0.0, 0.0])
+    assert named(with_zero, "convergence").draw(LIGHT).axes[0].get_yscale() == "linear"
     assert named(steep, "convergence").alt.startswith("The loss goes from 100 to 0.1 in 6 ")
     assert named(steep, "convergence").alt.endswith(" The loss of iteration 4 is nan.")
     assert named(steep, "convergence").caption.endswith(" The loss of iteration 4 is nan.")
@@ -73,12 +78,16 @@ def test_the_heat_map_has_a_cell_for_each_worker_and_iteration(run):
     assert "mean of" not in picture.caption.replace("the mean of those", "")
 
 
-def test_many_iterations_share_columns():
-    matrix = np.array([[1.0, np.nan], [3.0, np.nan], [5.0, 7.0], [np.nan, 9.0], [2.0, np.nan]])
-    binned = _binned(matrix, np.array([0, 0, 1, 1, 3]), 4)
-    expected = [[2.0, np.nan], [5.0, 8.0], [np.nan, np.nan], [2.0, np.nan]]
-    assert binned == pytest.approx(np.array(expected), nan_ok=True)
-    assert -(-10_000 // -(-10_000 // BINS)) <= BINS
+def test_many_iterations_share_columns_which_are_the_means_of_what_is_known(run, monkeypatch):
+    monkeypatch.setattr("psgc.reporting.figures.BINS", 2)
+    picture = named(run, "heatmap")
+    assert picture.caption.endswith("Each column is the mean of 3 iterations.")
+    (cells,) = picture.draw(LIGHT).axes[0].images
+    pace = 1e3 * run.seconds_per_chunk()
+    lost = pace[:3, 2]  # that worker finished nothing any more
+    expected = np.stack([np.nanmean(pace[:3], axis=0), [*pace[3:, :2].mean(axis=0), np.nan, pace[3:, 3].mean()]])
+    assert np.isfinite(lost).any()
+    assert np.ma.filled(cells.get_array(), np.nan) == pytest.approx(expected.T, nan_ok=True)
 
 
 def test_efficiency_has_time_bound_and_their_ratio(run):
@@ -219,8 +228,25 @@ def test_units():
     assert unit_of(0.5)[0] * 0.5 == 500
 
 
-def test_a_scale_is_logarithmic_only_where_that_shows_more():
-    assert spread(np.array([1.0, 1.0, 5.0]), 4)
-    assert not spread(np.array([1.0, 1.0, 3.0]), 4)
-    assert not spread(np.array([0.0, 1.0, 9.0]), 4)
-    assert not spread(np.array([]), 4)
+# colours
+
+
+@pytest.mark.parametrize("theme", [LIGHT, DARK])
+def test_all_that_has_to_be_seen_has_contrast(theme):
+    for text in (theme.ink, theme.muted):
+        assert contrast(text, theme.paper) > 4.5
+    for mark in (*theme.lines, *theme.outcomes):
+        assert contrast(mark, theme.paper) > 3
+
+
+@pytest.mark.parametrize("seen", SEEN)
+def test_the_lines_of_several_runs_can_be_told_apart(seen):
+    assert min(contrast(colour, LIGHT.paper) for colour in SERIES) > 3
+    assert min(distance(one, other, seen) for one, other in combinations(SERIES, 2)) > 15
+
+
+@pytest.mark.parametrize("seen", SEEN)
+@pytest.mark.parametrize("theme", [LIGHT, DARK])
+def test_colours_that_stand_side_by_side_can_be_told_apart(theme, seen):
+    for one, other in (*combinations(theme.outcomes, 2), theme.lines):
+        assert distance(one, other, seen) > 15
