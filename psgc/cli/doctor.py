@@ -82,9 +82,9 @@ def doctor(output: str = "runs", num_ranks: int | None = None, placement: Placem
             if placement == ANYWHERE and environ.get("SLURM_JOB_NUM_NODES", "1") == "1":
                 threads = {**additions, **environ}["OMP_NUM_THREADS"]
                 findings += core_findings(ranks, usable_cores(), threads)
-        shared, slurm_answers = files.result().found().get("kind") in NETWORK, partitions.result().code == 0
+        files_tested, slurm = files.result(), partitions.result()
         findings += gpu_findings(gpu.result(), "PSGC_CUDA_AWARE=1" in line, bool(shutil.which("nvidia-smi")))
-        findings += [slurm_finding(partitions.result(), environ), output_finding(output, files.result())]
+        findings += [slurm_finding(slurm, environ), output_finding(output, files_tested)]
     _report(findings)
     if any(finding.level == "problem" for finding in findings):
         say()
@@ -93,7 +93,7 @@ def doctor(output: str = "runs", num_ranks: int | None = None, placement: Placem
     launch = shlex.join(["psgc", "launch", "run.yaml", "-n", str(ranks), *placement.arguments()])
     say()
     say("What a run here survives")
-    _report(survival(survived, shared, slurm_answers, launch))
+    _report(survival(survived, files_tested.found().get("kind") in NETWORK, slurm.code == 0, launch))
     say()
     say(f"Launch it with   {launch}")
     say(f"which runs       {line}")

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from psgc.diagnosis.commands import Result
+from psgc.diagnosis.commands import Finished
 from psgc.diagnosis.paces import BEHIND, Pace, ratio
 from psgc.launching.mpirun import Mpirun
 from psgc.machine import FLEETING, NETWORK
@@ -29,7 +29,7 @@ def mpirun_finding(mpirun: Mpirun) -> Finding:
     return Finding("ok", "mpirun", f"{mpirun.path}, {mpirun.family} {mpirun.version}")
 
 
-def job_findings(mpirun: Mpirun, tolerant: bool, result: Result, num_ranks: int) -> list[Finding]:
+def job_findings(mpirun: Mpirun, tolerant: bool, result: Finished, num_ranks: int) -> list[Finding]:
     """MPI library, messages, transport, and what the death of a rank did to the test job.
 
     tolerant: whether it was started with fault tolerance; num_ranks: how many ranks were started.
@@ -59,7 +59,7 @@ def job_findings(mpirun: Mpirun, tolerant: bool, result: Result, num_ranks: int)
     return [*findings, Finding("ok", "messages", text), _transport_finding(result), death]
 
 
-def _transport_finding(result: Result) -> Finding:
+def _transport_finding(result: Finished) -> Finding:
     if layers := sorted(set(re.findall(r"select: component (\w+) selected", result.err))):
         below = sorted(set(re.findall(r"Using (\w+) btl for send to", result.err)) - {"self"})
         return Finding("ok", "transport", f"pml {', '.join(layers)}" + (f", btl {', '.join(below)}" if below else ""))
@@ -68,7 +68,7 @@ def _transport_finding(result: Result) -> Finding:
     return Finding("note", "transport", "this MPI does not say which transport it uses")
 
 
-def _death_finding(mpirun: Mpirun, tolerant: bool, result: Result, found: Mapping[str, Any]) -> Finding:
+def _death_finding(mpirun: Mpirun, tolerant: bool, result: Finished, found: Mapping[str, Any]) -> Finding:
     name = "a dead rank"
     ended = f"mpirun exited with {result.code}" if result.code is not None else "mpirun did not end"
     if found.get("survived") and result.code == 0:
@@ -89,7 +89,7 @@ def _death_finding(mpirun: Mpirun, tolerant: bool, result: Result, found: Mappin
     return Finding("note", name, f"ends the job ({ended}): {reason}")
 
 
-def _why(result: Result) -> str:
+def _why(result: Finished) -> str:
     """Why a command failed, in its own words if it printed any."""
     said = [line.strip() for line in (result.err or result.out).splitlines()]
     said = [line for line in said if re.search(r"\w", line) and not re.match(r"\[[^]]*:\d+\]|=+ |psgc-probe", line)]
@@ -150,7 +150,7 @@ def _times(slow: Pace, fast: Pace) -> str:
     return f"{1e6 * slow[1]:.0f} us, {1e6 * fast[1]:.0f} us"
 
 
-def gpu_findings(result: Result, cuda_aware: bool, driver: bool) -> list[Finding]:
+def gpu_findings(result: Finished, cuda_aware: bool, driver: bool) -> list[Finding]:
     """GPUs, and how messages reach their memory. cuda_aware: MPI says so; driver: nvidia-smi is installed."""
     found = result.found()
     if "cupy" not in found:
@@ -171,7 +171,7 @@ def gpu_findings(result: Result, cuda_aware: bool, driver: bool) -> list[Finding
     return [gpus, Finding("note", "GPU memory", text)]
 
 
-def slurm_finding(partitions: Result, environ: Mapping[str, str]) -> Finding:
+def slurm_finding(partitions: Finished, environ: Mapping[str, str]) -> Finding:
     """From the result of `sinfo -h -o "%P %a %D"`."""
     if partitions.seconds == 0.0:  # no such command
         return Finding("ok", "SLURM", "none")
@@ -185,7 +185,7 @@ def slurm_finding(partitions: Result, environ: Mapping[str, str]) -> Finding:
     return Finding("ok", "SLURM", f"{job}partitions {', '.join(listed)}")
 
 
-def output_finding(output: str, result: Result) -> Finding:
+def output_finding(output: str, result: Finished) -> Finding:
     """The file system of the run directory."""
     found = result.found()
     if "kind" not in found:

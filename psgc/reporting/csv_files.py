@@ -3,7 +3,8 @@
 import csv
 import io
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from psgc.regular_files import open_regular
 from psgc.run_rows import COLUMNS, COUNTS, EARLIER_COLUMNS, MOST, OPTIONAL, IterationRow, WorkerEvent
 
 LONGEST = 1 << 20  # bytes of a line
+ITERATIONS = (COLUMNS, EARLIER_COLUMNS)  # the columns that an iterations.csv may have
+TEXTS = ("host", "event", "reason")  # columns that are not of numbers
 
 
 def csv_text(*rows: Iterable[Any]) -> str:
@@ -26,56 +29,64 @@ def row_text(row: IterationRow) -> str:
     return csv_text([f"{value:.9g}" if isinstance(value, float) else value for value in values])
 
 
-def csv_rows(path: Path) -> Iterator[list[str]]:
-    """The rows of a file, except a last one that is not written to its end. Raises OSError, csv.Error."""
-    return csv.reader(_lines(path))
+def csv_rows(path: Path, refuse: Callable[[str], object], *known: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """The rows of a file with one of these lists of columns, except a last one that is not written to its end.
 
-
-def number(column: str, text: str) -> float:
-    """The value of a field in this column. Raises ValueError that says what is expected."""
-    if column in COUNTS or column == "worker":
-        if text.isdecimal() and len(text) < 19:
-            return int(text)
-        raise ValueError(f"expected a whole number, got {text[:40]!r}")
-    try:
-        value = float(text or "nan") if column in OPTIONAL else float(text)
-    except ValueError:
-        raise ValueError(f"expected a number, got {text[:40]!r}") from None
-    is_unknown = column == "bound" and not math.isfinite(value)
-    if column in MOST and not (0 <= value <= MOST[column] or is_unknown):
-        raise ValueError(f"expected 0 to {MOST[column]:g}, got {text[:40]!r}")
-    return value
+    refuse: called with what is wrong with the file or with a row; when it returns, that is left out.
+    Raises OSError, csv.Error.
+    """
+    rows = csv.reader(_lines(path))
+    columns = tuple(next(rows, ()))
+    if not columns:
+        refuse("empty, expected a line with the names of the columns")
+    elif columns not in known:
+        refuse(f"written by another version of psgc: expected the columns {', '.join(known[0])}")
+    for line, row in enumerate(rows if columns in known else (), start=2):
+        if len(row) != len(columns):
+            refuse(f"damaged: row {line} has {len(row)} values, expected {len(columns)}")
+            continue
+        try:
+            yield {column: _value(column, text) for column, text in zip(columns, row, strict=True)}
+        except ValueError as error:
+            refuse(f"damaged: row {line}: {error}")
 
 
 def earlier_rows(path: Path, end: float = math.inf) -> Iterator[IterationRow]:
     """The rows of an iterations.csv, which may be damaged, before the iteration `end`."""
     last = -1
-    for values in _whole_rows(path, COLUMNS, EARLIER_COLUMNS):
-        try:
-            fields: Any = {column: number(column, text) for column, text in values.items()}
-        except ValueError:
-            continue
-        if last < fields["iteration"] < end:
-            last = fields["iteration"]
-            yield IterationRow(**fields | {name: None for name in OPTIONAL if not values.get(name)})
+    with suppress(OSError, csv.Error):
+        for row in csv_rows(path, lambda _: None, *ITERATIONS):
+            if last < row["iteration"] < end:
+                last = row["iteration"]
+                yield IterationRow(**row)
 
 
 def earlier_events(path: Path) -> list[WorkerEvent]:
     """The rows of a lost.csv, which may be damaged."""
-    rows = _whole_rows(path, WorkerEvent._fields)
-    whole = [row for row in rows if row["iteration"].isdecimal() and row["worker"].isdecimal()]
-    return [WorkerEvent(int(row.pop("iteration")), int(row.pop("worker")), **row) for row in whole]
-
-
-def _whole_rows(path: Path, *known: Sequence[str]) -> Iterator[dict[str, str]]:
-    """The rows of a file that has one of these lists of columns; none when it is missing or cannot be read."""
     try:
-        rows = csv_rows(path)
-        columns = tuple(next(rows, ()))
-        if columns in known:
-            yield from (dict(zip(columns, row, strict=True)) for row in rows if len(row) == len(columns))
+        return [WorkerEvent(**row) for row in csv_rows(path, lambda _: None, WorkerEvent._fields)]
     except (OSError, csv.Error):
-        return
+        return []
+
+
+def _value(column: str, text: str) -> float | str | None:
+    """The value of a field in this column, None for one that may be empty and is. Raises ValueError."""
+    if column in OPTIONAL and not text:
+        return None
+    if column in TEXTS:
+        return text
+    if column in COUNTS or column == "worker":
+        if text.isdecimal() and len(text) < 19:
+            return int(text)
+        raise ValueError(f"{column}: expected a whole number, got {text[:40]!r}")
+    try:
+        value = float(text)
+    except ValueError:
+        raise ValueError(f"{column}: expected a number, got {text[:40]!r}") from None
+    is_unknown = column == "bound" and not math.isfinite(value)
+    if column in MOST and not (0 <= value <= MOST[column] or is_unknown):
+        raise ValueError(f"{column}: expected 0 to {MOST[column]:g}, got {text[:40]!r}")
+    return value
 
 
 def _lines(path: Path) -> Iterator[str]:

@@ -14,8 +14,6 @@ from psgc.errors import UserError, one_line
 from psgc.run_rows import HELD_OUT, IterationRow
 from psgc.terminal import say
 
-PACKAGES = {"tensorboard": "tensorboard", "mlflow": "mlflow", "wandb": "wandb"}  # what pip installs
-
 
 class _Logger(NamedTuple):
     log: Callable[[Mapping[str, float], int], object]  # values at an iteration
@@ -27,14 +25,13 @@ def check_installed(names: Iterable[str]) -> None:
     for name in names:
         spec = find_spec(name)
         if spec is None or spec.origin is None:  # wandb leaves a folder of its name, which could be imported as well
-            raise UserError(f"log: {name} is not installed; pip install {PACKAGES[name]}")
+            raise UserError(f"log: {name} is not installed; pip install {name}")
 
 
 class Loggers:
-    """Writes to all of them. Those that fail on the way are left out from then on, and the run goes on.
+    """Writes to all of them. One that fails is left out from then on, and the run continues.
 
-    names: of PACKAGES; directory: of the run. For one thread, since MLflow has a run for each thread.
-
+    names: of MAKERS; directory: of the run. For one thread, since MLflow has a run for each thread.
     Raises UserError when one cannot begin.
     """
 
@@ -48,7 +45,7 @@ class Loggers:
                 raise UserError(f"log: {name} cannot begin: {one_line(error)}") from error
 
     def metrics(self, iteration: int, means: Mapping[str, float]) -> None:
-        """An evaluation was that iteration, with these means; they are written with its row."""
+        """The means of an evaluation in this iteration; they are written with its row."""
         self._metrics[iteration] = {f"evaluate/{name}" if name else "evaluate": mean for name, mean in means.items()}
 
     def row(self, row: IterationRow) -> None:

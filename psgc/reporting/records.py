@@ -83,7 +83,7 @@ class Recorder:
             for name in TIMELINE:
                 entries[name] = piece[name][kept]
             self.tally.count(entries)
-            self._timeline.append(entries)
+            self._timeline.write(entries, all_iterations=True)
 
     def iteration(self, row: IterationRow) -> None:
         """One finished iteration, after its chunks; fills in what the server does not know."""

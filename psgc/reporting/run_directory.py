@@ -4,7 +4,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,10 +18,10 @@ from psgc.config import Config
 from psgc.errors import UserError
 from psgc.plan import MAX_WORKERS
 from psgc.regular_files import open_regular
-from psgc.reporting.csv_files import csv_rows, number
+from psgc.reporting.csv_files import ITERATIONS, csv_rows
 from psgc.reporting.files import reading
 from psgc.reporting.timeline import Columns, pieces, read_timeline
-from psgc.run_rows import COLUMNS, COUNTS, EARLIER_COLUMNS, OPTIONAL, Outcome, WorkerEvent
+from psgc.run_rows import COUNTS, EARLIER_COLUMNS, OPTIONAL, Outcome, WorkerEvent
 
 MAX_CHUNKS = 2**31
 FEW = 1 << 22  # workers x iterations that fit into memory anyhow
@@ -136,56 +136,30 @@ def _config(path: Path) -> Config:
         raise UserError(f"{error}; psgc {__version__} cannot read it, another version may have written it") from None
 
 
-def _csv(path: Path) -> tuple[list[str], list[list[str]]]:
-    """The header and the whole rows of a file that may still grow."""
+def _rows(path: Path, *known: Sequence[str]) -> list[dict[str, Any]]:
+    """The whole rows of a file that may still grow. known: the lists of columns that it may have."""
+
+    def refuse(reason: str) -> None:
+        raise UserError(f"{path}: {reason}")
+
     with reading(path):
-        header, *rows = list(csv_rows(path)) or [[]]
-    if not header:
-        raise UserError(f"{path}: empty, expected a line with the names of the columns")
-    for line, row in enumerate(rows, start=2):
-        if len(row) != len(header):
-            raise UserError(f"{path}: damaged: row {line} has {len(row)} values, expected {len(header)}")
-    return header, rows
-
-
-def _column(path: Path, name: str, texts: Iterable[str]) -> list[float]:
-    """The values of a column of a CSV file."""
-    values = []
-    for line, text in enumerate(texts, start=2):
-        try:
-            values.append(number(name, text))
-        except ValueError as error:
-            raise UserError(f"{path}: damaged: row {line}: {name}: {error}") from None
-    return values
-
-
-def _check_columns(path: Path, header: Sequence[str], columns: Sequence[str]) -> None:
-    if tuple(header) != tuple(columns):
-        raise UserError(f"{path}: written by another version of psgc: expected the columns {', '.join(columns)}")
+        return list(csv_rows(path, refuse, *known))
 
 
 def _iterations(path: Path) -> Columns:
-    header, rows = _csv(path)
-    if tuple(header) != EARLIER_COLUMNS:
-        _check_columns(path, header, COLUMNS)
+    rows = _rows(path, *ITERATIONS)
     columns = {}
-    for place, name in enumerate(header):
-        if name in OPTIONAL and (rows or name != "loss") and not any(row[place] for row in rows):  # there is none
-            continue
-        values = _column(path, name, (row[place] for row in rows))
-        columns[name] = np.array(values, np.int64 if name in COUNTS else np.float64)
+    for name in rows[0] if rows else EARLIER_COLUMNS:
+        values = [row[name] for row in rows]
+        if not rows or name not in OPTIONAL or any(value is not None for value in values):
+            columns[name] = np.array(values, np.int64 if name in COUNTS else np.float64)  # nan for None
     if (np.diff(columns["iteration"], prepend=-1) <= 0).any():
         raise UserError(f"{path}: damaged: the iterations do not ascend")
     return columns
 
 
 def _events(path: Path) -> list[WorkerEvent]:
-    if not path.exists():
-        return []
-    header, rows = _csv(path)
-    _check_columns(path, header, WorkerEvent._fields)
-    iterations, workers = (_column(path, header[k], (row[k] for row in rows)) for k in (0, 1))
-    return [WorkerEvent(int(i), int(w), *row[2:]) for i, w, row in zip(iterations, workers, rows, strict=True)]
+    return [WorkerEvent(**row) for row in _rows(path, WorkerEvent._fields)] if path.exists() else []
 
 
 def _summary(path: Path) -> dict[str, Any] | None:

@@ -67,14 +67,10 @@ class TimelineWriter:
         new, self._new = self._new, bytearray()
         return np.frombuffer(new, ENTRY)
 
-    def write(self, entries: np.ndarray) -> None:
-        """Have these entries in timeline.raw. Raises OSError; what did not fit follows next time."""
-        if self._every > 1:
+    def write(self, entries: np.ndarray, all_iterations: bool = False) -> None:
+        """Write these entries to timeline.raw. Raises OSError; what did not fit is written with the next ones."""
+        if self._every > 1 and not all_iterations:
             entries = entries[entries["iteration"] % self._every == 0]
-        self.append(entries)
-
-    def append(self, entries: np.ndarray) -> None:
-        """The same for entries of any iteration."""
         if self.gave_up:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         try:
@@ -84,7 +80,7 @@ class TimelineWriter:
             raise
 
     def finish(self, entries: np.ndarray) -> None:
-        """Have the last entries in timeline.raw and turn it into timeline.npz, or leave it where that does not fit.
+        """Write the last entries to timeline.raw and turn it into timeline.npz, or leave it where that does not fit.
 
         Raises OSError when entries are missing.
         """

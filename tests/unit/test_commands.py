@@ -2,7 +2,7 @@ import os
 import time
 from pathlib import Path
 
-from psgc.diagnosis.commands import Command, Result
+from psgc.diagnosis.commands import Command, Finished
 from psgc.diagnosis.probe import MARK
 
 
@@ -44,11 +44,11 @@ def test_a_command_that_nobody_waits_for_ends_with_its_block(tmp_path):
 
 def test_no_such_command():
     with Command(["/nowhere/sinfo"], {}, 1.0) as question:
-        assert question.result() == Result(None, "", "/nowhere/sinfo: No such file or directory", 0.0)
+        assert question.result() == Finished(None, "", "/nowhere/sinfo: No such file or directory", 0.0)
 
 
 def test_what_the_probe_found():
     out = f'noise\n{MARK}{{"size": 3}}\nrank 1: {MARK}{{"exchanged": 0.5, "size": 4}}\n{MARK}{{"half'
-    answer = Result(0, out, "", 1.0)
+    answer = Finished(0, out, "", 1.0)
     assert answer.lines() == [{"size": 3}, {"exchanged": 0.5, "size": 4}]
     assert answer.found() == {"size": 4, "exchanged": 0.5}

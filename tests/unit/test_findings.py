@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from psgc.diagnosis.commands import Result
+from psgc.diagnosis.commands import Finished
 from psgc.diagnosis.findings import (
     Finding,
     core_findings,
@@ -36,7 +36,7 @@ BOX = "-----\nNo components were able to be opened in the pml framework.\n\nThis
 
 
 def answer(*found, code=0, out="", err=""):
-    return Result(code, out + "".join(f"{MARK}{json.dumps(line)}\n" for line in found), err, 2.0)
+    return Finished(code, out + "".join(f"{MARK}{json.dumps(line)}\n" for line in found), err, 2.0)
 
 
 def level_and_text(findings, name):
@@ -71,7 +71,7 @@ def test_a_job_that_survives():
         ),
         (answer(code=127, out="said here\n"), "exit code 127 (said here)"),
         (answer(code=1), "exit code 1"),
-        (Result(None, "", "/bin/mpirun: Exec format error", 0.0), "/bin/mpirun: Exec format error"),
+        (Finished(None, "", "/bin/mpirun: Exec format error", 0.0), "/bin/mpirun: Exec format error"),
     ],
 )
 def test_a_job_that_does_not_start(given, expected):
@@ -169,7 +169,7 @@ def test_gpus(given, aware, driver, levels, expected):
 @pytest.mark.parametrize(
     ("partitions", "environ", "level", "expected"),
     [
-        (Result(None, "", "sinfo: No such file or directory", 0.0), {}, "ok", "none"),
+        (Finished(None, "", "sinfo: No such file or directory", 0.0), {}, "ok", "none"),
         (answer(code=None), {}, "note", "is installed, but its controller does not answer: timed out after 2 s"),
         (answer(code=1, err="sinfo: fatal\n"), {}, "note", "does not answer: exit code 1 (sinfo: fatal)"),
         (answer(out="gpu* up 4\nbig down 1\n"), {}, "ok", "partitions gpu* (up, 4 nodes), big (down, 1 node)"),
