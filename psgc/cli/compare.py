@@ -17,7 +17,7 @@ from psgc.terminal import say
 from psgc.yaml_source import printable
 
 MOST = 6  # settings that have a column of their own
-NAME, SETTING = 50, 24  # characters after which a name or a setting goes on in the next line
+NAME, SETTING = 50, 24  # characters after which a name or a setting is wrapped
 
 
 def add_arguments(parser: Parser) -> None:
@@ -33,7 +33,7 @@ def run(options: Options) -> int:
 def compare(paths: Sequence[str], json_file: str | None = None, plot_file: str | None = None) -> int:
     """Print a table of the runs in these directories, and write it and a figure of their losses to files.
 
-    Directories that are none of a run are told one by one on stderr. Returns 2 when there are such, else 0.
+    Each directory that has no run is named on stderr. Returns 2 when there is one, else 0.
     Raises UserError when there is no run at all, or a file cannot be written.
     """
     check_file("--json", json_file)
@@ -57,7 +57,7 @@ def compare(paths: Sequence[str], json_file: str | None = None, plot_file: str |
 
 
 def readable(paths: Iterable[str]) -> tuple[list[RecordedRun], int]:
-    """The runs in these directories, once each, and how many are none, which are told on stderr."""
+    """The runs in these directories, once each, and how many have no run; those are named on stderr."""
     runs, wrong = [], 0
     for path in dict.fromkeys(str(Path(path)) for path in paths):
         try:
@@ -69,7 +69,7 @@ def readable(paths: Iterable[str]) -> tuple[list[RecordedRun], int]:
 
 
 def table_of(rows: Sequence[Row]) -> list[str]:
-    """Prints the table; returns what is to be said below it."""
+    """Prints the table; returns the remarks below it."""
     keys, rest = list(rows[0]["settings"])[:MOST], list(rows[0]["settings"])[MOST:]
     table = Table(box=None, header_style="bold", pad_edge=False, collapse_padding=True)
     table.add_column("run", overflow="fold", max_width=NAME)

@@ -30,10 +30,10 @@ from psgc.launching.mpirun import ANYWHERE, Mpirun, Placement, find_mpirun, laun
 from psgc.machine import NETWORK, usable_cores
 from psgc.terminal import say
 
-LIMIT = 16.0  # seconds for everything, except for killing what is late
+LIMIT = 16.0  # seconds for everything, except killing what is late
 MPIRUN_LIMIT = 3.0  # for each of the three commands that tell which MPI it is
 FILES_LIMIT = 8.0
-SLURM_LIMIT = 5.0  # its commands retry for many seconds when nobody answers
+SLURM_LIMIT = 5.0  # its commands retry for many seconds when SLURM does not answer
 GPU_LIMIT = 15.0  # importing CuPy from a network file system can take long
 PROBE = [sys.executable, "-P", "-m", "psgc.diagnosis.probe"]
 PROBE_RANKS = 3  # a server, a worker that dies, and a worker that notices it

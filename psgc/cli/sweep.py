@@ -59,8 +59,8 @@ def sweep(
     """Makes the runs, and prints a table of them at the end. A run that fails does not end the sweep.
 
     overrides: as `psgc launch` has them; where one has several values, such as "optimizer.lr=0.1,0.3", every
-    combination is a run, with a directory of its own in the run directory. again: the command that goes on.
-    resume: leave out the runs that are done, and go on with the others from their newest checkpoints.
+    combination is a run, with a directory of its own in the run directory. again: the command that continues the sweep.
+    resume: leave out the runs that are done, and continue the others from their newest checkpoints.
     Returns 0 when all runs are done, 1 when some failed, 128 + the number of a signal that stopped it.
     Raises UserError before the first run: a script, no value to vary, or what a run would refuse.
     """
@@ -118,7 +118,7 @@ def sweep(
 
 
 def _is_done(config: Config) -> bool:
-    """Whether the run has ended in order, and was to be as long as it is to be now."""
+    """Whether the run is done, and as long as the settings ask for now."""
     if not Path(config.output, "summary.json").exists():
         return False
     try:

@@ -46,7 +46,7 @@ def _product() -> Callable[[], object]:
 
 
 def ratio(slow: Pace, fast: Pace) -> float:
-    """How many times as long `slow` takes: in the best times and in the medians, so that noise in one is none."""
+    """How many times as long `slow` takes: by best times or medians, whichever differ less, since noise is in one."""
     return min(one / other for one, other in zip(slow, fast, strict=True))
 
 

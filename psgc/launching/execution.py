@@ -1,4 +1,4 @@
-"""What becomes of a script, or of the training that a YAML describes, in this process."""
+"""Runs a script, or the training that a YAML describes, in this process, and keeps how it ended."""
 
 import os
 import signal
@@ -14,9 +14,9 @@ from psgc.training import launched
 
 
 class Execution:
-    """Runs what this process is there for. Afterwards, unless psgc.torch.init was called:
+    """Runs a script and keeps how it ended. Afterwards, unless psgc.torch.init was called:
 
-    code: the exit code; reason: why it ended, one line; shown: what the user is to see of its error, lines.
+    code: the exit code; reason: why it ended, one line; shown: the lines of its error for the user.
     """
 
     def __init__(self) -> None:

@@ -120,9 +120,9 @@ def launch(
 def _conclude(
     left: RunDirectory, code: int, stopped_by: int | None, job: str | None, again: Sequence[str], hint: str
 ) -> int:
-    """Says who stopped the run and how to go on, or requeues the job, if one is given. Returns `code`, its exit code.
+    """Says what stopped the run and how to resume it, or requeues the job, if one is given. Returns `code`.
 
-    again: the command that resumes the run, empty when somebody else says so; hint: what to change in it.
+    again: the command that resumes the run, empty when the caller says it; hint: what to change in it.
     """
     summary = left.summary()
     status, too_few_workers = summary.get("status"), bool(summary.get("too_few_workers"))
@@ -156,9 +156,9 @@ def _conclude(
 
 
 def _exit_code(code: int, stopped_by: int | None, summary: Mapping[str, Any], proof: str) -> tuple[int, str]:
-    """The true exit code of a run after which mpirun exited with `code`, and why, if nobody else has said so.
+    """The true exit code of a run after which mpirun exited with `code`, and why, unless a rank has said it.
 
-    proof: what a run does that ends in order.
+    proof: what is missing when the run has not ended in order.
     """
     status = summary.get("status")
     if status in ("done", "failed"):

@@ -1,4 +1,4 @@
-"""Runs mpirun to its end, and stops it in order when this process is told to stop.
+"""Runs mpirun to its end, and stops it in order when this process receives a signal.
 
 mpirun runs in a session of its own: Ctrl-C would have Open MPI kill the ranks after half a second. It gets SIGUSR1
 first, on which the run ends in order, then SIGTERM, then SIGKILL.
@@ -87,7 +87,7 @@ def run(
             raise UserError(f"{command[0]}: {error.strerror}, expected a working MPI") from None
         try:
             return _watch(process, is_over, patience, received, heard), received[0] if received else None
-        except BaseException:  # from another handler of the program: nobody would watch the run any more
+        except BaseException:  # from a signal handler of the program: nothing would watch the run any more
             kill_tree(process.pid)
             process.wait()
             raise
@@ -103,7 +103,7 @@ def _watch(
     received: Sequence[int],
     heard: Heard | None,
 ) -> int:
-    """Wait for the end of mpirun, or bring it about. Returns its exit code."""
+    """Wait for the end of mpirun, or end it. Returns its exit code."""
     relaying = None
     if heard is not None and process.stderr is not None:
         relaying = threading.Thread(target=heard.relay, args=(process.stderr,), daemon=True)
@@ -120,7 +120,7 @@ def _watch(
         kill_tree(process.pid)
     code = process.wait()
     if relaying is not None:
-        relaying.join(LATE)  # not for ever: what is left of the run on other hosts may keep the pipe open
+        relaying.join(LATE)  # at most: processes of the run on other hosts may keep the pipe open
     return code
 
 

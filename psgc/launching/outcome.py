@@ -13,7 +13,7 @@ from typing import Any
 from psgc.errors import UserError
 from psgc.training.launched import ANSWER, EXITED, Found, stamp
 
-GRACE = 10.0  # seconds that mpirun has to end after the run; a hung process that nobody could kill keeps it alive
+GRACE = 10.0  # seconds that mpirun has to end after the run; a hung process that cannot be killed keeps it alive
 
 
 class RunDirectory:

@@ -25,7 +25,7 @@ from psgc.terminal import say
 from psgc.training import launched
 from psgc.transport import Transport
 
-PATIENCE = 2.0  # seconds after which an error is shown although other ranks may have the same
+PATIENCE = 2.0  # seconds after which an error is shown even if other ranks may show the same one
 
 
 def main() -> None:
@@ -54,7 +54,7 @@ def _run_script(path: str) -> None:
 
 
 def _end(script: Execution, rank: int) -> None:
-    """The end of a process. One without psgc.torch.init, and without MPI's Finalize of its own, meets the others."""
+    """The end of a process. If it called neither psgc.torch.init nor MPI's Finalize, it meets the others first."""
     if launched.has_begun() or MPI.Is_finalized():
         script.show()
         if rank == 0:  # the others can do without one that has failed during the run, which is in the record
@@ -75,7 +75,7 @@ def _end(script: Execution, rank: int) -> None:
         script.show()
         if serving:
             say(f"psgc: {error}", error=True)
-        if transport is None or not isinstance(error, launched.NotAllCame):  # somebody is dead
+        if transport is None or not isinstance(error, launched.NotAllCame):  # a rank is dead
             _leave(transport, 1 if serving else 0)
     else:
         late.cancel()

@@ -40,7 +40,7 @@ def differences(settings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def labels(rows: Sequence[Row]) -> list[str]:
-    """What tells the runs apart in few words: what differs, with the directory where that is not enough.
+    """A short name for each run: the settings that differ, and the directory where these do not suffice.
 
     >>> labels([{"run": "runs/a", "settings": {"optimizer.lr": 0.1}}, {"run": "b", "settings": {"optimizer.lr": 0.3}}])
     ['optimizer.lr=0.1', 'optimizer.lr=0.3']
@@ -90,7 +90,7 @@ def _row(run: RecordedRun, settings: dict[str, Any]) -> Row:
 
 
 def final_loss(run: RecordedRun) -> float | None:
-    """That of its summary, or as long as there is none the newest one that is known."""
+    """The loss in its summary, or the newest one that is known while it has none."""
     return _number((run.summary or {}).get("final_loss", _last(run.iterations, "loss")))
 
 

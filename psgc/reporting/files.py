@@ -16,7 +16,7 @@ from psgc.writing import naming, write_whole
 
 
 def write_output(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Have `write` fill the file `path`, all or nothing. A pipe or a terminal is written to as it is.
+    """`write` fills the file `path`, all or nothing. A pipe or a terminal is written to as it is.
 
     Raises OSError with the path when it cannot be written, or is a link, a directory, a socket or a disk.
     """

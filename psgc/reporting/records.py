@@ -64,7 +64,7 @@ class Recorder:
         self.chunk: Callable[[int, int, int, float, float, int], None] = self._timeline.add
 
     def _start(self, resume_at: int | None) -> None:
-        """Begin the files that grow, with what is to be kept of an earlier part of the run."""
+        """Begin the files that grow, with the rows of an earlier part of the run that stay."""
         path, text, earlier = self._directory / "iterations.csv", csv_text(COLUMNS), None
         if resume_at is not None:
             for row in earlier_rows(path, resume_at):
@@ -113,7 +113,7 @@ class Recorder:
         return f"worker {worker} on {host} sent a wrong copy in iteration {iteration}: {reason}"
 
     def returned(self, worker: int, iteration: int) -> str:
-        """A lost worker takes part again; returns the line to show."""
+        """A lost worker is back; returns the line to show."""
         self._event(WorkerEvent(iteration, worker, "", "returned", ""))
         return f"worker {worker} is back in iteration {iteration}"
 
@@ -129,7 +129,7 @@ class Recorder:
             self._lost_csv.write(csv_text(self.events[-1]).encode())
 
     def failure_text(self, worker: int, text: str) -> str:
-        """Keep a worker's text; returns its first line, which names the error, and where the traceback is."""
+        """Save the text of a worker's error; returns its first line, and where the traceback is."""
         lines = text.strip().splitlines() or ["it failed without a reason"]
         if len(lines) == 1:
             return lines[0]
@@ -218,7 +218,7 @@ class Recorder:
         self.not_whole["timeline.raw"] = os.strerror(errno.ENOSPC)
 
     def _making_room(self, write: Callable[[], object]) -> None:
-        """Write what counts more than the timeline, which makes room for it."""
+        """Write a file that matters more than the timeline; on a full disk the timeline is removed first."""
         try:
             write()
         except OSError as error:
@@ -232,7 +232,7 @@ class Recorder:
                 raise
 
     def _keep(self, name: str, write: Callable[[], object]) -> None:
-        """Write to the file `name` of the record, or say that it is incomplete: the run does not end for that."""
+        """Write to the file `name` of the record. On an error, say that it is incomplete; the run continues."""
         try:
             write()
         except OSError as error:

@@ -1,4 +1,4 @@
-"""The reader of run directories: of finished runs, of killed ones, and of runs that still go on."""
+"""Reads run directories: of finished, killed and running runs."""
 
 import json
 import os
@@ -186,7 +186,7 @@ def flat(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
 
 
 def is_running(directory: Path) -> bool:
-    """Whether the run in a directory still goes on, by its run.lock (psgc/training/claim.py).
+    """Whether the run in a directory is still running, by its run.lock (psgc/training/claim.py).
 
     The process that it names runs, or, when it is on another host, has touched it lately. Nothing is locked for that,
     so that no run that begins just now is refused.

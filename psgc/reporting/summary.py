@@ -12,7 +12,7 @@ from psgc.messages import MESSAGE
 from psgc.reporting.records import Recorder
 from psgc.run_rows import Outcome
 
-NAMED = 4  # losses and returns that the summary for a person tells
+NAMED = 4  # lost and returned workers that the lines for a person name
 MUCH = 0.3  # of the time, as overhead: said
 TOLD = 0.5  # of an iteration, that the computing time without redundancy has to be
 

@@ -53,7 +53,7 @@ class Tally:
         # for each iteration, nan when it is not known
         self.seconds, self.bounds, self.error_measures = array("d"), array("d"), array("d")
         self.actual_errors = array("d")  # of those that lacked something
-        # for each iteration of this part of the run, when it goes on with an earlier one
+        # for each iteration since this part of the run began, when it was resumed
         self.uncoded = array("d")  # seconds that it would have taken without redundancy
         self.overheads = array("d")
         self.chunk_seconds = array("d")  # median
