@@ -2,8 +2,21 @@ from unittest import mock
 
 import pytest
 
+from psgc.cli import main
 from tests.unit.fake_mpirun import mpirun as mpirun
 from tests.unit.scripted_run import make_run as make_run
+
+
+@pytest.fixture
+def psgc_command(capsys):
+    """The command `psgc` in this process: exit code, stdout, stderr."""
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as caught:
+            main([*map(str, arguments)])
+        return caught.value.code or 0, *capsys.readouterr()
+
+    return run
 
 
 @pytest.fixture

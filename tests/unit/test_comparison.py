@@ -3,13 +3,13 @@
 import json
 import os
 import socket
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from rich.console import Console
 
-from psgc.cli import main
 from psgc.reporting.comparison import compared, differences, labels
 from psgc.reporting.drawing import SERIES
 from psgc.reporting.run_directory import read_run
@@ -26,16 +26,10 @@ def recorded(tmp_path_factory):
 
 
 @pytest.fixture
-def compare(recorded, monkeypatch, capsys):
-    """`psgc compare` beside the runs: exit code, stdout, stderr."""
+def compare(recorded, monkeypatch, psgc_command):
+    """`psgc compare` beside the runs."""
     monkeypatch.chdir(recorded)
-
-    def run(*arguments):
-        with pytest.raises(SystemExit) as caught:
-            main(["compare", *arguments])
-        return caught.value.code, *capsys.readouterr()
-
-    return run
+    return partial(psgc_command, "compare")
 
 
 def runs(place, *names):

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from psgc.cli import main
 from psgc.cli.doctor import default_ranks, doctor
 from psgc.diagnosis.commands import Command, Finished
 from psgc.diagnosis.probe import MARK
@@ -57,13 +56,11 @@ def test_a_machine_where_all_is_well(mpirun, capsys):
     assert "OMPI_MCA_pml=ob1\n" in Path("environment").read_text()
 
 
-def test_named_hosts_get_all_ranks(mpirun, tmp_path, capsys):
+def test_named_hosts_get_all_ranks(mpirun, psgc_command):
     mpirun(f'echo "$*" >> arguments\n{SAY.replace(json.dumps(3), json.dumps(9))}')
-    with pytest.raises(SystemExit) as ended:
-        main(["doctor", "out", "-n", "9", "--host", "a:5,b:4"])
-    assert ended.value.code == 0
+    code, out, _ = psgc_command("doctor", "out", "-n", 9, "--host", "a:5,b:4")
+    assert code == 0
     assert "-n 9 --host a:5,b:4 " in Path("arguments").read_text()
-    out = capsys.readouterr().out
     assert "Launch it with   psgc launch run.yaml -n 9 --host a:5,b:4\n" in out
     assert "cores" not in levels(out)  # this host's say nothing about theirs
 

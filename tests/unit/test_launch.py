@@ -208,12 +208,7 @@ def signals():
 
 @pytest.mark.parametrize(
     ("number", "name"),
-    [
-        (signal.SIGINT, "Ctrl-C (SIGINT)"),
-        (signal.SIGTERM, "SIGTERM"),
-        (signal.SIGHUP, "SIGHUP"),
-        (signal.SIGUSR1, "SIGUSR1"),
-    ],
+    [(signal.SIGINT, "Ctrl-C (SIGINT)"), *((getattr(signal, name), name) for name in ("SIGTERM", "SIGHUP", "SIGUSR1"))],
 )
 def test_a_stop_is_first_a_request_and_says_once_how_to_resume(mpirun, capfd, number, name):
     end = f"{CHECKPOINT}; mv end.json out/summary.json; kill -9 $(cat rank); exit 138"

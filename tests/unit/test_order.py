@@ -7,15 +7,17 @@ import pytest
 import scipy.sparse
 
 from psgc import coding
-from psgc.cli import main
 
 
-def run(capsys, *arguments):
-    """Exit code, lines on stdout, stderr."""
-    with pytest.raises(SystemExit) as caught:
-        main(["order", *map(str, arguments)])
-    out, err = capsys.readouterr()
-    return caught.value.code, out.splitlines(), err
+@pytest.fixture
+def run(psgc_command):
+    """`psgc order`: exit code, lines on stdout, stderr."""
+
+    def order(*arguments):
+        code, out, err = psgc_command("order", *arguments)
+        return code, out.splitlines(), err
+
+    return order
 
 
 def rows(lines):
@@ -35,9 +37,9 @@ def uneven(tmp_path):
     return tmp_path / "A.npy"
 
 
-def test_every_l_that_is_possible(capsys, uneven):
+def test_every_l_that_is_possible(run, uneven):
     matrix = np.load(uneven)
-    code, lines, err = run(capsys, uneven)
+    code, lines, err = run(uneven)
     assert (code, err) == (0, "")
     assert lines[0] == f"{uneven}: 12 chunks, 5 workers, {matrix.sum()} copies"
     assert re.fullmatch(r"replication .* 2 to 4, mean [\d.]+", lines[1])
@@ -51,23 +53,23 @@ def test_every_l_that_is_possible(capsys, uneven):
         assert optimal == (gap == 0)
 
 
-def test_a_square_regular_matrix_has_the_papers_q_max(capsys, tmp_path):
+def test_a_square_regular_matrix_has_the_papers_q_max(run, tmp_path):
     np.save(tmp_path / "S.npy", coding.cyclic(12, 12, 3).toarray())
-    _, lines, _ = run(capsys, tmp_path / "S.npy")
+    _, lines, _ = run(tmp_path / "S.npy")
     assert lines[1].split()[-1] == lines[2].split()[-1] == "3"
     assert rows(lines) == {l: (q, q, 0, True) for l, q in ((1, 30), (2, 33), (3, 35))}  # noqa: E741
 
 
-def test_one_l(capsys, uneven):
-    code, lines, _ = run(capsys, uneven, "--parts", 2)
+def test_one_l(run, uneven):
+    code, lines, _ = run(uneven, "--parts", 2)
     assert code == 0
     assert set(rows(lines)) == {2}
 
 
 @pytest.mark.parametrize("name", ["O.npy", "O.npz"])
-def test_the_ordering_is_written(capsys, uneven, name):
+def test_the_ordering_is_written(run, uneven, name):
     matrix, output = np.load(uneven), uneven.parent / name
-    code, lines, _ = run(capsys, uneven, "--parts", 1, "--output", output)
+    code, lines, _ = run(uneven, "--parts", 1, "--output", output)
     assert code == 0
     assert lines[-1] == f"ordering written to {output}"
     written = np.load(output) if name == "O.npy" else scipy.sparse.load_npz(output).toarray()
@@ -79,41 +81,41 @@ def test_the_ordering_is_written(capsys, uneven, name):
     assert rows(lines)[1][0] == coding.worst_case(coding.from_matrix(matrix), ordering, 1)
 
 
-def test_a_sparse_file_and_short_output_for_a_large_matrix(capsys, tmp_path):
+def test_a_sparse_file_and_short_output_for_a_large_matrix(run, tmp_path):
     scipy.sparse.save_npz(tmp_path / "A.npz", coding.cyclic(20_000, 20_000, 3))
-    code, lines, _ = run(capsys, tmp_path / "A.npz", "--output", tmp_path / "O.npz")
+    code, lines, _ = run(tmp_path / "A.npz", "--output", tmp_path / "O.npz")
     assert code == 0
     assert len("".join(lines)) < 1000
     assert all(optimal for _, _, _, optimal in rows(lines).values())
     assert scipy.sparse.load_npz(tmp_path / "O.npz").nnz == 60_000
 
 
-def refusal(capsys, *arguments):
+def refusal(run, *arguments):
     """The one line on stderr; exit code 2 and nothing on stdout."""
-    code, lines, err = run(capsys, *arguments)
+    code, lines, err = run(*arguments)
     assert (code, lines) == (2, [])
     assert err.startswith("psgc: ")
     assert err.count("\n") == 1
     return err
 
 
-def test_files_that_are_no_assignment(capsys, tmp_path):
+def test_files_that_are_no_assignment(run, tmp_path):
     path = tmp_path / "A.npy"
-    assert "no such file" in refusal(capsys, path)
+    assert "no such file" in refusal(run, path)
     np.save(path, [[1, 2], [1, 0]])
-    assert f"{path}: the assignment matrix has the entry 2 at chunk 0, worker 1" in refusal(capsys, path)
+    assert f"{path}: the assignment matrix has the entry 2 at chunk 0, worker 1" in refusal(run, path)
 
 
-def test_too_many_parts(capsys, uneven):
+def test_too_many_parts(run, uneven):
     few = int((np.load(uneven).sum(axis=1) < 3).argmax())
-    assert f"parts is 3, but chunk {few} is held by only 2 workers" in refusal(capsys, uneven, "--parts", 3)
-    assert "parts is 0" in refusal(capsys, uneven, "--parts", 0)
+    assert f"parts is 3, but chunk {few} is held by only 2 workers" in refusal(run, uneven, "--parts", 3)
+    assert "parts is 0" in refusal(run, uneven, "--parts", 0)
 
 
-def test_outputs_that_cannot_be(capsys, uneven):
+def test_outputs_that_cannot_be(run, uneven):
     folder = uneven.parent
-    assert "ends in .npy (dense) or .npz (sparse)" in refusal(capsys, uneven, "--output", folder / "O.txt")
-    assert "there is no directory" in refusal(capsys, uneven, "--output", folder / "none" / "O.npy")
+    assert "ends in .npy (dense) or .npz (sparse)" in refusal(run, uneven, "--output", folder / "O.txt")
+    assert "there is no directory" in refusal(run, uneven, "--output", folder / "none" / "O.npy")
     (folder / "D.npy").mkdir()
-    assert "is a directory" in run(capsys, uneven, "--output", folder / "D.npy")[2]
+    assert "is a directory" in run(uneven, "--output", folder / "D.npy")[2]
     assert sorted(path.name for path in folder.iterdir()) == ["A.npy", "D.npy"]

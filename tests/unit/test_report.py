@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,6 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
-from psgc.cli import main
 from psgc.errors import UserError
 from psgc.reporting.drawing import LIGHT, Picture, new_figure
 from psgc.reporting.figures import pictures
@@ -26,16 +26,14 @@ def whole(tmp_path_factory):
     return record(tmp_path_factory.mktemp("runs") / "whole", workers=3, chunks_per_worker=2, iterations=3)
 
 
-def run(capsys, *arguments):
-    """Exit code, stdout, stderr."""
-    with pytest.raises(SystemExit) as caught:
-        main(["report", *map(str, arguments)])
-    return caught.value.code, *capsys.readouterr()
+@pytest.fixture
+def report_of(psgc_command):
+    return partial(psgc_command, "report")
 
 
-def test_figures_and_a_page(capsys, whole):
+def test_figures_and_a_page(report_of, whole):
     before = sorted(os.listdir(whole))
-    code, out, err = run(capsys, whole)
+    code, out, err = report_of(whole)
     assert (code, err) == (0, "")
     assert out == f"report written to {whole}/report/index.html, with its figures beside it\n"
     assert sorted(os.listdir(whole)) == sorted([*before, "report"])
@@ -45,18 +43,18 @@ def test_figures_and_a_page(capsys, whole):
         assert (whole / "report" / name).read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
 
 
-def test_elsewhere_and_of_one_iteration(capsys, whole, tmp_path):
-    code, out, _ = run(capsys, whole, "--iteration", 1, "--output", tmp_path / "a" / "b")
+def test_elsewhere_and_of_one_iteration(report_of, whole, tmp_path):
+    code, out, _ = report_of(whole, "--iteration", 1, "--output", tmp_path / "a" / "b")
     assert code == 0
     assert str(tmp_path / "a" / "b" / "index.html") in out
     assert "Iteration 1, worker by worker" in (tmp_path / "a/b/index.html").read_text()
 
 
-def test_a_killed_run_is_reported(capsys, tmp_path):
+def test_a_killed_run_is_reported(report_of, tmp_path):
     directory = record(tmp_path / "killed", workers=3, chunks_per_worker=2, iterations=3, killed=True)
     with (directory / "iterations.csv").open("a") as stream:
         stream.write("3,0.5,0.0")
-    code, _, err = run(capsys, directory)
+    code, _, err = report_of(directory)
     assert (code, err) == (0, "")
     text = (directory / "report/index.html").read_text()
     assert "The run has not ended" in text
@@ -80,32 +78,32 @@ def test_a_timeline_that_leaves_iterations_out(tmp_path, monkeypatch):
         report(str(run.path), iteration=4)
 
 
-def test_a_run_that_was_killed_before_its_first_iteration(capsys, tmp_path):
+def test_a_run_that_was_killed_before_its_first_iteration(report_of, tmp_path):
     directory = record(tmp_path / "killed", workers=3, chunks_per_worker=2, iterations=0, killed=True)
-    assert run(capsys, directory)[0] == 0
+    assert report_of(directory)[0] == 0
     assert os.listdir(directory / "report") == ["index.html"]
 
 
-def test_mistakes_are_one_line(capsys, whole, tmp_path, monkeypatch):
+def test_mistakes_are_one_line(report_of, whole, tmp_path, monkeypatch):
     monkeypatch.setattr("psgc.reporting.report.pictures", lambda run, iteration: [])  # they take their time
-    code, out, err = run(capsys, tmp_path / "none")
+    code, out, err = report_of(tmp_path / "none")
     assert (code, out) == (2, "")
     assert err == f"psgc: {tmp_path}/none: no such directory; expected a run directory, the output of psgc train\n"
-    code, out, err = run(capsys, whole, "--iteration", 3)
+    code, out, err = report_of(whole, "--iteration", 3)
     assert (code, out) == (2, "")
     assert err == "psgc: --iteration 3: the timeline does not have it, expected one of 0 to 2\n"
     killed = shutil.copytree(whole, tmp_path / "run")
     (killed / "timeline.npz").unlink()
-    assert run(capsys, killed, "--iteration", 0)[2] == "psgc: --iteration 0: this run has no timeline; leave it out\n"
-    code, _, err = run(capsys, whole, "--output", whole / "config.yaml")
+    assert report_of(killed, "--iteration", 0)[2] == "psgc: --iteration 0: this run has no timeline; leave it out\n"
+    code, _, err = report_of(whole, "--output", whole / "config.yaml")
     assert (code, err) == (2, f"psgc: {whole}/config.yaml: cannot be made: File exists; give --output\n")
     (tmp_path / "out" / "index.html").mkdir(parents=True)
-    code, _, err = run(capsys, whole, "--output", tmp_path / "out")
+    code, _, err = report_of(whole, "--output", tmp_path / "out")
     assert (code, err) == (2, f"psgc: {tmp_path}/out/index.html: cannot be written: Is a directory\n")
 
 
 @pytest.mark.parametrize("planted", ["report", "report/index.html", "report/tiny.png", "report/tensorboard"])
-def test_links_in_somebody_elses_run_directory_are_not_followed(capsys, whole, tmp_path, monkeypatch, planted):
+def test_links_in_somebody_elses_run_directory_are_not_followed(report_of, whole, tmp_path, monkeypatch, planted):
     pytest.importorskip("tensorboard")
     tiny = Picture("tiny", "title", "alt", "caption", lambda theme: new_figure(1, 1))
     monkeypatch.setattr("psgc.reporting.report.pictures", lambda run, iteration: [tiny])
@@ -115,34 +113,34 @@ def test_links_in_somebody_elses_run_directory_are_not_followed(capsys, whole, t
         (home / name).write_text("precious")
     (link := directory / planted).parent.mkdir(exist_ok=True)
     link.symlink_to(home / Path(planted).name if "." in planted else home)
-    code, _, err = run(capsys, directory, "--tensorboard")
+    code, _, err = report_of(directory, "--tensorboard")
     assert code == 2
     assert re.match(f"psgc: {directory}/{planted}: cannot be (made|written): Is a link, not a ", err)
     left = {path.name: path.read_text() for path in home.iterdir()}
     assert left == {"index.html": "precious", "tiny.png": "precious"}
 
 
-def test_a_run_directory_that_is_a_link_is_fine_and_so_is_an_output(capsys, whole, tmp_path, monkeypatch):
+def test_a_run_directory_that_is_a_link_is_fine_and_so_is_an_output(report_of, whole, tmp_path, monkeypatch):
     monkeypatch.setattr("psgc.reporting.report.pictures", lambda run, iteration: [])
     (tmp_path / "link").symlink_to(shutil.copytree(whole, tmp_path / "scratch"))
-    assert run(capsys, tmp_path / "link")[0] == 0
+    assert report_of(tmp_path / "link")[0] == 0
     (tmp_path / "out").mkdir()
     (tmp_path / "outlink").symlink_to("out")
-    assert run(capsys, tmp_path / "link", "--output", tmp_path / "outlink")[0] == 0
+    assert report_of(tmp_path / "link", "--output", tmp_path / "outlink")[0] == 0
     assert [(tmp_path / place / "index.html").exists() for place in ("scratch/report", "out")] == [True, True]
 
 
-def test_without_matplotlib_one_line_says_what_to_install(capsys, whole, monkeypatch):
+def test_without_matplotlib_one_line_says_what_to_install(report_of, whole, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     for name in [name for name in sys.modules if name.startswith("psgc.reporting.")]:
         monkeypatch.delitem(sys.modules, name)
-    code, _, err = run(capsys, whole)
+    code, _, err = report_of(whole)
     assert (code, err) == (2, "psgc: plots need matplotlib: pip install matplotlib\n")
 
 
-def test_without_tensorboard_one_line_says_what_to_install(capsys, whole, monkeypatch, tmp_path):
+def test_without_tensorboard_one_line_says_what_to_install(report_of, whole, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "tensorboard.summary.writer.record_writer", None)
-    code, _, err = run(capsys, whole, "--tensorboard", "--output", tmp_path / "out")
+    code, _, err = report_of(whole, "--tensorboard", "--output", tmp_path / "out")
     assert (code, err) == (2, "psgc: --tensorboard needs TensorBoard: pip install tensorboard\n")
     assert not (tmp_path / "out").exists()
 

@@ -4,11 +4,11 @@ import os
 import re
 import shlex
 import subprocess
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from psgc.cli import main
 from psgc.config import load
 from psgc.errors import UserError
 from psgc.launching.points import sweep_points
@@ -28,20 +28,14 @@ PLAIN = ("run.yaml", "--nodes", "2", "--ranks-per-node", "3", "--time", "2:00:00
 
 
 @pytest.fixture
-def submit(tmp_path, monkeypatch, capsys):
-    """`psgc submit` in a folder with run.yaml: exit code, stdout, stderr."""
+def submit(tmp_path, monkeypatch, psgc_command):
+    """`psgc submit` in a folder with run.yaml."""
     monkeypatch.chdir(tmp_path)
     Path("run.yaml").write_text(RUN)
     Path("data").mkdir()
     for name in DATA:
         Path(name).touch()
-
-    def run(*arguments):
-        with pytest.raises(SystemExit) as caught:
-            main(["submit", *arguments])
-        return caught.value.code, *capsys.readouterr()
-
-    return run
+    return partial(psgc_command, "submit")
 
 
 def written(submit, *arguments, to="runs/a.sbatch"):
@@ -207,12 +201,8 @@ def test_a_sweep_is_an_array_of_every_combination(submit):
 
 
 def test_values_are_taken_apart_as_yaml():
-    assert [point[0] for point in sweep_points(["a=1,[2, 3], {b: 4, c: 5},'6,7',"], "o")] == [
-        "a=1",
-        "a=[2, 3]",
-        "a={b: 4, c: 5}",
-        "a='6,7'",
-    ]
+    points = sweep_points(["a=1,[2, 3], {b: 4, c: 5},'6,7',"], "o")
+    assert [point[0] for point in points] == ["a=1", "a=[2, 3]", "a={b: 4, c: 5}", "a='6,7'"]
 
 
 @pytest.mark.parametrize("sweep", ["seed", "seed=", "seed=1],[2", "seed=1,,2", "seed=1\n,2"])
@@ -246,10 +236,7 @@ def test_a_sweep_without_values(submit, sweep):
         (["--sbatch=--parti=x"], "--sbatch --parti=x: --partition is set by psgc submit, see psgc submit --help"),
         (["--sbatch=--comment=a b"], "--sbatch --comment=a b: expected one option"),
         (["--local-dir", "/tmp/$(id)"], "--local-dir /tmp/$(id): expected a path without blanks, such as $TMPDIR"),
-        (
-            ["--local-dir", "/tmp", "--sweep", "data.path=t.npz,y.npy"],
-            "--local-dir: the data of all runs must be the same",
-        ),
+        (["--local-dir", "/tmp", "--sweep", "data.path=t.npz,y.npy"], "the data of all runs must be the same"),
         (["--local-dir", "/tmp", "--set", "problem={python: 'a:b'}", "--set", "data=null"], "the YAML has no data"),
         (["--local-dir", "/tmp", "--set", "data={python: 'a:b'}"], "--local-dir: copies the files of data.path, but "),
         (["--set", "initial=nowhere.npy"], f"initial: nowhere.npy: {MISSING}"),
@@ -266,14 +253,7 @@ def test_what_cannot_be_is_refused_in_one_line_and_nothing_is_written(submit, ar
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
-    [
-        ("90", 5400),
-        ("90:30", 5430),
-        ("2:00:05", 7205),
-        ("1-12", 129600),
-        ("1-00:30", 88200),
-        ("1-02:03:04", 93784),
-    ],
+    [("90", 5400), ("90:30", 5430), ("2:00:05", 7205), ("1-12", 129600), ("1-00:30", 88200), ("1-02:03:04", 93784)],
 )
 def test_times_are_read_as_slurm_reads_them(text, seconds):
     assert Job(nodes=1, ranks_per_node=2, time=text, name="x").seconds() == seconds
@@ -326,11 +306,8 @@ def sbatch(tmp_path, monkeypatch):
 
 def test_go_submits_it(submit, sbatch):
     sbatch("cp $2 submitted; echo 12")
-    assert submit(*PLAIN, "--go") == (
-        0,
-        "job 12: a run on 2 x 3 ranks, script runs/a.sbatch, log run-12.log\n",
-        "",
-    )
+    said = "job 12: a run on 2 x 3 ranks, script runs/a.sbatch, log run-12.log\n"
+    assert submit(*PLAIN, "--go") == (0, said, "")
     assert Path("submitted").read_text() == Path("runs/a.sbatch").read_text()
     _, out, _ = submit(*PLAIN, "--go", "--sweep", "seed=1,2")
     assert out == "job 12: 2 runs on 2 x 3 ranks, script runs/a.sbatch, log run-12_*.log\n"
@@ -352,7 +329,7 @@ def test_what_slurm_says_is_one_line(submit, sbatch, refusal, code, said):
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
-def test_the_examples_are_what_psgc_submit_writes(example, monkeypatch, capsys, tmp_path):
+def test_the_examples_are_what_psgc_submit_writes(example, monkeypatch, psgc_command, tmp_path):
     monkeypatch.chdir(tmp_path)
     Path("scripts").symlink_to(ROOT / "scripts")
     Path("data").mkdir()
@@ -364,9 +341,7 @@ def test_the_examples_are_what_psgc_submit_writes(example, monkeypatch, capsys, 
     place = arguments.index("--output") + 1
     assert arguments[place] == f"scripts/slurm/{example.name}"
     arguments[place] = str(tmp_path / "s")
-    with pytest.raises(SystemExit) as caught:
-        main(arguments)
-    assert caught.value.code == 0
+    assert psgc_command(*arguments)[0] == 0
     assert (tmp_path / "s").read_text().splitlines()[2:] == text.splitlines()[2:]
 
 

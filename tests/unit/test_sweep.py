@@ -1,11 +1,11 @@
 """`psgc sweep`: which runs it makes, what it does when one fails or it is stopped, and what it refuses. No mpirun."""
 
 import signal
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from psgc.cli import main
 from psgc.config import load
 from tests.unit.recorded_runs import record
 
@@ -53,15 +53,8 @@ def launch(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def sweep(launch, capsys):
-    """`psgc sweep`: exit code, stdout, stderr."""
-
-    def run(*arguments):
-        with pytest.raises(SystemExit) as caught:
-            main(["sweep", *arguments])
-        return caught.value.code, *capsys.readouterr()
-
-    return run
+def sweep(launch, psgc_command):
+    return partial(psgc_command, "sweep")
 
 
 def test_every_combination_is_a_run_and_the_table_comes_last(sweep, launch):
