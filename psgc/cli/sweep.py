@@ -3,7 +3,6 @@
 import shlex
 import signal
 from collections.abc import Sequence
-from pathlib import Path
 
 from psgc.cli import Options, Parser, add_resume, add_settings
 from psgc.cli.compare import compare
@@ -119,8 +118,6 @@ def sweep(
 
 def _is_done(config: Config) -> bool:
     """Whether the run is done, and as long as the settings ask for now."""
-    if not Path(config.output, "summary.json").exists():
-        return False
     try:
         run = read_run(config.output)
     except UserError:

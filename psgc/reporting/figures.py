@@ -1,6 +1,5 @@
 """The figures of a report, and the same in words. Importing this needs matplotlib (`psgc.reporting.drawing`)."""
 
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -53,9 +52,8 @@ def _convergence(run: RecordedRun) -> Picture:
     course = remark = ""
     if known.any():
         first, last = loss[known][[0, -1]]
-        course = (
-            f"The loss goes from {first:.4g} to {last:.4g} in {len(loss)} iterations of {duration(elapsed[-1])} in all."
-        )
+        took = duration(elapsed[-1])
+        course = f"The loss goes from {first:.4g} to {last:.4g} in {len(loss)} iterations of {took} in all."
     if "loss" not in run.iterations:
         remark = "This problem has no loss."
     elif not known.all():
@@ -103,34 +101,28 @@ def _heat_map(run: RecordedRun) -> Picture:
         some = ", of which the timeline has one" if every == width else ""
         caption += f" Each column is the mean of {width} iterations{some}."
     columns = _binned(pace, place // width, -(-len(numbers) // width))
-    draw = partial(_draw_heat_map, run.workers, columns, float(numbers[0]), float(numbers[-1]))
+
+    def draw(theme: Theme) -> Figure:
+        figure = new_figure(WIDTH, min(1.6 + 0.3 * run.workers, 7.0))
+        axes = figure.subplots()
+        known = columns[np.isfinite(columns) & (columns > 0)]
+        scale, unit = unit_of(known.max(initial=0.0))
+        low, high = (scale * known.min(), scale * known.max()) if len(known) else (1.0, 1.0)
+        wide = high > 4 * low
+        norm = (LogNorm if wide else Normalize)(low, max(high, 1.001 * low))
+        extent = (float(numbers[0]) - 0.5, float(numbers[-1]) + 0.5, run.workers + 0.5, 0.5)
+        look: Any = {"norm": norm, "cmap": "cividis", "aspect": "auto", "interpolation": "nearest", "extent": extent}
+        shown = axes.imshow(np.ma.masked_invalid(scale * columns.T), **look)
+        axes.patch.set(hatch="////", edgecolor=theme.muted, linewidth=0)
+        _by_iteration(axes)
+        axes.grid(visible=False)
+        rows(axes, run.workers)
+        bar = figure.colorbar(shown, label=f"{unit} for a chunk")
+        if wide:
+            plain_logarithm(bar.ax.yaxis)
+        return figure
+
     return Picture("heatmap", "Every worker in every iteration", alt, caption, draw)
-
-
-def _draw_heat_map(workers: int, pace: np.ndarray, first: float, last: float, theme: Theme) -> Figure:
-    figure = new_figure(WIDTH, min(1.6 + 0.3 * workers, 7.0))
-    axes = figure.subplots()
-    known = pace[np.isfinite(pace) & (pace > 0)]
-    scale, unit = unit_of(known.max(initial=0.0))
-    low, high = (scale * known.min(), scale * known.max()) if len(known) else (1.0, 1.0)
-    wide = high > 4 * low
-    norm = (LogNorm if wide else Normalize)(low, max(high, 1.001 * low))
-    shown = axes.imshow(
-        np.ma.masked_invalid(scale * pace.T),
-        norm=norm,
-        cmap="cividis",
-        aspect="auto",
-        interpolation="nearest",
-        extent=(first - 0.5, last + 0.5, workers + 0.5, 0.5),
-    )
-    axes.patch.set(hatch="////", edgecolor=theme.muted, linewidth=0)
-    _by_iteration(axes)
-    axes.grid(visible=False)
-    rows(axes, workers)
-    bar = figure.colorbar(shown, label=f"{unit} for a chunk")
-    if wide:
-        plain_logarithm(bar.ax.yaxis)
-    return figure
 
 
 def _binned(pace: np.ndarray, place: np.ndarray, bins: int) -> np.ndarray:

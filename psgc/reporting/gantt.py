@@ -55,7 +55,8 @@ def gantt(run: RecordedRun, iteration: int | None) -> Picture:
         named = [f"{worker} (in iteration {when})" for worker, when in list(away.items())[:MARKED]]
         more = f" and {len(away) - MARKED} more" if len(away) > MARKED else ""
         caption += f" Lost by then: {'worker' if len(away) == 1 else 'workers'} {', '.join(named)}{more}."
-    draw = partial(_draw, run.workers, columns, counts, {ended: total, "T*": bound}, away)
+    moments = {ended: total} | ({"T*": bound} if np.isfinite(bound) else {})
+    draw = partial(_draw, run.workers, columns, counts, moments, away)
     return Picture("gantt", f"Iteration {numbers[row]}, worker by worker", alt, caption, draw)
 
 
@@ -68,7 +69,6 @@ def _draw(
     theme: Theme,
 ) -> Figure:
     start, end, few = columns["start"], columns["start"] + columns["seconds"], workers <= NAMED_ROWS
-    moments = {name: value for name, value in moments.items() if np.isfinite(value)}
     longest = max(end.max(initial=0.0), *moments.values())
     scale, unit = unit_of(longest)
     figure = new_figure(WIDTH, min(1.8 + 0.32 * workers, 9.0))
