@@ -14,21 +14,21 @@ from psgc.server.iteration_log import IterationLog
 from psgc.server.links import Arrival, Links
 from psgc.server.malformed import Malformed
 from psgc.server.phases import IDLE, REDOING, WORKING
-from psgc.server.replicated import Replicated
 from psgc.server.script import Script
+from psgc.server.summing import Summing
 from psgc.server.trial import Trial
 
 
 class Dispatcher(Target):
     """Hears the workers, brings the coordinator events, and carries out its instructions over MPI.
 
-    decoder, replicated: of the run, set before its first iteration.
+    decoder, summing: of the run, set before its first iteration.
     script: that makes the steps, if it is not psgc that does.
     finished: whether the gradient is determined.
     """
 
     decoder: Decoder
-    replicated: Replicated
+    summing: Summing
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class Dispatcher(Target):
         for worker in cluster.welcome():
             self._links.returned(worker)
             self._observer.returned(worker, iteration)
-        cluster.leave_out(self.replicated.without_state(iteration, cluster.here))
+        cluster.leave_out(self.summing.without_state(iteration, cluster.here))
         if self._rebalance():
             self._coordinator.rebalance(cluster.membership, cluster.schedule)
             for worker, queue in cluster.queues.items():
@@ -71,7 +71,7 @@ class Dispatcher(Target):
                     outbox.tell_default_queue(worker, queue)
         # workers begin with what they were told before, unless that depends on the iteration: then its orders go first
         has_plan = cluster.know_costs(iteration)
-        if resting := self.replicated.resting(iteration):
+        if resting := self.summing.resting(iteration):
             cluster.schedule.rest(resting)
             has_plan = True
         if not has_plan:
@@ -94,18 +94,18 @@ class Dispatcher(Target):
 
     def _have_begin(self, iteration: int) -> None:
         """Have the workers begin."""
-        self.replicated.begin(iteration, self._cluster.membership.live)
+        self.summing.begin(iteration, self._cluster.membership.live)
         self._links.outbox.send()
 
     def tick(self, deadline: float) -> None:
         """Time has passed; deadline: of the iteration, in seconds since it began."""
         now = self._links.now
-        self.replicated.poll(self._cluster.now, self._coordinator.phase)
+        self.summing.poll(self._cluster.now, self._coordinator.phase)
         self._finish_if_summed()
         self._lose_wrong()
         if self._coordinator.phase in (WORKING, REDOING):
             live = self._coordinator.membership.live
-            for worker in self.replicated.without_state(self._coordinator.iteration, live):
+            for worker in self.summing.without_state(self._coordinator.iteration, live):
                 self._lose(worker, "it has fallen behind while gradients are added up, when nobody has a state for it")
         if now >= self._coordinator.wake:
             self._bring(Tick(now))
@@ -132,11 +132,11 @@ class Dispatcher(Target):
                     self._observer.chunk(worker, chunk, iteration, arrival.start, arrival.seconds, Outcome.ABANDONED)
                 case Alive():
                     self._cluster.alive(arrival)
-                    self.replicated.alive(arrival)
+                    self.summing.alive(arrival)
                 case Block():
-                    self.replicated.arrived(arrival)
+                    self.summing.arrived(arrival)
                 case Moved():
-                    self.replicated.moved(arrival)
+                    self.summing.moved(arrival)
                     self._lose_wrong()  # before its reports
                 case Refused():
                     self._refused(arrival)
@@ -170,7 +170,7 @@ class Dispatcher(Target):
             self._lose(source, f"it sent worker {worker} {text}")
 
     def _finish_if_summed(self) -> None:
-        if self._coordinator.is_combined and self.replicated.is_complete and not self.finished:
+        if self._coordinator.is_combined and self.summing.is_complete and not self.finished:
             self._bring(Summed())
 
     def _report(self, report: Report) -> None:
@@ -212,19 +212,19 @@ class Dispatcher(Target):
         self._links.lost(worker, for_good=dead or failed)
         self._trial.lost(worker)
         self._observer.lost(worker, host, iteration, reason)
-        self.replicated.lost(worker)
+        self.summing.lost(worker)
         if worker not in self._coordinator.membership.live:
             return  # it did nothing in this iteration
         try:
             self._bring(Lost(worker, self._links.now))
-            self.replicated.reassign(worker, self._cluster.now, self._coordinator.phase)
+            self.summing.reassign(worker, self._cluster.now, self._coordinator.phase)
         except TooFewWorkers as error:
             self._too_few = TooFewWorkers(f"worker {worker} on {host}, iteration {iteration}: {reason}; {error}")
             if self._coordinator.phase != IDLE:  # else the next iteration misses it, if there is one
                 raise self._too_few from None
 
     def _lose_wrong(self) -> None:
-        for worker, iteration, names, is_early in self.replicated.wrong():
+        for worker, iteration, names, is_early in self.summing.wrong():
             what = f"at iteration {iteration} it differs from rank 0 in {' and '.join(names)}"
             if is_early:
                 raise UserError(
@@ -268,7 +268,7 @@ class Dispatcher(Target):
         self._tell(worker, Kind.NEXT, chunk)
 
     def share(self, contributors: tuple[tuple[int, int, int], ...]) -> None:
-        self.replicated.share(contributors, self._cluster.now)
+        self.summing.share(contributors, self._cluster.now)
 
     def reassign(self, worker: int, chunk: int, role: int) -> None:
         self._cluster.changed = True  # for this iteration only: before the next, all is shared out anew

@@ -18,8 +18,8 @@ from psgc.server.iteration_log import IterationLog
 from psgc.server.links import Links
 from psgc.server.observer import Approximation, Observer
 from psgc.server.recovery import Deadline
-from psgc.server.replicated import Replicated
 from psgc.server.settings import ServerSettings
+from psgc.server.summing import Summing
 from psgc.server.trial import Trial
 from psgc.server.verification import Checks
 from psgc.transport import Transport
@@ -82,7 +82,7 @@ class Server:
         self._dispatcher.decoder = self._decoder
         script, wake = settings.script, self._transport.wake
         replica = script.replica if script else Replica(self.optimizer, self._backend, wake)
-        self._replicated = self._dispatcher.replicated = Replicated(
+        self._summing = self._dispatcher.summing = Summing(
             *(self._transport, self._backend, self._links.outbox, config, settings.plan, replica, params, first),
             last=iterations,
             script=script,
@@ -157,15 +157,15 @@ class Server:
         """The gradient of this iteration, which all ranks get."""
         iteration, incomplete = self._coordinator.iteration, self._coordinator.books.incomplete()
         if self._coordinator.is_combined:
-            self._replicated.choose()
-            used = plain = self._replicated.gradient
+            self._summing.choose()
+            used = plain = self._summing.gradient
         else:
             weighted = None
             if is_approximate and self._settings.is_unbiased:  # before the copies are summed
                 weighted = self._decoder.weighted(self.cluster.weights(iteration, self._log.row.reports, incomplete))
             plain = self._decoder.gradient
             used = plain if weighted is None else weighted
-            self._replicated.hand_out(used, self.cluster.now)
+            self._summing.hand_out(used, self.cluster.now)
         if is_approximate:
             self._log.row.missing = len(incomplete)
             self._observer.approximate(Approximation(iteration, self.params, used, plain, incomplete))
@@ -176,7 +176,7 @@ class Server:
 
         In this order: after the last report nothing is waited for.
         """
-        it = self._replicated
+        it = self._summing
         nap = it.nap if it.is_busy or self._coordinator.is_combined else 0.0
         self._transport.wait(nap=nap, exchanging=it.is_busy)
         for arrival in self._links.poll():
@@ -190,24 +190,24 @@ class Server:
 
     def _step(self) -> Array:
         """Every rank makes the step. The parameters after that of this rank."""
-        self._replicated.close()
+        self._summing.close()
         self._links.outbox.send()
-        while (params := self._replicated.params) is None:
+        while (params := self._summing.params) is None:
             try:
                 self._poll()
             except RunFailed as failure:  # the others make the step all the same, and a checkpoint must be whole
-                is_made = self._replicated.params is not None
-                if self._script is not None or not (is_made or self._replicated.is_stepping):
+                is_made = self._summing.params is not None
+                if self._script is not None or not (is_made or self._summing.is_stepping):
                     raise
                 self._failure = failure
                 if not is_made:
-                    self._replicated.finish_step()
+                    self._summing.finish_step()
         return params
 
     @property
     def replicas(self) -> dict[str, object]:
         """Which workers' parameters are known to be those of rank 0, and when."""
-        return self._replicated.summary()
+        return self._summing.summary()
 
     def _settle(self) -> None:
         """Wait for what is left of the trial, and let the other replicas make the last step.
@@ -221,11 +221,11 @@ class Server:
 
     def _is_followed(self) -> bool:
         """Whether nobody needs anything of this rank any more."""
-        it, script = self._replicated, self._script
+        it, script = self._summing, self._script
         return not it.is_busy and it.is_followed(() if script is None else script.over_on())
 
     def stop_workers(self, timeout: float, done: int = 0) -> bool:
         """Have every process end (`psgc.server.ending`); whether all of them leave in order."""
         self._links.close()
-        lacking = self._replicated.lack_a_state() if self._script is not None else ()
+        lacking = self._summing.lack_a_state() if self._script is not None else ()
         return end_workers(self._transport, self.cluster.detector, timeout, done, lacking)

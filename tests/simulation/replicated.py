@@ -25,7 +25,7 @@ from psgc.server import loop as server_loop
 from psgc.server import outbox
 from psgc.server.outbox import LASTING
 from psgc.server.phases import COLLECTING
-from psgc.server.replicated import Replicated
+from psgc.server.summing import Summing
 from psgc.workers import loop as worker_loop
 from tests.simulation.case import Case, Fault, Nap
 from tests.simulation.mesh import Link, MeshEnd
@@ -39,7 +39,7 @@ CHECKED = 2  # digests are compared at every so many iterations
 BURST = 4  # vectors that come at once, at most
 
 
-class WatchedReplicated(Replicated):
+class WatchedSumming(Summing):
     """world: looks at each map."""
 
     def __init__(self, world: "ReplicatedWorld", *arguments: Any, **others: Any) -> None:
@@ -112,7 +112,7 @@ class ReplicatedWorld(World):
         stack.enter_context(mock.patch.object(blocks, "time", self.clock))
         stack.enter_context(mock.patch.object(server_loop, "Replica", SlowReplica))
         stack.enter_context(mock.patch.object(replica, "CHECKED", CHECKED))
-        stack.enter_context(mock.patch.object(server_loop, "Replicated", partial(WatchedReplicated, self)))
+        stack.enter_context(mock.patch.object(server_loop, "Summing", partial(WatchedSumming, self)))
 
     def new_optimizer(self) -> Optimizer:
         """One with numbers and vectors in its state, or with vectors alone."""
@@ -134,7 +134,7 @@ class ReplicatedWorld(World):
 
     @property
     def rank_0(self) -> allreduce.AllReduce:
-        return self.server._replicated.allreduce  # type: ignore[union-attr]
+        return self.server._summing.allreduce  # type: ignore[union-attr]
 
     def begin(self, iteration: int) -> None:
         super().begin(iteration)
@@ -198,7 +198,7 @@ class ReplicatedWorld(World):
                 self.counts["workers at the end"] += 1
                 self.check_empty(node.allreduce)
             else:
-                known = self.server._replicated._replicas._replicas[rank]  # type: ignore[union-attr]
+                known = self.server._summing._replicas._replicas[rank]  # type: ignore[union-attr]
                 assert known.after is not None, "rank 0 does not know that it needs a state"
                 self.counts["behind at the end"] += 1
 

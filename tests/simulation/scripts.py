@@ -17,7 +17,7 @@ from psgc.backend import Backend
 from psgc.config import Config
 from psgc.errors import PsgcError
 from psgc.messages import Records
-from psgc.server import ending, replicated
+from psgc.server import ending, summing
 from psgc.server.loop import Server
 from psgc.server.settings import ServerSettings
 from psgc.torch import working
@@ -80,8 +80,8 @@ class ScriptWorld(ReplicatedWorld):
 
     def replace(self, stack: ExitStack) -> None:
         super().replace(stack)
-        stack.enter_context(mock.patch.object(replicated, "CHECKED", CHECKED))
-        stack.enter_context(mock.patch.object(replicated, "WAITING_BYTES", self.case.waiting))
+        stack.enter_context(mock.patch.object(summing, "CHECKED", CHECKED))
+        stack.enter_context(mock.patch.object(summing, "WAITING_BYTES", self.case.waiting))
         for module in (working, ending):
             stack.enter_context(mock.patch.object(module, "time", self.clock))
 

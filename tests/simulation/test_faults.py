@@ -6,7 +6,7 @@ from psgc.aggregation.blocks import Blocks
 from psgc.aggregation.participant import Participant
 from psgc.aggregation.pool import Pool
 from psgc.aggregation.replica import Replica
-from psgc.server import outbox, replicated
+from psgc.server import outbox, summing
 from psgc.server.coordinator import Coordinator
 from psgc.server.decoder import Decoder
 from psgc.server.instructions import Finish, Share
@@ -65,7 +65,7 @@ ALLREDUCE_DEFECTS = [
     (Blocks, "_place", lambda self, *block: block[2] or PLACE(self, *block), "Not equal to tolerance"),
     (Blocks, "chosen", lambda *_: None, "the server has read another gradient"),
     (Replica, "load", lambda self, state: self.start(state.steps, state.vectors[0]), "differs at"),
-    (replicated, "COLLECTING", "redoing", "a map while something is done again"),
+    (summing, "COLLECTING", "redoing", "a map while something is done again"),
     (outbox, "LASTING", outbox.LASTING + outbox.FOLLOWED, "told what to do now to a worker that is lost"),
 ]
 

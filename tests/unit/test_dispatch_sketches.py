@@ -43,7 +43,7 @@ class Run:
         )
         log = SimpleNamespace(reported=ignore, lost=ignore)
         self.dispatcher = Dispatcher(self.it, cluster, links, log, Trial({}, 1e-9))
-        self.dispatcher.replicated = SimpleNamespace(is_complete=False, lost=ignore, reassign=ignore)
+        self.dispatcher.summing = SimpleNamespace(is_complete=False, lost=ignore, reassign=ignore)
 
     def copy(self, worker, chunk, value, iteration=0):
         self.dispatcher.hear(Sketched(worker, iteration, chunk, sketch(np.full(3, value))))

@@ -18,7 +18,7 @@ from psgc.server.digests import of_replicas
 from psgc.server.outbox import Outbox
 from psgc.server.phases import WORKING
 from psgc.server.replicas import WAITING
-from psgc.server.replicated import MOST_WAITING, Replicated
+from psgc.server.summing import MOST_WAITING, Summing
 from tests.unit.list_transport import ListTransport
 from tests.unit.scripted import config_of
 
@@ -35,7 +35,7 @@ class Rank0:
         arguments = self.end, Backend(), self.outbox, config, plan, replica, np.zeros(dim), FIRST
         self.within = set()  # iterations in which a script gives no state
         script = SimpleNamespace(is_whole=lambda iteration: iteration not in self.within, differing=of_replicas)
-        self.it = Replicated(*arguments, last=FIRST + 9, script=script)
+        self.it = Summing(*arguments, last=FIRST + 9, script=script)
         self.given = []
         self.it._allreduce.give = lambda worker, iteration: self.given.append(worker)
 

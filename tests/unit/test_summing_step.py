@@ -9,7 +9,7 @@ from psgc.server.loop import Server
 
 
 class Stepping:
-    """Stands for `Replicated`: the step is made when it is polled for the last time, or waited for."""
+    """Stands for `Summing`: the step is made when it is polled for the last time, or waited for."""
 
     params = None
     is_stepping = True
@@ -21,9 +21,9 @@ class Stepping:
         self.params, self.is_stepping = "stepped", False
 
 
-def make_server(replicated):
+def make_server(summing):
     server = Server.__new__(Server)
-    server._replicated, server._failure, server._script = replicated, None, None
+    server._summing, server._failure, server._script = summing, None, None
     server._links = mock.Mock()
 
     def poll():
@@ -40,18 +40,18 @@ def test_a_run_that_is_stopped_during_a_step_has_made_it():
 
 
 def test_a_step_that_cannot_be_made_ends_the_run():
-    replicated = Stepping()
-    replicated.is_stepping = False
+    summing = Stepping()
+    summing.is_stepping = False
     with pytest.raises(RunFailed):
-        make_server(replicated)._step()
+        make_server(summing)._step()
 
 
 def test_a_run_that_is_stopped_in_the_poll_that_finds_the_step_made_has_made_it():
-    replicated = Stepping()
-    server = make_server(replicated)
+    summing = Stepping()
+    server = make_server(summing)
 
     def poll():
-        replicated.finish_step()
+        summing.finish_step()
         raise RunFailed("stopped by SIGTERM")
 
     server._poll = poll

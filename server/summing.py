@@ -36,7 +36,7 @@ NONE: Accumulators = {}
 MOST_WAITING = 64  # sums that wait for a script, however short: what a stopped rank does not receive, others keep
 
 
-class Replicated:
+class Summing:
     """first, last: the iterations that the run begins with and ends before.
 
     script: that makes the steps, if it is not psgc that does; then all ranks begin alike.
