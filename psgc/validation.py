@@ -22,8 +22,8 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from psgc.disk import expanded
 from psgc.errors import UserError
-from psgc.paths import expanded
 from psgc.yaml_source import Key, Source, dotted, shown
 
 

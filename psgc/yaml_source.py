@@ -12,9 +12,8 @@ from typing import Any
 
 import yaml
 
+from psgc.disk import expanded, open_regular
 from psgc.errors import UserError, visible
-from psgc.paths import expanded
-from psgc.regular_files import open_regular
 
 Key = tuple[str, ...]  # ("coding", "parts")
 MAX_DEPTH = 20

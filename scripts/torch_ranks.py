@@ -25,8 +25,8 @@ from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 from torch_tasks import TASKS, Task
 
+from psgc.disk import write_text
 from psgc.torch.sampling import Sampler
-from psgc.writing import write_text
 
 SEED = 0
 MILLION = 1 << 20  # epochs: more than any run takes

@@ -19,10 +19,9 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from psgc.data.npz import map_npz
+from psgc.disk import NO_ROOM, UNNAMED, NewFile, make_directory, naming, open_regular
 from psgc.errors import UserError, one_line, visible
-from psgc.regular_files import open_regular
 from psgc.terminal import say
-from psgc.writing import NO_ROOM, UNNAMED, NewFile, make_directory, naming
 
 FORMAT = 1  # of the file; other formats are refused
 BLOCK = 1 << 16  # entries

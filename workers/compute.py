@@ -14,9 +14,8 @@ from numpy.random.bit_generator import ISpawnableSeedSequence
 from psgc.backend import Array, Backend
 from psgc.coding.sketch import sketch
 from psgc.data import Chunk, ChunkSource, Epochs
-from psgc.errors import ModelError, UserError, one_line
+from psgc.errors import ModelError, UserError, one_line, raised_at
 from psgc.problems import Halves
-from psgc.user_code import raised_at
 from psgc.workers.emulation import Emulation
 from psgc.workers.held_out import HeldOut
 from psgc.workers.injection import Injector

@@ -21,7 +21,7 @@ from psgc.aggregation.slices import least_slice
 from psgc.aggregation.state_messages import StateReader
 from psgc.backend import Array, Backend
 from psgc.config import Config
-from psgc.errors import ProtocolError
+from psgc.errors import ProtocolError, current_line
 from psgc.messages import (
     BUNDLE,
     TAIL,
@@ -38,7 +38,6 @@ from psgc.messages import (
 )
 from psgc.plan import Plan
 from psgc.transport import Control, Died, Transport, Vector
-from psgc.user_code import current_line
 from psgc.workers.compute import Computing
 from psgc.workers.encoder import Encoder
 from psgc.workers.injection import Injector

@@ -14,9 +14,9 @@ from importlib import import_module
 from typing import Any, NoReturn
 
 from psgc import __version__
+from psgc.disk import expanded
 from psgc.errors import PsgcError, one_line, visible
 from psgc.machine import limit_threads
-from psgc.paths import expanded
 from psgc.terminal import open_missing_streams, say, say_traceback
 
 COMMANDS = {

@@ -7,8 +7,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from psgc.cli import Options, Parser, add_json, add_plot
+from psgc.disk import expanded
 from psgc.errors import UserError, visible
-from psgc.paths import expanded
 from psgc.reporting.comparison import Row, compared, shown
 from psgc.reporting.files import check_file, check_plot, finite, write_json
 from psgc.reporting.progress import show

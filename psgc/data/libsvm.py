@@ -15,8 +15,8 @@ from typing import TypeAlias
 import numpy as np
 
 from psgc.data.memory import check_memory
+from psgc.disk import open_regular
 from psgc.errors import UserError
-from psgc.regular_files import open_regular
 
 _LARGEST_INDEX = 2**31 - 1
 _LONGEST_LINE = 2**26  # characters; a file of zeros is one line

@@ -28,9 +28,8 @@ import numpy as np
 import scipy.sparse
 
 from psgc.data.memory import check_memory
+from psgc.disk import open_regular, write_whole
 from psgc.errors import UserError
-from psgc.regular_files import open_regular
-from psgc.writing import write_whole
 
 ALIGNMENT = 64
 PIECE = 1 << 20  # bytes that are decompressed at a time

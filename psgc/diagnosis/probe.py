@@ -14,8 +14,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from psgc.disk import NewFile
 from psgc.machine import mount_of
-from psgc.writing import NewFile
 
 MARK = "psgc-probe "
 ENTRIES = 1 << 20  # of the vectors that ranks exchange (8 MiB)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from psgc.config import TorchConfig, load
+from psgc.disk import write_text
 from psgc.errors import PsgcError, UserError
 from psgc.launching import slurm
 from psgc.launching.mpirun import ANYWHERE, Placement, launch_command
@@ -25,7 +26,6 @@ from psgc.launching.script import check_script, is_script
 from psgc.terminal import say
 from psgc.training.ending import stopped
 from psgc.training.launched import DEBUG, FOLDER, LAUNCHED, RESUME
-from psgc.writing import write_text
 
 TERMINAL = "PSGC_TERMINAL"  # the columns of the terminal, see psgc/reporting/progress.py
 OURS = (LAUNCHED, RESUME, DEBUG, FOLDER, TERMINAL)

@@ -9,9 +9,9 @@ from pathlib import Path
 import yaml
 
 from psgc.config import Config, Data, TorchConfig, checked_settings, read
+from psgc.disk import open_regular
 from psgc.errors import UserError
 from psgc.plan import even_plan, make_plan
-from psgc.regular_files import open_regular
 from psgc.validation import wrong
 from psgc.yaml_source import Source, printable
 

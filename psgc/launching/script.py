@@ -4,9 +4,8 @@ import shlex
 import warnings
 from collections.abc import Sequence
 
+from psgc.disk import expanded, open_regular
 from psgc.errors import UserError
-from psgc.paths import expanded
-from psgc.regular_files import open_regular
 from psgc.yaml_source import printable
 
 SUFFIX = ".py"

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
+from psgc.disk import expanded
 from psgc.library.arguments import overrides_of
-from psgc.paths import expanded
 
 
 def simulate(path: str | os.PathLike[str], set: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:

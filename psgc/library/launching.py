@@ -9,6 +9,7 @@ from typing import Any
 
 from psgc import config as configuration
 from psgc.data import Dataset, write_dense, write_sparse
+from psgc.disk import make_directory, write_text
 from psgc.errors import RunFailed, UserError
 from psgc.launching import launch as command
 from psgc.launching.mpirun_process import Heard
@@ -18,7 +19,6 @@ from psgc.library.run import Run, load
 from psgc.problems import check_labels, make_problem
 from psgc.training import launched
 from psgc.training.given import Callback, Given
-from psgc.writing import make_directory, write_text
 
 
 def launch(

@@ -11,8 +11,8 @@ from urllib.parse import quote
 import numpy as np
 
 from psgc.data.npz import map_npy
+from psgc.disk import expanded
 from psgc.errors import visible
-from psgc.paths import expanded
 from psgc.reporting.comparison import compared, final_loss
 from psgc.reporting.files import reading
 from psgc.reporting.run_directory import RecordedRun, read_run

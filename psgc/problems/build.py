@@ -9,10 +9,9 @@ from typing import Any, cast
 import numpy as np
 
 from psgc.data import Dataset
-from psgc.errors import UserError, one_line
+from psgc.errors import UserError, one_line, raised_at
 from psgc.problems.base import Problem
 from psgc.problems.models import LeastSquares, Logistic, Mlp, Softmax
-from psgc.user_code import raised_at
 
 
 def make_problem(kind: str, *, dataset: Dataset, l2: float = 0.0, hidden: int = 64, seed: int = 0) -> Problem:

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from psgc.regular_files import open_regular
+from psgc.disk import open_regular
 from psgc.run_rows import COLUMNS, COUNTS, EARLIER_COLUMNS, MOST, OPTIONAL, IterationRow, WorkerEvent
 
 LONGEST = 1 << 20  # bytes of a line

@@ -11,8 +11,8 @@ from io import BytesIO
 from pathlib import Path
 from typing import IO, Any
 
+from psgc.disk import naming, write_whole
 from psgc.errors import UserError, one_line
-from psgc.writing import naming, write_whole
 
 
 def write_output(path: Path, write: Callable[[IO[bytes]], object]) -> None:

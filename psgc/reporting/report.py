@@ -5,6 +5,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from psgc.disk import make_directory, write_whole
 from psgc.errors import UserError
 from psgc.reporting.drawing import DARK, LIGHT, image
 from psgc.reporting.figures import pictures
@@ -14,7 +15,6 @@ from psgc.reporting.run_directory import RecordedRun, read_run
 from psgc.reporting.slowness import sentences
 from psgc.run_rows import HELD_OUT
 from psgc.terminal import say
-from psgc.writing import make_directory, write_whole
 
 SCALARS = ("loss", "seconds", "efficiency", "error_measure", "lost", "redundant", *HELD_OUT)  # of the event files
 

@@ -15,9 +15,9 @@ import numpy as np
 from psgc import __version__
 from psgc import config as configuration
 from psgc.config import Config
+from psgc.disk import open_regular
 from psgc.errors import UserError
 from psgc.plan import MAX_WORKERS
-from psgc.regular_files import open_regular
 from psgc.reporting.csv_files import ITERATIONS, csv_rows
 from psgc.reporting.files import reading
 from psgc.reporting.timeline import Columns, pieces, read_timeline

@@ -17,10 +17,9 @@ from typing import IO, Any
 import numpy as np
 
 from psgc.data.npz import map_npz
-from psgc.regular_files import open_regular
+from psgc.disk import GrowingFile, open_regular, write_whole
 from psgc.reporting.files import reading
 from psgc.run_rows import OUTCOMES, TIMELINE
-from psgc.writing import GrowingFile, write_whole
 
 MOST_BYTES = 1_000_000_000  # of a timeline; where all iterations would take more, some are left out
 MOST_WAITING = 1 << 26  # bytes that wait in memory until there is room on the disk

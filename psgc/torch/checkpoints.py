@@ -13,12 +13,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from psgc.disk import UNNAMED, make_directory, open_regular, write_whole
 from psgc.errors import UserError
-from psgc.regular_files import open_regular
 from psgc.terminal import say
 from psgc.torch.hand_over import State
 from psgc.torch.state import about_in
-from psgc.writing import UNNAMED, make_directory, write_whole
 
 SUFFIX = ".safetensors"
 

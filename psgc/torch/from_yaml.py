@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from psgc.config import TorchConfig, checked_settings, read
+from psgc.disk import expanded
 from psgc.errors import UserError
-from psgc.paths import expanded
 from psgc.problems import call_object
 from psgc.torch.begin import begin
 from psgc.torch.by_name import optimizer_and_scheduler, rehearse

@@ -8,8 +8,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from psgc.disk import open_regular
 from psgc.errors import UserError, one_line
-from psgc.regular_files import open_regular
 from psgc.torch.checkpoints import newest_first
 from psgc.torch.state import MODEL, check_model, from_bytes, is_state
 

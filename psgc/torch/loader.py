@@ -15,12 +15,11 @@ import torch
 from torch.utils.data import default_collate
 
 from psgc.data.epochs import bounds
-from psgc.errors import UserError, one_line
+from psgc.errors import UserError, one_line, raised_at
 from psgc.machine import local_ranks, usable_cores
 from psgc.torch.draws import Draws, NoDraws, all_states, states
 from psgc.torch.sampling import length_of
 from psgc.torch.seeding import GENERATORS
-from psgc.user_code import raised_at
 
 AHEAD = 2  # micro-batches that are loaded before they are asked for, at most, and of what is not expected any more
 LONG = 1e-3  # seconds of a load that a thread has to save: it costs about 0.6 ms of CPU time for each

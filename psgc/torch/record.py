@@ -11,6 +11,7 @@ import numpy as np
 
 from psgc import __version__
 from psgc.config import Config
+from psgc.disk import write_text
 from psgc.plan import Plan
 from psgc.reporting.progress import RunProgress
 from psgc.reporting.records import Recorder
@@ -21,7 +22,6 @@ from psgc.terminal import say
 from psgc.torch.hand_over import State
 from psgc.training import launched
 from psgc.training.claim import Claim
-from psgc.writing import write_text
 
 
 class Record:

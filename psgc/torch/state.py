@@ -21,12 +21,12 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from psgc.disk import write_whole
 from psgc.errors import UserError, one_line, visible
 from psgc.torch.encoding import decode, encode
 from psgc.torch.evaluation import Result
 from psgc.torch.generators import Generators
 from psgc.torch.sampling import Position
-from psgc.writing import write_whole
 
 FORMAT = 3  # of states; others are refused
 MODEL, ABOUT = "model", "psgc"  # keys of a state

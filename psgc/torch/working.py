@@ -7,7 +7,7 @@ from typing import Any
 
 from psgc.coding.sketch import sketch
 from psgc.config import Config
-from psgc.errors import ModelError, UserError, one_line
+from psgc.errors import ModelError, UserError, one_line, raised_at
 from psgc.messages import stepped_record
 from psgc.plan import Plan
 from psgc.torch.calls import Call
@@ -16,7 +16,6 @@ from psgc.torch.memory import Memory
 from psgc.torch.settings import OPEN_END
 from psgc.training.inputs import make_emulation, make_injector, tried_chunks
 from psgc.transport import Transport
-from psgc.user_code import raised_at
 from psgc.workers.compute import NO_SKETCH, Trial
 from psgc.workers.emulation import Emulation
 from psgc.workers.encoder import Encoder

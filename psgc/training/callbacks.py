@@ -5,10 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from psgc.backend import Array
-from psgc.errors import RunFailed, one_line
+from psgc.errors import RunFailed, one_line, raised_at
 from psgc.run_rows import COLUMNS, IterationRow
 from psgc.training.given import Callback
-from psgc.user_code import raised_at
 
 LATER = ("bound", "efficiency", "actual_error", "redundant")  # columns that are known once the next iteration goes on
 KNOWN = tuple(name for name in COLUMNS if name not in LATER)

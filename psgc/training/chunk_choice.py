@@ -11,12 +11,11 @@ import numpy as np
 from psgc.backend import Backend
 from psgc.config import Config
 from psgc.data import ChunkSource, Dataset
-from psgc.errors import UserError, one_line
+from psgc.errors import UserError, one_line, raised_at
 from psgc.messages import MESSAGE
 from psgc.problems import Problem, evaluate
 from psgc.training.batches import rows_in_iteration
 from psgc.training.initial import initial_params
-from psgc.user_code import raised_at
 from psgc.workers.compute import gradient_of
 
 MOST = 8  # chunks for each worker

@@ -17,11 +17,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from psgc.disk import UNNAMED, check_regular, naming
 from psgc.errors import UserError
-from psgc.regular_files import check_regular
 from psgc.reporting.records import unwritable
 from psgc.terminal import say
-from psgc.writing import UNNAMED, naming
 
 LOCK = "run.lock"
 TOUCHED = 2.0  # seconds between two touches of the file

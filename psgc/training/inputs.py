@@ -15,8 +15,8 @@ from psgc.backend import Backend
 from psgc.checks import trial_chunks
 from psgc.config import BuiltinProblem, Config, Data, PythonData, PythonProblem, ScriptProblem, TorchProblem
 from psgc.data import ChunkSource, Dataset, from_arrays, open_data
+from psgc.disk import expanded
 from psgc.errors import UserError
-from psgc.paths import expanded
 from psgc.plan import Plan
 from psgc.problems import (
     EVALUATION_ROWS,

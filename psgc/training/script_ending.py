@@ -13,11 +13,10 @@ from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import ClassVar, Protocol
 
-from psgc.errors import PsgcError, RunFailed, UserError, one_line
+from psgc.errors import PsgcError, RunFailed, UserError, one_line, raised_at
 from psgc.terminal import say
 from psgc.training import launched
 from psgc.training.ending import launched as is_launched
-from psgc.user_code import raised_at
 
 STOPPERS = (signal.SIGTERM, signal.SIGUSR1)  # with these `psgc launch` and SLURM ask a run to end; and SIGINT
 

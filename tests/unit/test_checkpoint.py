@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from psgc.disk import UNNAMED
 from psgc.server import checkpoint as module
 from psgc.server.checkpoint import Checkpoint, CheckpointWriter, load, load_newest, save
-from psgc.writing import UNNAMED
 from tests.unit.small_disk import small_disk
 
 NO_NUMBERS = "damaged, or of another version of psgc: an array of"

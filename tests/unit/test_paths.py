@@ -11,9 +11,9 @@ import yaml
 
 from psgc import config
 from psgc.cli import main
+from psgc.disk import expanded
 from psgc.errors import UserError
 from psgc.launching.mpirun import Placement
-from psgc.paths import expanded
 from psgc.simulation import settings
 
 RUN = """\

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from psgc import coding
+from psgc.disk import write_whole
 from psgc.errors import UserError
 from psgc.reporting import records, timeline
 from psgc.reporting.records import Recorder
 from psgc.reporting.summary import lines, summarise
 from psgc.reporting.timeline import read_timeline
 from psgc.run_rows import COLUMNS, IterationRow, Outcome
-from psgc.writing import write_whole
 from tests.unit.full_disk import ShortWrites, no_file_longer_than
 
 BOTH_HOLD_ALL = coding.from_matrix(np.ones((3, 2)))

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import site
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,8 +10,8 @@ from types import ModuleType
 
 import pytest
 
-from psgc import coding, user_code
-from psgc.user_code import current_line, raised_at
+from psgc import coding
+from psgc.errors import current_line, raised_at
 
 MODEL = """\
 import json
@@ -65,7 +66,7 @@ def test_a_current_directory_that_is_gone(model: ModuleType, tmp_path: Path) -> 
 def test_of_an_installed_model_the_line_that_psgc_calls(
     model: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(user_code, "_INSTALLED", [*user_code._INSTALLED, str(tmp_path)])
+    monkeypatch.setattr(site, "getusersitepackages", lambda: str(tmp_path))
     assert where(model.loads, "[") == ", model.py:4"
     assert where(json.loads, "[").startswith(f", {json.__file__}:")
 

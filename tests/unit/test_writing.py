@@ -7,8 +7,8 @@ import stat
 import numpy as np
 import pytest
 
-from psgc import writing
-from psgc.writing import GrowingFile, make_directory, write_text, write_whole
+from psgc import disk
+from psgc.disk import GrowingFile, make_directory, write_text, write_whole
 from tests.unit.full_disk import ShortWrites, no_file_longer_than
 
 
@@ -77,7 +77,7 @@ def test_a_link_that_comes_while_the_file_is_written_is_refused(victim, tmp_path
 
 
 def test_no_link_under_the_name_of_the_unfinished_file_is_followed(victim, tmp_path, monkeypatch):
-    monkeypatch.setattr(writing.secrets, "token_hex", lambda size: "guessed")
+    monkeypatch.setattr(disk.secrets, "token_hex", lambda size: "guessed")
     (tmp_path / "run/.psgc-guessed.tmp").symlink_to(victim)
     with pytest.raises(FileExistsError):
         write_text(tmp_path / "run/summary.json", "new")

@@ -1,25 +1,77 @@
-"""Writing files: each appears whole or not at all, and no link that another user may have made is followed.
+"""Files: paths as users write them, reading, and writing.
 
-A file is made under a name that nobody can guess, and renamed when it is whole. A file that grows is written through
-its descriptor. The last directory of a path must not be a link either: callers resolve directories that a user may
-link.
+* Only regular files are read or replaced: a pipe would block, a device has no end, and root that renames a new file to
+  `/dev/full` removes the device from the machine.
+* A new file appears whole or not at all: it is made under a name that nobody can guess, and renamed when it is whole. A
+  file that grows is written through its descriptor.
+* No link that another user may have made is followed. The last directory of a path must not be a link either: callers
+  resolve directories that a user may link.
 """
 
 import contextlib
 import errno
 import io
 import os
+import re
 import secrets
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, BinaryIO
 
-from psgc.regular_files import check_regular
+from psgc.errors import UserError
 
 UNNAMED = ".psgc-*.tmp"  # files that are not whole yet
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)  # errors after which removing other files helps
+_KINDS = {
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a block device",
+    stat.S_IFLNK: "a link",
+}
+
+
+def expanded(path: str) -> str:
+    """`path` with a leading `~` or `~user` and each `$NAME` and `${NAME}` replaced; `$$` is a dollar sign.
+
+    Raises UserError for a variable that is not set or is empty.
+
+    >>> os.environ["SCRATCH"] = "/scratch/me"
+    >>> expanded("$SCRATCH/a$$b"), expanded("${SCRATCH}/c~d")
+    ('/scratch/me/a$b', '/scratch/me/c~d')
+    """
+
+    def value(match: re.Match[str]) -> str:
+        if match[0] == "$$":
+            return "$"
+        name = match[1].strip("{}")
+        if not os.environ.get(name):
+            raise UserError(f"{path}: the variable {name} is not set; a dollar sign is written as $$")
+        return os.environ[name]
+
+    user, slash, rest = path.partition("/") if path.startswith("~") else ("", "", path)
+    home = os.path.expanduser(user + slash)
+    return home + re.sub(r"\$(\$|[A-Za-z_]\w*|\{[^{}]*\})", value, rest, flags=re.ASCII)
+
+
+def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+    """Open a file to read its bytes. Raises OSError, also for a pipe or a device."""
+    try:
+        check_regular(os.stat(path).st_mode)
+        return open(path, "rb")
+    except ValueError:  # a NUL in the path
+        raise OSError(errno.ENXIO, "Not a path") from None
+
+
+def check_regular(mode: int) -> None:
+    """Raises OSError unless `mode`, of `os.stat` or `os.lstat`, is that of a regular file, saying what it is."""
+    kind = stat.S_IFMT(mode)
+    if kind == stat.S_IFDIR:
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if kind != stat.S_IFREG:
+        raise OSError(errno.ENXIO, f"Is {_KINDS.get(kind, 'something else')}, not a file")
 
 
 class NewFile:
