@@ -11,7 +11,7 @@ Rank 0 then tells the others, and a rank that is stopped is killed by those on i
 
 import json
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from functools import lru_cache
 from typing import Any, NoReturn
 
@@ -69,6 +69,23 @@ def failed_ranks(comm: MPI.Intracomm) -> list[int]:
     everybody.Free()
     failed.Free()
     return ranks
+
+
+class Deaths:
+    """The ranks that MPI reports dead. dead: ranks of `comm`, in the order in which MPI learnt of their deaths."""
+
+    def __init__(self, comm: MPI.Intracomm) -> None:
+        self._comm = comm
+        self.dead: dict[int, None] = {}
+
+    def forgive(self, error: MPI.Exception, statuses: Sequence[MPI.Status] = ()) -> None:
+        """Note who is dead when that is the reason for `error`, and let receives on `comm` go on. Else raises it."""
+        classes = {status.Get_error() for status in statuses} | {error.Get_error_class()}
+        if not classes <= {MPI.SUCCESS, MPI.ERR_IN_STATUS, *DEATHS}:
+            raise error
+        failed = failed_ranks(self._comm)
+        self._comm.Ack_failed(len(failed))
+        self.dead |= dict.fromkeys(failed)
 
 
 class Rendezvous:

@@ -31,10 +31,10 @@ from collections import deque
 from collections.abc import Sequence
 from math import inf
 
-from psgc.checks import is_evaluated
 from psgc.errors import ProtocolError
+from psgc.iteration import is_evaluated
 from psgc.schedules import Schedule
-from psgc.schedules.orders import Order
+from psgc.schedules.schedule import Order
 from psgc.server.counting import Counting
 from psgc.server.events import Abandoned, Begin, Compared, Deadline, Event, Lost, Report, Summed, Tick
 from psgc.server.instructions import Compare, Finish, Instruction, Share

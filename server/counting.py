@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from psgc.errors import RunFailed, TooFewWorkers
 from psgc.schedules import Schedule
-from psgc.schedules.orders import Loss, Order
+from psgc.schedules.schedule import Loss, Order
 from psgc.server.copies import Books, Copy
 from psgc.server.instructions import Commit, Discard, Instruction, Invalidate, Reassign
 from psgc.server.membership import Membership

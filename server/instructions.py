@@ -1,8 +1,8 @@
-"""What the coordinator wants done, besides the orders of the schedule (`psgc.schedules.orders`)."""
+"""What the coordinator wants done, besides the orders of the schedule (`psgc.schedules.schedule`)."""
 
 from dataclasses import dataclass
 
-from psgc.schedules.orders import Order
+from psgc.schedules.schedule import Order
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from psgc.schedules import orders
+from psgc.schedules.schedule import Next, Queue, Skip
 from psgc.server import instructions as to_do
 
 Copies = Sequence[tuple[int, int]]  # (worker, role)
@@ -31,13 +31,13 @@ def carry_out(instructions: Iterable[to_do.Instruction], target: Target) -> None
         match instruction:
             case to_do.Commit(chunk, contributors, told, serial):
                 target.commit(chunk, contributors, told, serial)
-            case orders.Queue(worker, chunks):
+            case Queue(worker, chunks):
                 target.queue(worker, chunks)
-            case orders.Skip(worker, chunk, recovered):
+            case Skip(worker, chunk, recovered):
                 target.skip(worker, chunk, recovered)
             case to_do.Discard(worker, chunk):
                 target.discard(worker, chunk)
-            case orders.Next(worker, chunk):
+            case Next(worker, chunk):
                 target.next(worker, chunk)
             case to_do.Share(contributors):
                 target.share(contributors)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Collection
 
-from psgc.checks import is_evaluated
+from psgc.iteration import is_evaluated
 from psgc.run_rows import HELD_OUT, Outcome
 from psgc.server.coordinator import Coordinator
 from psgc.server.events import Report

@@ -6,8 +6,8 @@ from math import inf
 
 from psgc.aggregation.replica import Replica
 from psgc.backend import Array, Backend
-from psgc.checks import is_evaluated
 from psgc.errors import RunFailed
+from psgc.iteration import is_evaluated
 from psgc.optimizer import Optimizer
 from psgc.server.cluster import Cluster
 from psgc.server.coordinator import Coordinator

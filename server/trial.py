@@ -33,8 +33,8 @@ class Difference:
 class Trial:
     """Compares the gradients that workers have computed of the same chunk in the same iteration.
 
-    chunks: the chunk that each worker does for the trial (`psgc.checks.trial_chunks`); tolerance: relative difference
-    up to which two gradients count as the same; first: the iteration that the run begins with.
+    chunks: the chunk that each worker does for the trial (`psgc.iteration.trial_chunks`); tolerance: relative
+    difference up to which two gradients count as the same; first: the iteration that the run begins with.
     """
 
     chunks: Mapping[int, int]

@@ -2,8 +2,8 @@
 
 Besides the rules of `psgc.server.coordinator`:
 
-1. A chunk that is *checked* in this iteration (`psgc.checks`) is committed once the copies of parts + 1 workers agree,
-   to the first `parts` of these. With `per_chunk` its coded gradients come with the reports. With `combined` their
+1. A chunk that is *checked* in this iteration is committed once the copies of parts + 1 workers agree, to the first
+   `parts` of these. With `per_chunk` its coded gradients come with the reports. With `combined` their
    sketches do (`psgc.coding.sketch`), and workers keep the copies; those that are not committed are discarded. A sketch
    outlives its worker: it still shows whether other copies are right.
 2. As soon as more than `parts` copies of a chunk are with the server, they are compared: also surplus ones that come
@@ -19,8 +19,8 @@ Besides the rules of `psgc.server.coordinator`:
 
 from collections.abc import Sequence
 
-from psgc.checks import is_checked
 from psgc.errors import TooFewWorkers
+from psgc.iteration import is_checked
 from psgc.server.instructions import Wrong
 
 

@@ -4,9 +4,9 @@ from collections.abc import Callable
 from math import nan
 
 from psgc.backend import Array
-from psgc.checks import is_evaluated
 from psgc.data import ChunkSource
 from psgc.errors import ModelError
+from psgc.iteration import is_evaluated
 from psgc.problems import Problem, change_of, measures_of, part_of, prepare_evaluation
 
 Figures = tuple[float, float]  # parts of loss and accuracy; nan where the problem has no such figure

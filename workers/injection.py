@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from psgc.config import Injection, Step
+from psgc.config import Injection
+from psgc.iteration import Moment
 
 # Continues the process that started it, unless that has ended meanwhile; a stopped process cannot wake itself.
 _WAKE = """
@@ -38,7 +39,7 @@ class Injector:
     def __init__(self, faults: Iterable[Injection] = ()) -> None:
         self._faults = list(faults)
 
-    def at(self, step: Step, iteration: int) -> None:
+    def at(self, step: Moment, iteration: int) -> None:
         """Have the faults of this step happen, if there are any."""
         if not self._faults:
             return
@@ -47,7 +48,7 @@ class Injector:
             self._faults.remove(fault)
             _happen(fault)
 
-    def flip(self, step: Step, vector: Any, iteration: int) -> None:
+    def flip(self, step: Moment, vector: Any, iteration: int) -> None:
         """Have the next flip of this step happen to a vector, if there is one: its largest entry doubles or halves."""
         for fault in self._faults:
             if fault.kind == "flip" and fault.step == step and fault.iteration <= iteration:

@@ -7,7 +7,7 @@ Each method is an event, from the server or from this worker's compute thread. B
 2. The compute thread takes chunks from the head of the queue and reports each when it is done, without waiting for
    an answer.
 3. With `combined` transfer a done chunk is *held* until it is committed (encoded, then freed) or discarded (freed). A
-   sketch of each chunk that is checked (`psgc.checks`) goes before its report. With `per_chunk` a coded gradient
+   sketch of each chunk that is checked (`psgc.iteration`) goes before its report. With `per_chunk` a coded gradient
    travels with the report, and nothing is held.
 4. A discarded chunk is dropped from the queue. If the compute thread is in it, it is *abandoned*: its result is never
    reported.
@@ -27,8 +27,8 @@ from collections import deque
 from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
-from psgc.checks import is_checked
 from psgc.errors import ProtocolError
+from psgc.iteration import is_checked
 
 LASTING = ("default_queue", "reassign")  # orders that count even if their iteration was missed
 

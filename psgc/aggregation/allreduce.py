@@ -12,8 +12,8 @@ from psgc.aggregation.replica import Snapshot, Stepping, is_checked
 from psgc.aggregation.state_messages import State
 from psgc.aggregation.state_transfer import Giver, Receiver
 from psgc.backend import Array, Backend, part_length
-from psgc.config import Step
 from psgc.errors import ProtocolError
+from psgc.iteration import Moment
 from psgc.messages import unpack_block
 from psgc.transport import Transport, Vector
 
@@ -49,7 +49,7 @@ class AllReduce:
         last: int,
         have: Callable[[int, int, int], object] = lambda *_: None,
         behind: Callable[[int], object] = lambda _: None,
-        at: Callable[[Step, int], object] = lambda *_: None,
+        at: Callable[[Moment, int], object] = lambda *_: None,
         stepping: Callable[[int, Array], object] = lambda *_: None,
         refused: Callable[[int, str], object] = lambda *_: None,
     ) -> None:

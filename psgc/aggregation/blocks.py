@@ -20,7 +20,7 @@ from psgc.aggregation.participant import Participant
 from psgc.aggregation.pool import Pool
 from psgc.aggregation.slices import Block, block_entries
 from psgc.backend import Array, Backend, copy, part_length
-from psgc.config import Step
+from psgc.iteration import Moment
 from psgc.messages import BlockName, pack_block, stamp
 from psgc.transport import Sending, Transport
 
@@ -65,7 +65,7 @@ class Blocks:
         step: Callable[[int, Array], object],
         have: Callable[[int, int, int], object],
         behind: Callable[[int], object],
-        at: Callable[[Step, int], object],
+        at: Callable[[Moment, int], object],
         refused: Callable[[int, str], object],
     ) -> None:
         self._transport, self._pool, self._backend = transport, pool, backend

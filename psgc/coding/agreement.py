@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from psgc.coding.coefficients import Matrix
+from psgc.coding.coding_matrix import Matrix
 
 LEAST_SHARE = 1e-8  # of the largest coefficient of a relation: a copy with a smaller one is not checked by the others
 

@@ -1,12 +1,17 @@
-"""How early an iteration could have ended at best, given the speeds its workers turned out to have."""
+"""Flows from workers, which hand out copies, to chunks, which take them: behind orderings, and the bound T*."""
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import maximum_flow
 
 from psgc.coding.assignment import Assignment, check, from_matrix
-from psgc.coding.flow import Network, first_true
 from psgc.errors import UserError
 
 
@@ -42,7 +47,7 @@ def clairvoyant_bound(assignment: Assignment, parts: int, seconds_per_chunk: Arr
     order = np.argsort(finished, kind="stable")
     finished, worker = finished[order], worker[order]
     alive = int(np.searchsorted(finished, np.inf))  # events after these never happen
-    network = Network(assignment, parts)
+    network = FlowNetwork(assignment, parts)
 
     def recovered(event: int) -> bool:
         return network.feasible(np.bincount(worker[: event + 1], minlength=m))
@@ -55,3 +60,55 @@ def clairvoyant_bound(assignment: Assignment, parts: int, seconds_per_chunk: Arr
     start = max(n * parts - 1, int(np.searchsorted(finished, slowest_needed)))
     event = start + first_true(lambda later: recovered(min(start + later, alive - 1)))
     return float(finished[event])
+
+
+class FlowNetwork:
+    """source -> workers -> chunks -> sink, one unit per edge of A.
+
+    Only the workers' capacities change between calls, so the network is laid out once, as CSR rows: source, the m
+    workers, the N chunks, sink. Its data are the m capacities, then the ones of A, then the N demands.
+
+    demand: copies that each chunk takes, a number or shape (N,).
+    """
+
+    def __init__(self, assignment: Assignment, demand: Any) -> None:
+        n, m = assignment.shape
+        held = assignment.T.tocsr()  # row j: the chunks of worker j
+        columns = (np.arange(1, m + 1), held.indices + (m + 1), np.full(n, n + m + 1))
+        row_lengths = (m, *np.diff(held.indptr), *np.ones(n, int), 0)
+        data = np.ones(m + held.nnz + n, np.int32)
+        data[m + held.nnz :] = demand
+        indptr = np.concatenate(([0], np.cumsum(row_lengths)))
+        size = n + m + 2
+        self._graph = csr_array(
+            (data, np.concatenate(columns).astype(np.int32), indptr.astype(np.int32)), shape=(size, size)
+        )
+        self._num_chunks, self._num_workers = n, m
+        self._demand = int(data[m + held.nnz :].sum())
+
+    def _flow(self, capacity: Any) -> Any:
+        self._graph.data[: self._num_workers] = capacity
+        return maximum_flow(self._graph, 0, self._num_chunks + self._num_workers + 1)
+
+    def feasible(self, capacity: Any) -> bool:
+        """Whether workers doing at most `capacity` chunks each (a number or shape (m,)) meet the demand."""
+        return bool(self._flow(capacity).flow_value == self._demand)
+
+    def smallest_capacity(self) -> int:
+        """The smallest capacity, the same for all workers, that meets the demand (which must be possible)."""
+        least = -(-self._demand // self._num_workers)
+        return least + first_true(lambda extra: self.feasible(least + extra))
+
+    def chosen(self, capacity: Any) -> Assignment:
+        """The copies that a maximum flow under `capacity` uses, as a sub-assignment of A."""
+        m, n = self._num_workers, self._num_chunks
+        used = self._flow(capacity).flow[1 : m + 1, m + 1 : m + n + 1]
+        return csr_array((used > 0).T.astype(np.int8))
+
+
+def first_true(holds: Callable[[int], bool]) -> int:
+    """The smallest k >= 0 with holds(k), for a predicate that stays true: doubling, then bisection."""
+    above = 0
+    while not holds(above):
+        above = 2 * above + 1
+    return bisect_left(range(above), True, lo=(above + 1) // 2, key=holds)

@@ -1,4 +1,4 @@
-"""The coding matrix R, shape (m, l): row j is worker j's coding vector, l = `parts`.
+"""The coding matrix R, shape (m, l): row j is worker j's coding vector, l = `parts`; and how it codes and decodes.
 
 To decode a chunk the server inverts R[S], S the l workers that did it, so R[S] must be well conditioned for every
 S that can occur: for every *meeting set*, l workers that share a chunk. The spread matrix is well conditioned
@@ -15,13 +15,14 @@ from __future__ import annotations
 
 from itertools import combinations, count, islice
 from math import comb
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from psgc.coding.assignment import Assignment, check, from_matrix
-from psgc.coding.coefficients import Matrix
 from psgc.errors import UserError
+
+Matrix: TypeAlias = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 
 _RECOLOURINGS = 500
 _RECOLOURED_WORKERS = 200_000  # recolourings x workers: a second or two
@@ -80,6 +81,39 @@ def worst_condition(coding_matrix: Matrix, assignment: Assignment) -> float:
         while batch := list(islice(subsets, max(1, _BATCH // len(holders)))):
             worst = max(worst, float(np.linalg.cond(matrix[holders[:, batch]]).max()))
     return worst
+
+
+def encoding_coefficients(rows: Matrix) -> Matrix:
+    """X, shape (s, l), with R[S]^T X = I_l: worker j of S adds sum_k X[j, k] g[k] to its coded gradient.
+
+    S are the s contributors of a chunk, and `rows` is R[S]. X is of minimum norm when s > l, the least-squares solution
+    when s < l: X = (R[S]^+)^T in all three cases. The server forms part k as sum_j R[j, k] y_j, that is R[S]^T X g: g
+    itself when R[S] has rank l, otherwise the projection of g on the row space of R[S].
+
+    Source: arXiv:2405.19509, the protocol in which workers encode once their contributors are known.
+
+    >>> R = np.array([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
+    >>> X = encoding_coefficients(R)
+    >>> bool(np.allclose(R.T @ X, np.eye(2)))
+    True
+    """
+    return np.asarray(np.linalg.pinv(rows).T, np.float64)
+
+
+def decoding_coefficients(rows: Matrix) -> Matrix:
+    """D = R[S]^-1, shape (l, l): a chunk's parts are D @ Y, Y the coded gradients of its l contributors.
+
+    Raises UserError: `rows`, R[S], cannot be inverted.
+
+    >>> R = np.array([[1.0, 0.0], [0.6, 0.8]])
+    >>> G = np.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])  # two parts of three entries
+    >>> bool(np.allclose(decoding_coefficients(R) @ (R @ G), G))
+    True
+    """
+    try:
+        return np.asarray(np.linalg.inv(rows), np.float64)
+    except np.linalg.LinAlgError:
+        raise UserError("these contributors cannot decode: their coding vectors are dependent") from None
 
 
 def _spread(assignment: Assignment, parts: int, rng: np.random.Generator) -> Matrix:

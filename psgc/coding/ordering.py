@@ -19,7 +19,7 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import maximum_bipartite_matching, min_weight_full_bipartite_matching
 
 from psgc.coding.assignment import Assignment, check, from_matrix
-from psgc.coding.flow import Network
+from psgc.coding.bounds import FlowNetwork
 from psgc.coding.ordering_search import improve
 from psgc.coding.worst_case_bound import least_undone_bound
 from psgc.errors import UserError
@@ -129,7 +129,7 @@ def primary_copies(assignment: Assignment, ordering: Ordering, parts: int) -> As
     if (np.bincount(chunk[early], minlength=n) == parts).all():
         ones = np.ones(n * parts, np.int8)
         return csr_array((ones, (chunk[early], worker[early])), shape=(n, m))
-    network = Network(assignment, parts)
+    network = FlowNetwork(assignment, parts)
     return network.chosen(network.smallest_capacity())
 
 
@@ -203,7 +203,7 @@ def _one_holder_each(chunk: Any, worker: Any, owner: Any, n: int, m: int) -> Any
             holder = min_weight_full_bipartite_matching(square)[1] // share
     else:
         edges: Assignment = csr_array((np.ones(len(chunk), np.int8), (chunk, worker)), shape=(n, m))
-        network = Network(edges, per_chunk > 0)
+        network = FlowNetwork(edges, per_chunk > 0)
         one_each = network.chosen(network.smallest_capacity())
         holder = np.full(n, -1)
         holder[one_each.nonzero()[0]] = one_each.nonzero()[1]

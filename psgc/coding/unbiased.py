@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from psgc.coding.coefficients import Matrix
+from psgc.coding.coding_matrix import Matrix
 
 _SUCCESSES = 64  # draws in which a chunk is recovered, after which its weight is known well enough
 _AT_ONCE = 64  # draws

@@ -1,7 +1,7 @@
 """The settings of a run: the keys of its YAML, their types and defaults, and the rules between them."""
 
 from psgc.config.coding import AssignmentFile, Coding, Recovery, Verify
-from psgc.config.faults import ChunkCosts, Faults, Injection, KnownCosts, Step, Stragglers
+from psgc.config.faults import ChunkCosts, Faults, Injection, KnownCosts, Stragglers
 from psgc.config.loading import checked_settings, from_yaml_text, has_torch_problem, load, read
 from psgc.config.problem import (
     Batch,
@@ -41,7 +41,6 @@ __all__ = [
     "ScheduleName",
     "ScriptOptimizer",
     "ScriptProblem",
-    "Step",
     "Stragglers",
     "TorchConfig",
     "TorchOptimizer",

@@ -5,15 +5,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
 
+from psgc.iteration import Moment
 from psgc.validation import Count, Natural, PathText, Positive, RelativeError, Section, UsedBy, expect, refuse
 from psgc.yaml_source import shown
 
-# fmt: off
-Step = Literal[
-    "begin", "gradient", "before_report", "after_report", "after_commit", "sending",
-    "summing", "passing_on", "passed_on", "stepping",
-]
-# fmt: on
 OF_OWNERS = ("summing", "passing_on")  # steps of ranks that own slices: no worker does with aggregation `server`
 
 
@@ -25,7 +20,7 @@ class Injection(Section):
     )
     rank: Natural = Field(description="a rank, 0 for the server")
     iteration: Natural = Field(description="a whole number >= 0: the iteration in which it happens")
-    step: Step = Field(default="gradient", description="when in the iteration")
+    step: Moment = Field(default="gradient", description="when in the iteration")
     seconds: Annotated[Positive | None, UsedBy(["stop", "hold"])] = Field(
         default=None, description="stop: until SIGCONT, null for never; hold: how long"
     )
@@ -64,7 +59,7 @@ class Faults(Section):
         default_factory=list, description="faults on purpose, each once"
     )
 
-    def flips(self, step: Step) -> bool:
+    def flips(self, step: Moment) -> bool:
         """Whether a fault of kind flip is to happen at this step."""
         return any((fault.kind, fault.step) == ("flip", step) for fault in self.inject)
 

@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from psgc.data.memory import check_memory
+from psgc.data.npz import check_memory
 from psgc.disk import open_regular
 from psgc.errors import UserError
 

@@ -27,7 +27,6 @@ from typing import IO, Any, BinaryIO
 import numpy as np
 import scipy.sparse
 
-from psgc.data.memory import check_memory
 from psgc.disk import open_regular, write_whole
 from psgc.errors import UserError
 
@@ -211,3 +210,23 @@ def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
 
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path.parent.resolve() / path.name, fill)
+
+
+def check_memory(path: str, needed: int, copies: int, remedy: str) -> None:
+    """Raises UserError when `copies` processes of this host cannot hold `needed` bytes each.
+
+    remedy: what to do about it.
+    """
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed * copies > there:
+        each = (
+            f"each of the {copies} processes on this host, {_gib(needed * copies)} in all" if copies > 1 else "memory"
+        )
+        raise UserError(
+            f"{path}: it cannot be mapped and takes {_gib(needed)} in {each}, but this machine has {_gib(there)}; "
+            f"{remedy}"
+        )
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB"

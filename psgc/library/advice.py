@@ -16,13 +16,12 @@ def simulate(path: str | os.PathLike[str], set: Mapping[str, Any] | None = None)
 
     Example: `{row["schedule"]: row["mean_time"] for row in psgc.simulate("sim.yaml")}`.
     """
-    from psgc.simulation import experiment, network_experiment
-    from psgc.simulation.network_settings import NetworkSettings
-    from psgc.simulation.settings import load
+    from psgc.simulation import experiment, programs
+    from psgc.simulation.settings import NetworkSettings, load
 
     settings = load(os.fspath(path), overrides_of(set))
     if isinstance(settings, NetworkSettings):
-        return [asdict(row) for row in network_experiment.run(settings)]
+        return [asdict(row) for row in programs.run(settings)]
     return [asdict(row) for row in experiment.run(settings)]
 
 

@@ -4,8 +4,7 @@ To add one, write a subclass of `Schedule` in a file of this package and give it
 """
 
 from psgc.schedules.dynamic import DynamicSchedule
-from psgc.schedules.fixed import RandomSchedule, SkippingSchedule, StaticSchedule, UncodedSchedule
-from psgc.schedules.full import FullSchedule
+from psgc.schedules.fixed import FullSchedule, RandomSchedule, SkippingSchedule, StaticSchedule, UncodedSchedule
 from psgc.schedules.schedule import Queues, Schedule
 
 SCHEDULES: dict[str, type[Schedule]] = {

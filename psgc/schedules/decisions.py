@@ -1,14 +1,15 @@
 """What the schedule `dynamic` decides: who takes over chunks from whom, and who does which backup next."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from heapq import heappop, heappush
 from math import inf
 from typing import Any
 
-from psgc.schedules.learning import Learning
-from psgc.schedules.orders import Order, Queue, Skip
-from psgc.schedules.progress import LEAD, Chunk, Worker
-from psgc.schedules.schedule import Schedule
+from psgc.schedules.progress import LEAD, ChunkView, Learning, WorkerView
+from psgc.schedules.schedule import Order, Queue, Schedule, Skip
+
+UNEVEN = 1.1  # costs that differ by no more than this factor count as equal
+ROUNDS = 10  # passes over all chunks, at most
 
 
 class Decisions(Schedule):
@@ -17,9 +18,9 @@ class Decisions(Schedule):
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         costs = self._costs or [1.0] * len(self._holders)
-        self._chunks = chunks = [Chunk(number, cost) for number, cost in enumerate(costs)]
+        self._chunks = chunks = [ChunkView(number, cost) for number, cost in enumerate(costs)]
         self._workers = {
-            rank: Worker(rank, [chunks[i] for i in own], [chunks[i] for i in self._backups.get(rank, ())])
+            rank: WorkerView(rank, [chunks[i] for i in own], [chunks[i] for i in self._backups.get(rank, ())])
             for rank, own in self._queues.items()
         }
         self.learning = Learning()
@@ -28,8 +29,8 @@ class Decisions(Schedule):
     def _forget_plans(self) -> None:
         """An iteration begins."""
         self._latest = 0.0  # when something was last heard in this iteration
-        self._to_pull: dict[Worker, None] = {}  # workers that may take over more
-        self._bare: dict[Worker, None] = {}  # workers that have lost the last chunk they were told
+        self._to_pull: dict[WorkerView, None] = {}  # workers that may take over more
+        self._bare: dict[WorkerView, None] = {}  # workers that have lost the last chunk they were told
         self._alarms: list[tuple[float, int]] = []
 
     def tick(self, now: float) -> list[Order]:
@@ -58,7 +59,7 @@ class Decisions(Schedule):
             heappop(self._alarms)
         return inf
 
-    def _withdraw(self, chunk: Chunk, workers: Sequence[Worker]) -> list[Order]:
+    def _withdraw(self, chunk: ChunkView, workers: Sequence[WorkerView]) -> list[Order]:
         """These workers need not begin `chunk`; if it is recovered, they need not do it at all."""
         for worker in workers:
             if worker.running is not chunk:
@@ -67,7 +68,7 @@ class Decisions(Schedule):
                     self._bare[worker] = None
         return [Skip(worker.rank, chunk.number, chunk.committed) for worker in workers]
 
-    def _start_next(self, worker: Worker, now: float) -> list[Order]:
+    def _start_next(self, worker: WorkerView, now: float) -> list[Order]:
         """`worker` goes on with the head of what it was told; nobody else needs to begin with that then."""
         worker.start_next(now)
         chunk = worker.running
@@ -77,14 +78,14 @@ class Decisions(Schedule):
         started = chunk.copies + len(chunk.takers) - len(others)
         return self._withdraw(chunk, others) if started >= chunk.wanted else []
 
-    def _pull(self, worker: Worker, now: float) -> list[Order]:
+    def _pull(self, worker: WorkerView, now: float) -> list[Order]:
         """Take over what holders with a longer way to go were told, as long as `worker` would be through sooner."""
         pace, lag = worker.pace, self.learning.lag
         if pace is None or pace == inf or worker.chosen:
             return []
         limit = worker.through(now, lag) + 2 * lag
-        ends: dict[Worker, float] = {}  # when others will be through
-        offers: dict[Worker, set[Chunk]] = {}  # what those that will be through later were told
+        ends: dict[WorkerView, float] = {}  # when others will be through
+        offers: dict[WorkerView, set[ChunkView]] = {}  # what those that will be through later were told
         for chunk in worker.choices():
             for other in chunk.takers:
                 if other.running is chunk:
@@ -124,7 +125,7 @@ class Decisions(Schedule):
                 orders += self._choose(worker, now)
         return orders
 
-    def _choose(self, worker: Worker, now: float) -> list[Order]:
+    def _choose(self, worker: WorkerView, now: float) -> list[Order]:
         """Decide what `worker` does after the chunk it is in, or at once when it rests."""
         lag, spread = self.learning.lag, self.learning.spread
         before = tuple(worker.told)
@@ -151,8 +152,48 @@ class Decisions(Schedule):
             orders.append(self._queue(worker))
         return orders
 
-    def _queue(self, worker: Worker) -> Queue:
+    def _queue(self, worker: WorkerView) -> Queue:
         """What `worker` was told, and before it what it is in: it may not have begun that when the order arrives."""
         running = worker.running
         first = () if running is None or running.committed else (running,)
         return Queue(worker.rank, tuple(chunk.number for chunk in (*first, *worker.told)))
+
+
+def uneven(costs: Sequence[float]) -> bool:
+    """Whether a plan pays: the costs, each > 0, differ by more than the factor UNEVEN."""
+    return max(costs, default=1.0) > UNEVEN * min(costs, default=1.0)
+
+
+def balance(
+    chunks: Iterable[ChunkView], workers: Sequence[WorkerView], holders: Sequence[Sequence[WorkerView]]
+) -> None:
+    """Plan for chunks of known, different costs: nobody has much more to do than others.
+
+    Chunks move between holders, none of which is in a chunk, until no move shortens the longer of two queues.
+    The queues of the workers are then sorted by cost, the longest chunk first: what is left late is small, and fills
+    gaps. Exchanges of two chunks gain 1 to 4 % where costs are known exactly, and nothing where they are off by 10 %.
+
+    holders[i]: of chunk i. A worker takes its pace times the cost of a chunk, 1 when its pace is not known.
+    """
+    known = [worker.pace for worker in workers if worker.pace is not None]
+    usual = sorted(known)[len(known) // 2] if known else 1.0
+    paces = {worker: usual if worker.pace is None else worker.pace for worker in workers}
+    longest_first = sorted(chunks, key=lambda chunk: -chunk.cost)
+    for _ in range(ROUNDS):
+        told = [(chunk, worker) for chunk in longest_first for worker in chunk.takers]
+        if not sum(_move(chunk, worker, holders[chunk.number], paces) for chunk, worker in told):
+            break
+    for worker in workers:
+        worker.told = dict.fromkeys(sorted(worker.told, key=lambda chunk: -chunk.cost))
+
+
+def _move(chunk: ChunkView, worker: WorkerView, holders: Sequence[WorkerView], paces: dict[WorkerView, float]) -> bool:
+    others = [other for other in holders if other not in chunk.takers]
+    if not others:
+        return False
+    other = min(others, key=lambda w: paces[w] * (w.ahead + chunk.cost))
+    if paces[other] * (other.ahead + chunk.cost) >= paces[worker] * worker.ahead * (1 - 1e-9):
+        return False
+    worker.forget(chunk)
+    other.tell(chunk)
+    return True

@@ -4,11 +4,9 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from copy import copy
 from typing import Any, Self
 
-from psgc.schedules.balance import balance, uneven
-from psgc.schedules.decisions import Decisions
-from psgc.schedules.orders import Loss, Order, Queue
-from psgc.schedules.progress import Worker
-from psgc.schedules.schedule import Queues, split
+from psgc.schedules.decisions import Decisions, balance, uneven
+from psgc.schedules.progress import WorkerView
+from psgc.schedules.schedule import Loss, Order, Queue, Queues, split
 
 
 class DynamicSchedule(Decisions):
@@ -91,9 +89,9 @@ class DynamicSchedule(Decisions):
         # a worker that rests must hear so: it would do its own share
         return orders + [Queue(w.rank, ()) for w in workers if w.running is None and w.own]
 
-    def _second_shares(self, checked: Sequence[int]) -> Iterable[Worker]:
+    def _second_shares(self, checked: Sequence[int]) -> Iterable[WorkerView]:
         """Who does the copy more of each checked chunk, shared out evenly among those that hold it besides."""
-        more: dict[Worker, int] = {}
+        more: dict[WorkerView, int] = {}
         for number in checked:
             chunk = self._chunks[number]
             workers = [self._workers[rank] for rank in self._holders[number]]
@@ -103,9 +101,9 @@ class DynamicSchedule(Decisions):
                 more[worker] = more.get(worker, 0) + 1
         return more
 
-    def _shares_of(self, resting: Set[int]) -> Iterable[Worker]:
+    def _shares_of(self, resting: Set[int]) -> Iterable[WorkerView]:
         """Who does the chunks of workers that rest. Those do what has no spare holder, and nothing else."""
-        more: dict[Worker, None] = {}
+        more: dict[WorkerView, None] = {}
         for worker in [self._workers[rank] for rank in sorted(resting)]:
             worker.mean = None  # that it reports nothing is no surprise
             for chunk in worker.held:
@@ -173,7 +171,7 @@ class DynamicSchedule(Decisions):
             worker.held = [*worker.held, self._chunks[number]]
         for worker in self._workers.values():  # those that rested may be needed
             worker.left = worker.held
-        in_it: list[Worker] = []
+        in_it: list[WorkerView] = []
         for number, (needed, able) in loss.invalidated.items():
             in_it += self._invalidate(number, self._chunks[number].wanted - needed, able)
         return self._share_out(in_it, now)
@@ -182,7 +180,7 @@ class DynamicSchedule(Decisions):
         self._chunks[chunk].wanted = copies + 1
         return self._share_out(self._invalidate(chunk, copies, able), now)
 
-    def _invalidate(self, number: int, copies: int, able: Sequence[int]) -> list[Worker]:
+    def _invalidate(self, number: int, copies: int, able: Sequence[int]) -> list[WorkerView]:
         """Only so many copies are there, and those who are `able` have to do it; who of them seems to be in it."""
         chunk = self._chunks[number]
         workers = [self._workers[rank] for rank in able]
@@ -194,7 +192,7 @@ class DynamicSchedule(Decisions):
         chunk.doers = tuple(w for w in chunk.doers if w not in workers)
         return [worker for worker in workers if worker.running is chunk]
 
-    def _share_out(self, in_it: Sequence[Worker], now: float) -> list[Order]:
+    def _share_out(self, in_it: Sequence[WorkerView], now: float) -> list[Order]:
         """in_it: may have dropped what they were in, when it was recovered, before they began it."""
         self._bare |= dict.fromkeys(w for w in self._workers.values() if not w.told)
         orders = self._choose_for_the_bare(now)

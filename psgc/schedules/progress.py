@@ -1,18 +1,24 @@
-"""What `dynamic` knows of chunks and workers during an iteration, and when it expects a chunk to be done.
+"""What `dynamic` knows of chunks and workers, what it learns from reports, and when it expects a chunk to be done.
 
-All times are seconds since the iteration began; `lag` is explained in `psgc.schedules.learning`.
+All times are seconds since the iteration began; for `lag` and `spread` see `Learning`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from math import inf
 
 LEAD = 0.1  # share of a chunk's time before its predicted end at which the next one is chosen once more
 SOON = 0.5  # share of a chunk's time: two workers that would end a chunk within this of each other would both begin it
 UNKNOWN = 5.0  # a worker without a report, after e seconds: expected to need this times e more
+TRUSTED = 0.08  # surprise up to which the paces of one iteration are used in the next
+LEARNING_RATE = 0.25  # weight of a worker's newest chunk in its pace
+RISE, FALL = 0.25, 0.02  # weight of a chunk in the spread, when it took longer and when not
+LAG_RATE = 0.25  # weight of the newest report in the lag
+LAG_STEP = 1e-4  # seconds; a report counts as at most this late, or as twice the lag
 
 
-class Chunk:
+class ChunkView:
     """A chunk in one iteration.
 
     cost: relative to an average chunk; wanted: copies that it needs; copies: those that count; takers: the workers that
@@ -28,8 +34,8 @@ class Chunk:
     def begin(self, wanted: int) -> None:
         """A new iteration, in which the chunk needs so many copies."""
         self.wanted, self.copies, self.committed = wanted, 0, False
-        self.takers: tuple[Worker, ...] = ()
-        self.doers: tuple[Worker, ...] = ()
+        self.takers: tuple[WorkerView, ...] = ()
+        self.doers: tuple[WorkerView, ...] = ()
 
     def expected(self, now: float, lag: float) -> float:
         """When its takers will have recovered it; infinite when they are too few."""
@@ -48,7 +54,7 @@ class Chunk:
         return self.cost * max(1.0, min(spread, *late)) if late else self.cost
 
 
-class Worker:
+class WorkerView:
     """A worker in one iteration.
 
     own: its own share; held: all chunks that it holds, in order of preference; left: those of them that may have to be
@@ -64,7 +70,7 @@ class Worker:
         "since", "sum", "told",
     )  # fmt: skip
 
-    def __init__(self, rank: int, own: list[Chunk], backups: list[Chunk]) -> None:
+    def __init__(self, rank: int, own: list[ChunkView], backups: list[ChunkView]) -> None:
         self.rank = rank
         self.own = own
         self.held = own + backups
@@ -75,9 +81,9 @@ class Worker:
         """A new iteration: the worker is told its own share."""
         self.pace = pace
         self.left = self.held
-        self.told: dict[Chunk, None] = {}
+        self.told: dict[ChunkView, None] = {}
         self.ahead = 0.0
-        self.running: Chunk | None = None
+        self.running: ChunkView | None = None
         self.since = self.due = 0.0
         self.chosen = False
         self.reports, self.sum = 0, 0.0
@@ -87,7 +93,7 @@ class Worker:
 
     # what it does
 
-    def tell(self, chunk: Chunk) -> None:
+    def tell(self, chunk: ChunkView) -> None:
         """The worker is to do `chunk` after all that it was told."""
         self.told[chunk] = None
         self.ahead += chunk.cost
@@ -109,7 +115,7 @@ class Worker:
         if self.running is not None and self.pace is not None:
             self.due += self.pace * self.running.cost
 
-    def forget(self, chunk: Chunk) -> None:
+    def forget(self, chunk: ChunkView) -> None:
         """The worker does not do `chunk`, or has done it."""
         if chunk in self.told:
             self._strike(chunk)
@@ -123,7 +129,7 @@ class Worker:
             self.forget(self.running)
         self.running, self.alarm = None, inf
 
-    def _strike(self, chunk: Chunk) -> None:
+    def _strike(self, chunk: ChunkView) -> None:
         del self.told[chunk]
         self.ahead -= chunk.cost
         self.chosen = False
@@ -147,16 +153,15 @@ class Worker:
         pace = (1 + UNKNOWN) * self.elapsed(now, lag) if self.pace is None else self.pace
         return self.free(now, lag) + pace * self.ahead
 
-    def choices(self) -> list[Chunk]:
+    def choices(self) -> list[ChunkView]:
         """The chunks that it could do besides what it was told."""
         self.left = [chunk for chunk in self.left if not chunk.committed]
         return [chunk for chunk in self.left if self not in chunk.takers and self not in chunk.doers]
 
-    def best(self, now: float, lag: float, spread: float) -> Chunk | None:
+    def best(self, now: float, lag: float, spread: float) -> ChunkView | None:
         """The chunk that is predicted to be recovered last without it, of those that it would speed up.
 
         Those that nobody begins soon come first: a second copy helps only when it is the worker that is slow.
-        spread: see `psgc.schedules.learning`.
         """
         pace, start = self.pace, self.free(now, lag) + 2 * lag
         is_untried = pace is None and (self.running is None or self.running.committed)  # then any chunk will do
@@ -192,3 +197,41 @@ class Worker:
             ]
             when = max(min(late, default=inf), now + LEAD * self.pace)
         return when if when > now else inf
+
+
+class Learning:
+    """Lasts from one iteration to the next. The paces themselves are with the workers.
+
+    lag: seconds from the end of a chunk until the server handles its report, smoothed.
+    spread: how many times as long as expected the longest chunks take, of workers that are no slower than before.
+    """
+
+    def __init__(self) -> None:
+        self.lag = 0.0
+        self.spread = 1.0
+        self._surprise = 0.0  # how far paces are from those of the iteration before, as a share; a weighted mean
+
+    def trusts_paces(self, workers: Collection[WorkerView], seconds: float) -> bool:
+        """Whether the paces of the iteration that is over are a guide for the next; seconds: until its last report."""
+        for worker in workers:
+            before = worker.mean
+            if worker.reports:  # the mean: single chunks of a worker that shares its processor differ much
+                worker.mean = worker.sum / worker.reports
+            elif before is not None and before < seconds:  # it was expected to report
+                worker.mean = seconds
+            if before is not None and worker.mean is not None:  # less than the lag is no difference
+                change = max(0.0, abs(worker.mean - before) - self.lag) / max(worker.mean, before, 1e-300)
+                self._surprise += (change - self._surprise) / len(workers)
+        return self._surprise <= TRUSTED
+
+    def learn(self, worker: WorkerView, pace: float, late: float) -> float:
+        """`worker` took `pace` seconds per average chunk, and its report was `late` seconds late: its new pace."""
+        if worker.reports and worker.pace:
+            times = min(pace / worker.pace, 2 * self.spread)  # once is no rule
+            self.spread += (RISE if times > self.spread else FALL) * (max(1.0, times) - self.spread)
+        worker.sum += pace
+        old = pace if worker.pace is None else worker.pace
+        worker.pace = old + LEARNING_RATE * (pace - old)
+        # a single worker whose reports take long says nothing about the server
+        self.lag += LAG_RATE * (min(late, max(2 * self.lag, LAG_STEP)) - self.lag)
+        return worker.pace

@@ -4,9 +4,9 @@ Such a schedule is its *positions*: O[i, j] = k when worker j's copy of chunk i 
 (`psgc.coding.ordering`, `psgc.coding.positions`). With s_j seconds per chunk the copy is there at O[i, j] * s_j. Chunk
 i is recovered at the l-th smallest of these times over its holders, and the gradient when the last chunk is.
 
-Arguments: `positions` is O, shape (N, m), sparse, at least l holders a chunk; `parts` is l; `seconds` is s of each
-trial, > 0, shape (trials, m), inf for a failed worker; `deadlines` are seconds, shape (D,). Where chunks differ, the
-work that a worker has done by then (`work_before`) takes the place of the position.
+Arguments: `positions` is O, shape (N, m), sparse, at least l holders a chunk, or the work that a worker has done by
+then (`work_before`), which is the same where all chunks cost 1; `parts` is l; `seconds` is s of each trial, > 0, shape
+(trials, m), inf for a failed worker; `deadlines` are seconds, shape (D,).
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 from scipy.sparse import csr_array
 
 from psgc import coding
-from psgc.simulation.speeds import Seconds
+from psgc.data.times import Seconds
 
 _BLOCK = 4_000_000  # numbers held at once
 _RIDGE = 1e-12  # relative to the trace of the Gram matrix
@@ -110,12 +110,15 @@ def least_squares_errors(assignment: Any, seconds: Seconds, deadlines: ArrayLike
     return errors
 
 
-def copies_computed(positions: Any, seconds: Seconds, times: Seconds) -> Seconds:
-    """How many chunks the workers have finished at `times` (trials,), wanted or not: shape (trials,)."""
-    load = np.bincount(positions.indices, minlength=positions.shape[1])
-    done = np.zeros(len(seconds))
-    for k in range(1, int(load.max()) + 1):  # k * s_j is rounded as in the times
-        done += ((k * seconds <= times[:, None]) & (k <= load) & np.isfinite(seconds)).sum(axis=1)
+def copies_computed(work: Any, seconds: Seconds, times: Seconds) -> Seconds:
+    """How many chunks the workers have finished at `times` (trials,), wanted or not: shape (trials,).
+
+    work: as from `work_before`.
+    """
+    done = np.empty(len(seconds))
+    for trials in _blocks(len(seconds), work.nnz):
+        finished = seconds[trials][:, work.indices] * work.data  # rounded as in the times
+        done[trials] = ((finished <= times[trials, None]) & np.isfinite(finished)).sum(axis=1)
     return done
 
 

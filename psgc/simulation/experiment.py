@@ -1,4 +1,4 @@
-"""A simulation from its settings to its table: one row for each number of parts and each schedule.
+"""A simulation of schedules, from its settings to its table: a row for each number of parts and each schedule.
 
 All rows are for the same speeds, and the failed workers of a row with fewer failures are among those of a row with
 more. A trial that cannot recover takes infinitely long: it is counted as impossible and left out of the means.
@@ -6,40 +6,38 @@ more. A trial that cannot recover takes infinitely long: it is counted as imposs
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from psgc import coding
+from psgc.data.times import Seconds, estimates
 from psgc.errors import UserError
 from psgc.plan import default_queues, read_assignment
 from psgc.schedules import SCHEDULES, Queues
-from psgc.simulation import closed_form, speeds
+from psgc.simulation import closed_form
 from psgc.simulation.settings import BuiltAssignment, Settings
 from psgc.simulation.virtual import VirtualCluster
 
 MAX_TIMES = 1_000_000_000  # speeds of a worker in a trial, all of which are in memory
 
-Step = Callable[[str], object]
+Told = Callable[[str], object]
 
 
 @dataclass(frozen=True)
-class Row:
-    """Means over the trials that recovered; None where there is none, or where it was not asked for.
-
-    Times and bounds are seconds. mean_errors: over all trials, one for each deadline. impossible: trials that never
-    recover. mean_computed: copies that were finished at the recovery.
-    """
+class ScheduleRow:
+    """Means over the trials that recovered; None where there is none, or where it was not asked for."""
 
     parts: int
     schedule: str
-    mean_time: float | None
+    mean_time: float | None  # seconds
     std_time: float | None
-    mean_bound: float | None
-    mean_ratio: float | None
-    mean_errors: list[float]
-    impossible: int
-    mean_computed: float | None
+    mean_bound: float | None  # seconds
+    mean_ratio: float | None  # of the two
+    mean_errors: list[float]  # over all trials, one for each deadline
+    impossible: int  # trials that never recover
+    mean_computed: float | None  # copies that were finished at the recovery
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,17 +46,17 @@ class Trials:
 
     parts: int
     schedule: str
-    times: speeds.Seconds
-    computed: speeds.Seconds
-    errors: speeds.Seconds
-    bounds: speeds.Seconds | None
+    times: Seconds
+    computed: Seconds
+    errors: Seconds
+    bounds: Seconds | None
 
-    def row(self) -> Row:
+    def row(self) -> ScheduleRow:
         """Their means."""
         done = np.isfinite(self.times)
         times = self.times[done]
         bounds = None if self.bounds is None else self.bounds[done]
-        return Row(
+        return ScheduleRow(
             self.parts,
             self.schedule,
             _mean(times),
@@ -77,7 +75,7 @@ def steps(settings: Settings) -> int:
     return len(settings.parts) * settings.trials * (simulated + settings.bound)
 
 
-def run(settings: Settings, step: Step = lambda what: None) -> list[Row]:
+def run(settings: Settings, step: Told = lambda what: None) -> list[ScheduleRow]:
     """The rows of a simulation. step: called with a description after each trial that takes long.
 
     Raises UserError when the settings do not fit each other, or the files that they name.
@@ -85,7 +83,7 @@ def run(settings: Settings, step: Step = lambda what: None) -> list[Row]:
     return [trials.row() for trials in simulate(settings, step)]
 
 
-def simulate(settings: Settings, step: Step = lambda what: None) -> Iterator[Trials]:
+def simulate(settings: Settings, step: Told = lambda what: None) -> Iterator[Trials]:
     """As `run`, with every trial."""
     assignment = _assignment(settings)
     for parts in settings.parts:
@@ -95,111 +93,102 @@ def simulate(settings: Settings, step: Step = lambda what: None) -> Iterator[Tri
     failed = {parts: _failed(settings, assignment, parts) for parts in settings.parts}
     ordering = coding.ordering(assignment)
     for parts in settings.parts:
-        seconds = speeds.with_failures(everybody, failed[parts], [settings.seed, 1])
-        cluster = _Cluster(settings, assignment, ordering, parts, seconds, costs, step)
-        bounds = cluster.bounds() if settings.bound else None
+        seconds = with_failures(everybody, failed[parts], [settings.seed, 1])
+        compared = _Comparison(settings, assignment, ordering, parts, seconds, costs, step)
+        bounds = compared.bounds() if settings.bound else None
         for schedule in settings.schedules:
             closed = SCHEDULES[schedule].keeps_queues
-            times, computed, errors = cluster.in_closed_form(schedule) if closed else cluster.event_by_event(schedule)
+            times, computed, errors = (compared.in_closed_form if closed else compared.event_by_event)(schedule)
             yield Trials(parts, schedule, closed_form.rounded_up(times, settings.clock), computed, errors, bounds)
 
 
-class _Cluster:
-    """One cluster for all schedules.
+@dataclass(frozen=True, eq=False)
+class _Comparison:
+    """All schedules on the same workers and chunks.
 
-    seconds: of its workers, (trials, m); costs: of its chunks, (trials, N), None where all are alike.
+    seconds: of the workers, (trials, m); costs: of the chunks, (trials, N), None where all are alike.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        assignment: Any,
-        ordering: Any,
-        parts: int,
-        seconds: speeds.Seconds,
-        costs: speeds.Seconds | None,
-        step: Step,
-    ) -> None:
-        self._settings, self._parts, self._seconds, self._step = settings, parts, seconds, step
-        self._costs = costs
-        self._assignment, self._ordering = assignment, ordering
-        self._primary = coding.primary_copies(assignment, ordering, parts)
+    settings: Settings
+    assignment: Any
+    ordering: Any
+    parts: int
+    seconds: Seconds
+    costs: Seconds | None
+    step: Told
 
-    def bounds(self) -> speeds.Seconds:
-        bounds = np.empty(len(self._seconds))
-        for t, seconds in enumerate(self._seconds):
-            if self._costs is None:
-                bounds[t] = coding.clairvoyant_bound(self._assignment, self._parts, seconds)
+    @cached_property
+    def primary(self) -> Any:
+        return coding.primary_copies(self.assignment, self.ordering, self.parts)
+
+    def bounds(self) -> Seconds:
+        bounds = np.empty(len(self.seconds))
+        for t, seconds in enumerate(self.seconds):
+            if self.costs is None:
+                bounds[t] = coding.clairvoyant_bound(self.assignment, self.parts, seconds)
             else:  # the mean of all work: what would do if everybody could do any part of any chunk
-                bounds[t] = self._parts * self._costs[t].sum() / (1 / seconds).sum()
-            self._step(f"bound, l = {self._parts}")
-        return closed_form.rounded_up(bounds, self._settings.clock)
+                bounds[t] = self.parts * self.costs[t].sum() / (1 / seconds).sum()
+            self.step(f"bound, l = {self.parts}")
+        return closed_form.rounded_up(bounds, self.settings.clock)
 
     def _queues(self, schedule: str) -> tuple[Queues, Queues]:
-        ranks = range(1, self._assignment.shape[1] + 1)
-        return default_queues(schedule, self._ordering, self._primary, self._settings.seed, ranks)
+        ranks = range(1, self.assignment.shape[1] + 1)
+        return default_queues(schedule, self.ordering, self.primary, self.settings.seed, ranks)
 
-    def in_closed_form(self, schedule: str) -> tuple[speeds.Seconds, speeds.Seconds, speeds.Seconds]:
+    def in_closed_form(self, schedule: str) -> tuple[Seconds, Seconds, Seconds]:
         """Times, copies computed and errors of a schedule that keeps its queues."""
-        queues, _ = self._queues(schedule)
-        whole_loads, deadlines = SCHEDULES[schedule].counts_whole_loads, self._settings.deadlines
-        if self._costs is not None:
-            return self._trial_by_trial([*queues.values()], whole_loads, self._costs)
-        positions = coding.positions([*queues.values()], self._assignment.shape[0], whole_loads)
-        times = closed_form.completion_times(positions, self._parts, self._seconds)
-        if deadlines and whole_loads and self._parts == 1:  # as in the paper: least squares over the finished workers
-            errors = closed_form.least_squares_errors(self._assignment, self._seconds, deadlines)
-        else:
-            errors = closed_form.error_measures(positions, self._parts, self._seconds, deadlines)
-        return times, closed_form.copies_computed(positions, self._seconds, times), errors
-
-    def _trial_by_trial(
-        self, queues: list[list[int]], whole_loads: bool, costs: speeds.Seconds
-    ) -> tuple[speeds.Seconds, speeds.Seconds, speeds.Seconds]:
-        """As `in_closed_form`, of chunks that differ from trial to trial."""
-        parts, deadlines = self._parts, self._settings.deadlines
-        times, computed = np.empty((2, len(costs)))
-        errors = np.empty((len(costs), len(deadlines)))
-        for t, seconds in enumerate(self._seconds[:, None]):
-            work = closed_form.work_before(queues, costs[t])
-            counted = closed_form.work_before(queues, costs[t], whole_loads)
-            times[t] = closed_form.completion_times(counted, parts, seconds)[0]
-            computed[t] = (work.data * seconds[0, work.indices] <= times[t]).sum() if np.isfinite(times[t]) else np.nan
-            errors[t] = closed_form.error_measures(counted, parts, seconds, deadlines)[0]
+        queues = [*self._queues(schedule)[0].values()]
+        whole_loads, deadlines = SCHEDULES[schedule].counts_whole_loads, self.settings.deadlines
+        times, computed, errors = self._empty()
+        together: list[tuple[slice, Seconds]] = [(slice(None), np.ones(self.assignment.shape[0]))]
+        if self.costs is not None:
+            together = [(slice(t, t + 1), costs) for t, costs in enumerate(self.costs)]
+        for some, costs in together:
+            seconds = self.seconds[some]
+            work, counted = (closed_form.work_before(queues, costs, whole) for whole in (False, whole_loads))
+            times[some] = closed_form.completion_times(counted, self.parts, seconds)
+            computed[some] = closed_form.copies_computed(work, seconds, times[some])
+            errors[some] = closed_form.error_measures(counted, self.parts, seconds, deadlines)
+        # as in the paper: least squares over the finished workers
+        if deadlines and whole_loads and self.parts == 1 and self.costs is None:
+            errors = closed_form.least_squares_errors(self.assignment, self.seconds, deadlines)
         return times, computed, errors
 
-    def event_by_event(self, schedule: str) -> tuple[speeds.Seconds, speeds.Seconds, speeds.Seconds]:
+    def _empty(self) -> tuple[Seconds, Seconds, Seconds]:
+        trials = len(self.seconds)
+        return np.empty(trials), np.empty(trials), np.empty((trials, len(self.settings.deadlines)))
+
+    def event_by_event(self, schedule: str) -> tuple[Seconds, Seconds, Seconds]:
         """The same from the production coordinator and schedule; each trial starts without what others have learnt."""
-        held = self._assignment if SCHEDULES[schedule].holds_backups else self._primary
+        held = self.assignment if SCHEDULES[schedule].holds_backups else self.primary
         holders = [(row + 1).tolist() for row in np.split(held.indices, held.indptr[1:-1])]
         queues, backups = self._queues(schedule)
-        settings, error = self._settings, self._settings.known_speeds
-        believed = None if error is None else speeds.estimates(self._seconds, error, [settings.seed, 2])
+        settings, error = self.settings, self.settings.known_speeds
+        believed = None if error is None else estimates(self.seconds, error, [settings.seed, 2])
         known_costs = self._known_costs()
-        times, computed = np.empty((2, len(self._seconds)))
-        errors = np.empty((len(self._seconds), len(settings.deadlines)))
-        for t, seconds in enumerate(self._seconds):
-            rules = SCHEDULES[schedule](queues, backups, holders, self._parts)
-            cluster = VirtualCluster(holders, queues, self._parts, rules)
+        times, computed, errors = self._empty()
+        for t, seconds in enumerate(self.seconds):
+            rules = SCHEDULES[schedule](queues, backups, holders, self.parts)
+            cluster = VirtualCluster(holders, queues, self.parts, rules)
             if believed is not None:
                 cluster.know(dict(enumerate(believed[t].tolist(), start=1)))
             if known_costs is not None:
                 rules.know_costs(known_costs[t].tolist())
-            costs = None if self._costs is None else self._costs[t].tolist()
+            costs = None if self.costs is None else self.costs[t].tolist()
             trial = cluster.recover(dict(enumerate(seconds.tolist(), start=1)), costs)
             times[t], computed[t] = trial.time, trial.computed
             useful = closed_form.rounded_up(np.array(trial.useful), settings.clock)
-            missing = len(holders) * self._parts - np.searchsorted(useful, settings.deadlines, side="right")
+            missing = len(holders) * self.parts - np.searchsorted(useful, settings.deadlines, side="right")
             errors[t] = np.sqrt(missing)
-            self._step(f"{schedule}, l = {self._parts}")
+            self.step(f"{schedule}, l = {self.parts}")
         return times, computed, errors
 
-    def _known_costs(self) -> speeds.Seconds | None:
+    def _known_costs(self) -> Seconds | None:
         """What the schedules know of the chunks, relative to their mean, (trials, N); None: nothing."""
-        error = self._settings.speeds.known_costs
-        if self._costs is None or error is None:
+        error = self.settings.speeds.known_costs
+        if self.costs is None or error is None:
             return None
-        believed: speeds.Seconds = speeds.estimates(self._costs, error, [self._settings.seed, 3])
+        believed: Seconds = estimates(self.costs, error, [self.settings.seed, 3])
         believed /= believed.mean(axis=1, keepdims=True)
         return believed
 
@@ -218,7 +207,7 @@ def _assignment(settings: Settings) -> Any:
     return coding.ASSIGNMENTS[wanted.kind].make(chunks, workers, replication, settings.seed)
 
 
-def _speeds(settings: Settings, workers: int) -> speeds.Seconds:
+def _speeds(settings: Settings, workers: int) -> Seconds:
     if (numbers := settings.trials * workers) > MAX_TIMES:
         raise UserError(f"trials: {settings.trials} x {workers} workers are {numbers} times, expected <= {MAX_TIMES}")
     return settings.speeds.draw(np.random.default_rng([settings.seed, 0]), (settings.trials, workers))
@@ -235,5 +224,19 @@ def _failed(settings: Settings, assignment: Any, parts: int) -> int:
     return int(load[0]) - {"load": 0, "load - 1": 1, "load - parts": parts}[failed]
 
 
-def _mean(values: speeds.Seconds) -> float | None:
+def with_failures(seconds: Seconds, failed: int, seed: list[int]) -> Seconds:
+    """The same times with `failed` random workers of each trial at inf. Raises UserError when none would be left.
+
+    Those that fail with a smaller number are among those that fail with a larger one, with the same seed.
+    """
+    trials, workers = seconds.shape
+    if not 0 <= failed < workers:
+        raise UserError(f"failed is {failed}; with {workers} workers it must be at least 0 and less than {workers}")
+    unlucky = np.argsort(np.random.default_rng(seed).random((trials, workers)), axis=1)[:, :failed]
+    result = np.array(seconds)
+    np.put_along_axis(result, unlucky, np.inf, axis=1)
+    return result
+
+
+def _mean(values: Seconds) -> float | None:
     return float(values.mean()) if values.size else None

@@ -19,7 +19,7 @@ def nothing() -> None:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Message:
+class Transfer:
     """size: bytes; sent, arrived: called when the message is through its sender's link, and when it is there."""
 
     dest: int
@@ -28,7 +28,7 @@ class Message:
     sent: Then
 
 
-class Links:
+class VirtualLinks:
     """The links of all ranks, for large messages or for control messages.
 
     waiting: messages by sender; sending: whether a rank sends; receiving: until when it receives, seconds; bytes: sent
@@ -36,29 +36,29 @@ class Links:
     """
 
     def __init__(self, ranks: int) -> None:
-        self.waiting: list[deque[Message]] = [deque() for _ in range(ranks)]
+        self.waiting: list[deque[Transfer]] = [deque() for _ in range(ranks)]
         self.sending = [False] * ranks
         self.receiving = [0.0] * ranks
         self.bytes = [0] * ranks
 
 
-class Network:
+class VirtualNetwork:
     """Ranks 0, ..., ranks - 1 and a virtual clock. rate: bytes per second; latency: seconds; now: seconds."""
 
     def __init__(self, ranks: int, rate: float, latency: float) -> None:
         self.now = 0.0
-        self.vectors, self.control = Links(ranks), Links(ranks)
+        self.vectors, self.control = VirtualLinks(ranks), VirtualLinks(ranks)
         self._rate, self._latency = rate, latency
         self._events: list[tuple[float, int, Then]] = []  # (when, number, what)
         self._number = 0
 
     def send(self, source: int, dest: int, size: int, arrived: Then, sent: Then = nothing) -> None:
         """Send a vector of so many bytes as soon as the link is free."""
-        self._post(self.vectors, source, Message(dest, size, arrived, sent))
+        self._post(self.vectors, source, Transfer(dest, size, arrived, sent))
 
     def tell(self, source: int, dest: int, size: int, arrived: Then) -> None:
         """The same with a control message."""
-        self._post(self.control, source, Message(dest, size, arrived, nothing))
+        self._post(self.control, source, Transfer(dest, size, arrived, nothing))
 
     def run(self) -> None:
         """Until nothing is under way."""
@@ -66,12 +66,12 @@ class Network:
             self.now, _, then = heappop(self._events)
             then()
 
-    def _post(self, links: Links, source: int, message: Message) -> None:
+    def _post(self, links: VirtualLinks, source: int, message: Transfer) -> None:
         links.waiting[source].append(message)
         if not links.sending[source]:
             self._next(links, source)
 
-    def _next(self, links: Links, source: int) -> None:
+    def _next(self, links: VirtualLinks, source: int) -> None:
         links.sending[source] = bool(links.waiting[source])
         if not links.waiting[source]:
             return

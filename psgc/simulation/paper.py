@@ -58,7 +58,7 @@ PUBLISHED_ERRORS = {
 
 
 @dataclass(frozen=True)
-class Outcome:
+class PaperMean:
     """One mean: `values` of shape (draws, trials per draw), and what was published for it, if anything."""
 
     what: str
@@ -109,7 +109,7 @@ class Outcome:
         return abs(self.percent) <= WITHIN_PERCENT or abs(self.errors) <= WITHIN_ERRORS
 
 
-def exact(trials: int = EXACT_TRIALS, seed: int = 0) -> list[Outcome]:
+def exact(trials: int = EXACT_TRIALS, seed: int = 0) -> list[PaperMean]:
     """The exact experiment: completion times, of the cyclic assignment also with failures."""
     outcomes = []
     for what, assignment, failed in (
@@ -120,11 +120,11 @@ def exact(trials: int = EXACT_TRIALS, seed: int = 0) -> list[Outcome]:
         found = _simulate(assignment, failed, trials, seed, clock=1.0)
         for (parts, scheme), draws in found.items():
             published = PUBLISHED_TIMES.get((what, parts), (None,) * len(SCHEMES))[[*SCHEMES].index(scheme)]
-            outcomes.append(Outcome(what, parts, scheme, np.array([draw.times for draw in draws]), published))
+            outcomes.append(PaperMean(what, parts, scheme, np.array([draw.times for draw in draws]), published))
     return outcomes
 
 
-def approximate(trials: int = APPROXIMATE_TRIALS, seed: int = 0) -> list[Outcome]:
+def approximate(trials: int = APPROXIMATE_TRIALS, seed: int = 0) -> list[PaperMean]:
     """The approximate experiment: errors at the deadlines, on the graph with 7 failed workers."""
     found = _simulate("graph", LOAD - 1, trials, seed, deadlines=[float(deadline) for deadline in DEADLINES])
     outcomes = []
@@ -132,7 +132,7 @@ def approximate(trials: int = APPROXIMATE_TRIALS, seed: int = 0) -> list[Outcome
         errors = np.array([draw.errors for draw in found[parts, scheme]])
         for d, deadline in enumerate(DEADLINES):
             mean = published[d] if d < len(published) else 0.0
-            outcomes.append(Outcome("graph, 7 failed", parts, scheme, errors[:, :, d], mean, deadline))
+            outcomes.append(PaperMean("graph, 7 failed", parts, scheme, errors[:, :, d], mean, deadline))
     return outcomes
 
 
@@ -157,7 +157,7 @@ def _simulate(
     return found
 
 
-def markdown(times: list[Outcome], errors: list[Outcome]) -> str:
+def markdown(times: list[PaperMean], errors: list[PaperMean]) -> str:
     """psgc's means beside the published ones."""
     published = [outcome for outcome in (*times, *errors) if outcome.published is not None]
     good = sum(outcome.reproduced for outcome in published)
@@ -185,7 +185,7 @@ def markdown(times: list[Outcome], errors: list[Outcome]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _line(row: str, outcome: Outcome) -> str:
+def _line(row: str, outcome: PaperMean) -> str:
     if outcome.published is None:
         return f"| {row} | | {outcome.mean:.3f} | | | |"
     verdict = "yes" if outcome.reproduced else "**no**"
@@ -195,7 +195,7 @@ def _line(row: str, outcome: Outcome) -> str:
     )
 
 
-def draw(times: list[Outcome], errors: list[Outcome], directory: Path) -> None:
+def draw(times: list[PaperMean], errors: list[PaperMean], directory: Path) -> None:
     """The paper's two figures, with the published means as crosses."""
     figure = drawing.new_figure(11)
     for axes, where in zip(figure.subplots(1, 2), WHERE, strict=False):

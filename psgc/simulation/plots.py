@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from psgc.reporting.drawing import new_figure, save
-from psgc.simulation.experiment import Row
+from psgc.simulation.experiment import ScheduleRow
 
 
-def write_figure(path: Path, rows: Sequence[Row], deadlines: Sequence[float]) -> None:
+def write_figure(path: Path, rows: Sequence[ScheduleRow], deadlines: Sequence[float]) -> None:
     """The rows of a simulation as one figure: completion times, and the errors if there are deadlines."""
     figure = new_figure(11 if deadlines else 6)
     axes = figure.subplots(1, 2 if deadlines else 1, squeeze=False)[0]

@@ -1,4 +1,4 @@
-"""One iteration on a simulated network, with nothing to compute, under each of three programs:
+"""Iterations on a simulated network, with nothing to compute, under each of three programs:
 
 * `allreduce`: m ranks sum their vectors around a ring, and pass the sum around it. Nobody decides anything.
 * `coded_allreduce`: rank 0 and m workers hold the parameters. The workers send each slice of their accumulators to its
@@ -14,7 +14,7 @@ when rank r sends something to rank r + k, rank r - k sends the same to rank r. 
 are too many to be simulated one by one. Rank 0 then contributes to the coded all-reduce as well.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -27,27 +27,61 @@ from psgc.server import events
 from psgc.server.coordinator import Coordinator
 from psgc.server.interpreter import Target, carry_out
 from psgc.server.membership import Membership
-from psgc.simulation.network import Network, nothing
-from psgc.simulation.network_settings import NetworkSettings, ProgramName
+from psgc.simulation.network import VirtualNetwork, nothing
+from psgc.simulation.settings import NetworkSettings, ProgramName
 
 ONE_BY_ONE = 100_000  # messages with vectors; more are simulated by symmetry
 
 
 @dataclass(frozen=True)
 class Traffic:
-    """seconds: of the iteration; link_bytes: of each rank's link, both directions together; control: messages to and
-    from rank 0; by_symmetry: whether one rank stood for all."""
+    """What passed through the network in one iteration."""
 
     seconds: float
-    link_bytes: list[int]
-    control: int
+    link_bytes: list[int]  # of each rank's link, both directions together
+    control: int  # messages to and from rank 0
+    by_symmetry: bool  # whether one rank stood for all
+
+
+@dataclass(frozen=True)
+class NetworkRow:
+    """A row of the table: one iteration."""
+
+    workers: int
+    program: ProgramName
+    parts: int | None  # None where they play no role
+    seconds: float  # from its beginning until every rank can step
+    busiest_bytes: int  # through the links of the ranks, both directions together
+    mean_bytes: float
+    ratio: float  # of these two
+    control_messages: int  # to and from rank 0
     by_symmetry: bool
+
+
+def wanted(settings: NetworkSettings) -> list[tuple[int, ProgramName, int | None]]:
+    """(workers, program, parts) of the rows."""
+    return [
+        (workers, program, parts)
+        for workers in settings.workers
+        for program in settings.programs
+        for parts in ([None] if program == "allreduce" else settings.parts)
+    ]
+
+
+def run(settings: NetworkSettings, step: Callable[[str], object] = lambda what: None) -> Iterator[NetworkRow]:
+    """The rows of a simulation. step: called with a description before each."""
+    for workers, program, parts in wanted(settings):
+        step(f"{program}, {workers} workers")
+        traffic = PROGRAMS[program](settings, workers, parts or 1)
+        busiest, mean = max(traffic.link_bytes), sum(traffic.link_bytes) / len(traffic.link_bytes)
+        ratio, control = busiest / mean if mean else 1.0, traffic.control
+        yield NetworkRow(workers, program, parts, traffic.seconds, busiest, mean, ratio, control, traffic.by_symmetry)
 
 
 def allreduce(settings: NetworkSettings, workers: int, parts: int, most: int = ONE_BY_ONE) -> Traffic:
     """A ring of `workers` ranks; `parts` plays no role. most: messages that are simulated one by one."""
     links, steps = settings.network, 2 * (workers - 1)
-    network = Network(workers, links.rate, links.latency)
+    network = VirtualNetwork(workers, links.rate, links.latency)
     by_symmetry = workers * steps > most
 
     def send(rank: int, step: int) -> None:
@@ -64,14 +98,14 @@ def allreduce(settings: NetworkSettings, workers: int, parts: int, most: int = O
     return Traffic(network.now, [sum(bytes_)] * workers if by_symmetry else bytes_, 0, by_symmetry)
 
 
-def server(settings: NetworkSettings, workers: int, parts: int, most: int = ONE_BY_ONE) -> Traffic:
-    """Rank 0 owns everything: all messages are simulated. Raises ValueError when there are fewer workers than parts."""
-    return _CodedAllreduce(settings, workers, parts).run()
-
-
 def coded_allreduce(settings: NetworkSettings, workers: int, parts: int, most: int = ONE_BY_ONE) -> Traffic:
-    """Slices and owners. most: messages that are simulated one by one. Raises ValueError as `server`."""
-    return _CodedAllreduce(settings, workers, parts, most, all_own=True).run()
+    """Slices and owners. most: messages that are simulated one by one. Raises ValueError: fewer workers than parts."""
+    return _CodedAllreduce(settings, workers, parts, most).run()
+
+
+def server(settings: NetworkSettings, workers: int, parts: int) -> Traffic:
+    """The same, but rank 0 owns everything: all messages are simulated."""
+    return _CodedAllreduce(settings, workers, parts, None).run()
 
 
 PROGRAMS: dict[ProgramName, Callable[[NetworkSettings, int, int], Traffic]] = {
@@ -81,16 +115,18 @@ PROGRAMS: dict[ProgramName, Callable[[NetworkSettings, int, int], Traffic]] = {
 }
 
 
-class _Coordinated(Target):
-    """Rank 0 with the production coordinator, and workers that have done each chunk as soon as they begin."""
+class _CodedAllreduce(Target):
+    """Rank 0 with the production coordinator, and workers that have done each chunk as soon as they begin.
 
-    def __init__(self, settings: NetworkSettings, workers: int, parts: int) -> None:
+    most: messages that are simulated one by one; None: all, and rank 0 owns everything.
+    """
+
+    def __init__(self, settings: NetworkSettings, workers: int, parts: int, most: int | None) -> None:
         if workers < parts:
             raise ValueError(f"{parts} parts need as many workers, got {workers}")
-        self.links, self.workers, self.parts = settings.network, workers, parts
-        self.network = Network(workers + 1, self.links.rate, self.links.latency)
-        self.entries = -(-self.links.dim // parts)
-        self.seconds, self.control, self.by_symmetry = 0.0, 0, False
+        self._links, self._workers, self._parts = settings.network, workers, parts
+        self._network = VirtualNetwork(workers + 1, self._links.rate, self._links.latency)
+        self._seconds, self._control = 0.0, 0
         chunks = range(workers * settings.chunks_per_worker)
         holders = [[1 + (chunk + k) % workers for k in range(parts)] for chunk in chunks]
         self._queues: dict[int, list[int]] = {worker: [] for worker in range(1, workers + 1)}
@@ -99,77 +135,77 @@ class _Coordinated(Target):
                 self._queues[worker].append(chunk)
         schedule = SCHEDULES["uncoded"](self._queues, {}, holders, parts)
         self._coordinator = Coordinator(Membership(holders, parts), schedule, combined=True)
-        self.bring(events.Begin(0))
+        self._bring(events.Begin(0))
 
-    def bring(self, event: events.Event) -> None:
-        """Something has happened at rank 0."""
-        carry_out(self._coordinator.handle(event), self)
-
-    def tell(self, source: int, dest: int, then: Callable[[], object]) -> None:
-        """A control message from or to rank 0."""
-        self.control += 1
-        self.network.tell(source, dest, RECORD.itemsize, then)
-
-    def report(self, worker: int) -> None:
-        """The worker has done all its chunks."""
-        for chunk in self._queues[worker]:
-            self.tell(worker, 0, partial(self.bring, events.Report(worker, 0, chunk)))
-
-    def commit(self, chunk: int, contributors: tuple[int, ...], told: object, serial: int) -> None:
-        for worker in contributors:
-            self.tell(0, worker, nothing)
-
-    def begin(self) -> None:
-        raise NotImplementedError
-
-    def run(self) -> Traffic:
-        self.begin()
-        self.network.run()
-        vectors = self.network.vectors.bytes
-        if self.by_symmetry:
-            vectors = [sum(vectors)] * len(vectors)
-        link_bytes = [a + b for a, b in zip(vectors, self.network.control.bytes, strict=True)]
-        return Traffic(self.seconds, link_bytes, self.control, self.by_symmetry)
-
-
-class _CodedAllreduce(_Coordinated):
-    def __init__(
-        self, settings: NetworkSettings, workers: int, parts: int, most: int = ONE_BY_ONE, all_own: bool = False
-    ) -> None:
-        super().__init__(settings, workers, parts)
-        self._ranks, self._all_own = range(workers + 1), all_own
-        self._plan = self._make_plan(self._ranks[1:])
-        self.by_symmetry = all_own and 2 * len(self._ranks) * len(self._plan.blocks) > most
-        if self.by_symmetry:
-            self.entries = -(-self.entries // len(self._ranks)) * len(self._ranks)  # for slices of one size
-            self._plan = self._make_plan(self._ranks)
-        simulated = self._ranks[:1] if self.by_symmetry else self._ranks
+        entries = -(-self._links.dim // parts)
+        self._ranks, self._all_own = range(workers + 1), most is not None
+        self._plan = self._make_plan(entries, self._ranks[1:])
+        self._by_symmetry = most is not None and 2 * len(self._ranks) * len(self._plan.blocks) > most
+        if self._by_symmetry:
+            entries = -(-entries // len(self._ranks)) * len(self._ranks)  # for slices of one size
+            self._plan = self._make_plan(entries, self._ranks)
+        simulated = self._ranks[:1] if self._by_symmetry else self._ranks
         self._exchanges = {rank: Exchange(self._plan, rank) for rank in simulated}
         self._mapped = 0  # workers that have the map
         self._awaited = dict.fromkeys(self._queues, 2)  # the end of the exchange, and CLOSE
 
-    def _make_plan(self, contributors: Iterable[int]) -> Plan:
-        itemsize = self.links.itemsize
-        rates = {rank: self.links.rate if self._all_own or not rank else 0.0 for rank in self._ranks}
-        slices = make_slices(self.entries, self.parts, rates, least_slice(itemsize))
+    def _make_plan(self, entries: int, contributors: Iterable[int]) -> Plan:
+        itemsize = self._links.itemsize
+        rates = {rank: self._links.rate if self._all_own or not rank else 0.0 for rank in self._ranks}
+        slices = make_slices(entries, self._parts, rates, least_slice(itemsize))
         own = [Contributor(rank, rank, 0) for rank in contributors]
         return Plan(self._ranks, own, slices, block_entries(slices, itemsize))
 
-    def begin(self) -> None:
+    def run(self) -> Traffic:
         for worker in self._queues:
-            self.tell(0, worker, partial(self.report, worker))  # BEGIN
+            self._tell(0, worker, partial(self._report, worker))  # BEGIN
+        self._network.run()
+        vectors = self._network.vectors.bytes
+        if self._by_symmetry:
+            vectors = [sum(vectors)] * len(vectors)
+        link_bytes = [a + b for a, b in zip(vectors, self._network.control.bytes, strict=True)]
+        return Traffic(self._seconds, link_bytes, self._control, self._by_symmetry)
+
+    def _tell(self, source: int, dest: int, then: Callable[[], object]) -> None:
+        """A control message from or to rank 0."""
+        self._control += 1
+        self._network.tell(source, dest, RECORD.itemsize, then)
+
+    def _report(self, worker: int) -> None:
+        """The worker has done all its chunks."""
+        for chunk in self._queues[worker]:
+            self._tell(worker, 0, partial(self._bring, events.Report(worker, 0, chunk)))
+
+    def _bring(self, event: events.Event) -> None:
+        """Something has happened at rank 0."""
+        carry_out(self._coordinator.handle(event), self)
+
+    # what the coordinator wants done
+
+    def commit(self, chunk: int, contributors: tuple[int, ...], told: object, serial: int) -> None:
+        for worker in contributors:
+            self._tell(0, worker, nothing)
 
     def share(self, contributors: object) -> None:
-        if not self.by_symmetry:
+        if not self._by_symmetry:
             self._handle(0, Begin())
         for worker in self._queues:
-            self.tell(0, worker, partial(self._begin_exchange, worker))  # MAP, the same as in the iteration before
+            self._tell(0, worker, partial(self._begin_exchange, worker))  # MAP, the same as in the iteration before
+
+    def finish(self) -> None:
+        """Rank 0 has the gradient; by symmetry the others have it at the same time."""
+        for worker in self._queues:
+            if self._by_symmetry:
+                self._awaited[worker] -= 1
+            self._tell(0, worker, partial(self._step_if_closed, worker))  # CLOSE
+
+    # the exchange
 
     def _begin_exchange(self, worker: int) -> None:
         self._mapped += 1
-        if not self.by_symmetry:
+        if not self._by_symmetry:
             self._handle(worker, Begin())
-        elif self._mapped == self.workers:
+        elif self._mapped == self._workers:
             self._handle(0, Begin())
 
     def _handle(self, rank: int, event: Event) -> None:
@@ -178,15 +214,15 @@ class _CodedAllreduce(_Coordinated):
                 case Send():
                     self._send(rank, instruction)
                 case Finish() if rank == 0:
-                    self.bring(events.Summed())
+                    self._bring(events.Summed())
                 case Finish():
                     self._step_if_closed(rank)
 
     def _send(self, rank: int, send: Send) -> None:
         dest, number, contributor = send.dest, send.block, send.contributor
         block = self._plan.blocks[number]
-        size = (block.stop - block.start) * self.links.itemsize * (self.parts if contributor is None else 1)
-        if self.by_symmetry:  # what rank 0 sends to `dest`, rank -dest sends to rank 0
+        size = (block.stop - block.start) * self._links.itemsize * (self._parts if contributor is None else 1)
+        if self._by_symmetry:  # what rank 0 sends to `dest`, rank -dest sends to rank 0
             count, blocks = len(self._ranks), len(self._plan.blocks)
             number = (number - dest * (blocks // count)) % blocks
             source = -dest % count
@@ -194,17 +230,10 @@ class _CodedAllreduce(_Coordinated):
             arrived = partial(self._handle, 0, Arrived(source, number, contributor))
         else:
             arrived = partial(self._handle, dest, Arrived(rank, number, contributor))
-        self.network.send(rank, dest, size, arrived, partial(self._handle, rank, Sent(send)))
-
-    def finish(self) -> None:
-        """Rank 0 has the gradient; by symmetry the others have it at the same time."""
-        for worker in self._queues:
-            if self.by_symmetry:
-                self._awaited[worker] -= 1
-            self.tell(0, worker, partial(self._step_if_closed, worker))  # CLOSE
+        self._network.send(rank, dest, size, arrived, partial(self._handle, rank, Sent(send)))
 
     def _step_if_closed(self, worker: int) -> None:
         self._awaited[worker] -= 1
         if not self._awaited[worker]:
-            self.seconds = self.network.now
-            self.tell(worker, 0, nothing)  # STEPPED
+            self._seconds = self._network.now
+            self._tell(worker, 0, nothing)  # STEPPED

@@ -138,7 +138,7 @@ class Replay:
         return None if self.run.config.batch else costs
 
     def _simulate(self, plan: Plan, schedule: str) -> dict[str, np.ndarray]:
-        """The fields of `Trial` in each iteration that counts."""
+        """The fields of `Simulated` in each iteration that counts."""
         recording, config = self.recording, self.run.config
         seconds = recording.seconds * (self.run.chunks / plan.num_chunks)
         costs = self._costs(plan.num_chunks)

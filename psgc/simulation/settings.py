@@ -1,22 +1,23 @@
-"""The simulation's YAML: what may stand in it. `psgc.validation` says how it is read and refused."""
+"""The YAML of a simulation: of schedules, or with the key `network` of programs on a network."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self, TypeAlias, get_args
 
 import numpy as np
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
 from psgc.coding import ASSIGNMENTS
 from psgc.config import AssignmentFile, ChunkCosts, ScheduleName
+from psgc.data.times import Seconds, chunk_trace, read, rounds
+from psgc.errors import UserError
 from psgc.schedules import SCHEDULES
-from psgc.simulation.network_settings import NetworkSettings
-from psgc.simulation.speeds import Seconds, Shape, chunk_trace, from_file, trace
 from psgc.validation import (
     MOST,
     Count,
     Fraction,
     Natural,
+    NotNegative,
     PathText,
     Positive,
     RelativeError,
@@ -29,6 +30,11 @@ from psgc.validation import (
 )
 from psgc.yaml_source import Source, shown
 
+MOST_REPORTS = 1_000_000  # all of which are in memory
+
+ProgramName = Literal["allreduce", "server", "coded_allreduce"]
+ItemSize = Annotated[int, Field(ge=1, le=16), expect("a whole number >= 1")]
+
 
 def _failed(value: Any) -> Any:
     whole = isinstance(value, int) and not isinstance(value, bool) and value >= 0
@@ -37,8 +43,9 @@ def _failed(value: Any) -> Any:
     return value
 
 
+Shape: TypeAlias = tuple[int, int]
 Exponent = Annotated[float, Field(ge=0.25, le=MOST, allow_inf_nan=False), expect("a number >= 0.25")]
-Failed = Annotated[int | str, BeforeValidator(_failed)]
+FailedWorkers = Annotated[int | str, BeforeValidator(_failed)]
 
 
 class BuiltAssignment(Section):
@@ -54,7 +61,7 @@ class Speeds(Section):
     """Seconds per chunk; `failed` workers of each trial, drawn at random, never finish any."""
 
     kind: str
-    failed: Failed = 0
+    failed: FailedWorkers = 0
 
     def draw(self, rng: np.random.Generator, shape: Shape) -> Seconds:
         """The speeds of all workers in all trials: `shape` is (trials, m)."""
@@ -110,7 +117,8 @@ class Trace(Speeds):
     path: PathText = Field(description="an .npy file with seconds, rounds x workers")
 
     def draw(self, rng: np.random.Generator, shape: Shape) -> Seconds:
-        return trace(self.path, shape)
+        measured = rounds(self.path, shape[1])
+        return measured[np.arange(shape[0]) % len(measured)]
 
 
 class ChunkTrace(Speeds):
@@ -136,7 +144,13 @@ class SpeedsFile(Speeds):
     path: PathText = Field(description="an .npy file with seconds per chunk, trials x workers")
 
     def draw(self, rng: np.random.Generator, shape: Shape) -> Seconds:
-        return from_file(self.path, shape)
+        seconds, (trials, workers) = read(self.path, "trials x workers"), shape
+        if seconds.shape[1] != workers:
+            found = f"it has {seconds.shape[1]} workers (columns), but the assignment has {workers}"
+            raise UserError(f"{self.path}: {found}")
+        if len(seconds) < trials:
+            raise UserError(f"{self.path}: it has {len(seconds)} rows (trials), but trials is {trials}")
+        return seconds[:trials]
 
 
 SPEEDS: dict[str, type[Speeds]] = {
@@ -180,14 +194,46 @@ class Settings(Section):
         return self
 
 
-def load(path: str | Path, overrides: Sequence[str] = ()) -> Settings | NetworkSettings:
-    """Reads a simulation's YAML file and applies `--set` overrides in order. Raises UserError, one line.
+class LinkSettings(Section):
+    """Links, all alike, and the vector of which the gradient is one."""
 
-    With the key `network` it is a simulation of programs on a network, otherwise one of schedules.
-    """
+    rate: Positive = Field(description="bytes per second of a link, a number > 0")
+    latency: NotNegative = Field(description="seconds that a message takes besides, a number >= 0")
+    dim: Count = Field(description="entries of the gradient, a whole number >= 1")
+    itemsize: ItemSize = Field(description="bytes of an entry, a whole number >= 1")
+
+
+class NetworkSettings(Section):
+    """A simulation of iterations in which there is nothing to compute, on a network, validated."""
+
+    network: LinkSettings = Field(
+        description="a mapping, for example {rate: 25e6, latency: 1e-4, dim: 1000000, itemsize: 4}"
+    )
+    workers: Annotated[list[Count], expect("a list of at least one whole number >= 1")] = Field(
+        min_length=1, description="a list of numbers of workers, for example [8, 64]"
+    )
+    programs: Annotated[list[ProgramName], expect("a list of at least one program")] = Field(
+        [*get_args(ProgramName)], min_length=1
+    )
+    parts: Annotated[list[Count], expect("a list of at least one whole number >= 1")] = Field([1], min_length=1)
+    chunks_per_worker: Count = 8
+
+    @model_validator(mode="after")
+    def _enough_workers(self) -> Self:
+        parts, fewest, most = max(self.parts), min(self.workers), max(self.workers)
+        if set(self.programs) != {"allreduce"} and parts > fewest:
+            raise refuse(f"{parts} parts need as many workers, got {fewest}", "parts", "workers")
+        if (reports := most * self.chunks_per_worker * parts) > MOST_REPORTS:
+            product = f"{most} workers x {self.chunks_per_worker} chunks x {parts} parts"
+            text = f"{product} are {reports} reports, expected <= {MOST_REPORTS}"
+            raise refuse(text, "workers", "chunks_per_worker", "parts")
+        return self
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Settings | NetworkSettings:
+    """Reads a simulation's YAML file and applies `--set` overrides in order. Raises UserError, one line."""
     source = Source.from_file(path)
     for override in overrides:
         source.override(override)
-    if isinstance(source.tree, dict) and "network" in source.tree:
-        return validated(NetworkSettings, source)
-    return validated(Settings, source)
+    of_network = isinstance(source.tree, dict) and "network" in source.tree
+    return validated(NetworkSettings, source) if of_network else validated(Settings, source)

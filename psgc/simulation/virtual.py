@@ -18,23 +18,17 @@ from psgc.workers.state import WorkerState
 
 
 @dataclass(frozen=True)
-class Trial:
-    """time: seconds until recovery, inf when it is impossible; computed: copies finished by then.
+class Simulated:
+    """What an iteration took until its gradient was recovered."""
 
-    useful: when each copy was finished that a chunk still needed, ascending (N * l of them when it recovered).
-    spent: seconds of computing, also on unfinished chunks; used: the part of it for copies in the gradient.
-    reported: copies that were reported; orders: records sent to workers; contributors: workers with a copy in the
-    gradient.
-    """
-
-    time: float
-    computed: int
-    useful: tuple[float, ...] = ()
-    spent: float = 0.0
-    used: float = 0.0
-    reported: int = 0
-    orders: int = 0
-    contributors: int = 0
+    time: float  # seconds; inf: it cannot be recovered
+    computed: int  # copies finished by then
+    useful: tuple[float, ...] = ()  # when each copy that a chunk still needed was finished, ascending; N * l in the end
+    spent: float = 0.0  # seconds of computing, also on unfinished chunks
+    used: float = 0.0  # of these for copies in the gradient
+    reported: int = 0  # copies
+    orders: int = 0  # records sent to workers
+    contributors: int = 0  # workers with a copy in the gradient
 
 
 class VirtualCluster(Target):
@@ -70,7 +64,7 @@ class VirtualCluster(Target):
         if self._schedule.is_adaptive:
             self._schedule.estimates.update(seconds)
 
-    def recover(self, seconds: Mapping[int, float], costs: Sequence[float] | None = None) -> Trial:
+    def recover(self, seconds: Mapping[int, float], costs: Sequence[float] | None = None) -> Simulated:
         """One iteration in which the worker of each rank takes so many seconds per chunk; inf: it has failed.
 
         costs: of the chunks in this iteration and those after it; None: as before.
@@ -98,7 +92,7 @@ class VirtualCluster(Target):
         while not self._recovered:
             wake = self._coordinator.wake
             if not self._ends and wake == inf:
-                return Trial(inf, len(done), tuple(useful))
+                return Simulated(inf, len(done), tuple(useful))
             if not self._ends or wake < self._ends[0][0]:
                 self._now = wake
                 self._bring(events.Tick(wake))
@@ -117,9 +111,9 @@ class VirtualCluster(Target):
             event = events.Report if wanted else events.Abandoned
             took = seconds[rank] * self._cost(chunk)
             self._bring(event(rank, self._iteration, chunk, self._now, took))
-        return self._trial(done, tuple(useful), reported)
+        return self._result(done, tuple(useful), reported)
 
-    def _trial(self, done: Sequence[tuple[int, int]], useful: tuple[float, ...], reported: int) -> Trial:
+    def _result(self, done: Sequence[tuple[int, int]], useful: tuple[float, ...], reported: int) -> Simulated:
         used = [copy for copy in done if self._coordinator.books.used(*copy)]
         took = {copy: self._seconds[copy[0]] * self._cost(copy[1]) for copy in done}
         spent = sum(took.values())
@@ -127,7 +121,7 @@ class VirtualCluster(Target):
             if self._in[rank][0] == self._iteration:
                 left = end - self._now if self._breaks_off else 0.0
                 spent += max(0.0, self._seconds[rank] * self._cost(chunk) - left)
-        return Trial(
+        return Simulated(
             time=self._now,
             computed=len(done),
             useful=useful,

@@ -12,11 +12,11 @@ import numpy as np
 
 from psgc import __version__
 from psgc.backend import Backend
-from psgc.checks import trial_chunks
 from psgc.config import BuiltinProblem, Config, Data, PythonData, PythonProblem, ScriptProblem, TorchProblem
-from psgc.data import ChunkSource, Dataset, from_arrays, open_data
+from psgc.data import ChunkSource, Dataset, from_arrays, open_data, times
 from psgc.disk import expanded
 from psgc.errors import UserError
+from psgc.iteration import trial_chunks
 from psgc.plan import Plan
 from psgc.problems import (
     EVALUATION_ROWS,
@@ -27,7 +27,6 @@ from psgc.problems import (
     make_problem,
     measures_of,
 )
-from psgc.simulation import speeds
 from psgc.training.given import Given
 from psgc.workers.emulation import Emulation
 from psgc.workers.injection import Injector
@@ -177,7 +176,7 @@ def check_ranks(config: Config, num_workers: int) -> None:
 def emulated_seconds(config: Config, num_workers: int) -> np.ndarray | None:
     """Emulated seconds per chunk (rounds, workers), if the run replays a trace. Raises UserError."""
     slow = config.stragglers
-    return slow.scale * speeds.rounds(slow.path, num_workers) if slow.path and slow.kind == "trace" else None
+    return slow.scale * times.rounds(slow.path, num_workers) if slow.path and slow.kind == "trace" else None
 
 
 def emulated_chunks(config: Config, num_chunks: int) -> np.ndarray | None:
@@ -185,7 +184,7 @@ def emulated_chunks(config: Config, num_chunks: int) -> np.ndarray | None:
     slow = config.stragglers
     if slow.path is None or slow.kind != "chunk_trace":
         return None
-    return slow.scale * speeds.chunk_trace(slow.path, slow.split, num_chunks)
+    return slow.scale * times.chunk_trace(slow.path, slow.split, num_chunks)
 
 
 def known_costs(config: Config, num_chunks: int) -> Callable[[int], list[float]] | None:
@@ -198,7 +197,7 @@ def known_costs(config: Config, num_chunks: int) -> Callable[[int], list[float]]
         return None
 
     def of(iteration: int) -> list[float]:
-        believed = speeds.estimates(costs[iteration % len(costs)], known.known, [config.seed, iteration])
+        believed = times.estimates(costs[iteration % len(costs)], known.known, [config.seed, iteration])
         return [float(cost) for cost in believed / believed.mean()]
 
     return of
@@ -207,8 +206,8 @@ def known_costs(config: Config, num_chunks: int) -> Callable[[int], list[float]]
 def make_emulation(config: Config, plan: Plan, rank: int) -> Emulation:
     """How much longer than they are the chunks of this rank take. Raises UserError."""
     slow = config.stragglers
-    times, chunk_times = emulated_seconds(config, plan.num_workers), emulated_chunks(config, plan.num_chunks)
-    return Emulation(slow.kind, rank, config.seed, slow.factor, slow.seconds, times, chunk_times)
+    of_rounds, of_chunks = emulated_seconds(config, plan.num_workers), emulated_chunks(config, plan.num_chunks)
+    return Emulation(slow.kind, rank, config.seed, slow.factor, slow.seconds, of_rounds, of_chunks)
 
 
 def make_injector(config: Config, rank: int) -> Injector:

@@ -10,7 +10,6 @@ Under fault-tolerant MPI (`mpirun --with-ft ulfm`) ranks may die. `Transport.pol
 rank, then `Died`, then nothing of it any more. Sends to it are dropped.
 """
 
-from psgc.transport.backoff import LARGE as LARGE
 from psgc.transport.receives import Control as Control
 from psgc.transport.receives import Died as Died
 from psgc.transport.receives import Message as Message
@@ -19,3 +18,4 @@ from psgc.transport.receives import Vector as Vector
 from psgc.transport.sends import Sending as Sending
 from psgc.transport.transport import TEXT_LIMIT as TEXT_LIMIT
 from psgc.transport.transport import Transport as Transport
+from psgc.transport.waiting import LARGE as LARGE

@@ -25,8 +25,7 @@ import numpy as np
 
 from psgc.backend import Array, finish
 from psgc.messages import BATCH, RECORD, Records, stamp_length, stamp_of
-from psgc.rendezvous import MPI, in_bytes, received
-from psgc.transport.deaths import Deaths
+from psgc.rendezvous import MPI, Deaths, in_bytes, received
 
 CONTROL_TAG, TEXT_TAG = 1, 2
 RING = 16  # posted control receives

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 from psgc.backend import Array, finish
 from psgc.processes import RunningTime
-from psgc.rendezvous import MPI, in_bytes
-from psgc.transport.deaths import Deaths
+from psgc.rendezvous import MPI, Deaths, in_bytes
 
 SLOWEST = 1e6  # bytes per second that any network moves
 

@@ -15,12 +15,10 @@ import numpy as np
 from psgc.backend import Array
 from psgc.messages import BATCH, MESSAGE, RECORD, Records, joined
 from psgc.processes import die_with_parent, keep_freed_memory, sleep_precisely
-from psgc.rendezvous import MPI, TIMEOUT, Rendezvous, failed_ranks
-from psgc.transport.backoff import BELL, LARGE, LONGEST, SHORTEST, Backoff
-from psgc.transport.bell import NEIGHBOUR, OWN, Bell
-from psgc.transport.deaths import Deaths
+from psgc.rendezvous import MPI, TIMEOUT, Deaths, Rendezvous, failed_ranks
 from psgc.transport.receives import CONTROL_TAG, TEXT_TAG, Message, Receives
 from psgc.transport.sends import Sending, Sends
+from psgc.transport.waiting import BELL, LARGE, LONGEST, NEIGHBOUR, OWN, SHORTEST, Backoff, Bell
 
 TEXT_LIMIT = 1 << 16
 NAP = 5e-4  # seconds between two looks where ranks share cores: the others need them

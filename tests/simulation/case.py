@@ -34,7 +34,7 @@ class Fault:
     "ends" in place of its call for iteration `first`, or it "raises there"; it makes "another call" than the others,
     or it "differs" from them from that call on.
 
-    step: of the protocol (`psgc.config.Step`); then it happens when the worker is there for the `after`-th time, from
+    step: a `psgc.iteration.Moment`; then it happens when the worker is there for the `after`-th time, from
     iteration `first` on.
     """
 

@@ -11,7 +11,7 @@ from psgc.plan import make_plan
 from psgc.reporting.run_directory import RecordedRun
 from psgc.run_rows import Outcome, WorkerEvent
 from psgc.schedules import SCHEDULES
-from psgc.simulation.virtual import Trial, VirtualCluster
+from psgc.simulation.virtual import Simulated, VirtualCluster
 
 BASE = {
     "problem": {"python": "some:Model"},
@@ -51,7 +51,7 @@ def by_rank(row: Sequence[float]) -> dict[int, float]:
     return dict(enumerate(row, start=1))
 
 
-def messages(trial: Trial, workers: int) -> int:
+def messages(trial: Simulated, workers: int) -> int:
     """The parameters to each worker, and a report of each copy."""
     return workers + trial.computed
 

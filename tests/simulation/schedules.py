@@ -6,7 +6,7 @@ from typing import Any
 
 from psgc import schedules as production
 from psgc.schedules import Schedule
-from psgc.schedules.orders import Loss, Order, Queue, Skip
+from psgc.schedules.schedule import Loss, Order, Queue, Skip
 
 FIXED = tuple(name for name, schedule in production.SCHEDULES.items() if schedule.keeps_queues)
 SCHEDULES = (*production.SCHEDULES, "reordering")

@@ -8,8 +8,7 @@ import pytest
 from psgc.config import Coding
 from psgc.plan import make_plan
 from psgc.schedules import SCHEDULES
-from psgc.simulation import speeds
-from psgc.simulation.settings import Exponential, Pareto, ShiftedExponential, TwoSpeed
+from psgc.simulation.settings import Exponential, Pareto, ShiftedExponential, Trace, TwoSpeed
 from psgc.simulation.virtual import VirtualCluster
 
 TRACES = Path(__file__).parents[3] / "shared" / "traces"
@@ -58,7 +57,7 @@ def test_on_measured_times(name, cluster):
     if not path.exists():
         pytest.skip(f"no {path.name} beside the repository")
     workers, coding = cluster
-    check(workers, coding, 1, speeds.trace(str(path), (25, workers)))
+    check(workers, coding, 1, Trace(kind="trace", path=str(path)).draw(np.random.default_rng(), (25, workers)))
 
 
 @pytest.mark.parametrize("cluster", [BLOCKS, GRAPH], ids=["blocks", "graph"])

@@ -2,10 +2,10 @@
 
 import pytest
 
-from psgc.simulation.network import Network
+from psgc.simulation.network import VirtualNetwork
 
 
-class Recorded(Network):
+class Recorded(VirtualNetwork):
     """Notes when each message was sent and arrived."""
 
     def __init__(self, ranks=4):

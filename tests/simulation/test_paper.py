@@ -6,7 +6,7 @@ import pytest
 pytest.importorskip("matplotlib")
 
 from psgc.simulation import paper
-from psgc.simulation.paper import Outcome
+from psgc.simulation.paper import PaperMean
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def test_the_published_cyclic_times_are_without_failures(times):
 
 
 def outcome(values, published, **more):
-    return Outcome("here", 1, more.pop("scheme", "original"), np.asarray(values, float), published, **more)
+    return PaperMean("here", 1, more.pop("scheme", "original"), np.asarray(values, float), published, **more)
 
 
 def test_a_difference_that_rounding_explains_is_none():

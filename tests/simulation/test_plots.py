@@ -9,13 +9,13 @@ pytest.importorskip("matplotlib")
 from psgc.errors import UserError
 from psgc.reporting.drawing import new_figure
 from psgc.simulation import plots
-from psgc.simulation.experiment import Row
+from psgc.simulation.experiment import ScheduleRow
 
 ROWS = [
-    Row(1, "static", 2.0, 0.5, None, None, [3.0, 0.1], 0, 20.0),
-    Row(2, "static", 3.0, 0.5, None, None, [4.0, 0.0], 0, 30.0),
-    Row(1, "dynamic", 1.0, 0.2, None, None, [2.0, 0.0], 0, 15.0),
-    Row(2, "dynamic", None, None, None, None, [3.0, 1.0], 5, None),
+    ScheduleRow(1, "static", 2.0, 0.5, None, None, [3.0, 0.1], 0, 20.0),
+    ScheduleRow(2, "static", 3.0, 0.5, None, None, [4.0, 0.0], 0, 30.0),
+    ScheduleRow(1, "dynamic", 1.0, 0.2, None, None, [2.0, 0.0], 0, 15.0),
+    ScheduleRow(2, "dynamic", None, None, None, None, [3.0, 1.0], 5, None),
 ]
 
 
@@ -60,7 +60,7 @@ def test_errors_are_logarithmic_and_zeros_left_out():
 
 
 def test_nothing_to_draw_is_an_empty_figure(tmp_path):
-    nothing = [Row(1, "static", None, None, None, None, [0.0], 3, None)]
+    nothing = [ScheduleRow(1, "static", None, None, None, None, [0.0], 3, None)]
     plots.write_figure(tmp_path / "f.png", nothing, [1.0])
     assert (tmp_path / "f.png").stat().st_size > 1000
 

@@ -4,15 +4,15 @@ import pytest
 
 from psgc.aggregation.slices import BLOCKS
 from psgc.messages import RECORD
-from psgc.simulation.network_settings import Network, NetworkSettings
 from psgc.simulation.programs import PROGRAMS, allreduce, coded_allreduce, server
+from psgc.simulation.settings import LinkSettings, NetworkSettings
 
 LINKS = {"rate": 25e6, "latency": 1e-4, "dim": 1_000_000, "itemsize": 4}
 WHOLE = 0.16  # seconds for the whole vector over one link
 
 
 def settings(chunks_per_worker=8, **links):
-    network = Network(**LINKS | links)
+    network = LinkSettings(**LINKS | links)
     return NetworkSettings(network=network, workers=[8], chunks_per_worker=chunks_per_worker)
 
 

@@ -6,8 +6,16 @@ import pytest
 
 from psgc.errors import UserError
 from psgc.simulation import settings
-from psgc.simulation.network_settings import NetworkSettings
-from psgc.simulation.settings import BuiltAssignment, Exponential, Pareto, SpeedsFile, Trace, TwoSpeed, load
+from psgc.simulation.settings import (
+    BuiltAssignment,
+    Exponential,
+    NetworkSettings,
+    Pareto,
+    SpeedsFile,
+    Trace,
+    TwoSpeed,
+    load,
+)
 
 SIMULATION = """\
 assignment: {kind: cyclic, chunks: 20, workers: 20, load: 8}

@@ -7,15 +7,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from psgc.data.times import chunk_trace, estimates
 from psgc.errors import UserError
-from psgc.simulation import speeds
-from psgc.simulation.settings import Exponential, Pareto, ShiftedExponential, TwoSpeed
+from psgc.simulation.experiment import with_failures
+from psgc.simulation.settings import Exponential, Pareto, ShiftedExponential, SpeedsFile, Trace, TwoSpeed
 
 SHAPE = (400, 500)
 
 
 def rng() -> np.random.Generator:
     return np.random.default_rng(7)
+
+
+def trace(path, shape):
+    return Trace(kind="trace", path=path).draw(rng(), shape)
+
+
+def from_file(path, shape):
+    return SpeedsFile(kind="file", path=path).draw(rng(), shape)
 
 
 def saved(path: Path, array: object) -> str:
@@ -56,45 +65,45 @@ def test_that_many_workers_of_each_trial_fail_and_the_others_are_as_before(trial
     many = data.draw(st.integers(few, workers - 1))
     seconds = rng().exponential(size=(trials, workers))
     before = seconds.copy()
-    failed = [np.isinf(speeds.with_failures(seconds, count, seed)) for count in (few, many)]
+    failed = [np.isinf(with_failures(seconds, count, seed)) for count in (few, many)]
     assert (failed[0].sum(axis=1) == few).all()
     assert (failed[1].sum(axis=1) == many).all()
     assert (failed[0] <= failed[1]).all()
-    assert (speeds.with_failures(seconds, many, seed)[~failed[1]] == before[~failed[1]]).all()
+    assert (with_failures(seconds, many, seed)[~failed[1]] == before[~failed[1]]).all()
     assert (seconds == before).all()
 
 
 def test_failures_are_spread_over_workers_and_trials():
-    failed = np.isinf(speeds.with_failures(np.ones((4000, 10)), 3, 0)).mean(axis=0)
+    failed = np.isinf(with_failures(np.ones((4000, 10)), 3, 0)).mean(axis=0)
     assert np.abs(failed - 0.3).max() < 4 * np.sqrt(0.3 * 0.7 / 4000)
 
 
 @pytest.mark.parametrize("count", [-1, 5, 6])
 def test_somebody_must_be_left(count):
     with pytest.raises(UserError, match=f"failed is {count}; with 5 workers"):
-        speeds.with_failures(np.ones((2, 5)), count, 0)
+        with_failures(np.ones((2, 5)), count, 0)
 
 
 def test_estimates_are_off_by_their_relative_error():
     seconds = rng().exponential(size=SHAPE)
-    off = np.log(speeds.estimates(seconds, 0.1, 3) / seconds)
+    off = np.log(estimates(seconds, 0.1, 3) / seconds)
     assert off.std() == pytest.approx(0.1, rel=0.02)
     assert abs(off.mean()) < 0.001
-    assert (speeds.estimates(seconds, 0.0, 3) == seconds).all()
-    assert np.isinf(speeds.estimates(np.full((1, 2), np.inf), 0.1, 0)).all()
+    assert (estimates(seconds, 0.0, 3) == seconds).all()
+    assert np.isinf(estimates(np.full((1, 2), np.inf), 0.1, 0)).all()
 
 
 def test_a_trace_is_repeated_round_by_round(tmp_path):
     rounds = np.arange(1, 13, dtype=np.float32).reshape(3, 4)
-    seconds = speeds.trace(saved(tmp_path / "t.npy", rounds), (5, 2))
+    seconds = trace(saved(tmp_path / "t.npy", rounds), (5, 2))
     assert seconds.tolist() == [[1, 2], [5, 6], [9, 10], [1, 2], [5, 6]]
     assert seconds.dtype == np.float64
 
 
 def test_a_trace_of_chunks_is_taken_rank_by_rank_and_cut(tmp_path):
     path = saved(tmp_path / "c.npy", np.arange(1, 13).reshape(2, 3, 2))
-    assert speeds.chunk_trace(path, 1, 4).tolist() == [[1, 2, 3, 4], [7, 8, 9, 10]]
-    assert speeds.chunk_trace(path, 2, 4).tolist() == [[0.5, 0.5, 1, 1], [3.5, 3.5, 4, 4]]
+    assert chunk_trace(path, 1, 4).tolist() == [[1, 2, 3, 4], [7, 8, 9, 10]]
+    assert chunk_trace(path, 2, 4).tolist() == [[0.5, 0.5, 1, 1], [3.5, 3.5, 4, 4]]
 
 
 @pytest.mark.parametrize(("split", "chunks"), [(1, 3), (1, 8), (2, 6)])
@@ -102,7 +111,7 @@ def test_a_trace_of_chunks_must_have_the_chunks_of_whole_ranks(tmp_path, split, 
     path = saved(tmp_path / "c.npy", np.ones((2, 3, 2)))
     said = f"expected a multiple of {2 * split} chunks, at most {6 * split}, got {chunks}"
     with pytest.raises(UserError, match=f"^{path}: .*{said}$"):
-        speeds.chunk_trace(path, split, chunks)
+        chunk_trace(path, split, chunks)
 
 
 @pytest.mark.parametrize(
@@ -116,12 +125,12 @@ def test_a_trace_of_chunks_must_have_the_chunks_of_whole_ranks(tmp_path, split, 
 def test_times_of_chunks_that_cannot_be(tmp_path, array, said):
     path = saved(tmp_path / "c.npy", array)
     with pytest.raises(UserError, match=said):
-        speeds.chunk_trace(path, 1, 4)
+        chunk_trace(path, 1, 4)
 
 
 def test_a_file_is_taken_row_by_row(tmp_path):
     path = saved(tmp_path / "s.npy", [[1, 2], [3, np.inf], [5, 6]])
-    assert speeds.from_file(path, (2, 2)).tolist() == [[1, 2], [3, np.inf]]
+    assert from_file(path, (2, 2)).tolist() == [[1, 2], [3, np.inf]]
 
 
 @pytest.mark.parametrize(
@@ -136,7 +145,7 @@ def test_a_file_is_taken_row_by_row(tmp_path):
         (np.array([[None]]), "an array of object where plain numbers belong"),
     ],
 )
-@pytest.mark.parametrize("read", [speeds.trace, speeds.from_file])
+@pytest.mark.parametrize("read", [trace, from_file])
 def test_times_that_cannot_be(tmp_path, array, said, read):
     path = saved(tmp_path / "s.npy", array)
     with pytest.raises(UserError, match=f"^{path}: .*{said}") as caught:
@@ -147,8 +156,8 @@ def test_times_that_cannot_be(tmp_path, array, said, read):
 def test_files_that_do_not_fit(tmp_path):
     path = saved(tmp_path / "s.npy", np.ones((2, 3)))
     with pytest.raises(UserError, match="the trace has 3 workers, but 4 are needed"):
-        speeds.trace(path, (1, 4))
+        trace(path, (1, 4))
     with pytest.raises(UserError, match=r"it has 3 workers \(columns\), but the assignment has 2"):
-        speeds.from_file(path, (1, 2))
+        from_file(path, (1, 2))
     with pytest.raises(UserError, match=r"it has 2 rows \(trials\), but trials is 3"):
-        speeds.from_file(path, (3, 3))
+        from_file(path, (3, 3))

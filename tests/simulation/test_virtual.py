@@ -13,7 +13,7 @@ from psgc.config import Coding
 from psgc.plan import Plan, default_queues, make_plan
 from psgc.schedules import SCHEDULES
 from psgc.simulation import closed_form
-from psgc.simulation.virtual import Trial, VirtualCluster
+from psgc.simulation.virtual import Simulated, VirtualCluster
 from tests.unit.small_assignments import shuffled
 
 ALL = list(SCHEDULES)
@@ -37,7 +37,7 @@ class Case:
     seconds: list[list[float]]
     believed: list[float] | None = None
 
-    def run(self) -> list[Trial]:
+    def run(self) -> list[Simulated]:
         """Until the first iteration that cannot recover."""
         virtual, trials = cluster(self.name, self.plan), []
         if self.believed is not None:
@@ -117,9 +117,9 @@ def test_costs_pauses_and_work_that_is_not_broken_off():
     rules = SCHEDULES["static"](plan.queues)
     virtual = VirtualCluster(plan.holders(), plan.queues, 1, rules, costs=[0.5, 1.5], pause=0.25, breaks_off=False)
     first, second = virtual.recover({1: 2.0, 2: 4.0}), virtual.recover({1: 2.0, 2: 0.5})
-    assert first == Trial(1.25 + 3.25, 2, (1.25, 4.5), spent=1 + 3 + 6, used=4, reported=2, contributors=1)
+    assert first == Simulated(1.25 + 3.25, 2, (1.25, 4.5), spent=1 + 3 + 6, used=4, reported=2, contributors=1)
     # the second worker is through with its old chunk after 1.75 s, and then does chunk 1 in 0.75 + 0.25 s
-    assert second == Trial(2.75, 2, (1.25, 2.75), spent=1 + 3 + 0.75 + 0.25, used=1.75, reported=2, contributors=2)
+    assert second == Simulated(2.75, 2, (1.25, 2.75), spent=1 + 3 + 0.75 + 0.25, used=1.75, reported=2, contributors=2)
 
 
 @settings(deadline=None, max_examples=60)

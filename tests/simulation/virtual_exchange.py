@@ -1,6 +1,6 @@
 """One exchange of a coded all-reduce on a virtual network: participants, and rank 0 that looks for late owners.
 
-Links may differ. A rank may be stuck from some time on: nothing leaves it, and what comes to it is not read.
+VirtualLinks may differ. A rank may be stuck from some time on: nothing leaves it, and what comes to it is not read.
 """
 
 from collections import Counter
@@ -13,7 +13,7 @@ from psgc.aggregation.map import Contributor, Map
 from psgc.aggregation.participant import Participant
 from psgc.aggregation.slices import block_entries
 from psgc.server.owners import Owners
-from psgc.simulation.network import Links, Network
+from psgc.simulation.network import VirtualLinks, VirtualNetwork
 
 ITEMSIZE, LATENCY = 4, 1e-3
 TIMEOUT = 30.0  # seconds, of faults.collect_timeout
@@ -22,15 +22,15 @@ HEARD = 16
 LOOKS = 200  # of rank 0, while an exchange would take its time
 
 
-class Uneven(Network):
+class Uneven(VirtualNetwork):
     """rates: of the link of each rank, bytes per second."""
 
     def __init__(self, rates: Sequence[float]) -> None:
         super().__init__(len(rates), 1.0, LATENCY)
         self._rates = rates
 
-    def _next(self, links: Links, source: int) -> None:
-        """As in Network, where all have the same rate."""
+    def _next(self, links: VirtualLinks, source: int) -> None:
+        """As in VirtualNetwork, where all have the same rate."""
         links.sending[source] = bool(links.waiting[source])
         if not links.waiting[source]:
             return

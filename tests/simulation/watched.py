@@ -6,10 +6,10 @@ What was committed, kept, delivered and lost is written down a second time here,
 from collections import Counter
 from typing import Any
 
-from psgc.checks import is_checked
 from psgc.config import Recovery
+from psgc.iteration import is_checked
 from psgc.schedules import Schedule
-from psgc.schedules.orders import Next, Queue, Skip
+from psgc.schedules.schedule import Next, Queue, Skip
 from psgc.server.coordinator import Coordinator
 from psgc.server.events import Abandoned, Begin, Compared, Deadline, Event, Lost, Report, Summed, Tick
 from psgc.server.instructions import (

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from psgc.errors import ProtocolError
-from psgc.schedules.progress import Chunk, Worker
+from psgc.schedules.progress import ChunkView, WorkerView
 
 
 def snapshot(thing: Any, but: Collection[str] = ()) -> Any:
@@ -26,12 +26,12 @@ def snapshot(thing: Any, but: Collection[str] = ()) -> Any:
         if hasattr(thing, "__dict__"):
             return {name: held(value) for name, value in vars(thing).items() if name not in {*but, "_events"}}
         if isinstance(thing, dict):
-            return {held(k) if isinstance(k, (Chunk, Worker)) else k: held(value) for k, value in thing.items()}
+            return {held(k) if isinstance(k, (ChunkView, WorkerView)) else k: held(value) for k, value in thing.items()}
         if isinstance(thing, (list, tuple)):
             return [held(element) for element in thing]
         if isinstance(thing, np.ndarray):
             return id(thing)
-        if not isinstance(thing, (Chunk, Worker)):
+        if not isinstance(thing, (ChunkView, WorkerView)):
             return copy.deepcopy(thing)
         if id(thing) not in numbers:
             numbers[id(thing)] = len(numbers)

@@ -5,17 +5,17 @@ from itertools import product
 from hypothesis import given
 from hypothesis import strategies as st
 
-from psgc.schedules.balance import balance, uneven
-from psgc.schedules.progress import Chunk, Worker
+from psgc.schedules.decisions import balance, uneven
+from psgc.schedules.progress import ChunkView, WorkerView
 
 
 def planned(costs, holders, own, paces, wanted=1):
     """The workers after `balance`; own[i]: who was told chunk i."""
-    chunks = [Chunk(number, cost) for number, cost in enumerate(costs)]
+    chunks = [ChunkView(number, cost) for number, cost in enumerate(costs)]
     for chunk in chunks:
         chunk.begin(wanted)
     shares = [[chunk for chunk in chunks if own[chunk.number] == rank] for rank in range(len(paces))]
-    workers = [Worker(rank, share, []) for rank, share in enumerate(shares)]
+    workers = [WorkerView(rank, share, []) for rank, share in enumerate(shares)]
     for worker, pace in zip(workers, paces, strict=True):
         worker.begin(pace)
     balance(chunks, workers, [[workers[rank] for rank in ranks] for ranks in holders])

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from psgc.checks import is_checked, trial_chunks
+from psgc.iteration import is_checked, trial_chunks
 
 
 @given(chunk=st.integers(0, 99), first=st.integers(0, 99), every=st.integers(1, 20))

@@ -11,7 +11,7 @@ from refusal import refused, snapshot
 
 from psgc.errors import ProtocolError
 from psgc.schedules import SCHEDULES
-from psgc.schedules.orders import Skip
+from psgc.schedules.schedule import Skip
 from psgc.server.coordinator import Coordinator
 from psgc.server.events import Abandoned, Begin, Deadline, Lost, Report, Summed, Tick
 from psgc.server.instructions import Commit, Discard, Finish, Share

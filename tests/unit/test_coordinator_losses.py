@@ -4,7 +4,7 @@ import pytest
 from coordinating import Recording, begun, report
 from refusal import refused, snapshot
 
-from psgc.schedules.orders import Next, Skip
+from psgc.schedules.schedule import Next, Skip
 from psgc.server.events import Abandoned, Lost, Report, Summed
 from psgc.server.instructions import Commit, Finish, Invalidate, Share
 

@@ -3,7 +3,7 @@
 import pytest
 from coordinating import Recording, begun, collecting, report
 
-from psgc.schedules.orders import Next, Queue
+from psgc.schedules.schedule import Next, Queue
 from psgc.server.events import Lost
 from psgc.server.instructions import Commit, Finish, Invalidate, Reassign, Share
 

@@ -9,7 +9,7 @@ from refusal import snapshot
 from test_coordinator import clusters
 
 from psgc.errors import TooFewWorkers
-from psgc.schedules.orders import Next
+from psgc.schedules.schedule import Next
 from psgc.server.events import Abandoned, Begin, Deadline, Lost, Report, Summed
 from psgc.server.instructions import Commit, Finish, Invalidate, Share
 

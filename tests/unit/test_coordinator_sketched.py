@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from psgc.coding.sketch import agreeing
 from psgc.errors import RunFailed, TooFewWorkers
 from psgc.schedules import SCHEDULES
-from psgc.schedules.orders import Next, Queue, Skip
+from psgc.schedules.schedule import Next, Queue, Skip
 from psgc.server.coordinator import Coordinator
 from psgc.server.events import Begin, Compared, Deadline, Lost, Report, Summed, Tick
 from psgc.server.instructions import Commit, Compare, Discard, Finish, Invalidate, Reassign, Share, Wrong

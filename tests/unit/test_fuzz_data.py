@@ -19,10 +19,11 @@ from hypothesis import strategies as st
 
 from psgc.backend import Backend
 from psgc.data import Chunk, ChunkSource, Dataset, open_data, write_dense, write_sparse
+from psgc.data.times import rounds
 from psgc.errors import visible
 from psgc.plan import read_assignment
 from psgc.problems import check_labels
-from psgc.simulation import speeds
+from psgc.simulation.settings import SpeedsFile
 from psgc.training.inputs import fingerprint
 from psgc.validation import LEAST, MOST
 from tests.unit.fuzzed_files import (
@@ -342,8 +343,9 @@ def test_any_times(folder: Path, data: st.DataObject) -> None:
     pool = data.draw(st.sampled_from([(1, 0.5, 3, np.inf), (1, 0.5, 1e300), (1, 0, -1, np.nan, -np.inf, 5e-324)]))
     dtype = st.sampled_from(["f8", "f4", "f2", "i4", ">f8", "longdouble", "?", "O"])
     path.write_bytes(npy(data.draw(arrays(dtype=dtype, pool=pool))))
-    trace, _ = quietly(lambda: speeds.rounds(str(path), 2), str(path))
-    exact, _ = quietly(lambda: speeds.from_file(str(path), (2, 2)), str(path))
+    trace, _ = quietly(lambda: rounds(str(path), 2), str(path))
+    file = SpeedsFile(kind="file", path=str(path))
+    exact, _ = quietly(lambda: file.draw(np.random.default_rng(), (2, 2)), str(path))
     if trace is None:
         assert exact is None
         return
@@ -363,7 +365,7 @@ READERS = {
     "y.npy": lambda path: open_data(GOOD, path),
     "A.npy": read_assignment,
     "A.npz": read_assignment,
-    "S.npy": lambda path: speeds.rounds(path, 1),
+    "S.npy": lambda path: rounds(path, 1),
 }
 GOOD = "good.npy"
 

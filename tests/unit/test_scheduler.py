@@ -5,7 +5,7 @@ from math import inf
 import pytest
 
 from psgc.schedules.dynamic import DynamicSchedule
-from psgc.schedules.orders import Queue, Skip
+from psgc.schedules.schedule import Queue, Skip
 
 QUEUES = {1: [0, 2], 2: [1, 0], 3: [2, 1, 0], 4: []}
 

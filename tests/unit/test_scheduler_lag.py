@@ -3,9 +3,8 @@
 import pytest
 
 from psgc.schedules.dynamic import DynamicSchedule
-from psgc.schedules.learning import Learning
-from psgc.schedules.orders import Queue, Skip
-from psgc.schedules.progress import Worker
+from psgc.schedules.progress import Learning, WorkerView
+from psgc.schedules.schedule import Queue, Skip
 from tests.unit.scripted_run import WORKERS
 
 
@@ -95,7 +94,7 @@ def test_paces_that_change_by_less_than_the_lag_are_still_believed(lag, known):
 
 
 def test_the_lag_follows_most_reports_and_not_one_worker_whose_reports_take_long():
-    learning, worker = Learning(), Worker(1, [], [])
+    learning, worker = Learning(), WorkerView(1, [], [])
     worker.begin(1.0)
     for report_number in range(800):
         learning.learn(worker, 1.0, 10.0 if report_number % 8 == 0 else 0.02)

@@ -6,7 +6,7 @@ import pytest
 
 from psgc.schedules import SCHEDULES
 from psgc.schedules.dynamic import DynamicSchedule
-from psgc.schedules.orders import Loss, Next, Queue, Skip
+from psgc.schedules.schedule import Loss, Next, Queue, Skip
 
 QUEUES = {1: [0, 1, 2], 2: [1, 2, 0], 3: [2, 0, 1]}
 NAMES = ["uncoded", "random", "static", "skipping", "full"]

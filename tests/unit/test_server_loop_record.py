@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from psgc.checks import is_evaluated
 from psgc.config import Evaluate
+from psgc.iteration import is_evaluated
 from psgc.messages import Kind
 from psgc.run_rows import Outcome
 from psgc.server.recovery import LOOKED_BACK

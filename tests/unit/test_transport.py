@@ -12,12 +12,24 @@ from psgc import processes
 from psgc.messages import MESSAGE, Kind, record, stamp
 from psgc.processes import Identity
 from psgc.rendezvous import MPI
-from psgc.transport import Control, Died, Vector, backoff, sends
-from psgc.transport.backoff import BUSY, HOT_SPINS, LARGE, LONGEST, SHORTEST, SILENCE, SILENT, SPINS, Backoff
-from psgc.transport.bell import NEIGHBOUR, OWN, Bell
+from psgc.transport import Control, Died, Vector, sends, waiting
 from psgc.transport.receives import Posted, Receives
 from psgc.transport.sends import SLOWEST, Sending, Sends
 from psgc.transport.transport import NAP, Transport
+from psgc.transport.waiting import (
+    BUSY,
+    HOT_SPINS,
+    LARGE,
+    LONGEST,
+    NEIGHBOUR,
+    OWN,
+    SHORTEST,
+    SILENCE,
+    SILENT,
+    SPINS,
+    Backoff,
+    Bell,
+)
 from tests.stand_in import cupy
 
 
@@ -275,8 +287,8 @@ def test_a_large_transfer_is_not_slept_on_for_long():
 
 
 def test_who_is_woken_sleeps_longer_unless_the_bell_came_early():
-    it = Backoff(backoff.BELL)
-    assert sleeps(it, SPINS + 2)[SPINS:] == sleeps(it, 2, busy=True) == [backoff.BELL] * 2
+    it = Backoff(waiting.BELL)
+    assert sleeps(it, SPINS + 2)[SPINS:] == sleeps(it, 2, busy=True) == [waiting.BELL] * 2
     it.reset(soon=True)
     assert sleeps(it, SPINS + 1, busy=True) == [*[0.0] * SPINS, BUSY]
     it.reset(soon=True)
@@ -297,7 +309,7 @@ class Waiting:
         )
         self._bell, self._expects, self._is_woken, self._rang = self, False, is_woken, rang
         self._ring_at = self.rung.extend
-        self._backoff, self._rest, self._least_nap = Backoff(backoff.BELL), backoff.BELL, NAP
+        self._backoff, self._rest, self._least_nap = Backoff(waiting.BELL), waiting.BELL, NAP
 
     def sleep(self, seconds):
         self.slept.append(seconds)
@@ -339,7 +351,7 @@ def test_a_worker_that_is_sending_looks_soon_unless_it_computes_and_the_message_
     monkeypatch.setattr("psgc.transport.transport.time", SimpleNamespace(monotonic=lambda: 1.0))  # else it may give up
     it = Waiting([set(), set(), set(), {NEIGHBOUR}], sending=size)
     assert Transport.wait(it, busy=busy)
-    assert it.slept[-1] == (backoff.BELL if not size or (busy and size <= MESSAGE) else NAP)
+    assert it.slept[-1] == (waiting.BELL if not size or (busy and size <= MESSAGE) else NAP)
 
 
 @pytest.mark.parametrize(("size", "rang", "rung"), [(100, 0.0, [2]), (100, inf, []), (0, 0.0, [])])
@@ -379,7 +391,7 @@ def test_a_bell_that_nobody_hears_holds_nobody_up(bells):
 
 
 def test_without_names_for_sockets_a_bell_still_wakes_its_own_process(monkeypatch):
-    monkeypatch.setattr("psgc.transport.bell._address", lambda process: b"/no/such/directory/socket")
+    monkeypatch.setattr("psgc.transport.waiting._address", lambda process: b"/no/such/directory/socket")
     bell = Bell(Identity.own())
     assert not bell.works
     bell.ring()

@@ -7,7 +7,7 @@ import pytest
 from coordinating import Recording, report
 
 from psgc.errors import RunFailed, TooFewWorkers
-from psgc.schedules.orders import Next, Skip
+from psgc.schedules.schedule import Next, Skip
 from psgc.server.events import Abandoned, Compared, Deadline, Lost
 from psgc.server.instructions import Commit, Compare, Finish, Reassign, Wrong
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from psgc.backend import Backend
-from psgc.checks import is_checked
 from psgc.config import load
 from psgc.data import ChunkSource, open_data, write_dense
+from psgc.iteration import is_checked
 from psgc.messages import TAIL, Kind, unpack_block
 from psgc.plan import make_plan
 from psgc.problems import evaluate

@@ -1,7 +1,14 @@
-"""Rules that every rank knows: which chunks are done more than once to compare the copies (`verify` and `trial`), and
-which iterations evaluate held-out rows."""
+"""What every rank knows of an iteration: its moments, which chunks are checked, whether held-out rows are evaluated."""
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
+
+# fmt: off
+Moment = Literal[  # at which faults can be injected (`faults.inject`: step)
+    "begin", "gradient", "before_report", "after_report", "after_commit", "sending",
+    "summing", "passing_on", "passed_on", "stepping",
+]
+# fmt: on
 
 
 def is_evaluated(iteration: int, every: int) -> bool:
@@ -10,7 +17,7 @@ def is_evaluated(iteration: int, every: int) -> bool:
 
 
 def is_checked(chunk: int, iteration: int, every: int) -> bool:
-    """Whether several workers have to agree on `chunk` in this iteration; every: 0 for never.
+    """Whether several workers have to agree on `chunk` in this iteration (`verify`); every: 0 for never.
 
     In any `every` iterations in a row each chunk is checked once.
 
