@@ -2,6 +2,8 @@
 
 import os
 import re
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path, PurePath
 
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")  # limits of BLAS libraries
@@ -15,8 +17,10 @@ FLEETING = ("tmpfs", "ramfs", "overlay", "aufs", "squashfs")  # lost when the ma
 def usable_cores(cgroups: Path = Path("/sys/fs/cgroup")) -> int:
     """Cores that this process may use: those it is bound to, limited by the CPU quota of its container."""
     cores = len(os.sched_getaffinity(0))
-    quota = _quota(cgroups)
-    return cores if quota is None else max(1, min(cores, round(quota)))
+    files = (["cpu.max"], ["cpu.cfs_quota_us", "cpu.cfs_period_us"])  # version 2 has both in one file
+    found = [numbers for group in _groups("cpu", cgroups) if (numbers := _said(group, *files))]
+    quota = min((allowed / period for allowed, period in found if allowed > 0), default=cores)
+    return max(1, min(cores, round(quota)))
 
 
 def local_ranks() -> int:
@@ -44,22 +48,9 @@ def available_memory(meminfo: Path = Path("/proc/meminfo"), cgroups: Path = Path
         available, swap = amounts["MemAvailable:"], amounts.get("SwapFree:", 0)
     except (OSError, ValueError, LookupError):
         return None
-    limits = [limit for group in _groups("memory", cgroups) if (limit := _memory_of(group)) is not None]
+    files = (["memory.max"], ["memory.limit_in_bytes"])  # versions 2 and 1
+    limits = [int(limit[0]) for group in _groups("memory", cgroups) if (limit := _said(group, *files))]
     return min([available, *limits]) + swap
-
-
-def _memory_of(group: Path) -> int | None:
-    for name in ("memory.max", "memory.limit_in_bytes"):  # versions 2 and 1
-        try:
-            return int((group / name).read_text())
-        except (OSError, ValueError):  # no such file; "max"
-            continue
-    return None
-
-
-def _quota(cgroups: Path) -> float | None:
-    """The CPU quota of the control groups of this process, in cores. None without a limit."""
-    return min((quota for quota in map(_quota_of, _groups("cpu", cgroups)) if quota is not None), default=None)
 
 
 def _groups(controller: str, cgroups: Path) -> list[Path]:
@@ -79,13 +70,11 @@ def _groups(controller: str, cgroups: Path) -> list[Path]:
     return found
 
 
-def _quota_of(group: Path) -> float | None:
-    for names in (["cpu.max"], ["cpu.cfs_quota_us", "cpu.cfs_period_us"]):  # version 2 has both in one file
-        try:
-            quota, period = " ".join((group / name).read_text() for name in names).split()
-            return float(quota) / float(period) if float(quota) > 0 else None
-        except (OSError, ValueError):  # no such file; "max"
-            continue
+def _said(group: Path, *choices: Sequence[str]) -> list[float] | None:
+    """The numbers in the first of these choices of files that a control group has; None: no limit."""
+    for names in choices:
+        with suppress(OSError, ValueError):  # no such file; "max"
+            return [float(word) for word in " ".join((group / name).read_text() for name in names).split()]
     return None
 
 

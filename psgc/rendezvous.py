@@ -123,25 +123,22 @@ class Rendezvous:
 
     def gather(self, text: str, doing: str) -> list[str]:
         """The texts of all ranks, each cut at 512 bytes."""
-        mine = text.encode()[:TEXT_LIMIT].ljust(TEXT_LIMIT, b"\0")
+        mine = text.encode()[:TEXT_LIMIT]
         if self._rank:
             self._send(0, mine)
-            everyone = self._hear(doing)
-        else:
-            texts = {0: mine}
-            missing = set(self._others)
+            everyone: list[str] = json.loads(self._hear(doing))
+            return everyone
+        texts = {0: mine}
 
-            def hear_one() -> bool:
-                if (found := self._receive(MPI.ANY_SOURCE, DATA_TAG)) is not None:
-                    source, _, texts[source] = found
-                    missing.discard(source)
-                return not missing
+        def hear_one() -> bool:
+            if (found := self._receive(MPI.ANY_SOURCE, DATA_TAG)) is not None:
+                texts[found[0]] = found[2]
+            return len(texts) > len(self._others)
 
-            self._wait(hear_one, lambda: missing, doing)
-            everyone = b"".join(texts[rank] for rank in sorted(texts))
-            self.broadcast(everyone, doing)
-        rows = [everyone[first : first + TEXT_LIMIT] for first in range(0, len(everyone), TEXT_LIMIT)]
-        return [row.rstrip(b"\0").decode(errors="ignore") for row in rows]
+        self._wait(hear_one, lambda: [rank for rank in self._others if rank not in texts], doing)
+        everyone = [texts[rank].decode(errors="ignore") for rank in sorted(texts)]
+        self.broadcast(json.dumps(everyone).encode(), doing)
+        return everyone
 
     def complete(self, begin: Callable[[], MPI.Request], doing: str) -> None:
         """Wait for a collective of MPI's."""

@@ -60,7 +60,7 @@ def ordering(assignment: Assignment, parts: int | None = None) -> Ordering:
     assignment = from_matrix(assignment)
     check(assignment, 1 if parts is None else parts)
     n, m = assignment.shape
-    chunk, worker = _edges(assignment)
+    chunk, worker = assignment.nonzero()
     round_ = _rounds(chunk, worker, n, m)
     first = round_ == 1  # exactly one edge a chunk, so worker[first] is indexed by chunk
     place = _places(worker[first], np.arange(n))
@@ -87,26 +87,32 @@ def queues(ordering: Ordering) -> list[list[int]]:
     >>> queues(csr_array([[1, 2], [2, 1]]))
     [[0, 1], [1, 0]]
     """
-    chunk, worker = _edges(ordering)
+    chunk, worker = ordering.nonzero()
     in_turn = chunk[np.lexsort((ordering.data, worker))]
     ends = np.cumsum(np.bincount(worker, minlength=ordering.shape[1]))
     return [queue.tolist() for queue in np.split(in_turn, ends[:-1])]
 
 
-def positions(queues: Sequence[Sequence[int]], num_chunks: int, whole_loads: bool = False) -> Ordering:
+def positions(
+    queues: Sequence[Sequence[int]], num_chunks: int, whole_loads: bool = False, costs: Any = None
+) -> csr_array[Any, tuple[int, int]]:
     """The inverse of `queues`, shape (num_chunks, m).
 
     whole_loads: each copy gets the last position in its queue, since it counts only when the whole queue is done.
+    costs: of the chunks, (N,). A copy's position is then the work that its worker has done by the time it counts.
 
     >>> positions([[0, 1], [1]], 2).toarray().tolist(), positions([[0, 1], [1]], 2, True).toarray().tolist()
     ([[1, 0], [2, 1]], [[2, 0], [2, 1]])
+    >>> positions([[0, 1], [1]], 2, costs=[2.0, 0.5]).toarray().tolist()
+    [[2.0, 0.0], [2.5, 0.5]]
     """
-    lengths = np.array([len(queue) for queue in queues])
-    worker = np.repeat(np.arange(len(queues)), lengths)
+    costs = np.ones(num_chunks, np.int32) if costs is None else np.asarray(costs)
+    done = [np.cumsum(costs[list(queue)], dtype=costs.dtype) for queue in queues]
+    if whole_loads:
+        done = [np.full_like(work, work[-1:].sum()) for work in done]
+    worker = np.repeat(np.arange(len(queues)), [len(queue) for queue in queues])
     chunk = np.array([chunk for queue in queues for chunk in queue], int)
-    last = np.repeat(np.cumsum(lengths), lengths)
-    places = lengths[worker] if whole_loads else lengths[worker] - last + 1 + np.arange(len(chunk))
-    return csr_array((places.astype(np.int32), (chunk, worker)), shape=(num_chunks, len(queues)))
+    return csr_array((np.concatenate(done), (chunk, worker)), shape=(num_chunks, len(queues)))
 
 
 def primary_copies(assignment: Assignment, ordering: Ordering, parts: int) -> Assignment:
@@ -125,7 +131,7 @@ def primary_copies(assignment: Assignment, ordering: Ordering, parts: int) -> As
     assignment = _checked(assignment, ordering, parts)
     n, m = assignment.shape
     early = ordering.data <= -(-n * parts // m)
-    chunk, worker = _edges(ordering)
+    chunk, worker = ordering.nonzero()
     if (np.bincount(chunk[early], minlength=n) == parts).all():
         ones = np.ones(n * parts, np.int8)
         return csr_array((ones, (chunk[early], worker[early])), shape=(n, m))
@@ -153,7 +159,7 @@ def worst_case(assignment: Assignment, ordering: Ordering, parts: int) -> int:
     [2, 1]
     """
     assignment = _checked(assignment, ordering, parts)
-    chunk, worker = _edges(assignment)
+    chunk, worker = assignment.nonzero()
     load = np.bincount(worker, minlength=assignment.shape[1])
     undone = load[worker] - ordering.data + 1
     counted = _places(chunk, -undone) >= parts  # all but the parts - 1 largest of each chunk
@@ -218,11 +224,6 @@ def _places(group: Any, *keys: Any) -> Any:
     places = np.empty(len(order), np.int64)
     places[order] = np.arange(1, len(order) + 1) - starts
     return places
-
-
-def _edges(matrix: Any) -> tuple[Any, Any]:
-    """(chunk, worker) of every stored entry, in storage order."""
-    return np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr)), matrix.indices
 
 
 def _with_positions(assignment: Assignment, positions: Any) -> Ordering:

@@ -5,7 +5,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from psgc.data.shuffle import shuffled, shuffled_at
+from psgc.data.shuffle import shuffled
 
 TOGETHER = 1024  # rows that are looked up together, of the same chunk in some iterations: a look-up takes 0.2 ms
 LEAST = 0.01  # cost of an empty chunk: its report takes time as well
@@ -16,7 +16,8 @@ def rows_of(seed: int, epoch: int, length: int, start: int, stop: int, shuffle: 
 
     shuffle: in the order of the epoch, otherwise in that of the data.
     """
-    return shuffled((seed, epoch), length, start, stop) if shuffle else np.arange(start, stop)
+    places = np.arange(start, stop)
+    return shuffled((seed, epoch), length, places) if shuffle else places
 
 
 def bounds(i: int, length: int, num_chunks: int) -> tuple[int, int]:
@@ -97,7 +98,7 @@ def _looked_up(epochs: Epochs, iterations: range, i: int, num_chunks: int) -> li
         places.append(np.arange(start + first, start + last))
     rows = np.concatenate(places)
     if epochs.shuffle:
-        rows = shuffled_at((epochs.seed, epoch), epochs.num_rows, rows)
+        rows = shuffled((epochs.seed, epoch), epochs.num_rows, rows)
     return [np.sort(chunk) for chunk in np.split(rows, np.cumsum([len(some) for some in places])[:-1])]
 
 

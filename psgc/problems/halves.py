@@ -21,6 +21,8 @@ SAME = 1e-3  # relative difference up to which a figure is not random
 MEAN = "a mean over its rows; expected the mean times chunk.weight, in all terms, so that the chunks add up"
 SUM = "a sum over its rows; expected the fraction of its rows that are right, without chunk.weight"
 
+Measure = Callable[[Any, Chunk], float]
+
 
 class Halves:
     """Looks at the first chunk of a problem that has two rows."""
@@ -36,7 +38,7 @@ class Halves:
         if (halves := halves_of(chunk)) is None:
             return chunk.X is None
         try:
-            wrong = self._wrong_sum(params, chunk, halves) or _wrong_accuracy(self._problem, params, chunk)
+            wrong = self._wrong_sum(params, chunk, halves) or self._wrong_accuracy(params, chunk)
         except Exception:  # it may need more rows than these; what else is wrong comes out where the gradient is used
             return True
         if wrong:
@@ -47,9 +49,17 @@ class Halves:
         """What is wrong with the loss or the gradient of a chunk; empty when nothing is."""
         parts = [self._copied(params, part) for part in (chunk, *halves)]
         for what, whole, one, other in zip(("loss", "gradient"), *parts, strict=True):
-            if _is_mean(whole, one, other, chunk, halves) and not self._is_random(params, chunk, parts[0]):
-                return _shown(what, whole, one, other, MEAN)
+            wrong = _wrong(what, whole, one, other, chunk, halves)
+            if wrong and not self._is_random(params, chunk, parts[0]):
+                return wrong
         return ""
+
+    def _wrong_accuracy(self, params: Array, chunk: Chunk) -> str:
+        """What is wrong with the accuracy, where it can be had at any time; empty when nothing is."""
+        accuracy: Measure | None = getattr(self._problem, "accuracy", None)
+        if accuracy is None or hasattr(self._problem, "prepare_evaluation"):
+            return ""
+        return wrong_measure("accuracy", accuracy, params, chunk)
 
     def _copied(self, params: Array, chunk: Chunk, seed: int = 0) -> tuple[float, Array]:
         """In memory of its own: that of a gradient may be the same each time."""
@@ -61,15 +71,7 @@ class Halves:
         return any(_size(one - other) > SAME * _size(one) for one, other in zip(first, again, strict=True))
 
 
-def _wrong_accuracy(problem: Problem, params: Array, chunk: Chunk) -> str:
-    """What is wrong with the accuracy, where it can be had at any time; empty when nothing is."""
-    accuracy: Callable[[Array, Chunk], float] | None = getattr(problem, "accuracy", None)
-    if accuracy is None or hasattr(problem, "prepare_evaluation"):
-        return ""
-    return wrong_measure("accuracy", accuracy, params, chunk)
-
-
-def wrong_measure(what: str, measure: Callable[[Array, Chunk], float], params: Array, chunk: Chunk) -> str:
+def wrong_measure(what: str, measure: Measure, params: Array, chunk: Chunk) -> str:
     """What is wrong with the loss or the accuracy of a problem, by halves of a chunk; empty when nothing is."""
     if (halves := halves_of(chunk)) is None:
         return ""
@@ -77,9 +79,7 @@ def wrong_measure(what: str, measure: Callable[[Array, Chunk], float], params: A
         whole, one, other = (float(measure(params, part)) for part in (chunk, *halves))
     except Exception:  # whoever needs the figure meets it again
         return ""
-    if what == "loss":
-        return _shown(what, whole, one, other, MEAN) if _is_mean(whole, one, other, chunk, halves) else ""
-    return _shown(what, whole, one, other, SUM) if _is_sum(whole, one, other, chunk, halves) else ""
+    return _wrong(what, whole, one, other, chunk, halves)
 
 
 def halves_of(chunk: Chunk) -> tuple[Chunk, Chunk] | None:
@@ -96,18 +96,18 @@ def halves_of(chunk: Chunk) -> tuple[Chunk, Chunk] | None:
     return part(0, cut), part(cut, rows)
 
 
-def _is_mean(whole: Any, one: Any, other: Any, chunk: Chunk, halves: tuple[Chunk, Chunk]) -> bool:
-    """Whether it is the mean of the halves and not their sum. A chunk of all rows may be either."""
-    return chunk.weight < 1 and _is_nearer(whole, _mean(one, other, chunk, halves), one + other)
-
-
-def _is_sum(whole: float, one: float, other: float, chunk: Chunk, halves: tuple[Chunk, Chunk]) -> bool:
-    """Whether it is the sum of the halves and not their mean."""
-    return _is_nearer(whole, one + other, _mean(one, other, chunk, halves))
-
-
-def _mean(one: Any, other: Any, chunk: Chunk, halves: tuple[Chunk, Chunk]) -> Any:
-    return (halves[0].weight * one + halves[1].weight * other) / chunk.weight
+def _wrong(what: str, whole: Any, one: Any, other: Any, chunk: Chunk, halves: tuple[Chunk, Chunk]) -> str:
+    """What is wrong with a figure of a chunk, given those of its halves: a mean in place of their sum, or an accuracy
+    that is a sum in place of their mean. Empty when nothing is."""
+    mean, told = (halves[0].weight * one + halves[1].weight * other) / chunk.weight, MEAN
+    wrong = chunk.weight < 1 and _is_nearer(whole, mean, one + other)  # a chunk of all rows may be either
+    if what == "accuracy":
+        wrong, told = _is_nearer(whole, one + other, mean), SUM
+    if not wrong:
+        return ""
+    numbers = (f"{_size(value):.4g}" for value in (whole, one, other))
+    length = " has the length" if what == "gradient" else " is"
+    return "the {} of a chunk{} {}, and those of its halves {} and {}: {}".format(what, length, *numbers, told)
 
 
 def _is_nearer(whole: Any, near: Any, far: Any) -> bool:
@@ -117,9 +117,3 @@ def _is_nearer(whole: Any, near: Any, far: Any) -> bool:
 
 def _size(value: Any) -> float:
     return float((value * value).sum()) ** 0.5 if hasattr(value, "sum") else abs(float(value))
-
-
-def _shown(what: str, whole: Any, one: Any, other: Any, told: str) -> str:
-    numbers = (f"{_size(value):.4g}" for value in (whole, one, other))
-    length = " has the length" if what == "gradient" else " is"
-    return "the {} of a chunk{} {}, and those of its halves {} and {}: {}".format(what, length, *numbers, told)

@@ -8,7 +8,7 @@ from psgc.backend import Backend
 from psgc.data import Chunk, ChunkSource, Dataset
 from psgc.errors import one_line
 from psgc.problems.base import Problem, prepare_evaluation
-from psgc.problems.halves import wrong_measure
+from psgc.problems.halves import Measure, wrong_measure
 from psgc.terminal import say
 
 EVALUATION_ROWS = 10_000  # rows that are looked at together
@@ -17,7 +17,6 @@ PROBED_ROWS = 1000  # rows by which state is found
 # 1e-7, and running statistics that move a figure by less than this are right as they are.
 SAME = 1e-5
 
-Measure = Callable[[Any, Chunk], float]
 Measures = dict[str, Measure]
 
 
@@ -72,7 +71,8 @@ def quality(
     found = {}
     for what in wanted:
         try:
-            found[f"{key}_{what}"] = _over_all(what, measures[what], params, source)
+            chunks_of = (source.chunk(i) for i in range(source.num_chunks))
+            found[f"{key}_{what}"] = sum(part_of(what, measures[what], params, chunk) for chunk in chunks_of)
         except Exception as error:
             say(f"psgc: no {name} {what}: {one_line(error)}", error=True)
     return found
@@ -89,10 +89,6 @@ def _why(problem: Problem) -> str:
         "normalisation?), of which rank 0 has seen none, or it is random; give it a method prepare_evaluation, "
         "normalise without state (by layer or group), or evaluate params.npy yourself"
     )
-
-
-def _over_all(what: str, measure: Measure, params: Any, source: ChunkSource) -> float:
-    return float(sum(part_of(what, measure, params, source.chunk(i)) for i in range(source.num_chunks)))
 
 
 def change_of(problem: Problem, params: Any, probed: Chunk, disturb: Callable[[], None]) -> str:

@@ -4,17 +4,16 @@ Such a schedule is its *positions*: O[i, j] = k when worker j's copy of chunk i 
 (`psgc.coding.ordering`, `psgc.coding.positions`). With s_j seconds per chunk the copy is there at O[i, j] * s_j. Chunk
 i is recovered at the l-th smallest of these times over its holders, and the gradient when the last chunk is.
 
-Arguments: `positions` is O, shape (N, m), sparse, at least l holders a chunk, or the work that a worker has done by
-then (`work_before`), which is the same where all chunks cost 1; `parts` is l; `seconds` is s of each trial, > 0, shape
-(trials, m), inf for a failed worker; `deadlines` are seconds, shape (D,).
+Arguments: `positions` is O, shape (N, m), sparse, at least l holders a chunk; where chunks differ, it is the work that
+a worker has done by then. `parts` is l; `seconds` is s of each trial, > 0, shape (trials, m), inf for a failed worker;
+`deadlines` are seconds, shape (D,).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.sparse import csr_array
 
 from psgc import coding
 from psgc.data.times import Seconds
@@ -24,30 +23,14 @@ _RIDGE = 1e-12  # relative to the trace of the Gram matrix
 _NO_ERROR = 1e-6  # a squared error below this is the ridge's
 
 
-def work_before(queues: Sequence[Sequence[int]], costs: Seconds, whole_loads: bool = False) -> Any:
-    """What each worker has done when its copy of a chunk counts, sparse, shape (N, m); costs: (N,) of the chunks.
-
-    Example:
-        >>> work_before([[0, 1], [1]], np.array([2.0, 0.5])).toarray().tolist()
-        [[2.0, 0.0], [2.5, 0.5]]
-    """
-    done = [np.cumsum(costs[list(queue)]) for queue in queues]
-    if whole_loads:
-        done = [np.full(len(work), work[-1:].sum()) for work in done]
-    worker = np.repeat(np.arange(len(queues)), [len(queue) for queue in queues])
-    chunk = np.array([chunk for queue in queues for chunk in queue], int)
-    return csr_array((np.concatenate(done), (chunk, worker)), shape=(len(costs), len(queues)))
-
-
 def completion_times(positions: Any, parts: int, seconds: Seconds) -> Seconds:
     """When every chunk has l copies, shape (trials,); inf where a chunk has fewer than l live holders.
 
     Source: arXiv:2405.19509, the completion time of its numerical experiments.
 
-    Example:
-        >>> O = coding.positions([[0, 1], [1, 0]], 2)
-        >>> completion_times(O, 1, np.array([[1.0, 3.0], [1.0, np.inf], [3.0, 4.0]]))
-        array([2., 2., 4.])
+    >>> O = coding.positions([[0, 1], [1, 0]], 2)
+    >>> completion_times(O, 1, np.array([[1.0, 3.0], [1.0, np.inf], [3.0, 4.0]]))
+    array([2., 2., 4.])
     """
     times = np.empty(len(seconds))
     for trials, finished in _copies(positions, seconds):
@@ -60,9 +43,8 @@ def error_measures(positions: Any, parts: int, seconds: Seconds, deadlines: Arra
 
     Source: arXiv:2405.19509, the error measure of approximate gradient coding.
 
-    Example:
-        >>> error_measures(coding.positions([[0, 1], [1, 0]], 2), 2, np.array([[1.0, 2.0]]), [0.5, 1, 2, 3, 4]).round(2)
-        array([[2.  , 1.73, 1.  , 1.  , 0.  ]])
+    >>> error_measures(coding.positions([[0, 1], [1, 0]], 2), 2, np.array([[1.0, 2.0]]), [0.5, 1, 2, 3, 4]).round(2)
+    array([[2.  , 1.73, 1.  , 1.  , 0.  ]])
     """
     limits = np.asarray(deadlines, np.float64)
     errors = np.empty((len(seconds), len(limits)))
@@ -84,10 +66,9 @@ def least_squares_errors(assignment: Any, seconds: Seconds, deadlines: ArrayLike
 
     Source: arXiv:2405.19509, the comparison in its approximate experiments.
 
-    Example:
-        >>> A = coding.fractional(4, 4, 2)  # worker 0 covers chunks 0 and 1, worker 2 the other two
-        >>> least_squares_errors(A, np.array([[1.0, 2.0, 3.0, 4.0]]), [1, 2, 4, 6]).round(6)
-        array([[2.      , 1.414214, 1.414214, 0.      ]])
+    >>> A = coding.fractional(4, 4, 2)  # worker 0 covers chunks 0 and 1, worker 2 the other two
+    >>> least_squares_errors(A, np.array([[1.0, 2.0, 3.0, 4.0]]), [1, 2, 4, 6]).round(6)
+    array([[2.      , 1.414214, 1.414214, 0.      ]])
     """
     assignment = coding.from_matrix(assignment)
     n, m = assignment.shape
@@ -110,14 +91,11 @@ def least_squares_errors(assignment: Any, seconds: Seconds, deadlines: ArrayLike
     return errors
 
 
-def copies_computed(work: Any, seconds: Seconds, times: Seconds) -> Seconds:
-    """How many chunks the workers have finished at `times` (trials,), wanted or not: shape (trials,).
-
-    work: as from `work_before`.
-    """
+def copies_computed(positions: Any, seconds: Seconds, times: Seconds) -> Seconds:
+    """How many chunks the workers have finished at `times` (trials,), wanted or not: shape (trials,)."""
     done = np.empty(len(seconds))
-    for trials in _blocks(len(seconds), work.nnz):
-        finished = seconds[trials][:, work.indices] * work.data  # rounded as in the times
+    for trials in _blocks(len(seconds), positions.nnz):
+        finished = seconds[trials][:, positions.indices] * positions.data  # rounded as in the times
         done[trials] = ((finished <= times[trials, None]) & np.isfinite(finished)).sum(axis=1)
     return done
 
@@ -125,9 +103,8 @@ def copies_computed(work: Any, seconds: Seconds, times: Seconds) -> Seconds:
 def rounded_up(times: Seconds, clock: float | None) -> Seconds:
     """Times up to the next multiple of `clock`, as the paper counts them; as they are without one.
 
-    Example:
-        >>> rounded_up(np.array([1.5, 2.0, np.inf]), 1.0).tolist()
-        [2.0, 2.0, inf]
+    >>> rounded_up(np.array([1.5, 2.0, np.inf]), 1.0).tolist()
+    [2.0, 2.0, inf]
     """
     return times if clock is None else np.ceil(times / clock * (1 - 1e-12)) * clock
 

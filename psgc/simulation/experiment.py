@@ -139,13 +139,13 @@ class _Comparison:
         """Times, copies computed and errors of a schedule that keeps its queues."""
         queues = [*self._queues(schedule)[0].values()]
         whole_loads, deadlines = SCHEDULES[schedule].counts_whole_loads, self.settings.deadlines
-        times, computed, errors = self._empty()
-        together: list[tuple[slice, Seconds]] = [(slice(None), np.ones(self.assignment.shape[0]))]
+        (times, computed, errors), n = self._empty(), self.assignment.shape[0]
+        together: list[tuple[slice, Seconds | None]] = [(slice(None), None)]
         if self.costs is not None:
             together = [(slice(t, t + 1), costs) for t, costs in enumerate(self.costs)]
         for some, costs in together:
             seconds = self.seconds[some]
-            work, counted = (closed_form.work_before(queues, costs, whole) for whole in (False, whole_loads))
+            work, counted = (coding.positions(queues, n, whole, costs) for whole in (False, whole_loads))
             times[some] = closed_form.completion_times(counted, self.parts, seconds)
             computed[some] = closed_form.copies_computed(work, seconds, times[some])
             errors[some] = closed_form.error_measures(counted, self.parts, seconds, deadlines)

@@ -1,4 +1,4 @@
-"""A simulated network: every rank has a link with a rate and a latency, one send and one receive at a time.
+"""A simulated network: every rank has a link with a rate, one send and one receive at a time, and all have a latency.
 
 Messages leave their sender's link one after the other, in the order in which they were posted. `latency` seconds after
 its first byte has left, a message is at its receiver's link, which takes messages one after the other as well, at its
@@ -7,7 +7,7 @@ Control messages travel between the packets of large ones: they wait for each ot
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
 
@@ -43,12 +43,12 @@ class VirtualLinks:
 
 
 class VirtualNetwork:
-    """Ranks 0, ..., ranks - 1 and a virtual clock. rate: bytes per second; latency: seconds; now: seconds."""
+    """A virtual clock, and the links of all ranks. rates: of each, bytes per second; latency: seconds; now: seconds."""
 
-    def __init__(self, ranks: int, rate: float, latency: float) -> None:
+    def __init__(self, rates: Sequence[float], latency: float) -> None:
         self.now = 0.0
-        self.vectors, self.control = VirtualLinks(ranks), VirtualLinks(ranks)
-        self._rate, self._latency = rate, latency
+        self.vectors, self.control = VirtualLinks(len(rates)), VirtualLinks(len(rates))
+        self._rates, self._latency = rates, latency
         self._events: list[tuple[float, int, Then]] = []  # (when, number, what)
         self._number = 0
 
@@ -59,6 +59,11 @@ class VirtualNetwork:
     def tell(self, source: int, dest: int, size: int, arrived: Then) -> None:
         """The same with a control message."""
         self._post(self.control, source, Transfer(dest, size, arrived, nothing))
+
+    def at(self, when: float, then: Then) -> None:
+        """Call `then` at that time."""
+        heappush(self._events, (when, self._number, then))
+        self._number += 1
 
     def run(self) -> None:
         """Until nothing is under way."""
@@ -76,8 +81,8 @@ class VirtualNetwork:
         if not links.waiting[source]:
             return
         message = links.waiting[source].popleft()
-        takes = message.size / self._rate
-        there = max(self.now + self._latency, links.receiving[message.dest]) + takes
+        out, into = (message.size / self._rates[rank] for rank in (source, message.dest))
+        there = max(self.now + self._latency + out, links.receiving[message.dest] + into)
         links.receiving[message.dest] = there
         links.bytes[source] += message.size
         links.bytes[message.dest] += message.size
@@ -86,9 +91,5 @@ class VirtualNetwork:
             self._next(links, source)
             message.sent()
 
-        self._at(self.now + takes, through)
-        self._at(there, message.arrived)
-
-    def _at(self, when: float, then: Then) -> None:
-        heappush(self._events, (when, self._number, then))
-        self._number += 1
+        self.at(self.now + out, through)
+        self.at(there, message.arrived)

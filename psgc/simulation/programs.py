@@ -81,7 +81,7 @@ def run(settings: NetworkSettings, step: Callable[[str], object] = lambda what: 
 def allreduce(settings: NetworkSettings, workers: int, parts: int, most: int = ONE_BY_ONE) -> Traffic:
     """A ring of `workers` ranks; `parts` plays no role. most: messages that are simulated one by one."""
     links, steps = settings.network, 2 * (workers - 1)
-    network = VirtualNetwork(workers, links.rate, links.latency)
+    network = VirtualNetwork([links.rate] * workers, links.latency)
     by_symmetry = workers * steps > most
 
     def send(rank: int, step: int) -> None:
@@ -125,7 +125,7 @@ class _CodedAllreduce(Target):
         if workers < parts:
             raise ValueError(f"{parts} parts need as many workers, got {workers}")
         self._links, self._workers, self._parts = settings.network, workers, parts
-        self._network = VirtualNetwork(workers + 1, self._links.rate, self._links.latency)
+        self._network = VirtualNetwork([self._links.rate] * (workers + 1), self._links.latency)
         self._seconds, self._control = 0.0, 0
         chunks = range(workers * settings.chunks_per_worker)
         holders = [[1 + (chunk + k) % workers for k in range(parts)] for chunk in chunks]

@@ -23,24 +23,18 @@ SHORTEST = 1e-9  # seconds per chunk
 
 @dataclass(frozen=True)
 class Recording:
-    """The iterations that have a chunk in the timeline.
+    """The iterations that have a chunk in the timeline."""
 
-    seconds: (iterations, workers), per average chunk. took: (iterations,) seconds. counts: (iterations,) bool, see
-    above. exact: (iterations,) bool, whether all chunks were recovered. here: (iterations, workers) bool, whether the
-    worker took part. pause: seconds between two chunks of a worker. spent, used: (iterations,) seconds of computing,
-    and the part of it for copies in the gradient. assumed: share of `seconds` that was not seen. never_finished: ranks.
-    """
-
-    seconds: np.ndarray
-    took: np.ndarray
-    counts: np.ndarray
-    exact: np.ndarray
-    here: np.ndarray
-    pause: float
-    spent: np.ndarray
-    used: np.ndarray
-    assumed: float
-    never_finished: list[int]
+    seconds: np.ndarray  # (iterations, workers), per average chunk
+    took: np.ndarray  # (iterations,) seconds
+    counts: np.ndarray  # (iterations,) bool, see above
+    exact: np.ndarray  # (iterations,) bool, whether all chunks were recovered
+    here: np.ndarray  # (iterations, workers) bool, whether the worker took part
+    pause: float  # seconds between two chunks of a worker
+    spent: np.ndarray  # (iterations,) seconds of computing
+    used: np.ndarray  # (iterations,) of these for copies in the gradient
+    assumed: float  # share of `seconds` that was not seen
+    never_finished: list[int]  # ranks
 
 
 def read_recording(run: RecordedRun, costs: Sequence[float] | None = None, breaks_off: bool = True) -> Recording:
@@ -65,9 +59,8 @@ def read_recording(run: RecordedRun, costs: Sequence[float] | None = None, break
     work = np.ones(len(chunk)) if costs is None else np.asarray(costs)[chunk]
     broken_off = (outcome == Outcome.ABANDONED) & breaks_off & (start + seconds > AT_THE_END * took[row])
 
-    shape = (len(numbers), run.workers)
-    paces, least = _paces(row, column, seconds, work, broken_off, shape)
-    here = np.ones(shape, bool)
+    here = np.ones((len(numbers), run.workers), bool)
+    paces, least = _paces((row, column), seconds, work, broken_off, here.shape)
     for event in sorted(run.events_of_workers, key=lambda event: event.iteration):  # stable: in the order of the file
         back = event.event == "returned"  # a worker that is lost takes part until the end of the iteration
         here[numbers >= event.iteration + (not back), event.worker - 1] = back
@@ -91,18 +84,14 @@ def read_recording(run: RecordedRun, costs: Sequence[float] | None = None, break
 
 
 def _paces(
-    row: np.ndarray,
-    column: np.ndarray,
-    seconds: np.ndarray,
-    work: np.ndarray,
-    broken_off: np.ndarray,
-    shape: tuple[int, int],
+    where: tuple[np.ndarray, np.ndarray], seconds: np.ndarray, work: np.ndarray, cut: np.ndarray, shape: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Seconds per chunk, nan where a worker finished nothing; and what they are known to exceed, or 0."""
     total, done, least = np.zeros((3, *shape))
-    np.add.at(total, (row[~broken_off], column[~broken_off]), seconds[~broken_off])
-    np.add.at(done, (row[~broken_off], column[~broken_off]), work[~broken_off])
-    np.maximum.at(least, (row[broken_off], column[broken_off]), (seconds / work)[broken_off])
+    finished, broken_off = tuple(at[~cut] for at in where), tuple(at[cut] for at in where)
+    np.add.at(total, finished, seconds[~cut])
+    np.add.at(done, finished, work[~cut])
+    np.maximum.at(least, broken_off, (seconds / work)[cut])
     paces = np.divide(total, done, out=np.full(shape, np.nan), where=done > 0)
     slower = least > paces  # the chunk that it broke off would have taken at least so long
     paces[slower] = (total + least)[slower] / (done + 1)[slower]

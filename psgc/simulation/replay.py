@@ -60,23 +60,17 @@ def own_choice(config: Config) -> Choice:
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """What a run with these settings would have taken.
-
-    times: seconds of each iteration that counts; overhead: the mean part of it for messages, decoding and the step;
-    redundant: share of the computing time that was not needed; data: largest share of the data that a worker holds;
-    gradients: most that a worker keeps; memory: bytes of a worker's data and gradients; incoming, outgoing: bytes into
-    and out of the server, mean per iteration. Bytes are None when the size of the data or of the model is not known.
-    """
+    """What a run with these settings would have taken. Bytes are None when the size of data or model is not known."""
 
     choice: Choice
-    times: np.ndarray
-    overhead: float
-    redundant: float
-    data: float
-    gradients: int
-    memory: float | None
-    incoming: float | None
-    outgoing: float | None
+    times: np.ndarray  # seconds of each iteration that counts
+    overhead: float  # the mean part of it for messages, decoding and the step
+    redundant: float  # share of the computing time that was not needed
+    data: float  # largest share of the data that a worker holds
+    gradients: int  # most that a worker keeps
+    memory: float | None  # bytes of a worker's data and gradients
+    incoming: float | None  # bytes into the server, mean per iteration
+    outgoing: float | None  # bytes out of it
 
     @property
     def seconds(self) -> float:

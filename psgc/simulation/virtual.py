@@ -55,6 +55,7 @@ class VirtualCluster(Target):
         self._workers = {rank: WorkerState(rank, queue, len(holders), False) for rank, queue in queues.items()}
         self._costs, self._pause, self._breaks_off = costs, pause, breaks_off
         self._in: dict[int, tuple[int, int]] = {}  # rank -> iteration and number of the chunk it is in
+        self.begun: list[tuple[int, int, float]] = []  # (rank, chunk, when) in the newest iteration
         self._ends: list[tuple[float, int, int]] = []  # (when, rank, chunk) for every worker that will be through
         self._now = 0.0
         self._iteration = -1
@@ -74,9 +75,8 @@ class VirtualCluster(Target):
         self._seconds = seconds
         self._ends = [] if self._breaks_off else [(end - self._now, rank, chunk) for end, rank, chunk in self._ends]
         heapify(self._ends)
-        self._recovered = False
-        self._orders = 0
-        self._now = 0.0
+        self._recovered, self._orders, self._now = False, 0, 0.0
+        self.begun = []
         self._bring(events.Begin(self._iteration))  # the orders arrive together with the parameters
         for worker in self._workers.values():
             worker.begin(self._iteration)
@@ -114,7 +114,7 @@ class VirtualCluster(Target):
         return self._result(done, tuple(useful), reported)
 
     def _result(self, done: Sequence[tuple[int, int]], useful: tuple[float, ...], reported: int) -> Simulated:
-        used = [copy for copy in done if self._coordinator.books.used(*copy)]
+        used = [copy for copy in done if self.used(*copy)]
         took = {copy: self._seconds[copy[0]] * self._cost(copy[1]) for copy in done}
         spent = sum(took.values())
         for end, rank, chunk in self._ends:
@@ -132,6 +132,10 @@ class VirtualCluster(Target):
             contributors=len({rank for rank, _ in used}),
         )
 
+    def used(self, rank: int, chunk: int) -> bool:
+        """Whether the copy of this rank is in the newest gradient."""
+        return self._coordinator.books.used(rank, chunk)
+
     def _cost(self, chunk: int) -> float:
         return 1.0 if self._costs is None else self._costs[chunk]
 
@@ -140,6 +144,7 @@ class VirtualCluster(Target):
         if chunk is None:
             return
         self._in[rank] = (self._iteration, chunk)
+        self.begun.append((rank, chunk, self._now))
         if isfinite(self._seconds[rank]):
             end = self._now + (self._seconds[rank] * self._cost(chunk) + self._pause)
             heappush(self._ends, (end, rank, chunk))

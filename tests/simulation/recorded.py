@@ -23,28 +23,15 @@ BASE = {
 }
 
 
-class Watched(VirtualCluster):
-    """Keeps when each worker began which chunk."""
-
-    def _take(self, rank: int) -> None:
-        super()._take(rank)
-        if rank in self._in:
-            self.begun.append((rank, self._in[rank][1], self._now))
-
-    def recover(self, seconds: Any) -> Any:
-        self.begun: list[tuple[int, int, float]] = []
-        return super().recover(seconds)
-
-
 def settings(schedule: str = "dynamic", **coding: Any) -> Config:
     return Config(**BASE, schedule=schedule, coding=coding)
 
 
-def cluster(config: Config, workers: int, kind: type[VirtualCluster] = VirtualCluster, **more: Any) -> Any:
+def cluster(config: Config, workers: int, **more: Any) -> VirtualCluster:
     plan = make_plan(config.coding, config.schedule, workers, config.seed)
     costs = more.get("costs")
     rules = SCHEDULES[config.schedule](plan.queues, plan.backups, plan.holders(), plan.parts, costs)
-    return kind(plan.holders(), plan.queues, plan.parts, rules, **more)
+    return VirtualCluster(plan.holders(), plan.queues, plan.parts, rules, **more)
 
 
 def by_rank(row: Sequence[float]) -> dict[int, float]:
@@ -62,7 +49,7 @@ def record(config: Config, seconds: Sequence[Sequence[float]], message: float = 
     message: seconds that an iteration takes longer for each message, `per_chunk`.
     """
     workers = len(seconds[0])
-    watched = cluster(config, workers, Watched, **more)
+    watched = cluster(config, workers, **more)
     pause, costs = more.get("pause", 0.0), more.get("costs")
     chunks = config.coding.chunks_per_worker * workers
     entries, took = [], []
@@ -72,7 +59,7 @@ def record(config: Config, seconds: Sequence[Sequence[float]], message: float = 
         for rank, chunk, begun in watched.begun:
             whole = row[rank - 1] * (1.0 if costs is None else costs[chunk])
             spent = min(whole, took[-1] - begun) if more.get("breaks_off", True) else whole
-            used = watched._coordinator.books.used(rank, chunk)
+            used = watched.used(rank, chunk)
             outcome = Outcome.USED if used else Outcome.LATE if begun + whole + pause <= took[-1] else Outcome.ABANDONED
             entries.append((rank, chunk, iteration, begun, spent, outcome))
     return recorded_run(config, entries, took, workers, chunks)

@@ -9,7 +9,7 @@ class Recorded(VirtualNetwork):
     """Notes when each message was sent and arrived."""
 
     def __init__(self, ranks=4):
-        super().__init__(ranks, rate=10.0, latency=0.5)
+        super().__init__([10.0] * ranks, latency=0.5)
         self.arrived, self.left = {}, {}
 
     def vector(self, source, dest, size, name, then=lambda: None):

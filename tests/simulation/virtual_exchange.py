@@ -1,6 +1,6 @@
 """One exchange of a coded all-reduce on a virtual network: participants, and rank 0 that looks for late owners.
 
-VirtualLinks may differ. A rank may be stuck from some time on: nothing leaves it, and what comes to it is not read.
+Links may differ. A rank may be stuck from some time on: nothing leaves it, and what comes to it is not read.
 """
 
 from collections import Counter
@@ -13,41 +13,13 @@ from psgc.aggregation.map import Contributor, Map
 from psgc.aggregation.participant import Participant
 from psgc.aggregation.slices import block_entries
 from psgc.server.owners import Owners
-from psgc.simulation.network import VirtualLinks, VirtualNetwork
+from psgc.simulation.network import VirtualNetwork
 
 ITEMSIZE, LATENCY = 4, 1e-3
 TIMEOUT = 30.0  # seconds, of faults.collect_timeout
 ALIVE = TIMEOUT / 4  # seconds between two words of a worker, which also speaks after so many blocks:
 HEARD = 16
 LOOKS = 200  # of rank 0, while an exchange would take its time
-
-
-class Uneven(VirtualNetwork):
-    """rates: of the link of each rank, bytes per second."""
-
-    def __init__(self, rates: Sequence[float]) -> None:
-        super().__init__(len(rates), 1.0, LATENCY)
-        self._rates = rates
-
-    def _next(self, links: VirtualLinks, source: int) -> None:
-        """As in VirtualNetwork, where all have the same rate."""
-        links.sending[source] = bool(links.waiting[source])
-        if not links.waiting[source]:
-            return
-        message = links.waiting[source].popleft()
-        out, into = message.size / self._rates[source], message.size / self._rates[message.dest]
-        there = max(self.now + self._latency + out, links.receiving[message.dest] + into)
-        links.receiving[message.dest] = there
-
-        def through() -> None:
-            self._next(links, source)
-            message.sent()
-
-        self._at(self.now + out, through)
-        self._at(there, message.arrived)
-
-    def after(self, seconds: float, then: Any) -> None:
-        self._at(self.now + seconds, then)
 
 
 class VirtualExchange:
@@ -64,7 +36,7 @@ class VirtualExchange:
         idle: Collection[int] = (),
         stuck: Mapping[int, float] | None = None,
     ) -> None:
-        self._network, self._rates = Uneven(rates), rates
+        self._network, self._rates = VirtualNetwork(rates, LATENCY), rates
         self._idle, self._stuck, self._ranks = idle, stuck or {}, range(len(rates))
         self._owners = Owners(self._ranks, entries, 1, ITEMSIZE, TIMEOUT)
         self._owners.begin(0)
@@ -82,9 +54,12 @@ class VirtualExchange:
         self._send(self._owners.share(contributors, self._ranks, self._ranks, 0.0))
         self._look()
         for worker in self._ranks[1:]:
-            self._network.after(ALIVE, lambda worker=worker: self._speak(worker, again=True))
+            self._after(ALIVE, lambda worker=worker: self._speak(worker, again=True))
         self._network.run()
         return self
+
+    def _after(self, seconds: float, then: Any) -> None:
+        self._network.at(self._network.now + seconds, then)
 
     def _is_stuck(self, rank: int) -> bool:
         return self._network.now >= self._stuck.get(rank, inf)
@@ -94,7 +69,7 @@ class VirtualExchange:
             return
         self.maps[made.attempt] = made
         for rank in self._ranks:
-            self._network.after(LATENCY * (rank > 0), lambda rank=rank: self._read(rank, made))
+            self._after(LATENCY * (rank > 0), lambda rank=rank: self._read(rank, made))
 
     def _read(self, rank: int, made: Map) -> None:
         self._bring(rank, part.Mapped(made, block_entries(made.slices, ITEMSIZE)))
@@ -106,15 +81,15 @@ class VirtualExchange:
         now = self._network.now
         self._owners.moved(0, self._carried[0], now)
         self._send(self._owners.late(self._ranks, now, lambda: self._participants[0].awaited(0)))
-        self._network.after(self.least / LOOKS, self._look)
+        self._after(self.least / LOOKS, self._look)
 
     def _speak(self, worker: int, again: bool = False) -> None:
         if self._owners.is_complete or self._is_stuck(worker):
             return
         carried = self._carried[worker]
-        self._network.after(LATENCY, lambda: self._owners.moved(worker, carried, self._network.now))
+        self._after(LATENCY, lambda: self._owners.moved(worker, carried, self._network.now))
         if again:
-            self._network.after(ALIVE, lambda: self._speak(worker, again=True))
+            self._after(ALIVE, lambda: self._speak(worker, again=True))
 
     def _bring(self, rank: int, event: part.Event) -> None:
         if self._is_stuck(rank):

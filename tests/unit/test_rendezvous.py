@@ -3,12 +3,14 @@
 from math import inf
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from psgc import processes, rendezvous
 from psgc.errors import RunFailed
 from psgc.rendezvous import Rendezvous
 
+TEXTS = b'["any", "any"]'  # what the other rank sends while they meet
 LIMIT = 30.0  # seconds for which a rank may be stopped
 
 
@@ -56,7 +58,11 @@ class World:
         self._texts -= 1
         status.Set_source(1 - self._rank)
         status.Set_tag(rendezvous.DATA_TAG)
-        return SimpleNamespace(Irecv=lambda buffer: SimpleNamespace(Test=lambda: True)) if self._texts >= 0 else None
+        return SimpleNamespace(Irecv=self._fill) if self._texts >= 0 else None
+
+    def _fill(self, buffer):
+        buffer[0][:] = np.frombuffer(TEXTS, np.uint8)
+        return SimpleNamespace(Test=lambda: True)
 
 
 @pytest.fixture
@@ -77,7 +83,7 @@ def meet(clock, monkeypatch):
         identity = SimpleNamespace(own=lambda: process, from_text=lambda _: process)
         monkeypatch.setattr(rendezvous, "Identity", identity)
         monkeypatch.setattr(rendezvous, "failed_ranks", lambda _: [])
-        monkeypatch.setattr(rendezvous, "received", lambda _: (1 + rank) * rendezvous.TEXT_LIMIT)
+        monkeypatch.setattr(rendezvous, "received", lambda _: len(TEXTS))
         return Rendezvous(world, timeout=600.0), world, process
 
     return meet
