@@ -151,7 +151,7 @@ class Session:
         self._is_in_call = True
         if self._worker is not None:
             with self._computing:
-                self._worker.compute(call)
+                self._worker.answer(call)
         try:
             answer = self._hand_over.answer()
         except Left:

@@ -2,27 +2,24 @@
 
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from psgc.coding.sketch import sketch
+from psgc.backend import Array
 from psgc.config import Config
-from psgc.errors import ModelError, UserError, one_line, raised_at
+from psgc.errors import ModelError, PsgcError, UserError, one_line, raised_at
 from psgc.messages import stepped_record
 from psgc.plan import Plan
 from psgc.torch.calls import Call
 from psgc.torch.hand_over import HandOver, Left, ScriptReplica
 from psgc.torch.memory import Memory
 from psgc.torch.settings import OPEN_END
-from psgc.training.inputs import make_emulation, make_injector, tried_chunks
+from psgc.training.worker_parts import worker_parts
 from psgc.transport import Transport
-from psgc.workers.compute import NO_SKETCH, Trial
-from psgc.workers.emulation import Emulation
-from psgc.workers.encoder import Encoder
-from psgc.workers.injection import Injector
+from psgc.workers.chunk_runner import ChunkRunner, Computed
 from psgc.workers.loop import SERVER, Duties, WorkerLoop
-from psgc.workers.mailbox import Mailbox, Result, Work
-from psgc.workers.state import WorkerState
+from psgc.workers.mailbox import Mailbox, Work
 
 LAST_SUM = 15.0  # seconds in which a script makes its last steps after the end of the run, if rank 0 waits so long
 
@@ -74,85 +71,50 @@ class ScriptLoop(WorkerLoop):
 
 
 class ScriptWorker:
-    """The worker of this rank. loop: for the thread that does MPI; all else is for that of the script."""
+    """The worker of this rank. loop: for the thread that does MPI; all else is for that of the script.
+
+    It computes the chunks of a call, for its ChunkRunner.
+    """
+
+    _call: Call  # that the script is in
 
     def __init__(
-        self,
-        loop: ScriptLoop,
-        mailbox: Mailbox,
-        hand_over: HandOver,
-        trial: Trial,
-        emulation: Emulation,
-        injector: Injector,
-        memory: Memory,
+        self, loop: ScriptLoop, runner: ChunkRunner, mailbox: Mailbox, hand_over: HandOver, memory: Memory
     ) -> None:
-        self.loop, self._memory = loop, memory
-        self._mailbox, self._hand_over, self._trial = mailbox, hand_over, trial
-        self._emulation, self._injector = emulation, injector
-        self._is_tried = trial.own is None
+        self.loop, self._runner, self._memory = loop, runner, memory
+        self._mailbox, self._hand_over = mailbox, hand_over
+        self.here = memory.here
         hand_over.alert = mailbox.look
 
-    def compute(self, call: Call) -> None:
-        """Do chunks until the call is answered."""
-        while True:
-            work = self._mailbox.take(self._hand_over.is_due)
-            if work is None:
-                if self._hand_over.make_state():
-                    continue
-                return
-            try:
-                self._do(work, call)
-                if work.iteration == self._trial.iteration and not self._is_tried:
-                    self._is_tried = True
-                    self._try(work, call)
-            except (ModelError, UserError) as error:
-                self._mailbox.broken(work, error)
-                return
-            except (KeyboardInterrupt, SystemExit):
-                raise
-            except BaseException as error:
-                told = f"{one_line(error)}{raised_at(error)}\n{traceback.format_exc()}"
-                self._mailbox.failed(work, told)
+    def answer(self, call: Call) -> None:
+        """Do chunks until the call is answered, and make states meanwhile."""
+        self._call = call
+        while self._runner.run(self, self._hand_over.is_due) and self._hand_over.make_state():
+            pass
 
     def ended(self, iteration: int, text: str, code: int) -> None:
         """The script makes no call for `iteration`, nor later ones; text: why, or empty; code: of its error."""
         self._mailbox.ended(iteration, text, code)
 
-    def _do(self, work: Work, call: Call) -> None:
-        start = time.monotonic()
-        self._injector.at("gradient", work.iteration)
+    def prepare(self, work: Work) -> tuple[float, float]:
+        """Have the examples of the next chunk loaded meanwhile."""
         if (following := self._mailbox.following) is not None:
-            call.expect(following)
-        vector = call.vector(work.chunk, lambda: self._mailbox.wants(work))
-        seconds = time.monotonic() - start
-        if vector is None:
-            self._mailbox.gave_up(work, start - work.begun, seconds)
-            return
-        if (extra := self._emulation.extra(work.iteration, seconds, work.chunk)) > 0:
-            self._mailbox.wait_stale(work, extra)
-            seconds = time.monotonic() - start
-        self._injector.at("before_report", work.iteration)
-        with self._memory.here():
-            array = self._memory.array(vector)
-            if work.iteration == self._trial.iteration and work.chunk in self._trial.chunks:
-                self._mailbox.tried(work.iteration, work.chunk, sketch(array, self._memory.backend.xp))
-            self._mailbox.finished(work, Result(array, call.signature, start - work.begun, seconds))
+            self._call.expect(following)
+        return 0.0, 0.0
 
-    def _try(self, work: Work, call: Call) -> None:
-        """Do the chunk of the trial."""
-        assert self._trial.own is not None
-        self._mailbox.trying(self._trial.own)
-        found = NO_SKETCH
-        try:
-            vector = call.vector(self._trial.own, lambda: True)
-            if vector is not None:
-                with self._memory.here():
-                    found = sketch(self._memory.array(vector), self._memory.backend.xp)
-        except ModelError:
-            raise
-        except Exception:  # the worker whose chunk it is tells what is wrong with it
-            found = NO_SKETCH
-        self._mailbox.tried(work.iteration, self._trial.own, found)
+    def compute(self, iteration: int, chunk: int, params: Array, is_wanted: Callable[[], bool]) -> Computed | None:
+        vector = self._call.vector(chunk, is_wanted)
+        if vector is None:
+            return None
+        with self.here():
+            return Computed(self._memory.array(vector), self._call.signature, True)
+
+    def told(self, error: BaseException) -> str | PsgcError:
+        if isinstance(error, ModelError | UserError):
+            return error
+        if not isinstance(error, Exception):  # Ctrl-C, and the script's own exit
+            raise error
+        return f"{one_line(error)}{raised_at(error)}\n{traceback.format_exc()}"
 
 
 def make_worker(
@@ -170,16 +132,8 @@ def make_worker(
 
     dim: entries of the vectors; script: the thread of the script.
     """
-    backend = memory.backend
-    encoder = Encoder(backend, plan.coding_matrix, dim, config.dtype)
-    every, combined = config.verify.every if config.verify else 0, config.transfer == "combined"
-    state = WorkerState(transport.rank, plan.queues[transport.rank], plan.num_chunks, combined, every)
-    mailbox = Mailbox(state, encoder, transport.wake)
-    tried = tried_chunks(config, plan)
-    emulation, injector = make_emulation(config, plan, transport.rank), make_injector(config, transport.rank)
+    parts = worker_parts(transport, config, plan, memory.backend, dim, first)
     duties = Duties.of(config, plan, dim, first, OPEN_END, alike=True)
-    loop = ScriptLoop(
-        *(transport, mailbox, encoder, ScriptThread(script), backend, replica, injector, duties), hand_over=hand_over
-    )
-    trial = Trial(first, tried.get(transport.rank), frozenset(tried.values()))
-    return ScriptWorker(loop, mailbox, hand_over, trial, emulation, injector, memory)
+    thread, of_loop = ScriptThread(script), (memory.backend, replica, parts.injector, duties)
+    loop = ScriptLoop(transport, parts.mailbox, parts.encoder, thread, *of_loop, hand_over=hand_over)
+    return ScriptWorker(loop, parts.runner, parts.mailbox, hand_over, memory)

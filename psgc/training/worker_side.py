@@ -16,21 +16,16 @@ from psgc.training.inputs import (
     PREPARING,
     check_same,
     description,
-    make_emulation,
-    make_injector,
     open_held_out,
     open_problem,
-    tried_chunks,
 )
 from psgc.training.memory import check_memory
+from psgc.training.worker_parts import worker_parts
 from psgc.transport import Transport
-from psgc.workers.compute import ComputeThread, Trial
-from psgc.workers.encoder import Encoder
+from psgc.workers.compute import ComputeThread, Gradients
 from psgc.workers.held_out import HeldOut
 from psgc.workers.input_guard import InputGuard
 from psgc.workers.loop import Duties, WorkerLoop
-from psgc.workers.mailbox import Mailbox
-from psgc.workers.state import WorkerState
 
 
 def work(transport: Transport, config_path: str, ending: Ending, given: Given | None = None) -> int:
@@ -79,31 +74,18 @@ def make_worker(
     test: rows that are evaluated during the run.
     """
     transport.start(from_everybody=config.aggregation == "allreduce")
-    encoder = Encoder(backend, plan.coding_matrix, problem.dim, config.dtype)
-    every, combined = config.verify.every if config.verify else 0, config.transfer == "combined"
-    state = WorkerState(transport.rank, plan.queues[transport.rank], plan.num_chunks, combined, every)
-    injector = make_injector(config, transport.rank)
-    mailbox = Mailbox(state, encoder, transport.wake)
-    tried, held_out = tried_chunks(config, plan), None
+    parts = worker_parts(transport, config, plan, backend, problem.dim, first)
+    gradients = Gradients(
+        *(parts.mailbox, InputGuard(evaluate(problem), backend), chunks, backend),
+        *(problem.dim, config.dtype, config.seed, rows_taken(config, chunks.num_rows)),
+    )
     if config.evaluate and test is not None:
         rows = ChunkSource(test, min(plan.num_chunks, test.num_rows), config.dtype, backend)
-        held_out = HeldOut(problem, rows, chunks, config.evaluate.every)
-    compute = ComputeThread(
-        mailbox,
-        InputGuard(evaluate(problem), backend),
-        chunks,
-        backend,
-        problem.dim,
-        config.dtype,
-        make_emulation(config, plan, transport.rank),
-        injector,
-        config.seed,
-        rows_taken(config, chunks.num_rows),
-        Trial(first, tried.get(transport.rank), frozenset(tried.values())),
-        held_out,
-        None if isinstance(config.problem, BuiltinProblem) else Halves(problem),
-    )
+        gradients.held_out = HeldOut(problem, rows, chunks, config.evaluate.every)
+    if not isinstance(config.problem, BuiltinProblem):
+        gradients.halves = Halves(problem)
+    compute = ComputeThread(parts.runner, gradients)
     iterations = iterations_of(config, chunks.num_rows)
     duties = Duties.of(config, plan, problem.dim, first, iterations, alike=False)
     replica = Replica(make_optimizer(config.optimizer, iterations), backend, transport.wake)
-    return WorkerLoop(transport, mailbox, encoder, compute, backend, replica, injector, duties)
+    return WorkerLoop(transport, parts.mailbox, parts.encoder, compute, backend, replica, parts.injector, duties)

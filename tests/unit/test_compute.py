@@ -12,8 +12,9 @@ from psgc.coding.sketch import sketch
 from psgc.config import Injection
 from psgc.data import ChunkSource, Dataset
 from psgc.errors import ModelError, UserError
-from psgc.workers import compute
-from psgc.workers.compute import NO_TRIAL, ComputeThread, Trial, rng_of
+from psgc.workers import chunk_runner
+from psgc.workers.chunk_runner import ChunkRunner, Trial
+from psgc.workers.compute import ComputeThread, Gradients, rng_of
 from psgc.workers.emulation import Emulation
 from psgc.workers.encoder import Encoder
 from psgc.workers.injection import Injector
@@ -47,7 +48,7 @@ class FakeDesk:
         self.results, self.failures, self.waits = {}, {}, []
         self.broken_rules, self.tries, self.sketches = [], [], []
 
-    def take(self):
+    def take(self, is_over=None):
         return self.works.pop(0) if self.works else None
 
     def wait_stale(self, work, seconds):
@@ -73,12 +74,15 @@ class FakeDesk:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(compute, "time", clock)
+    monkeypatch.setattr(chunk_runner, "time", clock)
     return clock
 
 
 def mean_row(params, chunk, rng):
     return float(chunk.y.sum()), np.full(DIM, chunk.y.mean())
+
+
+NO_TRIAL = Trial(-1, None, frozenset())
 
 
 def thread_for(
@@ -88,9 +92,8 @@ def thread_for(
     backend = backend or Backend()
     chunks = ChunkSource(DATASET, CHUNKS, dtype, backend)
     emulation = emulation or Emulation("none", rank, seed)
-    return ComputeThread(
-        mailbox, evaluate, chunks, backend, dim, dtype, emulation, Injector(faults), seed, batch, trial
-    )
+    runner = ChunkRunner(mailbox, backend, emulation, Injector(faults), trial)
+    return ComputeThread(runner, Gradients(mailbox, evaluate, chunks, backend, dim, dtype, seed, batch))
 
 
 @pytest.fixture
@@ -458,7 +461,7 @@ def test_the_thread_chooses_its_gpu_before_anything_else():
             order.append(threading.current_thread())
 
     class NoWork(FakeDesk):
-        def take(self):
+        def take(self, is_over=None):
             order.append("take")
 
     order = []

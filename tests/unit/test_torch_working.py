@@ -18,7 +18,7 @@ from psgc.torch.memory import Memory
 from psgc.torch.state import from_bytes
 from psgc.torch.working import LAST_SUM, ScriptLoop, ScriptThread, ScriptWorker
 from psgc.transport import Control
-from psgc.workers.compute import Trial
+from psgc.workers.chunk_runner import ChunkRunner, Trial
 from psgc.workers.emulation import Emulation
 from psgc.workers.encoder import Encoder
 from psgc.workers.injection import Injector
@@ -56,8 +56,8 @@ class Rank:
         encoder = Encoder(Backend(), np.ones((1, 1)), self.local.dim, np.float32)
         self.mailbox = Mailbox(WorkerState(1, range(CHUNKS), CHUNKS, combined=True), encoder)
         nothing, trial = SimpleNamespace(at=lambda *_: None), Trial(-1, None, frozenset())
-        arguments = self.mailbox, self.hand_over, trial, Emulation("none", 1, 0), nothing, Memory(CPU)
-        self.worker = ScriptWorker(None, *arguments)
+        runner = ChunkRunner(self.mailbox, Backend(), Emulation("none", 1, 0), nothing, trial)
+        self.worker = ScriptWorker(None, runner, self.mailbox, self.hand_over, Memory(CPU))
         self.given, self.asked_in_chunks = None, 0
 
     def loss(self, model, batch):
@@ -80,7 +80,7 @@ class Rank:
         self.hand_over.call(iteration, call.is_whole, call.signature)
         self.mailbox.begin(iteration, None)
         self.hand_over._wake = self.ask
-        self.worker.compute(call)
+        self.worker.answer(call)
         raise SystemExit
 
 
