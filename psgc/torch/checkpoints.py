@@ -1,36 +1,38 @@
-"""Checkpoints of a script: the state in one file that is either complete or absent, named by step and checksum.
+"""Checkpoints of a script, and the model that a run begins with where the YAML names one (`initial`)."""
 
-`checkpoints/00000050-0123456789abcdef.safetensors` is the state before step 50, a file of `psgc.torch.state.to_bytes`.
-"""
-
-import hashlib
-import os
+import re
 from collections.abc import Callable
-from contextlib import suppress
-from math import isfinite
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import safetensors.torch
 import torch
-from torch import Tensor
+from safetensors import SafetensorError
+from torch import Tensor, nn
 
-from psgc.disk import UNNAMED, make_directory, open_regular, write_whole
-from psgc.errors import UserError
-from psgc.terminal import say
+from psgc.checkpoints import CheckpointStore, Content, newest_first, step_of
+from psgc.disk import open_regular
+from psgc.errors import UserError, one_line
+from psgc.state_files import header_of
 from psgc.torch.hand_over import State
-from psgc.torch.state import about_in
+from psgc.torch.state import MODEL, about_in, check_model, from_bytes, is_state
 
-SUFFIX = ".safetensors"
+FLOATS = {"F16": np.float16, "F32": np.float32, "F64": np.float64}
+OPTIMIZER = re.compile(r"optimizer(_\d+)?\.state\.")
+EXPECTED = "expected a safetensors file of the model, or a run directory"
 
 
 class Checkpoints:
     """Those of a run.
 
     output: the run directory; None: no checkpoints are written. every: steps from one to the next, 0 for none before
-    the end. keep: how many stay.
+    the end. keep: how many stay. model: its parameters and what optimizers have of them must be finite.
     """
 
-    def __init__(self, output: str | None, every: int, keep: int) -> None:
-        self._output, self._every, self._keep = output, every, keep
+    def __init__(self, output: str | None, every: int, keep: int, model: nn.Module) -> None:
+        self._store = None if output is None else CheckpointStore(Path(output) / "checkpoints", keep, "step")
+        self._every, self._model = every, model
         self._newest: int | None = None  # the step of the newest one, or that the run has begun with
         self._is_abandoned = False
 
@@ -42,80 +44,70 @@ class Checkpoints:
         """Whether one is to be written before `step`, if the state is whole then."""
         if self._newest is None:
             self._newest = step
-        every = self._every if self._output is not None else 0
+        every = self._every if self._store is not None else 0
         return every > 0 and (self._is_abandoned or step // every > self._newest // every)
 
-    def write(self, step: int, params: Tensor, state: Callable[[], bytes]) -> None:
-        """Write the state before `step`, unless parameters are not finite; where it cannot be done, say so.
+    def write(self, step: int, state: Callable[[], bytes]) -> None:
+        """Write the state before `step` soon. state: makes the file, of which memory has one at a time."""
+        if self._store is not None:
+            self._newest, self._is_abandoned = step, False
+            self._store.flush()
+            self._store.write(content_of(step, state(), self._model))
 
-        params: (dim,); state: makes the file.
-        """
-        if self._output is None:
-            return
-        self._newest, self._is_abandoned = step, False
-        trouble = "parameters are NaN or infinite"
-        if isfinite(float(params.sum())) or bool(torch.isfinite(params).all()):
-            trouble = _written(Path(self._output), step, state(), self._keep)
-        if trouble:
-            say(f"psgc: no checkpoint of step {step}: {trouble}; the run goes on", error=True)
+    def close(self) -> None:
+        """The run ends: what was written is on the disk when this returns."""
+        if self._store is not None:
+            self._store.close()
 
 
-def write(directory: Path, step: int, content: bytes, keep: int = 3) -> None:
-    """Write the state before `step`. Then remove those of later steps, which the run has given up, those of `step`, and
-    all but the `keep` newest ones. Raises OSError.
+def content_of(step: int, blob: bytes, model: nn.Module) -> Content:
+    """A state of the model as a checkpoint."""
+    params = {f"{MODEL}.{name}" for name, param in model.named_parameters() if param.requires_grad}
+    header, start = header_of(blob)
+    vectors = {}
+    for name, entry in header.items():
+        if (name in params or OPTIMIZER.match(name)) and (dtype := FLOATS.get(entry["dtype"])):
+            begin, end = entry["data_offsets"]
+            vectors[name] = np.ndarray((end - begin) // np.dtype(dtype).itemsize, dtype, blob, start + begin)
+    return Content(step, [blob], vectors)
+
+
+def read(path: Path) -> tuple[int, State]:
+    """Step and state of a checkpoint. Raises UserError when it is none of a script."""
+    content = path.read_bytes()
+    about = about_in(content, str(path))
+    return step_of(path), State(about.calls, content, about.seconds)
+
+
+def load_initial(path: str, model: nn.Module) -> None:
+    """Give the model the tensors of a safetensors file, by name: the model alone, or a checkpoint of psgc.
+
+    path: the file, or a run directory: its model.safetensors, else its newest checkpoint. Raises UserError when they
+    are not those of this model, of its shapes and dtypes and finite; then nothing has changed.
     """
-    make_directory(directory)
-    digest = hashlib.sha256(content).hexdigest()[:16]
-    path = directory / f"{step:08d}-{digest}{SUFFIX}"
-    write_whole(path, lambda stream: stream.write(content), on_disk=True)
-    found = [other for other in newest_first(directory) if other != path]
-    kept = [other for other in found if _step(other) < step][: keep - 1]
-    for old in (*found, *directory.glob(UNNAMED)):  # those without a name are of processes that were killed
-        if old not in kept:
-            with suppress(OSError):
-                old.unlink()
-
-
-def _written(output: Path, step: int, content: bytes, keep: int) -> str:
-    """As `write`, in the run directory `output`: why it cannot be done, or empty."""
+    file = _file(Path(path))
+    where = f"initial: {file}"
     try:
-        output.mkdir(parents=True, exist_ok=True)
-        write(output / "checkpoints", step, content, keep)
+        with open_regular(file) as stream:
+            content = stream.read()
+        of_model: Any = from_bytes(content, where)[MODEL] if is_state(content) else safetensors.torch.load(content)
     except OSError as error:
-        return f"{error.filename}: {error.strerror}"
-    return ""
+        raise UserError(f"{where}: cannot read it: {(error.strerror or str(error)).lower()}; {EXPECTED}") from None
+    except SafetensorError as error:
+        raise UserError(f"{where}: not a whole safetensors file: {one_line(error)}; {EXPECTED}") from None
+    check_model(model, of_model, where)
+    for name, tensor in of_model.items():
+        if isinstance(tensor, Tensor) and tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise UserError(f"{where}: {name} holds NaN or infinity, expected finite numbers")
+    model.load_state_dict(of_model)
 
 
-def _step(path: Path) -> int:
-    return int(path.name.partition("-")[0])
-
-
-def newest_first(directory: Path) -> list[Path]:
-    """The checkpoints that there are."""
-    names = os.listdir(directory) if directory.is_dir() else []
-    found = [directory / name for name in names if name.endswith(SUFFIX) and name.partition("-")[0].isdigit()]
-    return sorted(found, key=lambda path: (_step(path), path.stat().st_mtime_ns), reverse=True)
-
-
-def load_newest(directory: Path) -> tuple[int, State] | None:
-    """Step and state of the newest checkpoint that is whole; None when there is no file at all.
-
-    Raises UserError when there are files, but none can be used.
-    """
-    complaints = []
-    for path in newest_first(directory):
-        try:
-            with open_regular(path) as stream:
-                content = stream.read()
-        except OSError as error:
-            complaints.append(f"{path}: cannot be read: {error.strerror}")
-            continue
-        if hashlib.sha256(content).hexdigest()[:16] == path.stem.partition("-")[2]:
-            for complaint in complaints:
-                say(f"psgc: {complaint}; using the one before it", error=True)
-            about = about_in(content, str(path))
-            return _step(path), State(about.calls, content, about.seconds)
-        complaints.append(f"{path}: damaged, its checksum is wrong")
-    if complaints:
-        raise UserError(f"no checkpoint can be used: {'; '.join(complaints)}; start without --resume")
-    return None
+def _file(path: Path) -> Path:
+    if not path.is_dir():
+        return path
+    files = [path / "model.safetensors", *newest_first(path / "checkpoints")]
+    if (found := next((file for file in files if file.exists()), None)) is None:
+        raise UserError(
+            f"initial: {path}: expected a run directory, but it holds neither model.safetensors nor a checkpoint"
+        )
+    return found

@@ -14,16 +14,16 @@ from typing import Any
 import torch
 from torch import nn
 
+from psgc.checkpoints import newest_first
 from psgc.config import TorchConfig, checked_settings, read
 from psgc.disk import expanded
 from psgc.errors import UserError
 from psgc.problems import call_object
 from psgc.torch.begin import begin
 from psgc.torch.by_name import optimizer_and_scheduler, rehearse
-from psgc.torch.checkpoints import newest_first
+from psgc.torch.checkpoints import load_initial
 from psgc.torch.chunk_gradient import Loss
 from psgc.torch.costs import CostFunction
-from psgc.torch.initial import load_initial
 from psgc.torch.run import Run
 from psgc.torch.sampling import length_of
 from psgc.torch.settings import given_by

@@ -246,7 +246,7 @@ class Run:
 
     def _write_checkpoint(self, step: int, calls: int) -> None:
         seconds = 0.0 if self.engine.record is None else self.engine.record.seconds
-        self._checkpoints.write(step, self._flat.params, partial(self.standing.state, calls, seconds))
+        self._checkpoints.write(step, partial(self.standing.state, calls, seconds))
 
     def begin(self, engine: Engine) -> None:
         """The run begins, where the engine says."""
@@ -254,17 +254,21 @@ class Run:
         self._steps.open()
         self.standing.comes(engine.iteration, engine.state)
         output = self._arguments.output if engine.rank == 0 else None
-        self._checkpoints = Checkpoints(output, self._arguments.checkpoint_every, self._arguments.checkpoint_keep)
+        every, keep = self._arguments.checkpoint_every, self._arguments.checkpoint_keep
+        self._checkpoints = Checkpoints(output, every, keep, self._model)
 
     def end(self, has_raised: bool) -> None:
         """The script ends: write the last checkpoint, unless it has raised, which may be in the middle of a step."""
-        self.give_rows()
-        position = self._steps.next
-        is_complete = self._steps.is_complete and not (has_raised or self._is_broken)
-        if position is not None and is_complete and self.standing.pending is None:
-            check_savable(self.attached)
-            self.standing.is_at(position)
-            self._write_checkpoint(position.iteration, self.standing.iteration)
+        try:
+            self.give_rows()
+            position = self._steps.next
+            is_complete = self._steps.is_complete and not (has_raised or self._is_broken)
+            if position is not None and is_complete and self.standing.pending is None:
+                check_savable(self.attached)
+                self.standing.is_at(position)
+                self._write_checkpoint(position.iteration, self.standing.iteration)
+        finally:
+            self._checkpoints.close()
         self._steps.close()
         self._loader.close()
         self._is_over = True

@@ -23,7 +23,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from psgc.disk import write_whole
 from psgc.errors import UserError, one_line, visible
-from psgc.torch.encoding import decode, encode
+from psgc.state_files import decode, encode, header_of
 from psgc.torch.evaluation import Result
 from psgc.torch.generators import Generators
 from psgc.torch.sampling import Position
@@ -125,7 +125,7 @@ def check_savable(attached: Sequence[Stateful]) -> None:
     for name, thing in zip(_names(attached), attached, strict=True):
         tensors: dict[str, Tensor] = {}
         try:
-            encode(_state_of(thing), name, tensors)
+            encode(_state_of(thing), name, tensors, Tensor)
             for place, tensor in tensors.items():
                 _check_tensor(place, tensor)
         except UserError as error:
@@ -137,7 +137,7 @@ def to_bytes(state: Mapping[str, Any]) -> bytes:
     hold.
     """
     tensors: dict[str, Tensor] = {}
-    metadata = {name: json.dumps(encode(value, name, tensors)) for name, value in state.items()}
+    metadata = {name: json.dumps(encode(value, name, tensors, Tensor)) for name, value in state.items()}
     return _file(tensors, {"format": "pt", **metadata})
 
 
@@ -180,8 +180,7 @@ def _no_state(where: str, error: Exception) -> UserError:
 
 
 def _metadata(content: bytes) -> dict[str, str]:
-    length = int.from_bytes(content[:8], "little")
-    return dict(json.loads(content[8 : 8 + length])["__metadata__"])
+    return dict(header_of(content)[0]["__metadata__"])
 
 
 def save_model(path: Path, model: nn.Module) -> None:

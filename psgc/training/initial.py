@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from psgc.checkpoints import load_newest
 from psgc.config import Config
 from psgc.data.npz import map_npy
 from psgc.errors import UserError, one_line
 from psgc.problems import Problem
-from psgc.server.checkpoint import load_newest
-from psgc.terminal import say
+from psgc.training.checkpoint import read
 
 
 def initial_params(config: Config, problem: Problem) -> np.ndarray:
@@ -54,11 +54,9 @@ def _found(path: Path) -> tuple[np.ndarray, str]:
         if not path.is_dir() or (path / "params.npy").exists():
             file = path / "params.npy" if path.is_dir() else path
             return map_npy(str(file)), str(file)
-        checkpoint, complaints = load_newest(directory)
+        checkpoint = load_newest(directory, read, "initial: ")
     except UserError as error:
         raise UserError(f"initial: {error}; expected a .npy file with the parameters, or a run directory") from None
-    for complaint in complaints:
-        say(f"psgc: initial: {complaint}; trying the one before it", error=True)
     if checkpoint is None:
         raise UserError(f"initial: {path}: expected a run directory, but it holds neither params.npy nor a checkpoint")
     return checkpoint.params, f"the checkpoint of iteration {checkpoint.iteration} in {directory}"

@@ -5,10 +5,10 @@ from collections.abc import Callable
 from dataclasses import InitVar, dataclass, field
 
 from psgc.backend import Array
+from psgc.checkpoints import CheckpointStore, Content
 from psgc.reporting.loggers import Loggers
 from psgc.reporting.progress import RunProgress
 from psgc.reporting.records import Recorder
-from psgc.server.checkpoint import Checkpoint, CheckpointWriter
 from psgc.server.observer import Approximation, IterationRecord
 from psgc.terminal import say
 from psgc.training.best import Best, Figures
@@ -33,9 +33,9 @@ class Keeper:
 
     recorder: Recorder
     progress: RunProgress
-    writer: CheckpointWriter
+    store: CheckpointStore
     every: int
-    snapshot: Callable[[int], Checkpoint]
+    snapshot: Callable[[int], Content]
     done: int
     saved: InitVar[bool]
     gradient_error: GradientErrorEstimator
@@ -51,7 +51,7 @@ class Keeper:
         self._raised: set[int] = set()  # workers on which a gradient failed
         self._diverged = False  # the loss of the newest row is not finite
         self._saved = self.done if saved else -1  # the iteration of the newest checkpoint
-        self._pending: list[Checkpoint] = []  # whose loss is not known yet, the oldest first
+        self._pending: list[Content] = []  # whose loss is not known yet, the oldest first
 
     def iteration(self, row: IterationRecord) -> None:
         self.recorder.iteration(row)
@@ -59,9 +59,9 @@ class Keeper:
         if self.loggers is not None:
             self.loggers.row(row)
         self._diverged = row.loss is not None and not math.isfinite(row.loss)
-        if self.writer.no_room:
+        if self.store.no_room:
             self.recorder.drop_timeline()
-        while self._pending and self._pending[0].iteration <= row.iteration and not self._diverged:
+        while self._pending and self._pending[0].step <= row.iteration and not self._diverged:
             self._write(self._pending.pop(0))
         if self.best.keep is not None and row.params is not None and self.best.is_of(row.iteration):
             self.best.keep(row.params)  # now, since the workers compute meanwhile
@@ -111,6 +111,6 @@ class Keeper:
         if not self._diverged and self._saved != self.done:
             self._write(self.snapshot(self.done))
 
-    def _write(self, checkpoint: Checkpoint) -> None:
-        self.writer.write(checkpoint)
-        self._saved = checkpoint.iteration
+    def _write(self, checkpoint: Content) -> None:
+        self.store.write(checkpoint)
+        self._saved = checkpoint.step

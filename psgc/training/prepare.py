@@ -9,16 +9,17 @@ import numpy as np
 from psgc import __version__
 from psgc import config as configuration
 from psgc.backend import Backend, open_backend
+from psgc.checkpoints import load_newest
 from psgc.config import Batch, Config
 from psgc.data import ChunkSource, Dataset
 from psgc.errors import UserError
 from psgc.plan import Plan
 from psgc.problems import Problem
 from psgc.reporting.summary import duration
-from psgc.server.checkpoint import Checkpoint, load_newest
 from psgc.terminal import say
 from psgc.training import resume
 from psgc.training.batches import check_rows, iterations_of, rows_in_iteration
+from psgc.training.checkpoint import Checkpoint, read
 from psgc.training.chunk_choice import MOST, chosen_chunks, seconds_of_share
 from psgc.training.ending import launched
 from psgc.training.given import Given
@@ -158,9 +159,7 @@ def _check_copies(config: Config, plan: Plan) -> None:
 def _checkpoint(config: Config, problem: Problem, dataset: Dataset | None) -> Checkpoint | None:
     """The newest checkpoint in the run directory, if any. Prints where the run starts."""
     directory = Path(config.output) / "checkpoints"
-    checkpoint, complaints = load_newest(directory)
-    for complaint in complaints:
-        say(f"psgc: {complaint}; trying the one before it", error=True)
+    checkpoint = load_newest(directory, read)
     if checkpoint is None:
         say(f"no checkpoint in {directory}: starting from the beginning")
     else:

@@ -13,6 +13,7 @@ import numpy as np
 from psgc import __version__
 from psgc import config as configuration
 from psgc.backend import Array
+from psgc.checkpoints import CheckpointStore, Content
 from psgc.data import ChunkSource, Epochs
 from psgc.errors import RunFailed, TooFewWorkers, UserError
 from psgc.optimizer import make_optimizer
@@ -21,7 +22,6 @@ from psgc.reporting.loggers import Loggers, check_installed
 from psgc.reporting.progress import RunProgress
 from psgc.reporting.records import Recorder
 from psgc.reporting.summary import lines
-from psgc.server.checkpoint import Checkpoint, CheckpointWriter
 from psgc.server.loop import Server
 from psgc.server.settings import ServerSettings
 from psgc.terminal import say
@@ -29,6 +29,7 @@ from psgc.training import resume
 from psgc.training.batches import check_data, rows_taken
 from psgc.training.best import Best, best_so_far, know_last
 from psgc.training.callbacks import Callbacks
+from psgc.training.checkpoint import Checkpoint
 from psgc.training.claim import Claim
 from psgc.training.ending import Ending, interruption
 from psgc.training.evaluation import Evaluator
@@ -49,7 +50,6 @@ from psgc.training.prepare import Run, opening_lines, prepare
 from psgc.transport import Transport
 
 STOP_TIMEOUT = 3.0  # seconds that the workers have to say goodbye
-CHECKPOINT_TIMEOUT = 120.0  # seconds that the last checkpoint has to reach the disk
 
 
 def serve(
@@ -121,13 +121,13 @@ def _serve(
 
     began = time.monotonic() - (run.checkpoint.seconds if run.checkpoint else 0.0)
     progress = RunProgress(run.iterations, run.first, epochs=run.epochs)
-    writer = CheckpointWriter(directory / "checkpoints", config.checkpoint.keep)
+    store = CheckpointStore(directory / "checkpoints", config.checkpoint.keep)
     data = fingerprint(run.dataset)
     gradient_error = GradientErrorEstimator(run.backend.to_host)
     keeper = Keeper(
         recorder,
         progress,
-        writer,
+        store,
         config.checkpoint.every,
         lambda done: _snapshot(server, run, data, done, time.monotonic() - began),
         run.first,
@@ -193,17 +193,15 @@ def _serve(
             if not math.isfinite(loss):
                 outcome = Outcome("failed", f"the held-out loss is {loss}", RunFailed.exit_code)
             summary = summary_of(server, recorder, seconds, run, outcome, best) | found
-        if not writer.flush(CHECKPOINT_TIMEOUT):
-            say(f"psgc: the last checkpoint is not in {directory / 'checkpoints'}", error=True)
-        elif recorder.lacks_room:  # parameters and summary matter more than older checkpoints
-            writer.make_room()
+        if store.close() and recorder.lacks_room:  # parameters and summary matter more than older checkpoints
+            store.make_room()
         summary = recorder.finish(params, summary)
         if summary["status"] != outcome.status:  # the parameters could not be written
             outcome = Outcome(summary["status"], summary["reason"], RunFailed.exit_code)
     except BaseException:  # a full disk, or a defect
         if not ending.told:
             _stop(server, ending)
-        writer.flush(CHECKPOINT_TIMEOUT)
+        store.flush()
         raise
     loggers.close(has_failed=outcome.status != "done")
     if outcome.code == UserError.exit_code:
@@ -259,7 +257,7 @@ def _taken_initial(run: Run) -> Array:
     return run.backend.asarray(initial)
 
 
-def _snapshot(server: Server, run: Run, data: str, done: int, seconds: float) -> Checkpoint:
+def _snapshot(server: Server, run: Run, data: str, done: int, seconds: float) -> Content:
     to_host = run.backend.to_host
     return Checkpoint(
         iteration=done,
@@ -273,7 +271,7 @@ def _snapshot(server: Server, run: Run, data: str, done: int, seconds: float) ->
         data=data,
         config=run.config.to_yaml(),
         version=__version__,
-    )
+    ).content()
 
 
 def _stop(server: Server, ending: Ending, timeout: float = STOP_TIMEOUT) -> None:

@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 
+from psgc.checkpoints import load_newest
 from psgc.data import write_dense
-from psgc.server.checkpoint import load_newest
+from psgc.training.checkpoint import read
 from tests.ranks.mpirun import mpirun, run
 from tests.unit.small_disk import small_disk
 
@@ -34,7 +35,7 @@ def test_the_record_and_older_checkpoints_make_room_for_the_result(tmp_path, siz
         summary = json.loads((disk / "out/summary.json").read_text())
         assert summary["iterations"] == iterations
         assert "No space left on device" in summary["not_whole"]["timeline.raw"]
-        newest = load_newest(disk / "out/checkpoints")[0]
+        newest = load_newest(disk / "out/checkpoints", read)
         if done:
             assert summary["status"] == "done"
             assert newest.iteration >= iterations - 10

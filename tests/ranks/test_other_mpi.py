@@ -99,7 +99,7 @@ def kill(running, rank):
 
 
 def kill_after_a_checkpoint(running, folder, rank):
-    wait_until(lambda: list((folder / "out").glob("checkpoints/*.npz")) or running.process.poll() is not None)
+    wait_until(lambda: list((folder / "out").glob("checkpoints/*.safetensors")) or running.process.poll() is not None)
     kill(running, rank)
     finished = running.wait(PROMPT)
     assert not finished.orphans
@@ -184,7 +184,7 @@ def test_a_stopped_worker_that_holds_up_mpich_ends_the_run(folder):
 def test_ctrl_c_is_an_orderly_end_under_mpich(folder):
     mpi = mpich()
     with MpiRun(mpi.launch(*SLOWLY), folder, mpi.env) as running:
-        wait_until(lambda: list((folder / "out").glob("checkpoints/*.npz")))
+        wait_until(lambda: list((folder / "out").glob("checkpoints/*.safetensors")))
         os.kill(running.process.pid, signal.SIGINT)
         finished = running.wait(PROMPT)
     assert finished.returncode == 130, finished.said

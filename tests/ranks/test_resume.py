@@ -52,7 +52,7 @@ def train(folder, output, *arguments, ranks=4):
 
 
 def checkpoints(output):
-    names = (path.name for path in (output / "checkpoints").iterdir() if path.suffix == ".npz")
+    names = (path.name for path in (output / "checkpoints").iterdir() if path.suffix == ".safetensors")
     return sorted((int(name.split("-")[0]) for name in names), reverse=True)
 
 

@@ -35,7 +35,7 @@ if rank == 0:
     while done < 40 and not stopped:
         time.sleep(0.5 if Path("slow").exists() else 0.01)
         done += 1
-        Path(checkpoints, f"{done}-full.npz").touch()
+        Path(checkpoints, f"{done}-full.safetensors").touch()
     summary = {"status": "interrupted" if stopped else "done", "reason": "stopped by SIGUSR1"}
     (directory / "summary.json").write_text(json.dumps(summary))
 transport.broadcast(b"" if rank == 0 else None)

@@ -117,7 +117,7 @@ class Workplace:
 
     def checkpoints(self, output: str = "out") -> list[int]:
         """Their iterations, rising."""
-        return sorted(int(path.name.split("-")[0]) for path in (self.folder / output).glob("checkpoints/*.npz"))
+        return sorted(int(path.name.split("-")[0]) for path in (self.folder / output).glob("checkpoints/*.safetensors"))
 
     def params(self, output: str = "out") -> bytes:
         return (self.folder / output / "params.npy").read_bytes()

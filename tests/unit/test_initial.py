@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from psgc.checkpoints import write_file
 from psgc.config import from_yaml_text
 from psgc.errors import UserError
 from psgc.problems import LeastSquares
-from psgc.server.checkpoint import Checkpoint, save
+from psgc.training.checkpoint import Checkpoint
 from psgc.training.initial import initial_params
 
 RUN = """\
@@ -38,7 +39,7 @@ def write_checkpoint(iteration, params):
     directory.mkdir(parents=True, exist_ok=True)
     same = {"optimizer": {}, "estimates": {}, "num_chunks": 1, "num_workers": 1, "seed": 0, "seconds": 0.0}
     about = {"data": "none", "config": RUN, "version": "1"}
-    return save(Checkpoint(iteration=iteration, params=params, **same, **about), directory)
+    return write_file(Checkpoint(iteration=iteration, params=params, **same, **about).content(), directory)
 
 
 def test_without_it_the_problem_says_with_what_to_begin():

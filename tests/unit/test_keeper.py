@@ -24,13 +24,13 @@ def kept(every, done=0, saved=False, no_room=False, **given):
         returned=lambda worker, iteration: f"{worker} back",
     )
     progress = SimpleNamespace(update=lambda *_: None, say=said.append)
-    writer = SimpleNamespace(
+    store = SimpleNamespace(
         no_room=no_room,
-        write=lambda checkpoint: heard.append(("checkpoint", checkpoint.iteration)),
+        write=lambda checkpoint: heard.append(("checkpoint", checkpoint.step)),
     )
     gradient_error = SimpleNamespace(add=None)
     keeper = Keeper(
-        recorder, progress, writer, every, lambda n: SimpleNamespace(iteration=n), done, saved, gradient_error, **given
+        recorder, progress, store, every, lambda n: SimpleNamespace(step=n), done, saved, gradient_error, **given
     )
     return keeper, heard, said
 

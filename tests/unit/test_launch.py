@@ -17,7 +17,7 @@ from psgc.launching.launch import launch
 from psgc.launching.mpirun import Placement
 
 SUMMARY = 'echo \'{{"status": "{status}"}}\' > out/summary.json'
-CHECKPOINT = "mkdir -p out/checkpoints; echo > out/checkpoints/2.npz"
+CHECKPOINT = "mkdir -p out/checkpoints; echo > out/checkpoints/2.safetensors"
 ON = "psgc launch: to resume from the last checkpoint: "
 ON_HOSTS = "psgc launch: to resume from the last checkpoint, with -n and --host for the remaining hosts: "
 
@@ -147,7 +147,7 @@ def test_the_command_to_resume_repeats_all_arguments(mpirun, capsys):
         f"{CHECKPOINT}; exit 2",  # the same would be refused again
         f"{CHECKPOINT}; {summary('failed')}; exit 1",  # the model or the data
         f"{CHECKPOINT.replace('/2', '/0')}; exit 1",  # nothing was done
-        "mkdir -p out/checkpoints; touch out/checkpoints/.2.npz.77.tmp; exit 1",
+        "mkdir -p out/checkpoints; touch out/checkpoints/.2.safetensors.77.tmp; exit 1",
     ],
 )
 def test_nothing_to_resume(mpirun, capsys, body):
@@ -160,7 +160,7 @@ def test_nothing_to_resume(mpirun, capsys, body):
 def test_an_earlier_runs_checkpoint_counts_only_with_resume(mpirun, capsys, resume):
     mpirun("exit 213")
     Path("out/checkpoints").mkdir()
-    Path("out/checkpoints/2.npz").touch()
+    Path("out/checkpoints/2.safetensors").touch()
     assert launch("run.yaml", 9, resume=resume) == 1
     assert (ON in capsys.readouterr().err) == resume
 

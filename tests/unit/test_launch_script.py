@@ -165,8 +165,8 @@ def test_a_failed_run_with_a_checkpoint_says_how_to_resume(script, capsys):
 @pytest.mark.parametrize("resume", [False, True])
 def test_an_earlier_runs_checkpoint_counts_only_with_resume(script, capsys, resume):
     Path("out/checkpoints").mkdir()
-    Path("out/checkpoints/2.npz").touch()
-    stamp = Path("out/checkpoints/2.npz").stat()
+    Path("out/checkpoints/2.safetensors").touch()
+    stamp = Path("out/checkpoints/2.safetensors").stat()
     script(named(checkpoints=f"[[2, [{stamp.st_ino}, {stamp.st_mtime_ns}]]]") + "exit 213")
     assert launch("train.py", 9, resume=resume) == 1
     assert (ON in capsys.readouterr().err) == resume

@@ -5,8 +5,8 @@ import pytest
 
 from psgc.config import from_yaml_text
 from psgc.errors import UserError
-from psgc.server.checkpoint import Checkpoint
 from psgc.training import resume
+from psgc.training.checkpoint import Checkpoint
 
 CONFIG = """
 problem: {kind: softmax, l2: 0.1}

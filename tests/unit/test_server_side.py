@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from psgc.checkpoints import load_newest, write_file
 from psgc.config import load
 from psgc.data import write_dense
 from psgc.errors import UserError
 from psgc.messages import Kind
 from psgc.plan import make_plan
-from psgc.server.checkpoint import load_newest, save
+from psgc.training.checkpoint import read
 from psgc.training.claim import Claim
 from psgc.training.ending import Ending
 from psgc.training.prepare import prepare
@@ -66,7 +67,7 @@ def chunks_of(iteration, workers, seconds, gradient=0.1):
 
 
 def newest():
-    return load_newest(Path("out/checkpoints"))[0]
+    return load_newest(Path("out/checkpoints"), read)
 
 
 def test_a_resumed_run_knows_how_fast_the_workers_are():
@@ -188,7 +189,7 @@ def resumed_from(**changes):
     changed = newest().model_copy(update=changes)
     for path in Path("out/checkpoints").iterdir():
         path.unlink()
-    save(changed, Path("out/checkpoints"))
+    write_file(changed.content(), Path("out/checkpoints"))
     assert train(chunks_of(1, (1,), {1: 0.1}), "iterations=2", resuming=True) == 0
     return newest()
 

@@ -15,7 +15,7 @@ from psgc.launching import slurm
 from psgc.launching.launch import launch
 
 MakeClient = Callable[[str, str], None]
-CHECKPOINT = "mkdir -p out/checkpoints; echo > out/checkpoints/0000000{}-0123456789abcdef.npz"
+CHECKPOINT = "mkdir -p out/checkpoints; echo > out/checkpoints/0000000{}-0123456789abcdef.safetensors"
 INTERRUPTED = """echo '{"status": "interrupted"}' > out/summary.json"""
 FAILED = """echo '{"status": "failed"}' > out/summary.json"""
 TOO_FEW = """echo '{"status": "failed", "too_few_workers": true}' > out/summary.json"""

@@ -45,7 +45,7 @@ def run(capsys, *arguments, code=0):
 
 
 def test_launch(capsys, mpirun):
-    mpirun("mkdir -p out/checkpoints; echo > out/checkpoints/2.npz; exit 1")
+    mpirun("mkdir -p out/checkpoints; echo > out/checkpoints/2.safetensors; exit 1")
     Path("run.yaml").rename(f"{NASTY}.yaml")
     quoted = f"'{SHOWN}.yaml'"
     assert f"train {quoted}\n" in run(capsys, "launch", f"{NASTY}.yaml", "-n", "2", "--print")

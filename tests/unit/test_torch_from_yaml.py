@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from psgc.checkpoints import Content, write_file
 from psgc.cli import main
 from psgc.config import TorchConfig, from_yaml_text, has_torch_problem, load
 from psgc.errors import UserError
 from psgc.launching.launch import launch
-from psgc.torch import checkpoints, from_yaml
-from psgc.torch.initial import load_initial
+from psgc.torch import from_yaml
+from psgc.torch.checkpoints import load_initial
 from psgc.torch.settings import check_resumed
 from psgc.torch.state import About, save_model, state_of, to_bytes
 from psgc.training.inputs import open_problem
@@ -204,9 +205,9 @@ def test_the_page_of_docs_trains(folder, one_process, capsys):
 def test_a_model_begins_with_what_another_run_has_left(folder, name):
     model = torch_problem.network(5)
     Path("left/checkpoints").mkdir(parents=True)
-    Path("checkpoint").mkdir()
+    Path("checkpoint/checkpoints").mkdir(parents=True)
     save_model(Path("left/model.safetensors"), model)
-    checkpoints.write(Path("checkpoint/checkpoints"), 7, to_bytes(state_of(model, [], About())))
+    write_file(Content(7, [to_bytes(state_of(model, [], About()))], {}), Path("checkpoint/checkpoints"))
     if name == "left/checkpoints":
         wanted = "left/checkpoints: expected a run directory, but it holds neither model.safetensors nor a checkpoint"
         assert refusal(f"initial={name}") == f"initial: {wanted}"

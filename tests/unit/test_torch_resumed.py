@@ -11,8 +11,9 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import psgc.torch
+from psgc.checkpoints import load_newest
 from psgc.errors import UserError
-from psgc.torch import checkpoints
+from psgc.torch.checkpoints import read
 from psgc.torch.hand_over import State
 from psgc.torch.single import Single
 
@@ -124,7 +125,7 @@ def test_a_script_that_was_stopped_in_a_loop_draws_on_when_it_is_resumed(tmp_pat
     with suppress(Stop):
         ended.train(**{when: stop})
     ended.run.end(has_raised=False)
-    found = checkpoints.load_newest(tmp_path / "checkpoints")
+    found = load_newest(tmp_path / "checkpoints", read)
     resumed = Script()
     resumed.run.begin(Single(4, found[1]))
     assert resumed.train() == expected[done + 1 :]

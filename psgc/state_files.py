@@ -1,5 +1,6 @@
-"""State dictionaries as JSON text and named tensors: what optimizers, schedules and modules return from `state_dict`.
+"""States as safetensors files: tensors with names, and JSON in the metadata for everything else.
 
+A state is what optimizers, schedules and modules return from `state_dict`, or what a checkpoint of a NumPy problem has.
 JSON has what it can. The rest is a mapping with one key: {"__tensor__": name}, {"__tuple__": [...]}, {"__dict__":
 [[key, value], ...]} where keys are not texts, {"__counter__": ...} likewise, {"__numpy__": [dtype, number]}. So
 `json.loads(text, object_hook=...)` gives everything back (see docs/torch/checkpoints.md). Nothing is pickled.
@@ -8,16 +9,17 @@ JSON has what it can. The rest is a mapping with one key: {"__tensor__": name}, 
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
-from torch import Tensor
 
 from psgc.errors import UserError
 
+Tensor = TypeVar("Tensor")
 
-def encode(state: Any, prefix: str, tensors: dict[str, Tensor]) -> Any:
-    """`state` as what `json.dumps` takes; its tensors are added to `tensors`, by prefix and place.
+
+def encode(state: Any, prefix: str, tensors: dict[str, Tensor], kind: type[Tensor]) -> Any:
+    """`state` as what `json.dumps` takes; its tensors, of this kind, are added to `tensors`, by prefix and place.
 
     A tensor that is there twice is stored once, also when `tensors` had it before. Numbers come back as they were.
 
@@ -26,7 +28,7 @@ def encode(state: Any, prefix: str, tensors: dict[str, Tensor]) -> Any:
     names = {id(tensor): name for name, tensor in tensors.items()}
 
     def encoded(value: Any, place: str) -> Any:
-        if isinstance(value, Tensor):
+        if isinstance(value, kind):
             if id(value) not in names:
                 while place in tensors:  # of other keys with dots
                     place += "_"
@@ -77,3 +79,27 @@ def decode(text: str, tensors: Mapping[str, Tensor], plain: bool = False) -> Any
 
 def _as_dict(items: list[list[Any]]) -> dict[Any, Any]:
     return {key: value for key, value in items}  # noqa: C416  # dict() would take texts of two letters as well
+
+
+def pieces(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> list[bytes | memoryview]:
+    """The bytes of a safetensors file, those of the arrays where they are: `safetensors.numpy.save` copies them."""
+    header: dict[str, Any] = {"__metadata__": metadata}
+    found: list[bytes | memoryview] = []
+    end = 0
+    for name, array in arrays.items():
+        dtype = f"{array.dtype.kind.upper()}{8 * array.itemsize}"
+        begin, end = end, end + array.nbytes
+        header[name] = {"dtype": dtype, "shape": array.shape, "data_offsets": [begin, end]}
+        found.append(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).data)
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    return [len(text).to_bytes(8, "little"), text, *found]
+
+
+def header_of(content: bytes) -> tuple[dict[str, Any], int]:
+    """What a safetensors file says of its tensors and, as `__metadata__`, of itself; and where the tensors begin.
+
+    Raises ValueError when it is none.
+    """
+    start = 8 + int.from_bytes(content[:8], "little")
+    return dict(json.loads(content[8:start])), start

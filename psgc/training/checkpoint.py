@@ -1,0 +1,107 @@
+"""What is in the checkpoint of a NumPy problem: the state between two iterations, as a safetensors file.
+
+Its tensors are `params` and the vectors of the optimizer, such as `optimizer.velocity`. Everything else is JSON in the
+metadata (`psgc.state_files`). Nothing is pickled.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import safe_open
+
+from psgc.checkpoints import Content, is_finite, step_of
+from psgc.data.npz import map_npz
+from psgc.errors import UserError, visible
+from psgc.state_files import decode, encode, pieces
+
+FORMAT = 2  # of the file; others are refused. 1 is that of .npz files
+DTYPES = (np.float32, np.float64)
+
+_Count = Annotated[int, Field(ge=1)]
+_Natural = Annotated[int, Field(ge=0)]
+_Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Checkpoint(BaseModel):
+    """The state of a run between two iterations.
+
+    iteration: the next one to do; params: (dim,) of the run's dtype; optimizer: `Optimizer.state()` in host memory;
+    estimates: known seconds per chunk of workers, by rank; seconds: duration of the training so far;
+    data: fingerprint of the training data; config: the settings, as YAML; version: of psgc.
+    """
+
+    # checked on reading: a right checksum only proves that a file is as it was written
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+    iteration: _Natural
+    params: np.ndarray
+    optimizer: dict[str, np.ndarray | _Natural | Annotated[float, Field(allow_inf_nan=False)]]
+    estimates: dict[_Count, _Seconds]
+    num_chunks: _Count
+    num_workers: _Count
+    seed: int
+    seconds: _Seconds
+    data: str
+    config: str
+    version: str
+
+    def content(self) -> Content:
+        """As a file. Its bytes are those of the arrays, which nobody may change any more."""
+        about = {key: value for key, value in vars(self).items() if key not in ("params", "optimizer")}
+        state = {"params": self.params, "optimizer": self.optimizer, "psgc": {"format": FORMAT, **about}}
+        tensors: dict[str, np.ndarray] = {}
+        texts = {name: json.dumps(encode(value, name, tensors, np.ndarray)) for name, value in state.items()}
+        vectors: dict[str, np.ndarray | float] = {"the parameters": self.params, **self.optimizer}
+        return Content(self.iteration, pieces(tensors, {"format": "np", **texts}), vectors)
+
+
+def read(path: Path) -> Checkpoint:
+    """The checkpoint in a file. Raises ValueError with the reason when it cannot be used."""
+    is_old = path.suffix == ".npz"
+    try:
+        state = _of_npz(path) if is_old else _of_safetensors(path)
+        about = dict(state.pop("psgc"))
+        is_ours = about.pop("format") == (1 if is_old else FORMAT)
+        checkpoint = Checkpoint.model_validate(about | state) if is_ours else None
+        if checkpoint is not None:
+            _check_vectors(checkpoint.params, checkpoint.optimizer)
+    except UserError as error:
+        raise ValueError(f"not a checkpoint of psgc ({str(error).removeprefix(visible(f'{path}: '))})") from None
+    except ValidationError as error:
+        flaw = error.errors()[0]
+        where = ".".join(map(str, flaw["loc"]))
+        raise ValueError(visible(f"not a checkpoint of psgc ({where:.40}: {flaw['msg']:.60})")) from None
+    except Exception as error:  # NumPy, zipfile and safetensors raise many kinds
+        raise ValueError(f"not a checkpoint of psgc ({type(error).__name__})") from None
+    if checkpoint is None:
+        raise ValueError("written by a version of psgc whose checkpoints this version cannot read")
+    if checkpoint.iteration != step_of(path):
+        raise ValueError(f"renamed: it is the checkpoint of iteration {checkpoint.iteration!r:.40}")
+    return checkpoint
+
+
+def _check_vectors(params: np.ndarray, optimizer: Mapping[str, np.ndarray | float]) -> None:
+    vectors = [params, *(value for value in optimizer.values() if isinstance(value, np.ndarray))]
+    kinds = {(vector.shape, vector.dtype) for vector in vectors}
+    if kinds != {((params.size,), params.dtype)} or params.dtype not in DTYPES or not all(map(is_finite, vectors)):
+        raise ValueError
+
+
+def _of_safetensors(path: Path) -> dict[str, Any]:
+    with safe_open(path, "np") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no mapping
+        texts = file.metadata()
+    return {name: decode(text, tensors) for name, text in texts.items() if name != "format"}
+
+
+def _of_npz(path: Path) -> dict[str, Any]:
+    """Of a file that psgc wrote before it wrote safetensors. To be removed after the first release that does."""
+    archive = map_npz(str(path), ours=True)
+    about = json.loads(archive["about"].tobytes())
+    vectors = {name.partition(".")[2]: np.array(archive[name]) for name in archive if name.startswith("optimizer.")}
+    about["estimates"] = {int(rank): seconds for rank, seconds in about["estimates"].items()}
+    return {"optimizer": about.pop("optimizer") | vectors, "params": np.array(archive["params"]), "psgc": about}
