@@ -12,7 +12,7 @@ from numpy.random.bit_generator import ISpawnableSeedSequence
 from psgc.backend import Array, Backend
 from psgc.data import Chunk, ChunkSource, Epochs
 from psgc.errors import ModelError, PsgcError, UserError, one_line, raised_at
-from psgc.problems import Halves
+from psgc.problems import ChunkCheck
 from psgc.workers.chunk_runner import ChunkRunner, Computed
 from psgc.workers.held_out import HeldOut
 from psgc.workers.mailbox import Mailbox, Work
@@ -106,7 +106,7 @@ class Gradients:
 
     here = staticmethod(nullcontext)
     held_out: HeldOut | None = None
-    halves: Halves | None = None
+    halves: ChunkCheck | None = None
 
     def __init__(
         self,

@@ -2,13 +2,13 @@
 
 from psgc.problems.base import Problem, evaluate, has_loss, prepare_evaluation
 from psgc.problems.build import call_object, check_labels, load_python, make_problem
-from psgc.problems.halves import Halves
+from psgc.problems.halves import ChunkCheck
 from psgc.problems.models import LeastSquares, Logistic, Mlp, Softmax
 from psgc.problems.quality import EVALUATION_ROWS, change_of, measures_of, part_of, quality
 
 __all__ = [
     "EVALUATION_ROWS",
-    "Halves",
+    "ChunkCheck",
     "LeastSquares",
     "Logistic",
     "Mlp",

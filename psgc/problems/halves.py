@@ -24,7 +24,7 @@ SUM = "a sum over its rows; expected the fraction of its rows that are right, wi
 Measure = Callable[[Any, Chunk], float]
 
 
-class Halves:
+class ChunkCheck:
     """Looks at the first chunk of a problem that has two rows."""
 
     def __init__(self, problem: Problem) -> None:

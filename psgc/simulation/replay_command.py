@@ -29,7 +29,7 @@ SHOWN = 24  # rows of the table
 
 
 @dataclass(frozen=True, eq=False)
-class Result:
+class ReplayResult:
     """What other settings of a run would have taken. predictions: the quickest first; advised: one of them.
 
     sentence: the advice in words; yaml: its lines in a YAML file; remarks: what a reader should know besides.
@@ -72,7 +72,7 @@ def replay(run_directory: str, wanted: dict[str, str | None], json_file: str | N
     return 0
 
 
-def predict(run_directory: str, grid: Grid) -> Result:
+def predict(run_directory: str, grid: Grid) -> ReplayResult:
     """The times of a recorded run with other settings. Raises UserError."""
     run = read_run(run_directory)
     if isinstance(run.config.problem, ScriptProblem):
@@ -95,7 +95,7 @@ def predict(run_directory: str, grid: Grid) -> Result:
     advised, quick = recommended(predictions)
     sentence = reason(advised, replay.own, quick, predictions[0].seconds)
     yaml = yaml_lines(run.config, advised.choice, run.chunks, run.workers)
-    return Result(replay, predictions, advised, sentence, yaml, [*remark, *impossible])
+    return ReplayResult(replay, predictions, advised, sentence, yaml, [*remark, *impossible])
 
 
 def read_grid(wanted: dict[str, str | None]) -> Grid:

@@ -13,7 +13,7 @@ from psgc.training.prepare import Run
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RunOutcome:
     """reason: of what was not done; code: the exit code; enough: why the run has ended before its last iteration."""
 
     status: Literal["done", "failed", "interrupted"] = "done"
@@ -24,7 +24,7 @@ class Outcome:
 
 
 def summary_of(
-    server: Server, recorder: Recorder, seconds: float, run: Run, outcome: Outcome, best: Best
+    server: Server, recorder: Recorder, seconds: float, run: Run, outcome: RunOutcome, best: Best
 ) -> dict[str, Any]:
     """What summary.json says, but for what is found out after the run. seconds: of the run."""
     coding = run.config.coding
@@ -48,7 +48,7 @@ def summary_of(
     return summarise(recorder, seconds, settings, outcome.status, outcome.reason)
 
 
-def how_it_ended(run: Run, outcome: Outcome, done: int) -> str:
+def how_it_ended(run: Run, outcome: RunOutcome, done: int) -> str:
     """How the run ended, and how to resume it if there is a checkpoint and another attempt may succeed.
 
     Empty when `psgc launch` says it.

@@ -45,7 +45,7 @@ from psgc.training.inputs import (
     tried_chunks,
 )
 from psgc.training.keeper import Keeper
-from psgc.training.outcome import Outcome, how_it_ended, summary_of
+from psgc.training.outcome import RunOutcome, how_it_ended, summary_of
 from psgc.training.prepare import Run, opening_lines, prepare
 from psgc.transport import Transport
 
@@ -172,7 +172,7 @@ def _serve(
             progress.close()
         seconds = time.monotonic() - began
         if keeper.enough and outcome.status == "done":
-            outcome = Outcome(enough=keeper.enough)
+            outcome = RunOutcome(enough=keeper.enough)
             say(f"ended after {keeper.done} of {run.iterations} iterations: {keeper.enough}")
         summary = summary_of(server, recorder, seconds, run, outcome, best)
         params = run.backend.to_host(server.params)
@@ -191,13 +191,13 @@ def _serve(
                 best.last(keeper.done, found, server.params)
             loss = found.get("test_loss", 0.0)  # the only loss after the last step
             if not math.isfinite(loss):
-                outcome = Outcome("failed", f"the held-out loss is {loss}", RunFailed.exit_code)
+                outcome = RunOutcome("failed", f"the held-out loss is {loss}", RunFailed.exit_code)
             summary = summary_of(server, recorder, seconds, run, outcome, best) | found
         if store.close() and recorder.lacks_room:  # parameters and summary matter more than older checkpoints
             store.make_room()
         summary = recorder.finish(params, summary)
         if summary["status"] != outcome.status:  # the parameters could not be written
-            outcome = Outcome(summary["status"], summary["reason"], RunFailed.exit_code)
+            outcome = RunOutcome(summary["status"], summary["reason"], RunFailed.exit_code)
     except BaseException:  # a full disk, or a defect
         if not ending.told:
             _stop(server, ending)
@@ -238,17 +238,17 @@ def _send_settings(transport: Transport, run: Run, ending: Ending) -> None:
         raise
 
 
-def _train(server: Server, run: Run, stopped_by: Sequence[int]) -> Outcome:
+def _train(server: Server, run: Run, stopped_by: Sequence[int]) -> RunOutcome:
     faults = make_injector(run.config, rank=0)
     try:
         server.run(_taken_initial(run), run.iterations, run.first, lambda i: faults.at("begin", i))
     except RunFailed as error:
         if stopped_by:
-            return Outcome("interrupted", str(error), 128 + stopped_by[0])
-        return Outcome("failed", str(error), error.exit_code, isinstance(error, TooFewWorkers))
+            return RunOutcome("interrupted", str(error), 128 + stopped_by[0])
+        return RunOutcome("failed", str(error), error.exit_code, isinstance(error, TooFewWorkers))
     except UserError as error:  # wrong data
-        return Outcome("failed", str(error), error.exit_code)
-    return Outcome()
+        return RunOutcome("failed", str(error), error.exit_code)
+    return RunOutcome()
 
 
 def _taken_initial(run: Run) -> Array:

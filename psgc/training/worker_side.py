@@ -8,7 +8,7 @@ from psgc.data import ChunkSource, Dataset
 from psgc.errors import UserError
 from psgc.optimizer import make_optimizer
 from psgc.plan import Plan
-from psgc.problems import Halves, Problem, evaluate
+from psgc.problems import ChunkCheck, Problem, evaluate
 from psgc.training.batches import iterations_of, rows_taken
 from psgc.training.ending import Ending
 from psgc.training.given import Given
@@ -83,7 +83,7 @@ def make_worker(
         rows = ChunkSource(test, min(plan.num_chunks, test.num_rows), config.dtype, backend)
         gradients.held_out = HeldOut(problem, rows, chunks, config.evaluate.every)
     if not isinstance(config.problem, BuiltinProblem):
-        gradients.halves = Halves(problem)
+        gradients.halves = ChunkCheck(problem)
     compute = ComputeThread(parts.runner, gradients)
     iterations = iterations_of(config, chunks.num_rows)
     duties = Duties.of(config, plan, problem.dim, first, iterations, alike=False)

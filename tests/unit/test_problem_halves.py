@@ -7,7 +7,7 @@ import scipy.sparse
 from psgc.backend import Backend
 from psgc.data import Chunk, ChunkSource, Dataset
 from psgc.errors import ModelError
-from psgc.problems import Halves, Logistic, Mlp, quality
+from psgc.problems import ChunkCheck, Logistic, Mlp, quality
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((60, 3))
@@ -38,7 +38,7 @@ class Model(Logistic):
 
 
 def looked_at(problem, of=None):
-    return Halves(problem).check(PARAMS, of or chunk())
+    return ChunkCheck(problem).check(PARAMS, of or chunk())
 
 
 @pytest.mark.parametrize("rows", [2, 9, 10])
@@ -138,7 +138,7 @@ def test_sparse_rows_and_a_network():
     with pytest.raises(ModelError):
         looked_at(Model(["gradient"]), of)
     network = Mlp(3, 2, 4, l2=0.1)
-    assert Halves(network).check(network.initial_params(), chunk())
+    assert ChunkCheck(network).check(network.initial_params(), chunk())
 
 
 @pytest.mark.parametrize("wrong", ["loss", "accuracy"])

@@ -1,6 +1,7 @@
 """The transport's own bookkeeping, without MPI; what it does with MPI is in tests/ranks."""
 
 import threading
+import weakref
 from dataclasses import replace
 from math import inf
 from types import SimpleNamespace
@@ -12,9 +13,9 @@ from psgc import processes
 from psgc.messages import MESSAGE, Kind, record, stamp
 from psgc.processes import Identity
 from psgc.rendezvous import MPI
-from psgc.transport import Control, Died, Vector, sends, waiting
-from psgc.transport.receives import Posted, Receives
-from psgc.transport.sends import SLOWEST, Sending, Sends
+from psgc.transport import Control, Died, Vector, receives, sends, waiting
+from psgc.transport.receives import CONTROL_TAG, Receives
+from psgc.transport.sends import SLOWEST, Sends
 from psgc.transport.transport import NAP, Transport
 from psgc.transport.waiting import (
     BUSY,
@@ -33,6 +34,88 @@ from psgc.transport.waiting import (
 from tests.stand_in import cupy
 
 
+class Status:
+    def __init__(self, source=MPI.ANY_SOURCE, tag=1, size=0, error=MPI.SUCCESS):
+        self.source, self.tag, self.size, self.error = source, tag, size, error
+
+    def Get_source(self):
+        return self.source
+
+    def Get_tag(self):
+        return self.tag
+
+    def Get_elements(self, _):
+        return self.size
+
+    def Get_error(self):
+        return self.error
+
+
+class Request:
+    """status: with which it ends; None while it is pending. moves: MPI sees that only in the call after the next."""
+
+    def __init__(self, buffer=None, status=None, moves=False):
+        self.buffer, self.status, self.moves, self.is_null = buffer, status, moves, False
+
+    def __eq__(self, other):
+        return self.is_null and other.is_null
+
+    __hash__ = object.__hash__
+
+    def ends(self):
+        self.moves, moved = False, not self.moves
+        self.is_null = self.is_null or (moved and self.status is not None)
+        return self.is_null
+
+    def Test(self, status):
+        if self.ends():
+            vars(status).update(vars(self.status))
+        return self.is_null
+
+
+class Mpi:
+    """In the place of MPI and of its communicators: requests end when a test says so. posted: receives, in order.
+
+    error: what the next look at several requests raises, with these statuses. dead: ranks.
+    """
+
+    ANY_SOURCE, ANY_TAG, SUCCESS, Exception = MPI.ANY_SOURCE, MPI.ANY_TAG, MPI.SUCCESS, MPI.Exception
+    ERR_PROC_FAILED_PENDING = MPI.ERR_PROC_FAILED_PENDING
+    Status, REQUEST_NULL = Status, Request()
+    REQUEST_NULL.is_null = True
+
+    def __init__(self):
+        self.Request, self.posted, self.dead, self.error = self, [], {}, None
+        self.forgive = lambda *_: None
+
+    def Isend(self, *_):
+        return Request()
+
+    def Irecv(self, message, *_):
+        self.posted.append(Request(message[0]))
+        return self.posted[-1]
+
+    def Testsome(self, requests, statuses=None):
+        if self.error is not None:
+            statuses += self.error
+            self.error = None
+            for request in requests:
+                request.ends()
+            raise MPI.Exception(MPI.ERR_IN_STATUS)
+        indices = [index for index, request in enumerate(requests) if not request.is_null and request.ends()]
+        if statuses is not None:
+            statuses += [requests[index].status for index in indices]
+        return indices
+
+
+@pytest.fixture
+def mpi(monkeypatch):
+    mpi = Mpi()
+    for module in (sends, receives):
+        monkeypatch.setattr(module, "MPI", mpi)
+    return mpi
+
+
 @pytest.fixture
 def clock(monkeypatch):
     """Seconds; assign to `now`."""
@@ -42,20 +125,19 @@ def clock(monkeypatch):
 
 
 @pytest.fixture
-def it(clock):
-    return Sends(SimpleNamespace(dead={}))
+def it(clock, mpi):
+    return Sends(mpi)
 
 
 def send(it, dest, size):
-    it._sent.append(Sending(None, np.empty(0), size, dest, it._running.now, it._forgotten))
-    return it._sent[-1]
+    return it.send(Mpi(), np.empty(size, np.uint8), dest, 0)
 
 
 def pass_by(it, clock, seconds, step=0.5):
     """Time between two polls after another, and nothing leaves."""
     for _ in range(round(seconds / step)):
         clock.now += step
-        it._running.look()
+        it.poll()
 
 
 def test_who_takes_nothing_for_too_long_is_unreached_unless_it_is_forgotten(it, clock):
@@ -137,127 +219,114 @@ def test_mpi_gets_memory_of_a_device_when_the_device_is_done():
 
 
 @pytest.fixture
-def receives(monkeypatch):
-    """Posted buffers are in `posted`; what arrives is put into `arrived`, as (buffer, status)."""
-    it = Receives(None, None, SimpleNamespace(dead={}))
-    it.posted, it.arrived = [], []
-    monkeypatch.setattr(it, "post", lambda buffer, source: it.posted.append(buffer))
-    monkeypatch.setattr(it, "_filled", lambda: [it.arrived.pop(0)] if it.arrived else [])
-    it._posted = [SimpleNamespace()]
-    return it
+def inbox(mpi):
+    return Receives(mpi, mpi, mpi)
 
 
-def arrives(it, source, *vectors):
+def arrives(it, mpi, source, *vectors, **more):
     """These (iteration, what, value) arrive in one message."""
     rows = np.zeros((len(vectors), 3))
     for row, (iteration, what, value) in zip(rows, vectors, strict=True):
         row[0] = value
         stamp(row, iteration, what)
     buffer = np.append(rows.ravel(), np.zeros(5))  # a message may be shorter than the buffer
-    status = SimpleNamespace(Get_source=lambda: source, Get_tag=lambda: len(vectors))
-    status.Get_elements = lambda _: rows.nbytes
-    it.arrived.append((buffer, status))
+    it.post(buffer, MPI.ANY_SOURCE)
+    request = mpi.posted.pop()
+    request.status, request.moves = Status(source, len(vectors), rows.nbytes), more.get("moves", False)
     return buffer
 
 
-def test_a_bundle_is_given_out_vector_by_vector_and_its_buffer_is_posted_again_later(receives):
-    buffer = arrives(receives, 2, (7, 0, 0.5), (7, 5, 1.5), (6, 1, 2.5))
-    vectors = receives.poll()
+def test_a_bundle_is_given_out_vector_by_vector_and_its_buffer_is_posted_again_later(inbox, mpi):
+    buffer = arrives(inbox, mpi, 2, (7, 0, 0.5), (7, 5, 1.5), (6, 1, 2.5))
+    vectors = inbox.poll()
     assert [(v.source, v.iteration, v.chunk, v.buffer[: v.length].tolist()) for v in vectors] == [
         (2, 7, 0, [0.5]), (2, 7, 5, [1.5]), (2, 6, 1, [2.5]),
     ]  # fmt: skip
-    assert receives.posted == []
-    receives.repost()
-    receives.repost()
-    assert [posted is buffer for posted in receives.posted] == [True]
-    assert receives.bytes == 3 * 24
+    assert mpi.posted == []
+    inbox.repost()
+    inbox.repost()
+    assert [posted.buffer is buffer for posted in mpi.posted] == [True]
+    assert inbox.bytes == 3 * 24
 
 
-def test_a_buffer_that_is_kept_is_not_posted_again(receives):
-    first = arrives(receives, 2, (7, 0, 0.5))
-    (vector,) = receives.poll()
-    second = arrives(receives, 2, (7, 1, 0.5))
-    receives.poll()
-    receives.keep(vector.buffer)
+def test_a_buffer_that_is_kept_is_not_posted_again(inbox, mpi):
+    first = arrives(inbox, mpi, 2, (7, 0, 0.5))
+    (vector,) = inbox.poll()
+    second = arrives(inbox, mpi, 2, (7, 1, 0.5))
+    inbox.poll()
+    inbox.keep(vector.buffer)
     with pytest.raises(ValueError):
-        receives.keep(first)
-    receives.repost()
-    assert [posted is second for posted in receives.posted] == [True]
+        inbox.keep(first)
+    inbox.repost()
+    assert [posted.buffer is second for posted in mpi.posted] == [True]
     with pytest.raises(ValueError):
-        receives.keep(second)
+        inbox.keep(second)
 
 
-def test_a_vector_of_a_bundle_cannot_be_kept(receives):
-    arrives(receives, 2, (7, 0, 0.5), (7, 5, 1.5))
+def test_a_vector_of_a_bundle_cannot_be_kept(inbox, mpi):
+    arrives(inbox, mpi, 2, (7, 0, 0.5), (7, 5, 1.5))
     with pytest.raises(ValueError):
-        receives.keep(receives.poll()[0].buffer)
+        inbox.keep(inbox.poll()[0].buffer)
 
 
-def test_a_message_that_is_too_short_for_its_stamp_is_given_out_as_such(receives):
-    status = SimpleNamespace(Get_source=lambda: 1, Get_elements=lambda _: 8, Get_tag=lambda: 1)
-    receives.arrived.append((np.zeros(4), status))
-    (vector,) = receives.poll()
+def test_a_message_that_is_too_short_for_its_stamp_is_given_out_as_such(inbox, mpi):
+    inbox.post(np.zeros(4), MPI.ANY_SOURCE)
+    mpi.posted[0].status = Status(source=1, size=8)
+    (vector,) = inbox.poll()
     assert (vector.iteration, vector.length) == (-1, 0)
 
 
-def test_a_late_vector_of_a_dead_rank_takes_no_receive_buffer_with_it(receives):
-    receives._told.add(2)
-    buffer = arrives(receives, 2, (7, 0, 0.5))
-    assert receives.poll() == []
-    receives.repost()
-    assert receives.posted[0] is buffer
+def test_a_late_vector_of_a_dead_rank_takes_no_receive_buffer_with_it(inbox, mpi):
+    mpi.dead[2] = None
+    assert inbox.poll() == [Died(2)]
+    buffer = arrives(inbox, mpi, 2, (7, 0, 0.5))
+    assert inbox.poll() == []
+    inbox.repost()
+    assert mpi.posted[0].buffer is buffer
 
 
-def test_the_last_words_of_a_dead_rank_come_before_its_death(receives, monkeypatch):
+def test_the_last_words_of_a_dead_rank_come_before_its_death(inbox, mpi):
     """More than one look takes; what has come of it is in front of `Died`, in order."""
-    words = [Control(2, record(Kind.ALIVE)), Control(2, record(Kind.GOODBYE)), Vector(2, 0, 0, np.empty(0), 0)]
-    left = list(words)
-    monkeypatch.setattr(receives, "_poll_control", lambda messages: messages.extend([left.pop(0)] if left else []))
-    receives._deaths.dead[2] = None
-    assert receives.poll() == [*words, Died(2)]
-    assert receives.poll() == []
+    inbox.start()
+    word = record(Kind.ALIVE)
+    mpi.posted[0].buffer[:1] = word
+    mpi.posted[0].status = Status(2, CONTROL_TAG, word.nbytes)
+    arrives(inbox, mpi, 2, (7, 0, 0.5), moves=True)
+    mpi.dead[2] = None
+    control, vector, died = inbox.poll()
+    assert (control, died) == (Control(2, word), Died(2))
+    assert (type(vector), vector.source) == (Vector, 2)
+    assert inbox.poll() == []
 
 
-def test_with_a_death_what_is_whole_is_given_out_and_what_is_not_is_replaced(monkeypatch):
+def test_with_a_death_what_is_whole_is_given_out_and_what_is_not_is_replaced(inbox, mpi):
     """Testsome's statuses: of two complete receives, one of them with an error, then of the pending ones."""
-
-    def status(error, source=MPI.ANY_SOURCE):
-        return SimpleNamespace(Get_error=lambda: error, Get_source=lambda: source)
-
     buffers = [np.full(3, place, float) for place in range(4)]
-    null, pending = MPI.REQUEST_NULL, object()
-    statuses = [
-        status(MPI.SUCCESS, 1), status(MPI.ERR_PROC_FAILED, 2),
-        status(MPI.ERR_PROC_FAILED_PENDING), status(MPI.ERR_PROC_FAILED_PENDING, 2),
+    for buffer in buffers:
+        inbox.post(buffer, MPI.ANY_SOURCE)
+    mpi.error = [
+        Status(1, 1, 24), Status(2, error=MPI.ERR_PROC_FAILED),
+        Status(error=MPI.ERR_PROC_FAILED_PENDING), Status(2, error=MPI.ERR_PROC_FAILED_PENDING),
     ]  # fmt: skip
-    it = Receives(None, None, SimpleNamespace(dead={2: None}, forgive=lambda *_: None))
-    it._posted = [Posted(r, b) for r, b in zip((null, null, pending, pending), buffers, strict=True)]
-    posted, tested = [], []
-    monkeypatch.setattr(it, "post", lambda buffer, source: posted.append((buffer, source)))
-    monkeypatch.setattr(it, "_test", lambda request, status: tested.append(request))
-    filled = it._sort_out(None, statuses)
-    assert [(buffer is buffers[0], status is statuses[0]) for buffer, status in filled] == [(True, True)]
-    assert [(buffer.shape, source) for buffer, source in posted] == [((3,), MPI.ANY_SOURCE)] * 2
-    assert not any(new is old for new, _ in posted for old in buffers)
-    assert [orphan.buffer is buffers[3] for orphan in it._orphaned] == [True]
-    assert [one.request for one in it._posted] == [null, null, pending, null]
-    assert tested == [pending]
+    for request, status in zip(mpi.posted[:2], mpi.error, strict=False):
+        request.status = status
+    mpi.dead[2] = None
+    pending, half_filled = mpi.posted[2], weakref.ref(buffers[3])
+    mpi.posted.clear()
+    vector, died = inbox.poll()
+    assert vector.buffer is buffers[0]
+    assert died == Died(2)
+    assert [posted.buffer.shape for posted in mpi.posted] == [(3,)] * 2
+    assert not any(posted.buffer is old for posted in mpi.posted for old in buffers)
+    assert [request is pending for request in inbox.requests()] == [True, False, False]
+    del buffers, buffer, vector
+    assert half_filled() is not None  # MPI may still write to it
 
 
-def test_what_was_sent_while_mpi_was_not_called_is_let_go_at_once(it, clock, monkeypatch):
+def test_what_was_sent_while_mpi_was_not_called_is_let_go_at_once(it):
     """Open MPI's Testsome looks at the requests before it moves messages, so the first call finds nothing."""
-    sent, calls = send(it, 1, 8), []
-
-    def testsome(requests):
-        calls.append(requests)
-        if len(calls) == 1:
-            return []
-        sent.request = MPI.REQUEST_NULL
-        return [0]
-
-    request = SimpleNamespace(Testsome=testsome)
-    names = {"Request": request, "REQUEST_NULL": MPI.REQUEST_NULL, "Exception": MPI.Exception}
-    monkeypatch.setattr(sends, "MPI", SimpleNamespace(**names))
+    sent = send(it, 1, 8)
+    sent.request.status, sent.request.moves = Status(), True
     assert it.poll()
     assert sent.is_free
 
