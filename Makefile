@@ -65,7 +65,7 @@ bench-torch: .venv/installed
 	$(BIN)/python scripts/bench_torch.py
 
 paper: .venv/installed
-	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m psgc.simulation.paper --output runs/paper
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python scripts/paper.py --output runs/paper
 
 lint: .venv/installed
 	$(BIN)/ruff check .

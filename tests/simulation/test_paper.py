@@ -1,12 +1,18 @@
 """The paper's experiments with fewer trials, and the arithmetic of the comparison."""
 
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 pytest.importorskip("matplotlib")
 
-from psgc.simulation import paper
-from psgc.simulation.paper import PaperMean
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
+import paper
+from paper import PaperMean
+
+sys.path.pop(0)
 
 
 @pytest.fixture(scope="module")

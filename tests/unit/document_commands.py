@@ -83,7 +83,7 @@ def check_python(arguments: list[str]) -> None:
         arguments = arguments[1:]
     if arguments[0] == "-m":
         module, rest = arguments[1], arguments[2:]
-        assert module in ("pytest", "build", "psgc", "psgc.simulation.paper", "tests.faults.table"), module
+        assert module in ("pytest", "build", "psgc", "tests.faults.table"), module
         assert all((ROOT / word).exists() for word in rest if not word.startswith("-"))
         return
     script = ROOT / arguments[0] if arguments[0].startswith("scripts/") else Path(arguments[0])

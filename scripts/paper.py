@@ -1,6 +1,6 @@
 """The paper's numerical experiments, run by psgc and compared with what their authors' code gives.
 
-    python -m psgc.simulation.paper --output runs/paper      (or: make paper)
+    python scripts/paper.py --output runs/paper      (or: make paper)
 
 200 workers, 200 chunks, load 8, seconds per chunk Exp(1). Exact recovery: the mean time, on a clock that ticks once a
 second, over 2000 trials. Approximate recovery: the mean error at eight deadlines over 1000 trials, 7 workers failed.
