@@ -196,6 +196,7 @@ def test_the_longest_chunk_is_begun_first_where_the_script_says_what_examples_co
     costs = [1.0 + row % 25 for row in range(250)]
     ended, _ = trained(tmp_path, 3, costs=costs, output="run", aggregation=aggregation, replication=2)
     assert_equal(ended, {0, 1, 2}, alone)
+    assert json.loads((tmp_path / "rows.json").read_text()) == [*range(len(alone[2]) + 1)]  # and the evaluation
     steps = []
     sampler = Sampler(250, seed=0)
     for batch in sampler.batches(60, epochs=2):

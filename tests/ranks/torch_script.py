@@ -8,6 +8,7 @@ device: CuPy is the stand-in (tests/stand_in), and the memory of the model passe
 a vector gets to the host or back, other than to be sent ("staged": MPI cannot read the GPU).
 
 It prints a line for each rank: rank, SHA-256 of the parameters, the share of examples that are right, and its losses.
+rows.json has the iterations whose rows rank 0 was given.
 """
 
 import atexit
@@ -87,6 +88,9 @@ if device:
         watched(*of)
     watched(torch, "from_numpy")
 
+rows = []
+if rank == 0:  # registered before the run begins, so called after it has ended
+    atexit.register(lambda: Path("rows.json").write_text(json.dumps([row.iteration for row in rows])))
 if costs:
     settings["cost_fn"] = lambda rows: sum(costs[row] for row in rows)
 run = psgc.torch.init(model, data, loss, chunks=12, micro_batch=8, **settings)
@@ -95,7 +99,7 @@ schedule = torch.optim.lr_scheduler.StepLR(optimizer, 3, gamma)
 newton = torch.optim.LBFGS([param for param in model.parameters() if param.is_contiguous()], max_iter=3)
 scaler = torch.amp.GradScaler("cpu", init_scale=64.0, growth_interval=2)
 run.attach(optimizer, schedule, *([newton, scaler] if more else []))
-losses, rows = [], []
+losses = []
 run.on("iteration", rows.append)
 
 

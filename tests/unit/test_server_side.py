@@ -16,6 +16,7 @@ from psgc.checkpoints import load_newest, write_file
 from psgc.config import load
 from psgc.data import write_dense
 from psgc.errors import UserError
+from psgc.launching.outcome import RunDirectory
 from psgc.messages import Kind
 from psgc.plan import make_plan
 from psgc.training.checkpoint import read
@@ -101,8 +102,9 @@ def test_a_resume_that_finds_the_run_done_or_another_run_changes_nothing(capsys)
     def files():
         return {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()}
 
-    before = files()
+    before, launcher = files(), RunDirectory(Path("out"), resumed=True)
     assert train(iter([]), "iterations=1", resuming=True) == 0
+    assert launcher.summary()["status"] == "done"  # it takes the summary for that of this run
     assert "nothing to do: out has done 1 iterations" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"^seed: 1 does not match the checkpoint of iteration 1 in out"):
         train(iter([]), "seed=1", resuming=True)
@@ -123,6 +125,26 @@ def test_a_run_that_was_stopped_after_its_last_step_is_done_when_it_goes_on():
     assert train(stopped(), stopped_by=stopped_by) == 143
     assert train(iter([]), f"iterations={newest().iteration}", resuming=True) == 0
     assert summary()["status"] == "done"
+
+
+def test_a_killed_run_with_patience_makes_the_evaluations_after_its_checkpoint_again():
+    """As long as it has not, they do not count."""
+    settings = ("data.test=data.npz", "evaluate={every: 1, keep_best: true, patience: 2}")
+    losses = [0.0, 0.01, 0.03, 0.04]  # that of the last parameters is not less
+
+    def some(first, end):
+        for iteration in range(first, end):
+            for chunk in range(4):
+                yield [done(1, iteration, chunk, VECTOR, held_out=(losses[iteration], 0.0))]
+
+    assert train(some(0, 2), *settings) == 0
+    for _ in range(2):
+        assert train(some(2, 4), *settings, "iterations=9", resuming=True) == 0
+        assert (newest().iteration, summary()["best"]["iteration"]) == (4, 1)
+        assert summary()["ended_early"] == "no lower held-out loss in 2 evaluations after that of iteration 1"
+        (at_its_end,) = Path("out/checkpoints").glob("00000004-*")
+        for late in (at_its_end, Path("out/summary.json")):  # a run that is killed before has them not
+            late.unlink()
 
 
 def test_the_chunks_that_auto_chooses_are_said_and_stay_after_a_resume(capsys, monkeypatch):

@@ -1,6 +1,7 @@
 """How a script with psgc.torch ends in one process: its exit code, and what is in its run directory."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -21,6 +22,7 @@ data = torch.utils.data.TensorDataset(x)
 run = psgc.torch.init(model, data, lambda model, batch: model(batch[0]).mean(), chunks=2, output="run")
 optimizer = torch.optim.SGD(model.parameters(), 0.1)
 run.attach(optimizer)
+run.on("iteration", lambda row: print("row", row.iteration))  # the last ones come at the end
 for batch in run.batches(20):
     run.backward(batch)
     optimizer.step()
@@ -34,9 +36,13 @@ if sys.argv[1] == "is told to stop":
 
 
 def ended(folder, what):
-    """The exit code, the summary, and the names of checkpoints without their checksums."""
+    """The exit code, the summary, the names of checkpoints without their checksums, and standard error.
+
+    Whatever the end, the script is given the row of each iteration.
+    """
     done = subprocess.run([sys.executable, "-c", SCRIPT, what], cwd=folder, capture_output=True, text=True, timeout=100)
     summary = json.loads((folder / "run/summary.json").read_text())
+    assert re.findall(r"^row (.*)", done.stdout, re.MULTILINE) == (["0"] if what == "raises" else ["0", "1"])
     names = [path.name.partition("-")[0] for path in (folder / "run").glob("checkpoints/*")]
     return done.returncode, {name: summary[name] for name in ("status", "exit_code", "reason")}, names, done.stderr
 
@@ -45,7 +51,7 @@ def test_a_script_that_raises_leaves_no_checkpoint(tmp_path):
     """It may have been in the middle of a step."""
     code, summary, names, said = ended(tmp_path, "raises")
     assert (code, names) == (1, [])
-    reason = "its script raised ValueError: on purpose, <string>:22"
+    reason = "its script raised ValueError: on purpose, <string>:23"
     assert summary == {"status": "failed", "exit_code": 1, "reason": reason}
     assert said.splitlines()[-1] == "ValueError: on purpose"
 

@@ -131,7 +131,7 @@ def test_what_is_committed_goes_where_the_map_says():
     assert sorted(worker.sent()) == [(0, 0, (1, 0), 14.0), (0, 0, (2, 1), 7.0)]
 
 
-def test_each_failure_has_its_own_text_right_before_it():
+def test_each_failure_has_its_own_text_right_before_it_and_so_has_the_end():
     worker = Worker(4)
     worker.begin(0)
     sent = []
@@ -141,8 +141,9 @@ def test_each_failure_has_its_own_text_right_before_it():
     for text in ("one", "two"):
         worker.mailbox.failed(worker.mailbox.take(), text)
     worker.does(5.0)
+    worker.mailbox.ended(0, "three")
     worker.turn()
-    assert sent == [["REPORT"], "one", ["FAILED"], "two", ["FAILED", "REPORT"]]
+    assert sent == [["REPORT"], "one", ["FAILED"], "two", ["FAILED", "REPORT"], "three", ["ENDED"]]
 
 
 def test_two_vectors_are_on_their_way_at_most():
