@@ -112,7 +112,7 @@ class Rendezvous:
             self._send(rank, np.array([timeout, stopped_timeout]).tobytes(), PATIENCE_TAG)
 
     def broadcast(self, data: bytes | None, doing: str) -> bytes:
-        """The bytes that rank 0 gives. doing: for people, what the ranks do that are waited for."""
+        """The bytes that rank 0 gives. doing: what the awaited ranks do, for messages."""
         if self._rank:
             return self._hear(doing)
         assert data is not None

@@ -186,6 +186,13 @@ def _squared_inverse_norms(others: Any, candidates: Any) -> Any:
 
     By block inversion, with G = O O^T and s = 1 - (Ox)^T G^-1 (Ox), the squared distance of x from the span of O:
     trace G^-1 + (1 + ||G^-1 O x||^2) / s.
+
+    >>> vectors = _unit(np.random.default_rng(0).standard_normal((6, 3)))
+    >>> others, candidates = vectors[None, :2], vectors[2:]
+    >>> inverses = [np.linalg.inv(np.vstack([others[0], x])) for x in candidates]
+    >>> squared = [np.linalg.norm(inverse) ** 2 for inverse in inverses]
+    >>> bool(np.allclose(_squared_inverse_norms(others, candidates)[0], squared))
+    True
     """
     inverse = np.linalg.inv(others @ others.swapaxes(1, 2))
     projected = others @ candidates.T

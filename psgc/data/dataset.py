@@ -31,26 +31,22 @@ IndexBase = Literal["auto", 0, 1]
 
 @dataclass(frozen=True)
 class Dataset:
-    """Rows of features with labels. Made by `open_data`; `path` is for messages.
+    """Rows of features with labels, as `open_data` makes it.
 
-    num_features: numbers in a row, all dimensions together.
     features: an array (num_rows, num_features), or with more dimensions, or the CSR arrays (data, indices, indptr).
-    y: (num_rows,) labels, as stored; None when there are none.
-    index_base: what the indices of a LIBSVM text count from, 0 or 1; None for other files.
     keeps_integers: whether chunks have an X of whole numbers as it is stored, for a model of the user's; otherwise, and
         always when it is sparse, it becomes one of the run's dtype.
-    held_out: the test data that came with these.
     """
 
-    path: str
+    path: str  # for messages
     num_rows: int
-    num_features: int
+    num_features: int  # numbers in a row, all dimensions together
     sparse: bool
     features: Any
-    y: np.ndarray | None
-    index_base: int | None = None
+    y: np.ndarray | None  # (num_rows,) labels, as stored
+    index_base: int | None = None  # what the indices of a LIBSVM text count from, 0 or 1
     keeps_integers: bool = False
-    held_out: "Dataset | None" = None
+    held_out: "Dataset | None" = None  # the test data that came with these
 
     @property
     def row_shape(self) -> tuple[int, ...]:

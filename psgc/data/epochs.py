@@ -64,7 +64,7 @@ class Epochs:
     def costs(self, iteration: int, num_chunks: int) -> list[float]:
         """What the chunks of an iteration cost relative to an average one of a whole batch, by their rows.
 
-        The last batch of an epoch may be small. Who does not know that takes all workers for faster than they are.
+        The last batch of an epoch may be small. A schedule that does not know that would think all workers faster.
         """
         return costs_of(self.rows_in(iteration), num_chunks, self.rows_in(0))
 

@@ -31,7 +31,7 @@ class ChunkCheck:
         self._problem, self._evaluate = problem, evaluate(problem)
 
     def check(self, params: Array, chunk: Chunk) -> bool:
-        """Whether that is done: no other chunk has to be looked at.
+        """Whether the check is done: no other chunk is needed.
 
         Raises ModelError: the chunk's loss, gradient or accuracy does not follow from its halves.
         """

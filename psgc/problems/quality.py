@@ -92,9 +92,9 @@ def _why(problem: Problem) -> str:
 
 
 def change_of(problem: Problem, params: Any, probed: Chunk, disturb: Callable[[], None]) -> str:
-    """Which figure of the same rows and parameters is another one after `disturb`, and why; empty when none is.
+    """Which figure `disturb` changes, for the same rows and parameters, and why; empty when it changes none.
 
-    Also which one does not follow from its halves (`wrong_measure`).
+    Also which figure does not follow from those of halves (`wrong_measure`).
     """
     measures = measures_of(problem)
     before = {what: float(measure(params, probed)) for what, measure in measures.items()}

@@ -52,18 +52,16 @@ Order = Skip | Queue | Next
 class Loss:
     """What the loss of `worker` has changed.
 
-    dropped: chunks, not recovered, that have one copy less; invalidated: chunks that were recovered before this or an
-    earlier loss and are not now: how many copies they need, and the live workers whose copies would count;
-    reassigned: (worker, chunk) that came about; holders[i]: the live workers that hold chunk i, new
-    holders among them; collected: whether the workers had been told that there is nothing more to do.
+    invalidated: chunks that were recovered before this or an earlier loss and are not now: how many copies they need,
+    and the live workers whose copies would count.
     """
 
     worker: int
-    dropped: Sequence[int]
+    dropped: Sequence[int]  # chunks, not recovered, that have one copy less
     invalidated: Mapping[int, tuple[int, Sequence[int]]]
-    reassigned: Sequence[tuple[int, int]]
-    holders: Sequence[Sequence[int]]
-    collected: bool
+    reassigned: Sequence[tuple[int, int]]  # (worker, chunk): who holds what besides from now on
+    holders: Sequence[Sequence[int]]  # of each chunk the live workers, new ones among them
+    collected: bool  # whether the workers had been told that there is nothing more to do
 
 
 class Schedule:

@@ -11,7 +11,7 @@ from psgc.schedules import SCHEDULES
 from psgc.simulation.replay import Choice, Prediction
 from psgc.yaml_source import to_text
 
-NEAR = 0.03  # slower than the best by so much is as good: no prediction is better than that
+NEAR = 0.03  # predictions within this of the best count as equal: none is more exact
 
 
 @dataclass(frozen=True)

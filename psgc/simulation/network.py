@@ -15,31 +15,27 @@ Then = Callable[[], object]
 
 
 def nothing() -> None:
-    """What follows when nothing does."""
+    """For messages that nothing follows."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Transfer:
-    """size: bytes; sent, arrived: called when the message is through its sender's link, and when it is there."""
+    """A message on its way."""
 
     dest: int
-    size: int
-    arrived: Then
-    sent: Then
+    size: int  # bytes
+    arrived: Then  # called when it is there
+    sent: Then  # called when it is through its sender's link
 
 
 class VirtualLinks:
-    """The links of all ranks, for large messages or for control messages.
-
-    waiting: messages by sender; sending: whether a rank sends; receiving: until when it receives, seconds; bytes: sent
-    and received so far.
-    """
+    """The links of all ranks, for large messages or for control messages."""
 
     def __init__(self, ranks: int) -> None:
-        self.waiting: list[deque[Transfer]] = [deque() for _ in range(ranks)]
+        self.waiting: list[deque[Transfer]] = [deque() for _ in range(ranks)]  # by sender
         self.sending = [False] * ranks
-        self.receiving = [0.0] * ranks
-        self.bytes = [0] * ranks
+        self.receiving = [0.0] * ranks  # until when, seconds
+        self.bytes = [0] * ranks  # sent and received so far
 
 
 class VirtualNetwork:

@@ -30,17 +30,14 @@ SHOWN = 24  # rows of the table
 
 @dataclass(frozen=True, eq=False)
 class ReplayResult:
-    """What other settings of a run would have taken. predictions: the quickest first; advised: one of them.
-
-    sentence: the advice in words; yaml: its lines in a YAML file; remarks: what a reader should know besides.
-    """
+    """What other settings of a run would have taken."""
 
     replay: Replay
-    predictions: list[Prediction]
-    advised: Prediction
-    sentence: str
-    yaml: str
-    remarks: list[str]
+    predictions: list[Prediction]  # the quickest first
+    advised: Prediction  # one of them
+    sentence: str  # the advice in words
+    yaml: str  # its lines in a YAML file
+    remarks: list[str]  # what a reader should know besides
 
     def plain(self) -> dict[str, Any]:
         """What `--json` writes."""

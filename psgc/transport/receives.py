@@ -127,7 +127,7 @@ class Receives:
         return [posted.request for posted in (*self._ring, *self._posted, *self._named)]
 
     def stirs(self) -> bool:
-        """Whether `poll` would find something now. It may say no in vain, not for long: `poll` looks at more."""
+        """Whether `poll` would find something now. It may miss something, not for long: `poll` looks at more."""
         if self._posted:
             self._arrived += self._filled()
         heads = [*self._named, self._ring[0]] if self._ring else self._named

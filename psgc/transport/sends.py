@@ -13,17 +13,17 @@ SLOWEST = 1e6  # bytes per second that any network moves
 
 @dataclass(eq=False, slots=True)
 class Sending:
-    """A message to `dest` in `buffer`. size: its bytes; since: of `RunningTime` when it was sent.
+    """A message to `dest`.
 
     is_free: whether the buffer may change, since MPI has sent it or `dest` is dead. MPI notices during `poll`.
     """
 
     request: MPI.Request
     buffer: Array
-    size: int
+    size: int  # bytes
     dest: int
-    since: float
-    forgotten: Set[int]
+    since: float  # of `RunningTime`
+    forgotten: Set[int]  # ranks
     is_free: bool = False
 
     @property

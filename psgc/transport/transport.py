@@ -77,7 +77,7 @@ class Transport:
         self._rendezvous.be_patient(timeout, stopped_timeout)
 
     def broadcast(self, data: bytes | None, doing: str = "starting") -> bytes:
-        """The bytes that rank 0 gives, on every rank. Collective. doing: what takes so long, for people."""
+        """The bytes that rank 0 gives, on every rank. Collective. doing: what takes so long, for messages."""
         return self._rendezvous.broadcast(data, doing)
 
     def gather(self, text: str, doing: str = "starting") -> list[str]:

@@ -9,8 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from psgc.coding import blocks, coding_matrix, cyclic, fractional, graph, worst_condition
-from psgc.coding.coding_matrix import _squared_inverse_norms
+from psgc.coding import (
+    blocks,
+    coding_matrix,
+    cyclic,
+    decoding_coefficients,
+    encoding_coefficients,
+    fractional,
+    graph,
+    worst_condition,
+)
 from psgc.errors import UserError
 from tests.unit.small_assignments import any_parts, assignments
 
@@ -76,17 +84,6 @@ def test_too_many_workers_share_the_vectors_of_their_colours(monkeypatch):
     assert worst_condition(shared, assignment) < 60
 
 
-@given(st.integers(2, 5), st.integers(0, 10**6))
-def test_inverse_norms_by_blocks_agree_with_the_inverse(parts, seed):
-    vectors = np.random.default_rng(seed).standard_normal((parts + 2, parts))
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    others, candidates = vectors[None, : parts - 1], vectors[parts - 1 :]
-    for candidate, found in zip(candidates, _squared_inverse_norms(others, candidates)[0], strict=True):
-        matrix = np.vstack([others[0], candidate])
-        if np.linalg.cond(matrix) < 1e4:
-            assert found == pytest.approx(np.linalg.norm(np.linalg.inv(matrix)) ** 2, rel=1e-5)
-
-
 def test_seeds_reproduce_and_differ():
     assignment = cyclic(12, 12, 5)
     for kind in ("gaussian", "spread"):
@@ -112,3 +109,53 @@ def test_refusals():
         coding_matrix("spread", assignment, 3, 0)
     with pytest.raises(UserError, match="parts is 3"):
         worst_condition(np.ones((4, 3)), assignment)
+
+
+# coefficients: the algebra that makes the gradient exact
+
+sizes = st.tuples(st.integers(1, 6), st.integers(1, 5), st.integers(0, 10**6))
+
+
+def gaussian(size):
+    contributors, parts, seed = size
+    return np.random.default_rng(seed).standard_normal((contributors, parts))
+
+
+@given(sizes)
+def test_encoding_recovers_or_projects(size):
+    rows = gaussian(size)
+    contributors, parts = rows.shape
+    coefficients = encoding_coefficients(rows)
+    product = rows.T @ coefficients  # the server's sum_j R[j, k] y_j, as a matrix on the parts
+    scale = 1 + np.abs(coefficients).max()
+    assert coefficients.shape == rows.shape
+    if contributors >= parts:
+        np.testing.assert_allclose(product, np.eye(parts), atol=1e-9 * scale**2)
+    else:
+        np.testing.assert_allclose(product @ product, product, atol=1e-9 * scale**2)  # a projection
+        np.testing.assert_allclose(product, product.T, atol=1e-9 * scale**2)  # an orthogonal one
+        np.testing.assert_allclose(rows @ product, rows, atol=1e-9 * scale**2)  # on the row space of R[S]
+
+
+def test_encoding_is_of_minimum_norm():
+    rows = gaussian((4, 2, 0))
+    coefficients = encoding_coefficients(rows)
+    null = np.linalg.svd(rows.T)[2][2:]  # adding these to X solves the equation as well
+    np.testing.assert_allclose(null @ coefficients, 0, atol=1e-12)
+
+
+@given(st.integers(1, 5), st.integers(0, 10**6))
+def test_both_protocols_give_the_same_parts(parts, seed):
+    """Per chunk (decode l coded gradients) and combined (encode knowing S) are two ways to the same gradient."""
+    rows = gaussian((parts, parts, seed))
+    gradient = np.random.default_rng(seed + 1).standard_normal((parts, 7))
+    per_chunk = decoding_coefficients(rows) @ (rows @ gradient)
+    combined = rows.T @ (encoding_coefficients(rows) @ gradient)
+    atol = 1e-12 * np.linalg.cond(rows) ** 2
+    np.testing.assert_allclose(per_chunk, gradient, atol=atol)
+    np.testing.assert_allclose(combined, gradient, atol=atol)
+
+
+def test_decoding_needs_an_invertible_matrix():
+    with pytest.raises(UserError, match="dependent"):
+        decoding_coefficients(np.ones((2, 2)))
