@@ -8,8 +8,8 @@ from psgc.simulation.network import VirtualNetwork
 class Recorded(VirtualNetwork):
     """Notes when each message was sent and arrived."""
 
-    def __init__(self, ranks=4):
-        super().__init__([10.0] * ranks, latency=0.5)
+    def __init__(self, rates=(10.0,) * 4):
+        super().__init__(rates, latency=0.5)
         self.arrived, self.left = {}, {}
 
     def vector(self, source, dest, size, name, then=lambda: None):
@@ -23,42 +23,36 @@ class Recorded(VirtualNetwork):
         self.tell(source, dest, size, lambda: self.arrived.update({name: self.now}))
 
 
-def test_a_message_takes_its_size_over_the_rate_and_the_latency():
+@pytest.mark.parametrize(
+    ("vectors", "left", "arrived"),
+    [
+        ([(0, 1, 20, "a")], {"a": 2.0}, {"a": 2.5}),  # size over rate, and latency
+        ([(0, 1, 20, "a"), (0, 2, 10, "b")], {"a": 2.0, "b": 3.0}, {"a": 2.5, "b": 3.5}),  # one send at a time
+        (
+            [(0, 2, 20, "a"), (1, 2, 30, "b"), (1, 3, 10, "c")],  # one receive at a time, which keeps no sender waiting
+            {"a": 2.0, "b": 3.0, "c": 4.0},
+            {"a": 2.5, "b": 5.5, "c": 4.5},
+        ),
+        ([(0, 1, 20, "a"), (1, 0, 20, "b")], {"a": 2.0, "b": 2.0}, {"a": 2.5, "b": 2.5}),  # directions are independent
+    ],
+)
+def test_when_vectors_leave_and_arrive(vectors, left, arrived):
     network = Recorded()
-    network.vector(0, 1, 20, "a")
+    for vector in vectors:
+        network.vector(*vector)
     network.run()
-    assert network.left == {"a": 2.0}
-    assert network.arrived == {"a": 2.5}
-    assert network.now == 2.5
-    assert network.vectors.bytes == [20, 20, 0, 0]
+    assert (network.left, network.arrived, network.now) == (left, arrived, max(arrived.values()))
+    assert network.vectors.bytes == [sum(v[2] for v in vectors if rank in v[:2]) for rank in range(4)]
     assert network.control.bytes == [0, 0, 0, 0]
 
 
-def test_one_send_at_a_time_in_the_order_of_posting():
-    network = Recorded()
-    network.vector(0, 1, 20, "a")
-    network.vector(0, 2, 10, "b")
+def test_a_message_is_as_slow_as_the_slower_of_its_links():
+    network = Recorded(rates=(10.0, 5.0))
+    network.vector(0, 1, 20, "out")
+    network.vector(1, 0, 20, "back")
     network.run()
-    assert network.left == {"a": 2.0, "b": 3.0}
-    assert network.arrived == {"a": 2.5, "b": 3.5}
-
-
-def test_one_receive_at_a_time_which_keeps_no_sender_waiting():
-    network = Recorded()
-    network.vector(0, 2, 20, "a")
-    network.vector(1, 2, 30, "b")
-    network.vector(1, 3, 10, "c")
-    network.run()
-    assert network.left == {"a": 2.0, "b": 3.0, "c": 4.0}
-    assert network.arrived == {"a": 2.5, "b": 5.5, "c": 4.5}
-
-
-def test_both_directions_of_a_link_are_independent():
-    network = Recorded()
-    network.vector(0, 1, 20, "a")
-    network.vector(1, 0, 20, "b")
-    network.run()
-    assert network.arrived == {"a": 2.5, "b": 2.5}
+    assert network.left == {"out": 2.0, "back": 4.0}
+    assert network.arrived == {"out": 4.0, "back": 4.5}
 
 
 def test_control_messages_wait_for_each_other_only():
