@@ -1,4 +1,4 @@
-"""The rows that a run leaves in its directory: the server fills them in, `psgc.reporting` writes and reads them."""
+"""The rows that a run leaves in its directory: the server fills them in, `psgc.record` writes them to files."""
 
 from dataclasses import dataclass, fields
 from enum import IntEnum

@@ -33,7 +33,7 @@ from hosts import impossible
 from network_runs import MEGABITS, PROGRAMS, SITUATIONS, Measured, measure
 
 from psgc.errors import PsgcError
-from psgc.reporting.files import write_output_text
+from psgc.record.files import write_output_text
 
 MEMORY_DIM = 10_000_000
 ALLREDUCE = tuple(name for name, program in PROGRAMS.items() if program.library)

@@ -30,7 +30,7 @@ from benching import machine, train, train_with_allreduce
 from virtual_overhead import measure_virtual, virtual_table
 
 from psgc.data import write_dense
-from psgc.reporting.files import write_output_text
+from psgc.record.files import write_output_text
 
 SCHEDULES = ("uncoded", "static", "skipping", "dynamic")
 LOOP, REFERENCE = "`Allreduce` loop", "`uncoded`"

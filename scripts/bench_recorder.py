@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from psgc import coding
-from psgc.reporting.records import Recorder
+from psgc.record.recorder import Recorder
 from psgc.run_rows import IterationRow, Outcome
 
 SECONDS = 0.005  # a chunk

@@ -40,7 +40,7 @@ from stop_and_go import StopAndGo
 
 from psgc.errors import RunFailed, UserError
 from psgc.machine import THREADS
-from psgc.reporting.files import write_output_text
+from psgc.record.files import write_output_text
 
 DDP, PSGC = "DDP, gloo", "psgc"
 PROGRAMS = {"ddp": DDP, "psgc": PSGC}

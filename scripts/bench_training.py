@@ -40,7 +40,7 @@ from cpu_quotas import has_quotas
 from training_quotas import LOOP, SITUATIONS
 
 from psgc.errors import PsgcError, RunFailed
-from psgc.reporting.files import write_output_text
+from psgc.record.files import write_output_text
 
 NONE_SLOW, KILLED = "none slow", "one killed"
 PROGRAMS: dict[str, dict[str, Any]] = {

@@ -20,12 +20,12 @@ from typing import Any
 
 import numpy as np
 
-from psgc.reporting import drawing
-from psgc.reporting.files import write_output_text
+from psgc.record.files import write_output_text
 from psgc.simulation import plots
 from psgc.simulation.experiment import Trials, simulate
 from psgc.simulation.settings import BuiltAssignment, Exponential, Settings
 from psgc.terminal import say
+from psgc.tools import drawing
 
 N = 200
 LOAD = 8

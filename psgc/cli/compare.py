@@ -9,11 +9,11 @@ from rich.table import Table
 from psgc.cli import Options, Parser, add_json, add_plot
 from psgc.disk import expanded
 from psgc.errors import UserError, visible
-from psgc.reporting.comparison import Row, compared, shown
-from psgc.reporting.files import check_file, check_plot, finite, write_json
-from psgc.reporting.progress import show
-from psgc.reporting.run_directory import RecordedRun, read_run
+from psgc.record.files import check_file, check_plot, finite, write_json
+from psgc.record.progress import show
 from psgc.terminal import say
+from psgc.tools.comparison import Row, compared, shown
+from psgc.tools.run_directory import RecordedRun, read_run
 from psgc.yaml_source import printable
 
 MOST = 6  # settings that have a column of their own
@@ -39,8 +39,8 @@ def compare(paths: Sequence[str], json_file: str | None = None, plot_file: str |
     check_file("--json", json_file)
     check_plot(plot_file)
     if plot_file is not None:
-        from psgc.reporting.comparison_figure import draw  # needs matplotlib
-        from psgc.reporting.drawing import save
+        from psgc.tools.comparison_figure import draw  # needs matplotlib
+        from psgc.tools.drawing import save
     runs, wrong = readable(paths)
     if not runs:
         raise UserError("no run to compare; expected run directories, such as runs/*")

@@ -13,8 +13,11 @@ from collections.abc import Iterable, Mapping
 
 from psgc import __version__
 from psgc.cli import Options, Parser, add_hosts
-from psgc.diagnosis.commands import Command
-from psgc.diagnosis.findings import (
+from psgc.errors import UserError
+from psgc.launching.mpirun import ANYWHERE, Mpirun, Placement, find_mpirun, launch_command
+from psgc.machine import NETWORK, usable_cores
+from psgc.terminal import say
+from psgc.tools.findings import (
     Finding,
     core_findings,
     gpu_findings,
@@ -25,17 +28,14 @@ from psgc.diagnosis.findings import (
     slurm_finding,
     survival,
 )
-from psgc.errors import UserError
-from psgc.launching.mpirun import ANYWHERE, Mpirun, Placement, find_mpirun, launch_command
-from psgc.machine import NETWORK, usable_cores
-from psgc.terminal import say
+from psgc.tools.timed_commands import Command
 
 LIMIT = 16.0  # seconds for everything, except killing what is late
 MPIRUN_LIMIT = 3.0  # for each of the three commands that tell which MPI it is
 FILES_LIMIT = 8.0
 SLURM_LIMIT = 5.0  # its commands retry for many seconds when SLURM does not answer
 GPU_LIMIT = 15.0  # importing CuPy from a network file system can take long
-PROBE = [sys.executable, "-P", "-m", "psgc.diagnosis.probe"]
+PROBE = [sys.executable, "-P", "-m", "psgc.tools.probe"]
 PROBE_RANKS = 3  # a server, a worker that dies, and a worker that notices it
 SHOW_TRANSPORT = {  # makes Open MPI and MPICH print which transport they have chosen
     "OMPI_MCA_pml_base_verbose": "10",
@@ -114,9 +114,7 @@ def _probe_mpi(
     Returns the findings, and whether the job survived the death of a rank.
     """
     size = PROBE_RANKS if placement == ANYWHERE else max(PROBE_RANKS, num_ranks)
-    command, additions = launch_command(
-        size, ["ranks"], environ, placement, mpirun=mpirun, module="psgc.diagnosis.probe"
-    )
+    command, additions = launch_command(size, ["ranks"], environ, placement, mpirun=mpirun, module="psgc.tools.probe")
     with Command(command, {**environ, **additions, **SHOW_TRANSPORT}, deadline - time.monotonic()) as job:
         result = job.result()
     findings = [mpirun_finding(mpirun), *job_findings(mpirun, "--with-ft" in command, result, size)]

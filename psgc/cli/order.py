@@ -10,7 +10,7 @@ from psgc.cli import Options, Parser
 from psgc.errors import UserError
 from psgc.library.advice import ordered
 from psgc.plan import read_assignment
-from psgc.reporting.files import write_output
+from psgc.record.files import write_output
 from psgc.terminal import say
 
 

@@ -12,6 +12,6 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(options: Options) -> int:
-    from psgc.reporting.report import report  # needs matplotlib, which the help can do without
+    from psgc.tools.report import report  # needs matplotlib, which the help can do without
 
     return report(options.directory, options.iteration, options.output, options.tensorboard)

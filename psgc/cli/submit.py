@@ -14,7 +14,7 @@ from psgc.launching.mpirun import check_extra
 from psgc.launching.points import check_runs, data_files, sweep_points
 from psgc.launching.script import check_script, is_script
 from psgc.launching.slurm import Job, batch_script, job_name
-from psgc.reporting.files import write_output_text
+from psgc.record.files import write_output_text
 from psgc.terminal import say
 from psgc.yaml_source import printable
 

@@ -14,8 +14,8 @@ from psgc.launching.mpirun import ANYWHERE, Placement, check_extra
 from psgc.launching.mpirun_process import Heard
 from psgc.launching.points import check_runs, sweep_points, values_of
 from psgc.launching.script import is_script
-from psgc.reporting.run_directory import read_run
 from psgc.terminal import say
+from psgc.tools.run_directory import read_run
 from psgc.training.ending import stopped
 from psgc.yaml_source import printable
 

@@ -27,7 +27,7 @@ from psgc.terminal import say
 from psgc.training.ending import stopped
 from psgc.training.launched import DEBUG, FOLDER, LAUNCHED, RESUME
 
-TERMINAL = "PSGC_TERMINAL"  # the columns of the terminal, see psgc/reporting/progress.py
+TERMINAL = "PSGC_TERMINAL"  # the columns of the terminal, see psgc/record/progress.py
 OURS = (LAUNCHED, RESUME, DEBUG, FOLDER, TERMINAL)
 RESERVE = 10.0  # seconds of SLURM's warning that are kept for killing the run and requeueing the job
 

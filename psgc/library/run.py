@@ -13,10 +13,10 @@ import numpy as np
 from psgc.data.npz import map_npy
 from psgc.disk import expanded
 from psgc.errors import visible
-from psgc.reporting.comparison import compared, final_loss
-from psgc.reporting.files import reading
-from psgc.reporting.run_directory import RecordedRun, read_run
-from psgc.reporting.summary import duration
+from psgc.record.files import reading
+from psgc.record.summary import duration
+from psgc.tools.comparison import compared, final_loss
+from psgc.tools.run_directory import RecordedRun, read_run
 from psgc.yaml_source import printable
 
 
@@ -101,7 +101,7 @@ class Run:
 
         path: the directory to write to, by default `report` in the run directory. Raises UserError.
         """
-        from psgc.reporting.report import write_report
+        from psgc.tools.report import write_report
 
         return Page(write_report(self._recorded, None if path is None else expanded(os.fspath(path))))
 
@@ -142,7 +142,7 @@ def compare(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) ->
     """The rows that `psgc compare` prints for the runs in these directories, also of runs that go on or were killed.
 
     The least held-out loss comes first, else the least final loss. `settings` is what differs between the runs, by
-    dotted key; the other entries are those of `psgc.reporting.comparison.compared`. A single path is a run of its own.
+    dotted key; the other entries are those of `psgc.tools.comparison.compared`. A single path is a run of its own.
     Raises UserError.
 
     Example: `psgc.compare(Path("runs/a").iterdir())[0]["settings"]`.

@@ -8,8 +8,8 @@ from typing import TypeVar
 from rich.table import Table
 
 from psgc.errors import UserError
-from psgc.reporting.files import check_file, check_plot, write_json
-from psgc.reporting.progress import progress_bar, show
+from psgc.record.files import check_file, check_plot, write_json
+from psgc.record.progress import progress_bar, show
 from psgc.simulation import experiment, programs
 from psgc.simulation.experiment import ScheduleRow
 from psgc.simulation.programs import NetworkRow

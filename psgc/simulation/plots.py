@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from psgc.reporting.drawing import new_figure, save
 from psgc.simulation.experiment import ScheduleRow
+from psgc.tools.drawing import new_figure, save
 
 
 def write_figure(path: Path, rows: Sequence[ScheduleRow], deadlines: Sequence[float]) -> None:

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from psgc.errors import UserError
-from psgc.reporting.run_directory import RecordedRun
 from psgc.run_rows import Outcome
+from psgc.tools.run_directory import RecordedRun
 
 AT_THE_END = 0.95  # of an iteration: what was abandoned later was broken off by its end, and not done
 SHORTEST = 1e-9  # seconds per chunk

@@ -28,12 +28,12 @@ from psgc.data import ChunkSource, Dataset
 from psgc.errors import UserError
 from psgc.messages import MESSAGE, RECORD, TAIL
 from psgc.plan import Plan, make_plan
-from psgc.reporting.run_directory import RecordedRun
 from psgc.schedules import SCHEDULES, Schedule
 from psgc.server.membership import Membership
 from psgc.server.rebalance import queues_for
 from psgc.simulation.recording import read_recording
 from psgc.simulation.virtual import VirtualCluster
+from psgc.tools.run_directory import RecordedRun
 
 BLOCK = 10  # consecutive iterations of a long run
 

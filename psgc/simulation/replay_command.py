@@ -14,14 +14,14 @@ from psgc.config import AssignmentFile, Config, PythonData, ScriptProblem
 from psgc.data import Dataset, open_data
 from psgc.data.npz import map_npy
 from psgc.errors import PsgcError, UserError
-from psgc.reporting.files import check_file, write_json
-from psgc.reporting.progress import progress_bar, show
-from psgc.reporting.run_directory import read_run
-from psgc.reporting.summary import duration
+from psgc.record.files import check_file, write_json
+from psgc.record.progress import progress_bar, show
+from psgc.record.summary import duration
 from psgc.schedules import SCHEDULES
 from psgc.simulation.advice import Grid, choices, reason, recommended, yaml_lines
 from psgc.simulation.replay import Choice, Prediction, Replay, own_choice
 from psgc.terminal import say
+from psgc.tools.run_directory import read_run
 
 COPIES = 400_000  # chunks that are simulated, about: what takes some seconds
 ITERATIONS = (3, 500)  # of the run that are simulated, at least and at most

@@ -19,7 +19,7 @@ from psgc.checkpoints import load_newest
 from psgc.config import Config
 from psgc.errors import UserError
 from psgc.plan import Plan
-from psgc.reporting.loggers import Loggers, check_installed
+from psgc.record.loggers import Loggers, check_installed
 from psgc.terminal import say
 from psgc.torch.checkpoints import read
 from psgc.torch.checks import check_model

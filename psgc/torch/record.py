@@ -13,9 +13,9 @@ from psgc import __version__
 from psgc.config import Config
 from psgc.disk import write_text
 from psgc.plan import Plan
-from psgc.reporting.progress import RunProgress
-from psgc.reporting.records import Recorder
-from psgc.reporting.summary import lines, summarise
+from psgc.record.progress import RunProgress
+from psgc.record.recorder import Recorder
+from psgc.record.summary import lines, summarise
 from psgc.run_rows import IterationRow
 from psgc.server.observer import Approximation, IterationRecord
 from psgc.terminal import say

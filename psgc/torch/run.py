@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn, zeros
 
 from psgc.errors import ModelError, PsgcError, UserError
-from psgc.reporting.loggers import Loggers
+from psgc.record.loggers import Loggers
 from psgc.run_rows import IterationRow
 from psgc.torch.calls import Call, Engine
 from psgc.torch.checkpoints import Checkpoints

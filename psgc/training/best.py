@@ -9,7 +9,7 @@ from typing import Any
 
 from psgc.backend import Array
 from psgc.config import Evaluate
-from psgc.reporting.csv_files import earlier_rows
+from psgc.record.csv_files import earlier_rows
 from psgc.run_rows import HELD_OUT, IterationRow
 
 FILE = "best.npy"

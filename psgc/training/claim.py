@@ -19,7 +19,7 @@ from typing import Any
 
 from psgc.disk import UNNAMED, check_regular, naming
 from psgc.errors import UserError
-from psgc.reporting.records import unwritable
+from psgc.record.recorder import unwritable
 from psgc.terminal import say
 
 LOCK = "run.lock"

@@ -6,9 +6,9 @@ from dataclasses import InitVar, dataclass, field
 
 from psgc.backend import Array
 from psgc.checkpoints import CheckpointStore, Content
-from psgc.reporting.loggers import Loggers
-from psgc.reporting.progress import RunProgress
-from psgc.reporting.records import Recorder
+from psgc.record.loggers import Loggers
+from psgc.record.progress import RunProgress
+from psgc.record.recorder import Recorder
 from psgc.server.observer import Approximation, IterationRecord
 from psgc.terminal import say
 from psgc.training.best import Best, Figures

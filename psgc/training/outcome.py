@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from psgc.reporting.progress import epoch_of
-from psgc.reporting.records import Recorder
-from psgc.reporting.summary import summarise
+from psgc.record.progress import epoch_of
+from psgc.record.recorder import Recorder
+from psgc.record.summary import summarise
 from psgc.server.loop import Server
 from psgc.training.best import Best
 from psgc.training.ending import launched

@@ -15,7 +15,7 @@ from psgc.data import ChunkSource, Dataset
 from psgc.errors import UserError
 from psgc.plan import Plan
 from psgc.problems import Problem
-from psgc.reporting.summary import duration
+from psgc.record.summary import duration
 from psgc.terminal import say
 from psgc.training import resume
 from psgc.training.batches import check_rows, iterations_of, rows_in_iteration

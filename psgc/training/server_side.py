@@ -18,10 +18,10 @@ from psgc.data import ChunkSource, Epochs
 from psgc.errors import RunFailed, TooFewWorkers, UserError
 from psgc.optimizer import make_optimizer
 from psgc.problems import has_loss, measures_of
-from psgc.reporting.loggers import Loggers, check_installed
-from psgc.reporting.progress import RunProgress
-from psgc.reporting.records import Recorder
-from psgc.reporting.summary import lines
+from psgc.record.loggers import Loggers, check_installed
+from psgc.record.progress import RunProgress
+from psgc.record.recorder import Recorder
+from psgc.record.summary import lines
 from psgc.server.loop import Server
 from psgc.server.settings import ServerSettings
 from psgc.terminal import say

@@ -10,8 +10,8 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from psgc.reporting.drawing import DARK, LIGHT
-from psgc.reporting.report import report
+from psgc.tools.drawing import DARK, LIGHT
+from psgc.tools.report import report
 from tests.unit.colours import colour
 from tests.unit.recorded_runs import record
 

@@ -11,7 +11,7 @@ from psgc.config import Optimizer
 from psgc.data import ChunkSource, open_data, write_dense
 from psgc.optimizer import finite_step, make_optimizer
 from psgc.problems import Softmax
-from psgc.reporting.run_directory import read_run
+from psgc.tools.run_directory import read_run
 from tests.ranks.mpirun import run
 
 CONFIG = """

@@ -8,7 +8,7 @@ both sides have to call MPI several times.
 import numpy as np
 import pytest
 
-from psgc.reporting.run_directory import read_run
+from psgc.tools.run_directory import read_run
 from tests.ranks.mpirun import mpirun, run
 from tests.ranks.test_replay import MODEL, TRIES
 

@@ -12,8 +12,8 @@ from itertools import product
 import numpy as np
 import pytest
 
-from psgc.reporting.run_directory import RecordedRun, read_run
 from psgc.simulation.replay import Replay, own_choice
+from psgc.tools.run_directory import RecordedRun, read_run
 from tests.ranks.mpirun import mpirun, run
 
 MODEL = """

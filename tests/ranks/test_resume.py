@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from psgc.data import write_dense
-from psgc.reporting.run_directory import read_run
+from psgc.tools.run_directory import read_run
 from tests.ranks.mpirun import MpiRun, mpirun, run
 from tests.ranks.test_train import wait_until
 

@@ -8,10 +8,10 @@ import numpy as np
 
 from psgc.config import Config
 from psgc.plan import make_plan
-from psgc.reporting.run_directory import RecordedRun
 from psgc.run_rows import Outcome, WorkerEvent
 from psgc.schedules import SCHEDULES
 from psgc.simulation.virtual import Simulated, VirtualCluster
+from psgc.tools.run_directory import RecordedRun
 
 BASE = {
     "problem": {"python": "some:Model"},

@@ -7,9 +7,9 @@ import pytest
 pytest.importorskip("matplotlib")
 
 from psgc.errors import UserError
-from psgc.reporting.drawing import new_figure
 from psgc.simulation import plots
 from psgc.simulation.experiment import ScheduleRow
+from psgc.tools.drawing import new_figure
 
 ROWS = [
     ScheduleRow(1, "static", 2.0, 0.5, None, None, [3.0, 0.1], 0, 20.0),

@@ -13,7 +13,7 @@ from psgc import config as configuration
 from psgc.cli import main
 from psgc.data import write_dense
 from psgc.messages import TAIL
-from psgc.reporting.csv_files import COLUMNS
+from psgc.record.csv_files import COLUMNS
 from psgc.simulation import replay_command
 from tests.simulation.recorded import record, settings
 from tests.unit import recorded_runs
@@ -103,7 +103,7 @@ def test_a_grid_of_ones_own(capsys):
 
 def test_the_table_fits_a_terminal(monkeypatch, capsys):
     terminal = Console(width=80, force_terminal=True, color_system=None)
-    monkeypatch.setattr("psgc.reporting.progress.Console", lambda **how: Console(**how) if how else terminal)
+    monkeypatch.setattr("psgc.record.progress.Console", lambda **how: Console(**how) if how else terminal)
     assert exit_code() == 0
     table = [line for line in capsys.readouterr().out.splitlines() if "%" in line and "B" in line]
     assert len(table) > 20

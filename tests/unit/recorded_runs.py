@@ -7,15 +7,15 @@ import numpy as np
 
 from psgc import coding
 from psgc.config import from_yaml_text
-from psgc.reporting.records import Recorder
-from psgc.reporting.summary import summarise
-from psgc.reporting.timeline import ENTRY
+from psgc.record.recorder import Recorder
+from psgc.record.summary import summarise
+from psgc.record.timeline import ENTRY
 from psgc.run_rows import OUTCOMES, TIMELINE, IterationRow, Outcome
 
 CONFIG = "problem: {kind: softmax}\ndata: {path: train.npz}\noptimizer: {kind: nesterov, lr: 0.5}\n"
 
 
-@patch("psgc.reporting.tally.SHARE", np.inf)  # every row has its bound
+@patch("psgc.record.tally.SHARE", np.inf)  # every row has its bound
 def record(
     directory,
     workers=8,

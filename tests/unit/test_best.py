@@ -6,7 +6,7 @@ from math import inf, nan
 import pytest
 
 from psgc.config import Evaluate
-from psgc.reporting.csv_files import csv_text, row_text
+from psgc.record.csv_files import csv_text, row_text
 from psgc.run_rows import COLUMNS, IterationRow
 from psgc.training.best import Best, Figures, best_so_far, know_last
 

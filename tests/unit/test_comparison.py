@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from psgc.reporting.comparison import compared, differences, labels
-from psgc.reporting.drawing import SERIES
-from psgc.reporting.run_directory import read_run
+from psgc.tools.comparison import compared, differences, labels
+from psgc.tools.drawing import SERIES
+from psgc.tools.run_directory import read_run
 from tests.unit.recorded_runs import changed, record, with_columns
 
 
@@ -160,7 +160,7 @@ def test_what_is_common_is_not_repeated_and_nothing_is_cut(compare, recorded, mo
     place = recorded.name
     monkeypatch.chdir(recorded.parent)
     terminal = Console(width=20, force_terminal=True)
-    monkeypatch.setattr("psgc.reporting.progress.Console", lambda **how: Console(**how) if how else terminal)
+    monkeypatch.setattr("psgc.record.progress.Console", lambda **how: Console(**how) if how else terminal)
     code, out, _ = compare(f"{place}/a", f"{place}/b")
     above, *_, a, b, _ = out.splitlines()
     assert (code, above) == (0, f"in {place}/")
@@ -181,7 +181,7 @@ def test_text_of_a_run_is_no_markup_and_a_loss_may_be_infinite(compare, recorded
 
 def test_the_figure_has_a_line_for_each_run_and_names_the_best(compare, recorded, tmp_path):
     pytest.importorskip("matplotlib")
-    from psgc.reporting.comparison_figure import NAMED, draw
+    from psgc.tools.comparison_figure import NAMED, draw
 
     (a,) = runs(recorded, "a")
     many = [with_columns(changed(a, path=Path(f"r{k}")), loss=[9.0, 8.0, 7.0, k]) for k in range(NAMED + 2)]

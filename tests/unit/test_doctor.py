@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from psgc.cli.doctor import default_ranks, doctor
-from psgc.diagnosis.commands import Command, Finished
-from psgc.diagnosis.probe import MARK
+from psgc.tools.probe import MARK
+from psgc.tools.timed_commands import Command, Finished
 
 JOB = [
     {"size": 3, "library": "Open MPI v5.0.11", "threads": "funneled", "hosts": 1},
@@ -52,7 +52,7 @@ def test_a_machine_where_all_is_well(mpirun, capsys):
     (arguments,) = Path("arguments").read_text().splitlines()
     assert "-n 3 " in arguments
     assert " --with-ft ulfm " in arguments  # the line of psgc launch
-    assert arguments.endswith("-m psgc.diagnosis.probe ranks")
+    assert arguments.endswith("-m psgc.tools.probe ranks")
     assert "OMPI_MCA_pml=ob1\n" in Path("environment").read_text()
 
 

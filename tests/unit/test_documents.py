@@ -67,7 +67,7 @@ def inside(folder, monkeypatch):
     monkeypatch.setattr("psgc.library.launching.command", SimpleNamespace(launch=recorded))
     monkeypatch.setattr("psgc.cli.sweep.launch", recorded)
     monkeypatch.setattr("psgc.cli.limit_threads", lambda: None)  # for the whole process
-    monkeypatch.setattr("psgc.reporting.report.pictures", lambda run, iteration: [])  # they take their time
+    monkeypatch.setattr("psgc.tools.report.pictures", lambda run, iteration: [])  # they take their time
     return folder
 
 

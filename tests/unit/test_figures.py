@@ -7,11 +7,11 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
-from psgc.reporting.drawing import DARK, LIGHT, MANY, MARKED, NAMED_ROWS, SERIES, course, image, new_figure, unit_of
-from psgc.reporting.figures import pictures
-from psgc.reporting.gantt import gantt, slowest
-from psgc.reporting.run_directory import read_run
 from psgc.run_rows import WorkerEvent
+from psgc.tools.drawing import DARK, LIGHT, MANY, MARKED, NAMED_ROWS, SERIES, course, image, new_figure, unit_of
+from psgc.tools.figures import pictures
+from psgc.tools.gantt import gantt, slowest
+from psgc.tools.run_directory import read_run
 from tests.unit.colours import SEEN, contrast, distance
 from tests.unit.recorded_runs import changed, record, with_columns
 
@@ -79,7 +79,7 @@ def test_the_heat_map_has_a_cell_for_each_worker_and_iteration(run):
 
 
 def test_many_iterations_share_columns_which_are_the_means_of_what_is_known(run, monkeypatch):
-    monkeypatch.setattr("psgc.reporting.figures.BINS", 2)
+    monkeypatch.setattr("psgc.tools.figures.BINS", 2)
     picture = named(run, "heatmap")
     assert picture.caption.endswith("Each column is the mean of 3 iterations.")
     (cells,) = picture.draw(LIGHT).axes[0].images

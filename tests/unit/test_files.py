@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from psgc.reporting.files import write_output_text
+from psgc.record.files import write_output_text
 
 
 def test_a_file_is_written_also_in_a_directory_that_is_a_link(tmp_path):
@@ -53,7 +53,7 @@ def test_what_goes_where_stdout_goes_follows_what_was_printed(tmp_path, into):
     link, out = tmp_path / "stdout", tmp_path / "out"
     link.symlink_to("/proc/self/fd/1")
     program = (
-        "import sys; from pathlib import Path; from psgc.reporting.files import write_output_text;"
+        "import sys; from pathlib import Path; from psgc.record.files import write_output_text;"
         "print('printed'); write_output_text(Path(sys.argv[1]), 'written\\n'); print('more')"
     )
     command = [sys.executable, "-c", program, str(link)]

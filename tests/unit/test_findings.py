@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from psgc.diagnosis.commands import Finished
-from psgc.diagnosis.findings import (
+from psgc.launching.mpirun import Mpirun
+from psgc.tools.findings import (
     Finding,
     core_findings,
     gpu_findings,
@@ -15,8 +15,8 @@ from psgc.diagnosis.findings import (
     slurm_finding,
     survival,
 )
-from psgc.diagnosis.probe import MARK
-from psgc.launching.mpirun import Mpirun
+from psgc.tools.probe import MARK
+from psgc.tools.timed_commands import Finished
 
 OPEN_MPI = Mpirun("/bin/mpirun", "Open MPI", "5.0.11", fault_tolerant=True, cuda_aware=False)
 OPEN_MPI_4 = Mpirun("/bin/mpirun", "Open MPI", "4.1.2", fault_tolerant=False, cuda_aware=False)

@@ -102,7 +102,7 @@ def test_mistakes_are_one_line(whole, tmp_path):
 
 def test_a_report(whole, tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
-    monkeypatch.setattr("psgc.reporting.report.pictures", lambda run, iteration: [])  # they take their time
+    monkeypatch.setattr("psgc.tools.report.pictures", lambda run, iteration: [])  # they take their time
     assert psgc.load(whole).report(tmp_path / "a" / "b") == tmp_path / "a/b/index.html"
     assert "The run is done" in (tmp_path / "a/b/index.html").read_text()
     monkeypatch.chdir(tmp_path)

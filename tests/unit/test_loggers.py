@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import psgc.torch
 from psgc.errors import UserError
-from psgc.reporting import loggers
+from psgc.record import loggers
 
 
 class Recording:

@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from psgc.diagnosis.findings import pace_findings
-from psgc.diagnosis.paces import measured, ratio, summarised
+from psgc.tools.findings import pace_findings
+from psgc.tools.paces import measured, ratio, summarised
 
 MANY = dict.fromkeys(range(64), 1e-4)
 TRIES = 5  # where two cores are compared: each of them may have other neighbours
@@ -82,7 +82,7 @@ def test_a_core_that_takes_longer_is_found(cores, monkeypatch):
         spent += 3.0 if os.sched_getaffinity(0) == {cores[1]} else 1.0
 
     monkeypatch.setattr(time, "thread_time", lambda: spent)
-    monkeypatch.setattr("psgc.diagnosis.paces.SECONDS", 0.0)
+    monkeypatch.setattr("psgc.tools.paces.SECONDS", 0.0)
     taken = measured(work)
     assert taken[cores[0]] == (1.0, 1.0)
     assert ratio(taken[cores[1]], taken[cores[0]]) == 3.0

@@ -9,10 +9,10 @@ import pytest
 pytest.importorskip("matplotlib")
 
 from psgc.config import Batch
-from psgc.reporting.drawing import Picture
-from psgc.reporting.page import LISTED, page
-from psgc.reporting.run_directory import read_run
 from psgc.run_rows import WorkerEvent
+from psgc.tools.drawing import Picture
+from psgc.tools.page import LISTED, page
+from psgc.tools.run_directory import read_run
 from tests.unit.recorded_runs import changed, record
 
 PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\x05\x46\0\0\x02\x1c"

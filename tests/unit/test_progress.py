@@ -5,8 +5,8 @@ import threading
 
 import pytest
 
-from psgc.reporting import progress
-from psgc.reporting.progress import EVERY, RunProgress
+from psgc.record import progress
+from psgc.record.progress import EVERY, RunProgress
 
 
 class Clock:

@@ -13,10 +13,11 @@ import pytest
 from psgc import coding
 from psgc.disk import write_whole
 from psgc.errors import UserError
-from psgc.reporting import records, timeline
-from psgc.reporting.records import Recorder
-from psgc.reporting.summary import lines, summarise
-from psgc.reporting.timeline import read_timeline
+from psgc.record import recorder as module
+from psgc.record import timeline
+from psgc.record.recorder import Recorder
+from psgc.record.summary import lines, summarise
+from psgc.record.timeline import read_timeline
 from psgc.run_rows import COLUMNS, IterationRow, Outcome
 from tests.unit.full_disk import ShortWrites, no_file_longer_than
 
@@ -135,7 +136,7 @@ def test_a_worker_that_finished_nothing_is_as_slow_as_it_ever_was(recorder_in, t
 def test_bounds_that_take_long_are_computed_for_some_iterations(recorder_in, tmp_path, monkeypatch):
     """Each takes 0.1 s here: at 2 % of the time there is one in 5 s."""
     clock = iter(np.arange(0.0, 100.0, 0.1).tolist())
-    monkeypatch.setattr("psgc.reporting.tally.time.thread_time", lambda: next(clock))
+    monkeypatch.setattr("psgc.record.tally.time.thread_time", lambda: next(clock))
     recorder = recorder_in(tmp_path / "out")
     for iteration in range(20):
         add(recorder, iteration, EVEN, seconds=1.1)
@@ -429,9 +430,9 @@ def full_for(monkeypatch, *names):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         write_whole(path, fill)
 
-    monkeypatch.setattr(records, "write_whole", write)
+    monkeypatch.setattr(module, "write_whole", write)
     monkeypatch.setattr(
-        records, "write_text", lambda path, text: write(path, lambda stream: stream.write(text.encode()))
+        module, "write_text", lambda path, text: write(path, lambda stream: stream.write(text.encode()))
     )
 
 
@@ -470,7 +471,7 @@ def test_the_recorder_says_when_checkpoints_should_make_room(recorder_in, tmp_pa
     recorder = recorder_in(tmp_path / "out")
     with monkeypatch.context() as patch:
         writer = "write_whole" if name == "params.npy" else "write_text"
-        patch.setattr(records, writer, full_disk)
+        patch.setattr(module, writer, full_disk)
         with pytest.raises(OSError, match="No space") if name == "summary.json" else nullcontext():
             recorder.finish(np.zeros(3), {"status": "done"})
         assert recorder.lacks_room

@@ -13,11 +13,11 @@ import pytest
 pytest.importorskip("matplotlib")
 
 from psgc.errors import UserError
-from psgc.reporting.drawing import LIGHT, Picture, new_figure
-from psgc.reporting.figures import pictures
-from psgc.reporting.report import SCALARS, report, write_events
-from psgc.reporting.run_directory import read_run
-from psgc.reporting.summary import lines
+from psgc.record.summary import lines
+from psgc.tools.drawing import LIGHT, Picture, new_figure
+from psgc.tools.figures import pictures
+from psgc.tools.report import SCALARS, report, write_events
+from psgc.tools.run_directory import read_run
 from tests.unit.recorded_runs import record
 
 
@@ -64,7 +64,7 @@ def test_a_killed_run_is_reported(report_of, tmp_path):
 
 def test_a_timeline_that_leaves_iterations_out(tmp_path, monkeypatch):
     """12 chunks on each of 4 workers are at most 48 entries an iteration, and there is room for 3 of 7 iterations."""
-    monkeypatch.setattr("psgc.reporting.timeline.MOST_BYTES", 29 * 48 * 3)
+    monkeypatch.setattr("psgc.record.timeline.MOST_BYTES", 29 * 48 * 3)
     run = read_run(record(tmp_path / "run", workers=4, chunks_per_worker=3, iterations=7))
     assert run.iterations["iteration"][run.in_timeline].tolist() == [0, 3, 6]
     assert run.summary["timeline_every"] == 3
@@ -85,7 +85,7 @@ def test_a_run_that_was_killed_before_its_first_iteration(report_of, tmp_path):
 
 
 def test_mistakes_are_one_line(report_of, whole, tmp_path, monkeypatch):
-    monkeypatch.setattr("psgc.reporting.report.pictures", lambda run, iteration: [])  # they take their time
+    monkeypatch.setattr("psgc.tools.report.pictures", lambda run, iteration: [])  # they take their time
     code, out, err = report_of(tmp_path / "none")
     assert (code, out) == (2, "")
     assert err == f"psgc: {tmp_path}/none: no such directory; expected a run directory, the output of psgc train\n"
@@ -106,7 +106,7 @@ def test_mistakes_are_one_line(report_of, whole, tmp_path, monkeypatch):
 def test_links_in_somebody_elses_run_directory_are_not_followed(report_of, whole, tmp_path, monkeypatch, planted):
     pytest.importorskip("tensorboard")
     tiny = Picture("tiny", "title", "alt", "caption", lambda theme: new_figure(1, 1))
-    monkeypatch.setattr("psgc.reporting.report.pictures", lambda run, iteration: [tiny])
+    monkeypatch.setattr("psgc.tools.report.pictures", lambda run, iteration: [tiny])
     directory = shutil.copytree(whole, tmp_path / "run", ignore=shutil.ignore_patterns("report"))
     (home := tmp_path / "home").mkdir()
     for name in ("index.html", "tiny.png"):
@@ -121,7 +121,7 @@ def test_links_in_somebody_elses_run_directory_are_not_followed(report_of, whole
 
 
 def test_a_run_directory_that_is_a_link_is_fine_and_so_is_an_output(report_of, whole, tmp_path, monkeypatch):
-    monkeypatch.setattr("psgc.reporting.report.pictures", lambda run, iteration: [])
+    monkeypatch.setattr("psgc.tools.report.pictures", lambda run, iteration: [])
     (tmp_path / "link").symlink_to(shutil.copytree(whole, tmp_path / "scratch"))
     assert report_of(tmp_path / "link")[0] == 0
     (tmp_path / "out").mkdir()
@@ -132,7 +132,7 @@ def test_a_run_directory_that_is_a_link_is_fine_and_so_is_an_output(report_of, w
 
 def test_without_matplotlib_one_line_says_what_to_install(report_of, whole, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    for name in [name for name in sys.modules if name.startswith("psgc.reporting.")]:
+    for name in [name for name in sys.modules if name.startswith("psgc.tools.")]:
         monkeypatch.delitem(sys.modules, name)
     code, _, err = report_of(whole)
     assert (code, err) == (2, "psgc: plots need matplotlib: pip install matplotlib\n")
@@ -186,7 +186,7 @@ def test_a_problem_without_a_loss_has_no_scalars_of_it(tmp_path, read_back):
 
 
 def test_the_command_says_where_they_are(tmp_path, capsys, monkeypatch, read_back):
-    monkeypatch.setattr("psgc.reporting.report.pictures", lambda run, iteration: [])  # they take their time
+    monkeypatch.setattr("psgc.tools.report.pictures", lambda run, iteration: [])  # they take their time
     record(tmp_path / "run", 3, 2, 5)
     assert report(str(tmp_path / "run"), tensorboard=True) == 0
     place = tmp_path / "run/report/tensorboard"

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from psgc.errors import UserError
-from psgc.reporting.csv_files import earlier_rows
-from psgc.reporting.run_directory import read_run
+from psgc.record.csv_files import earlier_rows
 from psgc.run_rows import COLUMNS, EARLIER_COLUMNS, HELD_OUT, WorkerEvent
+from psgc.tools.run_directory import read_run
 from tests.unit.recorded_runs import record
 
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from psgc.config import from_yaml_text
-from psgc.reporting.run_directory import RecordedRun
-from psgc.reporting.slowness import paces, sentences
 from psgc.run_rows import Outcome
+from psgc.tools.run_directory import RecordedRun
+from psgc.tools.slowness import paces, sentences
 from tests.unit.recorded_runs import CONFIG, timeline_of
 
 

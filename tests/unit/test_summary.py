@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from psgc import __version__, coding
-from psgc.reporting.records import Recorder
-from psgc.reporting.summary import advice, duration, lines, summarise
-from psgc.reporting.tally import overhead
-from psgc.reporting.timeline import ENTRY
+from psgc.record.recorder import Recorder
+from psgc.record.summary import advice, duration, lines, summarise
+from psgc.record.tally import overhead
+from psgc.record.timeline import ENTRY
 from psgc.run_rows import IterationRow, Outcome
 
 SETTINGS = {"workers": 2, "chunks": 2, "schedule": "skipping", "transfer": "combined"}
@@ -127,7 +127,7 @@ def test_before_the_first_iteration_there_is_little_to_say(empty):
 
 
 def test_a_problem_without_a_loss_and_a_run_without_bounds(empty, monkeypatch):
-    monkeypatch.setattr("psgc.reporting.tally.SHARE", -1.0)
+    monkeypatch.setattr("psgc.record.tally.SHARE", -1.0)
     recorder = empty
     recorder.chunk(1, 0, 0, 0.0, 1.0, Outcome.USED)
     recorder.chunk(1, 1, 0, 0.0, 1.0, Outcome.USED)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from psgc.cli import main
-from psgc.reporting.progress import RunProgress
+from psgc.record.progress import RunProgress
 from psgc.terminal import say, say_together, say_traceback
 
 LURE = "psgc: done"

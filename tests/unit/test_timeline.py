@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from psgc.errors import UserError
-from psgc.reporting import timeline as module
-from psgc.reporting.timeline import TimelineWriter, read_timeline, recorded_every
+from psgc.record import timeline as module
+from psgc.record.timeline import TimelineWriter, read_timeline, recorded_every
 from psgc.run_rows import OUTCOMES, TIMELINE
 from tests.unit.full_disk import ShortWrites, no_file_longer_than
 from tests.unit.recorded_runs import timeline_of

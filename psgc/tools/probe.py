@@ -1,6 +1,6 @@
 """The tests of `psgc doctor` that may hang or crash, for processes of their own.
 
-`python -m psgc.diagnosis.probe` with the name of a function below and its arguments prints each finding at once, as a
+`python -m psgc.tools.probe` with the name of a function below and its arguments prints each finding at once, as a
 line of `MARK` and JSON.
 """
 
@@ -31,8 +31,8 @@ def ranks() -> None:
     """One of three or more ranks: measure the cores, exchange vectors as a run does, lose the last rank, and end."""
     import numpy as np
 
-    from psgc.diagnosis.paces import measured, summarised
     from psgc.messages import Kind, record, stamp
+    from psgc.tools.paces import measured, summarised
     from psgc.transport import Control, Died, Transport, Vector
 
     transport = Transport()

@@ -1,4 +1,4 @@
-"""The losses of several runs in one figure. Importing this needs matplotlib (`psgc.reporting.drawing`)."""
+"""The losses of several runs in one figure. Importing this needs matplotlib (`psgc.tools.drawing`)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,9 +7,9 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from psgc.reporting.comparison import Row, labels
-from psgc.reporting.drawing import LIGHT, SERIES, STYLES, WIDTH, loss_panels, new_figure, scale_for
-from psgc.reporting.run_directory import RecordedRun
+from psgc.tools.comparison import Row, labels
+from psgc.tools.drawing import LIGHT, SERIES, STYLES, WIDTH, loss_panels, new_figure, scale_for
+from psgc.tools.run_directory import RecordedRun
 
 NAMED = len(SERIES) * len(STYLES)  # runs with a line of their own look; the others are thin and grey
 LONGEST = 70  # characters of a line of the legend

@@ -7,14 +7,14 @@ import numpy as np
 
 from psgc.disk import make_directory, write_whole
 from psgc.errors import UserError
-from psgc.reporting.drawing import DARK, LIGHT, image
-from psgc.reporting.figures import pictures
-from psgc.reporting.files import writing
-from psgc.reporting.page import page
-from psgc.reporting.run_directory import RecordedRun, read_run
-from psgc.reporting.slowness import sentences
+from psgc.record.files import writing
 from psgc.run_rows import HELD_OUT
 from psgc.terminal import say
+from psgc.tools.drawing import DARK, LIGHT, image
+from psgc.tools.figures import pictures
+from psgc.tools.page import page
+from psgc.tools.run_directory import RecordedRun, read_run
+from psgc.tools.slowness import sentences
 
 SCALARS = ("loss", "seconds", "efficiency", "error_measure", "lost", "redundant", *HELD_OUT)  # of the event files
 

@@ -17,10 +17,10 @@ import scipy.sparse
 
 from psgc.disk import NO_ROOM, GrowingFile, write_text, write_whole
 from psgc.errors import RunFailed, UserError
-from psgc.reporting.csv_files import csv_text, earlier_events, earlier_rows, row_text
-from psgc.reporting.files import finite
-from psgc.reporting.tally import BoundSampler, Tally, seconds_per_chunk
-from psgc.reporting.timeline import ENTRY, TimelineWriter, pieces, read_timeline, recorded_every
+from psgc.record.csv_files import csv_text, earlier_events, earlier_rows, row_text
+from psgc.record.files import finite
+from psgc.record.tally import BoundSampler, Tally, seconds_per_chunk
+from psgc.record.timeline import ENTRY, TimelineWriter, pieces, read_timeline, recorded_every
 from psgc.run_rows import COLUMNS, TIMELINE, IterationRow, Outcome, WorkerEvent
 from psgc.terminal import say
 

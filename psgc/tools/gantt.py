@@ -9,10 +9,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from psgc.reporting.drawing import HATCHES, MARKED, NAMED_ROWS, WIDTH, Picture, Theme, new_figure, rows, unit_of
-from psgc.reporting.run_directory import RecordedRun
-from psgc.reporting.summary import duration
+from psgc.record.summary import duration
 from psgc.run_rows import OUTCOMES
+from psgc.tools.drawing import HATCHES, MARKED, NAMED_ROWS, WIDTH, Picture, Theme, new_figure, rows, unit_of
+from psgc.tools.run_directory import RecordedRun
 
 NARROW = {"handlelength": 1.4, "columnspacing": 1.2, "handletextpad": 0.5}  # a legend
 

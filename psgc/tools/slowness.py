@@ -4,9 +4,9 @@ import warnings
 
 import numpy as np
 
-from psgc.reporting.run_directory import RecordedRun
-from psgc.reporting.summary import duration
+from psgc.record.summary import duration
 from psgc.run_rows import Outcome
+from psgc.tools.run_directory import RecordedRun
 
 SLOW = 1.2  # times as long as the median worker takes for a chunk
 NAMED = 4  # slow workers that are named

@@ -9,7 +9,7 @@ from rich.filesize import decimal
 
 from psgc import __version__
 from psgc.messages import MESSAGE
-from psgc.reporting.records import Recorder
+from psgc.record.recorder import Recorder
 from psgc.run_rows import Outcome
 
 NAMED = 4  # lost and returned workers that the lines for a person name

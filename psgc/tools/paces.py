@@ -1,4 +1,4 @@
-"""Whether the cores of a host differ in pace: a short measurement. (`psgc.diagnosis.findings` says what it means.)"""
+"""Whether the cores of a host differ in pace: a short measurement. (`psgc.tools.findings` says what it means.)"""
 
 import os
 import time

@@ -18,9 +18,9 @@ from psgc.config import Config
 from psgc.disk import open_regular
 from psgc.errors import UserError
 from psgc.plan import MAX_WORKERS
-from psgc.reporting.csv_files import ITERATIONS, csv_rows
-from psgc.reporting.files import reading
-from psgc.reporting.timeline import Columns, pieces, read_timeline
+from psgc.record.csv_files import ITERATIONS, csv_rows
+from psgc.record.files import reading
+from psgc.record.timeline import Columns, pieces, read_timeline
 from psgc.run_rows import COUNTS, EARLIER_COLUMNS, OPTIONAL, Outcome, WorkerEvent
 
 MAX_CHUNKS = 2**31

@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from psgc.diagnosis.commands import Finished
-from psgc.diagnosis.paces import BEHIND, Pace, ratio
 from psgc.launching.mpirun import Mpirun
 from psgc.machine import FLEETING, NETWORK
+from psgc.tools.paces import BEHIND, Pace, ratio
+from psgc.tools.timed_commands import Finished
 
 BOUND = "-- --bind-to core:overload-allowed"
 

@@ -9,8 +9,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from psgc.diagnosis.probe import MARK
 from psgc.processes import die_with_parent, kill_tree
+from psgc.tools.probe import MARK
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,7 @@ class Finished:
     seconds: float
 
     def lines(self) -> list[dict[str, Any]]:
-        """What `psgc.diagnosis.probe` found, line by line."""
+        """What `psgc.tools.probe` found, line by line."""
         found = []
         for line in self.out.splitlines():
             with suppress(ValueError):  # another program's line, or half of one

@@ -1,4 +1,4 @@
-"""The figures of a report, and the same in words. Importing this needs matplotlib (`psgc.reporting.drawing`)."""
+"""The figures of a report, and the same in words. Importing this needs matplotlib (`psgc.tools.drawing`)."""
 
 from typing import Any
 
@@ -7,7 +7,8 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from psgc.reporting.drawing import (
+from psgc.record.summary import duration
+from psgc.tools.drawing import (
     MARKED,
     WIDTH,
     Picture,
@@ -21,9 +22,8 @@ from psgc.reporting.drawing import (
     scale_for,
     unit_of,
 )
-from psgc.reporting.gantt import gantt
-from psgc.reporting.run_directory import RecordedRun
-from psgc.reporting.summary import duration
+from psgc.tools.gantt import gantt
+from psgc.tools.run_directory import RecordedRun
 
 BINS = 800  # columns of a heat map; with more iterations than that a column is the mean of several
 

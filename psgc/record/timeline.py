@@ -18,7 +18,7 @@ import numpy as np
 
 from psgc.data.npz import map_npz
 from psgc.disk import GrowingFile, open_regular, write_whole
-from psgc.reporting.files import reading
+from psgc.record.files import reading
 from psgc.run_rows import OUTCOMES, TIMELINE
 
 MOST_BYTES = 1_000_000_000  # of a timeline; where all iterations would take more, some are left out

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from psgc.reporting.run_directory import RecordedRun, flat, is_running
-from psgc.reporting.summary import median
+from psgc.record.summary import median
+from psgc.tools.run_directory import RecordedRun, flat, is_running
 
 Row = dict[str, Any]
 

@@ -14,10 +14,10 @@ from typing import Any
 from psgc import __version__
 from psgc.config import Batch
 from psgc.errors import visible
-from psgc.reporting.drawing import DARK, LIGHT, Picture
-from psgc.reporting.run_directory import RecordedRun, flat
-from psgc.reporting.summary import duration
+from psgc.record.summary import duration
 from psgc.run_rows import WorkerEvent
+from psgc.tools.drawing import DARK, LIGHT, Picture
+from psgc.tools.run_directory import RecordedRun, flat
 
 LISTED = 200  # rows of lost.csv that the page shows
 NARROW = 640  # pixels below which a figure is not made smaller, but scrolled

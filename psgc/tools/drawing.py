@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from psgc.errors import UserError
-from psgc.reporting.files import write_output, writing
+from psgc.record.files import write_output, writing
 
 try:
     import matplotlib

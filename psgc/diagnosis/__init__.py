@@ -1,1 +1,0 @@
-"""`psgc doctor`: tests this machine, and says what a run on it would survive."""
