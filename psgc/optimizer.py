@@ -173,7 +173,7 @@ class Adam(Optimizer):
         return first, second
 
 
-def make_optimizer(settings: config.Optimizer | config.ScriptOptimizer, iterations: int = 1) -> Optimizer:
+def make_optimizer(settings: config.OptimizerSettings | config.ScriptOptimizer, iterations: int = 1) -> Optimizer:
     """The optimizer that the configuration names. iterations: of the run, over which its rate decays.
 
     Raises UserError when it is a script's own.
@@ -186,7 +186,7 @@ def make_optimizer(settings: config.Optimizer | config.ScriptOptimizer, iteratio
     return optimizer
 
 
-def _of_kind(settings: config.Optimizer) -> Optimizer:
+def _of_kind(settings: config.OptimizerSettings) -> Optimizer:
     match settings.kind:
         case "sgd":
             return Sgd(settings.lr)

@@ -190,18 +190,20 @@ def validated(model: type[Model], source: Source, by_hand: bool = True) -> Model
         raise _first(error, source) from None
 
 
-def checked(model: type[Model], values: Mapping[str, Any], where: str) -> Model:
+def checked(model: type[Model], values: Mapping[str, Any], where: str, names: Mapping[str, str]) -> Model:
     """A `model` of these values, which the arguments of a Python function gave. Raises UserError for the first error.
 
-    where: the function. An error names the key alone, without the section that it is in.
+    where: the function; names: of its arguments, by dotted key, where they differ from the last part of the key.
     """
     try:
         return model.model_validate(values)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        keys = first.get("ctx", {}).get("keys") or [name for name in first["loc"] if isinstance(name, str)] or [""]
-        name = keys[0] if first.get("ctx", {}).get("keys") else keys[-1]
-        raise UserError(f"{where}: {name}: {_text(first)}") from None
+        keys = [*(part for part in first["loc"] if isinstance(part, str)), *first.get("ctx", {}).get("keys", ())[:1]]
+        text = _text(first)
+        for yaml, python in (("true or false", "True or False"), ("chunk or nothing", '"chunk" or None')):
+            text = text.replace(f"expected {yaml}", f"expected {python}")
+        raise UserError(f"{where}: {names.get('.'.join(keys), (keys or [''])[-1])}: {text}") from None
 
 
 def _first(error: ValidationError, source: Source) -> UserError:

@@ -4,10 +4,10 @@ from psgc.config.coding import AssignmentFile, Coding, Recovery, Verify
 from psgc.config.faults import ChunkCosts, Faults, Injection, KnownCosts, Stragglers
 from psgc.config.loading import checked_settings, from_yaml_text, has_torch_problem, load, read
 from psgc.config.problem import (
-    Batch,
+    BatchSettings,
     BuiltinProblem,
     Data,
-    Optimizer,
+    OptimizerSettings,
     PythonData,
     PythonProblem,
     RateSchedule,
@@ -17,12 +17,12 @@ from psgc.config.problem import (
     TorchProblem,
     TorchScheduler,
 )
-from psgc.config.run import Config, Evaluate, Loggers, ScheduleName
-from psgc.config.torch import TorchConfig
+from psgc.config.run import Config, Evaluate, ScheduleName
+from psgc.config.torch import ScriptConfig, TorchConfig
 
 __all__ = [
     "AssignmentFile",
-    "Batch",
+    "BatchSettings",
     "BuiltinProblem",
     "ChunkCosts",
     "Coding",
@@ -32,13 +32,13 @@ __all__ = [
     "Faults",
     "Injection",
     "KnownCosts",
-    "Loggers",
-    "Optimizer",
+    "OptimizerSettings",
     "PythonData",
     "PythonProblem",
     "RateSchedule",
     "Recovery",
     "ScheduleName",
+    "ScriptConfig",
     "ScriptOptimizer",
     "ScriptProblem",
     "Stragglers",

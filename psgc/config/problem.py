@@ -119,7 +119,7 @@ class PythonData(Section):
     )
 
 
-class Batch(Section):
+class BatchSettings(Section):
     """Every row comes once an epoch, in an order that depends on seed and epoch alone, or in that of the data."""
 
     size: Count = Field(description="a whole number >= 1: rows of an iteration, all chunks together")
@@ -131,8 +131,8 @@ class Batch(Section):
 
 def batch_of(value: Any, info: ValidationInfo) -> Any:
     """A batch as the YAML has it: a number of rows of every chunk, or a mapping."""
-    if isinstance(value, dict | Batch):
-        return Batch.model_validate(value, context=info.context)
+    if isinstance(value, dict | BatchSettings):
+        return BatchSettings.model_validate(value, context=info.context)
     if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= LARGEST):
         raise refuse(f"expected a whole number >= 1 or {{size: ROWS, epochs: NUMBER}}, got {shown(value)}")
     return value
@@ -172,7 +172,7 @@ def _usual_decay(value: Any, info: ValidationInfo) -> Any:
     return 0.01 if info.data.get("kind") == "adamw" else 0.0
 
 
-class Optimizer(Section):
+class OptimizerSettings(Section):
     kind: Literal["sgd", "momentum", "nesterov", "adam", "adamw"] = Field(description=_OPTIMIZERS)
     lr: Positive = Field(description="a number > 0: the learning rate")
     momentum: Annotated[Fraction, UsedBy(["momentum", "nesterov"])] = Field(
@@ -252,4 +252,4 @@ def data_of(value: Any, info: ValidationInfo) -> Any:
 
 
 def optimizer_of(value: Any) -> type[Section]:
-    return ScriptOptimizer if value == {"kind": "script"} else Optimizer
+    return ScriptOptimizer if value == {"kind": "script"} else OptimizerSettings

@@ -8,10 +8,10 @@ from pydantic import BeforeValidator, Field, model_validator
 from psgc.config.coding import Coding, Recovery, Verify
 from psgc.config.faults import OF_OWNERS, Faults, Stragglers
 from psgc.config.problem import (
-    Batch,
+    BatchSettings,
     BuiltinProblem,
     Data,
-    Optimizer,
+    OptimizerSettings,
     PythonData,
     PythonProblem,
     ScriptOptimizer,
@@ -26,12 +26,9 @@ from psgc.validation import Count, Natural, PathText, Section, by, either, expec
 from psgc.yaml_source import to_text
 
 ScheduleName = Annotated[str, one_of(SCHEDULES)]
-Loggers = Annotated[
-    list[Literal["tensorboard", "mlflow", "wandb"]], expect('a list of "tensorboard", "mlflow", "wandb"')
-]
 
 
-class Checkpoint(Section):
+class CheckpointSettings(Section):
     every: Natural = Field(default=50, description="iterations between two checkpoints; 0: only at the end")
     keep: Count = Field(default=3, description="how many checkpoints stay, the newest ones")
 
@@ -60,7 +57,7 @@ class Config(Section):
     data: Annotated[Data | PythonData | None, BeforeValidator(data_of)] = Field(
         default=None, description="where the rows come from; a model of the user's may have none"
     )
-    optimizer: Annotated[Optimizer | ScriptOptimizer, by(optimizer_of)] = Field(
+    optimizer: Annotated[OptimizerSettings | ScriptOptimizer, by(optimizer_of)] = Field(
         description="a mapping, for example {kind: nesterov, lr: 0.5}"
     )
     initial: PathText | None = Field(
@@ -70,7 +67,7 @@ class Config(Section):
     iterations: Count | None = Field(
         default=None, description="needed, except where batch has epochs: then as many as these take"
     )
-    batch: Annotated[int | Batch | None, BeforeValidator(batch_of)] = Field(
+    batch: Annotated[int | BatchSettings | None, BeforeValidator(batch_of)] = Field(
         default=None, description="a number: rows sampled from every chunk; null: all rows in every iteration"
     )
     evaluate: Evaluate | None = Field(
@@ -93,8 +90,12 @@ class Config(Section):
         default=True, description="whether workers compare some gradients in the first iteration"
     )
     faults: Faults = Field(default=Faults(), description="timeouts, and faults on purpose")
-    checkpoint: Checkpoint = Field(default=Checkpoint(), description="when checkpoints are written, how many stay")
-    log: Loggers = Field(default=[], description="who is told loss, seconds and metrics while the run goes on")
+    checkpoint: CheckpointSettings = Field(
+        default=CheckpointSettings(), description="when checkpoints are written, how many stay"
+    )
+    log: Annotated[
+        list[Literal["tensorboard", "mlflow", "wandb"]], expect('a list of "tensorboard", "mlflow", "wandb"')
+    ] = Field(default=[], description="who is told loss, seconds and metrics while the run goes on")
     stragglers: Stragglers = Field(default=Stragglers(), description="emulated slow workers, for experiments")
     output: PathText = Field(description="the run directory, for example runs/quickstart")
     seed: Natural = Field(default=0, description="of everything random")
@@ -104,7 +105,7 @@ class Config(Section):
         coding, schedule = self.coding, SCHEDULES[self.schedule]
         if self.data is None and isinstance(self.problem, BuiltinProblem):
             raise refuse(f"missing, problem {self.problem.kind} needs data: {{path: ...}}", "data")
-        if isinstance(self.batch, Batch):
+        if isinstance(self.batch, BatchSettings):
             if self.iterations is not None:
                 text = "batch.epochs says how long the run is; leave out iterations, or give batch a number of rows"
                 raise refuse(text, "iterations", "batch")

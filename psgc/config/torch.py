@@ -1,14 +1,32 @@
-"""The settings of a run that trains a PyTorch model: `problem: {torch: "module:function"}` and what goes with it."""
+"""The settings of a run that trains a PyTorch model, from a YAML or from the arguments of `psgc.torch.init`."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from psgc.config.coding import Coding, Recovery
-from psgc.config.problem import Batch, TorchOptimizer, TorchProblem, TorchScheduler
+from psgc.config.problem import (
+    BatchSettings,
+    ScriptOptimizer,
+    ScriptProblem,
+    TorchOptimizer,
+    TorchProblem,
+    TorchScheduler,
+)
 from psgc.config.run import Config
 from psgc.validation import Count, PathText, expect
+from psgc.yaml_source import to_text
+
+# Arguments of `psgc.torch.init` that have another name than their key. All others are the key.
+ARGUMENTS = {
+    "replication": "coding.replication",
+    "chunks": "coding.chunks",
+    "parts": "coding.parts",
+    "checkpoint_every": "checkpoint.every",
+    "checkpoint_keep": "checkpoint.keep",
+    "log_with": "log",
+}
 
 
 class TorchCoding(Coding):
@@ -24,8 +42,41 @@ class TorchCoding(Coding):
     assignment: str = Field(default="blocks", exclude=True)
 
 
-class TorchConfig(Config):
-    """The settings of a run with a torch problem. A `Config` for all that serves the run."""
+class ScriptCoding(TorchCoding):
+    """There are at least as many holders as parts (`psgc.torch.settings.settings_of`)."""
+
+    @model_validator(mode="after")
+    def _enough_holders(self) -> Self:
+        return self
+
+
+class TorchRun(Config):
+    """What a YAML and the arguments of `psgc.torch.init` both say. A `Config` for all that serves the run."""
+
+    unused: ClassVar[Mapping[str, str]] = {}
+
+    micro_batch: Count = Field(default=64, description="examples of a chunk that are computed at a time, at most")
+    buffers: Annotated[Literal["chunk"] | None, expect("chunk or nothing", union=True)] = Field(
+        default=None, description="chunk: batch normalisation in training mode, with the statistics of each chunk"
+    )
+    coding: TorchCoding = Field(default=TorchCoding(), description="chunks, and how their gradients are coded")
+
+
+class ScriptConfig(TorchRun):
+    """The settings of the run of a script, which are arguments of `psgc.torch.init`."""
+
+    problem: ScriptProblem = Field(description="the file name of the script")
+    optimizer: ScriptOptimizer = ScriptOptimizer()
+    coding: ScriptCoding = ScriptCoding()
+    output: PathText = ""  # none
+
+    def to_yaml(self) -> str:
+        """The settings that a `Config` has."""
+        return to_text(self.model_dump(exclude={"micro_batch": True, "buffers": True, "coding": {"chunks"}}))
+
+
+class TorchConfig(TorchRun):
+    """The settings of a run with a torch problem, from a YAML."""
 
     unused: ClassVar[Mapping[str, str]] = {
         "data": "a torch problem has none, its function returns the dataset",
@@ -43,13 +94,8 @@ class TorchConfig(Config):
     problem: TorchProblem = Field(description="a mapping, for example {torch: 'module:function'}")
     optimizer: TorchOptimizer = Field(description="a mapping, for example {torch: AdamW, lr: 1.0e-3}")
     scheduler: TorchScheduler | None = Field(default=None, description="how the learning rate changes; null: it stays")
-    batch: Batch = Field(description="a mapping, for example {size: 256, epochs: 10}")
-    micro_batch: Count = Field(default=64, description="examples of a chunk that are computed at a time")
+    batch: BatchSettings = Field(description="a mapping, for example {size: 256, epochs: 10}")
     autocast: Literal["none", "bfloat16"] = Field(default="none", description="in which loss and metrics are computed")
-    buffers: Annotated[Literal["chunk"] | None, expect("chunk or nothing", union=True)] = Field(
-        default=None, description="chunk: batch normalisation in training mode, with the statistics of each chunk"
-    )
-    coding: TorchCoding = Field(default=TorchCoding(), description="chunks, and how their gradients are coded")
     data: None = Field(default=None, exclude=True)
     iterations: None = Field(default=None, exclude=True)
     backend: Literal["auto"] = Field(default="auto", exclude=True)

@@ -23,7 +23,7 @@ from itertools import chain
 import numpy as np
 
 from psgc.backend import Backend, part_length
-from psgc.config import Batch, Config
+from psgc.config import BatchSettings, Config
 from psgc.data import ChunkSource, Dataset
 from psgc.errors import UserError
 from psgc.messages import MESSAGE, RECORD, TAIL
@@ -165,7 +165,7 @@ class Replay:
         load = int(np.bincount(plan.assignment.indices).max())
         # a gradient that is not committed yet waits for other copies, or for the whole load
         waits = self._combined and (choice.parts > 1 or SCHEDULES[choice.schedule].counts_whole_loads)
-        data = 1.0 if isinstance(self.run.config.batch, Batch) else load / plan.num_chunks
+        data = 1.0 if isinstance(self.run.config.batch, BatchSettings) else load / plan.num_chunks
         gradients = load if waits else 1
         number, dim, memory = np.dtype(self.run.config.dtype).itemsize, self._dim, None
         if self._dataset is not None and dim is not None:

@@ -12,7 +12,7 @@ from html import escape
 from typing import Any
 
 from psgc import __version__
-from psgc.config import Batch
+from psgc.config import BatchSettings
 from psgc.errors import visible
 from psgc.record.summary import duration
 from psgc.run_rows import WorkerEvent
@@ -109,7 +109,7 @@ def _status(run: RecordedRun) -> str:
 
 def _facts(run: RecordedRun) -> str:
     summary: dict[str, Any] = run.summary or {}
-    batch = run.config.batch if isinstance(run.config.batch, Batch) else None
+    batch = run.config.batch if isinstance(run.config.batch, BatchSettings) else None
     facts = {
         "workers": str(run.workers) if run.workers else None,
         "chunks": str(run.chunks) if run.chunks else None,

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from psgc import __version__
 from psgc.checkpoints import load_newest
-from psgc.config import Config
+from psgc.config import Config, TorchConfig
+from psgc.config.torch import TorchRun
 from psgc.errors import UserError
 from psgc.plan import Plan
 from psgc.record.loggers import Loggers, check_installed
@@ -34,7 +35,7 @@ from psgc.torch.rows import differing, sample
 from psgc.torch.run import Run
 from psgc.torch.sampling import length_of
 from psgc.torch.session import Session
-from psgc.torch.settings import Arguments, arguments, check_resumed
+from psgc.torch.settings import WHERE, alone, by_name, check_resumed, settings_of, settled
 from psgc.torch.single import Single
 from psgc.torch.state import About, from_bytes, load_state, state_of, to_bytes
 from psgc.training import launched
@@ -74,60 +75,38 @@ def init(
         rank 0.
     dataset: map-style, the same on every rank.
     loss: (model, batch) -> (sum over the examples, how many they are), or their mean. It must not compare examples.
-    replication: how many workers may do a chunk without being asked to stand in for another one.
-    chunks: how many chunks the examples of a step are cut into, whatever the number of workers.
-    micro_batch: examples of a chunk that are computed at a time.
-    seed: for the order of examples, and for everything random in a chunk.
-    output: the run directory.
     collate_fn: makes a batch of a list of examples; torch's own by default.
     cost_fn: (rows of a micro-batch) -> how long it takes, in any unit. Give it where examples have different lengths:
         then the longest chunks come first. It changes no result.
-    buffers: "chunk" for batch normalisation in training mode.
-    aggregation, transfer, parts, schedule, trial, verify, faults, stragglers: as in YAML files; of no effect in one
-        process.
-    checkpoint_every: steps between two checkpoints, 0 for none before the end; with `output`.
-    checkpoint_keep: how many of them stay, the newest ones.
-    log_with: any of "tensorboard", "mlflow" and "wandb", which get loss, seconds and metrics; with `output`.
+
+    The others are settings, which docs/torch/init.md explains, most of them as in YAML files. In one process
+    aggregation, transfer, parts, schedule, trial, verify, faults and stragglers have no effect.
 
     Raises UserError, in one line, for what is wrong, on rank 0; the other ranks end silently.
     """
-    given = {
-        "replication": replication,
-        "chunks": chunks,
-        "micro_batch": micro_batch,
-        "seed": seed,
-        "output": None if output is None else os.fspath(output),
-        "buffers": buffers,
-        "aggregation": aggregation,
-        "transfer": transfer,
-        "parts": parts,
-        "schedule": schedule,
-        "checkpoint_every": checkpoint_every,
-        "checkpoint_keep": checkpoint_keep,
-        "trial": trial,
-        "verify": None if verify is None else dict(verify),
-        "faults": dict(faults or {}),
-        "stragglers": dict(stragglers or {}),
-        "log_with": log_with if isinstance(log_with, str) else [*log_with],
-    }
-    return begin(model, dataset, loss, collate_fn, given, cost_fn)
+    defaults = init.__kwdefaults__ or {}
+    given = {name: value for name, value in locals().items() if value is not defaults.get(name, value)}
+    given.pop("collate_fn", None)
+    given.pop("cost_fn", None)
+    return begin(model, dataset, loss, given, collate_fn, cost_fn)
 
 
 def begin(
     model: nn.Module,
     dataset: Any,
     loss: Loss,
+    given: Mapping[str, Any] | TorchConfig,
     collate_fn: Callable[[list[Any]], Any] | None,
-    given: Mapping[str, Any],
-    cost_fn: CostFunction | None = None,
+    cost_fn: CostFunction | None,
 ) -> Run:
-    """As `init`, with the other arguments in a mapping: those of `Arguments`."""
+    """As `init`. given: the arguments that are settings, by name, or the settings of a YAML."""
     if launched.has_begun():  # and MPI is left at the end of a run
         raise UserError("psgc.torch.init: these ranks have a run already; expected one for each psgc launch or mpirun")
     ending = Ending()
     made: _Local | UserError
     try:
-        made = _Local(model, dataset, loss, collate_fn, given, cost_fn)
+        settings = given if isinstance(given, TorchConfig) else settings_of(given)
+        made = _Local(model, dataset, loss, settings, collate_fn, cost_fn)
     except UserError as error:
         made = error
     if launched.ranks() < 2:
@@ -154,12 +133,13 @@ class _Local:
         model: nn.Module,
         dataset: Any,
         loss: Loss,
+        settings: TorchRun,
         collate: Callable[[list[Any]], Any] | None,
-        given: Mapping[str, Any],
         cost: CostFunction | None,
     ) -> None:
-        self._arguments: Arguments = arguments(**given)
-        self.output = self._arguments.output
+        self.output, buffers = settings.output or None, settings.buffers
+        if settings.log and self.output is None:
+            raise UserError(f"{WHERE}: log_with: expected output, the directory of the run, as well")
         if not isinstance(model, nn.Module):
             raise UserError(f"psgc.torch.init: model is a {type(model).__name__}, expected a torch.nn.Module")
         if not callable(loss):
@@ -167,14 +147,13 @@ class _Local:
         if cost is not None and not callable(cost):
             raise UserError(f"psgc.torch.init: cost_fn is a {type(cost).__name__}, expected a function of rows")
         self._model, self._dataset, self._length = model, dataset, length_of(dataset)
-        buffers: Buffers = self._arguments.buffers
         check_model(model, buffers)
         self._flat = FlatModel(model)
-        compute = ChunkGradient(self._flat, model, loss, buffers, self._arguments.chunks)
+        compute = ChunkGradient(self._flat, model, loss, buffers, settings.coding.chunks)
         self.dim, self.gradient, self.device = compute.dim, self._flat.dim, self._flat.device
-        self.faults = self._arguments.faults
-        self._config = self._arguments.config(str(self._flat.dtype).removeprefix("torch."))
-        self.run = Run(model, dataset, self._length, compute, self._flat, self._arguments, collate, cost)
+        self.faults = settings.faults
+        self._settings = settings.model_copy(update={"dtype": str(self._flat.dtype).removeprefix("torch.")})
+        self.run = Run(model, dataset, self._length, compute, self._flat, settings, collate, cost)
         self.attached: Sequence[object] = self.run.attached
 
     def description(self) -> dict[str, Any]:
@@ -185,22 +164,22 @@ class _Local:
             "Python": platform.python_version(),
             "parameters": self.gradient,
             "names of the parameters": names[:8],
-            "dtype": self._config.dtype,
+            "dtype": self._settings.dtype,
             "device": self._flat.device.type,
             "length of the dataset": self._length,
-            "model": "" if self._arguments.of_yaml is None else source_of(self._arguments.of_yaml.problem.torch),
+            "model": source_of(self._settings.problem.torch) if isinstance(self._settings, TorchConfig) else "",
         }
 
     def look_at_rows(self) -> None:
         """Before the ranks meet: what this one will say of its data."""
-        self._rows = sample(self._dataset, self._length, self._arguments.seed, self.device)
+        self._rows = sample(self._dataset, self._length, self._settings.seed, self.device)
 
     def expected(self) -> bytes:
-        return json.dumps([_flat(self._arguments.model_dump(mode="json")), self._rows]).encode()
+        return json.dumps([by_name(self._settings), self._rows]).encode()
 
     def difference(self, expected: bytes) -> str:
         arguments, rows = json.loads(expected)
-        mine = _flat(self._arguments.model_dump(mode="json"))
+        mine = by_name(self._settings)
         for name in [*arguments, *mine]:
             if mine.get(name) != arguments.get(name):
                 return f"{name} is {shown(mine.get(name))}, not {shown(arguments.get(name))}"
@@ -208,25 +187,24 @@ class _Local:
         return "" if row is None else f"row {row} of the dataset is another one"
 
     def settle(self, num_workers: int) -> tuple[Config, Plan]:
-        return self._arguments.settled(self._config, num_workers, self.dim)
+        return settled(self._settings, num_workers, self.dim)
 
     def prepare(self, columns: int | None = None) -> tuple[Record, State | None]:
-        check_installed(self._arguments.log_with)
-        record = Record(self._arguments.output, columns)
+        check_installed(self._settings.log)
+        record = Record(self.output, columns)
         return record, self.resumed()
 
     def alone(self) -> Single:
         """The run in this process, which begins. Raises UserError."""
         columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
         record, state = self.prepare(columns)
-        arguments = self._arguments.alone()
-        config, plan = arguments.settled(arguments.config(self._config.dtype), 1, self.dim)
+        config, plan = settled(alone(self._settings), 1, self.dim)
         record.begin(config, plan, state)
         return Single(plan.num_chunks, state, record, self.params, stopped_by)
 
     def begun(self, engine: Session | Single, ending: Ending) -> Run:
         """The run, which begins. Raises UserError."""
-        run, output, names = self.run, self._arguments.output, self._arguments.log_with
+        run, output, names = self.run, self.output, self._settings.log
         run.begin(engine)
         ending.session, ending.last = engine, run.end
         if names and output is not None and engine.rank == 0:
@@ -239,15 +217,15 @@ class _Local:
 
     def resumed(self) -> State | None:
         """The state that the run goes on from, if it is to go on from one. Raises UserError."""
-        if self._arguments.output is None or not launched.resuming():
+        if self.output is None or not launched.resuming():
             return None
-        directory = Path(self._arguments.output) / "checkpoints"
+        directory = Path(self.output) / "checkpoints"
         found = load_newest(directory, read)
         if found is None:
             say(f"no checkpoint in {directory}: starting from the beginning")
             return None
-        if self._arguments.of_yaml is not None:
-            check_resumed(self._arguments.of_yaml, directory.parent)
+        if isinstance(self._settings, TorchConfig):
+            check_resumed(self._settings, directory.parent)
         say(f"resuming from step {found[0]}, checkpoint in {directory}")
         return found[1]
 
@@ -283,17 +261,3 @@ class _Local:
 
 def _tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
     return [*model.named_parameters(), *model.named_buffers()]
-
-
-def _flat(settings: Mapping[str, Any], of: str = "") -> dict[str, Any]:
-    """By the names that people give them, such as optimizer.lr.
-
-    >>> _flat({"seed": 0, "faults": {"adopt": True}})
-    {'seed': 0, 'faults.adopt': True}
-    """
-    found: dict[str, Any] = {}
-    for name, value in settings.items():
-        found |= (
-            _flat(value, "" if name == "of_yaml" else f"{of}{name}.") if isinstance(value, dict) else {of + name: value}
-        )
-    return found

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from psgc.config.torch import TorchRun
 from psgc.errors import UserError, one_line
 from psgc.torch.calls import Call, signature
 from psgc.torch.chunk_gradient import SUMS
@@ -18,7 +19,6 @@ from psgc.torch.hand_over import Sum
 from psgc.torch.loader import ChunkLoader, MicroBatch, has_spare_core
 from psgc.torch.sampling import length_of
 from psgc.torch.seeding import seeded
-from psgc.torch.settings import Arguments
 
 Metric: TypeAlias = Callable[[nn.Module, Any], Any]
 FIRST = 2  # entries behind the gradient that the loss has
@@ -39,13 +39,13 @@ class Result(NamedTuple):
 class Evaluator:
     """Evaluates metrics, as calls of the run.
 
-    collate, arguments: of the run; dim: entries of a vector.
+    collate, settings: of the run; dim: entries of a vector.
     results: all so far, of the whole run, in order. Whoever gets a state sets them.
     """
 
-    def __init__(self, model: nn.Module, collate: Any, arguments: Arguments, flat: FlatModel, dim: int) -> None:
+    def __init__(self, model: nn.Module, collate: Any, settings: TorchRun, flat: FlatModel, dim: int) -> None:
         self._model, self._collate, self._flat, self._dim = model, collate, flat, dim
-        self._micro_batch, self._seed = arguments.micro_batch, arguments.seed
+        self._micro_batch, self._seed = settings.micro_batch, settings.seed
         self.results: Sequence[Result] = ()
         self._asked = Counter[tuple[int, int]]()
 

@@ -26,7 +26,6 @@ from psgc.torch.chunk_gradient import Loss
 from psgc.torch.costs import CostFunction
 from psgc.torch.run import Run
 from psgc.torch.sampling import length_of
-from psgc.torch.settings import given_by
 from psgc.training import launched
 from psgc.validation import wrong
 
@@ -70,7 +69,7 @@ def train(path: str, overrides: Sequence[str] = ()) -> Run:
         raise wrong(source, ("scheduler",), f"is over after {most} steps, the run has {steps}")
 
     loss = _autocast(config, parts.model, parts.loss)
-    run = begin(parts.model, parts.dataset, loss, parts.collate_fn, given_by(config), parts.cost_fn)
+    run = begin(parts.model, parts.dataset, loss, config, parts.collate_fn, parts.cost_fn)
     run.attach(optimizer, *([scheduler] if scheduler else []))
     params = [param for param in parts.model.parameters() if param.requires_grad]
     for batch in run.batches(config.batch.size, config.batch.epochs, config.batch.shuffle):

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn, zeros
 
+from psgc.config.torch import TorchRun
 from psgc.errors import ModelError, PsgcError, UserError
 from psgc.record.loggers import Loggers
 from psgc.run_rows import IterationRow
@@ -22,7 +23,6 @@ from psgc.torch.hand_over import State, Sum
 from psgc.torch.loader import ChunkLoader, has_spare_core
 from psgc.torch.sampling import Batch, Sampler
 from psgc.torch.seeding import preserved
-from psgc.torch.settings import Arguments
 from psgc.torch.standing import Standing
 from psgc.torch.state import Stateful, check_savable, from_bytes, save_model
 from psgc.torch.steps import Steps
@@ -41,20 +41,20 @@ class Run:
         length: int,
         compute: ChunkGradient,
         flat: FlatModel,
-        arguments: Arguments,
+        settings: TorchRun,
         collate: Callable[[list[Any]], Any] | None,
         cost: CostFunction | None = None,
     ) -> None:
-        self._model, self._compute, self._flat, self._arguments = model, compute, flat, arguments
-        self._evaluator = Evaluator(model, collate, arguments, flat, compute.dim)
-        self._loader = ChunkLoader(dataset, collate, arguments.micro_batch, has_spare_core(flat.device))
-        costs = ChunkCosts(cost, arguments.micro_batch)
-        self._gradient = BatchGradient(model, self._loader, compute, flat.dim, arguments.seed, costs)
-        self._sampler = Sampler(length, arguments.seed)
+        self._model, self._compute, self._flat, self._settings = model, compute, flat, settings
+        self._evaluator = Evaluator(model, collate, settings, flat, compute.dim)
+        self._loader = ChunkLoader(dataset, collate, settings.micro_batch, has_spare_core(flat.device))
+        costs = ChunkCosts(cost, settings.micro_batch)
+        self._gradient = BatchGradient(model, self._loader, compute, flat.dim, settings.seed, costs)
+        self._sampler = Sampler(length, settings.seed)
         self.attached: list[Stateful] = []
         self._steps = Steps(model, flat, self.attached)
         follows = self._sampler, self._steps, self._evaluator
-        self.standing = Standing(model, self.attached, flat, arguments.seed, *follows)
+        self.standing = Standing(model, self.attached, flat, settings.seed, *follows)
         self._functions: list[Callable[[IterationRow], object]] = []  # called with rows
         self._under_way = -1  # the step of the batch in whose loop the script is
         self._is_over = False
@@ -253,9 +253,8 @@ class Run:
         self.engine = engine
         self._steps.open()
         self.standing.comes(engine.iteration, engine.state)
-        output = self._arguments.output if engine.rank == 0 else None
-        every, keep = self._arguments.checkpoint_every, self._arguments.checkpoint_keep
-        self._checkpoints = Checkpoints(output, every, keep, self._model)
+        output, checkpoint = self._settings.output if engine.rank == 0 else "", self._settings.checkpoint
+        self._checkpoints = Checkpoints(output or None, checkpoint.every, checkpoint.keep, self._model)
 
     def end(self, has_raised: bool) -> None:
         """The script ends: write the last checkpoint, unless it has raised, which may be in the middle of a step."""

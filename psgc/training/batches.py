@@ -1,6 +1,6 @@
 """Which rows the iterations of a run take, and how many iterations that makes; known once the data is open."""
 
-from psgc.config import Batch, Config
+from psgc.config import BatchSettings, Config
 from psgc.data import ChunkSource, Epochs
 from psgc.errors import UserError
 
@@ -11,7 +11,7 @@ def rows_taken(config: Config, num_rows: int | None) -> int | Epochs | None:
     num_rows: of the data, None without.
     """
     batch = config.batch
-    if not isinstance(batch, Batch):
+    if not isinstance(batch, BatchSettings):
         return batch
     if num_rows is None:
         raise UserError("batch: epochs need data: {path: ...}")

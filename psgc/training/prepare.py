@@ -10,7 +10,7 @@ from psgc import __version__
 from psgc import config as configuration
 from psgc.backend import Backend, open_backend
 from psgc.checkpoints import load_newest
-from psgc.config import Batch, Config
+from psgc.config import BatchSettings, Config
 from psgc.data import ChunkSource, Dataset
 from psgc.errors import UserError
 from psgc.plan import Plan
@@ -61,7 +61,7 @@ class Run:
     @property
     def epochs(self) -> int | None:
         """How many the run has, if it has epochs."""
-        return self.config.batch.epochs if isinstance(self.config.batch, Batch) else None
+        return self.config.batch.epochs if isinstance(self.config.batch, BatchSettings) else None
 
 
 def prepare(

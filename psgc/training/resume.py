@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from psgc import config as configuration
-from psgc.config import Batch, Config
+from psgc.config import BatchSettings, Config
 from psgc.errors import UserError
 from psgc.optimizer import make_optimizer
 from psgc.plan import Plan, make_plan
@@ -50,7 +50,7 @@ def check(checkpoint: Checkpoint, config: Config, dim: int, data: str) -> None:
 
 def _sampled(config: Config) -> object:
     """What must stay of the batch: with epochs their number may change."""
-    return config.batch.model_dump(exclude={"epochs"}) if isinstance(config.batch, Batch) else config.batch
+    return config.batch.model_dump(exclude={"epochs"}) if isinstance(config.batch, BatchSettings) else config.batch
 
 
 def _shown(value: object) -> str:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from psgc.backend import Backend
-from psgc.config import Optimizer
+from psgc.config import OptimizerSettings
 from psgc.data import ChunkSource, open_data, write_dense
 from psgc.optimizer import finite_step, make_optimizer
 from psgc.problems import Softmax
@@ -48,7 +48,7 @@ def test_the_figures_are_those_of_one_process_and_the_run_ends_when_they_do_not_
         ChunkSource(open_data(str(tmp_path / f"{name}.npz")), 1, "float64", Backend()).chunk(0)
         for name in ("train", "test")
     )
-    problem, optimizer = Softmax(30, 3), make_optimizer(Optimizer(kind="nesterov", lr=0.02))
+    problem, optimizer = Softmax(30, 3), make_optimizer(OptimizerSettings(kind="nesterov", lr=0.02))
     params = [problem.initial_params()]
     for _ in rows["loss"]:
         gradient = problem.loss_and_gradient(params[-1], train, rng)[1]

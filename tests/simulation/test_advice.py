@@ -90,5 +90,7 @@ def test_with_twice_as_many_chunks_half_as_many_rows_are_sampled_from_each():
     assert "batch: 2\n" in yaml_lines(config, Choice("static", 16, 3, 1), num_chunks=32, workers=4)
     assert "batch: 10\n" in yaml_lines(config, Choice("static", 4, 3, 1), num_chunks=32, workers=4)
     assert "batch: 1\n" in yaml_lines(config, Choice("static", 80, 3, 1), num_chunks=32, workers=4)
-    epochs = config.model_copy(update={"batch": configuration.Batch(size=160, epochs=2)})  # of all chunks together
+    epochs = config.model_copy(
+        update={"batch": configuration.BatchSettings(size=160, epochs=2)}
+    )  # of all chunks together
     assert "batch" not in yaml_lines(epochs, Choice("static", 16, 3, 1), num_chunks=32, workers=4)

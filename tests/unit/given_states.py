@@ -8,12 +8,12 @@ from psgc.aggregation.map import Contributor, Map
 from psgc.aggregation.map_messages import to_records
 from psgc.aggregation.pool import LEAST_ROOM
 from psgc.aggregation.state_messages import State, state_records
-from psgc.config import Optimizer
+from psgc.config import OptimizerSettings
 from psgc.messages import BlockName, joined, pack_block, stamp_length
 from psgc.optimizer import make_optimizer
 from psgc.transport import Control, Vector
 
-SGD = Optimizer(kind="sgd", lr=0.1)
+SGD = OptimizerSettings(kind="sgd", lr=0.1)
 
 
 def block_of(iteration: int, values: np.ndarray, is_state: bool = False) -> Vector:
@@ -23,7 +23,7 @@ def block_of(iteration: int, values: np.ndarray, is_state: bool = False) -> Vect
     return Vector(0, iteration, pack_block(BlockName(0, 0, 0, 0, is_state)), buffer, values.size)
 
 
-def state_of(iteration: int, params: np.ndarray, optimizer: Optimizer = SGD) -> list[Any]:
+def state_of(iteration: int, params: np.ndarray, optimizer: OptimizerSettings = SGD) -> list[Any]:
     """The state of a replica before the first step of its optimizer, at the beginning of any iteration."""
     numbers = dict(enumerate(value for _, value in sorted(make_optimizer(optimizer).state().items())))
     records = state_records(State(iteration, 1, params.size, numbers))

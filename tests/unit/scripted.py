@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from psgc.config import Config, Optimizer, PythonProblem
+from psgc.config import Config, OptimizerSettings, PythonProblem
 from psgc.messages import TAIL, Kind, Records, record, stamp_length, stamp_of
 from psgc.transport import Control, Vector
 
@@ -156,7 +156,7 @@ def config_of(timeout: float = 30.0, adopt: bool = True, **settings: Any) -> Con
     """A run with these settings, in whatever combination. timeout: faults.collect_timeout."""
     config = Config(
         problem=PythonProblem(python="model:problem"),
-        optimizer=Optimizer(kind="sgd", lr=0.5),
+        optimizer=OptimizerSettings(kind="sgd", lr=0.5),
         iterations=1,
         output="out",
         transfer="per_chunk",

@@ -11,7 +11,7 @@ from psgc.aggregation.replica import Replica
 from psgc.aggregation.slices import Slice
 from psgc.aggregation.state_messages import State
 from psgc.backend import Backend
-from psgc.config import Optimizer
+from psgc.config import OptimizerSettings
 from psgc.messages import BlockName, pack_block, stamp_length
 from psgc.optimizer import make_optimizer
 from psgc.torch.hand_over import HandOver, ScriptReplica, vector_of
@@ -21,7 +21,7 @@ from tests.unit.list_transport import ListTransport
 
 def opened():
     end = ListTransport(1, [])
-    replica = Replica(make_optimizer(Optimizer(kind="sgd", lr=0.1)), Backend(), lambda: None)
+    replica = Replica(make_optimizer(OptimizerSettings(kind="sgd", lr=0.1)), Backend(), lambda: None)
     it = AllReduce(end, Backend(), np.ones((3, 1)), 4, np.float64, replica, 0, 9)
     it.open()
     return it, end

@@ -14,7 +14,7 @@ from psgc.aggregation.slices import make_slices
 from psgc.aggregation.state_messages import StateReader
 from psgc.backend import Backend, CupyBackend, copy
 from psgc.coding.sketch import sketch
-from psgc.config import Injection, Optimizer
+from psgc.config import Injection, OptimizerSettings
 from psgc.messages import entries, stamp_length, stamp_of
 from psgc.optimizer import make_optimizer
 from psgc.transport import Vector
@@ -80,7 +80,7 @@ class Ranks:
                     matrix,
                     DIM,
                     dtype,
-                    Replica(make_optimizer(Optimizer(kind="adam", lr=0.1)), backend, end.wake),
+                    Replica(make_optimizer(OptimizerSettings(kind="adam", lr=0.1)), backend, end.wake),
                     0,
                     LAST,
                 ),

@@ -8,7 +8,7 @@ import pytest
 
 from psgc.aggregation import memory
 from psgc.aggregation.memory import Held
-from psgc.config import Optimizer, load
+from psgc.config import OptimizerSettings, load
 from psgc.data import write_dense
 from psgc.errors import UserError
 from psgc.messages import TAIL
@@ -116,7 +116,7 @@ def test_rank_0_neither_computes_nor_accumulates():
 
 @pytest.mark.parametrize("kind", ["sgd", "momentum", "nesterov", "adam", "adamw"])
 def test_the_state_of_an_optimizer(kind):
-    optimizer = make_optimizer(Optimizer(kind=kind, lr=0.1))
+    optimizer = make_optimizer(OptimizerSettings(kind=kind, lr=0.1))
     optimizer.step(np.zeros(5), np.ones(5))
     assert sum(np.size(value) == 5 for value in optimizer.state().values()) == memory.KEPT[kind]
 

@@ -47,7 +47,7 @@ def reference(kind, theta, gradients):
 
 
 def made(kind):
-    return make_optimizer(config.Optimizer(kind=kind, **SETTINGS[kind]))
+    return make_optimizer(config.OptimizerSettings(kind=kind, **SETTINGS[kind]))
 
 
 def run(optimizer, params, gradients):
@@ -70,7 +70,7 @@ def test_nesterov_looks_ahead_as_in_the_paper():
     """Sutskever et al.: v <- mu v - lr grad(theta + mu v), theta <- theta + v; our params are their theta + mu v."""
     hessian, lr, mu = np.array([[3.0, 1.0], [1.0, 2.0]]), 0.1, 0.8
     theta, velocity = np.array([1.0, -1.0]), np.zeros(2)
-    params, optimizer = theta, make_optimizer(config.Optimizer(kind="nesterov", lr=lr, momentum=mu))
+    params, optimizer = theta, make_optimizer(config.OptimizerSettings(kind="nesterov", lr=lr, momentum=mu))
     for _ in range(10):
         velocity = mu * velocity - lr * hessian @ (theta + mu * velocity)
         theta = theta + velocity
@@ -210,7 +210,7 @@ def test_a_step_to_parameters_that_are_not_finite_is_refused():
     gradient = np.array([1.0, 1e308])
     assert finite_step(made("sgd"), np.ones(2), gradient / 1e308, 4) == pytest.approx([1.0, 0.7])
     with pytest.raises(RunFailed, match="the step of iteration 5 makes parameters NaN or infinite"):
-        finite_step(make_optimizer(config.Optimizer(kind="sgd", lr=10.0)), np.ones(2), gradient, 5)
+        finite_step(make_optimizer(config.OptimizerSettings(kind="sgd", lr=10.0)), np.ones(2), gradient, 5)
 
 
 @ALL
@@ -240,7 +240,7 @@ def test_a_step_that_fails_is_undone(kind, before, is_shared):
 
 def rates(iterations=10, count=12, **schedule):
     """The rate of each iteration, seen in the steps of sgd from 0 with gradient -1."""
-    settings = config.Optimizer(kind="sgd", lr=0.5, schedule=config.RateSchedule(**schedule))
+    settings = config.OptimizerSettings(kind="sgd", lr=0.5, schedule=config.RateSchedule(**schedule))
     descent = make_optimizer(settings, iterations)
     return [float(descent.step(np.zeros(1), -np.ones(1), t)[0]) for t in range(count)]
 
@@ -274,7 +274,7 @@ def test_a_run_that_is_all_warmup_divides_by_nothing():
 @pytest.mark.parametrize("schedule", ["constant", "step", "linear", "cosine"])
 def test_the_rate_depends_on_the_iteration_alone(kind, schedule):
     rates = config.RateSchedule(kind=schedule, warmup=4, **({"every": 2} if schedule == "step" else {}))
-    settings = config.Optimizer(kind=kind, lr=0.5, weight_decay=0.1, clip_norm=1.0, schedule=rates)
+    settings = config.OptimizerSettings(kind=kind, lr=0.5, weight_decay=0.1, clip_norm=1.0, schedule=rates)
     gradients = np.random.default_rng(1).standard_normal((8, 3))
     first, second = (make_optimizer(settings, 8) for _ in range(2))
     params, middle = np.ones(3), None
@@ -294,8 +294,8 @@ def test_weight_decay_is_beside_the_step(kind):
     start, gradients = rng.standard_normal(5), rng.standard_normal((6, 5))
     schedule = config.RateSchedule(kind="step", every=2, factor=0.5)
     given = SETTINGS[kind] | {"schedule": schedule}
-    decaying = make_optimizer(config.Optimizer(kind=kind, **given | {"weight_decay": 0.3}))
-    plain, params, expected = make_optimizer(config.Optimizer(kind=kind, **given)), start, start
+    decaying = make_optimizer(config.OptimizerSettings(kind=kind, **given | {"weight_decay": 0.3}))
+    plain, params, expected = make_optimizer(config.OptimizerSettings(kind=kind, **given)), start, start
     for t, gradient in enumerate(gradients):
         params = decaying.step(params, gradient, t)
         decay = SETTINGS[kind]["lr"] * 0.5 ** (t // 2) * 0.3
@@ -307,7 +307,7 @@ def test_adamw_is_that_of_torch():
     rng = np.random.default_rng(4)
     start, gradients = rng.standard_normal(50), rng.standard_normal((30, 50)) * np.logspace(-6, 3, 50)
     schedule = config.RateSchedule(kind="cosine", warmup=5)
-    ours, theta = make_optimizer(config.Optimizer(kind="adamw", lr=0.02, schedule=schedule), 30), start
+    ours, theta = make_optimizer(config.OptimizerSettings(kind="adamw", lr=0.02, schedule=schedule), 30), start
     theirs = torch.nn.Parameter(torch.tensor(start))
     other = torch.optim.AdamW([theirs], lr=0.02)
     rates = torch.optim.lr_scheduler.LambdaLR(other, lambda t: optimizer.factor(schedule, 30, t))
@@ -321,9 +321,9 @@ def test_adamw_is_that_of_torch():
 
 @pytest.mark.parametrize(("kind", "decay"), [("adam", 0.0), ("sgd", 0.0), ("adamw", 0.01)])
 def test_only_adamw_decays_weights_when_nothing_is_said(kind, decay):
-    assert config.Optimizer(kind=kind, lr=1.0).weight_decay == decay
-    assert config.Optimizer(kind=kind, lr=1.0, weight_decay=None).weight_decay == decay
-    assert config.Optimizer(kind=kind, lr=1.0, weight_decay=0.0).weight_decay == 0.0
+    assert config.OptimizerSettings(kind=kind, lr=1.0).weight_decay == decay
+    assert config.OptimizerSettings(kind=kind, lr=1.0, weight_decay=None).weight_decay == decay
+    assert config.OptimizerSettings(kind=kind, lr=1.0, weight_decay=0.0).weight_decay == 0.0
 
 
 @ALL
@@ -331,7 +331,7 @@ def test_only_adamw_decays_weights_when_nothing_is_said(kind, decay):
 def test_gradients_are_scaled_to_the_norm_and_shorter_ones_are_not(kind, dim):
     rng = np.random.default_rng(3)
     gradients = [rng.standard_normal(dim) * length / dim**0.5 for length in (8.0, 0.01, 2.0, 0.0)]
-    clipping = make_optimizer(config.Optimizer(kind=kind, clip_norm=1.5, **SETTINGS[kind]))
+    clipping = make_optimizer(config.OptimizerSettings(kind=kind, clip_norm=1.5, **SETTINGS[kind]))
     kept = [gradient.copy() for gradient in gradients]
     found = run(clipping, np.ones(dim), gradients)
     scaled = [gradient * min(1.0, 1.5 / max(np.linalg.norm(gradient), 1e-300)) for gradient in gradients]
@@ -339,21 +339,21 @@ def test_gradients_are_scaled_to_the_norm_and_shorter_ones_are_not(kind, dim):
     assert all(np.array_equal(*pair) for pair in zip(gradients, kept, strict=True))
     short = [gradient * 0.1 for gradient in gradients]
     np.testing.assert_array_equal(
-        run(make_optimizer(config.Optimizer(kind=kind, clip_norm=1.5, **SETTINGS[kind])), np.ones(dim), short),
+        run(make_optimizer(config.OptimizerSettings(kind=kind, clip_norm=1.5, **SETTINGS[kind])), np.ones(dim), short),
         run(made(kind), np.ones(dim), short),
     )
 
 
 def test_the_norm_of_many_float32_is_not_rounded_and_the_dtype_stays():
     gradient = np.full(1 << 20, 1.0, np.float32)
-    descent = make_optimizer(config.Optimizer(kind="sgd", lr=1.0, clip_norm=512.0))
+    descent = make_optimizer(config.OptimizerSettings(kind="sgd", lr=1.0, clip_norm=512.0))
     stepped = descent.step(np.zeros(1 << 20, np.float32), gradient)
     assert stepped.dtype == np.float32
     np.testing.assert_array_equal(stepped, -0.5)
 
 
 def test_a_gradient_without_finite_norm_is_refused():
-    descent = make_optimizer(config.Optimizer(kind="sgd", lr=1.0, clip_norm=1.0))
+    descent = make_optimizer(config.OptimizerSettings(kind="sgd", lr=1.0, clip_norm=1.0))
     for value in (np.inf, np.nan, 1e200):
         with pytest.raises(RunFailed, match="the step of iteration 5"):
             finite_step(descent, np.zeros(2), np.array([1.0, value]), 5)

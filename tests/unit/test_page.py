@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
-from psgc.config import Batch
+from psgc.config import BatchSettings
 from psgc.run_rows import WorkerEvent
 from psgc.tools.drawing import Picture
 from psgc.tools.page import LISTED, page
@@ -67,7 +67,7 @@ def test_no_loss_and_a_loss_that_is_not_finite_look_different(run):
 
 
 def test_epochs_are_counted(run):
-    config = run.config.model_copy(update={"batch": Batch(size=8, epochs=10), "iterations": None})
+    config = run.config.model_copy(update={"batch": BatchSettings(size=8, epochs=10), "iterations": None})
     assert "epoch3/10" in Text(page(changed(run, config=config, summary=run.summary | {"epoch": 3}), [], [])).text
 
 

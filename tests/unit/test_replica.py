@@ -21,7 +21,7 @@ KINDS = pytest.mark.parametrize("kind", ["sgd", "nesterov", "adam"])
 
 
 def made(kind):
-    return make_optimizer(config.Optimizer(kind=kind, lr=0.1))
+    return make_optimizer(config.OptimizerSettings(kind=kind, lr=0.1))
 
 
 class Rank:
@@ -54,7 +54,7 @@ def gradients(count, dim):
 @SIZES
 def test_the_rate_is_that_of_the_iteration_also_in_a_run_that_goes_on(dim):
     schedule = config.RateSchedule(kind="step", every=1, factor=0.5)
-    rank = Rank(make_optimizer(config.Optimizer(kind="sgd", lr=8.0, schedule=schedule)))
+    rank = Rank(make_optimizer(config.OptimizerSettings(kind="sgd", lr=8.0, schedule=schedule)))
     rank.replica.start(2, np.zeros(dim))
     np.testing.assert_array_equal(rank.step(-np.ones(dim)), 2.0)
     np.testing.assert_array_equal(rank.step(-np.ones(dim)), 3.0)

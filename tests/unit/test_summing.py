@@ -9,7 +9,7 @@ from psgc.aggregation.map import Contributor
 from psgc.aggregation.map_messages import MapReader
 from psgc.aggregation.replica import WAITING_BYTES, Replica
 from psgc.backend import Backend
-from psgc.config import Coding, Optimizer
+from psgc.config import Coding, OptimizerSettings
 from psgc.messages import Kind
 from psgc.optimizer import make_optimizer
 from psgc.plan import make_plan
@@ -30,7 +30,7 @@ class Rank0:
         self.end = ListTransport(0, [])
         self.outbox = Outbox(self.end)
         plan = make_plan(Coding(chunks_per_worker=1), "static", len(WORKERS), seed=0)
-        replica = Replica(make_optimizer(Optimizer(kind="sgd", lr=0.1)), Backend(), lambda: None)
+        replica = Replica(make_optimizer(OptimizerSettings(kind="sgd", lr=0.1)), Backend(), lambda: None)
         config = config_of(TIMEOUT, aggregation=aggregation, transfer=transfer)
         arguments = self.end, Backend(), self.outbox, config, plan, replica, np.zeros(dim), FIRST
         self.within = set()  # iterations in which a script gives no state
