@@ -1,19 +1,23 @@
-"""Write docs/settings.md, the tables of all keys of a run's YAML, from the models in psgc/config.
+"""Write docs/settings.md, all keys of a run's YAML, and the table of settings in docs/torch/init.md, from psgc/config.
 
     python scripts/make_settings_page.py
 
-A test compares the page with what `page` returns.
+A test compares the pages with what `page` and `page_of_init` return.
 """
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from psgc.config import Config, TorchConfig
+from psgc.config import Config, ScriptConfig, TorchConfig
+from psgc.config.torch import ARGUMENTS
+from psgc.torch import init
 from psgc.validation import LARGEST, LEAST, MOST, Section, UsedBy, either
 
-PAGE = Path(__file__).parents[1] / "docs/settings.md"
+DOCS = Path(__file__).parents[1] / "docs"
+PAGE, PAGE_OF_INIT = DOCS / "settings.md", DOCS / "torch/init.md"
 HEAD = """# All settings
 
 Every key of a run's YAML. A key without a default is needed. [Training settings](training.md) has the keys in one YAML.
@@ -35,6 +39,8 @@ NAMES = {
     "string": "text",
 }
 
+PYTHON = {"null": "None", "true": "True", "false": "False"}
+
 
 def page() -> str:
     """The text of docs/settings.md."""
@@ -48,6 +54,23 @@ def page() -> str:
     of_torch = OF_TORCH.format(without=", ".join(f"`{key}`" for key in usual["properties"] if fields[key].exclude))
     texts = [HEAD, *tables(usual, "", Config), of_torch, *tables(torch, "PyTorch: ", TorchConfig)]
     return "".join(texts)
+
+
+def page_of_init() -> str:
+    """The text of docs/torch/init.md, with the table of the arguments that are settings."""
+    root = ScriptConfig.model_json_schema()
+    rows = ["| argument | type | default | meaning |", "|---|---|---|---|"]
+    for name, value in (init.__kwdefaults__ or {}).items():
+        if name.endswith("_fn"):  # not a setting
+            continue
+        *sections, key = ARGUMENTS.get(name, name).split(".")
+        [parent] = [root["$defs"][refs(root["properties"][of])[0]] for of in sections] or [root]
+        schema = parent["properties"][key]
+        row = f"| `{name}` | {kind(schema)} | `{json.dumps(value)}` | {schema['description']}"
+        keys = f" ([keys](../settings.md#{key}))" if "mapping" in kind(schema) else ""
+        rows.append(re.sub(r"\b(null|true|false)\b", lambda found: PYTHON[found[0]], row) + f"{keys} |")
+    table = re.compile(r"\| argument \| type \|.*?\n\n", re.DOTALL)
+    return table.sub(lambda _: "\n".join([*rows, "", ""]), PAGE_OF_INIT.read_text(encoding="utf-8"))
 
 
 def tables(root: dict[str, Any], heading: str, model: type[Section]) -> Iterator[str]:
@@ -127,3 +150,4 @@ def default(schema: dict[str, Any], needed: bool, anchor: str) -> str:
 
 if __name__ == "__main__":
     PAGE.write_text(page(), encoding="utf-8")
+    PAGE_OF_INIT.write_text(page_of_init(), encoding="utf-8")

@@ -68,7 +68,7 @@ class ScriptConfig(TorchRun):
     problem: ScriptProblem = Field(description="the file name of the script")
     optimizer: ScriptOptimizer = ScriptOptimizer()
     coding: ScriptCoding = ScriptCoding()
-    output: PathText = ""  # none
+    output: PathText = Field(default="", description="the run directory; null: no files, and no progress")
 
     def to_yaml(self) -> str:
         """The settings that a `Config` has."""

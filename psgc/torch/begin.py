@@ -35,7 +35,7 @@ from psgc.torch.rows import differing, sample
 from psgc.torch.run import Run
 from psgc.torch.sampling import length_of
 from psgc.torch.session import Session
-from psgc.torch.settings import WHERE, alone, by_name, check_resumed, settings_of, settled
+from psgc.torch.settings import alone, by_name, check_resumed, settings_of, settled
 from psgc.torch.single import Single
 from psgc.torch.state import About, from_bytes, load_state, state_of, to_bytes
 from psgc.training import launched
@@ -139,7 +139,7 @@ class _Local:
     ) -> None:
         self.output, buffers = settings.output or None, settings.buffers
         if settings.log and self.output is None:
-            raise UserError(f"{WHERE}: log_with: expected output, the directory of the run, as well")
+            raise UserError("psgc.torch.init: log_with: expected output, the directory of the run, as well")
         if not isinstance(model, nn.Module):
             raise UserError(f"psgc.torch.init: model is a {type(model).__name__}, expected a torch.nn.Module")
         if not callable(loss):

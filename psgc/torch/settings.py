@@ -15,7 +15,6 @@ from psgc.training.transfer_choice import without_auto
 from psgc.validation import checked
 from psgc.yaml_source import shown
 
-WHERE = "psgc.torch.init"
 OPEN_END = 2**31 - 1  # iterations: the script says when it is enough
 
 
@@ -30,7 +29,7 @@ def settings_of(given: Mapping[str, Any]) -> ScriptConfig:
         *sections, key = ARGUMENTS.get(name, name).split(".")
         section = tree.setdefault(sections[0], {}) if sections else tree
         section[key] = _plain(value)
-    settings = checked(ScriptConfig, tree, WHERE, {key: name for name, key in ARGUMENTS.items()})
+    settings = checked(ScriptConfig, tree, "psgc.torch.init", {key: name for name, key in ARGUMENTS.items()})
     replication = max(settings.coding.replication, settings.coding.parts)
     return settings.model_copy(update={"coding": settings.coding.model_copy(update={"replication": replication})})
 

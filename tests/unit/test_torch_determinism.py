@@ -16,7 +16,7 @@ from psgc.torch.determinism import Sampled, computed_twice
 from psgc.torch.flat import FlatModel
 from psgc.torch.loader import MicroBatch
 from psgc.torch.run import Run
-from psgc.torch.settings import arguments
+from psgc.torch.settings import settings_of
 from psgc.torch.single import Single
 
 DATA = torch.randn(10, 3, generator=torch.Generator().manual_seed(1))
@@ -361,10 +361,7 @@ def test_a_run_computes_the_first_chunk_of_a_process_twice(monkeypatch):
     counted = Counted()
     model = small(counted)
     flat = FlatModel(model)
-    given = arguments(
-        **{"replication": 3, "chunks": 5, "micro_batch": 8, "seed": 0, "output": None, "buffers": None, "parts": 1},
-        **{"aggregation": "auto", "transfer": "auto", "schedule": "dynamic", "checkpoint_every": 0},
-    )
+    given = settings_of({"chunks": 5, "micro_batch": 8})
     run = Run(model, data, 10, ChunkGradient(flat, model, cross_entropy), flat, given, None)
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     run.attach(optimizer)

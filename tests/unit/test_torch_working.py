@@ -15,6 +15,7 @@ from psgc.torch.begin import _Local
 from psgc.torch.generators import Generators
 from psgc.torch.hand_over import HandOver, Left, ScriptReplica, State, blob_of, vector_of
 from psgc.torch.memory import Memory
+from psgc.torch.settings import settings_of
 from psgc.torch.state import from_bytes
 from psgc.torch.working import LAST_SUM, ScriptLoop, ScriptThread, ScriptWorker
 from psgc.transport import Control
@@ -30,8 +31,7 @@ from tests.unit.given_states import block_of, map_of, state_of
 from tests.unit.scripted import Transport
 
 CPU, CHUNKS = torch.device("cpu"), 2
-GIVEN = {"replication": 1, "chunks": CHUNKS, "micro_batch": 8, "seed": 0, "output": None, "buffers": "chunk"}
-GIVEN |= {"aggregation": "allreduce", "transfer": "auto", "parts": 1, "schedule": "dynamic", "checkpoint_every": 0}
+GIVEN = {"replication": 1, "chunks": CHUNKS, "micro_batch": 8, "buffers": "chunk"}
 
 
 class Rank:
@@ -48,7 +48,7 @@ class Rank:
             self.model[0].running_mean.fill_(5.0)
             self.model[0].num_batches_tracked.fill_(100)
         data = [(torch.randn(3), torch.randn(1)) for _ in range(64)]
-        self.local = _Local(self.model, data, self.loss, None, GIVEN, None)
+        self.local = _Local(self.model, data, self.loss, settings_of(GIVEN), None, None)
         self.local.run.begin(self)
         self.hand_over = HandOver(0, state=self.local.state)
         self.replica = ScriptReplica(self.hand_over, np.float32, Backend())
