@@ -28,19 +28,16 @@ def settings_of(
     where: str,
     problem: Mapping[str, Any],
     data: Mapping[str, Any] | None,
-    optimizer: str | Mapping[str, Any],
-    lr: float | None,
     set: Mapping[str, Any] | None,
     more: Mapping[str, Any],
 ) -> Config:
-    """The settings of a run. where: the function, for messages. Raises UserError."""
+    """The settings of a run. where: the function, for messages; more: keys of a YAML, and `lr`. Raises UserError."""
+    tree = {key: value for key, value in more.items() if value is not None}
+    optimizer, lr = tree.pop("optimizer", "sgd"), tree.pop("lr", None)
     steps: dict[str, Any] = dict(optimizer) if isinstance(optimizer, Mapping) else {"kind": optimizer}
-    if lr is not None:
-        steps["lr"] = lr
-    tree: dict[str, Any] = {"problem": problem, "optimizer": steps}
+    tree |= {"problem": problem, "optimizer": steps if lr is None else steps | {"lr": lr}}
     if data is not None:
         tree["data"] = data
-    tree |= {key: value for key, value in more.items() if value is not None}
     source = Source(_yaml(where, tree), where, has_lines=False)
     for override in overrides_of(set):
         source.override(override)

@@ -30,10 +30,6 @@ def launch(
     problem: Any = None,
     options: Mapping[str, Any] | None = None,
     data: Any = None,
-    optimizer: str | Mapping[str, Any] = "sgd",
-    lr: float | None = None,
-    iterations: int | None = None,
-    output: str | os.PathLike[str] | None = None,
     **settings: Any,
 ) -> Run:
     """Train as `psgc launch` does, with the settings in the YAML file `path` or in the other arguments.
@@ -47,8 +43,8 @@ def launch(
         a dataclass, or an object at a module's level; or a built-in problem, such as "softmax".
     data: (X, y), or a mapping with X, y, X_test and y_test, written to a file beside the run directory; or the path of
         a file; or as in a YAML.
-    optimizer, lr: its name, such as "adam", or a mapping as in a YAML; and its learning rate.
-    iterations, settings: the other keys of a YAML, such as batch={"size": 256, "epochs": 3}.
+    settings: the other keys of a YAML, such as iterations=100 or batch={"size": 256, "epochs": 3}.
+    optimizer, lr: its name, such as "adam", or a mapping as in a YAML, by default "sgd"; and its learning rate.
     output: the run directory, by default `runs/NAME` with the name of the problem. The YAML is beside it.
 
     Progress and all that the run says go to standard output and standard error of this process. Ctrl-C stops the run
@@ -66,10 +62,9 @@ def launch(
     if (path is None) == (problem is None):
         raise UserError("psgc.launch: expected the path of a YAML file, or a problem")
     if path is None:
-        more = {"iterations": iterations, "output": output, **settings}
-        path, overrides = _written(problem, options, data, optimizer, lr, set, more), []
+        path, overrides = _written(problem, options, data, set, settings), []
     else:
-        if settings or any(given is not None for given in (options, data, lr, iterations, output)):
+        if any(given is not None for given in (options, data, *settings.values())):
             raise UserError("psgc.launch: the YAML has the settings; what is to be changed goes into set={...}")
         path, overrides = os.fspath(path), overrides_of(set)
         if is_script(path):
@@ -89,8 +84,6 @@ def _written(
     problem: Any,
     options: Mapping[str, Any] | None,
     data: Any,
-    optimizer: str | Mapping[str, Any],
-    lr: float | None,
     set: Mapping[str, Any] | None,
     more: Mapping[str, Any],
 ) -> str:
@@ -107,7 +100,7 @@ def _written(
     else:
         held_out = dataset.held_out
         files = {"path": f"{output}-data.npz", **({"test": f"{output}-test.npz"} if held_out else {})}
-    config = settings_of(where, section, files, optimizer, lr, set, {**more, "output": output})
+    config = settings_of(where, section, files, set, {**more, "output": output})
     try:
         make_directory(Path(config.output).parent)
         for rows, key in ((dataset, "path"), (held_out, "test")):
@@ -135,7 +128,6 @@ def train(
     iterations: int | None = None,
     *,
     callbacks: Sequence[Callback] = (),
-    output: str | os.PathLike[str] | None = None,
     set: Mapping[str, Any] | None = None,
     resume: bool = False,
     **settings: Any,
@@ -148,10 +140,10 @@ def train(
     data: (X, y), X, or a mapping with X, y, X_test and y_test, used where they lie; or the path of a file; or as in a
         YAML; or None, when the problem has its own.
     optimizer, lr: its name, such as "adam", or a mapping as in a YAML; and its learning rate.
-    iterations, settings: the other keys of a YAML, such as batch={"size": 256, "epochs": 3}.
+    iterations, settings: the other keys of a YAML, such as batch={"size": 256, "epochs": 3}. output is the run
+        directory, by default `runs/NAME` with the name of the program.
     callbacks: each is called on rank 0 after each step with a row, which is a dict with the columns of iterations.csv,
         and the parameters after the step, (dim,), read-only. When one returns True, the run ends in order.
-    output: the run directory, by default `runs/NAME` with the name of the program.
     set: settings to change, such as {"coding.parts": 2}.
     resume: go on from the newest checkpoint in the run directory, if there is one; `psgc launch --resume` asks for it
         as well.
@@ -167,10 +159,11 @@ def train(
     from psgc.training.in_program import train as train_in_program
 
     program = sys.argv[0] or "program.py"
-    more = {"iterations": iterations, "output": output or Path("runs", Path(program).stem or "run"), **settings}
+    settings |= {"optimizer": optimizer, "lr": lr, "iterations": iterations}
+    settings["output"] = settings.get("output") or Path("runs", Path(program).stem or "run")
     given: Given | UserError
     try:
-        given = _given(problem, data, optimizer, lr, set, more, Path(program).name, callbacks)
+        given = _given(problem, data, set, settings, Path(program).name, callbacks)
     except UserError as error:
         given = error
     directory = train_in_program(given, program, resume)
@@ -180,8 +173,6 @@ def train(
 def _given(
     problem: Any,
     data: Any,
-    optimizer: str | Mapping[str, Any],
-    lr: float | None,
     set: Mapping[str, Any] | None,
     more: Mapping[str, Any],
     program: str,
@@ -192,7 +183,7 @@ def _given(
     dataset = arrays_of(where, data)
     section = None if dataset is not None else data_section(data)
     in_yaml = {"kind": "script", "script": program}
-    config = settings_of(where, in_yaml, section, optimizer, lr, set, more)
+    config = settings_of(where, in_yaml, section, set, more)
     if not all(callable(callback) for callback in callbacks):
         raise UserError(f"{where}: callbacks: expected functions (row, params), got {list(callbacks)!r:.80}")
     if isinstance(problem, str | Mapping):

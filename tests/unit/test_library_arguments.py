@@ -81,14 +81,14 @@ def test_data_in_memory_and_elsewhere(tmp_path):
 
 def test_settings_are_those_of_a_yaml():
     problem, more = {"kind": "script", "script": "a.py"}, {"iterations": np.int64(3), "output": "out", "batch": None}
-    config = settings_of("it", problem, None, "adam", np.float32(0.5), {"coding.parts": 2}, more)
+    config = settings_of("it", problem, None, {"coding.parts": 2}, more | {"optimizer": "adam", "lr": np.float32(0.5)})
     assert (config.optimizer.kind, config.optimizer.lr, config.iterations) == ("adam", 0.5, 3)
     assert (config.coding.parts, config.batch) == (2, None)
     steps = {"kind": "momentum", "lr": 0.1, "momentum": 0.5}
-    assert settings_of("it", problem, None, steps, None, None, more).optimizer.momentum == 0.5
+    assert settings_of("it", problem, None, None, more | {"optimizer": steps}).optimizer.momentum == 0.5
     with pytest.raises(UserError, match=r"^it: optimizer.kind: expected sgd, .*, got 'adamm'$"):
-        settings_of("it", problem, None, "adamm", 0.1, None, more)
+        settings_of("it", problem, None, None, more | {"optimizer": "adamm", "lr": 0.1})
     with pytest.raises(UserError, match="did you mean 'iterations'"):
-        settings_of("it", problem, None, "sgd", 0.1, None, {"iteration": 3, "output": "out"})
+        settings_of("it", problem, None, None, {"lr": 0.1, "iteration": 3, "output": "out"})
     with pytest.raises(UserError, match=r"^it: expected numbers, text, lists and mappings, got "):
-        settings_of("it", problem, None, "sgd", 0.1, None, {**more, "seed": object()})
+        settings_of("it", problem, None, None, more | {"lr": 0.1, "seed": object()})
