@@ -1,8 +1,10 @@
 """The settings of a run: the keys of its YAML, their types and defaults, and the rules between them."""
 
+from collections.abc import Sequence
+from pathlib import Path
+
 from psgc.config.coding import AssignmentFile, Coding, Recovery, Verify
 from psgc.config.faults import ChunkCosts, Faults, Injection, KnownCosts, Stragglers
-from psgc.config.loading import checked_settings, from_yaml_text, has_torch_problem, load, read
 from psgc.config.problem import (
     BatchSettings,
     BuiltinProblem,
@@ -18,7 +20,10 @@ from psgc.config.problem import (
     TorchScheduler,
 )
 from psgc.config.run import Config, Evaluate, ScheduleName
-from psgc.config.torch import ScriptConfig, TorchConfig
+from psgc.config.torch import ScriptConfig, TorchConfig, is_torch
+from psgc.errors import UserError, visible
+from psgc.validation import validated
+from psgc.yaml_source import Source
 
 __all__ = [
     "AssignmentFile",
@@ -53,3 +58,34 @@ __all__ = [
     "load",
     "read",
 ]
+
+
+def read(path: str | Path, overrides: Sequence[str] = ()) -> Source:
+    """What a YAML file says, with `--set` overrides such as "coding.parts=2" in order. Raises UserError."""
+    source = Source.from_file(path)
+    for override in overrides:
+        source.override(override)
+    return source
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """The settings in a YAML file, with overrides; a TorchConfig for a torch problem. Raises UserError."""
+    return checked_settings(read(path, overrides))
+
+
+def checked_settings(source: Source, by_hand: bool = True) -> Config:
+    """The settings in `source`. by_hand: as for `validated`. Raises UserError."""
+    return validated(TorchConfig if is_torch(source.tree) else Config, source, by_hand)
+
+
+def from_yaml_text(text: str, name: str = "config.yaml") -> Config:
+    """The settings in `text`, which `to_yaml` has written. name: of the text in errors. Raises UserError."""
+    return checked_settings(Source(text, visible(name)), by_hand=False)
+
+
+def has_torch_problem(path: str | Path, overrides: Sequence[str] = ()) -> bool:
+    """Whether a YAML file has a torch problem. False also where it cannot be read."""
+    try:
+        return is_torch(read(path, overrides).tree)
+    except UserError:
+        return False

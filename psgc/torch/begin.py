@@ -40,7 +40,7 @@ from psgc.torch.single import Single
 from psgc.torch.state import About, from_bytes, load_state, state_of, to_bytes
 from psgc.training import launched
 from psgc.training.inputs import source_of
-from psgc.training.script_ending import Ending, stopped_by
+from psgc.training.script_ending import ScriptEnding, stopped_by
 from psgc.yaml_source import shown
 
 
@@ -102,7 +102,7 @@ def begin(
     """As `init`. given: the arguments that are settings, by name, or the settings of a YAML."""
     if launched.has_begun():  # and MPI is left at the end of a run
         raise UserError("psgc.torch.init: these ranks have a run already; expected one for each psgc launch or mpirun")
-    ending = Ending()
+    ending = ScriptEnding()
     made: _Local | UserError
     try:
         settings = given if isinstance(given, TorchConfig) else settings_of(given)
@@ -202,7 +202,7 @@ class _Local:
         record.begin(config, plan, state)
         return Single(plan.num_chunks, state, record, self.params, stopped_by)
 
-    def begun(self, engine: Session | Single, ending: Ending) -> Run:
+    def begun(self, engine: Session | Single, ending: ScriptEnding) -> Run:
         """The run, which begins. Raises UserError."""
         run, output, names = self.run, self.output, self._settings.log
         run.begin(engine)

@@ -16,14 +16,13 @@ from psgc.training import launched
 from psgc.training.ending import Ending, interruption
 from psgc.training.ending import launched as is_launched
 from psgc.training.given import Given
-from psgc.training.script_ending import STOPPERS, leave
-from psgc.training.script_ending import Ending as ScriptEnding
+from psgc.training.script_ending import STOPPERS, ScriptEnding, leave
 from psgc.training.train import LAST_RESORT
 from psgc.transport import Transport
 
 
 class _Ranks:
-    """The ranks of the newest run, for the end of the process (`psgc.training.script_ending.Session`)."""
+    """The ranks of the newest run, for the end of the process (`psgc.training.script_ending.RunToEnd`)."""
 
     is_alone = False
 

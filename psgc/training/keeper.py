@@ -12,7 +12,7 @@ from psgc.record.recorder import Recorder
 from psgc.server.observer import Approximation, IterationRecord
 from psgc.terminal import say
 from psgc.training.best import Best, Figures
-from psgc.training.callbacks import Callbacks
+from psgc.training.given import Callbacks
 from psgc.training.gradient_error import GradientErrorEstimator
 
 

@@ -3,13 +3,23 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
+
+from psgc.backend import Array
+from psgc.data import ChunkSource
+from psgc.errors import one_line
+from psgc.problems import evaluate, quality
 from psgc.record.progress import epoch_of
 from psgc.record.recorder import Recorder
 from psgc.record.summary import summarise
 from psgc.server.loop import Server
+from psgc.terminal import say
+from psgc.training.batches import rows_taken
 from psgc.training.best import Best
 from psgc.training.ending import launched
-from psgc.training.prepare import Run
+from psgc.training.gradient_error import GradientErrorEstimator
+from psgc.training.prepare import PreparedRun
+from psgc.workers.compute import gradient_of
 
 
 @dataclass(frozen=True)
@@ -24,7 +34,7 @@ class RunOutcome:
 
 
 def summary_of(
-    server: Server, recorder: Recorder, seconds: float, run: Run, outcome: RunOutcome, best: Best
+    server: Server, recorder: Recorder, seconds: float, run: PreparedRun, outcome: RunOutcome, best: Best
 ) -> dict[str, Any]:
     """What summary.json says, but for what is found out after the run. seconds: of the run."""
     coding = run.config.coding
@@ -48,7 +58,7 @@ def summary_of(
     return summarise(recorder, seconds, settings, outcome.status, outcome.reason)
 
 
-def how_it_ended(run: Run, outcome: RunOutcome, done: int) -> str:
+def how_it_ended(run: PreparedRun, outcome: RunOutcome, done: int) -> str:
     """How the run ended, and how to resume it if there is a checkpoint and another attempt may succeed.
 
     Empty when `psgc launch` says it.
@@ -62,3 +72,45 @@ def how_it_ended(run: Run, outcome: RunOutcome, done: int) -> str:
     elif done:
         kept = f"; resume with: {run.go_on}"
     return line + kept
+
+
+class FinalFigures:
+    """What rank 0 computes with its own copy of the problem once a run is done: the figures that only it has."""
+
+    def __init__(self, run: PreparedRun) -> None:
+        self._run = run
+        self._chunks = ChunkSource(run.dataset, run.plan.num_chunks, run.config.dtype, run.backend)
+        self._evaluate = evaluate(run.problem)
+        self._rows = rows_taken(run.config, self._chunks.num_rows)
+
+    def _gradient(self, params: Array, iteration: int, chunk: int) -> Array:
+        seed = self._run.config.seed
+        return gradient_of(self._evaluate, self._chunks, chunk, params, iteration, seed, self._rows)[1]
+
+    def actual_errors(self, gradient_error: GradientErrorEstimator, seconds: float) -> dict[int, float]:
+        """The relative error of approximate gradients, by iteration. seconds: what the run took."""
+        backend, dtype = self._run.backend, self._run.config.dtype
+
+        def gradient(params: np.ndarray, iteration: int, chunk: int) -> np.ndarray:
+            found = self._gradient(backend.asarray(params), iteration, chunk)
+            return backend.to_host(backend.asarray(found)).astype(dtype)
+
+        try:
+            return gradient_error.actual_errors(gradient, self._run.plan.coding_matrix, seconds)
+        except Exception as error:  # the user's code or damaged data; the run itself is done and well
+            say(f"psgc: no actual errors: {one_line(error)}", error=True)
+            return {}
+
+    def quality(self, params: Array) -> dict[str, float]:
+        """Loss and accuracy of `params` (`psgc.problems.quality`)."""
+        run, config = self._run, self._run.config
+        return quality(
+            run.problem,
+            params,
+            run.dataset,
+            run.test,
+            config.dtype,
+            run.backend,
+            lambda: self._gradient(params, run.iterations, 0),
+            self._chunks.each,
+        )

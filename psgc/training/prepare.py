@@ -22,7 +22,7 @@ from psgc.training.batches import check_rows, iterations_of, rows_in_iteration
 from psgc.training.checkpoint import Checkpoint, read
 from psgc.training.chunk_choice import MOST, chosen_chunks, seconds_of_share
 from psgc.training.ending import launched
-from psgc.training.given import Given
+from psgc.training.given import Callback, Given
 from psgc.training.initial import initial_params
 from psgc.training.inputs import (
     check_ranks,
@@ -37,12 +37,12 @@ from psgc.transport import Transport
 
 
 @dataclass
-class Run:
+class PreparedRun:
     """A run that is ready to start.
 
     first: its first iteration; iterations: how many it has in all; go_on: the command that resumes it; chosen: text
     about chunks that `auto` chose, or ""; checkpoint, initial: the state and the parameters to begin with, None once it
-    has begun.
+    has begun; callbacks: of a program.
     """
 
     config: Config
@@ -57,6 +57,7 @@ class Run:
     initial: np.ndarray | None
     go_on: str
     chosen: str
+    callbacks: Sequence[Callback] = ()
 
     @property
     def epochs(self) -> int | None:
@@ -71,7 +72,7 @@ def prepare(
     overrides: Sequence[str],
     resuming: bool,
     given: Given | None = None,
-) -> Run:
+) -> PreparedRun:
     """The run that `config` describes, on the ranks of `transport`. Raises UserError for the first problem.
 
     config_path, overrides: the source of `config`, for the command that resumes the run; given: by a program.
@@ -101,7 +102,7 @@ def prepare(
     config = without_auto(config, plan.num_chunks, num_workers, problem.dim)
     if backend.name == "numpy":
         check_memory(config, num_workers, problem.dim, transport.hosts.count(transport.hosts[0]) - 1, server_here=True)
-    return Run(
+    return PreparedRun(
         config=config,
         plan=plan,
         problem=problem,
@@ -114,6 +115,7 @@ def prepare(
         initial=checkpoint.params if checkpoint else initial_params(config, problem),
         go_on="psgc.train(..., resume=True)" if given else resume.command(config_path, overrides, transport.size),
         chosen=chosen,
+        callbacks=given.callbacks if given else (),
     )
 
 
@@ -168,7 +170,7 @@ def _checkpoint(config: Config, problem: Problem, dataset: Dataset | None) -> Ch
     return checkpoint
 
 
-def opening_lines(transport: Transport, run: Run) -> list[str]:
+def opening_lines(transport: Transport, run: PreparedRun) -> list[str]:
     """What to print at the start: what the run lacks, if anything, and its settings."""
     config, plan = run.config, run.plan
     lacks = [] if launched() else ["started without psgc launch: exit codes are mpirun's"]

@@ -23,7 +23,7 @@ STOPPERS = (signal.SIGTERM, signal.SIGUSR1)  # with these `psgc launch` and SLUR
 stopped_by: list[int] = []  # signals that have come
 
 
-class Session(Protocol):
+class RunToEnd(Protocol):
     """A run as the end of its process sees it.
 
     rank: of this process; is_alone: it has no other; in_order: all ranks leave through MPI's Finalize; is_cut_short:
@@ -42,20 +42,20 @@ class Session(Protocol):
         """The script is over, with this exit code because of an error if there is a text. Leaves MPI."""
 
 
-class Ending:
+class ScriptEnding:
     """Looks at how the script ends. session: of this rank, None before there is one.
 
     An earlier run of this process, which had it to itself, is over.
     """
 
-    _earlier: ClassVar["Ending | None"] = None
+    _earlier: ClassVar["ScriptEnding | None"] = None
 
     def __init__(self) -> None:
-        before = Ending._earlier
+        before = ScriptEnding._earlier
         if before is not None and before.session is not None and before.session.is_alone:
             before.close()
-        Ending._earlier = self
-        self.session: Session | None = None
+        ScriptEnding._earlier = self
+        self.session: RunToEnd | None = None
         self.last: Callable[[bool], object] = lambda _: None  # called at the end: whether the script has raised
         self.rows: Callable[[], object] = lambda: None  # called when all rows of the run are there
         self.closed: Callable[[bool], object] = lambda _: None  # called after that: whether it was an error

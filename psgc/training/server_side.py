@@ -28,12 +28,10 @@ from psgc.terminal import say
 from psgc.training import resume
 from psgc.training.batches import check_data, rows_taken
 from psgc.training.best import Best, best_so_far, know_last
-from psgc.training.callbacks import Callbacks
 from psgc.training.checkpoint import Checkpoint
 from psgc.training.claim import Claim
 from psgc.training.ending import Ending, interruption
-from psgc.training.evaluation import Evaluator
-from psgc.training.given import Given
+from psgc.training.given import Callbacks, Given
 from psgc.training.gradient_error import GradientErrorEstimator
 from psgc.training.inputs import (
     PREPARING,
@@ -45,8 +43,8 @@ from psgc.training.inputs import (
     tried_chunks,
 )
 from psgc.training.keeper import Keeper
-from psgc.training.outcome import RunOutcome, how_it_ended, summary_of
-from psgc.training.prepare import Run, opening_lines, prepare
+from psgc.training.outcome import FinalFigures, RunOutcome, how_it_ended, summary_of
+from psgc.training.prepare import PreparedRun, opening_lines, prepare
 from psgc.transport import Transport
 
 STOP_TIMEOUT = 3.0  # seconds that the workers have to say goodbye
@@ -99,19 +97,18 @@ def serve(
         except Exception:
             _call_off(transport, ending)
             raise
-        return _serve(transport, run, recorder, loggers, best, stopped_by, ending, debug, given)
+        return _serve(transport, run, recorder, loggers, best, stopped_by, ending, debug)
 
 
 def _serve(
     transport: Transport,
-    run: Run,
+    run: PreparedRun,
     recorder: Recorder,
     loggers: Loggers,
     best: Best,
     stopped_by: Sequence[int],
     ending: Ending,
     debug: bool,
-    given: Given | None,
 ) -> int:
     """Start the workers, train, stop the workers, and write the results."""
     config, plan, directory = run.config, run.plan, Path(run.config.output)
@@ -134,7 +131,7 @@ def _serve(
         run.checkpoint is not None,
         gradient_error,
         debug,
-        Callbacks(given.callbacks if given else ()),
+        Callbacks(run.callbacks),
         loggers,
         best,
     )
@@ -184,9 +181,9 @@ def _serve(
         patient = outcome.status == "done" and not transport.survives_deaths  # a killed worker would end the server
         _stop(server, ending, config.faults.collect_timeout if patient else STOP_TIMEOUT)
         if outcome.status == "done":
-            evaluator = Evaluator(run)
-            recorder.complete(evaluator.actual_errors(gradient_error, seconds))
-            found = evaluator.quality(server.params)
+            figures = FinalFigures(run)
+            recorder.complete(figures.actual_errors(gradient_error, seconds))
+            found = figures.quality(server.params)
             if config.evaluate:
                 best.last(keeper.done, found, server.params)
             loss = found.get("test_loss", 0.0)  # the only loss after the last step
@@ -222,7 +219,7 @@ def _call_off(transport: Transport, ending: Ending) -> None:
     ending.call_off()
 
 
-def _send_settings(transport: Transport, run: Run, ending: Ending) -> None:
+def _send_settings(transport: Transport, run: PreparedRun, ending: Ending) -> None:
     """Send each worker its settings. Raises UserError when a worker cannot use them."""
     transport.broadcast(run.config.to_yaml().encode())
     transport.broadcast(run.plan.to_bytes())
@@ -238,7 +235,7 @@ def _send_settings(transport: Transport, run: Run, ending: Ending) -> None:
         raise
 
 
-def _train(server: Server, run: Run, stopped_by: Sequence[int]) -> RunOutcome:
+def _train(server: Server, run: PreparedRun, stopped_by: Sequence[int]) -> RunOutcome:
     faults = make_injector(run.config, rank=0)
     try:
         server.run(_taken_initial(run), run.iterations, run.first, lambda i: faults.at("begin", i))
@@ -251,13 +248,13 @@ def _train(server: Server, run: Run, stopped_by: Sequence[int]) -> RunOutcome:
     return RunOutcome()
 
 
-def _taken_initial(run: Run) -> Array:
+def _taken_initial(run: PreparedRun) -> Array:
     """The initial parameters, whose memory only the caller holds from now on."""
     initial, run.initial = run.initial, None
     return run.backend.asarray(initial)
 
 
-def _snapshot(server: Server, run: Run, data: str, done: int, seconds: float) -> Content:
+def _snapshot(server: Server, run: PreparedRun, data: str, done: int, seconds: float) -> Content:
     to_host = run.backend.to_host
     return Checkpoint(
         iteration=done,

@@ -28,5 +28,5 @@ def one_process(monkeypatch):
     for name in (*launched.RANKS, launched.RESUME):
         monkeypatch.delenv(name, raising=False)
     endings = []
-    monkeypatch.setattr(begin, "Ending", lambda: endings.append(mock.Mock()) or endings[-1])
+    monkeypatch.setattr(begin, "ScriptEnding", lambda: endings.append(mock.Mock()) or endings[-1])
     return endings

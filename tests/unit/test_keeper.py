@@ -7,7 +7,7 @@ import pytest
 
 from psgc.errors import RunFailed
 from psgc.server.observer import IterationRecord
-from psgc.training.callbacks import Callbacks
+from psgc.training.given import Callbacks
 from psgc.training.keeper import Keeper
 
 

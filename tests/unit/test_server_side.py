@@ -361,7 +361,7 @@ def test_no_checkpoint_holds_a_state_that_is_not_finite(capsys):
 
 
 def test_a_held_out_loss_that_is_not_finite_is_no_success(capsys, monkeypatch):
-    monkeypatch.setattr("psgc.training.evaluation.quality", lambda *_: {"test_loss": np.nan})
+    monkeypatch.setattr("psgc.training.outcome.quality", lambda *_: {"test_loss": np.nan})
     assert train(chunks_of(0, (1,), {1: 0.1}), "iterations=1") == 1
     assert "psgc: failed: the held-out loss is nan" in capsys.readouterr().err
     assert [summary()[name] for name in ("status", "test_loss")] == ["failed", "nan"]

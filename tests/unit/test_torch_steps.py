@@ -15,7 +15,7 @@ from torch.utils.data import TensorDataset
 
 import psgc.torch
 from psgc.errors import UserError
-from psgc.training.script_ending import Ending
+from psgc.training.script_ending import ScriptEnding
 
 pytestmark = pytest.mark.usefixtures("one_process")
 X = torch.randn(64, 4, generator=torch.Generator().manual_seed(1))
@@ -239,11 +239,11 @@ def test_a_second_optimizer_that_was_not_attached_is_refused_and_what_it_left_is
 @pytest.fixture
 def endings(monkeypatch, one_process):
     """Runs of this test are ended by those that begin after them, as in a script."""
-    monkeypatch.setattr(psgc.torch.begin, "Ending", Ending)
-    monkeypatch.setattr(Ending, "_earlier", None)
+    monkeypatch.setattr(psgc.torch.begin, "ScriptEnding", ScriptEnding)
+    monkeypatch.setattr(ScriptEnding, "_earlier", None)
     yield
-    if Ending._earlier is not None:
-        Ending._earlier.close()
+    if ScriptEnding._earlier is not None:
+        ScriptEnding._earlier.close()
 
 
 @pytest.mark.usefixtures("endings")
