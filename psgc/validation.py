@@ -6,7 +6,7 @@ An error says the place, the dotted key, what is wrong, and what would be right.
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Annotated, Any, ClassVar, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Self, TypeVar, get_args
 
 from pydantic import (
     AfterValidator,
@@ -121,6 +121,7 @@ Positive = Annotated[PositiveNumber, expect("a number > 0")]
 RelativeError = Annotated[float, Field(ge=0, le=10, allow_inf_nan=False), expect("a number >= 0")]
 NotNegative = Annotated[float, Field(ge=0, le=MOST, allow_inf_nan=False), expect("a number >= 0")]
 Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False), expect("a number >= 0 and < 1")]
+Flag = Annotated[bool, expect("true or false")]
 PathText = Annotated[str, AfterValidator(_one_line), expect("a path"), AfterValidator(_expanded)]
 
 
@@ -156,7 +157,7 @@ class Section(BaseModel):
                 raise refuse(f"unknown key, {hint}", key)
         for key, field in cls.model_fields.items():
             if field.is_required() and key not in data:
-                raise refuse(f"missing, expected {field.description}", key)
+                raise refuse(f"missing, expected {field.description or either(get_args(field.annotation))}", key)
         return data
 
     @model_validator(mode="after")

@@ -90,7 +90,6 @@ def tables(root: dict[str, Any], heading: str, model: type[Section]) -> Iterator
                 continue
             kinds = [used_by.kinds for used_by in field.metadata if isinstance(used_by, UsedBy)]
             text = schema.get("description", "") + "".join(f" (kind {either(names)})" for names in kinds)
-            text = "" if text == kind(schema).replace("`", "") else text
             anchor = f"{heading}{key}".lower().replace(": ", "-")
             cells = (
                 f"`{key}`",

@@ -21,7 +21,7 @@ from psgc.yaml_source import shown
 
 
 class AssignmentFile(Section):
-    kind: Literal["file"] = Field(description="file")
+    kind: Literal["file"]
     path: PathText = Field(description="a .npy file with a 0/1 matrix, chunks x workers")
 
 

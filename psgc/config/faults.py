@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
 
 from psgc.iteration import Moment
-from psgc.validation import Count, Natural, PathText, Positive, RelativeError, Section, UsedBy, expect, refuse
+from psgc.validation import Count, Flag, Natural, PathText, Positive, RelativeError, Section, UsedBy, expect, refuse
 from psgc.yaml_source import shown
 
 OF_OWNERS = ("summing", "passing_on")  # steps of ranks that own slices: no worker does with aggregation `server`
@@ -15,9 +15,7 @@ OF_OWNERS = ("summing", "passing_on")  # steps of ranks that own slices: no work
 class Injection(Section):
     """A fault to inject into a rank, once, at a step of the protocol."""
 
-    kind: Literal["kill", "stop", "exit", "raise", "hang", "hold", "flip"] = Field(
-        description="kill, stop, exit, raise, hang, hold or flip"
-    )
+    kind: Literal["kill", "stop", "exit", "raise", "hang", "hold", "flip"]
     rank: Natural = Field(description="a rank, 0 for the server")
     iteration: Natural = Field(description="a whole number >= 0: the iteration in which it happens")
     step: Moment = Field(default="gradient", description="when in the iteration")
@@ -51,7 +49,7 @@ class Faults(Section):
     setup_timeout: Positive = Field(
         default=600.0, description="seconds that ranks wait for each other before the run starts"
     )
-    adopt: Annotated[bool, expect("true or false")] = Field(
+    adopt: Flag = Field(
         default=True,
         description="whether chunks are reassigned to other workers when too few of their holders remain",
     )

@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, ValidationInfo, model_v
 from psgc.validation import (
     LARGEST,
     Count,
+    Flag,
     Fraction,
     Natural,
     NotNegative,
@@ -22,6 +23,10 @@ from psgc.validation import (
 from psgc.yaml_source import shown
 
 _DOTTED = r"[^\W\d]\w*(\.[^\W\d]\w*)*"
+_Function = Annotated[str, Field(pattern=rf"^{_DOTTED}:{_DOTTED}$"), expect("'module:function'")]
+_Options = Annotated[dict[str, Any], expect("a mapping of keyword arguments")]
+_CLIP = "largest Euclidean norm of a gradient, longer ones are scaled"
+_ClipNorm = Annotated[Positive | None, Field(description=_CLIP)]
 _PROBLEMS = "least_squares, logistic, softmax, mlp, python: 'module:object' or torch: 'module:function'"
 
 
@@ -46,9 +51,7 @@ class PythonProblem(Section):
     python: Annotated[str, Field(pattern=rf"^{_DOTTED}:{_DOTTED}$"), expect("'module:object'")] = Field(
         description="'module:object'"
     )
-    options: Annotated[dict[str, Any], expect("a mapping of keyword arguments")] = Field(
-        default_factory=dict, description="keyword arguments of the object"
-    )
+    options: _Options = Field(default_factory=dict, description="keyword arguments of the object")
 
 
 class ScriptProblem(Section):
@@ -63,12 +66,8 @@ class TorchProblem(ScriptProblem):
 
     unused: ClassVar[Mapping[str, str]] = dict.fromkeys(("kind", "script"), "a torch problem has no such key")
 
-    torch: Annotated[str, Field(pattern=rf"^{_DOTTED}:{_DOTTED}$"), expect("'module:function'")] = Field(
-        description="'module:function', which returns model, dataset and loss"
-    )
-    options: Annotated[dict[str, Any], expect("a mapping of keyword arguments")] = Field(
-        default_factory=dict, description="keyword arguments of the function"
-    )
+    torch: _Function = Field(description="'module:function', which returns model, dataset and loss")
+    options: _Options = Field(default_factory=dict, description="keyword arguments of the function")
     kind: Literal["script"] = Field(default="script", exclude=True)
     script: str = Field(default="", exclude=True)
 
@@ -111,12 +110,8 @@ class PythonData(Section):
         ("path", "labels", "test", "test_labels", "index_base"), _FILE_KEY
     )
 
-    python: Annotated[str, Field(pattern=rf"^{_DOTTED}:{_DOTTED}$"), expect("'module:function'")] = Field(
-        description="'module:function', which returns the rows"
-    )
-    options: Annotated[dict[str, Any], expect("a mapping of keyword arguments")] = Field(
-        default_factory=dict, description="keyword arguments of the function"
-    )
+    python: _Function = Field(description="'module:function', which returns the rows")
+    options: _Options = Field(default_factory=dict, description="keyword arguments of the function")
 
 
 class BatchSettings(Section):
@@ -124,7 +119,7 @@ class BatchSettings(Section):
 
     size: Count = Field(description="a whole number >= 1: rows of an iteration, all chunks together")
     epochs: Count = Field(description="a whole number >= 1: how often every row comes")
-    shuffle: Annotated[bool, expect("true or false")] = Field(
+    shuffle: Flag = Field(
         default=True, description="whether rows come in another order each epoch, or as they are in the data"
     )
 
@@ -138,13 +133,10 @@ def batch_of(value: Any, info: ValidationInfo) -> Any:
     return value
 
 
-_SCHEDULES = "constant, step, cosine or linear"
-
-
 class RateSchedule(Section):
     """How the learning rate changes with the iterations. See `psgc.optimizer.factor`."""
 
-    kind: Literal["constant", "step", "cosine", "linear"] = Field(description=_SCHEDULES)
+    kind: Literal["constant", "step", "cosine", "linear"]
     warmup: Natural = Field(default=0, description="iterations in which the rate rises to lr")
     every: Annotated[Count, UsedBy(["step"])] = Field(default=100, description="iterations from one step to the next")
     factor: Annotated[Positive, UsedBy(["step"])] = Field(
@@ -162,7 +154,6 @@ class RateSchedule(Section):
         return self
 
 
-_OPTIMIZERS = "sgd, momentum, nesterov, adam or adamw"
 _ADAM = UsedBy(["adam", "adamw"])
 
 
@@ -173,7 +164,7 @@ def _usual_decay(value: Any, info: ValidationInfo) -> Any:
 
 
 class OptimizerSettings(Section):
-    kind: Literal["sgd", "momentum", "nesterov", "adam", "adamw"] = Field(description=_OPTIMIZERS)
+    kind: Literal["sgd", "momentum", "nesterov", "adam", "adamw"]
     lr: Positive = Field(description="a number > 0: the learning rate")
     momentum: Annotated[Fraction, UsedBy(["momentum", "nesterov"])] = Field(
         default=0.9, description="share of the step before that is kept"
@@ -187,9 +178,7 @@ class OptimizerSettings(Section):
         description="decoupled with every kind, lr * weight_decay * params; problem.l2 is part of the loss instead; "
         "null: 0.01 with adamw, else 0",
     )
-    clip_norm: Positive | None = Field(
-        default=None, description="largest Euclidean norm of a gradient, longer ones are scaled"
-    )
+    clip_norm: _ClipNorm = None
     schedule: RateSchedule | None = Field(default=None, description="how the learning rate changes; null: it is lr")
 
 
@@ -199,41 +188,37 @@ class ScriptOptimizer(Section):
     kind: Literal["script"] = "script"
 
 
-_OPTIMIZER = "a class of torch.optim, for example AdamW"
-
-
-class TorchOptimizer(ScriptOptimizer):
-    """A class of torch.optim; the keys that are not below are its arguments."""
+class _WithArguments(Section):
+    """The keys that it does not know are arguments of a class."""
 
     model_config = ConfigDict(extra="allow")
-    unused: ClassVar[Mapping[str, str]] = {"kind": "a torch problem has torch: NAME instead, a class of torch.optim"}
-
-    torch: Annotated[str, expect(_OPTIMIZER)] = Field(description=_OPTIMIZER)
-    clip_norm: Positive | None = Field(
-        default=None, description="largest Euclidean norm of a gradient, longer ones are scaled"
-    )
-    kind: Literal["script"] = Field(default="script", exclude=True)
 
     @property
     def arguments(self) -> dict[str, Any]:
         """Of the class."""
         return dict(self.model_extra or {})
+
+
+_OPTIMIZER = "a class of torch.optim, for example AdamW"
+
+
+class TorchOptimizer(ScriptOptimizer, _WithArguments):
+    """A class of torch.optim; the keys that are not below are its arguments."""
+
+    unused: ClassVar[Mapping[str, str]] = {"kind": "a torch problem has torch: NAME instead, a class of torch.optim"}
+
+    torch: Annotated[str, expect(_OPTIMIZER)] = Field(description=_OPTIMIZER)
+    clip_norm: _ClipNorm = None
+    kind: Literal["script"] = Field(default="script", exclude=True)
 
 
 _SCHEDULER = "a class of torch.optim.lr_scheduler, for example CosineAnnealingLR"
 
 
-class TorchScheduler(Section):
+class TorchScheduler(_WithArguments):
     """A class of torch.optim.lr_scheduler, stepped after each step; the other keys are its arguments."""
 
-    model_config = ConfigDict(extra="allow")
-
     torch: Annotated[str, expect(_SCHEDULER)] = Field(description=_SCHEDULER)
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """Of the class."""
-        return dict(self.model_extra or {})
 
 
 def problem_of(value: Any) -> type[Section]:

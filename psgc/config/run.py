@@ -22,7 +22,7 @@ from psgc.config.problem import (
     problem_of,
 )
 from psgc.schedules import SCHEDULES
-from psgc.validation import Count, Natural, PathText, Section, by, either, expect, one_of, refuse
+from psgc.validation import Count, Flag, Natural, PathText, Section, by, either, expect, one_of, refuse
 from psgc.yaml_source import to_text
 
 ScheduleName = Annotated[str, one_of(SCHEDULES)]
@@ -35,7 +35,7 @@ class CheckpointSettings(Section):
 
 class Evaluate(Section):
     every: Count = Field(default=10, description="iterations from one evaluation of the held-out rows to the next")
-    keep_best: Annotated[bool, expect("true or false")] = Field(
+    keep_best: Flag = Field(
         default=False, description="whether best.npy keeps the parameters with the least held-out loss"
     )
     patience: Count | None = Field(
@@ -86,9 +86,7 @@ class Config(Section):
     dtype: Literal["float64", "float32"] = Field(default="float64", description="of data, parameters and gradients")
     recovery: Recovery = Field(default=Recovery(), description="when an iteration ends")
     verify: Verify | None = Field(default=None, description="compares copies of gradients; null: only the trial")
-    trial: Annotated[bool, expect("true or false")] = Field(
-        default=True, description="whether workers compare some gradients in the first iteration"
-    )
+    trial: Flag = Field(default=True, description="whether workers compare some gradients in the first iteration")
     faults: Faults = Field(default=Faults(), description="timeouts, and faults on purpose")
     checkpoint: CheckpointSettings = Field(
         default=CheckpointSettings(), description="when checkpoints are written, how many stay"
