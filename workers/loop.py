@@ -42,6 +42,7 @@ from psgc.workers.compute import Computing
 from psgc.workers.encoder import Encoder
 from psgc.workers.injection import Injector
 from psgc.workers.mailbox import CodedGradient, Ended, Failure, Mailbox
+from psgc.workers.state import WorkerState
 
 SERVER = 0
 LONGEST_SILENCE = 1.0  # seconds
@@ -204,20 +205,21 @@ class WorkerLoop:
             case Kind.QUEUE | Kind.DEFAULT_QUEUE as kind:
                 self._list.append(chunk)
                 if entry["last"]:
-                    tell("queue" if kind == Kind.QUEUE else "default_queue", iteration, self._take_list())
+                    order = WorkerState.queue if kind == Kind.QUEUE else WorkerState.default_queue
+                    tell(order, iteration, self._take_list())
             case Kind.DISCARD:
-                tell("discard", iteration, chunk)
+                tell(WorkerState.discard, iteration, chunk)
             case Kind.SKIP:
-                tell("skip", iteration, chunk)
+                tell(WorkerState.skip, iteration, chunk)
             case Kind.REASSIGN:
-                tell("reassign", iteration, chunk, role)
+                tell(WorkerState.reassign, iteration, chunk, role)
             case Kind.INVALIDATE:
-                tell("invalidate", iteration, chunk, entry["attempt"])
+                tell(WorkerState.invalidate, iteration, chunk, entry["attempt"])
             case Kind.NEXT:
-                tell("next", iteration, chunk)
+                tell(WorkerState.next, iteration, chunk)
             case Kind.MAP:
                 if made := self._maps.read(entry):
-                    tell("share", made.iteration)
+                    tell(WorkerState.share, made.iteration)
                     own = self._encoder.accumulators if made.iteration == self._iteration else {}
                     self._allreduce.mapped(made, own)
             case Kind.CLOSE:
@@ -255,7 +257,7 @@ class WorkerLoop:
         self._transport.send(SERVER, [record(Kind.REFUSED, worker=source)])
 
     def _stepping(self, iteration: int, gradient: Array) -> None:
-        self._mailbox.tell("closed", iteration)
+        self._mailbox.tell(WorkerState.closed, iteration)
         self._injector.at("stepping", iteration)
         self._injector.flip("stepping", gradient, iteration)
 

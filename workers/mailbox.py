@@ -17,7 +17,7 @@ from psgc.coding.sketch import Sketch
 from psgc.errors import PsgcError
 from psgc.messages import Kind, Records, record
 from psgc.workers.encoder import Encoder
-from psgc.workers.state import WorkerState
+from psgc.workers.state import Order, WorkerState
 
 SHORT = 2e-4  # seconds; the report of a shorter chunk waits for those of the next ones
 
@@ -252,10 +252,10 @@ class Mailbox:
             self._params, self._begun = params, time.monotonic()
             self._changed.notify_all()
 
-    def tell(self, order: str, iteration: int, *arguments: object) -> None:
-        """An order of the server: the name of a method of WorkerState that returns nothing, and its arguments."""
+    def tell(self, order: Order, iteration: int, *arguments: object) -> None:
+        """An order of the server: a method of WorkerState, and its arguments."""
         with self._changed:
-            getattr(self._state, order)(iteration, *arguments)
+            order(self._state, iteration, *arguments)
             self._changed.notify_all()
 
     def commit(self, iteration: int, chunk: int, contributors: tuple[int, ...], role: int, serial: int = 0) -> None:

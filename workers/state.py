@@ -24,13 +24,13 @@ Each method is an event, from the server or from this worker's compute thread. B
 """
 
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 from psgc.errors import ProtocolError
 from psgc.iteration import is_checked
 
-LASTING = ("default_queue", "reassign")  # orders that count even if their iteration was missed
+Order = Callable[..., None]  # a method of WorkerState: of the worker, the iteration, and what else it takes
 
 
 class Done(NamedTuple):
@@ -65,7 +65,7 @@ class WorkerState:
         self._running: tuple[int, int] | None = None  # (iteration, chunk) that the compute thread is in
         self._unwanted = False  # the running chunk was discarded
         self._attempts: dict[int, int] = {}  # how often a chunk of this iteration was invalidated
-        self._early: list[tuple[int, str, tuple[Any, ...]]] = []  # (iteration, order, its arguments)
+        self._early: list[tuple[int, Order, tuple[Any, ...]]] = []  # (iteration, order, its arguments)
 
     @property
     def held(self) -> Collection[int]:
@@ -149,19 +149,20 @@ class WorkerState:
         self._attempts = {}
         self._unwanted = False
         early, self._early = self._early, [order for order in self._early if order[0] > iteration]
-        for when, name, arguments in early:
-            if when == iteration or (when < iteration and name in LASTING):
-                getattr(self, name)(iteration, *arguments)
+        lasting = WorkerState.default_queue, WorkerState.reassign  # they count even if their iteration was missed
+        for when, order, arguments in early:
+            if when == iteration or (when < iteration and order in lasting):
+                order(self, iteration, *arguments)
 
     def default_queue(self, iteration: int, chunks: Sequence[int]) -> None:
         """From `iteration` on do these chunks in this order, in every iteration."""
-        if self._is_now("default_queue", iteration, chunks):
+        if self._is_now(WorkerState.default_queue, iteration, chunks):
             self._default_queue = tuple(chunks)
             self.queue(iteration, chunks)
 
     def queue(self, iteration: int, chunks: Sequence[int]) -> None:
         """Do these chunks next, in this order; what is done or running already is left out."""
-        if self._is_now("queue", iteration, chunks):
+        if self._is_now(WorkerState.queue, iteration, chunks):
             running = self._running[1] if self._running and self._running[0] == iteration else None
             if running in chunks:
                 self._unwanted = False
@@ -169,17 +170,17 @@ class WorkerState:
 
     def next(self, iteration: int, chunk: int) -> None:
         """Do this chunk before all others, unless it is done or running."""
-        if self._is_now("next", iteration, chunk):
+        if self._is_now(WorkerState.next, iteration, chunk):
             self.queue(iteration, [chunk, *self._queue])
 
     def reassign(self, iteration: int, chunk: int, role: int) -> None:
         """Code `chunk` in this role from now on."""
-        if self._is_now("reassign", iteration, chunk, role):
+        if self._is_now(WorkerState.reassign, iteration, chunk, role):
             self._roles[chunk] = role
 
     def invalidate(self, iteration: int, chunk: int, attempt: int) -> None:
         """What was done of `chunk` does not count; it may have to be done once more."""
-        if self._is_now("invalidate", iteration, chunk, attempt):
+        if self._is_now(WorkerState.invalidate, iteration, chunk, attempt):
             self._attempts[chunk] = attempt
             self._done.discard(chunk)
             self._held.pop(chunk, None)
@@ -188,7 +189,7 @@ class WorkerState:
 
     def discard(self, iteration: int, chunk: int) -> None:
         """This worker's copy of `chunk` is not needed, whether it is done or not."""
-        if self._is_now("discard", iteration, chunk):
+        if self._is_now(WorkerState.discard, iteration, chunk):
             self._held.pop(chunk, None)
             if self._running == (iteration, chunk):
                 self._unwanted = True
@@ -197,7 +198,7 @@ class WorkerState:
 
     def skip(self, iteration: int, chunk: int) -> None:
         """This worker need not begin `chunk`."""
-        if self._is_now("skip", iteration, chunk) and chunk in self._queue:
+        if self._is_now(WorkerState.skip, iteration, chunk) and chunk in self._queue:
             self._queue.remove(chunk)
 
     def commit(self, iteration: int, chunk: int) -> Any:
@@ -209,7 +210,7 @@ class WorkerState:
     def share(self, iteration: int) -> None:
         """The accumulators are to be summed: everything is committed, the rest is not needed."""
         if iteration > self.iteration:
-            self._early.append((iteration, "share", ()))
+            self._early.append((iteration, WorkerState.share, ()))
         elif iteration == self.iteration:
             self._held.clear()
             self._queue.clear()
@@ -221,11 +222,11 @@ class WorkerState:
             self._queue.clear()
             self._unwanted = self._running is not None
 
-    def _is_now(self, order: str, iteration: int, chunks: int | Sequence[int], *arguments: int) -> bool:
+    def _is_now(self, order: Order, iteration: int, chunks: int | Sequence[int], *arguments: int) -> bool:
         """Whether an order is for this iteration; one for a later iteration is kept."""
         for chunk in [chunks] if isinstance(chunks, int) else chunks:
             if not 0 <= chunk < self._num_chunks:
-                raise self._illegal(f"{order}({iteration=}, {chunk=})")
+                raise self._illegal(f"{order.__name__}({iteration=}, {chunk=})")
         if iteration > self.iteration:
             kept = chunks if isinstance(chunks, int) else tuple(chunks)
             self._early.append((iteration, order, (kept, *arguments)))

@@ -109,7 +109,7 @@ def test_the_sketch_is_that_of_the_gradient_and_an_abandoned_chunk_has_none():
     sketched, _ = worker.mailbox.outgoing()
     assert tuple(sketched[["start", "seconds", "loss"]][0]) == sketch(np.full(3, 3.0))
     work = worker.mailbox.take()
-    worker.mailbox.tell("discard", 0, 0)
+    worker.mailbox.tell(WorkerState.discard, 0, 0)
     worker.mailbox.finished(work, Result(np.ones(3), 7.0, 0.5, 0.25))
     assert told(worker.mailbox) == [(Kind.ABANDONED, 0, 0)]
 
@@ -120,13 +120,13 @@ def test_what_is_not_committed_is_freed_when_it_is_discarded_and_when_accumulato
     worker.compute()
     _, kept = worker.compute()
     _, undecided = worker.compute()
-    worker.mailbox.tell("discard", 0, 2)
+    worker.mailbox.tell(WorkerState.discard, 0, 2)
     assert late() is None
     worker.mailbox.commit(0, 0, (1,), 1)
     worker.mailbox.commit(0, 3, (1,), 1)
     assert kept() is None
     assert undecided() is not None
-    worker.mailbox.tell("share", 0)
+    worker.mailbox.tell(WorkerState.share, 0)
     assert undecided() is None
     assert worker.sum() == [5, 5, 5]
 
@@ -145,10 +145,10 @@ def test_a_new_iteration_frees_what_the_old_one_held():
 def test_an_invalidated_chunk_is_freed_and_may_be_done_in_another_role():
     worker = Worker([2, 0], combined=True)
     _, first = worker.compute()
-    worker.mailbox.tell("invalidate", 0, 2, 1)
+    worker.mailbox.tell(WorkerState.invalidate, 0, 2, 1)
     assert first() is None
-    worker.mailbox.tell("reassign", 0, 2, 2)
-    worker.mailbox.tell("next", 0, 2)
+    worker.mailbox.tell(WorkerState.reassign, 0, 2, 2)
+    worker.mailbox.tell(WorkerState.next, 0, 2)
     worker.compute()
     (_, records) = worker.mailbox.outgoing()
     assert (records["kind"][0], records["chunk"][0], records["attempt"][0]) == (Kind.REPORT, 2, 1)
@@ -168,7 +168,7 @@ def test_a_commit_says_which_accumulator_of_the_role():
 
 def test_per_chunk_codes_a_reassigned_chunk_in_its_role():
     worker = Worker([2, 1], combined=False, coding_matrix=np.array([[1.0] * 3, [5.0] * 3]))
-    worker.mailbox.tell("reassign", 0, 2, 2)
+    worker.mailbox.tell(WorkerState.reassign, 0, 2, 2)
     worker.compute()
     worker.compute()
     assert [message.vector[0] for message in worker.mailbox.outgoing()] == [45.0, 6.0]
@@ -221,7 +221,7 @@ def test_an_abandoned_chunk_costs_a_record_and_no_memory(combined):
     (records,) = worker.mailbox.outgoing()
     assert records.tolist() == [(Kind.ABANDONED, 1, 0, 2, 0, 0, 0, 0.5, 0.25, 0.0, 0.0, 0.0)]
     unwanted = worker.mailbox.take()
-    worker.mailbox.tell("discard", 1, 2)
+    worker.mailbox.tell(WorkerState.discard, 1, 2)
     gradient = np.ones(3)
     freed = weakref.ref(gradient)
     worker.mailbox.finished(unwanted, Result(gradient, 7.0, 0.5, 0.25))
@@ -237,7 +237,7 @@ def test_a_failure_is_told_unless_nobody_needs_the_chunk(combined):
     worker.mailbox.failed(worker.mailbox.take(), "division by zero")
     assert worker.mailbox.outgoing() == [Failure(0, 2, "division by zero")]
     work = worker.mailbox.take()
-    worker.mailbox.tell("discard", 0, 0)
+    worker.mailbox.tell(WorkerState.discard, 0, 0)
     worker.mailbox.failed(work, "nobody minds")
     work = worker.mailbox.take()
     worker.mailbox.begin(1, PARAMS)
@@ -249,10 +249,10 @@ def test_a_failure_is_told_unless_nobody_needs_the_chunk(combined):
 def test_what_comes_for_a_failed_chunk_before_the_run_ends_changes_nothing(combined):
     worker = Worker([1, 0], combined)
     worker.mailbox.failed(worker.mailbox.take(), "division by zero")
-    worker.mailbox.tell("discard", 0, 1)  # somebody else has done it meanwhile
+    worker.mailbox.tell(WorkerState.discard, 0, 1)  # somebody else has done it meanwhile
     assert not worker.state.held
     worker.compute()
-    worker.mailbox.tell("share", 0)
+    worker.mailbox.tell(WorkerState.share, 0)
 
 
 def test_a_chunk_of_the_trial_keeps_the_thread_busy_until_it_is_told():
@@ -292,10 +292,12 @@ def test_a_free_compute_thread_waits_until_there_is_work(wake):
     worker.compute()
     if wake != "begin":
         worker.mailbox.begin(1, PARAMS)
-        worker.mailbox.tell("discard", 1, 2)
+        worker.mailbox.tell(WorkerState.discard, 1, 2)
     answer = in_thread(worker.mailbox.take)
     what = {"begin": PARAMS, "queue": [2], "default_queue": [2], "next": 2}
-    worker.mailbox.begin(1, PARAMS) if wake == "begin" else worker.mailbox.tell(wake, 1, what[wake])
+    worker.mailbox.begin(1, PARAMS) if wake == "begin" else worker.mailbox.tell(
+        getattr(WorkerState, wake), 1, what[wake]
+    )
     work = answer()
     assert (work.iteration, work.chunk) == (1, 2)
 
@@ -366,7 +368,7 @@ def test_two_threads_at_full_speed_lose_nothing_and_mix_nothing(combined):
         mailbox.begin(iteration, np.full(3, float(iteration)))
         unwanted, reported = rng.randrange(4), []
         for _ in range(rng.randrange(20)):
-            mailbox.tell("discard", iteration, unwanted)
+            mailbox.tell(WorkerState.discard, iteration, unwanted)
             for kind, when, chunk in heard():
                 messages += 1
                 if (kind, when) == (Kind.REPORT, iteration) and chunk != unwanted:
@@ -374,7 +376,7 @@ def test_two_threads_at_full_speed_lose_nothing_and_mix_nothing(combined):
                     if combined:
                         mailbox.commit(iteration, chunk, (1,), 1)
         assert len(reported) == len(set(reported))
-        mailbox.tell("share", iteration)
+        mailbox.tell(WorkerState.share, iteration)
         if combined and reported:
             assert worker.sum() == [sum(iteration * 10 + chunk for chunk in reported)] * 3
         assert not worker.state.held
