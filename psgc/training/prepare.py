@@ -89,7 +89,8 @@ def prepare(
     dataset, problem = open_problem(config, config_path, transport.hosts.count(transport.hosts[transport.rank]), given)
     checkpoint = _checkpoint(config, problem, dataset) if resuming else None
     if checkpoint:
-        config = resume.without_past_faults(config, checkpoint.iteration)
+        reached = resume.reached(Path(config.output), checkpoint.iteration)
+        config = resume.with_faults_from(config, reached)
     config, chosen = _with_chunks(config, num_workers, dataset, problem, backend, checkpoint)
     plan, remark = resume.plan_for(config, num_workers, checkpoint)
     if remark:

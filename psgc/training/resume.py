@@ -90,14 +90,6 @@ def estimates_for(plan: Plan, checkpoint: Checkpoint) -> dict[int, float]:
     return {rank: seconds * checkpoint.num_chunks / plan.num_chunks for rank, seconds in checkpoint.estimates.items()}
 
 
-def without_past_faults(config: Config, first: int) -> Config:
-    """The settings without the injected faults that happened before; the run continues from iteration `first`.
-
-    Otherwise a fault that kills the server would kill it again at every `--resume`.
-    """
-    return with_faults_from(config, reached(Path(config.output), first))
-
-
 def reached(directory: Path, first: int) -> int:
     """The iteration before which an earlier run in the directory may have injected faults; it goes on from `first`."""
     if not is_done(directory):
@@ -109,7 +101,10 @@ def reached(directory: Path, first: int) -> int:
 
 
 def with_faults_from(config: Config, iteration: int) -> Config:
-    """The settings with the injected faults of this iteration and later ones."""
+    """The settings with the injected faults of this iteration and later ones.
+
+    Otherwise a fault that kills the server would kill it again at every `--resume`.
+    """
     ahead = [fault for fault in config.faults.inject if fault.iteration >= iteration]
     return config.model_copy(update={"faults": config.faults.model_copy(update={"inject": ahead})})
 

@@ -1,5 +1,7 @@
 """Which checkpoints a run can go on from, and with which chunks."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -194,7 +196,8 @@ def injected(*iterations):
 
 
 def ahead(config, first):
-    return [fault.iteration for fault in resume.without_past_faults(config, first).faults.inject]
+    reached = resume.reached(Path(config.output), first)
+    return [fault.iteration for fault in resume.with_faults_from(config, reached).faults.inject]
 
 
 @pytest.mark.parametrize("last_row", ["", "iteration,loss", "iteration,loss\n5,0.1\n"])

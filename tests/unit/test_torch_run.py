@@ -13,10 +13,9 @@ import torch
 import torch.nn.functional as F
 
 import psgc.torch
-from psgc.checkpoints import load_newest, newest_first
+from psgc.checkpoints import newest_first
 from psgc.errors import RunFailed, UserError
 from psgc.torch import begin
-from psgc.torch.checkpoints import read
 from tests.simulation.network import Clock
 from tests.unit.documents import blocks
 
@@ -351,18 +350,6 @@ def test_one_process_leaves_a_record(tmp_path, capsys, monkeypatch):
     assert capsys.readouterr().out.splitlines()[1].startswith("iteration 7/9")
 
 
-@pytest.mark.parametrize("keep", [1, 2])
-def test_as_many_checkpoints_stay_as_are_to_be_kept(tmp_path, keep):
-    _, _, run, optimizer = made(output=str(tmp_path), checkpoint_every=1, checkpoint_keep=keep)
-    run.attach(optimizer)
-    for batch in run.batches(SIZE, epochs=2):
-        run.backward(batch)
-        optimizer.step()
-    end(run)
-    left = sorted(path.name.partition("-")[0] for path in (tmp_path / "checkpoints").iterdir())
-    assert left == [f"{step:08d}" for step in range(7 - keep, 7)]
-
-
 def test_the_seconds_of_a_run_are_those_of_all_its_parts(tmp_path, monkeypatch):
     clock = Clock()
     monkeypatch.setattr("psgc.torch.record.time", clock)
@@ -436,21 +423,6 @@ def test_torch_alone_goes_on_from_a_checkpoint(tmp_path):
         F.mse_loss(model(x).squeeze(1), y).backward()
         optimizer.step()
     torch.testing.assert_close(model.state_dict(), expected, rtol=1e-12, atol=1e-12)
-
-
-def test_a_damaged_checkpoint_is_told_and_the_one_before_it_used(tmp_path, monkeypatch, capsys):
-    folder = tmp_path / "run/checkpoints"
-    trained(folder.parent, 2)
-    newest, *others = newest_first(folder)
-    newest.write_bytes(newest.read_bytes()[:-1])
-    capsys.readouterr()
-    assert load_newest(folder, read)[0] == 4
-    assert capsys.readouterr().err == f"psgc: {newest}: damaged, its checksum is wrong; trying the one before it\n"
-    for path in others:
-        path.write_bytes(b"nonsense")
-    monkeypatch.setenv("PSGC_RESUME", "1")
-    with pytest.raises(UserError, match=r"^no checkpoint can be used: .* checksum is wrong; without --resume the run"):
-        trained(folder.parent, 3)
 
 
 def test_ranks_that_load_other_states_make_other_calls():
