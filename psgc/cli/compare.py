@@ -12,7 +12,7 @@ from psgc.errors import UserError, visible
 from psgc.record.files import check_file, check_plot, finite, write_json
 from psgc.record.progress import show
 from psgc.terminal import say
-from psgc.tools.comparison import Row, compared, shown
+from psgc.tools.comparison import ComparedRun, compared, shown
 from psgc.tools.run_directory import RecordedRun, read_run
 from psgc.yaml_source import printable
 
@@ -68,7 +68,7 @@ def readable(paths: Iterable[str]) -> tuple[list[RecordedRun], int]:
     return runs, wrong
 
 
-def table_of(rows: Sequence[Row]) -> list[str]:
+def table_of(rows: Sequence[ComparedRun]) -> list[str]:
     """Prints the table; returns the remarks below it."""
     keys, rest = list(rows[0]["settings"])[:MOST], list(rows[0]["settings"])[MOST:]
     table = Table(box=None, header_style="bold", pad_edge=False, collapse_padding=True)
@@ -94,7 +94,7 @@ def table_of(rows: Sequence[Row]) -> list[str]:
     return below
 
 
-def _common(rows: Sequence[Row]) -> str:
+def _common(rows: Sequence[ComparedRun]) -> str:
     """The directory that all runs are in, with the slash at its end; empty when it has no name or there is one run."""
     parents = {str(Path(row["run"]).parent) for row in rows}
     return f"{parents.pop()}/" if len(rows) > 1 and len(parents) == 1 and parents != {"."} else ""
@@ -110,7 +110,7 @@ def _short(keys: Sequence[str]) -> list[str]:
     return [word if last.count(word) == 1 else key for key, word in zip(keys, last, strict=True)]
 
 
-def _columns(rows: Sequence[Row]) -> dict[str, list[str]]:
+def _columns(rows: Sequence[ComparedRun]) -> dict[str, list[str]]:
     """The texts of each column of numbers, without those of which nothing is known."""
     columns = {
         "iter-\nations": [str(row["iterations"]) for row in rows],

@@ -10,10 +10,10 @@ import numpy as np
 from psgc.record.summary import median
 from psgc.tools.run_directory import RecordedRun, flat, is_running
 
-Row = dict[str, Any]
+ComparedRun = dict[str, Any]
 
 
-def compared(runs: Sequence[RecordedRun]) -> list[Row]:
+def compared(runs: Sequence[RecordedRun]) -> list[ComparedRun]:
     """A row for each run, in order: the least held-out loss first, then the least final loss, then those without;
     of equal ones the quickest.
 
@@ -39,7 +39,7 @@ def differences(settings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [{key: each.get(key) for key in differing} for each in settings]
 
 
-def labels(rows: Sequence[Row]) -> list[str]:
+def labels(rows: Sequence[ComparedRun]) -> list[str]:
     """A short name for each run: the settings that differ, and the directory where these do not suffice.
 
     >>> labels([{"run": "runs/a", "settings": {"optimizer.lr": 0.1}}, {"run": "b", "settings": {"optimizer.lr": 0.3}}])
@@ -64,7 +64,7 @@ def _settings(run: RecordedRun) -> dict[str, Any]:
     return settings | ({"workers": run.workers} if run.workers else {})
 
 
-def _row(run: RecordedRun, settings: dict[str, Any]) -> Row:
+def _row(run: RecordedRun, settings: dict[str, Any]) -> ComparedRun:
     summary, columns = run.summary or {}, run.iterations
     seconds = columns["seconds"]
     ratios = columns["bound"] / np.where(seconds > 0, seconds, np.nan)
@@ -112,7 +112,7 @@ def _number(value: Any) -> float | None:
         return None
 
 
-def _rank(row: Row) -> tuple[Any, ...]:
+def _rank(row: ComparedRun) -> tuple[Any, ...]:
     losses = [row[name] for name in ("best_test_loss", "final_loss")]
     known = [math.inf if loss is None or math.isnan(loss) else loss for loss in losses]
     return (*known, row["seconds"] or 0.0, row["run"])

@@ -7,7 +7,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from psgc.tools.comparison import Row, labels
+from psgc.tools.comparison import ComparedRun, labels
 from psgc.tools.drawing import LIGHT, SERIES, STYLES, WIDTH, loss_panels, new_figure, scale_for
 from psgc.tools.run_directory import RecordedRun
 
@@ -15,7 +15,7 @@ NAMED = len(SERIES) * len(STYLES)  # runs with a line of their own look; the oth
 LONGEST = 70  # characters of a line of the legend
 
 
-def draw(rows: Sequence[Row], runs: Sequence[RecordedRun]) -> tuple[Figure, str]:
+def draw(rows: Sequence[ComparedRun], runs: Sequence[RecordedRun]) -> tuple[Figure, str]:
     """The loss of each run against iterations and seconds, and a line about what is drawn.
 
     rows: those of `runs`, in the order of the legend. The first `NAMED` are told apart by colour and dashes.
