@@ -142,7 +142,7 @@ class NewFile:
 
 
 class _Stream(io.BufferedWriter):
-    """Hides its descriptor: NumPy writes to one past Python, and then its errors do not say what went wrong."""
+    """Hides its descriptor. NumPy would write to it directly, and its errors would not say what went wrong."""
 
     def fileno(self) -> int:
         raise io.UnsupportedOperation("fileno")
@@ -180,7 +180,7 @@ class GrowingFile:
         return len(self._waiting)
 
     def reader(self) -> IO[bytes]:
-        """The file, to read it, whatever lies under its name now."""
+        """The file opened for reading, even if its name now belongs to another file."""
         return open(f"/proc/self/fd/{self._descriptor}", "rb")
 
     def close(self) -> None:
@@ -221,7 +221,7 @@ def make_directory(path: Path) -> None:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Every OSError from inside names `path`, and no other file."""
+    """Every OSError raised inside names `path` and no other file."""
     try:
         yield
     except OSError as error:

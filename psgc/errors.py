@@ -74,7 +74,7 @@ def one_line(error: BaseException) -> str:
 
 
 def raised_at(error: BaseException) -> str:
-    """Where the user's code raised `error`, as ", model.py:11"; empty when no line of such code was under way.
+    """Where the user's code raised `error`, as ", model.py:11"; empty when none of it was running.
 
     That is the innermost line outside of psgc and of what is installed. Of a model that is itself installed, the line
     that psgc called.
@@ -91,7 +91,7 @@ def current_line(thread: int | None) -> str:
 
 
 def _users_place(stack: Sequence[traceback.FrameSummary]) -> traceback.FrameSummary | None:
-    """The innermost place that is the user's. stack: outermost first."""
+    """The innermost place in the user's code. stack: outermost first."""
     import sysconfig  # only errors need it
 
     installed = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]

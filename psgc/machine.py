@@ -54,7 +54,7 @@ def available_memory(meminfo: Path = Path("/proc/meminfo"), cgroups: Path = Path
 
 
 def _groups(controller: str, cgroups: Path) -> list[Path]:
-    """The control groups that limit this process in this, its own and those above."""
+    """The control groups of this controller that limit this process: its own and those above."""
     try:
         lines = Path("/proc/self/cgroup").read_text().splitlines()
     except OSError:

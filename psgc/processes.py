@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 class RunningTime:
-    """Seconds in which this process was running, for one that looks at them all the time.
+    """Seconds in which this process was running. It has to call `look` all the time.
 
     A process that was stopped and continued (Ctrl-Z, a suspended virtual machine) must not take its own absence for the
     silence of others: between two looks a second passes at most.
@@ -22,7 +22,7 @@ class RunningTime:
         self.now = 0.0
 
     def look(self) -> float:
-        """Let `now` go on, and give it."""
+        """Bring `now` up to date, and return it."""
         current = time.monotonic()
         self.now += min(current - self._last, 1.0)
         self._last = current
@@ -44,12 +44,12 @@ class Identity:
 
     @classmethod
     def own(cls) -> "Identity":
-        """Of the calling process."""
+        """The identity of the calling process."""
         return cls(socket.gethostname()[:255], _machine(), os.getpid(), _state_and_start(os.getpid())[1])
 
     @classmethod
     def from_text(cls, text: str) -> "Identity":
-        """What `text()` described."""
+        """The inverse of `text`."""
         host, machine, pid, started = text.split("\n")
         return cls(host, machine, int(pid), started)
 
@@ -72,7 +72,7 @@ class Identity:
         return bool(self.started) and started == self.started and state in ("T", "t")
 
     def kill(self) -> bool:
-        """SIGKILL a process of this machine; whether it was sent, or the process had ended already."""
+        """SIGKILL a process of this machine. Returns whether it was sent, or the process had ended already."""
         if not self.started:
             return False
         if not self.is_gone():

@@ -72,14 +72,14 @@ def failed_ranks(comm: MPI.Intracomm) -> list[int]:
 
 
 class Deaths:
-    """The ranks that MPI reports dead. dead: ranks of `comm`, in the order in which MPI learnt of their deaths."""
+    """dead: the ranks of `comm` that MPI reports dead, in the order in which it learnt of their deaths."""
 
     def __init__(self, comm: MPI.Intracomm) -> None:
         self._comm = comm
         self.dead: dict[int, None] = {}
 
     def forgive(self, error: MPI.Exception, statuses: Sequence[MPI.Status] = ()) -> None:
-        """Note who is dead when that is the reason for `error`, and let receives on `comm` go on. Else raises it."""
+        """If deaths are the reason for `error`, note them and let receives on `comm` go on. Else raises it."""
         classes = {status.Get_error() for status in statuses} | {error.Get_error_class()}
         if not classes <= {MPI.SUCCESS, MPI.ERR_IN_STATUS, *DEATHS}:
             raise error
@@ -152,7 +152,7 @@ class Rendezvous:
     # waiting
 
     def _wait(self, step: Callable[[], bool], awaited: Callable[[], Collection[int]], doing: str) -> None:
-        """Waits until `step()`. awaited: the ranks that it takes."""
+        """Calls `step` until it returns true. awaited: the ranks that this waits for."""
         running, next_look, next_word, next_reminder = RunningTime(), 0.0, FIRST_WORD, REMINDER
         stopped_at: dict[int, float] = {}  # since how many seconds of waiting a process is stopped
         while True:
@@ -199,7 +199,7 @@ class Rendezvous:
         raise RunFailed(reason)
 
     def _kill(self, ranks: Collection[int]) -> None:
-        """Kill those on this host, and wait until they are gone: whoever looks afterwards must not blame another."""
+        """Kill those on this host, and wait until they are gone, so that nobody else is blamed for their end."""
         killed = [rank for rank in ranks if self._is_near(rank) and self.processes[rank].kill()]
         end = time.monotonic() + PATIENCE
         while not all(map(self._is_gone, killed)) and time.monotonic() < end:
@@ -270,6 +270,6 @@ class Rendezvous:
 
     @staticmethod
     def _forgive(error: MPI.Exception) -> None:
-        """A death is looked at in `_wait`; anything else is raised."""
+        """Raises all errors but deaths, which `_wait` sees."""
         if error.Get_error_class() not in DEATHS:
             raise error

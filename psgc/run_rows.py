@@ -20,7 +20,7 @@ class Outcome(IntEnum):
 OUTCOMES = tuple(outcome.name.lower() for outcome in Outcome)
 
 
-class Field(NamedTuple):
+class TimelineColumn(NamedTuple):
     """A column of the timeline: its NumPy type, its least value, and the first value that is too large."""
 
     dtype: str
@@ -29,12 +29,12 @@ class Field(NamedTuple):
 
 
 TIMELINE = {
-    "worker": Field("<i4", 1, inf),
-    "chunk": Field("<i4", 0, inf),
-    "iteration": Field("<i4", 0, inf),
-    "start": Field("<f8", 0, LONGEST),  # seconds after the worker had the parameters of the iteration
-    "seconds": Field("<f8", 0, LONGEST),  # that the worker worked on the chunk
-    "outcome": Field("i1", 0, len(Outcome)),
+    "worker": TimelineColumn("<i4", 1, inf),
+    "chunk": TimelineColumn("<i4", 0, inf),
+    "iteration": TimelineColumn("<i4", 0, inf),
+    "start": TimelineColumn("<f8", 0, LONGEST),  # seconds after the worker had the parameters of the iteration
+    "seconds": TimelineColumn("<f8", 0, LONGEST),  # that the worker worked on the chunk
+    "outcome": TimelineColumn("i1", 0, len(Outcome)),
 }
 
 

@@ -19,7 +19,7 @@ LEAST_SHARE = 1e-8  # of the largest coefficient of a relation: a copy with a sm
 
 
 def agreeing(rows: ArrayLike, copies: Sequence[Any], tolerance: float) -> tuple[int, ...]:
-    """The copies that agree: l + 1 that are consistent, and after them all others that fit to these.
+    """The copies that agree: l + 1 that are consistent, then all others that fit these.
 
     rows: R[S], shape (n, l), n >= l; two copies may have the same row.
     copies: the n coded gradients y_j, vectors of one length, of NumPy or CuPy.

@@ -58,7 +58,7 @@ def relative_difference(one: Sketch, other: Sketch) -> float:
 
 
 def agreeing(sketches: Sequence[Sketch], tolerance: float) -> tuple[int, ...]:
-    """Of copies of a vector those that agree: two, and after them all others that agree with the first of these.
+    """The copies of a vector that agree: two, then all others that agree with the first of these.
 
     tolerance: relative difference up to which they do.
 

@@ -15,7 +15,7 @@ EXPECTED = f"expected (X, y), X, or a mapping with some of {', '.join(KEYS)}"
 
 
 def from_arrays(where: str, returned: Any) -> Dataset:
-    """The rows that `returned` holds, which are not copied; `held_out` of the data set are those of X_test and y_test.
+    """A data set of the rows in `returned`, which are not copied. Its `held_out` has those of X_test and y_test.
 
     returned: (X, y), X, or a mapping with X and, where there are any, y, X_test, y_test. X is an array or a memory map
     (rows, features), or with more dimensions, or a sparse matrix of SciPy; y (rows,) has numbers.
@@ -55,7 +55,7 @@ def _from(where: str, X: Any, y: Any) -> Dataset:
 
 
 def _array(where: str, name: str, value: Any) -> np.ndarray:
-    """`value` as an array that a model cannot change by mistake; of a memory map it is a view."""
+    """`value` as a read-only array; a view where it is an array or a memory map."""
     try:
         array = np.asarray(value).view()
     except Exception as error:  # whatever a class of the user's raises

@@ -94,7 +94,7 @@ class ChunkSource:
         return chunk
 
     def each(self) -> Iterator[Chunk]:
-        """All chunks in order, each read when it is taken; those that are not kept already are not kept."""
+        """All chunks in order, each read when it is taken. Those that are not in memory yet are not kept there."""
         for i in range(self.num_chunks):
             if i in self._chunks:
                 yield self.chunk(i)
@@ -119,7 +119,7 @@ class ChunkSource:
         return taken
 
     def check(self, i: int, rows: np.ndarray | None = None) -> None:
-        """Look at these rows, or else at all of chunk i, and keep nothing."""
+        """Check these rows, or all of chunk i, and keep nothing."""
         wanted = self._range(i) if rows is None else rows
         self._check(self._load(i, wanted, 0.0), wanted)
 
@@ -167,7 +167,7 @@ class ChunkSource:
                 raise self._refusal(self._dataset, rows)
 
     def _refusal(self, dataset: Dataset, rows: Rows) -> UserError:
-        """What is wrong with these rows, given that something is."""
+        """The error for the first wrong number in these rows; there must be one."""
         X, y = _read(dataset, rows)
         features = X.data if dataset.sparse else X
         if (wrong := first_wrong(features, self._dtype_of(features))) is not None:

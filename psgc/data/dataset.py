@@ -67,7 +67,7 @@ class Dataset:
         return self._csr(data[entries], indices[entries], pointers - pointers[0], lo, hi - 1), y
 
     def take(self, rows: np.ndarray) -> tuple[Any, np.ndarray | None]:
-        """As `rows`, of one row or more with these numbers, in this order; copies, and nothing else is read."""
+        """The rows with these numbers, at least one, in this order: copies, see `rows`. Nothing else is read."""
         y = None if self.y is None else np.asarray(self.y)[rows]
         if not self.sparse:
             return np.asarray(self.features)[rows], y
@@ -124,7 +124,7 @@ def open_data(
 
 
 def checked_like(test: Dataset, like: Dataset) -> Dataset:
-    """`test`, whose rows must have the shape of those of `like`, or it raises UserError."""
+    """Returns `test`. Raises UserError unless its rows have the shape of those of `like`."""
     if test.row_shape != like.row_shape:
         raise UserError(
             f"{test.path}: has {_features(test.row_shape)}, but {like.path}, which it must match, "

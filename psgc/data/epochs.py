@@ -62,7 +62,7 @@ class Epochs:
         return min(self.size, self.num_rows - iteration % self.iterations_each * self.size)
 
     def costs(self, iteration: int, num_chunks: int) -> list[float]:
-        """What the chunks of an iteration cost relative to an average one of a whole batch, by their rows.
+        """Costs of the chunks of an iteration, by their rows; an average chunk of a whole batch costs 1.
 
         The last batch of an epoch may be small. A schedule that does not know that would think all workers faster.
         """
@@ -82,14 +82,14 @@ class Epochs:
 
 @lru_cache(4)  # a run has two kinds of batches
 def costs_of(length: int, num_chunks: int, whole: int) -> list[float]:
-    """What the chunks of a batch of `length` rows cost relative to an average one of a whole batch, of `whole` rows."""
+    """Costs of the chunks of a batch of `length` rows; an average chunk of a whole batch, of `whole` rows, costs 1."""
     ends = np.arange(num_chunks + 1) * length // num_chunks
     costs: list[float] = (np.diff(ends) * (num_chunks / whole)).clip(LEAST).tolist()
     return costs
 
 
 def _looked_up(epochs: Epochs, iterations: range, i: int, num_chunks: int) -> list[np.ndarray]:
-    """The rows of chunk i in these iterations, as far as they are in the epoch of the first."""
+    """The rows of chunk i in these iterations, of those in the epoch of the first."""
     epoch, place = divmod(iterations.start, epochs.iterations_each)
     places = []
     for iteration in iterations[: epochs.iterations_each - place]:

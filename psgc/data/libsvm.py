@@ -95,7 +95,7 @@ def _parse(path: str, lines: Iterable[str], copies: int) -> Arrays:
 
 
 def _number(text: str) -> float:
-    """As `float` has it, but finite. Raises ValueError."""
+    """The finite float that `text` is. Raises ValueError."""
     value = float(text)
     if not isfinite(value):
         raise ValueError

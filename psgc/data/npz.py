@@ -97,7 +97,7 @@ def write_sparse(path: str | os.PathLike[str], X: Any, y: Any) -> None:
 
 @contextmanager
 def _foreign(path: str, expected: str) -> Iterator[None]:
-    """Turns whatever a parser says about foreign bytes into one UserError.
+    """Turns every error of a parser about foreign bytes into one UserError.
 
     zipfile, zlib, ast and NumPy have a dozen exceptions for damaged input and promise none of them.
     """
@@ -115,7 +115,7 @@ def _foreign(path: str, expected: str) -> Iterator[None]:
 
 
 def _check_ends(file: BinaryIO, archive: zipfile.ZipFile) -> None:
-    """Refuse bytes before the first member and behind the end, which zipfile passes over: one archive of two."""
+    """Refuse bytes before the first member and after the end, which zipfile ignores, as in two archives in one file."""
     file.seek(-_END_LENGTH - len(archive.comment), os.SEEK_END)
     first = min((info.header_offset for info in archive.infolist()), default=0)
     if first != 0 or file.read(4) != b"PK\x05\x06":

@@ -9,7 +9,7 @@ _ROUNDS = 24  # with 8, some orders of five numbers are seven times as likely as
 
 
 def shuffled(key: tuple[int, ...], length: int, places: np.ndarray) -> np.ndarray:
-    """What is at these places, in any order, of a random order of the numbers 0..length-1: int64.
+    """The numbers at these places, in any order, of a random order of 0..length-1: int64.
 
     It is a pure function of key and length, the same under every version of NumPy. Only what is asked for is computed:
     with 10^8 numbers no rank keeps a table of 800 MB, nor waits for it. A place takes some 0.1 us, a call 0.2 ms.

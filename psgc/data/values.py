@@ -26,7 +26,7 @@ def feature_dtype(stored: np.ndarray, dtype: np.dtype[Any], keeps_integers: bool
 
 
 def changed(stored: np.ndarray, converted: np.ndarray) -> np.ndarray | None:
-    """Which whole numbers became others, a mask; None when all of them are what they were."""
+    """A mask of the whole numbers that the conversion has changed; None when it has changed none."""
     if stored.dtype.kind not in "iu" or not stored.size:
         return None
     if converted.dtype.kind == stored.dtype.kind and converted.dtype.itemsize >= stored.dtype.itemsize:
@@ -45,7 +45,7 @@ def changed(stored: np.ndarray, converted: np.ndarray) -> np.ndarray | None:
 
 
 def first_wrong(stored: np.ndarray, dtype: np.dtype[Any]) -> tuple[tuple[int, ...], str] | None:
-    """The place of the first number that cannot be used as `dtype`, and what is wrong with it; None when all can."""
+    """The place of the first number that is no `dtype`, and what is wrong with it; None when all are right."""
     converted = in_place(stored, dtype)
     mask = changed(stored, converted)
     if mask is None:

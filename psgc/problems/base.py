@@ -66,7 +66,7 @@ class Problem(Protocol):
 
 
 def has_loss(problem: Problem) -> bool:
-    """Whether the problem says what its loss is."""
+    """Whether the problem has a loss."""
     return hasattr(problem, "loss_and_gradient") or hasattr(problem, "loss")
 
 

@@ -62,7 +62,7 @@ class ChunkCheck:
         return wrong_measure("accuracy", accuracy, params, chunk)
 
     def _copied(self, params: Array, chunk: Chunk, seed: int = 0) -> tuple[float, Array]:
-        """In memory of its own: that of a gradient may be the same each time."""
+        """Loss and gradient, copied: a model may use the memory of its gradient again."""
         loss, gradient = self._evaluate(params, chunk, np.random.default_rng(seed))
         return float(loss), array_namespace(params).array(gradient, dtype=params.dtype)
 
@@ -72,7 +72,7 @@ class ChunkCheck:
 
 
 def wrong_measure(what: str, measure: Measure, params: Array, chunk: Chunk) -> str:
-    """What is wrong with the loss or the accuracy of a problem, by halves of a chunk; empty when nothing is."""
+    """What is wrong with the loss or the accuracy of a chunk, see `_wrong`; empty when nothing is."""
     if (halves := halves_of(chunk)) is None:
         return ""
     try:
@@ -97,8 +97,10 @@ def halves_of(chunk: Chunk) -> tuple[Chunk, Chunk] | None:
 
 
 def _wrong(what: str, whole: Any, one: Any, other: Any, chunk: Chunk, halves: tuple[Chunk, Chunk]) -> str:
-    """What is wrong with a figure of a chunk, given those of its halves: a mean in place of their sum, or an accuracy
-    that is a sum in place of their mean. Empty when nothing is."""
+    """What is wrong with a figure of a chunk, given those of its halves; empty when nothing is.
+
+    A loss or a gradient must not be the mean of the two, an accuracy not their sum.
+    """
     mean, told = (halves[0].weight * one + halves[1].weight * other) / chunk.weight, MEAN
     wrong = chunk.weight < 1 and _is_nearer(whole, mean, one + other)  # a chunk of all rows may be either
     if what == "accuracy":

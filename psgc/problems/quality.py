@@ -21,7 +21,7 @@ Measures = dict[str, Measure]
 
 
 def measures_of(problem: Problem) -> Measures:
-    """The figures that the problem has for rows: loss, accuracy, both or none."""
+    """The methods of the problem that measure rows: loss, accuracy, both or none."""
     return {what: getattr(problem, what) for what in ("loss", "accuracy") if hasattr(problem, what)}
 
 

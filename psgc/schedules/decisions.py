@@ -69,7 +69,7 @@ class Decisions(Schedule):
         return [Skip(worker.rank, chunk.number, chunk.committed) for worker in workers]
 
     def _start_next(self, worker: WorkerView, now: float) -> list[Order]:
-        """`worker` goes on with the head of what it was told; nobody else needs to begin with that then."""
+        """`worker` begins the first chunk that it was told. Others need not begin it if enough are in it."""
         worker.start_next(now)
         chunk = worker.running
         if chunk is None:
@@ -79,7 +79,7 @@ class Decisions(Schedule):
         return self._withdraw(chunk, others) if started >= chunk.wanted else []
 
     def _pull(self, worker: WorkerView, now: float) -> list[Order]:
-        """Take over what holders with a longer way to go were told, as long as `worker` would be through sooner."""
+        """Take over chunks from holders that have more left to do, as long as `worker` would be through sooner."""
         pace, lag = worker.pace, self.learning.lag
         if pace is None or pace == inf or worker.chosen:
             return []
@@ -153,7 +153,7 @@ class Decisions(Schedule):
         return orders
 
     def _queue(self, worker: WorkerView) -> Queue:
-        """What `worker` was told, and before it what it is in: it may not have begun that when the order arrives."""
+        """The chunk that `worker` is in, which it may not have begun by then, and all that it was told."""
         running = worker.running
         first = () if running is None or running.committed else (running,)
         return Queue(worker.rank, tuple(chunk.number for chunk in (*first, *worker.told)))

@@ -90,7 +90,7 @@ class DynamicSchedule(Decisions):
         return orders + [Queue(w.rank, ()) for w in workers if w.running is None and w.own]
 
     def _second_shares(self, checked: Sequence[int]) -> Iterable[WorkerView]:
-        """Who does the copy more of each checked chunk, shared out evenly among those that hold it besides."""
+        """Give the additional copy of each checked chunk to another holder, in equal shares. Returns who got some."""
         more: dict[WorkerView, int] = {}
         for number in checked:
             chunk = self._chunks[number]
@@ -102,7 +102,7 @@ class DynamicSchedule(Decisions):
         return more
 
     def _shares_of(self, resting: Set[int]) -> Iterable[WorkerView]:
-        """Who does the chunks of workers that rest. Those do what has no spare holder, and nothing else."""
+        """Give chunks of resting workers to other holders, where there is one to spare. Returns who got some."""
         more: dict[WorkerView, None] = {}
         for worker in [self._workers[rank] for rank in sorted(resting)]:
             worker.mean = None  # that it reports nothing is no surprise
@@ -181,7 +181,7 @@ class DynamicSchedule(Decisions):
         return self._share_out(self._invalidate(chunk, copies, able), now)
 
     def _invalidate(self, number: int, copies: int, able: Sequence[int]) -> list[WorkerView]:
-        """Only so many copies are there, and those who are `able` have to do it; who of them seems to be in it."""
+        """Only so many copies of this chunk are left; those who are `able` may do it. Returns who seems to be in it."""
         chunk = self._chunks[number]
         workers = [self._workers[rank] for rank in able]
         for worker in workers:  # one that did not hold the chunk does from now on
@@ -193,7 +193,7 @@ class DynamicSchedule(Decisions):
         return [worker for worker in workers if worker.running is chunk]
 
     def _share_out(self, in_it: Sequence[WorkerView], now: float) -> list[Order]:
-        """in_it: may have dropped what they were in, when it was recovered, before they began it."""
+        """in_it: these may have dropped the chunk that they were in, because it was recovered before they began it."""
         self._bare |= dict.fromkeys(w for w in self._workers.values() if not w.told)
         orders = self._choose_for_the_bare(now)
         return orders + [order for worker in in_it if (order := self._queue(worker)) not in orders]

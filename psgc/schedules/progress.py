@@ -46,7 +46,7 @@ class ChunkView:
         return sorted(ends)[missing - 1]
 
     def length(self, now: float, lag: float, spread: float) -> float:
-        """The cost of a copy: a chunk that is late is taken for a longer one, up to `spread` times as long.
+        """The cost of a copy. A late chunk is assumed to be a long one, up to `spread` times as long as expected.
 
         Only what is later than that is taken for the work of a slow worker.
         """
@@ -137,7 +137,7 @@ class WorkerView:
     # what is expected of it
 
     def elapsed(self, now: float, lag: float) -> float:
-        """Seconds per average chunk that it has taken so far for the chunk that it is in: the least its pace can be."""
+        """Seconds per average chunk that it has spent on its chunk so far: its pace cannot be less."""
         return 0.0 if self.running is None else max(0.0, now - self.since - lag) / self.running.cost
 
     def free(self, now: float, lag: float) -> float:
@@ -200,7 +200,7 @@ class WorkerView:
 
 
 class Learning:
-    """Lasts from one iteration to the next. The paces themselves are with the workers.
+    """What lasts from one iteration to the next. The paces themselves are with the workers.
 
     lag: seconds from the end of a chunk until the server handles its report, smoothed.
     spread: how many times as long as expected the longest chunks take, of workers that are no slower than before.
@@ -225,7 +225,7 @@ class Learning:
         return self._surprise <= TRUSTED
 
     def learn(self, worker: WorkerView, pace: float, late: float) -> float:
-        """`worker` took `pace` seconds per average chunk, and its report was `late` seconds late: its new pace."""
+        """A report: `pace` seconds per average chunk, and `late` seconds late. Returns the new pace of `worker`."""
         if worker.reports and worker.pace:
             times = min(pace / worker.pace, 2 * self.spread)  # once is no rule
             self.spread += (RISE if times > self.spread else FALL) * (max(1.0, times) - self.spread)

@@ -22,7 +22,7 @@ Queues: TypeAlias = "dict[int, list[int]]"  # chunks by worker, in the order in 
 
 @dataclass(frozen=True, slots=True)
 class Skip:
-    """`worker` need not do `chunk`: at all when it is recovered, else unless it has begun (then its copy may count)."""
+    """`worker` need not do `chunk`. Unless it is `recovered`, who has begun it goes on: the copy may count."""
 
     worker: int
     chunk: int
@@ -109,14 +109,14 @@ class Schedule:
         return ordered, {}
 
     def know_costs(self, costs: Sequence[float]) -> bool:
-        """What the chunks of the next iterations take, relative to an average one; a schedule need not use it.
+        """Tell how long the chunks of the next iterations take, relative to an average one. A schedule need not use it.
 
         Returns whether it has a plan of its own for them: then its orders should come before a worker begins.
         """
         return False
 
     def rest(self, workers: Set[int]) -> None:
-        """In the next iteration these are to do only what too few others hold; a schedule need not use it."""
+        """In the next iteration these should do only chunks that too few others hold. A schedule need not use it."""
 
     def begin(self, checked: Sequence[int] = ()) -> list[Order]:
         """Orders at the start of an iteration; `checked` chunks need one more copy than others (`verify`)."""
@@ -145,7 +145,7 @@ class Schedule:
         return []
 
     def lost(self, loss: Loss, now: float) -> list[Order]:
-        """Orders when a worker is lost during an iteration; none when everything is recovered all the same."""
+        """Orders when a worker is lost during an iteration; none when everything is recovered without it."""
         orders = [self._next(worker, chunk) for worker, chunk in loss.reassigned if chunk not in loss.invalidated]
         for chunk, (needed, able) in loss.invalidated.items():
             orders += self._substitute(chunk, needed, able)
@@ -172,7 +172,7 @@ class Schedule:
         self._paces = dict(other._paces)
 
     def _substitute(self, chunk: int, needed: int, able: Sequence[int]) -> list[Order]:
-        """`chunk` goes to workers that were told so already, then to those that would be through with it first."""
+        """Give `chunk` to workers that were told so already, then to those that would finish it first."""
         told = [worker for worker in able if chunk in self._substitutes.get(worker, {})]
         others = sorted((worker for worker in able if worker not in told), key=self._time_for_one_more)
         return [self._next(worker, chunk) for worker in [*told, *others][:needed]]

@@ -16,7 +16,7 @@ NEAR = 0.03  # predictions within this of the best count as equal: none is more 
 
 @dataclass(frozen=True)
 class Grid:
-    """What to combine; None: what lies around the run's own settings."""
+    """The values to combine; None: values around those of the run."""
 
     replication: Sequence[int] | None = None
     chunks_per_worker: Sequence[int] | None = None
@@ -62,7 +62,7 @@ def choices(grid: Grid, own: Choice, workers: int, from_file: bool = False) -> l
 
 
 def _around(chunks: int) -> list[int]:
-    """Twice as many, and all halves down to 1: where messages take most of the time, one chunk can be the quickest.
+    """Twice as many, and halves down to 1: where messages take most of the time, a single chunk can be quickest.
 
     >>> _around(8), _around(1)
     ([1, 2, 4, 8, 16], [1, 2])
@@ -105,7 +105,7 @@ def reason(advised: Prediction, own: Prediction, quick: int, best: float) -> str
 
 
 def yaml_lines(config: Config, choice: Choice, num_chunks: int, workers: int) -> str:
-    """The lines of the run's YAML file for this choice. The rows of an iteration stay as many.
+    """The YAML lines for this choice. The number of rows in an iteration stays the same.
 
     num_chunks: of the recorded run.
     """

@@ -84,7 +84,7 @@ def run(settings: Settings, step: Told = lambda what: None) -> list[ScheduleRow]
 
 
 def simulate(settings: Settings, step: Told = lambda what: None) -> Iterator[Trials]:
-    """As `run`, with every trial."""
+    """All trials of each row, see `run`."""
     assignment = _assignment(settings)
     for parts in settings.parts:
         coding.check(assignment, parts)
@@ -159,7 +159,7 @@ class _Comparison:
         return np.empty(trials), np.empty(trials), np.empty((trials, len(self.settings.deadlines)))
 
     def event_by_event(self, schedule: str) -> tuple[Seconds, Seconds, Seconds]:
-        """The same from the production coordinator and schedule; each trial starts without what others have learnt."""
+        """The same, from the production coordinator and schedule. A trial knows nothing of what others have learnt."""
         held = self.assignment if SCHEDULES[schedule].holds_backups else self.primary
         holders = [(row + 1).tolist() for row in np.split(held.indices, held.indptr[1:-1])]
         queues, backups = self._queues(schedule)
@@ -225,7 +225,7 @@ def _failed(settings: Settings, assignment: Any, parts: int) -> int:
 
 
 def with_failures(seconds: Seconds, failed: int, seed: list[int]) -> Seconds:
-    """The same times with `failed` random workers of each trial at inf. Raises UserError when none would be left.
+    """These times, but inf for `failed` random workers of each trial. Raises UserError when none would be left.
 
     Those that fail with a smaller number are among those that fail with a larger one, with the same seed.
     """

@@ -127,7 +127,7 @@ class Replay:
         return make_plan(wanted, choice.schedule, run.workers, run.config.seed, num_chunks)
 
     def _costs(self, num_chunks: int) -> list[float] | None:
-        """As the server of a run knows them. Raises UserError when there are fewer rows than chunks."""
+        """What the server of a run knows of chunks' costs. Raises UserError when there are fewer rows than chunks."""
         costs = ChunkSource(self._dataset, num_chunks, self.run.config.dtype, Backend()).costs()
         return None if self.run.config.batch else costs
 
@@ -183,7 +183,7 @@ class Replay:
         )
 
     def _traffic(self, plan: Plan, trials: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Of each iteration: messages, which count by their bytes as well, and bytes into and out of the server."""
+        """Messages, bytes into and bytes out of the server, for each iteration. A large message counts as several."""
         dim, number = self._dim or 0, np.dtype(self.run.config.dtype).itemsize
         coded = part_length(dim, plan.parts)
         copies, reported, orders = trials["computed"], trials["reported"], trials["orders"]

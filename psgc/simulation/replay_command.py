@@ -118,7 +118,7 @@ def read_grid(wanted: dict[str, str | None]) -> Grid:
 
 
 def _data(config: Config) -> tuple[Dataset | None, list[str]]:
-    """What the run was trained on, if it is here and quickly opened, and a line when it is not."""
+    """The training data, if it is here and opens quickly; else a line that says why not."""
     if config.data is None:
         return None, []
     without = "chunks count as equally expensive, and memory is not known"
@@ -149,7 +149,7 @@ def _with_progress(replay: Replay, tried: list[Choice]) -> tuple[list[Prediction
 
 
 def _told(replay: Replay) -> Iterable[str]:
-    """What a reader should know of the record."""
+    """Lines that explain the record."""
     run, recording, own = replay.run, replay.recording, replay.own
     yield (
         f"{run.path}: {run.workers} workers, {len(run.iterations['iteration'])} iterations, of which "

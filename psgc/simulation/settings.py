@@ -68,12 +68,12 @@ class Speeds(Section):
         raise NotImplementedError
 
     def of_chunks(self, trials: int, num_chunks: int) -> Seconds | None:
-        """What the chunks take where they differ, (trials, N): factors of the workers' speeds. None: all the same."""
+        """Factors of the workers' speeds for each chunk, (trials, N). None: all chunks are the same."""
         return None
 
     @property
     def known_costs(self) -> float | None:
-        """Relative error with which the schedules know that; None: they know nothing."""
+        """Relative error of what the schedules know of these factors; None: they know nothing."""
         return None
 
 
@@ -195,7 +195,7 @@ class Settings(Section):
 
 
 class LinkSettings(Section):
-    """Links, all alike, and the vector of which the gradient is one."""
+    """The links, all alike, and the size of the gradient."""
 
     rate: Positive = Field(description="bytes per second of a link, a number > 0")
     latency: NotNegative = Field(description="seconds that a message takes besides, a number >= 0")

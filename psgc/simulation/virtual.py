@@ -61,7 +61,7 @@ class VirtualCluster(Target):
         self._iteration = -1
 
     def know(self, seconds: Mapping[int, float]) -> None:
-        """Tell a schedule that learns what each worker takes for a chunk (inf: it has failed)."""
+        """Tell an adaptive schedule how many seconds each worker takes for a chunk (inf: it has failed)."""
         if self._schedule.is_adaptive:
             self._schedule.estimates.update(seconds)
 

@@ -208,7 +208,7 @@ class Receives:
     # deaths
 
     def _test(self, request: MPI.Request, status: MPI.Status) -> bool:
-        """Whether a receive is complete; `status` must be a new one. One from a dead rank never is, and null then."""
+        """Whether a receive is complete; `status` must be a new one. From a dead rank it never is, and becomes null."""
         try:
             return request.Test(status)
         except MPI.Exception as error:
@@ -219,7 +219,7 @@ class Receives:
             return True
 
     def _sort_out(self, error: MPI.Exception, statuses: Sequence[MPI.Status]) -> list[tuple[Array, MPI.Status]]:
-        """Buffers that are complete, although Testsome raised `error` over these statuses.
+        """Buffers that are complete although Testsome raised `error` with these statuses.
 
         A buffer that waits for the rest of a dead rank's message is replaced.
         """

@@ -28,7 +28,7 @@ class Sending:
 
     @property
     def is_done(self) -> bool:
-        """Whether nobody need wait for it: `is_free`, or `dest` is forgotten, which may still read the buffer."""
+        """Whether nobody needs to wait for it: it `is_free`, or `dest` is forgotten (and may still read the buffer)."""
         return self.is_free or self.dest in self.forgotten
 
 
@@ -60,7 +60,7 @@ class Sends:
         return sending
 
     def poll(self) -> bool:
-        """Let go of what has been sent; whether that was anything."""
+        """Drop the sends that are complete. Returns whether there were any."""
         self._running.look()
         if not self._sent:
             return False
@@ -86,7 +86,7 @@ class Sends:
         return max((sent.size for sent in self._sent if not sent.is_done), default=0)
 
     def unreached(self, patience: float) -> list[int]:
-        """Ranks, other than forgotten ones, to which something has not left for `patience` seconds of this process.
+        """Ranks, except forgotten ones, that have not taken a message for `patience` seconds.
 
         Large messages have more time. In MPICH a stopped process that does not read ends up with all the memory that
         processes of a host have for messages, and nobody gets anything any more.

@@ -128,7 +128,7 @@ class Transport:
             self._send(self._control, everything[first : first + size], dest, TEXT_TAG)
 
     def send_vector(self, dest: int, vector: Array) -> Sending:
-        """Send a vector that has its stamp. Until what this returns `is_free` it may be sent to others, not changed."""
+        """Send a vector with its stamp. It must not change until the result `is_free`; others may be sent it too."""
         return self.send_vectors(dest, [vector])
 
     def send_vectors(self, dest: int, vectors: Sequence[Array]) -> Sending:
@@ -179,7 +179,7 @@ class Transport:
         self._bell.ring()
 
     def wait(self, busy: bool = False, nap: float = 0.0, exchanging: bool = False) -> bool:
-        """Pause until there is something to poll, some milliseconds at most; whether there may be something.
+        """Pause until there may be something to poll, for some milliseconds at most. Returns whether there may be.
 
         There is nothing when a thread of this process has ended the pause, and everybody else would have rung. Sends
         go on all the same.
@@ -225,7 +225,7 @@ class Transport:
         return self._sends.awaits(buffer)
 
     def unreached(self, patience: float) -> list[int]:
-        """Ranks to which something has not left for `patience` seconds, and more for large messages."""
+        """Ranks that have not taken a message for `patience` seconds; large messages have more time."""
         return self._sends.unreached(patience)
 
     def pending(self) -> Counter[int]:
@@ -260,7 +260,7 @@ class Transport:
         MPI.Finalize()
 
     def end(self, code: int) -> NoReturn:
-        """End this process after `finalize`, whatever its other threads are at.
+        """End this process after `finalize`, whatever its other threads do.
 
         MPICH tells its mpirun in a handler of the C library's exit that a process ends in order. Without it mpirun
         takes the end for a crash, kills the others and exits with 9.
@@ -300,7 +300,7 @@ class Transport:
         return self._all_gone([rank])
 
     def kill(self, rank: int) -> bool:
-        """SIGKILL the process of `rank`, if it is on this host; whether that was done, or it was gone already."""
+        """SIGKILL the process of `rank`, if it is on this host. Returns whether it was, or was gone already."""
         return self._is_near(rank) and self._processes[rank].kill()
 
     def _is_near(self, rank: int) -> bool:

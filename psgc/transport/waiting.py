@@ -37,7 +37,7 @@ class Backoff:
         self._sleep = SHORTEST if soon else self._first
 
     def next(self, large: bool, busy: bool, least: float = 0.0) -> float:
-        """Seconds to sleep before the next look, at least `least`.
+        """Seconds to sleep before the next look: `least` or more.
 
         large: a large transfer is under way. Where the kernel does not help, its data moves only while MPI is called.
         busy: another thread of this process has a use for the core.
@@ -72,7 +72,7 @@ class Bell:
             self.works = False
 
     def ring(self) -> None:
-        """Wake the thread of this process that sleeps; for other threads."""
+        """Wake the sleeping thread of this process. For other threads."""
         with suppress(OSError):  # it has not been heard yet, and need not ring twice
             self._socket.sendto(OWN, self._address) if self.works else self._inside.send(OWN)
 
@@ -88,7 +88,7 @@ class Bell:
             self._inside.close()
 
     def sleep(self, seconds: float) -> set[bytes]:
-        """Sleep until the bell rings: who has rung it, OWN or NEIGHBOUR; nobody when it has not rung."""
+        """Sleep until the bell rings. Returns who has rung it, OWN or NEIGHBOUR; empty when it has not rung."""
         rung: set[bytes] = set()
         if select.select([self._socket], [], [], seconds)[0]:
             with suppress(OSError):
