@@ -1,6 +1,8 @@
 """`psgc order`: what it prints and writes, and one line for a mistake."""
 
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -119,3 +121,11 @@ def test_outputs_that_cannot_be(run, uneven):
     (folder / "D.npy").mkdir()
     assert "is a directory" in run(uneven, "--output", folder / "D.npy")[2]
     assert sorted(path.name for path in folder.iterdir()) == ["A.npy", "D.npy"]
+
+
+def test_blas_has_its_share_of_the_cores_before_numpy_is_loaded():
+    program = (
+        "import sys, psgc.cli as c; c.limit_threads = lambda: print('numpy' in sys.modules); c.main(['order', '0'])"
+    )
+    finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (finished.returncode, finished.stdout) == (2, "False\n")
