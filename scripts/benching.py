@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from psgc import schedules
-from psgc.launching.mpirun import find_mpirun, launch_command
+from psgc.launching.mpirun import Ranks, find_mpirun, launch_command
 from psgc.machine import usable_cores
 
 WORKERS, SLOW = 8, 3
@@ -57,7 +57,9 @@ def train_with_allreduce(
     # on fewer cores than ranks nobody may spin while others have work to do
     environ = {"OMPI_MCA_mpi_yield_when_idle": "1"} | os.environ | (environment or {}) | python_path()
     arguments = [str(config), *overrides({**settings, "output": output})]
-    command, additions = launch_command(workers, arguments, environ, fault_tolerance=False, module="allreduce_loop")
+    command, additions = launch_command(
+        Ranks(workers, fault_tolerance=False), arguments, environ, module="allreduce_loop"
+    )
     done = subprocess.run(command, env=environ | additions, capture_output=True, text=True)
     if done.returncode == 0:
         return read(output)

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from psgc import __version__
 from psgc.cli import Options, Parser, add_hosts
 from psgc.errors import UserError
-from psgc.launching.mpirun import ANYWHERE, Mpirun, Placement, find_mpirun, launch_command
+from psgc.launching.mpirun import ANYWHERE, Mpirun, Placement, Ranks, find_mpirun, launch_command
 from psgc.machine import NETWORK, usable_cores
 from psgc.terminal import say
 from psgc.tools.findings import (
@@ -76,7 +76,7 @@ def doctor(output: str = "runs", num_ranks: int | None = None, placement: Placem
         except UserError as error:
             findings = [Finding("problem", "mpirun", str(error))]
         else:
-            command, additions = launch_command(ranks, ["train", "run.yaml"], environ, placement, mpirun=mpirun)
+            command, additions = launch_command(Ranks(ranks, placement), ["train", "run.yaml"], environ, mpirun=mpirun)
             line = " ".join([*(f"{k}={shlex.quote(v)}" for k, v in additions.items()), shlex.join(command)])
             findings, survived = _probe_mpi(mpirun, ranks, placement, environ, deadline)
             if placement == ANYWHERE and environ.get("SLURM_JOB_NUM_NODES", "1") == "1":
@@ -114,7 +114,8 @@ def _probe_mpi(
     Returns the findings, and whether the job survived the death of a rank.
     """
     size = PROBE_RANKS if placement == ANYWHERE else max(PROBE_RANKS, num_ranks)
-    command, additions = launch_command(size, ["ranks"], environ, placement, mpirun=mpirun, module="psgc.tools.probe")
+    ranks = Ranks(size, placement)
+    command, additions = launch_command(ranks, ["ranks"], environ, mpirun=mpirun, module="psgc.tools.probe")
     with Command(command, {**environ, **additions, **SHOW_TRANSPORT}, deadline - time.monotonic()) as job:
         result = job.result()
     findings = [mpirun_finding(mpirun), *job_findings(mpirun, "--with-ft" in command, result, size)]

@@ -1,11 +1,9 @@
 """`psgc launch`: train, with the right mpirun command for this machine. Also what `psgc sweep` and `submit` share."""
 
-from typing import Any
-
 from psgc.cli import Options, Parser, add_hosts, add_resume, add_settings
-from psgc.launching.launch import launch
-from psgc.launching.mpirun import Placement
-from psgc.launching.script import is_script, mpirun_options
+from psgc.launching.launch import launch, print_command
+from psgc.launching.mpirun import Placement, Ranks
+from psgc.launching.script import Program, is_script, mpirun_options
 
 AFTER = (
     "What follows -- goes to the script, or with a YAML file to mpirun, for example: -- --map-by core -x HF_HOME. "
@@ -23,18 +21,8 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(options: Options) -> int:
-    return launch(
-        options.config,
-        options.ranks,
-        options.overrides,
-        print_only=options.print_only,
-        debug=options.debug,
-        resume=options.resume,
-        placement=Placement(options.host, options.hostfile),
-        fault_tolerance=options.fault_tolerance,
-        requeue=options.requeue,
-        **what_follows(options),
-    )
+    program, ranks = program_of(options), ranks_of(options)
+    return print_command(program, ranks) if options.print_only else launch(program, ranks, options.requeue)
 
 
 def add_program(parser: Parser) -> None:
@@ -54,9 +42,14 @@ def add_ranks(parser: Parser) -> None:
     add_hosts(parser, "run on these hosts")
 
 
-def what_follows(options: Options) -> dict[str, Any]:
-    """Who gets what follows --, and the options of --mpirun."""
+def program_of(options: Options) -> Program:
+    """What is run; what follows -- is for a script, or for mpirun."""
+    named = {name: getattr(options, name) for name in ("overrides", "resume", "debug")}
     for_mpirun = mpirun_options(options.mpirun)
     if is_script(options.config):
-        return {"for_mpirun": for_mpirun, "arguments": options.after}
-    return {"for_mpirun": for_mpirun + options.after}
+        return Program(options.config, arguments=options.after, for_mpirun=for_mpirun, **named)
+    return Program(options.config, for_mpirun=for_mpirun + options.after, **named)
+
+
+def ranks_of(options: Options) -> Ranks:
+    return Ranks(options.ranks, Placement(options.host, options.hostfile), options.fault_tolerance)

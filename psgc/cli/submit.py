@@ -6,13 +6,13 @@ from dataclasses import fields
 from pathlib import Path
 
 from psgc.cli import Options, Parser
-from psgc.cli.launch import add_program, what_follows
+from psgc.cli.launch import add_program, program_of
 from psgc.config import Config, Data, load
 from psgc.errors import UserError
 from psgc.launching import slurm
 from psgc.launching.mpirun import check_extra
 from psgc.launching.points import check_runs, data_files, sweep_points
-from psgc.launching.script import check_script, is_script
+from psgc.launching.script import Program, check_script
 from psgc.launching.slurm import Job, batch_script, job_name
 from psgc.record.files import write_output_text
 from psgc.terminal import say
@@ -47,60 +47,46 @@ def add_arguments(parser: Parser) -> None:
 
 def run(options: Options) -> int:
     options.name = options.name or job_name(options.config)
-    return submit(
-        options.config,
-        Job(**{field.name: getattr(options, field.name) for field in fields(Job)}),
-        options.overrides,
-        options.sweeps,
-        resume=options.resume,
-        local_dir=options.local_dir,
-        output=options.output,
-        go=options.go,
-        written_by=["psgc", *options.given],
-        **what_follows(options),
-    )
+    job = Job(**{field.name: getattr(options, field.name) for field in fields(Job)})
+    where = {"local_dir": options.local_dir, "output": options.output}
+    return submit(program_of(options), job, options.sweeps, ["psgc", *options.given], **where, go=options.go)
 
 
 def submit(
-    config_path: str,
+    program: Program,
     job: Job,
-    overrides: Sequence[str] = (),
-    sweeps: Sequence[str] = (),
+    sweeps: Sequence[str],
+    written_by: Sequence[str],
     *,
-    resume: bool = False,
     local_dir: str | None = None,
     output: str | None = None,
     go: bool = False,
-    written_by: Sequence[str] = ("psgc", "submit"),
-    for_mpirun: Sequence[str] = (),
-    arguments: Sequence[str] = (),
 ) -> int:
     """Writes the batch script and, with `go`, submits it. Returns 0.
 
     sweeps: such as "optimizer.lr=0.1,0.3"; every combination is a run, with its own directory in the run directory.
-    resume: continue from the newest checkpoint already at the first start.
+    written_by: the command to name in the script.
     local_dir: a directory on each node's own disk, such as $TMPDIR, to copy the data to first.
     output: the file to write, by default the name of the run directory with .sbatch.
-    written_by: the command to name in the script; for_mpirun: further arguments of mpirun.
-    arguments: of the Python script that takes the place of a YAML file, if it does; only that has some.
     Raises UserError for wrong settings or scripts and for what SLURM refuses, RunFailed when SLURM does not work.
     """
-    check_extra(for_mpirun)
+    path, overrides = program.path, program.overrides
+    check_extra(program.for_mpirun)
     points: list[list[str]] = []
     data: dict[str, str] = {}
-    if is_script(config_path):
-        check_script(config_path, arguments, overrides)
+    if program.is_script:
+        check_script(program)
         if wrong := "--sweep" if sweeps else "--local-dir" if local_dir is not None else "":
-            raise UserError(f"{wrong}: for runs of a YAML file, {printable(config_path)} is a script")
-        name = Path(config_path).stem
+            raise UserError(f"{wrong}: for runs of a YAML file, {printable(path)} is a script")
+        name = Path(path).stem
     else:
-        config = load(config_path, overrides)
+        config = load(path, overrides)
         points = sweep_points(sweeps, config.output.replace("$", "$$"))  # its variables are expanded already
-        check_runs(config_path, overrides, points, job.ranks, ELSEWHERE)  # not after the job has waited in the queue
+        check_runs(path, overrides, points, job.ranks, ELSEWHERE)  # not after the job has waited in the queue
         data = _data_to_copy(config, sweeps) if local_dir is not None else {}
         name = config.output.rstrip("/")
     script = Path(output or f"{name}.sbatch")
-    text = batch_script(config_path, job, overrides, points, resume, local_dir, data, written_by, for_mpirun, arguments)
+    text = batch_script(program, job, points, local_dir, data, written_by)
     try:
         script.parent.mkdir(parents=True, exist_ok=True)
         write_output_text(script, text)

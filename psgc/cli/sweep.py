@@ -3,17 +3,18 @@
 import shlex
 import signal
 from collections.abc import Sequence
+from dataclasses import replace
 
 from psgc.cli import Options, Parser, add_resume, add_settings
 from psgc.cli.compare import compare
-from psgc.cli.launch import add_ranks
+from psgc.cli.launch import add_ranks, ranks_of
 from psgc.config import Config, load
 from psgc.errors import RunFailed, UserError, visible
 from psgc.launching.launch import launch
-from psgc.launching.mpirun import ANYWHERE, Placement, check_extra
+from psgc.launching.mpirun import Ranks, check_extra
 from psgc.launching.mpirun_process import Heard
 from psgc.launching.points import check_runs, sweep_points, values_of
-from psgc.launching.script import is_script
+from psgc.launching.script import Program
 from psgc.terminal import say
 from psgc.tools.run_directory import read_run
 from psgc.training.ending import stopped
@@ -30,73 +31,44 @@ def add_arguments(parser: Parser) -> None:
 def run(options: Options) -> int:
     own = options.given[: -len(options.after) - 1] if "--" in options.given else options.given
     again = [*own, *([] if options.resume else ["--resume"]), *(["--", *options.after] if options.after else [])]
-    return sweep(
-        options.config,
-        options.ranks,
-        options.overrides,
-        ["psgc", *again],
-        debug=options.debug,
-        resume=options.resume,
-        placement=Placement(options.host, options.hostfile),
-        fault_tolerance=options.fault_tolerance,
-        for_mpirun=options.after,
-    )
+    named = {name: getattr(options, name) for name in ("overrides", "resume", "debug")}
+    return sweep(Program(options.config, for_mpirun=options.after, **named), ranks_of(options), ["psgc", *again])
 
 
-def sweep(
-    path: str,
-    num_ranks: int,
-    overrides: Sequence[str],
-    again: Sequence[str],
-    *,
-    debug: bool = False,
-    resume: bool = False,
-    placement: Placement = ANYWHERE,
-    fault_tolerance: bool = True,
-    for_mpirun: Sequence[str] = (),
-) -> int:
+def sweep(program: Program, ranks: Ranks, again: Sequence[str]) -> int:
     """Makes the runs, and prints a table of them at the end. A run that fails does not end the sweep.
 
-    overrides: as `psgc launch` has them; where one has several values, such as "optimizer.lr=0.1,0.3", every
-    combination is a run, with a directory of its own in the run directory. again: the command that continues the sweep.
-    resume: leave out the runs that are done, and continue the others from their newest checkpoints.
+    program: as `psgc launch` has it; where an override has several values, such as "optimizer.lr=0.1,0.3", every
+    combination is a run, with a directory of its own in the run directory; `resume` leaves out those that are done.
+    again: the command that continues the sweep.
     Returns 0 when all runs are done, 1 when some failed, 128 + the number of a signal that stopped it.
     Raises UserError before the first run: a script, no value to vary, or what a run would refuse.
     """
-    if is_script(path):
+    path, overrides = program.path, program.overrides
+    if program.is_script:
         raise UserError(f"sweep: for runs of a YAML file, {printable(path)} is a script")
-    check_extra(for_mpirun)
-    if num_ranks < 2:
-        raise UserError(f"-n {num_ranks}: expected at least 2 ranks: a server and at least one worker")
+    check_extra(program.for_mpirun)
+    if ranks.number < 2:
+        raise UserError(f"-n {ranks.number}: expected at least 2 ranks: a server and at least one worker")
     varied = [override for override in overrides if len(values_of(override)) > 1]
     fixed = [override for override in overrides if override not in varied]
     if not varied:
         raise UserError("--set: expected one with several values, such as --set optimizer.lr=0.1,0.3")
     output = load(path, fixed).output
     points = sweep_points(varied, output.replace("$", "$$"), "--set")  # its variables are expanded already
-    check_runs(path, fixed, points, num_ranks)
+    check_runs(path, fixed, points, ranks.number)
     configs = [load(path, [*fixed, *point]) for point in points]
     failed: list[str] = []
     for place, (point, config) in enumerate(zip(points, configs, strict=True), start=1):
         what = f"run {place} of {len(points)}: {' '.join(point[:-1])}"
-        if resume and _is_done(config):
+        if program.resume and _is_done(config):
             say(f"{what}: done already, {config.output}")
             continue
         say(f"{what}, in {config.output}")
         heard = Heard()
         try:
-            code = launch(
-                path,
-                num_ranks,
-                [*fixed, *point],
-                debug=debug,
-                resume=resume,
-                placement=placement,
-                fault_tolerance=fault_tolerance,
-                for_mpirun=for_mpirun,
-                heard=heard,
-                hints=False,
-            )
+            one = replace(program, overrides=[*fixed, *point])
+            code = launch(one, ranks, heard=heard, hints=False)
         except KeyboardInterrupt:  # while no mpirun runs
             code, heard.stopped_by = 128 + signal.SIGINT, signal.SIGINT
         if heard.stopped_by is not None and (code or place < len(points)):

@@ -19,10 +19,10 @@ from psgc.config import TorchConfig, load
 from psgc.disk import write_text
 from psgc.errors import PsgcError, UserError
 from psgc.launching import slurm
-from psgc.launching.mpirun import ANYWHERE, Placement, launch_command
+from psgc.launching.mpirun import ANYWHERE, Ranks, launch_command
 from psgc.launching.mpirun_process import Heard, run
 from psgc.launching.outcome import RunDirectory, folder_for_answers
-from psgc.launching.script import check_script, is_script
+from psgc.launching.script import Program, check_script
 from psgc.terminal import say
 from psgc.training.ending import stopped
 from psgc.training.launched import DEBUG, FOLDER, LAUNCHED, RESUME
@@ -33,81 +33,37 @@ RESERVE = 10.0  # seconds of SLURM's warning that are kept for killing the run a
 
 
 def launch(
-    path: str,
-    num_ranks: int,
-    overrides: Sequence[str] = (),
-    *,
-    print_only: bool = False,
-    debug: bool = False,
-    resume: bool = False,
-    placement: Placement = ANYWHERE,
-    fault_tolerance: bool = True,
-    requeue: float | None = None,
-    for_mpirun: Sequence[str] = (),
-    arguments: Sequence[str] = (),
-    heard: Heard | None = None,
-    hints: bool = True,
+    program: Program, ranks: Ranks, requeue: float | None = None, heard: Heard | None = None, hints: bool = True
 ) -> int:
-    """Runs (or, with `print_only`, prints) the mpirun command of `psgc train path --set ...`, or of the script `path`.
+    """Runs the mpirun command of `psgc train path --set ...`, or of the script.
 
     requeue: seconds between SLURM's SIGUSR1 and the time limit of this job. The job is requeued when that signal or a
     lost host ended the run, and the run left a new checkpoint.
-    for_mpirun: further arguments of mpirun, such as --map-by core; arguments: of the script.
     heard: collects the output for callers in Python; hints: say how to resume the run.
-    With `print_only` also prints what each rank will hold in memory, on stderr, if that is known before the run.
     Returns the exit code, see docs/getting-started.md. The last line on stderr says how to resume, if that may succeed.
     Raises UserError: wrong settings, script, ranks or hosts, no working mpirun, `requeue` outside of a SLURM job.
     """
     job = slurm.job_id(os.environ)
     if requeue is not None and not job:
         raise UserError("--requeue: not inside a SLURM job; `psgc submit` writes one")
-    config = None if is_script(path) else load(path, overrides)
-    settings = [argument for override in overrides for argument in ("--set", override)]
-    settings += ["--debug"] if debug else []
-    environ = {name: value for name, value in os.environ.items() if name not in OURS}
-    if config is None:
-        module, words = "psgc.launching.rank", [check_script(path, arguments, overrides), *arguments]
-        told = {RESUME: "1"} if resume else {}
-        told |= {DEBUG: "1"} if debug else {}
-    else:
-        module, words, told = "psgc", ["train", path, *settings, *(["--resume"] if resume else [])], {}
-    environ |= told
-    if not print_only:
-        environ[LAUNCHED] = "1"
-        if sys.stdout.isatty():
-            environ[TERMINAL] = str(shutil.get_terminal_size().columns)
-
-    def line(environ: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
-        return launch_command(num_ranks, words, environ, placement, fault_tolerance, module=module, extra=for_mpirun)
-
-    if print_only:
-        command, additions = line(environ)
-        shown = (f"{name}={shlex.quote(value)}" for name, value in {**told, **additions}.items())
-        say(" ".join([*shown, shlex.join(command)]))
-        if config is not None and not isinstance(config, TorchConfig) and not resume:
-            from psgc.training.memory import expected_memory  # with NumPy, which nothing else here needs
-
-            if memory := expected_memory(config, path, overrides, num_ranks - 1):
-                say(memory, error=True)  # on stdout is the command alone
-        return 0
-
+    start = _Start(program, ranks)
+    start.environ[LAUNCHED] = "1"
+    if sys.stdout.isatty():
+        start.environ[TERMINAL] = str(shutil.get_terminal_size().columns)
+    placement = ranks.placement
     with ExitStack() as at_end:
-        if config is None:
+        if start.config is None:
             several_hosts = placement != ANYWHERE or os.environ.get("SLURM_JOB_NUM_NODES", "1") != "1"
             folder = at_end.enter_context(folder_for_answers(several_hosts))
-            environ[FOLDER] = str(folder)
-            left = RunDirectory(folder, resume, of_script=True)
+            start.environ[FOLDER] = str(folder)
+            left = RunDirectory(folder, program.resume, of_script=True)
         else:
-            left = RunDirectory(Path(config.output), resume)
-        command, additions = line(environ)
+            left = RunDirectory(Path(start.config.output), program.resume)
+        command, additions = start.command()
         patience = 0.0 if requeue is None else requeue - RESERVE
-        mpirun_code, stopped_by = run(command, {**environ, **additions}, left.is_over, patience, heard)
-        again = ["psgc", "launch", path, "-n", str(num_ranks), *placement.arguments()]
-        again += [*([] if fault_tolerance else ["--no-fault-tolerance"]), *settings]
-        if config is None:
-            again += [f"--mpirun={shlex.join(for_mpirun)}"] if for_mpirun else []
-        after = arguments if config is None else for_mpirun
-        again += ["--resume", *(["--", *after] if after else [])]
+        mpirun_code, stopped_by = run(command, {**start.environ, **additions}, left.is_over, patience, heard)
+        again = ["psgc", "launch", program.path, *ranks.arguments(), *start.settings, *program.mpirun, "--resume"]
+        again += ["--", *program.after] if program.after else []
         hint = "" if placement == ANYWHERE else f", with -n and {placement.arguments()[0]} for the remaining hosts"
         code, why = _exit_code(mpirun_code, stopped_by, left.summary(), left.proof)
         if why:
@@ -115,6 +71,45 @@ def launch(
         if heard is not None:
             heard.why, heard.stopped_by = why, stopped_by
         return _conclude(left, code, stopped_by, job if requeue is not None else None, again if hints else [], hint)
+
+
+def print_command(program: Program, ranks: Ranks) -> int:
+    """Prints the command that `launch` runs, and on stderr what each rank will hold in memory, if that is known."""
+    start = _Start(program, ranks)
+    command, additions = start.command()
+    shown = (f"{name}={shlex.quote(value)}" for name, value in {**start.told, **additions}.items())
+    say(" ".join([*shown, shlex.join(command)]))
+    if start.config is not None and not isinstance(start.config, TorchConfig) and not program.resume:
+        from psgc.training.memory import expected_memory  # with NumPy, which nothing else here needs
+
+        if memory := expected_memory(start.config, program.path, program.overrides, ranks.number - 1):
+            say(memory, error=True)  # on stdout is the command alone
+    return 0
+
+
+class _Start:
+    """What mpirun is to start, and with which variables. Raises UserError.
+
+    config: None for a script; told: variables that tell the ranks of a script what arguments of `psgc train` say.
+    """
+
+    def __init__(self, program: Program, ranks: Ranks) -> None:
+        self._ranks, self._extra = ranks, program.for_mpirun
+        self.config = None if program.is_script else load(program.path, program.overrides)
+        self.settings = [argument for override in program.overrides for argument in ("--set", override)]
+        self.settings += ["--debug"] if program.debug else []
+        self.told: dict[str, str] = {}
+        if self.config is None:
+            self._module, self._words = "psgc.launching.rank", [check_script(program), *program.arguments]
+            self.told |= {RESUME: "1"} if program.resume else {}
+            self.told |= {DEBUG: "1"} if program.debug else {}
+        else:
+            resume = ["--resume"] if program.resume else []
+            self._module, self._words = "psgc", ["train", program.path, *self.settings, *resume]
+        self.environ = {name: value for name, value in os.environ.items() if name not in OURS} | self.told
+
+    def command(self) -> tuple[list[str], dict[str, str]]:
+        return launch_command(self._ranks, self._words, self.environ, module=self._module, extra=self._extra)
 
 
 def _conclude(

@@ -57,6 +57,20 @@ class Placement:
 ANYWHERE = Placement()
 
 
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """How many ranks, where, and whether MPI is to survive the death of one."""
+
+    number: int
+    placement: Placement = ANYWHERE
+    fault_tolerance: bool = True
+
+    def arguments(self) -> list[str]:
+        """As arguments of psgc's commands."""
+        lacks = [] if self.fault_tolerance else ["--no-fault-tolerance"]
+        return ["-n", str(self.number), *self.placement.arguments(), *lacks]
+
+
 def find_mpirun(environ: Mapping[str, str], seconds: float = PROBE_SECONDS) -> Mpirun:
     """The mpirun on `environ`'s PATH, else the one beside this Python. Raises UserError when there is none that works.
 
@@ -87,17 +101,15 @@ def find_mpirun(environ: Mapping[str, str], seconds: float = PROBE_SECONDS) -> M
 
 
 def launch_command(
-    num_ranks: int,
+    ranks: Ranks,
     arguments: Sequence[str],
     environ: Mapping[str, str],
-    placement: Placement = ANYWHERE,
-    fault_tolerance: bool = True,
     *,
     mpirun: Mpirun | None = None,
     module: str = "psgc",
     extra: Sequence[str] = (),
 ) -> tuple[list[str], dict[str, str]]:
-    """The mpirun command for `psgc <arguments>` on `num_ranks` ranks, and what to add to `environ` for it.
+    """The mpirun command for `psgc <arguments>` on these ranks, and what to add to `environ` for it.
 
     mpirun: what find_mpirun has found, if it was called already; module: the Python module to run;
     extra: the user's own arguments of mpirun, which take precedence.
@@ -106,6 +118,7 @@ def launch_command(
     installed modules.
     Raises UserError: fewer than two ranks, no working mpirun, no such host file, a number of ranks in `extra`.
     """
+    num_ranks, placement = ranks.number, ranks.placement
     if num_ranks < 2:
         raise UserError(f"-n {num_ranks}: expected at least 2 ranks: a server and at least one worker")
     if placement.hostfile and not Path(placement.hostfile).is_file():
@@ -121,7 +134,7 @@ def launch_command(
         # --oversubscribe changes nothing where there are enough cores, and avoids an error where there are not.
         bound = any(argument == "--bind-to" or ":pe=" in argument.lower() for argument in extra)  # by the user
         flags += [*placement.arguments(), *([] if bound else ["--bind-to", "none"]), "--oversubscribe"]
-        if fault_tolerance and mpirun.fault_tolerant and _allows_ob1(environ.get("OMPI_MCA_pml", "ob1")):
+        if ranks.fault_tolerance and mpirun.fault_tolerant and _allows_ob1(environ.get("OMPI_MCA_pml", "ob1")):
             flags += ["--with-ft", "ulfm"]
             additions["OMPI_MCA_pml"] = "ob1"  # the cluster's default may be another one, which would not start
             # mpirun ends the job when it notices that a host is gone, so it must not check. The workers of a host

@@ -1,8 +1,9 @@
-"""Scripts that `psgc launch` and `psgc submit` run: what is one, and what is wrong with it before it starts."""
+"""What `psgc launch`, `sweep` and `submit` run: a YAML, or a script that is checked before it starts."""
 
 import shlex
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from psgc.disk import expanded, open_regular
 from psgc.errors import UserError
@@ -10,6 +11,36 @@ from psgc.yaml_source import printable
 
 SUFFIX = ".py"
 MPIRUN_ONLY = ("--map-by", "--bind-to", "--rank-by", "--mca", "--oversubscribe", "--with-ft")
+
+
+@dataclass(frozen=True)
+class Program:
+    """A YAML file or a script, and how it is run.
+
+    overrides: as of --set; arguments: of a script; for_mpirun: further arguments of mpirun, such as --map-by core;
+    resume: continue from the newest checkpoint; debug: show the traceback of an error.
+    """
+
+    path: str
+    overrides: Sequence[str] = ()
+    arguments: Sequence[str] = ()
+    for_mpirun: Sequence[str] = ()
+    resume: bool = False
+    debug: bool = False
+
+    @property
+    def is_script(self) -> bool:
+        return is_script(self.path)
+
+    @property
+    def mpirun(self) -> list[str]:
+        """The option --mpirun of psgc's commands, which a script needs, since what follows -- is for itself."""
+        return [f"--mpirun={shlex.join(self.for_mpirun)}"] if self.is_script and self.for_mpirun else []
+
+    @property
+    def after(self) -> Sequence[str]:
+        """What follows --."""
+        return self.arguments if self.is_script else self.for_mpirun
 
 
 def is_script(path: str) -> bool:
@@ -21,18 +52,20 @@ def is_script(path: str) -> bool:
     return path.endswith(SUFFIX)
 
 
-def check_script(path: str, arguments: Sequence[str], overrides: Sequence[str] = ()) -> str:
-    """The path to give to the ranks. overrides: of --set, which only YAML files have.
+def check_script(script: Program) -> str:
+    """The path to give to the ranks.
 
     Raises UserError: no such file, not Python, or arguments that are not meant for it.
     """
-    name = printable(path)
-    if overrides:
-        raise UserError(f"--set {printable(overrides[0])}: {name} is no YAML file; what it takes itself comes after --")
+    name, arguments = printable(script.path), script.arguments
+    if script.overrides:
+        raise UserError(
+            f"--set {printable(script.overrides[0])}: {name} is no YAML file; what it takes itself comes after --"
+        )
     if arguments and arguments[0] in MPIRUN_ONLY:
         option = shlex.quote(f"--mpirun={arguments[0]} ...")
         raise UserError(f"-- {arguments[0]}: what follows -- goes to {name}; for mpirun: {option}")
-    path = expanded(path)
+    path = expanded(script.path)
     try:
         with open_regular(path) as stream:
             source = stream.read()

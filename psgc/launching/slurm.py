@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from psgc.errors import RunFailed, UserError
-from psgc.launching.script import is_script
+from psgc.launching.script import Program
 from psgc.machine import THREADS
 from psgc.yaml_source import printable
 
@@ -109,16 +109,12 @@ class Job:
 
 
 def batch_script(
-    config_path: str,
+    program: Program,
     job: Job,
-    overrides: Sequence[str],
     points: Sequence[Sequence[str]],
-    resume: bool,
     local_dir: str | None,
     data: Mapping[str, str],
     written_by: Sequence[str],
-    for_mpirun: Sequence[str],
-    arguments: Sequence[str] = (),
 ) -> str:
     """The text of the script. Raises UserError for an invalid local_dir.
 
@@ -145,14 +141,12 @@ def batch_script(
         lines += [f'sbcast --force {shlex.quote(path)} "{local[key]}"' for key, path in data.items()]
         lines += [""]
     lines += ["trap '' USR1 # SLURM's warning is for psgc launch"]
-    again = "--resume" if resume else "${SLURM_RESTART_COUNT:+--resume}"
-    launch = ["exec psgc launch", shlex.quote(config_path), f"-n {job.ranks}", _settings(overrides)]
+    again = "--resume" if program.resume else "${SLURM_RESTART_COUNT:+--resume}"
+    launch = ["exec psgc launch", shlex.quote(program.path), f"-n {job.ranks}", _settings(program.overrides)]
     launch += [f"--set \"{key}='{copy}'\"" for key, copy in local.items()]
     launch += ['"${run[@]}"' if points else "", f"--requeue {job.warning}", again]
-    if is_script(config_path):
-        launch += [shlex.quote(f"--mpirun={shlex.join(for_mpirun)}")] if for_mpirun else []
-    after = arguments if is_script(config_path) else for_mpirun
-    launch += [f"-- {shlex.join(after)}"] if after else []
+    launch += [shlex.quote(option) for option in program.mpirun]
+    launch += [f"-- {shlex.join(program.after)}"] if program.after else []
     return "\n".join([*lines, f"{' '.join(filter(None, launch))}\n"])
 
 

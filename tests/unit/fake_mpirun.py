@@ -1,11 +1,15 @@
 """An mpirun made of shell, for the tests of what psgc does with one."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from psgc.launching import launch as launching
+from psgc.launching.mpirun import ANYWHERE, Placement, Ranks
+from psgc.launching.script import Program
 from psgc.machine import THREADS
 
 OPEN_MPI = "mpirun (Open MPI) 5.0.11"
@@ -43,3 +47,22 @@ def mpirun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeMpirun:
         return {"PATH": f"{bin_}:/usr/bin:/bin"}
 
     return make
+
+
+def launch(
+    path: str,
+    number: int,
+    overrides: Sequence[str] = (),
+    *,
+    placement: Placement = ANYWHERE,
+    fault_tolerance: bool = True,
+    print_only: bool = False,
+    requeue: float | None = None,
+    hints: bool = True,
+    **more: Any,
+) -> int:
+    """`psgc launch` with these options. more: as of `Program`."""
+    program, ranks = Program(path, overrides, **more), Ranks(number, placement, fault_tolerance)
+    if print_only:
+        return launching.print_command(program, ranks)
+    return launching.launch(program, ranks, requeue, hints=hints)

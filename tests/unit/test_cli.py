@@ -9,7 +9,8 @@ import pytest
 
 from psgc.cli import main
 from psgc.errors import RunFailed, UserError
-from psgc.launching.mpirun import Placement
+from psgc.launching.mpirun import Placement, Ranks
+from psgc.launching.script import Program
 
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 LOCAL_SIZES = ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS")
@@ -99,34 +100,32 @@ def test_a_wrong_command_is_exit_2(capsys, arguments, said):
     assert captured.out == ""
 
 
-PLAIN = {"print_only": False, "debug": False, "resume": False, "placement": Placement(), "fault_tolerance": True,
-         "requeue": None, "for_mpirun": []}  # fmt: skip
+EMPTY = {"overrides": [], "for_mpirun": []}
 
 
 @pytest.mark.parametrize(
-    ("arguments", "overrides", "changed"),
+    ("arguments", "program", "ranks", "requeue"),
     [
-        ("--set a.b=1 --set c=2 --print --debug --resume", ["a.b=1", "c=2"],
-         {"print_only": True, "debug": True, "resume": True}),
-        ("--host a:5,b:4 --no-fault-tolerance", [], {"placement": Placement("a:5,b:4"), "fault_tolerance": False}),
-        ("--requeue 60 --hostfile hosts", [], {"requeue": 60.0, "placement": Placement(hostfile="hosts")}),
-        ("--resume -- --map-by core -x HF -- --help", [],
-         {"resume": True, "for_mpirun": ["--map-by", "core", "-x", "HF", "--", "--help"]}),
-        ("--", [], {}),
-        ("--mpirun=--oversubscribe --mpirun=-q -- --map-by core", [],
-         {"for_mpirun": ["--oversubscribe", "-q", "--map-by", "core"]}),
+        ("--set a.b=1 --set c=2 --debug --resume", {"overrides": ["a.b=1", "c=2"], "debug": True, "resume": True},
+         Ranks(9), None),
+        ("--host a:5,b:4 --no-fault-tolerance", {}, Ranks(9, Placement("a:5,b:4"), fault_tolerance=False), None),
+        ("--requeue 60 --hostfile hosts", {}, Ranks(9, Placement(hostfile="hosts")), 60.0),
+        ("--resume -- --map-by core -x HF -- --help",
+         {"resume": True, "for_mpirun": ["--map-by", "core", "-x", "HF", "--", "--help"]}, Ranks(9), None),
+        ("--", {}, Ranks(9), None),
+        ("--mpirun=--oversubscribe --mpirun=-q -- --map-by core",
+         {"for_mpirun": ["--oversubscribe", "-q", "--map-by", "core"]}, Ranks(9), None),
     ],
 )  # fmt: skip
-def test_launch_passes_on_its_arguments(launched, arguments, overrides, changed):
+def test_launch_passes_on_its_arguments(launched, arguments, program, ranks, requeue):
     assert exit_code("launch", "run.yaml", "-n", "9", *arguments.split()) == 0
-    assert launched.arguments == ("run.yaml", 9, overrides)
-    assert launched.named == PLAIN | changed
+    assert launched.arguments == (Program("run.yaml", **EMPTY | program), ranks, requeue)
 
 
 def test_what_follows_the_dashes_is_the_scripts(launched):
     assert exit_code("launch", "train.py", "-n", "9", "--mpirun=--map-by core", "--", "--map-by", "-n", "--", "x") == 0
-    assert launched.arguments == ("train.py", 9, [])
-    assert launched.named == PLAIN | {"for_mpirun": ["--map-by", "core"], "arguments": ["--map-by", "-n", "--", "x"]}
+    program = Program("train.py", [], ["--map-by", "-n", "--", "x"], for_mpirun=["--map-by", "core"])
+    assert launched.arguments == (program, Ranks(9), None)
 
 
 # errors

@@ -71,11 +71,11 @@ def inside(folder, monkeypatch):
     return folder
 
 
-def recorded(path, num_ranks, overrides, **others):
+def recorded(program, ranks, **others):
     """In place of launching ranks: the settings are read, and the run directory is there."""
-    output = Path(load(path, overrides).output)
+    output = Path(load(program.path, program.overrides).output)
     if not output.exists():
-        record(output.absolute(), workers=num_ranks - 1, chunks_per_worker=2, iterations=3)
+        record(output.absolute(), workers=ranks.number - 1, chunks_per_worker=2, iterations=3)
     return 0
 
 

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from psgc.data import write_dense
-from psgc.launching.launch import launch
 from psgc.launching.mpirun import Placement
+from tests.unit.fake_mpirun import launch
 
 SUMMARY = 'echo \'{{"status": "{status}"}}\' > out/summary.json'
 CHECKPOINT = "mkdir -p out/checkpoints; echo > out/checkpoints/2.safetensors"
@@ -178,7 +178,11 @@ touch ready
 while :; do sleep 0.05; done
 """
 PATIENCE = "psgc.launching.mpirun_process.STOP_SEQUENCE = ((signal.SIGUSR1, {usr1}), (signal.SIGTERM, {term}))"
-PROGRAM = "import signal, sys, psgc.launching.launch; {patience}; sys.exit(psgc.launching.launch.launch({path!r}, 2))"
+PROGRAM = """
+import signal, sys, psgc.launching.launch, psgc.launching.mpirun as m, psgc.launching.script as s
+{patience}
+sys.exit(psgc.launching.launch.launch(s.Program({path!r}), m.Ranks(2)))
+"""
 
 
 def start(environ, usr1=20, term=20, path="run.yaml"):

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from psgc.errors import UserError
-from psgc.launching.launch import launch
 from psgc.launching.mpirun import Placement
 from psgc.training import launched
+from tests.unit.fake_mpirun import launch
 from tests.unit.test_launch import CHECKPOINT, ON, STUBBORN, how_to_resume, start, summary
 
 NAMED = """

@@ -12,7 +12,7 @@ import pytest
 
 from psgc.errors import RunFailed, UserError
 from psgc.launching import slurm
-from psgc.launching.launch import launch
+from tests.unit.fake_mpirun import launch
 
 MakeClient = Callable[[str, str], None]
 CHECKPOINT = "mkdir -p out/checkpoints; echo > out/checkpoints/0000000{}-0123456789abcdef.safetensors"
@@ -216,9 +216,10 @@ def test_requeue_outside_of_a_job_is_refused(mpirun, monkeypatch):
 
 PROGRAM = """
 import sys, psgc.launching.launch as l, psgc.launching.mpirun_process as p
+import psgc.launching.mpirun as m, psgc.launching.script as s
 p.STOP_SEQUENCE = ((10, 0.2), (15, 0.2))
 l.RESERVE = {}
-sys.exit(l.launch({}))
+sys.exit(l.launch(s.Program("run.yaml"), m.Ranks(2), requeue=60))
 """
 
 
@@ -229,7 +230,7 @@ sys.exit(l.launch({}))
 def test_a_warned_run_has_the_time_that_slurm_gives_it(mpirun, number, reserve, saved):
     """An mpirun that needs 1.5 s to write its checkpoint: more than others get to end in, less than the warning."""
     environ = mpirun("trap 'sleep 1.5; touch saved; exit 138' USR1; touch ready; while :; do sleep 0.1; done")
-    program = PROGRAM.format(reserve, "'run.yaml', 2, requeue=60")
+    program = PROGRAM.format(reserve)
     process = subprocess.Popen([sys.executable, "-c", program], env={**os.environ, **environ, "SLURM_JOB_ID": "12"})
     deadline = time.monotonic() + 20
     while not Path("ready").exists():

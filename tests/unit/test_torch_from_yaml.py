@@ -10,7 +10,6 @@ from psgc.checkpoints import Content, write_file
 from psgc.cli import main
 from psgc.config import TorchConfig, from_yaml_text, has_torch_problem, load
 from psgc.errors import UserError
-from psgc.launching.launch import launch
 from psgc.torch import from_yaml
 from psgc.torch.checkpoints import load_initial
 from psgc.torch.settings import check_resumed
@@ -18,6 +17,7 @@ from psgc.torch.state import About, save_model, state_of, to_bytes
 from psgc.training.inputs import open_problem
 from tests.unit import torch_problem
 from tests.unit.documents import blocks
+from tests.unit.fake_mpirun import launch
 
 ROOT = Path(__file__).parents[2]
 FOLDER = str(Path(torch_problem.__file__).parent)
