@@ -39,7 +39,7 @@ class Injection(Section):
 
 class Faults(Section):
     collect_timeout: Positive = Field(
-        default=30.0, description="seconds without a sign of life or a delivery after which a worker is lost"
+        default=30.0, description="seconds without a sign of life after which a worker is lost"
     )
     chunk_timeout: Positive | None = Field(
         default=None,
