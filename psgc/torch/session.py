@@ -182,12 +182,11 @@ class Session:
             self.rank = transport.rank
             local = self._agree(transport)
             hand_over = self._hand_over = HandOver(self.iteration, transport.wake, local.state)
-            dtype, memory = self.config.dtype, self._open_memory(local)
-            replica = ScriptReplica(hand_over, dtype, memory.backend)
+            memory = self._open_memory(local)
             if transport.rank == 0:
-                self._serve(transport, local, hand_over, replica, memory.backend)
+                self._serve(transport, local, hand_over, memory.backend)
             else:
-                arguments = transport, self.config, self.plan, local.dim, hand_over, replica
+                arguments = transport, self.config, self.plan, local.dim, hand_over
                 self._worker = make_worker(*arguments, self.iteration, self._script, memory)
                 self._ready.set()
                 self.in_order = self._worker.loop.run()
@@ -278,10 +277,9 @@ class Session:
             say(f"the model is on {local.device}, but {trouble}: all vectors go through the memory of the host")
         return self._memory
 
-    def _serve(
-        self, transport: Transport, local: Local, hand_over: HandOver, replica: ScriptReplica, backend: Backend
-    ) -> None:
+    def _serve(self, transport: Transport, local: Local, hand_over: HandOver, backend: Backend) -> None:
         assert self.record is not None
+        replica = ScriptReplica(hand_over, self.config.dtype, backend)
         script = Script(hand_over, replica, local.gradient, transport.hosts, backend, local.attached)
         stopped_by = partial(interruption, self._stopped_by)
         server = make_server(transport, self.config, self.plan, script, self.record, stopped_by, backend)

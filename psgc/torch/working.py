@@ -123,7 +123,6 @@ def make_worker(
     plan: Plan,
     dim: int,
     hand_over: HandOver,
-    replica: ScriptReplica,
     first: int,
     script: int | None,
     memory: Memory,
@@ -134,6 +133,7 @@ def make_worker(
     """
     parts = worker_parts(transport, config, plan, memory.backend, dim, first)
     duties = Duties.of(config, plan, dim, first, OPEN_END, alike=True)
+    replica = ScriptReplica(hand_over, config.dtype, memory.backend)
     thread, of_loop = ScriptThread(script), (memory.backend, replica, parts.injector, duties)
     loop = ScriptLoop(transport, parts.mailbox, parts.encoder, thread, *of_loop, hand_over=hand_over)
     return ScriptWorker(loop, parts.runner, parts.mailbox, hand_over, memory)
