@@ -26,8 +26,7 @@ def test_a_worker_that_is_suspended_for_some_seconds_comes_back(tmp_path, alone,
     assert ended[0][2] == pytest.approx(alone[2], rel=1e-4)
     if how["aggregation"] == "server":
         assert ended[0][0] == alone[0]  # to the last bit
-    most = STEPS - 21 if how["aggregation"] == "server" else STEPS  # or enough short sums have waited for it
-    assert 11 <= len(ended[2][2]) <= most
+    assert 11 <= len(ended[2][2]) <= STEPS  # short sums may have waited for it, or it has got a state
     assert not re.search("lost in iteration|psgc:", "\n".join(said))
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     assert (summary["status"], summary["exit_code"], summary["lost"]) == ("done", 0, [])
