@@ -1,6 +1,6 @@
 # make run    train the quickstart: eight workers, one of them ten times slower than the others, one killed
-# make test   run the tests (four to eight minutes on two cores); without a browser (Debian: chromium) some are skipped
-# make test-faults   run the matrix of faults, a killed server, hosts that are cut off (as root), deaths under other MPIs, training scripts to which something happens (ten to fifteen minutes)
+# make test   run the tests (five to eight minutes on two cores); without a browser (Debian: chromium) some are skipped
+# make test-faults   run the matrix of faults, a killed server, hosts that are cut off (as root), deaths under other MPIs, training scripts to which something happens, the longest runs (ten to fifteen minutes)
 # make test-slurm   run SLURM jobs on a cluster that the tests start on this machine (Debian: slurm-wlm, munge)
 # make test-package  build the wheel, install it and the checkout into new environments, run the quickstart there
 # make equivalence  scripts as people write them, under plain torch and under psgc in nine ways: a table (about ten minutes)
@@ -33,7 +33,7 @@ BESIDE := -n 3 --dist loadfile --no-loadscope-reorder
 # tests that compare times: nothing runs beside these; and one with up to seventeen workers that are not to be missed
 TIMED := tests/ranks/test_approximate.py tests/ranks/test_latency.py tests/ranks/test_replay.py
 CROWDED := tests/faults/test_matrix.py
-FAULTS := tests/ranks/test_other_mpi.py tests/ranks/test_replicated.py tests/ranks/test_torch.py tests/ranks/test_torch_mistakes.py
+FAULTS := $(wildcard tests/ranks/test_*.py)
 
 test: .venv/installed .venv/mpich/bin/mpirun
 	$(BIN)/python -m pytest $(BESIDE) $(TIMED:%=--ignore %)

@@ -4,6 +4,7 @@ import shlex
 import sys
 
 import numpy as np
+import pytest
 
 from psgc.data import write_dense
 from tests.ranks.mpirun import run
@@ -12,6 +13,7 @@ from tests.unit.documents import ROOT, blocks, named_files, shell_lines
 README = ROOT / "README.md"
 
 
+@pytest.mark.faults
 def test_the_commands_after_the_yaml(tmp_path):
     rng = np.random.default_rng(0)
     (tmp_path / "data").mkdir()
@@ -32,6 +34,7 @@ def test_the_commands_after_the_yaml(tmp_path):
     assert (tmp_path / "runs/mine/report/index.html").is_file()
 
 
+@pytest.mark.faults
 def test_programs_that_train(tmp_path):
     files = named_files()
     for name, text in files.items():

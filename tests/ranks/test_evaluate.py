@@ -27,7 +27,7 @@ output: out
 """
 
 
-@pytest.mark.parametrize("aggregation", ["server", "allreduce"])
+@pytest.mark.parametrize("aggregation", ["server", pytest.param("allreduce", marks=pytest.mark.faults)])
 def test_the_figures_are_those_of_one_process_and_the_run_ends_when_they_do_not_become_better(tmp_path, aggregation):
     rng = np.random.default_rng(0)
     for name, rows in (("train", 90), ("test", 50)):  # so few that the model learns them by heart

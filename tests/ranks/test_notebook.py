@@ -39,6 +39,7 @@ def outputs(notebook):
     ]
 
 
+@pytest.mark.faults
 @pytest.mark.timeout(180)
 def test_the_notebook_runs_and_its_outputs_are_in_the_repository(tmp_path):
     again, committed = run_notebook.executed(tmp_path), nbformat.read(run_notebook.NOTEBOOK, as_version=4)
@@ -48,6 +49,7 @@ def test_the_notebook_runs_and_its_outputs_are_in_the_repository(tmp_path):
     assert [word for word in ("/tmp", "/home", "/root", "/work", socket.gethostname() + " ") if word in text] == []
 
 
+@pytest.mark.faults
 @pytest.mark.timeout(180)
 def test_an_interrupt_of_the_kernel_ends_the_run_in_order(tmp_path):
     manager, client = start_new_kernel(cwd=str(tmp_path))

@@ -76,6 +76,7 @@ def whole(folder):
     return "whole"
 
 
+@pytest.mark.faults
 def test_a_run_goes_on_with_another_aggregation_after_a_stop_and_with_other_ranks(folder, whole):
     """At first on the server, then by all-reduce, interrupted, then on fewer workers, at last on the server again."""
     train(folder, "stages", SERVER, "iterations=6")

@@ -88,7 +88,7 @@ MISTAKES = {
 
 @pytest.mark.parametrize(
     "mistake",
-    [pytest.param(name, marks=[] if name in ("none", "state") else pytest.mark.faults) for name in MISTAKES],
+    [pytest.param(name, marks=[] if name == "none" else pytest.mark.faults) for name in MISTAKES],
 )
 def test_a_mistake_that_every_rank_makes_is_told_once(tmp_path, mistake):
     """That it is the user's is told by the exit code, in one process and in several."""

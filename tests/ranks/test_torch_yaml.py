@@ -59,6 +59,7 @@ def trained(folder, *arguments):
     return [line for line in finished.stdout.splitlines() if line.startswith("epoch")]
 
 
+@pytest.mark.faults
 def test_the_bits_are_those_of_one_process_and_of_a_script(tmp_path):
     (tmp_path / "run.yaml").write_text(YAML)
     (tmp_path / "train.py").write_text(SCRIPT)

@@ -5,6 +5,7 @@ import io
 import os
 import re
 import socket
+import tempfile
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -201,8 +202,9 @@ def no_file(kind: str, path: Path) -> Iterator[Path]:
         case "a pipe":
             os.mkfifo(path)
         case "a socket":
-            with socket.socket(socket.AF_UNIX) as listening:
-                listening.bind(str(path))
+            with socket.socket(socket.AF_UNIX) as listening, tempfile.TemporaryDirectory() as folder:
+                listening.bind(f"{folder}/x")  # its address may have a hundred letters
+                os.rename(f"{folder}/x", path)
         case "a device":
             path.symlink_to("/dev/zero")
         case "a link in a circle":

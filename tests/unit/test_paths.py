@@ -13,7 +13,7 @@ from psgc import config
 from psgc.cli import main
 from psgc.disk import expanded
 from psgc.errors import UserError
-from psgc.launching.mpirun import Placement
+from psgc.launching.mpirun import Placement, Ranks
 from psgc.simulation import settings
 
 RUN = """\
@@ -177,7 +177,8 @@ def test_every_argument_that_is_a_path(home, monkeypatch, capsys, command, funct
     with pytest.raises(SystemExit):
         main(command.split(" "))
     wanted = Placement(hostfile=f"{home}/x") if as_a is Placement else f"{home}/x"
-    assert wanted in [*called.call_args.args, *called.call_args.kwargs.values()]
+    given = [*called.call_args.args, *called.call_args.kwargs.values()]
+    assert wanted in [*given, *(one.placement for one in given if isinstance(one, Ranks))]
 
     with pytest.raises(SystemExit) as caught:
         main(command.replace("~/x", "$PSGC_NOWHERE/x").split(" "))
