@@ -27,6 +27,7 @@ from psgc.transport import Sending, Transport
 LONG = 4.0  # times what sends usually take, after which the destination is held
 LEAST_LONG = 0.05  # seconds
 LOOKS, LONGEST_NAP = 4.0, 2e-3  # looks at MPI while a block is sent, and seconds between two of them at most
+SHORT, SHORT_NAP = 1 << 16, 2e-4  # bytes of a gradient, and seconds between two looks for one that is shorter
 OTHER_LOOKS = 4.0  # times as many looks while no block is sent or awaited: for control messages
 
 Name = tuple[int, int, int, Contributor | None]  # iteration, attempt, block; and whose accumulator, or the gradient
@@ -115,8 +116,12 @@ class Blocks:
 
     @property
     def nap(self) -> float:
-        """Seconds between two looks at MPI, a fraction of what a block takes: many looks cost time as well."""
-        return min(LONGEST_NAP, self._usual / LOOKS) / (1 if self.is_busy else OTHER_LOOKS)
+        """Seconds between two looks at MPI, a fraction of what a block takes: many looks cost time as well.
+
+        What a short block takes are the looks themselves, of both ends.
+        """
+        longest = LONGEST_NAP if self._dim * self._dtype.itemsize > SHORT else SHORT_NAP
+        return min(longest, self._usual / LOOKS) / (1 if self.is_busy else OTHER_LOOKS)
 
     @property
     def is_busy(self) -> bool:

@@ -23,6 +23,7 @@ output: disk/out
 """
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize(("size", "iterations", "done"), [("260k", 400, True), ("120k", 200, False)])
 def test_the_record_and_older_checkpoints_make_room_for_the_result(tmp_path, size, iterations, done):
     """A checkpoint takes 86 kB, the parameters 40; the timeline would take more than the whole disk."""

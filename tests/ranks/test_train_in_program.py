@@ -71,6 +71,7 @@ def test_a_killed_worker_costs_nothing_but_the_next_run(folder):
     assert finished.stdout.count("goes on") == 1, finished.said
 
 
+@pytest.mark.faults
 def test_a_program_that_is_stopped_and_goes_on(folder):
     with MpiRun(launch("long", "1000"), folder) as running:
         wait_until(lambda: list(folder.glob("runs/program/checkpoints/*5*")))
