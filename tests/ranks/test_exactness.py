@@ -10,6 +10,7 @@ from tests.ranks.mpirun import mpirun, run
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.faults
 @pytest.mark.timeout(300)
 def test_combinations_of_all_settings_are_exact():
     plugins = [

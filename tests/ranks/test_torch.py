@@ -91,10 +91,8 @@ def test_a_worker_that_hangs_in_the_last_chunk_keeps_nobody(tmp_path, alone):
     assert not said
 
 
-@pytest.mark.parametrize(
-    ("aggregation", "aware", "copies"),
-    [("server", "0", "staged"), pytest.param("allreduce", "1", "none", marks=pytest.mark.faults)],
-)
+@pytest.mark.faults
+@pytest.mark.parametrize(("aggregation", "aware", "copies"), [("server", "0", "staged"), ("allreduce", "1", "none")])
 def test_a_model_on_a_gpu_has_its_vectors_summed_there(tmp_path, alone, aggregation, aware, copies):
     """CuPy is the stand-in (tests/stand_in), and the script looks for copies to the host."""
     env = {"PYTHONPATH": f"{ROOT / 'tests/stand_in'}:{ROOT}", "PSGC_CUDA_AWARE": aware}

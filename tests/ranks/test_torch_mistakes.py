@@ -86,10 +86,8 @@ MISTAKES = {
 }
 
 
-@pytest.mark.parametrize(
-    "mistake",
-    [pytest.param(name, marks=[] if name == "none" else pytest.mark.faults) for name in MISTAKES],
-)
+@pytest.mark.faults
+@pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_that_every_rank_makes_is_told_once(tmp_path, mistake):
     """That it is the user's is told by the exit code, in one process and in several."""
     alone, (line,) = said(tmp_path, mistake, ranks=1), said(tmp_path, mistake)
