@@ -90,7 +90,7 @@ class Unruly(ReplicatedWorld):
         return messages
 
 
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=50)
 @given(case=cases())
 def test_every_gradient_is_the_sum_of_right_copies_whoever_is_lost_or_wrong(case: Case) -> None:
     world = Unruly(case)
