@@ -3,10 +3,9 @@
 import pytest
 
 from tests.torch_equivalence.prepared import Prepared
-from tests.torch_equivalence.ways import ALL, WAYS, Ranks, Way, is_refused, refusal, result, script
+from tests.torch_equivalence.ways import ALL, Ranks, Way, cases, is_refused, refusal, result, script
 
 pytestmark = pytest.mark.faults
-MINE = [way for way in WAYS if way.aggregation == "server"]
 
 
 @pytest.fixture(scope="module")
@@ -15,8 +14,7 @@ def prepared():
         yield prepared
 
 
-@pytest.mark.parametrize("way", MINE, ids=str)
-@pytest.mark.parametrize("name", [name for name in ALL if not is_refused(name)])
+@pytest.mark.parametrize(("name", "way"), cases("server"), ids=str)
 def test_the_result_is_that_of_one_process(name, way, tmp_path, prepared):
     expected = result(name, "psgc", tmp_path)
     _, complaints = Ranks(name, way, tmp_path, prepared).complaints(expected)

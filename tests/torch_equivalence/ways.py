@@ -49,6 +49,21 @@ class Way:
 WAYS = [Way(how, befalls) for befalls in ("nothing", "killed", "behind", "resumed") for how in AFTER_RESUME]
 
 
+def cases(aggregation: str) -> list[tuple[str, Way]]:
+    """What the tests try: what befalls a script with one aggregation or the other, in turn. `make equivalence` has all.
+
+    Sums, states and resumptions are the same code with both.
+    """
+    befalls = [way.befalls for way in WAYS[::2]]
+    return [
+        (name, way)
+        for place, name in enumerate(ALL)
+        for way in WAYS
+        if way.aggregation == aggregation and not is_refused(name)
+        if way.befalls == "nothing" or (place + befalls.index(way.befalls)) % 2 == (aggregation == "server")
+    ]
+
+
 def script(name: str) -> ModuleType:
     return importlib.import_module(f"tests.torch_equivalence.scripts.{name}")
 
