@@ -197,7 +197,13 @@ class Summing:
         return {"iteration": self._digests.last, "equal": self._digests.equal()}
 
     def is_followed(self, over_on: Collection[int]) -> bool:
-        """Whether the replicas of all live workers that are not behind are where rank 0's is (`Replicas.are_at`)."""
+        """Whether nobody needs this rank any more, besides for what it has not sent yet.
+
+        Where all ranks own slices, the live workers that are not behind have made its step (`Replicas.are_at`): until
+        then they may need slices from each other, and new owners. Else those that are given a state have come to it.
+        """
+        if not self._all_own:
+            return not self._replicas.being_given([worker for worker in self._live if worker not in over_on])
         return self._replicas.are_at(self._allreduce.steps, self._live, over_on)
 
     @property
