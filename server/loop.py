@@ -25,7 +25,7 @@ from psgc.server.verification import Checks
 from psgc.transport import Transport
 
 LAST_STEP = 3.0  # seconds that workers have for a step that only shows that their replicas are right
-SETTLED = 0.003  # seconds after which all workers have begun an iteration, if its parameters have reached them
+SETTLED = 0.003  # seconds after which all workers have begun an iteration, if they have made the step before it
 
 
 class Server:
