@@ -5,7 +5,10 @@ import sys
 
 from hypothesis import settings
 
-settings.register_profile("psgc", deadline=None)  # on a busy machine any example may take long; pytest's timeout holds
+# On a busy machine any example may take long: pytest's timeout holds. The examples are the same ones each time;
+# `pytest --hypothesis-profile random` looks for others.
+settings.register_profile("psgc", deadline=None, derandomize=True, database=None)
+settings.register_profile("random", deadline=None)
 settings.load_profile("psgc")
 
 # Tests run side by side, and threads on all cores that wait for each other take many times as long. NumPy's BLAS reads

@@ -218,7 +218,9 @@ class WorkerState:
 
     def closed(self, iteration: int) -> None:
         """The sum of `iteration` is here: nothing more of it is to be done. What is held may still be committed."""
-        if iteration == self.iteration:
+        if iteration > self.iteration:
+            self._early.append((iteration, WorkerState.closed, ()))
+        elif iteration == self.iteration:
             self._queue.clear()
             self._unwanted = self._running is not None
 
