@@ -3,6 +3,8 @@
 import sys
 import threading
 from collections import Counter
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from psgc.config import Injection
 from psgc.data import ChunkSource, Dataset
 from psgc.errors import ModelError, UserError
 from psgc.workers import chunk_runner
-from psgc.workers.chunk_runner import ChunkRunner, Trial
+from psgc.workers.chunk_runner import ChunkRunner, Computed, Trial
 from psgc.workers.compute import ComputeThread, Gradients, rng_of
 from psgc.workers.emulation import Emulation
 from psgc.workers.encoder import Encoder
@@ -412,6 +414,22 @@ def test_times_are_measured_from_the_iterations_begin(run, clock):
 
     result = run(evaluate).results[0, 2]
     assert (result.start, result.seconds) == (7.0, 2.0)
+
+
+def test_what_comes_before_a_chunk_is_no_part_of_its_time(clock):
+    def prepare(work):
+        clock.now += 3.0
+        return 0.25, 0.5
+
+    def compute(*_):
+        clock.now += 2.0
+        return Computed(np.zeros(DIM), 0.0, True)
+
+    desk = FakeDesk([Work(0, 2, PARAMS, clock.now)], clock)
+    runner = ChunkRunner(desk, Backend(), Emulation("none", 1, 0), Injector(()), NO_TRIAL)
+    assert runner.run(SimpleNamespace(prepare=prepare, compute=compute, here=nullcontext))
+    result = desk.results[0, 2]
+    assert (result.start, result.seconds, result.held_out) == (3.0, 2.0, (0.25, 0.5))
 
 
 @pytest.mark.parametrize(

@@ -133,7 +133,8 @@ def test_callbacks_get_the_row_and_the_parameters_and_can_end_the_run():
         told.append((row["iteration"], row["loss"], params.tolist()))
         return row["loss"] < 0.5
 
-    keeper, heard, _ = kept(every=0, callbacks=Callbacks([least, lambda row, params: row.clear()]))
+    others = [lambda row, params: row.clear(), lambda row, params: row["loss"]]  # only True ends a run
+    keeper, heard, _ = kept(every=0, callbacks=Callbacks([least, *others]))
     assert not keeper.stepped(1, IterationRecord(0, 0.7), np.ones(2))
     assert keeper.stepped(2, IterationRecord(1, 0.4), np.zeros(2))
     assert told == [(0, 0.7, [1, 1]), (1, 0.4, [0, 0])]

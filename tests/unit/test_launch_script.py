@@ -128,6 +128,7 @@ LOST = "psgc launch: the run failed: rank 0 or a host was lost: mpirun ended, bu
     [
         (named() + summary("done") + "; exit 137", 0, ""),
         (named() + summary("failed") + "; exit 0", 1, ""),
+        (named() + summary("done") + """; echo '{"exit_code": 3}' > $PSGC_FOLDER/exited.json; exit 0""", 3, ""),
         (named(), 1, LOST + "HERE/out/summary.json was not written\n"),
         ("exit 0", 1, LOST + "no rank 0 of the script has said how it ended\n"),
         ("exit 1", 1, ""),

@@ -85,6 +85,8 @@ def test_settings_are_those_of_a_yaml():
     assert (config.optimizer.kind, config.optimizer.lr, config.iterations) == ("adam", 0.5, 3)
     assert (config.coding.parts, config.batch) == (2, None)
     steps = {"kind": "momentum", "lr": 0.1, "momentum": 0.5}
+    given = settings_of("it", problem, None, None, more | {"optimizer": steps, "lr": 0.3}).optimizer
+    assert (given.lr, given.momentum) == (0.3, 0.5), "the argument lr counts"
     assert settings_of("it", problem, None, None, more | {"optimizer": steps}).optimizer.momentum == 0.5
     with pytest.raises(UserError, match=r"^it: optimizer.kind: expected sgd, .*, got 'adamm'$"):
         settings_of("it", problem, None, None, more | {"optimizer": "adamm", "lr": 0.1})

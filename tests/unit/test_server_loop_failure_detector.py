@@ -82,6 +82,19 @@ def test_who_is_lost_and_heard_again_takes_part_from_the_next_iteration_on(make_
     assert begun == [0, 1]
 
 
+@pytest.mark.parametrize("is_lost", [False, True])
+def test_who_sends_nonsense_is_lost_unless_a_lost_worker_says_so(make_run, is_lost):
+    run = make_run(replication=WORKERS)
+
+    def script():
+        yield from run.seconds(LONG if is_lost else 1, *alive(2, 3, 4))
+        yield [said(1, Kind.REFUSED, worker=3)]
+        yield everything(0, 2)
+
+    run.follow(script(), 1)
+    assert run.lost.keys() == ({1} if is_lost else {3})
+
+
 def test_to_whom_nothing_leaves_is_lost(make_run):
     run = make_run(replication=WORKERS)
     asked = []
