@@ -77,17 +77,17 @@ class AllReduce:
     @property
     def steps(self) -> int:
         """The iteration that the replica is at; -1 when it has no parameters yet."""
-        return self._blocks.participant.steps
+        return self._blocks.exchange.steps
 
     @property
     def is_behind(self) -> bool:
         """Whether only the state of another rank gets the replica on, and none waits here for the end of its step."""
-        it, waiting = self._blocks.participant, self._receiver.waiting
+        it, waiting = self._blocks.exchange, self._receiver.waiting
         return it.is_behind and not (waiting is not None and it.can_use(waiting))
 
     def is_at(self, iteration: int) -> bool:
         """Whether gradients of `iteration` can be computed here, although it may be behind."""
-        return self._blocks.participant.is_at(iteration)
+        return self._blocks.exchange.is_at(iteration)
 
     @property
     def nap(self) -> float:
@@ -113,7 +113,7 @@ class AllReduce:
 
     def awaited(self, iteration: int) -> set[int]:
         """The ranks whose accumulators this one lacks for the slices that it owns."""
-        return self._blocks.participant.awaited(iteration)
+        return self._blocks.exchange.awaited(iteration)
 
     # what comes
 
@@ -206,7 +206,7 @@ class AllReduce:
 
     def _load(self) -> bool:
         """Whether a state that this rank waited for is here."""
-        if (found := self._receiver.complete()) is None or not self._blocks.participant.can_use(found[0]):
+        if (found := self._receiver.complete()) is None or not self._blocks.exchange.can_use(found[0]):
             return False
         iteration, vectors, numbers = found
         self.replica.load(Snapshot(iteration, tuple(vectors), numbers))

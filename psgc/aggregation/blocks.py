@@ -1,4 +1,4 @@
-"""The coded all-reduce of one rank over MPI: carries out what its `Participant` says, on arrays.
+"""The coded all-reduce of one rank over MPI: carries out what its `Exchange` says, on arrays.
 
 Every block that is sent lies in a buffer of its own, with its stamp behind it: an accumulator is copied into one block
 by block, a block of the gradient is summed into one. So accumulators are never tied up by MPI. Buffers are used again
@@ -9,16 +9,15 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from psgc.aggregation import protocol as part
-from psgc.aggregation.exchange import Send
+from psgc.aggregation.exchange import Exchange
 from psgc.aggregation.map import Contributor, Map
-from psgc.aggregation.participant import Participant
 from psgc.aggregation.pool import Pool
-from psgc.aggregation.slices import Block, block_entries
+from psgc.aggregation.protocol import BlockKey
+from psgc.aggregation.slices import block_entries
 from psgc.backend import Array, Backend, copy, part_length
 from psgc.iteration import Moment
 from psgc.messages import BlockName, pack_block, stamp
@@ -30,12 +29,11 @@ LOOKS, LONGEST_NAP = 4.0, 2e-3  # looks at MPI while a block is sent, and second
 SHORT, SHORT_NAP = 1 << 16, 2e-4  # bytes of a gradient, and seconds between two looks for one that is shorter
 OTHER_LOOKS = 4.0  # times as many looks while no block is sent or awaited: for control messages
 
-Name = tuple[int, int, int, Contributor | None]  # iteration, attempt, block; and whose accumulator, or the gradient
 Accumulators = Mapping[tuple[int, int], Array]  # (role, serial) -> (part_length,)
 
 
 @dataclass(slots=True)
-class _Sending:
+class _UnderWay:
     """size: bytes; event: what follows when it has ended; is_needed: whether its buffer is needed after that."""
 
     handle: Sending
@@ -75,10 +73,10 @@ class Blocks:
         self._parts = coding_matrix.shape[1]
         self._dim, self._entries, self._columns = dim, part_length(dim, self._parts), dim // self._parts
         self._step, self._have, self._behind, self._at, self._refused = step, have, behind, at, refused
-        self.participant = Participant(transport.rank, self._parts)
+        self.exchange = Exchange(transport.rank, self._parts)
         self._accumulators: Accumulators = {}  # of the newest map
-        self._buffers: dict[Name, Array] = {}
-        self._sendings: list[_Sending] = []
+        self._buffers: dict[BlockKey, Array] = {}
+        self._sendings: list[_UnderWay] = []
         self._gradients: dict[int, Array] = {}
         self._spare: list[Array] = []  # gradients that are not used
         self._usual = LEAST_LONG / LONG  # seconds that a send takes
@@ -98,12 +96,12 @@ class Blocks:
         """A block of `length` entries is here, in a buffer of the pool."""
         self._carried[iteration] += length * self._dtype.itemsize
         contributor = Contributor(source, name.role, name.serial) if name.role else None
-        event = part.Arrived(source, iteration, name.attempt, name.block, contributor, length)
-        if (iteration, name.attempt, name.block, contributor) in self._buffers:
+        event = part.Arrived(source, BlockKey(iteration, name.attempt, name.block, contributor), length)
+        if event.key in self._buffers:
             self._pool.give_back(buffer)
             self._refuse(event)
             return
-        self._buffers[iteration, name.attempt, name.block, contributor] = buffer
+        self._buffers[event.key] = buffer
         self._bring(event)
 
     def carried(self, iteration: int) -> int:
@@ -126,7 +124,7 @@ class Blocks:
     @property
     def is_busy(self) -> bool:
         """Whether something is left to be sent, or awaited."""
-        return bool(self._sendings) or self.participant.is_busy
+        return bool(self._sendings) or self.exchange.is_busy
 
     def chosen(self, iteration: int, others: dict[int, int]) -> None:
         """The gradient is to be made of version 0 of each slice; others: version by slice where it is not."""
@@ -138,7 +136,7 @@ class Blocks:
 
     def stepped(self, reuse: bool = True) -> None:
         """The step that was to be made is made. reuse: whether the memory of its gradient is free again."""
-        gradient = self._gradients.pop(self.participant.steps)
+        gradient = self._gradients.pop(self.exchange.steps)
         if reuse:
             self._spare.append(gradient)
         self._bring(part.Stepped())
@@ -156,45 +154,44 @@ class Blocks:
     def left(self, rank: int) -> None:
         """`rank` takes no part any more."""
         self._transport.forget(rank)
-        self._bring(part.Left(rank))
+        self._bring(part.RankLeft(rank))
 
     def poll(self) -> None:
         """Go on with what has been sent, and past destinations that take long."""
         now = time.monotonic()
         long = max(LEAST_LONG, LONG * self._usual)
         sendings, self._sendings = self._sendings, []
-        ended: list[_Sending] = []
+        ended: list[_UnderWay] = []
         for sending in sendings:
             (ended if sending.handle.is_done else self._sendings).append(sending)
         for sending in ended:
             took = now - sending.since
             self._usual += (min(took, long) - self._usual) / 16
-            self._carried[sending.event.iteration] += sending.size
+            self._carried[sending.event.send.key.iteration] += sending.size
             self._pool.sent(sending.buffer, sending.handle)
             if not sending.is_needed:
                 self._pool.give_back(sending.buffer)
             if took < long:
-                self._bring(part.Held(sending.event.send.dest, False))
+                self._bring(part.TakesLong(sending.event.send.dest, False))
             self._bring(sending.event)
         for dest in {sending.event.send.dest for sending in self._sendings if now - sending.since > long}:
-            self._bring(part.Held(dest))
+            self._bring(part.TakesLong(dest))
 
     # what follows
 
     def _bring(self, event: part.Event) -> None:
-        for instruction in self.participant.handle(event):
+        for instruction in self.exchange.handle(event):
             match instruction:
-                case part.SendBlock(iteration, attempt, send):
-                    self._send(iteration, attempt, send)
-                case part.SumBlock(iteration, attempt, number, contributors):
-                    self._sum(iteration, attempt, number, contributors)
-                case part.Place(iteration, attempt, number):
-                    self._place(iteration, attempt, number)
-                case part.Drop():
-                    assert isinstance(event, part.Arrived)
-                    self._release(event.iteration, event.attempt, event.block, event.contributor)
+                case part.SendBlock():
+                    self._send(instruction)
+                case part.SumBlock(key, contributors):
+                    self._sum(key, contributors)
+                case part.Place(key):
+                    self._place(key)
+                case part.Drop(key):
+                    self._release(key)
                 case part.Refuse(refused):
-                    self._release(refused.iteration, refused.attempt, refused.block, refused.contributor)
+                    self._release(refused.key)
                     self._refuse(refused)
                 case part.Have(iteration, attempt, number):
                     self._have(iteration, attempt, number)
@@ -205,35 +202,40 @@ class Blocks:
                 case part.Forget(iteration, attempt):
                     self._forget(iteration, attempt)
 
-    def _send(self, iteration: int, attempt: int, send: Send) -> None:
+    def _send(self, send: part.SendBlock) -> None:
         """The block of an accumulator is copied now, that of the gradient is ready."""
-        block, contributor = self.participant.block(iteration, attempt, send.block), send.contributor
-        entries = self._size(block)
+        key, contributor = send.key, send.key.contributor
+        block = self.exchange.block(key)
+        entries = block.stop - block.start
         if contributor is None:
-            buffer, entries = self._buffers[iteration, attempt, send.block, None], self._parts * entries
+            buffer, entries = self._buffers[key], self._parts * entries
         else:
             buffer = self._pool.take()
             accumulator = self._accumulators[contributor.role, contributor.serial]
             copy(self._backend, buffer[:entries], accumulator[block.start : block.stop])
-            name = BlockName(attempt, contributor.serial, contributor.role, send.block)
-            stamp(self._pool.message(buffer, entries), iteration, pack_block(name))
+            self._stamp(buffer, entries, key)
         handle = self._transport.send_vector(send.dest, self._pool.message(buffer, entries))
-        sent = part.Sent(iteration, attempt, send)
-        self._at("sending" if contributor else "passing_on", iteration)
+        self._at("sending" if contributor else "passing_on", key.iteration)
         size = entries * self._dtype.itemsize
-        self._sendings.append(_Sending(handle, size, sent, buffer, contributor is None, time.monotonic()))
+        self._sendings.append(_UnderWay(handle, size, part.Sent(send), buffer, contributor is None, time.monotonic()))
 
-    def _sum(self, iteration: int, attempt: int, number: int, contributors: Iterable[Contributor]) -> None:
+    def _stamp(self, buffer: Array, entries: int, key: BlockKey) -> None:
+        _, role, serial = key.contributor or (0, 0, 0)
+        name = BlockName(key.attempt, serial, role, key.number)
+        stamp(self._pool.message(buffer, entries), key.iteration, pack_block(name))
+
+    def _sum(self, key: BlockKey, contributors: Iterable[Contributor]) -> None:
         """Part k of the block is the sum over contributors j of R[j, k] y_j."""
-        block = self.participant.block(iteration, attempt, number)
-        size, buffer = self._size(block), self._pool.take()
+        block, buffer = self.exchange.block(key), self._pool.take()
+        size = block.stop - block.start
         whole = buffer[: self._parts * size]
         work = whole if isinstance(whole, self._backend.xp.ndarray) else self._backend.xp.empty(whole.size, self._dtype)
         for place, contributor in enumerate(contributors):
+            coded_key = key._replace(contributor=contributor)
             if contributor.rank == self._transport.rank:
                 coded = self._accumulators[contributor.role, contributor.serial][block.start : block.stop]
             else:
-                coded = self._backend.asarray(self._buffers[iteration, attempt, number, contributor][:size])
+                coded = self._backend.asarray(self._buffers[coded_key][:size])
             row = self._rows[contributor.role - 1]
             if place == 0 and self._parts == 1:  # one pass in place of two
                 self._backend.xp.multiply(coded, float(row[0]), out=work)
@@ -242,29 +244,26 @@ class Blocks:
                     work[:] = 0
                 self._backend.combine(work.reshape(self._parts, size), row[:, None], coded[None])
             if contributor.rank != self._transport.rank:
-                self._release(iteration, attempt, number, contributor)
+                self._release(coded_key)
         if work is not whole:
             copy(self._backend, whole, work)
-        stamp(self._pool.message(buffer, whole.size), iteration, pack_block(BlockName(attempt, 0, 0, number)))
-        self._buffers[iteration, attempt, number, None] = buffer
-        self._at("summing", iteration)
+        self._stamp(buffer, whole.size, key)
+        self._buffers[key] = buffer
+        self._at("summing", key.iteration)
 
-    def _place(self, iteration: int, attempt: int, number: int) -> None:
-        block, gradient = self.participant.block(iteration, attempt, number), self.gradient(iteration)
-        buffer, size = self._buffers[iteration, attempt, number, None], self._size(block)
-        stop = min(block.stop, self._columns)
+    def _place(self, key: BlockKey) -> None:
+        (owner, first, last), gradient = self.exchange.block(key), self.gradient(key.iteration)
+        buffer, size = self._buffers[key], last - first
+        stop = min(last, self._columns)
         for row in range(self._parts):
             start = row * self._columns
-            copy(
-                self._backend,
-                gradient[start + block.start : start + stop],
-                buffer[row * size : row * size + stop - block.start],
-            )
-        if block.stop > self._columns:  # the last column, of the entries that are left over
+            part_of_row = buffer[row * size : row * size + stop - first]
+            copy(self._backend, gradient[start + first : start + stop], part_of_row)
+        if last > self._columns:  # the last column, of the entries that are left over
             rest = gradient[self._parts * self._columns :]
             copy(self._backend, rest, buffer[size - 1 : self._parts * size : size][: rest.size])
-        if block.owner != self._transport.rank:
-            self._release(iteration, attempt, number, None)
+        if owner != self._transport.rank:
+            self._release(key)
 
     def gradient(self, iteration: int) -> Array:
         """(dim,): the gradient, as far as it is here."""
@@ -274,20 +273,17 @@ class Blocks:
         return self._gradients[iteration]
 
     def _refuse(self, event: part.Arrived) -> None:
-        what = "a sum" if event.contributor is None else f"role {event.contributor.role}"
-        where = f"block {event.block} of {what}, attempt {event.attempt} of iteration {event.iteration}"
+        iteration, attempt, number, contributor = event.key
+        what = "a sum" if contributor is None else f"role {contributor.role}"
+        where = f"block {number} of {what}, attempt {attempt} of iteration {iteration}"
         self._refused(event.source, f"{where}, with {event.length} entries, which it was not to send")
 
-    def _release(self, *name: Any) -> None:
-        self._pool.give_back(self._buffers.pop(name))
+    def _release(self, key: BlockKey) -> None:
+        self._pool.give_back(self._buffers.pop(key))
 
     def _forget(self, iteration: int, attempt: int | None) -> None:
         self._at("passed_on", iteration)
-        for name in [name for name in self._buffers if name[0] == iteration and attempt in (None, name[1])]:
-            self._release(*name)
-        if attempt is None and iteration in self._gradients and iteration != self.participant.steps:
+        for key in [key for key in self._buffers if key.iteration == iteration and attempt in (None, key.attempt)]:
+            self._release(key)
+        if attempt is None and iteration in self._gradients and iteration != self.exchange.steps:
             self._spare.append(self._gradients.pop(iteration))
-
-    @staticmethod
-    def _size(block: Block) -> int:
-        return block.stop - block.start

@@ -1,305 +1,328 @@
-"""The data exchange of the coded all-reduce: what one rank sends and sums for one map, as a pure state machine.
+"""One rank's part in the exchanges of a run, as a pure state machine: no clock, no MPI, no arrays.
 
-No clock, no MPI, no arrays. Events go in, instructions come out; the caller carries them out in order. Every receiver
-has an `Exchange` with the same `Plan`. It is driven by MPI in production and by a virtual network in simulation.
+Events go in, instructions come out (`psgc.aggregation.protocol`, whose table says what may come when); the caller
+carries them out in order. `psgc.aggregation.blocks` does so on arrays, `psgc simulate` on a virtual network. How blocks
+travel within one attempt is in `psgc.aggregation.attempts`. What comes of them:
 
-A contributor sends each block of its accumulators to the owner of the block. The owner sums a block (decodes it, with
-several parts) and sends the block of the gradient, `parts` times as long, to all other receivers. The rules:
-
-1. A rank sends nothing before `Begin`, which says that its own accumulators are complete. Blocks may arrive before.
-2. At most WINDOW sends of a rank are under way: many senders to one receiver at once are what costs.
-3. Sends are staggered: each rank begins with the rank after itself, so that at any time all ranks receive from
-   different ones. The first blocks of all slices go first, then the second blocks, and so on.
-4. Blocks of accumulators go before blocks of the gradient, since other ranks wait for the former to sum.
-5. An owner sums a block when the blocks of all contributors are there, in the order of contributors. So the gradient
-   does not depend on the order of arrival, and no block is summed twice.
-6. A destination that takes long is *held*: sends to it do not count in the window, and there is one at a time.
-7. `Finish` comes once, when all blocks of the gradient are here. Sends may then still be left: `is_done` says when none
-   is, and accumulators and gradient are needed until then.
-8. `Closed` says which blocks of the gradient count. All of these have been summed: no more accumulators are sent or
-   awaited, and the other blocks are neither sent nor awaited.
-9. After `Quit` a rank waits only for what it has to sum for others.
-10. An event that no correct rank can cause (a block that arrives twice, at a rank that does not own it, or from a rank
-   that does not contribute it, and the end of a send that is not under way) raises ProtocolError and changes nothing.
+1. A rank makes step t when it has the closed version of every slice of iteration t. It makes the steps in order.
+2. A *version* of a slice is the attempt in which it was summed. Of attempt 0 blocks go into the gradient as they come;
+   of later attempts they are kept until `Chosen` (on rank 0) or `Closed` says which version counts. Blocks that count
+   have been summed: no more accumulators are sent or awaited, nor other blocks of the gradient.
+3. Blocks may come before their map. They are kept. Those of iterations whose step is made are dropped. One that no
+   correct rank sends (that comes twice, at a rank that does not own it, or from a rank that does not contribute it) is
+   refused, and changes nothing.
+4. A rank that a map leaves out is *behind*: it does not follow that iteration and those before, and says so. `Loaded`
+   ends that: the replica has the state of another rank. What it has to sum for others it sums all the same. So does
+   a rank whose replica is wrong (`Dropped`).
+5. A rank that has left is sent nothing. A rank that lacks a closed slice whose owner has left is behind as well.
 """
 
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 
-from psgc.aggregation.map import Contributor
-from psgc.aggregation.slices import Block, Slice, cut
+from psgc.aggregation.attempts import Attempt, Iteration
+from psgc.aggregation.map import Map, Routes
+from psgc.aggregation.protocol import (
+    TRANSITIONS,
+    Arrived,
+    BlockKey,
+    Chosen,
+    Closed,
+    Drop,
+    Dropped,
+    Event,
+    FallBehind,
+    Forget,
+    Instruction,
+    Loaded,
+    Mapped,
+    Phase,
+    RankLeft,
+    Refuse,
+    SendBlock,
+    Sent,
+    Step,
+    Stepped,
+    SumBlock,
+    TakesLong,
+)
+from psgc.aggregation.slices import Block
 from psgc.errors import ProtocolError
 
-WINDOW = 2  # sends under way: while one is on the link the next is ready
 EVENTS_KEPT = 20  # for the report of a ProtocolError
 
 
-# what happens
-
-
-@dataclass(frozen=True, slots=True)
-class Begin:
-    """The accumulators of this rank are complete."""
-
-
-@dataclass(frozen=True, slots=True)
-class Arrived:
-    """A block is here from `source`: of an accumulator, or of the gradient when `contributor` is None."""
-
-    source: int
-    block: int
-    contributor: Contributor | None
-
-
-@dataclass(frozen=True, slots=True)
-class Sent:
-    """A send has ended: its memory may be used again, as far as the transport is concerned."""
-
-    send: "Send"
-
-
-@dataclass(frozen=True, slots=True)
-class Held:
-    """A send to `dest` takes long."""
-
-    dest: int
-
-
-@dataclass(frozen=True, slots=True)
-class Left:
-    """`rank` takes no part any more: nothing is sent to it."""
-
-    rank: int
-
-
-@dataclass(frozen=True, slots=True)
-class Closed:
-    """Only these blocks of the gradient count, and all of them have been summed."""
-
-    blocks: frozenset[int]
-
-
-@dataclass(frozen=True, slots=True)
-class Quit:
-    """This rank does not need the gradient any more. What it owes to others it still does."""
-
-
-Event = Begin | Arrived | Sent | Held | Left | Closed | Quit
-
-
-# what is to be done
-
-
-@dataclass(frozen=True, slots=True)
-class Send:
-    """Send to `dest` a block of an accumulator, or of the gradient when `contributor` is None."""
-
-    dest: int
-    block: int
-    contributor: Contributor | None
-
-
-@dataclass(frozen=True, slots=True)
-class Sum:
-    """Sum or decode the block from the accumulators of these, in this order: a block of the gradient."""
-
-    block: int
-    contributors: tuple[Contributor, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Finish:
-    """The whole gradient of the map's slices is here."""
-
-
-Instruction = Send | Sum | Finish
-
-
-class Plan:
-    """Who sends what to whom for one map; the same on all ranks.
-
-    receivers: the ranks that get the gradient, ascending; contributors: of every accumulator, in the order of roles;
-    blocks: of the coded vector, by number, in the order of their entries.
-
-    Args:
-        receivers: ranks, in any order.
-        contributors: in any order. A rank may have several accumulators, and need not have any.
-        slices: in the order of their entries, each owned by a receiver; an owner may have several.
-        most: entries of a block.
-
-    Raises ValueError when these do not fit each other.
-    """
-
-    def __init__(
-        self, receivers: Iterable[int], contributors: Iterable[Contributor], slices: Sequence[Slice], most: int
-    ) -> None:
-        self.receivers = tuple(sorted(set(receivers)))
-        self.contributors = tuple(sorted(contributors, key=lambda one: (one.role, one.serial, one.rank)))
-        if not self.contributors or len(set(self.contributors)) < len(self.contributors):
-            raise ValueError(f"expected different contributors, got {self.contributors}")
-        starts, stops = [part.start for part in slices], [0, *(part.stop for part in slices)]
-        if not slices or any(a < b for a, b in zip(starts, stops, strict=False)):
-            raise ValueError(f"expected slices in the order of their entries, got {slices}")
-        if any(a >= b for a, b in zip(starts, stops[1:], strict=True)):
-            raise ValueError(f"expected slices that are not empty, got {slices}")
-        named = {one.rank for one in self.contributors} | {part.owner for part in slices}
-        if strangers := named - set(self.receivers):
-            raise ValueError(f"ranks {sorted(strangers)} contribute or own, but are not receivers")
-        blocks: list[Block] = []
-        rounds: dict[int, list[int]] = {}  # the first blocks of all slices, the second blocks, ...
-        for part in slices:
-            for place, block in enumerate(cut(part, most)):
-                rounds.setdefault(place, []).append(len(blocks))
-                blocks.append(block)
-        self.blocks = tuple(blocks)
-        self._rounds = [sorted(numbers, key=lambda number: blocks[number].owner) for numbers in rounds.values()]
-
-    def others(self, rank: int) -> list[int]:
-        """The other receivers, from the one after `rank` on."""
-        here = self.receivers.index(rank)
-        return [*self.receivers[here + 1 :], *self.receivers[:here]]
-
-    def coded_sends(self, rank: int) -> Iterator[Send]:
-        """All blocks of accumulators that `rank` sends, in order."""
-        own = [contributor for contributor in self.contributors if contributor.rank == rank]
-        if not own:
-            return
-        for numbers in self._rounds:
-            after = [number for number in numbers if self.blocks[number].owner > rank]
-            before = [number for number in numbers if self.blocks[number].owner < rank]
-            for number in [*after, *before]:
-                for contributor in own:
-                    yield Send(self.blocks[number].owner, number, contributor)
-
-
 class Exchange:
-    """One rank's side of the exchange. held: destinations that are held from the start.
+    """parts: of the gradient, so that a block of it is so many times as long as one of an accumulator.
 
-    Raises ValueError when the rank is not a receiver.
+    steps: how many steps the replica has made: the iteration that is next or under way; -1 before `Loaded`.
+
+    An iteration is forgotten when it is past and nothing is left to be sent.
     """
 
-    def __init__(self, plan: Plan, rank: int, held: Iterable[int] = ()) -> None:
-        self._plan, self._rank = plan, rank
-        self._others = plan.others(rank)
-        self._begun = False
-        self._queue = deque(plan.coded_sends(rank))
-        self._under_way: list[Send] = []
-        self._waiting: dict[int, deque[Send]] = {dest: deque() for dest in held}  # sends to those that are held
-        own = [number for number, block in enumerate(plan.blocks) if block.owner == rank]
-        # by own block the contributors whose blocks are not there; none is left when the block is summed
-        self._missing = {number: set(plan.contributors) for number in own}
-        self._absent = set(range(len(plan.blocks)))  # blocks of the gradient
-        self._may_be_late = False  # whether blocks of the gradient may come that are not awaited
+    def __init__(self, rank: int, parts: int = 1) -> None:
+        self._rank, self._parts = rank, parts
+        self.steps = -1
+        self._iterations: dict[int, Iteration] = {}
+        self._held: set[int] = set()
+        self._left: set[int] = set()
+        self._stepping = False
+        self.is_behind = False
+        self._is_wrong = False  # the replica, which is not gone on from
+        self._dropped = -1  # this iteration and those before are not followed
         self._events: deque[Event] = deque(maxlen=EVENTS_KEPT)
 
-    @property
-    def is_finished(self) -> bool:
-        """Whether the whole gradient is here."""
-        return not self._absent
+    # what can be asked
+
+    def block(self, key: BlockKey) -> Block:
+        """What a block is a part of."""
+        return self._iterations[key.iteration].attempts[key.attempt].routes.blocks[key.number]
 
     @property
-    def is_done(self) -> bool:
-        """Whether the whole gradient is here and nothing is left to be sent."""
-        return not (self._absent or self._queue or self._under_way or any(self._waiting.values()))
+    def is_busy(self) -> bool:
+        """Whether blocks are awaited, or left to be sent."""
+        return any(iteration.attempts for iteration in self._iterations.values())
 
     @property
-    def awaited(self) -> set[int]:
-        """The ranks whose accumulators this one lacks for the blocks that it is to sum."""
-        return {one.rank for missing in self._missing.values() for one in missing} - {self._rank}
+    def is_empty(self) -> bool:
+        """Whether nothing is kept of any iteration."""
+        return not self._iterations
+
+    def awaited(self, iteration: int) -> set[int]:
+        """The ranks whose accumulators this one lacks for the slices that it owns."""
+        known = self._iterations.get(iteration)
+        attempts = known.attempts.values() if known else ()
+        return {one.rank for attempt in attempts for missing in attempt.missing.values() for one in missing}
+
+    def is_at(self, iteration: int) -> bool:
+        """Whether the replica is where gradients of `iteration` can be computed, whoever gets their sum."""
+        return self.steps == iteration and not self._is_wrong
+
+    def can_use(self, iteration: int) -> bool:
+        """Whether this rank gets on with the state of another one at the beginning of `iteration`."""
+        return iteration > self.steps - self._is_wrong and iteration >= self._dropped
+
+    def phase(self, iteration: int) -> Phase:
+        if iteration < self.steps or iteration <= self._dropped:
+            return "past"
+        if self._stepping and iteration == self.steps:
+            return "stepping"
+        known = self._iterations.get(iteration)
+        return known.phase if known else "awaited"
+
+    # what happens
 
     def handle(self, event: Event) -> list[Instruction]:
-        """What is to be done after `event`, in order. Raises ProtocolError, and then changes nothing."""
-        if not self._is_possible(event):
-            raise self._illegal(event)
+        """What is to be done after `event`, in order. Raises ProtocolError when it is illegal; that changes nothing."""
+        number, is_possible = self._concerns(event)
+        may_follow = None if number is None else TRANSITIONS[type(event)].get(self.phase(number))
+        if number is not None and (may_follow is None or not is_possible):
+            text = f"exchange: {event} is not allowed at rank {self._rank}, iteration {number} is {self.phase(number)}"
+            raise ProtocolError(text, self._events)
         self._events.append(event)
-        instructions: list[Instruction] = []
-        match event:
-            case Arrived(_, block, None):
-                instructions += self._have(block) if block in self._absent else []
-            case Arrived(_, block, Contributor() as contributor):
-                self._missing[block].remove(contributor)
-                instructions += self._sum_if_complete(block)
-            case Sent(send):
-                self._under_way.remove(send)
-            case Begin():
-                self._begun = True
-                mine = {contributor for contributor in self._plan.contributors if contributor.rank == self._rank}
-                for block, missing in self._missing.items() if mine else ():
-                    missing -= mine
-                    instructions += self._sum_if_complete(block)
-            case Held(dest):
-                self._waiting.setdefault(dest, deque())
-            case Left(rank):
-                self._others = [other for other in self._others if other != rank]
-                self._queue = deque(send for send in self._queue if send.dest != rank)
-                self._waiting.pop(rank, None)
-            case Closed(blocks):
-                instructions += self._close(blocks)
-            case Quit():
-                self._may_be_late = True
-                self._absent &= {number for number in self._missing if self._missing[number]}
-        return instructions + (self._next() if self._begun else [])
-
-    def _is_possible(self, event: Event) -> bool:
-        match event:
-            case Arrived(source, block, None):
-                owned_by_source = 0 <= block < len(self._plan.blocks) and self._plan.blocks[block].owner == source
-                return owned_by_source and source != self._rank and (block in self._absent or self._may_be_late)
-            case Arrived(source, block, contributor):
-                is_others = contributor is not None and source == contributor.rank != self._rank
-                return is_others and contributor in self._missing.get(block, ())
-            case Sent(send):
-                return send in self._under_way
-            case Begin():
-                return not self._begun
-            case _:
-                return True
-
-    def _illegal(self, event: Event) -> ProtocolError:
-        state = "done" if self.is_done else "exchanging" if self._begun else "waiting to begin"
-        return ProtocolError(f"exchange: {event} is not allowed at rank {self._rank}, {state}", self._events)
-
-    def _next(self) -> list[Instruction]:
-        """The sends that may begin now."""
-        instructions: list[Instruction] = []
-        busy = {send.dest for send in self._under_way}
-        for dest, waiting in self._waiting.items():
-            if waiting and dest not in busy:
-                instructions.append(waiting.popleft())
-        in_window = sum(send.dest not in self._waiting for send in self._under_way)
-        while self._queue and in_window < WINDOW:
-            send = self._queue.popleft()
-            if (waiting_for := self._waiting.get(send.dest)) is None:
-                in_window += 1
-                instructions.append(send)
-            elif waiting_for or send.dest in busy:
-                waiting_for.append(send)
-            else:
-                busy.add(send.dest)
-                instructions.append(send)
-        self._under_way += [send for send in instructions if isinstance(send, Send)]
+        if may_follow == ():
+            return []
+        instructions = self._react(event)
+        assert may_follow is None or number is None or self.phase(number) in may_follow, event
         return instructions
 
-    def _sum_if_complete(self, block: int) -> list[Instruction]:
-        if self._missing[block] or block not in self._absent:  # the latter: it does not count
+    def _concerns(self, event: Event) -> tuple[int | None, bool]:
+        """The iteration that an event belongs to, if it belongs to one, and whether it is possible there."""
+        match event:
+            case Mapped(map):
+                return map.iteration, True
+            case Arrived(_, key):
+                return key.iteration, True
+            case Sent(SendBlock(_, key) as send):
+                attempt = self._attempt(key)
+                return key.iteration, attempt is not None and send in attempt.under_way
+            case Chosen(iteration) | Closed(iteration):
+                return iteration, True
+            case Stepped():
+                return self.steps, self._stepping
+        return None, True
+
+    def _attempt(self, key: BlockKey) -> Attempt | None:
+        known = self._iterations.get(key.iteration)
+        return known.attempts.get(key.attempt) if known else None
+
+    def _react(self, event: Event) -> list[Instruction]:
+        match event:
+            case Mapped(map, most):
+                return self._mapped(map, most)
+            case Arrived():
+                return self._arrived(event)
+            case Sent(send):
+                attempt = self._iterations[send.key.iteration].attempts[send.key.attempt]
+                attempt.under_way.remove(send)
+                return [*attempt.due(), *self._clear()]
+            case TakesLong(dest, is_so):
+                return self._take_long(dest, is_so)
+            case Chosen(iteration, others):
+                return self._choose(iteration, others)
+            case Closed(iteration, others):
+                return self._close(iteration, others)
+            case RankLeft(rank):
+                return self._leave(rank)
+            case Stepped():
+                self._stepping = False
+                self.steps += 1
+                return self._quit() + self._step_if_complete()
+            case Loaded(iteration):
+                return self._loaded(iteration)
+            case Dropped():
+                self._is_wrong, missed = True, self.steps + self._stepping - 1
+                return self._fall_behind(missed, missed)
+
+    # maps
+
+    def _mapped(self, map: Map, most: int) -> list[Instruction]:
+        self._left -= set(map.receivers)
+        instructions = self._give_up_before(map.iteration)
+        is_there = self.steps + self._stepping == map.iteration and not self._is_wrong  # or about to be
+        if self._rank not in map.receivers:  # if its replica is there it may still be asked to redo what is lost
+            return instructions + self._fall_behind(map.iteration, map.iteration - is_there)
+        self.is_behind = self.is_behind and not is_there
+        iteration = self._iterations.setdefault(map.iteration, Iteration())
+        attempt = iteration.add(Routes(map, most), self._rank, self._held.intersection(map.receivers))
+        for block, missing in attempt.missing.items():
+            instructions += [] if missing else self._sum(attempt, block)
+        instructions += attempt.due()
+        early, iteration.early = iteration.early, []
+        for event in early:
+            instructions += self._arrived(event)
+        return instructions
+
+    # blocks
+
+    def _arrived(self, event: Arrived) -> list[Instruction]:
+        number, _, block, contributor = event.key
+        attempt = self._attempt(event.key)
+        if self.phase(number) == "past" and (contributor is None or attempt is None):
+            return [Drop(event.key)]
+        if attempt is None:
+            self._iterations.setdefault(number, Iteration()).early.append(event)
             return []
-        self._queue.extend(Send(dest, block, None) for dest in self._others)
-        return [Sum(block, self._plan.contributors), *self._have(block)]
+        if not attempt.is_possible(event, self._parts):
+            return [Refuse(event)]
+        if contributor is None:
+            attempt.absent.discard(block)
+            return self._got(event.key)
+        missing = attempt.missing[block]
+        missing.remove(contributor)
+        return [] if missing else [*self._sum(attempt, block), *attempt.due()]
 
-    def _have(self, block: int) -> list[Instruction]:
+    def _sum(self, attempt: Attempt, block: int) -> list[Instruction]:
+        """The last accumulator of an own block is here."""
+        if block not in attempt.absent:  # it does not count
+            return []
+        attempt.pass_on(block)
+        key = attempt.key(block)
+        return [SumBlock(key, attempt.routes.map.contributors), *self._got(key)]
+
+    def _got(self, key: BlockKey) -> list[Instruction]:
         """A block of the gradient is here."""
-        self._absent.remove(block)
-        return [] if self._absent else [Finish()]
+        if self.phase(key.iteration) == "past":
+            return []
+        return self._iterations[key.iteration].got(key) + self._step_if_complete()
 
-    def _close(self, blocks: Collection[int]) -> list[Instruction]:
-        self._may_be_late = True
+    # the end of an iteration
 
-        def counts(send: Send) -> bool:
-            return send.contributor is None and send.block in blocks
+    def _close(self, number: int, others: dict[int, int]) -> list[Instruction]:
+        iteration = self._iterations[number]
+        instructions = self._choose(number, others) if iteration.versions is None else []
+        iteration.phase = "closed"
+        return instructions + self._step_if_complete()
 
-        self._queue = deque(filter(counts, self._queue))
-        self._waiting = {dest: deque(filter(counts, sends)) for dest, sends in self._waiting.items()}
-        were_absent = bool(self._absent)
-        self._absent &= set(blocks) - self._missing.keys()  # those of this rank that are not summed are not needed
-        return [Finish()] if were_absent and not self._absent else []
+    def _choose(self, number: int, others: dict[int, int]) -> list[Instruction]:
+        iteration = self._iterations[number]
+        instructions = iteration.choose(others)
+        if self._left.intersection(iteration.lacks()):
+            return instructions + self._fall_behind(number, number)
+        return instructions + iteration.place_kept()
+
+    def _step_if_complete(self) -> list[Instruction]:
+        if (
+            self.is_behind
+            or self.phase(self.steps) != "closed"
+            or any(True for _ in self._iterations[self.steps].lacks())
+        ):
+            return []
+        self._stepping = True
+        return [Step(self.steps)]
+
+    def _clear(self) -> list[Instruction]:
+        """Forget the attempts of past iterations of which nothing is left to be sent."""
+        instructions: list[Instruction] = []
+        for number, attempts in self._past():
+            done = [version for version, attempt in attempts.items() if attempt.is_done]
+            for version in done:
+                del attempts[version]
+            if not attempts:
+                del self._iterations[number]
+            instructions += [Forget(number, version) for version in done] if attempts else [Forget(number, None)]
+        return instructions
+
+    def _past(self) -> list[tuple[int, dict[int, Attempt]]]:
+        return [(number, it.attempts) for number, it in self._iterations.items() if self.phase(number) == "past"]
+
+    # ranks that are slow, lost or behind
+
+    def _take_long(self, dest: int, is_so: bool) -> list[Instruction]:
+        if not is_so:
+            self._held.discard(dest)
+            return []
+        if dest in self._held:
+            return []
+        self._held.add(dest)
+        return self._everywhere(lambda attempt: attempt.hold(dest))
+
+    def _leave(self, rank: int) -> list[Instruction]:
+        self._left.add(rank)
+        instructions = self._everywhere(lambda attempt: attempt.leave(rank)) + self._clear()
+        for number, iteration in self._iterations.items():
+            if self.phase(number) != "past" and rank in iteration.lacks():
+                return instructions + self._fall_behind(number, number)
+        return instructions
+
+    def _everywhere(self, change: Callable[[Attempt], object]) -> list[Instruction]:
+        instructions: list[Instruction] = []
+        for iteration in self._iterations.values():
+            for attempt in iteration.attempts.values():
+                change(attempt)
+                instructions += attempt.due()
+        return instructions
+
+    def _fall_behind(self, number: int, dropped: int) -> list[Instruction]:
+        self.is_behind = True
+        self._dropped = max(self._dropped, dropped)
+        return [*self._quit(), FallBehind(number)]
+
+    def _quit(self) -> list[Instruction]:
+        """Wait for nothing more of past iterations."""
+        for number, attempts in self._past():
+            self._iterations[number].kept.clear()
+            for attempt in attempts.values():
+                attempt.quit()
+        return self._clear()
+
+    def _give_up_before(self, number: int) -> list[Instruction]:
+        """All iterations before this one are closed. One whose end was not said here is not followed.
+
+        That is so when this rank was lost meanwhile, and when a state comes before the end of the iteration before.
+        """
+        instructions: list[Instruction] = []
+        for past, iteration in self._iterations.items():
+            if past < number and iteration.versions is None:
+                self._dropped = max(self._dropped, past)
+                self.is_behind = self.is_behind or past >= self.steps
+                for attempt in iteration.attempts.values():
+                    attempt.close(range(len(attempt.slice_of)))
+                    instructions += attempt.due()
+        return instructions + self._quit()
+
+    def _loaded(self, number: int) -> list[Instruction]:
+        self.is_behind = number == self._dropped  # it may redo what is lost, but its sum does not come here
+        self._stepping, self._is_wrong = False, False
+        self.steps, self._dropped = number, number - 1
+        return self._give_up_before(number) + self._step_if_complete()

@@ -1,16 +1,38 @@
-"""What happens to a participant of the coded all-reduce (`psgc.aggregation.participant`), and what it wants done."""
+"""What happens to one rank's part in the exchanges (`psgc.aggregation.exchange`), what it wants done, and when.
+
+The *phase* of an iteration on this rank:
+
+* *awaited*: its map has not come;
+* *summing*: blocks come and go, and it is not known which versions of the slices count;
+* *chosen*: on rank 0, where all that counts is then here; the step waits for the end of the iteration;
+* *closed*: what counts is still coming;
+* *stepping*: the replica makes the step;
+* *past*: its step is made, or will not be made here.
+"""
 
 from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
-from psgc.aggregation.exchange import Send
 from psgc.aggregation.map import Contributor, Map
+
+Phase = Literal["awaited", "summing", "chosen", "closed", "stepping", "past"]
+
+
+class BlockKey(NamedTuple):
+    """Which block: of an accumulator, or of the gradient when `contributor` is None; number: in its map's `Routes`."""
+
+    iteration: int
+    attempt: int
+    number: int
+    contributor: Contributor | None = None
+
 
 # what happens
 
 
 @dataclass(frozen=True, slots=True)
 class Mapped:
-    """A map has come. most: entries of a block."""
+    """A map has come, and what this rank contributes to it is complete. most: entries of a block."""
 
     map: Map
     most: int
@@ -18,31 +40,26 @@ class Mapped:
 
 @dataclass(frozen=True, slots=True)
 class Arrived:
-    """A block is here; as `exchange.Arrived`, of this iteration and attempt. length: entries; None: as it should be."""
+    """A block is here from `source`. length: entries; None: as it should be."""
 
     source: int
-    iteration: int
-    attempt: int
-    block: int
-    contributor: Contributor | None
+    key: BlockKey
     length: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """A send has ended."""
+    """A send has ended: its memory may be used again, as far as the transport is concerned."""
 
-    iteration: int
-    attempt: int
-    send: Send
+    send: "SendBlock"
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class TakesLong:
     """Sends to `dest` take long; or they do not any more."""
 
     dest: int
-    is_held: bool = True
+    is_so: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,15 +82,15 @@ class Closed:
 
 
 @dataclass(frozen=True, slots=True)
-class Left:
-    """`rank` takes no part any more."""
-
-    rank: int
+class Stepped:
+    """The replica has made the step that it was to make."""
 
 
 @dataclass(frozen=True, slots=True)
-class Stepped:
-    """The replica has made the step that it was to make."""
+class RankLeft:
+    """`rank` takes no part any more."""
+
+    rank: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +105,22 @@ class Dropped:
     """The replica is wrong, also after the step that it may be making."""
 
 
-Event = Mapped | Arrived | Sent | Held | Chosen | Closed | Left | Stepped | Loaded | Dropped
+Event = Mapped | Arrived | Sent | TakesLong | Chosen | Closed | Stepped | RankLeft | Loaded | Dropped
+
+# For each event the phases in which its iteration may be, and those that may follow. (): the event is ignored; no
+# entry: it is illegal. The events that belong to no one iteration may always come.
+# fmt: off
+TRANSITIONS: dict[type[Event], dict[Phase, tuple[Phase, ...]]] = {
+    Mapped:  {"awaited": ("awaited", "summing", "past"), "summing": ("summing", "past"), "past": ()},
+    Arrived: {"awaited": ("awaited",), "summing": ("summing",), "chosen": ("chosen",), "closed": ("closed", "stepping"),
+              "stepping": ("stepping",), "past": ("past",)},
+    Sent:    {"summing": ("summing",), "chosen": ("chosen",), "closed": ("closed",), "stepping": ("stepping",),
+              "past": ("past",)},
+    Chosen:  {"summing": ("chosen", "past")},
+    Closed:  {"awaited": (), "summing": ("closed", "stepping", "past"), "chosen": ("closed", "stepping"), "past": ()},
+    Stepped: {"stepping": ("past",), "past": ("past",)},
+}
+# fmt: on
 
 
 # what is to be done
@@ -96,20 +128,17 @@ Event = Mapped | Arrived | Sent | Held | Chosen | Closed | Left | Stepped | Load
 
 @dataclass(frozen=True, slots=True)
 class SendBlock:
-    """Carry out this send of an exchange; `Sent` says that it has ended."""
+    """Send this block to `dest`; `Sent` says that it has ended."""
 
-    iteration: int
-    attempt: int
-    send: Send
+    dest: int
+    key: BlockKey
 
 
 @dataclass(frozen=True, slots=True)
 class SumBlock:
-    """Make a block of the gradient from the blocks of these contributors, in this order. They are then not needed."""
+    """Make a block of the gradient from those of these contributors, in this order. They are then not needed."""
 
-    iteration: int
-    attempt: int
-    block: int
+    key: BlockKey
     contributors: tuple[Contributor, ...]
 
 
@@ -117,14 +146,14 @@ class SumBlock:
 class Place:
     """Copy a block, which is here or was summed here, into the gradient of its iteration."""
 
-    iteration: int
-    attempt: int
-    block: int
+    key: BlockKey
 
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """The block that has just arrived is not needed."""
+    """This block, which has just arrived, is not needed."""
+
+    key: BlockKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +181,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Forget:
-    """Nothing is needed any more of an exchange; of all exchanges of the iteration when `attempt` is None."""
+    """Nothing is needed any more of an attempt; of all attempts of the iteration when `attempt` is None."""
 
     iteration: int
     attempt: int | None

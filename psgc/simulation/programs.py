@@ -18,8 +18,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
-from psgc.aggregation.exchange import Arrived, Begin, Event, Exchange, Finish, Plan, Send, Sent
-from psgc.aggregation.map import Contributor
+from psgc.aggregation import protocol
+from psgc.aggregation.exchange import Exchange
+from psgc.aggregation.map import Contributor, Map, Routes
 from psgc.aggregation.slices import block_entries, least_slice, make_slices
 from psgc.messages import RECORD
 from psgc.schedules import SCHEDULES
@@ -139,22 +140,29 @@ class _CodedAllreduce(Target):
 
         entries = -(-self._links.dim // parts)
         self._ranks, self._all_own = range(workers + 1), most is not None
-        self._plan = self._make_plan(entries, self._ranks[1:])
-        self._by_symmetry = most is not None and 2 * len(self._ranks) * len(self._plan.blocks) > most
+        self._map, self._most = self._make_map(entries, self._ranks[1:])
+        self._by_symmetry = most is not None and 2 * len(self._ranks) * self._blocks() > most
         if self._by_symmetry:
             entries = -(-entries // len(self._ranks)) * len(self._ranks)  # for slices of one size
-            self._plan = self._make_plan(entries, self._ranks)
+            self._map, self._most = self._make_map(entries, self._ranks)
+        self._per_slice = self._blocks() // len(self._map.slices)  # by symmetry
         simulated = self._ranks[:1] if self._by_symmetry else self._ranks
-        self._exchanges = {rank: Exchange(self._plan, rank) for rank in simulated}
+        self._exchanges = {rank: Exchange(rank, parts) for rank in simulated}
+        for exchange in self._exchanges.values():
+            exchange.handle(protocol.Loaded(0))
         self._mapped = 0  # workers that have the map
-        self._awaited = dict.fromkeys(self._queues, 2)  # the end of the exchange, and CLOSE
+        self._missing = len(self._map.slices)  # at rank 0
 
-    def _make_plan(self, entries: int, contributors: Iterable[int]) -> Plan:
+    def _make_map(self, entries: int, contributors: Iterable[int]) -> tuple[Map, int]:
+        """The map, and the entries of a block."""
         itemsize = self._links.itemsize
         rates = {rank: self._links.rate if self._all_own or not rank else 0.0 for rank in self._ranks}
         slices = make_slices(entries, self._parts, rates, least_slice(itemsize))
-        own = [Contributor(rank, rank, 0) for rank in contributors]
-        return Plan(self._ranks, own, slices, block_entries(slices, itemsize))
+        own = tuple(Contributor(rank, rank, 0) for rank in contributors)
+        return Map(0, 0, tuple(self._ranks), own, tuple(slices)), block_entries(slices, itemsize)
+
+    def _blocks(self) -> int:
+        return len(Routes(self._map, self._most).blocks)
 
     def run(self) -> Traffic:
         for worker in self._queues:
@@ -188,52 +196,53 @@ class _CodedAllreduce(Target):
 
     def share(self, contributors: object) -> None:
         if not self._by_symmetry:
-            self._handle(0, Begin())
+            self._handle(0, protocol.Mapped(self._map, self._most))
         for worker in self._queues:
-            self._tell(0, worker, partial(self._begin_exchange, worker))  # MAP, the same as in the iteration before
+            self._tell(0, worker, partial(self._read_map, worker))  # MAP, the same as in the iteration before
 
     def finish(self) -> None:
         """Rank 0 has the gradient; by symmetry the others have it at the same time."""
         for worker in self._queues:
             if self._by_symmetry:
-                self._awaited[worker] -= 1
-            self._tell(0, worker, partial(self._step_if_closed, worker))  # CLOSE
+                self._tell(0, worker, partial(self._step, worker))  # CLOSE
+            else:
+                self._tell(0, worker, partial(self._handle, worker, protocol.Closed(0, {})))
 
     # the exchange
 
-    def _begin_exchange(self, worker: int) -> None:
+    def _read_map(self, worker: int) -> None:
         self._mapped += 1
         if not self._by_symmetry:
-            self._handle(worker, Begin())
+            self._handle(worker, protocol.Mapped(self._map, self._most))
         elif self._mapped == self._workers:
-            self._handle(0, Begin())
+            self._handle(0, protocol.Mapped(self._map, self._most))
 
-    def _handle(self, rank: int, event: Event) -> None:
+    def _handle(self, rank: int, event: protocol.Event) -> None:
         for instruction in self._exchanges[rank].handle(event):
             match instruction:
-                case Send():
+                case protocol.SendBlock():
                     self._send(rank, instruction)
-                case Finish() if rank == 0:
-                    self._bring(events.Summed())
-                case Finish():
-                    self._step_if_closed(rank)
+                case protocol.Have() if rank == 0:
+                    self._missing -= 1
+                    if not self._missing:
+                        self._bring(events.Summed())
+                case protocol.Step():
+                    self._step(rank)
 
-    def _send(self, rank: int, send: Send) -> None:
-        dest, number, contributor = send.dest, send.block, send.contributor
-        block = self._plan.blocks[number]
-        size = (block.stop - block.start) * self._links.itemsize * (self._parts if contributor is None else 1)
+    def _send(self, rank: int, send: protocol.SendBlock) -> None:
+        dest, key, contributor = send.dest, send.key, send.key.contributor
+        _, start, stop = self._exchanges[rank].block(key)
+        size = (stop - start) * self._links.itemsize * (self._parts if contributor is None else 1)
+        source = rank
         if self._by_symmetry:  # what rank 0 sends to `dest`, rank -dest sends to rank 0
-            count, blocks = len(self._ranks), len(self._plan.blocks)
-            number = (number - dest * (blocks // count)) % blocks
+            count, each = len(self._ranks), self._per_slice
             source = -dest % count
-            contributor = contributor and Contributor(source, source, 0)
-            arrived = partial(self._handle, 0, Arrived(source, number, contributor))
-        else:
-            arrived = partial(self._handle, dest, Arrived(rank, number, contributor))
-        self._network.send(rank, dest, size, arrived, partial(self._handle, rank, Sent(send)))
+            number = (key.number - dest * each) % (count * each)
+            key = key._replace(number=number, contributor=contributor and Contributor(source, source, 0))
+        receiver = 0 if self._by_symmetry else dest
+        arrived = partial(self._handle, receiver, protocol.Arrived(source, key))
+        self._network.send(rank, dest, size, arrived, partial(self._handle, rank, protocol.Sent(send)))
 
-    def _step_if_closed(self, worker: int) -> None:
-        self._awaited[worker] -= 1
-        if not self._awaited[worker]:
-            self._seconds = self._network.now
-            self._tell(worker, 0, nothing)  # STEPPED
+    def _step(self, worker: int) -> None:
+        self._seconds = self._network.now
+        self._tell(worker, 0, nothing)  # STEPPED

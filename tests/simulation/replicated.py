@@ -204,7 +204,7 @@ class ReplicatedWorld(World):
 
     def check_empty(self, it: allreduce.AllReduce) -> None:
         blocks, giver = it._blocks, it._giver
-        assert not blocks.participant._iterations, "exchanges are left over"
+        assert blocks.exchange.is_empty, "exchanges are left over"
         assert not it.is_busy
         assert not blocks._buffers
         assert not blocks._sendings

@@ -3,7 +3,7 @@
 import pytest
 
 from psgc.aggregation.blocks import Blocks
-from psgc.aggregation.participant import Participant
+from psgc.aggregation.exchange import Exchange
 from psgc.aggregation.pool import Pool
 from psgc.aggregation.replica import Replica
 from psgc.server import outbox, summing
@@ -60,9 +60,9 @@ def test_a_schedule_that_goes_wrong_is_named(monkeypatch, capsys, wrong):
 
 PLACE = Blocks._place
 ALLREDUCE_DEFECTS = [
-    (Participant, "_clear", lambda self: [], "exchanges are left over"),
+    (Exchange, "_clear", lambda self: [], "exchanges are left over"),
     (Pool, "sent", lambda *_: None, "a vector has changed while it was being sent"),
-    (Blocks, "_place", lambda self, *block: block[2] or PLACE(self, *block), "Not equal to tolerance"),
+    (Blocks, "_place", lambda self, key: key.number or PLACE(self, key), "Not equal to tolerance"),
     (Blocks, "chosen", lambda *_: None, "the server has read another gradient"),
     (Replica, "load", lambda self, state: self.start(state.steps, state.vectors[0]), "differs at"),
     (summing, "COLLECTING", "redoing", "a map while something is done again"),

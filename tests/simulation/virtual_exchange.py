@@ -1,4 +1,4 @@
-"""One exchange of a coded all-reduce on a virtual network: participants, and rank 0 that looks for late owners.
+"""One exchange of a coded all-reduce on a virtual network: every rank, and rank 0 that looks for late owners.
 
 Links may differ. A rank may be stuck from some time on: nothing leaves it, and what comes to it is not read.
 """
@@ -9,8 +9,8 @@ from math import inf
 from typing import Any
 
 from psgc.aggregation import protocol as part
+from psgc.aggregation.exchange import Exchange
 from psgc.aggregation.map import Contributor, Map
-from psgc.aggregation.participant import Participant
 from psgc.aggregation.slices import block_entries
 from psgc.server.owners import Owners
 from psgc.simulation.network import VirtualNetwork
@@ -40,8 +40,8 @@ class VirtualExchange:
         self._idle, self._stuck, self._ranks = idle, stuck or {}, range(len(rates))
         self._owners = Owners(self._ranks, entries, 1, ITEMSIZE, TIMEOUT)
         self._owners.begin(0)
-        self._participants = [Participant(rank) for rank in self._ranks]
-        for it in self._participants:
+        self._exchanges = [Exchange(rank) for rank in self._ranks]
+        for it in self._exchanges:
             it.handle(part.Loaded(0))
         self._carried, self._unheard = Counter[int](), Counter[int]()
         self.maps: dict[int, Map] = {}
@@ -80,7 +80,7 @@ class VirtualExchange:
             return
         now = self._network.now
         self._owners.moved(0, self._carried[0], now)
-        self._send(self._owners.late(self._ranks, now, lambda: self._participants[0].awaited(0)))
+        self._send(self._owners.late(self._ranks, now, lambda: self._exchanges[0].awaited(0)))
         self._after(self.least / LOOKS, self._look)
 
     def _speak(self, worker: int, again: bool = False) -> None:
@@ -94,7 +94,7 @@ class VirtualExchange:
     def _bring(self, rank: int, event: part.Event) -> None:
         if self._is_stuck(rank):
             return
-        for instruction in self._participants[rank].handle(event):
+        for instruction in self._exchanges[rank].handle(event):
             match instruction:
                 case part.SendBlock():
                     self._send_block(rank, instruction)
@@ -103,20 +103,19 @@ class VirtualExchange:
                     if self._owners.is_complete:
                         self.took = min(self.took, self._network.now)
 
-    def _send_block(self, source: int, what: part.SendBlock) -> None:
-        send = what.send
-        _, start, stop = self._participants[source].block(0, what.attempt, send.block)
+    def _send_block(self, source: int, send: part.SendBlock) -> None:
+        _, start, stop = self._exchanges[source].block(send.key)
         size = ITEMSIZE * (stop - start)
 
         def sent() -> None:
             self._carried[source] += size
-            self._bring(source, part.Sent(0, what.attempt, send))
+            self._bring(source, part.Sent(send))
 
         def arrived() -> None:
             self._carried[send.dest] += size
             self._unheard[send.dest] += 1
             if send.dest and self._unheard[send.dest] % HEARD == 0:
                 self._speak(send.dest)
-            self._bring(send.dest, part.Arrived(source, 0, what.attempt, send.block, send.contributor))
+            self._bring(send.dest, part.Arrived(source, send.key))
 
         self._network.send(source, send.dest, size, arrived, sent)

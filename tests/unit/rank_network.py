@@ -7,8 +7,8 @@
 from collections import Counter, defaultdict
 
 from psgc.aggregation import protocol as part
+from psgc.aggregation.exchange import Exchange
 from psgc.aggregation.map import Contributor
-from psgc.aggregation.participant import Participant
 from psgc.server.owners import Owners
 from psgc.server.replicas import Replicas
 
@@ -18,48 +18,46 @@ ENTRIES, MOST, ITEMSIZE = 7, 2, 8
 class Rank:
     def __init__(self, network, rank):
         self.network, self.rank = network, rank
-        self.participant = Participant(rank)
+        self.exchange = Exchange(rank)
         self.control, self.to_server = [], []
         self.buffers, self.gradients, self.placed = {}, defaultdict(dict), Counter()
         self.sending = []  # Sent events that are due
         self.mapped = self.due = self.begun = -1
         self.is_stepping, self.is_dead = False, False
-        self.to_give, self.states = {}, []
+        self.to_give, self.states, self.left = {}, [], set()
         self.is_wrong = False  # its replica, as rank 0 knows
 
     def bring(self, event):
-        for instruction in self.participant.handle(event):
+        for instruction in self.exchange.handle(event):
             self.carry_out(instruction, event)
 
     def carry_out(self, instruction, event):
         match instruction:
-            case part.SendBlock(iteration, attempt, send):
-                if send.contributor is None:
-                    content = self.buffers[iteration, attempt, send.block, None]
+            case part.SendBlock(dest, key):
+                if key.contributor is None:
+                    content = self.buffers[key]
                 else:
-                    assert send.contributor.rank == self.rank
-                    assert self.mapped == self.begun == iteration, "the accumulator is not there any more"
-                    content = send.contributor
-                self.sending.append(part.Sent(iteration, attempt, send))
-                arrived = part.Arrived(self.rank, iteration, attempt, send.block, send.contributor)
-                self.network.under_way.append((send.dest, arrived, content))
-            case part.SumBlock(iteration, attempt, block, contributors):
+                    assert key.contributor.rank == self.rank
+                    assert self.mapped == self.begun == key.iteration, "the accumulator is not there any more"
+                    content = key.contributor
+                self.sending.append(part.Sent(instruction))
+                self.network.under_way.append((dest, part.Arrived(self.rank, key), content))
+            case part.SumBlock(key, contributors):
                 for one in contributors:
                     if one.rank == self.rank:
-                        assert self.mapped == self.begun == iteration
+                        assert self.mapped == self.begun == key.iteration
                     else:
-                        assert self.buffers.pop((iteration, attempt, block, one)) == one
-                self.buffers[iteration, attempt, block, None] = (iteration, attempt, contributors)
-            case part.Place(iteration, attempt, block):
-                where = self.participant.block(iteration, attempt, block)
-                self.placed[iteration, attempt, block] += 1
-                assert self.placed[iteration, attempt, block] == 1
-                content = self.buffers[iteration, attempt, block, None]
-                self.gradients[iteration] |= dict.fromkeys(range(where.start, where.stop), content)
-                if where.owner != self.rank:
-                    del self.buffers[iteration, attempt, block, None]
-            case part.Drop():
-                del self.buffers[event.iteration, event.attempt, event.block, event.contributor]
+                        assert self.buffers.pop(key._replace(contributor=one)) == one
+                self.buffers[key] = (key.iteration, key.attempt, contributors)
+            case part.Place(key):
+                owner, start, stop = self.exchange.block(key)
+                self.placed[key] += 1
+                assert self.placed[key] == 1
+                self.gradients[key.iteration] |= dict.fromkeys(range(start, stop), self.buffers[key])
+                if owner != self.rank:
+                    del self.buffers[key]
+            case part.Drop(key):
+                del self.buffers[key]
             case part.Have(iteration, attempt, number):
                 if self.rank == 0 and iteration == self.network.iteration:
                     self.network.owners.here(attempt, number, self.network.now)
@@ -71,12 +69,10 @@ class Rank:
                 assert self.rank, "rank 0 cannot fall behind"
                 self.to_server.append(("behind", iteration))
             case part.Forget(iteration, attempt):
-                names = [name for name in self.buffers if name[0] == iteration and attempt in (None, name[1])]
-                for name in names:
-                    del self.buffers[name]
-                under_way = {(sent.iteration, sent.attempt) for sent in self.sending}
-                assert not [one for one in under_way if one[0] == iteration and attempt in (None, one[1])]
-                if attempt is None and iteration != self.participant.steps:
+                over = lambda key: key.iteration == iteration and attempt in (None, key.attempt)  # noqa: E731
+                self.buffers = {key: content for key, content in self.buffers.items() if not over(key)}
+                assert not any(over(sent.send.key) for sent in self.sending)
+                if attempt is None and iteration != self.exchange.steps:
                     self.gradients.pop(iteration, None)
 
     def read(self, kind, value):
@@ -86,12 +82,14 @@ class Rank:
                 self.due = value
             case "map":
                 self.mapped = value.iteration
+                self.left -= set(value.receivers)
                 self.bring(part.Mapped(value, MOST))
             case "close":
                 self.bring(part.Closed(*value))
             case "left":
                 self.to_give.pop(value, None)
-                self.bring(part.Left(value))
+                self.left.add(value)
+                self.bring(part.RankLeft(value))
             case "drop":
                 self.bring(part.Dropped())
             case "give":
@@ -100,18 +98,18 @@ class Rank:
 
     def go_on(self):
         """What follows when the replica is at another iteration, or was told something."""
-        steps = self.participant.steps
+        steps = self.exchange.steps
         if not self.is_stepping:
             states, self.states = self.states, []
-            if usable := [state for state in states if self.participant.can_use(state)]:
+            if usable := [state for state in states if self.exchange.can_use(state)]:
                 self.load(max(usable))
                 return
             for dest, iteration in [*self.to_give.items()]:
                 if steps >= iteration:
                     del self.to_give[dest]
-                    if steps == iteration and dest not in self.participant._left:
+                    if steps == iteration and dest not in self.left:
                         self.network.states.append((dest, iteration))
-        if self.begun < self.due and self.participant.is_at(self.due):
+        if self.begun < self.due and self.exchange.is_at(self.due):
             self.begun = self.due
             self.to_server.append(("report", self.due))
 
@@ -124,13 +122,13 @@ class Rank:
 
     def stepped(self):
         self.is_stepping = False
-        del self.gradients[self.participant.steps]
+        del self.gradients[self.exchange.steps]
         self.bring(part.Stepped())
         self.moved()
 
     def moved(self):
-        if self.participant.is_at(self.participant.steps):
-            self.to_server.append(("stepped", self.participant.steps))
+        if self.exchange.is_at(self.exchange.steps):
+            self.to_server.append(("stepped", self.exchange.steps))
         self.go_on()
 
 
@@ -145,7 +143,7 @@ class Network:
         self.under_way, self.states = [], []
         self.maps, self.closed = {}, {}
         self.now, self.iteration = 0.0, -1
-        self.ranks[0].participant.handle(part.Loaded(0))
+        self.ranks[0].exchange.handle(part.Loaded(0))
         self.begin()
 
     # rank 0
@@ -223,7 +221,7 @@ class Network:
         }
         self.ranks[0].bring(part.Chosen(self.iteration, others))
         assert self.ranks[0].gradients[self.iteration] == self.closed[self.iteration], "read before it is there"
-        assert self.ranks[0].participant.steps == self.iteration, "a step before the end"
+        assert self.ranks[0].exchange.steps == self.iteration, "a step before the end"
         self.tell("close", (self.iteration, others))
         self.phase = "stepping"
         self.ranks[0].bring(part.Closed(self.iteration, others))
@@ -239,7 +237,7 @@ class Network:
         self.replicas.lost(worker, self.iteration)
         self.tell("left", worker)
         self.ranks[0].to_give.pop(worker, None)
-        self.ranks[0].bring(part.Left(worker))
+        self.ranks[0].bring(part.RankLeft(worker))
         self.reported.discard(worker)
         gone = [one for one in self.contributors if one.rank == worker]
         if gone and self.phase in ("collecting", "redoing"):
@@ -283,7 +281,7 @@ class Network:
             made.append((self.share,))
         if self.phase in ("collecting", "redoing") and self.owners.is_complete:
             made.append((self.close,))
-        if self.phase == "stepping" and self.ranks[0].participant.steps > self.iteration:
+        if self.phase == "stepping" and self.ranks[0].exchange.steps > self.iteration:
             made.append((self.begin,))
         return made
 
@@ -323,9 +321,8 @@ class Network:
         dest, arrived, content = self.under_way.pop(place)
         rank = self.ranks[dest]
         if not rank.is_dead:
-            name = (arrived.iteration, arrived.attempt, arrived.block, arrived.contributor)
-            assert name not in rank.buffers
-            rank.buffers[name] = content
+            assert arrived.key not in rank.buffers
+            rank.buffers[arrived.key] = content
             rank.bring(arrived)
 
     def deliver(self, place):
@@ -339,11 +336,11 @@ class Network:
         assert self.phase == "over" or not self.live
         for rank in self.ranks:
             if rank.rank in self.live | {0} and self.phase == "over":
-                needs = rank.rank and self.replicas._replicas[rank.rank].after is not None
-                assert needs or rank.participant.steps == self.last
+                needs = rank.rank and not self.replicas.following([rank.rank])
+                assert needs or rank.exchange.steps == self.last
                 assert needs or not rank.is_wrong
-                if rank.participant.steps == self.last:
-                    assert not rank.participant.is_busy
-                    assert not rank.participant._iterations
+                if rank.exchange.steps == self.last:
+                    assert not rank.exchange.is_busy
+                    assert rank.exchange.is_empty
                     assert not rank.buffers
                     assert not rank.gradients

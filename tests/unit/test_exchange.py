@@ -1,207 +1,226 @@
-"""The data exchange of the coded all-reduce: any plan, any order of arrivals, and everybody gets everything once."""
+"""How blocks travel in one exchange: any map, any order of arrivals, and everybody gets everything once."""
 
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from psgc.aggregation.exchange import (
-    WINDOW,
+from psgc.aggregation.attempts import WINDOW
+from psgc.aggregation.exchange import Exchange
+from psgc.aggregation.map import Contributor, Map, Routes
+from psgc.aggregation.protocol import (
+    TRANSITIONS,
     Arrived,
-    Begin,
+    BlockKey,
+    Chosen,
     Closed,
-    Exchange,
-    Finish,
-    Held,
-    Left,
-    Plan,
-    Quit,
-    Send,
+    Have,
+    Loaded,
+    Mapped,
+    Place,
+    RankLeft,
+    Refuse,
+    SendBlock,
     Sent,
-    Sum,
+    Step,
+    Stepped,
+    SumBlock,
+    TakesLong,
 )
-from psgc.aggregation.map import Contributor
 from psgc.aggregation.slices import Slice, make_slices
-from tests.unit.refusal import refused
-
-
-def equal_plan(ranks, contributors, entries, most):
-    return Plan(ranks, contributors, make_slices(entries, 1, dict.fromkeys(ranks, 1.0)), most)
+from psgc.errors import ProtocolError
+from tests.unit.refusal import refused, snapshot
 
 
 def own(rank, role=None):
     return Contributor(rank, role or rank, 0)
 
 
-def begun(plan, rank):
-    exchange = Exchange(plan, rank)
-    return exchange, exchange.handle(Begin())
+def equal_map(ranks, contributors, entries):
+    slices = make_slices(entries, 1, dict.fromkeys(ranks, 1.0))
+    return Map(0, 0, tuple(ranks), tuple(contributors), tuple(slices))
+
+
+def begun(map, rank, most=1):
+    exchange = Exchange(rank)
+    exchange.handle(Loaded(0))
+    return exchange, exchange.handle(Mapped(map, most))
+
+
+def key(number, contributor=None):
+    return BlockKey(0, 0, number, contributor)
+
+
+def to(dest, number, contributor=None):
+    return SendBlock(dest, key(number, contributor))
+
+
+def sends(instructions):
+    return [one for one in instructions if isinstance(one, SendBlock)]
 
 
 @st.composite
-def plans(draw):
+def maps(draw):
     """Some ranks contribute nothing, some in several roles, some own nothing, some own several slices."""
-    ranks = draw(st.lists(st.integers(0, 9), min_size=1, max_size=6, unique=True))
-    roles = draw(st.lists(st.integers(1, 20), min_size=1, max_size=6, unique=True))
+    ranks = sorted(draw(st.lists(st.integers(0, 9), min_size=1, max_size=6, unique=True)))
+    roles = sorted(draw(st.lists(st.integers(1, 20), min_size=1, max_size=6, unique=True)))
     contributors = [Contributor(draw(st.sampled_from(ranks)), role, draw(st.integers(0, 1))) for role in roles]
     bounds = sorted({0, *draw(st.lists(st.integers(1, 12), min_size=1, max_size=5))})
     slices = [Slice(draw(st.sampled_from(ranks)), a, b) for a, b in pairwise(bounds)]
-    return Plan(ranks, contributors, slices, draw(st.integers(1, 5)))
+    return Map(0, 0, tuple(ranks), tuple(contributors), tuple(slices)), draw(st.integers(1, 5))
 
 
 class Ranks:
-    """All ranks of a plan, and whatever is under way; `choose` says what happens next."""
+    """All ranks of a map, and whatever is under way; `choose` says what happens next."""
 
-    def __init__(self, plan, choose):
-        self.plan, self.choose = plan, choose
-        self.exchanges = {rank: Exchange(plan, rank) for rank in plan.receivers}
-        self.possible = [(rank, Begin()) for rank in plan.receivers]
+    def __init__(self, map, most, choose):
+        self.map, self.choose, self.blocks = map, choose, Routes(map, most).blocks
+        self.exchanges = {rank: Exchange(rank) for rank in map.receivers}
+        for exchange in self.exchanges.values():
+            exchange.handle(Loaded(0))
+        self.possible = [(rank, Mapped(map, most)) for rank in map.receivers]
         self.sending = Counter()
-        self.held = {rank: set() for rank in plan.receivers}  # (block, role) that it could sum
-        self.gradient = {rank: Counter() for rank in plan.receivers}  # how often it got a block
-        self.finished = Counter()
+        self.held = {rank: set() for rank in map.receivers}  # keys of accumulators' blocks that it could sum
+        self.gradient = {rank: Counter() for rank in map.receivers}  # how often it got a block
         self.begun = set()
 
     def run(self):
         while self.possible:
             if self.choose(20) == 0:
-                self.illegal(self.plan.receivers[self.choose(len(self.plan.receivers))])
+                self.illegal(self.map.receivers[self.choose(len(self.map.receivers))])
             self.happen(*self.possible.pop(self.choose(len(self.possible))))
 
     def happen(self, rank, event):
-        exchange, blocks = self.exchanges[rank], range(len(self.plan.blocks))
         match event:
-            case Begin():
+            case Mapped():
                 self.begun.add(rank)
-                self.held[rank] |= {(b, one) for b in blocks for one in self.plan.contributors if one.rank == rank}
-            case Arrived(_, block, None):
-                self.gradient[rank][block] += 1
-            case Arrived(_, block, role):
-                assert (block, role) not in self.held[rank]
-                self.held[rank].add((block, role))
+                mine = [one for one in self.map.contributors if one.rank == rank]
+                self.held[rank] |= {key(number, one) for number in range(len(self.blocks)) for one in mine}
+            case Arrived(_, what) if what.contributor:
+                assert what not in self.held[rank]
+                self.held[rank].add(what)
             case Sent():
                 self.sending[rank] -= 1
-        for instruction in exchange.handle(event):
+        for instruction in self.exchanges[rank].handle(event):
             match instruction:
-                case Sum(block, roles):
-                    assert self.plan.blocks[block].owner == rank
-                    assert list(roles) == sorted(self.plan.contributors, key=lambda one: one.role)
-                    assert all((block, role) in self.held[rank] for role in roles)
-                    self.gradient[rank][block] += 1
-                case Finish():
-                    self.finished[rank] += 1
-                    assert self.gradient[rank] == Counter(blocks)
-                case Send(dest, block, role):
-                    self.send(rank, dest, block, role)
+                case SumBlock(what, contributors):
+                    assert self.blocks[what.number].owner == rank
+                    assert contributors == self.map.contributors
+                    assert all(what._replace(contributor=one) in self.held[rank] for one in contributors)
+                case Place(what):
+                    self.gradient[rank][what.number] += 1
+                case SendBlock():
+                    self.send(rank, instruction)
         assert self.sending[rank] <= WINDOW
-        assert exchange.is_finished == (self.finished[rank] == 1)
 
-    def send(self, rank, dest, block, role):
+    def send(self, rank, send):
         assert rank in self.begun
-        assert dest in self.plan.receivers
-        assert dest != rank
-        has = self.gradient[rank][block] if role is None else (block, role) in self.held[rank]
+        assert rank != send.dest in self.map.receivers
+        has = send.key in self.held[rank] if send.key.contributor else self.gradient[rank][send.key.number]
         assert has, "sends what it does not have"
         self.sending[rank] += 1
-        self.possible += [(rank, Sent(Send(dest, block, role))), (dest, Arrived(rank, block, role))]
+        self.possible += [(rank, Sent(send)), (send.dest, Arrived(rank, send.key))]
 
     def illegal(self, rank):
-        """Everything that cannot happen at this rank now is refused."""
+        """Everything that cannot happen at this rank now is refused, and changes nothing."""
         exchange = self.exchanges[rank]
-        due = [event for who, event in self.possible if who == rank]
-        under_way = {event.send for event in due if isinstance(event, Sent)}
-        with refused(exchange):
-            exchange.handle(Sent(Send(rank, 0, None)))
-        for source in (rank, 99):
-            for role in (None, Contributor(source, 1, 9)):
-                with refused(exchange):
-                    exchange.handle(Arrived(source, 0, role))
-        role = self.plan.contributors[self.choose(len(self.plan.contributors))]
-        source = role.rank
-        for block in (-1, 0, len(self.plan.blocks) - 1, len(self.plan.blocks)):
-            known = 0 <= block < len(self.plan.blocks)
-            owner = self.plan.blocks[block].owner if known else 99
-            coded = Arrived(source, block, role)
-            if owner != rank or source == rank or (block, role) in self.held[rank]:
-                with refused(exchange):
-                    exchange.handle(coded)
-            if not known or owner == rank or self.gradient[rank][block]:
-                with refused(exchange):
-                    exchange.handle(Arrived(owner, block, None))
-            not_under_way = Send(self.plan.receivers[0], block, role)
-            if not_under_way not in under_way:
-                with refused(exchange):
-                    exchange.handle(Sent(not_under_way))
-        if rank in self.begun:
-            with refused(exchange):
-                exchange.handle(Begin())
+        under_way = [event.send for who, event in self.possible if who == rank and isinstance(event, Sent)]
+        role = self.map.contributors[self.choose(len(self.map.contributors))]
+        before = snapshot(exchange)
+        for number in (-1, 0, len(self.blocks) - 1, len(self.blocks)):
+            for send in (to(self.map.receivers[0], number, role), to(rank, number)):
+                if send not in under_way:
+                    with pytest.raises(ProtocolError):
+                        exchange.handle(Sent(send))
+            for event in self.strange(rank, role, number) if rank in self.begun else ():
+                assert exchange.handle(event) == [Refuse(event)]
+        assert snapshot(exchange) == before
+
+    def strange(self, rank, role, number):
+        owner = self.blocks[number].owner if 0 <= number < len(self.blocks) else None
+        yield from (Arrived(99, key(number)), Arrived(99, key(number, Contributor(99, 1, 9))))
+        if owner != rank or role.rank == rank or key(number, role) in self.held[rank]:
+            yield Arrived(role.rank, key(number, role))
+        if owner is None or owner == rank or self.gradient[rank][number]:
+            yield Arrived(rank if owner is None else owner, key(number))
 
 
 @settings(deadline=None, max_examples=60)
-@given(plan=plans(), choices=st.binary(min_size=30, max_size=30))
-def test_in_any_order_every_rank_gets_every_block_once_and_nobody_waits_for_ever(plan, choices):
+@given(what=maps(), choices=st.binary(min_size=30, max_size=30))
+def test_in_any_order_every_rank_gets_every_block_once_and_nobody_waits_for_ever(what, choices):
     numbers = iter(choices * 500)
-    ranks = Ranks(plan, lambda n: next(numbers) % n)
+    ranks = Ranks(*what, lambda n: next(numbers) % n)
     ranks.run()
-    assert all(exchange.is_done for exchange in ranks.exchanges.values())
-    assert ranks.finished == Counter(plan.receivers)
+    for rank, exchange in ranks.exchanges.items():
+        assert ranks.gradient[rank] == Counter(range(len(ranks.blocks)))
+        assert exchange.handle(Closed(0, {})) == [Step(0)]
+        exchange.handle(Stepped())
+        assert exchange.is_empty
 
 
 def test_sends_are_staggered_and_first_blocks_go_first():
-    plan = equal_plan(range(4), [own(rank) for rank in range(4)], entries=8, most=1)
-    assert [(send.dest, send.block) for send in plan.coded_sends(2)] == [(3, 6), (0, 0), (1, 2), (3, 7), (0, 1), (1, 3)]
-    assert plan.others(2) == [3, 0, 1]
+    routes = Routes(equal_map(range(4), [own(rank) for rank in range(4)], entries=8), most=1)
+    order = [(routes.blocks[number].owner, number) for number, _ in routes.coded_sends(2)]
+    assert order == [(3, 6), (0, 0), (1, 2), (3, 7), (0, 1), (1, 3)]
+    assert routes.others(2) == [3, 0, 1]
 
 
 def test_sends_are_staggered_by_owner_wherever_the_slices_lie():
-    plan = Plan(range(4), [own(0)], [Slice(3, 0, 1), Slice(1, 1, 2), Slice(2, 2, 3)], 1)
-    assert [send.dest for send in plan.coded_sends(0)] == [1, 2, 3]
+    slices = (Slice(3, 0, 1), Slice(1, 1, 2), Slice(2, 2, 3))
+    assert [send.dest for send in begun(Map(0, 0, (0, 1, 2, 3), (own(0),), slices), 0)[1]] == [1, 2]
 
 
 def test_a_rank_with_two_roles_sends_both():
-    plan = equal_plan([0, 1], [own(1), own(1, 5)], entries=2, most=1)
-    assert [*plan.coded_sends(1)] == [Send(0, 0, own(1)), Send(0, 0, own(1, 5))]
-    assert [*plan.coded_sends(0)] == []
+    map = equal_map([0, 1], [own(1), own(1, 5)], entries=2)
+    assert sends(begun(map, 1)[1]) == [to(0, 0, own(1)), to(0, 0, own(1, 5))]
+    assert begun(map, 0)[1] == []
 
 
 def test_blocks_of_accumulators_go_before_blocks_of_the_gradient():
-    plan = equal_plan([1, 2, 3], [own(1), own(2), own(3)], entries=6, most=1)
-    exchange, first = begun(plan, 1)
-    assert first == [Send(2, 2, own(1)), Send(3, 4, own(1))]
-    assert exchange.handle(Arrived(2, 0, own(2))) == []
-    assert exchange.handle(Arrived(3, 0, own(3))) == [Sum(0, (own(1), own(2), own(3)))]
-    left = [Send(2, 3, own(1)), Send(3, 5, own(1)), Send(2, 0, None), Send(3, 0, None)]
+    exchange, first = begun(equal_map([1, 2, 3], [own(1), own(2), own(3)], entries=6), 1)
+    assert first == [to(2, 2, own(1)), to(3, 4, own(1))]
+    assert exchange.handle(Arrived(2, key(0, own(2)))) == []
+    summed = SumBlock(key(0), (own(1), own(2), own(3)))
+    assert exchange.handle(Arrived(3, key(0, own(3)))) == [summed, Place(key(0))]
+    left = [to(2, 3, own(1)), to(3, 5, own(1)), to(2, 0), to(3, 0)]
     for ended, follows in zip([*first, *left], [*left, None, None], strict=True):
         assert exchange.handle(Sent(ended)) == ([follows] if follows else [])
 
 
-def test_nothing_is_sent_before_begin_but_what_arrives_is_summed():
-    plan = equal_plan([0, 1], [own(1)], entries=2, most=1)
-    exchange = Exchange(plan, 0)
-    assert exchange.handle(Arrived(1, 0, own(1))) == [Sum(0, (own(1),))]
-    assert exchange.handle(Arrived(1, 1, None)) == [Finish()]
-    assert not exchange.is_done
-    assert exchange.handle(Begin()) == [Send(1, 0, None)]
-    assert exchange.is_finished
-    assert not exchange.is_done
-    assert exchange.handle(Sent(Send(1, 0, None))) == []
-    assert exchange.is_done
-
-
-def test_a_single_rank_sums_and_has_finished():
-    _, instructions = begun(equal_plan([3], [own(3), own(3, 4)], entries=2, most=1), 3)
-    assert instructions == [Sum(0, (own(3), own(3, 4))), Sum(1, (own(3), own(3, 4))), Finish()]
+def test_a_single_rank_sums_and_has_everything():
+    both = own(3), own(3, 4)
+    _, instructions = begun(equal_map([3], both, entries=2), 3)
+    first = [SumBlock(key(0), both), Place(key(0))]
+    assert instructions == [*first, SumBlock(key(1), both), Place(key(1)), Have(0, 0, 0)]
 
 
 def test_an_error_lists_the_events_before_it():
-    exchange, _ = begun(equal_plan([0, 1], [own(1)], entries=2, most=1), 0)
+    exchange, _ = begun(equal_map([0, 1], [own(1)], entries=2), 0)
     with refused(exchange):
-        exchange.handle(Begin())
-    with pytest.raises(ValueError, match="not in tuple"):
-        Exchange(exchange._plan, 2)
-    assert [*exchange._events] == [Begin()]
+        exchange.handle(Stepped())
+    with pytest.raises(Exception, match=r"iteration 0 is summing\nEvents before it[^\n]*\n *Loaded[^\n]*\n *Mapped"):
+        exchange.handle(Stepped())
+
+
+def test_what_may_come_in_which_phase():
+    """By the table: all that has no entry there is refused."""
+    map = equal_map([0, 1], [own(1)], entries=2)
+    said = {Mapped: Mapped(map, 1), Chosen: Chosen(0, {}), Closed: Closed(0, {}), Stepped: Stepped()}
+    before = [Loaded(0), Mapped(map, 1), Arrived(1, key(0, own(1))), Arrived(1, key(1)), Chosen(0, {}), Closed(0, {})]
+    seen = set()
+    for count in range(1, len(before) + 1):
+        exchange = Exchange(0)
+        for event in before[:count]:
+            exchange.handle(event)
+        seen.add(phase := exchange.phase(0))
+        for kind, event in said.items():
+            if phase not in TRANSITIONS[kind]:
+                with refused(exchange):
+                    exchange.handle(event)
+    assert seen == {"awaited", "summing", "chosen", "stepping"}
 
 
 @pytest.mark.parametrize(
@@ -216,54 +235,50 @@ def test_an_error_lists_the_events_before_it():
         ([0, 1], [own(1)], [Slice(0, 0, 0)], "expected slices that are not empty"),
     ],
 )
-def test_a_plan_that_does_not_fit_together_is_refused(live, contributors, slices, said):
+def test_a_map_that_does_not_fit_together_is_refused(live, contributors, slices, said):
     with pytest.raises(ValueError, match=said):
-        Plan(live, contributors, slices, 2)
+        Routes(Map(0, 0, tuple(live), tuple(contributors), tuple(slices)), 2)
 
 
 def test_a_held_destination_gets_one_block_at_a_time():
-    plan = equal_plan([1, 2, 3], [own(1), own(2), own(3)], entries=9, most=1)
-    exchange, under_way = begun(plan, 1)
-    exchange.handle(Held(2))
-    under_way, to_2 = [*under_way], []
+    exchange, under_way = begun(equal_map([1, 2, 3], [own(1), own(2), own(3)], entries=9), 1)
+    under_way += exchange.handle(TakesLong(2))
+    to_2 = []
     while under_way:
         assert sum(send.dest == 2 for send in under_way) <= 1
         ended = under_way.pop()
         to_2.append(ended.dest == 2)
-        under_way += [send for send in exchange.handle(Sent(ended)) if isinstance(send, Send)]
+        under_way += sends(exchange.handle(Sent(ended)))
     assert sum(to_2) == 3
 
 
 def test_who_has_left_is_sent_nothing_more_also_when_it_was_held():
-    plan = equal_plan([1, 2, 3], [own(1), own(2), own(3)], entries=9, most=1)
-    exchange, under_way = begun(plan, 1)
-    under_way += exchange.handle(Held(2))
+    exchange, under_way = begun(equal_map([1, 2, 3], [own(1), own(2), own(3)], entries=9), 1)
+    under_way += exchange.handle(TakesLong(2))
     while to_3 := [send for send in under_way if send.dest == 3]:  # others to rank 2 wait meanwhile
         under_way.remove(to_3[0])
         under_way += exchange.handle(Sent(to_3[0]))
-    exchange.handle(Left(2))
+    exchange.handle(RankLeft(2))
     assert [send.dest for send in under_way] == [2]
     assert exchange.handle(Sent(under_way[0])) == []
-    exchange.handle(Closed(frozenset()))
-    assert exchange.is_done
 
 
-def test_who_has_quit_sums_what_others_need_and_waits_for_nothing_else():
-    plan = equal_plan([0, 1], [own(1)], entries=2, most=1)
-    exchange, _ = begun(plan, 0)
-    exchange.handle(Quit())
-    assert not exchange.is_done
-    summed, *_, passed_on = exchange.handle(Arrived(1, 0, own(1)))
-    assert (summed, passed_on) == (Sum(0, (own(1),)), Send(1, 0, None))
+def test_who_is_left_out_sums_what_others_need_and_waits_for_nothing_else():
+    map = equal_map([0, 1], [own(1)], entries=2)
+    exchange, _ = begun(replace(map, iteration=1), 0)  # which its replica has not reached
+    exchange.handle(Mapped(Map(1, 1, (1,), (own(1),), (Slice(1, 0, 2),)), 1))
+    assert exchange.is_behind
+    summed, passed_on = exchange.handle(Arrived(1, BlockKey(1, 0, 0, own(1))))
+    assert (summed, passed_on) == (SumBlock(BlockKey(1, 0, 0), (own(1),)), SendBlock(1, BlockKey(1, 0, 0)))
     exchange.handle(Sent(passed_on))
-    assert exchange.is_done
-    assert exchange.handle(Arrived(1, 1, None)) == []
+    assert exchange.is_empty
 
 
 def test_after_the_end_nobody_waits_for_accumulators_any_more():
-    plan = equal_plan([0, 1], [own(1)], entries=2, most=1)
-    exchange, _ = begun(plan, 0)
-    exchange.handle(Arrived(1, 1, None))
-    assert not exchange.is_done
-    assert exchange.handle(Closed(frozenset({0, 1}))) == [Finish()]
-    assert exchange.is_done
+    exchange, _ = begun(equal_map([0, 1], [own(1)], entries=2), 0)
+    exchange.handle(Arrived(1, key(1)))
+    exchange.handle(Mapped(Map(0, 1, (0, 1), (own(1),), (Slice(1, 0, 1),)), 1))
+    exchange.handle(Arrived(1, BlockKey(0, 1, 0)))
+    assert exchange.handle(Closed(0, {0: 1})) == [Place(BlockKey(0, 1, 0)), Step(0)]
+    exchange.handle(Stepped())
+    assert exchange.is_empty

@@ -1,4 +1,4 @@
-"""One rank's part in the coded all-reduce: any interleaving of messages, any loss, any change of owners."""
+"""Exchanges over the iterations of a run: any interleaving of messages, any loss, any change of owners."""
 
 from random import Random
 
@@ -7,9 +7,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from psgc.aggregation import protocol as part
-from psgc.aggregation.exchange import Send
+from psgc.aggregation.exchange import Exchange
 from psgc.aggregation.map import Contributor, Map
-from psgc.aggregation.participant import Participant
+from psgc.aggregation.protocol import BlockKey
 from psgc.aggregation.slices import Slice
 from tests.unit.rank_network import Network
 
@@ -25,8 +25,8 @@ def test_whatever_happens_ranks_step_with_what_was_closed_and_nobody_waits_for_e
     network.check()
 
 
-def participant(rank):
-    it = Participant(rank)
+def exchange(rank):
+    it = Exchange(rank)
     it.handle(part.Loaded(0))
     return it
 
@@ -41,74 +41,74 @@ def kinds(instructions):
 
 
 def test_who_was_away_sends_nothing_of_an_iteration_whose_end_it_was_not_told():
-    it = participant(1)
+    it = exchange(1)
     sends = it.handle(mapped(0))
-    assert [one.send for one in sends] == [Send(2, 2, ONE), Send(0, 0, ONE)]
+    assert sends == [part.SendBlock(2, BlockKey(0, 0, 2, ONE)), part.SendBlock(0, BlockKey(0, 0, 0, ONE))]
     it.handle(mapped(3, contributors=(TWO,)))
     assert it.is_behind
-    assert it.handle(part.Sent(0, 0, sends[0].send)) == []
-    assert it.handle(part.Sent(0, 0, sends[1].send)) == [part.Forget(0, None)]
+    assert it.handle(part.Sent(sends[0])) == []
+    assert it.handle(part.Sent(sends[1])) == [part.Forget(0, None)]
 
 
 def test_who_was_left_out_while_it_is_there_may_be_asked_to_redo_something():
-    it = participant(1)
+    it = exchange(1)
     assert it.handle(mapped(0, receivers=(0, 2), contributors=(TWO,))) == [part.FallBehind(0)]
-    assert it.handle(part.Arrived(2, 0, 1, 2, None)) == []  # before its map
+    assert it.handle(part.Arrived(2, BlockKey(0, 1, 2))) == []  # before its map
     redone = Contributor(1, 2, 1)
     assert part.Have not in kinds(it.handle(mapped(0, contributors=(redone,), attempt=1)))
     for block, owner in ((0, 0), (1, 0)):
-        it.handle(part.Arrived(owner, 0, 1, block, None))
+        it.handle(part.Arrived(owner, BlockKey(0, 1, block)))
     assert kinds(it.handle(part.Closed(0, {0: 1, 1: 1}))) == [part.Place] * 3
-    assert kinds(it.handle(part.Arrived(2, 0, 1, 3, None))) == [part.Place, part.Have, part.Step]
+    assert kinds(it.handle(part.Arrived(2, BlockKey(0, 1, 3)))) == [part.Place, part.Have, part.Step]
 
 
 def test_what_is_chosen_is_put_in_place_and_the_step_waits_for_the_end():
-    it = participant(0)
+    it = exchange(0)
     it.handle(mapped(0, contributors=(TWO,)))
     it.handle(mapped(0, contributors=(TWO,), attempt=1, owners=(1, 0)))
-    assert kinds(it.handle(part.Arrived(1, 0, 1, 0, None))) == []
-    assert kinds(it.handle(part.Arrived(1, 0, 1, 1, None))) == [part.Have]
+    assert kinds(it.handle(part.Arrived(1, BlockKey(0, 1, 0)))) == []
+    assert kinds(it.handle(part.Arrived(1, BlockKey(0, 1, 1)))) == [part.Have]
     for block in (2, 3):
-        it.handle(part.Arrived(2, 0, 0, block, None))
-    assert it.handle(part.Chosen(0, {0: 1})) == [part.Place(0, 1, 0), part.Place(0, 1, 1)]
-    assert it.handle(part.Arrived(2, 0, 0, 0, TWO)) == []  # of what does not count
+        it.handle(part.Arrived(2, BlockKey(0, 0, block)))
+    assert it.handle(part.Chosen(0, {0: 1})) == [part.Place(BlockKey(0, 1, 0)), part.Place(BlockKey(0, 1, 1))]
+    assert it.handle(part.Arrived(2, BlockKey(0, 0, 0, TWO))) == []  # of what does not count
     assert it.handle(part.Closed(0, {0: 1})) == [part.Step(0)]
 
 
 def test_the_end_of_an_iteration_that_it_does_not_know_changes_nothing():
-    it = participant(1)
-    it.handle(part.Arrived(2, 0, 0, 0, None))
+    it = exchange(1)
+    it.handle(part.Arrived(2, BlockKey(0, 0, 0)))
     assert it.handle(part.Closed(0, {})) == []
 
 
 def test_a_rank_that_has_left_and_returned_is_waited_for_again():
-    it = participant(1)
-    it.handle(part.Left(2))
+    it = exchange(1)
+    it.handle(part.RankLeft(2))
     it.handle(mapped(0))
     assert part.FallBehind not in kinds(it.handle(part.Closed(0, {})))
     assert not it.is_behind
 
 
 def test_who_lacks_a_closed_slice_whose_owner_leaves_falls_behind():
-    it = participant(1)
+    it = exchange(1)
     it.handle(mapped(0))
     for block in (0, 1):
-        it.handle(part.Arrived(0, 0, 0, block, None))
+        it.handle(part.Arrived(0, BlockKey(0, 0, block)))
     it.handle(part.Closed(0, {}))
-    assert it.handle(part.Left(0)) == []
-    assert part.FallBehind(0) in it.handle(part.Left(2))
+    assert it.handle(part.RankLeft(0)) == []
+    assert part.FallBehind(0) in it.handle(part.RankLeft(2))
 
 
 def test_a_wrong_replica_makes_no_step_and_goes_on_from_a_state_alone():
-    it = participant(1)
+    it = exchange(1)
     it.handle(part.Loaded(3))
     assert it.handle(part.Dropped()) == [part.FallBehind(2)]
     assert it.is_behind
     assert [it.can_use(iteration) for iteration in (2, 3)] == [False, True]
-    it = participant(1)
+    it = exchange(1)
     it.handle(mapped(0, owners=(0,), contributors=(TWO,)))
     for block in (0, 1):
-        it.handle(part.Arrived(0, 0, 0, block, None))
+        it.handle(part.Arrived(0, BlockKey(0, 0, block)))
     assert kinds(it.handle(part.Closed(0, {}))) == [part.Step]
     assert part.FallBehind(0) in it.handle(part.Dropped())  # also after that step
     it.handle(part.Stepped())
@@ -118,24 +118,24 @@ def test_a_wrong_replica_makes_no_step_and_goes_on_from_a_state_alone():
 
 
 def test_who_is_told_who_left_before_the_end_of_an_iteration_falls_behind_at_its_end():
-    it = participant(1)
+    it = exchange(1)
     it.handle(mapped(0))
     for block in (0, 1):
-        it.handle(part.Arrived(0, 0, 0, block, None))
-    assert part.FallBehind not in kinds(it.handle(part.Left(2)))
+        it.handle(part.Arrived(0, BlockKey(0, 0, block)))
+    assert part.FallBehind not in kinds(it.handle(part.RankLeft(2)))
     assert part.FallBehind(0) in it.handle(part.Closed(0, {}))
     assert it.is_behind
 
 
 def test_which_states_are_of_use():
-    it = participant(1)
+    it = exchange(1)
     assert [it.can_use(iteration) for iteration in (0, 1)] == [False, True]
     it.handle(mapped(3, receivers=(0, 2), contributors=(TWO,)))
     assert [it.can_use(iteration) for iteration in (2, 3, 4)] == [False, True, True]
     it.handle(part.Loaded(3))  # in case that it is needed to redo something
     assert it.is_at(3)
     assert it.is_behind  # else nobody sends it the sum
-    assert it.handle(part.Arrived(2, 3, 1, 0, None)) == []  # and nothing is dropped
+    assert it.handle(part.Arrived(2, BlockKey(3, 1, 0))) == []  # and nothing is dropped
     it.handle(mapped(3, contributors=(Contributor(1, 2, 1),), attempt=1))
     assert not it.is_behind
 
