@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from math import inf
 
+from psgc.aggregation.blocks import Sums
 from psgc.aggregation.replica import Replica
 from psgc.backend import Array, Backend
 from psgc.errors import RunFailed
@@ -82,9 +83,9 @@ class Server:
         self._dispatcher.decoder = self._decoder
         script, wake = settings.script, self._transport.wake
         replica = script.replica if script else Replica(self.optimizer, self._backend, wake)
+        sums = Sums.of(matrix, config.transfer, params.size, config.dtype, first, iterations)
         self._summing = self._dispatcher.summing = Summing(
-            *(self._transport, self._backend, self._links.outbox, config, settings.plan, replica, params, first),
-            last=iterations,
+            *(self._transport, self._backend, self._links.outbox, config, sums, replica, params),
             script=script,
         )
         if not self._coordinator.is_combined:

@@ -10,8 +10,8 @@ from dataclasses import replace
 from functools import partial
 from math import inf
 
-from psgc.aggregation.allreduce import AllReduce, summing_matrix
-from psgc.aggregation.blocks import Accumulators
+from psgc.aggregation.allreduce import AllReduce, Listener
+from psgc.aggregation.blocks import Accumulators, Sums
 from psgc.aggregation.map import Contributor, Map
 from psgc.aggregation.map_messages import close_records, to_records
 from psgc.aggregation.replica import CHECKED, WAITING_BYTES, Stepping
@@ -19,7 +19,6 @@ from psgc.backend import Array, Backend
 from psgc.config import Config
 from psgc.errors import ProtocolError
 from psgc.messages import Kind, joined, unpack_block
-from psgc.plan import Plan
 from psgc.server.arrivals import Alive, Block, Moved
 from psgc.server.contributions import Contributions
 from psgc.server.digests import Difference, Digests
@@ -36,8 +35,8 @@ NONE: Accumulators = {}
 MOST_WAITING = 64  # sums that wait for a script, however short: what a stopped rank does not receive, others keep
 
 
-class Summing:
-    """first, last: the iterations that the run begins with and ends before.
+class Summing(Listener):
+    """replica: of rank 0, which begins the run with `params` (dim,).
 
     script: that makes the steps, if it is not psgc that does; then all ranks begin alike.
     """
@@ -48,29 +47,21 @@ class Summing:
         backend: Backend,
         outbox: Outbox,
         config: Config,
-        plan: Plan,
+        sums: Sums,
         replica: Stepping,
         params: Array,
-        first: int,
-        last: int,
         script: Script | None = None,
     ) -> None:
-        self._workers = workers = range(1, plan.num_workers + 1)
-        self._outbox = outbox
-        matrix = summing_matrix(plan.coding_matrix, config.transfer)
-        self._allreduce = AllReduce(
-            *(transport, backend, matrix, params.size, config.dtype, replica, first, last),
-            have=self._have,
-            refused=self._refuse,
-        )
-        itemsize, timeout = params.itemsize, config.faults.collect_timeout
-        ranks, self._all_own = range(plan.num_workers + 1), config.aggregation == "allreduce"
-        self._owners = Owners(ranks, self._allreduce.entries, matrix.shape[1], itemsize, timeout)
+        ranks, first, timeout = range(len(sums.matrix) + 1), sums.first, config.faults.collect_timeout
+        self._workers, self._outbox = ranks[1:], outbox
+        self.allreduce = AllReduce(transport, backend, sums, replica, self)
+        self._all_own = config.aggregation == "allreduce"
+        self._owners = Owners(ranks, sums.entries, sums.parts, sums.dtype.itemsize, timeout)
         self._contributions = Contributions()
         self._script = script
         most = 0 if script is None else min(MOST_WAITING, WAITING_BYTES // params.nbytes)
         is_alike = script is not None
-        self._replicas = Replicas(workers, first, is_alike, workers_give=self._all_own, waiting=max(WAITING, most))
+        self._replicas = Replicas(ranks[1:], first, is_alike, workers_give=self._all_own, waiting=max(WAITING, most))
         self._digests = Digests() if script is None else Digests(script.differing, first + CHECKED + 1)
         self._live: list[int] = []
         self._before: dict[int, Map] = {}  # by worker the first map that it was sent last
@@ -79,8 +70,8 @@ class Summing:
         self._iteration, self._now = first - 1, 0.0
         self._redoing = False  # a contributor was lost when the map was out
         if config.transfer == "combined":  # else no block comes to rank 0
-            self._allreduce.open()
-        self._allreduce.start(first, params)
+            self.allreduce.open()
+        self.allreduce.start(first, params)
 
     # an iteration
 
@@ -128,12 +119,13 @@ class Summing:
         self.choose()
 
     def _share(self, contributors: Sequence[Contributor], now: float, own: Accumulators) -> None:
-        receivers = self._receivers()
+        receivers = self.receivers()
         workers = receivers[1:] if self._all_own else ()
         at_it = [worker for worker in workers if self._replicas.is_at(worker, self._iteration)]
         self._send(self._owners.share(contributors, receivers, [0, *at_it], now), own)
 
-    def _receivers(self) -> Sequence[int]:
+    def receivers(self) -> Sequence[int]:
+        """The ranks that get the gradient of this iteration."""
         if (known := self._owners.map) is None:
             return self._replicas.receivers(self._iteration, self._live)
         return [rank for rank in known.receivers if rank == 0 or rank in self._live]
@@ -150,24 +142,24 @@ class Summing:
             self._overdue, has_state = inf, self._has_state(self._iteration)
             for worker in self._replicas.overdue(self._iteration, self._can_use_a_state, has_state):
                 if has_state:
-                    self._allreduce.give(worker, self._iteration)
+                    self.allreduce.give(worker, self._iteration)
             self._give()
         is_first = self._script is not None and self._digests.last < 0  # scripts have been compared in nothing yet
-        if (self._allreduce.poll() or is_first) and (digest := self._allreduce.digest()):
-            self._digests.own(self._allreduce.steps, digest)
-        self._owners.moved(0, self._allreduce.carried(self._iteration), now)
+        if (self.allreduce.poll() or is_first) and (digest := self.allreduce.digest()):
+            self._digests.own(self.allreduce.steps, digest)
+        self._owners.moved(0, self.allreduce.carried[self._iteration], now)
         if phase == COLLECTING:
-            awaited = partial(self._allreduce.awaited, self._iteration)
-            self._send(self._owners.late(self._receivers(), now, awaited))
+            awaited = partial(self.allreduce.exchange.awaited, self._iteration)
+            self._send(self._owners.late(self.receivers(), now, awaited))
 
     def choose(self) -> None:
         """Make the gradient of the versions that are here first: they count, and late ones change nothing."""
-        self._allreduce.chosen(self._iteration, self._owners.others)
+        self.allreduce.chosen(self._iteration, self._owners.others)
 
     @property
     def gradient(self) -> Array:
         """(dim,): of this iteration, once it is chosen: what the step is made with."""
-        return self._allreduce.gradient(self._iteration)
+        return self.allreduce.blocks.gradient(self._iteration)
 
     def close(self) -> None:
         """Every rank is to make the step with the versions that are here."""
@@ -175,22 +167,22 @@ class Summing:
         self._contributions.learn(self._iteration)
         for worker in self._live:
             self._outbox.tell_all(worker, joined(close_records(self._iteration, self._owners.versions)))
-        self._allreduce.closed(self._iteration, self._owners.others)
+        self.allreduce.closed(self._iteration, self._owners.others)
 
     @property
     def params(self) -> Array | None:
         """(dim,): the parameters once the step is made, None before."""
-        has_stepped = self._allreduce.steps > self._iteration
-        return self._allreduce.replica.params if has_stepped else None
+        has_stepped = self.allreduce.steps > self._iteration
+        return self.allreduce.replica.params if has_stepped else None
 
     @property
     def is_stepping(self) -> bool:
         """Whether the step of this rank is being made."""
-        return self._allreduce.replica.is_stepping
+        return self.allreduce.replica.is_stepping
 
     def finish_step(self) -> None:
         """Wait for the step of this rank. Raises what it raises."""
-        self._allreduce.finish_step()
+        self.allreduce.finish_step()
 
     def summary(self) -> dict[str, object]:
         """Which workers' parameters are known to be those of rank 0, to the last bit, and when."""
@@ -204,17 +196,17 @@ class Summing:
         """
         if not self._all_own:
             return not self._replicas.being_given([worker for worker in self._live if worker not in over_on])
-        return self._replicas.are_at(self._allreduce.steps, self._live, over_on)
+        return self._replicas.are_at(self.allreduce.steps, self._live, over_on)
 
     @property
     def nap(self) -> float:
         """Seconds between two looks at MPI."""
-        return self._allreduce.nap
+        return self.allreduce.nap
 
     @property
     def is_busy(self) -> bool:
         """Whether this rank has something left to send, or to wait for."""
-        return self._allreduce.is_busy
+        return self.allreduce.is_busy
 
     # workers
 
@@ -229,7 +221,7 @@ class Summing:
         self._replicas.lost(worker, self._iteration)
         for other in self._live:
             self._outbox.tell(other, Kind.LEFT, worker=worker)
-        self._allreduce.left(worker)
+        self.allreduce.left(worker)
         self._give()
 
     def reassign(self, worker: int, now: float, phase: Phase) -> None:
@@ -237,7 +229,7 @@ class Summing:
         self._redoing = phase == REDOING
         self._give()
         if phase == COLLECTING:
-            self._send(self._owners.lost(worker, self._receivers(), now))
+            self._send(self._owners.lost(worker, self.receivers(), now))
 
     def moved(self, news: Moved) -> None:
         """The replica of a worker is at another iteration, or cannot follow."""
@@ -274,11 +266,11 @@ class Summing:
         newest = -1 if known is None else known.attempt
         if iteration > self._iteration or (iteration == self._iteration and name.attempt > newest):
             raise Malformed(f"a block of iteration {iteration}, attempt {name.attempt}, which has not begun")
-        self._allreduce.arrived(block.vector)
+        self.allreduce.arrived(block.vector)
         if iteration == self._iteration and name.role:
             self._contributions.arrived(block.worker, self._now)
 
-    def _refuse(self, worker: int, what: str) -> None:
+    def refused(self, source: int, what: str) -> None:
         raise Malformed(what)
 
     def _give(self) -> None:
@@ -289,7 +281,7 @@ class Summing:
             if donor:
                 self._outbox.tell(donor, Kind.GIVE, worker=worker)
             else:
-                self._allreduce.give(worker, self._iteration)
+                self.allreduce.give(worker, self._iteration)
 
     @property
     def _can_use_a_state(self) -> Collection[int]:
@@ -298,7 +290,7 @@ class Summing:
             return self._live
         return [worker for worker in self._live if worker in known.receivers]
 
-    def _have(self, iteration: int, attempt: int, number: int) -> None:
+    def have(self, iteration: int, attempt: int, number: int) -> None:
         if iteration == self._iteration:
             self._owners.here(attempt, number, self._now)
 
@@ -313,4 +305,4 @@ class Summing:
             self._outbox.tell_all(worker, to_records(made, shares, before) if is_same else everything)
             if not made.attempt:
                 self._before[worker] = made
-        self._allreduce.mapped(made, own)
+        self.allreduce.mapped(made, own)

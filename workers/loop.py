@@ -10,11 +10,11 @@ from collections import defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
-from typing import Any
 
 import numpy as np
 
-from psgc.aggregation.allreduce import AllReduce, summing_matrix
+from psgc.aggregation.allreduce import AllReduce, Listener
+from psgc.aggregation.blocks import Sums
 from psgc.aggregation.map_messages import CloseReader, MapReader
 from psgc.aggregation.replica import Stepping
 from psgc.aggregation.slices import least_slice
@@ -22,6 +22,7 @@ from psgc.aggregation.state_messages import StateReader
 from psgc.backend import Array, Backend
 from psgc.config import Config
 from psgc.errors import ProtocolError, current_line
+from psgc.iteration import Moment
 from psgc.messages import (
     BUNDLE,
     TAIL,
@@ -54,17 +55,12 @@ SWITCH_INTERVAL = 5e-4  # seconds; at Python's 5 ms a gradient in pure Python st
 class Duties:
     """What a worker's loop is told of its run.
 
-    matrix: R of the accumulators that the ranks sum (`aggregation.allreduce.summing_matrix`); dim: entries of the
-    gradient; dtype: of vectors; first, last: the iterations that the run begins with and ends before; alike: whether
-    the replica begins the run as that of rank 0 does; silence: seconds without a message after which the server is told
-    that all is well; long: seconds in one chunk after which it is told where, then after twice as long, and so on.
+    alike: whether the replica begins the run as that of rank 0 does; silence: seconds without a message after which the
+    server is told that all is well; long: seconds in one chunk after which it is told where, then after twice as long,
+    and so on.
     """
 
-    matrix: np.ndarray
-    dim: int
-    dtype: Any
-    first: int
-    last: int
+    sums: Sums
     alike: bool
     silence: float
     long: float = inf
@@ -72,20 +68,12 @@ class Duties:
     @staticmethod
     def of(config: Config, plan: Plan, dim: int, first: int, last: int, alike: bool) -> "Duties":
         """Those that follow from the settings of a run."""
-        matrix, timeout = summing_matrix(plan.coding_matrix, config.transfer), config.faults.collect_timeout
-        return Duties(
-            matrix=matrix,
-            dim=dim,
-            dtype=config.dtype,
-            first=first,
-            last=last,
-            alike=alike,
-            silence=min(LONGEST_SILENCE, timeout / 4),
-            long=timeout,
-        )
+        sums = Sums.of(plan.coding_matrix, config.transfer, dim, config.dtype, first, last)
+        timeout = config.faults.collect_timeout
+        return Duties(sums=sums, alike=alike, silence=min(LONGEST_SILENCE, timeout / 4), long=timeout)
 
 
-class WorkerLoop:
+class WorkerLoop(Listener):
     """Carries messages between the other ranks, the mailbox and the replica until the server says stop."""
 
     def __init__(
@@ -101,19 +89,13 @@ class WorkerLoop:
     ) -> None:
         self._transport, self._mailbox, self._encoder, self._compute = transport, mailbox, encoder, compute
         self._injector, self._duties, self._long = injector, duties, duties.long
-        self._stamp = stamp_length(duties.dtype)
-        self._allreduce = AllReduce(
-            *(transport, backend, duties.matrix, duties.dim, duties.dtype, replica, duties.first, duties.last),
-            behind=lambda iteration: transport.send(SERVER, [record(Kind.BEHIND, iteration)]),
-            at=injector.at,
-            stepping=self._stepping,
-            refused=self._refuse,
-        )
-        ranks, parts = len(duties.matrix) + 1, duties.matrix.shape[1]
-        self._maps = MapReader(ranks, self._allreduce.entries, parts, least_slice(np.dtype(duties.dtype).itemsize))
+        sums = duties.sums
+        self._stamp = stamp_length(sums.dtype)
+        self.allreduce = AllReduce(transport, backend, sums, replica, self)
+        self._maps = MapReader(len(sums.matrix) + 1, sums.entries, sums.parts, least_slice(sums.dtype.itemsize))
         self._closes = CloseReader()
         self._states: defaultdict[int, StateReader] = defaultdict(StateReader)
-        self._iteration = duties.first - 1
+        self._iteration = sums.first - 1
         self._due = -1  # the newest iteration that the server has begun
         self._list: list[int] = []  # what has come so far of a commit's contributors or of a queue
         self._stopped = False
@@ -144,12 +126,12 @@ class WorkerLoop:
         return bool(self._in_order)
 
     def _open(self) -> None:
-        self._allreduce.open()
+        self.allreduce.open()
         if self._duties.alike:
-            self._allreduce.start(self._duties.first, self._allreduce.replica.params)
+            self.allreduce.start(self._duties.sums.first, self.allreduce.replica.params)
 
     def _wait(self) -> None:
-        it = self._allreduce
+        it = self.allreduce
         nap = it.nap if it.is_busy or not self._transport.sending() else 0.0  # coded gradients move while MPI is called
         self._transport.wait(busy=self._mailbox.busy, nap=nap, exchanging=it.is_busy)
 
@@ -166,7 +148,7 @@ class WorkerLoop:
             self._unanswered += 1
             match message:
                 case Vector():
-                    self._allreduce.arrived(message)
+                    self.allreduce.arrived(message)
                 case Control(source, records):
                     for entry in entries(records):
                         self._begin_when_ready()
@@ -174,17 +156,17 @@ class WorkerLoop:
                 case Died(rank) if rank == SERVER:
                     self._stopped, self._in_order = True, False
             self._begin_when_ready()
-        if self._allreduce.poll():
-            iteration = self._allreduce.steps
-            if self._allreduce.is_at(iteration):  # else it was dropped during the step, and follows nothing
-                self._transport.send(SERVER, [stepped_record(iteration, self._allreduce.digest())])
+        if self.allreduce.poll():
+            iteration = self.allreduce.steps
+            if self.allreduce.exchange.is_at(iteration):  # else it was dropped during the step, and follows nothing
+                self._transport.send(SERVER, [stepped_record(iteration, self.allreduce.digest())])
             self._begin_when_ready()
 
     def _begin_when_ready(self) -> None:
-        if self._iteration >= self._due or not self._allreduce.is_at(self._due):
+        if self._iteration >= self._due or not self.allreduce.exchange.is_at(self._due):
             return
-        self._allreduce.drop_accumulators()
-        self._iteration, params = self._due, self._allreduce.replica.params
+        self.allreduce.drop_accumulators()
+        self._iteration, params = self._due, self.allreduce.replica.params
         if hasattr(params, "setflags"):
             params.setflags(write=False)  # a model that steps in place would break exactness silently
         self._encoder.begin()
@@ -221,16 +203,16 @@ class WorkerLoop:
                 if made := self._maps.read(entry):
                     tell(WorkerState.share, made.iteration)
                     own = self._encoder.accumulators if made.iteration == self._iteration else {}
-                    self._allreduce.mapped(made, own)
+                    self.allreduce.mapped(made, own)
             case Kind.CLOSE:
                 if closed := self._closes.read(entry):
-                    self._allreduce.closed(*closed)
+                    self.allreduce.closed(*closed)
             case Kind.LEFT:
-                self._allreduce.left(entry["worker"])
+                self.allreduce.left(entry["worker"])
             case Kind.GIVE:
-                self._allreduce.give(entry["worker"], iteration)
+                self.allreduce.give(entry["worker"], iteration)
             case Kind.DROP:
-                self._allreduce.drop()
+                self.allreduce.drop()
             case Kind.STATE:
                 self._hear_state(entry, source)
             case Kind.STOP:
@@ -244,19 +226,25 @@ class WorkerLoop:
         try:
             state = self._states[source].read(entry)
         except ProtocolError as error:
-            self._refuse(source, str(error))
+            self.refused(source, str(error))
             return
         if state is not None:
-            self._allreduce.announced(source, state)
+            self.allreduce.announced(source, state)
 
-    def _refuse(self, source: int, what: str) -> None:
+    def refused(self, source: int, what: str) -> None:
         """No correct rank sends this: rank 0 goes on without `source`."""
         if source == SERVER:
             raise ProtocolError(f"rank 0 has sent {what}")
         self._transport.send_text(SERVER, what)
         self._transport.send(SERVER, [record(Kind.REFUSED, worker=source)])
 
-    def _stepping(self, iteration: int, gradient: Array) -> None:
+    def behind(self, iteration: int) -> None:
+        self._transport.send(SERVER, [record(Kind.BEHIND, iteration)])
+
+    def at(self, moment: Moment, iteration: int) -> None:
+        self._injector.at(moment, iteration)
+
+    def stepping(self, iteration: int, gradient: Array) -> None:
         self._mailbox.tell(WorkerState.closed, iteration)
         self._injector.at("stepping", iteration)
         self._injector.flip("stepping", gradient, iteration)
@@ -297,7 +285,7 @@ class WorkerLoop:
                 self._long = 2 * seconds
                 self._transport.send_text(SERVER, current_line(self._compute.ident))
                 kind = Kind.STUCK
-            carried = float(self._allreduce.carried(self._iteration))
+            carried = float(self.allreduce.carried[self._iteration])
             records.append(record(kind, self._iteration, chunk, seconds=seconds, start=carried))
         if records:
             self._transport.send(SERVER, records)

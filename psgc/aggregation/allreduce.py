@@ -1,119 +1,125 @@
-"""How every rank sums: it exchanges blocks with the others, and its replica follows."""
+"""How every rank sums: it exchanges blocks with the others over MPI, and its replica follows.
 
-from collections.abc import Callable
-from typing import Any
+`Exchange` decides, and this file carries out what it says on the arrays of `Blocks`. States of replicas go to ranks
+that have fallen behind.
+"""
 
-import numpy as np
+import time
+from collections import Counter
+from dataclasses import dataclass
 
-from psgc.aggregation.blocks import Accumulators, Blocks
-from psgc.aggregation.map import Map
+from psgc.aggregation import protocol
+from psgc.aggregation.blocks import Accumulators, Blocks, Sums
+from psgc.aggregation.exchange import Exchange
+from psgc.aggregation.map import Contributor, Map
 from psgc.aggregation.pool import Pool
+from psgc.aggregation.protocol import Arrived, BlockKey
 from psgc.aggregation.replica import Snapshot, Stepping, is_checked
+from psgc.aggregation.slices import block_entries
 from psgc.aggregation.state_messages import State
 from psgc.aggregation.state_transfer import Giver, Receiver
-from psgc.backend import Array, Backend, part_length
+from psgc.backend import Array, Backend
 from psgc.errors import ProtocolError
 from psgc.iteration import Moment
 from psgc.messages import unpack_block
-from psgc.transport import Transport, Vector
+from psgc.transport import Sending, Transport, Vector
+
+LONG = 4.0  # times what sends usually take, after which the destination is held
+LEAST_LONG = 0.05  # seconds
+LOOKS, LONGEST_NAP = 4.0, 2e-3  # looks at MPI while a block is sent, and seconds between two of them at most
+SHORT, SHORT_NAP = 1 << 16, 2e-4  # bytes of a gradient, and seconds between two looks for one that is shorter
+OTHER_LOOKS = 4.0  # times as many looks while no block is sent or awaited: for control messages
 
 
-def summing_matrix(coding_matrix: np.ndarray, transfer: str) -> np.ndarray:
-    """The matrix R, (num_workers, parts), of the accumulators that the ranks sum.
+class Listener:
+    """Is told what comes of the sums of a rank. By itself it does nothing."""
 
-    With `per_chunk` rank 0 has decoded the gradient: it is the only accumulator, in a code of one part.
-    """
-    return coding_matrix if transfer == "combined" else np.ones((len(coding_matrix), 1))
+    def have(self, iteration: int, attempt: int, number: int) -> None:
+        """A slice is here: its number, and the attempt in which it was summed."""
+
+    def behind(self, iteration: int) -> None:
+        """This rank cannot follow `iteration`, until the state of another one is here."""
+
+    def at(self, moment: Moment, iteration: int) -> None:
+        """A step of the protocol at which faults can be injected."""
+
+    def stepping(self, iteration: int, gradient: Array) -> None:
+        """The step of `iteration` is about to be made."""
+
+    def refused(self, source: int, what: str) -> None:
+        """`source` has sent what no correct rank sends."""
+
+
+@dataclass(slots=True)
+class _UnderWay:
+    """A block that is being sent. size: bytes."""
+
+    send: protocol.SendBlock
+    handle: Sending
+    size: int
+    buffer: Array
+    since: float
 
 
 class AllReduce:
-    """One rank's part. coding_matrix: R, (num_workers, parts); dim: entries of the gradient; replica: of this rank.
-
-    first, last: the iterations that the run begins with and ends before.
-    have: called with iteration, attempt and number of each slice that is here.
-    behind: called with the iteration that this rank cannot follow, until the state of another one is here.
-    at: called at steps of the protocol at which faults can be injected.
-    stepping: called before each step with its iteration and gradient.
-    refused: called with who has sent what no correct rank sends, and what that is.
-    """
+    """One rank's part. replica: of this rank; carried: by iteration the bytes of blocks that have come or left."""
 
     def __init__(
-        self,
-        transport: Transport,
-        backend: Backend,
-        coding_matrix: np.ndarray,
-        dim: int,
-        dtype: Any,
-        replica: Stepping,
-        first: int,
-        last: int,
-        have: Callable[[int, int, int], object] = lambda *_: None,
-        behind: Callable[[int], object] = lambda _: None,
-        at: Callable[[Moment, int], object] = lambda *_: None,
-        stepping: Callable[[int, Array], object] = lambda *_: None,
-        refused: Callable[[int, str], object] = lambda *_: None,
+        self, transport: Transport, backend: Backend, sums: Sums, replica: Stepping, listener: Listener | None = None
     ) -> None:
-        self._transport, self._stepping, self._refused = transport, stepping, refused
-        self._first, self._last = first, last
+        self._transport, self._sums, self._listener = transport, sums, listener or Listener()
         self.replica = replica
-        self._pool = Pool(backend, dim, coding_matrix.shape[1], dtype)
-        self._blocks = Blocks(
-            *(transport, self._pool, backend, coding_matrix, dim), self._step, have, behind, at, refused
-        )
-        self._giver = Giver(transport, self._pool, backend)
-        self._receiver = Receiver(self._pool, backend)
+        self.exchange = Exchange(transport.rank, sums.parts)
+        self.pool = Pool(backend, sums.dim, sums.parts, sums.dtype)
+        self.blocks = Blocks(transport.rank, backend, self.pool, sums)
+        self._giver = Giver(transport, self.pool, backend)
+        self.receiver = Receiver(self.pool, backend)
         self._to_give: dict[int, int] = {}  # receiver -> iteration whose state it is to be given
-        self.entries = part_length(dim, coding_matrix.shape[1])  # of the coded vector
+        self._under_way: list[_UnderWay] = []
+        self._usual = LEAST_LONG / LONG  # seconds that a send takes
+        self.carried: Counter[int] = Counter()
 
     def open(self) -> None:
         """Be ready for blocks."""
-        self._pool.open(self._transport)
+        self.pool.open(self._transport)
 
     def start(self, iteration: int, params: Array) -> None:
         """The replica begins here: `params` (dim,), and the optimizer as it is."""
         self.replica.start(iteration, params)
-        self._blocks.loaded(iteration)
+        self._loaded(iteration)
 
     @property
     def steps(self) -> int:
         """The iteration that the replica is at; -1 when it has no parameters yet."""
-        return self._blocks.exchange.steps
+        return self.exchange.steps
 
     @property
     def is_behind(self) -> bool:
         """Whether only the state of another rank gets the replica on, and none waits here for the end of its step."""
-        it, waiting = self._blocks.exchange, self._receiver.waiting
-        return it.is_behind and not (waiting is not None and it.can_use(waiting))
-
-    def is_at(self, iteration: int) -> bool:
-        """Whether gradients of `iteration` can be computed here, although it may be behind."""
-        return self._blocks.exchange.is_at(iteration)
+        waiting = self.receiver.waiting
+        return self.exchange.is_behind and not (waiting is not None and self.exchange.can_use(waiting))
 
     @property
     def nap(self) -> float:
-        """Seconds between two looks at MPI."""
-        return self._blocks.nap
+        """Seconds between two looks at MPI, a fraction of what a block takes: many looks cost time as well.
+
+        What a short block takes are the looks themselves, of both ends.
+        """
+        longest = LONGEST_NAP if self._sums.dim * self._sums.dtype.itemsize > SHORT else SHORT_NAP
+        return min(longest, self._usual / LOOKS) / (1 if self._is_exchanging else OTHER_LOOKS)
+
+    @property
+    def _is_exchanging(self) -> bool:
+        return bool(self._under_way) or self.exchange.is_busy
 
     @property
     def is_busy(self) -> bool:
         """Whether something is left to be sent, or awaited."""
-        return self._blocks.is_busy or self._giver.is_busy
-
-    def gradient(self, iteration: int) -> Array:
-        """(dim,): the gradient, as far as it is here."""
-        return self._blocks.gradient(iteration)
+        return self._is_exchanging or self._giver.is_busy
 
     def digest(self) -> bytes:
         """Of the replica, 16 bytes, at the iterations at which replicas are compared; else nothing."""
         return self.replica.digest() if self._is_checked(self.steps) else b""
-
-    def carried(self, iteration: int) -> int:
-        """Bytes of blocks of this iteration that have come or left."""
-        return self._blocks.carried(iteration)
-
-    def awaited(self, iteration: int) -> set[int]:
-        """The ranks whose accumulators this one lacks for the slices that it owns."""
-        return self._blocks.exchange.awaited(iteration)
 
     # what comes
 
@@ -122,43 +128,55 @@ class AllReduce:
         source, iteration, length = message.source, message.iteration, message.length
         try:
             name = unpack_block(message.chunk)
-            if iteration < 0 or length > self._pool.room:
+            if iteration < 0 or length > self.pool.room:
                 raise ProtocolError(f"a block of {length} entries, of iteration {iteration}")
-            buffer = self._pool.receive(self._transport, message.buffer)
+            buffer = self.pool.receive(self._transport, message.buffer)
             if name.is_state:
-                self._receiver.arrived(source, iteration, name, buffer, length)
-            else:
-                self._blocks.arrived(source, iteration, name, buffer, length)
+                self.receiver.arrived(source, iteration, name, buffer, length)
+                return
         except ProtocolError as error:
-            self._refused(source, str(error))
+            self._listener.refused(source, str(error))
+            return
+        self.carried[iteration] += length * self._sums.dtype.itemsize
+        contributor = Contributor(source, name.role, name.serial) if name.role else None
+        event = Arrived(source, BlockKey(iteration, name.attempt, name.block, contributor), length)
+        if self.blocks.keep(event.key, buffer):
+            self._bring(event)
+        else:
+            self._refuse(event)
 
     def mapped(self, map: Map, accumulators: Accumulators) -> None:
         """A map has come. accumulators: of this rank; they stay as they are until the next iteration begins here."""
         if not map.attempt:
             self._giver.skipped(map.iteration, map.receivers)
-        self._blocks.mapped(map, accumulators)
+        self.blocks.accumulators = accumulators
+        for rank in map.receivers:
+            self._transport.remember(rank)
+        self.carried = Counter({number: size for number, size in self.carried.items() if number >= map.iteration})
+        self._bring(protocol.Mapped(map, block_entries(map.slices, self._sums.dtype.itemsize)))
 
     def drop_accumulators(self) -> None:
         """A new iteration begins here: the accumulators of those before are not needed any more."""
-        self._blocks.drop_accumulators()
+        self.blocks.accumulators = {}
 
     def chosen(self, iteration: int, others: dict[int, int]) -> None:
         """Make the gradient of `iteration` of version 0 of each slice; others: version by slice where it is not.
 
         On rank 0, where all of these are. No step is made before `closed`.
         """
-        self._blocks.chosen(iteration, others)
+        self._bring(protocol.Chosen(iteration, others))
 
     def closed(self, iteration: int, others: dict[int, int]) -> None:
         """Every rank makes the step of `iteration` with these versions."""
-        self._blocks.closed(iteration, others)
+        self._bring(protocol.Closed(iteration, others))
 
     def left(self, rank: int) -> None:
         """`rank` takes no part any more."""
         self._to_give.pop(rank, None)
         self._giver.stop(rank)
-        self._pool.spare(self._transport, rank)
-        self._blocks.left(rank)
+        self.pool.spare(self._transport, rank)
+        self._transport.forget(rank)
+        self._bring(protocol.RankLeft(rank))
 
     def give(self, dest: int, iteration: int) -> None:
         """Send `dest` the state of the replica at the beginning of `iteration` or a later one, once it is there."""
@@ -166,18 +184,18 @@ class AllReduce:
 
     def drop(self) -> None:
         """The replica of this rank is wrong: only the state of another rank gets it on."""
-        self._blocks.dropped()
+        self._bring(protocol.Dropped())
 
     def announced(self, source: int, state: State) -> None:
         """The numbers of a state that `source` gives this rank are here."""
         try:
-            self._receiver.announced(source, state)
+            self.receiver.announced(source, state)
         except ProtocolError as error:
-            self._refused(source, str(error))
+            self._listener.refused(source, str(error))
 
     def poll(self) -> bool:
         """Go on. Whether the replica is at another iteration than before. Raises what a step raises."""
-        self._blocks.poll()
+        self._look_at_sends()
         has_moved = self._has_stepped()
         if not self.replica.is_stepping:
             has_moved = self._load() or has_moved
@@ -191,26 +209,91 @@ class AllReduce:
 
     # what follows
 
+    def _bring(self, event: protocol.Event) -> None:
+        for instruction in self.exchange.handle(event):
+            match instruction:
+                case protocol.SendBlock():
+                    self._send(instruction)
+                case protocol.SumBlock(key, contributors):
+                    self.blocks.sum(key, self.exchange.block(key), contributors)
+                    self._listener.at("summing", key.iteration)
+                case protocol.Place(key):
+                    self.blocks.place(key, self.exchange.block(key))
+                case protocol.Drop(key):
+                    self.blocks.release(key)
+                case protocol.Refuse(refused):
+                    self.blocks.release(refused.key)
+                    self._refuse(refused)
+                case protocol.Have(iteration, attempt, number):
+                    self._listener.have(iteration, attempt, number)
+                case protocol.Step(iteration):
+                    gradient = self.blocks.gradient(iteration)
+                    self._listener.stepping(iteration, gradient)
+                    self.replica.step(gradient, digest=self._is_checked(iteration + 1))
+                case protocol.FallBehind(iteration):
+                    self._listener.behind(iteration)
+                case protocol.Forget(iteration, attempt):
+                    self._listener.at("passed_on", iteration)
+                    self.blocks.forget(iteration, attempt)
+                    if attempt is None and iteration != self.steps:
+                        self.blocks.forget_gradient(iteration)
+
+    def _send(self, send: protocol.SendBlock) -> None:
+        buffer, entries = self.blocks.message(send.key, self.exchange.block(send.key))
+        handle = self._transport.send_vector(send.dest, self.pool.message(buffer, entries))
+        self._listener.at("sending" if send.key.contributor else "passing_on", send.key.iteration)
+        size = entries * self._sums.dtype.itemsize
+        self._under_way.append(_UnderWay(send, handle, size, buffer, time.monotonic()))
+
+    def _look_at_sends(self) -> None:
+        """Go on with what has been sent, and past destinations that take long."""
+        now = time.monotonic()
+        long = max(LEAST_LONG, LONG * self._usual)
+        before, self._under_way = self._under_way, []
+        ended: list[_UnderWay] = []
+        for one in before:
+            (ended if one.handle.is_done else self._under_way).append(one)
+        for one in ended:
+            took = now - one.since
+            self._usual += (min(took, long) - self._usual) / 16
+            self.carried[one.send.key.iteration] += one.size
+            self.pool.sent(one.buffer, one.handle)
+            if one.send.key.contributor is not None:  # a block of the gradient may be sent to others too
+                self.pool.give_back(one.buffer)
+            if took < long:
+                self._bring(protocol.TakesLong(one.send.dest, False))
+            self._bring(protocol.Sent(one.send))
+        for dest in {one.send.dest for one in self._under_way if now - one.since > long}:
+            self._bring(protocol.TakesLong(dest))
+
+    def _refuse(self, event: Arrived) -> None:
+        iteration, attempt, number, contributor = event.key
+        what = "a sum" if contributor is None else f"role {contributor.role}"
+        where = f"block {number} of {what}, attempt {attempt} of iteration {iteration}"
+        self._listener.refused(event.source, f"{where}, with {event.length} entries, which it was not to send")
+
     def _has_stepped(self, wait: bool = False) -> bool:
         has_stepped = self.replica.poll(wait)
         if has_stepped:
-            self._blocks.stepped(reuse=self.replica.gives_back)
+            self.blocks.forget_gradient(self.steps, reuse=self.replica.gives_back)
+            self._bring(protocol.Stepped())
         return has_stepped
 
-    def _step(self, iteration: int, gradient: Array) -> None:
-        self._stepping(iteration, gradient)
-        self.replica.step(gradient, digest=self._is_checked(iteration + 1))
-
     def _is_checked(self, iteration: int) -> bool:
-        return is_checked(iteration, self._first) or iteration == self._last
+        return is_checked(iteration, self._sums.first) or iteration == self._sums.last
+
+    def _loaded(self, iteration: int) -> None:
+        for past in [past for past in self.blocks.gradients if past < iteration]:
+            self.blocks.forget_gradient(past)
+        self._bring(protocol.Loaded(iteration))
 
     def _load(self) -> bool:
         """Whether a state that this rank waited for is here."""
-        if (found := self._receiver.complete()) is None or not self._blocks.exchange.can_use(found[0]):
+        if (found := self.receiver.complete()) is None or not self.exchange.can_use(found[0]):
             return False
         iteration, vectors, numbers = found
         self.replica.load(Snapshot(iteration, tuple(vectors), numbers))
-        self._blocks.loaded(iteration)
+        self._loaded(iteration)
         return True
 
     def _give(self) -> None:

@@ -22,7 +22,8 @@ def room_bytes(parts: int, coded: int) -> int:
 class Pool:
     """As many buffers as have been needed at the same time.
 
-    room: entries of a buffer, besides its stamp: at least those of a block of a gradient (`room_bytes`).
+    room: entries of a buffer, besides its stamp: at least those of a block of a gradient (`room_bytes`);
+    in_use: buffers that are neither free nor posted.
     """
 
     def __init__(self, backend: Backend, dim: int, parts: int, dtype: Any) -> None:
@@ -34,10 +35,12 @@ class Pool:
         self._free: list[Array] = []
         self._abandoned: dict[int, Array] = {}  # by identity: ranks that have left may still read them
         self._is_open = False
+        self.in_use = 0
         self._spared: set[int] = set()  # ranks for which more receives are posted
 
     def take(self) -> Array:
         """A buffer, whose entries may be anything."""
+        self.in_use += 1
         if self._free:
             return self._free.pop()
         return self._backend.message_buffer(self.room + self._stamp, self.dtype)
@@ -48,6 +51,7 @@ class Pool:
 
     def give_back(self, buffer: Array) -> None:
         """The buffer is not needed any more."""
+        self.in_use -= 1
         if self._abandoned.pop(id(buffer), None) is None:
             self._free.append(buffer)
 
@@ -59,18 +63,22 @@ class Pool:
     def open(self, transport: Transport) -> None:
         """Receive blocks from all ranks."""
         self._is_open = True
-        for _ in range(POSTED):
-            transport.post(self.take())
+        self._post(transport, POSTED)
 
     def spare(self, transport: Transport, rank: int) -> None:
         """`rank` has left: the rest of what it was sending may never come, to buffers that others waited for."""
         if self._is_open and rank not in self._spared:
             self._spared.add(rank)
-            for _ in range(UNDER_WAY):
-                transport.post(self.take())
+            self._post(transport, UNDER_WAY)
 
     def receive(self, transport: Transport, buffer: Array) -> Array:
         """The buffer that was received is the caller's from now on; another one is posted in its place."""
         transport.keep(buffer)
-        transport.post(self.take())
+        self._post(transport, 1)
+        self.in_use += 1
         return buffer
+
+    def _post(self, transport: Transport, count: int) -> None:
+        for _ in range(count):
+            transport.post(self.take())
+        self.in_use -= count

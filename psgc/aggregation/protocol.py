@@ -26,6 +26,10 @@ class BlockKey(NamedTuple):
     number: int
     contributor: Contributor | None = None
 
+    def of(self, contributor: Contributor) -> "BlockKey":
+        """The same entries of an accumulator."""
+        return self._replace(contributor=contributor)
+
 
 # what happens
 

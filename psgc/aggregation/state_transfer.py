@@ -104,11 +104,14 @@ class _Incoming:
 
 
 class Receiver:
-    """Puts the states of other ranks together. The first that is complete is used, those before it are dropped."""
+    """Puts the states of other ranks together. The first that is complete is used, those before it are dropped.
+
+    incoming: by giver the newest.
+    """
 
     def __init__(self, pool: Pool, backend: Backend) -> None:
         self._pool, self._backend = pool, backend
-        self._from: dict[int, _Incoming] = {}  # by giver the newest
+        self.incoming: dict[int, _Incoming] = {}
         self._completed = -1
 
     def announced(self, source: int, state: State) -> None:
@@ -138,12 +141,12 @@ class Receiver:
 
     def _of(self, source: int, iteration: int) -> _Incoming | None:
         """What this is a part of; None when that is not of use any more."""
-        known = self._from.get(source)
+        known = self.incoming.get(source)
         if iteration <= self._completed or (known is not None and iteration < known.iteration):
             return None
         if known is None or iteration > known.iteration:
             self._drop(source)
-            known = self._from[source] = _Incoming(iteration)
+            known = self.incoming[source] = _Incoming(iteration)
         return known
 
     def _take(self, incoming: _Incoming, name: BlockName, buffer: Array, length: int) -> None:
@@ -160,23 +163,23 @@ class Receiver:
             raise ProtocolError(f"block {block} of {of}, with {length} entries, which it was not to send")
 
     def _drop(self, source: int) -> None:
-        if (incoming := self._from.pop(source, None)) is not None:
+        if (incoming := self.incoming.pop(source, None)) is not None:
             for _, buffer, _ in incoming.early:
                 self._pool.give_back(buffer)
 
     def _drop_before(self, iteration: int) -> None:
-        for source in [source for source, incoming in self._from.items() if incoming.iteration < iteration]:
+        for source in [source for source, incoming in self.incoming.items() if incoming.iteration < iteration]:
             self._drop(source)
 
     @property
     def waiting(self) -> int | None:
         """The iteration of the newest state of which all is here, and which has not been used; None without one."""
-        whole = (it.iteration for it in self._from.values() if it.state is not None and not it.missing)
+        whole = (it.iteration for it in self.incoming.values() if it.state is not None and not it.missing)
         return max((iteration for iteration in whole if iteration > self._completed), default=None)
 
     def complete(self) -> tuple[int, list[Array], dict[int, float]] | None:
         """The iteration, the vectors and the numbers of a state, once, when all of it is here."""
-        for incoming in self._from.values():
+        for incoming in self.incoming.values():
             if incoming.state is not None and not incoming.missing:
                 self._completed = incoming.iteration
                 self._drop_before(incoming.iteration + 1)

@@ -57,7 +57,7 @@ class ScriptLoop(WorkerLoop):
         if self._last is not None:
             end, late = self._last
             has_all = self._hand_over.given >= end - 1 or self._hand_over.is_ended
-            if not has_all and self._allreduce.is_behind:
+            if not has_all and self.allreduce.is_behind:
                 self._hand_over.stop(Left(0))
             self._stopped = self._stopped or has_all or time.monotonic() > late
 

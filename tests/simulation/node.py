@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from psgc.aggregation.allreduce import summing_matrix
+from psgc.aggregation.blocks import Sums
 from psgc.aggregation.replica import Stepping
 from psgc.backend import Backend
 from psgc.messages import Kind
@@ -71,15 +71,8 @@ class Node(WorkerLoop):
         self.state = ImpatientState(rank, plan.queues[rank], plan.num_chunks, combined, every)
         self.encoder = Encoder(Backend(), plan.coding_matrix, dim, "float64")
         self.mailbox = Mailbox(self.state, self.encoder)
-        duties = Duties(
-            matrix=summing_matrix(plan.coding_matrix, "combined" if combined else "per_chunk"),
-            dim=dim,
-            dtype="float64",
-            first=0,
-            last=last,
-            alike=alike,
-            silence=silence,
-        )
+        sums = Sums.of(plan.coding_matrix, "combined" if combined else "per_chunk", dim, "float64", 0, last)
+        duties = Duties(sums=sums, alike=alike, silence=silence)
         super().__init__(
             *(end, self.mailbox, self.encoder, None, Backend(), replica, injector, duties),  # type: ignore[arg-type]
             **more,
@@ -161,8 +154,8 @@ class Node(WorkerLoop):
             assert iteration != self.state.iteration or self.alive() == 0, "gradients are left after the last commit"
             self._is_over(iteration)
 
-    def _stepping(self, iteration: int, gradient: np.ndarray) -> None:
-        super()._stepping(iteration, gradient)
+    def stepping(self, iteration: int, gradient: np.ndarray) -> None:
+        super().stepping(iteration, gradient)
         self._is_over(iteration)
 
     def _is_over(self, iteration: int) -> None:

@@ -14,7 +14,7 @@ from unittest import mock
 import numpy as np
 
 from psgc import messages
-from psgc.aggregation import allreduce, blocks, pool, replica, slices
+from psgc.aggregation import allreduce, pool, replica, slices
 from psgc.aggregation.map import Map
 from psgc.aggregation.replica import Replica
 from psgc.backend import Backend
@@ -46,9 +46,9 @@ class WatchedSumming(Summing):
         self._world = world
         super().__init__(*arguments, **others)
 
-    @property
-    def allreduce(self) -> allreduce.AllReduce:
-        return self._allreduce
+    def follows(self, worker: int) -> bool:
+        """Whether the worker needs no state."""
+        return bool(self._replicas.following([worker]))
 
     @property
     def gradient(self) -> np.ndarray:
@@ -109,7 +109,7 @@ class ReplicatedWorld(World):
         for module in (outbox, worker_loop):
             stack.enter_context(mock.patch.object(module, "UNHEARD", self.case.unheard))
         stack.enter_context(mock.patch.object(slices, "LEAST_BLOCK", SMALL))
-        stack.enter_context(mock.patch.object(blocks, "time", self.clock))
+        stack.enter_context(mock.patch.object(allreduce, "time", self.clock))
         stack.enter_context(mock.patch.object(server_loop, "Replica", SlowReplica))
         stack.enter_context(mock.patch.object(replica, "CHECKED", CHECKED))
         stack.enter_context(mock.patch.object(server_loop, "Summing", partial(WatchedSumming, self)))
@@ -133,8 +133,12 @@ class ReplicatedWorld(World):
         return optimizer
 
     @property
+    def summing(self) -> WatchedSumming:
+        return self.server._summing  # type: ignore[return-value]
+
+    @property
     def rank_0(self) -> allreduce.AllReduce:
-        return self.server._summing.allreduce  # type: ignore[union-attr]
+        return self.summing.allreduce
 
     def begin(self, iteration: int) -> None:
         super().begin(iteration)
@@ -198,20 +202,15 @@ class ReplicatedWorld(World):
                 self.counts["workers at the end"] += 1
                 self.check_empty(node.allreduce)
             else:
-                known = self.server._summing._replicas._replicas[rank]  # type: ignore[union-attr]
-                assert known.after is not None, "rank 0 does not know that it needs a state"
+                assert not self.summing.follows(rank), "rank 0 does not know that it needs a state"
                 self.counts["behind at the end"] += 1
 
     def check_empty(self, it: allreduce.AllReduce) -> None:
-        blocks, giver = it._blocks, it._giver
-        assert blocks.exchange.is_empty, "exchanges are left over"
+        assert it.exchange.is_empty, "exchanges are left over"
         assert not it.is_busy
-        assert not blocks._buffers
-        assert not blocks._sendings
-        assert not giver._ended
-        assert not it._receiver._from
-        assert not it._pool._abandoned
-        assert len(blocks._gradients) + len(blocks._spare) <= 4
+        assert not it.pool.in_use, "blocks are left over"
+        assert not it.receiver.incoming, "states are left over"
+        assert len(it.blocks.gradients) + len(it.blocks.spare) <= 4
 
     # faults at steps of the protocol
 

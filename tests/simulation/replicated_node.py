@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 
-from psgc.aggregation.allreduce import AllReduce
 from psgc.aggregation.replica import Replica
 from psgc.workers.injection import Injector
 from tests.simulation.node import Node
@@ -47,15 +46,11 @@ class ReplicatedNode(Node):
         super().__init__(*arguments, **others)
         self._check, self._params = check, params
 
-    @property
-    def allreduce(self) -> AllReduce:
-        return self._allreduce
-
     def _poll(self) -> None:
-        before = self._allreduce.steps
+        before = self.allreduce.steps
         super()._poll()
-        if self._allreduce.steps > before:
-            self._check(self._allreduce.replica)
+        if self.allreduce.steps > before:
+            self._check(self.allreduce.replica)
 
     def check_params(self, iteration: int, params: np.ndarray) -> None:
         assert params.tobytes() == self._params[iteration], "parameters of another iteration"

@@ -2,6 +2,7 @@
 
 import pytest
 
+from psgc.aggregation.allreduce import AllReduce
 from psgc.aggregation.blocks import Blocks
 from psgc.aggregation.exchange import Exchange
 from psgc.aggregation.pool import Pool
@@ -58,12 +59,12 @@ def test_a_schedule_that_goes_wrong_is_named(monkeypatch, capsys, wrong):
     assert error.splitlines()[-1] == f"failed: python -m tests.simulation.faults --schedules 1 --seed {seed}"
 
 
-PLACE = Blocks._place
+PLACE = Blocks.place
 ALLREDUCE_DEFECTS = [
     (Exchange, "_clear", lambda self: [], "exchanges are left over"),
     (Pool, "sent", lambda *_: None, "a vector has changed while it was being sent"),
-    (Blocks, "_place", lambda self, key: key.number or PLACE(self, key), "Not equal to tolerance"),
-    (Blocks, "chosen", lambda *_: None, "the server has read another gradient"),
+    (Blocks, "place", lambda self, key, block: key.number or PLACE(self, key, block), "Not equal to tolerance"),
+    (AllReduce, "chosen", lambda *_: None, "the server has read another gradient"),
     (Replica, "load", lambda self, state: self.start(state.steps, state.vectors[0]), "differs at"),
     (summing, "COLLECTING", "redoing", "a map while something is done again"),
     (outbox, "LASTING", outbox.LASTING + outbox.FOLLOWED, "told what to do now to a worker that is lost"),

@@ -47,7 +47,7 @@ class Rank:
                     if one.rank == self.rank:
                         assert self.mapped == self.begun == key.iteration
                     else:
-                        assert self.buffers.pop(key._replace(contributor=one)) == one
+                        assert self.buffers.pop(key.of(one)) == one
                 self.buffers[key] = (key.iteration, key.attempt, contributors)
             case part.Place(key):
                 owner, start, stop = self.exchange.block(key)

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from psgc.aggregation.allreduce import AllReduce
+from psgc.aggregation.blocks import Sums
 from psgc.aggregation.map import Contributor, Map
 from psgc.aggregation.pool import POSTED, UNDER_WAY
 from psgc.aggregation.replica import Replica
@@ -22,7 +23,7 @@ from tests.unit.list_transport import ListTransport
 def opened():
     end = ListTransport(1, [])
     replica = Replica(make_optimizer(OptimizerSettings(kind="sgd", lr=0.1)), Backend(), lambda: None)
-    it = AllReduce(end, Backend(), np.ones((3, 1)), 4, np.float64, replica, 0, 9)
+    it = AllReduce(end, Backend(), Sums(np.ones((3, 1)), 4, np.dtype("f8"), 0, 9), replica)
     it.open()
     return it, end
 
@@ -55,7 +56,7 @@ def test_a_rank_whose_state_waits_for_the_end_of_its_step_is_not_behind_any_more
     """Else its script would leave when the run ends meanwhile, although it can make the last steps."""
     hand_over = HandOver(0)
     replica = ScriptReplica(hand_over, np.float64, Backend())
-    it = AllReduce(ListTransport(1, []), Backend(), np.ones((2, 1)), 4, np.float64, replica, 0, 9)
+    it = AllReduce(ListTransport(1, []), Backend(), Sums(np.ones((2, 1)), 4, np.dtype("f8"), 0, 9), replica)
     it.open()
     it.start(0, np.zeros(4))
     hand_over.call(0, is_whole=True, signature=0.0)

@@ -7,12 +7,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from psgc.aggregation.allreduce import AllReduce
+from psgc.aggregation.allreduce import AllReduce, Listener
+from psgc.aggregation.blocks import Sums
 from psgc.aggregation.map import Contributor, Map
 from psgc.aggregation.replica import Replica
 from psgc.aggregation.slices import make_slices
 from psgc.aggregation.state_messages import StateReader
-from psgc.backend import Backend, CupyBackend, copy
+from psgc.backend import Backend, CupyBackend, copy, part_length
 from psgc.coding.sketch import sketch
 from psgc.config import Injection, OptimizerSettings
 from psgc.messages import entries, stamp_length, stamp_of
@@ -66,7 +67,7 @@ class End:
             yield Vector(source, *stamp_of(buffer[: len(vector)]), buffer, len(vector) - stamp_length(vector.dtype))
 
 
-class Ranks:
+class Ranks(Listener):
     def __init__(self, backend, matrix, dtype):
         self._ends = {}
         self._ends |= {rank: End(rank, self._ends) for rank in (0, *WORKERS)}
@@ -74,22 +75,17 @@ class Ranks:
         self.here = set()  # slices of rank 0
         self.all = {
             rank: AllReduce(
-                *(
-                    end,
-                    backend,
-                    matrix,
-                    DIM,
-                    dtype,
-                    Replica(make_optimizer(OptimizerSettings(kind="adam", lr=0.1)), backend, end.wake),
-                    0,
-                    LAST,
-                ),
-                have=lambda *slice, rank=rank: rank == 0 and self.here.add(slice),
+                *(end, backend, Sums(matrix, DIM, np.dtype(dtype), 0, LAST)),
+                Replica(make_optimizer(OptimizerSettings(kind="adam", lr=0.1)), backend, end.wake),
+                self if rank == 0 else None,
             )
             for rank, end in self._ends.items()
         }
         for it in self.all.values():
             it.open()
+
+    def have(self, *slice):
+        self.here.add(slice)
 
     def until(self, done):
         while not done():
@@ -128,7 +124,7 @@ def trained(name, parts, dtype):
             accumulators[worker] = encoders[worker].accumulators
         contributors = tuple(Contributor(w, *key) for w in receivers for key in sorted(accumulators[w]))
         contributors = tuple(sorted(contributors, key=lambda one: (one.role, one.serial, one.rank)))
-        slices = tuple(make_slices(ranks.all[0].entries, parts, dict.fromkeys(receivers, 1.0)))
+        slices = tuple(make_slices(part_length(DIM, parts), parts, dict.fromkeys(receivers, 1.0)))
         for rank in receivers:
             ranks.all[rank].mapped(Map(iteration, 0, receivers, contributors, slices), accumulators[rank])
         ranks.until(lambda: {(iteration, 0, k) for k in range(len(slices))} <= ranks.here)  # noqa: B023

@@ -109,7 +109,7 @@ class Ranks:
                 case SumBlock(what, contributors):
                     assert self.blocks[what.number].owner == rank
                     assert contributors == self.map.contributors
-                    assert all(what._replace(contributor=one) in self.held[rank] for one in contributors)
+                    assert all(what.of(one) in self.held[rank] for one in contributors)
                 case Place(what):
                     self.gradient[rank][what.number] += 1
                 case SendBlock():

@@ -41,7 +41,7 @@ def test_what_is_missing_of_a_lost_owner_goes_to_another_one_and_the_version_tha
     assert it.lost(2, [0, 1, 3], 100.2) is None
     made = it.lost(3, [0, 1], 100.3)
     assert (made.attempt, made.receivers, owners(made)) == (1, (0, 1), [1])
-    assert made.slices[0][1:] == it._slices[3][1:]
+    assert made.slices[0][1:] == (6, 8)
     for number in (0, 1):
         it.here(0, number, 100.4)
     assert not it.is_complete
@@ -61,9 +61,9 @@ def test_nothing_is_shared_again_when_everything_is_here(it):
 def test_with_other_contributors_only_what_is_missing_is_summed_again(it):
     it.here(0, 1, 100.1)
     made = it.share([MADE[0], Contributor(3, 1, 1)], [0, 2, 3], [0, 2, 3], 100.2)
-    assert [part.start for part in made.slices] == [it._slices[number].start for number in (0, 2, 3)]
+    assert [part.start for part in made.slices] == [0, 4, 6]
     assert set(owners(made)) == {0, 2, 3}
-    assert all(part.owner != it._slices[number].owner for part, number in zip(made.slices, (0, 2, 3), strict=True))
+    assert all(owner != before for owner, before in zip(owners(made), (0, 2, 3), strict=True))
 
 
 def test_a_contributor_that_the_map_left_out_gets_every_slice_anew():
@@ -74,7 +74,10 @@ def test_a_contributor_that_the_map_left_out_gets_every_slice_anew():
     assert (made.receivers, len(made.slices)) == ((0, 1, 3), 3)
     it.here(0, 0, 0.3)
     it.here(1, 2, 0.3)
-    assert it._versions == {2: 1}
+    assert (it.others, it.is_complete) == ({2: 1}, False)
+    for number in (0, 1):
+        it.here(1, number, 0.4)
+    assert it.versions == (1, 1, 1)
 
 
 def test_half_of_the_slices_is_enough_to_see_who_is_late():
@@ -100,7 +103,7 @@ def test_a_contributor_that_rank_0_waits_for_is_no_reason_for_another_owner_than
         it.here(0, number, 100.1)
     assert it.late(ALL, 105.0, awaited=lambda: {1}) is None
     made = it.late(ALL, 105.0, awaited=lambda: {2})
-    assert made.slices[0][1:] == it._slices[2][1:]
+    assert made.slices[0][1:] == (4, 6)
     assert len(made.slices) == 1
 
 
@@ -117,7 +120,7 @@ def test_an_owner_that_moves_but_has_much_left_is_late(it):
     for number in range(3):
         it.here(0, number, 101.0)
     it.moved(3, 0.6 * 8 * 22, 101.9)
-    assert it.late(ALL, 102.0).slices[0][1:] == it._slices[3][1:]
+    assert it.late(ALL, 102.0).slices[0][1:] == (6, 8)
 
 
 def test_a_late_owner_is_hedged_after_a_while_that_doubles(it):
@@ -175,9 +178,8 @@ def test_slow_owners_get_less_and_get_it_back(it):
     assert it.rates[3] == round(RATES[0] * RATES[1], 3)
     for _ in range(20):
         it.begin(7)
-        it.share(MADE, ALL, ALL, 0.0)
-        for number in range(len(it._slices)):
-            it.here(0, number, 0.9 if it._slices[number].owner == 3 else 0.1)
+        for number, owner in enumerate(owners(it.share(MADE, ALL, ALL, 0.0))):
+            it.here(0, number, 0.9 if owner == 3 else 0.1)
         it.learn()
     assert LEAST_RATE <= it.rates[3] < RATES[0]
 

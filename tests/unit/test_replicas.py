@@ -72,15 +72,17 @@ def test_when_it_is_urgent_nobody_waits_not_even_who_was_left_out(it):
     assert it.gifts(13, [2]) == [(0, 2)]
 
 
-def test_a_state_counts_although_its_donor_is_lost_or_falls_behind(it):
-    for donor, loses in ((2, it.lost), (3, lambda worker, now: it.behind(worker, now, now))):
-        it.behind(1, 10, 10)
-        assert it.gifts(11, [1, donor]) == [(donor, 1)]
-        loses(donor, 11)
-        assert it._replicas[1].donor is None
-        it.stepped(1, 11)
-        assert it.receivers(11, [1]) == (0, 1)
-        it._replicas[1].steps = 10
+@pytest.mark.parametrize("is_lost", [True, False])
+def test_a_state_counts_although_its_donor_is_lost_or_falls_behind(it, is_lost):
+    it.behind(1, 10, 10)
+    assert it.gifts(11, [1, 2]) == [(2, 1)]
+    if is_lost:
+        it.lost(2, 11)
+    else:
+        it.behind(2, 11, 11)
+    assert it.lack_a_state([1]) == {1}
+    it.stepped(1, 11)
+    assert it.receivers(11, [1]) == (0, 1)
 
 
 def test_what_a_worker_missed_while_it_was_away_it_cannot_follow(it):

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from psgc.aggregation.blocks import Sums
 from psgc.aggregation.map import Contributor
 from psgc.aggregation.map_messages import MapReader
 from psgc.aggregation.replica import WAITING_BYTES, Replica
@@ -32,12 +33,13 @@ class Rank0:
         plan = make_plan(Coding(chunks_per_worker=1), "static", len(WORKERS), seed=0)
         replica = Replica(make_optimizer(OptimizerSettings(kind="sgd", lr=0.1)), Backend(), lambda: None)
         config = config_of(TIMEOUT, aggregation=aggregation, transfer=transfer)
-        arguments = self.end, Backend(), self.outbox, config, plan, replica, np.zeros(dim), FIRST
+        sums = Sums.of(plan.coding_matrix, transfer, dim, config.dtype, FIRST, FIRST + 9)
+        arguments = self.end, Backend(), self.outbox, config, sums, replica, np.zeros(dim)
         self.within = set()  # iterations in which a script gives no state
         script = SimpleNamespace(is_whole=lambda iteration: iteration not in self.within, differing=of_replicas)
-        self.it = Summing(*arguments, last=FIRST + 9, script=script)
+        self.it = Summing(*arguments, script=script)
         self.given = []
-        self.it._allreduce.give = lambda worker, iteration: self.given.append(worker)
+        self.it.allreduce.give = lambda worker, iteration: self.given.append(worker)
 
     def begin(self, iteration, live=WORKERS):
         self.outbox.begin(iteration)
@@ -97,7 +99,7 @@ def test_who_waits_for_the_state_of_a_rank_that_gives_none_any_more_is_not_waite
     rank_0.it.moved(Moved(1, 10, True, b""))
     rank_0.begin(11, [1, 2])
     assert (2, Kind.GIVE, 1) in rank_0.told()
-    rank_0.it._allreduce.start(11, np.zeros(4))
+    rank_0.it.allreduce.start(11, np.zeros(4))
     assert not rank_0.it.is_followed(())
     assert rank_0.it.is_followed({2})
 
@@ -112,7 +114,7 @@ def test_a_script_is_asked_for_its_state_only_in_a_call_that_is_whole(rank_0):
             rank_0.it.moved(Moved(worker, iteration, False, b""))
         rank_0.begin(iteration)
         assert ((2, Kind.GIVE, 1) in rank_0.told()) == (iteration == 18)
-    assert 1 in rank_0.it._receivers()  # of the gradients from there on
+    assert 1 in rank_0.it.receivers()  # of the gradients from there on
 
 
 @pytest.mark.parametrize(("dim", "most"), [(4, MOST_WAITING), (WAITING_BYTES // 8 // 5, 5), (WAITING_BYTES, WAITING)])
@@ -123,7 +125,7 @@ def test_short_sums_wait_for_a_script_that_is_late_by_a_chunk_or_a_slow_step(dim
         for worker in (2, 3):
             rank_0.it.moved(Moved(worker, iteration, False, b""))
         rank_0.begin(iteration)
-        assert (1 in rank_0.it._receivers()) == (iteration < FIRST + most)
+        assert (1 in rank_0.it.receivers()) == (iteration < FIRST + most)
 
 
 def test_with_server_rank_0_owns_every_slice_and_gives_every_state():

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from psgc.aggregation.blocks import Sums
 from psgc.backend import Backend
 from psgc.messages import Kind, digest_in, entries, record
 from psgc.torch import working
@@ -113,9 +114,8 @@ class Worker:
         replica = ScriptReplica(self.hand_over, np.float32, Backend())
         encoder = Encoder(Backend(), np.ones((2, 1)), 3, np.float32)
         mailbox = Mailbox(WorkerState(1, [0], 1, combined=False), encoder)
-        duties = Duties(
-            matrix=np.ones((2, 1)), dim=3, dtype=np.float32, first=first, last=99, alike=True, silence=1000.0
-        )
+        sums = Sums(np.ones((2, 1)), 3, np.dtype("float32"), first, 99)
+        duties = Duties(sums=sums, alike=True, silence=1000.0)
         arguments = self.transport, mailbox, encoder, ScriptThread(5), Backend(), replica, Injector(), duties
         self.loop = ScriptLoop(*arguments, hand_over=self.hand_over)
         self.loop._open()

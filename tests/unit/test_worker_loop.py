@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from psgc.aggregation.blocks import Sums
 from psgc.aggregation.replica import Replica
 from psgc.backend import Backend
 from psgc.messages import TAIL, UNDER_WAY, UNHEARD, Kind, record, stamp_length, unpack_block
@@ -33,9 +34,8 @@ class Worker:
         self.mailbox = Mailbox(self.state, encoder)
         self.replica = Replica(make_optimizer(SGD), Backend(), lambda: None)
         self.replica.params = np.zeros(3)
-        duties = Duties(
-            matrix=np.ones((2, 1)), dim=3, dtype="float64", first=0, last=9, alike=True, silence=silence, long=long
-        )
+        sums = Sums(np.ones((2, 1)), 3, np.dtype("float64"), 0, 9)
+        duties = Duties(sums=sums, alike=True, silence=silence, long=long)
         compute = SimpleNamespace(start=lambda: None, ident=5)
         self.loop = WorkerLoop(
             self.transport, self.mailbox, encoder, compute, Backend(), self.replica, Injector(), duties
