@@ -19,7 +19,7 @@ A *role* is a row of the coding matrix: a worker's own rank, unless it does what
 import struct
 from collections.abc import Iterable
 from enum import IntEnum, unique
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict, Unpack
 
 import numpy as np
 
@@ -52,6 +52,7 @@ STAMP = struct.Struct("=qq")
 DIGEST = struct.Struct("=4i")
 FIELD_BITS = {"is_state": 1, "attempt": 8, "serial": 8, "role": 20, "block": 24}  # of a packed BlockName, highest first
 
+UNSAID: dict[str, Any] = dict.fromkeys((RECORD.names or ())[4:], 0)
 Records = np.ndarray  # one-dimensional, of dtype RECORD
 Entry = dict[str, Any]  # one of them by the names of its fields
 
@@ -181,23 +182,22 @@ def unpack_block(what: int) -> BlockName:
     return BlockName(**values | {"is_state": bool(values["is_state"])})
 
 
-def record(
-    kind: Kind,
-    iteration: int = 0,
-    chunk: int = 0,
-    worker: int = 0,
-    role: int = 0,
-    attempt: int = 0,
-    start: float = 0.0,
-    seconds: float = 0.0,
-    loss: float = 0.0,
-    last: bool = True,
-    test_loss: float = 0.0,
-    test_accuracy: float = 0.0,
-) -> Records:
-    """One record, as an array of length 1."""
-    numbers = (start, seconds, loss, test_loss, test_accuracy)
-    return np.array([(kind, last, iteration, chunk, worker, role, attempt, *numbers)], RECORD)
+class Fields(TypedDict, total=False):
+    """Fields of `RECORD` that not every message has."""
+
+    worker: int
+    role: int
+    attempt: int
+    start: float
+    seconds: float
+    loss: float
+    test_loss: float
+    test_accuracy: float
+
+
+def record(kind: Kind, iteration: int = 0, chunk: int = 0, *, last: bool = True, **fields: Unpack[Fields]) -> Records:
+    """One record, as an array of length 1. What is not said is 0."""
+    return np.array([(kind, last, iteration, chunk, *(UNSAID | fields).values())], RECORD)
 
 
 def stepped_record(iteration: int, digest: bytes = b"") -> Records:
@@ -209,7 +209,7 @@ def stepped_record(iteration: int, digest: bytes = b"") -> Records:
     if not digest:
         return record(Kind.STEPPED, iteration)
     chunk, worker, role, attempt = DIGEST.unpack(digest)
-    return record(Kind.STEPPED, iteration, chunk, worker, role, attempt, start=1.0)
+    return record(Kind.STEPPED, iteration, chunk, worker=worker, role=role, attempt=attempt, start=1.0)
 
 
 def digest_in(entry: Entry) -> bytes:

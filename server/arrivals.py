@@ -85,7 +85,7 @@ class Refused:
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
+class ScriptEnded:
     """The script of a worker makes no call for this iteration, nor for later ones; text: why, or empty.
 
     code: the exit code of its error, 0 without one.
@@ -98,7 +98,7 @@ class Ended:
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
+class BlockArrived:
     """A block of a vector, from a worker (aggregation `allreduce`)."""
 
     worker: int

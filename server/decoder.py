@@ -38,7 +38,7 @@ class Decoder:
         self._coding_matrix = coding_matrix
         self._parts = coding_matrix.shape[1]
         self._columns = dim // self._parts
-        self._held: dict[int, _Copies] = {}  # chunk -> coded gradients that are here
+        self._held: dict[int, _CodedCopies] = {}  # chunk -> coded gradients that are here
         self._committed: set[int] = set()
         self._tree: Tree | None = Tree() if self._parts == 1 else None
         self._decoding: dict[tuple[int, ...], np.ndarray] = {}  # S_i -> inverse of R[S_i]
@@ -73,7 +73,7 @@ class Decoder:
             return
         if chunk not in self._held:
             rows = self._parts + (self._tolerance is not None)
-            self._held[chunk] = _Copies(self._backend.xp.empty((rows, coded.size), coded.dtype), self._columns)
+            self._held[chunk] = _CodedCopies(self._backend.xp.empty((rows, coded.size), coded.dtype), self._columns)
         self._held[chunk].add(worker, coded, self._backend)
 
     def commit(self, chunk: int, contributions: Contributions) -> None:
@@ -133,7 +133,7 @@ class Decoder:
         return self._sum
 
 
-class _Copies:
+class _CodedCopies:
     """The coded gradients of one chunk that are here, side by side, as `decode` reads them."""
 
     def __init__(self, space: Array, columns: int) -> None:

@@ -16,7 +16,7 @@ KEPT = 6  # comparisons: the first ones follow one another, and a rank may be la
 Differing = Callable[[bytes, bytes], Sequence[str]]  # what two replicas do not share, by their digests
 
 
-class Difference(NamedTuple):
+class WrongReplica(NamedTuple):
     """The replica of `worker` is wrong at the beginning of `iteration`.
 
     names: what of it is; is_early: so early that it is a mistake in the script.
@@ -70,7 +70,7 @@ class Digests:
         told, own = self._told.get(self.last, {}), self._own.get(self.last, b"")
         return sorted(worker for worker, digest in told.items() if not self._differing(own, digest))
 
-    def wrong(self, now: int, expected: Collection[int]) -> list[Difference]:
+    def wrong(self, now: int, expected: Collection[int]) -> list[WrongReplica]:
         """The workers that have been found wrong since this was asked last.
 
         now: the iteration of rank 0; expected: the workers that follow, and should answer. Raises RunFailed when it is
@@ -79,12 +79,12 @@ class Digests:
         look_at, self._open = sorted(self._open & self._own.keys()), self._open - self._own.keys()
         return [found for iteration in look_at for found in self._compare(iteration, now, expected)]
 
-    def _compare(self, iteration: int, now: int, expected: Collection[int]) -> list[Difference]:
+    def _compare(self, iteration: int, now: int, expected: Collection[int]) -> list[WrongReplica]:
         own, told = self._own[iteration], self._told.get(iteration, {})
         names = {worker: tuple(self._differing(own, digest)) for worker, digest in told.items()}
         wrong = [worker for worker in sorted(told) if names[worker]]
         if iteration < self._sure:
-            return [Difference(worker, iteration, names[worker], True) for worker in wrong]
+            return [WrongReplica(worker, iteration, names[worker], True) for worker in wrong]
         everybody, agree = told.keys() | set(expected), len(told) - len(wrong)
         is_open = len(told) < len(everybody) and now < iteration + WINDOW
         if not wrong:
@@ -101,4 +101,4 @@ class Digests:
         found = self._found.setdefault(iteration, set())
         new = [worker for worker in wrong if worker not in found]
         found.update(new)
-        return [Difference(worker, iteration, names[worker], False) for worker in new]
+        return [WrongReplica(worker, iteration, names[worker], False) for worker in new]

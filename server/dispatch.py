@@ -4,19 +4,19 @@ from psgc.coding.sketch import Sketch, agreeing
 from psgc.errors import ProtocolError, RunFailed, TooFewWorkers, UserError
 from psgc.messages import Kind
 from psgc.run_rows import Outcome
-from psgc.server.arrivals import Alive, Block, Ended, Failed, Gone, Moved, Refused, Sketched, Tried
+from psgc.server.arrivals import Alive, BlockArrived, Failed, Gone, Moved, Refused, ScriptEnded, Sketched, Tried
 from psgc.server.cluster import Cluster
 from psgc.server.coordinator import Coordinator
 from psgc.server.decoder import Decoder
 from psgc.server.events import Abandoned, Begin, Compared, Deadline, Event, Lost, Report, Summed, Tick
-from psgc.server.interpreter import Copies, Target, carry_out
+from psgc.server.interpreter import Roles, Target, carry_out
 from psgc.server.iteration_log import IterationLog
 from psgc.server.links import Arrival, Links
 from psgc.server.malformed import Malformed
 from psgc.server.phases import IDLE, REDOING, WORKING
-from psgc.server.script import Script
+from psgc.server.script import UserScript
 from psgc.server.summing import Summing
-from psgc.server.trial import Trial
+from psgc.server.trial import TrialComparison
 
 
 class Dispatcher(Target):
@@ -36,8 +36,8 @@ class Dispatcher(Target):
         cluster: Cluster,
         links: Links,
         log: IterationLog,
-        trial: Trial,
-        script: Script | None = None,
+        trial: TrialComparison,
+        script: UserScript | None = None,
     ) -> None:
         self._coordinator = coordinator
         self._cluster = cluster
@@ -133,7 +133,7 @@ class Dispatcher(Target):
                 case Alive():
                     self._cluster.alive(arrival)
                     self.summing.alive(arrival)
-                case Block():
+                case BlockArrived():
                     self.summing.arrived(arrival)
                 case Moved():
                     self.summing.moved(arrival)
@@ -148,7 +148,7 @@ class Dispatcher(Target):
                         self._sketches[chunk, worker] = sketch
                 case Failed():
                     self._failed(arrival)
-                case Ended(_, iteration, text, code):
+                case ScriptEnded(_, iteration, text, code):
                     if self._script is None:
                         raise Malformed("what only a script says")
                     text = text and self._observer.failure_text(worker, text)
@@ -246,7 +246,7 @@ class Dispatcher(Target):
 
     # instructions
 
-    def commit(self, chunk: int, contributors: tuple[int, ...], told: Copies, serial: int) -> None:
+    def commit(self, chunk: int, contributors: tuple[int, ...], told: Roles, serial: int) -> None:
         if not self._coordinator.is_combined:
             self.decoder.commit(chunk, told)
             return
@@ -277,7 +277,7 @@ class Dispatcher(Target):
     def invalidate(self, worker: int, chunk: int, attempt: int) -> None:
         self._tell(worker, Kind.INVALIDATE, chunk, attempt=attempt)
 
-    def compare(self, chunk: int, copies: Copies) -> None:
+    def compare(self, chunk: int, copies: Roles) -> None:
         if self._coordinator.is_sketched(chunk):
             places = agreeing([self._sketches[chunk, worker] for worker, _ in copies], self._trial.tolerance)
             right = [copies[place][0] for place in places]

@@ -10,13 +10,13 @@ from psgc.backend import Backend
 from psgc.config import Config
 from psgc.messages import TAIL, UNDER_WAY, Entry, Kind, digest_in, entries, receive_length
 from psgc.plan import Plan
-from psgc.server.arrivals import Alive, Block, Ended, Failed, Gone, Moved, Refused, Sketched, Tried
+from psgc.server.arrivals import Alive, BlockArrived, Failed, Gone, Moved, Refused, ScriptEnded, Sketched, Tried
 from psgc.server.events import Abandoned, Report
 from psgc.server.malformed import Malformed, check_chunk, check_iteration, check_length, check_record, check_seconds
 from psgc.server.outbox import Outbox
 from psgc.transport import TEXT_LIMIT, Control, Died, Text, Transport, Vector
 
-Arrival = Report | Abandoned | Failed | Tried | Sketched | Alive | Gone | Moved | Block | Refused | Ended
+Arrival = Report | Abandoned | Failed | Tried | Sketched | Alive | Gone | Moved | BlockArrived | Refused | ScriptEnded
 
 
 class Links:
@@ -120,9 +120,9 @@ class Links:
                 self.ignore(message.source)
                 yield Gone(message.source, f"it sent {flaw}", dead=False)
 
-    def _read_vector(self, message: Vector) -> Report | Block:
+    def _read_vector(self, message: Vector) -> Report | BlockArrived:
         if not self._length:
-            return Block(message.source, message)
+            return BlockArrived(message.source, message)
         worker, iteration, chunk = message.source, message.iteration, message.chunk
         vector = self._backend.asarray(message.buffer[: message.length])
         what = "a coded gradient"
@@ -156,7 +156,7 @@ class Links:
                 raise Malformed(f"a complaint of rank {entry['worker']}")
             return Refused(worker, entry["worker"], self._text(worker))
         if kind == Kind.ENDED:
-            return Ended(worker, iteration, self._text(worker), attempt)
+            return ScriptEnded(worker, iteration, self._text(worker), attempt)
         if kind == Kind.TRIAL:
             return Tried(worker, iteration, chunk, (start, seconds, loss))
         if kind == Kind.SKETCH:

@@ -18,10 +18,10 @@ from psgc.server.ending import end_workers
 from psgc.server.iteration_log import IterationLog
 from psgc.server.links import Links
 from psgc.server.observer import Approximation, Observer
-from psgc.server.recovery import Deadline
+from psgc.server.recovery import TimeLimit
 from psgc.server.settings import ServerSettings
 from psgc.server.summing import Summing
-from psgc.server.trial import Trial
+from psgc.server.trial import TrialComparison
 from psgc.server.verification import Checks
 from psgc.transport import Transport
 
@@ -50,8 +50,8 @@ class Server:
         self._script = settings.script
         if optimizer is not None:
             self.optimizer = optimizer
-        self._trial = Trial(settings.tried, settings.tolerance)
-        self._deadline = Deadline(config.recovery.deadline)
+        self._trial = TrialComparison(settings.tried, settings.tolerance)
+        self._deadline = TimeLimit(config.recovery.deadline)
         self._failure: RunFailed | None = None  # during the newest step
         self._every = every = config.evaluate.every if config.evaluate else 0
         self._log = IterationLog(observer, plan.num_chunks, settings.has_loss, every, settings.held_out)

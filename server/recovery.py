@@ -20,13 +20,13 @@ def tolerated(max_error: float | None, copies: int) -> int:
     return floor((max_error or 0.0) * copies + 1e-9)  # 0.29 * 100 is 28.999999999999996
 
 
-class Deadline:
+class TimeLimit:
     """seconds: from the beginning of every iteration; `auto`: set by what recent iterations took; None: no deadline.
 
     An iteration that was cut off counts as if it had gone on at the same rate until nothing was missing, so that an
     automatic deadline also follows a run that becomes slower.
 
-    >>> deadline = Deadline("auto")
+    >>> deadline = TimeLimit("auto")
     >>> for took in (1.0, 1.0, 1.2, 1.0, 0.9):
     ...     deadline.took(took, missing=0.0)
     >>> deadline.seconds  # no more than LEAST_DEVIATION from one to the next, as the median goes

@@ -19,7 +19,7 @@ LONGEST = 64  # iterations at most between two states for a worker that cannot f
 
 
 @dataclass(slots=True)
-class _Replica:
+class _Whereabouts:
     """steps: the iteration that the replica has reached, as far as is known.
 
     after: it needs a state of a later iteration than this one, None: it follows; donor, given: who gives it a state of
@@ -50,7 +50,7 @@ class Replicas:
     ) -> None:
         self._workers_give, self._waiting, self._catching_up = workers_give, waiting, max(CATCHING_UP, waiting)
         steps, after = (first, None) if alike else (-1, first - 1)
-        self._replicas = {worker: _Replica(steps, after) for worker in workers}
+        self._replicas = {worker: _Whereabouts(steps, after) for worker in workers}
 
     def stepped(self, worker: int, iteration: int) -> None:
         """The replica of `worker` is at the beginning of `iteration`."""
@@ -83,7 +83,7 @@ class Replicas:
     def lost(self, worker: int, now: int) -> None:
         """`worker` takes no part: it gives nothing, and needs a state if it comes back."""
         self._gives_nothing(worker)
-        self._replicas[worker] = _Replica(after=now, is_wrong=self._replicas[worker].is_wrong)
+        self._replicas[worker] = _Whereabouts(after=now, is_wrong=self._replicas[worker].is_wrong)
 
     def wrong(self, worker: int) -> None:
         """The replica of `worker`, which is lost, is wrong: when it comes back, it has to drop that."""

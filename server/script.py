@@ -8,7 +8,7 @@ from psgc.backend import Array
 from psgc.server.events import Report
 
 
-class Script(Protocol):
+class UserScript(Protocol):
     """Every iteration is one call of the script; what is summed is a vector (dim,).
 
     replica: by which the sums reach the script, and which has its state.

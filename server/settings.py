@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from psgc.config import Config
 from psgc.plan import Plan
 from psgc.server.recovery import tolerated
-from psgc.server.script import Script
+from psgc.server.script import UserScript
 from psgc.server.trial import TOLERANCE
 
 
@@ -30,7 +30,7 @@ class ServerSettings:
     known_costs: Callable[[int], Sequence[float]] | None = None
     has_loss: bool = True
     held_out: Collection[str] = ()
-    script: Script | None = None
+    script: UserScript | None = None
     tried: Mapping[int, int] = field(default_factory=dict)
     interrupted: Callable[[], str | None] = lambda: None
     check_data: Callable[[int, int], object] = lambda iteration, chunk: None

@@ -19,15 +19,15 @@ from psgc.backend import Array, Backend
 from psgc.config import Config
 from psgc.errors import ProtocolError
 from psgc.messages import Kind, joined, unpack_block
-from psgc.server.arrivals import Alive, Block, Moved
+from psgc.server.arrivals import Alive, BlockArrived, Moved
 from psgc.server.contributions import Contributions
-from psgc.server.digests import Difference, Digests
+from psgc.server.digests import Digests, WrongReplica
 from psgc.server.malformed import Malformed
 from psgc.server.outbox import Outbox
 from psgc.server.owners import Owners
 from psgc.server.phases import COLLECTING, REDOING, Phase
 from psgc.server.replicas import WAITING, Replicas
-from psgc.server.script import Script
+from psgc.server.script import UserScript
 from psgc.transport import Transport
 
 OF_RANK_0 = 1  # the role in which rank 0 contributes
@@ -50,7 +50,7 @@ class Summing(Listener):
         sums: Sums,
         replica: Stepping,
         params: Array,
-        script: Script | None = None,
+        script: UserScript | None = None,
     ) -> None:
         ranks, first, timeout = range(len(sums.matrix) + 1), sums.first, config.faults.collect_timeout
         self._workers, self._outbox = ranks[1:], outbox
@@ -241,7 +241,7 @@ class Summing(Listener):
                 self._digests.told(news.worker, news.iteration, news.digest)
         self._give()
 
-    def wrong(self) -> list[Difference]:
+    def wrong(self) -> list[WrongReplica]:
         """The workers whose replicas are found wrong now: each is to be lost, and to get a state when it is back.
 
         Raises RunFailed when it is rank 0 whose replica is wrong.
@@ -256,7 +256,7 @@ class Summing(Listener):
         if news.iteration == self._iteration:
             self._owners.moved(news.worker, news.carried, self._now)
 
-    def arrived(self, block: Block) -> None:
+    def arrived(self, block: BlockArrived) -> None:
         """Raises Malformed when no correct rank sends this block."""
         iteration, known = block.vector.iteration, self._owners.map
         try:

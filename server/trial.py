@@ -30,7 +30,7 @@ class Difference:
 
 
 @dataclass
-class Trial:
+class TrialComparison:
     """Compares the gradients that workers have computed of the same chunk in the same iteration.
 
     chunks: the chunk that each worker does for the trial (`psgc.iteration.trial_chunks`); tolerance: relative

@@ -16,7 +16,7 @@ from psgc.aggregation.pool import Pool
 from psgc.aggregation.protocol import Arrived, BlockKey
 from psgc.aggregation.replica import Snapshot, Stepping, is_checked
 from psgc.aggregation.slices import block_entries
-from psgc.aggregation.state_messages import State
+from psgc.aggregation.state_messages import AnnouncedState
 from psgc.aggregation.state_transfer import Giver, Receiver
 from psgc.backend import Array, Backend
 from psgc.errors import ProtocolError
@@ -186,7 +186,7 @@ class AllReduce:
         """The replica of this rank is wrong: only the state of another rank gets it on."""
         self._bring(protocol.Dropped())
 
-    def announced(self, source: int, state: State) -> None:
+    def announced(self, source: int, state: AnnouncedState) -> None:
         """The numbers of a state that `source` gives this rank are here."""
         try:
             self.receiver.announced(source, state)

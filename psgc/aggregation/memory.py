@@ -23,8 +23,14 @@ class Held(NamedTuple):
     least: int
 
 
+class Combined(NamedTuple):
+    """What transfer `combined` makes ranks hold. all_own: whether workers own slices, or rank 0 everything."""
+
+    all_own: bool
+
+
 class PerChunk(NamedTuple):
-    """What rank 0 holds besides, with transfer `per_chunk`.
+    """What transfer `per_chunk` makes rank 0 hold.
 
     received: bytes of a receive; copied_chunks: how many have copies that are kept until they are summed; decoded: how
     many gradients are made of them.
@@ -43,14 +49,12 @@ def of_ranks(
     waiting: int,
     checkpoints: bool,
     num_workers: int,
-    all_own: bool,
-    per_chunk: PerChunk | None = None,
+    transfer: Combined | PerChunk,
 ) -> tuple[list[Held], list[Held]]:
     """What rank 0 and what a worker holds.
 
     vector, coded: sizes in bytes; optimizer: its kind; waiting: gradients of a worker that may wait to be counted;
-    checkpoints: whether they are written during the run; all_own: whether workers own slices, or rank 0 everything;
-    per_chunk: None with `combined`.
+    checkpoints: whether they are written during the run.
 
     A rank that is given a state has more gradients that wait for it, but computes none.
     """
@@ -61,24 +65,24 @@ def of_ranks(
         Held("gradients", vector, 2, 1),  # the next one may begin to arrive
         Held("state of another iteration", vector, 1 + kept, 0),  # for a rank that has fallen behind: there, and here
     ]
-    room = room_bytes(parts, coded) if per_chunk is None else room_bytes(1, vector)
+    room = room_bytes(parts, coded) if isinstance(transfer, Combined) else room_bytes(1, vector)
     few = BLOCK_BUFFERS * room
-    if per_chunk is None:
+    if isinstance(transfer, Combined):
         # of other attempts, as when an owner or a contributor is lost: kept until it is said which sum counts
         everywhere.append(Held("slices summed again", vector, 1, 0))
         # accumulators that wait to be summed are in buffers that are `parts` times as large; of all slices that a
         # worker owns they are less than one, of rank 0 with everything as many as there are other workers
-        waits = parts * coded * (1 if all_own else max(1, num_workers - 1))
+        waits = parts * coded * (1 if transfer.all_own else max(1, num_workers - 1))
         of_rank_0 = [Held("blocks", waits + few, 1, 0)]
-        of_worker = [Held("blocks", parts * coded * all_own + few, 1, 0)]
+        of_worker = [Held("blocks", parts * coded * transfer.all_own + few, 1, 0)]
         sent = Held("accumulators", coded, 1, 1)
     else:
-        pool = pool_buffers(num_workers, per_chunk.received)
+        pool = pool_buffers(num_workers, transfer.received)
         of_rank_0 = [
             Held("blocks", vector + few - POSTED * room, 1, 0),  # on their way to the workers
-            Held("receives", per_chunk.received, pool, min(pool, num_workers)),
-            Held("copies", vector, per_chunk.copied_chunks, 0),
-            Held("decoded", vector, per_chunk.decoded, 1),
+            Held("receives", transfer.received, pool, min(pool, num_workers)),
+            Held("copies", vector, transfer.copied_chunks, 0),
+            Held("decoded", vector, transfer.decoded, 1),
         ]
         of_worker = [Held("blocks", few, 1, 0)]
         sent = Held("coded gradients", coded, 2, 1)

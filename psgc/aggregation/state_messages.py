@@ -16,7 +16,7 @@ MOST = 1 << 48  # entries of a vector: what no memory holds is no state
 
 
 @dataclass(frozen=True, slots=True)
-class State:
+class AnnouncedState:
     """What is said of a replica's state at the start of an iteration: so many vectors (entries,), numbers by index."""
 
     iteration: int
@@ -25,7 +25,7 @@ class State:
     numbers: dict[int, float]
 
 
-def state_records(state: State) -> list[Records]:
+def state_records(state: AnnouncedState) -> list[Records]:
     """The records that say `state`."""
     said = [(-1, float(state.vectors), float(state.entries))]
     said += [(index, value, 0.0) for index, value in sorted(state.numbers.items())]
@@ -41,7 +41,7 @@ class StateReader:
     def __init__(self) -> None:
         self._list: list[Entry] = []
 
-    def read(self, entry: Entry) -> State | None:
+    def read(self, entry: Entry) -> AnnouncedState | None:
         """The state whose last record this is. Raises ProtocolError when its records do not make one."""
         self._list.append(entry)
         if not entry["last"]:
@@ -62,4 +62,4 @@ class StateReader:
             raise ProtocolError(
                 f"a state of iteration {iteration} that is none: {vectors} vectors of {size}, numbers {numbers}"
             )
-        return State(iteration, int(vectors), int(size), numbers)
+        return AnnouncedState(iteration, int(vectors), int(size), numbers)

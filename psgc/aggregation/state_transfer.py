@@ -7,7 +7,7 @@ before the records that say how large the state is. They are kept until then.
 from dataclasses import dataclass, field
 
 from psgc.aggregation.pool import Pool
-from psgc.aggregation.state_messages import State, state_records
+from psgc.aggregation.state_messages import AnnouncedState, state_records
 from psgc.backend import Array, Backend, copy
 from psgc.errors import ProtocolError
 from psgc.messages import BlockName, pack_block, stamp
@@ -38,7 +38,7 @@ class Giver:
         """Begin to send this state, which is at the beginning of `iteration`, to `dest`."""
         self.stop(dest)
         self._transport.remember(dest)
-        self._transport.send(dest, state_records(State(iteration, len(vectors), vectors[0].size, numbers)))
+        self._transport.send(dest, state_records(AnnouncedState(iteration, len(vectors), vectors[0].size, numbers)))
         self._gifts[dest] = _Gift(iteration, vectors, (0, 0), [])
 
     def stop(self, dest: int) -> None:
@@ -97,7 +97,7 @@ class _Incoming:
     """state: None before it has been announced; missing: (vector, block); early: blocks that came before."""
 
     iteration: int
-    state: State | None = None
+    state: AnnouncedState | None = None
     vectors: list[Array] = field(default_factory=list)
     missing: set[tuple[int, int]] = field(default_factory=set)
     early: list[tuple[BlockName, Array, int]] = field(default_factory=list)
@@ -114,7 +114,7 @@ class Receiver:
         self.incoming: dict[int, _Incoming] = {}
         self._completed = -1
 
-    def announced(self, source: int, state: State) -> None:
+    def announced(self, source: int, state: AnnouncedState) -> None:
         """The numbers of a state are here. Raises ProtocolError when blocks that came before are of another one."""
         if (incoming := self._of(source, state.iteration)) is None or incoming.state is not None:
             return

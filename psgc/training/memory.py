@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from psgc.aggregation import memory
-from psgc.aggregation.memory import Held, PerChunk
+from psgc.aggregation.memory import Combined, Held, PerChunk
 from psgc.backend import part_length
 from psgc.config import AssignmentFile, Config
 from psgc.errors import UserError
@@ -18,17 +18,16 @@ def held(config: Config, num_chunks: int, num_workers: int, dim: int) -> tuple[l
     vector, optimizer = vector_bytes(config, dim), config.optimizer.kind
     length = part_length(dim, config.coding.parts)
     coded = vector_bytes(config, length)
-    per_chunk = None
+    transfer: Combined | PerChunk = Combined(all_own=config.aggregation == "allreduce")
     if config.transfer == "per_chunk":
         received = vector_bytes(config, receive_length(length + TAIL, config.dtype))
         is_unbiased = config.recovery.estimator == "unbiased"
-        per_chunk = PerChunk(received, num_chunks, decoded=1 + is_unbiased)  # beside the sum without weights
+        transfer = PerChunk(received, num_chunks, decoded=1 + is_unbiased)  # beside the sum without weights
     return memory.of_ranks(
         *(vector, coded, config.coding.parts, optimizer, _waiting(config, num_chunks, num_workers)),
         checkpoints=config.checkpoint.every > 0,
         num_workers=num_workers,
-        all_own=config.aggregation == "allreduce",
-        per_chunk=per_chunk,
+        transfer=transfer,
     )
 
 

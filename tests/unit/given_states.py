@@ -7,7 +7,7 @@ import numpy as np
 from psgc.aggregation.map import Contributor, Map
 from psgc.aggregation.map_messages import to_records
 from psgc.aggregation.pool import LEAST_ROOM
-from psgc.aggregation.state_messages import State, state_records
+from psgc.aggregation.state_messages import AnnouncedState, state_records
 from psgc.config import OptimizerSettings
 from psgc.messages import BlockName, joined, pack_block, stamp_length
 from psgc.optimizer import make_optimizer
@@ -26,7 +26,7 @@ def block_of(iteration: int, values: np.ndarray, is_state: bool = False) -> Vect
 def state_of(iteration: int, params: np.ndarray, optimizer: OptimizerSettings = SGD) -> list[Any]:
     """The state of a replica before the first step of its optimizer, at the beginning of any iteration."""
     numbers = dict(enumerate(value for _, value in sorted(make_optimizer(optimizer).state().items())))
-    records = state_records(State(iteration, 1, params.size, numbers))
+    records = state_records(AnnouncedState(iteration, 1, params.size, numbers))
     return [Control(0, joined(records)), block_of(iteration, params, is_state=True)]
 
 

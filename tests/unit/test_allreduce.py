@@ -10,7 +10,7 @@ from psgc.aggregation.map import Contributor, Map
 from psgc.aggregation.pool import POSTED, UNDER_WAY
 from psgc.aggregation.replica import Replica
 from psgc.aggregation.slices import Slice
-from psgc.aggregation.state_messages import State
+from psgc.aggregation.state_messages import AnnouncedState
 from psgc.backend import Backend
 from psgc.config import OptimizerSettings
 from psgc.messages import BlockName, pack_block, stamp_length
@@ -74,7 +74,7 @@ def test_a_rank_whose_state_waits_for_the_end_of_its_step_is_not_behind_any_more
     it.mapped(replace(first, iteration=1, receivers=(0, 2)), {})
     assert it.is_behind
     state = vector_of(b"a state", np.dtype(np.float64))
-    it.announced(2, State(2, 1, state.size, {}))
+    it.announced(2, AnnouncedState(2, 1, state.size, {}))
     assert it.is_behind
     arrives(2, 2, state, is_state=True)
     assert not it.is_behind

@@ -12,7 +12,7 @@ from psgc.messages import Kind
 from psgc.server.arrivals import Sketched
 from psgc.server.dispatch import Dispatcher
 from psgc.server.events import Report
-from psgc.server.trial import Trial
+from psgc.server.trial import TrialComparison
 
 HOLDERS = [[1, 2, 3], [1, 2, 3]]
 
@@ -42,7 +42,7 @@ class Run:
             lose=lambda *_: True,
         )
         log = SimpleNamespace(reported=ignore, lost=ignore)
-        self.dispatcher = Dispatcher(self.it, cluster, links, log, Trial({}, 1e-9))
+        self.dispatcher = Dispatcher(self.it, cluster, links, log, TrialComparison({}, 1e-9))
         self.dispatcher.summing = SimpleNamespace(is_complete=False, lost=ignore, reassign=ignore)
 
     def copy(self, worker, chunk, value, iteration=0):

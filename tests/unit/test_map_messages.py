@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from psgc.aggregation.map import Contributor, Map, in_order
 from psgc.aggregation.map_messages import AS_BEFORE, RECEIVES, SLICE, CloseReader, MapReader, close_records, to_records
 from psgc.aggregation.slices import Slice, make_slices
-from psgc.aggregation.state_messages import State, StateReader, state_records
+from psgc.aggregation.state_messages import AnnouncedState, StateReader, state_records
 from psgc.errors import ProtocolError
 from psgc.messages import Kind, entries, joined, record
 
@@ -67,7 +67,11 @@ def test_one_reader_reads_one_map_after_the_other_and_a_repeated_one_is_one_reco
 def first(*rows, iteration=3, attempt=0):
     """Records of (flags, rank, role, start, seconds)."""
     return joined(
-        record(Kind.MAP, iteration, flags, rank, role, attempt, start, seconds, last=place == len(rows))
+        record(
+            *(Kind.MAP, iteration, flags),
+            **{"worker": rank, "role": role, "attempt": attempt, "start": start, "seconds": seconds},
+            last=place == len(rows),
+        )
         for place, (flags, rank, role, start, seconds) in enumerate(rows, start=1)
     )
 
@@ -182,7 +186,7 @@ def test_a_state_is_read_as_it_was_meant(iteration, vectors, size, indices, valu
     indices = range(vectors - 1 + len(values))
     values = {index: value for index in values if index in indices}
     vectors = len(indices) - len(values) + 1
-    state = State(iteration, vectors, size, values)
+    state = AnnouncedState(iteration, vectors, size, values)
     assert read(StateReader(), joined(state_records(state))) == state
 
 

@@ -5,22 +5,22 @@ from math import inf
 import numpy as np
 import pytest
 
-from psgc.server.recovery import AT_FIRST, DEVIATIONS, LEAST_DEVIATION, LOOKED_BACK, Deadline, tolerated
+from psgc.server.recovery import AT_FIRST, DEVIATIONS, LEAST_DEVIATION, LOOKED_BACK, TimeLimit, tolerated
 
 
 def test_a_given_deadline_stays():
-    deadline = Deadline(0.5)
+    deadline = TimeLimit(0.5)
     for _ in range(20):
         deadline.took(3.0, 0.0)
     assert deadline.seconds == 0.5
 
 
 def test_no_deadline():
-    assert Deadline(None).seconds == inf
+    assert TimeLimit(None).seconds == inf
 
 
 def test_an_automatic_deadline_first_looks():
-    deadline = Deadline("auto")
+    deadline = TimeLimit("auto")
     for _ in range(AT_FIRST - 1):
         deadline.took(1.0, 0.0)
         assert deadline.seconds == inf
@@ -30,7 +30,7 @@ def test_an_automatic_deadline_first_looks():
 
 def test_it_is_the_median_and_a_multiple_of_the_median_absolute_deviation():
     times = np.random.default_rng(0).exponential(1.0, LOOKED_BACK)
-    deadline = Deadline("auto")
+    deadline = TimeLimit("auto")
     for time in [100.0] * 30 + times.tolist():  # what is long past does not count
         deadline.took(time, 0.0)
     median = np.median(times)
@@ -38,14 +38,14 @@ def test_it_is_the_median_and_a_multiple_of_the_median_absolute_deviation():
 
 
 def test_one_slow_iteration_in_many_does_not_move_it():
-    deadline = Deadline("auto")
+    deadline = TimeLimit("auto")
     for i in range(LOOKED_BACK):
         deadline.took(50.0 if i == 20 else 1.0 + 0.01 * (i % 3), 0.0)
     assert deadline.seconds < 1.2
 
 
 def test_it_follows_a_run_that_becomes_slower_although_its_iterations_are_cut_off():
-    deadline = Deadline("auto")
+    deadline = TimeLimit("auto")
     for _ in range(LOOKED_BACK):
         deadline.took(1.0, 0.0)
     for _ in range(2 * LOOKED_BACK):  # from now on an iteration takes 4 s, if it may

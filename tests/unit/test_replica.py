@@ -7,7 +7,7 @@ import pytest
 
 from psgc import config
 from psgc.aggregation.replica import IN_THREAD, Replica, Snapshot
-from psgc.aggregation.state_messages import State, StateReader, state_records
+from psgc.aggregation.state_messages import AnnouncedState, StateReader, state_records
 from psgc.backend import Backend
 from psgc.errors import RunFailed
 from psgc.messages import entries, joined
@@ -246,7 +246,7 @@ def test_another_rank_goes_on_from_a_snapshot(kind, dim, before):
     for gradient in all_gradients[before:]:
         giver.step(gradient)
     assert all((a == b).all() for a, b in zip(snapshot.vectors, copies, strict=True))  # as they travel meanwhile
-    reader, said = StateReader(), State(snapshot.steps, len(copies), dim, snapshot.numbers)
+    reader, said = StateReader(), AnnouncedState(snapshot.steps, len(copies), dim, snapshot.numbers)
     *_, state = map(reader.read, entries(joined(state_records(said))))
     assert state.vectors == len(copies)
     receiver.replica.load(Snapshot(state.iteration, copies, state.numbers))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from psgc.aggregation.pool import Pool
-from psgc.aggregation.state_messages import State, StateReader
+from psgc.aggregation.state_messages import AnnouncedState, StateReader
 from psgc.aggregation.state_transfer import WINDOW, Giver, Receiver
 from psgc.backend import Backend
 from psgc.errors import ProtocolError
@@ -185,7 +185,7 @@ def test_blocks_of_an_older_state_do_not_count_for_a_newer_one(ranks):
     pool, receiver = ranks[2].pool, ranks[2].receiver
     for block in range(3):
         receiver.arrived(1, 7, BlockName(0, 0, 0, block, is_state=True), pool.take(), 300)
-    receiver.announced(1, State(8, 1, DIM, NUMBERS))
+    receiver.announced(1, AnnouncedState(8, 1, DIM, NUMBERS))
     receiver.arrived(1, 8, BlockName(0, 0, 0, 3, is_state=True), pool.take(), 200)
     assert receiver.complete() is None
     assert not pool.in_use
@@ -198,7 +198,7 @@ def test_a_block_that_is_not_part_of_the_state_is_an_error_and_gives_its_buffer_
 ):
     pool, receiver = ranks[2].pool, ranks[2].receiver
     name = BlockName(0, 0, vector, block, is_state=True)
-    first = partial(receiver.announced, 1, State(7, 2, DIM, {}))
+    first = partial(receiver.announced, 1, AnnouncedState(7, 2, DIM, {}))
     second = partial(receiver.arrived, 1, 7, name, pool.take(), length)
     if is_early:
         first, second = second, first
