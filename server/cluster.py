@@ -42,7 +42,7 @@ class Cluster:
         self._running = RunningTime()
         self._next_check = 0.0
         self.changed = False  # a worker was lost or is back, or a chunk reassigned, since the last rebalancing
-        self._left_out: set[int] = set()  # of those that are here
+        self.left_out: set[int] = set()  # of those that are here
         self.failures: dict[int, int] = {}  # chunk -> on which worker its gradient failed; done by nobody since
         self._raised: set[int] = set()  # workers on which a gradient failed
         self.strikes = Counter[int]()  # wrong copies of each worker (`verify`)
@@ -84,15 +84,15 @@ class Cluster:
 
     def leave_out(self, workers: Collection[int]) -> None:
         """These, which are not lost, do nothing from the next rebalancing on, until they are not among them."""
-        self.changed = self.changed or self._left_out != set(workers)
-        self._left_out = set(workers)
+        self.changed = self.changed or self.left_out != set(workers)
+        self.left_out = set(workers)
 
     def rebalance(self) -> bool:
         """Share the chunks anew among the workers that take part, if anything has changed; whether it has."""
         if not self.changed:
             return False
         self.changed = False
-        self.membership = self._everybody.without([*self.detector.away, *self._left_out])
+        self.membership = self._everybody.without([*self.detector.away, *self.left_out])
         self.queues, backups = queues_for(self.membership, self._plan)
         schedule = self._make_schedule(backups)
         schedule.inherit(self.schedule)

@@ -33,6 +33,7 @@ class Server:
     """Trains: has the workers begin, lets the coordinator decide what counts, has the ranks sum that, and steps.
 
     cluster: the workers; its `estimates` can be set before `run`. optimizer: None when a script makes the steps.
+    coordinator, summing, links, log, observer: what decides, sums, speaks to the workers, and keeps the record.
     """
 
     optimizer: Optimizer
@@ -46,7 +47,7 @@ class Server:
         optimizer: Optimizer | None = None,
     ) -> None:
         config, plan = settings.config, settings.plan
-        self._transport, self._backend, self._observer, self._settings = transport, backend, observer, settings
+        self._transport, self._backend, self.observer, self._settings = transport, backend, observer, settings
         self._script = settings.script
         if optimizer is not None:
             self.optimizer = optimizer
@@ -54,15 +55,13 @@ class Server:
         self._deadline = TimeLimit(config.recovery.deadline)
         self._failure: RunFailed | None = None  # during the newest step
         self._every = every = config.evaluate.every if config.evaluate else 0
-        self._log = IterationLog(observer, plan.num_chunks, settings.has_loss, every, settings.held_out)
+        self.log = IterationLog(observer, plan.num_chunks, settings.has_loss, every, settings.held_out)
         self.cluster = Cluster(settings, transport.hosts, observer)
         membership, schedule, combined = self.cluster.membership, self.cluster.schedule, config.transfer == "combined"
         checks = Checks(config.verify.every if config.verify else 0)
-        self._coordinator = Coordinator(membership, schedule, combined, settings.tolerated, checks, every)
-        self._links = Links(transport, backend, config, plan)
-        self._dispatcher = Dispatcher(
-            self._coordinator, self.cluster, self._links, self._log, self._trial, self._script
-        )
+        self.coordinator = Coordinator(membership, schedule, combined, settings.tolerated, checks, every)
+        self.links = Links(transport, backend, config, plan)
+        self._dispatcher = Dispatcher(self.coordinator, self.cluster, self.links, self.log, self._trial, self._script)
 
     def run(
         self, params: Array, iterations: int, first: int = 0, begins: Callable[[int], object] = lambda _: None
@@ -76,7 +75,7 @@ class Server:
         self.params = params
         self._moved = self._transport.bytes_sent, self._transport.bytes_received
         self._trial.first = first
-        self._links.start(first)
+        self.links.start(first)
         settings, config, matrix = self._settings, self._settings.config, self._settings.plan.coding_matrix
         tolerance = settings.tolerance if config.verify else None
         self._decoder = Decoder(self._backend, matrix, params.size, config.dtype, settings.is_unbiased, tolerance)
@@ -84,12 +83,12 @@ class Server:
         script, wake = settings.script, self._transport.wake
         replica = script.replica if script else Replica(self.optimizer, self._backend, wake)
         sums = Sums.of(matrix, config.transfer, params.size, config.dtype, first, iterations)
-        self._summing = self._dispatcher.summing = Summing(
-            *(self._transport, self._backend, self._links.outbox, config, sums, replica, params),
+        self.summing = self._dispatcher.summing = Summing(
+            *(self._transport, self._backend, self.links.outbox, config, sums, replica, params),
             script=script,
         )
-        if not self._coordinator.is_combined:
-            self._links.open(self._decoder.message_length)
+        if not self.coordinator.is_combined:
+            self.links.open(self._decoder.message_length)
         del params  # they are memory that is free after the first step
         try:
             for iteration in range(first, iterations):
@@ -98,18 +97,18 @@ class Server:
                 begins(iteration)
                 if not self._sum(iteration):
                     break
-                if self._log.divergence:
-                    raise RunFailed(self._log.divergence)
+                if self.log.divergence:
+                    raise RunFailed(self.log.divergence)
                 self.params = self._step()
-                has_enough = self._observer.stepped(iteration + 1, self._log.row, self.params)
+                has_enough = self.observer.stepped(iteration + 1, self.log.row, self.params)
                 if self._failure:
                     raise self._failure
                 if has_enough:
                     break
             self._settle()
         finally:
-            self._log.finish(self._coordinator)
-            self._log.write()
+            self.log.finish(self.coordinator)
+            self.log.write()
         return self.params
 
     def _may_begin(self, iteration: int) -> bool:
@@ -131,16 +130,16 @@ class Server:
             self._poll()
             if self._script is not None and self._script.is_over():
                 return False
-            if self._log.waits and self._has_time:
-                self._log.write()
-        missing = self._coordinator.books.missing / self._settings.copies
+            if self.log.waits and self._has_time:
+                self.log.write()
+        missing = self.coordinator.books.missing / self._settings.copies
         gradient = self._summed(is_approximate=missing > 0)
-        row = self._log.row
+        row = self.log.row
         sent, received = self._moved
         self._moved = transport.bytes_sent, transport.bytes_received  # what still goes out is of the next iteration
         row.bytes_in = transport.bytes_received - received
         row.bytes = row.bytes_in + transport.bytes_sent - sent
-        self._log.complete(time.monotonic() - began, self._coordinator.books.recovered, missing)
+        self.log.complete(time.monotonic() - began, self.coordinator.books.recovered, missing)
         if self._script is not None:
             row.loss = self._script.loss(iteration, gradient)
         if row.is_evaluated:
@@ -152,24 +151,24 @@ class Server:
     @property
     def _has_time(self) -> bool:
         """Whether nobody waits for this rank: the workers compute, or exchange blocks."""
-        return bool(self._log.row.reports) or self._links.now > SETTLED
+        return bool(self.log.row.reports) or self.links.now > SETTLED
 
     def _summed(self, is_approximate: bool) -> Array:
         """The gradient of this iteration, which all ranks get."""
-        iteration, incomplete = self._coordinator.iteration, self._coordinator.books.incomplete()
-        if self._coordinator.is_combined:
-            self._summing.choose()
-            used = plain = self._summing.gradient
+        iteration, incomplete = self.coordinator.iteration, self.coordinator.books.incomplete()
+        if self.coordinator.is_combined:
+            self.summing.choose()
+            used = plain = self.summing.gradient
         else:
             weighted = None
             if is_approximate and self._settings.is_unbiased:  # before the copies are summed
-                weighted = self._decoder.weighted(self.cluster.weights(iteration, self._log.row.reports, incomplete))
+                weighted = self._decoder.weighted(self.cluster.weights(iteration, self.log.row.reports, incomplete))
             plain = self._decoder.gradient
             used = plain if weighted is None else weighted
-            self._summing.hand_out(used, self.cluster.now)
+            self.summing.hand_out(used, self.cluster.now)
         if is_approximate:
-            self._log.row.missing = len(incomplete)
-            self._observer.approximate(Approximation(iteration, self.params, used, plain, incomplete))
+            self.log.row.missing = len(incomplete)
+            self.observer.approximate(Approximation(iteration, self.params, used, plain, incomplete))
         return used
 
     def _poll(self) -> None:
@@ -177,38 +176,38 @@ class Server:
 
         In this order: after the last report nothing is waited for.
         """
-        it = self._summing
-        nap = it.nap if it.is_busy or self._coordinator.is_combined else 0.0
+        it = self.summing
+        nap = it.nap if it.is_busy or self.coordinator.is_combined else 0.0
         self._transport.wait(nap=nap, exchanging=it.is_busy)
-        for arrival in self._links.poll():
+        for arrival in self.links.poll():
             self._dispatcher.hear(arrival)
-        is_evaluated_now = is_evaluated(self._coordinator.iteration, self._every)
+        is_evaluated_now = is_evaluated(self.coordinator.iteration, self._every)
         self._dispatcher.tick(inf if is_evaluated_now else self._deadline.seconds)
-        self._links.outbox.send()
+        self.links.outbox.send()
         self.cluster.tick()
         if (reason := self._settings.interrupted()) is not None:
             raise RunFailed(reason)
 
     def _step(self) -> Array:
         """Every rank makes the step. The parameters after that of this rank."""
-        self._summing.close()
-        self._links.outbox.send()
-        while (params := self._summing.params) is None:
+        self.summing.close()
+        self.links.outbox.send()
+        while (params := self.summing.params) is None:
             try:
                 self._poll()
             except RunFailed as failure:  # the others make the step all the same, and a checkpoint must be whole
-                is_made = self._summing.params is not None
-                if self._script is not None or not (is_made or self._summing.is_stepping):
+                is_made = self.summing.params is not None
+                if self._script is not None or not (is_made or self.summing.is_stepping):
                     raise
                 self._failure = failure
                 if not is_made:
-                    self._summing.finish_step()
+                    self.summing.finish_step()
         return params
 
     @property
     def replicas(self) -> dict[str, object]:
         """Which workers' parameters are known to be those of rank 0, and when."""
-        return self._summing.summary()
+        return self.summing.summary()
 
     def _settle(self) -> None:
         """Wait for what is left of the trial, and let the other replicas make the last step.
@@ -222,11 +221,11 @@ class Server:
 
     def _is_followed(self) -> bool:
         """Whether nobody needs anything of this rank any more."""
-        it, script = self._summing, self._script
+        it, script = self.summing, self._script
         return not it.is_busy and it.is_followed(() if script is None else script.over_on())
 
     def stop_workers(self, timeout: float, done: int = 0) -> bool:
         """Have every process end (`psgc.server.ending`); whether all of them leave in order."""
-        self._links.close()
-        lacking = self._summing.lack_a_state() if self._script is not None else ()
+        self.links.close()
+        lacking = self.summing.lack_a_state() if self._script is not None else ()
         return end_workers(self._transport, self.cluster.detector, timeout, done, lacking)

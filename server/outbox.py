@@ -24,22 +24,22 @@ class Outbox:
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
         self._iteration = -1
-        self._orders: dict[int, list[Records]] = {}  # by worker, not sent yet
+        self.orders: dict[int, list[Records]] = {}  # by worker, not sent yet
         self._unheard = Counter[int]()  # messages sent to each worker since it was last heard
 
     def begin(self, iteration: int) -> None:
         """Orders are for this iteration from now on. Of those for older ones only some are kept."""
         self._iteration = iteration
-        for worker in list(self._orders):
+        for worker in list(self.orders):
             self._keep(worker, LASTING + FOLLOWED)
 
     def tell(self, to: int, kind: Kind, chunk: int = 0, **fields: Any) -> None:
         """An order for the worker `to`; fields: further ones of its record."""
-        self._orders.setdefault(to, []).append(record(kind, self._iteration, chunk, **fields))
+        self.orders.setdefault(to, []).append(record(kind, self._iteration, chunk, **fields))
 
     def tell_all(self, to: int, records: Records) -> None:
         """Records that are ready, for the worker `to`."""
-        self._orders.setdefault(to, []).append(records)
+        self.orders.setdefault(to, []).append(records)
 
     def tell_list(self, worker: int, kind: Kind, chunks: Sequence[int]) -> None:
         """Chunks in order, one record each."""
@@ -48,14 +48,14 @@ class Outbox:
 
     def tell_default_queue(self, worker: int, queue: Sequence[int]) -> None:
         """A default queue. It replaces one that has not been sent yet."""
-        waiting = self._orders.get(worker, [])
-        self._orders[worker] = [order for order in waiting if order["kind"][0] != Kind.DEFAULT_QUEUE]
+        waiting = self.orders.get(worker, [])
+        self.orders[worker] = [order for order in waiting if order["kind"][0] != Kind.DEFAULT_QUEUE]
         self.tell_list(worker, Kind.DEFAULT_QUEUE, queue)
 
     def send(self) -> None:
         """Send the orders for all workers that may be sent more."""
-        for worker in [worker for worker in self._orders if self._unheard[worker] < UNHEARD]:
-            orders = self._orders.pop(worker)
+        for worker in [worker for worker in self.orders if self._unheard[worker] < UNHEARD]:
+            orders = self.orders.pop(worker)
             self._transport.send(worker, orders)
             self._unheard[worker] += 1 + sum(map(len, orders)) // BATCH
 
@@ -68,9 +68,9 @@ class Outbox:
         self._keep(worker, () if for_good else LASTING)
 
     def _keep(self, worker: int, kinds: Collection[Kind]) -> None:
-        if orders := [order for order in self._orders.pop(worker, []) if order["kind"][0] in kinds]:
-            self._orders[worker] = orders
+        if orders := [order for order in self.orders.pop(worker, []) if order["kind"][0] in kinds]:
+            self.orders[worker] = orders
 
     def clear(self) -> None:
         """Drop all orders."""
-        self._orders.clear()
+        self.orders.clear()

@@ -33,11 +33,11 @@ def check_beliefs(world: Any) -> None:
 def _check_nothing_lost(world: Any, worker: int, counted_on: set[int]) -> None:
     watch, node = world.watch, world.nodes[worker]
     links = world.links[0, worker], world.links[worker, 0]
-    on_its_way = not all(link.is_empty for link in links) or worker in world.server._links.outbox._orders
-    on_its_way = on_its_way or bool(node._vectors)
+    on_its_way = not all(link.is_empty for link in links) or worker in world.server.links.outbox.orders
+    on_its_way = on_its_way or node.has_vectors
     if node.dead or on_its_way or node.state.iteration < world.iteration:
         return
-    will = {*node.state._queue}
+    will = node.state.will_do
     if node.work is not None and node.work.iteration == world.iteration:
         will.add(node.work.chunk)
     counted_on = {chunk for chunk in counted_on if not watch.is_done_with(chunk)}

@@ -33,11 +33,29 @@ class NothingToDo(Exception):
 
 
 class ImpatientState(WorkerState):
+    @property
+    def will_do(self) -> set[int]:
+        return {*self._queue}
+
+    @property
+    def standing_order(self) -> tuple[int, ...]:
+        return self._default_queue
+
+    def attempt(self, chunk: int) -> int:
+        """How often the chunk was invalidated in this iteration."""
+        return self._attempts.get(chunk, 0)
+
     def take(self) -> int | None:
         chunk = super().take()
         if chunk is None:
             raise NothingToDo
         return chunk
+
+
+class NotedMailbox(Mailbox):
+    @property
+    def unsent(self) -> list[Any]:
+        return [*self._outbox]
 
 
 class Node(WorkerLoop):
@@ -70,7 +88,7 @@ class Node(WorkerLoop):
         self.rank, self.end, self.clock = rank, end, clock
         self.state = ImpatientState(rank, plan.queues[rank], plan.num_chunks, combined, every)
         self.encoder = Encoder(Backend(), plan.coding_matrix, dim, "float64")
-        self.mailbox = Mailbox(self.state, self.encoder)
+        self.mailbox = NotedMailbox(self.state, self.encoder)
         sums = Sums.of(plan.coding_matrix, "combined" if combined else "per_chunk", dim, "float64", 0, last)
         duties = Duties(sums=sums, alike=alike, silence=silence)
         super().__init__(
@@ -96,6 +114,11 @@ class Node(WorkerLoop):
         self.gradients: list[weakref.ref[np.ndarray]] = []
 
     @property
+    def has_vectors(self) -> bool:
+        """Whether coded gradients are still to be sent."""
+        return bool(self._vectors)
+
+    @property
     def last_sent(self) -> float:
         return self._last_sent
 
@@ -109,7 +132,7 @@ class Node(WorkerLoop):
     def alive(self) -> int:
         """How many gradients are still in memory, besides those that have become accumulators."""
         self.gradients = [ref for ref in self.gradients if ref() is not None]
-        accumulators = [*map(id, self.encoder._accumulators.values())]
+        accumulators = [*map(id, self.encoder.accumulators.values())]
         return sum(id(ref()) not in accumulators for ref in self.gradients)
 
     def die(self, kept: int) -> None:
@@ -178,11 +201,11 @@ class Node(WorkerLoop):
         self.check_params(iteration, self.work.params)
         assert (iteration, chunk) not in self.unneeded | self.skipped, "told not to do this chunk"
         assert iteration != self.collected, "goes on after it was told to stop"
-        copy = (chunk, self.state._attempts.get(chunk, 0))
+        copy = (chunk, self.state.attempt(chunk))
         assert copy not in self.taken, "does a chunk twice"
         self.taken.append(copy)
         if self.follows and self.redirected < iteration:
-            default_queue, taken = self.state._default_queue, [chunk for chunk, _ in self.taken]
+            default_queue, taken = self.state.standing_order, [chunk for chunk, _ in self.taken]
             passed = list(default_queue[: default_queue.index(chunk) + 1])
             assert taken == [c for c in passed if c in taken], "not in the order of the default queue"
             assert self.follows == "skipping" or taken == passed, "left out a chunk"
@@ -203,17 +226,17 @@ class Node(WorkerLoop):
         self.gradients.append(weakref.ref(gradient))
         self.done += 1
         unwanted = work.iteration < self.state.iteration or (work.iteration, work.chunk) in self.unneeded
-        before = len(self.mailbox._outbox)
+        before = len(self.mailbox.unsent)
         self.mailbox.finished(work, Result(gradient, self.loss, 0.0, seconds))
         sketched = not unwanted and self.state.is_sketched(work.iteration, work.chunk)
-        assert len(self.mailbox._outbox) == before + 1 + sketched
-        message = self.mailbox._outbox[-1]
+        assert len(self.mailbox.unsent) == before + 1 + sketched
+        message = self.mailbox.unsent[-1]
         kind = Kind(message["kind"][0]) if isinstance(message, np.ndarray) else Kind.REPORT
         assert isinstance(message, np.ndarray) or not self.state.is_combined
         assert kind == (Kind.ABANDONED if unwanted else Kind.REPORT), "reported although nobody wants it"
         interrupted = (work.iteration, work.chunk) in self.interrupted
         if (self.verified or interrupted) and unwanted and work.iteration == self.state.iteration:
-            again = work.chunk, self.state._attempts.get(work.chunk, 0)  # it may be wanted after all
+            again = work.chunk, self.state.attempt(work.chunk)  # it may be wanted after all
             self.taken = [copy for copy in self.taken if copy != again]
 
     def fail(self) -> None:

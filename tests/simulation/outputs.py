@@ -18,7 +18,7 @@ class Observer:
     lost_once: set[int] = field(default_factory=set)
 
     def chunk(self, worker: int, chunk: int, iteration: int, start: float, seconds: float, outcome: Outcome) -> None:
-        self.world.used[chunk] += outcome == Outcome.USED and iteration == self.world.server._log.row.iteration
+        self.world.used[chunk] += outcome == Outcome.USED and iteration == self.world.server.log.row.iteration
 
     def iteration(self, row: IterationRecord) -> None:
         world = self.world

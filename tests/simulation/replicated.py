@@ -134,7 +134,7 @@ class ReplicatedWorld(World):
 
     @property
     def summing(self) -> WatchedSumming:
-        return self.server._summing  # type: ignore[return-value]
+        return self.server.summing  # type: ignore[return-value]
 
     @property
     def rank_0(self) -> allreduce.AllReduce:

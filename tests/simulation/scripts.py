@@ -135,7 +135,7 @@ class ScriptWorld(ReplicatedWorld):
             World.check_too_few(self, text)
 
     def able(self) -> set[int]:
-        return super().able() - self.server.cluster._left_out
+        return super().able() - self.server.cluster.left_out
 
     def check_reason(self, worker: int, reason: str) -> None:
         may_be_behind = "has fallen behind" in reason and self.iteration in self.case.partial
@@ -180,7 +180,7 @@ class ScriptWorld(ReplicatedWorld):
         if done >= 0:
             for rank in here - self.faulty:
                 left = isinstance(self.scripts[rank].error, Left)
-                knows = self.nodes[rank].allreduce.is_behind or rank in self.server._observer.lost_once
+                knows = self.nodes[rank].allreduce.is_behind or rank in self.server.observer.lost_once
                 assert not left or knows, "left without a sum although it follows"
                 self.counts["left behind" if left else "workers at the end"] += 1
         self.check_scripts()

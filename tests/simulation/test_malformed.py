@@ -49,7 +49,7 @@ class Babbling(ReplicatedWorld):
         self.lost[worker] = reason
 
     def check_exact(self, gradient):  # what looks like a report is taken for one
-        self.incomplete, self.compared = self.server._coordinator.books.incomplete(), self.watch.compared()
+        self.incomplete, self.compared = self.server.coordinator.books.incomplete(), self.watch.compared()
 
     def advance(self):
         if self.steps >= self.step_of_babble and not self.babbling:

@@ -83,7 +83,7 @@ class Unruly(ReplicatedWorld):
     def step(self) -> list[Any]:
         messages = super().step()
         if self.choose(6) == 0:
-            it = self.server._coordinator
+            it = self.server.coordinator
             chunk = self.choose(self.plan.num_chunks)
             with refused(it):
                 it.handle(Compared(chunk, [1, 2][: 2 * self.choose(2)]))

@@ -116,7 +116,7 @@ class Watch:
             case Begin():
                 self.begin()
                 membership = self.it.membership
-                left_out = self.world.server.cluster._left_out
+                left_out = self.world.server.cluster.left_out
                 assert set(membership.live) == self.world.here() - left_out
                 if left_out:
                     self.world.counts["do nothing without a state"] += len(left_out)

@@ -162,9 +162,7 @@ class World:
     def check_exact(self, gradient: np.ndarray) -> None:
         gradients = self.table[self.iteration]
         expected = gradients.sum(axis=0)
-        self.incomplete = (
-            self.server._coordinator.books.incomplete()
-        )  # as it is when the row of the iteration is closed
+        self.incomplete = self.server.coordinator.books.incomplete()  # as it is when the row of the iteration is closed
         self.compared = self.watch.compared()
         for chunk, contributors in self.incomplete.items():
             expected -= unseen(gradients[chunk], self.plan.coding_matrix, contributors)
@@ -249,7 +247,7 @@ class World:
 
     def time_helps(self, able: Sequence[Any]) -> bool:
         """Nothing but time goes on: whether anything of `able` does then."""
-        wake = self.began_at + self.server._coordinator.wake
+        wake = self.began_at + self.server.coordinator.wake
         if wake < self.began_at + AGES and self.idle <= PATIENCE:
             self.clock.now = max(self.clock.now, wake)
             return False

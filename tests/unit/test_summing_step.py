@@ -23,8 +23,8 @@ class Stepping:
 
 def make_server(summing):
     server = Server.__new__(Server)
-    server._summing, server._failure, server._script = summing, None, None
-    server._links = mock.Mock()
+    server.summing, server._failure, server._script = summing, None, None
+    server.links = mock.Mock()
 
     def poll():
         raise RunFailed("stopped by SIGTERM")
