@@ -9,10 +9,10 @@ from psgc.processes import RunningTime
 from psgc.schedules import SCHEDULES, Queues, Schedule
 from psgc.server.arrivals import Alive, Failed
 from psgc.server.failure_detector import FailureDetector
-from psgc.server.horvitz_thompson import weights
 from psgc.server.membership import Membership
 from psgc.server.observer import Observer
 from psgc.server.rebalance import queues_for
+from psgc.server.recovery import weights
 from psgc.server.settings import ServerSettings
 from psgc.server.stuck import Stuck
 

@@ -36,10 +36,25 @@ from psgc.iteration import is_evaluated
 from psgc.schedules import Schedule
 from psgc.schedules.schedule import Order
 from psgc.server.counting import Counting
-from psgc.server.events import Abandoned, Begin, Compared, Deadline, Event, Lost, Report, Summed, Tick
+from psgc.server.events import (
+    COLLECTING,
+    IDLE,
+    REDOING,
+    TRANSITIONS,
+    WORKING,
+    Abandoned,
+    Begin,
+    Compared,
+    Deadline,
+    Event,
+    Lost,
+    Phase,
+    Report,
+    Summed,
+    Tick,
+)
 from psgc.server.instructions import Compare, Finish, Instruction, Share
 from psgc.server.membership import Membership
-from psgc.server.phases import COLLECTING, IDLE, REDOING, TRANSITIONS, WORKING, Phase
 from psgc.server.verification import Checks
 
 EVENTS_KEPT = 20  # for the report of a ProtocolError

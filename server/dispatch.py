@@ -8,13 +8,25 @@ from psgc.server.arrivals import Alive, BlockArrived, Failed, Gone, Moved, Refus
 from psgc.server.cluster import Cluster
 from psgc.server.coordinator import Coordinator
 from psgc.server.decoder import Decoder
-from psgc.server.events import Abandoned, Begin, Compared, Deadline, Event, Lost, Report, Summed, Tick
-from psgc.server.interpreter import Roles, Target, carry_out
+from psgc.server.events import (
+    IDLE,
+    REDOING,
+    WORKING,
+    Abandoned,
+    Begin,
+    Compared,
+    Deadline,
+    Event,
+    Lost,
+    Report,
+    Summed,
+    Tick,
+)
+from psgc.server.instructions import Roles, Target, carry_out
 from psgc.server.iteration_log import IterationLog
 from psgc.server.links import Arrival, Links
 from psgc.server.malformed import Malformed
-from psgc.server.phases import IDLE, REDOING, WORKING
-from psgc.server.script import UserScript
+from psgc.server.settings import UserScript
 from psgc.server.summing import Summing
 from psgc.server.trial import TrialComparison
 

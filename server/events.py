@@ -1,7 +1,10 @@
-"""What happens to an iteration, as the coordinator hears of it. All times are seconds since the iteration began."""
+"""What happens to an iteration, as the coordinator hears of it, and in which of its phases that may be.
+
+All times are seconds since the iteration began.
+"""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final, Literal
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,3 +92,23 @@ class Compared:
 
 
 Event = Begin | Report | Abandoned | Summed | Lost | Deadline | Tick | Compared
+
+Phase = Literal["idle", "working", "collecting", "redoing"]
+IDLE: Final = "idle"  # between two iterations
+WORKING: Final = "working"  # until every chunk is committed
+COLLECTING: Final = "collecting"  # `combined` only: until everything is summed
+REDOING: Final = "redoing"  # a contributor was lost meanwhile: what it kept is done again
+
+# For each event and phase the phases that may follow. (): the event is ignored; no entry: it is illegal.
+# fmt: off
+TRANSITIONS: dict[type[Event], dict[Phase, tuple[Phase, ...]]] = {
+    Begin:     {IDLE: (WORKING,)},
+    Report:    {IDLE: (), WORKING: (WORKING, COLLECTING, IDLE), COLLECTING: (), REDOING: (REDOING, COLLECTING)},
+    Abandoned: {IDLE: (), WORKING: (WORKING,), COLLECTING: (), REDOING: (REDOING,)},
+    Compared:  {WORKING: (WORKING, COLLECTING, IDLE), REDOING: (REDOING, COLLECTING)},
+    Tick:      {IDLE: (), WORKING: (WORKING,), COLLECTING: (), REDOING: (REDOING,)},
+    Deadline:  {WORKING: (WORKING, COLLECTING, IDLE), COLLECTING: (), REDOING: ()},
+    Summed:    {COLLECTING: (IDLE,), REDOING: (IDLE,)},
+    Lost:      {IDLE: (IDLE,), WORKING: (WORKING,), COLLECTING: (COLLECTING, REDOING), REDOING: (REDOING,)},
+}
+# fmt: on

@@ -22,12 +22,12 @@ from psgc.messages import Kind, joined, unpack_block
 from psgc.server.arrivals import Alive, BlockArrived, Moved
 from psgc.server.contributions import Contributions
 from psgc.server.digests import Digests, WrongReplica
+from psgc.server.events import COLLECTING, REDOING, Phase
 from psgc.server.malformed import Malformed
 from psgc.server.outbox import Outbox
 from psgc.server.owners import Owners
-from psgc.server.phases import COLLECTING, REDOING, Phase
 from psgc.server.replicas import WAITING, Replicas
-from psgc.server.script import UserScript
+from psgc.server.settings import UserScript
 from psgc.transport import Transport
 
 OF_RANK_0 = 1  # the role in which rank 0 contributes

@@ -26,7 +26,7 @@ from psgc.messages import RECORD
 from psgc.schedules import SCHEDULES
 from psgc.server import events
 from psgc.server.coordinator import Coordinator
-from psgc.server.interpreter import Target, carry_out
+from psgc.server.instructions import Target, carry_out
 from psgc.server.membership import Membership
 from psgc.simulation.network import VirtualNetwork, nothing
 from psgc.simulation.settings import NetworkSettings, ProgramName

@@ -12,7 +12,7 @@ from math import inf, isfinite
 from psgc.schedules import Schedule
 from psgc.server import events
 from psgc.server.coordinator import Coordinator
-from psgc.server.interpreter import Target, carry_out
+from psgc.server.instructions import Target, carry_out
 from psgc.server.membership import Membership
 from psgc.workers.state import WorkerState
 

@@ -21,7 +21,7 @@ from psgc.transport import Transport
 
 
 class Script:
-    """The script of rank 0 as its server sees it (`psgc.server.script`).
+    """The script of rank 0 as its server sees it (`psgc.server.settings`).
 
     gradient: entries of the gradient, behind which a vector has the loss and the number of examples.
     attached: to the run, on rank 0.

@@ -23,8 +23,8 @@ from psgc.messages import Kind, Records
 from psgc.optimizer import Adam, Momentum, Optimizer
 from psgc.server import loop as server_loop
 from psgc.server import outbox
+from psgc.server.events import COLLECTING
 from psgc.server.outbox import LASTING
-from psgc.server.phases import COLLECTING
 from psgc.server.summing import Summing
 from psgc.workers import loop as worker_loop
 from tests.simulation.case import Case, Fault, Nap

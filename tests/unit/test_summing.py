@@ -16,8 +16,8 @@ from psgc.optimizer import make_optimizer
 from psgc.plan import make_plan
 from psgc.server.arrivals import Moved
 from psgc.server.digests import of_replicas
+from psgc.server.events import WORKING
 from psgc.server.outbox import Outbox
-from psgc.server.phases import WORKING
 from psgc.server.replicas import WAITING
 from psgc.server.summing import MOST_WAITING, Summing
 from tests.unit.list_transport import ListTransport
