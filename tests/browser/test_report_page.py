@@ -1,4 +1,4 @@
-"""The report as a person sees it: in a real browser, at 8 and 256 workers, on light and on dark paper, wide and narrow.
+"""The report as a person sees it: in a real browser, at 8 workers on light paper and at 256 on dark, wide and narrow.
 
 The screenshots stay in pytest's temporary directory (`--basetemp`), for who wants to look at them as well.
 """
@@ -83,8 +83,7 @@ def opened(browser, pages):
         context.close()
 
 
-@pytest.mark.parametrize("scheme", THEMES)
-@pytest.mark.parametrize("workers", RUNS)
+@pytest.mark.parametrize(("workers", "scheme"), zip(RUNS, THEMES, strict=True))
 def test_the_page_as_it_is_seen(opened, pages, tmp_path, workers, scheme):
     seen = opened(workers, scheme)
     images = seen.ask(
@@ -128,12 +127,11 @@ def test_the_page_as_it_is_seen(opened, pages, tmp_path, workers, scheme):
         assert (inside != inside[0, 0]).any(axis=2).mean() > 0.03  # it is not empty
 
 
-@pytest.mark.parametrize("workers", RUNS)
-def test_on_a_phone_figures_are_scrolled_and_nothing_else(opened, tmp_path, workers):
-    seen = opened(workers, "light", NARROW)
+def test_on_a_phone_figures_are_scrolled_and_nothing_else(opened, tmp_path):
+    seen = opened(256, "light", NARROW)
     assert seen.ask("document.documentElement.scrollWidth") <= NARROW
     for width, around in seen.ask("[...document.images].map(i => [i.clientWidth, i.closest('.wide').clientWidth])"):
         assert width >= 640
         assert around <= NARROW
     assert seen.ask("[...document.querySelectorAll('p, td, figcaption')].every(e => e.clientWidth <= innerWidth)")
-    seen.page.screenshot(path=tmp_path / f"{workers}-narrow.png", full_page=True)
+    seen.page.screenshot(path=tmp_path / "narrow.png", full_page=True)

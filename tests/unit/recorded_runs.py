@@ -1,6 +1,8 @@
 """Run directories made by the Recorder from drawn times, for whoever reads them: no MPI, any number of workers."""
 
 import dataclasses
+import shutil
+from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
@@ -66,14 +68,14 @@ def record(
             len(gone),
             held_out(iteration),
         )
-    if killed:
-        for stream in (recorder._csv, recorder._timeline._raw, recorder._lost_csv):
-            if stream is not None:
-                stream.close()
-        return directory
     settings = {"workers": workers, "chunks": num_chunks, "schedule": "dynamic", "transfer": "per_chunk"}
     total = sum(recorder.tally.seconds)
+    if killed:
+        left = Path(shutil.copytree(directory, f"{directory}-left"))
     recorder.finish(np.zeros(3), summarise(recorder, total, settings, status, reason))
+    if killed:
+        shutil.rmtree(directory)
+        left.rename(directory)
     return directory
 
 

@@ -20,7 +20,6 @@ from psgc.coding import (
     worst_case,
     worst_case_bound,
 )
-from psgc.coding.ordering import _rounds
 from psgc.errors import UserError
 from tests.unit.small_assignments import any_parts, assignments, shuffled
 
@@ -186,22 +185,6 @@ def test_regular_without_own_share_is_even_in_every_round():
     rounds = (order.data - 1) // 3
     chunk = np.repeat(np.arange(36), 4)
     assert all(sorted(rounds[chunk == i].tolist()) == [0, 1, 2, 3] for i in range(36))
-
-
-@given(assignments())
-def test_rounds_are_as_even_as_can_be(assignment):
-    n, m = assignment.shape
-    chunk, worker = assignment.nonzero()
-    rounds = _rounds(chunk, worker, n, m)
-    left = assignment.toarray()
-    for number in range(1, rounds.max() + 1):
-        given_now = np.zeros((n, m), int)
-        given_now[chunk[rounds == number], worker[rounds == number]] = 1
-        can = left.any(axis=1)
-        assert (given_now.sum(axis=1) == can).all()
-        assert given_now.sum(axis=0).max() == least_largest_load(left[can], 1)
-        left = left - given_now
-    assert not left.any()
 
 
 @given(assignments(max_chunks=4, max_workers=4), st.integers(0, 9), st.data())

@@ -8,15 +8,11 @@ import pytest
 from psgc.server.recovery import AT_FIRST, DEVIATIONS, LEAST_DEVIATION, LOOKED_BACK, TimeLimit, tolerated
 
 
-def test_a_given_deadline_stays():
-    deadline = TimeLimit(0.5)
-    for _ in range(20):
-        deadline.took(3.0, 0.0)
-    assert deadline.seconds == 0.5
-
-
-def test_no_deadline():
-    assert TimeLimit(None).seconds == inf
+@pytest.mark.parametrize(("given", "seconds"), [(0.5, 0.5), (None, inf)])
+def test_a_given_deadline_stays(given, seconds):
+    deadline = TimeLimit(given)
+    deadline.took(3.0, 0.0)
+    assert deadline.seconds == seconds
 
 
 def test_an_automatic_deadline_first_looks():
@@ -35,13 +31,6 @@ def test_it_is_the_median_and_a_multiple_of_the_median_absolute_deviation():
         deadline.took(time, 0.0)
     median = np.median(times)
     assert deadline.seconds == pytest.approx(median + DEVIATIONS * np.median(np.abs(times - median)))
-
-
-def test_one_slow_iteration_in_many_does_not_move_it():
-    deadline = TimeLimit("auto")
-    for i in range(LOOKED_BACK):
-        deadline.took(50.0 if i == 20 else 1.0 + 0.01 * (i % 3), 0.0)
-    assert deadline.seconds < 1.2
 
 
 def test_it_follows_a_run_that_becomes_slower_although_its_iterations_are_cut_off():

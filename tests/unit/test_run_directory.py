@@ -159,7 +159,7 @@ def test_without_summary_and_timeline_little_is_known(run):
         ("iterations.csv", b"efficiency", b"speed", COLUMNS),
         ("iterations.csv", b"loss", b"iteration", COLUMNS),
         ("iterations.csv", b"iteration", b"\xef\xbb\xbfiteration", COLUMNS),
-        ("lost.csv", b"host", b"node", WorkerEvent._fields),
+        ("lost.csv", b"host", b"node", ["iteration", "worker", "host", "event", "reason"]),
     ],
 )
 def test_other_columns_are_another_version(run, name, old, new, columns):

@@ -1,4 +1,6 @@
-"""The server's loop and the trial of the first iteration, against a transport without MPI."""
+"""The trial of the first iteration: gradients of the same chunk must be the same, whoever computed them, and when."""
+
+from math import inf, nan
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from psgc.config import Coding
 from psgc.errors import ModelError, RunFailed
 from psgc.messages import Kind
 from psgc.plan import make_plan
+from psgc.server.trial import TrialComparison
 from psgc.transport import Died, Text
 from tests.unit.scripted import done, said
 from tests.unit.scripted_run import SEED
@@ -94,3 +97,26 @@ def test_a_model_at_fault_on_every_worker_ends_the_run_at_once(train):
     script = [[Text(2, b"the gradient writes to params"), said(2, Kind.FAILED, 0, 1, attempt=1)]]
     with pytest.raises(ModelError, match=r"^worker 2 on h2, chunk 1, iteration 0: the gradient writes to params$"):
         train(script)
+
+
+def test_the_tolerance_is_for_rounding():
+    for tolerance, differs in ((inf, False), (1.0, False), (1e-9, True)):
+        trial = TrialComparison({}, tolerance)
+        trial.told(1, 0, 0, ONE)
+        difference = trial.told(2, 0, 0, OTHER)
+        assert bool(difference) == differs
+        assert not differs or 0.1 < difference.relative < 1
+
+
+def test_only_equal_chunks_of_the_first_iteration_of_the_run_are_compared():
+    trial = TrialComparison({1: 4}, 1e-9, first=3)
+    trial.reported(1, 4)
+    assert trial.awaited == set()
+    assert [trial.told(1, *what, s) for what, s in (((0, 0), ONE), ((0, 1), OTHER), ((1, 0), OTHER))] == [None] * 3
+
+
+def test_a_gradient_that_could_not_be_had_is_not_compared():
+    trial = TrialComparison({1: 4}, 1e-9)
+    failed = (nan, nan, nan)
+    assert [trial.told(worker, 0, 4, found) for worker, found in ((1, failed), (2, ONE), (3, failed))] == [None] * 3
+    assert trial.told(4, 0, 4, OTHER)

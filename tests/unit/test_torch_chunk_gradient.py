@@ -123,7 +123,8 @@ def test_backward_passes_add_to_the_memory_of_the_vector():
 
 @pytest.mark.parametrize(("answers", "begun"), [([False], 1), ([True, False], 2), ([True, True, False], 3)])
 def test_a_chunk_ends_between_micro_batches(answers, begun):
-    gradient, flat = made()
+    model = small()
+    gradient, flat = made(model)
     loaded = []
 
     def load():
@@ -133,7 +134,7 @@ def test_a_chunk_ends_between_micro_batches(answers, begun):
 
     assert gradient.vector(load(), SEED, iter(answers).__next__, 10) is None
     assert len(loaded) == begun
-    assert flat.grad.data_ptr() == next(iter(gradient._model.parameters())).grad.data_ptr()
+    assert flat.grad.data_ptr() == model[0].weight.grad.data_ptr()
 
 
 def test_dropout_and_augmentation_are_equal_on_every_copy():
@@ -212,15 +213,15 @@ def test_a_gradient_that_overflows_is_a_result_with_a_scaler(scale):
         return total * 3e38 * 10, count
 
     model = small()
-    gradient, _ = made(model, overflows)
+    gradient, flat = made(model, overflows)
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     scaler = torch.amp.GradScaler("cpu", init_scale=scale)
     scaler.scale(torch.zeros(1))
-    before = gradient._flat.params.clone()
+    before = flat.params.clone()
     gradient.apply(gradient.vector(PIECES, SEED, always, 10, scale=scaler.get_scale()))
     scaler.step(optimizer)
     scaler.update()
-    assert torch.equal(gradient._flat.params, before)
+    assert torch.equal(flat.params, before)
     assert scaler.get_scale() == scale / 2
     with pytest.raises(ModelError, match="the loss is inf: the rate may be too large"):
         gradient.vector(PIECES, SEED, always, 10)
@@ -231,12 +232,13 @@ def test_a_gradient_that_is_not_finite_is_named():
         total, count = cross_entropy(model, batch)
         return total + (model[2].bias * 0).abs().sqrt().sum(), count
 
-    gradient, flat = made(loss=root_of_zero)
+    original = small()
+    gradient, flat = made(original, root_of_zero)
     with pytest.raises(ModelError) as caught:
         gradient.vector(PIECES, SEED, always, 10)
     assert str(caught.value) == "the gradient of 2.bias has NaN or infinite entries, unlike the loss"
     assert gradient.vector(PIECES, SEED, always, 10, scale=1.0) is not None
-    assert flat.grad.data_ptr() == next(iter(gradient._model.parameters())).grad.data_ptr()
+    assert flat.grad.data_ptr() == original[0].weight.grad.data_ptr()
 
 
 def test_large_entries_whose_sum_overflows_are_finite():

@@ -15,9 +15,6 @@ from psgc.torch.chunk_gradient import ChunkGradient
 from psgc.torch.determinism import Sampled, computed_twice
 from psgc.torch.flat import FlatModel
 from psgc.torch.loader import MicroBatch
-from psgc.torch.run import Run
-from psgc.torch.settings import settings_of
-from psgc.torch.single import Single
 
 DATA = torch.randn(10, 3, generator=torch.Generator().manual_seed(1))
 SEEDED = "psgc seeds torch, numpy.random and random for each chunk; draw from these alone"
@@ -83,7 +80,6 @@ def test_the_vector_of_a_model_that_repeats_itself():
     vector = twice(model)
     plain = ChunkGradient(FlatModel(model), model, cross_entropy).vector(batches(), (1, 2, 0), lambda: True, 10)
     np.testing.assert_array_equal(vector, plain)
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
 def test_statistics_per_chunk_are_no_change():
@@ -347,6 +343,7 @@ def test_a_difference_that_is_gone_again_is_told_as_well(monkeypatch, other):
         sampled(monkeypatch, lambda: torch.full((5,), next(numbers)))
 
 
+@pytest.mark.usefixtures("one_process")
 def test_a_run_computes_the_first_chunk_of_a_process_twice(monkeypatch):
     monkeypatch.setattr("psgc.torch.determinism.SHARE", 0.0)  # and none later
 
@@ -360,20 +357,11 @@ def test_a_run_computes_the_first_chunk_of_a_process_twice(monkeypatch):
     data = torch.utils.data.TensorDataset(DATA, torch.arange(10) % 2)
     counted = Counted()
     model = small(counted)
-    flat = FlatModel(model)
-    given = settings_of({"chunks": 5, "micro_batch": 8})
-    run = Run(model, data, 10, ChunkGradient(flat, model, cross_entropy), flat, given, None)
+    run = psgc.torch.init(model, data, cross_entropy, chunks=5, micro_batch=8)
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     run.attach(optimizer)
-    try:
-        run.begin(Single(5))
-        for batch in run.batches(4):
-            run.backward(batch)
-            counted.calls, before = 0, counted.calls
-            assert (
-                before == {0: 3 + 5, 1: 4, 2: 2}[batch.iteration]
-            )  # chunks of a row each; at first two rows, and each
-            optimizer.step()
-    finally:
-        for hook in run._steps._hooks:
-            hook.remove()
+    for batch in run.batches(4):
+        run.backward(batch)
+        counted.calls, before = 0, counted.calls
+        assert before == {0: 3 + 5, 1: 4, 2: 2}[batch.iteration]  # chunks of a row; at first two rows, and each
+        optimizer.step()

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.optim.optimizer import _global_optimizer_pre_hooks
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.data import TensorDataset
 
 import psgc.torch
@@ -239,11 +239,22 @@ def test_a_second_optimizer_that_was_not_attached_is_refused_and_what_it_left_is
 @pytest.fixture
 def endings(monkeypatch, one_process):
     """Runs of this test are ended by those that begin after them, as in a script."""
-    monkeypatch.setattr(psgc.torch.begin, "ScriptEnding", ScriptEnding)
-    monkeypatch.setattr(ScriptEnding, "_earlier", None)
+    newest = []
+
+    def make():
+        newest[:] = [ScriptEnding()]
+        return newest[0]
+
+    monkeypatch.setattr(psgc.torch.begin, "ScriptEnding", make)
     yield
-    if ScriptEnding._earlier is not None:
-        ScriptEnding._earlier.close()
+    newest[0].close()
+
+
+def hooks():
+    """Of all optimizers."""
+    own = register_optimizer_step_pre_hook(lambda *_: None)
+    own.remove()
+    return len(own.hooks_dict_ref())
 
 
 @pytest.mark.usefixtures("endings")
@@ -255,7 +266,7 @@ def test_runs_follow_one_another_with_one_model_and_with_others(tmp_path):
             run.backward(batch)
             optimizer.step()
 
-    before = len(_global_optimizer_pre_hooks)
+    before = hooks()
     run, model, other = begun(output=str(tmp_path / "a"))
     train(run, model)
     freed = weakref.ref(model)
@@ -269,9 +280,9 @@ def test_runs_follow_one_another_with_one_model_and_with_others(tmp_path):
     train(again, same)
     with pytest.raises(UserError, match="holds other files"):  # the run does not begin
         psgc.torch.init(same, TensorDataset(X, Y), loss, output=str(tmp_path))
-    assert len(_global_optimizer_pre_hooks) == before
+    assert hooks() == before
     train(psgc.torch.init(same, TensorDataset(X, Y), loss, chunks=4), same)
-    assert len(_global_optimizer_pre_hooks) == before + 1
+    assert hooks() == before + 1
     its = sgd(other)
     for round_of_runs in range(3):
         if round_of_runs:

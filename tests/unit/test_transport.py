@@ -365,16 +365,20 @@ def test_who_is_woken_sleeps_longer_unless_the_bell_came_early():
 
 
 class Waiting:
-    """A transport that waits: whether others ring, what its bell rings, and the bytes that it is sending to rank 2."""
+    """A transport that waits: whether others ring, what its bell rings, the bytes that it is sending to rank 2, and
+    whether a send has ended at each look."""
 
-    def __init__(self, rings, is_woken=True, sending=0, rang=0.0):
+    def __init__(self, rings, is_woken=True, sending=0, rang=0.0, ends=()):
         self.slept = []  # seconds
         self.looks = []  # at what is being sent
         self.rung = []  # ranks
         self._rings = iter(rings)
         self._receives = SimpleNamespace(repost=lambda: None, stirs=lambda: False)
+        ended = iter(ends)
         self._sends = SimpleNamespace(
-            largest=lambda: sending, poll=lambda: self.looks.append(sending), pending=lambda: {2: sending}
+            largest=lambda: sending,
+            poll=lambda: self.looks.append(sending) or next(ended, False),
+            pending=lambda: {2: sending},
         )
         self._bell, self._expects, self._is_woken, self._rang = self, False, is_woken, rang
         self._ring_at = self.rung.extend
@@ -407,9 +411,7 @@ def test_what_is_being_sent_goes_on_when_an_own_thread_has_rung(size):
 
 
 def test_while_blocks_are_exchanged_the_end_of_a_send_ends_the_wait():
-    it = Waiting([set()], sending=100)
-    ended = iter([True])
-    it._sends.poll = lambda: next(ended, False)
+    it = Waiting([set()], sending=100, ends=[True])
     assert Transport.wait(it, nap=NAP, exchanging=True)
     assert it.slept == [NAP]
 

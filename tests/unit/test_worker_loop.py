@@ -1,5 +1,6 @@
 """The worker's loop without MPI: what it says by itself, and when it sends what it was asked for."""
 
+from itertools import chain, repeat
 from types import SimpleNamespace
 
 import numpy as np
@@ -40,20 +41,12 @@ class Worker:
         self.loop = WorkerLoop(
             self.transport, self.mailbox, encoder, compute, Backend(), self.replica, Injector(), duties
         )
-        self.loop._open()
 
-    def turn(self, *messages):
-        """The loop turns once, and finds these."""
-        self.transport.arrived = list(messages)
-        self.loop._poll()
-        self.loop._send_outbox()
-        self.loop._send_vectors()
-
-    def told(self, *records):
-        self.turn(Control(0, np.concatenate(records)))
-
-    def begin(self, iteration):
-        self.told(record(Kind.BEGIN, iteration))
+    def follow(self, script):
+        """The loop runs, and finds in each poll what `script` yields; then the server says that it is over."""
+        end = [[Control(0, record(Kind.STOP))], [], [Control(0, record(Kind.LEAVE))]]
+        self.transport.script = chain(script(), end, repeat([]))
+        assert self.loop.run()
 
     def does(self, value):
         """The next chunk, whose gradient has this value in every entry."""
@@ -69,6 +62,14 @@ class Worker:
         return [(to, iteration, (name.role, name.serial), first) for to, iteration, name, first in names]
 
 
+def told(*records):
+    return [Control(0, np.concatenate(records))]
+
+
+def begin(iteration):
+    return told(record(Kind.BEGIN, iteration))
+
+
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
@@ -80,84 +81,99 @@ def clock(monkeypatch):
 def test_who_is_told_much_and_says_nothing_says_that_it_reads():
     worker = Worker(1)
 
-    def turn(messages):
-        worker.turn(*(Control(0, record(Kind.SKIP, 0, 0)) for _ in range(messages)))
-
-    turn(UNHEARD // 2 - 1)
-    assert worker.transport.sent == []
-    turn(1)
-    assert worker.transport.sent == [(0, ["ALIVE"])]
-    turn(UNHEARD // 2 - 1)
-    assert worker.transport.sent == [(0, ["ALIVE"])]
+    @worker.follow
+    def script():
+        many = [Control(0, record(Kind.SKIP, 0, 0))] * (UNHEARD // 2 - 1)
+        yield many
+        assert worker.transport.sent == []
+        yield many[:1]
+        assert worker.transport.sent == [(0, ["ALIVE"])]
+        yield many
+        assert worker.transport.sent == [(0, ["ALIVE"])]
 
 
 @pytest.mark.parametrize("messages", [["begin", "step"], ["step", "begin"]])
 def test_an_iteration_begins_when_the_server_says_so_and_the_step_before_it_is_made(messages):
     worker = Worker(2)
-    worker.begin(0)
-    worker.turn(map_of(0, 3, (2, 2, 0)), Control(0, record(Kind.CLOSE, 0, -1)))
-    assert worker.state.take() is None  # the work on it is over
-    what = {"begin": Control(0, record(Kind.BEGIN, 1)), "step": block_of(0, np.full(3, 5.0))}
-    worker.turn(what[messages[0]])
-    assert worker.state.iteration == 0
-    worker.turn(what[messages[1]])
-    work = worker.mailbox.take()
-    assert (work.iteration, work.params.tolist()) == (1, [-0.5] * 3)
-    with pytest.raises(ValueError, match="read-only"):
-        work.params[0] = 7.0
-    told = [entry for entry in worker.transport.records[0] if entry["kind"] == Kind.STEPPED]
-    assert [entry["iteration"] for entry in told] == [1]
+
+    @worker.follow
+    def script():
+        yield begin(0)
+        yield [map_of(0, 3, (2, 2, 0)), Control(0, record(Kind.CLOSE, 0, -1))]
+        assert worker.state.take() is None  # the work on it is over
+        what = {"begin": Control(0, record(Kind.BEGIN, 1)), "step": block_of(0, np.full(3, 5.0))}
+        yield [what[messages[0]]]
+        assert worker.state.iteration == 0
+        yield [what[messages[1]]]
+        work = worker.mailbox.take()
+        assert (work.iteration, work.params.tolist()) == (1, [-0.5] * 3)
+        with pytest.raises(ValueError, match="read-only"):
+            work.params[0] = 7.0
+        told = [entry for entry in worker.transport.records[0] if entry["kind"] == Kind.STEPPED]
+        assert [entry["iteration"] for entry in told] == [1]
 
 
 def test_a_worker_whose_replica_is_not_there_begins_with_the_state_of_another_rank():
     worker = Worker(2)
-    worker.begin(4)
-    assert worker.state.iteration == -1
-    worker.turn(*state_of(4, np.full(3, 2.0)))
-    assert worker.state.iteration == 4
-    assert worker.mailbox.take().params.tolist() == [2.0] * 3
+
+    @worker.follow
+    def script():
+        yield begin(4)
+        assert worker.state.iteration == -1
+        yield state_of(4, np.full(3, 2.0))
+        assert worker.state.iteration == 4
+        assert worker.mailbox.take().params.tolist() == [2.0] * 3
 
 
 def test_what_is_committed_goes_where_the_map_says():
     worker = Worker(3)
-    worker.begin(0)
-    for value in (5.0, 7.0, 9.0):
-        worker.does(value)
-    worker.told(record(Kind.COMMIT, 0, 0, worker=1, role=1), record(Kind.COMMIT, 0, 2, worker=1, role=1))
-    assert worker.sent() == []
-    # others are lost: this worker has done a chunk of theirs, and codes it in their role
-    worker.told(record(Kind.COMMIT, 0, 1, worker=2, role=2, attempt=1))
-    worker.turn(map_of(0, 3, (1, 1, 0), (1, 2, 1)))
-    assert sorted(worker.sent()) == [(0, 0, (1, 0), 14.0), (0, 0, (2, 1), 7.0)]
+
+    @worker.follow
+    def script():
+        yield begin(0)
+        for value in (5.0, 7.0, 9.0):
+            worker.does(value)
+        yield told(record(Kind.COMMIT, 0, 0, worker=1, role=1), record(Kind.COMMIT, 0, 2, worker=1, role=1))
+        assert worker.sent() == []
+        # others are lost: this worker has done a chunk of theirs, and codes it in their role
+        yield told(record(Kind.COMMIT, 0, 1, worker=2, role=2, attempt=1))
+        yield [map_of(0, 3, (1, 1, 0), (1, 2, 1))]
+        assert sorted(worker.sent()) == [(0, 0, (1, 0), 14.0), (0, 0, (2, 1), 7.0)]
 
 
 def test_each_failure_has_its_own_text_right_before_it_and_so_has_the_end():
     worker = Worker(4)
-    worker.begin(0)
-    sent = []
-    worker.transport.send_text = lambda dest, text: sent.append(text)
-    worker.transport.send = lambda dest, records: sent.append([Kind(int(r["kind"][0])).name for r in records])
-    worker.does(5.0)
-    for text in ("one", "two"):
-        worker.mailbox.failed(worker.mailbox.take(), text)
-    worker.does(5.0)
-    worker.mailbox.ended(0, "three")
-    worker.turn()
-    assert sent == [["REPORT"], "one", ["FAILED"], "two", ["FAILED", "REPORT"], "three", ["ENDED"]]
+
+    @worker.follow
+    def script():
+        yield begin(0)
+        sent = []
+        worker.transport.send_text = lambda dest, text: sent.append(text)
+        worker.transport.send = lambda dest, records: sent.append([Kind(int(r["kind"][0])).name for r in records])
+        worker.does(5.0)
+        for text in ("one", "two"):
+            worker.mailbox.failed(worker.mailbox.take(), text)
+        worker.does(5.0)
+        worker.mailbox.ended(0, "three")
+        yield []
+        assert sent == [["REPORT"], "one", ["FAILED"], "two", ["FAILED", "REPORT"], "three", ["ENDED"]]
 
 
 def test_two_vectors_are_on_their_way_at_most():
     worker = Worker(3, combined=False)
-    worker.begin(0)
-    for value in (1.0, 2.0, 3.0):
-        worker.does(value)
-    size = 8 * (3 + TAIL + stamp_length("float64"))
-    worker.transport.on_the_way[0] = UNDER_WAY * size
-    worker.turn()
-    assert worker.transport.vectors == []
-    worker.transport.on_the_way[0] = UNDER_WAY * size - 1
-    worker.turn()
-    assert [what for _, _, what, _ in worker.transport.vectors] == [0, 1, 2]
+
+    @worker.follow
+    def script():
+        yield begin(0)
+        for value in (1.0, 2.0, 3.0):
+            worker.does(value)
+        size = 8 * (3 + TAIL + stamp_length("float64"))
+        worker.transport.on_the_way[0] = UNDER_WAY * size
+        yield []
+        assert worker.transport.vectors == []
+        worker.transport.on_the_way[0] = UNDER_WAY * size - 1
+        yield []
+        assert [what for _, _, what, _ in worker.transport.vectors] == [0, 1, 2]
 
 
 def test_small_vectors_travel_together_as_many_as_the_receive_has_room_for(monkeypatch):
@@ -165,25 +181,31 @@ def test_small_vectors_travel_together_as_many_as_the_receive_has_room_for(monke
     monkeypatch.setattr(worker_loop, "BUNDLE", 3 * size)
     worker, messages = Worker(8, combined=False), []
     worker.transport.send_vectors = lambda dest, vectors: messages.append(len(vectors))
-    worker.begin(0)
-    for value in range(8):
-        worker.does(float(value))
-    worker.turn()
-    assert messages == [3, 3, 2]
+
+    @worker.follow
+    def script():
+        yield begin(0)
+        for value in range(8):
+            worker.does(float(value))
+        yield []
+        assert messages == [3, 3, 2]
 
 
 def test_who_computes_says_in_which_chunk_it_is_and_for_how_long(clock):
     worker = Worker(2, silence=5.0)
-    worker.begin(0)
-    worker.mailbox.take()
-    clock.now += 5.0
-    worker.turn()
-    assert worker.transport.sent == []
-    clock.now += 0.5
-    worker.turn()
-    worker.turn()
-    (alive,) = worker.transport.records[0]
-    assert (alive["kind"], alive["chunk"], alive["seconds"]) == (Kind.ALIVE, 0, 5.5)
+
+    @worker.follow
+    def script():
+        yield begin(0)
+        worker.mailbox.take()
+        clock.now += 5.0
+        yield []
+        assert worker.transport.sent == []
+        clock.now += 0.5
+        yield []
+        yield []
+        (alive,) = worker.transport.records[0]
+        assert (alive["kind"], alive["chunk"], alive["seconds"]) == (Kind.ALIVE, 0, 5.5)
 
 
 def test_a_chunk_that_takes_very_long_is_told_with_its_line_at_once_and_after_twice_as_long(clock, monkeypatch):
@@ -191,38 +213,47 @@ def test_a_chunk_that_takes_very_long_is_told_with_its_line_at_once_and_after_tw
     worker = Worker(2, silence=5.0, long=30.0)
     texts = []
     worker.transport.send_text = lambda dest, text: texts.append((dest, text, len(worker.transport.records[0])))
-    worker.begin(0)
-    worker.mailbox.take()
-    for _ in range(25):
-        clock.now += 6.0
-        worker.turn()
-    told = [(int(entry["kind"]), float(entry["seconds"])) for entry in worker.transport.records[0]]
-    assert [seconds for kind, seconds in told if kind == Kind.STUCK] == [36.0, 78.0]
-    assert {kind for kind, _ in told} == {Kind.ALIVE, Kind.STUCK}
-    assert [(dest, text) for dest, text, _ in texts] == [(0, "model.py:3, thread 5")] * 2
-    assert [before for *_, before in texts] == [place for place, (kind, _) in enumerate(told) if kind == Kind.STUCK]
+
+    @worker.follow
+    def script():
+        yield begin(0)
+        worker.mailbox.take()
+        for _ in range(25):
+            clock.now += 6.0
+            yield []
+        told = [(int(entry["kind"]), float(entry["seconds"])) for entry in worker.transport.records[0]]
+        assert [seconds for kind, seconds in told if kind == Kind.STUCK] == [36.0, 78.0]
+        assert {kind for kind, _ in told} == {Kind.ALIVE, Kind.STUCK}
+        assert [(dest, text) for dest, text, _ in texts] == [(0, "model.py:3, thread 5")] * 2
+        assert [before for *_, before in texts] == [place for place, (kind, _) in enumerate(told) if kind == Kind.STUCK]
 
 
 def test_orders_in_one_message_with_the_beginning_of_their_iteration_are_followed():
     worker = Worker(2)
-    worker.told(
-        record(Kind.DEFAULT_QUEUE, 0, 1, last=False), record(Kind.DEFAULT_QUEUE, 0, 0), record(Kind.BEGIN, 0),
-        record(Kind.NEXT, 0, 0), record(Kind.QUEUE, 0, -1),
-    )  # fmt: skip
-    assert worker.state.iteration == 0
-    assert worker.state.take() is None  # the empty queue was the last word
+
+    @worker.follow
+    def script():
+        yield told(
+            record(Kind.DEFAULT_QUEUE, 0, 1, last=False), record(Kind.DEFAULT_QUEUE, 0, 0), record(Kind.BEGIN, 0),
+            record(Kind.NEXT, 0, 0), record(Kind.QUEUE, 0, -1),
+        )  # fmt: skip
+        assert worker.state.iteration == 0
+        assert worker.state.take() is None  # the empty queue was the last word
 
 
 def test_a_map_that_comes_after_its_iteration_is_not_followed():
     worker = Worker(1)
-    worker.begin(0)
-    worker.does(5.0)
-    worker.told(record(Kind.COMMIT, 0, 0, worker=1, role=1))
-    worker.turn(*state_of(1, np.zeros(3)))
-    worker.begin(1)
-    worker.turn(map_of(0, 3, (1, 1, 0)))
-    assert worker.sent() == []
-    assert worker.does(7.0) == 0
+
+    @worker.follow
+    def script():
+        yield begin(0)
+        worker.does(5.0)
+        yield told(record(Kind.COMMIT, 0, 0, worker=1, role=1))
+        yield state_of(1, np.zeros(3))
+        yield begin(1)
+        yield [map_of(0, 3, (1, 1, 0))]
+        assert worker.sent() == []
+        assert worker.does(7.0) == 0
 
 
 # how it ends

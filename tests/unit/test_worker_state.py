@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from refusal import refused, snapshot
+from refusal import refused
 
 from psgc.workers.state import Done, WorkerState
 
@@ -43,35 +43,6 @@ def rest(state):
     return chunks
 
 
-def test_a_done_chunk_is_held_until_it_is_committed_or_discarded():
-    state = begun([3, 1, 2])
-    assert [do_next(state) for _ in range(3)] == [3, 1, 2]
-    assert state.held == {1, 2, 3}
-    assert state.commit(0, 1) == gradient(1)
-    state.discard(0, 3)
-    assert state.held == {2}
-    state.discard(0, 3)  # heard again
-    state.share(0)
-    assert state.held == set()
-
-
-def test_queues_and_discards_that_arrive_before_their_iteration_wait_for_it_in_order():
-    state = worker([0, 1, 2, 3])
-    state.discard(0, 1)
-    state.queue(2, [3, 1, 0])
-    state.discard(1, 0)
-    state.discard(2, 0)
-    state.queue(1, [3, 0, 2])  # after the discard: the newest order is what counts
-    state.begin(0)
-    assert rest(state) == [0, 2, 3]
-    state.begin(1)
-    assert rest(state) == [3, 0, 2]
-    state.begin(2)
-    assert rest(state) == [3, 1]
-    state.begin(3)
-    assert snapshot(state) == snapshot(begun([0, 1, 2, 3], iteration=3))
-
-
 def test_what_no_correct_server_sends_is_refused_and_changes_nothing():
     state = begun([0, 1, 2, 3], iteration=3)
     do_next(state)
@@ -103,70 +74,6 @@ def test_what_no_correct_server_sends_is_refused_and_changes_nothing():
     state.commit(3, 1)
     with refused(state):
         state.commit(3, 1)
-
-
-@COMBINED
-def test_an_invalidated_chunk_is_done_again_when_it_is_asked_for_and_says_so(combined):
-    state = begun([3, 1], combined)
-    do_next(state)
-    state.invalidate(0, 3, 1)
-    assert state.held == set()
-    assert do_next(state) == 1  # invalidated is not ordered: the server says who does it
-    assert state.take() is None
-    state.next(0, 3)
-    assert do_next(state, attempt=1) == 3
-    state.invalidate(0, 3, 2)
-    state.queue(0, [1, 3])
-    assert do_next(state, attempt=2) == 3
-    assert state.held == ({1, 3} if combined else set())
-
-
-def test_default_queues_and_roles_of_a_missed_iteration_hold_and_its_other_orders_do_not():
-    state = begun([0, 1])
-    state.reassign(1, 4, 3)
-    state.default_queue(1, [4, 1, 2])
-    state.invalidate(1, 4, 1)
-    state.discard(1, 4)
-    state.skip(1, 1)
-    state.next(1, 2)
-    state.default_queue(5, [5])
-    state.begin(3)
-    assert state.role(4) == 3
-    assert [do_next(state, attempt=0) for _ in range(3)] == [4, 1, 2]
-    state.begin(5)
-    assert rest(state) == [5]
-
-
-def test_an_iteration_that_is_over_before_it_begins_leaves_nothing_to_do_until_there_are_new_orders():
-    state = worker([0, 1, 2])
-    for iteration in (1, 2, 2):
-        state.share(iteration)
-    state.next(2, 5)
-    state.begin(0)
-    assert rest(state) == [0, 1, 2]
-    state.begin(1)
-    assert state.take() is None
-    state.queue(1, [1])
-    assert rest(state) == [1]
-    state.share(1)
-    state.begin(2)
-    assert rest(state) == [5]
-    state.begin(3)
-    assert rest(state) == [0, 1, 2]
-
-
-def test_when_the_sum_is_here_nothing_more_is_to_be_done_and_what_is_held_may_still_be_committed():
-    state = begun([0, 1, 2])
-    do_next(state)
-    state.take()
-    state.closed(0)
-    assert not state.wants(0, 1)
-    assert state.finished(0, 1) == Done(False, 0)
-    assert state.take() is None
-    assert state.commit(0, 0) == gradient(0)
-    before = snapshot(state)
-    state.closed(-1)
-    assert snapshot(state) == before
 
 
 def test_a_sum_that_is_here_before_its_iteration_begins_leaves_nothing_to_do_in_it():
