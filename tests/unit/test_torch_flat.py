@@ -23,17 +23,6 @@ def lies_in(tensor: torch.Tensor, flat: torch.Tensor) -> bool:
     return 0 <= tensor.data_ptr() - flat.data_ptr() < flat.nbytes
 
 
-def trained(model: nn.Module, optimizer: torch.optim.Optimizer, prepare=lambda: None) -> dict[str, torch.Tensor]:
-    """The parameters after three steps."""
-    x, y = torch.randn(8, 3, generator=torch.Generator().manual_seed(1)), torch.arange(8) % 2
-    for _ in range(3):
-        optimizer.zero_grad()
-        prepare()
-        nn.functional.cross_entropy(model(x), y).backward()
-        optimizer.step()
-    return model.state_dict()
-
-
 def test_values_stay_and_memory_is_one():
     model, before = small(), small().state_dict()
     flat = FlatModel(model)
@@ -58,62 +47,6 @@ def test_the_gradient_is_in_whatever_memory_it_comes_in():
     flat.clear()
     assert all(torch.equal(param.grad, torch.zeros_like(param)) for param in model.parameters())
     assert taken[3] == 3
-
-
-@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW, torch.optim.RMSprop])
-def test_optimizers_make_the_same_steps_in_the_flat_memory(kind):
-    plain, model = small(), small()
-    flat = FlatModel(model)
-    expected = trained(plain, kind(plain.parameters(), 0.1))
-    optimizer = kind(model.parameters(), 0.1)
-
-    def zero():  # zero_grad() has set the gradients to None
-        flat.restore()
-        flat.grad.zero_()
-
-    for name, value in trained(model, optimizer, zero).items():
-        torch.testing.assert_close(value, expected[name])
-    assert torch.equal(flat.params[:12].view(4, 3), model[0].weight)
-    assert flat.grad.any()
-
-
-def test_parameter_groups_and_what_is_loaded_keep_the_memory():
-    model = small()
-    flat = FlatModel(model)
-    torch.optim.SGD([{"params": model[0].parameters(), "lr": 0.1}, {"params": model[2].parameters()}], 0.2)
-    model.load_state_dict(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).state_dict())
-    model.train()
-    model.to("cpu")
-    assert all(lies_in(param, flat.params) for param in model.parameters())
-
-
-def test_frozen_parameters_are_left_out():
-    model = small()
-    model[0].requires_grad_(False)
-    flat = FlatModel(model)
-    assert flat.names == ("2.weight", "2.bias")
-    assert flat.dim == 10
-    assert model[0].weight.grad is None
-
-
-def test_tied_weights_are_there_once():
-    class Tied(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.embed, self.out = nn.Embedding(5, 4), nn.Linear(4, 5, bias=False)
-            self.out.weight = self.embed.weight
-
-        def forward(self, x):
-            return self.out(self.embed(x))
-
-    model = Tied()
-    flat = FlatModel(model)
-    assert (flat.dim, flat.names) == (20, ("embed.weight",))
-    assert model.out.weight is model.embed.weight
-    model(torch.tensor([1, 2])).sum().backward()
-    both = flat.grad.clone()
-    assert both[:5].any()  # of row 0, which only the output layer uses
-    assert not torch.equal(both[:4], both[4:8])  # row 1 is used by both
 
 
 def test_strides_are_kept():
@@ -150,14 +83,6 @@ def test_gradients_into_a_vector_and_back():
     model(torch.ones(1, 3)).sum().backward()
     assert all(lies_in(param.grad, flat.grad) for param in model.parameters())
     torch.testing.assert_close(vector[:26], 2 * flat.grad)
-
-
-def test_sparse_gradients_are_added_too():
-    model = nn.Embedding(4, 2, sparse=True)
-    flat = FlatModel(model)
-    model(torch.tensor([1, 1, 3])).sum().backward()
-    assert flat.grad.tolist() == [0, 0, 2, 2, 0, 0, 1, 1]
-    assert lies_in(model.weight.grad, flat.grad)
 
 
 def test_a_model_is_collected_and_works_without_psgc():
@@ -294,17 +219,6 @@ def test_a_model_changed_since_is_refused(change, told):
     assert str(caught.value) == told
 
 
-def test_unfreezing_is_refused_and_freezing_is_not():
-    model = small()
-    model[0].bias.requires_grad_(False)
-    flat = FlatModel(model)
-    model[2].bias.requires_grad_(False)
-    flat.check()
-    model[0].bias.requires_grad_(True)
-    with pytest.raises(UserError, match=r"parameter 0\.bias was added, replaced, moved or unfrozen"):
-        flat.check()
-
-
 def mixed():
     model = small()
     model[2].double()
@@ -334,11 +248,6 @@ def test_models_that_cannot_be_flat(model, told):
 def test_a_lazy_module_is_called_first():
     with pytest.raises(UserError, match="parameter weight has no memory yet"):
         FlatModel(nn.LazyLinear(3))
-
-
-def test_double_precision():
-    flat = FlatModel(small().double())
-    assert flat.params.dtype == flat.grad.dtype == torch.float64
 
 
 def test_a_part_of_the_model_is_saved_in_its_own_size(tmp_path):

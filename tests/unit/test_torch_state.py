@@ -186,15 +186,11 @@ def check_goes_on(make_optimizer, make_schedule=None, dtype=torch.float32, done=
     check_equal(after.steps(done, 5), expected)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(("dtype", "done"), [(torch.float32, 4), (torch.float64, 4), (torch.float32, 0)], ids=str)
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_optimizers_go_on_to_the_last_bit(name, dtype):
-    check_goes_on(OPTIMIZERS[name], dtype=dtype)
-
-
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_a_state_before_the_first_step_undoes_the_steps_of_others(name):
-    check_goes_on(OPTIMIZERS[name], done=0)
+def test_optimizers_go_on_to_the_last_bit(name, dtype, done):
+    """Also from a state before the first step, which undoes the steps of others."""
+    check_goes_on(OPTIMIZERS[name], dtype=dtype, done=done)
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
