@@ -18,10 +18,3 @@ def test_what_would_not_be_equal_is_refused_in_one_line(name, tmp_path):
     assert code in (1, 2)  # 1: the model breaks a rule
     assert script(name).REFUSED in said
     assert "\n" not in said
-
-
-def test_each_script_is_one_or_the_other():
-    """Or says in its first lines why plain torch cannot be compared."""
-    for name in ALL:
-        says_why = "compared with psgc in one process" in " ".join(script(name).__doc__.split())
-        assert has_torch(name) + is_refused(name) + says_why == 1, name

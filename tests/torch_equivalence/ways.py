@@ -1,22 +1,23 @@
 """The ways in which the scripts of this folder are run, and what has to come of it.
 
-A script has `with_psgc(**settings)`, whose settings are those of psgc.torch.init, and mostly `with_torch()`. Both
-return what is compared: modules, and whatever else is a result. Where plain torch cannot be compared, the script says
-why, and psgc in one process is what the other ways are compared with. A script that is to be refused has in REFUSED
-words of the line that says so.
+A script is a file of `scripts` or a class of `variations`. It has `with_psgc(**settings)`, whose settings are those of
+psgc.torch.init, and `with_torch()`. Both return what is compared: modules, and whatever else is a result. Where plain
+torch cannot be compared, `alone` says why, and psgc in one process is what the other ways are compared with. A script
+that is to be refused has in REFUSED words of the line that says so.
 
 The numbers of the scripts are float64 unless they say otherwise. So what differs is seldom rounding.
 """
 
 import importlib
 import random
+import re
 import signal
 from collections.abc import Iterator
 from contextlib import chdir, contextmanager
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,8 +27,17 @@ from psgc.errors import PsgcError
 from tests.ranks.mpirun import Finished, mpirun, run
 from tests.torch_equivalence.prepared import Prepared
 from tests.torch_equivalence.values import Values, difference, values
+from tests.torch_equivalence.variation import Variation
+from tests.torch_equivalence.variations import data, losses, models, steps
 
-ALL = sorted(path.stem for path in Path(__file__).with_name("scripts").glob("[a-z]*.py"))
+FILES = [path.stem for path in Path(__file__).with_name("scripts").glob("[a-z]*.py")]
+VARIATIONS = {
+    re.sub("(?<=.)(?=[A-Z])", "_", found.__name__).lower(): found
+    for module in (data, losses, models, steps)
+    for found in vars(module).values()
+    if isinstance(found, type) and issubclass(found, Variation) and found is not Variation
+}
+ALL = sorted([*FILES, *VARIATIONS])
 EXACT = {"transfer": "per_chunk"}  # with the server and parts 1, with which psgc promises the same bits
 CLOSE = 1e-6  # of the largest entry of a tensor; for sums in another order
 TIMEOUT = 100.0  # seconds of a run
@@ -64,17 +74,19 @@ def cases(aggregation: str) -> list[tuple[str, Way]]:
     ]
 
 
-def script(name: str) -> ModuleType:
+def script(name: str) -> Any:
+    if name in VARIATIONS:
+        return VARIATIONS[name]()
     return importlib.import_module(f"tests.torch_equivalence.scripts.{name}")
 
 
 def is_refused(name: str) -> bool:
-    return hasattr(script(name), "REFUSED")
+    return bool(getattr(script(name), "REFUSED", ""))
 
 
 def has_torch(name: str) -> bool:
     """Whether plain torch is what psgc is compared with."""
-    return hasattr(script(name), "with_torch")
+    return not is_refused(name) and not getattr(script(name), "alone", "")
 
 
 def has_closure(name: str) -> bool:

@@ -70,13 +70,6 @@ def test_dynamic_takes_over_from_one_that_is_not_heard():
     ]
 
 
-def test_dynamic_takes_over_only_what_it_would_do_sooner():
-    """Through at 4 and at 12, with chunk 7 moved at 5 and 9, with 6 at 6 and 6: no more."""
-    schedule = two_workers(estimates={1: 1.0, 2: 3.0})
-    moved = [Skip(2, 7, recovered=False), Skip(2, 6, recovered=False)]
-    assert schedule.begin() == [*moved, Queue(1, (0, 1, 2, 3, 7, 6))]
-
-
 def test_dynamic_begins_no_chunk_twice_without_need():
     """Who begins a chunk of another's share takes it off the other's queue, also when orders cross."""
     schedule = two_workers(estimates={1: 1.0, 2: 3.0})
@@ -161,26 +154,10 @@ def test_dynamic_plans_with_costs_that_it_was_told_if_they_differ(costs, orders)
     assert schedule.begin() == orders
 
 
-def test_paces_are_those_of_average_chunks_by_the_costs_that_dynamic_was_told():
-    schedule = dynamic({1: [0, 1], 2: []}, {1: [], 2: []})
-    schedule.know_costs([0.5, 1.5])
-    schedule.begin()
-    schedule.freed(1, 1, 3.0, 3.0)
-    assert schedule.estimates == {1: 2.0}  # seconds per average chunk
-
-
 def one_chunk_each():
     """Three workers that hold everything, with paces 1, 4 and 2: one chunk for each is no good guide."""
     backups = {worker: [chunk for chunk in (0, 1, 2) if chunk != worker - 1] for worker in (1, 2, 3)}
     return dynamic({1: [0], 2: [1], 3: [2]}, backups, {1: 1.0, 2: 4.0, 3: 2.0})
-
-
-def test_dynamic_lets_the_slowest_rest():
-    """1 does two chunks until 2, and 3 its own until 2; 2 would have none before 4, and must not begin its share."""
-    schedule = one_chunk_each()
-    assert schedule.begin() == [Skip(2, 1, recovered=False), Queue(1, (0, 1)), Queue(2, ())]
-    assert done(schedule, 1, 0, 1.0, 1.0, [2, 3]) == []
-    assert done(schedule, 1, 1, 2.0, 1.0, [2, 3]) == []
 
 
 def test_who_rests_wakes_when_the_others_are_as_late_as_it_would_need():
@@ -202,16 +179,6 @@ def test_a_late_chunk_is_copied_once_it_is_later_than_long_chunks_are(spread, wh
     assert done(schedule, 1, 0, 1.0, 1.0, [2]) == []
     assert schedule.wake == pytest.approx(when, abs=0.05)
     assert schedule.tick(when) == [Queue(1, (1,))]
-
-
-@pytest.mark.parametrize(("spread", "is_copied"), [(1.0, True), (3.0, False)])
-def test_who_is_free_copies_no_chunk_that_may_only_be_a_long_one(spread, is_copied):
-    """At 3 the second worker is in chunk 1, which should have taken 1."""
-    schedule = dynamic({1: [0, 2], 2: [1]}, {1: [1], 2: []}, {1: 1.0, 2: 1.0})
-    schedule.begin()
-    schedule.learning.spread = spread
-    done(schedule, 1, 0, 1.0, 1.0)
-    assert (Queue(1, (1,)) in done(schedule, 1, 2, 3.0, 2.0)) is is_copied
 
 
 def test_who_has_no_pace_and_no_share_makes_a_copy_at_once():
@@ -315,16 +282,6 @@ def test_who_reports_nothing_for_longer_than_expected_is_a_surprise():
     done(schedule, 1, 1, 5.0, 1.0)  # and nothing from the other one
     schedule.begin()
     assert schedule.estimates == {}
-
-
-def test_paces_that_stay_are_believed():
-    schedule = dynamic({1: [0], 2: [1]}, {1: [1], 2: [0]})
-    for iteration in range(6):
-        schedule.begin()
-        done(schedule, 1, 0, 1.0, 1.0 + 0.05 * (iteration % 2), [2])
-        done(schedule, 2, 1, 4.0, 4.0)
-    schedule.begin()
-    assert schedule.estimates == pytest.approx({1: 1.0, 2: 4.0}, rel=0.05)
 
 
 def test_an_abandoned_chunk_teaches_as_well_and_is_not_done_again():

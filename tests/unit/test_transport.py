@@ -19,7 +19,6 @@ from psgc.transport.sends import SLOWEST, Sends
 from psgc.transport.transport import NAP, Transport
 from psgc.transport.waiting import (
     BUSY,
-    HOT_SPINS,
     LARGE,
     LONGEST,
     NEIGHBOUR,
@@ -349,10 +348,6 @@ def test_sleeps_begin_short_grow_and_begin_anew_after_a_message():
         it.reset()
     assert sleeps(it, 1, busy=True) == [BUSY]  # the core has better uses than looks
     assert sleeps(it, int(2 * SILENCE / LONGEST))[-1] == SILENT
-
-
-def test_a_large_transfer_is_not_slept_on_for_long():
-    assert sleeps(Backoff(SHORTEST), HOT_SPINS, large=True) == [0.0] * HOT_SPINS
 
 
 def test_who_is_woken_sleeps_longer_unless_the_bell_came_early():

@@ -7,6 +7,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import psgc.torch
+from tests.torch_equivalence.variation import loss
 
 
 class Patience:
@@ -31,11 +32,6 @@ def begin():
     y = (x[:, 0] + torch.randn(160) > 0).long()
     model = nn.Sequential(nn.Linear(6, 32), nn.Tanh(), nn.Linear(32, 2))
     return TensorDataset(x[:48], y[:48]), TensorDataset(x[48:], y[48:]), model, Patience()
-
-
-def loss(model, batch):
-    x, y = batch
-    return F.cross_entropy(model(x), y, reduction="sum"), len(y)
 
 
 def with_torch():

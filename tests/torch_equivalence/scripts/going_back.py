@@ -4,10 +4,10 @@ import copy
 
 import torch
 import torch.nn.functional as F
-from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader
 
 import psgc.torch
+from tests.torch_equivalence.variation import begin, loss
 
 
 class Best:
@@ -26,19 +26,6 @@ class Best:
 
     def load_state_dict(self, state):
         self.value, self.model = state["value"], state["model"]
-
-
-def begin():
-    torch.manual_seed(0)
-    x = torch.randn(96, 6)
-    data = TensorDataset(x, x[:, :3].argmax(1))
-    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
-    return data, model
-
-
-def loss(model, batch):
-    x, y = batch
-    return F.cross_entropy(model(x), y, reduction="sum"), len(y)
 
 
 def with_torch():

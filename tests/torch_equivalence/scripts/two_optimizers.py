@@ -2,23 +2,10 @@
 
 import torch
 import torch.nn.functional as F
-from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader
 
 import psgc.torch
-
-
-def begin():
-    torch.manual_seed(0)
-    x = torch.randn(96, 6)
-    data = TensorDataset(x, x[:, :3].argmax(1))
-    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
-    return data, model
-
-
-def loss(model, batch):
-    x, y = batch
-    return F.cross_entropy(model(x), y, reduction="sum"), len(y)
+from tests.torch_equivalence.variation import begin, loss
 
 
 def with_torch():
