@@ -62,7 +62,11 @@ class _UnderWay:
 
 
 class AllReduce:
-    """One rank's part. replica: of this rank; carried: by iteration the bytes of blocks that have come or left."""
+    """One rank's part.
+
+    replica: of this rank; exchange: what is decided; blocks, pool: its arrays and buffers; receiver: of states;
+    carried: by iteration the bytes of blocks that have come or left.
+    """
 
     def __init__(
         self, transport: Transport, backend: Backend, sums: Sums, replica: Stepping, listener: Listener | None = None

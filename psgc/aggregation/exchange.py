@@ -103,6 +103,7 @@ class Exchange:
         return iteration > self.steps - self._is_wrong and iteration >= self._dropped
 
     def phase(self, iteration: int) -> Phase:
+        """Where this rank is in an iteration, as `protocol` explains."""
         if iteration < self.steps or iteration <= self._dropped:
             return "past"
         if self._stepping and iteration == self.steps:
