@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from psgc.cli.simulate import draw_errors, draw_times
 from psgc.record.files import write_output_text
-from psgc.simulation import plots
 from psgc.simulation.experiment import Trials, simulate
 from psgc.simulation.settings import BuiltAssignment, Exponential, Settings
 from psgc.terminal import say
@@ -201,7 +201,7 @@ def draw(times: list[PaperMean], errors: list[PaperMean], directory: Path) -> No
     for axes, where in zip(figure.subplots(1, 2), WHERE, strict=False):
         here = [o for o in times if o.what == where]
         series = {s: [(o.parts, o.mean, o.values.std()) for o in here if o.scheme == s] for s in SCHEMES}
-        plots.draw_times(axes, series)
+        draw_times(axes, series)
         axes.plot([o.parts for o in here], [o.published for o in here], "kx", label="published")
         axes.set_title(where)
         axes.legend(fontsize="small")
@@ -211,7 +211,7 @@ def draw(times: list[PaperMean], errors: list[PaperMean], directory: Path) -> No
     axes = figure.subplots()
     named = {f"{scheme}, l = {parts}": (scheme, parts) for scheme, parts in PUBLISHED_ERRORS}
     by_name = {name: [o.mean for o in errors if (o.scheme, o.parts) == key] for name, key in named.items()}
-    plots.draw_errors(axes, DEADLINES, by_name)
+    draw_errors(axes, DEADLINES, by_name)
     shown = [o for o in errors if o.published]
     axes.plot(*np.array([(o.deadline, o.published) for o in shown]).T, "kx", label="published")
     axes.set_title(errors[0].what)

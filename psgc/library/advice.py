@@ -42,7 +42,7 @@ def replay(
 
     Example: `psgc.replay("runs/quickstart", replication=[2, 3], schedule=["dynamic"])["rows"][0]["seconds"]`.
     """
-    from psgc.simulation.replay_command import predict, read_grid
+    from psgc.simulation.advice import predict, read_grid
 
     wanted = {"replication": replication, "chunks_per_worker": chunks_per_worker, "parts": parts, "schedule": schedule}
     texts = {name: None if values is None else ",".join(map(str, values)) for name, values in wanted.items()}

@@ -1,16 +1,26 @@
-"""Which settings to try for a recorded run, and which of them to recommend."""
+"""What a recorded run would have taken with other settings: which to try, and which of them to recommend."""
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import product
+from pathlib import Path
 from typing import Any
 
-from psgc.config import AssignmentFile, Config
-from psgc.errors import UserError
+import numpy as np
+
+from psgc.config import AssignmentFile, Config, PythonData, ScriptProblem
+from psgc.data import Dataset, open_data
+from psgc.data.npz import map_npy
+from psgc.errors import PsgcError, UserError
+from psgc.record.progress import progress_bar
 from psgc.schedules import SCHEDULES
-from psgc.simulation.replay import Choice, Prediction
+from psgc.simulation.replay import Choice, Prediction, Replay, own_choice
+from psgc.tools.run_directory import read_run
 from psgc.yaml_source import to_text
 
+COPIES = 400_000  # chunks that are simulated, about: what takes some seconds
+ITERATIONS = (3, 500)  # of the run that are simulated, at least and at most
 NEAR = 0.03  # predictions within this of the best count as equal: none is more exact
 
 
@@ -22,6 +32,103 @@ class Grid:
     chunks_per_worker: Sequence[int] | None = None
     parts: Sequence[int] | None = None
     schedule: Sequence[str] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class ReplayResult:
+    """What other settings of a run would have taken."""
+
+    replay: Replay
+    predictions: list[Prediction]  # the quickest first
+    advised: Prediction  # one of them
+    sentence: str  # the advice in words
+    yaml: str  # its lines in a YAML file
+    remarks: list[str]  # what a reader should know besides
+
+    def plain(self) -> dict[str, Any]:
+        """What `--json` writes."""
+        run, rows = self.replay.run, [_row(prediction, self.replay, self.advised) for prediction in self.predictions]
+        about = {"run": str(run.path), "workers": run.workers, "iterations": len(self.replay.took)}
+        return {**about, "reason": self.sentence, "yaml": self.yaml, "rows": rows}
+
+
+def predict(run_directory: str, grid: Grid) -> ReplayResult:
+    """The times of a recorded run with other settings. Raises UserError."""
+    run = read_run(run_directory)
+    if isinstance(run.config.problem, ScriptProblem):
+        raise UserError(
+            f"{run.path}: made with psgc.torch, of whose runs psgc replay cannot say what others would take"
+        )
+    if run.timeline is None:
+        raise UserError(f"{run.path}: the run was killed before its timeline was written; nothing to replay")
+    if not run.chunks:  # no summary: as many as the settings say
+        run = replace(run, chunks=run.config.coding.per_worker * run.workers)
+    from_file = isinstance(run.config.coding.assignment, AssignmentFile)
+    tried = choices(grid, own_choice(run.config), run.workers, from_file)
+    dataset, remark = _data(run.config)
+    params = run.path / "params.npy"
+    dim = int(map_npy(str(params)).size) if params.exists() else None
+    copies = sum(choice.chunks_per_worker * run.workers * choice.parts for choice in tried)
+    least, most = ITERATIONS
+    replay = Replay(run, dataset, dim, min(max(COPIES // max(1, copies), least), most))
+    predictions, impossible = _with_progress(replay, tried)
+    advised, quick = recommended(predictions)
+    sentence = reason(advised, replay.own, quick, predictions[0].seconds)
+    yaml = yaml_lines(run.config, advised.choice, run.chunks, run.workers)
+    return ReplayResult(replay, predictions, advised, sentence, yaml, [*remark, *impossible])
+
+
+def _data(config: Config) -> tuple[Dataset | None, list[str]]:
+    """The training data, if it is here and opens quickly; else a line that says why not."""
+    if config.data is None:
+        return None, []
+    without = "chunks count as equally expensive, and memory is not known"
+    if isinstance(config.data, PythonData):
+        return None, [f"data.python is not called for this: {without}"]
+    if Path(config.data.path).suffix.lower() not in (".npz", ".npy"):
+        return None, [f"{config.data.path} is text, which is not read for this: {without}"]
+    try:
+        return open_data(config.data.path, config.data.labels), []
+    except UserError as error:
+        return None, [f"{error}: {without}"]
+
+
+def _with_progress(replay: Replay, tried: list[Choice]) -> tuple[list[Prediction], list[str]]:
+    """The predictions, the quickest first, and a line about what is not possible."""
+    predictions, impossible = [replay.own], []
+    with progress_bar() as progress:
+        task = progress.add_task("", total=len(tried))
+        for choice in tried:
+            progress.update(task, description=choice.schedule)
+            try:
+                predictions.append(replay.predict(choice))
+            except PsgcError as error:
+                impossible.append(str(error))
+            progress.update(task, advance=1)
+    more = f"{len(impossible)} settings are not possible, for example: {impossible[0]}" if impossible else ""
+    return sorted(predictions, key=lambda prediction: prediction.seconds), [more] if more else []
+
+
+def read_grid(wanted: dict[str, str | None]) -> Grid:
+    """The grid from lists with commas. Raises UserError.
+
+    >>> read_grid({"replication": "2,3", "schedule": "static,dynamic"}).schedule
+    ['static', 'dynamic']
+    """
+    values: dict[str, Any] = {}
+    for name, text in wanted.items():
+        if text is None:
+            continue
+        entries = [entry.strip() for entry in text.split(",")]
+        if name == "schedule":
+            values[name], known = entries, all(entry in SCHEDULES for entry in entries)
+            expected = f"some of {','.join(SCHEDULES)}"
+        else:
+            known, expected = all(re.fullmatch("0*[1-9][0-9]{0,6}", entry) for entry in entries), "whole numbers >= 1"
+            values[name] = [int(entry) for entry in entries] if known else []
+        if not known:
+            raise UserError(f"--{name.replace('_', '-')} {text}: expected {expected}, separated by commas")
+    return Grid(**values)
 
 
 def choices(grid: Grid, own: Choice, workers: int, from_file: bool = False) -> list[Choice]:
@@ -115,3 +222,21 @@ def yaml_lines(config: Config, choice: Choice, num_chunks: int, workers: int) ->
         rows = config.batch * num_chunks / (choice.chunks_per_worker * workers)
         lines["batch"] = max(1, round(rows))
     return to_text(lines)
+
+
+def _row(prediction: Prediction, replay: Replay, advised: Prediction) -> dict[str, Any]:
+    own = prediction is replay.own
+    return {
+        **asdict(prediction.choice),
+        "seconds": prediction.seconds,
+        "median_seconds": float(np.median(prediction.times)),
+        "overhead": prediction.overhead,
+        "redundant": prediction.redundant,
+        "data_held": prediction.data,
+        "memory_bytes": prediction.memory,
+        "bytes_in": prediction.incoming,
+        "bytes_out": prediction.outgoing,
+        "recorded_seconds": float(replay.took.mean()) if own else None,
+        "recorded_redundant": replay.redundant if own else None,
+        "recommended": prediction is advised,
+    }

@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
 from psgc.coding import ASSIGNMENTS
 from psgc.config import AssignmentFile, ChunkCosts, ScheduleName
+from psgc.config import read as read_yaml
 from psgc.data.times import Seconds, chunk_trace, read, rounds
 from psgc.errors import UserError
 from psgc.schedules import SCHEDULES
@@ -28,7 +29,7 @@ from psgc.validation import (
     refuse,
     validated,
 )
-from psgc.yaml_source import Source, shown
+from psgc.yaml_source import shown
 
 MOST_REPORTS = 1_000_000  # all of which are in memory
 
@@ -232,8 +233,6 @@ class NetworkSettings(Section):
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Settings | NetworkSettings:
     """Reads a simulation's YAML file and applies `--set` overrides in order. Raises UserError, one line."""
-    source = Source.from_file(path)
-    for override in overrides:
-        source.override(override)
+    source = read_yaml(path, overrides)
     of_network = isinstance(source.tree, dict) and "network" in source.tree
     return validated(NetworkSettings, source) if of_network else validated(Settings, source)

@@ -14,7 +14,7 @@ from psgc.cli import main
 from psgc.data import write_dense
 from psgc.messages import TAIL
 from psgc.record.csv_files import COLUMNS
-from psgc.simulation import replay_command
+from psgc.simulation import advice
 from tests.simulation.recorded import record, settings
 from tests.unit import recorded_runs
 
@@ -140,7 +140,7 @@ def test_settings_that_are_not_possible_are_told_and_left_out(capsys):
     ],
 )
 def test_a_mistake_is_exit_2_and_one_line_before_anything_is_simulated(capsys, monkeypatch, arguments, said):
-    monkeypatch.setattr(replay_command, "Replay", lambda *arguments: pytest.fail("simulated"))
+    monkeypatch.setattr(advice, "Replay", lambda *arguments: pytest.fail("simulated"))
     assert exit_code(*arguments) == 2
     out, err = capsys.readouterr()
     assert err.startswith(f"psgc: {said}")

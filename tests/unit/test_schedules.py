@@ -10,9 +10,8 @@ from psgc.schedules import SCHEDULES, Schedule
 from psgc.server.membership import Membership
 from psgc.server.rebalance import queues_for
 from psgc.simulation import experiment
-from psgc.simulation.advice import Grid, choices
+from psgc.simulation.advice import Grid, choices, read_grid
 from psgc.simulation.replay import own_choice
-from psgc.simulation.replay_command import read_grid
 from psgc.simulation.settings import Settings
 from psgc.simulation.virtual import VirtualCluster
 
