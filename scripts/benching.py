@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from psgc import schedules
-from psgc.launching.mpirun import Ranks, find_mpirun, launch_command
+from psgc.launching.mpirun import Placement, find_mpirun, launch_command
 from psgc.machine import usable_cores
 
 WORKERS, SLOW = 8, 3
@@ -58,7 +58,7 @@ def train_with_allreduce(
     environ = {"OMPI_MCA_mpi_yield_when_idle": "1"} | os.environ | (environment or {}) | python_path()
     arguments = [str(config), *overrides({**settings, "output": output})]
     command, additions = launch_command(
-        Ranks(workers, fault_tolerance=False), arguments, environ, module="allreduce_loop"
+        Placement(workers, fault_tolerance=False), arguments, environ, module="allreduce_loop"
     )
     done = subprocess.run(command, env=environ | additions, capture_output=True, text=True)
     if done.returncode == 0:

@@ -18,7 +18,7 @@ from network_ranks import TOLERANCE
 
 from psgc.data import write_dense
 from psgc.errors import RunFailed
-from psgc.launching.mpirun import Placement, Ranks, launch_command
+from psgc.launching.mpirun import Placement, launch_command
 from psgc.machine import THREADS, usable_cores
 
 MEGABITS = 200.0  # per second, of a link in each direction
@@ -155,7 +155,7 @@ def loop(
     """The command of the Allreduce loop, and what to add to `environ` for it. A rank does all its chunks in one go."""
     options = {**work, "seconds": CHUNKS * work["seconds"], "library": library, "iterations": iterations}
     arguments = [str(folder / OUTPUT), json.dumps(options)]
-    where = Ranks(ranks, Placement(host=places), fault_tolerance=False)
+    where = Placement(ranks, host=places, fault_tolerance=False)
     command, additions = launch_command(where, arguments, environ, module="network_ranks")
     # on fewer cores than ranks nobody may spin while others have work to do
     return command, additions | {"OMPI_MCA_mpi_yield_when_idle": "1"}

@@ -10,11 +10,12 @@ import socket
 import sys
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from psgc import __version__
 from psgc.cli import Options, Parser, add_hosts
 from psgc.errors import UserError
-from psgc.launching.mpirun import ANYWHERE, Mpirun, Placement, Ranks, find_mpirun, launch_command
+from psgc.launching.mpirun import Mpirun, Placement, find_mpirun, launch_command
 from psgc.machine import NETWORK, usable_cores
 from psgc.terminal import say
 from psgc.tools.findings import (
@@ -52,18 +53,21 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(options: Options) -> int:
-    return doctor(options.output, options.ranks, Placement(options.host, options.hostfile))
+    return doctor(options.output, options.ranks, options.host, options.hostfile)
 
 
-def doctor(output: str = "runs", num_ranks: int | None = None, placement: Placement = ANYWHERE) -> int:
+def doctor(
+    output: str = "runs", num_ranks: int | None = None, host: str | None = None, hostfile: str | None = None
+) -> int:
     """Tests this machine and prints the findings, in less than 20 s. Returns 0 when training can run, else 1.
 
-    output: the directory that runs will write to; num_ranks: of the planned run.
+    output: the directory that runs will write to; num_ranks: of the planned run; host, hostfile: where it runs.
     Raises UserError: fewer than two ranks, no such host file.
     """
     deadline = time.monotonic() + LIMIT
     environ = {name: value for name, value in os.environ.items() if name != "PSGC_TERMINAL"}
     ranks = num_ranks if num_ranks is not None else default_ranks(environ, usable_cores())
+    placement = Placement(ranks, host, hostfile)
     say(f"psgc {__version__} on {socket.gethostname()}, Python {sys.version.split()[0]}")
     line, survived = "", False
     with (
@@ -76,10 +80,10 @@ def doctor(output: str = "runs", num_ranks: int | None = None, placement: Placem
         except UserError as error:
             findings = [Finding("problem", "mpirun", str(error))]
         else:
-            command, additions = launch_command(Ranks(ranks, placement), ["train", "run.yaml"], environ, mpirun=mpirun)
+            command, additions = launch_command(placement, ["train", "run.yaml"], environ, mpirun=mpirun)
             line = " ".join([*(f"{k}={shlex.quote(v)}" for k, v in additions.items()), shlex.join(command)])
-            findings, survived = _probe_mpi(mpirun, ranks, placement, environ, deadline)
-            if placement == ANYWHERE and environ.get("SLURM_JOB_NUM_NODES", "1") == "1":
+            findings, survived = _probe_mpi(mpirun, placement, environ, deadline)
+            if not placement.hosts() and environ.get("SLURM_JOB_NUM_NODES", "1") == "1":
                 threads = {**additions, **environ}["OMP_NUM_THREADS"]
                 findings += core_findings(ranks, usable_cores(), threads)
         files_tested, slurm = files.result(), partitions.result()
@@ -90,7 +94,7 @@ def doctor(output: str = "runs", num_ranks: int | None = None, placement: Placem
         say()
         say("No run can start here until each problem is solved.")
         return 1
-    launch = shlex.join(["psgc", "launch", "run.yaml", "-n", str(ranks), *placement.arguments()])
+    launch = shlex.join(["psgc", "launch", "run.yaml", *placement.arguments()])
     say()
     say("What a run here survives")
     _report(survival(survived, files_tested.found().get("kind") in NETWORK, slurm.code == 0, launch))
@@ -107,15 +111,15 @@ def default_ranks(environ: Mapping[str, str], cores: int) -> int:
 
 
 def _probe_mpi(
-    mpirun: Mpirun, num_ranks: int, placement: Placement, environ: Mapping[str, str], deadline: float
+    mpirun: Mpirun, placement: Placement, environ: Mapping[str, str], deadline: float
 ) -> tuple[list[Finding], bool]:
     """Run a test job in the way of `psgc launch`, with all ranks of the run when hosts are named.
 
     Returns the findings, and whether the job survived the death of a rank.
     """
-    size = PROBE_RANKS if placement == ANYWHERE else max(PROBE_RANKS, num_ranks)
-    ranks = Ranks(size, placement)
-    command, additions = launch_command(ranks, ["ranks"], environ, mpirun=mpirun, module="psgc.tools.probe")
+    size = max(PROBE_RANKS, placement.ranks) if placement.hosts() else PROBE_RANKS
+    job_placement = replace(placement, ranks=size)
+    command, additions = launch_command(job_placement, ["ranks"], environ, mpirun=mpirun, module="psgc.tools.probe")
     with Command(command, {**environ, **additions, **SHOW_TRANSPORT}, deadline - time.monotonic()) as job:
         result = job.result()
     findings = [mpirun_finding(mpirun), *job_findings(mpirun, "--with-ft" in command, result, size)]

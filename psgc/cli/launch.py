@@ -2,7 +2,7 @@
 
 from psgc.cli import Options, Parser, add_hosts, add_resume, add_settings
 from psgc.launching.launch import launch, print_command
-from psgc.launching.mpirun import Placement, Ranks
+from psgc.launching.mpirun import Placement
 from psgc.launching.script import Program, is_script, mpirun_options
 
 AFTER = (
@@ -21,8 +21,8 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(options: Options) -> int:
-    program, ranks = program_of(options), ranks_of(options)
-    return print_command(program, ranks) if options.print_only else launch(program, ranks, options.requeue)
+    program, placement = program_of(options), placement_of(options)
+    return print_command(program, placement) if options.print_only else launch(program, placement, options.requeue)
 
 
 def add_program(parser: Parser) -> None:
@@ -51,5 +51,5 @@ def program_of(options: Options) -> Program:
     return Program(options.config, for_mpirun=for_mpirun + options.after, **named)
 
 
-def ranks_of(options: Options) -> Ranks:
-    return Ranks(options.ranks, Placement(options.host, options.hostfile), options.fault_tolerance)
+def placement_of(options: Options) -> Placement:
+    return Placement(options.ranks, options.host, options.hostfile, options.fault_tolerance)

@@ -7,11 +7,11 @@ from dataclasses import replace
 
 from psgc.cli import Options, Parser, add_resume, add_settings
 from psgc.cli.compare import compare
-from psgc.cli.launch import add_ranks, ranks_of
+from psgc.cli.launch import add_ranks, placement_of
 from psgc.config import Config, load
 from psgc.errors import RunFailed, UserError, visible
 from psgc.launching.launch import launch
-from psgc.launching.mpirun import Ranks, check_extra
+from psgc.launching.mpirun import Placement, check_extra
 from psgc.launching.mpirun_process import Heard
 from psgc.launching.points import check_runs, sweep_points, values_of
 from psgc.launching.script import Program
@@ -32,10 +32,10 @@ def run(options: Options) -> int:
     own = options.given[: -len(options.after) - 1] if "--" in options.given else options.given
     again = [*own, *([] if options.resume else ["--resume"]), *(["--", *options.after] if options.after else [])]
     named = {name: getattr(options, name) for name in ("overrides", "resume", "debug")}
-    return sweep(Program(options.config, for_mpirun=options.after, **named), ranks_of(options), ["psgc", *again])
+    return sweep(Program(options.config, for_mpirun=options.after, **named), placement_of(options), ["psgc", *again])
 
 
-def sweep(program: Program, ranks: Ranks, again: Sequence[str]) -> int:
+def sweep(program: Program, placement: Placement, again: Sequence[str]) -> int:
     """Makes the runs, and prints a table of them at the end. A run that fails does not end the sweep.
 
     program: as `psgc launch` has it; where an override has several values, such as "optimizer.lr=0.1,0.3", every
@@ -48,15 +48,15 @@ def sweep(program: Program, ranks: Ranks, again: Sequence[str]) -> int:
     if program.is_script:
         raise UserError(f"sweep: for runs of a YAML file, {printable(path)} is a script")
     check_extra(program.for_mpirun)
-    if ranks.number < 2:
-        raise UserError(f"-n {ranks.number}: expected at least 2 ranks: a server and at least one worker")
+    if placement.ranks < 2:
+        raise UserError(f"-n {placement.ranks}: expected at least 2 ranks: a server and at least one worker")
     varied = [override for override in overrides if len(values_of(override)) > 1]
     fixed = [override for override in overrides if override not in varied]
     if not varied:
         raise UserError("--set: expected one with several values, such as --set optimizer.lr=0.1,0.3")
     output = load(path, fixed).output
     points = sweep_points(varied, output.replace("$", "$$"), "--set")  # its variables are expanded already
-    check_runs(path, fixed, points, ranks.number)
+    check_runs(path, fixed, points, placement.ranks)
     configs = [load(path, [*fixed, *point]) for point in points]
     failed: list[str] = []
     for place, (point, config) in enumerate(zip(points, configs, strict=True), start=1):
@@ -68,7 +68,7 @@ def sweep(program: Program, ranks: Ranks, again: Sequence[str]) -> int:
         heard = Heard()
         try:
             one = replace(program, overrides=[*fixed, *point])
-            code = launch(one, ranks, heard=heard, hints=False)
+            code = launch(one, placement, heard=heard, hints=False)
         except KeyboardInterrupt:  # while no mpirun runs
             code, heard.stopped_by = 128 + signal.SIGINT, signal.SIGINT
         if heard.stopped_by is not None and (code or place < len(points)):

@@ -1,6 +1,8 @@
 """`psgc train`: one rank of a training, started by mpirun."""
 
+import os
 import signal
+import sys
 from typing import NoReturn
 
 from psgc.cli import Options, Parser, add_resume, add_settings
@@ -20,12 +22,7 @@ def run(options: Options) -> NoReturn:
         how = f"psgc launch {options.config} -n RANKS, or: mpirun -n RANKS python {options.config}"
         raise UserError(f"{options.config} is a script, which is started with: {how}")
     if has_torch_problem(options.config, options.overrides):
-        from psgc.launching.execution import train_torch_problem
-        from psgc.training.launched import ranks
-
-        if ranks() > 1:  # alone it has as many threads as `python train.py`
-            limit_threads()
-        train_torch_problem(options.config, options.overrides, options.resume, options.debug)
+        _run_torch_problem(options)
     limit_threads()
     stopped_by: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
@@ -34,3 +31,30 @@ def run(options: Options) -> NoReturn:
     from psgc.training.train import train
 
     train(options.config, options.overrides, options.debug, stopped_by, options.resume)
+
+
+def _run_torch_problem(options: Options) -> NoReturn:
+    """This rank, or without mpirun this process alone, trains as a script would."""
+    from psgc.launching.execution import Execution
+    from psgc.training import launched
+
+    os.environ |= {launched.RESUME: "1"} if options.resume else {}
+    os.environ |= {launched.DEBUG: "1"} if options.debug else {}
+
+    def work() -> None:
+        try:
+            from psgc.torch.from_yaml import train
+        except ImportError as error:
+            raise UserError(f"{options.config}: problem.torch: {error}") from error
+        train(options.config, options.overrides)
+
+    if launched.ranks() > 1:  # alone it has as many threads as `python train.py`
+        limit_threads()
+        from psgc.launching import rank  # with MPI
+
+        rank.run(work)
+        sys.exit()
+    alone = Execution()
+    alone.run(work)
+    alone.show()
+    sys.exit(alone.code)

@@ -4,11 +4,10 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from types import TracebackType
-from typing import NoReturn
 
-from psgc.errors import PsgcError, UserError, one_line
+from psgc.errors import PsgcError, one_line
 from psgc.terminal import say_together
 from psgc.training import launched
 
@@ -67,31 +66,3 @@ class Execution:
         lines, self.shown = self.shown, []  # first: a timer may call this as well
         if lines:
             say_together(lines)
-
-
-def train_torch_problem(path: str, overrides: Sequence[str], resuming: bool, debug: bool) -> NoReturn:
-    """`psgc train` for a torch problem: this rank, or without mpirun this process alone, trains as a script would.
-
-    Ends the process.
-    """
-    if resuming:
-        os.environ[launched.RESUME] = "1"
-    if debug:
-        os.environ[launched.DEBUG] = "1"
-
-    def work() -> None:
-        try:
-            from psgc.torch.from_yaml import train
-        except ImportError as error:
-            raise UserError(f"{path}: problem.torch: {error}") from error
-        train(path, overrides)
-
-    if launched.ranks() > 1:
-        from psgc.launching import rank  # with MPI
-
-        rank.run(work)
-        sys.exit()
-    alone = Execution()
-    alone.run(work)
-    alone.show()
-    sys.exit(alone.code)

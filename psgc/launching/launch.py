@@ -19,7 +19,7 @@ from psgc.config import TorchConfig, load
 from psgc.disk import write_text
 from psgc.errors import PsgcError, UserError
 from psgc.launching import slurm
-from psgc.launching.mpirun import ANYWHERE, Ranks, launch_command
+from psgc.launching.mpirun import Placement, launch_command
 from psgc.launching.mpirun_process import Heard, run
 from psgc.launching.outcome import RunDirectory, folder_for_answers
 from psgc.launching.script import Program, check_script
@@ -33,7 +33,7 @@ RESERVE = 10.0  # seconds of SLURM's warning that are kept for killing the run a
 
 
 def launch(
-    program: Program, ranks: Ranks, requeue: float | None = None, heard: Heard | None = None, hints: bool = True
+    program: Program, placement: Placement, requeue: float | None = None, heard: Heard | None = None, hints: bool = True
 ) -> int:
     """Runs the mpirun command of `psgc train path --set ...`, or of the script.
 
@@ -46,15 +46,14 @@ def launch(
     job = slurm.job_id(os.environ)
     if requeue is not None and not job:
         raise UserError("--requeue: not inside a SLURM job; `psgc submit` writes one")
-    start = _Start(program, ranks)
+    start = _Start(program, placement)
     start.environ[LAUNCHED] = "1"
     if sys.stdout.isatty():
         start.environ[TERMINAL] = str(shutil.get_terminal_size().columns)
-    placement = ranks.placement
     with ExitStack() as at_end:
         if start.config is None:
-            several_hosts = placement != ANYWHERE or os.environ.get("SLURM_JOB_NUM_NODES", "1") != "1"
-            folder = at_end.enter_context(folder_for_answers(several_hosts))
+            several_hosts = placement.hosts() or os.environ.get("SLURM_JOB_NUM_NODES", "1") != "1"
+            folder = at_end.enter_context(folder_for_answers(bool(several_hosts)))
             start.environ[FOLDER] = str(folder)
             left = RunDirectory(folder, program.resume, of_script=True)
         else:
@@ -62,9 +61,9 @@ def launch(
         command, additions = start.command()
         patience = 0.0 if requeue is None else requeue - RESERVE
         mpirun_code, stopped_by = run(command, {**start.environ, **additions}, left.is_over, patience, heard)
-        again = ["psgc", "launch", program.path, *ranks.arguments(), *start.settings, *program.mpirun, "--resume"]
+        again = ["psgc", "launch", program.path, *placement.arguments(), *start.settings, *program.mpirun, "--resume"]
         again += ["--", *program.after] if program.after else []
-        hint = "" if placement == ANYWHERE else f", with -n and {placement.arguments()[0]} for the remaining hosts"
+        hint = f", with -n and {placement.hosts()[0]} for the remaining hosts" if placement.hosts() else ""
         code, why = _exit_code(mpirun_code, stopped_by, left.summary(), left.proof)
         if why:
             say(f"psgc launch: {why}", error=True)
@@ -73,16 +72,16 @@ def launch(
         return _conclude(left, code, stopped_by, job if requeue is not None else None, again if hints else [], hint)
 
 
-def print_command(program: Program, ranks: Ranks) -> int:
+def print_command(program: Program, placement: Placement) -> int:
     """Prints the command that `launch` runs, and on stderr what each rank will hold in memory, if that is known."""
-    start = _Start(program, ranks)
+    start = _Start(program, placement)
     command, additions = start.command()
     shown = (f"{name}={shlex.quote(value)}" for name, value in {**start.told, **additions}.items())
     say(" ".join([*shown, shlex.join(command)]))
     if start.config is not None and not isinstance(start.config, TorchConfig) and not program.resume:
         from psgc.training.memory import expected_memory  # with NumPy, which nothing else here needs
 
-        if memory := expected_memory(start.config, program.path, program.overrides, ranks.number - 1):
+        if memory := expected_memory(start.config, program.path, program.overrides, placement.ranks - 1):
             say(memory, error=True)  # on stdout is the command alone
     return 0
 
@@ -93,8 +92,8 @@ class _Start:
     config: None for a script; told: variables that tell the ranks of a script what arguments of `psgc train` say.
     """
 
-    def __init__(self, program: Program, ranks: Ranks) -> None:
-        self._ranks, self._extra = ranks, program.for_mpirun
+    def __init__(self, program: Program, placement: Placement) -> None:
+        self._placement, self._extra = placement, program.for_mpirun
         self.config = None if program.is_script else load(program.path, program.overrides)
         self.settings = [argument for override in program.overrides for argument in ("--set", override)]
         self.settings += ["--debug"] if program.debug else []
@@ -109,7 +108,7 @@ class _Start:
         self.environ = {name: value for name, value in os.environ.items() if name not in OURS} | self.told
 
     def command(self) -> tuple[list[str], dict[str, str]]:
-        return launch_command(self._ranks, self._words, self.environ, module=self._module, extra=self._extra)
+        return launch_command(self._placement, self._words, self.environ, module=self._module, extra=self._extra)
 
 
 def _conclude(

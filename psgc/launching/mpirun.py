@@ -44,31 +44,23 @@ class Mpirun:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where ranks run: on `host` (a:5,b:5), on the hosts in a `hostfile`, or where mpirun puts them."""
+    """How many ranks; where, on `host` (a:5,b:5), on the hosts in a `hostfile`, or where mpirun puts them.
 
+    fault_tolerance: whether MPI is to survive the death of one.
+    """
+
+    ranks: int
     host: str | None = None
     hostfile: str | None = None
-
-    def arguments(self, host: str = "--host", hostfile: str = "--hostfile") -> list[str]:
-        """As arguments of a command that calls them `host` and `hostfile`."""
-        return [*([host, self.host] if self.host else []), *([hostfile, self.hostfile] if self.hostfile else [])]
-
-
-ANYWHERE = Placement()
-
-
-@dataclass(frozen=True, slots=True)
-class Ranks:
-    """How many ranks, where, and whether MPI is to survive the death of one."""
-
-    number: int
-    placement: Placement = ANYWHERE
     fault_tolerance: bool = True
 
+    def hosts(self, host: str = "--host", hostfile: str = "--hostfile") -> list[str]:
+        """Where, as arguments of a command that calls them `host` and `hostfile`; empty where mpirun decides."""
+        return [*([host, self.host] if self.host else []), *([hostfile, self.hostfile] if self.hostfile else [])]
+
     def arguments(self) -> list[str]:
-        """As arguments of psgc's commands."""
-        lacks = [] if self.fault_tolerance else ["--no-fault-tolerance"]
-        return ["-n", str(self.number), *self.placement.arguments(), *lacks]
+        """All of it, as arguments of psgc's commands."""
+        return ["-n", str(self.ranks), *self.hosts(), *([] if self.fault_tolerance else ["--no-fault-tolerance"])]
 
 
 def find_mpirun(environ: Mapping[str, str], seconds: float = PROBE_SECONDS) -> Mpirun:
@@ -101,7 +93,7 @@ def find_mpirun(environ: Mapping[str, str], seconds: float = PROBE_SECONDS) -> M
 
 
 def launch_command(
-    ranks: Ranks,
+    placement: Placement,
     arguments: Sequence[str],
     environ: Mapping[str, str],
     *,
@@ -109,7 +101,7 @@ def launch_command(
     module: str = "psgc",
     extra: Sequence[str] = (),
 ) -> tuple[list[str], dict[str, str]]:
-    """The mpirun command for `psgc <arguments>` on these ranks, and what to add to `environ` for it.
+    """The mpirun command for `psgc <arguments>` on ranks in these places, and what to add to `environ` for it.
 
     mpirun: what find_mpirun has found, if it was called already; module: the Python module to run;
     extra: the user's own arguments of mpirun, which take precedence.
@@ -118,29 +110,28 @@ def launch_command(
     installed modules.
     Raises UserError: fewer than two ranks, no working mpirun, no such host file, a number of ranks in `extra`.
     """
-    num_ranks, placement = ranks.number, ranks.placement
-    if num_ranks < 2:
-        raise UserError(f"-n {num_ranks}: expected at least 2 ranks: a server and at least one worker")
+    if placement.ranks < 2:
+        raise UserError(f"-n {placement.ranks}: expected at least 2 ranks: a server and at least one worker")
     if placement.hostfile and not Path(placement.hostfile).is_file():
         raise UserError(f"--hostfile {placement.hostfile}: no such file")
     check_extra(extra)
     mpirun = mpirun or find_mpirun(environ)
     additions: dict[str, str] = {}
-    flags = ["-n", str(num_ranks), *extra]  # the first -x of a variable counts
-    if placement == ANYWHERE:  # else each rank takes its share of its own host's cores
-        additions |= dict.fromkeys(THREADS, str(max(1, usable_cores() // num_ranks)))
+    flags = ["-n", str(placement.ranks), *extra]  # the first -x of a variable counts
+    if not placement.hosts():  # else each rank takes its share of its own host's cores
+        additions |= dict.fromkeys(THREADS, str(max(1, usable_cores() // placement.ranks)))
     if mpirun.family == "Open MPI":
         # Open MPI takes the number of cores, not of hardware threads or SLURM tasks, for the most ranks.
         # --oversubscribe changes nothing where there are enough cores, and avoids an error where there are not.
         bound = any(argument == "--bind-to" or ":pe=" in argument.lower() for argument in extra)  # by the user
-        flags += [*placement.arguments(), *([] if bound else ["--bind-to", "none"]), "--oversubscribe"]
-        if ranks.fault_tolerance and mpirun.fault_tolerant and _allows_ob1(environ.get("OMPI_MCA_pml", "ob1")):
+        flags += [*placement.hosts(), *([] if bound else ["--bind-to", "none"]), "--oversubscribe"]
+        if placement.fault_tolerance and mpirun.fault_tolerant and _allows_ob1(environ.get("OMPI_MCA_pml", "ob1")):
             flags += ["--with-ft", "ulfm"]
             additions["OMPI_MCA_pml"] = "ob1"  # the cluster's default may be another one, which would not start
             # mpirun ends the job when it notices that a host is gone, so it must not check. The workers of a host
             # without power or network are then lost, and return if it comes back.
             additions["PRTE_MCA_oob_tcp_keepalive_time"] = "0"
-            if placement != ANYWHERE and not any(name.endswith(AGENTS) for name in environ):
+            if placement.hosts() and not any(name.endswith(AGENTS) for name in environ):
                 additions["PRTE_MCA_plm_ssh_args"] = "-o ServerAliveInterval=0"  # whatever ~/.ssh/config says
         if os.geteuid() == 0:
             additions |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
@@ -153,7 +144,7 @@ def launch_command(
             if name in additions or name in environ:
                 flags += ["-x", name]  # other nodes receive only OMPI_ variables by default
     else:
-        flags += placement.arguments("-hosts", "-f")  # MPICH's and Intel MPI's names
+        flags += placement.hosts("-hosts", "-f")  # MPICH's and Intel MPI's names
     additions = {name: value for name, value in additions.items() if name not in environ}
     return [mpirun.path, *flags, sys.executable, "-P", "-m", module, *arguments], additions
 

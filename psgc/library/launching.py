@@ -12,7 +12,7 @@ from psgc.data import Dataset, write_dense, write_sparse
 from psgc.disk import make_directory, write_text
 from psgc.errors import RunFailed, UserError
 from psgc.launching import launch as command
-from psgc.launching.mpirun import Ranks
+from psgc.launching.mpirun import Placement
 from psgc.launching.mpirun_process import Heard
 from psgc.launching.script import Program, is_script
 from psgc.library.arguments import arrays_of, data_section, named, overrides_of, settings_of
@@ -72,7 +72,7 @@ def launch(
             how = f"a script is started with: psgc launch {path} -n RANKS"
             raise UserError(f"{path}: psgc.launch takes a YAML file; {how}")
     heard = Heard()
-    code = command.launch(Program(path, overrides, resume=resume), Ranks(workers + 1), heard=heard)
+    code = command.launch(Program(path, overrides, resume=resume), Placement(workers + 1), heard=heard)
     if heard.stopped_by is not None:
         signal.raise_signal(heard.stopped_by)  # for the handlers that the run has kept it from
     if code:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from psgc.launching import launch as launching
-from psgc.launching.mpirun import ANYWHERE, Placement, Ranks
+from psgc.launching.mpirun import Placement
 from psgc.launching.script import Program
 from psgc.machine import THREADS
 
@@ -54,7 +54,7 @@ def launch(
     number: int,
     overrides: Sequence[str] = (),
     *,
-    placement: Placement = ANYWHERE,
+    host: str | None = None,
     fault_tolerance: bool = True,
     print_only: bool = False,
     requeue: float | None = None,
@@ -62,7 +62,7 @@ def launch(
     **more: Any,
 ) -> int:
     """`psgc launch` with these options. more: as of `Program`."""
-    program, ranks = Program(path, overrides, **more), Ranks(number, placement, fault_tolerance)
+    program, placement = Program(path, overrides, **more), Placement(number, host, None, fault_tolerance)
     if print_only:
-        return launching.print_command(program, ranks)
-    return launching.launch(program, ranks, requeue, hints=hints)
+        return launching.print_command(program, placement)
+    return launching.launch(program, placement, requeue, hints=hints)

@@ -9,7 +9,7 @@ import pytest
 
 from psgc.cli import main
 from psgc.errors import RunFailed, UserError
-from psgc.launching.mpirun import Placement, Ranks
+from psgc.launching.mpirun import Placement
 from psgc.launching.script import Program
 
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -104,28 +104,28 @@ EMPTY = {"overrides": [], "for_mpirun": []}
 
 
 @pytest.mark.parametrize(
-    ("arguments", "program", "ranks", "requeue"),
+    ("arguments", "program", "placement", "requeue"),
     [
         ("--set a.b=1 --set c=2 --debug --resume", {"overrides": ["a.b=1", "c=2"], "debug": True, "resume": True},
-         Ranks(9), None),
-        ("--host a:5,b:4 --no-fault-tolerance", {}, Ranks(9, Placement("a:5,b:4"), fault_tolerance=False), None),
-        ("--requeue 60 --hostfile hosts", {}, Ranks(9, Placement(hostfile="hosts")), 60.0),
+         Placement(9), None),
+        ("--host a:5,b:4 --no-fault-tolerance", {}, Placement(9, "a:5,b:4", fault_tolerance=False), None),
+        ("--requeue 60 --hostfile hosts", {}, Placement(9, hostfile="hosts"), 60.0),
         ("--resume -- --map-by core -x HF -- --help",
-         {"resume": True, "for_mpirun": ["--map-by", "core", "-x", "HF", "--", "--help"]}, Ranks(9), None),
-        ("--", {}, Ranks(9), None),
+         {"resume": True, "for_mpirun": ["--map-by", "core", "-x", "HF", "--", "--help"]}, Placement(9), None),
+        ("--", {}, Placement(9), None),
         ("--mpirun=--oversubscribe --mpirun=-q -- --map-by core",
-         {"for_mpirun": ["--oversubscribe", "-q", "--map-by", "core"]}, Ranks(9), None),
+         {"for_mpirun": ["--oversubscribe", "-q", "--map-by", "core"]}, Placement(9), None),
     ],
 )  # fmt: skip
-def test_launch_passes_on_its_arguments(launched, arguments, program, ranks, requeue):
+def test_launch_passes_on_its_arguments(launched, arguments, program, placement, requeue):
     assert exit_code("launch", "run.yaml", "-n", "9", *arguments.split()) == 0
-    assert launched.arguments == (Program("run.yaml", **EMPTY | program), ranks, requeue)
+    assert launched.arguments == (Program("run.yaml", **EMPTY | program), placement, requeue)
 
 
 def test_what_follows_the_dashes_is_the_scripts(launched):
     assert exit_code("launch", "train.py", "-n", "9", "--mpirun=--map-by core", "--", "--map-by", "-n", "--", "x") == 0
     program = Program("train.py", [], ["--map-by", "-n", "--", "x"], for_mpirun=["--map-by", "core"])
-    assert launched.arguments == (program, Ranks(9), None)
+    assert launched.arguments == (program, Placement(9), None)
 
 
 # errors

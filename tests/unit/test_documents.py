@@ -71,11 +71,11 @@ def inside(folder, monkeypatch):
     return folder
 
 
-def recorded(program, ranks, **others):
+def recorded(program, placement, **others):
     """In place of launching ranks: the settings are read, and the run directory is there."""
     output = Path(load(program.path, program.overrides).output)
     if not output.exists():
-        record(output.absolute(), workers=ranks.number - 1, chunks_per_worker=2, iterations=3)
+        record(output.absolute(), workers=placement.ranks - 1, chunks_per_worker=2, iterations=3)
     return 0
 
 

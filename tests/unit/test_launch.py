@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 from psgc.data import write_dense
-from psgc.launching.mpirun import Placement
 from tests.unit.fake_mpirun import launch
 
 SUMMARY = 'echo \'{{"status": "{status}"}}\' > out/summary.json'
@@ -133,7 +132,7 @@ def test_the_command_to_resume_repeats_all_arguments(mpirun, capsys):
     mpirun(f"{CHECKPOINT.replace('out/', 'my?runs/')}; exit 1".replace("my?runs/", "'my runs'/"))
     Path("run.yaml").rename("a run.yaml")
     overrides, own = ["output=my runs", "seed=3"], ["-x", "HF_HOME"]
-    how = {"debug": True, "placement": Placement("a:5,b:4"), "fault_tolerance": False, "for_mpirun": own}
+    how = {"debug": True, "host": "a:5,b:4", "fault_tolerance": False, "for_mpirun": own}
     assert launch("a run.yaml", 9, overrides, **how) == 1
     given = ["a run.yaml", "-n", "9", "--host", "a:5,b:4", "--no-fault-tolerance"]
     given += ["--set", "output=my runs", "--set", "seed=3", "--debug"]
@@ -181,7 +180,7 @@ PATIENCE = "psgc.launching.mpirun_process.STOP_SEQUENCE = ((signal.SIGUSR1, {usr
 PROGRAM = """
 import signal, sys, psgc.launching.launch, psgc.launching.mpirun as m, psgc.launching.script as s
 {patience}
-sys.exit(psgc.launching.launch.launch(s.Program({path!r}), m.Ranks(2)))
+sys.exit(psgc.launching.launch.launch(s.Program({path!r}), m.Placement(2)))
 """
 
 
@@ -226,10 +225,10 @@ def test_a_stop_is_first_a_request_and_says_once_how_to_resume(mpirun, capfd, nu
     assert json.loads(Path("out/summary.json").read_text()) == {"status": "interrupted", "reason": f"stopped by {name}"}
 
 
-@pytest.mark.parametrize("where", [Placement(), Placement("a:2")])
+@pytest.mark.parametrize("where", [None, "a:2"])
 def test_ranks_know_that_somebody_says_how_to_resume(mpirun, where):
     mpirun(f'echo "$PSGC_LAUNCHED" "$*" > given; {summary("done")}')
-    assert launch("run.yaml", 2, placement=where) == 0
+    assert launch("run.yaml", 2, host=where) == 0
     assert re.match("1 .*-x PSGC_LAUNCHED ", Path("given").read_text())
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from psgc.errors import UserError
-from psgc.launching.mpirun import Placement
 from psgc.training import launched
 from tests.unit.fake_mpirun import launch
 from tests.unit.test_launch import CHECKPOINT, ON, STUBBORN, how_to_resume, start, summary
@@ -59,16 +58,14 @@ def test_ranks_are_told(script, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("placement", "nodes", "in_current"),
-    [(Placement(), "1", False), (Placement(host="a:2"), "1", True), (Placement(), "4", True)],
+    ("host", "nodes", "in_current"),
+    [(None, "1", False), ("a:2", "1", True), (None, "4", True)],
 )
-def test_where_other_hosts_answer_the_folder_is_in_the_current_directory(
-    script, monkeypatch, placement, nodes, in_current
-):
+def test_where_other_hosts_answer_the_folder_is_in_the_current_directory(script, monkeypatch, host, nodes, in_current):
     monkeypatch.setenv("SLURM_JOB_NUM_NODES", nodes)
     script(f'echo "$PSGC_FOLDER" > given; {named()} {summary("done")}')
     before = set(Path().iterdir())
-    assert launch("train.py", 2, placement=placement) == 0
+    assert launch("train.py", 2, host=host) == 0
     folder = Path(Path("given").read_text().strip())
     assert (folder.parent == Path.cwd()) == in_current
     assert not folder.exists()

@@ -219,7 +219,7 @@ import sys, psgc.launching.launch as l, psgc.launching.mpirun_process as p
 import psgc.launching.mpirun as m, psgc.launching.script as s
 p.STOP_SEQUENCE = ((10, 0.2), (15, 0.2))
 l.RESERVE = {}
-sys.exit(l.launch(s.Program("run.yaml"), m.Ranks(2), requeue=60))
+sys.exit(l.launch(s.Program("run.yaml"), m.Placement(2), requeue=60))
 """
 
 

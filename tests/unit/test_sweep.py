@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from psgc.config import load
-from psgc.launching.mpirun import Ranks
+from psgc.launching.mpirun import Placement
 from tests.unit.recorded_runs import record
 
 RUN = """\
@@ -27,10 +27,10 @@ class Launch:
     def __init__(self):
         self.calls, self.ends = [], {}
 
-    def __call__(self, program, ranks, *, heard, hints):
+    def __call__(self, program, placement, *, heard, hints):
         assert (program.path, hints) == ("run.yaml", False)
         config = load(program.path, program.overrides)
-        self.calls.append((config, ranks, program))
+        self.calls.append((config, placement, program))
         end = self.ends.get(len(self.calls), 0)
         if isinstance(end, BaseException):
             raise end
@@ -38,7 +38,7 @@ class Launch:
             heard.stopped_by = signal.Signals(end - 128)
         elif end == 0:
             if not Path(config.output).exists():
-                record(Path(config.output), workers=ranks.number - 1, chunks_per_worker=2, iterations=3)
+                record(Path(config.output), workers=placement.ranks - 1, chunks_per_worker=2, iterations=3)
             Path(config.output, "config.yaml").write_text(config.to_yaml())
         return end
 
@@ -66,8 +66,8 @@ def test_every_combination_is_a_run_and_the_table_comes_last(sweep, launch):
     assert [(c.optimizer.lr, c.coding.replication) for c in configs] == [(0.1, 1), (0.1, 2), (0.3, 1), (0.3, 2)]
     assert configs[1].output == "runs/a/1_optimizer.lr=0.1_coding.replication=2"
     assert {c.stragglers.factor[2] for c in configs} == {3}
-    for _, ranks, program in launch.calls:
-        assert ranks == Ranks(3, fault_tolerance=False)
+    for _, placement, program in launch.calls:
+        assert placement == Placement(3, fault_tolerance=False)
         assert (program.for_mpirun, program.resume) == (["--map-by", "core"], False)
     assert f"run 2 of 4: optimizer.lr=0.1 coding.replication=2, in {configs[1].output}\n" in out
     table = out.partition("\n\n")[2].splitlines()
