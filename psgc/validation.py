@@ -125,6 +125,11 @@ Flag = Annotated[bool, expect("true or false")]
 PathText = Annotated[str, AfterValidator(_one_line), expect("a path"), AfterValidator(_expanded)]
 
 
+def key(default: Any, description: str) -> Any:
+    """A key that may be left out."""
+    return Field(default=default, description=description)
+
+
 @dataclass(frozen=True)
 class UsedBy:
     """Marks a key that only some values of `kind` use."""

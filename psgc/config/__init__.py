@@ -26,38 +26,12 @@ from psgc.validation import validated
 from psgc.yaml_source import Source
 
 __all__ = [
-    "AssignmentFile",
-    "BatchSettings",
-    "BuiltinProblem",
-    "ChunkCosts",
-    "Coding",
-    "Config",
-    "Data",
-    "Evaluate",
-    "Faults",
-    "Injection",
-    "KnownCosts",
-    "OptimizerSettings",
-    "PythonData",
-    "PythonProblem",
-    "RateSchedule",
-    "Recovery",
-    "ScheduleName",
-    "ScriptConfig",
-    "ScriptOptimizer",
-    "ScriptProblem",
-    "Stragglers",
-    "TorchConfig",
-    "TorchOptimizer",
-    "TorchProblem",
-    "TorchScheduler",
-    "Verify",
-    "checked_settings",
-    "from_yaml_text",
-    "has_torch_problem",
-    "load",
-    "read",
-]
+    "AssignmentFile", "BatchSettings", "BuiltinProblem", "ChunkCosts", "Coding", "Config", "Data", "Evaluate",
+    "Faults", "Injection", "KnownCosts", "OptimizerSettings", "PythonData", "PythonProblem", "RateSchedule",
+    "Recovery", "ScheduleName", "ScriptConfig", "ScriptOptimizer", "ScriptProblem", "Stragglers", "TorchConfig",
+    "TorchOptimizer", "TorchProblem", "TorchScheduler", "Verify", "checked_settings", "from_yaml_text",
+    "has_torch_problem", "load", "read",
+]  # fmt: skip
 
 
 def read(path: str | Path, overrides: Sequence[str] = ()) -> Source:

@@ -15,6 +15,7 @@ from psgc.validation import (
     WholeNumber,
     either,
     expect,
+    key,
     refuse,
 )
 from psgc.yaml_source import shown
@@ -37,18 +38,14 @@ def _assignment(value: Any, info: ValidationInfo) -> Any:
 
 class Coding(Section):
     chunks_per_worker: Annotated[WholeNumber | Literal["auto"], expect("a whole number >= 1 or auto", union=True)] = (
-        Field(default=8, description="chunks for every worker; auto: 1 to 8, by the time of a gradient")
+        key(8, "chunks for every worker; auto: 1 to 8, by the time of a gradient")
     )
-    replication: Count = Field(default=3, description="workers that hold a chunk")
-    assignment: Annotated[str | AssignmentFile, BeforeValidator(_assignment)] = Field(
-        default="blocks", description="who holds which chunk: blocks, cyclic, fractional, graph or a matrix from a file"
+    replication: Count = key(3, "workers that hold a chunk")
+    assignment: Annotated[str | AssignmentFile, BeforeValidator(_assignment)] = key(
+        "blocks", "who holds which chunk: blocks, cyclic, fractional, graph or a matrix from a file"
     )
-    parts: Count = Field(
-        default=1, description="a coded gradient has 1/parts of the entries, and parts copies recover a chunk"
-    )
-    coding_matrix: Literal["spread", "gaussian"] = Field(
-        default="spread", description="spread is well-conditioned, gaussian is the paper's"
-    )
+    parts: Count = key(1, "a coded gradient has 1/parts of the entries, and parts copies recover a chunk")
+    coding_matrix: Literal["spread", "gaussian"] = key("spread", "spread is well-conditioned, gaussian is the paper's")
 
     @model_validator(mode="after")
     def _enough_holders(self) -> Self:
@@ -56,8 +53,8 @@ class Coding(Section):
             text = f"parts {self.parts} is more than replication {self.replication}, each needs a holder"
             raise refuse(text, "parts", "replication")
         if isinstance(self.assignment, AssignmentFile):
-            for key in ("chunks_per_worker", "replication"):
-                self._refuse_unused(key, "an assignment from a file")
+            for name in ("chunks_per_worker", "replication"):
+                self._refuse_unused(name, "an assignment from a file")
         return self
 
     @property
@@ -74,33 +71,27 @@ class Verify(Section):
     """Compares all copies of a chunk, and computes an extra copy of it once in `every` iterations."""
 
     every: Count = Field(description="a whole number >= 1: each chunk is checked once in so many iterations")
-    tolerance: NotNegative | None = Field(
-        default=None, description="allowed relative difference; null: 1e-9, with float32 1e-5"
-    )
-    strikes: Count = Field(default=3, description="wrong copies after which a worker is lost")
+    tolerance: NotNegative | None = key(None, "allowed relative difference; null: 1e-9, with float32 1e-5")
+    strikes: Count = key(3, "wrong copies after which a worker is lost")
 
 
 class Recovery(Section):
     """When an iteration ends: approximate ends at `deadline`, or when at most `max_error` of the copies is missing."""
 
-    mode: Literal["exact", "approximate"] = Field(
-        default="exact", description="whether an iteration may end before the gradient is exact"
+    mode: Literal["exact", "approximate"] = key("exact", "whether an iteration may end before the gradient is exact")
+    deadline: Annotated[PositiveNumber | Literal["auto"] | None, expect("seconds > 0 or auto", union=True)] = key(
+        None, "seconds of an iteration, or auto; then the copies that have arrived are used"
     )
-    deadline: Annotated[PositiveNumber | Literal["auto"] | None, expect("seconds > 0 or auto", union=True)] = Field(
-        default=None, description="seconds of an iteration, or auto; then the copies that have arrived are used"
+    max_error: Fraction | None = key(
+        None, "share of the chunks_per_worker * workers * parts copies that may be missing"
     )
-    max_error: Fraction | None = Field(
-        default=None, description="share of the chunks_per_worker * workers * parts copies that may be missing"
-    )
-    estimator: Literal["least_squares", "unbiased"] = Field(
-        default="least_squares", description="how the copies that are there are weighted"
-    )
+    estimator: Literal["least_squares", "unbiased"] = key("least_squares", "how the copies that are there are weighted")
 
     @model_validator(mode="after")
     def _ends_somehow(self) -> Self:
         if self.mode == "exact":
-            for key in ("deadline", "max_error", "estimator"):
-                self._refuse_unused(key, "mode exact")
+            for name in ("deadline", "max_error", "estimator"):
+                self._refuse_unused(name, "mode exact")
         elif self.deadline is None and self.max_error is None:
             text = "mode approximate needs deadline (seconds, or auto) or max_error (a number >= 0 and < 1)"
             raise refuse(text, "mode", "deadline", "max_error")

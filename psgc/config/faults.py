@@ -6,7 +6,19 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
 
 from psgc.iteration import Moment
-from psgc.validation import Count, Flag, Natural, PathText, Positive, RelativeError, Section, UsedBy, expect, refuse
+from psgc.validation import (
+    Count,
+    Flag,
+    Natural,
+    PathText,
+    Positive,
+    RelativeError,
+    Section,
+    UsedBy,
+    expect,
+    key,
+    refuse,
+)
 from psgc.yaml_source import shown
 
 OF_OWNERS = ("summing", "passing_on")  # steps of ranks that own slices: no worker does with aggregation `server`
@@ -18,9 +30,9 @@ class Injection(Section):
     kind: Literal["kill", "stop", "exit", "raise", "hang", "hold", "flip"]
     rank: Natural = Field(description="a rank, 0 for the server")
     iteration: Natural = Field(description="a whole number >= 0: the iteration in which it happens")
-    step: Moment = Field(default="gradient", description="when in the iteration")
-    seconds: Annotated[Positive | None, UsedBy(["stop", "hold"])] = Field(
-        default=None, description="stop: until SIGCONT, null for never; hold: how long"
+    step: Moment = key("gradient", "when in the iteration")
+    seconds: Annotated[Positive | None, UsedBy(["stop", "hold"])] = key(
+        None, "stop: until SIGCONT, null for never; hold: how long"
     )
 
     @model_validator(mode="after")
@@ -38,23 +50,16 @@ class Injection(Section):
 
 
 class Faults(Section):
-    collect_timeout: Positive = Field(
-        default=30.0, description="seconds without a sign of life after which a worker is lost"
-    )
-    chunk_timeout: Positive | None = Field(
-        default=None,
-        description="seconds in one chunk after which a worker is lost; "
+    collect_timeout: Positive = key(30.0, "seconds without a sign of life after which a worker is lost")
+    chunk_timeout: Positive | None = key(
+        None,
+        "seconds in one chunk after which a worker is lost; "
         "null: 10 times the slowest so far, and at least collect_timeout",
     )
-    setup_timeout: Positive = Field(
-        default=600.0, description="seconds that ranks wait for each other before the run starts"
-    )
-    adopt: Flag = Field(
-        default=True,
-        description="whether chunks are reassigned to other workers when too few of their holders remain",
-    )
-    inject: Annotated[list[Injection], expect("a list of {kind, rank, iteration, step}")] = Field(
-        default_factory=list, description="faults on purpose, each once"
+    setup_timeout: Positive = key(600.0, "seconds that ranks wait for each other before the run starts")
+    adopt: Flag = key(True, "whether chunks are reassigned to other workers when too few of their holders remain")
+    inject: Annotated[list[Injection], expect("a list of {kind, rank, iteration, step}")] = key(
+        [], "faults on purpose, each once"
     )
 
     def flips(self, step: Moment) -> bool:
@@ -72,6 +77,8 @@ Rank = Annotated[int | Literal["all"], BeforeValidator(_rank)]
 PerRank = Annotated[dict[Rank, Positive], Field(min_length=1)]
 _Factors = Annotated[PerRank, expect("a mapping {rank or all: a number > 0}")]
 _Seconds = Annotated[PerRank, expect("a mapping {rank or all: seconds > 0}")]
+_SLOW, _RECORDED = UsedBy(["slow", "exponential"]), UsedBy(["trace", "chunk_trace"])
+_OF_CHUNKS = UsedBy(["chunk_trace"])
 
 
 class KnownCosts(Section):
@@ -97,27 +104,18 @@ class Stragglers(Section):
     With `chunk_trace` it is the chunk that is slow: it takes its recorded seconds on any worker.
     """
 
-    kind: Literal["none", "slow", "exponential", "trace", "chunk_trace"] = Field(
-        default="none", description="exponential: drawn anew for every iteration"
+    kind: Literal["none", "slow", "exponential", "trace", "chunk_trace"] = key(
+        "none", "exponential: drawn anew for every iteration"
     )
-    factor: Annotated[_Factors | None, UsedBy(["slow", "exponential"])] = Field(
-        default=None, description="how many times slower, {rank or all: factor}"
+    factor: Annotated[_Factors | None, _SLOW] = key(None, "how many times slower, {rank or all: factor}")
+    seconds: Annotated[_Seconds | None, _SLOW] = key(None, "seconds per chunk instead, {rank or all: seconds}")
+    path: Annotated[PathText | None, _RECORDED] = key(
+        None, "a .npy file of seconds per chunk: iterations x workers, or iterations x ranks x chunks"
     )
-    seconds: Annotated[_Seconds | None, UsedBy(["slow", "exponential"])] = Field(
-        default=None, description="seconds per chunk instead, {rank or all: seconds}"
-    )
-    path: Annotated[PathText | None, UsedBy(["trace", "chunk_trace"])] = Field(
-        default=None,
-        description="a .npy file of seconds per chunk: iterations x workers, or iterations x ranks x chunks",
-    )
-    scale: Annotated[Positive, UsedBy(["trace", "chunk_trace"])] = Field(
-        default=1.0, description="multiplies the seconds of the file"
-    )
-    split: Annotated[Count, UsedBy(["chunk_trace"])] = Field(
-        default=1, description="every recorded chunk becomes so many equal ones"
-    )
-    chunk_costs: Annotated[ChunkCosts, UsedBy(["chunk_trace"])] = Field(
-        default="unknown", description="what the schedule knows of them: unknown, known or {known: RELATIVE_ERROR}"
+    scale: Annotated[Positive, _RECORDED] = key(1.0, "multiplies the seconds of the file")
+    split: Annotated[Count, _OF_CHUNKS] = key(1, "every recorded chunk becomes so many equal ones")
+    chunk_costs: Annotated[ChunkCosts, _OF_CHUNKS] = key(
+        "unknown", "what the schedule knows of them: unknown, known or {known: RELATIVE_ERROR}"
     )
 
     @model_validator(mode="after")

@@ -18,6 +18,7 @@ from psgc.validation import (
     Section,
     UsedBy,
     expect,
+    key,
     refuse,
 )
 from psgc.yaml_source import shown
@@ -36,22 +37,20 @@ class BuiltinProblem(Section):
     kind: Annotated[Literal["least_squares", "logistic", "softmax", "mlp"], expect(_PROBLEMS)] = Field(
         description=_PROBLEMS
     )
-    l2: NotNegative = Field(
-        default=0.0, description="l2 / 2 times the squared length of the parameters is added to the loss"
-    )
-    hidden: Annotated[Count, UsedBy(["mlp"])] = Field(default=64, description="units of the hidden layer")
+    l2: NotNegative = key(0.0, "l2 / 2 times the squared length of the parameters is added to the loss")
+    hidden: Annotated[Count, UsedBy(["mlp"])] = key(64, "units of the hidden layer")
 
 
 class PythonProblem(Section):
     """A model of the user's."""
 
-    kind: Annotated[Literal["python"], expect("kind python, or no kind, with the key python")] = Field(
-        default="python", description="may be left out"
+    kind: Annotated[Literal["python"], expect("kind python, or no kind, with the key python")] = key(
+        "python", "may be left out"
     )
     python: Annotated[str, Field(pattern=rf"^{_DOTTED}:{_DOTTED}$"), expect("'module:object'")] = Field(
         description="'module:object'"
     )
-    options: _Options = Field(default_factory=dict, description="keyword arguments of the object")
+    options: _Options = key({}, "keyword arguments of the object")
 
 
 class ScriptProblem(Section):
@@ -67,7 +66,7 @@ class TorchProblem(ScriptProblem):
     unused: ClassVar[Mapping[str, str]] = dict.fromkeys(("kind", "script"), "a torch problem has no such key")
 
     torch: _Function = Field(description="'module:function', which returns model, dataset and loss")
-    options: _Options = Field(default_factory=dict, description="keyword arguments of the function")
+    options: _Options = key({}, "keyword arguments of the function")
     kind: Literal["script"] = Field(default="script", exclude=True)
     script: str = Field(default="", exclude=True)
 
@@ -84,11 +83,11 @@ class Data(Section):
     unused: ClassVar[Mapping[str, str]] = {"options": "only data: {python: 'module:function'} takes options"}
 
     path: PathText = Field(description="a file: .npz, .npy (with labels: another .npy) or LIBSVM text")
-    labels: PathText | None = Field(default=None, description="a .npy file with the labels, where path is one with X")
-    test: PathText | None = Field(default=None, description="a file with held-out rows, as path")
-    test_labels: PathText | None = Field(default=None, description="a .npy file with the labels of test")
-    index_base: Annotated[Literal["auto", 0, 1], BeforeValidator(_index_base)] = Field(
-        default="auto", description="the first index of LIBSVM text; auto: 0 when there is an index 0, else 1"
+    labels: PathText | None = key(None, "a .npy file with the labels, where path is one with X")
+    test: PathText | None = key(None, "a file with held-out rows, as path")
+    test_labels: PathText | None = key(None, "a .npy file with the labels of test")
+    index_base: Annotated[Literal["auto", 0, 1], BeforeValidator(_index_base)] = key(
+        "auto", "the first index of LIBSVM text; auto: 0 when there is an index 0, else 1"
     )
 
     @model_validator(mode="after")
@@ -111,7 +110,7 @@ class PythonData(Section):
     )
 
     python: _Function = Field(description="'module:function', which returns the rows")
-    options: _Options = Field(default_factory=dict, description="keyword arguments of the function")
+    options: _Options = key({}, "keyword arguments of the function")
 
 
 class BatchSettings(Section):
@@ -119,9 +118,7 @@ class BatchSettings(Section):
 
     size: Count = Field(description="a whole number >= 1: rows of an iteration, all chunks together")
     epochs: Count = Field(description="a whole number >= 1: how often every row comes")
-    shuffle: Flag = Field(
-        default=True, description="whether rows come in another order each epoch, or as they are in the data"
-    )
+    shuffle: Flag = key(True, "whether rows come in another order each epoch, or as they are in the data")
 
 
 def batch_of(value: Any, info: ValidationInfo) -> Any:
@@ -137,15 +134,13 @@ class RateSchedule(Section):
     """How the learning rate changes with the iterations. See `psgc.optimizer.factor`."""
 
     kind: Literal["constant", "step", "cosine", "linear"]
-    warmup: Natural = Field(default=0, description="iterations in which the rate rises to lr")
-    every: Annotated[Count, UsedBy(["step"])] = Field(default=100, description="iterations from one step to the next")
-    factor: Annotated[Positive, UsedBy(["step"])] = Field(
-        default=0.1, description="by which each step multiplies the rate"
+    warmup: Natural = key(0, "iterations in which the rate rises to lr")
+    every: Annotated[Count, UsedBy(["step"])] = key(100, "iterations from one step to the next")
+    factor: Annotated[Positive, UsedBy(["step"])] = key(0.1, "by which each step multiplies the rate")
+    length: Annotated[Count | None, UsedBy(["cosine", "linear"])] = key(
+        None, "iterations to the end; null: all of the run"
     )
-    length: Annotated[Count | None, UsedBy(["cosine", "linear"])] = Field(
-        default=None, description="iterations to the end; null: all of the run"
-    )
-    final: Annotated[Fraction, UsedBy(["cosine", "linear"])] = Field(default=0.0, description="share of lr at the end")
+    final: Annotated[Fraction, UsedBy(["cosine", "linear"])] = key(0.0, "share of lr at the end")
 
     @model_validator(mode="after")
     def _decays(self) -> Self:
@@ -166,12 +161,10 @@ def _usual_decay(value: Any, info: ValidationInfo) -> Any:
 class OptimizerSettings(Section):
     kind: Literal["sgd", "momentum", "nesterov", "adam", "adamw"]
     lr: Positive = Field(description="a number > 0: the learning rate")
-    momentum: Annotated[Fraction, UsedBy(["momentum", "nesterov"])] = Field(
-        default=0.9, description="share of the step before that is kept"
-    )
-    beta1: Annotated[Fraction, _ADAM] = Field(default=0.9, description="decay of the mean of gradients")
-    beta2: Annotated[Fraction, _ADAM] = Field(default=0.999, description="decay of the mean of their squares")
-    epsilon: Annotated[Positive, _ADAM] = Field(default=1e-8, description="is added to the denominator")
+    momentum: Annotated[Fraction, UsedBy(["momentum", "nesterov"])] = key(0.9, "share of the step before that is kept")
+    beta1: Annotated[Fraction, _ADAM] = key(0.9, "decay of the mean of gradients")
+    beta2: Annotated[Fraction, _ADAM] = key(0.999, "decay of the mean of their squares")
+    epsilon: Annotated[Positive, _ADAM] = key(1e-8, "is added to the denominator")
     weight_decay: Annotated[NotNegative, BeforeValidator(_usual_decay)] = Field(
         default=None,
         validate_default=True,
@@ -179,7 +172,7 @@ class OptimizerSettings(Section):
         "null: 0.01 with adamw, else 0",
     )
     clip_norm: _ClipNorm = None
-    schedule: RateSchedule | None = Field(default=None, description="how the learning rate changes; null: it is lr")
+    schedule: RateSchedule | None = key(None, "how the learning rate changes; null: it is lr")
 
 
 class ScriptOptimizer(Section):

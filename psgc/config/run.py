@@ -22,24 +22,22 @@ from psgc.config.problem import (
     problem_of,
 )
 from psgc.schedules import SCHEDULES
-from psgc.validation import Count, Flag, Natural, PathText, Section, by, either, expect, one_of, refuse
+from psgc.validation import Count, Flag, Natural, PathText, Section, by, either, expect, key, one_of, refuse
 from psgc.yaml_source import to_text
 
 ScheduleName = Annotated[str, one_of(SCHEDULES)]
 
 
 class CheckpointSettings(Section):
-    every: Natural = Field(default=50, description="iterations between two checkpoints; 0: only at the end")
-    keep: Count = Field(default=3, description="how many checkpoints stay, the newest ones")
+    every: Natural = key(50, "iterations between two checkpoints; 0: only at the end")
+    keep: Count = key(3, "how many checkpoints stay, the newest ones")
 
 
 class Evaluate(Section):
-    every: Count = Field(default=10, description="iterations from one evaluation of the held-out rows to the next")
-    keep_best: Flag = Field(
-        default=False, description="whether best.npy keeps the parameters with the least held-out loss"
-    )
-    patience: Count | None = Field(
-        default=None, description="evaluations without a lower held-out loss after which the run ends; null: never"
+    every: Count = key(10, "iterations from one evaluation of the held-out rows to the next")
+    keep_best: Flag = key(False, "whether best.npy keeps the parameters with the least held-out loss")
+    patience: Count | None = key(
+        None, "evaluations without a lower held-out loss after which the run ends; null: never"
     )
 
 
@@ -54,49 +52,41 @@ class Config(Section):
     problem: Annotated[BuiltinProblem | PythonProblem | ScriptProblem, by(problem_of)] = Field(
         description="a mapping, for example {kind: logistic}"
     )
-    data: Annotated[Data | PythonData | None, BeforeValidator(data_of)] = Field(
-        default=None, description="where the rows come from; a model of the user's may have none"
+    data: Annotated[Data | PythonData | None, BeforeValidator(data_of)] = key(
+        None, "where the rows come from; a model of the user's may have none"
     )
     optimizer: Annotated[OptimizerSettings | ScriptOptimizer, by(optimizer_of)] = Field(
         description="a mapping, for example {kind: nesterov, lr: 0.5}"
     )
-    initial: PathText | None = Field(
-        default=None,
-        description="a .npy file of parameters, or a run directory, to begin with; null: as the problem says",
+    initial: PathText | None = key(
+        None, "a .npy file of parameters, or a run directory, to begin with; null: as the problem says"
     )
-    iterations: Count | None = Field(
-        default=None, description="needed, except where batch has epochs: then as many as these take"
+    iterations: Count | None = key(None, "needed, except where batch has epochs: then as many as these take")
+    batch: Annotated[int | BatchSettings | None, BeforeValidator(batch_of)] = key(
+        None, "a number: rows sampled from every chunk; null: all rows in every iteration"
     )
-    batch: Annotated[int | BatchSettings | None, BeforeValidator(batch_of)] = Field(
-        default=None, description="a number: rows sampled from every chunk; null: all rows in every iteration"
+    evaluate: Evaluate | None = key(None, "held-out loss and accuracy during the run; null: only at its end")
+    coding: Coding = key(Coding(), "chunks, who holds them, and how their gradients are coded")
+    schedule: ScheduleName = key("dynamic", f"who does which chunk next: {either(SCHEDULES)}")
+    aggregation: Literal["server", "allreduce", "auto"] = key(
+        "auto", "whether rank 0 sums the gradients, or all ranks do; auto: by the size of the parameters"
     )
-    evaluate: Evaluate | None = Field(
-        default=None, description="held-out loss and accuracy during the run; null: only at its end"
+    transfer: Literal["auto", "per_chunk", "combined"] = key(
+        "auto", "a coded gradient with each report, or one sum of each worker; auto: by their size"
     )
-    coding: Coding = Field(default=Coding(), description="chunks, who holds them, and how their gradients are coded")
-    schedule: ScheduleName = Field(default="dynamic", description=f"who does which chunk next: {either(SCHEDULES)}")
-    aggregation: Literal["server", "allreduce", "auto"] = Field(
-        default="auto",
-        description="whether rank 0 sums the gradients, or all ranks do; auto: by the size of the parameters",
-    )
-    transfer: Literal["auto", "per_chunk", "combined"] = Field(
-        default="auto", description="a coded gradient with each report, or one sum of each worker; auto: by their size"
-    )
-    backend: Literal["auto", "numpy", "cupy"] = Field(default="auto", description="on what arrays are computed")
-    dtype: Literal["float64", "float32"] = Field(default="float64", description="of data, parameters and gradients")
-    recovery: Recovery = Field(default=Recovery(), description="when an iteration ends")
-    verify: Verify | None = Field(default=None, description="compares copies of gradients; null: only the trial")
-    trial: Flag = Field(default=True, description="whether workers compare some gradients in the first iteration")
-    faults: Faults = Field(default=Faults(), description="timeouts, and faults on purpose")
-    checkpoint: CheckpointSettings = Field(
-        default=CheckpointSettings(), description="when checkpoints are written, how many stay"
-    )
+    backend: Literal["auto", "numpy", "cupy"] = key("auto", "on what arrays are computed")
+    dtype: Literal["float64", "float32"] = key("float64", "of data, parameters and gradients")
+    recovery: Recovery = key(Recovery(), "when an iteration ends")
+    verify: Verify | None = key(None, "compares copies of gradients; null: only the trial")
+    trial: Flag = key(True, "whether workers compare some gradients in the first iteration")
+    faults: Faults = key(Faults(), "timeouts, and faults on purpose")
+    checkpoint: CheckpointSettings = key(CheckpointSettings(), "when checkpoints are written, how many stay")
     log: Annotated[
         list[Literal["tensorboard", "mlflow", "wandb"]], expect('a list of "tensorboard", "mlflow", "wandb"')
-    ] = Field(default=[], description="who is told loss, seconds and metrics while the run goes on")
-    stragglers: Stragglers = Field(default=Stragglers(), description="emulated slow workers, for experiments")
+    ] = key([], "who is told loss, seconds and metrics while the run goes on")
+    stragglers: Stragglers = key(Stragglers(), "emulated slow workers, for experiments")
     output: PathText = Field(description="the run directory, for example runs/quickstart")
-    seed: Natural = Field(default=0, description="of everything random")
+    seed: Natural = key(0, "of everything random")
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:
@@ -131,8 +121,8 @@ class Config(Section):
                 text = f"replication {coding.replication} with parts {coding.parts} leaves no copy to compare with"
                 raise refuse(f"{text}, expected replication >= {coding.parts + 1}", "verify")
         if self.aggregation == "allreduce" and (conflict := self.allreduce_conflict()):
-            key, text = conflict
-            raise refuse(text, "aggregation", key)
+            name, text = conflict
+            raise refuse(text, "aggregation", name)
         if self.aggregation != "allreduce":
             for fault in self.faults.inject:
                 if fault.step in OF_OWNERS:

@@ -15,7 +15,7 @@ from psgc.config.problem import (
     TorchScheduler,
 )
 from psgc.config.run import Config
-from psgc.validation import Count, PathText, expect
+from psgc.validation import Count, PathText, expect, key
 from psgc.yaml_source import to_text
 
 # Arguments of `psgc.torch.init` that have another name than their key. All others are the key.
@@ -35,9 +35,7 @@ class TorchCoding(Coding):
         "assignment": "a torch problem has none, since any worker can do any chunk",
     }
 
-    chunks: Count = Field(
-        default=60, description="into which the examples of a step are cut, whatever the number of workers"
-    )
+    chunks: Count = key(60, "into which the examples of a step are cut, whatever the number of workers")
     chunks_per_worker: int = Field(default=1, exclude=True)
     assignment: str = Field(default="blocks", exclude=True)
 
@@ -55,11 +53,11 @@ class TorchRun(Config):
 
     unused: ClassVar[Mapping[str, str]] = {}
 
-    micro_batch: Count = Field(default=64, description="examples of a chunk that are computed at a time, at most")
-    buffers: Annotated[Literal["chunk"] | None, expect("chunk or nothing", union=True)] = Field(
-        default=None, description="chunk: batch normalisation in training mode, with the statistics of each chunk"
+    micro_batch: Count = key(64, "examples of a chunk that are computed at a time, at most")
+    buffers: Annotated[Literal["chunk"] | None, expect("chunk or nothing", union=True)] = key(
+        None, "chunk: batch normalisation in training mode, with the statistics of each chunk"
     )
-    coding: TorchCoding = Field(default=TorchCoding(), description="chunks, and how their gradients are coded")
+    coding: TorchCoding = key(TorchCoding(), "chunks, and how their gradients are coded")
 
 
 class ScriptConfig(TorchRun):
@@ -68,7 +66,7 @@ class ScriptConfig(TorchRun):
     problem: ScriptProblem = Field(description="the file name of the script")
     optimizer: ScriptOptimizer = ScriptOptimizer()
     coding: ScriptCoding = ScriptCoding()
-    output: PathText = Field(default="", description="the run directory; null: no files, and no progress")
+    output: PathText = key("", "the run directory; null: no files, and no progress")
 
     def to_yaml(self) -> str:
         """The settings that a `Config` has."""
@@ -87,15 +85,14 @@ class TorchConfig(TorchRun):
         "evaluate": "a torch problem has none, its function returns test data and metrics",
     }
 
-    initial: PathText | None = Field(
-        default=None,
-        description="a safetensors file of the model, or a run directory, to begin with; null: as returned",
+    initial: PathText | None = key(
+        None, "a safetensors file of the model, or a run directory, to begin with; null: as returned"
     )
     problem: TorchProblem = Field(description="a mapping, for example {torch: 'module:function'}")
     optimizer: TorchOptimizer = Field(description="a mapping, for example {torch: AdamW, lr: 1.0e-3}")
-    scheduler: TorchScheduler | None = Field(default=None, description="how the learning rate changes; null: it stays")
+    scheduler: TorchScheduler | None = key(None, "how the learning rate changes; null: it stays")
     batch: BatchSettings = Field(description="a mapping, for example {size: 256, epochs: 10}")
-    autocast: Literal["none", "bfloat16"] = Field(default="none", description="in which loss and metrics are computed")
+    autocast: Literal["none", "bfloat16"] = key("none", "in which loss and metrics are computed")
     data: None = Field(default=None, exclude=True)
     iterations: None = Field(default=None, exclude=True)
     backend: Literal["auto"] = Field(default="auto", exclude=True)

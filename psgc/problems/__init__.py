@@ -7,22 +7,7 @@ from psgc.problems.models import LeastSquares, Logistic, Mlp, Softmax
 from psgc.problems.quality import EVALUATION_ROWS, change_of, measures_of, part_of, quality
 
 __all__ = [
-    "EVALUATION_ROWS",
-    "ChunkCheck",
-    "LeastSquares",
-    "Logistic",
-    "Mlp",
-    "Problem",
-    "Softmax",
-    "call_object",
-    "change_of",
-    "check_labels",
-    "evaluate",
-    "has_loss",
-    "load_python",
-    "make_problem",
-    "measures_of",
-    "part_of",
-    "prepare_evaluation",
-    "quality",
-]
+    "EVALUATION_ROWS", "ChunkCheck", "LeastSquares", "Logistic", "Mlp", "Problem", "Softmax", "call_object",
+    "change_of", "check_labels", "evaluate", "has_loss", "load_python", "make_problem", "measures_of", "part_of",
+    "prepare_evaluation", "quality",
+]  # fmt: skip
