@@ -103,7 +103,7 @@ class Rendezvous:
         self._timeout, self._stopped_timeout = timeout, STOPPED_TIMEOUT
         self._sends: list[tuple[MPI.Request, np.ndarray, int]] = []  # buffers that MPI may still read, and for whom
         self.processes: list[Identity] = []
-        self.processes = [Identity.from_text(text) for text in self.gather(Identity.own().text(), "starting")]
+        self.processes = [Identity.from_text(text) for text in self.gather(Identity.own().text())]
 
     def be_patient(self, timeout: float, stopped_timeout: float) -> None:
         """Sets the limits of every rank. For rank 0, while the others wait for it."""
@@ -111,8 +111,8 @@ class Rendezvous:
         for rank in self._others:
             self._send(rank, np.array([timeout, stopped_timeout]).tobytes(), PATIENCE_TAG)
 
-    def broadcast(self, data: bytes | None, doing: str) -> bytes:
-        """The bytes that rank 0 gives. doing: what the awaited ranks do, for messages."""
+    def broadcast(self, data: bytes | None, doing: str = "starting") -> bytes:
+        """The bytes that rank 0 gives, on every rank. Collective. doing: what the awaited ranks do, for messages."""
         if self._rank:
             return self._hear(doing)
         assert data is not None
@@ -121,8 +121,8 @@ class Rendezvous:
         self._wait(lambda: not self._sending(), self._sending, doing)
         return data
 
-    def gather(self, text: str, doing: str) -> list[str]:
-        """The texts of all ranks, each cut at 512 bytes."""
+    def gather(self, text: str, doing: str = "starting") -> list[str]:
+        """The texts of all ranks, each cut at 512 bytes, on every rank. Collective."""
         mine = text.encode()[:TEXT_LIMIT]
         if self._rank:
             self._send(0, mine)

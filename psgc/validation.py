@@ -24,7 +24,7 @@ from pydantic_core import PydanticCustomError
 
 from psgc.disk import expanded
 from psgc.errors import UserError
-from psgc.yaml_source import Key, Source, dotted, shown
+from psgc.yaml_source import Key, YamlSource, dotted, shown
 
 
 def refuse(text: str, *keys: str) -> PydanticCustomError:
@@ -182,7 +182,7 @@ class Section(BaseModel):
 Model = TypeVar("Model", bound=BaseModel)
 
 
-def validated(model: type[Model], source: Source, by_hand: bool = True) -> Model:
+def validated(model: type[Model], source: YamlSource, by_hand: bool = True) -> Model:
     """The content of `source` as a `model`. Raises UserError for the first error.
 
     by_hand: a user wrote it, so `~` and variables in paths are expanded.
@@ -212,7 +212,7 @@ def checked(model: type[Model], values: Mapping[str, Any], where: str, names: Ma
         raise UserError(f"{where}: {names.get('.'.join(keys), (keys or [''])[-1])}: {text}") from None
 
 
-def _first(error: ValidationError, source: Source) -> UserError:
+def _first(error: ValidationError, source: YamlSource) -> UserError:
     """The first of pydantic's errors, with the place where its key (or the nearest parent) was written."""
     first = error.errors(include_url=False)[0]
     key: Key = tuple(str(name) for name in first["loc"] if name != "[key]")
@@ -223,7 +223,7 @@ def _first(error: ValidationError, source: Source) -> UserError:
     return wrong(source, key, _text(first))
 
 
-def wrong(source: Source, key: Key, text: str) -> UserError:
+def wrong(source: YamlSource, key: Key, text: str) -> UserError:
     """The error that `text` is wrong with a key, with the place where the key was written."""
     place, name = source.place(key), dotted(key)
     said = not key or place.startswith(f"--set {name}=")

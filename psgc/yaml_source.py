@@ -20,7 +20,7 @@ MAX_DEPTH = 20
 MAX_BYTES = 2**18  # of a file: PyYAML takes seconds for more
 
 
-class Source:
+class YamlSource:
     """The content of a YAML file and of the overrides after it.
 
     `tree` is made of dict (text keys), list, str, int, float, bool and None; it is None for an empty file.
@@ -33,7 +33,7 @@ class Source:
         self.tree = self._read(text, (), lambda line: f"{name}:{line}" if has_lines else name)
 
     @classmethod
-    def from_file(cls, path: str | Path) -> "Source":
+    def from_file(cls, path: str | Path) -> "YamlSource":
         path = expanded(str(path))
         name = visible(path)
         try:
@@ -113,7 +113,7 @@ class Source:
 
 
 def to_text(tree: Any) -> str:
-    """YAML that `Source` reads back to the same tree."""
+    """YAML that `YamlSource` reads back to the same tree."""
     return yaml.dump(tree, Dumper=_Dumper, sort_keys=False)
 
 

@@ -6,7 +6,7 @@ further one has to fit.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -48,24 +48,30 @@ def agreeing(rows: ArrayLike, copies: Sequence[Any], tolerance: float) -> tuple[
     ...     assert set(agreeing(R, Y, 1e-9)) == set(range(5)) - set(wrong)
     """
     matrix = np.asarray(rows, np.float64)
-    parts = matrix.shape[1]
-    # what agreed before some of the copies were there is found first
-    for chosen in sorted(combinations(range(len(matrix)), parts + 1), key=lambda places: places[::-1]):
+
+    def checks(places: tuple[int, ...]) -> bool:
+        """Whether each of these copies is checked by the others, so that none would be taken on trust."""
         try:
-            coefficients = _relation(matrix[list(chosen)])
+            sizes = np.abs(_relation(matrix[list(places)]))
         except np.linalg.LinAlgError:
-            continue
-        if np.abs(coefficients).min() < LEAST_SHARE * np.abs(coefficients).max():
-            continue  # one of them would be taken on trust
-        if not _fits(coefficients, [copies[place] for place in chosen], tolerance):
-            continue
-        checks = {place: [*chosen[:parts], place] for place in range(len(matrix)) if place not in chosen}
-        fitting = [
-            place
-            for place, places in checks.items()
-            if _fits(_relation(matrix[places]), [copies[at] for at in places], tolerance)
-        ]
-        return (*chosen, *fitting)
+            return False
+        return bool(sizes.min() >= LEAST_SHARE * sizes.max())
+
+    def fits(places: tuple[int, ...]) -> bool:
+        return _fits(_relation(matrix[list(places)]), [copies[place] for place in places], tolerance)
+
+    return first_agreeing(len(matrix), matrix.shape[1], lambda chosen: checks(chosen) and fits(chosen), fits)
+
+
+def first_agreeing(
+    number: int, parts: int, agree: Callable[[tuple[int, ...]], bool], fits: Callable[[tuple[int, ...]], bool]
+) -> tuple[int, ...]:
+    """The first `parts` + 1 of so many places that agree, and all others that fit to `parts` of them; or nothing."""
+    # what agreed before some of the copies were there is found first
+    for chosen in sorted(combinations(range(number), parts + 1), key=lambda places: places[::-1]):
+        if agree(chosen):
+            others = (place for place in range(number) if place not in chosen)
+            return (*chosen, *(place for place in others if fits((*chosen[:parts], place))))
     return ()
 
 

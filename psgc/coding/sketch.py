@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import combinations
 from typing import Any, TypeAlias
 
 import numpy as np
+
+from psgc.coding.agreement import first_agreeing
 
 COLUMNS = 4096
 SAFE = (1e-15, 1e15)  # sizes of the largest entry whose square float32 can hold, and the sum of many such
@@ -68,10 +69,8 @@ def agreeing(sketches: Sequence[Sketch], tolerance: float) -> tuple[int, ...]:
     >>> agreeing([wrong, right, right], 1e-9), agreeing([right, wrong], 1e-9)
     ((1, 2), ())
     """
-    # what agreed before some of the copies were there is found first
-    for one, other in sorted(combinations(range(len(sketches)), 2), key=lambda places: places[::-1]):
-        if relative_difference(sketches[one], sketches[other]) <= tolerance:
-            others = [place for place in range(len(sketches)) if place not in (one, other)]
-            first = sketches[one]
-            return one, other, *(p for p in others if relative_difference(first, sketches[p]) <= tolerance)
-    return ()
+
+    def fits(pair: tuple[int, ...]) -> bool:
+        return relative_difference(sketches[pair[0]], sketches[pair[1]]) <= tolerance
+
+    return first_agreeing(len(sketches), 1, fits, fits)

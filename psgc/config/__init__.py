@@ -23,7 +23,7 @@ from psgc.config.run import Config, Evaluate, ScheduleName
 from psgc.config.torch import ScriptConfig, TorchConfig, is_torch
 from psgc.errors import UserError, visible
 from psgc.validation import validated
-from psgc.yaml_source import Source
+from psgc.yaml_source import YamlSource
 
 __all__ = [
     "AssignmentFile", "BatchSettings", "BuiltinProblem", "ChunkCosts", "Coding", "Config", "Data", "Evaluate",
@@ -34,9 +34,9 @@ __all__ = [
 ]  # fmt: skip
 
 
-def read(path: str | Path, overrides: Sequence[str] = ()) -> Source:
+def read(path: str | Path, overrides: Sequence[str] = ()) -> YamlSource:
     """What a YAML file says, with `--set` overrides such as "coding.parts=2" in order. Raises UserError."""
-    source = Source.from_file(path)
+    source = YamlSource.from_file(path)
     for override in overrides:
         source.override(override)
     return source
@@ -47,14 +47,14 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     return checked_settings(read(path, overrides))
 
 
-def checked_settings(source: Source, by_hand: bool = True) -> Config:
+def checked_settings(source: YamlSource, by_hand: bool = True) -> Config:
     """The settings in `source`. by_hand: as for `validated`. Raises UserError."""
     return validated(TorchConfig if is_torch(source.tree) else Config, source, by_hand)
 
 
 def from_yaml_text(text: str, name: str = "config.yaml") -> Config:
     """The settings in `text`, which `to_yaml` has written. name: of the text in errors. Raises UserError."""
-    return checked_settings(Source(text, visible(name)), by_hand=False)
+    return checked_settings(YamlSource(text, visible(name)), by_hand=False)
 
 
 def has_torch_problem(path: str | Path, overrides: Sequence[str] = ()) -> bool:

@@ -13,7 +13,7 @@ from psgc.disk import open_regular
 from psgc.errors import UserError
 from psgc.plan import even_plan, make_plan
 from psgc.validation import wrong
-from psgc.yaml_source import Source, printable
+from psgc.yaml_source import YamlSource, printable
 
 
 def sweep_points(sweeps: Sequence[str], output: str, option: str = "--sweep") -> list[list[str]]:
@@ -99,7 +99,7 @@ def _check(config: Config, ranks: int, missing: str) -> None:
     make_plan(config.coding, config.schedule, workers, config.seed, num_chunks)
 
 
-def _check_torch(config: TorchConfig, ranks: int, source: Source, missing: str) -> None:
+def _check_torch(config: TorchConfig, ranks: int, source: YamlSource, missing: str) -> None:
     try:
         from psgc.torch.by_name import optimizer_and_scheduler
     except ImportError as error:

@@ -14,7 +14,7 @@ from psgc import config as configuration
 from psgc.config import Config
 from psgc.data import Dataset, from_arrays
 from psgc.errors import UserError
-from psgc.yaml_source import Source
+from psgc.yaml_source import YamlSource
 
 ARRAYS = "expected (X, y), X, a mapping with X, y, X_test and y_test, the path of a file, or data as in a YAML"
 
@@ -38,7 +38,7 @@ def settings_of(
     tree |= {"problem": problem, "optimizer": steps if lr is None else steps | {"lr": lr}}
     if data is not None:
         tree["data"] = data
-    source = Source(_yaml(where, tree), where, has_lines=False)
+    source = YamlSource(_yaml(where, tree), where, has_lines=False)
     for override in overrides_of(set):
         source.override(override)
     return configuration.checked_settings(source)

@@ -116,7 +116,12 @@ class Receives:
             self.post(buffer, MPI.ANY_SOURCE)
 
     def keep(self, buffer: Array) -> None:
-        """See `Transport.keep`."""
+        """Keep the vector in `buffer`, which the last `poll` has given out and which was posted for any rank.
+
+        The buffer is the caller's until it is given back with `post`. It is missing among the posted ones: post
+        another in its place where senders should not wait. Raises ValueError for a vector of a bundle, whose buffer has
+        others in it, and for a buffer that the last `poll` has not given out.
+        """
         places = [place for place, lent in enumerate(self._lent) if lent is buffer]
         if not places:
             raise ValueError("this is no buffer that the last poll has given out as a whole")

@@ -78,7 +78,7 @@ class Sends:
         return len(self._sent) < before
 
     def awaits(self, buffer: Array | None = None) -> bool:
-        """Whether a send of `buffer` (None: any) is not complete."""
+        """Whether a send of `buffer` (None: any) is not complete; those to dead and forgotten ranks are."""
         return any((buffer is None or sent.buffer is buffer) and not sent.is_done for sent in self._sent)
 
     def largest(self) -> int:
@@ -106,5 +106,5 @@ class Sends:
         self._forgotten.add(rank)
 
     def remember(self, rank: int) -> None:
-        """Undo `forget`."""
+        """Undo `forget`: `rank` has been heard again."""
         self._forgotten.discard(rank)

@@ -5,7 +5,6 @@ import os
 import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from typing import NoReturn
@@ -29,6 +28,9 @@ PATIENCE = 2.0  # seconds for what should take none: the last processes of a run
 class Transport:
     """Rank, size, hosts, and messages to and from the other ranks.
 
+    Also a `Rendezvous`, its `Receives` and its `Sends`: be_patient, broadcast and gather; keep; sending, unreached,
+    pending, forget and remember are theirs.
+
     world: the ranks of the run, when they are not all of MPI's; interrupted: as in `Rendezvous`. Raises what that
     raises; so do `broadcast` and `gather`.
     """
@@ -50,6 +52,8 @@ class Transport:
         self.survives_deaths = os.environ.get("OMPI_MCA_mpi_ft_enable") == "1"  # noqa: SIM112  mpirun --with-ft ulfm's
         world.Set_errhandler(MPI.ERRORS_RETURN)
         self._rendezvous = Rendezvous(world, interrupted, timeout)
+        self.be_patient, self.broadcast = self._rendezvous.be_patient, self._rendezvous.broadcast
+        self.gather = self._rendezvous.gather
         self._processes = self._rendezvous.processes
         self.hosts = [process.host for process in self._processes]
         self.pids = [process.pid for process in self._processes]
@@ -58,6 +62,8 @@ class Transport:
         self._control, self._vectors = self._duplicate(), self._duplicate()
         deaths = Deaths(self._control)
         self._receives, self._sends = Receives(self._control, self._vectors, deaths), Sends(deaths)
+        self.keep, self.forget, self.remember = self._receives.keep, self._sends.forget, self._sends.remember
+        self.sending, self.unreached, self.pending = self._sends.awaits, self._sends.unreached, self._sends.pending
         self._bell = Bell(self._processes[self.rank])
         self._is_woken = False  # whoever sends this process something rings its bell
         self._rang = 0.0  # when this process last rang others' bells, time.monotonic()
@@ -71,18 +77,6 @@ class Transport:
         return levels.get(MPI.Query_thread(), "multiple")
 
     # setting up
-
-    def be_patient(self, timeout: float, stopped_timeout: float) -> None:
-        """For rank 0: how long ranks wait for one another from now on (`psgc.rendezvous`)."""
-        self._rendezvous.be_patient(timeout, stopped_timeout)
-
-    def broadcast(self, data: bytes | None, doing: str = "starting") -> bytes:
-        """The bytes that rank 0 gives, on every rank. Collective. doing: what takes so long, for messages."""
-        return self._rendezvous.broadcast(data, doing)
-
-    def gather(self, text: str, doing: str = "starting") -> list[str]:
-        """The text of every rank, on every rank, cut at 512 bytes. Collective. doing: as in `broadcast`."""
-        return self._rendezvous.gather(text, doing)
 
     def _duplicate(self) -> MPI.Intracomm:
         made: list[MPI.Intracomm] = []
@@ -155,15 +149,6 @@ class Transport:
         """
         self._receives.post(buffer, MPI.ANY_SOURCE if source is None else source)
 
-    def keep(self, buffer: Array) -> None:
-        """Keep the vector in `buffer`, which the last `poll` has given out and which was posted for any rank.
-
-        The buffer is the caller's until it is given back with `post`. It is missing among the posted ones: post
-        another in its place where senders should not wait. Raises ValueError for a vector of a bundle, whose buffer has
-        others in it, and for a buffer that the last `poll` has not given out.
-        """
-        self._receives.keep(buffer)
-
     def poll(self) -> list[Message]:
         """What has arrived since the last poll."""
         self._receives.repost()
@@ -219,26 +204,6 @@ class Transport:
     @property
     def bytes_received(self) -> int:
         return self._receives.bytes
-
-    def sending(self, buffer: Array | None = None) -> bool:
-        """Whether a send of `buffer` (None: any) is not complete; those to dead and forgotten ranks are."""
-        return self._sends.awaits(buffer)
-
-    def unreached(self, patience: float) -> list[int]:
-        """Ranks that have not taken a message for `patience` seconds; large messages have more time."""
-        return self._sends.unreached(patience)
-
-    def pending(self) -> Counter[int]:
-        """Bytes that are on their way to each rank."""
-        return self._sends.pending()
-
-    def forget(self, rank: int) -> None:
-        """Do not wait for sends to `rank`, which may be stopped or cut off. They are not withdrawn."""
-        self._sends.forget(rank)
-
-    def remember(self, rank: int) -> None:
-        """Undo `forget`: `rank` has been heard again."""
-        self._sends.remember(rank)
 
     # ending
 

@@ -12,7 +12,7 @@ from psgc.data import ChunkSource, Dataset
 from psgc.errors import UserError
 from psgc.problems import evaluate, load_python, prepare_evaluation
 from psgc.training.inputs import open_problem, open_test
-from psgc.yaml_source import Source
+from psgc.yaml_source import YamlSource
 from tests.unit.documents import blocks
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -57,7 +57,7 @@ def settings_in(page):
     (text,) = [text for text in blocks(DOCS / page, "yaml") if "python:" in text]
     usual = {"problem": "{kind: logistic}", "optimizer": "{kind: sgd, lr: 1}", "iterations": 1, "output": "runs/mine"}
     missing = [f"{key}: {value}\n" for key, value in usual.items() if f"\n{key}:" not in f"\n{text}"]
-    return checked_settings(Source(text + "".join(missing), page))
+    return checked_settings(YamlSource(text + "".join(missing), page))
 
 
 def test_the_reader_reads(module):

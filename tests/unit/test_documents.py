@@ -19,7 +19,7 @@ import psgc.torch
 from psgc.config import checked_settings, load
 from psgc.data import write_dense
 from psgc.simulation import settings as simulation
-from psgc.yaml_source import Source
+from psgc.yaml_source import YamlSource
 from tests.unit import document_commands
 from tests.unit.documents import PAGES, ROOT, all_blocks, blocks, commands_in_sentences, named_files, shell_lines
 from tests.unit.recorded_runs import record
@@ -119,7 +119,7 @@ def settings_in(block):
     elif "epochs" in (said["batch"] if isinstance(said.get("batch"), dict) else {}):
         del usual["iterations"]
     missing = "".join(f"{key}: {value}\n" for key, value in usual.items() if key not in said)
-    return checked_settings(Source(block.text + missing, str(block)))
+    return checked_settings(YamlSource(block.text + missing, str(block)))
 
 
 @pytest.mark.parametrize("block", of("yaml"), ids=str)

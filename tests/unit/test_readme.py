@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from psgc.config import checked_settings
-from psgc.yaml_source import Source
+from psgc.yaml_source import YamlSource
 from tests.unit.documents import blocks
 
 ROOT = Path(__file__).parents[2]
@@ -32,4 +32,4 @@ def test_the_table_is_that_of_the_benchmarks():
 
 def test_the_run_of_ones_own_is_a_run():
     (text,) = blocks(README, "yaml")
-    assert checked_settings(Source(text, "README.md")).output == "runs/mine"
+    assert checked_settings(YamlSource(text, "README.md")).output == "runs/mine"

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from psgc.errors import UserError
 from psgc.validation import Count, Fraction, PathText, Positive, Section, by_kind, expect, validated
-from psgc.yaml_source import Source
+from psgc.yaml_source import YamlSource
 
 
 class Round(Section):
@@ -31,7 +31,7 @@ class Drawing(Section):
 
 
 def read(text: str, *overrides: str) -> Drawing:
-    source = Source(text, "drawing.yaml")
+    source = YamlSource(text, "drawing.yaml")
     for override in overrides:
         source.override(override)
     return validated(Drawing, source)

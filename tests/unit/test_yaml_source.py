@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from psgc.errors import UserError
-from psgc.yaml_source import Source, printable, shown, to_text
+from psgc.yaml_source import YamlSource, printable, shown, to_text
 
 trees = st.recursive(
     st.none() | st.booleans() | st.integers(-(10**90), 10**90) | st.floats(allow_nan=False) | st.text(),
@@ -18,7 +18,7 @@ trees = st.recursive(
 
 def message_of(text, *overrides):
     with pytest.raises(UserError) as caught:  # noqa: PT012  either may refuse
-        source = Source(text, "run.yaml")
+        source = YamlSource(text, "run.yaml")
         for override in overrides:
             source.override(override)
     message = str(caught.value)
@@ -47,21 +47,21 @@ def message_of(text, *overrides):
     ],
 )
 def test_scalars_mean_what_they_look_like(text, value):
-    read = Source(f"key: {text}", "x").tree["key"]
+    read = YamlSource(f"key: {text}", "x").tree["key"]
     assert read == value
     assert type(read) is type(value)
 
 
 def test_not_a_number_is_read_as_such():
-    assert math.isnan(Source("key: .nan", "x").tree["key"])
+    assert math.isnan(YamlSource("key: .nan", "x").tree["key"])
 
 
 def test_keys_are_text():
-    assert Source("{3: 1, null: 2, <<: 3}", "x").tree == {"3": 1, "null": 2, "<<": 3}
+    assert YamlSource("{3: 1, null: 2, <<: 3}", "x").tree == {"3": 1, "null": 2, "<<": 3}
 
 
 def test_places_are_lines_of_keys():
-    source = Source("a: 1\nb:\n  c:\n    [1]\n", "run.yaml")
+    source = YamlSource("a: 1\nb:\n  c:\n    [1]\n", "run.yaml")
     assert source.place(("a",)) == "run.yaml:1"
     assert source.place(("b", "c")) == "run.yaml:3"
     assert source.place(("b", "c", "0")) == "run.yaml:3"  # nearest parent
@@ -71,8 +71,8 @@ def test_places_are_lines_of_keys():
 
 @given(trees)
 def test_written_trees_read_back_equal(tree):
-    assert Source(to_text(tree), "x").tree == tree
-    assert Source(to_text({"key": tree}), "x").tree == {"key": tree}
+    assert YamlSource(to_text(tree), "x").tree == tree
+    assert YamlSource(to_text({"key": tree}), "x").tree == {"key": tree}
 
 
 @given(st.text(alphabet="0123456789+-.eExXoOnNyaAtTrRfFsSuUlL~:_", max_size=8))
@@ -106,7 +106,7 @@ def test_refused_text(text, message):
 
 
 def test_overrides_replace_add_and_are_remembered():
-    source = Source("a: {b: 1, c: 2}\nd: 5", "run.yaml")
+    source = YamlSource("a: {b: 1, c: 2}\nd: 5", "run.yaml")
     for override in ("a.b=[1, 2]", "d={e: 1e3}", "f.g.h=x", "a.c="):
         source.override(override)
     assert source.tree == {"a": {"b": [1, 2], "c": None}, "d": {"e": 1000.0}, "f": {"g": {"h": "x"}}}
@@ -117,7 +117,7 @@ def test_overrides_replace_add_and_are_remembered():
 
 
 def test_an_override_of_an_empty_file_makes_a_mapping():
-    source = Source("", "run.yaml")
+    source = YamlSource("", "run.yaml")
     assert source.tree is None
     source.override("a=b=c")
     assert source.tree == {"a": "b=c"}
