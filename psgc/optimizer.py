@@ -180,20 +180,17 @@ def make_optimizer(settings: config.OptimizerSettings | config.ScriptOptimizer, 
     """
     if isinstance(settings, config.ScriptOptimizer):
         raise UserError("optimizer: a script makes the steps itself; start it with: psgc launch SCRIPT.py -n 9")
-    optimizer = _of_kind(settings)
+    optimizer: Optimizer
+    match settings.kind:
+        case "sgd":
+            optimizer = Sgd(settings.lr)
+        case "momentum" | "nesterov":
+            optimizer = Momentum(settings.lr, settings.momentum, nesterov=settings.kind == "nesterov")
+        case "adam" | "adamw":  # with the same steps: weight decay is decoupled in both, only its default differs
+            optimizer = Adam(settings.lr, settings.beta1, settings.beta2, settings.epsilon)
     schedule = partial(factor, settings.schedule, iterations) if settings.schedule else Rules.factor
     optimizer.rules = Rules(schedule, settings.clip_norm, settings.weight_decay)
     return optimizer
-
-
-def _of_kind(settings: config.OptimizerSettings) -> Optimizer:
-    match settings.kind:
-        case "sgd":
-            return Sgd(settings.lr)
-        case "momentum" | "nesterov":
-            return Momentum(settings.lr, settings.momentum, nesterov=settings.kind == "nesterov")
-        case "adam" | "adamw":  # with the same steps: weight decay is decoupled in both, only its default differs
-            return Adam(settings.lr, settings.beta1, settings.beta2, settings.epsilon)
 
 
 def factor(schedule: config.RateSchedule, iterations: int, iteration: int) -> float:

@@ -18,17 +18,8 @@ from psgc.errors import UserError
 from psgc.launching.mpirun import Mpirun, Placement, find_mpirun, launch_command
 from psgc.machine import NETWORK, usable_cores
 from psgc.terminal import say
-from psgc.tools.findings import (
-    Finding,
-    core_findings,
-    gpu_findings,
-    job_findings,
-    mpirun_finding,
-    output_finding,
-    pace_findings,
-    slurm_finding,
-    survival,
-)
+from psgc.tools import findings
+from psgc.tools.findings import Finding
 from psgc.tools.timed_commands import Command
 
 LIMIT = 16.0  # seconds for everything, except killing what is late
@@ -78,26 +69,26 @@ def doctor(
         try:
             mpirun = find_mpirun(environ, MPIRUN_LIMIT)
         except UserError as error:
-            findings = [Finding("problem", "mpirun", str(error))]
+            found = [Finding("problem", "mpirun", str(error))]
         else:
             command, additions = launch_command(placement, ["train", "run.yaml"], environ, mpirun=mpirun)
             line = " ".join([*(f"{k}={shlex.quote(v)}" for k, v in additions.items()), shlex.join(command)])
-            findings, survived = _probe_mpi(mpirun, placement, environ, deadline)
+            found, survived = _probe_mpi(mpirun, placement, environ, deadline)
             if not placement.hosts() and environ.get("SLURM_JOB_NUM_NODES", "1") == "1":
                 threads = {**additions, **environ}["OMP_NUM_THREADS"]
-                findings += core_findings(ranks, usable_cores(), threads)
+                found += findings.core_findings(ranks, usable_cores(), threads)
         files_tested, slurm = files.result(), partitions.result()
-        findings += gpu_findings(gpu.result(), "PSGC_CUDA_AWARE=1" in line, bool(shutil.which("nvidia-smi")))
-        findings += [slurm_finding(slurm, environ), output_finding(output, files_tested)]
-    _report(findings)
-    if any(finding.level == "problem" for finding in findings):
+        found += findings.gpu_findings(gpu.result(), "PSGC_CUDA_AWARE=1" in line, bool(shutil.which("nvidia-smi")))
+        found += [findings.slurm_finding(slurm, environ), findings.output_finding(output, files_tested)]
+    _report(found)
+    if any(finding.level == "problem" for finding in found):
         say()
         say("No run can start here until each problem is solved.")
         return 1
     launch = shlex.join(["psgc", "launch", "run.yaml", *placement.arguments()])
     say()
     say("What a run here survives")
-    _report(survival(survived, files_tested.found().get("kind") in NETWORK, slurm.code == 0, launch))
+    _report(findings.survival(survived, files_tested.found().get("kind") in NETWORK, slurm.code == 0, launch))
     say()
     say(f"Launch it with   {launch}")
     say(f"which runs       {line}")
@@ -118,16 +109,16 @@ def _probe_mpi(
     Returns the findings, and whether the job survived the death of a rank.
     """
     size = max(PROBE_RANKS, placement.ranks) if placement.hosts() else PROBE_RANKS
-    job_placement = replace(placement, ranks=size)
-    command, additions = launch_command(job_placement, ["ranks"], environ, mpirun=mpirun, module="psgc.tools.probe")
+    placement = replace(placement, ranks=size)
+    command, additions = launch_command(placement, ["ranks"], environ, mpirun=mpirun, module="psgc.tools.probe")
     with Command(command, {**environ, **additions, **SHOW_TRANSPORT}, deadline - time.monotonic()) as job:
         result = job.result()
-    findings = [mpirun_finding(mpirun), *job_findings(mpirun, "--with-ft" in command, result, size)]
-    findings += pace_findings(result.found().get("paces", []))
-    return findings, bool(result.found().get("survived"))
+    found = [findings.mpirun_finding(mpirun), *findings.job_findings(mpirun, "--with-ft" in command, result, size)]
+    found += findings.pace_findings(result.found().get("paces", []))
+    return found, bool(result.found().get("survived"))
 
 
-def _report(findings: Iterable[Finding]) -> None:
-    for finding in findings:
+def _report(found: Iterable[Finding]) -> None:
+    for finding in found:
         text = " ".join(finding.text.split())  # other programs' texts may have several lines
         say(f"  {finding.level:<7}  {finding.name:<16}  {text}")

@@ -26,7 +26,7 @@ def sweep_points(sweeps: Sequence[str], output: str, option: str = "--sweep") ->
     """
     axes: dict[str, list[str]] = {}
     for sweep in sweeps:
-        key = key_of(sweep)
+        key = sweep.partition("=")[0].strip()
         if key in axes or key == "output":
             reason = "each run of a sweep has its own" if key == "output" else "given twice"
             raise UserError(f"{option} {printable(sweep)}: {printable(key)}: {reason}")
@@ -39,10 +39,6 @@ def sweep_points(sweeps: Sequence[str], output: str, option: str = "--sweep") ->
         name = re.sub(r"[^A-Za-z0-9._=+-]+", "_", "_".join([str(index), *point]))
         point.append(f"output={yaml.safe_dump(f'{output}/{name[:100]}', width=10**6).splitlines()[0]}")
     return points
-
-
-def key_of(sweep: str) -> str:
-    return sweep.partition("=")[0].strip()
 
 
 def values_of(sweep: str) -> list[str]:

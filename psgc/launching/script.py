@@ -9,7 +9,6 @@ from psgc.disk import expanded, open_regular
 from psgc.errors import UserError
 from psgc.yaml_source import printable
 
-SUFFIX = ".py"
 MPIRUN_ONLY = ("--map-by", "--bind-to", "--rank-by", "--mca", "--oversubscribe", "--with-ft")
 
 
@@ -49,7 +48,7 @@ def is_script(path: str) -> bool:
     >>> is_script("train.py"), is_script("run.yaml")
     (True, False)
     """
-    return path.endswith(SUFFIX)
+    return path.endswith(".py")
 
 
 def check_script(script: Program) -> str:

@@ -100,7 +100,7 @@ def allreduce(settings: NetworkSettings, workers: int, parts: int, most: int = O
 
 
 def coded_allreduce(settings: NetworkSettings, workers: int, parts: int, most: int = ONE_BY_ONE) -> Traffic:
-    """Slices and owners. most: messages that are simulated one by one. Raises ValueError: fewer workers than parts."""
+    """Slices and owners. most: messages that are simulated one by one."""
     return _CodedAllreduce(settings, workers, parts, most).run()
 
 
@@ -123,8 +123,6 @@ class _CodedAllreduce(Target):
     """
 
     def __init__(self, settings: NetworkSettings, workers: int, parts: int, most: int | None) -> None:
-        if workers < parts:
-            raise ValueError(f"{parts} parts need as many workers, got {workers}")
         self._links, self._workers, self._parts = settings.network, workers, parts
         self._network = VirtualNetwork([self._links.rate] * (workers + 1), self._links.latency)
         self._seconds, self._control = 0.0, 0
