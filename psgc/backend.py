@@ -1,9 +1,9 @@
 """Where vectors live: in the host's memory (NumPy) or on a GPU (CuPy).
 
 A gradient of `dim` entries is seen as `parts` rows of `dim // parts` entries; the `dim % parts` entries left over make
-one further column, so nothing is padded or copied. All memory traffic is in `combine`, one pass: BLAS on the CPU, which
-reaches the speed of a plain copy (`scripts/bench_encode.py`), a fused kernel on the GPU. MPI gets host arrays, pinned
-for CuPy, or device arrays when it is CUDA-aware; before those the transport waits for the device (`finish`).
+one further column, so nothing is padded or copied. All memory traffic is one pass, in `combine`: BLAS on the CPU, as
+fast as a plain copy (`scripts/bench_encode.py`), a fused kernel on the GPU. MPI gets host arrays, pinned for CuPy, or
+device arrays when it is CUDA-aware; before those the transport waits for the device (`finish`).
 """
 
 import math

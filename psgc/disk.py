@@ -2,8 +2,7 @@
 
 * Only regular files are read or replaced: a pipe would block, a device has no end, and root that renames a new file to
   `/dev/full` removes the device from the machine.
-* A new file appears whole or not at all: it is made under a name that nobody can guess, and renamed when it is whole. A
-  file that grows is written through its descriptor.
+* A new file appears whole or not at all: it is made under a name that nobody can guess, and renamed when it is whole.
 * No link that another user may have made is followed. The last directory of a path must not be a link either: callers
   resolve directories that a user may link.
 """
@@ -195,7 +194,7 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object], on_disk: bool 
     """Have `write` fill a new file, then put it in the place of `path`.
 
     on_disk: when this returns, the file survives a crash of the machine, so that an older one may be removed.
-    Raises OSError with the path when it cannot be written, or when it or its directory is a link or of another kind.
+    Raises OSError with the path, also when it or its directory is a link or of another kind.
     """
     with naming(path), NewFile(path.parent, path.name) as file:
         write(file.stream)

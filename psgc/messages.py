@@ -5,11 +5,10 @@ that its line below names; the others are 0.
 
 *Vectors* are arrays of the run's dtype. Each ends in a *stamp*: its iteration, and what it is:
 
-* any rank -> any other: a *block*, part of an accumulator, of a gradient or of a replica's state; `pack_block` makes
-  the second number of its stamp;
-* worker -> server, `per_chunk`: the coded gradient of a chunk (dim / parts entries) followed by the `TAIL` of its
-  report: start, seconds, loss, test_loss and test_accuracy, so that the report needs no message of its own. The stamp
-  says the chunk.
+* any rank -> any other: a *block* of an accumulator, a gradient or a state; `pack_block` makes the stamp's second
+  number;
+* worker -> server, `per_chunk`: the coded gradient of a chunk (dim / parts entries), then the `TAIL` of its report. The
+  stamp says the chunk.
 
 Vectors of one length that are ready at the same time travel as a *bundle*: one message, up to BUNDLE bytes.
 

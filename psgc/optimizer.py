@@ -22,9 +22,9 @@ DEVICE_BLOCK = 1 << 26  # on a GPU, where each operation costs some microseconds
 class Rules:
     """What a step does besides its own formula.
 
-    factor: what the learning rate is multiplied by in an iteration; clip_norm: the gradient is scaled down to this
-    Euclidean norm; weight_decay: lr * weight_decay * theta is subtracted as well, beside the gradient, so that moments
-    know nothing of it. Source: Loshchilov and Hutter, "Decoupled weight decay regularization" (ICLR 2019).
+    factor: of the learning rate in an iteration; clip_norm: the gradient is scaled down to this Euclidean norm;
+    weight_decay: lr * weight_decay * theta is subtracted as well, and moments know nothing of it. Source: Loshchilov
+    and Hutter, "Decoupled weight decay regularization" (ICLR 2019).
     """
 
     factor: Callable[[int], float] = lambda iteration: 1.0
@@ -35,13 +35,12 @@ class Rules:
 class Optimizer(ABC):
     """Turns (params, gradient) into the next params; both are vectors (dim,) and neither is changed.
 
-    A step goes through the vectors block by block and changes those of its state in place, so that it needs memory for
-    the new parameters and a few blocks, and each block is read from memory once. NumPy's functions serve CuPy arrays as
-    well.
+    A step goes through the vectors block by block and changes those of its state in place: it needs memory for the new
+    parameters and a few blocks, and reads each block from memory once. NumPy's functions serve CuPy arrays as well.
 
-    vectors: the names of the state's vectors, which are the number 0.0 before the first step.
-    rules: what is common to all kinds, may be set before the first step.
-    undoes: whether a step that raises leaves the state as it was. That takes memory for as many vectors again.
+    vectors: the names of the state's vectors, which are the number 0.0 before the first step; rules: what is common to
+    all kinds, may be set before the first step; undoes: whether a step that raises leaves the state as it was, which
+    takes memory for as many vectors again.
     """
 
     undoes = False

@@ -13,8 +13,8 @@ from pathlib import Path
 class RunningTime:
     """Seconds in which this process was running. It has to call `look` all the time.
 
-    A process that was stopped and continued (Ctrl-Z, a suspended virtual machine) must not take its own absence for the
-    silence of others: between two looks a second passes at most.
+    A process that was stopped and continued (Ctrl-Z) must not take its own absence for the silence of others: between
+    two looks a second passes at most.
     """
 
     def __init__(self) -> None:

@@ -1,12 +1,8 @@
 """How the ranks of a run come together before it starts, by messages from each to rank 0 and back.
 
-A rank that waits for another ends the run
-
-* when MPI reports a death;
-* when the other's process, on the same host, has ended or has been stopped for `stopped_timeout` seconds;
-* when nothing came for `timeout` seconds, or twice as many where rank 0 is waited for.
-
-Rank 0 then tells the others, and a rank that is stopped is killed by those on its host.
+A rank that waits for another ends the run when MPI reports a death; when the other's process, on the same host, has
+ended or was stopped for `stopped_timeout` seconds; or when nothing came for `timeout` seconds, twice as many from rank
+0. Rank 0 then tells the others, and a rank that is stopped is killed by those on its host.
 """
 
 import json

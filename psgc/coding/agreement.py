@@ -29,10 +29,9 @@ def agreeing(rows: ArrayLike, copies: Sequence[Any], tolerance: float) -> tuple[
 
     Returns places in `copies`; the first l of them decode the chunk. Empty when no l + 1 copies agree.
 
-    Let any l of the n rows be independent, and n - l - 1 copies or fewer be wrong. The l + 1 others are consistent,
-    and l + 1 copies of which one is wrong never are, since no coefficient of their relation is 0. Several wrong
-    ones among l + 1 can only pass if their errors cancel, c_i e_i + c_j e_j = 0, which errors that do not know of
-    each other do not. Against workers that conspire it takes a majority: n >= 2 s + l for s of them.
+    Let any l of the n rows be independent, and at most n - l - 1 copies be wrong. The l + 1 others are consistent, and
+    l + 1 copies of which one is wrong never are, since no coefficient of their relation is 0. Several wrong ones pass
+    only if their errors cancel, c_i e_i + c_j e_j = 0. Against s workers that conspire it takes n >= 2 s + l copies.
 
     Sources: I. Reed and G. Solomon, Polynomial codes over certain finite fields, 1960: an (n, l) code detects n - l
     errors. L. Chen, H. Wang, Z. Charles and D. Papailiopoulos, DRACO: Byzantine-resilient distributed training via

@@ -6,8 +6,8 @@ always a `scipy.sparse.csr_array` of int8 with sorted indices and no stored zero
 With N = b*m the chunks j*b .. j*b + b - 1 are worker j's *own share*; `cyclic` (when load >= b), `fractional` and
 `blocks` give every worker its own share, `graph` does not.
 
-The functions in ASSIGNMENTS take N, m, the replication gamma and a seed, return A, shape (N, m), with row sums gamma,
-and raise UserError when the numbers do not fit together.
+The functions in ASSIGNMENTS take N, m, gamma and a seed. They return A, shape (N, m), with row sums gamma, and raise
+UserError when the numbers do not fit together.
 """
 
 from __future__ import annotations
@@ -33,8 +33,7 @@ _DENSE_LIMIT = 600  # up to this many vertices a dense eigensolver is the faster
 def cyclic(num_chunks: int, num_workers: int, replication: int, seed: int = 0) -> Assignment:
     """Worker j holds gamma*N/m consecutive chunks, from floor(j*N/m) on, wrapping around; m divides gamma*N.
 
-    Chunk i is held by the workers with i - load < floor(j*N/m) <= i, that is by the whole numbers j in a half-open
-    interval of length load*m/N: exactly gamma of them. Source: arXiv:2405.19509, its experiments.
+    Chunk i is held by the workers j with i - load < floor(j*N/m) <= i, gamma of them. Source: arXiv:2405.19509.
 
     >>> cyclic(4, 4, 2).toarray().tolist()
     [[1, 0, 0, 1], [1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1]]
@@ -71,9 +70,8 @@ def graph(num_chunks: int, num_workers: int, replication: int, seed: int = 0) ->
     """The neighbourhoods of a random gamma-regular expander graph on the workers; gamma < m, gamma*m even, m divides N.
 
     Chunk i belongs to vertex i // b and is held by that vertex's neighbours. Column sums are b*gamma; for b = 1, A is
-    symmetric. Graphs are drawn until the second largest |eigenvalue| is within 1 % of 2 sqrt(gamma - 1), about the
-    smallest that large graphs can have (Alon-Boppana); failing that, the best of 20 draws is taken.
-    Source: arXiv:2405.19509, its experiments.
+    symmetric. Up to 20 graphs are drawn, until the second largest |eigenvalue| is within 1 % of 2 sqrt(gamma - 1),
+    about the smallest that large graphs can have (Alon-Boppana). Source: arXiv:2405.19509.
 
     >>> A = graph(6, 6, 5, seed=0)  # the only 5-regular graph on 6 vertices is the complete one
     >>> bool((A.toarray() == 1 - np.eye(6)).all())
@@ -107,9 +105,8 @@ def blocks(num_chunks: int, num_workers: int, replication: int, seed: int = 0) -
 
     Worker j owns the chunks floor(j*N/m) .. floor((j+1)*N/m) - 1. If N = b*m these are b, and the column sums b*gamma.
     With p a random permutation of the distances 1 .. m-1, backup r = 0 .. gamma-2 of worker j's chunk c is worker
-    j + p[(c + floor(r(m-1)/(gamma-1))) mod (m-1)] mod m. The gamma-1 starting points are distinct, so a chunk's holders
-    are; and they are spread evenly, so a worker's b(gamma-1) backups belong to min(b(gamma-1), m-1) different workers,
-    as many as possible.
+    j + p[(c + floor(r(m-1)/(gamma-1))) mod (m-1)] mod m. So a chunk's holders are distinct, and a worker's b(gamma-1)
+    backups belong to as many other workers as possible.
 
     >>> A = blocks(12, 6, 3, seed=0)
     >>> owners = {int(i) // 2 for i in A[:, [0]].nonzero()[0]}

@@ -23,11 +23,10 @@ def clairvoyant_bound(assignment: Assignment, parts: int, seconds_per_chunk: Arr
     Returns seconds, always k*s_j for some worker j and whole number k; inf when the live workers cannot recover.
     Raises UserError: shapes do not match, a time is NaN, zero or negative, a chunk has fewer than l holders.
 
-    By T worker j can have finished at most min(floor(T/s_j), delta_j) chunks. T* is the smallest T at which a flow of
-    N*l units exists from the workers (these capacities) through A (one unit an edge) to the chunks (capacity l). The
-    search runs over the sorted finishing times k*s_j, k <= delta_j, and counts those up to T, so nothing is ever
-    divided and rounded. It starts where the total capacity reaches N*l and every chunk has l holders that have finished
-    something, which is usually the answer.
+    By T worker j has finished at most min(floor(T/s_j), delta_j) chunks. T* is the smallest T at which a flow of N*l
+    units exists from the workers (these capacities) through A (one unit an edge) to the chunks (capacity l). The search
+    runs over the sorted finishing times k*s_j, k <= delta_j, so nothing is divided and rounded. It starts where the
+    capacities reach N*l and l holders of each chunk have finished something, which is usually the answer.
 
     With A complete and l = 1, T* is where the workers together finish N chunks:
 
@@ -65,8 +64,8 @@ def clairvoyant_bound(assignment: Assignment, parts: int, seconds_per_chunk: Arr
 class FlowNetwork:
     """source -> workers -> chunks -> sink, one unit per edge of A.
 
-    Only the workers' capacities change between calls, so the network is laid out once, as CSR rows: source, the m
-    workers, the N chunks, sink. Its data are the m capacities, then the ones of A, then the N demands.
+    Only the workers' capacities change between calls, so it is laid out once, as CSR rows: source, m workers, N chunks,
+    sink. Its data are the m capacities, the ones of A, the N demands.
 
     demand: copies that each chunk takes, a number or shape (N,).
     """

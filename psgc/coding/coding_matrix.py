@@ -1,14 +1,12 @@
 """The coding matrix R, shape (m, l): row j is worker j's coding vector, l = `parts`; and how it codes and decodes.
 
-To decode a chunk the server inverts R[S], S the l workers that did it, so R[S] must be well conditioned for every
-S that can occur: for every *meeting set*, l workers that share a chunk. The spread matrix is well conditioned
-because it ignores all other sets. It is built in two steps:
+To decode a chunk the server inverts R[S], S the l workers that did it. So R[S] must be well conditioned for every
+*meeting set*: l workers that share a chunk. The spread matrix ignores all other sets. It is built in two steps:
 
-1. Colour the workers so that those who share a chunk differ, and give each colour a vector. There are few
-   colours however many workers there are. Two parts: the k colours take k angles at equal distances.
-2. Three parts and more: search vectors for the colours, then for the single workers, moving one at a time to the
-   best of many random candidates. The potential to be lowered is the sum over meeting sets of
-   ||R[S]^-1||_F^32, in which only the worst sets count.
+1. Colour the workers so that those who share a chunk differ, and give each colour a vector. However many workers there
+   are, colours are few. With two parts k colours take k angles at equal distances.
+2. With more parts search vectors for the colours, then for single workers: one at a time moves to the best of many
+   random candidates. What is lowered is the sum over meeting sets of ||R[S]^-1||_F^32, in which only the worst count.
 """
 
 from __future__ import annotations
@@ -37,13 +35,11 @@ _BATCH = 100_000  # matrices in one batched SVD
 def coding_matrix(kind: str, assignment: Assignment, parts: int, seed: int) -> Matrix:
     """R, shape (m, l), float64: the workers' coding vectors. All ones when l = 1: nothing is coded then.
 
-    kind: "gaussian" draws every entry from N(0, 1), as arXiv:2405.19509 does; "spread" is well conditioned on the
-        sets of workers that share a chunk.
-
+    kind: "gaussian" draws every entry from N(0, 1), as arXiv:2405.19509 does; "spread" is well conditioned.
     Raises UserError: unknown kind, or a chunk has fewer than l holders.
 
     Two unit vectors at an angle phi <= pi/2 have condition number cot(phi/2), so k colours at the angles pi*c/k give
-    cot(pi/(2k)), about 2k/pi, at worst. Below three workers share each chunk and three colours do: cot(pi/6) = sqrt(3).
+    cot(pi/(2k)) at worst, about 2k/pi. Below three colours do: cot(pi/6) = sqrt(3).
 
     >>> from psgc.coding.assignment import cyclic
     >>> A = cyclic(6, 6, 3)
@@ -66,8 +62,7 @@ def coding_matrix(kind: str, assignment: Assignment, parts: int, seed: int) -> M
 def worst_condition(coding_matrix: Matrix, assignment: Assignment) -> float:
     """The largest 2-norm condition number of R[S] over all sets S of l workers that share a chunk (singular: inf).
 
-    Exhaustive: the work grows with the number of meeting sets, up to N * binomial(gamma, l). Raises UserError: a
-    chunk has fewer than l holders.
+    It looks at all of them, up to N * binomial(gamma, l). Raises UserError: a chunk has fewer than l holders.
 
     >>> worst_condition([[1.0, 0.0], [0.0, 2.0]], [[1, 1]])
     2.0
@@ -86,9 +81,9 @@ def worst_condition(coding_matrix: Matrix, assignment: Assignment) -> float:
 def encoding_coefficients(rows: Matrix) -> Matrix:
     """X, shape (s, l), with R[S]^T X = I_l: worker j of S adds sum_k X[j, k] g[k] to its coded gradient.
 
-    S are the s contributors of a chunk, and `rows` is R[S]. X is of minimum norm when s > l, the least-squares solution
-    when s < l: X = (R[S]^+)^T in all three cases. The server forms part k as sum_j R[j, k] y_j, that is R[S]^T X g: g
-    itself when R[S] has rank l, otherwise the projection of g on the row space of R[S].
+    S are the s contributors of a chunk, and `rows` is R[S]. X = (R[S]^+)^T is of minimum norm when s > l, and the
+    least-squares solution when s < l. The server forms part k as sum_j R[j, k] y_j, that is R[S]^T X g: g itself when
+    R[S] has rank l, otherwise the projection of g on the row space of R[S].
 
     Source: arXiv:2405.19509, the protocol in which workers encode once their contributors are known.
 
@@ -140,8 +135,8 @@ def _spread(assignment: Assignment, parts: int, rng: np.random.Generator) -> Mat
 def _colours(assignment: Assignment, rng: np.random.Generator) -> Any:
     """A colour (0, 1, ...) for each worker, different for workers that share a chunk; few colours.
 
-    Iterated greedy colouring: colouring again class by class, in any order of the classes, never needs more
-    colours and sometimes fewer. It stops at the size of the largest set of holders, which is a lower bound.
+    Iterated greedy colouring: again class by class, in any order of the classes, never takes more colours and
+    sometimes fewer. It stops at the size of the largest set of holders, which is a lower bound.
     """
     m, fewest = assignment.shape[1], int(np.diff(assignment.indptr).max())
     incidence = assignment.astype(np.int32)

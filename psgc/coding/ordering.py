@@ -1,12 +1,12 @@
 """In which order a worker does its chunks: the ordering O of an assignment A.
 
-An ordering is a `scipy.sparse.csr_array` of int32 with the sparsity of A: O[i, j] = 1-based position of chunk i
-in worker j's queue.
+O is a `scipy.sparse.csr_array` of int32 with the sparsity of A: O[i, j] = position of chunk i in worker j's queue,
+counted from 1.
 
-Orderings are made of *rounds*: a round gives every chunk one of its holders, and shares the chunks out as evenly
-as A allows. Round 1 is the own share where every worker holds it. For a square regular A the rounds are perfect
-matchings, a chunk has each position 1 .. delta at exactly one worker, and this is the paper's ordering. For all
-other matrices a local search (`psgc.coding.ordering_search`) goes on from there.
+Orderings are made of *rounds*: each gives every chunk one of its holders, as evenly as A allows. Round 1 is the own
+share where every worker holds it. For a square regular A the rounds are perfect matchings, each chunk has each position
+1 .. delta at one worker, and this is the paper's ordering. Other orderings are improved by a local search
+(`psgc.coding.ordering_search`).
 """
 
 from __future__ import annotations
@@ -33,18 +33,15 @@ Ordering: TypeAlias = "csr_array[np.int32, tuple[int, int]]"
 def ordering(assignment: Assignment, parts: int | None = None) -> Ordering:
     """Order any assignment, shape (N, m): own share first, then the backups round by round.
 
-    parts: l, when only Q_max for this l matters; by default for every l that A allows, together.
-
+    parts: l, when only Q_max for this l matters; by default all l that A allows matter.
     Raises UserError: `assignment` is not one, or a chunk has fewer than l holders.
 
-    A worker does its round-1 chunks first, then those of round 2, and so on; so the first l rounds recover everything
-    when nobody is slow, and the backups of one slow worker start on different chunks. Round 1 is done in natural order.
-    In later rounds a worker takes first what comes last in the queue of its round-1 holder: the chunks a slow holder is
-    least likely to have finished.
+    The first l rounds recover everything when nobody is slow, and the backups of one slow worker start on different
+    chunks. Round 1 is done in natural order. In later rounds a worker first takes what is last in the queue of its
+    round-1 holder, which a slow holder is least likely to have done.
 
-    With equal row and column sums, and N = m or an own share held by all, this is the ordering. Otherwise exchanges
-    within the queues lower Q_max: within the rounds if row and column sums are equal and m divides N, else anywhere but
-    in the own share.
+    That is all with equal row and column sums, and N = m or an own share held by all. Otherwise exchanges within the
+    queues lower Q_max: within rounds if row and column sums are equal and m divides N, else all but the own share.
 
     Source: arXiv:2405.19509, the ordering of square regular assignments. There a chunk has each position once, so Q_max
     is N*delta - (delta-l+1)(delta-l+2)/2:
@@ -118,10 +115,9 @@ def positions(
 def primary_copies(assignment: Assignment, ordering: Ordering, parts: int) -> Assignment:
     """The copies to use when no machine is slow: l holders a chunk, the work shared out evenly.
 
-    Returns a sub-assignment of A with all row sums l and the largest column sum as small as A allows. It is the first
-    ceil(N*l/m) places of every queue when they hold every chunk l times, as own shares and the paper's matchings do;
-    otherwise a flow with the smallest capacity. Raises UserError: a chunk has fewer than l holders, or the shapes
-    differ.
+    Returns a sub-assignment of A with all row sums l and the smallest largest column sum: the first ceil(N*l/m) places
+    of every queue when they hold every chunk l times, else a flow of the smallest capacity. Raises UserError: a chunk
+    has fewer than l holders, or the shapes differ.
 
     >>> from psgc.coding.assignment import cyclic
     >>> A = cyclic(4, 4, 3)
@@ -142,12 +138,11 @@ def primary_copies(assignment: Assignment, ordering: Ordering, parts: int) -> As
 def worst_case(assignment: Assignment, ordering: Ordering, parts: int) -> int:
     """Q_max: the most chunks the cluster can have finished before the whole gradient is determined.
 
-    As soon as Q_max + 1 chunks are finished, wherever, every chunk has l copies. Raises UserError: a chunk has fewer
-    than l holders, or the shapes differ.
+    Raises UserError: a chunk has fewer than l holders, or the shapes differ.
 
-    Q_max = max_i Q_i, the most that can be finished while chunk i has been finished fewer than l times. A holder j that
-    stops just before i leaves delta_j - O[i, j] + 1 chunks undone. All holders stop but l - 1, best those that would
-    leave the most; so Q_i is the number of ones of A minus all but the l - 1 largest of these numbers.
+    Q_max = max_i Q_i, the most that can be finished while chunk i has fewer than l copies. A holder j that stops just
+    before i leaves delta_j - O[i, j] + 1 chunks undone. In the worst case all stop but the l - 1 that would leave the
+    most. So Q_i is the number of ones of A minus all but the l - 1 largest of these numbers.
 
     Source: arXiv:2405.19509, the definition of Q_max and its optimal value.
 

@@ -4,8 +4,8 @@ u[i, j] = delta_j - O[i, j] + 1 is what worker j leaves undone when it stops jus
 of the gamma_i - l + 1 smallest u of chunk i; Q_max is the number of ones of A minus min_i V_i(l) (see `worst_case`).
 The search raises min_i V_i(l), for several l at once. Everything here is by edge (chunk, worker), sorted by chunk.
 
-While all other queues stay fixed, V_i(l) depends only on the one u that a worker gives chunk i. So the best order of a
-queue is the solution of an assignment problem: which chunk gets which u.
+While all other queues stay fixed, V_i(l) depends only on the u that a worker gives chunk i. So the best order of a
+queue solves an assignment problem: which chunk gets which u.
 """
 
 from __future__ import annotations

@@ -21,8 +21,8 @@ def sketch(vector: Any, xp: Any = np) -> Sketch:
 
     vector: shape (d,), float32 or float64, of finite numbers; xp: the library it belongs to, NumPy or CuPy.
 
-    The entries of u and v are random, of mean 0. The vector is seen as rows of 4096 entries, and u as an outer product
-    of two short random vectors: one pass over x forms both projections, whatever its length.
+    The entries of u and v are random, of mean 0. The vector is seen as rows of 4096 entries, and u and v as outer
+    products of two short random vectors: one pass over x forms both projections.
 
     >>> x = np.random.default_rng(1).standard_normal(10_000)
     >>> y = x.copy()

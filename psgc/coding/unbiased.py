@@ -22,20 +22,17 @@ def unbiased_weights(ordering: Any, done: ArrayLike, parts: int, rng: np.random.
     done: chunks of its queue that each worker finished by the deadline, shape (m,); they do not recover everything.
     rng: source of the draws; it must not depend on which workers are late.
 
-    The model: how much the workers finish by the deadline is a set of numbers, and every way to deal it out to the
-    workers is equally likely. So, given the set, let D be a random permutation of `done`, and R(D) the chunks that it
-    recovers: those with at least l holders j with D_j >= O[i, j]. The server looks only for an approximate gradient
-    when R(D) is not everything, and p_i = P(i in R(D) | R(D) is not everything). Dividing by p_i (Horvitz and Thompson)
-    gives E[sum of g_i / p_i over i in R(D)] = sum of g_i over all i with p_i > 0; and where everything is recovered the
-    gradient is the sum itself, so the mean over all of D is right, too. The chunks with p_i = 0, which no such
-    permutation recovers (a deadline before anybody is at the end of its queue, say), are missing in the mean: nothing
-    that is there tells anything about them.
+    The model: how much the workers finish by the deadline is a set of numbers, and every way to deal it out to them is
+    equally likely. Let D be a random permutation of `done`, R(D) the chunks that it recovers (those with at least l
+    holders j with D_j >= O[i, j]), and p_i = P(i in R(D) | R(D) is not everything). Dividing by p_i (Horvitz and
+    Thompson) gives E[sum of g_i / p_i over i in R(D)] = sum of g_i over all i with p_i > 0. Where everything is
+    recovered the gradient is the sum itself, so the mean over all D is right, too. Chunks with p_i = 0 (a deadline
+    before anybody is at the end of its queue, say) are missing in the mean: nothing tells anything about them.
 
-    p_i has no closed form. But let permutations be drawn until i was recovered in k of them (of those that do not
-    recover everything): the number n_i of these draws has mean k / p_i. So w_i = n_i / k is 1 / p_i on average, and
-    independent of the permutation that happened; the mean of the sum of w_i g_i is exactly the gradient, for every k. A
-    larger k only makes it vary less. The draws are the same for all chunks, and they end after 8192, which cuts weights
-    of chunks recovered that rarely.
+    p_i has no closed form. But draw permutations, of those that do not recover everything, until i was recovered in k
+    of them: the number n_i of draws has mean k / p_i. So w_i = n_i / k is 1 / p_i on average, independent of the
+    permutation that happened, and the mean of the sum of w_i g_i is exactly the gradient. A larger k only makes it vary
+    less. The draws are the same for all chunks. They end after 8192, which cuts weights of chunks recovered so rarely.
 
     Sources: D. G. Horvitz, D. J. Thompson, "A generalization of sampling without replacement from a finite universe",
     JASA 47 (1952). J. B. S. Haldane, "On a method of estimating frequencies", Biometrika 33 (1945), for the draws.

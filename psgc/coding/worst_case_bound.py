@@ -28,13 +28,12 @@ def worst_case_bound(assignment: Assignment, parts: int) -> int:
 
     *One chunk.* u[i, j] <= delta_j, hence V_i is at most the sum of the k_i smallest loads of its holders.
 
-    *A set C of chunks.* The k smallest of gamma numbers have a sum of at most k/gamma times the whole sum, and a worker
-    with c_j chunks of C gives them at most delta_j + ... + (delta_j - c_j + 1). So
+    *A set C of chunks.* The k smallest of gamma numbers have at most k/gamma of the whole sum, and a worker with c_j
+    chunks of C gives them at most delta_j + ... + (delta_j - c_j + 1). So
     t * sum over C of gamma_i / k_i  <=  f(C) = sum_j c_j (2 delta_j - c_j + 1) / 2.
-    f is submodular, and for l = 1 the best C gives the exact optimum of the problem with fractional positions. C is
-    sought among the first chunks by rising score, the score being the mean of what they got in earlier rounds, each of
-    which serves the chunks with the lowest score best (the Frank-Wolfe method for the point of smallest norm in the
-    base polytope of f).
+    f is submodular, and for l = 1 the best C gives the exact optimum for fractional positions. C is sought among the
+    chunks of lowest score, the mean of what they got in earlier rounds; a round serves those of lowest score best (the
+    Frank-Wolfe method for the point of smallest norm in the base polytope of f).
 
     *Prices*, for l > 1. Give the value u a price p(u) that does not fall with u. If V_i >= t for every chunk of C, then
     each of them has values worth at least P_i = the cheapest gamma_i values whose k_i smallest have the sum t (a

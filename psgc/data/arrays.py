@@ -17,9 +17,8 @@ EXPECTED = f"expected (X, y), X, or a mapping with some of {', '.join(KEYS)}"
 def from_arrays(where: str, returned: Any) -> Dataset:
     """A data set of the rows in `returned`, which are not copied. Its `held_out` has those of X_test and y_test.
 
-    returned: (X, y), X, or a mapping with X and, where there are any, y, X_test, y_test. X is an array or a memory map
-    (rows, features), or with more dimensions, or a sparse matrix of SciPy; y (rows,) has numbers.
-    where: the function, for messages. Raises UserError.
+    returned: (X, y), X, or a mapping with X and perhaps y, X_test, y_test. X is an array (rows, features), or with more
+    dimensions, or a sparse matrix of SciPy; y (rows,) has numbers. where: the function, for messages. Raises UserError.
     """
     if isinstance(returned, tuple) and len(returned) == 2:
         returned = {"X": returned[0], "y": returned[1]}

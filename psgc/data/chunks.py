@@ -20,12 +20,10 @@ class Chunk:
     """Chunk number `index` of the data.
 
     X: (rows, num_features), or with more dimensions, an array or a sparse CSR matrix of the backend, of the run's
-        dtype, or for a problem of the user's of the whole numbers that are stored; None when the problem brings its own
-        data.
+        dtype, or for a user's problem of the whole numbers that are stored; None when the problem has its own data.
     y: (rows,) labels, int64 where they are stored as whole numbers, else of the run's dtype; None likewise, and when
         the data has none.
-    weight: share of the whole data, rows / num_rows, or with epochs of the rows of the iteration; the weights of all
-        chunks add up to 1.
+    weight: share of the data, or with epochs of the iteration's rows; those of all chunks add up to 1.
     """
 
     index: int
@@ -47,15 +45,13 @@ class Chunk:
 class ChunkSource:
     """The chunks of a data set, made on first use and kept: chunk i is rows i*n//N to (i+1)*n//N - 1.
 
-    Arrays are converted to `dtype` once. A map that has it already, aligned and contiguous, is used in place,
-    so that the processes of a node share its pages; anything else is copied here, because BLAS would copy it
-    on every call.
+    Arrays are converted to `dtype` once. A map that has it already, aligned and contiguous, is used in place, so that
+    the processes of a node share its pages; anything else is copied, since BLAS would copy it on every call.
 
-    Numbers are checked when they are first used: all of a chunk in `chunk`, the drawn rows in `sample` and `take`. A
-    large map is never read only to check it.
+    Numbers are checked when they are first used: all of a chunk in `chunk`, the drawn rows in `sample` and `take`.
 
     Raises UserError when there are more chunks than rows; so do `chunk`, `sample` and `take` for numbers that cannot be
-    used, with the row and the column of the first one (`psgc.data.values`).
+    used, with row and column of the first one (`psgc.data.values`).
     """
 
     def __init__(self, dataset: Dataset | None, num_chunks: int, dtype: Any, backend: Backend) -> None:

@@ -7,8 +7,8 @@
 | `.npy` | `X`, with `y` in a second .npy file (`labels`) |
 | else | LIBSVM text, compressed by gzip when it is called `.gz` |
 
-Anything else in a file would be ignored, and is refused. Opening a binary file reads headers and sparse row pointers
-and nothing else; features are read chunk by chunk by whoever needs them.
+Anything else in a file is refused. Opening a binary file reads headers and sparse row pointers only; features are read
+chunk by chunk by whoever needs them.
 """
 
 import math
@@ -34,8 +34,8 @@ class Dataset:
     """Rows of features with labels, as `open_data` makes it.
 
     features: an array (num_rows, num_features), or with more dimensions, or the CSR arrays (data, indices, indptr).
-    keeps_integers: whether chunks have an X of whole numbers as it is stored, for a model of the user's; otherwise, and
-        always when it is sparse, it becomes one of the run's dtype.
+    keeps_integers: whether whole numbers in X stay as they are stored, for a model of the user's; otherwise, and always
+        when it is sparse, X becomes one of the run's dtype.
     """
 
     path: str  # for messages
@@ -99,16 +99,14 @@ def open_data(
     index_base: IndexBase = "auto",
     copies: int = 1,
 ) -> Dataset:
-    """Open a data file (formats: see the top of this file), memory-mapped where the format allows.
+    """Open a data file, whose suffix tells the format (see above), memory-mapped where the format allows.
 
-    path: the file; its suffix tells the format.
     labels: an .npy file with y, for files that hold only features.
     like: the training data that a test set must match: rows of its shape, indices that count from where its do.
     index_base: what the indices of a LIBSVM text count from; auto: from 0 when there is an index 0, else from 1.
     copies: processes of this host that open the file: each holds all of it when it cannot be mapped.
 
-    Raises UserError: a file that is missing, damaged, of the wrong shape or too large for the memory; the line says
-    what was expected.
+    Raises UserError: a file that is missing, damaged, of the wrong shape or too large for the memory.
     """
     path = os.fspath(path)
     suffix = os.path.splitext(path)[1].lower()

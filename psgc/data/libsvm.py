@@ -32,8 +32,7 @@ Arrays: TypeAlias = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 def read_libsvm(path: str, copies: int = 1) -> Arrays:
     """The rows of a text as CSR arrays, and their labels; a file called `.gz` is decompressed.
 
-    copies: processes of this host that read it. Each parses and keeps all of it: convert large data once, with
-    `write_sparse`.
+    copies: processes of this host that read it, each of which keeps all of it.
 
     Returns values (n,) float64, indices (n,) int32 as they are written, indptr (rows + 1,) int64, and labels (rows,),
     int64 when all of them are written as whole numbers, else float64. Raises UserError with file and line.

@@ -12,11 +12,11 @@ def shuffled(key: tuple[int, ...], length: int, places: np.ndarray) -> np.ndarra
     """The numbers at these places, in any order, of a random order of 0..length-1: int64.
 
     It is a pure function of key and length, the same under every version of NumPy. Only what is asked for is computed:
-    with 10^8 numbers no rank keeps a table of 800 MB, nor waits for it. A place takes some 0.1 us, a call 0.2 ms.
+    no rank keeps a table of 800 MB for 10^8 numbers. A place takes some 0.1 us, a call 0.2 ms.
 
-    Notes: a Feistel network on the two digits of a number in a base of about sqrt(length). A number of `length` or more
-    is put through it again, until one below comes out.
-    References: Black and Rogaway, "Ciphers with arbitrary finite domains" (CT-RSA 2002).
+    A Feistel network on the two digits of a number in a base of about sqrt(length). A number of `length` or more is put
+    through it again, until one below comes out. Source: Black and Rogaway, "Ciphers with arbitrary finite domains"
+    (CT-RSA 2002).
 
     >>> shuffled((0, 1), 10, np.arange(10)).tolist(), shuffled((0, 1), 10, np.arange(4, 6)).tolist()
     ([7, 3, 4, 8, 9, 0, 6, 2, 5, 1], [9, 0])

@@ -1,7 +1,7 @@
 """Measured times from .npy files, for emulated stragglers and for simulations: arrays of seconds per chunk.
 
-Workers are counted from 0 here, and inf stands for one that failed. Nothing is scaled: a measured trace of seconds per
-round is taken as seconds per chunk, which changes all times by one factor and no ratio.
+Workers are counted from 0 here, and inf stands for one that failed. A trace of seconds per round is taken as seconds
+per chunk, which changes all times by one factor.
 """
 
 from typing import TypeAlias

@@ -1,7 +1,7 @@
 """Numbers on their way from a file to a model: of the run's dtype, finite, and no whole number changed.
 
-Floats are rounded to the run's dtype: that is what the setting `dtype` asks for. A whole number may be a code or a
-count, and rounding would make another one of it, so it is refused where the dtype cannot hold it.
+Floats are rounded to the run's dtype. A whole number may be a code or a count, of which rounding would make another
+one, so it is refused where the dtype cannot hold it.
 """
 
 from typing import Any

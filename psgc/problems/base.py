@@ -5,9 +5,8 @@ the built-in problems
 
     loss_i = weight_i * (mean over the rows of chunk i of the row's loss  +  l2 / 2 * |params|^2)
 
-with weight_i = rows of chunk i / rows of the data, so that L is the mean row loss plus l2 / 2 |params|^2
-however the data is cut, and a batch drawn from a chunk gives an unbiased estimate. With epochs the rows are
-those of the iteration's batch in both places.
+with weight_i = rows of chunk i / rows of the data (with epochs: of the iteration's batch, both). So L is the mean row
+loss plus l2 / 2 |params|^2 however the data is cut, and a batch drawn from a chunk gives an unbiased estimate.
 
 A complete problem of one's own, fitting the mean of the labels:
 
@@ -42,8 +41,8 @@ class Problem(Protocol):
       finite.
     * `loss_and_gradient(params, chunk, rng) -> (float, vector)`: both at the price of one.
     * `accuracy(params, chunk) -> float`: the fraction of the chunk's rows that are classified right.
-    * `prepare_evaluation(params, chunks)`: called before `loss` and `accuracy` are asked for figures that are shown. It
-      recomputes, from its arguments alone, what the problem keeps beside its parameters, such as running statistics.
+    * `prepare_evaluation(params, chunks)`: called before `loss` and `accuracy` for figures that are shown. From its
+      arguments alone it computes anew what the problem keeps beside its parameters, such as running statistics.
       `chunks` yields those of the training data, each read when it is taken.
     """
 
@@ -56,10 +55,8 @@ class Problem(Protocol):
     def gradient(self, params: Array, chunk: Chunk, rng: np.random.Generator) -> Array:
         """Gradient of loss_i at `params`: (dim,), of the dtype and on the device of `params`.
 
-        It contains chunk.weight, in all its terms. That is looked at with the first chunk (`psgc.problems.halves`).
-
-        psgc copies it where it has to keep it and other code can reach its memory. `params` and `chunk` must not
-        be written to.
+        It contains chunk.weight, in all its terms, which `psgc.problems.halves` checks. psgc copies it where other code
+        can reach its memory. `params` and `chunk` must not be written to.
 
         rng: seeded by (seed, iteration, chunk); the only source of randomness allowed.
         """

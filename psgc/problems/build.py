@@ -15,11 +15,7 @@ from psgc.problems.models import LeastSquares, Logistic, Mlp, Softmax
 
 
 def make_problem(kind: str, *, dataset: Dataset, l2: float = 0.0, hidden: int = 64, seed: int = 0) -> Problem:
-    """The built-in problem `kind` for the rows of `dataset`.
-
-    kind: least_squares, logistic, softmax or mlp.
-    l2: weight of the regularisation.
-    hidden, seed: units of the hidden layer and seed of the initial parameters (mlp).
+    """The built-in problem `kind` for the rows of `dataset`; hidden and seed are for an mlp.
 
     Raises UserError when the rows of X are no vectors, or the labels do not fit the problem, see `check_labels`.
     """
@@ -73,9 +69,9 @@ def check_labels(kind: str, dataset: Dataset, num_classes: int | None = None) ->
 def load_python(target: str, options: Mapping[str, Any], folder: str | None = None) -> Problem:
     """The user's problem named "module:object".
 
-    The module is installed, or lies in `folder` or in the current directory. Both are at the end of Python's path from
-    now on: nothing in them takes the place of an installed module, and the model may import more of them while it runs.
-    The object is a problem, or a class or function that makes one when called with `options`.
+    The module is installed, or lies in `folder` or in the current directory, which are at the end of Python's path from
+    now on: the model may import more of them while it runs. The object is a problem, or a class or function that makes
+    one when called with `options`.
 
     Raises UserError: the module or object is missing or fails, or it gives no problem (see `Problem`).
     """

@@ -1,8 +1,8 @@
 """Whether figures of a chunk follow from those of its halves, as far as what a chunk is worth is in the right place.
 
 Losses and gradients of chunks are added up, so each must contain `chunk.weight`; accuracies are weighted by psgc. A
-model that has it the other way round gives the mean where the sum is needed, or the sum where the mean is. Halves of a
-chunk tell these apart: they differ by a factor of about two, unlike models whose rows depend on each other.
+model that has it the other way round gives a mean for a sum, or a sum for a mean. Halves of a chunk tell these apart:
+they differ by a factor of about two, unlike models whose rows depend on each other.
 """
 
 from collections.abc import Callable

@@ -43,8 +43,7 @@ def quality(
     """Loss and accuracy of `params`, on the held-out data where there is some.
 
     gradient: makes `problem` compute a gradient. If that changes the figures of the same rows and parameters, the
-    problem keeps state of its own. Workers have their own copies of such state, so figures from this process would be
-    wrong: none are returned, and a line says why.
+    problem keeps state, of which workers have copies of their own: no figures are returned, and a line says why.
     chunks: of the training data, for a problem that computes that state anew before it is evaluated.
     """
     data, name, key = (test, "held-out", "test") if test is not None else (dataset, "training", "training")

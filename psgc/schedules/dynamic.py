@@ -12,16 +12,16 @@ from psgc.schedules.schedule import Loss, Order, Queue, Queues, split
 class DynamicSchedule(Decisions):
     """Own shares first, evened out as the workers' paces show; then backups of what is predicted to be recovered last.
 
-    1. A worker *pulls*: it takes over chunks that it holds from workers that have a longer way to go, the longest
-       first, as long as it would still be through sooner than they. It does so before the iteration starts, after its
-       first reports, when there is most to learn, and when it has one chunk left.
+    1. A worker *pulls*: it takes over chunks that it holds from workers that have more left to do, as long as it would
+       be through sooner than they. It does so before the iteration starts, after its first reports, and when it has one
+       chunk left.
     2. A worker that was told nothing more *chooses*: of the chunks that it holds, the one predicted to be recovered
        last, if it would be through before the chunk is recovered without it.
     3. When nothing would be gained the worker rests, until its alarm at the latest.
 
-    `tick` decides, for all the reports that came before it at once. Choices are made ahead, so that no worker waits for
-    an answer: when a worker starts the last chunk that it was told, shortly before the predicted end, and when another
-    worker starts or recovers what it was told.
+    `tick` decides, for all reports that came before it at once. Choices are made ahead, so that no worker waits for an
+    answer: when it starts the last chunk that it was told, shortly before the predicted end, and when another worker
+    starts or recovers what it was told.
 
     The predictions (`psgc.schedules.progress`), at time `now`:
 
@@ -30,11 +30,11 @@ class DynamicSchedule(Decisions):
     * a worker without a report needs UNKNOWN times what it has taken so far.
 
     The server hears of a chunk some time after it was done: the *lag*. A worker is overdue only once it is later than
-    that, and work changes hands only for a gain of twice the lag. Otherwise a server with a backlog of reports would
-    take it for slowness, and order copies that make it longer.
+    that, and work changes hands only for a gain of twice the lag. Otherwise a server would take its own backlog of
+    reports for slowness, and order copies that make it longer.
 
-    Where chunks differ more in length than the schedule knows, a late one may be a long one, and a copy would take as
-    long. So it is copied only once it is later than chunks usually are: the *spread*.
+    A late chunk may be a long one, of which a copy would take as long. So it is copied only once it is later than
+    chunks usually are: the *spread*.
     """
 
     is_adaptive = True

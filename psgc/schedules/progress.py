@@ -21,8 +21,8 @@ LAG_STEP = 1e-4  # seconds; a report counts as at most this late, or as twice th
 class ChunkView:
     """A chunk in one iteration.
 
-    cost: relative to an average chunk; wanted: copies that it needs; copies: those that count; takers: the workers that
-    were told it or are in it; doers: the workers that have done it.
+    cost: relative to an average chunk; wanted: copies that it needs; copies: those that count; takers: workers that
+    were told it or are in it; doers: workers that have done it.
     """
 
     __slots__ = ("committed", "copies", "cost", "doers", "number", "takers", "wanted")
@@ -46,10 +46,7 @@ class ChunkView:
         return sorted(ends)[missing - 1]
 
     def length(self, now: float, lag: float, spread: float) -> float:
-        """The cost of a copy. A late chunk is assumed to be a long one, up to `spread` times as long as expected.
-
-        Only what is later than that is taken for the work of a slow worker.
-        """
+        """The cost of a copy. What is late is taken for a long chunk, up to `spread` times the usual length."""
         late = [w.elapsed(now, lag) / w.pace for w in self.takers if w.running is self and w.pace]
         return self.cost * max(1.0, min(spread, *late)) if late else self.cost
 
@@ -57,12 +54,11 @@ class ChunkView:
 class WorkerView:
     """A worker in one iteration.
 
-    own: its own share; held: all chunks that it holds, in order of preference; left: those of them that may have to be
-    done; mean: its pace in the newest iteration that is over, in seconds per average chunk, or the least that it can
-    have been; pace: the expected one, None before the first report; told: the chunks that it does next, in order;
-    ahead: their cost; running: the chunk that it is in, from `since` until `due`; chosen: whether it was told one chunk
-    that may still be changed; reports: how many there were; sum: of the paces that they told; alarm: when to choose for
-    it again.
+    own: its own share; held: all chunks that it holds, in order of preference; left: those that may have to be done;
+    mean: its pace in the iteration before, in seconds per average chunk, or the least that it can have been; pace: the
+    expected one, None before the first report; told: what it does next, in order; ahead: the cost of that; running: the
+    chunk that it is in, from `since` until `due`; chosen: whether it was told one chunk that may still be changed;
+    reports: how many there were; sum: of the paces that they told; alarm: when to choose for it again.
     """
 
     __slots__ = (

@@ -69,12 +69,9 @@ class Schedule:
 
     A subclass changes what it does differently, and says so in the class attributes.
 
-    Args:
-        queues: the default queue of each worker, by rank.
-        backups: the other chunks that each worker holds, in order of preference.
-        holders: for each chunk the workers that hold it.
-        parts: l, the copies that recover a chunk.
-        costs: what each chunk takes relative to an average one; None when all take the same.
+    queues: the default queue of each worker, by rank; backups: the other chunks that it holds, in order of preference;
+    holders: for each chunk the workers that hold it; parts: l, the copies that recover a chunk; costs: what each chunk
+    takes relative to an average one, None when all take the same.
     """
 
     is_adaptive: ClassVar[bool] = False  # learns `estimates`, which last from one iteration to the next
@@ -101,15 +98,13 @@ class Schedule:
     def default_queues(cls, ordered: Queues, own: Mapping[int, Set[int]], seed: int) -> tuple[Queues, Queues]:
         """The default queue and the backups of each worker.
 
-        Args:
-            ordered: all chunks that each worker holds, in the optimized order.
-            own: the chunks of each worker when no chunk is done more than `parts` times.
-            seed: for schedules that draw at random.
+        ordered: all chunks that each worker holds, in the optimized order; own: its chunks when no chunk is done more
+        than `parts` times; seed: for schedules that draw at random.
         """
         return ordered, {}
 
     def know_costs(self, costs: Sequence[float]) -> bool:
-        """Tell how long the chunks of the next iterations take, relative to an average one. A schedule need not use it.
+        """What the chunks of the next iterations take, relative to an average one. A schedule need not use it.
 
         Returns whether it has a plan of its own for them: then its orders should come before a worker begins.
         """
@@ -134,12 +129,10 @@ class Schedule:
     def freed(
         self, worker: int, chunk: int, now: float, seconds: float, done: bool = True, late: float = 0.0
     ) -> list[Order]:
-        """Orders when `worker` has finished or abandoned `chunk`; `counts` comes first.
+        """Orders when `worker` has finished or abandoned `chunk`, in so many seconds; `counts` comes first.
 
-        Args:
-            seconds: how long it took.
-            done: False when the copy is older than the invalidation of the chunk, so the worker may have to repeat it.
-            late: seconds between the end of the chunk and this call.
+        done: False when the copy is older than the invalidation of the chunk, so that the worker may have to repeat it;
+        late: seconds between the end of the chunk and this call.
         """
         self._paces[worker] = seconds
         return []
@@ -152,10 +145,7 @@ class Schedule:
         return orders
 
     def disputed(self, chunk: int, copies: int, able: Sequence[int], now: float) -> list[Order]:
-        """Orders when `copies` of `chunk` do not agree, so that one of the workers `able` has to do it as well.
-
-        A chunk that was recovered is so no longer.
-        """
+        """Orders when `copies` of `chunk` do not agree: it is not recovered, and one of `able` has to do it as well."""
         return self._substitute(chunk, 1, able)
 
     @property

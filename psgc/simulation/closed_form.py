@@ -60,9 +60,9 @@ def least_squares_errors(assignment: Any, seconds: Seconds, deadlines: ArrayLike
 
     Worker j of the assignment A is finished at delta_j * s_j. It sends the sum of its gradients, and the server weighs
     the sums by r. With the workers sorted by finishing time every F is a prefix. The last row of the Cholesky factor
-    of the Gram matrix of [A | 1] holds the coordinates of 1 along the columns of A, orthogonalised in that order. So
-    one factorisation gives the errors of a trial at all deadlines: N minus the squares of the first |F| coordinates. A
-    ridge takes care of dependent columns.
+    of the Gram matrix of [A | 1] has the coordinates of 1 along the columns of A, orthogonalised in that order. So one
+    factorisation gives the errors at all deadlines: N minus the squares of the first |F| coordinates. A ridge takes
+    care of dependent columns.
 
     Source: arXiv:2405.19509, the comparison in its approximate experiments.
 

@@ -1,9 +1,8 @@
 """A simulated network: every rank has a link with a rate, one send and one receive at a time, and all have a latency.
 
-Messages leave their sender's link one after the other, in the order in which they were posted. `latency` seconds after
-its first byte has left, a message is at its receiver's link, which takes messages one after the other as well, at its
-own rate. What waits for a receiver waits in the network, and does not keep its sender from sending something else.
-Control messages travel between the packets of large ones: they wait for each other only.
+Messages leave their sender's link one after the other, as they were posted. `latency` seconds after its first byte has
+left, a message is at its receiver's link, which takes one after the other at its own rate. What waits for a receiver
+does not keep its sender from sending something else. Control messages wait for each other only.
 """
 
 from collections import deque

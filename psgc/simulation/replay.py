@@ -4,17 +4,17 @@ The model:
 
 * A worker takes in each iteration what it took then (`psgc.simulation.recording`), in proportion to the rows of a
   chunk: half as long for each of twice as many chunks. With `batch` an iteration has as many rows as then. With epochs
-  every worker holds all of the data; that the last batch of an epoch is smaller is not known to the schedule here.
+  every worker holds all data, and the schedule does not know that the last batch of an epoch is smaller.
 * A worker needs as long between two chunks as then, whatever their size.
-* The rest of an iteration is its overhead: messages, decoding, the step. Rank 0 sends and receives one message after
-  another, so the overhead is in proportion to the messages and their bytes (a message without bytes counts as
-  `MESSAGE` bytes). The time of a message is the one with which the median of the simulated run is that of the recorded.
-* The seconds of a chunk include what a gradient costs however few rows it has (calls, allocations). One run cannot tell
-  it from what grows with the rows, so fewer and larger chunks are often faster than predicted.
+* The rest of an iteration is its overhead: messages, decoding, the step. It is in proportion to the messages of rank 0
+  and their bytes (each message counts as `MESSAGE` bytes more), so that the median of the simulated run is that of the
+  recorded one.
+* The seconds of a chunk include what a gradient costs however few rows it has. One run cannot tell that from what grows
+  with the rows, so fewer and larger chunks are often faster than predicted.
 * Workers that were lost are away in the same iterations, and the others share their chunks as in production.
 * Recovery is exact. An approximate iteration of the run says how fast the workers were, and nothing else.
-* The schedule learns from one iteration to the next, as in production. Of a long run, blocks of consecutive iterations
-  are simulated, spread over all of it; the first of a block is not counted.
+* The schedule learns from one iteration to the next. Of a long run, blocks of consecutive iterations are simulated,
+  spread over all of it; the first of a block is not counted.
 """
 
 from dataclasses import dataclass

@@ -1,8 +1,8 @@
 """Messages from other ranks, and deaths among them.
 
-Control messages and texts share a communicator. Their receives form a ring that is read in the order of posting, which
-is the order in which MPI matches: nothing from one sender is overtaken. Vectors have a communicator of their own. The
-tag of a vector message is the number of vectors in it; each vector says its iteration and what it is in its stamp.
+Control messages and texts share a communicator. Their receives form a ring that is read in the order of posting, in
+which MPI matches: nothing from one sender is overtaken. Vectors have another communicator. The tag of a vector message
+is the number of vectors in it; the stamp of each says its iteration and what it is.
 
 What Open MPI does when a rank dies, and what the code below rests on:
 

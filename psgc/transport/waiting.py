@@ -1,9 +1,9 @@
 """How a process waits for messages: how long it sleeps between two looks at MPI, and what wakes it.
 
 MPI cannot be slept on: a process has to look whether something has come, and every sleep between two looks costs 20 to
-40 us of CPU time. So a process sleeps not at all after a message, then longer and longer. And each process has a bell,
-which ranks of the same host ring when they have sent it something, as do its own threads: a datagram socket, which can
-be slept on. A ring that is not heard, or comes too early, only means that the process looks later.
+40 us of CPU time. So it sleeps not at all after a message, then longer and longer. And each process has a bell, a
+datagram socket, which can be slept on. Its own threads ring it, and ranks of the same host that have sent it something.
+A ring that is not heard, or comes too early, only means that the process looks later.
 """
 
 import select
