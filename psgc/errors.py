@@ -74,10 +74,9 @@ def one_line(error: BaseException) -> str:
 
 
 def raised_at(error: BaseException) -> str:
-    """Where the user's code raised `error`, as ", model.py:11"; empty when none of it was running.
+    """Where the user's code raised `error`, as ", model.py:11": the innermost line outside of psgc and what is installed.
 
-    That is the innermost line outside of psgc and of what is installed. Of a model that is itself installed, the line
-    that psgc called.
+    Of a model that is itself installed, the line that psgc called; empty when none of it was running.
     """
     place = _users_place(traceback.extract_tb(error.__traceback__))
     return f", {_shown(place)}" if place else ""

@@ -31,8 +31,8 @@ class Plan:
     """assignment: (num_chunks, num_workers) 0/1; coding_matrix: (num_workers, parts).
 
     queues[rank]: the chunks that the worker of that rank does unless it is told otherwise, in order; backups[rank]: the
-    other chunks that it holds, in order of preference (schedule `dynamic`: queues are the workers' own shares);
-    own_chunks: (num_workers,) how many chunks each worker would do if no chunk were done more than `parts` times.
+    others that it holds, in order of preference (schedule `dynamic`); own_chunks: (num_workers,) how many chunks each
+    worker would do if no chunk were done more than `parts` times.
     """
 
     assignment: scipy.sparse.csr_array
@@ -97,8 +97,8 @@ def make_plan(settings: Coding, schedule: str, num_workers: int, seed: int, num_
 def even_plan(settings: Coding, schedule: str, num_workers: int, num_chunks: int, seed: int) -> Plan:
     """The plan for chunks that any worker can do, whatever the numbers: for scripts (`psgc.torch`).
 
-    Every worker's own share are consecutive chunks, as many as anybody's or one more. The backups of a share are on the
-    next workers in turn. No chunk has more holders than there are workers. Raises UserError: parts are too many.
+    Own shares are consecutive chunks, as many as anybody's or one more. The backups of a share are on the next workers
+    in turn. Raises UserError: parts are too many.
 
     >>> plan = even_plan(Coding(replication=2), "dynamic", num_workers=3, num_chunks=7, seed=0)
     >>> plan.queues, plan.backups

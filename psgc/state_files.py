@@ -1,9 +1,9 @@
 """States as safetensors files: tensors with names, and JSON in the metadata for everything else.
 
-A state is what optimizers, schedules and modules return from `state_dict`, or what a checkpoint of a NumPy problem has.
-JSON has what it can. The rest is a mapping with one key: {"__tensor__": name}, {"__tuple__": [...]}, {"__dict__":
-[[key, value], ...]} where keys are not texts, {"__counter__": ...} likewise, {"__numpy__": [dtype, number]}. So
-`json.loads(text, object_hook=...)` gives everything back (see docs/torch/checkpoints.md). Nothing is pickled.
+A state is what `state_dict` returns, or what a checkpoint of a NumPy problem has. What JSON has not is a mapping with
+one key: {"__tensor__": name}, {"__tuple__": [...]}, {"__dict__": [[key, value], ...]} where keys are not texts,
+{"__counter__": ...} likewise, {"__numpy__": [dtype, number]}. So `json.loads(text, object_hook=...)` gives everything
+back (see docs/torch/checkpoints.md). Nothing is pickled.
 """
 
 import json

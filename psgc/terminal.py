@@ -1,7 +1,7 @@
 """All output of psgc: `say` prints lines, `draw` prints text with colours.
 
-File and host names, settings and error texts come from outside. `say` escapes their control characters, so that a
-terminal does not obey them, and keeps them on one line. A linter (ruff's T20) forbids `print` elsewhere in psgc.
+Names, settings and error texts come from outside. `say` escapes their control characters, so that a terminal does not
+obey them, and keeps them on one line. A linter (ruff's T20) forbids `print` elsewhere in psgc.
 """
 
 import os

@@ -1,8 +1,7 @@
 """The command `psgc`: its exit code (0 done, 1 the run failed, 2 wrong arguments or settings), and its errors.
 
-Each command is a module here: `add_arguments` says what it takes, `run` does it and returns the exit code. A new one is
-such a module, its name in `COMMANDS`, and an example. Only the module of the command that was given is imported, since
-every rank of a run starts as `psgc train`.
+Each command is a module here: `add_arguments` says what it takes, `run` does it and returns the exit code. Only the
+module of the command that was given is imported, since every rank of a run starts as `psgc train`.
 """
 
 import argparse

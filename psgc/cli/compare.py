@@ -33,8 +33,7 @@ def run(options: Options) -> int:
 def compare(paths: Sequence[str], json_file: str | None = None, plot_file: str | None = None) -> int:
     """Print a table of the runs in these directories, and write it and a figure of their losses to files.
 
-    Each directory that has no run is named on stderr. Returns 2 when there is one, else 0.
-    Raises UserError when there is no run at all, or a file cannot be written.
+    Returns 2 when a directory has no run, which is said, else 0. Raises UserError: no run at all, or no such file.
     """
     check_file("--json", json_file)
     check_plot(plot_file)

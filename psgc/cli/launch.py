@@ -5,11 +5,6 @@ from psgc.launching.launch import launch, print_command
 from psgc.launching.mpirun import Placement
 from psgc.launching.script import Program, is_script, mpirun_options
 
-AFTER = (
-    "What follows -- goes to the script, or with a YAML file to mpirun, for example: -- --map-by core -x HF_HOME. "
-    "Options of mpirun's for a script: --mpirun='--map-by core -x HF_HOME'"
-)
-
 
 def add_arguments(parser: Parser) -> None:
     add_program(parser)
@@ -27,7 +22,10 @@ def run(options: Options) -> int:
 
 def add_program(parser: Parser) -> None:
     """A YAML file or a script, and options of mpirun."""
-    parser.epilog = AFTER
+    parser.epilog = (
+        "What follows -- goes to the script, or with a YAML file to mpirun, for example: -- --map-by core -x HF_HOME. "
+        "Options of mpirun's for a script: --mpirun='--map-by core -x HF_HOME'"
+    )
     add_settings(parser, "run.yaml|train.py", "settings of the run, or a script, see docs/training.md")
     text = "options of mpirun's, for example --mpirun='--map-by core' (repeatable)"
     parser.add_argument("--mpirun", action="append", default=[], metavar="OPTIONS", help=text)

@@ -64,10 +64,9 @@ def submit(
 ) -> int:
     """Writes the batch script and, with `go`, submits it. Returns 0.
 
-    sweeps: such as "optimizer.lr=0.1,0.3"; every combination is a run, with its own directory in the run directory.
-    written_by: the command to name in the script.
-    local_dir: a directory on each node's own disk, such as $TMPDIR, to copy the data to first.
-    output: the file to write, by default the name of the run directory with .sbatch.
+    sweeps: such as "optimizer.lr=0.1,0.3"; every combination is a run, with its own directory in the run directory;
+    written_by: the command to name in the script; local_dir: a directory on each node's own disk, such as $TMPDIR, to
+    copy the data to first; output: the file to write, by default the name of the run directory with .sbatch.
     Raises UserError for wrong settings or scripts and for what SLURM refuses, RunFailed when SLURM does not work.
     """
     path, overrides = program.path, program.overrides

@@ -46,22 +46,22 @@ def launch(
     job = slurm.job_id(os.environ)
     if requeue is not None and not job:
         raise UserError("--requeue: not inside a SLURM job; `psgc submit` writes one")
-    start = _Start(program, placement)
-    start.environ[LAUNCHED] = "1"
+    config = None if program.is_script else load(program.path, program.overrides)
+    environ = _environ({**program.told, LAUNCHED: "1"})
     if sys.stdout.isatty():
-        start.environ[TERMINAL] = str(shutil.get_terminal_size().columns)
+        environ[TERMINAL] = str(shutil.get_terminal_size().columns)
     with ExitStack() as at_end:
-        if start.config is None:
+        if config is None:
             several_hosts = placement.hosts() or os.environ.get("SLURM_JOB_NUM_NODES", "1") != "1"
             folder = at_end.enter_context(folder_for_answers(bool(several_hosts)))
-            start.environ[FOLDER] = str(folder)
+            environ[FOLDER] = str(folder)
             left = RunDirectory(folder, program.resume, of_script=True)
         else:
-            left = RunDirectory(Path(start.config.output), program.resume)
-        command, additions = start.command()
+            left = RunDirectory(Path(config.output), program.resume)
+        command, additions = _command(program, placement, environ)
         patience = 0.0 if requeue is None else requeue - RESERVE
-        mpirun_code, stopped_by = run(command, {**start.environ, **additions}, left.is_over, patience, heard)
-        again = ["psgc", "launch", program.path, *placement.arguments(), *start.settings, *program.mpirun, "--resume"]
+        mpirun_code, stopped_by = run(command, {**environ, **additions}, left.is_over, patience, heard)
+        again = ["psgc", "launch", program.path, *placement.arguments(), *program.settings, *program.mpirun, "--resume"]
         again += ["--", *program.after] if program.after else []
         hint = f", with -n and {placement.hosts()[0]} for the remaining hosts" if placement.hosts() else ""
         code, why = _exit_code(mpirun_code, stopped_by, left.summary(), left.proof)
@@ -74,41 +74,30 @@ def launch(
 
 def print_command(program: Program, placement: Placement) -> int:
     """Prints the command that `launch` runs, and on stderr what each rank will hold in memory, if that is known."""
-    start = _Start(program, placement)
-    command, additions = start.command()
-    shown = (f"{name}={shlex.quote(value)}" for name, value in {**start.told, **additions}.items())
+    config = None if program.is_script else load(program.path, program.overrides)
+    command, additions = _command(program, placement, _environ(program.told))
+    shown = (f"{name}={shlex.quote(value)}" for name, value in {**program.told, **additions}.items())
     say(" ".join([*shown, shlex.join(command)]))
-    if start.config is not None and not isinstance(start.config, TorchConfig) and not program.resume:
+    if config is not None and not isinstance(config, TorchConfig) and not program.resume:
         from psgc.training.memory import expected_memory  # with NumPy, which nothing else here needs
 
-        if memory := expected_memory(start.config, program.path, program.overrides, placement.ranks - 1):
+        if memory := expected_memory(config, program.path, program.overrides, placement.ranks - 1):
             say(memory, error=True)  # on stdout is the command alone
     return 0
 
 
-class _Start:
-    """What mpirun is to start, and with which variables. Raises UserError.
+def _environ(told: Mapping[str, str]) -> dict[str, str]:
+    """This process's variables without those that only psgc sets, and with these."""
+    return {name: value for name, value in os.environ.items() if name not in OURS} | dict(told)
 
-    config: None for a script; told: variables that tell the ranks of a script what arguments of `psgc train` say.
-    """
 
-    def __init__(self, program: Program, placement: Placement) -> None:
-        self._placement, self._extra = placement, program.for_mpirun
-        self.config = None if program.is_script else load(program.path, program.overrides)
-        self.settings = [argument for override in program.overrides for argument in ("--set", override)]
-        self.settings += ["--debug"] if program.debug else []
-        self.told: dict[str, str] = {}
-        if self.config is None:
-            self._module, self._words = "psgc.launching.rank", [check_script(program), *program.arguments]
-            self.told |= {RESUME: "1"} if program.resume else {}
-            self.told |= {DEBUG: "1"} if program.debug else {}
-        else:
-            resume = ["--resume"] if program.resume else []
-            self._module, self._words = "psgc", ["train", program.path, *self.settings, *resume]
-        self.environ = {name: value for name, value in os.environ.items() if name not in OURS} | self.told
-
-    def command(self) -> tuple[list[str], dict[str, str]]:
-        return launch_command(self._placement, self._words, self.environ, module=self._module, extra=self._extra)
+def _command(program: Program, placement: Placement, environ: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
+    """The mpirun command, and what to add to `environ` for it. Raises UserError."""
+    if program.is_script:
+        module, words = "psgc.launching.rank", [check_script(program), *program.arguments]
+    else:
+        module, words = "psgc", ["train", program.path, *program.settings, *(["--resume"] if program.resume else [])]
+    return launch_command(placement, words, environ, module=module, extra=program.for_mpirun)
 
 
 def _conclude(

@@ -103,11 +103,10 @@ def launch_command(
 ) -> tuple[list[str], dict[str, str]]:
     """The mpirun command for `psgc <arguments>` on ranks in these places, and what to add to `environ` for it.
 
-    mpirun: what find_mpirun has found, if it was called already; module: the Python module to run;
-    extra: the user's own arguments of mpirun, which take precedence.
-    Nothing that the user has set in `environ` is overridden. Fault tolerance needs Open MPI's ob1 layer: where
-    OMPI_MCA_pml excludes ob1, the run goes without. Python's -P keeps files of the current directory from shadowing
-    installed modules.
+    mpirun: what find_mpirun has found, if it was called already; module: the Python module to run; extra: the user's
+    own arguments of mpirun, which take precedence, as does what is in `environ`. Fault tolerance needs Open MPI's ob1
+    layer: where OMPI_MCA_pml excludes it, the run goes without. Python's -P keeps files of the current directory from
+    shadowing installed modules.
     Raises UserError: fewer than two ranks, no working mpirun, no such host file, a number of ranks in `extra`.
     """
     if placement.ranks < 2:

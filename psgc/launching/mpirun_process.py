@@ -63,7 +63,6 @@ def run(
 
     is_over: whether mpirun should have ended long ago; patience: seconds that a run has to end after a SIGUSR1
     to this process, if that is more than usual; heard: gets the lines on stderr, which are shown as well.
-    Signals reach the main thread alone, so that none stops a run that another thread has started.
     Raises UserError when mpirun cannot be started.
     """
     received: list[int] = []

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from psgc.disk import expanded, open_regular
 from psgc.errors import UserError
+from psgc.training.launched import DEBUG, RESUME
 from psgc.yaml_source import printable
 
 MPIRUN_ONLY = ("--map-by", "--bind-to", "--rank-by", "--mca", "--oversubscribe", "--with-ft")
@@ -30,6 +31,18 @@ class Program:
     @property
     def is_script(self) -> bool:
         return is_script(self.path)
+
+    @property
+    def settings(self) -> list[str]:
+        """The options --set and --debug of psgc's commands."""
+        settings = [argument for override in self.overrides for argument in ("--set", override)]
+        return settings + (["--debug"] if self.debug else [])
+
+    @property
+    def told(self) -> dict[str, str]:
+        """The variables that tell the ranks of a script what arguments tell those of a YAML."""
+        given = {RESUME: self.resume, DEBUG: self.debug}
+        return {name: "1" for name, value in given.items() if value and self.is_script}
 
     @property
     def mpirun(self) -> list[str]:

@@ -1,7 +1,7 @@
 """A simulation of schedules, from its settings to its table: a row for each number of parts and each schedule.
 
-All rows are for the same speeds, and the failed workers of a row with fewer failures are among those of a row with
-more. A trial that cannot recover takes infinitely long: it is counted as impossible and left out of the means.
+All rows are for the same speeds, and who fails in a row with fewer failures fails in one with more. A trial that cannot
+recover is counted as impossible and left out of the means.
 """
 
 from collections.abc import Callable, Iterator

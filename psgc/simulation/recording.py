@@ -1,11 +1,11 @@
 """How fast the workers of a recorded run were: seconds per chunk of each worker in each iteration.
 
 What was not seen is assumed. Where a worker finished nothing in an iteration, its pace is interpolated between the
-iterations in which it did, and is at least that of the chunk that it broke off. For a worker that never finished
-anything, only the latter is known. A worker that was never seen is taken to be as slow as the slowest.
+iterations in which it did, and is at least that of the chunk that it broke off, which is all that is known of a worker
+that never finished anything. A worker that was never seen is taken to be as slow as the slowest.
 
-An iteration counts when it can be compared with a simulated one: not the first (ranks are still being set up), none in
-which a worker was lost or came back, and not the one after that.
+Iterations that cannot be compared with simulated ones do not count: the first (ranks are still being set up), those in
+which a worker was lost or came back, and those after them.
 """
 
 from collections.abc import Sequence

@@ -14,14 +14,12 @@ ComparedRun = dict[str, Any]
 
 
 def compared(runs: Sequence[RecordedRun]) -> list[ComparedRun]:
-    """A row for each run, in order: the least held-out loss first, then the least final loss, then those without;
-    of equal ones the quickest.
+    """A row for each run: the least held-out loss first, then the least final loss; of equal ones the quickest.
 
-    run: the directory. settings: what is not the same in all of them, by dotted key, and `workers` when that differs;
-    None where a run has no such key. status: done, failed or interrupted, without a summary running or killed. The
-    others are numbers, None when they are not known: iterations, final_loss, test_loss and test_accuracy (held-out, the
-    newest), best_test_loss (the least), seconds in all, seconds_per_iteration (median), efficiency (T*/T, median),
-    workers, and lost (workers).
+    run: the directory. settings: those that differ, by dotted key, and `workers`; None where a run has no such key.
+    status: done, failed or interrupted, without a summary running or killed. The others are numbers, None when they are
+    not known: iterations, final_loss, test_loss and test_accuracy (held-out, the newest), best_test_loss (the least),
+    seconds in all, seconds_per_iteration (median), efficiency (T*/T, median), workers, and lost (workers).
     """
     differing = differences([_settings(run) for run in runs])
     rows = [_row(run, settings) for run, settings in zip(runs, differing, strict=True)]

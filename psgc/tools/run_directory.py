@@ -37,9 +37,9 @@ class RecordedRun:
 
     config: its settings.
     iterations: the columns of iterations.csv (`psgc.run_rows.IterationRow`), counts as int64 and others as float64;
-        without the loss when the problem has none, and without held-out figures when there are none.
-    timeline: the columns of the timeline (`psgc.run_rows.TIMELINE`) and `outcomes`, the names that `outcome` is an
-        index of; None when there is none. It may lack iterations, and have some that have no row yet.
+        without losses and held-out figures when there are none.
+    timeline: the columns of the timeline (`psgc.run_rows.TIMELINE`), and `outcomes`, the names of its outcomes; None
+        when there is none. It may lack iterations, and have some that have no row yet.
     summary: summary.json, None while the run has not ended.
     events: the rows of lost.csv, also of workers that the run does not have any more since it was resumed.
     workers, chunks: how many there are, 0 when nothing says so.
@@ -188,8 +188,8 @@ def flat(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
 def is_running(directory: Path) -> bool:
     """Whether the run in a directory is still running, by its run.lock (psgc/training/claim.py).
 
-    The process that it names runs, or, when it is on another host, has touched it lately. Nothing is locked for that,
-    so that no run that begins just now is refused.
+    The process that it names runs or, on another host, has touched it lately. Nothing is locked for that: a run that
+    begins just now would be refused.
     """
     path = directory / "run.lock"
     try:
