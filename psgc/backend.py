@@ -19,6 +19,14 @@ from psgc.errors import UserError
 Array = Any  # numpy.ndarray or cupy.ndarray: CuPy has no stubs, and neither library is a subtype of the other
 
 ALIGNED = 64  # bytes
+KERNEL = (  # of `combine` on a GPU: inputs, output, body, name
+    "raw T coefficients, raw T rows, int64 b, int64 p",
+    "T target",
+    "T sum = 0;"
+    "for (int r = 0; r < b; ++r) sum += coefficients[i / p * b + r] * rows[r * p + i % p];"
+    "target += sum;",
+    "psgc_combine",
+)
 
 
 def part_length(dim: int, parts: int) -> int:
@@ -98,14 +106,7 @@ class CupyBackend(Backend):
         self.device = cupy.cuda.Device(device)
         self._cuda_aware = cuda_aware
         self.use_in_thread()
-        self._combine = cupy.ElementwiseKernel(
-            "raw T coefficients, raw T rows, int64 b, int64 p",
-            "T target",
-            "T sum = 0;"
-            "for (int r = 0; r < b; ++r) sum += coefficients[i / p * b + r] * rows[r * p + i % p];"
-            "target += sum;",
-            "psgc_combine",
-        )
+        self._combine = cupy.ElementwiseKernel(*KERNEL)
 
     def use_in_thread(self) -> None:
         """All threads use the default stream: so what one begins is done before what another one begins later."""

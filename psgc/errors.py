@@ -74,9 +74,9 @@ def one_line(error: BaseException) -> str:
 
 
 def raised_at(error: BaseException) -> str:
-    """Where the user's code raised `error`, as ", model.py:11": the innermost line outside of psgc and what is installed.
+    """Where the user's code raised `error`, as ", model.py:11", or "" when none of it was running.
 
-    Of a model that is itself installed, the line that psgc called; empty when none of it was running.
+    That is the innermost line outside of psgc and of what is installed, or else the one that psgc called.
     """
     place = _users_place(traceback.extract_tb(error.__traceback__))
     return f", {_shown(place)}" if place else ""

@@ -8,11 +8,11 @@ import subprocess
 import numpy as np
 import pytest
 
-from psgc.backend import CupyBackend
+from psgc import backend
 from tests.stand_in import cupy as stand_in
 
 TYPES = pytest.mark.parametrize("T", ["float", "double"])
-KERNEL = CupyBackend(stand_in, 0, cuda_aware=False)._combine
+KERNEL = stand_in.ElementwiseKernel(*backend.KERNEL)
 HOST = """
 #include <cstdint>
 typedef int64_t int64;

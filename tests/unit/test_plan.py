@@ -239,18 +239,6 @@ def test_nothing_is_unpickled(folder):
         assert "unsafe" not in refusal(path)
 
 
-@pytest.mark.parametrize("name", ["A.npy", "A.npz"])
-def test_a_damaged_file(folder, name):
-    np.save("A.npy", MATRIX)
-    scipy.sparse.save_npz("A.npz", scipy.sparse.csr_array(MATRIX))
-    whole = (folder / name).read_bytes()
-    for broken in (b"", b"A", b"no matrix at all", whole[:20], whole[: len(whole) // 2], whole[:-1], b"\0" + whole):
-        (folder / name).write_bytes(broken)
-        text = refusal(name)
-        assert text.startswith("damaged, or no ")
-        assert text.endswith(NEEDED)
-
-
 @pytest.mark.parametrize(("dtype", "times"), [("bool", 2), ("int8", 257)])
 @pytest.mark.parametrize("layout", ["csr", "coo"])
 def test_a_worker_that_is_named_again_for_a_chunk(folder, dtype, times, layout):
