@@ -55,10 +55,10 @@ def expect(text: str, union: bool = False) -> WrapValidator:
     return WrapValidator(check)
 
 
-def either(names: Iterable[str]) -> str:
+def either(names: Iterable[str], word: str = "or") -> str:
     """The names as text, "a, b or c"."""
     *others, last = names
-    return f"{', '.join(others)} or {last}" if others else last
+    return f"{', '.join(others)} {word} {last}" if others else last
 
 
 def one_of(names: Collection[str]) -> BeforeValidator:

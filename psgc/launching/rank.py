@@ -1,8 +1,8 @@
 """A rank of a script: what `psgc launch train.py` has mpirun start in place of `python train.py`.
 
-MPI starts before the script does. With fault tolerance mpirun lets the others wait without end for a rank that has died
-before MPI's start; afterwards its death is known. When the script ends without psgc.torch.init, this rank meets those
-that have come there, and then all end. When all end so, each error is shown once.
+MPI starts before the script does: of a rank that dies before MPI's start the others would never hear. When the script
+ends without psgc.torch.init, this rank meets those that have come there, and then all end. When all end so, each error
+is shown once.
 """
 
 import atexit

@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from itertools import groupby
 from statistics import median
 from typing import Any
 
@@ -69,10 +70,6 @@ def summarised(paces: Mapping[int, Pace]) -> dict[str, Any]:
 
 def _ranges(numbers: Sequence[int]) -> str:
     """Ascending numbers as 0-3,7."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and runs[-1][1] == number - 1:
-            runs[-1][1] = number
-        else:
-            runs.append([number, number])
-    return ",".join(f"{first}-{last}" if last > first else f"{first}" for first, last in runs)
+    runs = ([*pairs] for _, pairs in groupby(enumerate(numbers), lambda pair: pair[1] - pair[0]))
+    ends = ((pairs[0][1], pairs[-1][1]) for pairs in runs)
+    return ",".join(f"{first}-{last}" if last > first else f"{first}" for first, last in ends)

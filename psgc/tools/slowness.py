@@ -7,6 +7,7 @@ import numpy as np
 from psgc.record.summary import duration
 from psgc.run_rows import Outcome
 from psgc.tools.run_directory import RecordedRun
+from psgc.validation import either
 
 SLOW = 1.2  # times as long as the median worker takes for a chunk
 NAMED = 4  # slow workers that are named
@@ -48,9 +49,9 @@ def _who(pace: np.ndarray) -> str:
         )
     named = slow[:NAMED]
     who = "Worker {} was" if len(named) == 1 else "Workers {} were"
-    names = _listed([str(worker + 1) for worker in named])
-    times = _listed([duration(pace[worker]) for worker in named])
-    ratios = _listed([f"{pace[worker] / median:.1f}" for worker in named])
+    names = either((str(worker + 1) for worker in named), "and")
+    times = either((duration(pace[worker]) for worker in named), "and")
+    ratios = either((f"{pace[worker] / median:.1f}" for worker in named), "and")
     text = (
         f"{who.format(names)} slow: {times} for a chunk, {ratios} times as long as the median worker, "
         f"which takes {duration(median)}"
@@ -76,7 +77,3 @@ def _cost(run: RecordedRun, pace: np.ndarray) -> list[str]:
         f"Waiting for all workers without redundancy (schedule uncoded) would have taken at least {duration(uncoded)} "
         f"at the same speeds, {uncoded / took:.1f} times as long.",
     ]
-
-
-def _listed(words: list[str]) -> str:
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
