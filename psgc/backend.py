@@ -22,9 +22,7 @@ ALIGNED = 64  # bytes
 KERNEL = (  # of `combine` on a GPU: inputs, output, body, name
     "raw T coefficients, raw T rows, int64 b, int64 p",
     "T target",
-    "T sum = 0;"
-    "for (int r = 0; r < b; ++r) sum += coefficients[i / p * b + r] * rows[r * p + i % p];"
-    "target += sum;",
+    "T sum = 0;for (int r = 0; r < b; ++r) sum += coefficients[i / p * b + r] * rows[r * p + i % p];target += sum;",
     "psgc_combine",
 )
 

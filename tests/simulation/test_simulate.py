@@ -2,13 +2,16 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import psgc
 from psgc.cli import main
+from psgc.cli.simulate import draw_errors, draw_times, figure_of
 from psgc.simulation import experiment
+from psgc.simulation.experiment import ScheduleRow
 
 SIMULATION = """\
 assignment: {kind: cyclic, chunks: 12, workers: 12, load: 4}
@@ -77,10 +80,11 @@ def test_json_that_cannot_be_written_is_exit_2_and_one_line(capsys):
     assert capsys.readouterr().err == "psgc: rows.json: cannot be written: Is a link, not a file\n"
 
 
-def test_a_plot_is_a_png(capsys):
+@pytest.mark.parametrize(("name", "start"), [("f.png", b"\x89PNG\r\n\x1a\n"), ("f.svg", b"<?xml"), ("f.pdf", b"%PDF")])
+def test_a_plot_is_what_its_name_says(capsys, name, start):
     pytest.importorskip("matplotlib")
-    assert exit_code("--plot", "figure.png") == 0
-    assert Path("figure.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    assert exit_code("--plot", name) == 0
+    assert Path(name).read_bytes().startswith(start)
 
 
 @pytest.mark.parametrize(
@@ -112,6 +116,50 @@ def test_a_wrong_name_and_no_matplotlib_are_exit_2(capsys, monkeypatch):
     assert exit_code("--plot", "figure.png") == 2
     assert capsys.readouterr().err == "psgc: plots need matplotlib: pip install matplotlib\n"
 
+
+# the figure
+
+ROWS = [
+    ScheduleRow(1, "static", 2.0, 0.5, None, None, [3.0, 0.1], 0, 20.0),
+    ScheduleRow(2, "static", 3.0, 0.5, None, None, [4.0, 0.0], 0, 30.0),
+    ScheduleRow(1, "dynamic", 1.0, 0.2, None, None, [2.0, 0.0], 0, 15.0),
+    ScheduleRow(2, "dynamic", None, None, None, None, [3.0, 1.0], 5, None),
+]
+
+
+@pytest.fixture
+def axes():
+    return pytest.importorskip("matplotlib.figure").Figure().subplots()
+
+
+@pytest.mark.parametrize(
+    ("deadlines", "panels"), [([], ["completion time"]), ([1.0], ["completion time", "mean error"])]
+)
+@pytest.mark.parametrize("rows", [ROWS, [ScheduleRow(1, "static", None, None, None, None, [0.0], 3, None)]])
+def test_errors_have_a_panel_where_there_are_deadlines(rows, deadlines, panels):
+    pytest.importorskip("matplotlib")
+    rows = [replace(row, mean_errors=row.mean_errors[: len(deadlines)]) for row in rows]
+    assert [axes.get_ylabel() for axes in figure_of(rows, deadlines).axes] == panels
+
+
+def test_times_have_bars_of_one_standard_deviation(axes):
+    draw_times(axes, {"static": [(1, 2.0, 0.5), (2, 3.0, 0.25)], "never": []})
+    (bars,) = axes.containers
+    assert bars.get_label() == "static"
+    assert bars.lines[0].get_ydata().tolist() == [2.0, 3.0]
+    (segments,) = (collection.get_segments() for collection in bars.lines[2])
+    assert [segment[:, 1].tolist() for segment in segments] == [[1.5, 2.5], [2.75, 3.25]]
+    assert axes.get_xticks().tolist() == [1, 2]
+
+
+def test_errors_are_logarithmic_and_zeros_left_out(axes):
+    draw_errors(axes, [2.0, 1.0, 3.0], {"a": [0.1, 3.0, 0.0], "gone": [0.0, 0.0, 0.0]})
+    (line,) = axes.lines
+    assert (line.get_xdata().tolist(), line.get_ydata().tolist()) == ([1.0, 2.0], [3.0, 0.1])
+    assert axes.get_yscale() == "log"
+
+
+# a network
 
 NETWORK = """\
 network: {rate: 25e6, latency: 1e-4, dim: 1000000, itemsize: 4}
